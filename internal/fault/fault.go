@@ -1,0 +1,64 @@
+package fault
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Kind is a class of error that callers tell apart. It is itself an error, so that errors.Is(err, fault.NotFound) reads
+// as it should.
+type Kind string
+
+// The kinds, each with the gRPC code that the server gives it.
+const (
+	NotFound         Kind = "not found"              // what was named does not exist: codes.NotFound
+	Exists           Kind = "exists already"         // the name is taken by something else: codes.AlreadyExists
+	Invalid          Kind = "invalid"                // the request itself is wrong and no retry mends it: codes.InvalidArgument
+	Precondition     Kind = "precondition not met"   // the request is right, the state is not: codes.FailedPrecondition
+	Unavailable      Kind = "unavailable"            // something outside did not answer; a retry may work: codes.Unavailable
+	Exhausted        Kind = "resources exhausted"    // disk, memory, addresses, or a bound of ours: codes.ResourceExhausted
+	Unimplemented    Kind = "not implemented"        // this version of Kuri, or this kernel, has it not: codes.Unimplemented
+	PermissionDenied Kind = "permission denied"      // refused by a registry or by the node's policy: codes.PermissionDenied
+	Unauthenticated  Kind = "credentials refused"    // a registry wants other credentials: codes.Unauthenticated
+	Deadline         Kind = "time limit passed"      // a limit that the request itself set has passed: codes.DeadlineExceeded
+	Corrupt          Kind = "content does not match" // content differs from its digest or its format: codes.DataLoss
+)
+
+// Error makes a Kind usable as the target of errors.Is.
+func (k Kind) Error() string { return string(k) }
+
+type fault struct {
+	kind Kind
+	err  error
+}
+
+func (f *fault) Error() string { return f.err.Error() }
+
+// Unwrap gives both the cause and the kind to errors.Is and errors.As.
+func (f *fault) Unwrap() []error { return []error{f.err, f.kind} }
+
+// New returns an error of kind k whose text is format and args, with the meaning of %w as in fmt.Errorf.
+func New(k Kind, format string, args ...any) error {
+	return &fault{kind: k, err: fmt.Errorf(format, args...)}
+}
+
+// As gives err the kind k. An error that has a kind already keeps it, nil stays nil.
+func As(k Kind, err error) error {
+	if err == nil || Of(err) != "" {
+		return err
+	}
+	return &fault{kind: k, err: err}
+}
+
+// Of returns the kind of err: the outermost one in its chain, or "" when it has none.
+func Of(err error) Kind {
+	var f *fault
+	if errors.As(err, &f) {
+		return f.kind
+	}
+	var k Kind
+	if errors.As(err, &k) {
+		return k
+	}
+	return ""
+}

@@ -1,0 +1,117 @@
+// Package record keeps one JSON file per record, replaced atomically.
+//
+// A record is an envelope {"version": N, "data": …} that cat and jq can read. Write replaces the file by rename, so a
+// reader, or a daemon that starts after a kill, sees the old record or the new one whole. Nothing is flushed to the disk
+// unless [Sync] is asked for: pods and containers need not outlive a power cut, for neither do their processes; images
+// must.
+//
+// A record that cannot be read (cut off, not JSON, of a newer version) costs only itself: [SetAside] renames it to
+// "<name>.damaged" and the caller goes on without it.
+//
+// The package keeps no state; two writers of one path must be kept apart by its owner.
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+type envelope struct {
+	Version int             `json:"version"`
+	Data    json.RawMessage `json:"data"`
+}
+
+// Option changes how Write works.
+type Option int
+
+// Sync makes Write flush the file and its directory to the disk before and after the rename.
+const Sync Option = 1
+
+// Write replaces the record at path with v in format version. The directory must exist; the file's mode is 0600.
+func Write(path string, version int, v any, opts ...Option) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode record %s: %w", path, err)
+	}
+	body, err := json.Marshal(envelope{version, data})
+	if err != nil {
+		return fmt.Errorf("encode record %s: %w", path, err)
+	}
+	durable := len(opts) > 0 && opts[0] == Sync
+	if err := replace(path, append(body, '\n'), durable); err != nil {
+		return fmt.Errorf("write record %s: %w", path, err)
+	}
+	return nil
+}
+
+func replace(path string, body []byte, durable bool) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(body)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if durable {
+		return syncDir(filepath.Dir(path))
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// Read decodes the record at path into v. The error is of kind NotFound when there is no file, and of kind Corrupt when
+// the file is not a record of a version from 1 to newest.
+func Read(path string, newest int, v any) error {
+	body, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.NotFound, "record %s: %w", path, err)
+	}
+	if err != nil {
+		return fmt.Errorf("read record %s: %w", path, err)
+	}
+	var e envelope
+	if err := json.Unmarshal(body, &e); err != nil {
+		return fault.New(fault.Corrupt, "record %s is not a JSON record: %w", path, err)
+	}
+	if e.Version < 1 || e.Version > newest {
+		return fault.New(fault.Corrupt, "record %s has format version %d, this version of Kuri reads 1 to %d", path, e.Version, newest)
+	}
+	if err := json.Unmarshal(e.Data, v); err != nil {
+		return fault.New(fault.Corrupt, "record %s: %w", path, err)
+	}
+	return nil
+}
+
+// SetAside renames the record at path to path + ".damaged", where it disturbs nobody and can be looked at.
+func SetAside(path string) error {
+	return os.Rename(path, path+".damaged")
+}
