@@ -1,0 +1,193 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// File is the configuration file that is read when no other is named; it may be absent.
+const File = "/etc/kuri/config.toml"
+
+// Config is all that can be set. The keys of the TOML file are in the tags.
+type Config struct {
+	Listen       string `toml:"listen"`        // path of the CRI socket
+	ImageListen  string `toml:"image_listen"`  // path of a second socket for the ImageService; "": the same socket
+	Root         string `toml:"root"`          // images, layers, records: outlives a reboot
+	State        string `toml:"state"`         // sockets, bundles: gone after a reboot
+	LogLevel     string `toml:"log_level"`     // debug, info, warn, error
+	LogFormat    string `toml:"log_format"`    // text, json
+	CgroupDriver string `toml:"cgroup_driver"` // auto, systemd, cgroupfs
+	Keeper       string `toml:"keeper"`        // path of kuri-keeper; "": beside kurid, else from PATH
+
+	Image   Image   `toml:"image"`
+	Network Network `toml:"network"`
+	Pod     Pod     `toml:"pod"`
+}
+
+// Image configures pulls and the image store.
+type Image struct {
+	CertsDirs []string `toml:"certs_dirs"` // directories of <host>/hosts.toml files; the first that has the host wins
+	Parallel  int      `toml:"parallel"`   // layers of one image fetched and unpacked at once; 0: by the number of CPUs
+	Pinned    []string `toml:"pinned"`     // references that the kubelet's garbage collection must leave alone
+}
+
+// Network configures the networks that pods get.
+type Network struct {
+	CNIConfDir string   `toml:"cni_conf_dir"` // a CNI configuration in it is used instead of the built-in network
+	CNIBinDirs []string `toml:"cni_bin_dirs"`
+	Bridge     string   `toml:"bridge"`  // name of the built-in network's bridge
+	Subnets    []string `toml:"subnets"` // at most one IPv4 and one IPv6 prefix for it; none: free ones are chosen
+	MTU        int      `toml:"mtu"`     // of the built-in network; 0: the uplink's
+}
+
+// Pod configures pods and containers.
+type Pod struct {
+	ShmSize   int64 `toml:"shm_size"`   // bytes of a pod's /dev/shm
+	PidsLimit int64 `toml:"pids_limit"` // processes of a container that asks for no limit; 0: none
+}
+
+// Default returns what holds when nothing is configured.
+func Default() Config {
+	return Config{
+		Listen:       "/run/kuri/kuri.sock",
+		Root:         "/var/lib/kuri",
+		State:        "/run/kuri",
+		LogLevel:     "info",
+		LogFormat:    "text",
+		CgroupDriver: "auto",
+		Image:        Image{CertsDirs: []string{"/etc/kuri/certs.d", "/etc/containerd/certs.d"}},
+		Network: Network{
+			CNIConfDir: "/etc/cni/net.d",
+			CNIBinDirs: []string{"/opt/cni/bin"},
+			Bridge:     "kuri0",
+		},
+		Pod: Pod{ShmSize: 64 << 20},
+	}
+}
+
+// Read returns the defaults changed by the file at path. An absent file is an error of kind NotFound, so that a caller
+// can forgive it for the default path only; anything wrong inside is of kind Invalid and names the key.
+func Read(path string) (Config, error) {
+	c := Default()
+	body, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, fault.New(fault.NotFound, "configuration file: %w", err)
+	}
+	if err != nil {
+		return c, fmt.Errorf("configuration file: %w", err)
+	}
+	return c, c.parse(path, body)
+}
+
+func (c *Config) parse(path string, body []byte) error {
+	err := toml.NewDecoder(bytes.NewReader(body)).DisallowUnknownFields().Decode(c)
+	var unknown *toml.StrictMissingError
+	var bad *toml.DecodeError
+	switch {
+	case errors.As(err, &unknown):
+		var keys []string
+		for _, e := range unknown.Errors {
+			row, _ := e.Position()
+			keys = append(keys, fmt.Sprintf("%s (line %d)", strings.Join(e.Key(), "."), row))
+		}
+		return fault.New(fault.Invalid, "%s: unknown key %s; docs/configuration.md lists the keys", path, strings.Join(keys, ", "))
+	case errors.As(err, &bad):
+		row, col := bad.Position()
+		return fault.New(fault.Invalid, "%s: line %d, column %d, key %q: %w", path, row, col, strings.Join(bad.Key(), "."), err)
+	case err != nil:
+		return fault.New(fault.Invalid, "%s: %w", path, err)
+	}
+	return nil
+}
+
+// Check tells what is wrong with the values, each by its key.
+func (c *Config) Check() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fault.New(fault.Invalid, "%s: "+format, append([]any{key}, args...)...))
+	}
+	paths := map[string]*string{
+		"listen": &c.Listen, "image_listen": &c.ImageListen, "root": &c.Root, "state": &c.State, "keeper": &c.Keeper,
+	}
+	for _, key := range []string{"listen", "image_listen", "root", "state", "keeper"} {
+		p := paths[key]
+		*p = strings.TrimPrefix(*p, "unix://")
+		if *p == "" && (key == "image_listen" || key == "keeper") {
+			continue
+		}
+		if !filepath.IsAbs(*p) || filepath.Clean(*p) == "/" {
+			bad(key, "%q must be an absolute path below /", *p)
+		}
+		*p = filepath.Clean(*p)
+	}
+	// A socket's path has 108 bytes at most (unix(7)), and the kernel says no more than "invalid argument".
+	for key, p := range map[string]string{"listen": c.Listen, "image_listen": c.ImageListen, "state": filepath.Join(c.State, "keeper.sock")} {
+		if len(p) > 107 {
+			bad(key, "%q is longer than the 107 bytes that a socket's path can have", p)
+		}
+	}
+	if c.ImageListen == c.Listen {
+		c.ImageListen = ""
+	}
+	if c.Root == c.State {
+		bad("state", "%q is also root; they must differ", c.State)
+	}
+	oneOf := func(key, val string, allowed ...string) {
+		for _, a := range allowed {
+			if val == a {
+				return
+			}
+		}
+		bad(key, "%q is not one of %s", val, strings.Join(allowed, ", "))
+	}
+	oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
+	oneOf("log_format", c.LogFormat, "text", "json")
+	oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
+	if c.Image.Parallel < 0 || c.Image.Parallel > 64 {
+		bad("image.parallel", "%d is not between 0 and 64", c.Image.Parallel)
+	}
+	if c.Network.MTU != 0 && (c.Network.MTU < 1280 || c.Network.MTU > 65535) {
+		bad("network.mtu", "%d is not between 1280 and 65535 (0: the uplink's)", c.Network.MTU)
+	}
+	if n := len(c.Network.Bridge); n == 0 || n > 15 || strings.ContainsAny(c.Network.Bridge, "/ \t:") {
+		bad("network.bridge", "%q is not an interface name of 1 to 15 characters", c.Network.Bridge)
+	}
+	if _, err := c.Network.Prefixes(); err != nil {
+		errs = append(errs, err)
+	}
+	if c.Pod.ShmSize < 4096 {
+		bad("pod.shm_size", "%d is less than a page", c.Pod.ShmSize)
+	}
+	if c.Pod.PidsLimit < 0 {
+		bad("pod.pids_limit", "%d is negative (0: no limit)", c.Pod.PidsLimit)
+	}
+	return errors.Join(errs...)
+}
+
+// Prefixes returns network.subnets parsed: at most one prefix of each IP version.
+func (n Network) Prefixes() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	seen := map[bool]bool{}
+	for _, s := range n.Subnets {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "network.subnets: %w", err)
+		}
+		if seen[p.Addr().Is4()] {
+			return nil, fault.New(fault.Invalid, "network.subnets: %s is a second prefix of the same IP version", s)
+		}
+		seen[p.Addr().Is4()] = true
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}

@@ -1,0 +1,74 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+func TestDefaultIsValid(t *testing.T) {
+	c := Default()
+	if err := c.Check(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestReadChangesOnlyWhatItNames(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.toml")
+	body := "log_level = 'debug'\n[network]\nsubnets = ['10.9.0.0/16', 'fd00:9::/64']\n"
+	if err := os.WriteFile(path, []byte(body), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Read(path)
+	if err != nil || c.Check() != nil {
+		t.Fatal(err, c.Check())
+	}
+	if c.LogLevel != "debug" || len(c.Network.Subnets) != 2 || c.Network.Bridge != "kuri0" || c.Root != "/var/lib/kuri" {
+		t.Fatalf("%+v", c)
+	}
+	if _, err := Read(path + ".absent"); !errors.Is(err, fault.NotFound) {
+		t.Fatalf("absent file: %v", err)
+	}
+}
+
+func TestErrorsNameTheKey(t *testing.T) {
+	for _, tc := range []struct{ body, want string }{
+		{"colour = 'brown'", "unknown key colour (line 1)"},
+		{"[network]\nmtuu = 1", "unknown key network.mtuu (line 2)"},
+		{"log_level = 3", `key "log_level"`},
+		{"listen = 'kuri.sock'", `listen: "kuri.sock" must be an absolute path`},
+		{"root = '/'", "root:"},
+		{"state = '/var/lib/kuri'", "state:"},
+		{"listen = '/" + strings.Repeat("x", 120) + "'", "107 bytes"},
+		{"log_level = 'loud'", "log_level:"},
+		{"cgroup_driver = 'v2'", "cgroup_driver:"},
+		{"[network]\nmtu = 12", "network.mtu:"},
+		{"[network]\nsubnets = ['10.0.0.0/8', '10.9.0.0/16']", "network.subnets:"},
+		{"[network]\nsubnets = ['10.0.0.0']", "network.subnets:"},
+		{"[pod]\nshm_size = 0", "pod.shm_size:"},
+		{"[[[", "line 1"},
+	} {
+		c := Default()
+		err := c.parse("config.toml", []byte(tc.body))
+		if err == nil {
+			err = c.Check()
+		}
+		if !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%q: %v, want %q", tc.body, err, tc.want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("listen = '/run/x'\n[network]\nsubnets = ['10.0.0.0/8']"))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		c := Default()
+		if c.parse("fuzz", body) == nil {
+			c.Check()
+		}
+	})
+}
