@@ -1,0 +1,87 @@
+# Kuri is built with `make`, tried with `make quickstart` and tested with `make test`. `make help` lists the rest.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PREFIX      ?= /usr/local
+DESTDIR     ?=
+SYSCONFDIR  ?= /etc
+UNITDIR     ?= $(PREFIX)/lib/systemd/system
+
+# The go that is new enough comes first in PATH, so that every recipe and what it starts uses the same one.
+export PATH := $(or $(shell scripts/find-go),/usr/local/go/bin):$(PATH)
+
+# A tree that git will not speak of (another owner's, an archive) builds too: the version does not come from the go command.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+VERSION     := $(shell scripts/version)
+TAGS        := seccomp
+BUILD       := go build -trimpath -tags $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)'
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# The packages with unit tests: all but those below test/, which need the programs and root.
+UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
+PROGRAMS    := $(notdir $(wildcard cmd/*))
+
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test quickstart bench test-kubelet install uninstall clean
+
+all: $(PROGRAMS) ## build kurid, kuri-keeper and kuri into bin/
+
+$(PROGRAMS):
+	@mkdir -p bin
+	$(BUILD) -o bin/$@ ./cmd/$@
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+deps: ## install what building needs: Debian packages and Go
+	@scripts/deps build
+
+test-deps: ## install what testing needs besides
+	@scripts/deps test
+
+check: fmt vet staticcheck unit ## formatting, vet, staticcheck, floors, unit tests with the race detector
+
+fmt:
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not gofmt-ed:" $$unformatted >&2; exit 1; fi
+
+vet:
+	go vet -tags $(TAGS) ./...
+
+staticcheck:
+	go run $(STATICCHECK) -tags $(TAGS) ./...
+
+unit:
+	scripts/tally unit -race -tags $(TAGS) $(UNIT)
+
+e2e: all ## stories against the real daemon, registry and networks; needs root
+	scripts/tally e2e -tags $(TAGS) -timeout 30m ./test/e2e/...
+
+critest: all ## the CRI validation suite against the real daemon; needs root
+	scripts/tally critest -tags $(TAGS) -timeout 30m ./test/critest/...
+
+test: ## everything: installs what it needs, builds, check, e2e, critest; needs root
+	@scripts/test
+
+quickstart: ## install what it needs, build, run a pod, look at it, clean up; needs root
+	@scripts/quickstart
+
+bench: all ## startup, memory and latency beside containerd's; needs root
+	bench/run
+
+test-kubelet: all ## a real kubelet, standalone, against kurid; needs root, builds for minutes
+	test/kubelet/run
+
+install: all ## install under PREFIX (DESTDIR for packagers)
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSCONFDIR)/kuri'
+	install -m 0755 bin/kurid bin/kuri bin/kuri-keeper '$(DESTDIR)$(PREFIX)/bin/'
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/kurid.service > '$(DESTDIR)$(UNITDIR)/kurid.service'
+	cd '$(DESTDIR)$(SYSCONFDIR)/kuri' && { [ -e config.toml ] || install -m 0644 '$(CURDIR)/packaging/config.toml' config.toml; }
+
+uninstall: ## remove what install put there; configuration and state stay
+	rm -f '$(DESTDIR)$(PREFIX)'/bin/kuri{d,,-keeper} '$(DESTDIR)$(UNITDIR)/kurid.service'
+
+clean: ## remove what was built; .cache/ (critest, kubelet, test images) too
+	rm -rf bin .cache
