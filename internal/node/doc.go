@@ -1,0 +1,4 @@
+// Package node reads, once at start, what this machine's kernel has and what this process may do on it.
+//
+// It only reads (/proc, /sys, prctl) and keeps nothing.
+package node
