@@ -1,0 +1,148 @@
+package keeper
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+)
+
+// cgroupName is the name of the keeper's own cgroup: kuri-keeper, with a hash of the state directory when that is not
+// the usual one, so that keepers side by side do not share one.
+func cgroupName(stateDir string) string {
+	if stateDir == "/run/kuri" {
+		return "kuri-keeper"
+	}
+	sum := sha256.Sum256([]byte(stateDir))
+	return "kuri-keeper-" + hex.EncodeToString(sum[:4])
+}
+
+// enterCgroup moves a new keeper out of our own cgroup, so that what ends or limits kurid does not reach it.
+func enterCgroup(ctx context.Context, o Options, pid int) error {
+	if o.SystemdCgroup {
+		return startScope(ctx, cgroupName(o.StateDir)+".scope", pid)
+	}
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		dir := filepath.Join(m.path, cgroupName(o.StateDir))
+		// One that a killed keeper left is as good as new.
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if m.cpuset {
+			if err := copyCpuset(m.path, dir); err != nil {
+				return err
+			}
+		}
+		if err := moveTo(dir, pid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// LeaveCgroup moves this process out of the cgroup in which Start put it and removes the cgroup. It is for a keeper that
+// ends; a systemd scope goes by itself.
+func LeaveCgroup(stateDir string) error {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range mounts {
+		dir := filepath.Join(m.path, cgroupName(stateDir))
+		if _, err := os.Stat(dir); err != nil {
+			continue
+		}
+		errs = append(errs, moveTo(m.path, os.Getpid()), os.Remove(dir))
+	}
+	return errors.Join(errs...)
+}
+
+type cgroupMount struct {
+	path   string
+	cpuset bool // a v1 hierarchy with the cpuset controller, whose new cgroups have no CPUs
+}
+
+// cgroupMounts lists where the hierarchies are mounted, each once: v1, v2 or both.
+func cgroupMounts() ([]cgroupMount, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var mounts []cgroupMount
+	seen := make(map[string]bool)
+	for s := bufio.NewScanner(f); s.Scan(); {
+		// 36 35 98:0 /root /mountpoint options optional… - fstype source superoptions, see proc_pid_mountinfo(5)
+		left, right, ok := strings.Cut(s.Text(), " - ")
+		fields, fs := strings.Fields(left), strings.Fields(right)
+		if !ok || len(fields) < 6 || len(fs) < 3 || (fs[0] != "cgroup" && fs[0] != "cgroup2") || fields[3] != "/" || seen[fields[2]] {
+			continue
+		}
+		seen[fields[2]] = true
+		v1cpuset := fs[0] == "cgroup" && strings.Contains(","+fs[2]+",", ",cpuset,")
+		mounts = append(mounts, cgroupMount{path: fields[4], cpuset: v1cpuset})
+	}
+	if len(mounts) == 0 {
+		return nil, errors.New("no cgroup hierarchy is mounted on this machine")
+	}
+	return mounts, nil
+}
+
+func copyCpuset(parent, dir string) error {
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		have, err := os.ReadFile(filepath.Join(parent, name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), have, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func moveTo(dir string, pid int) error {
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
+}
+
+func startScope(ctx context.Context, name string, pid int) error {
+	conn, err := systemd.NewSystemdConnectionContext(ctx)
+	if err != nil {
+		return fmt.Errorf("reach systemd: %w", err)
+	}
+	defer conn.Close()
+	// A scope of a killed keeper may be there in state failed.
+	_ = conn.ResetFailedUnitContext(ctx, name)
+	done := make(chan string, 1)
+	_, err = conn.StartTransientUnitContext(ctx, name, "fail", []systemd.Property{
+		systemd.PropDescription("Kuri's keeper: the parent of its containers"),
+		{Name: "PIDs", Value: dbus.MakeVariant([]uint32{uint32(pid)})},
+		{Name: "DefaultDependencies", Value: dbus.MakeVariant(false)},
+	}, done)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
+	}
+	select {
+	case result := <-done:
+		if result != "done" {
+			return fmt.Errorf("start %s: systemd says %q", name, result)
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,184 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/ttrpc"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// Protocol is the version of the protocol that this package speaks.
+const Protocol = 1
+
+// Client speaks with the keeper of one state directory.
+type Client struct {
+	socket string
+
+	mu     sync.Mutex // guards conn; held over a dial of a local socket, which does not hang
+	conn   *ttrpc.Client
+	closed bool
+}
+
+// Info tells which keeper answers: its protocol, version, process id and newest event.
+func (c *Client) Info(ctx context.Context) (*api.InfoResponse, error) {
+	return call(ctx, c, api.KeeperClient.Info, &api.InfoRequest{})
+}
+
+// CreateSandbox makes the namespaces of a pod, or answers with those that it has.
+func (c *Client) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
+	return call(ctx, c, api.KeeperClient.CreateSandbox, req)
+}
+
+// RemoveSandbox ends the pod's init process and gives its namespaces up. An unknown id is a success; a pod that still
+// has containers is a Precondition error.
+func (c *Client) RemoveSandbox(ctx context.Context, id string) error {
+	_, err := call(ctx, c, api.KeeperClient.RemoveSandbox, &api.RemoveSandboxRequest{Id: id})
+	return err
+}
+
+// List tells all sandboxes and containers that the keeper holds.
+func (c *Client) List(ctx context.Context) (*api.ListResponse, error) {
+	return call(ctx, c, api.KeeperClient.List, &api.ListRequest{})
+}
+
+// Create makes a container whose process waits at its start line. When it fails nothing of the container stays. The
+// keeper's work goes on when ctx ends first; asking again joins it.
+func (c *Client) Create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
+	return call(ctx, c, api.KeeperClient.Create, req)
+}
+
+// Start lets a created process run. Starting one that runs is a success; one that has exited is a Precondition error.
+func (c *Client) Start(ctx context.Context, id string) (*api.Container, error) {
+	return call(ctx, c, api.KeeperClient.Start, &api.StartRequest{Id: id})
+}
+
+// Signal sends sig to the container's first process, or with all to every process in its cgroup. A container that has
+// exited is a success, an unknown one NotFound.
+func (c *Client) Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error {
+	_, err := call(ctx, c, api.KeeperClient.Signal, &api.SignalRequest{Id: id, Signal: int32(sig), All: all})
+	return err
+}
+
+// Delete kills what still runs of a container and forgets it. An unknown id is a success. An error names the process
+// that could not be killed, its state and what it waits for.
+func (c *Client) Delete(ctx context.Context, id string) error {
+	_, err := call(ctx, c, api.KeeperClient.Delete, &api.DeleteRequest{Id: id})
+	return err
+}
+
+// ReopenLog makes the container's log file anew at its path, after a rotation. Precondition when it does not run.
+func (c *Client) ReopenLog(ctx context.Context, id string) error {
+	_, err := call(ctx, c, api.KeeperClient.ReopenLog, &api.ReopenLogRequest{Id: id})
+	return err
+}
+
+// Events returns the events after a sequence number as soon as there is one, or none after wait.
+func (c *Client) Events(ctx context.Context, after uint64, wait time.Duration) (*api.EventsResponse, error) {
+	return call(ctx, c, api.KeeperClient.Events, &api.EventsRequest{After: after, WaitMs: wait.Milliseconds()})
+}
+
+// Exec runs a process in a running container, copies its output to stdout and stderr as it comes, and returns its exit.
+// When ctx ends first, the process and all that it started are killed.
+//
+// Each Exec has a connection of its own: ttrpc tells the other side of a caller's leaving only by closing the connection,
+// and a slow reader must not hold other calls up.
+func (c *Client) Exec(ctx context.Context, req *api.ExecRequest, stdout, stderr io.Writer) (*api.ExecExit, error) {
+	conn, err := dial(ctx, c.socket)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	stream, err := api.NewKeeperClient(conn).Exec(ctx, req)
+	if err != nil {
+		return nil, decodeError(err)
+	}
+	for {
+		out, err := stream.Recv()
+		if err != nil {
+			return nil, decodeError(err)
+		}
+		if _, err := stdout.Write(out.Stdout); err != nil {
+			return nil, err
+		}
+		if _, err := stderr.Write(out.Stderr); err != nil {
+			return nil, err
+		}
+		if out.Exit != nil {
+			return out.Exit, nil
+		}
+	}
+}
+
+// Close ends the connection. The keeper goes on.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.conn != nil {
+		c.conn.Close()
+		c.conn = nil
+	}
+}
+
+// call makes one call, and once more on a new connection when the first one was lost.
+func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperClient, context.Context, *Q) (*R, error), req *Q) (*R, error) {
+	conn, err := c.connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := verb(api.NewKeeperClient(conn), ctx, req)
+	if errors.Is(err, ttrpc.ErrClosed) && ctx.Err() == nil {
+		c.drop(conn)
+		if conn, err = c.connection(ctx); err != nil {
+			return nil, err
+		}
+		resp, err = verb(api.NewKeeperClient(conn), ctx, req)
+	}
+	if err != nil {
+		return nil, decodeError(err)
+	}
+	return resp, nil
+}
+
+func (c *Client) connection(ctx context.Context) (*ttrpc.Client, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, fault.New(fault.Unavailable, "the client of the keeper at %s was closed", c.socket)
+	}
+	if c.conn == nil {
+		conn, err := dial(ctx, c.socket)
+		if err != nil {
+			return nil, err
+		}
+		c.conn = conn
+	}
+	return c.conn, nil
+}
+
+// drop forgets a connection that was lost, unless another caller has replaced it already.
+func (c *Client) drop(conn *ttrpc.Client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == conn {
+		conn.Close()
+		c.conn = nil
+	}
+}
+
+func dial(ctx context.Context, socket string) (*ttrpc.Client, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "no keeper answers at %s, restart kurid to start one: %w", socket, err)
+	}
+	return ttrpc.NewClient(conn), nil
+}
