@@ -1,0 +1,86 @@
+package layer
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"sync/atomic"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// maxWindow is the largest zstd window that is accepted, in bytes: what "zstd --long=27" makes.
+const maxWindow = 128 << 20
+
+// Decompress returns the content of from, which may be packed with gzip or zstd or not at all. It goes by the first
+// bytes: media types are wrong too often. An error of the packed data has kind Corrupt.
+func Decompress(from io.Reader) (io.ReadCloser, error) { return decompress(from) }
+
+func decompress(from io.Reader) (io.ReadCloser, error) {
+	in := bufio.NewReaderSize(from, 256<<10)
+	magic, err := in.Peek(4)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return nil, fault.New(fault.Corrupt, "not a gzip stream: %w", err)
+		}
+		return &packed{format: "gzip", from: z, close: func() { z.Close() }}, nil
+	case isZstd(magic):
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, fault.New(fault.Corrupt, "not a zstd stream: %w", err)
+		}
+		return &packed{format: "zstd", from: z, close: z.Close}, nil
+	}
+	return io.NopCloser(in), nil
+}
+
+// isZstd knows a frame of data, or a skippable frame, with which some tools begin.
+func isZstd(magic []byte) bool {
+	return bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
+		len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})
+}
+
+// packed reads a decompressor and gives its errors a kind.
+type packed struct {
+	format string
+	from   io.Reader
+	close  func()
+}
+
+func (p *packed) Read(b []byte) (int, error) {
+	n, err := p.from.Read(b)
+	if err != nil && err != io.EOF {
+		err = fault.New(fault.Corrupt, "the %s stream is damaged: %w", p.format, err)
+	}
+	return n, err
+}
+
+func (p *packed) Close() error {
+	p.close()
+	return nil
+}
+
+// bounded stops a stream that unpacks to far more than its packed bytes can honestly hold.
+type bounded struct {
+	from   io.Reader
+	packed *atomic.Int64
+	plain  int64
+	limits limits
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	b.plain += int64(n)
+	if b.plain > b.limits.freeBytes && b.plain/b.limits.ratio > b.packed.Load() {
+		return 0, fault.New(fault.Exhausted, "the layer unpacks to more than %d times its size (%d bytes so far): it looks like an archive bomb", b.limits.ratio, b.plain)
+	}
+	return n, err
+}

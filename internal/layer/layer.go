@@ -1,0 +1,293 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/flight"
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// recordVersion is the format version of layer.json.
+const recordVersion = 1
+
+// Info is what layer.json says of a layer.
+type Info struct {
+	DiffID digest.Digest `json:"diff_id"`
+	Bytes  int64         `json:"bytes"`   // on the disk: allocated blocks of the layer's directory and all in it
+	Inodes int64         `json:"inodes"`  // files and directories, the layer's directory and layer.json with them
+	Opaque bool          `json:"opaque"`  // nothing of the layers below shows
+	BootID string        `json:"boot_id"` // the boot in which it was unpacked
+}
+
+// Store is the layers under one root directory. See [Open].
+type Store struct {
+	root   string
+	bootID string
+	limits limits
+
+	life context.Context // ends with Close; unpacking stops then
+	end  context.CancelFunc
+
+	flights flight.Group[identity, Info]
+
+	mu      sync.Mutex // guards what follows
+	layers  map[digest.Digest]Info
+	held    map[digest.Digest]int
+	fetches map[identity]*fetch
+}
+
+// Open opens the store under root, which is created when missing, and removes what a killed daemon left half-made. The
+// caller closes the store.
+func Open(root string) (*Store, error) {
+	s := &Store{
+		root:    root,
+		limits:  defaultLimits,
+		layers:  make(map[digest.Digest]Info),
+		held:    make(map[digest.Digest]int),
+		fetches: make(map[identity]*fetch),
+	}
+	s.life, s.end = context.WithCancel(context.Background())
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("open layer store %s: %w", root, err)
+	}
+	s.bootID = string(boot)
+	if err := os.RemoveAll(s.tmp()); err != nil {
+		return nil, fmt.Errorf("open layer store %s: remove what a killed daemon left: %w", root, err)
+	}
+	for _, dir := range []string{s.tmp(), filepath.Join(root, "layers")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open layer store %s: %w", root, err)
+		}
+	}
+	return s, s.scan()
+}
+
+// scan reads the layers that are there. A directory without a readable record is no layer; it is removed.
+func (s *Store) scan() error {
+	entries, err := os.ReadDir(filepath.Join(s.root, "layers"))
+	if err != nil {
+		return fmt.Errorf("open layer store %s: %w", s.root, err)
+	}
+	for _, e := range entries {
+		id := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+		var info Info
+		err := record.Read(filepath.Join(s.root, "layers", e.Name(), "layer.json"), recordVersion, &info)
+		if err == nil && info.DiffID != id {
+			err = fault.New(fault.Corrupt, "layer.json is of %s", info.DiffID)
+		}
+		if err != nil {
+			slog.Warn("removing a layer that cannot be read; its images must be pulled again", "layer", e.Name(), "err", err)
+			if err := s.discard(id); err != nil {
+				return fmt.Errorf("open layer store %s: %w", s.root, err)
+			}
+			continue
+		}
+		s.layers[id] = info
+	}
+	return nil
+}
+
+// Close stops what is being unpacked and waits for it. The layers stay.
+func (s *Store) Close() {
+	s.end()
+	s.flights.Wait()
+}
+
+// Has tells whether the layer is there, whole. It stays while it is held.
+func (s *Store) Has(diffID digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.layers[diffID]
+	return ok
+}
+
+// Lowerdirs returns the directories to mount as overlayfs lowerdirs, topmost first, for the layers given bottom first
+// as an image's config lists them. The caller holds the layers. The error is of kind NotFound and names the layer that
+// is missing.
+func (s *Store) Lowerdirs(diffIDs []digest.Digest) ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	dirs := make([]string, 0, len(diffIDs))
+	for i := len(diffIDs) - 1; i >= 0; i-- {
+		info, ok := s.layers[diffIDs[i]]
+		if !ok {
+			return nil, fault.New(fault.NotFound, "layer %s is missing from %s: remove the image and pull it again", diffIDs[i], s.root)
+		}
+		dirs = append(dirs, filepath.Join(s.dir(diffIDs[i]), "fs"))
+		if info.Opaque {
+			break
+		}
+	}
+	return dirs, nil
+}
+
+// Hold keeps the layers from being removed until release is called, be they there already or still to come. release
+// removes those that nobody else holds; calling it again does nothing.
+func (s *Store) Hold(diffIDs []digest.Digest) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range diffIDs {
+		s.held[id]++
+	}
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		for _, id := range diffIDs {
+			if s.held[id]--; s.held[id] == 0 {
+				delete(s.held, id)
+			}
+		}
+		s.mu.Unlock()
+		s.prune(func(Info) bool { return true }, diffIDs)
+	})
+}
+
+// Prune removes the layers that nobody holds: those of a pull that failed or was killed.
+func (s *Store) Prune() { s.prune(func(Info) bool { return true }, s.all()) }
+
+// PruneStale removes the layers that nobody holds and that were unpacked before this boot: whether all of their files
+// had reached the disk is not known.
+func (s *Store) PruneStale() {
+	s.prune(func(i Info) bool { return i.BootID != s.bootID }, s.all())
+}
+
+func (s *Store) all() []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := make([]digest.Digest, 0, len(s.layers))
+	for id := range s.layers {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// prune removes those of ids that are there, held by nobody, not being waited for, and wanted gone.
+func (s *Store) prune(gone func(Info) bool, ids []digest.Digest) {
+	for _, id := range ids {
+		s.mu.Lock()
+		info, there := s.layers[id]
+		if !there || s.held[id] > 0 || s.wanted(id) || !gone(info) {
+			s.mu.Unlock()
+			continue
+		}
+		delete(s.layers, id)
+		grave, err := s.bury(id)
+		s.mu.Unlock()
+		if err == nil {
+			err = os.RemoveAll(grave)
+		}
+		if err != nil {
+			slog.Error("a layer that is no longer used cannot be removed", "layer", id, "err", err)
+		}
+	}
+}
+
+// discard removes a layer's directory.
+func (s *Store) discard(id digest.Digest) error {
+	grave, err := s.bury(id)
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(grave)
+}
+
+// bury moves a layer's directory out of layers/, which is quick, so that it can be deleted without the lock.
+func (s *Store) bury(id digest.Digest) (string, error) {
+	grave, err := os.MkdirTemp(s.tmp(), "removed-")
+	if err != nil {
+		return "", err
+	}
+	return grave, os.Rename(s.dir(id), filepath.Join(grave, id.Encoded()))
+}
+
+// Usage is disk space: bytes of allocated blocks, and inodes.
+type Usage struct{ Bytes, Inodes int64 }
+
+// Usage is what all layers take together.
+func (s *Store) Usage() Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var u Usage
+	for _, info := range s.layers {
+		u.Bytes += info.Bytes
+		u.Inodes += info.Inodes
+	}
+	return u
+}
+
+// Size is what the given layers take together, each counted once, in bytes of allocated blocks.
+func (s *Store) Size(diffIDs []digest.Digest) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var size int64
+	seen := make(map[digest.Digest]bool)
+	for _, id := range diffIDs {
+		if !seen[id] {
+			seen[id] = true
+			size += s.layers[id].Bytes
+		}
+	}
+	return size
+}
+
+// Sync makes all that has been unpacked durable. It may take seconds.
+func (s *Store) Sync() error {
+	dir, err := os.Open(s.root)
+	if err != nil {
+		return fmt.Errorf("sync layers: %w", err)
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return diskError(fmt.Errorf("sync layers in %s: %w", s.root, err))
+	}
+	return nil
+}
+
+func (s *Store) dir(id digest.Digest) string { return filepath.Join(s.root, "layers", id.Encoded()) }
+func (s *Store) tmp() string                 { return filepath.Join(s.root, "tmp") }
+
+// diskError gives an error of a full disk or quota its kind.
+func diskError(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.As(fault.Exhausted, fmt.Errorf("%w; free space there, or remove images that are not used", err))
+	}
+	return err
+}
+
+// measure counts what is in dir, and dir itself. A file with several names counts once.
+func measure(dir string) (Usage, error) {
+	var u Usage
+	linked := make(map[uint64]bool)
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		if st.Nlink > 1 && !d.IsDir() {
+			if linked[st.Ino] {
+				return nil
+			}
+			linked[st.Ino] = true
+		}
+		u.Bytes += st.Blocks * 512
+		u.Inodes++
+		return nil
+	})
+	return u, err
+}

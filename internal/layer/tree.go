@@ -1,0 +1,258 @@
+package layer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// opaqueXattr on a directory tells overlayfs that nothing of the layers below shows in it.
+const opaqueXattr = "trusted.overlay.opaque"
+
+// refused makes the error for what an image may not do; the caller adds the entry's name.
+func refused(format string, args ...any) error {
+	return fault.New(fault.Invalid, format, args...)
+}
+
+// tree is a directory in which paths from outside are resolved, by the kernel, as if it were the root: neither ".." nor
+// a symlink leads out of it. It belongs to one goroutine. The descriptor of the last parent is kept, for entries of one
+// directory come one after another.
+type tree struct {
+	root     int // descriptor of the root directory
+	realRoot string
+	limits   limits
+
+	last   string // path of the parent that lastFD is open at
+	lastFD int    // -1: none
+}
+
+// openTree makes the directory at dir and opens it.
+func openTree(dir string, l limits) (*tree, error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	t := &tree{root: fd, limits: l, lastFD: -1}
+	if t.realRoot, err = realPath(fd); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *tree) close() {
+	t.forget()
+	unix.Close(t.root)
+}
+
+// forget closes the kept parent.
+func (t *tree) forget() {
+	if t.lastFD >= 0 {
+		unix.Close(t.lastFD)
+	}
+	t.last, t.lastFD = "", -1
+}
+
+// parent returns a descriptor of the directory p, made if need be together with the directories above it; "." is the
+// root. The descriptor is good until the next call and is not to be closed.
+func (t *tree) parent(p string) (int, error) {
+	fd, err := t.existing(p)
+	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
+		return fd, err
+	}
+	if fd, err = t.makeAll(p); err != nil {
+		return -1, err
+	}
+	t.remember(p, fd)
+	return fd, nil
+}
+
+// existing is parent for a directory that must be there.
+func (t *tree) existing(p string) (int, error) {
+	if p == "." {
+		return t.root, nil
+	}
+	if t.lastFD >= 0 && t.last == p {
+		return t.lastFD, nil
+	}
+	fd, err := t.open(p)
+	if err != nil {
+		return -1, err
+	}
+	t.remember(p, fd)
+	return fd, nil
+}
+
+func (t *tree) remember(p string, fd int) {
+	t.forget()
+	t.last, t.lastFD = p, fd
+}
+
+// open opens the directory p. A symlink on the way counts as in a chroot; where one is used, the real path must be
+// within bounds too.
+func (t *tree) open(p string) (int, error) {
+	fd, err := t.openat2(p, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_SYMLINKS)
+	if !errors.Is(err, unix.ELOOP) {
+		return fd, err
+	}
+	fd, err = t.openat2(p, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
+	if err != nil {
+		return -1, err
+	}
+	real, err := realPath(fd)
+	if err == nil {
+		err = t.withinBounds(strings.TrimPrefix(strings.TrimPrefix(real, t.realRoot), "/"))
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (t *tree) openat2(p string, resolve uint64) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: resolve}
+	for {
+		fd, err := unix.Openat2(t.root, p, &how)
+		if err != unix.EINTR && err != unix.EAGAIN { // EAGAIN: a rename elsewhere raced with the lookup
+			return fd, err
+		}
+	}
+}
+
+// makeAll makes the directory p and those above it that are missing, with mode 0755, owned by root.
+func (t *tree) makeAll(p string) (int, error) {
+	fd := t.root
+	defer func() {
+		if fd != t.root {
+			unix.Close(fd)
+		}
+	}()
+	for end := 0; end < len(p); {
+		next := strings.IndexByte(p[end+1:], '/')
+		start := end
+		if next < 0 {
+			end = len(p)
+		} else {
+			end += 1 + next
+		}
+		name := strings.TrimPrefix(p[start:end], "/")
+		dir, err := t.open(p[:end])
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			if err = unix.Mkdirat(fd, name, 0o755); errors.Is(err, unix.EEXIST) {
+				return -1, refused("its directory %s is a symlink to something that is not in this layer", p[:end])
+			}
+		case errors.Is(err, unix.ENOTDIR):
+			err = t.dirOverWhiteout(fd, name, p[:end])
+		}
+		if err == nil && dir < 0 {
+			dir, err = t.open(p[:end])
+		}
+		if err != nil {
+			return -1, err
+		}
+		if fd != t.root {
+			unix.Close(fd)
+		}
+		fd = dir
+	}
+	made := fd
+	fd = t.root
+	return made, nil
+}
+
+// dirOverWhiteout puts a directory where this layer has removed something of the layers below: that stays removed.
+func (t *tree) dirOverWhiteout(parent int, name, p string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if !isWhiteout(&st) {
+		return refused("its directory %s is not a directory", p)
+	}
+	if err := unix.Unlinkat(parent, name, 0); err != nil {
+		return err
+	}
+	if err := unix.Mkdirat(parent, name, 0o755); err != nil {
+		return err
+	}
+	return setOpaque(parent, name)
+}
+
+// clear removes what an entry replaces, if there is anything.
+func (t *tree) clear(parent int, name string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case err != nil:
+		return err
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return unix.Unlinkat(parent, name, 0)
+	}
+	if t.lastFD != parent {
+		t.forget() // it may be below what is removed
+	}
+	return os.RemoveAll(procPath(parent, name))
+}
+
+// clean turns an entry's name into a path relative to the root, "." for the root itself, or refuses it.
+func (t *tree) clean(name string) (string, error) {
+	if strings.IndexByte(name, 0) >= 0 {
+		return "", refused("its name has a NUL byte")
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == ".." {
+			return "", refused("its name climbs out with \"..\"")
+		}
+	}
+	p := strings.TrimPrefix(path.Clean("/"+name), "/")
+	if p == "" {
+		return ".", nil
+	}
+	return p, t.withinBounds(p)
+}
+
+func (t *tree) withinBounds(p string) error {
+	if len(p) > t.limits.path {
+		return refused("its path is longer than %d bytes", t.limits.path)
+	}
+	if strings.Count(p, "/") >= t.limits.depth {
+		return refused("its path has more than %d components", t.limits.depth)
+	}
+	return nil
+}
+
+// isWhiteout tells whether overlayfs sees a removed name in it: a character device 0:0.
+func isWhiteout(st *unix.Stat_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+}
+
+func setOpaque(parent int, name string) error {
+	if err := unix.Lsetxattr(procPath(parent, name), opaqueXattr, []byte("y"), 0); err != nil {
+		return fmt.Errorf("set %s, which overlayfs needs: %w", opaqueXattr, err)
+	}
+	return nil
+}
+
+// procPath names an entry of an open directory for system calls that know no descriptors. The last component is not
+// followed by the calls that it is used with.
+func procPath(dir int, name string) string {
+	return "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name
+}
+
+func realPath(fd int) (string, error) {
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+}

@@ -1,0 +1,259 @@
+package layer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/record"
+	"github.com/kuri-cri/kuri/internal/undo"
+)
+
+// Blob is a layer as it is had from outside.
+type Blob struct {
+	DiffID digest.Digest // sha256 of the uncompressed tar
+	Digest digest.Digest // sha256 of the stream that Open gives; "" when only DiffID is known
+	Size   int64         // of that stream, in bytes; -1 when it is not known
+	// Open starts the stream. It is called at most once per unpacking, by whoever unpacks first; the stream is closed.
+	Open func(context.Context) (io.ReadCloser, error)
+}
+
+// identity is what makes two blobs the same piece of work.
+type identity struct{ diffID, digest digest.Digest }
+
+func (b Blob) identity() identity { return identity{b.DiffID, b.Digest} }
+
+// fetch is a layer on its way, with those who wait for it. It is stopped when the last of them has left.
+type fetch struct {
+	ctx     context.Context // of the work, not of a caller
+	cancel  context.CancelFunc
+	waiters int          // guarded by Store.mu
+	fetched atomic.Int64 // bytes of the blob
+}
+
+// Unpack makes the layer be there. When another caller's Unpack of the same blob is under way it waits for that one.
+// The work stops when ctx of every caller has ended; Unpack then returns after all traces of it are gone. The caller
+// holds the layer's diffID.
+//
+// The error is of kind Corrupt when content differs from its digests or is not a tar, Invalid when an entry is refused
+// (it is named), Exhausted when the disk is full or a bound is passed, or whatever Open and its stream returned.
+func (s *Store) Unpack(ctx context.Context, b Blob) error {
+	for {
+		if s.Has(b.DiffID) {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if s.life.Err() != nil {
+			return fault.New(fault.Unavailable, "unpack layer %s: the store is closing", b.DiffID)
+		}
+		joined, err := s.join(ctx, b)
+		if err == nil || !joined || !personal(err) {
+			return err
+		}
+		// Another's attempt failed, where ours may not.
+	}
+}
+
+// personal tells whether the failure was due to who asked: other credentials, another repository, a caller that left.
+func personal(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, fault.Unauthenticated) ||
+		errors.Is(err, fault.PermissionDenied) || errors.Is(err, fault.NotFound)
+}
+
+// join takes part in the fetch of b, starting it when there is none.
+func (s *Store) join(ctx context.Context, b Blob) (joined bool, err error) {
+	f := s.enter(b.identity())
+	patience, leave := context.WithCancel(context.WithoutCancel(ctx))
+	defer leave()
+	gone := context.AfterFunc(ctx, func() {
+		if last := s.leave(b.identity(), f); !last {
+			leave() // others go on; we need not wait for them
+		}
+	})
+	_, joined, err = s.flights.Do(patience, b.identity(), func(context.Context) (Info, error) {
+		return s.unpack(f.ctx, b, &f.fetched)
+	})
+	if gone() {
+		s.leave(b.identity(), f)
+	} else if err != nil {
+		return false, ctx.Err()
+	}
+	return joined, err
+}
+
+func (s *Store) enter(id identity) *fetch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.fetches[id]
+	if f == nil {
+		f = &fetch{}
+		f.ctx, f.cancel = context.WithCancel(s.life)
+		s.fetches[id] = f
+	}
+	f.waiters++
+	return f
+}
+
+// leave takes a waiter off f and stops the work when it was the last.
+func (s *Store) leave(id identity, f *fetch) (last bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.waiters--; f.waiters > 0 {
+		return false
+	}
+	f.cancel()
+	if s.fetches[id] == f {
+		delete(s.fetches, id)
+	}
+	return true
+}
+
+// wanted tells whether somebody is waiting for the layer. The caller has s.mu.
+func (s *Store) wanted(diffID digest.Digest) bool {
+	for id := range s.fetches {
+		if id.diffID == diffID {
+			return true
+		}
+	}
+	return false
+}
+
+// Fetched tells how many bytes of the blob have been received by the unpacking under way, 0 when there is none.
+func (s *Store) Fetched(b Blob) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.fetches[b.identity()]; f != nil {
+		return f.fetched.Load()
+	}
+	return 0
+}
+
+// unpack is the one pass from the stream to the layer's directory.
+func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64) (Info, error) {
+	back := undo.New(ctx)
+	defer back.Run()
+
+	// 1. A directory of our own, on the same filesystem.
+	dir, err := os.MkdirTemp(s.tmp(), "layer-")
+	if err != nil {
+		return Info{}, diskError(fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
+	}
+	back.Add("remove the half-made layer", func(context.Context) error { return os.RemoveAll(dir) })
+
+	// 2. The stream, counted and hashed on both sides of the decompressor, becomes files.
+	opaque, err := s.stream(ctx, b, dir, fetched)
+	if err != nil {
+		return Info{}, diskError(fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
+	}
+
+	// 3. The record.
+	info, err := s.describe(dir, Info{DiffID: b.DiffID, Opaque: opaque, BootID: s.bootID})
+	if err != nil {
+		return Info{}, diskError(fmt.Errorf("record layer %s: %w", b.DiffID, err))
+	}
+
+	// 4. One rename makes it a layer. Another blob with the same content may have been quicker.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if there, ok := s.layers[b.DiffID]; ok {
+		return there, nil
+	}
+	if err := os.Rename(dir, s.dir(b.DiffID)); err != nil {
+		return Info{}, fmt.Errorf("put layer %s in its place: %w", b.DiffID, err)
+	}
+	s.layers[b.DiffID] = info
+	back.Release()
+	return info, nil
+}
+
+// describe measures the unpacked layer and writes its record.
+func (s *Store) describe(dir string, info Info) (Info, error) {
+	u, err := measure(dir)
+	if err != nil {
+		return info, err
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(dir, &st); err != nil {
+		return info, err
+	}
+	info.Bytes, info.Inodes = u.Bytes+st.Blksize, u.Inodes+1 // the record itself: one file, one block
+	return info, record.Write(filepath.Join(dir, "layer.json"), recordVersion, info)
+}
+
+// stream reads the blob into dir/fs and verifies its digests.
+func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.Int64) (opaque bool, err error) {
+	body, err := b.Open(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer body.Close()
+
+	packed := &meter{from: body, hash: sha256.New(), count: fetched}
+	plain, err := decompress(packed)
+	if err != nil {
+		return false, packed.blame(err)
+	}
+	defer plain.Close()
+	content := &meter{from: &bounded{from: plain, packed: fetched, limits: s.limits}, hash: sha256.New(), count: new(atomic.Int64)}
+
+	opaque, err = untar(ctx, content, filepath.Join(dir, "fs"), s.limits)
+	if err == nil {
+		_, err = io.Copy(io.Discard, content) // what follows the tar's end is part of both digests
+	}
+	if err == nil {
+		_, err = io.Copy(io.Discard, packed)
+	}
+	if err != nil {
+		return false, packed.blame(err)
+	}
+	if b.Size >= 0 && fetched.Load() != b.Size {
+		return false, fault.New(fault.Corrupt, "the blob %s has %d bytes, its manifest says %d", b.Digest, fetched.Load(), b.Size)
+	}
+	if got := packed.digest(); b.Digest != "" && got != b.Digest {
+		return false, fault.New(fault.Corrupt, "the blob %s arrived with digest %s: it was changed on the way or in the registry; pull again, or ask the registry's owner", b.Digest, got)
+	}
+	if got := content.digest(); got != b.DiffID {
+		return false, fault.New(fault.Corrupt, "the content of blob %s has digest %s, the image's config says %s: the image is built wrong", b.Digest, got, b.DiffID)
+	}
+	return opaque, nil
+}
+
+// meter hashes and counts what passes, and remembers how the source ended.
+type meter struct {
+	from  io.Reader
+	hash  hash.Hash
+	count *atomic.Int64
+	err   error // of from, other than io.EOF
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.from.Read(p)
+	m.hash.Write(p[:n])
+	m.count.Add(int64(n))
+	if err != nil && !errors.Is(err, io.EOF) {
+		m.err = err
+	}
+	return n, err
+}
+
+func (m *meter) digest() digest.Digest { return digest.NewDigest(digest.SHA256, m.hash) }
+
+// blame returns the source's own error when there is one: what the decompressor and the tar reader make of it says less.
+func (m *meter) blame(err error) error {
+	if m.err != nil {
+		return m.err
+	}
+	return err
+}

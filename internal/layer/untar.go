@@ -1,0 +1,409 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// Names with a meaning in a layer's tar (OCI image specification, "Image Layer Filesystem Changeset").
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutMeta   = ".wh..wh." // AUFS's own files; of these only the next has a meaning
+	whiteoutOpaque = ".wh..wh..opq"
+)
+
+// xattrPrefix is how extended attributes appear among a tar entry's PAX records.
+const xattrPrefix = "SCHILY.xattr."
+
+// chunk is how many bytes of a file are read and written at once. A chunk of zeros becomes a hole.
+const chunk = 128 << 10
+
+// untar makes the directory dir and unpacks the tar stream from into it. opaque tells that the layer hides all below.
+func untar(ctx context.Context, from io.Reader, dir string, l limits) (opaque bool, err error) {
+	t, err := openTree(dir, l)
+	if err != nil {
+		return false, err
+	}
+	defer t.close()
+	u := &unpacker{tree: t, in: tar.NewReader(from), buf: make([]byte, chunk), zeros: make([]byte, chunk)}
+	for n := 1; ; n++ {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		hdr, err := u.in.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return false, fault.As(fault.Corrupt, fmt.Errorf("the layer is not a valid tar, at its entry number %d: %w", n, err))
+		}
+		if n > l.entries {
+			return false, fault.New(fault.Exhausted, "the layer has more than %d entries: it looks like an archive bomb", l.entries)
+		}
+		if err := u.entry(hdr); err != nil {
+			return false, fmt.Errorf("entry %q: %w", clip(hdr.Name), err)
+		}
+	}
+	return u.opaque, u.finish()
+}
+
+// unpacker makes files out of tar entries. It belongs to one goroutine.
+type unpacker struct {
+	*tree
+	in         *tar.Reader
+	buf, zeros []byte
+	dirs       []dirTime // whose times are set last, when nothing changes in them any more
+	opaque     bool
+	skipped    map[string]bool // extended attributes of a kind that is not taken over, named in the log once
+}
+
+type dirTime struct {
+	path  string
+	mtime time.Time
+}
+
+// entry unpacks one entry.
+func (u *unpacker) entry(hdr *tar.Header) error {
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil // a comment, as git archive makes them
+	}
+	p, err := u.clean(hdr.Name)
+	if err != nil {
+		return err
+	}
+	if err := checkOwner(hdr); err != nil {
+		return err
+	}
+	if p == "." {
+		return u.rootEntry(hdr)
+	}
+	parent, err := u.parent(path.Dir(p))
+	if err != nil {
+		return err
+	}
+	name := path.Base(p)
+	if strings.HasPrefix(name, whiteoutPrefix) {
+		return u.whiteout(parent, p, name)
+	}
+	switch hdr.Typeflag {
+	case tar.TypeDir:
+		return u.directory(parent, p, name, hdr)
+	case tar.TypeReg, tar.TypeGNUSparse:
+		return u.regular(parent, name, hdr)
+	case tar.TypeLink:
+		return u.hardLink(parent, p, name, hdr)
+	case tar.TypeSymlink:
+		return u.symlink(parent, name, hdr)
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		return u.node(parent, name, hdr)
+	}
+	return refused("it is of type %q, which has no place in an image", hdr.Typeflag)
+}
+
+// rootEntry takes over the attributes of the layer's root directory.
+func (u *unpacker) rootEntry(hdr *tar.Header) error {
+	if hdr.Typeflag != tar.TypeDir {
+		return refused("it would replace the root directory")
+	}
+	u.dirs = append(u.dirs, dirTime{".", hdr.ModTime})
+	return u.attributes(u.root, hdr)
+}
+
+// whiteout hides a name, or all names of a directory, of the layers below. What this layer has itself stays.
+func (u *unpacker) whiteout(parent int, p, name string) error {
+	if name == whiteoutOpaque {
+		if path.Dir(p) == "." {
+			u.opaque = true
+			return nil
+		}
+		return setOpaque(parent, ".")
+	}
+	if strings.HasPrefix(name, whiteoutMeta) {
+		return nil
+	}
+	hidden := strings.TrimPrefix(name, whiteoutPrefix)
+	if hidden == "" || hidden == "." || hidden == ".." {
+		return refused("it is a whiteout of no name")
+	}
+	var st unix.Stat_t
+	err := unix.Fstatat(parent, hidden, &st, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return unix.Mknodat(parent, hidden, unix.S_IFCHR, 0)
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return setOpaque(parent, hidden)
+	}
+	return err
+}
+
+func (u *unpacker) directory(parent int, p, name string, hdr *tar.Header) error {
+	err := unix.Mkdirat(parent, name, 0o700)
+	if errors.Is(err, unix.EEXIST) {
+		err = u.directoryOver(parent, name)
+	}
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	u.dirs = append(u.dirs, dirTime{p, hdr.ModTime})
+	return u.attributes(fd, hdr)
+}
+
+// directoryOver makes a directory where there is something: another entry of the same directory only changes it.
+func (u *unpacker) directoryOver(parent int, name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return nil
+	}
+	if err := unix.Unlinkat(parent, name, 0); err != nil {
+		return err
+	}
+	if err := unix.Mkdirat(parent, name, 0o700); err != nil {
+		return err
+	}
+	if isWhiteout(&st) {
+		return setOpaque(parent, name)
+	}
+	return nil
+}
+
+func (u *unpacker) regular(parent int, name string, hdr *tar.Header) error {
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(parent, name, flags, 0o600)
+	if errors.Is(err, unix.EEXIST) {
+		if err = u.clear(parent, name); err != nil {
+			return err
+		}
+		fd, err = unix.Openat(parent, name, flags, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := u.content(fd, hdr); err != nil {
+		return err
+	}
+	if err := u.attributes(fd, hdr); err != nil {
+		return err
+	}
+	return setTime(fd, "", hdr.ModTime)
+}
+
+// content writes an entry's bytes to fd.
+func (u *unpacker) content(fd int, hdr *tar.Header) error {
+	hole := false
+	for left := hdr.Size; left > 0; {
+		part := u.buf[:min(left, chunk)]
+		if _, err := io.ReadFull(u.in, part); err != nil {
+			return fault.As(fault.Corrupt, fmt.Errorf("its content is cut off: %w", err))
+		}
+		left -= int64(len(part))
+		if hole = bytes.Equal(part, u.zeros[:len(part)]); hole {
+			if _, err := unix.Seek(fd, int64(len(part)), io.SeekCurrent); err != nil {
+				return err
+			}
+			continue
+		}
+		for len(part) > 0 {
+			n, err := unix.Write(fd, part)
+			if err != nil && err != unix.EINTR {
+				return err
+			}
+			part = part[max(n, 0):]
+		}
+	}
+	if hole {
+		return unix.Ftruncate(fd, hdr.Size)
+	}
+	return nil
+}
+
+func (u *unpacker) hardLink(parent int, p, name string, hdr *tar.Header) error {
+	target, err := u.clean(hdr.Linkname)
+	if err != nil {
+		return fmt.Errorf("hard link to %q: %w", clip(hdr.Linkname), err)
+	}
+	if target == p {
+		return refused("it is a hard link to itself")
+	}
+	dir := u.root
+	if d := path.Dir(target); d != "." {
+		if dir, err = u.open(d); err != nil {
+			return refused("hard link to %q: %w", clip(hdr.Linkname), err)
+		}
+		defer unix.Close(dir)
+	}
+	if err := u.clear(parent, name); err != nil {
+		return err
+	}
+	if err := unix.Linkat(dir, path.Base(target), parent, name, 0); err != nil {
+		return refused("hard link to %q, which must be a file of the same layer: %w", clip(hdr.Linkname), err)
+	}
+	return nil
+}
+
+func (u *unpacker) symlink(parent int, name string, hdr *tar.Header) error {
+	if err := u.clear(parent, name); err != nil {
+		return err
+	}
+	if err := unix.Symlinkat(hdr.Linkname, parent, name); err != nil {
+		return fmt.Errorf("symlink to %q: %w", clip(hdr.Linkname), err)
+	}
+	return u.attributesAt(parent, name, hdr)
+}
+
+func (u *unpacker) node(parent int, name string, hdr *tar.Header) error {
+	if err := u.clear(parent, name); err != nil {
+		return err
+	}
+	kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[hdr.Typeflag]
+	device := 0
+	if hdr.Typeflag != tar.TypeFifo {
+		if hdr.Devmajor < 0 || hdr.Devmajor > math.MaxUint32 || hdr.Devminor < 0 || hdr.Devminor > math.MaxUint32 {
+			return refused("its device number %d:%d does not exist", hdr.Devmajor, hdr.Devminor)
+		}
+		device = int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor)))
+	}
+	if err := unix.Mknodat(parent, name, kind|0o600, device); err != nil {
+		return fmt.Errorf("make device node or fifo: %w", err)
+	}
+	return u.attributesAt(parent, name, hdr)
+}
+
+// attributes sets owner, mode and extended attributes of an open file or directory, in the order in which the one does
+// not undo the other.
+func (u *unpacker) attributes(fd int, hdr *tar.Header) error {
+	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
+		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
+	}
+	if err := unix.Fchmod(fd, uint32(hdr.Mode&0o7777)); err != nil {
+		return fmt.Errorf("change mode: %w", err)
+	}
+	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
+}
+
+// attributesAt does the same, and the time, for what is not opened: a symlink, device or fifo.
+func (u *unpacker) attributesAt(parent int, name string, hdr *tar.Header) error {
+	if err := unix.Fchownat(parent, name, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
+	}
+	if hdr.Typeflag != tar.TypeSymlink {
+		if err := unix.Fchmodat(parent, name, uint32(hdr.Mode&0o7777), 0); err != nil {
+			return fmt.Errorf("change mode: %w", err)
+		}
+	}
+	if err := u.xattrs(hdr, func(key string, value []byte) error {
+		return unix.Lsetxattr(procPath(parent, name), key, value, 0)
+	}); err != nil {
+		return err
+	}
+	return setTime(parent, name, hdr.ModTime)
+}
+
+// xattrs hands the entry's extended attributes to set: those that mean something in a container. Attributes of
+// overlayfs and of the node's security modules are not the image's to set.
+func (u *unpacker) xattrs(hdr *tar.Header, set func(string, []byte) error) error {
+	total := 0
+	for key, value := range hdr.PAXRecords {
+		name, ok := strings.CutPrefix(key, xattrPrefix)
+		if !ok {
+			continue
+		}
+		if total += len(name) + len(value); total > u.limits.xattrs {
+			return refused("its extended attributes have more than %d bytes", u.limits.xattrs)
+		}
+		if !wantXattr(name) {
+			u.skip(name, "not an attribute that an image may set")
+			continue
+		}
+		err := set(name, []byte(value))
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) && hdr.Typeflag == tar.TypeSymlink {
+			u.skip(name, "the filesystem does not take it")
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("set extended attribute %q: %w", clip(name), err)
+		}
+	}
+	return nil
+}
+
+func wantXattr(name string) bool {
+	switch name {
+	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
+		return true
+	}
+	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
+}
+
+func (u *unpacker) skip(xattr, why string) {
+	if u.skipped == nil {
+		u.skipped = make(map[string]bool)
+	}
+	if !u.skipped[xattr] && len(u.skipped) < 16 {
+		u.skipped[xattr] = true
+		slog.Warn("an extended attribute of a layer is left out", "name", clip(xattr), "why", why)
+	}
+}
+
+// finish sets the times of the directories.
+func (u *unpacker) finish() error {
+	u.forget()
+	for _, d := range u.dirs {
+		parent, err := u.existing(path.Dir(d.path))
+		if err == nil {
+			err = setTime(parent, path.Base(d.path), d.mtime)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) { // a later entry has replaced it
+			return fmt.Errorf("entry %q: set its time: %w", clip(d.path), err)
+		}
+	}
+	return nil
+}
+
+// setTime sets both times of the entry name of dir, or of dir itself when name is "".
+func setTime(dir int, name string, mtime time.Time) error {
+	at := unix.Timespec{Sec: mtime.Unix(), Nsec: int64(mtime.Nanosecond())}
+	times := [2]unix.Timespec{at, at}
+	if name == "" {
+		return unix.UtimesNanoAt(dir, "", times[:], unix.AT_EMPTY_PATH)
+	}
+	return unix.UtimesNanoAt(dir, name, times[:], unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func checkOwner(hdr *tar.Header) error {
+	for _, id := range []int{hdr.Uid, hdr.Gid} {
+		if id < 0 || id >= math.MaxUint32 {
+			return refused("its owner %d:%d does not exist on Linux", hdr.Uid, hdr.Gid)
+		}
+	}
+	return nil
+}
+
+// clip bounds a text of the image's, for an error message.
+func clip(s string) string {
+	if len(s) > 200 {
+		s = s[:200] + "…"
+	}
+	return strings.ToValidUTF8(s, "?")
+}

@@ -1,0 +1,166 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// maxDrops is how often in a row a blob may be asked for again without a byte having come in between.
+const maxDrops = 4
+
+// Blob opens the blob with the digest, of size bytes (-1: unknown). The stream goes on where it stopped when a
+// connection breaks or brings nothing for a minute, at the same host or the next one; it ends after exactly size bytes.
+// It does not verify the digest. It lives no longer than ctx. An error of Read has kind Unavailable when the rest could
+// not be had, and kind Corrupt when the registry has more bytes than size.
+func (r *Repository) Blob(ctx context.Context, dgst digest.Digest, size int64) (io.ReadCloser, error) {
+	b := &blob{ctx: ctx, repo: r, digest: dgst, size: size}
+	if err := b.connect(); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// blob is the stream of one blob over as many connections as it takes. Only its reader's goroutine uses it.
+type blob struct {
+	ctx    context.Context // of the request that the stream belongs to, as in http.Request
+	repo   *Repository
+	digest digest.Digest
+	size   int64 // -1: unknown
+	offset int64 // bytes handed to the reader
+	drops  int   // broken connections since the last byte
+
+	body  io.ReadCloser // of the connection under way; nil between two
+	host  string        // that serves body
+	stop  func()        // ends the connection
+	watch *time.Timer   // ends it when a read takes too long
+}
+
+var errStalled = errors.New("no data came for too long")
+
+// connect asks for the rest of the blob.
+func (b *blob) connect() error {
+	header := http.Header{}
+	if b.offset > 0 {
+		header.Set("Range", fmt.Sprintf("bytes=%d-", b.offset))
+	}
+	return b.repo.eachHost(docker.HostCapabilityPull, func(h docker.RegistryHost) error {
+		ctx, stop := context.WithCancelCause(b.ctx)
+		resp, err := b.repo.send(ctx, h, http.MethodGet, "blobs/"+b.digest.String(), header)
+		if err == nil {
+			err = b.position(h, resp)
+		}
+		if err != nil {
+			stop(nil)
+			return err
+		}
+		b.body, b.host = resp.Body, h.Host
+		b.stop = func() { stop(nil) }
+		b.watch = time.AfterFunc(b.repo.stall, func() { stop(errStalled) })
+		return nil
+	})
+}
+
+// position makes the response start at offset: a host without ranges sends all, and what is known is skipped.
+func (b *blob) position(h docker.RegistryHost, resp *http.Response) error {
+	if b.offset == 0 {
+		return nil
+	}
+	if resp.StatusCode == http.StatusPartialContent {
+		if want := fmt.Sprintf("bytes %d-", b.offset); strings.HasPrefix(resp.Header.Get("Content-Range"), want) {
+			return nil
+		}
+		resp.Body.Close()
+		return fault.New(fault.Unavailable, "registry host %s answered a request for the rest of blob %s with the range %q", h.Host, b.digest, clip(resp.Header.Get("Content-Range")))
+	}
+	if _, err := io.CopyN(io.Discard, resp.Body, b.offset); err != nil {
+		resp.Body.Close()
+		return fault.New(fault.Unavailable, "registry host %s broke off blob %s: %w", h.Host, b.digest, err)
+	}
+	return nil
+}
+
+func (b *blob) Read(p []byte) (int, error) {
+	for {
+		if b.body == nil {
+			if err := b.reconnect(); err != nil {
+				return 0, err
+			}
+		}
+		b.watch.Reset(b.repo.stall)
+		n, err := b.body.Read(p)
+		b.watch.Stop()
+		if n > 0 {
+			b.offset += int64(n)
+			b.drops = 0
+			if b.size >= 0 && b.offset > b.size {
+				return 0, fault.New(fault.Corrupt, "blob %s of %s from %s is longer than the %d bytes of its descriptor", b.digest, b.repo.ref.Repository, b.host, b.size)
+			}
+			return n, nil
+		}
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, io.EOF) && (b.size < 0 || b.offset == b.size):
+			return 0, io.EOF
+		}
+		if err := b.dropped(err); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// dropped gives up the connection. Its error is final: there have been too many drops, or nobody waits any more.
+func (b *blob) dropped(err error) error {
+	b.hangUp()
+	b.drops++
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
+	if b.drops > maxDrops {
+		return fault.New(fault.Unavailable, "registry host %s broke off blob %s of %s at byte %d of %d, %d times: %w",
+			b.host, b.digest, b.repo.ref.Repository, b.offset, b.size, b.drops, err)
+	}
+	return nil
+}
+
+// reconnect waits a little, longer each time, and asks for the rest, until the body is there or the error is final.
+func (b *blob) reconnect() error {
+	for {
+		select {
+		case <-time.After(firstWait << (b.drops - 1)):
+		case <-b.ctx.Done():
+			return context.Cause(b.ctx)
+		}
+		err := b.connect()
+		if fault.Of(err) != fault.Unavailable {
+			return err
+		}
+		if err := b.dropped(err); err != nil {
+			return err
+		}
+	}
+}
+
+func (b *blob) hangUp() {
+	if b.body != nil {
+		b.stop()
+		b.body.Close()
+		b.body = nil
+	}
+}
+
+// Close ends the stream.
+func (b *blob) Close() error {
+	b.hangUp()
+	return nil
+}

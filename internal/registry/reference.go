@@ -1,0 +1,66 @@
+package registry
+
+import (
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// Reference names an image in a registry, in canonical form. Exactly one of Tag and Digest is set. It is comparable.
+type Reference struct {
+	Repository string        // host and path: "docker.io/library/busybox"
+	Tag        string        // "1", or "" when Digest decides
+	Digest     digest.Digest // sha256 of the manifest or index, or ""
+}
+
+// ParseReference reads a reference as people and manifests write it: "busybox", "quay.io/a/b:1.2",
+// "quay.io/a/b@sha256:…". Without tag and digest it means the tag "latest"; with both, the digest decides and the tag is
+// dropped. The error is of kind Invalid and quotes s, or of kind Unimplemented for a digest other than sha256.
+func ParseReference(s string) (Reference, error) {
+	named, err := reference.ParseDockerRef(s)
+	if err != nil {
+		return Reference{}, fault.New(fault.Invalid, "image reference %q: %w; it should look like registry.example/path/name:tag", s, err)
+	}
+	ref := Reference{Repository: named.Name()}
+	switch n := named.(type) {
+	case reference.Digested:
+		if n.Digest().Algorithm() != digest.SHA256 {
+			return Reference{}, fault.New(fault.Unimplemented, "image reference %q: digest algorithm %s is not supported, only sha256", s, n.Digest().Algorithm())
+		}
+		ref.Digest = n.Digest()
+	case reference.Tagged:
+		ref.Tag = n.Tag()
+	}
+	return ref, nil
+}
+
+// String returns the reference in full: "docker.io/library/busybox:1" or "docker.io/library/busybox@sha256:…".
+func (r Reference) String() string {
+	if r.Digest != "" {
+		return r.Repository + "@" + r.Digest.String()
+	}
+	return r.Repository + ":" + r.Tag
+}
+
+// Host is the registry's host, with its port if one is given: "docker.io", "localhost:5000".
+func (r Reference) Host() string {
+	host, _, _ := strings.Cut(r.Repository, "/")
+	return host
+}
+
+// Path is the repository within the registry: "library/busybox".
+func (r Reference) Path() string {
+	_, path, _ := strings.Cut(r.Repository, "/")
+	return path
+}
+
+// target is what the registry's manifest endpoint is asked for.
+func (r Reference) target() string {
+	if r.Digest != "" {
+		return r.Digest.String()
+	}
+	return r.Tag
+}

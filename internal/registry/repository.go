@@ -1,0 +1,203 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// Media types of Docker's image manifest, version 2, schema 2, which image-spec does not name.
+const (
+	DockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
+	DockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
+)
+
+// MaxManifest is the largest manifest or index that is read, in bytes: what the distribution specification asks
+// registries to accept.
+const MaxManifest = 4 << 20
+
+// acceptManifests lists what the manifest endpoint may answer with. The last makes a registry answer with whatever it
+// has, so that an old or foreign manifest can be refused by its name.
+var acceptManifests = strings.Join([]string{
+	imagespec.MediaTypeImageIndex, imagespec.MediaTypeImageManifest, DockerManifestList, DockerManifest, "*/*",
+}, ", ")
+
+// Repository is a conversation with the hosts of one repository. See [Open].
+type Repository struct {
+	ref        Reference
+	hosts      []docker.RegistryHost // mirrors first
+	transports []*http.Transport
+	creds      *credentials
+	stall      time.Duration // a blob that brings no byte for so long is asked for again
+}
+
+// Open reads the configuration of ref's registry from certsDirs and prepares to talk to it as auth says. It sends
+// nothing. The caller closes the Repository. The error is of kind Invalid (auth) or Precondition (hosts.toml).
+func Open(ctx context.Context, certsDirs []string, ref Reference, auth Auth) (*Repository, error) {
+	creds, err := auth.decode()
+	if err != nil {
+		return nil, err
+	}
+	hosts, transports, err := lookupHosts(ctx, certsDirs, ref.Host(), creds)
+	if err != nil {
+		return nil, err
+	}
+	return &Repository{ref: ref, hosts: hosts, transports: transports, creds: creds, stall: time.Minute}, nil
+}
+
+// Close drops the idle connections.
+func (r *Repository) Close() {
+	for _, t := range r.transports {
+		t.CloseIdleConnections()
+	}
+}
+
+// Manifest is a manifest or index as the registry sent it. Body has the digest Digest.
+type Manifest struct {
+	MediaType string // of the response; "" when the registry did not say
+	Digest    digest.Digest
+	Body      []byte
+}
+
+// Resolve asks for the digest that the reference stands for now, without fetching the manifest: a HEAD request. The
+// digest is "" when the registry does not tell it this way.
+func (r *Repository) Resolve(ctx context.Context) (digest.Digest, error) {
+	var dgst digest.Digest
+	err := r.eachHost(r.capability(r.ref.target()), func(h docker.RegistryHost) error {
+		resp, err := r.send(ctx, h, http.MethodHead, "manifests/"+r.ref.target(), http.Header{"Accept": {acceptManifests}})
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		dgst = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
+		if dgst.Validate() != nil || dgst.Algorithm() != digest.SHA256 {
+			dgst = ""
+		}
+		return nil
+	})
+	return dgst, err
+}
+
+// Manifest fetches what the reference stands for and verifies it against the digest, when the reference has one.
+func (r *Repository) Manifest(ctx context.Context) (Manifest, error) {
+	return r.manifest(ctx, r.ref.target())
+}
+
+// ManifestAt fetches the manifest with the digest, verified.
+func (r *Repository) ManifestAt(ctx context.Context, dgst digest.Digest) (Manifest, error) {
+	return r.manifest(ctx, dgst.String())
+}
+
+func (r *Repository) manifest(ctx context.Context, target string) (m Manifest, err error) {
+	err = r.eachHost(r.capability(target), func(h docker.RegistryHost) error {
+		m, err = r.manifestFrom(ctx, h, target)
+		return err
+	})
+	return m, err
+}
+
+func (r *Repository) manifestFrom(ctx context.Context, h docker.RegistryHost, target string) (Manifest, error) {
+	resp, err := r.send(ctx, h, http.MethodGet, "manifests/"+target, http.Header{"Accept": {acceptManifests}})
+	if err != nil {
+		return Manifest{}, err
+	}
+	defer resp.Body.Close()
+	what := fmt.Sprintf("manifest %s of %s from %s", target, r.ref.Repository, h.Host)
+	body, err := readBounded(resp.Body, MaxManifest, what)
+	if err != nil {
+		return Manifest{}, err
+	}
+	m := Manifest{Digest: digest.SHA256.FromBytes(body), Body: body}
+	if want := digest.Digest(target); want.Validate() == nil && want != m.Digest {
+		return Manifest{}, fault.New(fault.Corrupt, "%s has digest %s", what, m.Digest)
+	}
+	if mt, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err == nil {
+		m.MediaType = mt
+	}
+	return m, nil
+}
+
+// Config fetches a small blob whole, verified: an image's config. The error is of kind Exhausted when it has more than
+// limit bytes.
+func (r *Repository) Config(ctx context.Context, dgst digest.Digest, limit int64) ([]byte, error) {
+	stream, err := r.Blob(ctx, dgst, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	what := fmt.Sprintf("blob %s of %s", dgst, r.ref.Repository)
+	body, err := readBounded(stream, limit, what)
+	if err != nil {
+		return nil, err
+	}
+	if got := digest.SHA256.FromBytes(body); got != dgst {
+		return nil, fault.New(fault.Corrupt, "%s from %s has digest %s", what, r.ref.Host(), got)
+	}
+	return body, nil
+}
+
+func readBounded(from io.Reader, limit int64, what string) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(from, limit+1))
+	if err != nil {
+		return nil, fault.As(fault.Unavailable, fmt.Errorf("read %s: %w", what, err))
+	}
+	if int64(len(body)) > limit {
+		return nil, fault.New(fault.Exhausted, "%s is larger than %d bytes, which is more than any image needs", what, limit)
+	}
+	return body, nil
+}
+
+// capability is what a host must be allowed to do to answer for target: a mirror that may serve content is not always
+// trusted to say what a tag stands for.
+func (r *Repository) capability(target string) docker.HostCapabilities {
+	if strings.Contains(target, ":") {
+		return docker.HostCapabilityPull
+	}
+	return docker.HostCapabilityPull | docker.HostCapabilityResolve
+}
+
+// eachHost tries the hosts in order until ask succeeds. When none does, the error has the kind that the last host gave
+// it, for that is the registry itself, and the text of all.
+func (r *Repository) eachHost(need docker.HostCapabilities, ask func(docker.RegistryHost) error) error {
+	var texts []string
+	var last error
+	for _, h := range r.hosts {
+		if !h.Capabilities.Has(need) {
+			continue
+		}
+		err := ask(h)
+		if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		texts = append(texts, err.Error())
+		last = err
+	}
+	switch len(texts) {
+	case 0:
+		return fault.New(fault.Precondition, "no host of registry %s is allowed to serve %s: look at the capabilities in hosts.toml", r.ref.Host(), r.ref)
+	case 1:
+		return last
+	}
+	return fault.As(fault.Of(last), errors.New(strings.Join(texts, "; then ")))
+}
+
+// url builds the address of an endpoint of this repository at h. A mirror is told which registry it stands for.
+func (r *Repository) url(h docker.RegistryHost, endpoint string) *url.URL {
+	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: h.Path + "/" + r.ref.Path() + "/" + endpoint}
+	if canonicalHost(h.Host) != r.ref.Host() {
+		u.RawQuery = url.Values{"ns": {r.ref.Host()}}.Encode()
+	}
+	return u
+}

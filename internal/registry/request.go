@@ -1,0 +1,171 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+const (
+	attempts  = 3                      // tries of one request at one host
+	firstWait = 200 * time.Millisecond // before the second try; five times as long before each further one
+	longWait  = 10 * time.Second       // the most that a Retry-After header is honoured
+)
+
+// send makes one request to h and returns a response of status 200 or 206; the caller closes its body. What may pass by
+// itself (a broken connection, 429, a server error) is tried again a few times; a refused connection is not, for the
+// next host or the caller's own retry serves better. The error has a kind and names the host and the repository.
+func (r *Repository) send(ctx context.Context, h docker.RegistryHost, method, endpoint string, header http.Header) (*http.Response, error) {
+	wait := firstWait
+	for try := 1; ; try++ {
+		resp, err := r.authorized(ctx, h, method, endpoint, header)
+		if err == nil && (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent) {
+			return resp, nil
+		}
+		again := wait
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, syscall.ECONNREFUSED) || fault.Of(err) != fault.Unavailable {
+				return nil, err
+			}
+		} else {
+			again = max(wait, retryAfter(resp.Header))
+			err = r.refusal(h, resp)
+			passing := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500
+			if !passing || again > longWait {
+				return nil, err
+			}
+		}
+		if try == attempts {
+			return nil, err
+		}
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w (last answer: %w)", ctx.Err(), err)
+		}
+		wait *= 5
+	}
+}
+
+// authorized makes one request, answering the challenge of a 401 with the credentials of the conversation.
+func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, method, endpoint string, header http.Header) (*http.Response, error) {
+	scoped := docker.ContextWithAppendPullRepositoryScope(ctx, r.ref.Path())
+	var responses []*http.Response
+	for {
+		req := (&http.Request{Method: method, URL: r.url(h, endpoint), Header: header.Clone()}).WithContext(ctx)
+		req.Header.Set("User-Agent", "kuri")
+		for name, values := range h.Header {
+			req.Header[http.CanonicalHeaderKey(name)] = values
+		}
+		if err := h.Authorizer.Authorize(scoped, req); err != nil {
+			return nil, r.tokenRefusal(h, err)
+		}
+		resp, err := h.Client.Do(req)
+		if err != nil {
+			return nil, fault.New(fault.Unavailable, "registry host %s did not answer for repository %s: %w", h.Host, r.ref.Path(), err)
+		}
+		responses = append(responses, resp)
+		if resp.StatusCode != http.StatusUnauthorized || len(responses) > 2 {
+			return resp, nil
+		}
+		if err := h.Authorizer.AddResponses(scoped, responses); err != nil {
+			return resp, nil // no answer to this challenge: the refusal stands
+		}
+		io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
+		resp.Body.Close()
+	}
+}
+
+// refusal turns a response that is not a success into an error and closes it.
+func (r *Repository) refusal(h docker.RegistryHost, resp *http.Response) error {
+	said := serverMessage(resp)
+	resp.Body.Close()
+	where := fmt.Sprintf("registry host %s, repository %s", h.Host, r.ref.Path())
+	switch code := resp.StatusCode; {
+	case code == http.StatusUnauthorized && (r.creds.anonymous() || !r.creds.allowed(h.Host)):
+		return fault.New(fault.Unauthenticated, "%s: credentials are needed, or the repository does not exist (%s%s); give the pod an imagePullSecret for this registry",
+			where, said, challenge(resp))
+	case code == http.StatusUnauthorized:
+		return fault.New(fault.Unauthenticated, "%s: the credentials were refused (%s%s); check user, password or token", where, said, challenge(resp))
+	case code == http.StatusForbidden:
+		return fault.New(fault.PermissionDenied, "%s: access is denied (%s); ask the registry's owner for the right to pull, or use other credentials", where, said)
+	case code == http.StatusNotFound:
+		return fault.New(fault.NotFound, "%s: %s is not there (%s); check the name and the tag", where, r.ref, said)
+	case code == http.StatusTooManyRequests:
+		return fault.New(fault.Unavailable, "%s: too many requests (%s); pull with credentials, through a mirror, or later", where, said)
+	default:
+		return fault.New(fault.Unavailable, "%s: unexpected answer (%s)", where, said)
+	}
+}
+
+// tokenRefusal explains why no token could be had.
+func (r *Repository) tokenRefusal(h docker.RegistryHost, err error) error {
+	var status remoteerrors.ErrUnexpectedStatus
+	if errors.As(err, &status) {
+		server, _, _ := strings.Cut(status.RequestURL, "?")
+		text := fmt.Sprintf("token server %s of registry host %s refused a token for repository:%s:pull with %s", server, h.Host, r.ref.Path(), status.Status)
+		switch {
+		case status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusBadRequest:
+			return fault.New(fault.Unauthenticated, "%s; check user, password or token", text)
+		case status.StatusCode == http.StatusForbidden:
+			return fault.New(fault.PermissionDenied, "%s; ask the registry's owner for the right to pull", text)
+		}
+		return fault.New(fault.Unavailable, "%s", text)
+	}
+	return fault.New(fault.Unavailable, "registry host %s: no token for repository %s: %w", h.Host, r.ref.Path(), err)
+}
+
+// challenge names the realm and scope of a 401.
+func challenge(resp *http.Response) string {
+	if c := resp.Header.Get("WWW-Authenticate"); c != "" {
+		return ", it asks for " + clip(c)
+	}
+	return ""
+}
+
+// serverMessage is the status and what the body says in the form of the distribution specification.
+func serverMessage(resp *http.Response) string {
+	said := resp.Status
+	var body struct {
+		Errors []struct{ Code, Message string }
+	}
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if json.Unmarshal(raw, &body) == nil {
+		for _, e := range body.Errors {
+			said += ", " + e.Code + ": " + e.Message
+		}
+	}
+	return clip(said)
+}
+
+// clip bounds a text that comes from outside, for an error message.
+func clip(s string) string {
+	if len(s) > 400 {
+		s = s[:400] + "…"
+	}
+	return strings.ToValidUTF8(s, "?")
+}
+
+// retryAfter reads the header of that name: seconds or a date; 0 when there is none.
+func retryAfter(header http.Header) time.Duration {
+	value := header.Get("Retry-After")
+	if seconds, err := strconv.Atoi(value); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return time.Until(at)
+	}
+	return 0
+}
