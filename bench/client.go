@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// client speaks the CRI to one runtime. Safe for concurrent use.
+type client struct {
+	runtime.RuntimeServiceClient
+	images runtime.ImageServiceClient
+	conn   *grpc.ClientConn
+}
+
+func dial(socket string) (*client, error) {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", socket, err)
+	}
+	return &client{runtime.NewRuntimeServiceClient(conn), runtime.NewImageServiceClient(conn), conn}, nil
+}
+
+func (c *client) close() { c.conn.Close() }
+
+// ready is nil when the runtime would be given pods by a kubelet.
+func (c *client) ready(ctx context.Context) error {
+	if _, err := c.Version(ctx, &runtime.VersionRequest{}); err != nil {
+		return err
+	}
+	status, err := c.Status(ctx, &runtime.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	for _, condition := range status.GetStatus().GetConditions() {
+		needed := condition.Type == runtime.RuntimeReady || condition.Type == runtime.NetworkReady
+		if needed && !condition.Status {
+			return fmt.Errorf("%s: %s: %s", condition.Type, condition.Reason, condition.Message)
+		}
+	}
+	return nil
+}
+
+func (c *client) pull(ctx context.Context, reference string) error {
+	_, err := c.images.PullImage(ctx, &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: reference}})
+	return err
+}
+
+func (c *client) removeImage(ctx context.Context, reference string) error {
+	_, err := c.images.RemoveImage(ctx, &runtime.RemoveImageRequest{Image: &runtime.ImageSpec{Image: reference}})
+	return err
+}
+
+// pod is a running pod of one container.
+type pod struct{ sandbox, container string }
+
+// times are how long the parts of one pod's start took.
+type times struct{ sandbox, container time.Duration }
+
+// podRequest says what to run.
+type podRequest struct {
+	name     string
+	image    string
+	host     bool   // the node's network instead of the default one
+	cgroup   string // parent
+	logs     string // directory
+	sequence int
+}
+
+// up starts a pod with its container, as a kubelet does it for a plain pod without limits.
+func (c *client) up(ctx context.Context, r podRequest) (pod, times, error) {
+	var p pod
+	var t times
+	config := r.sandboxConfig()
+	begin := time.Now()
+	sandbox, err := c.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: config})
+	if err != nil {
+		return p, t, fmt.Errorf("run pod %s: %w", r.name, err)
+	}
+	t.sandbox = time.Since(begin)
+	p.sandbox = sandbox.PodSandboxId
+	begin = time.Now()
+	container, err := c.CreateContainer(ctx, &runtime.CreateContainerRequest{
+		PodSandboxId: p.sandbox, Config: r.containerConfig(), SandboxConfig: config,
+	})
+	if err != nil {
+		return p, t, fmt.Errorf("create the container of %s: %w", r.name, err)
+	}
+	p.container = container.ContainerId
+	if _, err := c.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: p.container}); err != nil {
+		return p, t, fmt.Errorf("start the container of %s: %w", r.name, err)
+	}
+	t.container = time.Since(begin)
+	return p, t, nil
+}
+
+// down stops and removes the pod and its container.
+func (c *client) down(ctx context.Context, p pod) error {
+	if _, err := c.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: p.container, Timeout: 10}); err != nil {
+		return fmt.Errorf("stop container %s: %w", p.container, err)
+	}
+	if _, err := c.RemoveContainer(ctx, &runtime.RemoveContainerRequest{ContainerId: p.container}); err != nil {
+		return fmt.Errorf("remove container %s: %w", p.container, err)
+	}
+	if _, err := c.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", p.sandbox, err)
+	}
+	if _, err := c.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
+		return fmt.Errorf("remove sandbox %s: %w", p.sandbox, err)
+	}
+	return nil
+}
+
+// exec runs a program that ends at once.
+func (c *client) exec(ctx context.Context, p pod) error {
+	r, err := c.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"/sleeper", "true"}, Timeout: 10})
+	if err == nil && r.ExitCode != 0 {
+		err = fmt.Errorf("exit code %d: %s", r.ExitCode, r.Stderr)
+	}
+	if err != nil {
+		return fmt.Errorf("exec in container %s: %w", p.container, err)
+	}
+	return nil
+}
+
+func (r podRequest) sandboxConfig() *runtime.PodSandboxConfig {
+	network, hostname := runtime.NamespaceMode_POD, r.name
+	if r.host {
+		network, hostname = runtime.NamespaceMode_NODE, ""
+	}
+	return &runtime.PodSandboxConfig{
+		Metadata:     &runtime.PodSandboxMetadata{Name: r.name, Namespace: "bench", Uid: fmt.Sprintf("%s-uid", r.name)},
+		Hostname:     hostname,
+		LogDirectory: filepath.Join(r.logs, r.name),
+		DnsConfig:    &runtime.DNSConfig{Servers: []string{"10.0.0.10"}, Searches: []string{"bench.svc.cluster.local"}},
+		Labels:       map[string]string{"io.kubernetes.pod.name": r.name, "io.kubernetes.pod.namespace": "bench"},
+		Linux: &runtime.LinuxPodSandboxConfig{
+			CgroupParent: r.cgroup,
+			SecurityContext: &runtime.LinuxSandboxSecurityContext{
+				NamespaceOptions: &runtime.NamespaceOption{Network: network, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD},
+				Seccomp:          &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault},
+			},
+		},
+	}
+}
+
+func (r podRequest) containerConfig() *runtime.ContainerConfig {
+	network := r.sandboxConfig().Linux.SecurityContext.NamespaceOptions.Network
+	return &runtime.ContainerConfig{
+		Metadata: &runtime.ContainerMetadata{Name: "sleeper"},
+		Image:    &runtime.ImageSpec{Image: r.image},
+		LogPath:  "sleeper_0.log",
+		Envs:     []*runtime.KeyValue{{Key: "BENCH", Value: []byte("1")}},
+		Labels:   map[string]string{"io.kubernetes.container.name": "sleeper"},
+		Linux: &runtime.LinuxContainerConfig{
+			Resources: &runtime.LinuxContainerResources{CpuShares: 2, CpuPeriod: 100000, OomScoreAdj: 1000},
+			SecurityContext: &runtime.LinuxContainerSecurityContext{
+				NamespaceOptions: &runtime.NamespaceOption{Network: network, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD},
+				Seccomp:          &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Unconfined},
+				MaskedPaths:      []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
+				ReadonlyPaths:    []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+			},
+		},
+	}
+}

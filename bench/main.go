@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// options are what the command line says.
+type options struct {
+	tools   string   // directory of the peers' programs, the CNI plugins and the sleeper
+	bin     string   // directory of kurid and kuri-keeper
+	dir     string   // directory for everything on the disk
+	json    string   // file for the results, "" for none
+	pods    int      // pods for each measure
+	rounds  int      // turns that they are divided into
+	only    []string // runtimes to measure
+	phases  []string // phases to run
+	verbose bool     // daemons log to stderr
+}
+
+// phases in the order in which they run; each adds its measures to the report.
+var phases = []struct {
+	name string
+	run  func(*bench, context.Context) error
+}{
+	{"start", (*bench).startPhase},
+	{"pods", (*bench).podsPhase},
+	{"burst", (*bench).burstPhase},
+	{"memory", (*bench).memoryPhase},
+	{"pull", (*bench).pullPhase},
+}
+
+func main() {
+	o, err := parse(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err == nil {
+		err = run(ctx, o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func parse(args []string) (*options, error) {
+	o := &options{dir: os.Getenv("CELL_DIR")}
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.StringVar(&o.tools, "tools", "", "directory of containerd, runc, the CNI plugins and the sleeper")
+	fs.StringVar(&o.bin, "bin", "", "directory of kurid and kuri-keeper")
+	fs.StringVar(&o.json, "json", "", "write the results to this file as JSON")
+	fs.IntVar(&o.pods, "pods", 50, "pods for each measure")
+	fs.IntVar(&o.rounds, "rounds", 5, "turns that the runtimes take")
+	fs.BoolVar(&o.verbose, "v", false, "show what the daemons log")
+	only := fs.String("only", "containerd,kuri", "runtimes to measure")
+	var names []string
+	for _, p := range phases {
+		names = append(names, p.name)
+	}
+	chosen := fs.String("phases", strings.Join(names, ","), "phases to run")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	o.only, o.phases = strings.Split(*only, ","), strings.Split(*chosen, ",")
+	for _, p := range o.phases {
+		if !slices.Contains(names, p) {
+			return nil, fmt.Errorf("-phases: %q is not one of %s", p, strings.Join(names, ", "))
+		}
+	}
+	if o.dir == "" {
+		return nil, errors.New("CELL_DIR is not set: start this through bench/run")
+	}
+	if o.rounds < 1 || o.pods < o.rounds {
+		return nil, fmt.Errorf("-pods %d -rounds %d: each round needs a pod", o.pods, o.rounds)
+	}
+	return o, nil
+}
+
+// bench is one run: the runtimes side by side and what was measured so far.
+type bench struct {
+	*options
+	images   *images
+	runtimes []*daemon
+	report   *report
+}
+
+func run(ctx context.Context, o *options) error {
+	// 1. Into a cgroup of our own: what the cell takes beside it is what the runtimes take.
+	if err := enterCgroup("/bench"); err != nil {
+		return err
+	}
+	// 2. The registry with the images.
+	images, err := serveImages(filepath.Join(o.tools, "sleeper"), slices.Contains(o.phases, "pull"))
+	if err != nil {
+		return err
+	}
+	defer images.close()
+	// 3. The runtimes, not running yet.
+	b := &bench{options: o, images: images, report: newReport(o)}
+	for _, name := range o.only {
+		d, err := newDaemon(name, o, images)
+		if err != nil {
+			return err
+		}
+		defer d.end()
+		b.runtimes = append(b.runtimes, d)
+	}
+	// 4. The phases.
+	for _, p := range phases {
+		if !slices.Contains(o.phases, p.name) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s\n", p.name)
+		if err := p.run(b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	// 5. What came out.
+	b.report.print(os.Stdout)
+	if o.json != "" {
+		return b.report.write(o.json)
+	}
+	return nil
+}

@@ -1,0 +1,344 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// settle is how long a runtime is left alone before its memory and idle CPU time are read.
+const settle = 3 * time.Second
+
+// startPhase starts each daemon several times, in turns, and leaves it running. Each start is that of a
+// node that has booted: nothing of the runtime runs yet, its directories are there.
+func (b *bench) startPhase(ctx context.Context) error {
+	for range b.rounds + 1 { // the first makes the directories and does not count
+		for _, d := range b.runtimes {
+			if err := d.stop(true); err != nil {
+				return err
+			}
+			if _, err := d.start(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	for round := range b.rounds {
+		for _, d := range b.runtimes {
+			if err := d.stop(true); err != nil {
+				return err
+			}
+			took, err := d.start(ctx)
+			if err != nil {
+				return err
+			}
+			b.report.add("daemon start to ready", "ms", d.name, round, milliseconds(took))
+			if d.lasting == "" {
+				continue
+			}
+			if err := d.stop(false); err != nil {
+				return err
+			}
+			if took, err = d.start(ctx); err != nil {
+				return err
+			}
+			b.report.add("  … "+d.lasting+" running already", "ms", d.name, round, milliseconds(took))
+		}
+	}
+	return nil
+}
+
+// fresh restarts a daemon, so that a phase begins without what the one before left in its heap, gives it the
+// image, and lets it warm up with a few pods.
+func (b *bench) fresh(ctx context.Context, d *daemon) error {
+	if err := d.stop(true); err != nil {
+		return err
+	}
+	if _, err := d.start(ctx); err != nil {
+		return err
+	}
+	if err := d.client.pull(ctx, b.images.reference(sleeperImage)); err != nil {
+		return fmt.Errorf("pull with %s: %w", d.name, err)
+	}
+	for n := range 3 {
+		p, _, err := d.client.up(ctx, b.request(d, fmt.Sprintf("warm-%d", n), false))
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.name, err)
+		}
+		if err := errors.Join(d.client.exec(ctx, p), d.client.down(ctx, p)); err != nil {
+			return fmt.Errorf("%s: %w", d.name, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) freshAll(ctx context.Context) error {
+	for _, d := range b.runtimes {
+		if err := b.fresh(ctx, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) request(d *daemon, name string, host bool) podRequest {
+	return podRequest{
+		name: name, image: b.images.reference(sleeperImage), host: host,
+		cgroup: d.cgroup + "/pods", logs: filepath.Join(b.dir, d.name, "logs"),
+	}
+}
+
+// networks are where a pod can be: its name in the report, and whether that is the node's network.
+var networks = []struct {
+	name string
+	host bool
+}{{"host network", true}, {"default network", false}}
+
+// podsPhase starts pods one at a time, execs once in each, and takes them down again.
+func (b *bench) podsPhase(ctx context.Context) error {
+	if err := b.freshAll(ctx); err != nil {
+		return err
+	}
+	for _, network := range networks {
+		for round := range b.rounds {
+			for _, d := range b.runtimes {
+				if err := b.podsRound(ctx, d, network.name, network.host, round); err != nil {
+					return fmt.Errorf("%s, %s: %w", d.name, network.name, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (b *bench) podsRound(ctx context.Context, d *daemon, network string, host bool, round int) error {
+	n := b.pods / b.rounds
+	before, err := cpu(d.name)
+	if err != nil {
+		return err
+	}
+	var pods []pod
+	for k := range n {
+		p, t, err := d.client.up(ctx, b.request(d, fmt.Sprintf("one-%d-%d", round, k), host))
+		if err != nil {
+			return err
+		}
+		pods = append(pods, p)
+		b.report.add("pod ready (Run+Create+Start), "+network, "ms", d.name, round, milliseconds(t.sandbox+t.container))
+		b.report.add("  … RunPodSandbox, "+network, "ms", d.name, round, milliseconds(t.sandbox))
+		b.report.add("  … CreateContainer+StartContainer, "+network, "ms", d.name, round, milliseconds(t.container))
+	}
+	after, err := cpu(d.name)
+	if err != nil {
+		return err
+	}
+	b.report.add("CPU per pod started, "+network, "ms", d.name, round, float64(after-before)/1e6/float64(n))
+	for _, p := range pods {
+		begin := time.Now()
+		if err := d.client.exec(ctx, p); err != nil {
+			return err
+		}
+		if !host {
+			b.report.add("ExecSync, one at a time", "ms", d.name, round, milliseconds(time.Since(begin)))
+		}
+	}
+	for _, p := range pods {
+		begin := time.Now()
+		if err := d.client.down(ctx, p); err != nil {
+			return err
+		}
+		b.report.add("pod down (Stop+Remove), "+network, "ms", d.name, round, milliseconds(time.Since(begin)))
+	}
+	return nil
+}
+
+// burstPhase starts all pods at once.
+func (b *bench) burstPhase(ctx context.Context) error {
+	if err := b.freshAll(ctx); err != nil {
+		return err
+	}
+	for _, network := range networks {
+		for round := range min(b.rounds, 3) {
+			for _, d := range b.runtimes {
+				pods, took, err := b.atOnce(ctx, d, fmt.Sprintf("burst-%d", round), network.host)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", d.name, network.name, err)
+				}
+				b.report.add(fmt.Sprintf("%d at once, %s", b.pods, network.name), "pods/s", d.name, round, float64(b.pods)/took.Seconds())
+				begin := time.Now()
+				err = each(len(pods), func(n int) error { return d.client.down(ctx, pods[n]) })
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", d.name, network.name, err)
+				}
+				b.report.add(fmt.Sprintf("%d down at once, %s", b.pods, network.name), "pods/s", d.name, round, float64(b.pods)/time.Since(begin).Seconds())
+			}
+		}
+	}
+	return nil
+}
+
+func (b *bench) atOnce(ctx context.Context, d *daemon, name string, host bool) ([]pod, time.Duration, error) {
+	pods := make([]pod, b.pods)
+	begin := time.Now()
+	err := each(b.pods, func(n int) (err error) {
+		pods[n], _, err = d.client.up(ctx, b.request(d, name+"-"+strconv.Itoa(n), host))
+		return err
+	})
+	return pods, time.Since(begin), err
+}
+
+// each runs a function for 0…n-1 at once and waits for all.
+func each(n int, f func(int) error) error {
+	errs := make([]error, n)
+	var wait sync.WaitGroup
+	for k := range n {
+		wait.Go(func() { errs[k] = f(k) })
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
+
+// memoryPhase compares a runtime without pods with the same runtime with all of them, and lets it idle
+// with them.
+func (b *bench) memoryPhase(ctx context.Context) error {
+	for _, d := range b.runtimes {
+		if err := b.fresh(ctx, d); err != nil {
+			return err
+		}
+		if err := b.memoryOf(ctx, d); err != nil {
+			return fmt.Errorf("%s: %w", d.name, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) memoryOf(ctx context.Context, d *daemon) error {
+	// 1. Without pods.
+	empty, emptyKernel, err := b.taken(ctx, d)
+	if err != nil {
+		return err
+	}
+	b.report.add("memory without pods (PSS)", "MiB", d.name, 0, mebibytes(total(empty)))
+	// 2. With all of them, started one after the other as a node does over its life.
+	var pods []pod
+	for n := range b.pods {
+		p, _, err := d.client.up(ctx, b.request(d, fmt.Sprintf("memory-%d", n), false))
+		if err != nil {
+			return err
+		}
+		pods = append(pods, p)
+	}
+	full, fullKernel, err := b.taken(ctx, d)
+	if err != nil {
+		return err
+	}
+	perPod := func(now, before int64) float64 { return float64(now-before) / 1024 / float64(b.pods) }
+	b.report.add("memory per pod (PSS)", "KiB", d.name, 0, perPod(total(full), total(empty)))
+	for _, program := range slices.Sorted(maps.Keys(full)) {
+		b.report.add("  … "+program, "KiB", d.name, 0, perPod(full[program], empty[program]))
+	}
+	b.report.add("kernel memory per pod (memcg)", "KiB", d.name, 0, perPod(fullKernel, emptyKernel))
+	// 3. Idle with them.
+	const idle = 10 * time.Second
+	before, err := cpu(d.name)
+	if err != nil {
+		return err
+	}
+	if err := sleep(ctx, idle); err != nil {
+		return err
+	}
+	after, err := cpu(d.name)
+	if err != nil {
+		return err
+	}
+	b.report.add(fmt.Sprintf("CPU while %d pods idle", b.pods), "%", d.name, 0, float64(after-before)/float64(idle)*100)
+	// 4. Down.
+	for _, p := range pods {
+		if err := d.client.down(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// taken is the memory of a runtime that has been left alone for a while: by program, and the kernel's.
+func (b *bench) taken(ctx context.Context, d *daemon) (map[string]int64, int64, error) {
+	if err := sleep(ctx, settle); err != nil {
+		return nil, 0, err
+	}
+	user, err := memory(d.name)
+	if err != nil {
+		return nil, 0, err
+	}
+	kernel, err := kernelMemory(d.name)
+	return user, kernel, err
+}
+
+func total(byProgram map[string]int64) int64 {
+	var sum int64
+	for _, n := range byProgram {
+		sum += n
+	}
+	return sum
+}
+
+// pullPhase pulls and removes a big image, in turns.
+func (b *bench) pullPhase(ctx context.Context) error {
+	for _, d := range b.runtimes {
+		if err := d.stop(true); err != nil {
+			return err
+		}
+		if _, err := d.start(ctx); err != nil {
+			return err
+		}
+	}
+	for round := range min(b.rounds, 3) {
+		for _, d := range b.runtimes {
+			if err := b.pullOnce(ctx, d, round); err != nil {
+				return fmt.Errorf("%s: %w", d.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (b *bench) pullOnce(ctx context.Context, d *daemon, round int) error {
+	const what = "pull 10 layers x 20 MiB gzip"
+	reference := b.images.reference(bigImage)
+	mostMemory, err := peak(d.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	before, err := cpu(d.name)
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := d.client.pull(ctx, reference); err != nil {
+		return err
+	}
+	b.report.add(what, "s", d.name, round, time.Since(begin).Seconds())
+	after, err := cpu(d.name)
+	if err != nil {
+		return err
+	}
+	b.report.add("  … CPU", "s", d.name, round, float64(after-before)/1e9)
+	resident, err := mostMemory()
+	if err != nil {
+		return err
+	}
+	b.report.add("  … most resident memory of the daemon", "MiB", d.name, round, mebibytes(resident))
+	unix.Sync() // what one wrote is not left for the other's turn
+	return d.client.removeImage(ctx, reference)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func mebibytes(n int64) float64 { return float64(n) / (1 << 20) }
