@@ -1,0 +1,335 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
+)
+
+// callTimeout bounds each call of the tests that has no deadline of its own.
+const callTimeout = time.Minute
+
+// Options are what a test wants otherwise than usual. The zero value is a daemon with its own directories and a registry.
+type Options struct {
+	Dir    string   // holds root and state, to start again on what an earlier daemon left; "": a new one
+	Config string   // TOML added to the configuration: keys of tables first need their [table]
+	Flags  []string // further arguments of kurid
+	Images bool     // serve the ImageService on a second socket
+}
+
+// Daemon is a running kurid. Its methods fail the test that is given to them; none may be called at once with Restart.
+type Daemon struct {
+	Dir, Root, State string
+	Socket           string // of the runtime endpoint
+	ImageSocket      string // of the image endpoint; often the same
+	ConfigFile       string
+	Registry         *Registry
+	Runtime          *client.Runtime
+	Images           *client.Images
+
+	flags []string
+	log   *os.File
+	cmd   *exec.Cmd
+	ended chan error // of cmd
+}
+
+// Start starts a daemon. When the test ends, its pods are removed, leaks are looked for, the daemon and its keeper are
+// ended and leaks are looked for once more.
+func Start(t testing.TB, o Options) *Daemon {
+	t.Helper()
+	need(t)
+	d := &Daemon{Dir: o.Dir, flags: o.Flags, Registry: NewRegistry(t)}
+	if d.Dir == "" {
+		d.Dir = tempDir(t)
+	}
+	d.Root, d.State = filepath.Join(d.Dir, "root"), filepath.Join(d.Dir, "state")
+	d.Socket = filepath.Join(d.State, "kuri.sock")
+	d.ImageSocket = d.Socket
+	config := fmt.Sprintf("root = %q\nstate = %q\nlisten = %q\nlog_level = \"debug\"\n", d.Root, d.State, d.Socket)
+	if o.Images {
+		d.ImageSocket = filepath.Join(d.State, "image.sock")
+		config += fmt.Sprintf("image_listen = %q\n", d.ImageSocket)
+	}
+	d.ConfigFile = filepath.Join(d.Dir, "config.toml")
+	if err := os.WriteFile(d.ConfigFile, []byte(config+o.Config+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if d.log, err = os.Create(filepath.Join(d.Dir, "kurid.log")); err != nil {
+		t.Fatal(err)
+	}
+	before, err := Observe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.start(t)
+	idle, err := Observe(d.leaky()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if d.cmd == nil {
+			d.start(t)
+		}
+		d.removeAll(t)
+		d.checkIdle(t, idle)
+		d.Stop(t)
+		d.stopKeeper(t)
+		CheckLeaks(t, "after the daemon and its keeper have ended", before)
+		if t.Failed() {
+			d.showLog(t)
+		}
+		d.log.Close()
+	})
+	return d
+}
+
+// leaky are the directories that pods and containers may leave something in; images stay.
+func (d *Daemon) leaky() []string {
+	return []string{filepath.Join(d.Root, "pods"), filepath.Join(d.Root, "tmp"), d.State}
+}
+
+// checkIdle looks for leaks while the daemon still runs. Its process ids may have changed by then.
+func (d *Daemon) checkIdle(t testing.TB, idle Traces) {
+	t.Helper()
+	delete(idle, "processes")
+	pids, err := d.containerProcesses()
+	if err != nil || len(pids) > 0 {
+		t.Errorf("after all pods were removed, processes are left: %v %v", pids, err)
+	}
+	CheckLeaks(t, "after all pods were removed", idle, d.leaky()...)
+}
+
+// containerProcesses lists the processes that are in a cgroup of a pod.
+func (d *Daemon) containerProcesses() ([]string, error) {
+	all, err := processes()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, p := range all {
+		pid, _, _ := strings.Cut(p, " ")
+		b, err := os.ReadFile("/proc/" + pid + "/cgroup")
+		if err == nil && strings.Contains(string(b), ":/kuri/") && !strings.Contains(p, "kuri-keeper") {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// start starts kurid and dials it.
+func (d *Daemon) start(t testing.TB) {
+	t.Helper()
+	d.cmd = exec.Command(Bin("kurid"), append([]string{"--config", d.ConfigFile}, d.flags...)...)
+	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if err := d.cmd.Start(); err != nil {
+		t.Fatalf("start kurid (is it built? make): %v", err)
+	}
+	d.ended = make(chan error, 1)
+	go func(cmd *exec.Cmd, ended chan error) { ended <- cmd.Wait() }(d.cmd, d.ended)
+
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	go func() {
+		select {
+		case err := <-d.ended:
+			d.ended <- err
+			cancel() // no use to wait for it
+		case <-ctx.Done():
+		}
+	}()
+	o := client.Options{Timeout: callTimeout, Wait: true}
+	var err error
+	if d.Runtime, err = client.DialRuntime(ctx, "unix://"+d.Socket, o); err == nil {
+		d.Images, err = client.DialImages(ctx, "unix://"+d.ImageSocket, o)
+	}
+	if err != nil {
+		d.showLog(t)
+		t.Fatalf("dial kurid: %v", err)
+	}
+}
+
+// Pid returns the process id of kurid.
+func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
+
+// Stop ends kurid with TERM; the keeper and the pods stay.
+func (d *Daemon) Stop(t testing.TB) {
+	t.Helper()
+	d.end(t, syscall.SIGTERM)
+}
+
+// Kill9 ends kurid with KILL; the keeper and the pods stay.
+func (d *Daemon) Kill9(t testing.TB) {
+	t.Helper()
+	d.end(t, syscall.SIGKILL)
+}
+
+// Continue starts kurid again, after Stop or Kill9, on the same directories.
+func (d *Daemon) Continue(t testing.TB) {
+	t.Helper()
+	d.start(t)
+}
+
+// Restart is Stop and Continue.
+func (d *Daemon) Restart(t testing.TB) {
+	t.Helper()
+	d.Stop(t)
+	d.Continue(t)
+}
+
+func (d *Daemon) end(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	d.Runtime.Close()
+	d.Images.Close()
+	if err := d.cmd.Process.Signal(sig); err != nil {
+		t.Errorf("end kurid: %v", err)
+	}
+	select {
+	case err := <-d.ended:
+		if sig == syscall.SIGTERM && err != nil {
+			t.Errorf("kurid was asked to end and said: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Errorf("kurid does not end on signal %v", sig)
+		d.cmd.Process.Kill()
+		<-d.ended
+	}
+	d.cmd = nil
+}
+
+// KeeperPid returns the process id of the keeper, which the kernel knows of its socket; 0 when none listens.
+func (d *Daemon) KeeperPid() int {
+	conn, err := net.Dial("unix", filepath.Join(d.State, "keeper.sock"))
+	if err != nil {
+		return 0
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0
+	}
+	pid := 0
+	raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(cred.Pid)
+		}
+	})
+	return pid
+}
+
+// stopKeeper ends the keeper with TERM and waits for it.
+func (d *Daemon) stopKeeper(t testing.TB) {
+	t.Helper()
+	pid := d.KeeperPid()
+	if pid == 0 {
+		t.Error("no keeper listens any more")
+		return
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Errorf("end the keeper: %v", err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			return
+		}
+	}
+	t.Errorf("the keeper, process %d, does not end on TERM", pid)
+	syscall.Kill(pid, syscall.SIGKILL)
+}
+
+// removeAll stops and removes every pod.
+func (d *Daemon) removeAll(t testing.TB) {
+	t.Helper()
+	ctx := context.Background()
+	list, err := d.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		t.Errorf("list pods to remove them: %v", err)
+		return
+	}
+	for _, p := range list.Items {
+		if _, err := d.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.Id}); err != nil {
+			t.Errorf("stop pod %s: %v", p.Metadata.Name, err)
+		}
+		if _, err := d.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id}); err != nil {
+			t.Errorf("remove pod %s: %v", p.Metadata.Name, err)
+		}
+	}
+}
+
+// Log returns all that kurid and, where it writes there, its keeper have logged so far.
+func (d *Daemon) Log(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func (d *Daemon) showLog(t testing.TB) {
+	t.Helper()
+	const most = 16 << 10
+	text := d.Log(t)
+	if len(text) > most {
+		text = "…" + text[len(text)-most:]
+	}
+	t.Logf("the log of kurid:\n%s", text)
+}
+
+// Kuri runs bin/kuri against the daemon and returns what it wrote to standard output and standard error, and its exit
+// code.
+func (d *Daemon) Kuri(t testing.TB, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := exec.Command(Bin("kuri"), args...)
+	cmd.Env = append(os.Environ(), d.Env()...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("run kuri: %v", err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// Env returns the variables by which kuri and crictl find the daemon.
+func (d *Daemon) Env() []string {
+	return []string{"CONTAINER_RUNTIME_ENDPOINT=unix://" + d.Socket, "IMAGE_SERVICE_ENDPOINT=unix://" + d.ImageSocket}
+}
+
+// Bin returns the path of a program built by make. KURI_BIN names another directory than bin/.
+func Bin(program string) string {
+	if dir := os.Getenv("KURI_BIN"); dir != "" {
+		return filepath.Join(dir, program)
+	}
+	return filepath.Join(Repository(), "bin", program)
+}
+
+// tempDir is t.TempDir with a short name: sockets go into it, and a socket's path has at most 107 bytes.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kuri")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("remove the directories of the daemon: %v", err)
+		}
+	})
+	return dir
+}

@@ -1,0 +1,197 @@
+package harness
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Traces is what can be left behind, one line for each thing, by kind of thing. It is comparable over time within a cell.
+type Traces map[string][]string
+
+// traceSources are the kinds of traces and where each is read.
+var traceSources = map[string]func() ([]string, error){
+	"mounts":             mounts,
+	"network namespaces": func() ([]string, error) { return tree("/run/netns") },
+	"links":              command("ip", "-o", "link", "show"),
+	"addresses":          command("ip", "-o", "address", "show"),
+	"routes":             routes,
+	"firewall":           command("nft", "-s", "list", "ruleset"),
+	"cgroups":            cgroups,
+	"processes":          processes,
+}
+
+// Observe reads the traces of everything in the cell, and of the files below dirs.
+func Observe(dirs ...string) (Traces, error) {
+	seen := Traces{}
+	for kind, read := range traceSources {
+		lines, err := read()
+		if err != nil {
+			return nil, fmt.Errorf("observe %s: %w", kind, err)
+		}
+		slices.Sort(lines)
+		seen[kind] = lines
+	}
+	for _, d := range dirs {
+		lines, err := tree(d)
+		if err != nil {
+			return nil, fmt.Errorf("observe files: %w", err)
+		}
+		seen["files"] = append(seen["files"], lines...)
+	}
+	return seen, nil
+}
+
+// Since returns a line for each thing that is there now and was not before ("left") or the other way round ("gone").
+func (now Traces) Since(before Traces) []string {
+	var diff []string
+	for kind, lines := range now {
+		for _, l := range lines {
+			if !slices.Contains(before[kind], l) {
+				diff = append(diff, fmt.Sprintf("left in %s: %s", kind, l))
+			}
+		}
+	}
+	for kind, lines := range before {
+		for _, l := range lines {
+			if !slices.Contains(now[kind], l) {
+				diff = append(diff, fmt.Sprintf("gone from %s: %s", kind, l))
+			}
+		}
+	}
+	slices.Sort(diff)
+	return diff
+}
+
+// CheckLeaks fails t unless the traces are those of before within a few seconds: the kernel takes namespaces, links and
+// cgroups away after the last process that used them, not with it.
+func CheckLeaks(t testing.TB, when string, before Traces, dirs ...string) {
+	t.Helper()
+	var diff []string
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		now, err := Observe(dirs...)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if diff = now.Since(before); len(diff) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			break
+		}
+	}
+	t.Errorf("%s, this is not as it was before:\n\t%s", when, strings.Join(diff, "\n\t"))
+}
+
+// mounts lists the mounts without their ids, which count up for ever.
+func mounts() ([]string, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		before, after, _ := strings.Cut(strings.Join(f[3:], " "), " - ")
+		point := strings.Fields(before)[1]
+		out = append(out, point+" ("+after+")")
+	}
+	return out, nil
+}
+
+// cgroups lists the directories of every hierarchy.
+func cgroups() ([]string, error) {
+	var out []string
+	err := filepath.WalkDir("/sys/fs/cgroup", func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // it went while we looked
+		}
+		if d.IsDir() {
+			out = append(out, p)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// processes lists every process of the cell with its id; a zombie says so.
+func processes() ([]string, error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, d := range dirs {
+		stat, err := os.ReadFile(d + "/stat")
+		if err != nil {
+			continue // it ended while we looked
+		}
+		args, _ := os.ReadFile(d + "/cmdline")
+		text := strings.TrimSpace(string(bytes.ReplaceAll(args, []byte{0}, []byte{' '})))
+		if end := bytes.LastIndexByte(stat, ')'); end >= 0 && bytes.HasPrefix(stat[end:], []byte(") Z")) {
+			text = "zombie " + string(stat[bytes.IndexByte(stat, '('):end+1])
+		}
+		if strings.HasPrefix(text, "ip -o ") || strings.HasPrefix(text, "nft -s ") {
+			continue // ours
+		}
+		out = append(out, filepath.Base(d)+" "+text)
+	}
+	return out, nil
+}
+
+func routes() ([]string, error) {
+	var out []string
+	for _, version := range []string{"-4", "-6"} {
+		lines, err := command("ip", version, "-o", "route", "show", "table", "all")()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, lines...)
+	}
+	return out, nil
+}
+
+// tree lists what is below dir, dir left out; an absent dir is empty.
+func tree(dir string) ([]string, error) {
+	var out []string
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || p == dir {
+			return nil
+		}
+		out = append(out, p)
+		return nil
+	})
+	return out, err
+}
+
+// counting matches what counts up or down by itself in the output of ip and nft.
+var counting = regexp.MustCompile(`(valid_lft|preferred_lft|expires) \S+|^\d+: `)
+
+// command returns a reader of the lines that a command prints.
+func command(name string, args ...string) func() ([]string, error) {
+	return func() ([]string, error) {
+		var said bytes.Buffer
+		cmd := exec.Command(name, args...)
+		cmd.Stderr = &said
+		out, err := cmd.Output()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w: %s", cmd, err, said.String())
+		}
+		var lines []string
+		for line := range strings.Lines(string(out)) {
+			if line = strings.TrimRight(counting.ReplaceAllString(line, ""), " \n"); line != "" {
+				lines = append(lines, line)
+			}
+		}
+		return lines, nil
+	}
+}
