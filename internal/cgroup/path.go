@@ -1,6 +1,11 @@
 package cgroup
 
-import "github.com/kuri-cri/kuri/internal/fault"
+import (
+	"path"
+	"strings"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
 
 // Driver says who makes cgroups.
 type Driver string
@@ -11,23 +16,115 @@ const (
 	Systemd  Driver = "systemd"  // Kuri asks the unit manager for slices and scopes
 )
 
+// prefix begins the names of what is ours.
+const prefix = "kuri"
+
 // Choose returns the driver for the configured name: "systemd", "cgroupfs", or "auto" (or ""), which is systemd when the
 // node's unit manager is.
 func Choose(configured string, systemd bool) (Driver, error) {
-	return "", fault.New(fault.Unimplemented, "cgroup.Choose is being written")
+	switch {
+	case configured == string(Cgroupfs):
+		return Cgroupfs, nil
+	case configured == string(Systemd) && !systemd:
+		return "", fault.New(fault.Precondition, "cgroup driver systemd: the unit manager of this node is not systemd; use cgroupfs or auto")
+	case configured == string(Systemd):
+		return Systemd, nil
+	case configured != "" && configured != "auto":
+		return "", fault.New(fault.Invalid, "cgroup driver %q is none of auto, systemd, cgroupfs", configured)
+	case systemd:
+		return Systemd, nil
+	}
+	return Cgroupfs, nil
 }
 
 // Parent returns the cgroup below which a pod's containers are put, in the driver's syntax (a path, or the name of a
-// slice): cgroupParent as the CRI gives it, or one made for the pod alone when that is empty. own tells whether it holds
-// this pod only, so that the pod's usage can be read from it.
+// slice): cgroupParent as the CRI gives it, in either driver's syntax, or one made for the pod alone when it is empty.
+// own tells whether it holds this pod only, so that the pod's usage can be read from it: a kubelet makes one for each
+// pod and names it after the pod's uid.
 func (d Driver) Parent(cgroupParent, podID, podUID string) (parent string, own bool, err error) {
-	return "", false, fault.New(fault.Unimplemented, "cgroup.Parent is being written")
+	if strings.ContainsAny(cgroupParent, "\x00\n:") || strings.Contains("/"+cgroupParent+"/", "/../") {
+		return "", false, fault.New(fault.Invalid, "linux.cgroup_parent: %q is not the path of a cgroup", cgroupParent)
+	}
+	if d == Systemd {
+		if cgroupParent == "" {
+			return prefix + "-" + podID + ".slice", true, nil
+		}
+		parent, err = slice(cgroupParent)
+		return parent, err == nil && podUID != "" && strings.HasSuffix(parent, "-pod"+escape(podUID)+".slice"), err
+	}
+	if cgroupParent == "" {
+		return "/" + prefix + "-" + podID, true, nil
+	}
+	parent = path.Clean("/" + cgroupParent)
+	name := strings.TrimSuffix(path.Base(parent), ".slice")
+	own = podUID != "" && (name == "pod"+podUID || strings.HasSuffix(name, "-pod"+escape(podUID)))
+	return parent, own, nil
 }
 
-// Path returns the OCI cgroupsPath of the container (or pod's init) id below parent, which [Driver.Parent] returned.
-func (d Driver) Path(parent, id string) string { return "" }
+// Path returns the OCI cgroupsPath of the container (or the pod's init) id below parent, which [Driver.Parent] returned.
+func (d Driver) Path(parent, id string) string {
+	if d == Systemd {
+		return parent + ":" + prefix + ":" + id
+	}
+	return path.Join(parent, id)
+}
 
 // Dir returns the directory, below the root of each hierarchy, of an OCI cgroupsPath or of what [Driver.Parent] returned.
-func (d Driver) Dir(path string) (string, error) {
-	return "", fault.New(fault.Unimplemented, "cgroup.Dir is being written")
+func (d Driver) Dir(cgroupsPath string) (string, error) {
+	if d == Cgroupfs {
+		if !path.IsAbs(cgroupsPath) || path.Clean(cgroupsPath) != cgroupsPath {
+			return "", fault.New(fault.Invalid, "cgroup path %q is not clean and absolute", cgroupsPath)
+		}
+		return cgroupsPath, nil
+	}
+	parts := strings.Split(cgroupsPath, ":")
+	dir, err := expand(parts[0])
+	if err != nil || len(parts) == 1 {
+		return dir, err
+	}
+	if len(parts) != 3 || strings.Contains(parts[1]+parts[2], "/") || parts[2] == "" {
+		return "", fault.New(fault.Invalid, "cgroup path %q is not slice:prefix:name", cgroupsPath)
+	}
+	return path.Join(dir, parts[1]+"-"+parts[2]+".scope"), nil
+}
+
+// slice returns the name of the slice that a cgroup parent means: the last element when that is a slice's name, else
+// the path with its elements joined as systemd joins them: "/batch/low" is "batch-low.slice".
+func slice(parent string) (string, error) {
+	parent = path.Clean("/" + parent)
+	if base := path.Base(parent); strings.HasSuffix(base, ".slice") {
+		_, err := expand(base)
+		return base, err
+	}
+	if parent == "/" {
+		return "-.slice", nil
+	}
+	elements := strings.Split(parent[1:], "/")
+	for i, e := range elements {
+		elements[i] = escape(strings.TrimSuffix(e, ".slice"))
+	}
+	name := strings.Join(elements, "-") + ".slice"
+	_, err := expand(name)
+	return name, err
+}
+
+// escape takes the hyphens out of a name: to systemd each one opens a slice within a slice. A kubelet does the same.
+func escape(name string) string { return strings.ReplaceAll(name, "-", "_") }
+
+// expand returns the directory of a slice: "a-b.slice" is "/a.slice/a-b.slice". See systemd.slice(5).
+func expand(name string) (string, error) {
+	stem, ok := strings.CutSuffix(name, ".slice")
+	if name == "-.slice" {
+		return "/", nil
+	}
+	if !ok || stem == "" || strings.Contains(stem, "/") || strings.Contains("-"+stem+"-", "--") || len(name) > 255 {
+		return "", fault.New(fault.Invalid, "cgroup parent %q is not the name of a systemd slice", name)
+	}
+	dir := "/"
+	for i, c := range stem {
+		if c == '-' {
+			dir = path.Join(dir, stem[:i]+".slice")
+		}
+	}
+	return path.Join(dir, name), nil
 }

@@ -1,10 +1,20 @@
 package cgroup
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
+
+// unlimited is where a limit stops being one: cgroup v1 has a number near 2^63 where v2 has "max".
+const unlimited = 1 << 60
 
 // Sample is what a cgroup uses, at one moment. What the kernel does not tell is zero, and its Has… is false.
 type Sample struct {
@@ -12,21 +22,23 @@ type Sample struct {
 
 	HasCPU   bool
 	CPUUsage uint64 // nanoseconds of one core, since the cgroup was made
-	CPUPSI   *PSI   // cgroup v2 only; nil when the kernel has it not
+	CPUPSI   *PSI   // cgroup v2 only, as the other two; nil when the kernel does not tell
 
 	HasMemory       bool
 	Memory          uint64 // bytes, with the page cache
 	WorkingSet      uint64 // bytes: Memory without the page cache that is inactive
 	RSS             uint64 // bytes of anonymous memory
-	Available       uint64 // bytes: limit less WorkingSet; 0 without a limit
+	Available       uint64 // bytes: MemoryLimit less WorkingSet; 0 without a limit
+	MemoryLimit     uint64 // bytes; 0 without a limit
 	PageFaults      uint64
 	MajorPageFaults uint64
-	MemoryLimit     uint64 // bytes; 0 without a limit
 	MemoryPSI       *PSI
 
 	HasSwap       bool
 	Swap          uint64 // bytes
-	SwapAvailable uint64 // bytes: what the swap limit leaves; 0 without a limit
+	SwapAvailable uint64 // bytes that the limit leaves; 0 without a limit
+	SwapLimit     uint64 // bytes of swap alone; with HasSwapLimit, for it may be 0
+	HasSwapLimit  bool
 
 	HasPids bool
 	Pids    uint64 // processes and threads
@@ -40,10 +52,256 @@ type PSI struct{ Some, Full Pressure }
 // Pressure is the share of time in which work stood still, in percent over the last 10, 60 and 300 seconds, and in all.
 type Pressure struct {
 	Avg10, Avg60, Avg300 float64
-	Total                uint64 // microseconds
+	Total                uint64 // nanoseconds
 }
 
-// Sample reads what the cgroup dir uses. A cgroup that is not there is an error of kind NotFound.
+// Add returns the usage of two cgroups together. Limits add up when both have one. Pressure does not add up and is left
+// out. The time is that of the earlier sample.
+func (s Sample) Add(o Sample) Sample {
+	if s.Time.IsZero() {
+		o.CPUPSI, o.MemoryPSI, o.IOPSI = nil, nil, nil
+		return o
+	}
+	s.CPUPSI, s.MemoryPSI, s.IOPSI = nil, nil, nil
+	if o.Time.Before(s.Time) {
+		s.Time = o.Time
+	}
+	s.HasCPU, s.HasMemory, s.HasSwap, s.HasPids = s.HasCPU || o.HasCPU, s.HasMemory || o.HasMemory, s.HasSwap || o.HasSwap, s.HasPids || o.HasPids
+	s.CPUUsage += o.CPUUsage
+	s.Memory += o.Memory
+	s.WorkingSet += o.WorkingSet
+	s.RSS += o.RSS
+	s.PageFaults += o.PageFaults
+	s.MajorPageFaults += o.MajorPageFaults
+	s.Swap += o.Swap
+	s.Pids += o.Pids
+	if s.MemoryLimit == 0 || o.MemoryLimit == 0 {
+		s.MemoryLimit, s.Available = 0, 0
+	} else {
+		s.MemoryLimit, s.Available = s.MemoryLimit+o.MemoryLimit, s.Available+o.Available
+	}
+	if s.HasSwapLimit = s.HasSwapLimit && o.HasSwapLimit; s.HasSwapLimit {
+		s.SwapLimit, s.SwapAvailable = s.SwapLimit+o.SwapLimit, s.SwapAvailable+o.SwapAvailable
+	} else {
+		s.SwapLimit, s.SwapAvailable = 0, 0
+	}
+	return s
+}
+
+// Sample reads what the cgroup dir, and all below it, use. A cgroup that is not there is an error of kind NotFound.
 func (h *Hierarchies) Sample(dir string) (Sample, error) {
-	return Sample{}, fault.New(fault.Unimplemented, "cgroup.Sample is being written")
+	r := reader{s: Sample{Time: time.Now()}}
+	if h.v2 {
+		r.dir = filepath.Join(h.roots[""], dir)
+		r.readV2()
+	} else {
+		r.readV1(h.roots, dir)
+	}
+	if r.err != nil {
+		return Sample{}, fmt.Errorf("sample cgroup %s: %w", dir, r.err)
+	}
+	if !r.found {
+		return Sample{}, fault.New(fault.NotFound, "no cgroup %s", dir)
+	}
+	return r.s, nil
+}
+
+// reader reads the files of one cgroup, with one buffer for all of them.
+type reader struct {
+	s     Sample
+	dir   string // of the controller that is being read
+	buf   [8192]byte
+	found bool // a file was there
+	err   error
+}
+
+func (r *reader) readV1(roots map[string]string, dir string) {
+	if root := roots["cpuacct"]; root != "" {
+		r.dir = filepath.Join(root, dir)
+		r.s.CPUUsage, r.s.HasCPU = r.number("cpuacct.usage")
+	}
+	if root := roots["memory"]; root != "" {
+		r.dir = filepath.Join(root, dir)
+		r.memoryV1()
+	}
+	if root := roots["pids"]; root != "" {
+		r.dir = filepath.Join(root, dir)
+		r.s.Pids, r.s.HasPids = r.number("pids.current")
+	}
+}
+
+func (r *reader) memoryV1() {
+	s := &r.s
+	if s.Memory, s.HasMemory = r.number("memory.usage_in_bytes"); !s.HasMemory {
+		return
+	}
+	var inactive, limit, both uint64
+	r.pairs("memory.stat", func(key []byte, value uint64) {
+		switch string(key) {
+		case "total_inactive_file":
+			inactive = value
+		case "total_rss":
+			s.RSS = value
+		case "total_pgfault":
+			s.PageFaults = value
+		case "total_pgmajfault":
+			s.MajorPageFaults = value
+		case "total_swap":
+			s.Swap = value
+		case "hierarchical_memory_limit":
+			limit = value
+		case "hierarchical_memsw_limit": // only there when swap is accounted for
+			both, s.HasSwap = value, true
+		}
+	})
+	s.memory(inactive, limit)
+	// Version 1 limits memory and swap together: swap may have what memory cannot.
+	if s.HasSwap && both < unlimited && limit < unlimited {
+		s.swap(both - min(both, limit))
+	}
+}
+
+func (r *reader) readV2() {
+	s := &r.s
+	r.pairs("cpu.stat", func(key []byte, value uint64) {
+		if string(key) == "usage_usec" {
+			s.CPUUsage, s.HasCPU = value*1000, true
+		}
+	})
+	s.CPUPSI = r.pressure("cpu.pressure")
+	if s.Memory, s.HasMemory = r.number("memory.current"); s.HasMemory {
+		var inactive uint64
+		r.pairs("memory.stat", func(key []byte, value uint64) {
+			switch string(key) {
+			case "inactive_file":
+				inactive = value
+			case "anon":
+				s.RSS = value
+			case "pgfault":
+				s.PageFaults = value
+			case "pgmajfault":
+				s.MajorPageFaults = value
+			}
+		})
+		limit, _ := r.number("memory.max")
+		s.memory(inactive, limit)
+		s.MemoryPSI = r.pressure("memory.pressure")
+	}
+	if s.Swap, s.HasSwap = r.number("memory.swap.current"); s.HasSwap {
+		if limit, ok := r.number("memory.swap.max"); ok && limit < unlimited {
+			s.swap(limit)
+		}
+	}
+	s.Pids, s.HasPids = r.number("pids.current")
+	s.IOPSI = r.pressure("io.pressure")
+}
+
+// memory fills in what follows from the usage.
+func (s *Sample) memory(inactive, limit uint64) {
+	s.WorkingSet = s.Memory - min(s.Memory, inactive)
+	if limit > 0 && limit < unlimited {
+		s.MemoryLimit = limit
+		s.Available = limit - min(limit, s.WorkingSet)
+	}
+}
+
+func (s *Sample) swap(limit uint64) {
+	s.HasSwapLimit, s.SwapLimit = true, limit
+	s.SwapAvailable = limit - min(limit, s.Swap)
+}
+
+// read returns the content of a file, valid until the next call; nil when there is none, for the cgroup, the controller
+// or the feature is not there. Of a file larger than the buffer it is the beginning.
+func (r *reader) read(name string) []byte {
+	fd, err := unix.Open(r.dir+"/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		r.fail(name, err)
+		return nil
+	}
+	defer unix.Close(fd)
+	n, err := unix.Read(fd, r.buf[:])
+	if err != nil {
+		r.fail(name, err)
+		return nil
+	}
+	r.found = true
+	return r.buf[:n]
+}
+
+func (r *reader) fail(name string, err error) {
+	// ENODEV: removed while it was open. EOPNOTSUPP: pressure that is switched off, or of a threaded cgroup.
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
+		return
+	}
+	if r.err == nil {
+		r.err = fmt.Errorf("read %s/%s: %w", r.dir, name, err)
+	}
+}
+
+// number reads a file with one number; "max" is the highest one.
+func (r *reader) number(name string) (uint64, bool) {
+	body := bytes.TrimSpace(r.read(name))
+	if len(body) == 0 {
+		return 0, false
+	}
+	if string(body) == "max" {
+		return ^uint64(0), true
+	}
+	return r.parse(name, body), true
+}
+
+// pairs reads a file with lines "key number".
+func (r *reader) pairs(name string, each func(key []byte, value uint64)) {
+	for line := range bytes.Lines(r.read(name)) {
+		key, value, ok := bytes.Cut(bytes.TrimSuffix(line, []byte("\n")), []byte(" "))
+		if ok {
+			each(key, r.parse(name, value))
+		}
+	}
+}
+
+// pressure reads a file of two lines "some avg10=0.00 avg60=0.00 avg300=0.00 total=0", the second "full".
+func (r *reader) pressure(name string) *PSI {
+	body := r.read(name)
+	if len(body) == 0 {
+		return nil
+	}
+	psi := &PSI{}
+	for line := range bytes.Lines(body) {
+		kind, rest, _ := bytes.Cut(line, []byte(" "))
+		p := &psi.Some
+		if string(kind) == "full" {
+			p = &psi.Full
+		}
+		for field := range bytes.FieldsSeq(rest) {
+			key, value, _ := bytes.Cut(field, []byte("="))
+			switch string(key) {
+			case "avg10":
+				p.Avg10 = r.parseFloat(name, value)
+			case "avg60":
+				p.Avg60 = r.parseFloat(name, value)
+			case "avg300":
+				p.Avg300 = r.parseFloat(name, value)
+			case "total":
+				p.Total = r.parse(name, value) * 1000
+			}
+		}
+	}
+	return psi
+}
+
+func (r *reader) parse(name string, s []byte) uint64 {
+	n, err := strconv.ParseUint(string(s), 10, 64)
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("read %s/%s: %w", r.dir, name, err)
+	}
+	return n
+}
+
+func (r *reader) parseFloat(name string, s []byte) float64 {
+	f, err := strconv.ParseFloat(string(s), 64)
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("read %s/%s: %w", r.dir, name, err)
+	}
+	return f
 }

@@ -1,11 +1,124 @@
 package node
 
 import (
-	"github.com/kuri-cri/kuri/internal/fault"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/capability"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// Read returns the facts of this node.
+// Read returns the facts of this node. A feature that cannot be asked for counts as absent; the error is for what every
+// Linux tells.
 func Read() (spec.Node, error) {
-	return spec.Node{}, fault.New(fault.Unimplemented, "node.Read is being written")
+	n := spec.Node{
+		CPUQuota: exists("/proc/sys/kernel/sched_cfs_bandwidth_slice_us"),
+		Seccomp:  exists("/proc/sys/kernel/seccomp/actions_avail"),
+		AppArmor: begins("/sys/module/apparmor/parameters/enabled", "Y"),
+		SELinux:  exists("/sys/fs/selinux/enforce"),
+		Systemd:  exists("/run/systemd/system"), // what sd_booted(3) looks at
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return n, fmt.Errorf("ask for the kernel's name: %w", err)
+	}
+	n.KernelVersion = unix.ByteSliceToString(uts.Release[:])
+	n.Hostname = unix.ByteSliceToString(uts.Nodename[:])
+
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return n, err
+	}
+	if n.Capabilities, err = grantable(string(status)); err != nil {
+		return n, err
+	}
+	if n.MinOOMScoreAdj, err = minOOMScoreAdj(n.Capabilities); err != nil {
+		return n, err
+	}
+	groups, err := cgroup.Open()
+	if err != nil {
+		return n, err
+	}
+	n.CgroupV2 = groups.Unified()
+	n.Swap = groups.AccountsSwap()
+	if groups.Has("hugetlb") {
+		n.HugepageSizes = hugepageSizes()
+	}
+	return n, nil
+}
+
+// grantable lists the capabilities that a child of ours can be given: those in our bounding set that we have.
+func grantable(status string) ([]string, error) {
+	set := ^uint64(0)
+	for _, field := range []string{"CapBnd:", "CapPrm:"} {
+		_, rest, ok := strings.Cut(status, field)
+		line, _, _ := strings.Cut(rest, "\n")
+		mask, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
+		if !ok || err != nil {
+			return nil, fmt.Errorf("/proc/self/status has no mask of capabilities at %s", field)
+		}
+		set &= mask
+	}
+	var names []string
+	for _, c := range capability.ListKnown() {
+		if set&(1<<uint(c)) != 0 {
+			names = append(names, "CAP_"+strings.ToUpper(c.String()))
+		}
+	}
+	return names, nil
+}
+
+// minOOMScoreAdj is what we may lower oom_score_adj to. Without CAP_SYS_RESOURCE no process may go below where a
+// privileged one has put it, which is taken to be where we are.
+func minOOMScoreAdj(capabilities []string) (int, error) {
+	if slices.Contains(capabilities, "CAP_SYS_RESOURCE") {
+		return -1000, nil
+	}
+	body, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(body)))
+	if err != nil {
+		return 0, fmt.Errorf("/proc/self/oom_score_adj: %w", err)
+	}
+	return n, nil
+}
+
+// hugepageSizes lists the kernel's sizes of huge pages as the cgroup files spell them: "64KB", "2MB", "1GB".
+func hugepageSizes() []string {
+	dirs, _ := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")
+	var out []string
+	for _, d := range dirs {
+		kb, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(d), "hugepages-"), "kB"), 10, 64)
+		if err != nil {
+			continue
+		}
+		switch {
+		case kb >= 1<<20:
+			out = append(out, fmt.Sprintf("%dGB", kb>>20))
+		case kb >= 1<<10:
+			out = append(out, fmt.Sprintf("%dMB", kb>>10))
+		default:
+			out = append(out, fmt.Sprintf("%dKB", kb))
+		}
+	}
+	return out
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func begins(path, with string) bool {
+	body, err := os.ReadFile(path)
+	return err == nil && strings.HasPrefix(string(body), with)
 }

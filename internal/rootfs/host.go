@@ -1,23 +1,83 @@
 package rootfs
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// HostPath follows the symbolic links of a host path. A path that does not exist is an error of kind NotFound.
+// HostPath follows the symbolic links of a host path. A path that does not exist is an error of kind Precondition, one
+// that is not absolute of kind Invalid.
 func HostPath(path string) (resolved string, isDir bool, err error) {
-	return "", false, fault.New(fault.Unimplemented, "rootfs.HostPath is being written")
+	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
+		return "", false, fault.New(fault.Invalid, "host path %q is not an absolute path", path)
+	}
+	resolved, err = filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", false, fault.New(fault.Precondition, "host path %s does not exist on this node; create it, or let the pod's volume create it (hostPath type DirectoryOrCreate)", path)
+	}
+	if err != nil {
+		return "", false, fault.New(fault.Precondition, "host path %s: %w", path, err)
+	}
+	st, err := os.Stat(resolved)
+	if err != nil {
+		return "", false, fault.New(fault.Precondition, "host path %s: %w", path, err)
+	}
+	return resolved, st.IsDir(), nil
 }
 
-// Mounts resolves the host paths of a container's mounts, and checks that a mount which is to propagate can.
+// Mounts resolves the host paths of a container's mounts, and checks that those which are to propagate can. A mount
+// without a host path comes back empty: package spec says what is wrong with it.
 func Mounts(mounts []*runtime.Mount) ([]spec.ResolvedMount, error) {
-	return nil, fault.New(fault.Unimplemented, "rootfs.Mounts is being written")
+	out := make([]spec.ResolvedMount, len(mounts))
+	for i, m := range mounts {
+		if m.GetHostPath() == "" {
+			continue
+		}
+		source, _, err := HostPath(m.GetHostPath())
+		if err != nil {
+			return nil, fmt.Errorf("mounts[%d] to %s: %w", i, m.GetContainerPath(), err)
+		}
+		if err := propagates(source, m.GetPropagation()); err != nil {
+			return nil, fmt.Errorf("mounts[%d] to %s: %w", i, m.GetContainerPath(), err)
+		}
+		out[i].Source = source
+	}
+	return out, nil
 }
 
-// Devices resolves the devices that a container asks for; a privileged one gets all of the node's besides.
-func Devices(devices []*runtime.Device, privileged bool) ([]spec.ResolvedDevice, error) {
-	return nil, fault.New(fault.Unimplemented, "rootfs.Devices is being written")
+// propagates checks that the mount on which path lies takes part in propagation on the node: from a private mount
+// nothing would ever come, and the container's user would wonder why.
+func propagates(path string, p runtime.MountPropagation) error {
+	if p == runtime.MountPropagation_PROPAGATION_PRIVATE {
+		return nil
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(path))
+	if err != nil {
+		return fmt.Errorf("find the mount of %s: %w", path, err)
+	}
+	var on *mountinfo.Info // the deepest; of two at one place the later, which hides the other
+	for _, m := range mounts {
+		if on == nil || len(m.Mountpoint) >= len(on.Mountpoint) {
+			on = m
+		}
+	}
+	if on == nil {
+		return fmt.Errorf("find the mount of %s: it is on none", path)
+	}
+	shared, slave := strings.Contains(on.Optional, "shared:"), strings.Contains(on.Optional, "master:")
+	if shared || slave && p == runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER {
+		return nil
+	}
+	return fault.New(fault.Precondition, "propagation is %s, but host path %s is on the mount %s, which is not shared; make it so: mount --make-rshared %s",
+		p, path, on.Mountpoint, on.Mountpoint)
 }

@@ -2,11 +2,62 @@ package spec
 
 import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-
-	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Container returns the OCI runtime spec of a container, and notes: sentences about what the node honours in part only.
+// translation is one container's spec while it is being put together.
+type translation struct {
+	in    Input
+	spec  *specs.Spec
+	notes []string
+}
+
+// Container returns the OCI runtime spec of a container, and notes: sentences, for the log, about what this node honours
+// in part only. Errors name the field of ContainerConfig.
 func Container(in Input) (spec *specs.Spec, notes []string, err error) {
-	return nil, nil, fault.New(fault.Unimplemented, "spec.Container is being written")
+	t := &translation{in: in, spec: &specs.Spec{
+		Version: specs.Version,
+		Root:    &specs.Root{Path: in.Rootfs},
+		Process: &specs.Process{},
+		Linux:   &specs.Linux{CgroupsPath: in.CgroupsPath, Resources: &specs.LinuxResources{}},
+	}}
+	for _, step := range []func() error{
+		t.check,        // what is wrong, or not there yet
+		t.process,      // args, env, working directory, user
+		t.capabilities, // what the process may do; before seccomp, whose default profile depends on it
+		t.seccomp,      // which system calls it may make
+		t.namespaces,   // what it shares with the pod and the node
+		t.mounts,       // what it sees
+		t.devices,      // which devices it may use
+		t.resources,    // how much it may use
+		t.annotate,     // who it is
+	} {
+		if err := step(); err != nil {
+			return nil, nil, err
+		}
+	}
+	return t.spec, t.notes, nil
+}
+
+// annotate names the container and its pod as the other runtimes do, for OCI hooks and for tools that read bundles.
+func (t *translation) annotate() error {
+	pod := t.in.Pod.GetMetadata()
+	for k, v := range map[string]string{
+		"container-type":    "container",
+		"container-name":    t.in.Container.GetMetadata().GetName(),
+		"image-name":        t.in.ImageName,
+		"sandbox-id":        t.in.PodID,
+		"sandbox-name":      pod.GetName(),
+		"sandbox-namespace": pod.GetNamespace(),
+		"sandbox-uid":       pod.GetUid(),
+	} {
+		t.annotation("io.kubernetes.cri."+k, v)
+	}
+	return nil
+}
+
+func (t *translation) annotation(key, value string) {
+	if t.spec.Annotations == nil {
+		t.spec.Annotations = make(map[string]string)
+	}
+	t.spec.Annotations[key] = value
 }

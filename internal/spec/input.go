@@ -9,6 +9,7 @@ import (
 
 // Node is what this machine's kernel has and what we may do on it. It is read once at start by package node.
 type Node struct {
+	Hostname       string
 	Capabilities   []string // our bounding set, "CAP_CHOWN" …, in the kernel's order: no container gets more
 	MinOOMScoreAdj int      // the lowest oom_score_adj that we may set; -1000 with CAP_SYS_RESOURCE
 	CgroupV2       bool     // the unified hierarchy alone; false on v1 and on the hybrid layout
@@ -49,17 +50,16 @@ type Input struct {
 	Mounts  []ResolvedMount  // one for each of Container.Mounts, in the same order
 	Devices []ResolvedDevice // those that Container.Devices names; with privileged, the node's as well
 
-	// LocalhostSeccomp is the content of the profile that the security context names with type Localhost.
-	LocalhostSeccomp []byte
+	LocalhostSeccomp []byte // content of the profile that [SeccompFile] names
 
-	PidsLimit int64 // processes in the container at most; 0 for no limit (the CRI has no field for it)
+	PidsLimit int64 // processes and threads in the container at most; 0 for no limit (the CRI has no field for it)
 }
 
 // ResolvedUser is a container's first user, as numbers.
 type ResolvedUser struct {
 	UID            uint32
 	GID            uint32
-	AdditionalGIDs []uint32 // ascending, each once, without those that equal GID unless the request names them
+	AdditionalGIDs []uint32 // ascending, each once, with GID among them
 }
 
 // ResolvedMount is the host's side of one of Container.Mounts.

@@ -1,13 +1,20 @@
 package spec
 
 import (
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"path/filepath"
 
-	"github.com/kuri-cri/kuri/internal/fault"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// LogPath returns the host path of a container's log: LogPath below the pod's LogDirectory. It is "" when the container
-// has no log_path or the pod no log_directory: then no log is kept, as the CRI has it.
+// LogPath returns the host path of a container's log: its log_path below the pod's log_directory. It is "" when either
+// is not set: then no log is kept, as the CRI has it. A log_path that leads out of the directory is refused.
 func LogPath(pod *runtime.PodSandboxConfig, ctr *runtime.ContainerConfig) (string, error) {
-	return "", fault.New(fault.Unimplemented, "spec.LogPath is being written")
+	dir, name := pod.GetLogDirectory(), ctr.GetLogPath()
+	if dir == "" || name == "" {
+		return "", nil
+	}
+	if !filepath.IsLocal(name) || filepath.Clean(name) == "." {
+		return "", invalid("log_path", "%q does not name a file below the pod's log_directory %s", name, dir)
+	}
+	return filepath.Join(dir, name), nil
 }

@@ -1,16 +1,82 @@
 package spec
 
 import (
+	"strconv"
+	"strings"
 	"syscall"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// StopSignal returns the signal that stops a container and its CRI name: the one that the container's configuration
-// names, else the image's, else SIGTERM.
+// The range of real-time signals as C programs know it: glibc and musl keep 32 and 33 (musl 34 too) for themselves.
+const (
+	rtMin = 34
+	rtMax = 64
+)
+
+// StopSignal returns the signal that stops a container, by its number on this machine and by its CRI name: the one that
+// the container's configuration names, else the image's, else SIGTERM. Of several CRI names for one number the first
+// counts.
 func StopSignal(ctr *runtime.ContainerConfig, image imagespec.ImageConfig) (syscall.Signal, runtime.Signal, error) {
-	return 0, 0, fault.New(fault.Unimplemented, "spec.StopSignal is being written")
+	if s := ctr.GetStopSignal(); s != runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
+		n, ok := signalNumber(strings.TrimPrefix(s.String(), "SIGNAL_"))
+		if !ok {
+			return 0, 0, invalid("stop_signal", "unknown signal %d", s)
+		}
+		return n, s, nil
+	}
+	if image.StopSignal == "" {
+		return syscall.SIGTERM, runtime.Signal_SIGNAL_SIGTERM, nil
+	}
+	n, ok := imageSignal(image.StopSignal)
+	if !ok {
+		return 0, 0, invalid("image", "its configuration names the stop signal %q, which is none; set stop_signal", image.StopSignal)
+	}
+	return n, SignalName(n), nil
+}
+
+// imageSignal reads a signal as a Dockerfile's STOPSIGNAL has it: "SIGQUIT", "QUIT", "RTMIN+3" or "3".
+func imageSignal(s string) (syscall.Signal, bool) {
+	if n, err := strconv.Atoi(s); err == nil {
+		return syscall.Signal(n), n > 0 && n <= rtMax
+	}
+	s = "SIG" + strings.TrimPrefix(strings.ToUpper(s), "SIG")
+	s = strings.Replace(strings.Replace(s, "+", "PLUS", 1), "-", "MINUS", 1)
+	return signalNumber(s)
+}
+
+// signalNumber reads a signal as the CRI has it, without the prefix SIGNAL_: "SIGTERM", "SIGRTMINPLUS3".
+func signalNumber(s string) (syscall.Signal, bool) {
+	if offset, ok := strings.CutPrefix(s, "SIGRTMIN"); ok {
+		return realTime(rtMin, strings.TrimPrefix(offset, "PLUS"), 1)
+	}
+	if offset, ok := strings.CutPrefix(s, "SIGRTMAX"); ok {
+		return realTime(rtMax, strings.TrimPrefix(offset, "MINUS"), -1)
+	}
+	n := unix.SignalNum(s)
+	return n, n != 0
+}
+
+func realTime(base int, offset string, sign int) (syscall.Signal, bool) {
+	n := 0
+	if offset != "" {
+		var err error
+		if n, err = strconv.Atoi(offset); err != nil || n < 0 {
+			return 0, false
+		}
+	}
+	n = base + sign*n
+	return syscall.Signal(n), n >= rtMin && n <= rtMax
+}
+
+// SignalName is the CRI's name of a signal number, SIGNAL_RUNTIME_DEFAULT when it has none.
+func SignalName(n syscall.Signal) runtime.Signal {
+	for s := runtime.Signal_SIGNAL_SIGABRT; s <= runtime.Signal_SIGNAL_SIGRTMAX; s++ {
+		if m, ok := signalNumber(strings.TrimPrefix(s.String(), "SIGNAL_")); ok && m == n {
+			return s
+		}
+	}
+	return runtime.Signal_SIGNAL_RUNTIME_DEFAULT
 }

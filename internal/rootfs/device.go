@@ -1,0 +1,114 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/spec"
+)
+
+// Devices resolves the devices that a container asks for; a privileged one gets all of the node's before them.
+func Devices(devices []*runtime.Device, privileged bool) ([]spec.ResolvedDevice, error) {
+	var out []spec.ResolvedDevice
+	if privileged {
+		all, err := below("/dev", "/dev", "rwm")
+		if err != nil {
+			return nil, fmt.Errorf("list the node's devices: %w", err)
+		}
+		out = all
+	}
+	for i, d := range devices {
+		found, err := Device(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions())
+		if err != nil {
+			return nil, fmt.Errorf("devices[%d]: %w", i, err)
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+// Device returns the device at hostPath, links followed, or all those below it when it is a directory. In the container
+// it is at containerPath, or at the same path as on the host when that is empty.
+func Device(hostPath, containerPath, permissions string) ([]spec.ResolvedDevice, error) {
+	resolved, isDir, err := HostPath(hostPath)
+	if err != nil {
+		return nil, err
+	}
+	if containerPath == "" {
+		containerPath = hostPath
+	}
+	if isDir {
+		return below(resolved, containerPath, permissions)
+	}
+	d, ok, err := device(resolved, containerPath, permissions)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fault.New(fault.Invalid, "%s is not a device", hostPath)
+	}
+	return []spec.ResolvedDevice{d}, nil
+}
+
+// below returns the devices in dir and its directories. Those that every container has its own of (pts, shm, mqueue,
+// fd, console) are left out, and so is what vanishes meanwhile.
+func below(dir, containerDir, permissions string) ([]spec.ResolvedDevice, error) {
+	var out []spec.ResolvedDevice
+	err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if e.IsDir() && slices.Contains([]string{"pts", "shm", "mqueue", "fd", ".udev", ".lxc"}, e.Name()) {
+			return fs.SkipDir
+		}
+		if e.Type()&fs.ModeDevice == 0 || p == "/dev/console" {
+			return nil
+		}
+		rel, err := filepath.Rel(dir, p)
+		if err != nil {
+			return err
+		}
+		d, ok, err := device(p, path.Join(containerDir, rel), permissions)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && ok {
+			out = append(out, d)
+		}
+		return err
+	})
+	return out, err
+}
+
+func device(hostPath, containerPath, permissions string) (d spec.ResolvedDevice, ok bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(hostPath, &st); err != nil {
+		return d, false, &fs.PathError{Op: "lstat", Path: hostPath, Err: err}
+	}
+	typ := ""
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		typ = "c"
+	case unix.S_IFBLK:
+		typ = "b"
+	default:
+		return d, false, nil
+	}
+	return spec.ResolvedDevice{
+		Path: containerPath, Type: typ,
+		Major: int64(unix.Major(uint64(st.Rdev))), Minor: int64(unix.Minor(uint64(st.Rdev))),
+		FileMode: os.FileMode(st.Mode & 0o777), UID: st.Uid, GID: st.Gid, Permissions: permissions,
+	}, true, nil
+}

@@ -1,0 +1,136 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// Bounds on what an image can make us do for one file.
+const (
+	maxFile  = 1 << 20 // bytes that are read
+	maxLinks = 40      // symbolic links on the way, as in the kernel
+	maxPath  = 4096    // bytes of a path, as in the kernel
+)
+
+// stack is the layers of an image, top first: directories that overlayfs takes as lowerdirs.
+type stack []string
+
+// read returns the content of a file of the image as it will be once the layers are mounted. It does not leave the
+// stack, whatever the links say. The error is fs.ErrNotExist when there is no such file, else of kind Invalid.
+func (s stack) read(name string) ([]byte, error) {
+	host, err := s.find(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(host, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fault.New(fault.Invalid, "%s of the image is not a regular file", name)
+	}
+	body, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s of the image: %w", name, err)
+	}
+	if len(body) > maxFile {
+		return nil, fault.New(fault.Invalid, "%s of the image is larger than the %d bytes that are read of it", name, maxFile)
+	}
+	return body, nil
+}
+
+// find walks from the root of the stack to name, and returns the host path of the file in the layer that has it. trail
+// has, for each directory on the way, those directories of the layers that make it up.
+func (s stack) find(name string) (string, error) {
+	trail := [][]string{s}
+	todo := strings.Split(name, "/")
+	for links := 0; len(todo) > 0; {
+		element := todo[0]
+		todo = todo[1:]
+		switch element {
+		case "", ".":
+			continue
+		case "..":
+			trail = trail[:max(1, len(trail)-1)]
+			continue
+		}
+		dirs, file, err := lookup(trail[len(trail)-1], element)
+		if err != nil {
+			return "", err
+		}
+		if len(dirs) > 0 {
+			trail = append(trail, dirs)
+			continue
+		}
+		target, err := os.Readlink(file)
+		if errors.Is(err, unix.EINVAL) { // not a link: a file
+			if len(todo) > 0 {
+				return "", fs.ErrNotExist
+			}
+			return file, nil
+		}
+		if err != nil {
+			return "", err
+		}
+		if links++; links > maxLinks || len(target) > maxPath {
+			return "", fault.New(fault.Invalid, "%s of the image: too many symbolic links", name)
+		}
+		if filepath.IsAbs(target) {
+			trail = trail[:1]
+		}
+		todo = append(strings.Split(target, "/"), todo...)
+	}
+	return "", fault.New(fault.Invalid, "%s of the image is a directory", name)
+}
+
+// lookup finds one name in a merged directory, by the rules of overlayfs: the topmost layer that has the name decides; a
+// directory is merged with those below it, until a layer has it opaque, or has something else there; a character device
+// 0:0 is a whiteout, which hides what is below.
+func lookup(dirs []string, name string) (found []string, file string, err error) {
+	for _, d := range dirs {
+		p := filepath.Join(d, name)
+		var st unix.Stat_t
+		err := unix.Lstat(p, &st)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return nil, "", &fs.PathError{Op: "lstat", Path: p, Err: err}
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			whiteout := st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+			if len(found) == 0 && !whiteout {
+				return nil, p, nil
+			}
+			break
+		}
+		found = append(found, p)
+		if opaque(p) {
+			break
+		}
+	}
+	if len(found) == 0 {
+		return nil, "", fs.ErrNotExist
+	}
+	return found, "", nil
+}
+
+func opaque(dir string) bool {
+	var value [1]byte
+	n, err := unix.Lgetxattr(dir, "trusted.overlay.opaque", value[:])
+	return err == nil && n == 1 && value[0] == 'y'
+}

@@ -1,0 +1,166 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// invalid says what is wrong with a field of the request.
+func invalid(field, format string, args ...any) error {
+	return fault.New(fault.Invalid, "%s: %s", field, fmt.Sprintf(format, args...))
+}
+
+// absent says that a field asks for what this version, or this node, has not.
+func absent(field, format string, args ...any) error {
+	return fault.New(fault.Unimplemented, "%s: %s", field, fmt.Sprintf(format, args...))
+}
+
+func (t *translation) note(format string, args ...any) {
+	t.notes = append(t.notes, fmt.Sprintf(format, args...))
+}
+
+func (t *translation) security() *runtime.LinuxContainerSecurityContext {
+	return t.in.Container.GetLinux().GetSecurityContext()
+}
+
+// check refuses what is wrong in itself, or not there yet, in the fields that no other step looks at.
+func (t *translation) check() error {
+	c := t.in.Container
+	if c.GetMetadata().GetName() == "" {
+		return invalid("metadata.name", "a container needs a name")
+	}
+	if c.GetWindows() != nil {
+		return absent("windows", "this is a runtime for Linux; remove the field")
+	}
+	if len(c.GetCDIDevices()) > 0 {
+		return absent("CDI_devices", "CDI devices are not there yet")
+	}
+	for k := range c.GetAnnotations() {
+		if k == "io.kubernetes.cri.rdt-class" || strings.HasPrefix(k, "blockio.resources.beta.kubernetes.io/") {
+			return absent("annotations["+k+"]", "RDT and block I/O classes are not there yet; remove the annotation")
+		}
+	}
+	if _, err := LogPath(t.in.Pod, c); err != nil {
+		return err
+	}
+	if _, _, err := StopSignal(c, t.in.Image); err != nil {
+		return err
+	}
+	return t.checkSecurity()
+}
+
+func (t *translation) checkSecurity() error {
+	const f = "linux.security_context."
+	sc := t.security()
+	if err := checkUserns(f, sc.GetNamespaceOptions().GetUsernsOptions()); err != nil {
+		return err
+	}
+	if sc.GetPrivileged() {
+		// The CRI has it that the pod must have been told; a pod's own precautions depend on it.
+		if !t.in.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
+			return invalid(f+"privileged", "the pod was not made for privileged containers; set linux.security_context.privileged in its configuration")
+		}
+		if sc.GetApparmor() != nil || sc.GetApparmorProfile() != "" || sc.GetSelinuxOptions() != nil {
+			t.note("apparmor and selinux_options have no effect on a privileged container")
+		}
+		return nil
+	}
+	if err := checkSELinux(f, sc.GetSelinuxOptions(), t.in.Node); err != nil {
+		return err
+	}
+	return checkAppArmor(f, sc.GetApparmor(), sc.GetApparmorProfile(), t.in.Node)
+}
+
+func checkUserns(field string, u *runtime.UserNamespace) error {
+	field += "namespace_options.userns_options"
+	switch {
+	case u == nil:
+		return nil
+	case u.GetMode() == runtime.NamespaceMode_NODE:
+		if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
+			return invalid(field, "mode NODE takes no uids and gids")
+		}
+		return nil
+	case u.GetMode() == runtime.NamespaceMode_POD:
+		return absent(field, "user namespaces are not there yet; set mode NODE (hostUsers: true in the pod's manifest)")
+	}
+	return invalid(field, "mode %s is not one that a user namespace can have", u.GetMode())
+}
+
+func checkSELinux(field string, o *runtime.SELinuxOption, node Node) error {
+	switch {
+	case o.GetUser() == "" && o.GetRole() == "" && o.GetType() == "" && o.GetLevel() == "":
+		return nil
+	case !node.SELinux:
+		return absent(field+"selinux_options", "SELinux is not enabled on this node")
+	}
+	return absent(field+"selinux_options", "SELinux labels are not there yet")
+}
+
+func checkAppArmor(field string, p *runtime.SecurityProfile, deprecated string, node Node) error {
+	field += "apparmor"
+	profile, err := securityProfile(field, p, deprecated)
+	if err != nil {
+		return err
+	}
+	switch {
+	case profile == nil || profile.GetProfileType() == runtime.SecurityProfile_Unconfined:
+		return nil
+	case !node.AppArmor && profile.GetProfileType() == runtime.SecurityProfile_RuntimeDefault:
+		return nil // "equivalent to not specifying a profile", and there is nothing to apply one with
+	case !node.AppArmor:
+		return absent(field, "AppArmor is not enabled on this node")
+	}
+	return absent(field, "AppArmor profiles are not there yet; use Unconfined or leave it unset")
+}
+
+// securityProfile is p, or what the deprecated string field of kubelets before 1.24 says when p is not set; nil when
+// neither is.
+func securityProfile(field string, p *runtime.SecurityProfile, deprecated string) (*runtime.SecurityProfile, error) {
+	if p == nil {
+		switch {
+		case deprecated == "":
+			return nil, nil
+		case deprecated == "runtime/default", deprecated == "docker/default":
+			p = &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault}
+		case deprecated == "unconfined":
+			p = &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Unconfined}
+		case strings.HasPrefix(deprecated, "localhost/"):
+			p = &runtime.SecurityProfile{
+				ProfileType:  runtime.SecurityProfile_Localhost,
+				LocalhostRef: strings.TrimPrefix(deprecated, "localhost/"),
+			}
+		default:
+			return nil, invalid(field, "profile %q is none of runtime/default, unconfined, localhost/<profile>", deprecated)
+		}
+	}
+	switch p.GetProfileType() {
+	case runtime.SecurityProfile_RuntimeDefault, runtime.SecurityProfile_Unconfined:
+		if p.GetLocalhostRef() != "" {
+			return nil, invalid(field, "localhost_ref is set with profile type %s", p.GetProfileType())
+		}
+	case runtime.SecurityProfile_Localhost:
+		if p.GetLocalhostRef() == "" {
+			return nil, invalid(field, "profile type Localhost needs a localhost_ref")
+		}
+	default:
+		return nil, invalid(field, "unknown profile type %d", p.GetProfileType())
+	}
+	return p, nil
+}
+
+// absolute returns the clean form of a path inside a container.
+func absolute(field, p string) (string, error) {
+	if !path.IsAbs(p) {
+		return "", invalid(field, "%q is not an absolute path", p)
+	}
+	if strings.ContainsRune(p, 0) {
+		return "", invalid(field, "%q contains a NUL byte", p)
+	}
+	return path.Clean(p), nil
+}

@@ -1,0 +1,40 @@
+package spec
+
+import (
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// devices gives the container its device nodes, and the right to use these and no others. The harmless ones that every
+// container has (null, zero, random, tty …) are added by the OCI runtime.
+func (t *translation) devices() error {
+	privileged := t.security().GetPrivileged()
+	rules := []specs.LinuxDeviceCgroup{{Allow: privileged, Access: "rwm"}}
+	seen := make(map[string]int)
+	for _, d := range t.in.Devices {
+		if d.Permissions == "" || strings.Trim(d.Permissions, "rwm") != "" {
+			return invalid("devices", "the permissions of %s are %q, not one or more of r, w and m", d.Path, d.Permissions)
+		}
+		clean, err := absolute("devices", d.Path)
+		if err != nil {
+			return err
+		}
+		node := specs.LinuxDevice{
+			Path: clean, Type: d.Type, Major: d.Major, Minor: d.Minor, FileMode: &d.FileMode, UID: &d.UID, GID: &d.GID,
+		}
+		if i, ok := seen[clean]; ok {
+			t.spec.Linux.Devices[i] = node // what is asked for by name replaces what a privileged container has anyway
+		} else {
+			seen[clean] = len(t.spec.Linux.Devices)
+			t.spec.Linux.Devices = append(t.spec.Linux.Devices, node)
+		}
+		if !privileged {
+			rules = append(rules, specs.LinuxDeviceCgroup{
+				Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: d.Permissions,
+			})
+		}
+	}
+	t.spec.Linux.Resources.Devices = rules
+	return nil
+}

@@ -1,0 +1,134 @@
+package spec
+
+import (
+	"encoding/base64"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// EnvAnnotation is the prefix of the annotations that carry environment entries which JSON cannot: the values of CRI
+// environment variables are bytes, and those that are not UTF-8 would be damaged on the way through config.json. The
+// key's rest is the index in process.env, the value is the whole entry "KEY=value" in base64. Whoever runs the spec puts
+// it back; [RestoreEnv] does.
+const EnvAnnotation = "io.kuri.env."
+
+// defaultPath is the PATH of a container whose image and configuration set none.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+func (t *translation) process() error {
+	args, err := t.args()
+	if err != nil {
+		return err
+	}
+	env, err := t.env()
+	if err != nil {
+		return err
+	}
+	cwd, err := t.cwd()
+	if err != nil {
+		return err
+	}
+	p := t.spec.Process
+	p.Args, p.Env, p.Cwd = args, env, cwd
+	p.Terminal = t.in.Container.GetTty()
+	p.NoNewPrivileges = t.security().GetNoNewPrivs()
+	p.User = specs.User{UID: t.in.User.UID, GID: t.in.User.GID, AdditionalGids: t.in.User.AdditionalGIDs}
+	t.spec.Root.Readonly = t.security().GetReadonlyRootfs()
+	return nil
+}
+
+// args follows Kubernetes: a command replaces the image's entrypoint and its cmd; args replace the cmd alone.
+func (t *translation) args() ([]string, error) {
+	command, args := t.in.Container.GetCommand(), t.in.Container.GetArgs()
+	if len(command) == 0 {
+		command = t.in.Image.Entrypoint
+		if len(command) == 1 && command[0] == "" {
+			command = nil // how a Dockerfile's ENTRYPOINT [""] takes the entrypoint of its base image away
+		}
+		if len(args) == 0 {
+			args = t.in.Image.Cmd
+		}
+	}
+	all := slices.Concat(command, args)
+	switch {
+	case len(all) == 0:
+		return nil, invalid("command", "there is nothing to run: neither the container's configuration nor the image names a command")
+	case all[0] == "":
+		return nil, invalid("command", "the name of the program is empty")
+	}
+	for _, a := range all {
+		if strings.ContainsRune(a, 0) {
+			return nil, invalid("command", "%q contains a NUL byte, which no program can be given", a)
+		}
+	}
+	return all, nil
+}
+
+func (t *translation) cwd() (string, error) {
+	field, dir := "working_dir", t.in.Container.GetWorkingDir()
+	if dir == "" {
+		field, dir = "the image's working directory", t.in.Image.WorkingDir
+	}
+	if dir == "" {
+		return "/", nil
+	}
+	return absolute(field, dir)
+}
+
+// env is what the runtime sets, then what the image sets, then what the container's configuration sets; the later wins
+// and keeps the place of the earlier.
+func (t *translation) env() ([]string, error) {
+	e := environment{at: make(map[string]int)}
+	e.set("PATH", defaultPath)
+	if t.in.Container.GetTty() {
+		e.set("TERM", "xterm")
+	}
+	hostname := t.in.Pod.GetHostname()
+	if hostname == "" {
+		hostname = t.in.Node.Hostname
+	}
+	e.set("HOSTNAME", hostname)
+	for _, kv := range t.in.Image.Env {
+		key, value, ok := strings.Cut(kv, "=")
+		if !ok || key == "" || strings.ContainsRune(kv, 0) {
+			return nil, invalid("image", "its configuration has the environment entry %q, which is not KEY=value", kv)
+		}
+		e.set(key, value)
+	}
+	for _, kv := range t.in.Container.GetEnvs() {
+		key, value := kv.GetKey(), string(kv.GetValue())
+		switch {
+		case key == "":
+			return nil, invalid("envs", "an environment variable has no name")
+		case strings.ContainsAny(key, "=\x00"):
+			return nil, invalid("envs", "the name %q contains \"=\" or a NUL byte", key)
+		case strings.ContainsRune(value, 0):
+			return nil, invalid("envs", "the value of %s contains a NUL byte, which no program can be given", key)
+		}
+		e.set(key, value)
+	}
+	for i, entry := range e.entries {
+		if !utf8.ValidString(entry) {
+			t.annotation(EnvAnnotation+strconv.Itoa(i), base64.StdEncoding.EncodeToString([]byte(entry)))
+		}
+	}
+	return e.entries, nil
+}
+
+type environment struct {
+	entries []string
+	at      map[string]int // index in entries by key
+}
+
+func (e *environment) set(key, value string) {
+	if i, ok := e.at[key]; ok {
+		e.entries[i] = key + "=" + value
+		return
+	}
+	e.at[key] = len(e.entries)
+	e.entries = append(e.entries, key+"="+value)
+}

@@ -1,0 +1,64 @@
+package spec
+
+import (
+	"path/filepath"
+
+	"github.com/moby/profiles/seccomp"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// SeccompFile returns the host path of the seccomp profile that a container names, whose content goes into
+// Input.LocalhostSeccomp; "" when it names none.
+func SeccompFile(ctr *runtime.ContainerConfig) (string, error) {
+	sc := ctr.GetLinux().GetSecurityContext()
+	if sc.GetPrivileged() {
+		return "", nil
+	}
+	p, err := seccompProfile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
+	if err != nil || p.GetProfileType() != runtime.SecurityProfile_Localhost {
+		return "", err
+	}
+	return p.GetLocalhostRef(), nil
+}
+
+func seccompProfile(p *runtime.SecurityProfile, deprecated string) (*runtime.SecurityProfile, error) {
+	const field = "linux.security_context.seccomp"
+	p, err := securityProfile(field, p, deprecated)
+	if err != nil {
+		return nil, err
+	}
+	if p.GetProfileType() == runtime.SecurityProfile_Localhost && !filepath.IsAbs(p.GetLocalhostRef()) {
+		return nil, invalid(field, "%q is not an absolute path of a profile", p.GetLocalhostRef())
+	}
+	return p, nil
+}
+
+// seccomp sets the filter of system calls. An unset profile is unconfined, as the CRI has it (a kubelet sends
+// RuntimeDefault when it wants the default). RuntimeDefault is Docker's profile, which allows more or less depending on
+// the capabilities granted. A privileged container has no filter, whatever it asks for.
+func (t *translation) seccomp() error {
+	const field = "linux.security_context.seccomp"
+	profile, err := seccompProfile(t.security().GetSeccomp(), t.security().GetSeccompProfilePath())
+	if err != nil {
+		return err
+	}
+	if profile == nil || profile.GetProfileType() == runtime.SecurityProfile_Unconfined {
+		return nil
+	}
+	if t.security().GetPrivileged() {
+		t.note("seccomp has no effect on a privileged container")
+		return nil
+	}
+	if !t.in.Node.Seccomp {
+		return absent(field, "this node's kernel has no seccomp filters; use Unconfined")
+	}
+	if profile.GetProfileType() == runtime.SecurityProfile_RuntimeDefault {
+		t.spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(t.spec)
+	} else {
+		t.spec.Linux.Seccomp, err = seccomp.LoadProfile(string(t.in.LocalhostSeccomp), t.spec)
+	}
+	if err != nil {
+		return invalid(field, "profile %q: %v", profile.GetLocalhostRef(), err)
+	}
+	return nil
+}
