@@ -1,0 +1,455 @@
+package manifest
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// facts of a node on which everything is there.
+func facts() Facts {
+	return Facts{
+		UID:         "11111111-2222-3333-4444-555555555555",
+		LogsDir:     "/var/log/pods",
+		NodeName:    "node-1",
+		MemoryTotal: 1 << 30,
+		Resolver:    &runtimeapi.DNSConfig{Servers: []string{"192.0.2.1"}, Searches: []string{"example"}, Options: []string{"ndots:1", "rotate"}},
+		IPs:         []string{"10.0.0.7", "fd00::7"},
+		VolumePaths: map[string]string{"scratch": "/pods/u/volumes/scratch", "fast": "/pods/u/volumes/fast", "zone": "/usr/share/zoneinfo"},
+		HostsFile:   "/pods/u/hosts",
+
+		RecursiveReadOnly: true,
+	}
+}
+
+func decodeFile(t *testing.T, name string) *Pod {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", name+".yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods, err := Decode(data, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pods[0]
+}
+
+// TestTranslation compares what a runtime is asked for with testdata/<name>.json. Write these with go test -update, and
+// read them.
+func TestTranslation(t *testing.T) {
+	for _, name := range []string{"full", "host"} {
+		t.Run(name, func(t *testing.T) {
+			p, f := decodeFile(t, name), facts()
+			var out bytes.Buffer
+			write := func(m proto.Message) {
+				raw, err := protojson.Marshal(m)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := json.Indent(&out, raw, "", "  "); err != nil {
+					t.Fatal(err)
+				}
+				out.WriteByte('\n')
+			}
+			write(p.Sandbox(f))
+			for _, c := range p.Containers() {
+				config, err := p.Config(c, Image{ID: "sha256:" + c.Name, Username: "www"}, f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				write(config)
+			}
+			golden := filepath.Join("testdata", name+".json")
+			if *update {
+				if err := os.WriteFile(golden, out.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(want, out.Bytes()) {
+				t.Errorf("differs from %s:\n%s", golden, out.String())
+			}
+		})
+	}
+}
+
+func TestVolumesHostsAndTheRest(t *testing.T) {
+	p := decodeFile(t, "full")
+	group := int64(2000)
+	want := []Volume{
+		{Name: "scratch", Mode: 0o777, Group: &group},
+		{Name: "fast", Memory: true, SizeLimit: 16 << 20, Mode: 0o1770, Group: &group},
+		{Name: "zone", HostPath: "/usr/share/zoneinfo", Type: corev1.HostPathDirectory},
+	}
+	if got := p.Volumes(); !reflect.DeepEqual(got, want) {
+		t.Errorf("volumes %+v, want %+v", got, want)
+	}
+	hosts := string(p.Hosts(facts(), []byte("not used")))
+	for _, line := range []string{"127.0.0.1\tlocalhost\n", "10.0.0.7\tcounter\n", "fd00::7\tcounter\n", "192.0.2.1\tdb\tdb.shop.example\n"} {
+		if !strings.Contains(hosts, line) {
+			t.Errorf("%q is not in the hosts file:\n%s", line, hosts)
+		}
+	}
+	if p.Handler() != "crun" || p.GraceSeconds() != 7 || !p.NeedsHosts() || !p.NeedsResolver() {
+		t.Errorf("%q %d %t %t", p.Handler(), p.GraceSeconds(), p.NeedsHosts(), p.NeedsResolver())
+	}
+	var pulls []Pull
+	for _, c := range p.Containers() {
+		pulls = append(pulls, c.Pull())
+	}
+	if want := []Pull{PullMissing, PullMissing, PullAlways, PullAlways}; !slices.Equal(pulls, want) {
+		t.Errorf("pull %v, want %v", pulls, want)
+	}
+	if got := p.Containers()[2].Ports(); !slices.Equal(got, []string{"8080→80/TCP", "53/UDP"}) {
+		t.Errorf("ports %v", got)
+	}
+	if want := []string{"spec.dnsPolicy is ignored: there is no cluster DNS, the pod gets the node's resolver"}; !slices.Equal(p.Warnings, want) {
+		t.Errorf("warnings %q", p.Warnings)
+	}
+}
+
+// pod returns a small manifest with more lines in its spec and in its container.
+func pod(spec, container string) string {
+	out := "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n"
+	for line := range strings.Lines(spec) {
+		out += "  " + strings.TrimRight(line, "\n") + "\n"
+	}
+	out += "  containers:\n  - name: c\n    image: i:1\n"
+	for line := range strings.Lines(container) {
+		out += "    " + strings.TrimRight(line, "\n") + "\n"
+	}
+	return out
+}
+
+func TestWhatIsNotHonouredIsNamed(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		manifest string
+		warnings []string // parts, in order
+		problem  string   // a part; "" when the pod can be run
+	}{
+		{name: "nothing special", manifest: pod("", "")},
+		{name: "probes", manifest: pod("", "livenessProbe: {exec: {command: [x]}}\nreadinessProbe: {}"),
+			warnings: []string{"spec.containers[0].livenessProbe is ignored: nothing probes", "spec.containers[0].readinessProbe"}},
+		{name: "restart policy", manifest: pod("restartPolicy: Always", ""), warnings: []string{"spec.restartPolicy is ignored: a container that exits"}},
+		{name: "restart policy Never is what happens", manifest: pod("restartPolicy: Never", "")},
+		{name: "scheduling", manifest: pod("nodeSelector: {a: b}\ntolerations: [{operator: Exists}]", ""), warnings: []string{"spec.nodeSelector", "spec.tolerations"}},
+		{name: "values that ask for nothing", manifest: pod("hostUsers: true\nautomountServiceAccountToken: false\nenableServiceLinks: true\nsetHostnameAsFQDN: false\nos: {name: linux}\ntolerations: []\nephemeralContainers: []", "envFrom: []")},
+		{name: "a status from a cluster", manifest: pod("", "") + "status: {phase: Running}\n", warnings: []string{"status is ignored"}},
+		{name: "storage", manifest: pod("", "resources: {limits: {ephemeral-storage: 1Gi}}"), warnings: []string{"resources.limits[ephemeral-storage] is ignored"}},
+		{name: "size of a directory", manifest: pod("volumes: [{name: v, emptyDir: {sizeLimit: 1Gi}}]", ""), warnings: []string{"spec.volumes[0].emptyDir.sizeLimit is ignored"}},
+
+		{name: "user namespace", manifest: pod("hostUsers: false", ""), problem: "spec.hostUsers: user namespaces"},
+		{name: "envFrom", manifest: pod("", "envFrom: [{configMapRef: {name: x}}]"), problem: "spec.containers[0].envFrom: there are no ConfigMaps"},
+		{name: "secret in env", manifest: pod("", "env: [{name: A, valueFrom: {secretKeyRef: {name: a, key: b}}}]"), problem: "spec.containers[0].env[0].valueFrom.secretKeyRef: there are no Secrets"},
+		{name: "unsupported field", manifest: pod("", "env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}]"), problem: `env[0].valueFrom.fieldRef.fieldPath: "status.hostIP" is not supported`},
+		{name: "hooks", manifest: pod("", "lifecycle: {preStop: {exec: {command: [x]}}}"), problem: "spec.containers[0].lifecycle.preStop: hooks are not run"},
+		{name: "configMap", manifest: pod("volumes: [{name: v, configMap: {name: x}}]", ""), problem: "spec.volumes[0].configMap: there is no API server"},
+		{name: "an empty source is one too", manifest: pod("volumes: [{name: v, configMap: {}}]", ""), problem: "spec.volumes[0].configMap"},
+		{name: "claim", manifest: pod("volumes: [{name: v, persistentVolumeClaim: {claimName: x}}]", ""), problem: "spec.volumes[0].persistentVolumeClaim: there is no storage provider"},
+		{name: "subPath", manifest: pod("volumes: [{name: v, emptyDir: {}}]", "volumeMounts: [{name: v, mountPath: /v, subPath: x}]"), problem: "spec.containers[0].volumeMounts[0].subPath"},
+		{name: "extended resource", manifest: pod("", "resources: {limits: {nvidia.com/gpu: 1}}"), problem: "resources.limits[nvidia.com/gpu]: this node has no such resource"},
+		{name: "windows", manifest: pod("os: {name: windows}", ""), problem: "spec.os.name: this is a Linux node"},
+		{name: "deadline", manifest: pod("activeDeadlineSeconds: 5", ""), problem: "spec.activeDeadlineSeconds"},
+
+		{name: "unknown field", manifest: pod("", "imagePullPolice: Never"), problem: `unknown field "spec.containers[0].imagePullPolice"`},
+		{name: "wrong case", manifest: pod("hostnetwork: true", ""), problem: `unknown field "spec.hostnetwork"`},
+		{name: "key twice", manifest: pod("hostNetwork: true\nhostNetwork: true", ""), problem: "already"},
+		{name: "wrong type", manifest: pod("hostNetwork: 7", ""), problem: "hostNetwork"},
+		{name: "a deployment", manifest: "apiVersion: apps/v1\nkind: Deployment\n", problem: `kind "Deployment": only v1, Pod`},
+		{name: "no object", manifest: "- a\n", problem: "expected a Pod"},
+		{name: "not YAML", manifest: "a: [", problem: "yaml"},
+		{name: "empty", manifest: "# nothing\n---\n", problem: "the manifest is empty"},
+		{name: "no containers", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {}\n", problem: "spec.containers: at least one"},
+		{name: "no name", manifest: "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: c, image: i}]}\n", problem: "metadata.name: a name is needed"},
+		{name: "a name that is a path", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: ../x}\nspec: {containers: [{name: c, image: i}]}\n", problem: `metadata.name: "../x"`},
+		{name: "a namespace that is a path", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: a/b}\nspec: {containers: [{name: c, image: i}]}\n", problem: `metadata.namespace: "a/b"`},
+		{name: "a container that is a path", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: .., image: i}]}\n", problem: `spec.containers[0].name: ".."`},
+		{name: "a container twice", manifest: pod("initContainers: [{name: c, image: i}]", ""), problem: `spec.containers[0].name: "c" is there twice`},
+		{name: "no such volume", manifest: pod("", "volumeMounts: [{name: v, mountPath: /v}]"), problem: `volumeMounts[0].name: the pod has no volume "v"`},
+		{name: "a volume of nothing", manifest: pod("volumes: [{name: v}]", ""), problem: "spec.volumes[0]: a source is needed"},
+		{name: "climbing hostPath", manifest: pod("volumes: [{name: v, hostPath: {path: /a/../b}}]", ""), problem: "without .."},
+		{name: "hostPath type", manifest: pod("volumes: [{name: v, hostPath: {path: /a, type: Fifo}}]", ""), problem: `spec.volumes[0].hostPath.type: "Fifo"`},
+		{name: "host port twice", manifest: pod("", "ports: [{containerPort: 1, hostPort: 80}, {containerPort: 2, hostPort: 80}]"), problem: "ports[1].hostPort: 80 is there twice"},
+		{name: "port", manifest: pod("", "ports: [{containerPort: 70000}]"), problem: "ports[0].containerPort: 70000"},
+		{name: "request above limit", manifest: pod("", "resources: {limits: {cpu: 1}, requests: {cpu: 2}}"), problem: "requests[cpu]: 2 is more than the limit, 1"},
+		{name: "negative", manifest: pod("", "resources: {limits: {memory: -1}}"), problem: "limits[memory]: -1 is out of range"},
+		{name: "user id", manifest: pod("securityContext: {runAsUser: -1}", ""), problem: "spec.securityContext: -1 is not"},
+		{name: "seccomp", manifest: pod("securityContext: {seccompProfile: {type: Localhost}}", ""), problem: "spec.securityContext.seccompProfile.localhostProfile"},
+		{name: "propagation", manifest: pod("volumes: [{name: v, emptyDir: {}}]", "volumeMounts: [{name: v, mountPath: /v, mountPropagation: Bidirectional}]"), problem: "privileged containers only"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pods, err := Decode([]byte(tt.manifest), "")
+			if tt.problem != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.problem) {
+					t.Fatalf("error %v, want one with %q", err, tt.problem)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(pods[0].Warnings) != len(tt.warnings) {
+				t.Fatalf("warnings %q, want %q", pods[0].Warnings, tt.warnings)
+			}
+			for i, w := range tt.warnings {
+				if !strings.Contains(pods[0].Warnings[i], w) {
+					t.Errorf("warning %q, want one with %q", pods[0].Warnings[i], w)
+				}
+			}
+		})
+	}
+}
+
+// TestEveryFieldHasARule walks the types of k8s.io/api: a field that nobody decided about fails here, and so does a line
+// of the table that no field matches.
+func TestEveryFieldHasARule(t *testing.T) {
+	used := map[string]bool{}
+	var walk func(typ reflect.Type, path string)
+	walk = func(typ reflect.Type, path string) {
+		for typ.Kind() == reflect.Pointer {
+			typ = typ.Elem()
+		}
+		if _, ok := find(path); ok {
+			used[path] = true
+			return
+		}
+		switch {
+		case typ.Kind() == reflect.Struct && !isLeaf(typ):
+			for i := range typ.NumField() {
+				name, inline := jsonName(typ.Field(i))
+				if inline {
+					walk(typ.Field(i).Type, path)
+				} else {
+					walk(typ.Field(i).Type, join(path, name))
+				}
+			}
+		case typ.Kind() == reflect.Slice:
+			walk(typ.Elem(), path+"[]")
+		default:
+			t.Errorf("no rule for %s (%s)", path, typ)
+		}
+	}
+	walk(reflect.TypeFor[corev1.Pod](), "")
+	for path, r := range table {
+		if !used[path] {
+			t.Errorf("the rule for %s matches no field", path)
+		}
+		if (r.why == "") != (r.verdict == honoured) {
+			t.Errorf("%s: a reason belongs to what is not honoured, and only there", path)
+		}
+	}
+}
+
+func TestDocuments(t *testing.T) {
+	one := pod("", "")
+	two := strings.Replace(one, "name: p", "name: q", 1)
+	for _, tt := range []struct {
+		name, data, override string
+		want                 []string
+		err                  string
+	}{
+		{name: "one", data: one, want: []string{"p"}},
+		{name: "two", data: "# first\n" + one + "---\n# second\n" + two + "---\n", want: []string{"p", "q"}},
+		{name: "comment on the marker", data: "--- # x\n" + one, want: []string{"p"}},
+		{name: "JSON", data: `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"j"},"spec":{"containers":[{"name":"c","image":"i"}]}}`, want: []string{"j"}},
+		{name: "renamed", data: one, override: "r", want: []string{"r"}},
+		{name: "generated name", data: strings.Replace(one, "name: p", "generateName: p-", 1), err: "metadata.generateName"},
+		{name: "generated name, renamed", data: strings.Replace(one, "name: p", "generateName: p-", 1), override: "r", want: []string{"r"}},
+		{name: "two of a name", data: one + "---\n" + one, err: "default/p is there twice"},
+		{name: "one name for two", data: one + "---\n" + two, override: "r", err: "a name was given for 2 pods"},
+		{name: "which one is wrong", data: one + "---\nkind: x\n", err: "document 2 of 2"},
+		{name: "too large", data: strings.Repeat("#", maxSize+1), err: "at most"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pods, err := Decode([]byte(tt.data), tt.override)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("error %v, want one with %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, p := range pods {
+				names = append(names, p.Name())
+			}
+			if !slices.Equal(names, tt.want) {
+				t.Errorf("pods %v, want %v", names, tt.want)
+			}
+		})
+	}
+}
+
+func TestExpand(t *testing.T) {
+	values := map[string]string{"A": "1", "B": "$(A)", "E": ""}
+	for in, want := range map[string]string{
+		"":         "",
+		"a":        "a",
+		"$(A)":     "1",
+		"x$(A)y":   "x1y",
+		"$(B)":     "$(A)", // a value is not expanded again
+		"$(E)":     "",
+		"$(NO)":    "$(NO)",
+		"$$(A)":    "$(A)",
+		"$$$(A)":   "$1",
+		"$$$$(A)":  "$$(A)",
+		"$":        "$",
+		"$$":       "$",
+		"$A":       "$A",
+		"$(A":      "$(A",
+		"$(A $(A)": "$(A $(A)",
+		"$()":      "$()",
+	} {
+		if got := expand(in, values); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestResources(t *testing.T) {
+	const node = 1000 << 20
+	list := func(cpu, memory string) corev1.ResourceList {
+		l := corev1.ResourceList{}
+		if cpu != "" {
+			l[corev1.ResourceCPU] = resource.MustParse(cpu)
+		}
+		if memory != "" {
+			l[corev1.ResourceMemory] = resource.MustParse(memory)
+		}
+		return l
+	}
+	for _, tt := range []struct {
+		name             string
+		requests, limits corev1.ResourceList
+		want             *runtimeapi.LinuxContainerResources
+	}{
+		{"nothing", nil, nil, &runtimeapi.LinuxContainerResources{CpuShares: 2, OomScoreAdj: 1000}},
+		{"requests", list("500m", "100Mi"), nil, &runtimeapi.LinuxContainerResources{CpuShares: 512, OomScoreAdj: 900}},
+		{"limits are requests too", nil, list("2", "100Mi"), &runtimeapi.LinuxContainerResources{CpuShares: 2048, CpuPeriod: 100000, CpuQuota: 200000, MemoryLimitInBytes: 100 << 20, OomScoreAdj: -997}},
+		{"burstable", list("1m", "1Mi"), list("5m", ""), &runtimeapi.LinuxContainerResources{CpuShares: 2, CpuPeriod: 100000, CpuQuota: 1000, OomScoreAdj: 999}},
+		{"all of the memory", list("", "2Gi"), nil, &runtimeapi.LinuxContainerResources{CpuShares: 2, OomScoreAdj: 3}},
+		{"many CPUs", list("1000", ""), nil, &runtimeapi.LinuxContainerResources{CpuShares: 262144, OomScoreAdj: 999}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Resources: corev1.ResourceRequirements{Requests: tt.requests, Limits: tt.limits}}}}}
+			got := linuxResources(pod, &pod.Spec.Containers[0], node)
+			if !proto.Equal(got, tt.want) {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestUsers(t *testing.T) {
+	id := func(n int64) *int64 { return &n }
+	for _, tt := range []struct {
+		name      string
+		container string
+		image     Image
+		user      *int64
+		username  string
+		err       string
+	}{
+		{name: "the image's own", image: Image{UID: id(7)}},
+		{name: "given", container: "runAsUser: 5", user: id(5)},
+		{name: "a group needs the image's uid", container: "runAsGroup: 5", image: Image{UID: id(7)}, user: id(7)},
+		{name: "a group needs the image's name", container: "runAsGroup: 5", image: Image{Username: "www"}, username: "www"},
+		{name: "a group and an image without user", container: "runAsGroup: 5", user: id(0)},
+		{name: "non-root uid", container: "runAsNonRoot: true", image: Image{UID: id(7)}},
+		{name: "root image", container: "runAsNonRoot: true", image: Image{UID: id(0)}, err: "the image runs as root"},
+		{name: "image without user", container: "runAsNonRoot: true", err: "the image runs as root"},
+		{name: "unknown name", container: "runAsNonRoot: true", image: Image{Username: "www"}, err: `user "www"`},
+		{name: "name overruled", container: "runAsNonRoot: true, runAsUser: 5", image: Image{Username: "www"}, user: id(5)},
+		{name: "root asked for", container: "runAsNonRoot: true, runAsUser: 0", err: "runAsUser is 0"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pods, err := Decode([]byte(pod("", "securityContext: {"+tt.container+"}")), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			config, err := pods[0].Config(pods[0].Containers()[0], tt.image, facts())
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("error %v, want one with %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			sc := config.Linux.SecurityContext
+			if (sc.RunAsUser == nil) != (tt.user == nil) || tt.user != nil && sc.RunAsUser.Value != *tt.user || sc.RunAsUsername != tt.username {
+				t.Errorf("user %v %q", sc.RunAsUser, sc.RunAsUsername)
+			}
+		})
+	}
+}
+
+func TestLongNames(t *testing.T) {
+	name := strings.Repeat("a", 62) + ".b"
+	pods, err := Decode([]byte(pod("", "")), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := pods[0].Sandbox(facts()).Hostname; h != strings.Repeat("a", 62) {
+		t.Errorf("host name %q", h)
+	}
+}
+
+// FuzzDecode: whatever the bytes, Decode answers, and what it accepts can be translated.
+func FuzzDecode(f *testing.F) {
+	for _, name := range []string{"full", "host"} {
+		data, err := os.ReadFile(filepath.Join("testdata", name+".yaml"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Add([]byte(pod("volumes: [{name: v, emptyDir: {sizeLimit: 1e99}}]", "resources: {limits: {cpu: 9e18}}")))
+	f.Add([]byte("a: &a [*a]\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		pods, err := Decode(data, "")
+		if err != nil {
+			return
+		}
+		for _, p := range pods {
+			facts := facts()
+			for _, v := range p.Volumes() {
+				facts.VolumePaths[v.Name] = "/v"
+			}
+			if s := p.Sandbox(facts); strings.Count(strings.TrimPrefix(s.LogDirectory, facts.LogsDir), "/") != 1 {
+				t.Errorf("log directory %q", s.LogDirectory)
+			}
+			p.Hosts(facts, nil)
+			for _, c := range p.Containers() {
+				if strings.Contains(c.Name, "..") || strings.Contains(c.Name, "/") {
+					t.Errorf("container %q", c.Name)
+				}
+				c.Pull()
+				c.Ports()
+				p.Config(c, Image{}, facts) // a user that is not allowed is its only error
+			}
+		}
+	})
+}
