@@ -1,0 +1,283 @@
+package crilog
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+)
+
+const (
+	maxLine   = 1 << 20 // bytes; a longer line is handed on in pieces of this size
+	chunk     = 32 << 10
+	pollEvery = 100 * time.Millisecond
+	askEvery  = 500 * time.Millisecond // how often Done is called
+)
+
+// All is the Tail that wants all lines.
+const All = -1
+
+// Options says what of a log is read.
+type Options struct {
+	Tail  int       // how many of the file's lines, counted from its end; All for the whole file
+	Since time.Time // entries from then on; zero for all
+
+	// Follow, if not nil, keeps reading what is added until it tells that the container writes no more. It is called now
+	// and then, and an error of it ends the reading with that error.
+	Follow func(context.Context) (ended bool, err error)
+}
+
+// Read hands the entries of the log at path to emit, in the file's order, until the end of the log, an error of emit, or
+// the end of ctx. With Follow a file that is not there yet is waited for; without it that is an error.
+func Read(ctx context.Context, path string, o Options, emit func(Entry) error) error {
+	r := &reader{path: path, o: o, emit: emit}
+	defer r.close()
+	if err := r.open(ctx); err != nil || r.file == nil {
+		return err
+	}
+	if o.Tail >= 0 {
+		offset, err := tailOffset(r.file, o.Tail)
+		if err != nil {
+			return fmt.Errorf("read log %s: %w", path, err)
+		}
+		if _, err := r.file.Seek(offset, io.SeekStart); err != nil {
+			return fmt.Errorf("read log %s: %w", path, err)
+		}
+		r.offset = offset
+	}
+	if err := r.run(ctx); err != nil {
+		return err
+	}
+	return r.rest()
+}
+
+// reader is one Read.
+type reader struct {
+	path   string
+	o      Options
+	emit   func(Entry) error
+	file   *os.File
+	offset int64  // how far file has been read
+	buf    []byte // what has been read of a line that is not complete
+	cont   *Entry // of a line longer than maxLine: what its first piece said
+	asked  time.Time
+}
+
+func (r *reader) close() {
+	if r.file != nil {
+		r.file.Close()
+	}
+}
+
+// open opens the log, waiting for it when it is followed. A container that ended without a log leaves file nil.
+func (r *reader) open(ctx context.Context) error {
+	for {
+		f, err := os.Open(r.path)
+		if err == nil {
+			r.file = f
+			return nil
+		}
+		if r.o.Follow == nil || !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("read log: %w", err)
+		}
+		if ended, err := r.ended(ctx); err != nil || ended {
+			return err
+		}
+		if err := sleep(ctx, pollEvery); err != nil {
+			return err
+		}
+	}
+}
+
+// run reads to the end of the file, or of the container when it is followed.
+func (r *reader) run(ctx context.Context) error {
+	for {
+		if err := r.drain(ctx); err != nil {
+			return err
+		}
+		if r.o.Follow == nil {
+			return nil
+		}
+		turned, err := r.turn(ctx)
+		if err != nil {
+			return err
+		}
+		if turned {
+			continue
+		}
+		ended, err := r.ended(ctx)
+		if err != nil {
+			return err
+		}
+		if err := sleep(ctx, pollEvery); err != nil {
+			return err
+		}
+		if ended { // its last words may have been on their way to the file
+			if _, err := r.turn(ctx); err != nil {
+				return err
+			}
+			return r.drain(ctx)
+		}
+	}
+}
+
+// ended asks Follow, not too often.
+func (r *reader) ended(ctx context.Context) (bool, error) {
+	if time.Since(r.asked) < askEvery {
+		return false, nil
+	}
+	r.asked = time.Now()
+	return r.o.Follow(ctx)
+}
+
+// turn goes over to the file that is at path now if that is another one, or begins again in one that was cut.
+func (r *reader) turn(ctx context.Context) (bool, error) {
+	here, err := r.file.Stat()
+	if err != nil {
+		return false, fmt.Errorf("read log: %w", err)
+	}
+	now, err := os.Stat(r.path)
+	if err != nil { // renamed, and the new file not made yet
+		return false, nil
+	}
+	if os.SameFile(here, now) {
+		if here.Size() >= r.offset {
+			return false, nil
+		}
+		_, err := r.file.Seek(0, io.SeekStart)
+		r.offset, r.buf = 0, nil
+		return true, err
+	}
+	next, err := os.Open(r.path)
+	if err != nil {
+		return false, nil
+	}
+	// The runtime writes to the new file since before it could be seen here: the old one is complete.
+	err = r.drain(ctx)
+	if err == nil {
+		err = r.rest()
+	}
+	r.file.Close()
+	r.file, r.offset = next, 0
+	return true, err
+}
+
+// drain reads what there is.
+func (r *reader) drain(ctx context.Context) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		had := len(r.buf)
+		r.buf = append(r.buf, make([]byte, chunk)...)
+		n, err := r.file.Read(r.buf[had:])
+		r.buf = r.buf[:had+n]
+		r.offset += int64(n)
+		if err := r.lines(); err != nil {
+			return err
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read log: %w", err)
+		}
+	}
+}
+
+// lines hands on the complete lines in buf.
+func (r *reader) lines() error {
+	rest := r.buf
+	for {
+		i := bytes.IndexByte(rest, '\n')
+		if i < 0 && len(rest) < maxLine {
+			break
+		}
+		line, complete := rest, i >= 0
+		if complete {
+			line, rest = rest[:i], rest[i+1:]
+		} else {
+			rest = nil
+		}
+		if err := r.line(line, complete); err != nil {
+			return err
+		}
+	}
+	r.buf = r.buf[:copy(r.buf, rest)]
+	return nil
+}
+
+// rest hands on what stands after the last newline of a file that is complete.
+func (r *reader) rest() error {
+	line := r.buf
+	r.buf = nil
+	if len(line) == 0 {
+		return nil
+	}
+	return r.line(line, true)
+}
+
+// line hands on one line, or a piece of one that is too long.
+func (r *reader) line(line []byte, complete bool) error {
+	var e Entry
+	if r.cont != nil { // the pieces after the first have no header
+		e = *r.cont
+		e.Text = line
+	} else {
+		var err error
+		if e, err = Parse(line); err != nil {
+			e = Entry{Stream: Stdout, Text: line}
+		}
+	}
+	last := e.Partial // what the line's own tag said
+	r.cont = nil
+	if !complete {
+		r.cont = &Entry{Time: e.Time, Stream: e.Stream, Partial: last}
+		e.Partial = true
+	}
+	if !r.o.Since.IsZero() && e.Time.Before(r.o.Since) {
+		return nil
+	}
+	return r.emit(e)
+}
+
+// tailOffset returns where the last n lines of f begin.
+func tailOffset(f *os.File, n int) (int64, error) {
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil || n == 0 {
+		return end, err
+	}
+	buf := make([]byte, chunk)
+	found := 0
+	for at := end; at > 0; {
+		size := min(at, chunk)
+		at -= size
+		if _, err := f.ReadAt(buf[:size], at); err != nil {
+			return 0, err
+		}
+		for i := size - 1; i >= 0; i-- {
+			if buf[i] != '\n' || at+i == end-1 { // the last newline ends the last line
+				continue
+			}
+			if found++; found == n {
+				return at + i + 1, nil
+			}
+		}
+	}
+	return 0, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
