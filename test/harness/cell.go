@@ -19,7 +19,7 @@ func Main(m *testing.M) {
 	switch {
 	case os.Getuid() != 0:
 		os.Exit(m.Run())
-	case os.Getenv(inCell) == "":
+	case !InCell():
 		os.Exit(enterCell())
 	}
 	if err := hideHost(); err != nil {
@@ -110,7 +110,10 @@ func need(t testing.TB) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it starts the real daemon, with namespaces, networks and cgroups")
 	}
-	if os.Getenv(inCell) == "" {
+	if !InCell() {
 		t.Fatal("harness.Main is not called by this package's TestMain")
 	}
 }
+
+// InCell tells whether this program runs in its cell already.
+func InCell() bool { return os.Getenv(inCell) != "" }

@@ -1,0 +1,70 @@
+// Command program stands in for the programs of the images that critest asks for. The name that it is started under says
+// which:
+//
+//	nginx         a web server on port 80, or $PORT, that is seen as "nginx: master process nginx -g daemon off;" and
+//	              writes its process id to /var/run/nginx.pid
+//	httpd         a web server on port 80 that complains about its name on standard error, as Apache's does
+//	nonewprivs    prints "Effective uid: N"
+//	pause         waits for TERM
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// title is what critest looks for in nginx's command line.
+const title = "nginx: master process nginx -g daemon off;"
+
+func main() {
+	var err error
+	switch name := filepath.Base(os.Args[0]); {
+	case name == "nginx":
+		// Only exec changes what others read as our command line; the file's name stays the process's.
+		err = syscall.Exec("/usr/sbin/nginx", []string{title}, os.Environ())
+	case strings.HasPrefix(os.Args[0], "nginx: "):
+		if err = os.WriteFile("/var/run/nginx.pid", fmt.Appendln(nil, os.Getpid()), 0o644); err == nil {
+			err = serve(os.Getenv("PORT"))
+		}
+	case name == "httpd":
+		fmt.Fprintln(os.Stderr, "AH00558: httpd: no server name is set, the address of this pod is taken")
+		fmt.Fprintln(os.Stderr, "AH00094: Command line: 'httpd'")
+		err = serve("")
+	case name == "nonewprivs":
+		fmt.Println("Effective uid:", os.Geteuid())
+	case name == "pause":
+		waitForEnd()
+	default:
+		err = fmt.Errorf("no program is called %q", name)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// serve answers every request with 200 and logs a line for each, until TERM or QUIT.
+func serve(port string) error {
+	if port == "" {
+		port = "80"
+	}
+	go func() {
+		waitForEnd()
+		os.Exit(0)
+	}()
+	return http.ListenAndServe(":"+port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Printf("%s \"%s %s\" 200\n", r.RemoteAddr, r.Method, r.URL)
+		fmt.Fprintln(w, "<!DOCTYPE html><title>Welcome</title><h1>It works!</h1>")
+	}))
+}
+
+func waitForEnd() {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGTERM, syscall.SIGQUIT, os.Interrupt)
+	<-ended
+}
