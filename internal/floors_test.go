@@ -1,0 +1,176 @@
+package internal_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/kuri-cri/kuri/"
+
+// floors is the house of docs/architecture.md: an import goes to a lower floor. A package below one named here
+// (keeper/server, keeper/api) lives with it.
+var floors = map[string]int{
+	"server": 4,
+	"pod":    3, "image": 3,
+	"spec": 2, "keeper": 2, "oci": 2, "network": 2, "layer": 2, "registry": 2, "cgroup": 2, "stream": 2, "node": 2, "rootfs": 2,
+	"namespace": 1, "record": 1, "event": 1, "flight": 1, "undo": 1, "config": 1,
+	"fault": 0, // the words for errors, which all speak
+}
+
+// neighbours are the imports within a floor, each with its reason.
+var neighbours = map[string]string{
+	"pod image":   "a container is made of an image",
+	"keeper oci":  "the keeper's server half runs containers by an OCI runtime",
+	"node cgroup": "what the cgroup hierarchies offer is a fact about the node",
+	"node spec":   "spec says which facts about the node it needs",
+	"rootfs spec": "spec says what it needs of a root filesystem",
+}
+
+// criSpeakers may use the messages of the CRI; further in, a field of the API is a field of ours.
+var criSpeakers = []string{"internal/server", "internal/pod", "internal/spec", "internal/rootfs", "client", "cmd/kuri", "test", "bench"}
+
+type pkg struct {
+	ImportPath    string
+	Imports, Deps []string
+}
+
+// name is the package's path in the module.
+func (p pkg) name() string { return strings.TrimPrefix(p.ImportPath, module) }
+
+func TestFloors(t *testing.T) {
+	for _, p := range list(t) {
+		for _, path := range p.Imports {
+			if err := check(p.name(), path); err != nil {
+				t.Errorf("%s imports %s: %v", p.name(), strings.TrimPrefix(path, module), err)
+			}
+		}
+		for _, path := range p.Deps {
+			if err := checkLinked(p.name(), path); err != nil {
+				t.Errorf("%s links %s: %v", p.name(), strings.TrimPrefix(path, module), err)
+			}
+		}
+	}
+}
+
+// check returns why the package named from must not import path.
+func check(from, path string) error {
+	if path == "k8s.io/cri-api/pkg/apis/runtime/v1" && !slices.ContainsFunc(criSpeakers, func(p string) bool { return within(from, p) }) {
+		return errors.New("cri-api's types stop at server, pod, spec, rootfs and client, so that what lies below does not change with the API")
+	}
+	to, ours := strings.CutPrefix(path, module)
+	if !ours {
+		return nil
+	}
+	switch {
+	case within(from, "client") && within(to, "internal"):
+		return errors.New("client is for other programs and any runtime, and takes nothing of the daemon's")
+	case within(from, "cmd/kuri") && within(to, "internal"):
+		return errors.New("kuri is a CRI client like any other and sees the daemon through client alone")
+	case (within(from, "test") || within(from, "bench") || within(from, "examples")) && within(to, "internal"):
+		return errors.New("tests from outside drive the programs, not their packages")
+	case within(to, "internal/config") && from != "cmd/kurid" && from != "internal/config":
+		return errors.New("cmd/kurid alone reads the configuration and hands each package its part")
+	case within(from, "internal") && (within(to, "client") || within(to, "cmd") || within(to, "test") || within(to, "bench")):
+		return errors.New("the daemon's packages need nothing of what is built on them")
+	case within(from, "internal") && within(to, "internal"):
+		return checkFloor(room(from), room(to))
+	}
+	return nil
+}
+
+// checkFloor compares the floors of two packages directly below internal/.
+func checkFloor(from, to string) error {
+	if from == to {
+		return nil
+	}
+	above, known := floors[from]
+	if !known {
+		return fmt.Errorf("%s has no floor yet: give it one in internal/floors_test.go and in docs/architecture.md", from)
+	}
+	below, known := floors[to]
+	if !known {
+		return fmt.Errorf("%s has no floor yet: give it one in internal/floors_test.go and in docs/architecture.md", to)
+	}
+	if below < above || neighbours[from+" "+to] != "" {
+		return nil
+	}
+	return fmt.Errorf("imports go down, and %s is on floor %d, %s on floor %d; an import within a floor needs its reason in neighbours", from, above, to, below)
+}
+
+// checkLinked returns why the program or package named from must not link path, directly or not.
+func checkLinked(from, path string) error {
+	switch {
+	case from == "cmd/kurid" && strings.HasPrefix(path, "github.com/opencontainers/runc/libcontainer"):
+		return errors.New("containers are started by the keeper; libcontainer's C code runs before main in whatever links it")
+	case from == "cmd/kuri-keeper" && (path == "google.golang.org/grpc" || strings.HasPrefix(path, "k8s.io/")):
+		return errors.New("what the keeper links stays in memory on every node; it speaks ttrpc and knows nothing of the CRI")
+	case from == "cmd/kuri" && strings.HasPrefix(path, module+"internal/"):
+		return errors.New("kuri is a CRI client like any other and sees the daemon through client alone")
+	}
+	return nil
+}
+
+// room is the first element of a path below internal/.
+func room(name string) string {
+	first, _, _ := strings.Cut(strings.TrimPrefix(name, "internal/"), "/")
+	return first
+}
+
+func within(name, dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }
+
+// list returns every package of the module.
+func list(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-e", "-tags", "seccomp", "-json=ImportPath,Imports,Deps", "./...")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		t.Fatalf("%s: %v", cmd, err)
+	}
+	var pkgs []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		err := d.Decode(&p)
+		if err == io.EOF {
+			return pkgs
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func TestCheckRefuses(t *testing.T) {
+	for _, test := range []struct{ from, to, why string }{
+		{"internal/layer", module + "internal/image", "imports go down"},
+		{"internal/image", module + "internal/pod", "imports go down"},
+		{"internal/pod", module + "internal/config", "cmd/kurid alone"},
+		{"internal/layer", "k8s.io/cri-api/pkg/apis/runtime/v1", "cri-api's types stop"},
+		{"client", module + "internal/fault", "takes nothing of the daemon's"},
+		{"cmd/kuri", module + "internal/pod", "through client alone"},
+		{"internal/pod", module + "internal/newcomer", "no floor yet"},
+	} {
+		if err := check(test.from, test.to); err == nil || !strings.Contains(err.Error(), test.why) {
+			t.Errorf("check(%q, %q) = %v, want something with %q", test.from, test.to, err, test.why)
+		}
+	}
+	for _, good := range [][2]string{
+		{"internal/server", module + "internal/pod"}, {"internal/pod", module + "internal/image"},
+		{"internal/pod", "k8s.io/cri-api/pkg/apis/runtime/v1"}, {"cmd/kurid", module + "internal/config"},
+	} {
+		if err := check(good[0], good[1]); err != nil {
+			t.Errorf("check(%q, %q) = %v, want nil", good[0], good[1], err)
+		}
+	}
+}
