@@ -16,10 +16,9 @@ import (
 const maxWindow = 128 << 20
 
 // Decompress returns the content of from, which may be packed with gzip or zstd or not at all. It goes by the first
-// bytes: media types are wrong too often. An error of the packed data has kind Corrupt.
-func Decompress(from io.Reader) (io.ReadCloser, error) { return decompress(from) }
-
-func decompress(from io.Reader) (io.ReadCloser, error) {
+// bytes: media types are wrong too often. An error of the packed data has kind Corrupt. The caller closes the content,
+// and from by itself.
+func Decompress(from io.Reader) (io.ReadCloser, error) {
 	in := bufio.NewReaderSize(from, 256<<10)
 	magic, err := in.Peek(4)
 	if err != nil && err != io.EOF {

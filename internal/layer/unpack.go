@@ -201,7 +201,7 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 	defer body.Close()
 
 	packed := &meter{from: body, hash: sha256.New(), count: fetched}
-	plain, err := decompress(packed)
+	plain, err := Decompress(packed)
 	if err != nil {
 		return false, packed.blame(err)
 	}

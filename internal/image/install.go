@@ -1,0 +1,405 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/layer"
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// patience is how long the finished layers of a pull that the registry failed wait for the next attempt.
+const patience = 10 * time.Minute
+
+// content is an image that is to be on this node: what it is made of, verified but for the layers, and where these come
+// from.
+type content struct {
+	rawConfig []byte
+	config    *imagespec.Image
+	manifest  []byte       // nil when there is none
+	layers    []layer.Blob // bottom first, as config lists them
+}
+
+// newContent checks that config and layers fit together and fit this node. layers come without their DiffIDs.
+func newContent(rawConfig, manifest []byte, layers []layer.Blob) (*content, error) {
+	cfg, err := parseConfig(rawConfig)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkPlatform(cfg); err != nil {
+		return nil, err
+	}
+	if len(cfg.RootFS.DiffIDs) != len(layers) {
+		return nil, fault.New(fault.Invalid, "the image's config lists %d layers, its manifest %d", len(cfg.RootFS.DiffIDs), len(layers))
+	}
+	for i := range layers {
+		layers[i].DiffID = cfg.RootFS.DiffIDs[i]
+	}
+	return &content{rawConfig, cfg, manifest, layers}, nil
+}
+
+// names are the references that are to point to an image.
+type names struct{ tags, digests []string }
+
+// install makes the image be on this node.
+func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, err error) {
+	// 1. Nothing of it is removed while we work. What a failure has left is removed when we let go.
+	release := s.layers.Hold(c.config.RootFS.DiffIDs)
+	defer func() {
+		if errors.Is(err, fault.Unavailable) {
+			s.releaseLater(release)
+		} else {
+			release()
+		}
+	}()
+
+	// 2. All layers at once, bounded by the store's slots. A failure stops the others.
+	g, gctx := errgroup.WithContext(ctx)
+	for _, b := range c.layers {
+		open := b.Open
+		b.Open = func(ctx context.Context) (io.ReadCloser, error) { return s.openInSlot(ctx, open) }
+		g.Go(func() error { return s.layers.Unpack(gctx, b) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+
+	// 3. On the disk for good, before anything names it.
+	if err := s.layers.Sync(); err != nil {
+		return nil, err
+	}
+
+	// 4. Config, manifest and record. Now the layers that a killed daemon's pull has left serve nobody.
+	img, err = s.commit(c, n)
+	if err == nil {
+		s.layers.Prune()
+	}
+	return img, err
+}
+
+// releaseLater keeps the layers that are there for a while: the registry failed, and the caller will ask again.
+func (s *Store) releaseLater(release func()) {
+	s.later.Go(func() {
+		select {
+		case <-time.After(patience):
+			release()
+		case <-s.life.Done():
+		}
+	})
+}
+
+// openInSlot waits for a free slot and opens the stream; closing the stream frees the slot.
+func (s *Store) openInSlot(ctx context.Context, open func(context.Context) (io.ReadCloser, error)) (io.ReadCloser, error) {
+	select {
+	case s.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	stream, err := open(ctx)
+	if err != nil {
+		<-s.slots
+		return nil, err
+	}
+	return &slotted{stream, s.slots}, nil
+}
+
+type slotted struct {
+	io.ReadCloser
+	slots chan struct{}
+}
+
+func (c *slotted) Close() error {
+	defer func() { <-c.slots }()
+	return c.ReadCloser.Close()
+}
+
+// commit records the image, whose layers are there, held and durable, and points the names to it.
+func (s *Store) commit(c *content, n names) (*Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := digest.FromBytes(c.rawConfig)
+	rec := imageRecord{ID: id}
+	if err := s.writeBlob(id, c.rawConfig); err != nil {
+		return nil, err
+	}
+	if c.manifest != nil {
+		rec.Manifest = digest.FromBytes(c.manifest)
+		if err := s.writeBlob(rec.Manifest, c.manifest); err != nil {
+			return nil, err
+		}
+	}
+	e := s.entries[id]
+	if e == nil {
+		e = &entry{release: s.layers.Hold(c.config.RootFS.DiffIDs)}
+	} else if rec.Manifest == "" {
+		rec.Manifest = e.rec.Manifest
+	}
+	rec.Tags, rec.Digests = e.rec.Tags, e.rec.Digests
+	e.image = s.describe(rec, c.config)
+	img, err := s.point(e, rec, n)
+	if err != nil && s.entries[id] == nil {
+		e.release()
+		s.removeBlobs(rec)
+	}
+	return img, err
+}
+
+// removeBlobs removes the config and the manifest of an image.
+func (s *Store) removeBlobs(rec imageRecord) {
+	os.Remove(s.blob(rec.ID))
+	if rec.Manifest != "" {
+		os.Remove(s.blob(rec.Manifest))
+	}
+}
+
+// rename points more names to an image that is there. It returns nil when the image has been removed meanwhile.
+func (s *Store) rename(id string, n names) (*Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[digest.Digest(id)]
+	if e == nil {
+		return nil, nil
+	}
+	if subset(n.tags, e.image.References) && subset(n.digests, e.image.Digests) {
+		return e.image, nil
+	}
+	return s.point(e, e.rec, n)
+}
+
+func subset(some, all []string) bool {
+	return !slices.ContainsFunc(some, func(name string) bool { return !slices.Contains(all, name) })
+}
+
+// point writes rec, with the names added, as the record of e, takes the tags from the images that had them, and
+// publishes. The caller has s.mu.
+func (s *Store) point(e *entry, rec imageRecord, n names) (*Image, error) {
+	rec.Tags = maps.Clone(rec.Tags)
+	if rec.Tags == nil {
+		rec.Tags = make(map[string]time.Time)
+	}
+	for _, tag := range n.tags {
+		if _, ok := rec.Tags[tag]; !ok {
+			rec.Tags[tag] = time.Now()
+		}
+	}
+	rec.Digests = slices.Compact(slices.Sorted(slices.Values(slices.Concat(rec.Digests, n.digests))))
+	if err := s.write(e, rec); err != nil {
+		return nil, err
+	}
+	for _, other := range s.entries {
+		if other != e {
+			s.takeTags(other, n.tags)
+		}
+	}
+	s.publish()
+	return e.image, nil
+}
+
+// takeTags takes the tags from an image. Should its record not be written, the next start finds two owners of a tag and
+// settles for the later.
+func (s *Store) takeTags(e *entry, tags []string) {
+	rec := e.rec
+	rec.Tags = maps.Clone(rec.Tags)
+	maps.DeleteFunc(rec.Tags, func(tag string, _ time.Time) bool { return slices.Contains(tags, tag) })
+	if len(rec.Tags) == len(e.rec.Tags) {
+		return
+	}
+	if err := s.write(e, rec); err != nil {
+		e.rec = rec
+		e.image = s.renamed(e)
+	}
+}
+
+// write persists rec as the record of e and gives e its new face.
+func (s *Store) write(e *entry, rec imageRecord) error {
+	if err := record.Write(s.recordPath(rec.ID), recordVersion, rec, record.Sync); err != nil {
+		return diskError(err)
+	}
+	e.rec = rec
+	e.image = s.renamed(e)
+	s.entries[rec.ID] = e
+	return nil
+}
+
+// describe makes the image of a record and its config.
+func (s *Store) describe(rec imageRecord, cfg *imagespec.Image) *Image {
+	img := &Image{
+		ID:       rec.ID.String(),
+		Size:     s.layers.Size(cfg.RootFS.DiffIDs) + fileBytes(s.blob(rec.ID)),
+		DiffIDs:  cfg.RootFS.DiffIDs,
+		Platform: cfg.Platform,
+		Config:   cfg.Config,
+	}
+	if rec.Manifest != "" {
+		img.Size += fileBytes(s.blob(rec.Manifest))
+	}
+	return img
+}
+
+// renamed is the image of e with the names of its record.
+func (s *Store) renamed(e *entry) *Image {
+	img := *e.image
+	img.References = slices.Sorted(maps.Keys(e.rec.Tags))
+	img.Digests = e.rec.Digests
+	img.Pinned = slices.ContainsFunc(slices.Concat(img.References, img.Digests), func(name string) bool { return s.pinned[name] })
+	return &img
+}
+
+// publish makes the present entries visible. The caller has s.mu, or is the only one.
+func (s *Store) publish() {
+	images := make([]*Image, 0, len(s.entries))
+	for _, e := range s.entries {
+		images = append(images, e.image)
+	}
+	s.now.Store(newSnapshot(images))
+}
+
+// Remove removes an image with all references to it. An image that is not there is no error. Layers that a container
+// still holds stay until it lets go. The error is of kind Invalid when the beginning of an ID is ambiguous.
+func (s *Store) Remove(nameOrID string) error {
+	img, err := s.Get(nameOrID)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	release, err := s.forget(digest.Digest(img.ID))
+	if err != nil {
+		return fmt.Errorf("remove image %s: %w", nameOrID, err)
+	}
+	release()
+	s.layers.Prune()
+	return nil
+}
+
+// forget removes the record, for good, and then what it named but the layers, which release lets go.
+func (s *Store) forget(id digest.Digest) (release func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[id]
+	if e == nil {
+		return func() {}, nil
+	}
+	if err := os.Remove(s.recordPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	delete(s.entries, id)
+	s.publish()
+	if err := syncDir(s.dir()); err != nil { // or a power cut would bring back an image without layers
+		return nil, err
+	}
+	s.removeBlobs(e.rec)
+	return e.release, nil
+}
+
+// Usage is what images and their layers take on the disk.
+type Usage struct {
+	Path   string // a directory on the filesystem where they are
+	Bytes  uint64 // allocated blocks
+	Inodes uint64
+}
+
+// Usage measures the disk space of all images: layers, configs, manifests and records.
+func (s *Store) Usage(ctx context.Context) (Usage, error) {
+	layers := s.layers.Usage()
+	u := Usage{Path: s.root, Bytes: uint64(layers.Bytes), Inodes: uint64(layers.Inodes)}
+	err := filepath.WalkDir(s.dir(), func(_ string, d fs.DirEntry, err error) error {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		u.Bytes += uint64(info.Sys().(*syscall.Stat_t).Blocks) * 512
+		u.Inodes++
+		return nil
+	})
+	if err != nil {
+		return u, fmt.Errorf("measure images: %w", err)
+	}
+	return u, nil
+}
+
+// writeBlob puts a config or manifest in its place, flushed to the disk. The caller has s.mu.
+func (s *Store) writeBlob(id digest.Digest, body []byte) (err error) {
+	defer func() {
+		if err != nil {
+			err = diskError(fmt.Errorf("write %s: %w", id, err))
+		}
+	}()
+	f, err := os.CreateTemp(s.blobs(), ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // it has another name when all went well
+	_, err = f.Write(body)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), s.blob(id)); err != nil {
+		return err
+	}
+	return syncDir(s.blobs())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// fileBytes is what a file takes on the disk, in bytes; 0 when it is not there.
+func fileBytes(path string) int64 {
+	var st syscall.Stat_t
+	if syscall.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
+}
+
+// diskError gives an error of a full disk or quota its kind.
+func diskError(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.As(fault.Exhausted, fmt.Errorf("%w; free space there, or remove images that are not used", err))
+	}
+	return err
+}
+
+func (s *Store) dir() string                  { return filepath.Join(s.root, "images") }
+func (s *Store) blobs() string                { return filepath.Join(s.dir(), "blobs", "sha256") }
+func (s *Store) blob(id digest.Digest) string { return filepath.Join(s.blobs(), id.Encoded()) }
+func (s *Store) recordPath(id digest.Digest) string {
+	return filepath.Join(s.dir(), id.Encoded()+".json")
+}

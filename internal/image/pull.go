@@ -1,0 +1,139 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/layer"
+	"github.com/kuri-cri/kuri/internal/registry"
+)
+
+// Pull makes the image that the reference stands for now be on this node, and points the reference to it. A caller with
+// the same reference and credentials joins a pull that is under way; when ctx ends first, the pull goes on and the error
+// is that of ctx. An image that is whole and unchanged costs one request.
+//
+// Errors have the kinds of packages registry and layer. The text of one of kind Unavailable begins with
+// "RegistryUnavailable: ", which a kubelet knows (cri-api, pkg/errors).
+func (s *Store) Pull(ctx context.Context, name string, auth registry.Auth) (*Image, error) {
+	ref, err := registry.ParseReference(name)
+	if err != nil {
+		return nil, err
+	}
+	img, _, err := s.pulls.Do(ctx, pullKey{ref, auth}, func(ctx context.Context) (*Image, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(s.life, cancel)()
+		return s.pull(ctx, ref, auth)
+	})
+	switch {
+	case err == nil:
+		return img, nil
+	case s.life.Err() != nil && errors.Is(err, context.Canceled):
+		return nil, fault.New(fault.Unavailable, "pull image %s: the daemon is stopping; ask again", ref)
+	case errors.Is(err, fault.Unavailable):
+		return nil, fmt.Errorf("RegistryUnavailable: pull image %s: %w", ref, err)
+	}
+	return nil, fmt.Errorf("pull image %s: %w", ref, err)
+}
+
+func (s *Store) pull(ctx context.Context, ref registry.Reference, auth registry.Auth) (*Image, error) {
+	progress := s.watch.begin(ref)
+	defer progress.end()
+
+	// 1. The registry and its mirrors, as they are configured now.
+	repo, err := registry.Open(ctx, s.certsDirs, ref, auth)
+	if err != nil {
+		return nil, err
+	}
+	defer repo.Close()
+
+	// 2. Here already?
+	if img, err := s.unchanged(ctx, repo, ref); img != nil || err != nil {
+		return img, err
+	}
+
+	// 3. Manifest and config.
+	c, resolved, err := s.resolve(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+
+	// 4. Layers and record.
+	progress.layers(s.layers, c.layers)
+	return s.install(ctx, c, namesOf(ref, resolved))
+}
+
+// namesOf are the names that a pull of ref gives: its tag if it has one, and the digest that it stood for.
+func namesOf(ref registry.Reference, resolved digest.Digest) names {
+	n := names{digests: []string{ref.Repository + "@" + resolved.String()}}
+	if ref.Tag != "" {
+		n.tags = []string{ref.String()}
+	}
+	return n
+}
+
+// unchanged asks the registry what ref stands for, when ref is known here, and returns the image when that is here too.
+// The question is asked for a digest as well: the answer shows that the caller may have the image.
+func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference) (*Image, error) {
+	if s.now.Load().byName[ref.String()] == nil {
+		return nil, nil
+	}
+	dgst, err := repo.Resolve(ctx)
+	if err != nil || dgst == "" {
+		return nil, err
+	}
+	return s.known(ref, dgst)
+}
+
+// known returns the image that the repository's digest stands for, with ref pointed to it, or nil when it is not here.
+func (s *Store) known(ref registry.Reference, dgst digest.Digest) (*Image, error) {
+	img := s.now.Load().byName[ref.Repository+"@"+dgst.String()]
+	if img == nil {
+		return nil, nil
+	}
+	return s.rename(img.ID, namesOf(ref, dgst))
+}
+
+// resolve fetches manifest and config for this node's platform. resolved is the digest that the reference stands for:
+// of the index, when there is one.
+func (s *Store) resolve(ctx context.Context, repo *registry.Repository) (c *content, resolved digest.Digest, err error) {
+	m, err := repo.Manifest(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	resolved = m.Digest
+	doc, err := parseDocument(m.Body, m.MediaType)
+	for depth := 0; err == nil && doc.index(); depth++ {
+		if depth == maxNesting {
+			return nil, "", fault.New(fault.Invalid, "indexes are nested more than %d deep", maxNesting)
+		}
+		desc, cerr := doc.choose()
+		if cerr != nil {
+			return nil, "", cerr
+		}
+		if m, err = repo.ManifestAt(ctx, desc.Digest); err != nil {
+			return nil, "", err
+		}
+		doc, err = parseDocument(m.Body, m.MediaType)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	config, err := repo.Config(ctx, doc.Config.Digest, maxConfig)
+	if err != nil {
+		return nil, "", err
+	}
+	layers := make([]layer.Blob, len(doc.Layers))
+	for i, l := range doc.Layers {
+		layers[i] = layer.Blob{Digest: l.Digest, Size: l.Size, Open: func(ctx context.Context) (io.ReadCloser, error) {
+			return repo.Blob(ctx, l.Digest, l.Size)
+		}}
+	}
+	c, err = newContent(config, m.Body, layers)
+	return c, resolved, err
+}

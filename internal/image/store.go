@@ -1,0 +1,203 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/flight"
+	"github.com/kuri-cri/kuri/internal/layer"
+	"github.com/kuri-cri/kuri/internal/record"
+	"github.com/kuri-cri/kuri/internal/registry"
+)
+
+// recordVersion is the format version of an image's record.
+const recordVersion = 1
+
+// Options say where images are kept and how they are had.
+type Options struct {
+	Root      string       // the same as that of Layers; on one filesystem
+	Layers    *layer.Store // stays the caller's, who closes it after the image store
+	CertsDirs []string     // where <host>/hosts.toml is looked for, in order
+	MaxLayers int          // layers fetched and unpacked at once, over all pulls; 0: as many as serve this machine
+	Pinned    []string     // references of images that a kubelet must not collect
+}
+
+// imageRecord is what is persisted of an image beside its config and manifest.
+type imageRecord struct {
+	ID       digest.Digest        `json:"id"`
+	Manifest digest.Digest        `json:"manifest,omitempty"` // "" when it came without one, in a docker-archive
+	Tags     map[string]time.Time `json:"tags"`               // tag in full, and when it was pointed here
+	Digests  []string             `json:"digests"`
+}
+
+// entry is an image that is recorded.
+type entry struct {
+	rec     imageRecord
+	image   *Image
+	release func() // of its layers
+}
+
+type pullKey struct {
+	ref  registry.Reference
+	auth registry.Auth
+}
+
+// Store is the images of one node. See [Open].
+type Store struct {
+	root      string
+	layers    *layer.Store
+	certsDirs []string
+	pinned    map[string]bool
+	slots     chan struct{} // one for each layer that may be on its way
+
+	life  context.Context // ends with Close
+	end   context.CancelFunc
+	pulls flight.Group[pullKey, *Image]
+	watch watch
+	later sync.WaitGroup // layers of failed pulls that are kept for a while
+
+	now atomic.Pointer[snapshot]
+
+	mu      sync.Mutex // guards what follows and the files in images/
+	entries map[digest.Digest]*entry
+}
+
+// Open opens the store. Records that cannot be read, and images whose files are not all there, are set aside with a word
+// in the log; they never keep the store from opening. The caller closes it.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	s := &Store{
+		root:      o.Root,
+		layers:    o.Layers,
+		certsDirs: o.CertsDirs,
+		pinned:    make(map[string]bool),
+		entries:   make(map[digest.Digest]*entry),
+	}
+	if o.MaxLayers <= 0 {
+		o.MaxLayers = max(4, runtime.NumCPU())
+	}
+	s.slots = make(chan struct{}, o.MaxLayers)
+	for _, name := range o.Pinned {
+		ref, err := registry.ParseReference(name)
+		if err != nil {
+			return nil, fmt.Errorf("pinned images: %w", err)
+		}
+		s.pinned[ref.String()] = true
+	}
+	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
+	if err := os.MkdirAll(s.blobs(), 0o700); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", s.root, err)
+	}
+	if err := s.recover(); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", s.root, err)
+	}
+	s.layers.PruneStale()
+	return s, nil
+}
+
+// Close stops the pulls under way and waits for them. What has been pulled stays.
+func (s *Store) Close() {
+	s.end()
+	s.pulls.Wait()
+	s.later.Wait()
+	s.watch.wait()
+}
+
+// recover reads the records that are there.
+func (s *Store) recover() error {
+	files, err := os.ReadDir(s.dir())
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		path := filepath.Join(s.dir(), f.Name())
+		switch {
+		case strings.HasPrefix(f.Name(), "."): // a record that was being written when the daemon was killed
+			os.Remove(path)
+		case strings.HasSuffix(f.Name(), ".json"):
+			if err := s.recoverOne(path); err != nil {
+				slog.Error("an image's record is set aside; pull the image again", "record", path, "err", err)
+				if err := record.SetAside(path); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	s.settleTags()
+	s.dropBlobs()
+	s.publish()
+	return nil
+}
+
+func (s *Store) recoverOne(path string) error {
+	var rec imageRecord
+	if err := record.Read(path, recordVersion, &rec); err != nil {
+		return err
+	}
+	if rec.ID.Validate() != nil || rec.Manifest != "" && rec.Manifest.Validate() != nil || rec.ID.Encoded()+".json" != filepath.Base(path) {
+		return fault.New(fault.Corrupt, "the record is of another image, %q", rec.ID)
+	}
+	raw, err := os.ReadFile(s.blob(rec.ID))
+	if err != nil {
+		return err
+	}
+	if got := digest.FromBytes(raw); got != rec.ID {
+		return fault.New(fault.Corrupt, "the image's config has digest %s", got)
+	}
+	cfg, err := parseConfig(raw)
+	if err != nil {
+		return err
+	}
+	for _, id := range cfg.RootFS.DiffIDs {
+		if !s.layers.Has(id) {
+			return fault.New(fault.NotFound, "the image's layer %s is not there", id)
+		}
+	}
+	s.entries[rec.ID] = &entry{rec: rec, image: s.describe(rec, cfg), release: s.layers.Hold(cfg.RootFS.DiffIDs)}
+	return nil
+}
+
+// settleTags leaves a tag that two records claim with the one that got it later: the daemon was killed in between.
+func (s *Store) settleTags() {
+	owner := make(map[string]*entry)
+	for _, e := range s.entries {
+		for tag, at := range e.rec.Tags {
+			if other := owner[tag]; other == nil || other.rec.Tags[tag].Before(at) {
+				owner[tag] = e
+			}
+		}
+	}
+	for _, e := range s.entries {
+		e.rec.Tags = maps.Clone(e.rec.Tags)
+		maps.DeleteFunc(e.rec.Tags, func(tag string, _ time.Time) bool { return owner[tag] != e })
+		e.image = s.renamed(e)
+	}
+}
+
+// dropBlobs removes the configs and manifests that no record names.
+func (s *Store) dropBlobs() {
+	used := make(map[string]bool)
+	for _, e := range s.entries {
+		used[e.rec.ID.Encoded()] = true
+		if e.rec.Manifest != "" {
+			used[e.rec.Manifest.Encoded()] = true
+		}
+	}
+	files, _ := os.ReadDir(s.blobs())
+	for _, f := range files {
+		if !used[f.Name()] {
+			os.Remove(filepath.Join(s.blobs(), f.Name()))
+		}
+	}
+}

@@ -1,0 +1,176 @@
+package image
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/layer"
+	"github.com/kuri-cri/kuri/internal/registry"
+)
+
+// watchInterval is how often a watcher hears of a pull's progress.
+const watchInterval = 200 * time.Millisecond
+
+// Progress is how far the pull of a reference is.
+type Progress struct {
+	Image  string          // the reference as the watcher gave it
+	Layers []LayerProgress // bottom first; empty until the manifest is there
+	Done   bool            // the pull has ended, well or not
+}
+
+// LayerProgress is how far one layer is.
+type LayerProgress struct {
+	Digest  string // of the blob in the registry
+	Size    int64  // of the blob, in bytes
+	Fetched int64  // bytes of it received; Size when the layer was here already
+	Done    bool   // unpacked and verified
+}
+
+// watch knows the pulls under way, for those who look on.
+type watch struct {
+	mu       sync.Mutex
+	pulls    map[registry.Reference]*progress
+	begun    chan struct{} // closed and renewed when a pull begins
+	watchers sync.WaitGroup
+}
+
+// progress is one pull, for those who look on.
+type progress struct {
+	watch *watch
+	ref   registry.Reference
+	done  chan struct{}
+
+	mu    sync.Mutex
+	store *layer.Store
+	blobs []layer.Blob
+}
+
+// begin announces a pull.
+func (w *watch) begin(ref registry.Reference) *progress {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := &progress{watch: w, ref: ref, done: make(chan struct{})}
+	if w.pulls == nil {
+		w.pulls = make(map[registry.Reference]*progress)
+	}
+	w.pulls[ref] = p
+	if w.begun != nil {
+		close(w.begun)
+		w.begun = nil
+	}
+	return p
+}
+
+// layers tells what the pull is about to fetch.
+func (p *progress) layers(store *layer.Store, blobs []layer.Blob) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.store, p.blobs = store, blobs
+}
+
+// end announces that the pull has ended.
+func (p *progress) end() {
+	p.watch.mu.Lock()
+	if p.watch.pulls[p.ref] == p {
+		delete(p.watch.pulls, p.ref)
+	}
+	p.watch.mu.Unlock()
+	close(p.done)
+}
+
+// now is how far the pull is.
+func (p *progress) now(image string) Progress {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := Progress{Image: image}
+	for _, b := range p.blobs {
+		l := LayerProgress{Digest: b.Digest.String(), Size: b.Size, Done: p.store.Has(b.DiffID)}
+		if l.Fetched = p.store.Fetched(b); l.Done {
+			l.Fetched = l.Size
+		}
+		now.Layers = append(now.Layers, l)
+	}
+	return now
+}
+
+// find returns the pull of ref that is under way, or a channel that is closed when some pull begins.
+func (w *watch) find(ref registry.Reference) (*progress, <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p := w.pulls[ref]; p != nil {
+		return p, nil
+	}
+	if w.begun == nil {
+		w.begun = make(chan struct{})
+	}
+	return nil, w.begun
+}
+
+func (w *watch) wait() { w.watchers.Wait() }
+
+// WatchPull tells how far the pull of the reference is, a few times a second, until the pull ends; the last message has
+// Done set. When none is under way it waits for one to begin. The channel is closed after the last message, or when ctx
+// or the store ends; the caller reads on or ends ctx. The error is of kind Invalid for a malformed reference.
+func (s *Store) WatchPull(ctx context.Context, name string) (<-chan Progress, error) {
+	ref, err := registry.ParseReference(name)
+	if err != nil {
+		return nil, err
+	}
+	out := make(chan Progress)
+	s.watch.watchers.Go(func() {
+		defer close(out)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(s.life, cancel)()
+		if p := s.watch.await(ctx, ref); p != nil {
+			p.report(ctx, name, out)
+		}
+	})
+	return out, nil
+}
+
+// await returns the pull of ref, as soon as there is one, or nil when ctx ends.
+func (w *watch) await(ctx context.Context, ref registry.Reference) *progress {
+	for {
+		p, begun := w.find(ref)
+		if p != nil {
+			return p
+		}
+		select {
+		case <-begun:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// report sends how far p is until it ends.
+func (p *progress) report(ctx context.Context, image string, out chan<- Progress) {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		var now Progress
+		select {
+		case <-p.done:
+			now = p.now(image)
+			now.Done = true
+		default:
+			now = p.now(image)
+		}
+		select {
+		case out <- now:
+		case <-ctx.Done():
+			return
+		}
+		if now.Done {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-p.done:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
