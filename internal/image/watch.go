@@ -5,8 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/registry"
 )
@@ -23,10 +21,10 @@ type Progress struct {
 
 // LayerProgress is how far one layer is.
 type LayerProgress struct {
-	Digest  digest.Digest // of the blob in the registry
-	Size    int64         // of the blob, in bytes
-	Fetched int64         // bytes of it received; Size when the layer was here already
-	Done    bool          // unpacked and verified
+	Digest  string // of the blob in the registry
+	Size    int64  // of the blob, in bytes
+	Fetched int64  // bytes of it received; Size when the layer was here already
+	Done    bool   // unpacked and verified
 }
 
 // watch knows the pulls under way, for those who look on.
@@ -87,7 +85,7 @@ func (p *progress) now(image string) Progress {
 	defer p.mu.Unlock()
 	now := Progress{Image: image}
 	for _, b := range p.blobs {
-		l := LayerProgress{Digest: b.Digest, Size: b.Size, Done: p.store.Has(b.DiffID)}
+		l := LayerProgress{Digest: b.Digest.String(), Size: b.Size, Done: p.store.Has(b.DiffID)}
 		if l.Fetched = p.store.Fetched(b); l.Done {
 			l.Fetched = l.Size
 		}
@@ -113,15 +111,13 @@ func (w *watch) wait() { w.watchers.Wait() }
 
 // WatchPull tells how far the pull of the reference is, a few times a second, until the pull ends; the last message has
 // Done set. When none is under way it waits for one to begin. The channel is closed after the last message, or when ctx
-// or the store ends, and at once for a malformed reference, of which there can be no pull. The caller reads on or ends
-// ctx.
-func (s *Store) WatchPull(ctx context.Context, name string) <-chan Progress {
-	out := make(chan Progress)
+// or the store ends; the caller reads on or ends ctx. The error is of kind Invalid for a malformed reference.
+func (s *Store) WatchPull(ctx context.Context, name string) (<-chan Progress, error) {
 	ref, err := registry.ParseReference(name)
 	if err != nil {
-		close(out)
-		return out
+		return nil, err
 	}
+	out := make(chan Progress)
 	s.watch.watchers.Go(func() {
 		defer close(out)
 		ctx, cancel := context.WithCancel(ctx)
@@ -131,7 +127,7 @@ func (s *Store) WatchPull(ctx context.Context, name string) <-chan Progress {
 			p.report(ctx, name, out)
 		}
 	})
-	return out
+	return out, nil
 }
 
 // await returns the pull of ref, as soon as there is one, or nil when ctx ends.
