@@ -1,0 +1,70 @@
+package main
+
+import (
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// logMax bounds the keeper's log, in bytes; one more file of that size is kept beside it.
+const logMax = 1 << 20
+
+// logFile is the keeper's own log. It is an io.Writer, safe for concurrent use.
+type logFile struct {
+	path string
+
+	mu     sync.Mutex // guards all below
+	file   *os.File
+	size   int64
+	stderr bool // the file is descriptor 2 as well, for what the Go runtime says when it dies
+}
+
+func openLog(path string) (*logFile, error) {
+	l := &logFile{path: path}
+	return l, l.open()
+}
+
+func (l *logFile) open() error {
+	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	l.file, l.size = f, st.Size()
+	return nil
+}
+
+// Write appends one entry.
+func (l *logFile) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.size > logMax {
+		l.rotate()
+	}
+	n, err := l.file.Write(p)
+	l.size += int64(n)
+	return n, err
+}
+
+func (l *logFile) rotate() {
+	old := l.file
+	if os.Rename(l.path, l.path+".1") != nil || l.open() != nil {
+		l.size = 0 // tried again after as much more
+		return
+	}
+	old.Close()
+	if l.stderr {
+		unix.Dup3(int(l.file.Fd()), 2, 0)
+	}
+}
+
+func (l *logFile) becomeStderr() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stderr = true
+	unix.Dup3(int(l.file.Fd()), 2, 0)
+}

@@ -1,0 +1,120 @@
+// kuri-keeper is the parent of the node's containers; see internal/keeper/server. kurid starts it, and it outlives kurid.
+//
+// It ends by TERM only when it holds no pod. Its log is <state>/keeper.log.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/keeper/server"
+	"github.com/kuri-cri/kuri/internal/oci"
+)
+
+// version is set by the build.
+var version = "devel"
+
+func main() {
+	// The first thread must not be lent out to work in other namespaces: it could not end.
+	runtime.LockOSThread()
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		oci.Init()
+	}
+	if err := run(); err != nil {
+		fmt.Fprintf(os.Stderr, "kuri-keeper: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	state := flag.String("state", "/run/kuri", "state directory: an absolute path")
+	level := flag.String("log-level", "info", "debug, info, warn or error")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *showVersion {
+		fmt.Println("kuri-keeper", version)
+		return nil
+	}
+	if !filepath.IsAbs(*state) || flag.NArg() > 0 {
+		return errors.New("usage: kuri-keeper --state /absolute/path")
+	}
+	var logLevel slog.Level
+	if err := logLevel.UnmarshalText([]byte(*level)); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
+	if err := seal(); err != nil {
+		return err
+	}
+
+	// A small heap: collect when it has grown by half.
+	debug.SetGCPercent(50)
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become the reaper of the containers: %w", err)
+	}
+	unix.Umask(0o022)
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	s, err := server.Open(filepath.Clean(*state), version)
+	if err != nil {
+		return err
+	}
+	log, err := openLog(filepath.Join(*state, "keeper.log"))
+	if err != nil {
+		return err
+	}
+	slog.SetDefault(slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: logLevel})))
+	logrus.SetOutput(log) // libcontainer's
+	logrus.SetLevel(logrus.WarnLevel)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go endOnSignal(s, cancel)
+	if err := s.Serve(ctx, func() { sayReady(log) }); err != nil {
+		return err
+	}
+	slog.Info("the keeper ends")
+	return errors.Join(s.Close(), keeper.LeaveCgroup(filepath.Clean(*state)))
+}
+
+// endOnSignal ends the keeper by TERM or INT when it holds nothing.
+func endOnSignal(s *server.Server, end func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Ignore(syscall.SIGHUP)
+	for sig := range signals {
+		if s.Empty() {
+			end()
+			return
+		}
+		slog.Warn("the keeper stays: it holds pods, which would lose their parent", "signal", sig.String())
+	}
+}
+
+// sayReady tells the starter, who reads our output to its end, and then leaves its pipe.
+func sayReady(log *logFile) {
+	slog.Info("the keeper serves", "pid", os.Getpid(), "version", version)
+	fmt.Println("ready")
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		slog.Error("leave the starter's pipe", "err", err)
+		return
+	}
+	unix.Dup3(int(null.Fd()), 0, 0)
+	unix.Dup3(int(null.Fd()), 1, 0)
+	null.Close()
+	log.becomeStderr()
+}

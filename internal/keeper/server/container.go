@@ -1,0 +1,140 @@
+package server
+
+import (
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/oci"
+)
+
+// container is a container from the first step of Create to the last of Delete.
+//
+//	(creating) -> created -> running -> exited -> (deleted)
+//	                 |                    ^
+//	                 +--------------------+   its process was killed before it was started
+type container struct {
+	id, sandboxID, bundle string
+
+	verb sync.Mutex // held by the one verb that changes the container; Delete bounds its waiting
+
+	// Set by Create before the state is CREATED, and constant then.
+	made    *oci.Created
+	rootfs  string   // where the root filesystem is mounted; on the host an empty directory
+	pidfd   *os.File // of the first process; closed when it has been reaped
+	stdin   *os.File // nil when it is /dev/null
+	outputs []*source
+	pumps   sync.WaitGroup // those that copy the outputs to the log
+	log     *logFile       // nil without a log
+	exited  chan struct{}  // closed when the state is EXITED
+
+	mu        sync.Mutex // guards all below
+	state     api.State  // UNKNOWN while it is being created
+	createdAt int64      // nanoseconds since the epoch
+	startedAt int64      // 0 for not yet
+	exit      keeper.Exit
+}
+
+// message is what a caller is told of the container.
+func (c *container) message() *api.Container {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := &api.Container{
+		Id: c.id, SandboxId: c.sandboxID, State: c.state, CreatedAt: c.createdAt, StartedAt: c.startedAt,
+	}
+	if c.made != nil {
+		m.Pid = int32(c.made.Pid)
+	}
+	if c.state == api.State_EXITED {
+		m.Exit = &api.Exit{Code: c.exit.Code, FinishedAt: c.exit.FinishedAt, OomKilled: c.exit.OOMKilled}
+	}
+	return m
+}
+
+func (c *container) currentState() api.State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
+}
+
+// container returns the container of that id. One that is being created is not there yet: NotFound.
+func (s *Server) container(id string) (*container, error) {
+	s.mu.Lock()
+	c := s.containers[id]
+	s.mu.Unlock()
+	if c == nil || c.currentState() == api.State_UNKNOWN {
+		return nil, fault.New(fault.NotFound, "the keeper has no container %s", id)
+	}
+	return c, nil
+}
+
+// List tells all sandboxes and all containers that have been created.
+func (s *Server) List() *api.ListResponse {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	resp := &api.ListResponse{}
+	for _, box := range s.sandboxes {
+		resp.Sandboxes = append(resp.Sandboxes, box.told)
+	}
+	for _, c := range s.containers {
+		if m := c.message(); m.State != api.State_UNKNOWN {
+			resp.Containers = append(resp.Containers, m)
+		}
+	}
+	return resp
+}
+
+// Signal sends a signal to the container's first process, or to all in its cgroup. One that has exited is a success.
+func (s *Server) Signal(id string, sig unix.Signal, all bool) error {
+	if sig < 1 || sig > 64 {
+		return fault.New(fault.Invalid, "there is no signal %d", int(sig))
+	}
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	if c.currentState() == api.State_EXITED {
+		return nil
+	}
+	if all {
+		return c.made.Cgroup.Signal(sig)
+	}
+	return c.signal(sig)
+}
+
+// signal sends a signal to the first process. One that has ended is a success.
+func (c *container) signal(sig unix.Signal) error {
+	conn, err := c.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if conn.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }) != nil {
+		return nil // the pidfd is closed: the process has been reaped
+	}
+	if serr == unix.ESRCH {
+		return nil
+	}
+	return serr
+}
+
+// ReopenLog makes the log anew at its path. The container must be running.
+func (s *Server) ReopenLog(id string) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.verb.Lock()
+	defer c.verb.Unlock()
+	if c.currentState() != api.State_RUNNING {
+		return fault.New(fault.Precondition, "container %s does not run", id)
+	}
+	if c.log == nil {
+		return nil
+	}
+	return c.log.reopen()
+}

@@ -1,0 +1,198 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/namespace"
+	"github.com/kuri-cri/kuri/internal/undo"
+)
+
+// Create makes a container whose process waits at its start line, or answers with the container of that id. The work
+// goes on when ctx ends; asking again joins it. When it fails nothing of the container stays.
+func (s *Server) Create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
+	if err := checkID(req.Id); err != nil {
+		return nil, err
+	}
+	if !filepath.IsAbs(req.Bundle) || req.Rootfs == nil || len(req.Rootfs.Lowerdirs) == 0 {
+		return nil, fault.New(fault.Invalid, "container %s: a bundle and at least one layer are needed", req.Id)
+	}
+	m, _, err := s.containerFlights.Do(ctx, "create "+req.Id, func(ctx context.Context) (*api.Container, error) {
+		if c, err := s.container(req.Id); err == nil {
+			return c.message(), nil
+		}
+		return s.create(ctx, req)
+	})
+	return m, err
+}
+
+func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
+	defer s.stir()
+	back := undo.New(ctx)
+	defer back.Run()
+
+	// 1. Reserve the id.
+	c, box, err := s.reserve(req)
+	if err != nil {
+		return nil, err
+	}
+	defer c.verb.Unlock()
+	back.Add("forget the container", func(context.Context) error { s.remove(c); return nil })
+
+	// 2. The bundle.
+	spec, err := s.readSpec(req)
+	if err != nil {
+		return nil, err
+	}
+
+	// 3. Its log and stdio.
+	if req.LogPath != "" {
+		if c.log, err = openLog(req.LogPath); err != nil {
+			return nil, err
+		}
+		back.Add("close the log", func(context.Context) error { c.log.close(); return nil })
+	}
+	stdio, err := openStdio(req.Tty, req.Stdin)
+	if err != nil {
+		return nil, err
+	}
+	back.Add("close the stdio", func(context.Context) error { stdio.close(); return nil })
+
+	// 4. The directory over which its root filesystem is mounted.
+	c.rootfs = spec.Root.Path
+	if err := os.MkdirAll(c.rootfs, 0o755); err != nil {
+		return nil, err
+	}
+	back.Add("remove the mount point", func(context.Context) error { return removeDirs(c.rootfs) })
+
+	// 5. The process, from a thread in a mount namespace of its own.
+	err = namespace.OnThread(func() error { return s.createInside(c, box, spec, req, stdio) })
+	stdio.closeTheirs()
+	if err != nil {
+		return nil, err
+	}
+	back.Add("kill the process", func(context.Context) error { return s.discard(c) })
+	if err := stdio.receiveConsole(); err != nil {
+		return nil, err
+	}
+
+	// 6. Those who wait for it and write its log.
+	c.stdin, c.outputs = stdio.stdin, stdio.outputs
+	c.mu.Lock()
+	c.state, c.createdAt = api.State_CREATED, time.Now().UnixNano()
+	c.mu.Unlock()
+	for _, src := range c.outputs {
+		c.pumps.Go(func() { c.pump(src) })
+	}
+	go s.watch(c)
+	back.Release()
+	return c.message(), nil
+}
+
+// reserve registers the container, with its verb lock held, so that its sandbox stays.
+func (s *Server) reserve(req *api.CreateRequest) (*container, *sandbox, error) {
+	c := &container{id: req.Id, sandboxID: req.SandboxId, bundle: req.Bundle, exited: make(chan struct{})}
+	c.verb.Lock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	box := s.sandboxes[req.SandboxId]
+	if box == nil || box.removing {
+		return nil, nil, fault.New(fault.NotFound, "the keeper has no sandbox %s", req.SandboxId)
+	}
+	if s.containers[req.Id] != nil {
+		return nil, nil, fault.New(fault.Unavailable, "container %s is being deleted", req.Id)
+	}
+	s.containers[req.Id] = c
+	return c, box, nil
+}
+
+func (s *Server) remove(c *container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.containers, c.id)
+}
+
+func (s *Server) readSpec(req *api.CreateRequest) (*specs.Spec, error) {
+	spec, err := s.runtime.ReadSpec(req.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	if filepath.Dir(filepath.Dir(spec.Root.Path)) != s.mounts() {
+		return nil, fault.New(fault.Invalid, "root.path %q of container %s is not %s/<id>/rootfs", spec.Root.Path, req.Id, s.mounts())
+	}
+	if spec.Process.Terminal != req.Tty {
+		return nil, fault.New(fault.Invalid, "container %s: tty is %v and process.terminal is %v", req.Id, req.Tty, spec.Process.Terminal)
+	}
+	return spec, nil
+}
+
+// createInside runs on a thread of its own. It leaves the host's mount namespace, mounts what the container needs there,
+// and creates the container, which inherits it. All else of the mount table stays as shared as it was, so that volumes
+// propagate as the spec says.
+func (s *Server) createInside(c *container, box *sandbox, spec *specs.Spec, req *api.CreateRequest, stdio *stdio) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	var shm *os.File
+	if box.shmPath != "" {
+		var err error
+		if shm, err = s.holder.CloneShm(box.id); err != nil {
+			return err
+		}
+		defer shm.Close()
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace for container %s: %w", c.id, err)
+	}
+	if err := mountOverlay(spec.Root.Path, req.Rootfs); err != nil {
+		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
+	}
+	if shm != nil {
+		if err := unix.MoveMount(int(shm.Fd()), "", unix.AT_FDCWD, box.shmPath, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("mount /dev/shm for container %s: %w", c.id, err)
+		}
+	}
+
+	release := s.reaper.hold()
+	defer release()
+	made, err := s.runtime.Create(c.id, req.Bundle, spec, req.SystemdCgroup, stdio.theirs)
+	if err != nil {
+		return err
+	}
+	if c.pidfd, err = openPidfd(made.Pid); err != nil {
+		return errors.Join(err, unix.Kill(made.Pid, unix.SIGKILL), s.runtime.Delete(c.id))
+	}
+	s.reaper.mine(made.Pid)
+	c.made = made
+	return nil
+}
+
+// discard kills a process that Create has made before it failed, and removes the runtime's part.
+func (s *Server) discard(c *container) error {
+	if err := c.signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	s.reaper.await(c.made.Pid, c.pidfd)
+	c.pidfd.Close()
+	return s.runtime.Delete(c.id)
+}
+
+// pump copies one stream to the log, or to nowhere.
+func (c *container) pump(src *source) {
+	if c.log == nil {
+		src.copyTo(func([]byte) {})
+		return
+	}
+	l := &lines{stream: src.stream, log: c.log}
+	src.copyTo(l.add)
+	l.flush()
+}

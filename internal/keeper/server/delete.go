@@ -1,0 +1,64 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/oci"
+)
+
+// Delete kills what still runs of a container, removes its cgroup and the runtime's records, and forgets it. An unknown
+// id is a success. A process that cannot be killed is an error that names it; the container stays then, to ask again.
+func (s *Server) Delete(ctx context.Context, id string) error {
+	_, _, err := s.removals.Do(ctx, "container "+id, func(context.Context) (struct{}, error) {
+		return struct{}{}, s.delete(id)
+	})
+	return err
+}
+
+func (s *Server) delete(id string) error {
+	defer s.stir()
+	s.mu.Lock()
+	c := s.containers[id]
+	s.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	c.verb.Lock() // waits for a Create that is under way
+	defer c.verb.Unlock()
+	s.mu.Lock()
+	gone := s.containers[id] != c
+	s.mu.Unlock()
+	if gone {
+		return nil
+	}
+	if err := c.kill(); err != nil {
+		return err
+	}
+	if err := s.runtime.Delete(id); err != nil {
+		return err
+	}
+	if err := removeDirs(c.rootfs); err != nil {
+		return err
+	}
+	s.remove(c)
+	return nil
+}
+
+// kill ends the container's processes and waits until its exit has been recorded.
+func (c *container) kill() error {
+	if err := c.signal(unix.SIGKILL); err != nil {
+		return fmt.Errorf("kill container %s: %w", c.id, err)
+	}
+	select {
+	case <-c.exited:
+		return nil
+	case <-time.After(2 * killLimit): // one for the process itself, one for the rest of its cgroup
+		return fault.New(fault.Unavailable, "container %s cannot be killed: process %s; deleting it can be tried again",
+			c.id, oci.Describe(c.made.Pid))
+	}
+}

@@ -1,0 +1,24 @@
+// Package server is the keeper: the parent of every container of the node.
+//
+// It makes pods' namespaces and holds them, starts containers, holds their stdio and writes their logs, runs execs,
+// collects exit codes and tells them. It has no policy: bundles in, events out.
+//
+// What it owns:
+//
+//	<state>/keeper.sock     its protocol (package keeper/api), mode 0600
+//	<state>/keeper/lock     locked while it serves, with its pid in it
+//	<state>/keeper/oci/     the OCI runtime's records
+//	<state>/mounts/         one private bind mount onto itself; below it, in the mount namespaces of containers only,
+//	                        their root filesystems and the /dev/shm of their pods
+//	<bundle>/exit.json      of each container that has exited, written before anyone is told
+//
+// and in the kernel: the namespaces of package namespace, the containers' cgroups, a pidfd for each process and the
+// descriptors of their stdio. All of it is reachable from Server.sandboxes and Server.containers.
+//
+// Locks: Server.mu guards the two maps, container.mu a container's state; neither is held over anything that can hang.
+// container.verb and sandbox.verb keep two verbs on one of them apart; Delete bounds its waiting. Operations run to their
+// end whatever becomes of the caller; one that asks again joins (package flight).
+//
+// Goroutines: each container has one that waits for its exit, and one for each stream of its output; they sleep in the
+// netpoller, no OS thread waits. No buffer is held while there is nothing to read.
+package server

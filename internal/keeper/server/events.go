@@ -1,0 +1,78 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// eventsKept bounds the ring of events.
+const eventsKept = 1024
+
+// events is the ring of the newest exits, with ascending numbers from 1.
+type events struct {
+	mu   sync.Mutex // guards all below
+	ring []*api.Event
+	seq  uint64
+	more chan struct{} // closed, and replaced, when an event comes
+}
+
+func newEvents() *events { return &events{more: make(chan struct{})} }
+
+func (e *events) publish(c *api.Container) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.seq++
+	if len(e.ring) == eventsKept {
+		e.ring = append(e.ring[:0:0], e.ring[eventsKept/2:]...)
+	}
+	e.ring = append(e.ring, &api.Event{Seq: e.seq, Container: c})
+	close(e.more)
+	e.more = make(chan struct{})
+}
+
+func (e *events) last() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.seq
+}
+
+// after returns the events after seq, and waits for one up to waitMs milliseconds.
+func (e *events) after(ctx context.Context, seq uint64, waitMs int64) *api.EventsResponse {
+	timer := time.NewTimer(time.Duration(waitMs) * time.Millisecond)
+	defer timer.Stop()
+	for {
+		e.mu.Lock()
+		resp, more := e.since(seq), e.more
+		e.mu.Unlock()
+		if len(resp.Events) > 0 || resp.Lost {
+			return resp
+		}
+		select {
+		case <-more:
+		case <-timer.C:
+			return resp
+		case <-ctx.Done():
+			return resp
+		}
+	}
+}
+
+// since is called with mu held.
+func (e *events) since(seq uint64) *api.EventsResponse {
+	oldest := e.seq - uint64(len(e.ring)) // the newest event that is not in the ring any more
+	resp := &api.EventsResponse{}
+	switch {
+	case seq > e.seq: // of another keeper
+		resp.Lost = true
+		resp.Events = append(resp.Events, e.ring...)
+	case seq < oldest:
+		resp.Lost = true
+		resp.Events = append(resp.Events, e.ring...)
+	default:
+		resp.Events = append(resp.Events, e.ring[seq-oldest:]...)
+	}
+	return resp
+}

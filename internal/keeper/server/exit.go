@@ -1,0 +1,69 @@
+package server
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/oci"
+)
+
+// drainLimit bounds the wait for output after the process that was to write it has ended. It is met only when someone
+// else holds the other end open.
+const drainLimit = 100 * time.Millisecond
+
+// watch waits for the end of a container's first process and does what follows from it, in this order.
+func (s *Server) watch(c *container) {
+	// 1. The exit status.
+	status := s.reaper.await(c.made.Pid, c.pidfd)
+	exit := keeper.Exit{Code: int32(oci.ExitCode(status)), FinishedAt: time.Now().UnixNano()}
+	defer s.stir()
+
+	// 2. With a PID namespace of its own the kernel has killed the rest; without, it lives on.
+	if !c.made.PrivatePID {
+		if err := c.made.Cgroup.Kill(killLimit); err != nil {
+			slog.Error("kill the rest of a container after its exit", "container", c.id, "err", err)
+		}
+	}
+
+	// 3. Was it the kernel, for want of memory?
+	kills, err := c.made.Cgroup.OOMKills()
+	if err != nil {
+		slog.Warn("ask the cgroup for an OOM kill", "container", c.id, "err", err)
+	}
+	exit.OOMKilled = kills > 0
+
+	// 4. The last of its output.
+	for _, src := range c.outputs {
+		src.finish(drainLimit)
+	}
+	c.pumps.Wait()
+	c.closeFiles()
+
+	// 5. The record, before anyone is told.
+	c.mu.Lock()
+	exit.StartedAt = c.startedAt
+	c.mu.Unlock()
+	if err := keeper.WriteExit(c.bundle, exit); err != nil {
+		slog.Error("record an exit", "container", c.id, "code", exit.Code, "err", err)
+	}
+
+	// 6. The state and the event.
+	c.mu.Lock()
+	c.state, c.exit = api.State_EXITED, exit
+	c.mu.Unlock()
+	close(c.exited)
+	s.events.publish(c.message())
+}
+
+// closeFiles gives up the descriptors of a container that has exited.
+func (c *container) closeFiles() {
+	c.pidfd.Close()
+	if c.stdin != nil {
+		c.stdin.Close()
+	}
+	if c.log != nil {
+		c.log.close()
+	}
+}

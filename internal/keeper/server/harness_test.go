@@ -1,0 +1,373 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// program is the real kuri-keeper, built once.
+var program string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		return m.Run() // each test skips
+	}
+	dir, err := os.MkdirTemp("", "kuri-keeper-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	program = filepath.Join(dir, "kuri-keeper")
+	build := exec.Command("go", "build", "-tags", "seccomp", "-o", program, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build kuri-keeper: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+// node is a keeper on a state directory of its own, with layers to run containers from.
+type node struct {
+	*keeper.Client
+	t      *testing.T
+	state  string
+	layers []string
+	cgroup string // parent of all cgroups of the test
+	before []string
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: the keeper needs root")
+	}
+	if _, err := os.Stat("/bin/busybox"); err != nil {
+		t.Skip("SKIP: /bin/busybox (busybox-static) is not installed")
+	}
+	dir, err := os.MkdirTemp("", "kuri-keeper-node-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, state: filepath.Join(dir, "s"), cgroup: "/kuri-keepertest-" + newID()[:8]}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	n.before = mountTable(t)
+	n.makeLayers()
+	t.Cleanup(n.checkNothingLeft)
+	c, err := keeper.Start(t.Context(), keeper.Options{Program: program, StateDir: n.state, LogLevel: "debug"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Client = c
+	t.Cleanup(n.stop)
+	return n
+}
+
+// makeLayers makes two: busybox, and one on top with /etc.
+func (n *node) makeLayers() {
+	base, top := filepath.Join(n.t.TempDir(), "base"), filepath.Join(n.t.TempDir(), "top")
+	for _, dir := range []string{"bin", "proc", "sys", "dev", "tmp"} {
+		n.must(os.MkdirAll(filepath.Join(base, dir), 0o755))
+	}
+	n.must(os.Chmod(filepath.Join(base, "tmp"), 0o1777))
+	n.must(os.MkdirAll(filepath.Join(top, "etc"), 0o755))
+	n.must(os.WriteFile(filepath.Join(top, "etc/passwd"), []byte("root:x:0:0::/:/bin/sh\n"), 0o644))
+	body, err := os.ReadFile("/bin/busybox")
+	n.must(err)
+	n.must(os.WriteFile(filepath.Join(base, "bin/busybox"), body, 0o755))
+	out, err := exec.Command("/bin/busybox", "--list").Output()
+	n.must(err)
+	for _, name := range strings.Fields(string(out)) {
+		if name != "busybox" {
+			n.must(os.Symlink("busybox", filepath.Join(base, "bin", name)))
+		}
+	}
+	n.layers = []string{top, base}
+}
+
+// stop ends the keeper, which must be empty.
+func (n *node) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	info, err := n.Info(ctx)
+	if err != nil {
+		n.t.Errorf("the keeper does not answer: %v", err)
+		return
+	}
+	list, err := n.List(ctx)
+	n.must(err)
+	for _, c := range list.Containers {
+		if err := n.Delete(ctx, c.Id); err != nil {
+			n.t.Error(err)
+		}
+	}
+	for _, s := range list.Sandboxes {
+		if err := n.RemoveSandbox(ctx, s.Id); err != nil {
+			n.t.Error(err)
+		}
+	}
+	if n.t.Failed() {
+		log, _ := os.ReadFile(filepath.Join(n.state, "keeper.log"))
+		n.t.Logf("keeper.log:\n%s", log)
+	}
+	n.Close()
+	n.must(unix.Kill(int(info.Pid), syscall.SIGTERM))
+	if !eventually(func() bool { return unix.Kill(int(info.Pid), 0) == unix.ESRCH }) {
+		n.t.Errorf("the keeper does not end")
+		unix.Kill(int(info.Pid), syscall.SIGKILL)
+	}
+}
+
+// checkNothingLeft compares the host with what it was.
+func (n *node) checkNothingLeft() {
+	if after := mountTable(n.t); !slices.Equal(after, n.before) {
+		n.t.Errorf("the mount table has changed:\n%s\nwas\n%s", strings.Join(after, "\n"), strings.Join(n.before, "\n"))
+	}
+	sum := sha256.Sum256([]byte(n.state))
+	own := "/kuri-keeper-" + hex.EncodeToString(sum[:4])
+	var left []string
+	eventually(func() bool {
+		left = nil
+		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*", "/sys/fs/cgroup/unified"} {
+			for _, name := range []string{n.cgroup, own} {
+				found, _ := filepath.Glob(root + name)
+				left = append(left, found...)
+			}
+		}
+		// The parent is the pod layer's to remove; here it is ours.
+		for _, dir := range left {
+			os.Remove(dir)
+		}
+		return len(left) == 0
+	})
+	if len(left) > 0 {
+		n.t.Errorf("cgroups left: %v", left)
+	}
+	if _, err := os.Stat(filepath.Join(n.state, "mounts")); !errors.Is(err, os.ErrNotExist) {
+		n.t.Errorf("%s/mounts is left: %v", n.state, err)
+	}
+}
+
+func (n *node) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// sandbox makes a pod with namespaces of its own.
+func (n *node) sandbox(change ...func(*api.CreateSandboxRequest)) *api.Sandbox {
+	n.t.Helper()
+	id := newID()
+	req := &api.CreateSandboxRequest{
+		Id: id, Network: true, Ipc: true, Uts: true, NetnsPath: "/run/netns/kuri-" + id, Hostname: "web",
+		ShmBytes: 64 << 20, ShmPath: filepath.Join(n.state, "mounts", id, "shm"),
+	}
+	for _, c := range change {
+		c(req)
+	}
+	box, err := n.CreateSandbox(n.t.Context(), req)
+	n.must(err)
+	return box
+}
+
+// job is a container to be made.
+type job struct {
+	*api.CreateRequest
+	spec *specs.Spec
+}
+
+// job prepares a container that runs a shell script.
+func (n *node) job(box *api.Sandbox, script string, change ...func(*job)) *job {
+	n.t.Helper()
+	id := newID()
+	dir := filepath.Join(n.t.TempDir(), id)
+	for _, sub := range []string{"bundle", "upper", "work", "log"} {
+		n.must(os.MkdirAll(filepath.Join(dir, sub), 0o755))
+	}
+	j := &job{
+		CreateRequest: &api.CreateRequest{
+			Id: id, SandboxId: box.Id, Bundle: filepath.Join(dir, "bundle"), LogPath: filepath.Join(dir, "log", "0.log"),
+			Rootfs: &api.Rootfs{Lowerdirs: n.layers, Upperdir: filepath.Join(dir, "upper"), Workdir: filepath.Join(dir, "work")},
+		},
+		spec: n.spec(box, id, script),
+	}
+	for _, c := range change {
+		c(j)
+	}
+	body, err := json.Marshal(j.spec)
+	n.must(err)
+	n.must(os.WriteFile(filepath.Join(j.Bundle, "config.json"), body, 0o600))
+	return j
+}
+
+func (n *node) spec(box *api.Sandbox, id, script string) *specs.Spec {
+	caps := []string{"CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"}
+	spec := &specs.Spec{
+		Version: specs.Version,
+		Root:    &specs.Root{Path: filepath.Join(n.state, "mounts", id, "rootfs")},
+		Process: &specs.Process{
+			Args: []string{"/bin/sh", "-c", script}, Cwd: "/", Env: []string{"PATH=/bin"}, NoNewPrivileges: true,
+			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "newinstance", "ptmxmode=0666", "mode=0620"}},
+		},
+		Linux: &specs.Linux{
+			CgroupsPath: n.cgroup + "/" + id,
+			Namespaces:  []specs.LinuxNamespace{{Type: specs.MountNamespace}},
+			Resources:   &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}},
+		},
+	}
+	if _, ok := box.Namespaces["pid"]; !ok {
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
+	}
+	for name, path := range box.Namespaces {
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.LinuxNamespaceType(name), Path: path})
+	}
+	if _, ok := box.Namespaces["ipc"]; ok {
+		spec.Mounts = append(spec.Mounts, specs.Mount{
+			Destination: "/dev/shm", Type: "bind", Source: filepath.Join(n.state, "mounts", box.Id, "shm"), Options: []string{"rbind"},
+		})
+	}
+	return spec
+}
+
+// run creates and starts a container.
+func (n *node) run(box *api.Sandbox, script string, change ...func(*job)) *job {
+	n.t.Helper()
+	j := n.job(box, script, change...)
+	_, err := n.Create(n.t.Context(), j.CreateRequest)
+	n.must(err)
+	_, err = n.Start(n.t.Context(), j.Id)
+	n.must(err)
+	return j
+}
+
+// wait returns the container once it has exited.
+func (n *node) wait(j *job) *api.Container {
+	n.t.Helper()
+	var after uint64
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+		resp, err := n.Events(n.t.Context(), after, 5*time.Second)
+		n.must(err)
+		for _, e := range resp.Events {
+			if after = e.Seq; e.Container.Id == j.Id {
+				return e.Container
+			}
+		}
+	}
+	n.t.Fatalf("container %s does not exit", j.Id)
+	return nil
+}
+
+// finish runs a script to its end and returns its exit and its output, without the log's decoration.
+func (n *node) finish(box *api.Sandbox, script string, change ...func(*job)) (*api.Exit, string) {
+	n.t.Helper()
+	j := n.run(box, script, change...)
+	c := n.wait(j)
+	out := n.output(j)
+	n.must(n.Delete(n.t.Context(), j.Id))
+	return c.Exit, out
+}
+
+func (n *node) output(j *job) string {
+	n.t.Helper()
+	body, err := os.ReadFile(j.LogPath)
+	n.must(err)
+	var out strings.Builder
+	for line := range strings.Lines(string(body)) {
+		parts := strings.SplitN(line, " ", 4)
+		if len(parts) != 4 {
+			n.t.Fatalf("log entry %q", line)
+		}
+		if _, err := time.Parse(time.RFC3339Nano, parts[0]); err != nil {
+			n.t.Fatal(err)
+		}
+		if parts[2] == "P" {
+			parts[3] = strings.TrimSuffix(parts[3], "\n")
+		}
+		out.WriteString(parts[3])
+	}
+	return out.String()
+}
+
+// exec runs a script in a container and returns its exit, its stdout and its stderr.
+func (n *node) exec(j *job, script string, change ...func(*api.ExecRequest)) (*api.ExecExit, string, string) {
+	n.t.Helper()
+	req := &api.ExecRequest{Id: j.Id, Args: []string{"/bin/sh", "-c", script}}
+	for _, c := range change {
+		c(req)
+	}
+	var stdout, stderr bytes.Buffer
+	exit, err := n.Exec(n.t.Context(), req, &stdout, &stderr)
+	n.must(err)
+	return exit, stdout.String(), stderr.String()
+}
+
+func mountTable(t *testing.T) []string {
+	t.Helper()
+	body, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Mounts of other tests and helpers on this machine come and go; only ours count.
+	var ours []string
+	for line := range strings.Lines(string(body)) {
+		if strings.Contains(line, "kuri-keeper-node-") || strings.Contains(line, "overlay") {
+			ours = append(ours, strings.TrimSpace(line))
+		}
+	}
+	return ours
+}
+
+func newID() string {
+	b := make([]byte, 32)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+func eventually(ok func() bool) bool {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if ok() {
+			return true
+		}
+	}
+	return false
+}
+
+func wantKind(t *testing.T, err error, kind fault.Kind) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Errorf("error %v, want kind %q", err, kind)
+	}
+}

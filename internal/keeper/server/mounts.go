@@ -1,0 +1,113 @@
+package server
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// makeMountPoint binds dir onto itself, private: what a mount namespace copied from the host's mounts below it, the host
+// does not see. A keeper that was killed left the mount; it serves on.
+func makeMountPoint(dir string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	there, err := isMountPoint(dir)
+	if err != nil {
+		return err
+	}
+	if !there {
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("bind %s onto itself: %w", dir, err)
+		}
+	}
+	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make %s private: %w", dir, err)
+	}
+	return nil
+}
+
+func removeMountPoint(dir string) error {
+	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return os.Remove(dir)
+}
+
+func isMountPoint(dir string) (bool, error) {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false, err
+	}
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		if fields := strings.Fields(s.Text()); len(fields) > 4 && fields[4] == real {
+			return true, nil
+		}
+	}
+	return false, s.Err()
+}
+
+// overlayOptionsMax is what mount(2) takes: one page, less the closing zero.
+var overlayOptionsMax = os.Getpagesize() - 1
+
+// mountOverlay mounts a root filesystem at target in the calling thread's mount namespace.
+//
+// The layers are named by their paths where that fits into a page, and by descriptor where it does not (or a path has a
+// character that overlayfs takes for its own): so 128 layers fit, on any kernel.
+func mountOverlay(target string, root *api.Rootfs) error {
+	if options := overlayOptions(root.Lowerdirs, root.Upperdir, root.Workdir); plain(root) && len(options) <= overlayOptionsMax {
+		return overlay(target, options)
+	}
+	all := append([]string{root.Upperdir, root.Workdir}, root.Lowerdirs...)
+	short := make([]string, len(all))
+	for i, path := range all {
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open layer %s: %w", path, err)
+		}
+		defer unix.Close(fd)
+		short[i] = fmt.Sprintf("/proc/self/fd/%d", fd)
+	}
+	options := overlayOptions(short[2:], short[0], short[1])
+	if len(options) > overlayOptionsMax {
+		return fault.New(fault.Invalid, "%d layers are more than this kernel can mount", len(root.Lowerdirs))
+	}
+	return overlay(target, options)
+}
+
+func overlayOptions(lower []string, upper, work string) string {
+	return "index=off,lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + upper + ",workdir=" + work
+}
+
+func overlay(target, options string) error {
+	err := unix.Mount("overlay", target, "overlay", 0, options)
+	if err == unix.EINVAL {
+		// A kernel without the index feature does not know how to switch it off.
+		err = unix.Mount("overlay", target, "overlay", 0, strings.TrimPrefix(options, "index=off,"))
+	}
+	if err == unix.ENODEV {
+		return fault.New(fault.Unimplemented, "this kernel has no overlay filesystem; load the module overlay")
+	}
+	if err != nil {
+		return fmt.Errorf("mount overlay at %s (%s): %w", target, options, err)
+	}
+	return nil
+}
+
+// plain tells whether no path has a character with a meaning in overlayfs's options.
+func plain(root *api.Rootfs) bool {
+	return !strings.ContainsAny(root.Upperdir+root.Workdir+strings.Join(root.Lowerdirs, ""), `,:\`)
+}

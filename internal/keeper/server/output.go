@@ -1,0 +1,238 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// partMax is the longest content of one entry of a log, in bytes; a longer line is written in parts (tag P).
+const partMax = 16 << 10
+
+// buffers are for reading pipes and for writing logs. One is taken when there is something to read, and given back.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+// source is our end of a process's output: a pipe or a terminal.
+type source struct {
+	stream string // stdout or stderr
+	file   *os.File
+}
+
+// newSource makes a source of a descriptor that it then owns.
+func newSource(fd int, stream string) (*source, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return &source{stream, os.NewFile(uintptr(fd), stream)}, nil
+}
+
+// copyTo gives each piece that is read to use, until the other end is closed by all who hold it, or until finish; then it
+// closes the source.
+func (s *source) copyTo(use func([]byte)) {
+	defer s.file.Close()
+	for {
+		err := s.read(use, true)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			s.drain(use)
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// finish lets copyTo end after limit even when someone holds the other end open. What has been written by then is read.
+func (s *source) finish(limit time.Duration) {
+	s.file.SetReadDeadline(time.Now().Add(limit)) // fails when copyTo has ended already
+}
+
+// drainMax bounds what is read of a stream that someone goes on writing to after its process has ended, in pieces.
+const drainMax = 64
+
+func (s *source) drain(use func([]byte)) {
+	s.file.SetReadDeadline(time.Time{})
+	for range drainMax {
+		if s.read(use, false) != nil {
+			return
+		}
+	}
+}
+
+// read reads once, into a buffer that it takes when there is data, and gives that to use. Without wait it returns EAGAIN
+// when there is none.
+func (s *source) read(use func([]byte), wait bool) error {
+	conn, err := s.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var rerr error
+	err = conn.Read(func(fd uintptr) bool {
+		buf := buffers.Get().(*[]byte)
+		defer buffers.Put(buf)
+		for {
+			if n, rerr = unix.Read(int(fd), *buf); rerr != unix.EINTR {
+				break
+			}
+		}
+		if rerr == unix.EAGAIN {
+			return !wait
+		}
+		if n > 0 {
+			use((*buf)[:n])
+		}
+		return true
+	})
+	switch {
+	case err != nil:
+		return err
+	case rerr != nil: // EIO is how a terminal says that its other end is closed
+		return rerr
+	case n == 0:
+		return io.EOF
+	}
+	return nil
+}
+
+// logFile is a container's log in the CRI's format: "RFC3339Nano stream P|F content".
+type logFile struct {
+	path string
+
+	mu      sync.Mutex // guards all below; held over a write to the file
+	file    *os.File
+	torn    bool   // the last write was cut off in an entry
+	dropped uint64 // bytes of entries that could not be written since the last that could
+}
+
+// openLog opens or makes the file. Its directory exists; a symlink in its place is not followed.
+func openLog(path string) (*logFile, error) {
+	f, err := openLogFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return &logFile{path: path, file: f}, nil
+}
+
+func openLogFile(path string) (*os.File, error) {
+	// O_NONBLOCK: a FIFO in its place must not hold us up.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fault.New(fault.Invalid, "the log %s is a symlink, which is not followed", path)
+	}
+	if err != nil {
+		return nil, fault.New(fault.Precondition, "open the log: %w", err)
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		f.Close()
+		return nil, fault.New(fault.Invalid, "the log %s is not a regular file", path)
+	}
+	return f, nil
+}
+
+// reopen closes the file and makes it anew at its path.
+func (l *logFile) reopen() error {
+	f, err := openLogFile(l.path)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	old := l.file
+	l.file, l.torn = f, false
+	l.mu.Unlock()
+	return old.Close()
+}
+
+func (l *logFile) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.file.Close()
+}
+
+// write appends whole entries. It does not fail: what cannot be written, for the disk is full, is dropped and counted,
+// and the application goes on.
+func (l *logFile) write(entries []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.torn {
+		if _, err := l.file.Write([]byte("\n")); err != nil {
+			l.dropped += uint64(len(entries))
+			return
+		}
+		l.torn = false
+	}
+	n, err := l.file.Write(entries)
+	if err != nil {
+		l.torn = n > 0 && entries[n-1] != '\n'
+		if l.dropped == 0 {
+			slog.Error("a log cannot be written, output is dropped until it can", "log", l.path, "err", err)
+		}
+		l.dropped += uint64(len(entries) - n)
+		return
+	}
+	if l.dropped > 0 {
+		slog.Warn("a log can be written again", "log", l.path, "dropped_bytes", l.dropped)
+		l.dropped = 0
+	}
+}
+
+// lines makes log entries of one stream. It belongs to one goroutine.
+type lines struct {
+	stream  string // stdout or stderr
+	log     *logFile
+	pending []byte // the beginning of a line, of at most partMax bytes
+}
+
+// add takes a piece of output, and writes the entries that it completes with one write.
+func (l *lines) add(data []byte) {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	out := (*buf)[:0] // grows beyond the buffer when entries are many and short; that one is not kept
+	now := time.Now()
+	for len(data) > 0 {
+		end := bytes.IndexByte(data, '\n')
+		room := partMax - len(l.pending)
+		switch {
+		case end >= 0 && end <= room:
+			out = l.entry(out, now, 'F', data[:end])
+			data = data[end+1:]
+		case end < 0 && len(data) <= room:
+			l.pending = append(l.pending, data...)
+			data = nil
+		default:
+			out = l.entry(out, now, 'P', data[:room])
+			data = data[room:]
+		}
+	}
+	if len(out) > 0 {
+		l.log.write(out)
+	}
+}
+
+// flush writes the beginning of a line that will have no end.
+func (l *lines) flush() {
+	if len(l.pending) > 0 {
+		l.log.write(l.entry(nil, time.Now(), 'F', nil))
+	}
+}
+
+// entry appends an entry whose content is what is pending and then rest.
+func (l *lines) entry(out []byte, now time.Time, tag byte, rest []byte) []byte {
+	out = now.UTC().AppendFormat(out, time.RFC3339Nano)
+	out = append(out, ' ')
+	out = append(out, l.stream...)
+	out = append(out, ' ', tag, ' ')
+	out = append(out, l.pending...)
+	out = append(out, rest...)
+	l.pending = nil // given back: a stream that ends its lines holds nothing
+	return append(out, '\n')
+}

@@ -1,0 +1,238 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/namespace"
+	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/undo"
+)
+
+// killLimit bounds the wait for a process to die of SIGKILL.
+const killLimit = 10 * time.Second
+
+// sandbox is a pod: its namespaces and, with a shared PID namespace, its init.
+type sandbox struct {
+	id       string
+	told     *api.Sandbox // what a caller is told; constant once the sandbox is in Server.sandboxes
+	removing bool         // guarded by Server.mu: takes no containers any more
+	set      *namespace.Set
+	shmPath  string // "" without a /dev/shm of its own
+
+	init    *namespace.Init // nil without a shared PID namespace
+	initFD  *os.File        // its pidfd
+	initEnd chan struct{}   // closed when it has ended and been reaped
+	cgroup  *oci.ProcessCgroup
+}
+
+// CreateSandbox makes what req asks for, or answers with the sandbox of that id.
+func (s *Server) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
+	if err := checkID(req.Id); err != nil {
+		return nil, err
+	}
+	if req.ShmBytes > 0 && filepath.Dir(filepath.Dir(req.ShmPath)) != s.mounts() {
+		return nil, fault.New(fault.Invalid, "shm_path %q is not %s/<id>/shm", req.ShmPath, s.mounts())
+	}
+	box, _, err := s.sandboxFlights.Do(ctx, req.Id, func(ctx context.Context) (*api.Sandbox, error) {
+		s.mu.Lock()
+		box := s.sandboxes[req.Id]
+		removing := box != nil && box.removing
+		s.mu.Unlock()
+		switch {
+		case removing:
+			return nil, fault.New(fault.Unavailable, "sandbox %s is being removed", req.Id)
+		case box != nil:
+			return box.told, nil
+		}
+		return s.createSandbox(ctx, req)
+	})
+	return box, err
+}
+
+func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
+	defer s.stir()
+	box := &sandbox{id: req.Id}
+	back := undo.New(ctx)
+	defer back.Run()
+
+	// 1. The namespaces, and in them the init.
+	config := namespace.Config{
+		Network: req.Network, NetnsPath: req.NetnsPath, IPC: req.Ipc, UTS: req.Uts, Hostname: req.Hostname, Sysctls: req.Sysctls,
+	}
+	if req.Network && !filepath.IsAbs(req.NetnsPath) {
+		return nil, fault.New(fault.Invalid, "netns_path %q is not an absolute path", req.NetnsPath)
+	}
+	var err error
+	box.set, err = namespace.Make(config, func() error { return s.startInit(box, req) })
+	back.Add("end the pod's init", func(context.Context) error { return s.endInit(box) })
+	if err != nil {
+		return nil, fmt.Errorf("namespaces of sandbox %s: %w", req.Id, err)
+	}
+	back.Add("give the namespaces up", func(context.Context) error { return box.set.Close() })
+
+	// 2. Its /dev/shm, and the directory over which containers will mount it, each in its own mount namespace.
+	if req.ShmBytes > 0 {
+		if err := s.holder.AddShm(req.Id, req.ShmBytes); err != nil {
+			return nil, err
+		}
+		back.Add("remove /dev/shm", func(context.Context) error { return s.holder.RemoveShm(req.Id) })
+		if err := os.MkdirAll(req.ShmPath, 0o755); err != nil {
+			return nil, err
+		}
+		back.Add("remove the directory of /dev/shm", func(context.Context) error { return removeDirs(req.ShmPath) })
+		box.shmPath = req.ShmPath
+	}
+
+	box.told = box.message()
+	s.mu.Lock()
+	s.sandboxes[req.Id] = box
+	s.mu.Unlock()
+	back.Release()
+	return box.told, nil
+}
+
+// startInit runs on the thread that is in the new namespaces.
+func (s *Server) startInit(box *sandbox, req *api.CreateSandboxRequest) (err error) {
+	if !req.Pid {
+		return nil
+	}
+	release := s.reaper.hold()
+	defer release()
+	if box.init, err = namespace.StartInit(int(req.OomScoreAdj)); err != nil {
+		return err
+	}
+	if box.initFD, err = openPidfd(box.init.Pid); err != nil {
+		unix.Kill(box.init.Pid, unix.SIGKILL) // and the reaper takes it for a stray
+		return err
+	}
+	s.reaper.mine(box.init.Pid)
+	box.initEnd = make(chan struct{})
+	go func(pid int) {
+		defer close(box.initEnd)
+		s.reaper.await(pid, box.initFD)
+	}(box.init.Pid)
+	box.cgroup, err = oci.EnterCgroup(req.CgroupsPath, "kuri-"+req.Id, req.SystemdCgroup, box.init.Pid)
+	return err
+}
+
+// endInit kills the init, and with it all that is in its PID namespace, and removes its cgroup.
+func (s *Server) endInit(box *sandbox) error {
+	if box.init == nil {
+		return nil
+	}
+	if box.initEnd != nil {
+		if err := unix.PidfdSendSignal(int(box.initFD.Fd()), unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+			return err
+		}
+		select {
+		case <-box.initEnd:
+		case <-time.After(killLimit):
+			return fmt.Errorf("the init process of sandbox %s cannot be killed: process %s", box.id, oci.Describe(box.init.Pid))
+		}
+		box.initFD.Close()
+	}
+	box.init.PidNS.Close()
+	box.init = nil
+	if box.cgroup != nil {
+		return box.cgroup.Remove()
+	}
+	return nil
+}
+
+// RemoveSandbox gives everything up that CreateSandbox made. Containers have to go first.
+func (s *Server) RemoveSandbox(ctx context.Context, id string) error {
+	_, _, err := s.removals.Do(ctx, "sandbox "+id, func(context.Context) (struct{}, error) {
+		return struct{}{}, s.removeSandbox(id)
+	})
+	return err
+}
+
+func (s *Server) removeSandbox(id string) (err error) {
+	defer s.stir()
+	box, err := s.beginRemoval(id)
+	if box == nil {
+		return err
+	}
+	defer func() { s.endRemoval(box, err == nil) }()
+	if err := s.endInit(box); err != nil {
+		return err
+	}
+	if err := box.set.Close(); err != nil {
+		return fmt.Errorf("give the namespaces of sandbox %s up: %w", id, err)
+	}
+	if box.shmPath != "" {
+		return errors.Join(s.holder.RemoveShm(id), removeDirs(box.shmPath))
+	}
+	return nil
+}
+
+// beginRemoval closes the sandbox for new containers; nil when there is none of that id, or with an error when it has
+// containers still.
+func (s *Server) beginRemoval(id string) (*sandbox, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	box := s.sandboxes[id]
+	if box == nil {
+		return nil, nil
+	}
+	var left []string
+	for _, c := range s.containers {
+		if c.sandboxID == id {
+			left = append(left, c.id)
+		}
+	}
+	if len(left) > 0 {
+		return nil, fault.New(fault.Precondition, "sandbox %s still has containers: %s", id, strings.Join(left, ", "))
+	}
+	box.removing = true
+	return box, nil
+}
+
+func (s *Server) endRemoval(box *sandbox, done bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	box.removing = false
+	if done {
+		delete(s.sandboxes, box.id)
+	}
+}
+
+// removeDirs removes the directory <state>/mounts/<id>/<name> and its parent if that is empty then.
+func removeDirs(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Remove(filepath.Dir(path)); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
+func (b *sandbox) message() *api.Sandbox {
+	m := &api.Sandbox{Id: b.id, Namespaces: make(map[string]string)}
+	held := func(name string, f *os.File) {
+		if f != nil {
+			m.Namespaces[name] = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
+		}
+	}
+	held("ipc", b.set.IPC)
+	held("uts", b.set.UTS)
+	if b.set.NetnsPath != "" {
+		m.Namespaces["network"] = b.set.NetnsPath
+	}
+	if b.init != nil {
+		held("pid", b.init.PidNS)
+		m.InitPid = int32(b.init.Pid)
+	}
+	return m
+}

@@ -1,0 +1,226 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/containerd/ttrpc"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/flight"
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/namespace"
+	"github.com/kuri-cri/kuri/internal/oci"
+)
+
+// Server is a keeper. It is safe for concurrent use.
+type Server struct {
+	state   string
+	version string
+	runtime *oci.Embedded
+	holder  *namespace.Holder
+	lock    *os.File
+	events  *events
+	reaper  *reaper
+	execs   atomic.Uint64
+	rest    *time.Timer // fires when nothing has been asked for a while
+
+	sandboxFlights   flight.Group[string, *api.Sandbox]
+	containerFlights flight.Group[string, *api.Container]
+	removals         flight.Group[string, struct{}]
+
+	mu         sync.Mutex // guards the maps
+	sandboxes  map[string]*sandbox
+	containers map[string]*container
+}
+
+// Open takes the state directory, an absolute path, for this keeper. Another keeper on it is an error that names its pid.
+func Open(state, version string) (_ *Server, err error) {
+	s := &Server{
+		state:      state,
+		version:    version,
+		runtime:    oci.NewEmbedded(filepath.Join(state, "keeper", "oci")),
+		events:     newEvents(),
+		reaper:     newReaper(),
+		rest:       time.AfterFunc(restAfter, debug.FreeOSMemory),
+		sandboxes:  make(map[string]*sandbox),
+		containers: make(map[string]*container),
+	}
+	if err := os.MkdirAll(filepath.Join(state, "keeper"), 0o700); err != nil {
+		return nil, err
+	}
+	if s.lock, err = takeLock(filepath.Join(state, "keeper", "lock")); err != nil {
+		return nil, err
+	}
+	if err := makeMountPoint(s.mounts()); err != nil {
+		s.lock.Close()
+		return nil, err
+	}
+	if s.holder, err = namespace.NewHolder(s.mounts()); err != nil {
+		s.lock.Close()
+		return nil, err
+	}
+	go s.reaper.run()
+	return s, nil
+}
+
+// takeLock locks the file for as long as it is open, and writes our pid into it.
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		pid := make([]byte, 16)
+		n, _ := f.Read(pid)
+		f.Close()
+		return nil, fault.New(fault.Exists, "a keeper serves this state directory already: pid %s", strings.TrimSpace(string(pid[:n])))
+	}
+	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func writeAt(f *os.File, text string) error {
+	_, err := f.WriteAt([]byte(text), 0)
+	return err
+}
+
+// Serve listens and answers until Close. Ready is called once when the socket takes connections.
+func (s *Server) Serve(ctx context.Context, ready func()) error {
+	path := filepath.Join(s.state, "keeper.sock")
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// The mode is right from the first moment: no other thread makes files yet.
+	old := syscall.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	syscall.Umask(old)
+	if err != nil {
+		return err
+	}
+	srv, err := ttrpc.NewServer()
+	if err != nil {
+		return err
+	}
+	api.RegisterKeeperService(srv, &wire{s})
+	context.AfterFunc(ctx, func() { srv.Close() })
+	ready()
+	err = srv.Serve(ctx, l)
+	if errors.Is(err, ttrpc.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Empty tells whether the keeper holds nothing, so that it may end.
+func (s *Server) Empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sandboxes) == 0 && len(s.containers) == 0
+}
+
+// Close gives up what an empty keeper has: its mount point and its lock.
+func (s *Server) Close() error {
+	if !s.Empty() {
+		return fault.New(fault.Precondition, "the keeper still holds pods")
+	}
+	s.reaper.stop()
+	s.rest.Stop()
+	return errors.Join(s.holder.Close(), removeMountPoint(s.mounts()), os.Remove(filepath.Join(s.state, "keeper.sock")), s.lock.Close())
+}
+
+// restAfter is how long nothing must be asked before the memory that the work took is given back to the kernel.
+const restAfter = 2 * time.Second
+
+// stir is called by each verb that takes memory.
+func (s *Server) stir() { s.rest.Reset(restAfter) }
+
+func (s *Server) mounts() string { return filepath.Join(s.state, "mounts") }
+
+// idSyntax is what an id may be: it becomes a file name.
+var idSyntax = regexp.MustCompile(`^[0-9a-z][0-9a-z-]{0,127}$`)
+
+func checkID(id string) error {
+	if !idSyntax.MatchString(id) {
+		return fault.New(fault.Invalid, "%q is not an id", id)
+	}
+	return nil
+}
+
+// wire is the Server as its protocol sees it: each verb with its messages, and errors as codes.
+type wire struct{ s *Server }
+
+func (w *wire) Info(context.Context, *api.InfoRequest) (*api.InfoResponse, error) {
+	return &api.InfoResponse{
+		Protocol: keeper.Protocol, Version: w.s.version, Pid: int32(os.Getpid()), LastEvent: w.s.events.last(),
+	}, nil
+}
+
+func (w *wire) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
+	box, err := w.s.CreateSandbox(ctx, req)
+	return box, told("create sandbox", req.Id, err)
+}
+
+func (w *wire) RemoveSandbox(ctx context.Context, req *api.RemoveSandboxRequest) (*api.RemoveSandboxResponse, error) {
+	return &api.RemoveSandboxResponse{}, told("remove sandbox", req.Id, w.s.RemoveSandbox(ctx, req.Id))
+}
+
+func (w *wire) List(context.Context, *api.ListRequest) (*api.ListResponse, error) {
+	return w.s.List(), nil
+}
+
+func (w *wire) Create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
+	c, err := w.s.Create(ctx, req)
+	return c, told("create", req.Id, err)
+}
+
+func (w *wire) Start(ctx context.Context, req *api.StartRequest) (*api.Container, error) {
+	c, err := w.s.Start(ctx, req.Id)
+	return c, told("start", req.Id, err)
+}
+
+func (w *wire) Signal(_ context.Context, req *api.SignalRequest) (*api.SignalResponse, error) {
+	return &api.SignalResponse{}, told("signal", req.Id, w.s.Signal(req.Id, syscall.Signal(req.Signal), req.All))
+}
+
+func (w *wire) Delete(ctx context.Context, req *api.DeleteRequest) (*api.DeleteResponse, error) {
+	return &api.DeleteResponse{}, told("delete", req.Id, w.s.Delete(ctx, req.Id))
+}
+
+func (w *wire) Exec(ctx context.Context, req *api.ExecRequest, stream api.Keeper_ExecServer) error {
+	return told("exec", req.Id, w.s.Exec(ctx, req, stream.Send))
+}
+
+func (w *wire) ReopenLog(_ context.Context, req *api.ReopenLogRequest) (*api.ReopenLogResponse, error) {
+	return &api.ReopenLogResponse{}, told("reopen log", req.Id, w.s.ReopenLog(req.Id))
+}
+
+func (w *wire) Events(ctx context.Context, req *api.EventsRequest) (*api.EventsResponse, error) {
+	return w.s.events.after(ctx, req.After, req.WaitMs), nil
+}
+
+// told logs an error, for debugging: the caller has to tell it to someone, we need not.
+func told(verb, id string, err error) error {
+	if err != nil {
+		slog.Debug("a request was refused", "verb", verb, "id", id, "err", fmt.Sprint(err))
+	}
+	return keeper.EncodeError(err)
+}

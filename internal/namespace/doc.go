@@ -1,0 +1,14 @@
+// Package namespace makes the namespaces of a pod and holds them.
+//
+// A network namespace is pinned by a bind mount of its file at a path under /run/netns, where `ip netns` and CNI plugins
+// look for it; it survives the keeper. IPC, UTS and PID namespaces are held by descriptor, and containers join them by
+// the path /proc/<keeper>/fd/N; they live as long as the descriptor or a process in them. A pod's /dev/shm is a tmpfs
+// that is mounted only in the mount namespace of a [Holder], which has nothing else in it, so the host's mount table gets
+// no entry for it; each container gets a clone.
+//
+// A PID namespace needs a process 1. It is a mode of the keeper's own program, in C and entered before the Go runtime
+// starts (init.c), so that it costs a few pages: it reaps what is left to it and ends on TERM.
+//
+// Namespaces belong to threads. Everything here that enters one does so on an OS thread of its own which ends afterwards
+// ([OnThread]); no other goroutine ever runs in it. The package has no state and no locks. It is the keeper's alone.
+package namespace

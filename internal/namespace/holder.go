@@ -1,0 +1,126 @@
+package namespace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Holder is a mount namespace without processes. Its root is a tmpfs, with one mounted tmpfs for each pod: the pod's
+// /dev/shm. It is gone when the last descriptor of it is closed.
+type Holder struct {
+	own, host *os.File
+}
+
+// NewHolder makes the mount namespace. Scratch is a directory, any, that it may mount over within the new namespace.
+func NewHolder(scratch string) (*Holder, error) {
+	host, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return nil, err
+	}
+	h := &Holder{host: host}
+	err = OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		var err error
+		if h.own, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount("kuri-holder", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700"); err != nil {
+			return err
+		}
+		if err := unix.Chdir(scratch); err != nil {
+			return err
+		}
+		// Without the host's mounts, so that none is kept busy. An initramfs cannot be left; there it stays.
+		if err := unix.PivotRoot(".", "."); err == nil {
+			if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+				return err
+			}
+		} else if err := unix.Chroot("."); err != nil {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		if h.own != nil {
+			h.own.Close()
+		}
+		host.Close()
+		return nil, fmt.Errorf("make the mount namespace that holds /dev/shm of pods: %w", err)
+	}
+	return h, nil
+}
+
+// Close gives all of it up.
+func (h *Holder) Close() error { return errors.Join(h.own.Close(), h.host.Close()) }
+
+// AddShm makes the /dev/shm of the pod id, of at most size bytes.
+func (h *Holder) AddShm(id string, size int64) error {
+	err := h.inside(func() error {
+		if err := unix.Mkdir("/"+id, 0o700); err != nil {
+			return err
+		}
+		err := unix.Mount("shm", "/"+id, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d", size))
+		if err != nil {
+			unix.Rmdir("/" + id)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("make /dev/shm of pod %s: %w", id, err)
+	}
+	return nil
+}
+
+// RemoveShm gives the /dev/shm of the pod id up. One that is not there is a success.
+func (h *Holder) RemoveShm(id string) error {
+	err := h.inside(func() error {
+		if err := unix.Unmount("/"+id, unix.MNT_DETACH); err != nil && err != unix.ENOENT {
+			return err
+		}
+		if err := unix.Rmdir("/" + id); err != nil && err != unix.ENOENT {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("remove /dev/shm of pod %s: %w", id, err)
+	}
+	return nil
+}
+
+// CloneShm returns a detached mount of the /dev/shm of the pod id, to be attached with move_mount(2) in any mount
+// namespace. It is called on a thread of its own (see [OnThread]) which has its own root and working directory
+// (CLONE_FS); the thread is back in the host's mount namespace afterwards.
+func (h *Holder) CloneShm(id string) (*os.File, error) {
+	if err := unix.Setns(int(h.own.Fd()), unix.CLONE_NEWNS); err != nil {
+		return nil, fmt.Errorf("enter the holder of /dev/shm: %w", err)
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, "/"+id, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if serr := unix.Setns(int(h.host.Fd()), unix.CLONE_NEWNS); serr != nil {
+		err = errors.Join(err, fmt.Errorf("come back from the holder of /dev/shm: %w", serr))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("clone /dev/shm of pod %s: %w", id, err)
+	}
+	return os.NewFile(uintptr(fd), "shm"), nil
+}
+
+func (h *Holder) inside(fn func() error) error {
+	return OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := unix.Setns(int(h.own.Fd()), unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		return fn()
+	})
+}

@@ -1,0 +1,73 @@
+package namespace
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+import "C" // for init.c, the program of a pod's process 1
+
+// Init is the process 1 of a pod's PID namespace. Its parent, who reaps it, is this process.
+type Init struct {
+	Pid   int      // in the PID namespace of this process
+	PidNS *os.File // the namespace; containers can join it while the process lives
+}
+
+// initLimit bounds the start of the process.
+const initLimit = 10 * time.Second
+
+// StartInit starts process 1 of a new PID namespace. It is called on a thread that is in the pod's other namespaces,
+// which the process is then in as well. It has a root of its own with /proc and nothing else, no capabilities, and the
+// user 65535. OOMScoreAdj is -1000 to 1000; the kernel refuses to lower ours without CAP_SYS_RESOURCE.
+func StartInit(oomScoreAdj int) (_ *Init, err error) {
+	said, say, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer said.Close()
+	cmd := &exec.Cmd{
+		Path:        "/proc/self/exe",
+		Args:        []string{"kuri-init"},
+		Env:         []string{"_KURI_POD_INIT=1"},
+		Dir:         "/",
+		ExtraFiles:  []*os.File{say},
+		SysProcAttr: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Setsid: true},
+	}
+	err = cmd.Start()
+	say.Close()
+	if err != nil {
+		return nil, fmt.Errorf("start the pod's init process: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			cmd.Process.Kill()
+			cmd.Wait()
+			return
+		}
+		// From here on the process is waited for by its pid.
+		cmd.Process.Release()
+	}()
+	said.SetReadDeadline(time.Now().Add(initLimit))
+	reason, err := io.ReadAll(said)
+	if err != nil {
+		return nil, fmt.Errorf("start the pod's init process: %w", err)
+	}
+	if len(reason) > 0 {
+		return nil, fmt.Errorf("start the pod's init process: %s", reason)
+	}
+	pid := cmd.Process.Pid
+	proc := "/proc/" + strconv.Itoa(pid)
+	if err := os.WriteFile(proc+"/oom_score_adj", []byte(strconv.Itoa(oomScoreAdj)), 0); err != nil {
+		return nil, fmt.Errorf("set oom_score_adj of the pod's init process to %d: %w", oomScoreAdj, err)
+	}
+	ns, err := os.Open(proc + "/ns/pid")
+	if err != nil {
+		return nil, fmt.Errorf("hold the pod's PID namespace: %w", err)
+	}
+	return &Init{Pid: pid, PidNS: ns}, nil
+}

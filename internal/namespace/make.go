@@ -1,0 +1,153 @@
+package namespace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Config says which namespaces a pod has of its own and how they begin.
+type Config struct {
+	Network   bool
+	NetnsPath string // where the network namespace is pinned; with Network only
+	IPC       bool
+	UTS       bool
+	Hostname  string            // of the new UTS namespace; "" leaves the host's
+	Sysctls   map[string]string // by dotted name; see [CheckSysctl]
+}
+
+// Set holds the namespaces of a pod. A field is nil or empty for a namespace that the pod shares with the host.
+type Set struct {
+	NetnsPath string
+	IPC, UTS  *os.File
+}
+
+// Make makes the namespaces of cfg: the loopback interface is up, hostname and sysctls are set. Inside, when not nil,
+// runs on the thread that is in them, last. When anything fails nothing stays.
+func Make(cfg Config, inside func() error) (*Set, error) {
+	for name := range cfg.Sysctls {
+		if err := CheckSysctl(name, cfg); err != nil {
+			return nil, err
+		}
+	}
+	set := &Set{}
+	if err := OnThread(func() error { return set.make(cfg, inside) }); err != nil {
+		set.Close()
+		return nil, err
+	}
+	return set, nil
+}
+
+func (s *Set) make(cfg Config, inside func() error) (err error) {
+	flags := 0
+	for flag, want := range map[int]bool{unix.CLONE_NEWNET: cfg.Network, unix.CLONE_NEWIPC: cfg.IPC, unix.CLONE_NEWUTS: cfg.UTS} {
+		if want {
+			flags |= flag
+		}
+	}
+	if err := unix.Unshare(flags); err != nil {
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	if cfg.UTS && cfg.Hostname != "" {
+		if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
+			return fmt.Errorf("set hostname %q: %w", cfg.Hostname, err)
+		}
+	}
+	if cfg.Network {
+		if err := loopbackUp(); err != nil {
+			return fmt.Errorf("bring loopback up: %w", err)
+		}
+	}
+	if err := writeSysctls(cfg.Sysctls); err != nil {
+		return err
+	}
+	if cfg.IPC {
+		if s.IPC, err = os.Open("/proc/thread-self/ns/ipc"); err != nil {
+			return err
+		}
+	}
+	if cfg.UTS {
+		if s.UTS, err = os.Open("/proc/thread-self/ns/uts"); err != nil {
+			return err
+		}
+	}
+	if cfg.Network {
+		if err := pin("/proc/thread-self/ns/net", cfg.NetnsPath); err != nil {
+			return fmt.Errorf("pin the network namespace at %s: %w", cfg.NetnsPath, err)
+		}
+		s.NetnsPath = cfg.NetnsPath
+	}
+	if inside != nil {
+		return inside()
+	}
+	return nil
+}
+
+// Close gives the namespaces up. Processes that are in them keep them. Closing twice is fine.
+func (s *Set) Close() error {
+	var errs []error
+	if s.NetnsPath != "" {
+		errs = append(errs, unpin(s.NetnsPath))
+		s.NetnsPath = ""
+	}
+	for _, f := range []**os.File{&s.IPC, &s.UTS} {
+		if *f != nil {
+			errs = append(errs, (*f).Close())
+			*f = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// pin binds a namespace file at path. The calling thread is in the host's mount namespace, so all see it.
+func pin(ns, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	// What a killed keeper left of the same pod is replaced.
+	if err := unpin(path); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	if err := unix.Mount(ns, path, "", unix.MS_BIND, ""); err != nil {
+		os.Remove(path)
+		return err
+	}
+	return nil
+}
+
+func unpin(path string) error {
+	// EINVAL: not a mount point.
+	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// loopbackUp brings lo up in the calling thread's network namespace.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == unix.EAFNOSUPPORT {
+		fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
+}

@@ -1,0 +1,180 @@
+package oci
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Cgroup names the directories of a container's cgroup that are of use without the runtime. It is small, to be kept for
+// each container.
+type Cgroup struct {
+	procs  string // one that lists the processes: on v2 the cgroup, on v1 that of the freezer, or of another controller
+	memory string // the one of the memory controller, "" when there is none
+	v2     bool
+}
+
+// cgroupOf picks from the paths by controller; v2 has one, with the key "".
+func cgroupOf(paths map[string]string) Cgroup {
+	if path, ok := paths[""]; ok && len(paths) == 1 {
+		return Cgroup{procs: path, memory: path, v2: true}
+	}
+	c := Cgroup{memory: paths["memory"]}
+	for _, controller := range execControllers {
+		if path := paths[controller]; path != "" {
+			c.procs = path
+			break
+		}
+	}
+	return c
+}
+
+// OOMKills returns how many processes of the cgroup the kernel has killed for want of memory.
+func (c Cgroup) OOMKills() (uint64, error) {
+	if c.memory == "" {
+		return 0, nil
+	}
+	file := "memory.oom_control"
+	if c.v2 {
+		file = "memory.events"
+	}
+	body, err := os.ReadFile(filepath.Join(c.memory, file))
+	if err != nil {
+		return 0, err
+	}
+	for s := bufio.NewScanner(bytes.NewReader(body)); s.Scan(); {
+		if n, ok := strings.CutPrefix(s.Text(), "oom_kill "); ok {
+			return strconv.ParseUint(n, 10, 64)
+		}
+	}
+	return 0, nil // before 4.13 the kernel did not count
+}
+
+// Pids lists the processes of the cgroup and of those below it. A cgroup that is gone has none.
+func (c Cgroup) Pids() ([]int, error) {
+	if c.procs == "" {
+		return nil, nil
+	}
+	pids, err := cgroups.GetAllPids(c.procs)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	return pids, err
+}
+
+// Signal sends sig to every process of the cgroup.
+func (c Cgroup) Signal(sig unix.Signal) error {
+	pids, err := c.Pids()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("send %s to process %d: %w", unix.SignalName(sig), pid, err)
+		}
+	}
+	return nil
+}
+
+// Kill kills all processes of the cgroup, those that are being forked included, and returns when none is left or after
+// limit with an error that names one that stays.
+func (c Cgroup) Kill(limit time.Duration) error {
+	deadline := time.Now().Add(limit)
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		pids, err := c.Pids()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("process %s does not die", Describe(pids[0]))
+		}
+		if err := c.killOnce(); err != nil {
+			return err
+		}
+		time.Sleep(pause)
+	}
+}
+
+func (c Cgroup) killOnce() error {
+	if c.v2 {
+		// Since 5.14: all at once, a fork bomb has no gap to slip through.
+		if err := os.WriteFile(filepath.Join(c.procs, "cgroup.kill"), []byte("1"), 0); err == nil {
+			return nil
+		}
+	}
+	// A frozen process does not fork; killed ones die when they thaw.
+	c.freeze(true)
+	defer c.freeze(false)
+	return c.Signal(unix.SIGKILL)
+}
+
+// freeze asks for it where there is a freezer; it does not matter whether it succeeds.
+func (c Cgroup) freeze(frozen bool) {
+	file, value := "freezer.state", map[bool]string{true: "FROZEN", false: "THAWED"}[frozen]
+	if c.v2 {
+		file, value = "cgroup.freeze", map[bool]string{true: "1", false: "0"}[frozen]
+	}
+	path := filepath.Join(c.procs, file)
+	if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
+		f.WriteString(value)
+		f.Close()
+	}
+}
+
+// Describe names a process for a person: its pid, command, state and what it waits for in the kernel.
+func Describe(pid int) string {
+	proc := "/proc/" + strconv.Itoa(pid) + "/"
+	comm, _ := os.ReadFile(proc + "comm")
+	status, _ := os.ReadFile(proc + "status")
+	wchan, _ := os.ReadFile(proc + "wchan")
+	state := "unknown"
+	if _, after, ok := strings.Cut(string(status), "State:"); ok {
+		line, _, _ := strings.Cut(after, "\n")
+		state = strings.TrimSpace(line)
+	}
+	return fmt.Sprintf("%d (%s), state %s, waiting in %q", pid, strings.TrimSpace(string(comm)), state, wchan)
+}
+
+// ProcessCgroup is a cgroup for a single process that is not a container's, such as a pod's init.
+type ProcessCgroup struct {
+	manager cgroups.Manager
+}
+
+// EnterCgroup makes the cgroup of cgroupsPath, in the syntax of the runtime specification, and moves the process into it.
+// Name stands in when the path is empty.
+func EnterCgroup(cgroupsPath, name string, systemd bool, pid int) (*ProcessCgroup, error) {
+	config, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{
+		CgroupName:       name,
+		UseSystemdCgroup: systemd,
+		Spec:             &specs.Spec{Linux: &specs.Linux{CgroupsPath: cgroupsPath}},
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	// Devices are none of its business: it has no capability to make one.
+	config.Resources.SkipDevices = true
+	m, err := manager.New(config)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Apply(pid); err != nil {
+		m.Destroy()
+		return nil, fmt.Errorf("put process %d into cgroup %s: %w", pid, cgroupsPath, err)
+	}
+	return &ProcessCgroup{m}, nil
+}
+
+// Remove removes the cgroup. Its process has ended.
+func (c *ProcessCgroup) Remove() error { return c.manager.Destroy() }

@@ -1,0 +1,281 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	_ "github.com/opencontainers/cgroups/devices" // device rules, which the cgroup library has apart
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init, which enters its namespaces
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// Init is the program of a container's first process up to its exec, and never returns. The program that links
+// [Embedded] calls it first of all when its first argument is "init".
+func Init() { libcontainer.Init() }
+
+// Embedded is the OCI runtime that is linked in.
+type Embedded struct {
+	root string
+}
+
+// NewEmbedded returns a runtime that keeps its records below root, which it makes when it needs it. It is called in the
+// host's mount namespace.
+func NewEmbedded(root string) *Embedded {
+	// The cgroup library opens the cgroup root once, at its first use. That must not be in the mount namespace of a
+	// container's start, which passes. (On v1 the root is a tmpfs, which it opens and then does not give out.)
+	if f, err := cgroups.OpenFile("/sys/fs/cgroup", "", unix.O_PATH|unix.O_DIRECTORY); err == nil {
+		f.Close()
+	}
+	return &Embedded{root}
+}
+
+// Stdio is what a process gets as its standard streams. With a Console they are a terminal, whose other end is sent over
+// that socket, and the rest is nil. A nil Stdin is /dev/null.
+type Stdio struct {
+	Stdin, Stdout, Stderr *os.File
+	Console               *os.File
+}
+
+func (s Stdio) give(p *libcontainer.Process) {
+	if s.Console != nil {
+		p.ConsoleSocket = s.Console
+		return
+	}
+	// A nil *os.File must not become an io.Reader that is not nil.
+	if s.Stdin != nil {
+		p.Stdin = s.Stdin
+	}
+	if s.Stdout != nil {
+		p.Stdout = s.Stdout
+	}
+	if s.Stderr != nil {
+		p.Stderr = s.Stderr
+	}
+}
+
+// Created is what create makes.
+type Created struct {
+	Pid        int // of the first process, in the PID namespace of this process
+	PrivatePID bool
+	Cgroup     Cgroup
+}
+
+// Create makes the container id of a bundle (runtime specification, "create"): its process waits at its start line.
+// It takes the mount namespace of the calling thread, in which spec's root.path is the root filesystem. When it fails
+// nothing of the container stays.
+func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (_ *Created, err error) {
+	// The bundle is the working directory, by the specification; libcontainer takes it from there.
+	if err := unix.Chdir(bundle); err != nil {
+		return nil, fmt.Errorf("enter bundle %s: %w", bundle, err)
+	}
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName:       id,
+		UseSystemdCgroup: systemdCgroup,
+		Spec:             spec,
+	})
+	if err != nil {
+		return nil, fault.As(fault.Invalid, fmt.Errorf("configuration of container %s: %w", id, err))
+	}
+	p, err := process(spec.Process)
+	if err != nil {
+		return nil, err
+	}
+	p.Init = true
+	stdio.give(p)
+
+	c, err := libcontainer.Create(e.root, id, config)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", id, err)
+	}
+	if err := c.Start(p); err != nil {
+		// The process is gone and its cgroup too, the state directory is not.
+		if derr := c.Destroy(); derr != nil {
+			err = fmt.Errorf("%w (and then: %w)", err, derr)
+		}
+		return nil, classify(fmt.Errorf("create container %s: %w", id, err))
+	}
+	pid, err := p.Pid()
+	if err != nil {
+		return nil, err
+	}
+	state, err := c.State()
+	if err != nil {
+		return nil, err
+	}
+	return &Created{Pid: pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroupOf(state.CgroupPaths)}, nil
+}
+
+// Start lets the process of a created container go (runtime specification, "start").
+func (e *Embedded) Start(id string) error {
+	c, err := e.load(id)
+	if err != nil {
+		return err
+	}
+	if err := c.Exec(); err != nil {
+		return fault.As(fault.Precondition, fmt.Errorf("start container %s: %w", id, err))
+	}
+	return nil
+}
+
+// Delete removes what the runtime keeps of a container whose processes have ended, its cgroup included. An unknown id is
+// a success.
+func (e *Embedded) Delete(id string) error {
+	c, err := e.load(id)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.Destroy(); err != nil {
+		return fmt.Errorf("delete container %s: %w", id, err)
+	}
+	return nil
+}
+
+func (e *Embedded) load(id string) (*libcontainer.Container, error) {
+	c, err := libcontainer.Load(e.root, id)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "the runtime has no container %s", id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load container %s: %w", id, err)
+	}
+	return c, nil
+}
+
+// classify gives an error the kind Invalid when the request itself is wrong: no such program, not executable, no such
+// directory. The container's init tells it as text.
+func classify(err error) error {
+	text := err.Error()
+	for _, sign := range []string{"executable file not found", "exec: \"", "no such file or directory", "permission denied", "exec format error", "not a directory"} {
+		if strings.Contains(text, sign) {
+			return fault.As(fault.Invalid, err)
+		}
+	}
+	return err
+}
+
+// execControllers are the v1 hierarchies in which a cgroup of its own has no effect on a process but to name it, best
+// first: in the freezer's a tree can be killed without a gap.
+var execControllers = []string{"freezer", "pids", "name=systemd", "devices"}
+
+// Running is a process that Exec has started.
+type Running struct {
+	Pid     int // in the PID namespace of this process
+	process *libcontainer.Process
+	cgroup  Cgroup // of the process and its children alone; without procs when there is none
+	home    string // the container's cgroup, of which it is a part
+}
+
+// Exec starts p in the running container id. Seq tells concurrent ones of one container apart.
+func (e *Embedded) Exec(id string, seq uint64, p *specs.Process, stdio Stdio) (_ *Running, err error) {
+	c, err := e.load(id)
+	if err != nil {
+		return nil, err
+	}
+	lp, err := process(p)
+	if err != nil {
+		return nil, err
+	}
+	stdio.give(lp)
+	state, err := c.State()
+	if err != nil {
+		return nil, err
+	}
+	r := &Running{process: lp}
+	sub := fmt.Sprintf("exec-%d", seq)
+	if home := cgroupOf(state.CgroupPaths); home.procs != "" {
+		r.home = home.procs
+		r.cgroup = Cgroup{procs: filepath.Join(home.procs, sub), v2: home.v2}
+		if err := os.Mkdir(r.cgroup.procs, 0o755); err != nil {
+			return nil, fmt.Errorf("make a cgroup in container %s: %w", id, err)
+		}
+		defer func() {
+			if err != nil {
+				os.Remove(r.cgroup.procs)
+			}
+		}()
+		lp.SubCgroupPaths = map[string]string{controllerOf(state.CgroupPaths, home): sub}
+	}
+	if err := c.Start(lp); err != nil {
+		return nil, classify(fmt.Errorf("exec in container %s: %w", id, err))
+	}
+	r.Pid, err = lp.Pid()
+	return r, err
+}
+
+func controllerOf(paths map[string]string, c Cgroup) string {
+	if !c.v2 {
+		for _, controller := range execControllers {
+			if paths[controller] == c.procs {
+				return controller
+			}
+		}
+	}
+	return ""
+}
+
+// Wait waits for the process, reaps it and returns its exit code: 128 + n when signal n ended it. It holds an OS thread,
+// so it is best called when the process has ended.
+func (r *Running) Wait() (int, error) {
+	state, err := r.process.Wait()
+	if state == nil {
+		return 0, err
+	}
+	return ExitCode(unix.WaitStatus(state.Sys().(syscall.WaitStatus))), nil
+}
+
+// ExitCode is the code of an exit as shells and container runtimes tell it.
+func ExitCode(ws unix.WaitStatus) int {
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+// Kill kills the process and all that it has started, those that made themselves independent of it included.
+func (r *Running) Kill(limit time.Duration) error {
+	if r.cgroup.procs == "" {
+		return unix.Kill(r.Pid, unix.SIGKILL)
+	}
+	return r.cgroup.Kill(limit)
+}
+
+// Leave removes the process's own cgroup after its end. Children that live on are moved to the container's.
+func (r *Running) Leave() error {
+	if r.cgroup.procs == "" {
+		return nil
+	}
+	for range 100 {
+		err := os.Remove(r.cgroup.procs)
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		pids, err := r.cgroup.Pids()
+		if err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			if err := cgroups.WriteCgroupProc(r.home, pid); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+		if len(pids) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return fmt.Errorf("cgroup %s stays in use", r.cgroup.procs)
+}

@@ -1,0 +1,87 @@
+package oci
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// ReadSpec reads config.json of a bundle. One that cannot be run whatever the runtime is of kind Invalid.
+func (e *Embedded) ReadSpec(bundle string) (*specs.Spec, error) {
+	path := filepath.Join(bundle, "config.json")
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "read the bundle: %w", err)
+	}
+	spec := &specs.Spec{}
+	if err := json.Unmarshal(body, spec); err != nil {
+		return nil, fault.New(fault.Invalid, "decode %s: %w", path, err)
+	}
+	switch {
+	case spec.Root == nil || !filepath.IsAbs(spec.Root.Path):
+		return nil, fault.New(fault.Invalid, "%s: root.path is not an absolute path", path)
+	case spec.Process == nil || len(spec.Process.Args) == 0:
+		return nil, fault.New(fault.Invalid, "%s: process.args is empty", path)
+	case !filepath.IsAbs(spec.Process.Cwd):
+		return nil, fault.New(fault.Invalid, "%s: process.cwd %q is not an absolute path", path, spec.Process.Cwd)
+	case spec.Linux == nil:
+		return nil, fault.New(fault.Invalid, "%s: linux is missing", path)
+	}
+	return spec, nil
+}
+
+var rlimits = map[string]int{
+	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_DATA": unix.RLIMIT_DATA,
+	"RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK,
+	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
+	"RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO,
+	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
+}
+
+// process says p in libcontainer's terms.
+func process(p *specs.Process) (*libcontainer.Process, error) {
+	lp := &libcontainer.Process{
+		Args:            p.Args,
+		Env:             p.Env,
+		UID:             int(p.User.UID),
+		GID:             int(p.User.GID),
+		Cwd:             p.Cwd,
+		Label:           p.SelinuxLabel,
+		AppArmorProfile: p.ApparmorProfile,
+		NoNewPrivileges: &p.NoNewPrivileges,
+		Scheduler:       p.Scheduler,
+		IOPriority:      p.IOPriority,
+	}
+	for _, gid := range p.User.AdditionalGids {
+		lp.AdditionalGroups = append(lp.AdditionalGroups, int(gid))
+	}
+	if size := p.ConsoleSize; size != nil {
+		lp.ConsoleWidth, lp.ConsoleHeight = uint16(size.Width), uint16(size.Height)
+	}
+	if c := p.Capabilities; c != nil {
+		lp.Capabilities = &configs.Capabilities{
+			Bounding: c.Bounding, Effective: c.Effective, Inheritable: c.Inheritable, Permitted: c.Permitted, Ambient: c.Ambient,
+		}
+	}
+	for _, l := range p.Rlimits {
+		number, ok := rlimits[l.Type]
+		if !ok {
+			return nil, fault.New(fault.Invalid, "unknown resource limit %q", l.Type)
+		}
+		lp.Rlimits = append(lp.Rlimits, configs.Rlimit{Type: number, Hard: l.Hard, Soft: l.Soft})
+	}
+	affinity, err := configs.ConvertCPUAffinity(p.ExecCPUAffinity)
+	if err != nil {
+		return nil, fmt.Errorf("process.execCPUAffinity: %w", err)
+	}
+	lp.CPUAffinity = affinity
+	return lp, nil
+}
