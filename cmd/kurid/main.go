@@ -1,0 +1,115 @@
+// Command kurid is Kuri's daemon: it serves the Container Runtime Interface, v1 and v1alpha2, to a kubelet or any other
+// client. It may be killed, restarted or replaced at any moment; what runs goes on running.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/kuri-cri/kuri/internal/config"
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	cfg, err := configure(os.Args[1:])
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		os.Exit(0)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "kurid:", err)
+		os.Exit(2)
+	}
+	logTo(cfg)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := run(ctx, cfg); err != nil {
+		slog.Error("kurid ends", "err", err)
+		os.Exit(1)
+	}
+}
+
+// configure reads the flags, the file that they name, and lets the flags have the last word.
+func configure(args []string) (config.Config, error) {
+	flags := flag.NewFlagSet("kurid", flag.ContinueOnError)
+	file := flags.String("config", "", "`file` with the configuration (default "+config.File+", if it is there)")
+	said := config.Default()
+	flags.StringVar(&said.Listen, "listen", said.Listen, "`path` of the CRI socket")
+	flags.StringVar(&said.ImageListen, "image-listen", said.ImageListen, "`path` of a second socket, for the ImageService; default: the same socket")
+	flags.StringVar(&said.Root, "root", said.Root, "`directory` for images and what must outlive a reboot")
+	flags.StringVar(&said.State, "state", said.State, "`directory` for what lives as long as the boot")
+	flags.StringVar(&said.LogLevel, "log-level", said.LogLevel, "debug, info, warn or error")
+	flags.StringVar(&said.LogFormat, "log-format", said.LogFormat, "text or json")
+	flags.StringVar(&said.CgroupDriver, "cgroup-driver", said.CgroupDriver, "auto, systemd or cgroupfs")
+	showVersion := flags.Bool("version", false, "print the version and end")
+	if err := flags.Parse(args); err != nil {
+		return said, err
+	}
+	if *showVersion {
+		fmt.Println("kurid", version)
+		return said, flag.ErrHelp
+	}
+	if flags.NArg() > 0 {
+		return said, fmt.Errorf("unexpected argument %q; kurid takes flags only, see --help", flags.Arg(0))
+	}
+
+	path := *file
+	if path == "" {
+		path = config.File
+	}
+	cfg, err := config.Read(path)
+	if err != nil && (*file != "" || !errors.Is(err, fault.NotFound)) {
+		return cfg, err
+	}
+	flags.Visit(func(f *flag.Flag) {
+		switch f.Name {
+		case "listen":
+			cfg.Listen = said.Listen
+		case "image-listen":
+			cfg.ImageListen = said.ImageListen
+		case "root":
+			cfg.Root = said.Root
+		case "state":
+			cfg.State = said.State
+			// A state directory of its own means a socket of its own, unless that is said otherwise.
+			if !isSet(flags, "listen") && cfg.Listen == config.Default().Listen {
+				cfg.Listen = strings.TrimSuffix(said.State, "/") + "/kuri.sock"
+			}
+		case "log-level":
+			cfg.LogLevel = said.LogLevel
+		case "log-format":
+			cfg.LogFormat = said.LogFormat
+		case "cgroup-driver":
+			cfg.CgroupDriver = said.CgroupDriver
+		}
+	})
+	return cfg, cfg.Check()
+}
+
+func isSet(flags *flag.FlagSet, name string) bool {
+	set := false
+	flags.Visit(func(f *flag.Flag) { set = set || f.Name == name })
+	return set
+}
+
+func logTo(cfg config.Config) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		level = slog.LevelInfo // config.Check has seen it
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	var h slog.Handler = slog.NewTextHandler(os.Stderr, opts)
+	if cfg.LogFormat == "json" {
+		h = slog.NewJSONHandler(os.Stderr, opts)
+	}
+	slog.SetDefault(slog.New(h))
+}

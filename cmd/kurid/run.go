@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/config"
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/image"
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/layer"
+	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/node"
+	"github.com/kuri-cri/kuri/internal/pod"
+	"github.com/kuri-cri/kuri/internal/server"
+)
+
+// run builds the parts in order, serves until ctx ends, and closes them in reverse. Pods go on running.
+func run(ctx context.Context, cfg config.Config) error {
+	// 1. This root and this state are ours alone.
+	for _, dir := range []string{cfg.Root, cfg.State} {
+		unlock, err := lock(dir)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+
+	// 2. What this node is.
+	facts, err := node.Read()
+	if err != nil {
+		return fmt.Errorf("read the facts of this node: %w", err)
+	}
+	driver, err := cgroup.Choose(cfg.CgroupDriver, facts.Systemd)
+	if err != nil {
+		return err
+	}
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return fmt.Errorf("find the cgroup hierarchies: %w", err)
+	}
+
+	// 3. Images.
+	layers, err := layer.Open(cfg.Root)
+	if err != nil {
+		return err
+	}
+	defer layers.Close()
+	images, err := image.Open(ctx, image.Options{
+		Root: cfg.Root, Layers: layers,
+		CertsDirs: cfg.Image.CertsDirs, MaxLayers: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
+	})
+	if err != nil {
+		return err
+	}
+	defer images.Close()
+
+	// 4. The network.
+	bridge, net, err := networks(cfg)
+	if err != nil {
+		return err
+	}
+	defer bridge.Close()
+
+	// 5. The keeper, and the pods that it holds.
+	keep, err := keeper.Start(ctx, keeper.Options{
+		Program: cfg.Keeper, StateDir: cfg.State, LogLevel: cfg.LogLevel, SystemdCgroup: driver == cgroup.Systemd,
+	})
+	if err != nil {
+		return fmt.Errorf("start the keeper: %w", err)
+	}
+	defer keep.Close()
+	pods, err := pod.Open(ctx, pod.Options{
+		Root: cfg.Root, State: cfg.State, Keeper: keep, Images: images, Layers: layers, Network: net,
+		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
+	})
+	if err != nil {
+		return err
+	}
+	defer pods.Close()
+	if err := bridge.Reclaim(ctx, pods.Networked); err != nil {
+		return fmt.Errorf("reclaim the built-in network: %w", err)
+	}
+
+	// 6. The sockets, last of all.
+	srv, err := server.Listen(server.Options{
+		Listen: cfg.Listen, ImageListen: cfg.ImageListen, Pods: pods, Images: images, Network: net,
+		Version: version, SystemdCgroup: driver == cgroup.Systemd,
+		Info:       map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "config": cfg},
+		SetPodCIDR: bridge.SetPodCIDR,
+	})
+	if err != nil {
+		return err
+	}
+	defer srv.Close()
+	slog.Info("kurid serves", "version", version, "socket", cfg.Listen, "image_socket", cfg.ImageListen,
+		"root", cfg.Root, "state", cfg.State, "cgroup_driver", driver, "pid", os.Getpid())
+	daemon.SdNotify(false, daemon.SdNotifyReady)
+
+	select {
+	case <-ctx.Done():
+		slog.Info("kurid ends as asked, the pods go on")
+		daemon.SdNotify(false, daemon.SdNotifyStopping)
+		return nil
+	case err := <-srv.Failed():
+		return err
+	}
+}
+
+// networks returns the built-in network and the choice between it and CNI.
+func networks(cfg config.Config) (*network.Bridge, network.Network, error) {
+	subnets, err := cfg.Network.Prefixes()
+	if err != nil {
+		return nil, nil, err
+	}
+	bridge, err := network.NewBridge(network.BridgeConfig{
+		StateDir: filepath.Join(cfg.State, "network"), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("prepare the built-in network: %w", err)
+	}
+	cni, err := network.NewCNI(network.CNIConfig{
+		ConfDir: cfg.Network.CNIConfDir, BinDirs: cfg.Network.CNIBinDirs, CacheDir: filepath.Join(cfg.State, "cni"),
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("prepare CNI: %w", err)
+	}
+	return bridge, network.NewSelect(cni, bridge), nil
+}
+
+// lock makes dir and takes it for this process. The error names the process that has it.
+func lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("make %s: %w", dir, err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "kurid.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		pid, _ := os.ReadFile(f.Name())
+		f.Close()
+		return nil, fault.New(fault.Precondition, "%s belongs to another kurid, process %s; end that one, or give this one --root and --state of its own", dir, strings.TrimSpace(string(pid)))
+	}
+	if err := f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil
+}

@@ -1,0 +1,321 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/image"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/record"
+	"github.com/kuri-cri/kuri/internal/rootfs"
+	"github.com/kuri-cri/kuri/internal/spec"
+	"github.com/kuri-cri/kuri/internal/undo"
+)
+
+// Create makes a container whose process waits at its start line. Asked again for the same container (pod, name and
+// attempt) it joins the work in flight, or returns the container that is created already. Error kinds: NotFound (no such
+// pod, image or path), Precondition (the pod is not ready), Exists (the name is taken by another configuration), Invalid
+// and Unimplemented (a field), Exhausted (the disk is full).
+func (p *Pods) Create(ctx context.Context, sandboxID string, cfg *runtime.ContainerConfig) (*Container, error) {
+	s, err := p.Sandbox(sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	m := cfg.GetMetadata()
+	if m.GetName() == "" {
+		return nil, fault.New(fault.Invalid, "config.metadata.name: a container needs a name")
+	}
+	id := containerIdentity{s.Record().ID, m.GetName(), m.GetAttempt()}
+	c, _, err := p.creates.Do(ctx, id, func(ctx context.Context) (*Container, error) {
+		return p.create(ctx, s, cfg)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create container %s in %s: %w", m.GetName(), s.Record().name(), err)
+	}
+	if r := c.Record(); !proto.Equal(r.config(), cfg) {
+		return nil, fault.New(fault.Exists, "%s is there already with another configuration; remove it first, or ask with a higher attempt", r.name())
+	}
+	return c, nil
+}
+
+func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerConfig) (*Container, error) {
+	// 1. The same container, asked for again, is the answer; and the pod stays ready until this is done.
+	if c, err := s.named(cfg.GetMetadata()); c != nil || err != nil {
+		return c, err
+	}
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
+	defer s.creates.Done()
+	back := undo.New(ctx)
+	defer back.Run()
+
+	// 2. The image, whose layers stay as long as the container does.
+	img, lowerdirs, release, err := p.hold(cfg.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	back.Add("release the layers of "+img.ID, func(context.Context) error { release(); return nil })
+
+	// 3. What the request means on this node and in this image.
+	r := newContainerRecord(s.Record(), cfg, img)
+	r.CgroupsPath = p.Driver.Path(s.Record().CgroupParent, r.ID)
+	oci, err := p.resolve(s, r, img, lowerdirs)
+	if err != nil {
+		return nil, err
+	}
+
+	// 4. The intent, its directories and the bundle.
+	back.Add("remove the directories of "+r.name(), func(context.Context) error { return p.removeContainerDirs(r) })
+	if err := p.writeBundle(r, oci); err != nil {
+		return nil, fault.As(diskKind(err), err)
+	}
+	c := newContainer(p.paths, s, r)
+	c.release = release
+
+	// 5. The process, in its namespaces, up to its start line.
+	back.Add("delete "+r.name()+" at the keeper", func(ctx context.Context) error { return p.Keeper.Delete(ctx, r.ID) })
+	made, err := p.Keeper.Create(ctx, &api.CreateRequest{
+		Id:            r.ID,
+		SandboxId:     r.SandboxID,
+		Bundle:        p.paths.bundle(r.SandboxID, r.ID),
+		Rootfs:        &api.Rootfs{Lowerdirs: lowerdirs, Upperdir: p.paths.upper(r.SandboxID, r.ID), Workdir: p.paths.work(r.SandboxID, r.ID)},
+		LogPath:       r.LogPath,
+		Tty:           cfg.GetTty(),
+		Stdin:         cfg.GetStdin(),
+		StdinOnce:     cfg.GetStdinOnce(),
+		SystemdCgroup: p.Driver == cgroup.Systemd,
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	// 6. Created, if the pod was not stopped meanwhile.
+	if err := c.become(Created, func(r *ContainerRecord) {
+		r.Pid = int(made.Pid)
+		r.CreatedAt = made.CreatedAt
+	}); err != nil {
+		return nil, err
+	}
+	if err := p.join(s, c); err != nil {
+		return nil, err
+	}
+	back.Release()
+	return c, nil
+}
+
+// named returns the container of that name and attempt which waits to be started, or nil. One that has been started
+// already holds its name until it is removed: the error is of kind Exists.
+func (s *Sandbox) named(m *runtime.ContainerMetadata) (*Container, error) {
+	for _, c := range s.list() {
+		r := c.Record()
+		if have := r.config().GetMetadata(); have.GetName() != m.GetName() || have.GetAttempt() != m.GetAttempt() {
+			continue
+		}
+		if r.State == Created {
+			return c, nil
+		}
+		return nil, fault.New(fault.Exists, "%s has this name and attempt %d and is %s; remove it first, or ask with a higher attempt", r.name(), m.GetAttempt(), r.State)
+	}
+	return nil, nil
+}
+
+// begin keeps the sandbox from being torn down until creates.Done, or says that it is not ready.
+func (s *Sandbox) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.Record(); r.State != Ready {
+		return fault.New(fault.Precondition, "%s is %s; containers can only be created in a ready one", r.name(), r.State)
+	}
+	s.creates.Add(1)
+	return nil
+}
+
+// join makes the container visible, unless its pod has been stopped since.
+func (p *Pods) join(s *Sandbox, c *Container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.Record(); r.State != Ready {
+		return fault.New(fault.Precondition, "%s was stopped meanwhile", r.name())
+	}
+	s.containers[c.Record().ID] = c
+	p.addContainer(c)
+	return nil
+}
+
+// hold finds an image and keeps its layers from being removed until release.
+func (p *Pods) hold(want *runtime.ImageSpec) (img *image.Image, lowerdirs []string, release func(), err error) {
+	if want.GetImage() == "" {
+		return nil, nil, nil, fault.New(fault.Invalid, "config.image.image: a container needs an image")
+	}
+	if img, err = p.Images.Get(want.GetImage()); err != nil {
+		return nil, nil, nil, fmt.Errorf("%w; pull it first", err)
+	}
+	release = p.Layers.Hold(img.DiffIDs)
+	if lowerdirs, err = p.Layers.Lowerdirs(img.DiffIDs); err != nil {
+		release()
+		return nil, nil, nil, err
+	}
+	return img, lowerdirs, release, nil
+}
+
+func newContainerRecord(s *SandboxRecord, cfg *runtime.ContainerConfig, img *image.Image) *ContainerRecord {
+	r := &ContainerRecord{
+		ID:        newID(),
+		SandboxID: s.ID,
+		State:     Creating,
+		Config:    message[*runtime.ContainerConfig]{proto.CloneOf(cfg)},
+		ImageID:   img.ID,
+		ImageRef:  img.ID,
+		Layers:    img.DiffIDs,
+		CreatedAt: time.Now().UnixNano(),
+	}
+	if len(img.Digests) > 0 {
+		r.ImageRef = img.Digests[0]
+	}
+	// A kubelet compares the name in the status with the pod's own: it is the one that the user wrote, where we are told.
+	r.ImageName = cfg.GetImage().GetUserSpecifiedImage()
+	if r.ImageName == "" {
+		r.ImageName = cfg.GetImage().GetImage()
+	}
+	return r
+}
+
+// resolve looks up what the request means here (users, paths, devices, the target's process) and has it translated.
+func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdirs []string) (*specs.Spec, error) {
+	cfg := r.config()
+	security := cfg.GetLinux().GetSecurityContext()
+	user, err := rootfs.User(lowerdirs, security, img.Config.User)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := rootfs.Mounts(cfg.GetMounts())
+	if err != nil {
+		return nil, err
+	}
+	devices, err := rootfs.Devices(cfg.GetDevices(), security.GetPrivileged())
+	if err != nil {
+		return nil, err
+	}
+	target, err := p.target(s, security.GetNamespaceOptions())
+	if err != nil {
+		return nil, err
+	}
+	seccomp, err := localhostSeccomp(security.GetSeccomp())
+	if err != nil {
+		return nil, err
+	}
+	signal, signalName, err := spec.StopSignal(cfg, img.Config)
+	if err != nil {
+		return nil, err
+	}
+	sandbox := s.Record()
+	if r.LogPath, err = spec.LogPath(sandbox.config(), cfg); err != nil {
+		return nil, err
+	}
+	r.User, r.StopSignal, r.StopName = user, int(signal), signalName.String()
+
+	in := spec.Input{
+		Pod: sandbox.config(), Container: cfg, Image: img.Config, ImageName: r.ImageName, Node: p.Node,
+		PodID: sandbox.ID, ContainerID: r.ID,
+		Rootfs: p.paths.rootfs(r.ID), CgroupsPath: r.CgroupsPath,
+		Namespaces: *s.namespaces.Load(), TargetPID: target,
+		Shm:        "/dev/shm",
+		ResolvConf: p.paths.podFile(sandbox.ID, "resolv.conf"),
+		Hosts:      p.paths.podFile(sandbox.ID, "hosts"),
+		Hostname:   p.paths.podFile(sandbox.ID, "hostname"),
+		User:       user, Mounts: mounts, Devices: devices,
+		LocalhostSeccomp: seccomp,
+		PidsLimit:        p.PidsLimit,
+	}
+	if namespaces(sandbox.config()).GetIpc() != runtime.NamespaceMode_NODE {
+		in.Shm = p.paths.shm(sandbox.ID)
+	}
+	oci, notes, err := spec.Container(in)
+	for _, note := range notes {
+		slog.Warn("the node cannot honour all that was asked", "container", r.name(), "pod", sandbox.name(), "note", note)
+	}
+	return oci, err
+}
+
+// target returns the first process of the container whose PID namespace is to be shared, 0 when none is.
+func (p *Pods) target(s *Sandbox, ns *runtime.NamespaceOption) (int32, error) {
+	if ns.GetPid() != runtime.NamespaceMode_TARGET {
+		return 0, nil
+	}
+	c, err := p.Container(ns.GetTargetId())
+	if err != nil {
+		return 0, fmt.Errorf("namespace_options.target_id: %w", err)
+	}
+	r := c.Record()
+	if r.SandboxID != s.Record().ID {
+		return 0, fault.New(fault.Invalid, "namespace_options.target_id: %s is in another pod", r.name())
+	}
+	if r.State != Running {
+		return 0, fault.New(fault.Precondition, "namespace_options.target_id: %s is %s, not running", r.name(), r.State)
+	}
+	return int32(r.Pid), nil
+}
+
+// seccompLimit bounds the size of a seccomp profile in bytes.
+const seccompLimit = 1 << 20
+
+// localhostSeccomp reads the profile file that a security context names.
+func localhostSeccomp(profile *runtime.SecurityProfile) ([]byte, error) {
+	if profile.GetProfileType() != runtime.SecurityProfile_Localhost {
+		return nil, nil
+	}
+	path := profile.GetLocalhostRef()
+	if !filepath.IsAbs(path) {
+		return nil, fault.New(fault.Invalid, "seccomp.localhost_ref: %q is not an absolute path", path)
+	}
+	info, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "seccomp.localhost_ref: the profile %s is not on this node", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("seccomp.localhost_ref: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > seccompLimit {
+		return nil, fault.New(fault.Invalid, "seccomp.localhost_ref: %s is not a file of at most %d bytes", path, seccompLimit)
+	}
+	return os.ReadFile(path)
+}
+
+// writeBundle makes the container's directories, its first record, and the bundle that the keeper reads.
+func (p *Pods) writeBundle(r *ContainerRecord, oci *specs.Spec) error {
+	for _, dir := range []string{p.paths.upper(r.SandboxID, r.ID), p.paths.work(r.SandboxID, r.ID), p.paths.bundle(r.SandboxID, r.ID)} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("make the container's directories: %w", err)
+		}
+	}
+	// The writable layer's top is the container's "/": it has the mode that a root directory has.
+	if err := os.Chmod(p.paths.upper(r.SandboxID, r.ID), 0o755); err != nil {
+		return fmt.Errorf("make the container's directories: %w", err)
+	}
+	if r.LogPath != "" {
+		if err := os.MkdirAll(filepath.Dir(r.LogPath), 0o755); err != nil {
+			return fmt.Errorf("make the log's directory: %w", err)
+		}
+	}
+	body, err := json.Marshal(oci)
+	if err != nil {
+		return fmt.Errorf("encode the OCI spec: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(p.paths.bundle(r.SandboxID, r.ID), "config.json"), body, 0o600); err != nil {
+		return fmt.Errorf("write the bundle: %w", err)
+	}
+	return record.Write(p.paths.containerRecord(r.SandboxID, r.ID), containerFormat, r)
+}

@@ -1,0 +1,75 @@
+package pod
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/spec"
+)
+
+// hostname is what the pod's containers see as their host name.
+func hostname(r *SandboxRecord) string {
+	if name := r.config().GetHostname(); name != "" {
+		return name
+	}
+	if name, err := os.Hostname(); err == nil {
+		return name
+	}
+	return "localhost"
+}
+
+// writeFiles makes the pod's own resolv.conf, hosts and hostname. A kubelet mounts a hosts file of its own over ours.
+func (p *Pods) writeFiles(r *SandboxRecord, attached *network.Result) error {
+	host, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("read the node's /etc/resolv.conf: %w", err)
+	}
+	resolv, err := spec.ResolvConf(r.config().GetDnsConfig(), host)
+	if err != nil {
+		return err
+	}
+	hosts, err := hostsFile(r, attached)
+	if err != nil {
+		return err
+	}
+	for name, body := range map[string][]byte{
+		"resolv.conf": resolv,
+		"hosts":       hosts,
+		"hostname":    []byte(hostname(r) + "\n"),
+	} {
+		if err := os.WriteFile(p.paths.podFile(r.ID, name), body, 0o644); err != nil {
+			return fault.As(diskKind(err), fmt.Errorf("write the pod's %s: %w", name, err))
+		}
+	}
+	return nil
+}
+
+func hostsFile(r *SandboxRecord, attached *network.Result) ([]byte, error) {
+	if attached == nil { // the node's network: its names too
+		body, err := os.ReadFile("/etc/hosts")
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("read the node's /etc/hosts: %w", err)
+		}
+		return body, nil
+	}
+	var b bytes.Buffer
+	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	for _, ip := range attached.IPs {
+		fmt.Fprintf(&b, "%s\t%s\n", ip, hostname(r))
+	}
+	return b.Bytes(), nil
+}
+
+// diskKind tells the kind of an error that a full disk can cause.
+func diskKind(err error) fault.Kind {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.Exhausted
+	}
+	return ""
+}

@@ -1,0 +1,227 @@
+package pod
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/flight"
+	"github.com/kuri-cri/kuri/internal/image"
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/layer"
+	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/spec"
+)
+
+// Options are what pods are made with. All fields are needed.
+type Options struct {
+	Root, State string
+	Keeper      *keeper.Client
+	Images      *image.Store
+	Layers      *layer.Store
+	Network     network.Network
+	Node        spec.Node
+	Driver      cgroup.Driver
+	Cgroups     *cgroup.Hierarchies
+	ShmSize     int64 // bytes of a pod's /dev/shm
+	PidsLimit   int64 // of containers that ask for none, 0 for no limit
+}
+
+// Pods is all pods and containers of this node. It is safe for concurrent use.
+type Pods struct {
+	Options
+	paths  paths
+	bootID string
+
+	mu         sync.RWMutex // for the maps alone
+	sandboxes  map[string]*Sandbox
+	containers map[string]*Container
+
+	// The verbs in flight, by what they work on.
+	runs    flight.Group[identity, *Sandbox]
+	stops   flight.Group[string, struct{}]
+	removes flight.Group[string, struct{}]
+	creates flight.Group[containerIdentity, *Container]
+	starts  flight.Group[string, struct{}]
+	graces  flight.Group[stopping, struct{}]
+
+	closing   chan struct{} // closed when the daemon ends: waiting stops, what is done stays done
+	followers sync.WaitGroup
+}
+
+// identity is what makes two requests for a sandbox the same one.
+type identity struct {
+	namespace, name, uid string
+	attempt              uint32
+}
+
+// stopping is a stop with its grace: one with another grace counts for itself.
+type stopping struct {
+	container string
+	grace     time.Duration
+}
+
+type containerIdentity struct {
+	sandbox, name string
+	attempt       uint32
+}
+
+func identityOf(m *runtime.PodSandboxMetadata) identity {
+	return identity{m.GetNamespace(), m.GetName(), m.GetUid(), m.GetAttempt()}
+}
+
+// Open reads the records, brings them in line with what the keeper holds, and starts to follow the keeper's events
+// until Close. A record that cannot be read is set aside and costs only itself.
+func Open(ctx context.Context, o Options) (*Pods, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read the boot id: %w", err)
+	}
+	p := &Pods{
+		Options:    o,
+		paths:      paths{root: o.Root, state: o.State},
+		bootID:     strings.TrimSpace(string(boot)),
+		sandboxes:  make(map[string]*Sandbox),
+		containers: make(map[string]*Container),
+		closing:    make(chan struct{}),
+	}
+	for _, dir := range []string{filepath.Join(o.Root, "pods"), filepath.Join(o.State, "pods")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("make the directory of the pods: %w", err)
+		}
+	}
+	seen, err := p.recover(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.followers.Go(func() { p.follow(seen) })
+	return p, nil
+}
+
+// Close stops following events and waits for the verbs in flight. Pods go on running.
+func (p *Pods) Close() {
+	p.runs.Wait()
+	p.creates.Wait()
+	p.starts.Wait()
+	close(p.closing)
+	p.graces.Wait()
+	p.stops.Wait()
+	p.removes.Wait()
+	p.followers.Wait()
+}
+
+// newID returns 64 random lower-case hex digits.
+func newID() string {
+	var b [32]byte
+	rand.Read(b[:]) // never fails, see its documentation
+	return hex.EncodeToString(b[:])
+}
+
+// find returns the entry of m whose key is id or begins with it, when there is just one such.
+func find[T any](m map[string]T, what, id string) (T, error) {
+	if v, ok := m[id]; ok {
+		return v, nil
+	}
+	var none, found T
+	n := 0
+	if len(id) >= 4 {
+		for key, v := range m {
+			if strings.HasPrefix(key, id) {
+				found = v
+				n++
+			}
+		}
+	}
+	switch n {
+	case 0:
+		return none, fault.New(fault.NotFound, "there is no %s %q", what, id)
+	case 1:
+		return found, nil
+	}
+	return none, fault.New(fault.Invalid, "%q begins the ids of %d %ss; give more digits", id, n, what)
+}
+
+// Sandbox returns the sandbox by its id or the unambiguous beginning of one. Error kinds: NotFound, Invalid.
+func (p *Pods) Sandbox(id string) (*Sandbox, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return find(p.sandboxes, "pod sandbox", id)
+}
+
+// Container returns the container by its id or the unambiguous beginning of one. Error kinds: NotFound, Invalid.
+func (p *Pods) Container(id string) (*Container, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return find(p.containers, "container", id)
+}
+
+func (p *Pods) add(s *Sandbox) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sandboxes[s.Record().ID] = s
+}
+
+func (p *Pods) forget(s *Sandbox) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.sandboxes, s.Record().ID)
+}
+
+func (p *Pods) addContainer(c *Container) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.containers[c.Record().ID] = c
+}
+
+func (p *Pods) forgetContainer(c *Container) {
+	id := c.Record().ID
+	p.mu.Lock()
+	delete(p.containers, id)
+	p.mu.Unlock()
+
+	c.sandbox.mu.Lock()
+	defer c.sandbox.mu.Unlock()
+	delete(c.sandbox.containers, id)
+}
+
+// name is how messages call a sandbox.
+func (r *SandboxRecord) name() string {
+	m := r.config().GetMetadata()
+	return fmt.Sprintf("pod %s/%s (%.13s)", m.GetNamespace(), m.GetName(), r.ID)
+}
+
+// name is how messages call a container.
+func (r *ContainerRecord) name() string {
+	return fmt.Sprintf("container %s (%.13s)", r.config().GetMetadata().GetName(), r.ID)
+}
+
+// readyWait is how long the keeper may take to answer before the runtime does not count as ready.
+const readyWait = 2 * time.Second
+
+// Ready tells why pods cannot be run now, nil when they can.
+func (p *Pods) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	if _, err := p.Keeper.Info(ctx); err != nil {
+		return fmt.Errorf("the keeper does not answer: %w", err)
+	}
+	return nil
+}
+
+// Networked tells whether the sandbox of that id is there and has a network of its own.
+func (p *Pods) Networked(id string) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	s, ok := p.sandboxes[id]
+	return ok && s.Record().Network != nil && s.Record().State == Ready
+}

@@ -1,0 +1,122 @@
+package pod
+
+import (
+	"encoding/json"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/spec"
+)
+
+// The newest format versions of the two records.
+const (
+	sandboxFormat   = 1
+	containerFormat = 1
+)
+
+// State is a sandbox's or a container's state, as doc.go draws it.
+type State string
+
+// The states of both; Ready and NotReady are a sandbox's, Created to Exited a container's.
+const (
+	Creating State = "creating"
+	Ready    State = "ready"
+	NotReady State = "notready"
+	Created  State = "created"
+	Running  State = "running"
+	Exited   State = "exited"
+)
+
+// message stores a CRI message in a record, as the JSON that protobuf defines for it.
+type message[M proto.Message] struct{ msg M }
+
+func (m message[M]) MarshalJSON() ([]byte, error) { return protojson.Marshal(m.msg) }
+
+func (m *message[M]) UnmarshalJSON(b []byte) error {
+	m.msg = m.msg.ProtoReflect().New().Interface().(M)
+	// A record written by a newer Kuri may have fields that this one's CRI lacks.
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, m.msg)
+}
+
+// SandboxRecord is all that is kept of a sandbox. It is immutable once it is published.
+type SandboxRecord struct {
+	ID        string                             `json:"id"`
+	State     State                              `json:"state"`
+	Config    message[*runtime.PodSandboxConfig] `json:"config"`
+	Handler   string                             `json:"handler,omitempty"`
+	CreatedAt int64                              `json:"created_at"` // nanoseconds since the epoch
+	BootID    string                             `json:"boot_id"`    // of the boot in which its processes live
+
+	// NetnsPath is where the pod's own network namespace is pinned, "" for the node's.
+	NetnsPath string          `json:"netns_path,omitempty"`
+	Network   *network.Result `json:"network,omitempty"`
+	// CgroupParent is the parent of the containers' cgroups, in the syntax of the cgroup driver. PodCgroup tells that it
+	// holds this pod alone; OwnCgroup that the caller gave none and that Kuri, which chose it, removes it.
+	CgroupParent string `json:"cgroup_parent"`
+	PodCgroup    bool   `json:"pod_cgroup,omitempty"`
+	OwnCgroup    bool   `json:"own_cgroup,omitempty"`
+}
+
+// ContainerRecord is all that is kept of a container. It is immutable once it is published.
+type ContainerRecord struct {
+	ID        string                            `json:"id"`
+	SandboxID string                            `json:"sandbox_id"`
+	State     State                             `json:"state"`
+	Config    message[*runtime.ContainerConfig] `json:"config"`
+
+	ImageID   string            `json:"image_id"`
+	ImageName string            `json:"image_name"` // as the caller named it
+	ImageRef  string            `json:"image_ref"`  // a digest by which it can be pulled again, else its id
+	Layers    []digest.Digest   `json:"layers"`     // diffIDs, lowest first
+	User      spec.ResolvedUser `json:"user"`
+
+	CgroupsPath string `json:"cgroups_path"` // as in the OCI spec
+	LogPath     string `json:"log_path,omitempty"`
+	StopSignal  int    `json:"stop_signal"`      // the kernel's number
+	StopName    string `json:"stop_signal_name"` // the CRI's name of it
+
+	CreatedAt  int64  `json:"created_at"` // nanoseconds since the epoch, 0 for not yet
+	StartedAt  int64  `json:"started_at,omitempty"`
+	FinishedAt int64  `json:"finished_at,omitempty"`
+	Pid        int    `json:"pid,omitempty"` // in the host's PID namespace, while it lives
+	ExitCode   int32  `json:"exit_code,omitempty"`
+	Reason     string `json:"reason,omitempty"`  // one word: Completed, Error, OOMKilled, ContainerStatusUnknown
+	Message    string `json:"message,omitempty"` // a sentence for people
+}
+
+// paths tells where what belongs to a pod or a container lies.
+type paths struct{ root, state string }
+
+func (p paths) podDir(pod string) string    { return filepath.Join(p.root, "pods", pod) }
+func (p paths) podRecord(pod string) string { return filepath.Join(p.podDir(pod), "pod.json") }
+func (p paths) containerDir(pod, c string) string {
+	return filepath.Join(p.podDir(pod), "containers", c)
+}
+func (p paths) containerRecord(pod, c string) string {
+	return filepath.Join(p.containerDir(pod, c), "container.json")
+}
+func (p paths) upper(pod, c string) string   { return filepath.Join(p.containerDir(pod, c), "upper") }
+func (p paths) work(pod, c string) string    { return filepath.Join(p.containerDir(pod, c), "work") }
+func (p paths) podState(pod string) string   { return filepath.Join(p.state, "pods", pod) }
+func (p paths) bundle(pod, c string) string  { return filepath.Join(p.podState(pod), "containers", c) }
+func (p paths) podFile(pod, f string) string { return filepath.Join(p.podState(pod), f) }
+
+// rootfs and shm lie below the keeper's private mount and exist only inside a container's mount namespace.
+func (p paths) rootfs(c string) string { return filepath.Join(p.state, "mounts", c, "rootfs") }
+func (p paths) shm(pod string) string  { return filepath.Join(p.state, "mounts", pod, "shm") }
+
+func netnsPath(pod string) string { return "/run/netns/kuri-" + pod }
+
+// info renders a record for the verbose answers of the CRI.
+func info(record any) map[string]string {
+	b, err := json.Marshal(record)
+	if err != nil {
+		return map[string]string{"error": err.Error()}
+	}
+	return map[string]string{"info": string(b)}
+}

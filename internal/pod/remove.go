@@ -1,0 +1,100 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// Remove stops a sandbox if need be and removes its containers and all that belongs to it. An unknown id is a success.
+func (p *Pods) Remove(ctx context.Context, id string) error {
+	s, err := p.Sandbox(id)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r := s.Record()
+	_, _, err = p.removes.Do(ctx, r.ID, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, p.remove(ctx, s)
+	})
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", r.name(), err)
+	}
+	return nil
+}
+
+func (p *Pods) remove(ctx context.Context, s *Sandbox) error {
+	if err := p.stopSandbox(ctx, s); err != nil {
+		return err
+	}
+	for _, c := range s.list() {
+		if err := p.removeContainer(ctx, c); err != nil {
+			return err
+		}
+	}
+	if err := p.removeDirs(s.Record().ID); err != nil {
+		return err
+	}
+	p.forget(s)
+	return nil
+}
+
+// removeDirs takes away a pod's directories, the record first: what is left without a record is rubbish to the next
+// start.
+func (p *Pods) removeDirs(pod string) error {
+	if err := os.Remove(p.paths.podRecord(pod)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return errors.Join(os.RemoveAll(p.paths.podState(pod)), os.RemoveAll(p.paths.podDir(pod)))
+}
+
+// RemoveContainer kills a container if it runs, and removes all that belongs to it but its log, which is the caller's.
+// An unknown id is a success.
+func (p *Pods) RemoveContainer(ctx context.Context, id string) error {
+	c, err := p.Container(id)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return p.removeContainer(ctx, c)
+}
+
+func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
+	r := c.Record()
+	_, _, err := p.removes.Do(ctx, r.ID, func(ctx context.Context) (struct{}, error) {
+		// 1. Nothing of it runs.
+		if err := p.kill(ctx, c); err != nil {
+			return struct{}{}, err
+		}
+		// 2. The keeper forgets it, and with it its cgroup goes.
+		if err := p.Keeper.Delete(ctx, r.ID); err != nil {
+			return struct{}{}, err
+		}
+		// 3. Its directories, its record first.
+		if err := p.removeContainerDirs(r); err != nil {
+			return struct{}{}, err
+		}
+		// 4. Its layers, and its name.
+		c.release()
+		p.forgetContainer(c)
+		return struct{}{}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", r.name(), err)
+	}
+	return nil
+}
+
+func (p *Pods) removeContainerDirs(r *ContainerRecord) error {
+	if err := os.Remove(p.paths.containerRecord(r.SandboxID, r.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return errors.Join(os.RemoveAll(p.paths.bundle(r.SandboxID, r.ID)), os.RemoveAll(p.paths.containerDir(r.SandboxID, r.ID)))
+}

@@ -1,0 +1,240 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/record"
+	"github.com/kuri-cri/kuri/internal/spec"
+	"github.com/kuri-cri/kuri/internal/undo"
+)
+
+// Run makes the sandbox that cfg asks for and returns it when it is ready. Asked again for the same pod (namespace,
+// name, uid and attempt) it joins the work in flight, or returns the sandbox that is ready already. Error kinds: Invalid,
+// Unimplemented (a field that this Kuri or this kernel has not), Exists (the same pod is there with another
+// configuration), Exhausted (no address left), and what the kernel says.
+func (p *Pods) Run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
+	if err := checkHandler(handler); err != nil {
+		return nil, err
+	}
+	if err := spec.CheckSandbox(cfg, p.Node); err != nil {
+		return nil, err
+	}
+	if _, err := portMappings(cfg); err != nil {
+		return nil, err
+	}
+	s, _, err := p.runs.Do(ctx, identityOf(cfg.GetMetadata()), func(ctx context.Context) (*Sandbox, error) {
+		return p.run(ctx, cfg, handler)
+	})
+	if err != nil {
+		m := cfg.GetMetadata()
+		return nil, fmt.Errorf("run pod %s/%s: %w", m.GetNamespace(), m.GetName(), err)
+	}
+	if r := s.Record(); !proto.Equal(r.config(), cfg) || r.Handler != handler {
+		return nil, fault.New(fault.Exists, "%s runs already with another configuration; remove it first, or ask with a higher attempt", r.name())
+	}
+	return s, nil
+}
+
+// checkHandler refuses runtime handlers that do not exist: today there is one, the embedded OCI runtime.
+func checkHandler(handler string) error {
+	if handler != "" {
+		return fault.New(fault.NotFound, "there is no runtime handler %q; the one there is has the empty name (the embedded OCI runtime)", handler)
+	}
+	return nil
+}
+
+func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
+	// 1. The same pod, asked for again, is the answer.
+	if s := p.ready(identityOf(cfg.GetMetadata())); s != nil {
+		return s, nil
+	}
+	back := undo.New(ctx)
+	defer back.Run()
+
+	// 2. Record the intent, so that a daemon that starts after a kill knows what to take back.
+	s, err := p.intend(cfg, handler)
+	if err != nil {
+		return nil, err
+	}
+	r := s.Record()
+	back.Add("remove the record of "+r.name(), func(context.Context) error { return p.removeDirs(r.ID) })
+
+	// 3. The cgroup above the containers comes with the first of them; ours goes with the last.
+	back.Add("remove the cgroup of "+r.name(), func(context.Context) error { return p.removeCgroup(r) })
+
+	// 4. The namespaces, made and held by the keeper.
+	back.Add("release the namespaces of "+r.name(), func(ctx context.Context) error { return p.Keeper.RemoveSandbox(ctx, r.ID) })
+	made, err := p.Keeper.CreateSandbox(ctx, p.sandboxRequest(r))
+	if err != nil {
+		return nil, fmt.Errorf("make the namespaces: %w", err)
+	}
+	s.namespaces.Store(&made.Namespaces)
+
+	// 5. The network.
+	var attached *network.Result
+	if r.NetnsPath != "" {
+		back.Add("detach the network of "+r.name(), func(ctx context.Context) error {
+			return p.Network.Detach(ctx, p.networkPod(r), attached)
+		})
+		if attached, err = p.Network.Attach(ctx, p.networkPod(r)); err != nil {
+			return nil, fmt.Errorf("attach the network: %w", err)
+		}
+	}
+
+	// 6. The files that containers see in /etc.
+	if err := p.writeFiles(r, attached); err != nil {
+		return nil, err
+	}
+
+	// 7. Ready.
+	if err := s.become(Ready, func(r *SandboxRecord) { r.Network = attached }); err != nil {
+		return nil, err
+	}
+	p.add(s)
+	back.Release()
+	return s, nil
+}
+
+// ready returns the sandbox of that identity that is ready, or nil.
+func (p *Pods) ready(id identity) *Sandbox {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, s := range p.sandboxes {
+		if r := s.Record(); r.State == Ready && identityOf(r.config().GetMetadata()) == id {
+			return s
+		}
+	}
+	return nil
+}
+
+// intend makes the directories and the first record of a sandbox.
+func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
+	r := &SandboxRecord{
+		ID:        newID(),
+		State:     Creating,
+		Config:    message[*runtime.PodSandboxConfig]{proto.CloneOf(cfg)},
+		Handler:   handler,
+		CreatedAt: time.Now().UnixNano(),
+		BootID:    p.bootID,
+	}
+	asked := cfg.GetLinux().GetCgroupParent()
+	parent, only, err := p.Driver.Parent(asked, r.ID, cfg.GetMetadata().GetUid())
+	if err != nil {
+		return nil, err
+	}
+	r.CgroupParent, r.PodCgroup, r.OwnCgroup = parent, only, asked == ""
+	if namespaces(cfg).GetNetwork() != runtime.NamespaceMode_NODE {
+		r.NetnsPath = netnsPath(r.ID)
+	}
+	for _, dir := range []string{p.paths.podDir(r.ID), p.paths.podState(r.ID)} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			p.removeDirs(r.ID)
+			return nil, fault.As(diskKind(err), fmt.Errorf("make the pod's directory: %w", err))
+		}
+	}
+	s := &Sandbox{paths: p.paths, containers: make(map[string]*Container)}
+	s.namespaces.Store(new(map[string]string))
+	s.rec.Store(r)
+	if err := record.Write(p.paths.podRecord(r.ID), sandboxFormat, r); err != nil {
+		p.removeDirs(r.ID)
+		return nil, fault.As(diskKind(err), err)
+	}
+	return s, nil
+}
+
+// initOOMScoreAdj makes the init of a shared PID namespace the last of the pod that the kernel picks when memory runs
+// out, as the other runtimes do for their pause process.
+const initOOMScoreAdj = -998
+
+// removeCgroup removes the cgroup above a sandbox's containers, when Kuri chose it.
+func (p *Pods) removeCgroup(r *SandboxRecord) error {
+	if !r.OwnCgroup {
+		return nil
+	}
+	dir, err := p.Driver.Dir(r.CgroupParent)
+	if err != nil {
+		return err
+	}
+	return p.Cgroups.Remove(dir)
+}
+
+func namespaces(cfg *runtime.PodSandboxConfig) *runtime.NamespaceOption {
+	return cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+}
+
+func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
+	cfg := r.config()
+	ns := namespaces(cfg)
+	req := &api.CreateSandboxRequest{
+		Id:            r.ID,
+		Network:       r.NetnsPath != "",
+		NetnsPath:     r.NetnsPath,
+		Uts:           r.NetnsPath != "", // a pod on the node's network has the node's host name
+		Hostname:      hostname(r),
+		Ipc:           ns.GetIpc() != runtime.NamespaceMode_NODE,
+		Sysctls:       cfg.GetLinux().GetSysctls(),
+		Pid:           ns.GetPid() == runtime.NamespaceMode_POD,
+		SystemdCgroup: p.Driver == cgroup.Systemd,
+	}
+	if req.Ipc {
+		req.ShmBytes, req.ShmPath = p.ShmSize, p.paths.shm(r.ID)
+	}
+	if req.Pid {
+		req.CgroupsPath = p.Driver.Path(r.CgroupParent, r.ID)
+		req.OomScoreAdj = int32(max(initOOMScoreAdj, p.Node.MinOOMScoreAdj))
+	}
+	return req
+}
+
+// networkPod is what the network has to know of a sandbox.
+func (p *Pods) networkPod(r *SandboxRecord) network.Pod {
+	cfg := r.config()
+	m, dns := cfg.GetMetadata(), cfg.GetDnsConfig()
+	ports, _ := portMappings(cfg) // Run has refused what is wrong
+	return network.Pod{
+		ID: r.ID, Namespace: m.GetNamespace(), Name: m.GetName(), UID: m.GetUid(),
+		NetnsPath:    r.NetnsPath,
+		PortMappings: ports,
+		DNS:          network.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()},
+		CgroupParent: cfg.GetLinux().GetCgroupParent(),
+	}
+}
+
+// portMappings returns the ports of the node that a pod asks for; a mapping without one asks for nothing.
+func portMappings(cfg *runtime.PodSandboxConfig) ([]network.PortMapping, error) {
+	var out []network.PortMapping
+	for i, pm := range cfg.GetPortMappings() {
+		if pm.GetHostPort() == 0 {
+			continue
+		}
+		one := network.PortMapping{
+			Protocol:      network.Protocol(strings.ToLower(pm.GetProtocol().String())),
+			ContainerPort: uint16(pm.GetContainerPort()),
+			HostPort:      uint16(pm.GetHostPort()),
+		}
+		if int32(one.ContainerPort) != pm.GetContainerPort() || int32(one.HostPort) != pm.GetHostPort() || one.ContainerPort == 0 {
+			return nil, fault.New(fault.Invalid, "port_mappings[%d]: ports go from 1 to 65535, not %d to %d", i, pm.GetHostPort(), pm.GetContainerPort())
+		}
+		if pm.GetHostIp() != "" {
+			ip, err := netip.ParseAddr(pm.GetHostIp())
+			if err != nil {
+				return nil, fault.New(fault.Invalid, "port_mappings[%d].host_ip: %w", i, err)
+			}
+			one.HostIP = ip
+		}
+		out = append(out, one)
+	}
+	return out, nil
+}

@@ -1,0 +1,302 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/flight"
+	"github.com/kuri-cri/kuri/internal/network"
+)
+
+// ContainerStats returns what a container uses. What the node's cgroups do not account for is left out.
+func (p *Pods) ContainerStats(ctx context.Context, c *Container) (*runtime.ContainerStats, error) {
+	r := c.Record()
+	cfg := r.config()
+	stats := &runtime.ContainerStats{
+		Attributes: &runtime.ContainerAttributes{
+			Id:          r.ID,
+			Metadata:    cfg.GetMetadata(),
+			Labels:      cfg.GetLabels(),
+			Annotations: cfg.GetAnnotations(),
+		},
+	}
+	disk, err := c.usage.get(ctx, p.paths.upper(r.SandboxID, r.ID))
+	if err != nil {
+		return nil, fmt.Errorf("measure the writable layer of %s: %w", r.name(), err)
+	}
+	stats.WritableLayer = &runtime.FilesystemUsage{
+		Timestamp:  disk.at.UnixNano(),
+		FsId:       &runtime.FilesystemIdentifier{Mountpoint: p.Root},
+		UsedBytes:  value(disk.bytes),
+		InodesUsed: value(disk.inodes),
+	}
+	if r.State == Exited {
+		return stats, nil
+	}
+	s, err := p.sample(r.CgroupsPath)
+	if errors.Is(err, fault.NotFound) {
+		return stats, nil // it ended just now
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the cgroup of %s: %w", r.name(), err)
+	}
+	stats.Cpu = cpuUsage(s, &c.cpu)
+	stats.Memory = memoryUsage(s)
+	stats.Swap = swapUsage(s)
+	if s.IOPSI != nil {
+		stats.Io = &runtime.IoUsage{Timestamp: s.Time.UnixNano(), Psi: psi(s.IOPSI)}
+	}
+	return stats, nil
+}
+
+// SandboxStats returns what a pod uses: what its own cgroup says, when it has one for itself, else the sum over its
+// containers.
+func (p *Pods) SandboxStats(ctx context.Context, s *Sandbox) (*runtime.PodSandboxStats, error) {
+	r := s.Record()
+	cfg := r.config()
+	linux := &runtime.LinuxPodSandboxStats{}
+	for _, c := range s.list() {
+		cs, err := p.ContainerStats(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		linux.Containers = append(linux.Containers, cs)
+	}
+	used, err := p.podSample(s)
+	if err != nil && !errors.Is(err, fault.NotFound) {
+		return nil, fmt.Errorf("read the cgroup of %s: %w", r.name(), err)
+	}
+	if err == nil {
+		linux.Cpu = cpuUsage(used, &s.cpu)
+		linux.Memory = memoryUsage(used)
+		if used.HasPids {
+			linux.Process = &runtime.ProcessUsage{Timestamp: used.Time.UnixNano(), ProcessCount: value(used.Pids)}
+		}
+		if used.IOPSI != nil {
+			linux.Io = &runtime.IoUsage{Timestamp: used.Time.UnixNano(), Psi: psi(used.IOPSI)}
+		}
+	}
+	if r.State == Ready && r.NetnsPath != "" {
+		links, err := network.Counters(r.NetnsPath)
+		if err != nil {
+			return nil, fmt.Errorf("read the links of %s: %w", r.name(), err)
+		}
+		linux.Network = networkUsage(links)
+	}
+	return &runtime.PodSandboxStats{
+		Attributes: &runtime.PodSandboxAttributes{
+			Id:          r.ID,
+			Metadata:    cfg.GetMetadata(),
+			Labels:      cfg.GetLabels(),
+			Annotations: cfg.GetAnnotations(),
+		},
+		Linux: linux,
+	}, nil
+}
+
+func (p *Pods) sample(cgroupsPath string) (cgroup.Sample, error) {
+	dir, err := p.Driver.Dir(cgroupsPath)
+	if err != nil {
+		return cgroup.Sample{}, err
+	}
+	return p.Cgroups.Sample(dir)
+}
+
+func (p *Pods) podSample(s *Sandbox) (cgroup.Sample, error) {
+	if r := s.Record(); r.PodCgroup {
+		return p.sample(r.CgroupParent)
+	}
+	var sum cgroup.Sample
+	found := false
+	for _, c := range s.list() {
+		one, err := p.sample(c.Record().CgroupsPath)
+		if errors.Is(err, fault.NotFound) {
+			continue
+		}
+		if err != nil {
+			return sum, err
+		}
+		add(&sum, one)
+		found = true
+	}
+	if !found {
+		return sum, fault.New(fault.NotFound, "no container of the pod runs")
+	}
+	return sum, nil
+}
+
+// add adds what one container uses to a pod's sum. Pressure does not add up.
+func add(sum *cgroup.Sample, one cgroup.Sample) {
+	sum.Time = one.Time
+	sum.HasCPU = sum.HasCPU || one.HasCPU
+	sum.CPUUsage += one.CPUUsage
+	sum.HasMemory = sum.HasMemory || one.HasMemory
+	sum.Memory += one.Memory
+	sum.WorkingSet += one.WorkingSet
+	sum.RSS += one.RSS
+	sum.PageFaults += one.PageFaults
+	sum.MajorPageFaults += one.MajorPageFaults
+	sum.HasPids = sum.HasPids || one.HasPids
+	sum.Pids += one.Pids
+}
+
+func value(n uint64) *runtime.UInt64Value { return &runtime.UInt64Value{Value: n} }
+
+func cpuUsage(s cgroup.Sample, r *rate) *runtime.CpuUsage {
+	if !s.HasCPU {
+		return nil
+	}
+	u := &runtime.CpuUsage{Timestamp: s.Time.UnixNano(), UsageCoreNanoSeconds: value(s.CPUUsage), Psi: psi(s.CPUPSI)}
+	if nano, ok := r.next(s.Time, s.CPUUsage); ok {
+		u.UsageNanoCores = value(nano)
+	}
+	return u
+}
+
+func memoryUsage(s cgroup.Sample) *runtime.MemoryUsage {
+	if !s.HasMemory {
+		return nil
+	}
+	u := &runtime.MemoryUsage{
+		Timestamp:       s.Time.UnixNano(),
+		UsageBytes:      value(s.Memory),
+		WorkingSetBytes: value(s.WorkingSet),
+		RssBytes:        value(s.RSS),
+		PageFaults:      value(s.PageFaults),
+		MajorPageFaults: value(s.MajorPageFaults),
+		Psi:             psi(s.MemoryPSI),
+	}
+	if s.MemoryLimit > 0 {
+		u.AvailableBytes = value(s.Available)
+	}
+	return u
+}
+
+func swapUsage(s cgroup.Sample) *runtime.SwapUsage {
+	if !s.HasSwap {
+		return nil
+	}
+	return &runtime.SwapUsage{
+		Timestamp:          s.Time.UnixNano(),
+		SwapUsageBytes:     value(s.Swap),
+		SwapAvailableBytes: value(s.SwapAvailable),
+	}
+}
+
+func psi(p *cgroup.PSI) *runtime.PsiStats {
+	if p == nil {
+		return nil
+	}
+	one := func(p cgroup.Pressure) *runtime.PsiData {
+		return &runtime.PsiData{Total: p.Total, Avg10: p.Avg10, Avg60: p.Avg60, Avg300: p.Avg300}
+	}
+	return &runtime.PsiStats{Some: one(p.Some), Full: one(p.Full)}
+}
+
+func networkUsage(links []network.Counter) *runtime.NetworkUsage {
+	u := &runtime.NetworkUsage{Timestamp: time.Now().UnixNano()}
+	for _, l := range links {
+		one := &runtime.NetworkInterfaceUsage{
+			Name:     l.Name,
+			RxBytes:  value(l.RxBytes),
+			RxErrors: value(l.RxErrors),
+			TxBytes:  value(l.TxBytes),
+			TxErrors: value(l.TxErrors),
+		}
+		if l.Name == network.Interface {
+			u.DefaultInterface = one
+			continue
+		}
+		u.Interfaces = append(u.Interfaces, one)
+	}
+	return u
+}
+
+// rate makes a speed of a counter: nanoseconds of CPU time per second.
+type rate struct {
+	mu    sync.Mutex
+	at    time.Time
+	count uint64
+	last  uint64 // the rate told before, for a question that comes too soon
+	known bool
+}
+
+// rateSpan is the shortest time over which a rate is worth telling.
+const rateSpan = time.Second
+
+func (r *rate) next(at time.Time, count uint64) (nanoCores uint64, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	span := at.Sub(r.at)
+	switch {
+	case r.at.IsZero() || count < r.count:
+		r.at, r.count, r.known = at, count, false
+	case span >= rateSpan:
+		r.last, r.known = uint64(float64(count-r.count)/span.Seconds()), true
+		r.at, r.count = at, count
+	}
+	return r.last, r.known
+}
+
+// usage is the disk usage of a directory, measured again when it is older than usageAge.
+type usage struct {
+	mu     sync.Mutex
+	last   diskUsage
+	flight flight.Group[string, diskUsage]
+}
+
+type diskUsage struct {
+	at            time.Time
+	bytes, inodes uint64
+}
+
+const usageAge = 10 * time.Second
+
+func (u *usage) get(ctx context.Context, dir string) (diskUsage, error) {
+	u.mu.Lock()
+	last := u.last
+	u.mu.Unlock()
+	if time.Since(last.at) < usageAge {
+		return last, nil
+	}
+	now, _, err := u.flight.Do(ctx, dir, func(context.Context) (diskUsage, error) {
+		now, err := measure(dir)
+		if err == nil {
+			u.mu.Lock()
+			u.last = now
+			u.mu.Unlock()
+		}
+		return now, err
+	})
+	return now, err
+}
+
+// measure adds up what the files below dir take on the disk. Files that go away meanwhile are not an error.
+func measure(dir string) (diskUsage, error) {
+	u := diskUsage{at: time.Now()}
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) == nil {
+			u.inodes++
+			u.bytes += uint64(st.Blocks) * 512
+		}
+		return nil
+	})
+	return u, err
+}

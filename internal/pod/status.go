@@ -1,0 +1,235 @@
+package pod
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/spec"
+)
+
+// SandboxState is the state in the CRI's words.
+func (r *SandboxRecord) SandboxState() runtime.PodSandboxState {
+	if r.State == Ready {
+		return runtime.PodSandboxState_SANDBOX_READY
+	}
+	return runtime.PodSandboxState_SANDBOX_NOTREADY
+}
+
+// ContainerState is the state in the CRI's words.
+func (r *ContainerRecord) ContainerState() runtime.ContainerState {
+	switch r.State {
+	case Created:
+		return runtime.ContainerState_CONTAINER_CREATED
+	case Running:
+		return runtime.ContainerState_CONTAINER_RUNNING
+	case Exited:
+		return runtime.ContainerState_CONTAINER_EXITED
+	}
+	return runtime.ContainerState_CONTAINER_UNKNOWN
+}
+
+// Status is the sandbox as the CRI tells it.
+func (r *SandboxRecord) Status() *runtime.PodSandboxStatus {
+	cfg := r.config()
+	st := &runtime.PodSandboxStatus{
+		Id:        r.ID,
+		Metadata:  cfg.GetMetadata(),
+		State:     r.SandboxState(),
+		CreatedAt: r.CreatedAt,
+		Network:   &runtime.PodSandboxNetworkStatus{},
+		Linux: &runtime.LinuxPodSandboxStatus{
+			Namespaces: &runtime.Namespace{Options: namespaces(cfg)},
+		},
+		Labels:         cfg.GetLabels(),
+		Annotations:    cfg.GetAnnotations(),
+		RuntimeHandler: r.Handler,
+	}
+	if r.Network == nil || r.State != Ready {
+		return st
+	}
+	for i, ip := range r.Network.IPs {
+		if i == 0 {
+			st.Network.Ip = ip.String()
+			continue
+		}
+		st.Network.AdditionalIps = append(st.Network.AdditionalIps, &runtime.PodIP{Ip: ip.String()})
+	}
+	return st
+}
+
+// Item is the sandbox as the CRI lists it.
+func (r *SandboxRecord) Item() *runtime.PodSandbox {
+	cfg := r.config()
+	return &runtime.PodSandbox{
+		Id:             r.ID,
+		Metadata:       cfg.GetMetadata(),
+		State:          r.SandboxState(),
+		CreatedAt:      r.CreatedAt,
+		Labels:         cfg.GetLabels(),
+		Annotations:    cfg.GetAnnotations(),
+		RuntimeHandler: r.Handler,
+	}
+}
+
+// Info is the record, for verbose answers.
+func (r *SandboxRecord) Info() map[string]string { return info(r) }
+
+// Status is the container as the CRI tells it.
+func (r *ContainerRecord) Status() *runtime.ContainerStatus {
+	cfg := r.config()
+	st := &runtime.ContainerStatus{
+		Id:          r.ID,
+		Metadata:    cfg.GetMetadata(),
+		State:       r.ContainerState(),
+		CreatedAt:   r.CreatedAt,
+		StartedAt:   r.StartedAt,
+		FinishedAt:  r.FinishedAt,
+		ExitCode:    r.ExitCode,
+		Image:       r.imageSpec(),
+		ImageRef:    r.ImageRef,
+		ImageId:     r.ImageID,
+		Reason:      r.Reason,
+		Message:     r.Message,
+		Labels:      cfg.GetLabels(),
+		Annotations: cfg.GetAnnotations(),
+		Mounts:      cfg.GetMounts(),
+		LogPath:     r.LogPath,
+		User:        &runtime.ContainerUser{Linux: linuxUser(r.User)},
+		StopSignal:  runtime.Signal(runtime.Signal_value[r.StopName]),
+	}
+	if res := cfg.GetLinux().GetResources(); res != nil {
+		st.Resources = &runtime.ContainerResources{Linux: res}
+	}
+	return st
+}
+
+func linuxUser(u spec.ResolvedUser) *runtime.LinuxContainerUser {
+	out := &runtime.LinuxContainerUser{Uid: int64(u.UID), Gid: int64(u.GID)}
+	for _, g := range u.AdditionalGIDs {
+		out.SupplementalGroups = append(out.SupplementalGroups, int64(g))
+	}
+	return out
+}
+
+// Item is the container as the CRI lists it.
+func (r *ContainerRecord) Item() *runtime.Container {
+	cfg := r.config()
+	return &runtime.Container{
+		Id:           r.ID,
+		PodSandboxId: r.SandboxID,
+		Metadata:     cfg.GetMetadata(),
+		Image:        r.imageSpec(),
+		ImageRef:     r.ImageRef,
+		ImageId:      r.ImageID,
+		State:        r.ContainerState(),
+		CreatedAt:    r.CreatedAt,
+		Labels:       cfg.GetLabels(),
+		Annotations:  cfg.GetAnnotations(),
+	}
+}
+
+// Info is the record, for verbose answers.
+func (r *ContainerRecord) Info() map[string]string { return info(r) }
+
+func (r *ContainerRecord) imageSpec() *runtime.ImageSpec {
+	asked := r.config().GetImage()
+	return &runtime.ImageSpec{
+		Image:              r.ImageName,
+		Annotations:        asked.GetAnnotations(),
+		UserSpecifiedImage: asked.GetUserSpecifiedImage(),
+		RuntimeHandler:     asked.GetRuntimeHandler(),
+	}
+}
+
+// List returns the sandboxes that match all of filter, newest first.
+func (p *Pods) List(filter *runtime.PodSandboxFilter) ([]*SandboxRecord, error) {
+	keep := func(r *SandboxRecord) bool {
+		return (filter.GetState() == nil || r.SandboxState() == filter.GetState().GetState()) &&
+			matches(filter.GetLabelSelector(), r.config().GetLabels())
+	}
+	if id := filter.GetId(); id != "" {
+		s, err := p.Sandbox(id)
+		if err != nil {
+			return nil, forgive(err)
+		}
+		if r := s.Record(); keep(r) {
+			return []*SandboxRecord{r}, nil
+		}
+		return nil, nil
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	var out []*SandboxRecord
+	for _, s := range p.sandboxes {
+		if r := s.Record(); keep(r) {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, func(a, b *SandboxRecord) int { return cmp.Compare(b.CreatedAt, a.CreatedAt) })
+	return out, nil
+}
+
+// ContainerFilter says which containers; a zero field says nothing.
+type ContainerFilter struct {
+	ID, SandboxID string // whole or unambiguous beginnings
+	State         *runtime.ContainerStateValue
+	Labels        map[string]string
+}
+
+// ListContainers returns the containers that match all of filter, newest first.
+func (p *Pods) ListContainers(filter ContainerFilter) ([]*Container, error) {
+	if filter.SandboxID != "" {
+		s, err := p.Sandbox(filter.SandboxID)
+		if err != nil {
+			return nil, forgive(err)
+		}
+		filter.SandboxID = s.Record().ID
+	}
+	keep := func(r *ContainerRecord) bool {
+		return (filter.SandboxID == "" || filter.SandboxID == r.SandboxID) &&
+			(filter.State == nil || r.ContainerState() == filter.State.GetState()) &&
+			matches(filter.Labels, r.config().GetLabels())
+	}
+	if filter.ID != "" {
+		c, err := p.Container(filter.ID)
+		if err != nil {
+			return nil, forgive(err)
+		}
+		if keep(c.Record()) {
+			return []*Container{c}, nil
+		}
+		return nil, nil
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	var out []*Container
+	for _, c := range p.containers {
+		if keep(c.Record()) {
+			out = append(out, c)
+		}
+	}
+	slices.SortFunc(out, func(a, b *Container) int { return cmp.Compare(b.Record().CreatedAt, a.Record().CreatedAt) })
+	return out, nil
+}
+
+// forgive makes a filter for an id that does not exist an empty list and not an error.
+func forgive(err error) error {
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// matches tells whether labels has all that selector asks for.
+func matches(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if have, ok := labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,162 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// killWait is how long a process may take to be gone after SIGKILL before that is an error.
+const killWait = 10 * time.Second
+
+// Stop kills the containers of a sandbox, gives back its network and its namespaces, and makes it notready. An unknown
+// id and a stopped sandbox are successes. Where a step fails the sandbox is notready all the same, and asking again goes
+// on with what is left.
+func (p *Pods) Stop(ctx context.Context, id string) error {
+	s, err := p.Sandbox(id)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return p.stopSandbox(ctx, s)
+}
+
+func (p *Pods) stopSandbox(ctx context.Context, s *Sandbox) error {
+	r := s.Record()
+	_, _, err := p.stops.Do(ctx, r.ID, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, p.stop(ctx, s)
+	})
+	if err != nil {
+		return fmt.Errorf("stop %s: %w", r.name(), err)
+	}
+	return nil
+}
+
+func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
+	// 1. From here on no container is created in it, and those being created are taken back by who creates them.
+	if err := s.become(NotReady, nil); err != nil {
+		return err
+	}
+	s.creates.Wait()
+
+	// 2. No container runs.
+	if err := p.killAll(ctx, s); err != nil {
+		return err
+	}
+
+	// 3. The network, while the namespace is still there to be looked into.
+	r := s.Record()
+	if r.NetnsPath != "" {
+		if err := p.Network.Detach(ctx, p.networkPod(r), r.Network); err != nil {
+			return fmt.Errorf("detach the network: %w", err)
+		}
+	}
+
+	// 4. The namespaces.
+	if err := p.Keeper.RemoveSandbox(ctx, r.ID); err != nil {
+		return fmt.Errorf("release the namespaces: %w", err)
+	}
+	s.namespaces.Store(new(map[string]string))
+
+	// 5. The cgroup, when it is ours.
+	if err := p.removeCgroup(r); err != nil {
+		return fmt.Errorf("remove the cgroup: %w", err)
+	}
+	return nil
+}
+
+func (p *Pods) killAll(ctx context.Context, s *Sandbox) error {
+	list := s.list()
+	errs := make([]error, len(list))
+	var wg sync.WaitGroup
+	for i, c := range list {
+		wg.Go(func() { errs[i] = p.kill(ctx, c) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// StopContainer asks a container to end with its stop signal, waits for grace, and kills it. An unknown id and a
+// container that does not run are successes. Each call counts its own grace from when it came, so of two calls the one
+// that ends first kills.
+func (p *Pods) StopContainer(ctx context.Context, id string, grace time.Duration) error {
+	c, err := p.Container(id)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r := c.Record()
+	if err := p.stopContainer(ctx, c, grace); err != nil {
+		return fmt.Errorf("stop %s: %w", r.name(), err)
+	}
+	return nil
+}
+
+func (p *Pods) stopContainer(ctx context.Context, c *Container, grace time.Duration) error {
+	r := c.Record()
+	if r.State != Running || grace <= 0 {
+		return p.kill(ctx, c)
+	}
+	if err := p.Keeper.Signal(ctx, r.ID, unix.Signal(r.StopSignal), false); err != nil {
+		return fmt.Errorf("send %s: %w", unix.SignalName(unix.Signal(r.StopSignal)), err)
+	}
+	// The caller may give up, the stop goes on.
+	_, _, err := p.graces.Do(ctx, stopping{r.ID, grace}, func(ctx context.Context) (struct{}, error) {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-c.exited:
+			return struct{}{}, nil
+		case <-p.closing:
+			return struct{}{}, fault.New(fault.Unavailable, "kurid is ending; ask the next one again")
+		case <-timer.C:
+			return struct{}{}, p.kill(ctx, c)
+		}
+	})
+	return err
+}
+
+// kill ends a container's processes and returns when its exit is recorded.
+func (p *Pods) kill(ctx context.Context, c *Container) error {
+	r := c.Record()
+	if r.State == Exited {
+		return nil
+	}
+	if err := p.Keeper.Signal(ctx, r.ID, unix.SIGKILL, true); err != nil && !errors.Is(err, fault.NotFound) {
+		return fmt.Errorf("kill %s: %w", r.name(), err)
+	}
+	timer := time.NewTimer(killWait)
+	defer timer.Stop()
+	select {
+	case <-c.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of %s: %w", r.name(), ctx.Err())
+	case <-timer.C:
+		return fault.New(fault.Unavailable, "%s has not ended %s after SIGKILL: %s", r.name(), killWait, stuck(r.Pid))
+	}
+}
+
+// stuck tells what a process that does not die is doing.
+func stuck(pid int) string {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return fmt.Sprintf("its first process %d is gone, others of it may be left", pid)
+	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	state, _, _ := strings.Cut(after, " ")
+	wchan, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", pid))
+	return fmt.Sprintf("process %d is in state %s, waiting in %q; a state D ends only when the device or filesystem that it waits for answers", pid, state, wchan)
+}

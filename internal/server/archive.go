@@ -1,0 +1,73 @@
+package server
+
+import (
+	"errors"
+	"io"
+
+	"google.golang.org/grpc"
+
+	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
+	"github.com/kuri-cri/kuri/internal/image"
+)
+
+// archiveService is kuri.v1.Images: what the CRI has no RPC for.
+type archiveService struct {
+	kuriv1.UnimplementedImagesServer
+	store *image.Store
+}
+
+func (s *archiveService) Load(stream grpc.ClientStreamingServer[kuriv1.LoadChunk, kuriv1.LoadResponse]) error {
+	r := &chunks{stream: stream}
+	first, err := stream.Recv()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	r.left = first.GetData()
+	loaded, err := s.store.Load(stream.Context(), r, first.GetName())
+	if err != nil {
+		return err
+	}
+	resp := &kuriv1.LoadResponse{}
+	for _, img := range loaded {
+		resp.Images = append(resp.Images, &kuriv1.LoadedImage{Id: img.ID, References: img.References})
+	}
+	return stream.SendAndClose(resp)
+}
+
+// chunks reads an archive from the stream that brings it.
+type chunks struct {
+	stream grpc.ClientStreamingServer[kuriv1.LoadChunk, kuriv1.LoadResponse]
+	left   []byte
+}
+
+func (c *chunks) Read(p []byte) (int, error) {
+	for len(c.left) == 0 {
+		chunk, err := c.stream.Recv()
+		if err != nil {
+			return 0, err
+		}
+		c.left = chunk.GetData()
+	}
+	n := copy(p, c.left)
+	c.left = c.left[n:]
+	return n, nil
+}
+
+func (s *archiveService) WatchPull(req *kuriv1.WatchPullRequest, stream grpc.ServerStreamingServer[kuriv1.PullProgress]) error {
+	told, err := s.store.WatchPull(stream.Context(), req.GetImage())
+	if err != nil {
+		return err
+	}
+	for now := range told {
+		progress := &kuriv1.PullProgress{Image: req.GetImage(), Done: now.Done}
+		for _, l := range now.Layers {
+			progress.Layers = append(progress.Layers, &kuriv1.LayerProgress{
+				Digest: l.Digest, Size: l.Size, Fetched: l.Fetched, Done: l.Done,
+			})
+		}
+		if err := stream.Send(progress); err != nil {
+			return err
+		}
+	}
+	return stream.Context().Err()
+}

@@ -1,0 +1,138 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/pod"
+)
+
+func (s *runtimeService) CreateContainer(ctx context.Context, req *runtime.CreateContainerRequest) (*runtime.CreateContainerResponse, error) {
+	made, err := s.Pods.Create(ctx, req.GetPodSandboxId(), req.GetConfig())
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.CreateContainerResponse{ContainerId: made.Record().ID}, nil
+}
+
+func (s *runtimeService) StartContainer(ctx context.Context, req *runtime.StartContainerRequest) (*runtime.StartContainerResponse, error) {
+	return &runtime.StartContainerResponse{}, s.Pods.Start(ctx, req.GetContainerId())
+}
+
+func (s *runtimeService) StopContainer(ctx context.Context, req *runtime.StopContainerRequest) (*runtime.StopContainerResponse, error) {
+	if err := named("container_id", req.GetContainerId()); err != nil {
+		return nil, err
+	}
+	grace := time.Duration(req.GetTimeout()) * time.Second
+	return &runtime.StopContainerResponse{}, s.Pods.StopContainer(ctx, req.GetContainerId(), grace)
+}
+
+func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtime.RemoveContainerRequest) (*runtime.RemoveContainerResponse, error) {
+	if err := named("container_id", req.GetContainerId()); err != nil {
+		return nil, err
+	}
+	return &runtime.RemoveContainerResponse{}, s.Pods.RemoveContainer(ctx, req.GetContainerId())
+}
+
+func (s *runtimeService) ListContainers(_ context.Context, req *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
+	f := req.GetFilter()
+	list, err := s.Pods.ListContainers(pod.ContainerFilter{
+		ID: f.GetId(), SandboxID: f.GetPodSandboxId(), State: f.GetState(), Labels: f.GetLabelSelector(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.ListContainersResponse{}
+	for _, c := range list {
+		resp.Containers = append(resp.Containers, c.Record().Item())
+	}
+	return resp, nil
+}
+
+func (s *runtimeService) ContainerStatus(_ context.Context, req *runtime.ContainerStatusRequest) (*runtime.ContainerStatusResponse, error) {
+	c, err := s.Pods.Container(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.ContainerStatusResponse{Status: c.Record().Status()}
+	if req.GetVerbose() {
+		resp.Info = c.Record().Info()
+	}
+	return resp, nil
+}
+
+func (s *runtimeService) ReopenContainerLog(ctx context.Context, req *runtime.ReopenContainerLogRequest) (*runtime.ReopenContainerLogResponse, error) {
+	return &runtime.ReopenContainerLogResponse{}, s.Pods.ReopenLog(ctx, req.GetContainerId())
+}
+
+func (s *runtimeService) ExecSync(ctx context.Context, req *runtime.ExecSyncRequest) (*runtime.ExecSyncResponse, error) {
+	out, err := s.Pods.ExecSync(ctx, req.GetContainerId(), req.GetCmd(), time.Duration(req.GetTimeout())*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.ExecSyncResponse{Stdout: out.Stdout, Stderr: out.Stderr, ExitCode: out.Code}, nil
+}
+
+func (s *runtimeService) ContainerStats(ctx context.Context, req *runtime.ContainerStatsRequest) (*runtime.ContainerStatsResponse, error) {
+	c, err := s.Pods.Container(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	stats, err := s.Pods.ContainerStats(ctx, c)
+	return &runtime.ContainerStatsResponse{Stats: stats}, err
+}
+
+func (s *runtimeService) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
+	f := req.GetFilter()
+	list, err := s.Pods.ListContainers(pod.ContainerFilter{ID: f.GetId(), SandboxID: f.GetPodSandboxId(), Labels: f.GetLabelSelector()})
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.ListContainerStatsResponse{}
+	for _, c := range list {
+		if c.Record().State == pod.Exited {
+			continue // it uses nothing any more, and the peers leave it out
+		}
+		stats, err := s.Pods.ContainerStats(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		resp.Stats = append(resp.Stats, stats)
+	}
+	return resp, nil
+}
+
+func (s *runtimeService) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxStatsRequest) (*runtime.PodSandboxStatsResponse, error) {
+	found, err := s.Pods.Sandbox(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	stats, err := s.Pods.SandboxStats(ctx, found)
+	return &runtime.PodSandboxStatsResponse{Stats: stats}, err
+}
+
+func (s *runtimeService) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
+	list, err := s.Pods.List(&runtime.PodSandboxFilter{
+		Id:            req.GetFilter().GetId(),
+		LabelSelector: req.GetFilter().GetLabelSelector(),
+		State:         &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_READY},
+	})
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.ListPodSandboxStatsResponse{}
+	for _, r := range list {
+		found, err := s.Pods.Sandbox(r.ID)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		stats, err := s.Pods.SandboxStats(ctx, found)
+		if err != nil {
+			return nil, err
+		}
+		resp.Stats = append(resp.Stats, stats)
+	}
+	return resp, nil
+}

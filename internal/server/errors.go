@@ -1,0 +1,81 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+var codeOf = map[fault.Kind]codes.Code{
+	fault.NotFound:         codes.NotFound,
+	fault.Exists:           codes.AlreadyExists,
+	fault.Invalid:          codes.InvalidArgument,
+	fault.Precondition:     codes.FailedPrecondition,
+	fault.Unavailable:      codes.Unavailable,
+	fault.Exhausted:        codes.ResourceExhausted,
+	fault.Unimplemented:    codes.Unimplemented,
+	fault.PermissionDenied: codes.PermissionDenied,
+	fault.Unauthenticated:  codes.Unauthenticated,
+	fault.Deadline:         codes.DeadlineExceeded,
+	fault.Corrupt:          codes.DataLoss,
+}
+
+// coded gives err its gRPC code. An error of context comes before its kind: who gave up is told so.
+func coded(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	code := codes.Unknown
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		code = codes.DeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		code = codes.Canceled
+	default:
+		if c, ok := codeOf[fault.Of(err)]; ok {
+			code = c
+		}
+	}
+	return status.Error(code, err.Error())
+}
+
+func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	start := time.Now()
+	resp, err := handler(ctx, req)
+	err = coded(err)
+	told(ctx, err, start)
+	return resp, err
+}
+
+func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	start := time.Now()
+	err := coded(handler(srv, ss))
+	told(ss.Context(), err, start)
+	return err
+}
+
+// told logs what a request came to: an error that is nobody's question aloud, the rest for who debugs.
+func told(ctx context.Context, err error, start time.Time) {
+	method, _ := grpc.Method(ctx)
+	level := slog.LevelDebug
+	switch status.Code(err) {
+	case codes.OK, codes.NotFound, codes.Canceled, codes.Unimplemented:
+	default:
+		level = slog.LevelError
+	}
+	if err == nil {
+		slog.Log(ctx, level, "answered", "method", method, "took", time.Since(start))
+		return
+	}
+	slog.Log(ctx, level, "refused", "method", method, "took", time.Since(start), "code", status.Code(err), "err", status.Convert(err).Message())
+}

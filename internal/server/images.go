@@ -1,0 +1,120 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/image"
+	"github.com/kuri-cri/kuri/internal/registry"
+)
+
+// imageService is runtime.v1.ImageService.
+type imageService struct {
+	runtime.UnimplementedImageServiceServer
+	store *image.Store
+}
+
+func (s *imageService) PullImage(ctx context.Context, req *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
+	a := req.GetAuth()
+	img, err := s.store.Pull(ctx, req.GetImage().GetImage(), registry.Auth{
+		Username:      a.GetUsername(),
+		Password:      a.GetPassword(),
+		Auth:          a.GetAuth(),
+		ServerAddress: a.GetServerAddress(),
+		IdentityToken: a.GetIdentityToken(),
+		RegistryToken: a.GetRegistryToken(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.PullImageResponse{ImageRef: img.ID}, nil
+}
+
+func (s *imageService) ListImages(_ context.Context, req *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
+	resp := &runtime.ListImagesResponse{}
+	if want := req.GetFilter().GetImage().GetImage(); want != "" {
+		img, err := s.store.Get(want)
+		if fault.Of(err) == fault.NotFound {
+			return resp, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		resp.Images = append(resp.Images, criImage(img))
+		return resp, nil
+	}
+	for _, img := range s.store.List() {
+		resp.Images = append(resp.Images, criImage(img))
+	}
+	return resp, nil
+}
+
+func (s *imageService) ImageStatus(_ context.Context, req *runtime.ImageStatusRequest) (*runtime.ImageStatusResponse, error) {
+	want := req.GetImage().GetImage()
+	if err := named("image.image", want); err != nil {
+		return nil, err
+	}
+	img, err := s.store.Get(want)
+	if fault.Of(err) == fault.NotFound {
+		return &runtime.ImageStatusResponse{}, nil // the CRI's way to say that it is not there
+	}
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.ImageStatusResponse{Image: criImage(img)}
+	if req.GetVerbose() {
+		info, err := json.Marshal(map[string]any{"imageSpec": map[string]any{"config": img.Config}, "layers": img.DiffIDs})
+		if err != nil {
+			return nil, err
+		}
+		resp.Info = map[string]string{"info": string(info)}
+	}
+	return resp, nil
+}
+
+func (s *imageService) RemoveImage(_ context.Context, req *runtime.RemoveImageRequest) (*runtime.RemoveImageResponse, error) {
+	want := req.GetImage().GetImage()
+	if err := named("image.image", want); err != nil {
+		return nil, err
+	}
+	return &runtime.RemoveImageResponse{}, s.store.Remove(want)
+}
+
+func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRequest) (*runtime.ImageFsInfoResponse, error) {
+	u, err := s.store.Usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fs := &runtime.FilesystemUsage{
+		Timestamp:  time.Now().UnixNano(),
+		FsId:       &runtime.FilesystemIdentifier{Mountpoint: u.Path},
+		UsedBytes:  &runtime.UInt64Value{Value: u.Bytes},
+		InodesUsed: &runtime.UInt64Value{Value: u.Inodes},
+	}
+	return &runtime.ImageFsInfoResponse{ImageFilesystems: []*runtime.FilesystemUsage{fs}}, nil
+}
+
+func criImage(img *image.Image) *runtime.Image {
+	out := &runtime.Image{
+		Id:          img.ID,
+		RepoTags:    img.References,
+		RepoDigests: img.Digests,
+		Size:        uint64(img.Size),
+		Pinned:      img.Pinned,
+		Spec:        &runtime.ImageSpec{Image: img.ID},
+	}
+	// The image's user is a number or a name, never both: a kubelet checks runAsNonRoot with it.
+	user, _, _ := strings.Cut(img.Config.User, ":")
+	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
+		out.Uid = &runtime.Int64Value{Value: uid}
+	} else {
+		out.Username = user
+	}
+	return out
+}

@@ -1,0 +1,84 @@
+package server
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// The RPCs that a later version brings. Each answers Unimplemented, so that a kubelet falls back where it can.
+
+func later(what string) error {
+	return fault.New(fault.Unimplemented, "this version of Kuri has no %s yet; docs/cri.md tells what there is", what)
+}
+
+func (s *runtimeService) StreamPodSandboxes(*runtime.StreamPodSandboxesRequest, grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
+	return later("StreamPodSandboxes; ListPodSandbox answers the same question")
+}
+
+func (s *runtimeService) StreamContainers(*runtime.StreamContainersRequest, grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
+	return later("StreamContainers; ListContainers answers the same question")
+}
+
+func (s *runtimeService) StreamContainerStats(*runtime.StreamContainerStatsRequest, grpc.ServerStreamingServer[runtime.StreamContainerStatsResponse]) error {
+	return later("StreamContainerStats; ListContainerStats answers the same question")
+}
+
+func (s *runtimeService) StreamPodSandboxStats(*runtime.StreamPodSandboxStatsRequest, grpc.ServerStreamingServer[runtime.StreamPodSandboxStatsResponse]) error {
+	return later("StreamPodSandboxStats; ListPodSandboxStats answers the same question")
+}
+
+func (s *runtimeService) StreamPodSandboxMetrics(*runtime.StreamPodSandboxMetricsRequest, grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse]) error {
+	return later("metrics (StreamPodSandboxMetrics)")
+}
+
+func (s *runtimeService) ListMetricDescriptors(context.Context, *runtime.ListMetricDescriptorsRequest) (*runtime.ListMetricDescriptorsResponse, error) {
+	return nil, later("metrics (ListMetricDescriptors)")
+}
+
+func (s *runtimeService) ListPodSandboxMetrics(context.Context, *runtime.ListPodSandboxMetricsRequest) (*runtime.ListPodSandboxMetricsResponse, error) {
+	return nil, later("metrics (ListPodSandboxMetrics)")
+}
+
+func (s *runtimeService) GetContainerEvents(*runtime.GetEventsRequest, grpc.ServerStreamingServer[runtime.ContainerEventResponse]) error {
+	return later("container events; leave the kubelet's EventedPLEG gate off")
+}
+
+func (s *runtimeService) UpdateContainerResources(context.Context, *runtime.UpdateContainerResourcesRequest) (*runtime.UpdateContainerResourcesResponse, error) {
+	return nil, later("UpdateContainerResources; make the container again with the resources that it needs")
+}
+
+func (s *runtimeService) UpdatePodSandboxResources(context.Context, *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
+	return nil, later("UpdatePodSandboxResources")
+}
+
+func (s *runtimeService) Exec(context.Context, *runtime.ExecRequest) (*runtime.ExecResponse, error) {
+	return nil, later("streaming exec; ExecSync runs a command without a terminal or stdin")
+}
+
+func (s *runtimeService) Attach(context.Context, *runtime.AttachRequest) (*runtime.AttachResponse, error) {
+	return nil, later("attach; the container's log has its output")
+}
+
+func (s *runtimeService) PortForward(context.Context, *runtime.PortForwardRequest) (*runtime.PortForwardResponse, error) {
+	return nil, later("port forwarding; the pod's address answers from the node")
+}
+
+func (s *runtimeService) CheckpointContainer(context.Context, *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
+	return nil, later("checkpoints (CheckpointContainer)")
+}
+
+func (s *runtimeService) CheckpointPod(context.Context, *runtime.CheckpointPodRequest) (*runtime.CheckpointPodResponse, error) {
+	return nil, later("checkpoints (CheckpointPod)")
+}
+
+func (s *runtimeService) RestorePod(context.Context, *runtime.RestorePodRequest) (*runtime.RestorePodResponse, error) {
+	return nil, later("checkpoints (RestorePod)")
+}
+
+func (s *imageService) StreamImages(*runtime.StreamImagesRequest, grpc.ServerStreamingServer[runtime.StreamImagesResponse]) error {
+	return later("StreamImages; ListImages answers the same question")
+}

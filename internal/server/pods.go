@@ -1,0 +1,81 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/pod"
+)
+
+// runtimeService is runtime.v1.RuntimeService. What it does not define answers from later.go.
+type runtimeService struct {
+	runtime.UnimplementedRuntimeServiceServer
+	Options
+}
+
+func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtime.RunPodSandboxRequest) (*runtime.RunPodSandboxResponse, error) {
+	made, err := s.Pods.Run(ctx, req.GetConfig(), req.GetRuntimeHandler())
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.RunPodSandboxResponse{PodSandboxId: made.Record().ID}, nil
+}
+
+func (s *runtimeService) StopPodSandbox(ctx context.Context, req *runtime.StopPodSandboxRequest) (*runtime.StopPodSandboxResponse, error) {
+	if err := named("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtime.StopPodSandboxResponse{}, s.Pods.Stop(ctx, req.GetPodSandboxId())
+}
+
+func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtime.RemovePodSandboxRequest) (*runtime.RemovePodSandboxResponse, error) {
+	if err := named("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtime.RemovePodSandboxResponse{}, s.Pods.Remove(ctx, req.GetPodSandboxId())
+}
+
+func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
+	found, err := s.Pods.Sandbox(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	// The time comes before the states: whatever changes later is newer than what this answer says.
+	now := time.Now().UnixNano()
+	r := found.Record()
+	resp := &runtime.PodSandboxStatusResponse{Status: r.Status(), Timestamp: now}
+	containers, err := s.Pods.ListContainers(pod.ContainerFilter{SandboxID: r.ID})
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range containers {
+		resp.ContainersStatuses = append(resp.ContainersStatuses, c.Record().Status())
+	}
+	if req.GetVerbose() {
+		resp.Info = r.Info()
+	}
+	return resp, nil
+}
+
+func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
+	list, err := s.Pods.List(req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.ListPodSandboxResponse{}
+	for _, r := range list {
+		resp.Items = append(resp.Items, r.Item())
+	}
+	return resp, nil
+}
+
+// named refuses an empty id, which would otherwise read as "whatever there is not" and succeed.
+func named(field, id string) error {
+	if id == "" {
+		return fault.New(fault.Invalid, "%s: an id is needed", field)
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/image"
+	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/pod"
+)
+
+// maxMessage bounds a request and an answer in bytes. Kubelets take up to 16 MiB; an ExecSync may carry twice that in
+// its two streams, and a client that wants it all says so.
+const maxMessage = 64 << 20
+
+// Options are what is served. All fields are needed but ImageListen and Info.
+type Options struct {
+	Listen      string // path of the socket of the RuntimeService, and of the ImageService when ImageListen is empty
+	ImageListen string // path of a socket for the ImageService alone
+
+	Pods    *pod.Pods
+	Images  *image.Store
+	Network network.Network
+
+	Version       string // of kurid
+	SystemdCgroup bool
+	// Info is told by a verbose Status under the key "config": what operators and tools want to know of this daemon.
+	Info map[string]any
+	// SetPodCIDR takes the pod CIDRs that UpdateRuntimeConfig brings, at most one of each IP version.
+	SetPodCIDR func([]netip.Prefix) error
+}
+
+// Server serves the CRI on one socket or two.
+type Server struct {
+	grpc      []*grpc.Server
+	listeners []net.Listener
+	served    sync.WaitGroup
+	failed    chan error
+}
+
+// Listen opens the sockets with everything registered and serves until Close. A socket that another process serves is an
+// error of kind Precondition; one that a dead process left is replaced.
+func Listen(o Options) (*Server, error) {
+	s := &Server{failed: make(chan error, 2)}
+	cri := &runtimeService{Options: o}
+	images := &imageService{store: o.Images}
+
+	main := newGRPC()
+	register(main, &runtime.RuntimeService_ServiceDesc, cri)
+	s.grpc = append(s.grpc, main)
+	imageServer := main
+	if o.ImageListen != "" {
+		imageServer = newGRPC()
+		s.grpc = append(s.grpc, imageServer)
+	}
+	register(imageServer, &runtime.ImageService_ServiceDesc, images)
+	kuriv1.RegisterImagesServer(imageServer, &archiveService{store: o.Images})
+
+	for i, path := range []string{o.Listen, o.ImageListen}[:len(s.grpc)] {
+		l, err := listen(path)
+		if err != nil {
+			s.Close()
+			return nil, err
+		}
+		s.listeners = append(s.listeners, l)
+		s.served.Go(func() {
+			if err := s.grpc[i].Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				s.failed <- fmt.Errorf("serve %s: %w", path, err)
+			}
+		})
+	}
+	return s, nil
+}
+
+// Failed tells an error that ended the serving before Close.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// closeWait is how long requests that are being answered may take when the daemon ends.
+const closeWait = 3 * time.Second
+
+// Close stops serving: no new request is taken, and those being answered have a moment to end.
+func (s *Server) Close() {
+	var wg sync.WaitGroup
+	for _, g := range s.grpc {
+		wg.Go(func() {
+			timer := time.AfterFunc(closeWait, g.Stop)
+			defer timer.Stop()
+			g.GracefulStop()
+		})
+	}
+	wg.Wait()
+	for _, l := range s.listeners {
+		l.Close()
+	}
+	s.served.Wait()
+}
+
+func newGRPC() *grpc.Server {
+	return grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.UnaryInterceptor(unary),
+		grpc.StreamInterceptor(stream),
+		// A client whose process is frozen or gone without a word is noticed, and its streams end.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+	)
+}
+
+// register registers a v1 service under its own name and under that of v1alpha2.
+func register(g *grpc.Server, v1 *grpc.ServiceDesc, impl any) {
+	g.RegisterService(v1, impl)
+	old := *v1
+	old.ServiceName = strings.Replace(v1.ServiceName, "runtime.v1.", "runtime.v1alpha2.", 1)
+	g.RegisterService(&old, impl)
+}
+
+// apiVersion is the CRI version that a request was made in.
+func apiVersion(ctx context.Context) string {
+	if method, _ := grpc.Method(ctx); strings.HasPrefix(method, "/runtime.v1alpha2.") {
+		return "v1alpha2"
+	}
+	return "v1"
+}
+
+// listen opens a Unix socket at path that only its owner may use.
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, fmt.Errorf("make the directory of the socket: %w", err)
+	}
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn.Close()
+		return nil, fault.New(fault.Precondition, "listen on %s: another process serves it already; end that one, or give this one another path with --listen", path)
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
+		return nil, fault.New(fault.Precondition, "listen on %s: it is there and is not a socket; remove it or give another path", path)
+	}
+	// The socket is made beside its name and renamed, so that it never stands there with the wrong mode.
+	tmp := path + ".new"
+	for _, old := range []string{tmp, path} {
+		if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("remove the old socket: %w", err)
+		}
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	l.SetUnlinkOnClose(false) // its name is not tmp any more
+	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return &unlinking{l, path}, nil
+}
+
+// unlinking removes its socket's name when it is closed, first of all: who dials then is told that nobody is there.
+type unlinking struct {
+	*net.UnixListener
+	path string
+}
+
+func (u *unlinking) Close() error {
+	os.Remove(u.path)
+	return u.UnixListener.Close()
+}
