@@ -1,0 +1,178 @@
+package network
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// BridgeConfig configures the built-in network.
+type BridgeConfig struct {
+	StateDir string         // where the leases are kept, absolute; made if missing. It is also what tells two daemons apart
+	Name     string         // of the bridge link, at most 15 characters; "" is kuri0. When the node has another link of that name, a name made from StateDir is used
+	Subnets  []netip.Prefix // at most one of each family; empty: a free IPv4 range and, where the kernel has IPv6, a unique local /64
+	MTU      int            // in bytes, of the bridge and of the pods' links; 0: that of the link with the default route
+	Idle     time.Duration  // how long the bridge and the nftables table stay after the last address was given back; 0: 10 s
+}
+
+// DefaultBridge is the name of the bridge when none is configured.
+const DefaultBridge = "kuri0"
+
+const defaultIdle = 10 * time.Second
+
+// Bridge is the built-in network. See the package comment for what it owns.
+type Bridge struct {
+	config BridgeConfig
+	key    [32]byte // of StateDir
+	table  string   // of nftables
+
+	lastErr atomic.Pointer[error] // why the bridge could not be built last time; nil when it could
+
+	mu     sync.Mutex // guards what follows, the bridge link and the table; held for calls into the local kernel only
+	pool   *pool
+	fixed  []netip.Prefix // set by configuration or as pod CIDR; empty: the bridge chooses
+	ranges []netip.Prefix // for new pods, IPv4 first; empty until build
+	link   built          // as it was made or found last
+	idle   *time.Timer    // prunes; nil when none is set
+	closed bool
+}
+
+// built describes the bridge link in the kernel.
+type built struct {
+	name   string
+	index  int
+	mtu    int
+	ranges []netip.Prefix // whose gateways it has, and that are masqueraded
+}
+
+var linkName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$`)
+
+// NewBridge reads the leases of an earlier process. It changes nothing in the kernel; Reclaim, Attach and Ready do.
+func NewBridge(config BridgeConfig) (*Bridge, error) {
+	if !filepath.IsAbs(config.StateDir) {
+		return nil, fault.New(fault.Invalid, "state directory %q of the built-in network is not an absolute path", config.StateDir)
+	}
+	if config.Name == "" {
+		config.Name = DefaultBridge
+	}
+	if !linkName.MatchString(config.Name) {
+		return nil, fault.New(fault.Invalid, "bridge name %q: give 1 to 15 letters, digits, '.', '_' or '-'", config.Name)
+	}
+	if config.MTU != 0 && (config.MTU < 1280 || config.MTU > 65535) {
+		return nil, fault.New(fault.Invalid, "MTU %d of the built-in network: give 1280 to 65535, or 0 for that of the uplink", config.MTU)
+	}
+	if err := checkRanges(config.Subnets); err != nil {
+		return nil, fmt.Errorf("built-in network: %w", err)
+	}
+	if config.Idle == 0 {
+		config.Idle = defaultIdle
+	}
+	pool, err := openPool(filepath.Join(config.StateDir, "leases"))
+	if err != nil {
+		return nil, fmt.Errorf("open the leases of the built-in network: %w", err)
+	}
+	key := sha256.Sum256([]byte(filepath.Clean(config.StateDir)))
+	b := &Bridge{config: config, key: key, table: "kuri-" + hex.EncodeToString(key[:4]), pool: pool, fixed: ordered(config.Subnets)}
+	if len(b.fixed) == 0 {
+		if err := b.readPodCIDR(); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// ordered puts IPv4 before IPv6, which makes the IPv4 address the pod's primary one.
+func ordered(ranges []netip.Prefix) []netip.Prefix {
+	var sorted []netip.Prefix
+	for _, r := range ranges {
+		sorted = append(sorted, r.Masked())
+	}
+	slices.SortFunc(sorted, netip.Prefix.Compare)
+	return sorted
+}
+
+// SetPodCIDR sets the ranges that pods attached from now on get their addresses from, as a kubelet gives them with
+// UpdateRuntimeConfig; at most one of each family, none changes nothing. Pods that run keep what they have. A range in the
+// configuration wins. The ranges are kept over a restart of the daemon, for the kubelet gives them only once.
+func (b *Bridge) SetPodCIDR(ranges []netip.Prefix) error {
+	if err := checkRanges(ranges); err != nil {
+		return fmt.Errorf("pod CIDR: %w", err)
+	}
+	if len(ranges) == 0 {
+		return nil
+	}
+	if len(b.config.Subnets) > 0 {
+		slog.Info("the pod CIDR is not used: the built-in network has ranges in its configuration", "pod_cidr", ranges, "configured", b.config.Subnets)
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if slices.Equal(b.fixed, ordered(ranges)) {
+		return nil
+	}
+	if err := record.Write(b.podCIDRPath(), podCIDRVersion, ordered(ranges)); err != nil {
+		return err
+	}
+	b.fixed = ordered(ranges)
+	b.link.index = 0 // built for other ranges: the next attachment builds it
+	return nil
+}
+
+const podCIDRVersion = 1
+
+func (b *Bridge) podCIDRPath() string { return filepath.Join(b.config.StateDir, "podcidr.json") }
+
+func (b *Bridge) readPodCIDR() error {
+	var ranges []netip.Prefix
+	err := record.Read(b.podCIDRPath(), podCIDRVersion, &ranges)
+	if err == nil {
+		err = checkRanges(ranges)
+	}
+	switch {
+	case err == nil:
+		b.fixed = ordered(ranges)
+	case errors.Is(err, fault.NotFound):
+	case errors.Is(err, fault.Corrupt), errors.Is(err, fault.Invalid):
+		slog.Warn("the pod CIDR of the built-in network cannot be read and is set aside", "err", err)
+		return record.SetAside(b.podCIDRPath())
+	default:
+		return err
+	}
+	return nil
+}
+
+// Ready returns why the last pod could not be given the bridge, if so. With pods on the bridge it also puts back what
+// somebody has taken away (a reload of the node's firewall flushes all tables). It never waits for an attachment under way.
+func (b *Bridge) Ready(ctx context.Context) error {
+	if b.mu.TryLock() {
+		if len(b.pool.leases) > 0 && !b.closed {
+			_ = b.ensure() // kept in lastErr
+		}
+		b.mu.Unlock()
+	}
+	if err := b.lastErr.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Close stops the timer that prunes. Pods keep their network, and the bridge goes when there are none.
+func (b *Bridge) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	return b.prune()
+}

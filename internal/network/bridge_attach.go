@@ -1,0 +1,197 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/undo"
+)
+
+var podIDPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// vethName is the name of the host's end of a pod's link.
+func vethName(podID string) string {
+	return "kuri" + podID[:min(11, len(podID))] // 15 characters are all that the kernel takes
+}
+
+// Attach implements [Network].
+func (b *Bridge) Attach(ctx context.Context, pod Pod) (*Result, error) {
+	r, err := b.attach(ctx, pod)
+	if err != nil {
+		return nil, fmt.Errorf("attach pod %s/%s to the built-in network: %w", pod.Namespace, pod.Name, err)
+	}
+	return r, nil
+}
+
+func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
+	back := undo.New(ctx)
+	defer back.Run()
+
+	// 1. The pod's namespace.
+	ns, err := os.Open(pod.NetnsPath)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+
+	// 2. Addresses, on a bridge that is there as long as somebody has one.
+	on, lease, err := b.reserve(pod)
+	if err != nil {
+		return nil, err
+	}
+	back.Add("give the addresses back", func(context.Context) error { return b.giveBack(pod.ID) })
+
+	// 3. The link between the bridge and the pod.
+	if err := makeVeth(on, lease, ns); err != nil {
+		return nil, err
+	}
+	back.Add("remove the pod's link", func(context.Context) error { return removeLink(vethName(pod.ID)) })
+
+	// 4. The pod's end of it.
+	result := &Result{By: ByBridge, Network: on.name, Interface: Interface, HostPorts: lease.HostPorts}
+	if err := inNetns(ns, func() error { return configurePod(lease.Addresses, result) }); err != nil {
+		return nil, err
+	}
+
+	// 5. Host ports.
+	if len(lease.HostPorts) > 0 {
+		if err := b.publish(lease, result); err != nil {
+			return nil, err
+		}
+	}
+	back.Release()
+	return result, nil
+}
+
+// reserve gives the pod a lease, and makes the bridge if need be. A lease keeps the bridge from being pruned.
+func (b *Bridge) reserve(pod Pod) (built, *lease, error) {
+	if !podIDPattern.MatchString(pod.ID) {
+		return built{}, nil, fault.New(fault.Invalid, "pod ID %q is not 64 lower-case hex digits", pod.ID)
+	}
+	for _, m := range pod.hostPorts() {
+		if m.Protocol != TCP && m.Protocol != UDP && m.Protocol != SCTP {
+			return built{}, nil, fault.New(fault.Unimplemented, "host port %s: the protocol is none of tcp, udp and sctp", m)
+		}
+		if m.ContainerPort == 0 {
+			return built{}, nil, fault.New(fault.Invalid, "host port %s: it has no container port", m)
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return built{}, nil, fault.New(fault.Unavailable, "the daemon is stopping")
+	}
+	b.stopIdle()
+	err := b.ensure()
+	if err == nil {
+		var l *lease
+		if l, err = b.pool.lease(pod, b.ranges); err == nil {
+			return b.link, l, nil
+		}
+	}
+	b.startIdle()
+	return built{}, nil, err
+}
+
+// makeVeth makes the pair in one call, with the pod's end in the pod's namespace from the start.
+func makeVeth(on built, l *lease, ns *os.File) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.MasterIndex = vethName(l.PodID), on.mtu, on.index
+	attrs.HardwareAddr, attrs.Flags = hostMAC(l.Addresses[0].Addr()), net.FlagUp
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = Interface, uint32(on.mtu), podMAC(l.Addresses[0].Addr())
+	veth.PeerNamespace = netlink.NsFd(int(ns.Fd()))
+	err = h.LinkAdd(veth) // makes the pair, then makes it a port of the bridge
+	if errors.Is(err, unix.EEXIST) {
+		return fault.New(fault.Exists, "the pod's network namespace has an %s already, or the node a link %s", Interface, attrs.Name)
+	}
+	if err == nil {
+		// So that a pod reaches itself where the node translates addresses of bridged packets too (br_netfilter).
+		err = h.LinkSetHairpin(veth, true)
+	}
+	if errors.Is(err, unix.EXFULL) {
+		err = fault.New(fault.Exhausted, "it has as many ports as the kernel allows (1023); remove pods")
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("put the pod's link on bridge %s: %w", on.name, err), removeLink(attrs.Name))
+	}
+	return nil
+}
+
+// configurePod gives eth0 its addresses and default routes. It runs in the pod's namespace, and puts into result what the
+// pod has got: no IPv6 where the pod's sysctls disable it.
+func configurePod(addresses []netip.Prefix, result *Result) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	eth0, err := h.LinkByName(Interface)
+	if err != nil {
+		return fmt.Errorf("look for the pod's %s: %w", Interface, err)
+	}
+	result.MAC = eth0.Attrs().HardwareAddr.String()
+	ipv6 := hasIPv6()
+	if ipv6 {
+		if err := quietIPv6(Interface); err != nil {
+			return err
+		}
+	}
+	if err := h.LinkSetUp(eth0); err != nil {
+		return fmt.Errorf("bring up the pod's %s: %w", Interface, err)
+	}
+	for _, a := range addresses {
+		if a.Addr().Is6() && !ipv6 {
+			continue
+		}
+		if err := h.AddrAdd(eth0, addressOf(a)); err != nil {
+			return fmt.Errorf("give %s to the pod: %w", a, err)
+		}
+		result.IPs = append(result.IPs, a.Addr())
+		result.Gateways = append(result.Gateways, gateway(a))
+	}
+	if len(result.IPs) == 0 {
+		return fault.New(fault.Precondition, "the pod has IPv6 disabled by its sysctls, and the network has no IPv4 range")
+	}
+	for _, g := range result.Gateways {
+		if err := h.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: g.AsSlice()}); err != nil {
+			return fmt.Errorf("add the pod's default route via %s: %w", g, err)
+		}
+	}
+	return nil
+}
+
+// publish puts the lease's host ports into effect.
+func (b *Bridge) publish(l *lease, result *Result) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, m := range l.HostPorts {
+		if m.HostIP.IsValid() && !hasFamilyOf(result.IPs, m.HostIP) {
+			return fault.New(fault.Precondition, "host port %s: the pod has no address of that family", m)
+		}
+	}
+	return b.installRules()
+}
+
+func hasFamilyOf(ips []netip.Addr, ip netip.Addr) bool {
+	for _, a := range ips {
+		if a.Is4() == ip.Is4() {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,288 @@
+package network
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// ensure makes the bridge and the table, or finds that they are there. The caller holds the lock.
+func (b *Bridge) ensure() error {
+	err := b.verify()
+	if errors.Is(err, errIncomplete) {
+		err = b.build()
+	}
+	if err != nil {
+		err = fmt.Errorf("bridge of the built-in network: %w", err)
+		b.lastErr.Store(&err)
+		return err
+	}
+	b.lastErr.Store(nil)
+	return nil
+}
+
+var errIncomplete = errors.New("something is missing")
+
+// verify looks, cheaply, whether what was built is still there and enough.
+func (b *Bridge) verify() error {
+	if b.link.index == 0 || !slices.Equal(b.link.ranges, b.wanted()) {
+		return errIncomplete
+	}
+	l, err := netlink.LinkByIndex(b.link.index)
+	if errors.As(err, &netlink.LinkNotFoundError{}) || err == nil && !b.owns(l) {
+		return errIncomplete
+	}
+	if err != nil {
+		return fmt.Errorf("look at link %s: %w", b.link.name, err)
+	}
+	found, err := hasTable(b.table)
+	if err == nil && !found {
+		return errIncomplete
+	}
+	return err
+}
+
+// wanted lists the ranges that the bridge has to serve: those for new pods, and those that pods have addresses of.
+func (b *Bridge) wanted() []netip.Prefix {
+	all := append(slices.Clone(b.ranges), b.pool.ranges()...)
+	slices.SortFunc(all, netip.Prefix.Compare)
+	return slices.Compact(all)
+}
+
+// owns tells whether l is this daemon's bridge. The hardware address says it: it is set in the call that makes the link.
+func (b *Bridge) owns(l netlink.Link) bool {
+	return l.Type() == "bridge" && bytes.Equal(l.Attrs().HardwareAddr, bridgeMAC(b.key))
+}
+
+// build makes what is missing. One process of the host does this at a time, so that two daemons do not choose one range.
+// What it leaves when it fails is taken up by the next attempt or by prune.
+func (b *Bridge) build() error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	unlock, err := lockHostNetns()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	// 1. Is there a link of ours?
+	own, err := b.findLink(h)
+	if err != nil {
+		return err
+	}
+	// 2. Which ranges are free?
+	if err := b.chooseRanges(h, own); err != nil {
+		return err
+	}
+	// 3. The link, with the gateways' addresses.
+	made, err := b.makeLink(h, own)
+	if err != nil {
+		return err
+	}
+	// 4. Forwarding and translation.
+	if err := forward(hasFamily(made.ranges, true), hasFamily(made.ranges, false)); err != nil {
+		return err
+	}
+	b.link = made
+	if err := b.installRules(); err != nil {
+		return err
+	}
+	// 5. A bridge that was made anew gets the ports of the pods that run.
+	return b.adopt(h)
+}
+
+// names are those that the bridge may have, the one for when another has the configured name first: it may have been made
+// at such a time.
+func (b *Bridge) names() []string {
+	return []string{"kuri-" + hex.EncodeToString(b.key[4:8]), b.config.Name}
+}
+
+// findLink returns this daemon's bridge, nil when there is none.
+func (b *Bridge) findLink(h *netlink.Handle) (netlink.Link, error) {
+	for _, name := range b.names() {
+		l, err := h.LinkByName(name)
+		if err == nil && b.owns(l) {
+			return l, nil
+		}
+		if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
+			return nil, fmt.Errorf("look for link %s: %w", name, err)
+		}
+	}
+	return nil, nil
+}
+
+// freeName returns the configured name, or the other one when the node has a link of that name.
+func (b *Bridge) freeName(h *netlink.Handle) (string, error) {
+	for _, name := range slices.Backward(b.names()) {
+		if _, err := h.LinkByName(name); errors.As(err, &netlink.LinkNotFoundError{}) {
+			return name, nil
+		}
+	}
+	return "", fault.New(fault.Exists, "links of the names %s exist and are not this daemon's; configure another bridge name", strings.Join(b.names(), " and "))
+}
+
+// chooseRanges sets the ranges for new pods: those that were given, or those that pods have already, or free ones.
+func (b *Bridge) chooseRanges(h *netlink.Handle, own netlink.Link) error {
+	index := 0
+	if own != nil {
+		index = own.Attrs().Index
+	}
+	taken, err := occupiedRanges(h, index)
+	if err != nil {
+		return err
+	}
+	inUse := b.pool.ranges()
+	switch {
+	case len(b.fixed) > 0:
+		b.ranges = b.fixed
+		return b.checkFree(taken, inUse)
+	case len(b.ranges) > 0: // chosen before; prune forgets them
+		return nil
+	case len(inUse) > 0:
+		b.ranges = inUse
+		return nil
+	default:
+		return b.pickRanges(taken)
+	}
+}
+
+// checkFree refuses given ranges that the node uses for something else, or that the kernel cannot serve.
+func (b *Bridge) checkFree(taken []occupied, inUse []netip.Prefix) error {
+	if hasFamily(b.ranges, false) && !hasIPv6() {
+		return fault.New(fault.Precondition, "range %v: the kernel has IPv6 disabled (sysctl net.ipv6.conf.all.disable_ipv6); enable it or remove the range", b.ranges)
+	}
+	for _, r := range b.ranges {
+		if c := collision(r, taken); c != nil && !slices.Contains(inUse, r) {
+			return fault.New(fault.Precondition, "range %s overlaps the %s of this node; configure another", r, c.what)
+		}
+	}
+	return nil
+}
+
+func (b *Bridge) pickRanges(taken []occupied) error {
+	r4, err := pick(candidates4(), taken)
+	if err != nil {
+		return err
+	}
+	chosen := []netip.Prefix{r4}
+	if hasIPv6() {
+		if r6, err := pick(candidates6(b.key), taken); err == nil { // IPv4 alone serves when fd00::/8 is taken as a whole
+			chosen = append(chosen, r6)
+		}
+	}
+	b.ranges = chosen
+	return nil
+}
+
+// makeLink makes the bridge, if own is nil, brings it up and gives it the gateways' addresses.
+func (b *Bridge) makeLink(h *netlink.Handle, own netlink.Link) (built, error) {
+	mtu, err := b.mtu(h)
+	if err != nil {
+		return built{}, err
+	}
+	if own == nil {
+		attrs := netlink.NewLinkAttrs()
+		attrs.HardwareAddr, attrs.MTU = bridgeMAC(b.key), mtu
+		if attrs.Name, err = b.freeName(h); err != nil {
+			return built{}, err
+		}
+		snoop := false // there is no querier here, and neighbour discovery must reach every port
+		own = &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snoop}
+		if err := h.LinkAdd(own); err != nil {
+			return built{}, fmt.Errorf("make the bridge %s (the kernel needs module bridge): %w", attrs.Name, err)
+		}
+	}
+	made := built{name: own.Attrs().Name, index: own.Attrs().Index, mtu: mtu, ranges: b.wanted()}
+	if hasIPv6() {
+		if err := quietIPv6(made.name); err != nil { // a pod must not become the node's router
+			return built{}, err
+		}
+	}
+	if err := h.LinkSetUp(own); err != nil {
+		return built{}, fmt.Errorf("bring up bridge %s: %w", made.name, err)
+	}
+	for _, r := range made.ranges {
+		if err := h.AddrReplace(own, addressOf(netip.PrefixFrom(gateway(r), r.Bits()))); err != nil {
+			return built{}, fmt.Errorf("give %s to bridge %s: %w", gateway(r), made.name, err)
+		}
+	}
+	return made, nil
+}
+
+// mtu is the configured one, or that of the link with a default route (the smallest, if there are several).
+func (b *Bridge) mtu(h *netlink.Handle) (int, error) {
+	if b.config.MTU != 0 {
+		return b.config.MTU, nil
+	}
+	routes, err := again(func() ([]netlink.Route, error) { return h.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return 0, fmt.Errorf("list the node's routes: %w", err)
+	}
+	mtu := 0
+	for _, r := range routes {
+		if p, ok := prefixOf(r.Dst); r.Dst != nil && (!ok || p.Bits() != 0) || r.LinkIndex == 0 {
+			continue
+		}
+		l, err := h.LinkByIndex(r.LinkIndex)
+		if err == nil && l.Attrs().MTU >= 1280 && (mtu == 0 || l.Attrs().MTU < mtu) {
+			mtu = l.Attrs().MTU
+		}
+	}
+	if mtu == 0 {
+		mtu = 1500
+	}
+	return mtu, nil
+}
+
+// installRules writes the table for the leases there are.
+func (b *Bridge) installRules() error {
+	ports := b.pool.hostPorts()
+	rules := ruleset{table: b.table, bridge: b.link.name, ranges: b.link.ranges, ports: ports}
+	if err := rules.install(); err != nil {
+		return err
+	}
+	if len(ports) == 0 || !hasFamily(b.link.ranges, true) {
+		return nil
+	}
+	return setSysctl("ipv4/conf/"+b.link.name+"/route_localnet", "1") // after the table, whose guard makes it safe
+}
+
+// adopt makes the host's ends of the pods' links ports of the bridge, where they are not.
+func (b *Bridge) adopt(h *netlink.Handle) error {
+	for id := range b.pool.leases {
+		l, err := h.LinkByName(vethName(id))
+		if err != nil || l.Attrs().MasterIndex == b.link.index {
+			continue // it has gone with its namespace, or is not made yet, or is where it belongs
+		}
+		if err := h.LinkSetMasterByIndex(l, b.link.index); err != nil {
+			return fmt.Errorf("put link %s of pod %s on bridge %s: %w", l.Attrs().Name, id, b.link.name, err)
+		}
+	}
+	return nil
+}
+
+// addressOf makes a netlink address that is usable at once.
+func addressOf(p netip.Prefix) *netlink.Addr {
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return a
+}
+
+func hasFamily(ranges []netip.Prefix, v4 bool) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Addr().Is4() == v4 })
+}

@@ -1,0 +1,256 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/record"
+	"github.com/kuri-cri/kuri/internal/undo"
+)
+
+// CNIConfig configures the network of CNI plugins.
+type CNIConfig struct {
+	ConfDir  string        // where configurations are; the first by name counts. Usually /etc/cni/net.d
+	BinDirs  []string      // where plugins are searched, in order. Usually /opt/cni/bin
+	CacheDir string        // what has been added is kept here; absolute, made if missing
+	Timeout  time.Duration // for one run of one plugin; 0: 2 minutes
+}
+
+const defaultCNITimeout = 2 * time.Minute
+
+// CNI attaches pods through the plugins of a CNI configuration, which is read anew for every pod. It keeps, for each pod,
+// the configuration that it used, so that DEL does with the same plugins what ADD has done.
+type CNI struct {
+	config CNIConfig
+	cni    *libcni.CNIConfig
+
+	statusMu sync.Mutex // one STATUS at a time; guards what follows
+	statusAt time.Time
+	statusOf string
+	status   error
+}
+
+const attachmentVersion = 1
+
+// attachment is the record of one ADD, written before it.
+type attachment struct {
+	List     []byte         `json:"list"` // the configuration, as JSON
+	PodID    string         `json:"pod_id"`
+	Netns    string         `json:"netns"`
+	Args     [][2]string    `json:"args"`
+	Runtime  map[string]any `json:"runtime"` // capability arguments
+}
+
+// NewCNI makes the directories that it needs below CacheDir. It reads no configuration yet.
+func NewCNI(config CNIConfig) (*CNI, error) {
+	if config.Timeout == 0 {
+		config.Timeout = defaultCNITimeout
+	}
+	if !filepath.IsAbs(config.CacheDir) {
+		return nil, fault.New(fault.Invalid, "CNI cache directory %q is not an absolute path", config.CacheDir)
+	}
+	if err := os.MkdirAll(filepath.Join(config.CacheDir, "attachments"), 0o700); err != nil {
+		return nil, err
+	}
+	return &CNI{config: config, cni: libcni.NewCNIConfigWithCacheDir(config.BinDirs, config.CacheDir, &plugins{timeout: config.Timeout})}, nil
+}
+
+// Attach implements [Network].
+func (c *CNI) Attach(ctx context.Context, pod Pod) (*Result, error) {
+	r, err := c.attach(ctx, pod)
+	if err != nil {
+		return nil, fmt.Errorf("attach pod %s/%s to the CNI network: %w", pod.Namespace, pod.Name, err)
+	}
+	return r, nil
+}
+
+func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
+	back := undo.New(ctx)
+	defer back.Run()
+
+	// 1. What is to be done, on disk before it is begun.
+	list, err := c.load()
+	if err != nil {
+		return nil, err
+	}
+	a, err := newAttachment(list, pod)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(c.path(pod.ID)); err == nil {
+		return nil, fault.New(fault.Exists, "the pod has a network already; detach it first")
+	}
+	if err := record.Write(c.path(pod.ID), attachmentVersion, a); err != nil {
+		return nil, err
+	}
+	back.Add("run CNI DEL after a failed ADD", func(ctx context.Context) error { return c.del(ctx, pod.ID) })
+
+	// 2. ADD. A plugin that fails half-way leaves things; DEL is specified to take them away.
+	added, err := c.cni.AddNetworkList(ctx, list, a.runtimeConf())
+	if err != nil {
+		return nil, fault.As(fault.Unavailable, fmt.Errorf("network %s: %w", list.Name, err))
+	}
+	result, err := readResult(added, pod.NetnsPath)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "network %s: %w", list.Name, err)
+	}
+	result.Network = list.Name
+	result.HostPorts = pod.hostPorts()
+	back.Release()
+	return result, nil
+}
+
+// newAttachment puts together what the plugins are told about the pod.
+func newAttachment(list *libcni.NetworkConfigList, pod Pod) (*attachment, error) {
+	a := &attachment{List: list.Bytes, PodID: pod.ID, Netns: pod.NetnsPath, Runtime: map[string]any{}}
+	if !podIDPattern.MatchString(pod.ID) {
+		return nil, fault.New(fault.Invalid, "pod ID %q is not 64 lower-case hex digits", pod.ID)
+	}
+	for _, arg := range [][2]string{
+		{"IgnoreUnknown", "1"},
+		{"K8S_POD_NAMESPACE", pod.Namespace},
+		{"K8S_POD_NAME", pod.Name},
+		{"K8S_POD_INFRA_CONTAINER_ID", pod.ID},
+		{"K8S_POD_UID", pod.UID},
+	} {
+		if strings.ContainsAny(arg[1], ";=\x00") { // CNI_ARGS is K=V;K=V and knows no quoting
+			return nil, fault.New(fault.Invalid, "%s %q: CNI cannot pass on ';', '=' or a zero byte", arg[0], arg[1])
+		}
+		a.Args = append(a.Args, arg)
+	}
+	if ports := pod.hostPorts(); len(ports) > 0 {
+		if !takes(list, "portMappings") {
+			return nil, fault.New(fault.Precondition, "the pod asks for host port %s, and no plugin of CNI network %s has the capability portMappings; add the portmap plugin to its configuration", ports[0], list.Name)
+		}
+		a.Runtime["portMappings"] = cniPorts(ports)
+	}
+	if d := pod.DNS; len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
+		a.Runtime["dns"] = map[string][]string{"servers": d.Servers, "searches": d.Searches, "options": d.Options}
+	}
+	if pod.CgroupParent != "" {
+		a.Runtime["cgroupPath"] = pod.CgroupParent
+	}
+	return a, nil
+}
+
+// cniPorts is the shape of the capability portMappings (CNI conventions).
+func cniPorts(ports []PortMapping) []map[string]any {
+	var all []map[string]any
+	for _, m := range ports {
+		entry := map[string]any{"hostPort": m.HostPort, "containerPort": m.ContainerPort, "protocol": string(m.Protocol)}
+		if m.HostIP.IsValid() {
+			entry["hostIP"] = m.HostIP.String()
+		}
+		all = append(all, entry)
+	}
+	return all
+}
+
+func (a *attachment) runtimeConf() *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{ContainerID: a.PodID, NetNS: a.Netns, IfName: Interface, Args: a.Args, CapabilityArgs: a.Runtime}
+}
+
+// readResult takes from a plugin's result what belongs to the pod's eth0.
+func readResult(added types.Result, netns string) (*Result, error) {
+	r, err := types100.NewResultFromResult(added)
+	if err != nil {
+		return nil, fmt.Errorf("read the plugins' result: %w", err)
+	}
+	result := &Result{By: ByCNI, Interface: Interface}
+	ours := -1
+	for i, l := range r.Interfaces {
+		if l != nil && l.Name == Interface && l.Sandbox == netns {
+			ours, result.MAC = i, l.Mac
+		}
+	}
+	for _, ip := range r.IPs {
+		if ip == nil || ip.Interface != nil && ours >= 0 && *ip.Interface != ours {
+			continue
+		}
+		a, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok {
+			continue
+		}
+		result.IPs = append(result.IPs, a.Unmap())
+		if g, ok := netip.AddrFromSlice(ip.Gateway); ok {
+			result.Gateways = append(result.Gateways, g.Unmap())
+		}
+	}
+	if len(result.IPs) == 0 {
+		return nil, errors.New("its plugins gave the pod no address")
+	}
+	return result, nil
+}
+
+// Detach implements [Network]: DEL with the configuration and the arguments of the ADD.
+func (c *CNI) Detach(ctx context.Context, pod Pod, _ *Result) error {
+	if err := c.del(ctx, pod.ID); err != nil {
+		return fmt.Errorf("detach pod %s/%s from the CNI network: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
+}
+
+func (c *CNI) del(ctx context.Context, id string) error {
+	var a attachment
+	err := record.Read(c.path(id), attachmentVersion, &a)
+	if errors.Is(err, fault.NotFound) {
+		return nil // never attached, or detached already
+	}
+	if errors.Is(err, fault.Corrupt) {
+		slog.Warn("the record of a CNI attachment cannot be read and is set aside; its plugins may have left something", "pod", id, "err", err)
+		return record.SetAside(c.path(id))
+	}
+	if err != nil {
+		return err
+	}
+	list, err := libcni.NetworkConfFromBytes(a.List)
+	if err != nil {
+		return fmt.Errorf("read the kept configuration: %w", err)
+	}
+	rt := a.runtimeConf()
+	if !isNetns(rt.NetNS) {
+		rt.NetNS = "" // as the specification has it for a namespace that is gone
+	}
+	if err := c.cni.DelNetworkList(ctx, list, rt); err != nil {
+		return fault.As(fault.Unavailable, fmt.Errorf("network %s: %w", list.Name, err))
+	}
+	if err := os.Remove(c.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Reclaim detaches the pods that keep does not want.
+func (c *CNI) Reclaim(ctx context.Context, keep func(podID string) bool) error {
+	files, err := filepath.Glob(c.path("*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range files {
+		id := strings.TrimSuffix(filepath.Base(f), ".json")
+		if keep(id) {
+			continue
+		}
+		errs = append(errs, c.Detach(ctx, Pod{ID: id}, nil))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *CNI) path(podID string) string {
+	return filepath.Join(c.config.CacheDir, "attachments", podID+".json")
+}

@@ -1,0 +1,33 @@
+// Package network gives pods their network: an interface eth0 in the pod's network namespace, addresses, and routes.
+//
+// There are two networks behind one interface, [Network], and one conformance suite (TestConformance) that both pass:
+//
+//   - [Bridge], the built-in one: a Linux bridge on the host and a veth pair for each pod, made with netlink and
+//     nftables in this process. It needs no configuration and no other program.
+//   - [CNI]: the plugins that a CNI configuration names, run through libcni.
+//
+// [Select] is what the daemon uses: CNI when its configuration directory has a configuration at the moment of the
+// request, else the bridge. A [Result] says which of them attached the pod, so that Detach goes to the same one after the
+// configuration has changed.
+//
+// What the package owns on the host, for a daemon whose bridge state directory is STATE (h is a hash of STATE, so that two
+// daemons with different directories keep apart):
+//
+//	STATE/leases/<podID>.json   the addresses and host ports of a pod; a record of package record
+//	a bridge link               named as configured (kuri0) or, when another has that name, kuri-<h>; known as ours by its hardware address
+//	veth links kuri<11 digits>  one for each pod, a port of the bridge; named by the pod's ID
+//	nftables table inet kuri-<h>  masquerade and host ports; no rule of anybody else is read or changed
+//	sysctls                     ip_forward, IPv6 forwarding, and those of our own links
+//	CACHE/attachments, CACHE/results  (CNI) what has been added for which pod, with the configuration that did it
+//
+// A daemon's death leaves all of it standing, and pods keep their network while it is away. At start [Select.Reclaim]
+// takes away what belongs to no pod any more. The bridge and the table exist while a pod has an address, and for
+// [BridgeConfig.Idle] after that, so that pods that come one after another do not pay for making them.
+//
+// The caller (package pod) makes and pins the network namespace, brings up its loopback, keeps the Result in the pod's
+// record, and never runs two calls for one pod at once. Calls for different pods may run at the same time: the bridge has
+// one lock over its leases, the link and the table, held for calls into the local kernel only; CNI has none.
+//
+// The bridge cannot open a firewall that is not its own: where the policy of another's forward chain is drop (Docker sets
+// it for iptables), pods reach each other and the host, but nothing beyond it, until that firewall accepts the bridge.
+package network

@@ -1,0 +1,313 @@
+package network
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// inside says that this process is the one in namespaces of its own.
+const inside = "KURI_NETWORK_TEST_INSIDE"
+
+// TestMain runs the tests in a network and a mount namespace of their own: the machine is not touched, and nothing of its
+// network can be reached.
+func TestMain(m *testing.M) {
+	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
+		if os.Getenv(inside) != "" {
+			if err := prepareHost(); err != nil {
+				fmt.Fprintln(os.Stderr, "prepare the test's namespaces:", err)
+				os.Exit(1)
+			}
+		}
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		fmt.Fprintln(os.Stderr, "SKIP: no namespaces for the tests:", err)
+		os.Exit(0)
+	}
+	os.Exit(cmd.ProcessState.ExitCode())
+}
+
+// prepareHost makes the empty namespace look like a node: a loopback, and an uplink eth9 with a default route to a
+// namespace that knows no route back to the pods.
+func prepareHost() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil { // the CNI bridge plugin looks at links there
+		return err
+	}
+	return loopbackUp()
+}
+
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+func requireRoot(t testing.TB) {
+	t.Helper()
+	if os.Getenv(inside) == "" {
+		t.Skip("SKIP: needs root, for network namespaces")
+	}
+}
+
+// newNetns makes a network namespace with a loopback that is up, pinned at the file that it returns.
+func newNetns(t testing.TB) *os.File {
+	t.Helper()
+	requireRoot(t)
+	path := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends here
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			if err := loopbackUp(); err != nil {
+				return err
+			}
+			return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+		}()
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		f.Close()
+		_ = unix.Unmount(path, unix.MNT_DETACH) // some tests have done it
+	})
+	return f
+}
+
+// newPod is a pod with a namespace and a fresh ID.
+func newPod(t testing.TB) (Pod, *os.File) {
+	ns := newNetns(t)
+	return Pod{ID: newID(), Namespace: "default", Name: "web", UID: "uid-1", NetnsPath: ns.Name()}, ns
+}
+
+func newID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// The node's uplink in the tests, and the machine at its other end.
+var (
+	uplink4, outside4 = netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2")
+	uplink6, outside6 = netip.MustParseAddr("2001:db8:51::1"), netip.MustParseAddr("2001:db8:51::2")
+)
+
+// newUplink gives the node an uplink eth9 with default routes to a new namespace, which has no route back but to the
+// uplink's own addresses.
+func newUplink(t testing.TB) (outside *os.File) {
+	t.Helper()
+	outside = newNetns(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = "eth9", 1450
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsFd(int(outside.Fd()))
+	must(t, netlink.LinkAdd(veth))
+	t.Cleanup(func() { _ = netlink.LinkDel(veth) })
+	must(t, netlink.LinkSetUp(veth))
+	must(t, inNetns(outside, func() error {
+		l, err := netlink.LinkByName("eth0")
+		must(t, err)
+		must(t, netlink.LinkSetUp(l))
+		must(t, netlink.AddrAdd(l, addressOf(netip.PrefixFrom(outside4, 24))))
+		return netlink.AddrAdd(l, addressOf(netip.PrefixFrom(outside6, 64)))
+	}))
+	must(t, netlink.AddrAdd(veth, addressOf(netip.PrefixFrom(uplink4, 24))))
+	must(t, netlink.AddrAdd(veth, addressOf(netip.PrefixFrom(uplink6, 64))))
+	for _, gw := range []netip.Addr{outside4, outside6} {
+		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: veth.Index, Gw: gw.AsSlice()}))
+	}
+	return outside
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// inHost runs fn where the node's processes run; ns nil means that everywhere.
+func in(ns *os.File, fn func() error) error {
+	if ns == nil {
+		return fn()
+	}
+	return inNetns(ns, fn)
+}
+
+// serve listens in a namespace and answers every connection, or datagram, with "name source-address".
+func serve(t testing.TB, ns *os.File, network, addr, name string) netip.AddrPort {
+	t.Helper()
+	var at netip.AddrPort
+	must(t, in(ns, func() error {
+		if strings.HasPrefix(network, "udp") {
+			c, err := net.ListenPacket(network, addr)
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { c.Close() })
+			at = c.LocalAddr().(*net.UDPAddr).AddrPort()
+			go func() {
+				buf := make([]byte, 100)
+				for {
+					_, from, err := c.ReadFrom(buf)
+					if err != nil {
+						return
+					}
+					host, _, _ := net.SplitHostPort(from.String())
+					_, _ = c.WriteTo([]byte(name+" "+host), from)
+				}
+			}()
+			return nil
+		}
+		l, err := net.Listen(network, addr)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		at = l.Addr().(*net.TCPAddr).AddrPort()
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+				fmt.Fprintf(c, "%s %s", name, host)
+				c.Close()
+			}
+		}()
+		return nil
+	}))
+	return at
+}
+
+// ask connects from a namespace and returns what the server there says.
+func ask(ns *os.File, network string, to netip.AddrPort) (answer string, err error) {
+	err = in(ns, func() error {
+		d := net.Dialer{Timeout: 2 * time.Second}
+		c, err := d.Dial(network, to.String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			return err
+		}
+		if network == "udp" {
+			if _, err := c.Write([]byte("?")); err != nil {
+				return err
+			}
+			buf := make([]byte, 100)
+			n, err := c.Read(buf)
+			answer = string(buf[:n])
+			return err
+		}
+		body, err := io.ReadAll(c)
+		answer = string(body)
+		return err
+	})
+	return answer, err
+}
+
+// expect asks and compares the answer; source is the address that the server must see.
+func expect(t testing.TB, ns *os.File, network string, to netip.AddrPort, name string, source netip.Addr) {
+	t.Helper()
+	got, err := ask(ns, network, to)
+	if want := name + " " + source.String(); err != nil || got != want {
+		t.Errorf("%s to %s: got %q, %v; want %q", network, to, got, err, want)
+	}
+}
+
+// state lists everything of the node that a pod's network could leave behind.
+func state(t testing.TB) []string {
+	t.Helper()
+	var all []string
+	links, err := again(netlink.LinkList)
+	must(t, err)
+	for _, l := range links {
+		all = append(all, "link "+l.Attrs().Name)
+	}
+	addrs, err := again(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	must(t, err)
+	for _, a := range addrs {
+		all = append(all, "address "+a.IPNet.String())
+	}
+	routes, err := again(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	})
+	must(t, err)
+	for _, r := range routes {
+		all = append(all, fmt.Sprintf("route %s table %d", r.Dst, r.Table))
+	}
+	c, err := nftables.New()
+	must(t, err)
+	tables, err := c.ListTables()
+	must(t, err)
+	for _, table := range tables {
+		all = append(all, fmt.Sprintf("table %d %s", table.Family, table.Name))
+	}
+	slices.Sort(all)
+	return all
+}
+
+// leftovers fails the test when the node's state is not what it was when leftovers was called.
+func leftovers(t testing.TB) {
+	t.Helper()
+	before := state(t)
+	t.Cleanup(func() {
+		var after []string
+		for range 50 { // namespaces and their links are taken apart in the background
+			if after = state(t); slices.Equal(before, after) {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		for _, s := range after {
+			if !slices.Contains(before, s) {
+				t.Errorf("left behind: %s", s)
+			}
+		}
+		for _, s := range before {
+			if !slices.Contains(after, s) {
+				t.Errorf("taken away: %s", s)
+			}
+		}
+	})
+}

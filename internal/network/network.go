@@ -1,0 +1,99 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+)
+
+// Interface is the name of the link that a pod sees.
+const Interface = "eth0"
+
+// Network attaches pods. Both implementations are safe for concurrent use by different pods; the caller sees to it that
+// one pod has one call at a time.
+type Network interface {
+	// Attach gives the pod its eth0, with addresses and default routes that work when it returns. When it fails it has
+	// taken back everything that it did. An error is of kind Exhausted when no address is left, Invalid when the pod asks
+	// for what can never be given, Precondition when the node is not set up for it, Exists when the pod has a network already.
+	Attach(ctx context.Context, pod Pod) (*Result, error)
+
+	// Detach takes the pod's network away and gives its addresses back. It may be repeated, and works when the network
+	// namespace is gone and when result is nil (the daemon died before it had one). What was never attached is no error.
+	Detach(ctx context.Context, pod Pod, result *Result) error
+
+	// Ready returns nil, or why a pod could not be attached now, as a sentence for the NetworkReady condition. It is cheap
+	// and changes nothing that a pod would notice.
+	Ready(ctx context.Context) error
+}
+
+// Pod is what a network has to know of a sandbox.
+type Pod struct {
+	ID           string // 64 lower-case hex digits
+	Namespace    string // of the Kubernetes API
+	Name         string
+	UID          string
+	NetnsPath    string // the bind-mounted nsfs file; may be gone at Detach
+	PortMappings []PortMapping
+	DNS          DNS    // for CNI plugins that ask for it; the pod's resolv.conf is not made from it
+	CgroupParent string // the same; "" when the pod has none
+}
+
+// Protocol is the transport protocol of a host port.
+type Protocol string
+
+// The protocols of the CRI.
+const (
+	TCP  Protocol = "tcp"
+	UDP  Protocol = "udp"
+	SCTP Protocol = "sctp"
+)
+
+// PortMapping makes ContainerPort of the pod reachable at HostPort of the node. A mapping whose HostPort is 0 asks for
+// nothing and is left out (CRI PortMapping).
+type PortMapping struct {
+	Protocol      Protocol   `json:"protocol"`
+	ContainerPort uint16     `json:"container_port"`
+	HostPort      uint16     `json:"host_port"`
+	HostIP        netip.Addr `json:"host_ip"` // the zero Addr: every address of the node; 0.0.0.0 or ::, all of that family
+}
+
+// String reads "8080/tcp" or "192.0.2.1:8080/tcp": the host's side of the mapping.
+func (m PortMapping) String() string {
+	if !m.HostIP.IsValid() {
+		return fmt.Sprintf("%d/%s", m.HostPort, m.Protocol)
+	}
+	return fmt.Sprintf("%s/%s", netip.AddrPortFrom(m.HostIP, m.HostPort), m.Protocol)
+}
+
+// DNS is the CRI's DNSConfig.
+type DNS struct {
+	Servers, Searches, Options []string
+}
+
+// Result says what Attach has done. The caller keeps it as JSON with the pod's record and gives it back to Detach.
+type Result struct {
+	By        string        `json:"by"`        // which implementation attached the pod: ByBridge or ByCNI
+	Network   string        `json:"network"`   // the bridge's name, or the name in the CNI configuration
+	Interface string        `json:"interface"` // in the pod: eth0
+	MAC       string        `json:"mac,omitempty"`
+	IPs       []netip.Addr  `json:"ips"` // the primary one first; never empty
+	Gateways  []netip.Addr  `json:"gateways,omitempty"`
+	HostPorts []PortMapping `json:"host_ports,omitempty"` // those that are in effect
+}
+
+// The values of Result.By.
+const (
+	ByBridge = "bridge"
+	ByCNI    = "cni"
+)
+
+// hostPorts returns the mappings that ask for a port of the node.
+func (p Pod) hostPorts() []PortMapping {
+	var asked []PortMapping
+	for _, m := range p.PortMappings {
+		if m.HostPort != 0 {
+			asked = append(asked, m)
+		}
+	}
+	return asked
+}

@@ -1,0 +1,189 @@
+package network
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// candidates4 are the ranges that the bridge takes its IPv4 addresses from when none is configured: the first one that
+// overlaps nothing of the node's. They keep clear of what other tools take without asking (Docker 172.17–172.31 and
+// 192.168.0–240, Podman 10.88, CRI-O 10.85, flannel 10.244, k3s 10.42 and 10.43, services 10.96), as long as others are free.
+func candidates4() []netip.Prefix {
+	var c []netip.Prefix
+	for _, b := range []byte{83, 84, 86, 81, 82, 93, 94, 110, 120, 130} {
+		c = append(c, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, b, 0, 0}), 16))
+	}
+	for b := byte(16); b < 32; b++ {
+		c = append(c, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, b, 0, 0}), 16))
+	}
+	for b := 240; b >= 0; b -= 16 {
+		c = append(c, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(b), 0}), 20))
+	}
+	return c
+}
+
+// candidates6 are unique local ranges (RFC 4193) whose 40 bits come from the machine's ID and the bridge's key, so that a
+// node keeps its range and two nodes differ.
+func candidates6(key [32]byte) []netip.Prefix {
+	machine, err := os.ReadFile("/etc/machine-id")
+	if err != nil { // none on this node: any unique range will do, and is kept as long as a pod uses it
+		machine = []byte(rand.Text())
+	}
+	var c []netip.Prefix
+	for n := range byte(8) {
+		sum := sha256.Sum256(append(append([]byte{n}, key[:]...), machine...))
+		var a [16]byte
+		a[0] = 0xfd
+		copy(a[1:6], sum[:])
+		c = append(c, netip.PrefixFrom(netip.AddrFrom16(a), 64))
+	}
+	return c
+}
+
+// occupied is a range that the node uses already.
+type occupied struct {
+	prefix netip.Prefix
+	what   string // who uses it: "route 10.0.0.0/8 dev eth0"
+}
+
+// pick returns the first candidate that overlaps nothing.
+func pick(candidates []netip.Prefix, taken []occupied) (netip.Prefix, error) {
+	for _, c := range candidates {
+		if collision(c, taken) == nil {
+			return c, nil
+		}
+	}
+	return netip.Prefix{}, fault.New(fault.Precondition, "every range that the built-in network could use overlaps an address or a route of the node (%s overlaps %s); configure a range for it",
+		candidates[0], collision(candidates[0], taken).what)
+}
+
+func collision(p netip.Prefix, taken []occupied) *occupied {
+	for i := range taken {
+		if taken[i].prefix.Overlaps(p) {
+			return &taken[i]
+		}
+	}
+	return nil
+}
+
+// occupiedRanges lists the addresses and routes of the host, but not those of link own. Default routes, also those that a
+// VPN writes as two halves, are no collision: anything shorter than 7 bits counts as one.
+func occupiedRanges(h *netlink.Handle, own int) ([]occupied, error) {
+	addrs, err := again(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list the node's addresses: %w", err)
+	}
+	var taken []occupied
+	for _, a := range addrs {
+		if p, ok := prefixOf(a.IPNet); ok && a.LinkIndex != own {
+			taken = append(taken, occupied{p, fmt.Sprintf("address %s", a.IPNet)})
+		}
+	}
+	everyTable := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+	routes, err := again(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(netlink.FAMILY_ALL, everyTable, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the node's routes: %w", err)
+	}
+	for _, r := range routes {
+		if p, ok := prefixOf(r.Dst); ok && p.Bits() >= 7 && (r.LinkIndex != own || own == 0) {
+			taken = append(taken, occupied{p, fmt.Sprintf("route %s", r.Dst)})
+		}
+	}
+	return taken, nil
+}
+
+// again repeats a listing that changed while the kernel wrote it out.
+func again[T any](list func() (T, error)) (v T, err error) {
+	for range 5 {
+		if v, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return v, err
+		}
+	}
+	return v, err
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	if ok && a.Is4In6() {
+		a = a.Unmap()
+	}
+	p := netip.PrefixFrom(a, ones)
+	return p, ok && p.IsValid()
+}
+
+// checkRanges refuses configured ranges that the bridge cannot use: at most one of each family, with room for a gateway
+// and a pod.
+func checkRanges(ranges []netip.Prefix) error {
+	var v4, v6 int
+	for _, r := range ranges {
+		if !r.IsValid() || r.Addr().Is4In6() || r.Addr().IsLoopback() || r.Addr().IsMulticast() || r.Addr().IsLinkLocalUnicast() {
+			return fault.New(fault.Invalid, "range %s: pods cannot have addresses of it", r)
+		}
+		if r.Addr().Is4() {
+			v4++
+		} else {
+			v6++
+		}
+		if r.Addr().BitLen()-r.Bits() < 2 {
+			return fault.New(fault.Invalid, "range %s is too small: give it at least 2 bits for hosts (a gateway and a pod)", r)
+		}
+		if r.Bits() < 7 {
+			return fault.New(fault.Invalid, "range %s is too large: it must be /7 or longer", r)
+		}
+	}
+	if v4 > 1 || v6 > 1 {
+		return fault.New(fault.Invalid, "ranges %v: give at most one IPv4 and one IPv6 range", ranges)
+	}
+	return nil
+}
+
+// gateway is the bridge's own address in r: the first one.
+func gateway(r netip.Prefix) netip.Addr { return r.Masked().Addr().Next() }
+
+// lastOf is the last address of r that a pod can have: in IPv4 the very last is the broadcast address.
+func lastOf(r netip.Prefix) netip.Addr {
+	b := r.Masked().Addr().AsSlice()
+	for i := r.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	if last.Is4() {
+		return last.Prev()
+	}
+	return last
+}
+
+// The hardware addresses are made from what they belong to (all locally administered, unicast). A pod that gets an IP
+// address which another had before has its hardware address too, so no neighbour's cache is ever wrong; and the bridge
+// keeps one address whatever joins it, by which its daemon knows it.
+func podMAC(a netip.Addr) net.HardwareAddr  { return addrMAC(0x0a, a) }
+func hostMAC(a netip.Addr) net.HardwareAddr { return addrMAC(0x0e, a) }
+func bridgeMAC(key [32]byte) net.HardwareAddr {
+	return net.HardwareAddr{0x06, key[8], key[9], key[10], key[11], key[12]}
+}
+
+func addrMAC(first byte, a netip.Addr) net.HardwareAddr {
+	four := a.AsSlice()
+	if len(four) > 4 {
+		sum := sha256.Sum256(four)
+		four = sum[:4]
+	}
+	return binary.BigEndian.AppendUint32(net.HardwareAddr{first, 0x4b}, binary.BigEndian.Uint32(four))
+}
