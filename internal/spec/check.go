@@ -104,6 +104,9 @@ func checkSELinux(field string, o *runtime.SELinuxOption, node Node) error {
 
 func checkAppArmor(field string, p *runtime.SecurityProfile, deprecated string, node Node) error {
 	field += "apparmor"
+	if p == nil {
+		field += "_profile"
+	}
 	profile, err := securityProfile(field, p, deprecated)
 	if err != nil {
 		return err

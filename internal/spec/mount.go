@@ -169,7 +169,7 @@ func (t *translation) propagation(field string, p runtime.MountPropagation) (str
 }
 
 // paths masks what no container needs to see and makes read-only what it need not change. An unprivileged container
-// that names no paths gets the usual ones: on the wire an empty list is an unset one, and a kubelet that means "none"
+// that names none gets the usual ones: on the wire an empty list is an unset one, and a kubelet that means "none"
 // (procMount: Unmasked) says so only for pods with a user namespace.
 func (t *translation) paths() error {
 	sc := t.security()
@@ -180,12 +180,14 @@ func (t *translation) paths() error {
 		return nil
 	}
 	masked, readonly := sc.GetMaskedPaths(), sc.GetReadonlyPaths()
-	if len(masked) == 0 && len(readonly) == 0 {
+	if len(masked) == 0 {
 		masked = []string{
 			"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 			"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
 			"/sys/devices/virtual/powercap",
 		}
+	}
+	if len(readonly) == 0 {
 		readonly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 	}
 	const f = "linux.security_context."

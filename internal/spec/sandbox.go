@@ -32,10 +32,10 @@ func CheckSandbox(cfg *runtime.PodSandboxConfig, node Node) error {
 		return err
 	}
 	sc := cfg.GetLinux().GetSecurityContext()
-	if err := checkSysctls(cfg.GetLinux().GetSysctls(), sc.GetNamespaceOptions()); err != nil {
+	if err := checkSandboxSecurity(sc, node); err != nil {
 		return err
 	}
-	return checkSandboxSecurity(sc, node)
+	return checkSysctls(cfg.GetLinux().GetSysctls(), sc.GetNamespaceOptions())
 }
 
 // checkSandboxSecurity looks at the security of the sandbox's own process. The only one there can be is the reaping init

@@ -22,7 +22,10 @@ func SeccompFile(ctr *runtime.ContainerConfig) (string, error) {
 }
 
 func seccompProfile(p *runtime.SecurityProfile, deprecated string) (*runtime.SecurityProfile, error) {
-	const field = "linux.security_context.seccomp"
+	field := "linux.security_context.seccomp"
+	if p == nil {
+		field += "_profile_path"
+	}
 	p, err := securityProfile(field, p, deprecated)
 	if err != nil {
 		return nil, err

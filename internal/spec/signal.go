@@ -55,6 +55,14 @@ func signalNumber(s string) (syscall.Signal, bool) {
 	if offset, ok := strings.CutPrefix(s, "SIGRTMAX"); ok {
 		return realTime(rtMax, strings.TrimPrefix(offset, "MINUS"), -1)
 	}
+	switch s { // second names, which unix does not know
+	case "SIGCLD":
+		return unix.SIGCHLD, true
+	case "SIGIOT":
+		return unix.SIGABRT, true
+	case "SIGPOLL":
+		return unix.SIGIO, true
+	}
 	n := unix.SignalNum(s)
 	return n, n != 0
 }
