@@ -45,6 +45,7 @@ func staticPod(t *testing.T, options harness.Options) {
 	if os.Getenv("KURI_KUBELET") == "" {
 		t.Skip("KURI_KUBELET is not set: test/kubelet/run builds a kubelet and sets it")
 	}
+	addAddress(t)
 	d := harness.Start(t, options)
 	loadExample(t, d)
 	n := startNode(t, d)

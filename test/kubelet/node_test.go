@@ -74,6 +74,20 @@ evictionHard: {nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1
 imageGCHighThresholdPercent: 100
 `))
 
+// addAddress gives the cell an address and a default route: the kubelet takes its node's address from there. Nothing can be
+// reached over it.
+func addAddress(t *testing.T) {
+	t.Helper()
+	for _, args := range []string{
+		"link add node0 type bridge", "address add 192.0.2.10/24 dev node0", "link set node0 up", "route add default via 192.0.2.1",
+	} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() { exec.Command("ip", "link", "delete", "node0").Run() })
+}
+
 // startNode starts a kubelet on the daemon's sockets and waits until it is healthy. When the test ends, it is stopped
 // and what it leaves by design, its cgroups, is removed.
 func startNode(t *testing.T, d *harness.Daemon) *node {
