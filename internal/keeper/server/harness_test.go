@@ -224,7 +224,7 @@ func (n *node) job(box *api.Sandbox, script string, change ...func(*job)) *job {
 	}
 	body, err := json.Marshal(j.spec)
 	n.must(err)
-	n.must(os.WriteFile(filepath.Join(j.Bundle, "config.json"), body, 0o600))
+	n.must(os.WriteFile(filepath.Join(dir, "bundle", "config.json"), body, 0o600))
 	return j
 }
 
@@ -370,4 +370,114 @@ func wantKind(t *testing.T, err error, kind fault.Kind) {
 	if !errors.Is(err, kind) {
 		t.Errorf("error %v, want kind %q", err, kind)
 	}
+}
+
+func (n *node) waitOutput(j *job, want string) {
+	n.t.Helper()
+	if !eventually(func() bool {
+		_, err := os.Stat(j.LogPath)
+		return err == nil && strings.Contains(n.output(j), want)
+	}) {
+		n.t.Fatalf("no %q in the output: %q", want, n.output(j))
+	}
+}
+
+// wantNoProcess asserts that no process of the container has arg in its command line, as pgrep in it sees it.
+func (n *node) wantNoProcess(j *job, arg string) {
+	n.t.Helper()
+	var ps string
+	if !eventually(func() bool {
+		_, ps, _ = n.exec(j, "ps -o pid,stat,args | grep -v grep")
+		return !strings.Contains(ps, arg) && !strings.Contains(ps, " Z ")
+	}) {
+		n.t.Errorf("processes are left:\n%s", ps)
+	}
+	if pids := processes(arg); len(pids) > 0 {
+		n.t.Errorf("processes are left on the host: %v", pids)
+	}
+}
+
+func (n *node) wantNoExecCgroups(j *job) {
+	n.t.Helper()
+	var left []string
+	if !eventually(func() bool {
+		left, _ = filepath.Glob("/sys/fs/cgroup/*" + n.cgroup + "/" + j.Id + "/exec-*")
+		return len(left) == 0
+	}) {
+		n.t.Errorf("cgroups of execs are left: %v", left)
+	}
+}
+
+// descriptors counts the keeper's.
+func (n *node) descriptors() int {
+	n.t.Helper()
+	info, err := n.Info(n.t.Context())
+	n.must(err)
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", info.Pid))
+	n.must(err)
+	return len(fds)
+}
+
+// processes lists those whose command line begins with "sleep <arg>".
+func processes(arg string) []string {
+	var found []string
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		if body, _ := os.ReadFile(f); bytes.HasPrefix(body, []byte("sleep\x00"+arg)) {
+			found = append(found, filepath.Base(filepath.Dir(f)))
+		}
+	}
+	return found
+}
+
+func zombies(parent int) []string {
+	var found []string
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, f := range files {
+		body, _ := os.ReadFile(f)
+		if i := bytes.LastIndexByte(body, ')'); i > 0 {
+			if fields := strings.Fields(string(body[i+1:])); len(fields) > 1 && fields[0] == "Z" && fields[1] == fmt.Sprint(parent) {
+				found = append(found, string(body[:i+1]))
+			}
+		}
+	}
+	return found
+}
+
+// memory returns a process's proportional share of memory, in KB.
+func memory(t *testing.T, pid int) int {
+	t.Helper()
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(body)) {
+		var kb int
+		if n, _ := fmt.Sscanf(line, "Pss: %d kB", &kb); n == 1 {
+			return kb
+		}
+	}
+	t.Fatal("no Pss")
+	return 0
+}
+
+func threads(pid int) int {
+	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return len(tasks)
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+func runProgram(t *testing.T, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
+	if err == nil {
+		t.Errorf("kuri-keeper %v succeeded", args)
+	}
+	return string(out)
 }

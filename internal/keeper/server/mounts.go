@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -69,14 +70,18 @@ var overlayOptionsMax = os.Getpagesize() - 1
 // character that overlayfs takes for its own): so 128 layers fit, on any kernel.
 func mountOverlay(target string, root *api.Rootfs) error {
 	if options := overlayOptions(root.Lowerdirs, root.Upperdir, root.Workdir); plain(root) && len(options) <= overlayOptionsMax {
-		return overlay(target, options)
+		err := overlay(target, options)
+		if !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		// One of them is missing; what follows finds out which.
 	}
 	all := append([]string{root.Upperdir, root.Workdir}, root.Lowerdirs...)
 	short := make([]string, len(all))
 	for i, path := range all {
 		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return fmt.Errorf("open layer %s: %w", path, err)
+			return fault.New(fault.Precondition, "open layer %s: %w", path, err)
 		}
 		defer unix.Close(fd)
 		short[i] = fmt.Sprintf("/proc/self/fd/%d", fd)
