@@ -87,9 +87,14 @@ func (h *Hierarchies) AccountsSwap() bool {
 		_, err := os.Stat(filepath.Join(h.roots["memory"], "memory.memsw.limit_in_bytes"))
 		return h.roots["memory"] != "" && err == nil
 	}
-	// The root cgroup has no such file; any child with the controller shows whether the kernel has it.
-	found, _ := filepath.Glob(filepath.Join(h.roots[""], "*", "memory.swap.max"))
-	return len(found) > 0
+	// The root cgroup has no such file; any child with the memory controller shows whether the kernel has it. Where there
+	// is no such child yet, a kernel with swap is taken to account for it, as it does unless told otherwise at boot.
+	if swap, _ := filepath.Glob(filepath.Join(h.roots[""], "*", "memory.swap.max")); len(swap) > 0 {
+		return true
+	}
+	memory, _ := filepath.Glob(filepath.Join(h.roots[""], "*", "memory.current"))
+	_, err := os.Stat("/proc/swaps")
+	return len(memory) == 0 && err == nil && h.Has("memory")
 }
 
 // mounts lists the mount points, each once: controllers can share one.

@@ -20,10 +20,6 @@ func TestReadThisMachine(t *testing.T) {
 	if n.MinOOMScoreAdj > 1000 || n.MinOOMScoreAdj < -1000 {
 		t.Errorf("oom_score_adj %d", n.MinOOMScoreAdj)
 	}
-	// What the node says must hold: an oom_score_adj as low as that can be set.
-	if os.Geteuid() != 0 {
-		t.Skip("not root: oom_score_adj is not tried")
-	}
 }
 
 func TestGrantable(t *testing.T) {
@@ -53,7 +49,6 @@ func TestMinOOMScoreAdj(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The value is one that this process may set: its own.
 	if own < -1000 || own > 1000 {
 		t.Errorf("without: %d", own)
 	}
