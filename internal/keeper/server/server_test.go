@@ -231,6 +231,7 @@ func TestStdinIsKeptOpenOrEmpty(t *testing.T) {
 func TestCreateThatFailsLeavesNothing(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
+	n.finish(box, "true") // libraries open things once
 	fds := n.descriptors()
 	for name, change := range map[string]func(*job){
 		"no such program": func(j *job) { j.spec.Process.Args = []string{"nonesuch"} },
