@@ -29,6 +29,7 @@ type Options struct {
 	Config string   // TOML added to the configuration: keys of tables first need their [table]
 	Flags  []string // further arguments of kurid
 	Images bool     // serve the ImageService on a second socket
+	Bare   bool     // no configuration and no flags: everything is where it is by default
 }
 
 // Daemon is a running kurid. Its methods fail the test that is given to them; none may be called at once with Restart.
@@ -36,7 +37,6 @@ type Daemon struct {
 	Dir, Root, State string
 	Socket           string // of the runtime endpoint
 	ImageSocket      string // of the image endpoint; often the same
-	ConfigFile       string
 	Registry         *Registry
 	Runtime          *client.Runtime
 	Images           *client.Images
@@ -56,17 +56,12 @@ func Start(t testing.TB, o Options) *Daemon {
 	if d.Dir == "" {
 		d.Dir = tempDir(t)
 	}
-	d.Root, d.State = filepath.Join(d.Dir, "root"), filepath.Join(d.Dir, "state")
-	d.Socket = filepath.Join(d.State, "kuri.sock")
-	d.ImageSocket = d.Socket
-	config := fmt.Sprintf("root = %q\nstate = %q\nlisten = %q\nlog_level = \"debug\"\n", d.Root, d.State, d.Socket)
-	if o.Images {
-		d.ImageSocket = filepath.Join(d.State, "image.sock")
-		config += fmt.Sprintf("image_listen = %q\n", d.ImageSocket)
-	}
-	d.ConfigFile = filepath.Join(d.Dir, "config.toml")
-	if err := os.WriteFile(d.ConfigFile, []byte(config+o.Config+"\n"), 0o644); err != nil {
-		t.Fatal(err)
+	if o.Bare {
+		d.Root, d.State = "/var/lib/kuri", "/run/kuri"
+		d.Socket = "/run/kuri/kuri.sock"
+		d.ImageSocket = d.Socket
+	} else {
+		d.configure(t, o)
 	}
 	var err error
 	if d.log, err = os.Create(filepath.Join(d.Dir, "kurid.log")); err != nil {
@@ -77,6 +72,7 @@ func Start(t testing.TB, o Options) *Daemon {
 		t.Fatal(err)
 	}
 	d.start(t)
+	d.warmUp(t)
 	idle, err := Observe(d.leaky()...)
 	if err != nil {
 		t.Fatal(err)
@@ -96,6 +92,35 @@ func Start(t testing.TB, o Options) *Daemon {
 		d.log.Close()
 	})
 	return d
+}
+
+// configure writes the configuration file.
+func (d *Daemon) configure(t testing.TB, o Options) {
+	t.Helper()
+	d.Root, d.State = filepath.Join(d.Dir, "root"), filepath.Join(d.Dir, "state")
+	d.Socket = filepath.Join(d.State, "kuri.sock")
+	d.ImageSocket = d.Socket
+	config := fmt.Sprintf("root = %q\nstate = %q\nlisten = %q\nlog_level = \"debug\"\n", d.Root, d.State, d.Socket)
+	if o.Images {
+		d.ImageSocket = filepath.Join(d.State, "image.sock")
+		config += fmt.Sprintf("image_listen = %q\n", d.ImageSocket)
+	}
+	d.flags = append([]string{"--config", Write(t, d.Dir, "config.toml", config+o.Config+"\n")}, d.flags...)
+}
+
+// warmUp runs and removes a pod, so that what the daemon makes once and keeps, the bridge and its rules, is there when
+// leaks begin to count.
+func (d *Daemon) warmUp(t testing.TB) {
+	t.Helper()
+	config := Pod("warm-up")
+	resp, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config})
+	if err == nil {
+		d.RemovePod(t, resp.PodSandboxId)
+	}
+	// The keeper makes this one with the first container.
+	if err := os.MkdirAll(filepath.Join(d.State, "keeper", "oci"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // leaky are the directories that pods and containers may leave something in; images stay.
@@ -134,7 +159,7 @@ func (d *Daemon) containerProcesses() ([]string, error) {
 // start starts kurid and dials it.
 func (d *Daemon) start(t testing.TB) {
 	t.Helper()
-	d.cmd = exec.Command(Bin("kurid"), append([]string{"--config", d.ConfigFile}, d.flags...)...)
+	d.cmd = exec.Command(Bin("kurid"), d.flags...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	if err := d.cmd.Start(); err != nil {
 		t.Fatalf("start kurid (is it built? make): %v", err)
@@ -244,11 +269,22 @@ func (d *Daemon) stopKeeper(t testing.TB) {
 	}
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			d.removeKeeperCgroup()
 			return
 		}
 	}
 	t.Errorf("the keeper, process %d, does not end on TERM", pid)
 	syscall.Kill(pid, syscall.SIGKILL)
+}
+
+// removeKeeperCgroup removes the cgroup of a keeper that has ended; it cannot do so itself, being in it.
+func (d *Daemon) removeKeeperCgroup() {
+	for _, pattern := range []string{"/sys/fs/cgroup/kuri-keeper*", "/sys/fs/cgroup/*/kuri-keeper*"} {
+		dirs, _ := filepath.Glob(pattern)
+		for _, dir := range dirs {
+			os.Remove(dir)
+		}
+	}
 }
 
 // removeAll stops and removes every pod.
@@ -309,6 +345,25 @@ func (d *Daemon) Kuri(t testing.TB, args ...string) (stdout, stderr string, code
 // Env returns the variables by which kuri and crictl find the daemon.
 func (d *Daemon) Env() []string {
 	return []string{"CONTAINER_RUNTIME_ENDPOINT=unix://" + d.Socket, "IMAGE_SERVICE_ENDPOINT=unix://" + d.ImageSocket}
+}
+
+// RunKurid runs kurid where it is expected to end by itself, within a few seconds, and returns what it said and its exit
+// code.
+func RunKurid(t testing.TB, flags ...string) (said string, code int) {
+	t.Helper()
+	need(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, Bin("kurid"), flags...)
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		t.Fatalf("kurid %q serves; it must refuse. It said:\n%s", flags, out)
+	}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("run kurid (is it built? make): %v", err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
 }
 
 // Bin returns the path of a program built by make. KURI_BIN names another directory than bin/.

@@ -50,17 +50,19 @@ func Observe(dirs ...string) (Traces, error) {
 	return seen, nil
 }
 
-// Since returns a line for each thing that is there now and was not before ("left") or the other way round ("gone").
+// Since returns a line for each thing that is there now and was not before ("left") or the other way round ("gone"), of
+// the kinds that before has.
 func (now Traces) Since(before Traces) []string {
 	var diff []string
-	for kind, lines := range now {
-		for _, l := range lines {
-			if !slices.Contains(before[kind], l) {
+	for kind, lines := range before {
+		for _, l := range now[kind] {
+			if !slices.Contains(lines, l) {
 				diff = append(diff, fmt.Sprintf("left in %s: %s", kind, l))
 			}
 		}
-	}
-	for kind, lines := range before {
+		if kind == "mounts" {
+			continue // the machine's own go from the cell too, when what they are mounted on is removed
+		}
 		for _, l := range lines {
 			if !slices.Contains(now[kind], l) {
 				diff = append(diff, fmt.Sprintf("gone from %s: %s", kind, l))
@@ -173,8 +175,9 @@ func tree(dir string) ([]string, error) {
 	return out, err
 }
 
-// counting matches what counts up or down by itself in the output of ip and nft.
-var counting = regexp.MustCompile(`(valid_lft|preferred_lft|expires) \S+|^\d+: `)
+// counting matches what changes by itself in the output of ip and nft: counters, times, the address of a bridge
+// and whether it has a port.
+var counting = regexp.MustCompile(`(valid_lft|preferred_lft|expires) \S+|^\d+: |link/ether \S+|NO-CARRIER,|state (UP|DOWN) | linkdown`)
 
 // command returns a reader of the lines that a command prints.
 func command(name string, args ...string) func() ([]string, error) {
