@@ -41,23 +41,14 @@ func Container(in Input) (spec *specs.Spec, notes []string, err error) {
 // annotate names the container and its pod as the other runtimes do, for OCI hooks and for tools that read bundles.
 func (t *translation) annotate() error {
 	pod := t.in.Pod.GetMetadata()
-	for k, v := range map[string]string{
-		"container-type":    "container",
-		"container-name":    t.in.Container.GetMetadata().GetName(),
-		"image-name":        t.in.ImageName,
-		"sandbox-id":        t.in.PodID,
-		"sandbox-name":      pod.GetName(),
-		"sandbox-namespace": pod.GetNamespace(),
-		"sandbox-uid":       pod.GetUid(),
-	} {
-		t.annotation("io.kubernetes.cri."+k, v)
+	t.spec.Annotations = map[string]string{
+		"io.kubernetes.cri.container-type":    "container",
+		"io.kubernetes.cri.container-name":    t.in.Container.GetMetadata().GetName(),
+		"io.kubernetes.cri.image-name":        t.in.ImageName,
+		"io.kubernetes.cri.sandbox-id":        t.in.PodID,
+		"io.kubernetes.cri.sandbox-name":      pod.GetName(),
+		"io.kubernetes.cri.sandbox-namespace": pod.GetNamespace(),
+		"io.kubernetes.cri.sandbox-uid":       pod.GetUid(),
 	}
 	return nil
-}
-
-func (t *translation) annotation(key, value string) {
-	if t.spec.Annotations == nil {
-		t.spec.Annotations = make(map[string]string)
-	}
-	t.spec.Annotations[key] = value
 }

@@ -1,20 +1,12 @@
 package spec
 
 import (
-	"encoding/base64"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
-
-// EnvAnnotation is the prefix of the annotations that carry environment entries which JSON cannot: the values of CRI
-// environment variables are bytes, and those that are not UTF-8 would be damaged on the way through config.json. The
-// key's rest is the index in process.env, the value is the whole entry "KEY=value" in base64. Whoever runs the spec puts
-// it back; [RestoreEnv] does.
-const EnvAnnotation = "io.kuri.env."
 
 // defaultPath is the PATH of a container whose image and configuration set none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -108,13 +100,11 @@ func (t *translation) env() ([]string, error) {
 			return nil, invalid("envs", "the name %q contains \"=\" or a NUL byte", key)
 		case strings.ContainsRune(value, 0):
 			return nil, invalid("envs", "the value of %s contains a NUL byte, which no program can be given", key)
+		case !utf8.ValidString(value):
+			// The OCI spec is JSON, and so is what libcontainer tells a container's init: other bytes would arrive changed.
+			return nil, absent("envs", "the value of %s is not UTF-8, which is all that an OCI runtime can pass on; encode it (base64, say)", key)
 		}
 		e.set(key, value)
-	}
-	for i, entry := range e.entries {
-		if !utf8.ValidString(entry) {
-			t.annotation(EnvAnnotation+strconv.Itoa(i), base64.StdEncoding.EncodeToString([]byte(entry)))
-		}
 	}
 	return e.entries, nil
 }

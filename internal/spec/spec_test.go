@@ -187,6 +187,7 @@ func refusals() []refusal {
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "A=B"}} })},
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte{0}}} })},
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{}} })},
+		{"envs", fault.Unimplemented, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte{0xff}}} })},
 		{"image", fault.Invalid, func(in *Input) { in.Image.Env = []string{"NOT"} }},
 		{"image", fault.Invalid, func(in *Input) { in.Image.StopSignal = "SIGNOT" }},
 		{"working_dir", fault.Invalid, container(func(c *ctr, _ *sec) { c.WorkingDir = "a/b" })},
