@@ -43,6 +43,7 @@ func (t *translation) annotate() error {
 	pod := t.in.Pod.GetMetadata()
 	t.spec.Annotations = map[string]string{
 		"io.kubernetes.cri.container-type":    "container",
+		"io.kubernetes.cri.container-id":      t.in.ContainerID,
 		"io.kubernetes.cri.container-name":    t.in.Container.GetMetadata().GetName(),
 		"io.kubernetes.cri.image-name":        t.in.ImageName,
 		"io.kubernetes.cri.sandbox-id":        t.in.PodID,
