@@ -93,9 +93,12 @@ func run() error {
 // endOnSignal ends the keeper by TERM or INT when it holds nothing.
 func endOnSignal(s *server.Server, end func()) {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	signal.Ignore(syscall.SIGHUP)
+	// HUP is caught, not ignored: containers would inherit that it is ignored.
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	for sig := range signals {
+		if sig == syscall.SIGHUP {
+			continue
+		}
 		if s.Empty() {
 			end()
 			return

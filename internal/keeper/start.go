@@ -81,7 +81,7 @@ func spawn(ctx context.Context, o Options) error {
 		level = "info"
 	}
 	cmd := exec.Command(program, "--state", o.StateDir, "--log-level", level)
-	cmd.Dir = "/"
+	cmd.Dir, cmd.Env = "/", []string{"PATH=" + os.Getenv("PATH")}
 	cmd.Stdout, cmd.Stderr = say, say
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()

@@ -43,6 +43,9 @@ func testMain(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "kuri-keeper")
 	build := exec.Command("go", "build", "-tags", "seccomp", "-o", program, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
+	if raceDetector {
+		build.Args = slices.Insert(build.Args, 2, "-race")
+	}
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build kuri-keeper: %v\n%s", err, out)
 		return 1
@@ -133,8 +136,11 @@ func (n *node) stop() {
 			n.t.Error(err)
 		}
 	}
+	log, _ := os.ReadFile(filepath.Join(n.state, "keeper.log"))
+	if bytes.Contains(log, []byte("DATA RACE")) {
+		n.t.Error("a data race in the keeper")
+	}
 	if n.t.Failed() {
-		log, _ := os.ReadFile(filepath.Join(n.state, "keeper.log"))
 		n.t.Logf("keeper.log:\n%s", log)
 	}
 	n.Close()
