@@ -43,12 +43,19 @@ func processes(name string) ([]process, error) {
 		if err != nil {
 			return nil, err
 		}
-		program := strings.TrimSuffix(filepath.Base(exe), " (deleted)")
+		program := programName(exe)
 		if owner == name && program != "sleeper" {
 			all = append(all, process{pid, program})
 		}
 	}
 	return all, nil
+}
+
+// programName is the name of an executable as /proc/PID/exe shows it. Programs that run from a sealed copy of themselves, as
+// Kuri's keeper and runc may, show as /memfd:runc_cloned:NAME (deleted).
+func programName(exe string) string {
+	name := strings.TrimSuffix(filepath.Base(exe), " (deleted)")
+	return name[strings.LastIndex(name, ":")+1:]
 }
 
 // owner names the runtime that a process belongs to, or bench.

@@ -19,7 +19,9 @@ type report struct {
 	Time     time.Time  `json:"time"`
 	Machine  string     `json:"machine"`
 	Runtimes []string   `json:"runtimes"`
-	Measures []*measure `json:"measures"` // in the order in which they came
+	Measures []*measure `json:"measures"`
+
+	last int // index of the measure that was added to last
 }
 
 // measure is one row: the same thing measured on each runtime.
@@ -52,13 +54,15 @@ func newReport(o *options) *report {
 	}
 }
 
-// add puts a value into the row of that name, which it makes when it is the first. Rounds count from 0.
+// add puts a value into the row of that name; the first value makes the row, below the one that was added to
+// before. Rounds count from 0.
 func (r *report) add(name, unit, runtime string, round int, value float64) {
 	at := slices.IndexFunc(r.Measures, func(m *measure) bool { return m.Name == name })
 	if at < 0 {
-		at = len(r.Measures)
-		r.Measures = append(r.Measures, &measure{Name: name, Unit: unit, Results: map[string]*samples{}})
+		at = min(r.last+1, len(r.Measures))
+		r.Measures = slices.Insert(r.Measures, at, &measure{Name: name, Unit: unit, Results: map[string]*samples{}})
 	}
+	r.last = at
 	results := r.Measures[at].Results
 	if results[runtime] == nil {
 		results[runtime] = &samples{}

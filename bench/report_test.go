@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -33,14 +34,36 @@ func TestReport(t *testing.T) {
 		}
 	}
 	r.add("  … shim", "KiB", "containerd", 0, 5000)
+	r.add("pod ready", "ms", "containerd", 1, 130)
+	r.add("  … sandbox", "ms", "kuri", 1, 1)
 	var out strings.Builder
 	r.print(&out)
-	for _, want := range []string{"125 [130] (110–130)", "12.5 [13.0] (11.0–13.0)", "  0.1\n", "  … shim  ", "5000"} {
+	for _, want := range []string{"130 [130] (110–130)", "12.5 [13.0] (11.0–13.0)", "  0.0962\n", "  … shim  ", "5000"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the table has no %q:\n%s", want, out.String())
 		}
 	}
-	if ratio := r.Measures[1].Ratio; ratio != nil {
+	var names []string
+	for _, m := range r.Measures {
+		names = append(names, m.Name)
+	}
+	if want := []string{"pod ready", "  … sandbox", "  … shim"}; !slices.Equal(names, want) {
+		t.Errorf("the rows are %q, want %q", names, want)
+	}
+	if ratio := r.Measures[2].Ratio; ratio != nil {
 		t.Errorf("a measure of one runtime has the ratio %v", *ratio)
+	}
+}
+
+func TestProgramName(t *testing.T) {
+	for exe, want := range map[string]string{
+		"/work/bin/kurid":                             "kurid",
+		"/usr/bin/kurid (deleted)":                    "kurid",
+		"/memfd:runc_cloned:kuri-keeper (deleted)":    "kuri-keeper",
+		"/memfd:runc_cloned:/proc/self/exe (deleted)": "exe",
+	} {
+		if got := programName(exe); got != want {
+			t.Errorf("programName(%q) = %q, want %q", exe, got, want)
+		}
 	}
 }
