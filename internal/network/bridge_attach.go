@@ -62,7 +62,12 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 		return nil, err
 	}
 
-	// 5. Host ports.
+	// 5. Both ends carry packets.
+	if err := waitUp(on, lease, result, ns); err != nil {
+		return nil, err
+	}
+
+	// 6. Host ports.
 	if len(lease.HostPorts) > 0 {
 		if err := b.publish(lease, result); err != nil {
 			return nil, err

@@ -219,6 +219,11 @@ func (b *Bridge) makeLink(h *netlink.Handle, own netlink.Link) (built, error) {
 			return built{}, fmt.Errorf("give %s to bridge %s: %w", gateway(r), made.name, err)
 		}
 	}
+	for _, r := range made.ranges {
+		if err := answering(made.name, gateway(r)); err != nil {
+			return built{}, err
+		}
+	}
 	return made, nil
 }
 

@@ -2,7 +2,9 @@ package network
 
 import (
 	"context"
+	"net/netip"
 	"testing"
+	"time"
 )
 
 func newBridge(t testing.TB, config BridgeConfig) *Bridge {
@@ -39,5 +41,32 @@ func BenchmarkBridge(b *testing.B) {
 	for i, p := range append(pods, warm) {
 		_ = i
 		must(b, n.Detach(ctx, p, nil))
+	}
+}
+
+// TestUsableAtOnce: the first packet after Attach is not lost, not even on a bridge that was just made.
+func TestUsableAtOnce(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	n := newBridge(t, BridgeConfig{})
+	ctx := t.Context()
+	for i := range 40 {
+		pod, ns := newPod(t)
+		r, err := n.Attach(ctx, pod)
+		must(t, err)
+		for _, ip := range r.IPs {
+			port := serve(t, ns, "tcp", netip.AddrPortFrom(ip, 0).String(), "pod").Port()
+			began := time.Now()
+			if _, err := ask(nil, "tcp", netip.AddrPortFrom(ip, port)); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); took > 500*time.Millisecond {
+				t.Errorf("pod %d: the first connection to %s took %s", i, ip, took)
+			}
+		}
+		must(t, n.Detach(ctx, pod, r))
+		if i%4 == 0 {
+			must(t, n.Prune(ctx))
+		}
 	}
 }
