@@ -293,7 +293,7 @@ func TestUnreachable(t *testing.T) {
 	if !errors.As(err, &unreachable) || !errors.Is(err, os.ErrNotExist) || status.Code(err) != codes.Unavailable {
 		t.Fatalf("no socket: %v", err)
 	}
-	if !strings.Contains(err.Error(), "cannot reach a CRI runtime at "+endpoint+": connect: no such file") {
+	if !strings.Contains(err.Error(), "cannot reach a CRI runtime at "+endpoint+": no such file") {
 		t.Errorf("text: %v", err)
 	}
 

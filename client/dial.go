@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -156,9 +157,9 @@ type UnreachableError struct {
 
 func (e *UnreachableError) Error() string {
 	reason := e.Reason
-	var op *net.OpError
-	if errors.As(reason, &op) {
-		reason = op.Err // the address is named already
+	var call *os.SyscallError
+	if errors.As(reason, &call) {
+		reason = call.Err // what was called, and for which address, is said already
 	}
 	return fmt.Sprintf("cannot reach a CRI runtime at %s: %v", e.Endpoint, reason)
 }

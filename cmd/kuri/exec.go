@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// maxExecAnswer bounds the answer to ExecSync, in bytes: the CRI lets each of the two streams have 16 MiB.
+const maxExecAnswer = 2*(16<<20) + 1<<20
+
+func (c *cli) execCommand() *cobra.Command {
+	var limit time.Duration
+	var stdin, tty bool
+	cmd := &cobra.Command{
+		Use:   "exec [flags] CONTAINER [--] COMMAND [ARG...]",
+		Short: "Run a command in a container and return its exit code",
+		Long: `Run a command in a running container, without standard input, and print what it wrote once it has ended. The exit
+code is the command's own.`,
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: c.completeNames(false),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if stdin || tty {
+				return usageError{errors.New("kuri exec has no -i and -t yet: a command runs without input and is shown when it has ended")}
+			}
+			name, command := args[0], args[1:]
+			if command[0] == "--" {
+				command = command[1:]
+			}
+			if len(command) == 0 {
+				return usageError{errors.New("which command? kuri exec CONTAINER -- COMMAND")}
+			}
+			ctx := cmd.Context()
+			rt, err := c.runtime(ctx)
+			if err != nil {
+				return err
+			}
+			defer rt.Close()
+			have, err := takeInventory(ctx, rt)
+			if err != nil {
+				return err
+			}
+			ct, err := have.running(name)
+			if err != nil {
+				return err
+			}
+			seconds := int64((limit + time.Second - 1) / time.Second)
+			r, err := rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: ct.Id, Cmd: command, Timeout: seconds}, grpc.MaxCallRecvMsgSize(maxExecAnswer))
+			if err != nil {
+				return fmt.Errorf("exec in %s: %w", name, err)
+			}
+			if _, err := c.out.Write(r.Stdout); err != nil {
+				return err
+			}
+			if _, err := c.err.Write(r.Stderr); err != nil {
+				return err
+			}
+			if r.ExitCode != 0 {
+				return exitCode(r.ExitCode)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false) // what follows the container is the command's
+	f.DurationVar(&limit, "time-limit", 0, "kill the command after this time, in whole seconds (default: none)")
+	f.BoolVarP(&stdin, "stdin", "i", false, "not supported yet")
+	f.BoolVarP(&tty, "tty", "t", false, "not supported yet")
+	// -i and -t mean here what they mean in every other exec, so the program's own flags of these letters go by their
+	// long names after this verb.
+	f.StringVar(&c.flags.Image, "image-endpoint", "", "socket of the image service")
+	f.DurationVar(&c.flags.Timeout, "timeout", 0, "how long the call may take beyond --time-limit")
+	return cmd
+}

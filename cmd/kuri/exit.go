@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kuri-cri/kuri/client"
+)
+
+// The program's exit codes. They are part of its interface, see docs/cli.md.
+const (
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitUnreachable = 4
+	exitSignal      = 128 // plus the signal's number, when the program was interrupted
+)
+
+// usageError is an error in how the program was called.
+type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
+
+// notFoundError says that what was named is not there.
+type notFoundError struct{ error }
+
+func (n notFoundError) Unwrap() error { return n.error }
+
+func notFound(format string, args ...any) error {
+	return notFoundError{fmt.Errorf(format, args...)}
+}
+
+// leftError says that something which kuri run made could not be removed again.
+type leftError struct{ error }
+
+func (l leftError) Unwrap() error { return l.error }
+
+// exitCode ends the program with the code of what it ran. There is nothing to say about it.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// exit says what went wrong, if anything, and returns the exit code for it.
+func (c *cli) exit(ctx context.Context, err error) int {
+	var code exitCode
+	if err == nil {
+		return exitOK
+	}
+	if errors.As(err, &code) {
+		return int(code)
+	}
+	var by interrupted
+	if errors.As(context.Cause(ctx), &by) {
+		fmt.Fprintln(c.err, "kuri:", by)
+		var left leftError
+		if errors.As(err, &left) {
+			c.say(left)
+		}
+		return exitSignal + int(by.Signal)
+	}
+	c.say(err)
+	var usage usageError
+	var missing notFoundError
+	var unreachable *client.UnreachableError
+	switch {
+	case errors.As(err, &usage):
+		fmt.Fprintln(c.err, "kuri: see kuri --help")
+		return exitUsage
+	case errors.As(err, &unreachable), lost(err):
+		return exitUnreachable
+	case errors.As(err, &missing), status.Code(err) == codes.NotFound:
+		return exitNotFound
+	}
+	return exitError
+}
+
+// say writes an error's text to standard error.
+func (c *cli) say(err error) {
+	for _, line := range strings.Split(describe(err), "\n") {
+		fmt.Fprintln(c.err, "kuri:", line)
+	}
+}
+
+// describe returns the text of an error for people: without the words of gRPC, and with what to do where that is known.
+func describe(err error) string {
+	text := err.Error()
+	if s, ok := status.FromError(err); ok && s.Code() != codes.OK {
+		// "stop pod x: rpc error: code = Unknown desc = why" becomes "stop pod x: why"
+		text = strings.Replace(text, fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
+		if s.Code() == codes.DeadlineExceeded && !strings.Contains(text, "--timeout") {
+			text += " (see --timeout)"
+		}
+	}
+	var unreachable *client.UnreachableError
+	if errors.As(err, &unreachable) {
+		text = unreachable.Error()
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			text += "\nonly root may use it: try sudo"
+		case strings.Contains(unreachable.Endpoint, "kuri"):
+			text += "\nis kurid running? (systemctl start kurid; --runtime-endpoint names another socket)"
+		default:
+			text += "\nis the runtime running? (--runtime-endpoint names another socket)"
+		}
+	}
+	return text
+}
+
+// lost tells whether a call failed because its connection broke. A server may answer Unavailable too, about something else.
+func lost(err error) bool {
+	s, ok := status.FromError(err)
+	if !ok || s.Code() != codes.Unavailable {
+		return false
+	}
+	for _, text := range []string{"connection error", "error reading from server", "transport is closing"} {
+		if strings.HasPrefix(s.Message(), text) || strings.Contains(s.Message(), `desc = "transport: `) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/crilog"
+)
+
+func (c *cli) logsCommand() *cobra.Command {
+	var follow, stamps bool
+	var tail int
+	var since string
+	cmd := &cobra.Command{
+		Use:   "logs NAME",
+		Short: "Print what a container, or all containers of a pod, have written",
+		Long: `Print the log of a container, or of all containers of a pod with their names before each line. What the container
+wrote to its standard error goes to standard error. The files are read on this node.`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.completeNames(true),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			from, err := parseSince(since, time.Now())
+			if err != nil {
+				return usageError{err}
+			}
+			rt, err := c.runtime(ctx)
+			if err != nil {
+				return err
+			}
+			defer rt.Close()
+			have, err := takeInventory(ctx, rt)
+			if err != nil {
+				return err
+			}
+			list, err := have.logged(args[0])
+			if err != nil {
+				return err
+			}
+			p := &logPrinter{out: c.out, err: c.err, stamps: stamps}
+			var sources []*logSource
+			for _, ct := range list {
+				prefix := ""
+				if len(list) > 1 {
+					prefix = ct.GetMetadata().GetName()
+				}
+				sources = append(sources, &logSource{id: ct.Id, printer: p, prefix: prefix})
+			}
+			return readAll(ctx, rt, sources, crilog.Options{Tail: tail, Since: from}, follow)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&follow, "follow", "f", false, "go on until the container has ended")
+	f.BoolVar(&stamps, "timestamps", false, "print when each line was written")
+	f.IntVar(&tail, "tail", crilog.All, "print the last lines of each log only; -1 for all")
+	f.StringVar(&since, "since", "", "print what is younger than this: a duration such as 10m, or a time in RFC 3339")
+	return cmd
+}
+
+// parseSince returns the time that a --since means.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return time.Time{}, errors.New("--since " + strconv.Quote(s) + ": expected a duration such as 10m or a time such as 2026-01-02T15:04:05Z")
+	}
+	return t, nil
+}
+
+// logged returns the containers whose logs name means: those of a pod, or one.
+func (v *inventory) logged(name string) ([]*runtimeapi.Container, error) {
+	pod, ct, err := v.either(name)
+	if err != nil {
+		return nil, err
+	}
+	if ct != nil {
+		return []*runtimeapi.Container{ct}, nil
+	}
+	list := v.in(pod, v.containers)
+	if len(list) == 0 {
+		return nil, notFound("pod %s has no containers", name)
+	}
+	return list, nil
+}
+
+// readAll prints the logs of several containers: one after the other, or all at once when they are followed.
+func readAll(ctx context.Context, rt *client.Runtime, sources []*logSource, o crilog.Options, follow bool) error {
+	if !follow {
+		for _, s := range sources {
+			if err := s.read(ctx, rt, o); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, len(sources))
+	for i, s := range sources {
+		wg.Go(func() { errs[i] = s.follow(ctx, rt, o) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// logSource is the log of one container on its way to a printer.
+type logSource struct {
+	id      string
+	prefix  string // before each line; "" for none
+	printer *logPrinter
+
+	started map[crilog.Stream]bool   // within a line that is printed as it comes
+	held    map[crilog.Stream][]byte // of a line that is printed once it is complete
+}
+
+func (s *logSource) read(ctx context.Context, rt *client.Runtime, o crilog.Options) error {
+	path, err := s.path(ctx, rt)
+	if err != nil {
+		return err
+	}
+	return errors.Join(crilog.Read(ctx, path, o, s.entry), s.flush())
+}
+
+// follow reads until the container has ended or is gone.
+func (s *logSource) follow(ctx context.Context, rt *client.Runtime, o crilog.Options) error {
+	o.Follow = func(ctx context.Context) (bool, error) {
+		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: s.id})
+		if isGone(err) {
+			return true, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("ask for the container: %w", err)
+		}
+		state := st.GetStatus().GetState()
+		return state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING, nil
+	}
+	return s.read(ctx, rt, o)
+}
+
+func (s *logSource) path(ctx context.Context, rt *client.Runtime) (string, error) {
+	st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: s.id})
+	if err != nil {
+		return "", fmt.Errorf("ask for the container: %w", err)
+	}
+	if st.GetStatus().GetLogPath() == "" {
+		return "", notFound("container %s keeps no log", st.GetStatus().GetMetadata().GetName())
+	}
+	return st.GetStatus().GetLogPath(), nil
+}
+
+// maxHeld bounds a line that is held until it is complete, in bytes; a longer one is printed in pieces.
+const maxHeld = 256 << 10
+
+// entry prints one entry of the log. A line with something before it must be complete before it is printed, for another
+// container's may come between; without, it is printed as it comes.
+func (s *logSource) entry(e crilog.Entry) error {
+	if s.held == nil {
+		s.held, s.started = map[crilog.Stream][]byte{}, map[crilog.Stream]bool{}
+	}
+	if s.prefix == "" {
+		head := s.printer.head(e, "")
+		if s.started[e.Stream] {
+			head = nil
+		}
+		s.started[e.Stream] = e.Partial
+		return s.printer.write(e.Stream, head, e.Text, !e.Partial)
+	}
+	held := append(s.held[e.Stream], e.Text...)
+	if e.Partial && len(held) < maxHeld {
+		s.held[e.Stream] = held
+		return nil
+	}
+	s.held[e.Stream] = nil
+	return s.printer.write(e.Stream, s.printer.head(e, s.prefix), held, true)
+}
+
+// flush prints what was held of lines that never ended.
+func (s *logSource) flush() error {
+	var errs []error
+	for stream, held := range s.held {
+		if len(held) > 0 {
+			errs = append(errs, s.printer.write(stream, s.printer.head(crilog.Entry{Stream: stream}, s.prefix), held, true))
+		}
+	}
+	s.held = nil
+	return errors.Join(errs...)
+}
+
+// logPrinter writes lines of several logs, each whole.
+type logPrinter struct {
+	stamps bool
+
+	mu       sync.Mutex // guards the writers
+	out, err io.Writer
+}
+
+// head returns what stands before a line.
+func (p *logPrinter) head(e crilog.Entry, prefix string) []byte {
+	var b bytes.Buffer
+	if prefix != "" {
+		fmt.Fprintf(&b, "[%s] ", prefix)
+	}
+	if p.stamps && !e.Time.IsZero() {
+		b.WriteString(e.Time.Format(time.RFC3339Nano) + " ")
+	}
+	return b.Bytes()
+}
+
+func (p *logPrinter) write(stream crilog.Stream, head, text []byte, end bool) error {
+	line := append(bytes.Clone(head), text...)
+	if end {
+		line = append(line, '\n')
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.out
+	if stream == crilog.Stderr {
+		w = p.err
+	}
+	_, err := w.Write(line)
+	return err
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	formatTable = "table"
+	formatJSON  = "json"
+	formatYAML  = "yaml"
+)
+
+// print writes v in the format that was asked for, or calls table.
+func (c *cli) print(v any, table func() error) error {
+	if c.format == formatTable {
+		return table()
+	}
+	return c.printData(v)
+}
+
+// printData writes v as JSON or YAML. v may be a message of the CRI, or a map or slice of such messages.
+func (c *cli) printData(v any) error {
+	raw, err := marshal(v)
+	if err != nil {
+		return err
+	}
+	if c.format == formatYAML {
+		if raw, err = yaml.JSONToYAML(raw); err != nil {
+			return err
+		}
+		_, err = c.out.Write(raw)
+		return err
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, raw, "", "  "); err != nil {
+		return err
+	}
+	out.WriteByte('\n')
+	_, err = c.out.Write(out.Bytes())
+	return err
+}
+
+// marshal encodes messages as the CRI's JSON, with fields that have their zero value: 0 is a state too.
+func marshal(v any) ([]byte, error) {
+	switch v := v.(type) {
+	case proto.Message:
+		return protojson.MarshalOptions{EmitUnpopulated: true}.Marshal(v)
+	case map[string]any:
+		out := make(map[string]json.RawMessage, len(v))
+		for k, e := range v {
+			raw, err := marshal(e)
+			if err != nil {
+				return nil, err
+			}
+			out[k] = raw
+		}
+		return json.Marshal(out)
+	case []any:
+		out := make([]json.RawMessage, 0, len(v))
+		for _, e := range v {
+			raw, err := marshal(e)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, raw)
+		}
+		return json.Marshal(out)
+	}
+	return json.Marshal(v)
+}
+
+// unpack turns the info of a verbose answer into what it holds: its values are most often JSON in a string.
+func unpack(info map[string]string) map[string]any {
+	out := make(map[string]any, len(info))
+	for k, s := range info {
+		if json.Valid([]byte(s)) {
+			out[k] = json.RawMessage(s)
+		} else {
+			out[k] = s
+		}
+	}
+	return out
+}
+
+// table writes rows in columns. The first row is the head.
+func table(w io.Writer, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	for _, row := range rows {
+		cells := make([]string, len(row))
+		for i, cell := range row {
+			if cells[i] = printable(cell); cell == "" {
+				cells[i] = "-"
+			}
+		}
+		fmt.Fprintln(tw, strings.Join(cells, "\t"))
+	}
+	return tw.Flush()
+}
+
+// printable takes out what could confuse a table or a terminal: names and labels come from other people.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// short renders a duration in at most two units, as kubectl does: 45s, 3m20s, 25m, 5h12m, 3d4h, 40d.
+func short(d time.Duration) string {
+	const day = 24 * time.Hour
+	two := func(big, small time.Duration, bigUnit, smallUnit string) string {
+		s := fmt.Sprintf("%d%s", d/big, bigUnit)
+		if rest := d % big / small; rest > 0 {
+			s += fmt.Sprintf("%d%s", rest, smallUnit)
+		}
+		return s
+	}
+	switch {
+	case d < time.Second:
+		return "0s"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < 10*time.Minute:
+		return two(time.Minute, time.Second, "m", "s")
+	case d < 3*time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 8*time.Hour:
+		return two(time.Hour, time.Minute, "h", "m")
+	case d < 2*day:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d < 8*day:
+		return two(day, time.Hour, "d", "h")
+	}
+	return fmt.Sprintf("%dd", d/day)
+}
+
+// size renders a number of bytes.
+func size(n uint64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, u := float64(n)/1024, 0
+	for f >= 1023.95 && u < len(units)-1 {
+		f /= 1024
+		u++
+	}
+	return fmt.Sprintf("%.1f %ciB", f, units[u])
+}
+
+const shortID = 12
+
+// trim shortens an id for a table, without the name of its algorithm.
+func trim(id string, full bool) string {
+	if full {
+		return id
+	}
+	_, hex, ok := strings.Cut(id, ":")
+	if !ok {
+		hex = id
+	}
+	return hex[:min(len(hex), shortID)]
+}

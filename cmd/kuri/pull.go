@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
+)
+
+func (c *cli) pullCommand() *cobra.Command {
+	var creds string
+	cmd := &cobra.Command{
+		Use:               "pull IMAGE...",
+		Short:             "Pull images",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			ctx := cmd.Context()
+			auth, err := c.credentials(creds)
+			if err != nil {
+				return err
+			}
+			img, err := c.images(ctx)
+			if err != nil {
+				return err
+			}
+			defer img.Close()
+			var pulled []any
+			for _, ref := range refs {
+				r, err := c.pull(ctx, img, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Auth: auth})
+				if err != nil {
+					return err
+				}
+				if c.format == formatTable {
+					fmt.Fprintln(c.out, r.ImageRef)
+				}
+				pulled = append(pulled, r)
+			}
+			return c.print(pulled, func() error { return nil })
+		},
+	}
+	cmd.Flags().StringVar(&creds, "creds", "", "USER:PASSWORD for the registry; - reads it from standard input, where others cannot see it")
+	c.formatFlag(cmd)
+	return cmd
+}
+
+// credentials reads the value of --creds.
+func (c *cli) credentials(s string) (*runtimeapi.AuthConfig, error) {
+	if s == "" {
+		return nil, nil
+	}
+	if s == "-" {
+		const most = 64 << 10
+		raw, err := io.ReadAll(io.LimitReader(c.in, most))
+		if err != nil {
+			return nil, fmt.Errorf("read the credentials: %w", err)
+		}
+		s = strings.TrimRight(string(raw), "\r\n")
+	}
+	user, password, ok := strings.Cut(s, ":")
+	if !ok {
+		return nil, usageError{errors.New("--creds: expected USER:PASSWORD")}
+	}
+	return &runtimeapi.AuthConfig{Username: user, Password: password}, nil
+}
+
+// pull pulls an image and shows on standard error how far it is.
+func (c *cli) pull(ctx context.Context, img *client.Images, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	ref := req.Image.Image
+	p := newProgress(c.err, ref)
+	watching, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		p.watch(watching, img)
+	}()
+	r, err := img.PullImage(ctx, req)
+	stop()
+	<-ended
+	if err != nil {
+		return nil, fmt.Errorf("pull %s: %w", ref, err)
+	}
+	fmt.Fprintf(c.err, "pulled %s in %.1fs\n", printable(ref), time.Since(p.began).Seconds())
+	return r, nil
+}

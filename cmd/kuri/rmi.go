@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
+)
+
+func (c *cli) rmiCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rmi IMAGE...",
+		Short: "Remove images, each with all its names",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			ctx := cmd.Context()
+			img, err := c.images(ctx)
+			if err != nil {
+				return err
+			}
+			defer img.Close()
+			var errs []error
+			for _, name := range names {
+				errs = append(errs, c.removeImage(ctx, img, name))
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+func (c *cli) removeImage(ctx context.Context, img *client.Images, name string) error {
+	i, err := findImage(ctx, img, name)
+	if err != nil {
+		return err
+	}
+	if _, err := img.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
+		return fmt.Errorf("remove image %s: %w", name, err)
+	}
+	for _, tag := range i.RepoTags {
+		fmt.Fprintln(c.out, "removed the name", tag)
+	}
+	fmt.Fprintln(c.out, "removed the image", i.Id)
+	return nil
+}
+
+// findImage returns an image by a name or by the beginning of its id.
+func findImage(ctx context.Context, img *client.Images, name string) (*runtimeapi.Image, error) {
+	st, err := img.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+	if err == nil && st.Image != nil {
+		return st.Image, nil
+	}
+	list, listErr := img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if listErr != nil {
+		return nil, fmt.Errorf("list images: %w", listErr)
+	}
+	found := imagesWithID(list.Images, name)
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		return nil, ambiguous(name, "images", texts(found, (*runtimeapi.Image).GetId))
+	case err != nil: // the name itself is wrong
+		return nil, fmt.Errorf("look for image %s: %w", name, err)
+	}
+	return nil, notFound("there is no image %q", name)
+}
+
+func imagesWithID(list []*runtimeapi.Image, prefix string) []*runtimeapi.Image {
+	prefix = strings.TrimPrefix(prefix, "sha256:")
+	var out []*runtimeapi.Image
+	for _, i := range list {
+		if prefix != "" && strings.HasPrefix(strings.TrimPrefix(i.Id, "sha256:"), prefix) {
+			out = append(out, i)
+		}
+	}
+	return out
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kuri-cri/kuri/client"
+)
+
+// Where kuri run keeps what its pods need on the node, unless told otherwise.
+const (
+	defaultPodsDir = "/var/lib/kuri-run"
+	defaultLogsDir = "/var/log/pods"
+)
+
+// cli is one invocation of the program: where it reads and writes, and what its flags say.
+type cli struct {
+	in       io.Reader
+	out, err io.Writer
+	env      func(string) string
+
+	flags   settings // as given, before the environment and the file
+	podsDir string
+	logsDir string
+	format  string // of the output: table, json or yaml
+}
+
+// main runs the program and returns its exit code.
+func (c *cli) main(ctx context.Context, args []string) int {
+	began := false
+	root := c.root(&began)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err != nil && !began {
+		err = usageError{err}
+	}
+	return c.exit(ctx, err)
+}
+
+// root returns the command with its verbs. *began becomes true when a verb's own work begins: an error before that is one
+// of usage.
+func (c *cli) root(began *bool) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kuri",
+		Short: "Run and look after pods, containers and images on a CRI runtime",
+		Long: `kuri talks to a CRI runtime: Kuri's own daemon, containerd, CRI-O or any other.
+
+A container is named by its name where that is unambiguous, by pod/container, namespace/pod/container, or by the
+beginning of its id. A pod is named by its name, by namespace/pod, or by the beginning of its id.
+
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found, 4 no runtime answers. kuri exec and kuri run --rm return the
+exit code of what they ran.`,
+		SilenceUsage:     true,
+		SilenceErrors:    true,
+		TraverseChildren: true, // flags before the verb are the program's: kuri -t 5s exec -t …
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return fmt.Errorf("there is no command %q%s", args[0], suggest(cmd.SuggestionsFor(args[0])))
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			*began = true
+			return c.absolute()
+		},
+	}
+	root.SetIn(c.in)
+	root.SetOut(c.out)
+	root.SetErr(c.err)
+	f := root.PersistentFlags()
+	f.StringVarP(&c.flags.Runtime, "runtime-endpoint", "r", "", "socket of the runtime (env CONTAINER_RUNTIME_ENDPOINT; default "+defaultEndpoint+")")
+	f.StringVarP(&c.flags.Image, "image-endpoint", "i", "", "socket of the image service (env IMAGE_SERVICE_ENDPOINT; default: the runtime's)")
+	f.DurationVarP(&c.flags.Timeout, "timeout", "t", 0, "how long one call may take (default "+defaultTimeout.String()+"; pulls have no limit)")
+	f.StringVar(&c.flags.File, "config", "", "file with runtime-endpoint, image-endpoint and timeout (env CRI_CONFIG_FILE; default "+defaultFile+" if it is there)")
+	f.StringVar(&c.podsDir, "pods-dir", defaultPodsDir, "directory for the volumes of the pods of kuri run")
+	f.StringVar(&c.logsDir, "logs-dir", defaultLogsDir, "directory for the logs of the pods of kuri run")
+	root.AddCommand(
+		c.runCommand(), c.podsCommand(), c.psCommand(), c.logsCommand(), c.execCommand(), c.inspectCommand(), c.stopCommand(), c.rmCommand(),
+		c.imagesCommand(), c.pullCommand(), c.loadCommand(), c.rmiCommand(),
+		c.infoCommand(), c.versionCommand(),
+	)
+	return root
+}
+
+func suggest(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return ": did you mean " + strings.Join(names, " or ") + "?"
+}
+
+// absolute makes the directories' paths independent of where the program was started: the runtime is told of them.
+func (c *cli) absolute() (err error) {
+	for _, dir := range []*string{&c.podsDir, &c.logsDir} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// formatFlag gives cmd the flag -o.
+func (c *cli) formatFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&c.format, "output", "o", formatTable, "table, json or yaml")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{formatTable, formatJSON, formatYAML}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		switch c.format {
+		case formatTable, formatJSON, formatYAML:
+			return nil
+		}
+		return usageError{errors.New("-o " + c.format + ": expected table, json or yaml")}
+	}
+}
+
+// runtime dials the runtime endpoint. The caller closes it.
+func (c *cli) runtime(ctx context.Context) (*client.Runtime, error) {
+	s, err := c.settings()
+	if err != nil {
+		return nil, err
+	}
+	return client.DialRuntime(ctx, s.Runtime, client.Options{Timeout: s.Timeout})
+}
+
+// images dials the image endpoint. The caller closes it.
+func (c *cli) images(ctx context.Context) (*client.Images, error) {
+	s, err := c.settings()
+	if err != nil {
+		return nil, err
+	}
+	return client.DialImages(ctx, s.Image, client.Options{Timeout: s.Timeout})
+}
+
+// ago tells for how long something has been there, given when it began in nanoseconds since the epoch.
+func ago(nanos int64) string {
+	if nanos <= 0 {
+		return "-"
+	}
+	return short(time.Since(time.Unix(0, nanos)))
+}

@@ -1,0 +1,476 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/crilog"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
+)
+
+func (c *cli) runCommand() *cobra.Command {
+	var name string
+	var rm bool
+	cmd := &cobra.Command{
+		Use:   "run FILE",
+		Short: "Run the pods of a Kubernetes manifest",
+		Long: `Run the pods of a Kubernetes manifest, - for one on standard input: pull the images that are missing, run the init
+containers in their order, start the containers, and print what runs where. Fields of the manifest that are ignored are
+named; those without which the pod would be another one are refused. If anything fails, nothing stays behind.
+
+With --rm the logs are followed until the containers have ended, or until Ctrl-C stops them; then everything is removed,
+and the exit code is that of the last container that failed.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			pods, err := c.manifest(args[0], name)
+			if err != nil {
+				return err
+			}
+			r, err := c.newRun(ctx, pods)
+			if err != nil {
+				return err
+			}
+			defer r.close()
+			if err := r.start(ctx); err != nil {
+				return errors.Join(err, r.remove(ctx))
+			}
+			if err := r.print(ctx, rm); err != nil {
+				return errors.Join(err, r.remove(ctx))
+			}
+			if !rm {
+				return nil
+			}
+			code, err := r.attend(ctx)
+			if err := errors.Join(err, r.remove(ctx)); err != nil {
+				return err
+			}
+			if code != 0 {
+				return exitCode(code)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", "", "name of the pod, in place of the manifest's")
+	cmd.Flags().BoolVar(&rm, "rm", false, "follow the logs, and remove the pod when its containers have ended")
+	c.formatFlag(cmd)
+	return cmd
+}
+
+// maxManifest bounds what is read of a file, in bytes; Decode has its own word about the size.
+const maxManifest = 4 << 20
+
+// manifest reads the pods of a file and says on standard error what of them is ignored.
+func (c *cli) manifest(path, name string) ([]*manifest.Pod, error) {
+	in := c.in
+	if path != "-" {
+		file, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, notFoundError{err}
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		in = file
+	}
+	data, err := io.ReadAll(io.LimitReader(in, maxManifest))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	pods, err := manifest.Decode(data, name)
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be run:\n%w", path, err)
+	}
+	for _, p := range pods {
+		for _, w := range p.Warnings {
+			fmt.Fprintf(c.err, "kuri: pod %s: %s\n", p.Name(), w)
+		}
+	}
+	return pods, nil
+}
+
+// run is one kuri run: its pods, and what there is of them so far.
+type run struct {
+	*cli
+	rt   *client.Runtime
+	img  *client.Images
+	pods []*runningPod
+}
+
+// runningPod is one pod of a run.
+type runningPod struct {
+	*manifest.Pod
+	facts      manifest.Facts
+	files      podFiles
+	config     *runtimeapi.PodSandboxConfig
+	began      bool   // something may have been made on the node
+	sandbox    string // id, "" as long as there is none
+	containers []runningContainer
+}
+
+// runningContainer is a container that has been created.
+type runningContainer struct {
+	manifest.Container
+	id string
+}
+
+// newRun dials the runtime and looks up what the translation of the manifests needs to know.
+func (c *cli) newRun(ctx context.Context, pods []*manifest.Pod) (*run, error) {
+	r := &run{cli: c}
+	var err error
+	if r.rt, err = c.runtime(ctx); err != nil {
+		return nil, err
+	}
+	if r.img, err = c.images(ctx); err != nil {
+		r.rt.Close()
+		return nil, err
+	}
+	for _, p := range pods {
+		f := manifest.Facts{UID: newUID(), LogsDir: c.logsDir, MemoryTotal: memoryTotal()}
+		if f.NodeName, err = os.Hostname(); err != nil {
+			break
+		}
+		if p.NeedsResolver() {
+			if f.Resolver, err = nodeResolver(); err != nil {
+				break
+			}
+		}
+		r.pods = append(r.pods, &runningPod{Pod: p, facts: f, files: c.filesOf(p.Namespace(), p.Name(), f.UID)})
+	}
+	if err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *run) close() {
+	r.rt.Close()
+	r.img.Close()
+}
+
+// start brings all pods up. When it fails, remove takes away what is there by then.
+func (r *run) start(ctx context.Context) error {
+	if err := r.free(ctx); err != nil {
+		return err
+	}
+	images := map[string]manifest.Image{}
+	for _, p := range r.pods {
+		if err := r.pullMissing(ctx, p, images); err != nil {
+			return err
+		}
+	}
+	for _, p := range r.pods {
+		if err := r.startPod(ctx, p, images); err != nil {
+			return fmt.Errorf("pod %s: %w", p.Name(), err)
+		}
+	}
+	return nil
+}
+
+// free refuses names that are taken: a pod's name is how everybody speaks of it.
+func (r *run) free(ctx context.Context) error {
+	have, err := takeInventory(ctx, r.rt)
+	if err != nil {
+		return err
+	}
+	for _, p := range r.pods {
+		full := p.Namespace() + "/" + p.Name()
+		if len(have.podsNamed(full)) > 0 {
+			return fmt.Errorf("there is a pod %s already: remove it with kuri rm --force %s, or use --name", full, full)
+		}
+	}
+	return nil
+}
+
+// pullMissing sees to the images of a pod, by each container's pull policy, and notes them by name.
+func (r *run) pullMissing(ctx context.Context, p *runningPod, images map[string]manifest.Image) error {
+	for _, ct := range p.Containers() {
+		if _, done := images[ct.Image]; done {
+			continue
+		}
+		image, err := r.imageStatus(ctx, p, ct.Image)
+		if err != nil {
+			return err
+		}
+		switch {
+		case ct.Pull() == manifest.PullAlways, image == nil && ct.Pull() == manifest.PullMissing:
+			req := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ct.Image, RuntimeHandler: p.Handler()}, SandboxConfig: p.Sandbox(p.facts)}
+			if _, err := r.pull(ctx, r.img, req); err != nil {
+				return fmt.Errorf("container %s: %w", ct.Name, err)
+			}
+			if image, err = r.imageStatus(ctx, p, ct.Image); err != nil {
+				return err
+			}
+			if image == nil {
+				return fmt.Errorf("container %s: the runtime does not find the image %s which it has just pulled", ct.Name, ct.Image)
+			}
+		case image == nil:
+			return notFound("container %s: there is no image %q, and its imagePullPolicy is Never: use kuri load or kuri pull", ct.Name, ct.Image)
+		}
+		images[ct.Image] = *image
+	}
+	return nil
+}
+
+// imageStatus returns what the translation needs to know of an image, nil when it is not there.
+func (r *run) imageStatus(ctx context.Context, p *runningPod, ref string) (*manifest.Image, error) {
+	st, err := r.img.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: p.Handler()}})
+	if err != nil {
+		return nil, fmt.Errorf("look for image %s: %w", ref, err)
+	}
+	if st.Image == nil {
+		return nil, nil
+	}
+	image := &manifest.Image{ID: st.Image.Id, Username: st.Image.Username}
+	if st.Image.Uid != nil {
+		image.UID = &st.Image.Uid.Value
+	}
+	return image, nil
+}
+
+// startPod brings one pod up:
+//
+//  1. make its directories
+//  2. run the sandbox
+//  3. look up what was not known before: addresses, features of the handler
+//  4. run the init containers, each to its end
+//  5. start the containers
+func (r *run) startPod(ctx context.Context, p *runningPod, images map[string]manifest.Image) (err error) {
+	p.began = true
+	if p.facts.VolumePaths, err = p.files.make(p.Volumes(), p.Containers()); err != nil {
+		return err
+	}
+	if err := r.runSandbox(ctx, p); err != nil {
+		return err
+	}
+	if err := r.lookUp(ctx, p); err != nil {
+		return err
+	}
+	for _, ct := range p.Containers() {
+		id, err := r.startContainer(ctx, p, ct, images[ct.Image])
+		if err != nil {
+			return err
+		}
+		if ct.Init && !ct.Sidecar {
+			if err := r.finish(ctx, ct, id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// runSandbox does not let itself be interrupted: the runtime would go on, and its answer is the sandbox's id.
+func (r *run) runSandbox(ctx context.Context, p *runningPod) error {
+	p.config = p.Sandbox(p.facts)
+	sandbox, err := r.rt.RunPodSandbox(context.WithoutCancel(ctx), &runtimeapi.RunPodSandboxRequest{Config: p.config, RuntimeHandler: p.Handler()})
+	if err != nil {
+		return fmt.Errorf("run the sandbox: %w", err)
+	}
+	p.sandbox = sandbox.PodSandboxId
+	return nil
+}
+
+func (r *run) lookUp(ctx context.Context, p *runningPod) error {
+	st, err := r.rt.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandbox})
+	if err != nil {
+		return fmt.Errorf("ask for the sandbox: %w", err)
+	}
+	if ip := st.GetStatus().GetNetwork().GetIp(); ip != "" {
+		p.facts.IPs = append(p.facts.IPs, ip)
+	}
+	for _, more := range st.GetStatus().GetNetwork().GetAdditionalIps() {
+		p.facts.IPs = append(p.facts.IPs, more.Ip)
+	}
+	runtime, err := r.rt.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		return fmt.Errorf("ask for the runtime's status: %w", err)
+	}
+	for _, h := range runtime.RuntimeHandlers {
+		if h.Name == p.Handler() {
+			p.facts.RecursiveReadOnly = h.GetFeatures().GetRecursiveReadOnlyMounts()
+		}
+	}
+	if p.NeedsHosts() {
+		node, err := os.ReadFile("/etc/hosts")
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		p.facts.HostsFile = p.files.hosts()
+		if err := os.WriteFile(p.facts.HostsFile, p.Hosts(p.facts, node), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *run) startContainer(ctx context.Context, p *runningPod, ct manifest.Container, image manifest.Image) (string, error) {
+	config, err := p.Config(ct, image, p.facts)
+	if err != nil {
+		return "", err
+	}
+	made, err := r.rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandbox, Config: config, SandboxConfig: p.config})
+	if err != nil {
+		return "", fmt.Errorf("create container %s: %w", ct.Name, err)
+	}
+	p.containers = append(p.containers, runningContainer{Container: ct, id: made.ContainerId})
+	if _, err := r.rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+		return "", fmt.Errorf("start container %s: %w", ct.Name, err)
+	}
+	return made.ContainerId, nil
+}
+
+// finish waits for an init container. One that fails takes the pod with it, so the end of its log is shown.
+func (r *run) finish(ctx context.Context, ct manifest.Container, id string) error {
+	st, err := r.wait(ctx, id)
+	if err != nil {
+		return fmt.Errorf("wait for init container %s: %w", ct.Name, err)
+	}
+	if st.ExitCode == 0 {
+		return nil
+	}
+	const lines = 20
+	p := &logPrinter{out: r.err, err: r.err}
+	source := &logSource{id: id, printer: p, prefix: ct.Name}
+	if err := source.read(ctx, r.rt, crilog.Options{Tail: lines}); err != nil {
+		fmt.Fprintln(r.err, "kuri:", err)
+	}
+	return fmt.Errorf("init container %s failed: %s", ct.Name, containerState(st))
+}
+
+// How often a container is asked for while its end is waited for.
+const (
+	firstAsk = 10 * time.Millisecond
+	lastAsk  = 500 * time.Millisecond
+)
+
+// wait returns the status of a container that has ended.
+func (r *run) wait(ctx context.Context, id string) (*runtimeapi.ContainerStatus, error) {
+	for pause := firstAsk; ; pause = min(2*pause, lastAsk) {
+		st, err := r.rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		if err != nil {
+			return nil, err
+		}
+		if s := st.GetStatus().GetState(); s == runtimeapi.ContainerState_CONTAINER_EXITED {
+			return st.Status, nil
+		} else if s == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
+			return nil, fmt.Errorf("the runtime does not know its state: %s", st.GetStatus().GetMessage())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// undoLimit bounds the removal of one pod.
+const undoLimit = time.Minute
+
+// remove takes away the pods and all that was made for them. It runs also when the user has interrupted the program.
+func (r *run) remove(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	var errs []error
+	for _, p := range r.pods {
+		if !p.began {
+			continue
+		}
+		if err := r.removePod(ctx, p); err != nil {
+			errs = append(errs, leftError{fmt.Errorf("remove pod %s: %w", p.Name(), err)})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *run) removePod(ctx context.Context, p *runningPod) error {
+	ctx, cancel := context.WithTimeout(ctx, undoLimit)
+	defer cancel()
+	if err := r.findSandbox(ctx, p); err != nil {
+		return err
+	}
+	if p.sandbox != "" {
+		if err := removeSandbox(ctx, r.rt, p.sandbox); err != nil {
+			return err // its containers may still use the volumes
+		}
+	}
+	return p.files.remove()
+}
+
+// findSandbox looks for the sandbox of a RunPodSandbox whose answer did not arrive: the runtime may have it all the same.
+func (r *run) findSandbox(ctx context.Context, p *runningPod) error {
+	if p.sandbox != "" || p.config == nil {
+		return nil
+	}
+	list, err := r.rt.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{
+		Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{manifest.LabelPodUID: p.facts.UID}},
+	})
+	if err != nil {
+		return fmt.Errorf("look for the sandbox: %w", err)
+	}
+	for _, s := range list.Items {
+		p.sandbox = s.Id
+	}
+	return nil
+}
+
+// print says what runs where. With rm the logs go to standard output, so this goes to standard error.
+func (r *run) print(ctx context.Context, rm bool) error {
+	rows := [][]string{{"POD", "IP", "CONTAINER", "STATE", "PORTS"}}
+	var pods []any
+	for _, p := range r.pods {
+		pod, err := r.rt.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandbox})
+		if err != nil {
+			return fmt.Errorf("ask for pod %s: %w", p.Name(), err)
+		}
+		var containers []any
+		for _, ct := range p.containers {
+			st, err := r.rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: ct.id})
+			if err != nil {
+				return fmt.Errorf("ask for container %s: %w", ct.Name, err)
+			}
+			containers = append(containers, st.Status)
+			if !ct.Init || ct.Sidecar {
+				rows = append(rows, []string{podName(&runtimeapi.PodSandbox{Metadata: pod.Status.Metadata}), strings.Join(p.facts.IPs, ","), ct.Name, containerState(st.Status), strings.Join(ct.Ports(), ",")})
+			}
+		}
+		pods = append(pods, map[string]any{"pod": pod.Status, "containers": containers})
+	}
+	if rm {
+		if r.format == formatTable {
+			return table(r.err, rows)
+		}
+		return nil
+	}
+	return r.cli.print(pods, func() error { return table(r.out, rows) })
+}
+
+// newUID returns a random UUID, version 4, RFC 9562.
+func newUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// memoryTotal returns the node's memory in bytes, 0 when it cannot be told.
+func memoryTotal() int64 {
+	var s unix.Sysinfo_t
+	if unix.Sysinfo(&s) != nil {
+		return 0
+	}
+	return int64(uint64(s.Totalram) * uint64(s.Unit))
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
+)
+
+// ownGrace stands for each container's own grace period.
+const ownGrace = -1
+
+// defaultGrace is the grace period of containers that have none of their own, in seconds. It is Kubernetes' default.
+const defaultGrace = 30
+
+func (c *cli) stopCommand() *cobra.Command {
+	var all bool
+	var grace int64
+	cmd := &cobra.Command{
+		Use:   "stop NAME...",
+		Short: "Stop pods, or single containers",
+		Long: `Stop pods, or single containers, and leave them to be looked at. The processes get SIGTERM, or the signal that their
+image names, and after the grace period SIGKILL. A pod's name comes before a container's.`,
+		ValidArgsFunction: c.completeNames(true),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return c.each(cmd.Context(), names, all, func(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) error {
+				if pod != nil {
+					return stopPod(ctx, rt, have, pod, grace)
+				}
+				return stopContainer(ctx, rt, ct.Id, grace)
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "stop all pods")
+	cmd.Flags().Int64VarP(&grace, "grace", "g", ownGrace, "seconds between SIGTERM and SIGKILL; -1 for the container's own, or 30")
+	return cmd
+}
+
+// each calls do for each of the named pods and containers, or for all pods, one after the other, and prints the names of
+// those for which it succeeded. One that fails does not keep the others from their turn.
+func (c *cli) each(ctx context.Context, names []string, all bool,
+	do func(context.Context, *client.Runtime, *inventory, *runtimeapi.PodSandbox, *runtimeapi.Container) error) error {
+	if all == (len(names) > 0) {
+		return usageError{errors.New("either names, or --all for all pods")}
+	}
+	rt, err := c.runtime(ctx)
+	if err != nil {
+		return err
+	}
+	defer rt.Close()
+	have, err := takeInventory(ctx, rt)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	one := func(name string, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) {
+		err := ctx.Err()
+		if err == nil {
+			err = do(ctx, rt, have, pod, ct)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			return
+		}
+		fmt.Fprintln(c.out, name)
+	}
+	if all {
+		for _, p := range have.pods {
+			one(podName(p), p, nil)
+		}
+		return errors.Join(errs...)
+	}
+	for _, name := range names {
+		pod, ct, err := have.either(name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		one(name, pod, ct)
+	}
+	return errors.Join(errs...)
+}
+
+// stopPod stops the containers of a pod, all at once and each with its grace period, and then the pod. StopPodSandbox by
+// itself would kill them.
+func stopPod(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, grace int64) error {
+	var running []string
+	for _, ct := range have.containers {
+		if ct.PodSandboxId == pod.Id && ct.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			running = append(running, ct.Id)
+		}
+	}
+	if err := stopContainers(ctx, rt, running, grace); err != nil {
+		return err
+	}
+	if _, err := rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.Id}); err != nil && !isGone(err) {
+		return fmt.Errorf("stop the pod: %w", err)
+	}
+	return nil
+}
+
+func stopContainers(ctx context.Context, rt *client.Runtime, ids []string, grace int64) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(ids))
+	for i, id := range ids {
+		wg.Go(func() { errs[i] = stopContainer(ctx, rt, id, grace) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// stopContainer stops a container; one that is gone is stopped.
+func stopContainer(ctx context.Context, rt *client.Runtime, id string, grace int64) error {
+	if grace == ownGrace {
+		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		if isGone(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("ask for container %s: %w", trim(id, false), err)
+		}
+		grace = graceOf(st.GetStatus().GetAnnotations())
+	}
+	if _, err := rt.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil && !isGone(err) {
+		return fmt.Errorf("stop container %s: %w", trim(id, false), err)
+	}
+	return nil
+}
+
+// graceOf returns the grace period, in seconds, that kuri run and kubelets note on a container.
+func graceOf(annotations map[string]string) int64 {
+	if n, err := strconv.ParseInt(annotations[manifest.AnnotationGrace], 10, 64); err == nil && n >= 0 {
+		return n
+	}
+	return defaultGrace
+}
+
+// isGone tells whether a call failed because what it was about is not there any more.
+func isGone(err error) bool { return status.Code(err) == codes.NotFound }
