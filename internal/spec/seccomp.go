@@ -1,5 +1,7 @@
 package spec
 
+//lint:file-ignore SA1019 the string fields for profiles, deprecated, are all that kubelets before 1.24 send
+
 import (
 	"path/filepath"
 
