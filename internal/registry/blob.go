@@ -51,7 +51,11 @@ var errStalled = errors.New("no data came for too long")
 func (b *blob) connect() error {
 	header := http.Header{}
 	if b.offset > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", b.offset))
+		rest := fmt.Sprintf("bytes=%d-", b.offset)
+		if b.size >= 0 {
+			rest += fmt.Sprint(b.size - 1) // some registries know no range without an end
+		}
+		header.Set("Range", rest)
 	}
 	return b.repo.eachHost(docker.HostCapabilityPull, func(h docker.RegistryHost) error {
 		ctx, stop := context.WithCancelCause(b.ctx)

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -41,6 +43,7 @@ type Repository struct {
 	transports []*http.Transport
 	creds      *credentials
 	stall      time.Duration // a blob that brings no byte for so long is asked for again
+	quiet      *log.Entry    // for containerd's packages, which would log what our errors say
 }
 
 // Open reads the configuration of ref's registry from certsDirs and prepares to talk to it as auth says. It sends
@@ -50,11 +53,14 @@ func Open(ctx context.Context, certsDirs []string, ref Reference, auth Auth) (*R
 	if err != nil {
 		return nil, err
 	}
-	hosts, transports, err := lookupHosts(ctx, certsDirs, ref.Host(), creds)
+	silent := logrus.New()
+	silent.SetOutput(io.Discard)
+	quiet := logrus.NewEntry(silent)
+	hosts, transports, err := lookupHosts(log.WithLogger(ctx, quiet), certsDirs, ref.Host(), creds)
 	if err != nil {
 		return nil, err
 	}
-	return &Repository{ref: ref, hosts: hosts, transports: transports, creds: creds, stall: time.Minute}, nil
+	return &Repository{ref: ref, hosts: hosts, transports: transports, creds: creds, stall: time.Minute, quiet: quiet}, nil
 }
 
 // Close drops the idle connections.

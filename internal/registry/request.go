@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/log"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -61,7 +62,7 @@ func (r *Repository) send(ctx context.Context, h docker.RegistryHost, method, en
 
 // authorized makes one request, answering the challenge of a 401 with the credentials of the conversation.
 func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, method, endpoint string, header http.Header) (*http.Response, error) {
-	scoped := docker.ContextWithAppendPullRepositoryScope(ctx, r.ref.Path())
+	scoped := docker.ContextWithAppendPullRepositoryScope(log.WithLogger(ctx, r.quiet), r.ref.Path())
 	var responses []*http.Response
 	for {
 		req := (&http.Request{Method: method, URL: r.url(h, endpoint), Header: header.Clone()}).WithContext(ctx)

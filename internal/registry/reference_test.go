@@ -1,0 +1,112 @@
+package registry
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+var hex64 = strings.Repeat("0123456789abcdef", 4)
+
+func TestParseReference(t *testing.T) {
+	for in, want := range map[string]string{
+		"busybox":                       "docker.io/library/busybox:latest",
+		"busybox:1":                     "docker.io/library/busybox:1",
+		"docker.io/busybox:1":           "docker.io/library/busybox:1",
+		"index.docker.io/a/b":           "docker.io/a/b:latest",
+		"localhost:5000/a":              "localhost:5000/a:latest",
+		"[::1]:5000/a/b:x":              "[::1]:5000/a/b:x",
+		"quay.io/a/b/c:v1":              "quay.io/a/b/c:v1",
+		"a/b@sha256:" + hex64:           "docker.io/a/b@sha256:" + hex64,
+		"quay.io/a:1@sha256:" + hex64:   "quay.io/a@sha256:" + hex64,
+		"registry.example:5000/x/y:1.2": "registry.example:5000/x/y:1.2",
+	} {
+		ref, err := ParseReference(in)
+		if err != nil || ref.String() != want {
+			t.Errorf("%q = %q, %v; want %q", in, ref, err, want)
+		}
+		if again, err := ParseReference(ref.String()); err != nil || again != ref {
+			t.Errorf("%q is not canonical: %+v, %v", ref, again, err)
+		}
+		if ref.Host()+"/"+ref.Path() != ref.Repository {
+			t.Errorf("%q: host %q, path %q", in, ref.Host(), ref.Path())
+		}
+	}
+	for _, in := range []string{"", " ", "UPPER", "a:", "a@sha256:12", ":tag", "a b", "http://a/b", hex64, "a//b", "-a", "a:\x00"} {
+		if _, err := ParseReference(in); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%q: %v", in, err)
+		}
+	}
+	if _, err := ParseReference("a@sha512:" + hex64 + hex64); !errors.Is(err, fault.Unimplemented) {
+		t.Errorf("sha512: %v", err)
+	}
+}
+
+func FuzzParseReference(f *testing.F) {
+	for _, seed := range []string{"a", "a/b:c@sha256:" + hex64, "localhost:1/x", "[::1]/a", "A", "a:b:c"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		ref, err := ParseReference(in)
+		if err != nil {
+			return
+		}
+		again, err := ParseReference(ref.String())
+		if err != nil || again != ref || ref.Host() == "" || ref.Path() == "" || (ref.Tag == "") == (ref.Digest == "") {
+			t.Errorf("%q = %+v, again %+v, %v", in, ref, again, err)
+		}
+	})
+}
+
+func TestAuthDecode(t *testing.T) {
+	for name, row := range map[string]struct {
+		auth                 Auth
+		user, secret, bearer string
+	}{
+		"none":           {},
+		"user":           {auth: Auth{Username: "u", Password: "p"}, user: "u", secret: "p"},
+		"auth":           {auth: Auth{Auth: "dTpwOnE="}, user: "u", secret: "p:q"},
+		"auth padded":    {auth: Auth{Auth: "dTpwAAA="}, user: "u", secret: "p"},
+		"user over auth": {auth: Auth{Username: "u", Password: "p", Auth: "eDp5"}, user: "u", secret: "p"},
+		"identity":       {auth: Auth{IdentityToken: "i", Username: "u"}, secret: "i"},
+		"registry":       {auth: Auth{RegistryToken: "r", IdentityToken: "i"}, bearer: "r"},
+	} {
+		c, err := row.auth.decode()
+		if err != nil || c.user != row.user || c.secret != row.secret || c.bearer != row.bearer {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+	}
+	for _, a := range []Auth{{Auth: "!!"}, {Auth: "bm9jb2xvbg=="}, {ServerAddress: "http://"}, {ServerAddress: "a b\x7f"}} {
+		if _, err := a.decode(); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%+v: %v", a, err)
+		}
+	}
+}
+
+func TestCredentialsAreShownToTheirHostAlone(t *testing.T) {
+	for _, row := range []struct {
+		address, host string
+		sees          bool
+	}{
+		{"", "registry-1.docker.io", true},
+		{"", "elsewhere.example", false}, // not a host of the conversation
+		{"https://index.docker.io/v1/", "registry-1.docker.io", true},
+		{"docker.io", "registry-1.docker.io", true},
+		{"https://index.docker.io/v1/", "mirror.example", false},
+		{"mirror.example", "mirror.example", true},
+		{"http://mirror.example/v2/", "mirror.example", true},
+		{"mirror.example:5000", "mirror.example", false},
+	} {
+		c, err := Auth{Username: "u", Password: "p", ServerAddress: row.address}.decode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.hosts["registry-1.docker.io"], c.hosts["mirror.example"] = true, true
+		user, _, _ := c.forHost(row.host)
+		if (user == "u") != row.sees {
+			t.Errorf("server address %q, host %q: sees %v", row.address, row.host, user == "u")
+		}
+	}
+}
