@@ -37,6 +37,9 @@ func (p *Pods) Create(ctx context.Context, sandboxID string, cfg *runtime.Contai
 	if m.GetName() == "" {
 		return nil, fault.New(fault.Invalid, "config.metadata.name: a container needs a name")
 	}
+	if err := CheckHandler(cfg.GetImage().GetRuntimeHandler()); err != nil {
+		return nil, fmt.Errorf("config.image.runtime_handler: %w", err)
+	}
 	id := containerIdentity{s.Record().ID, m.GetName(), m.GetAttempt()}
 	c, _, err := p.creates.Do(ctx, id, func(ctx context.Context) (*Container, error) {
 		return p.create(ctx, s, cfg)
@@ -213,7 +216,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	if err != nil {
 		return nil, err
 	}
-	seccomp, err := localhostSeccomp(security.GetSeccomp())
+	seccomp, err := localhostSeccomp(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -272,24 +275,21 @@ func (p *Pods) target(s *Sandbox, ns *runtime.NamespaceOption) (int32, error) {
 // seccompLimit bounds the size of a seccomp profile in bytes.
 const seccompLimit = 1 << 20
 
-// localhostSeccomp reads the profile file that a security context names.
-func localhostSeccomp(profile *runtime.SecurityProfile) ([]byte, error) {
-	if profile.GetProfileType() != runtime.SecurityProfile_Localhost {
-		return nil, nil
-	}
-	path := profile.GetLocalhostRef()
-	if !filepath.IsAbs(path) {
-		return nil, fault.New(fault.Invalid, "seccomp.localhost_ref: %q is not an absolute path", path)
+// localhostSeccomp reads the profile file that a container names, nil when it names none.
+func localhostSeccomp(cfg *runtime.ContainerConfig) ([]byte, error) {
+	path, err := spec.SeccompFile(cfg)
+	if path == "" || err != nil {
+		return nil, err
 	}
 	info, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "seccomp.localhost_ref: the profile %s is not on this node", path)
+		return nil, fault.New(fault.NotFound, "the seccomp profile %s is not on this node; put it there first", path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("seccomp.localhost_ref: %w", err)
+		return nil, fmt.Errorf("read the seccomp profile: %w", err)
 	}
 	if !info.Mode().IsRegular() || info.Size() > seccompLimit {
-		return nil, fault.New(fault.Invalid, "seccomp.localhost_ref: %s is not a file of at most %d bytes", path, seccompLimit)
+		return nil, fault.New(fault.Invalid, "the seccomp profile %s is not a file of at most %d bytes", path, seccompLimit)
 	}
 	return os.ReadFile(path)
 }

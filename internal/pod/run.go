@@ -25,7 +25,7 @@ import (
 // Unimplemented (a field that this Kuri or this kernel has not), Exists (the same pod is there with another
 // configuration), Exhausted (no address left), and what the kernel says.
 func (p *Pods) Run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
-	if err := checkHandler(handler); err != nil {
+	if err := CheckHandler(handler); err != nil {
 		return nil, err
 	}
 	if err := spec.CheckSandbox(cfg, p.Node); err != nil {
@@ -47,8 +47,8 @@ func (p *Pods) Run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	return s, nil
 }
 
-// checkHandler refuses runtime handlers that do not exist: today there is one, the embedded OCI runtime.
-func checkHandler(handler string) error {
+// CheckHandler refuses runtime handlers that do not exist: today there is one, the embedded OCI runtime.
+func CheckHandler(handler string) error {
 	if handler != "" {
 		return fault.New(fault.NotFound, "there is no runtime handler %q; the one there is has the empty name (the embedded OCI runtime)", handler)
 	}

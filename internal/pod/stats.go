@@ -126,28 +126,13 @@ func (p *Pods) podSample(s *Sandbox) (cgroup.Sample, error) {
 		if err != nil {
 			return sum, err
 		}
-		add(&sum, one)
+		sum = sum.Add(one)
 		found = true
 	}
 	if !found {
 		return sum, fault.New(fault.NotFound, "no container of the pod runs")
 	}
 	return sum, nil
-}
-
-// add adds what one container uses to a pod's sum. Pressure does not add up.
-func add(sum *cgroup.Sample, one cgroup.Sample) {
-	sum.Time = one.Time
-	sum.HasCPU = sum.HasCPU || one.HasCPU
-	sum.CPUUsage += one.CPUUsage
-	sum.HasMemory = sum.HasMemory || one.HasMemory
-	sum.Memory += one.Memory
-	sum.WorkingSet += one.WorkingSet
-	sum.RSS += one.RSS
-	sum.PageFaults += one.PageFaults
-	sum.MajorPageFaults += one.MajorPageFaults
-	sum.HasPids = sum.HasPids || one.HasPids
-	sum.Pids += one.Pids
 }
 
 func value(n uint64) *runtime.UInt64Value { return &runtime.UInt64Value{Value: n} }
@@ -186,11 +171,11 @@ func swapUsage(s cgroup.Sample) *runtime.SwapUsage {
 	if !s.HasSwap {
 		return nil
 	}
-	return &runtime.SwapUsage{
-		Timestamp:          s.Time.UnixNano(),
-		SwapUsageBytes:     value(s.Swap),
-		SwapAvailableBytes: value(s.SwapAvailable),
+	u := &runtime.SwapUsage{Timestamp: s.Time.UnixNano(), SwapUsageBytes: value(s.Swap)}
+	if s.HasSwapLimit {
+		u.SwapAvailableBytes = value(s.SwapAvailable)
 	}
+	return u
 }
 
 func psi(p *cgroup.PSI) *runtime.PsiStats {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/image"
+	"github.com/kuri-cri/kuri/internal/pod"
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
@@ -21,6 +22,9 @@ type imageService struct {
 }
 
 func (s *imageService) PullImage(ctx context.Context, req *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
+	if err := pod.CheckHandler(req.GetImage().GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	a := req.GetAuth()
 	img, err := s.store.Pull(ctx, req.GetImage().GetImage(), registry.Auth{
 		Username:      a.GetUsername(),
