@@ -3,7 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
-	"unsafe"
+	"path/filepath"
 
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
@@ -16,8 +16,7 @@ import (
 func seal() error {
 	const tried = "_KURI_SEALED"
 	defer os.Unsetenv(tried)
-	name := append([]byte("kuri-keeper"), 0) // not the number of the copy's descriptor
-	defer unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
+	defer nameThreads("kuri-keeper")
 	if exeseal.IsSelfExeCloned() || os.Getenv(tried) != "" {
 		return nil
 	}
@@ -39,4 +38,12 @@ func seal() error {
 		return fmt.Errorf("start the copied program: %w", err)
 	}
 	return nil
+}
+
+// nameThreads gives the process its name, for ps, instead of the number of the copy's descriptor. New threads inherit it.
+func nameThreads(name string) {
+	files, _ := filepath.Glob("/proc/self/task/*/comm")
+	for _, f := range files {
+		os.WriteFile(f, []byte(name), 0) // a thread may have ended
+	}
 }

@@ -7,9 +7,10 @@
 //
 //	<state>/keeper.sock     its protocol (package keeper/api), mode 0600
 //	<state>/keeper/lock     locked while it serves, with its pid in it
-//	<state>/keeper/oci/     the OCI runtime's records
-//	<state>/mounts/         one private bind mount onto itself; below it, in the mount namespaces of containers only,
-//	                        their root filesystems and the /dev/shm of their pods
+//	<state>/mounts/         one private tmpfs, its only mount on the host; below it are empty directories, over which a
+//	                        container's own mount namespace has its root filesystem (<container>/rootfs) and the
+//	                        /dev/shm of its pod (<pod>/shm)
+//	<state>/mounts/.oci/    the OCI runtime's records
 //	<bundle>/exit.json      of each container that has exited, written before anyone is told
 //
 // and in the kernel: the namespaces of package namespace, the containers' cgroups, a pidfd for each process and the

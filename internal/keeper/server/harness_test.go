@@ -467,6 +467,25 @@ func memory(t *testing.T, pid int) int {
 	return 0
 }
 
+// cpu returns the time that a process and its children that have been reaped have computed.
+func cpu(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ticks time.Duration
+	fields := strings.Fields(string(body[bytes.LastIndexByte(body, ')')+1:]))
+	for _, f := range fields[11:15] { // utime, stime, cutime, cstime; see proc_pid_stat(5)
+		n, err := time.ParseDuration(f + "ns")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	return ticks * 10 * time.Millisecond
+}
+
 func threads(pid int) int {
 	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	return len(tasks)
