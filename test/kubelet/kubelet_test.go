@@ -72,6 +72,9 @@ func staticPod(t *testing.T, options harness.Options) {
 		t.Fatal(err)
 	}
 	t.Run("it is gone when its file is removed", func(t *testing.T) { isGone(t, d, n) })
+	// The built-in bridge goes some time after the last pod. The leak check that follows compares with a daemon that has
+	// just started, so a last pod brings the bridge back.
+	d.RemovePod(t, d.RunPod(t, harness.Pod("last")))
 }
 
 // loadExample gives the daemon the image of the example, which no registry has.
@@ -91,7 +94,7 @@ func loadExample(t *testing.T, d *harness.Daemon) {
 // addExample makes the example a static pod of the node and returns its file there.
 func addExample(t *testing.T, n *node) string {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(harness.Repository(), "examples", "web.yaml"))
+	data, err := os.ReadFile("/tmp/web.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,6 +309,7 @@ func containerPid(t *testing.T, id string) int {
 // a minute.
 func isGone(t *testing.T, d *harness.Daemon, n *node) {
 	harness.Eventually(t, 3*time.Minute, "nothing is left of the pod", func() error {
+		time.Sleep(time.Second / 2) // each look is a few lines in the daemon's log
 		return errors.Join(n.podsGone(), sandboxesGone(t, d), n.filesGone(t))
 	})
 }

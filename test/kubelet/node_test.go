@@ -79,7 +79,7 @@ imageGCHighThresholdPercent: 100
 func addAddress(t *testing.T) {
 	t.Helper()
 	for _, args := range []string{
-		"link add node0 type bridge", "address add 192.0.2.10/24 dev node0", "link set node0 up", "route add default via 192.0.2.1",
+		"link add node0 type bridge", "link set node0 addrgenmode none", "address add 192.0.2.10/24 dev node0", "link set node0 up", "route add default via 192.0.2.1",
 	} {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %s: %v: %s", args, err, out)

@@ -1,0 +1,522 @@
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/compression"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+	"github.com/kuri-cri/kuri/test/image"
+)
+
+// fileLayer returns a layer with one file, in the compression and of the media type asked for.
+func fileLayer(t *testing.T, path, content string, media types.MediaType, with compression.Compression) v1.Layer {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	if err := w.WriteHeader(&tar.Header{Name: path, Mode: 0o644, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, content); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil },
+		tarball.WithMediaType(media), tarball.WithCompression(with))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// withFile is busybox with one more layer that says content in /hello.
+func withFile(t *testing.T, content string, media types.MediaType, with compression.Compression) v1.Image {
+	t.Helper()
+	img, err := mutate.AppendLayers(harness.Busybox(t), fileLayer(t, "hello", content, media, with))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// pull pulls with credentials.
+func pull(t *testing.T, d *harness.Daemon, ref string, auth *runtimeapi.AuthConfig) (string, error) {
+	t.Helper()
+	resp, err := d.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Auth: auth})
+	return resp.GetImageRef(), err
+}
+
+// imageStatus returns what ImageStatus says of a reference; nil when there is no such image.
+func imageStatus(t *testing.T, d *harness.Daemon, ref string) *runtimeapi.Image {
+	t.Helper()
+	resp, err := d.Images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	if err != nil {
+		t.Fatalf("status of image %s: %v", ref, err)
+	}
+	return resp.Image
+}
+
+// layers lists the directories of unpacked layers, and fails t when something half-made lies about.
+func layers(t *testing.T, d *harness.Daemon) []string {
+	t.Helper()
+	if tmp, _ := os.ReadDir(filepath.Join(d.Root, "tmp")); len(tmp) > 0 {
+		t.Errorf("half-made layers are left: %v", tmp)
+	}
+	entries, err := os.ReadDir(filepath.Join(d.Root, "layers"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// Every format of manifests and layers that registries hold, by tag and by digest, down to a process that reads the file.
+func TestImageFormats(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	docker := func(img v1.Image) v1.Image {
+		return mutate.ConfigMediaType(mutate.MediaType(img, types.DockerManifestSchema2), types.DockerConfigJSON)
+	}
+	for _, test := range []struct {
+		name string
+		img  v1.Image
+	}{
+		{"gzip", withFile(t, "gzip", types.OCILayer, compression.GZip)},
+		{"zstd", withFile(t, "zstd", types.OCILayerZStd, compression.ZStd)},
+		{"uncompressed", withFile(t, "uncompressed", types.OCIUncompressedLayer, compression.None)},
+		{"docker", docker(withFile(t, "docker", types.DockerLayer, compression.GZip))},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			config, err := test.img.ConfigName()
+			if err != nil {
+				t.Fatal(err)
+			}
+			manifest, err := test.img.Digest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			byTag := d.Registry.Push(t, test.name+":1", test.img)
+			byDigest := d.Registry.Host + "/" + test.name + "@" + manifest.String()
+			index, err := image.Index(test.img)
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := d.Pull(t, byTag)
+			if id != config.String() {
+				t.Errorf("the image's id is %s, want the digest of its configuration, %s", id, config)
+			}
+			if again := d.Pull(t, byDigest); again != id {
+				t.Errorf("by digest the id is %s", again)
+			}
+			for _, name := range []string{byTag, byDigest, id, strings.TrimPrefix(id, "sha256:")[:12]} {
+				s := imageStatus(t, d, name)
+				if s == nil {
+					t.Errorf("%s is not known", name)
+					continue
+				}
+				if s.Id != id || len(s.RepoTags) != 1 || s.RepoTags[0] != byTag || len(s.RepoDigests) != 1 || s.RepoDigests[0] != byDigest || s.Size == 0 {
+					t.Errorf("status by %s: %v", name, s)
+				}
+			}
+			d.Pull(t, d.Registry.Push(t, test.name+"-list:1", index))
+
+			_, c := d.RunAlone(t, test.name, byTag, "cat", "/hello")
+			s := d.WaitExit(t, c)
+			if text := d.LogText(t, c, "stdout"); s.ExitCode != 0 || text != test.name+"\n" && text != test.name {
+				t.Errorf("cat /hello exits %d and says %q", s.ExitCode, text)
+			}
+			if s.ImageId != id || s.Image.Image != byTag {
+				t.Errorf("the container's image_id is %s and its image %s, want %s and %s", s.ImageId, s.Image.Image, id, byTag)
+			}
+		})
+	}
+}
+
+func TestRemoveImage(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	img := withFile(t, "x", types.OCILayer, compression.GZip)
+	one, two := d.Registry.Push(t, "app:1", img), d.Registry.Push(t, "app:2", img)
+	d.Pull(t, one)
+	id := d.Pull(t, two)
+	if s := imageStatus(t, d, id); len(s.GetRepoTags()) != 2 {
+		t.Errorf("two tags, and the status says %v", s)
+	}
+	// A container keeps the layers that it stands on, not the image.
+	pod, c := d.RunAlone(t, "holds", one, "sleep", "1000")
+	if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: one}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{one, two, id} {
+		if s := imageStatus(t, d, name); s != nil {
+			t.Errorf("%s is known after the image was removed by one of its tags", name)
+		}
+	}
+	if out := d.Output(t, c, "cat", "/hello"); out != "x" {
+		t.Errorf("the container sees %q in its file", out)
+	}
+	d.RemovePod(t, pod)
+	harness.Eventually(t, 5*time.Second, "the layers are gone with the container", func() error {
+		if left := layers(t, d); len(left) > 0 {
+			return fmt.Errorf("left: %v", left)
+		}
+		return nil
+	})
+}
+
+func TestImageFsInfo(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	used := func() (uint64, uint64) {
+		t.Helper()
+		resp, err := d.Images.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
+		if err != nil || len(resp.ImageFilesystems) != 1 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		fs := resp.ImageFilesystems[0]
+		if !strings.HasPrefix(fs.FsId.Mountpoint, d.Root) && !strings.HasPrefix(d.Root, fs.FsId.Mountpoint) {
+			t.Errorf("the filesystem is at %s, the images are in %s", fs.FsId.Mountpoint, d.Root)
+		}
+		return fs.UsedBytes.GetValue(), fs.InodesUsed.GetValue()
+	}
+	bytesBefore, inodesBefore := used()
+	const size = 8 << 20
+	big, err := image.New(v1.Config{}, image.File{Path: "/big", Data: bytes.Repeat([]byte("kuri"), size/4)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := d.Registry.Push(t, "big:1", big)
+	d.Pull(t, ref)
+	bytesAfter, inodesAfter := used()
+	if grown := bytesAfter - bytesBefore; grown < size || grown > size+1<<20 {
+		t.Errorf("used_bytes grew by %d for a file of %d", grown, size)
+	}
+	if inodesAfter <= inodesBefore {
+		t.Errorf("inodes_used went from %d to %d", inodesBefore, inodesAfter)
+	}
+	if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := used(); b > bytesBefore+1<<20 {
+		t.Errorf("used_bytes is %d after the removal, it was %d before the pull", b, bytesBefore)
+	}
+}
+
+// Two pulls of one image at once cost one.
+func TestPullsJoin(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	ref := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
+	var blobs atomic.Int64
+	d.Registry.Intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
+			blobs.Add(1)
+			time.Sleep(200 * time.Millisecond)
+		}
+		next.ServeHTTP(w, r)
+	})
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			if _, err := pull(t, d, ref, nil); err != nil {
+				t.Errorf("pull: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := blobs.Load(); n != 2 { // the configuration and the layer
+		t.Errorf("%d blobs were fetched, want 2", n)
+	}
+}
+
+// A host's mirror serves its images, under their own names; hosts.toml is read anew for each pull.
+func TestMirror(t *testing.T) {
+	certs := t.TempDir()
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[image]\ncerts_dirs = [%q]\n", certs)})
+	d.Registry.Push(t, "team/app:1", harness.Busybox(t))
+	const ref = "registry.example.test/team/app:1"
+	_, err := pull(t, d, ref, nil)
+	harness.WantError(t, err, codes.Unavailable, "registry.example.test")
+	harness.Write(t, certs, "registry.example.test/hosts.toml", fmt.Sprintf("[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", d.Registry.Host))
+	d.Pull(t, ref)
+	if s := imageStatus(t, d, ref); s == nil || s.RepoTags[0] != ref {
+		t.Errorf("the image is known as %v", s)
+	}
+}
+
+// Refused pulls say what is wrong and leave nothing.
+func TestPullsThatFail(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	ref := d.Registry.Push(t, "app:1", withFile(t, strings.Repeat("some text ", 100000), types.OCILayer, compression.GZip))
+	path := func(r *http.Request, kind string) bool {
+		return strings.Contains(r.URL.Path, "/"+kind+"/") && r.Method == http.MethodGet
+	}
+
+	for _, test := range []struct {
+		name, ref string
+		intercept func(w http.ResponseWriter, r *http.Request, next http.Handler)
+		code      codes.Code
+		says      []string
+	}{
+		{name: "malformed", ref: d.Registry.Host + "/UPPER:1", code: codes.InvalidArgument, says: []string{"UPPER"}},
+		{name: "empty", ref: "", code: codes.InvalidArgument},
+		{name: "bad digest", ref: d.Registry.Host + "/app@sha256:12", code: codes.InvalidArgument},
+		{name: "unknown tag", ref: d.Registry.Host + "/app:9", code: codes.NotFound, says: []string{"app:9"}},
+		{name: "unknown repository", ref: d.Registry.Host + "/nothing:1", code: codes.NotFound, says: []string{"nothing"}},
+		{name: "nobody listens", ref: "127.0.0.1:1/app:1", code: codes.Unavailable, says: []string{"127.0.0.1:1"}},
+		{name: "not a manifest", ref: ref, code: codes.InvalidArgument, says: []string{"manifest"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if !path(r, "manifests") && r.Method != http.MethodHead {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
+			fmt.Fprint(w, "<html>log in first</html>")
+		}},
+		{name: "schema 1", ref: ref, code: codes.Unimplemented, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if !strings.Contains(r.URL.Path, "/manifests/") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", string(types.DockerManifestSchema1))
+			fmt.Fprint(w, `{"schemaVersion": 1, "name": "app", "tag": "1"}`)
+		}},
+		{name: "wrong bytes", ref: ref, code: codes.DataLoss, says: []string{"sha256:"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			next.ServeHTTP(corrupting{w, path(r, "blobs")}, r)
+		}},
+		{name: "server trouble", ref: ref, code: codes.Unavailable, says: []string{"503"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			http.Error(w, "overloaded", http.StatusServiceUnavailable)
+		}},
+		{name: "no credentials", ref: ref, code: codes.Unauthenticated, intercept: basicAuth},
+		{name: "refused", ref: ref, code: codes.PermissionDenied, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			http.Error(w, "not you", http.StatusForbidden)
+		}},
+		{name: "cut each time", ref: ref, code: codes.Unavailable, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if path(r, "blobs") {
+				panic(http.ErrAbortHandler)
+			}
+			next.ServeHTTP(w, r)
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d.Registry.Intercept(test.intercept)
+			defer d.Registry.Intercept(nil)
+			_, err := pull(t, d, test.ref, nil)
+			harness.WantError(t, err, test.code, test.says...)
+			if left := layers(t, d); len(left) > 0 {
+				// busybox's own layer may be in whole; what counts is that no image is.
+				t.Logf("layers kept for the next try: %v", left)
+			}
+			if test.ref != "" && imageStatus(t, d, ref) != nil {
+				t.Error("there is an image")
+			}
+		})
+	}
+	if _, err := pull(t, d, ref, nil); err != nil {
+		t.Errorf("with the registry well again: %v", err)
+	}
+}
+
+// corrupting flips a bit of what passes when on is set.
+type corrupting struct {
+	http.ResponseWriter
+	on bool
+}
+
+func (c corrupting) Write(b []byte) (int, error) {
+	if c.on && len(b) > 0 {
+		b = bytes.Clone(b)
+		b[len(b)/2] ^= 1
+	}
+	return c.ResponseWriter.Write(b)
+}
+
+func basicAuth(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if user, password, _ := r.BasicAuth(); user != "kuri" || password != "secret" {
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	next.ServeHTTP(w, r)
+}
+
+func TestCredentials(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	ref := d.Registry.Push(t, "app:1", harness.Busybox(t))
+	d.Registry.Intercept(basicAuth)
+	_, err := pull(t, d, ref, &runtimeapi.AuthConfig{Username: "kuri", Password: "wrong"})
+	harness.WantError(t, err, codes.Unauthenticated)
+	if strings.Contains(err.Error(), "wrong") || strings.Contains(d.Log(t), "\"wrong\"") {
+		t.Error("the password is in the error or in the log")
+	}
+	if _, err := pull(t, d, ref, &runtimeapi.AuthConfig{Username: "kuri", Password: "secret"}); err != nil {
+		t.Errorf("with the right password: %v", err)
+	}
+	d.Registry.Intercept(nil)
+	other := d.Registry.Push(t, "other:1", withFile(t, "y", types.OCILayer, compression.GZip))
+	d.Registry.Intercept(basicAuth)
+	auth := base64.StdEncoding.EncodeToString([]byte("kuri:secret"))
+	if _, err := pull(t, d, other, &runtimeapi.AuthConfig{Auth: auth}); err != nil {
+		t.Errorf("with auth: %v", err)
+	}
+}
+
+// noise returns n bytes that do not compress, the same each time.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	seed := uint32(1)
+	for i := range b {
+		seed = seed*1664525 + 1013904223
+		b[i] = byte(seed >> 24)
+	}
+	return b
+}
+
+// A transfer that is cut goes on where it was.
+func TestDroppedConnectionResumes(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	img, err := image.New(v1.Config{}, image.File{Path: "/data", Data: noise(4 << 20)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := d.Registry.Push(t, "data:1", img)
+	var cuts, ranges atomic.Int64
+	d.Registry.Intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if !strings.Contains(r.URL.Path, "/blobs/") || r.Method != http.MethodGet {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if r.Header.Get("Range") != "" {
+			ranges.Add(1)
+		}
+		// The registry of the tests knows only some forms of ranges; the standard library knows all.
+		whole := httptest.NewRecorder()
+		bare := r.Clone(r.Context())
+		bare.Header.Del("Range")
+		next.ServeHTTP(whole, bare)
+		w.Header().Set("Content-Type", "application/octet-stream")
+		http.ServeContent(&cutting{ResponseWriter: w, left: 1 << 20, cuts: &cuts}, r, "", time.Time{}, bytes.NewReader(whole.Body.Bytes()))
+	})
+	if _, err := pull(t, d, ref, nil); err != nil {
+		t.Fatalf("pull: %v", err)
+	}
+	if cuts.Load() == 0 || ranges.Load() == 0 {
+		t.Errorf("%d cuts, %d requests for a range: the test tests nothing", cuts.Load(), ranges.Load())
+	}
+}
+
+// cutting ends the connection after left bytes.
+type cutting struct {
+	http.ResponseWriter
+	left int
+	cuts *atomic.Int64
+}
+
+func (c *cutting) Write(b []byte) (int, error) {
+	if len(b) <= c.left {
+		c.left -= len(b)
+		return c.ResponseWriter.Write(b)
+	}
+	c.ResponseWriter.Write(b[:c.left])
+	c.ResponseWriter.(http.Flusher).Flush()
+	c.cuts.Add(1)
+	panic(http.ErrAbortHandler)
+}
+
+// A disk that is full is said to be, and gets its space back.
+func TestFullDisk(t *testing.T) {
+	dir, err := os.MkdirTemp("", "kuri-full")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	root := filepath.Join(dir, "root")
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() == 0 {
+		if err := syscall.Mount("tmpfs", root, "tmpfs", 0, "size=6m"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := syscall.Unmount(root, 0); err != nil {
+				t.Errorf("something still uses the daemon's root: %v", err)
+			}
+		})
+	}
+	d := harness.Start(t, harness.Options{Dir: dir})
+	big, err := image.New(v1.Config{}, image.File{Path: "/big", Data: noise(16 << 20)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := func() uint64 {
+		var s syscall.Statfs_t
+		if err := syscall.Statfs(root, &s); err != nil {
+			t.Fatal(err)
+		}
+		return s.Bavail * uint64(s.Bsize)
+	}
+	before := free()
+	_, err = pull(t, d, d.Registry.Push(t, "big:1", big), nil)
+	harness.WantError(t, err, codes.ResourceExhausted, "space")
+	if left := layers(t, d); len(left) > 0 {
+		t.Errorf("layers are left: %v", left)
+	}
+	if after := free(); after+256<<10 < before {
+		t.Errorf("%d bytes were free, now %d are", before, after)
+	}
+	if _, err := pull(t, d, d.Registry.Push(t, "busybox:1", harness.Busybox(t)), nil); err != nil {
+		t.Errorf("a smaller image does not fit any more: %v", err)
+	}
+}
+
+// An index is resolved to this machine's architecture, and one without it is refused by name.
+func TestIndexWithoutOurPlatform(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	file, err := harness.Busybox(t).ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file = file.DeepCopy()
+	file.Architecture = "s390x"
+	foreign, err := mutate.ConfigFile(harness.Busybox(t), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var index remote.Taggable = mutate.AppendManifests(mutate.IndexMediaType(emptyIndex(t), types.OCIImageIndex), mutate.IndexAddendum{
+		Add: foreign, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}},
+	})
+	_, err = pull(t, d, d.Registry.Push(t, "foreign:1", index), nil)
+	harness.WantError(t, err, codes.NotFound, "s390x")
+}
+
+// emptyIndex returns an index that lists nothing.
+func emptyIndex(t *testing.T) v1.ImageIndex {
+	t.Helper()
+	index, err := image.Index(harness.Busybox(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mutate.RemoveManifests(index, func(v1.Descriptor) bool { return true })
+}
