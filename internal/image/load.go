@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -24,8 +25,12 @@ import (
 // Exhausted when the disk is full. Images that came before the one that failed are not kept back.
 func (s *Store) Load(ctx context.Context, from io.Reader, name string) ([]*Image, error) {
 	if name != "" {
-		if _, err := registry.ParseReference(name); err != nil {
+		ref, err := registry.ParseReference(name)
+		if err != nil {
 			return nil, err
+		}
+		if ref.Tag == "" {
+			return nil, fault.New(fault.Invalid, "%q cannot name a loaded image: its digest follows from its content; give a tag", name)
 		}
 	}
 	a, err := spool(ctx, from, s.root)
@@ -51,6 +56,7 @@ func (s *Store) Load(ctx context.Context, from io.Reader, name string) ([]*Image
 // load is one image of an archive.
 type load struct {
 	content *content
+	digests []digest.Digest // of its manifest and of the indexes that led to it
 	names   names
 }
 
@@ -87,7 +93,7 @@ func (a *archive) images(name string) ([]*load, error) {
 	return loads, nil
 }
 
-// call gives the image a name.
+// call gives the image a name, and the digests that it has in the repository of that name.
 func (l *load) call(name string) error {
 	ref, err := registry.ParseReference(name)
 	if err != nil {
@@ -95,6 +101,9 @@ func (l *load) call(name string) error {
 	}
 	if ref.Tag != "" {
 		l.names.tags = append(l.names.tags, ref.String())
+	}
+	for _, d := range l.digests {
+		l.names.digests = append(l.names.digests, ref.Repository+"@"+d.String())
 	}
 	return nil
 }
@@ -154,11 +163,6 @@ func layoutName(d imagespec.Descriptor, given string) string {
 // layoutImage follows the index, which has at least one entry, to the image for this node.
 func (a *archive) layoutImage(doc *document, name string) (*load, error) {
 	l := &load{}
-	if name != "" {
-		if err := l.call(name); err != nil {
-			return nil, err
-		}
-	}
 	for depth := 0; ; depth++ {
 		if depth > maxNesting {
 			return nil, fault.New(fault.Invalid, "indexes are nested more than %d deep", maxNesting)
@@ -171,17 +175,17 @@ func (a *archive) layoutImage(doc *document, name string) (*load, error) {
 		if err != nil {
 			return nil, err
 		}
-		if name != "" {
-			ref, _ := registry.ParseReference(name)
-			l.names.digests = append(l.names.digests, ref.Repository+"@"+desc.Digest.String())
-		}
+		l.digests = append(l.digests, desc.Digest)
 		if doc, err = parseDocument(body, desc.MediaType); err != nil {
 			return nil, err
 		}
-		if !doc.index() {
-			l.content, err = a.layoutContent(doc, body)
+		if doc.index() {
+			continue
+		}
+		if l.content, err = a.layoutContent(doc, body); err != nil || name == "" {
 			return l, err
 		}
+		return l, l.call(name)
 	}
 }
 

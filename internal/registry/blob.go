@@ -40,6 +40,7 @@ type blob struct {
 	drops  int   // broken connections since the last byte
 
 	body  io.ReadCloser // of the connection under way; nil between two
+	sized bool          // body says where it ends
 	host  string        // that serves body
 	stop  func()        // ends the connection
 	watch *time.Timer   // ends it when a read takes too long
@@ -67,7 +68,7 @@ func (b *blob) connect() error {
 			stop(nil)
 			return err
 		}
-		b.body, b.host = resp.Body, h.Host
+		b.body, b.host, b.sized = resp.Body, h.Host, resp.ContentLength >= 0
 		b.stop = func() { stop(nil) }
 		b.watch = time.AfterFunc(b.repo.stall, func() { stop(errStalled) })
 		return nil
@@ -116,6 +117,8 @@ func (b *blob) Read(p []byte) (int, error) {
 			continue
 		case errors.Is(err, io.EOF) && (b.size < 0 || b.offset == b.size):
 			return 0, io.EOF
+		case errors.Is(err, io.EOF) && b.sized:
+			return 0, fault.New(fault.Corrupt, "blob %s of %s from %s has %d bytes, its descriptor says %d", b.digest, b.repo.ref.Repository, b.host, b.offset, b.size)
 		}
 		if err := b.dropped(err); err != nil {
 			return 0, err

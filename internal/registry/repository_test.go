@@ -504,6 +504,17 @@ func TestBlobThatNeverComes(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+	t.Run("shorter than it says", func(t *testing.T) {
+		addr := serve(t, c.ServeHTTP)
+		body, err := open(t, nil, addr+"/library/app:1", Auth{}).Blob(t.Context(), c.layer, c.size+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		if _, err := io.Copy(io.Discard, body); !errors.Is(err, fault.Corrupt) {
+			t.Errorf("%v", err)
+		}
+	})
 	t.Run("nobody waits", func(t *testing.T) {
 		addr := serve(t, func(w http.ResponseWriter, r *http.Request) { drop(w) })
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

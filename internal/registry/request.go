@@ -42,7 +42,7 @@ func (r *Repository) send(ctx context.Context, h docker.RegistryHost, method, en
 			}
 		} else {
 			again = max(wait, retryAfter(resp.Header))
-			err = r.refusal(h, resp)
+			err = r.refusal(h, resp, endpoint)
 			passing := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500
 			if !passing || again > longWait {
 				return nil, err
@@ -90,7 +90,7 @@ func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, meth
 }
 
 // refusal turns a response that is not a success into an error and closes it.
-func (r *Repository) refusal(h docker.RegistryHost, resp *http.Response) error {
+func (r *Repository) refusal(h docker.RegistryHost, resp *http.Response, endpoint string) error {
 	said := serverMessage(resp)
 	resp.Body.Close()
 	where := fmt.Sprintf("registry host %s, repository %s", h.Host, r.ref.Path())
@@ -102,6 +102,8 @@ func (r *Repository) refusal(h docker.RegistryHost, resp *http.Response) error {
 		return fault.New(fault.Unauthenticated, "%s: the credentials were refused (%s%s); check user, password or token", where, said, challenge(resp))
 	case code == http.StatusForbidden:
 		return fault.New(fault.PermissionDenied, "%s: access is denied (%s); ask the registry's owner for the right to pull, or use other credentials", where, said)
+	case code == http.StatusNotFound && strings.HasPrefix(endpoint, "blobs/"):
+		return fault.New(fault.NotFound, "%s: %s of the image is not there (%s); the image is not whole, push it again", where, endpoint, said)
 	case code == http.StatusNotFound:
 		return fault.New(fault.NotFound, "%s: %s is not there (%s); check the name and the tag", where, r.ref, said)
 	case code == http.StatusTooManyRequests:
