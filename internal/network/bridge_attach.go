@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -68,10 +69,8 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 	}
 
 	// 6. Host ports.
-	if len(lease.HostPorts) > 0 {
-		if err := b.publish(lease, result); err != nil {
-			return nil, err
-		}
+	if err := b.publish(lease, result); err != nil {
+		return nil, err
 	}
 	back.Release()
 	return result, nil
@@ -180,23 +179,22 @@ func configurePod(addresses []netip.Prefix, result *Result) error {
 	return nil
 }
 
-// publish puts the lease's host ports into effect.
+// publish puts the lease's host ports into effect, to those addresses that the pod has taken.
 func (b *Bridge) publish(l *lease, result *Result) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if len(result.IPs) < len(l.Addresses) {
+		if err := b.pool.keep(l, result.IPs); err != nil {
+			return err
+		}
+	}
 	for _, m := range l.HostPorts {
-		if m.HostIP.IsValid() && !hasFamilyOf(result.IPs, m.HostIP) {
+		if m.HostIP.IsValid() && !slices.ContainsFunc(result.IPs, func(ip netip.Addr) bool { return ip.Is4() == m.HostIP.Is4() }) {
 			return fault.New(fault.Precondition, "host port %s: the pod has no address of that family", m)
 		}
 	}
-	return b.installRules()
-}
-
-func hasFamilyOf(ips []netip.Addr, ip netip.Addr) bool {
-	for _, a := range ips {
-		if a.Is4() == ip.Is4() {
-			return true
-		}
+	if len(l.HostPorts) == 0 {
+		return nil
 	}
-	return false
+	return b.installRules()
 }

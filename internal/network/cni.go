@@ -48,11 +48,11 @@ const attachmentVersion = 1
 
 // attachment is the record of one ADD, written before it.
 type attachment struct {
-	List     []byte         `json:"list"` // the configuration, as JSON
-	PodID    string         `json:"pod_id"`
-	Netns    string         `json:"netns"`
-	Args     [][2]string    `json:"args"`
-	Runtime  map[string]any `json:"runtime"` // capability arguments
+	List    []byte         `json:"list"` // the configuration, as JSON
+	PodID   string         `json:"pod_id"`
+	Netns   string         `json:"netns"`
+	Args    [][2]string    `json:"args"`
+	Runtime map[string]any `json:"runtime"` // capability arguments
 }
 
 // NewCNI makes the directories that it needs below CacheDir. It reads no configuration yet.
@@ -90,6 +90,9 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 	a, err := newAttachment(list, pod)
 	if err != nil {
 		return nil, err
+	}
+	if !isNetns(pod.NetnsPath) {
+		return nil, fault.New(fault.Precondition, "%s is not a network namespace", pod.NetnsPath)
 	}
 	if _, err := os.Stat(c.path(pod.ID)); err == nil {
 		return nil, fault.New(fault.Exists, "the pod has a network already; detach it first")
@@ -205,6 +208,9 @@ func (c *CNI) Detach(ctx context.Context, pod Pod, _ *Result) error {
 }
 
 func (c *CNI) del(ctx context.Context, id string) error {
+	if !podIDPattern.MatchString(id) {
+		return nil // never attached, and not the name of a record
+	}
 	var a attachment
 	err := record.Read(c.path(id), attachmentVersion, &a)
 	if errors.Is(err, fault.NotFound) {

@@ -31,7 +31,7 @@ const (
 
 // ExecPlugin implements invoke.Exec.
 func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, fault.New(fault.Unavailable, "plugin %s did not end within %s and was killed", path, p.timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, fault.New(fault.Unavailable, "it did not end within %s and was killed", p.timeout))
 	defer cancel()
 	for retries := 0; ; retries++ {
 		out, err := run(ctx, path, stdin, environ)
@@ -52,7 +52,7 @@ func run(ctx context.Context, path string, stdin []byte, environ []string) ([]by
 	err := cmd.Run()
 	switch {
 	case ctx.Err() != nil && err != nil:
-		return nil, context.Cause(ctx)
+		return nil, fmt.Errorf("plugin %s: %w", path, context.Cause(ctx))
 	case stdout.over || stderr.over:
 		return nil, fmt.Errorf("plugin %s printed more than %d bytes", path, maxOutput)
 	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it ended well; a child of it keeps the pipe, which is not its answer

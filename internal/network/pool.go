@@ -106,6 +106,14 @@ func (p *pool) lease(pod Pod, ranges []netip.Prefix) (*lease, error) {
 	return l, nil
 }
 
+// keep gives back the addresses of a lease that are not in ips.
+func (p *pool) keep(l *lease, ips []netip.Addr) error {
+	p.drop(l)
+	l.Addresses = slices.DeleteFunc(l.Addresses, func(a netip.Prefix) bool { return !slices.Contains(ips, a.Addr()) })
+	p.hold(l)
+	return record.Write(p.path(l.PodID), leaseVersion, l)
+}
+
 // portsFree refuses a host port that another pod has, or that one pod asks for twice.
 func (p *pool) portsFree(asked []PortMapping) error {
 	for i, m := range asked {

@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"net/netip"
 )
 
 // Select is the network of the daemon: CNI while its configuration directory has a configuration, else the bridge.
@@ -61,6 +62,9 @@ func (s *Select) Ready(ctx context.Context) error {
 func (s *Select) Reclaim(ctx context.Context, keep func(podID string) bool) error {
 	return errors.Join(s.bridge.Reclaim(ctx, keep), s.cni.Reclaim(ctx, keep))
 }
+
+// SetPodCIDR passes the node's pod CIDR to the bridge; CNI plugins have their ranges from their configuration.
+func (s *Select) SetPodCIDR(ranges []netip.Prefix) error { return s.bridge.SetPodCIDR(ranges) }
 
 // Close ends the daemon's part; pods keep their network.
 func (s *Select) Close() error { return s.bridge.Close() }
