@@ -20,9 +20,10 @@ import (
 type container struct {
 	id, sandboxID, bundle string
 
-	verb sync.Mutex // held by the one verb that changes the container; Delete bounds its waiting
+	verb  sync.Mutex    // keeps Start, ReopenLog and the removal of the container apart
+	ready chan struct{} // closed when Create has ended, well or not
 
-	// Set by Create before the state is CREATED, and constant then.
+	// Set by Create before ready, and constant then.
 	made    *oci.Created
 	rootfs  string   // where the root filesystem is mounted; on the host an empty directory
 	pidfd   *os.File // of the first process; closed when it has been reaped

@@ -37,15 +37,15 @@ func (s *Server) Create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 
 func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
 	defer s.stir()
-	back := undo.New(ctx)
-	defer back.Run()
 
 	// 1. Reserve the id.
 	c, box, err := s.reserve(req)
 	if err != nil {
 		return nil, err
 	}
-	defer c.verb.Unlock()
+	defer close(c.ready)
+	back := undo.New(ctx)
+	defer back.Run()
 	back.Add("forget the container", func(context.Context) error { s.remove(c); return nil })
 
 	// 2. The bundle.
@@ -98,10 +98,11 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	return c.message(), nil
 }
 
-// reserve registers the container, with its verb lock held, so that its sandbox stays.
+// reserve registers the container, so that its sandbox stays.
 func (s *Server) reserve(req *api.CreateRequest) (*container, *sandbox, error) {
-	c := &container{id: req.Id, sandboxID: req.SandboxId, bundle: req.Bundle, exited: make(chan struct{})}
-	c.verb.Lock()
+	c := &container{
+		id: req.Id, sandboxID: req.SandboxId, bundle: req.Bundle, ready: make(chan struct{}), exited: make(chan struct{}),
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	box := s.sandboxes[req.SandboxId]
@@ -183,6 +184,7 @@ func (s *Server) discard(c *container) error {
 	}
 	s.reaper.await(c.made.Pid, c.pidfd)
 	c.pidfd.Close()
+	c.made = nil
 	return s.runtime.Delete(c.id)
 }
 

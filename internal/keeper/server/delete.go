@@ -28,17 +28,15 @@ func (s *Server) delete(id string) error {
 	if c == nil {
 		return nil
 	}
-	c.verb.Lock() // waits for a Create that is under way
-	defer c.verb.Unlock()
-	s.mu.Lock()
-	gone := s.containers[id] != c
-	s.mu.Unlock()
-	if gone {
-		return nil
+	<-c.ready // a Create that is under way ends first
+	if c.made == nil {
+		return nil // and it has failed
 	}
 	if err := c.kill(); err != nil {
 		return err
 	}
+	c.verb.Lock()
+	defer c.verb.Unlock()
 	if err := s.runtime.Delete(id); err != nil {
 		return err
 	}

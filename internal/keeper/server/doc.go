@@ -16,9 +16,9 @@
 // and in the kernel: the namespaces of package namespace, the containers' cgroups, a pidfd for each process and the
 // descriptors of their stdio. All of it is reachable from Server.sandboxes and Server.containers.
 //
-// Locks: Server.mu guards the two maps, container.mu a container's state; neither is held over anything that can hang.
-// container.verb and sandbox.verb keep two verbs on one of them apart; Delete bounds its waiting. Operations run to their
-// end whatever becomes of the caller; one that asks again joins (package flight).
+// Locks: Server.mu guards the two maps, container.mu a container's state, and container.verb keeps two verbs on one
+// container apart; none is held over anything that can hang, such as the death of a process. Operations run to their end
+// whatever becomes of the caller; one that asks again joins (package flight).
 //
 // Goroutines: each container has one that waits for its exit, and one for each stream of its output; they sleep in the
 // netpoller, no OS thread waits. No buffer is held while there is nothing to read.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -46,19 +47,15 @@ func (s *Server) Exec(ctx context.Context, req *api.ExecRequest, send func(*api.
 	}
 
 	// 3. Its end, or ours.
-	timedOut, gone := x.await(ctx)
+	timedOut, err := x.await(ctx)
 
 	// 4. What it has written by then.
 	for _, src := range x.stdio.outputs {
 		src.finish(drainLimit / 2)
 	}
 	pumps.Wait()
-	x.stdio.close()
-	if x.err != nil {
-		return fmt.Errorf("exec in container %s: %w", req.Id, x.err)
-	}
-	if gone {
-		return ctx.Err()
+	if err != nil {
+		return fmt.Errorf("exec in container %s: %w", req.Id, err)
 	}
 	return send(&api.ExecOutput{Exit: &api.ExecExit{Code: int32(x.code), TimedOut: timedOut}})
 }
@@ -105,9 +102,7 @@ func (s *Server) startExec(c *container, req *api.ExecRequest) (_ *execution, er
 	}
 	go s.watchExec(x)
 	if err := stdio.receiveConsole(); err != nil {
-		x.kill()
-		<-x.ended
-		return nil, err
+		return nil, errors.Join(err, x.kill())
 	}
 	return x, nil
 }
@@ -130,22 +125,33 @@ func (s *Server) watchExec(x *execution) {
 	}
 }
 
-// await returns when the process has ended; when ctx ends first it kills it and all that it has started.
-func (x *execution) await(ctx context.Context) (timedOut, gone bool) {
+// await returns when the process has ended; when ctx ends first it kills it and all that it has started. An error says
+// that the caller is gone, or that the process cannot be killed.
+func (x *execution) await(ctx context.Context) (timedOut bool, err error) {
 	select {
 	case <-x.ended:
-		return false, false
+		return false, x.err
 	case <-ctx.Done():
 	}
-	x.kill()
-	<-x.ended
-	timedOut = context.Cause(ctx) == errTimedOut
-	return timedOut, !timedOut
+	if err := x.kill(); err != nil {
+		return false, err
+	}
+	if context.Cause(ctx) != errTimedOut {
+		return false, ctx.Err()
+	}
+	return true, x.err
 }
 
-func (x *execution) kill() {
+// kill kills the process and all that it has started, and waits until it has been reaped, within killLimit.
+func (x *execution) kill() error {
 	if err := x.running.Kill(killLimit); err != nil {
-		slog.Error("kill an exec", "pid", x.running.Pid, "err", err)
+		return fault.New(fault.Deadline, "kill it after its time: %w", err)
+	}
+	select {
+	case <-x.ended:
+		return nil
+	case <-time.After(killLimit):
+		return fault.New(fault.Deadline, "it cannot be killed: process %s", oci.Describe(x.running.Pid))
 	}
 }
 

@@ -487,6 +487,55 @@ func TestSysctls(t *testing.T) {
 	}
 }
 
+func TestVolumesPropagate(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	volume := t.TempDir()
+	n.must(unix.Mount("tmpfs", volume, "tmpfs", 0, ""))
+	defer unix.Unmount(volume, unix.MNT_DETACH)
+	n.must(unix.Mount("", volume, "", unix.MS_SHARED, ""))
+	n.must(os.Mkdir(filepath.Join(volume, "in"), 0o755))
+	n.must(os.Mkdir(filepath.Join(volume, "out"), 0o755))
+	with := func(mode string) func(*job) {
+		return func(j *job) {
+			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Destination: "/vol", Source: volume, Type: "bind", Options: []string{"rbind", mode}})
+			j.spec.Linux.RootfsPropagation = mode
+			caps := &j.spec.Process.Capabilities
+			all := append((*caps).Bounding, "CAP_SYS_ADMIN")
+			*caps = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
+		}
+	}
+	hostSees := func(what string) bool {
+		body, err := os.ReadFile("/proc/self/mountinfo")
+		n.must(err)
+		return strings.Contains(string(body), filepath.Join(volume, what)+" ")
+	}
+
+	j := n.run(box, "mount -t tmpfs x /vol/out && echo mounted; sleep 1000", with("rshared"))
+	n.waitOutput(j, "mounted")
+	if !hostSees("out") {
+		t.Error("rshared: a mount in the container does not reach the host")
+	}
+	n.must(n.Delete(t.Context(), j.Id))
+	n.must(unix.Unmount(filepath.Join(volume, "out"), unix.MNT_DETACH))
+
+	for _, mode := range []string{"rslave", "rprivate"} {
+		j = n.run(box, "mount -t tmpfs x /vol/out && echo mounted; sleep 1000", with(mode))
+		n.waitOutput(j, "mounted")
+		if hostSees("out") {
+			t.Errorf("%s: a mount in the container reaches the host", mode)
+		}
+		n.must(unix.Mount("tmpfs", filepath.Join(volume, "in"), "tmpfs", 0, ""))
+		n.must(os.WriteFile(filepath.Join(volume, "in/new"), nil, 0o644))
+		_, out, _ := n.exec(j, "ls /vol/in")
+		if (out == "new\n") != (mode == "rslave") {
+			t.Errorf("%s: the container sees %q of a mount on the host", mode, out)
+		}
+		n.must(n.Delete(t.Context(), j.Id))
+		n.must(unix.Unmount(filepath.Join(volume, "in"), unix.MNT_DETACH))
+	}
+}
+
 func TestManyLayers(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
