@@ -57,9 +57,10 @@ beginning of its id. A pod is named by its name, by namespace/pod, or by the beg
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found, 4 no runtime answers. kuri exec and kuri run --rm return the
 exit code of what they ran.`,
-		SilenceUsage:     true,
-		SilenceErrors:    true,
-		TraverseChildren: true, // flags before the verb are the program's: kuri -t 5s exec -t …
+		SilenceUsage:               true,
+		SilenceErrors:              true,
+		SuggestionsMinimumDistance: 2,
+		TraverseChildren:           true, // flags before the verb are the program's: kuri -t 5s exec -t …
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil

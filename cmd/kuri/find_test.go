@@ -1,0 +1,138 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	ready    = runtimeapi.PodSandboxState_SANDBOX_READY
+	notReady = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	running  = runtimeapi.ContainerState_CONTAINER_RUNNING
+	exited   = runtimeapi.ContainerState_CONTAINER_EXITED
+)
+
+func sandbox(id, namespace, name string, state runtimeapi.PodSandboxState, created int64) *runtimeapi.PodSandbox {
+	return &runtimeapi.PodSandbox{Id: id, State: state, CreatedAt: created, Metadata: &runtimeapi.PodSandboxMetadata{Namespace: namespace, Name: name}}
+}
+
+func container(id, pod, name string, state runtimeapi.ContainerState, attempt uint32) *runtimeapi.Container {
+	return &runtimeapi.Container{Id: id, PodSandboxId: pod, State: state, Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt}}
+}
+
+// stock is a node with names that are easy, names that are used twice, and names that look like ids.
+func stock() *inventory {
+	return &inventory{
+		pods: []*runtimeapi.PodSandbox{
+			sandbox("aaa1", "default", "web", ready, 1),
+			sandbox("aaa2", "default", "db", ready, 2),
+			sandbox("bbb1", "shop", "db", ready, 3),
+			sandbox("ccc1", "default", "again", notReady, 4),
+			sandbox("ccc2", "default", "again", ready, 3), // the older one is the ready one
+			sandbox("ddd1", "default", "aaa", ready, 5),   // a name that is the beginning of ids
+		},
+		containers: []*runtimeapi.Container{
+			container("111a", "aaa1", "web", running, 0),
+			container("111b", "aaa1", "log", running, 0),
+			container("222a", "aaa2", "main", exited, 0),
+			container("222b", "aaa2", "main", running, 1), // restarted
+			container("333a", "bbb1", "main", exited, 0),
+			container("444a", "ccc2", "only", exited, 0),
+			container("bbb7", "ddd1", "x", running, 0), // an id that begins like a pod's
+		},
+	}
+}
+
+func TestFind(t *testing.T) {
+	v := stock()
+	for _, tt := range []struct {
+		name                            string
+		pod, container, running, either string // ids; "" not found; "?" ambiguous
+	}{
+		{name: "web", pod: "aaa1", container: "111a", running: "111a", either: "aaa1"},
+		{name: "default/web", pod: "aaa1", container: "?", running: "?", either: "aaa1"}, // two containers in it
+		{name: "web/web", container: "111a", running: "111a", either: "111a"},
+		{name: "default/web/log", container: "111b", running: "111b", either: "111b"},
+		{name: "aaa1/log", container: "111b", running: "111b", either: "111b"},
+		{name: "log", container: "111b", running: "111b", either: "111b"},
+		{name: "db", pod: "?", container: "?", running: "222b", either: "?"},
+		{name: "shop/db", pod: "bbb1", container: "333a", running: "333a", either: "bbb1"},
+		{name: "main", container: "?", running: "222b", either: "?"},
+		{name: "db/main", container: "?", running: "222b", either: "?"},
+		{name: "default/db/main", container: "222b", running: "222b", either: "222b"},
+		{name: "222a", container: "222a", running: "222a", either: "222a"}, // an id means that attempt
+		{name: "222", container: "?", running: "222b", either: "?"},
+		{name: "again", pod: "ccc2", container: "444a", running: "444a", either: "ccc2"},
+		{name: "ccc1", pod: "ccc1", either: "ccc1"},
+		{name: "aaa", pod: "ddd1", container: "bbb7", running: "bbb7", either: "ddd1"}, // names before ids
+		{name: "aa", pod: "?", either: "?"},
+		{name: "bbb", pod: "bbb1", container: "bbb7", running: "bbb7", either: "?"},
+		{name: "bbb1", pod: "bbb1", either: "bbb1"},
+		{name: "nothing"},
+		{name: "web/nothing"},
+		{name: "nothing/web"},
+		{name: ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			check := func(what, got string, err error, want string) {
+				t.Helper()
+				var missing notFoundError
+				switch {
+				case err == nil:
+				case errors.As(err, &missing):
+					got = ""
+				default:
+					got = "?"
+				}
+				if got != want {
+					t.Errorf("%s: %q (%v), want %q", what, got, err, want)
+				}
+			}
+			p, err := v.pod(tt.name)
+			check("pod", p.GetId(), err, tt.pod)
+			c, err := v.container(tt.name)
+			check("container", c.GetId(), err, tt.container)
+			c, err = v.running(tt.name)
+			check("running", c.GetId(), err, tt.running)
+			p, c, err = v.either(tt.name)
+			check("either", p.GetId()+c.GetId(), err, tt.either)
+		})
+	}
+}
+
+func TestAmbiguousNamesTheCandidates(t *testing.T) {
+	_, err := stock().container("main")
+	for _, part := range []string{`"main" means several containers`, "default/db/main (container 222b)", "shop/db/main (container 333a)"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("%q is not in: %v", part, err)
+		}
+	}
+	v := &inventory{}
+	for i := range 30 {
+		v.pods = append(v.pods, sandbox(strings.Repeat("e", i+1), "n", "p"+string(rune('a'+i)), ready, 0))
+	}
+	if _, err = v.pod("ee"); err != nil { // the whole id of one
+		t.Error(err)
+	}
+	v.pods[0].Id = "ef"
+	if _, err = v.pod("e"); err == nil || !strings.Contains(err.Error(), "and 20 more") {
+		t.Errorf("a long list: %v", err)
+	}
+}
+
+func TestLogged(t *testing.T) {
+	v := stock()
+	for name, want := range map[string]string{"web": "111a 111b", "web/log": "111b", "default/db": "222b", "again": "444a"} {
+		list, err := v.logged(name)
+		if got := strings.Join(texts(list, (*runtimeapi.Container).GetId), " "); err != nil || got != want {
+			t.Errorf("%s: %q %v, want %q", name, got, err, want)
+		}
+	}
+	var missing notFoundError
+	if _, err := v.logged("ccc1"); !errors.As(err, &missing) {
+		t.Errorf("a pod without containers: %v", err)
+	}
+}
