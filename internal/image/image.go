@@ -19,7 +19,7 @@ type Image struct {
 	References []string        // tags in full, sorted: "docker.io/library/busybox:1"
 	Digests    []string        // "docker.io/library/busybox@sha256:…", sorted; the digest of the manifest or index
 	Size       int64           // bytes on the disk: its layers unpacked, shared ones too, its config and manifest
-	DiffIDs    []digest.Digest // of its layers, bottom first
+	DiffIDs    []digest.Digest // of the layers to mount, bottom first; the topmost may be one that package layer has made
 	Platform   imagespec.Platform
 	Config     imagespec.ImageConfig // user, environment, entrypoint, command, volumes, stop signal …; hostile input
 	Pinned     bool                  // a kubelet must not collect it

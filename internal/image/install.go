@@ -59,12 +59,12 @@ type names struct{ tags, digests []string }
 // install makes the image be on this node.
 func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, err error) {
 	// 1. Nothing of it is removed while we work. What a failure has left is removed when we let go.
-	release := s.layers.Hold(c.config.RootFS.DiffIDs)
+	layers := s.layers.Hold(c.config.RootFS.DiffIDs)
 	defer func() {
 		if errors.Is(err, fault.Unavailable) {
-			s.releaseLater(release)
+			s.releaseLater(layers)
 		} else {
-			release()
+			layers()
 		}
 	}()
 
@@ -79,17 +79,38 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 		return nil, err
 	}
 
-	// 3. On the disk for good, before anything names it.
+	// 3. What the layers cannot show rightly without knowing each other.
+	patch, release, err := s.patch(ctx, c.config.RootFS.DiffIDs)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
+	// 4. On the disk for good, before anything names it.
 	if err := s.layers.Sync(); err != nil {
 		return nil, err
 	}
 
-	// 4. Config, manifest and record. Now the layers that a killed daemon's pull has left serve nobody.
-	img, err = s.commit(c, n)
+	// 5. Config, manifest and record. Now the layers that a killed daemon's pull has left serve nobody.
+	img, err = s.commit(c, patch, n)
 	if err == nil {
 		s.layers.Prune()
 	}
 	return img, err
+}
+
+// patch makes the layer to put on top of the stack, if it needs one, and holds it until release.
+func (s *Store) patch(ctx context.Context, stack []digest.Digest) (diffID digest.Digest, release func(), err error) {
+	blob, err := s.layers.Patch(stack)
+	if err != nil || blob == nil {
+		return "", func() {}, err
+	}
+	release = s.layers.Hold([]digest.Digest{blob.DiffID})
+	if err := s.layers.Unpack(ctx, *blob); err != nil {
+		release()
+		return "", nil, err
+	}
+	return blob.DiffID, release, nil
 }
 
 // releaseLater keeps the layers that are there for a while: the registry failed, and the caller will ask again.
@@ -128,12 +149,12 @@ func (c *slotted) Close() error {
 	return c.ReadCloser.Close()
 }
 
-// commit records the image, whose layers are there, held and durable, and points the names to it.
-func (s *Store) commit(c *content, n names) (*Image, error) {
+// commit records the image, whose layers and patch are there, held and durable, and points the names to it.
+func (s *Store) commit(c *content, patch digest.Digest, n names) (*Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id := digest.FromBytes(c.rawConfig)
-	rec := imageRecord{ID: id}
+	rec := imageRecord{ID: id, Patch: patch}
 	if err := s.writeBlob(id, c.rawConfig); err != nil {
 		return nil, err
 	}
@@ -145,7 +166,7 @@ func (s *Store) commit(c *content, n names) (*Image, error) {
 	}
 	e := s.entries[id]
 	if e == nil {
-		e = &entry{release: s.layers.Hold(c.config.RootFS.DiffIDs)}
+		e = &entry{release: s.layers.Hold(rec.stack(c.config))}
 	} else if rec.Manifest == "" {
 		rec.Manifest = e.rec.Manifest
 	}
@@ -238,10 +259,11 @@ func (s *Store) write(e *entry, rec imageRecord) error {
 
 // describe makes the image of a record and its config.
 func (s *Store) describe(rec imageRecord, cfg *imagespec.Image) *Image {
+	stack := rec.stack(cfg)
 	img := &Image{
 		ID:       rec.ID.String(),
-		Size:     s.layers.Size(cfg.RootFS.DiffIDs) + fileBytes(s.blob(rec.ID)),
-		DiffIDs:  cfg.RootFS.DiffIDs,
+		Size:     s.layers.Size(stack) + fileBytes(s.blob(rec.ID)),
+		DiffIDs:  stack,
 		Platform: cfg.Platform,
 		Config:   cfg.Config,
 	}

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -304,6 +305,38 @@ func TestIndexGivesThisNodesImage(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+func TestImpliedDirectoryIsPatched(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	private := tarWith(t, &tar.Header{Name: "home/", Typeflag: tar.TypeDir, Mode: 0o700, Uid: 7})
+	ref := h.push("app:1", imageOf(t, "one", layerOfTar(t, private), layerOf(t, file{"home/f", "x"})))
+	root := t.TempDir()
+	s := openStore(t, root)
+	img := pull(t, s, ref)
+	check := func(s *Store) {
+		t.Helper()
+		img, err := s.Get(img.ID)
+		if err != nil || len(img.DiffIDs) != 3 {
+			t.Fatalf("%+v, %v", img, err)
+		}
+		dirs, err := s.layers.Lowerdirs(img.DiffIDs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(filepath.Join(dirs[0], "home")); err != nil || st.Mode().Perm() != 0o700 {
+			t.Errorf("%v, %v", st, err)
+		}
+	}
+	check(s)
+	s.layers.Prune()
+	s = openStore(t, root)
+	check(s)
+	if err := s.Remove(ref); err != nil {
+		t.Fatal(err)
+	}
+	nothingAtAll(t, s)
 }
 
 func TestConcurrentPullsFetchOnce(t *testing.T) {

@@ -26,7 +26,7 @@ import (
 
 // hub is a real registry behind a handler that a test may put in the way.
 type hub struct {
-	t    *testing.T
+	t    testing.TB
 	addr string // host:port on loopback
 
 	mu       sync.Mutex
@@ -34,7 +34,7 @@ type hub struct {
 	disturb  func(w http.ResponseWriter, r *http.Request) (handled bool)
 }
 
-func newHub(t *testing.T) *hub {
+func newHub(t testing.TB) *hub {
 	h := &hub{t: t}
 	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -105,7 +105,7 @@ type file struct {
 	name, body string
 }
 
-func tarOf(t *testing.T, files ...file) []byte {
+func tarOf(t testing.TB, files ...file) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -127,12 +127,27 @@ func tarOf(t *testing.T, files ...file) []byte {
 	return buf.Bytes()
 }
 
-func layerOf(t *testing.T, files ...file) v1.Layer {
+func tarWith(t testing.TB, headers ...*tar.Header) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, hdr := range headers {
+		if err := w.WriteHeader(hdr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func layerOf(t testing.TB, files ...file) v1.Layer {
 	t.Helper()
 	return layerOfTar(t, tarOf(t, files...))
 }
 
-func layerOfTar(t *testing.T, body []byte, opts ...tarball.LayerOption) v1.Layer {
+func layerOfTar(t testing.TB, body []byte, opts ...tarball.LayerOption) v1.Layer {
 	t.Helper()
 	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }, opts...)
 	if err != nil {
@@ -142,7 +157,7 @@ func layerOfTar(t *testing.T, body []byte, opts ...tarball.LayerOption) v1.Layer
 }
 
 // imageOf builds an image for this platform with a command of its own, so that its ID is its own too.
-func imageOf(t *testing.T, cmd string, layers ...v1.Layer) v1.Image {
+func imageOf(t testing.TB, cmd string, layers ...v1.Layer) v1.Image {
 	t.Helper()
 	img, err := mutate.AppendLayers(empty.Image, layers...)
 	if err != nil {
@@ -165,7 +180,7 @@ func imageOf(t *testing.T, cmd string, layers ...v1.Layer) v1.Image {
 }
 
 // openStore opens an image store and its layer store under root, which is made when it is "".
-func openStore(t *testing.T, root string, change ...func(*Options)) *Store {
+func openStore(t testing.TB, root string, change ...func(*Options)) *Store {
 	t.Helper()
 	if root == "" {
 		root = t.TempDir()
@@ -190,7 +205,7 @@ func openStore(t *testing.T, root string, change ...func(*Options)) *Store {
 }
 
 // nothingHalfMade asserts that no temporary file is left.
-func nothingHalfMade(t *testing.T, s *Store) {
+func nothingHalfMade(t testing.TB, s *Store) {
 	t.Helper()
 	left, err := os.ReadDir(filepath.Join(s.root, "tmp"))
 	if err != nil || len(left) > 0 {

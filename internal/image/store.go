@@ -8,12 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/flight"
@@ -38,8 +40,17 @@ type Options struct {
 type imageRecord struct {
 	ID       digest.Digest        `json:"id"`
 	Manifest digest.Digest        `json:"manifest,omitempty"` // "" when it came without one, in a docker-archive
+	Patch    digest.Digest        `json:"patch,omitempty"`    // layer on top that is not the image's own; see layer.Store.Patch
 	Tags     map[string]time.Time `json:"tags"`               // tag in full, and when it was pointed here
 	Digests  []string             `json:"digests"`
+}
+
+// stack is the layers to mount, bottom first.
+func (r *imageRecord) stack(cfg *imagespec.Image) []digest.Digest {
+	if r.Patch == "" {
+		return cfg.RootFS.DiffIDs
+	}
+	return append(slices.Clone(cfg.RootFS.DiffIDs), r.Patch)
 }
 
 // entry is an image that is recorded.
@@ -159,12 +170,15 @@ func (s *Store) recoverOne(path string) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range cfg.RootFS.DiffIDs {
+	if rec.Patch != "" && rec.Patch.Validate() != nil {
+		return fault.New(fault.Corrupt, "the record names no layer with %q", rec.Patch)
+	}
+	for _, id := range rec.stack(cfg) {
 		if !s.layers.Has(id) {
 			return fault.New(fault.NotFound, "the image's layer %s is not there", id)
 		}
 	}
-	s.entries[rec.ID] = &entry{rec: rec, image: s.describe(rec, cfg), release: s.layers.Hold(cfg.RootFS.DiffIDs)}
+	s.entries[rec.ID] = &entry{rec: rec, image: s.describe(rec, cfg), release: s.layers.Hold(rec.stack(cfg))}
 	return nil
 }
 

@@ -10,6 +10,9 @@
 // good only after [Store.Sync]; package image calls that once before it records an image. What is found in tmp when the
 // store opens belongs to a daemon that was killed and is removed.
 //
+// What a layer cannot know of the layers below it, how a directory looks that it has no entry for, is put right by one
+// more small layer on top of the stack ([Store.Patch]).
+//
 // An image's tar is hostile: every entry's path is resolved by the kernel within the layer's directory (openat2), the
 // last component is never followed, and entries, path lengths and the ratio of unpacked to packed bytes are bounded. An
 // entry that will not do is refused by its name.

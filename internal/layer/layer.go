@@ -29,6 +29,9 @@ type Info struct {
 	Inodes int64         `json:"inodes"`  // files and directories, the layer's directory and layer.json with them
 	Opaque bool          `json:"opaque"`  // nothing of the layers below shows
 	BootID string        `json:"boot_id"` // the boot in which it was unpacked
+
+	// Implied are the directories without an entry of their own, in order; see implied.go. On the disk alone.
+	Implied []string `json:"implied,omitempty"`
 }
 
 // Store is the layers under one root directory. See [Open].
@@ -95,6 +98,7 @@ func (s *Store) scan() error {
 			}
 			continue
 		}
+		info.Implied = nil
 		s.layers[id] = info
 	}
 	return nil

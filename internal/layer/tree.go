@@ -28,6 +28,7 @@ type tree struct {
 	root     int // descriptor of the root directory
 	realRoot string
 	limits   limits
+	implied  map[string]bool // directories that were made for what is in them
 
 	last   string // path of the parent that lastFD is open at
 	lastFD int    // -1: none
@@ -42,7 +43,7 @@ func openTree(dir string, l limits) (*tree, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	t := &tree{root: fd, limits: l, lastFD: -1}
+	t := &tree{root: fd, limits: l, implied: make(map[string]bool), lastFD: -1}
 	if t.realRoot, err = realPath(fd); err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -150,6 +151,10 @@ func (t *tree) makeAll(p string) (int, error) {
 		dir, err := t.open(p[:end])
 		switch {
 		case errors.Is(err, unix.ENOENT):
+			if len(t.implied) >= t.limits.implied {
+				return -1, fault.New(fault.Exhausted, "the layer has more than %d directories without an entry of their own: it looks like an archive bomb", t.limits.implied)
+			}
+			t.implied[p[:end]] = true
 			if err = unix.Mkdirat(fd, name, 0o755); errors.Is(err, unix.EEXIST) {
 				return -1, refused("its directory %s is a symlink to something that is not in this layer", p[:end])
 			}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/opencontainers/go-digest"
 
@@ -153,13 +152,13 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64) (Info
 	back.Add("remove the half-made layer", func(context.Context) error { return os.RemoveAll(dir) })
 
 	// 2. The stream, counted and hashed on both sides of the decompressor, becomes files.
-	opaque, err := s.stream(ctx, b, dir, fetched)
+	out, err := s.stream(ctx, b, dir, fetched)
 	if err != nil {
 		return Info{}, diskError(fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
 	}
 
 	// 3. The record.
-	info, err := s.describe(dir, Info{DiffID: b.DiffID, Opaque: opaque, BootID: s.bootID})
+	info, err := s.describe(dir, Info{DiffID: b.DiffID, Bytes: 1 << 20, Inodes: 1 << 10, Opaque: out.opaque, BootID: s.bootID, Implied: out.implied})
 	if err != nil {
 		return Info{}, diskError(fmt.Errorf("record layer %s: %w", b.DiffID, err))
 	}
@@ -173,42 +172,43 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64) (Info
 	if err := os.Rename(dir, s.dir(b.DiffID)); err != nil {
 		return Info{}, fmt.Errorf("put layer %s in its place: %w", b.DiffID, err)
 	}
+	info.Implied = nil
 	s.layers[b.DiffID] = info
 	back.Release()
 	return info, nil
 }
 
-// describe measures the unpacked layer and writes its record.
+// describe measures the unpacked layer and writes its record, which counts itself.
 func (s *Store) describe(dir string, info Info) (Info, error) {
+	path := filepath.Join(dir, "layer.json")
+	if err := record.Write(path, recordVersion, info); err != nil {
+		return info, err
+	}
 	u, err := measure(dir)
 	if err != nil {
 		return info, err
 	}
-	var st syscall.Stat_t
-	if err := syscall.Stat(dir, &st); err != nil {
-		return info, err
-	}
-	info.Bytes, info.Inodes = u.Bytes+st.Blksize, u.Inodes+1 // the record itself: one file, one block
-	return info, record.Write(filepath.Join(dir, "layer.json"), recordVersion, info)
+	info.Bytes, info.Inodes = u.Bytes, u.Inodes
+	return info, record.Write(path, recordVersion, info)
 }
 
 // stream reads the blob into dir/fs and verifies its digests.
-func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.Int64) (opaque bool, err error) {
+func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.Int64) (out outcome, err error) {
 	body, err := b.Open(ctx)
 	if err != nil {
-		return false, err
+		return out, err
 	}
 	defer body.Close()
 
 	packed := &meter{from: body, hash: sha256.New(), count: fetched}
 	plain, err := Decompress(packed)
 	if err != nil {
-		return false, packed.blame(err)
+		return out, packed.blame(err)
 	}
 	defer plain.Close()
 	content := &meter{from: &bounded{from: plain, packed: fetched, limits: s.limits}, hash: sha256.New(), count: new(atomic.Int64)}
 
-	opaque, err = untar(ctx, content, filepath.Join(dir, "fs"), s.limits)
+	out, err = untar(ctx, content, filepath.Join(dir, "fs"), s.limits)
 	if err == nil {
 		_, err = io.Copy(io.Discard, content) // what follows the tar's end is part of both digests
 	}
@@ -216,18 +216,18 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 		_, err = io.Copy(io.Discard, packed)
 	}
 	if err != nil {
-		return false, packed.blame(err)
+		return out, packed.blame(err)
 	}
 	if b.Size >= 0 && fetched.Load() != b.Size {
-		return false, fault.New(fault.Corrupt, "the blob %s has %d bytes, its manifest says %d", b.Digest, fetched.Load(), b.Size)
+		return out, fault.New(fault.Corrupt, "the blob %s has %d bytes, its manifest says %d", b.Digest, fetched.Load(), b.Size)
 	}
 	if got := packed.digest(); b.Digest != "" && got != b.Digest {
-		return false, fault.New(fault.Corrupt, "the blob %s arrived with digest %s: it was changed on the way or in the registry; pull again, or ask the registry's owner", b.Digest, got)
+		return out, fault.New(fault.Corrupt, "the blob %s arrived with digest %s: it was changed on the way or in the registry; pull again, or ask the registry's owner", b.Digest, got)
 	}
 	if got := content.digest(); got != b.DiffID {
-		return false, fault.New(fault.Corrupt, "the content of blob %s has digest %s, the image's config says %s: the image is built wrong", b.Digest, got, b.DiffID)
+		return out, fault.New(fault.Corrupt, "the content of blob %s has digest %s, the image's config says %s: the image is built wrong", b.Digest, got, b.DiffID)
 	}
-	return opaque, nil
+	return out, nil
 }
 
 // meter hashes and counts what passes, and remembers how the source ended.

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,33 +33,39 @@ const xattrPrefix = "SCHILY.xattr."
 // chunk is how many bytes of a file are read and written at once. A chunk of zeros becomes a hole.
 const chunk = 128 << 10
 
-// untar makes the directory dir and unpacks the tar stream from into it. opaque tells that the layer hides all below.
-func untar(ctx context.Context, from io.Reader, dir string, l limits) (opaque bool, err error) {
+// outcome is what a layer's directory does not tell of itself.
+type outcome struct {
+	opaque  bool     // the layer hides all below
+	implied []string // directories without an entry of their own
+}
+
+// untar makes the directory dir and unpacks the tar stream from into it.
+func untar(ctx context.Context, from io.Reader, dir string, l limits) (o outcome, err error) {
 	t, err := openTree(dir, l)
 	if err != nil {
-		return false, err
+		return o, err
 	}
 	defer t.close()
 	u := &unpacker{tree: t, in: tar.NewReader(from), buf: make([]byte, chunk), zeros: make([]byte, chunk)}
 	for n := 1; ; n++ {
 		if err := ctx.Err(); err != nil {
-			return false, err
+			return o, err
 		}
 		hdr, err := u.in.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return false, fault.As(fault.Corrupt, fmt.Errorf("the layer is not a valid tar, at its entry number %d: %w", n, err))
+			return o, fault.As(fault.Corrupt, fmt.Errorf("the layer is not a valid tar, at its entry number %d: %w", n, err))
 		}
 		if n > l.entries {
-			return false, fault.New(fault.Exhausted, "the layer has more than %d entries: it looks like an archive bomb", l.entries)
+			return o, fault.New(fault.Exhausted, "the layer has more than %d entries: it looks like an archive bomb", l.entries)
 		}
 		if err := u.entry(hdr); err != nil {
-			return false, fmt.Errorf("entry %q: %w", clip(hdr.Name), err)
+			return o, fmt.Errorf("entry %q: %w", clip(hdr.Name), err)
 		}
 	}
-	return u.opaque, u.finish()
+	return outcome{u.opaque, slices.Sorted(maps.Keys(u.implied))}, u.finish()
 }
 
 // unpacker makes files out of tar entries. It belongs to one goroutine.
@@ -162,6 +170,7 @@ func (u *unpacker) directory(parent int, p, name string, hdr *tar.Header) error 
 		return err
 	}
 	defer unix.Close(fd)
+	delete(u.implied, p)
 	u.dirs = append(u.dirs, dirTime{p, hdr.ModTime})
 	return u.attributes(fd, hdr)
 }

@@ -1,0 +1,204 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// A layer may have a file whose directory has no entry of its own: the directory is implied, and looks as it does in the
+// layers below. But overlayfs shows a directory as the topmost layer has it, and a layer is unpacked without knowing what
+// will be below. So layer.json lists the implied directories, and where a stack of layers would show one wrongly, one
+// more layer on top, made here, shows it right.
+
+// Patch returns the layer to put on top of the stack, given bottom first and all there, so that implied directories
+// have the attributes that they have further down; nil when nothing is amiss. It is a layer like any other: the same
+// stack gives the same diffID. Its blob is in memory.
+func (s *Store) Patch(diffIDs []digest.Digest) (*Blob, error) {
+	stack, err := s.stack(diffIDs)
+	if err != nil {
+		return nil, err
+	}
+	wrong := make(map[string]*unix.Stat_t) // path -> as it should look
+	from := make(map[string]string)        // path -> where it looks so
+	for _, l := range stack {
+		for p := range l.implied {
+			if st, dir := stack.truth(p); st != nil {
+				wrong[p], from[p] = st, dir
+			}
+		}
+	}
+	if len(wrong) == 0 {
+		return nil, nil
+	}
+	// A directory above one of them must not be implied again, by the patch.
+	for p := range maps.Clone(wrong) {
+		for up := path.Dir(p); up != "."; up = path.Dir(up) {
+			if wrong[up] == nil {
+				wrong[up], from[up] = stack.look(up)
+			}
+		}
+	}
+	return patchBlob(wrong, from)
+}
+
+// unpackedLayer is a layer of a stack.
+type unpackedLayer struct {
+	fs      string
+	implied map[string]bool
+}
+
+// stack is the layers of an image, topmost first.
+type stack []unpackedLayer
+
+func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
+	dirs, err := s.Lowerdirs(diffIDs)
+	if err != nil {
+		return nil, err
+	}
+	var st stack
+	for _, fs := range dirs {
+		var info Info
+		if err := record.Read(filepath.Join(filepath.Dir(fs), "layer.json"), recordVersion, &info); err != nil {
+			return nil, err
+		}
+		l := unpackedLayer{fs: fs, implied: make(map[string]bool)}
+		for _, p := range info.Implied {
+			l.implied[p] = true
+		}
+		st = append(st, l)
+	}
+	return st, nil
+}
+
+// truth returns how the implied directory p should look and where it does, when overlayfs would show it otherwise.
+func (st stack) truth(p string) (*unix.Stat_t, string) {
+	var shown *unix.Stat_t
+	for _, l := range st {
+		at, ends := l.find(p)
+		switch {
+		case at == nil:
+		case at.Mode&unix.S_IFMT != unix.S_IFDIR:
+			return nil, ""
+		case l.implied[p]:
+			if shown == nil {
+				shown = at
+			}
+		case shown == nil: // the topmost one is explicit
+			return nil, ""
+		case at.Mode == shown.Mode && at.Uid == shown.Uid && at.Gid == shown.Gid && len(listXattrs(filepath.Join(l.fs, p))) == 0:
+			return nil, ""
+		default:
+			return at, l.fs
+		}
+		if ends {
+			return nil, ""
+		}
+	}
+	return nil, ""
+}
+
+// look returns how overlayfs shows the directory p, which is in some layer, and where it takes that from.
+func (st stack) look(p string) (*unix.Stat_t, string) {
+	for _, l := range st {
+		if at, _ := l.find(p); at != nil {
+			return at, l.fs
+		}
+	}
+	return nil, ""
+}
+
+// find looks p up in one layer. at is nil when it is not there. ends tells that nothing of p shows from further down.
+func (l *unpackedLayer) find(p string) (at *unix.Stat_t, ends bool) {
+	for end := 0; end < len(p); {
+		if next := strings.IndexByte(p[end+1:], '/'); next >= 0 {
+			end += 1 + next
+		} else {
+			end = len(p)
+		}
+		part := filepath.Join(l.fs, p[:end])
+		var st unix.Stat_t
+		if err := unix.Lstat(part, &st); err != nil {
+			return nil, ends
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			if end == len(p) && !isWhiteout(&st) {
+				return &st, true
+			}
+			return nil, true
+		}
+		ends = ends || isOpaque(part)
+		at = &st
+	}
+	return at, ends
+}
+
+func isOpaque(dir string) bool {
+	var value [1]byte
+	n, err := unix.Lgetxattr(dir, opaqueXattr, value[:])
+	return err == nil && n == 1 && value[0] == 'y'
+}
+
+// patchBlob makes the layer of the directories. Their parents come first, so that no directory is implied.
+func patchBlob(dirs map[string]*unix.Stat_t, from map[string]string) (*Blob, error) {
+	var body bytes.Buffer
+	w := tar.NewWriter(&body)
+	for _, p := range slices.Sorted(maps.Keys(dirs)) {
+		st := dirs[p]
+		hdr := &tar.Header{
+			Typeflag: tar.TypeDir, Name: p + "/", Format: tar.FormatPAX,
+			Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: time.Unix(st.Mtim.Unix()),
+			PAXRecords: make(map[string]string),
+		}
+		for name, value := range listXattrs(filepath.Join(from[p], p)) {
+			hdr.PAXRecords[xattrPrefix+name] = value
+		}
+		if err := w.WriteHeader(hdr); err != nil {
+			return nil, fmt.Errorf("directory %q: %w", clip(p), err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	id := digest.FromBytes(body.Bytes())
+	return &Blob{DiffID: id, Digest: id, Size: int64(body.Len()), Open: func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(body.Bytes())), nil
+	}}, nil
+}
+
+// listXattrs returns the extended attributes of a directory that an image may have.
+func listXattrs(dir string) map[string]string {
+	found := make(map[string]string)
+	names := readXattr(func(p []byte) (int, error) { return unix.Llistxattr(dir, p) })
+	for name := range strings.SplitSeq(string(names), "\x00") {
+		if wantXattr(name) {
+			found[name] = string(readXattr(func(p []byte) (int, error) { return unix.Lgetxattr(dir, name, p) }))
+		}
+	}
+	return found
+}
+
+// readXattr calls get with a buffer that is large enough. What cannot be read is taken for empty.
+func readXattr(get func([]byte) (int, error)) []byte {
+	for size := 256; ; size *= 4 {
+		buf := make([]byte, size)
+		n, err := get(buf)
+		if !errors.Is(err, unix.ERANGE) || size > 64<<10 {
+			return buf[:max(n, 0)]
+		}
+	}
+}
