@@ -14,6 +14,7 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
 // cgroupName is the name of the keeper's own cgroup: kuri-keeper, with a hash of the state directory when that is not
@@ -91,6 +92,10 @@ func cgroupMounts() ([]cgroupMount, error) {
 		fields, fs := strings.Fields(left), strings.Fields(right)
 		if !ok || len(fields) < 6 || len(fs) < 3 || (fs[0] != "cgroup" && fs[0] != "cgroup2") || fields[3] != "/" || seen[fields[2]] {
 			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(fields[4], &st) != nil || fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)) != fields[2] {
+			continue // hidden under another mount
 		}
 		seen[fields[2]] = true
 		v1cpuset := fs[0] == "cgroup" && strings.Contains(","+fs[2]+",", ",cpuset,")

@@ -51,6 +51,9 @@ func (c Cgroup) OOMKills() (uint64, error) {
 		file = "memory.events"
 	}
 	body, err := os.ReadFile(filepath.Join(c.memory, file))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil // the memory controller is not at work here
+	}
 	if err != nil {
 		return 0, err
 	}
