@@ -49,8 +49,8 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 	}
 	s.creates.Wait()
 
-	// 2. No container runs.
-	if err := p.killAll(ctx, s); err != nil {
+	// 2. No container runs, and the keeper has let go of all.
+	if err := p.endAll(ctx, s); err != nil {
 		return err
 	}
 
@@ -75,12 +75,17 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 	return nil
 }
 
-func (p *Pods) killAll(ctx context.Context, s *Sandbox) error {
+// endAll kills what runs and has the keeper delete every container, so that nothing holds on to the namespaces.
+func (p *Pods) endAll(ctx context.Context, s *Sandbox) error {
 	list := s.list()
 	errs := make([]error, len(list))
 	var wg sync.WaitGroup
 	for i, c := range list {
-		wg.Go(func() { errs[i] = p.kill(ctx, c) })
+		wg.Go(func() {
+			if errs[i] = p.kill(ctx, c); errs[i] == nil {
+				errs[i] = p.Keeper.Delete(ctx, c.Record().ID)
+			}
+		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)
