@@ -117,10 +117,6 @@ func (d *Daemon) warmUp(t testing.TB) {
 	if err == nil {
 		d.RemovePod(t, resp.PodSandboxId)
 	}
-	// The keeper makes this one with the first container.
-	if err := os.MkdirAll(filepath.Join(d.State, "keeper", "oci"), 0o700); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // leaky are the directories that pods and containers may leave something in; images stay.

@@ -162,11 +162,18 @@ func routes() ([]string, error) {
 	return out, nil
 }
 
-// tree lists what is below dir, dir left out; an absent dir is empty.
+// id matches the name of what belongs to one pod or container.
+var id = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// tree lists what is below dir, dir left out; an absent dir is empty. Directories that belong to no pod are left out: the
+// programs keep them for what comes; what is in them is not.
 func tree(dir string) ([]string, error) {
 	var out []string
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || p == dir {
+			return nil
+		}
+		if d.IsDir() && !id.MatchString(p) {
 			return nil
 		}
 		out = append(out, p)

@@ -41,7 +41,8 @@ func TestTracesShowWhatIsLeft(t *testing.T) {
 	run("ip", "address", "add", "192.0.2.1/24", "dev", "left0")
 	run("ip", "link", "set", "left0", "up")
 	run("nft", "add", "table", "inet", "left")
-	run("mkdir", group, filepath.Join(dir, "left"))
+	run("mkdir", group, filepath.Join(dir, "empty"))
+	Write(t, dir, "left", "")
 	sleep := exec.Command("sleep", "100")
 	if err := sleep.Start(); err != nil {
 		t.Fatal(err)
@@ -68,7 +69,7 @@ func TestTracesShowWhatIsLeft(t *testing.T) {
 	if err := os.Remove(group); err != nil {
 		t.Fatal(err)
 	}
-	run("rmdir", filepath.Join(dir, "left"))
+	run("rm", filepath.Join(dir, "left"))
 	run("umount", "/run/netns") // a mount that ip made to share its namespaces
 	run("rmdir", "/run/netns")
 	CheckLeaks(t, "after all was taken away", before, dir)

@@ -1,0 +1,410 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+const (
+	nsPod       = runtimeapi.NamespaceMode_POD
+	nsContainer = runtimeapi.NamespaceMode_CONTAINER
+	nsNode      = runtimeapi.NamespaceMode_NODE
+)
+
+// The page of the example comes from the pod's address, over IPv4 and IPv6, to the node and to another pod; what a pod
+// asks of the world outside comes from the node's address.
+func TestBuiltInNetwork(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	d.Pull(t, d.Registry.Push(t, "web:1", harness.Web(t)))
+	image := d.PullBusybox(t)
+	p := harness.Pod("web")
+	pod := d.RunPod(t, p)
+	d.Run(t, pod, harness.Container("web", d.Registry.Host+"/web:1"), p)
+	network := d.PodStatus(t, pod).Network
+	ips := []string{network.Ip}
+	for _, ip := range network.AdditionalIps {
+		ips = append(ips, ip.Ip)
+	}
+	if len(ips) != 2 || net.ParseIP(ips[0]).To4() == nil || net.ParseIP(ips[1]).To4() != nil {
+		t.Fatalf("the pod has the addresses %v, want one of IPv4, then one of IPv6", ips)
+	}
+	q := harness.Pod("asks")
+	asks := d.Run(t, d.RunPod(t, q), harness.Container("asks", image, "sleep", "1000"), q)
+	for _, ip := range ips {
+		url := "http://" + net.JoinHostPort(ip, "8080") + "/"
+		if page := get(t, url); !strings.Contains(page, "A pod runs.") || !strings.Contains(page, "<code>web</code>") {
+			t.Errorf("the page of %s is:\n%s", url, page)
+		}
+		if page := d.Output(t, asks, "wget", "-q", "-O-", url); !strings.Contains(page, "A pod runs.") {
+			t.Errorf("another pod gets from %s:\n%s", url, page)
+		}
+	}
+
+	// An outside world: a network namespace behind a veth pair, which knows the node's address and no pod's.
+	outside := harness.Outside(t, "192.0.2.1/24", "192.0.2.2/24")
+	seen := outside.Serve(t, "192.0.2.2:80")
+	d.Output(t, asks, "wget", "-q", "-O-", "http://192.0.2.2/")
+	if from := <-seen; !strings.HasPrefix(from, "192.0.2.1:") {
+		t.Errorf("the world outside sees %s, want the node's address", from)
+	}
+}
+
+// A configured range is used, and its addresses are given back: a range of three serves any number of pods in turn, and
+// a fourth at once is refused in words.
+func TestConfiguredSubnet(t *testing.T) {
+	d := harness.Start(t, harness.Options{Config: "[network]\nbridge = \"test0\"\nsubnets = [\"10.77.7.0/29\"]\n"})
+	var pods []string
+	for range 3 {
+		for i := range 5 {
+			pod := d.RunPod(t, harness.Pod(fmt.Sprint("turn-", i)))
+			if ip := d.PodStatus(t, pod).Network.Ip; !strings.HasPrefix(ip, "10.77.7.") {
+				t.Errorf("address %s is not of the range", ip)
+			}
+			pods = append(pods, pod)
+		}
+		_, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("one-too-many")})
+		harness.WantError(t, err, codes.ResourceExhausted, "address", "10.77.7.0/29")
+		for _, pod := range pods {
+			d.RemovePod(t, pod)
+		}
+		pods = nil
+	}
+}
+
+// A CNI configuration that appears is used from then on; a pod keeps the network that it was attached to.
+func TestCNIConfigurationIsUsed(t *testing.T) {
+	conf, bin := t.TempDir(), t.TempDir()
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n", conf, bin)})
+	builtIn := d.RunPod(t, harness.Pod("built-in"))
+
+	// A plugin that gives every pod one address and writes down what it was asked.
+	plugin := harness.Write(t, bin, "note", `#!/bin/sh
+echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_ARGS" >>`+filepath.Join(bin, "asked")+`
+case $CNI_COMMAND in
+ADD) echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "'$CNI_NETNS'"}], "ips": [{"address": "10.99.0.5/24", "interface": 0}]}' ;;
+VERSION) echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"]}' ;;
+esac
+`)
+	if err := os.Chmod(plugin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	harness.Write(t, conf, "10-note.conflist", `{"cniVersion": "1.0.0", "name": "note", "plugins": [{"type": "note"}]}`)
+
+	pod := d.RunPod(t, harness.Pod("cni"))
+	if ip := d.PodStatus(t, pod).Network.GetIp(); ip != "10.99.0.5" {
+		t.Errorf("the pod has the address %q, want the plugin's", ip)
+	}
+	d.RemovePod(t, pod)
+	d.RemovePod(t, builtIn)
+	asked, err := os.ReadFile(filepath.Join(bin, "asked"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"ADD " + pod, "DEL " + pod, "K8S_POD_NAME=cni", "K8S_POD_NAMESPACE=default", "K8S_POD_INFRA_CONTAINER_ID=" + pod} {
+		if !strings.Contains(string(asked), want) {
+			t.Errorf("the plugin was not asked %q but:\n%s", want, asked)
+		}
+	}
+	if strings.Contains(string(asked), builtIn) {
+		t.Error("the plugin was asked about the pod of the built-in network")
+	}
+
+	// A plugin that fails, and one that is not there, are errors that name it, and leave nothing.
+	harness.Write(t, bin, "note", "#!/bin/sh\necho '{\"cniVersion\": \"1.0.0\", \"code\": 100, \"msg\": \"no luck today\"}'\n[ $CNI_COMMAND = ADD ] && exit 1\nexit 0\n")
+	_, err = d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("fails")})
+	if err == nil || !strings.Contains(err.Error(), "no luck today") {
+		t.Errorf("with a plugin that fails: %v", err)
+	}
+	harness.Write(t, conf, "10-note.conflist", `{"cniVersion": "1.0.0", "name": "note", "plugins": [{"type": "absent"}]}`)
+	_, err = d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("absent")})
+	if err == nil || !strings.Contains(err.Error(), "absent") {
+		t.Errorf("without the plugin: %v", err)
+	}
+	// What cannot be given back without the plugin is remembered, and given back by the next kurid that finds it.
+	if err := os.Symlink(plugin, filepath.Join(bin, "absent")); err != nil {
+		t.Fatal(err)
+	}
+	d.Restart(t)
+}
+
+func TestHostnameDNSAndSysctls(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	p := harness.Pod("names")
+	p.Hostname = "a-name"
+	p.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"192.0.2.53"}, Searches: []string{"one.test", "two.test"}, Options: []string{"ndots:3"}}
+	p.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.ip_unprivileged_port_start": "80"}
+	pod := d.RunPod(t, p)
+	c := d.Run(t, pod, harness.Container("main", image, "sleep", "1000"), p)
+	for command, want := range map[string]string{
+		"hostname":             "a-name\n",
+		"cat /etc/resolv.conf": "search one.test two.test\nnameserver 192.0.2.53\noptions ndots:3\n",
+		"cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start": "1\n80\n",
+		"cat /etc/hostname": "a-name\n",
+	} {
+		if got := d.Output(t, c, strings.Fields(command)...); sortLines(got) != sortLines(want) {
+			t.Errorf("%s says %q, want %q", command, got, want)
+		}
+	}
+	if hosts := d.Output(t, c, "cat", "/etc/hosts"); !strings.Contains(hosts, "localhost") || !strings.Contains(hosts, "a-name") {
+		t.Errorf("/etc/hosts is:\n%s", hosts)
+	}
+
+	for name, sysctl := range map[string]string{"unknown": "kernel.no_such_thing", "of the node": "vm.swappiness", "a path": "kernel/../../etc/passwd"} {
+		t.Run(name, func(t *testing.T) {
+			p := harness.Pod("refused")
+			p.Linux.Sysctls = map[string]string{sysctl: "1"}
+			_, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p})
+			harness.WantError(t, err, codes.InvalidArgument, sysctl)
+		})
+	}
+}
+
+func sortLines(s string) string {
+	cmd := exec.Command("sort")
+	cmd.Stdin = strings.NewReader(s)
+	out, err := cmd.Output()
+	if err != nil {
+		panic(err)
+	}
+	return string(out)
+}
+
+// Which namespaces a container shares, for each mode of each kind.
+func TestNamespaceModes(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	node := func(kind string) string {
+		t.Helper()
+		link, err := os.Readlink("/proc/self/ns/" + kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return link
+	}
+	for _, test := range []struct {
+		name              string
+		network, pid, ipc runtimeapi.NamespaceMode
+	}{
+		{"kubelet's default", nsPod, nsContainer, nsPod},
+		{"shared processes", nsPod, nsPod, nsPod},
+		{"all of the node", nsNode, nsNode, nsNode},
+		{"node's network", nsNode, nsContainer, nsPod},
+		{"node's ipc", nsPod, nsContainer, nsNode},
+		{"node's processes", nsPod, nsNode, nsPod},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := harness.Pod("modes")
+			if test.network == nsNode {
+				p.Hostname = ""
+			}
+			modes := &runtimeapi.NamespaceOption{Network: test.network, Pid: test.pid, Ipc: test.ipc}
+			p.Linux.SecurityContext.NamespaceOptions = modes
+			pod := d.RunPod(t, p)
+			one, two := harness.Container("one", image, "sleep", "1001"), harness.Container("two", image, "sleep", "1002")
+			one.Linux.SecurityContext.NamespaceOptions, two.Linux.SecurityContext.NamespaceOptions = modes, modes
+			first, second := d.Run(t, pod, one, p), d.Run(t, pod, two, p)
+			for kind, mode := range map[string]runtimeapi.NamespaceMode{"net": test.network, "pid": test.pid, "ipc": test.ipc} {
+				a := strings.TrimSpace(d.Output(t, first, "readlink", "/proc/self/ns/"+kind))
+				b := strings.TrimSpace(d.Output(t, second, "readlink", "/proc/self/ns/"+kind))
+				if shared, want := a == b, mode != nsContainer; shared != want {
+					t.Errorf("%s: the containers share it: %v, want %v", kind, shared, want)
+				}
+				if ofNode, want := a == node(kind), mode == nsNode; ofNode != want {
+					t.Errorf("%s: it is the node's: %v, want %v", kind, ofNode, want)
+				}
+			}
+			ps := d.Output(t, first, "ps")
+			if sees, want := strings.Contains(ps, "sleep 1002"), test.pid != nsContainer; sees != want {
+				t.Errorf("one container sees the other's process: %v, want %v:\n%s", sees, want, ps)
+			}
+			if got := d.PodStatus(t, pod).Linux.Namespaces.Options; got.Network != modes.Network || got.Pid != modes.Pid || got.Ipc != modes.Ipc {
+				t.Errorf("the status has the modes %v, want %v", got, modes)
+			}
+			d.RemovePod(t, pod)
+		})
+	}
+}
+
+// In a pod with a shared process namespace, whoever loses its parent is reaped, and the end of one container ends none of
+// the others.
+func TestSharedProcessesAreReaped(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	p := harness.Pod("reaps")
+	modes := &runtimeapi.NamespaceOption{Pid: nsPod}
+	p.Linux.SecurityContext.NamespaceOptions = modes
+	pod := d.RunPod(t, p)
+	run := func(name string, command ...string) string {
+		c := harness.Container(name, image, command...)
+		c.Linux.SecurityContext.NamespaceOptions = modes
+		return d.Run(t, pod, c, p)
+	}
+	stays := run("stays", "sleep", "1000")
+	if s := d.WaitExit(t, run("ends", "sh", "-c", "(sleep 0.2; exit 3) & exit 4")); s.ExitCode != 4 {
+		t.Errorf("exit code %d, want 4", s.ExitCode)
+	}
+	d.Output(t, stays, "sleep", "1")
+	if ps := d.Output(t, stays, "ps", "-o", "stat,args"); strings.Contains(ps, "Z ") {
+		t.Errorf("a zombie is left:\n%s", ps)
+	}
+}
+
+// What a client says of a pod comes back as it was said, in the status and in lists, and lists are filtered by it.
+func TestMetadataVerbatimAndFilters(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	p := harness.Pod("says")
+	p.Metadata.Attempt = 7
+	p.Labels = map[string]string{"app": "says", "empty": "", "unicode": "栗 \"quoted\"\nline"}
+	p.Annotations = map[string]string{"a/b": "{\"json\": true}", "io.kubernetes.cri.sandbox-id": "not yours"}
+	pod := d.RunPod(t, p)
+	other := d.RunPod(t, harness.Pod("other"))
+
+	status := d.PodStatus(t, pod)
+	if !proto.Equal(status.Metadata, p.Metadata) || fmt.Sprint(status.Labels) != fmt.Sprint(p.Labels) || fmt.Sprint(status.Annotations) != fmt.Sprint(p.Annotations) {
+		t.Errorf("the status has %v %q %q", status.Metadata, status.Labels, status.Annotations)
+	}
+	ready, notReady := runtimeapi.PodSandboxState_SANDBOX_READY, runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	if _, err := d.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: other}); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name   string
+		filter *runtimeapi.PodSandboxFilter
+		want   []string
+	}{
+		{"none", nil, []string{pod, other}},
+		{"id", &runtimeapi.PodSandboxFilter{Id: pod}, []string{pod}},
+		{"start of id", &runtimeapi.PodSandboxFilter{Id: pod[:10]}, []string{pod}},
+		{"unknown id", &runtimeapi.PodSandboxFilter{Id: "nobody"}, nil},
+		{"ready", &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: ready}}, []string{pod}},
+		{"not ready", &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: notReady}}, []string{other}},
+		{"label", &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "says"}}, []string{pod}},
+		{"two labels, one wrong", &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "says", "empty": "x"}}, nil},
+		{"id and state", &runtimeapi.PodSandboxFilter{Id: pod, State: &runtimeapi.PodSandboxStateValue{State: notReady}}, nil},
+	} {
+		resp, err := d.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: test.filter})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]bool{}
+		for _, i := range resp.Items {
+			got[i.Id] = true
+		}
+		if len(got) != len(test.want) {
+			t.Errorf("filter by %s: %v, want %v", test.name, got, test.want)
+		}
+		for _, id := range test.want {
+			if !got[id] {
+				t.Errorf("filter by %s: %s is missing", test.name, id)
+			}
+		}
+	}
+}
+
+// A pod that is asked for twice is one pod.
+func TestRunPodIsOne(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	p := harness.Pod("one")
+	p.LogDirectory = t.TempDir()
+	ids := make(chan string, 8)
+	for range cap(ids) {
+		go func() {
+			resp, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p})
+			if err != nil {
+				t.Errorf("run: %v", err)
+			}
+			ids <- resp.GetPodSandboxId()
+		}()
+	}
+	first := <-ids
+	for range cap(ids) - 1 {
+		if id := <-ids; id != first {
+			t.Errorf("two pods: %s and %s", first, id)
+		}
+	}
+	for range 2 {
+		if _, err := d.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: first}); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	}
+	for range 2 {
+		if _, err := d.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: first}); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+	}
+}
+
+func TestPodsThatAreRefused(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	for _, test := range []struct {
+		name    string
+		handler string
+		change  func(*runtimeapi.PodSandboxConfig)
+		code    codes.Code
+		says    string
+	}{
+		{"handler", "kata", func(p *runtimeapi.PodSandboxConfig) {}, codes.NotFound, "kata"},
+		{"no metadata", "", func(p *runtimeapi.PodSandboxConfig) { p.Metadata = nil }, codes.InvalidArgument, "metadata"},
+		{"no name", "", func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Name = "" }, codes.InvalidArgument, "name"},
+		{"hostname", "", func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("x", 65) }, codes.InvalidArgument, "hostname"},
+		{"DNS", "", func(p *runtimeapi.PodSandboxConfig) {
+			p.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"192.0.2.1\nnameserver 6.6.6.6"}}
+		}, codes.InvalidArgument, "dns"},
+		{"log directory", "", func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs/here" }, codes.InvalidArgument, "log_directory"},
+		{"target process namespace", "", func(p *runtimeapi.PodSandboxConfig) {
+			p.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET
+		}, codes.InvalidArgument, "pid"},
+		{"user namespace", "", func(p *runtimeapi.PodSandboxConfig) {
+			p.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: nsPod}
+		}, codes.Unimplemented, "userns"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := harness.Pod("refused")
+			test.change(p)
+			_, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p, RuntimeHandler: test.handler})
+			if err == nil || !strings.Contains(strings.ToLower(err.Error()), test.says) {
+				t.Errorf("it does not say %q: %v", test.says, err)
+			}
+			harness.WantError(t, err, test.code)
+			list, err := d.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+			if err != nil || len(list.Items) > 0 {
+				t.Errorf("a pod is listed: %v, %v", list, err)
+			}
+		})
+	}
+}
+
+// Containers live below the cgroup that the client names.
+func TestCgroupParent(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	p := harness.Pod("parent")
+	p.Linux.CgroupParent = "/kubepods/burstable/podX"
+	pod := d.RunPod(t, p)
+	c := d.Run(t, pod, harness.Container("main", image, "sleep", "100001"), p)
+	pid := harness.FindProcess(t, "sleep 100001")
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if path := strings.TrimSpace(line[strings.LastIndex(line, ":")+1:]); !strings.HasPrefix(path, "/kubepods/burstable/podX/") || !strings.Contains(path, c) {
+			t.Errorf("the container is in %s", strings.TrimSpace(line))
+		}
+	}
+	d.RemovePod(t, pod)
+	// The parent is the client's: a kubelet removes it. It was made for the container here, and goes before the check.
+	harness.RemoveCgroup(t, "/kubepods")
+}
