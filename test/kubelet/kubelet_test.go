@@ -94,7 +94,7 @@ func loadExample(t *testing.T, d *harness.Daemon) {
 // addExample makes the example a static pod of the node and returns its file there.
 func addExample(t *testing.T, n *node) string {
 	t.Helper()
-	data, err := os.ReadFile("/tmp/web.yaml")
+	data, err := os.ReadFile(filepath.Join(harness.Repository(), "examples", "web.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
