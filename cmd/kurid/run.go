@@ -65,11 +65,11 @@ func run(ctx context.Context, cfg config.Config) error {
 	defer images.Close()
 
 	// 4. The network.
-	bridge, net, err := networks(cfg)
+	net, err := networks(cfg)
 	if err != nil {
 		return err
 	}
-	defer bridge.Close()
+	defer net.Close()
 
 	// 5. The keeper, and the pods that it holds.
 	keep, err := keeper.Start(ctx, keeper.Options{
@@ -87,8 +87,8 @@ func run(ctx context.Context, cfg config.Config) error {
 		return err
 	}
 	defer pods.Close()
-	if err := bridge.Reclaim(ctx, pods.Networked); err != nil {
-		return fmt.Errorf("reclaim the built-in network: %w", err)
+	if err := net.Reclaim(ctx, pods.Networked); err != nil {
+		return fmt.Errorf("reclaim the networks of pods that are gone: %w", err)
 	}
 
 	// 6. The sockets, last of all.
@@ -96,7 +96,7 @@ func run(ctx context.Context, cfg config.Config) error {
 		Listen: cfg.Listen, ImageListen: cfg.ImageListen, Pods: pods, Images: images, Network: net,
 		Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info:       map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "config": cfg},
-		SetPodCIDR: bridge.SetPodCIDR,
+		SetPodCIDR: net.SetPodCIDR,
 	})
 	if err != nil {
 		return err
@@ -116,25 +116,25 @@ func run(ctx context.Context, cfg config.Config) error {
 	}
 }
 
-// networks returns the built-in network and the choice between it and CNI.
-func networks(cfg config.Config) (*network.Bridge, network.Network, error) {
+// networks returns the choice between CNI and the built-in network.
+func networks(cfg config.Config) (*network.Select, error) {
 	subnets, err := cfg.Network.Prefixes()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	bridge, err := network.NewBridge(network.BridgeConfig{
 		StateDir: filepath.Join(cfg.State, "network"), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU,
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("prepare the built-in network: %w", err)
+		return nil, fmt.Errorf("prepare the built-in network: %w", err)
 	}
 	cni, err := network.NewCNI(network.CNIConfig{
 		ConfDir: cfg.Network.CNIConfDir, BinDirs: cfg.Network.CNIBinDirs, CacheDir: filepath.Join(cfg.State, "cni"),
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("prepare CNI: %w", err)
+		return nil, fmt.Errorf("prepare CNI: %w", err)
 	}
-	return bridge, network.NewSelect(cni, bridge), nil
+	return network.NewSelect(cni, bridge), nil
 }
 
 // lock makes dir and takes it for this process. The error names the process that has it.
