@@ -41,6 +41,7 @@ type Daemon struct {
 	Runtime          *client.Runtime
 	Images           *client.Images
 
+	idle  Traces
 	flags []string
 	log   *os.File
 	cmd   *exec.Cmd
@@ -73,16 +74,13 @@ func Start(t testing.TB, o Options) *Daemon {
 	}
 	d.start(t)
 	d.warmUp(t)
-	idle, err := Observe(d.leaky()...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d.Settle(t)
 	t.Cleanup(func() {
 		if d.cmd == nil {
 			d.start(t)
 		}
 		d.removeAll(t)
-		d.checkIdle(t, idle)
+		d.checkIdle(t)
 		d.Stop(t)
 		d.stopKeeper(t)
 		CheckLeaks(t, "after the daemon and its keeper have ended", before)
@@ -124,15 +122,25 @@ func (d *Daemon) leaky() []string {
 	return []string{filepath.Join(d.Root, "pods"), filepath.Join(d.Root, "tmp"), d.State}
 }
 
-// checkIdle looks for leaks while the daemon still runs. Its process ids may have changed by then.
-func (d *Daemon) checkIdle(t testing.TB, idle Traces) {
+// Settle takes the traces of now for those that the daemon must come back to when all pods are removed. Start does it; a
+// test that changes what the daemon keeps does it again.
+func (d *Daemon) Settle(t testing.TB) {
 	t.Helper()
-	delete(idle, "processes")
+	var err error
+	if d.idle, err = Observe(d.leaky()...); err != nil {
+		t.Fatal(err)
+	}
+	delete(d.idle, "processes") // those of the daemon change with a restart
+}
+
+// checkIdle looks for leaks while the daemon still runs.
+func (d *Daemon) checkIdle(t testing.TB) {
+	t.Helper()
 	pids, err := d.containerProcesses()
 	if err != nil || len(pids) > 0 {
 		t.Errorf("after all pods were removed, processes are left: %v %v", pids, err)
 	}
-	CheckLeaks(t, "after all pods were removed", idle, d.leaky()...)
+	CheckLeaks(t, "after all pods were removed", d.idle, d.leaky()...)
 }
 
 // containerProcesses lists the processes that are in a cgroup of a pod.

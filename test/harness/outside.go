@@ -143,6 +143,32 @@ func FindProcess(t testing.TB, args string) int {
 	return found
 }
 
+// Processes returns the processes of the cell, "PID COMMAND LINE", whose command line begins with args.
+func Processes(t testing.TB, args string) []string {
+	t.Helper()
+	all, err := processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, p := range all {
+		if _, text, _ := strings.Cut(p, " "); strings.HasPrefix(text, args) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// MountPoints lists the mounts that a process of the cell sees.
+func MountPoints(t testing.TB) []string {
+	t.Helper()
+	all, err := mounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
 // CgroupFile returns the content of a file in a process's cgroup: of a version 1 controller, or with version 2 where the
 // controller is not bound to version 1.
 func CgroupFile(t testing.TB, pid int, controller, v1, v2 string) string {
