@@ -1,0 +1,129 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// FuzzLines: whatever pieces output comes in, the log has all of it, in entries that are well-formed and not too long.
+func FuzzLines(f *testing.F) {
+	f.Add([]byte("one\ntwo"), uint16(3))
+	f.Add([]byte("\n\n\x00\xff"), uint16(1))
+	f.Add(bytes.Repeat([]byte("long "), 10000), uint16(4096))
+	f.Add(append(bytes.Repeat([]byte("x"), partMax), '\n'), uint16(partMax))
+	f.Fuzz(func(t *testing.T, data []byte, piece uint16) {
+		log, err := openLog(filepath.Join(t.TempDir(), "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer log.close()
+		l := &lines{stream: "stderr", log: log}
+		size := int(piece) + 1
+		for rest := data; len(rest) > 0; {
+			n := min(size, len(rest))
+			l.add(rest[:n])
+			rest = rest[n:]
+		}
+		l.flush()
+		checkLog(t, log.path, data)
+	})
+}
+
+func checkLog(t *testing.T, path string, data []byte) {
+	t.Helper()
+	body, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	for line := range bytes.Lines(body) {
+		parts := bytes.SplitN(line, []byte(" "), 4)
+		if len(parts) != 4 || string(parts[1]) != "stderr" || len(parts[3]) > partMax+1 || parts[3][len(parts[3])-1] != '\n' {
+			t.Fatalf("entry %.80q", line)
+		}
+		if _, err := time.Parse(time.RFC3339Nano, string(parts[0])); err != nil {
+			t.Fatal(err)
+		}
+		switch string(parts[2]) {
+		case "F":
+			got = append(got, parts[3]...)
+		case "P":
+			got = append(got, parts[3][:len(parts[3])-1]...)
+		default:
+			t.Fatalf("tag %q", parts[2])
+		}
+	}
+	want := data
+	if len(data) > 0 && data[len(data)-1] != '\n' {
+		want = append(bytes.Clone(data), '\n') // the last entry is ended
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatalf("got %d bytes, want %d", len(got), len(want))
+	}
+}
+
+func TestATornEntryIsEnded(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: a small disk needs root")
+	}
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=8k"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(disk, unix.MNT_DETACH)
+	log, err := openLog(filepath.Join(disk, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.close()
+	l := &lines{stream: "stdout", log: log}
+	for range 3 {
+		l.add([]byte(strings.Repeat("y", 5000) + "\n"))
+	}
+	if log.dropped == 0 || !log.torn {
+		t.Fatalf("dropped %d, torn %v: the disk was not full", log.dropped, log.torn)
+	}
+	if err := unix.Mount("", disk, "", unix.MS_REMOUNT, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	l.add([]byte("after\n"))
+	body, err := os.ReadFile(log.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasSuffix(string(body), " stdout F after\n") || strings.Count(string(body), "\n") != 3 || log.dropped != 0 {
+		t.Errorf("log of %d bytes ends with %q", len(body), body[max(0, len(body)-60):])
+	}
+}
+
+func TestSourceDoesNotWaitForAHolderOfThePipe(t *testing.T) {
+	read, write, err := pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(write) // the holder
+	src, err := newSource(read, "stdout")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Write(write, []byte("last words")); err != nil {
+		t.Fatal(err)
+	}
+	src.finish(20 * time.Millisecond)
+	var got []byte
+	start := time.Now()
+	src.copyTo(func(b []byte) { got = append(got, b...) })
+	if string(got) != "last words" || time.Since(start) > time.Second {
+		t.Errorf("%q after %s", got, time.Since(start))
+	}
+	if _, err := src.file.Stat(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the source is left open: %v", err)
+	}
+}

@@ -1,0 +1,134 @@
+package namespace
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: making namespaces needs root")
+	}
+}
+
+func TestMakePinsAndHolds(t *testing.T) {
+	needRoot(t)
+	path := filepath.Join(t.TempDir(), "ns", "pod")
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inside string
+	set, err := Make(Config{Network: true, NetnsPath: path, IPC: true, UTS: true, Hostname: "inner"}, func() error {
+		inside, err = os.Hostname()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if inside != "inner" {
+		t.Errorf("hostname inside is %q", inside)
+	}
+	if now, _ := os.Hostname(); now != host {
+		t.Errorf("the host's name has become %q", now)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil || st.Type != unix.NSFS_MAGIC {
+		t.Errorf("%s is not a namespace: %v", path, err)
+	}
+	if set.IPC == nil || set.UTS == nil {
+		t.Errorf("not held: %+v", set)
+	}
+	for range 2 {
+		if err := set.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the pin is left: %v", err)
+	}
+}
+
+func TestMakeThatFailsLeavesNothing(t *testing.T) {
+	needRoot(t)
+	path := filepath.Join(t.TempDir(), "pod")
+	boom := errors.New("boom")
+	if _, err := Make(Config{Network: true, NetnsPath: path, IPC: true}, func() error { return boom }); !errors.Is(err, boom) {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the pin is left: %v", err)
+	}
+}
+
+func TestHolderIsSeenByNobody(t *testing.T) {
+	needRoot(t)
+	before, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := NewHolder(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.AddShm("pod", 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if after, _ := os.ReadFile("/proc/self/mountinfo"); strings.Count(string(after), "kuri-holder") != strings.Count(string(before), "kuri-holder") {
+		t.Errorf("the host sees it: %s", after)
+	}
+	// Two clones, in mount namespaces of their own, are one filesystem.
+	target := t.TempDir()
+	attach := func(then func() error) error {
+		return OnThread(func() error {
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			shm, err := h.CloneShm("pod")
+			if err != nil {
+				return err
+			}
+			defer shm.Close()
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return err
+			}
+			if err := unix.MoveMount(int(shm.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				return err
+			}
+			return then()
+		})
+	}
+	note := filepath.Join(target, "note")
+	if err := attach(func() error { return os.WriteFile(note, []byte("hello"), 0o600) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := attach(func() error {
+		if body, err := os.ReadFile(note); err != nil || string(body) != "hello" {
+			t.Errorf("%q, %v", body, err)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(note); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the host sees the file: %v", err)
+	}
+	for range 2 {
+		if err := h.RemoveShm("pod"); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := attach(func() error { return nil }); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("after its removal: %v", err)
+	}
+}
