@@ -91,10 +91,10 @@ func (c *cli) say(err error) {
 // describe returns the text of an error for people: without the words of gRPC, and with what to do where that is known.
 func describe(err error) string {
 	text := err.Error()
-	if s, ok := status.FromError(err); ok && s.Code() != codes.OK {
+	if s := answer(err); s != nil {
 		// "stop pod x: rpc error: code = Unknown desc = why" becomes "stop pod x: why"
 		text = strings.Replace(text, fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
-		if s.Code() == codes.DeadlineExceeded && !strings.Contains(text, "--timeout") {
+		if s.Code() == codes.DeadlineExceeded && strings.HasPrefix(s.Message(), "context deadline exceeded") { // ours, not the runtime's
 			text += " (see --timeout)"
 		}
 	}
@@ -113,14 +113,24 @@ func describe(err error) string {
 	return text
 }
 
+// answer returns what a failed call was answered, nil when err is not of a call. (status.FromError puts all of err's text
+// into the message.)
+func answer(err error) *status.Status {
+	var s interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &s) {
+		return s.GRPCStatus()
+	}
+	return nil
+}
+
 // lost tells whether a call failed because its connection broke. A server may answer Unavailable too, about something else.
 func lost(err error) bool {
-	s, ok := status.FromError(err)
-	if !ok || s.Code() != codes.Unavailable {
+	s := answer(err)
+	if s == nil || s.Code() != codes.Unavailable {
 		return false
 	}
-	for _, text := range []string{"connection error", "error reading from server", "transport is closing"} {
-		if strings.HasPrefix(s.Message(), text) || strings.Contains(s.Message(), `desc = "transport: `) {
+	for _, text := range []string{"connection error: ", "error reading from server: ", "closing transport due to: ", "transport is closing"} {
+		if strings.HasPrefix(s.Message(), text) {
 			return true
 		}
 	}

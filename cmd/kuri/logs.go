@@ -138,17 +138,35 @@ func (s *logSource) read(ctx context.Context, rt *client.Runtime, o crilog.Optio
 // follow reads until the container has ended or is gone.
 func (s *logSource) follow(ctx context.Context, rt *client.Runtime, o crilog.Options) error {
 	o.Follow = func(ctx context.Context) (bool, error) {
-		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: s.id})
+		st, err := patientStatus(ctx, rt, s.id)
 		if isGone(err) {
 			return true, nil
 		}
 		if err != nil {
 			return false, fmt.Errorf("ask for the container: %w", err)
 		}
-		state := st.GetStatus().GetState()
+		state := st.GetState()
 		return state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING, nil
 	}
 	return s.read(ctx, rt, o)
+}
+
+// patience is for how long a runtime may be away while a container is followed or waited for: a restart, an upgrade.
+const patience = 30 * time.Second
+
+// patientStatus asks for a container's status, and asks again while the connection to the runtime is broken.
+func patientStatus(ctx context.Context, rt *client.Runtime, id string) (*runtimeapi.ContainerStatus, error) {
+	for begun := time.Now(); ; {
+		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		if err == nil || !lost(err) || time.Since(begun) > patience {
+			return st.GetStatus(), err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(lastAsk):
+		}
+	}
 }
 
 func (s *logSource) path(ctx context.Context, rt *client.Runtime) (string, error) {

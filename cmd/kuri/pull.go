@@ -84,6 +84,9 @@ func (c *cli) pull(ctx context.Context, img *client.Images, req *runtimeapi.Pull
 	r, err := img.PullImage(ctx, req)
 	stop()
 	<-ended
+	if err != nil && strings.Contains(err.Error(), ref) {
+		return nil, err // the runtime says what it is about
+	}
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", ref, err)
 	}

@@ -360,14 +360,15 @@ const (
 // wait returns the status of a container that has ended.
 func (r *run) wait(ctx context.Context, id string) (*runtimeapi.ContainerStatus, error) {
 	for pause := firstAsk; ; pause = min(2*pause, lastAsk) {
-		st, err := r.rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		st, err := patientStatus(ctx, r.rt, id)
 		if err != nil {
 			return nil, err
 		}
-		if s := st.GetStatus().GetState(); s == runtimeapi.ContainerState_CONTAINER_EXITED {
-			return st.Status, nil
-		} else if s == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
-			return nil, fmt.Errorf("the runtime does not know its state: %s", st.GetStatus().GetMessage())
+		switch st.GetState() {
+		case runtimeapi.ContainerState_CONTAINER_EXITED:
+			return st, nil
+		case runtimeapi.ContainerState_CONTAINER_UNKNOWN:
+			return nil, fmt.Errorf("the runtime does not know its state: %s", st.GetMessage())
 		}
 		select {
 		case <-ctx.Done():

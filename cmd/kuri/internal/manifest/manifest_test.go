@@ -91,6 +91,23 @@ func TestTranslation(t *testing.T) {
 	}
 }
 
+// TestExamples: what the repository shows people can be run.
+func TestExamples(t *testing.T) {
+	files, err := filepath.Glob("../../../../examples/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no examples (%v)", err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Decode(data, ""); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
 func TestVolumesHostsAndTheRest(t *testing.T) {
 	p := decodeFile(t, "full")
 	group := int64(2000)
