@@ -154,12 +154,14 @@ func (b *Bridge) readPodCIDR() error {
 	return nil
 }
 
-// Ready returns why the last pod could not be given the bridge, if so. With pods on the bridge it also puts back what
-// somebody has taken away (a reload of the node's firewall flushes all tables). It never waits for an attachment under way.
-func (b *Bridge) Ready(ctx context.Context) error {
+// Ready implements [Network]: whether the bridge could be built when it was last needed. When it could not it tries again,
+// for no pod may come until Ready says yes; and with pods on the bridge it puts back what somebody has taken away (a reload
+// of the node's firewall flushes all tables). It never waits for an attachment under way.
+func (b *Bridge) Ready(context.Context) error {
 	if b.mu.TryLock() {
-		if len(b.pool.leases) > 0 && !b.closed {
+		if !b.closed && (len(b.pool.leases) > 0 || b.lastErr.Load() != nil) {
 			_ = b.ensure() // kept in lastErr
+			b.startIdle()
 		}
 		b.mu.Unlock()
 	}

@@ -87,6 +87,9 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.installed(list); err != nil {
+		return nil, err
+	}
 	a, err := newAttachment(list, pod)
 	if err != nil {
 		return nil, err

@@ -56,13 +56,13 @@ func run(ctx context.Context, path string, stdin []byte, environ []string) ([]by
 	case stdout.over || stderr.over:
 		return nil, fmt.Errorf("plugin %s printed more than %d bytes", path, maxOutput)
 	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it ended well; a child of it keeps the pipe, which is not its answer
-		return stdout.Bytes(), nil
+		return stdout.kept.Bytes(), nil
 	}
 	var told types.Error // a plugin tells what went wrong on stdout
-	if json.Unmarshal(stdout.Bytes(), &told) == nil && told.Msg != "" {
+	if json.Unmarshal(stdout.kept.Bytes(), &told) == nil && told.Msg != "" {
 		return nil, &told
 	}
-	return nil, fmt.Errorf("plugin %s: %w: %q", path, err, excerpt(append(stderr.Bytes(), stdout.Bytes()...)))
+	return nil, fmt.Errorf("plugin %s: %w: %q", path, err, excerpt(append(stderr.kept.Bytes(), stdout.kept.Bytes()...)))
 }
 
 // FindInPath implements invoke.Exec.
@@ -70,18 +70,18 @@ func (p *plugins) FindInPath(plugin string, paths []string) (string, error) {
 	return invoke.FindInPath(plugin, paths)
 }
 
-// bounded keeps the first maxOutput bytes and refuses more.
+// bounded keeps the first maxOutput bytes and refuses more. The buffer is not embedded: its ReadFrom would know no bound.
 type bounded struct {
-	bytes.Buffer
+	kept bytes.Buffer
 	over bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > maxOutput {
+	if b.kept.Len()+len(p) > maxOutput {
 		b.over = true
 		return 0, errors.New("too much output")
 	}
-	return b.Buffer.Write(p)
+	return b.kept.Write(p)
 }
 
 // excerpt shortens what a plugin printed to what a person reads.

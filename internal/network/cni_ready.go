@@ -25,12 +25,20 @@ func (c *CNI) Ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.installed(list); err != nil {
+		return err
+	}
+	return c.askStatus(ctx, list)
+}
+
+// installed refuses a configuration whose plugins are not all there.
+func (c *CNI) installed(list *libcni.NetworkConfigList) error {
 	for _, p := range list.Plugins {
 		if _, err := invoke.FindInPath(p.Network.Type, c.config.BinDirs); err != nil {
 			return fault.New(fault.Precondition, "CNI network %s: plugin %q is not in %s; install it", list.Name, p.Network.Type, strings.Join(c.config.BinDirs, ", "))
 		}
 	}
-	return c.askStatus(ctx, list)
+	return nil
 }
 
 func (c *CNI) askStatus(ctx context.Context, list *libcni.NetworkConfigList) error {

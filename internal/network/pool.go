@@ -68,8 +68,8 @@ func (l *lease) check(podID string) error {
 		return fault.New(fault.Corrupt, "it names pod %q", l.PodID)
 	}
 	for _, a := range l.Addresses {
-		if !a.IsValid() {
-			return fault.New(fault.Corrupt, "it has an address that is none")
+		if err := checkRanges([]netip.Prefix{a}); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -1,0 +1,315 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// plugin writes a CNI plugin of the test's own: a shell script, with the verb in $CNI_COMMAND and $log to write to. It
+// returns what reads the log.
+func plugin(t *testing.T, bin, name, script string) (log func() string) {
+	t.Helper()
+	if _, err := os.Stat("/bin/sh"); err != nil {
+		t.Skip("SKIP: no /bin/sh for the test's own CNI plugins")
+	}
+	path := filepath.Join(t.TempDir(), "log")
+	must(t, os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\nlog="+path+"\necho \"$CNI_COMMAND\" >>$log\n"+script), 0o755))
+	return func() string {
+		body, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(body))
+	}
+}
+
+// answer is what a plugin prints when it is content.
+const answer = `{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","mac":"0a:00:00:00:00:01","sandbox":"'$CNI_NETNS'"}],"ips":[{"address":"10.7.0.2/24","gateway":"10.7.0.1","interface":0}]}`
+
+// newCNI is a CNI network with empty directories.
+func newCNI(t *testing.T) (c *CNI, conf, bin string) {
+	t.Helper()
+	conf, bin = t.TempDir(), t.TempDir()
+	c, err := NewCNI(CNIConfig{ConfDir: conf, BinDirs: []string{bin}, CacheDir: t.TempDir(), Timeout: time.Second})
+	must(t, err)
+	return c, conf, bin
+}
+
+func write(t *testing.T, dir, name, body string) {
+	t.Helper()
+	must(t, os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600))
+}
+
+// TestBrokenConfigurations: Ready and Attach name the file and the error, and pods do not get another network.
+func TestBrokenConfigurations(t *testing.T) {
+	for name, c := range map[string]struct{ file, body, says string }{
+		"empty":              {"10-x.conflist", "", "unexpected end"},
+		"not JSON":           {"10-x.conflist", "{{{", "invalid character"},
+		"not an object":      {"10-x.conflist", `[1]`, "cannot unmarshal"},
+		"no name":            {"10-x.conflist", `{"cniVersion":"1.0.0","plugins":[{"type":"p"}]}`, "no name"},
+		"name of two kinds":  {"10-x.conflist", `{"name":7,"plugins":[{"type":"p"}]}`, "name"},
+		"no plugins":         {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n"}`, "no plugin"},
+		"empty plugins":      {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[]}`, "no plugins"},
+		"no type":            {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{}]}`, "type"},
+		"plugins no list":    {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":{}}`, "plugins"},
+		"conf without type":  {"10-x.conf", `{"cniVersion":"1.0.0","name":"n"}`, "type"},
+		"conf without name":  {"10-x.conf", `{"cniVersion":"1.0.0","type":"p"}`, "name"},
+		"list as a conf":     {"10-x.conf", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"p"}]}`, "type"},
+		"missing plugin":     {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"nowhere"}]}`, `"nowhere"`},
+		"type with a path":   {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"../../bin/sh"}]}`, "../../bin/sh"},
+		"huge":               {"10-x.conflist", strings.Repeat(" ", maxConfig+1), "at most"},
+		"unreadable version": {"10-x.conflist", `{"cniVersion":["1"],"name":"n","plugins":[{"type":"p"}]}`, "cniVersion"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			requireRoot(t)
+			leftovers(t)
+			cni, conf, _ := newCNI(t)
+			write(t, conf, c.file, c.body)
+			write(t, conf, "20-later.conflist", `{"cniVersion":"1.0.0","name":"later","plugins":[{"type":"p"}]}`)
+			s := NewSelect(cni, newBridge(t, BridgeConfig{}))
+			err := s.Ready(t.Context())
+			wants(t, err, fault.Precondition, c.says)
+			if !strings.Contains(err.Error(), c.file) && !strings.Contains(name, "type with") && !strings.Contains(name, "missing") {
+				t.Errorf("error %q does not name the file", err)
+			}
+			pod, _ := newPod(t)
+			if _, err := s.Attach(t.Context(), pod); err == nil {
+				t.Error("attached")
+			}
+			must(t, s.Detach(t.Context(), pod, nil))
+		})
+	}
+}
+
+// TestPlugins: what plugins do wrong becomes an error that says it, soon, and DEL follows a failed ADD.
+func TestPlugins(t *testing.T) {
+	for name, c := range map[string]struct {
+		script string
+		says   []string
+	}{
+		"fails with a reason":      {`[ $CNI_COMMAND = DEL ] && exit 0; echo '{"cniVersion":"1.0.0","code":7,"msg":"no more wires","details":"none at all"}'; exit 1`, []string{"no more wires", "none at all"}},
+		"fails on stderr":          {`[ $CNI_COMMAND = DEL ] && exit 0; echo 'out of wires' >&2; exit 3`, []string{"out of wires", "exit status 3"}},
+		"fails in silence":         {`[ $CNI_COMMAND = DEL ] && exit 0; exit 4`, []string{"exit status 4"}},
+		"prints rubbish":           {`echo hello`, []string{"invalid character"}},
+		"prints nothing":           {``, []string{"n"}},
+		"prints too much":          {`[ $CNI_COMMAND = DEL ] && exit 0; while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa || exit 1; done`, []string{"more than"}},
+		"hangs":                    {`[ $CNI_COMMAND = DEL ] && exit 0; sleep 100`, []string{"did not end within 1s"}},
+		"hangs with a child":       {`[ $CNI_COMMAND = DEL ] && exit 0; sleep 100 & sleep 100`, []string{"did not end within 1s"}},
+		"gives no address":         {`echo '{"cniVersion":"1.0.0"}'`, []string{"no address"}},
+		"gives another's address":  {`echo '{"cniVersion":"1.0.0","interfaces":[{"name":"br0"},{"name":"eth0","sandbox":"'$CNI_NETNS'"}],"ips":[{"address":"10.7.0.2/24","interface":0}]}'`, []string{"no address"}},
+		"answers in a bad version": {`echo '{"cniVersion":"99.0.0","ips":[{"address":"10.7.0.2/24"}]}'`, []string{"version"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			requireRoot(t)
+			cni, conf, bin := newCNI(t)
+			log := plugin(t, bin, "own", c.script)
+			write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`)
+			pod, _ := newPod(t)
+			began := time.Now()
+			_, err := cni.Attach(t.Context(), pod)
+			wants(t, err, fault.Unavailable, append(c.says, "network wires", "default/web")...)
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			if got := log(); got != "ADD\nDEL" {
+				t.Errorf("the plugin was called for %q", got)
+			}
+			if _, err := os.Stat(cni.path(pod.ID)); err == nil {
+				t.Error("a record is left")
+			}
+		})
+	}
+}
+
+// TestChildKeepsThePipe: a plugin that leaves a daemon behind, with the plugin's output open, does not hold up the pod.
+func TestChildKeepsThePipe(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	pids := filepath.Join(t.TempDir(), "pids")
+	plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && exit 0; sleep 100 & echo $! >>`+pids+`; echo '`+answer+`'`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`)
+	pod, _ := newPod(t)
+	began := time.Now()
+	r := attach(t, cni, pod)
+	if took := time.Since(began); took > 5*time.Second || r.IPs[0].String() != "10.7.0.2" || r.MAC != "0a:00:00:00:00:01" {
+		t.Errorf("%s, %+v", took, *r)
+	}
+	must(t, cni.Detach(t.Context(), pod, r))
+	var pid int
+	body, err := os.ReadFile(pids)
+	must(t, err)
+	_, err = fmt.Sscan(string(body), &pid)
+	must(t, err)
+	must(t, syscall.Kill(pid, syscall.SIGKILL))
+}
+
+// TestImpatientCaller: when the caller leaves, the plugin is ended and what it did is taken back.
+func TestImpatientCaller(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	log := plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && exit 0; sleep 100`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`)
+	pod, _ := newPod(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := cni.Attach(ctx, pod); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+	if got := log(); got != "ADD\nDEL" {
+		t.Errorf("the plugin was called for %q", got)
+	}
+}
+
+// TestWhatPluginsAreTold: arguments, and those capabilities that they declare.
+func TestWhatPluginsAreTold(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	log := plugin(t, bin, "first", `echo "$CNI_ARGS" "$CNI_IFNAME" "$CNI_CONTAINERID" >>$log; cat >>$log; echo >>$log; echo '`+answer+`'`)
+	second := plugin(t, bin, "second", `cat >>$log; echo '`+answer+`'`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[
+		{"type":"first","capabilities":{"dns":true,"portMappings":true,"cgroupPath":true}},{"type":"second"}]}`)
+	pod, _ := newPod(t)
+	pod.PortMappings = []PortMapping{{Protocol: TCP, ContainerPort: 80, HostPort: 8080, HostIP: uplink4}, {Protocol: TCP, ContainerPort: 90}}
+	pod.DNS = DNS{Servers: []string{"192.0.2.53"}, Searches: []string{"svc.local"}, Options: []string{"ndots:5"}}
+	pod.CgroupParent = "/kubepods/pod1"
+	r := attach(t, cni, pod)
+	if len(r.HostPorts) != 1 {
+		t.Errorf("host ports in effect: %v", r.HostPorts)
+	}
+	for _, want := range []string{
+		"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=" + pod.ID + ";K8S_POD_UID=uid-1 eth0 " + pod.ID,
+		`"portMappings":[{"containerPort":80,"hostIP":"198.51.100.1","hostPort":8080,"protocol":"tcp"}]`,
+		`"dns":{"options":["ndots:5"],"searches":["svc.local"],"servers":["192.0.2.53"]}`,
+		`"cgroupPath":"/kubepods/pod1"`,
+	} {
+		if !strings.Contains(log(), want) {
+			t.Errorf("%s\ndoes not have %s", log(), want)
+		}
+	}
+	if strings.Contains(second(), "runtimeConfig") || !strings.Contains(second(), `"prevResult"`) {
+		t.Errorf("the second plugin was told %s", second())
+	}
+	must(t, cni.Detach(t.Context(), pod, r))
+
+	pod.Name = "web;K8S_POD_NAME=other"
+	_, err := cni.Attach(t.Context(), pod)
+	wants(t, err, fault.Invalid, "K8S_POD_NAME")
+	pod.Name = "web"
+	write(t, conf, "05.conflist", `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"second"}]}`)
+	_, err = cni.Attach(t.Context(), pod)
+	wants(t, err, fault.Precondition, "8080/tcp", "portMappings", "plain")
+}
+
+// TestDeleteGoesToWhatAdded: the configuration changes or vanishes while a pod runs, the daemon is started again, a DEL
+// fails: the plugins that added the pod delete it, with the same configuration, until they have.
+func TestDeleteGoesToWhatAdded(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	cni, conf, bin := newCNI(t)
+	fail := filepath.Join(t.TempDir(), "fail")
+	log := plugin(t, bin, "own", `grep -o '"wire":"[a-z]*"' >>$log; [ $CNI_COMMAND = DEL ] && { [ -e `+fail+` ] && exit 9; exit 0; }; echo '`+answer+`'`)
+	write(t, conf, "10.conf", `{"cniVersion":"1.0.0","name":"wires","type":"own","wire":"red"}`)
+	s := NewSelect(cni, newBridge(t, BridgeConfig{}))
+	pod, ns := newPod(t)
+	r, err := s.Attach(t.Context(), pod)
+	must(t, err)
+	if r.By != ByCNI || r.Network != "wires" {
+		t.Errorf("attached by %s to %s", r.By, r.Network)
+	}
+	must(t, os.Remove(filepath.Join(conf, "10.conf")))
+	built, _ := newPod(t) // without a configuration, the bridge serves
+	rb, err := s.Attach(t.Context(), built)
+	must(t, err)
+	if rb.By != ByBridge {
+		t.Errorf("attached by %s", rb.By)
+	}
+	write(t, conf, "10.conf", `{"cniVersion":"1.0.0","name":"wires","type":"own","wire":"blue"}`)
+
+	again, err := NewCNI(cni.config)
+	must(t, err)
+	s = NewSelect(again, s.bridge)
+	ns.Close()
+	must(t, syscall.Unmount(pod.NetnsPath, syscall.MNT_DETACH))
+	must(t, os.WriteFile(fail, nil, 0o600))
+	wants(t, s.Detach(t.Context(), pod, r), fault.Unavailable, "exit status 9")
+	must(t, os.Remove(fail))
+	must(t, s.Detach(t.Context(), pod, r))
+	must(t, s.Detach(t.Context(), pod, r))
+	must(t, s.Detach(t.Context(), built, rb))
+	if got, want := log(), "ADD\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\""; got != want {
+		t.Errorf("the plugin was called as %q, want %q", got, want)
+	}
+}
+
+// TestStatus: plugins of version 1.1 are asked, others are not, and an answer is kept for a while.
+func TestStatus(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	log := plugin(t, bin, "own", `[ $CNI_COMMAND = STATUS ] && { echo '{"cniVersion":"1.1.0","code":50,"msg":"the switch is off"}'; exit 1; }; echo '{}'`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"old","plugins":[{"type":"own"}]}`)
+	must(t, cni.Ready(t.Context()))
+	write(t, conf, "10.conflist", `{"cniVersion":"1.1.0","name":"new","plugins":[{"type":"own"}]}`)
+	wants(t, cni.Ready(t.Context()), fault.Unavailable, "the switch is off", "network new")
+	wants(t, cni.Ready(t.Context()), fault.Unavailable, "the switch is off")
+	if got := log(); got != "STATUS" {
+		t.Errorf("the plugin was called for %q", got)
+	}
+}
+
+// TestDirectoryPlugins: plugins from a directory beside the configuration (CNI 1.1) are kept for DEL too.
+func TestDirectoryPlugins(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	log := plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] || echo '`+answer+`'`)
+	must(t, os.Mkdir(filepath.Join(conf, "wires"), 0o700))
+	write(t, filepath.Join(conf, "wires"), "10.conf", `{"type":"own"}`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.1.0","name":"wires"}`)
+	pod, _ := newPod(t)
+	r := attach(t, cni, pod)
+	must(t, os.RemoveAll(filepath.Join(conf, "wires")))
+	must(t, cni.Detach(t.Context(), pod, r))
+	if got := log(); got != "ADD\nDEL" {
+		t.Errorf("the plugin was called for %q", got)
+	}
+}
+
+// TestDamagedAttachment: a record that cannot be read is set aside and costs no other pod.
+func TestDamagedAttachment(t *testing.T) {
+	requireRoot(t)
+	cni, _, _ := newCNI(t)
+	id := newID()
+	must(t, os.WriteFile(cni.path(id), []byte("nonsense"), 0o600))
+	must(t, cni.Reclaim(t.Context(), func(string) bool { return false }))
+	if _, err := os.Stat(cni.path(id) + ".damaged"); err != nil {
+		t.Error(err)
+	}
+}
+
+// FuzzConfig: no configuration file makes loading panic, and one that is loaded can be kept and loaded again.
+func FuzzConfig(f *testing.F) {
+	f.Add("x.conflist", []byte(`{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"bridge","capabilities":{"dns":true}}]}`))
+	f.Add("x.conf", []byte(`{"cniVersion":"0.3.1","name":"n","type":"ptp"}`))
+	f.Add("x.conflist", []byte(`{"cniVersions":["1.0.0","0.4.0"],"name":"n","disableCheck":"true","plugins":[]}`))
+	f.Fuzz(func(t *testing.T, name string, body []byte) {
+		file := filepath.Join(t.TempDir(), "x"+filepath.Ext(filepath.Base(name)))
+		if os.WriteFile(file, body, 0o600) != nil {
+			t.Skip()
+		}
+		list, err := loadFile(file)
+		if err != nil {
+			return
+		}
+		if _, err := flatten(list); err != nil {
+			t.Errorf("loaded, and not again: %v", err)
+		}
+	})
+}
