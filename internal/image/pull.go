@@ -57,15 +57,24 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, auth registry.
 		return img, err
 	}
 
-	// 3. Manifest and config.
-	c, resolved, err := s.resolve(ctx, repo)
+	// 3. The manifest. The image may be here under another tag.
+	m, err := repo.Manifest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if img, err := s.known(ref, m.Digest); img != nil || err != nil {
+		return img, err
+	}
+
+	// 4. This platform's manifest and config.
+	c, err := s.resolve(ctx, repo, m)
 	if err != nil {
 		return nil, err
 	}
 
-	// 4. Layers and record.
+	// 5. Layers and record.
 	progress.layers(s.layers, c.layers)
-	return s.install(ctx, c, namesOf(ref, resolved))
+	return s.install(ctx, c, namesOf(ref, m.Digest))
 }
 
 // namesOf are the names that a pull of ref gives: its tag if it has one, and the digest that it stood for.
@@ -99,34 +108,28 @@ func (s *Store) known(ref registry.Reference, dgst digest.Digest) (*Image, error
 	return s.rename(img.ID, namesOf(ref, dgst))
 }
 
-// resolve fetches manifest and config for this node's platform. resolved is the digest that the reference stands for:
-// of the index, when there is one.
-func (s *Store) resolve(ctx context.Context, repo *registry.Repository) (c *content, resolved digest.Digest, err error) {
-	m, err := repo.Manifest(ctx)
-	if err != nil {
-		return nil, "", err
-	}
-	resolved = m.Digest
+// resolve follows the manifest or index m to the image for this node's platform and fetches its config.
+func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m registry.Manifest) (*content, error) {
 	doc, err := parseDocument(m.Body, m.MediaType)
 	for depth := 0; err == nil && doc.index(); depth++ {
 		if depth == maxNesting {
-			return nil, "", fault.New(fault.Invalid, "indexes are nested more than %d deep", maxNesting)
+			return nil, fault.New(fault.Invalid, "indexes are nested more than %d deep", maxNesting)
 		}
 		desc, cerr := doc.choose()
 		if cerr != nil {
-			return nil, "", cerr
+			return nil, cerr
 		}
 		if m, err = repo.ManifestAt(ctx, desc.Digest); err != nil {
-			return nil, "", err
+			return nil, err
 		}
 		doc, err = parseDocument(m.Body, m.MediaType)
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	config, err := repo.Config(ctx, doc.Config.Digest, maxConfig)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	layers := make([]layer.Blob, len(doc.Layers))
 	for i, l := range doc.Layers {
@@ -134,6 +137,5 @@ func (s *Store) resolve(ctx context.Context, repo *registry.Repository) (c *cont
 			return repo.Blob(ctx, l.Digest, l.Size)
 		}}
 	}
-	c, err = newContent(config, m.Body, layers)
-	return c, resolved, err
+	return newContent(config, m.Body, layers)
 }

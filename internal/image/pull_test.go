@@ -151,7 +151,19 @@ func TestUnchangedImageCostsOneRequest(t *testing.T) {
 	if len(both.References) != 2 || both.ID != first.ID || len(s.List()) != 1 {
 		t.Errorf("%+v", both)
 	}
-	if got := h.take("/blobs/"); len(got) != 1 { // the config; no layer
+	if got := h.take("/app/"); len(got) != 1 { // the manifest
+		t.Errorf("requests %v", got)
+	}
+	h.set(func(w http.ResponseWriter, r *http.Request) bool { // a registry without HEAD
+		if r.Method == http.MethodHead {
+			w.WriteHeader(http.StatusMethodNotAllowed)
+		}
+		return r.Method == http.MethodHead
+	})
+	if again := pull(t, s, ref); again != both {
+		t.Errorf("%+v, was %+v", again, both)
+	}
+	if got := h.take("GET"); len(got) != 1 { // the manifest
 		t.Errorf("requests %v", got)
 	}
 	h.set(func(w http.ResponseWriter, r *http.Request) bool { // the credentials are no longer good

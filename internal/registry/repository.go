@@ -83,6 +83,9 @@ func (r *Repository) Resolve(ctx context.Context) (digest.Digest, error) {
 	var dgst digest.Digest
 	err := r.eachHost(r.capability(r.ref.target()), func(h docker.RegistryHost) error {
 		resp, err := r.send(ctx, h, http.MethodHead, "manifests/"+r.ref.target(), http.Header{"Accept": {acceptManifests}})
+		if errors.Is(err, fault.Unimplemented) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -106,6 +106,8 @@ func (r *Repository) refusal(h docker.RegistryHost, resp *http.Response, endpoin
 		return fault.New(fault.NotFound, "%s: %s of the image is not there (%s); the image is not whole, push it again", where, endpoint, said)
 	case code == http.StatusNotFound:
 		return fault.New(fault.NotFound, "%s: %s is not there (%s); check the name and the tag", where, r.ref, said)
+	case code == http.StatusMethodNotAllowed:
+		return fault.New(fault.Unimplemented, "%s: the registry does not answer this kind of request (%s)", where, said)
 	case code == http.StatusTooManyRequests:
 		return fault.New(fault.Unavailable, "%s: too many requests (%s); pull with credentials, through a mirror, or later", where, said)
 	default:
