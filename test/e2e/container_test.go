@@ -111,7 +111,7 @@ func TestProcess(t *testing.T) {
 		}), []string{"sh", "-c", "echo $FROM $BOTH $NEW"}, "image mine a=b\n"},
 		{"environment with more than letters", of(func(c *container) {
 			c.Envs = []*runtimeapi.KeyValue{{Key: "B", Value: []byte("栗\n=\t\"")}}
-		}), []string{"sh", "-c", "printf '%s' \"$B\""}, "栗\n=\t\""},
+		}), []string{"sh", "-c", "echo \"$B\""}, "栗\n=\t\"\n"},
 		{"working directory of the image", of(nil), []string{"pwd"}, "/var/www\n"},
 		{"working directory that is not there yet", of(func(c *container) { c.WorkingDir = "/made/here" }), []string{"pwd"}, "/made/here\n"},
 		{"user of the image", of(nil), []string{"id"}, "uid=33(www-data) gid=33(www-data) groups=33(www-data)\n"},

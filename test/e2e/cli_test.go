@@ -1,0 +1,93 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// TestCLI runs the scripts of testdata, each against a daemon of its own. They find kuri in PATH, the daemon through the
+// environment as crictl would, $BUSYBOX and $WEB as references of images that the registry has and the daemon has not,
+// and $ARCHIVE, the example's image as `docker save` would write it, named localhost/kuri-web:1.
+func TestCLI(t *testing.T) {
+	scripts, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(scripts) == 0 {
+		t.Fatal("no scripts", err)
+	}
+	for _, script := range scripts {
+		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
+			d := harness.Start(t, harness.Options{})
+			archive := filepath.Join(t.TempDir(), "web.tar")
+			ref, err := name.NewTag("localhost/kuri-web:1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tarball.WriteToFile(archive, ref, harness.Web(t)); err != nil {
+				t.Fatal(err)
+			}
+			vars := append(d.Env(), "ARCHIVE="+archive, "REGISTRY="+d.Registry.Host, "SOCKET="+d.Socket,
+				"BUSYBOX="+d.Registry.Push(t, "busybox:1", harness.Busybox(t)), "WEB="+d.Registry.Push(t, "web:1", harness.Web(t)))
+			testscript.Run(t, testscript.Params{
+				Files: []string{script},
+				Setup: func(env *testscript.Env) error {
+					env.Vars = append(env.Vars, vars...)
+					env.Setenv("PATH", filepath.Dir(harness.Bin("kuri"))+":"+env.Getenv("PATH"))
+					return nil
+				},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "expand": expand, "page": page},
+			})
+		})
+	}
+}
+
+// exits N COMMAND... runs a command that must exit with N.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits N COMMAND...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	var exit *exec.ExitError
+	got := 0
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("it exits %d, want %d", got, want)
+	}
+}
+
+// expand FILE... replaces $NAME in files by the variables of the script.
+func expand(ts *testscript.TestScript, neg bool, args []string) {
+	for _, a := range args {
+		path := ts.MkAbs(a)
+		text, err := os.ReadFile(path)
+		ts.Check(err)
+		ts.Check(os.WriteFile(path, []byte(os.Expand(string(text), ts.Getenv)), 0o644))
+	}
+}
+
+// page POD TEXT fetches http://ADDRESS:8080/ of a pod from the node; what comes must have TEXT.
+func page(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: page POD TEXT")
+	}
+	ts.Check(ts.Exec("sh", "-c", `a=$(kuri inspect "$1" -o json | sed -n 's/.*"ip": *"\([0-9.]*\)".*/\1/p' | head -n 1)
+		[ -n "$a" ] && curl -sS --fail --retry 20 --retry-connrefused --retry-delay 1 "http://$a:8080/"`, "page", args[0]))
+	if out := ts.ReadFile("stdout"); !strings.Contains(out, args[1]) {
+		ts.Fatalf("the page is:\n%s", out)
+	}
+}
