@@ -59,12 +59,18 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 
 	// 4. The pod's end of it.
 	result := &Result{By: ByBridge, Network: on.name, Interface: Interface, HostPorts: lease.HostPorts}
-	if err := inNetns(ns, func() error { return configurePod(lease.Addresses, result) }); err != nil {
+	err = inNetns(ns, func() error {
+		if err := configurePod(lease.Addresses, result); err != nil {
+			return err
+		}
+		return podUp(result)
+	})
+	if err != nil {
 		return nil, err
 	}
 
-	// 5. Both ends carry packets.
-	if err := waitUp(on, lease, result, ns); err != nil {
+	// 5. The node's end.
+	if err := hostUp(on, lease); err != nil {
 		return nil, err
 	}
 
@@ -158,15 +164,15 @@ func configurePod(addresses []netip.Prefix, result *Result) error {
 	if err := h.LinkSetUp(eth0); err != nil {
 		return fmt.Errorf("bring up the pod's %s: %w", Interface, err)
 	}
-	for _, a := range addresses {
+	for _, a := range slices.Backward(addresses) { // IPv6 first: the kernel finishes that in the background
 		if a.Addr().Is6() && !ipv6 {
 			continue
 		}
 		if err := h.AddrAdd(eth0, addressOf(a)); err != nil {
 			return fmt.Errorf("give %s to the pod: %w", a, err)
 		}
-		result.IPs = append(result.IPs, a.Addr())
-		result.Gateways = append(result.Gateways, gateway(a))
+		result.IPs = slices.Insert(result.IPs, 0, a.Addr())
+		result.Gateways = slices.Insert(result.Gateways, 0, gateway(a))
 	}
 	if len(result.IPs) == 0 {
 		return fault.New(fault.Precondition, "the pod has IPv6 disabled by its sysctls, and the network has no IPv4 range")

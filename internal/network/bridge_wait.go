@@ -22,19 +22,21 @@ const (
 	waitLimit = 5 * time.Second
 )
 
-// waitUp waits until the pod's end, the node's end and the bridge carry packets, in the order in which they come up.
-func waitUp(on built, l *lease, result *Result, ns *os.File) error {
-	err := inNetns(ns, func() error {
-		for _, ip := range result.IPs {
-			if err := answering(Interface, ip); err != nil {
-				return err
-			}
-		}
-		return operational(Interface)
-	})
-	if err != nil {
+// podUp waits until the pod's end of a link carries packets, in the pod's namespace.
+func podUp(result *Result) error {
+	if err := operational(Interface); err != nil {
 		return err
 	}
+	for _, ip := range result.IPs {
+		if err := answering(Interface, ip); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hostUp waits until the node's end and the bridge carry packets, in the order in which they come up.
+func hostUp(on built, l *lease) error {
 	if err := operational(vethName(l.PodID)); err != nil {
 		return err
 	}

@@ -152,6 +152,13 @@ func conformResult(t *testing.T, n subject, _ *os.File) {
 		}
 		return nil
 	}))
+	port := serve(t, ns, "tcp", ":0", "pod").Port()
+	expect(t, nil, "tcp", netip.AddrPortFrom(r.IPs[0], port), "pod", r.Gateways[0])
+	counted, err := Counters(pod.NetnsPath)
+	must(t, err)
+	if len(counted) != 1 || counted[0].Name != Interface || counted[0].RxBytes == 0 || counted[0].TxBytes == 0 {
+		t.Errorf("counters %+v", counted)
+	}
 	body, err := json.Marshal(r)
 	must(t, err)
 	var kept Result

@@ -6,6 +6,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Counter is what went through one link of a pod since the link was made.
@@ -22,12 +23,12 @@ func Counters(path string) ([]Counter, error) {
 		return nil, fmt.Errorf("open the network namespace: %w", err)
 	}
 	defer f.Close()
-	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()))
+	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open a socket in the network namespace %s: %w", path, err)
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	links, err := again(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the links in %s: %w", path, err)
 	}
