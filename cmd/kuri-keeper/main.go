@@ -99,7 +99,7 @@ func endOnSignal(s *server.Server, end func()) {
 		if sig == syscall.SIGHUP {
 			continue
 		}
-		if s.Empty() {
+		if s.Retire() {
 			end()
 			return
 		}

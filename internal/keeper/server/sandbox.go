@@ -93,10 +93,14 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 		box.shmPath = req.ShmPath
 	}
 
+	// 3. From here on it is known.
 	box.told = box.message()
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.retired {
+		return nil, fault.New(fault.Unavailable, "the keeper is ending")
+	}
 	s.sandboxes[req.Id] = box
-	s.mu.Unlock()
 	back.Release()
 	return box.told, nil
 }

@@ -43,7 +43,8 @@ type Server struct {
 	containerFlights flight.Group[string, *api.Container]
 	removals         flight.Group[string, struct{}]
 
-	mu         sync.Mutex // guards the maps
+	mu         sync.Mutex // guards all below
+	retired    bool       // takes no sandboxes any more
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
 }
@@ -129,21 +130,19 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 	return err
 }
 
-// Empty tells whether the keeper holds nothing, so that it may end.
-func (s *Server) Empty() bool {
+// Retire tells whether the keeper holds nothing and so may end; it takes no sandbox from then on.
+func (s *Server) Retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.sandboxes) == 0 && len(s.containers) == 0
+	s.retired = s.retired || len(s.sandboxes) == 0 // and no sandbox, no container
+	return s.retired
 }
 
-// Close gives up what an empty keeper has: its mount point and its lock.
+// Close gives up what a retired keeper has: its mount point and its lock. (Its socket went with Serve.)
 func (s *Server) Close() error {
-	if !s.Empty() {
-		return fault.New(fault.Precondition, "the keeper still holds pods")
-	}
 	s.reaper.stop()
 	s.rest.Stop()
-	return errors.Join(s.holder.Close(), removeMountPoint(s.mounts()), os.Remove(filepath.Join(s.state, "keeper.sock")), s.lock.Close())
+	return errors.Join(s.holder.Close(), removeMountPoint(s.mounts()), s.lock.Close())
 }
 
 // restAfter is how long nothing must be asked before the memory that the work took is given back to the kernel.

@@ -35,6 +35,9 @@ func TestContainerRunsAndIsGone(t *testing.T) {
 	if again, err := n.Create(t.Context(), j.CreateRequest); err != nil || again.Pid != c.Pid {
 		t.Errorf("created again: %+v, %v", again, err)
 	}
+	if mounts := n.mounts(); len(mounts) != 1 {
+		t.Errorf("the host's mount table has more than the keeper's one mount:\n%s", strings.Join(mounts, "\n"))
+	}
 	_, err = n.Start(t.Context(), j.Id)
 	n.must(err)
 	c = n.wait(j)
