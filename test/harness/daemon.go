@@ -84,6 +84,7 @@ func Start(t testing.TB, o Options) *Daemon {
 		d.Stop(t)
 		d.stopKeeper(t)
 		CheckLeaks(t, "after the daemon and its keeper have ended", before)
+		CheckLosses(t, "after the daemon and its keeper have ended", before)
 		if t.Failed() {
 			d.showLog(t)
 		}

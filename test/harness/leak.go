@@ -50,48 +50,53 @@ func Observe(dirs ...string) (Traces, error) {
 	return seen, nil
 }
 
-// Since returns a line for each thing that is there now and was not before ("left") or the other way round ("gone"), of
-// the kinds that before has.
-func (now Traces) Since(before Traces) []string {
-	var diff []string
-	for kind, lines := range before {
-		for _, l := range now[kind] {
+// Beyond returns a line, "kind: thing", for each thing that other has not, of the kinds that other has.
+func (seen Traces) Beyond(other Traces) []string {
+	var more []string
+	for kind, lines := range other {
+		for _, l := range seen[kind] {
 			if !slices.Contains(lines, l) {
-				diff = append(diff, fmt.Sprintf("left in %s: %s", kind, l))
-			}
-		}
-		if kind == "mounts" {
-			continue // the machine's own go from the cell too, when what they are mounted on is removed
-		}
-		for _, l := range lines {
-			if !slices.Contains(now[kind], l) {
-				diff = append(diff, fmt.Sprintf("gone from %s: %s", kind, l))
+				more = append(more, kind+": "+l)
 			}
 		}
 	}
-	slices.Sort(diff)
-	return diff
+	slices.Sort(more)
+	return more
 }
 
-// CheckLeaks fails t unless the traces are those of before within a few seconds: the kernel takes namespaces, links and
-// cgroups away after the last process that used them, not with it.
+// CheckLeaks fails t when there is more than before. It gives things a few seconds to go: the kernel takes namespaces,
+// links and cgroups away after the last process that used them, not with it.
 func CheckLeaks(t testing.TB, when string, before Traces, dirs ...string) {
 	t.Helper()
-	var diff []string
+	var left []string
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		now, err := Observe(dirs...)
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		if diff = now.Since(before); len(diff) == 0 {
+		if left = now.Beyond(before); len(left) == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
 			break
 		}
 	}
-	t.Errorf("%s, this is not as it was before:\n\t%s", when, strings.Join(diff, "\n\t"))
+	t.Errorf("%s, this is left that was not there before:\n\t%s", when, strings.Join(left, "\n\t"))
+}
+
+// CheckLosses fails t when something that was there before is not there any more.
+func CheckLosses(t testing.TB, when string, before Traces) {
+	t.Helper()
+	now, err := Observe()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	delete(now, "mounts") // the machine's own go from the cell too, when what they are mounted on is removed
+	if gone := before.Beyond(now); len(gone) > 0 {
+		t.Errorf("%s, this is gone that was there before:\n\t%s", when, strings.Join(gone, "\n\t"))
+	}
 }
 
 // mounts lists the mounts without their ids, which count up for ever.

@@ -51,12 +51,12 @@ func TestTracesShowWhatIsLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	diff := strings.Join(after.Since(before), "\n")
+	diff := "\n" + strings.Join(after.Beyond(before), "\n")
 	for kind, word := range map[string]string{
 		"mounts": "/run/netns/left", "network namespaces": "/run/netns/left", "links": "left0", "addresses": "192.0.2.1",
 		"routes": "192.0.2.0/24", "firewall": "table inet left", "cgroups": group, "processes": "sleep 100", "files": dir + "/left",
 	} {
-		if !strings.Contains(diff, "left in "+kind+": ") || !strings.Contains(diff, word) {
+		if !strings.Contains(diff, "\n"+kind+": ") || !strings.Contains(diff, word) {
 			t.Errorf("%s: %s is not seen in:\n%s", kind, word, diff)
 		}
 	}
@@ -73,4 +73,5 @@ func TestTracesShowWhatIsLeft(t *testing.T) {
 	run("umount", "/run/netns") // a mount that ip made to share its namespaces
 	run("rmdir", "/run/netns")
 	CheckLeaks(t, "after all was taken away", before, dir)
+	CheckLosses(t, "after all was taken away", before)
 }
