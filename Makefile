@@ -17,7 +17,8 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 
 VERSION     := $(shell scripts/version)
 TAGS        := seccomp
-BUILD       := go build -trimpath -tags $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)'
+BUILD       := go build -trimpath
+LDFLAGS     := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # The packages with unit tests: all but those below test/, which need the programs and root.
@@ -30,7 +31,11 @@ all: $(PROGRAMS) ## build kurid, kuri-keeper and kuri into bin/
 
 $(PROGRAMS):
 	@mkdir -p bin
-	$(BUILD) -o bin/$@ ./cmd/$@
+	$(BUILD) -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/$@ ./cmd/$@
+
+# The keeper is linked statically: every container's init starts as it, and has no libraries to map and bind first.
+kuri-keeper: TAGS    += netgo osusergo
+kuri-keeper: LDFLAGS += -linkmode external -extldflags -static
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16

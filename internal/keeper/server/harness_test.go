@@ -42,7 +42,7 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "kuri-keeper")
-	build := exec.Command("go", "build", "-tags", "seccomp", "-o", program, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
+	build := exec.Command("go", "build", "-tags", "seccomp netgo osusergo", "-ldflags", "-linkmode external -extldflags -static", "-o", program, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
 	if raceDetector {
 		build.Args = slices.Insert(build.Args, 2, "-race")
 	}
