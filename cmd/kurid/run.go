@@ -91,10 +91,14 @@ func run(ctx context.Context, cfg config.Config) error {
 	reclaim(ctx, net, pods)
 
 	// 6. The sockets, last of all.
+	values, err := cfg.Map()
+	if err != nil {
+		return err
+	}
 	srv, err := server.Listen(server.Options{
 		Listen: cfg.Listen, ImageListen: cfg.ImageListen, Pods: pods, Images: images, Network: net,
 		Version: version, SystemdCgroup: driver == cgroup.Systemd,
-		Info:       map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "config": cfg},
+		Info:       map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "config": values},
 		SetPodCIDR: net.SetPodCIDR,
 	})
 	if err != nil {

@@ -191,3 +191,16 @@ func (n Network) Prefixes() ([]netip.Prefix, error) {
 	}
 	return out, nil
 }
+
+// Map returns the values by the keys of the file, for who wants to see what is in force.
+func (c Config) Map() (map[string]any, error) {
+	body, err := toml.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("encode the configuration: %w", err)
+	}
+	m := make(map[string]any)
+	if err := toml.Unmarshal(body, &m); err != nil {
+		return nil, fmt.Errorf("encode the configuration: %w", err)
+	}
+	return m, nil
+}

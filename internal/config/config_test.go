@@ -35,6 +35,13 @@ func TestReadChangesOnlyWhatItNames(t *testing.T) {
 	}
 }
 
+func TestMapSpeaksTheFilesKeys(t *testing.T) {
+	m, err := Default().Map()
+	if err != nil || m["log_level"] != "info" || m["network"].(map[string]any)["bridge"] != "kuri0" {
+		t.Fatalf("%v, %v", m, err)
+	}
+}
+
 func TestErrorsNameTheKey(t *testing.T) {
 	for _, tc := range []struct{ body, want string }{
 		{"colour = 'brown'", "unknown key colour (line 1)"},
