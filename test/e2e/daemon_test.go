@@ -79,6 +79,28 @@ func TestBadConfiguration(t *testing.T) {
 	})
 }
 
+// Every key in the configuration file that `make install` puts in place is one that kurid knows.
+func TestPackagedConfiguration(t *testing.T) {
+	packaged, err := os.ReadFile(filepath.Join(harness.Repository(), "packaging", "config.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	keys := 0
+	for line := range strings.Lines(string(packaged)) {
+		if rest, ok := strings.CutPrefix(line, "#"); ok && !strings.HasPrefix(rest, " ") {
+			line = rest
+			keys++
+		}
+		all.WriteString(line)
+	}
+	// With one value of a flag wrong, kurid ends when it has read the file and not before.
+	said, code := harness.RunKurid(t, "--config", harness.Write(t, t.TempDir(), "all.toml", all.String()), "--log-level", "loud")
+	if code == 0 || strings.Contains(said, "all.toml") || !strings.Contains(said, "log_level") || keys < 15 {
+		t.Errorf("with %d keys set, kurid exits %d and says:\n%s", keys, code, said)
+	}
+}
+
 // A second daemon on a directory of a first is refused with the pid of the first, which goes on.
 func TestSecondDaemon(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
