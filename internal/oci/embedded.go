@@ -157,10 +157,10 @@ func (e *Embedded) load(id string) (*libcontainer.Container, error) {
 }
 
 // classify gives an error the kind Invalid when the request itself is wrong: no such program, not executable, no such
-// directory. The container's init tells it as text.
+// directory, less memory than starting takes. The container's init, or libcontainer, tells it as text.
 func classify(err error) error {
 	text := err.Error()
-	for _, sign := range []string{"executable file not found", "exec: \"", "no such file or directory", "permission denied", "exec format error", "not a directory"} {
+	for _, sign := range []string{"executable file not found", "exec: \"", "no such file or directory", "permission denied", "exec format error", "not a directory", "unable to set memory limit"} {
 		if strings.Contains(text, sign) {
 			return fault.As(fault.Invalid, err)
 		}
