@@ -25,7 +25,8 @@ type daemon struct {
 	lasting string // name of a program that serves the node and outlives the daemon, "" for none
 	verbose bool
 
-	cmd    *exec.Cmd // nil: not running
+	cmd    *exec.Cmd  // nil: not running
+	ended  chan error // of cmd, once
 	client *client
 }
 
@@ -72,7 +73,8 @@ func (d *daemon) start(ctx context.Context) (time.Duration, error) {
 	if err := startIn(cmd, d.cgroup+"/daemon"); err != nil {
 		return 0, fmt.Errorf("start %s: %w", d.name, err)
 	}
-	d.cmd = cmd
+	d.cmd, d.ended = cmd, make(chan error, 1)
+	go func(ended chan<- error) { ended <- cmd.Wait() }(d.ended)
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := d.ready(ctx); err != nil {
@@ -120,7 +122,7 @@ func (d *daemon) stop(whole bool) error {
 	if d.cmd != nil {
 		d.cmd.Process.Signal(syscall.SIGTERM)
 		kill := time.AfterFunc(20*time.Second, func() { d.cmd.Process.Kill() })
-		err := d.cmd.Wait()
+		err := <-d.ended
 		kill.Stop()
 		d.cmd = nil
 		var exit *exec.ExitError
@@ -148,6 +150,20 @@ func (d *daemon) stop(whole bool) error {
 		}
 	}
 	return fmt.Errorf("stop %s: %s does not end", d.name, d.lasting)
+}
+
+// died is an error when the daemon is no longer there although nobody stopped it.
+func (d *daemon) died() error {
+	if d.cmd == nil {
+		return nil
+	}
+	select {
+	case err := <-d.ended:
+		d.ended <- err // for stop
+		return fmt.Errorf("%s is gone: %v (-v shows its log)", d.name, d.cmd.ProcessState)
+	case <-time.After(100 * time.Millisecond): // its connections break a little earlier than it ends
+		return nil
+	}
 }
 
 // end stops everything of the runtime; what does not end goes with the cell.

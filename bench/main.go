@@ -123,6 +123,9 @@ func run(ctx context.Context, o *options) error {
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s\n", p.name)
 		if err := p.run(b, ctx); err != nil {
+			for _, d := range b.runtimes {
+				err = errors.Join(err, d.died())
+			}
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}

@@ -17,6 +17,9 @@ import (
 // settle is how long a runtime is left alone before its memory and idle CPU time are read.
 const settle = 3 * time.Second
 
+// turn is the time between one runtime's turn and the other's: each still tidies up after its last pod.
+const turn = time.Second
+
 // startPhase starts each daemon several times, in turns, and leaves it running. Each start is that of a
 // node that has booted: nothing of the runtime runs yet, its directories are there.
 func (b *bench) startPhase(ctx context.Context) error {
@@ -109,6 +112,9 @@ func (b *bench) podsPhase(ctx context.Context) error {
 	for _, network := range networks {
 		for round := range b.rounds {
 			for _, d := range b.runtimes {
+				if err := sleep(ctx, turn); err != nil {
+					return err
+				}
 				if err := b.podsRound(ctx, d, network.name, network.host, round); err != nil {
 					return fmt.Errorf("%s, %s: %w", d.name, network.name, err)
 				}
@@ -167,6 +173,9 @@ func (b *bench) burstPhase(ctx context.Context) error {
 	for _, network := range networks {
 		for round := range min(b.rounds, 3) {
 			for _, d := range b.runtimes {
+				if err := sleep(ctx, turn); err != nil {
+					return err
+				}
 				pods, took, err := b.atOnce(ctx, d, fmt.Sprintf("burst-%d", round), network.host)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", d.name, network.name, err)
