@@ -64,12 +64,11 @@ type times struct{ sandbox, container time.Duration }
 
 // podRequest says what to run.
 type podRequest struct {
-	name     string
-	image    string
-	host     bool   // the node's network instead of the default one
-	cgroup   string // parent
-	logs     string // directory
-	sequence int
+	name   string
+	image  string
+	host   bool   // the node's network instead of the default one
+	cgroup string // parent
+	logs   string // directory
 }
 
 // up starts a pod with its container, as a kubelet does it for a plain pod without limits.

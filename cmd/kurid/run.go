@@ -166,7 +166,7 @@ func lock(dir string) (unlock func(), err error) {
 		f.Close()
 		return nil, fault.New(fault.Precondition, "%s belongs to another kurid, process %s; end that one, or give this one --root and --state of its own", dir, strings.TrimSpace(string(pid)))
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {
