@@ -60,6 +60,13 @@ func (c *Client) Start(ctx context.Context, id string) (*api.Container, error) {
 	return call(ctx, c, api.KeeperClient.Start, &api.StartRequest{Id: id})
 }
 
+// Update changes limits of a container that is created or runs: all that is asked for, or nothing. An error of kind
+// Precondition says which limit the kernel does not take and why.
+func (c *Client) Update(ctx context.Context, req *api.UpdateRequest) error {
+	_, err := call(ctx, c, api.KeeperClient.Update, req)
+	return err
+}
+
 // Signal sends sig to the container's first process, or with all to every process in its cgroup. A container that has
 // exited is a success, an unknown one NotFound.
 func (c *Client) Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error {

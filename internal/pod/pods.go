@@ -54,6 +54,7 @@ type Pods struct {
 	creates flight.Group[containerIdentity, *Container]
 	starts  flight.Group[string, struct{}]
 	graces  flight.Group[stopping, struct{}]
+	updates flight.Group[updating, struct{}]
 
 	closing   chan struct{} // closed when the daemon ends: waiting stops, what is done stays done
 	followers sync.WaitGroup
@@ -69,6 +70,12 @@ type identity struct {
 type stopping struct {
 	container string
 	grace     time.Duration
+}
+
+// updating is an update with what it asks for: one that asks for something else counts for itself.
+type updating struct {
+	container string
+	change    string // the message's JSON
 }
 
 type containerIdentity struct {
@@ -113,6 +120,7 @@ func (p *Pods) Close() {
 	p.runs.Wait()
 	p.creates.Wait()
 	p.starts.Wait()
+	p.updates.Wait()
 	close(p.closing)
 	p.graces.Wait()
 	p.stops.Wait()

@@ -60,6 +60,10 @@ type SandboxRecord struct {
 	CgroupParent string `json:"cgroup_parent"`
 	PodCgroup    bool   `json:"pod_cgroup,omitempty"`
 	OwnCgroup    bool   `json:"own_cgroup,omitempty"`
+
+	// Overhead and Resources are what UpdatePodSandboxResources has said last; until then the configuration's count.
+	Overhead  message[*runtime.LinuxContainerResources] `json:"overhead,omitzero"`
+	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
 }
 
 // ContainerRecord is all that is kept of a container. It is immutable once it is published.
@@ -74,6 +78,9 @@ type ContainerRecord struct {
 	ImageRef  string            `json:"image_ref"`  // a digest by which it can be pulled again, else its id
 	Layers    []digest.Digest   `json:"layers"`     // diffIDs, lowest first
 	User      spec.ResolvedUser `json:"user"`
+
+	// Resources are those that hold since the last UpdateContainerResources; until then the configuration's do.
+	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
 
 	CgroupsPath string `json:"cgroups_path"` // as in the OCI spec
 	LogPath     string `json:"log_path,omitempty"`

@@ -97,12 +97,14 @@ type Container struct {
 	usage   usage  // of the writable layer, see stats.go
 	cpu     rate   // see stats.go
 
+	updating chan struct{} // holds a token while an update of the resources is under way
+
 	mu     sync.Mutex
 	exited chan struct{} // closed when the state is Exited
 }
 
 func newContainer(p paths, s *Sandbox, r *ContainerRecord) *Container {
-	c := &Container{paths: p, sandbox: s, release: func() {}, exited: make(chan struct{})}
+	c := &Container{paths: p, sandbox: s, release: func() {}, updating: make(chan struct{}, 1), exited: make(chan struct{})}
 	c.rec.Store(r)
 	if r.State == Exited {
 		close(c.exited)
@@ -119,6 +121,17 @@ func (r *ContainerRecord) config() *runtime.ContainerConfig { return r.Config.ms
 func (c *Container) become(next State, change func(*ContainerRecord)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.becomeLocked(next, change)
+}
+
+// amend changes the record in whatever state the container is.
+func (c *Container) amend(change func(*ContainerRecord)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.becomeLocked(c.rec.Load().State, change)
+}
+
+func (c *Container) becomeLocked(next State, change func(*ContainerRecord)) error {
 	r := *c.rec.Load()
 	if !allowed(containerEdges, r.State, next) {
 		return fault.New(fault.Precondition, "container %s is %s and cannot become %s", r.ID, r.State, next)

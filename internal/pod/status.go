@@ -101,10 +101,18 @@ func (r *ContainerRecord) Status() *runtime.ContainerStatus {
 		User:        &runtime.ContainerUser{Linux: linuxUser(r.User)},
 		StopSignal:  runtime.Signal(runtime.Signal_value[r.StopName]),
 	}
-	if res := cfg.GetLinux().GetResources(); res != nil {
+	if res := r.resources(); res != nil {
 		st.Resources = &runtime.ContainerResources{Linux: res}
 	}
 	return st
+}
+
+// resources are those that the container has now.
+func (r *ContainerRecord) resources() *runtime.LinuxContainerResources {
+	if r.Resources.msg != nil {
+		return r.Resources.msg
+	}
+	return r.config().GetLinux().GetResources()
 }
 
 func linuxUser(u spec.ResolvedUser) *runtime.LinuxContainerUser {

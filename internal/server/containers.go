@@ -6,6 +6,7 @@ import (
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
@@ -61,6 +62,13 @@ func (s *runtimeService) ContainerStatus(_ context.Context, req *runtime.Contain
 		resp.Info = c.Record().Info()
 	}
 	return resp, nil
+}
+
+func (s *runtimeService) UpdateContainerResources(ctx context.Context, req *runtime.UpdateContainerResourcesRequest) (*runtime.UpdateContainerResourcesResponse, error) {
+	if req.GetWindows() != nil {
+		return nil, fault.New(fault.Unimplemented, "windows: this is a runtime for Linux; remove the field")
+	}
+	return &runtime.UpdateContainerResourcesResponse{}, s.Pods.UpdateContainer(ctx, req.GetContainerId(), req.GetLinux(), req.GetAnnotations())
 }
 
 func (s *runtimeService) ReopenContainerLog(ctx context.Context, req *runtime.ReopenContainerLogRequest) (*runtime.ReopenContainerLogResponse, error) {

@@ -47,14 +47,6 @@ func (s *runtimeService) GetContainerEvents(*runtime.GetEventsRequest, grpc.Serv
 	return later("container events; leave the kubelet's EventedPLEG gate off")
 }
 
-func (s *runtimeService) UpdateContainerResources(context.Context, *runtime.UpdateContainerResourcesRequest) (*runtime.UpdateContainerResourcesResponse, error) {
-	return nil, later("UpdateContainerResources; make the container again with the resources that it needs")
-}
-
-func (s *runtimeService) UpdatePodSandboxResources(context.Context, *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
-	return nil, later("UpdatePodSandboxResources")
-}
-
 func (s *runtimeService) Exec(context.Context, *runtime.ExecRequest) (*runtime.ExecResponse, error) {
 	return nil, later("streaming exec; ExecSync runs a command without a terminal or stdin")
 }

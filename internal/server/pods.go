@@ -60,6 +60,10 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtime.PodSan
 	return resp, nil
 }
 
+func (s *runtimeService) UpdatePodSandboxResources(_ context.Context, req *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
+	return &runtime.UpdatePodSandboxResourcesResponse{}, s.Pods.UpdateSandbox(req.GetPodSandboxId(), req.GetOverhead(), req.GetResources())
+}
+
 func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
 	list, err := s.Pods.List(req.GetFilter())
 	if err != nil {

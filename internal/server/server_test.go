@@ -62,8 +62,8 @@ func TestWhatIsNotThereSaysSoInASentence(t *testing.T) {
 		"Exec":        func() error { _, err := rt.Exec(t.Context(), &runtime.ExecRequest{}); return err },
 		"Attach":      func() error { _, err := rt.Attach(t.Context(), &runtime.AttachRequest{}); return err },
 		"PortForward": func() error { _, err := rt.PortForward(t.Context(), &runtime.PortForwardRequest{}); return err },
-		"UpdateContainerResources": func() error {
-			_, err := rt.UpdateContainerResources(t.Context(), &runtime.UpdateContainerResourcesRequest{})
+		"CheckpointContainer": func() error {
+			_, err := rt.CheckpointContainer(t.Context(), &runtime.CheckpointContainerRequest{})
 			return err
 		},
 		"GetContainerEvents": func() error {

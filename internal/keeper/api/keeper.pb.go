@@ -917,6 +917,102 @@ func (x *StartRequest) GetId() string {
 	return ""
 }
 
+type UpdateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Resources     []byte                 `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`                                 // JSON of the runtime specification's linux.resources; what is not set stays as it is
+	OomScoreAdj   *int32                 `protobuf:"varint,3,opt,name=oom_score_adj,json=oomScoreAdj,proto3,oneof" json:"oom_score_adj,omitempty"` // of the container's processes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRequest) Reset() {
+	*x = UpdateRequest{}
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRequest) ProtoMessage() {}
+
+func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
+func (*UpdateRequest) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UpdateRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UpdateRequest) GetResources() []byte {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *UpdateRequest) GetOomScoreAdj() int32 {
+	if x != nil && x.OomScoreAdj != nil {
+		return *x.OomScoreAdj
+	}
+	return 0
+}
+
+type UpdateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateResponse) Reset() {
+	*x = UpdateResponse{}
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateResponse) ProtoMessage() {}
+
+func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
+func (*UpdateResponse) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{14}
+}
+
 type SignalRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -928,7 +1024,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1036,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1049,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{13}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -985,7 +1081,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1093,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1106,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{14}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{16}
 }
 
 type DeleteRequest struct {
@@ -1022,7 +1118,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1130,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1143,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{15}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1065,7 +1161,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1173,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1186,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{16}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{18}
 }
 
 type ExecRequest struct {
@@ -1106,7 +1202,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1214,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1227,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{17}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -1180,7 +1276,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1288,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1301,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{18}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecOutput) GetStdout() []byte {
@@ -1239,7 +1335,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1347,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1360,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{19}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecExit) GetCode() int32 {
@@ -1290,7 +1386,7 @@ type ReopenLogRequest struct {
 
 func (x *ReopenLogRequest) Reset() {
 	*x = ReopenLogRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1398,7 @@ func (x *ReopenLogRequest) String() string {
 func (*ReopenLogRequest) ProtoMessage() {}
 
 func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1411,7 @@ func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReopenLogRequest) GetId() string {
@@ -1333,7 +1429,7 @@ type ReopenLogResponse struct {
 
 func (x *ReopenLogResponse) Reset() {
 	*x = ReopenLogResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1441,7 @@ func (x *ReopenLogResponse) String() string {
 func (*ReopenLogResponse) ProtoMessage() {}
 
 func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1454,7 @@ func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
 }
 
 type EventsRequest struct {
@@ -1371,7 +1467,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1479,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1492,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -1423,7 +1519,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1531,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1544,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -1475,7 +1571,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1583,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1596,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -1600,7 +1696,13 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\n" +
 	"oom_killed\x18\x03 \x01(\bR\toomKilled\"\x1e\n" +
 	"\fStartRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"I\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"x\n" +
+	"\rUpdateRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\x12'\n" +
+	"\room_score_adj\x18\x03 \x01(\x05H\x00R\voomScoreAdj\x88\x01\x01B\x10\n" +
+	"\x0e_oom_score_adj\"\x10\n" +
+	"\x0eUpdateResponse\"I\n" +
 	"\rSignalRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x10\n" +
@@ -1641,7 +1743,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\aCREATED\x10\x01\x12\v\n" +
 	"\aRUNNING\x10\x02\x12\n" +
 	"\n" +
-	"\x06EXITED\x10\x032\xb2\x06\n" +
+	"\x06EXITED\x10\x032\xfb\x06\n" +
 	"\x06Keeper\x12A\n" +
 	"\x04Info\x12\x1b.kuri.keeper.v1.InfoRequest\x1a\x1c.kuri.keeper.v1.InfoResponse\x12N\n" +
 	"\rCreateSandbox\x12$.kuri.keeper.v1.CreateSandboxRequest\x1a\x17.kuri.keeper.v1.Sandbox\x12\\\n" +
@@ -1649,6 +1751,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x04List\x12\x1b.kuri.keeper.v1.ListRequest\x1a\x1c.kuri.keeper.v1.ListResponse\x12B\n" +
 	"\x06Create\x12\x1d.kuri.keeper.v1.CreateRequest\x1a\x19.kuri.keeper.v1.Container\x12@\n" +
 	"\x05Start\x12\x1c.kuri.keeper.v1.StartRequest\x1a\x19.kuri.keeper.v1.Container\x12G\n" +
+	"\x06Update\x12\x1d.kuri.keeper.v1.UpdateRequest\x1a\x1e.kuri.keeper.v1.UpdateResponse\x12G\n" +
 	"\x06Signal\x12\x1d.kuri.keeper.v1.SignalRequest\x1a\x1e.kuri.keeper.v1.SignalResponse\x12G\n" +
 	"\x06Delete\x12\x1d.kuri.keeper.v1.DeleteRequest\x1a\x1e.kuri.keeper.v1.DeleteResponse\x12A\n" +
 	"\x04Exec\x12\x1b.kuri.keeper.v1.ExecRequest\x1a\x1a.kuri.keeper.v1.ExecOutput0\x01\x12P\n" +
@@ -1668,7 +1771,7 @@ func file_internal_keeper_api_keeper_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_keeper_api_keeper_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(State)(0),                    // 0: kuri.keeper.v1.State
 	(*InfoRequest)(nil),           // 1: kuri.keeper.v1.InfoRequest
@@ -1684,31 +1787,33 @@ var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(*Container)(nil),             // 11: kuri.keeper.v1.Container
 	(*Exit)(nil),                  // 12: kuri.keeper.v1.Exit
 	(*StartRequest)(nil),          // 13: kuri.keeper.v1.StartRequest
-	(*SignalRequest)(nil),         // 14: kuri.keeper.v1.SignalRequest
-	(*SignalResponse)(nil),        // 15: kuri.keeper.v1.SignalResponse
-	(*DeleteRequest)(nil),         // 16: kuri.keeper.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 17: kuri.keeper.v1.DeleteResponse
-	(*ExecRequest)(nil),           // 18: kuri.keeper.v1.ExecRequest
-	(*ExecOutput)(nil),            // 19: kuri.keeper.v1.ExecOutput
-	(*ExecExit)(nil),              // 20: kuri.keeper.v1.ExecExit
-	(*ReopenLogRequest)(nil),      // 21: kuri.keeper.v1.ReopenLogRequest
-	(*ReopenLogResponse)(nil),     // 22: kuri.keeper.v1.ReopenLogResponse
-	(*EventsRequest)(nil),         // 23: kuri.keeper.v1.EventsRequest
-	(*EventsResponse)(nil),        // 24: kuri.keeper.v1.EventsResponse
-	(*Event)(nil),                 // 25: kuri.keeper.v1.Event
-	nil,                           // 26: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	nil,                           // 27: kuri.keeper.v1.Sandbox.NamespacesEntry
+	(*UpdateRequest)(nil),         // 14: kuri.keeper.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 15: kuri.keeper.v1.UpdateResponse
+	(*SignalRequest)(nil),         // 16: kuri.keeper.v1.SignalRequest
+	(*SignalResponse)(nil),        // 17: kuri.keeper.v1.SignalResponse
+	(*DeleteRequest)(nil),         // 18: kuri.keeper.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 19: kuri.keeper.v1.DeleteResponse
+	(*ExecRequest)(nil),           // 20: kuri.keeper.v1.ExecRequest
+	(*ExecOutput)(nil),            // 21: kuri.keeper.v1.ExecOutput
+	(*ExecExit)(nil),              // 22: kuri.keeper.v1.ExecExit
+	(*ReopenLogRequest)(nil),      // 23: kuri.keeper.v1.ReopenLogRequest
+	(*ReopenLogResponse)(nil),     // 24: kuri.keeper.v1.ReopenLogResponse
+	(*EventsRequest)(nil),         // 25: kuri.keeper.v1.EventsRequest
+	(*EventsResponse)(nil),        // 26: kuri.keeper.v1.EventsResponse
+	(*Event)(nil),                 // 27: kuri.keeper.v1.Event
+	nil,                           // 28: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	nil,                           // 29: kuri.keeper.v1.Sandbox.NamespacesEntry
 }
 var file_internal_keeper_api_keeper_proto_depIdxs = []int32{
-	26, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	27, // 1: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
+	28, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	29, // 1: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
 	4,  // 2: kuri.keeper.v1.ListResponse.sandboxes:type_name -> kuri.keeper.v1.Sandbox
 	11, // 3: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
 	9,  // 4: kuri.keeper.v1.CreateRequest.rootfs:type_name -> kuri.keeper.v1.Rootfs
 	0,  // 5: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
 	12, // 6: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
-	20, // 7: kuri.keeper.v1.ExecOutput.exit:type_name -> kuri.keeper.v1.ExecExit
-	25, // 8: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
+	22, // 7: kuri.keeper.v1.ExecOutput.exit:type_name -> kuri.keeper.v1.ExecExit
+	27, // 8: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
 	11, // 9: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
 	1,  // 10: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
 	3,  // 11: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
@@ -1716,24 +1821,26 @@ var file_internal_keeper_api_keeper_proto_depIdxs = []int32{
 	7,  // 13: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
 	10, // 14: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
 	13, // 15: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
-	14, // 16: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
-	16, // 17: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
-	18, // 18: kuri.keeper.v1.Keeper.Exec:input_type -> kuri.keeper.v1.ExecRequest
-	21, // 19: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
-	23, // 20: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
-	2,  // 21: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
-	4,  // 22: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
-	6,  // 23: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
-	8,  // 24: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
-	11, // 25: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
-	11, // 26: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
-	15, // 27: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
-	17, // 28: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
-	19, // 29: kuri.keeper.v1.Keeper.Exec:output_type -> kuri.keeper.v1.ExecOutput
-	22, // 30: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
-	24, // 31: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
-	21, // [21:32] is the sub-list for method output_type
-	10, // [10:21] is the sub-list for method input_type
+	14, // 16: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
+	16, // 17: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
+	18, // 18: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
+	20, // 19: kuri.keeper.v1.Keeper.Exec:input_type -> kuri.keeper.v1.ExecRequest
+	23, // 20: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
+	25, // 21: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
+	2,  // 22: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
+	4,  // 23: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
+	6,  // 24: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
+	8,  // 25: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
+	11, // 26: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
+	11, // 27: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
+	15, // 28: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
+	17, // 29: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
+	19, // 30: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
+	21, // 31: kuri.keeper.v1.Keeper.Exec:output_type -> kuri.keeper.v1.ExecOutput
+	24, // 32: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
+	26, // 33: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
+	22, // [22:34] is the sub-list for method output_type
+	10, // [10:22] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -1744,13 +1851,14 @@ func file_internal_keeper_api_keeper_proto_init() {
 	if File_internal_keeper_api_keeper_proto != nil {
 		return
 	}
+	file_internal_keeper_api_keeper_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_keeper_api_keeper_proto_rawDesc), len(file_internal_keeper_api_keeper_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

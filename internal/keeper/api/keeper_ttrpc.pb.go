@@ -14,6 +14,7 @@ type KeeperService interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Create(context.Context, *CreateRequest) (*Container, error)
 	Start(context.Context, *StartRequest) (*Container, error)
+	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	Exec(context.Context, *ExecRequest, Keeper_ExecServer) error
@@ -79,6 +80,13 @@ func RegisterKeeperService(srv *ttrpc.Server, svc KeeperService) {
 				}
 				return svc.Start(ctx, &req)
 			},
+			"Update": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req UpdateRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Update(ctx, &req)
+			},
 			"Signal": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req SignalRequest
 				if err := unmarshal(&req); err != nil {
@@ -131,6 +139,7 @@ type KeeperClient interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Create(context.Context, *CreateRequest) (*Container, error)
 	Start(context.Context, *StartRequest) (*Container, error)
+	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	Exec(context.Context, *ExecRequest) (Keeper_ExecClient, error)
@@ -191,6 +200,14 @@ func (c *keeperClient) Create(ctx context.Context, req *CreateRequest) (*Contain
 func (c *keeperClient) Start(ctx context.Context, req *StartRequest) (*Container, error) {
 	var resp Container
 	if err := c.client.Call(ctx, "kuri.keeper.v1.Keeper", "Start", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *keeperClient) Update(ctx context.Context, req *UpdateRequest) (*UpdateResponse, error) {
+	var resp UpdateResponse
+	if err := c.client.Call(ctx, "kuri.keeper.v1.Keeper", "Update", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -194,6 +194,10 @@ func (w *wire) Start(ctx context.Context, req *api.StartRequest) (*api.Container
 	return c, told("start", req.Id, err)
 }
 
+func (w *wire) Update(_ context.Context, req *api.UpdateRequest) (*api.UpdateResponse, error) {
+	return &api.UpdateResponse{}, told("update", req.Id, w.s.Update(req))
+}
+
 func (w *wire) Signal(_ context.Context, req *api.SignalRequest) (*api.SignalResponse, error) {
 	return &api.SignalResponse{}, told("signal", req.Id, w.s.Signal(req.Id, syscall.Signal(req.Signal), req.All))
 }

@@ -707,3 +707,38 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Wait()
 	t.Logf("%d pods from beginning to end at once in %s", count, time.Since(t0))
 }
+
+func TestUpdateIsAllOrNothing(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	j := n.run(box, "sleep 1000", func(j *job) {
+		limit := int64(64 << 20)
+		j.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
+	})
+	update := func(resources string, score *int32) error {
+		return n.Update(t.Context(), &api.UpdateRequest{Id: j.Id, Resources: []byte(resources), OomScoreAdj: score})
+	}
+	state := func() string {
+		_, out, _ := n.exec(j, "cat /proc/1/oom_score_adj; grep Cpus_allowed_list /proc/1/status")
+		return out
+	}
+	score := int32(55)
+	n.must(update(`{"cpu":{"cpus":"0"},"memory":{"limit":33554432}}`, &score))
+	want := "55\nCpus_allowed_list:\t0\n"
+	if got := state(); got != want {
+		t.Errorf("after an update: %q", got)
+	}
+	score = 66
+	wantKind(t, update(`{"memory":{"limit":50331648},"cpu":{"cpus":"0-5000"}}`, &score), fault.Precondition)
+	wantKind(t, update(`{"memory":{"limit":4096},"cpu":{"cpus":"0-1"}}`, &score), fault.Precondition)
+	wantKind(t, update(`[]`, nil), fault.Invalid)
+	if got := state(); got != want {
+		t.Errorf("after updates that failed: %q", got)
+	}
+	if err := n.Update(t.Context(), &api.UpdateRequest{Id: "unknown", Resources: []byte("{}")}); fault.Of(err) != fault.NotFound {
+		t.Error(err)
+	}
+	n.must(n.Signal(t.Context(), j.Id, syscall.SIGKILL, true))
+	n.wait(j)
+	wantKind(t, update(`{}`, nil), fault.Precondition)
+}

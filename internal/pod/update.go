@@ -1,0 +1,107 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/spec"
+)
+
+// UpdateContainer changes the resources of a container that is created or runs; zero means "as it is". All of it applies,
+// or none of it and the error says which and why. Error kinds: NotFound, Precondition (it has exited; the kernel does not
+// take a value), Invalid and Unimplemented (a field). The work goes on when ctx ends; asking for the same again joins it.
+func (p *Pods) UpdateContainer(ctx context.Context, id string, change *runtime.LinuxContainerResources, annotations map[string]string) error {
+	c, err := p.Container(id)
+	if err != nil {
+		return err
+	}
+	r := c.Record()
+	for key := range annotations {
+		if err := spec.CheckAnnotation(key); err != nil {
+			return fmt.Errorf("update %s: %w", r.name(), err)
+		}
+	}
+	body, err := protojson.Marshal(change)
+	if err != nil {
+		return err
+	}
+	_, _, err = p.updates.Do(ctx, updating{r.ID, string(body)}, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, p.update(ctx, c, change)
+	})
+	if err != nil {
+		return fmt.Errorf("update %s: %w", r.name(), err)
+	}
+	return nil
+}
+
+func (p *Pods) update(ctx context.Context, c *Container, change *runtime.LinuxContainerResources) error {
+	// 1. One after the other: each builds on what the one before has left.
+	c.updating <- struct{}{}
+	defer func() { <-c.updating }()
+	r := c.Record()
+	if r.State != Created && r.State != Running {
+		return fault.New(fault.Precondition, "it is %s; only a created or running container has resources to change", r.State)
+	}
+
+	// 2. What it comes to, on this node.
+	next := spec.MergeResources(r.resources(), change)
+	limits, score, notes, err := spec.Resources(next, p.Node)
+	if err != nil {
+		return err
+	}
+	for _, note := range notes {
+		slog.Warn("the node cannot honour all that was asked", "container", r.name(), "note", note)
+	}
+	body, err := json.Marshal(limits)
+	if err != nil {
+		return fmt.Errorf("encode the resources: %w", err)
+	}
+	req := &api.UpdateRequest{Id: r.ID, Resources: body}
+	if change.GetOomScoreAdj() != 0 {
+		req.OomScoreAdj = proto.Int32(int32(score))
+	}
+
+	// 3. The kernel, all or nothing.
+	if err := p.Keeper.Update(ctx, req); err != nil {
+		return err
+	}
+
+	// 4. The record, which the status tells.
+	return c.amend(func(r *ContainerRecord) { r.Resources.msg = next })
+}
+
+// UpdateSandbox keeps what the pod's resources and its overhead have become. The caller has set the pod's cgroup itself,
+// as the CRI has it. An unknown sandbox is NotFound, a stopped one a Precondition error.
+func (p *Pods) UpdateSandbox(id string, overhead, resources *runtime.LinuxContainerResources) error {
+	s, err := p.Sandbox(id)
+	if err != nil {
+		return err
+	}
+	for field, v := range map[string]*runtime.LinuxContainerResources{"overhead": overhead, "resources": resources} {
+		if err := spec.CheckResources(v); err != nil {
+			return fmt.Errorf("update %s: %s: %w", s.Record().name(), field, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.Record()
+	if r.State != Ready {
+		return fault.New(fault.Precondition, "update %s: it is %s", r.name(), r.State)
+	}
+	return s.becomeLocked(Ready, func(r *SandboxRecord) {
+		if overhead != nil {
+			r.Overhead.msg = proto.CloneOf(overhead)
+		}
+		if resources != nil {
+			r.Resources.msg = proto.CloneOf(resources)
+		}
+	})
+}
