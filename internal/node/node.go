@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,11 +20,12 @@ import (
 // Linux tells.
 func Read() (spec.Node, error) {
 	n := spec.Node{
-		CPUQuota: exists("/proc/sys/kernel/sched_cfs_bandwidth_slice_us"),
-		Seccomp:  exists("/proc/sys/kernel/seccomp/actions_avail"),
-		AppArmor: begins("/sys/module/apparmor/parameters/enabled", "Y"),
-		SELinux:  exists("/sys/fs/selinux/enforce"),
-		Systemd:  exists("/run/systemd/system"), // what sd_booted(3) looks at
+		CPUQuota:     exists("/proc/sys/kernel/sched_cfs_bandwidth_slice_us"),
+		Seccomp:      exists("/proc/sys/kernel/seccomp/actions_avail"),
+		AppArmor:     begins("/sys/module/apparmor/parameters/enabled", "Y"),
+		SELinux:      exists("/sys/fs/selinux/enforce"),
+		MountSetattr: !errors.Is(unix.MountSetattr(-1, "", 0, &unix.MountAttr{}), unix.ENOSYS),
+		Systemd:      exists("/run/systemd/system"), // what sd_booted(3) looks at
 	}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {

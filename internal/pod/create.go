@@ -72,29 +72,37 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	}
 	back.Add("release the layers of "+img.ID, func(context.Context) error { release(); return nil })
 
-	// 3. What the request means on this node and in this image.
+	// 3. The images that it mounts, likewise.
 	r := newContainerRecord(s.Record(), cfg, img)
 	r.CgroupsPath = p.Driver.Path(s.Record().CgroupParent, r.ID)
-	oci, err := p.resolve(s, r, img, lowerdirs)
+	volumes, err := p.imageVolumes(r)
+	if err != nil {
+		return nil, err
+	}
+	back.Add("release the layers of its image volumes", func(context.Context) error { volumes.release(); return nil })
+
+	// 4. What the request means on this node and in this image.
+	oci, err := p.resolve(s, r, img, lowerdirs, volumes)
 	if err != nil {
 		return nil, err
 	}
 
-	// 4. The intent, its directories and the bundle.
+	// 5. The intent, its directories and the bundle.
 	back.Add("remove the directories of "+r.name(), func(context.Context) error { return p.removeContainerDirs(r) })
 	if err := p.writeBundle(r, oci); err != nil {
 		return nil, fault.As(diskKind(err), err)
 	}
 	c := newContainer(p.paths, s, r)
-	c.release = release
+	c.release = func() { release(); volumes.release() }
 
-	// 5. The process, in its namespaces, up to its start line.
+	// 6. The process, in its namespaces, up to its start line.
 	back.Add("delete "+r.name()+" at the keeper", func(ctx context.Context) error { return p.Keeper.Delete(ctx, r.ID) })
 	made, err := p.Keeper.Create(ctx, &api.CreateRequest{
 		Id:            r.ID,
 		SandboxId:     r.SandboxID,
 		Bundle:        p.paths.bundle(r.SandboxID, r.ID),
 		Rootfs:        &api.Rootfs{Lowerdirs: lowerdirs, Upperdir: p.paths.upper(r.SandboxID, r.ID), Workdir: p.paths.work(r.SandboxID, r.ID)},
+		Overlays:      volumes.overlays,
 		LogPath:       r.LogPath,
 		Tty:           cfg.GetTty(),
 		Stdin:         cfg.GetStdin(),
@@ -105,7 +113,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 		return nil, err
 	}
 
-	// 6. Created, if the pod was not stopped meanwhile.
+	// 7. Created, if the pod was not stopped meanwhile.
 	if err := c.become(Created, func(r *ContainerRecord) {
 		r.Pid = int(made.Pid)
 		r.CreatedAt = made.CreatedAt
@@ -181,13 +189,10 @@ func newContainerRecord(s *SandboxRecord, cfg *runtime.ContainerConfig, img *ima
 		State:     Creating,
 		Config:    message[*runtime.ContainerConfig]{proto.CloneOf(cfg)},
 		ImageID:   img.ID,
-		ImageRef:  img.ID,
 		Layers:    img.DiffIDs,
 		CreatedAt: time.Now().UnixNano(),
 	}
-	if len(img.Digests) > 0 {
-		r.ImageRef = img.Digests[0]
-	}
+	r.ImageRef = imageRef(img)
 	// A kubelet compares the name in the status with the pod's own: it is the one that the user wrote, where we are told.
 	r.ImageName = cfg.GetImage().GetUserSpecifiedImage()
 	if r.ImageName == "" {
@@ -196,8 +201,16 @@ func newContainerRecord(s *SandboxRecord, cfg *runtime.ContainerConfig, img *ima
 	return r
 }
 
+// imageRef is a digest by which an image can be pulled again, else its id.
+func imageRef(img *image.Image) string {
+	if len(img.Digests) > 0 {
+		return img.Digests[0]
+	}
+	return img.ID
+}
+
 // resolve looks up what the request means here (users, paths, devices, the target's process) and has it translated.
-func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdirs []string) (*specs.Spec, error) {
+func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdirs []string, volumes *imageVolumes) (*specs.Spec, error) {
 	cfg := r.config()
 	security := cfg.GetLinux().GetSecurityContext()
 	user, err := rootfs.User(lowerdirs, security, img.Config.User)
@@ -207,6 +220,9 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	mounts, err := rootfs.Mounts(cfg.GetMounts())
 	if err != nil {
 		return nil, err
+	}
+	for i, source := range volumes.sources {
+		mounts[i].Source = source
 	}
 	devices, err := rootfs.Devices(cfg.GetDevices(), security.GetPrivileged())
 	if err != nil {

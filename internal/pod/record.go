@@ -3,6 +3,7 @@ package pod
 import (
 	"encoding/json"
 	"path/filepath"
+	"strconv"
 
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -76,8 +77,10 @@ type ContainerRecord struct {
 	ImageID   string            `json:"image_id"`
 	ImageName string            `json:"image_name"` // as the caller named it
 	ImageRef  string            `json:"image_ref"`  // a digest by which it can be pulled again, else its id
-	Layers    []digest.Digest   `json:"layers"`     // diffIDs, lowest first
+	Layers    []digest.Digest   `json:"layers"`     // diffIDs of its image, lowest first, then of the images that it mounts
 	User      spec.ResolvedUser `json:"user"`
+	// VolumeRefs are the images that are mounted, by the index of the mount, each as ImageRef has it.
+	VolumeRefs map[int]string `json:"volume_refs,omitempty"`
 
 	// Resources are those that hold since the last UpdateContainerResources; until then the configuration's do.
 	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
@@ -113,9 +116,12 @@ func (p paths) podState(pod string) string   { return filepath.Join(p.state, "po
 func (p paths) bundle(pod, c string) string  { return filepath.Join(p.podState(pod), "containers", c) }
 func (p paths) podFile(pod, f string) string { return filepath.Join(p.podState(pod), f) }
 
-// rootfs and shm lie below the keeper's private mount and exist only inside a container's mount namespace.
+// rootfs, volume and shm lie below the keeper's private mount and exist only inside a container's mount namespace.
 func (p paths) rootfs(c string) string { return filepath.Join(p.state, "mounts", c, "rootfs") }
-func (p paths) shm(pod string) string  { return filepath.Join(p.state, "mounts", pod, "shm") }
+func (p paths) volume(c string, i int) string {
+	return filepath.Join(p.state, "mounts", c, "volume-"+strconv.Itoa(i))
+}
+func (p paths) shm(pod string) string { return filepath.Join(p.state, "mounts", pod, "shm") }
 
 func netnsPath(pod string) string { return "/run/netns/kuri-" + pod }
 

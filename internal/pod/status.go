@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -96,7 +97,7 @@ func (r *ContainerRecord) Status() *runtime.ContainerStatus {
 		Message:     r.Message,
 		Labels:      cfg.GetLabels(),
 		Annotations: cfg.GetAnnotations(),
-		Mounts:      cfg.GetMounts(),
+		Mounts:      r.mounts(),
 		LogPath:     r.LogPath,
 		User:        &runtime.ContainerUser{Linux: linuxUser(r.User)},
 		StopSignal:  runtime.Signal(runtime.Signal_value[r.StopName]),
@@ -105,6 +106,20 @@ func (r *ContainerRecord) Status() *runtime.ContainerStatus {
 		st.Resources = &runtime.ContainerResources{Linux: res}
 	}
 	return st
+}
+
+// mounts are those that were asked for, with the digests of the images among them.
+func (r *ContainerRecord) mounts() []*runtime.Mount {
+	asked := r.config().GetMounts()
+	if len(r.VolumeRefs) == 0 {
+		return asked
+	}
+	out := slices.Clone(asked)
+	for i, ref := range r.VolumeRefs {
+		out[i] = proto.CloneOf(asked[i])
+		out[i].Image.ImageRef = ref
+	}
+	return out
 }
 
 // resources are those that the container has now.

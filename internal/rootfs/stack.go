@@ -53,10 +53,22 @@ func (s stack) read(name string) ([]byte, error) {
 	return body, nil
 }
 
-// find walks from the root of the stack to name, and returns the host path of the file in the layer that has it. trail
-// has, for each directory on the way, those directories of the layers that make it up.
+// find returns the host path of a file of the stack, in the layer that has it. A directory is an error of kind Invalid.
 func (s stack) find(name string) (string, error) {
-	trail := [][]string{s}
+	_, file, err := s.walk(name)
+	if err != nil {
+		return "", err
+	}
+	if file == "" {
+		return "", fault.New(fault.Invalid, "%s of the image is a directory", name)
+	}
+	return file, nil
+}
+
+// walk goes from the root of the stack to name, following links. It returns the way that it has come in the end, free of
+// links and relative to the root, and for anything but a directory the host path of the file in the layer that has it.
+func (s stack) walk(name string) (way []string, file string, err error) {
+	trail := [][]string{s} // for each directory on the way, those of the layers that make it up
 	todo := strings.Split(name, "/")
 	for links := 0; len(todo) > 0; {
 		element := todo[0]
@@ -66,35 +78,36 @@ func (s stack) find(name string) (string, error) {
 			continue
 		case "..":
 			trail = trail[:max(1, len(trail)-1)]
+			way = way[:len(trail)-1]
 			continue
 		}
 		dirs, file, err := lookup(trail[len(trail)-1], element)
 		if err != nil {
-			return "", err
+			return nil, "", err
 		}
 		if len(dirs) > 0 {
-			trail = append(trail, dirs)
+			trail, way = append(trail, dirs), append(way, element)
 			continue
 		}
 		target, err := os.Readlink(file)
 		if errors.Is(err, unix.EINVAL) { // not a link: a file
 			if len(todo) > 0 {
-				return "", fs.ErrNotExist
+				return nil, "", fs.ErrNotExist
 			}
-			return file, nil
+			return append(way, element), file, nil
 		}
 		if err != nil {
-			return "", err
+			return nil, "", err
 		}
 		if links++; links > maxLinks || len(target) > maxPath {
-			return "", fault.New(fault.Invalid, "%s of the image: too many symbolic links", name)
+			return nil, "", fault.New(fault.Invalid, "%s of the image: too many symbolic links", name)
 		}
 		if filepath.IsAbs(target) {
-			trail = trail[:1]
+			trail, way = trail[:1], nil
 		}
 		todo = append(strings.Split(target, "/"), todo...)
 	}
-	return "", fault.New(fault.Invalid, "%s of the image is a directory", name)
+	return way, "", nil
 }
 
 // lookup finds one name in a merged directory, by the rules of overlayfs: the topmost layer that has the name decides; a

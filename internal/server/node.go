@@ -37,10 +37,10 @@ func (s *runtimeService) Status(ctx context.Context, req *runtime.StatusRequest)
 	resp := &runtime.StatusResponse{
 		Status: &runtime.RuntimeStatus{Conditions: []*runtime.RuntimeCondition{ready, network}},
 		RuntimeHandlers: []*runtime.RuntimeHandler{
-			// The default handler. Neither recursive read-only mounts nor user namespaces are there yet.
-			{Name: "", Features: &runtime.RuntimeHandlerFeatures{}},
+			// The default handler. User namespaces are not there yet.
+			{Name: "", Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: s.Pods.Node.MountSetattr}},
 		},
-		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	if req.GetVerbose() {
 		config, err := json.Marshal(s.Info)

@@ -19,6 +19,7 @@ type Node struct {
 	Seccomp        bool     // the kernel has seccomp filters
 	AppArmor       bool     // AppArmor is enabled
 	SELinux        bool     // SELinux is enabled
+	MountSetattr   bool     // the kernel has mount_setattr(2): mounts can be made read-only with all below them
 	Systemd        bool     // the unit manager of the node is systemd
 	KernelVersion  string   // as uname -r says
 }
@@ -64,7 +65,9 @@ type ResolvedUser struct {
 
 // ResolvedMount is the host's side of one of Container.Mounts.
 type ResolvedMount struct {
-	Source string // host path, absolute, free of symbolic links
+	// Source is a path, absolute and free of symbolic links: the host's, or where the image that the mount names will be
+	// mounted (with the path in it).
+	Source string
 }
 
 // ResolvedDevice is a device node to make in the container.

@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -109,44 +110,83 @@ func (t *translation) askedMounts() ([]specs.Mount, error) {
 		if destination == "/" {
 			return nil, invalid(field+".container_path", "a mount on / would hide the container's root")
 		}
-		mode := "rw"
-		if m.GetReadonly() {
-			mode = "ro"
-		}
 		propagation, err := t.propagation(field, m.GetPropagation())
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, specs.Mount{
-			Destination: destination, Type: "bind", Source: t.in.Mounts[i].Source, Options: []string{"rbind", propagation, mode},
+			Destination: destination, Type: "bind", Source: t.in.Mounts[i].Source,
+			Options: append([]string{"rbind", propagation, mountMode(m)}, m.GetMountOptions()...),
 		})
 	}
 	return out, nil
 }
 
-// checkMount refuses what is not there yet.
-func checkMount(field string, m *runtime.Mount, node Node) error {
+// mountMode says how far a mount is read-only: not at all, its top, or all that is mounted below it too. The files of an
+// image always are, as the CRI has it.
+func mountMode(m *runtime.Mount) string {
 	switch {
-	case m.GetImage().GetImage() != "":
-		return absent(field+".image", "image volumes are not there yet")
-	case m.GetImage() != nil:
-		return invalid(field+".image", "it names no image")
-	case m.GetImageSubPath() != "":
-		return invalid(field+".image_sub_path", "it is set without an image")
-	case m.GetHostPath() == "":
-		return invalid(field+".host_path", "it is empty")
+	case m.GetRecursiveReadOnly():
+		return "rro"
+	case m.GetReadonly(), m.GetImage() != nil:
+		return "ro"
+	}
+	return "rw"
+}
+
+// checkMount refuses what contradicts itself, and what this node has not.
+func checkMount(field string, m *runtime.Mount, node Node) error {
+	if err := checkMountSource(field, m); err != nil {
+		return err
+	}
+	for _, o := range m.GetMountOptions() {
+		if o != "noexec" && o != "nodev" && o != "nosuid" {
+			return invalid(field+".mount_options", "%q is none of noexec, nodev, nosuid", o)
+		}
+	}
+	switch {
 	case len(m.GetUidMappings()) > 0:
 		return absent(field+".uidMappings", "mounts with mapped ids are not there yet")
 	case len(m.GetGidMappings()) > 0:
 		return absent(field+".gidMappings", "mounts with mapped ids are not there yet")
-	case m.GetRecursiveReadOnly():
-		return absent(field+".recursive_read_only", "it is not there yet; readonly makes the top of the mount read-only")
-	case len(m.GetMountOptions()) > 0:
-		return absent(field+".mount_options", "mount options are not there yet")
 	case m.GetSelinuxRelabel() && node.SELinux:
 		return absent(field+".selinux_relabel", "SELinux labels are not there yet")
+	case !m.GetRecursiveReadOnly():
+		return nil // without SELinux there is nothing to relabel
+	case !m.GetReadonly():
+		return invalid(field+".recursive_read_only", "it needs readonly as well")
+	case m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
+		return invalid(field+".recursive_read_only", "it needs propagation PROPAGATION_PRIVATE: what is mounted on the node later would not be read-only")
+	case !node.MountSetattr:
+		return absent(field+".recursive_read_only", "this node's kernel cannot make mounts read-only recursively: it has no mount_setattr(2), which Linux 5.12 brought")
 	}
-	return nil // without SELinux there is nothing to relabel
+	return nil
+}
+
+// checkMountSource: a mount has a path of the host, or an image and perhaps a path in it.
+func checkMountSource(field string, m *runtime.Mount) error {
+	switch {
+	case m.GetImage() == nil && m.GetImageSubPath() != "":
+		return invalid(field+".image_sub_path", "it is set without an image")
+	case m.GetImage() == nil && m.GetHostPath() == "":
+		return invalid(field+".host_path", "it is empty")
+	case m.GetImage() == nil:
+		return nil
+	case m.GetImage().GetImage() == "":
+		return invalid(field+".image", "it names no image")
+	case m.GetHostPath() != "":
+		return invalid(field+".image", "a mount is of a host path or of an image, not of both")
+	case m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
+		return invalid(field+".propagation", "an image has no mounts to propagate")
+	case !localPath(m.GetImageSubPath()):
+		return invalid(field+".image_sub_path", "%q does not name a path in the image", m.GetImageSubPath())
+	}
+	return nil
+}
+
+// localPath tells whether p is empty or a relative path that does not climb.
+func localPath(p string) bool {
+	return p == "" || filepath.IsLocal(p) && !strings.ContainsRune(p, 0)
 }
 
 // propagation names the propagation of a mount as OCI does, and lets the container's root take part in it: what is to

@@ -52,7 +52,7 @@ func testNode(t testing.TB, name string) Node {
 	}
 	n := Node{
 		Hostname: "node", Capabilities: all, MinOOMScoreAdj: -1000, Swap: true, CPUQuota: true,
-		HugepageSizes: []string{"2MB", "1GB"}, Seccomp: true, KernelVersion: "6.18.0",
+		HugepageSizes: []string{"2MB", "1GB"}, Seccomp: true, MountSetattr: true, KernelVersion: "6.18.0",
 	}
 	switch name {
 	case "", "v1":
@@ -207,10 +207,23 @@ func refusals() []refusal {
 		{"mounts[0].propagation", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", Propagation: 7})},
 		{"mounts[0].uidMappings", fault.Unimplemented, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", UidMappings: id})},
 		{"mounts[0].gidMappings", fault.Unimplemented, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", GidMappings: id})},
-		{"mounts[0].recursive_read_only", fault.Unimplemented, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", Readonly: true, RecursiveReadOnly: true})},
-		{"mounts[0].image", fault.Unimplemented, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}})},
+		{"mounts[0].recursive_read_only", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", RecursiveReadOnly: true})},
+		{"mounts[0].recursive_read_only", fault.Invalid, withMount(&runtime.Mount{
+			HostPath: "/a", ContainerPath: "/b", Readonly: true, RecursiveReadOnly: true, Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
+		})},
+		{"mounts[0].recursive_read_only", fault.Unimplemented, func(in *Input) {
+			in.Node.MountSetattr = false
+			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", Readonly: true, RecursiveReadOnly: true})(in)
+		}},
+		{"mounts[0].image", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{}})},
+		{"mounts[0].image", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", HostPath: "/a", Image: &runtime.ImageSpec{Image: "x"}})},
+		{"mounts[0].propagation", fault.Invalid, withMount(&runtime.Mount{
+			ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL,
+		})},
 		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", ImageSubPath: "x"})},
-		{"mounts[0].mount_options", fault.Unimplemented, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", MountOptions: []string{"noexec"}})},
+		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "../x"})},
+		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "/x"})},
+		{"mounts[0].mount_options", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", MountOptions: []string{"suid"}})},
 		{"mounts[0].selinux_relabel", fault.Unimplemented, func(in *Input) {
 			in.Node.SELinux = true
 			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", SelinuxRelabel: true})(in)

@@ -624,6 +624,8 @@ type CreateRequest struct {
 	Stdin         bool                   `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"` // keep stdin open for attach; else /dev/null
 	StdinOnce     bool                   `protobuf:"varint,8,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
 	SystemdCgroup bool                   `protobuf:"varint,9,opt,name=systemd_cgroup,json=systemdCgroup,proto3" json:"systemd_cgroup,omitempty"`
+	// Read-only file systems that the spec's mounts bind from, mounted inside the container's mount namespace only.
+	Overlays      []*Overlay `protobuf:"bytes,10,rep,name=overlays,proto3" json:"overlays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -721,6 +723,65 @@ func (x *CreateRequest) GetSystemdCgroup() bool {
 	return false
 }
 
+func (x *CreateRequest) GetOverlays() []*Overlay {
+	if x != nil {
+		return x.Overlays
+	}
+	return nil
+}
+
+type Overlay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lowerdirs     []string               `protobuf:"bytes,1,rep,name=lowerdirs,proto3" json:"lowerdirs,omitempty"` // top layer first; at least one
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`       // <state>/mounts/<container>/<name>
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Overlay) Reset() {
+	*x = Overlay{}
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Overlay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Overlay) ProtoMessage() {}
+
+func (x *Overlay) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Overlay.ProtoReflect.Descriptor instead.
+func (*Overlay) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Overlay) GetLowerdirs() []string {
+	if x != nil {
+		return x.Lowerdirs
+	}
+	return nil
+}
+
+func (x *Overlay) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
 type Container struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -736,7 +797,7 @@ type Container struct {
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +809,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +822,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{10}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Container) GetId() string {
@@ -824,7 +885,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +897,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +910,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{11}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -882,7 +943,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +955,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +968,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{12}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StartRequest) GetId() string {
@@ -928,7 +989,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1001,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1014,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{13}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -985,7 +1046,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1058,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1071,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{14}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{15}
 }
 
 type SignalRequest struct {
@@ -1024,7 +1085,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1097,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1110,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{15}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -1081,7 +1142,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1154,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1167,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{16}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{17}
 }
 
 type DeleteRequest struct {
@@ -1118,7 +1179,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1191,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1204,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{17}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1161,7 +1222,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1234,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1247,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{18}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{19}
 }
 
 type ExecRequest struct {
@@ -1202,7 +1263,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1275,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1288,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{19}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -1276,7 +1337,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1349,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1362,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecOutput) GetStdout() []byte {
@@ -1335,7 +1396,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1408,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1421,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecExit) GetCode() int32 {
@@ -1386,7 +1447,7 @@ type ReopenLogRequest struct {
 
 func (x *ReopenLogRequest) Reset() {
 	*x = ReopenLogRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1459,7 @@ func (x *ReopenLogRequest) String() string {
 func (*ReopenLogRequest) ProtoMessage() {}
 
 func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1472,7 @@ func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReopenLogRequest) GetId() string {
@@ -1429,7 +1490,7 @@ type ReopenLogResponse struct {
 
 func (x *ReopenLogResponse) Reset() {
 	*x = ReopenLogResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1502,7 @@ func (x *ReopenLogResponse) String() string {
 func (*ReopenLogResponse) ProtoMessage() {}
 
 func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1515,7 @@ func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
 }
 
 type EventsRequest struct {
@@ -1467,7 +1528,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1540,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1553,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -1519,7 +1580,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1592,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1605,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{25}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -1571,7 +1632,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1644,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1657,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{26}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -1665,7 +1726,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x06Rootfs\x12\x1c\n" +
 	"\tlowerdirs\x18\x01 \x03(\tR\tlowerdirs\x12\x1a\n" +
 	"\bupperdir\x18\x02 \x01(\tR\bupperdir\x12\x18\n" +
-	"\aworkdir\x18\x03 \x01(\tR\aworkdir\"\x8f\x02\n" +
+	"\aworkdir\x18\x03 \x01(\tR\aworkdir\"\xc4\x02\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1677,7 +1738,12 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\x12\x1d\n" +
 	"\n" +
 	"stdin_once\x18\b \x01(\bR\tstdinOnce\x12%\n" +
-	"\x0esystemd_cgroup\x18\t \x01(\bR\rsystemdCgroup\"\xe1\x01\n" +
+	"\x0esystemd_cgroup\x18\t \x01(\bR\rsystemdCgroup\x123\n" +
+	"\boverlays\x18\n" +
+	" \x03(\v2\x17.kuri.keeper.v1.OverlayR\boverlays\"?\n" +
+	"\aOverlay\x12\x1c\n" +
+	"\tlowerdirs\x18\x01 \x03(\tR\tlowerdirs\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\"\xe1\x01\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1771,7 +1837,7 @@ func file_internal_keeper_api_keeper_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_keeper_api_keeper_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(State)(0),                    // 0: kuri.keeper.v1.State
 	(*InfoRequest)(nil),           // 1: kuri.keeper.v1.InfoRequest
@@ -1784,66 +1850,68 @@ var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(*ListResponse)(nil),          // 8: kuri.keeper.v1.ListResponse
 	(*Rootfs)(nil),                // 9: kuri.keeper.v1.Rootfs
 	(*CreateRequest)(nil),         // 10: kuri.keeper.v1.CreateRequest
-	(*Container)(nil),             // 11: kuri.keeper.v1.Container
-	(*Exit)(nil),                  // 12: kuri.keeper.v1.Exit
-	(*StartRequest)(nil),          // 13: kuri.keeper.v1.StartRequest
-	(*UpdateRequest)(nil),         // 14: kuri.keeper.v1.UpdateRequest
-	(*UpdateResponse)(nil),        // 15: kuri.keeper.v1.UpdateResponse
-	(*SignalRequest)(nil),         // 16: kuri.keeper.v1.SignalRequest
-	(*SignalResponse)(nil),        // 17: kuri.keeper.v1.SignalResponse
-	(*DeleteRequest)(nil),         // 18: kuri.keeper.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 19: kuri.keeper.v1.DeleteResponse
-	(*ExecRequest)(nil),           // 20: kuri.keeper.v1.ExecRequest
-	(*ExecOutput)(nil),            // 21: kuri.keeper.v1.ExecOutput
-	(*ExecExit)(nil),              // 22: kuri.keeper.v1.ExecExit
-	(*ReopenLogRequest)(nil),      // 23: kuri.keeper.v1.ReopenLogRequest
-	(*ReopenLogResponse)(nil),     // 24: kuri.keeper.v1.ReopenLogResponse
-	(*EventsRequest)(nil),         // 25: kuri.keeper.v1.EventsRequest
-	(*EventsResponse)(nil),        // 26: kuri.keeper.v1.EventsResponse
-	(*Event)(nil),                 // 27: kuri.keeper.v1.Event
-	nil,                           // 28: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	nil,                           // 29: kuri.keeper.v1.Sandbox.NamespacesEntry
+	(*Overlay)(nil),               // 11: kuri.keeper.v1.Overlay
+	(*Container)(nil),             // 12: kuri.keeper.v1.Container
+	(*Exit)(nil),                  // 13: kuri.keeper.v1.Exit
+	(*StartRequest)(nil),          // 14: kuri.keeper.v1.StartRequest
+	(*UpdateRequest)(nil),         // 15: kuri.keeper.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 16: kuri.keeper.v1.UpdateResponse
+	(*SignalRequest)(nil),         // 17: kuri.keeper.v1.SignalRequest
+	(*SignalResponse)(nil),        // 18: kuri.keeper.v1.SignalResponse
+	(*DeleteRequest)(nil),         // 19: kuri.keeper.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 20: kuri.keeper.v1.DeleteResponse
+	(*ExecRequest)(nil),           // 21: kuri.keeper.v1.ExecRequest
+	(*ExecOutput)(nil),            // 22: kuri.keeper.v1.ExecOutput
+	(*ExecExit)(nil),              // 23: kuri.keeper.v1.ExecExit
+	(*ReopenLogRequest)(nil),      // 24: kuri.keeper.v1.ReopenLogRequest
+	(*ReopenLogResponse)(nil),     // 25: kuri.keeper.v1.ReopenLogResponse
+	(*EventsRequest)(nil),         // 26: kuri.keeper.v1.EventsRequest
+	(*EventsResponse)(nil),        // 27: kuri.keeper.v1.EventsResponse
+	(*Event)(nil),                 // 28: kuri.keeper.v1.Event
+	nil,                           // 29: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	nil,                           // 30: kuri.keeper.v1.Sandbox.NamespacesEntry
 }
 var file_internal_keeper_api_keeper_proto_depIdxs = []int32{
-	28, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	29, // 1: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
+	29, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	30, // 1: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
 	4,  // 2: kuri.keeper.v1.ListResponse.sandboxes:type_name -> kuri.keeper.v1.Sandbox
-	11, // 3: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
+	12, // 3: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
 	9,  // 4: kuri.keeper.v1.CreateRequest.rootfs:type_name -> kuri.keeper.v1.Rootfs
-	0,  // 5: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
-	12, // 6: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
-	22, // 7: kuri.keeper.v1.ExecOutput.exit:type_name -> kuri.keeper.v1.ExecExit
-	27, // 8: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
-	11, // 9: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
-	1,  // 10: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
-	3,  // 11: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
-	5,  // 12: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
-	7,  // 13: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
-	10, // 14: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
-	13, // 15: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
-	14, // 16: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
-	16, // 17: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
-	18, // 18: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
-	20, // 19: kuri.keeper.v1.Keeper.Exec:input_type -> kuri.keeper.v1.ExecRequest
-	23, // 20: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
-	25, // 21: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
-	2,  // 22: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
-	4,  // 23: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
-	6,  // 24: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
-	8,  // 25: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
-	11, // 26: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
-	11, // 27: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
-	15, // 28: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
-	17, // 29: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
-	19, // 30: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
-	21, // 31: kuri.keeper.v1.Keeper.Exec:output_type -> kuri.keeper.v1.ExecOutput
-	24, // 32: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
-	26, // 33: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
-	22, // [22:34] is the sub-list for method output_type
-	10, // [10:22] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	11, // 5: kuri.keeper.v1.CreateRequest.overlays:type_name -> kuri.keeper.v1.Overlay
+	0,  // 6: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
+	13, // 7: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
+	23, // 8: kuri.keeper.v1.ExecOutput.exit:type_name -> kuri.keeper.v1.ExecExit
+	28, // 9: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
+	12, // 10: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
+	1,  // 11: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
+	3,  // 12: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
+	5,  // 13: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
+	7,  // 14: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
+	10, // 15: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
+	14, // 16: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
+	15, // 17: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
+	17, // 18: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
+	19, // 19: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
+	21, // 20: kuri.keeper.v1.Keeper.Exec:input_type -> kuri.keeper.v1.ExecRequest
+	24, // 21: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
+	26, // 22: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
+	2,  // 23: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
+	4,  // 24: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
+	6,  // 25: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
+	8,  // 26: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
+	12, // 27: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
+	12, // 28: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
+	16, // 29: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
+	18, // 30: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
+	20, // 31: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
+	22, // 32: kuri.keeper.v1.Keeper.Exec:output_type -> kuri.keeper.v1.ExecOutput
+	25, // 33: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
+	27, // 34: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
+	23, // [23:35] is the sub-list for method output_type
+	11, // [11:23] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_internal_keeper_api_keeper_proto_init() }
@@ -1851,14 +1919,14 @@ func file_internal_keeper_api_keeper_proto_init() {
 	if File_internal_keeper_api_keeper_proto != nil {
 		return
 	}
-	file_internal_keeper_api_keeper_proto_msgTypes[13].OneofWrappers = []any{}
+	file_internal_keeper_api_keeper_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_keeper_api_keeper_proto_rawDesc), len(file_internal_keeper_api_keeper_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -67,12 +67,12 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	}
 	back.Add("close the stdio", func(context.Context) error { stdio.close(); return nil })
 
-	// 4. The directory over which its root filesystem is mounted.
+	// 4. The directories over which its root filesystem and its other layers are mounted.
 	c.rootfs = spec.Root.Path
-	if err := os.MkdirAll(c.rootfs, 0o755); err != nil {
+	back.Add("remove the mount points", func(context.Context) error { return removeMountPoints(filepath.Dir(c.rootfs)) })
+	if err := makeMountPoints(c.rootfs, req.Overlays); err != nil {
 		return nil, err
 	}
-	back.Add("remove the mount point", func(context.Context) error { return removeDirs(c.rootfs) })
 
 	// 5. The process, from a thread in a mount namespace of its own.
 	err = namespace.OnThread(func() error { return s.createInside(c, box, spec, req, stdio) })
@@ -156,6 +156,11 @@ func (s *Server) createInside(c *container, box *sandbox, spec *specs.Spec, req 
 	}
 	if err := mountOverlay(spec.Root.Path, req.Rootfs); err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
+	}
+	for _, o := range req.Overlays {
+		if err := mountReadOnly(o); err != nil {
+			return fmt.Errorf("layers at %s for container %s: %w", o.Target, c.id, err)
+		}
 	}
 	if shm != nil {
 		if err := unix.MoveMount(int(shm.Fd()), "", unix.AT_FDCWD, box.shmPath, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +44,7 @@ func (s *Server) delete(id string) error {
 		}
 		return err
 	}
-	if err := removeDirs(c.rootfs); err != nil {
+	if err := removeMountPoints(filepath.Dir(c.rootfs)); err != nil {
 		return err
 	}
 	s.remove(c)

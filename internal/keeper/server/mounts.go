@@ -62,6 +62,34 @@ func isMountPoint(dir string) (bool, error) {
 	return false, s.Err()
 }
 
+// makeMountPoints makes the empty directories over which a container's mount namespace has its file systems.
+func makeMountPoints(rootfs string, overlays []*api.Overlay) error {
+	if err := os.MkdirAll(rootfs, 0o755); err != nil {
+		return err
+	}
+	for _, o := range overlays {
+		if filepath.Dir(o.Target) != filepath.Dir(rootfs) || o.Target == rootfs || len(o.Lowerdirs) == 0 {
+			return fault.New(fault.Invalid, "overlay at %q: it needs layers, and a target in %s", o.Target, filepath.Dir(rootfs))
+		}
+		if err := os.Mkdir(o.Target, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeMountPoints removes the directory of a container with the empty ones in it.
+func removeMountPoints(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+	}
+	return errors.Join(err, os.Remove(dir))
+}
+
 // overlayOptionsMax is what mount(2) takes: one page, less the closing zero.
 var overlayOptionsMax = os.Getpagesize() - 1
 
@@ -92,6 +120,29 @@ func mountOverlay(target string, root *api.Rootfs) error {
 		return fault.New(fault.Invalid, "%d layers are more than this kernel can mount", len(root.Lowerdirs))
 	}
 	return overlay(target, options)
+}
+
+// mountReadOnly mounts layers without a writable one in the calling thread's mount namespace.
+func mountReadOnly(o *api.Overlay) error {
+	lower := o.Lowerdirs
+	if len(lower) == 1 {
+		lower = append(lower, o.Target) // overlayfs wants two; this one is empty
+	}
+	// By descriptor: see mountOverlay.
+	short := make([]string, len(lower))
+	for i, path := range lower {
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fault.New(fault.Precondition, "open layer %s: %w", path, err)
+		}
+		defer unix.Close(fd)
+		short[i] = fmt.Sprintf("/proc/self/fd/%d", fd)
+	}
+	options := "lowerdir=" + strings.Join(short, ":")
+	if err := unix.Mount("overlay", o.Target, "overlay", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, options); err != nil {
+		return fmt.Errorf("mount overlay at %s (%s): %w", o.Target, options, err)
+	}
+	return nil
 }
 
 func overlayOptions(lower []string, upper, work string) string {

@@ -1,0 +1,69 @@
+package pod
+
+import (
+	"fmt"
+	"path/filepath"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/rootfs"
+)
+
+// imageVolumes are the images that a container mounts beside its own.
+type imageVolumes struct {
+	overlays []*api.Overlay // each image once for each mount of it
+	sources  map[int]string // what to bind, by the index of the mount
+	releases []func()
+}
+
+// imageVolumes finds the images of the container's mounts and the paths in them, keeps their layers from being removed
+// until release, and notes both in the record. A missing image or path is an error of kind NotFound.
+func (p *Pods) imageVolumes(r *ContainerRecord) (_ *imageVolumes, err error) {
+	v := &imageVolumes{sources: make(map[int]string)}
+	defer func() {
+		if err != nil {
+			v.release()
+		}
+	}()
+	for i, m := range r.config().GetMounts() {
+		if m.GetImage().GetImage() == "" {
+			continue // package spec says what is wrong with an image that has no name
+		}
+		if err := p.addImageVolume(v, r, i, m); err != nil {
+			return nil, fmt.Errorf("mounts[%d] to %s: image: %w", i, m.GetContainerPath(), err)
+		}
+	}
+	return v, nil
+}
+
+func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *runtime.Mount) error {
+	if err := CheckHandler(m.GetImage().GetRuntimeHandler()); err != nil {
+		return err
+	}
+	img, lowerdirs, release, err := p.hold(m.GetImage())
+	if err != nil {
+		return err
+	}
+	v.releases = append(v.releases, release)
+	path, err := rootfs.SubPath(lowerdirs, m.GetImageSubPath())
+	if err != nil {
+		return err
+	}
+	target := p.paths.volume(r.ID, i)
+	v.overlays = append(v.overlays, &api.Overlay{Lowerdirs: lowerdirs, Target: target})
+	v.sources[i] = filepath.Join(target, path)
+	if r.VolumeRefs == nil {
+		r.VolumeRefs = make(map[int]string)
+	}
+	r.VolumeRefs[i] = imageRef(img)
+	r.Layers = append(r.Layers[:len(r.Layers):len(r.Layers)], img.DiffIDs...)
+	return nil
+}
+
+// release lets go of the layers. Calling it again does nothing.
+func (v *imageVolumes) release() {
+	for _, release := range v.releases {
+		release()
+	}
+}

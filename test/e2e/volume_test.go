@@ -1,0 +1,119 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+	"github.com/kuri-cri/kuri/test/image"
+)
+
+// mounting gives a container the mounts.
+func mounting(mounts ...*runtimeapi.Mount) func(*container, *security) {
+	return func(c *container, _ *security) { c.Mounts = mounts }
+}
+
+func TestMountOptions(t *testing.T) {
+	s := newShell(t)
+	resp, err := s.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !resp.Features.MountOptions || !resp.RuntimeHandlers[0].Features.RecursiveReadOnlyMounts {
+		t.Errorf("features: %v, %v", resp.Features, resp.RuntimeHandlers)
+	}
+
+	// A volume with a mount below it.
+	dir := t.TempDir()
+	below := filepath.Join(dir, "below")
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("below", below, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(below, unix.MNT_DETACH) })
+	if err := os.WriteFile(filepath.Join(dir, "run"), []byte("#!/bin/sh\necho ran\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const try = "touch /v/a 2>/dev/null && echo top; touch /v/below/a 2>/dev/null && echo below; /v/run 2>/dev/null; true"
+	for _, c := range []struct {
+		name  string
+		mount *runtimeapi.Mount
+		want  string
+	}{
+		{"read-write", &runtimeapi.Mount{}, "top\nbelow\nran\n"},
+		{"read-only at the top", &runtimeapi.Mount{Readonly: true}, "below\nran\n"},
+		{"read-only with all below", &runtimeapi.Mount{Readonly: true, RecursiveReadOnly: true}, "ran\n"},
+		{"noexec", &runtimeapi.Mount{MountOptions: []string{"noexec"}}, "top\nbelow\n"},
+	} {
+		c.mount.HostPath, c.mount.ContainerPath = dir, "/v"
+		if out := s.says(t, mounting(c.mount), "sh", "-c", try); out != c.want {
+			t.Errorf("%s: %q, want %q", c.name, out, c.want)
+		}
+	}
+	m := &runtimeapi.Mount{HostPath: dir, ContainerPath: "/v", MountOptions: []string{"nodev", "nosuid", "noexec"}}
+	if out := s.says(t, mounting(m), "grep", " /v ", "/proc/self/mountinfo"); !strings.Contains(out, "rw,nosuid,nodev,noexec") {
+		t.Errorf("mountinfo: %q", out)
+	}
+	for _, bad := range []*runtimeapi.Mount{
+		{RecursiveReadOnly: true},
+		{RecursiveReadOnly: true, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
+		{MountOptions: []string{"remount"}},
+	} {
+		bad.HostPath, bad.ContainerPath = dir, "/v"
+		harness.WantError(t, s.refuses(t, mounting(bad), "true"), codes.InvalidArgument, "mounts[0]")
+	}
+}
+
+func TestImageVolume(t *testing.T) {
+	s := newShell(t)
+	push := func(name string, files ...image.File) string {
+		img, err := image.New(v1.Config{}, files...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref := s.Registry.Push(t, name, img)
+		s.Pull(t, ref)
+		return ref
+	}
+	ref := push("data:1",
+		image.File{Path: "/dir/file", Data: []byte("hello\n")},
+		image.File{Path: "/link", Symlink: "dir"}, image.File{Path: "/out", Symlink: "/etc"},
+	)
+	volume := func(sub string) *runtimeapi.Mount {
+		return &runtimeapi.Mount{ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: ref}, ImageSubPath: sub}
+	}
+	for sub, cat := range map[string]string{"": "/v/dir/file", "dir": "/v/file", "link": "/v/file", "dir/file": "/v"} {
+		if out := s.says(t, mounting(volume(sub)), "sh", "-c", "cat "+cat+"; touch /v/x 2>/dev/null && echo written; true"); out != "hello\n" {
+			t.Errorf("sub path %q: %q", sub, out)
+		}
+	}
+	harness.WantError(t, s.refuses(t, mounting(volume("nowhere")), "true"), codes.NotFound, "mounts[0]", "nowhere")
+	harness.WantError(t, s.refuses(t, mounting(volume("out")), "true"), codes.NotFound, "out")
+	harness.WantError(t, s.refuses(t, mounting(volume("../..")), "true"), codes.InvalidArgument, "image_sub_path")
+	absent := volume("")
+	absent.Image = &runtimeapi.ImageSpec{Image: "docker.io/library/absent:1"}
+	harness.WantError(t, s.refuses(t, mounting(absent), "true"), codes.NotFound, "absent")
+
+	// Its layers stay while a container has it, across a restart; the status says which image it is; two can have it.
+	id := s.run(t, mounting(volume("dir"), &runtimeapi.Mount{ContainerPath: "/w", Image: &runtimeapi.ImageSpec{Image: ref}}), "sleep", "1000")
+	st := s.ContainerStatus(t, id)
+	if got := st.Mounts[0].GetImage().GetImageRef(); !strings.Contains(got, "@sha256:") {
+		t.Errorf("image_ref in the status: %q", got)
+	}
+	if _, err := s.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+		t.Fatal(err)
+	}
+	s.Restart(t)
+	if out := s.Output(t, id, "cat", "/v/file", "/w/dir/file"); out != "hello\nhello\n" {
+		t.Errorf("after the image was removed: %q", out)
+	}
+}
