@@ -102,8 +102,12 @@ func hasTable(name string) (bool, error) {
 	return true, nil
 }
 
-// removeTable removes the table; none is no error.
+// removeTable removes the table; none is no error. It looks first: to refuse the deletion of what is not there takes the
+// kernel some milliseconds, and most daemons start and end without a table.
 func removeTable(name string) error {
+	if found, err := hasTable(name); err != nil || !found {
+		return err
+	}
 	c, err := nftables.New()
 	if err != nil {
 		return err
