@@ -83,6 +83,7 @@ func run(ctx context.Context, cfg config.Config) error {
 	pods, err := pod.Open(ctx, pod.Options{
 		Root: cfg.Root, State: cfg.State, Keeper: keep, Images: images, Layers: layers, Network: net,
 		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
+		CDIDirs: cfg.Pod.CDIDirs,
 	})
 	if err != nil {
 		return err

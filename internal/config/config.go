@@ -54,6 +54,8 @@ type Network struct {
 type Pod struct {
 	ShmSize   int64 `toml:"shm_size"`   // bytes of a pod's /dev/shm
 	PidsLimit int64 `toml:"pids_limit"` // processes of a container that asks for no limit; 0: none
+
+	CDIDirs []string `toml:"cdi_dirs"` // of specifications of devices; the later ones win
 }
 
 // Default returns what holds when nothing is configured.
@@ -71,7 +73,7 @@ func Default() Config {
 			CNIBinDirs: []string{"/opt/cni/bin"},
 			Bridge:     "kuri0",
 		},
-		Pod: Pod{ShmSize: 64 << 20},
+		Pod: Pod{ShmSize: 64 << 20, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 	}
 }
 
@@ -170,6 +172,11 @@ func (c *Config) Check() error {
 	}
 	if c.Pod.PidsLimit < 0 {
 		bad("pod.pids_limit", "%d is negative (0: no limit)", c.Pod.PidsLimit)
+	}
+	for _, dir := range c.Pod.CDIDirs {
+		if !filepath.IsAbs(dir) {
+			bad("pod.cdi_dirs", "%q must be an absolute path", dir)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -263,10 +263,13 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 		in.Shm = p.paths.shm(sandbox.ID)
 	}
 	oci, notes, err := spec.Container(in)
+	if err != nil {
+		return nil, err
+	}
 	for _, note := range notes {
 		slog.Warn("the node cannot honour all that was asked", "container", r.name(), "pod", sandbox.name(), "note", note)
 	}
-	return oci, err
+	return oci, p.injectDevices(oci, cfg)
 }
 
 // target returns the first process of the container whose PID namespace is to be shared, 0 when none is.

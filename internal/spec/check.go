@@ -39,8 +39,8 @@ func (t *translation) check() error {
 	if c.GetWindows() != nil {
 		return absent("windows", "this is a runtime for Linux; remove the field")
 	}
-	if len(c.GetCDIDevices()) > 0 {
-		return absent("CDI_devices", "CDI devices are not there yet")
+	if _, err := CDIDevices(c); err != nil {
+		return err
 	}
 	for k := range c.GetAnnotations() {
 		if err := CheckAnnotation(k); err != nil {

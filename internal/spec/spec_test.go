@@ -197,7 +197,7 @@ func refusals() []refusal {
 		{"log_path", fault.Invalid, func(in *Input) { in.Pod.LogDirectory, in.Container.LogPath = "/var/log/pods/a", "../b.log" }},
 		{"stop_signal", fault.Invalid, container(func(c *ctr, _ *sec) { c.StopSignal = 99 })},
 		{"windows", fault.Unimplemented, container(func(c *ctr, _ *sec) { c.Windows = &runtime.WindowsContainerConfig{} })},
-		{"CDI_devices", fault.Unimplemented, container(func(c *ctr, _ *sec) { c.CDIDevices = []*runtime.CDIDevice{{Name: "a.b/c=d"}} })},
+		{"CDI_devices", fault.Invalid, container(func(c *ctr, _ *sec) { c.CDIDevices = []*runtime.CDIDevice{{Name: "/dev/d"}} })},
 		{"annotations", fault.Unimplemented, container(func(c *ctr, _ *sec) { c.Annotations = map[string]string{"io.kubernetes.cri.rdt-class": "x"} })},
 		{"devices", fault.Invalid, func(in *Input) { in.Devices = []ResolvedDevice{{Path: "/dev/x", Permissions: "rx"}} }},
 

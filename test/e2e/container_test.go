@@ -31,9 +31,13 @@ type shell struct {
 	count      int
 }
 
-func newShell(t *testing.T) *shell {
+func newShell(t *testing.T, options ...harness.Options) *shell {
 	t.Helper()
-	s := &shell{Daemon: harness.Start(t, harness.Options{}), podConfig: harness.Pod("shell")}
+	var o harness.Options
+	if len(options) > 0 {
+		o = options[0]
+	}
+	s := &shell{Daemon: harness.Start(t, o), podConfig: harness.Pod("shell")}
 	s.image = s.PullBusybox(t)
 	s.pod = s.RunPod(t, s.podConfig)
 	return s
