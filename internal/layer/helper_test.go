@@ -6,9 +6,11 @@ import (
 	"compress/gzip"
 	"context"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -147,3 +149,29 @@ func xattr(path, name string) string {
 }
 
 func deep(n int) string { return strings.Repeat("d/", n) }
+
+// measure counts what is in dir, and dir itself. A file with several names counts once.
+func measure(dir string) (Usage, error) {
+	var u Usage
+	linked := make(map[uint64]bool)
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		if st.Nlink > 1 && !d.IsDir() {
+			if linked[st.Ino] {
+				return nil
+			}
+			linked[st.Ino] = true
+		}
+		u.Bytes += st.Blocks * 512
+		u.Inodes++
+		return nil
+	})
+	return u, err
+}

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -29,9 +27,16 @@ type Info struct {
 	Inodes int64         `json:"inodes"`  // files and directories, the layer's directory and layer.json with them
 	Opaque bool          `json:"opaque"`  // nothing of the layers below shows
 	BootID string        `json:"boot_id"` // the boot in which it was unpacked
+	Sum    digest.Digest `json:"sum"`     // checksum of the tree; see survey.go. On the disk alone
 
 	// Implied are the directories without an entry of their own, in order; see implied.go. On the disk alone.
 	Implied []string `json:"implied,omitempty"`
+}
+
+// brief is what of it is kept in memory.
+func (i Info) brief() Info {
+	i.Implied, i.Sum = nil, ""
+	return i
 }
 
 // Store is the layers under one root directory. See [Open].
@@ -98,8 +103,7 @@ func (s *Store) scan() error {
 			}
 			continue
 		}
-		info.Implied = nil
-		s.layers[id] = info
+		s.layers[id] = info.brief()
 	}
 	return nil
 }
@@ -268,30 +272,4 @@ func diskError(err error) error {
 		return fault.As(fault.Exhausted, fmt.Errorf("%w; free space there, or remove images that are not used", err))
 	}
 	return err
-}
-
-// measure counts what is in dir, and dir itself. A file with several names counts once.
-func measure(dir string) (Usage, error) {
-	var u Usage
-	linked := make(map[uint64]bool)
-	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		st := info.Sys().(*syscall.Stat_t)
-		if st.Nlink > 1 && !d.IsDir() {
-			if linked[st.Ino] {
-				return nil
-			}
-			linked[st.Ino] = true
-		}
-		u.Bytes += st.Blocks * 512
-		u.Inodes++
-		return nil
-	})
-	return u, err
 }

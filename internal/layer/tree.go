@@ -7,6 +7,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -26,12 +27,38 @@ func refused(format string, args ...any) error {
 // directory come one after another.
 type tree struct {
 	root     int // descriptor of the root directory
+	rootDir  *dirRef
 	realRoot string
 	limits   limits
 	implied  map[string]bool // directories that were made for what is in them
+	xattrs   bool            // something in it may have got extended attributes
 
-	last   string // path of the parent that lastFD is open at
-	lastFD int    // -1: none
+	last       string  // path of the parent that is kept; "": it may have been removed since
+	lastDir    *dirRef // nil: none
+	lastLinked bool
+
+	// settle is called before a path is followed through a symlink, and before a directory is removed with all that is
+	// in it: what others have under way in the tree is to be finished.
+	settle func() error
+	linked bool // the path that was opened last leads through a symlink
+}
+
+// dirRef is an open directory, closed when the last who has it lets go.
+type dirRef struct {
+	fd   int
+	refs atomic.Int32
+}
+
+func newDirRef(fd int) *dirRef {
+	d := &dirRef{fd: fd}
+	d.refs.Store(1)
+	return d
+}
+
+func (d *dirRef) release() {
+	if d.refs.Add(-1) == 0 {
+		unix.Close(d.fd)
+	}
 }
 
 // openTree makes the directory at dir and opens it.
@@ -43,7 +70,8 @@ func openTree(dir string, l limits) (*tree, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	t := &tree{root: fd, limits: l, implied: make(map[string]bool), lastFD: -1}
+	t := &tree{root: fd, limits: l, implied: make(map[string]bool), settle: func() error { return nil }}
+	t.rootDir = newDirRef(fd)
 	if t.realRoot, err = realPath(fd); err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -53,15 +81,25 @@ func openTree(dir string, l limits) (*tree, error) {
 
 func (t *tree) close() {
 	t.forget()
-	unix.Close(t.root)
+	t.rootDir.release()
 }
 
 // forget closes the kept parent.
 func (t *tree) forget() {
-	if t.lastFD >= 0 {
-		unix.Close(t.lastFD)
+	if t.lastDir != nil {
+		t.lastDir.release()
 	}
-	t.last, t.lastFD = "", -1
+	t.last, t.lastDir = "", nil
+}
+
+// share returns the directory that parent has just returned, for someone who uses it later and releases it.
+func (t *tree) share(parent int) *dirRef {
+	d := t.lastDir
+	if parent == t.rootDir.fd {
+		d = t.rootDir
+	}
+	d.refs.Add(1)
+	return d
 }
 
 // parent returns a descriptor of the directory p, made if need be together with the directories above it; "." is the
@@ -81,10 +119,12 @@ func (t *tree) parent(p string) (int, error) {
 // existing is parent for a directory that must be there.
 func (t *tree) existing(p string) (int, error) {
 	if p == "." {
+		t.linked = false
 		return t.root, nil
 	}
-	if t.lastFD >= 0 && t.last == p {
-		return t.lastFD, nil
+	if t.lastDir != nil && t.last == p {
+		t.linked = t.lastLinked
+		return t.lastDir.fd, nil
 	}
 	fd, err := t.open(p)
 	if err != nil {
@@ -96,15 +136,19 @@ func (t *tree) existing(p string) (int, error) {
 
 func (t *tree) remember(p string, fd int) {
 	t.forget()
-	t.last, t.lastFD = p, fd
+	t.last, t.lastDir, t.lastLinked = p, newDirRef(fd), t.linked
 }
 
 // open opens the directory p. A symlink on the way counts as in a chroot; where one is used, the real path must be
 // within bounds too.
 func (t *tree) open(p string) (int, error) {
 	fd, err := t.openat2(p, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_SYMLINKS)
-	if !errors.Is(err, unix.ELOOP) {
+	t.linked = errors.Is(err, unix.ELOOP)
+	if !t.linked {
 		return fd, err
+	}
+	if err := t.settle(); err != nil {
+		return -1, err
 	}
 	fd, err = t.openat2(p, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
 	if err != nil {
@@ -192,7 +236,7 @@ func (t *tree) dirOverWhiteout(parent int, name, p string) error {
 	if err := unix.Mkdirat(parent, name, 0o755); err != nil {
 		return err
 	}
-	return setOpaque(parent, name)
+	return t.setOpaque(parent, name)
 }
 
 // clear removes what an entry replaces, if there is anything.
@@ -207,9 +251,10 @@ func (t *tree) clear(parent int, name string) error {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return unix.Unlinkat(parent, name, 0)
 	}
-	if t.lastFD != parent {
-		t.forget() // it may be below what is removed
+	if err := t.settle(); err != nil {
+		return err
 	}
+	t.last = "" // it may be below what is removed
 	return os.RemoveAll(procPath(parent, name))
 }
 
@@ -245,7 +290,8 @@ func isWhiteout(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
 }
 
-func setOpaque(parent int, name string) error {
+func (t *tree) setOpaque(parent int, name string) error {
+	t.xattrs = true
 	if err := unix.Lsetxattr(procPath(parent, name), opaqueXattr, []byte("y"), 0); err != nil {
 		return fmt.Errorf("set %s, which overlayfs needs: %w", opaqueXattr, err)
 	}

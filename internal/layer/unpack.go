@@ -9,9 +9,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/record"
@@ -76,17 +78,18 @@ func (s *Store) join(ctx context.Context, b Blob) (joined bool, err error) {
 	f := s.enter(b.identity())
 	patience, leave := context.WithCancel(context.WithoutCancel(ctx))
 	defer leave()
+	left := sync.OnceValue(func() (last bool) { return s.leave(b.identity(), f) })
 	gone := context.AfterFunc(ctx, func() {
-		if last := s.leave(b.identity(), f); !last {
+		if last := left(); !last {
 			leave() // others go on; we need not wait for them
 		}
 	})
 	_, joined, err = s.flights.Do(patience, b.identity(), func(context.Context) (Info, error) {
-		return s.unpack(f.ctx, b, &f.fetched)
+		return s.unpack(f.ctx, b, &f.fetched, false)
 	})
-	if gone() {
-		s.leave(b.identity(), f)
-	} else if err != nil {
+	ended := !gone()
+	left() // before the caller lets go of the layer: what somebody waits for is not pruned
+	if ended && err != nil {
 		return false, ctx.Err()
 	}
 	return joined, err
@@ -139,8 +142,9 @@ func (s *Store) Fetched(b Blob) int64 {
 	return 0
 }
 
-// unpack is the one pass from the stream to the layer's directory.
-func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64) (Info, error) {
+// unpack is the one pass from the stream to the layer's directory. With replace set, it takes the place of the layer
+// that is there.
+func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, replace bool) (Info, error) {
 	back := undo.New(ctx)
 	defer back.Run()
 
@@ -158,7 +162,7 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64) (Info
 	}
 
 	// 3. The record.
-	info, err := s.describe(dir, Info{DiffID: b.DiffID, Bytes: 1 << 20, Inodes: 1 << 10, Opaque: out.opaque, BootID: s.bootID, Implied: out.implied})
+	info, err := s.describe(dir, Info{DiffID: b.DiffID, Bytes: 1 << 20, Inodes: 1 << 10, Opaque: out.opaque, BootID: s.bootID, Implied: out.implied}, out)
 	if err != nil {
 		return Info{}, diskError(fmt.Errorf("record layer %s: %w", b.DiffID, err))
 	}
@@ -166,27 +170,49 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64) (Info
 	// 4. One rename makes it a layer. Another blob with the same content may have been quicker.
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if there, ok := s.layers[b.DiffID]; ok {
+	there, ok := s.layers[b.DiffID]
+	switch {
+	case !ok:
+		err = os.Rename(dir, s.dir(b.DiffID))
+	case replace: // what was there is removed by the undo
+		err = unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, s.dir(b.DiffID), unix.RENAME_EXCHANGE)
+	default:
 		return there, nil
 	}
-	if err := os.Rename(dir, s.dir(b.DiffID)); err != nil {
+	if err != nil {
 		return Info{}, fmt.Errorf("put layer %s in its place: %w", b.DiffID, err)
 	}
-	info.Implied = nil
-	s.layers[b.DiffID] = info
-	back.Release()
-	return info, nil
+	s.layers[b.DiffID] = info.brief()
+	if !ok {
+		back.Release()
+	}
+	return info.brief(), nil
 }
 
-// describe measures the unpacked layer and writes its record, which counts itself.
-func (s *Store) describe(dir string, info Info) (Info, error) {
+// describe surveys the unpacked layer and writes its record, which counts itself.
+func (s *Store) describe(dir string, info Info, out outcome) (Info, error) {
+	look := survey{xattrs: out.xattrs, content: func(at int, name string, st *unix.Stat_t) (uint64, error) {
+		if sum, ok := out.sums[st.Ino]; ok {
+			return sum, nil
+		}
+		return readSum(at, name, st)
+	}}
+	var err error
+	var u Usage
+	if u, info.Sum, err = look.take(filepath.Join(dir, "fs")); err != nil {
+		return info, err
+	}
 	path := filepath.Join(dir, "layer.json")
 	if err := record.Write(path, recordVersion, info); err != nil {
 		return info, err
 	}
-	u, err := measure(dir)
-	if err != nil {
-		return info, err
+	for _, own := range []string{dir, path} {
+		var st unix.Stat_t
+		if err := unix.Lstat(own, &st); err != nil {
+			return info, &os.PathError{Op: "stat", Path: own, Err: err}
+		}
+		u.Bytes += st.Blocks * 512
+		u.Inodes++
 	}
 	info.Bytes, info.Inodes = u.Bytes, u.Inodes
 	return info, record.Write(path, recordVersion, info)
@@ -194,26 +220,35 @@ func (s *Store) describe(dir string, info Info) (Info, error) {
 
 // stream reads the blob into dir/fs and verifies its digests.
 func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.Int64) (out outcome, err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	body, err := b.Open(ctx)
 	if err != nil {
 		return out, err
 	}
 	defer body.Close()
 
+	// Fetching, decompressing and writing files each have a goroutine.
 	packed := &meter{from: body, hash: sha256.New(), count: fetched}
-	plain, err := Decompress(packed)
+	arriving := readAhead(packed)
+	defer arriving.close()
+	defer stop() // or a fetch that hangs would be waited for
+	plain, err := Decompress(arriving)
 	if err != nil {
 		return out, packed.blame(err)
 	}
 	defer plain.Close()
-	content := &meter{from: &bounded{from: plain, packed: fetched, limits: s.limits}, hash: sha256.New(), count: new(atomic.Int64)}
+	unpacked := readAhead(&bounded{from: plain, packed: fetched, limits: s.limits})
+	defer unpacked.close()
+	defer stop()
+	content := &meter{from: unpacked, hash: sha256.New(), count: new(atomic.Int64)}
 
 	out, err = untar(ctx, content, filepath.Join(dir, "fs"), s.limits)
 	if err == nil {
 		_, err = io.Copy(io.Discard, content) // what follows the tar's end is part of both digests
 	}
 	if err == nil {
-		_, err = io.Copy(io.Discard, packed)
+		_, err = io.Copy(io.Discard, arriving)
 	}
 	if err != nil {
 		return out, packed.blame(err)
@@ -235,7 +270,7 @@ type meter struct {
 	from  io.Reader
 	hash  hash.Hash
 	count *atomic.Int64
-	err   error // of from, other than io.EOF
+	err   atomic.Pointer[error] // of from, other than io.EOF
 }
 
 func (m *meter) Read(p []byte) (int, error) {
@@ -243,7 +278,7 @@ func (m *meter) Read(p []byte) (int, error) {
 	m.hash.Write(p[:n])
 	m.count.Add(int64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
-		m.err = err
+		m.err.Store(&err)
 	}
 	return n, err
 }
@@ -252,8 +287,8 @@ func (m *meter) digest() digest.Digest { return digest.NewDigest(digest.SHA256, 
 
 // blame returns the source's own error when there is one: what the decompressor and the tar reader make of it says less.
 func (m *meter) blame(err error) error {
-	if m.err != nil {
-		return m.err
+	if own := m.err.Load(); own != nil {
+		return *own
 	}
 	return err
 }

@@ -13,8 +13,10 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -37,6 +39,9 @@ const chunk = 128 << 10
 type outcome struct {
 	opaque  bool     // the layer hides all below
 	implied []string // directories without an entry of their own
+
+	sums   map[uint64]uint64 // inode number of each regular file -> checksum of its content
+	xattrs bool              // something in it may have extended attributes
 }
 
 // untar makes the directory dir and unpacks the tar stream from into it.
@@ -46,7 +51,11 @@ func untar(ctx context.Context, from io.Reader, dir string, l limits) (o outcome
 		return o, err
 	}
 	defer t.close()
-	u := &unpacker{tree: t, in: tar.NewReader(from), buf: make([]byte, chunk), zeros: make([]byte, chunk)}
+	u := &unpacker{tree: t, in: tar.NewReader(from), buf: make([]byte, chunk), zeros: make([]byte, chunk), sums: make(map[uint64]uint64)}
+	u.files = newWriters(u.small)
+	defer u.files.close()
+	defer u.flush.close()
+	t.settle = u.settled
 	for n := 1; ; n++ {
 		if err := ctx.Err(); err != nil {
 			return o, err
@@ -61,21 +70,39 @@ func untar(ctx context.Context, from io.Reader, dir string, l limits) (o outcome
 		if n > l.entries {
 			return o, fault.New(fault.Exhausted, "the layer has more than %d entries: it looks like an archive bomb", l.entries)
 		}
+		if err := u.files.failed(); err != nil {
+			return o, err
+		}
 		if err := u.entry(hdr); err != nil {
+			if early := u.files.failed(); early != nil {
+				return o, early
+			}
 			return o, fmt.Errorf("entry %q: %w", clip(hdr.Name), err)
 		}
 	}
-	return outcome{u.opaque, slices.Sorted(maps.Keys(u.implied))}, u.finish()
+	if err := u.settled(); err != nil {
+		return o, err
+	}
+	if err := u.finish(); err != nil {
+		return o, err
+	}
+	return outcome{u.opaque, slices.Sorted(maps.Keys(u.implied)), u.sums, u.tree.xattrs}, nil
 }
 
-// unpacker makes files out of tar entries. It belongs to one goroutine.
+// unpacker makes files out of tar entries. It belongs to the goroutine that reads the tar; its writers run
+// [unpacker.small] beside it.
 type unpacker struct {
 	*tree
+	files      *writers
+	flush      flusher
 	in         *tar.Reader
 	buf, zeros []byte
 	dirs       []dirTime // whose times are set last, when nothing changes in them any more
 	opaque     bool
 	skipped    map[string]bool // extended attributes of a kind that is not taken over, named in the log once
+
+	sumLock sync.Mutex
+	sums    map[uint64]uint64
 }
 
 type dirTime struct {
@@ -98,6 +125,11 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 	if p == "." {
 		return u.rootEntry(hdr)
 	}
+	if len(u.files.paths) >= maxPaths || u.files.concerns(p) {
+		if err := u.settled(); err != nil {
+			return err
+		}
+	}
 	parent, err := u.parent(path.Dir(p))
 	if err != nil {
 		return err
@@ -110,7 +142,7 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 	case tar.TypeDir:
 		return u.directory(parent, p, name, hdr)
 	case tar.TypeReg, tar.TypeGNUSparse:
-		return u.regular(parent, name, hdr)
+		return u.regular(parent, p, name, hdr)
 	case tar.TypeLink:
 		return u.hardLink(parent, p, name, hdr)
 	case tar.TypeSymlink:
@@ -137,7 +169,7 @@ func (u *unpacker) whiteout(parent int, p, name string) error {
 			u.opaque = true
 			return nil
 		}
-		return setOpaque(parent, ".")
+		return u.setOpaque(parent, ".")
 	}
 	if strings.HasPrefix(name, whiteoutMeta) {
 		return nil
@@ -146,13 +178,18 @@ func (u *unpacker) whiteout(parent int, p, name string) error {
 	if hidden == "" || hidden == "." || hidden == ".." {
 		return refused("it is a whiteout of no name")
 	}
+	if u.files.concerns(path.Join(path.Dir(p), hidden)) {
+		if err := u.settled(); err != nil {
+			return err
+		}
+	}
 	var st unix.Stat_t
 	err := unix.Fstatat(parent, hidden, &st, unix.AT_SYMLINK_NOFOLLOW)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return unix.Mknodat(parent, hidden, unix.S_IFCHR, 0)
 	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR:
-		return setOpaque(parent, hidden)
+		return u.setOpaque(parent, hidden)
 	}
 	return err
 }
@@ -191,60 +228,149 @@ func (u *unpacker) directoryOver(parent int, name string) error {
 		return err
 	}
 	if isWhiteout(&st) {
-		return setOpaque(parent, name)
+		return u.setOpaque(parent, name)
 	}
 	return nil
 }
 
-func (u *unpacker) regular(parent int, name string, hdr *tar.Header) error {
-	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Openat(parent, name, flags, 0o600)
+// createFlags make a new file and nothing else.
+const createFlags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+
+func (u *unpacker) regular(parent int, p, name string, hdr *tar.Header) error {
+	attr := fileAttr{uint32(hdr.Mode & 0o7777), hdr.Uid, hdr.Gid, hdr.ModTime}
+	if hdr.Size <= smallFile && !u.linked && !hasXattrs(hdr) {
+		j := u.files.next()
+		j.dir, j.path, j.name, j.label, j.attr = u.share(parent), p, name, hdr.Name, attr
+		if err := j.read(u.in, hdr.Size); err != nil {
+			j.dir.release()
+			u.files.drop(j)
+			return cutOff(err)
+		}
+		u.files.start(j)
+		return nil
+	}
+	fd, err := unix.Openat(parent, name, createFlags, attr.mode&0o777)
 	if errors.Is(err, unix.EEXIST) {
 		if err = u.clear(parent, name); err != nil {
 			return err
 		}
-		fd, err = unix.Openat(parent, name, flags, 0o600)
+		fd, err = unix.Openat(parent, name, createFlags, attr.mode&0o777)
+	}
+	if err != nil {
+		return err
+	}
+	flushed := int64(0)
+	defer func() { u.flush.add(flushRange{fd, flushed, hdr.Size, true}) }()
+	sum, err := u.content(fd, hdr, func(written int64) {
+		if written-flushed >= flushBytes {
+			u.flush.add(flushRange{fd, flushed, written, false})
+			flushed = written
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := u.finishFile(fd, attr, sum); err != nil {
+		return err
+	}
+	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
+}
+
+// small makes a small file. It is for any goroutine.
+func (u *unpacker) small(j *small) error {
+	fd, err := unix.Openat(j.dir.fd, j.name, createFlags, j.attr.mode&0o777)
+	if errors.Is(err, unix.EEXIST) {
+		if err := unix.Unlinkat(j.dir.fd, j.name, 0); errors.Is(err, unix.EISDIR) {
+			return errTaken
+		} else if err != nil {
+			return err
+		}
+		fd, err = unix.Openat(j.dir.fd, j.name, createFlags, j.attr.mode&0o777)
 	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := u.content(fd, hdr); err != nil {
+	if err := writeAll(fd, j.data); err != nil {
 		return err
 	}
-	if err := u.attributes(fd, hdr); err != nil {
-		return err
-	}
-	return setTime(fd, "", hdr.ModTime)
+	return u.finishFile(fd, j.attr, xxhash.Sum64(j.data))
 }
 
-// content writes an entry's bytes to fd.
-func (u *unpacker) content(fd int, hdr *tar.Header) error {
+// settled waits for the small files under way.
+func (u *unpacker) settled() error {
+	return u.files.settle(func(j *small) error {
+		if err := u.clear(j.dir.fd, j.name); err != nil {
+			return err
+		}
+		return u.small(j)
+	})
+}
+
+// finishFile gives a file that has its content the attributes, in the order in which the one does not undo the other,
+// and remembers its checksum. It is for any goroutine.
+func (u *unpacker) finishFile(fd int, a fileAttr, sum uint64) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	moved := int(st.Uid) != a.uid || int(st.Gid) != a.gid // a directory can pass on its group
+	if moved {
+		if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
+			return fmt.Errorf("change owner to %d:%d: %w", a.uid, a.gid, err)
+		}
+	}
+	if moved || st.Mode&0o7777 != a.mode { // a umask, a default ACL
+		if err := unix.Fchmod(fd, a.mode); err != nil {
+			return fmt.Errorf("change mode: %w", err)
+		}
+	}
+	u.sumLock.Lock()
+	u.sums[st.Ino] = sum
+	u.sumLock.Unlock()
+	return setTime(fd, "", a.mtime)
+}
+
+// hasXattrs tells whether the entry has extended attributes.
+func hasXattrs(hdr *tar.Header) bool {
+	for key := range hdr.PAXRecords {
+		if strings.HasPrefix(key, xattrPrefix) {
+			return true
+		}
+	}
+	return false
+}
+
+func cutOff(err error) error {
+	return fault.As(fault.Corrupt, fmt.Errorf("its content is cut off: %w", err))
+}
+
+// content writes an entry's bytes to fd, tells how far it is, and returns their checksum.
+func (u *unpacker) content(fd int, hdr *tar.Header, written func(int64)) (uint64, error) {
+	sum := xxhash.New()
 	hole := false
 	for left := hdr.Size; left > 0; {
 		part := u.buf[:min(left, chunk)]
 		if _, err := io.ReadFull(u.in, part); err != nil {
-			return fault.As(fault.Corrupt, fmt.Errorf("its content is cut off: %w", err))
+			return 0, cutOff(err)
 		}
+		sum.Write(part)
 		left -= int64(len(part))
 		if hole = bytes.Equal(part, u.zeros[:len(part)]); hole {
 			if _, err := unix.Seek(fd, int64(len(part)), io.SeekCurrent); err != nil {
-				return err
+				return 0, err
 			}
 			continue
 		}
-		for len(part) > 0 {
-			n, err := unix.Write(fd, part)
-			if err != nil && err != unix.EINTR {
-				return err
-			}
-			part = part[max(n, 0):]
+		if err := writeAll(fd, part); err != nil {
+			return 0, err
 		}
+		written(hdr.Size - left)
 	}
 	if hole {
-		return unix.Ftruncate(fd, hdr.Size)
+		return sum.Sum64(), unix.Ftruncate(fd, hdr.Size)
 	}
-	return nil
+	return sum.Sum64(), nil
 }
 
 func (u *unpacker) hardLink(parent int, p, name string, hdr *tar.Header) error {
@@ -254,6 +380,11 @@ func (u *unpacker) hardLink(parent int, p, name string, hdr *tar.Header) error {
 	}
 	if target == p {
 		return refused("it is a hard link to itself")
+	}
+	if u.files.concerns(target) {
+		if err := u.settled(); err != nil {
+			return err
+		}
 	}
 	dir := u.root
 	if d := path.Dir(target); d != "." {
@@ -341,6 +472,7 @@ func (u *unpacker) xattrs(hdr *tar.Header, set func(string, []byte) error) error
 		if total += len(name) + len(value); total > u.limits.xattrs {
 			return refused("its extended attributes have more than %d bytes", u.limits.xattrs)
 		}
+		u.tree.xattrs = true
 		if !wantXattr(name) {
 			u.skip(name, "not an attribute that an image may set")
 			continue

@@ -1,0 +1,67 @@
+package layer
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// Check reads all files of a layer and compares them with the checksum from when it was unpacked. The caller holds the
+// layer. The error is of kind NotFound when it is not there and of kind Corrupt when it is damaged.
+func (s *Store) Check(ctx context.Context, id digest.Digest) error {
+	if !s.Has(id) {
+		return fault.New(fault.NotFound, "layer %s is missing", id)
+	}
+	var info Info
+	if err := record.Read(filepath.Join(s.dir(id), "layer.json"), recordVersion, &info); err != nil {
+		return fault.New(fault.Corrupt, "layer %s: %w", id, err)
+	}
+	if info.Sum == "" {
+		return fault.New(fault.Corrupt, "layer %s: its record has no checksum", id)
+	}
+	look := survey{xattrs: true, content: func(dir int, name string, st *unix.Stat_t) (uint64, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return readSum(dir, name, st)
+	}}
+	_, sum, err := look.take(filepath.Join(s.dir(id), "fs"))
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return fault.New(fault.Corrupt, "layer %s cannot be read: %w", id, err)
+	case sum != info.Sum:
+		return fault.New(fault.Corrupt, "layer %s is not as it was unpacked: files of it were changed, or the disk is failing", id)
+	}
+	return nil
+}
+
+// Replace unpacks the blob and puts it in the place of the layer that is there, at once. The caller holds the layer and
+// sees to it that no container uses it, for the files of the old one go away. Errors are those of Unpack.
+func (s *Store) Replace(ctx context.Context, b Blob) error {
+	if err := s.life.Err(); err != nil {
+		return fault.New(fault.Unavailable, "replace layer %s: the store is closing", b.DiffID)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	if _, err := s.unpack(ctx, b, new(atomic.Int64), true); err != nil {
+		return fmt.Errorf("replace: %w", err)
+	}
+	return nil
+}
+
+// Holders tells how often the layer is held.
+func (s *Store) Holders(id digest.Digest) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held[id]
+}

@@ -1,0 +1,51 @@
+package layer
+
+import "golang.org/x/sys/unix"
+
+// flushBytes is how much of a large file is written before the disk is set to work on it.
+const flushBytes = 4 << 20
+
+// flusher has the disk write large files while the layer is still being unpacked, so that the sync before the image is
+// recorded finds little to do, and no more memory is dirty than the disk keeps up with. It belongs to one goroutine.
+type flusher struct {
+	ranges chan flushRange // nil until the first
+	done   chan struct{}
+}
+
+// flushRange is a part of a file that has been written.
+type flushRange struct {
+	fd         int
+	start, end int64
+	last       bool // close the file
+}
+
+// add sets the disk to work, waiting when there is much to do already.
+func (f *flusher) add(r flushRange) {
+	if f.ranges == nil {
+		f.ranges = make(chan flushRange, 8)
+		f.done = make(chan struct{})
+		go f.run()
+	}
+	f.ranges <- r
+}
+
+func (f *flusher) run() {
+	defer close(f.done)
+	for r := range f.ranges {
+		if r.end > r.start {
+			// An error is met again by the sync.
+			_ = unix.SyncFileRange(r.fd, r.start, r.end-r.start, unix.SYNC_FILE_RANGE_WRITE)
+		}
+		if r.last {
+			unix.Close(r.fd)
+		}
+	}
+}
+
+// close returns when all files are closed.
+func (f *flusher) close() {
+	if f.ranges != nil {
+		close(f.ranges)
+		<-f.done
+	}
+}
