@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 
 	"github.com/opencontainers/go-digest"
 
@@ -28,6 +29,7 @@ func (s *Store) Pull(ctx context.Context, name string, auth registry.Auth) (*Ima
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(s.life, cancel)()
+		defer s.later.Go(debug.FreeOSMemory) // what a pull took is megabytes, and the daemon lives long
 		return s.pull(ctx, ref, auth)
 	})
 	switch {

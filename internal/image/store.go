@@ -77,7 +77,7 @@ type Store struct {
 	end   context.CancelFunc
 	pulls flight.Group[pullKey, *Image]
 	watch watch
-	later sync.WaitGroup // layers of failed pulls that are kept for a while
+	later sync.WaitGroup // what is done after pulls: layers of failed ones are kept for a while
 
 	now atomic.Pointer[snapshot]
 

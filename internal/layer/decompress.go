@@ -15,11 +15,76 @@ import (
 // maxWindow is the largest zstd window that is accepted, in bytes: what "zstd --long=27" makes.
 const maxWindow = 128 << 20
 
+// usualWindow is the largest window that zstd itself chooses below its level 20, in bytes. A decoder takes a little
+// more memory than its window.
+const usualWindow = 8 << 20
+
+// decoders are zstd decoders to use again, while layers are being unpacked: each has megabytes of memory.
+type decoders struct {
+	free chan *zstd.Decoder
+	wide chan struct{} // its only place is for who has a larger window than usual
+}
+
+func newDecoders() *decoders {
+	return &decoders{free: make(chan *zstd.Decoder, 4), wide: make(chan struct{}, 1)}
+}
+
+// drop lets the memory go.
+func (d *decoders) drop() {
+	for {
+		select {
+		case z := <-d.free:
+			z.Close()
+		default:
+			return
+		}
+	}
+}
+
+// open returns the content of the zstd stream.
+func (d *decoders) open(in *bufio.Reader) (*packed, error) {
+	release := func(z *zstd.Decoder) {
+		if z.Reset(nil) == nil {
+			select {
+			case d.free <- z:
+				return
+			default:
+			}
+		}
+		z.Close()
+	}
+	var head zstd.Header
+	start, _ := in.Peek(zstd.HeaderMaxSize)
+	if head.Decode(start) != nil || head.Skippable || head.WindowSize > usualWindow {
+		d.wide <- struct{}{}
+		release = func(z *zstd.Decoder) {
+			z.Close()
+			<-d.wide
+		}
+	}
+	var z *zstd.Decoder
+	select {
+	case z = <-d.free:
+	default:
+		var err error
+		if z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow)); err != nil {
+			return nil, err // a wrong option, found by the first test
+		}
+	}
+	if err := z.Reset(in); err != nil {
+		release(z)
+		return nil, fault.New(fault.Corrupt, "not a zstd stream: %w", err)
+	}
+	return &packed{format: "zstd", from: z, close: func() { release(z) }}, nil
+}
+
 // Decompress returns the content of from, which may be packed with gzip or zstd or not at all. It goes by the first
 // bytes: media types are wrong too often. An error of the packed data has kind Corrupt. The caller closes the content,
 // and from by itself.
-func Decompress(from io.Reader) (io.ReadCloser, error) {
-	in := bufio.NewReaderSize(from, 256<<10)
+func Decompress(from io.Reader) (io.ReadCloser, error) { return newDecoders().decompress(from) }
+
+func (d *decoders) decompress(from io.Reader) (io.ReadCloser, error) {
+	in := bufio.NewReaderSize(from, 128<<10)
 	magic, err := in.Peek(4)
 	if err != nil && err != io.EOF {
 		return nil, err
@@ -32,11 +97,7 @@ func Decompress(from io.Reader) (io.ReadCloser, error) {
 		}
 		return &packed{format: "gzip", from: z, close: func() { z.Close() }}, nil
 	case isZstd(magic):
-		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, fault.New(fault.Corrupt, "not a zstd stream: %w", err)
-		}
-		return &packed{format: "zstd", from: z, close: z.Close}, nil
+		return d.open(in)
 	}
 	return io.NopCloser(in), nil
 }

@@ -48,7 +48,8 @@ type Store struct {
 	life context.Context // ends with Close; unpacking stops then
 	end  context.CancelFunc
 
-	flights flight.Group[identity, Info]
+	flights  flight.Group[identity, Info]
+	decoders *decoders
 
 	mu      sync.Mutex // guards what follows
 	layers  map[digest.Digest]Info
@@ -60,11 +61,12 @@ type Store struct {
 // caller closes the store.
 func Open(root string) (*Store, error) {
 	s := &Store{
-		root:    root,
-		limits:  defaultLimits,
-		layers:  make(map[digest.Digest]Info),
-		held:    make(map[digest.Digest]int),
-		fetches: make(map[identity]*fetch),
+		root:     root,
+		limits:   defaultLimits,
+		decoders: newDecoders(),
+		layers:   make(map[digest.Digest]Info),
+		held:     make(map[digest.Digest]int),
+		fetches:  make(map[identity]*fetch),
 	}
 	s.life, s.end = context.WithCancel(context.Background())
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

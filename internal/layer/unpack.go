@@ -119,6 +119,9 @@ func (s *Store) leave(id identity, f *fetch) (last bool) {
 	if s.fetches[id] == f {
 		delete(s.fetches, id)
 	}
+	if len(s.fetches) == 0 {
+		s.decoders.drop()
+	}
 	return true
 }
 
@@ -233,7 +236,7 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 	arriving := readAhead(packed)
 	defer arriving.close()
 	defer stop() // or a fetch that hangs would be waited for
-	plain, err := Decompress(arriving)
+	plain, err := s.decoders.decompress(arriving)
 	if err != nil {
 		return out, packed.blame(err)
 	}
