@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -89,7 +88,9 @@ func run(ctx context.Context, cfg config.Config) error {
 		return err
 	}
 	defer pods.Close()
-	reclaim(ctx, net, pods)
+	if err := net.Reclaim(ctx, pods.Networked); err != nil { // not a reason to serve nobody
+		slog.Warn("networks of pods that are gone could not be reclaimed; the next start tries again", "err", err)
+	}
 
 	// 6. The sockets, last of all.
 	values, err := cfg.Map()
@@ -138,19 +139,7 @@ func networks(cfg config.Config) (*network.Select, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare CNI: %w", err)
 	}
-	return network.NewSelect(cni, bridge), nil
-}
-
-// reclaimLimit bounds the reclaiming at start: a plugin that hangs must not keep the daemon from serving.
-const reclaimLimit = 20 * time.Second
-
-// reclaim takes away the networks of pods that are gone. What cannot be taken away now is tried again at the next start.
-func reclaim(ctx context.Context, net *network.Select, pods *pod.Pods) {
-	ctx, cancel := context.WithTimeout(ctx, reclaimLimit)
-	defer cancel()
-	if err := net.Reclaim(ctx, pods.Networked); err != nil {
-		slog.Warn("networks of pods that are gone could not be reclaimed; the next start tries again", "err", err)
-	}
+	return network.NewSelect(cni, bridge, network.Choice(cfg.Network.Use)), nil
 }
 
 // lock makes dir and takes it for this process. The error names the process that has it.

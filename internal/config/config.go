@@ -43,7 +43,8 @@ type Image struct {
 
 // Network configures the networks that pods get.
 type Network struct {
-	CNIConfDir string   `toml:"cni_conf_dir"` // a CNI configuration in it is used instead of the built-in network
+	Use        string   `toml:"use"`          // auto: CNI while it is configured, else built-in; cni; builtin
+	CNIConfDir string   `toml:"cni_conf_dir"` // where CNI configurations are
 	CNIBinDirs []string `toml:"cni_bin_dirs"`
 	Bridge     string   `toml:"bridge"`  // name of the built-in network's bridge
 	Subnets    []string `toml:"subnets"` // at most one IPv4 and one IPv6 prefix for it; none: free ones are chosen
@@ -69,6 +70,7 @@ func Default() Config {
 		CgroupDriver: "auto",
 		Image:        Image{CertsDirs: []string{"/etc/kuri/certs.d", "/etc/containerd/certs.d"}},
 		Network: Network{
+			Use:        "auto",
 			CNIConfDir: "/etc/cni/net.d",
 			CNIBinDirs: []string{"/opt/cni/bin"},
 			Bridge:     "kuri0",
@@ -155,6 +157,7 @@ func (c *Config) Check() error {
 	oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
 	oneOf("log_format", c.LogFormat, "text", "json")
 	oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
+	oneOf("network.use", c.Network.Use, "auto", "cni", "builtin")
 	if c.Image.Parallel < 0 || c.Image.Parallel > 64 {
 		bad("image.parallel", "%d is not between 0 and 64", c.Image.Parallel)
 	}

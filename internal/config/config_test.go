@@ -53,6 +53,7 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"listen = '/" + strings.Repeat("x", 120) + "'", "107 bytes"},
 		{"log_level = 'loud'", "log_level:"},
 		{"cgroup_driver = 'v2'", "cgroup_driver:"},
+		{"[network]\nuse = 'calico'", "network.use:"},
 		{"[network]\nmtu = 12", "network.mtu:"},
 		{"[network]\nsubnets = ['10.0.0.0/8', '10.9.0.0/16']", "network.subnets:"},
 		{"[network]\nsubnets = ['10.0.0.0']", "network.subnets:"},

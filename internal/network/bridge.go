@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -16,7 +15,6 @@ import (
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
-	"github.com/kuri-cri/kuri/internal/record"
 )
 
 // BridgeConfig configures the built-in network.
@@ -87,7 +85,7 @@ func NewBridge(config BridgeConfig) (*Bridge, error) {
 	key := sha256.Sum256([]byte(filepath.Clean(config.StateDir)))
 	b := &Bridge{config: config, key: key, table: "kuri-" + hex.EncodeToString(key[:4]), pool: pool, fixed: ordered(config.Subnets)}
 	if len(b.fixed) == 0 {
-		if err := b.readPodCIDR(); err != nil {
+		if b.fixed, err = readPodCIDR(config.StateDir); err != nil {
 			return nil, err
 		}
 	}
@@ -123,34 +121,11 @@ func (b *Bridge) SetPodCIDR(ranges []netip.Prefix) error {
 	if slices.Equal(b.fixed, ordered(ranges)) {
 		return nil
 	}
-	if err := record.Write(b.podCIDRPath(), podCIDRVersion, ordered(ranges)); err != nil {
+	if err := writePodCIDR(b.config.StateDir, ordered(ranges)); err != nil {
 		return err
 	}
 	b.fixed = ordered(ranges)
 	b.link.index = 0 // built for other ranges: the next attachment builds it
-	return nil
-}
-
-const podCIDRVersion = 1
-
-func (b *Bridge) podCIDRPath() string { return filepath.Join(b.config.StateDir, "podcidr.json") }
-
-func (b *Bridge) readPodCIDR() error {
-	var ranges []netip.Prefix
-	err := record.Read(b.podCIDRPath(), podCIDRVersion, &ranges)
-	if err == nil {
-		err = checkRanges(ranges)
-	}
-	switch {
-	case err == nil:
-		b.fixed = ordered(ranges)
-	case errors.Is(err, fault.NotFound):
-	case errors.Is(err, fault.Corrupt), errors.Is(err, fault.Invalid):
-		slog.Warn("the pod CIDR of the built-in network cannot be read and is set aside", "err", err)
-		return record.SetAside(b.podCIDRPath())
-	default:
-		return err
-	}
 	return nil
 }
 

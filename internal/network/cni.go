@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -38,6 +39,11 @@ type CNI struct {
 	config CNIConfig
 	cni    *libcni.CNIConfig
 
+	gc sync.RWMutex // held for writing by GC alone, which the specification does not allow beside ADD and DEL; never waited for in writing
+
+	rangesMu sync.Mutex     // guards ranges
+	ranges   []netip.Prefix // the node's pod CIDR, for plugins that ask for it
+
 	statusMu sync.Mutex // one STATUS at a time; guards what follows
 	statusAt time.Time
 	statusOf string
@@ -66,7 +72,35 @@ func NewCNI(config CNIConfig) (*CNI, error) {
 	if err := os.MkdirAll(filepath.Join(config.CacheDir, "attachments"), 0o700); err != nil {
 		return nil, err
 	}
-	return &CNI{config: config, cni: libcni.NewCNIConfigWithCacheDir(config.BinDirs, config.CacheDir, &plugins{timeout: config.Timeout})}, nil
+	c := &CNI{config: config, cni: libcni.NewCNIConfigWithCacheDir(config.BinDirs, config.CacheDir, &plugins{timeout: config.Timeout})}
+	var err error
+	if c.ranges, err = readPodCIDR(config.CacheDir); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// SetPodCIDR sets what plugins with the capability ipRanges are told, for pods attached from now on; kept over a restart.
+func (c *CNI) SetPodCIDR(ranges []netip.Prefix) error {
+	if len(ranges) == 0 {
+		return nil
+	}
+	c.rangesMu.Lock()
+	defer c.rangesMu.Unlock()
+	if slices.Equal(c.ranges, ordered(ranges)) {
+		return nil
+	}
+	if err := writePodCIDR(c.config.CacheDir, ordered(ranges)); err != nil {
+		return err
+	}
+	c.ranges = ordered(ranges)
+	return nil
+}
+
+func (c *CNI) podCIDR() []netip.Prefix {
+	c.rangesMu.Lock()
+	defer c.rangesMu.Unlock()
+	return c.ranges
 }
 
 // Attach implements [Network].
@@ -79,6 +113,8 @@ func (c *CNI) Attach(ctx context.Context, pod Pod) (*Result, error) {
 }
 
 func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
+	c.gc.RLock()
+	defer c.gc.RUnlock()
 	back := undo.New(ctx)
 	defer back.Run()
 
@@ -90,7 +126,7 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 	if err := c.installed(list); err != nil {
 		return nil, err
 	}
-	a, err := newAttachment(list, pod)
+	a, err := newAttachment(list, pod, c.podCIDR())
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +157,7 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 }
 
 // newAttachment puts together what the plugins are told about the pod.
-func newAttachment(list *libcni.NetworkConfigList, pod Pod) (*attachment, error) {
+func newAttachment(list *libcni.NetworkConfigList, pod Pod, podCIDR []netip.Prefix) (*attachment, error) {
 	a := &attachment{List: list.Bytes, PodID: pod.ID, Netns: pod.NetnsPath, Runtime: map[string]any{}}
 	if !podIDPattern.MatchString(pod.ID) {
 		return nil, fault.New(fault.Invalid, "pod ID %q is not 64 lower-case hex digits", pod.ID)
@@ -138,32 +174,10 @@ func newAttachment(list *libcni.NetworkConfigList, pod Pod) (*attachment, error)
 		}
 		a.Args = append(a.Args, arg)
 	}
-	if ports := pod.hostPorts(); len(ports) > 0 {
-		if !takes(list, "portMappings") {
-			return nil, fault.New(fault.Precondition, "the pod asks for host port %s, and no plugin of CNI network %s has the capability portMappings; add the portmap plugin to its configuration", ports[0], list.Name)
-		}
-		a.Runtime["portMappings"] = cniPorts(ports)
-	}
-	if d := pod.DNS; len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
-		a.Runtime["dns"] = map[string][]string{"servers": d.Servers, "searches": d.Searches, "options": d.Options}
-	}
-	if pod.CgroupParent != "" {
-		a.Runtime["cgroupPath"] = pod.CgroupParent
+	if err := a.addCapabilities(list, pod, podCIDR); err != nil {
+		return nil, err
 	}
 	return a, nil
-}
-
-// cniPorts is the shape of the capability portMappings (CNI conventions).
-func cniPorts(ports []PortMapping) []map[string]any {
-	var all []map[string]any
-	for _, m := range ports {
-		entry := map[string]any{"hostPort": m.HostPort, "containerPort": m.ContainerPort, "protocol": string(m.Protocol)}
-		if m.HostIP.IsValid() {
-			entry["hostIP"] = m.HostIP.String()
-		}
-		all = append(all, entry)
-	}
-	return all
 }
 
 func (a *attachment) runtimeConf() *libcni.RuntimeConf {
@@ -204,6 +218,8 @@ func readResult(added types.Result, netns string) (*Result, error) {
 
 // Detach implements [Network]: DEL with the configuration and the arguments of the ADD.
 func (c *CNI) Detach(ctx context.Context, pod Pod, _ *Result) error {
+	c.gc.RLock()
+	defer c.gc.RUnlock()
 	if err := c.del(ctx, pod.ID); err != nil {
 		return fmt.Errorf("detach pod %s/%s from the CNI network: %w", pod.Namespace, pod.Name, err)
 	}
@@ -214,8 +230,7 @@ func (c *CNI) del(ctx context.Context, id string) error {
 	if !podIDPattern.MatchString(id) {
 		return nil // never attached, and not the name of a record
 	}
-	var a attachment
-	err := record.Read(c.path(id), attachmentVersion, &a)
+	a, list, err := c.kept(id)
 	if errors.Is(err, fault.NotFound) {
 		return nil // never attached, or detached already
 	}
@@ -225,10 +240,6 @@ func (c *CNI) del(ctx context.Context, id string) error {
 	}
 	if err != nil {
 		return err
-	}
-	list, err := libcni.NetworkConfFromBytes(a.List)
-	if err != nil {
-		return fmt.Errorf("read the kept configuration: %w", err)
 	}
 	rt := a.runtimeConf()
 	if !isNetns(rt.NetNS) {
@@ -243,21 +254,29 @@ func (c *CNI) del(ctx context.Context, id string) error {
 	return nil
 }
 
-// Reclaim detaches the pods that keep does not want.
-func (c *CNI) Reclaim(ctx context.Context, keep func(podID string) bool) error {
+// kept reads the record of a pod's ADD, and the configuration in it.
+func (c *CNI) kept(id string) (*attachment, *libcni.NetworkConfigList, error) {
+	var a attachment
+	if err := record.Read(c.path(id), attachmentVersion, &a); err != nil {
+		return nil, nil, err
+	}
+	list, err := libcni.NetworkConfFromBytes(a.List)
+	if err != nil {
+		return nil, nil, fault.New(fault.Corrupt, "read the kept configuration: %w", err)
+	}
+	return &a, list, nil
+}
+
+// Attached lists the IDs of the pods that ADD was begun for and DEL has not succeeded for.
+func (c *CNI) Attached() ([]string, error) {
 	files, err := filepath.Glob(c.path("*"))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var errs []error
-	for _, f := range files {
-		id := strings.TrimSuffix(filepath.Base(f), ".json")
-		if keep(id) {
-			continue
-		}
-		errs = append(errs, c.Detach(ctx, Pod{ID: id}, nil))
+	for i, f := range files {
+		files[i] = strings.TrimSuffix(filepath.Base(f), ".json")
 	}
-	return errors.Join(errs...)
+	return files, nil
 }
 
 func (c *CNI) path(podID string) string {

@@ -81,15 +81,17 @@ func loadFile(file string) (*libcni.NetworkConfigList, error) {
 
 // listJSON is a configuration with everything in it, so that it can be kept for DEL.
 type listJSON struct {
-	CNIVersion  string            `json:"cniVersion"`
-	Name        string            `json:"name"`
-	Plugins     []json.RawMessage `json:"plugins"`
-	InlinedOnly bool              `json:"loadOnlyInlinedPlugins"`
+	CNIVersion   string            `json:"cniVersion"`
+	Name         string            `json:"name"`
+	DisableCheck bool              `json:"disableCheck,omitempty"`
+	DisableGC    bool              `json:"disableGC,omitempty"`
+	Plugins      []json.RawMessage `json:"plugins"`
+	InlinedOnly  bool              `json:"loadOnlyInlinedPlugins"`
 }
 
 // flatten puts the plugins that a configuration takes from a directory beside it into the configuration itself.
 func flatten(l *libcni.NetworkConfigList) (*libcni.NetworkConfigList, error) {
-	flat := listJSON{Name: l.Name, CNIVersion: l.CNIVersion}
+	flat := listJSON{Name: l.Name, CNIVersion: l.CNIVersion, DisableCheck: l.DisableCheck, DisableGC: l.DisableGC}
 	for _, p := range l.Plugins {
 		flat.Plugins = append(flat.Plugins, p.Bytes)
 	}

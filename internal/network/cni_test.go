@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,7 +76,7 @@ func TestBrokenConfigurations(t *testing.T) {
 			cni, conf, _ := newCNI(t)
 			write(t, conf, c.file, c.body)
 			write(t, conf, "20-later.conflist", `{"cniVersion":"1.0.0","name":"later","plugins":[{"type":"p"}]}`)
-			s := NewSelect(cni, newBridge(t, BridgeConfig{}))
+			s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
 			err := s.Ready(t.Context())
 			wants(t, err, fault.Precondition, c.says)
 			if !strings.Contains(err.Error(), c.file) && !strings.Contains(name, "type with") && !strings.Contains(name, "missing") {
@@ -218,7 +219,7 @@ func TestDeleteGoesToWhatAdded(t *testing.T) {
 	fail := filepath.Join(t.TempDir(), "fail")
 	log := plugin(t, bin, "own", `grep -o '"wire":"[a-z]*"' >>$log; [ $CNI_COMMAND = DEL ] && { [ -e `+fail+` ] && exit 9; exit 0; }; echo '`+answer+`'`)
 	write(t, conf, "10.conf", `{"cniVersion":"1.0.0","name":"wires","type":"own","wire":"red"}`)
-	s := NewSelect(cni, newBridge(t, BridgeConfig{}))
+	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
 	pod, ns := newPod(t)
 	r, err := s.Attach(t.Context(), pod)
 	must(t, err)
@@ -236,7 +237,7 @@ func TestDeleteGoesToWhatAdded(t *testing.T) {
 
 	again, err := NewCNI(cni.config)
 	must(t, err)
-	s = NewSelect(again, s.bridge)
+	s = newSelect(t, again, s.bridge)
 	ns.Close()
 	must(t, syscall.Unmount(pod.NetnsPath, syscall.MNT_DETACH))
 	must(t, os.WriteFile(fail, nil, 0o600))
@@ -265,6 +266,158 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestCapabilities: bandwidth, hardware address and ranges reach the plugins that declare them, in the shape of the CNI
+// conventions, and what cannot be given is refused.
+func TestCapabilities(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	log := plugin(t, bin, "own", `cat >>$log; echo '`+answer+`'`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own","capabilities":{"bandwidth":true,"mac":true,"ipRanges":true}}]}`)
+	must(t, cni.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("fd00:5::/64"), netip.MustParsePrefix("10.5.0.0/24")}))
+	cni, err := NewCNI(cni.config) // the kubelet tells it once
+	must(t, err)
+	pod, _ := newPod(t)
+	pod.Annotations = map[string]string{IngressBandwidth: "10M", EgressBandwidth: "64k", MAC: "0A:58:0a:00:00:02"}
+	r := attach(t, cni, pod)
+	for _, want := range []string{
+		`"bandwidth":{"egressBurst":1048576,"egressRate":64000,"ingressBurst":10000000,"ingressRate":10000000}`,
+		`"ipRanges":[[{"subnet":"10.5.0.0/24"}],[{"subnet":"fd00:5::/64"}]]`,
+		`"mac":"0a:58:0a:00:00:02"`,
+	} {
+		if !strings.Contains(log(), want) {
+			t.Errorf("%s\ndoes not have %s", log(), want)
+		}
+	}
+	must(t, cni.Detach(t.Context(), pod, r))
+	for key, value := range map[string]string{IngressBandwidth: "fast", EgressBandwidth: "1", MAC: "01:00:5e:00:00:01"} {
+		pod.Annotations = map[string]string{key: value}
+		_, err := cni.Attach(t.Context(), pod)
+		wants(t, err, fault.Invalid, key, value)
+	}
+	write(t, conf, "05.conflist", `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"own"}]}`)
+	pod.Annotations = map[string]string{IngressBandwidth: "fast"} // nobody limits bandwidth here, as everywhere in Kubernetes
+	must(t, cni.Detach(t.Context(), pod, attach(t, cni, pod)))
+	pod.Annotations = map[string]string{MAC: "0a:58:0a:00:00:02"}
+	_, err = cni.Attach(t.Context(), pod)
+	wants(t, err, fault.Precondition, "plain", "capability mac")
+}
+
+// TestGC: plugins hear which pods are there, the ones whose DEL failed too; older versions hear nothing, and neither do
+// those of a configuration that says so.
+func TestGC(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	log := plugin(t, bin, "own", `case $CNI_COMMAND in ADD) echo '`+answer+`';; GC) grep -o '"cni.dev/valid-attachments":[^]]*' >>$log;; DEL) exit 1; esac`)
+	list := `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own"}]%s}`
+	must(t, cni.GC(t.Context())) // nothing is configured
+	write(t, conf, "10.conflist", fmt.Sprintf(list, ""))
+	pod, _ := newPod(t)
+	attach(t, cni, pod)
+	if err := cni.Detach(t.Context(), pod, nil); err == nil {
+		t.Error("detached")
+	}
+	must(t, cni.GC(t.Context()))
+	if got := log(); !strings.HasSuffix(got, "GC\n\"cni.dev/valid-attachments\":[{\"containerID\":\""+pod.ID+"\",\"ifname\":\"eth0\"}") {
+		t.Errorf("the plugin was called as %s", got)
+	}
+	calls := log()
+	write(t, conf, "10.conflist", fmt.Sprintf(list, `,"disableGC":true`))
+	must(t, cni.GC(t.Context()))
+	write(t, conf, "10.conflist", strings.ReplaceAll(fmt.Sprintf(list, ""), "1.1.0", "1.0.0"))
+	must(t, cni.GC(t.Context()))
+	if got := log(); got != calls {
+		t.Errorf("the plugin was called as %s", got)
+	}
+	cni.gc.RLock() // as while a pod is attached
+	defer cni.gc.RUnlock()
+	if err := cni.GC(t.Context()); !errors.Is(err, errBusy) {
+		t.Error(err)
+	}
+}
+
+// TestCheck: CHECK gets the result of the ADD; a configuration that is too old or says so is not asked.
+func TestCheck(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	log := plugin(t, bin, "own", `[ $CNI_COMMAND = CHECK ] && { grep -o '"prevResult"' >>$log; echo '{"code":11,"msg":"the wire is cut"}'; exit 1; }; echo '`+answer+`'`)
+	for body, says := range map[string]string{
+		`{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`:                     "the wire is cut",
+		`{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}],"disableCheck":true}`: "",
+		`{"cniVersion":"0.3.1","name":"wires","plugins":[{"type":"own"}]}`:                     "",
+	} {
+		write(t, conf, "10.conflist", body)
+		pod, _ := newPod(t)
+		must(t, cni.Check(t.Context(), pod.ID))
+		r := attach(t, cni, pod)
+		if err := cni.Check(t.Context(), pod.ID); says == "" {
+			must(t, err)
+		} else {
+			wants(t, err, fault.Unavailable, says, "network wires")
+		}
+		must(t, cni.Detach(t.Context(), pod, r))
+	}
+	if got := strings.Count(log(), "CHECK\n\"prevResult\""); got != 1 {
+		t.Errorf("the plugin was called as %s", log())
+	}
+}
+
+// TestVerbsThatFail: whatever DEL does wrong, the record stays until it has worked, and the error says what it was.
+func TestVerbsThatFail(t *testing.T) {
+	for name, c := range map[string]struct{ script, says string }{
+		"DEL hangs":         {`sleep 100`, "did not end within 1s"},
+		"DEL fails":         {`exit 3`, "exit status 3"},
+		"DEL with a reason": {`echo '{"code":100,"msg":"ask later"}'; exit 1`, "ask later"},
+		"DEL says too much": {`while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa || exit 1; done`, "more than"},
+		"DEL is killed":     {`kill -9 $$`, "killed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			requireRoot(t)
+			cni, conf, bin := newCNI(t)
+			fail := filepath.Join(t.TempDir(), "fail")
+			plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && [ -e `+fail+` ] && { `+c.script+`; }; echo '`+answer+`'`)
+			write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`)
+			pod, _ := newPod(t)
+			r := attach(t, cni, pod)
+			must(t, os.WriteFile(fail, nil, 0o600))
+			wants(t, cni.Detach(t.Context(), pod, r), fault.Unavailable, c.says, "network wires", "default/web")
+			if ids, err := cni.Attached(); err != nil || len(ids) != 1 || ids[0] != pod.ID {
+				t.Errorf("attached: %v, %v", ids, err)
+			}
+			must(t, os.Remove(fail))
+			must(t, cni.Detach(t.Context(), pod, r)) // rubbish after a DEL that worked is no error
+		})
+	}
+}
+
+// TestSlowPlugin: a plugin that takes its time holds up its own pod and no other.
+func TestSlowPlugin(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	cni.config.Timeout = time.Minute
+	cni, err := NewCNI(cni.config)
+	must(t, err)
+	slow := filepath.Join(t.TempDir(), "slow")
+	plugin(t, bin, "own", `case $CNI_CONTAINERID in $(cat `+slow+`)) [ $CNI_COMMAND = ADD ] && sleep 3; esac; echo '`+answer+`'`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`)
+	patient, _ := newPod(t)
+	must(t, os.WriteFile(slow, []byte(patient.ID), 0o600))
+	done := make(chan error)
+	go func() {
+		_, err := cni.Attach(context.WithoutCancel(t.Context()), patient)
+		done <- err
+	}()
+	began := time.Now()
+	for range 3 {
+		pod, _ := newPod(t)
+		must(t, cni.Detach(t.Context(), pod, attach(t, cni, pod)))
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the others took %s", took)
+	}
+	must(t, <-done)
+	must(t, cni.Detach(t.Context(), patient, nil))
+}
+
 // TestDirectoryPlugins: plugins from a directory beside the configuration (CNI 1.1) are kept for DEL too.
 func TestDirectoryPlugins(t *testing.T) {
 	requireRoot(t)
@@ -288,7 +441,10 @@ func TestDamagedAttachment(t *testing.T) {
 	cni, _, _ := newCNI(t)
 	id := newID()
 	must(t, os.WriteFile(cni.path(id), []byte("nonsense"), 0o600))
-	must(t, cni.Reclaim(t.Context(), func(string) bool { return false }))
+	if err := cni.GC(t.Context()); err != nil {
+		t.Error(err) // nothing is configured
+	}
+	must(t, cni.Detach(t.Context(), Pod{ID: id}, nil))
 	if _, err := os.Stat(cni.path(id) + ".damaged"); err != nil {
 		t.Error(err)
 	}

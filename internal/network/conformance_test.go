@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -56,7 +57,16 @@ func cniSubject(t *testing.T) subject {
 func cniAt(t *testing.T, config CNIConfig) subject {
 	c, err := NewCNI(config)
 	must(t, err)
-	return subject{c, c.Reclaim, func(t *testing.T) subject { return cniAt(t, config) }}
+	reclaim := func(ctx context.Context, keep func(string) bool) error {
+		ids, err := c.Attached()
+		for _, id := range ids {
+			if !keep(id) {
+				err = errors.Join(err, c.Detach(ctx, Pod{ID: id}, nil))
+			}
+		}
+		return err
+	}
+	return subject{c, reclaim, func(t *testing.T) subject { return cniAt(t, config) }}
 }
 
 func selectSubject(t *testing.T) subject {
@@ -66,8 +76,14 @@ func selectSubject(t *testing.T) subject {
 func selectAt(t *testing.T, dir string, config CNIConfig) subject {
 	c, err := NewCNI(config)
 	must(t, err)
-	s := NewSelect(c, newBridge(t, BridgeConfig{StateDir: dir}))
+	s := newSelect(t, c, newBridge(t, BridgeConfig{StateDir: dir}))
 	return subject{s, s.Reclaim, func(t *testing.T) subject { return selectAt(t, dir, config) }}
+}
+
+func newSelect(t *testing.T, c *CNI, b *Bridge) *Select {
+	s := NewSelect(c, b, Auto)
+	t.Cleanup(func() { must(t, s.Close()) })
+	return s
 }
 
 // TestConformance is what every network has to do.

@@ -34,8 +34,9 @@ type Pod struct {
 	UID          string
 	NetnsPath    string // the bind-mounted nsfs file; may be gone at Detach
 	PortMappings []PortMapping
-	DNS          DNS    // for CNI plugins that ask for it; the pod's resolv.conf is not made from it
-	CgroupParent string // the same; "" when the pod has none
+	DNS          DNS               // for CNI plugins that ask for it; the pod's resolv.conf is not made from it
+	CgroupParent string            // the same; "" when the pod has none
+	Annotations  map[string]string // of the pod; see IngressBandwidth and what stands with it
 }
 
 // Protocol is the transport protocol of a host port.

@@ -3,20 +3,57 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"sync"
+
+	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Select is the network of the daemon: CNI while its configuration directory has a configuration, else the bridge.
+// Choice says which network new pods get.
+type Choice string
+
+// The choices.
+const (
+	Auto    Choice = "auto"    // CNI while its configuration directory has a configuration, else the bridge
+	OnlyCNI Choice = "cni"     // CNI; without a configuration no pod is attached
+	BuiltIn Choice = "builtin" // the bridge, whatever is configured for CNI
+)
+
+// Select is the network of the daemon. It sends each pod to the network that is to have it, and goes on detaching, in the
+// background, what could not be detached: see owe.
 type Select struct {
 	cni    *CNI
 	bridge *Bridge
+	choice Choice
+
+	life    context.Context // of the background work; the one context that is kept, for Close ends it
+	end     context.CancelFunc
+	workers sync.WaitGroup
+
+	mu     sync.Mutex               // guards what follows; never held over a call
+	busy   map[string]chan struct{} // pods that are being detached or checked; closed when that is done
+	owed   map[string]*debt         // detachments to be tried again, by pod ID
+	paying bool                     // whether the worker that does it runs
+	news   chan struct{}            // has room for one: that there is a new debt
+	closed bool
 }
 
 // NewSelect joins the two networks; Close closes the bridge.
-func NewSelect(cni *CNI, bridge *Bridge) *Select { return &Select{cni, bridge} }
+func NewSelect(cni *CNI, bridge *Bridge, choice Choice) *Select {
+	s := &Select{cni: cni, bridge: bridge, choice: choice, busy: map[string]chan struct{}{}, owed: map[string]*debt{}, news: make(chan struct{}, 1)}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s
+}
 
 // current is the network for a pod that comes now.
 func (s *Select) current() (Network, error) {
+	switch s.choice {
+	case OnlyCNI:
+		return s.cni, nil
+	case BuiltIn:
+		return s.bridge, nil
+	}
 	configured, err := s.cni.Configured()
 	if err != nil {
 		return nil, err
@@ -36,9 +73,25 @@ func (s *Select) Attach(ctx context.Context, pod Pod) (*Result, error) {
 	return n.Attach(ctx, pod)
 }
 
-// Detach implements [Network]. It goes to the network that attached the pod; when nobody knows, to both, for each knows
-// what it has begun.
+// Detach implements [Network]. When it fails, it is tried again in the background until it succeeds or the daemon ends
+// (the next one goes on); the error says that the network is still there now.
 func (s *Select) Detach(ctx context.Context, pod Pod, result *Result) error {
+	leave, err := s.enter(ctx, pod.ID)
+	if err != nil {
+		return err
+	}
+	err = s.detach(ctx, pod, result)
+	leave()
+	if err != nil {
+		s.owe(pod, result, firstRetry)
+		return fmt.Errorf("%w (it is tried again in the background)", err)
+	}
+	s.settled(pod.ID)
+	return nil
+}
+
+// detach goes to the network that attached the pod; when nobody knows, to both, for each knows what it has begun.
+func (s *Select) detach(ctx context.Context, pod Pod, result *Result) error {
 	switch {
 	case result == nil:
 		return errors.Join(s.bridge.Detach(ctx, pod, nil), s.cni.Detach(ctx, pod, nil))
@@ -58,13 +111,71 @@ func (s *Select) Ready(ctx context.Context) error {
 	return n.Ready(ctx)
 }
 
-// Reclaim takes away what an earlier process has left for pods that keep does not want. Call it once, before the first Attach.
+// Reclaim takes away what an earlier process has left for pods that keep does not want. Call it once, before the first
+// Attach. What the bridge has left is gone when it returns; plugins, which may take minutes, run in the background.
 func (s *Select) Reclaim(ctx context.Context, keep func(podID string) bool) error {
-	return errors.Join(s.bridge.Reclaim(ctx, keep), s.cni.Reclaim(ctx, keep))
+	err := s.bridge.Reclaim(ctx, keep)
+	attached, errCNI := s.cni.Attached()
+	var kept []string
+	for _, id := range attached {
+		if keep(id) {
+			kept = append(kept, id)
+		} else {
+			s.owe(Pod{ID: id}, &Result{By: ByCNI}, 0)
+		}
+	}
+	s.work(func() { s.maintain(kept) })
+	return errors.Join(err, errCNI)
 }
 
-// SetPodCIDR passes the node's pod CIDR to the bridge; CNI plugins have their ranges from their configuration.
-func (s *Select) SetPodCIDR(ranges []netip.Prefix) error { return s.bridge.SetPodCIDR(ranges) }
+// SetPodCIDR passes the node's pod CIDR on: to the bridge, and to CNI plugins that ask for ranges.
+func (s *Select) SetPodCIDR(ranges []netip.Prefix) error {
+	if err := s.bridge.SetPodCIDR(ranges); err != nil {
+		return err
+	}
+	return s.cni.SetPodCIDR(ranges)
+}
 
-// Close ends the daemon's part; pods keep their network.
-func (s *Select) Close() error { return s.bridge.Close() }
+// Close ends the daemon's part and what runs in the background; pods keep their network.
+func (s *Select) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.end()
+	s.workers.Wait()
+	return s.bridge.Close()
+}
+
+// work runs fn in the background, unless Close has begun.
+func (s *Select) work(fn func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.workers.Go(fn)
+	}
+}
+
+// enter makes the caller the only one that works on the pod's network until leave is called.
+func (s *Select) enter(ctx context.Context, podID string) (leave func(), err error) {
+	for {
+		s.mu.Lock()
+		other, busy := s.busy[podID]
+		if !busy {
+			mine := make(chan struct{})
+			s.busy[podID] = mine
+			s.mu.Unlock()
+			return func() {
+				s.mu.Lock()
+				delete(s.busy, podID)
+				s.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unavailable, "the network of pod %s is being detached or checked already: %w", podID, ctx.Err())
+		}
+	}
+}

@@ -209,6 +209,7 @@ func (p *Pods) networkPod(r *SandboxRecord) network.Pod {
 		PortMappings: ports,
 		DNS:          network.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()},
 		CgroupParent: cfg.GetLinux().GetCgroupParent(),
+		Annotations:  cfg.GetAnnotations(),
 	}
 }
 

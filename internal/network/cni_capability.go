@@ -1,0 +1,112 @@
+package network
+
+import (
+	"math"
+	"net"
+	"net/netip"
+
+	"github.com/containernetworking/cni/libcni"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// The annotations of a pod that networks heed, each only where a plugin declares the capability.
+const (
+	IngressBandwidth = "kubernetes.io/ingress-bandwidth" // bits per second, a Kubernetes quantity: "10M"
+	EgressBandwidth  = "kubernetes.io/egress-bandwidth"
+	MAC              = "network.kuri.dev/mac" // of eth0: "0a:58:0a:00:00:02"
+)
+
+// addCapabilities puts together the runtimeConfig of the plugins, by the CNI conventions; libcni gives each plugin what it
+// declares. What a pod cannot do without is an error where no plugin declares it; what is advice is not.
+func (a *attachment) addCapabilities(list *libcni.NetworkConfigList, pod Pod, podCIDR []netip.Prefix) error {
+	if ports := pod.hostPorts(); len(ports) > 0 {
+		if !takes(list, "portMappings") {
+			return fault.New(fault.Precondition, "the pod asks for host port %s, and no plugin of CNI network %s has the capability portMappings; add the portmap plugin to its configuration", ports[0], list.Name)
+		}
+		a.Runtime["portMappings"] = cniPorts(ports)
+	}
+	if asked := pod.Annotations[MAC]; asked != "" {
+		mac, err := net.ParseMAC(asked)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			return fault.New(fault.Invalid, "annotation %s: %q is not the hardware address of one Ethernet interface", MAC, asked)
+		}
+		if !takes(list, "mac") {
+			return fault.New(fault.Precondition, "the pod asks for the hardware address %s by its annotation %s, and no plugin of CNI network %s has the capability mac", asked, MAC, list.Name)
+		}
+		a.Runtime["mac"] = mac.String()
+	}
+	if takes(list, "bandwidth") {
+		limits, err := bandwidth(pod.Annotations)
+		if err != nil {
+			return err
+		}
+		if len(limits) > 0 {
+			a.Runtime["bandwidth"] = limits
+		}
+	}
+	if len(podCIDR) > 0 {
+		a.Runtime["ipRanges"] = cniRanges(podCIDR)
+	}
+	if d := pod.DNS; len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
+		a.Runtime["dns"] = map[string][]string{"servers": d.Servers, "searches": d.Searches, "options": d.Options}
+	}
+	if pod.CgroupParent != "" {
+		a.Runtime["cgroupPath"] = pod.CgroupParent
+	}
+	return nil
+}
+
+// cniPorts is the shape of the capability portMappings.
+func cniPorts(ports []PortMapping) []map[string]any {
+	var all []map[string]any
+	for _, m := range ports {
+		entry := map[string]any{"hostPort": m.HostPort, "containerPort": m.ContainerPort, "protocol": string(m.Protocol)}
+		if m.HostIP.IsValid() {
+			entry["hostIP"] = m.HostIP.String()
+		}
+		all = append(all, entry)
+	}
+	return all
+}
+
+// cniRanges is the shape of the capability ipRanges: a list of sets, each of which gives the pod an address.
+func cniRanges(podCIDR []netip.Prefix) [][]map[string]string {
+	var sets [][]map[string]string
+	for _, r := range podCIDR {
+		sets = append(sets, []map[string]string{{"subnet": r.String()}})
+	}
+	return sets
+}
+
+// The bounds that Kubernetes sets for bandwidths, in bits per second, and the burst, in bits: what a second lets through,
+// but enough for the largest packets (64 KiB), which would never pass otherwise, and no more than the plugin takes.
+const (
+	minBandwidth = 1e3
+	maxBandwidth = 1e15
+	minBurst     = 1 << 20
+	maxBurst     = math.MaxUint32
+)
+
+// bandwidth is the shape of the capability bandwidth; nil when the annotations ask for none.
+func bandwidth(annotations map[string]string) (map[string]int64, error) {
+	limits := map[string]int64{}
+	for key, direction := range map[string]string{IngressBandwidth: "ingress", EgressBandwidth: "egress"} {
+		asked := annotations[key]
+		if asked == "" {
+			continue
+		}
+		q, err := resource.ParseQuantity(asked)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "annotation %s: %q: %w", key, asked, err)
+		}
+		rate := q.Value()
+		if rate < minBandwidth || rate > maxBandwidth {
+			return nil, fault.New(fault.Invalid, "annotation %s: %q bits per second is not between 1k and 1P", key, asked)
+		}
+		limits[direction+"Rate"] = rate
+		limits[direction+"Burst"] = min(max(rate, minBurst), maxBurst)
+	}
+	return limits, nil
+}

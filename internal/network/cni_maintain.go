@@ -1,0 +1,78 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// gcLimit bounds one GC: no pod can be attached meanwhile.
+const gcLimit = 30 * time.Second
+
+// errBusy says that GC has to wait until no pod is being attached or detached.
+var errBusy = fault.New(fault.Unavailable, "pods are being attached or detached")
+
+// GC has the plugins of the configuration give back what belongs to no pod of this daemon (CNI 1.1; plugins of older
+// versions are told nothing). Pods whose DEL has not succeeded yet count as pods. It returns errBusy rather than wait. A
+// configuration says "disableGC" where another runtime of the node uses the same network.
+func (c *CNI) GC(ctx context.Context) error {
+	if configured, err := c.Configured(); err != nil || !configured {
+		return err
+	}
+	if !c.gc.TryLock() {
+		return errBusy
+	}
+	defer c.gc.Unlock()
+	list, err := c.load()
+	if err != nil {
+		return err
+	}
+	ids, err := c.Attached()
+	if err != nil {
+		return err
+	}
+	valid := make([]types.GCAttachment, 0, len(ids))
+	for _, id := range ids {
+		_, of, err := c.kept(id)
+		if errors.Is(err, fault.Corrupt) {
+			return fmt.Errorf("nothing is given back while the attachment of a pod cannot be read: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		if of.Name == list.Name {
+			valid = append(valid, types.GCAttachment{ContainerID: id, IfName: Interface})
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, gcLimit)
+	defer cancel()
+	if err := c.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid}); err != nil {
+		return fault.As(fault.Unavailable, fmt.Errorf("CNI network %s: GC: %w", list.Name, err))
+	}
+	return nil
+}
+
+// Check asks the plugins whether the pod's network is still as they made it (CHECK, from CNI 0.4 on). A pod that they did
+// not attach is right.
+func (c *CNI) Check(ctx context.Context, podID string) error {
+	c.gc.RLock()
+	defer c.gc.RUnlock()
+	a, list, err := c.kept(podID)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = c.cni.CheckNetworkList(ctx, list, a.runtimeConf())
+	if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
+		return fault.As(fault.Unavailable, fmt.Errorf("CNI network %s: %w", list.Name, err))
+	}
+	return nil
+}

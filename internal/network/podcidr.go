@@ -1,0 +1,40 @@
+package network
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// The node's pod CIDR is a record in the directory of each network, for a kubelet tells it only once.
+const podCIDRVersion = 1
+
+func podCIDRPath(dir string) string { return filepath.Join(dir, "podcidr.json") }
+
+func writePodCIDR(dir string, ranges []netip.Prefix) error {
+	return record.Write(podCIDRPath(dir), podCIDRVersion, ranges)
+}
+
+// readPodCIDR returns none when none was told, or when the record cannot be read, which is then set aside.
+func readPodCIDR(dir string) ([]netip.Prefix, error) {
+	var ranges []netip.Prefix
+	err := record.Read(podCIDRPath(dir), podCIDRVersion, &ranges)
+	if err == nil {
+		err = checkRanges(ranges)
+	}
+	switch {
+	case err == nil:
+		return ordered(ranges), nil
+	case errors.Is(err, fault.NotFound):
+		return nil, nil
+	case errors.Is(err, fault.Corrupt), errors.Is(err, fault.Invalid):
+		slog.Warn("the node's pod CIDR cannot be read and is set aside", "err", err)
+		return nil, record.SetAside(podCIDRPath(dir))
+	default:
+		return nil, err
+	}
+}

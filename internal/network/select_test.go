@@ -1,0 +1,118 @@
+package network
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// eventually waits for what happens in the background.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for began := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Since(began) > 15*time.Second {
+			t.Fatalf("not within 15 s: %s", what)
+		}
+	}
+}
+
+// detachable is a CNI network whose DEL fails as long as the file is there.
+func detachable(t *testing.T) (cni *CNI, fail string, log func() string) {
+	cni, conf, bin := newCNI(t)
+	fail = filepath.Join(t.TempDir(), "fail")
+	log = plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && { [ -e `+fail+` ] && exit 9; exit 0; }; echo '`+answer+`'`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own"}]}`)
+	return cni, fail, log
+}
+
+// TestDetachedInTheBackground: a DEL that failed is done again without anybody asking; by the next daemon, when this one
+// ends before.
+func TestDetachedInTheBackground(t *testing.T) {
+	requireRoot(t)
+	cni, fail, _ := detachable(t)
+	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	gone := func() bool { ids, err := cni.Attached(); return err == nil && len(ids) == 0 }
+	pod, _ := newPod(t)
+	r, err := s.Attach(t.Context(), pod)
+	must(t, err)
+	must(t, os.WriteFile(fail, nil, 0o600))
+	wants(t, s.Detach(t.Context(), pod, r), fault.Unavailable, "exit status 9", "again in the background")
+	must(t, os.Remove(fail))
+	eventually(t, "the pod is detached", gone)
+	must(t, s.Detach(t.Context(), pod, r))
+
+	r, err = s.Attach(t.Context(), pod)
+	must(t, err)
+	must(t, os.WriteFile(fail, nil, 0o600))
+	if s.Detach(t.Context(), pod, r) == nil {
+		t.Error("detached")
+	}
+	must(t, s.Close())
+	must(t, os.Remove(fail))
+	next := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	must(t, next.Reclaim(t.Context(), func(string) bool { return false }))
+	eventually(t, "the pod is detached by the next daemon", gone)
+}
+
+// TestStartDoesNotWaitForPlugins: what an earlier process has left is taken away by plugins that hang, one after another,
+// while the daemon serves; and Close does not wait for them either.
+func TestStartDoesNotWaitForPlugins(t *testing.T) {
+	requireRoot(t)
+	cni, conf, bin := newCNI(t)
+	plugin(t, bin, "own", `[ $CNI_COMMAND = ADD ] || sleep 100; echo '`+answer+`'`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own"}]}`)
+	for range 3 {
+		pod, _ := newPod(t)
+		attach(t, cni, pod)
+	}
+	cni.config.Timeout = time.Minute
+	cni, err := NewCNI(cni.config)
+	must(t, err)
+	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	began := time.Now()
+	must(t, s.Reclaim(t.Context(), func(string) bool { return false }))
+	time.Sleep(100 * time.Millisecond)
+	must(t, s.Close())
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if ids, err := cni.Attached(); err != nil || len(ids) != 3 {
+		t.Errorf("owed to the next daemon: %v, %v", ids, err)
+	}
+}
+
+// TestMaintained: after a start the pods that go on are checked, and plugins hear who they are.
+func TestMaintained(t *testing.T) {
+	requireRoot(t)
+	cni, _, log := detachable(t)
+	pod, _ := newPod(t)
+	attach(t, cni, pod)
+	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	must(t, s.Reclaim(t.Context(), func(string) bool { return true }))
+	eventually(t, "CHECK and GC", func() bool { return strings.HasPrefix(log(), "ADD\nCHECK\nGC") })
+	must(t, s.Detach(t.Context(), pod, nil))
+}
+
+// TestChoice: a network that is chosen serves, whatever is configured for the other.
+func TestChoice(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	cni, _, _ := detachable(t)
+	empty, _, _ := newCNI(t)
+	builtin, only := NewSelect(cni, newBridge(t, BridgeConfig{}), BuiltIn), NewSelect(empty, newBridge(t, BridgeConfig{}), OnlyCNI)
+	defer func() { must(t, builtin.Close()); must(t, only.Close()) }()
+	pod, _ := newPod(t)
+	r, err := builtin.Attach(t.Context(), pod)
+	must(t, err)
+	if r.By != ByBridge {
+		t.Errorf("attached by %s", r.By)
+	}
+	must(t, builtin.Detach(t.Context(), pod, r))
+	wants(t, only.Ready(t.Context()), fault.Precondition, "no CNI configuration")
+	_, err = only.Attach(t.Context(), pod)
+	wants(t, err, fault.Precondition, "no CNI configuration")
+}
