@@ -96,7 +96,7 @@ func TestConformance(t *testing.T) {
 			} {
 				t.Run(part, func(t *testing.T) {
 					requireRoot(t)
-					leftoversBut(t, "table 2 cni_plugins_masquerade", "table 1 cni_plugins_masquerade", "table 2 cni_hostport", "table 10 cni_hostport") // CNI plugins leave their empty tables
+					leftoversBut(t, emptyTables...)
 					outside := newUplink(t)
 					test(t, open(t), outside)
 				})

@@ -17,7 +17,10 @@ func realPlugins(t testing.TB) string {
 	cache, err := os.UserCacheDir()
 	must(t, err)
 	bin := filepath.Join(cache, "kuri-test", "cni-plugins-"+pluginsVersion)
-	wanted := []string{"plugins/main/bridge", "plugins/ipam/host-local", "plugins/meta/portmap"}
+	wanted := []string{
+		"plugins/main/bridge", "plugins/main/ptp", "plugins/main/loopback", "plugins/ipam/host-local",
+		"plugins/meta/portmap", "plugins/meta/firewall", "plugins/meta/bandwidth",
+	}
 	complete := true
 	for _, p := range wanted {
 		if _, err := os.Stat(filepath.Join(bin, filepath.Base(p))); err != nil {
