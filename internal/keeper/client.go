@@ -3,7 +3,6 @@ package keeper
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"sync"
 	"syscall"
@@ -29,99 +28,67 @@ type Client struct {
 
 // Info tells which keeper answers: its protocol, version, process id and newest event.
 func (c *Client) Info(ctx context.Context) (*api.InfoResponse, error) {
-	return call(ctx, c, api.KeeperClient.Info, &api.InfoRequest{})
+	return call(ctx, c, api.KeeperService.Info, &api.InfoRequest{})
 }
 
 // CreateSandbox makes the namespaces of a pod, or answers with those that it has.
 func (c *Client) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
-	return call(ctx, c, api.KeeperClient.CreateSandbox, req)
+	return call(ctx, c, api.KeeperService.CreateSandbox, req)
 }
 
 // RemoveSandbox ends the pod's init process and gives its namespaces up. An unknown id is a success; a pod that still
 // has containers is a Precondition error.
 func (c *Client) RemoveSandbox(ctx context.Context, id string) error {
-	_, err := call(ctx, c, api.KeeperClient.RemoveSandbox, &api.RemoveSandboxRequest{Id: id})
+	_, err := call(ctx, c, api.KeeperService.RemoveSandbox, &api.RemoveSandboxRequest{Id: id})
 	return err
 }
 
 // List tells all sandboxes and containers that the keeper holds.
 func (c *Client) List(ctx context.Context) (*api.ListResponse, error) {
-	return call(ctx, c, api.KeeperClient.List, &api.ListRequest{})
+	return call(ctx, c, api.KeeperService.List, &api.ListRequest{})
 }
 
 // Create makes a container whose process waits at its start line. When it fails nothing of the container stays. The
 // keeper's work goes on when ctx ends first; asking again joins it.
 func (c *Client) Create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
-	return call(ctx, c, api.KeeperClient.Create, req)
+	return call(ctx, c, api.KeeperService.Create, req)
 }
 
 // Start lets a created process run. Starting one that runs is a success; one that has exited is a Precondition error.
 func (c *Client) Start(ctx context.Context, id string) (*api.Container, error) {
-	return call(ctx, c, api.KeeperClient.Start, &api.StartRequest{Id: id})
+	return call(ctx, c, api.KeeperService.Start, &api.StartRequest{Id: id})
 }
 
 // Update changes limits of a container that is created or runs: all that is asked for, or nothing. An error of kind
 // Precondition says which limit the kernel does not take and why.
 func (c *Client) Update(ctx context.Context, req *api.UpdateRequest) error {
-	_, err := call(ctx, c, api.KeeperClient.Update, req)
+	_, err := call(ctx, c, api.KeeperService.Update, req)
 	return err
 }
 
 // Signal sends sig to the container's first process, or with all to every process in its cgroup. A container that has
 // exited is a success, an unknown one NotFound.
 func (c *Client) Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error {
-	_, err := call(ctx, c, api.KeeperClient.Signal, &api.SignalRequest{Id: id, Signal: int32(sig), All: all})
+	_, err := call(ctx, c, api.KeeperService.Signal, &api.SignalRequest{Id: id, Signal: int32(sig), All: all})
 	return err
 }
 
 // Delete kills what still runs of a container and forgets it. An unknown id is a success. An error names the process
 // that could not be killed, its state and what it waits for.
 func (c *Client) Delete(ctx context.Context, id string) error {
-	_, err := call(ctx, c, api.KeeperClient.Delete, &api.DeleteRequest{Id: id})
+	_, err := call(ctx, c, api.KeeperService.Delete, &api.DeleteRequest{Id: id})
 	return err
 }
 
 // ReopenLog makes the container's log file anew at its path, after a rotation. Precondition when it does not run.
 func (c *Client) ReopenLog(ctx context.Context, id string) error {
-	_, err := call(ctx, c, api.KeeperClient.ReopenLog, &api.ReopenLogRequest{Id: id})
+	_, err := call(ctx, c, api.KeeperService.ReopenLog, &api.ReopenLogRequest{Id: id})
 	return err
 }
 
 // Events returns the events after a sequence number as soon as there is one, or none after wait.
 func (c *Client) Events(ctx context.Context, after uint64, wait time.Duration) (*api.EventsResponse, error) {
-	return call(ctx, c, api.KeeperClient.Events, &api.EventsRequest{After: after, WaitMs: wait.Milliseconds()})
-}
-
-// Exec runs a process in a running container, copies its output to stdout and stderr as it comes, and returns its exit.
-// When ctx ends first, the process and all that it started are killed.
-//
-// Each Exec has a connection of its own: ttrpc tells the other side of a caller's leaving only by closing the connection,
-// and a slow reader must not hold other calls up.
-func (c *Client) Exec(ctx context.Context, req *api.ExecRequest, stdout, stderr io.Writer) (*api.ExecExit, error) {
-	conn, err := dial(ctx, c.socket)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	stream, err := api.NewKeeperClient(conn).Exec(ctx, req)
-	if err != nil {
-		return nil, decodeError(err)
-	}
-	for {
-		out, err := stream.Recv()
-		if err != nil {
-			return nil, decodeError(err)
-		}
-		if _, err := stdout.Write(out.Stdout); err != nil {
-			return nil, err
-		}
-		if _, err := stderr.Write(out.Stderr); err != nil {
-			return nil, err
-		}
-		if out.Exit != nil {
-			return out.Exit, nil
-		}
-	}
+	return call(ctx, c, api.KeeperService.Events, &api.EventsRequest{After: after, WaitMs: wait.Milliseconds()})
 }
 
 // Close ends the connection. The keeper goes on.
@@ -136,7 +103,7 @@ func (c *Client) Close() {
 }
 
 // call makes one call, and once more on a new connection when the first one was lost.
-func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperClient, context.Context, *Q) (*R, error), req *Q) (*R, error) {
+func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error), req *Q) (*R, error) {
 	conn, err := c.connection(ctx)
 	if err != nil {
 		return nil, err

@@ -3,11 +3,12 @@ package pod
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
-	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
 // execLimit is how much of each of stdout and stderr an ExecSync answers with, as the CRI has it: 16 MiB.
@@ -23,31 +24,91 @@ type Output struct {
 // background is not waited for. When timeout passes (0 for none) or ctx ends, it and all that it started are killed; the
 // timeout is an error of kind Deadline.
 func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (*Output, error) {
-	if len(cmd) == 0 || cmd[0] == "" {
-		return nil, fault.New(fault.Invalid, "cmd: an exec needs a command")
-	}
 	if timeout < 0 {
 		return nil, fault.New(fault.Invalid, "timeout: %s is negative", timeout)
 	}
-	c, err := p.running(id)
+	c, err := p.Executable(id, cmd)
 	if err != nil {
 		return nil, err
 	}
 	r := c.Record()
-	var stdout, stderr bytes.Buffer
-	exit, err := p.Keeper.Exec(ctx, &api.ExecRequest{
-		Id:          r.ID,
-		Args:        cmd,
-		TimeoutMs:   timeout.Milliseconds(),
-		OutputLimit: execLimit,
-	}, &stdout, &stderr)
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
+		defer cancel()
+	}
+	stdout, stderr := &limited{left: execLimit}, &limited{left: execLimit}
+	code, err := p.Keeper.Exec(ctx, r.ID, cmd, false, keeper.Streams{Stdout: stdout, Stderr: stderr})
+	if errors.Is(err, errTimeout) {
+		return nil, fault.New(fault.Deadline, "exec in %s: %q was killed, it ran longer than its timeout of %s", r.name(), cmd[0], timeout)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("exec in %s: %w", r.name(), err)
 	}
-	if exit.TimedOut {
-		return nil, fault.New(fault.Deadline, "exec in %s: %q was killed, it ran longer than its timeout of %s", r.name(), cmd[0], timeout)
+	return &Output{stdout.Bytes(), stderr.Bytes(), code}, nil
+}
+
+// errTimeout is why the context of an exec ends when the exec's own time is over, not the caller's.
+var errTimeout = errors.New("the exec's time is over")
+
+// limited keeps the first bytes that are written to it and drops the rest.
+type limited struct {
+	bytes.Buffer
+	left int
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	kept := b[:min(len(b), l.left)]
+	l.left -= len(kept)
+	l.Buffer.Write(kept)
+	return len(b), nil
+}
+
+// Exec runs a command in a running container with the caller's streams, until it ends, and returns its exit code. With
+// tty the command has a terminal. When ctx ends or the caller does not take its output any more, the command and all that
+// it started are killed.
+func (p *Pods) Exec(ctx context.Context, id string, cmd []string, tty bool, with keeper.Streams) (code int32, err error) {
+	c, err := p.running(id)
+	if err != nil {
+		return 0, err
 	}
-	return &Output{stdout.Bytes(), stderr.Bytes(), exit.Code}, nil
+	if code, err = p.Keeper.Exec(ctx, c.Record().ID, cmd, tty, with); err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", c.Record().name(), err)
+	}
+	return code, nil
+}
+
+// Attach copies the output of a running container to the caller's streams from now on, and their stdin to its own, until
+// the container exits. When ctx ends the caller is detached and the container goes on.
+func (p *Pods) Attach(ctx context.Context, id string, with keeper.Streams) error {
+	c, err := p.Attachable(id, with.Stdin != nil)
+	if err != nil {
+		return err
+	}
+	if _, err := p.Keeper.Attach(ctx, c.Record().ID, with); err != nil {
+		return fmt.Errorf("attach to %s: %w", c.Record().name(), err)
+	}
+	return nil
+}
+
+// Executable returns the container if a command can be executed in it: if it runs.
+func (p *Pods) Executable(id string, cmd []string) (*Container, error) {
+	if len(cmd) == 0 || cmd[0] == "" {
+		return nil, fault.New(fault.Invalid, "cmd: an exec needs a command")
+	}
+	return p.running(id)
+}
+
+// Attachable returns the container if it can be attached to: if it runs, and has the stdin that is wanted.
+func (p *Pods) Attachable(id string, stdin bool) (*Container, error) {
+	c, err := p.running(id)
+	if err != nil {
+		return nil, err
+	}
+	if stdin && !c.Record().config().GetStdin() {
+		return nil, fault.New(fault.Precondition, "%s was created without stdin; attach without it, or create the container with stdin", c.Record().name())
+	}
+	return c, nil
 }
 
 // ReopenLog has the container's log file made anew, after a rotation. A container that does not run is an error of kind

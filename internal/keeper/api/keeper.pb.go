@@ -1,4 +1,4 @@
-// The keeper's protocol: bundles in, events out. It is spoken over ttrpc on <state>/keeper.sock between one kurid and
+// The keeper's protocol: bundles in, events out. (What has streams is in session.proto.) It is spoken over ttrpc on <state>/keeper.sock between one kurid and
 // one keeper of the same node. Its version is Info.protocol; a field is only ever added, never given another meaning, so
 // that a kurid and a keeper of different ages understand each other.
 //
@@ -1250,194 +1250,6 @@ func (*DeleteResponse) Descriptor() ([]byte, []int) {
 	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{19}
 }
 
-type ExecRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Args          []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
-	Tty           bool                   `protobuf:"varint,3,opt,name=tty,proto3" json:"tty,omitempty"`
-	TimeoutMs     int64                  `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`       // 0 for none
-	OutputLimit   int64                  `protobuf:"varint,5,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"` // bytes of each of stdout and stderr, the rest is read and dropped
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ExecRequest) Reset() {
-	*x = ExecRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ExecRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ExecRequest) ProtoMessage() {}
-
-func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
-func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
-}
-
-func (x *ExecRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *ExecRequest) GetArgs() []string {
-	if x != nil {
-		return x.Args
-	}
-	return nil
-}
-
-func (x *ExecRequest) GetTty() bool {
-	if x != nil {
-		return x.Tty
-	}
-	return false
-}
-
-func (x *ExecRequest) GetTimeoutMs() int64 {
-	if x != nil {
-		return x.TimeoutMs
-	}
-	return 0
-}
-
-func (x *ExecRequest) GetOutputLimit() int64 {
-	if x != nil {
-		return x.OutputLimit
-	}
-	return 0
-}
-
-type ExecOutput struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stdout        []byte                 `protobuf:"bytes,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr        []byte                 `protobuf:"bytes,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
-	Exit          *ExecExit              `protobuf:"bytes,3,opt,name=exit,proto3" json:"exit,omitempty"` // in the last message
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ExecOutput) Reset() {
-	*x = ExecOutput{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ExecOutput) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ExecOutput) ProtoMessage() {}
-
-func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
-func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *ExecOutput) GetStdout() []byte {
-	if x != nil {
-		return x.Stdout
-	}
-	return nil
-}
-
-func (x *ExecOutput) GetStderr() []byte {
-	if x != nil {
-		return x.Stderr
-	}
-	return nil
-}
-
-func (x *ExecOutput) GetExit() *ExecExit {
-	if x != nil {
-		return x.Exit
-	}
-	return nil
-}
-
-type ExecExit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Code          int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
-	TimedOut      bool                   `protobuf:"varint,2,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"` // the process tree was killed because timeout_ms passed
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ExecExit) Reset() {
-	*x = ExecExit{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ExecExit) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ExecExit) ProtoMessage() {}
-
-func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
-func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *ExecExit) GetCode() int32 {
-	if x != nil {
-		return x.Code
-	}
-	return 0
-}
-
-func (x *ExecExit) GetTimedOut() bool {
-	if x != nil {
-		return x.TimedOut
-	}
-	return false
-}
-
 type ReopenLogRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1447,7 +1259,7 @@ type ReopenLogRequest struct {
 
 func (x *ReopenLogRequest) Reset() {
 	*x = ReopenLogRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1271,7 @@ func (x *ReopenLogRequest) String() string {
 func (*ReopenLogRequest) ProtoMessage() {}
 
 func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1284,7 @@ func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReopenLogRequest) GetId() string {
@@ -1490,7 +1302,7 @@ type ReopenLogResponse struct {
 
 func (x *ReopenLogResponse) Reset() {
 	*x = ReopenLogResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1314,7 @@ func (x *ReopenLogResponse) String() string {
 func (*ReopenLogResponse) ProtoMessage() {}
 
 func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1327,7 @@ func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
 }
 
 type EventsRequest struct {
@@ -1528,7 +1340,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1352,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1365,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{25}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -1580,7 +1392,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1404,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1417,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{26}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -1632,7 +1444,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +1456,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +1469,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{27}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -1776,22 +1588,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x0eSignalResponse\"\x1f\n" +
 	"\rDeleteRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
-	"\x0eDeleteResponse\"\x85\x01\n" +
-	"\vExecRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
-	"\x03tty\x18\x03 \x01(\bR\x03tty\x12\x1d\n" +
-	"\n" +
-	"timeout_ms\x18\x04 \x01(\x03R\ttimeoutMs\x12!\n" +
-	"\foutput_limit\x18\x05 \x01(\x03R\voutputLimit\"j\n" +
-	"\n" +
-	"ExecOutput\x12\x16\n" +
-	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12,\n" +
-	"\x04exit\x18\x03 \x01(\v2\x18.kuri.keeper.v1.ExecExitR\x04exit\";\n" +
-	"\bExecExit\x12\x12\n" +
-	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x1b\n" +
-	"\ttimed_out\x18\x02 \x01(\bR\btimedOut\"\"\n" +
+	"\x0eDeleteResponse\"\"\n" +
 	"\x10ReopenLogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x13\n" +
 	"\x11ReopenLogResponse\">\n" +
@@ -1809,7 +1606,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\aCREATED\x10\x01\x12\v\n" +
 	"\aRUNNING\x10\x02\x12\n" +
 	"\n" +
-	"\x06EXITED\x10\x032\xfb\x06\n" +
+	"\x06EXITED\x10\x032\xb8\x06\n" +
 	"\x06Keeper\x12A\n" +
 	"\x04Info\x12\x1b.kuri.keeper.v1.InfoRequest\x1a\x1c.kuri.keeper.v1.InfoResponse\x12N\n" +
 	"\rCreateSandbox\x12$.kuri.keeper.v1.CreateSandboxRequest\x1a\x17.kuri.keeper.v1.Sandbox\x12\\\n" +
@@ -1819,8 +1616,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x05Start\x12\x1c.kuri.keeper.v1.StartRequest\x1a\x19.kuri.keeper.v1.Container\x12G\n" +
 	"\x06Update\x12\x1d.kuri.keeper.v1.UpdateRequest\x1a\x1e.kuri.keeper.v1.UpdateResponse\x12G\n" +
 	"\x06Signal\x12\x1d.kuri.keeper.v1.SignalRequest\x1a\x1e.kuri.keeper.v1.SignalResponse\x12G\n" +
-	"\x06Delete\x12\x1d.kuri.keeper.v1.DeleteRequest\x1a\x1e.kuri.keeper.v1.DeleteResponse\x12A\n" +
-	"\x04Exec\x12\x1b.kuri.keeper.v1.ExecRequest\x1a\x1a.kuri.keeper.v1.ExecOutput0\x01\x12P\n" +
+	"\x06Delete\x12\x1d.kuri.keeper.v1.DeleteRequest\x1a\x1e.kuri.keeper.v1.DeleteResponse\x12P\n" +
 	"\tReopenLog\x12 .kuri.keeper.v1.ReopenLogRequest\x1a!.kuri.keeper.v1.ReopenLogResponse\x12G\n" +
 	"\x06Events\x12\x1d.kuri.keeper.v1.EventsRequest\x1a\x1e.kuri.keeper.v1.EventsResponseB2Z0github.com/kuri-cri/kuri/internal/keeper/api;apib\x06proto3"
 
@@ -1837,7 +1633,7 @@ func file_internal_keeper_api_keeper_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_keeper_api_keeper_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(State)(0),                    // 0: kuri.keeper.v1.State
 	(*InfoRequest)(nil),           // 1: kuri.keeper.v1.InfoRequest
@@ -1860,58 +1656,52 @@ var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(*SignalResponse)(nil),        // 18: kuri.keeper.v1.SignalResponse
 	(*DeleteRequest)(nil),         // 19: kuri.keeper.v1.DeleteRequest
 	(*DeleteResponse)(nil),        // 20: kuri.keeper.v1.DeleteResponse
-	(*ExecRequest)(nil),           // 21: kuri.keeper.v1.ExecRequest
-	(*ExecOutput)(nil),            // 22: kuri.keeper.v1.ExecOutput
-	(*ExecExit)(nil),              // 23: kuri.keeper.v1.ExecExit
-	(*ReopenLogRequest)(nil),      // 24: kuri.keeper.v1.ReopenLogRequest
-	(*ReopenLogResponse)(nil),     // 25: kuri.keeper.v1.ReopenLogResponse
-	(*EventsRequest)(nil),         // 26: kuri.keeper.v1.EventsRequest
-	(*EventsResponse)(nil),        // 27: kuri.keeper.v1.EventsResponse
-	(*Event)(nil),                 // 28: kuri.keeper.v1.Event
-	nil,                           // 29: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	nil,                           // 30: kuri.keeper.v1.Sandbox.NamespacesEntry
+	(*ReopenLogRequest)(nil),      // 21: kuri.keeper.v1.ReopenLogRequest
+	(*ReopenLogResponse)(nil),     // 22: kuri.keeper.v1.ReopenLogResponse
+	(*EventsRequest)(nil),         // 23: kuri.keeper.v1.EventsRequest
+	(*EventsResponse)(nil),        // 24: kuri.keeper.v1.EventsResponse
+	(*Event)(nil),                 // 25: kuri.keeper.v1.Event
+	nil,                           // 26: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	nil,                           // 27: kuri.keeper.v1.Sandbox.NamespacesEntry
 }
 var file_internal_keeper_api_keeper_proto_depIdxs = []int32{
-	29, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	30, // 1: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
+	26, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	27, // 1: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
 	4,  // 2: kuri.keeper.v1.ListResponse.sandboxes:type_name -> kuri.keeper.v1.Sandbox
 	12, // 3: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
 	9,  // 4: kuri.keeper.v1.CreateRequest.rootfs:type_name -> kuri.keeper.v1.Rootfs
 	11, // 5: kuri.keeper.v1.CreateRequest.overlays:type_name -> kuri.keeper.v1.Overlay
 	0,  // 6: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
 	13, // 7: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
-	23, // 8: kuri.keeper.v1.ExecOutput.exit:type_name -> kuri.keeper.v1.ExecExit
-	28, // 9: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
-	12, // 10: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
-	1,  // 11: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
-	3,  // 12: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
-	5,  // 13: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
-	7,  // 14: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
-	10, // 15: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
-	14, // 16: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
-	15, // 17: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
-	17, // 18: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
-	19, // 19: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
-	21, // 20: kuri.keeper.v1.Keeper.Exec:input_type -> kuri.keeper.v1.ExecRequest
-	24, // 21: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
-	26, // 22: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
-	2,  // 23: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
-	4,  // 24: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
-	6,  // 25: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
-	8,  // 26: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
-	12, // 27: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
-	12, // 28: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
-	16, // 29: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
-	18, // 30: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
-	20, // 31: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
-	22, // 32: kuri.keeper.v1.Keeper.Exec:output_type -> kuri.keeper.v1.ExecOutput
-	25, // 33: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
-	27, // 34: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
-	23, // [23:35] is the sub-list for method output_type
-	11, // [11:23] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	25, // 8: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
+	12, // 9: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
+	1,  // 10: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
+	3,  // 11: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
+	5,  // 12: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
+	7,  // 13: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
+	10, // 14: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
+	14, // 15: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
+	15, // 16: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
+	17, // 17: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
+	19, // 18: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
+	21, // 19: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
+	23, // 20: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
+	2,  // 21: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
+	4,  // 22: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
+	6,  // 23: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
+	8,  // 24: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
+	12, // 25: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
+	12, // 26: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
+	16, // 27: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
+	18, // 28: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
+	20, // 29: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
+	22, // 30: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
+	24, // 31: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
+	21, // [21:32] is the sub-list for method output_type
+	10, // [10:21] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_internal_keeper_api_keeper_proto_init() }
@@ -1926,7 +1716,7 @@ func file_internal_keeper_api_keeper_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_keeper_api_keeper_proto_rawDesc), len(file_internal_keeper_api_keeper_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -17,22 +17,8 @@ type KeeperService interface {
 	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
-	Exec(context.Context, *ExecRequest, Keeper_ExecServer) error
 	ReopenLog(context.Context, *ReopenLogRequest) (*ReopenLogResponse, error)
 	Events(context.Context, *EventsRequest) (*EventsResponse, error)
-}
-
-type Keeper_ExecServer interface {
-	Send(*ExecOutput) error
-	ttrpc.StreamServer
-}
-
-type keeperExecServer struct {
-	ttrpc.StreamServer
-}
-
-func (x *keeperExecServer) Send(m *ExecOutput) error {
-	return x.StreamServer.SendMsg(m)
 }
 
 func RegisterKeeperService(srv *ttrpc.Server, svc KeeperService) {
@@ -116,42 +102,14 @@ func RegisterKeeperService(srv *ttrpc.Server, svc KeeperService) {
 				return svc.Events(ctx, &req)
 			},
 		},
-		Streams: map[string]ttrpc.Stream{
-			"Exec": {
-				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
-					m := new(ExecRequest)
-					if err := stream.RecvMsg(m); err != nil {
-						return nil, err
-					}
-					return nil, svc.Exec(ctx, m, &keeperExecServer{stream})
-				},
-				StreamingClient: false,
-				StreamingServer: true,
-			},
-		},
 	})
-}
-
-type KeeperClient interface {
-	Info(context.Context, *InfoRequest) (*InfoResponse, error)
-	CreateSandbox(context.Context, *CreateSandboxRequest) (*Sandbox, error)
-	RemoveSandbox(context.Context, *RemoveSandboxRequest) (*RemoveSandboxResponse, error)
-	List(context.Context, *ListRequest) (*ListResponse, error)
-	Create(context.Context, *CreateRequest) (*Container, error)
-	Start(context.Context, *StartRequest) (*Container, error)
-	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
-	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
-	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
-	Exec(context.Context, *ExecRequest) (Keeper_ExecClient, error)
-	ReopenLog(context.Context, *ReopenLogRequest) (*ReopenLogResponse, error)
-	Events(context.Context, *EventsRequest) (*EventsResponse, error)
 }
 
 type keeperClient struct {
 	client *ttrpc.Client
 }
 
-func NewKeeperClient(client *ttrpc.Client) KeeperClient {
+func NewKeeperClient(client *ttrpc.Client) KeeperService {
 	return &keeperClient{
 		client: client,
 	}
@@ -227,35 +185,6 @@ func (c *keeperClient) Delete(ctx context.Context, req *DeleteRequest) (*DeleteR
 		return nil, err
 	}
 	return &resp, nil
-}
-
-func (c *keeperClient) Exec(ctx context.Context, req *ExecRequest) (Keeper_ExecClient, error) {
-	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
-		StreamingClient: false,
-		StreamingServer: true,
-	}, "kuri.keeper.v1.Keeper", "Exec", req)
-	if err != nil {
-		return nil, err
-	}
-	x := &keeperExecClient{stream}
-	return x, nil
-}
-
-type Keeper_ExecClient interface {
-	Recv() (*ExecOutput, error)
-	ttrpc.ClientStream
-}
-
-type keeperExecClient struct {
-	ttrpc.ClientStream
-}
-
-func (x *keeperExecClient) Recv() (*ExecOutput, error) {
-	m := new(ExecOutput)
-	if err := x.ClientStream.RecvMsg(m); err != nil {
-		return nil, err
-	}
-	return m, nil
 }
 
 func (c *keeperClient) ReopenLog(ctx context.Context, req *ReopenLogRequest) (*ReopenLogResponse, error) {

@@ -9,6 +9,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
 
@@ -24,14 +25,16 @@ type container struct {
 	ready chan struct{} // closed when Create has ended, well or not
 
 	// Set by Create before ready, and constant then.
-	made    *oci.Created
-	rootfs  string   // where the root filesystem is mounted; on the host an empty directory
-	pidfd   *os.File // of the first process; closed when it has been reaped
-	stdin   *os.File // nil when it is /dev/null
-	outputs []*source
-	pumps   sync.WaitGroup // those that copy the outputs to the log
-	log     *logFile       // nil without a log
-	exited  chan struct{}  // closed when the state is EXITED
+	made     *oci.Created
+	rootfs   string   // where the root filesystem is mounted; on the host an empty directory
+	pidfd    *os.File // of the first process; closed when it has been reaped
+	stdin    stdin
+	outputs  []*session.Source
+	terminal *os.File       // the same as outputs[0], to write to; nil without a terminal
+	audience audience       // who is attached
+	pumps    sync.WaitGroup // those that copy the outputs to the log
+	log      *logFile       // nil without a log
+	exited   chan struct{}  // closed when the state is EXITED
 
 	mu        sync.Mutex // guards all below
 	state     api.State  // UNKNOWN while it is being created

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
@@ -86,7 +87,11 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	}
 
 	// 6. Those who wait for it and write its log.
-	c.stdin, c.outputs = stdio.stdin, stdio.outputs
+	c.stdin.set(stdio.stdin, req.StdinOnce)
+	c.outputs, c.terminal = stdio.outputs, stdio.terminal
+	if req.StdinOnce {
+		c.audience.keep()
+	}
 	c.mu.Lock()
 	c.state, c.createdAt = api.State_CREATED, time.Now().UnixNano()
 	c.mu.Unlock()
@@ -193,13 +198,16 @@ func (s *Server) discard(c *container) error {
 	return s.runtime.Delete(c.id)
 }
 
-// pump copies one stream to the log, or to nowhere.
-func (c *container) pump(src *source) {
+// pump copies one stream to the log, if there is one, and to those who are attached.
+func (c *container) pump(src *session.Source) {
 	if c.log == nil {
-		src.copyTo(func([]byte) {})
+		src.CopyTo(func(data []byte) { c.audience.tell(src.Stream, data) })
 		return
 	}
-	l := &lines{stream: src.stream, log: c.log}
-	src.copyTo(l.add)
+	l := &lines{stream: src.Stream, log: c.log}
+	src.CopyTo(func(data []byte) {
+		l.add(data)
+		c.audience.tell(src.Stream, data)
+	})
 	l.flush()
 }

@@ -6,6 +6,7 @@
 // What it owns:
 //
 //	<state>/keeper.sock     its protocol (package keeper/api), mode 0600
+//	<state>/keeper-session.sock  execs and attachments (package keeper/session)
 //	<state>/keeper/lock     locked while it serves, with its pid in it
 //	<state>/mounts/         one private tmpfs, its only mount on the host; below it are empty directories, over which a
 //	                        container's own mount namespace has its root filesystem (<container>/rootfs) and the
@@ -19,6 +20,9 @@
 // Locks: Server.mu guards the two maps, container.mu a container's state, and container.verb keeps two verbs on one
 // container apart; none is held over anything that can hang, such as the death of a process. Operations run to their end
 // whatever becomes of the caller; one that asks again joins (package flight).
+//
+// A session (exec, attach) hands descriptors over: the bytes of an exec never come by here. Of a container's output the
+// keeper is the reader, for the log; it writes a copy into the pipe of each one who is attached.
 //
 // Goroutines: each container has one that waits for its exit, and one for each stream of its output; they sleep in the
 // netpoller, no OS thread waits. No buffer is held while there is nothing to read.

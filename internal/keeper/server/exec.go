@@ -5,65 +5,49 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
+	"os"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
 
-// Exec runs a process in a running container and sends its output as it comes; the last message has its exit. When ctx
-// ends (the caller is gone) or the request's time is over, the process and all that it has started are killed. A child
-// that it leaves behind on an ordinary exit lives on and delays nothing.
-func (s *Server) Exec(ctx context.Context, req *api.ExecRequest, send func(*api.ExecOutput) error) error {
-	defer s.stir()
+// execSession runs a process in a running container, whose stdio it hands to the caller, and returns its exit code. When
+// ctx ends (the caller has had enough, or is gone) the process and all that it has started are killed. A child that it
+// leaves behind on an ordinary exit lives on and delays nothing.
+func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.ExecSession) (code int, err error) {
 	c, err := s.container(req.Id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if c.currentState() != api.State_RUNNING {
-		return fault.New(fault.Precondition, "container %s does not run", req.Id)
+		return 0, fault.New(fault.Precondition, "container %s does not run", req.Id)
 	}
 	if len(req.Args) == 0 {
-		return fault.New(fault.Invalid, "no command to execute in container %s", req.Id)
-	}
-	if req.TimeoutMs > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, time.Duration(req.TimeoutMs)*time.Millisecond, errTimedOut)
-		defer cancel()
+		return 0, fault.New(fault.Invalid, "no command to execute in container %s", req.Id)
 	}
 
 	// 1. The process.
 	x, err := s.startExec(c, req)
 	if err != nil {
-		return err
+		return 0, err
 	}
 
-	// 2. Its output.
-	var pumps sync.WaitGroup
-	for _, src := range x.stdio.outputs {
-		pumps.Go(func() { src.copyTo(limited(src.stream, req.OutputLimit, send)) })
+	// 2. Our ends of its stdio, which are the caller's from now on.
+	if err := x.stdio.handOver(conn); err != nil {
+		return 0, errors.Join(fmt.Errorf("hand the stdio of an exec over: %w", err), x.kill())
 	}
 
-	// 3. Its end, or ours.
-	timedOut, err := x.await(ctx)
-
-	// 4. What it has written by then.
-	for _, src := range x.stdio.outputs {
-		src.finish(drainLimit / 2)
+	// 3. Its end, or the caller's.
+	if err := x.await(ctx); err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", req.Id, err)
 	}
-	pumps.Wait()
-	if err != nil {
-		return fmt.Errorf("exec in container %s: %w", req.Id, err)
-	}
-	return send(&api.ExecOutput{Exit: &api.ExecExit{Code: int32(x.code), TimedOut: timedOut}})
+	return x.code, nil
 }
 
-// errTimedOut is why the context of an exec ends when its own time is over, not the caller's.
-var errTimedOut = fault.New(fault.Deadline, "the exec's time is over")
-
-// execution is a process that runs for an Exec.
+// execution is a process that runs for a session.
 type execution struct {
 	running *oci.Running
 	stdio   *stdio
@@ -72,14 +56,14 @@ type execution struct {
 	err     error
 }
 
-func (s *Server) startExec(c *container, req *api.ExecRequest) (_ *execution, err error) {
+func (s *Server) startExec(c *container, req *api.ExecSession) (_ *execution, err error) {
 	spec, err := s.runtime.ReadSpec(c.bundle)
 	if err != nil {
 		return nil, err
 	}
 	p := spec.Process
 	p.Args, p.Terminal = req.Args, req.Tty
-	stdio, err := openStdio(req.Tty, false)
+	stdio, err := openStdio(req.Tty, req.Stdin)
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +91,25 @@ func (s *Server) startExec(c *container, req *api.ExecRequest) (_ *execution, er
 	return x, nil
 }
 
+// handOver gives our ends to the other side of a session and closes them here.
+func (s *stdio) handOver(conn *session.Conn) error {
+	defer s.close()
+	reply, files := &api.SessionReply{}, []*os.File{}
+	add := func(name string, f *os.File) {
+		if f != nil {
+			reply.Files, files = append(reply.Files, name), append(files, f)
+		}
+	}
+	add("terminal", s.terminal)
+	add("stdin", s.stdin)
+	for _, src := range s.outputs {
+		if src.File != s.terminal {
+			add(src.Stream, src.File)
+		}
+	}
+	return conn.Send(reply, files...)
+}
+
 // watchExec waits for the process and reaps it.
 func (s *Server) watchExec(x *execution) {
 	defer close(x.ended)
@@ -125,51 +128,27 @@ func (s *Server) watchExec(x *execution) {
 	}
 }
 
-// await returns when the process has ended; when ctx ends first it kills it and all that it has started. An error says
-// that the caller is gone, or that the process cannot be killed.
-func (x *execution) await(ctx context.Context) (timedOut bool, err error) {
+// await returns when the process has ended; when ctx ends first it kills it and all that it has started.
+func (x *execution) await(ctx context.Context) error {
 	select {
 	case <-x.ended:
-		return false, x.err
 	case <-ctx.Done():
+		if err := x.kill(); err != nil {
+			return err
+		}
 	}
-	if err := x.kill(); err != nil {
-		return false, err
-	}
-	if context.Cause(ctx) != errTimedOut {
-		return false, ctx.Err()
-	}
-	return true, x.err
+	return x.err
 }
 
 // kill kills the process and all that it has started, and waits until it has been reaped, within killLimit.
 func (x *execution) kill() error {
 	if err := x.running.Kill(killLimit); err != nil {
-		return fault.New(fault.Deadline, "kill it after its time: %w", err)
+		return fault.New(fault.Deadline, "kill it: %w", err)
 	}
 	select {
 	case <-x.ended:
 		return nil
 	case <-time.After(killLimit):
 		return fault.New(fault.Deadline, "it cannot be killed: process %s", oci.Describe(x.running.Pid))
-	}
-}
-
-// limited returns a function that sends the first limit bytes of a stream, all without a limit, and drops the rest.
-func limited(stream string, limit int64, send func(*api.ExecOutput) error) func([]byte) {
-	left := limit
-	return func(data []byte) {
-		if limit > 0 {
-			data = data[:min(int64(len(data)), left)]
-			left -= int64(len(data))
-		}
-		if len(data) == 0 {
-			return
-		}
-		out := &api.ExecOutput{Stdout: data}
-		if stream == "stderr" {
-			out = &api.ExecOutput{Stderr: data}
-		}
-		send(out) // fails when the caller is gone, which ends the exec by its context
 	}
 }

@@ -6,12 +6,9 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
-
-// drainLimit bounds the wait for output after the process that was to write it has ended. It is met only when someone
-// else holds the other end open.
-const drainLimit = 100 * time.Millisecond
 
 // watch waits for the end of a container's first process and does what follows from it, in this order.
 func (s *Server) watch(c *container) {
@@ -36,9 +33,10 @@ func (s *Server) watch(c *container) {
 
 	// 4. The last of its output.
 	for _, src := range c.outputs {
-		src.finish(drainLimit)
+		src.Finish(session.DrainLimit)
 	}
 	c.pumps.Wait()
+	c.audience.end()
 	c.closeFiles()
 
 	// 5. The record, before anyone is told.
@@ -60,9 +58,7 @@ func (s *Server) watch(c *container) {
 // closeFiles gives up the descriptors of a container that has exited.
 func (c *container) closeFiles() {
 	c.pidfd.Close()
-	if c.stdin != nil {
-		c.stdin.Close()
-	}
+	c.stdin.close()
 	if c.log != nil {
 		c.log.close()
 	}

@@ -333,17 +333,13 @@ func (n *node) output(j *job) string {
 	return out.String()
 }
 
-// exec runs a script in a container and returns its exit, its stdout and its stderr.
-func (n *node) exec(j *job, script string, change ...func(*api.ExecRequest)) (*api.ExecExit, string, string) {
+// exec runs a script in a container and returns its exit code, its stdout and its stderr.
+func (n *node) exec(j *job, script string) (int32, string, string) {
 	n.t.Helper()
-	req := &api.ExecRequest{Id: j.Id, Args: []string{"/bin/sh", "-c", script}}
-	for _, c := range change {
-		c(req)
-	}
 	var stdout, stderr bytes.Buffer
-	exit, err := n.Exec(n.t.Context(), req, &stdout, &stderr)
+	code, err := n.Exec(n.t.Context(), j.Id, []string{"/bin/sh", "-c", script}, false, keeper.Streams{Stdout: &stdout, Stderr: &stderr})
 	n.must(err)
-	return exit, stdout.String(), stderr.String()
+	return code, stdout.String(), stderr.String()
 }
 
 // mounts lists the host's mounts that are of this node. Those of others on the machine come and go.

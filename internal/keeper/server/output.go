@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -17,92 +16,8 @@ import (
 // partMax is the longest content of one entry of a log, in bytes; a longer line is written in parts (tag P).
 const partMax = 16 << 10
 
-// buffers are for reading pipes and for writing logs. One is taken when there is something to read, and given back.
+// buffers are for writing logs. One is taken when there is something to write, and given back.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
-
-// source is our end of a process's output: a pipe or a terminal.
-type source struct {
-	stream string // stdout or stderr
-	file   *os.File
-}
-
-// newSource makes a source of a descriptor that it then owns.
-func newSource(fd int, stream string) (*source, error) {
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return &source{stream, os.NewFile(uintptr(fd), stream)}, nil
-}
-
-// copyTo gives each piece that is read to use, until the other end is closed by all who hold it, or until finish; then it
-// closes the source.
-func (s *source) copyTo(use func([]byte)) {
-	defer s.file.Close()
-	for {
-		err := s.read(use, true)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			s.drain(use)
-			return
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-// finish lets copyTo end after limit even when someone holds the other end open. What has been written by then is read.
-func (s *source) finish(limit time.Duration) {
-	s.file.SetReadDeadline(time.Now().Add(limit)) // fails when copyTo has ended already
-}
-
-// drainMax bounds what is read of a stream that someone goes on writing to after its process has ended, in pieces.
-const drainMax = 64
-
-func (s *source) drain(use func([]byte)) {
-	s.file.SetReadDeadline(time.Time{})
-	for range drainMax {
-		if s.read(use, false) != nil {
-			return
-		}
-	}
-}
-
-// read reads once, into a buffer that it takes when there is data, and gives that to use. Without wait it returns EAGAIN
-// when there is none.
-func (s *source) read(use func([]byte), wait bool) error {
-	conn, err := s.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var n int
-	var rerr error
-	err = conn.Read(func(fd uintptr) bool {
-		buf := buffers.Get().(*[]byte)
-		defer buffers.Put(buf)
-		for {
-			if n, rerr = unix.Read(int(fd), *buf); rerr != unix.EINTR {
-				break
-			}
-		}
-		if rerr == unix.EAGAIN {
-			return !wait
-		}
-		if n > 0 {
-			use((*buf)[:n])
-		}
-		return true
-	})
-	switch {
-	case err != nil:
-		return err
-	case rerr != nil: // EIO is how a terminal says that its other end is closed
-		return rerr
-	case n == 0:
-		return io.EOF
-	}
-	return nil
-}
 
 // logFile is a container's log in the CRI's format: "RFC3339Nano stream P|F content".
 type logFile struct {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -100,30 +99,5 @@ func TestATornEntryIsEnded(t *testing.T) {
 	}
 	if !strings.HasSuffix(string(body), " stdout F after\n") || strings.Count(string(body), "\n") != 3 || log.dropped != 0 {
 		t.Errorf("log of %d bytes ends with %q", len(body), body[max(0, len(body)-60):])
-	}
-}
-
-func TestSourceDoesNotWaitForAHolderOfThePipe(t *testing.T) {
-	read, write, err := pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(write) // the holder
-	src, err := newSource(read, "stdout")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := unix.Write(write, []byte("last words")); err != nil {
-		t.Fatal(err)
-	}
-	src.finish(20 * time.Millisecond)
-	var got []byte
-	start := time.Now()
-	src.copyTo(func(b []byte) { got = append(got, b...) })
-	if string(got) != "last words" || time.Since(start) > time.Second {
-		t.Errorf("%q after %s", got, time.Since(start))
-	}
-	if _, err := src.file.Stat(); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("the source is left open: %v", err)
 	}
 }

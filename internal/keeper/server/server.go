@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -29,15 +27,16 @@ import (
 
 // Server is a keeper. It is safe for concurrent use.
 type Server struct {
-	state   string
-	version string
-	runtime *oci.Embedded
-	holder  *namespace.Holder
-	lock    *os.File
-	events  *events
-	reaper  *reaper
-	execs   atomic.Uint64
-	rest    *time.Timer // fires when nothing has been asked for a while
+	state    string
+	version  string
+	runtime  *oci.Embedded
+	holder   *namespace.Holder
+	lock     *os.File
+	events   *events
+	reaper   *reaper
+	execs    atomic.Uint64
+	sessions sync.WaitGroup
+	rest     *time.Timer // fires when nothing has been asked for a while
 
 	sandboxFlights   flight.Group[string, *api.Sandbox]
 	containerFlights flight.Group[string, *api.Container]
@@ -103,24 +102,26 @@ func writeAt(f *os.File, text string) error {
 	return err
 }
 
-// Serve listens and answers until Close. Ready is called once when the socket takes connections.
+// Serve listens and answers until ctx ends. Ready is called once when the sockets take connections.
 func (s *Server) Serve(ctx context.Context, ready func()) error {
-	path := filepath.Join(s.state, "keeper.sock")
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	l, err := s.listen("keeper.sock")
+	if err != nil {
 		return err
 	}
-	// The mode is right from the first moment: no other thread makes files yet.
-	old := syscall.Umask(0o177)
-	l, err := net.Listen("unix", path)
-	syscall.Umask(old)
+	sessions, err := s.listen("keeper-session.sock")
 	if err != nil {
+		l.Close()
 		return err
 	}
 	srv, err := ttrpc.NewServer()
 	if err != nil {
-		return err
+		return errors.Join(err, l.Close(), sessions.Close())
 	}
 	api.RegisterKeeperService(srv, &wire{s})
+	var served sync.WaitGroup
+	defer served.Wait()
+	served.Go(func() { s.serveSessions(sessions) })
+	defer sessions.Close()
 	context.AfterFunc(ctx, func() { srv.Close() })
 	ready()
 	err = srv.Serve(ctx, l)
@@ -204,10 +205,6 @@ func (w *wire) Signal(_ context.Context, req *api.SignalRequest) (*api.SignalRes
 
 func (w *wire) Delete(ctx context.Context, req *api.DeleteRequest) (*api.DeleteResponse, error) {
 	return &api.DeleteResponse{}, told("delete", req.Id, w.s.Delete(ctx, req.Id))
-}
-
-func (w *wire) Exec(ctx context.Context, req *api.ExecRequest, stream api.Keeper_ExecServer) error {
-	return told("exec", req.Id, w.s.Exec(ctx, req, stream.Send))
 }
 
 func (w *wire) ReopenLog(_ context.Context, req *api.ReopenLogRequest) (*api.ReopenLogResponse, error) {

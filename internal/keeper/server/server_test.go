@@ -212,9 +212,10 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("exit %+v, output %q", exit, out)
 	}
 	j := n.run(box, "sleep 1000")
-	x, stdout, stderr := n.exec(j, "tty; echo err >&2", func(r *api.ExecRequest) { r.Tty = true })
-	if x.Code != 0 || !strings.HasSuffix(stdout, "err\r\n") || stderr != "" {
-		t.Errorf("exec %+v %q %q", x, stdout, stderr)
+	var stdout bytes.Buffer
+	code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", "tty; echo err >&2"}, true, keeper.Streams{Stdout: &stdout})
+	if err != nil || code != 0 || !strings.HasSuffix(stdout.String(), "err\r\n") {
+		t.Errorf("exec %d %q %v", code, &stdout, err)
 	}
 }
 
@@ -299,28 +300,27 @@ func TestExec(t *testing.T) {
 		j.spec.Process.Cwd = "/tmp"
 	})
 	x, stdout, stderr := n.exec(j, `echo $COLOR; pwd; id -u; grep -E 'NoNewPrivs|CapEff' /proc/self/status; echo err >&2; exit 5`)
-	if x.Code != 5 || x.TimedOut || stderr != "err\n" || stdout != "blue\n/tmp\n1000\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n" {
-		t.Errorf("%+v %q %q", x, stdout, stderr)
+	if x != 5 || stderr != "err\n" || stdout != "blue\n/tmp\n1000\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n" {
+		t.Errorf("%d %q %q", x, stdout, stderr)
 	}
-	if x, _, _ = n.exec(j, "kill -9 $$"); x.Code != 137 {
-		t.Errorf("%+v", x)
+	if x, _, _ = n.exec(j, "kill -9 $$"); x != 137 {
+		t.Errorf("%d", x)
 	}
-	_, err := n.Exec(t.Context(), &api.ExecRequest{Id: j.Id, Args: []string{"nonesuch"}}, &bytes.Buffer{}, &bytes.Buffer{})
+	_, err := n.Exec(t.Context(), j.Id, []string{"nonesuch"}, false, keeper.Streams{})
 	wantKind(t, err, fault.Invalid)
 	t.Log(err)
-	_, err = n.Exec(t.Context(), &api.ExecRequest{Id: "nonesuch", Args: []string{"true"}}, &bytes.Buffer{}, &bytes.Buffer{})
+	_, err = n.Exec(t.Context(), "nonesuch", []string{"true"}, false, keeper.Streams{})
 	wantKind(t, err, fault.NotFound)
 
-	// Output up to the limit, the rest dropped, the process not held up.
-	x, stdout, stderr = n.exec(j, `head -c 40000000 /dev/zero; head -c 10 /dev/zero >&2; exit 6`, func(r *api.ExecRequest) { r.OutputLimit = 16 << 20 })
-	if x.Code != 6 || len(stdout) != 16<<20 || len(stderr) != 10 {
-		t.Errorf("%+v, %d and %d bytes", x, len(stdout), len(stderr))
+	x, stdout, stderr = n.exec(j, `head -c 40000000 /dev/zero; head -c 10 /dev/zero >&2; exit 6`)
+	if x != 6 || len(stdout) != 40000000 || len(stderr) != 10 {
+		t.Errorf("%d, %d and %d bytes", x, len(stdout), len(stderr))
 	}
 	n.wantNoExecCgroups(j)
 
 	n.must(n.Signal(t.Context(), j.Id, syscall.SIGKILL, false))
 	n.wait(j)
-	_, err = n.Exec(t.Context(), &api.ExecRequest{Id: j.Id, Args: []string{"true"}}, &bytes.Buffer{}, &bytes.Buffer{})
+	_, err = n.Exec(t.Context(), j.Id, []string{"true"}, false, keeper.Streams{})
 	wantKind(t, err, fault.Precondition)
 }
 
@@ -331,21 +331,15 @@ func TestExecTimeoutKillsTheTree(t *testing.T) {
 	j := n.run(box, `while :; do sleep 0.1; done`)
 	script := `sleep 4321 & setsid sleep 4322 & (sleep 4323 & ) ; (setsid sh -c 'sleep 4324 & sleep 4325' &) ; echo started; sleep 4326`
 	start := time.Now()
-	x, stdout, _ := n.exec(j, script, func(r *api.ExecRequest) { r.TimeoutMs = 500 })
-	if !x.TimedOut || stdout != "started\n" {
-		t.Errorf("%+v %q", x, stdout)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	var stdout bytes.Buffer
+	_, err := n.Exec(ctx, j.Id, []string{"/bin/sh", "-c", script}, false, keeper.Streams{Stdout: &stdout})
+	if !errors.Is(err, context.DeadlineExceeded) || stdout.String() != "started\n" {
+		t.Errorf("%v %q", err, &stdout)
 	}
 	if took := time.Since(start); took < 500*time.Millisecond || took > 3*time.Second {
 		t.Errorf("took %s", took)
-	}
-	n.wantNoProcess(j, "432")
-
-	// The caller goes away.
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	_, err := n.Client.Exec(ctx, &api.ExecRequest{Id: j.Id, Args: []string{"/bin/sh", "-c", script}}, &bytes.Buffer{}, &bytes.Buffer{})
-	if !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("error %v", err)
 	}
 	n.wantNoProcess(j, "432")
 	n.wantNoExecCgroups(j)
@@ -357,8 +351,8 @@ func TestExecIsNotDelayedByABackgroundChild(t *testing.T) {
 	j := n.run(box, `while :; do sleep 0.1; done`)
 	start := time.Now()
 	x, stdout, _ := n.exec(j, `sleep 4330 & echo here; exit 4`)
-	if took := time.Since(start); x.Code != 4 || stdout != "here\n" || took > time.Second {
-		t.Errorf("%+v %q after %s", x, stdout, took)
+	if took := time.Since(start); x != 4 || stdout != "here\n" || took > time.Second {
+		t.Errorf("%d %q after %s", x, stdout, took)
 	}
 	_, ps, _ := n.exec(j, "ps")
 	if !strings.Contains(ps, "sleep 4330") {
@@ -427,7 +421,7 @@ func TestHostPIDOrphansAreReaped(t *testing.T) {
 		t.Errorf("zombies are left: %v", zombies(int(info.Pid)))
 	}
 	x, _, _ := n.exec(j, "setsid sleep 4351 & exit 0")
-	if x.Code != 0 {
+	if x != 0 {
 		t.Errorf("%+v", x)
 	}
 	n.must(n.Delete(t.Context(), j.Id))

@@ -7,15 +7,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
 
 // stdio is both ends of a process's standard streams.
 type stdio struct {
-	theirs  oci.Stdio // given to the process, then closed here
-	stdin   *os.File  // ours; nil when theirs is /dev/null
-	outputs []*source // ours: stdout and stderr, or the terminal
-	console *os.File  // our end of the socket over which the terminal comes; nil without one
+	theirs   oci.Stdio         // given to the process, then closed here
+	stdin    *os.File          // ours; nil when theirs is /dev/null
+	outputs  []*session.Source // ours: stdout and stderr, or the terminal
+	terminal *os.File          // the same as outputs[0], to write to; nil without one
+	console  *os.File          // our end of the socket over which the terminal comes; nil without one
 }
 
 // openStdio makes pipes, or prepares for a terminal. Only our ends of pipes do not block; theirs are what a process
@@ -62,7 +64,7 @@ func (s *stdio) openOutput(stream string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	src, err := newSource(read, stream)
+	src, err := session.NewSource(read, stream)
 	if err != nil {
 		unix.Close(write)
 		return nil, err
@@ -103,11 +105,11 @@ func (s *stdio) receiveConsole() error {
 	if err != nil || len(fds) == 0 {
 		return errors.Join(errors.New("the init sent no console"), err)
 	}
-	src, err := newSource(fds[0], "stdout")
+	src, err := session.NewSource(fds[0], "stdout")
 	if err != nil {
 		return err
 	}
-	s.outputs = []*source{src}
+	s.outputs, s.terminal = []*session.Source{src}, src.File
 	return nil
 }
 
@@ -128,6 +130,6 @@ func (s *stdio) close() {
 		}
 	}
 	for _, src := range s.outputs {
-		src.file.Close()
+		src.File.Close()
 	}
 }

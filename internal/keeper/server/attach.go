@@ -1,0 +1,252 @@
+package server
+
+import (
+	"context"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/keeper/session"
+)
+
+// attachSession copies a container's output to the caller, from now on, until the container's exit, whose code it
+// returns, or until ctx ends. The caller has its stdin, too, if it wants it.
+func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api.AttachSession) (code int, err error) {
+	c, err := s.container(req.Id)
+	if err != nil {
+		return 0, err
+	}
+	if c.currentState() != api.State_RUNNING {
+		return 0, fault.New(fault.Precondition, "container %s does not run", req.Id)
+	}
+	l, theirs, err := newListener(c.terminal != nil)
+	if err != nil {
+		return 0, err
+	}
+	defer l.close()
+
+	// 1. What it hears by, and what it may write to.
+	if err := c.invite(conn, req.Stdin, theirs); err != nil {
+		return 0, err
+	}
+
+	// 2. All that the container says.
+	c.audience.join(l)
+	defer c.audience.leave(l)
+	select {
+	case <-c.exited:
+		return int(c.message().Exit.Code), nil
+	case <-l.late:
+		return 0, fault.New(fault.Exhausted, "detached: for %s the client took none of the output, for which the container had to wait", patience)
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// invite hands over what one who attaches reads from and, if there is one and it wants it, what it writes to.
+func (c *container) invite(conn *session.Conn, wantStdin bool, outputs []*os.File) error {
+	given := outputs // closed here in any case
+	defer func() {
+		for _, f := range given {
+			f.Close()
+		}
+	}()
+	reply := &api.SessionReply{Files: []string{"stdout", "stderr"}[:len(outputs)]}
+	files := slices.Clone(outputs)
+	switch {
+	case c.terminal != nil:
+		reply.Files, files = append(reply.Files, "terminal"), append(files, c.terminal)
+	case wantStdin:
+		in, err := c.stdin.take(c.id)
+		if err != nil {
+			return err
+		}
+		if in.ours {
+			given = append(given, in.file)
+		}
+		reply.Files, files = append(reply.Files, "stdin"), append(files, in.file)
+	}
+	return conn.Send(reply, files...)
+}
+
+// stdin is our end of a container's stdin.
+type stdin struct {
+	mu   sync.Mutex // guards all below
+	file *os.File   // nil when it is /dev/null, or was given away
+	once bool       // it is given to the first who attaches, and closed with that
+	gone bool       // given away, or closed
+}
+
+// set is called once, before the container is seen by others.
+func (s *stdin) set(file *os.File, once bool) { s.file, s.once = file, once }
+
+// taken is a stdin to write to.
+type taken struct {
+	file *os.File
+	ours bool // nobody else here has it: closing it, and what was sent of it, is the end of the stdin
+}
+
+// take returns the stdin for someone who attaches. The error is of kind Precondition.
+func (s *stdin) take(id string) (taken, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.gone:
+		return taken{}, fault.New(fault.Precondition, "the stdin of container %s is closed: it was open once (stdin_once)", id)
+	case s.file == nil:
+		return taken{}, fault.New(fault.Precondition, "container %s has no stdin; it has to be created with stdin", id)
+	case !s.once:
+		return taken{file: s.file}, nil
+	}
+	file := s.file
+	s.file, s.gone = nil, true
+	return taken{file, true}, nil
+}
+
+func (s *stdin) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.file != nil {
+		s.file.Close()
+		s.file, s.gone = nil, true
+	}
+}
+
+// patience is how long a container waits for one who is attached and reads nothing while its pipe is full. One who is
+// slow but reads has the container wait as a terminal would.
+const patience = 2 * time.Second
+
+// keptMax bounds what is kept of the output before the first one attaches, in bytes of each stream.
+const keptMax = 16 << 10
+
+// audience is those who are attached to a container's output.
+type audience struct {
+	mu        sync.Mutex // guards all below
+	listeners []*listener
+	keeping   bool // until the first joins
+	kept      [2][]byte
+	ended     bool
+}
+
+// listener is one of them. It has a pipe for each stream, or for a terminal's only one; we have the ends to write to.
+type listener struct {
+	mu    sync.Mutex // held over a write to pipes, which is bounded by patience
+	pipes []*os.File
+	late  chan struct{} // closed when it was too slow
+	once  sync.Once     // closes late
+}
+
+// newListener makes a listener, and the ends of its pipes that it reads from.
+func newListener(tty bool) (_ *listener, theirs []*os.File, err error) {
+	l := &listener{late: make(chan struct{})}
+	for len(l.pipes) == 0 || len(l.pipes) == 1 && !tty {
+		read, write, err := os.Pipe() // both close on exec, and do not block
+		if err != nil {
+			l.close()
+			for _, f := range theirs {
+				f.Close()
+			}
+			return nil, nil, err
+		}
+		l.pipes, theirs = append(l.pipes, write), append(theirs, read)
+	}
+	return l, theirs, nil
+}
+
+// close ends what the listener hears. Whoever writes to it right now stops.
+func (l *listener) close() {
+	for _, f := range l.pipes {
+		f.Close()
+	}
+}
+
+// hear writes to the listener's pipe, and waits for it as long as it reads.
+func (l *listener) hear(stream int, data []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hearLocked(stream, data)
+}
+
+func (l *listener) hearLocked(stream int, data []byte) {
+	pipe := l.pipes[stream]
+	for len(data) > 0 {
+		pipe.SetWriteDeadline(time.Now().Add(patience))
+		n, err := pipe.Write(data)
+		data = data[n:]
+		if err != nil && n == 0 {
+			l.once.Do(func() { close(l.late) })
+			return
+		}
+	}
+}
+
+// keep keeps the latest output for the first to join. It is called before there is any.
+func (a *audience) keep() { a.keeping = true }
+
+// tell gives a piece of output to all. It returns when all have it.
+func (a *audience) tell(stream string, data []byte) {
+	number := 0
+	if stream == "stderr" {
+		number = 1
+	}
+	a.mu.Lock()
+	if a.keeping {
+		kept := append(a.kept[number], data...)
+		a.kept[number] = slices.Clone(kept[max(0, len(kept)-keptMax):])
+	}
+	listeners := a.listeners
+	a.mu.Unlock()
+	for _, l := range listeners {
+		l.hear(number, data)
+	}
+}
+
+// join adds a listener. The first has what was kept.
+func (a *audience) join(l *listener) {
+	l.mu.Lock() // what comes meanwhile waits for what was kept
+	defer l.mu.Unlock()
+	for number, data := range a.add(l) {
+		if len(data) > 0 { // a terminal has no second stream
+			l.hearLocked(number, data)
+		}
+	}
+}
+
+func (a *audience) add(l *listener) (kept [2][]byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ended {
+		l.close()
+		return kept
+	}
+	kept = a.kept
+	a.keeping, a.kept = false, [2][]byte{}
+	a.listeners = append(slices.Clip(a.listeners), l) // tell may be reading the old one
+	return kept
+}
+
+// leave removes a listener and closes it.
+func (a *audience) leave(l *listener) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.listeners = slices.DeleteFunc(slices.Clone(a.listeners), func(x *listener) bool { return x == l })
+	if len(a.listeners) == 0 {
+		a.listeners = nil
+	}
+	l.close()
+}
+
+// end closes all, for there will be no more output.
+func (a *audience) end() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ended = true
+	a.keeping, a.kept = false, [2][]byte{}
+	for _, l := range a.listeners {
+		l.close()
+	}
+	a.listeners = nil
+}

@@ -1,0 +1,299 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
+)
+
+// screen is an output that can be looked at while it is written to.
+type screen struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *screen) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(b)
+}
+
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
+func (s *screen) await(t *testing.T, want string) {
+	t.Helper()
+	if !eventually(func() bool { return strings.Contains(s.String(), want) }) {
+		t.Fatalf("no %q in %q", want, s)
+	}
+}
+
+func TestExecReadsStdinToItsEnd(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "sleep 1000")
+	var stdout bytes.Buffer
+	in := strings.Repeat("0123456789abcdef", 1<<19) // 8 MiB: more than any pipe has
+	code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", "cat; exit 3"}, false, keeper.Streams{Stdin: strings.NewReader(in), Stdout: &stdout})
+	if err != nil || code != 3 || stdout.String() != in {
+		t.Errorf("%d, %d bytes, %v", code, stdout.Len(), err)
+	}
+	// A process that does not read is not waited for, and neither is its input.
+	never, end := io.Pipe()
+	defer end.Close()
+	if code, err = n.Exec(t.Context(), j.Id, []string{"true"}, false, keeper.Streams{Stdin: never}); err != nil || code != 0 {
+		t.Errorf("%d %v", code, err)
+	}
+	n.wantNoExecCgroups(j)
+}
+
+func TestTerminalIsResized(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "sleep 1000")
+	in, keys := io.Pipe()
+	defer keys.Close()
+	sizes := make(chan keeper.Size)
+	out := &screen{}
+	done := make(chan error, 1)
+	go func() {
+		code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", `trap 'stty size' WINCH; echo ready; read x; stty size; exit 9`}, true,
+			keeper.Streams{Stdin: in, Stdout: out, Resize: sizes})
+		if code != 9 {
+			err = errors.Join(err, fmt.Errorf("exit %d", code))
+		}
+		done <- err
+	}()
+	out.await(t, "ready")
+	sizes <- keeper.Size{Width: 101, Height: 37}
+	sizes <- keeper.Size{Width: 102, Height: 38}
+	io.WriteString(keys, "\n")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(out.String(), "38 102") {
+		t.Errorf("%q", out)
+	}
+}
+
+// A caller that takes nothing holds up its own exec, and costs the keeper and us no memory.
+func TestASlowCallerHoldsUpItsOwnExec(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "sleep 1000")
+	info, err := n.Info(t.Context())
+	n.must(err)
+	read, write := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.Exec(ctx, j.Id, []string{"sh", "-c", "echo begin; exec dd if=/dev/zero bs=1M count=4321"}, false, keeper.Streams{Stdout: write})
+		done <- err
+	}()
+	read.Read(make([]byte, 1))
+	before := memory(t, int(info.Pid))
+	if code, out, _ := n.exec(j, "echo other"); code != 0 || out != "other\n" {
+		t.Errorf("%d %q", code, out)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if grown := memory(t, int(info.Pid)) - before; grown > 4<<20 {
+		t.Errorf("the keeper has grown by %d bytes", grown)
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("ended: %v", err)
+	default:
+	}
+	cancel()
+	read.Close() // as a server does whose client is gone
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	n.wantNoProcess(j, "count=4321")
+}
+
+func TestAFailedWriteKillsTheExec(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "sleep 1000")
+	read, write := io.Pipe()
+	read.Close()
+	_, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", "echo x; sleep 4340"}, false, keeper.Streams{Stdout: write})
+	if !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("error %v", err)
+	}
+	n.wantNoProcess(j, "4340")
+}
+
+// attachment is one that a test has made.
+type attachment struct {
+	screen
+	stdin  *io.PipeWriter
+	sizes  chan keeper.Size
+	cancel context.CancelFunc
+	done   chan error
+	code   int32
+}
+
+func (n *node) attach(j *job, stdin bool) *attachment {
+	n.t.Helper()
+	a := &attachment{sizes: make(chan keeper.Size), done: make(chan error, 1)}
+	with := keeper.Streams{Stdout: a, Stderr: a, Resize: a.sizes}
+	if stdin {
+		with.Stdin, a.stdin = io.Pipe()
+		n.t.Cleanup(func() { a.stdin.Close() })
+	}
+	var ctx context.Context
+	ctx, a.cancel = context.WithCancel(n.t.Context())
+	go func() {
+		var err error
+		a.code, err = n.Attach(ctx, j.Id, with)
+		a.done <- err
+	}()
+	n.t.Cleanup(a.cancel)
+	return a
+}
+
+func TestManyAttach(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), `echo early; while read x; do test $x = end && exit 7; echo got $x; echo err $x >&2; done`, func(j *job) { j.Stdin = true })
+	n.waitOutput(j, "early")
+	a, b, c := n.attach(j, true), n.attach(j, true), n.attach(j, false)
+	// Who has heard one thing hears all from then on.
+	for _, x := range []*attachment{a, b, c} {
+		if !eventually(func() bool { io.WriteString(a.stdin, "ping\n"); return strings.Contains(x.String(), "got ping") }) {
+			t.Fatalf("not attached: %q", x.String())
+		}
+	}
+	io.WriteString(b.stdin, "two\n")
+	for _, x := range []*attachment{a, b, c} {
+		x.await(t, "got two\n")
+		x.await(t, "err two\n")
+		if strings.Contains(x.String(), "early") {
+			t.Errorf("what was said before: %q", x.String())
+		}
+	}
+	// Who detaches kills nothing, and its stdin's end is not the container's.
+	a.stdin.Close()
+	a.cancel()
+	if err := <-a.done; !errors.Is(err, context.Canceled) {
+		t.Errorf("detached: %v", err)
+	}
+	io.WriteString(b.stdin, "three\n")
+	c.await(t, "got three\n")
+	io.WriteString(b.stdin, "end\n")
+	for _, x := range []*attachment{b, c} {
+		if err := <-x.done; err != nil || x.code != 7 {
+			t.Errorf("end of the container: %d %v", x.code, err)
+		}
+	}
+	if strings.Contains(a.String(), "three") {
+		t.Errorf("heard after it was detached: %q", a.String())
+	}
+	n.wait(j)
+	if _, err := n.Attach(t.Context(), j.Id, keeper.Streams{}); !errors.Is(err, fault.Precondition) {
+		t.Errorf("an exited one: %v", err)
+	}
+}
+
+func TestStdinOnce(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), `echo early; cat; echo eof; sleep 1; exit 5`, func(j *job) { j.Stdin, j.StdinOnce = true, true })
+	n.waitOutput(j, "early")
+	a := n.attach(j, true)
+	a.await(t, "early\n") // kept for the first
+	io.WriteString(a.stdin, "hello\n")
+	a.await(t, "hello\n")
+	b := n.attach(j, true)
+	if err := <-b.done; !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "stdin_once") {
+		t.Errorf("a second: %v", err)
+	}
+	a.stdin.Close()
+	a.await(t, "eof\n")
+	if err := <-a.done; err != nil || a.code != 5 {
+		t.Errorf("%d %v", a.code, err)
+	}
+	// When the first is detached without a word, that is the end of the stdin too.
+	j = n.run(n.sandbox(), `cat; echo eof`, func(j *job) { j.Stdin, j.StdinOnce = true, true })
+	a = n.attach(j, true)
+	io.WriteString(a.stdin, "hello\n")
+	a.await(t, "hello\n")
+	a.cancel()
+	if exit := n.wait(j).Exit; exit.Code != 0 || !strings.HasSuffix(n.output(j), "eof\n") {
+		t.Errorf("%v %q", exit, n.output(j))
+	}
+}
+
+func TestAttachToATerminal(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), `echo ready; while read x; do echo got $x; stty size; done`, func(j *job) {
+		j.Stdin, j.Tty, j.spec.Process.Terminal = true, true, true
+	})
+	n.waitOutput(j, "ready")
+	a := n.attach(j, true)
+	a.sizes <- keeper.Size{Width: 99, Height: 33}
+	a.sizes <- keeper.Size{Width: 91, Height: 31}
+	if !eventually(func() bool { io.WriteString(a.stdin, "x\n"); return strings.Contains(a.String(), "31 91") }) {
+		t.Errorf("%q", a.String())
+	}
+	a.cancel()
+	<-a.done
+	// Nobody hung up.
+	if s := n.attach(j, true); !eventually(func() bool { io.WriteString(s.stdin, "y\n"); return strings.Contains(s.String(), "got y") }) {
+		t.Errorf("%q", s.String())
+	}
+	n.must(n.Signal(t.Context(), j.Id, syscall.SIGKILL, false))
+	n.wait(j)
+}
+
+// Who is attached and reads nothing is detached; container, log and the others go on.
+func TestADeadListenerIsDetached(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), `read x; i=0; while test $i -lt 20000; do echo line $i; i=$((i+1)); done; exit 4`, func(j *job) { j.Stdin = true })
+	live := n.attach(j, true)
+	never, w := io.Pipe()
+	dead := make(chan error, 1)
+	go func() {
+		_, err := n.Attach(t.Context(), j.Id, keeper.Streams{Stdout: w})
+		dead <- err
+	}()
+	time.Sleep(200 * time.Millisecond)
+	start := time.Now()
+	io.WriteString(live.stdin, "go\n")
+	if err := <-live.done; err != nil || live.code != 4 || strings.Count(live.String(), "line") != 20000 {
+		t.Errorf("the other: %d %v, %d lines", live.code, err, strings.Count(live.String(), "line"))
+	}
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	never.Close()
+	if err := <-dead; !errors.Is(err, fault.Exhausted) && !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("the dead one: %v", err)
+	}
+	if lines := strings.Count(n.output(j), "line"); lines != 20000 {
+		t.Errorf("%d lines in the log", lines)
+	}
+}
+
+func TestExecsLeaveNoDescriptors(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "sleep 1000")
+	before := n.descriptors()
+	for range 20 {
+		if code, _, _ := n.exec(j, "true"); code != 0 {
+			t.Fatal(code)
+		}
+	}
+	if !eventually(func() bool { return n.descriptors() <= before }) {
+		t.Errorf("%d descriptors, %d before", n.descriptors(), before)
+	}
+}

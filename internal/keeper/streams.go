@@ -1,0 +1,245 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/keeper/session"
+)
+
+// Streams are a caller's ends of a session. Each may be nil: output is read and dropped then, a nil Stdin is no stdin.
+//
+// A write that fails means that the caller is gone. Stdin is read until it ends or fails, which is its end for the
+// process; a Read under way when the session ends is left to whoever owns the stream, to be ended by closing it.
+type Streams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Resize         <-chan Size // of the terminal; closed or abandoned when there will be no more
+}
+
+// Size is that of a terminal, in characters.
+type Size struct{ Width, Height uint16 }
+
+// endWait is how long the keeper may take to end what a session ran: it kills within 10 seconds, and waits 10 more.
+const endWait = 25 * time.Second
+
+// Exec runs args in the running container id, copies its streams until it ends, and returns its exit code: 128 + n when
+// signal n ended it. With tty it has a terminal, whose output is Stdout. What it left in the background lives on and is
+// not waited for.
+//
+// When ctx ends or a write to Stdout or Stderr fails, the process and all that it has started are killed before Exec
+// returns the context's cause, or the write's error.
+func (c *Client) Exec(ctx context.Context, id string, args []string, tty bool, with Streams) (int32, error) {
+	return c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
+		Id: id, Args: args, Tty: tty, Stdin: with.Stdin != nil,
+	}}})
+}
+
+// Attach copies the output of a running container from now on to with, and with.Stdin to its stdin, until it exits; the
+// exit code is returned. When ctx ends or a write fails, the caller is detached and the container goes on. An end of
+// Stdin is one for a container whose stdin is open once.
+func (c *Client) Attach(ctx context.Context, id string, with Streams) (int32, error) {
+	return c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Attach{Attach: &api.AttachSession{
+		Id: id, Stdin: with.Stdin != nil,
+	}}})
+}
+
+func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequest) (code int32, err error) {
+	// 1. A connection of its own, and what comes over it: our ends of the process's stdio.
+	conn, err := c.openSession(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	p, err := begin(conn, req)
+	if err != nil {
+		return 0, err
+	}
+
+	// 2. Copy, until the end is told; or until we have had enough, and then the keeper makes an end.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	pumps := p.copy(with, cancel)
+	stop := context.AfterFunc(ctx, func() {
+		conn.Finish()
+		time.AfterFunc(endWait, func() { conn.Close() })
+	})
+	defer stop()
+	code, err = end(conn)
+
+	// 3. The rest of the output, and the end of the input.
+	for _, src := range p.outputs {
+		src.Finish(session.DrainLimit / 2)
+	}
+	pumps.Wait()
+	p.closeInput()
+	if ctx.Err() != nil && (err == nil || !errors.Is(err, fault.Deadline)) {
+		err = context.Cause(ctx)
+	}
+	return code, err
+}
+
+func (c *Client) openSession(ctx context.Context) (*session.Conn, error) {
+	path := filepath.Join(filepath.Dir(c.socket), "keeper-session.sock")
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "no keeper answers at %s, restart kurid to start one: %w", path, err)
+	}
+	return session.NewConn(conn.(*net.UnixConn)), nil
+}
+
+// stdio is our ends of a process's streams.
+type stdio struct {
+	terminal *os.File // or nil
+	outputs  []*session.Source
+	stdin    *os.File // nil when there is none; the terminal when that is it
+}
+
+// begin asks for a session and receives the first reply.
+func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
+	if err := conn.Send(req); err != nil {
+		return nil, fault.New(fault.Unavailable, "ask the keeper for a session: %w", err)
+	}
+	reply := &api.SessionReply{}
+	files, err := conn.Receive(reply)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "the keeper ended a session before it began: %w", err)
+	}
+	p := &stdio{}
+	for i, f := range files {
+		switch name := reply.Files[min(i, len(reply.Files)-1)]; name {
+		case "terminal":
+			p.terminal = f
+		case "stdin":
+			p.stdin = f
+		default:
+			p.outputs = append(p.outputs, &session.Source{Stream: name, File: f})
+		}
+	}
+	// A terminal is an input, too; and the output when there is no other: what is attached to has a pipe for that.
+	if p.terminal != nil && p.stdin == nil {
+		p.stdin = p.terminal
+		if len(p.outputs) == 0 {
+			p.outputs = append(p.outputs, &session.Source{Stream: "stdout", File: p.terminal})
+		}
+	}
+	if err := replyError(reply); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// end receives the last reply.
+func end(conn *session.Conn) (int32, error) {
+	reply := &api.SessionReply{}
+	files, err := conn.Receive(reply)
+	for _, f := range files {
+		f.Close()
+	}
+	if err != nil {
+		return 0, fault.New(fault.Unavailable, "the keeper ended without telling the exit of what it ran: %w", err)
+	}
+	return reply.GetExit().GetCode(), replyError(reply)
+}
+
+func replyError(r *api.SessionReply) error {
+	if r.Code == 0 {
+		return nil
+	}
+	return decodeError(status.Error(codes.Code(r.Code), r.Message))
+}
+
+// copy starts the copying. The group is done when the outputs have been read to their end; fail is called when the caller
+// does not take them any more.
+func (p *stdio) copy(with Streams, fail context.CancelCauseFunc) *sync.WaitGroup {
+	var pumps sync.WaitGroup
+	for _, src := range p.outputs {
+		to := with.Stdout
+		if src.Stream == "stderr" {
+			to = with.Stderr
+		}
+		pumps.Go(func() {
+			src.CopyTo(func(data []byte) {
+				if to == nil {
+					return
+				}
+				if _, err := to.Write(data); err != nil {
+					to = nil // what still comes is dropped
+					fail(err)
+				}
+			})
+		})
+	}
+	// These two end when the caller closes its streams, or when they find the files closed.
+	if with.Stdin != nil {
+		go func() {
+			if p.stdin != nil {
+				io.Copy(onlyWriter{p.stdin}, with.Stdin)
+			}
+			p.closeStdin()
+		}()
+	}
+	if with.Resize != nil && p.terminal != nil {
+		go func() {
+			for size := range with.Resize {
+				if p.resize(size) != nil {
+					return
+				}
+			}
+		}()
+	}
+	return &pumps
+}
+
+// onlyWriter hides what a file could do better with a socket, such as splice: the reader is none.
+type onlyWriter struct{ io.Writer }
+
+// closeStdin tells the process that there is no more input. A terminal has no such thing.
+func (p *stdio) closeStdin() {
+	if p.stdin != nil && p.stdin != p.terminal {
+		p.stdin.Close()
+	}
+}
+
+// closeInput gives up what is written to.
+func (p *stdio) closeInput() {
+	p.closeStdin()
+	if p.terminal != nil {
+		p.terminal.Close()
+	}
+}
+
+func (p *stdio) close() {
+	p.closeInput()
+	for _, src := range p.outputs {
+		src.File.Close()
+	}
+}
+
+// resize sets the size of the terminal; the processes in its foreground are told (SIGWINCH).
+func (p *stdio) resize(size Size) error {
+	conn, err := p.terminal.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ierr error
+	err = conn.Control(func(fd uintptr) {
+		ierr = unix.IoctlSetWinsize(int(fd), syscall.TIOCSWINSZ, &unix.Winsize{Row: size.Height, Col: size.Width})
+	})
+	return errors.Join(err, ierr)
+}
