@@ -31,6 +31,11 @@ func (c *Client) Info(ctx context.Context) (*api.InfoResponse, error) {
 	return call(ctx, c, api.KeeperService.Info, &api.InfoRequest{})
 }
 
+// Probe tells what this kernel lets the keeper do with files in a directory, which exists.
+func (c *Client) Probe(ctx context.Context, dir string) (*api.ProbeResponse, error) {
+	return call(ctx, c, api.KeeperService.Probe, &api.ProbeRequest{Dir: dir})
+}
+
 // CreateSandbox makes the namespaces of a pod, or answers with those that it has.
 func (c *Client) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
 	return call(ctx, c, api.KeeperService.CreateSandbox, req)

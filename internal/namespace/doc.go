@@ -9,6 +9,9 @@
 // A PID namespace needs a process 1. It is a mode of the keeper's own program, in C and entered before the Go runtime
 // starts (init.c), so that it costs a few pages: it reaps what is left to it and ends on TERM.
 //
+// A pod with a user namespace has it made by a process, for no thread of a Go program can: by the process 1 just
+// mentioned, or by one that is killed before it runs. It owns the pod's other namespaces, so the pod's root rules there.
+//
 // Namespaces belong to threads. Everything here that enters one does so on an OS thread of its own which ends afterwards
 // ([OnThread]); no other goroutine ever runs in it. The package has no state and no locks. It is the keeper's alone.
 package namespace

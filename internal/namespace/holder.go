@@ -61,13 +61,13 @@ func NewHolder(scratch string) (*Holder, error) {
 // Close gives all of it up.
 func (h *Holder) Close() error { return errors.Join(h.own.Close(), h.host.Close()) }
 
-// AddShm makes the /dev/shm of the pod id, of at most size bytes.
-func (h *Holder) AddShm(id string, size int64) error {
+// AddShm makes the /dev/shm of the pod id, of at most size bytes, which belongs to the given user and group of the host.
+func (h *Holder) AddShm(id string, size int64, uid, gid int) error {
 	err := h.inside(func() error {
 		if err := unix.Mkdir("/"+id, 0o700); err != nil {
 			return err
 		}
-		err := unix.Mount("shm", "/"+id, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d", size))
+		err := unix.Mount("shm", "/"+id, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid))
 		if err != nil {
 			unix.Rmdir("/" + id)
 		}

@@ -22,9 +22,16 @@ type Init struct {
 const initLimit = 10 * time.Second
 
 // StartInit starts process 1 of a new PID namespace. It is called on a thread that is in the pod's other namespaces,
-// which the process is then in as well. It has a root of its own with /proc and nothing else, no capabilities, and the
+// which the process is then in as well; or with attributes, not nil, with which the process makes them. It has a root of its own with /proc and nothing else, no capabilities, and the
 // user 65535. OOMScoreAdj is -1000 to 1000; the kernel refuses to lower ours without CAP_SYS_RESOURCE.
-func StartInit(oomScoreAdj int) (_ *Init, err error) {
+func StartInit(oomScoreAdj int, attr *syscall.SysProcAttr) (_ *Init, err error) {
+	if attr == nil {
+		attr = &syscall.SysProcAttr{}
+	} else {
+		attr.Credential = &syscall.Credential{} // the root of the new user namespace
+	}
+	attr.Cloneflags |= syscall.CLONE_NEWPID | syscall.CLONE_NEWNS
+	attr.Setsid = true
 	said, say, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -36,7 +43,7 @@ func StartInit(oomScoreAdj int) (_ *Init, err error) {
 		Env:         []string{"_KURI_POD_INIT=1"},
 		Dir:         "/",
 		ExtraFiles:  []*os.File{say},
-		SysProcAttr: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Setsid: true},
+		SysProcAttr: attr,
 	}
 	err = cmd.Start()
 	say.Close()

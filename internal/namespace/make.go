@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,17 +18,23 @@ type Config struct {
 	UTS       bool
 	Hostname  string            // of the new UTS namespace; "" leaves the host's
 	Sysctls   map[string]string // by dotted name; see [CheckSysctl]
+	User      *Mapping          // of a user namespace, which then owns the others; nil for the host's
 }
 
 // Set holds the namespaces of a pod. A field is nil or empty for a namespace that the pod shares with the host.
 type Set struct {
 	NetnsPath string
 	IPC, UTS  *os.File
+	User      *os.File
 }
 
-// Make makes the namespaces of cfg: the loopback interface is up, hostname and sysctls are set. Inside, when not nil,
-// runs on the thread that is in them, last. When anything fails nothing stays.
-func Make(cfg Config, inside func() error) (*Set, error) {
+// Make makes the namespaces of cfg: the loopback interface is up, hostname and sysctls are set. When anything fails
+// nothing stays.
+//
+// Inside, when not nil, may start a process in them. It runs last, on the thread that is in them. With a user namespace,
+// which no thread of a Go program can make or enter, it runs first and gets attributes with which the process that it
+// starts makes all of them; it returns that process's id, or 0 for none.
+func Make(cfg Config, inside func(*syscall.SysProcAttr) (pid int, err error)) (*Set, error) {
 	for name := range cfg.Sysctls {
 		if err := CheckSysctl(name, cfg); err != nil {
 			return nil, err
@@ -41,14 +48,18 @@ func Make(cfg Config, inside func() error) (*Set, error) {
 	return set, nil
 }
 
-func (s *Set) make(cfg Config, inside func() error) (err error) {
+func (s *Set) make(cfg Config, inside func(*syscall.SysProcAttr) (int, error)) (err error) {
 	flags := 0
 	for flag, want := range map[int]bool{unix.CLONE_NEWNET: cfg.Network, unix.CLONE_NEWIPC: cfg.IPC, unix.CLONE_NEWUTS: cfg.UTS} {
 		if want {
 			flags |= flag
 		}
 	}
-	if err := unix.Unshare(flags); err != nil {
+	if cfg.User != nil {
+		if err := s.enterNew(flags, cfg.User, inside); err != nil {
+			return fmt.Errorf("make namespaces: %w", err)
+		}
+	} else if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
 	if cfg.UTS && cfg.Hostname != "" {
@@ -80,10 +91,10 @@ func (s *Set) make(cfg Config, inside func() error) (err error) {
 		}
 		s.NetnsPath = cfg.NetnsPath
 	}
-	if inside != nil {
-		return inside()
+	if inside != nil && cfg.User == nil {
+		_, err = inside(nil)
 	}
-	return nil
+	return err
 }
 
 // Close gives the namespaces up. Processes that are in them keep them. Closing twice is fine.
@@ -93,7 +104,7 @@ func (s *Set) Close() error {
 		errs = append(errs, unpin(s.NetnsPath))
 		s.NetnsPath = ""
 	}
-	for _, f := range []**os.File{&s.IPC, &s.UTS} {
+	for _, f := range []**os.File{&s.IPC, &s.UTS, &s.User} {
 		if *f != nil {
 			errs = append(errs, (*f).Close())
 			*f = nil

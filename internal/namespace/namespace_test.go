@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -25,9 +26,9 @@ func TestMakePinsAndHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	var inside string
-	set, err := Make(Config{Network: true, NetnsPath: path, IPC: true, UTS: true, Hostname: "inner"}, func() error {
+	set, err := Make(Config{Network: true, NetnsPath: path, IPC: true, UTS: true, Hostname: "inner"}, func(*syscall.SysProcAttr) (int, error) {
 		inside, err = os.Hostname()
-		return err
+		return 0, err
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -59,12 +60,49 @@ func TestMakeThatFailsLeavesNothing(t *testing.T) {
 	needRoot(t)
 	path := filepath.Join(t.TempDir(), "pod")
 	boom := errors.New("boom")
-	if _, err := Make(Config{Network: true, NetnsPath: path, IPC: true}, func() error { return boom }); !errors.Is(err, boom) {
+	if _, err := Make(Config{Network: true, NetnsPath: path, IPC: true}, func(*syscall.SysProcAttr) (int, error) { return 0, boom }); !errors.Is(err, boom) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the pin is left: %v", err)
 	}
+}
+
+func TestUserNamespaceOwnsTheOthers(t *testing.T) {
+	needRoot(t)
+	path := filepath.Join(t.TempDir(), "pod")
+	ids := []syscall.SysProcIDMap{{HostID: 1 << 20, Size: 1000}}
+	set, err := Make(Config{Network: true, NetnsPath: path, IPC: true, UTS: true, User: &Mapping{ids, ids}, Hostname: "inner"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer set.Close()
+	user := inode(t, set.User)
+	pinned, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pinned.Close()
+	for name, ns := range map[string]*os.File{"network": pinned, "ipc": set.IPC, "uts": set.UTS} {
+		fd, err := unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_USERNS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		owner := os.NewFile(uintptr(fd), "owner")
+		if inode(t, owner) != user {
+			t.Errorf("the %s namespace belongs to another user namespace", name)
+		}
+		owner.Close()
+	}
+}
+
+func inode(t *testing.T, f *os.File) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino
 }
 
 func TestHolderIsSeenByNobody(t *testing.T) {
@@ -78,7 +116,7 @@ func TestHolderIsSeenByNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	if err := h.AddShm("pod", 1<<20); err != nil {
+	if err := h.AddShm("pod", 1<<20, 0, 0); err != nil {
 		t.Fatal(err)
 	}
 	if after, _ := os.ReadFile("/proc/self/mountinfo"); strings.Count(string(after), "kuri-holder") != strings.Count(string(before), "kuri-holder") {

@@ -48,10 +48,13 @@ type Stdio struct {
 	Console               *os.File
 }
 
-func (s Stdio) give(p *libcontainer.Process) {
+func (s Stdio) give(p *libcontainer.Process, config configs.Config) error {
 	if s.Console != nil {
 		p.ConsoleSocket = s.Console
-		return
+		return nil
+	}
+	if err := s.chown(config); err != nil {
+		return fmt.Errorf("give the standard streams to the container's root: %w", err)
 	}
 	// A nil *os.File must not become an io.Reader that is not nil.
 	if s.Stdin != nil {
@@ -63,6 +66,31 @@ func (s Stdio) give(p *libcontainer.Process) {
 	if s.Stderr != nil {
 		p.Stderr = s.Stderr
 	}
+	return nil
+}
+
+// chown makes the root of a user namespace the owner of the pipes: libcontainer, in the namespace, could not give what
+// belongs to the host's root to the process's user, and the process could not open /dev/stdout.
+func (s Stdio) chown(config configs.Config) error {
+	if !config.Namespaces.Contains(configs.NEWUSER) {
+		return nil
+	}
+	uid, err := config.HostRootUID()
+	if err != nil {
+		return err
+	}
+	gid, err := config.HostRootGID()
+	if err != nil {
+		return err
+	}
+	for _, f := range []*os.File{s.Stdin, s.Stdout, s.Stderr} {
+		if f != nil {
+			if err := f.Chown(uid, gid); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Created is what create makes.
@@ -93,7 +121,9 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 		return nil, err
 	}
 	p.Init = true
-	stdio.give(p)
+	if err := stdio.give(p, *config); err != nil {
+		return nil, err
+	}
 
 	c, err := libcontainer.Create(e.root, id, config)
 	if err != nil {
@@ -190,7 +220,9 @@ func (e *Embedded) Exec(id string, seq uint64, p *specs.Process, stdio Stdio) (_
 	if err != nil {
 		return nil, err
 	}
-	stdio.give(lp)
+	if err := stdio.give(lp, c.Config()); err != nil {
+		return nil, err
+	}
 	state, err := c.State()
 	if err != nil {
 		return nil, err

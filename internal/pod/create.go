@@ -89,7 +89,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 
 	// 5. The intent, its directories and the bundle.
 	back.Add("remove the directories of "+r.name(), func(context.Context) error { return p.removeContainerDirs(r) })
-	if err := p.writeBundle(r, oci); err != nil {
+	if err := p.writeBundle(s.Record(), r, oci); err != nil {
 		return nil, fault.As(diskKind(err), err)
 	}
 	c := newContainer(p.paths, s, r)
@@ -314,14 +314,15 @@ func localhostSeccomp(cfg *runtime.ContainerConfig) ([]byte, error) {
 }
 
 // writeBundle makes the container's directories, its first record, and the bundle that the keeper reads.
-func (p *Pods) writeBundle(r *ContainerRecord, oci *specs.Spec) error {
+func (p *Pods) writeBundle(s *SandboxRecord, r *ContainerRecord, oci *specs.Spec) error {
 	for _, dir := range []string{p.paths.upper(r.SandboxID, r.ID), p.paths.work(r.SandboxID, r.ID), p.paths.bundle(r.SandboxID, r.ID)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("make the container's directories: %w", err)
 		}
 	}
 	// The writable layer's top is the container's "/": it has the mode that a root directory has.
-	if err := os.Chmod(p.paths.upper(r.SandboxID, r.ID), 0o755); err != nil {
+	upper := p.paths.upper(r.SandboxID, r.ID)
+	if err := errors.Join(os.Chmod(upper, 0o755), giveToRoot(upper, s.config())); err != nil {
 		return fmt.Errorf("make the container's directories: %w", err)
 	}
 	if r.LogPath != "" {

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/network"
@@ -43,11 +44,24 @@ func (p *Pods) writeFiles(r *SandboxRecord, attached *network.Result) error {
 		"hosts":       hosts,
 		"hostname":    []byte(hostname(r) + "\n"),
 	} {
-		if err := os.WriteFile(p.paths.podFile(r.ID, name), body, 0o644); err != nil {
+		path := p.paths.podFile(r.ID, name)
+		if err := os.WriteFile(path, body, 0o644); err != nil {
 			return fault.As(diskKind(err), fmt.Errorf("write the pod's %s: %w", name, err))
+		}
+		if err := giveToRoot(path, r.config()); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// giveToRoot makes the root of the pod's containers the owner of a file.
+func giveToRoot(path string, pod *runtime.PodSandboxConfig) error {
+	uid, gid := spec.HostRoot(pod)
+	if uid == 0 && gid == 0 {
+		return nil
+	}
+	return os.Chown(path, int(uid), int(gid))
 }
 
 func hostsFile(r *SandboxRecord, attached *network.Result) ([]byte, error) {

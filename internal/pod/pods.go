@@ -108,6 +108,11 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 			return nil, fmt.Errorf("make the directory of the pods: %w", err)
 		}
 	}
+	probed, err := p.Keeper.Probe(ctx, filepath.Join(o.Root, "pods"))
+	if err != nil {
+		return nil, fmt.Errorf("probe what the kernel can: %w", err)
+	}
+	p.Node.NoUserNamespaces = probed.NoUserNamespaces
 	seen, err := p.recover(ctx)
 	if err != nil {
 		return nil, err

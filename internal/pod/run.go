@@ -188,6 +188,9 @@ func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
 		Pid:           ns.GetPid() == runtime.NamespaceMode_POD,
 		SystemdCgroup: p.Driver == cgroup.Systemd,
 	}
+	if u := spec.UserNamespace(cfg); u.GetMode() == runtime.NamespaceMode_POD {
+		req.UidMappings, req.GidMappings = mappings(u.GetUids()), mappings(u.GetGids())
+	}
 	if req.Ipc {
 		req.ShmBytes, req.ShmPath = p.ShmSize, p.paths.shm(r.ID)
 	}
@@ -196,6 +199,14 @@ func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
 		req.OomScoreAdj = int32(max(initOOMScoreAdj, p.Node.MinOOMScoreAdj))
 	}
 	return req
+}
+
+func mappings(asked []*runtime.IDMapping) []*api.IDMapping {
+	var out []*api.IDMapping
+	for _, m := range asked {
+		out = append(out, &api.IDMapping{ContainerId: m.GetContainerId(), HostId: m.GetHostId(), Length: m.GetLength()})
+	}
+	return out
 }
 
 // networkPod is what the network has to know of a sandbox.

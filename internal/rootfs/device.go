@@ -107,7 +107,7 @@ func device(hostPath, containerPath, permissions string) (d spec.ResolvedDevice,
 		return d, false, nil
 	}
 	return spec.ResolvedDevice{
-		Path: containerPath, Type: typ,
+		Path: containerPath, Source: hostPath, Type: typ,
 		Major: int64(unix.Major(uint64(st.Rdev))), Minor: int64(unix.Minor(uint64(st.Rdev))),
 		FileMode: os.FileMode(st.Mode & 0o777), UID: st.Uid, GID: st.Gid, Permissions: permissions,
 	}, true, nil

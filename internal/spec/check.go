@@ -68,8 +68,9 @@ func CheckAnnotation(key string) error {
 func (t *translation) checkSecurity() error {
 	const f = "linux.security_context."
 	sc := t.security()
-	if err := checkUserns(f, sc.GetNamespaceOptions().GetUsernsOptions()); err != nil {
-		return err
+	own, pod := sc.GetNamespaceOptions().GetUsernsOptions(), t.userns()
+	if own != nil && (own.GetMode() != pod.GetMode() || !sameMappings(own, pod)) {
+		return invalid(f+"namespace_options.userns_options", "it differs from the pod's: a container cannot leave its pod's user namespace")
 	}
 	if sc.GetPrivileged() {
 		// The CRI has it that the pod must have been told; a pod's own precautions depend on it.
@@ -85,22 +86,6 @@ func (t *translation) checkSecurity() error {
 		return err
 	}
 	return checkAppArmor(f, sc.GetApparmor(), sc.GetApparmorProfile(), t.in.Node)
-}
-
-func checkUserns(field string, u *runtime.UserNamespace) error {
-	field += "namespace_options.userns_options"
-	switch {
-	case u == nil:
-		return nil
-	case u.GetMode() == runtime.NamespaceMode_NODE:
-		if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
-			return invalid(field, "mode NODE takes no uids and gids")
-		}
-		return nil
-	case u.GetMode() == runtime.NamespaceMode_POD:
-		return absent(field, "user namespaces are not there yet; set mode NODE (hostUsers: true in the pod's manifest)")
-	}
-	return invalid(field, "mode %s is not one that a user namespace can have", u.GetMode())
 }
 
 func checkSELinux(field string, o *runtime.SELinuxOption, node Node) error {

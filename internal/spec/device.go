@@ -23,7 +23,13 @@ func (t *translation) devices() error {
 		node := specs.LinuxDevice{
 			Path: clean, Type: d.Type, Major: d.Major, Minor: d.Minor, FileMode: &d.FileMode, UID: &d.UID, GID: &d.GID,
 		}
-		if i, ok := seen[clean]; ok {
+		if t.mapped() && clean != d.Source {
+			// In a user namespace no device can be made: the OCI runtime binds the node's of the same path, and of another
+			// one we do.
+			t.spec.Mounts = append(t.spec.Mounts, specs.Mount{
+				Destination: clean, Type: "bind", Source: d.Source, Options: []string{"bind", "rprivate", "nosuid", "noexec"},
+			})
+		} else if i, ok := seen[clean]; ok {
 			t.spec.Linux.Devices[i] = node // what is asked for by name replaces what a privileged container has anyway
 		} else {
 			seen[clean] = len(t.spec.Linux.Devices)

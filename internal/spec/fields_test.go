@@ -98,7 +98,7 @@ func TestRefusedFieldsAreRefusedByName(t *testing.T) {
 func TestHonouredFieldsTakeEffect(t *testing.T) {
 	table := fieldTable(t)
 	effective := make(map[string]bool)
-	for _, file := range []string{"kubelet", "privileged-poor-node", "own-namespaces", "target", "mounts", "capabilities", "devices", "node-namespaces", "defaults"} {
+	for _, file := range []string{"kubelet", "privileged-poor-node", "own-namespaces", "target", "mounts", "capabilities", "devices", "node-namespaces", "userns", "defaults"} {
 		c := readCase(t, "testdata/golden/"+file+".yaml")
 		outcome := func(in Input) string {
 			spec, notes, err := Container(in)

@@ -21,7 +21,9 @@ type Node struct {
 	SELinux        bool     // SELinux is enabled
 	MountSetattr   bool     // the kernel has mount_setattr(2): mounts can be made read-only with all below them
 	Systemd        bool     // the unit manager of the node is systemd
-	KernelVersion  string   // as uname -r says
+	// NoUserNamespaces is why pods cannot have user namespaces; "" when they can. It is found out by the keeper.
+	NoUserNamespaces string
+	KernelVersion    string // as uname -r says
 }
 
 // Input is all that a container's spec depends on. The messages are read, never changed.
@@ -37,7 +39,7 @@ type Input struct {
 	Rootfs      string // absolute path at which the keeper mounts the container's root
 	CgroupsPath string // OCI syntax, see cgroup.Path
 
-	// Namespaces has the pod's namespaces by OCI type ("network", "ipc", "uts", "pid") with the path to join each by. A
+	// Namespaces has the pod's namespaces by OCI type ("network", "ipc", "uts", "pid", "user") with the path to join each by. A
 	// type that is missing is not shared by the pod.
 	Namespaces map[string]string
 	TargetPID  int32 // with pid mode TARGET: the first process of the target container; else 0
@@ -73,6 +75,7 @@ type ResolvedMount struct {
 // ResolvedDevice is a device node to make in the container.
 type ResolvedDevice struct {
 	Path        string // in the container
+	Source      string // on the node, free of symbolic links
 	Type        string // "c" or "b"
 	Major       int64
 	Minor       int64

@@ -47,12 +47,17 @@ func (t *translation) systemMounts() []specs.Mount {
 	if t.security().GetPrivileged() {
 		mode = "rw"
 	}
+	sys := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}}
+	if _, own := t.namespaceOf(specs.NetworkNamespace); t.mapped() && !own {
+		// A sysfs shows a network namespace, and the root of a user namespace may not mount that of the node's.
+		sys = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", mode}}
+	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}},
+		sys,
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", mode}},
 	}
 }
@@ -103,6 +108,9 @@ func (t *translation) askedMounts() ([]specs.Mount, error) {
 		if err := checkMount(field, m, t.in.Node); err != nil {
 			return nil, err
 		}
+		if err := t.checkMountMappings(field, m); err != nil {
+			return nil, err
+		}
 		destination, err := absolute(field+".container_path", m.GetContainerPath())
 		if err != nil {
 			return nil, err
@@ -114,10 +122,14 @@ func (t *translation) askedMounts() ([]specs.Mount, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, specs.Mount{
+		mount := specs.Mount{
 			Destination: destination, Type: "bind", Source: t.in.Mounts[i].Source,
 			Options: append([]string{"rbind", propagation, mountMode(m)}, m.GetMountOptions()...),
-		})
+		}
+		if m.GetImage() == nil { // an image's layers are mapped already
+			mount.UIDMappings, mount.GIDMappings = ociMappings(m.GetUidMappings()), ociMappings(m.GetGidMappings())
+		}
+		out = append(out, mount)
 	}
 	return out, nil
 }
@@ -145,10 +157,6 @@ func checkMount(field string, m *runtime.Mount, node Node) error {
 		}
 	}
 	switch {
-	case len(m.GetUidMappings()) > 0:
-		return absent(field+".uidMappings", "mounts with mapped ids are not there yet")
-	case len(m.GetGidMappings()) > 0:
-		return absent(field+".gidMappings", "mounts with mapped ids are not there yet")
 	case m.GetSelinuxRelabel() && node.SELinux:
 		return absent(field+".selinux_relabel", "SELinux labels are not there yet")
 	case !m.GetRecursiveReadOnly():

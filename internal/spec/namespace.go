@@ -33,6 +33,13 @@ func (t *translation) namespaces() error {
 	if path, ok := t.namespaceOf(specs.UTSNamespace); ok && path == "" {
 		t.spec.Hostname = t.in.Pod.GetHostname() // nobody else sets it in a namespace that the container has alone
 	}
+	if t.mapped() {
+		path := t.in.Namespaces[string(specs.UserNamespace)]
+		if path == "" {
+			return fmt.Errorf("%suserns_options: the pod's user namespace is not known, a bug in Kuri: please report it", f)
+		}
+		t.join(specs.UserNamespace, path)
+	}
 	t.join(specs.MountNamespace, "")
 	if t.in.Node.CgroupV2 && !t.security().GetPrivileged() {
 		t.join(specs.CgroupNamespace, "")

@@ -56,7 +56,7 @@ func checkSandboxSecurity(sc *runtime.LinuxSandboxSecurityContext, node Node) er
 	if o.GetTargetId() != "" {
 		return invalid(f+"namespace_options.target_id", "a sandbox has no target container")
 	}
-	if err := checkUserns(f, o.GetUsernsOptions()); err != nil {
+	if err := checkUserns(f, o, node); err != nil {
 		return err
 	}
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {

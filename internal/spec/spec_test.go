@@ -205,8 +205,18 @@ func refusals() []refusal {
 		{"mounts[0].container_path", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/x/.."})},
 		{"mounts[0].host_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b"})},
 		{"mounts[0].propagation", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", Propagation: 7})},
-		{"mounts[0].uidMappings", fault.Unimplemented, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", UidMappings: id})},
-		{"mounts[0].gidMappings", fault.Unimplemented, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", GidMappings: id})},
+		{"mounts[0].gidMappings", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", UidMappings: id})},
+		{"mounts[0].uidMappings", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", GidMappings: id})},
+		{"mounts[0].gidMappings", fault.Invalid, withMount(&runtime.Mount{
+			HostPath: "/a", ContainerPath: "/b", UidMappings: id, GidMappings: []*runtime.IDMapping{{}},
+		})},
+		{"mounts[0].uidMappings", fault.Invalid, withMount(&runtime.Mount{
+			Image: &runtime.ImageSpec{Image: "x"}, ContainerPath: "/b", UidMappings: id, GidMappings: id,
+		})},
+		{"mounts[0].uidMappings", fault.Unimplemented, func(in *Input) {
+			in.Node.MountSetattr = false
+			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", UidMappings: id, GidMappings: id})(in)
+		}},
 		{"mounts[0].recursive_read_only", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", RecursiveReadOnly: true})},
 		{"mounts[0].recursive_read_only", fault.Invalid, withMount(&runtime.Mount{
 			HostPath: "/a", ContainerPath: "/b", Readonly: true, RecursiveReadOnly: true, Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
@@ -270,7 +280,7 @@ func refusals() []refusal {
 		{"namespace_options.target_id", fault.Invalid, container(func(_ *ctr, s *sec) {
 			s.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_TARGET}
 		})},
-		{"namespace_options.userns_options", fault.Unimplemented, container(func(_ *ctr, s *sec) {
+		{"namespace_options.userns_options", fault.Invalid, container(func(_ *ctr, s *sec) {
 			s.NamespaceOptions = &runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{Uids: id, Gids: id}}
 		})},
 		{"namespace_options.userns_options", fault.Invalid, container(func(_ *ctr, s *sec) {

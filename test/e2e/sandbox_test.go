@@ -368,7 +368,7 @@ func TestPodsThatAreRefused(t *testing.T) {
 		}, codes.InvalidArgument, "pid"},
 		{"user namespace", "", func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: nsPod}
-		}, codes.Unimplemented, "userns"},
+		}, codes.InvalidArgument, "userns"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := harness.Pod("refused")

@@ -183,6 +183,94 @@ func (x *InfoResponse) GetLastEvent() uint64 {
 	return 0
 }
 
+type ProbeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dir           string                 `protobuf:"bytes,1,opt,name=dir,proto3" json:"dir,omitempty"` // an existing directory on the filesystem of the layers; what is made in it is removed again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeRequest) Reset() {
+	*x = ProbeRequest{}
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeRequest) ProtoMessage() {}
+
+func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
+func (*ProbeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ProbeRequest) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+type ProbeResponse struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	NoUserNamespaces string                 `protobuf:"bytes,1,opt,name=no_user_namespaces,json=noUserNamespaces,proto3" json:"no_user_namespaces,omitempty"` // why pods cannot have user namespaces; "" when they can
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ProbeResponse) Reset() {
+	*x = ProbeResponse{}
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeResponse) ProtoMessage() {}
+
+func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
+func (*ProbeResponse) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ProbeResponse) GetNoUserNamespaces() string {
+	if x != nil {
+		return x.NoUserNamespaces
+	}
+	return ""
+}
+
 type CreateSandboxRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -198,13 +286,17 @@ type CreateSandboxRequest struct {
 	CgroupsPath   string                 `protobuf:"bytes,11,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"`                                               // of the init process (OCI linux.cgroupsPath syntax), with pid only
 	SystemdCgroup bool                   `protobuf:"varint,12,opt,name=systemd_cgroup,json=systemdCgroup,proto3" json:"systemd_cgroup,omitempty"`
 	OomScoreAdj   int32                  `protobuf:"varint,13,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"` // of the init process
+	// Make a user namespace with these mappings, which owns the others; none: the host's. The layers of its containers'
+	// root filesystems are mounted with the same mappings.
+	UidMappings   []*IDMapping `protobuf:"bytes,14,rep,name=uid_mappings,json=uidMappings,proto3" json:"uid_mappings,omitempty"`
+	GidMappings   []*IDMapping `protobuf:"bytes,15,rep,name=gid_mappings,json=gidMappings,proto3" json:"gid_mappings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateSandboxRequest) Reset() {
 	*x = CreateSandboxRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[2]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -216,7 +308,7 @@ func (x *CreateSandboxRequest) String() string {
 func (*CreateSandboxRequest) ProtoMessage() {}
 
 func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[2]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -229,7 +321,7 @@ func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxRequest.ProtoReflect.Descriptor instead.
 func (*CreateSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{2}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CreateSandboxRequest) GetId() string {
@@ -323,11 +415,85 @@ func (x *CreateSandboxRequest) GetOomScoreAdj() int32 {
 	return 0
 }
 
+func (x *CreateSandboxRequest) GetUidMappings() []*IDMapping {
+	if x != nil {
+		return x.UidMappings
+	}
+	return nil
+}
+
+func (x *CreateSandboxRequest) GetGidMappings() []*IDMapping {
+	if x != nil {
+		return x.GidMappings
+	}
+	return nil
+}
+
+type IDMapping struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   uint32                 `protobuf:"varint,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	HostId        uint32                 `protobuf:"varint,2,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	Length        uint32                 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IDMapping) Reset() {
+	*x = IDMapping{}
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IDMapping) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IDMapping) ProtoMessage() {}
+
+func (x *IDMapping) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IDMapping.ProtoReflect.Descriptor instead.
+func (*IDMapping) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *IDMapping) GetContainerId() uint32 {
+	if x != nil {
+		return x.ContainerId
+	}
+	return 0
+}
+
+func (x *IDMapping) GetHostId() uint32 {
+	if x != nil {
+		return x.HostId
+	}
+	return 0
+}
+
+func (x *IDMapping) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 type Sandbox struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Paths by which a container's OCI spec joins the pod's namespaces, by OCI namespace type: "network", "ipc", "uts",
-	// "pid". Valid as long as this keeper process lives; ask again after it was replaced.
+	// "pid", "user". Valid as long as this keeper process lives; ask again after it was replaced.
 	Namespaces    map[string]string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	InitPid       int32             `protobuf:"varint,3,opt,name=init_pid,json=initPid,proto3" json:"init_pid,omitempty"` // with pid only
 	unknownFields protoimpl.UnknownFields
@@ -336,7 +502,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[3]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +514,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[3]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +527,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{3}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Sandbox) GetId() string {
@@ -394,7 +560,7 @@ type RemoveSandboxRequest struct {
 
 func (x *RemoveSandboxRequest) Reset() {
 	*x = RemoveSandboxRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[4]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -406,7 +572,7 @@ func (x *RemoveSandboxRequest) String() string {
 func (*RemoveSandboxRequest) ProtoMessage() {}
 
 func (x *RemoveSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[4]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -419,7 +585,7 @@ func (x *RemoveSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSandboxRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{4}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RemoveSandboxRequest) GetId() string {
@@ -437,7 +603,7 @@ type RemoveSandboxResponse struct {
 
 func (x *RemoveSandboxResponse) Reset() {
 	*x = RemoveSandboxResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[5]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +615,7 @@ func (x *RemoveSandboxResponse) String() string {
 func (*RemoveSandboxResponse) ProtoMessage() {}
 
 func (x *RemoveSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[5]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +628,7 @@ func (x *RemoveSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSandboxResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{5}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{8}
 }
 
 type ListRequest struct {
@@ -473,7 +639,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[6]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +651,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[6]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +664,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{6}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{9}
 }
 
 type ListResponse struct {
@@ -511,7 +677,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[7]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +689,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[7]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +702,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{7}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListResponse) GetSandboxes() []*Sandbox {
@@ -556,7 +722,7 @@ func (x *ListResponse) GetContainers() []*Container {
 type Rootfs struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lowerdirs     []string               `protobuf:"bytes,1,rep,name=lowerdirs,proto3" json:"lowerdirs,omitempty"` // top layer first, as overlayfs takes them; at least one
-	Upperdir      string                 `protobuf:"bytes,2,opt,name=upperdir,proto3" json:"upperdir,omitempty"`   // of the writable layer; both exist, on one filesystem
+	Upperdir      string                 `protobuf:"bytes,2,opt,name=upperdir,proto3" json:"upperdir,omitempty"`   // of the writable layer; both exist, on one filesystem; it belongs to the pod's root
 	Workdir       string                 `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -564,7 +730,7 @@ type Rootfs struct {
 
 func (x *Rootfs) Reset() {
 	*x = Rootfs{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[8]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +742,7 @@ func (x *Rootfs) String() string {
 func (*Rootfs) ProtoMessage() {}
 
 func (x *Rootfs) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[8]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +755,7 @@ func (x *Rootfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rootfs.ProtoReflect.Descriptor instead.
 func (*Rootfs) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{8}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Rootfs) GetLowerdirs() []string {
@@ -632,7 +798,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[9]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +810,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[9]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +823,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{9}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateRequest) GetId() string {
@@ -740,7 +906,7 @@ type Overlay struct {
 
 func (x *Overlay) Reset() {
 	*x = Overlay{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +918,7 @@ func (x *Overlay) String() string {
 func (*Overlay) ProtoMessage() {}
 
 func (x *Overlay) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +931,7 @@ func (x *Overlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Overlay.ProtoReflect.Descriptor instead.
 func (*Overlay) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{10}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Overlay) GetLowerdirs() []string {
@@ -797,7 +963,7 @@ type Container struct {
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +975,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +988,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{11}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Container) GetId() string {
@@ -885,7 +1051,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1063,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1076,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{12}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -943,7 +1109,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1121,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1134,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{13}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StartRequest) GetId() string {
@@ -989,7 +1155,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1167,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1180,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{14}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1046,7 +1212,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1224,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1237,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{15}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{18}
 }
 
 type SignalRequest struct {
@@ -1085,7 +1251,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1263,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1276,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{16}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -1142,7 +1308,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1320,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1333,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{17}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
 }
 
 type DeleteRequest struct {
@@ -1179,7 +1345,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1357,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1370,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{18}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1222,7 +1388,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1400,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1413,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{19}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
 }
 
 type ReopenLogRequest struct {
@@ -1259,7 +1425,7 @@ type ReopenLogRequest struct {
 
 func (x *ReopenLogRequest) Reset() {
 	*x = ReopenLogRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1437,7 @@ func (x *ReopenLogRequest) String() string {
 func (*ReopenLogRequest) ProtoMessage() {}
 
 func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1450,7 @@ func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReopenLogRequest) GetId() string {
@@ -1302,7 +1468,7 @@ type ReopenLogResponse struct {
 
 func (x *ReopenLogResponse) Reset() {
 	*x = ReopenLogResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1480,7 @@ func (x *ReopenLogResponse) String() string {
 func (*ReopenLogResponse) ProtoMessage() {}
 
 func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1493,7 @@ func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
 }
 
 type EventsRequest struct {
@@ -1340,7 +1506,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1518,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1531,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -1392,7 +1558,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1570,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1583,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -1444,7 +1610,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1622,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1635,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -1497,7 +1663,11 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\x12\x1d\n" +
 	"\n" +
-	"last_event\x18\x04 \x01(\x04R\tlastEvent\"\xe0\x03\n" +
+	"last_event\x18\x04 \x01(\x04R\tlastEvent\" \n" +
+	"\fProbeRequest\x12\x10\n" +
+	"\x03dir\x18\x01 \x01(\tR\x03dir\"=\n" +
+	"\rProbeResponse\x12,\n" +
+	"\x12no_user_namespaces\x18\x01 \x01(\tR\x10noUserNamespaces\"\xdc\x04\n" +
 	"\x14CreateSandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\bR\anetwork\x12\x10\n" +
@@ -1513,10 +1683,16 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	" \x01(\tR\ashmPath\x12!\n" +
 	"\fcgroups_path\x18\v \x01(\tR\vcgroupsPath\x12%\n" +
 	"\x0esystemd_cgroup\x18\f \x01(\bR\rsystemdCgroup\x12\"\n" +
-	"\room_score_adj\x18\r \x01(\x05R\voomScoreAdj\x1a:\n" +
+	"\room_score_adj\x18\r \x01(\x05R\voomScoreAdj\x12<\n" +
+	"\fuid_mappings\x18\x0e \x03(\v2\x19.kuri.keeper.v1.IDMappingR\vuidMappings\x12<\n" +
+	"\fgid_mappings\x18\x0f \x03(\v2\x19.kuri.keeper.v1.IDMappingR\vgidMappings\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
+	"\tIDMapping\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\rR\vcontainerId\x12\x17\n" +
+	"\ahost_id\x18\x02 \x01(\rR\x06hostId\x12\x16\n" +
+	"\x06length\x18\x03 \x01(\rR\x06length\"\xbc\x01\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12G\n" +
 	"\n" +
@@ -1606,9 +1782,10 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\aCREATED\x10\x01\x12\v\n" +
 	"\aRUNNING\x10\x02\x12\n" +
 	"\n" +
-	"\x06EXITED\x10\x032\xb8\x06\n" +
+	"\x06EXITED\x10\x032\xfe\x06\n" +
 	"\x06Keeper\x12A\n" +
-	"\x04Info\x12\x1b.kuri.keeper.v1.InfoRequest\x1a\x1c.kuri.keeper.v1.InfoResponse\x12N\n" +
+	"\x04Info\x12\x1b.kuri.keeper.v1.InfoRequest\x1a\x1c.kuri.keeper.v1.InfoResponse\x12D\n" +
+	"\x05Probe\x12\x1c.kuri.keeper.v1.ProbeRequest\x1a\x1d.kuri.keeper.v1.ProbeResponse\x12N\n" +
 	"\rCreateSandbox\x12$.kuri.keeper.v1.CreateSandboxRequest\x1a\x17.kuri.keeper.v1.Sandbox\x12\\\n" +
 	"\rRemoveSandbox\x12$.kuri.keeper.v1.RemoveSandboxRequest\x1a%.kuri.keeper.v1.RemoveSandboxResponse\x12A\n" +
 	"\x04List\x12\x1b.kuri.keeper.v1.ListRequest\x1a\x1c.kuri.keeper.v1.ListResponse\x12B\n" +
@@ -1633,75 +1810,82 @@ func file_internal_keeper_api_keeper_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_keeper_api_keeper_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(State)(0),                    // 0: kuri.keeper.v1.State
 	(*InfoRequest)(nil),           // 1: kuri.keeper.v1.InfoRequest
 	(*InfoResponse)(nil),          // 2: kuri.keeper.v1.InfoResponse
-	(*CreateSandboxRequest)(nil),  // 3: kuri.keeper.v1.CreateSandboxRequest
-	(*Sandbox)(nil),               // 4: kuri.keeper.v1.Sandbox
-	(*RemoveSandboxRequest)(nil),  // 5: kuri.keeper.v1.RemoveSandboxRequest
-	(*RemoveSandboxResponse)(nil), // 6: kuri.keeper.v1.RemoveSandboxResponse
-	(*ListRequest)(nil),           // 7: kuri.keeper.v1.ListRequest
-	(*ListResponse)(nil),          // 8: kuri.keeper.v1.ListResponse
-	(*Rootfs)(nil),                // 9: kuri.keeper.v1.Rootfs
-	(*CreateRequest)(nil),         // 10: kuri.keeper.v1.CreateRequest
-	(*Overlay)(nil),               // 11: kuri.keeper.v1.Overlay
-	(*Container)(nil),             // 12: kuri.keeper.v1.Container
-	(*Exit)(nil),                  // 13: kuri.keeper.v1.Exit
-	(*StartRequest)(nil),          // 14: kuri.keeper.v1.StartRequest
-	(*UpdateRequest)(nil),         // 15: kuri.keeper.v1.UpdateRequest
-	(*UpdateResponse)(nil),        // 16: kuri.keeper.v1.UpdateResponse
-	(*SignalRequest)(nil),         // 17: kuri.keeper.v1.SignalRequest
-	(*SignalResponse)(nil),        // 18: kuri.keeper.v1.SignalResponse
-	(*DeleteRequest)(nil),         // 19: kuri.keeper.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 20: kuri.keeper.v1.DeleteResponse
-	(*ReopenLogRequest)(nil),      // 21: kuri.keeper.v1.ReopenLogRequest
-	(*ReopenLogResponse)(nil),     // 22: kuri.keeper.v1.ReopenLogResponse
-	(*EventsRequest)(nil),         // 23: kuri.keeper.v1.EventsRequest
-	(*EventsResponse)(nil),        // 24: kuri.keeper.v1.EventsResponse
-	(*Event)(nil),                 // 25: kuri.keeper.v1.Event
-	nil,                           // 26: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	nil,                           // 27: kuri.keeper.v1.Sandbox.NamespacesEntry
+	(*ProbeRequest)(nil),          // 3: kuri.keeper.v1.ProbeRequest
+	(*ProbeResponse)(nil),         // 4: kuri.keeper.v1.ProbeResponse
+	(*CreateSandboxRequest)(nil),  // 5: kuri.keeper.v1.CreateSandboxRequest
+	(*IDMapping)(nil),             // 6: kuri.keeper.v1.IDMapping
+	(*Sandbox)(nil),               // 7: kuri.keeper.v1.Sandbox
+	(*RemoveSandboxRequest)(nil),  // 8: kuri.keeper.v1.RemoveSandboxRequest
+	(*RemoveSandboxResponse)(nil), // 9: kuri.keeper.v1.RemoveSandboxResponse
+	(*ListRequest)(nil),           // 10: kuri.keeper.v1.ListRequest
+	(*ListResponse)(nil),          // 11: kuri.keeper.v1.ListResponse
+	(*Rootfs)(nil),                // 12: kuri.keeper.v1.Rootfs
+	(*CreateRequest)(nil),         // 13: kuri.keeper.v1.CreateRequest
+	(*Overlay)(nil),               // 14: kuri.keeper.v1.Overlay
+	(*Container)(nil),             // 15: kuri.keeper.v1.Container
+	(*Exit)(nil),                  // 16: kuri.keeper.v1.Exit
+	(*StartRequest)(nil),          // 17: kuri.keeper.v1.StartRequest
+	(*UpdateRequest)(nil),         // 18: kuri.keeper.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 19: kuri.keeper.v1.UpdateResponse
+	(*SignalRequest)(nil),         // 20: kuri.keeper.v1.SignalRequest
+	(*SignalResponse)(nil),        // 21: kuri.keeper.v1.SignalResponse
+	(*DeleteRequest)(nil),         // 22: kuri.keeper.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 23: kuri.keeper.v1.DeleteResponse
+	(*ReopenLogRequest)(nil),      // 24: kuri.keeper.v1.ReopenLogRequest
+	(*ReopenLogResponse)(nil),     // 25: kuri.keeper.v1.ReopenLogResponse
+	(*EventsRequest)(nil),         // 26: kuri.keeper.v1.EventsRequest
+	(*EventsResponse)(nil),        // 27: kuri.keeper.v1.EventsResponse
+	(*Event)(nil),                 // 28: kuri.keeper.v1.Event
+	nil,                           // 29: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	nil,                           // 30: kuri.keeper.v1.Sandbox.NamespacesEntry
 }
 var file_internal_keeper_api_keeper_proto_depIdxs = []int32{
-	26, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	27, // 1: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
-	4,  // 2: kuri.keeper.v1.ListResponse.sandboxes:type_name -> kuri.keeper.v1.Sandbox
-	12, // 3: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
-	9,  // 4: kuri.keeper.v1.CreateRequest.rootfs:type_name -> kuri.keeper.v1.Rootfs
-	11, // 5: kuri.keeper.v1.CreateRequest.overlays:type_name -> kuri.keeper.v1.Overlay
-	0,  // 6: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
-	13, // 7: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
-	25, // 8: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
-	12, // 9: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
-	1,  // 10: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
-	3,  // 11: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
-	5,  // 12: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
-	7,  // 13: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
-	10, // 14: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
-	14, // 15: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
-	15, // 16: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
-	17, // 17: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
-	19, // 18: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
-	21, // 19: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
-	23, // 20: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
-	2,  // 21: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
-	4,  // 22: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
-	6,  // 23: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
-	8,  // 24: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
-	12, // 25: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
-	12, // 26: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
-	16, // 27: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
-	18, // 28: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
-	20, // 29: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
-	22, // 30: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
-	24, // 31: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
-	21, // [21:32] is the sub-list for method output_type
-	10, // [10:21] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	29, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	6,  // 1: kuri.keeper.v1.CreateSandboxRequest.uid_mappings:type_name -> kuri.keeper.v1.IDMapping
+	6,  // 2: kuri.keeper.v1.CreateSandboxRequest.gid_mappings:type_name -> kuri.keeper.v1.IDMapping
+	30, // 3: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
+	7,  // 4: kuri.keeper.v1.ListResponse.sandboxes:type_name -> kuri.keeper.v1.Sandbox
+	15, // 5: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
+	12, // 6: kuri.keeper.v1.CreateRequest.rootfs:type_name -> kuri.keeper.v1.Rootfs
+	14, // 7: kuri.keeper.v1.CreateRequest.overlays:type_name -> kuri.keeper.v1.Overlay
+	0,  // 8: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
+	16, // 9: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
+	28, // 10: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
+	15, // 11: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
+	1,  // 12: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
+	3,  // 13: kuri.keeper.v1.Keeper.Probe:input_type -> kuri.keeper.v1.ProbeRequest
+	5,  // 14: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
+	8,  // 15: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
+	10, // 16: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
+	13, // 17: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
+	17, // 18: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
+	18, // 19: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
+	20, // 20: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
+	22, // 21: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
+	24, // 22: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
+	26, // 23: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
+	2,  // 24: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
+	4,  // 25: kuri.keeper.v1.Keeper.Probe:output_type -> kuri.keeper.v1.ProbeResponse
+	7,  // 26: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
+	9,  // 27: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
+	11, // 28: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
+	15, // 29: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
+	15, // 30: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
+	19, // 31: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
+	21, // 32: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
+	23, // 33: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
+	25, // 34: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
+	27, // 35: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
+	24, // [24:36] is the sub-list for method output_type
+	12, // [12:24] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_internal_keeper_api_keeper_proto_init() }
@@ -1709,14 +1893,14 @@ func file_internal_keeper_api_keeper_proto_init() {
 	if File_internal_keeper_api_keeper_proto != nil {
 		return
 	}
-	file_internal_keeper_api_keeper_proto_msgTypes[14].OneofWrappers = []any{}
+	file_internal_keeper_api_keeper_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_keeper_api_keeper_proto_rawDesc), len(file_internal_keeper_api_keeper_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -9,6 +9,7 @@ import (
 
 type KeeperService interface {
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
+	Probe(context.Context, *ProbeRequest) (*ProbeResponse, error)
 	CreateSandbox(context.Context, *CreateSandboxRequest) (*Sandbox, error)
 	RemoveSandbox(context.Context, *RemoveSandboxRequest) (*RemoveSandboxResponse, error)
 	List(context.Context, *ListRequest) (*ListResponse, error)
@@ -30,6 +31,13 @@ func RegisterKeeperService(srv *ttrpc.Server, svc KeeperService) {
 					return nil, err
 				}
 				return svc.Info(ctx, &req)
+			},
+			"Probe": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ProbeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Probe(ctx, &req)
 			},
 			"CreateSandbox": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req CreateSandboxRequest
@@ -118,6 +126,14 @@ func NewKeeperClient(client *ttrpc.Client) KeeperService {
 func (c *keeperClient) Info(ctx context.Context, req *InfoRequest) (*InfoResponse, error) {
 	var resp InfoResponse
 	if err := c.client.Call(ctx, "kuri.keeper.v1.Keeper", "Info", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *keeperClient) Probe(ctx context.Context, req *ProbeRequest) (*ProbeResponse, error) {
+	var resp ProbeResponse
+	if err := c.client.Call(ctx, "kuri.keeper.v1.Keeper", "Probe", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

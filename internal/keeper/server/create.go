@@ -159,13 +159,8 @@ func (s *Server) createInside(c *container, box *sandbox, spec *specs.Spec, req 
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make a mount namespace for container %s: %w", c.id, err)
 	}
-	if err := mountOverlay(spec.Root.Path, req.Rootfs); err != nil {
+	if err := mountRootfs(spec.Root.Path, req, box.set.User); err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
-	}
-	for _, o := range req.Overlays {
-		if err := mountReadOnly(o); err != nil {
-			return fmt.Errorf("layers at %s for container %s: %w", o.Target, c.id, err)
-		}
 	}
 	if shm != nil {
 		if err := unix.MoveMount(int(shm.Fd()), "", unix.AT_FDCWD, box.shmPath, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {

@@ -74,6 +74,10 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The root of a user namespace must get to its root filesystem.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
 	n := &node{t: t, state: filepath.Join(dir, "s"), cgroup: "/kuri-keepertest-" + newID()[:8]}
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {

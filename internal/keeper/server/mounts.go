@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -64,8 +65,10 @@ func isMountPoint(dir string) (bool, error) {
 
 // makeMountPoints makes the empty directories over which a container's mount namespace has its file systems.
 func makeMountPoints(rootfs string, overlays []*api.Overlay) error {
-	if err := os.MkdirAll(rootfs, 0o755); err != nil {
-		return err
+	for _, dir := range []string{rootfs, filepath.Join(filepath.Dir(rootfs), mappedDir)} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
 	}
 	for _, o := range overlays {
 		if filepath.Dir(o.Target) != filepath.Dir(rootfs) || o.Target == rootfs || len(o.Lowerdirs) == 0 {
@@ -88,6 +91,76 @@ func removeMountPoints(dir string) error {
 		err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
 	}
 	return errors.Join(err, os.Remove(dir))
+}
+
+// mountRootfs mounts a container's root filesystem at target, and the other layers that it needs, in the calling thread's
+// mount namespace. With a user namespace, the layers show the ids of the host that the namespace maps theirs to.
+func mountRootfs(target string, req *api.CreateRequest, user *os.File) error {
+	root, overlays := req.Rootfs, req.Overlays
+	if user != nil {
+		all := slices.Clone(root.Lowerdirs)
+		for _, o := range overlays {
+			all = append(all, o.Lowerdirs...)
+		}
+		mapped, unmount, err := mapLayers(filepath.Dir(target), all, user)
+		if err != nil {
+			return err
+		}
+		defer unmount() // the overlays keep what they use
+		root = &api.Rootfs{Lowerdirs: mapped[:len(root.Lowerdirs)], Upperdir: root.Upperdir, Workdir: root.Workdir}
+		mapped = mapped[len(root.Lowerdirs):]
+		overlays = nil
+		for _, o := range req.Overlays {
+			overlays = append(overlays, &api.Overlay{Lowerdirs: mapped[:len(o.Lowerdirs)], Target: o.Target})
+			mapped = mapped[len(o.Lowerdirs):]
+		}
+	}
+	if err := mountOverlay(target, root); err != nil {
+		return err
+	}
+	for _, o := range overlays {
+		if err := mountReadOnly(o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mapLayers mounts the directory that all layers are in once more, over dir, with the ids mapped as in the user
+// namespace, and returns the layers' paths there. One mount serves all layers.
+func mapLayers(dir string, layers []string, user *os.File) (mapped []string, unmount func(), err error) {
+	common := commonDir(layers)
+	fd, err := unix.OpenTree(unix.AT_FDCWD, common, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, nil, fmt.Errorf("clone the mount of the layers in %s: %w", common, err)
+	}
+	defer unix.Close(fd)
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(user.Fd())})
+	if err != nil {
+		return nil, nil, fault.New(fault.Unimplemented, "the filesystem of %s cannot be mounted with mapped ids: %w", common, err)
+	}
+	at := filepath.Join(dir, mappedDir)
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return nil, nil, fmt.Errorf("mount the layers at %s: %w", at, err)
+	}
+	for _, l := range layers {
+		mapped = append(mapped, filepath.Join(at, strings.TrimPrefix(l, common)))
+	}
+	return mapped, func() { unix.Unmount(at, unix.MNT_DETACH) }, nil
+}
+
+// mappedDir is the name of the directory over which mapLayers mounts, beside the container's root filesystem.
+const mappedDir = "layers"
+
+// commonDir is the deepest directory that all paths are in or are.
+func commonDir(paths []string) string {
+	common := paths[0]
+	for _, p := range paths[1:] {
+		for common != "/" && p != common && !strings.HasPrefix(p, common+"/") {
+			common = filepath.Dir(common)
+		}
+	}
+	return common
 }
 
 // overlayOptionsMax is what mount(2) takes: one page, less the closing zero.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,8 +73,13 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	if req.Network && !filepath.IsAbs(req.NetnsPath) {
 		return nil, fault.New(fault.Invalid, "netns_path %q is not an absolute path", req.NetnsPath)
 	}
+	if len(req.UidMappings) > 0 {
+		config.User = &namespace.Mapping{UIDs: idMap(req.UidMappings), GIDs: idMap(req.GidMappings)}
+	}
+	release := s.reaper.hold()
 	var err error
-	box.set, err = namespace.Make(config, func() error { return s.startInit(box, req) })
+	box.set, err = namespace.Make(config, func(attr *syscall.SysProcAttr) (int, error) { return s.startInit(box, req, attr) })
+	release()
 	back.Add("end the pod's init", func(context.Context) error { return s.endInit(box) })
 	if err != nil {
 		return nil, fmt.Errorf("namespaces of sandbox %s: %w", req.Id, err)
@@ -82,7 +88,8 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 
 	// 2. Its /dev/shm, and the directory over which containers will mount it, each in its own mount namespace.
 	if req.ShmBytes > 0 {
-		if err := s.holder.AddShm(req.Id, req.ShmBytes); err != nil {
+		uid, gid := config.User.Root()
+		if err := s.holder.AddShm(req.Id, req.ShmBytes, uid, gid); err != nil {
 			return nil, err
 		}
 		back.Add("remove /dev/shm", func(context.Context) error { return s.holder.RemoveShm(req.Id) })
@@ -105,19 +112,26 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	return box.told, nil
 }
 
-// startInit runs on the thread that is in the new namespaces.
-func (s *Server) startInit(box *sandbox, req *api.CreateSandboxRequest) (err error) {
-	if !req.Pid {
-		return nil
+func idMap(mappings []*api.IDMapping) []syscall.SysProcIDMap {
+	var out []syscall.SysProcIDMap
+	for _, m := range mappings {
+		out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerId), HostID: int(m.HostId), Size: int(m.Length)})
 	}
-	release := s.reaper.hold()
-	defer release()
-	if box.init, err = namespace.StartInit(int(req.OomScoreAdj)); err != nil {
-		return err
+	return out
+}
+
+// startInit runs on the thread that is in the new namespaces, or with attributes with which the init makes them. It
+// returns the init's process id, 0 for none.
+func (s *Server) startInit(box *sandbox, req *api.CreateSandboxRequest, attr *syscall.SysProcAttr) (pid int, err error) {
+	if !req.Pid {
+		return 0, nil
+	}
+	if box.init, err = namespace.StartInit(int(req.OomScoreAdj), attr); err != nil {
+		return 0, err
 	}
 	if box.initFD, err = openPidfd(box.init.Pid); err != nil {
 		unix.Kill(box.init.Pid, unix.SIGKILL) // and the reaper takes it for a stray
-		return err
+		return 0, err
 	}
 	s.reaper.mine(box.init.Pid)
 	box.initEnd = make(chan struct{})
@@ -126,7 +140,7 @@ func (s *Server) startInit(box *sandbox, req *api.CreateSandboxRequest) (err err
 		s.reaper.await(pid, box.initFD)
 	}(box.init.Pid)
 	box.cgroup, err = oci.EnterCgroup(req.CgroupsPath, "kuri-"+req.Id, req.SystemdCgroup, box.init.Pid)
-	return err
+	return box.init.Pid, err
 }
 
 // endInit kills the init, and with it all that is in its PID namespace, and removes its cgroup.
@@ -231,6 +245,12 @@ func (b *sandbox) message() *api.Sandbox {
 	}
 	held("ipc", b.set.IPC)
 	held("uts", b.set.UTS)
+	held("user", b.set.User)
+	if b.set.User != nil {
+		// libcontainer takes any path that begins with /proc/<pid> for one of that process's own namespace, and ours is the
+		// host's.
+		m.Namespaces["user"] = "/" + m.Namespaces["user"]
+	}
 	if b.set.NetnsPath != "" {
 		m.Namespaces["network"] = b.set.NetnsPath
 	}

@@ -172,6 +172,11 @@ func (w *wire) Info(context.Context, *api.InfoRequest) (*api.InfoResponse, error
 	}, nil
 }
 
+func (w *wire) Probe(_ context.Context, req *api.ProbeRequest) (*api.ProbeResponse, error) {
+	resp, err := w.s.Probe(req)
+	return resp, told("probe", req.Dir, err)
+}
+
 func (w *wire) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
 	box, err := w.s.CreateSandbox(ctx, req)
 	return box, told("create sandbox", req.Id, err)

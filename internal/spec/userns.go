@@ -1,0 +1,135 @@
+package spec
+
+import (
+	"math"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// userns is the pod's user namespace, as it was asked for; mode NODE when it was not.
+func (t *translation) userns() *runtime.UserNamespace {
+	return UserNamespace(t.in.Pod)
+}
+
+// mapped tells whether the container's ids are not the node's.
+func (t *translation) mapped() bool { return t.userns().GetMode() == runtime.NamespaceMode_POD }
+
+// UserNamespace is what a pod asks for, mode NODE when it says nothing: then it has the node's.
+func UserNamespace(pod *runtime.PodSandboxConfig) *runtime.UserNamespace {
+	u := pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	if u == nil {
+		return &runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE}
+	}
+	return u
+}
+
+// HostRoot returns the ids of the node that the root of a pod's containers has.
+func HostRoot(pod *runtime.PodSandboxConfig) (uid, gid uint32) {
+	u := UserNamespace(pod)
+	if u.GetMode() != runtime.NamespaceMode_POD {
+		return 0, 0
+	}
+	return u.GetUids()[0].GetHostId(), u.GetGids()[0].GetHostId() // checked: one each, from 0
+}
+
+// checkUserns takes what KEP-127 allows: the node's, or one of the pod with one mapping that begins with 0. The namespaces
+// of the node that remain must be such that what belongs to them can be mounted without rights over them.
+func checkUserns(field string, o *runtime.NamespaceOption, node Node) error {
+	u := o.GetUsernsOptions()
+	field += "namespace_options."
+	switch {
+	case u == nil:
+		return nil
+	case u.GetMode() == runtime.NamespaceMode_NODE:
+		if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
+			return invalid(field+"userns_options", "mode NODE takes no uids and gids")
+		}
+		return nil
+	case u.GetMode() != runtime.NamespaceMode_POD:
+		return invalid(field+"userns_options", "mode %s is not one that a user namespace can have", u.GetMode())
+	}
+	if err := checkMapping(field+"userns_options.uids", u.GetUids()); err != nil {
+		return err
+	}
+	if err := checkMapping(field+"userns_options.gids", u.GetGids()); err != nil {
+		return err
+	}
+	switch {
+	case o.GetPid() == runtime.NamespaceMode_NODE:
+		return invalid(field+"pid", "it is NODE: a pod with a user namespace cannot have the node's processes")
+	case o.GetIpc() == runtime.NamespaceMode_NODE:
+		return invalid(field+"ipc", "it is NODE: a pod with a user namespace cannot have the node's IPC")
+	case node.NoUserNamespaces != "":
+		return absent(field+"userns_options", "this node cannot run pods with user namespaces: %s; set mode NODE (hostUsers: true in the pod's manifest)", node.NoUserNamespaces)
+	}
+	return nil
+}
+
+// checkMapping takes the one mapping that a user namespace of a pod has.
+func checkMapping(field string, mappings []*runtime.IDMapping) error {
+	if len(mappings) != 1 {
+		return invalid(field, "there must be one mapping, not %d", len(mappings))
+	}
+	m := mappings[0]
+	switch {
+	case m.GetContainerId() != 0:
+		return invalid(field, "the mapping begins with %d and not with 0: the containers would have no root", m.GetContainerId())
+	case m.GetLength() == 0:
+		return invalid(field, "the mapping has no ids")
+	case uint64(m.GetHostId())+uint64(m.GetLength()) > math.MaxUint32:
+		return invalid(field, "the mapping goes beyond the largest id, %d", uint32(math.MaxUint32-1))
+	}
+	return nil
+}
+
+func sameMappings(a, b *runtime.UserNamespace) bool {
+	return equalMappings(a.GetUids(), b.GetUids()) && equalMappings(a.GetGids(), b.GetGids())
+}
+
+func equalMappings(a, b []*runtime.IDMapping) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !proto.Equal(a[i], b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// checkMountMappings refuses mapped ids of a volume that contradict themselves, and those that this node has not.
+func (t *translation) checkMountMappings(field string, m *runtime.Mount) error {
+	uids, gids := m.GetUidMappings(), m.GetGidMappings()
+	if len(uids) == 0 && len(gids) == 0 {
+		return nil
+	}
+	for name, mappings := range map[string][]*runtime.IDMapping{"uidMappings": uids, "gidMappings": gids} {
+		if len(mappings) == 0 {
+			return invalid(field+"."+name, "uidMappings and gidMappings go together")
+		}
+		for _, one := range mappings {
+			if one.GetLength() == 0 {
+				return invalid(field+"."+name, "a mapping has no ids")
+			}
+		}
+	}
+	if m.GetImage() != nil && !(t.mapped() && equalMappings(uids, t.userns().GetUids()) && equalMappings(gids, t.userns().GetGids())) {
+		return invalid(field+".uidMappings", "an image is mounted with the mapping of the pod's user namespace, and no other")
+	}
+	if !t.in.Node.MountSetattr {
+		return absent(field+".uidMappings", "this node's kernel cannot mount with mapped ids: it has no mount_setattr(2), which Linux 5.12 brought")
+	}
+	return nil
+}
+
+// ociMappings says mappings in OCI's terms.
+func ociMappings(mappings []*runtime.IDMapping) []specs.LinuxIDMapping {
+	var out []specs.LinuxIDMapping
+	for _, m := range mappings {
+		out = append(out, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength()})
+	}
+	return out
+}
