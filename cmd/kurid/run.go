@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/node"
 	"github.com/kuri-cri/kuri/internal/pod"
+	"github.com/kuri-cri/kuri/internal/registry"
 	"github.com/kuri-cri/kuri/internal/server"
 )
 
@@ -57,7 +59,12 @@ func run(ctx context.Context, cfg config.Config) error {
 	defer layers.Close()
 	images, err := image.Open(ctx, image.Options{
 		Root: cfg.Root, Layers: layers,
-		CertsDirs: cfg.Image.CertsDirs, MaxLayers: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
+		MaxLayers: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
+		Registry: registry.Options{
+			CertsDirs: cfg.Image.CertsDirs,
+			Stall:     time.Duration(cfg.Image.StallTimeout) * time.Second,
+			MinRate:   cfg.Image.MinRate,
+		},
 	})
 	if err != nil {
 		return err

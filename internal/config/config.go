@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -38,7 +39,10 @@ type Config struct {
 type Image struct {
 	CertsDirs []string `toml:"certs_dirs"` // directories of <host>/hosts.toml files; the first that has the host wins
 	Parallel  int      `toml:"parallel"`   // layers of one image fetched and unpacked at once; 0: by the number of CPUs
-	Pinned    []string `toml:"pinned"`     // references that the kubelet's garbage collection must leave alone
+	Pinned    []string `toml:"pinned"`     // references, or patterns, that the kubelet's garbage collection must leave alone
+
+	StallTimeout int   `toml:"stall_timeout"` // seconds without a byte after which a mirror or registry is given up
+	MinRate      int64 `toml:"min_rate"`      // bytes per second below which a mirror is left for the next host
 }
 
 // Network configures the networks that pods get.
@@ -68,7 +72,7 @@ func Default() Config {
 		LogLevel:     "info",
 		LogFormat:    "text",
 		CgroupDriver: "auto",
-		Image:        Image{CertsDirs: []string{"/etc/kuri/certs.d", "/etc/containerd/certs.d"}},
+		Image:        Image{CertsDirs: []string{"/etc/kuri/certs.d", "/etc/containerd/certs.d"}, StallTimeout: 60, MinRate: 16 << 10},
 		Network: Network{
 			Use:        "auto",
 			CNIConfDir: "/etc/cni/net.d",
@@ -160,6 +164,17 @@ func (c *Config) Check() error {
 	oneOf("network.use", c.Network.Use, "auto", "cni", "builtin")
 	if c.Image.Parallel < 0 || c.Image.Parallel > 64 {
 		bad("image.parallel", "%d is not between 0 and 64", c.Image.Parallel)
+	}
+	if c.Image.StallTimeout < 1 || c.Image.StallTimeout > 3600 {
+		bad("image.stall_timeout", "%d is not between 1 and 3600 seconds", c.Image.StallTimeout)
+	}
+	if c.Image.MinRate < 1 {
+		bad("image.min_rate", "%d is not a number of bytes per second (1 turns it off)", c.Image.MinRate)
+	}
+	for _, name := range c.Image.Pinned {
+		if _, err := path.Match(name, ""); err != nil {
+			bad("image.pinned", "%q is not a pattern: %v", name, err)
+		}
 	}
 	if c.Network.MTU != 0 && (c.Network.MTU < 1280 || c.Network.MTU > 65535) {
 		bad("network.mtu", "%d is not between 1280 and 65535 (0: the uplink's)", c.Network.MTU)

@@ -57,6 +57,9 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"[network]\nmtu = 12", "network.mtu:"},
 		{"[network]\nsubnets = ['10.0.0.0/8', '10.9.0.0/16']", "network.subnets:"},
 		{"[network]\nsubnets = ['10.0.0.0']", "network.subnets:"},
+		{"[image]\nstall_timeout = 0", "image.stall_timeout:"},
+		{"[image]\nmin_rate = 0", "image.min_rate:"},
+		{"[image]\npinned = ['a[']", "image.pinned:"},
 		{"[pod]\nshm_size = 0", "pod.shm_size:"},
 		{"[[[", "line 1"},
 	} {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -33,6 +34,8 @@ type content struct {
 	config    *imagespec.Image
 	manifest  []byte       // nil when there is none
 	layers    []layer.Blob // bottom first, as config lists them
+
+	distrust func(blob digest.Digest) // tells the source that a blob came wrong; nil when asking again is no use
 }
 
 // newContent checks that config and layers fit together and fit this node. layers come without their DiffIDs.
@@ -50,7 +53,7 @@ func newContent(rawConfig, manifest []byte, layers []layer.Blob) (*content, erro
 	for i := range layers {
 		layers[i].DiffID = cfg.RootFS.DiffIDs[i]
 	}
-	return &content{rawConfig, cfg, manifest, layers}, nil
+	return &content{rawConfig: rawConfig, config: cfg, manifest: manifest, layers: layers}, nil
 }
 
 // names are the references that are to point to an image.
@@ -73,7 +76,14 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 	for _, b := range c.layers {
 		open := b.Open
 		b.Open = func(ctx context.Context) (io.ReadCloser, error) { return s.openInSlot(ctx, open) }
-		g.Go(func() error { return s.layers.Unpack(gctx, b) })
+		g.Go(func() error {
+			err := s.layers.Unpack(gctx, b)
+			if errors.Is(err, fault.Corrupt) && c.distrust != nil {
+				c.distrust(b.Digest) // a mirror, or the way from it, has changed the blob: once more, from elsewhere if possible
+				err = s.layers.Unpack(gctx, b)
+			}
+			return err
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
@@ -278,8 +288,16 @@ func (s *Store) renamed(e *entry) *Image {
 	img := *e.image
 	img.References = slices.Sorted(maps.Keys(e.rec.Tags))
 	img.Digests = e.rec.Digests
-	img.Pinned = slices.ContainsFunc(slices.Concat(img.References, img.Digests), func(name string) bool { return s.pinned[name] })
+	img.Pinned = slices.ContainsFunc(slices.Concat(img.References, img.Digests), s.isPinned)
 	return &img
+}
+
+// isPinned tells whether the reference is one that a kubelet must not collect.
+func (s *Store) isPinned(name string) bool {
+	return slices.ContainsFunc(s.pinned, func(pattern string) bool {
+		fits, err := path.Match(pattern, name)
+		return pattern == name || err == nil && fits
+	})
 }
 
 // publish makes the present entries visible. The caller has s.mu, or is the only one.

@@ -48,7 +48,7 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, auth registry.
 	defer progress.end()
 
 	// 1. The registry and its mirrors, as they are configured now.
-	repo, err := registry.Open(ctx, s.certsDirs, ref, auth)
+	repo, err := registry.Open(ctx, s.registry, ref, auth)
 	if err != nil {
 		return nil, err
 	}
@@ -139,5 +139,9 @@ func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m regist
 			return repo.Blob(ctx, l.Digest, l.Size)
 		}}
 	}
-	return newContent(config, m.Body, layers)
+	c, err := newContent(config, m.Body, layers)
+	if err == nil {
+		c.distrust = repo.Distrust
+	}
+	return c, err
 }

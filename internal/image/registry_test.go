@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/kuri-cri/kuri/internal/layer"
+	kuriregistry "github.com/kuri-cri/kuri/internal/registry"
 )
 
 // hub is a real registry behind a handler that a test may put in the way.
@@ -189,7 +190,7 @@ func openStore(t testing.TB, root string, change ...func(*Options)) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := Options{Root: root, Layers: layers, CertsDirs: []string{filepath.Join(root, "certs.d")}}
+	o := Options{Root: root, Layers: layers, Registry: kuriregistry.Options{CertsDirs: []string{filepath.Join(root, "certs.d")}}}
 	for _, c := range change {
 		c(&o)
 	}
@@ -211,4 +212,19 @@ func nothingHalfMade(t testing.TB, s *Store) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("left in tmp: %v, %v", left, err)
 	}
+}
+
+// blobBytes is a layer as the registry has it.
+func blobBytes(t testing.TB, l v1.Layer) []byte {
+	t.Helper()
+	from, err := l.Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	body, err := io.ReadAll(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
 }

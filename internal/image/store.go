@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -31,9 +32,9 @@ const recordVersion = 1
 type Options struct {
 	Root      string       // the same as that of Layers; on one filesystem
 	Layers    *layer.Store // stays the caller's, who closes it after the image store
-	CertsDirs []string     // where <host>/hosts.toml is looked for, in order
-	MaxLayers int          // layers fetched and unpacked at once, over all pulls; 0: as many as serve this machine
-	Pinned    []string     // references of images that a kubelet must not collect
+	Registry  registry.Options
+	MaxLayers int      // layers fetched and unpacked at once, over all pulls; 0: as many as serve this machine
+	Pinned    []string // references of images that a kubelet must not collect, or patterns with * and ? (path.Match)
 }
 
 // imageRecord is what is persisted of an image beside its config and manifest.
@@ -67,11 +68,11 @@ type pullKey struct {
 
 // Store is the images of one node. See [Open].
 type Store struct {
-	root      string
-	layers    *layer.Store
-	certsDirs []string
-	pinned    map[string]bool
-	slots     chan struct{} // one for each layer that may be on its way
+	root     string
+	layers   *layer.Store
+	registry registry.Options
+	pinned   []string      // references in full, or patterns
+	slots    chan struct{} // one for each layer that may be on its way
 
 	life  context.Context // ends with Close
 	end   context.CancelFunc
@@ -89,22 +90,28 @@ type Store struct {
 // in the log; they never keep the store from opening. The caller closes it.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
-		root:      o.Root,
-		layers:    o.Layers,
-		certsDirs: o.CertsDirs,
-		pinned:    make(map[string]bool),
-		entries:   make(map[digest.Digest]*entry),
+		root:     o.Root,
+		layers:   o.Layers,
+		registry: o.Registry,
+		entries:  make(map[digest.Digest]*entry),
 	}
 	if o.MaxLayers <= 0 {
 		o.MaxLayers = max(4, runtime.NumCPU())
 	}
 	s.slots = make(chan struct{}, o.MaxLayers)
 	for _, name := range o.Pinned {
+		if strings.ContainsAny(name, "*?[") {
+			if _, err := path.Match(name, ""); err != nil {
+				return nil, fault.New(fault.Invalid, "pinned images: %q is not a pattern: %w", name, err)
+			}
+			s.pinned = append(s.pinned, name)
+			continue
+		}
 		ref, err := registry.ParseReference(name)
 		if err != nil {
 			return nil, fmt.Errorf("pinned images: %w", err)
 		}
-		s.pinned[ref.String()] = true
+		s.pinned = append(s.pinned, ref.String())
 	}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
 	if err := os.MkdirAll(s.blobs(), 0o700); err != nil {
@@ -132,14 +139,14 @@ func (s *Store) recover() error {
 		return err
 	}
 	for _, f := range files {
-		path := filepath.Join(s.dir(), f.Name())
+		file := filepath.Join(s.dir(), f.Name())
 		switch {
 		case strings.HasPrefix(f.Name(), "."): // a record that was being written when the daemon was killed
-			os.Remove(path)
+			os.Remove(file)
 		case strings.HasSuffix(f.Name(), ".json"):
-			if err := s.recoverOne(path); err != nil {
-				slog.Error("an image's record is set aside; pull the image again", "record", path, "err", err)
-				if err := record.SetAside(path); err != nil {
+			if err := s.recoverOne(file); err != nil {
+				slog.Error("an image's record is set aside; pull the image again", "record", file, "err", err)
+				if err := record.SetAside(file); err != nil {
 					return err
 				}
 			}
@@ -151,12 +158,12 @@ func (s *Store) recover() error {
 	return nil
 }
 
-func (s *Store) recoverOne(path string) error {
+func (s *Store) recoverOne(file string) error {
 	var rec imageRecord
-	if err := record.Read(path, recordVersion, &rec); err != nil {
+	if err := record.Read(file, recordVersion, &rec); err != nil {
 		return err
 	}
-	if rec.ID.Validate() != nil || rec.Manifest != "" && rec.Manifest.Validate() != nil || rec.ID.Encoded()+".json" != filepath.Base(path) {
+	if rec.ID.Validate() != nil || rec.Manifest != "" && rec.Manifest.Validate() != nil || rec.ID.Encoded()+".json" != filepath.Base(file) {
 		return fault.New(fault.Corrupt, "the record is of another image, %q", rec.ID)
 	}
 	raw, err := os.ReadFile(s.blob(rec.ID))

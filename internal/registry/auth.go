@@ -30,6 +30,8 @@ type credentials struct {
 	bearer       string
 	only         string          // host that may see them, or "" for every host of the conversation
 	hosts        map[string]bool // hosts of the conversation; a host that a redirect led to is none of them
+
+	own map[string]*credentials // of hosts that hosts.toml has credentials for
 }
 
 // decode returns the credentials that a holds. The precedence is the narrowest first: a registry token, an identity
@@ -89,25 +91,29 @@ func canonicalHost(host string) string {
 // anonymous tells whether nothing is known to prove who asks.
 func (c *credentials) anonymous() bool { return c.secret == "" && c.user == "" && c.bearer == "" }
 
-// allowed tells whether host may see the credentials.
-func (c *credentials) allowed(host string) bool {
-	return c.hosts[host] && (c.only == "" || c.only == canonicalHost(host))
+// at returns what the host may see: what hosts.toml has for it, else the caller's, else nothing.
+func (c *credentials) at(host string) *credentials {
+	if own := c.own[host]; own != nil && c.hosts[host] {
+		return own
+	}
+	if c.hosts[host] && (c.only == "" || c.only == canonicalHost(host)) {
+		return c
+	}
+	return &credentials{}
 }
 
 // forHost is the callback of containerd's authorizer.
 func (c *credentials) forHost(host string) (user, secret string, err error) {
-	if !c.allowed(host) {
-		return "", "", nil
-	}
-	return c.user, c.secret, nil
+	a := c.at(host)
+	return a.user, a.secret, nil
 }
 
 // bearer is the authorizer of a registry token: it is sent as it is, and a refusal is final.
 type bearer struct{ creds *credentials }
 
 func (b bearer) Authorize(_ context.Context, req *http.Request) error {
-	if b.creds.allowed(req.URL.Host) {
-		req.Header.Set("Authorization", "Bearer "+b.creds.bearer)
+	if token := b.creds.at(req.URL.Host).bearer; token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	return nil
 }

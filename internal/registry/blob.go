@@ -19,7 +19,7 @@ import (
 const maxDrops = 4
 
 // Blob opens the blob with the digest, of size bytes (-1: unknown). The stream goes on where it stopped when a
-// connection breaks or brings nothing for a minute, at the same host or the next one; it ends after exactly size bytes.
+// connection breaks or brings too little for too long, at the same host or the next one; it ends after exactly size bytes.
 // It does not verify the digest. It lives no longer than ctx. An error of Read has kind Unavailable when the rest could
 // not be had, and kind Corrupt when the registry has more bytes than size.
 func (r *Repository) Blob(ctx context.Context, dgst digest.Digest, size int64) (io.ReadCloser, error) {
@@ -42,11 +42,12 @@ type blob struct {
 	body  io.ReadCloser // of the connection under way; nil between two
 	sized bool          // body says where it ends
 	host  string        // that serves body
-	stop  func()        // ends the connection
-	watch *time.Timer   // ends it when a read takes too long
+
+	waited time.Duration // for the connection to bring the next bytes, in this window
+	got    int64         // bytes in this window
 }
 
-var errStalled = errors.New("no data came for too long")
+var errSlow = errors.New("it is slower than the least rate that is configured")
 
 // connect asks for the rest of the blob.
 func (b *blob) connect() error {
@@ -58,21 +59,32 @@ func (b *blob) connect() error {
 		}
 		header.Set("Range", rest)
 	}
-	return b.repo.eachHost(docker.HostCapabilityPull, func(h docker.RegistryHost) error {
-		ctx, stop := context.WithCancelCause(b.ctx)
-		resp, err := b.repo.send(ctx, h, http.MethodGet, "blobs/"+b.digest.String(), header)
-		if err == nil {
-			err = b.position(h, resp)
-		}
+	return b.repo.eachHost(b.ctx, docker.HostCapabilityPull, func(h docker.RegistryHost) error {
+		resp, err := b.repo.send(b.ctx, h, http.MethodGet, "blobs/"+b.digest.String(), header)
 		if err != nil {
-			stop(nil)
+			return err
+		}
+		if err := b.position(h, resp); err != nil {
 			return err
 		}
 		b.body, b.host, b.sized = resp.Body, h.Host, resp.ContentLength >= 0
-		b.stop = func() { stop(nil) }
-		b.watch = time.AfterFunc(b.repo.stall, func() { stop(errStalled) })
+		b.waited, b.got = 0, 0
+		b.repo.servedBy(b.digest, h.Host)
 		return nil
 	})
+}
+
+// tooSlow judges the connection by what it has brought while it was waited for; time that the reader takes for itself
+// is not its fault. Where there is no other host, slow is better than nothing.
+func (b *blob) tooSlow(n int, took time.Duration) bool {
+	b.waited += took
+	b.got += int64(n)
+	if b.waited < b.repo.options.Stall/4 {
+		return false
+	}
+	slow := float64(b.got) < b.waited.Seconds()*float64(b.repo.options.MinRate)
+	b.waited, b.got = 0, 0
+	return slow && b.repo.alternative(b.host)
 }
 
 // position makes the response start at offset: a host without ranges sends all, and what is known is skipped.
@@ -101,14 +113,19 @@ func (b *blob) Read(p []byte) (int, error) {
 				return 0, err
 			}
 		}
-		b.watch.Reset(b.repo.stall)
+		began := time.Now()
 		n, err := b.body.Read(p)
-		b.watch.Stop()
+		if b.tooSlow(n, time.Since(began)) && err == nil {
+			err = errSlow
+		}
 		if n > 0 {
 			b.offset += int64(n)
 			b.drops = 0
 			if b.size >= 0 && b.offset > b.size {
 				return 0, fault.New(fault.Corrupt, "blob %s of %s from %s is longer than the %d bytes of its descriptor", b.digest, b.repo.ref.Repository, b.host, b.size)
+			}
+			if errors.Is(err, errSlow) {
+				return n, b.dropped(err)
 			}
 			return n, nil
 		}
@@ -130,6 +147,9 @@ func (b *blob) Read(p []byte) (int, error) {
 func (b *blob) dropped(err error) error {
 	b.hangUp()
 	b.drops++
+	if errors.Is(err, errSlow) || errors.Is(err, errStalled) || b.drops > 1 {
+		b.repo.shun(b.host)
+	}
 	if b.ctx.Err() != nil {
 		return context.Cause(b.ctx)
 	}
@@ -160,7 +180,6 @@ func (b *blob) reconnect() error {
 
 func (b *blob) hangUp() {
 	if b.body != nil {
-		b.stop()
 		b.body.Close()
 		b.body = nil
 	}

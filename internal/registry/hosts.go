@@ -2,11 +2,16 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
@@ -21,11 +26,12 @@ const connsPerHost = 16
 
 // lookupHosts returns the hosts that serve the registry, mirrors first, each with a client of its own configuration,
 // and the transports behind the clients. The error is of kind Precondition when the node's configuration is wrong.
-func lookupHosts(ctx context.Context, certsDirs []string, registry string, creds *credentials) ([]docker.RegistryHost, []*http.Transport, error) {
-	dir, configured, err := hostDir(certsDirs, registry)
+func lookupHosts(ctx context.Context, o Options, registry string, creds *credentials) ([]docker.RegistryHost, []*http.Transport, error) {
+	dir, own, configured, err := hostDir(o.CertsDirs, registry)
 	if err != nil {
 		return nil, nil, err
 	}
+	creds.own = own
 	var transports []*http.Transport
 	hosts, err := config.ConfigureHosts(ctx, config.HostOptions{
 		HostDir:     func(string) (string, error) { return dir, nil },
@@ -34,6 +40,14 @@ func lookupHosts(ctx context.Context, certsDirs []string, registry string, creds
 			if t, ok := client.Transport.(*http.Transport); ok {
 				t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, connsPerHost
 				t.ReadBufferSize = 64 << 10
+				t.ResponseHeaderTimeout = o.Stall
+				if dial := t.DialContext; dial != nil {
+					t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+						ctx, cancel := context.WithTimeout(ctx, o.Stall)
+						defer cancel()
+						return dial(ctx, network, addr)
+					}
+				}
 				transports = append(transports, t)
 			}
 			return nil
@@ -51,7 +65,7 @@ func lookupHosts(ctx context.Context, certsDirs []string, registry string, creds
 	}
 	for i := range hosts {
 		creds.hosts[hosts[i].Host] = true
-		if creds.bearer != "" {
+		if creds.at(hosts[i].Host).bearer != "" {
 			hosts[i].Authorizer = bearer{creds}
 		}
 	}
@@ -60,8 +74,9 @@ func lookupHosts(ctx context.Context, certsDirs []string, registry string, creds
 
 // hostDir finds the directory that configures the registry, in the first of certsDirs that has one by its name, else
 // the first "_default"; "" when there is none. mirrors is the number of [host] tables in its hosts.toml. A file that is
-// not TOML is an error: without it, mirrors would be passed over in silence.
-func hostDir(certsDirs []string, registry string) (dir string, mirrors int, err error) {
+// not TOML is an error: without it, mirrors would be passed over in silence. own is the credentials that the file has for
+// mirrors, by host.
+func hostDir(certsDirs []string, registry string) (dir string, own map[string]*credentials, mirrors int, err error) {
 	fallback := ""
 	for _, root := range certsDirs {
 		found, err := config.HostDirFromRoot(root)(registry)
@@ -80,21 +95,99 @@ func hostDir(certsDirs []string, registry string) (dir string, mirrors int, err 
 		dir = fallback
 	}
 	if dir == "" {
-		return "", 0, nil
+		return "", nil, 0, nil
 	}
 	path := filepath.Join(dir, "hosts.toml")
 	body, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return dir, 0, nil // certificates alone, in docker's layout
+		return dir, nil, 0, nil // certificates alone, in docker's layout
 	}
 	if err != nil {
-		return "", 0, fault.New(fault.Precondition, "configuration of registry %s: %w", registry, err)
+		return "", nil, 0, fault.New(fault.Precondition, "configuration of registry %s: %w", registry, err)
 	}
 	var file struct {
-		Host map[string]any `toml:"host"`
+		Host map[string]struct {
+			Auth map[string]string `toml:"auth"`
+		} `toml:"host"`
 	}
 	if err := toml.Unmarshal(body, &file); err != nil {
-		return "", 0, fault.New(fault.Precondition, "configuration of registry %s: %s is not valid TOML: %w", registry, path, err)
+		return "", nil, 0, fault.New(fault.Precondition, "configuration of registry %s: %s is not valid TOML: %w", registry, path, err)
 	}
-	return dir, len(file.Host), nil
+	own = make(map[string]*credentials)
+	for address, h := range file.Host {
+		if h.Auth == nil {
+			continue
+		}
+		host, c, err := mirrorAuth(address, h.Auth, dir)
+		if err != nil {
+			return "", nil, 0, fault.New(fault.Precondition, "configuration of registry %s: %s: [host.%q.auth]: %w", registry, path, address, err)
+		}
+		own[host] = c
+	}
+	return dir, own, len(file.Host), nil
+}
+
+// mirrorAuth reads the table [host."…".auth], which is our own; containerd passes over it. Beside the fields of
+// [Auth] it may have "file": a file of docker's format, from which the host's entry is taken.
+func mirrorAuth(address string, table map[string]string, dir string) (host string, c *credentials, err error) {
+	full := address
+	if !strings.Contains(full, "://") {
+		full = "https://" + full
+	}
+	u, err := url.Parse(full)
+	if err != nil {
+		return "", nil, err
+	}
+	var a Auth
+	for key, value := range table {
+		switch key {
+		case "username":
+			a.Username = value
+		case "password":
+			a.Password = value
+		case "auth":
+			a.Auth = value
+		case "identity_token":
+			a.IdentityToken = value
+		case "registry_token":
+			a.RegistryToken = value
+		case "file":
+			if !filepath.IsAbs(value) {
+				value = filepath.Join(dir, value)
+			}
+			if a, err = dockerAuth(value, u.Host); err != nil {
+				return "", nil, err
+			}
+		default:
+			return "", nil, fmt.Errorf("the key %q is not known; there are username, password, auth, identity_token, registry_token and file", key)
+		}
+	}
+	if _, ok := table["file"]; ok && len(table) > 1 {
+		return "", nil, errors.New("the key file stands alone")
+	}
+	c, err = a.decode()
+	return u.Host, c, err
+}
+
+// dockerAuth takes a host's credentials from a file as "docker login" writes it.
+func dockerAuth(path, host string) (Auth, error) {
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return Auth{}, err
+	}
+	var file struct {
+		Auths map[string]struct {
+			Username, Password, Auth     string
+			IdentityToken, RegistryToken string
+		}
+	}
+	if err := json.Unmarshal(body, &file); err != nil {
+		return Auth{}, fmt.Errorf("%s is not a file of docker's format", path) // its content is secret
+	}
+	for address, a := range file.Auths {
+		if at, err := addressHost(address); err == nil && at == canonicalHost(host) {
+			return Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}, nil
+		}
+	}
+	return Auth{}, fmt.Errorf("%s has no credentials for %s", path, host)
 }

@@ -8,7 +8,9 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -42,13 +44,30 @@ type Repository struct {
 	hosts      []docker.RegistryHost // mirrors first
 	transports []*http.Transport
 	creds      *credentials
-	stall      time.Duration // a blob that brings no byte for so long is asked for again
-	quiet      *log.Entry    // for containerd's packages, which would log what our errors say
+	options    Options
+	quiet      *log.Entry // for containerd's packages, which would log what our errors say
+
+	mu   sync.Mutex
+	late map[string]bool          // hosts that were slow, wrong or did not answer: they are asked last
+	from map[digest.Digest]string // host that has served a blob last
 }
 
-// Open reads the configuration of ref's registry from certsDirs and prepares to talk to it as auth says. It sends
-// nothing. The caller closes the Repository. The error is of kind Invalid (auth) or Precondition (hosts.toml).
-func Open(ctx context.Context, certsDirs []string, ref Reference, auth Auth) (*Repository, error) {
+// Options say how the hosts of a registry are found, and when one is given up.
+type Options struct {
+	CertsDirs []string      // where <host>/hosts.toml is looked for, in order
+	Stall     time.Duration // a host that sends nothing for so long is left for the next; 0: a minute
+	MinRate   int64         // so is one that sends fewer bytes per second over a quarter of Stall, when there is a next; 0: 16 KiB
+}
+
+// Open reads the configuration of ref's registry and prepares to talk to it as auth says. It sends nothing. The caller
+// closes the Repository. The error is of kind Invalid (auth) or Precondition (hosts.toml).
+func Open(ctx context.Context, o Options, ref Reference, auth Auth) (*Repository, error) {
+	if o.Stall <= 0 {
+		o.Stall = time.Minute
+	}
+	if o.MinRate <= 0 {
+		o.MinRate = 16 << 10
+	}
 	creds, err := auth.decode()
 	if err != nil {
 		return nil, err
@@ -56,11 +75,11 @@ func Open(ctx context.Context, certsDirs []string, ref Reference, auth Auth) (*R
 	silent := logrus.New()
 	silent.SetOutput(io.Discard)
 	quiet := logrus.NewEntry(silent)
-	hosts, transports, err := lookupHosts(log.WithLogger(ctx, quiet), certsDirs, ref.Host(), creds)
+	hosts, transports, err := lookupHosts(log.WithLogger(ctx, quiet), o, ref.Host(), creds)
 	if err != nil {
 		return nil, err
 	}
-	return &Repository{ref: ref, hosts: hosts, transports: transports, creds: creds, stall: time.Minute, quiet: quiet}, nil
+	return &Repository{ref: ref, hosts: hosts, transports: transports, creds: creds, options: o, quiet: quiet, late: make(map[string]bool), from: make(map[digest.Digest]string)}, nil
 }
 
 // Close drops the idle connections.
@@ -81,7 +100,7 @@ type Manifest struct {
 // digest is "" when the registry does not tell it this way.
 func (r *Repository) Resolve(ctx context.Context) (digest.Digest, error) {
 	var dgst digest.Digest
-	err := r.eachHost(r.capability(r.ref.target()), func(h docker.RegistryHost) error {
+	err := r.eachHost(ctx, r.capability(r.ref.target()), func(h docker.RegistryHost) error {
 		resp, err := r.send(ctx, h, http.MethodHead, "manifests/"+r.ref.target(), http.Header{"Accept": {acceptManifests}})
 		if errors.Is(err, fault.Unimplemented) {
 			return nil
@@ -110,7 +129,7 @@ func (r *Repository) ManifestAt(ctx context.Context, dgst digest.Digest) (Manife
 }
 
 func (r *Repository) manifest(ctx context.Context, target string) (m Manifest, err error) {
-	err = r.eachHost(r.capability(target), func(h docker.RegistryHost) error {
+	err = r.eachHost(ctx, r.capability(target), func(h docker.RegistryHost) error {
 		m, err = r.manifestFrom(ctx, h, target)
 		return err
 	})
@@ -177,21 +196,26 @@ func (r *Repository) capability(target string) docker.HostCapabilities {
 	return docker.HostCapabilityPull | docker.HostCapabilityResolve
 }
 
-// eachHost tries the hosts in order until ask succeeds. When none does, the error has the kind that the last host gave
-// it, for that is the registry itself, and the text of all.
-func (r *Repository) eachHost(need docker.HostCapabilities, ask func(docker.RegistryHost) error) error {
+// eachHost tries the hosts in order until ask succeeds. When none does, the error has the kind that the registry itself
+// gave it, and the text of all. A host that does not answer is asked last from then on.
+func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities, ask func(docker.RegistryHost) error) error {
 	var texts []string
 	var last error
-	for _, h := range r.hosts {
-		if !h.Capabilities.Has(need) {
-			continue
-		}
+	for _, h := range r.order(need) {
 		err := ask(h)
-		if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		if err == nil || ctx.Err() != nil {
 			return err
 		}
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) { // the host's deadline, not the caller's
+			err = fault.As(fault.Of(err), errors.New(err.Error()))
+		}
+		if errors.Is(err, fault.Unavailable) {
+			r.shun(h.Host)
+		}
 		texts = append(texts, err.Error())
-		last = err
+		if last == nil || h.Host == r.hosts[len(r.hosts)-1].Host {
+			last = err
+		}
 	}
 	switch len(texts) {
 	case 0:
@@ -200,6 +224,54 @@ func (r *Repository) eachHost(need docker.HostCapabilities, ask func(docker.Regi
 		return last
 	}
 	return fault.As(fault.Of(last), errors.New(strings.Join(texts, "; then ")))
+}
+
+// order is the hosts that may do what is needed: as they are configured, but those that were shunned last.
+func (r *Repository) order(need docker.HostCapabilities) []docker.RegistryHost {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var first, last []docker.RegistryHost
+	for _, h := range r.hosts {
+		switch {
+		case !h.Capabilities.Has(need):
+		case r.late[h.Host]:
+			last = append(last, h)
+		default:
+			first = append(first, h)
+		}
+	}
+	return append(first, last...)
+}
+
+// shun has the host asked last from now on, for as long as this conversation.
+func (r *Repository) shun(host string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.late[host] = true
+}
+
+// Distrust has the host that served the blob last asked last from now on: what it sent was not the blob.
+func (r *Repository) Distrust(blob digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if host := r.from[blob]; host != "" {
+		r.late[host] = true
+	}
+}
+
+func (r *Repository) servedBy(blob digest.Digest, host string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.from[blob] = host
+}
+
+// alternative tells whether there is a host to serve blobs that has not been shunned, beside this one.
+func (r *Repository) alternative(host string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.hosts, func(h docker.RegistryHost) bool {
+		return h.Host != host && !r.late[h.Host] && h.Capabilities.Has(docker.HostCapabilityPull)
+	})
 }
 
 // url builds the address of an endpoint of this repository at h. A mirror is told which registry it stands for.

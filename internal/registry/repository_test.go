@@ -98,7 +98,7 @@ func open(t *testing.T, certs []string, ref string, auth Auth) *Repository {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := Open(t.Context(), certs, parsed, auth)
+	r, err := Open(t.Context(), Options{CertsDirs: certs}, parsed, auth)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +223,7 @@ func TestWrongConfigurationIsNamed(t *testing.T) {
 	} {
 		certs := configure(t, "registry.example", body)
 		ref, _ := ParseReference("registry.example/a:1")
-		_, err := Open(t.Context(), certs, ref, Auth{})
+		_, err := Open(t.Context(), Options{CertsDirs: certs}, ref, Auth{})
 		if !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), certs[1]) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -485,7 +485,7 @@ func TestBlobThatNeverComes(t *testing.T) {
 		})
 		defer close(hang)
 		r := open(t, nil, addr+"/library/app:1", Auth{})
-		r.stall = 100 * time.Millisecond
+		r.options.Stall = 100 * time.Millisecond
 		if err := readBlob(t.Context(), r, c); err != nil {
 			t.Error(err)
 		}

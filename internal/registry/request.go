@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -25,19 +26,30 @@ const (
 	longWait  = 10 * time.Second       // the most that a Retry-After header is honoured
 )
 
-// send makes one request to h and returns a response of status 200 or 206; the caller closes its body. What may pass by
+// send makes one request to h and returns a response of status 200 or 206; the caller closes its body, which ends with
+// an error when nothing comes for as long as a host may stall. What may pass by
 // itself (a broken connection, 429, a server error) is tried again a few times; a refused connection is not, for the
 // next host or the caller's own retry serves better. The error has a kind and names the host and the repository.
 func (r *Repository) send(ctx context.Context, h docker.RegistryHost, method, endpoint string, header http.Header) (*http.Response, error) {
 	wait := firstWait
 	for try := 1; ; try++ {
-		resp, err := r.authorized(ctx, h, method, endpoint, header)
+		asked, stop := context.WithCancelCause(ctx)
+		resp, err := r.authorized(asked, h, method, endpoint, header)
+		if err == nil {
+			resp.Body = &watched{ReadCloser: resp.Body, stop: stop, stall: r.options.Stall}
+		} else {
+			stop(nil)
+		}
 		if err == nil && (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent) {
 			return resp, nil
 		}
 		again := wait
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, syscall.ECONNREFUSED) || fault.Of(err) != fault.Unavailable {
+				return nil, err
+			}
+			var late net.Error
+			if errors.As(err, &late) && late.Timeout() && r.alternative(h.Host) {
 				return nil, err
 			}
 		} else {
@@ -95,7 +107,7 @@ func (r *Repository) refusal(h docker.RegistryHost, resp *http.Response, endpoin
 	resp.Body.Close()
 	where := fmt.Sprintf("registry host %s, repository %s", h.Host, r.ref.Path())
 	switch code := resp.StatusCode; {
-	case code == http.StatusUnauthorized && (r.creds.anonymous() || !r.creds.allowed(h.Host)):
+	case code == http.StatusUnauthorized && r.creds.at(h.Host).anonymous():
 		return fault.New(fault.Unauthenticated, "%s: credentials are needed, or the repository does not exist (%s%s); give the pod an imagePullSecret for this registry",
 			where, said, challenge(resp))
 	case code == http.StatusUnauthorized:
@@ -109,7 +121,11 @@ func (r *Repository) refusal(h docker.RegistryHost, resp *http.Response, endpoin
 	case code == http.StatusMethodNotAllowed:
 		return fault.New(fault.Unimplemented, "%s: the registry does not answer this kind of request (%s)", where, said)
 	case code == http.StatusTooManyRequests:
-		return fault.New(fault.Unavailable, "%s: too many requests (%s); pull with credentials, through a mirror, or later", where, said)
+		later := "later"
+		if wait := retryAfter(resp.Header); wait > 0 {
+			later = "again in " + wait.Round(time.Second).String()
+		}
+		return fault.New(fault.Unavailable, "%s: too many requests (%s); pull with credentials, through a mirror, or %s", where, said, later)
 	default:
 		return fault.New(fault.Unavailable, "%s: unexpected answer (%s)", where, said)
 	}
@@ -173,4 +189,32 @@ func retryAfter(header http.Header) time.Duration {
 		return time.Until(at)
 	}
 	return 0
+}
+
+var errStalled = errors.New("no data came for too long")
+
+// watched is a response's body that ends when a read takes too long.
+type watched struct {
+	io.ReadCloser
+	stop  context.CancelCauseFunc
+	stall time.Duration
+	watch *time.Timer
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	if w.watch == nil {
+		w.watch = time.AfterFunc(w.stall, func() { w.stop(errStalled) })
+	} else {
+		w.watch.Reset(w.stall)
+	}
+	n, err := w.ReadCloser.Read(p)
+	if !w.watch.Stop() && n == 0 && err != nil {
+		err = errStalled
+	}
+	return n, err
+}
+
+func (w *watched) Close() error {
+	w.stop(nil)
+	return w.ReadCloser.Close()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -37,6 +38,7 @@ func coded(err error) error {
 	}
 	code := codes.Unknown
 	switch {
+	case forKubelet(err.Error()):
 	case errors.Is(err, context.DeadlineExceeded):
 		code = codes.DeadlineExceeded
 	case errors.Is(err, context.Canceled):
@@ -47,6 +49,12 @@ func coded(err error) error {
 		}
 	}
 	return status.Error(code, err.Error())
+}
+
+// forKubelet tells whether the text begins with a word that a kubelet looks for when a pull fails (cri-api, pkg/errors).
+// It finds the word only behind the code Unknown, for that is the one whose name its client strips from the text.
+func forKubelet(text string) bool {
+	return strings.HasPrefix(text, "RegistryUnavailable: ") || strings.HasPrefix(text, "SignatureValidationFailed: ")
 }
 
 func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {

@@ -156,6 +156,16 @@ func TestKindsBecomeCodes(t *testing.T) {
 	if got := status.Code(coded(gaveUp)); got != codes.DeadlineExceeded {
 		t.Errorf("a caller's deadline: %s", got)
 	}
+	// The kubelet's client strips the code's name only when it is Unknown, and then looks for the word at the beginning.
+	for _, text := range []string{"RegistryUnavailable: pull image a: no answer", "SignatureValidationFailed: a"} {
+		got := coded(fault.New(fault.Unavailable, "%s", text))
+		if status.Code(got) != codes.Unknown || got.Error() != "rpc error: code = Unknown desc = "+text {
+			t.Errorf("%v", got)
+		}
+	}
+	if got := status.Code(coded(fault.New(fault.Unavailable, "pull: RegistryUnavailable: "))); got != codes.Unavailable {
+		t.Errorf("%v", got)
+	}
 	if got := status.Code(coded(errors.New("x"))); got != codes.Unknown {
 		t.Errorf("no kind: %s", got)
 	}

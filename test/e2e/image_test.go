@@ -258,7 +258,7 @@ func TestMirror(t *testing.T) {
 	d.Registry.Push(t, "team/app:1", harness.Busybox(t))
 	const ref = "registry.example.test/team/app:1"
 	_, err := pull(t, d, ref, nil)
-	harness.WantError(t, err, codes.Unavailable, "registry.example.test")
+	harness.WantError(t, err, codes.Unknown, "RegistryUnavailable: ")
 	harness.Write(t, certs, "registry.example.test/hosts.toml", fmt.Sprintf("[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", d.Registry.Host))
 	d.Pull(t, ref)
 	if s := imageStatus(t, d, ref); s == nil || s.RepoTags[0] != ref {

@@ -1,0 +1,102 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/registry"
+)
+
+// mirrored opens a store in which registry.example is at hub, behind a mirror that is at mirror.
+func mirrored(t *testing.T, mirror, h *hub) *Store {
+	t.Helper()
+	certs := t.TempDir()
+	dir := filepath.Join(certs, "registry.example")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	body := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", h.addr, mirror.addr)
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(body), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return openStore(t, "", func(o *Options) { o.Registry = registry.Options{CertsDirs: []string{certs}, Stall: time.Second} })
+}
+
+func TestCorruptMirrorIsLeftForTheRegistry(t *testing.T) {
+	needRoot(t)
+	for name, change := range map[string]func(p []byte) []byte{
+		"a bit":     func(p []byte) []byte { p[len(p)/2] ^= 1; return p },
+		"cut off":   func(p []byte) []byte { return p[:len(p)/2] },
+		"more":      func(p []byte) []byte { return append(p, "more"...) },
+		"a login":   func([]byte) []byte { return []byte("<html>log in here</html>") },
+		"no bytes":  func([]byte) []byte { return nil },
+		"all zeros": func(p []byte) []byte { return make([]byte, len(p)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			good, bad := newHub(t), newHub(t)
+			img := imageOf(t, "x", layerOf(t, file{"a", strings.Repeat("a lot of it ", 10_000)}), layerOf(t, file{"b", "b"}))
+			good.push("app:1", img)
+			bad.push("app:1", img)
+			layers, _ := img.Layers()
+			first, _ := layers[0].Digest()
+			packed := blobBytes(t, layers[0])
+			bad.set(func(w http.ResponseWriter, r *http.Request) bool {
+				if !strings.HasSuffix(r.URL.Path, "/blobs/"+first.String()) {
+					return false
+				}
+				w.Write(change(append([]byte(nil), packed...)))
+				return true
+			})
+			s := mirrored(t, bad, good)
+			got := pull(t, s, "registry.example/app:1")
+			if fileIn(t, s, got, "a") != strings.Repeat("a lot of it ", 10_000) {
+				t.Error("the file is wrong")
+			}
+			nothingHalfMade(t, s)
+		})
+	}
+}
+
+func TestPullOutlivesItsCallersDeadline(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	ref := h.push("app:1", imageOf(t, "x", layerOf(t, file{"a", "b"})))
+	gate := make(chan struct{})
+	h.set(func(w http.ResponseWriter, r *http.Request) bool {
+		<-gate
+		return false
+	})
+	s := openStore(t, "")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := s.Pull(ctx, ref, registry.Auth{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { close(gate) })
+	pull(t, s, ref)
+	if n := len(h.take("/manifests/")); n != 1 {
+		t.Errorf("%d manifests were fetched, the retry was to join", n)
+	}
+}
+
+func TestPinnedByPattern(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	s := openStore(t, "", func(o *Options) { o.Pinned = []string{h.addr + "/*/keep:*"} })
+	for _, row := range []struct {
+		repo string
+		want bool
+	}{{"a/keep:1", true}, {"a/keep:2", true}, {"a/b/keep:1", false}, {"a/lose:1", false}} {
+		ref := h.push(row.repo, imageOf(t, row.repo, layerOf(t, file{"a", row.repo})))
+		if got := pull(t, s, ref); got.Pinned != row.want {
+			t.Errorf("%s: pinned %v", row.repo, got.Pinned)
+		}
+	}
+}

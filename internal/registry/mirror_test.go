@@ -1,0 +1,175 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// openImpatient opens library/app:1 of registry.example, which is at server, with a mirror before it.
+func openImpatient(t *testing.T, mirror, server, more string, auth Auth) *Repository {
+	t.Helper()
+	certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n%s", server, mirror, more))
+	ref, err := ParseReference("registry.example/library/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(t.Context(), Options{CertsDirs: certs, Stall: 400 * time.Millisecond, MinRate: 1 << 20}, ref, auth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+func TestBadMirrorIsLeftForTheNextHost(t *testing.T) {
+	c := newContent(t)
+	blob := "/blobs/" + c.layer.String()
+	for name, misbehave := range map[string]func(w http.ResponseWriter, r *http.Request){
+		"never answers": func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"stalls in the middle": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(c.size))
+			w.Write(make([]byte, 0))
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		},
+		"trickles": func(w http.ResponseWriter, r *http.Request) {
+			slow := &trickle{ResponseWriter: w}
+			c.ServeHTTP(slow, r)
+		},
+		"drops":  func(w http.ResponseWriter, r *http.Request) { drop(w) },
+		"errors": func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusBadGateway) },
+		"busy": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Retry-After", "3600")
+			w.WriteHeader(http.StatusTooManyRequests)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int32
+			mirror := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, blob) {
+					asked.Add(1)
+					misbehave(w, r)
+					return
+				}
+				c.ServeHTTP(w, r)
+			})
+			r := openImpatient(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
+			began := time.Now()
+			for range 3 {
+				if err := readBlob(t.Context(), r, c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			if n := asked.Load(); n > attempts {
+				t.Errorf("the mirror was asked %d times in one conversation", n)
+			}
+		})
+	}
+}
+
+// trickle sends a few hundred bytes at a time, so that there is always some progress.
+type trickle struct{ http.ResponseWriter }
+
+func (s *trickle) Write(p []byte) (int, error) {
+	for done := 0; done < len(p); {
+		n, err := s.ResponseWriter.Write(p[done:min(done+500, len(p))])
+		if done += n; err != nil {
+			return done, err
+		}
+		s.ResponseWriter.(http.Flusher).Flush()
+		time.Sleep(5 * time.Millisecond)
+	}
+	return len(p), nil
+}
+
+func TestSlowIsBetterThanNothing(t *testing.T) {
+	c := newContent(t)
+	addr := serve(t, func(w http.ResponseWriter, r *http.Request) { c.ServeHTTP(&trickle{w}, r) })
+	r := open(t, nil, addr+"/library/app:1", Auth{})
+	r.options.Stall, r.options.MinRate = 400*time.Millisecond, 1<<20
+	if err := readBlob(t.Context(), r, c); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMirrorHasCredentialsOfItsOwn(t *testing.T) {
+	c := newContent(t)
+	guarded := func(user, password string, seen *atomic.Value) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if u, p, ok := r.BasicAuth(); ok {
+				seen.Store(u + ":" + p)
+				if u == user && p == password {
+					c.ServeHTTP(w, r)
+					return
+				}
+			}
+			w.Header().Set("WWW-Authenticate", `Basic realm="mirror"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}
+	var toMirror, toServer atomic.Value
+	mirror, server := serve(t, guarded("m", "secret", &toMirror)), serve(t, guarded("u", "p", &toServer))
+	table := fmt.Sprintf("[host.\"http://%s\".auth]\n", mirror)
+	file := filepath.Join(t.TempDir(), "config.json")
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(`{"auths":{"http://%s/v1/":{"auth":"bTpzZWNyZXQ="}}}`, mirror)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, auth := range []string{"username = \"m\"\npassword = \"secret\"\n", "auth = \"bTpzZWNyZXQ=\"\n", fmt.Sprintf("file = %q\n", file)} {
+		toMirror.Store("")
+		toServer.Store("")
+		r := openImpatient(t, mirror, server, table+auth, Auth{Username: "u", Password: "p"})
+		if err := readBlob(t.Context(), r, c); err != nil {
+			t.Fatal(err)
+		}
+		if toMirror.Load() != "m:secret" || toServer.Load() != "" {
+			t.Errorf("%q went to the mirror and %q to the registry", toMirror.Load(), toServer.Load())
+		}
+	}
+
+	// The wrong ones cost the mirror, not the pull, and each host sees its own alone.
+	r := openImpatient(t, mirror, server, table+"username = \"m\"\npassword = \"stale\"\n", Auth{Username: "u", Password: "p"})
+	if err := readBlob(t.Context(), r, c); err != nil {
+		t.Fatal(err)
+	}
+	if toMirror.Load() != "m:stale" || toServer.Load() != "u:p" {
+		t.Errorf("%q went to the mirror and %q to the registry", toMirror.Load(), toServer.Load())
+	}
+
+	ref, _ := ParseReference("registry.example/a:1")
+	for _, wrong := range []string{"pasword = \"x\"\n", "file = \"nowhere.json\"\n", "auth = \"!\"\n"} {
+		_, err := Open(t.Context(), Options{CertsDirs: configure(t, "registry.example", "[host.\"https://m.example\"]\n[host.\"https://m.example\".auth]\n"+wrong)}, ref, Auth{})
+		if !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "hosts.toml") {
+			t.Errorf("%q: %v", wrong, err)
+		}
+	}
+}
+
+func TestDistrustedHostIsAskedLast(t *testing.T) {
+	c := newContent(t)
+	var bad atomic.Int32
+	mirror := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		bad.Add(1)
+		w.Write(make([]byte, c.size))
+	})
+	r := openImpatient(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
+	if err := readBlob(t.Context(), r, c); err == nil {
+		t.Fatal("the mirror was to send something else")
+	}
+	r.Distrust(c.layer)
+	if err := readBlob(t.Context(), r, c); err != nil || bad.Load() != 1 {
+		t.Errorf("%v, the mirror was asked %d times", err, bad.Load())
+	}
+}
