@@ -78,6 +78,7 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 	if err := b.publish(lease, result); err != nil {
 		return nil, err
 	}
+	complain(forgetBefore(lease.HostPorts))
 	back.Release()
 	return result, nil
 }

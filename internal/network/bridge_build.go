@@ -254,15 +254,42 @@ func (b *Bridge) mtu(h *netlink.Handle) (int, error) {
 
 // installRules writes the table for the leases there are.
 func (b *Bridge) installRules() error {
-	ports := b.pool.hostPorts()
+	ports := b.pool.hostPorts(loopback6Reachable())
 	rules := ruleset{table: b.table, bridge: b.link.name, ranges: b.link.ranges, ports: ports}
 	if err := rules.install(); err != nil {
 		return err
+	}
+	if slices.ContainsFunc(ports, func(p hostPort) bool { return p.overLoopback && p.pod.Is6() }) {
+		if err := reachLoopback6(b.link); err != nil {
+			return err
+		}
 	}
 	if len(ports) == 0 || !hasFamily(b.link.ranges, true) {
 		return nil
 	}
 	return setSysctl("ipv4/conf/"+b.link.name+"/route_localnet", "1") // after the table, whose guard makes it safe
+}
+
+// loopback6Reachable tells whether host ports can serve [::1]. They cannot where the kernel filters bridged packets
+// (br_netfilter): it translates the pod's answer back to ::1 before the packet has left the bridge, and then drops it as
+// one from outside that claims to be for ::1.
+func loopback6Reachable() bool { return sysctl("bridge/bridge-nf-call-ip6tables") != "1" }
+
+// reachLoopback6 lets answers come back to [::1] over the bridge: the kernel looks for ::1 on the link where the packet came
+// in, and finds it by this route. It is behind the loopback's own for everything else, and goes with the bridge. A packet
+// that has ::1 in it when it comes in is dropped all the same.
+func reachLoopback6(on built) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	const behind = 2048
+	err = h.RouteReplace(&netlink.Route{LinkIndex: on.index, Dst: addressOf(loopback6).IPNet, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Priority: behind})
+	if err != nil {
+		return fmt.Errorf("add the route by which host ports serve [::1]: %w", err)
+	}
+	return nil
 }
 
 // adopt makes the host's ends of the pods' links ports of the bridge, where they are not.

@@ -58,6 +58,7 @@ func (b *Bridge) giveBack(podID string) error {
 	var err error
 	if len(l.HostPorts) > 0 && b.link.index != 0 {
 		err = b.installRules()
+		complain(forgetAfter(l.HostPorts, l.Addresses))
 	}
 	if err == nil {
 		err = b.pool.erase(l)

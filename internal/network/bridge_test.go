@@ -3,6 +3,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -518,6 +519,141 @@ func TestHostAddressPorts(t *testing.T) {
 		expect(t, outside, "tcp", netip.AddrPortFrom(ip, 8080), name, from)
 		defer func() { must(t, n.Detach(t.Context(), pod, r)) }()
 	}
+}
+
+// TestLoopback6: a host port serves [::1] where the kernel lets it, over TCP and UDP; where it filters bridged packets, what
+// listens on [::1] itself keeps the port. A pod cannot use the way back to reach the node's loopback.
+func TestLoopback6(t *testing.T) {
+	requireRoot(t)
+	if sysctl("bridge/bridge-nf-call-ip6tables") == "" {
+		t.Log("this kernel has no br_netfilter: one half is tested")
+	}
+	was := sysctl("bridge/bridge-nf-call-ip6tables")
+	for _, filtered := range []string{"0", "1"} {
+		t.Run("filtered "+filtered, func(t *testing.T) {
+			leftovers(t)
+			if was == "" && filtered == "1" {
+				t.Skip("SKIP: no br_netfilter in this kernel")
+			}
+			if was != "" {
+				must(t, setSysctl("bridge/bridge-nf-call-ip6tables", filtered))
+				defer func() { must(t, setSysctl("bridge/bridge-nf-call-ip6tables", was)) }()
+			}
+			n := newBridge(t, BridgeConfig{})
+			pod, ns := newPod(t)
+			pod.PortMappings = []PortMapping{{Protocol: TCP, ContainerPort: 80, HostPort: 8080}, {Protocol: UDP, ContainerPort: 53, HostPort: 8053}}
+			r := attach(t, n, pod)
+			serve(t, ns, "tcp", ":80", "pod")
+			serve(t, ns, "udp", netip.AddrPortFrom(r.IPs[1], 53).String(), "pod")
+			loopback := netip.AddrPortFrom(netip.IPv6Loopback(), 8080)
+			if filtered == "1" {
+				serve(t, nil, "tcp", loopback.String(), "node")
+				expect(t, nil, "tcp", loopback, "node", netip.IPv6Loopback())
+			} else {
+				expect(t, nil, "tcp", loopback, "pod", r.Gateways[1])
+				expect(t, nil, "udp", netip.AddrPortFrom(netip.IPv6Loopback(), 8053), "pod", r.Gateways[1])
+			}
+			secret := serve(t, nil, "tcp", "[::1]:0", "secret")
+			expect(t, nil, "tcp", secret, "secret", netip.IPv6Loopback())
+			must(t, inNetns(ns, func() error {
+				lo, err := netlink.LinkByName("lo")
+				must(t, err)
+				must(t, netlink.LinkSetDown(lo)) // and with it goes the pod's own ::1
+				eth0, err := netlink.LinkByName(Interface)
+				must(t, err)
+				return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: addressOf(loopback6).IPNet, Gw: r.Gateways[1].AsSlice()})
+			}))
+			if got, err := ask(ns, "tcp", secret); err == nil {
+				t.Errorf("the pod reached the node's loopback: %q", got)
+			}
+			must(t, n.Detach(t.Context(), pod, r))
+		})
+	}
+}
+
+// TestOldFlows: a client that keeps sending UDP from one port reaches a pod that comes later, and then the next one.
+func TestOldFlows(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	outside := newUplink(t)
+	n := newBridge(t, BridgeConfig{})
+	warm, _ := newPod(t) // so that flows are tracked
+	attach(t, n, warm)
+	defer func() { must(t, n.Detach(t.Context(), warm, nil)) }()
+	for i, node := range []netip.Addr{uplink4, uplink6} {
+		var c *net.UDPConn
+		must(t, inNetns(outside, func() (err error) {
+			c, err = net.ListenUDP("udp", &net.UDPAddr{IP: []netip.Addr{outside4, outside6}[i].AsSlice()})
+			return err
+		}))
+		defer c.Close()
+		ask := func() string {
+			buf := make([]byte, 100)
+			must(t, c.SetDeadline(time.Now().Add(500*time.Millisecond)))
+			if _, err := c.WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(node, 8053)); err != nil {
+				return err.Error()
+			}
+			k, _ := c.Read(buf)
+			name, _, _ := strings.Cut(string(buf[:k]), " ")
+			return name
+		}
+		if got := ask(); strings.HasPrefix(got, "pod") {
+			t.Fatalf("answered before there was a pod: %s", got)
+		}
+		for _, name := range []string{"pod1", "pod2"} {
+			pod, ns := newPod(t)
+			pod.PortMappings = []PortMapping{{Protocol: UDP, ContainerPort: 53, HostPort: 8053}}
+			r := attach(t, n, pod)
+			serve(t, ns, "udp", netip.AddrPortFrom(r.IPs[i], 53).String(), name)
+			if got := ask(); got != name {
+				t.Errorf("to %s: %q answered, want %s", node, got, name)
+			}
+			must(t, n.Detach(t.Context(), pod, r))
+		}
+	}
+}
+
+// TestSoak: hundreds of pods up and down, eight at a time, some with host ports, leave nothing.
+func TestSoak(t *testing.T) {
+	requireRoot(t)
+	if testing.Short() {
+		t.Skip("SKIP: -short")
+	}
+	leftovers(t)
+	dir := t.TempDir()
+	n := newBridge(t, BridgeConfig{StateDir: dir})
+	const lanes, each = 8, 40
+	var wg sync.WaitGroup
+	for lane := range lanes {
+		spaces := make([]string, 4)
+		for i := range spaces {
+			spaces[i] = newNetns(t).Name()
+		}
+		wg.Go(func() {
+			for i := range each {
+				pod := Pod{ID: newID(), Namespace: "default", Name: "soak", NetnsPath: spaces[i%len(spaces)]}
+				if i%5 == 0 {
+					pod.PortMappings = []PortMapping{{Protocol: []Protocol{TCP, UDP}[i/5%2], ContainerPort: 80, HostPort: uint16(9000 + lane)}}
+				}
+				r, err := n.Attach(t.Context(), pod)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := n.Detach(t.Context(), pod, r); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if left, err := os.ReadDir(filepath.Join(dir, "leases")); err != nil || len(left) != 0 {
+		t.Errorf("leases left: %v, %v", left, err)
+	}
+	if ports := portsOfBridges(t); len(ports) != 0 || len(n.pool.used) != 0 {
+		t.Errorf("left: links %v, addresses %v", ports, n.pool.used)
+	}
+	must(t, n.Prune(t.Context()))
 }
 
 func TestNewBridgeRefuses(t *testing.T) {

@@ -21,12 +21,12 @@ import (
 //	  chain postrouting { type nat hook postrouting priority srcnat;
 //	                      ip saddr RANGE ip daddr != 224.0.0.0/4 oifname != BRIDGE masquerade
 //	                      oifname BRIDGE ip saddr RANGE ip daddr POD tcp dport PORT ct original proto-dst HOSTPORT masquerade
-//	                      … the same for ip saddr 127.0.0.0/8 }
+//	                      … the same for ip saddr 127.0.0.0/8 and, where it can be, ip6 saddr ::1 }
 //	}
 //
 // The last rules are for a client on the bridge or on the node's loopback that uses a host port: the answer has to come
 // back the way the question went. route_localnet lets packets for 127/8 travel over the bridge for that, and guard keeps a
-// pod from using it to reach what listens on the node's loopback only.
+// pod from using it to reach what listens on the node's loopback only. IPv6 has no such sysctl: see reachLoopback6.
 type ruleset struct {
 	table  string
 	bridge string
@@ -37,7 +37,8 @@ type ruleset struct {
 // hostPort is one mapping to one address of a pod.
 type hostPort struct {
 	PortMapping
-	pod netip.Addr
+	pod          netip.Addr
+	overLoopback bool // IPv6: [::1] too
 }
 
 // install replaces the table as a whole, in one transaction: other tables are not read or changed, connections go on.
@@ -121,6 +122,7 @@ func removeTable(name string) error {
 
 var (
 	loopback4  = netip.MustParsePrefix("127.0.0.0/8")
+	loopback6  = netip.MustParsePrefix("::1/128")
 	multicast4 = netip.MustParsePrefix("224.0.0.0/4")
 	multicast6 = netip.MustParsePrefix("ff00::/8")
 )
@@ -208,8 +210,10 @@ func (p hostPort) onHost() []expr.Any {
 		return append(address(dst, expr.CmpOpEq, to), p.port(p.HostPort)...)
 	case p.pod.Is4():
 		return append(address(dst, expr.CmpOpEq, netip.PrefixFrom(netip.IPv4Unspecified(), 0)), p.port(p.HostPort)...)
-	default: // [::1] cannot leave the node, so what listens there itself keeps its port
-		return append(address(dst, expr.CmpOpNeq, netip.PrefixFrom(netip.IPv6Loopback(), 128)), p.port(p.HostPort)...)
+	case p.overLoopback:
+		return append(address(dst, expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 0)), p.port(p.HostPort)...)
+	default: // what listens on [::1] itself keeps its port
+		return append(address(dst, expr.CmpOpNeq, loopback6), p.port(p.HostPort)...)
 	}
 }
 
@@ -241,20 +245,23 @@ func (p hostPort) comeBack(ranges []netip.Prefix) []netip.Prefix {
 			from = append(from, r)
 		}
 	}
-	if p.pod.Is4() {
+	switch {
+	case p.pod.Is4():
 		from = append(from, loopback4)
+	case p.overLoopback:
+		from = append(from, loopback6)
 	}
 	return from
 }
 
 // hostPorts lists the mappings of the leases, each to the pod's address of its family.
-func (p *pool) hostPorts() []hostPort {
+func (p *pool) hostPorts(overLoopback6 bool) []hostPort {
 	var all []hostPort
 	for _, l := range p.leases {
 		for _, m := range l.HostPorts {
 			for _, a := range l.Addresses {
 				if !m.HostIP.IsValid() || m.HostIP.Is4() == a.Addr().Is4() {
-					all = append(all, hostPort{m, a.Addr()})
+					all = append(all, hostPort{m, a.Addr(), overLoopback6})
 				}
 			}
 		}

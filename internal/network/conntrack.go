@@ -1,0 +1,91 @@
+package network
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The kernel translates the packets of a UDP flow as it did its first one, for as long as they come. So a client that keeps
+// sending from one port never notices that a host port was added, or went to another pod, unless the flow is forgotten.
+
+// complain logs what keeps flows from being forgotten (a kernel without nf_conntrack_netlink): it costs old flows alone.
+func complain(err error) {
+	if err != nil {
+		slog.Warn("clients that sent to a UDP host port before may not reach the pod that has it now", "err", err)
+	}
+}
+
+// forgetBefore forgets flows to addresses of the node that came before the mappings were there.
+func forgetBefore(ports []PortMapping) error {
+	ports = onlyUDP(ports)
+	if len(ports) == 0 {
+		return nil
+	}
+	addrs, err := again(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list the node's addresses: %w", err)
+	}
+	local := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if p, ok := prefixOf(a.IPNet); ok {
+			local[p.Addr()] = true
+		}
+	}
+	return forget(func(f *netlink.ConntrackFlow) bool {
+		to, answers := flowAddr(f.Forward.DstIP), flowAddr(f.Reverse.SrcIP)
+		return to == answers && local[to] && slices.ContainsFunc(ports, func(m PortMapping) bool { return m.meant(f, to) })
+	})
+}
+
+// forgetAfter forgets flows that were translated to the addresses, which a pod has given back.
+func forgetAfter(ports []PortMapping, addresses []netip.Prefix) error {
+	ports = onlyUDP(ports)
+	if len(ports) == 0 {
+		return nil
+	}
+	return forget(func(f *netlink.ConntrackFlow) bool {
+		answers := flowAddr(f.Reverse.SrcIP)
+		return slices.ContainsFunc(addresses, func(a netip.Prefix) bool { return a.Addr() == answers }) &&
+			slices.ContainsFunc(ports, func(m PortMapping) bool { return m.meant(f, flowAddr(f.Forward.DstIP)) })
+	})
+}
+
+// meant tells whether the flow's client used the mapping.
+func (m PortMapping) meant(f *netlink.ConntrackFlow, to netip.Addr) bool {
+	return f.Forward.DstPort == m.HostPort && (!m.HostIP.IsValid() || m.HostIP.IsUnspecified() || m.HostIP == to)
+}
+
+func onlyUDP(ports []PortMapping) (udp []PortMapping) {
+	for _, m := range ports {
+		if m.Protocol == UDP {
+			udp = append(udp, m)
+		}
+	}
+	return udp
+}
+
+func flowAddr(ip []byte) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+// udpFlow is a netlink.CustomConntrackFilter.
+type udpFlow func(*netlink.ConntrackFlow) bool
+
+func (match udpFlow) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	return f.Forward.Protocol == unix.IPPROTO_UDP && match(f)
+}
+
+func forget(match udpFlow) error {
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, match); err != nil {
+			return fmt.Errorf("forget UDP flows: %w", err)
+		}
+	}
+	return nil
+}
