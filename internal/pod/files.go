@@ -27,9 +27,9 @@ func hostname(r *SandboxRecord) string {
 
 // writeFiles makes the pod's own resolv.conf, hosts and hostname. A kubelet mounts a hosts file of its own over ours.
 func (p *Pods) writeFiles(r *SandboxRecord, attached *network.Result) error {
-	host, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("read the node's /etc/resolv.conf: %w", err)
+	host, err := nodeResolvConf(attached != nil)
+	if err != nil {
+		return err
 	}
 	resolv, err := spec.ResolvConf(r.config().GetDnsConfig(), host)
 	if err != nil {
