@@ -6,9 +6,10 @@
 //     nftables in this process. It needs no configuration and no other program.
 //   - [CNI]: the plugins that a CNI configuration names, run through libcni.
 //
-// [Select] is what the daemon uses: CNI when its configuration directory has a configuration at the moment of the
-// request, else the bridge. A [Result] says which of them attached the pod, so that Detach goes to the same one after the
-// configuration has changed.
+// [Select] is what the daemon uses: the network that is configured, or CNI when its configuration directory has a
+// configuration at the moment of the request, else the bridge. A [Result] says which of them attached the pod, so that
+// Detach goes to the same one after the configuration has changed. A Detach that fails is tried again in the background;
+// Select owns the goroutines that do this, and the hourly GC, and Close ends them.
 //
 // What the package owns on the host, for a daemon whose bridge state directory is STATE (h is a hash of STATE, so that two
 // daemons with different directories keep apart):
@@ -17,16 +18,21 @@
 //	a bridge link               named as configured (kuri0) or, when another has that name, kuri-<h>; known as ours by its hardware address
 //	veth links kuri<11 digits>  one for each pod, a port of the bridge; named by the pod's ID
 //	nftables table inet kuri-<h>  masquerade and host ports; no rule of anybody else is read or changed
+//	a route for ::1             in table local, on the bridge, while host ports are in effect
 //	sysctls                     ip_forward, IPv6 forwarding, and those of our own links
 //	CACHE/attachments, CACHE/results  (CNI) what has been added for which pod, with the configuration that did it
+//	STATE/podcidr.json, CACHE/podcidr.json  the pod CIDR that a kubelet told
+//
+// From connection tracking it removes UDP flows to host ports that came or went, and nothing else.
 //
 // A daemon's death leaves all of it standing, and pods keep their network while it is away. At start [Select.Reclaim]
-// takes away what belongs to no pod any more. The bridge and the table exist while a pod has an address, and for
+// takes away what belongs to no pod any more, what CNI plugins have to take away in the background. The bridge and the table exist while a pod has an address, and for
 // [BridgeConfig.Idle] after that, so that pods that come one after another do not pay for making them.
 //
 // The caller (package pod) makes and pins the network namespace, brings up its loopback, keeps the Result in the pod's
 // record, and never runs two calls for one pod at once. Calls for different pods may run at the same time: the bridge has
-// one lock over its leases, the link and the table, held for calls into the local kernel only; CNI has none.
+// one lock over its leases, the link and the table, held for calls into the local kernel only; CNI keeps GC apart from all
+// else, which runs at the same time.
 //
 // The bridge cannot open a firewall that is not its own: where the policy of another's forward chain is drop (Docker sets
 // it for iptables), pods reach each other and the host, but nothing beyond it, until that firewall accepts the bridge.
