@@ -24,6 +24,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/pod"
 	"github.com/kuri-cri/kuri/internal/registry"
 	"github.com/kuri-cri/kuri/internal/server"
+	"github.com/kuri-cri/kuri/internal/spec"
 )
 
 // run builds the parts in order, serves until ctx ends, and closes them in reverse. Pods go on running.
@@ -49,6 +50,11 @@ func run(ctx context.Context, cfg config.Config) error {
 	cgroups, err := cgroup.Open()
 	if err != nil {
 		return fmt.Errorf("find the cgroup hierarchies: %w", err)
+	}
+
+	ulimits, err := spec.ParseUlimits("pod.ulimits", strings.Join(cfg.Pod.Ulimits, ","))
+	if err != nil {
+		return err
 	}
 
 	// 3. Images.
@@ -89,7 +95,7 @@ func run(ctx context.Context, cfg config.Config) error {
 	pods, err := pod.Open(ctx, pod.Options{
 		Root: cfg.Root, State: cfg.State, Keeper: keep, Images: images, Layers: layers, Network: net,
 		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
-		CDIDirs: cfg.Pod.CDIDirs,
+		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits,
 	})
 	if err != nil {
 		return err

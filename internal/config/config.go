@@ -60,6 +60,7 @@ type Pod struct {
 	ShmSize   int64 `toml:"shm_size"`   // bytes of a pod's /dev/shm
 	PidsLimit int64 `toml:"pids_limit"` // processes of a container that asks for no limit; 0: none
 
+	Ulimits []string `toml:"ulimits"`  // of containers' processes, "nofile=1024:524288"
 	CDIDirs []string `toml:"cdi_dirs"` // of specifications of devices; the later ones win
 }
 

@@ -41,6 +41,9 @@ func Read() (spec.Node, error) {
 	if n.Capabilities, err = grantable(string(status)); err != nil {
 		return n, err
 	}
+	if n.Ulimits, err = ulimits(); err != nil {
+		return n, err
+	}
 	if n.MinOOMScoreAdj, err = minOOMScoreAdj(n.Capabilities); err != nil {
 		return n, err
 	}
@@ -92,6 +95,25 @@ func minOOMScoreAdj(capabilities []string) (int, error) {
 		return 0, fmt.Errorf("/proc/self/oom_score_adj: %w", err)
 	}
 	return n, nil
+}
+
+// ulimits are our own, which the keeper and its containers inherit.
+func ulimits() (spec.Ulimits, error) {
+	out := make(spec.Ulimits)
+	for name, resource := range map[string]int{
+		"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_DATA": unix.RLIMIT_DATA,
+		"RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK,
+		"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
+		"RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO,
+		"RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
+	} {
+		var l unix.Rlimit
+		if err := unix.Getrlimit(resource, &l); err != nil {
+			return nil, fmt.Errorf("ask for our %s: %w", name, err)
+		}
+		out[name] = spec.Ulimit{Soft: l.Cur, Hard: l.Max}
+	}
+	return out, nil
 }
 
 // hugepageSizes lists the kernel's sizes of huge pages as the cgroup files spell them: "64KB", "2MB", "1GB".

@@ -257,6 +257,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 		Hostname:   p.paths.podFile(sandbox.ID, "hostname"),
 		User:       user, Mounts: mounts, Devices: devices,
 		LocalhostSeccomp: seccomp,
+		Ulimits:          p.Ulimits,
 		PidsLimit:        p.PidsLimit,
 	}
 	if namespaces(sandbox.config()).GetIpc() != runtime.NamespaceMode_NODE {

@@ -33,9 +33,10 @@ type Options struct {
 	Node        spec.Node
 	Driver      cgroup.Driver
 	Cgroups     *cgroup.Hierarchies
-	ShmSize     int64    // bytes of a pod's /dev/shm
-	CDIDirs     []string // of CDI specifications; of two that have a device the later directory's counts
-	PidsLimit   int64    // of containers that ask for none, 0 for no limit
+	ShmSize     int64        // bytes of a pod's /dev/shm
+	CDIDirs     []string     // of CDI specifications; of two that have a device the later directory's counts
+	Ulimits     spec.Ulimits // of containers' processes; an annotation of the pod may lower them
+	PidsLimit   int64        // of containers that ask for none, 0 for no limit
 }
 
 // Pods is all pods and containers of this node. It is safe for concurrent use.

@@ -19,6 +19,7 @@ type Node struct {
 	Seccomp        bool     // the kernel has seccomp filters
 	AppArmor       bool     // AppArmor is enabled
 	SELinux        bool     // SELinux is enabled
+	Ulimits        Ulimits  // of kurid itself: a container has them where nothing else is said
 	MountSetattr   bool     // the kernel has mount_setattr(2): mounts can be made read-only with all below them
 	Systemd        bool     // the unit manager of the node is systemd
 	// NoUserNamespaces is why pods cannot have user namespaces; "" when they can. It is found out by the keeper.
@@ -55,7 +56,8 @@ type Input struct {
 
 	LocalhostSeccomp []byte // content of the profile that [SeccompFile] names
 
-	PidsLimit int64 // processes and threads in the container at most; 0 for no limit (the CRI has no field for it)
+	Ulimits   Ulimits // of every container's processes, by configuration
+	PidsLimit int64   // processes and threads in the container at most; 0 for no limit (the CRI has no field for it)
 }
 
 // ResolvedUser is a container's first user, as numbers.

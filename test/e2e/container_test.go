@@ -560,3 +560,23 @@ func TestContainerListsAndRemoval(t *testing.T) {
 		t.Error("a container without metadata runs")
 	}
 }
+
+func TestUlimits(t *testing.T) {
+	s := &shell{
+		Daemon:    harness.Start(t, harness.Options{Config: "[pod]\nulimits = [\"nofile=500:1000\", \"core=0\"]"}),
+		podConfig: harness.Pod("ulimits"),
+	}
+	s.image = s.PullBusybox(t)
+	s.podConfig.Annotations = map[string]string{"kuri-cri.io/ulimits": "nofile=400:900", "ulimits.kuri-cri.io/c2": "nofile=300", "ulimits.kuri-cri.io/c3": "nofile=1001"}
+	s.pod = s.RunPod(t, s.podConfig)
+	for _, want := range []string{"400\n900\n0\n", "300\n300\n0\n"} {
+		if out := s.says(t, nil, "sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -Hc"); out != want {
+			t.Errorf("limits %q, want %q", out, want)
+		}
+	}
+	harness.WantError(t, s.refuses(t, nil, "true"), codes.InvalidArgument, "ulimits.kuri-cri.io/c3", "1000 at most")
+	id := s.run(t, nil, "sleep", "1000")
+	if out := s.Output(t, id, "sh", "-c", "ulimit -Hn"); out != "900\n" {
+		t.Errorf("in an exec: %q", out)
+	}
+}
