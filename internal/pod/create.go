@@ -236,6 +236,10 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	if err != nil {
 		return nil, err
 	}
+	node, err := p.loadAppArmor(security)
+	if err != nil {
+		return nil, err
+	}
 	signal, signalName, err := spec.StopSignal(cfg, img.Config)
 	if err != nil {
 		return nil, err
@@ -247,7 +251,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	r.User, r.StopSignal, r.StopName = user, int(signal), signalName.String()
 
 	in := spec.Input{
-		Pod: sandbox.config(), Container: cfg, Image: img.Config, ImageName: r.ImageName, Node: p.Node,
+		Pod: sandbox.config(), Container: cfg, Image: img.Config, ImageName: r.ImageName, Node: node,
 		PodID: sandbox.ID, ContainerID: r.ID,
 		Rootfs: p.paths.rootfs(r.ID), CgroupsPath: r.CgroupsPath,
 		Namespaces: *s.namespaces.Load(), TargetPID: target,

@@ -82,10 +82,7 @@ func (t *translation) checkSecurity() error {
 		}
 		return nil
 	}
-	if err := checkSELinux(f, sc.GetSelinuxOptions(), t.in.Node); err != nil {
-		return err
-	}
-	return checkAppArmor(f, sc.GetApparmor(), sc.GetApparmorProfile(), t.in.Node)
+	return checkSELinux(f, sc.GetSelinuxOptions(), t.in.Node)
 }
 
 func checkSELinux(field string, o *runtime.SELinuxOption, node Node) error {
@@ -96,26 +93,6 @@ func checkSELinux(field string, o *runtime.SELinuxOption, node Node) error {
 		return absent(field+"selinux_options", "SELinux is not enabled on this node")
 	}
 	return absent(field+"selinux_options", "SELinux labels are not there yet")
-}
-
-func checkAppArmor(field string, p *runtime.SecurityProfile, deprecated string, node Node) error {
-	field += "apparmor"
-	if p == nil {
-		field += "_profile"
-	}
-	profile, err := securityProfile(field, p, deprecated)
-	if err != nil {
-		return err
-	}
-	switch {
-	case profile == nil || profile.GetProfileType() == runtime.SecurityProfile_Unconfined:
-		return nil
-	case !node.AppArmor && profile.GetProfileType() == runtime.SecurityProfile_RuntimeDefault:
-		return nil // "equivalent to not specifying a profile", and there is nothing to apply one with
-	case !node.AppArmor:
-		return absent(field, "AppArmor is not enabled on this node")
-	}
-	return absent(field, "AppArmor profiles are not there yet; use Unconfined or leave it unset")
 }
 
 // securityProfile is p, or what the deprecated string field of kubelets before 1.24 says when p is not set; nil when

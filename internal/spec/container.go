@@ -25,6 +25,7 @@ func Container(in Input) (spec *specs.Spec, notes []string, err error) {
 		t.process,      // args, env, working directory, user
 		t.ulimits,      // how much each process may use
 		t.capabilities, // what the process may do; before seccomp, whose default profile depends on it
+		t.apparmor,     // what it may touch
 		t.seccomp,      // which system calls it may make
 		t.namespaces,   // what it shares with the pod and the node
 		t.mounts,       // what it sees

@@ -76,7 +76,8 @@ func checkSandboxSecurity(sc *runtime.LinuxSandboxSecurityContext, node Node) er
 	if err := checkSELinux(f, sc.GetSelinuxOptions(), node); err != nil {
 		return err
 	}
-	return checkAppArmor(f, sc.GetApparmor(), "", node)
+	_, _, err := appArmor(f, sc.GetApparmor(), "", node)
+	return err
 }
 
 // checkHostname takes a host name as the kernel and DNS do: labels of letters, digits and hyphens, joined by dots, 64

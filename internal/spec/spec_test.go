@@ -254,10 +254,6 @@ func refusals() []refusal {
 		{"selinux_options", fault.Unimplemented, container(func(_ *ctr, s *sec) { s.SelinuxOptions = &runtime.SELinuxOption{Level: "s0"} })},
 		{"apparmor", fault.Unimplemented, container(func(_ *ctr, s *sec) { s.Apparmor = localhost })},
 		{"apparmor_profile", fault.Unimplemented, container(func(_ *ctr, s *sec) { s.ApparmorProfile = "localhost/x" })},
-		{"apparmor_profile", fault.Unimplemented, func(in *Input) {
-			in.Node.AppArmor = true
-			in.Container.Linux.SecurityContext.ApparmorProfile = "runtime/default"
-		}},
 		{"apparmor_profile", fault.Invalid, container(func(_ *ctr, s *sec) { s.ApparmorProfile = "x" })},
 		{"seccomp", fault.Invalid, container(func(_ *ctr, s *sec) { s.Seccomp = localhost })}, // no content given
 		{"seccomp_profile_path", fault.Invalid, container(func(_ *ctr, s *sec) { s.SeccompProfilePath = "localhost/relative" })},
