@@ -12,6 +12,9 @@
 // Order of writing: layers unpacked, one syncfs, config and manifest, then the record, flushed. So an image that is
 // listed has all its files, also after a power cut. Removal goes the other way round.
 //
+// What is stored can be checked against its digests and checksums, and what is damaged fetched again, alone
+// ([Store.Check], [Store.Repair]).
+//
 // A pull is identified by reference and credentials: callers with the same ones share it, and it goes on when they
 // leave. Reading (Get, List) answers from an immutable snapshot and waits for nothing. The lock that commits and removals
 // take is held over small writes to the disk, never over the network or a layer.

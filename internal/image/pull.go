@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 
 	"github.com/opencontainers/go-digest"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/layer"
@@ -135,13 +136,18 @@ func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m regist
 	}
 	layers := make([]layer.Blob, len(doc.Layers))
 	for i, l := range doc.Layers {
-		layers[i] = layer.Blob{Digest: l.Digest, Size: l.Size, Open: func(ctx context.Context) (io.ReadCloser, error) {
-			return repo.Blob(ctx, l.Digest, l.Size)
-		}}
+		layers[i] = layerBlob(repo, "", l)
 	}
 	c, err := newContent(config, m.Body, layers)
 	if err == nil {
 		c.distrust = repo.Distrust
 	}
 	return c, err
+}
+
+// layerBlob is a layer as the repository has it.
+func layerBlob(repo *registry.Repository, diffID digest.Digest, d imagespec.Descriptor) layer.Blob {
+	return layer.Blob{DiffID: diffID, Digest: d.Digest, Size: d.Size, Open: func(ctx context.Context) (io.ReadCloser, error) {
+		return repo.Blob(ctx, d.Digest, d.Size)
+	}}
 }

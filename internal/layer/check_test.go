@@ -40,6 +40,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		"renamed":   func(fs string) error { return os.Rename(filepath.Join(fs, "sh"), filepath.Join(fs, "si")) },
 		"xattr":     func(fs string) error { return unix.Setxattr(filepath.Join(fs, "ping"), "user.a", []byte("c"), 0) },
 		"not whole": func(fs string) error { return os.RemoveAll(fs) },
+		"all gone":  func(fs string) error { return os.RemoveAll(filepath.Dir(fs)) },
 		"no record": func(fs string) error { return os.Remove(filepath.Join(filepath.Dir(fs), "layer.json")) },
 	} {
 		s := openStore(t, "")

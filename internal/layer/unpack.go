@@ -179,6 +179,9 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, repla
 		err = os.Rename(dir, s.dir(b.DiffID))
 	case replace: // what was there is removed by the undo
 		err = unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, s.dir(b.DiffID), unix.RENAME_EXCHANGE)
+		if errors.Is(err, unix.ENOENT) {
+			ok, err = false, os.Rename(dir, s.dir(b.DiffID))
+		}
 	default:
 		return there, nil
 	}

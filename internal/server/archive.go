@@ -8,12 +8,14 @@ import (
 
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
 	"github.com/kuri-cri/kuri/internal/image"
+	"github.com/kuri-cri/kuri/internal/pod"
 )
 
 // archiveService is kuri.v1.Images: what the CRI has no RPC for.
 type archiveService struct {
 	kuriv1.UnimplementedImagesServer
 	store *image.Store
+	pods  *pod.Pods
 }
 
 func (s *archiveService) Load(stream grpc.ClientStreamingServer[kuriv1.LoadChunk, kuriv1.LoadResponse]) error {

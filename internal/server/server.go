@@ -68,7 +68,7 @@ func Listen(o Options) (*Server, error) {
 		s.grpc = append(s.grpc, imageServer)
 	}
 	register(imageServer, &runtime.ImageService_ServiceDesc, images)
-	kuriv1.RegisterImagesServer(imageServer, &archiveService{store: o.Images})
+	kuriv1.RegisterImagesServer(imageServer, &archiveService{store: o.Images, pods: o.Pods})
 
 	for i, path := range []string{o.Listen, o.ImageListen}[:len(s.grpc)] {
 		l, err := listen(path)

@@ -23,6 +23,534 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type CheckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repair        bool                   `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`
+	Username      string                 `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"` // for the registries, where repair needs one
+	Password      string                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckRequest) Reset() {
+	*x = CheckRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckRequest) ProtoMessage() {}
+
+func (x *CheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
+func (*CheckRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CheckRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+func (x *CheckRequest) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *CheckRequest) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+type Finding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ImageId       string                 `protobuf:"bytes,1,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"` // "" when it is not known
+	References    []string               `protobuf:"bytes,2,rep,name=references,proto3" json:"references,omitempty"`
+	Layer         string                 `protobuf:"bytes,3,opt,name=layer,proto3" json:"layer,omitempty"`     // diffID; "" when it is the config, the manifest or the record
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"` // in words
+	Repaired      bool                   `protobuf:"varint,5,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	RepairError   string                 `protobuf:"bytes,6,opt,name=repair_error,json=repairError,proto3" json:"repair_error,omitempty"` // why it could not be repaired, and what to do
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Finding) GetImageId() string {
+	if x != nil {
+		return x.ImageId
+	}
+	return ""
+}
+
+func (x *Finding) GetReferences() []string {
+	if x != nil {
+		return x.References
+	}
+	return nil
+}
+
+func (x *Finding) GetLayer() string {
+	if x != nil {
+		return x.Layer
+	}
+	return ""
+}
+
+func (x *Finding) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Finding) GetRepaired() bool {
+	if x != nil {
+		return x.Repaired
+	}
+	return false
+}
+
+func (x *Finding) GetRepairError() string {
+	if x != nil {
+		return x.RepairError
+	}
+	return ""
+}
+
+type PruneRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Remove        bool                   `protobuf:"varint,1,opt,name=remove,proto3" json:"remove,omitempty"` // else nothing is changed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneRequest) Reset() {
+	*x = PruneRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneRequest) ProtoMessage() {}
+
+func (x *PruneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
+func (*PruneRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PruneRequest) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+type PruneResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        []*PrunedImage         `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // that their removal gives back, on the disk
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneResponse) Reset() {
+	*x = PruneResponse{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneResponse) ProtoMessage() {}
+
+func (x *PruneResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
+func (*PruneResponse) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PruneResponse) GetImages() []*PrunedImage {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *PruneResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type PrunedImage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	References    []string               `protobuf:"bytes,2,rep,name=references,proto3" json:"references,omitempty"`
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"` // bytes on the disk, shared layers too
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrunedImage) Reset() {
+	*x = PrunedImage{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrunedImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrunedImage) ProtoMessage() {}
+
+func (x *PrunedImage) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrunedImage.ProtoReflect.Descriptor instead.
+func (*PrunedImage) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PrunedImage) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PrunedImage) GetReferences() []string {
+	if x != nil {
+		return x.References
+	}
+	return nil
+}
+
+func (x *PrunedImage) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type DescribeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // reference or id, as in the CRI
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeRequest) Reset() {
+	*x = DescribeRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeRequest) ProtoMessage() {}
+
+func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
+func (*DescribeRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DescribeRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type ImageDescription struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	References    []string               `protobuf:"bytes,2,rep,name=references,proto3" json:"references,omitempty"`
+	Digests       []string               `protobuf:"bytes,3,rep,name=digests,proto3" json:"digests,omitempty"`
+	Pinned        bool                   `protobuf:"varint,4,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	InUse         bool                   `protobuf:"varint,5,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`          // a container uses it
+	PulledAt      int64                  `protobuf:"varint,6,opt,name=pulled_at,json=pulledAt,proto3" json:"pulled_at,omitempty"` // nanoseconds since the epoch: when its newest tag was pointed to it; 0: it has none
+	Size          int64                  `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`                         // bytes on the disk
+	Config        []byte                 `protobuf:"bytes,8,opt,name=config,proto3" json:"config,omitempty"`                      // the image's config, as it came: JSON
+	Manifest      []byte                 `protobuf:"bytes,9,opt,name=manifest,proto3" json:"manifest,omitempty"`                  // the manifest, as it came; empty when it came without one
+	Layers        []*ImageLayer          `protobuf:"bytes,10,rep,name=layers,proto3" json:"layers,omitempty"`                     // bottom first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageDescription) Reset() {
+	*x = ImageDescription{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageDescription) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageDescription) ProtoMessage() {}
+
+func (x *ImageDescription) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageDescription.ProtoReflect.Descriptor instead.
+func (*ImageDescription) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ImageDescription) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ImageDescription) GetReferences() []string {
+	if x != nil {
+		return x.References
+	}
+	return nil
+}
+
+func (x *ImageDescription) GetDigests() []string {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+func (x *ImageDescription) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *ImageDescription) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
+func (x *ImageDescription) GetPulledAt() int64 {
+	if x != nil {
+		return x.PulledAt
+	}
+	return 0
+}
+
+func (x *ImageDescription) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ImageDescription) GetConfig() []byte {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *ImageDescription) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *ImageDescription) GetLayers() []*ImageLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+type ImageLayer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DiffId        string                 `protobuf:"bytes,1,opt,name=diff_id,json=diffId,proto3" json:"diff_id,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`  // of the compressed blob; "" when the image came without a manifest
+	Packed        int64                  `protobuf:"varint,3,opt,name=packed,proto3" json:"packed,omitempty"` // bytes of that blob
+	Bytes         int64                  `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`   // on the disk
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageLayer) Reset() {
+	*x = ImageLayer{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageLayer) ProtoMessage() {}
+
+func (x *ImageLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
+func (*ImageLayer) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ImageLayer) GetDiffId() string {
+	if x != nil {
+		return x.DiffId
+	}
+	return ""
+}
+
+func (x *ImageLayer) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImageLayer) GetPacked() int64 {
+	if x != nil {
+		return x.Packed
+	}
+	return 0
+}
+
+func (x *ImageLayer) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type LoadChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -33,7 +561,7 @@ type LoadChunk struct {
 
 func (x *LoadChunk) Reset() {
 	*x = LoadChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -45,7 +573,7 @@ func (x *LoadChunk) String() string {
 func (*LoadChunk) ProtoMessage() {}
 
 func (x *LoadChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -58,7 +586,7 @@ func (x *LoadChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadChunk.ProtoReflect.Descriptor instead.
 func (*LoadChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LoadChunk) GetData() []byte {
@@ -84,7 +612,7 @@ type LoadResponse struct {
 
 func (x *LoadResponse) Reset() {
 	*x = LoadResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -96,7 +624,7 @@ func (x *LoadResponse) String() string {
 func (*LoadResponse) ProtoMessage() {}
 
 func (x *LoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -109,7 +637,7 @@ func (x *LoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadResponse.ProtoReflect.Descriptor instead.
 func (*LoadResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LoadResponse) GetImages() []*LoadedImage {
@@ -129,7 +657,7 @@ type LoadedImage struct {
 
 func (x *LoadedImage) Reset() {
 	*x = LoadedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -141,7 +669,7 @@ func (x *LoadedImage) String() string {
 func (*LoadedImage) ProtoMessage() {}
 
 func (x *LoadedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -154,7 +682,7 @@ func (x *LoadedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadedImage.ProtoReflect.Descriptor instead.
 func (*LoadedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LoadedImage) GetId() string {
@@ -180,7 +708,7 @@ type WatchPullRequest struct {
 
 func (x *WatchPullRequest) Reset() {
 	*x = WatchPullRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -192,7 +720,7 @@ func (x *WatchPullRequest) String() string {
 func (*WatchPullRequest) ProtoMessage() {}
 
 func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -205,7 +733,7 @@ func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPullRequest.ProtoReflect.Descriptor instead.
 func (*WatchPullRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchPullRequest) GetImage() string {
@@ -226,7 +754,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +766,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +779,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PullProgress) GetImage() string {
@@ -287,7 +815,7 @@ type LayerProgress struct {
 
 func (x *LayerProgress) Reset() {
 	*x = LayerProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -299,7 +827,7 @@ func (x *LayerProgress) String() string {
 func (*LayerProgress) ProtoMessage() {}
 
 func (x *LayerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -312,7 +840,7 @@ func (x *LayerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerProgress.ProtoReflect.Descriptor instead.
 func (*LayerProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LayerProgress) GetDigest() string {
@@ -347,7 +875,53 @@ var File_api_kuri_v1_kuri_proto protoreflect.FileDescriptor
 
 const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"3\n" +
+	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"^\n" +
+	"\fCheckRequest\x12\x16\n" +
+	"\x06repair\x18\x01 \x01(\bR\x06repair\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
+	"\bpassword\x18\x03 \x01(\tR\bpassword\"\xb3\x01\n" +
+	"\aFinding\x12\x19\n" +
+	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x1e\n" +
+	"\n" +
+	"references\x18\x02 \x03(\tR\n" +
+	"references\x12\x14\n" +
+	"\x05layer\x18\x03 \x01(\tR\x05layer\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x1a\n" +
+	"\brepaired\x18\x05 \x01(\bR\brepaired\x12!\n" +
+	"\frepair_error\x18\x06 \x01(\tR\vrepairError\"&\n" +
+	"\fPruneRequest\x12\x16\n" +
+	"\x06remove\x18\x01 \x01(\bR\x06remove\"S\n" +
+	"\rPruneResponse\x12,\n" +
+	"\x06images\x18\x01 \x03(\v2\x14.kuri.v1.PrunedImageR\x06images\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"Q\n" +
+	"\vPrunedImage\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"references\x18\x02 \x03(\tR\n" +
+	"references\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\"'\n" +
+	"\x0fDescribeRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"\x9d\x02\n" +
+	"\x10ImageDescription\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"references\x18\x02 \x03(\tR\n" +
+	"references\x12\x18\n" +
+	"\adigests\x18\x03 \x03(\tR\adigests\x12\x16\n" +
+	"\x06pinned\x18\x04 \x01(\bR\x06pinned\x12\x15\n" +
+	"\x06in_use\x18\x05 \x01(\bR\x05inUse\x12\x1b\n" +
+	"\tpulled_at\x18\x06 \x01(\x03R\bpulledAt\x12\x12\n" +
+	"\x04size\x18\a \x01(\x03R\x04size\x12\x16\n" +
+	"\x06config\x18\b \x01(\fR\x06config\x12\x1a\n" +
+	"\bmanifest\x18\t \x01(\fR\bmanifest\x12+\n" +
+	"\x06layers\x18\n" +
+	" \x03(\v2\x13.kuri.v1.ImageLayerR\x06layers\"k\n" +
+	"\n" +
+	"ImageLayer\x12\x17\n" +
+	"\adiff_id\x18\x01 \x01(\tR\x06diffId\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
+	"\x06packed\x18\x03 \x01(\x03R\x06packed\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\"3\n" +
 	"\tLoadChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"<\n" +
@@ -368,10 +942,13 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x18\n" +
 	"\afetched\x18\x03 \x01(\x03R\afetched\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\bR\x04done2~\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done2\xab\x02\n" +
 	"\x06Images\x123\n" +
 	"\x04Load\x12\x12.kuri.v1.LoadChunk\x1a\x15.kuri.v1.LoadResponse(\x01\x12?\n" +
-	"\tWatchPull\x12\x19.kuri.v1.WatchPullRequest\x1a\x15.kuri.v1.PullProgress0\x01B-Z+github.com/kuri-cri/kuri/api/kuri/v1;kuriv1b\x06proto3"
+	"\tWatchPull\x12\x19.kuri.v1.WatchPullRequest\x1a\x15.kuri.v1.PullProgress0\x01\x122\n" +
+	"\x05Check\x12\x15.kuri.v1.CheckRequest\x1a\x10.kuri.v1.Finding0\x01\x126\n" +
+	"\x05Prune\x12\x15.kuri.v1.PruneRequest\x1a\x16.kuri.v1.PruneResponse\x12?\n" +
+	"\bDescribe\x12\x18.kuri.v1.DescribeRequest\x1a\x19.kuri.v1.ImageDescriptionB-Z+github.com/kuri-cri/kuri/api/kuri/v1;kuriv1b\x06proto3"
 
 var (
 	file_api_kuri_v1_kuri_proto_rawDescOnce sync.Once
@@ -385,27 +962,43 @@ func file_api_kuri_v1_kuri_proto_rawDescGZIP() []byte {
 	return file_api_kuri_v1_kuri_proto_rawDescData
 }
 
-var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_api_kuri_v1_kuri_proto_goTypes = []any{
-	(*LoadChunk)(nil),        // 0: kuri.v1.LoadChunk
-	(*LoadResponse)(nil),     // 1: kuri.v1.LoadResponse
-	(*LoadedImage)(nil),      // 2: kuri.v1.LoadedImage
-	(*WatchPullRequest)(nil), // 3: kuri.v1.WatchPullRequest
-	(*PullProgress)(nil),     // 4: kuri.v1.PullProgress
-	(*LayerProgress)(nil),    // 5: kuri.v1.LayerProgress
+	(*CheckRequest)(nil),     // 0: kuri.v1.CheckRequest
+	(*Finding)(nil),          // 1: kuri.v1.Finding
+	(*PruneRequest)(nil),     // 2: kuri.v1.PruneRequest
+	(*PruneResponse)(nil),    // 3: kuri.v1.PruneResponse
+	(*PrunedImage)(nil),      // 4: kuri.v1.PrunedImage
+	(*DescribeRequest)(nil),  // 5: kuri.v1.DescribeRequest
+	(*ImageDescription)(nil), // 6: kuri.v1.ImageDescription
+	(*ImageLayer)(nil),       // 7: kuri.v1.ImageLayer
+	(*LoadChunk)(nil),        // 8: kuri.v1.LoadChunk
+	(*LoadResponse)(nil),     // 9: kuri.v1.LoadResponse
+	(*LoadedImage)(nil),      // 10: kuri.v1.LoadedImage
+	(*WatchPullRequest)(nil), // 11: kuri.v1.WatchPullRequest
+	(*PullProgress)(nil),     // 12: kuri.v1.PullProgress
+	(*LayerProgress)(nil),    // 13: kuri.v1.LayerProgress
 }
 var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
-	2, // 0: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
-	5, // 1: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
-	0, // 2: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
-	3, // 3: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
-	1, // 4: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
-	4, // 5: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	4,  // 0: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
+	7,  // 1: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
+	10, // 2: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
+	13, // 3: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
+	8,  // 4: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
+	11, // 5: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
+	0,  // 6: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
+	2,  // 7: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
+	5,  // 8: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
+	9,  // 9: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
+	12, // 10: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
+	1,  // 11: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
+	3,  // 12: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
+	6,  // 13: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
+	9,  // [9:14] is the sub-list for method output_type
+	4,  // [4:9] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_api_kuri_v1_kuri_proto_init() }
@@ -419,7 +1012,7 @@ func file_api_kuri_v1_kuri_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kuri_v1_kuri_proto_rawDesc), len(file_api_kuri_v1_kuri_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,9 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Images_Load_FullMethodName      = "/kuri.v1.Images/Load"
 	Images_WatchPull_FullMethodName = "/kuri.v1.Images/WatchPull"
+	Images_Check_FullMethodName     = "/kuri.v1.Images/Check"
+	Images_Prune_FullMethodName     = "/kuri.v1.Images/Prune"
+	Images_Describe_FullMethodName  = "/kuri.v1.Images/Describe"
 )
 
 // ImagesClient is the client API for Images service.
@@ -39,6 +42,14 @@ type ImagesClient interface {
 	// WatchPull tells how far the pulls of one reference are, from now on until the pull ends, a few times a second. When
 	// no pull of that reference is under way it waits for one to begin; the caller cancels when it has seen enough.
 	WatchPull(ctx context.Context, in *WatchPullRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullProgress], error)
+	// Check reads all that is stored of the images and compares it with its digests and checksums. It tells each damage
+	// once, as it is found, and with repair set what became of it: configs, manifests and layers are fetched again from
+	// where the image came, what is whole is left alone. It reads every file of every image and may take minutes.
+	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Finding], error)
+	// Prune tells which images no container uses and no pin keeps, and with remove set removes them.
+	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error)
+	// Describe tells of one image what the CRI has no fields for. Errors: NOT_FOUND.
+	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*ImageDescription, error)
 }
 
 type imagesClient struct {
@@ -81,6 +92,45 @@ func (c *imagesClient) WatchPull(ctx context.Context, in *WatchPullRequest, opts
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Images_WatchPullClient = grpc.ServerStreamingClient[PullProgress]
 
+func (c *imagesClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Finding], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Images_ServiceDesc.Streams[2], Images_Check_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CheckRequest, Finding]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_CheckClient = grpc.ServerStreamingClient[Finding]
+
+func (c *imagesClient) Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PruneResponse)
+	err := c.cc.Invoke(ctx, Images_Prune_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *imagesClient) Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*ImageDescription, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImageDescription)
+	err := c.cc.Invoke(ctx, Images_Describe_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ImagesServer is the server API for Images service.
 // All implementations must embed UnimplementedImagesServer
 // for forward compatibility.
@@ -95,6 +145,14 @@ type ImagesServer interface {
 	// WatchPull tells how far the pulls of one reference are, from now on until the pull ends, a few times a second. When
 	// no pull of that reference is under way it waits for one to begin; the caller cancels when it has seen enough.
 	WatchPull(*WatchPullRequest, grpc.ServerStreamingServer[PullProgress]) error
+	// Check reads all that is stored of the images and compares it with its digests and checksums. It tells each damage
+	// once, as it is found, and with repair set what became of it: configs, manifests and layers are fetched again from
+	// where the image came, what is whole is left alone. It reads every file of every image and may take minutes.
+	Check(*CheckRequest, grpc.ServerStreamingServer[Finding]) error
+	// Prune tells which images no container uses and no pin keeps, and with remove set removes them.
+	Prune(context.Context, *PruneRequest) (*PruneResponse, error)
+	// Describe tells of one image what the CRI has no fields for. Errors: NOT_FOUND.
+	Describe(context.Context, *DescribeRequest) (*ImageDescription, error)
 	mustEmbedUnimplementedImagesServer()
 }
 
@@ -110,6 +168,15 @@ func (UnimplementedImagesServer) Load(grpc.ClientStreamingServer[LoadChunk, Load
 }
 func (UnimplementedImagesServer) WatchPull(*WatchPullRequest, grpc.ServerStreamingServer[PullProgress]) error {
 	return status.Error(codes.Unimplemented, "method WatchPull not implemented")
+}
+func (UnimplementedImagesServer) Check(*CheckRequest, grpc.ServerStreamingServer[Finding]) error {
+	return status.Error(codes.Unimplemented, "method Check not implemented")
+}
+func (UnimplementedImagesServer) Prune(context.Context, *PruneRequest) (*PruneResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Prune not implemented")
+}
+func (UnimplementedImagesServer) Describe(context.Context, *DescribeRequest) (*ImageDescription, error) {
+	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
 }
 func (UnimplementedImagesServer) mustEmbedUnimplementedImagesServer() {}
 func (UnimplementedImagesServer) testEmbeddedByValue()                {}
@@ -150,13 +217,69 @@ func _Images_WatchPull_Handler(srv interface{}, stream grpc.ServerStream) error 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Images_WatchPullServer = grpc.ServerStreamingServer[PullProgress]
 
+func _Images_Check_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ImagesServer).Check(m, &grpc.GenericServerStream[CheckRequest, Finding]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_CheckServer = grpc.ServerStreamingServer[Finding]
+
+func _Images_Prune_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PruneRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImagesServer).Prune(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Images_Prune_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImagesServer).Prune(ctx, req.(*PruneRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Images_Describe_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DescribeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImagesServer).Describe(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Images_Describe_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImagesServer).Describe(ctx, req.(*DescribeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Images_ServiceDesc is the grpc.ServiceDesc for Images service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Images_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "kuri.v1.Images",
 	HandlerType: (*ImagesServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Prune",
+			Handler:    _Images_Prune_Handler,
+		},
+		{
+			MethodName: "Describe",
+			Handler:    _Images_Describe_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Load",
@@ -166,6 +289,11 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchPull",
 			Handler:       _Images_WatchPull_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Check",
+			Handler:       _Images_Check_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -1,0 +1,388 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/layer"
+	"github.com/kuri-cri/kuri/internal/record"
+	"github.com/kuri-cri/kuri/internal/registry"
+)
+
+// Finding is one damage of the store.
+type Finding struct {
+	Image      string        // ID; "" when it is not known
+	References []string      // of the image
+	Layer      digest.Digest // "" when it is the config, the manifest or the record
+	Problem    error
+	Repaired   bool
+	Unmended   error // why it could not be repaired; nil when that was not tried
+}
+
+// Check reads all that is stored and compares it with its digests and checksums: the records, the configs, the
+// manifests, and every file of every layer. It tells each damage to found as it comes upon it; a layer's is told once,
+// with the first image that has it. The store goes on serving meanwhile. The error is that of ctx.
+func (s *Store) Check(ctx context.Context, found func(Finding)) error {
+	return s.inspect(ctx, nil, found)
+}
+
+// Repair is Check, and mends what it finds: a config, a manifest or a layer is fetched again from the repository that
+// the image came from, as auth says, and nothing else is. A layer that a container uses is not replaced under it.
+func (s *Store) Repair(ctx context.Context, auth registry.Auth, found func(Finding)) error {
+	return s.inspect(ctx, &auth, found)
+}
+
+// inspect checks, and mends when auth is not nil.
+func (s *Store) inspect(ctx context.Context, auth *registry.Auth, found func(Finding)) error {
+	tell := func(f Finding, mend func() error) {
+		if auth != nil {
+			f.Unmended = mend()
+			f.Repaired = f.Unmended == nil
+		}
+		found(f)
+	}
+	if err := s.inspectAside(ctx, auth, tell); err != nil {
+		return err
+	}
+	seen := make(map[digest.Digest]bool)
+	for _, img := range s.List() {
+		if err := s.inspectImage(ctx, digest.Digest(img.ID), auth, seen, tell); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inspectAside tells of the records that were set aside when the store was opened.
+func (s *Store) inspectAside(ctx context.Context, auth *registry.Auth, tell func(Finding, func() error)) error {
+	files, err := os.ReadDir(s.dir())
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		hex, ok := strings.CutSuffix(f.Name(), ".json.damaged")
+		if !ok {
+			continue
+		}
+		file := filepath.Join(s.dir(), f.Name())
+		id := digest.NewDigestFromEncoded(digest.SHA256, hex)
+		if s.now.Load().byID[id.String()] != nil { // it has been pulled again since
+			os.Remove(file)
+			continue
+		}
+		var rec imageRecord
+		unread := record.Read(file, recordVersion, &rec)
+		tags := tagsOf(rec)
+		tell(Finding{Image: id.String(), References: tags, Problem: fault.New(fault.Corrupt, "the image could not be read at start, its record was set aside as %s", file)}, func() error {
+			if unread != nil || len(tags) == 0 {
+				return fault.New(fault.Precondition, "the image's name cannot be read: pull the image again, by its name, and remove the file")
+			}
+			for _, tag := range tags {
+				if _, err := s.Pull(ctx, tag, *auth); err != nil {
+					return err
+				}
+			}
+			return os.Remove(file)
+		})
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func tagsOf(rec imageRecord) []string {
+	var tags []string
+	for tag := range rec.Tags {
+		if _, err := registry.ParseReference(tag); err == nil {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	return tags
+}
+
+// inspectImage checks one image; the layers that are in seen have been checked with another.
+func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auth *registry.Auth, seen map[digest.Digest]bool, tell func(Finding, func() error)) error {
+	s.mu.Lock()
+	e := s.entries[id]
+	if e == nil {
+		s.mu.Unlock()
+		return nil // removed meanwhile
+	}
+	rec, img := e.rec, e.image
+	release := s.layers.Hold(img.DiffIDs)
+	s.mu.Unlock()
+	defer release()
+	finding := func(problem error) Finding {
+		return Finding{Image: img.ID, References: img.References, Problem: problem}
+	}
+
+	var onDisk imageRecord
+	if err := record.Read(s.recordPath(id), recordVersion, &onDisk); err != nil {
+		tell(finding(fault.New(fault.Corrupt, "record: %w", err)), func() error { return s.rewrite(id) })
+	}
+	if err := s.checkBlob(rec.ID, "config"); err != nil {
+		tell(finding(err), func() error {
+			return s.fromItsRepository(ctx, rec, *auth, func(repo *registry.Repository) error {
+				body, err := repo.Config(ctx, rec.ID, maxConfig)
+				if err != nil {
+					return err
+				}
+				return s.keepBlob(rec.ID, body)
+			})
+		})
+	}
+	if err := s.checkBlob(rec.Manifest, "manifest"); rec.Manifest != "" && err != nil {
+		tell(finding(err), func() error {
+			return s.fromItsRepository(ctx, rec, *auth, func(repo *registry.Repository) error {
+				m, err := repo.ManifestAt(ctx, rec.Manifest)
+				if err != nil {
+					return err
+				}
+				return s.keepBlob(rec.Manifest, m.Body)
+			})
+		})
+	}
+	for n, diffID := range img.DiffIDs {
+		if seen[diffID] {
+			continue
+		}
+		seen[diffID] = true
+		err := s.layers.Check(ctx, diffID)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			f := finding(err)
+			f.Layer = diffID
+			tell(f, func() error { return s.mendLayer(ctx, rec, img, n, *auth) })
+		}
+	}
+	return ctx.Err()
+}
+
+// checkBlob compares a config or manifest with its digest.
+func (s *Store) checkBlob(id digest.Digest, what string) error {
+	body, err := os.ReadFile(s.blob(id))
+	if err != nil {
+		return fault.New(fault.Corrupt, "%s: %w", what, err)
+	}
+	if got := digest.FromBytes(body); got != id {
+		return fault.New(fault.Corrupt, "%s %s has digest %s", what, id, got)
+	}
+	return nil
+}
+
+// keepBlob writes a config or manifest of an image that is there.
+func (s *Store) keepBlob(id digest.Digest, body []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writeBlob(id, body)
+}
+
+// rewrite writes the record of an image again, from memory.
+func (s *Store) rewrite(id digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil {
+		return s.write(e, e.rec)
+	}
+	return nil
+}
+
+// fromItsRepository calls fetch with the repositories that the image has a name in, until one has what is wanted.
+func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auth registry.Auth, fetch func(*registry.Repository) error) error {
+	err := error(fault.New(fault.Precondition, "the image came from an archive and has no name in a registry: load it again"))
+	for _, name := range slices.Concat(rec.Digests, tagsOf(rec)) {
+		ref, perr := registry.ParseReference(name)
+		if perr != nil {
+			continue
+		}
+		repo, oerr := registry.Open(ctx, s.registry, ref, auth)
+		if oerr != nil {
+			err = oerr
+			continue
+		}
+		err = fetch(repo)
+		repo.Close()
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return err
+}
+
+// mendLayer unpacks number n of the image's layers again.
+func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n int, auth registry.Auth) error {
+	diffID := img.DiffIDs[n]
+	if s.heldByOthers(img, diffID) {
+		return fault.New(fault.Precondition, "a container or a pull uses the layer: remove the containers of the images that have it and repair again")
+	}
+	if diffID == rec.Patch && n == len(img.DiffIDs)-1 {
+		patch, err := s.layers.Patch(img.DiffIDs[:n])
+		if err != nil {
+			return err
+		}
+		if patch == nil || patch.DiffID != diffID {
+			return fault.New(fault.Precondition, "the layer was made here and cannot be made again: remove the image and pull it again")
+		}
+		return s.putBack(ctx, *patch)
+	}
+	return s.fromItsRepository(ctx, rec, auth, func(repo *registry.Repository) error {
+		descriptor, err := s.descriptor(rec, n)
+		if err != nil {
+			return err
+		}
+		return s.putBack(ctx, layerBlob(repo, diffID, descriptor))
+	})
+}
+
+// heldByOthers tells whether anyone but the images, and the inspection of img, holds the layer. A stack can have the
+// same layer twice.
+func (s *Store) heldByOthers(img *Image, diffID digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := 0
+	stacks := [][]digest.Digest{img.DiffIDs}
+	for _, e := range s.entries {
+		stacks = append(stacks, e.image.DiffIDs)
+	}
+	for _, id := range slices.Concat(stacks...) {
+		if id == diffID {
+			known++
+		}
+	}
+	return s.layers.Holders(diffID) > known
+}
+
+// putBack replaces a layer, for good.
+func (s *Store) putBack(ctx context.Context, b layer.Blob) error {
+	if err := s.layers.Replace(ctx, b); err != nil {
+		return err
+	}
+	return s.layers.Sync()
+}
+
+// descriptor is what the image's manifest says of its layer number n.
+func (s *Store) descriptor(rec imageRecord, n int) (imagespec.Descriptor, error) {
+	var none imagespec.Descriptor
+	if rec.Manifest == "" {
+		return none, fault.New(fault.Precondition, "the image came without a manifest, from an archive: load it again")
+	}
+	body, err := os.ReadFile(s.blob(rec.Manifest))
+	if err != nil {
+		return none, err
+	}
+	if got := digest.FromBytes(body); got != rec.Manifest {
+		return none, fault.New(fault.Corrupt, "the manifest has digest %s", got)
+	}
+	doc, err := parseDocument(body, "")
+	if err != nil {
+		return none, err
+	}
+	if n >= len(doc.Layers) {
+		return none, fault.New(fault.Corrupt, "the manifest names only %d layers", len(doc.Layers))
+	}
+	return doc.Layers[n], nil
+}
+
+// Describe tells more of an image than [Image] holds. The error is of kind NotFound when it is not there.
+func (s *Store) Describe(nameOrID string) (*Description, error) {
+	img, err := s.Get(nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[digest.Digest(img.ID)]
+	if e == nil {
+		return nil, fault.New(fault.NotFound, "image %q is not on this node", nameOrID)
+	}
+	d := &Description{Image: e.image}
+	for _, at := range e.rec.Tags {
+		d.PulledAt = max(d.PulledAt, at.UnixNano())
+	}
+	if d.Config, err = os.ReadFile(s.blob(e.rec.ID)); err != nil {
+		return nil, fmt.Errorf("image %s: read its config: %w", img.ID, err)
+	}
+	doc := &document{}
+	if e.rec.Manifest != "" {
+		if d.Manifest, err = os.ReadFile(s.blob(e.rec.Manifest)); err != nil {
+			return nil, fmt.Errorf("image %s: read its manifest: %w", img.ID, err)
+		}
+		if doc, err = parseDocument(d.Manifest, ""); err != nil {
+			return nil, fmt.Errorf("image %s: %w", img.ID, err)
+		}
+	}
+	for n, id := range e.image.DiffIDs {
+		l := LayerDescription{DiffID: id, Bytes: s.layers.Size([]digest.Digest{id})}
+		if n < len(doc.Layers) {
+			l.Digest, l.Packed = doc.Layers[n].Digest, doc.Layers[n].Size
+		}
+		d.Layers = append(d.Layers, l)
+	}
+	return d, nil
+}
+
+// Description is an image with what it is made of.
+type Description struct {
+	*Image
+	PulledAt int64  // nanoseconds since the epoch: when its newest tag was pointed to it; 0: it has no tag
+	Config   []byte // as it came
+	Manifest []byte // as it came; nil when it came without one
+	Layers   []LayerDescription
+}
+
+// LayerDescription is one layer of an image, bottom first.
+type LayerDescription struct {
+	DiffID digest.Digest
+	Digest digest.Digest // of the compressed blob; "" when it is not known
+	Packed int64         // bytes of that blob
+	Bytes  int64         // on the disk
+}
+
+// Unused returns the images that are not pinned and of which used says that no container has them, and how many bytes
+// of the disk they alone take.
+func (s *Store) Unused(used func(id string) bool) (images []*Image, bytes int64) {
+	kept := make(map[digest.Digest]bool)
+	for _, img := range s.List() {
+		if !img.Pinned && !used(img.ID) {
+			images = append(images, img)
+			continue
+		}
+		for _, id := range img.DiffIDs {
+			kept[id] = true
+		}
+	}
+	var gone []digest.Digest
+	for _, img := range images {
+		bytes += img.Size - s.layers.Size(img.DiffIDs)
+		for _, id := range img.DiffIDs {
+			if !kept[id] {
+				gone = append(gone, id)
+			}
+		}
+	}
+	return images, bytes + s.layers.Size(gone)
+}
+
+// Prune removes the images that Unused names, and returns them with the bytes that they alone took. Those that could not
+// be removed are in the error.
+func (s *Store) Prune(used func(id string) bool) (images []*Image, bytes int64, err error) {
+	images, bytes = s.Unused(used)
+	var errs []error
+	for _, img := range images {
+		errs = append(errs, s.Remove(img.ID))
+	}
+	return images, bytes, errors.Join(errs...)
+}

@@ -1,0 +1,179 @@
+package image
+
+import (
+	"archive/tar"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/registry"
+)
+
+// check returns what Check finds, in a few words each.
+func check(t *testing.T, s *Store, repair bool) (found []Finding) {
+	t.Helper()
+	tell := func(f Finding) { found = append(found, f) }
+	err := s.Check(t.Context(), tell)
+	if repair {
+		found = nil
+		err = s.Repair(t.Context(), registry.Auth{}, tell)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func TestCheckAndRepair(t *testing.T) {
+	needRoot(t)
+	shared := func() string { return strings.Repeat("shared ", 20_000) }
+	for name, row := range map[string]struct {
+		damage  func(s *Store, img *Image) error
+		layer   bool // the finding is of a layer
+		fetches int  // requests for blobs and manifests that the repair may cost
+	}{
+		"a file's content": {func(s *Store, img *Image) error {
+			return os.WriteFile(inLayer(s, img, 0, "shared"), []byte(strings.Repeat("SHARED ", 20_000)), 0o644)
+		}, true, 1},
+		"a file is gone":  {func(s *Store, img *Image) error { return os.Remove(inLayer(s, img, 2, "own")) }, true, 1},
+		"a layer is gone": {func(s *Store, img *Image) error { return os.RemoveAll(filepath.Dir(inLayer(s, img, 2, "."))) }, true, 1},
+		"the patch":       {func(s *Store, img *Image) error { return os.Chmod(inLayer(s, img, 3, "home"), 0o700) }, true, 0},
+		"the config": {func(s *Store, img *Image) error {
+			return os.WriteFile(s.blob(digest.Digest(img.ID)), []byte("{}"), 0o600)
+		}, false, 1},
+		"the manifest": {func(s *Store, img *Image) error {
+			_, hex, _ := strings.Cut(img.Digests[0], "@sha256:")
+			return os.Remove(filepath.Join(s.blobs(), hex))
+		}, false, 1},
+		"the record": {func(s *Store, img *Image) error { return os.Truncate(s.recordPath(digest.Digest(img.ID)), 10) }, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHub(t)
+			base := layerOf(t, file{"shared", shared()})
+			home := layerOfTar(t, tarWith(t, &tar.Header{Name: "home/", Typeflag: tar.TypeDir, Mode: 0o711}, &tar.Header{Name: "empty", Typeflag: tar.TypeReg, Mode: 0o600}))
+			ref := h.push("app:1", imageOf(t, "1", base, home, layerOf(t, file{"home/own", "o"}, file{"own", "own"})))
+			other := h.push("app:2", imageOf(t, "2", base))
+			s := openStore(t, "")
+			img := pull(t, s, ref)
+			// The topmost layer is the patch: home is implied in the third, and looks otherwise in the second.
+			if len(img.DiffIDs) != 4 {
+				t.Fatal("the image got no patch")
+			}
+			pull(t, s, other)
+			if found := check(t, s, false); len(found) != 0 {
+				t.Fatalf("in a whole store: %v", found)
+			}
+			if err := row.damage(s, img); err != nil {
+				t.Fatal(err)
+			}
+			found := check(t, s, false)
+			if len(found) != 1 || found[0].Problem == nil || found[0].Repaired || (found[0].Layer != "") != row.layer {
+				t.Fatalf("found %+v", found)
+			}
+			h.take("")
+			found = check(t, s, true)
+			if len(found) != 1 || !found[0].Repaired || found[0].Unmended != nil {
+				t.Fatalf("repaired %+v", found)
+			}
+			if asked := h.take("/app/"); len(asked) != row.fetches {
+				t.Errorf("the repair cost %q", asked)
+			}
+			if found := check(t, s, false); len(found) != 0 {
+				t.Errorf("after the repair: %v", found)
+			}
+			if got := fileIn(t, s, img, "shared"); got != shared() {
+				t.Error("the file is wrong")
+			}
+			nothingHalfMade(t, s)
+		})
+	}
+}
+
+// inLayer is the path of a file of the image's layer number n.
+func inLayer(s *Store, img *Image, n int, name string) string {
+	return filepath.Join(s.root, "layers", img.DiffIDs[n].Encoded(), "fs", name)
+}
+
+func TestRepairLeavesALayerThatIsInUse(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"a", "a"})))
+	s := openStore(t, "")
+	img := pull(t, s, ref)
+	if err := os.WriteFile(inLayer(s, img, 0, "a"), []byte("b"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	release := s.layers.Hold(img.DiffIDs) // as a container does
+	found := check(t, s, true)
+	if len(found) != 1 || found[0].Repaired || !strings.Contains(found[0].Unmended.Error(), "container") {
+		t.Errorf("%+v", found)
+	}
+	release()
+	h.set(func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(http.StatusNotFound); return true })
+	found = check(t, s, true)
+	if len(found) != 1 || found[0].Repaired || !strings.Contains(found[0].Unmended.Error(), h.addr) {
+		t.Errorf("%+v", found)
+	}
+	nothingHalfMade(t, s)
+}
+
+func TestImageThatWasSetAsideIsPulledAgain(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"a", "a"})))
+	root := t.TempDir()
+	s := openStore(t, root)
+	img := pull(t, s, ref)
+	s.Close()
+	if err := os.RemoveAll(filepath.Dir(inLayer(s, img, 0, "."))); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, root)
+	if found := check(t, s, false); len(found) != 1 || found[0].References[0] != ref {
+		t.Fatalf("%+v", found)
+	}
+	if found := check(t, s, true); len(found) != 1 || !found[0].Repaired {
+		t.Fatalf("%+v", found)
+	}
+	if got := fileIn(t, s, img, "a"); got != "a" || len(check(t, s, false)) != 0 {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestPruneAndDescribe(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	base := layerOf(t, file{"base", strings.Repeat("b", 100_000)})
+	var refs []string
+	for n := range 3 {
+		refs = append(refs, h.push(fmt.Sprintf("app:%d", n), imageOf(t, fmt.Sprint(n), base, layerOf(t, file{"own", strings.Repeat(fmt.Sprint(n), 50_000)}))))
+	}
+	s := openStore(t, "", func(o *Options) { o.Pinned = refs[:1] })
+	var images []*Image
+	for _, ref := range refs {
+		images = append(images, pull(t, s, ref))
+	}
+	d, err := s.Describe(refs[1])
+	if err != nil || len(d.Layers) != 2 || d.Layers[0].Digest == "" || d.Layers[0].Bytes < 100_000 || d.Layers[0].Packed == 0 ||
+		digest.FromBytes(d.Config).String() != d.ID || len(d.Manifest) == 0 || d.PulledAt == 0 {
+		t.Errorf("%+v, %v", d, err)
+	}
+	used := func(id string) bool { return id == images[1].ID }
+	before, _ := s.Usage(t.Context())
+	gone, bytes := s.Unused(used)
+	if len(gone) != 1 || gone[0].ID != images[2].ID || bytes < 50_000 || bytes > 90_000 || len(s.List()) != 3 {
+		t.Errorf("%d images of %d bytes", len(gone), bytes)
+	}
+	if _, _, err := s.Prune(used); err != nil || len(s.List()) != 2 {
+		t.Error(err)
+	}
+	after, _ := s.Usage(t.Context())
+	if back := int64(before.Bytes - after.Bytes); back < bytes || back > bytes+16<<10 { // and the record
+		t.Errorf("%d bytes came back, %d were announced", back, bytes)
+	}
+}

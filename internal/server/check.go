@@ -1,0 +1,89 @@
+package server
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+
+	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/image"
+	"github.com/kuri-cri/kuri/internal/pod"
+	"github.com/kuri-cri/kuri/internal/registry"
+)
+
+func (s *archiveService) Check(req *kuriv1.CheckRequest, stream grpc.ServerStreamingServer[kuriv1.Finding]) error {
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	tell := func(f image.Finding) {
+		msg := &kuriv1.Finding{
+			ImageId: f.Image, References: f.References, Layer: f.Layer.String(), Problem: f.Problem.Error(), Repaired: f.Repaired,
+		}
+		if f.Unmended != nil {
+			msg.RepairError = f.Unmended.Error()
+		}
+		if err := stream.Send(msg); err != nil {
+			cancel(err)
+		}
+	}
+	if req.GetRepair() {
+		return s.store.Repair(ctx, registry.Auth{Username: req.GetUsername(), Password: req.GetPassword()}, tell)
+	}
+	return s.store.Check(ctx, tell)
+}
+
+func (s *archiveService) Prune(_ context.Context, req *kuriv1.PruneRequest) (*kuriv1.PruneResponse, error) {
+	used, err := s.usedImages()
+	if err != nil {
+		return nil, err
+	}
+	resp := &kuriv1.PruneResponse{}
+	list, bytes := s.store.Unused(used)
+	if req.GetRemove() {
+		if list, bytes, err = s.store.Prune(used); err != nil {
+			return nil, err
+		}
+	}
+	resp.Bytes = bytes
+	for _, img := range list {
+		resp.Images = append(resp.Images, &kuriv1.PrunedImage{Id: img.ID, References: img.References, Size: img.Size})
+	}
+	return resp, nil
+}
+
+func (s *archiveService) Describe(_ context.Context, req *kuriv1.DescribeRequest) (*kuriv1.ImageDescription, error) {
+	if req.GetImage() == "" {
+		return nil, fault.New(fault.Invalid, "image: it is empty, an image's reference or id is needed")
+	}
+	d, err := s.store.Describe(req.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	used, err := s.usedImages()
+	if err != nil {
+		return nil, err
+	}
+	resp := &kuriv1.ImageDescription{
+		Id: d.ID, References: d.References, Digests: d.Digests, Pinned: d.Pinned, InUse: used(d.ID),
+		PulledAt: d.PulledAt, Size: d.Size, Config: d.Config, Manifest: d.Manifest,
+	}
+	for _, l := range d.Layers {
+		resp.Layers = append(resp.Layers, &kuriv1.ImageLayer{
+			DiffId: l.DiffID.String(), Digest: l.Digest.String(), Packed: l.Packed, Bytes: l.Bytes,
+		})
+	}
+	return resp, nil
+}
+
+// usedImages tells of an image whether a container has it.
+func (s *archiveService) usedImages() (func(id string) bool, error) {
+	containers, err := s.pods.ListContainers(pod.ContainerFilter{})
+	if err != nil {
+		return nil, err
+	}
+	used := make(map[string]bool)
+	for _, c := range containers {
+		used[c.Record().ImageID] = true
+	}
+	return func(id string) bool { return used[id] }, nil
+}
