@@ -147,7 +147,7 @@ func networks(cfg config.Config) (*network.Select, error) {
 		return nil, fmt.Errorf("prepare the built-in network: %w", err)
 	}
 	cni, err := network.NewCNI(network.CNIConfig{
-		ConfDir: cfg.Network.CNIConfDir, BinDirs: cfg.Network.CNIBinDirs, CacheDir: filepath.Join(cfg.State, "cni"),
+		ConfDir: cfg.Network.CNIConfDir, BinDirs: cfg.Network.CNIBinDirs, CacheDir: filepath.Join(cfg.Root, "cni"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare CNI: %w", err)

@@ -26,8 +26,9 @@
 // From connection tracking it removes UDP flows to host ports that came or went, and nothing else.
 //
 // A daemon's death leaves all of it standing, and pods keep their network while it is away. At start [Select.Reclaim]
-// takes away what belongs to no pod any more, what CNI plugins have to take away in the background. The bridge and the table exist while a pod has an address, and for
-// [BridgeConfig.Idle] after that, so that pods that come one after another do not pay for making them.
+// takes away what belongs to no pod any more, what CNI plugins have to take away in the background. The bridge and the
+// table exist while a pod has an address, and for [BridgeConfig.Idle] after that, so that pods that come one after another
+// do not pay for making them. CACHE must outlive a reboot, for so do the leases of CNI plugins.
 //
 // The caller (package pod) makes and pins the network namespace, brings up its loopback, keeps the Result in the pod's
 // record, and never runs two calls for one pod at once. Calls for different pods may run at the same time: the bridge has

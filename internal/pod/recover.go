@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -16,6 +17,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/record"
 )
+
+// settleWait bounds how long a start waits for what has to be taken back, all of it together. It goes on behind the start: a
+// CNI plugin that hangs must not keep the daemon from serving.
+const settleWait = 10 * time.Second
 
 // recover reads the records, brings them in line with what the keeper holds, and takes back what was half-made when the
 // last daemon ended. It returns the number of the newest event that it has seen. What goes wrong with one pod costs that
@@ -44,6 +49,9 @@ func (p *Pods) recover(ctx context.Context) (seen uint64, err error) {
 		return 0, err
 	}
 
+	settling, cancel := context.WithTimeout(ctx, settleWait)
+	defer cancel()
+
 	// 3. What the keeper holds without a record belongs to nobody.
 	for id := range containers {
 		if _, err := p.Container(id); err != nil {
@@ -54,7 +62,7 @@ func (p *Pods) recover(ctx context.Context) (seen uint64, err error) {
 	for id := range sandboxes {
 		if _, err := p.Sandbox(id); err != nil {
 			slog.Warn("taking back a pod without a record", "pod", id)
-			p.complain("detach the network of a pod without a record", p.Network.Detach(ctx, p.networkPod(unknownSandbox(id)), nil))
+			p.complain("detach the network of a pod without a record", p.Network.Detach(settling, p.networkPod(unknownSandbox(id)), nil))
 			p.complain("release a pod without a record", p.Keeper.RemoveSandbox(ctx, id))
 		}
 	}
@@ -68,7 +76,7 @@ func (p *Pods) recover(ctx context.Context) (seen uint64, err error) {
 		for _, c := range s.list() {
 			p.reconcile(c, containers[c.Record().ID])
 		}
-		p.settle(ctx, s, sandboxes[id])
+		p.settle(settling, s, sandboxes[id])
 	}
 	return info.LastEvent, nil
 }
