@@ -46,6 +46,8 @@ type Bridge struct {
 	link   built          // as it was made or found last
 	idle   *time.Timer    // prunes; nil when none is set
 	closed bool
+
+	firewall string // what warnOfFirewall found last
 }
 
 // built describes the bridge link in the kernel.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -100,8 +101,24 @@ func (b *Bridge) build() error {
 	if err := b.installRules(); err != nil {
 		return err
 	}
+	b.warnOfFirewall()
 	// 5. A bridge that was made anew gets the ports of the pods that run.
 	return b.adopt(h)
+}
+
+// warnOfFirewall tells, once for each finding, what may keep pods from what is beyond the node: an accept in our table does
+// not open what another table drops.
+func (b *Bridge) warnOfFirewall() {
+	chains, err := droppingForward()
+	if err != nil {
+		slog.Debug("the node's firewall cannot be looked at", "err", err)
+		return
+	}
+	found := strings.Join(chains, ", ")
+	if found != "" && found != b.firewall {
+		slog.Warn("a firewall of the node drops forwarded packets; unless it accepts the bridge, pods reach nothing beyond the node (docs/network.md)", "drops", found, "bridge", b.link.name)
+	}
+	b.firewall = found
 }
 
 // names are those that the bridge may have, the one for when another has the configured name first: it may have been made

@@ -571,6 +571,59 @@ func TestLoopback6(t *testing.T) {
 	}
 }
 
+// TestToOneself: a pod reaches itself through its host ports, over each family and protocol, whether the node filters
+// bridged packets or not.
+func TestToOneself(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	newUplink(t)
+	n := newBridge(t, BridgeConfig{})
+	pod, ns := newPod(t)
+	pod.PortMappings = []PortMapping{{Protocol: TCP, ContainerPort: 80, HostPort: 8080}, {Protocol: UDP, ContainerPort: 53, HostPort: 8053}}
+	r := attach(t, n, pod)
+	serve(t, ns, "tcp", ":80", "pod")
+	for i, node := range []netip.Addr{uplink4, uplink6} {
+		serve(t, ns, "udp", netip.AddrPortFrom(r.IPs[i], 53).String(), "pod")
+		for _, key := range []string{"iptables", "ip6tables"} {
+			key = "bridge/bridge-nf-call-" + key
+			was := sysctl(key)
+			for _, filtered := range []string{"0", "1"} {
+				if was != "" {
+					must(t, setSysctl(key, filtered))
+				}
+				expect(t, ns, "tcp", netip.AddrPortFrom(node, 8080), "pod", r.Gateways[i])
+				expect(t, ns, "udp", netip.AddrPortFrom(node, 8053), "pod", r.Gateways[i])
+			}
+			if was != "" {
+				must(t, setSysctl(key, was))
+			}
+		}
+	}
+	must(t, n.Detach(t.Context(), pod, r))
+}
+
+// TestFirewallThatDrops: a chain of another's that drops forwarded packets is found, and left as it is.
+func TestFirewallThatDrops(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	c, err := nftables.New()
+	must(t, err)
+	drop := nftables.ChainPolicyDrop
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "theirs"})
+	for name, hook := range map[string]*nftables.ChainHook{"out": nftables.ChainHookOutput, "through": nftables.ChainHookForward} {
+		c.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	}
+	must(t, c.Flush())
+	defer func() { c.DelTable(table); must(t, c.Flush()) }()
+	n := newBridge(t, BridgeConfig{})
+	pod, _ := newPod(t)
+	r := attach(t, n, pod)
+	if n.firewall != "table theirs chain through" {
+		t.Errorf("found %q", n.firewall)
+	}
+	must(t, n.Detach(t.Context(), pod, r))
+}
+
 // TestOldFlows: a client that keeps sending UDP from one port reaches a pod that comes later, and then the next one.
 func TestOldFlows(t *testing.T) {
 	requireRoot(t)

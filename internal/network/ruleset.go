@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -118,6 +119,28 @@ func removeTable(name string) error {
 		return fmt.Errorf("remove the nftables table %s: %w", name, err)
 	}
 	return nil
+}
+
+// droppingForward lists the chains of others that drop what the node forwards unless a rule of theirs accepts it. Those of
+// iptables-legacy are not among them: nftables does not see them.
+func droppingForward() ([]string, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of nftables: %w", err)
+	}
+	var found []string
+	for _, ch := range chains {
+		if ch.Type == nftables.ChainTypeFilter && ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward &&
+			ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop && ch.Table.Family != nftables.TableFamilyBridge {
+			found = append(found, "table "+ch.Table.Name+" chain "+ch.Name)
+		}
+	}
+	slices.Sort(found)
+	return slices.Compact(found), nil
 }
 
 var (
