@@ -25,11 +25,12 @@ var floors = map[string]int{
 
 // neighbours are the imports within a floor, each with its reason.
 var neighbours = map[string]string{
-	"pod image":   "a container is made of an image",
-	"keeper oci":  "the keeper's server half runs containers by an OCI runtime",
-	"node cgroup": "what the cgroup hierarchies offer is a fact about the node",
-	"node spec":   "spec says which facts about the node it needs",
-	"rootfs spec": "spec says what it needs of a root filesystem",
+	"pod image":     "a container is made of an image",
+	"stream keeper": "a client's streams are those of a session of the keeper",
+	"keeper oci":    "the keeper's server half runs containers by an OCI runtime",
+	"node cgroup":   "what the cgroup hierarchies offer is a fact about the node",
+	"node spec":     "spec says which facts about the node it needs",
+	"rootfs spec":   "spec says what it needs of a root filesystem",
 }
 
 // criSpeakers may use the messages of the CRI; further in, a field of the API is a field of ours.

@@ -10,8 +10,11 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
+
+	"k8s.io/klog/v2"
 
 	"github.com/kuri-cri/kuri/internal/config"
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -21,6 +24,8 @@ import (
 var version = "dev"
 
 func main() {
+	// The main thread is this goroutine's alone: one that enters namespaces for others has to end, and it cannot.
+	runtime.LockOSThread()
 	cfg, err := configure(os.Args[1:])
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -112,4 +117,5 @@ func logTo(cfg config.Config) {
 		h = slog.NewJSONHandler(os.Stderr, opts)
 	}
 	slog.SetDefault(slog.New(h))
+	klog.SetSlogLogger(slog.Default()) // what the libraries of Kubernetes have to say
 }

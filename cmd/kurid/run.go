@@ -25,6 +25,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 	"github.com/kuri-cri/kuri/internal/server"
 	"github.com/kuri-cri/kuri/internal/spec"
+	"github.com/kuri-cri/kuri/internal/stream"
 )
 
 // run builds the parts in order, serves until ctx ends, and closes them in reverse. Pods go on running.
@@ -105,13 +106,20 @@ func run(ctx context.Context, cfg config.Config) error {
 		slog.Warn("networks of pods that are gone could not be reclaimed; the next start tries again", "err", err)
 	}
 
-	// 6. The sockets, last of all.
+	// 6. The streams of exec, attach and port forwarding.
+	streams, err := stream.Listen(stream.Options{Address: cfg.Stream.Address, Port: cfg.Stream.Port, Runtime: pods})
+	if err != nil {
+		return err
+	}
+	defer streams.Close()
+
+	// 7. The sockets, last of all.
 	values, err := cfg.Map()
 	if err != nil {
 		return err
 	}
 	srv, err := server.Listen(server.Options{
-		Listen: cfg.Listen, ImageListen: cfg.ImageListen, Pods: pods, Images: images, Network: net,
+		Listen: cfg.Listen, ImageListen: cfg.ImageListen, Pods: pods, Images: images, Network: net, Streams: streams,
 		Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info:       map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "config": values},
 		SetPodCIDR: net.SetPodCIDR,

@@ -33,6 +33,7 @@ type Config struct {
 	Image   Image   `toml:"image"`
 	Network Network `toml:"network"`
 	Pod     Pod     `toml:"pod"`
+	Stream  Stream  `toml:"stream"`
 }
 
 // Image configures pulls and the image store.
@@ -64,6 +65,12 @@ type Pod struct {
 	CDIDirs []string `toml:"cdi_dirs"` // of specifications of devices; the later ones win
 }
 
+// Stream configures the server of exec, attach and port forwarding.
+type Stream struct {
+	Address string `toml:"address"` // IP address on which it listens
+	Port    int    `toml:"port"`    // TCP port; 0: any that is free
+}
+
 // Default returns what holds when nothing is configured.
 func Default() Config {
 	return Config{
@@ -80,7 +87,8 @@ func Default() Config {
 			CNIBinDirs: []string{"/opt/cni/bin"},
 			Bridge:     "kuri0",
 		},
-		Pod: Pod{ShmSize: 64 << 20, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		Pod:    Pod{ShmSize: 64 << 20, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		Stream: Stream{Address: "127.0.0.1"},
 	}
 }
 
@@ -150,6 +158,12 @@ func (c *Config) Check() error {
 	}
 	if c.Root == c.State {
 		bad("state", "%q is also root; they must differ", c.State)
+	}
+	if _, err := netip.ParseAddr(c.Stream.Address); err != nil {
+		bad("stream.address", "%q is not an IP address", c.Stream.Address)
+	}
+	if c.Stream.Port < 0 || c.Stream.Port > 65535 {
+		bad("stream.port", "%d is not between 0 and 65535 (0: any free port)", c.Stream.Port)
 	}
 	oneOf := func(key, val string, allowed ...string) {
 		for _, a := range allowed {

@@ -61,6 +61,8 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"[image]\nmin_rate = 0", "image.min_rate:"},
 		{"[image]\npinned = ['a[']", "image.pinned:"},
 		{"[pod]\nshm_size = 0", "pod.shm_size:"},
+		{"[stream]\naddress = 'localhost'", "stream.address:"},
+		{"[stream]\nport = 65536", "stream.port:"},
 		{"[[[", "line 1"},
 	} {
 		c := Default()

@@ -47,18 +47,6 @@ func (s *runtimeService) GetContainerEvents(*runtime.GetEventsRequest, grpc.Serv
 	return later("container events; leave the kubelet's EventedPLEG gate off")
 }
 
-func (s *runtimeService) Exec(context.Context, *runtime.ExecRequest) (*runtime.ExecResponse, error) {
-	return nil, later("streaming exec; ExecSync runs a command without a terminal or stdin")
-}
-
-func (s *runtimeService) Attach(context.Context, *runtime.AttachRequest) (*runtime.AttachResponse, error) {
-	return nil, later("attach; the container's log has its output")
-}
-
-func (s *runtimeService) PortForward(context.Context, *runtime.PortForwardRequest) (*runtime.PortForwardResponse, error) {
-	return nil, later("port forwarding; the pod's address answers from the node")
-}
-
 func (s *runtimeService) CheckpointContainer(context.Context, *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
 	return nil, later("checkpoints (CheckpointContainer)")
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/pod"
+	streaming "github.com/kuri-cri/kuri/internal/stream"
 )
 
 // maxMessage bounds a request and an answer in bytes. Kubelets take up to 16 MiB; an ExecSync may carry twice that in
@@ -35,6 +36,7 @@ type Options struct {
 	Pods    *pod.Pods
 	Images  *image.Store
 	Network network.Network
+	Streams *streaming.Server
 
 	Version       string // of kurid
 	SystemdCgroup bool

@@ -59,9 +59,6 @@ func TestWhatIsNotThereSaysSoInASentence(t *testing.T) {
 	conn := dial(t, path)
 	rt := runtime.NewRuntimeServiceClient(conn)
 	calls := map[string]func() error{
-		"Exec":        func() error { _, err := rt.Exec(t.Context(), &runtime.ExecRequest{}); return err },
-		"Attach":      func() error { _, err := rt.Attach(t.Context(), &runtime.AttachRequest{}); return err },
-		"PortForward": func() error { _, err := rt.PortForward(t.Context(), &runtime.PortForwardRequest{}); return err },
 		"CheckpointContainer": func() error {
 			_, err := rt.CheckpointContainer(t.Context(), &runtime.CheckpointContainerRequest{})
 			return err

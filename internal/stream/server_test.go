@@ -1,0 +1,164 @@
+package stream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	utilexec "k8s.io/utils/exec"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
+)
+
+// The streams themselves are told end to end, in test/e2e/stream_test.go, with the real keeper and kubectl's client.
+
+// local is a runtime whose pods are this process.
+type local struct{}
+
+func (local) Exec(ctx context.Context, _ string, _ []string, _ bool, _ keeper.Streams) (int32, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+func (local) Attach(ctx context.Context, _ string, _ keeper.Streams) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+func (local) Dial(ctx context.Context, _ string, port uint16) (*net.TCPConn, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+func serve(t *testing.T) *Server {
+	t.Helper()
+	s, err := Listen(Options{Address: "127.0.0.1", Runtime: local{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func TestTokensAreGoodOnce(t *testing.T) {
+	s := serve(t)
+	address, err := s.Exec("c", []string{"true"}, Wanted{Stdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(method, address string) int {
+		req, err := http.NewRequest(method, address, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	if code := get(http.MethodDelete, address); code != http.StatusMethodNotAllowed {
+		t.Errorf("DELETE: %d", code)
+	}
+	if code := get(http.MethodGet, address); code != http.StatusBadRequest && code != http.StatusForbidden { // no upgrade, but it was known
+		t.Errorf("the first: %d", code)
+	}
+	for _, again := range []string{address, address + "x", s.base.String(), s.base.JoinPath("exec").String()} {
+		if code := get(http.MethodPost, again); code != http.StatusNotFound {
+			t.Errorf("%s: %d", again, code)
+		}
+	}
+}
+
+func TestTokensExpireAndAreBounded(t *testing.T) {
+	s := serve(t)
+	for range maxTickets {
+		if _, err := s.Attach("c", Wanted{Stdin: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Attach("c", Wanted{Stdin: true}); !errors.Is(err, fault.Exhausted) {
+		t.Errorf("one more: %v", err)
+	}
+	s.mu.Lock()
+	for token, ticket := range s.tickets {
+		ticket.expires = time.Now().Add(-time.Second)
+		s.tickets[token] = ticket
+	}
+	s.mu.Unlock()
+	if _, err := s.Attach("c", Wanted{Stdin: true}); err != nil || len(s.tickets) != 1 {
+		t.Errorf("after a minute: %d tickets, %v", len(s.tickets), err)
+	}
+}
+
+func TestWhatTheCRIExcludesIsRefused(t *testing.T) {
+	s := serve(t)
+	for _, w := range []Wanted{{}, {TTY: true}, {TTY: true, Stdout: true, Stderr: true}} {
+		if _, err := s.Exec("c", []string{"true"}, w); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%+v: %v", w, err)
+		}
+	}
+	for _, port := range []int32{0, -1, 65536} {
+		if _, err := s.PortForward("p", []int32{port}); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%d: %v", port, err)
+		}
+	}
+	if _, err := Listen(Options{Address: "localhost"}); !errors.Is(err, fault.Invalid) {
+		t.Error(err)
+	}
+}
+
+// A connection that nobody reads tells of its end, too.
+func TestAClientThatIsGoneIsNoticed(t *testing.T) {
+	tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	client, err := net.Dial("tcp", tcp.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := watching{tcp, t.Context()}.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := untilGone(t.Context(), c)
+	io.WriteString(client, "not read")
+	client.Close()
+	select {
+	case <-ctx.Done():
+	case <-time.After(5 * watchEvery):
+		t.Error("it was not noticed")
+	}
+	if _, err := c.Write(bytes.Repeat([]byte("x"), 1<<24)); err == nil {
+		t.Error("a write to a client that is gone did not end")
+	}
+}
+
+func TestStatusOfTheEnd(t *testing.T) {
+	if s := statusOf(nil); s.Status != "Success" {
+		t.Errorf("%+v", s)
+	}
+	if s := statusOf(utilexec.CodeExitError{Err: errors.New("exit code 7"), Code: 7}); s.Reason != "NonZeroExitCode" || s.Details.Causes[0].Message != "7" {
+		t.Errorf("%+v", s)
+	}
+	if s := statusOf(errors.New("no such program")); s.Code != 500 || !strings.Contains(s.Message, "no such program") {
+		t.Errorf("%+v", s)
+	}
+}

@@ -1,0 +1,467 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+	"google.golang.org/grpc/codes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/client-go/transport/spdy"
+	utilexec "k8s.io/client-go/util/exec"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// transports are the ways in which kubectl's own client opens the streams of a URL.
+var transports = map[string]func(t *testing.T, url string) remotecommand.Executor{
+	"SPDY": func(t *testing.T, address string) remotecommand.Executor {
+		t.Helper()
+		u, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, http.MethodPost, u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x
+	},
+	"WebSocket": func(t *testing.T, address string) remotecommand.Executor {
+		t.Helper()
+		u, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := remotecommand.NewWebSocketExecutor(&rest.Config{Host: u.Host}, http.MethodGet, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x
+	},
+}
+
+func (s *shell) execURL(t *testing.T, req *runtimeapi.ExecRequest) string {
+	t.Helper()
+	resp, err := s.Runtime.Exec(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.Url
+}
+
+// screen is an output that can be looked at while it is written to.
+type screen struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *screen) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(b)
+}
+
+func (s *screen) await(t *testing.T, want string) {
+	t.Helper()
+	harness.Eventually(t, 20*time.Second, fmt.Sprintf("%q on the screen", want), func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !strings.Contains(s.text.String(), want) {
+			return fmt.Errorf("there is %q", s.text.String())
+		}
+		return nil
+	})
+}
+
+// sizeQueue is a terminal whose size changes when a test says so.
+type sizeQueue chan remotecommand.TerminalSize
+
+func (q sizeQueue) Next() *remotecommand.TerminalSize {
+	size, ok := <-q
+	if !ok {
+		return nil
+	}
+	return &size
+}
+
+func TestExecStreams(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, nil, "sleep", "1000")
+	for name, open := range transports {
+		t.Run(name, func(t *testing.T) {
+			// Stdin to its end, both outputs, and the exit code.
+			var stdout, stderr bytes.Buffer
+			in := strings.Repeat("0123456789abcdef", 1<<17)
+			req := &runtimeapi.ExecRequest{
+				ContainerId: id, Cmd: []string{"sh", "-c", "cat; echo oops >&2; exit 42"}, Stdin: true, Stdout: true, Stderr: true,
+			}
+			err := open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{
+				Stdin: strings.NewReader(in), Stdout: &stdout, Stderr: &stderr,
+			})
+			var exit utilexec.CodeExitError
+			if !errors.As(err, &exit) || exit.Code != 42 || stdout.String() != in || stderr.String() != "oops\n" {
+				t.Errorf("%d bytes, %q, %v", stdout.Len(), stderr.String(), err)
+			}
+
+			// No stdin, and success.
+			stdout.Reset()
+			req = &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "cat; echo done"}, Stdout: true}
+			err = open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &stdout})
+			if err != nil || stdout.String() != "done\n" {
+				t.Errorf("%q %v", stdout.String(), err)
+			}
+
+			// No such program.
+			req = &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"nonesuch"}, Stdout: true}
+			err = open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &stdout})
+			if err == nil || !strings.Contains(err.Error(), "nonesuch") {
+				t.Errorf("no such program: %v", err)
+			}
+
+			// What is left in the background delays nothing.
+			start := time.Now()
+			req = &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 4 & echo started"}, Stdout: true}
+			if err = open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &stdout}); err != nil || time.Since(start) > 3*time.Second {
+				t.Errorf("after %s: %v", time.Since(start), err)
+			}
+		})
+	}
+}
+
+func TestExecTerminal(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, nil, "sleep", "1000")
+	for name, open := range transports {
+		t.Run(name, func(t *testing.T) {
+			keyboard, keys := io.Pipe()
+			sizes, out := make(sizeQueue), &screen{}
+			req := &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh"}, Stdin: true, Stdout: true, Tty: true}
+			x := open(t, s.execURL(t, req))
+			done := make(chan error, 1)
+			go func() {
+				done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: out, Tty: true, TerminalSizeQueue: sizes})
+			}()
+			sizes <- remotecommand.TerminalSize{Width: 111, Height: 22}
+			io.WriteString(keys, "tty\n")
+			out.await(t, "/dev/pts/")
+			harness.Eventually(t, 10*time.Second, "the size", func() error {
+				io.WriteString(keys, "stty size\n")
+				time.Sleep(100 * time.Millisecond)
+				out.mu.Lock()
+				defer out.mu.Unlock()
+				if !strings.Contains(out.text.String(), "22 111") {
+					return errors.New(out.text.String())
+				}
+				return nil
+			})
+			io.WriteString(keys, "exit 3\n")
+			var exit utilexec.CodeExitError
+			if err := <-done; !errors.As(err, &exit) || exit.Code != 3 {
+				t.Errorf("%v", err)
+			}
+			keys.Close()
+			close(sizes)
+		})
+	}
+}
+
+// A client that goes away takes its command along, whether or not anything moves between them.
+func TestExecEndsWithItsClient(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, nil, "sh", "-c", "while :; do sleep 0.2; done")
+	for name, open := range transports {
+		for i, script := range []string{"sleep 5%d1 & setsid sleep 5%d2 & sleep 5%d3", "exec 0</dev/null; sleep 5%d1", "while :; do echo 5%d1; done"} {
+			t.Run(fmt.Sprint(name, i), func(t *testing.T) {
+				number := 100 + 10*i + len(name)
+				script := strings.ReplaceAll(script, "%d", fmt.Sprint(number))
+				req := &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo go; " + script}, Stdin: true, Stdout: true}
+				address, cut := line(t, s.execURL(t, req))
+				x := open(t, address)
+				out, done := &screen{}, make(chan error, 1)
+				go func() {
+					done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: endless{}, Stdout: out})
+				}()
+				out.await(t, "go")
+				time.Sleep(200 * time.Millisecond)
+				cut()
+				<-done
+				harness.Eventually(t, 10*time.Second, "an end of the command", func() error {
+					if left := harness.Processes(t, "5"+fmt.Sprint(number)); len(left) > 0 {
+						return fmt.Errorf("there is %v", left)
+					}
+					return nil
+				})
+			})
+		}
+	}
+}
+
+// line puts a line between a client and the server of a URL, which can be cut: to the server as if the client's process
+// were killed.
+func line(t *testing.T, address string) (through string, cut func()) {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	context.AfterFunc(ctx, func() { l.Close() })
+	server := u.Host
+	go func() {
+		client, err := l.Accept()
+		if err != nil {
+			return
+		}
+		conn, err := net.Dial("tcp", server)
+		if err != nil {
+			client.Close()
+			return
+		}
+		context.AfterFunc(ctx, func() { conn.Close(); client.Close() })
+		go io.Copy(conn, client)
+		io.Copy(client, conn)
+		client.Close()
+	}()
+	u.Host = l.Addr().String()
+	return u.String(), cancel
+}
+
+// endless is an input without an end, more than anyone takes.
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = '\n'
+	}
+	return len(b), nil
+}
+
+func TestStreamURLsAreGoodOnce(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, nil, "sleep", "1000")
+	address := s.execURL(t, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Stdout: true})
+	if u, err := url.Parse(address); err != nil || !net.ParseIP(u.Hostname()).IsLoopback() {
+		t.Errorf("%s is not of this node alone: %v", address, err)
+	}
+	for i, want := range []bool{true, false} {
+		err := transports["SPDY"](t, address).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: io.Discard})
+		if (err == nil) != want {
+			t.Errorf("time %d: %v", i, err)
+		}
+	}
+
+	_, err := s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Tty: true, Stderr: true})
+	harness.WantError(t, err, codes.InvalidArgument, "tty")
+	_, err = s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}})
+	harness.WantError(t, err, codes.InvalidArgument, "stdout")
+	_, err = s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Stdout: true})
+	harness.WantError(t, err, codes.InvalidArgument, "cmd")
+	_, err = s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: "nonesuch", Cmd: []string{"true"}, Stdout: true})
+	harness.WantError(t, err, codes.NotFound, "nonesuch")
+	_, err = s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true})
+	harness.WantError(t, err, codes.FailedPrecondition, "stdin")
+	_, err = s.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: s.pod, Port: []int32{70000}})
+	harness.WantError(t, err, codes.InvalidArgument, "70000")
+}
+
+func TestAttachStreams(t *testing.T) {
+	s := newShell(t)
+	for name, open := range transports {
+		t.Run(name, func(t *testing.T) {
+			id := s.run(t, func(c *container, _ *security) { c.Stdin, c.StdinOnce = true, true }, "sh", "-c", "echo early; cat; echo eof; sleep 1")
+			attach := func(stdin bool) string {
+				resp, err := s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: stdin, Stdout: true, Stderr: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return resp.Url
+			}
+			keyboard, keys := io.Pipe()
+			first, other := &screen{}, &screen{}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			done := make(chan error, 2)
+			x, y := open(t, attach(true)), open(t, attach(false))
+			go func() {
+				done <- x.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: keyboard, Stdout: first, Stderr: first})
+			}()
+			first.await(t, "early") // kept for the first
+			go func() {
+				y.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: other, Stderr: other})
+				done <- nil
+			}()
+			io.WriteString(keys, "hello\n")
+			first.await(t, "hello")
+			harness.Eventually(t, 10*time.Second, "an echo for the other", func() error {
+				io.WriteString(keys, "again\n")
+				time.Sleep(50 * time.Millisecond)
+				other.mu.Lock()
+				defer other.mu.Unlock()
+				if !strings.Contains(other.text.String(), "again") {
+					return errors.New(other.text.String())
+				}
+				return nil
+			})
+			keys.Close() // half of it: the output goes on
+			first.await(t, "eof")
+			other.await(t, "eof")
+			for range 2 {
+				if err := <-done; err != nil {
+					t.Errorf("the end of the container: %v", err)
+				}
+			}
+			if status := s.WaitExit(t, id); status.ExitCode != 0 {
+				t.Errorf("exit %d", status.ExitCode)
+			}
+		})
+	}
+}
+
+// forward forwards a port of a pod with kubectl's own client, and returns the local address.
+func (s *shell) forward(t *testing.T, pod string, port int32) string {
+	t.Helper()
+	resp, err := s.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{port}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(resp.Url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: u.Host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, ready, said := make(chan struct{}), make(chan struct{}), &screen{}
+	f, err := portforward.NewOnAddresses(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u),
+		[]string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, said, said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- f.ForwardPorts() }()
+	t.Cleanup(func() { close(stop); <-done })
+	select {
+	case <-ready:
+	case err := <-done:
+		done <- err
+		t.Fatal(err)
+	}
+	ports, err := f.GetPorts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local)
+}
+
+// ask sends a request, ends its half of the connection, and returns the answer.
+func ask(address, request string) (string, error) {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.WriteString(conn, request); err != nil {
+		return "", err
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		return "", err
+	}
+	answer, err := io.ReadAll(conn)
+	return string(answer), err
+}
+
+// echoIn serves in a network namespace: each connection is told what it has said. It returns the port.
+func echoIn(t *testing.T, path, address string) int32 {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	here, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	there, err := netns.GetFromPath(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	if err := netns.Set(there); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", address)
+	if err := errors.Join(err, netns.Set(here)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				io.Copy(conn, conn)
+				conn.Close()
+			}()
+		}
+	}()
+	return int32(l.Addr().(*net.TCPAddr).Port)
+}
+
+func TestPortForward(t *testing.T) {
+	s := newShell(t)
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0", "[::]:0"} {
+		t.Run(address, func(t *testing.T) {
+			local := s.forward(t, s.pod, echoIn(t, "/run/netns/kuri-"+s.pod, address))
+			for range 3 {
+				request := strings.Repeat("0123456789abcdef", 1<<16)
+				if answer, err := ask(local, request); err != nil || answer != request {
+					t.Errorf("%d bytes of %d, %v", len(answer), len(request), err)
+				}
+			}
+		})
+	}
+	t.Run("host network", func(t *testing.T) {
+		host := s.RunPod(t, harness.HostNetwork(harness.Pod("host")))
+		local := s.forward(t, host, echoIn(t, "/proc/self/ns/net", "127.0.0.1:0"))
+
+		// Many at once, each with its own bytes.
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				request := strings.Repeat(fmt.Sprintf("%03d", i), 50000)
+				if answer, err := ask(local, request); err != nil || answer != request {
+					t.Errorf("connection %d: %d bytes of %d, %v", i, len(answer), len(request), err)
+				}
+			})
+		}
+		wg.Wait()
+	})
+	t.Run("nobody listens", func(t *testing.T) {
+		local := s.forward(t, s.pod, 9)
+		if answer, err := ask(local, "x"); answer != "" {
+			t.Errorf("%q %v", answer, err)
+		}
+	})
+}
