@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/layer"
@@ -133,6 +132,13 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auth *regist
 	}
 	if err := s.checkBlob(rec.ID, "config"); err != nil {
 		tell(finding(err), func() error {
+			if doc, err := s.manifestOf(rec); err == nil && doc.artifact {
+				body, err := artifactConfig(rec.Manifest)
+				if err != nil {
+					return err
+				}
+				return s.keepBlob(rec.ID, body)
+			}
 			return s.fromItsRepository(ctx, rec, *auth, func(repo *registry.Repository) error {
 				body, err := repo.Config(ctx, rec.ID, maxConfig)
 				if err != nil {
@@ -239,11 +245,16 @@ func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n in
 		return s.putBack(ctx, *patch)
 	}
 	return s.fromItsRepository(ctx, rec, auth, func(repo *registry.Repository) error {
-		descriptor, err := s.descriptor(rec, n)
-		if err != nil {
+		doc, err := s.manifestOf(rec)
+		switch {
+		case err != nil:
 			return err
+		case doc.artifact:
+			return s.putBack(ctx, artifactBlob(doc, diffID, artifactSource(repo)))
+		case n >= len(doc.Layers):
+			return fault.New(fault.Corrupt, "the manifest names only %d layers", len(doc.Layers))
 		}
-		return s.putBack(ctx, layerBlob(repo, diffID, descriptor))
+		return s.putBack(ctx, layerBlob(repo, diffID, doc.Layers[n]))
 	})
 }
 
@@ -273,27 +284,19 @@ func (s *Store) putBack(ctx context.Context, b layer.Blob) error {
 	return s.layers.Sync()
 }
 
-// descriptor is what the image's manifest says of its layer number n.
-func (s *Store) descriptor(rec imageRecord, n int) (imagespec.Descriptor, error) {
-	var none imagespec.Descriptor
+// manifestOf reads the image's manifest, verified.
+func (s *Store) manifestOf(rec imageRecord) (*document, error) {
 	if rec.Manifest == "" {
-		return none, fault.New(fault.Precondition, "the image came without a manifest, from an archive: load it again")
+		return nil, fault.New(fault.Precondition, "the image came without a manifest, from an archive: load it again")
+	}
+	if err := s.checkBlob(rec.Manifest, "manifest"); err != nil {
+		return nil, err
 	}
 	body, err := os.ReadFile(s.blob(rec.Manifest))
 	if err != nil {
-		return none, err
+		return nil, err
 	}
-	if got := digest.FromBytes(body); got != rec.Manifest {
-		return none, fault.New(fault.Corrupt, "the manifest has digest %s", got)
-	}
-	doc, err := parseDocument(body, "")
-	if err != nil {
-		return none, err
-	}
-	if n >= len(doc.Layers) {
-		return none, fault.New(fault.Corrupt, "the manifest names only %d layers", len(doc.Layers))
-	}
-	return doc.Layers[n], nil
+	return parseDocument(body, "")
 }
 
 // Describe tells more of an image than [Image] holds. The error is of kind NotFound when it is not there.
@@ -326,7 +329,7 @@ func (s *Store) Describe(nameOrID string) (*Description, error) {
 	}
 	for n, id := range e.image.DiffIDs {
 		l := LayerDescription{DiffID: id, Bytes: s.layers.Size([]digest.Digest{id})}
-		if n < len(doc.Layers) {
+		if n < len(doc.Layers) && !doc.artifact {
 			l.Digest, l.Packed = doc.Layers[n].Digest, doc.Layers[n].Size
 		}
 		d.Layers = append(d.Layers, l)

@@ -190,6 +190,11 @@ func (a *archive) layoutImage(doc *document, name string) (*load, error) {
 }
 
 func (a *archive) layoutContent(doc *document, manifest []byte) (*content, error) {
+	if doc.artifact {
+		return artifactContent(doc, manifest, func(d imagespec.Descriptor) func(context.Context) (io.ReadCloser, error) {
+			return a.opener(blobPath(d.Digest))
+		})
+	}
 	config, err := a.blob(*doc.Config, maxConfig)
 	if err != nil {
 		return nil, err

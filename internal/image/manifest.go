@@ -24,11 +24,12 @@ const (
 type document struct {
 	SchemaVersion int                    `json:"schemaVersion"`
 	MediaType     string                 `json:"mediaType"`
-	ArtifactType  string                 `json:"artifactType"`
 	Config        *imagespec.Descriptor  `json:"config"`
 	Layers        []imagespec.Descriptor `json:"layers"`
 	Manifests     []imagespec.Descriptor `json:"manifests"`
 	FSLayers      json.RawMessage        `json:"fsLayers"` // of schema 1
+
+	artifact bool // not a container image: its layers are files
 }
 
 // parseDocument reads a manifest or an index; mediaType is what the one who sent it called it, "" when nothing. What it
@@ -75,12 +76,12 @@ func (d *document) require(mediaType, what string, fits ...string) error {
 // index tells whether it is one.
 func (d *document) index() bool { return d.Manifests != nil }
 
-// checkImage refuses by name what is not a container image or cannot be had.
+// checkImage refuses by name what cannot be had, and tells an artifact from an image.
 func (d *document) checkImage() error {
 	switch d.Config.MediaType {
 	case imagespec.MediaTypeImageConfig, "application/vnd.docker.container.image.v1+json", "application/octet-stream", "":
 	default:
-		return fault.New(fault.Unimplemented, "it is an OCI artifact of type %q, not a container image", clip(orElse(d.ArtifactType, d.Config.MediaType)))
+		d.artifact = true
 	}
 	if err := checkDescriptor("config", *d.Config); err != nil {
 		return err
@@ -92,7 +93,7 @@ func (d *document) checkImage() error {
 		return fault.New(fault.Exhausted, "the image has %d layers, more than the %d that overlayfs can stack", len(d.Layers), maxLayers)
 	}
 	for _, l := range d.Layers {
-		if !layerType(l.MediaType) {
+		if !d.artifact && !layerType(l.MediaType) {
 			return fault.New(fault.Unimplemented, "the layer %s is of type %q, which Kuri cannot unpack", clip(l.Digest.String()), clip(l.MediaType))
 		}
 		if err := checkDescriptor("layer", l); err != nil {
@@ -130,7 +131,7 @@ func checkDescriptor(what string, d imagespec.Descriptor) error {
 // choose picks from an index the manifest for this node: the best that fits its platform, or else one that names no
 // platform. The error is of kind NotFound and says for which platforms there is one.
 func (d *document) choose() (imagespec.Descriptor, error) {
-	node := platforms.Only(platforms.DefaultSpec())
+	node := runsHere()
 	var best *imagespec.Descriptor
 	var others []string
 	for i := range d.Manifests {
@@ -150,7 +151,7 @@ func (d *document) choose() (imagespec.Descriptor, error) {
 	}
 	if best == nil {
 		return imagespec.Descriptor{}, fault.New(fault.NotFound, "the image is not made for this node's platform %s; it is for %s",
-			platforms.DefaultString(), orElse(strings.Join(others, ", "), "none"))
+			platforms.Format(nodePlatform()), orElse(strings.Join(others, ", "), "none"))
 	}
 	return *best, checkDescriptor("manifest", *best)
 }
@@ -181,8 +182,8 @@ func checkPlatform(cfg *imagespec.Image) error {
 		return nil
 	}
 	p := platforms.Normalize(imagespec.Platform{OS: orElse(cfg.OS, "linux"), Architecture: cfg.Architecture, Variant: cfg.Variant})
-	if cfg.Architecture != "" && !platforms.Only(platforms.DefaultSpec()).Match(p) || p.OS != "linux" {
-		return fault.New(fault.NotFound, "the image is made for %s, not for this node's platform %s", clip(platforms.Format(p)), platforms.DefaultString())
+	if cfg.Architecture != "" && !runsHere().Match(p) || p.OS != "linux" {
+		return fault.New(fault.NotFound, "the image is made for %s, not for this node's platform %s", clip(platforms.Format(p)), platforms.Format(nodePlatform()))
 	}
 	return nil
 }

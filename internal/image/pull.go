@@ -130,6 +130,13 @@ func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m regist
 	if err != nil {
 		return nil, err
 	}
+	if doc.artifact {
+		c, err := artifactContent(doc, m.Body, artifactSource(repo))
+		if err == nil {
+			c.distrust = distrustAll(repo, doc)
+		}
+		return c, err
+	}
 	config, err := repo.Config(ctx, doc.Config.Digest, maxConfig)
 	if err != nil {
 		return nil, err
@@ -150,4 +157,20 @@ func layerBlob(repo *registry.Repository, diffID digest.Digest, d imagespec.Desc
 	return layer.Blob{DiffID: diffID, Digest: d.Digest, Size: d.Size, Open: func(ctx context.Context) (io.ReadCloser, error) {
 		return repo.Blob(ctx, d.Digest, d.Size)
 	}}
+}
+
+// artifactSource opens the blobs of an artifact in the repository.
+func artifactSource(repo *registry.Repository) func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error) {
+	return func(d imagespec.Descriptor) func(context.Context) (io.ReadCloser, error) {
+		return layerBlob(repo, "", d).Open
+	}
+}
+
+// distrustAll distrusts whoever served a blob of the artifact: which of them came wrong is not known.
+func distrustAll(repo *registry.Repository, doc *document) func(digest.Digest) {
+	return func(digest.Digest) {
+		for _, d := range doc.Layers {
+			repo.Distrust(d.Digest)
+		}
+	}
 }

@@ -85,7 +85,7 @@ func (p *progress) now(image string) Progress {
 	defer p.mu.Unlock()
 	now := Progress{Image: image}
 	for _, b := range p.blobs {
-		l := LayerProgress{Digest: b.Digest.String(), Size: b.Size, Done: p.store.Has(b.DiffID)}
+		l := LayerProgress{Digest: b.Digest.String(), Size: max(b.Size, 0), Done: p.store.Has(b.DiffID)}
 		if l.Fetched = p.store.Fetched(b); l.Done {
 			l.Fetched = l.Size
 		}

@@ -59,6 +59,24 @@ func (p *Pods) ContainerStats(ctx context.Context, c *Container) (*runtime.Conta
 	return stats, nil
 }
 
+// WritableUsage returns what the writable layers of all containers take on the disk together, in bytes and inodes.
+func (p *Pods) WritableUsage(ctx context.Context) (bytes, inodes uint64, err error) {
+	containers, err := p.ListContainers(ContainerFilter{})
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, c := range containers {
+		r := c.Record()
+		disk, err := c.usage.get(ctx, p.paths.upper(r.SandboxID, r.ID))
+		if err != nil {
+			return 0, 0, fmt.Errorf("measure the writable layer of %s: %w", r.name(), err)
+		}
+		bytes += disk.bytes
+		inodes += disk.inodes
+	}
+	return bytes, inodes, nil
+}
+
 // SandboxStats returns what a pod uses: what its own cgroup says, when it has one for itself, else the sum over its
 // containers.
 func (p *Pods) SandboxStats(ctx context.Context, s *Sandbox) (*runtime.PodSandboxStats, error) {

@@ -19,6 +19,7 @@ import (
 type imageService struct {
 	runtime.UnimplementedImageServiceServer
 	store *image.Store
+	pods  *pod.Pods
 }
 
 func (s *imageService) PullImage(ctx context.Context, req *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
@@ -95,13 +96,20 @@ func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRe
 	if err != nil {
 		return nil, err
 	}
-	fs := &runtime.FilesystemUsage{
-		Timestamp:  time.Now().UnixNano(),
-		FsId:       &runtime.FilesystemIdentifier{Mountpoint: u.Path},
-		UsedBytes:  &runtime.UInt64Value{Value: u.Bytes},
-		InodesUsed: &runtime.UInt64Value{Value: u.Inodes},
+	bytes, inodes, err := s.pods.WritableUsage(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return &runtime.ImageFsInfoResponse{ImageFilesystems: []*runtime.FilesystemUsage{fs}}, nil
+	// Both are on one filesystem, and a kubelet takes the same path for that.
+	usage := func(bytes, inodes uint64) []*runtime.FilesystemUsage {
+		return []*runtime.FilesystemUsage{{
+			Timestamp:  time.Now().UnixNano(),
+			FsId:       &runtime.FilesystemIdentifier{Mountpoint: u.Path},
+			UsedBytes:  &runtime.UInt64Value{Value: bytes},
+			InodesUsed: &runtime.UInt64Value{Value: inodes},
+		}}
+	}
+	return &runtime.ImageFsInfoResponse{ImageFilesystems: usage(u.Bytes, u.Inodes), ContainerFilesystems: usage(bytes, inodes)}, nil
 }
 
 func criImage(img *image.Image) *runtime.Image {

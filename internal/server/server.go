@@ -59,7 +59,7 @@ type Server struct {
 func Listen(o Options) (*Server, error) {
 	s := &Server{failed: make(chan error, 2)}
 	cri := &runtimeService{Options: o}
-	images := &imageService{store: o.Images}
+	images := &imageService{store: o.Images, pods: o.Pods}
 
 	main := newGRPC()
 	register(main, &runtime.RuntimeService_ServiceDesc, cri)

@@ -1,0 +1,135 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/layer"
+)
+
+// An OCI artifact is a manifest whose config is not an image's: its blobs are files, not layers. It is kept as an image
+// of one layer in which each blob is a file, under the title that the manifest gives it, or else its digest; so an image
+// volume shows an artifact as its files. The image's config is made up here, and names the manifest; its ID follows from
+// that. It has no command: a container is not made of it.
+
+// artifactContent is the image that stands for the artifact. open opens one of its blobs.
+func artifactContent(doc *document, manifest []byte, open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error)) (*content, error) {
+	files := make(map[string]bool)
+	for _, d := range filesOf(doc) {
+		name, err := fileName(d)
+		if err != nil {
+			return nil, err
+		}
+		if files[name] {
+			return nil, fault.New(fault.Invalid, "the artifact has two files of the name %q", clip(name))
+		}
+		files[name] = true
+	}
+	id := digest.FromBytes(manifest)
+	config, err := artifactConfig(id)
+	if err != nil {
+		return nil, err
+	}
+	return newContent(config, manifest, []layer.Blob{artifactBlob(doc, id, open)})
+}
+
+// artifactConfig is the config of the image that stands for the artifact with the manifest.
+func artifactConfig(manifest digest.Digest) ([]byte, error) {
+	return json.Marshal(imagespec.Image{RootFS: imagespec.RootFS{Type: "layers", DiffIDs: []digest.Digest{manifest}}})
+}
+
+// filesOf is the artifact's blobs without those that stand for nothing (OCI image specification, "Guidance for an Empty
+// Descriptor").
+func filesOf(doc *document) []imagespec.Descriptor {
+	return slices.DeleteFunc(slices.Clone(doc.Layers), func(d imagespec.Descriptor) bool { return d.MediaType == imagespec.MediaTypeEmptyJSON })
+}
+
+// fileName is what a blob of an artifact is called. Whiteouts, and names that climb, are refused.
+func fileName(d imagespec.Descriptor) (string, error) {
+	title := d.Annotations[imagespec.AnnotationTitle]
+	if title == "" {
+		return d.Digest.Encoded(), nil
+	}
+	name := strings.TrimPrefix(path.Clean("/"+title), "/")
+	for part := range strings.SplitSeq(title, "/") {
+		if part == ".." || strings.HasPrefix(part, ".wh.") || name == "" || strings.IndexByte(part, 0) >= 0 {
+			return "", fault.New(fault.Invalid, "the artifact's file %q has a name that is not accepted", clip(title))
+		}
+	}
+	return name, nil
+}
+
+// artifactBlob is the layer with the artifact's files. Its stream is a tar that is made while the blobs arrive, each
+// verified at its end.
+func artifactBlob(doc *document, id digest.Digest, open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error)) layer.Blob {
+	return layer.Blob{DiffID: id, Size: -1, MadeUp: true, Open: func(ctx context.Context) (io.ReadCloser, error) {
+		ctx, stop := context.WithCancel(ctx)
+		from, to := io.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			to.CloseWithError(packArtifact(ctx, doc, to, open))
+		}()
+		return &artifactStream{from, func() {
+			stop()
+			from.Close()
+			<-done
+		}}, nil
+	}}
+}
+
+type artifactStream struct {
+	io.Reader
+	close func()
+}
+
+func (s *artifactStream) Close() error {
+	s.close()
+	return nil
+}
+
+func packArtifact(ctx context.Context, doc *document, to io.Writer, open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error)) error {
+	w := tar.NewWriter(to)
+	for _, d := range filesOf(doc) {
+		name, err := fileName(d)
+		if err != nil {
+			return err
+		}
+		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o444, Size: d.Size}); err != nil {
+			return err
+		}
+		if err := packFile(ctx, d, w, open(d)); err != nil {
+			return err
+		}
+	}
+	return w.Close()
+}
+
+func packFile(ctx context.Context, d imagespec.Descriptor, w io.Writer, open func(context.Context) (io.ReadCloser, error)) error {
+	from, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	verify := d.Digest.Verifier()
+	n, err := io.Copy(io.MultiWriter(w, verify), from)
+	switch {
+	case errors.Is(err, tar.ErrWriteTooLong) || err == nil && n != d.Size:
+		return fault.New(fault.Corrupt, "the blob %s does not have the %d bytes that the manifest says", d.Digest, d.Size)
+	case err != nil:
+		return err
+	case !verify.Verified():
+		return fault.New(fault.Corrupt, "the blob %s arrived with another digest: it was changed on the way or in the registry", d.Digest)
+	}
+	return nil
+}
