@@ -96,6 +96,7 @@ func run(ctx context.Context, cfg config.Config) error {
 	pods, err := pod.Open(ctx, pod.Options{
 		Root: cfg.Root, State: cfg.State, Keeper: keep, Images: images, Layers: layers, Network: net,
 		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
+		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
 		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits,
 	})
 	if err != nil {

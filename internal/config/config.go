@@ -61,8 +61,11 @@ type Pod struct {
 	ShmSize   int64 `toml:"shm_size"`   // bytes of a pod's /dev/shm
 	PidsLimit int64 `toml:"pids_limit"` // processes of a container that asks for no limit; 0: none
 
-	Ulimits []string `toml:"ulimits"`  // of containers' processes, "nofile=1024:524288"
-	CDIDirs []string `toml:"cdi_dirs"` // of specifications of devices; the later ones win
+	Ulimits     []string `toml:"ulimits"`       // of containers' processes, "nofile=1024:524288"
+	LogMaxSize  int64    `toml:"log_max_size"`  // bytes of a container's log before it is rotated; 0: the kubelet rotates it
+	LogMaxFiles int      `toml:"log_max_files"` // rotated logs that are kept of a container, with log_max_size
+	LogRate     int64    `toml:"log_rate"`      // bytes a second that a container may log; 0: no limit
+	CDIDirs     []string `toml:"cdi_dirs"`      // of specifications of devices; the later ones win
 }
 
 // Stream configures the server of exec, attach and port forwarding.
@@ -87,7 +90,7 @@ func Default() Config {
 			CNIBinDirs: []string{"/opt/cni/bin"},
 			Bridge:     "kuri0",
 		},
-		Pod:    Pod{ShmSize: 64 << 20, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		Pod:    Pod{ShmSize: 64 << 20, LogMaxFiles: 4, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		Stream: Stream{Address: "127.0.0.1"},
 	}
 }
@@ -205,6 +208,15 @@ func (c *Config) Check() error {
 	}
 	if c.Pod.PidsLimit < 0 {
 		bad("pod.pids_limit", "%d is negative (0: no limit)", c.Pod.PidsLimit)
+	}
+	if c.Pod.LogMaxSize != 0 && c.Pod.LogMaxSize < 1<<20 {
+		bad("pod.log_max_size", "%d is less than 1 MiB (0: no limit)", c.Pod.LogMaxSize)
+	}
+	if c.Pod.LogMaxFiles < 0 || c.Pod.LogMaxFiles > 1000 {
+		bad("pod.log_max_files", "%d is not between 0 and 1000", c.Pod.LogMaxFiles)
+	}
+	if c.Pod.LogRate != 0 && c.Pod.LogRate < 64<<10 {
+		bad("pod.log_rate", "%d is less than 64 KiB a second (0: no limit)", c.Pod.LogRate)
 	}
 	for _, dir := range c.Pod.CDIDirs {
 		if !filepath.IsAbs(dir) {

@@ -36,7 +36,11 @@ type Options struct {
 	ShmSize     int64        // bytes of a pod's /dev/shm
 	CDIDirs     []string     // of CDI specifications; of two that have a device the later directory's counts
 	Ulimits     spec.Ulimits // of containers' processes; an annotation of the pod may lower them
-	PidsLimit   int64        // of containers that ask for none, 0 for no limit
+	// Limits of a container's log: bytes before it is rotated, rotated files that are kept, bytes a second. 0 for none.
+	LogMaxSize  int64
+	LogMaxFiles int
+	LogRate     int64
+	PidsLimit   int64 // of containers that ask for none, 0 for no limit
 }
 
 // Pods is all pods and containers of this node. It is safe for concurrent use.

@@ -792,6 +792,9 @@ type CreateRequest struct {
 	SystemdCgroup bool                   `protobuf:"varint,9,opt,name=systemd_cgroup,json=systemdCgroup,proto3" json:"systemd_cgroup,omitempty"`
 	// Read-only file systems that the spec's mounts bind from, mounted inside the container's mount namespace only.
 	Overlays      []*Overlay `protobuf:"bytes,10,rep,name=overlays,proto3" json:"overlays,omitempty"`
+	LogMaxBytes   int64      `protobuf:"varint,11,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`    // before the log grows beyond, it is renamed to <log_path>.<time> and made anew; 0: no limit
+	LogMaxFiles   int32      `protobuf:"varint,12,opt,name=log_max_files,json=logMaxFiles,proto3" json:"log_max_files,omitempty"`    // renamed logs that are kept
+	LogRateBytes  int64      `protobuf:"varint,13,opt,name=log_rate_bytes,json=logRateBytes,proto3" json:"log_rate_bytes,omitempty"` // a second, in the long run; what is above is dropped and said in the log; 0: no limit
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -894,6 +897,27 @@ func (x *CreateRequest) GetOverlays() []*Overlay {
 		return x.Overlays
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetLogMaxBytes() int64 {
+	if x != nil {
+		return x.LogMaxBytes
+	}
+	return 0
+}
+
+func (x *CreateRequest) GetLogMaxFiles() int32 {
+	if x != nil {
+		return x.LogMaxFiles
+	}
+	return 0
+}
+
+func (x *CreateRequest) GetLogRateBytes() int64 {
+	if x != nil {
+		return x.LogRateBytes
+	}
+	return 0
 }
 
 type Overlay struct {
@@ -1714,7 +1738,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x06Rootfs\x12\x1c\n" +
 	"\tlowerdirs\x18\x01 \x03(\tR\tlowerdirs\x12\x1a\n" +
 	"\bupperdir\x18\x02 \x01(\tR\bupperdir\x12\x18\n" +
-	"\aworkdir\x18\x03 \x01(\tR\aworkdir\"\xc4\x02\n" +
+	"\aworkdir\x18\x03 \x01(\tR\aworkdir\"\xb2\x03\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1728,7 +1752,10 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"stdin_once\x18\b \x01(\bR\tstdinOnce\x12%\n" +
 	"\x0esystemd_cgroup\x18\t \x01(\bR\rsystemdCgroup\x123\n" +
 	"\boverlays\x18\n" +
-	" \x03(\v2\x17.kuri.keeper.v1.OverlayR\boverlays\"?\n" +
+	" \x03(\v2\x17.kuri.keeper.v1.OverlayR\boverlays\x12\"\n" +
+	"\rlog_max_bytes\x18\v \x01(\x03R\vlogMaxBytes\x12\"\n" +
+	"\rlog_max_files\x18\f \x01(\x05R\vlogMaxFiles\x12$\n" +
+	"\x0elog_rate_bytes\x18\r \x01(\x03R\flogRateBytes\"?\n" +
 	"\aOverlay\x12\x1c\n" +
 	"\tlowerdirs\x18\x01 \x03(\tR\tlowerdirs\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\"\xe1\x01\n" +

@@ -21,21 +21,28 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }
 
 // logFile is a container's log in the CRI's format: "RFC3339Nano stream P|F content".
 type logFile struct {
-	path string
+	path   string
+	limits logLimits
 
 	mu      sync.Mutex // guards all below; held over a write to the file
 	file    *os.File
-	torn    bool   // the last write was cut off in an entry
-	dropped uint64 // bytes of entries that could not be written since the last that could
+	written int64     // bytes in the file
+	allowed allowance // see limit.go
+	torn    bool      // the last write was cut off in an entry
+	dropped uint64    // bytes of entries that could not be written since the last that could
 }
 
 // openLog opens or makes the file. Its directory exists; a symlink in its place is not followed.
-func openLog(path string) (*logFile, error) {
+func openLog(path string, limits logLimits) (*logFile, error) {
 	f, err := openLogFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return &logFile{path: path, file: f}, nil
+	l := &logFile{path: path, limits: limits, file: f}
+	if st, err := f.Stat(); err == nil {
+		l.written = st.Size()
+	}
+	return l, nil
 }
 
 func openLogFile(path string) (*os.File, error) {
@@ -62,7 +69,10 @@ func (l *logFile) reopen() error {
 	}
 	l.mu.Lock()
 	old := l.file
-	l.file, l.torn = f, false
+	l.file, l.torn, l.written = f, false, 0
+	if st, err := f.Stat(); err == nil {
+		l.written = st.Size()
+	}
 	l.mu.Unlock()
 	return old.Close()
 }
@@ -70,6 +80,7 @@ func (l *logFile) reopen() error {
 func (l *logFile) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.file.Write(l.confession())
 	l.file.Close()
 }
 
@@ -78,6 +89,10 @@ func (l *logFile) close() {
 func (l *logFile) write(entries []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if entries = l.limited(entries); len(entries) == 0 {
+		return
+	}
+	l.rotated(len(entries))
 	if l.torn {
 		if _, err := l.file.Write([]byte("\n")); err != nil {
 			l.dropped += uint64(len(entries))
@@ -86,6 +101,7 @@ func (l *logFile) write(entries []byte) {
 		l.torn = false
 	}
 	n, err := l.file.Write(entries)
+	l.written += int64(n)
 	if err != nil {
 		l.torn = n > 0 && entries[n-1] != '\n'
 		if l.dropped == 0 {

@@ -18,7 +18,7 @@ func FuzzLines(f *testing.F) {
 	f.Add(bytes.Repeat([]byte("long "), 10000), uint16(4096))
 	f.Add(append(bytes.Repeat([]byte("x"), partMax), '\n'), uint16(partMax))
 	f.Fuzz(func(t *testing.T, data []byte, piece uint16) {
-		log, err := openLog(filepath.Join(t.TempDir(), "log"))
+		log, err := openLog(filepath.Join(t.TempDir(), "log"), logLimits{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -77,7 +77,7 @@ func TestATornEntryIsEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(disk, unix.MNT_DETACH)
-	log, err := openLog(filepath.Join(disk, "log"))
+	log, err := openLog(filepath.Join(disk, "log"), logLimits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,130 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// logLimits bound what a container writes to its log. The zero value does not.
+type logLimits struct {
+	size  int64 // bytes that the file may have; before it grows beyond, it is rotated
+	files int   // rotated files that are kept beside it; the oldest go
+	rate  int64 // bytes a second in the long run; what is above is dropped and said in the log
+}
+
+func limitsOf(req *api.CreateRequest) logLimits {
+	return logLimits{size: req.LogMaxBytes, files: int(req.LogMaxFiles), rate: req.LogRateBytes}
+}
+
+// rateBurst is for how many seconds the rate may be used at once.
+const rateBurst = 10
+
+// allowance is a token bucket of bytes. The zero value is full at its first use.
+type allowance struct {
+	left float64
+	at   time.Time
+
+	bytes, lines uint64 // dropped since the last that was let through
+}
+
+// take tells whether n bytes may be written now.
+func (a *allowance) take(n int, rate int64, now time.Time) bool {
+	most := float64(rate) * rateBurst
+	if a.at.IsZero() {
+		a.left = most
+	} else {
+		a.left = min(most, a.left+now.Sub(a.at).Seconds()*float64(rate))
+	}
+	a.at = now
+	if a.left < float64(n) {
+		return false
+	}
+	a.left -= float64(n)
+	return true
+}
+
+// limited returns what is to be written of entries: nothing when the log's rate is used up, and first of all a word about
+// what was dropped when it is not any more. The lock is held.
+func (l *logFile) limited(entries []byte) []byte {
+	if l.limits.rate <= 0 {
+		return entries
+	}
+	if !l.allowed.take(len(entries), l.limits.rate, time.Now()) {
+		l.allowed.bytes += uint64(len(entries))
+		l.allowed.lines += uint64(bytes.Count(entries, []byte("\n")))
+		return nil
+	}
+	return append(l.confession(), entries...)
+}
+
+// confession is an entry that tells what was dropped since the last one, empty when nothing was.
+func (l *logFile) confession() []byte {
+	if l.allowed.bytes == 0 {
+		return nil
+	}
+	out := time.Now().UTC().AppendFormat(nil, time.RFC3339Nano)
+	out = fmt.Appendf(out, " stderr F [kuri] %d lines (%d bytes) were dropped: this container may log %d bytes a second\n",
+		l.allowed.lines, l.allowed.bytes, l.limits.rate)
+	l.allowed.bytes, l.allowed.lines = 0, 0
+	return out
+}
+
+// rotatedName is how a rotated log is called, after the log's own name: as a kubelet calls those that it rotates, but that
+// two can be of one second.
+const rotatedName = ".20060102-150405.000000000"
+
+// rotated makes room for n more bytes: a file that would grow beyond its size is renamed and made anew, which a kubelet
+// that follows it understands. When that fails it goes on growing, for output is worth more than a limit. The lock is
+// held.
+func (l *logFile) rotated(n int) {
+	if l.limits.size <= 0 || l.written == 0 || l.written+int64(n) <= l.limits.size {
+		return
+	}
+	name := l.path + time.Now().UTC().Format(rotatedName)
+	if err := os.Rename(l.path, name); err != nil {
+		slog.Error("a log cannot be rotated", "log", l.path, "err", err)
+		return
+	}
+	f, err := openLogFile(l.path)
+	if err != nil {
+		slog.Error("a log cannot be made anew after its rotation", "log", l.path, "err", err)
+		return
+	}
+	l.file.Close()
+	l.file, l.torn, l.written = f, false, 0
+	l.prune()
+}
+
+// prune removes the oldest rotated files beyond those that are kept, a kubelet's among them.
+func (l *logFile) prune() {
+	all, err := filepath.Glob(globEscape(l.path) + ".[0-9]*")
+	if err != nil {
+		return
+	}
+	slices.Sort(all)
+	for len(all) > max(l.limits.files, 0) {
+		if err := os.Remove(all[0]); err != nil {
+			slog.Error("a rotated log cannot be removed", "log", all[0], "err", err)
+		}
+		all = all[1:]
+	}
+}
+
+// globEscape takes the meaning from the characters that filepath.Glob knows.
+func globEscape(path string) string {
+	var out []rune
+	for _, r := range path {
+		if slices.Contains([]rune(`*?[\`), r) {
+			out = append(out, '\\')
+		}
+		out = append(out, r)
+	}
+	return string(out)
+}
