@@ -45,6 +45,11 @@ type blob struct {
 
 	waited time.Duration // for the connection to bring the next bytes, in this window
 	got    int64         // bytes in this window
+
+	opened  time.Time     // when the connection was, the first one
+	idle    time.Duration // that it was waited for since
+	several *boost        // fetches the rest instead; nil: one connection does
+	tried   bool          // several have been tried, or cannot be
 }
 
 var errSlow = errors.New("it is slower than the least rate that is configured")
@@ -69,6 +74,10 @@ func (b *blob) connect() error {
 		}
 		b.body, b.host, b.sized = resp.Body, h.Host, resp.ContentLength >= 0
 		b.waited, b.got = 0, 0
+		if b.opened.IsZero() {
+			b.opened = time.Now()
+			b.tried = resp.Header.Get("Accept-Ranges") != "bytes"
+		}
 		b.repo.servedBy(b.digest, h.Host)
 		return nil
 	})
@@ -106,8 +115,41 @@ func (b *blob) position(h docker.RegistryHost, resp *http.Response) error {
 	return nil
 }
 
+// oneIsSlow tells whether the rest is better fetched by several requests at once.
+func (b *blob) oneIsSlow(took time.Duration) bool {
+	b.idle += took
+	if b.tried || b.idle < boostTrial || b.size-b.offset < boostLeast {
+		return false
+	}
+	whole := time.Since(b.opened)
+	b.tried = true
+	return b.idle > whole*3/4 && float64(b.offset)/whole.Seconds() < boostBelow
+}
+
+// readSeveral reads from several requests. When they fail, one connection goes on.
+func (b *blob) readSeveral(p []byte) (int, error) {
+	n, err := b.several.Read(p)
+	b.offset += int64(n)
+	if err == nil || errors.Is(err, io.EOF) {
+		return n, err
+	}
+	b.several.close()
+	b.several = nil
+	b.drops = 1
+	if b.ctx.Err() != nil {
+		return n, context.Cause(b.ctx)
+	}
+	return n, nil
+}
+
 func (b *blob) Read(p []byte) (int, error) {
 	for {
+		if b.several != nil {
+			if n, err := b.readSeveral(p); n > 0 || err != nil {
+				return n, err
+			}
+			continue
+		}
 		if b.body == nil {
 			if err := b.reconnect(); err != nil {
 				return 0, err
@@ -115,8 +157,13 @@ func (b *blob) Read(p []byte) (int, error) {
 		}
 		began := time.Now()
 		n, err := b.body.Read(p)
-		if b.tooSlow(n, time.Since(began)) && err == nil {
+		took := time.Since(began)
+		if b.tooSlow(n, took) && err == nil {
 			err = errSlow
+		}
+		if n > 0 && err == nil && b.size >= 0 && b.oneIsSlow(took) {
+			b.hangUp()
+			b.several = newBoost(b.ctx, b.repo, b.digest, b.offset+int64(n), b.size)
 		}
 		if n > 0 {
 			b.offset += int64(n)
@@ -187,6 +234,9 @@ func (b *blob) hangUp() {
 
 // Close ends the stream.
 func (b *blob) Close() error {
+	if b.several != nil {
+		b.several.close()
+	}
 	b.hangUp()
 	return nil
 }

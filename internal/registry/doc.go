@@ -12,8 +12,11 @@
 //     hosts.toml says "http://".
 //   - A blob stream that breaks goes on where it stopped, with a Range request, at the same host or the next. It does
 //     not check the digest: who reads it must.
+//   - A host that does not answer, stalls, is slower than [Options] allow or has sent a wrong blob is asked last for the
+//     rest of the conversation. Where one connection is what a large blob waits for, the rest is fetched by three
+//     ranged requests at once, each into a window of 4 MiB.
 //   - Credentials go to the registry that the reference names and to its mirrors, unless Auth.ServerAddress names one
-//     host; then to that one alone. A redirect to another host does not carry them.
+//     host; then to that one alone. A mirror that hosts.toml has credentials for gets those instead. A redirect to another host does not carry them.
 //   - Errors name the host, the repository and what to do. Their kinds are NotFound (no such manifest or repository),
 //     Unauthenticated, PermissionDenied, Unavailable (no answer, a server error, too many requests), Corrupt (content
 //     does not match), Exhausted (larger than our bounds) and Invalid (the reference or hosts.toml).
