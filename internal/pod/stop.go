@@ -115,7 +115,7 @@ func (p *Pods) stopContainer(ctx context.Context, c *Container, grace time.Durat
 		return p.kill(ctx, c)
 	}
 	if err := p.Keeper.Signal(ctx, r.ID, unix.Signal(r.StopSignal), false); err != nil {
-		return fmt.Errorf("send %s: %w", unix.SignalName(unix.Signal(r.StopSignal)), err)
+		return fmt.Errorf("send %s: %w", r.StopName, err)
 	}
 	// The caller may give up, the stop goes on.
 	_, _, err := p.graces.Do(ctx, stopping{r.ID, grace}, func(ctx context.Context) (struct{}, error) {
