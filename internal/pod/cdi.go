@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 
@@ -14,7 +15,7 @@ import (
 // injectDevices changes a container's spec as the CDI specifications of the devices say that it asks for: device nodes,
 // mounts, environment, hooks. The specifications are read anew each time, so that what a driver has written a moment ago
 // counts. A device that none of them has is an error of kind NotFound.
-func (p *Pods) injectDevices(oci *specs.Spec, cfg *runtime.ContainerConfig) error {
+func (p *Pods) injectDevices(oci *specs.Spec, cfg *runtime.ContainerConfig, pod *runtime.PodSandboxConfig) error {
 	names, err := spec.CDIDevices(cfg)
 	if err != nil || len(names) == 0 {
 		return err
@@ -23,6 +24,7 @@ func (p *Pods) injectDevices(oci *specs.Spec, cfg *runtime.ContainerConfig) erro
 	if err != nil {
 		return err
 	}
+	before := len(oci.Linux.Devices)
 	unresolved, err := registry.InjectDevices(oci, names...)
 	if len(unresolved) > 0 {
 		return fault.New(fault.NotFound, "CDI_devices: no specification in %s has %s%s",
@@ -30,6 +32,22 @@ func (p *Pods) injectDevices(oci *specs.Spec, cfg *runtime.ContainerConfig) erro
 	}
 	if err != nil {
 		return fault.New(fault.Precondition, "CDI_devices: %w", err)
+	}
+	if spec.UserNamespace(pod).GetMode() == runtime.NamespaceMode_POD {
+		return samePaths(oci.Linux.Devices[min(before, len(oci.Linux.Devices)):])
+	}
+	return nil
+}
+
+// samePaths checks that devices are on the node where they will be in the container. In a user namespace no device can be
+// made: the OCI runtime binds what the node has at the same path, which must not be another one.
+func samePaths(devices []specs.LinuxDevice) error {
+	for _, d := range devices {
+		var st unix.Stat_t
+		err := unix.Stat(d.Path, &st)
+		if err != nil || int64(unix.Major(uint64(st.Rdev))) != d.Major || int64(unix.Minor(uint64(st.Rdev))) != d.Minor {
+			return fault.New(fault.Unimplemented, "CDI_devices: %s is at another path on the node, which a pod with a user namespace cannot have; run the pod without one (hostUsers: true)", d.Path)
+		}
 	}
 	return nil
 }

@@ -277,7 +277,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	for _, note := range notes {
 		slog.Warn("the node cannot honour all that was asked", "container", r.name(), "pod", sandbox.name(), "note", note)
 	}
-	return oci, p.injectDevices(oci, cfg)
+	return oci, p.injectDevices(oci, cfg, sandbox.config())
 }
 
 // target returns the first process of the container whose PID namespace is to be shared, 0 when none is.
