@@ -47,8 +47,6 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"pods extra", 2, "extra"},
 		{"exec web", 2, "requires at least 2"},
 		{"exec web --", 2, "which command?"},
-		{"exec -it web sh", 2, "no -i and -t yet"},
-		{"exec -i web -- sh", 2, "no -i and -t yet"},
 		{"pods -o xml", 2, "expected table, json or yaml"},
 		{"-r tcp://127.0.0.1:1 pods", 2, "TCP is not supported"},
 		{"-t -5s pods", 2, "negative"},

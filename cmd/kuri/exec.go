@@ -19,14 +19,11 @@ func (c *cli) execCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec [flags] CONTAINER [--] COMMAND [ARG...]",
 		Short: "Run a command in a container and return its exit code",
-		Long: `Run a command in a running container, without standard input, and print what it wrote once it has ended. The exit
-code is the command's own.`,
+		Long: `Run a command in a running container. The exit code is the command's own. Without -i and -t it has no input, and what it
+wrote is printed once it has ended; with one of them its streams are those of the program.`,
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: c.completeNames(false),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if stdin || tty {
-				return usageError{errors.New("kuri exec has no -i and -t yet: a command runs without input and is shown when it has ended")}
-			}
 			name, command := args[0], args[1:]
 			if command[0] == "--" {
 				command = command[1:]
@@ -48,6 +45,16 @@ code is the command's own.`,
 			if err != nil {
 				return err
 			}
+			if stdin || tty {
+				if limit != 0 {
+					return usageError{errors.New("--time-limit is for a command without -i and -t")}
+				}
+				resp, err := rt.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: ct.Id, Cmd: command, Stdin: stdin, Stdout: true, Stderr: !tty, Tty: tty})
+				if err != nil {
+					return fmt.Errorf("exec in %s: %w", name, err)
+				}
+				return c.stream(ctx, resp.Url, stdin, tty)
+			}
 			seconds := int64((limit + time.Second - 1) / time.Second)
 			r, err := rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: ct.Id, Cmd: command, Timeout: seconds}, grpc.MaxCallRecvMsgSize(maxExecAnswer))
 			if err != nil {
@@ -68,8 +75,8 @@ code is the command's own.`,
 	f := cmd.Flags()
 	f.SetInterspersed(false) // what follows the container is the command's
 	f.DurationVar(&limit, "time-limit", 0, "kill the command after this time, in whole seconds (default: none)")
-	f.BoolVarP(&stdin, "stdin", "i", false, "not supported yet")
-	f.BoolVarP(&tty, "tty", "t", false, "not supported yet")
+	f.BoolVarP(&stdin, "stdin", "i", false, "pass the input on")
+	f.BoolVarP(&tty, "tty", "t", false, "give the command a terminal")
 	// -i and -t mean here what they mean in every other exec, so the program's own flags of these letters go by their
 	// long names after this verb.
 	f.StringVar(&c.flags.Image, "image-endpoint", "", "socket of the image service")
