@@ -47,7 +47,8 @@ func (d Driver) Parent(cgroupParent, podID, podUID string) (parent string, own b
 	}
 	if d == Systemd {
 		if cgroupParent == "" {
-			return prefix + "-" + podID + ".slice", true, nil
+			// No hyphen: it would make a slice kuri.slice above, which stays when the last pod is gone.
+			return prefix + "_" + podID + ".slice", true, nil
 		}
 		parent, err = slice(cgroupParent)
 		return parent, err == nil && podUID != "" && strings.HasSuffix(parent, "-pod"+escape(podUID)+".slice"), err

@@ -48,7 +48,7 @@ func TestParentPathDir(t *testing.T) {
 		{Cgroupfs, "/a/../../etc", "", false, "", "", true},
 		{Cgroupfs, "/a\x00", "", false, "", "", true},
 
-		{Systemd, "", "kuri-p.slice", true, "kuri-p.slice:kuri:c", "/kuri.slice/kuri-p.slice/kuri-c.scope", false},
+		{Systemd, "", "kuri_p.slice", true, "kuri_p.slice:kuri:c", "/kuri_p.slice/kuri-c.scope", false},
 		{
 			Systemd, "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0123_45.slice", "kubepods-burstable-pod0123_45.slice", true,
 			"kubepods-burstable-pod0123_45.slice:kuri:c",
