@@ -402,7 +402,7 @@ func TestResources(t *testing.T) {
 	for _, f := range []struct{ controller, v1, v2, want1, want2 string }{
 		{"memory", "memory.limit_in_bytes", "memory.max", "67108864", "67108864"},
 		{"cpu", "cpu.cfs_quota_us", "cpu.max", "50000", "50000 100000"},
-		{"cpu", "cpu.shares", "cpu.weight", "512", ""},
+		{"cpu", "cpu.shares", "cpu.weight", "512", "59"}, // KEP 2254 after its correction: 1024 shares are weight 100
 	} {
 		if got := harness.CgroupFile(t, pid, f.controller, f.v1, f.v2); got != f.want1 && got != f.want2 {
 			t.Errorf("%s is %q, want %q (or %q in version 2)", f.v1, got, f.want1, f.want2)
