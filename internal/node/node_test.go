@@ -20,6 +20,10 @@ func TestReadThisMachine(t *testing.T) {
 	if n.MinOOMScoreAdj > 1000 || n.MinOOMScoreAdj < -1000 {
 		t.Errorf("oom_score_adj %d", n.MinOOMScoreAdj)
 	}
+	// A kernel that has AppArmor is of no use where the list of its profiles cannot be read.
+	if _, err := os.Stat("/sys/kernel/security/apparmor/profiles"); n.AppArmor && err != nil {
+		t.Errorf("AppArmor is told of, but %v", err)
+	}
 }
 
 func TestGrantable(t *testing.T) {
