@@ -9,7 +9,8 @@
 //	<state>/keeper-session.sock  execs and attachments (package keeper/session)
 //	<state>/keeper/lock     locked while it serves, with its pid in it
 //	<state>/mounts/         one private tmpfs, its only mount on the host; below it are empty directories, over which a
-//	                        container's own mount namespace has its root filesystem (<container>/rootfs) and the
+//	                        container's own mount namespace has its root filesystem (<container>/rootfs), the images that it
+//	                        mounts (<container>/volume-N), for a moment the layers with mapped ids (<container>/layers), and the
 //	                        /dev/shm of its pod (<pod>/shm)
 //	<state>/mounts/.oci/    the OCI runtime's records
 //	<bundle>/exit.json      of each container that has exited, written before anyone is told
