@@ -25,7 +25,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test quickstart bench test-kubelet install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test quickstart bench test-kubelet test-vm install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper and kuri into bin/
 
@@ -78,6 +78,9 @@ bench: all ## startup, memory and latency beside containerd's; needs root
 
 test-kubelet: all ## a real kubelet, standalone, against kurid; needs root, builds for minutes
 	test/kubelet/run
+
+test-vm: all ## stories in virtual machines: cgroup v2, systemd as process 1; needs root, takes ten minutes
+	test/vm/run
 
 install: all ## install under PREFIX (DESTDIR for packagers)
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSCONFDIR)/kuri'

@@ -1,0 +1,241 @@
+package vm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+const socket = "unix:///run/kuri/kuri.sock"
+
+// start starts the unit kurid, which is there already, and dials it.
+func start(t *testing.T) *harness.Daemon {
+	t.Helper()
+	if os.Getenv("KURI_VM") != "systemd" {
+		t.Skip("runs in a virtual machine with systemd as process 1: make test-vm")
+	}
+	systemctl(t, "start", "kurid.service") // Type=notify: it returns when kurid serves
+	d := &harness.Daemon{State: "/run/kuri", Root: "/var/lib/kuri", Registry: harness.NewRegistry(t)}
+	dial(t, d)
+	return d
+}
+
+func dial(t *testing.T, d *harness.Daemon) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	o := client.Options{Timeout: time.Minute}
+	var err error
+	if d.Runtime, err = client.DialRuntime(ctx, socket, o); err == nil {
+		d.Images, err = client.DialImages(ctx, socket, o)
+	}
+	if err != nil {
+		t.Fatalf("kurid is started and does not answer: %v", err)
+	}
+}
+
+func systemctl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("systemctl", args...).CombinedOutput()
+	if err != nil {
+		log, _ := exec.Command("journalctl", "--no-pager", "-n", "40", "-u", "kurid").CombinedOutput()
+		t.Fatalf("systemctl %s: %v: %s\n%s", strings.Join(args, " "), err, out, log)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// property asks for a property of a unit.
+func property(t *testing.T, unit, name string) string {
+	t.Helper()
+	return systemctl(t, "show", "--value", "--property", name, unit)
+}
+
+// units lists the loaded units whose name matches.
+func units(t *testing.T, pattern string) []string {
+	t.Helper()
+	out := systemctl(t, "list-units", "--all", "--plain", "--no-legend", pattern)
+	var names []string
+	for line := range strings.Lines(out) {
+		names = append(names, strings.Fields(line)[0])
+	}
+	slices.Sort(names)
+	return names
+}
+
+// cgroup is where a process is.
+func cgroup(t *testing.T, pid int) string {
+	t.Helper()
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(strings.TrimSpace(string(body)), "0::")
+}
+
+func file(t *testing.T, path ...string) string {
+	t.Helper()
+	body, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		t.Error(err)
+	}
+	return strings.TrimSpace(string(body))
+}
+
+func TestUnit(t *testing.T) {
+	d := start(t)
+	resp, err := d.Runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
+	if err != nil || resp.Linux.GetCgroupDriver() != runtimeapi.CgroupDriver_SYSTEMD {
+		t.Errorf("RuntimeConfig says %v, %v; want systemd", resp, err)
+	}
+	if in := cgroup(t, d.KeeperPid()); in != "/system.slice/kuri-keeper.scope" && in != "/kuri-keeper.scope" {
+		t.Errorf("the keeper is in %s, want a scope of its own", in)
+	}
+	keeper := d.KeeperPid()
+	systemctl(t, "stop", "kurid.service")
+	if left := units(t, "kurid.service"); len(left) > 0 && property(t, "kurid.service", "ActiveState") != "inactive" {
+		t.Errorf("the unit is %s after it was stopped", property(t, "kurid.service", "ActiveState"))
+	}
+	systemctl(t, "start", "kurid.service")
+	dial(t, d)
+	if now := d.KeeperPid(); now != keeper {
+		t.Errorf("the keeper was process %d, and is %d after a restart of the unit", keeper, now)
+	}
+}
+
+func TestPodInSlices(t *testing.T) {
+	d := start(t)
+	image := d.PullBusybox(t)
+	const slice = "kubepods-burstable-poduid_slices.slice"
+	p := harness.Pod("slices")
+	p.Metadata.Uid = "uid-slices"
+	p.Linux.CgroupParent = "/kubepods.slice/kubepods-burstable.slice/" + slice
+	pod := d.RunPod(t, p)
+	config := harness.Container("main", image, "sleep", "100001")
+	config.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20}
+	c := d.Run(t, pod, config, p)
+	pid := harness.FindProcess(t, "sleep 100001")
+
+	scope := "kuri-" + c + ".scope"
+	home := "/kubepods.slice/kubepods-burstable.slice/" + slice + "/" + scope
+	if in := cgroup(t, pid); in != home {
+		t.Fatalf("the container is in %s, want %s", in, home)
+	}
+	dir := "/sys/fs/cgroup" + home
+	limits := func(t *testing.T, memory string) {
+		t.Helper()
+		for name, want := range map[string]string{"memory.max": memory, "cpu.max": "50000 100000", "cpu.weight": "59"} {
+			if got := file(t, dir, name); got != want {
+				t.Errorf("%s is %q, want %q", name, got, want)
+			}
+		}
+	}
+	limits(t, "67108864")
+	if got := property(t, scope, "Delegate"); got != "yes" {
+		t.Errorf("Delegate is %q", got)
+	}
+
+	t.Run("daemon-reload takes nothing away", func(t *testing.T) {
+		systemctl(t, "daemon-reload")
+		limits(t, "67108864")
+		d.Output(t, c, "sh", "-c", "echo x >/dev/null && head -c 1 /dev/zero >/dev/null && head -c 1 /dev/urandom >/dev/null")
+		if _, _, code := d.Exec(t, c, "sh", "-c", "mknod /tmp/disk b 254 0 && head -c 1 /tmp/disk"); code == 0 {
+			t.Error("the node's disk can be read")
+		}
+	})
+	t.Run("update", func(t *testing.T) {
+		_, err := d.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+			ContainerId: c, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 96 << 20},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		limits(t, "100663296")
+		systemctl(t, "daemon-reload")
+		limits(t, "100663296")
+		if got := property(t, scope, "MemoryMax"); got != "100663296" {
+			t.Errorf("to systemd MemoryMax is %s", got)
+		}
+	})
+	t.Run("exec", func(t *testing.T) {
+		if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"sh", "-c", "sleep 100005 & sleep 100006"}, Timeout: 2}); err == nil {
+			t.Error("an exec that takes too long succeeds")
+		}
+		if left := slices.Concat(harness.Processes(t, "sleep 100005"), harness.Processes(t, "sleep 100006")); len(left) > 0 {
+			t.Errorf("left of an exec that took too long: %v", left)
+		}
+	})
+	t.Run("stats", func(t *testing.T) {
+		resp, err := d.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: c})
+		if err != nil || resp.Stats.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || resp.Stats.Memory.GetUsageBytes().GetValue() == 0 {
+			t.Errorf("of the container: %v, %v", resp, err)
+		}
+		of, err := d.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
+		if err != nil || of.Stats.Linux.Memory.GetUsageBytes().GetValue() == 0 {
+			t.Errorf("of the pod: %v, %v", of, err)
+		}
+	})
+	t.Run("a restart of the unit leaves the pod", func(t *testing.T) {
+		systemctl(t, "restart", "kurid.service")
+		dial(t, d)
+		if st := d.ContainerStatus(t, c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || harness.FindProcess(t, "sleep 100001") != pid {
+			t.Errorf("the container is %v", st.State)
+		}
+		d.Output(t, c, "true")
+	})
+	t.Run("out of memory", func(t *testing.T) {
+		hungry := harness.Container("hungry", image, "dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1")
+		hungry.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
+		if st := d.WaitExit(t, d.Run(t, pod, hungry, p)); st.Reason != "OOMKilled" {
+			t.Errorf("it ends with %q, exit code %d", st.Reason, st.ExitCode)
+		}
+	})
+
+	d.StopContainer(t, c, 0)
+	d.RemovePod(t, pod)
+	// The slices are the client's, as the kubelet's are.
+	harness.Eventually(t, 10*time.Second, "no scope of the pod is left", func() error { return only(t, "kuri*.scope", "kuri-keeper.scope") })
+	systemctl(t, "stop", "kubepods.slice")
+}
+
+// A pod without a parent has a slice of its own, which goes with it. Its first process, where it has one, has a scope too.
+func TestPodWithoutParent(t *testing.T) {
+	d := start(t)
+	image := d.PullBusybox(t)
+	p := harness.Pod("alone")
+	p.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	pod := d.RunPod(t, p)
+	config := harness.Container("main", image, "sleep", "100002")
+	config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	c := d.Run(t, pod, config, p)
+	if in, want := cgroup(t, harness.FindProcess(t, "sleep 100002")), "/kuri_"+pod+".slice/kuri-"+c+".scope"; in != want {
+		t.Errorf("the container is in %s, want %s", in, want)
+	}
+	if scopes := units(t, "kuri-*.scope"); len(scopes) != 3 {
+		t.Errorf("the scopes are %v, want the keeper's, the pod's and the container's", scopes)
+	}
+	d.RemovePod(t, pod)
+	harness.Eventually(t, 10*time.Second, "no unit of the pod is left", func() error {
+		return only(t, "kuri*", "kuri-keeper.scope", "kuri-vm.service", "kurid.service")
+	})
+}
+
+// only is an error when there are more units with such names than these.
+func only(t *testing.T, pattern string, these ...string) error {
+	t.Helper()
+	left := slices.DeleteFunc(units(t, pattern), func(n string) bool { return slices.Contains(these, n) })
+	if len(left) > 0 {
+		return fmt.Errorf("left: %v", left)
+	}
+	return nil
+}
