@@ -78,6 +78,7 @@ func TestTerminalIsResized(t *testing.T) {
 	out.await(t, "ready")
 	sizes <- keeper.Size{Width: 101, Height: 37}
 	sizes <- keeper.Size{Width: 102, Height: 38}
+	sizes <- keeper.Size{Width: 102, Height: 38} // who takes this one has set the one before
 	io.WriteString(keys, "\n")
 	if err := <-done; err != nil {
 		t.Error(err)
