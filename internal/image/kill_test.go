@@ -1,10 +1,12 @@
 package image
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 const (
 	childRoot = "KURI_TEST_CHILD_ROOT"
 	childRefs = "KURI_TEST_CHILD_REFS"
+	childOnce = "KURI_TEST_CHILD_ONCE" // pull the first, say so, wait for a line, pull the second
 )
 
 func TestMain(m *testing.M) {
@@ -36,6 +39,9 @@ func busyChild(root string, refs []string) error {
 	if err != nil {
 		return err
 	}
+	if os.Getenv(childOnce) != "" {
+		return pullTwo(s, refs)
+	}
 	fmt.Println("ready")
 	for n := 0; ; n++ {
 		if _, err := s.Pull(context.Background(), refs[n%len(refs)], registry.Auth{}); err != nil {
@@ -45,6 +51,22 @@ func busyChild(root string, refs []string) error {
 			return err
 		}
 	}
+}
+
+func pullTwo(s *Store, refs []string) error {
+	if _, err := s.Pull(context.Background(), refs[0], registry.Auth{}); err != nil {
+		return err
+	}
+	debug.FreeOSMemory()
+	fmt.Println("idle")
+	lines := bufio.NewScanner(os.Stdin)
+	lines.Scan()
+	if _, err := s.Pull(context.Background(), refs[1], registry.Auth{}); err != nil {
+		return err
+	}
+	fmt.Println("pulled")
+	lines.Scan()
+	return nil
 }
 
 func TestKilledAtAnyPoint(t *testing.T) {
