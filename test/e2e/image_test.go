@@ -285,7 +285,7 @@ func TestPullsThatFail(t *testing.T) {
 		{name: "bad digest", ref: d.Registry.Host + "/app@sha256:12", code: codes.InvalidArgument},
 		{name: "unknown tag", ref: d.Registry.Host + "/app:9", code: codes.NotFound, says: []string{"app:9"}},
 		{name: "unknown repository", ref: d.Registry.Host + "/nothing:1", code: codes.NotFound, says: []string{"nothing"}},
-		{name: "nobody listens", ref: "127.0.0.1:1/app:1", code: codes.Unavailable, says: []string{"127.0.0.1:1"}},
+		{name: "nobody listens", ref: "127.0.0.1:1/app:1", code: codes.Unknown, says: []string{"RegistryUnavailable: ", "127.0.0.1:1"}},
 		{name: "not a manifest", ref: ref, code: codes.InvalidArgument, says: []string{"manifest"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !path(r, "manifests") && r.Method != http.MethodHead {
 				next.ServeHTTP(w, r)
@@ -305,14 +305,14 @@ func TestPullsThatFail(t *testing.T) {
 		{name: "wrong bytes", ref: ref, code: codes.DataLoss, says: []string{"sha256:"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			next.ServeHTTP(corrupting{w, path(r, "blobs")}, r)
 		}},
-		{name: "server trouble", ref: ref, code: codes.Unavailable, says: []string{"503"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		{name: "server trouble", ref: ref, code: codes.Unknown, says: []string{"RegistryUnavailable: ", "503"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			http.Error(w, "overloaded", http.StatusServiceUnavailable)
 		}},
 		{name: "no credentials", ref: ref, code: codes.Unauthenticated, intercept: basicAuth},
 		{name: "refused", ref: ref, code: codes.PermissionDenied, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			http.Error(w, "not you", http.StatusForbidden)
 		}},
-		{name: "cut each time", ref: ref, code: codes.Unavailable, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		{name: "cut each time", ref: ref, code: codes.Unknown, says: []string{"RegistryUnavailable: "}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if path(r, "blobs") {
 				panic(http.ErrAbortHandler)
 			}
