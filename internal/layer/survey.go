@@ -105,7 +105,11 @@ func (s *survey) entry(parent int, name, p string, st *unix.Stat_t, open int) er
 	}
 	s.fields.Reset()
 	s.text(p)
-	s.number(uint64(st.Mode), uint64(st.Uid), uint64(st.Gid), uint64(st.Mtim.Sec), uint64(st.Mtim.Nsec))
+	at := st.Mtim
+	if isWhiteout(st) { // nobody sees its time, which is that of the unpacking
+		at = unix.Timespec{}
+	}
+	s.number(uint64(st.Mode), uint64(st.Uid), uint64(st.Gid), uint64(at.Sec), uint64(at.Nsec))
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		sum, err := s.content(parent, name, st)
@@ -124,12 +128,12 @@ func (s *survey) entry(parent int, name, p string, st *unix.Stat_t, open int) er
 		s.number(st.Rdev)
 	}
 	if s.xattrs {
-		at := procPath(parent, name)
+		where := procPath(parent, name)
 		if open >= 0 {
-			at = procPath(open, ".")
+			where = procPath(open, ".")
 		}
-		found := listXattrs(at)
-		if open >= 0 && isOpaque(at) {
+		found := listXattrs(where)
+		if open >= 0 && isOpaque(where) {
 			found[opaqueXattr] = "y"
 		}
 		for _, key := range slices.Sorted(maps.Keys(found)) {

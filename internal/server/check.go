@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bufio"
 	"context"
 
 	"google.golang.org/grpc"
@@ -86,4 +87,31 @@ func (s *archiveService) usedImages() (func(id string) bool, error) {
 		used[c.Record().ImageID] = true
 	}
 	return func(id string) bool { return used[id] }, nil
+}
+
+func (s *archiveService) Save(req *kuriv1.SaveRequest, stream grpc.ServerStreamingServer[kuriv1.SaveChunk]) error {
+	if len(req.GetImages()) == 0 {
+		return fault.New(fault.Invalid, "images: it is empty, at least one image's reference or id is needed")
+	}
+	out := bufio.NewWriterSize(chunkWriter{stream}, 256<<10)
+	if err := s.store.Save(stream.Context(), out, req.GetImages()...); err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
+// chunkWriter sends what is written.
+type chunkWriter struct {
+	stream grpc.ServerStreamingServer[kuriv1.SaveChunk]
+}
+
+func (w chunkWriter) Write(p []byte) (int, error) {
+	for done := 0; done < len(p); {
+		part := p[done:min(done+256<<10, len(p))]
+		if err := w.stream.Send(&kuriv1.SaveChunk{Data: part}); err != nil {
+			return done, err
+		}
+		done += len(part)
+	}
+	return len(p), nil
 }

@@ -23,6 +23,94 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type SaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        []string               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"` // references or ids, at least one; an image given by reference keeps that name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveRequest) Reset() {
+	*x = SaveRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveRequest) ProtoMessage() {}
+
+func (x *SaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveRequest.ProtoReflect.Descriptor instead.
+func (*SaveRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *SaveRequest) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+type SaveChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveChunk) Reset() {
+	*x = SaveChunk{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveChunk) ProtoMessage() {}
+
+func (x *SaveChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveChunk.ProtoReflect.Descriptor instead.
+func (*SaveChunk) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SaveChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type CheckRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Repair        bool                   `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`
@@ -34,7 +122,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +134,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +147,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CheckRequest) GetRepair() bool {
@@ -97,7 +185,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -109,7 +197,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -122,7 +210,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Finding) GetImageId() string {
@@ -176,7 +264,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -188,7 +276,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -201,7 +289,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PruneRequest) GetRemove() bool {
@@ -221,7 +309,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -233,7 +321,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -246,7 +334,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PruneResponse) GetImages() []*PrunedImage {
@@ -274,7 +362,7 @@ type PrunedImage struct {
 
 func (x *PrunedImage) Reset() {
 	*x = PrunedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -286,7 +374,7 @@ func (x *PrunedImage) String() string {
 func (*PrunedImage) ProtoMessage() {}
 
 func (x *PrunedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -299,7 +387,7 @@ func (x *PrunedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedImage.ProtoReflect.Descriptor instead.
 func (*PrunedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PrunedImage) GetId() string {
@@ -332,7 +420,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +432,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +445,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DescribeRequest) GetImage() string {
@@ -385,7 +473,7 @@ type ImageDescription struct {
 
 func (x *ImageDescription) Reset() {
 	*x = ImageDescription{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +485,7 @@ func (x *ImageDescription) String() string {
 func (*ImageDescription) ProtoMessage() {}
 
 func (x *ImageDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +498,7 @@ func (x *ImageDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageDescription.ProtoReflect.Descriptor instead.
 func (*ImageDescription) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ImageDescription) GetId() string {
@@ -495,7 +583,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +595,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +608,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ImageLayer) GetDiffId() string {
@@ -561,7 +649,7 @@ type LoadChunk struct {
 
 func (x *LoadChunk) Reset() {
 	*x = LoadChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +661,7 @@ func (x *LoadChunk) String() string {
 func (*LoadChunk) ProtoMessage() {}
 
 func (x *LoadChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +674,7 @@ func (x *LoadChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadChunk.ProtoReflect.Descriptor instead.
 func (*LoadChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LoadChunk) GetData() []byte {
@@ -612,7 +700,7 @@ type LoadResponse struct {
 
 func (x *LoadResponse) Reset() {
 	*x = LoadResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +712,7 @@ func (x *LoadResponse) String() string {
 func (*LoadResponse) ProtoMessage() {}
 
 func (x *LoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +725,7 @@ func (x *LoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadResponse.ProtoReflect.Descriptor instead.
 func (*LoadResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LoadResponse) GetImages() []*LoadedImage {
@@ -657,7 +745,7 @@ type LoadedImage struct {
 
 func (x *LoadedImage) Reset() {
 	*x = LoadedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +757,7 @@ func (x *LoadedImage) String() string {
 func (*LoadedImage) ProtoMessage() {}
 
 func (x *LoadedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,7 +770,7 @@ func (x *LoadedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadedImage.ProtoReflect.Descriptor instead.
 func (*LoadedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LoadedImage) GetId() string {
@@ -708,7 +796,7 @@ type WatchPullRequest struct {
 
 func (x *WatchPullRequest) Reset() {
 	*x = WatchPullRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +808,7 @@ func (x *WatchPullRequest) String() string {
 func (*WatchPullRequest) ProtoMessage() {}
 
 func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +821,7 @@ func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPullRequest.ProtoReflect.Descriptor instead.
 func (*WatchPullRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchPullRequest) GetImage() string {
@@ -754,7 +842,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +854,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +867,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PullProgress) GetImage() string {
@@ -815,7 +903,7 @@ type LayerProgress struct {
 
 func (x *LayerProgress) Reset() {
 	*x = LayerProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +915,7 @@ func (x *LayerProgress) String() string {
 func (*LayerProgress) ProtoMessage() {}
 
 func (x *LayerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +928,7 @@ func (x *LayerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerProgress.ProtoReflect.Descriptor instead.
 func (*LayerProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LayerProgress) GetDigest() string {
@@ -875,7 +963,11 @@ var File_api_kuri_v1_kuri_proto protoreflect.FileDescriptor
 
 const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"^\n" +
+	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"%\n" +
+	"\vSaveRequest\x12\x16\n" +
+	"\x06images\x18\x01 \x03(\tR\x06images\"\x1f\n" +
+	"\tSaveChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"^\n" +
 	"\fCheckRequest\x12\x16\n" +
 	"\x06repair\x18\x01 \x01(\bR\x06repair\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
@@ -942,13 +1034,14 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x18\n" +
 	"\afetched\x18\x03 \x01(\x03R\afetched\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\bR\x04done2\xab\x02\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done2\xdf\x02\n" +
 	"\x06Images\x123\n" +
 	"\x04Load\x12\x12.kuri.v1.LoadChunk\x1a\x15.kuri.v1.LoadResponse(\x01\x12?\n" +
 	"\tWatchPull\x12\x19.kuri.v1.WatchPullRequest\x1a\x15.kuri.v1.PullProgress0\x01\x122\n" +
 	"\x05Check\x12\x15.kuri.v1.CheckRequest\x1a\x10.kuri.v1.Finding0\x01\x126\n" +
 	"\x05Prune\x12\x15.kuri.v1.PruneRequest\x1a\x16.kuri.v1.PruneResponse\x12?\n" +
-	"\bDescribe\x12\x18.kuri.v1.DescribeRequest\x1a\x19.kuri.v1.ImageDescriptionB-Z+github.com/kuri-cri/kuri/api/kuri/v1;kuriv1b\x06proto3"
+	"\bDescribe\x12\x18.kuri.v1.DescribeRequest\x1a\x19.kuri.v1.ImageDescription\x122\n" +
+	"\x04Save\x12\x14.kuri.v1.SaveRequest\x1a\x12.kuri.v1.SaveChunk0\x01B-Z+github.com/kuri-cri/kuri/api/kuri/v1;kuriv1b\x06proto3"
 
 var (
 	file_api_kuri_v1_kuri_proto_rawDescOnce sync.Once
@@ -962,40 +1055,44 @@ func file_api_kuri_v1_kuri_proto_rawDescGZIP() []byte {
 	return file_api_kuri_v1_kuri_proto_rawDescData
 }
 
-var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_api_kuri_v1_kuri_proto_goTypes = []any{
-	(*CheckRequest)(nil),     // 0: kuri.v1.CheckRequest
-	(*Finding)(nil),          // 1: kuri.v1.Finding
-	(*PruneRequest)(nil),     // 2: kuri.v1.PruneRequest
-	(*PruneResponse)(nil),    // 3: kuri.v1.PruneResponse
-	(*PrunedImage)(nil),      // 4: kuri.v1.PrunedImage
-	(*DescribeRequest)(nil),  // 5: kuri.v1.DescribeRequest
-	(*ImageDescription)(nil), // 6: kuri.v1.ImageDescription
-	(*ImageLayer)(nil),       // 7: kuri.v1.ImageLayer
-	(*LoadChunk)(nil),        // 8: kuri.v1.LoadChunk
-	(*LoadResponse)(nil),     // 9: kuri.v1.LoadResponse
-	(*LoadedImage)(nil),      // 10: kuri.v1.LoadedImage
-	(*WatchPullRequest)(nil), // 11: kuri.v1.WatchPullRequest
-	(*PullProgress)(nil),     // 12: kuri.v1.PullProgress
-	(*LayerProgress)(nil),    // 13: kuri.v1.LayerProgress
+	(*SaveRequest)(nil),      // 0: kuri.v1.SaveRequest
+	(*SaveChunk)(nil),        // 1: kuri.v1.SaveChunk
+	(*CheckRequest)(nil),     // 2: kuri.v1.CheckRequest
+	(*Finding)(nil),          // 3: kuri.v1.Finding
+	(*PruneRequest)(nil),     // 4: kuri.v1.PruneRequest
+	(*PruneResponse)(nil),    // 5: kuri.v1.PruneResponse
+	(*PrunedImage)(nil),      // 6: kuri.v1.PrunedImage
+	(*DescribeRequest)(nil),  // 7: kuri.v1.DescribeRequest
+	(*ImageDescription)(nil), // 8: kuri.v1.ImageDescription
+	(*ImageLayer)(nil),       // 9: kuri.v1.ImageLayer
+	(*LoadChunk)(nil),        // 10: kuri.v1.LoadChunk
+	(*LoadResponse)(nil),     // 11: kuri.v1.LoadResponse
+	(*LoadedImage)(nil),      // 12: kuri.v1.LoadedImage
+	(*WatchPullRequest)(nil), // 13: kuri.v1.WatchPullRequest
+	(*PullProgress)(nil),     // 14: kuri.v1.PullProgress
+	(*LayerProgress)(nil),    // 15: kuri.v1.LayerProgress
 }
 var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
-	4,  // 0: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
-	7,  // 1: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
-	10, // 2: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
-	13, // 3: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
-	8,  // 4: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
-	11, // 5: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
-	0,  // 6: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
-	2,  // 7: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
-	5,  // 8: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
-	9,  // 9: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
-	12, // 10: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
-	1,  // 11: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
-	3,  // 12: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
-	6,  // 13: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
+	6,  // 0: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
+	9,  // 1: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
+	12, // 2: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
+	15, // 3: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
+	10, // 4: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
+	13, // 5: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
+	2,  // 6: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
+	4,  // 7: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
+	7,  // 8: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
+	0,  // 9: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
+	11, // 10: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
+	14, // 11: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
+	3,  // 12: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
+	5,  // 13: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
+	8,  // 14: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
+	1,  // 15: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
+	10, // [10:16] is the sub-list for method output_type
+	4,  // [4:10] is the sub-list for method input_type
 	4,  // [4:4] is the sub-list for extension type_name
 	4,  // [4:4] is the sub-list for extension extendee
 	0,  // [0:4] is the sub-list for field type_name
@@ -1012,7 +1109,7 @@ func file_api_kuri_v1_kuri_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kuri_v1_kuri_proto_rawDesc), len(file_api_kuri_v1_kuri_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	Images_Check_FullMethodName     = "/kuri.v1.Images/Check"
 	Images_Prune_FullMethodName     = "/kuri.v1.Images/Prune"
 	Images_Describe_FullMethodName  = "/kuri.v1.Images/Describe"
+	Images_Save_FullMethodName      = "/kuri.v1.Images/Save"
 )
 
 // ImagesClient is the client API for Images service.
@@ -50,6 +51,10 @@ type ImagesClient interface {
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error)
 	// Describe tells of one image what the CRI has no fields for. Errors: NOT_FOUND.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*ImageDescription, error)
+	// Save sends images as the tar of an OCI image layout, which Load and other tools read. The layers are made anew from
+	// their files, for the tars that they came as are not kept: the saved image has the same content under another id.
+	// Errors: NOT_FOUND.
+	Save(ctx context.Context, in *SaveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveChunk], error)
 }
 
 type imagesClient struct {
@@ -131,6 +136,25 @@ func (c *imagesClient) Describe(ctx context.Context, in *DescribeRequest, opts .
 	return out, nil
 }
 
+func (c *imagesClient) Save(ctx context.Context, in *SaveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Images_ServiceDesc.Streams[3], Images_Save_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SaveRequest, SaveChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_SaveClient = grpc.ServerStreamingClient[SaveChunk]
+
 // ImagesServer is the server API for Images service.
 // All implementations must embed UnimplementedImagesServer
 // for forward compatibility.
@@ -153,6 +177,10 @@ type ImagesServer interface {
 	Prune(context.Context, *PruneRequest) (*PruneResponse, error)
 	// Describe tells of one image what the CRI has no fields for. Errors: NOT_FOUND.
 	Describe(context.Context, *DescribeRequest) (*ImageDescription, error)
+	// Save sends images as the tar of an OCI image layout, which Load and other tools read. The layers are made anew from
+	// their files, for the tars that they came as are not kept: the saved image has the same content under another id.
+	// Errors: NOT_FOUND.
+	Save(*SaveRequest, grpc.ServerStreamingServer[SaveChunk]) error
 	mustEmbedUnimplementedImagesServer()
 }
 
@@ -177,6 +205,9 @@ func (UnimplementedImagesServer) Prune(context.Context, *PruneRequest) (*PruneRe
 }
 func (UnimplementedImagesServer) Describe(context.Context, *DescribeRequest) (*ImageDescription, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
+}
+func (UnimplementedImagesServer) Save(*SaveRequest, grpc.ServerStreamingServer[SaveChunk]) error {
+	return status.Error(codes.Unimplemented, "method Save not implemented")
 }
 func (UnimplementedImagesServer) mustEmbedUnimplementedImagesServer() {}
 func (UnimplementedImagesServer) testEmbeddedByValue()                {}
@@ -264,6 +295,17 @@ func _Images_Describe_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Images_Save_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SaveRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ImagesServer).Save(m, &grpc.GenericServerStream[SaveRequest, SaveChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_SaveServer = grpc.ServerStreamingServer[SaveChunk]
+
 // Images_ServiceDesc is the grpc.ServiceDesc for Images service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -294,6 +336,11 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Check",
 			Handler:       _Images_Check_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Save",
+			Handler:       _Images_Save_Handler,
 			ServerStreams: true,
 		},
 	},
