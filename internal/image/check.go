@@ -278,10 +278,15 @@ func (s *Store) heldByOthers(img *Image, diffID digest.Digest) bool {
 
 // putBack replaces a layer, for good.
 func (s *Store) putBack(ctx context.Context, b layer.Blob) error {
+	writing, err := s.layers.BeginWriting()
+	if err != nil {
+		return err
+	}
+	defer writing.Close()
 	if err := s.layers.Replace(ctx, b); err != nil {
 		return err
 	}
-	return s.layers.Sync()
+	return writing.Sync()
 }
 
 // manifestOf reads the image's manifest, verified.

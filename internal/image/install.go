@@ -71,6 +71,12 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 		}
 	}()
 
+	writing, err := s.layers.BeginWriting()
+	if err != nil {
+		return nil, err
+	}
+	defer writing.Close()
+
 	// 2. All layers at once, bounded by the store's slots. A failure stops the others.
 	g, gctx := errgroup.WithContext(ctx)
 	for _, b := range c.layers {
@@ -97,7 +103,7 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 	defer release()
 
 	// 4. On the disk for good, before anything names it.
-	if err := s.layers.Sync(); err != nil {
+	if err := writing.Sync(); err != nil {
 		return nil, err
 	}
 

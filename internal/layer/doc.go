@@ -7,7 +7,7 @@
 //
 // A layer comes to be in one pass: download, sha256, decompress, sha256, untar into <root>/tmp, verify both digests,
 // write layer.json, rename into layers/. A directory under layers/ is therefore complete, but it is on the disk for
-// good only after [Store.Sync]; package image calls that once before it records an image. What is found in tmp when the
+// good only after [Writing.Sync]; package image calls that once before it records an image. What is found in tmp when the
 // store opens belongs to a daemon that was killed and is removed.
 //
 // Fetching, decompressing and the reading of the tar each have a goroutine, with a few hundred KiB between them; small

@@ -252,18 +252,33 @@ func (s *Store) Size(diffIDs []digest.Digest) int64 {
 	return size
 }
 
-// Sync makes all that has been unpacked durable. It may take seconds.
-func (s *Store) Sync() error {
+// Writing is a time in which files are written that are to be durable at its end.
+type Writing struct {
+	dir  *os.File
+	root string
+}
+
+// BeginWriting begins one: an error that the disk has from now on is told by its Sync, though it may be met long before,
+// while the kernel writes back. The caller closes it.
+func (s *Store) BeginWriting() (*Writing, error) {
 	dir, err := os.Open(s.root)
 	if err != nil {
-		return fmt.Errorf("sync layers: %w", err)
+		return nil, fmt.Errorf("write layers: %w", err)
 	}
-	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return diskError(fmt.Errorf("sync layers in %s: %w", s.root, err))
+	return &Writing{dir, s.root}, nil
+}
+
+// Sync makes all that has been written durable. It may take seconds. It knows of errors since the writing began
+// (syncfs(2), "Reporting of errors").
+func (w *Writing) Sync() error {
+	if err := unix.Syncfs(int(w.dir.Fd())); err != nil {
+		return diskError(fmt.Errorf("sync layers in %s: %w", w.root, err))
 	}
 	return nil
 }
+
+// Close ends the writing.
+func (w *Writing) Close() { w.dir.Close() }
 
 func (s *Store) dir(id digest.Digest) string { return filepath.Join(s.root, "layers", id.Encoded()) }
 func (s *Store) tmp() string                 { return filepath.Join(s.root, "tmp") }
