@@ -49,7 +49,7 @@ var rlimits = map[string]int{
 // process says p in libcontainer's terms.
 func process(p *specs.Process) (*libcontainer.Process, error) {
 	lp := &libcontainer.Process{
-		Args:            p.Args,
+		Args:            withRawEnv(p.Args, p.Env),
 		Env:             p.Env,
 		UID:             int(p.User.UID),
 		GID:             int(p.User.GID),

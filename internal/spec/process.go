@@ -1,7 +1,9 @@
 package spec
 
 import (
+	"encoding/hex"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -100,14 +102,22 @@ func (t *translation) env() ([]string, error) {
 			return nil, invalid("envs", "the name %q contains \"=\" or a NUL byte", key)
 		case strings.ContainsRune(value, 0):
 			return nil, invalid("envs", "the value of %s contains a NUL byte, which no program can be given", key)
-		case !utf8.ValidString(value):
-			// The OCI spec is JSON, and so is what libcontainer tells a container's init: other bytes would arrive changed.
-			return nil, absent("envs", "the value of %s is not UTF-8, which is all that an OCI runtime can pass on; encode it (base64, say)", key)
+		case strings.HasPrefix(key, rawEnv):
+			return nil, invalid("envs", "names that begin with %s are Kuri's own", rawEnv)
 		}
 		e.set(key, value)
 	}
+	for i, entry := range e.entries {
+		if !utf8.ValidString(entry) {
+			e.entries[i] = rawEnv + strconv.Itoa(i) + "=" + hex.EncodeToString([]byte(entry))
+		}
+	}
 	return e.entries, nil
 }
+
+// rawEnv begins the names of environment entries that JSON, and so an OCI spec, cannot carry: the values of the CRI are
+// bytes. Their number follows, and the entry "KEY=value" in hex; the embedded OCI runtime decodes them.
+const rawEnv = "_KURI_RAW_"
 
 type environment struct {
 	entries []string

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -189,7 +190,7 @@ func refusals() []refusal {
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "A=B"}} })},
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte{0}}} })},
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{}} })},
-		{"envs", fault.Unimplemented, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte{0xff}}} })},
+		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "_KURI_RAW_7"}} })},
 		{"image", fault.Invalid, func(in *Input) { in.Image.Env = []string{"NOT"} }},
 		{"image", fault.Invalid, func(in *Input) { in.Image.StopSignal = "SIGNOT" }},
 		{"working_dir", fault.Invalid, container(func(c *ctr, _ *sec) { c.WorkingDir = "a/b" })},
@@ -400,4 +401,20 @@ func FuzzContainer(f *testing.F) {
 		StopSignal(in.Container, in.Image)
 		SeccompFile(in.Container)
 	})
+}
+
+// What JSON cannot carry goes into the spec encoded, at its place; the rest stays as it is.
+func TestEnvironmentOfBytes(t *testing.T) {
+	in := testCase{}.input(t)
+	in.Image.Cmd = []string{"sh"}
+	in.Container.Metadata = &runtime.ContainerMetadata{Name: "c"}
+	in.Container.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte("b")}, {Key: "BIN", Value: []byte{0xff, 'x'}}}
+	s, _, err := Container(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := len(s.Process.Env)
+	if want := fmt.Sprintf("_KURI_RAW_%d=42494e3dff78", n-1); s.Process.Env[n-2] != "A=b" || s.Process.Env[n-1] != want {
+		t.Errorf("%q, want %q at the end", s.Process.Env, want)
+	}
 }

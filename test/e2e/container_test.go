@@ -79,6 +79,26 @@ func (s *shell) refuses(t *testing.T, change func(*container, *security), comman
 	return err
 }
 
+// The values of environment variables are bytes; a program, and what is exec'd beside it, gets them as they came.
+func TestEnvironmentOfBytes(t *testing.T) {
+	s := newShell(t)
+	env := func(c *container, sec *security) {
+		c.Envs = []*runtimeapi.KeyValue{{Key: "BIN", Value: []byte{0xff, 0x00 + 1, 0xc3, 'x'}}, {Key: "TEXT", Value: []byte("plain")}}
+		sec.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+	}
+	const look = `printf %s "$BIN" | od -An -tx1; echo $TEXT; env | grep -c _KURI; ps | head -2 | tail -1`
+	if got := s.says(t, env, "sh", "-c", look); !strings.HasPrefix(got, " ff 01 c3 78\nplain\n0\n") || strings.Contains(got, "exe") {
+		t.Errorf("%q", got)
+	}
+	id := s.run(t, env, "sleep", "1000")
+	if got, _, code := s.Exec(t, id, "sh", "-c", look); code != 0 || !strings.HasPrefix(got, " ff 01 c3 78\nplain\n0\n") {
+		t.Errorf("exec: %q, exit %d", got, code)
+	}
+	if st := s.WaitExit(t, s.run(t, env, "no-such-program")); st.ExitCode != 127 {
+		t.Errorf("a program that is not there exits %d", st.ExitCode)
+	}
+}
+
 func TestProcess(t *testing.T) {
 	s := newShell(t)
 	// An image that says things of its own.
@@ -149,9 +169,9 @@ func TestProcessesThatAreRefused(t *testing.T) {
 		{"group without user", func(_ *container, s *security) { s.RunAsGroup = &runtimeapi.Int64Value{Value: 5} }, codes.InvalidArgument, "run_as_group"},
 		{"image that is not here", func(c *container, _ *security) { c.Image.Image = "nobody/has:this" }, codes.NotFound, "nobody/has:this"},
 		{"no image", func(c *container, _ *security) { c.Image = nil }, codes.InvalidArgument, "image"},
-		{"environment that is no text", func(c *container, _ *security) {
-			c.Envs = []*runtimeapi.KeyValue{{Key: "B", Value: []byte{0xff, 'x'}}}
-		}, codes.Unimplemented, "UTF-8"},
+		{"environment name that is Kuri's own", func(c *container, _ *security) {
+			c.Envs = []*runtimeapi.KeyValue{{Key: "_KURI_RAW_0", Value: []byte("00")}}
+		}, codes.InvalidArgument, "_KURI_RAW_"},
 		{"unknown capability", func(_ *container, s *security) {
 			s.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"FLY"}}
 		}, codes.InvalidArgument, "FLY"},
