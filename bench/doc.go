@@ -1,4 +1,4 @@
-// Program bench does the same work on containerd and on Kuri, in one run, and prints what each takes
+// Command bench does the same work on containerd and on Kuri, in one run, and prints what each takes
 // and the ratio. bench/run builds what it needs and starts it in a cell (bench/cell): process, mount,
 // network and cgroup namespaces of its own, so it may assume that every process it sees is its own and
 // that nothing it leaves behind survives it.

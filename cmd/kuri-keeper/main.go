@@ -1,4 +1,4 @@
-// kuri-keeper is the parent of the node's containers; see internal/keeper/server. kurid starts it, and it outlives kurid.
+// Command kuri-keeper is the parent of the node's containers; see internal/keeper/server. kurid starts it, and it outlives kurid.
 //
 // It ends by TERM only when it holds no pod. Its log is <state>/keeper.log.
 package main

@@ -46,3 +46,19 @@ func TestAppArmor(t *testing.T) {
 	}
 	harness.WantError(t, s.refuses(t, with(runtimeapi.SecurityProfile_Localhost, "kuri-test-absent"), "true"), codes.FailedPrecondition, "kuri-test-absent")
 }
+
+// A kernel without AppArmor cannot confine anybody: who asks for a profile is told so, and nothing stays behind.
+func TestAppArmorIsMissing(t *testing.T) {
+	if on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && strings.HasPrefix(string(on), "Y") {
+		t.Skip("SKIP: this kernel has AppArmor; TestAppArmor tells its story")
+	}
+	s := newShell(t)
+	err := s.refuses(t, func(_ *container, sc *security) {
+		sc.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "some-profile"}
+	}, "true")
+	harness.WantError(t, err, codes.Unimplemented, "apparmor", "AppArmor")
+	list, err := s.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+	if err != nil || len(list.Containers) > 0 {
+		t.Errorf("containers after a refusal: %v, %v", list, err)
+	}
+}
