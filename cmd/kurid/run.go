@@ -97,7 +97,7 @@ func run(ctx context.Context, cfg config.Config) error {
 		Root: cfg.Root, State: cfg.State, Keeper: keep, Images: images, Layers: layers, Network: net,
 		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
 		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
-		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits,
+		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits, Handlers: handlers(cfg),
 	})
 	if err != nil {
 		return err
@@ -162,6 +162,15 @@ func networks(cfg config.Config) (*network.Select, error) {
 		return nil, fmt.Errorf("prepare CNI: %w", err)
 	}
 	return network.NewSelect(cni, bridge, network.Choice(cfg.Network.Use)), nil
+}
+
+// handlers are the runtime handlers that are configured.
+func handlers(cfg config.Config) map[string]pod.Handler {
+	out := make(map[string]pod.Handler)
+	for name, h := range cfg.Handlers {
+		out[name] = pod.Handler{CNIConfDir: h.CNIConfDir}
+	}
+	return out
 }
 
 // lock makes dir and takes it for this process. The error names the process that has it.

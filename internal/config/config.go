@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -34,6 +37,13 @@ type Config struct {
 	Network Network `toml:"network"`
 	Pod     Pod     `toml:"pod"`
 	Stream  Stream  `toml:"stream"`
+
+	Handlers map[string]Handler `toml:"handler"` // runtime handlers beside the default one, by name
+}
+
+// Handler configures a runtime handler: how the pods of a RuntimeClass differ from the others.
+type Handler struct {
+	CNIConfDir string `toml:"cni_conf_dir"` // where the CNI configurations of its pods are; "": network.cni_conf_dir
 }
 
 // Image configures pulls and the image store.
@@ -223,7 +233,24 @@ func (c *Config) Check() error {
 			bad("pod.cdi_dirs", "%q must be an absolute path", dir)
 		}
 	}
+	c.checkHandlers(bad)
 	return errors.Join(errs...)
+}
+
+// handlerName is what a RuntimeClass can name as its handler: a DNS label (RFC 1123), as the Kubernetes API has it.
+var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// checkHandlers tells bad what is wrong with the runtime handlers.
+func (c *Config) checkHandlers(bad func(key, format string, args ...any)) {
+	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
+		key := "handler." + name
+		if !handlerName.MatchString(name) {
+			bad(key, "%q is not the name of a runtime handler: at most 63 lower-case letters, digits and -, at both ends a letter or a digit", name)
+		}
+		if dir := c.Handlers[name].CNIConfDir; dir != "" && !filepath.IsAbs(dir) {
+			bad(key+".cni_conf_dir", "%q must be an absolute path", dir)
+		}
+	}
 }
 
 // Prefixes returns network.subnets parsed: at most one prefix of each IP version.

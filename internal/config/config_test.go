@@ -42,6 +42,16 @@ func TestMapSpeaksTheFilesKeys(t *testing.T) {
 	}
 }
 
+func TestHandlers(t *testing.T) {
+	c := Default()
+	if err := c.parse("config.toml", []byte("[handler.blue]\ncni_conf_dir = '/etc/cni/blue.d'\n[handler.0]\n")); err != nil || c.Check() != nil {
+		t.Fatal(err, c.Check())
+	}
+	if len(c.Handlers) != 2 || c.Handlers["blue"].CNIConfDir != "/etc/cni/blue.d" {
+		t.Fatalf("%+v", c.Handlers)
+	}
+}
+
 func TestErrorsNameTheKey(t *testing.T) {
 	for _, tc := range []struct{ body, want string }{
 		{"colour = 'brown'", "unknown key colour (line 1)"},
@@ -63,6 +73,12 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"[pod]\nshm_size = 0", "pod.shm_size:"},
 		{"[stream]\naddress = 'localhost'", "stream.address:"},
 		{"[stream]\nport = 65536", "stream.port:"},
+		{"[handler.Kata]", "handler.Kata:"},
+		{"[handler.'']", "handler.:"},
+		{"[handler.a-]", "handler.a-:"},
+		{"[handler." + strings.Repeat("x", 64) + "]", "63"},
+		{"[handler.blue]\ncni_conf_dir = 'net.d'", "handler.blue.cni_conf_dir:"},
+		{"[handler.blue]\nruntime = 'runc'", "unknown key handler.blue.runtime (line 2)"},
 		{"[[[", "line 1"},
 	} {
 		c := Default()

@@ -37,6 +37,7 @@ type Pod struct {
 	DNS          DNS               // for CNI plugins that ask for it; the pod's resolv.conf is not made from it
 	CgroupParent string            // the same; "" when the pod has none
 	Annotations  map[string]string // of the pod; see IngressBandwidth and what stands with it
+	CNIConfDir   string            // where the CNI configurations for this pod are, by its runtime handler; "": the node's
 }
 
 // Protocol is the transport protocol of a host port.

@@ -37,7 +37,7 @@ func (p *Pods) Create(ctx context.Context, sandboxID string, cfg *runtime.Contai
 	if m.GetName() == "" {
 		return nil, fault.New(fault.Invalid, "config.metadata.name: a container needs a name")
 	}
-	if err := CheckHandler(cfg.GetImage().GetRuntimeHandler()); err != nil {
+	if _, err := p.Handler(cfg.GetImage().GetRuntimeHandler()); err != nil {
 		return nil, fmt.Errorf("config.image.runtime_handler: %w", err)
 	}
 	id := containerIdentity{s.Record().ID, m.GetName(), m.GetAttempt()}

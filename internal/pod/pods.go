@@ -23,7 +23,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// Options are what pods are made with. All fields are needed.
+// Options are what pods are made with. All fields but Handlers are needed.
 type Options struct {
 	Root, State string
 	Keeper      *keeper.Client
@@ -41,6 +41,8 @@ type Options struct {
 	LogMaxFiles int
 	LogRate     int64
 	PidsLimit   int64 // of containers that ask for none, 0 for no limit
+
+	Handlers map[string]Handler // runtime handlers by name; the default one, "", comes by itself
 }
 
 // Pods is all pods and containers of this node. It is safe for concurrent use.
@@ -108,6 +110,7 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 		containers: make(map[string]*Container),
 		closing:    make(chan struct{}),
 	}
+	p.Handlers = withDefault(o.Handlers)
 	for _, dir := range []string{filepath.Join(o.Root, "pods"), filepath.Join(o.State, "pods")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("make the directory of the pods: %w", err)

@@ -25,7 +25,7 @@ import (
 // Unimplemented (a field that this Kuri or this kernel has not), Exists (the same pod is there with another
 // configuration), Exhausted (no address left), and what the kernel says.
 func (p *Pods) Run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
-	if err := CheckHandler(handler); err != nil {
+	if _, err := p.Handler(handler); err != nil {
 		return nil, err
 	}
 	if err := spec.CheckSandbox(cfg, p.Node); err != nil {
@@ -45,14 +45,6 @@ func (p *Pods) Run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 		return nil, fault.New(fault.Exists, "%s runs already with another configuration; remove it first, or ask with a higher attempt", r.name())
 	}
 	return s, nil
-}
-
-// CheckHandler refuses runtime handlers that do not exist: today there is one, the embedded OCI runtime.
-func CheckHandler(handler string) error {
-	if handler != "" {
-		return fault.New(fault.NotFound, "there is no runtime handler %q; the one there is has the empty name (the embedded OCI runtime)", handler)
-	}
-	return nil
 }
 
 func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
@@ -221,6 +213,7 @@ func (p *Pods) networkPod(r *SandboxRecord) network.Pod {
 		DNS:          network.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()},
 		CgroupParent: cfg.GetLinux().GetCgroupParent(),
 		Annotations:  cfg.GetAnnotations(),
+		CNIConfDir:   p.Handlers[r.Handler].CNIConfDir, // "" for a handler that is configured no more
 	}
 }
 

@@ -38,7 +38,7 @@ func (p *Pods) imageVolumes(r *ContainerRecord) (_ *imageVolumes, err error) {
 }
 
 func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *runtime.Mount) error {
-	if err := CheckHandler(m.GetImage().GetRuntimeHandler()); err != nil {
+	if _, err := p.Handler(m.GetImage().GetRuntimeHandler()); err != nil {
 		return err
 	}
 	img, lowerdirs, release, err := p.hold(m.GetImage())

@@ -23,7 +23,7 @@ type imageService struct {
 }
 
 func (s *imageService) PullImage(ctx context.Context, req *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
-	if err := pod.CheckHandler(req.GetImage().GetRuntimeHandler()); err != nil {
+	if _, err := s.pods.Handler(req.GetImage().GetRuntimeHandler()); err != nil {
 		return nil, err
 	}
 	a := req.GetAuth()

@@ -36,18 +36,17 @@ func (s *runtimeService) Status(ctx context.Context, req *runtime.StatusRequest)
 	}
 	resp := &runtime.StatusResponse{
 		Status: &runtime.RuntimeStatus{Conditions: []*runtime.RuntimeCondition{ready, network}},
-		RuntimeHandlers: []*runtime.RuntimeHandler{
-			// The default handler.
-			{Name: "", Features: &runtime.RuntimeHandlerFeatures{
-				RecursiveReadOnlyMounts: s.Pods.Node.MountSetattr,
-				UserNamespaces:          s.Pods.Node.NoUserNamespaces == "",
-			}},
-		},
 		Features: &runtime.RuntimeFeatures{
 			SupplementalGroupsPolicy:  true,
 			MountOptions:              true,
 			UserNamespacesHostNetwork: s.Pods.Node.NoUserNamespaces == "",
 		},
+	}
+	for _, name := range s.Pods.HandlerNames() { // all of them run the same OCI runtime
+		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: s.Pods.Node.MountSetattr,
+			UserNamespaces:          s.Pods.Node.NoUserNamespaces == "",
+		}})
 	}
 	if req.GetVerbose() {
 		config, err := json.Marshal(s.Info)
