@@ -22,7 +22,7 @@ func (c *cli) execCommand() *cobra.Command {
 		Long: `Run a command in a running container. The exit code is the command's own. Without -i and -t it has no input, and what it
 wrote is printed once it has ended; with one of them its streams are those of the program.`,
 		Args:              cobra.MinimumNArgs(2),
-		ValidArgsFunction: c.completeNames(false),
+		ValidArgsFunction: c.completeContainers(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, command := args[0], args[1:]
 			if command[0] == "--" {

@@ -16,16 +16,13 @@ func (c *cli) inspectCommand() *cobra.Command {
 		Long: `Print the runtime's verbose status of a pod, a container or an image, whichever the name means: a pod's name comes
 before a container's, and that before an image's.`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.completeNames(true),
+		ValidArgsFunction: c.completeNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v, err := c.inspect(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			if c.format == formatTable { // there is no table of everything
-				c.format = formatJSON
-			}
-			return c.printData(v)
+			return c.printTree(v)
 		},
 	}
 	c.formatFlag(cmd)

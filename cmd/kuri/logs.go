@@ -27,7 +27,7 @@ func (c *cli) logsCommand() *cobra.Command {
 		Long: `Print the log of a container, or of all containers of a pod with their names before each line. What the container
 wrote to its standard error goes to standard error. The files are read on this node.`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.completeNames(true),
+		ValidArgsFunction: c.completeNames(anyNumber),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			from, err := parseSince(since, time.Now())

@@ -28,6 +28,14 @@ func (c *cli) print(v any, table func() error) error {
 	return c.printData(v)
 }
 
+// printTree writes what there is no table of: as JSON, or as YAML where that is asked for.
+func (c *cli) printTree(v any) error {
+	if c.format == formatTable {
+		c.format = formatJSON
+	}
+	return c.printData(v)
+}
+
 // printData writes v as JSON or YAML. v may be a message of the CRI, or a map or slice of such messages.
 func (c *cli) printData(v any) error {
 	raw, err := marshal(v)

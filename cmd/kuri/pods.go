@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -91,30 +90,4 @@ func countIn(p *runtimeapi.PodSandbox, containers []*runtimeapi.Container) strin
 		}
 	}
 	return fmt.Sprintf("%d/%d", running, all)
-}
-
-// completeNames offers the names of pods and containers to a shell.
-func (c *cli) completeNames(pods bool) func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		rt, err := c.runtime(cmd.Context())
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		defer rt.Close()
-		have, err := takeInventory(cmd.Context(), rt)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		var names []string
-		for _, p := range have.pods {
-			if pods {
-				names = append(names, podName(p))
-			}
-			for _, ct := range have.in(p, have.containers) {
-				names = append(names, podName(p)+"/"+ct.GetMetadata().GetName())
-			}
-		}
-		names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, prefix) || slices.Contains(args, n) })
-		return names, cobra.ShellCompDirectiveNoFileComp
-	}
 }

@@ -19,7 +19,7 @@ func (c *cli) rmCommand() *cobra.Command {
 		Short: "Remove pods with their containers, or single containers",
 		Long: `Remove pods with all their containers, or single containers. What runs is refused unless --force is given, which kills
 it. Of a pod that kuri run made, the volumes and the logs are removed too.`,
-		ValidArgsFunction: c.completeNames(true),
+		ValidArgsFunction: c.completeNames(anyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return c.each(cmd.Context(), names, all, func(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) error {
 				if pod != nil {

@@ -14,9 +14,10 @@ import (
 
 func (c *cli) rmiCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "rmi IMAGE...",
-		Short: "Remove images, each with all its names",
-		Args:  cobra.MinimumNArgs(1),
+		Use:               "rmi IMAGE...",
+		Short:             "Remove images, each with all its names",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: c.completeImages(anyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			ctx := cmd.Context()
 			img, err := c.images(ctx)

@@ -30,7 +30,7 @@ func (c *cli) stopCommand() *cobra.Command {
 		Short: "Stop pods, or single containers",
 		Long: `Stop pods, or single containers, and leave them to be looked at. The processes get SIGTERM, or the signal that their
 image names, and after the grace period SIGKILL. A pod's name comes before a container's.`,
-		ValidArgsFunction: c.completeNames(true),
+		ValidArgsFunction: c.completeNames(anyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return c.each(cmd.Context(), names, all, func(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) error {
 				if pod != nil {

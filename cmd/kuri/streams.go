@@ -118,7 +118,7 @@ func (c *cli) attachCommand() *cobra.Command {
 created with stdin. -t is for one that has a terminal: with -i every key goes there then. SIGTERM detaches, and the
 container goes on.`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.completeNames(false),
+		ValidArgsFunction: c.completeContainers(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			rt, err := c.runtime(ctx)
@@ -156,7 +156,8 @@ func (c *cli) portForwardCommand() *cobra.Command {
 		Short: "Reach TCP ports of a pod at ports of this machine's loopback address",
 		Long: `Listen on 127.0.0.1 and [::1] and forward each connection to a port of a pod, until interrupted. LOCAL is PORT when it is
 not given, and any free port when it is 0.`,
-		Args: cobra.MinimumNArgs(2),
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: c.completePods(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			rt, err := c.runtime(ctx)
