@@ -51,11 +51,6 @@ func (c *client) pull(ctx context.Context, reference string) error {
 	return err
 }
 
-func (c *client) removeImage(ctx context.Context, reference string) error {
-	_, err := c.images.RemoveImage(ctx, &runtime.RemoveImageRequest{Image: &runtime.ImageSpec{Image: reference}})
-	return err
-}
-
 // pod is a running pod of one container.
 type pod struct{ sandbox, container string }
 

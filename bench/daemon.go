@@ -21,6 +21,7 @@ type daemon struct {
 	args    []string
 	env     []string
 	socket  string // path
+	root    string // directory of what it keeps on the disk
 	cgroup  string // of the daemon; its pods live below it, in /pods
 	lasting string // name of a program that serves the node and outlives the daemon, "" for none
 	verbose bool
@@ -38,22 +39,22 @@ func newDaemon(name string, o *options, images *images) (*daemon, error) {
 			return nil, err
 		}
 	}
-	d := &daemon{name: name, cgroup: "/" + name, verbose: o.verbose}
+	d := &daemon{name: name, root: filepath.Join(dir, "root"), cgroup: "/" + name, verbose: o.verbose}
 	d.env = append(os.Environ(), "PATH="+o.tools+":"+os.Getenv("PATH"))
 	switch name {
 	case "containerd":
 		return d, d.containerd(dir, state, o.tools, images)
 	case "kuri":
-		return d, d.kuri(dir, state, o.bin)
+		return d, d.kuri(state, o.bin)
 	}
 	return nil, fmt.Errorf("-only: %q is not containerd or kuri", name)
 }
 
 // kuri needs no configuration: that is the point of it.
-func (d *daemon) kuri(dir, state, bin string) error {
+func (d *daemon) kuri(state, bin string) error {
 	d.program, d.lasting = filepath.Join(bin, "kurid"), "kuri-keeper"
 	d.socket = filepath.Join(state, "kuri.sock")
-	d.args = []string{"--root", filepath.Join(dir, "root"), "--state", state, "--listen", "unix://" + d.socket, "--log-level", "warn"}
+	d.args = []string{"--root", d.root, "--state", state, "--listen", "unix://" + d.socket, "--log-level", "warn"}
 	for _, p := range []string{d.program, filepath.Join(bin, d.lasting)} {
 		if _, err := os.Stat(p); err != nil {
 			return fmt.Errorf("%w: build Kuri first, with make", err)
@@ -184,7 +185,7 @@ func (d *daemon) containerd(dir, state, tools string, images *images) error {
 		return err
 	}
 	files := map[string]string{
-		conf: containerdConfig(dir, state, tools, d.socket, images.reference(pauseImage)),
+		conf: containerdConfig(dir, d.root, state, tools, d.socket, images.reference(pauseImage)),
 		filepath.Join(dir, "net.d", "10-bench.conflist"):            network,
 		filepath.Join(dir, "certs.d", images.address, "hosts.toml"): fmt.Sprintf("server = %q\n", "http://"+images.address),
 	}
@@ -201,7 +202,7 @@ func (d *daemon) containerd(dir, state, tools string, images *images) error {
 
 // containerdConfig differs from the defaults in places, in the cgroup driver's being cgroupfs for both,
 // and in restrict_oom_score_adj, without which nothing starts where CAP_SYS_RESOURCE is missing.
-func containerdConfig(dir, state, tools, socket, pause string) string {
+func containerdConfig(dir, root, state, tools, socket, pause string) string {
 	return fmt.Sprintf(`version = 4
 root = %[1]q
 state = %[2]q
@@ -228,7 +229,7 @@ state = %[2]q
   address = %[9]q
 [plugins."io.containerd.server.v1.ttrpc"]
   address = "%[9]s.ttrpc"
-`, filepath.Join(dir, "root"), state, pause, filepath.Join(dir, "certs.d"), tools, filepath.Join(dir, "net.d"),
+`, root, state, pause, filepath.Join(dir, "certs.d"), tools, filepath.Join(dir, "net.d"),
 		filepath.Join(tools, "runc"), filepath.Join(dir, "opt"), socket)
 }
 

@@ -3,11 +3,9 @@ package main
 import (
 	"archive/tar"
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"log"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -20,20 +18,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// The images in the registry.
+// The images in the registry that pods run; [shapes] has those that are only pulled.
 const (
 	sleeperImage = "bench/sleeper:1"
 	pauseImage   = "bench/pause:1" // containerd's sandbox container; Kuri has none
-	bigImage     = "bench/big:1"
-)
-
-// What bigImage is made of.
-const (
-	bigLayers    = 10
-	bigLayerSize = 20 << 20 // bytes, before compression
-	bigFileSize  = 64 << 10
 )
 
 // images is the registry that both runtimes pull from.
@@ -42,8 +33,9 @@ type images struct {
 	server  *http.Server
 }
 
-// serveImages starts the registry with everything in it. big adds bigImage, which takes seconds to make.
-func serveImages(sleeper string, big bool) (*images, error) {
+// serveImages starts the registry with everything in it. pulled adds the images that are only pulled, which take seconds
+// to make.
+func serveImages(sleeper string, pulled bool) (*images, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -56,7 +48,7 @@ func serveImages(sleeper string, big bool) (*images, error) {
 		i.close()
 		return nil, err
 	}
-	if err := i.pushAll(program, big); err != nil {
+	if err := i.pushAll(program, pulled); err != nil {
 		i.close()
 		return nil, err
 	}
@@ -68,34 +60,46 @@ func (i *images) close() { i.server.Close() }
 // reference is an image's name as a client of the runtimes gives it.
 func (i *images) reference(image string) string { return i.address + "/" + image }
 
-func (i *images) pushAll(program []byte, big bool) error {
+func (i *images) pushAll(program []byte, pulled bool) error {
 	for _, image := range []struct{ name, path, user string }{{sleeperImage, "sleeper", ""}, {pauseImage, "pause", "65535:65535"}} {
 		config := v1.Config{Entrypoint: []string{"/" + image.path}, User: image.user, Env: []string{"PATH=/"}}
-		if err := i.push(image.name, config, archive(file{image.path, program})); err != nil {
+		if err := i.push(image.name, config, packings[0], archive(file{image.path, program})); err != nil {
 			return err
 		}
 	}
-	if !big {
+	if !pulled {
 		return nil
 	}
-	layers := make([][]byte, bigLayers)
-	for n := range layers {
-		layers[n] = bigLayer(uint64(n))
+	for _, s := range shapes {
+		layers := make([][]byte, s.layers)
+		for n := range layers {
+			layers[n] = s.layer(uint64(n))
+		}
+		for _, p := range packings {
+			if err := i.push(s.image(p), v1.Config{Entrypoint: []string{"/none"}}, p, layers...); err != nil {
+				return err
+			}
+		}
 	}
-	return i.push(bigImage, v1.Config{Entrypoint: []string{"/none"}}, layers...)
+	return nil
 }
 
-// push makes an image of uncompressed layers, gzips them and sends it to the registry.
-func (i *images) push(image string, config v1.Config, archives ...[]byte) error {
+// push makes an image of uncompressed layers, packs them and sends it to the registry.
+func (i *images) push(image string, config v1.Config, p packing, archives ...[]byte) error {
 	var layers []v1.Layer
 	for _, a := range archives {
-		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(a)), nil })
+		packed, err := p.pack(a)
+		if err != nil {
+			return fmt.Errorf("pack a layer of image %s: %w", image, err)
+		}
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(packed)), nil },
+			tarball.WithMediaType(p.mediaType))
 		if err != nil {
 			return fmt.Errorf("make image %s: %w", image, err)
 		}
 		layers = append(layers, layer)
 	}
-	img, err := mutate.AppendLayers(empty.Image, layers...)
+	img, err := mutate.AppendLayers(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON), layers...)
 	if err != nil {
 		return fmt.Errorf("make image %s: %w", image, err)
 	}
@@ -123,36 +127,21 @@ type file struct {
 	data []byte
 }
 
-// archive is a tar of executable files, in memory, where writing does not fail.
+// archive is a tar of executable files, each directory before what is in it, in memory, where writing does not fail.
 func archive(files ...file) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
+	made := make(map[string]bool)
 	for _, f := range files {
+		for at, c := range f.name {
+			if dir := f.name[:at] + "/"; c == '/' && !made[dir] {
+				made[dir] = true
+				w.WriteHeader(&tar.Header{Name: dir, Mode: 0o755, Typeflag: tar.TypeDir})
+			}
+		}
 		w.WriteHeader(&tar.Header{Name: f.name, Mode: 0o755, Size: int64(len(f.data)), Typeflag: tar.TypeReg})
 		w.Write(f.data)
 	}
 	w.Close()
 	return b.Bytes()
-}
-
-// bigLayer is files of which one half is noise and one half words, so that gzip does about what it does
-// for programs and their libraries. The same in every run.
-func bigLayer(seed uint64) []byte {
-	random := rand.New(rand.NewPCG(seed, 1))
-	words := make([]string, 2048)
-	for n := range words {
-		words[n] = fmt.Sprintf("%x_", random.Uint64()>>(16+random.UintN(32)))
-	}
-	var files []file
-	for n := range bigLayerSize / bigFileSize {
-		data := make([]byte, 0, bigFileSize)
-		for len(data) < bigFileSize/2 {
-			data = binary.LittleEndian.AppendUint64(data, random.Uint64())
-		}
-		for len(data) < bigFileSize {
-			data = append(data, words[random.UintN(uint(len(words)))]...)
-		}
-		files = append(files, file{fmt.Sprintf("usr/lib/%d/%d/lib.so", seed, n), data[:bigFileSize]})
-	}
-	return archive(files...)
 }

@@ -23,6 +23,7 @@ type options struct {
 	rounds  int      // turns that they are divided into
 	only    []string // runtimes to measure
 	phases  []string // phases to run
+	caches  bool     // leave the machine's caches alone
 	verbose bool     // daemons log to stderr
 }
 
@@ -62,6 +63,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.json, "json", "", "write the results to this file as JSON")
 	fs.IntVar(&o.pods, "pods", 50, "pods for each measure")
 	fs.IntVar(&o.rounds, "rounds", 5, "turns that the runtimes take")
+	fs.BoolVar(&o.caches, "keep-caches", false, "do not drop the machine's page cache before a pull")
 	fs.BoolVar(&o.verbose, "v", false, "show what the daemons log")
 	only := fs.String("only", "containerd,kuri", "runtimes to measure")
 	var names []string

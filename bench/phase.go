@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // settle is how long a runtime is left alone before its memory and idle CPU time are read.
@@ -300,56 +298,6 @@ func total(byProgram map[string]int64) int64 {
 		sum += n
 	}
 	return sum
-}
-
-// pullPhase pulls and removes a big image, in turns.
-func (b *bench) pullPhase(ctx context.Context) error {
-	for _, d := range b.runtimes {
-		if err := d.stop(true); err != nil {
-			return err
-		}
-		if _, err := d.start(ctx); err != nil {
-			return err
-		}
-	}
-	for round := range min(b.rounds, 3) {
-		for _, d := range b.runtimes {
-			if err := b.pullOnce(ctx, d, round); err != nil {
-				return fmt.Errorf("%s: %w", d.name, err)
-			}
-		}
-	}
-	return nil
-}
-
-func (b *bench) pullOnce(ctx context.Context, d *daemon, round int) error {
-	const what = "pull 10 layers x 20 MiB gzip"
-	reference := b.images.reference(bigImage)
-	mostMemory, err := peak(d.cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	before, err := cpu(d.name)
-	if err != nil {
-		return err
-	}
-	begin := time.Now()
-	if err := d.client.pull(ctx, reference); err != nil {
-		return err
-	}
-	b.report.add(what, "s", d.name, round, time.Since(begin).Seconds())
-	after, err := cpu(d.name)
-	if err != nil {
-		return err
-	}
-	b.report.add("  … CPU", "s", d.name, round, float64(after-before)/1e9)
-	resident, err := mostMemory()
-	if err != nil {
-		return err
-	}
-	b.report.add("  … most resident memory of the daemon", "MiB", d.name, round, mebibytes(resident))
-	unix.Sync() // what one wrote is not left for the other's turn
-	return d.client.removeImage(ctx, reference)
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
