@@ -44,9 +44,9 @@ func (s *Store) Pull(ctx context.Context, name string, auth registry.Auth) (*Ima
 	return nil, fmt.Errorf("pull image %s: %w", ref, err)
 }
 
-func (s *Store) pull(ctx context.Context, ref registry.Reference, auth registry.Auth) (*Image, error) {
+func (s *Store) pull(ctx context.Context, ref registry.Reference, auth registry.Auth) (img *Image, err error) {
 	progress := s.watch.begin(ref)
-	defer progress.end()
+	defer func() { progress.end(img, err) }()
 
 	// 1. The registry and its mirrors, as they are configured now.
 	repo, err := registry.Open(ctx, s.registry, ref, auth)

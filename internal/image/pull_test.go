@@ -577,7 +577,8 @@ func TestWatchPull(t *testing.T) {
 	for p := range early {
 		last = p
 		if len(p.Layers) == 2 && p.Layers[1].Done && !opened {
-			if p.Layers[0].Done || p.Done || p.Layers[0].Fetched != 0 || p.Layers[1].Fetched != p.Layers[1].Size {
+			if p.Layers[0].Done || p.Done || p.Layers[0].Fetched != 0 || p.Layers[1].Fetched != p.Layers[1].Size ||
+				p.Phase != Fetching || p.Layers[0].Phase != LayerWaiting || p.Layers[1].Phase != LayerReady {
 				t.Errorf("%+v", p)
 			}
 			close(gate)
@@ -587,7 +588,8 @@ func TestWatchPull(t *testing.T) {
 	if err := <-pulled; err != nil {
 		t.Fatal(err)
 	}
-	if !last.Done || len(last.Layers) != 2 || !last.Layers[0].Done || last.Layers[0].Fetched != last.Layers[0].Size || last.Image != ref {
+	if !last.Done || len(last.Layers) != 2 || !last.Layers[0].Done || last.Layers[0].Fetched != last.Layers[0].Size || last.Image != ref ||
+		last.Phase != Ended || last.ID != s.List()[0].ID || last.Err != nil || !last.Started.Before(last.At) {
 		t.Errorf("%+v", last)
 	}
 

@@ -14,18 +14,47 @@ const watchInterval = 200 * time.Millisecond
 
 // Progress is how far the pull of a reference is.
 type Progress struct {
-	Image  string          // the reference as the watcher gave it
-	Layers []LayerProgress // bottom first; empty until the manifest is there
-	Done   bool            // the pull has ended, well or not
+	Image   string          // the reference as the watcher gave it
+	Layers  []LayerProgress // bottom first; empty until the manifest is there
+	Done    bool            // the pull has ended, well or not
+	Phase   PullPhase
+	At      time.Time // when it was so far
+	Started time.Time // when the pull began
+	ID      string    // of the image, with Done; "" when the pull failed
+	Err     error     // why it failed, with Done
 }
+
+// PullPhase is what a pull is at.
+type PullPhase int
+
+// The phases of a pull, in their order.
+const (
+	Resolving PullPhase = iota // the registry is asked for the manifest
+	Fetching                   // layers are fetched and unpacked
+	Storing                    // all layers are unpacked; the image is made durable and recorded
+	Ended
+)
 
 // LayerProgress is how far one layer is.
 type LayerProgress struct {
 	Digest  string // of the blob in the registry
-	Size    int64  // of the blob, in bytes
+	Size    int64  // of the blob, in bytes; 0 when it is not known
 	Fetched int64  // bytes of it received; Size when the layer was here already
 	Done    bool   // unpacked and verified
+	Phase   LayerPhase
 }
+
+// LayerPhase is what a layer of a pull is at.
+type LayerPhase int
+
+// The phases of a layer.
+const (
+	LayerWaiting   LayerPhase = iota // for its turn, or for the first byte
+	LayerFetching                    // and unpacking, at the same time
+	LayerUnpacking                   // all bytes are here
+	LayerReady                       // unpacked and verified
+	LayerPresent                     // it was here before the pull
+)
 
 // watch knows the pulls under way, for those who look on.
 type watch struct {
@@ -37,20 +66,24 @@ type watch struct {
 
 // progress is one pull, for those who look on.
 type progress struct {
-	watch *watch
-	ref   registry.Reference
-	done  chan struct{}
+	watch   *watch
+	ref     registry.Reference
+	started time.Time
+	done    chan struct{} // closed at its end, after id and err are set
+	id      string
+	err     error
 
-	mu    sync.Mutex
-	store *layer.Store
-	blobs []layer.Blob
+	mu      sync.Mutex
+	store   *layer.Store
+	blobs   []layer.Blob
+	present []bool // which of them were here before
 }
 
 // begin announces a pull.
 func (w *watch) begin(ref registry.Reference) *progress {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p := &progress{watch: w, ref: ref, done: make(chan struct{})}
+	p := &progress{watch: w, ref: ref, started: time.Now(), done: make(chan struct{})}
 	if w.pulls == nil {
 		w.pulls = make(map[registry.Reference]*progress)
 	}
@@ -67,10 +100,16 @@ func (p *progress) layers(store *layer.Store, blobs []layer.Blob) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.store, p.blobs = store, blobs
+	for _, b := range blobs {
+		p.present = append(p.present, store.Has(b.DiffID))
+	}
 }
 
-// end announces that the pull has ended.
-func (p *progress) end() {
+// end announces that the pull has ended, with an image or an error.
+func (p *progress) end(img *Image, err error) {
+	if p.err = err; err == nil {
+		p.id = img.ID
+	}
 	p.watch.mu.Lock()
 	if p.watch.pulls[p.ref] == p {
 		delete(p.watch.pulls, p.ref)
@@ -83,15 +122,37 @@ func (p *progress) end() {
 func (p *progress) now(image string) Progress {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := Progress{Image: image}
-	for _, b := range p.blobs {
-		l := LayerProgress{Digest: b.Digest.String(), Size: max(b.Size, 0), Done: p.store.Has(b.DiffID)}
-		if l.Fetched = p.store.Fetched(b); l.Done {
-			l.Fetched = l.Size
+	now := Progress{Image: image, Phase: Resolving, At: time.Now(), Started: p.started}
+	if p.store != nil {
+		now.Phase = Storing
+	}
+	for i, b := range p.blobs {
+		l := p.layer(b, p.present[i])
+		if !l.Done {
+			now.Phase = Fetching
 		}
 		now.Layers = append(now.Layers, l)
 	}
 	return now
+}
+
+// layer is how far one layer is.
+func (p *progress) layer(b layer.Blob, present bool) LayerProgress {
+	l := LayerProgress{Digest: b.Digest.String(), Size: max(b.Size, 0), Fetched: p.store.Fetched(b), Done: p.store.Has(b.DiffID)}
+	switch {
+	case l.Done:
+		l.Fetched, l.Phase = l.Size, LayerReady
+		if present {
+			l.Phase = LayerPresent
+		}
+	case l.Fetched == 0:
+		l.Phase = LayerWaiting
+	case l.Size > 0 && l.Fetched >= l.Size:
+		l.Phase = LayerUnpacking
+	default:
+		l.Phase = LayerFetching
+	}
+	return l
 }
 
 // find returns the pull of ref that is under way, or a channel that is closed when some pull begins.
@@ -150,13 +211,15 @@ func (p *progress) report(ctx context.Context, image string, out chan<- Progress
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
-		var now Progress
+		ended := false
 		select {
 		case <-p.done:
-			now = p.now(image)
-			now.Done = true
+			ended = true
 		default:
-			now = p.now(image)
+		}
+		now := p.now(image)
+		if ended {
+			now.Done, now.Phase, now.ID, now.Err = true, Ended, p.id, p.err
 		}
 		select {
 		case out <- now:

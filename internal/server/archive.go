@@ -61,15 +61,43 @@ func (s *archiveService) WatchPull(req *kuriv1.WatchPullRequest, stream grpc.Ser
 		return err
 	}
 	for now := range told {
-		progress := &kuriv1.PullProgress{Image: req.GetImage(), Done: now.Done}
-		for _, l := range now.Layers {
-			progress.Layers = append(progress.Layers, &kuriv1.LayerProgress{
-				Digest: l.Digest, Size: l.Size, Fetched: l.Fetched, Done: l.Done,
-			})
-		}
-		if err := stream.Send(progress); err != nil {
+		if err := stream.Send(pullProgress(now)); err != nil {
 			return err
 		}
 	}
 	return stream.Context().Err()
 }
+
+func pullProgress(now image.Progress) *kuriv1.PullProgress {
+	p := &kuriv1.PullProgress{
+		Image: now.Image, Done: now.Done, ImageId: now.ID,
+		Phase:     pullPhases[now.Phase],
+		Timestamp: now.At.UnixNano(), StartedAt: now.Started.UnixNano(),
+	}
+	if now.Err != nil {
+		p.Error = now.Err.Error()
+	}
+	for _, l := range now.Layers {
+		p.Layers = append(p.Layers, &kuriv1.LayerProgress{
+			Digest: l.Digest, Size: l.Size, Fetched: l.Fetched, Done: l.Done, Phase: layerPhases[l.Phase],
+		})
+	}
+	return p
+}
+
+// What the phases are called in the protocol.
+var (
+	pullPhases = [...]kuriv1.PullPhase{
+		image.Resolving: kuriv1.PullPhase_PULL_PHASE_RESOLVING,
+		image.Fetching:  kuriv1.PullPhase_PULL_PHASE_LAYERS,
+		image.Storing:   kuriv1.PullPhase_PULL_PHASE_STORING,
+		image.Ended:     kuriv1.PullPhase_PULL_PHASE_ENDED,
+	}
+	layerPhases = [...]kuriv1.LayerPhase{
+		image.LayerWaiting:   kuriv1.LayerPhase_LAYER_PHASE_WAITING,
+		image.LayerFetching:  kuriv1.LayerPhase_LAYER_PHASE_FETCHING,
+		image.LayerUnpacking: kuriv1.LayerPhase_LAYER_PHASE_UNPACKING,
+		image.LayerReady:     kuriv1.LayerPhase_LAYER_PHASE_READY,
+		image.LayerPresent:   kuriv1.LayerPhase_LAYER_PHASE_PRESENT,
+	}
+)

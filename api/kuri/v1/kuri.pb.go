@@ -23,6 +23,120 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type PullPhase int32
+
+const (
+	PullPhase_PULL_PHASE_UNSPECIFIED PullPhase = 0 // from a Kuri that does not tell it
+	PullPhase_PULL_PHASE_RESOLVING   PullPhase = 1 // the registry is asked for the manifest; the layers are not known yet
+	PullPhase_PULL_PHASE_LAYERS      PullPhase = 2 // layers are fetched and unpacked
+	PullPhase_PULL_PHASE_STORING     PullPhase = 3 // all layers are unpacked; the image is made durable and recorded
+	PullPhase_PULL_PHASE_ENDED       PullPhase = 4 // as done
+)
+
+// Enum value maps for PullPhase.
+var (
+	PullPhase_name = map[int32]string{
+		0: "PULL_PHASE_UNSPECIFIED",
+		1: "PULL_PHASE_RESOLVING",
+		2: "PULL_PHASE_LAYERS",
+		3: "PULL_PHASE_STORING",
+		4: "PULL_PHASE_ENDED",
+	}
+	PullPhase_value = map[string]int32{
+		"PULL_PHASE_UNSPECIFIED": 0,
+		"PULL_PHASE_RESOLVING":   1,
+		"PULL_PHASE_LAYERS":      2,
+		"PULL_PHASE_STORING":     3,
+		"PULL_PHASE_ENDED":       4,
+	}
+)
+
+func (x PullPhase) Enum() *PullPhase {
+	p := new(PullPhase)
+	*p = x
+	return p
+}
+
+func (x PullPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PullPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_kuri_v1_kuri_proto_enumTypes[0].Descriptor()
+}
+
+func (PullPhase) Type() protoreflect.EnumType {
+	return &file_api_kuri_v1_kuri_proto_enumTypes[0]
+}
+
+func (x PullPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PullPhase.Descriptor instead.
+func (PullPhase) EnumDescriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+}
+
+// LayerPhase: a layer is unpacked while it is fetched, so UNPACKING is what is left of that after the last byte.
+type LayerPhase int32
+
+const (
+	LayerPhase_LAYER_PHASE_UNSPECIFIED LayerPhase = 0
+	LayerPhase_LAYER_PHASE_WAITING     LayerPhase = 1 // for its turn, or for the registry's first byte
+	LayerPhase_LAYER_PHASE_FETCHING    LayerPhase = 2
+	LayerPhase_LAYER_PHASE_UNPACKING   LayerPhase = 3 // all bytes are here
+	LayerPhase_LAYER_PHASE_READY       LayerPhase = 4 // unpacked and verified by this pull, or by another one meanwhile
+	LayerPhase_LAYER_PHASE_PRESENT     LayerPhase = 5 // it was there before the pull; nothing is fetched
+)
+
+// Enum value maps for LayerPhase.
+var (
+	LayerPhase_name = map[int32]string{
+		0: "LAYER_PHASE_UNSPECIFIED",
+		1: "LAYER_PHASE_WAITING",
+		2: "LAYER_PHASE_FETCHING",
+		3: "LAYER_PHASE_UNPACKING",
+		4: "LAYER_PHASE_READY",
+		5: "LAYER_PHASE_PRESENT",
+	}
+	LayerPhase_value = map[string]int32{
+		"LAYER_PHASE_UNSPECIFIED": 0,
+		"LAYER_PHASE_WAITING":     1,
+		"LAYER_PHASE_FETCHING":    2,
+		"LAYER_PHASE_UNPACKING":   3,
+		"LAYER_PHASE_READY":       4,
+		"LAYER_PHASE_PRESENT":     5,
+	}
+)
+
+func (x LayerPhase) Enum() *LayerPhase {
+	p := new(LayerPhase)
+	*p = x
+	return p
+}
+
+func (x LayerPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LayerPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_kuri_v1_kuri_proto_enumTypes[1].Descriptor()
+}
+
+func (LayerPhase) Type() protoreflect.EnumType {
+	return &file_api_kuri_v1_kuri_proto_enumTypes[1]
+}
+
+func (x LayerPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LayerPhase.Descriptor instead.
+func (LayerPhase) EnumDescriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+}
+
 type SaveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Images        []string               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"` // references or ids, at least one; an image given by reference keeps that name
@@ -831,11 +945,19 @@ func (x *WatchPullRequest) GetImage() string {
 	return ""
 }
 
+// PullProgress is how far a pull is at one moment. The rate of a pull is the growth of the sum of fetched, over layers
+// that are not PRESENT, from one message to another, by the time between their timestamps; what is left to fetch is the
+// sum of size - fetched.
 type PullProgress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	Layers        []*LayerProgress       `protobuf:"bytes,2,rep,name=layers,proto3" json:"layers,omitempty"`
-	Done          bool                   `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"` // the pull ended; PullImage tells how
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`   // as it was asked for
+	Layers        []*LayerProgress       `protobuf:"bytes,2,rep,name=layers,proto3" json:"layers,omitempty"` // bottom first; none while RESOLVING
+	Done          bool                   `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`    // the pull has ended, and this is the last message; error and image_id tell how
+	Phase         PullPhase              `protobuf:"varint,4,opt,name=phase,proto3,enum=kuri.v1.PullPhase" json:"phase,omitempty"`
+	Timestamp     int64                  `protobuf:"varint,5,opt,name=timestamp,proto3" json:"timestamp,omitempty"`                  // nanoseconds since the epoch: when it was so far
+	StartedAt     int64                  `protobuf:"varint,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // nanoseconds since the epoch: when the pull began, which may be before the watching
+	ImageId       string                 `protobuf:"bytes,7,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`        // with done: the image; "" when the pull failed
+	Error         string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`                           // with done: why the pull failed, "" when it did not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -891,12 +1013,49 @@ func (x *PullProgress) GetDone() bool {
 	return false
 }
 
+func (x *PullProgress) GetPhase() PullPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return PullPhase_PULL_PHASE_UNSPECIFIED
+}
+
+func (x *PullProgress) GetTimestamp() int64 {
+	if x != nil {
+		return x.Timestamp
+	}
+	return 0
+}
+
+func (x *PullProgress) GetStartedAt() int64 {
+	if x != nil {
+		return x.StartedAt
+	}
+	return 0
+}
+
+func (x *PullProgress) GetImageId() string {
+	if x != nil {
+		return x.ImageId
+	}
+	return ""
+}
+
+func (x *PullProgress) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type LayerProgress struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`    // of the compressed blob
-	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`       // bytes of the compressed blob
-	Fetched       int64                  `protobuf:"varint,3,opt,name=fetched,proto3" json:"fetched,omitempty"` // bytes of it received; equal to size when the layer was there already
-	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`       // unpacked and verified
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Digest  string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`    // of the compressed blob; "" for the files of an artifact, which are one layer
+	Size    int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`       // bytes of the compressed blob; 0 when it is not known before its end
+	Fetched int64                  `protobuf:"varint,3,opt,name=fetched,proto3" json:"fetched,omitempty"` // bytes of it received; equal to size when the layer was there already. Back to 0 when what
+	// came was damaged and is fetched again from elsewhere
+	Done          bool       `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"` // unpacked and verified
+	Phase         LayerPhase `protobuf:"varint,5,opt,name=phase,proto3,enum=kuri.v1.LayerPhase" json:"phase,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -957,6 +1116,13 @@ func (x *LayerProgress) GetDone() bool {
 		return x.Done
 	}
 	return false
+}
+
+func (x *LayerProgress) GetPhase() LayerPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return LayerPhase_LAYER_PHASE_UNSPECIFIED
 }
 
 var File_api_kuri_v1_kuri_proto protoreflect.FileDescriptor
@@ -1025,16 +1191,37 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"references\x18\x02 \x03(\tR\n" +
 	"references\"(\n" +
 	"\x10WatchPullRequest\x12\x14\n" +
-	"\x05image\x18\x01 \x01(\tR\x05image\"h\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"\x80\x02\n" +
 	"\fPullProgress\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12.\n" +
 	"\x06layers\x18\x02 \x03(\v2\x16.kuri.v1.LayerProgressR\x06layers\x12\x12\n" +
-	"\x04done\x18\x03 \x01(\bR\x04done\"i\n" +
+	"\x04done\x18\x03 \x01(\bR\x04done\x12(\n" +
+	"\x05phase\x18\x04 \x01(\x0e2\x12.kuri.v1.PullPhaseR\x05phase\x12\x1c\n" +
+	"\ttimestamp\x18\x05 \x01(\x03R\ttimestamp\x12\x1d\n" +
+	"\n" +
+	"started_at\x18\x06 \x01(\x03R\tstartedAt\x12\x19\n" +
+	"\bimage_id\x18\a \x01(\tR\aimageId\x12\x14\n" +
+	"\x05error\x18\b \x01(\tR\x05error\"\x94\x01\n" +
 	"\rLayerProgress\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x18\n" +
 	"\afetched\x18\x03 \x01(\x03R\afetched\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\bR\x04done2\xdf\x02\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\x12)\n" +
+	"\x05phase\x18\x05 \x01(\x0e2\x13.kuri.v1.LayerPhaseR\x05phase*\x86\x01\n" +
+	"\tPullPhase\x12\x1a\n" +
+	"\x16PULL_PHASE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14PULL_PHASE_RESOLVING\x10\x01\x12\x15\n" +
+	"\x11PULL_PHASE_LAYERS\x10\x02\x12\x16\n" +
+	"\x12PULL_PHASE_STORING\x10\x03\x12\x14\n" +
+	"\x10PULL_PHASE_ENDED\x10\x04*\xa7\x01\n" +
+	"\n" +
+	"LayerPhase\x12\x1b\n" +
+	"\x17LAYER_PHASE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13LAYER_PHASE_WAITING\x10\x01\x12\x18\n" +
+	"\x14LAYER_PHASE_FETCHING\x10\x02\x12\x19\n" +
+	"\x15LAYER_PHASE_UNPACKING\x10\x03\x12\x15\n" +
+	"\x11LAYER_PHASE_READY\x10\x04\x12\x17\n" +
+	"\x13LAYER_PHASE_PRESENT\x10\x052\xdf\x02\n" +
 	"\x06Images\x123\n" +
 	"\x04Load\x12\x12.kuri.v1.LoadChunk\x1a\x15.kuri.v1.LoadResponse(\x01\x12?\n" +
 	"\tWatchPull\x12\x19.kuri.v1.WatchPullRequest\x1a\x15.kuri.v1.PullProgress0\x01\x122\n" +
@@ -1055,47 +1242,52 @@ func file_api_kuri_v1_kuri_proto_rawDescGZIP() []byte {
 	return file_api_kuri_v1_kuri_proto_rawDescData
 }
 
+var file_api_kuri_v1_kuri_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_api_kuri_v1_kuri_proto_goTypes = []any{
-	(*SaveRequest)(nil),      // 0: kuri.v1.SaveRequest
-	(*SaveChunk)(nil),        // 1: kuri.v1.SaveChunk
-	(*CheckRequest)(nil),     // 2: kuri.v1.CheckRequest
-	(*Finding)(nil),          // 3: kuri.v1.Finding
-	(*PruneRequest)(nil),     // 4: kuri.v1.PruneRequest
-	(*PruneResponse)(nil),    // 5: kuri.v1.PruneResponse
-	(*PrunedImage)(nil),      // 6: kuri.v1.PrunedImage
-	(*DescribeRequest)(nil),  // 7: kuri.v1.DescribeRequest
-	(*ImageDescription)(nil), // 8: kuri.v1.ImageDescription
-	(*ImageLayer)(nil),       // 9: kuri.v1.ImageLayer
-	(*LoadChunk)(nil),        // 10: kuri.v1.LoadChunk
-	(*LoadResponse)(nil),     // 11: kuri.v1.LoadResponse
-	(*LoadedImage)(nil),      // 12: kuri.v1.LoadedImage
-	(*WatchPullRequest)(nil), // 13: kuri.v1.WatchPullRequest
-	(*PullProgress)(nil),     // 14: kuri.v1.PullProgress
-	(*LayerProgress)(nil),    // 15: kuri.v1.LayerProgress
+	(PullPhase)(0),           // 0: kuri.v1.PullPhase
+	(LayerPhase)(0),          // 1: kuri.v1.LayerPhase
+	(*SaveRequest)(nil),      // 2: kuri.v1.SaveRequest
+	(*SaveChunk)(nil),        // 3: kuri.v1.SaveChunk
+	(*CheckRequest)(nil),     // 4: kuri.v1.CheckRequest
+	(*Finding)(nil),          // 5: kuri.v1.Finding
+	(*PruneRequest)(nil),     // 6: kuri.v1.PruneRequest
+	(*PruneResponse)(nil),    // 7: kuri.v1.PruneResponse
+	(*PrunedImage)(nil),      // 8: kuri.v1.PrunedImage
+	(*DescribeRequest)(nil),  // 9: kuri.v1.DescribeRequest
+	(*ImageDescription)(nil), // 10: kuri.v1.ImageDescription
+	(*ImageLayer)(nil),       // 11: kuri.v1.ImageLayer
+	(*LoadChunk)(nil),        // 12: kuri.v1.LoadChunk
+	(*LoadResponse)(nil),     // 13: kuri.v1.LoadResponse
+	(*LoadedImage)(nil),      // 14: kuri.v1.LoadedImage
+	(*WatchPullRequest)(nil), // 15: kuri.v1.WatchPullRequest
+	(*PullProgress)(nil),     // 16: kuri.v1.PullProgress
+	(*LayerProgress)(nil),    // 17: kuri.v1.LayerProgress
 }
 var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
-	6,  // 0: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
-	9,  // 1: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
-	12, // 2: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
-	15, // 3: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
-	10, // 4: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
-	13, // 5: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
-	2,  // 6: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
-	4,  // 7: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
-	7,  // 8: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
-	0,  // 9: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
-	11, // 10: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
-	14, // 11: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
-	3,  // 12: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
-	5,  // 13: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
-	8,  // 14: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
-	1,  // 15: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
-	10, // [10:16] is the sub-list for method output_type
-	4,  // [4:10] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	8,  // 0: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
+	11, // 1: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
+	14, // 2: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
+	17, // 3: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
+	0,  // 4: kuri.v1.PullProgress.phase:type_name -> kuri.v1.PullPhase
+	1,  // 5: kuri.v1.LayerProgress.phase:type_name -> kuri.v1.LayerPhase
+	12, // 6: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
+	15, // 7: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
+	4,  // 8: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
+	6,  // 9: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
+	9,  // 10: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
+	2,  // 11: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
+	13, // 12: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
+	16, // 13: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
+	5,  // 14: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
+	7,  // 15: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
+	10, // 16: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
+	3,  // 17: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
+	12, // [12:18] is the sub-list for method output_type
+	6,  // [6:12] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_api_kuri_v1_kuri_proto_init() }
@@ -1108,13 +1300,14 @@ func file_api_kuri_v1_kuri_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kuri_v1_kuri_proto_rawDesc), len(file_api_kuri_v1_kuri_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      2,
 			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_api_kuri_v1_kuri_proto_goTypes,
 		DependencyIndexes: file_api_kuri_v1_kuri_proto_depIdxs,
+		EnumInfos:         file_api_kuri_v1_kuri_proto_enumTypes,
 		MessageInfos:      file_api_kuri_v1_kuri_proto_msgTypes,
 	}.Build()
 	File_api_kuri_v1_kuri_proto = out.File
