@@ -22,6 +22,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/node"
 	"github.com/kuri-cri/kuri/internal/pod"
+	"github.com/kuri-cri/kuri/internal/quota"
 	"github.com/kuri-cri/kuri/internal/registry"
 	"github.com/kuri-cri/kuri/internal/server"
 	"github.com/kuri-cri/kuri/internal/spec"
@@ -56,6 +57,13 @@ func run(ctx context.Context, cfg config.Config) error {
 	ulimits, err := spec.ParseUlimits("pod.ulimits", strings.Join(cfg.Pod.Ulimits, ","))
 	if err != nil {
 		return err
+	}
+
+	writable := spec.WritableLimits{Bytes: uint64(cfg.Pod.WritableLayerBytes), Inodes: uint64(cfg.Pod.WritableLayerInodes)}
+	if writable != (spec.WritableLimits{}) {
+		if err := quota.Check(cfg.Root); err != nil {
+			return fmt.Errorf("pod.writable_layer_bytes, pod.writable_layer_inodes: %w", err)
+		}
 	}
 
 	// 3. Images.
@@ -97,7 +105,7 @@ func run(ctx context.Context, cfg config.Config) error {
 		Root: cfg.Root, State: cfg.State, Keeper: keep, Images: images, Layers: layers, Network: net,
 		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
 		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
-		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits, Handlers: handlers(cfg),
+		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits, Handlers: handlers(cfg), WritableLayer: writable,
 	})
 	if err != nil {
 		return err

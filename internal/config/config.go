@@ -76,6 +76,9 @@ type Pod struct {
 	LogMaxFiles int      `toml:"log_max_files"` // rotated logs that are kept of a container, with log_max_size
 	LogRate     int64    `toml:"log_rate"`      // bytes a second that a container may log; 0: no limit
 	CDIDirs     []string `toml:"cdi_dirs"`      // of specifications of devices; the later ones win
+
+	WritableLayerBytes  int64 `toml:"writable_layer_bytes"`  // that a container's writable layer may take; 0: no limit
+	WritableLayerInodes int64 `toml:"writable_layer_inodes"` // likewise files and directories
 }
 
 // Stream configures the server of exec, attach and port forwarding.
@@ -227,6 +230,12 @@ func (c *Config) Check() error {
 	}
 	if c.Pod.LogRate != 0 && c.Pod.LogRate < 64<<10 {
 		bad("pod.log_rate", "%d is less than 64 KiB a second (0: no limit)", c.Pod.LogRate)
+	}
+	if c.Pod.WritableLayerBytes != 0 && c.Pod.WritableLayerBytes < 64<<10 {
+		bad("pod.writable_layer_bytes", "%d is less than 64 KiB (0: no limit)", c.Pod.WritableLayerBytes)
+	}
+	if c.Pod.WritableLayerInodes != 0 && c.Pod.WritableLayerInodes < 16 {
+		bad("pod.writable_layer_inodes", "%d is less than 16 (0: no limit)", c.Pod.WritableLayerInodes)
 	}
 	for _, dir := range c.Pod.CDIDirs {
 		if !filepath.IsAbs(dir) {

@@ -18,6 +18,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/quota"
 	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/rootfs"
 	"github.com/kuri-cri/kuri/internal/spec"
@@ -252,6 +253,9 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 		return nil, err
 	}
 	r.User, r.StopSignal, r.StopName = user, int(signal), signalName.String()
+	if err := p.limitWritable(sandbox, r); err != nil {
+		return nil, err
+	}
 
 	in := spec.Input{
 		Pod: sandbox.config(), Container: cfg, Image: img.Config, ImageName: r.ImageName, Node: node,
@@ -278,6 +282,20 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 		slog.Warn("the node cannot honour all that was asked", "container", r.name(), "pod", sandbox.name(), "note", note)
 	}
 	return oci, p.injectDevices(oci, cfg, sandbox.config())
+}
+
+// limitWritable notes the limits of the container's writable layer in the record. Where the filesystem has no quotas,
+// asking for one is an error of kind Unimplemented.
+func (p *Pods) limitWritable(s *SandboxRecord, r *ContainerRecord) error {
+	limits, err := spec.WritableLayer(s.config(), r.config().GetMetadata().GetName(), p.WritableLayer)
+	if err != nil || limits == (spec.WritableLimits{}) {
+		return err
+	}
+	if err := quota.Check(p.paths.podDir(s.ID)); err != nil {
+		return fmt.Errorf("limit the writable layer: %w", err)
+	}
+	r.Writable = &limits
+	return nil
 }
 
 // target returns the first process of the container whose PID namespace is to be shared, 0 when none is.
@@ -332,6 +350,11 @@ func (p *Pods) writeBundle(s *SandboxRecord, r *ContainerRecord, oci *specs.Spec
 	upper := p.paths.upper(r.SandboxID, r.ID)
 	if err := errors.Join(os.Chmod(upper, 0o755), giveToRoot(upper, s.config())); err != nil {
 		return fmt.Errorf("make the container's directories: %w", err)
+	}
+	if r.Writable != nil {
+		if _, err := p.projects.Limit(quota.Limits(*r.Writable), upper, p.paths.work(r.SandboxID, r.ID)); err != nil {
+			return err
+		}
 	}
 	if r.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(r.LogPath), 0o755); err != nil {

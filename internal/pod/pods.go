@@ -20,6 +20,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/quota"
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
@@ -41,6 +42,8 @@ type Options struct {
 	LogMaxFiles int
 	LogRate     int64
 	PidsLimit   int64 // of containers that ask for none, 0 for no limit
+	// WritableLayer limits what each container writes; a pod's annotations can lower it, or set it where it is zero.
+	WritableLayer spec.WritableLimits
 
 	Handlers map[string]Handler // runtime handlers by name; the default one, "", comes by itself
 }
@@ -54,6 +57,8 @@ type Pods struct {
 	mu         sync.RWMutex // for the maps alone
 	sandboxes  map[string]*Sandbox
 	containers map[string]*Container
+
+	projects quota.Projects // of writable layers that are limited
 
 	// The verbs in flight, by what they work on.
 	runs    flight.Group[identity, *Sandbox]

@@ -85,6 +85,9 @@ type ContainerRecord struct {
 	// Resources are those that hold since the last UpdateContainerResources; until then the configuration's do.
 	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
 
+	// Writable are the limits of its writable layer, nil for none.
+	Writable *spec.WritableLimits `json:"writable,omitempty"`
+
 	CgroupsPath string `json:"cgroups_path"` // as in the OCI spec
 	LogPath     string `json:"log_path,omitempty"`
 	StopSignal  int    `json:"stop_signal"`      // the kernel's number

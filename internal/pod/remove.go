@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/quota"
 )
 
 // Remove stops a sandbox if need be and removes its containers and all that belongs to it. An unknown id is a success.
@@ -49,6 +51,16 @@ func (p *Pods) remove(ctx context.Context, s *Sandbox) error {
 func (p *Pods) removeDirs(pod string) error {
 	if err := os.Remove(p.paths.podRecord(pod)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
+	}
+	// Containers are removed before their pod; what is left of one that was being made, or removed, may hold a quota.
+	entries, err := os.ReadDir(filepath.Join(p.paths.podDir(pod), "containers"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if err := quota.Release(p.paths.upper(pod, e.Name())); err != nil {
+			return err
+		}
 	}
 	return errors.Join(os.RemoveAll(p.paths.podState(pod)), os.RemoveAll(p.paths.podDir(pod)))
 }
@@ -94,6 +106,10 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 
 func (p *Pods) removeContainerDirs(r *ContainerRecord) error {
 	if err := os.Remove(p.paths.containerRecord(r.SandboxID, r.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	// The limits go before the directory that tells whose they are.
+	if err := quota.Release(p.paths.upper(r.SandboxID, r.ID)); err != nil {
 		return err
 	}
 	return errors.Join(os.RemoveAll(p.paths.bundle(r.SandboxID, r.ID)), os.RemoveAll(p.paths.containerDir(r.SandboxID, r.ID)))

@@ -16,6 +16,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/flight"
 	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/quota"
 )
 
 // ContainerStats returns what a container uses. What the node's cgroups do not account for is left out.
@@ -284,10 +285,16 @@ func (u *usage) get(ctx context.Context, dir string) (diskUsage, error) {
 	return now, err
 }
 
-// measure adds up what the files below dir take on the disk. Files that go away meanwhile are not an error.
+// measure adds up what the files below dir take on the disk, or asks the filesystem where it counts. Files that go away
+// meanwhile are not an error.
 func measure(dir string) (diskUsage, error) {
 	u := diskUsage{at: time.Now()}
-	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+	used, counted, err := quota.Used(dir)
+	if counted || err != nil {
+		u.bytes, u.inodes = used.Bytes, used.Inodes
+		return u, forgiveAbsent(err)
+	}
+	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -302,4 +309,12 @@ func measure(dir string) (diskUsage, error) {
 		return nil
 	})
 	return u, err
+}
+
+// forgiveAbsent makes a directory that is gone an empty one.
+func forgiveAbsent(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
