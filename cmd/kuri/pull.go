@@ -23,7 +23,7 @@ func (c *cli) pullCommand() *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			ctx := cmd.Context()
-			auth, err := c.credentials(creds)
+			given, err := c.credentials(creds)
 			if err != nil {
 				return err
 			}
@@ -34,6 +34,10 @@ func (c *cli) pullCommand() *cobra.Command {
 			defer img.Close()
 			var pulled []any
 			for _, ref := range refs {
+				auth := given
+				if auth == nil {
+					auth = c.authFor(ctx, ref)
+				}
 				r, err := c.pull(ctx, img, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Auth: auth})
 				if err != nil {
 					return err
@@ -46,7 +50,8 @@ func (c *cli) pullCommand() *cobra.Command {
 			return c.print(pulled, func() error { return nil })
 		},
 	}
-	cmd.Flags().StringVar(&creds, "creds", "", "USER:PASSWORD for the registry; - reads it from standard input, where others cannot see it")
+	cmd.Flags().StringVar(&creds, "creds", "", "USER:PASSWORD for the registry; - reads it from standard input, where others cannot see it (default: what kuri login keeps)")
+	c.authFileFlag(cmd)
 	c.formatFlag(cmd)
 	return cmd
 }

@@ -26,10 +26,11 @@ type cli struct {
 	out, err io.Writer
 	env      func(string) string
 
-	flags   settings // as given, before the environment and the file
-	podsDir string
-	logsDir string
-	format  string // of the output: table, json or yaml
+	flags    settings // as given, before the environment and the file
+	podsDir  string
+	logsDir  string
+	authfile string // with the credentials of registries
+	format   string // of the output: table, json or yaml
 }
 
 // main runs the program and returns its exit code.
@@ -86,6 +87,7 @@ exit code of what they ran.`,
 	root.AddCommand(
 		c.runCommand(), c.podsCommand(), c.psCommand(), c.logsCommand(), c.execCommand(), c.attachCommand(), c.portForwardCommand(), c.inspectCommand(), c.stopCommand(), c.rmCommand(),
 		c.imageCommand(), c.imagesCommand(), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.rmiCommand(), c.pruneCommand(), c.checkCommand(), c.historyCommand(),
+		c.loginCommand(), c.logoutCommand(),
 		c.infoCommand(), c.versionCommand(),
 	)
 	return root

@@ -64,6 +64,7 @@ and the exit code is that of the last container that failed.`,
 	}
 	cmd.Flags().StringVar(&name, "name", "", "name of the pod, in place of the manifest's")
 	cmd.Flags().BoolVar(&rm, "rm", false, "follow the logs, and remove the pod when its containers have ended")
+	c.authFileFlag(cmd)
 	c.formatFlag(cmd)
 	return cmd
 }
@@ -207,7 +208,7 @@ func (r *run) pullMissing(ctx context.Context, p *runningPod, images map[string]
 		}
 		switch {
 		case ct.Pull() == manifest.PullAlways, image == nil && ct.Pull() == manifest.PullMissing:
-			req := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ct.Image, RuntimeHandler: p.Handler()}, SandboxConfig: p.Sandbox(p.facts)}
+			req := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ct.Image, RuntimeHandler: p.Handler()}, SandboxConfig: p.Sandbox(p.facts), Auth: r.authFor(ctx, ct.Image)}
 			if _, err := r.pull(ctx, r.img, req); err != nil {
 				return fmt.Errorf("container %s: %w", ct.Name, err)
 			}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +19,8 @@ import (
 
 // TestCLI runs the scripts of testdata, each against a daemon of its own. They find kuri in PATH, the daemon through the
 // environment as crictl would, $BUSYBOX and $WEB as references of images that the registry has and the daemon has not,
-// and $ARCHIVE, the example's image as `docker save` would write it, named localhost/kuri-web:1.
+// $PRIVATE of one in a registry that wants to hear me:s3cret, and $ARCHIVE, the example's image as `docker save` would
+// write it, named localhost/kuri-web:1.
 func TestCLI(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(scripts) == 0 {
@@ -35,7 +37,17 @@ func TestCLI(t *testing.T) {
 			if err := tarball.WriteToFile(archive, ref, harness.Web(t)); err != nil {
 				t.Fatal(err)
 			}
-			vars := append(d.Env(), "ARCHIVE="+archive, "REGISTRY="+d.Registry.Host, "SOCKET="+d.Socket,
+			private := harness.NewRegistry(t)
+			hidden := private.Push(t, "busybox:1", harness.Busybox(t))
+			private.Intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if user, password, _ := r.BasicAuth(); user == "me" && password == "s3cret" {
+					next.ServeHTTP(w, r)
+					return
+				}
+				w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+				w.WriteHeader(http.StatusUnauthorized)
+			})
+			vars := append(d.Env(), "ARCHIVE="+archive, "PRIVATE="+hidden, "PRIVATE_HOST="+private.Host, "REGISTRY="+d.Registry.Host, "SOCKET="+d.Socket,
 				"BUSYBOX="+d.Registry.Push(t, "busybox:1", harness.Busybox(t)), "WEB="+d.Registry.Push(t, "web:1", harness.Web(t)))
 			testscript.Run(t, testscript.Params{
 				Files: []string{script},

@@ -1,0 +1,188 @@
+package credential
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// RefusedError says that a registry, or its token server, does not take a credential.
+type RefusedError struct {
+	By     string // host that refused
+	Status string // of its answer
+	Reason string // its words; "" for none
+}
+
+func (e *RefusedError) Error() string {
+	text := fmt.Sprintf("%s refuses the credentials (%s)", e.By, e.Status)
+	if e.Reason != "" {
+		text += ": " + e.Reason
+	}
+	return text
+}
+
+const verifyLimit = 30 * time.Second
+
+// Verify asks a registry whether it takes the credential, by its API's base and the token server that it names. Plain HTTP
+// is spoken with registries on loopback addresses alone. Errors: [*RefusedError]; another when the registry could not be asked.
+func Verify(ctx context.Context, client *http.Client, registry string, c Credential) error {
+	ctx, cancel := context.WithTimeout(ctx, verifyLimit)
+	defer cancel()
+	v := &verifier{client: client, c: c}
+	host := registry
+	if keysOf(registry)[0] == dockerHub {
+		host = "registry-1.docker.io"
+	}
+	base := "https://" + host + "/v2/"
+	first, err := v.get(ctx, base, nil)
+	if err != nil && isLoopback(host) {
+		base = "http://" + host + "/v2/"
+		first, err = v.get(ctx, base, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("ask %s whether it takes the credentials: %w", registry, err)
+	}
+	if first.StatusCode != http.StatusUnauthorized { // whoever comes is served
+		return first.check(http.StatusOK)
+	}
+	for _, challenge := range first.Header.Values("WWW-Authenticate") {
+		scheme, rest, _ := strings.Cut(challenge, " ")
+		switch strings.ToLower(scheme) {
+		case "basic":
+			return v.basic(ctx, base)
+		case "bearer":
+			return v.bearer(ctx, base, rest)
+		}
+	}
+	return fmt.Errorf("%s asks for credentials in a way that is not known here: %q", registry, first.Header.Get("WWW-Authenticate"))
+}
+
+type verifier struct {
+	client *http.Client
+	c      Credential
+}
+
+func (v *verifier) basic(ctx context.Context, base string) error {
+	a, err := v.get(ctx, base, v.asBasic)
+	if err != nil {
+		return err
+	}
+	return a.check(http.StatusOK)
+}
+
+func (v *verifier) asBasic(req *http.Request) { req.SetBasicAuth(v.c.Username, v.c.Password) }
+
+var parameter = regexp.MustCompile(`([A-Za-z]+)="([^"]*)"`)
+
+// bearer gets a token for the credential where the challenge says, and shows it to the registry.
+func (v *verifier) bearer(ctx context.Context, base, challenge string) error {
+	said := map[string]string{}
+	for _, m := range parameter.FindAllStringSubmatch(challenge, -1) {
+		said[strings.ToLower(m[1])] = m[2]
+	}
+	realm, err := url.Parse(said["realm"])
+	if err != nil || realm.Host == "" {
+		return fmt.Errorf("the registry's token server is not a URL: %q", said["realm"])
+	}
+	if realm.Scheme != "https" && !isLoopback(realm.Host) {
+		return fmt.Errorf("the registry's token server %s is not asked over TLS: the credentials are not sent", realm.Redacted())
+	}
+	q := realm.Query()
+	q.Set("service", said["service"])
+	q.Set("client_id", "kuri")
+	if v.c.Username != "" {
+		q.Set("account", v.c.Username)
+	}
+	realm.RawQuery = q.Encode()
+	a, err := v.get(ctx, realm.String(), v.asBasic)
+	if err != nil {
+		return fmt.Errorf("ask the registry's token server: %w", err)
+	}
+	if err := a.check(http.StatusOK); err != nil {
+		return err
+	}
+	var token struct {
+		Token  string `json:"token"`
+		Access string `json:"access_token"`
+	}
+	if err := json.Unmarshal(a.body, &token); err != nil || token.Token+token.Access == "" {
+		return errors.Join(fmt.Errorf("%s answered without a token", realm.Host), err)
+	}
+	a, err = v.get(ctx, base, func(req *http.Request) {
+		if token.Token == "" {
+			token.Token = token.Access
+		}
+		req.Header.Set("Authorization", "Bearer "+token.Token)
+	})
+	if err != nil {
+		return err
+	}
+	return a.check(http.StatusOK)
+}
+
+// answer is an HTTP response with the beginning of its body.
+type answer struct {
+	*http.Response
+	body []byte
+}
+
+func (v *verifier) get(ctx context.Context, address string, with func(*http.Request)) (*answer, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, err
+	}
+	if with != nil {
+		with(req)
+	}
+	resp, err := v.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, mostAnswer))
+	if err != nil {
+		return nil, err
+	}
+	return &answer{resp, body}, nil
+}
+
+func (a *answer) check(want int) error {
+	switch a.StatusCode {
+	case want:
+		return nil
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return &RefusedError{By: a.Request.URL.Host, Status: a.Status, Reason: a.reason()}
+	}
+	return fmt.Errorf("%s answers %s", a.Request.URL.Redacted(), a.Status)
+}
+
+// reason returns what the body says, in the format of the distribution specification or of a token server.
+func (a *answer) reason() string {
+	var said struct {
+		Errors  []struct{ Code, Message string }
+		Details string
+	}
+	if json.Unmarshal(a.body, &said) != nil {
+		return ""
+	}
+	if len(said.Errors) > 0 {
+		return said.Errors[0].Message
+	}
+	return said.Details
+}
+
+func isLoopback(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/credential"
+)
+
+func (c *cli) loginCommand() *cobra.Command {
+	var user, password string
+	var fromStdin, unchecked bool
+	cmd := &cobra.Command{
+		Use:   "login [flags] [REGISTRY]",
+		Short: "Keep the credentials of a registry for kuri pull and kuri run",
+		Long: `Ask for the credentials of a registry, docker.io when none is named, try them, and keep them where docker does, for kuri pull
+and kuri run: in the file of --authfile, of REGISTRY_AUTH_FILE, in config.json of DOCKER_CONFIG or of ~/.docker, or with the
+credential helper that this file names. A kubelet has its own way to credentials and does not read these.`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			registry, err := registryName(args)
+			if err != nil {
+				return err
+			}
+			file, err := c.authFile()
+			if err != nil {
+				return err
+			}
+			secret, err := c.askLogin(registry, user, password, fromStdin)
+			if err != nil {
+				return err
+			}
+			if !unchecked {
+				err := credential.Verify(ctx, http.DefaultClient, registry, secret)
+				var refused *credential.RefusedError
+				if err != nil && !errors.As(err, &refused) {
+					return fmt.Errorf("%w\n--no-check keeps them without asking", err)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			if err := file.Keep(ctx, registry, secret); err != nil {
+				return err
+			}
+			fmt.Fprintf(c.out, "logged in to %s, kept by %s\n", registry, file.Path())
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&user, "username", "u", "", "user name")
+	f.StringVarP(&password, "password", "p", "", "password or token; other users of the machine can see it: better --password-stdin")
+	f.BoolVar(&fromStdin, "password-stdin", false, "read the password from standard input")
+	f.BoolVar(&unchecked, "no-check", false, "do not ask the registry whether it takes them")
+	c.authFileFlag(cmd)
+	return cmd
+}
+
+func (c *cli) logoutCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "logout [REGISTRY]",
+		Short:             "Forget the credentials of a registry",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			registry, err := registryName(args)
+			if err != nil {
+				return err
+			}
+			file, err := c.authFile()
+			if err != nil {
+				return err
+			}
+			had, err := file.Forget(cmd.Context(), registry)
+			if err != nil {
+				return err
+			}
+			if !had {
+				return notFound("%s has no credentials of %s", file.Path(), registry)
+			}
+			fmt.Fprintln(c.out, "logged out of", registry)
+			return nil
+		},
+	}
+	c.authFileFlag(cmd)
+	return cmd
+}
+
+// registryName returns the registry that is meant: a host, with or without a port.
+func registryName(args []string) (string, error) {
+	if len(args) == 0 {
+		return "docker.io", nil
+	}
+	host := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(args[0], "https://"), "http://"), "/")
+	named, err := reference.ParseNormalizedNamed(host + "/x")
+	if err != nil || reference.Path(named) != "x" || reference.Domain(named) != host {
+		return "", usageError{fmt.Errorf("%q is not a registry: expected a host such as registry.example or localhost:5000", args[0])}
+	}
+	return host, nil
+}
+
+func (c *cli) authFileFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.authfile, "authfile", "", "file with the credentials (env REGISTRY_AUTH_FILE, DOCKER_CONFIG; default ~/.docker/config.json)")
+}
+
+func (c *cli) authFile() (*credential.File, error) {
+	path, err := credential.Path(c.authfile, c.env)
+	if err != nil {
+		return nil, err
+	}
+	return credential.Open(path)
+}
+
+// askLogin takes the user name and the password from the flags, or asks on the terminal.
+func (c *cli) askLogin(registry, user, password string, fromStdin bool) (credential.Credential, error) {
+	var none credential.Credential
+	terminal, _ := c.in.(*os.File)
+	if terminal != nil && !term.IsTerminal(int(terminal.Fd())) {
+		terminal = nil
+	}
+	switch {
+	case fromStdin && (user == "" || password != ""):
+		return none, usageError{errors.New("--password-stdin goes with --username and without --password")}
+	case !fromStdin && terminal == nil && (user == "" || password == ""):
+		return none, usageError{errors.New("there is no terminal to ask on: --username and --password-stdin")}
+	}
+	in := bufio.NewReader(io.LimitReader(c.in, 64<<10))
+	if user == "" {
+		fmt.Fprintf(c.err, "user name for %s: ", registry)
+		line, err := in.ReadString('\n')
+		if user = strings.TrimSpace(line); user == "" {
+			return none, errors.Join(errors.New("no user name"), err)
+		}
+	}
+	switch {
+	case fromStdin:
+		raw, err := io.ReadAll(in)
+		if err != nil {
+			return none, fmt.Errorf("read the password: %w", err)
+		}
+		password = strings.TrimRight(string(raw), "\r\n")
+	case password == "":
+		fmt.Fprintf(c.err, "password for %s at %s: ", user, registry)
+		raw, err := term.ReadPassword(int(terminal.Fd()))
+		fmt.Fprintln(c.err)
+		if err != nil {
+			return none, fmt.Errorf("read the password: %w", err)
+		}
+		password = string(raw)
+	}
+	if password == "" {
+		return none, errors.New("no password")
+	}
+	return credential.Credential{Username: user, Password: password}, nil
+}
+
+// authFor returns the kept credentials for an image's registry, nil for none. Credentials that cannot be read are no reason
+// not to pull: most images need none.
+func (c *cli) authFor(ctx context.Context, image string) *runtimeapi.AuthConfig {
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return nil // the runtime says what is wrong with it
+	}
+	file, err := c.authFile()
+	if err != nil {
+		if c.authfile != "" || c.env("HOME") != "" { // a program without a home has kept nothing
+			fmt.Fprintln(c.err, "kuri: pulling without credentials:", err)
+		}
+		return nil
+	}
+	found, err := file.Find(ctx, reference.Domain(named), reference.Path(named))
+	if err != nil {
+		fmt.Fprintln(c.err, "kuri: pulling without credentials:", printable(err.Error()))
+		return nil
+	}
+	if found == (credential.Credential{}) {
+		return nil
+	}
+	return &runtimeapi.AuthConfig{Username: found.Username, Password: found.Password, IdentityToken: found.IdentityToken, RegistryToken: found.RegistryToken}
+}
