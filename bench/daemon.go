@@ -26,6 +26,8 @@ type daemon struct {
 	lasting string // name of a program that serves the node and outlives the daemon, "" for none
 	verbose bool
 
+	cniFile, cniList string // Kuri's CNI configuration, where it goes and what it says: see choose
+
 	cmd    *exec.Cmd  // nil: not running
 	ended  chan error // of cmd, once
 	client *client
@@ -45,16 +47,28 @@ func newDaemon(name string, o *options, images *images) (*daemon, error) {
 	case "containerd":
 		return d, d.containerd(dir, state, o.tools, images)
 	case "kuri":
-		return d, d.kuri(state, o.bin)
+		return d, d.kuri(dir, state, o.bin, o.tools)
 	}
 	return nil, fmt.Errorf("-only: %q is not containerd or kuri", name)
 }
 
-// kuri needs no configuration: that is the point of it.
-func (d *daemon) kuri(state, bin string) error {
+// kuri needs no configuration: that is the point of it. The file that it gets says where a CNI configuration would be.
+func (d *daemon) kuri(dir, state, bin, tools string) (err error) {
 	d.program, d.lasting = filepath.Join(bin, "kurid"), "kuri-keeper"
 	d.socket = filepath.Join(state, "kuri.sock")
-	d.args = []string{"--root", d.root, "--state", state, "--listen", "unix://" + d.socket, "--log-level", "warn"}
+	conf, ipam := cniPlaces(dir)
+	d.cniFile = filepath.Join(conf, "10-bench.conflist")
+	if d.cniList, err = cniConfig(ipam, "cni-kuri", "10.89.0.0/16"); err != nil {
+		return err
+	}
+	file := filepath.Join(dir, "config.toml")
+	if err := os.MkdirAll(conf, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(file, fmt.Appendf(nil, "[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n", conf, tools), 0o644); err != nil {
+		return err
+	}
+	d.args = []string{"--config", file, "--root", d.root, "--state", state, "--listen", "unix://" + d.socket, "--log-level", "warn"}
 	for _, p := range []string{d.program, filepath.Join(bin, d.lasting)} {
 		if _, err := os.Stat(p); err != nil {
 			return fmt.Errorf("%w: build Kuri first, with make", err)
@@ -180,13 +194,14 @@ func (d *daemon) containerd(dir, state, tools string, images *images) error {
 	d.socket = filepath.Join(state, "containerd.sock")
 	conf := filepath.Join(dir, "config.toml")
 	d.args = []string{"--config", conf, "--log-level", "warn"}
-	network, err := cniConfig(filepath.Join(dir, "ipam"))
+	confDir, ipam := cniPlaces(dir)
+	network, err := cniConfig(ipam, "cni-bench", "10.88.0.0/16")
 	if err != nil {
 		return err
 	}
 	files := map[string]string{
 		conf: containerdConfig(dir, d.root, state, tools, d.socket, images.reference(pauseImage)),
-		filepath.Join(dir, "net.d", "10-bench.conflist"):            network,
+		filepath.Join(confDir, "10-bench.conflist"):                 network,
 		filepath.Join(dir, "certs.d", images.address, "hosts.toml"): fmt.Sprintf("server = %q\n", "http://"+images.address),
 	}
 	for name, text := range files {
@@ -236,7 +251,7 @@ state = %[2]q
 // cniConfig is the usual network of a node: a bridge with addresses from host-local, masquerading and
 // portmap. The plugins call nft, or iptables where nft is missing; without either they would refuse
 // to masquerade.
-func cniConfig(ipam string) (string, error) {
+func cniConfig(ipam, bridge, subnet string) (string, error) {
 	masquerade, ports := "", `"snat": true`
 	if _, err := exec.LookPath("nft"); err == nil {
 		masquerade, ports = `"ipMasqBackend": "nftables",`, `"backend": "nftables"`
@@ -249,12 +264,12 @@ func cniConfig(ipam string) (string, error) {
   "name": "bench",
   "plugins": [
     {
-      "type": "bridge", "bridge": "cni-bench", "isGateway": true, "ipMasq": true, %s "hairpinMode": true,
-      "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.88.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}
+      "type": "bridge", "bridge": %q, "isGateway": true, "ipMasq": true, %s "hairpinMode": true,
+      "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}
     },
     {"type": "portmap", "capabilities": {"portMappings": true}, %s}
   ]
-}`, masquerade, ipam, ports)), nil
+}`, bridge, masquerade, ipam, subnet, ports)), nil
 }
 
 // sleep waits, or returns the context's error.

@@ -35,6 +35,7 @@ var phases = []struct {
 	{"start", (*bench).startPhase},
 	{"pods", (*bench).podsPhase},
 	{"burst", (*bench).burstPhase},
+	{"network", (*bench).networkPhase},
 	{"memory", (*bench).memoryPhase},
 	{"pull", (*bench).pullPhase},
 }
