@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -91,7 +92,9 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
+	err = g.Wait()
+	s.later.Go(debug.FreeOSMemory) // what unpacking took is megabytes, and the daemon lives long
+	if err != nil {
 		return nil, err
 	}
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
 
 	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -30,7 +29,6 @@ func (s *Store) Pull(ctx context.Context, name string, auth registry.Auth) (*Ima
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(s.life, cancel)()
-		defer s.later.Go(debug.FreeOSMemory) // what a pull took is megabytes, and the daemon lives long
 		return s.pull(ctx, ref, auth)
 	})
 	switch {

@@ -600,3 +600,28 @@ func TestWatchPull(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+// Giving memory back to the node costs a garbage collection of the whole heap. It belongs to unpacking: a pull that finds
+// its image here does without.
+func TestOnlyUnpackingForcesACollection(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	s := openStore(t, "")
+	ref := h.push("app:1", imageOf(t, "app", layerOf(t, file{"a", "a"})))
+	forced := func() uint32 {
+		s.later.Wait()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.NumForcedGC
+	}
+	before := forced()
+	pull(t, s, ref)
+	unpacked := forced()
+	if unpacked == before {
+		t.Error("the memory that unpacking took was not given back")
+	}
+	pull(t, s, ref)
+	if known := forced(); known != unpacked {
+		t.Errorf("the pull of a known image forced %d collections", known-unpacked)
+	}
+}
