@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -163,8 +165,14 @@ func networks(cfg config.Config) (*network.Select, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare the built-in network: %w", err)
 	}
+	var own []string
+	for _, name := range slices.Sorted(maps.Keys(cfg.Handlers)) {
+		if dir := cfg.Handlers[name].CNIConfDir; dir != "" {
+			own = append(own, dir)
+		}
+	}
 	cni, err := network.NewCNI(network.CNIConfig{
-		ConfDir: cfg.Network.CNIConfDir, BinDirs: cfg.Network.CNIBinDirs, CacheDir: filepath.Join(cfg.Root, "cni"),
+		ConfDir: cfg.Network.CNIConfDir, HandlerDirs: own, BinDirs: cfg.Network.CNIBinDirs, CacheDir: filepath.Join(cfg.Root, "cni"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare CNI: %w", err)

@@ -25,10 +25,11 @@ import (
 
 // CNIConfig configures the network of CNI plugins.
 type CNIConfig struct {
-	ConfDir  string        // where configurations are; the first by name counts. Usually /etc/cni/net.d
-	BinDirs  []string      // where plugins are searched, in order. Usually /opt/cni/bin
-	CacheDir string        // what has been added is kept here; absolute, made if missing
-	Timeout  time.Duration // for one run of one plugin; 0: 2 minutes
+	ConfDir     string        // where configurations are; the first by name counts. Usually /etc/cni/net.d
+	HandlerDirs []string      // the same for pods of runtime handlers that have directories of their own, see Pod.CNIConfDir: GC goes there too
+	BinDirs     []string      // where plugins are searched, in order. Usually /opt/cni/bin
+	CacheDir    string        // what has been added is kept here; absolute, made if missing
+	Timeout     time.Duration // for one run of one plugin; 0: 2 minutes
 }
 
 const defaultCNITimeout = 2 * time.Minute
@@ -119,7 +120,7 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 	defer back.Run()
 
 	// 1. What is to be done, on disk before it is begun.
-	list, err := c.load()
+	list, err := load(c.dirOf(pod))
 	if err != nil {
 		return nil, err
 	}

@@ -18,15 +18,15 @@ const maxConfig = 1 << 20
 // Configured tells whether there is a CNI configuration, right or wrong: a broken one is not a reason to give pods
 // another network.
 func (c *CNI) Configured() (bool, error) {
-	file, err := c.configFile()
+	file, err := configFile(c.config.ConfDir)
 	return file != "", err
 }
 
-// configFile returns the first configuration file by name, "" when there is none.
-func (c *CNI) configFile() (string, error) {
-	files, err := libcni.ConfFiles(c.config.ConfDir, []string{".conflist", ".conf", ".json"})
+// configFile returns the first configuration file of a directory by name, "" when there is none.
+func configFile(dir string) (string, error) {
+	files, err := libcni.ConfFiles(dir, []string{".conflist", ".conf", ".json"})
 	if err != nil {
-		return "", fmt.Errorf("read the CNI configuration directory: %w", err)
+		return "", fmt.Errorf("read the CNI configuration directory %s: %w", dir, err)
 	}
 	if len(files) == 0 {
 		return "", nil
@@ -34,14 +34,22 @@ func (c *CNI) configFile() (string, error) {
 	return slices.Min(files), nil
 }
 
-// load reads the configuration that counts now. Its errors name the file.
-func (c *CNI) load() (*libcni.NetworkConfigList, error) {
-	file, err := c.configFile()
+// dirOf is where the configurations for the pod are.
+func (c *CNI) dirOf(pod Pod) string {
+	if pod.CNIConfDir != "" {
+		return pod.CNIConfDir
+	}
+	return c.config.ConfDir
+}
+
+// load reads the configuration of a directory that counts now. Its errors name the file.
+func load(dir string) (*libcni.NetworkConfigList, error) {
+	file, err := configFile(dir)
 	if err != nil {
 		return nil, err
 	}
 	if file == "" {
-		return nil, fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s", c.config.ConfDir)
+		return nil, fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s", dir)
 	}
 	list, err := loadFile(file)
 	if err != nil {

@@ -18,18 +18,34 @@ const gcLimit = 30 * time.Second
 // errBusy says that GC has to wait until no pod is being attached or detached.
 var errBusy = fault.New(fault.Unavailable, "pods are being attached or detached")
 
-// GC has the plugins of the configuration give back what belongs to no pod of this daemon (CNI 1.1; plugins of older
+// GC has the plugins of each directory's configuration give back what belongs to no pod of this daemon (CNI 1.1; plugins of older
 // versions are told nothing). Pods whose DEL has not succeeded yet count as pods. It returns errBusy rather than wait. A
 // configuration says "disableGC" where another runtime of the node uses the same network.
 func (c *CNI) GC(ctx context.Context) error {
-	if configured, err := c.Configured(); err != nil || !configured {
+	return c.gcIn(ctx, append([]string{c.config.ConfDir}, c.config.HandlerDirs...))
+}
+
+func (c *CNI) gcIn(ctx context.Context, dirs []string) error {
+	var errs []error
+	for _, dir := range dirs {
+		err := c.gcOf(ctx, dir)
+		if errors.Is(err, errBusy) {
+			return err
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (c *CNI) gcOf(ctx context.Context, dir string) error {
+	if file, err := configFile(dir); err != nil || file == "" {
 		return err
 	}
 	if !c.gc.TryLock() {
 		return errBusy
 	}
 	defer c.gc.Unlock()
-	list, err := c.load()
+	list, err := load(dir)
 	if err != nil {
 		return err
 	}

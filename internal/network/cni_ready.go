@@ -18,10 +18,11 @@ const (
 	statusLimit = 10 * time.Second
 )
 
-// Ready implements [Network]: the configuration is right, its plugins are there, and they say yes to STATUS where the
+// Ready implements [Network]: of the default handler's directory, for a node has one condition and a kubelet gives no pods
+// to a node whose network is not ready. A handler whose own directory is wrong fails its own pods. The configuration is right, its plugins are there, and they say yes to STATUS where the
 // configuration is of a version (1.1) that has it.
 func (c *CNI) Ready(ctx context.Context) error {
-	list, err := c.load()
+	list, err := load(c.config.ConfDir)
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,16 @@ func NewSelect(cni *CNI, bridge *Bridge, choice Choice) *Select {
 	return s
 }
 
-// current is the network for a pod that comes now.
+// of is the network for the pod. A handler with a directory of CNI configurations has its pods attached by CNI, whatever is
+// chosen for the others: a pod that is to be kept apart must not get the common network while that directory is empty.
+func (s *Select) of(pod Pod) (Network, error) {
+	if pod.CNIConfDir != "" {
+		return s.cni, nil
+	}
+	return s.current()
+}
+
+// current is the network for a pod that comes now, without a directory of its own.
 func (s *Select) current() (Network, error) {
 	switch s.choice {
 	case OnlyCNI:
@@ -66,7 +75,7 @@ func (s *Select) current() (Network, error) {
 
 // Attach implements [Network].
 func (s *Select) Attach(ctx context.Context, pod Pod) (*Result, error) {
-	n, err := s.current()
+	n, err := s.of(pod)
 	if err != nil {
 		return nil, err
 	}

@@ -144,10 +144,11 @@ func (s *Select) maintain(kept []string) {
 			s.check(s.life, id)
 		}
 		kept, wait = nil, gcEvery
-		if s.choice == BuiltIn {
-			continue
+		gc := s.cni.GC
+		if s.choice == BuiltIn { // the node's own directory is somebody else's
+			gc = func(ctx context.Context) error { return s.cni.gcIn(ctx, s.cni.config.HandlerDirs) }
 		}
-		switch err := s.cni.GC(s.life); {
+		switch err := gc(s.life); {
 		case errors.Is(err, errBusy):
 			wait = gcAgain
 		case err != nil && s.life.Err() == nil:

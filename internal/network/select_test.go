@@ -1,6 +1,7 @@
 package network
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -115,4 +116,51 @@ func TestChoice(t *testing.T) {
 	wants(t, only.Ready(t.Context()), fault.Precondition, "no CNI configuration")
 	_, err = only.Attach(t.Context(), pod)
 	wants(t, err, fault.Precondition, "no CNI configuration")
+}
+
+// TestHandlerDirectory: a pod whose handler has a directory of CNI configurations is attached by those, whatever is chosen
+// for others, and detached by the same, also when the directory has changed and the next daemon does it; without a
+// configuration there it gets no other network. GC goes to the directory, and with the bridge chosen to no other.
+func TestHandlerDirectory(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	cni, conf, bin := newCNI(t)
+	own := t.TempDir()
+	log := plugin(t, bin, "own", `grep -o '"wire":"[a-z]*"' >>$log; [ $CNI_COMMAND = ADD ] && echo '`+answer+`'; exit 0`)
+	const list = `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own","wire":"%s"}]}`
+	cni.config.HandlerDirs = []string{own}
+	for _, choice := range []Choice{Auto, BuiltIn} {
+		write(t, conf, "10.conflist", fmt.Sprintf(list, "common"))
+		s := NewSelect(cni, newBridge(t, BridgeConfig{}), choice)
+		defer func() { must(t, s.Close()) }()
+		pod, _ := newPod(t)
+		pod.CNIConfDir = own
+		_, err := s.Attach(t.Context(), pod)
+		wants(t, err, fault.Precondition, own, "default/web")
+		before := log()
+		write(t, own, "10.conflist", fmt.Sprintf(list, "blue"))
+		r, err := s.Attach(t.Context(), pod)
+		must(t, err)
+		if r.By != ByCNI {
+			t.Errorf("attached by %s", r.By)
+		}
+		must(t, os.Remove(filepath.Join(own, "10.conflist")))
+		next, err := NewCNI(cni.config)
+		must(t, err)
+		write(t, own, "10.conflist", fmt.Sprintf(list, "green"))
+		after := NewSelect(next, newBridge(t, BridgeConfig{}), choice)
+		must(t, after.Reclaim(t.Context(), func(string) bool { return true }))
+		eventually(t, "CHECK and GC", func() bool { return strings.Contains(log()[len(before):], "GC\n\"wire\":\"green\"") })
+		pod.CNIConfDir = "" // the handler is configured no more
+		must(t, after.Detach(t.Context(), pod, r))
+		must(t, after.Close())
+		must(t, os.Remove(filepath.Join(own, "10.conflist")))
+		want := "ADD\n\"wire\":\"blue\"\nCHECK\n\"wire\":\"blue\"\nGC\n\"wire\":\"common\"\nGC\n\"wire\":\"green\"\nDEL\n\"wire\":\"blue\""
+		if choice == BuiltIn {
+			want = strings.Replace(want, "GC\n\"wire\":\"common\"\n", "", 1)
+		}
+		if got := strings.TrimSpace(log()[len(before):]); got != want {
+			t.Errorf("%s: the plugin was called as %q, want %q", choice, got, want)
+		}
+	}
 }

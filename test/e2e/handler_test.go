@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -54,4 +57,46 @@ func TestRuntimeHandlers(t *testing.T) {
 	}
 	_, err = d.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "localhost/x", RuntimeHandler: "green"}})
 	harness.WantError(t, err, codes.NotFound)
+}
+
+// The pods of a handler with CNI configurations of its own get that network, the others the node's; it is taken away by the
+// configuration that made it, also by the next daemon and after the configuration has changed.
+func TestHandlerHasItsNetwork(t *testing.T) {
+	blue, bin := t.TempDir(), t.TempDir()
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n[handler.blue]\ncni_conf_dir = %q\n", t.TempDir(), bin, blue)})
+	asked := filepath.Join(bin, "asked")
+	plugin := harness.Write(t, bin, "note", `#!/bin/sh
+echo "$CNI_COMMAND $CNI_CONTAINERID $(grep -o '"colour":"[a-z]*"')" >>`+asked+`
+[ $CNI_COMMAND = ADD ] && echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "'$CNI_NETNS'"}], "ips": [{"address": "10.99.0.7/24", "interface": 0}]}'
+exit 0
+`)
+	if err := os.Chmod(plugin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run := func(name string) (string, error) {
+		resp, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod(name), RuntimeHandler: "blue"})
+		return resp.GetPodSandboxId(), err
+	}
+	_, err := run("early")
+	harness.WantError(t, err, codes.FailedPrecondition, blue)
+	harness.Write(t, blue, "10-note.conflist", `{"cniVersion":"1.0.0","name":"note","disableCheck":true,"plugins":[{"type":"note","colour":"blue"}]}`)
+	other := d.RunPod(t, harness.Pod("other"))
+	pod, err := run("blue")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ip := d.PodStatus(t, pod).Network.GetIp(); ip != "10.99.0.7" {
+		t.Errorf("the handler's pod has the address %q, want its plugin's", ip)
+	}
+	if ip := d.PodStatus(t, other).Network.GetIp(); ip == "" || ip == "10.99.0.7" {
+		t.Errorf("the other pod has the address %q", ip)
+	}
+	harness.Write(t, blue, "10-note.conflist", `{"cniVersion":"1.0.0","name":"note","disableCheck":true,"plugins":[{"type":"note","colour":"green"}]}`)
+	d.Restart(t)
+	d.RemovePod(t, pod)
+	d.RemovePod(t, other)
+	said, err := os.ReadFile(asked)
+	if want := fmt.Sprintf("ADD %[1]s \"colour\":\"blue\"\nDEL %[1]s \"colour\":\"blue\"\n", pod); err != nil || string(said) != want {
+		t.Errorf("the plugin was asked %q, %v, want %q", said, err, want)
+	}
 }
