@@ -221,7 +221,7 @@ func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auth reg
 		}
 		err = fetch(repo)
 		repo.Close()
-		if err == nil || ctx.Err() != nil {
+		if err == nil || errors.Is(err, errLayerInUse) || ctx.Err() != nil {
 			break
 		}
 	}
@@ -231,9 +231,13 @@ func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auth reg
 // mendLayer unpacks number n of the image's layers again.
 func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n int, auth registry.Auth) error {
 	diffID := img.DiffIDs[n]
-	if s.heldByOthers(img, diffID) {
-		return fault.New(fault.Precondition, "a container or a pull uses the layer: remove the containers of the images that have it and repair again")
+	s.mu.Lock()
+	used := s.layers.Holders(diffID) > s.knownHolders(img, diffID)
+	s.mu.Unlock()
+	if used { // to be asked again when the layer has been fetched
+		return errLayerInUse
 	}
+	putBack := func(ctx context.Context, b layer.Blob) error { return s.putBack(ctx, img, b) }
 	if diffID == rec.Patch && n == len(img.DiffIDs)-1 {
 		patch, err := s.layers.Patch(img.DiffIDs[:n])
 		if err != nil {
@@ -242,7 +246,7 @@ func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n in
 		if patch == nil || patch.DiffID != diffID {
 			return fault.New(fault.Precondition, "the layer was made here and cannot be made again: remove the image and pull it again")
 		}
-		return s.putBack(ctx, *patch)
+		return putBack(ctx, *patch)
 	}
 	return s.fromItsRepository(ctx, rec, auth, func(repo *registry.Repository) error {
 		doc, err := s.manifestOf(rec)
@@ -250,19 +254,19 @@ func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n in
 		case err != nil:
 			return err
 		case doc.artifact:
-			return s.putBack(ctx, artifactBlob(doc, diffID, artifactSource(repo)))
+			return putBack(ctx, artifactBlob(doc, diffID, artifactSource(repo)))
 		case n >= len(doc.Layers):
 			return fault.New(fault.Corrupt, "the manifest names only %d layers", len(doc.Layers))
 		}
-		return s.putBack(ctx, layerBlob(repo, diffID, doc.Layers[n]))
+		return putBack(ctx, layerBlob(repo, diffID, doc.Layers[n]))
 	})
 }
 
-// heldByOthers tells whether anyone but the images, and the inspection of img, holds the layer. A stack can have the
-// same layer twice.
-func (s *Store) heldByOthers(img *Image, diffID digest.Digest) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+var errLayerInUse = fault.New(fault.Precondition, "a container or a pull uses the layer: remove the containers of the images that have it and repair again")
+
+// knownHolders is how often the images, and the inspection of img, hold the layer. A stack can have the same layer twice.
+// The caller has s.mu.
+func (s *Store) knownHolders(img *Image, diffID digest.Digest) int {
 	known := 0
 	stacks := [][]digest.Digest{img.DiffIDs}
 	for _, e := range s.entries {
@@ -273,17 +277,26 @@ func (s *Store) heldByOthers(img *Image, diffID digest.Digest) bool {
 			known++
 		}
 	}
-	return s.layers.Holders(diffID) > known
+	return known
 }
 
-// putBack replaces a layer, for good.
-func (s *Store) putBack(ctx context.Context, b layer.Blob) error {
+// putBack replaces a layer of img, for good, unless somebody has begun to use it meanwhile.
+func (s *Store) putBack(ctx context.Context, img *Image, b layer.Blob) error {
 	writing, err := s.layers.BeginWriting()
 	if err != nil {
 		return err
 	}
 	defer writing.Close()
-	if err := s.layers.Replace(ctx, b); err != nil {
+	err = s.layers.Replace(ctx, b, func(swap func(holders int) error) error {
+		s.mu.Lock() // no image comes or goes between the counting and the exchange
+		defer s.mu.Unlock()
+		err := swap(s.knownHolders(img, b.DiffID))
+		if errors.Is(err, fault.Precondition) {
+			return errLayerInUse
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	return writing.Sync()

@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
@@ -120,6 +122,44 @@ func TestRepairLeavesALayerThatIsInUse(t *testing.T) {
 		t.Errorf("%+v", found)
 	}
 	nothingHalfMade(t, s)
+}
+
+// A container that is created while the layer is being fetched again keeps the files that it has.
+func TestRepairSeesAContainerThatCameMeanwhile(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"a", "a"})))
+	s := openStore(t, "")
+	img := pull(t, s, ref)
+	if err := os.WriteFile(inLayer(s, img, 0, "a"), []byte("b"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var releases []func()
+	h.set(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			releases = append(releases, s.layers.Hold(img.DiffIDs))
+		}
+		return false
+	})
+	found := check(t, s, true)
+	if len(found) != 1 || found[0].Repaired || !errors.Is(found[0].Unmended, fault.Precondition) {
+		t.Fatalf("%+v", found)
+	}
+	if got := fileIn(t, s, img, "a"); got != "b" {
+		t.Errorf("the layer was replaced under the container: %q", got)
+	}
+	nothingHalfMade(t, s)
+	if len(releases) != 1 {
+		t.Errorf("the layer was fetched %d times", len(releases))
+	}
+	releases[0]()
+	h.set(nil)
+	if found := check(t, s, true); len(found) != 1 || !found[0].Repaired {
+		t.Errorf("%+v", found)
+	}
+	if got := fileIn(t, s, img, "a"); got != "a" {
+		t.Errorf("%q", got)
+	}
 }
 
 func TestImageThatWasSetAsideIsPulledAgain(t *testing.T) {

@@ -44,16 +44,18 @@ func (s *Store) Check(ctx context.Context, id digest.Digest) error {
 	return nil
 }
 
-// Replace unpacks the blob and puts it in the place of the layer that is there, at once. The caller holds the layer and
-// sees to it that no container uses it, for the files of the old one go away. Errors are those of Unpack.
-func (s *Store) Replace(ctx context.Context, b Blob) error {
+// Replace unpacks the blob and puts it in the place of the layer that is there, at once; the files of the old one go away.
+// The caller holds the layer. When the new one is ready, within is called to call swap with the number of holders that do
+// not use the layer's files: with more of them there is no exchange, and the error is of kind Precondition. Other errors
+// are those of Unpack and of within.
+func (s *Store) Replace(ctx context.Context, b Blob, within func(swap func(holders int) error) error) error {
 	if err := s.life.Err(); err != nil {
 		return fault.New(fault.Unavailable, "replace layer %s: the store is closing", b.DiffID)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
-	if _, err := s.unpack(ctx, b, new(atomic.Int64), true); err != nil {
+	if _, err := s.unpack(ctx, b, new(atomic.Int64), within); err != nil {
 		return fmt.Errorf("replace: %w", err)
 	}
 	return nil

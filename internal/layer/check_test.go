@@ -57,7 +57,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		if err := s.Check(t.Context(), b.DiffID); !errors.Is(err, fault.Corrupt) {
 			t.Errorf("%s: %v", what, err)
 		}
-		if err := s.Replace(t.Context(), b); err != nil {
+		if err := s.Replace(t.Context(), b, func(swap func(int) error) error { return swap(0) }); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 		if err := s.Check(t.Context(), b.DiffID); err != nil {

@@ -86,7 +86,7 @@ func (s *Store) join(ctx context.Context, b Blob) (joined bool, err error) {
 		}
 	})
 	_, joined, err = s.flights.Do(patience, b.identity(), func(context.Context) (Info, error) {
-		return s.unpack(f.ctx, b, &f.fetched, false)
+		return s.unpack(f.ctx, b, &f.fetched, nil)
 	})
 	ended := !gone()
 	left() // before the caller lets go of the layer: what somebody waits for is not pruned
@@ -146,9 +146,9 @@ func (s *Store) Fetched(b Blob) int64 {
 	return 0
 }
 
-// unpack is the one pass from the stream to the layer's directory. With replace set, it takes the place of the layer
-// that is there.
-func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, replace bool) (Info, error) {
+// unpack is the one pass from the stream to the layer's directory. With replace, which is the caller's of [Store.Replace],
+// it takes the place of the layer that is there.
+func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, replace func(swap func(holders int) error) error) (Info, error) {
 	back := undo.New(ctx)
 	defer back.Run()
 
@@ -172,28 +172,44 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, repla
 	}
 
 	// 4. One rename makes it a layer. Another blob with the same content may have been quicker.
+	if replace != nil {
+		return info.brief(), replace(func(holders int) error { return s.swap(dir, info, holders, back) })
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	there, ok := s.layers[b.DiffID]
-	switch {
-	case !ok:
-		err = os.Rename(dir, s.dir(b.DiffID))
-	case replace: // what was there is removed by the undo
-		err = unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, s.dir(b.DiffID), unix.RENAME_EXCHANGE)
-		if errors.Is(err, unix.ENOENT) {
-			ok, err = false, os.Rename(dir, s.dir(b.DiffID))
-		}
-	default:
+	if there, ok := s.layers[b.DiffID]; ok {
 		return there, nil
 	}
+	return info.brief(), s.put(dir, info, back)
+}
+
+// put makes the directory a layer. The caller has s.mu, and has seen that there is no such layer.
+func (s *Store) put(dir string, info Info, back *undo.Stack) error {
+	if err := os.Rename(dir, s.dir(info.DiffID)); err != nil {
+		return fmt.Errorf("put layer %s in its place: %w", info.DiffID, err)
+	}
+	s.layers[info.DiffID] = info.brief()
+	back.Release()
+	return nil
+}
+
+// swap puts the directory in the place of the layer that is there, if no more than holders hold it: between the look and
+// the exchange nobody can begin to. What was there is removed by the undo.
+func (s *Store) swap(dir string, info Info, holders int, back *undo.Stack) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held[info.DiffID] > holders {
+		return fault.New(fault.Precondition, "layer %s is in use", info.DiffID)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, s.dir(info.DiffID), unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.ENOENT) {
+		return s.put(dir, info, back)
+	}
 	if err != nil {
-		return Info{}, fmt.Errorf("put layer %s in its place: %w", b.DiffID, err)
+		return fmt.Errorf("put layer %s in its place: %w", info.DiffID, err)
 	}
-	s.layers[b.DiffID] = info.brief()
-	if !ok {
-		back.Release()
-	}
-	return info.brief(), nil
+	s.layers[info.DiffID] = info.brief()
+	return nil
 }
 
 // describe surveys the unpacked layer and writes its record, which counts itself.
