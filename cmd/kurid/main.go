@@ -18,6 +18,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/config"
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/stream"
 )
 
 // version is set by the build.
@@ -26,7 +27,11 @@ var version = "dev"
 func main() {
 	// The main thread is this goroutine's alone: one that enters namespaces for others has to end, and it cannot.
 	runtime.LockOSThread()
-	cfg, err := configure(os.Args[1:])
+	args, read, work := os.Args[1:], configure, run
+	if len(args) > 0 && args[0] == stream.Mode {
+		args, read, work = args[1:], configureStreams, streams
+	}
+	cfg, err := read(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		os.Exit(0)
@@ -37,11 +42,23 @@ func main() {
 	logTo(cfg)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := run(ctx, cfg); err != nil {
+	if err := work(ctx, cfg); err != nil {
 		slog.Error("kurid ends", "err", err)
 		os.Exit(1)
 	}
 }
+
+// configureStreams reads the flags of the process that streams, which needs no file.
+func configureStreams(args []string) (config.Config, error) {
+	cfg := config.Default()
+	flags := flag.NewFlagSet("kurid "+stream.Mode, flag.ContinueOnError)
+	flags.StringVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "debug, info, warn or error")
+	flags.StringVar(&cfg.LogFormat, "log-format", cfg.LogFormat, "text or json")
+	return cfg, flags.Parse(args)
+}
+
+// streams is the process that streams, which kurid starts.
+func streams(ctx context.Context, _ config.Config) error { return stream.Serve(ctx) }
 
 // configure reads the flags, the file that they name, and lets the flags have the last word.
 func configure(args []string) (config.Config, error) {

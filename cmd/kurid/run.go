@@ -118,7 +118,12 @@ func run(ctx context.Context, cfg config.Config) error {
 	}
 
 	// 6. The streams of exec, attach and port forwarding.
-	streams, err := stream.Listen(stream.Options{Address: cfg.Stream.Address, Port: cfg.Stream.Port, Runtime: pods})
+	streams, err := stream.Open(stream.Options{
+		Address: cfg.Stream.Address, Port: cfg.Stream.Port, StateDir: cfg.State,
+		TLS:   stream.TLS{Cert: cfg.Stream.TLSCert, Key: cfg.Stream.TLSKey, ClientCA: cfg.Stream.TLSClientCA},
+		Drain: time.Duration(cfg.Stream.Drain) * time.Second,
+		Flags: []string{"--log-level", cfg.LogLevel, "--log-format", cfg.LogFormat},
+	})
 	if err != nil {
 		return err
 	}

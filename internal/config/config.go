@@ -85,6 +85,11 @@ type Pod struct {
 type Stream struct {
 	Address string `toml:"address"` // IP address on which it listens
 	Port    int    `toml:"port"`    // TCP port; 0: any that is free
+	Drain   int    `toml:"drain"`   // seconds that open streams may go on after kurid has ended; 0: they end with it
+
+	TLSCert     string `toml:"tls_cert"`      // file of the certificate; "": plain HTTP
+	TLSKey      string `toml:"tls_key"`       // file of its key
+	TLSClientCA string `toml:"tls_client_ca"` // file of the roots of clients' certificates; "": they need none
 }
 
 // Default returns what holds when nothing is configured.
@@ -104,7 +109,7 @@ func Default() Config {
 			Bridge:     "kuri0",
 		},
 		Pod:    Pod{ShmSize: 64 << 20, LogMaxFiles: 4, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
-		Stream: Stream{Address: "127.0.0.1"},
+		Stream: Stream{Address: "127.0.0.1", Drain: 4 * 3600},
 	}
 }
 
@@ -180,6 +185,20 @@ func (c *Config) Check() error {
 	}
 	if c.Stream.Port < 0 || c.Stream.Port > 65535 {
 		bad("stream.port", "%d is not between 0 and 65535 (0: any free port)", c.Stream.Port)
+	}
+	if c.Stream.Drain < 0 || c.Stream.Drain > 30*24*3600 {
+		bad("stream.drain", "%d is not between 0 and 2592000 seconds (0: streams end with kurid)", c.Stream.Drain)
+	}
+	if (c.Stream.TLSCert == "") != (c.Stream.TLSKey == "") {
+		bad("stream.tls_cert", "tls_cert and tls_key go together")
+	}
+	if c.Stream.TLSClientCA != "" && c.Stream.TLSCert == "" {
+		bad("stream.tls_client_ca", "it needs tls_cert and tls_key")
+	}
+	for key, path := range map[string]string{"tls_cert": c.Stream.TLSCert, "tls_key": c.Stream.TLSKey, "tls_client_ca": c.Stream.TLSClientCA} {
+		if path != "" && !filepath.IsAbs(path) {
+			bad("stream."+key, "%q must be an absolute path", path)
+		}
 	}
 	oneOf := func(key, val string, allowed ...string) {
 		for _, a := range allowed {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +26,9 @@ type Client struct {
 	conn   *ttrpc.Client
 	closed bool
 }
+
+// Connect returns a client of the keeper that serves a state directory, if one does: it starts none.
+func Connect(stateDir string) *Client { return &Client{socket: filepath.Join(stateDir, "keeper.sock")} }
 
 // Info tells which keeper answers: its protocol, version, process id and newest event.
 func (c *Client) Info(ctx context.Context) (*api.InfoResponse, error) {

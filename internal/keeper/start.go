@@ -29,7 +29,7 @@ const startLimit = 20 * time.Second
 // Start returns a client of the keeper that serves o.StateDir, and starts one when none does. Of two that start one at
 // the same time, one keeper stays and both clients have it.
 func Start(ctx context.Context, o Options) (*Client, error) {
-	c := &Client{socket: filepath.Join(o.StateDir, "keeper.sock")}
+	c := Connect(o.StateDir)
 	err := c.check(ctx)
 	if errors.Is(err, fault.Unavailable) {
 		if serr := spawn(ctx, o); serr != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/stream"
 )
 
 // execLimit is how much of each of stdout and stderr an ExecSync answers with, as the CRI has it: 16 MiB.
@@ -64,31 +65,10 @@ func (l *limited) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Exec runs a command in a running container with the caller's streams, until it ends, and returns its exit code. With
-// tty the command has a terminal. When ctx ends or the caller does not take its output any more, the command and all that
-// it started are killed.
-func (p *Pods) Exec(ctx context.Context, id string, cmd []string, tty bool, with keeper.Streams) (code int32, err error) {
-	c, err := p.running(id)
-	if err != nil {
-		return 0, err
-	}
-	if code, err = p.Keeper.Exec(ctx, c.Record().ID, cmd, tty, with); err != nil {
-		return 0, fmt.Errorf("exec in %s: %w", c.Record().name(), err)
-	}
-	return code, nil
-}
-
-// Attach copies the output of a running container to the caller's streams from now on, and their stdin to its own, until
-// the container exits. When ctx ends the caller is detached and the container goes on.
-func (p *Pods) Attach(ctx context.Context, id string, with keeper.Streams) error {
-	c, err := p.Attachable(id, with.Stdin != nil)
-	if err != nil {
-		return err
-	}
-	if _, err := p.Keeper.Attach(ctx, c.Record().ID, with); err != nil {
-		return fmt.Errorf("attach to %s: %w", c.Record().name(), err)
-	}
-	return nil
+// Stream returns what a client's streams are those of.
+func (c *Container) Stream() stream.Container {
+	r := c.Record()
+	return stream.Container{ID: r.ID, Name: r.name()}
 }
 
 // Executable returns the container if a command can be executed in it: if it runs.

@@ -36,7 +36,7 @@ type Options struct {
 	Pods    *pod.Pods
 	Images  *image.Store
 	Network network.Network
-	Streams *streaming.Server
+	Streams *streaming.Client
 
 	Version       string // of kurid
 	SystemdCgroup bool

@@ -15,7 +15,7 @@ func (s *runtimeService) Exec(_ context.Context, req *runtime.ExecRequest) (*run
 	if err != nil {
 		return nil, err
 	}
-	url, err := s.Streams.Exec(c.Record().ID, req.GetCmd(), streaming.Wanted{
+	url, err := s.Streams.Exec(c.Stream(), req.GetCmd(), streaming.Wanted{
 		Stdin: req.GetStdin(), Stdout: req.GetStdout(), Stderr: req.GetStderr(), TTY: req.GetTty(),
 	})
 	return &runtime.ExecResponse{Url: url}, err
@@ -26,7 +26,7 @@ func (s *runtimeService) Attach(_ context.Context, req *runtime.AttachRequest) (
 	if err != nil {
 		return nil, err
 	}
-	url, err := s.Streams.Attach(c.Record().ID, streaming.Wanted{
+	url, err := s.Streams.Attach(c.Stream(), streaming.Wanted{
 		Stdin: req.GetStdin(), Stdout: req.GetStdout(), Stderr: req.GetStderr(), TTY: req.GetTty(),
 	})
 	return &runtime.AttachResponse{Url: url}, err
@@ -37,6 +37,6 @@ func (s *runtimeService) PortForward(_ context.Context, req *runtime.PortForward
 	if err != nil {
 		return nil, err
 	}
-	url, err := s.Streams.PortForward(found.Record().ID, req.GetPort())
+	url, err := s.Streams.PortForward(found.Stream(), req.GetPort())
 	return &runtime.PortForwardResponse{Url: url}, err
 }

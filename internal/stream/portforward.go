@@ -17,23 +17,31 @@ import (
 
 // PortForward returns a URL at which a client can connect to TCP ports of a pod. Over WebSocket these are the given ones,
 // over SPDY the client names them for each connection.
-func (s *Server) PortForward(sandboxID string, ports []int32) (string, error) {
-	for _, port := range ports {
-		if port < 1 || port > 65535 {
-			return "", fault.New(fault.Invalid, "port: %d is not a port", port)
-		}
+func (s *Server) PortForward(p Pod, ports []int32) (string, error) {
+	if err := checkPorts(ports); err != nil {
+		return "", err
 	}
 	return s.ticket("portforward", func(w http.ResponseWriter, r *http.Request) {
-		f := forwarder{s.runtime, sandboxID, r}
-		portforward.ServePortForward(w, r, f, sandboxID, "", &portforward.V4Options{Ports: ports}, idleLimit, creationLimit, portforward.SupportedProtocols)
+		f := forwarder{s.runtime, p, r}
+		portforward.ServePortForward(w, r, f, p.ID, "", &portforward.V4Options{Ports: ports}, idleLimit, creationLimit, portforward.SupportedProtocols)
 	})
+}
+
+// checkPorts refuses what the CRI excludes.
+func checkPorts(ports []int32) error {
+	for _, port := range ports {
+		if port < 1 || port > 65535 {
+			return fault.New(fault.Invalid, "port: %d is not a port", port)
+		}
+	}
+	return nil
 }
 
 // forwarder forwards the connections of one client.
 type forwarder struct {
-	runtime   Runtime
-	sandboxID string
-	request   *http.Request // its context ends with the client, the one that the library gives does not
+	runtime Runtime
+	pod     Pod
+	request *http.Request // its context ends with the client, the one that the library gives does not
 }
 
 // lingering is how long a client whose connection the pod has closed may say nothing before the rest of it is closed, too.
@@ -43,7 +51,7 @@ const lingering = 10 * time.Second
 // other goes on as long as the client uses it.
 func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
 	ctx := f.request.Context()
-	conn, err := f.runtime.Dial(ctx, f.sandboxID, uint16(port))
+	conn, err := f.runtime.Dial(ctx, f.pod, uint16(port))
 	if err != nil {
 		return err
 	}

@@ -31,9 +31,9 @@ func (w Wanted) check() error {
 }
 
 // Exec returns a URL at which a client can run cmd in a container.
-func (s *Server) Exec(containerID string, cmd []string, want Wanted) (string, error) {
+func (s *Server) Exec(c Container, cmd []string, want Wanted) (string, error) {
 	return s.remoteCommand("exec", want, func(ctx context.Context, with keeper.Streams) error {
-		code, err := s.runtime.Exec(ctx, containerID, cmd, want.TTY, with)
+		code, err := s.runtime.Exec(ctx, c, cmd, want.TTY, with)
 		if err == nil && code != 0 {
 			err = utilexec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: int(code)}
 		}
@@ -42,9 +42,9 @@ func (s *Server) Exec(containerID string, cmd []string, want Wanted) (string, er
 }
 
 // Attach returns a URL at which a client can attach to a container.
-func (s *Server) Attach(containerID string, want Wanted) (string, error) {
+func (s *Server) Attach(c Container, want Wanted) (string, error) {
 	return s.remoteCommand("attach", want, func(ctx context.Context, with keeper.Streams) error {
-		return s.runtime.Attach(ctx, containerID, with)
+		return s.runtime.Attach(ctx, c, with)
 	})
 }
 

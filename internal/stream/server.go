@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -21,18 +22,20 @@ import (
 // Runtime is what is streamed to and from.
 type Runtime interface {
 	// Exec runs a command in a container with these streams and returns its exit code. It is killed when ctx ends.
-	Exec(ctx context.Context, containerID string, cmd []string, tty bool, with keeper.Streams) (code int32, err error)
+	Exec(ctx context.Context, c Container, cmd []string, tty bool, with keeper.Streams) (code int32, err error)
 	// Attach copies between these streams and a container until it exits or ctx ends.
-	Attach(ctx context.Context, containerID string, with keeper.Streams) error
+	Attach(ctx context.Context, c Container, with keeper.Streams) error
 	// Dial connects to a TCP port of a pod.
-	Dial(ctx context.Context, sandboxID string, port uint16) (*net.TCPConn, error)
+	Dial(ctx context.Context, p Pod, port uint16) (*net.TCPConn, error)
 }
 
-// Options say where to listen. All fields are needed but Port.
-type Options struct {
-	Address string // an IP address
-	Port    int    // 0: any free one
-	Runtime Runtime
+// Container is one that is streamed to and from: its id, and how messages call it.
+type Container struct{ ID, Name string }
+
+// Pod is one whose ports are forwarded.
+type Pod struct {
+	ID, Name string
+	Netns    string // the path of its network namespace; "" for the host's
 }
 
 // Wanted are the streams that a client will open.
@@ -44,12 +47,16 @@ type Server struct {
 	listener net.Listener
 	hangUp   context.CancelFunc // closes all connections
 	http     *http.Server
+	tls      *credentials // nil: plain HTTP
 	base     url.URL
-	serving  sync.WaitGroup
+	accept   sync.WaitGroup // of connections
+	serving  sync.WaitGroup // of requests
 
 	mu      sync.Mutex // guards all below
 	tickets map[string]ticket
-	closed  bool // and nothing is served any more
+	open    int       // requests that are being served: streams
+	rested  time.Time // since when there has been neither a stream nor a ticket that is good
+	closed  bool      // and nothing is served any more
 }
 
 // ticket is what a token stands for.
@@ -66,30 +73,77 @@ const (
 	creationLimit = 30 * time.Second // in which a SPDY client opens all of its streams
 )
 
-// Listen begins to serve, until Close.
-func Listen(o Options) (*Server, error) {
-	addr, err := netip.ParseAddr(o.Address)
+// serverOptions say where to listen. All fields are needed but Port and PEM.
+type serverOptions struct {
+	Address string // an IP address
+	Port    int    // 0: any free one
+	PEM     *PEM   // nil: plain HTTP
+	Runtime Runtime
+}
+
+// newServer begins to serve, until Close.
+func newServer(o serverOptions) (*Server, error) {
+	l, err := listen(o.Address, o.Port)
+	if err != nil {
+		return nil, err
+	}
+	ctx, hangUp := context.WithCancel(context.Background())
+	s := &Server{
+		runtime: o.Runtime, listener: watching{l, ctx}, hangUp: hangUp,
+		tickets: make(map[string]ticket), rested: time.Now(),
+		base: url.URL{Scheme: "http", Host: reachable(l.Addr().(*net.TCPAddr).AddrPort()).String()},
+	}
+	if o.PEM != nil {
+		s.tls = &credentials{}
+		if err := s.tls.use(*o.PEM); err != nil {
+			l.Close()
+			return nil, err
+		}
+		s.base.Scheme, s.listener = "https", s.tls.over(s.listener)
+	}
+	s.http = &http.Server{Handler: s, ReadHeaderTimeout: creationLimit, IdleTimeout: creationLimit, ConnContext: untilGone}
+	s.accept.Go(func() { s.http.Serve(s.listener) })
+	return s, nil
+}
+
+// busyWait is how long an address may be in use by the process that served before, which is giving it up.
+const busyWait = 3 * time.Second
+
+// listen opens the address. The error is of kind Invalid when it is none.
+func listen(address string, port int) (*net.TCPListener, error) {
+	addr, err := netip.ParseAddr(address)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the streaming server's address: %w", err)
 	}
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, uint16(o.Port))))
-	if err != nil {
-		return nil, fmt.Errorf("listen for streams: %w", err)
-	}
-	ctx, hangUp := context.WithCancel(context.Background())
-	s := &Server{runtime: o.Runtime, listener: watching{l, ctx}, hangUp: hangUp, tickets: make(map[string]ticket)}
-	bound := l.Addr().(*net.TCPAddr).AddrPort()
-	if addr.IsUnspecified() { // reached from this node by loopback
-		loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-		if addr.Is6() {
-			loopback = netip.IPv6Loopback()
+	at := net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, uint16(port)))
+	for begin := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		l, err := net.ListenTCP("tcp", at)
+		if err == nil {
+			return l, nil
 		}
-		bound = netip.AddrPortFrom(loopback, bound.Port())
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Since(begin) > busyWait {
+			return nil, fmt.Errorf("listen for streams: %w", err)
+		}
 	}
-	s.base = url.URL{Scheme: "http", Host: bound.String()}
-	s.http = &http.Server{Handler: s, ReadHeaderTimeout: creationLimit, ConnContext: untilGone}
-	s.serving.Go(func() { s.http.Serve(s.listener) })
-	return s, nil
+}
+
+// reachable is where a listener is reached from this node: by loopback when it listens everywhere.
+func reachable(bound netip.AddrPort) netip.AddrPort {
+	if !bound.Addr().IsUnspecified() {
+		return bound
+	}
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if bound.Addr().Is6() {
+		loopback = netip.IPv6Loopback()
+	}
+	return netip.AddrPortFrom(loopback, bound.Port())
+}
+
+// StopListening takes no connection any more. What is open goes on.
+func (s *Server) StopListening() error {
+	err := s.listener.Close()
+	s.accept.Wait()
+	return err
 }
 
 // Close ends all streams and waits until what they ran has ended.
@@ -98,9 +152,22 @@ func (s *Server) Close() error {
 	s.closed = true
 	s.mu.Unlock()
 	s.hangUp()
-	err := errors.Join(s.listener.Close(), s.http.Close())
+	err := s.http.Close() // and the listener
+	s.accept.Wait()
 	s.serving.Wait()
 	return err
+}
+
+// Load tells how many streams are open, how many URLs may still be used, and for how long there has been none of both.
+func (s *Server) Load() (streams, promised int, idle time.Duration) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire(now)
+	if s.open+len(s.tickets) > 0 {
+		return s.open, len(s.tickets), 0
+	}
+	return 0, 0, now.Sub(s.rested)
 }
 
 // ticket remembers serve under a new token and returns the URL of it. Exhausted when too many were asked for and not used.
@@ -112,17 +179,22 @@ func (s *Server) ticket(kind string, serve http.HandlerFunc) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.tickets) >= maxTickets {
-		for token, t := range s.tickets {
-			if now.After(t.expires) {
-				delete(s.tickets, token)
-			}
-		}
-		if len(s.tickets) >= maxTickets {
+		if s.expire(now); len(s.tickets) >= maxTickets {
 			return "", fault.New(fault.Exhausted, "%d streams have been asked for within a minute and not been opened; try again later", maxTickets)
 		}
 	}
 	s.tickets[token] = ticket{serve, now.Add(ticketLife)}
 	return s.base.JoinPath(kind, token).String(), nil
+}
+
+// expire forgets old tickets. It is called with mu held.
+func (s *Server) expire(now time.Time) {
+	for token, t := range s.tickets {
+		if now.After(t.expires) {
+			delete(s.tickets, token)
+			s.rested = now
+		}
+	}
 }
 
 // ServeHTTP serves what the token in the path stands for, once.
@@ -131,18 +203,33 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "GET or POST, with an upgrade to SPDY or WebSocket", http.StatusMethodNotAllowed)
 		return
 	}
-	token := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
-	s.mu.Lock()
-	t, ok := s.tickets[token]
-	delete(s.tickets, token)
-	if ok = ok && !s.closed; ok {
-		s.serving.Add(1)
-		defer s.serving.Done()
-	}
-	s.mu.Unlock()
-	if !ok || time.Now().After(t.expires) {
+	serve, ok := s.begin(r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:])
+	if !ok {
 		http.Error(w, "this URL is unknown, was used already, or is older than a minute; ask the runtime for a new one", http.StatusNotFound)
 		return
 	}
-	t.serve(w, r)
+	defer s.end()
+	serve(w, r)
+}
+
+// begin takes the ticket of a token. When it is good, a stream is open until end.
+func (s *Server) begin(token string) (http.HandlerFunc, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.tickets[token]
+	delete(s.tickets, token)
+	if !ok || s.closed || time.Now().After(t.expires) {
+		return nil, false
+	}
+	s.serving.Add(1)
+	s.open++
+	return t.serve, true
+}
+
+func (s *Server) end() {
+	s.mu.Lock()
+	s.open--
+	s.rested = time.Now()
+	s.mu.Unlock()
+	s.serving.Done()
 }

@@ -23,15 +23,15 @@ import (
 // local is a runtime whose pods are this process.
 type local struct{}
 
-func (local) Exec(ctx context.Context, _ string, _ []string, _ bool, _ keeper.Streams) (int32, error) {
+func (local) Exec(ctx context.Context, _ Container, _ []string, _ bool, _ keeper.Streams) (int32, error) {
 	<-ctx.Done()
 	return 0, ctx.Err()
 }
-func (local) Attach(ctx context.Context, _ string, _ keeper.Streams) error {
+func (local) Attach(ctx context.Context, _ Container, _ keeper.Streams) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
-func (local) Dial(ctx context.Context, _ string, port uint16) (*net.TCPConn, error) {
+func (local) Dial(ctx context.Context, _ Pod, port uint16) (*net.TCPConn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
@@ -42,7 +42,7 @@ func (local) Dial(ctx context.Context, _ string, port uint16) (*net.TCPConn, err
 
 func serve(t *testing.T) *Server {
 	t.Helper()
-	s, err := Listen(Options{Address: "127.0.0.1", Runtime: local{}})
+	s, err := newServer(serverOptions{Address: "127.0.0.1", Runtime: local{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func serve(t *testing.T) *Server {
 
 func TestTokensAreGoodOnce(t *testing.T) {
 	s := serve(t)
-	address, err := s.Exec("c", []string{"true"}, Wanted{Stdout: true})
+	address, err := s.Exec(Container{ID: "c"}, []string{"true"}, Wanted{Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,11 +88,11 @@ func TestTokensAreGoodOnce(t *testing.T) {
 func TestTokensExpireAndAreBounded(t *testing.T) {
 	s := serve(t)
 	for range maxTickets {
-		if _, err := s.Attach("c", Wanted{Stdin: true}); err != nil {
+		if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Attach("c", Wanted{Stdin: true}); !errors.Is(err, fault.Exhausted) {
+	if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); !errors.Is(err, fault.Exhausted) {
 		t.Errorf("one more: %v", err)
 	}
 	s.mu.Lock()
@@ -101,7 +101,7 @@ func TestTokensExpireAndAreBounded(t *testing.T) {
 		s.tickets[token] = ticket
 	}
 	s.mu.Unlock()
-	if _, err := s.Attach("c", Wanted{Stdin: true}); err != nil || len(s.tickets) != 1 {
+	if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); err != nil || len(s.tickets) != 1 {
 		t.Errorf("after a minute: %d tickets, %v", len(s.tickets), err)
 	}
 }
@@ -109,16 +109,16 @@ func TestTokensExpireAndAreBounded(t *testing.T) {
 func TestWhatTheCRIExcludesIsRefused(t *testing.T) {
 	s := serve(t)
 	for _, w := range []Wanted{{}, {TTY: true}, {TTY: true, Stdout: true, Stderr: true}} {
-		if _, err := s.Exec("c", []string{"true"}, w); !errors.Is(err, fault.Invalid) {
+		if _, err := s.Exec(Container{ID: "c"}, []string{"true"}, w); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v", w, err)
 		}
 	}
 	for _, port := range []int32{0, -1, 65536} {
-		if _, err := s.PortForward("p", []int32{port}); !errors.Is(err, fault.Invalid) {
+		if _, err := s.PortForward(Pod{ID: "p"}, []int32{port}); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%d: %v", port, err)
 		}
 	}
-	if _, err := Listen(Options{Address: "localhost"}); !errors.Is(err, fault.Invalid) {
+	if _, err := newServer(serverOptions{Address: "localhost"}); !errors.Is(err, fault.Invalid) {
 		t.Error(err)
 	}
 }

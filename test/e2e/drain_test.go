@@ -1,0 +1,177 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/tools/remotecommand"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// talk is an open stream with someone at each end who answers with what it is told.
+type talk struct {
+	keys *io.PipeWriter
+	out  *screen
+	done chan error
+}
+
+func (k *talk) say(t *testing.T, text string) {
+	t.Helper()
+	if _, err := io.WriteString(k.keys, text+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	k.out.await(t, "got "+text)
+}
+
+func converse(t *testing.T, x remotecommand.Executor) *talk {
+	t.Helper()
+	keyboard, keys := io.Pipe()
+	k := &talk{keys, &screen{}, make(chan error, 1)}
+	go func() {
+		k.done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: k.out})
+	}()
+	t.Cleanup(func() { keys.Close() })
+	return k
+}
+
+// Streams that are open go on when kurid is restarted or killed, and the next one serves beside them, at the same address.
+func TestStreamsOutliveTheDaemon(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	for name, end := range map[string]func(*harness.Daemon, testing.TB){"TERM": (*harness.Daemon).Stop, "KILL": (*harness.Daemon).Kill9} {
+		t.Run(name, func(t *testing.T) {
+			s := newShell(t, harness.Options{Config: fmt.Sprintf("[stream]\nport = %d\n", port)})
+			const answering = "while read x; do echo got $x; done"
+			id := s.run(t, func(c *container, _ *security) { c.Stdin = true }, "sh", "-c", answering)
+			exec := func() string {
+				return s.execURL(t, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", answering + "; exit 7"}, Stdin: true, Stdout: true})
+			}
+			attached, err := s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			talks := map[string]*talk{
+				"exec over SPDY":      converse(t, transports["SPDY"](t, exec())),
+				"exec over WebSocket": converse(t, transports["WebSocket"](t, exec())),
+				"attach":              converse(t, transports["SPDY"](t, attached.Url)),
+			}
+			local := s.forward(t, s.pod, echoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0"))
+			conn, err := net.Dial("tcp", local)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			echo := func(text string) {
+				t.Helper()
+				conn.SetDeadline(time.Now().Add(20 * time.Second))
+				answer := make([]byte, len(text))
+				if _, err := io.WriteString(conn, text); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != text {
+					t.Fatalf("%q %v", answer, err)
+				}
+			}
+			for what, k := range talks {
+				k.say(t, "before "+what)
+			}
+			echo("before")
+
+			// 1. Without a daemon, and beside the next.
+			end(s.Daemon, t)
+			talks["attach"].say(t, "without")
+			talks["exec over SPDY"].say(t, "without")
+			echo("without")
+			s.Continue(t)
+			for what, k := range talks {
+				k.say(t, "after "+what)
+			}
+			echo("after")
+			if answer, err := ask(local, "a new connection"); err != nil || answer != "a new connection" {
+				t.Errorf("a new connection within the old forwarding: %q %v", answer, err)
+			}
+
+			// 2. The next one works, and gives URLs at the same address.
+			beside := converse(t, transports["SPDY"](t, exec()))
+			beside.say(t, "beside")
+			beside.keys.Close()
+			if err := <-beside.done; err == nil || !strings.Contains(err.Error(), "7") {
+				t.Errorf("the exit of the one beside: %v", err)
+			}
+			if _, _, code := s.Exec(t, id, "true"); code != 0 {
+				t.Errorf("exit %d", code)
+			}
+
+			// 3. The ends are told: that of a command to its client, and that of the container to the new daemon.
+			for _, what := range []string{"exec over SPDY", "exec over WebSocket"} {
+				talks[what].keys.Close()
+				if err := <-talks[what].done; err == nil || !strings.Contains(err.Error(), "7") {
+					t.Errorf("the exit of %s: %v", what, err)
+				}
+			}
+			s.StopContainer(t, id, 0)
+			if err := <-talks["attach"].done; err != nil {
+				t.Errorf("the end of the container: %v", err)
+			}
+			if status := s.WaitExit(t, id); status.ExitCode != 137 {
+				t.Errorf("exit %d", status.ExitCode)
+			}
+			// 4. A pod that is gone is not forwarded to, although its port forwarding is still open.
+			s.RemovePod(t, s.pod)
+			if answer, err := ask(local, "x"); answer != "" {
+				t.Errorf("%q %v", answer, err)
+			}
+		})
+	}
+}
+
+// When the process that streams is killed, the commands of its streams are, and nobody else notices.
+func TestTheEndOfStreamsIsThatOfTheirCommands(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, nil, "sleep", "1000")
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		k := converse(t, transports["SPDY"](t, s.execURL(t, &runtimeapi.ExecRequest{
+			ContainerId: id, Cmd: []string{"sh", "-c", "echo go; setsid sleep 61234 & sleep 61235"}, Stdin: true, Stdout: true,
+		})))
+		k.out.await(t, "go")
+		if err := syscall.Kill(streaming(t), sig); err != nil {
+			t.Fatal(err)
+		}
+		<-k.done
+		harness.Eventually(t, 10*time.Second, "an end of the commands", func() error {
+			if left := append(harness.Processes(t, "sleep 61234"), harness.Processes(t, "sleep 61235")...); len(left) > 0 {
+				return fmt.Errorf("there is %v", left)
+			}
+			return nil
+		})
+		if _, _, code := s.Exec(t, id, "true"); code != 0 {
+			t.Errorf("exit %d", code)
+		}
+	}
+}
+
+// streaming is the process that streams.
+func streaming(t *testing.T) int {
+	t.Helper()
+	all := harness.Processes(t, harness.Bin("kurid")+" streams")
+	if len(all) != 1 {
+		t.Fatalf("the processes that stream are %q", all)
+	}
+	pid, err := strconv.Atoi(strings.Fields(all[0])[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
