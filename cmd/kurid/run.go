@@ -108,6 +108,7 @@ func run(ctx context.Context, cfg config.Config) error {
 		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
 		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
 		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits, Handlers: handlers(cfg), WritableLayer: writable,
+		CreateHostPaths: cfg.Pod.CreateMissingHostPaths,
 	})
 	if err != nil {
 		return err

@@ -77,6 +77,8 @@ type Pod struct {
 	LogRate     int64    `toml:"log_rate"`      // bytes a second that a container may log; 0: no limit
 	CDIDirs     []string `toml:"cdi_dirs"`      // of specifications of devices; the later ones win
 
+	CreateMissingHostPaths bool `toml:"create_missing_host_paths"` // of mounts, as directories; else they are errors
+
 	WritableLayerBytes  int64 `toml:"writable_layer_bytes"`  // that a container's writable layer may take; 0: no limit
 	WritableLayerInodes int64 `toml:"writable_layer_inodes"` // likewise files and directories
 }

@@ -221,7 +221,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := rootfs.Mounts(cfg.GetMounts())
+	mounts, err := rootfs.Mounts(cfg.GetMounts(), p.CreateHostPaths)
 	if err != nil {
 		return nil, err
 	}

@@ -38,10 +38,11 @@ type Options struct {
 	CDIDirs     []string     // of CDI specifications; of two that have a device the later directory's counts
 	Ulimits     spec.Ulimits // of containers' processes; an annotation of the pod may lower them
 	// Limits of a container's log: bytes before it is rotated, rotated files that are kept, bytes a second. 0 for none.
-	LogMaxSize  int64
-	LogMaxFiles int
-	LogRate     int64
-	PidsLimit   int64 // of containers that ask for none, 0 for no limit
+	LogMaxSize      int64
+	LogMaxFiles     int
+	LogRate         int64
+	PidsLimit       int64 // of containers that ask for none, 0 for no limit
+	CreateHostPaths bool  // host paths of mounts that do not exist are made
 	// WritableLayer limits what each container writes; a pod's annotations can lower it, or set it where it is zero.
 	WritableLayer spec.WritableLimits
 

@@ -35,13 +35,19 @@ func HostPath(path string) (resolved string, isDir bool, err error) {
 	return resolved, st.IsDir(), nil
 }
 
-// Mounts resolves the host paths of a container's mounts, and checks that those which are to propagate can. A mount
-// without a host path comes back empty: package spec says what is wrong with it.
-func Mounts(mounts []*runtime.Mount) ([]spec.ResolvedMount, error) {
+// Mounts resolves the host paths of a container's mounts, and checks that those which are to propagate can. With create, a
+// host path that does not exist is made, a directory, and stays. A mount without a host path comes back empty: package
+// spec says what is wrong with it.
+func Mounts(mounts []*runtime.Mount, create bool) ([]spec.ResolvedMount, error) {
 	out := make([]spec.ResolvedMount, len(mounts))
 	for i, m := range mounts {
 		if m.GetHostPath() == "" {
 			continue
+		}
+		if create {
+			if err := makeHostPath(m.GetHostPath()); err != nil {
+				return nil, fmt.Errorf("mounts[%d] to %s: %w", i, m.GetContainerPath(), err)
+			}
 		}
 		source, _, err := HostPath(m.GetHostPath())
 		if err != nil {
@@ -53,6 +59,18 @@ func Mounts(mounts []*runtime.Mount) ([]spec.ResolvedMount, error) {
 		out[i].Source = source
 	}
 	return out, nil
+}
+
+// makeHostPath makes a directory where there is nothing. A link that leads nowhere stays as it is: what it points at is
+// not ours to guess.
+func makeHostPath(path string) error {
+	if _, err := os.Lstat(path); !filepath.IsAbs(path) || !errors.Is(err, fs.ErrNotExist) {
+		return nil // HostPath says what is wrong
+	}
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return fault.New(fault.Precondition, "make the host path %s: %w", path, err)
+	}
+	return nil
 }
 
 // propagates checks that the mount on which path lies takes part in propagation on the node: from a private mount

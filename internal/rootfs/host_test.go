@@ -54,11 +54,11 @@ func TestMounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Mounts([]*runtime.Mount{{HostPath: dir}, {ContainerPath: "/image"}})
+	got, err := Mounts([]*runtime.Mount{{HostPath: dir}, {ContainerPath: "/image"}}, false)
 	if err != nil || len(got) != 2 || got[0].Source != dir || got[1].Source != "" {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	if _, err := Mounts([]*runtime.Mount{{HostPath: dir + "/no", ContainerPath: "/x"}}); err == nil || !strings.Contains(err.Error(), "mounts[0] to /x") {
+	if _, err := Mounts([]*runtime.Mount{{HostPath: dir + "/no", ContainerPath: "/x"}}, false); err == nil || !strings.Contains(err.Error(), "mounts[0] to /x") {
 		t.Errorf("a missing host path: %v", err)
 	}
 }
@@ -87,7 +87,7 @@ func TestPropagationNeedsASharedMount(t *testing.T) {
 			t.Fatal(err)
 		}
 		for mode, ok := range map[runtime.MountPropagation]bool{slave: c.slave, shared: c.shared, 0: true} {
-			_, err := Mounts([]*runtime.Mount{{HostPath: dir, Propagation: mode}})
+			_, err := Mounts([]*runtime.Mount{{HostPath: dir, Propagation: mode}}, false)
 			if (err == nil) != ok || err != nil && fault.Of(err) != fault.Precondition {
 				t.Errorf("flag %#x, %s: %v", c.flag, mode, err)
 			}

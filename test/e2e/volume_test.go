@@ -117,3 +117,23 @@ func TestImageVolume(t *testing.T) {
 		t.Errorf("after the image was removed: %q", out)
 	}
 }
+
+// With the configuration for it, a host path that is not there is made; a link that leads nowhere is not.
+func TestMissingHostPathsAreMade(t *testing.T) {
+	s := newShell(t, harness.Options{Config: "[pod]\ncreate_missing_host_paths = true"})
+	dir := t.TempDir()
+	made := filepath.Join(dir, "a", "b")
+	if out := s.says(t, mounting(&runtimeapi.Mount{HostPath: made, ContainerPath: "/v"}), "sh", "-c", "touch /v/x && stat -c %a /v"); out != "755\n" {
+		t.Errorf("%q", out)
+	}
+	if _, err := os.Stat(filepath.Join(made, "x")); err != nil {
+		t.Error(err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(filepath.Join(dir, "nowhere"), link); err != nil {
+		t.Fatal(err)
+	}
+	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: link, ContainerPath: "/v"}), "true"), codes.FailedPrecondition, link)
+	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: "relative", ContainerPath: "/v"}), "true"), codes.InvalidArgument, "relative")
+	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: "/proc/no/such", ContainerPath: "/v"}), "true"), codes.FailedPrecondition, "/proc/no/such")
+}

@@ -1,0 +1,251 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+const waits = "while :; do sleep 0.05; done"
+
+// awaits waits until a container has said that it is ready.
+func (s *shell) awaits(t *testing.T, id string) {
+	t.Helper()
+	harness.Eventually(t, 5*time.Second, "it says that it is ready", func() error {
+		if s.LogText(t, id, "stdout") != "ready\n" {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+}
+
+// Every verb asked twice is one; a name is free when its container is removed.
+func TestEveryVerbTwice(t *testing.T) {
+	s := newShell(t)
+	ctx := t.Context()
+	c := s.config(nil, "sleep", "1000")
+	id := s.Create(t, s.pod, c, s.podConfig)
+	if again := s.Create(t, s.pod, c, s.podConfig); again != id {
+		t.Errorf("created twice: %s and %s", id, again)
+	}
+
+	// Two starts at once, and one more.
+	var starts sync.WaitGroup
+	errs := make([]error, 8)
+	for i := range errs {
+		starts.Go(func() {
+			_, errs[i] = s.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+		})
+	}
+	starts.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Errorf("eight starts at once: %v", err)
+	}
+	if _, err := s.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+		t.Errorf("start what runs: %v", err)
+	}
+	if ps := s.Output(t, id, "ps", "-o", "args"); strings.Count(ps, "sleep 1000") != 1 {
+		t.Errorf("after nine starts:\n%s", ps)
+	}
+
+	// A running one holds its name, until it is removed, which kills it.
+	_, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: c, SandboxConfig: s.podConfig})
+	harness.WantError(t, err, codes.AlreadyExists, c.Metadata.Name)
+	for range 2 {
+		if _, err := s.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+			t.Errorf("remove what runs: %v", err)
+		}
+	}
+	if left := harness.Processes(t, "sleep 1000"); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
+	}
+	_, err = s.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+	harness.WantError(t, err, codes.NotFound)
+	c.Command = []string{"true"}
+	if again := s.Run(t, s.pod, c, s.podConfig); again == id {
+		t.Error("the new container of an old name has the old id")
+	} else {
+		s.WaitExit(t, again)
+		_, err = s.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: again})
+		harness.WantError(t, err, codes.FailedPrecondition, "exited")
+	}
+
+	// In a pod that is stopped nothing is created or started; it is stopped, and removed, as often as it is asked.
+	made := s.Create(t, s.pod, s.config(nil, "true"), s.podConfig)
+	for range 2 {
+		if _, err := s.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.pod}); err != nil {
+			t.Errorf("stop the pod: %v", err)
+		}
+	}
+	harness.WantError(t, s.refuses(t, nil, "true"), codes.FailedPrecondition, "notready")
+	_, err = s.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made})
+	harness.WantError(t, err, codes.FailedPrecondition)
+	for range 2 {
+		if _, err := s.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.pod}); err != nil {
+			t.Errorf("remove the pod: %v", err)
+		}
+	}
+}
+
+func TestStopsThatMeet(t *testing.T) {
+	s := newShell(t)
+	deaf := func() string {
+		id := s.run(t, nil, "sh", "-c", "trap '' TERM; echo ready; "+waits)
+		s.awaits(t, id)
+		return id
+	}
+	t.Run("the shorter grace wins", func(t *testing.T) {
+		id := deaf()
+		begin := time.Now()
+		long := make(chan error)
+		go func() {
+			_, err := s.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 50})
+			long <- err
+		}()
+		time.Sleep(100 * time.Millisecond)
+		s.StopContainer(t, id, 1)
+		if err := <-long; err != nil {
+			t.Errorf("the stop with the longer grace: %v", err)
+		}
+		if took := time.Since(begin); took < 900*time.Millisecond || took > 5*time.Second {
+			t.Errorf("stops with graces of 50 s and 1 s took %v", took)
+		}
+		if st := s.ContainerStatus(t, id); st.ExitCode != 137 {
+			t.Errorf("exit code %d, want 137", st.ExitCode)
+		}
+	})
+	t.Run("a caller that gives up", func(t *testing.T) {
+		id := deaf()
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := s.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1})
+		harness.WantError(t, err, codes.DeadlineExceeded)
+		if st := s.WaitExit(t, id); st.ExitCode != 137 { // the stop goes on
+			t.Errorf("exit code %d, want 137", st.ExitCode)
+		}
+	})
+	t.Run("of what was never started", func(t *testing.T) {
+		id := s.Create(t, s.pod, s.config(nil, "sleep", "1000"), s.podConfig)
+		s.StopContainer(t, id, 30)
+		if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 137 {
+			t.Errorf("it is %v with exit code %d", st.State, st.ExitCode)
+		}
+	})
+	t.Run("during the start", func(t *testing.T) {
+		for range 10 {
+			id := s.Create(t, s.pod, s.config(nil, "sleep", "1000"), s.podConfig)
+			started := make(chan error)
+			go func() {
+				_, err := s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id})
+				started <- err
+			}()
+			s.StopContainer(t, id, 0)
+			err := <-started // either came first
+			if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED && err != nil {
+				t.Errorf("the start says %v and it is %v", err, st.State)
+			}
+			s.StopContainer(t, id, 0)
+			if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+				t.Errorf("after a start and two stops it is %v", st.State)
+			}
+		}
+	})
+}
+
+// A process in uninterruptible sleep does not die of SIGKILL: the stop says so and what it waits for, nothing else has to
+// wait, and it can be removed as soon as the kernel lets it go.
+func TestStopOfUninterruptibleSleep(t *testing.T) {
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		t.Skip("SKIP: no mkfs.ext4")
+	}
+	s := newShell(t)
+	image, disk := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	for _, command := range [][]string{{"truncate", "-s", "32M", image}, {"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, disk}} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("SKIP: %q: %v: %s", command, err, out)
+		}
+	}
+	t.Cleanup(func() { unix.Unmount(disk, unix.MNT_DETACH) })
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW
+	ioctl := func(request uintptr) error {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, 0); errno != 0 {
+			return errno
+		}
+		return nil
+	}
+
+	// Who writes to a frozen filesystem sleeps until it thaws.
+	const script = "echo ready; while [ ! -e /go ]; do sleep 0.05; done; echo x >/v/file"
+	id := s.run(t, mounting(&runtimeapi.Mount{HostPath: disk, ContainerPath: "/v"}), "sh", "-c", script)
+	s.awaits(t, id)
+	if err := ioctl(freeze); err != nil {
+		t.Skipf("SKIP: the filesystem cannot be frozen: %v", err)
+	}
+	frozen := true
+	defer func() {
+		if frozen {
+			ioctl(thaw)
+		}
+	}()
+	s.Output(t, id, "touch", "/go")
+	pid := harness.FindProcess(t, "sh -c "+script)
+	harness.Eventually(t, 5*time.Second, "it sleeps", func() error {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		if err == nil && !strings.Contains(string(stat), ") D ") {
+			err = errors.New(string(stat))
+		}
+		return err
+	})
+
+	stopped := make(chan error)
+	go func() {
+		_, err := s.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1})
+		stopped <- err
+	}()
+	time.Sleep(1500 * time.Millisecond)
+	begin := time.Now()
+	if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("meanwhile it is %v", st.State)
+	}
+	if out := s.says(t, nil, "echo", "another"); out != "another\n" {
+		t.Errorf("another container of the pod says %q", out)
+	}
+	s.RunAlone(t, "other", s.image, "sleep", "1000")
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("the others had to wait %v", took)
+	}
+	harness.WantError(t, <-stopped, codes.Unavailable, strconv.Itoa(pid), "state D", "waiting in")
+
+	frozen = false
+	if err := ioctl(thaw); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.WaitExit(t, id); st.ExitCode != 137 {
+		t.Errorf("exit code %d, want 137", st.ExitCode)
+	}
+	if _, err := s.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+		t.Error(err)
+	}
+	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("process %d: %v", pid, err)
+	}
+}
