@@ -123,16 +123,16 @@ func TestAmbiguousNamesTheCandidates(t *testing.T) {
 	}
 }
 
-func TestLogged(t *testing.T) {
+func TestLoggedOfAPod(t *testing.T) {
 	v := stock()
 	for name, want := range map[string]string{"web": "111a 111b", "web/log": "111b", "default/db": "222b", "again": "444a"} {
-		list, err := v.logged(name)
+		list, err := v.logged([]string{name}, false)
 		if got := strings.Join(texts(list, (*runtimeapi.Container).GetId), " "); err != nil || got != want {
 			t.Errorf("%s: %q %v, want %q", name, got, err, want)
 		}
 	}
 	var missing notFoundError
-	if _, err := v.logged("ccc1"); !errors.As(err, &missing) {
+	if _, err := v.logged([]string{"ccc1"}, false); !errors.As(err, &missing) {
 		t.Errorf("a pod without containers: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -18,17 +19,17 @@ import (
 )
 
 func (c *cli) logsCommand() *cobra.Command {
-	var follow, stamps bool
+	var follow, stamps, previous bool
 	var tail int
 	var since string
 	cmd := &cobra.Command{
-		Use:   "logs NAME",
-		Short: "Print what a container, or all containers of a pod, have written",
-		Long: `Print the log of a container, or of all containers of a pod with their names before each line. What the container
-wrote to its standard error goes to standard error. The files are read on this node.`,
-		Args:              cobra.ExactArgs(1),
+		Use:   "logs NAME...",
+		Short: "Print what containers, or all containers of pods, have written",
+		Long: `Print the logs of containers, or of all containers of pods, with their names before each line where there are several.
+What a container wrote to its standard error goes to standard error. The files are read on this node, the rotated ones too.`,
+		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: c.completeNames(anyNumber),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, names []string) error {
 			ctx := cmd.Context()
 			from, err := parseSince(since, time.Now())
 			if err != nil {
@@ -43,24 +44,17 @@ wrote to its standard error goes to standard error. The files are read on this n
 			if err != nil {
 				return err
 			}
-			list, err := have.logged(args[0])
+			list, err := have.logged(names, previous)
 			if err != nil {
 				return err
 			}
 			p := &logPrinter{out: c.out, err: c.err, stamps: stamps}
-			var sources []*logSource
-			for _, ct := range list {
-				prefix := ""
-				if len(list) > 1 {
-					prefix = ct.GetMetadata().GetName()
-				}
-				sources = append(sources, &logSource{id: ct.Id, printer: p, prefix: prefix})
-			}
-			return readAll(ctx, rt, sources, crilog.Options{Tail: tail, Since: from}, follow)
+			return readAll(ctx, rt, have.sources(list, p), crilog.Options{Tail: tail, Since: from}, follow)
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVarP(&follow, "follow", "f", false, "go on until the container has ended")
+	f.BoolVarP(&follow, "follow", "f", false, "go on until the containers have ended")
+	f.BoolVarP(&previous, "previous", "p", false, "of the attempt before the latest one, which has ended")
 	f.BoolVar(&stamps, "timestamps", false, "print when each line was written")
 	f.IntVar(&tail, "tail", crilog.All, "print the last lines of each log only; -1 for all")
 	f.StringVar(&since, "since", "", "print what is younger than this: a duration such as 10m, or a time in RFC 3339")
@@ -82,20 +76,86 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return t, nil
 }
 
-// logged returns the containers whose logs name means: those of a pod, or one.
-func (v *inventory) logged(name string) ([]*runtimeapi.Container, error) {
-	pod, ct, err := v.either(name)
-	if err != nil {
-		return nil, err
-	}
-	if ct != nil {
-		return []*runtimeapi.Container{ct}, nil
-	}
-	list := v.in(pod, v.containers)
-	if len(list) == 0 {
-		return nil, notFound("pod %s has no containers", name)
+// logged returns the containers whose logs the names mean: those of pods, and single ones, each once; with previous the
+// attempts before them.
+func (v *inventory) logged(names []string, previous bool) ([]*runtimeapi.Container, error) {
+	var list []*runtimeapi.Container
+	for _, name := range names {
+		pod, ct, err := v.either(name)
+		if err != nil {
+			return nil, err
+		}
+		of := []*runtimeapi.Container{ct}
+		if pod != nil {
+			of = v.in(pod, v.containers)
+		}
+		if len(of) == 0 {
+			return nil, notFound("pod %s has no containers", name)
+		}
+		if previous {
+			if of = v.before(of); len(of) == 0 {
+				return nil, notFound("%s: no attempt before the latest one is there", name)
+			}
+		}
+		for _, ct := range of {
+			if !slices.Contains(list, ct) {
+				list = append(list, ct)
+			}
+		}
 	}
 	return list, nil
+}
+
+// before returns, for each of the containers that have one, the attempt before it. A pod whose sandbox was made anew has
+// them in several sandboxes.
+func (v *inventory) before(list []*runtimeapi.Container) []*runtimeapi.Container {
+	var out []*runtimeapi.Container
+	for _, ct := range list {
+		var last *runtimeapi.Container
+		for _, o := range v.containers {
+			if o.GetMetadata().GetName() != ct.GetMetadata().GetName() || !v.samePod(o, ct) {
+				continue
+			}
+			attempt := o.GetMetadata().GetAttempt()
+			if attempt < ct.GetMetadata().GetAttempt() && (last == nil || attempt > last.GetMetadata().GetAttempt()) {
+				last = o
+			}
+		}
+		if last != nil {
+			out = append(out, last)
+		}
+	}
+	return out
+}
+
+// samePod tells whether two containers are of one pod, be it of different sandboxes.
+func (v *inventory) samePod(a, b *runtimeapi.Container) bool {
+	if a.PodSandboxId == b.PodSandboxId {
+		return true
+	}
+	p, q := v.podOf(a), v.podOf(b)
+	return p != nil && q != nil && p.GetMetadata().GetUid() != "" && p.GetMetadata().GetUid() == q.GetMetadata().GetUid()
+}
+
+// sources are the logs of containers on their way to a printer: with the container's name before each line where there are
+// several, and the pod's where those are of several.
+func (v *inventory) sources(list []*runtimeapi.Container, to *logPrinter) []*logSource {
+	pods := map[string]bool{}
+	for _, ct := range list {
+		pods[ct.PodSandboxId] = true
+	}
+	var out []*logSource
+	for _, ct := range list {
+		s := &logSource{id: ct.Id, printer: to}
+		if len(list) > 1 {
+			s.prefix = ct.GetMetadata().GetName()
+		}
+		if p := v.podOf(ct); p != nil && len(pods) > 1 {
+			s.prefix = podName(p) + "/" + s.prefix
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 // readAll prints the logs of several containers: one after the other, or all at once when they are followed.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/rogpeppe/go-internal/testscript"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/test/harness"
 )
@@ -56,7 +58,7 @@ func TestCLI(t *testing.T) {
 					env.Setenv("PATH", filepath.Dir(harness.Bin("kuri"))+":"+env.Getenv("PATH"))
 					return nil
 				},
-				Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "expand": expand, "page": page},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "expand": expand, "page": page, "rotate": rotate(d)},
 			})
 		})
 	}
@@ -79,6 +81,24 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if got != want {
 		ts.Fatalf("it exits %d, want %d", got, want)
+	}
+}
+
+// rotate POD STAMP renames the log of a pod's only container and has it opened anew, as a kubelet does.
+func rotate(d *harness.Daemon) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 2 {
+			ts.Fatalf("usage: rotate POD STAMP")
+		}
+		logs, err := filepath.Glob(filepath.Join(ts.Getenv("WORK"), "logs", "*_"+args[0]+"_*", "*", "0.log"))
+		ts.Check(err)
+		ts.Check(ts.Exec("kuri", "ps", "-q", "--pod", args[0]))
+		if len(logs) != 1 {
+			ts.Fatalf("logs of %s: %q", args[0], logs)
+		}
+		ts.Check(os.Rename(logs[0], logs[0]+"."+args[1]))
+		_, err = d.Runtime.ReopenContainerLog(context.Background(), &runtimeapi.ReopenContainerLogRequest{ContainerId: strings.TrimSpace(ts.ReadFile("stdout"))})
+		ts.Check(err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -31,23 +32,28 @@ type Options struct {
 	Follow func(context.Context) (ended bool, err error)
 }
 
-// Read hands the entries of the log at path to emit, in the file's order, until the end of the log, an error of emit, or
-// the end of ctx. With Follow a file that is not there yet is waited for; without it that is an error.
+// Read hands the entries of the log at path to emit, in their order, those of its rotated files first, until the end of the
+// log, an error of emit, or the end of ctx. With Follow a file that is not there yet is waited for; without it that is an
+// error.
 func Read(ctx context.Context, path string, o Options, emit func(Entry) error) error {
 	r := &reader{path: path, o: o, emit: emit}
 	defer r.close()
 	if err := r.open(ctx); err != nil || r.file == nil {
 		return err
 	}
+	older, err := r.rotated()
+	if err != nil {
+		return err
+	}
 	if o.Tail >= 0 {
-		offset, err := tailOffset(r.file, o.Tail)
-		if err != nil {
-			return fmt.Errorf("read log %s: %w", path, err)
+		if older, err = r.tail(older); err != nil {
+			return err
 		}
-		if _, err := r.file.Seek(offset, io.SeekStart); err != nil {
-			return fmt.Errorf("read log %s: %w", path, err)
+	}
+	for _, f := range older {
+		if err := r.whole(ctx, f); err != nil {
+			return err
 		}
-		r.offset = offset
 	}
 	if err := r.run(ctx); err != nil {
 		return err
@@ -62,6 +68,7 @@ type reader struct {
 	emit   func(Entry) error
 	file   *os.File
 	offset int64  // how far file has been read
+	newest string // of the rotated files, when file was opened: file itself will get a later name
 	buf    []byte // what has been read of a line that is not complete
 	cont   *Entry // of a line longer than maxLine: what its first piece said
 	asked  time.Time
@@ -163,28 +170,57 @@ func (r *reader) turn(ctx context.Context) (bool, error) {
 	}
 	r.file.Close()
 	r.file, r.offset = next, 0
-	return true, err
+	if err != nil {
+		return true, err
+	}
+	return true, r.between(ctx, here)
+}
+
+// between reads the files that came and were rotated between the one that was read last and the one that is open now.
+func (r *reader) between(ctx context.Context, last fs.FileInfo) error {
+	before := r.newest
+	all, err := r.rotated()
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(f rotated) bool { return f.at() <= before })
+	if i := slices.IndexFunc(all, func(f rotated) bool { return os.SameFile(f.info, last) }); i >= 0 {
+		all = all[i+1:]
+	}
+	for _, f := range all {
+		if err := r.whole(ctx, f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // drain reads what there is.
 func (r *reader) drain(ctx context.Context) error {
+	n, err := r.copy(ctx, r.file)
+	r.offset += n
+	return err
+}
+
+// copy hands on the complete lines of in up to its end, and returns how many bytes it has read.
+func (r *reader) copy(ctx context.Context, in io.Reader) (total int64, err error) {
 	for {
 		if err := ctx.Err(); err != nil {
-			return err
+			return total, err
 		}
 		had := len(r.buf)
 		r.buf = append(r.buf, make([]byte, chunk)...)
-		n, err := r.file.Read(r.buf[had:])
+		n, err := in.Read(r.buf[had:])
 		r.buf = r.buf[:had+n]
-		r.offset += int64(n)
+		total += int64(n)
 		if err := r.lines(); err != nil {
-			return err
+			return total, err
 		}
 		if err == io.EOF {
-			return nil
+			return total, nil
 		}
 		if err != nil {
-			return fmt.Errorf("read log: %w", err)
+			return total, fmt.Errorf("read log: %w", err)
 		}
 	}
 }
@@ -245,30 +281,29 @@ func (r *reader) line(line []byte, complete bool) error {
 	return r.emit(e)
 }
 
-// tailOffset returns where the last n lines of f begin.
-func tailOffset(f *os.File, n int) (int64, error) {
+// tailOffset returns where the last n lines of f begin, and how many there are from there.
+func tailOffset(f *os.File, n int) (offset int64, lines int, err error) {
 	end, err := f.Seek(0, io.SeekEnd)
-	if err != nil || n == 0 {
-		return end, err
+	if err != nil || n == 0 || end == 0 {
+		return end, 0, err
 	}
 	buf := make([]byte, chunk)
-	found := 0
 	for at := end; at > 0; {
 		size := min(at, chunk)
 		at -= size
 		if _, err := f.ReadAt(buf[:size], at); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		for i := size - 1; i >= 0; i-- {
 			if buf[i] != '\n' || at+i == end-1 { // the last newline ends the last line
 				continue
 			}
-			if found++; found == n {
-				return at + i + 1, nil
+			if lines++; lines == n {
+				return at + i + 1, lines, nil
 			}
 		}
 	}
-	return 0, nil
+	return 0, lines + 1, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

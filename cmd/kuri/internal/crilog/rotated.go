@@ -1,0 +1,175 @@
+package crilog
+
+import (
+	"bufio"
+	"cmp"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// rotatedSuffix is what a rotated log has after the log's own name: a kubelet's time, Kuri's own to the nanosecond, and .gz
+// once a kubelet has compressed it. What is being compressed has .tmp after it, and is there under its older name, too.
+var rotatedSuffix = regexp.MustCompile(`^\.[0-9]{8}-[0-9]{6}(\.[0-9]{9})?(\.gz)?$`)
+
+// rotated is a log file that was renamed.
+type rotated struct {
+	path string
+	info fs.FileInfo
+	skip int // lines at its beginning that are not wanted
+}
+
+// at sorts by the time of the rotation.
+func (f rotated) at() string { return strings.TrimSuffix(f.path, ".gz") }
+
+// rotated lists the rotated files of the log that are older than the one that is open, the oldest first, and notes the newest.
+func (r *reader) rotated() ([]rotated, error) {
+	entries, err := os.ReadDir(filepath.Dir(r.path))
+	if err != nil {
+		return nil, fmt.Errorf("look for rotated logs: %w", err)
+	}
+	here, err := r.file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("read log: %w", err)
+	}
+	var all []rotated
+	for _, e := range entries {
+		suffix, ours := strings.CutPrefix(e.Name(), filepath.Base(r.path))
+		if !ours || !rotatedSuffix.MatchString(suffix) {
+			continue
+		}
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed, or compressed, meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look for rotated logs: %w", err)
+		}
+		if info.Mode().IsRegular() {
+			all = append(all, rotated{path: filepath.Join(filepath.Dir(r.path), e.Name()), info: info})
+		}
+	}
+	slices.SortFunc(all, func(a, b rotated) int { return cmp.Or(cmp.Compare(a.at(), b.at()), cmp.Compare(a.path, b.path)) })
+	all = slices.CompactFunc(all, func(a, b rotated) bool { return a.at() == b.at() }) // the one that is being compressed
+	if i := slices.IndexFunc(all, func(f rotated) bool { return os.SameFile(f.info, here) }); i >= 0 {
+		all = all[:i] // it was rotated meanwhile: what is newer comes after it
+	}
+	if len(all) > 0 {
+		r.newest = all[len(all)-1].at()
+	}
+	return all, nil
+}
+
+// tail goes to where the last lines begin: in the open file, or in a rotated one. It returns those that are to be read.
+func (r *reader) tail(older []rotated) ([]rotated, error) {
+	offset, have, err := tailOffset(r.file, r.o.Tail)
+	if err != nil {
+		return nil, fmt.Errorf("read log %s: %w", r.path, err)
+	}
+	if _, err := r.file.Seek(offset, io.SeekStart); err != nil {
+		return nil, fmt.Errorf("read log %s: %w", r.path, err)
+	}
+	r.offset = offset
+	first := len(older)
+	for first > 0 && have < r.o.Tail {
+		first--
+		lines, err := older[first].count()
+		if err != nil {
+			return nil, err
+		}
+		older[first].skip = max(0, lines-(r.o.Tail-have))
+		have += lines
+	}
+	return older[first:], nil
+}
+
+// whole hands on the entries of a rotated file. One that is gone by now is passed over: the oldest go.
+func (r *reader) whole(ctx context.Context, f rotated) error {
+	if f.info.ModTime().Before(r.o.Since) { // its last line is older
+		return nil
+	}
+	in, err := f.open()
+	if in == nil || err != nil {
+		return err
+	}
+	defer in.Close()
+	lines := bufio.NewReaderSize(in, chunk)
+	for range f.skip {
+		if err := skipLine(lines); err != nil {
+			return fmt.Errorf("read log %s: %w", f.path, err)
+		}
+	}
+	if _, err := r.copy(ctx, lines); err != nil {
+		return err
+	}
+	return r.rest()
+}
+
+// count returns how many lines a rotated file has.
+func (f rotated) count() (n int, err error) {
+	in, err := f.open()
+	if in == nil || err != nil {
+		return 0, err
+	}
+	defer in.Close()
+	for lines := bufio.NewReaderSize(in, chunk); ; n++ {
+		if _, err := lines.Peek(1); err == io.EOF {
+			return n, nil
+		}
+		if err := skipLine(lines); err != nil {
+			return n, fmt.Errorf("read log %s: %w", f.path, err)
+		}
+	}
+}
+
+// skipLine reads to behind the next newline, or to the end.
+func skipLine(in *bufio.Reader) error {
+	for {
+		_, err := in.ReadSlice('\n')
+		if err == nil || err == io.EOF {
+			return nil
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return err
+		}
+	}
+}
+
+// open opens a rotated file for reading as it was written; nil when it is gone, or was compressed meanwhile and is gone then.
+func (f rotated) open() (io.ReadCloser, error) {
+	file, err := os.Open(f.path)
+	if errors.Is(err, fs.ErrNotExist) && !strings.HasSuffix(f.path, ".gz") {
+		f.path += ".gz"
+		file, err = os.Open(f.path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read log: %w", err)
+	}
+	if !strings.HasSuffix(f.path, ".gz") {
+		return file, nil
+	}
+	unpacked, err := gzip.NewReader(bufio.NewReader(file))
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("read log %s: %w", f.path, err)
+	}
+	return gunzipped{unpacked, file}, nil
+}
+
+type gunzipped struct {
+	*gzip.Reader
+	file *os.File
+}
+
+func (g gunzipped) Close() error { return errors.Join(g.Reader.Close(), g.file.Close()) }
