@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/keeper/session"
@@ -40,7 +42,7 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	case <-c.exited:
 		return int(c.message().Exit.Code), nil
 	case <-l.late:
-		return 0, fault.New(fault.Exhausted, "detached: for %s the client took none of the output, for which the container had to wait", patience)
+		return 0, fault.New(fault.Exhausted, "detached: the client takes the output more slowly than the container writes it, which waits for nobody longer than %s", patience)
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
@@ -115,9 +117,17 @@ func (s *stdin) close() {
 	}
 }
 
-// patience is how long a container waits for one who is attached and reads nothing while its pipe is full. One who is
-// slow but reads has the container wait as a terminal would.
-const patience = 2 * time.Second
+// What the output of a container may wait for one who is attached: patience, which comes back at a rate of one second
+// in recovery. So who goes on reading too slowly is detached, as is who reads nothing, and the application is held up
+// for 2 s once and for a tenth of its time at most.
+const (
+	patience = 2 * time.Second
+	recovery = 10
+)
+
+// slack is how much a listener may be behind before anyone waits for it, in bytes of each stream. The kernel takes the
+// memory only when it is behind.
+const slack = 1 << 20
 
 // keptMax bounds what is kept of the output before the first one attaches, in bytes of each stream.
 const keptMax = 16 << 10
@@ -133,15 +143,17 @@ type audience struct {
 
 // listener is one of them. It has a pipe for each stream, or for a terminal's only one; we have the ends to write to.
 type listener struct {
-	mu    sync.Mutex // held over a write to pipes, which is bounded by patience
-	pipes []*os.File
-	late  chan struct{} // closed when it was too slow
-	once  sync.Once     // closes late
+	mu     sync.Mutex // guards all below; held over a write to pipes, which is bounded by patience
+	pipes  []*os.File
+	credit time.Duration // that may be waited for it
+	since  time.Time     // when there was that credit
+	late   chan struct{} // closed when it was too slow
+	gone   bool          // late is closed
 }
 
 // newListener makes a listener, and the ends of its pipes that it reads from.
 func newListener(tty bool) (_ *listener, theirs []*os.File, err error) {
-	l := &listener{late: make(chan struct{})}
+	l := &listener{late: make(chan struct{}), credit: patience, since: time.Now()}
 	for len(l.pipes) == 0 || len(l.pipes) == 1 && !tty {
 		read, write, err := os.Pipe() // both close on exec, and do not block
 		if err != nil {
@@ -151,6 +163,7 @@ func newListener(tty bool) (_ *listener, theirs []*os.File, err error) {
 			}
 			return nil, nil, err
 		}
+		grow(write)
 		l.pipes, theirs = append(l.pipes, write), append(theirs, read)
 	}
 	return l, theirs, nil
@@ -163,7 +176,14 @@ func (l *listener) close() {
 	}
 }
 
-// hear writes to the listener's pipe, and waits for it as long as it reads.
+// grow gives a pipe room for slack. Where the kernel gives less, the listener has less.
+func grow(pipe *os.File) {
+	if conn, err := pipe.SyscallConn(); err == nil {
+		conn.Control(func(fd uintptr) { unix.FcntlInt(fd, unix.F_SETPIPE_SZ, slack) })
+	}
+}
+
+// hear writes to the listener's pipe, and waits for it as long as it has credit.
 func (l *listener) hear(stream int, data []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -171,15 +191,19 @@ func (l *listener) hear(stream int, data []byte) {
 }
 
 func (l *listener) hearLocked(stream int, data []byte) {
+	if l.gone {
+		return
+	}
+	begin := time.Now()
+	l.credit = min(patience, l.credit+begin.Sub(l.since)/recovery)
 	pipe := l.pipes[stream]
-	for len(data) > 0 {
-		pipe.SetWriteDeadline(time.Now().Add(patience))
-		n, err := pipe.Write(data)
-		data = data[n:]
-		if err != nil && n == 0 {
-			l.once.Do(func() { close(l.late) })
-			return
-		}
+	pipe.SetWriteDeadline(begin.Add(max(l.credit, time.Millisecond)))
+	_, err := pipe.Write(data)
+	l.since = time.Now()
+	l.credit -= l.since.Sub(begin)
+	if err != nil {
+		l.gone = true
+		close(l.late)
 	}
 }
 

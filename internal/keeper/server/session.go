@@ -3,11 +3,13 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 
 	"google.golang.org/grpc/status"
@@ -62,15 +64,17 @@ func (s *Server) session(conn *session.Conn) {
 	defer conn.Close()
 
 	var code int
-	var err error
-	switch {
-	case req.GetExec() != nil:
-		code, err = s.execSession(ctx, conn, req.GetExec())
-	case req.GetAttach() != nil:
-		code, err = s.attachSession(ctx, conn, req.GetAttach())
-	default:
-		err = fault.New(fault.Unimplemented, "this keeper (version %s) does not know the session that was asked for", s.version)
-	}
+	err := contained("a session", func() (err error) {
+		switch {
+		case req.GetExec() != nil:
+			code, err = s.execSession(ctx, conn, req.GetExec())
+		case req.GetAttach() != nil:
+			code, err = s.attachSession(ctx, conn, req.GetAttach())
+		default:
+			err = fault.New(fault.Unimplemented, "this keeper (version %s) does not know the session that was asked for", s.version)
+		}
+		return err
+	})
 	reply := &api.SessionReply{Exit: &api.SessionExit{Code: int32(code)}}
 	if err != nil {
 		st := status.Convert(keeper.EncodeError(err))
@@ -79,4 +83,16 @@ func (s *Server) session(conn *session.Conn) {
 	if err := conn.Send(reply); err != nil {
 		slog.Debug("a session's end was not wanted any more", "err", err)
 	}
+}
+
+// contained runs fn and makes an error of a panic in it: a bug in what one client asked for must not end the parent of
+// every container.
+func contained(what string, fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			slog.Error("a bug in Kuri, please report it", "in", what, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("a bug in Kuri, please report it: panic in %s: %v", what, p)
+		}
+	}()
+	return fn()
 }

@@ -285,6 +285,39 @@ func TestADeadListenerIsDetached(t *testing.T) {
 	}
 }
 
+// Who reads, but more slowly than the container writes, holds it up for a moment and is then detached.
+func TestASlowListenerIsDetached(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), `read x; dd if=/dev/zero bs=1M count=32 2>/dev/null; exit 4`, func(j *job) { j.Stdin = true })
+	live := n.attach(j, true)
+	read, write := io.Pipe()
+	slow := make(chan error, 1)
+	go func() {
+		_, err := n.Attach(t.Context(), j.Id, keeper.Streams{Stdout: write})
+		slow <- err
+	}()
+	go func() {
+		for buf := make([]byte, 4096); ; time.Sleep(50 * time.Millisecond) { // 80 KiB a second: 32 MiB would take minutes
+			if _, err := read.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+	time.Sleep(200 * time.Millisecond)
+	start := time.Now()
+	io.WriteString(live.stdin, "go\n")
+	if err := <-live.done; err != nil || live.code != 4 {
+		t.Errorf("the other: %d %v", live.code, err)
+	}
+	if took := time.Since(start); took > 15*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	read.Close()
+	if err := <-slow; !errors.Is(err, fault.Exhausted) && !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("the slow one: %v", err)
+	}
+}
+
 func TestExecsLeaveNoDescriptors(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
