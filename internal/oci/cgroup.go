@@ -1,8 +1,6 @@
 package oci
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -39,30 +37,6 @@ func cgroupOf(paths map[string]string) Cgroup {
 		}
 	}
 	return c
-}
-
-// OOMKills returns how many processes of the cgroup the kernel has killed for want of memory.
-func (c Cgroup) OOMKills() (uint64, error) {
-	if c.memory == "" {
-		return 0, nil
-	}
-	file := "memory.oom_control"
-	if c.v2 {
-		file = "memory.events"
-	}
-	body, err := os.ReadFile(filepath.Join(c.memory, file))
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil // the memory controller is not at work here
-	}
-	if err != nil {
-		return 0, err
-	}
-	for s := bufio.NewScanner(bytes.NewReader(body)); s.Scan(); {
-		if n, ok := strings.CutPrefix(s.Text(), "oom_kill "); ok {
-			return strconv.ParseUint(n, 10, 64)
-		}
-	}
-	return 0, nil // before 4.13 the kernel did not count
 }
 
 // Pids lists the processes of the cgroup and of those below it. A cgroup that is gone has none.

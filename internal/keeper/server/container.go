@@ -40,6 +40,7 @@ type container struct {
 	state     api.State  // UNKNOWN while it is being created
 	createdAt int64      // nanoseconds since the epoch
 	startedAt int64      // 0 for not yet
+	outlived  uint64     // OOM kills of its processes before it was last asked to end
 	exit      keeper.Exit
 }
 
@@ -104,6 +105,7 @@ func (s *Server) Signal(id string, sig unix.Signal, all bool) error {
 	if c.currentState() == api.State_EXITED {
 		return nil
 	}
+	c.outlive()
 	if all {
 		return c.made.Cgroup.Signal(sig)
 	}

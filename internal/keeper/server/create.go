@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -179,6 +180,11 @@ func (s *Server) createInside(c *container, box *sandbox, spec *specs.Spec, req 
 	}
 	s.reaper.mine(made.Pid)
 	c.made = made
+	if req.SystemdCgroup { // else nobody removes the cgroup but us
+		if err := s.ooms.Open(made.Cgroup); err != nil {
+			slog.Warn("an OOM kill of a container may not be told", "container", c.id, "err", err)
+		}
+	}
 	return nil
 }
 
@@ -189,6 +195,7 @@ func (s *Server) discard(c *container) error {
 	}
 	s.reaper.await(c.made.Pid, c.pidfd)
 	c.pidfd.Close()
+	s.ooms.Close(c.made.Cgroup)
 	c.made = nil
 	return s.runtime.Delete(c.id)
 }

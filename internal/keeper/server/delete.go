@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
 
@@ -32,6 +33,9 @@ func (s *Server) delete(id string) error {
 	<-c.ready // a Create that is under way ends first
 	if c.made == nil {
 		return nil // and it has failed
+	}
+	if c.currentState() != api.State_EXITED {
+		c.outlive()
 	}
 	if err := c.kill(); err != nil {
 		return err

@@ -19,7 +19,7 @@
 // descriptors of their stdio. All of it is reachable from Server.sandboxes and Server.containers.
 //
 // Locks: Server.mu guards the two maps, container.mu a container's state, and container.verb keeps two verbs on one
-// container apart; none is held over anything that can hang, such as the death of a process. Operations run to their end
+// container apart, and Server.ooms has its own; none is held over anything that can hang, such as the death of a process. Operations run to their end
 // whatever becomes of the caller; one that asks again joins (package flight).
 //
 // A session (exec, attach) hands descriptors over: the bytes of an exec never come by here. Of a container's output the

@@ -25,11 +25,13 @@ func (s *Server) watch(c *container) {
 	}
 
 	// 3. Was it the kernel, for want of memory?
-	kills, err := c.made.Cgroup.OOMKills()
+	kills, err := s.ooms.Close(c.made.Cgroup)
 	if err != nil {
 		slog.Warn("ask the cgroup for an OOM kill", "container", c.id, "err", err)
 	}
-	exit.OOMKilled = kills > 0
+	c.mu.Lock()
+	exit.OOMKilled = exit.Code != 0 && kills > c.outlived
+	c.mu.Unlock()
 
 	// 4. The last of its output.
 	for _, src := range c.outputs {
@@ -53,6 +55,17 @@ func (s *Server) watch(c *container) {
 	c.mu.Unlock()
 	close(c.exited)
 	s.events.publish(c.message())
+}
+
+// outlive notes the OOM kills that the container has outlived when it is asked to end: what follows is not their doing.
+func (c *container) outlive() {
+	kills, err := c.made.Cgroup.OOMKills()
+	if err != nil {
+		return // it has exited
+	}
+	c.mu.Lock()
+	c.outlived = kills
+	c.mu.Unlock()
 }
 
 // closeFiles gives up the descriptors of a container that has exited.

@@ -34,6 +34,7 @@ type Server struct {
 	lock     *os.File
 	events   *events
 	reaper   *reaper
+	ooms     oci.OOMLedger
 	execs    atomic.Uint64
 	sessions sync.WaitGroup
 	rest     *time.Timer // fires when nothing has been asked for a while

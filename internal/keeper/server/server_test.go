@@ -289,6 +289,36 @@ func TestOOM(t *testing.T) {
 	if !exit.OomKilled || exit.Code != 137 {
 		t.Errorf("exit %+v", exit)
 	}
+
+	// A child is killed and the first process goes on.
+	const child = `(echo 1000 >/proc/self/oom_score_adj; x=a; while :; do x=$x$x; done); echo child $?; `
+	limited := func(j *job) { j.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit} }
+	for _, c := range []struct {
+		then   string
+		code   int32
+		killed bool
+	}{
+		{"exit 0", 0, false}, // it has coped
+		{"exit 3", 3, true},
+		{"trap 'exit 4' TERM; kill -TERM $$; exit 5", 4, true}, // by itself
+	} {
+		exit, out := n.finish(box, child+c.then, limited)
+		if !strings.Contains(out, "child 137") {
+			t.Errorf("the child was not killed: %q", out)
+		}
+		if exit.Code != c.code || exit.OomKilled != c.killed {
+			t.Errorf("%s: %+v", c.then, exit)
+		}
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		j := n.run(box, `trap 'exit 4' TERM; `+child+`while :; do sleep 0.1; done`, limited)
+		n.waitOutput(j, "child 137")
+		n.must(n.Signal(t.Context(), j.Id, sig, sig == syscall.SIGKILL))
+		if exit := n.wait(j).Exit; exit.OomKilled || exit.Code == 0 {
+			t.Errorf("asked to end with signal %d: %+v", sig, exit)
+		}
+		n.must(n.Delete(t.Context(), j.Id))
+	}
 }
 
 func TestExec(t *testing.T) {

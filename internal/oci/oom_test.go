@@ -1,0 +1,163 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// slice is a directory that looks like a v2 cgroup with others below it. That the kernel counts as it does is shown in
+// test/vm.
+type slice struct {
+	t     *testing.T
+	dir   string
+	total int
+}
+
+func newSlice(t *testing.T) *slice {
+	s := &slice{t: t, dir: t.TempDir()}
+	s.write("", 0)
+	return s
+}
+
+func (s *slice) write(name string, kills int) {
+	s.t.Helper()
+	dir := filepath.Join(s.dir, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	text := fmt.Sprintf("low 0\nhigh 0\nmax 7\noom 9\noom_kill %d\noom_group_kill 0\n", kills)
+	for file, text := range map[string]string{"memory.events": text, "cgroup.procs": ""} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// kill has the kernel kill in a child, which has been killed in before so many times.
+func (s *slice) kill(name string, before int) {
+	s.total++
+	s.write(name, before+1)
+	s.write("", s.total)
+}
+
+func (s *slice) remove(name string) {
+	if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *slice) open(l *OOMLedger, name string) Cgroup {
+	s.t.Helper()
+	s.write(name, 0)
+	dir := filepath.Join(s.dir, name)
+	c := Cgroup{procs: dir, memory: dir, v2: true}
+	if err := l.Open(c); err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+func (s *slice) closed(l *OOMLedger, c Cgroup, want uint64) {
+	s.t.Helper()
+	if got, err := l.Close(c); err != nil || got != want {
+		s.t.Errorf("%s: %d kills, %v; want %d", filepath.Base(c.memory), got, err, want)
+	}
+}
+
+func TestOOMLedger(t *testing.T) {
+	t.Run("a cgroup that is there", func(t *testing.T) {
+		l, s := &OOMLedger{}, newSlice(t)
+		a, b := s.open(l, "a"), s.open(l, "b")
+		s.kill("a", 0)
+		s.kill("a", 1)
+		s.closed(l, a, 2)
+		s.closed(l, b, 0)
+		if len(l.parents) > 0 {
+			t.Errorf("kept: %v", l.parents)
+		}
+	})
+	t.Run("a cgroup that is gone", func(t *testing.T) {
+		l, s := &OOMLedger{}, newSlice(t)
+		a, b := s.open(l, "a"), s.open(l, "b")
+		s.kill("a", 0)
+		s.remove("a")
+		s.closed(l, a, 1)
+		s.remove("b")
+		s.closed(l, b, 0)
+	})
+	t.Run("others have kills of their own", func(t *testing.T) {
+		l, s := &OOMLedger{}, newSlice(t)
+		s.kill("init", 0) // not a container
+		s.kill("gone", 0) // before we came
+		s.remove("gone")
+		a, b, c := s.open(l, "a"), s.open(l, "b"), s.open(l, "c")
+		s.kill("b", 0)
+		s.kill("init", 1)
+		s.remove("a")
+		s.closed(l, a, 0)
+		s.closed(l, b, 1)
+		s.remove("b") // after it was told
+		s.remove("init")
+		s.remove("c")
+		// What init was killed of since it was last seen would be c's: it was seen when a was told.
+		s.closed(l, c, 0)
+	})
+	t.Run("one after another", func(t *testing.T) {
+		l, s := &OOMLedger{}, newSlice(t)
+		stays := s.open(l, "stays")
+		for i := range 5 {
+			c := s.open(l, fmt.Sprint("c", i))
+			if i%2 == 0 {
+				s.kill(fmt.Sprint("c", i), 0)
+			}
+			s.remove(fmt.Sprint("c", i))
+			s.closed(l, c, uint64(1-i%2))
+		}
+		s.closed(l, stays, 0)
+	})
+	t.Run("two at once", func(t *testing.T) {
+		l, s := &OOMLedger{}, newSlice(t)
+		a, b, c := s.open(l, "a"), s.open(l, "b"), s.open(l, "c")
+		s.kill("a", 0)
+		s.remove("a")
+		s.remove("b")
+		s.closed(l, a, 1)
+		d := s.open(l, "d") // b is not forgotten for it
+		s.closed(l, b, 1)   // one of the two, and nobody knows which
+		s.remove("c")
+		s.closed(l, c, 0)
+		s.remove("d")
+		s.closed(l, d, 0)
+	})
+	t.Run("nobody can tell", func(t *testing.T) {
+		l, s := &OOMLedger{}, newSlice(t)
+		if err := os.Remove(filepath.Join(s.dir, "memory.events")); err != nil { // as in the root
+			t.Fatal(err)
+		}
+		a := s.open(l, "a")
+		s.closed(l, a, 0)
+		b := s.open(l, "b")
+		s.remove("b")
+		if n, err := l.Close(b); !errors.Is(err, fault.NotFound) || n != 0 {
+			t.Errorf("%d kills, %v; want NotFound", n, err)
+		}
+	})
+	t.Run("v1", func(t *testing.T) {
+		l, dir := &OOMLedger{}, t.TempDir()
+		c := Cgroup{procs: dir, memory: dir}
+		if err := os.WriteFile(filepath.Join(dir, "memory.oom_control"), []byte("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Open(c); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := l.Close(c); n != 3 || err != nil {
+			t.Errorf("%d kills, %v; want 3", n, err)
+		}
+	})
+}
