@@ -47,6 +47,11 @@ func run(ctx context.Context, cfg config.Config) error {
 	if err != nil {
 		return fmt.Errorf("read the facts of this node: %w", err)
 	}
+	if cfg.Pod.BlockIOConfig != "" {
+		if facts.BlockIO, err = node.BlockIO(cfg.Pod.BlockIOConfig); err != nil {
+			return fmt.Errorf("pod.blockio_config: %w", err)
+		}
+	}
 	driver, err := cgroup.Choose(cfg.CgroupDriver, facts.Systemd)
 	if err != nil {
 		return err

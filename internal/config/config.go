@@ -77,7 +77,8 @@ type Pod struct {
 	LogRate     int64    `toml:"log_rate"`      // bytes a second that a container may log; 0: no limit
 	CDIDirs     []string `toml:"cdi_dirs"`      // of specifications of devices; the later ones win
 
-	CreateMissingHostPaths bool `toml:"create_missing_host_paths"` // of mounts, as directories; else they are errors
+	BlockIOConfig          string `toml:"blockio_config"`            // path of a file of block I/O classes; "": there are none
+	CreateMissingHostPaths bool   `toml:"create_missing_host_paths"` // of mounts, as directories; else they are errors
 
 	WritableLayerBytes  int64 `toml:"writable_layer_bytes"`  // that a container's writable layer may take; 0: no limit
 	WritableLayerInodes int64 `toml:"writable_layer_inodes"` // likewise files and directories
@@ -257,6 +258,9 @@ func (c *Config) Check() error {
 	}
 	if c.Pod.WritableLayerInodes != 0 && c.Pod.WritableLayerInodes < 16 {
 		bad("pod.writable_layer_inodes", "%d is less than 16 (0: no limit)", c.Pod.WritableLayerInodes)
+	}
+	if c.Pod.BlockIOConfig != "" && !filepath.IsAbs(c.Pod.BlockIOConfig) {
+		bad("pod.blockio_config", "%q must be an absolute path", c.Pod.BlockIOConfig)
 	}
 	for _, dir := range c.Pod.CDIDirs {
 		if !filepath.IsAbs(dir) {

@@ -18,6 +18,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/node"
 	"github.com/kuri-cri/kuri/internal/quota"
 	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/rootfs"
@@ -240,7 +241,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	if err != nil {
 		return nil, err
 	}
-	node, err := p.loadAppArmor(security)
+	facts, err := p.loadAppArmor(security)
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +259,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	}
 
 	in := spec.Input{
-		Pod: sandbox.config(), Container: cfg, Image: img.Config, ImageName: r.ImageName, Node: node,
+		Pod: sandbox.config(), Container: cfg, Image: img.Config, ImageName: r.ImageName, Node: facts,
 		PodID: sandbox.ID, ContainerID: r.ID,
 		Rootfs: p.paths.rootfs(r.ID), CgroupsPath: r.CgroupsPath,
 		Namespaces: *s.namespaces.Load(), TargetPID: target,
@@ -273,6 +274,9 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	}
 	if namespaces(sandbox.config()).GetIpc() != runtime.NamespaceMode_NODE {
 		in.Shm = p.paths.shm(sandbox.ID)
+	}
+	if spec.AsksRDT(in.Pod, cfg) {
+		in.Node.RDT = node.RDT()
 	}
 	oci, notes, err := spec.Container(in)
 	if err != nil {

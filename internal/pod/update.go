@@ -25,7 +25,7 @@ func (p *Pods) UpdateContainer(ctx context.Context, id string, change *runtime.L
 	}
 	r := c.Record()
 	for key := range annotations {
-		if err := spec.CheckAnnotation(key); err != nil {
+		if err := spec.CheckUpdateAnnotation(key); err != nil {
 			return fmt.Errorf("update %s: %w", r.name(), err)
 		}
 	}

@@ -42,11 +42,6 @@ func (t *translation) check() error {
 	if _, err := CDIDevices(c); err != nil {
 		return err
 	}
-	for k := range c.GetAnnotations() {
-		if err := CheckAnnotation(k); err != nil {
-			return err
-		}
-	}
 	if _, err := LogPath(t.in.Pod, c); err != nil {
 		return err
 	}
@@ -54,15 +49,6 @@ func (t *translation) check() error {
 		return err
 	}
 	return t.checkSecurity()
-}
-
-// CheckAnnotation refuses an annotation, of a container or of a change of its resources, that asks for what is not there
-// yet.
-func CheckAnnotation(key string) error {
-	if key == "io.kubernetes.cri.rdt-class" || strings.HasPrefix(key, "blockio.resources.beta.kubernetes.io/") {
-		return absent("annotations["+key+"]", "RDT and block I/O classes are not there yet; remove the annotation")
-	}
-	return nil
 }
 
 func (t *translation) checkSecurity() error {

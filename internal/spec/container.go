@@ -31,6 +31,7 @@ func Container(in Input) (spec *specs.Spec, notes []string, err error) {
 		t.mounts,       // what it sees
 		t.devices,      // which devices it may use
 		t.resources,    // how much it may use
+		t.classes,      // likewise, by the classes that the node has
 		t.annotate,     // who it is
 	} {
 		if err := step(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"os"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -25,6 +26,10 @@ type Node struct {
 	// NoUserNamespaces is why pods cannot have user namespaces; "" when they can. It is found out by the keeper.
 	NoUserNamespaces string
 	KernelVersion    string // as uname -r says
+	// BlockIO has the block I/O classes by name. RDT are the names of the RDT classes, nil without resctrl; they come and
+	// go, so they are read when a container asks for one.
+	BlockIO map[string]*specs.LinuxBlockIO
+	RDT     []string
 }
 
 // Input is all that a container's spec depends on. The messages are read, never changed.

@@ -179,3 +179,64 @@ func TestUpdateResources(t *testing.T) {
 		harness.WantError(t, err, codes.NotFound)
 	})
 }
+
+// A block I/O class by annotation is seen in the container's cgroup; one that the node has not is refused by name.
+func TestBlockIOClass(t *testing.T) {
+	disk, number := "", ""
+	found, _ := filepath.Glob("/sys/block/*/dev")
+	for _, file := range found {
+		name := filepath.Base(filepath.Dir(file))
+		if st, err := os.Stat("/dev/" + name); err == nil && st.Mode()&os.ModeDevice != 0 {
+			body, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			disk, number = "/dev/"+name, strings.TrimSpace(string(body))
+			break
+		}
+	}
+	if disk == "" {
+		t.Skip("SKIP: no block device on this machine")
+	}
+	dir := t.TempDir()
+	file := harness.Write(t, dir, "blockio.yaml", "Classes:\n  slow:\n  - Devices: ["+disk+"]\n    ThrottleReadBps: 1M\n    ThrottleWriteIOPS: 50\n  none: []\n")
+	s := &shell{Daemon: harness.Start(t, harness.Options{Config: fmt.Sprintf("[pod]\nblockio_config = %q\n", file)}), podConfig: harness.Pod("classes")}
+	s.image = s.PullBusybox(t)
+	s.podConfig.Annotations = map[string]string{
+		"blockio.resources.beta.kubernetes.io/pod":          "slow",
+		"blockio.resources.beta.kubernetes.io/container.c2": "none",
+		"blockio.resources.beta.kubernetes.io/container.c4": "fast",
+		"rdt.resources.beta.kubernetes.io/container.c5":     "no-such-class",
+	}
+	s.pod = s.RunPod(t, s.podConfig)
+	slow := s.run(t, nil, "sleep", "1000")
+	if got := limit(t, slow, "blkio.throttle.read_bps_device", "io.max"); !strings.HasPrefix(got, number+" ") || !strings.Contains(got, "1000000") {
+		t.Errorf("the pod's class: %q", got)
+	}
+	if got := limit(t, slow, "blkio.throttle.write_iops_device", "io.max"); !strings.HasPrefix(got, number+" ") || !strings.Contains(got, "50") {
+		t.Errorf("the pod's class: %q", got)
+	}
+	// Other limits change, the class stays.
+	if err := s.update(t.Context(), slow, &resources{CpuShares: 300}); err != nil {
+		t.Error(err)
+	}
+	if got := limit(t, slow, "blkio.throttle.read_bps_device", "io.max"); !strings.Contains(got, "1000000") {
+		t.Errorf("after an update: %q", got)
+	}
+	if got := limit(t, s.run(t, nil, "sleep", "1000"), "blkio.throttle.read_bps_device", "io.max"); got != "" {
+		t.Errorf("a class without limits: %q", got)
+	}
+	own := s.run(t, func(c *container, _ *security) {
+		c.Annotations = map[string]string{"io.kubernetes.cri.blockio-class": "none"}
+	}, "sleep", "1000")
+	if got := limit(t, own, "blkio.throttle.read_bps_device", "io.max"); got != "" {
+		t.Errorf("the container's own class: %q", got)
+	}
+	harness.WantError(t, s.refuses(t, nil, "true"), codes.Unimplemented, "container.c4", "fast", "slow")
+	harness.WantError(t, s.refuses(t, nil, "true"), codes.Unimplemented, "rdt.resources.beta.kubernetes.io/container.c5")
+
+	bad := harness.Write(t, dir, "bad.toml", fmt.Sprintf("root = %q\nstate = %q\n[pod]\nblockio_config = %q\n", filepath.Join(dir, "r"), filepath.Join(dir, "s"), filepath.Join(dir, "absent")))
+	if said, code := harness.RunKurid(t, "--config", bad); code == 0 || !strings.Contains(said, "pod.blockio_config") {
+		t.Errorf("kurid without the file exits %d and says %s", code, said)
+	}
+}
