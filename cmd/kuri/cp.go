@@ -1,0 +1,278 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/tree"
+)
+
+func (c *cli) cpCommand() *cobra.Command {
+	var owner bool
+	cmd := &cobra.Command{
+		Use:   "cp CONTAINER:PATH LOCAL | LOCAL CONTAINER:PATH",
+		Short: "Copy files and directories out of a running container, or into it",
+		Long: `Copy a file or a directory out of a running container, or into it. Where the target is a directory the copy goes below it,
+else it gets the target's name; a source that ends in /. means what is in the directory. LOCAL may be -, for a tar. A local
+name with a colon is written ./so:
+
+The container's own tar does the work there, as its own user, on any runtime; an image without tar cannot be copied from.
+What comes out is made new below the target and nowhere else, whatever the container sends: without owners, setuid bits and
+devices.`,
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: c.completeCopy,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			from, to := parsePlace(args[0]), parsePlace(args[1])
+			switch {
+			case from.container == "" && to.container == "":
+				return usageError{errors.New("neither of the two is in a container: write CONTAINER:PATH")}
+			case from.container != "" && to.container != "":
+				return usageError{errors.New("both are in containers: copy to a local place first")}
+			case from.path == "" || to.path == "":
+				return usageError{errors.New("which path? CONTAINER:PATH")}
+			}
+			return c.cp(cmd.Context(), from, to, owner)
+		},
+	}
+	cmd.Flags().BoolVarP(&owner, "archive", "a", false, "into a container: keep the numbers of owner and group; else it is root's")
+	return cmd
+}
+
+// completeCopy completes containers, with the colon; what follows is files, ours or the shell's affair.
+func (c *cli) completeCopy(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	names, _ := c.completeContainers(2)(cmd, args, prefix)
+	for i := range names {
+		names[i] += ":"
+	}
+	return names, cobra.ShellCompDirectiveNoSpace
+}
+
+// place is one side of a copy.
+type place struct {
+	container string // "" for this machine
+	path      string
+}
+
+// parsePlace splits NAME:PATH. A path that is written as one, /… or ./…, is local.
+func parsePlace(s string) place {
+	name, p, ok := strings.Cut(s, ":")
+	if !ok || name == "" || strings.HasPrefix(s, "/") || strings.HasPrefix(s, ".") {
+		return place{path: s}
+	}
+	return place{container: name, path: p}
+}
+
+func (c *cli) cp(ctx context.Context, from, to place, owner bool) error {
+	rt, err := c.runtime(ctx)
+	if err != nil {
+		return err
+	}
+	defer rt.Close()
+	have, err := takeInventory(ctx, rt)
+	if err != nil {
+		return err
+	}
+	ct, err := have.running(from.container + to.container)
+	if err != nil {
+		return err
+	}
+	b := box{cli: c, rt: rt, id: ct.Id, name: from.container + to.container}
+	switch {
+	case to.path == "-" && to.container == "":
+		if f, ok := c.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			return usageError{errors.New("a tar is not for a terminal")}
+		}
+		return b.pack(ctx, from.path, c.out)
+	case from.path == "-" && from.container == "":
+		return b.unpack(ctx, to.path, c.in)
+	case from.container != "":
+		return b.out(ctx, from.path, to.path)
+	}
+	return b.in(ctx, from.path, to.path, owner)
+}
+
+// box is a container that is copied from or to.
+type box struct {
+	*cli
+	rt   *client.Runtime
+	id   string
+	name string
+}
+
+// split takes a path apart as tar is told of it: where it goes, and what it packs there. Of dir/. and / that is ".".
+func split(p string) (dir, base string) {
+	clean := path.Clean(p)
+	if strings.HasSuffix(p, "/.") || clean == "/" || clean == "." || clean == ".." || strings.HasSuffix(clean, "/..") {
+		return clean, "."
+	}
+	return path.Dir(clean), path.Base(clean)
+}
+
+// out copies out of the container.
+func (b box) out(ctx context.Context, from, to string) error {
+	_, base := split(from)
+	dir, name := filepath.Dir(filepath.Clean(to)), filepath.Base(filepath.Clean(to))
+	info, err := os.Stat(to)
+	switch {
+	case err == nil && info.IsDir():
+		dir, name = to, base
+	case err == nil && base == ".":
+		return fmt.Errorf("%s is not a directory", to)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	case err != nil && base == ".":
+		if err := os.Mkdir(to, 0o755); err != nil {
+			return err
+		}
+		dir = to
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r, w := io.Pipe()
+	packed := make(chan error, 1)
+	go func() {
+		err := b.pack(ctx, from, w)
+		w.CloseWithError(err)
+		packed <- err
+	}()
+	files, err := tree.Unpack(ctx, r, dir, base, name, b.leftOut)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r) // the padding; and the end, which tells whether all is here
+	}
+	r.CloseWithError(errors.New("not wanted any more"))
+	cancel()
+	sent := <-packed
+	switch {
+	case err != nil && errors.Is(err, sent):
+		return sent
+	case err != nil:
+		return fmt.Errorf("copy %s:%s to %s: %w", b.name, from, to, err)
+	case files == 0:
+		return notFound("%s sent nothing for %s", b.name, from)
+	}
+	return nil
+}
+
+// in copies into the container.
+func (b box) in(ctx context.Context, from, to string, owner bool) error {
+	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
+		return notFoundError{err}
+	} else if err != nil {
+		return err
+	}
+	dir, name := path.Clean(to), filepath.Base(filepath.Clean(from))
+	if strings.HasSuffix(from, "/.") || name == "." || name == "/" || name == ".." {
+		name = "."
+	}
+	isDir, err := b.isDir(ctx, to)
+	if err != nil {
+		return err
+	}
+	if !isDir {
+		if name == "." {
+			return fmt.Errorf("%s:%s is not a directory", b.name, to)
+		}
+		dir, name = path.Dir(dir), path.Base(dir)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r, w := io.Pipe()
+	packed := make(chan error, 1)
+	go func() {
+		err := tree.Pack(ctx, w, from, name, owner, b.leftOut)
+		w.CloseWithError(err)
+		packed <- err
+	}()
+	err = b.unpack(ctx, dir, r)
+	r.CloseWithError(errors.New("the container takes no more"))
+	cancel()
+	if sent := <-packed; sent != nil && err == nil {
+		return fmt.Errorf("read %s: %w", from, sent)
+	}
+	return err
+}
+
+func (b box) leftOut(name string) {
+	fmt.Fprintln(b.err, "kuri: left out, neither file nor directory nor link:", printable(name))
+}
+
+// isDir asks the container. One without test is believed to have a directory where the path ends in a slash.
+func (b box) isDir(ctx context.Context, p string) (bool, error) {
+	r, err := b.rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: b.id, Cmd: []string{"test", "-d", p}, Timeout: 30})
+	if lost(err) {
+		return false, err
+	}
+	if err != nil || r.ExitCode > 1 {
+		return strings.HasSuffix(p, "/"), nil
+	}
+	return r.ExitCode == 0, nil
+}
+
+// pack has the container send the tar of a path.
+func (b box) pack(ctx context.Context, p string, to io.Writer) error {
+	dir, base := split(p)
+	if base != "." {
+		base = "./" + base // it may begin with a dash
+	}
+	return b.tar(ctx, nil, to, "-C", dir, "-cf", "-", base)
+}
+
+// unpack has the container take a tar into a directory.
+func (b box) unpack(ctx context.Context, dir string, from io.Reader) error {
+	return b.tar(ctx, from, io.Discard, "-C", dir, "-xf", "-")
+}
+
+// maxWords bounds what is kept of what tar says, in bytes.
+const maxWords = 4 << 10
+
+// tar runs the container's tar.
+func (b box) tar(ctx context.Context, in io.Reader, out io.Writer, args ...string) error {
+	req := &runtimeapi.ExecRequest{ContainerId: b.id, Cmd: append([]string{"tar"}, args...), Stdin: in != nil, Stdout: true, Stderr: true}
+	resp, err := b.rt.Exec(ctx, req)
+	if err != nil {
+		return fmt.Errorf("run tar in %s: %w", b.name, err)
+	}
+	said := &words{}
+	err = (&cli{in: in, out: out, err: said}).stream(ctx, resp.Url, in != nil, false)
+	if err == nil {
+		return nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	why := printable(strings.Join(strings.Split(strings.TrimSpace(said.kept.String()), "\n"), "; "))
+	if code, ok := errors.AsType[exitCode](err); ok {
+		if code == 126 || code == 127 {
+			why += " (has the image a tar? kuri cp needs it)"
+		}
+		return fmt.Errorf("tar in %s: %s (exit code %d)", b.name, why, code)
+	}
+	if strings.Contains(err.Error(), "executable file not found") || strings.Contains(err.Error(), "no such file") {
+		return fmt.Errorf("run tar in %s, which kuri cp needs: %w", b.name, err)
+	}
+	if why != "" {
+		err = fmt.Errorf("%w: %s", err, why)
+	}
+	return fmt.Errorf("run tar in %s: %w", b.name, err)
+}
+
+// words keeps the beginning of what is said. (The buffer is not embedded: its ReadFrom has no bound.)
+type words struct{ kept bytes.Buffer }
+
+func (w *words) Write(p []byte) (int, error) {
+	w.kept.Write(p[:min(len(p), max(0, maxWords-w.kept.Len()))])
+	return len(p), nil
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestParsePlace(t *testing.T) {
+	for in, want := range map[string]place{
+		"web:/etc/hosts":  {"web", "/etc/hosts"},
+		"ns/pod/c:rel":    {"ns/pod/c", "rel"},
+		"web:/a:b":        {"web", "/a:b"},
+		"web:":            {"web", ""},
+		"./web:x":         {"", "./web:x"},
+		"/a:b":            {"", "/a:b"},
+		"../a:b":          {"", "../a:b"},
+		"file":            {"", "file"},
+		"-":               {"", "-"},
+		":x":              {"", ":x"},
+		"0123abcd:/x/y/.": {"0123abcd", "/x/y/."},
+	} {
+		if got := parsePlace(in); got != want {
+			t.Errorf("%q: %+v, want %+v", in, got, want)
+		}
+	}
+}
+
+func TestSplit(t *testing.T) {
+	for in, want := range map[string][2]string{
+		"/etc/hosts": {"/etc", "hosts"}, "/etc/": {"/", "etc"}, "/": {"/", "."}, "/etc/.": {"/etc", "."}, ".": {".", "."}, "rel": {".", "rel"},
+		"a/../b": {".", "b"}, "..": {"..", "."}, "../..": {"../..", "."}, "/-x": {"/", "-x"},
+	} {
+		if dir, base := split(in); dir != want[0] || base != want[1] {
+			t.Errorf("%q: %q %q, want %q", in, dir, base, want)
+		}
+	}
+}
+
+func TestWordsAreBounded(t *testing.T) {
+	w := &words{}
+	for range 100 {
+		if n, err := w.Write([]byte(strings.Repeat("x", 1000))); n != 1000 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if w.kept.Len() != maxWords {
+		t.Error(w.kept.Len())
+	}
+}

@@ -1,0 +1,243 @@
+package tree
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// maxLinks bounds the links of one tar, which are kept until its end.
+const maxLinks = 1 << 20
+
+// Pack writes the file or directory at src as a tar whose entries are called name and name/…. A link at src is followed;
+// those below are packed as links. Owners are 0:0, unless keepOwner. Told are the files that are left out.
+func Pack(ctx context.Context, w io.Writer, src, name string, keepOwner bool, left func(string)) error {
+	src, err := filepath.EvalSymlinks(src)
+	if err != nil {
+		return err
+	}
+	out := tar.NewWriter(w)
+	err = filepath.WalkDir(src, func(at string, d fs.DirEntry, err error) error {
+		if err := errors.Join(err, ctx.Err()); err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(src, at)
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if t := info.Mode().Type(); t != 0 && t != fs.ModeDir && t != fs.ModeSymlink {
+			left(at)
+			return nil
+		}
+		return pack(out, at, path.Join(name, filepath.ToSlash(rel)), info, keepOwner)
+	})
+	if err != nil {
+		return err
+	}
+	return out.Close()
+}
+
+// pack writes one entry.
+func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) error {
+	target := ""
+	var in *os.File
+	var err error
+	switch {
+	case info.Mode().Type() == fs.ModeSymlink:
+		target, err = os.Readlink(at)
+	case info.Mode().IsRegular():
+		if in, err = os.Open(at); err == nil {
+			defer in.Close()
+			info, err = in.Stat() // of what is read
+		}
+	}
+	if err != nil {
+		return err
+	}
+	h, err := tar.FileInfoHeader(info, target)
+	if err != nil {
+		return err
+	}
+	h.Name, h.Uname, h.Gname = name, "", ""
+	if info.IsDir() {
+		h.Name += "/"
+	}
+	if !keepOwner {
+		h.Uid, h.Gid = 0, 0
+	}
+	if err := out.WriteHeader(h); err != nil {
+		return err
+	}
+	if in == nil {
+		return nil
+	}
+	n, err := io.Copy(out, io.LimitReader(in, h.Size)) // a file that grows meanwhile
+	if err == nil && n < h.Size {
+		err = fmt.Errorf("%s became shorter while it was read", at)
+	}
+	return err
+}
+
+// Unpack makes files of a tar whose entries are all called from or from/…: below the directory dir, as to and to/…. With from
+// "." the entries go right into dir, and to is not used. Told are the entries that are left out.
+func Unpack(ctx context.Context, r io.Reader, dir, from, to string, left func(string)) (files int, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer root.Close()
+	u := &unpacker{root: root, from: from, to: to, left: left}
+	for in := tar.NewReader(r); ; u.made++ {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err := errors.Join(err, ctx.Err()); err != nil {
+			return u.made, err
+		}
+		if err := u.entry(h, in); err != nil {
+			return u.made, fmt.Errorf("entry %q: %w", h.Name, err)
+		}
+	}
+	return u.made, u.finish()
+}
+
+type unpacker struct {
+	root     *os.Root
+	from, to string
+	left     func(string)
+	made     int
+	links    []link
+	dirs     []*tar.Header // with Name as it is below root
+}
+
+type link struct{ target, name string }
+
+// name returns where an entry goes, below root.
+func (u *unpacker) name(of string) (string, error) {
+	clean := path.Clean(of)
+	if path.IsAbs(clean) || !filepath.IsLocal(clean) {
+		return "", errors.New("it leads out of what was asked for")
+	}
+	if u.from == "." {
+		return clean, nil
+	}
+	rest, ok := strings.CutPrefix(clean+"/", u.from+"/")
+	if !ok {
+		return "", fmt.Errorf("it is not of %q, which was asked for", u.from)
+	}
+	return path.Join(u.to, rest), nil
+}
+
+func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
+	name, err := u.name(h.Name)
+	if err != nil {
+		return err
+	}
+	switch h.Typeflag {
+	case tar.TypeDir:
+		return u.directory(h, name)
+	case tar.TypeReg:
+		return u.file(h, name, content)
+	case tar.TypeSymlink:
+		if len(u.links) >= maxLinks {
+			return errors.New("too many links")
+		}
+		u.links = append(u.links, link{h.Linkname, name})
+		return nil
+	case tar.TypeLink:
+		old, err := u.name(h.Linkname)
+		if err != nil {
+			return fmt.Errorf("link to %q: %w", h.Linkname, err)
+		}
+		if err := u.clear(name); err != nil {
+			return err
+		}
+		return u.root.Link(old, name)
+	}
+	u.left(h.Name)
+	return nil
+}
+
+// directory makes a directory, or takes the one that is there. A link to one is not one.
+func (u *unpacker) directory(h *tar.Header, name string) error {
+	if name != "." {
+		err := u.root.Mkdir(name, 0o700)
+		if errors.Is(err, fs.ErrExist) {
+			var info fs.FileInfo
+			if info, err = u.root.Lstat(name); err == nil && !info.IsDir() {
+				err = errors.New("something else than a directory has its name")
+			}
+		}
+		if err != nil {
+			return err
+		}
+		was := *h
+		was.Name = name
+		u.dirs = append(u.dirs, &was)
+	}
+	return nil
+}
+
+func (u *unpacker) file(h *tar.Header, name string, content io.Reader) error {
+	if err := u.clear(name); err != nil {
+		return err
+	}
+	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := io.Copy(f, content); err != nil {
+		return err
+	}
+	if err := f.Chmod(h.FileInfo().Mode().Perm()); err != nil { // no setuid here for what a container says
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return u.root.Chtimes(name, h.ModTime, h.ModTime)
+}
+
+// clear removes what has the name, but for a directory with something in it.
+func (u *unpacker) clear(name string) error {
+	if err := u.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// finish makes the links, and gives the directories their modes, the innermost first.
+func (u *unpacker) finish() error {
+	for _, l := range u.links {
+		if err := u.clear(l.name); err != nil {
+			return err
+		}
+		if err := u.root.Symlink(l.target, l.name); err != nil {
+			return err
+		}
+	}
+	for _, h := range slices.Backward(u.dirs) {
+		info, err := u.root.Lstat(h.Name)
+		if err != nil || !info.IsDir() { // a link has taken its place
+			continue
+		}
+		if err := u.root.Chmod(h.Name, h.FileInfo().Mode().Perm()); err != nil {
+			return err
+		}
+	}
+	return nil
+}

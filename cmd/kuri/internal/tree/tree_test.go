@@ -1,0 +1,199 @@
+package tree
+
+import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func tarOf(t testing.TB, entries ...tar.Header) *bytes.Buffer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range entries {
+		body := ""
+		if h.Typeflag == tar.TypeReg {
+			body = "content"
+			h.Size = int64(len(body))
+		}
+		h.ModTime = time.Unix(1e9, 0)
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &b
+}
+
+func file(name string) tar.Header { return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o4755} }
+func dir(name string) tar.Header  { return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o555} }
+func symlink(name, to string) tar.Header {
+	return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to}
+}
+func hardlink(name, to string) tar.Header {
+	return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: to}
+}
+
+// list returns all names below a directory.
+func list(t *testing.T, dir string) []string {
+	t.Helper()
+	var out []string
+	err := filepath.Walk(dir, func(p string, _ os.FileInfo, err error) error {
+		if rel, _ := filepath.Rel(dir, p); rel != "." {
+			out = append(out, rel)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// TestUnpackHostile has what a container could send to write elsewhere. Beside the target stand a file and a directory that
+// must stay as they are.
+func TestUnpackHostile(t *testing.T) {
+	for name, entries := range map[string][]tar.Header{
+		"up":                       {file("src/../../victim")},
+		"up alone":                 {file("../victim")},
+		"absolute":                 {file("/victim")},
+		"another name":             {file("victim")},
+		"a prefix of the name":     {file("srcx")},
+		"through a link":           {symlink("src", "beside"), file("src/f")},
+		"through a link below":     {dir("src"), symlink("src/l", "../beside"), file("src/l/f")},
+		"through an absolute link": {dir("src"), symlink("src/l", "/tmp"), file("src/l/victim")},
+		"a file over a link":       {dir("src"), symlink("src/l", "../victim"), file("src/l")},
+		"hard link out":            {dir("src"), hardlink("src/h", "../victim"), file("src/h")},
+		"hard link to another":     {dir("src"), hardlink("src/h", "victim")},
+		"directory over a link":    {dir("src"), symlink("src/l", "../beside"), dir("src/l"), file("src/l/f")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			parent := t.TempDir()
+			if err := os.Mkdir(filepath.Join(parent, "beside"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(parent, "victim"), []byte("whole"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Unpack(t.Context(), tarOf(t, entries...), parent, "src", "to", func(string) {})
+			if b, err := os.ReadFile(filepath.Join(parent, "victim")); err != nil || string(b) != "whole" {
+				t.Errorf("the victim has %q %v", b, err)
+			}
+			if left := list(t, filepath.Join(parent, "beside")); len(left) > 0 {
+				t.Errorf("beside: %v", left)
+			}
+			for _, n := range list(t, parent) {
+				if n != "beside" && n != "victim" && n != "to" && !strings.HasPrefix(n, "to/") {
+					t.Errorf("%s was made", n)
+				}
+			}
+			t.Log(err)
+		})
+	}
+}
+
+func TestUnpackIntoALinkOfTheTargets(t *testing.T) {
+	parent, elsewhere := t.TempDir(), t.TempDir()
+	if err := os.Mkdir(filepath.Join(parent, "to"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, filepath.Join(parent, "to", "l")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Unpack(t.Context(), tarOf(t, dir("src"), file("src/l/f")), parent, "src", "to", func(string) {}); err == nil {
+		t.Error("it was written through the link")
+	}
+	if left := list(t, elsewhere); len(left) > 0 {
+		t.Errorf("elsewhere: %v", left)
+	}
+}
+
+func TestUnpackLeavesOutDevicesAndSetuid(t *testing.T) {
+	parent := t.TempDir()
+	var left []string
+	n, err := Unpack(t.Context(), tarOf(t, dir("./src/"), file("./src/f"), tar.Header{Typeflag: tar.TypeChar, Name: "./src/null", Devmajor: 1, Devminor: 3},
+		tar.Header{Typeflag: tar.TypeFifo, Name: "./src/pipe"}, symlink("./src/l", "/etc/passwd")), parent, "src", "to", func(s string) { left = append(left, s) })
+	if err != nil || n != 5 || strings.Join(left, " ") != "./src/null ./src/pipe" {
+		t.Errorf("%d %v: %v", n, err, left)
+	}
+	if got := strings.Join(list(t, parent), " "); got != "to to/f to/l" {
+		t.Error(got)
+	}
+	info, err := os.Stat(filepath.Join(parent, "to/f"))
+	if err != nil || info.Mode() != 0o755 || info.ModTime().Unix() != 1e9 {
+		t.Error(info.Mode(), info.ModTime(), err)
+	}
+	if info, err := os.Stat(filepath.Join(parent, "to")); err != nil || info.Mode().Perm() != 0o555 {
+		t.Error(info.Mode(), err)
+	}
+}
+
+func TestThereAndBack(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	if err := os.MkdirAll(filepath.Join(src, "a/b"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(src, "a/b/f"), bytes.Repeat([]byte("x"), 1<<20), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("b/f", filepath.Join(src, "a/l")); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := Pack(t.Context(), &b, filepath.Join(src, "a"), "a", false, func(s string) { t.Error(s) }); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // over itself, too
+		if _, err := Unpack(t.Context(), bytes.NewReader(b.Bytes()), dst, "a", "a", func(s string) { t.Error(s) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := list(t, dst), list(t, src); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if f, err := os.ReadFile(filepath.Join(dst, "a/l")); err != nil || len(f) != 1<<20 {
+		t.Error(len(f), err)
+	}
+	into := t.TempDir()
+	b.Reset()
+	if err := Pack(t.Context(), &b, filepath.Join(src, "a"), ".", false, func(s string) { t.Error(s) }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Unpack(t.Context(), &b, into, ".", "", func(s string) { t.Error(s) }); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(list(t, into), " "); got != "b b/f l" {
+		t.Error(got)
+	}
+}
+
+func FuzzUnpack(f *testing.F) {
+	f.Add(tarOf(f, dir("src"), symlink("src/l", ".."), file("src/l/f"), hardlink("src/h", "src/l")).Bytes())
+	f.Add(tarOf(f, file("src"), file("src/../../x")).Bytes())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		parent := t.TempDir()
+		into := filepath.Join(parent, "into")
+		if err := os.Mkdir(into, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = Unpack(t.Context(), bytes.NewReader(data), into, "src", "to", func(string) {})
+		for _, dir := range []string{parent, into} {
+			entries, err := os.ReadDir(dir)
+			if err != nil || len(entries) > 1 || len(entries) == 1 && entries[0].Name() != "into" && entries[0].Name() != "to" {
+				t.Errorf("%s has %v %v", dir, entries, err)
+			}
+		}
+	})
+}
