@@ -73,6 +73,11 @@ func run(ctx context.Context, cfg config.Config) error {
 		}
 	}
 
+	runtimeHandlers, err := handlers(cfg)
+	if err != nil {
+		return err
+	}
+
 	// 3. Images.
 	layers, err := layer.Open(cfg.Root)
 	if err != nil {
@@ -112,7 +117,7 @@ func run(ctx context.Context, cfg config.Config) error {
 		Root: cfg.Root, State: cfg.State, Keeper: keep, Images: images, Layers: layers, Network: net,
 		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
 		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
-		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits, Handlers: handlers(cfg), WritableLayer: writable,
+		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits, Handlers: runtimeHandlers, WritableLayer: writable,
 		CreateHostPaths: cfg.Pod.CreateMissingHostPaths,
 	})
 	if err != nil {
@@ -192,12 +197,16 @@ func networks(cfg config.Config) (*network.Select, error) {
 }
 
 // handlers are the runtime handlers that are configured.
-func handlers(cfg config.Config) map[string]pod.Handler {
+func handlers(cfg config.Config) (map[string]pod.Handler, error) {
 	out := make(map[string]pod.Handler)
 	for name, h := range cfg.Handlers {
-		out[name] = pod.Handler{CNIConfDir: h.CNIConfDir}
+		platform, err := image.ParsePlatform(h.Platform)
+		if err != nil {
+			return nil, fmt.Errorf("handler.%s.platform: %w", name, err)
+		}
+		out[name] = pod.Handler{CNIConfDir: h.CNIConfDir, Platform: platform}
 	}
-	return out
+	return out, nil
 }
 
 // lock makes dir and takes it for this process. The error names the process that has it.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/platforms"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -44,6 +45,7 @@ type Config struct {
 // Handler configures a runtime handler: how the pods of a RuntimeClass differ from the others.
 type Handler struct {
 	CNIConfDir string `toml:"cni_conf_dir"` // where the CNI configurations of its pods are; "": network.cni_conf_dir
+	Platform   string `toml:"platform"`     // of the images of its containers, "linux/arm64"; "": this node's
 }
 
 // Image configures pulls and the image store.
@@ -283,6 +285,11 @@ func (c *Config) checkHandlers(bad func(key, format string, args ...any)) {
 		}
 		if dir := c.Handlers[name].CNIConfDir; dir != "" && !filepath.IsAbs(dir) {
 			bad(key+".cni_conf_dir", "%q must be an absolute path", dir)
+		}
+		if want := c.Handlers[name].Platform; want != "" {
+			if p, err := platforms.Parse(want); err != nil || p.OS != "linux" {
+				bad(key+".platform", "%q is not a platform of Linux, as linux/arm64 or linux/arm/v7", want)
+			}
 		}
 	}
 }

@@ -85,6 +85,8 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"[handler.a-]", "handler.a-:"},
 		{"[handler." + strings.Repeat("x", 64) + "]", "63"},
 		{"[handler.blue]\ncni_conf_dir = 'net.d'", "handler.blue.cni_conf_dir:"},
+		{"[handler.blue]\nplatform = 'windows/amd64'", "handler.blue.platform:"},
+		{"[handler.blue]\nplatform = 'a/b/c/d'", "handler.blue.platform:"},
 		{"[handler.blue]\nruntime = 'runc'", "unknown key handler.blue.runtime (line 2)"},
 		{"[[[", "line 1"},
 	} {

@@ -40,7 +40,7 @@ func artifactContent(doc *document, manifest []byte, open func(imagespec.Descrip
 	if err != nil {
 		return nil, err
 	}
-	return newContent(config, manifest, []layer.Blob{artifactBlob(doc, id, open)})
+	return newContent(config, manifest, []layer.Blob{artifactBlob(doc, id, open)}, "") // its config names no platform
 }
 
 // artifactConfig is the config of the image that stands for the artifact with the manifest.

@@ -146,7 +146,7 @@ func TestIndexGivesTheBestVariant(t *testing.T) {
 		{[]imagespec.Descriptor{at("v2"), at("")}, "vv2"},
 		{[]imagespec.Descriptor{at("v1"), at("v9")}, "vv1"},
 	} {
-		got, err := (&document{Manifests: row.has}).choose()
+		got, err := (&document{Manifests: row.has}).choose("")
 		if err != nil || got.MediaType != row.want {
 			t.Errorf("%v, %v, want %s", got.MediaType, err, row.want)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -85,8 +86,9 @@ func (s *Store) inspectAside(ctx context.Context, auth *registry.Auth, tell func
 			if unread != nil || len(tags) == 0 {
 				return fault.New(fault.Precondition, "the image's name cannot be read: pull the image again, by its name, and remove the file")
 			}
-			for _, tag := range tags {
-				if _, err := s.Pull(ctx, tag, *auth); err != nil {
+			for _, name := range slices.Sorted(maps.Keys(rec.Tags)) {
+				tag, platform := splitName(name)
+				if _, err := s.PullFor(ctx, tag, platform, *auth); err != nil {
 					return err
 				}
 			}
@@ -101,7 +103,7 @@ func (s *Store) inspectAside(ctx context.Context, auth *registry.Auth, tell func
 
 func tagsOf(rec imageRecord) []string {
 	var tags []string
-	for tag := range rec.Tags {
+	for _, tag := range refsOf(slices.Sorted(maps.Keys(rec.Tags))) {
 		if _, err := registry.ParseReference(tag); err == nil {
 			tags = append(tags, tag)
 		}
@@ -209,7 +211,7 @@ func (s *Store) rewrite(id digest.Digest) error {
 // fromItsRepository calls fetch with the repositories that the image has a name in, until one has what is wanted.
 func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auth registry.Auth, fetch func(*registry.Repository) error) error {
 	err := error(fault.New(fault.Precondition, "the image came from an archive and has no name in a registry: load it again"))
-	for _, name := range slices.Concat(rec.Digests, tagsOf(rec)) {
+	for _, name := range slices.Concat(refsOf(rec.Digests), tagsOf(rec)) {
 		ref, perr := registry.ParseReference(name)
 		if perr != nil {
 			continue

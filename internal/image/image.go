@@ -23,13 +23,16 @@ type Image struct {
 	Platform   imagespec.Platform
 	Config     imagespec.ImageConfig // user, environment, entrypoint, command, volumes, stop signal …; hostile input
 	Pinned     bool                  // a kubelet must not collect it
+	Platforms  []string              // those it has names for, sorted, as ParsePlatform returns them; "" for the node's
+
+	names []string // see nameFor
 }
 
 // snapshot is all images at one moment. It is never changed after it was published.
 type snapshot struct {
 	list   []*Image          // sorted by first reference, then ID
 	byID   map[string]*Image // by full ID
-	byName map[string]*Image // by tag and by digest reference
+	byName map[string]*Image // by what nameFor makes of tags and digest references
 }
 
 func newSnapshot(images []*Image) *snapshot {
@@ -39,10 +42,7 @@ func newSnapshot(images []*Image) *snapshot {
 	})
 	for _, img := range images {
 		s.byID[img.ID] = img
-		for _, name := range img.References {
-			s.byName[name] = img
-		}
-		for _, name := range img.Digests {
+		for _, name := range img.names {
 			s.byName[name] = img
 		}
 	}
@@ -65,13 +65,16 @@ func (s *Store) List() []*Image { return s.now.Load().list }
 // Get finds an image by reference (tag or digest, short or full), by ID with or without "sha256:", or by the beginning
 // of an ID that no other image shares. A reference is tried before the beginning of an ID. The error is of kind
 // NotFound, or Invalid when the beginning fits several images.
-func (s *Store) Get(nameOrID string) (*Image, error) {
+func (s *Store) Get(nameOrID string) (*Image, error) { return s.GetFor(nameOrID, "") }
+
+// GetFor is Get for a platform, as [ParsePlatform] returns it: a reference finds the image that was pulled for it.
+func (s *Store) GetFor(nameOrID, platform string) (*Image, error) {
 	now := s.now.Load()
 	if img := now.byID[nameOrID]; img != nil {
 		return img, nil
 	}
 	if ref, err := registry.ParseReference(nameOrID); err == nil {
-		if img := now.byName[ref.String()]; img != nil {
+		if img := now.byName[nameFor(ref.String(), platform)]; img != nil {
 			return img, nil
 		}
 	}

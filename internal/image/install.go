@@ -39,13 +39,13 @@ type content struct {
 	distrust func(blob digest.Digest) // tells the source that a blob came wrong; nil when asking again is no use
 }
 
-// newContent checks that config and layers fit together and fit this node. layers come without their DiffIDs.
-func newContent(rawConfig, manifest []byte, layers []layer.Blob) (*content, error) {
+// newContent checks that config and layers fit together and fit the platform. layers come without their DiffIDs.
+func newContent(rawConfig, manifest []byte, layers []layer.Blob, platform string) (*content, error) {
 	cfg, err := parseConfig(rawConfig)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkPlatform(cfg); err != nil {
+	if err := checkPlatform(cfg, platform); err != nil {
 		return nil, err
 	}
 	if len(cfg.RootFS.DiffIDs) != len(layers) {
@@ -57,7 +57,7 @@ func newContent(rawConfig, manifest []byte, layers []layer.Blob) (*content, erro
 	return &content{rawConfig: rawConfig, config: cfg, manifest: manifest, layers: layers}, nil
 }
 
-// names are the references that are to point to an image.
+// names are what is to point to an image; see nameFor.
 type names struct{ tags, digests []string }
 
 // install makes the image be on this node.
@@ -215,7 +215,7 @@ func (s *Store) rename(id string, n names) (*Image, error) {
 	if e == nil {
 		return nil, nil
 	}
-	if subset(n.tags, e.image.References) && subset(n.digests, e.image.Digests) {
+	if subset(slices.Concat(n.tags, n.digests), e.image.names) {
 		return e.image, nil
 	}
 	return s.point(e, e.rec, n)
@@ -295,8 +295,14 @@ func (s *Store) describe(rec imageRecord, cfg *imagespec.Image) *Image {
 // renamed is the image of e with the names of its record.
 func (s *Store) renamed(e *entry) *Image {
 	img := *e.image
-	img.References = slices.Sorted(maps.Keys(e.rec.Tags))
-	img.Digests = e.rec.Digests
+	img.names = slices.Concat(slices.Sorted(maps.Keys(e.rec.Tags)), e.rec.Digests)
+	img.References, img.Digests, img.Platforms = refsOf(slices.Sorted(maps.Keys(e.rec.Tags))), refsOf(e.rec.Digests), nil
+	for _, name := range img.names {
+		_, platform := splitName(name)
+		img.Platforms = append(img.Platforms, platform)
+	}
+	slices.Sort(img.Platforms)
+	img.Platforms = slices.Compact(img.Platforms)
 	img.Pinned = slices.ContainsFunc(slices.Concat(img.References, img.Digests), s.isPinned)
 	return &img
 }
@@ -320,8 +326,11 @@ func (s *Store) publish() {
 
 // Remove removes an image with all references to it. An image that is not there is no error. Layers that a container
 // still holds stay until it lets go. The error is of kind Invalid when the beginning of an ID is ambiguous.
-func (s *Store) Remove(nameOrID string) error {
-	img, err := s.Get(nameOrID)
+func (s *Store) Remove(nameOrID string) error { return s.RemoveFor(nameOrID, "") }
+
+// RemoveFor is Remove of the image that a reference stands for on a platform, as [ParsePlatform] returns it.
+func (s *Store) RemoveFor(nameOrID, platform string) error {
+	img, err := s.GetFor(nameOrID, platform)
 	if errors.Is(err, fault.NotFound) {
 		return nil
 	}

@@ -167,7 +167,7 @@ func (a *archive) layoutImage(doc *document, name string) (*load, error) {
 		if depth > maxNesting {
 			return nil, fault.New(fault.Invalid, "indexes are nested more than %d deep", maxNesting)
 		}
-		desc, err := doc.choose()
+		desc, err := doc.choose("")
 		if err != nil {
 			return nil, err
 		}
@@ -203,7 +203,7 @@ func (a *archive) layoutContent(doc *document, manifest []byte) (*content, error
 	for i, d := range doc.Layers {
 		layers[i] = layer.Blob{Digest: d.Digest, Size: d.Size, Open: a.opener(blobPath(d.Digest))}
 	}
-	return newContent(config, manifest, layers)
+	return newContent(config, manifest, layers, "")
 }
 
 // dockerImages reads a docker-archive. Its layers have no digest but the diffID in the config.
@@ -231,7 +231,7 @@ func (a *archive) dockerImages() ([]*load, error) {
 			layers[i] = layer.Blob{Size: -1, Open: a.opener(file)}
 		}
 		l := &load{}
-		if l.content, err = newContent(config, nil, layers); err != nil {
+		if l.content, err = newContent(config, nil, layers, ""); err != nil {
 			return nil, err
 		}
 		for _, tag := range e.RepoTags {

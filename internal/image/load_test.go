@@ -316,7 +316,7 @@ func FuzzParseDocument(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte, mediaType string) {
 		if doc, err := parseDocument(body, mediaType); err == nil {
 			if doc.index() {
-				if d, err := doc.choose(); err == nil && len(d.Digest.Encoded()) != 64 {
+				if d, err := doc.choose(""); err == nil && len(d.Digest.Encoded()) != 64 {
 					t.Errorf("digest %q", d.Digest)
 				}
 			} else {
@@ -333,7 +333,7 @@ func FuzzParseDocument(f *testing.F) {
 					t.Errorf("diffID %q", id)
 				}
 			}
-			_ = checkPlatform(cfg)
+			_ = checkPlatform(cfg, "")
 		}
 	})
 }

@@ -128,10 +128,9 @@ func checkDescriptor(what string, d imagespec.Descriptor) error {
 	return nil
 }
 
-// choose picks from an index the manifest for this node: the best that fits its platform, or else one that names no
-// platform. The error is of kind NotFound and says for which platforms there is one.
-func (d *document) choose() (imagespec.Descriptor, error) {
-	node := runsHere()
+// choose picks from an index the manifest for the platform: the best that fits it, or else one that names no platform. The error is of kind NotFound and says for which platforms there is one.
+func (d *document) choose(platform string) (imagespec.Descriptor, error) {
+	node := fits(platform)
 	var best *imagespec.Descriptor
 	var others []string
 	for i := range d.Manifests {
@@ -150,8 +149,8 @@ func (d *document) choose() (imagespec.Descriptor, error) {
 		}
 	}
 	if best == nil {
-		return imagespec.Descriptor{}, fault.New(fault.NotFound, "the image is not made for this node's platform %s; it is for %s",
-			platforms.Format(nodePlatform()), orElse(strings.Join(others, ", "), "none"))
+		return imagespec.Descriptor{}, fault.New(fault.NotFound, "the image is not made for %s; it is for %s",
+			called(platform), orElse(strings.Join(others, ", "), "none"))
 	}
 	return *best, checkDescriptor("manifest", *best)
 }
@@ -177,13 +176,13 @@ func parseConfig(raw []byte) (*imagespec.Image, error) {
 }
 
 // checkPlatform refuses an image that is made for other machines. A config that does not say is let pass.
-func checkPlatform(cfg *imagespec.Image) error {
+func checkPlatform(cfg *imagespec.Image, platform string) error {
 	if cfg.OS == "" && cfg.Architecture == "" {
 		return nil
 	}
 	p := platforms.Normalize(imagespec.Platform{OS: orElse(cfg.OS, "linux"), Architecture: cfg.Architecture, Variant: cfg.Variant})
-	if cfg.Architecture != "" && !runsHere().Match(p) || p.OS != "linux" {
-		return fault.New(fault.NotFound, "the image is made for %s, not for this node's platform %s", clip(platforms.Format(p)), platforms.Format(nodePlatform()))
+	if cfg.Architecture != "" && !fits(platform).Match(p) || p.OS != "linux" {
+		return fault.New(fault.NotFound, "the image is made for %s, not for %s", clip(platforms.Format(p)), called(platform))
 	}
 	return nil
 }

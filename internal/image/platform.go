@@ -4,6 +4,8 @@ import (
 	"github.com/containerd/platforms"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/cpu"
+
+	"github.com/kuri-cri/kuri/internal/fault"
 )
 
 // nodePlatform is what this node runs, best of all. On amd64 the variant is the microarchitecture level of the psABI.
@@ -30,6 +32,46 @@ func amd64Level(v2, v3, v4 bool) string {
 	return ""
 }
 
-// runsHere matches the platforms whose images run on this node, and orders them: the node's own first, then older
+// ParsePlatform returns the platform that a runtime handler is for ("linux/arm64", "arm/v7") in the one spelling that the
+// store uses: "" for what runs on this node anyway. The error is of kind Invalid.
+func ParsePlatform(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	p, err := platforms.Parse(s)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "platform %q: %w", s, err)
+	}
+	p = platforms.Normalize(p)
+	if p.OS != "linux" {
+		return "", fault.New(fault.Invalid, "platform %q: its operating system is %s, not linux", s, p.OS)
+	}
+	if node := platforms.Normalize(platforms.DefaultSpec()); p.Architecture == node.Architecture && p.Variant == node.Variant {
+		return "", nil
+	}
+	return platforms.Format(p), nil
+}
+
+// wanted is the platform that stands behind what ParsePlatform returned.
+func wanted(platform string) imagespec.Platform {
+	if platform == "" {
+		return nodePlatform()
+	}
+	p, err := platforms.Parse(platform)
+	if err != nil { // not from ParsePlatform: nothing fits it
+		return imagespec.Platform{OS: "unknown", Architecture: platform}
+	}
+	return p
+}
+
+// fits matches the platforms whose images serve where platform is wanted, and orders them: itself first, then older
 // variants of it.
-func runsHere() platforms.MatchComparer { return platforms.Only(nodePlatform()) }
+func fits(platform string) platforms.MatchComparer { return platforms.Only(wanted(platform)) }
+
+// called names the platform for an error.
+func called(platform string) string {
+	if platform == "" {
+		return "this node's platform " + platforms.Format(nodePlatform())
+	}
+	return "the platform " + platform + " of the runtime handler"
+}

@@ -21,15 +21,20 @@ import (
 // Errors have the kinds of packages registry and layer. The text of one of kind Unavailable begins with
 // "RegistryUnavailable: ", which a kubelet knows (cri-api, pkg/errors).
 func (s *Store) Pull(ctx context.Context, name string, auth registry.Auth) (*Image, error) {
+	return s.PullFor(ctx, name, "", auth)
+}
+
+// PullFor is Pull for a platform, as [ParsePlatform] returns it. The reference points to one image for each platform.
+func (s *Store) PullFor(ctx context.Context, name, platform string, auth registry.Auth) (*Image, error) {
 	ref, err := registry.ParseReference(name)
 	if err != nil {
 		return nil, err
 	}
-	img, _, err := s.pulls.Do(ctx, pullKey{ref, auth}, func(ctx context.Context) (*Image, error) {
+	img, _, err := s.pulls.Do(ctx, pullKey{ref, platform, auth}, func(ctx context.Context) (*Image, error) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(s.life, cancel)()
-		return s.pull(ctx, ref, auth)
+		return s.pull(ctx, ref, platform, auth)
 	})
 	switch {
 	case err == nil:
@@ -42,8 +47,8 @@ func (s *Store) Pull(ctx context.Context, name string, auth registry.Auth) (*Ima
 	return nil, fmt.Errorf("pull image %s: %w", ref, err)
 }
 
-func (s *Store) pull(ctx context.Context, ref registry.Reference, auth registry.Auth) (img *Image, err error) {
-	progress := s.watch.begin(ref)
+func (s *Store) pull(ctx context.Context, ref registry.Reference, platform string, auth registry.Auth) (img *Image, err error) {
+	progress := s.watch.begin(watchKey{ref, platform})
 	defer func() { progress.end(img, err) }()
 
 	// 1. The registry and its mirrors, as they are configured now.
@@ -54,7 +59,7 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, auth registry.
 	defer repo.Close()
 
 	// 2. Here already?
-	if img, err := s.unchanged(ctx, repo, ref); img != nil || err != nil {
+	if img, err := s.unchanged(ctx, repo, ref, platform); img != nil || err != nil {
 		return img, err
 	}
 
@@ -63,60 +68,60 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, auth registry.
 	if err != nil {
 		return nil, err
 	}
-	if img, err := s.known(ref, m.Digest); img != nil || err != nil {
+	if img, err := s.known(ref, m.Digest, platform); img != nil || err != nil {
 		return img, err
 	}
 
-	// 4. This platform's manifest and config.
-	c, err := s.resolve(ctx, repo, m)
+	// 4. The platform's manifest and config.
+	c, err := s.resolve(ctx, repo, m, platform)
 	if err != nil {
 		return nil, err
 	}
 
 	// 5. Layers and record.
 	progress.layers(s.layers, c.layers)
-	return s.install(ctx, c, namesOf(ref, m.Digest))
+	return s.install(ctx, c, namesOf(ref, m.Digest, platform))
 }
 
 // namesOf are the names that a pull of ref gives: its tag if it has one, and the digest that it stood for.
-func namesOf(ref registry.Reference, resolved digest.Digest) names {
-	n := names{digests: []string{ref.Repository + "@" + resolved.String()}}
+func namesOf(ref registry.Reference, resolved digest.Digest, platform string) names {
+	n := names{digests: []string{nameFor(ref.Repository+"@"+resolved.String(), platform)}}
 	if ref.Tag != "" {
-		n.tags = []string{ref.String()}
+		n.tags = []string{nameFor(ref.String(), platform)}
 	}
 	return n
 }
 
 // unchanged asks the registry what ref stands for, when ref is known here, and returns the image when that is here too.
 // The question is asked for a digest as well: the answer shows that the caller may have the image.
-func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference) (*Image, error) {
-	if s.now.Load().byName[ref.String()] == nil {
+func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference, platform string) (*Image, error) {
+	if s.now.Load().byName[nameFor(ref.String(), platform)] == nil {
 		return nil, nil
 	}
 	dgst, err := repo.Resolve(ctx)
 	if err != nil || dgst == "" {
 		return nil, err
 	}
-	return s.known(ref, dgst)
+	return s.known(ref, dgst, platform)
 }
 
 // known returns the image that the repository's digest stands for, with ref pointed to it, or nil when it is not here.
-func (s *Store) known(ref registry.Reference, dgst digest.Digest) (*Image, error) {
-	img := s.now.Load().byName[ref.Repository+"@"+dgst.String()]
+func (s *Store) known(ref registry.Reference, dgst digest.Digest, platform string) (*Image, error) {
+	img := s.now.Load().byName[nameFor(ref.Repository+"@"+dgst.String(), platform)]
 	if img == nil {
 		return nil, nil
 	}
-	return s.rename(img.ID, namesOf(ref, dgst))
+	return s.rename(img.ID, namesOf(ref, dgst, platform))
 }
 
-// resolve follows the manifest or index m to the image for this node's platform and fetches its config.
-func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m registry.Manifest) (*content, error) {
+// resolve follows the manifest or index m to the image for the platform and fetches its config.
+func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m registry.Manifest, platform string) (*content, error) {
 	doc, err := parseDocument(m.Body, m.MediaType)
 	for depth := 0; err == nil && doc.index(); depth++ {
 		if depth == maxNesting {
 			return nil, fault.New(fault.Invalid, "indexes are nested more than %d deep", maxNesting)
 		}
-		desc, cerr := doc.choose()
+		desc, cerr := doc.choose(platform)
 		if cerr != nil {
 			return nil, cerr
 		}
@@ -143,7 +148,7 @@ func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m regist
 	for i, l := range doc.Layers {
 		layers[i] = layerBlob(repo, "", l)
 	}
-	c, err := newContent(config, m.Body, layers)
+	c, err := newContent(config, m.Body, layers, platform)
 	if err == nil {
 		c.distrust = repo.Distrust
 	}

@@ -511,7 +511,7 @@ func TestMalformedReferenceAndDeadRegistry(t *testing.T) {
 	if _, err := s.Pull(t.Context(), "Not A Reference", registry.Auth{}); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Not A Reference") {
 		t.Errorf("%v", err)
 	}
-	if _, err := s.WatchPull(t.Context(), "Not A Reference"); !errors.Is(err, fault.Invalid) {
+	if _, err := s.WatchPull(t.Context(), "Not A Reference", ""); !errors.Is(err, fault.Invalid) {
 		t.Errorf("%v", err)
 	}
 	_, err := s.Pull(t.Context(), "127.0.0.1:1/app:1", registry.Auth{})
@@ -563,7 +563,7 @@ func TestWatchPull(t *testing.T) {
 		return false
 	})
 	s := openStore(t, "")
-	early, err := s.WatchPull(t.Context(), ref) // before the pull begins
+	early, err := s.WatchPull(t.Context(), ref, "") // before the pull begins
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -594,7 +594,7 @@ func TestWatchPull(t *testing.T) {
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
-	idle, _ := s.WatchPull(ctx, ref)
+	idle, _ := s.WatchPull(ctx, ref, "")
 	cancel()
 	if p, open := <-idle; open {
 		t.Errorf("%+v", p)

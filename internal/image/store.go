@@ -42,8 +42,8 @@ type imageRecord struct {
 	ID       digest.Digest        `json:"id"`
 	Manifest digest.Digest        `json:"manifest,omitempty"` // "" when it came without one, in a docker-archive
 	Patch    digest.Digest        `json:"patch,omitempty"`    // layer on top that is not the image's own; see layer.Store.Patch
-	Tags     map[string]time.Time `json:"tags"`               // tag in full, and when it was pointed here
-	Digests  []string             `json:"digests"`
+	Tags     map[string]time.Time `json:"tags"`               // names (see nameFor) with a tag, and when each was pointed here
+	Digests  []string             `json:"digests"`            // names with a digest
 }
 
 // stack is the layers to mount, bottom first.
@@ -62,8 +62,9 @@ type entry struct {
 }
 
 type pullKey struct {
-	ref  registry.Reference
-	auth registry.Auth
+	ref      registry.Reference
+	platform string
+	auth     registry.Auth
 }
 
 // Store is the images of one node. See [Open].

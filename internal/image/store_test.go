@@ -242,7 +242,7 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 		return false
 	})
 	s := openStore(t, "")
-	told, err := s.WatchPull(context.Background(), "busybox")
+	told, err := s.WatchPull(context.Background(), "busybox", "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -59,15 +59,21 @@ const (
 // watch knows the pulls under way, for those who look on.
 type watch struct {
 	mu       sync.Mutex
-	pulls    map[registry.Reference]*progress
+	pulls    map[watchKey]*progress
 	begun    chan struct{} // closed and renewed when a pull begins
 	watchers sync.WaitGroup
+}
+
+// watchKey is what a pull is watched by.
+type watchKey struct {
+	ref      registry.Reference
+	platform string
 }
 
 // progress is one pull, for those who look on.
 type progress struct {
 	watch   *watch
-	ref     registry.Reference
+	key     watchKey
 	started time.Time
 	done    chan struct{} // closed at its end, after id and err are set
 	id      string
@@ -80,14 +86,14 @@ type progress struct {
 }
 
 // begin announces a pull.
-func (w *watch) begin(ref registry.Reference) *progress {
+func (w *watch) begin(key watchKey) *progress {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p := &progress{watch: w, ref: ref, started: time.Now(), done: make(chan struct{})}
+	p := &progress{watch: w, key: key, started: time.Now(), done: make(chan struct{})}
 	if w.pulls == nil {
-		w.pulls = make(map[registry.Reference]*progress)
+		w.pulls = make(map[watchKey]*progress)
 	}
-	w.pulls[ref] = p
+	w.pulls[key] = p
 	if w.begun != nil {
 		close(w.begun)
 		w.begun = nil
@@ -111,8 +117,8 @@ func (p *progress) end(img *Image, err error) {
 		p.id = img.ID
 	}
 	p.watch.mu.Lock()
-	if p.watch.pulls[p.ref] == p {
-		delete(p.watch.pulls, p.ref)
+	if p.watch.pulls[p.key] == p {
+		delete(p.watch.pulls, p.key)
 	}
 	p.watch.mu.Unlock()
 	close(p.done)
@@ -155,11 +161,11 @@ func (p *progress) layer(b layer.Blob, present bool) LayerProgress {
 	return l
 }
 
-// find returns the pull of ref that is under way, or a channel that is closed when some pull begins.
-func (w *watch) find(ref registry.Reference) (*progress, <-chan struct{}) {
+// find returns the pull of key that is under way, or a channel that is closed when some pull begins.
+func (w *watch) find(key watchKey) (*progress, <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if p := w.pulls[ref]; p != nil {
+	if p := w.pulls[key]; p != nil {
 		return p, nil
 	}
 	if w.begun == nil {
@@ -170,10 +176,10 @@ func (w *watch) find(ref registry.Reference) (*progress, <-chan struct{}) {
 
 func (w *watch) wait() { w.watchers.Wait() }
 
-// WatchPull tells how far the pull of the reference is, a few times a second, until the pull ends; the last message has
+// WatchPull tells how far the pull of the reference for the platform is, a few times a second, until the pull ends; the last message has
 // Done set. When none is under way it waits for one to begin. The channel is closed after the last message, or when ctx
 // or the store ends; the caller reads on or ends ctx. The error is of kind Invalid for a malformed reference.
-func (s *Store) WatchPull(ctx context.Context, name string) (<-chan Progress, error) {
+func (s *Store) WatchPull(ctx context.Context, name, platform string) (<-chan Progress, error) {
 	ref, err := registry.ParseReference(name)
 	if err != nil {
 		return nil, err
@@ -184,17 +190,17 @@ func (s *Store) WatchPull(ctx context.Context, name string) (<-chan Progress, er
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(s.life, cancel)()
-		if p := s.watch.await(ctx, ref); p != nil {
+		if p := s.watch.await(ctx, watchKey{ref, platform}); p != nil {
 			p.report(ctx, name, out)
 		}
 	})
 	return out, nil
 }
 
-// await returns the pull of ref, as soon as there is one, or nil when ctx ends.
-func (w *watch) await(ctx context.Context, ref registry.Reference) *progress {
+// await returns the pull of key, as soon as there is one, or nil when ctx ends.
+func (w *watch) await(ctx context.Context, key watchKey) *progress {
 	for {
-		p, begun := w.find(ref)
+		p, begun := w.find(key)
 		if p != nil {
 			return p
 		}

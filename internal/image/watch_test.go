@@ -42,7 +42,7 @@ func TestWatchPullTellsPhases(t *testing.T) {
 		return true
 	})
 	watch := func(stop func(Progress)) (last Progress) {
-		told, err := s.WatchPull(t.Context(), ref)
+		told, err := s.WatchPull(t.Context(), ref, "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -68,7 +68,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	defer back.Run()
 
 	// 2. The image, whose layers stay as long as the container does.
-	img, lowerdirs, release, err := p.hold(cfg.GetImage())
+	img, lowerdirs, release, err := p.hold(cfg.GetImage(), s.Record().Handler)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	// 3. The images that it mounts, likewise.
 	r := newContainerRecord(s.Record(), cfg, img)
 	r.CgroupsPath = p.Driver.Path(s.Record().CgroupParent, r.ID)
-	volumes, err := p.imageVolumes(r)
+	volumes, err := p.imageVolumes(r, s.Record().Handler)
 	if err != nil {
 		return nil, err
 	}
@@ -171,12 +171,16 @@ func (p *Pods) join(s *Sandbox, c *Container) error {
 	return nil
 }
 
-// hold finds an image and keeps its layers from being removed until release.
-func (p *Pods) hold(want *runtime.ImageSpec) (img *image.Image, lowerdirs []string, release func(), err error) {
+// hold finds an image and keeps its layers from being removed until release. A reference stands for the image that was
+// pulled for the platform of the runtime handler: the one that the image names, else the pod's.
+func (p *Pods) hold(want *runtime.ImageSpec, handler string) (img *image.Image, lowerdirs []string, release func(), err error) {
 	if want.GetImage() == "" {
 		return nil, nil, nil, fault.New(fault.Invalid, "config.image.image: a container needs an image")
 	}
-	if img, err = p.Images.Get(want.GetImage()); err != nil {
+	if own := want.GetRuntimeHandler(); own != "" {
+		handler = own
+	}
+	if img, err = p.Images.GetFor(want.GetImage(), p.Handlers[handler].Platform); err != nil {
 		return nil, nil, nil, fmt.Errorf("%w; pull it first", err)
 	}
 	release = p.Layers.Hold(img.DiffIDs)

@@ -11,6 +11,7 @@ import (
 // Handler is a runtime handler, what a RuntimeClass of the cluster names. The default one has the empty name, is always
 // there and is the zero Handler: the embedded OCI runtime, the node's networks.
 type Handler struct {
+	Platform   string // of the images of its containers, as image.ParsePlatform returns it; "": this node's
 	CNIConfDir string // where the CNI configurations of its pods are; "": where those of the default handler are
 }
 

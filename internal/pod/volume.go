@@ -19,7 +19,7 @@ type imageVolumes struct {
 
 // imageVolumes finds the images of the container's mounts and the paths in them, keeps their layers from being removed
 // until release, and notes both in the record. A missing image or path is an error of kind NotFound.
-func (p *Pods) imageVolumes(r *ContainerRecord) (_ *imageVolumes, err error) {
+func (p *Pods) imageVolumes(r *ContainerRecord, handler string) (_ *imageVolumes, err error) {
 	v := &imageVolumes{sources: make(map[int]string)}
 	defer func() {
 		if err != nil {
@@ -30,18 +30,18 @@ func (p *Pods) imageVolumes(r *ContainerRecord) (_ *imageVolumes, err error) {
 		if m.GetImage().GetImage() == "" {
 			continue // package spec says what is wrong with an image that has no name
 		}
-		if err := p.addImageVolume(v, r, i, m); err != nil {
+		if err := p.addImageVolume(v, r, i, m, handler); err != nil {
 			return nil, fmt.Errorf("mounts[%d] to %s: image: %w", i, m.GetContainerPath(), err)
 		}
 	}
 	return v, nil
 }
 
-func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *runtime.Mount) error {
+func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *runtime.Mount, handler string) error {
 	if _, err := p.Handler(m.GetImage().GetRuntimeHandler()); err != nil {
 		return err
 	}
-	img, lowerdirs, release, err := p.hold(m.GetImage())
+	img, lowerdirs, release, err := p.hold(m.GetImage(), handler)
 	if err != nil {
 		return err
 	}

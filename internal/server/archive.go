@@ -56,7 +56,11 @@ func (c *chunks) Read(p []byte) (int, error) {
 }
 
 func (s *archiveService) WatchPull(req *kuriv1.WatchPullRequest, stream grpc.ServerStreamingServer[kuriv1.PullProgress]) error {
-	told, err := s.store.WatchPull(stream.Context(), req.GetImage())
+	handler, err := s.pods.Handler(req.GetRuntimeHandler())
+	if err != nil {
+		return err
+	}
+	told, err := s.store.WatchPull(stream.Context(), req.GetImage(), handler.Platform)
 	if err != nil {
 		return err
 	}

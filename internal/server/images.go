@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,11 +24,12 @@ type imageService struct {
 }
 
 func (s *imageService) PullImage(ctx context.Context, req *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
-	if _, err := s.pods.Handler(req.GetImage().GetRuntimeHandler()); err != nil {
+	handler, err := s.pods.Handler(req.GetImage().GetRuntimeHandler())
+	if err != nil {
 		return nil, err
 	}
 	a := req.GetAuth()
-	img, err := s.store.Pull(ctx, req.GetImage().GetImage(), registry.Auth{
+	img, err := s.store.PullFor(ctx, req.GetImage().GetImage(), handler.Platform, registry.Auth{
 		Username:      a.GetUsername(),
 		Password:      a.GetPassword(),
 		Auth:          a.GetAuth(),
@@ -44,18 +46,14 @@ func (s *imageService) PullImage(ctx context.Context, req *runtime.PullImageRequ
 func (s *imageService) ListImages(_ context.Context, req *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
 	resp := &runtime.ListImagesResponse{}
 	if want := req.GetFilter().GetImage().GetImage(); want != "" {
-		img, err := s.store.Get(want)
-		if fault.Of(err) == fault.NotFound {
-			return resp, nil
+		img, handler, err := s.find(req.GetFilter().GetImage())
+		if img != nil {
+			resp.Images = append(resp.Images, criImage(img, handler))
 		}
-		if err != nil {
-			return nil, err
-		}
-		resp.Images = append(resp.Images, criImage(img))
-		return resp, nil
+		return resp, err
 	}
 	for _, img := range s.store.List() {
-		resp.Images = append(resp.Images, criImage(img))
+		resp.Images = append(resp.Images, criImage(img, s.handlerOf(img)))
 	}
 	return resp, nil
 }
@@ -65,14 +63,14 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtime.ImageStatusRe
 	if err := named("image.image", want); err != nil {
 		return nil, err
 	}
-	img, err := s.store.Get(want)
-	if fault.Of(err) == fault.NotFound {
-		return &runtime.ImageStatusResponse{}, nil // the CRI's way to say that it is not there
-	}
+	img, handler, err := s.find(req.GetImage())
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtime.ImageStatusResponse{Image: criImage(img)}
+	if img == nil {
+		return &runtime.ImageStatusResponse{}, nil // the CRI's way to say that it is not there
+	}
+	resp := &runtime.ImageStatusResponse{Image: criImage(img, handler)}
 	if req.GetVerbose() {
 		info, err := json.Marshal(map[string]any{"imageSpec": map[string]any{"config": img.Config}, "layers": img.DiffIDs})
 		if err != nil {
@@ -88,7 +86,45 @@ func (s *imageService) RemoveImage(_ context.Context, req *runtime.RemoveImageRe
 	if err := named("image.image", want); err != nil {
 		return nil, err
 	}
-	return &runtime.RemoveImageResponse{}, s.store.Remove(want)
+	handler, err := s.pods.Handler(req.GetImage().GetRuntimeHandler())
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.RemoveImageResponse{}, s.store.RemoveFor(want, handler.Platform)
+}
+
+// find returns the image that is meant, nil when it is not there, and the name of the runtime handler that it is told
+// with: the one that was asked for, else its own.
+func (s *imageService) find(spec *runtime.ImageSpec) (*image.Image, string, error) {
+	name := spec.GetRuntimeHandler()
+	handler, err := s.pods.Handler(name)
+	if err != nil {
+		return nil, "", err
+	}
+	img, err := s.store.GetFor(spec.GetImage(), handler.Platform)
+	switch {
+	case fault.Of(err) == fault.NotFound:
+		return nil, "", nil
+	case err != nil:
+		return nil, "", err
+	case name == "":
+		name = s.handlerOf(img)
+	}
+	return img, name, nil
+}
+
+// handlerOf returns the runtime handler that an image is for: the default one, unless it was pulled for another's
+// platform alone.
+func (s *imageService) handlerOf(img *image.Image) string {
+	if len(img.Platforms) == 0 || slices.Contains(img.Platforms, "") {
+		return ""
+	}
+	for _, name := range s.pods.HandlerNames() {
+		if slices.Contains(img.Platforms, s.pods.Handlers[name].Platform) {
+			return name
+		}
+	}
+	return "" // the handler is configured no more
 }
 
 func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRequest) (*runtime.ImageFsInfoResponse, error) {
@@ -112,14 +148,14 @@ func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRe
 	return &runtime.ImageFsInfoResponse{ImageFilesystems: usage(u.Bytes, u.Inodes), ContainerFilesystems: usage(bytes, inodes)}, nil
 }
 
-func criImage(img *image.Image) *runtime.Image {
+func criImage(img *image.Image, handler string) *runtime.Image {
 	out := &runtime.Image{
 		Id:          img.ID,
 		RepoTags:    img.References,
 		RepoDigests: img.Digests,
 		Size:        uint64(img.Size),
 		Pinned:      img.Pinned,
-		Spec:        &runtime.ImageSpec{Image: img.ID},
+		Spec:        &runtime.ImageSpec{Image: img.ID, RuntimeHandler: handler},
 	}
 	// The image's user is a number or a name, never both: a kubelet checks runAsNonRoot with it.
 	user, _, _ := strings.Cut(img.Config.User, ":")

@@ -4,9 +4,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/compression"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -99,4 +105,85 @@ exit 0
 	if want := fmt.Sprintf("ADD %[1]s \"colour\":\"blue\"\nDEL %[1]s \"colour\":\"blue\"\n", pod); err != nil || string(said) != want {
 		t.Errorf("the plugin was asked %q, %v, want %q", said, err, want)
 	}
+}
+
+// One reference has an image for each platform: the handler that an image is pulled for, and the pod's, decide which.
+func TestImagesOfAHandlersPlatform(t *testing.T) {
+	other := "arm64"
+	if goruntime.GOARCH == other {
+		other = "amd64"
+	}
+	d := harness.Start(t, harness.Options{Config: "[handler.alien]\nplatform = \"linux/" + other + "\""})
+	here := withFile(t, "here", types.OCILayer, compression.GZip)
+	there := withFile(t, "there", types.OCILayer, compression.GZip)
+	there, err := mutate.ConfigFile(there, &v1.ConfigFile{OS: "linux", Architecture: other, RootFS: rootFS(t, there)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := d.Registry.Push(t, "app:1", mutate.AppendManifests(empty.Index,
+		mutate.IndexAddendum{Add: here, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: goruntime.GOARCH}}},
+		mutate.IndexAddendum{Add: there, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: other}}},
+	))
+	status := func(handler string) *runtimeapi.Image {
+		t.Helper()
+		resp, err := d.Images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: handler}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Image
+	}
+	ids := map[string]string{}
+	for _, handler := range []string{"alien", ""} {
+		if img := status(handler); img != nil {
+			t.Errorf("handler %q: %v is there before it was pulled", handler, img)
+		}
+		resp, err := d.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: handler}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[handler] = resp.ImageRef
+	}
+	d.Restart(t)
+	for handler, img := range map[string]v1.Image{"": here, "alien": there} {
+		want, err := img.ConfigName()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := status(handler); ids[handler] != want.String() || st.GetId() != want.String() || st.Spec.RuntimeHandler != handler || len(st.RepoTags) != 1 || st.RepoTags[0] != ref {
+			t.Errorf("handler %q: pulled %s, status %v, want %s", handler, ids[handler], st, want)
+		}
+		pod := harness.Pod("of-" + handler + "x")
+		made, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: handler})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: made.PodSandboxId, SandboxConfig: pod,
+			Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: ref}, Command: []string{"sh"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		is, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.ContainerId})
+		if err != nil || is.Status.ImageId != want.String() {
+			t.Errorf("handler %q: the container's image is %s, %v, want %s", handler, is.GetStatus().GetImageId(), err, want)
+		}
+	}
+	list, err := d.Images.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
+	if err != nil || len(list.Images) != 2 {
+		t.Errorf("the images are %v, %v", list, err)
+	}
+	if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: "alien"}}); err != nil {
+		t.Fatal(err)
+	}
+	if status("alien") != nil || status("").GetId() != ids[""] {
+		t.Error("the wrong image was removed")
+	}
+}
+
+func rootFS(t *testing.T, img v1.Image) v1.RootFS {
+	t.Helper()
+	c, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.RootFS
 }

@@ -902,10 +902,11 @@ func (x *LoadedImage) GetReferences() []string {
 }
 
 type WatchPullRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // as given to PullImage
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Image          string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`                                         // as given to PullImage
+	RuntimeHandler string                 `protobuf:"bytes,2,opt,name=runtime_handler,json=runtimeHandler,proto3" json:"runtime_handler,omitempty"` // likewise
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WatchPullRequest) Reset() {
@@ -941,6 +942,13 @@ func (*WatchPullRequest) Descriptor() ([]byte, []int) {
 func (x *WatchPullRequest) GetImage() string {
 	if x != nil {
 		return x.Image
+	}
+	return ""
+}
+
+func (x *WatchPullRequest) GetRuntimeHandler() string {
+	if x != nil {
+		return x.RuntimeHandler
 	}
 	return ""
 }
@@ -1189,9 +1197,10 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
 	"references\x18\x02 \x03(\tR\n" +
-	"references\"(\n" +
+	"references\"Q\n" +
 	"\x10WatchPullRequest\x12\x14\n" +
-	"\x05image\x18\x01 \x01(\tR\x05image\"\x80\x02\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12'\n" +
+	"\x0fruntime_handler\x18\x02 \x01(\tR\x0eruntimeHandler\"\x80\x02\n" +
 	"\fPullProgress\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12.\n" +
 	"\x06layers\x18\x02 \x03(\v2\x16.kuri.v1.LayerProgressR\x06layers\x12\x12\n" +
