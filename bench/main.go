@@ -34,6 +34,7 @@ var phases = []struct {
 }{
 	{"start", (*bench).startPhase},
 	{"pods", (*bench).podsPhase},
+	{"execs", (*bench).execsPhase},
 	{"burst", (*bench).burstPhase},
 	{"network", (*bench).networkPhase},
 	{"memory", (*bench).memoryPhase},

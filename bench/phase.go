@@ -102,7 +102,7 @@ var networks = []struct {
 	host bool
 }{{"host network", true}, {"default network", false}}
 
-// podsPhase starts pods one at a time, execs once in each, and takes them down again.
+// podsPhase starts pods one at a time and takes them down again.
 func (b *bench) podsPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
@@ -144,15 +144,6 @@ func (b *bench) podsRound(ctx context.Context, d *daemon, network string, host b
 		return err
 	}
 	b.report.add("CPU per pod started, "+network, "ms", d.name, round, float64(after-before)/1e6/float64(n))
-	for _, p := range pods {
-		begin := time.Now()
-		if err := d.client.exec(ctx, p); err != nil {
-			return err
-		}
-		if !host {
-			b.report.add("ExecSync, one at a time", "ms", d.name, round, milliseconds(time.Since(begin)))
-		}
-	}
 	for _, p := range pods {
 		begin := time.Now()
 		if err := d.client.down(ctx, p); err != nil {

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// The execs phase runs in this many pods, and this many times at once. Containerd's pods cost CPU time while they
+// idle, so there are no more of them than it takes to spread the execs.
+const (
+	execPods   = 10
+	execAtOnce = 50
+)
+
+// execsPhase runs a program that ends at once in pods that stay: as exec probes do, one at a time and many at once.
+func (b *bench) execsPhase(ctx context.Context) error {
+	if err := b.freshAll(ctx); err != nil {
+		return err
+	}
+	pods := map[*daemon][]pod{}
+	for _, d := range b.runtimes {
+		for n := range execPods {
+			p, _, err := d.client.up(ctx, b.request(d, fmt.Sprintf("exec-%d", n), false))
+			if err != nil {
+				return fmt.Errorf("%s: %w", d.name, err)
+			}
+			pods[d] = append(pods[d], p)
+		}
+	}
+	for round := range b.rounds {
+		for _, d := range b.runtimes {
+			if err := b.execsRound(ctx, d, pods[d], round); err != nil {
+				return fmt.Errorf("%s: %w", d.name, err)
+			}
+		}
+	}
+	for d, all := range pods {
+		if err := each(len(all), func(n int) error { return d.client.down(ctx, all[n]) }); err != nil {
+			return fmt.Errorf("%s: %w", d.name, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) execsRound(ctx context.Context, d *daemon, pods []pod, round int) error {
+	if err := sleep(ctx, turn); err != nil {
+		return err
+	}
+	const one = "ExecSync, one at a time"
+	err := b.execsMeasured(d, one, round, execAtOnce, func(record func(time.Duration)) error {
+		for n := range execAtOnce {
+			took, err := d.client.execTimed(ctx, pods[n%len(pods)])
+			if err != nil {
+				return err
+			}
+			record(took)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := sleep(ctx, turn); err != nil {
+		return err
+	}
+	many := fmt.Sprintf("ExecSync, %d at once", execAtOnce)
+	return b.execsMeasured(d, many, round, execAtOnce, func(record func(time.Duration)) error {
+		took, errs := make([]time.Duration, execAtOnce), make([]error, execAtOnce)
+		err := each(execAtOnce, func(n int) error {
+			took[n], errs[n] = d.client.execTimed(ctx, pods[n%len(pods)])
+			return errs[n]
+		})
+		for n, t := range took {
+			if errs[n] == nil {
+				record(t)
+			}
+		}
+		return err
+	})
+}
+
+// execsMeasured reports how long each of count execs took, and the CPU time of one of them.
+func (b *bench) execsMeasured(d *daemon, name string, round, count int, run func(record func(time.Duration)) error) error {
+	before, err := cpu(d.name)
+	if err != nil {
+		return err
+	}
+	if err := run(func(t time.Duration) { b.report.add(name, "ms", d.name, round, milliseconds(t)) }); err != nil {
+		return err
+	}
+	after, err := cpu(d.name)
+	if err != nil {
+		return err
+	}
+	b.report.add("  … CPU of one, "+name[len("ExecSync, "):], "ms", d.name, round, float64(after-before)/1e6/float64(count))
+	return nil
+}
+
+// execTimed runs a program that ends at once and says how long that took.
+func (c *client) execTimed(ctx context.Context, p pod) (time.Duration, error) {
+	begin := time.Now()
+	err := c.exec(ctx, p)
+	return time.Since(begin), err
+}
