@@ -2,9 +2,16 @@
 // the verbs.
 //
 // [Embedded] is the runtime that is linked into the keeper: runc's libcontainer. It keeps its records below one directory
-// (<root>/<id>/state.json and the exec fifo) and the containers' cgroups; both go with Delete. Nothing is kept in memory
+// (<root>/<id>/state.json and the exec fifo) and the containers' cgroups; both go with Delete. But for the execs nothing is kept in memory
 // between two verbs: a container's configuration with its seccomp profile is some 100 KB, so a verb that needs it reads
 // it again.
+//
+// Execs do not go through libcontainer, where a container lets it be. An [Executor] has all that a container's execs have
+// in common, some kilobytes, and the fork server (forkserver.c), a process of a few pages that is started when it is first
+// needed and ends with this one, makes the process from it: no program is started on the way. It is part of this program,
+// run from a copy that nothing can write to (CVE-2019-5736); without such a copy there is no fork server. What is beyond
+// it goes through libcontainer, and takes ten times as long: a terminal, a seccomp filter, an AppArmor profile or SELinux label,
+// scheduler and the like (function beyond), kernels before 5.8.
 //
 // Two verbs on one container must not run at the same time; that, and the waiting for processes, is the caller's part.
 // The processes are children of this process.

@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -27,7 +25,8 @@ func Init() { libcontainer.Init() }
 
 // Embedded is the OCI runtime that is linked in.
 type Embedded struct {
-	root string
+	root  string
+	forks forkServer
 }
 
 // NewEmbedded returns a runtime that keeps its records below root, which it makes when it needs it. It is called in the
@@ -38,8 +37,11 @@ func NewEmbedded(root string) *Embedded {
 	if f, err := cgroups.OpenFile("/sys/fs/cgroup", "", unix.O_PATH|unix.O_DIRECTORY); err == nil {
 		f.Close()
 	}
-	return &Embedded{root}
+	return &Embedded{root: root, forks: forkServer{sock: -1}}
 }
+
+// Close gives up what the runtime has in memory. Containers and their processes go on.
+func (e *Embedded) Close() { e.forks.close() }
 
 // Stdio is what a process gets as its standard streams. With a Console they are a terminal, whose other end is sent over
 // that socket, and the rest is nil. A nil Stdin is /dev/null.
@@ -198,78 +200,6 @@ func classify(err error) error {
 	return err
 }
 
-// execControllers are the v1 hierarchies in which a cgroup of its own has no effect on a process but to name it, best
-// first: in the freezer's a tree can be killed without a gap.
-var execControllers = []string{"freezer", "pids", "name=systemd", "devices"}
-
-// Running is a process that Exec has started.
-type Running struct {
-	Pid     int // in the PID namespace of this process
-	process *libcontainer.Process
-	cgroup  Cgroup // of the process and its children alone; without procs when there is none
-	home    string // the container's cgroup, of which it is a part
-}
-
-// Exec starts p in the running container id. Seq tells concurrent ones of one container apart.
-func (e *Embedded) Exec(id string, seq uint64, p *specs.Process, stdio Stdio) (_ *Running, err error) {
-	c, err := e.load(id)
-	if err != nil {
-		return nil, err
-	}
-	lp, err := process(p)
-	if err != nil {
-		return nil, err
-	}
-	if err := stdio.give(lp, c.Config()); err != nil {
-		return nil, err
-	}
-	state, err := c.State()
-	if err != nil {
-		return nil, err
-	}
-	r := &Running{process: lp}
-	sub := fmt.Sprintf("exec-%d", seq)
-	if home := cgroupOf(state.CgroupPaths); home.procs != "" {
-		r.home = home.procs
-		r.cgroup = Cgroup{procs: filepath.Join(home.procs, sub), v2: home.v2}
-		if err := os.Mkdir(r.cgroup.procs, 0o755); err != nil {
-			return nil, fmt.Errorf("make a cgroup in container %s: %w", id, err)
-		}
-		defer func() {
-			if err != nil {
-				os.Remove(r.cgroup.procs)
-			}
-		}()
-		lp.SubCgroupPaths = map[string]string{controllerOf(state.CgroupPaths, home): sub}
-	}
-	if err := c.Start(lp); err != nil {
-		return nil, classify(fmt.Errorf("exec in container %s: %w", id, err))
-	}
-	r.Pid, err = lp.Pid()
-	return r, err
-}
-
-func controllerOf(paths map[string]string, c Cgroup) string {
-	if !c.v2 {
-		for _, controller := range execControllers {
-			if paths[controller] == c.procs {
-				return controller
-			}
-		}
-	}
-	return ""
-}
-
-// Wait waits for the process, reaps it and returns its exit code: 128 + n when signal n ended it. It holds an OS thread,
-// so it is best called when the process has ended.
-func (r *Running) Wait() (int, error) {
-	state, err := r.process.Wait()
-	if state == nil {
-		return 0, err
-	}
-	return ExitCode(unix.WaitStatus(state.Sys().(syscall.WaitStatus))), nil
-}
-
 // ExitCode is the code of an exit as shells and container runtimes tell it.
 func ExitCode(ws unix.WaitStatus) int {
 	if ws.Signaled() {
@@ -281,6 +211,9 @@ func ExitCode(ws unix.WaitStatus) int {
 // Kill kills the process and all that it has started, those that made themselves independent of it included.
 func (r *Running) Kill(limit time.Duration) error {
 	if r.cgroup.procs == "" {
+		if r.Pid == 0 {
+			return nil
+		}
 		return unix.Kill(r.Pid, unix.SIGKILL)
 	}
 	return r.cgroup.Kill(limit)

@@ -3,6 +3,7 @@ package server
 import (
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +36,8 @@ type container struct {
 	pumps    sync.WaitGroup // those that copy the outputs to the log
 	log      *logFile       // nil without a log
 	exited   chan struct{}  // closed when the state is EXITED
+
+	executor atomic.Pointer[oci.Executor] // nil before the first exec and after the exit
 
 	mu        sync.Mutex // guards all below
 	state     api.State  // UNKNOWN while it is being created

@@ -25,6 +25,9 @@
 // A session (exec, attach) hands descriptors over: the bytes of an exec never come by here. Of a container's output the
 // keeper is the reader, for the log; it writes a copy into the pipe of each one who is attached.
 //
+// What a container's execs have in common is made at the first and kept until the container's exit (container.executor). A
+// keeper that was started anew makes it again. The process that forks execs (package oci) is a child of the keeper's.
+//
 // Goroutines: each container has one that waits for its exit, and one for each stream of its output; they sleep in the
 // netpoller, no OS thread waits. No buffer is held while there is nothing to read.
 package server

@@ -30,7 +30,7 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 	}
 
 	// 1. The process.
-	x, err := s.startExec(c, req)
+	x, err := s.startExec(ctx, c, req)
 	if err != nil {
 		return 0, err
 	}
@@ -56,13 +56,11 @@ type execution struct {
 	err     error
 }
 
-func (s *Server) startExec(c *container, req *api.ExecSession) (_ *execution, err error) {
-	spec, err := s.runtime.ReadSpec(c.bundle)
+func (s *Server) startExec(ctx context.Context, c *container, req *api.ExecSession) (_ *execution, err error) {
+	executor, err := s.executor(c)
 	if err != nil {
 		return nil, err
 	}
-	p := spec.Process
-	p.Args, p.Terminal = req.Args, req.Tty
 	stdio, err := openStdio(req.Tty, req.Stdin)
 	if err != nil {
 		return nil, err
@@ -76,7 +74,7 @@ func (s *Server) startExec(c *container, req *api.ExecSession) (_ *execution, er
 	x := &execution{stdio: stdio, ended: make(chan struct{})}
 
 	release := s.reaper.hold()
-	x.running, err = s.runtime.Exec(c.id, s.execs.Add(1), p, stdio.theirs)
+	x.running, err = s.runtime.Exec(ctx, executor, c.pidfd, s.execs.Add(1), req.Args, stdio.theirs)
 	if err == nil {
 		s.reaper.mine(x.running.Pid)
 	}
@@ -87,6 +85,23 @@ func (s *Server) startExec(c *container, req *api.ExecSession) (_ *execution, er
 	go s.watchExec(x)
 	if err := stdio.receiveConsole(); err != nil {
 		return nil, errors.Join(err, x.kill())
+	}
+	return x, nil
+}
+
+// executor returns what starts processes in a container. It is made at the first exec and given up at the exit.
+func (s *Server) executor(c *container) (*oci.Executor, error) {
+	if x := c.executor.Load(); x != nil {
+		return x, nil
+	}
+	x, err := s.runtime.Executor(c.id, c.bundle)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == api.State_RUNNING {
+		c.executor.Store(x) // of two that are made at once either will do
 	}
 	return x, nil
 }

@@ -52,6 +52,7 @@ func (s *Server) watch(c *container) {
 	// 6. The state and the event.
 	c.mu.Lock()
 	c.state, c.exit = api.State_EXITED, exit
+	c.executor.Store(nil)
 	c.mu.Unlock()
 	close(c.exited)
 	s.events.publish(c.message())

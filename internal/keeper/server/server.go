@@ -144,6 +144,7 @@ func (s *Server) Retire() bool {
 func (s *Server) Close() error {
 	s.reaper.stop()
 	s.rest.Stop()
+	s.runtime.Close()
 	return errors.Join(s.holder.Close(), removeMountPoint(s.mounts()), s.lock.Close())
 }
 

@@ -658,7 +658,9 @@ func TestHundredContainers(t *testing.T) {
 	n := newNode(t)
 	info, err := n.Info(t.Context())
 	n.must(err)
-	n.finish(n.sandbox(), "true")
+	warm := n.run(n.sandbox(), "sleep 1000")
+	n.exec(warm, "true") // the fork server is there from now on
+	n.must(n.Delete(t.Context(), warm.Id))
 	time.Sleep(3 * time.Second) // let it rest
 	fds, before, cpuBefore := n.descriptors(), memory(t, int(info.Pid)), cpu(t, int(info.Pid))
 

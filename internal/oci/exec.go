@@ -1,0 +1,487 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/capability"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// Executor starts processes in one running container. It is made from what the container's bundle and the runtime's
+// records say, and is a few kilobytes: the beginning of each request to the fork server, for which nothing is computed
+// twice. It is constant, and holds no descriptor.
+type Executor struct {
+	id      string
+	request []byte            // all that the processes of the container have in common
+	cgroups map[string]string // the container's cgroup, by controller
+	home    Cgroup
+	beyond  string // why libcontainer starts its processes, "" when the fork server does
+	bundle  string
+}
+
+// Executor prepares the execs of a running container.
+func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
+	spec, err := e.ReadSpec(bundle)
+	if err != nil {
+		return nil, err
+	}
+	c, err := e.load(id)
+	if err != nil {
+		return nil, err
+	}
+	state, err := c.State()
+	if err != nil {
+		return nil, err
+	}
+	config := c.Config()
+	x := &Executor{id: id, bundle: bundle, cgroups: state.CgroupPaths, home: cgroupOf(state.CgroupPaths)}
+	if x.beyond = beyond(spec, x.home); x.beyond != "" {
+		return x, nil
+	}
+	x.request, err = request(id, spec, &config, x.home, state.CgroupPaths)
+	return x, err
+}
+
+// beyond names what the fork server does not do, "" when it does all of a container's specification.
+func beyond(spec *specs.Spec, home Cgroup) string {
+	p := spec.Process
+	switch {
+	case home.procs == "":
+		return "it has no cgroup"
+	case spec.Linux.Seccomp != nil:
+		return "seccomp"
+	case p.ApparmorProfile != "" || p.SelinuxLabel != "":
+		return "a security label"
+	case p.Scheduler != nil || p.IOPriority != nil || p.ExecCPUAffinity != nil || spec.Linux.MemoryPolicy != nil:
+		return "a scheduler, I/O priority, CPU affinity or memory policy"
+	case spec.Linux.Personality != nil:
+		return "a personality"
+	case spec.Linux.IntelRdt != nil:
+		return "Intel RDT"
+	}
+	return ""
+}
+
+// The switches of a request, as in forkserver.c.
+const (
+	noNewPrivs = 1 << iota
+	capabilities
+	withoutHome
+	withUmask
+	withOOM
+	withOwner
+	inUserns
+)
+
+var namespaceFlags = map[specs.LinuxNamespaceType]uint32{
+	specs.PIDNamespace: unix.CLONE_NEWPID, specs.NetworkNamespace: unix.CLONE_NEWNET, specs.MountNamespace: unix.CLONE_NEWNS,
+	specs.IPCNamespace: unix.CLONE_NEWIPC, specs.UTSNamespace: unix.CLONE_NEWUTS, specs.UserNamespace: unix.CLONE_NEWUSER,
+	specs.CgroupNamespace: unix.CLONE_NEWCGROUP, specs.TimeNamespace: unix.CLONE_NEWTIME,
+}
+
+// message is a request that is being written.
+type message []byte
+
+func (m *message) u32(values ...uint32) {
+	for _, v := range values {
+		*m = binary.NativeEndian.AppendUint32(*m, v)
+	}
+}
+
+func (m *message) u64(values ...uint64) {
+	for _, v := range values {
+		*m = binary.NativeEndian.AppendUint64(*m, v)
+	}
+}
+
+func (m *message) str(s string) {
+	m.u32(uint32(len(s) + 1))
+	*m = append(append(*m, s...), 0)
+}
+
+func (m *message) strs(all []string) {
+	m.u32(uint32(len(all)))
+	for _, s := range all {
+		m.str(s)
+	}
+}
+
+// request writes what the processes of a container have in common, in the order in which forkserver.c reads it.
+func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, paths map[string]string) ([]byte, error) {
+	p := spec.Process
+	env, hasHome, err := environment(p.Env)
+	if err != nil {
+		return nil, err
+	}
+	var namespaces, switches, umask uint32
+	for _, ns := range spec.Linux.Namespaces {
+		namespaces |= namespaceFlags[ns.Type]
+	}
+	set := func(flag uint32, on bool) {
+		if on {
+			switches |= flag
+		}
+	}
+	uid, gid := uint32(p.User.UID), uint32(p.User.GID)
+	ownerUID, ownerGID, err := owner(config, uid)
+	if err != nil {
+		return nil, err
+	}
+	var oom int32
+	if p.OOMScoreAdj != nil {
+		oom = int32(*p.OOMScoreAdj)
+	}
+	if p.User.Umask != nil {
+		umask = *p.User.Umask
+	}
+	set(noNewPrivs, p.NoNewPrivileges)
+	set(capabilities, p.Capabilities != nil)
+	set(withoutHome, !hasHome)
+	set(withUmask, p.User.Umask != nil)
+	set(withOOM, p.OOMScoreAdj != nil)
+	set(withOwner, ownerUID != 0 || ownerGID != 0)
+	set(inUserns, namespaces&unix.CLONE_NEWUSER != 0)
+
+	var m message
+	m.u32(namespaces, switches, uid, gid, umask, uint32(oom), ownerUID, ownerGID)
+	caps := p.Capabilities
+	if caps == nil {
+		caps = &specs.LinuxCapabilities{}
+	}
+	for _, names := range [][]string{caps.Bounding, caps.Effective, caps.Permitted, caps.Inheritable, caps.Ambient} {
+		mask, err := capabilityMask(names)
+		if err != nil {
+			return nil, err
+		}
+		m.u64(mask)
+	}
+	m.u32(uint32(len(p.User.AdditionalGids)))
+	m.u32(p.User.AdditionalGids...)
+	m.u32(uint32(len(p.Rlimits)))
+	for _, l := range p.Rlimits {
+		number, ok := rlimits[l.Type]
+		if !ok {
+			return nil, fault.New(fault.Invalid, "unknown resource limit %q", l.Type)
+		}
+		m.u32(uint32(number))
+		m.u64(l.Soft, l.Hard)
+	}
+	m.str("_ses." + id) // the keyring, by the name that libcontainer gives it
+	m.str(p.ApparmorProfile)
+	m.str(p.SelinuxLabel)
+	m.str(p.Cwd)
+	m.strs(env)
+	m.cgroups(home, paths)
+	m.u32(0) // instructions of a seccomp filter
+	return slices.Clone(m), nil
+}
+
+// cgroups are the files by which a process enters the container's cgroup: none in a hierarchy of v2, where it is born in
+// it, and on v1 one in each hierarchy but that of home, of which it has a part of its own.
+func (m *message) cgroups(home Cgroup, paths map[string]string) {
+	var files []string
+	for controller, dir := range paths {
+		if controller != "" && dir != "" && dir != home.procs {
+			files = append(files, filepath.Join(dir, "tasks"))
+		}
+	}
+	slices.Sort(files)
+	m.strs(slices.Compact(files))
+}
+
+// owner returns whose the pipes of a process are, in ids of the host: its user's, and the container's root's group.
+func owner(config *configs.Config, uid uint32) (uint32, uint32, error) {
+	host, err := config.HostUID(int(uid))
+	if err != nil {
+		return 0, 0, fmt.Errorf("user %d: %w", uid, err)
+	}
+	group, err := config.HostRootGID()
+	if err != nil {
+		return 0, 0, fmt.Errorf("group of the container's root: %w", err)
+	}
+	return uint32(host), uint32(group), nil
+}
+
+// capabilityMask returns the named capabilities that this kernel has.
+func capabilityMask(names []string) (mask uint64, err error) {
+	if len(names) == 0 {
+		return 0, nil
+	}
+	supported, err := capability.ListSupported()
+	if err != nil {
+		return 0, fmt.Errorf("ask the kernel for its capabilities: %w", err)
+	}
+	for _, c := range supported {
+		if slices.Contains(names, "CAP_"+strings.ToUpper(c.String())) {
+			mask |= 1 << c
+		}
+	}
+	return mask, nil
+}
+
+// environment returns the entries of a process: of several with one name the last, decoded where they are not UTF-8. An
+// empty HOME is none; libcontainer has it so, too.
+func environment(entries []string) (env []string, hasHome bool, err error) {
+	seen := make(map[string]bool, len(entries))
+	for _, entry := range slices.Backward(entries) {
+		if strings.HasPrefix(entry, rawEnv) {
+			_, digits, _ := strings.Cut(entry, "=")
+			raw, err := hex.DecodeString(digits)
+			if err != nil {
+				return nil, false, fmt.Errorf("environment entry %s: %w", entry, err)
+			}
+			entry = string(raw)
+		}
+		key, value, ok := strings.Cut(entry, "=")
+		if !ok || key == "" || strings.Contains(entry, "\x00") {
+			return nil, false, fault.New(fault.Invalid, "environment entry %q is not NAME=value", entry)
+		}
+		if seen[key] {
+			continue
+		}
+		seen[key] = true
+		if key == "HOME" {
+			if value == "" {
+				continue
+			}
+			hasHome = true
+		}
+		env = append(env, entry)
+	}
+	slices.Reverse(env)
+	return env, hasHome, nil
+}
+
+// execControllers are the v1 hierarchies in which a cgroup of its own has no effect on a process but to name it, best
+// first: in the freezer's a tree can be killed without a gap.
+var execControllers = []string{"freezer", "pids", "name=systemd", "devices"}
+
+// Running is a process that Exec has started.
+type Running struct {
+	Pid     int                   // in the PID namespace of this process
+	process *libcontainer.Process // nil when the fork server has started it
+	cgroup  Cgroup                // of the process and its children alone; without procs when there is none
+	home    string                // the container's cgroup, of which it is a part
+}
+
+// Exec starts args in the running container of x, whose first process init is a pidfd of. Seq tells concurrent ones of
+// one container apart. When ctx ends before the program runs, it is killed and the error is the context's.
+//
+// The fork server starts it, or libcontainer where it is to have a terminal, the container has something that is beyond
+// the former, or the kernel is too old for it.
+func (e *Embedded) Exec(ctx context.Context, x *Executor, init *os.File, seq uint64, args []string, stdio Stdio) (_ *Running, err error) {
+	for _, a := range args {
+		if strings.Contains(a, "\x00") {
+			return nil, fault.New(fault.Invalid, "%q contains a NUL byte, which no program can be given", a)
+		}
+	}
+	r := &Running{home: x.home.procs}
+	sub := fmt.Sprintf("exec-%d", seq)
+	if x.home.procs != "" {
+		r.cgroup = Cgroup{procs: filepath.Join(x.home.procs, sub), v2: x.home.v2}
+		if err := os.Mkdir(r.cgroup.procs, 0o755); err != nil {
+			return nil, fmt.Errorf("make a cgroup in container %s: %w", x.id, err)
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, r.Leave())
+			}
+		}()
+	}
+	if x.beyond == "" && stdio.Console == nil {
+		if err = e.fork(ctx, x, init, r, args, stdio); !unable(err) {
+			return r, classifyStart(x.id, args[0], err)
+		}
+	}
+	return r, e.execByLibcontainer(x, r, sub, args, stdio)
+}
+
+// unable says that the other way may do it: this program is not sealed, or the kernel lacks a call (clone3 into a cgroup:
+// Linux 5.7, setns of a pidfd: 5.8).
+func unable(err error) bool {
+	var failed *startError
+	if !errors.As(err, &failed) {
+		return errors.Is(err, errNoForkServer)
+	}
+	switch failed.errno {
+	case unix.EINVAL, unix.ENOSYS, unix.E2BIG:
+		return failed.step == stepFork || failed.step == stepJoin
+	}
+	return false
+}
+
+// classifyStart says what went wrong, and that the request is wrong where it is.
+func classifyStart(id, program string, err error) error {
+	var failed *startError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &failed):
+		return fmt.Errorf("exec in container %s: %w", id, err)
+	case failed.step == stepFork && failed.errno == unix.EAGAIN:
+		return fault.New(fault.Exhausted, "exec in container %s: it has as many processes as it may have", id)
+	case failed.step == stepSearch && failed.errno == unix.ENOENT:
+		return fault.New(fault.Invalid, "exec in container %s: exec: %q: executable file not found in the container", id, program)
+	case failed.step == stepSearch || failed.step == stepExec || failed.step == stepCwd:
+		return fault.New(fault.Invalid, "exec in container %s: %q: %w", id, program, err)
+	}
+	return fmt.Errorf("exec in container %s: %w", id, err)
+}
+
+// fork has the fork server start a process.
+func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Running, args []string, stdio Stdio) error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	err = unix.SetNonblock(pair[0], true)
+	talk := os.NewFile(uintptr(pair[0]), "talk")
+	defer talk.Close()
+	if err == nil {
+		err = e.askFork(x, init, r, pair[1], stdio)
+	}
+	unix.Close(pair[1])
+	if err != nil {
+		return err
+	}
+
+	talk.SetDeadline(time.Now().Add(startLimit))
+	defer context.AfterFunc(ctx, func() { talk.SetDeadline(time.Unix(1, 0)) })()
+	b, err := converse(talk, x.body(r, args))
+	if err != nil {
+		switch {
+		case ctx.Err() != nil:
+			err = context.Cause(ctx)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			err = fault.New(fault.Deadline, "it did not come to execute its program within %s", startLimit)
+		}
+		if kerr := r.Kill(startLimit); kerr != nil {
+			return errors.Join(err, kerr)
+		}
+		reap(b.pid)
+	}
+	reap(b.passing)
+	r.Pid = b.pid
+	return err
+}
+
+func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, stdio Stdio) error {
+	conn, err := init.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var aerr error
+	err = conn.Control(func(pidfd uintptr) {
+		flags, fds := byte(0), []int{talk, int(pidfd), int(stdio.Stdout.Fd()), int(stdio.Stderr.Fd())}
+		if stdio.Stdin != nil {
+			flags, fds = flags|hasStdin, append(fds, int(stdio.Stdin.Fd()))
+		}
+		// On a hybrid node the container has a directory in the hierarchy of v2, too.
+		if birth := x.cgroups[""]; birth != "" {
+			if x.home.v2 {
+				birth = r.cgroup.procs
+			}
+			var dir int
+			if dir, aerr = unix.Open(birth, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); aerr != nil {
+				return
+			}
+			defer unix.Close(dir)
+			flags, fds = flags|inCgroup, append(fds, dir)
+		}
+		aerr = e.forks.ask(flags, fds...)
+	})
+	if err != nil { // the pidfd is closed
+		return fault.New(fault.Precondition, "container %s has exited", x.id)
+	}
+	return aerr
+}
+
+// body is a whole request.
+func (x *Executor) body(r *Running, args []string) []byte {
+	m := message(bytes.Clone(x.request))
+	m.strs(args)
+	file := ""
+	if !x.home.v2 {
+		file = filepath.Join(r.cgroup.procs, "tasks")
+	}
+	m.str(file)
+	return m
+}
+
+// execByLibcontainer starts a process the long way.
+func (e *Embedded) execByLibcontainer(x *Executor, r *Running, sub string, args []string, stdio Stdio) error {
+	spec, err := e.ReadSpec(x.bundle)
+	if err != nil {
+		return err
+	}
+	p := spec.Process
+	p.Args, p.Terminal = args, stdio.Console != nil
+	c, err := e.load(x.id)
+	if err != nil {
+		return err
+	}
+	if r.process, err = process(p); err != nil {
+		return err
+	}
+	if err := stdio.give(r.process, c.Config()); err != nil {
+		return err
+	}
+	if x.home.procs != "" {
+		r.process.SubCgroupPaths = map[string]string{controllerOf(x.cgroups, x.home): sub}
+	}
+	if err := c.Start(r.process); err != nil {
+		return classify(fmt.Errorf("exec in container %s: %w", x.id, err))
+	}
+	r.Pid, err = r.process.Pid()
+	return err
+}
+
+func controllerOf(paths map[string]string, c Cgroup) string {
+	if !c.v2 {
+		for _, controller := range execControllers {
+			if paths[controller] == c.procs {
+				return controller
+			}
+		}
+	}
+	return ""
+}
+
+// Wait waits for the process, reaps it and returns its exit code: 128 + n when signal n ended it. It holds an OS thread,
+// so it is best called when the process has ended.
+func (r *Running) Wait() (int, error) {
+	if r.process != nil {
+		state, err := r.process.Wait()
+		if state == nil {
+			return 0, err
+		}
+		return ExitCode(unix.WaitStatus(state.Sys().(syscall.WaitStatus))), nil
+	}
+	var status unix.WaitStatus
+	for {
+		_, err := unix.Wait4(r.Pid, &status, 0, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("wait for process %d: %w", r.Pid, err)
+		}
+		return ExitCode(status), nil
+	}
+}

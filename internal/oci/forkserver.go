@@ -1,0 +1,180 @@
+package oci
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer/exeseal"
+	"golang.org/x/sys/unix"
+
+	"C" // for forkserver.c
+)
+
+// forkServer is our end of the process that starts processes in containers: see forkserver.c. It is started when it is
+// first needed, and anew when it has died. It ends when our end of its socket is closed.
+type forkServer struct {
+	mu   sync.Mutex // guards sock; held over a start of the process, which waits for nothing but the kernel
+	sock int        // -1 for none
+}
+
+// start starts the process. The lock is held.
+func (s *forkServer) start() error {
+	// What a container can see of the program must not be the file on the disk: CVE-2019-5736.
+	if !exeseal.IsSelfExeCloned() {
+		return errNoForkServer
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make a socket for the fork server: %w", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "fork server")
+	defer theirs.Close()
+	cmd := &exec.Cmd{
+		Path: "/proc/self/exe", Args: []string{"kuri-forkserver"}, Env: []string{"_KURI_FORK_SERVER=1"}, Dir: "/",
+		ExtraFiles: []*os.File{theirs},
+	}
+	if err := cmd.Start(); err != nil {
+		unix.Close(pair[0])
+		return fmt.Errorf("start the fork server: %w", err)
+	}
+	cmd.Process.Release() // the keeper reaps whatever child ends unexpected
+	s.sock = pair[0]
+	return nil
+}
+
+// errNoForkServer says that this program is not a copy that nothing can write to.
+var errNoForkServer = errors.New("the program is not sealed")
+
+// ask sends one request: a byte and descriptors.
+func (s *forkServer) ask(flags byte, fds ...int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for again := s.sock >= 0; ; again = false {
+		if s.sock < 0 {
+			if err := s.start(); err != nil {
+				return err
+			}
+		}
+		err := unix.Sendmsg(s.sock, []byte{flags}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		if err == nil {
+			return nil
+		}
+		unix.Close(s.sock) // it has died
+		s.sock = -1
+		if !again {
+			return fmt.Errorf("ask the fork server: %w", err)
+		}
+	}
+}
+
+func (s *forkServer) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sock >= 0 {
+		unix.Close(s.sock)
+		s.sock = -1
+	}
+}
+
+// The flags of a request.
+const (
+	inCgroup = 1 << iota // the last descriptor is the cgroup to be born in
+	hasStdin
+)
+
+// startLimit bounds what a process does up to its exec: it may find a working directory on a dead file server.
+const startLimit = 10 * time.Second
+
+// startError is a step that a process could not do on its way to its exec.
+type startError struct {
+	step  int32
+	errno unix.Errno
+}
+
+// Steps by the numbers of forkserver.c.
+const (
+	stepJoin   = 6
+	stepFork   = 7
+	stepCwd    = 11
+	stepSearch = 16
+	stepExec   = 17
+)
+
+var steps = [...]string{
+	"", "read the request", "enter the container's cgroup", "set oom_score_adj", "set the security label",
+	"give the standard streams to the process's user", "join the container's namespaces", "fork", "become root of the user namespace",
+	"join the session keyring", "set resource limits", "enter the working directory", "set the capability bounding set",
+	"set user and groups", "set capabilities or no_new_privs", "load the seccomp filter", "find the program", "execute",
+}
+
+func (e *startError) Error() string {
+	if e.step > 0 && int(e.step) < len(steps) {
+		return fmt.Sprintf("%s: %v", steps[e.step], e.errno)
+	}
+	return fmt.Sprintf("step %d: %v", e.step, e.errno)
+}
+
+func (e *startError) Unwrap() error { return e.errno }
+
+// begun is what a request came to.
+type begun struct {
+	passing, pid int // the process that joined the namespaces, and the one that was asked for
+}
+
+// converse sends the body of a request and receives what is told, until the process has executed its program.
+func converse(talk *os.File, body []byte) (b begun, err error) {
+	if _, err := talk.Write(binary.NativeEndian.AppendUint32(nil, uint32(len(body)))); err != nil {
+		return b, err
+	}
+	const piece = 64 << 10
+	for len(body) > 0 {
+		n := min(len(body), piece)
+		// It may have failed meanwhile, and what it says is better.
+		if _, err := talk.Write(body[:n]); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return b, err
+			}
+			break
+		}
+		body = body[n:]
+	}
+	message := make([]byte, 64)
+	for {
+		n, err := talk.Read(message)
+		switch {
+		case n == 0 && !errors.Is(err, os.ErrDeadlineExceeded): // the end: all that had the other end have closed it
+			if b.pid == 0 {
+				return b, errors.New("it was killed before it began; has the container memory left?")
+			}
+			return b, nil
+		case err != nil:
+			return b, err
+		}
+		word := func(i int) int32 { return int32(binary.NativeEndian.Uint32(message[4*i:])) }
+		switch word(0) {
+		case 'P':
+			b.passing, b.pid = int(word(1)), int(word(2))
+		case 'E':
+			failed := &startError{word(1), unix.Errno(word(2))}
+			// Of the two processes the second may be the faster.
+			if n, _ := talk.Read(message); b.pid == 0 && n > 0 && word(0) == 'P' {
+				b.passing, b.pid = int(word(1)), int(word(2))
+			}
+			return b, failed
+		}
+	}
+}
+
+// reap waits for a child that ends by itself or was killed. Another may have reaped it.
+func reap(pid int) {
+	for pid > 0 {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
