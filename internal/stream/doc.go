@@ -23,14 +23,16 @@
 // # Protocols
 //
 // They are k8s.io/cri-streaming's: remotecommand v1 to v4 over SPDY, its channels with and without base64 over
-// WebSocket, and port forwarding over both. Over WebSocket there is v5 too, with which a client can end its stdin.
+// WebSocket, and port forwarding over both. Over WebSocket there is v5 too, with which a client can end its stdin, and SPDY
+// tunnelled through it for ports (SPDY/3.1+portforward.k8s.io).
 //
 // A kubelet hands a client's request on as it is, whatever its transport. From 1.36 on (ExtendWebSocketsToKubelet) it
 // makes SPDY of v5 and of SPDY tunnelled through WebSocket itself, as the API server did from 1.30 on.
 //
 // What is served is a [Runtime]'s: the streams of an exec end at descriptors of the process (package keeper), those of a
 // port at a socket in the pod's network namespace. Nothing is queued in between. A client that does not read blocks the
-// one write to its connection, and with that the pipe of its own process.
+// one write to its connection, and with that the pipe of its own process. What the SPDY library queues of a client's is at
+// most 250 frames, which are cut to 32 KiB ([frames]): 8 MiB. A message over WebSocket has 32 MiB at most.
 //
 // A client that is gone ends the context of its streams at once when its connection is read, and within seconds when it is
 // not, for its input waits to be taken.

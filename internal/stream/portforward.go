@@ -11,6 +11,7 @@ import (
 
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -23,7 +24,17 @@ func (s *Server) PortForward(p Pod, ports []int32) (string, error) {
 	}
 	return s.ticket("portforward", func(w http.ResponseWriter, r *http.Request) {
 		f := forwarder{s.runtime, p, r}
-		portforward.ServePortForward(w, r, f, p.ID, "", &portforward.V4Options{Ports: ports}, idleLimit, creationLimit, portforward.SupportedProtocols)
+		serve := func(w http.ResponseWriter, r *http.Request) {
+			portforward.ServePortForward(w, r, f, p.ID, "", &portforward.V4Options{Ports: ports}, idleLimit, creationLimit, portforward.SupportedProtocols)
+		}
+		switch {
+		case wsstream.IsWebSocketRequestWithTunnelingProtocol(r):
+			tunnel(w, r, serve)
+		case wsstream.IsWebSocketRequest(r):
+			serve(w, r)
+		default:
+			serve(framed{w}, r)
+		}
 	})
 }
 
@@ -64,7 +75,7 @@ func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, strea
 		_, err := io.Copy(conn, telling{stream, heard})
 		toPod <- errors.Join(err, conn.CloseWrite())
 	}()
-	if _, err := io.Copy(stream, onlyReader{conn}); err != nil {
+	if _, err := io.CopyBuffer(onlyWriter{stream}, onlyReader{conn}, make([]byte, forwardBuffer)); err != nil {
 		return ended(ctx, fmt.Errorf("port %d: %w", port, err))
 	}
 	// Of a WebSocket's channel the two directions cannot be closed apart.
@@ -107,5 +118,11 @@ func (t telling) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// onlyReader hides what a connection could do better with a file or socket: the writer is none.
-type onlyReader struct{ io.Reader }
+// forwardBuffer is how much of a pod's data goes at once, in bytes.
+const forwardBuffer = 64 << 10
+
+// onlyReader and onlyWriter hide what a connection could do better with a file or socket: the other end is none.
+type (
+	onlyReader struct{ io.Reader }
+	onlyWriter struct{ io.Writer }
+)

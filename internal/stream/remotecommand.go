@@ -58,6 +58,9 @@ func (s *Server) remoteCommand(kind string, want Wanted, run command) (string, e
 			serveV5(w, r, want, run)
 			return
 		}
+		if !wsstream.IsWebSocketRequest(r) {
+			w = framed{w}
+		}
 		opts := &remotecommand.Options{Stdin: want.Stdin, Stdout: want.Stdout, Stderr: want.Stderr, TTY: want.TTY}
 		remotecommand.ServeExec(w, r, run, "", "", "", nil, opts, idleLimit, creationLimit, remotecommand.SupportedStreamingProtocols)
 	})
