@@ -88,7 +88,9 @@ install: all ## install under PREFIX (DESTDIR for packagers)
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/kurid.service > '$(DESTDIR)$(UNITDIR)/kurid.service'
 	cd '$(DESTDIR)$(SYSCONFDIR)/kuri' && { [ -e config.toml ] || install -m 0644 '$(CURDIR)/packaging/config.toml' config.toml; }
 
-uninstall: ## remove what install put there; configuration and state stay
+uninstall: ## take the built-in network away, remove what install put there; configuration and state stay
+	@if [ -z '$(DESTDIR)' ] && [ -x '$(PREFIX)/bin/kurid' ]; then '$(PREFIX)/bin/kurid' network prune || \
+	  { echo 'uninstall: the pods go on without Kuri, and so does their network: stop kurid, remove the pods, uninstall again' >&2; exit 1; }; fi
 	rm -f '$(DESTDIR)$(PREFIX)'/bin/kuri{d,,-keeper} '$(DESTDIR)$(UNITDIR)/kurid.service'
 
 clean: ## remove what was built; .cache/ (critest, kubelet, test images) too

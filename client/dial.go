@@ -41,6 +41,9 @@ type Options struct {
 // Runtime is a connection to a runtime endpoint. Its methods are those of runtime.v1.RuntimeService.
 type Runtime struct {
 	runtimeapi.RuntimeServiceClient
+	// Network is Kuri's own addition to the RuntimeService, see api/kuri/v1. On another runtime its calls answer
+	// Unimplemented.
+	Network kuriv1.NetworkClient
 	*conn
 }
 
@@ -63,7 +66,11 @@ func DialRuntime(ctx context.Context, endpoint string, o Options) (*Runtime, err
 	if err != nil {
 		return nil, err
 	}
-	return &Runtime{RuntimeServiceClient: runtimeapi.NewRuntimeServiceClient(c.in(c.version)), conn: c}, nil
+	return &Runtime{
+		RuntimeServiceClient: runtimeapi.NewRuntimeServiceClient(c.in(c.version)),
+		Network:              kuriv1.NewNetworkClient(c.grpc),
+		conn:                 c,
+	}, nil
 }
 
 // DialImages connects to the image endpoint and chooses the API version by asking for its ImageFsInfo. For ctx and

@@ -28,8 +28,11 @@ func main() {
 	// The main thread is this goroutine's alone: one that enters namespaces for others has to end, and it cannot.
 	runtime.LockOSThread()
 	args, read, work := os.Args[1:], configure, run
-	if len(args) > 0 && args[0] == stream.Mode {
+	switch {
+	case len(args) > 0 && args[0] == stream.Mode:
 		args, read, work = args[1:], configureStreams, streams
+	case len(args) > 1 && args[0] == "network" && args[1] == "prune":
+		args, work = args[2:], pruneNetwork
 	}
 	cfg, err := read(args)
 	switch {

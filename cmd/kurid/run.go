@@ -149,7 +149,7 @@ func run(ctx context.Context, cfg config.Config) error {
 		Listen: cfg.Listen, ImageListen: cfg.ImageListen, Pods: pods, Images: images, Network: net, Streams: streams,
 		Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info:       map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "config": values},
-		SetPodCIDR: net.SetPodCIDR,
+		SetPodCIDR: net.SetPodCIDR, PruneNetwork: net.Prune,
 	})
 	if err != nil {
 		return err

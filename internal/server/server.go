@@ -44,6 +44,8 @@ type Options struct {
 	Info map[string]any
 	// SetPodCIDR takes the pod CIDRs that UpdateRuntimeConfig brings, at most one of each IP version.
 	SetPodCIDR func([]netip.Prefix) error
+	// PruneNetwork takes the built-in network away when no pod has an address of it, and returns the pods that do.
+	PruneNetwork func(context.Context) ([]string, error)
 }
 
 // Server serves the CRI on one socket or two.
@@ -63,6 +65,7 @@ func Listen(o Options) (*Server, error) {
 
 	main := newGRPC()
 	register(main, &runtime.RuntimeService_ServiceDesc, cri)
+	kuriv1.RegisterNetworkServer(main, &networkService{prune: o.PruneNetwork})
 	s.grpc = append(s.grpc, main)
 	imageServer := main
 	if o.ImageListen != "" {

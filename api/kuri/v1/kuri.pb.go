@@ -1133,6 +1133,86 @@ func (x *LayerProgress) GetPhase() LayerPhase {
 	return LayerPhase_LAYER_PHASE_UNSPECIFIED
 }
 
+type PruneNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneNetworkRequest) Reset() {
+	*x = PruneNetworkRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneNetworkRequest) ProtoMessage() {}
+
+func (x *PruneNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneNetworkRequest.ProtoReflect.Descriptor instead.
+func (*PruneNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{16}
+}
+
+type PruneNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Users         []string               `protobuf:"bytes,1,rep,name=users,proto3" json:"users,omitempty"` // pods that have addresses, namespace/name; when there are any nothing was taken away
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneNetworkResponse) Reset() {
+	*x = PruneNetworkResponse{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneNetworkResponse) ProtoMessage() {}
+
+func (x *PruneNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneNetworkResponse.ProtoReflect.Descriptor instead.
+func (*PruneNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PruneNetworkResponse) GetUsers() []string {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
 var File_api_kuri_v1_kuri_proto protoreflect.FileDescriptor
 
 const file_api_kuri_v1_kuri_proto_rawDesc = "" +
@@ -1216,7 +1296,10 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x18\n" +
 	"\afetched\x18\x03 \x01(\x03R\afetched\x12\x12\n" +
 	"\x04done\x18\x04 \x01(\bR\x04done\x12)\n" +
-	"\x05phase\x18\x05 \x01(\x0e2\x13.kuri.v1.LayerPhaseR\x05phase*\x86\x01\n" +
+	"\x05phase\x18\x05 \x01(\x0e2\x13.kuri.v1.LayerPhaseR\x05phase\"\x15\n" +
+	"\x13PruneNetworkRequest\",\n" +
+	"\x14PruneNetworkResponse\x12\x14\n" +
+	"\x05users\x18\x01 \x03(\tR\x05users*\x86\x01\n" +
 	"\tPullPhase\x12\x1a\n" +
 	"\x16PULL_PHASE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14PULL_PHASE_RESOLVING\x10\x01\x12\x15\n" +
@@ -1237,7 +1320,9 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x05Check\x12\x15.kuri.v1.CheckRequest\x1a\x10.kuri.v1.Finding0\x01\x126\n" +
 	"\x05Prune\x12\x15.kuri.v1.PruneRequest\x1a\x16.kuri.v1.PruneResponse\x12?\n" +
 	"\bDescribe\x12\x18.kuri.v1.DescribeRequest\x1a\x19.kuri.v1.ImageDescription\x122\n" +
-	"\x04Save\x12\x14.kuri.v1.SaveRequest\x1a\x12.kuri.v1.SaveChunk0\x01B-Z+github.com/kuri-cri/kuri/api/kuri/v1;kuriv1b\x06proto3"
+	"\x04Save\x12\x14.kuri.v1.SaveRequest\x1a\x12.kuri.v1.SaveChunk0\x012O\n" +
+	"\aNetwork\x12D\n" +
+	"\x05Prune\x12\x1c.kuri.v1.PruneNetworkRequest\x1a\x1d.kuri.v1.PruneNetworkResponseB-Z+github.com/kuri-cri/kuri/api/kuri/v1;kuriv1b\x06proto3"
 
 var (
 	file_api_kuri_v1_kuri_proto_rawDescOnce sync.Once
@@ -1252,26 +1337,28 @@ func file_api_kuri_v1_kuri_proto_rawDescGZIP() []byte {
 }
 
 var file_api_kuri_v1_kuri_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_api_kuri_v1_kuri_proto_goTypes = []any{
-	(PullPhase)(0),           // 0: kuri.v1.PullPhase
-	(LayerPhase)(0),          // 1: kuri.v1.LayerPhase
-	(*SaveRequest)(nil),      // 2: kuri.v1.SaveRequest
-	(*SaveChunk)(nil),        // 3: kuri.v1.SaveChunk
-	(*CheckRequest)(nil),     // 4: kuri.v1.CheckRequest
-	(*Finding)(nil),          // 5: kuri.v1.Finding
-	(*PruneRequest)(nil),     // 6: kuri.v1.PruneRequest
-	(*PruneResponse)(nil),    // 7: kuri.v1.PruneResponse
-	(*PrunedImage)(nil),      // 8: kuri.v1.PrunedImage
-	(*DescribeRequest)(nil),  // 9: kuri.v1.DescribeRequest
-	(*ImageDescription)(nil), // 10: kuri.v1.ImageDescription
-	(*ImageLayer)(nil),       // 11: kuri.v1.ImageLayer
-	(*LoadChunk)(nil),        // 12: kuri.v1.LoadChunk
-	(*LoadResponse)(nil),     // 13: kuri.v1.LoadResponse
-	(*LoadedImage)(nil),      // 14: kuri.v1.LoadedImage
-	(*WatchPullRequest)(nil), // 15: kuri.v1.WatchPullRequest
-	(*PullProgress)(nil),     // 16: kuri.v1.PullProgress
-	(*LayerProgress)(nil),    // 17: kuri.v1.LayerProgress
+	(PullPhase)(0),               // 0: kuri.v1.PullPhase
+	(LayerPhase)(0),              // 1: kuri.v1.LayerPhase
+	(*SaveRequest)(nil),          // 2: kuri.v1.SaveRequest
+	(*SaveChunk)(nil),            // 3: kuri.v1.SaveChunk
+	(*CheckRequest)(nil),         // 4: kuri.v1.CheckRequest
+	(*Finding)(nil),              // 5: kuri.v1.Finding
+	(*PruneRequest)(nil),         // 6: kuri.v1.PruneRequest
+	(*PruneResponse)(nil),        // 7: kuri.v1.PruneResponse
+	(*PrunedImage)(nil),          // 8: kuri.v1.PrunedImage
+	(*DescribeRequest)(nil),      // 9: kuri.v1.DescribeRequest
+	(*ImageDescription)(nil),     // 10: kuri.v1.ImageDescription
+	(*ImageLayer)(nil),           // 11: kuri.v1.ImageLayer
+	(*LoadChunk)(nil),            // 12: kuri.v1.LoadChunk
+	(*LoadResponse)(nil),         // 13: kuri.v1.LoadResponse
+	(*LoadedImage)(nil),          // 14: kuri.v1.LoadedImage
+	(*WatchPullRequest)(nil),     // 15: kuri.v1.WatchPullRequest
+	(*PullProgress)(nil),         // 16: kuri.v1.PullProgress
+	(*LayerProgress)(nil),        // 17: kuri.v1.LayerProgress
+	(*PruneNetworkRequest)(nil),  // 18: kuri.v1.PruneNetworkRequest
+	(*PruneNetworkResponse)(nil), // 19: kuri.v1.PruneNetworkResponse
 }
 var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
 	8,  // 0: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
@@ -1286,14 +1373,16 @@ var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
 	6,  // 9: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
 	9,  // 10: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
 	2,  // 11: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
-	13, // 12: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
-	16, // 13: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
-	5,  // 14: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
-	7,  // 15: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
-	10, // 16: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
-	3,  // 17: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
+	18, // 12: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
+	13, // 13: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
+	16, // 14: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
+	5,  // 15: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
+	7,  // 16: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
+	10, // 17: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
+	3,  // 18: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
+	19, // 19: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
+	13, // [13:20] is the sub-list for method output_type
+	6,  // [6:13] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1310,9 +1399,9 @@ func file_api_kuri_v1_kuri_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kuri_v1_kuri_proto_rawDesc), len(file_api_kuri_v1_kuri_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_api_kuri_v1_kuri_proto_goTypes,
 		DependencyIndexes: file_api_kuri_v1_kuri_proto_depIdxs,

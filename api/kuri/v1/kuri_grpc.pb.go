@@ -346,3 +346,113 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "api/kuri/v1/kuri.proto",
 }
+
+const (
+	Network_Prune_FullMethodName = "/kuri.v1.Network/Prune"
+)
+
+// NetworkClient is the client API for Network service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Network adds to runtime.v1.RuntimeService, on its socket.
+type NetworkClient interface {
+	// Prune takes away what the built-in network has on the node, its bridge and its nftables table, now and not only when
+	// they have been unused for a while. Where pods have addresses of it nothing is changed. They come back with the next pod.
+	Prune(ctx context.Context, in *PruneNetworkRequest, opts ...grpc.CallOption) (*PruneNetworkResponse, error)
+}
+
+type networkClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewNetworkClient(cc grpc.ClientConnInterface) NetworkClient {
+	return &networkClient{cc}
+}
+
+func (c *networkClient) Prune(ctx context.Context, in *PruneNetworkRequest, opts ...grpc.CallOption) (*PruneNetworkResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PruneNetworkResponse)
+	err := c.cc.Invoke(ctx, Network_Prune_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// NetworkServer is the server API for Network service.
+// All implementations must embed UnimplementedNetworkServer
+// for forward compatibility.
+//
+// Network adds to runtime.v1.RuntimeService, on its socket.
+type NetworkServer interface {
+	// Prune takes away what the built-in network has on the node, its bridge and its nftables table, now and not only when
+	// they have been unused for a while. Where pods have addresses of it nothing is changed. They come back with the next pod.
+	Prune(context.Context, *PruneNetworkRequest) (*PruneNetworkResponse, error)
+	mustEmbedUnimplementedNetworkServer()
+}
+
+// UnimplementedNetworkServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedNetworkServer struct{}
+
+func (UnimplementedNetworkServer) Prune(context.Context, *PruneNetworkRequest) (*PruneNetworkResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Prune not implemented")
+}
+func (UnimplementedNetworkServer) mustEmbedUnimplementedNetworkServer() {}
+func (UnimplementedNetworkServer) testEmbeddedByValue()                 {}
+
+// UnsafeNetworkServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to NetworkServer will
+// result in compilation errors.
+type UnsafeNetworkServer interface {
+	mustEmbedUnimplementedNetworkServer()
+}
+
+func RegisterNetworkServer(s grpc.ServiceRegistrar, srv NetworkServer) {
+	// If the following call panics, it indicates UnimplementedNetworkServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Network_ServiceDesc, srv)
+}
+
+func _Network_Prune_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PruneNetworkRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworkServer).Prune(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Network_Prune_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworkServer).Prune(ctx, req.(*PruneNetworkRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Network_ServiceDesc is the grpc.ServiceDesc for Network service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Network_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "kuri.v1.Network",
+	HandlerType: (*NetworkServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Prune",
+			Handler:    _Network_Prune_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "api/kuri/v1/kuri.proto",
+}

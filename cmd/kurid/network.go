@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/config"
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// pruneNetwork is "kurid network prune", for a node that Kuri leaves: it takes away the bridge and the nftables table of
+// the built-in network while no daemon serves. It takes the flags and the file that the daemon would take.
+func pruneNetwork(ctx context.Context, cfg config.Config) error {
+	if conn, err := net.DialTimeout("unix", cfg.Listen, time.Second); err == nil {
+		conn.Close()
+		return fault.New(fault.Precondition, "a kurid serves %s: kuri network prune asks it, or stop it first", cfg.Listen)
+	}
+	n, err := networks(cfg)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	users, err := n.Prune(ctx)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return fault.New(fault.Precondition, "pods have addresses of the built-in network, nothing was taken away: start kurid and remove them (kuri rm --force --all): %s", strings.Join(users, ", "))
+	}
+	fmt.Println("the built-in network has no bridge and no nftables table on this node")
+	return nil
+}
