@@ -68,7 +68,7 @@ func untar(ctx context.Context, from io.Reader, dir string, l limits) (o outcome
 			return o, fault.As(fault.Corrupt, fmt.Errorf("the layer is not a valid tar, at its entry number %d: %w", n, err))
 		}
 		if n > l.entries {
-			return o, fault.New(fault.Exhausted, "the layer has more than %d entries: it looks like an archive bomb", l.entries)
+			return o, fault.New(fault.Exhausted, "entry %q: the layer has more than %d entries: it looks like an archive bomb", clip(hdr.Name), l.entries)
 		}
 		if err := u.files.failed(); err != nil {
 			return o, err

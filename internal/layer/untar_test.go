@@ -227,8 +227,8 @@ func TestBounds(t *testing.T) {
 	t.Run("entries", func(t *testing.T) {
 		s := openStore(t, "")
 		s.limits.entries = 2
-		_, err := unpacked(t, s, reg("a", ""), reg("b", ""), reg("c", ""))
-		if !errors.Is(err, fault.Exhausted) {
+		_, err := unpacked(t, s, reg("a", ""), reg("b", ""), reg("one/too/many", ""))
+		if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), `entry "one/too/many"`) {
 			t.Errorf("%v", err)
 		}
 		nothingLeft(t, s)
@@ -237,6 +237,22 @@ func TestBounds(t *testing.T) {
 		s := openStore(t, "")
 		s.limits.freeBytes = 1 << 20
 		plain := tarOf(t, reg("zeros", strings.Repeat("\x00", 4<<20)))
+		err := s.Unpack(t.Context(), blobOf(plain, gzipped(t, plain)))
+		if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "bomb") || !strings.Contains(err.Error(), `entry "zeros"`) {
+			t.Errorf("%v", err)
+		}
+		nothingLeft(t, s)
+	})
+	// Of a small file the content is read before it is made, which is another way.
+	t.Run("ratio by small files", func(t *testing.T) {
+		s := openStore(t, "")
+		s.limits.freeBytes = 1 << 20
+		s.limits.ratio = 10
+		var entries []ent
+		for i := range 4000 {
+			entries = append(entries, reg(fmt.Sprintf("small%d", i), strings.Repeat("\x00", 1000)))
+		}
+		plain := tarOf(t, entries...)
 		err := s.Unpack(t.Context(), blobOf(plain, gzipped(t, plain)))
 		if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "bomb") {
 			t.Errorf("%v", err)

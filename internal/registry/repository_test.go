@@ -532,7 +532,11 @@ func TestServerErrors(t *testing.T) {
 		header string // Retry-After
 		times  int
 		kind   fault.Kind
+		least  time.Duration // that it takes
 	}{
+		"503 with a time":     {status: 503, header: "2", times: 1, least: 2 * time.Second},
+		"429 with a date":     {status: 429, header: "a date", times: 1, least: 2 * time.Second},
+		"backoff":             {status: 503, times: 2, least: 6 * firstWait},
 		"passing 503":         {status: 503, times: 1},
 		"passing 429":         {status: 429, times: 2},
 		"429 with a time":     {status: 429, header: "0", times: 1},
@@ -547,14 +551,22 @@ func TestServerErrors(t *testing.T) {
 			var n atomic.Int32
 			addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
 				if n.Add(1) <= int32(row.times) {
-					w.Header().Set("Retry-After", row.header)
+					after := row.header
+					if after == "a date" {
+						after = time.Now().Add(4 * time.Second).UTC().Format(http.TimeFormat)
+					}
+					w.Header().Set("Retry-After", after)
 					w.WriteHeader(row.status)
 					fmt.Fprint(w, `{"errors":[{"code":"CODE","message":"the message"}]}`)
 					return
 				}
 				c.ServeHTTP(w, r)
 			})
+			began := time.Now()
 			_, err := open(t, nil, addr+"/library/app:1", Auth{}).Manifest(t.Context())
+			if took := time.Since(began); took < row.least {
+				t.Errorf("it was asked again after %v", took)
+			}
 			if fault.Of(err) != row.kind {
 				t.Errorf("%v", err)
 			}
