@@ -231,17 +231,21 @@ func TestOutput(t *testing.T) {
 }
 
 func TestImageRows(t *testing.T) {
+	two := "sha256:" + strings.Repeat("2", 64)
+	v := loggedInventory()
+	v.containers[0].ImageId, v.containers[1].ImageRef, v.containers[3].Image = two, two, &runtimeapi.ImageSpec{Image: "b:2"}
+	v.containers[5].ImageRef = two
 	rows := imageRows([]*runtimeapi.Image{
-		{Id: "sha256:" + strings.Repeat("2", 64), RepoTags: []string{"z:1", "b:2"}, Size: 2048, Pinned: true},
+		{Id: two, RepoTags: []string{"z:1", "b:2"}, Size: 2048, Pinned: true},
 		{Id: "sha256:" + strings.Repeat("1", 64), RepoDigests: []string{"a@sha256:" + strings.Repeat("f", 64)}},
 		{Id: "sha256:" + strings.Repeat("3", 64)},
-	}, false)
+	}, map[string]int64{two: time.Now().Add(-200 * time.Second).UnixNano()}, v.imageUsers(), false)
 	want := [][]string{
-		{"IMAGE", "ID", "SIZE", "PINNED"},
-		{"", "333333333333", "0 B", ""},
-		{"a@ffffffffffff", "111111111111", "0 B", ""},
-		{"b:2", "222222222222", "2.0 KiB", "pinned"},
-		{"z:1", "222222222222", "2.0 KiB", "pinned"},
+		{"IMAGE", "ID", "SIZE", "AGE", "PINNED", "IN USE BY"},
+		{"", "333333333333", "0 B", "-", "", ""},
+		{"a@ffffffffffff", "111111111111", "0 B", "-", "", ""},
+		{"b:2", "222222222222", "2.0 KiB", "3m20s", "pinned", "a/c, b/c, and 1 more"},
+		{"z:1", "222222222222", "2.0 KiB", "3m20s", "pinned", "a/c, b/c, and 1 more"},
 	}
 	if fmt.Sprint(rows) != fmt.Sprint(want) {
 		t.Errorf("got %v", rows)

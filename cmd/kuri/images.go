@@ -2,12 +2,18 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
+	"github.com/kuri-cri/kuri/client"
 )
 
 func (c *cli) imagesCommand() *cobra.Command {
@@ -34,7 +40,13 @@ func (c *cli) imagesCommand() *cobra.Command {
 				}
 				return nil
 			}
-			return c.print(list, func() error { return table(c.out, imageRows(list.Images, full)) })
+			return c.print(list, func() error {
+				users, err := c.imageUsers(ctx)
+				if err != nil { // the image service may be another program's
+					fmt.Fprintln(c.err, "kuri: what uses the images is not known:", describe(err))
+				}
+				return table(c.out, imageRows(list.Images, pulledAt(ctx, img, list.Images), users, full))
+			})
 		},
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only, in full")
@@ -43,8 +55,65 @@ func (c *cli) imagesCommand() *cobra.Command {
 	return cmd
 }
 
+// pulledAt tells when each image came, in nanoseconds since the epoch, by its id. Only Kuri's own runtime knows.
+func pulledAt(ctx context.Context, img *client.Images, list []*runtimeapi.Image) map[string]int64 {
+	at := make(map[string]int64, len(list))
+	for _, i := range list {
+		d, err := img.Kuri.Describe(ctx, &kuriv1.DescribeRequest{Image: i.Id})
+		if status.Code(err) == codes.Unimplemented {
+			return nil
+		}
+		at[i.Id] = d.GetPulledAt() // one that is gone meanwhile, or is damaged, has no age
+	}
+	return at
+}
+
+// imageUsers returns the containers that have an image, by pod/container, for each name that the runtime gives of an image
+// of theirs.
+func (c *cli) imageUsers(ctx context.Context) (map[string][]string, error) {
+	rt, err := c.runtime(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer rt.Close()
+	have, err := takeInventory(ctx, rt)
+	if err != nil {
+		return nil, err
+	}
+	return have.imageUsers(), nil
+}
+
+func (v *inventory) imageUsers() map[string][]string {
+	users := map[string][]string{}
+	for _, ct := range v.containers {
+		name := ct.GetMetadata().GetName()
+		if p := v.podOf(ct); p != nil {
+			name = podName(p) + "/" + name
+		}
+		for _, image := range []string{ct.GetImageId(), ct.GetImageRef(), ct.GetImage().GetImage()} {
+			if image != "" && !slices.Contains(users[image], name) {
+				users[image] = append(users[image], name)
+			}
+		}
+	}
+	return users
+}
+
+// usersOf returns the containers that have this image, sorted.
+func usersOf(i *runtimeapi.Image, users map[string][]string) []string {
+	var out []string
+	for _, name := range slices.Concat([]string{i.Id}, i.RepoTags, i.RepoDigests) {
+		out = append(out, users[name]...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// maxUsers is how many users of an image a table names.
+const maxUsers = 2
+
 // imageRows makes one row of each name of each image.
-func imageRows(list []*runtimeapi.Image, full bool) [][]string {
+func imageRows(list []*runtimeapi.Image, pulled map[string]int64, users map[string][]string, full bool) [][]string {
 	var rows [][]string
 	for _, i := range list {
 		names := i.RepoTags
@@ -58,13 +127,17 @@ func imageRows(list []*runtimeapi.Image, full bool) [][]string {
 		if i.Pinned {
 			pinned = "pinned"
 		}
+		by := usersOf(i, users)
+		if rest := len(by) - maxUsers; rest > 0 && !full {
+			by = append(by[:maxUsers], fmt.Sprintf("and %d more", rest))
+		}
 		for _, name := range names {
 			if repo, digest, ok := strings.Cut(name, "@"); ok && !full {
 				name = repo + "@" + trim(digest, false)
 			}
-			rows = append(rows, []string{name, trim(i.Id, full), size(i.Size), pinned})
+			rows = append(rows, []string{name, trim(i.Id, full), size(i.Size), ago(pulled[i.Id]), pinned, strings.Join(by, ", ")})
 		}
 	}
 	slices.SortStableFunc(rows, func(a, b []string) int { return cmp.Compare(a[0], b[0]) })
-	return append([][]string{{"IMAGE", "ID", "SIZE", "PINNED"}}, rows...)
+	return append([][]string{{"IMAGE", "ID", "SIZE", "AGE", "PINNED", "IN USE BY"}}, rows...)
 }

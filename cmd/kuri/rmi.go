@@ -13,9 +13,11 @@ import (
 )
 
 func (c *cli) rmiCommand() *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	cmd := &cobra.Command{
 		Use:               "rmi IMAGE...",
 		Short:             "Remove images, each with all its names",
+		Long:              `Remove images, each with all its names. One that a container uses, be it an ended one, is refused unless --force is given.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: c.completeImages(anyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -25,19 +27,30 @@ func (c *cli) rmiCommand() *cobra.Command {
 				return err
 			}
 			defer img.Close()
+			var users map[string][]string
+			if !force {
+				if users, err = c.imageUsers(ctx); err != nil {
+					return fmt.Errorf("what uses the images cannot be asked (--force does not ask): %w", err)
+				}
+			}
 			var errs []error
 			for _, name := range names {
-				errs = append(errs, c.removeImage(ctx, img, name))
+				errs = append(errs, c.removeImage(ctx, img, name, users))
 			}
 			return errors.Join(errs...)
 		},
 	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also what containers use: they go on, and keep the files until they are removed")
+	return cmd
 }
 
-func (c *cli) removeImage(ctx context.Context, img *client.Images, name string) error {
+func (c *cli) removeImage(ctx context.Context, img *client.Images, name string, users map[string][]string) error {
 	i, err := findImage(ctx, img, name)
 	if err != nil {
 		return err
+	}
+	if by := usersOf(i, users); len(by) > 0 {
+		return fmt.Errorf("%s is in use by %s: remove that first, or use --force", name, strings.Join(by, ", "))
 	}
 	if _, err := img.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
 		return fmt.Errorf("remove image %s: %w", name, err)
