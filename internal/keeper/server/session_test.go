@@ -321,6 +321,7 @@ func TestASlowListenerIsDetached(t *testing.T) {
 func TestExecsLeaveNoDescriptors(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
+	n.exec(j, "true") // the fork server's socket stays
 	before := n.descriptors()
 	for range 20 {
 		if code, _, _ := n.exec(j, "true"); code != 0 {
