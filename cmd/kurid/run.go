@@ -116,7 +116,7 @@ func run(ctx context.Context, cfg config.Config) error {
 	pods, err := pod.Open(ctx, pod.Options{
 		Root: cfg.Root, State: cfg.State, Keeper: keep, Images: images, Layers: layers, Network: net,
 		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
-		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
+		MaxExecs: cfg.Pod.MaxExecs, LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
 		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits, Handlers: runtimeHandlers, WritableLayer: writable,
 		CreateHostPaths: cfg.Pod.CreateMissingHostPaths,
 	})

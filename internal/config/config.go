@@ -72,6 +72,7 @@ type Network struct {
 type Pod struct {
 	ShmSize   int64 `toml:"shm_size"`   // bytes of a pod's /dev/shm
 	PidsLimit int64 `toml:"pids_limit"` // processes of a container that asks for no limit; 0: none
+	MaxExecs  int   `toml:"max_execs"`  // ExecSyncs at once; more wait for their turn
 
 	Ulimits     []string `toml:"ulimits"`       // of containers' processes, "nofile=1024:524288"
 	LogMaxSize  int64    `toml:"log_max_size"`  // bytes of a container's log before it is rotated; 0: the kubelet rotates it
@@ -113,7 +114,7 @@ func Default() Config {
 			CNIBinDirs: []string{"/opt/cni/bin"},
 			Bridge:     "kuri0",
 		},
-		Pod:    Pod{ShmSize: 64 << 20, LogMaxFiles: 4, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		Pod:    Pod{ShmSize: 64 << 20, MaxExecs: 256, LogMaxFiles: 4, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		Stream: Stream{Address: "127.0.0.1", Drain: 4 * 3600},
 	}
 }
@@ -245,6 +246,9 @@ func (c *Config) Check() error {
 	}
 	if c.Pod.PidsLimit < 0 {
 		bad("pod.pids_limit", "%d is negative (0: no limit)", c.Pod.PidsLimit)
+	}
+	if c.Pod.MaxExecs < 1 || c.Pod.MaxExecs > 100000 {
+		bad("pod.max_execs", "%d is not between 1 and 100000", c.Pod.MaxExecs)
 	}
 	if c.Pod.LogMaxSize != 0 && c.Pod.LogMaxSize < 1<<20 {
 		bad("pod.log_max_size", "%d is less than 1 MiB (0: no limit)", c.Pod.LogMaxSize)

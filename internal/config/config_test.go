@@ -71,6 +71,7 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"[image]\nmin_rate = 0", "image.min_rate:"},
 		{"[image]\npinned = ['a[']", "image.pinned:"},
 		{"[pod]\nshm_size = 0", "pod.shm_size:"},
+		{"[pod]\nmax_execs = 0", "pod.max_execs:"},
 		{"[pod]\nblockio_config = 'here'", "pod.blockio_config:"},
 		{"[pod]\nwritable_layer_bytes = 4096", "pod.writable_layer_bytes:"},
 		{"[pod]\nwritable_layer_inodes = -1", "pod.writable_layer_inodes:"},

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/stream"
@@ -24,6 +26,10 @@ type Output struct {
 // ExecSync runs a command in a running container and returns when the command has ended; what it left running in the
 // background is not waited for. When timeout passes (0 for none) or ctx ends, it and all that it started are killed; the
 // timeout is an error of kind Deadline.
+//
+// At most MaxExecs run at once. The others wait for their turn, first come first served, as long as they would have run:
+// for their timeout, which begins anew with the command, or without one for execPatience. One that had no turn by then is
+// an error of kind Exhausted, which a kubelet does not take for a probe that failed.
 func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (*Output, error) {
 	if timeout < 0 {
 		return nil, fault.New(fault.Invalid, "timeout: %s is negative", timeout)
@@ -33,6 +39,11 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 		return nil, err
 	}
 	r := c.Record()
+	done, err := p.execs.take(ctx, timeout)
+	if err != nil {
+		return nil, fmt.Errorf("exec in %s: %w", r.name(), err)
+	}
+	defer done()
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
@@ -47,6 +58,34 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 		return nil, fmt.Errorf("exec in %s: %w", r.name(), err)
 	}
 	return &Output{stdout.Bytes(), stderr.Bytes(), code}, nil
+}
+
+// execPatience is how long an exec without a timeout waits for its turn.
+const execPatience = 30 * time.Second
+
+// execTurns bounds how many run at once. It is safe for concurrent use.
+type execTurns struct {
+	most  int
+	turns *semaphore.Weighted // first come, first served
+}
+
+func newExecTurns(most int) *execTurns { return &execTurns{most, semaphore.NewWeighted(int64(most))} }
+
+// take waits for a turn, for at most the given time (0: execPatience) or until ctx ends, and returns what ends it.
+func (t *execTurns) take(ctx context.Context, patience time.Duration) (done func(), err error) {
+	if patience == 0 {
+		patience = execPatience
+	}
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	switch err := t.turns.Acquire(waiting, 1); {
+	case err == nil:
+		return func() { t.turns.Release(1) }, nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	}
+	return nil, fault.New(fault.Exhausted, "%d commands run already by ExecSync, as many as may at once (pod.max_execs), and none ended within %s; "+
+		"raise pod.max_execs, or see which commands hang", t.most, patience)
 }
 
 // errTimeout is why the context of an exec ends when the exec's own time is over, not the caller's.

@@ -42,6 +42,7 @@ type Options struct {
 	LogMaxFiles     int
 	LogRate         int64
 	PidsLimit       int64 // of containers that ask for none, 0 for no limit
+	MaxExecs        int   // ExecSyncs at once; more wait for their turn
 	CreateHostPaths bool  // host paths of mounts that do not exist are made
 	// WritableLayer limits what each container writes; a pod's annotations can lower it, or set it where it is zero.
 	WritableLayer spec.WritableLimits
@@ -69,6 +70,8 @@ type Pods struct {
 	starts  flight.Group[string, struct{}]
 	graces  flight.Group[stopping, struct{}]
 	updates flight.Group[updating, struct{}]
+
+	execs *execTurns
 
 	closing   chan struct{} // closed when the daemon ends: waiting stops, what is done stays done
 	followers sync.WaitGroup
@@ -114,6 +117,7 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 		bootID:     strings.TrimSpace(string(boot)),
 		sandboxes:  make(map[string]*Sandbox),
 		containers: make(map[string]*Container),
+		execs:      newExecTurns(o.MaxExecs),
 		closing:    make(chan struct{}),
 	}
 	p.Handlers = withDefault(o.Handlers)

@@ -1,0 +1,43 @@
+package e2e
+
+import (
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// Probes that hang take all turns: one more says so in its own time, is not taken for a failed probe, and the turns come
+// back when the hanging ones are killed.
+func TestExecSyncsAreBounded(t *testing.T) {
+	s := newShell(t, harness.Options{Config: "[pod]\nmax_execs = 2"})
+	id := s.run(t, nil, "sleep", "1000")
+	exec := func(timeout int64, command ...string) error {
+		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: timeout})
+		return err
+	}
+	var hanging sync.WaitGroup
+	for range 2 {
+		hanging.Go(func() {
+			if err := exec(4, "sleep", "600"); status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("one that hangs: %v", err)
+			}
+		})
+	}
+	time.Sleep(time.Second)
+	begin := time.Now()
+	err := exec(1, "true")
+	if took := time.Since(begin); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "pod.max_execs") || took > 3*time.Second {
+		t.Errorf("one too many: %v after %s", err, took)
+	}
+	if err := exec(30, "true"); err != nil {
+		t.Errorf("one that waits for its turn: %v", err)
+	}
+	hanging.Wait()
+}
