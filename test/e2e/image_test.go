@@ -520,3 +520,51 @@ func emptyIndex(t *testing.T) v1.ImageIndex {
 	}
 	return mutate.RemoveManifests(index, func(v1.Descriptor) bool { return true })
 }
+
+// Ten pods that start on a cold image at once, each asking for it as a kubelet does, cost one pull.
+func TestColdStartOfTenPods(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	ref := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
+	var blobs, manifests atomic.Int64
+	d.Registry.Intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		switch {
+		case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/"):
+			blobs.Add(1)
+			time.Sleep(200 * time.Millisecond)
+		case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/"):
+			manifests.Add(1)
+		}
+		next.ServeHTTP(w, r)
+	})
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			pod := harness.Pod(fmt.Sprintf("cold-%d", i))
+			made, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod})
+			if err != nil {
+				t.Errorf("pod %d: %v", i, err)
+				return
+			}
+			id, err := pull(t, d, ref, nil)
+			if err != nil {
+				t.Errorf("pull for pod %d: %v", i, err)
+				return
+			}
+			c, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: made.PodSandboxId, SandboxConfig: pod,
+				Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: id}, Command: []string{"sleep", "100"}}})
+			if err == nil {
+				_, err = d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+			}
+			if err != nil {
+				t.Errorf("container of pod %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := blobs.Load(); n != 2 { // the configuration and the layer
+		t.Errorf("%d blobs were fetched, want 2", n)
+	}
+	if n := manifests.Load(); n != 1 {
+		t.Errorf("%d manifests were fetched, want 1", n)
+	}
+}
