@@ -2,6 +2,7 @@ package image
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"strings"
 	"testing"
@@ -137,5 +138,25 @@ func TestATagForEachPlatform(t *testing.T) {
 	}
 	if img, err := s.Get(ref); err != nil || img.ID != want[""] {
 		t.Errorf("the other platform's image: %v, %v", img, err)
+	}
+}
+
+// An index may name indexes, but not without end.
+func TestNestedIndexesAreBounded(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	s := openStore(t, "")
+	var nested mutate.Appendable = imageOf(t, "x", layerOf(t, file{"a", "x"}))
+	for depth := 1; depth <= maxNesting+1; depth++ {
+		idx := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: nested})
+		ref := h.pushIndex(fmt.Sprintf("app:%d", depth), idx)
+		nested = idx
+		_, err := s.Pull(t.Context(), ref, registry.Auth{})
+		switch {
+		case depth <= maxNesting && err != nil:
+			t.Errorf("%d indexes: %v", depth, err)
+		case depth > maxNesting && (!errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "nested")):
+			t.Errorf("%d indexes: %v", depth, err)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -566,5 +567,108 @@ func TestColdStartOfTenPods(t *testing.T) {
 	}
 	if n := manifests.Load(); n != 1 {
 		t.Errorf("%d manifests were fetched, want 1", n)
+	}
+}
+
+// What a container writes is in container_filesystems, not in image_filesystems, and goes with the container.
+func TestImageFsInfoOfWritableLayers(t *testing.T) {
+	s := newShell(t)
+	used := func() (images, containers uint64) {
+		t.Helper()
+		resp, err := s.Images.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
+		if err != nil || len(resp.ImageFilesystems) != 1 || len(resp.ContainerFilesystems) != 1 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		return resp.ImageFilesystems[0].UsedBytes.GetValue(), resp.ContainerFilesystems[0].UsedBytes.GetValue()
+	}
+	images, before := used()
+	const size = 4 << 20
+	s.run(t, nil, "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=4 2>/dev/null && sleep 1000")
+	wait := func(what string, fits func(uint64) bool) {
+		t.Helper()
+		var now uint64
+		for range 150 { // a measure is kept for some seconds
+			if _, now = used(); fits(now) {
+				return
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		t.Errorf("%s: container_filesystems has %d bytes, it had %d", what, now, before)
+	}
+	wait("with a file of 4 MiB", func(now uint64) bool { return now >= before+size && now < before+size+1<<20 })
+	if now, _ := used(); now > images+1<<20 {
+		t.Errorf("image_filesystems went from %d to %d", images, now)
+	}
+	s.RemovePod(t, s.pod)
+	wait("after the removal", func(now uint64) bool { return now == 0 })
+}
+
+// A caller's deadline of a millisecond is its own affair: the pull goes on, and the retry joins it.
+func TestPullOutlivesADeadline(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	ref := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
+	var manifests atomic.Int64
+	asked, goOn := make(chan struct{}), make(chan struct{})
+	d.Registry.Intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/") {
+			if manifests.Add(1) == 1 {
+				close(asked)
+			}
+			<-goOn
+		}
+		next.ServeHTTP(w, r)
+	})
+	var err error
+	for reached := false; !reached; { // a millisecond may end before kurid has heard of it
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		_, err = d.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+		cancel()
+		harness.WantError(t, err, codes.DeadlineExceeded)
+		select {
+		case <-asked:
+			reached = true
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	time.AfterFunc(100*time.Millisecond, func() { close(goOn) })
+	if _, err := pull(t, d, ref, nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := manifests.Load(); n != 1 {
+		t.Errorf("%d manifests were fetched: the retry did not join", n)
+	}
+}
+
+// A damaged record costs its own image and is told by a check; kurid starts, and a pull brings the image back.
+func TestADamagedRecordCostsItsOwnImage(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	var refs, ids []string
+	for _, name := range []string{"one", "two"} {
+		ref := d.Registry.Push(t, name+":1", withFile(t, name, types.OCILayer, compression.GZip))
+		id, err := pull(t, d, ref, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refs, ids = append(refs, ref), append(ids, id)
+	}
+	for _, damage := range []string{"", "{", `{"version":1,"id":"sha256:00"}`, "\x00\xff"} {
+		d.Stop(t)
+		file := filepath.Join(d.Root, "images", strings.TrimPrefix(ids[0], "sha256:")+".json")
+		if err := os.WriteFile(file, []byte(damage), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d.Continue(t)
+		if imageStatus(t, d, refs[0]) != nil || imageStatus(t, d, refs[1]) == nil {
+			t.Errorf("%q: the damaged image is listed, or the other one is not", damage)
+		}
+		if out, _, code := d.Kuri(t, "check", "--images"); code == 0 || !strings.Contains(out, ids[0][7:19]) {
+			t.Errorf("%q: kuri check ends with %d and says %s", damage, code, out)
+		}
+		if _, err := pull(t, d, refs[0], nil); err != nil {
+			t.Errorf("%q: %v", damage, err)
+		}
+		if imageStatus(t, d, refs[0]) == nil {
+			t.Errorf("%q: the image did not come back", damage)
+		}
 	}
 }
