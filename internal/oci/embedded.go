@@ -189,13 +189,17 @@ func (e *Embedded) load(id string) (*libcontainer.Container, error) {
 }
 
 // classify gives an error the kind Invalid when the request itself is wrong: no such program, not executable, no such
-// directory, less memory than starting takes. The container's init, or libcontainer, tells it as text.
+// directory, less memory than starting takes; and the kind Precondition when the kernel does not take a limit. The
+// container's init, or libcontainer, tells it as text.
 func classify(err error) error {
 	text := err.Error()
 	for _, sign := range []string{"executable file not found", "exec: \"", "no such file or directory", "permission denied", "exec format error", "not a directory", "unable to set memory limit"} {
 		if strings.Contains(text, sign) {
 			return fault.As(fault.Invalid, err)
 		}
+	}
+	if strings.Contains(text, "setting cgroup config") || strings.Contains(text, "apply cgroup configuration: failed to write") {
+		return fault.As(fault.Precondition, err)
 	}
 	return err
 }

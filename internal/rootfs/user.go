@@ -138,7 +138,7 @@ func (w want) findUser(users []user) (user, error) {
 			return u, nil
 		}
 	}
-	return user{}, fault.New(fault.Invalid, "%s: no user %q in etc/passwd of the image; name one that is there, or give its number", w.field, name)
+	return user{}, fault.New(fault.Invalid, "%s: no user %q in /etc/passwd of the image; name one that is there, or give its number", w.field, name)
 }
 
 func (w want) findGroup(groups []group) (uint32, error) {
@@ -153,7 +153,7 @@ func (w want) findGroup(groups []group) (uint32, error) {
 			return g.gid, nil
 		}
 	}
-	return 0, fault.New(fault.Invalid, "%s: no group %q in etc/group of the image; name one that is there, or give its number", w.groupField, w.group)
+	return 0, fault.New(fault.Invalid, "%s: no group %q in /etc/group of the image; name one that is there, or give its number", w.groupField, w.group)
 }
 
 // user is a line of etc/passwd, and group one of etc/group.
