@@ -176,7 +176,7 @@ func networks(cfg config.Config) (*network.Select, error) {
 		return nil, err
 	}
 	bridge, err := network.NewBridge(network.BridgeConfig{
-		StateDir: filepath.Join(cfg.State, "network"), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU,
+		StateDir: filepath.Join(cfg.State, "network"), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU, Isolate: cfg.Network.Isolate,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare the built-in network: %w", err)

@@ -66,6 +66,7 @@ type Network struct {
 	Bridge     string   `toml:"bridge"`  // name of the built-in network's bridge
 	Subnets    []string `toml:"subnets"` // at most one IPv4 and one IPv6 prefix for it; none: free ones are chosen
 	MTU        int      `toml:"mtu"`     // of the built-in network; 0: the uplink's
+	Isolate    bool     `toml:"isolate"` // of the built-in network: keep namespaces of pods apart
 }
 
 // Pod configures pods and containers.

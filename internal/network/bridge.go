@@ -23,6 +23,7 @@ type BridgeConfig struct {
 	Name     string         // of the bridge link, at most 15 characters; "" is kuri0. When the node has another link of that name, a name made from StateDir is used
 	Subnets  []netip.Prefix // at most one of each family; empty: a free IPv4 range and, where the kernel has IPv6, a unique local /64
 	MTU      int            // in bytes, of the bridge and of the pods' links; 0: that of the link with the default route
+	Isolate  bool           // keep pods of different Kubernetes namespaces from reaching each other
 	Idle     time.Duration  // how long the bridge and the nftables table stay after the last address was given back; 0: 10 s
 }
 
@@ -39,13 +40,14 @@ type Bridge struct {
 
 	lastErr atomic.Pointer[error] // why the bridge could not be built last time; nil when it could
 
-	mu     sync.Mutex // guards what follows, the bridge link and the table; held for calls into the local kernel only
-	pool   *pool
-	fixed  []netip.Prefix // set by configuration or as pod CIDR; empty: the bridge chooses
-	ranges []netip.Prefix // for new pods, IPv4 first; empty until build
-	link   built          // as it was made or found last
-	idle   *time.Timer    // prunes; nil when none is set
-	closed bool
+	mu      sync.Mutex // guards what follows, the bridge link and the table; held for calls into the local kernel only
+	pool    *pool
+	fixed   []netip.Prefix    // set by configuration or as pod CIDR; empty: the bridge chooses
+	numbers map[string]uint32 // of namespaces, see isolation
+	ranges  []netip.Prefix    // for new pods, IPv4 first; empty until build
+	link    built             // as it was made or found last
+	idle    *time.Timer       // prunes; nil when none is set
+	closed  bool
 
 	firewall string // what warnOfFirewall found last
 }
@@ -55,6 +57,7 @@ type built struct {
 	name   string
 	index  int
 	mtu    int
+	group  uint32         // of the pods' links
 	ranges []netip.Prefix // whose gateways it has, and that are masqueraded
 }
 
@@ -85,7 +88,7 @@ func NewBridge(config BridgeConfig) (*Bridge, error) {
 		return nil, fmt.Errorf("open the leases of the built-in network: %w", err)
 	}
 	key := sha256.Sum256([]byte(filepath.Clean(config.StateDir)))
-	b := &Bridge{config: config, key: key, table: "kuri-" + hex.EncodeToString(key[:4]), pool: pool, fixed: ordered(config.Subnets)}
+	b := &Bridge{config: config, key: key, table: "kuri-" + hex.EncodeToString(key[:4]), pool: pool, numbers: map[string]uint32{}, fixed: ordered(config.Subnets)}
 	if len(b.fixed) == 0 {
 		if b.fixed, err = readPodCIDR(config.StateDir); err != nil {
 			return nil, err

@@ -74,7 +74,7 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 		return nil, err
 	}
 
-	// 6. Host ports.
+	// 6. Its namespace's pods, and host ports.
 	if err := b.publish(lease, result); err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func makeVeth(on built, l *lease, ns *os.File) error {
 	}
 	defer h.Close()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex = vethName(l.PodID), on.mtu, on.index
+	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Group = vethName(l.PodID), on.mtu, on.index, on.group
 	attrs.HardwareAddr, attrs.Flags = hostMAC(l.Addresses[0].Addr()), net.FlagUp
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = Interface, uint32(on.mtu), podMAC(l.Addresses[0].Addr())
@@ -186,7 +186,7 @@ func configurePod(addresses []netip.Prefix, result *Result) error {
 	return nil
 }
 
-// publish puts the lease's host ports into effect, to those addresses that the pod has taken.
+// publish lets the pod in where namespaces are kept apart, and puts the lease's host ports into effect, to those addresses that the pod has taken.
 func (b *Bridge) publish(l *lease, result *Result) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -199,6 +199,9 @@ func (b *Bridge) publish(l *lease, result *Result) error {
 		if m.HostIP.IsValid() && !slices.ContainsFunc(result.IPs, func(ip netip.Addr) bool { return ip.Is4() == m.HostIP.Is4() }) {
 			return fault.New(fault.Precondition, "host port %s: the pod has no address of that family", m)
 		}
+	}
+	if err := b.letIn(l); err != nil {
+		return err
 	}
 	if len(l.HostPorts) == 0 {
 		return nil

@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -46,7 +48,10 @@ func (b *Bridge) verify() error {
 	if err != nil {
 		return fmt.Errorf("look at link %s: %w", b.link.name, err)
 	}
-	found, err := hasTable(b.table)
+	found, err := hasTable(b.table, nftables.TableFamilyINet)
+	if err == nil && found && b.config.Isolate {
+		found, err = b.isolation().there()
+	}
 	if err == nil && !found {
 		return errIncomplete
 	}
@@ -99,6 +104,9 @@ func (b *Bridge) build() error {
 	}
 	b.link = made
 	if err := b.installRules(); err != nil {
+		return err
+	}
+	if err := b.keepApart(); err != nil {
 		return err
 	}
 	b.warnOfFirewall()
@@ -222,7 +230,7 @@ func (b *Bridge) makeLink(h *netlink.Handle, own netlink.Link) (built, error) {
 			return built{}, fmt.Errorf("make the bridge %s (the kernel needs module bridge): %w", attrs.Name, err)
 		}
 	}
-	made := built{name: own.Attrs().Name, index: own.Attrs().Index, mtu: mtu, ranges: b.wanted()}
+	made := built{name: own.Attrs().Name, index: own.Attrs().Index, mtu: mtu, group: b.group(), ranges: b.wanted()}
 	if hasIPv6() {
 		if err := quietIPv6(made.name); err != nil { // a pod must not become the node's router
 			return built{}, err
@@ -287,6 +295,76 @@ func (b *Bridge) installRules() error {
 	return setSysctl("ipv4/conf/"+b.link.name+"/route_localnet", "1") // after the table, whose guard makes it safe
 }
 
+// group is that of the node's ends of the pods' links. No number that people choose is so large.
+func (b *Bridge) group() uint32 { return 1<<31 | binary.BigEndian.Uint32(b.key[12:16])&(1<<31-1) }
+
+func (b *Bridge) isolation() isolation {
+	return isolation{table: b.table, bridge: b.link.name, links: b.group()}
+}
+
+// keepApart writes the tables that keep namespaces apart for the leases there are, or removes those of an earlier
+// configuration.
+func (b *Bridge) keepApart() error {
+	if !b.config.Isolate {
+		return b.isolation().uninstall()
+	}
+	var all []resident
+	for _, l := range b.pool.leases {
+		all = append(all, b.resident(l))
+	}
+	return b.isolation().install(all)
+}
+
+// letIn makes a pod one of those that its namespace's pods reach. Where the tables are not as they should be, they are
+// written anew.
+func (b *Bridge) letIn(l *lease) error {
+	if !b.config.Isolate {
+		return nil
+	}
+	if b.hasNeighbour(l) && b.isolation().add(b.resident(l)) == nil {
+		return nil
+	}
+	return b.keepApart()
+}
+
+// hasNeighbour tells whether another pod of the namespace is there, and with it the namespace's chains and sets.
+func (b *Bridge) hasNeighbour(l *lease) bool {
+	for id, other := range b.pool.leases {
+		if id != l.PodID && b.number(other) == b.number(l) {
+			return true
+		}
+	}
+	return false
+}
+
+// letOut is called when the lease is dropped already.
+func (b *Bridge) letOut(l *lease) error {
+	if !b.config.Isolate || b.link.index == 0 {
+		return nil
+	}
+	if b.hasNeighbour(l) && b.isolation().remove(b.resident(l)) == nil {
+		return nil
+	}
+	return b.keepApart()
+}
+
+func (b *Bridge) resident(l *lease) resident {
+	r := resident{link: vethName(l.PodID), mac: podMAC(l.Addresses[0].Addr()), namespace: b.number(l)}
+	for _, a := range l.Addresses {
+		r.ips = append(r.ips, a.Addr())
+	}
+	return r
+}
+
+// number is that of the pod's namespace, from 1, for as long as this process lives.
+func (b *Bridge) number(l *lease) uint32 {
+	namespace := l.Pod[:strings.LastIndex(l.Pod, "/")+1] // a pod's name has no slash
+	if b.numbers[namespace] == 0 {
+		b.numbers[namespace] = uint32(len(b.numbers) + 1)
+	}
+	return b.numbers[namespace]
+}
+
 // loopback6Reachable tells whether host ports can serve [::1]. They cannot where the kernel filters bridged packets
 // (br_netfilter): it translates the pod's answer back to ::1 before the packet has left the bridge, and then drops it as
 // one from outside that claims to be for ::1.
@@ -309,12 +387,20 @@ func reachLoopback6(on built) error {
 	return nil
 }
 
-// adopt makes the host's ends of the pods' links ports of the bridge, where they are not.
+// adopt makes the host's ends of the pods' links ports of the bridge, in our group, where they are not.
 func (b *Bridge) adopt(h *netlink.Handle) error {
 	for id := range b.pool.leases {
 		l, err := h.LinkByName(vethName(id))
-		if err != nil || l.Attrs().MasterIndex == b.link.index {
-			continue // it has gone with its namespace, or is not made yet, or is where it belongs
+		if err != nil {
+			continue // it has gone with its namespace, or is not made yet
+		}
+		if l.Attrs().Group != b.group() { // made before there were groups
+			if err := h.LinkSetGroup(l, int(b.group())); err != nil {
+				return fmt.Errorf("put link %s of pod %s into group %d: %w", l.Attrs().Name, id, b.group(), err)
+			}
+		}
+		if l.Attrs().MasterIndex == b.link.index {
+			continue
 		}
 		if err := h.LinkSetMasterByIndex(l, b.link.index); err != nil {
 			return fmt.Errorf("put link %s of pod %s on bridge %s: %w", l.Attrs().Name, id, b.link.name, err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -59,6 +60,9 @@ func (b *Bridge) giveBack(podID string) error {
 	if len(l.HostPorts) > 0 && b.link.index != 0 {
 		err = b.installRules()
 		complain(forgetAfter(l.HostPorts, l.Addresses))
+	}
+	if err == nil {
+		err = b.letOut(l)
 	}
 	if err == nil {
 		err = b.pool.erase(l)
@@ -140,7 +144,7 @@ func (b *Bridge) prune() error {
 		return err
 	}
 	defer h.Close()
-	if err := removeTable(b.table); err != nil {
+	if err := errors.Join(removeTable(b.table, nftables.TableFamilyINet), b.isolation().uninstall()); err != nil {
 		return err
 	}
 	own, err := b.findLink(h)
@@ -150,7 +154,7 @@ func (b *Bridge) prune() error {
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove the bridge of the built-in network: %w", err)
 	}
-	b.link, b.ranges = built{}, nil
+	b.link, b.ranges, b.numbers = built{}, nil, map[string]uint32{}
 	return nil
 }
 

@@ -89,12 +89,12 @@ func (s ruleset) install() error {
 }
 
 // hasTable tells whether the table is there.
-func hasTable(name string) (bool, error) {
+func hasTable(name string, family nftables.TableFamily) (bool, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return false, err
 	}
-	_, err = c.ListTableOfFamily(name, nftables.TableFamilyINet)
+	_, err = c.ListTableOfFamily(name, family)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
@@ -106,15 +106,15 @@ func hasTable(name string) (bool, error) {
 
 // removeTable removes the table; none is no error. It looks first: to refuse the deletion of what is not there takes the
 // kernel some milliseconds, and most daemons start and end without a table.
-func removeTable(name string) error {
-	if found, err := hasTable(name); err != nil || !found {
+func removeTable(name string, family nftables.TableFamily) error {
+	if found, err := hasTable(name, family); err != nil || !found {
 		return err
 	}
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	c.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: name})
+	c.DelTable(&nftables.Table{Family: family, Name: name})
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove the nftables table %s: %w", name, err)
 	}

@@ -60,6 +60,41 @@ func TestBuiltInNetwork(t *testing.T) {
 	}
 }
 
+// With network.isolate pods of one Kubernetes namespace reach each other and those of two do not, also after a restart.
+func TestIsolatedNamespaces(t *testing.T) {
+	d := harness.Start(t, harness.Options{Config: "[network]\nisolate = true\n"})
+	d.Pull(t, d.Registry.Push(t, "web:1", harness.Web(t)))
+	image := d.PullBusybox(t)
+	start := func(name, namespace string, c *runtimeapi.ContainerConfig) (pod, container string) {
+		p := harness.Pod(name)
+		p.Metadata.Namespace = namespace
+		pod = d.RunPod(t, p)
+		return pod, d.Run(t, pod, c, p)
+	}
+	web, _ := start("web", "blue", harness.Container("web", d.Registry.Host+"/web:1"))
+	_, friend := start("friend", "blue", harness.Container("asks", image, "sleep", "1000"))
+	_, stranger := start("stranger", "red", harness.Container("asks", image, "sleep", "1000"))
+	network := d.PodStatus(t, web).Network
+	check := func(when string) {
+		t.Helper()
+		for _, ip := range []string{network.Ip, network.AdditionalIps[0].Ip} {
+			url := "http://" + net.JoinHostPort(ip, "8080") + "/"
+			if page := get(t, url); !strings.Contains(page, "A pod runs.") {
+				t.Errorf("%s: the node gets from %s:\n%s", when, url, page)
+			}
+			if page := d.Output(t, friend, "wget", "-q", "-O-", url); !strings.Contains(page, "A pod runs.") {
+				t.Errorf("%s: a pod of the namespace gets from %s:\n%s", when, url, page)
+			}
+			if page, _, code := d.Exec(t, stranger, "timeout", "2", "wget", "-q", "-O-", url); code == 0 || code == 127 {
+				t.Errorf("%s: a pod of another namespace gets from %s:\n%s", when, url, page)
+			}
+		}
+	}
+	check("at first")
+	d.Restart(t)
+	check("after a restart")
+}
+
 // A configured range is used, and its addresses are given back: a range of three serves any number of pods in turn, and
 // a fourth at once is refused in words.
 func TestConfiguredSubnet(t *testing.T) {
