@@ -137,3 +137,40 @@ func TestMissingHostPathsAreMade(t *testing.T) {
 	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: "relative", ContainerPath: "/v"}), "true"), codes.InvalidArgument, "relative")
 	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: "/proc/no/such", ContainerPath: "/v"}), "true"), codes.FailedPrecondition, "/proc/no/such")
 }
+
+// The pod's /dev/shm has the configured size and is the same for all of its containers.
+func TestShmSize(t *testing.T) {
+	s := newShell(t, harness.Options{Config: "[pod]\nshm_size = 1048576"})
+	id := s.run(t, nil, "sleep", "1000")
+	if out := s.Output(t, id, "sh", "-c", "df -k /dev/shm | tail -1 | awk '{print $2}'; dd if=/dev/zero of=/dev/shm/x bs=1k count=1025 2>/dev/null || echo full; echo y >/dev/shm/x"); out != "1024\nfull\n" {
+		t.Errorf("%q", out)
+	}
+	if out := s.says(t, nil, "cat", "/dev/shm/x"); out != "y\n" {
+		t.Errorf("another container reads %q", out)
+	}
+}
+
+// A volume prepared for an fsGroup, as a kubelet does it: a user of that group writes, and what he makes is the group's.
+func TestVolumeOfAGroup(t *testing.T) {
+	s := newShell(t)
+	dir := t.TempDir()
+	if err := os.Chown(dir, 0, 4321); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o770|os.ModeSetgid); err != nil {
+		t.Fatal(err)
+	}
+	as := func(groups ...int64) func(*container, *security) {
+		return func(c *container, sc *security) {
+			c.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/v"}}
+			sc.RunAsUser, sc.RunAsGroup, sc.SupplementalGroups = &runtimeapi.Int64Value{Value: 1000}, &runtimeapi.Int64Value{Value: 1000}, groups
+		}
+	}
+	const look = "touch /v/x 2>/dev/null && stat -c %u:%g /v/x || echo refused"
+	if out := s.says(t, as(4321), "sh", "-c", look); out != "1000:4321\n" {
+		t.Errorf("of the group: %q", out)
+	}
+	if out := s.says(t, as(), "sh", "-c", look); out != "refused\n" {
+		t.Errorf("not of the group: %q", out)
+	}
+}
