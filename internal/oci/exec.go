@@ -144,8 +144,8 @@ func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, p
 		return nil, err
 	}
 	var oom int32
-	if p.OOMScoreAdj != nil {
-		oom = int32(*p.OOMScoreAdj)
+	if config.OomScoreAdj != nil { // the bundle does not know of updates
+		oom = int32(*config.OomScoreAdj)
 	}
 	if p.User.Umask != nil {
 		umask = *p.User.Umask
@@ -154,7 +154,7 @@ func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, p
 	set(capabilities, p.Capabilities != nil)
 	set(withoutHome, !hasHome)
 	set(withUmask, p.User.Umask != nil)
-	set(withOOM, p.OOMScoreAdj != nil)
+	set(withOOM, config.OomScoreAdj != nil)
 	set(withOwner, ownerUID != 0 || ownerGID != 0)
 	set(inUserns, namespaces&unix.CLONE_NEWUSER != 0)
 

@@ -58,6 +58,7 @@ func TestUpdateResources(t *testing.T) {
 	id := s.run(t, with(&resources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 64 * mb}), "sleep", "1000")
 
 	t.Run("of a running container", func(t *testing.T) {
+		s.Output(t, id, "true") // an exec before the change: those after it must not be as it was
 		change := &resources{CpuQuota: 70000, MemoryLimitInBytes: 96 * mb, CpusetCpus: "0", OomScoreAdj: 321}
 		if err := s.update(t.Context(), id, change); err != nil {
 			t.Fatal(err)

@@ -89,11 +89,14 @@ func (s *Server) startExec(ctx context.Context, c *container, req *api.ExecSessi
 	return x, nil
 }
 
-// executor returns what starts processes in a container. It is made at the first exec and given up at the exit.
+// executor returns what starts processes in a container. It is made at the first exec, and given up at the exit and when
+// the container's resources change, for its oom_score_adj is part of it.
 func (s *Server) executor(c *container) (*oci.Executor, error) {
 	if x := c.executor.Load(); x != nil {
 		return x, nil
 	}
+	c.verb.Lock() // no update between the reading and the keeping
+	defer c.verb.Unlock()
 	x, err := s.runtime.Executor(c.id, c.bundle)
 	if err != nil {
 		return nil, err

@@ -31,5 +31,6 @@ func (s *Server) Update(req *api.UpdateRequest) error {
 		n := int(*req.OomScoreAdj)
 		score = &n
 	}
+	defer c.executor.Store(nil)
 	return s.runtime.Update(c.id, limits, score)
 }
