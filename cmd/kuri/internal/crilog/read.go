@@ -88,6 +88,10 @@ func (r *reader) open(ctx context.Context) error {
 			r.file = f
 			return nil
 		}
+		if f := r.latest(); f != nil && errors.Is(err, fs.ErrNotExist) {
+			r.file = f
+			return nil
+		}
 		if r.o.Follow == nil || !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("read log: %w", err)
 		}

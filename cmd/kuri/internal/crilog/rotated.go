@@ -32,13 +32,42 @@ func (f rotated) at() string { return strings.TrimSuffix(f.path, ".gz") }
 
 // rotated lists the rotated files of the log that are older than the one that is open, the oldest first, and notes the newest.
 func (r *reader) rotated() ([]rotated, error) {
-	entries, err := os.ReadDir(filepath.Dir(r.path))
+	all, err := r.list()
 	if err != nil {
-		return nil, fmt.Errorf("look for rotated logs: %w", err)
+		return nil, err
 	}
 	here, err := r.file.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("read log: %w", err)
+	}
+	if i := slices.IndexFunc(all, func(f rotated) bool { return os.SameFile(f.info, here) }); i >= 0 {
+		all = all[:i] // it was rotated meanwhile: what is newer comes after it
+	}
+	if len(all) > 0 {
+		r.newest = all[len(all)-1].at()
+	}
+	return all, nil
+}
+
+// latest opens the newest of the rotated files, nil when there is none: the log itself is not there between a kubelet's
+// renaming it and the runtime's making it anew.
+func (r *reader) latest() *os.File {
+	all, err := r.list()
+	if err != nil || len(all) == 0 || strings.HasSuffix(all[len(all)-1].path, ".gz") {
+		return nil
+	}
+	f, err := os.Open(all[len(all)-1].path)
+	if err != nil {
+		return nil
+	}
+	return f
+}
+
+// list lists all rotated files of the log, the oldest first.
+func (r *reader) list() ([]rotated, error) {
+	entries, err := os.ReadDir(filepath.Dir(r.path))
+	if err != nil {
+		return nil, fmt.Errorf("look for rotated logs: %w", err)
 	}
 	var all []rotated
 	for _, e := range entries {
@@ -58,14 +87,7 @@ func (r *reader) rotated() ([]rotated, error) {
 		}
 	}
 	slices.SortFunc(all, func(a, b rotated) int { return cmp.Or(cmp.Compare(a.at(), b.at()), cmp.Compare(a.path, b.path)) })
-	all = slices.CompactFunc(all, func(a, b rotated) bool { return a.at() == b.at() }) // the one that is being compressed
-	if i := slices.IndexFunc(all, func(f rotated) bool { return os.SameFile(f.info, here) }); i >= 0 {
-		all = all[:i] // it was rotated meanwhile: what is newer comes after it
-	}
-	if len(all) > 0 {
-		r.newest = all[len(all)-1].at()
-	}
-	return all, nil
+	return slices.CompactFunc(all, func(a, b rotated) bool { return a.at() == b.at() }), nil // but for one that is being compressed
 }
 
 // tail goes to where the last lines begin: in the open file, or in a rotated one. It returns those that are to be read.

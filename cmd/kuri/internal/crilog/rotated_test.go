@@ -70,6 +70,30 @@ func TestReadRotatedFiles(t *testing.T) {
 	}
 }
 
+// TestBetweenRenameAndReopen has the log away for a moment, as a kubelet's rotation does.
+func TestBetweenRenameAndReopen(t *testing.T) {
+	path := logFile(t, line("b"))
+	if err := os.WriteFile(path+".20260101-000000", []byte(line("a")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, path+".20260102-000000"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := collect(t.Context(), path, Options{Tail: All}); err != nil || !slices.Equal(got, []string{"a", "b"}) {
+		t.Error(got, err)
+	}
+	looked := 0
+	got, err := collect(t.Context(), path, Options{Tail: 1, Follow: func(context.Context) (bool, error) {
+		if looked++; looked == 1 {
+			return false, os.WriteFile(path, []byte(line("c")), 0o600)
+		}
+		return true, nil
+	}})
+	if err != nil || !slices.Equal(got, []string{"b", "c"}) {
+		t.Error(got, err)
+	}
+}
+
 // TestFollowLosesNoRotation rotates much faster than Read looks.
 func TestFollowLosesNoRotation(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
