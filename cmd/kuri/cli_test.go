@@ -16,8 +16,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
 )
 
 // newCLI returns an invocation with an environment of its own, and what it will write.
@@ -264,25 +262,6 @@ func TestContainerState(t *testing.T) {
 		{&runtimeapi.ContainerStatus{State: runtimeapi.ContainerState_CONTAINER_UNKNOWN}, "unknown"},
 	} {
 		if got := containerState(tt.status); got != tt.want {
-			t.Errorf("%q, want %q", got, tt.want)
-		}
-	}
-}
-
-func TestBar(t *testing.T) {
-	digest := "sha256:" + strings.Repeat("a", 64)
-	for _, tt := range []struct {
-		layer *kuriv1.LayerProgress
-		want  string
-	}{
-		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 1024}, "  aaaaaaaaaaaa  ████░░░░░░░░░░░░  1.0 KiB / 4.0 KiB"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 4096}, "  aaaaaaaaaaaa  █████  4.0 KiB / 4.0 KiB, unpacking"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 4096, Done: true}, "  aaaaaaaaaaaa  ██████████  4.0 KiB / 4.0 KiB, done"},
-		{&kuriv1.LayerProgress{Digest: digest, Fetched: 10}, "  aaaaaaaaaaaa  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░  10 B"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: -1, Fetched: -1}, "  aaaaaaaaaaaa  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░  0 B"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: 10, Fetched: 1 << 40}, "  aaaaaaaaaaaa  ████████  1.0 TiB / 10 B, unpacking"},
-	} {
-		if got := bar(tt.layer, 53); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)
 		}
 	}

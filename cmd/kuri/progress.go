@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -19,34 +21,92 @@ const (
 	maxBars      = 16 // layers that are shown at once
 )
 
-// progress shows how far a pull is: bars on a terminal, a line for each finished layer elsewhere. Runtimes other than Kuri
-// tell nothing on the way, so there it is the time that passes.
+// progress shows how far a pull is, on standard error: bars with rates on a terminal, a line for each finished layer
+// elsewhere, and what the runtime tells as lines of JSON where JSON is asked for. Runtimes other than Kuri tell nothing on
+// the way, so there it is the time that passes.
 type progress struct {
-	w        io.Writer
-	terminal bool
-	width    int
-	ref      string
-	began    time.Time
+	w     io.Writer
+	how   progressKind
+	size  func() (width, height int) // of the terminal, now
+	color bool
+	ref   string
+	began time.Time
 
-	painted int // lines on the screen that the next paint replaces
+	painted []int // characters of the lines on the screen that the next paint replaces
 	told    map[string]bool
 	last    *kuriv1.PullProgress
+	rates   map[string]*rate // of the layers that are on their way, by digest
+	all     rate             // of all layers together
 }
 
-func newProgress(w io.Writer, ref string) *progress {
-	p := &progress{w: w, ref: ref, began: time.Now(), width: 80, told: map[string]bool{}}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		p.terminal = os.Getenv("TERM") != "dumb"
-		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 20 {
-			p.width = width
+type progressKind int
+
+const (
+	progressLines progressKind = iota
+	progressBars
+	progressJSON
+)
+
+func (c *cli) newProgress(ref string) *progress {
+	p := &progress{w: c.err, ref: ref, began: time.Now(), told: map[string]bool{}, rates: map[string]*rate{}}
+	f, ok := c.err.(*os.File)
+	switch {
+	case c.format == formatJSON:
+		p.how = progressJSON
+	case ok && term.IsTerminal(int(f.Fd())) && c.env("TERM") != "dumb":
+		p.how, p.color = progressBars, c.env("NO_COLOR") == ""
+		p.size = func() (int, int) {
+			width, height, err := term.GetSize(int(f.Fd()))
+			if err != nil || width <= 0 || height <= 0 {
+				return 80, 24
+			}
+			return width, height
 		}
 	}
 	return p
 }
 
+// rate is how fast something comes, over the last seconds.
+type rate struct {
+	fetched int64
+	at      time.Time
+	per     float64 // bytes per second
+}
+
+// rateOver is about the time that a rate is an average of.
+const rateOver = 3 * time.Second
+
+// update takes note of how much there is now.
+func (r *rate) update(fetched int64, now time.Time) {
+	since := now.Sub(r.at)
+	switch {
+	case r.at.IsZero() || fetched < r.fetched: // the first sight; or it is fetched again
+		*r = rate{fetched: fetched, at: now}
+	case since >= repaintEvery:
+		weight := 1 - math.Exp(-float64(since)/float64(rateOver))
+		if r.per == 0 {
+			weight = 1
+		}
+		r.per += weight * (float64(fetched-r.fetched)/since.Seconds() - r.per)
+		r.fetched, r.at = fetched, now
+	}
+}
+
+// text tells the rate, and how long the rest takes; "" while it is not known.
+func (r *rate) text(left int64) string {
+	if r == nil || r.per < 1 {
+		return ""
+	}
+	s := "  " + size(uint64(r.per)) + "/s"
+	if seconds := float64(left) / r.per; left > 0 && seconds < 100*24*3600 {
+		s += "  " + short(time.Duration(math.Ceil(seconds))*time.Second) + " left"
+	}
+	return s
+}
+
 // watch shows the progress of a pull until ctx ends, which is when the pull has ended.
 func (p *progress) watch(ctx context.Context, img *client.Images) {
-	if !p.terminal {
+	if p.how == progressLines {
 		fmt.Fprintln(p.w, "pulling", printable(p.ref))
 	}
 	updates := make(chan *kuriv1.PullProgress)
@@ -89,67 +149,137 @@ func (p *progress) watch(ctx context.Context, img *client.Images) {
 	}
 }
 
-// tell prints a line for each layer that has become complete.
+// tell takes note of what the runtime tells, and prints it where that is not done by paint.
 func (p *progress) tell(u *kuriv1.PullProgress) {
-	if p.terminal {
-		return
-	}
+	now := time.Now()
+	total := int64(0)
 	for _, l := range u.Layers {
-		if l.Done && !p.told[l.Digest] {
-			p.told[l.Digest] = true
-			fmt.Fprintf(p.w, "  layer %s: %s, done\n", trim(l.Digest, false), size(uint64(max(l.Size, 0))))
+		if l.Phase == kuriv1.LayerPhase_LAYER_PHASE_PRESENT {
+			continue
+		}
+		total += max(l.Fetched, 0)
+		if p.rates[l.Digest] == nil {
+			p.rates[l.Digest] = &rate{}
+		}
+		p.rates[l.Digest].update(l.Fetched, now)
+	}
+	p.all.update(total, now)
+	switch p.how {
+	case progressJSON:
+		if line, err := marshal(u); err == nil {
+			fmt.Fprintf(p.w, "%s\n", bytes.ReplaceAll(line, []byte("\n"), nil))
+		}
+	case progressLines:
+		for _, l := range u.Layers {
+			if l.Done && !p.told[l.Digest] {
+				p.told[l.Digest] = true
+				fmt.Fprintf(p.w, "  layer %s: %s, %s\n", trim(l.Digest, false), size(uint64(max(l.Size, 0))), finished(l))
+			}
 		}
 	}
 }
 
 func (p *progress) paint() {
-	if !p.terminal {
+	if p.how != progressBars {
 		return
 	}
-	lines := []string{fmt.Sprintf("pulling %s  %s", printable(p.ref), short(time.Since(p.began)))}
+	width, height := p.size()
 	layers := p.last.GetLayers()
-	for _, l := range layers[:min(len(layers), maxBars)] {
-		lines = append(lines, bar(l, p.width))
+	lines := []string{p.head(layers)}
+	most := min(len(layers), maxBars, max(height-3, 0))
+	for _, l := range layers[:most] {
+		lines = append(lines, bar(l, p.rates[l.Digest], width-1))
 	}
-	if rest := len(layers) - maxBars; rest > 0 {
-		lines = append(lines, fmt.Sprintf("  and %d more layers", rest))
+	if rest := len(layers) - most; rest > 0 {
+		lines = append(lines, fmt.Sprintf("  and %d more", rest))
 	}
 	p.erase()
 	for _, line := range lines {
-		if r := []rune(line); len(r) > p.width {
-			line = string(r[:p.width])
+		if r := []rune(line); len(r) >= width { // a line that is full would make two
+			line = string(r[:width-1])
 		}
-		fmt.Fprintln(p.w, line)
+		p.painted = append(p.painted, len([]rune(line)))
+		fmt.Fprintln(p.w, p.colored(line))
 	}
-	p.painted = len(lines)
 }
 
-// erase takes the last paint off the screen.
-func (p *progress) erase() {
-	if p.painted > 0 {
-		fmt.Fprintf(p.w, "\x1b[%dA\x1b[J", p.painted)
-		p.painted = 0
+// head is the line above the bars: all layers together.
+func (p *progress) head(layers []*kuriv1.LayerProgress) string {
+	line := fmt.Sprintf("pulling %s  %s", printable(p.ref), short(time.Since(p.began)))
+	switch p.last.GetPhase() {
+	case kuriv1.PullPhase_PULL_PHASE_RESOLVING:
+		return line + "  asking the registry"
+	case kuriv1.PullPhase_PULL_PHASE_STORING:
+		return line + "  writing to the disk"
 	}
+	left, known := int64(0), len(layers) > 0
+	for _, l := range layers {
+		known = known && l.Size > 0
+		if l.Phase != kuriv1.LayerPhase_LAYER_PHASE_PRESENT {
+			left += max(l.Size-l.Fetched, 0)
+		}
+	}
+	if known && left == 0 {
+		return line
+	}
+	return line + p.all.text(left)
 }
+
+// colored makes bars green, where colors are wanted.
+func (p *progress) colored(line string) string {
+	first, last := strings.Index(line, full), strings.LastIndex(line, full)
+	if !p.color || first < 0 {
+		return line
+	}
+	last += len(full)
+	return line[:first] + "\x1b[32m" + line[first:last] + "\x1b[0m" + line[last:]
+}
+
+// erase takes the last paint off the screen. Where the terminal has become narrower, a line has become several.
+func (p *progress) erase() {
+	if len(p.painted) == 0 {
+		return
+	}
+	width, _ := p.size()
+	rows := 0
+	for _, n := range p.painted {
+		rows += max(1, (n+width-1)/width)
+	}
+	fmt.Fprintf(p.w, "\x1b[%dA\r\x1b[J", rows)
+	p.painted = nil
+}
+
+const full, empty = "█", "░"
 
 // bar draws one layer in a line of at most width characters.
-func bar(l *kuriv1.LayerProgress, width int) string {
+func bar(l *kuriv1.LayerProgress, r *rate, width int) string {
 	state := size(uint64(max(l.Fetched, 0)))
 	if l.Size > 0 {
 		state += " / " + size(uint64(l.Size))
 	}
 	switch {
 	case l.Done:
-		state += ", done"
+		state += ", " + finished(l)
 	case l.Size > 0 && l.Fetched >= l.Size:
 		state += ", unpacking"
+	case l.Phase == kuriv1.LayerPhase_LAYER_PHASE_WAITING:
+		state += ", waiting"
+	default:
+		state += r.text(l.Size - l.Fetched)
 	}
-	cells := min(max(width-shortID-len(state)-8, 0), 40)
-	full := 0
+	cells := min(max(width-shortID-len(state)-6, 0), 40)
+	n := 0
 	if l.Done {
-		full = cells
+		n = cells
 	} else if l.Size > 0 {
-		full = int(min(max(float64(l.Fetched)/float64(l.Size), 0), 1) * float64(cells))
+		n = int(min(max(float64(l.Fetched)/float64(l.Size), 0), 1) * float64(cells))
 	}
-	return fmt.Sprintf("  %s  %s%s  %s", trim(l.Digest, false), strings.Repeat("█", full), strings.Repeat("░", cells-full), state)
+	return fmt.Sprintf("  %-*s  %s%s  %s", shortID, trim(l.Digest, false), strings.Repeat(full, n), strings.Repeat(empty, cells-n), state)
+}
+
+func finished(l *kuriv1.LayerProgress) string {
+	if l.Phase == kuriv1.LayerPhase_LAYER_PHASE_PRESENT {
+		return "here already"
+	}
+	return "done"
 }

@@ -79,7 +79,7 @@ func (c *cli) credentials(s string) (*runtimeapi.AuthConfig, error) {
 // pull pulls an image and shows on standard error how far it is.
 func (c *cli) pull(ctx context.Context, img *client.Images, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	ref := req.Image.Image
-	p := newProgress(c.err, ref)
+	p := c.newProgress(ref)
 	watching, stop := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
@@ -94,6 +94,9 @@ func (c *cli) pull(ctx context.Context, img *client.Images, req *runtimeapi.Pull
 	}
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", ref, err)
+	}
+	if p.how == progressJSON {
+		return r, nil
 	}
 	fmt.Fprintf(c.err, "pulled %s in %.1fs\n", printable(ref), time.Since(p.began).Seconds())
 	return r, nil
