@@ -1,0 +1,92 @@
+package vm
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// Limits that need every controller of cgroup v2 or every capability, and that systemd, but for two, does not take back.
+func TestEveryLimit(t *testing.T) {
+	d := start(t)
+	image := d.PullBusybox(t)
+	p := harness.Pod("limits")
+	p.Metadata.Uid = "uid-limits"
+	p.Linux.CgroupParent = "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-poduid_limits.slice"
+	pod := d.RunPod(t, p)
+	config := harness.Container("main", image, "sleep", "100011")
+	config.Linux.Resources = &runtimeapi.LinuxContainerResources{
+		CpuShares: 1024, CpusetCpus: "1",
+		MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20,
+		OomScoreAdj:    -998, // needs CAP_SYS_RESOURCE
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
+		Unified:        map[string]string{"memory.high": "50331648", "memory.min": "8388608", "memory.oom.group": "1"},
+	}
+	c := d.Run(t, pod, config, p)
+	pid := harness.FindProcess(t, "sleep 100011")
+	dir := filepath.Join("/sys/fs/cgroup", cgroup(t, pid))
+	want := map[string]string{
+		"cpu.weight": "100", "cpuset.cpus": "1",
+		"memory.max": "67108864", "memory.swap.max": "33554432", "memory.high": "50331648", "memory.min": "8388608",
+		"memory.oom.group": "1", "hugetlb.2MB.max": "4194304",
+	}
+	check := func(t *testing.T, when string) {
+		t.Helper()
+		for name, value := range want {
+			if got := file(t, dir, name); got != value {
+				t.Errorf("%s: %s is %q, want %q", when, name, got, value)
+			}
+		}
+	}
+	check(t, "created")
+	if got := file(t, fmt.Sprintf("/proc/%d/oom_score_adj", pid)); got != "-998" {
+		t.Errorf("oom_score_adj is %s", got)
+	}
+	systemctl(t, "daemon-reload")
+	delete(want, "memory.oom.group") // systemd 252 takes it back: a gap
+	check(t, "after a daemon-reload")
+
+	_, err := d.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: c, Linux: &runtimeapi.LinuxContainerResources{
+			CpusetCpus: "0-1", OomScoreAdj: -997,
+			MemoryLimitInBytes: 80 << 20, MemorySwapLimitInBytes: 80 << 20,
+			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}},
+			Unified:        map[string]string{"memory.high": "62914560", "memory.min": "0"},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(want, map[string]string{
+		"cpuset.cpus": "0-1", "memory.max": "83886080", "memory.swap.max": "0", "memory.high": "62914560", "memory.min": "0",
+		"hugetlb.2MB.max": "2097152",
+	})
+	check(t, "updated")
+	if got := file(t, fmt.Sprintf("/proc/%d/oom_score_adj", pid)); got != "-997" {
+		t.Errorf("updated: oom_score_adj is %s", got)
+	}
+	systemctl(t, "daemon-reload")
+	delete(want, "memory.swap.max") // to systemd it is what it was before it became 0: a gap
+	check(t, "updated, after a daemon-reload")
+
+	t.Run("one is killed, all are", func(t *testing.T) {
+		hungry := harness.Container("hungry", image, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1; echo survived; sleep 1000")
+		hungry.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20, Unified: map[string]string{"memory.oom.group": "1"}}
+		id := d.Run(t, pod, hungry, p)
+		if st := d.WaitExit(t, id); st.Reason != "OOMKilled" || st.ExitCode != 137 || strings.Contains(d.LogText(t, id, "stdout"), "survived") {
+			t.Errorf("it ends with %q, exit code %d, and says %q", st.Reason, st.ExitCode, d.LogText(t, id, "stdout"))
+		}
+	})
+
+	d.StopContainer(t, c, 0)
+	d.RemovePod(t, pod)
+	harness.Eventually(t, 10*time.Second, "no scope of the pod is left", func() error { return only(t, "kuri*.scope", "kuri-keeper.scope") })
+	systemctl(t, "stop", "kubepods.slice")
+}
