@@ -1,0 +1,196 @@
+package e2e
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// terminal is a kuri that runs on a terminal of ours, as in somebody's window.
+type terminal struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	fd    int
+	ours  *os.File // the same
+	slave *os.File // kept open, to look at the terminal's settings
+	ended chan error
+
+	mu   sync.Mutex // guards seen
+	seen bytes.Buffer
+}
+
+func onTerminal(t *testing.T, d *harness.Daemon, args ...string) *terminal {
+	t.Helper()
+	// Not os.OpenFile: asked for its descriptor, that makes reading wait for ever.
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	ours := os.NewFile(uintptr(fd), "ptmx")
+	x := &terminal{t: t, fd: fd, ours: ours, slave: os.NewFile(peer, "pts"), ended: make(chan error, 1)}
+	x.resize(80, 24)
+	x.cmd = exec.Command(harness.Bin("kuri"), args...)
+	x.cmd.Env = append(os.Environ(), d.Env()...)
+	x.cmd.Stdin, x.cmd.Stdout, x.cmd.Stderr = x.slave, x.slave, x.slave
+	x.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := x.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { x.ended <- x.cmd.Wait() }()
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		buf := make([]byte, 4096)
+		for {
+			n, err := ours.Read(buf)
+			x.mu.Lock()
+			x.seen.Write(buf[:n])
+			x.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		x.cmd.Process.Kill()
+		x.slave.Close()
+		x.ours.Close()
+		<-read
+	})
+	return x
+}
+
+func (x *terminal) resize(columns, rows uint16) {
+	x.t.Helper()
+	if err := unix.IoctlSetWinsize(x.fd, unix.TIOCSWINSZ, &unix.Winsize{Col: columns, Row: rows}); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+func (x *terminal) press(keys string) {
+	x.t.Helper()
+	if _, err := x.ours.WriteString(keys); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// expect waits until the terminal shows something that it has not shown before the last expect.
+func (x *terminal) expect(want string) {
+	x.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		x.mu.Lock()
+		_, after, ok := strings.Cut(x.seen.String(), want)
+		if ok {
+			x.seen.Reset()
+			x.seen.WriteString(after)
+		}
+		seen := x.seen.String()
+		x.mu.Unlock()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			x.t.Fatalf("the terminal does not show %q but %q", want, seen)
+		}
+	}
+}
+
+// exit waits for kuri's end and returns its exit code.
+func (x *terminal) exit() int {
+	x.t.Helper()
+	select {
+	case <-x.ended:
+	case <-time.After(10 * time.Second):
+		x.t.Fatal("kuri does not end")
+	}
+	return x.cmd.ProcessState.ExitCode()
+}
+
+// cooked tells whether the terminal is as it was before kuri: with echo, and Ctrl-C for a signal.
+func (x *terminal) cooked() bool {
+	x.t.Helper()
+	set, err := unix.IoctlGetTermios(int(x.slave.Fd()), unix.TCGETS)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return set.Lflag&(unix.ECHO|unix.ICANON|unix.ISIG) == unix.ECHO|unix.ICANON|unix.ISIG
+}
+
+// kuri exec -it as somebody uses it who resizes the window, presses Ctrl-C, is killed, and restarts the daemon meanwhile.
+func TestExecOnATerminal(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.Pod("term")
+	pod := d.RunPod(t, config)
+	id := d.Run(t, pod, harness.Container("box", image, "sleep", "1000"), config)
+
+	x := onTerminal(t, d, "exec", "-it", id, "--", "sh")
+	x.press("echo size $(stty size)\r")
+	x.expect("size 24 80")
+	x.resize(133, 41)
+	time.Sleep(300 * time.Millisecond)
+	x.press("echo size $(stty size)\r")
+	x.expect("size 41 133")
+	if x.cooked() {
+		t.Error("kuri keeps keys for itself")
+	}
+
+	// Ctrl-C is the command's, not kuri's.
+	x.press("trap 'echo tra''pped' INT\r")
+	x.press("sleep 100\r")
+	time.Sleep(300 * time.Millisecond)
+	x.press("\x03")
+	x.expect("trapped")
+
+	// A restart of the daemon ends no stream.
+	d.Restart(t)
+	x.press("echo still $((40+2))\r")
+	x.expect("still 42")
+	x.press("exit 7\r")
+	if code := x.exit(); code != 7 || !x.cooked() {
+		t.Errorf("exit code %d, the terminal is as before: %t", code, x.cooked())
+	}
+
+	// SIGTERM ends kuri, gives the terminal back, and what was executed ends.
+	y := onTerminal(t, d, "exec", "-it", id, "--", "sh", "-c", "echo here; exec sleep 4321")
+	y.expect("here")
+	if err := y.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := y.exit(); code != 128+15 || !y.cooked() {
+		t.Errorf("after SIGTERM: exit code %d, the terminal is as before: %t", code, y.cooked())
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		out, errs, _ := d.Kuri(t, "exec", id, "--", "ps")
+		if !strings.Contains(out, "4321") && strings.Contains(out, "sleep 1000") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("what was executed goes on: %s%s", out, errs)
+		}
+	}
+
+	// The command ends when its container does, with the terminal as it was.
+	z := onTerminal(t, d, "exec", "-it", id, "--", "sh", "-c", "echo here; exec sleep 1000")
+	z.expect("here")
+	d.RemovePod(t, pod)
+	if code := z.exit(); code == 0 || !z.cooked() {
+		t.Errorf("after its container: exit code %d, the terminal is as before: %t", code, z.cooked())
+	}
+}
