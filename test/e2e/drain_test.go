@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -174,4 +177,70 @@ func streaming(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return pid
+}
+
+// Clients that take nothing, and send what nobody takes, cost bounded memory and their own streams alone.
+func TestSlowClientsCostTheirOwnStreams(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, nil, "sleep", "1000")
+	var said bytes.Buffer
+	quick := func() {
+		t.Helper()
+		said.Reset()
+		address := s.execURL(t, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"echo", "quick"}, Stdout: true})
+		if err := transports["SPDY"](t, address).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &said}); err != nil || said.String() != "quick\n" {
+			t.Fatalf("%q %v", said.String(), err)
+		}
+	}
+	quick()
+	pid := streaming(t)
+	before := anonymous(t, pid)
+
+	const clients = 10
+	var wg sync.WaitGroup
+	var cuts []func()
+	for i := range clients {
+		never, stuck := io.Pipe()
+		address, cut := line(t, s.execURL(t, &runtimeapi.ExecRequest{
+			ContainerId: id, Cmd: []string{"sh", "-c", "yes 0123456789abcdef; : 62345"}, Stdin: true, Stdout: true,
+		}))
+		cuts = append(cuts, cut, func() { never.Close() })
+		x := transports[[]string{"SPDY", "WebSocket"}[i%2]](t, address)
+		wg.Go(func() {
+			x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: endless{}, Stdout: stuck})
+		})
+	}
+	time.Sleep(3 * time.Second)
+	grown := anonymous(t, pid) - before
+	t.Logf("the process that streams has %d KiB of its own, and %d clients that are stuck cost %d KiB", before>>10, clients, grown>>10)
+	if grown > clients*8<<20 {
+		t.Errorf("%d clients that are stuck cost %d bytes", clients, grown)
+	}
+	quick()
+	for _, cut := range cuts {
+		cut()
+	}
+	wg.Wait()
+	harness.Eventually(t, 15*time.Second, "an end of the commands", func() error {
+		if left := harness.Processes(t, "yes 0123456789abcdef"); len(left) > 0 {
+			return fmt.Errorf("there are %d", len(left))
+		}
+		return nil
+	})
+	quick()
+}
+
+// anonymous is the memory that a process has for itself, in bytes.
+func anonymous(t *testing.T, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "RssAnon:")
+	kib, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
 }
