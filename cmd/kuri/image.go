@@ -6,7 +6,7 @@ import "github.com/spf13/cobra"
 func (c *cli) imageCommand() *cobra.Command {
 	group := &cobra.Command{
 		Use:   "image",
-		Short: "Everything about images: ls, pull, load, save, inspect, history, rm, prune, check",
+		Short: "Everything about images: ls, pull, load, save, inspect, history, diff, rm, prune, check",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -18,7 +18,7 @@ func (c *cli) imageCommand() *cobra.Command {
 	_ = check.Flags().Set("images", "true")
 	_ = check.Flags().MarkHidden("images")
 	group.AddCommand(
-		named("ls", c.imagesCommand()), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.imageInspectCommand(), c.historyCommand(),
+		named("ls", c.imagesCommand()), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.imageInspectCommand(), c.historyCommand(), c.imageDiffCommand(),
 		named("rm IMAGE...", c.rmiCommand()), c.pruneCommand(), check,
 	)
 	return group

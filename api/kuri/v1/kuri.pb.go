@@ -137,6 +137,214 @@ func (LayerPhase) EnumDescriptor() ([]byte, []int) {
 	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
 }
 
+type FileChange_Kind int32
+
+const (
+	FileChange_KIND_UNSPECIFIED FileChange_Kind = 0
+	FileChange_ADDED            FileChange_Kind = 1
+	FileChange_CHANGED          FileChange_Kind = 2 // the file is in this layer again, or the directory has another mode or owner
+	FileChange_DELETED          FileChange_Kind = 3 // and all below it
+)
+
+// Enum value maps for FileChange_Kind.
+var (
+	FileChange_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "ADDED",
+		2: "CHANGED",
+		3: "DELETED",
+	}
+	FileChange_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"ADDED":            1,
+		"CHANGED":          2,
+		"DELETED":          3,
+	}
+)
+
+func (x FileChange_Kind) Enum() *FileChange_Kind {
+	p := new(FileChange_Kind)
+	*p = x
+	return p
+}
+
+func (x FileChange_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FileChange_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_kuri_v1_kuri_proto_enumTypes[2].Descriptor()
+}
+
+func (FileChange_Kind) Type() protoreflect.EnumType {
+	return &file_api_kuri_v1_kuri_proto_enumTypes[2]
+}
+
+func (x FileChange_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FileChange_Kind.Descriptor instead.
+func (FileChange_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2, 0}
+}
+
+type DiffRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // reference or id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffRequest) Reset() {
+	*x = DiffRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffRequest) ProtoMessage() {}
+
+func (x *DiffRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
+func (*DiffRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *DiffRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type DiffResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Layer         string                 `protobuf:"bytes,1,opt,name=layer,proto3" json:"layer,omitempty"` // diffID; a layer of many changes has several messages
+	Changes       []*FileChange          `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffResponse) Reset() {
+	*x = DiffResponse{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffResponse) ProtoMessage() {}
+
+func (x *DiffResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
+func (*DiffResponse) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DiffResponse) GetLayer() string {
+	if x != nil {
+		return x.Layer
+	}
+	return ""
+}
+
+func (x *DiffResponse) GetChanges() []*FileChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+type FileChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          FileChange_Kind        `protobuf:"varint,1,opt,name=kind,proto3,enum=kuri.v1.FileChange_Kind" json:"kind,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`  // from the root, beginning with a slash; names in an image are bytes
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"` // bytes of a regular file that was added or changed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileChange) Reset() {
+	*x = FileChange{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileChange) ProtoMessage() {}
+
+func (x *FileChange) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileChange.ProtoReflect.Descriptor instead.
+func (*FileChange) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FileChange) GetKind() FileChange_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return FileChange_KIND_UNSPECIFIED
+}
+
+func (x *FileChange) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *FileChange) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 type SaveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Images        []string               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"` // references or ids, at least one; an image given by reference keeps that name
@@ -146,7 +354,7 @@ type SaveRequest struct {
 
 func (x *SaveRequest) Reset() {
 	*x = SaveRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -158,7 +366,7 @@ func (x *SaveRequest) String() string {
 func (*SaveRequest) ProtoMessage() {}
 
 func (x *SaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -171,7 +379,7 @@ func (x *SaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveRequest.ProtoReflect.Descriptor instead.
 func (*SaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SaveRequest) GetImages() []string {
@@ -190,7 +398,7 @@ type SaveChunk struct {
 
 func (x *SaveChunk) Reset() {
 	*x = SaveChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +410,7 @@ func (x *SaveChunk) String() string {
 func (*SaveChunk) ProtoMessage() {}
 
 func (x *SaveChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +423,7 @@ func (x *SaveChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveChunk.ProtoReflect.Descriptor instead.
 func (*SaveChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SaveChunk) GetData() []byte {
@@ -236,7 +444,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -248,7 +456,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -261,7 +469,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CheckRequest) GetRepair() bool {
@@ -299,7 +507,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +519,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +532,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Finding) GetImageId() string {
@@ -378,7 +586,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +598,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +611,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PruneRequest) GetRemove() bool {
@@ -423,7 +631,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +643,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +656,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PruneResponse) GetImages() []*PrunedImage {
@@ -476,7 +684,7 @@ type PrunedImage struct {
 
 func (x *PrunedImage) Reset() {
 	*x = PrunedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +696,7 @@ func (x *PrunedImage) String() string {
 func (*PrunedImage) ProtoMessage() {}
 
 func (x *PrunedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +709,7 @@ func (x *PrunedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedImage.ProtoReflect.Descriptor instead.
 func (*PrunedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PrunedImage) GetId() string {
@@ -534,7 +742,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +754,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +767,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DescribeRequest) GetImage() string {
@@ -587,7 +795,7 @@ type ImageDescription struct {
 
 func (x *ImageDescription) Reset() {
 	*x = ImageDescription{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +807,7 @@ func (x *ImageDescription) String() string {
 func (*ImageDescription) ProtoMessage() {}
 
 func (x *ImageDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +820,7 @@ func (x *ImageDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageDescription.ProtoReflect.Descriptor instead.
 func (*ImageDescription) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ImageDescription) GetId() string {
@@ -697,7 +905,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +917,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +930,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ImageLayer) GetDiffId() string {
@@ -763,7 +971,7 @@ type LoadChunk struct {
 
 func (x *LoadChunk) Reset() {
 	*x = LoadChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +983,7 @@ func (x *LoadChunk) String() string {
 func (*LoadChunk) ProtoMessage() {}
 
 func (x *LoadChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +996,7 @@ func (x *LoadChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadChunk.ProtoReflect.Descriptor instead.
 func (*LoadChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LoadChunk) GetData() []byte {
@@ -814,7 +1022,7 @@ type LoadResponse struct {
 
 func (x *LoadResponse) Reset() {
 	*x = LoadResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +1034,7 @@ func (x *LoadResponse) String() string {
 func (*LoadResponse) ProtoMessage() {}
 
 func (x *LoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +1047,7 @@ func (x *LoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadResponse.ProtoReflect.Descriptor instead.
 func (*LoadResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LoadResponse) GetImages() []*LoadedImage {
@@ -859,7 +1067,7 @@ type LoadedImage struct {
 
 func (x *LoadedImage) Reset() {
 	*x = LoadedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +1079,7 @@ func (x *LoadedImage) String() string {
 func (*LoadedImage) ProtoMessage() {}
 
 func (x *LoadedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +1092,7 @@ func (x *LoadedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadedImage.ProtoReflect.Descriptor instead.
 func (*LoadedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LoadedImage) GetId() string {
@@ -911,7 +1119,7 @@ type WatchPullRequest struct {
 
 func (x *WatchPullRequest) Reset() {
 	*x = WatchPullRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1131,7 @@ func (x *WatchPullRequest) String() string {
 func (*WatchPullRequest) ProtoMessage() {}
 
 func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1144,7 @@ func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPullRequest.ProtoReflect.Descriptor instead.
 func (*WatchPullRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchPullRequest) GetImage() string {
@@ -972,7 +1180,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1192,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1205,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{14}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PullProgress) GetImage() string {
@@ -1070,7 +1278,7 @@ type LayerProgress struct {
 
 func (x *LayerProgress) Reset() {
 	*x = LayerProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1290,7 @@ func (x *LayerProgress) String() string {
 func (*LayerProgress) ProtoMessage() {}
 
 func (x *LayerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1303,7 @@ func (x *LayerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerProgress.ProtoReflect.Descriptor instead.
 func (*LayerProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{15}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LayerProgress) GetDigest() string {
@@ -1141,7 +1349,7 @@ type PruneNetworkRequest struct {
 
 func (x *PruneNetworkRequest) Reset() {
 	*x = PruneNetworkRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1361,7 @@ func (x *PruneNetworkRequest) String() string {
 func (*PruneNetworkRequest) ProtoMessage() {}
 
 func (x *PruneNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1374,7 @@ func (x *PruneNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneNetworkRequest.ProtoReflect.Descriptor instead.
 func (*PruneNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{16}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{19}
 }
 
 type PruneNetworkResponse struct {
@@ -1178,7 +1386,7 @@ type PruneNetworkResponse struct {
 
 func (x *PruneNetworkResponse) Reset() {
 	*x = PruneNetworkResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1398,7 @@ func (x *PruneNetworkResponse) String() string {
 func (*PruneNetworkResponse) ProtoMessage() {}
 
 func (x *PruneNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1411,7 @@ func (x *PruneNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneNetworkResponse.ProtoReflect.Descriptor instead.
 func (*PruneNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{17}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PruneNetworkResponse) GetUsers() []string {
@@ -1217,7 +1425,22 @@ var File_api_kuri_v1_kuri_proto protoreflect.FileDescriptor
 
 const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"%\n" +
+	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"#\n" +
+	"\vDiffRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"S\n" +
+	"\fDiffResponse\x12\x14\n" +
+	"\x05layer\x18\x01 \x01(\tR\x05layer\x12-\n" +
+	"\achanges\x18\x02 \x03(\v2\x13.kuri.v1.FileChangeR\achanges\"\xa5\x01\n" +
+	"\n" +
+	"FileChange\x12,\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x18.kuri.v1.FileChange.KindR\x04kind\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\"A\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05ADDED\x10\x01\x12\v\n" +
+	"\aCHANGED\x10\x02\x12\v\n" +
+	"\aDELETED\x10\x03\"%\n" +
 	"\vSaveRequest\x12\x16\n" +
 	"\x06images\x18\x01 \x03(\tR\x06images\"\x1f\n" +
 	"\tSaveChunk\x12\x12\n" +
@@ -1313,14 +1536,15 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x14LAYER_PHASE_FETCHING\x10\x02\x12\x19\n" +
 	"\x15LAYER_PHASE_UNPACKING\x10\x03\x12\x15\n" +
 	"\x11LAYER_PHASE_READY\x10\x04\x12\x17\n" +
-	"\x13LAYER_PHASE_PRESENT\x10\x052\xdf\x02\n" +
+	"\x13LAYER_PHASE_PRESENT\x10\x052\x96\x03\n" +
 	"\x06Images\x123\n" +
 	"\x04Load\x12\x12.kuri.v1.LoadChunk\x1a\x15.kuri.v1.LoadResponse(\x01\x12?\n" +
 	"\tWatchPull\x12\x19.kuri.v1.WatchPullRequest\x1a\x15.kuri.v1.PullProgress0\x01\x122\n" +
 	"\x05Check\x12\x15.kuri.v1.CheckRequest\x1a\x10.kuri.v1.Finding0\x01\x126\n" +
 	"\x05Prune\x12\x15.kuri.v1.PruneRequest\x1a\x16.kuri.v1.PruneResponse\x12?\n" +
 	"\bDescribe\x12\x18.kuri.v1.DescribeRequest\x1a\x19.kuri.v1.ImageDescription\x122\n" +
-	"\x04Save\x12\x14.kuri.v1.SaveRequest\x1a\x12.kuri.v1.SaveChunk0\x012O\n" +
+	"\x04Save\x12\x14.kuri.v1.SaveRequest\x1a\x12.kuri.v1.SaveChunk0\x01\x125\n" +
+	"\x04Diff\x12\x14.kuri.v1.DiffRequest\x1a\x15.kuri.v1.DiffResponse0\x012O\n" +
 	"\aNetwork\x12D\n" +
 	"\x05Prune\x12\x1c.kuri.v1.PruneNetworkRequest\x1a\x1d.kuri.v1.PruneNetworkResponseB-Z+github.com/kuri-cri/kuri/api/kuri/v1;kuriv1b\x06proto3"
 
@@ -1336,56 +1560,64 @@ func file_api_kuri_v1_kuri_proto_rawDescGZIP() []byte {
 	return file_api_kuri_v1_kuri_proto_rawDescData
 }
 
-var file_api_kuri_v1_kuri_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_api_kuri_v1_kuri_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_api_kuri_v1_kuri_proto_goTypes = []any{
 	(PullPhase)(0),               // 0: kuri.v1.PullPhase
 	(LayerPhase)(0),              // 1: kuri.v1.LayerPhase
-	(*SaveRequest)(nil),          // 2: kuri.v1.SaveRequest
-	(*SaveChunk)(nil),            // 3: kuri.v1.SaveChunk
-	(*CheckRequest)(nil),         // 4: kuri.v1.CheckRequest
-	(*Finding)(nil),              // 5: kuri.v1.Finding
-	(*PruneRequest)(nil),         // 6: kuri.v1.PruneRequest
-	(*PruneResponse)(nil),        // 7: kuri.v1.PruneResponse
-	(*PrunedImage)(nil),          // 8: kuri.v1.PrunedImage
-	(*DescribeRequest)(nil),      // 9: kuri.v1.DescribeRequest
-	(*ImageDescription)(nil),     // 10: kuri.v1.ImageDescription
-	(*ImageLayer)(nil),           // 11: kuri.v1.ImageLayer
-	(*LoadChunk)(nil),            // 12: kuri.v1.LoadChunk
-	(*LoadResponse)(nil),         // 13: kuri.v1.LoadResponse
-	(*LoadedImage)(nil),          // 14: kuri.v1.LoadedImage
-	(*WatchPullRequest)(nil),     // 15: kuri.v1.WatchPullRequest
-	(*PullProgress)(nil),         // 16: kuri.v1.PullProgress
-	(*LayerProgress)(nil),        // 17: kuri.v1.LayerProgress
-	(*PruneNetworkRequest)(nil),  // 18: kuri.v1.PruneNetworkRequest
-	(*PruneNetworkResponse)(nil), // 19: kuri.v1.PruneNetworkResponse
+	(FileChange_Kind)(0),         // 2: kuri.v1.FileChange.Kind
+	(*DiffRequest)(nil),          // 3: kuri.v1.DiffRequest
+	(*DiffResponse)(nil),         // 4: kuri.v1.DiffResponse
+	(*FileChange)(nil),           // 5: kuri.v1.FileChange
+	(*SaveRequest)(nil),          // 6: kuri.v1.SaveRequest
+	(*SaveChunk)(nil),            // 7: kuri.v1.SaveChunk
+	(*CheckRequest)(nil),         // 8: kuri.v1.CheckRequest
+	(*Finding)(nil),              // 9: kuri.v1.Finding
+	(*PruneRequest)(nil),         // 10: kuri.v1.PruneRequest
+	(*PruneResponse)(nil),        // 11: kuri.v1.PruneResponse
+	(*PrunedImage)(nil),          // 12: kuri.v1.PrunedImage
+	(*DescribeRequest)(nil),      // 13: kuri.v1.DescribeRequest
+	(*ImageDescription)(nil),     // 14: kuri.v1.ImageDescription
+	(*ImageLayer)(nil),           // 15: kuri.v1.ImageLayer
+	(*LoadChunk)(nil),            // 16: kuri.v1.LoadChunk
+	(*LoadResponse)(nil),         // 17: kuri.v1.LoadResponse
+	(*LoadedImage)(nil),          // 18: kuri.v1.LoadedImage
+	(*WatchPullRequest)(nil),     // 19: kuri.v1.WatchPullRequest
+	(*PullProgress)(nil),         // 20: kuri.v1.PullProgress
+	(*LayerProgress)(nil),        // 21: kuri.v1.LayerProgress
+	(*PruneNetworkRequest)(nil),  // 22: kuri.v1.PruneNetworkRequest
+	(*PruneNetworkResponse)(nil), // 23: kuri.v1.PruneNetworkResponse
 }
 var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
-	8,  // 0: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
-	11, // 1: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
-	14, // 2: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
-	17, // 3: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
-	0,  // 4: kuri.v1.PullProgress.phase:type_name -> kuri.v1.PullPhase
-	1,  // 5: kuri.v1.LayerProgress.phase:type_name -> kuri.v1.LayerPhase
-	12, // 6: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
-	15, // 7: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
-	4,  // 8: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
-	6,  // 9: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
-	9,  // 10: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
-	2,  // 11: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
-	18, // 12: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
-	13, // 13: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
-	16, // 14: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
-	5,  // 15: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
-	7,  // 16: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
-	10, // 17: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
-	3,  // 18: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
-	19, // 19: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
-	13, // [13:20] is the sub-list for method output_type
-	6,  // [6:13] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	5,  // 0: kuri.v1.DiffResponse.changes:type_name -> kuri.v1.FileChange
+	2,  // 1: kuri.v1.FileChange.kind:type_name -> kuri.v1.FileChange.Kind
+	12, // 2: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
+	15, // 3: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
+	18, // 4: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
+	21, // 5: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
+	0,  // 6: kuri.v1.PullProgress.phase:type_name -> kuri.v1.PullPhase
+	1,  // 7: kuri.v1.LayerProgress.phase:type_name -> kuri.v1.LayerPhase
+	16, // 8: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
+	19, // 9: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
+	8,  // 10: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
+	10, // 11: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
+	13, // 12: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
+	6,  // 13: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
+	3,  // 14: kuri.v1.Images.Diff:input_type -> kuri.v1.DiffRequest
+	22, // 15: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
+	17, // 16: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
+	20, // 17: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
+	9,  // 18: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
+	11, // 19: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
+	14, // 20: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
+	7,  // 21: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
+	4,  // 22: kuri.v1.Images.Diff:output_type -> kuri.v1.DiffResponse
+	23, // 23: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
+	16, // [16:24] is the sub-list for method output_type
+	8,  // [8:16] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_api_kuri_v1_kuri_proto_init() }
@@ -1398,8 +1630,8 @@ func file_api_kuri_v1_kuri_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kuri_v1_kuri_proto_rawDesc), len(file_api_kuri_v1_kuri_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   18,
+			NumEnums:      3,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -27,6 +27,7 @@ const (
 	Images_Prune_FullMethodName     = "/kuri.v1.Images/Prune"
 	Images_Describe_FullMethodName  = "/kuri.v1.Images/Describe"
 	Images_Save_FullMethodName      = "/kuri.v1.Images/Save"
+	Images_Diff_FullMethodName      = "/kuri.v1.Images/Diff"
 )
 
 // ImagesClient is the client API for Images service.
@@ -55,6 +56,8 @@ type ImagesClient interface {
 	// their files, for the tars that they came as are not kept: the saved image has the same content under another id.
 	// Errors: NOT_FOUND.
 	Save(ctx context.Context, in *SaveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveChunk], error)
+	// Diff tells what each layer of an image does to those below it, the bottom one first. Errors: NOT_FOUND.
+	Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffResponse], error)
 }
 
 type imagesClient struct {
@@ -155,6 +158,25 @@ func (c *imagesClient) Save(ctx context.Context, in *SaveRequest, opts ...grpc.C
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Images_SaveClient = grpc.ServerStreamingClient[SaveChunk]
 
+func (c *imagesClient) Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Images_ServiceDesc.Streams[4], Images_Diff_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DiffRequest, DiffResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_DiffClient = grpc.ServerStreamingClient[DiffResponse]
+
 // ImagesServer is the server API for Images service.
 // All implementations must embed UnimplementedImagesServer
 // for forward compatibility.
@@ -181,6 +203,8 @@ type ImagesServer interface {
 	// their files, for the tars that they came as are not kept: the saved image has the same content under another id.
 	// Errors: NOT_FOUND.
 	Save(*SaveRequest, grpc.ServerStreamingServer[SaveChunk]) error
+	// Diff tells what each layer of an image does to those below it, the bottom one first. Errors: NOT_FOUND.
+	Diff(*DiffRequest, grpc.ServerStreamingServer[DiffResponse]) error
 	mustEmbedUnimplementedImagesServer()
 }
 
@@ -208,6 +232,9 @@ func (UnimplementedImagesServer) Describe(context.Context, *DescribeRequest) (*I
 }
 func (UnimplementedImagesServer) Save(*SaveRequest, grpc.ServerStreamingServer[SaveChunk]) error {
 	return status.Error(codes.Unimplemented, "method Save not implemented")
+}
+func (UnimplementedImagesServer) Diff(*DiffRequest, grpc.ServerStreamingServer[DiffResponse]) error {
+	return status.Error(codes.Unimplemented, "method Diff not implemented")
 }
 func (UnimplementedImagesServer) mustEmbedUnimplementedImagesServer() {}
 func (UnimplementedImagesServer) testEmbeddedByValue()                {}
@@ -306,6 +333,17 @@ func _Images_Save_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Images_SaveServer = grpc.ServerStreamingServer[SaveChunk]
 
+func _Images_Diff_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DiffRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ImagesServer).Diff(m, &grpc.GenericServerStream[DiffRequest, DiffResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_DiffServer = grpc.ServerStreamingServer[DiffResponse]
+
 // Images_ServiceDesc is the grpc.ServiceDesc for Images service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -341,6 +379,11 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Save",
 			Handler:       _Images_Save_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Diff",
+			Handler:       _Images_Diff_Handler,
 			ServerStreams: true,
 		},
 	},
