@@ -25,7 +25,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test quickstart bench test-kubelet test-vm install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test soak quickstart bench test-kubelet test-vm install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper and kuri into bin/
 
@@ -69,6 +69,9 @@ critest: all ## the CRI validation suite against the real daemon; needs root
 
 test: ## everything: installs what it needs, builds, check, e2e, critest; needs root
 	@scripts/test
+
+soak: all ## 500 pods up and down, and nothing left; needs root
+	KURI_SOAK=500 go test -tags $(TAGS) -timeout 30m -count 1 -v -run '^TestSoak$$' ./test/e2e/
 
 quickstart: ## install what it needs, build, run a pod, look at it, clean up; needs root
 	@scripts/quickstart

@@ -709,6 +709,24 @@ func TestSoak(t *testing.T) {
 	must(t, n.Prune(t.Context()))
 }
 
+// TestManyHostPorts: a node full of pods that have host ports of all protocols.
+func TestManyHostPorts(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	rules := ruleset{table: "kuri-many", bridge: DefaultBridge, ranges: []netip.Prefix{netip.MustParsePrefix("10.83.0.0/16"), netip.MustParsePrefix("fd00:83::/64")}}
+	for i := range 500 {
+		m := PortMapping{Protocol: []Protocol{TCP, UDP, SCTP}[i%3], ContainerPort: 80, HostPort: uint16(10000 + i)}
+		rules.ports = append(rules.ports, hostPort{m, netip.AddrFrom4([4]byte{10, 83, byte(i >> 8), byte(i)}), true},
+			hostPort{m, netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x83, 14: byte(i >> 8), 15: byte(i)}), true})
+	}
+	for range 2 { // also over what is there
+		began := time.Now()
+		must(t, rules.install())
+		t.Logf("%d mappings: %s", len(rules.ports), time.Since(began))
+	}
+	must(t, removeTable(rules.table, nftables.TableFamilyINet))
+}
+
 func TestNewBridgeRefuses(t *testing.T) {
 	for name, c := range map[string]BridgeConfig{
 		"relative state directory": {StateDir: "state"},

@@ -10,7 +10,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	nl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -155,18 +154,8 @@ func (s isolation) apply(do change, residents []resident) error {
 	return nil
 }
 
-// Bounds of a transaction: elements in a message, whose length has 16 bits, and bytes of a socket's buffers, into which all
-// of it and all its acknowledgements must go.
-const (
-	elementsAtOnce = 200
-	socketBuffer   = 8 << 20
-)
-
-func roomy() (*nftables.Conn, error) {
-	return nftables.New(nftables.WithSockOptions(func(c *nl.Conn) error {
-		return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
-	}))
-}
+// elementsAtOnce is how many elements go into a message, whose length has 16 bits.
+const elementsAtOnce = 200
 
 // install replaces both tables as a whole, in one transaction.
 func (s isolation) install(all []resident) error {

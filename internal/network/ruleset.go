@@ -9,6 +9,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	nl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,7 +45,7 @@ type hostPort struct {
 
 // install replaces the table as a whole, in one transaction: other tables are not read or changed, connections go on.
 func (s ruleset) install() error {
-	c, err := nftables.New()
+	c, err := roomy()
 	if err != nil {
 		return err
 	}
@@ -86,6 +87,18 @@ func (s ruleset) install() error {
 		return fmt.Errorf("write the nftables table %s (the kernel needs nf_tables with nat, masq and fib for inet): %w", s.table, err)
 	}
 	return nil
+}
+
+// socketBuffer is the size of each of a socket's buffers, in bytes: a transaction goes into one as a whole, and the
+// acknowledgements of all its messages, some hundreds of bytes each, into the other. What the kernel gives by default is
+// full with those of twenty pods with host ports.
+const socketBuffer = 8 << 20
+
+// roomy opens a connection for transactions of a node full of pods.
+func roomy() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithSockOptions(func(c *nl.Conn) error {
+		return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+	}))
 }
 
 // hasTable tells whether the table is there.
