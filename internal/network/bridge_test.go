@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -622,6 +624,30 @@ func TestFirewallThatDrops(t *testing.T) {
 		t.Errorf("found %q", n.firewall)
 	}
 	must(t, n.Detach(t.Context(), pod, r))
+}
+
+// TestFirewalld: firewalld's chains have the policy accept and reject at their end; that is found too, and what rejects
+// some packets alone is not.
+func TestFirewalld(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	c, err := nftables.New()
+	must(t, err)
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "firewalld"})
+	defer func() { c.DelTable(table); must(t, c.Flush()) }()
+	reject := []expr.Any{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
+	for name, exprs := range map[string][]expr.Any{
+		"filter_FORWARD": reject,
+		"some":           append(ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, "eth7"), reject...),
+	} {
+		chain := c.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(10)})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
+	}
+	must(t, c.Flush())
+	found, err := droppingForward()
+	if err != nil || len(found) != 1 || found[0] != "table firewalld chain filter_FORWARD" {
+		t.Errorf("found %q, %v", found, err)
+	}
 }
 
 // TestOldFlows: a client that keeps sending UDP from one port reaches a pod that comes later, and then the next one.
