@@ -33,8 +33,8 @@ import (
 
 // run builds the parts in order, serves until ctx ends, and closes them in reverse. Pods go on running.
 func run(ctx context.Context, cfg config.Config) error {
-	// 1. This root and this state are ours alone.
-	for _, dir := range []string{cfg.Root, cfg.State} {
+	// 1. These directories are ours alone.
+	for _, dir := range own(cfg) {
 		unlock, err := lock(dir)
 		if err != nil {
 			return err
@@ -68,7 +68,7 @@ func run(ctx context.Context, cfg config.Config) error {
 
 	writable := spec.WritableLimits{Bytes: uint64(cfg.Pod.WritableLayerBytes), Inodes: uint64(cfg.Pod.WritableLayerInodes)}
 	if writable != (spec.WritableLimits{}) {
-		if err := quota.Check(cfg.Root); err != nil {
+		if err := quota.Check(cfg.WritableRoot()); err != nil {
 			return fmt.Errorf("pod.writable_layer_bytes, pod.writable_layer_inodes: %w", err)
 		}
 	}
@@ -114,7 +114,7 @@ func run(ctx context.Context, cfg config.Config) error {
 	}
 	defer keep.Close()
 	pods, err := pod.Open(ctx, pod.Options{
-		Root: cfg.Root, State: cfg.State, Keeper: keep, Images: images, Layers: layers, Network: net,
+		Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot, Keeper: keep, Images: images, Layers: layers, Network: net,
 		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
 		MaxExecs: cfg.Pod.MaxExecs, LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
 		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits, Handlers: runtimeHandlers, WritableLayer: writable,
@@ -209,6 +209,15 @@ func handlers(cfg config.Config) (map[string]pod.Handler, error) {
 	return out, nil
 }
 
+// own lists the directories that no other daemon may use.
+func own(cfg config.Config) []string {
+	dirs := []string{cfg.Root, cfg.State}
+	if cfg.ContainerRoot != "" {
+		dirs = append(dirs, cfg.ContainerRoot)
+	}
+	return dirs
+}
+
 // lock makes dir and takes it for this process. The error names the process that has it.
 func lock(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -221,7 +230,7 @@ func lock(dir string) (unlock func(), err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		pid, _ := os.ReadFile(f.Name())
 		f.Close()
-		return nil, fault.New(fault.Precondition, "%s belongs to another kurid, process %s; end that one, or give this one --root and --state of its own", dir, strings.TrimSpace(string(pid)))
+		return nil, fault.New(fault.Precondition, "%s belongs to another kurid, process %s; end that one, or give this one --root, --state and container_root of its own", dir, strings.TrimSpace(string(pid)))
 	}
 	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)

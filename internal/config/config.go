@@ -25,14 +25,15 @@ const File = "/etc/kuri/config.toml"
 
 // Config is all that can be set. The keys of the TOML file are in the tags.
 type Config struct {
-	Listen       string `toml:"listen"`        // path of the CRI socket
-	ImageListen  string `toml:"image_listen"`  // path of a second socket for the ImageService; "": the same socket
-	Root         string `toml:"root"`          // images, layers, records: outlives a reboot
-	State        string `toml:"state"`         // sockets, bundles: gone after a reboot
-	LogLevel     string `toml:"log_level"`     // debug, info, warn, error
-	LogFormat    string `toml:"log_format"`    // text, json
-	CgroupDriver string `toml:"cgroup_driver"` // auto, systemd, cgroupfs
-	Keeper       string `toml:"keeper"`        // path of kuri-keeper; "": beside kurid, else from PATH
+	Listen        string `toml:"listen"`         // path of the CRI socket
+	ImageListen   string `toml:"image_listen"`   // path of a second socket for the ImageService; "": the same socket
+	Root          string `toml:"root"`           // images, layers, records: outlives a reboot
+	State         string `toml:"state"`          // sockets, bundles: gone after a reboot
+	ContainerRoot string `toml:"container_root"` // writable layers of new containers; "": in root
+	LogLevel      string `toml:"log_level"`      // debug, info, warn, error
+	LogFormat     string `toml:"log_format"`     // text, json
+	CgroupDriver  string `toml:"cgroup_driver"`  // auto, systemd, cgroupfs
+	Keeper        string `toml:"keeper"`         // path of kuri-keeper; "": beside kurid, else from PATH
 
 	Image   Image   `toml:"image"`
 	Network Network `toml:"network"`
@@ -163,11 +164,12 @@ func (c *Config) Check() error {
 	}
 	paths := map[string]*string{
 		"listen": &c.Listen, "image_listen": &c.ImageListen, "root": &c.Root, "state": &c.State, "keeper": &c.Keeper,
+		"container_root": &c.ContainerRoot,
 	}
-	for _, key := range []string{"listen", "image_listen", "root", "state", "keeper"} {
+	for _, key := range []string{"listen", "image_listen", "root", "state", "keeper", "container_root"} {
 		p := paths[key]
 		*p = strings.TrimPrefix(*p, "unix://")
-		if *p == "" && (key == "image_listen" || key == "keeper") {
+		if *p == "" && (key == "image_listen" || key == "keeper" || key == "container_root") {
 			continue
 		}
 		if !filepath.IsAbs(*p) || filepath.Clean(*p) == "/" {
@@ -187,6 +189,7 @@ func (c *Config) Check() error {
 	if c.Root == c.State {
 		bad("state", "%q is also root; they must differ", c.State)
 	}
+	c.checkContainerRoot(bad)
 	if _, err := netip.ParseAddr(c.Stream.Address); err != nil {
 		bad("stream.address", "%q is not an IP address", c.Stream.Address)
 	}
@@ -276,6 +279,44 @@ func (c *Config) Check() error {
 	}
 	c.checkHandlers(bad)
 	return errors.Join(errs...)
+}
+
+// checkContainerRoot tells bad why writable layers cannot lie in container_root: what Kuri keeps elsewhere, and what it
+// removes there, must not be mixed up.
+func (c *Config) checkContainerRoot(bad func(key, format string, args ...any)) {
+	if c.ContainerRoot == "" {
+		return
+	}
+	taken := []string{c.State}
+	for _, name := range []string{"images", "layers", "pods", "cni", "tmp"} {
+		taken = append(taken, filepath.Join(c.Root, name))
+	}
+	for _, dir := range taken {
+		if within(c.ContainerRoot, dir) {
+			bad("container_root", "%q is in %s, which has other things; take a directory outside", c.ContainerRoot, dir)
+		}
+	}
+	if c.ContainerRoot == c.Root {
+		bad("container_root", "%q is also root; leave it out, or take another directory", c.ContainerRoot)
+	}
+	for _, dir := range []string{c.Root, c.State} {
+		if within(dir, filepath.Join(c.ContainerRoot, "containers")) {
+			bad("container_root", "%s lies among the writable layers of %q; take another directory", dir, c.ContainerRoot)
+		}
+	}
+}
+
+// within tells whether a clean path is dir or lies below it.
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, dir+"/")
+}
+
+// WritableRoot is the directory below which the writable layers of new containers lie.
+func (c *Config) WritableRoot() string {
+	if c.ContainerRoot != "" {
+		return c.ContainerRoot
+	}
+	return c.Root
 }
 
 // handlerName is what a RuntimeClass can name as its handler: a DNS label (RFC 1123), as the Kubernetes API has it.

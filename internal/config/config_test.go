@@ -42,6 +42,19 @@ func TestMapSpeaksTheFilesKeys(t *testing.T) {
 	}
 }
 
+func TestContainerRoot(t *testing.T) {
+	for _, dir := range []string{"/data/kuri/", "/var/lib/kuri/writable", "/var/lib/kuri/layers2", "/var/lib"} {
+		c := Default()
+		if c.WritableRoot() != c.Root {
+			t.Errorf("without a container_root, writable layers are below %s", c.WritableRoot())
+		}
+		c.ContainerRoot = dir
+		if err := c.Check(); err != nil || c.WritableRoot() != filepath.Clean(dir) {
+			t.Errorf("%s: %v, %s", dir, err, c.WritableRoot())
+		}
+	}
+}
+
 func TestHandlers(t *testing.T) {
 	c := Default()
 	if err := c.parse("config.toml", []byte("[handler.blue]\ncni_conf_dir = '/etc/cni/blue.d'\n[handler.0]\n")); err != nil || c.Check() != nil {
@@ -61,6 +74,13 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"root = '/'", "root:"},
 		{"state = '/var/lib/kuri'", "state:"},
 		{"listen = '/" + strings.Repeat("x", 120) + "'", "107 bytes"},
+		{"container_root = 'layers'", `container_root: "layers" must be an absolute path`},
+		{"container_root = '/var/lib/kuri/'", "container_root: \"/var/lib/kuri\" is also root"},
+		{"container_root = '/run/kuri/x'", "container_root:"},
+		{"container_root = '/var/lib/kuri/layers'", "container_root:"},
+		{"container_root = '/var/lib/kuri/images/x'", "container_root:"},
+		{"container_root = '/var/lib/kuri/pods/x'", "container_root:"},
+		{"container_root = '/data'\nroot = '/data/containers/kuri'", "lies among the writable layers"},
 		{"log_level = 'loud'", "log_level:"},
 		{"cgroup_driver = 'v2'", "cgroup_driver:"},
 		{"[network]\nuse = 'calico'", "network.use:"},

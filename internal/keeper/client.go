@@ -35,9 +35,10 @@ func (c *Client) Info(ctx context.Context) (*api.InfoResponse, error) {
 	return call(ctx, c, api.KeeperService.Info, &api.InfoRequest{})
 }
 
-// Probe tells what this kernel lets the keeper do with files in a directory, which exists.
-func (c *Client) Probe(ctx context.Context, dir string) (*api.ProbeResponse, error) {
-	return call(ctx, c, api.KeeperService.Probe, &api.ProbeRequest{Dir: dir})
+// Probe tells what this kernel lets the keeper do with layers in dir and writable layers in writable, "" for dir too. Both
+// exist.
+func (c *Client) Probe(ctx context.Context, dir, writable string) (*api.ProbeResponse, error) {
+	return call(ctx, c, api.KeeperService.Probe, &api.ProbeRequest{Dir: dir, Writable: writable})
 }
 
 // CreateSandbox makes the namespaces of a pod, or answers with those that it has.

@@ -76,6 +76,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 
 	// 3. The images that it mounts, likewise.
 	r := newContainerRecord(s.Record(), cfg, img)
+	r.ContainerRoot = p.ContainerRoot
 	r.CgroupsPath = p.Driver.Path(s.Record().CgroupParent, r.ID)
 	volumes, err := p.imageVolumes(r, s.Record().Handler)
 	if err != nil {
@@ -103,7 +104,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 		Id:            r.ID,
 		SandboxId:     r.SandboxID,
 		Bundle:        p.paths.bundle(r.SandboxID, r.ID),
-		Rootfs:        &api.Rootfs{Lowerdirs: lowerdirs, Upperdir: p.paths.upper(r.SandboxID, r.ID), Workdir: p.paths.work(r.SandboxID, r.ID)},
+		Rootfs:        &api.Rootfs{Lowerdirs: lowerdirs, Upperdir: p.paths.upper(r), Workdir: p.paths.work(r)},
 		Overlays:      volumes.overlays,
 		LogPath:       r.LogPath,
 		LogMaxBytes:   p.LogMaxSize,
@@ -299,7 +300,11 @@ func (p *Pods) limitWritable(s *SandboxRecord, r *ContainerRecord) error {
 	if err != nil || limits == (spec.WritableLimits{}) {
 		return err
 	}
-	if err := quota.Check(p.paths.podDir(s.ID)); err != nil {
+	place := p.paths.podDir(s.ID)
+	if r.ContainerRoot != "" {
+		place = r.ContainerRoot
+	}
+	if err := quota.Check(place); err != nil {
 		return fmt.Errorf("limit the writable layer: %w", err)
 	}
 	r.Writable = &limits
@@ -347,22 +352,19 @@ func localhostSeccomp(cfg *runtime.ContainerConfig) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// writeBundle makes the container's directories, its first record, and the bundle that the keeper reads.
+// writeBundle makes the container's first record, its directories, and the bundle that the keeper reads.
 func (p *Pods) writeBundle(s *SandboxRecord, r *ContainerRecord, oci *specs.Spec) error {
-	for _, dir := range []string{p.paths.upper(r.SandboxID, r.ID), p.paths.work(r.SandboxID, r.ID), p.paths.bundle(r.SandboxID, r.ID)} {
+	for _, dir := range []string{p.paths.containerDir(r.SandboxID, r.ID), p.paths.bundle(r.SandboxID, r.ID)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("make the container's directories: %w", err)
 		}
 	}
-	// The writable layer's top is the container's "/": it has the mode that a root directory has.
-	upper := p.paths.upper(r.SandboxID, r.ID)
-	if err := errors.Join(os.Chmod(upper, 0o755), giveToRoot(upper, s.config())); err != nil {
-		return fmt.Errorf("make the container's directories: %w", err)
+	// The record comes first: it tells where the writable layer is.
+	if err := record.Write(p.paths.containerRecord(r.SandboxID, r.ID), containerFormat, r); err != nil {
+		return err
 	}
-	if r.Writable != nil {
-		if _, err := p.projects.Limit(quota.Limits(*r.Writable), upper, p.paths.work(r.SandboxID, r.ID)); err != nil {
-			return err
-		}
+	if err := p.makeWritable(s, r); err != nil {
+		return err
 	}
 	if r.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(r.LogPath), 0o755); err != nil {
@@ -376,5 +378,5 @@ func (p *Pods) writeBundle(s *SandboxRecord, r *ContainerRecord, oci *specs.Spec
 	if err := os.WriteFile(filepath.Join(p.paths.bundle(r.SandboxID, r.ID), "config.json"), body, 0o600); err != nil {
 		return fmt.Errorf("write the bundle: %w", err)
 	}
-	return record.Write(p.paths.containerRecord(r.SandboxID, r.ID), containerFormat, r)
+	return nil
 }

@@ -24,19 +24,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// Options are what pods are made with. All fields but Handlers are needed.
+// Options are what pods are made with. All fields but ContainerRoot and Handlers are needed.
 type Options struct {
 	Root, State string
-	Keeper      *keeper.Client
-	Images      *image.Store
-	Layers      *layer.Store
-	Network     network.Network
-	Node        spec.Node
-	Driver      cgroup.Driver
-	Cgroups     *cgroup.Hierarchies
-	ShmSize     int64        // bytes of a pod's /dev/shm
-	CDIDirs     []string     // of CDI specifications; of two that have a device the later directory's counts
-	Ulimits     spec.Ulimits // of containers' processes; an annotation of the pod may lower them
+	// ContainerRoot is the directory below which the writable layers of new containers lie, "" for beside their records.
+	ContainerRoot string
+	Keeper        *keeper.Client
+	Images        *image.Store
+	Layers        *layer.Store
+	Network       network.Network
+	Node          spec.Node
+	Driver        cgroup.Driver
+	Cgroups       *cgroup.Hierarchies
+	ShmSize       int64        // bytes of a pod's /dev/shm
+	CDIDirs       []string     // of CDI specifications; of two that have a device the later directory's counts
+	Ulimits       spec.Ulimits // of containers' processes; an annotation of the pod may lower them
 	// Limits of a container's log: bytes before it is rotated, rotated files that are kept, bytes a second. 0 for none.
 	LogMaxSize      int64
 	LogMaxFiles     int
@@ -126,7 +128,10 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 			return nil, fmt.Errorf("make the directory of the pods: %w", err)
 		}
 	}
-	probed, err := p.Keeper.Probe(ctx, filepath.Join(o.Root, "pods"))
+	if err := p.prepareWritable(); err != nil {
+		return nil, err
+	}
+	probed, err := p.Keeper.Probe(ctx, filepath.Join(o.Root, "pods"), o.ContainerRoot)
 	if err != nil {
 		return nil, fmt.Errorf("probe what the kernel can: %w", err)
 	}

@@ -85,8 +85,10 @@ type ContainerRecord struct {
 	// Resources are those that hold since the last UpdateContainerResources; until then the configuration's do.
 	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
 
-	// Writable are the limits of its writable layer, nil for none.
-	Writable *spec.WritableLimits `json:"writable,omitempty"`
+	// ContainerRoot is the container_root with which it was made: its writable layer lies below that, "" for beside this
+	// record. Writable are the layer's limits, nil for none.
+	ContainerRoot string               `json:"container_root,omitempty"`
+	Writable      *spec.WritableLimits `json:"writable,omitempty"`
 
 	CgroupsPath string `json:"cgroups_path"` // as in the OCI spec
 	LogPath     string `json:"log_path,omitempty"`
@@ -113,8 +115,17 @@ func (p paths) containerDir(pod, c string) string {
 func (p paths) containerRecord(pod, c string) string {
 	return filepath.Join(p.containerDir(pod, c), "container.json")
 }
-func (p paths) upper(pod, c string) string   { return filepath.Join(p.containerDir(pod, c), "upper") }
-func (p paths) work(pod, c string) string    { return filepath.Join(p.containerDir(pod, c), "work") }
+
+// writable is the directory of a container's writable layer, which upper and work are in.
+func (p paths) writable(r *ContainerRecord) string {
+	if r.ContainerRoot != "" {
+		return filepath.Join(r.ContainerRoot, "containers", r.ID)
+	}
+	return p.containerDir(r.SandboxID, r.ID)
+}
+func (p paths) upper(r *ContainerRecord) string { return filepath.Join(p.writable(r), "upper") }
+func (p paths) work(r *ContainerRecord) string  { return filepath.Join(p.writable(r), "work") }
+
 func (p paths) podState(pod string) string   { return filepath.Join(p.state, "pods", pod) }
 func (p paths) bundle(pod, c string) string  { return filepath.Join(p.podState(pod), "containers", c) }
 func (p paths) podFile(pod, f string) string { return filepath.Join(p.podState(pod), f) }

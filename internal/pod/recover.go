@@ -45,7 +45,7 @@ func (p *Pods) recover(ctx context.Context) (seen uint64, err error) {
 	}
 
 	// 2. What the records say.
-	if err := p.load(); err != nil {
+	if err := p.load(ctx); err != nil {
 		return 0, err
 	}
 
@@ -78,6 +78,9 @@ func (p *Pods) recover(ctx context.Context) (seen uint64, err error) {
 		}
 		p.settle(settling, s, sandboxes[id])
 	}
+
+	// 5. Writable layers whose containers are gone.
+	p.complain("remove writable layers without a container", p.sweepWritable())
 	return info.LastEvent, nil
 }
 
@@ -108,7 +111,7 @@ func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
 }
 
 // load reads all records into the maps.
-func (p *Pods) load() error {
+func (p *Pods) load(ctx context.Context) error {
 	dir := filepath.Join(p.Root, "pods")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -133,12 +136,12 @@ func (p *Pods) load() error {
 		s.namespaces.Store(new(map[string]string))
 		s.rec.Store(r)
 		p.sandboxes[id] = s
-		p.loadContainers(s)
+		p.loadContainers(ctx, s)
 	}
 	return nil
 }
 
-func (p *Pods) loadContainers(s *Sandbox) {
+func (p *Pods) loadContainers(ctx context.Context, s *Sandbox) {
 	pod := s.Record().ID
 	entries, err := os.ReadDir(filepath.Join(p.paths.podDir(pod), "containers"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -154,9 +157,8 @@ func (p *Pods) loadContainers(s *Sandbox) {
 			continue
 		}
 		if err != nil || r.State == Creating {
-			// The rest of one that was being removed, or made; the keeper's part goes with what has no record.
 			if _, err := os.Stat(path + ".damaged"); err != nil {
-				p.complain("remove the rest of a container", p.removeContainerDirs(&ContainerRecord{ID: e.Name(), SandboxID: pod}))
+				p.complain("remove the rest of a container", p.removeRest(ctx, p.recordOf(pod, e.Name())))
 			}
 			continue
 		}
@@ -165,4 +167,13 @@ func (p *Pods) loadContainers(s *Sandbox) {
 		s.containers[r.ID] = c
 		p.containers[r.ID] = c
 	}
+}
+
+// removeRest removes what is left of a container that was being removed, or made. The keeper may still be making it, and
+// does not list it until it is made; asked to delete it, it waits for that.
+func (p *Pods) removeRest(ctx context.Context, r *ContainerRecord) error {
+	if err := p.Keeper.Delete(ctx, r.ID); err != nil {
+		return err
+	}
+	return p.removeContainerDirs(r)
 }

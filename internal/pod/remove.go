@@ -52,13 +52,14 @@ func (p *Pods) removeDirs(pod string) error {
 	if err := os.Remove(p.paths.podRecord(pod)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	// Containers are removed before their pod; what is left of one that was being made, or removed, may hold a quota.
+	// Containers are removed before their pod; what is left of one that was being made, or removed, may hold a quota, or
+	// have a writable layer elsewhere.
 	entries, err := os.ReadDir(filepath.Join(p.paths.podDir(pod), "containers"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	for _, e := range entries {
-		if err := quota.Release(p.paths.upper(pod, e.Name())); err != nil {
+		if err := p.removeContainerDirs(p.recordOf(pod, e.Name())); err != nil {
 			return err
 		}
 	}
@@ -89,7 +90,7 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 		if err := p.Keeper.Delete(ctx, r.ID); err != nil {
 			return struct{}{}, err
 		}
-		// 3. Its directories, its record first.
+		// 3. Its directories and its record.
 		if err := p.removeContainerDirs(r); err != nil {
 			return struct{}{}, err
 		}
@@ -104,13 +105,21 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 	return nil
 }
 
+// removeContainerDirs takes away a container's directories. A writable layer that lies elsewhere goes before the record
+// that tells where; the rest goes after it, as rubbish to the next start.
 func (p *Pods) removeContainerDirs(r *ContainerRecord) error {
+	if r.ContainerRoot != "" {
+		if err := removeWritable(p.paths.writable(r)); err != nil {
+			return fmt.Errorf("remove the writable layer: %w", err)
+		}
+	}
 	if err := os.Remove(p.paths.containerRecord(r.SandboxID, r.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	// The limits go before the directory that tells whose they are.
-	if err := quota.Release(p.paths.upper(r.SandboxID, r.ID)); err != nil {
+	dir := p.paths.containerDir(r.SandboxID, r.ID)
+	if err := quota.Release(filepath.Join(dir, "upper")); err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(p.paths.bundle(r.SandboxID, r.ID)), os.RemoveAll(p.paths.containerDir(r.SandboxID, r.ID)))
+	return errors.Join(os.RemoveAll(p.paths.bundle(r.SandboxID, r.ID)), os.RemoveAll(dir))
 }

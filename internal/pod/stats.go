@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,13 +33,13 @@ func (p *Pods) ContainerStats(ctx context.Context, c *Container) (*runtime.Conta
 			Annotations: cfg.GetAnnotations(),
 		},
 	}
-	disk, err := c.usage.get(ctx, p.paths.upper(r.SandboxID, r.ID))
+	disk, err := c.usage.get(ctx, p.paths.upper(r))
 	if err != nil {
 		return nil, fmt.Errorf("measure the writable layer of %s: %w", r.name(), err)
 	}
 	stats.WritableLayer = &runtime.FilesystemUsage{
 		Timestamp:  disk.at.UnixNano(),
-		FsId:       &runtime.FilesystemIdentifier{Mountpoint: p.Root},
+		FsId:       &runtime.FilesystemIdentifier{Mountpoint: p.writableFilesystem(r.ContainerRoot)},
 		UsedBytes:  value(disk.bytes),
 		InodesUsed: value(disk.inodes),
 	}
@@ -60,22 +62,37 @@ func (p *Pods) ContainerStats(ctx context.Context, c *Container) (*runtime.Conta
 	return stats, nil
 }
 
-// WritableUsage returns what the writable layers of all containers take on the disk together, in bytes and inodes.
-func (p *Pods) WritableUsage(ctx context.Context) (bytes, inodes uint64, err error) {
+// WritableUsage is what the writable layers on one filesystem take on the disk together.
+type WritableUsage struct {
+	Path          string // a directory on the filesystem; the root directory, if images are there too
+	Bytes, Inodes uint64
+}
+
+// WritableUsage returns what the writable layers of all containers take: of the filesystem where new ones are made, and
+// then of others that still have some.
+func (p *Pods) WritableUsage(ctx context.Context) ([]WritableUsage, error) {
 	containers, err := p.ListContainers(ContainerFilter{})
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
+	all := []WritableUsage{{Path: p.writableFilesystem(p.ContainerRoot)}}
 	for _, c := range containers {
 		r := c.Record()
-		disk, err := c.usage.get(ctx, p.paths.upper(r.SandboxID, r.ID))
+		disk, err := c.usage.get(ctx, p.paths.upper(r))
 		if err != nil {
-			return 0, 0, fmt.Errorf("measure the writable layer of %s: %w", r.name(), err)
+			return nil, fmt.Errorf("measure the writable layer of %s: %w", r.name(), err)
 		}
-		bytes += disk.bytes
-		inodes += disk.inodes
+		path := p.writableFilesystem(r.ContainerRoot)
+		i := slices.IndexFunc(all, func(u WritableUsage) bool { return u.Path == path })
+		if i < 0 {
+			i = len(all)
+			all = append(all, WritableUsage{Path: path})
+		}
+		all[i].Bytes += disk.bytes
+		all[i].Inodes += disk.inodes
 	}
-	return bytes, inodes, nil
+	slices.SortFunc(all[1:], func(a, b WritableUsage) int { return strings.Compare(a.Path, b.Path) })
+	return all, nil
 }
 
 // SandboxStats returns what a pod uses: what its own cgroup says, when it has one for itself, else the sum over its

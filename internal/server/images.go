@@ -132,20 +132,25 @@ func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRe
 	if err != nil {
 		return nil, err
 	}
-	bytes, inodes, err := s.pods.WritableUsage(ctx)
+	writable, err := s.pods.WritableUsage(ctx)
 	if err != nil {
 		return nil, err
 	}
-	// Both are on one filesystem, and a kubelet takes the same path for that.
-	usage := func(bytes, inodes uint64) []*runtime.FilesystemUsage {
-		return []*runtime.FilesystemUsage{{
-			Timestamp:  time.Now().UnixNano(),
-			FsId:       &runtime.FilesystemIdentifier{Mountpoint: u.Path},
-			UsedBytes:  &runtime.UInt64Value{Value: bytes},
-			InodesUsed: &runtime.UInt64Value{Value: inodes},
-		}}
+	// Where both are on one filesystem they have the same path, and a kubelet takes it for that.
+	resp := &runtime.ImageFsInfoResponse{ImageFilesystems: []*runtime.FilesystemUsage{filesystemUsage(u.Path, u.Bytes, u.Inodes)}}
+	for _, w := range writable {
+		resp.ContainerFilesystems = append(resp.ContainerFilesystems, filesystemUsage(w.Path, w.Bytes, w.Inodes))
 	}
-	return &runtime.ImageFsInfoResponse{ImageFilesystems: usage(u.Bytes, u.Inodes), ContainerFilesystems: usage(bytes, inodes)}, nil
+	return resp, nil
+}
+
+func filesystemUsage(path string, bytes, inodes uint64) *runtime.FilesystemUsage {
+	return &runtime.FilesystemUsage{
+		Timestamp:  time.Now().UnixNano(),
+		FsId:       &runtime.FilesystemIdentifier{Mountpoint: path},
+		UsedBytes:  &runtime.UInt64Value{Value: bytes},
+		InodesUsed: &runtime.UInt64Value{Value: inodes},
+	}
 }
 
 func criImage(img *image.Image, handler string) *runtime.Image {

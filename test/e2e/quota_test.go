@@ -186,6 +186,43 @@ func TestWritableLayerQuota(t *testing.T) {
 	})
 }
 
+// The quotas are those of the container_root's filesystem; that of the root needs none.
+func TestWritableLayerQuotaOfContainerRoot(t *testing.T) {
+	disk := quotaDisk(t)
+	s := newShell(t, harness.Options{Config: fmt.Sprintf("container_root = %q\n[pod]\nwritable_layer_bytes = 4194304\n", disk)})
+	id := s.run(t, nil, "sleep", "1000")
+	write := func() bool {
+		_, _, code := s.Exec(t, id, "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=8", "conv=fsync")
+		return code == 0
+	}
+	if write() {
+		t.Error("8 MiB within 4")
+	}
+	s.Kill9(t)
+	s.Continue(t)
+	if write() {
+		t.Error("8 MiB within 4, after a restart")
+	}
+	if n := len(projects(t, disk)); n != 1 {
+		t.Errorf("%d projects for 1 container", n)
+	}
+
+	// An orphan's project is given back with it.
+	s.Stop(t)
+	pod := filepath.Join(s.Root, "pods", s.pod)
+	if err := os.Rename(filepath.Join(pod, "containers", id), filepath.Join(s.Dir, "away")); err != nil {
+		t.Fatal(err)
+	}
+	s.Continue(t)
+	if left := projects(t, disk); len(left) > 0 {
+		t.Errorf("projects of an orphan that was swept: %v", left)
+	}
+	s.RemovePod(t, s.pod)
+	if entries, err := os.ReadDir(filepath.Join(disk, "containers")); err != nil || len(entries) > 0 {
+		t.Errorf("writable layers that are left: %v, %v", entries, err)
+	}
+}
+
 // Where the filesystem has no quotas, asking for one is an error that says what to do, and nothing stays behind.
 func TestWritableLayerQuotaIsMissing(t *testing.T) {
 	dir := t.TempDir()

@@ -185,7 +185,8 @@ func (x *InfoResponse) GetLastEvent() uint64 {
 
 type ProbeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Dir           string                 `protobuf:"bytes,1,opt,name=dir,proto3" json:"dir,omitempty"` // an existing directory on the filesystem of the layers; what is made in it is removed again
+	Dir           string                 `protobuf:"bytes,1,opt,name=dir,proto3" json:"dir,omitempty"`           // an existing directory on the filesystem of the layers; what is made in it is removed again
+	Writable      string                 `protobuf:"bytes,2,opt,name=writable,proto3" json:"writable,omitempty"` // likewise on the filesystem of the writable layers; "": dir
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -223,6 +224,13 @@ func (*ProbeRequest) Descriptor() ([]byte, []int) {
 func (x *ProbeRequest) GetDir() string {
 	if x != nil {
 		return x.Dir
+	}
+	return ""
+}
+
+func (x *ProbeRequest) GetWritable() string {
+	if x != nil {
+		return x.Writable
 	}
 	return ""
 }
@@ -1687,9 +1695,10 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\x12\x1d\n" +
 	"\n" +
-	"last_event\x18\x04 \x01(\x04R\tlastEvent\" \n" +
+	"last_event\x18\x04 \x01(\x04R\tlastEvent\"<\n" +
 	"\fProbeRequest\x12\x10\n" +
-	"\x03dir\x18\x01 \x01(\tR\x03dir\"=\n" +
+	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x1a\n" +
+	"\bwritable\x18\x02 \x01(\tR\bwritable\"=\n" +
 	"\rProbeResponse\x12,\n" +
 	"\x12no_user_namespaces\x18\x01 \x01(\tR\x10noUserNamespaces\"\xdc\x04\n" +
 	"\x14CreateSandboxRequest\x12\x0e\n" +

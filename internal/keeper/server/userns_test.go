@@ -14,12 +14,12 @@ import (
 func TestUserNamespace(t *testing.T) {
 	n := newNode(t)
 	dir := t.TempDir()
-	probed, err := n.Probe(t.Context(), dir)
+	probed, err := n.Probe(t.Context(), dir, t.TempDir())
 	n.must(err)
 	if probed.NoUserNamespaces != "" {
 		t.Skipf("SKIP: no user namespaces here: %s", probed.NoUserNamespaces)
 	}
-	_, err = n.Probe(t.Context(), "relative")
+	_, err = n.Probe(t.Context(), "relative", "")
 	wantKind(t, err, fault.Invalid)
 
 	ids := []*api.IDMapping{{HostId: 1 << 20, Length: 1000}} // fewer than the init's own id would need
