@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -40,21 +41,28 @@ func awaitExit(pidfd *os.File) error {
 
 // reaper knows which children are waited for by someone, and reaps the others: orphans of containers without a PID
 // namespace of their own, which come to us because we are a child subreaper.
+//
+// A process that is being started has passing children, which libcontainer waits for and nobody has told us of. A zombie
+// may be one of them only if that start had begun before the zombie was first seen: so it is let be until all starts that
+// were under way then are over, however long they take.
 type reaper struct {
-	mu       sync.Mutex // guards all below
-	known    map[int]struct{}
-	starting int // starts under way: their passing children are waited for by libcontainer
+	mu     sync.Mutex // guards all below
+	known  map[int]struct{}
+	starts map[uint64]struct{} // those under way, by number
+	next   uint64              // the number of the next one
 
 	children chan os.Signal
 	quit     chan struct{}
 }
 
-// strayAfter is how long a zombie must be there while processes are being started, before it is taken for a stray:
-// libcontainer waits for its own at once.
-const strayAfter = time.Second
+// lookAgain is how often a zombie is looked at that may be waited for.
+const lookAgain = 250 * time.Millisecond
 
 func newReaper() *reaper {
-	r := &reaper{known: make(map[int]struct{}), children: make(chan os.Signal, 1), quit: make(chan struct{})}
+	r := &reaper{
+		known: make(map[int]struct{}), starts: make(map[uint64]struct{}),
+		children: make(chan os.Signal, 1), quit: make(chan struct{}),
+	}
 	signal.Notify(r.children, syscall.SIGCHLD)
 	return r
 }
@@ -62,11 +70,13 @@ func newReaper() *reaper {
 // hold says that a process is being started. Release is called once it is mine, or gone.
 func (r *reaper) hold() (release func()) {
 	r.mu.Lock()
-	r.starting++
+	number := r.next
+	r.next++
+	r.starts[number] = struct{}{}
 	r.mu.Unlock()
 	return func() {
 		r.mu.Lock()
-		r.starting--
+		delete(r.starts, number)
 		r.mu.Unlock()
 	}
 }
@@ -105,15 +115,12 @@ func (r *reaper) await(pid int, pidfd *os.File) unix.WaitStatus {
 }
 
 func (r *reaper) run() {
-	suspect, since := 0, time.Time{}
+	var last suspect
 	for {
-		pid := r.reapStrays(suspect, since)
-		if pid != suspect {
-			suspect, since = pid, time.Now()
-		}
+		last = r.reapStrays(last)
 		var again <-chan time.Time
-		if pid != 0 {
-			again = time.After(strayAfter / 4)
+		if last.pid != 0 {
+			again = time.After(lookAgain)
 		}
 		select {
 		case <-r.children:
@@ -129,25 +136,51 @@ func (r *reaper) stop() {
 	close(r.quit)
 }
 
-// reapStrays reaps the zombies that nobody waits for, up to the first that may be waited for; that one's pid it returns,
-// 0 for none.
-func (r *reaper) reapStrays(suspect int, since time.Time) int {
+// suspect is a zombie that somebody may wait for.
+type suspect struct {
+	pid   int    // 0: there is none
+	born  string // tells it from a later process of that pid
+	first uint64 // the number of the first start that was not under way when it was seen
+}
+
+// reapStrays reaps the zombies that nobody waits for, up to the first that somebody may wait for, which it returns. Last is
+// what it returned before.
+func (r *reaper) reapStrays(last suspect) suspect {
 	for {
 		pid := zombie()
 		if pid == 0 {
-			return 0
+			return suspect{}
 		}
+		now := suspect{pid: pid, born: born(pid)}
 		r.mu.Lock()
-		_, known := r.known[pid]
-		maybe := known || r.starting > 0 && !(pid == suspect && time.Since(since) > strayAfter)
+		now.first = r.next
+		if last.pid == now.pid && last.born == now.born {
+			now.first = last.first
+		}
+		_, maybe := r.known[pid]
+		for number := range r.starts {
+			maybe = maybe || number < now.first
+		}
 		r.mu.Unlock()
 		if maybe {
-			return pid
+			return now
 		}
 		if n, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); n != pid && err != unix.EINTR {
-			return 0 // someone waited for it after all
+			return suspect{} // someone waited for it after all
 		}
 	}
+}
+
+// born is when a process was started, in the kernel's words; "" for one that has been reaped.
+func born(pid int) string {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, after, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(after)
+	const starttime = 22 - 3 // of proc_pid_stat(5), where the state is the third
+	if err != nil || len(fields) <= starttime {
+		return ""
+	}
+	return fields[starttime]
 }
 
 // zombie returns the pid of a child that has ended and not been reaped, 0 for none. It does not reap it.
