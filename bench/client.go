@@ -62,6 +62,7 @@ type podRequest struct {
 	name   string
 	image  string
 	host   bool   // the node's network instead of the default one
+	filter bool   // the runtime's default seccomp profile for its container, instead of none
 	cgroup string // parent
 	logs   string // directory
 }
@@ -144,6 +145,10 @@ func (r podRequest) sandboxConfig() *runtime.PodSandboxConfig {
 }
 
 func (r podRequest) containerConfig() *runtime.ContainerConfig {
+	filter := runtime.SecurityProfile_Unconfined
+	if r.filter {
+		filter = runtime.SecurityProfile_RuntimeDefault
+	}
 	network := r.sandboxConfig().Linux.SecurityContext.NamespaceOptions.Network
 	return &runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: "sleeper"},
@@ -155,7 +160,7 @@ func (r podRequest) containerConfig() *runtime.ContainerConfig {
 			Resources: &runtime.LinuxContainerResources{CpuShares: 2, CpuPeriod: 100000, OomScoreAdj: 1000},
 			SecurityContext: &runtime.LinuxContainerSecurityContext{
 				NamespaceOptions: &runtime.NamespaceOption{Network: network, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD},
-				Seccomp:          &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Unconfined},
+				Seccomp:          &runtime.SecurityProfile{ProfileType: filter},
 				MaskedPaths:      []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
 				ReadonlyPaths:    []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 			},

@@ -18,19 +18,36 @@ func (b *bench) execsPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
 	}
+	for _, filter := range []bool{false, true} {
+		if err := b.execsIn(ctx, filter); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// execsIn measures execs in containers without a seccomp filter, or with the runtime's default one, as most pods of a
+// cluster have it.
+func (b *bench) execsIn(ctx context.Context, filter bool) error {
 	pods := map[*daemon][]pod{}
 	for _, d := range b.runtimes {
 		for n := range execPods {
-			p, _, err := d.client.up(ctx, b.request(d, fmt.Sprintf("exec-%d", n), false))
+			request := b.request(d, fmt.Sprintf("exec-%d", n), false)
+			request.filter = filter
+			p, _, err := d.client.up(ctx, request)
 			if err != nil {
 				return fmt.Errorf("%s: %w", d.name, err)
 			}
 			pods[d] = append(pods[d], p)
 		}
 	}
+	suffix := ""
+	if filter {
+		suffix = ", RuntimeDefault"
+	}
 	for round := range b.rounds {
 		for _, d := range b.runtimes {
-			if err := b.execsRound(ctx, d, pods[d], round); err != nil {
+			if err := b.execsRound(ctx, d, pods[d], suffix, round); err != nil {
 				return fmt.Errorf("%s: %w", d.name, err)
 			}
 		}
@@ -43,11 +60,11 @@ func (b *bench) execsPhase(ctx context.Context) error {
 	return nil
 }
 
-func (b *bench) execsRound(ctx context.Context, d *daemon, pods []pod, round int) error {
+func (b *bench) execsRound(ctx context.Context, d *daemon, pods []pod, suffix string, round int) error {
 	if err := sleep(ctx, turn); err != nil {
 		return err
 	}
-	const one = "ExecSync, one at a time"
+	one := "ExecSync, one at a time" + suffix
 	err := b.execsMeasured(d, one, round, execAtOnce, func(record func(time.Duration)) error {
 		for n := range execAtOnce {
 			took, err := d.client.execTimed(ctx, pods[n%len(pods)])
@@ -64,7 +81,7 @@ func (b *bench) execsRound(ctx context.Context, d *daemon, pods []pod, round int
 	if err := sleep(ctx, turn); err != nil {
 		return err
 	}
-	many := fmt.Sprintf("ExecSync, %d at once", execAtOnce)
+	many := fmt.Sprintf("ExecSync, %d at once%s", execAtOnce, suffix)
 	return b.execsMeasured(d, many, round, execAtOnce, func(record func(time.Duration)) error {
 		took, errs := make([]time.Duration, execAtOnce), make([]error, execAtOnce)
 		err := each(execAtOnce, func(n int) error {

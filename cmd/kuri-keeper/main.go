@@ -33,6 +33,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		oci.Init()
 	}
+	if len(os.Args) > 1 && os.Args[1] == "seccomp-filter" {
+		oci.Filter()
+	}
 	if err := run(); err != nil {
 		fmt.Fprintf(os.Stderr, "kuri-keeper: %v\n", err)
 		os.Exit(1)

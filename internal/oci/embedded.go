@@ -25,8 +25,9 @@ func Init() { libcontainer.Init() }
 
 // Embedded is the OCI runtime that is linked in.
 type Embedded struct {
-	root  string
-	forks forkServer
+	root    string
+	forks   forkServer
+	filters filters
 }
 
 // NewEmbedded returns a runtime that keeps its records below root, which it makes when it needs it. It is called in the

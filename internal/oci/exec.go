@@ -17,6 +17,7 @@ import (
 	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -29,11 +30,15 @@ import (
 type Executor struct {
 	id      string
 	request []byte            // all that the processes of the container have in common
+	filter  *filter           // theirs, which containers with one profile share; nil for none
 	cgroups map[string]string // the container's cgroup, by controller
 	home    Cgroup
 	beyond  string // why libcontainer starts its processes, "" when the fork server does
 	bundle  string
 }
+
+// Beyond says why libcontainer, ten times slower, starts the processes; "" when the fork server does.
+func (x *Executor) Beyond() string { return x.beyond }
 
 // Executor prepares the execs of a running container.
 func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
@@ -54,6 +59,17 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 	if x.beyond = beyond(spec, x.home); x.beyond != "" {
 		return x, nil
 	}
+	if config.Seccomp != nil {
+		// The process that makes the filter may be seen from a container that has the host's processes: CVE-2019-5736.
+		if !exeseal.IsSelfExeCloned() {
+			x.beyond = errNoForkServer.Error()
+			return x, nil
+		}
+		if x.filter, err = e.filters.of(config.Seccomp); err != nil {
+			x.beyond = err.Error()
+			return x, nil
+		}
+	}
 	x.request, err = request(id, spec, &config, x.home, state.CgroupPaths)
 	return x, err
 }
@@ -64,8 +80,8 @@ func beyond(spec *specs.Spec, home Cgroup) string {
 	switch {
 	case home.procs == "":
 		return "it has no cgroup"
-	case spec.Linux.Seccomp != nil:
-		return "seccomp"
+	case spec.Linux.Seccomp != nil && notifies(spec.Linux.Seccomp):
+		return "a seccomp filter with a listener"
 	case p.ApparmorProfile != "" || p.SelinuxLabel != "":
 		return "a security label"
 	case p.Scheduler != nil || p.IOPriority != nil || p.ExecCPUAffinity != nil || spec.Linux.MemoryPolicy != nil:
@@ -76,6 +92,12 @@ func beyond(spec *specs.Spec, home Cgroup) string {
 		return "Intel RDT"
 	}
 	return ""
+}
+
+// notifies tells whether a filter asks another process, which libcontainer gives the listener.
+func notifies(s *specs.LinuxSeccomp) bool {
+	return s.ListenerPath != "" || s.DefaultAction == specs.ActNotify ||
+		slices.ContainsFunc(s.Syscalls, func(c specs.LinuxSyscall) bool { return c.Action == specs.ActNotify })
 }
 
 // The switches of a request, as in forkserver.c.
@@ -188,7 +210,6 @@ func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, p
 	m.str(p.Cwd)
 	m.strs(env)
 	m.cgroups(home, paths)
-	m.u32(0) // instructions of a seccomp filter
 	return slices.Clone(m), nil
 }
 
@@ -415,6 +436,12 @@ func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, std
 // body is a whole request.
 func (x *Executor) body(r *Running, args []string) []byte {
 	m := message(bytes.Clone(x.request))
+	var f filter
+	if x.filter != nil {
+		f = *x.filter
+	}
+	m.u32(f.flags, uint32(len(f.program)/instructionSize))
+	m = append(m, f.program...)
 	m.strs(args)
 	file := ""
 	if !x.home.v2 {

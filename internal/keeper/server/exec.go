@@ -97,9 +97,14 @@ func (s *Server) executor(c *container) (*oci.Executor, error) {
 	}
 	c.verb.Lock() // no update between the reading and the keeping
 	defer c.verb.Unlock()
+	release := s.reaper.hold() // it may start a process, and waits for that
 	x, err := s.runtime.Executor(c.id, c.bundle)
+	release()
 	if err != nil {
 		return nil, err
+	}
+	if why := x.Beyond(); why != "" {
+		slog.Debug("execs go through libcontainer", "container", c.id, "why", why)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

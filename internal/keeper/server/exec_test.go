@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -19,10 +21,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// report prints what a process is in its container, but for what differs from one process to the next.
+// report, with the numbers of some calls, prints what a process is in its container, but for what differs from one process to the next.
 const report = `
 id
-grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Uid|Gid|Sig[BIC]|Umask|Cpus_allowed|CoreDump)' /proc/self/status
+grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Uid|Gid|Sig[BIC]|Umask|Speculation|Cpus_allowed|CoreDump)' /proc/self/status
 cat /proc/self/limits /proc/self/oom_score_adj /proc/self/personality
 sed 's/[0-9a-f]\{64\}/ID/; s/exec-[0-9]*/exec/' /proc/self/cgroup
 for ns in cgroup ipc mnt net pid user uts; do
@@ -31,8 +33,9 @@ done
 pwd; umask; tty
 env | grep -v INIT | sort
 ls -l /proc/self/fd | sed 's/.* \([0-9]* -> .*\)/\1/; s/\[[0-9]*\]//; s/[0-9]*.fd$/fd/'
-stat -L -c '%F %u %g %a' /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2
+stat -L -c '%%F %%u %%g %%a' /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2
 echo written >/dev/stderr
+/calls 424-600 1000 %d %d %d:0 %d:4 %d %d
 set -- $(cut -d' ' -f1,5,6 /proc/self/stat); test $2 = $3 && echo its own session
 `
 
@@ -41,9 +44,52 @@ func byLibcontainer(j *job) {
 	j.spec.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux}
 }
 
+// filtered gives a container the filter of RuntimeDefault, for the capabilities that it has.
+func filtered(j *job) {
+	profile, err := seccomp.GetDefaultProfile(j.spec)
+	if err != nil {
+		panic(err)
+	}
+	j.spec.Linux.Seccomp = profile
+}
+
+// ownFilter changes the filter to one that fails calls in ways of its own, by their arguments, and kills.
+func ownFilter(j *job) {
+	failure := uint(unix.EDOM)
+	profile := j.spec.Linux.Seccomp
+	profile.Flags = []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow}
+	for i := range profile.Syscalls {
+		c := &profile.Syscalls[i]
+		c.Names = slices.DeleteFunc(c.Names, func(name string) bool { return name == "personality" || name == "getpriority" })
+	}
+	profile.Syscalls = append(profile.Syscalls,
+		specs.LinuxSyscall{Names: []string{"keyctl"}, Action: specs.ActKillProcess},
+		specs.LinuxSyscall{Names: []string{"add_key"}, Action: specs.ActTrap},
+		specs.LinuxSyscall{Names: []string{"personality"}, Action: specs.ActAllow},
+		specs.LinuxSyscall{Names: []string{"getpriority"}, Action: specs.ActErrno, ErrnoRet: &failure,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: 4, Op: specs.OpEqualTo}}},
+		specs.LinuxSyscall{Names: []string{"getpriority"}, Action: specs.ActAllow,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: 4, Op: specs.OpNotEqual}}},
+	)
+}
+
+// buildCalls builds the program that makes system calls by number.
+func buildCalls(t *testing.T) []byte {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "calls")
+	if out, err := exec.Command("cc", "-static", "-Os", "-s", "-o", program, "testdata/calls.c").CombinedOutput(); err != nil {
+		t.Fatalf("build calls: %v\n%s", err, out)
+	}
+	body, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
+}
+
 // TestExecConformance has the fork server and libcontainer start the same process: it cannot tell the difference.
 func TestExecConformance(t *testing.T) {
-	n := newNode(t)
+	n, calls := newNode(t), buildCalls(t)
 	caps := []string{"CAP_NET_BIND_SERVICE", "CAP_CHOWN"}
 	umask, oom := uint32(0o077), 321
 	user := func(j *job) {
@@ -83,6 +129,32 @@ func TestExecConformance(t *testing.T) {
 		{"the pod's processes", func(req *api.CreateSandboxRequest) { req.Pid = true }, user},
 		{"a user namespace", mapped, func(*job) {}},
 		{"a user in a user namespace", mapped, func(j *job) { user(j); j.spec.Process.OOMScoreAdj = nil }},
+		{"the default filter", nil, filtered},
+		{"the default filter, a user, privileges to gain", nil, func(j *job) { ambient(j); filtered(j) }},
+		{"the default filter, a user namespace", mapped, filtered},
+		{"the default filter, a capability that allows more", nil, func(j *job) {
+			c := j.spec.Process.Capabilities
+			c.Bounding = append(c.Bounding, "CAP_SYS_ADMIN")
+			c.Effective, c.Permitted = c.Bounding, c.Bounding
+			filtered(j)
+		}},
+		{"a filter of one's own", nil, func(j *job) { user(j); filtered(j); ownFilter(j) }},
+		{"a filter of one's own, privileges to gain", nil, func(j *job) { ambient(j); filtered(j); ownFilter(j) }},
+		{"a filter without flags", nil, func(j *job) {
+			filtered(j)
+			j.spec.Linux.Seccomp.Flags = []specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_TSYNC"}
+		}},
+		{"a filter that allows the start no more than libcontainer needs", nil, func(j *job) {
+			user(j)
+			j.spec.Process.NoNewPrivileges = false
+			filtered(j)
+			for i := range j.spec.Linux.Seccomp.Syscalls {
+				c := &j.spec.Linux.Seccomp.Syscalls[i]
+				c.Names = slices.DeleteFunc(c.Names, func(name string) bool {
+					return slices.Contains([]string{"setresuid", "setresgid", "prlimit64", "setrlimit", "sendto", "sendmsg", "faccessat2"}, name)
+				})
+			}
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			change := []func(*api.CreateSandboxRequest){}
@@ -94,6 +166,7 @@ func TestExecConformance(t *testing.T) {
 			for i, way := range []func(*job){func(*job) {}, byLibcontainer} {
 				j := n.run(box, "sleep 1000", c.change, way, func(j *job) {
 					n.must(os.MkdirAll(filepath.Join(j.Rootfs.Upperdir, "etc"), 0o755))
+					n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "calls"), calls, 0o755))
 					n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "etc/passwd"), []byte("\nroot:x:0:0::/root:/bin/sh\nu:x:1234:5::/home/u:\n"), 0o644))
 					if c.box != nil {
 						n.must(os.Chown(j.Rootfs.Upperdir, 1<<20, 1<<20))
@@ -104,7 +177,16 @@ func TestExecConformance(t *testing.T) {
 					_, init, _ = n.exec(j, `ps -o pid,args | awk '$2 == "sleep" && $3 == "1000" {print $1}' | tail -n 1`)
 					return init != ""
 				})
-				code, out, stderr := n.exec(j, "INIT="+strings.TrimSpace(init)+"\n"+report)
+				old := n.forkServer()
+				if old != 0 {
+					n.must(unix.Kill(old, unix.SIGKILL))
+					eventually(func() bool { return n.forkServer() != old })
+				}
+				code, out, stderr := n.exec(j, "INIT="+strings.TrimSpace(init)+"\n"+fmt.Sprintf(report,
+					unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_GETPRIORITY, unix.SYS_GETPRIORITY, unix.SYS_UNSHARE, unix.SYS_BPF))
+				if used := n.forkServer() != 0; used != (i == 0) {
+					t.Errorf("way %d: the fork server was used: %v", i, used)
+				}
 				reports[i] = fmt.Sprintf("%d\n%s\n%s", code, out, stderr)
 				n.must(n.Delete(t.Context(), j.Id))
 			}
@@ -115,6 +197,40 @@ func TestExecConformance(t *testing.T) {
 				t.Errorf("report: %s", reports[0])
 			}
 		})
+	}
+}
+
+// An exec has its container's filter: the default's answers, those of its own, and the one to calls that are newer.
+func TestExecsAreFiltered(t *testing.T) {
+	n := newNode(t)
+	calls := buildCalls(t)
+	for _, gains := range []bool{false, true} {
+		j := n.run(n.sandbox(), "sleep 1000", filtered, ownFilter, func(j *job) {
+			j.spec.Process.NoNewPrivileges = !gains
+			n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "calls"), calls, 0o755))
+		})
+		var program, want string
+		for _, c := range []struct {
+			nr     int
+			args   string
+			answer string
+		}{
+			{unix.SYS_UNSHARE, "", fmt.Sprintf("errno %d", unix.EPERM)}, // EINVAL without the filter
+			{unix.SYS_KEYCTL, "", fmt.Sprintf("signal %d", unix.SIGSYS)},
+			{unix.SYS_ADD_KEY, "", fmt.Sprintf("signal %d", unix.SIGSYS)},
+			{unix.SYS_GETPRIORITY, ":4", fmt.Sprintf("errno %d", unix.EDOM)},
+			{unix.SYS_GETPRIORITY, ":5", fmt.Sprintf("errno %d", unix.EINVAL)}, // the kernel's answer
+			{1000, "", fmt.Sprintf("errno %d", unix.ENOSYS)},
+		} {
+			program += fmt.Sprintf(" %d%s", c.nr, c.args)
+			want += fmt.Sprintf("%d: %s\n", c.nr, c.answer)
+		}
+		if code, out, stderr := n.exec(j, "/calls"+program); code != 0 || out != want || stderr != "" {
+			t.Errorf("privileges to gain %v: exit code %d\n%s%s\nnot\n%s", gains, code, out, stderr, want)
+		}
+		if n.forkServer() == 0 {
+			t.Error("there is no fork server")
+		}
 	}
 }
 

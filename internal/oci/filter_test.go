@@ -1,0 +1,115 @@
+package oci
+
+import (
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == filterMode {
+		Filter()
+	}
+	os.Exit(m.Run())
+}
+
+func profile(action configs.Action, calls ...string) *configs.Seccomp {
+	p := &configs.Seccomp{DefaultAction: configs.Allow}
+	for _, name := range calls {
+		p.Syscalls = append(p.Syscalls, &configs.Syscall{Name: name, Action: action})
+	}
+	return p
+}
+
+// Containers with one profile have one filter, however many ask at once; it goes with the last of them.
+func TestFiltersAreShared(t *testing.T) {
+	var all filters
+	var got [8]*filter
+	var asking sync.WaitGroup
+	for i := range got {
+		asking.Go(func() {
+			var err error
+			if got[i], err = all.of(profile(configs.Errno, "getpid")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	asking.Wait()
+	if t.Failed() {
+		return
+	}
+	for _, f := range got[1:] {
+		if f != got[0] {
+			t.Error("two filters of one profile")
+		}
+	}
+	other, err := all.of(profile(configs.Errno, "getppid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if other == got[0] || slices.Equal(other.program, got[0].program) {
+		t.Error("one filter of two profiles")
+	}
+	known := func() int {
+		all.mu.Lock()
+		defer all.mu.Unlock()
+		return len(all.known)
+	}
+	runtime.GC()
+	if n := known(); n != 2 {
+		t.Errorf("%d are known, 2 are in use", n)
+	}
+	runtime.KeepAlive(other)
+	runtime.KeepAlive(got[0])
+	clear(got[:])
+	for deadline := time.Now().Add(5 * time.Second); known() > 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		runtime.GC()
+	}
+	if n := known(); n != 0 {
+		t.Errorf("%d are known, none is in use", n)
+	}
+}
+
+// The flags are those with which libcontainer loads a filter: by seccomp(2) when there are some, by prctl(2) otherwise.
+func TestFilterFlags(t *testing.T) {
+	for _, c := range []struct {
+		flags []specs.LinuxSeccompFlag
+		want  uint32
+	}{
+		{nil, 0},
+		{[]specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_TSYNC"}, 0},
+		{[]specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow}, unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW},
+	} {
+		p := profile(configs.Errno, "getpid")
+		p.Flags = c.flags
+		var all filters
+		f, err := all.of(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.flags != c.want {
+			t.Errorf("%v: flags %#x, not %#x", c.flags, f.flags, c.want)
+		}
+	}
+}
+
+// What libcontainer does not make a filter of is told, and not kept.
+func TestFilterThatCannotBeMade(t *testing.T) {
+	p := profile(configs.Errno, "getpid")
+	p.Architectures = []string{"abacus"}
+	var all filters
+	if f, err := all.of(p); err == nil || !strings.Contains(err.Error(), "architecture") {
+		t.Errorf("%v, %v", f, err)
+	}
+	if len(all.known) != 0 {
+		t.Error("it is kept")
+	}
+}
