@@ -5,16 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"net/netip"
 	"os"
-	"path"
-	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 
-	"github.com/containerd/platforms"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -156,188 +150,12 @@ func (c *Config) parse(path string, body []byte) error {
 	return nil
 }
 
-// Check tells what is wrong with the values, each by its key.
-func (c *Config) Check() error {
-	var errs []error
-	bad := func(key, format string, args ...any) {
-		errs = append(errs, fault.New(fault.Invalid, "%s: "+format, append([]any{key}, args...)...))
-	}
-	paths := map[string]*string{
-		"listen": &c.Listen, "image_listen": &c.ImageListen, "root": &c.Root, "state": &c.State, "keeper": &c.Keeper,
-		"container_root": &c.ContainerRoot,
-	}
-	for _, key := range []string{"listen", "image_listen", "root", "state", "keeper", "container_root"} {
-		p := paths[key]
-		*p = strings.TrimPrefix(*p, "unix://")
-		if *p == "" && (key == "image_listen" || key == "keeper" || key == "container_root") {
-			continue
-		}
-		if !filepath.IsAbs(*p) || filepath.Clean(*p) == "/" {
-			bad(key, "%q must be an absolute path below /", *p)
-		}
-		*p = filepath.Clean(*p)
-	}
-	// A socket's path has 108 bytes at most (unix(7)), and the kernel says no more than "invalid argument".
-	for key, p := range map[string]string{"listen": c.Listen, "image_listen": c.ImageListen, "state": filepath.Join(c.State, "keeper.sock")} {
-		if len(p) > 107 {
-			bad(key, "%q is longer than the 107 bytes that a socket's path can have", p)
-		}
-	}
-	if c.ImageListen == c.Listen {
-		c.ImageListen = ""
-	}
-	if c.Root == c.State {
-		bad("state", "%q is also root; they must differ", c.State)
-	}
-	c.checkContainerRoot(bad)
-	if _, err := netip.ParseAddr(c.Stream.Address); err != nil {
-		bad("stream.address", "%q is not an IP address", c.Stream.Address)
-	}
-	if c.Stream.Port < 0 || c.Stream.Port > 65535 {
-		bad("stream.port", "%d is not between 0 and 65535 (0: any free port)", c.Stream.Port)
-	}
-	if c.Stream.Drain < 0 || c.Stream.Drain > 30*24*3600 {
-		bad("stream.drain", "%d is not between 0 and 2592000 seconds (0: streams end with kurid)", c.Stream.Drain)
-	}
-	if (c.Stream.TLSCert == "") != (c.Stream.TLSKey == "") {
-		bad("stream.tls_cert", "tls_cert and tls_key go together")
-	}
-	if c.Stream.TLSClientCA != "" && c.Stream.TLSCert == "" {
-		bad("stream.tls_client_ca", "it needs tls_cert and tls_key")
-	}
-	for key, path := range map[string]string{"tls_cert": c.Stream.TLSCert, "tls_key": c.Stream.TLSKey, "tls_client_ca": c.Stream.TLSClientCA} {
-		if path != "" && !filepath.IsAbs(path) {
-			bad("stream."+key, "%q must be an absolute path", path)
-		}
-	}
-	oneOf := func(key, val string, allowed ...string) {
-		for _, a := range allowed {
-			if val == a {
-				return
-			}
-		}
-		bad(key, "%q is not one of %s", val, strings.Join(allowed, ", "))
-	}
-	oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
-	oneOf("log_format", c.LogFormat, "text", "json")
-	oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
-	oneOf("network.use", c.Network.Use, "auto", "cni", "builtin")
-	if c.Image.Parallel < 0 || c.Image.Parallel > 64 {
-		bad("image.parallel", "%d is not between 0 and 64", c.Image.Parallel)
-	}
-	if c.Image.StallTimeout < 1 || c.Image.StallTimeout > 3600 {
-		bad("image.stall_timeout", "%d is not between 1 and 3600 seconds", c.Image.StallTimeout)
-	}
-	if c.Image.MinRate < 1 {
-		bad("image.min_rate", "%d is not a number of bytes per second (1 turns it off)", c.Image.MinRate)
-	}
-	for _, name := range c.Image.Pinned {
-		if _, err := path.Match(name, ""); err != nil {
-			bad("image.pinned", "%q is not a pattern: %v", name, err)
-		}
-	}
-	if c.Network.MTU != 0 && (c.Network.MTU < 1280 || c.Network.MTU > 65535) {
-		bad("network.mtu", "%d is not between 1280 and 65535 (0: the uplink's)", c.Network.MTU)
-	}
-	if n := len(c.Network.Bridge); n == 0 || n > 15 || strings.ContainsAny(c.Network.Bridge, "/ \t:") {
-		bad("network.bridge", "%q is not an interface name of 1 to 15 characters", c.Network.Bridge)
-	}
-	if _, err := c.Network.Prefixes(); err != nil {
-		errs = append(errs, err)
-	}
-	if c.Pod.ShmSize < 4096 {
-		bad("pod.shm_size", "%d is less than a page", c.Pod.ShmSize)
-	}
-	if c.Pod.PidsLimit < 0 {
-		bad("pod.pids_limit", "%d is negative (0: no limit)", c.Pod.PidsLimit)
-	}
-	if c.Pod.MaxExecs < 1 || c.Pod.MaxExecs > 100000 {
-		bad("pod.max_execs", "%d is not between 1 and 100000", c.Pod.MaxExecs)
-	}
-	if c.Pod.LogMaxSize != 0 && c.Pod.LogMaxSize < 1<<20 {
-		bad("pod.log_max_size", "%d is less than 1 MiB (0: no limit)", c.Pod.LogMaxSize)
-	}
-	if c.Pod.LogMaxFiles < 0 || c.Pod.LogMaxFiles > 1000 {
-		bad("pod.log_max_files", "%d is not between 0 and 1000", c.Pod.LogMaxFiles)
-	}
-	if c.Pod.LogRate != 0 && c.Pod.LogRate < 64<<10 {
-		bad("pod.log_rate", "%d is less than 64 KiB a second (0: no limit)", c.Pod.LogRate)
-	}
-	if c.Pod.WritableLayerBytes != 0 && c.Pod.WritableLayerBytes < 64<<10 {
-		bad("pod.writable_layer_bytes", "%d is less than 64 KiB (0: no limit)", c.Pod.WritableLayerBytes)
-	}
-	if c.Pod.WritableLayerInodes != 0 && c.Pod.WritableLayerInodes < 16 {
-		bad("pod.writable_layer_inodes", "%d is less than 16 (0: no limit)", c.Pod.WritableLayerInodes)
-	}
-	if c.Pod.BlockIOConfig != "" && !filepath.IsAbs(c.Pod.BlockIOConfig) {
-		bad("pod.blockio_config", "%q must be an absolute path", c.Pod.BlockIOConfig)
-	}
-	for _, dir := range c.Pod.CDIDirs {
-		if !filepath.IsAbs(dir) {
-			bad("pod.cdi_dirs", "%q must be an absolute path", dir)
-		}
-	}
-	c.checkHandlers(bad)
-	return errors.Join(errs...)
-}
-
-// checkContainerRoot tells bad why writable layers cannot lie in container_root: what Kuri keeps elsewhere, and what it
-// removes there, must not be mixed up.
-func (c *Config) checkContainerRoot(bad func(key, format string, args ...any)) {
-	if c.ContainerRoot == "" {
-		return
-	}
-	taken := []string{c.State}
-	for _, name := range []string{"images", "layers", "pods", "cni", "tmp"} {
-		taken = append(taken, filepath.Join(c.Root, name))
-	}
-	for _, dir := range taken {
-		if within(c.ContainerRoot, dir) {
-			bad("container_root", "%q is in %s, which has other things; take a directory outside", c.ContainerRoot, dir)
-		}
-	}
-	if c.ContainerRoot == c.Root {
-		bad("container_root", "%q is also root; leave it out, or take another directory", c.ContainerRoot)
-	}
-	for _, dir := range []string{c.Root, c.State} {
-		if within(dir, filepath.Join(c.ContainerRoot, "containers")) {
-			bad("container_root", "%s lies among the writable layers of %q; take another directory", dir, c.ContainerRoot)
-		}
-	}
-}
-
-// within tells whether a clean path is dir or lies below it.
-func within(path, dir string) bool {
-	return path == dir || strings.HasPrefix(path, dir+"/")
-}
-
 // WritableRoot is the directory below which the writable layers of new containers lie.
 func (c *Config) WritableRoot() string {
 	if c.ContainerRoot != "" {
 		return c.ContainerRoot
 	}
 	return c.Root
-}
-
-// handlerName is what a RuntimeClass can name as its handler: a DNS label (RFC 1123), as the Kubernetes API has it.
-var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-
-// checkHandlers tells bad what is wrong with the runtime handlers.
-func (c *Config) checkHandlers(bad func(key, format string, args ...any)) {
-	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
-		key := "handler." + name
-		if !handlerName.MatchString(name) {
-			bad(key, "%q is not the name of a runtime handler: at most 63 lower-case letters, digits and -, at both ends a letter or a digit", name)
-		}
-		if dir := c.Handlers[name].CNIConfDir; dir != "" && !filepath.IsAbs(dir) {
-			bad(key+".cni_conf_dir", "%q must be an absolute path", dir)
-		}
-		if want := c.Handlers[name].Platform; want != "" {
-			if p, err := platforms.Parse(want); err != nil || p.OS != "linux" {
-				bad(key+".platform", "%q is not a platform of Linux, as linux/arm64 or linux/arm/v7", want)
-			}
-		}
-	}
 }
 
 // Prefixes returns network.subnets parsed: at most one prefix of each IP version.
