@@ -42,38 +42,16 @@ func run(ctx context.Context, cfg config.Config) error {
 		defer unlock()
 	}
 
-	// 2. What this node is.
-	facts, err := node.Read()
+	// 2. What this node is, and what is configured of pods and images.
+	facts, err := nodeFacts(cfg)
 	if err != nil {
-		return fmt.Errorf("read the facts of this node: %w", err)
-	}
-	if cfg.Pod.BlockIOConfig != "" {
-		if facts.BlockIO, err = node.BlockIO(cfg.Pod.BlockIOConfig); err != nil {
-			return fmt.Errorf("pod.blockio_config: %w", err)
-		}
+		return err
 	}
 	driver, err := cgroup.Choose(cfg.CgroupDriver, facts.Systemd)
 	if err != nil {
 		return err
 	}
-	cgroups, err := cgroup.Open()
-	if err != nil {
-		return fmt.Errorf("find the cgroup hierarchies: %w", err)
-	}
-
-	ulimits, err := spec.ParseUlimits("pod.ulimits", strings.Join(cfg.Pod.Ulimits, ","))
-	if err != nil {
-		return err
-	}
-
-	writable := spec.WritableLimits{Bytes: uint64(cfg.Pod.WritableLayerBytes), Inodes: uint64(cfg.Pod.WritableLayerInodes)}
-	if writable != (spec.WritableLimits{}) {
-		if err := quota.Check(cfg.WritableRoot()); err != nil {
-			return fmt.Errorf("pod.writable_layer_bytes, pod.writable_layer_inodes: %w", err)
-		}
-	}
-
-	runtimeHandlers, err := handlers(cfg)
+	podOptions, err := podOptions(cfg)
 	if err != nil {
 		return err
 	}
@@ -84,15 +62,7 @@ func run(ctx context.Context, cfg config.Config) error {
 		return err
 	}
 	defer layers.Close()
-	images, err := image.Open(ctx, image.Options{
-		Root: cfg.Root, Layers: layers,
-		MaxLayers: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
-		Registry: registry.Options{
-			CertsDirs: cfg.Image.CertsDirs,
-			Stall:     time.Duration(cfg.Image.StallTimeout) * time.Second,
-			MinRate:   cfg.Image.MinRate,
-		},
-	})
+	images, err := image.Open(ctx, imageOptions(cfg, layers))
 	if err != nil {
 		return err
 	}
@@ -113,13 +83,9 @@ func run(ctx context.Context, cfg config.Config) error {
 		return fmt.Errorf("start the keeper: %w", err)
 	}
 	defer keep.Close()
-	pods, err := pod.Open(ctx, pod.Options{
-		Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot, Keeper: keep, Images: images, Layers: layers, Network: net,
-		Node: facts, Driver: driver, Cgroups: cgroups, ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit,
-		MaxExecs: cfg.Pod.MaxExecs, LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
-		CDIDirs: cfg.Pod.CDIDirs, Ulimits: ulimits, Handlers: runtimeHandlers, WritableLayer: writable,
-		CreateHostPaths: cfg.Pod.CreateMissingHostPaths,
-	})
+	podOptions.Keeper, podOptions.Images, podOptions.Layers, podOptions.Network = keep, images, layers, net
+	podOptions.Node, podOptions.Driver = facts, driver
+	pods, err := pod.Open(ctx, podOptions)
 	if err != nil {
 		return err
 	}
@@ -129,12 +95,7 @@ func run(ctx context.Context, cfg config.Config) error {
 	}
 
 	// 6. The streams of exec, attach and port forwarding.
-	streams, err := stream.Open(stream.Options{
-		Address: cfg.Stream.Address, Port: cfg.Stream.Port, StateDir: cfg.State,
-		TLS:   stream.TLS{Cert: cfg.Stream.TLSCert, Key: cfg.Stream.TLSKey, ClientCA: cfg.Stream.TLSClientCA},
-		Drain: time.Duration(cfg.Stream.Drain) * time.Second,
-		Flags: []string{"--log-level", cfg.LogLevel, "--log-format", cfg.LogFormat},
-	})
+	streams, err := stream.Open(streamOptions(cfg))
 	if err != nil {
 		return err
 	}
@@ -166,6 +127,65 @@ func run(ctx context.Context, cfg config.Config) error {
 		return nil
 	case err := <-srv.Failed():
 		return err
+	}
+}
+
+// nodeFacts are those of this node, and the block I/O classes that are configured for it.
+func nodeFacts(cfg config.Config) (spec.Node, error) {
+	facts, err := node.Read()
+	if err != nil {
+		return facts, fmt.Errorf("read the facts of this node: %w", err)
+	}
+	if cfg.Pod.BlockIOConfig != "" {
+		if facts.BlockIO, err = node.BlockIO(cfg.Pod.BlockIOConfig); err != nil {
+			return facts, fmt.Errorf("pod.blockio_config: %w", err)
+		}
+	}
+	return facts, nil
+}
+
+// podOptions are those that the configuration has: the parts of the daemon come to them.
+func podOptions(cfg config.Config) (pod.Options, error) {
+	o := pod.Options{
+		Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot,
+		ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit, MaxExecs: cfg.Pod.MaxExecs,
+		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
+		CDIDirs: cfg.Pod.CDIDirs, CreateHostPaths: cfg.Pod.CreateMissingHostPaths,
+		WritableLayer: spec.WritableLimits{Bytes: uint64(cfg.Pod.WritableLayerBytes), Inodes: uint64(cfg.Pod.WritableLayerInodes)},
+	}
+	if o.WritableLayer != (spec.WritableLimits{}) {
+		if err := quota.Check(cfg.WritableRoot()); err != nil {
+			return o, fmt.Errorf("pod.writable_layer_bytes, pod.writable_layer_inodes: %w", err)
+		}
+	}
+	var err error
+	if o.Cgroups, err = cgroup.Open(); err != nil {
+		return o, fmt.Errorf("find the cgroup hierarchies: %w", err)
+	}
+	if o.Ulimits, err = spec.ParseUlimits("pod.ulimits", strings.Join(cfg.Pod.Ulimits, ",")); err != nil {
+		return o, err
+	}
+	o.Handlers, err = handlers(cfg)
+	return o, err
+}
+
+func imageOptions(cfg config.Config, layers *layer.Store) image.Options {
+	return image.Options{
+		Root: cfg.Root, Layers: layers, MaxLayers: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
+		Registry: registry.Options{
+			CertsDirs: cfg.Image.CertsDirs,
+			Stall:     time.Duration(cfg.Image.StallTimeout) * time.Second,
+			MinRate:   cfg.Image.MinRate,
+		},
+	}
+}
+
+func streamOptions(cfg config.Config) stream.Options {
+	return stream.Options{
+		Address: cfg.Stream.Address, Port: cfg.Stream.Port, StateDir: cfg.State,
+		TLS:   stream.TLS{Cert: cfg.Stream.TLSCert, Key: cfg.Stream.TLSKey, ClientCA: cfg.Stream.TLSClientCA},
+		Drain: time.Duration(cfg.Stream.Drain) * time.Second,
+		Flags: []string{"--log-level", cfg.LogLevel, "--log-format", cfg.LogFormat},
 	}
 }
 
