@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,12 +63,14 @@ func NewHolder(scratch string) (*Holder, error) {
 func (h *Holder) Close() error { return errors.Join(h.own.Close(), h.host.Close()) }
 
 // AddShm makes the /dev/shm of the pod id, of at most size bytes, which belongs to the given user and group of the host.
-func (h *Holder) AddShm(id string, size int64, uid, gid int) error {
+// All that is in it has the SELinux label, unless that is "".
+func (h *Holder) AddShm(id string, size int64, uid, gid int, mountLabel string) error {
+	options := label.FormatMountLabel(fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid), mountLabel)
 	err := h.inside(func() error {
 		if err := unix.Mkdir("/"+id, 0o700); err != nil {
 			return err
 		}
-		err := unix.Mount("shm", "/"+id, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid))
+		err := unix.Mount("shm", "/"+id, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
 		if err != nil {
 			unix.Rmdir("/" + id)
 		}

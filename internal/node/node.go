@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/moby/sys/capability"
+	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
@@ -23,7 +24,7 @@ func Read() (spec.Node, error) {
 		CPUQuota:     exists("/proc/sys/kernel/sched_cfs_bandwidth_slice_us"),
 		Seccomp:      exists("/proc/sys/kernel/seccomp/actions_avail"),
 		AppArmor:     begins("/sys/module/apparmor/parameters/enabled", "Y") && exists("/sys/kernel/security/apparmor/profiles"), // where securityfs is mounted
-		SELinux:      exists("/sys/fs/selinux/enforce"),
+		SELinux:      selinux.GetEnabled(),
 		MountSetattr: !errors.Is(unix.MountSetattr(-1, "", 0, &unix.MountAttr{}), unix.ENOSYS),
 		Systemd:      exists("/run/systemd/system"), // what sd_booted(3) looks at
 	}

@@ -84,13 +84,19 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	}
 	back.Add("release the layers of its image volumes", func(context.Context) error { volumes.release(); return nil })
 
-	// 4. What the request means on this node and in this image.
+	// 4. Its labels.
+	if err := p.labelContainer(s.Record(), r); err != nil {
+		return nil, err
+	}
+	back.Add("release the labels of "+r.name(), func(context.Context) error { p.labels.release(r.ID); return nil })
+
+	// 5. What the request means on this node and in this image.
 	oci, err := p.resolve(s, r, img, lowerdirs, volumes)
 	if err != nil {
 		return nil, err
 	}
 
-	// 5. The intent, its directories and the bundle.
+	// 6. The intent, its directories and the bundle.
 	back.Add("remove the directories of "+r.name(), func(context.Context) error { return p.removeContainerDirs(r) })
 	if err := p.writeBundle(s.Record(), r, oci); err != nil {
 		return nil, fault.As(diskKind(err), err)
@@ -98,7 +104,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	c := newContainer(p.paths, s, r)
 	c.release = func() { release(); volumes.release() }
 
-	// 6. The process, in its namespaces, up to its start line.
+	// 7. The process, in its namespaces, up to its start line.
 	back.Add("delete "+r.name()+" at the keeper", func(ctx context.Context) error { return p.Keeper.Delete(ctx, r.ID) })
 	made, err := p.Keeper.Create(ctx, &api.CreateRequest{
 		Id:            r.ID,
@@ -119,7 +125,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 		return nil, err
 	}
 
-	// 7. Created, if the pod was not stopped meanwhile.
+	// 8. Created, if the pod was not stopped meanwhile.
 	if err := c.become(Created, func(r *ContainerRecord) {
 		r.Pid = int(made.Pid)
 		r.CreatedAt = made.CreatedAt
@@ -273,6 +279,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 		Hosts:      p.paths.podFile(sandbox.ID, "hosts"),
 		Hostname:   p.paths.podFile(sandbox.ID, "hostname"),
 		User:       user, Mounts: mounts, Devices: devices,
+		Labels:           r.Labels,
 		LocalhostSeccomp: seccomp,
 		Ulimits:          p.Ulimits,
 		PidsLimit:        p.PidsLimit,
@@ -290,7 +297,10 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	for _, note := range notes {
 		slog.Warn("the node cannot honour all that was asked", "container", r.name(), "pod", sandbox.name(), "note", note)
 	}
-	return oci, p.injectDevices(oci, cfg, sandbox.config())
+	if err := p.injectDevices(oci, cfg, sandbox.config()); err != nil {
+		return nil, err
+	}
+	return oci, p.relabel(r, mounts)
 }
 
 // limitWritable notes the limits of the container's writable layer in the record. Where the filesystem has no quotas,

@@ -52,7 +52,7 @@ func (p *Pods) writeFiles(r *SandboxRecord, attached *network.Result) error {
 			return err
 		}
 	}
-	return nil
+	return p.labelFiles(r, false)
 }
 
 // giveToRoot makes the root of the pod's containers the owner of a file.

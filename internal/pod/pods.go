@@ -62,6 +62,7 @@ type Pods struct {
 	sandboxes  map[string]*Sandbox
 	containers map[string]*Container
 
+	labels   labels         // of SELinux
 	projects quota.Projects // of writable layers that are limited
 
 	// The verbs in flight, by what they work on.

@@ -62,6 +62,9 @@ type SandboxRecord struct {
 	PodCgroup    bool   `json:"pod_cgroup,omitempty"`
 	OwnCgroup    bool   `json:"own_cgroup,omitempty"`
 
+	// Labels are those of its containers that ask for none, on a node with SELinux.
+	Labels spec.Labels `json:"selinux,omitzero"`
+
 	// Overhead and Resources are what UpdatePodSandboxResources has said last; until then the configuration's count.
 	Overhead  message[*runtime.LinuxContainerResources] `json:"overhead,omitzero"`
 	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
@@ -84,6 +87,8 @@ type ContainerRecord struct {
 
 	// Resources are those that hold since the last UpdateContainerResources; until then the configuration's do.
 	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
+
+	Labels spec.Labels `json:"selinux,omitzero"` // on a node with SELinux
 
 	// ContainerRoot is the container_root with which it was made: its writable layer lies below that, "" for beside this
 	// record. Writable are the layer's limits, nil for none.

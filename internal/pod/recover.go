@@ -136,6 +136,7 @@ func (p *Pods) load(ctx context.Context) error {
 		s.namespaces.Store(new(map[string]string))
 		s.rec.Store(r)
 		p.sandboxes[id] = s
+		p.labels.keep(r.ID, r.Labels)
 		p.loadContainers(ctx, s)
 	}
 	return nil
@@ -164,6 +165,7 @@ func (p *Pods) loadContainers(ctx context.Context, s *Sandbox) {
 		}
 		c := newContainer(p.paths, s, r)
 		c.release = p.Layers.Hold(r.Layers)
+		p.labels.keep(r.ID, r.Labels)
 		s.containers[r.ID] = c
 		p.containers[r.ID] = c
 	}

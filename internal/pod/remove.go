@@ -39,10 +39,19 @@ func (p *Pods) remove(ctx context.Context, s *Sandbox) error {
 			return err
 		}
 	}
-	if err := p.removeDirs(s.Record().ID); err != nil {
+	if err := p.removeSandbox(s.Record()); err != nil {
 		return err
 	}
 	p.forget(s)
+	return nil
+}
+
+// removeSandbox takes away what is on disk of a pod, and gives its labels back.
+func (p *Pods) removeSandbox(r *SandboxRecord) error {
+	if err := p.removeDirs(r.ID); err != nil {
+		return err
+	}
+	p.labels.release(r.ID)
 	return nil
 }
 
@@ -94,8 +103,9 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 		if err := p.removeContainerDirs(r); err != nil {
 			return struct{}{}, err
 		}
-		// 4. Its layers, and its name.
+		// 4. Its layers, its labels, and its name.
 		c.release()
+		p.labels.release(r.ID)
 		p.forgetContainer(c)
 		return struct{}{}, nil
 	})

@@ -61,7 +61,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 		return nil, err
 	}
 	r := s.Record()
-	back.Add("remove the record of "+r.name(), func(context.Context) error { return p.removeDirs(r.ID) })
+	back.Add("remove the record of "+r.name(), func(context.Context) error { return p.removeSandbox(r) })
 
 	// 3. The cgroup above the containers comes with the first of them; ours goes with the last.
 	back.Add("remove the cgroup of "+r.name(), func(context.Context) error { return p.removeCgroup(r) })
@@ -130,9 +130,12 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 	if namespaces(cfg).GetNetwork() != runtime.NamespaceMode_NODE {
 		r.NetnsPath = netnsPath(r.ID)
 	}
+	if err := p.labelPod(r); err != nil {
+		return nil, err
+	}
 	for _, dir := range []string{p.paths.podDir(r.ID), p.paths.podState(r.ID)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
-			p.removeDirs(r.ID)
+			p.removeSandbox(r)
 			return nil, fault.As(diskKind(err), fmt.Errorf("make the pod's directory: %w", err))
 		}
 	}
@@ -140,7 +143,7 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 	s.namespaces.Store(new(map[string]string))
 	s.rec.Store(r)
 	if err := record.Write(p.paths.podRecord(r.ID), sandboxFormat, r); err != nil {
-		p.removeDirs(r.ID)
+		p.removeSandbox(r)
 		return nil, fault.As(diskKind(err), err)
 	}
 	return s, nil
@@ -184,7 +187,7 @@ func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
 		req.UidMappings, req.GidMappings = mappings(u.GetUids()), mappings(u.GetGids())
 	}
 	if req.Ipc {
-		req.ShmBytes, req.ShmPath = p.ShmSize, p.paths.shm(r.ID)
+		req.ShmBytes, req.ShmPath, req.MountLabel = p.ShmSize, p.paths.shm(r.ID), r.Labels.Mount
 	}
 	if req.Pid {
 		req.CgroupsPath = p.Driver.Path(r.CgroupParent, r.ID)

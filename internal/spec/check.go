@@ -71,16 +71,6 @@ func (t *translation) checkSecurity() error {
 	return checkSELinux(f, sc.GetSelinuxOptions(), t.in.Node)
 }
 
-func checkSELinux(field string, o *runtime.SELinuxOption, node Node) error {
-	switch {
-	case o.GetUser() == "" && o.GetRole() == "" && o.GetType() == "" && o.GetLevel() == "":
-		return nil
-	case !node.SELinux:
-		return absent(field+"selinux_options", "SELinux is not enabled on this node")
-	}
-	return absent(field+"selinux_options", "SELinux labels are not there yet")
-}
-
 // securityProfile is p, or what the deprecated string field of kubelets before 1.24 says when p is not set; nil when
 // neither is.
 func securityProfile(field string, p *runtime.SecurityProfile, deprecated string) (*runtime.SecurityProfile, error) {

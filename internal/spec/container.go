@@ -26,6 +26,7 @@ func Container(in Input) (spec *specs.Spec, notes []string, err error) {
 		t.ulimits,      // how much each process may use
 		t.capabilities, // what the process may do; before seccomp, whose default profile depends on it
 		t.apparmor,     // what it may touch
+		t.selinux,      // likewise
 		t.seccomp,      // which system calls it may make
 		t.namespaces,   // what it shares with the pod and the node
 		t.mounts,       // what it sees

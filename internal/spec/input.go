@@ -59,6 +59,8 @@ type Input struct {
 	Mounts  []ResolvedMount  // one for each of Container.Mounts, in the same order
 	Devices []ResolvedDevice // those that Container.Devices names; with privileged, the node's as well
 
+	Labels Labels // of a container on a node with SELinux
+
 	LocalhostSeccomp []byte // content of the profile that [SeccompFile] names
 
 	Ulimits   Ulimits // of every container's processes, by configuration

@@ -108,6 +108,11 @@ func (t *translation) askedMounts() ([]specs.Mount, error) {
 		if err := checkMount(field, m, t.in.Node); err != nil {
 			return nil, err
 		}
+		if m.GetSelinuxRelabel() && m.GetImage() == nil && t.in.Node.SELinux {
+			if err := checkRelabel(field+".selinux_relabel", t.in.Mounts[i].Source); err != nil {
+				return nil, err
+			}
+		}
 		if err := t.checkMountMappings(field, m); err != nil {
 			return nil, err
 		}
@@ -157,10 +162,8 @@ func checkMount(field string, m *runtime.Mount, node Node) error {
 		}
 	}
 	switch {
-	case m.GetSelinuxRelabel() && node.SELinux:
-		return absent(field+".selinux_relabel", "SELinux labels are not there yet")
 	case !m.GetRecursiveReadOnly():
-		return nil // without SELinux there is nothing to relabel
+		return nil
 	case !m.GetReadonly():
 		return invalid(field+".recursive_read_only", "it needs readonly as well")
 	case m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:

@@ -70,10 +70,11 @@ func checkSandboxSecurity(sc *runtime.LinuxSandboxSecurityContext, node Node) er
 	if _, err := seccompProfile(sc.GetSeccomp(), sc.GetSeccompProfilePath()); err != nil {
 		return err
 	}
-	if sc.GetPrivileged() {
+	if sc.GetPrivileged() && !node.SELinux {
 		return nil
 	}
-	if err := checkSELinux(f, sc.GetSelinuxOptions(), node); err != nil {
+	// Those of a privileged pod's containers that are not privileged have its labels.
+	if err := checkSELinux(f, sc.GetSelinuxOptions(), node); err != nil || sc.GetPrivileged() {
 		return err
 	}
 	_, _, err := appArmor(f, sc.GetApparmor(), "", node)

@@ -36,12 +36,13 @@ type testCase struct {
 	User             ResolvedUser
 	Sources          []string
 	Devices          []ResolvedDevice
+	Labels           Labels
 	LocalhostSeccomp string
 	PidsLimit        int64
 }
 
-// testNode returns one of three nodes: "v1" has all that cgroup v1 offers, "v2" likewise with the unified hierarchy,
-// "poor" is a machine that lacks nearly everything.
+// testNode returns one of four nodes: "v1" has all that cgroup v1 offers, "v2" likewise with the unified hierarchy,
+// "selinux" is v1 with SELinux, "poor" is a machine that lacks nearly everything.
 func testNode(t testing.TB, name string) Node {
 	t.Helper()
 	all, _, err := capabilityNames("", []string{
@@ -57,6 +58,8 @@ func testNode(t testing.TB, name string) Node {
 	}
 	switch name {
 	case "", "v1":
+	case "selinux":
+		n.SELinux = true
 	case "v2":
 		n.CgroupV2 = true
 	case "poor":
@@ -75,7 +78,7 @@ func (c testCase) input(t testing.TB) Input {
 		PodID: strings.Repeat("a", 64), ContainerID: strings.Repeat("b", 64),
 		Rootfs: "/run/kuri/mounts/b/rootfs", CgroupsPath: "/kuri-a/b",
 		Namespaces: c.Namespaces, TargetPID: c.TargetPID, Shm: c.Shm, User: c.User, Devices: c.Devices,
-		LocalhostSeccomp: []byte(c.LocalhostSeccomp), PidsLimit: c.PidsLimit,
+		Labels: c.Labels, LocalhostSeccomp: []byte(c.LocalhostSeccomp), PidsLimit: c.PidsLimit,
 	}
 	if in.Namespaces == nil {
 		in.Namespaces = map[string]string{"network": "/run/netns/kuri-a", "ipc": "/proc/7/fd/3", "uts": "/proc/7/fd/4", "pid": "/proc/7/fd/5"}
@@ -235,9 +238,10 @@ func refusals() []refusal {
 		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "../x"})},
 		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "/x"})},
 		{"mounts[0].mount_options", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", MountOptions: []string{"suid"}})},
-		{"mounts[0].selinux_relabel", fault.Unimplemented, func(in *Input) {
+		{"mounts[0].selinux_relabel", fault.Invalid, func(in *Input) {
 			in.Node.SELinux = true
 			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", SelinuxRelabel: true})(in)
+			in.Mounts = []ResolvedMount{{Source: "/usr/share"}}
 		}},
 
 		{"privileged", fault.Invalid, container(func(_ *ctr, s *sec) { s.Privileged = true })},
@@ -253,6 +257,10 @@ func refusals() []refusal {
 		{"masked_paths", fault.Invalid, container(func(_ *ctr, s *sec) { s.MaskedPaths = []string{"x"} })},
 		{"readonly_paths", fault.Invalid, container(func(_ *ctr, s *sec) { s.ReadonlyPaths = []string{"x"} })},
 		{"selinux_options", fault.Unimplemented, container(func(_ *ctr, s *sec) { s.SelinuxOptions = &runtime.SELinuxOption{Level: "s0"} })},
+		{"selinux_options.type", fault.Invalid, func(in *Input) {
+			in.Node.SELinux = true
+			in.Container.Linux.SecurityContext.SelinuxOptions = &runtime.SELinuxOption{Type: "a,b"}
+		}},
 		{"apparmor", fault.Unimplemented, container(func(_ *ctr, s *sec) { s.Apparmor = localhost })},
 		{"apparmor_profile", fault.Unimplemented, container(func(_ *ctr, s *sec) { s.ApparmorProfile = "localhost/x" })},
 		{"apparmor_profile", fault.Invalid, container(func(_ *ctr, s *sec) { s.ApparmorProfile = "x" })},

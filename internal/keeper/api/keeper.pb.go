@@ -298,6 +298,7 @@ type CreateSandboxRequest struct {
 	// root filesystems are mounted with the same mappings.
 	UidMappings   []*IDMapping `protobuf:"bytes,14,rep,name=uid_mappings,json=uidMappings,proto3" json:"uid_mappings,omitempty"`
 	GidMappings   []*IDMapping `protobuf:"bytes,15,rep,name=gid_mappings,json=gidMappings,proto3" json:"gid_mappings,omitempty"`
+	MountLabel    string       `protobuf:"bytes,16,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"` // the SELinux label of all that is in /dev/shm; none without SELinux
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -435,6 +436,13 @@ func (x *CreateSandboxRequest) GetGidMappings() []*IDMapping {
 		return x.GidMappings
 	}
 	return nil
+}
+
+func (x *CreateSandboxRequest) GetMountLabel() string {
+	if x != nil {
+		return x.MountLabel
+	}
+	return ""
 }
 
 type IDMapping struct {
@@ -1700,7 +1708,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x1a\n" +
 	"\bwritable\x18\x02 \x01(\tR\bwritable\"=\n" +
 	"\rProbeResponse\x12,\n" +
-	"\x12no_user_namespaces\x18\x01 \x01(\tR\x10noUserNamespaces\"\xdc\x04\n" +
+	"\x12no_user_namespaces\x18\x01 \x01(\tR\x10noUserNamespaces\"\xfd\x04\n" +
 	"\x14CreateSandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\bR\anetwork\x12\x10\n" +
@@ -1718,7 +1726,9 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x0esystemd_cgroup\x18\f \x01(\bR\rsystemdCgroup\x12\"\n" +
 	"\room_score_adj\x18\r \x01(\x05R\voomScoreAdj\x12<\n" +
 	"\fuid_mappings\x18\x0e \x03(\v2\x19.kuri.keeper.v1.IDMappingR\vuidMappings\x12<\n" +
-	"\fgid_mappings\x18\x0f \x03(\v2\x19.kuri.keeper.v1.IDMappingR\vgidMappings\x1a:\n" +
+	"\fgid_mappings\x18\x0f \x03(\v2\x19.kuri.keeper.v1.IDMappingR\vgidMappings\x12\x1f\n" +
+	"\vmount_label\x18\x10 \x01(\tR\n" +
+	"mountLabel\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +

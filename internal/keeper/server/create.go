@@ -160,7 +160,7 @@ func (s *Server) createInside(c *container, box *sandbox, spec *specs.Spec, req 
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make a mount namespace for container %s: %w", c.id, err)
 	}
-	if err := mountRootfs(spec.Root.Path, req, box.set.User); err != nil {
+	if err := mountRootfs(spec.Root.Path, req, spec.Linux.MountLabel, box.set.User); err != nil {
 		return fmt.Errorf("root filesystem of container %s: %w", c.id, err)
 	}
 	if shm != nil {

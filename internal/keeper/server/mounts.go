@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -94,8 +95,9 @@ func removeMountPoints(dir string) error {
 }
 
 // mountRootfs mounts a container's root filesystem at target, and the other layers that it needs, in the calling thread's
-// mount namespace. With a user namespace, the layers show the ids of the host that the namespace maps theirs to.
-func mountRootfs(target string, req *api.CreateRequest, user *os.File) error {
+// mount namespace. All files have the SELinux label, unless that is "". With a user namespace, the layers show the ids of
+// the host that the namespace maps theirs to.
+func mountRootfs(target string, req *api.CreateRequest, mountLabel string, user *os.File) error {
 	root, overlays := req.Rootfs, req.Overlays
 	if user != nil {
 		all := slices.Clone(root.Lowerdirs)
@@ -115,11 +117,11 @@ func mountRootfs(target string, req *api.CreateRequest, user *os.File) error {
 			mapped = mapped[len(o.Lowerdirs):]
 		}
 	}
-	if err := mountOverlay(target, root); err != nil {
+	if err := mountOverlay(target, root, mountLabel); err != nil {
 		return err
 	}
 	for _, o := range overlays {
-		if err := mountReadOnly(o); err != nil {
+		if err := mountReadOnly(o, mountLabel); err != nil {
 			return err
 		}
 	}
@@ -170,8 +172,8 @@ var overlayOptionsMax = os.Getpagesize() - 1
 //
 // The layers are named by their paths where that fits into a page, and by descriptor where it does not (or a path has a
 // character that overlayfs takes for its own): so 128 layers fit, on any kernel.
-func mountOverlay(target string, root *api.Rootfs) error {
-	if options := overlayOptions(root.Lowerdirs, root.Upperdir, root.Workdir); plain(root) && len(options) <= overlayOptionsMax {
+func mountOverlay(target string, root *api.Rootfs, mountLabel string) error {
+	if options := overlayOptions(root.Lowerdirs, root.Upperdir, root.Workdir, mountLabel); plain(root) && len(options) <= overlayOptionsMax {
 		err := overlay(target, options)
 		if !errors.Is(err, unix.ENOENT) {
 			return err
@@ -188,7 +190,7 @@ func mountOverlay(target string, root *api.Rootfs) error {
 		defer unix.Close(fd)
 		short[i] = fmt.Sprintf("/proc/self/fd/%d", fd)
 	}
-	options := overlayOptions(short[2:], short[0], short[1])
+	options := overlayOptions(short[2:], short[0], short[1], mountLabel)
 	if len(options) > overlayOptionsMax {
 		return fault.New(fault.Invalid, "%d layers are more than this kernel can mount", len(root.Lowerdirs))
 	}
@@ -196,7 +198,7 @@ func mountOverlay(target string, root *api.Rootfs) error {
 }
 
 // mountReadOnly mounts layers without a writable one in the calling thread's mount namespace.
-func mountReadOnly(o *api.Overlay) error {
+func mountReadOnly(o *api.Overlay, mountLabel string) error {
 	lower := o.Lowerdirs
 	if len(lower) == 1 {
 		lower = append(lower, o.Target) // overlayfs wants two; this one is empty
@@ -211,15 +213,15 @@ func mountReadOnly(o *api.Overlay) error {
 		defer unix.Close(fd)
 		short[i] = fmt.Sprintf("/proc/self/fd/%d", fd)
 	}
-	options := "lowerdir=" + strings.Join(short, ":")
+	options := label.FormatMountLabel("lowerdir="+strings.Join(short, ":"), mountLabel)
 	if err := unix.Mount("overlay", o.Target, "overlay", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, options); err != nil {
 		return fmt.Errorf("mount overlay at %s (%s): %w", o.Target, options, err)
 	}
 	return nil
 }
 
-func overlayOptions(lower []string, upper, work string) string {
-	return "index=off,lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + upper + ",workdir=" + work
+func overlayOptions(lower []string, upper, work, mountLabel string) string {
+	return label.FormatMountLabel("index=off,lowerdir="+strings.Join(lower, ":")+",upperdir="+upper+",workdir="+work, mountLabel)
 }
 
 func overlay(target, options string) error {

@@ -73,7 +73,7 @@ func tryUserNamespace(dir, writable string) error {
 			Lowerdirs: []string{filepath.Join(dir, "a"), filepath.Join(dir, "b")},
 			Upperdir:  filepath.Join(writable, "upper"),
 			Workdir:   filepath.Join(writable, "work"),
-		}}, set.User)
+		}}, "", set.User)
 		if err != nil {
 			return err
 		}

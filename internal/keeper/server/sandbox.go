@@ -89,7 +89,7 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	// 2. Its /dev/shm, and the directory over which containers will mount it, each in its own mount namespace.
 	if req.ShmBytes > 0 {
 		uid, gid := config.User.Root()
-		if err := s.holder.AddShm(req.Id, req.ShmBytes, uid, gid); err != nil {
+		if err := s.holder.AddShm(req.Id, req.ShmBytes, uid, gid, req.MountLabel); err != nil {
 			return nil, err
 		}
 		back.Add("remove /dev/shm", func(context.Context) error { return s.holder.RemoveShm(req.Id) })

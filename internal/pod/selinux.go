@@ -1,0 +1,173 @@
+package pod
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/opencontainers/selinux/go-selinux"
+	"github.com/opencontainers/selinux/go-selinux/label"
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/spec"
+)
+
+// labels hands out SELinux labels. A pod that asks for no level gets one of two categories that no other has, so that
+// none can use the files of another. The zero value has handed out nothing.
+type labels struct {
+	mu     sync.Mutex
+	levels map[string]string // by the id of the pod or container that has it
+}
+
+// take returns the labels that a pod or container asks for, and keeps others from being given their level until release.
+// The level is the given one, where it asks for none. Error kinds: Invalid (the policy does not know the context),
+// Precondition (it knows no containers).
+func (l *labels) take(id string, o *runtime.SELinuxOption, level string) (spec.Labels, error) {
+	const field = "linux.security_context.selinux_options"
+	asked := spec.LabelOptions(o)
+	options := asked
+	if o.GetLevel() == "" && level != "" {
+		options = append(asked[:len(asked):len(asked)], "level:"+level)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	process, mount, err := label.InitLabels(options)
+	if err != nil {
+		return spec.Labels{}, fault.New(fault.Invalid, "%s: %w", field, err)
+	}
+	if process == "" && len(asked) > 0 {
+		return spec.Labels{}, fault.New(fault.Precondition, "%s: this node's SELinux policy has no contexts for containers (contexts/lxc_contexts); install the package container-selinux", field)
+	}
+	l.hold(id, process)
+	for _, context := range []string{process, mount} {
+		if context == "" {
+			continue
+		}
+		if err := selinux.SecurityCheckContext(context); err != nil {
+			l.drop(id)
+			return spec.Labels{}, fault.New(fault.Invalid, "%s: this node's SELinux policy does not know the context %s", field, context)
+		}
+	}
+	return spec.Labels{Process: process, Mount: mount}, nil
+}
+
+// keep has the pod or container hold labels that are handed out already: before a restart, or to its pod.
+func (l *labels) keep(id string, had spec.Labels) {
+	if had.Process == "" {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := selinux.ReserveLabelV2(had.Process); err != nil && !errors.Is(err, selinux.ErrMCSAlreadyExists) {
+		slog.Error("an SELinux level may be given to another pod as well", "label", had.Process, "err", err)
+	}
+	l.hold(id, had.Process)
+}
+
+// release gives back what take or keep has the pod or container hold. Calling it again does nothing.
+func (l *labels) release(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drop(id)
+}
+
+func (l *labels) hold(id, context string) {
+	if level := levelOf(context); level != "" {
+		if l.levels == nil {
+			l.levels = make(map[string]string)
+		}
+		l.levels[id] = level
+	}
+}
+
+// drop frees a level with the last who holds it.
+func (l *labels) drop(id string) {
+	level, ok := l.levels[id]
+	if !ok {
+		return
+	}
+	delete(l.levels, id)
+	for _, other := range l.levels {
+		if other == level {
+			return
+		}
+	}
+	selinux.ReleaseLabel("u:r:t:" + level) // of a context, its level alone is reserved
+}
+
+// levelOf is the level of a context, "" when it has none.
+func levelOf(context string) string {
+	c, err := selinux.NewContext(context)
+	if err != nil {
+		return ""
+	}
+	return c["level"]
+}
+
+// labelPod gives a pod its labels, which are the record's from then on.
+func (p *Pods) labelPod(r *SandboxRecord) (err error) {
+	if p.Node.SELinux {
+		r.Labels, err = p.labels.take(r.ID, r.config().GetLinux().GetSecurityContext().GetSelinuxOptions(), "")
+	}
+	return err
+}
+
+// labelContainer gives a container its labels, and the files of its pod one with which it can use them.
+func (p *Pods) labelContainer(s *SandboxRecord, r *ContainerRecord) error {
+	if !p.Node.SELinux {
+		return nil
+	}
+	options := r.config().GetLinux().GetSecurityContext().GetSelinuxOptions()
+	if len(spec.LabelOptions(options)) == 0 && s.Labels.Process != "" {
+		p.labels.keep(r.ID, s.Labels)
+		r.Labels = s.Labels
+		return nil
+	}
+	made, err := p.labels.take(r.ID, options, levelOf(s.Labels.Process))
+	if err != nil {
+		return err
+	}
+	r.Labels = made
+	if levelOf(made.Process) == levelOf(s.Labels.Process) {
+		return nil
+	}
+	return p.labelFiles(s, true)
+}
+
+// labelFiles labels the pod's files in /etc for its containers: for those of its own level, or of any.
+func (p *Pods) labelFiles(r *SandboxRecord, shared bool) error {
+	if r.Labels.Mount == "" {
+		return nil
+	}
+	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
+		if err := label.Relabel(p.paths.podFile(r.ID, name), r.Labels.Mount, shared); err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("label the pod's %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// relabel gives the volumes that ask for it the container's label, with all that is in them. A filesystem that stores no
+// labels stays as it is.
+func (p *Pods) relabel(r *ContainerRecord, mounts []spec.ResolvedMount) error {
+	if r.Labels.Mount == "" {
+		return nil
+	}
+	for i, m := range r.config().GetMounts() {
+		if !m.GetSelinuxRelabel() || m.GetImage() != nil {
+			continue
+		}
+		err := label.Relabel(mounts[i].Source, r.Labels.Mount, false)
+		if errors.Is(err, unix.ENOTSUP) {
+			slog.Warn("a volume's filesystem stores no SELinux labels", "container", r.name(), "volume", mounts[i].Source)
+			continue
+		}
+		if err != nil {
+			return fault.New(fault.Precondition, "mounts[%d].selinux_relabel: relabel %s: %w", i, mounts[i].Source, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,80 @@
+package spec
+
+import (
+	"strings"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Labels are the SELinux contexts of a pod or a container, both empty on a node without SELinux or whose policy knows no
+// containers.
+type Labels struct {
+	Process string `json:"process"` // of its processes
+	Mount   string `json:"mount"`   // of the files that are its own
+}
+
+// LabelOptions are the parts of a context that o sets, each as "type:container_t"; none when it sets none.
+func LabelOptions(o *runtime.SELinuxOption) []string {
+	var out []string
+	for _, part := range labelParts(o) {
+		if part.value != "" {
+			out = append(out, part.name+":"+part.value)
+		}
+	}
+	return out
+}
+
+type labelPart struct{ name, value string }
+
+func labelParts(o *runtime.SELinuxOption) []labelPart {
+	return []labelPart{{"user", o.GetUser()}, {"role", o.GetRole()}, {"type", o.GetType()}, {"level", o.GetLevel()}}
+}
+
+// checkSELinux refuses what cannot be part of a context. Whether the node's policy knows the context is for its kernel
+// to say.
+func checkSELinux(field string, o *runtime.SELinuxOption, node Node) error {
+	field += "selinux_options"
+	if len(LabelOptions(o)) > 0 && !node.SELinux {
+		return absent(field, "SELinux is not enabled on this node")
+	}
+	for _, part := range labelParts(o) {
+		also := "_-."
+		if part.name == "level" {
+			also = "_-.:,"
+		}
+		for _, c := range part.value {
+			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune(also, c)) {
+				return invalid(field+"."+part.name, "%q has %q, which no SELinux context has there", part.value, c)
+			}
+		}
+	}
+	return nil
+}
+
+// selinux labels the processes and the file systems of the container. A privileged one is not confined: its processes
+// get the label that the node's policy gives the programs that Kuri starts.
+func (t *translation) selinux() error {
+	if !t.security().GetPrivileged() {
+		t.spec.Process.SelinuxLabel = t.in.Labels.Process
+	}
+	t.spec.Linux.MountLabel = t.in.Labels.Mount
+	return nil
+}
+
+// checkRelabel refuses to relabel what is the node's own: containers could write to it then, and the node's programs not
+// read it any more.
+func checkRelabel(field, source string) error {
+	for _, dir := range []string{"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys", "/usr"} {
+		if within(source, dir) {
+			return invalid(field, "%s is in the node's %s, which is not relabelled", source, dir)
+		}
+	}
+	for _, dir := range []string{
+		"/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var/cache", "/var/lib/kubelet", "/var/lib/kuri", "/var/log", "/var/spool", "/var/tmp",
+	} {
+		if source == "/" || within(dir, source) {
+			return invalid(field, "%s has much of the node in it and is not relabelled; name a directory of the volume's own", source)
+		}
+	}
+	return nil
+}
