@@ -621,7 +621,11 @@ func TestClientRedials(t *testing.T) {
 	j := n.run(box, "sleep 0.3; exit 9")
 	// kurid goes away and comes back: what happened meanwhile is told.
 	n.Close()
-	time.Sleep(600 * time.Millisecond)
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if _, err := keeper.ReadExit(j.Bundle); err == nil {
+			break
+		}
+	}
 	c, err := keeper.Start(t.Context(), keeper.Options{Program: program, StateDir: n.state})
 	n.must(err)
 	n.Client = c
