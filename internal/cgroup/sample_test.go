@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,8 +118,13 @@ func TestThisMachine(t *testing.T) {
 	dir := "/kuri-test-" + strconv.Itoa(os.Getpid())
 	ctr := dir + "/ctr"
 	t.Cleanup(func() { h.Remove(dir) })
-	cmd := exec.Command("sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; exec sleep 60")
+	// It works, and takes memory that it keeps, once it is told that it has been moved.
+	cmd := exec.Command("sh", "-c", "read moved; x=$(printf %04000000d 0); i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; read never")
 	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,6 +139,7 @@ func TestThisMachine(t *testing.T) {
 			t.Skipf("cannot move a process into %s%s: %v", root, ctr, err)
 		}
 	}
+	io.WriteString(in, "moved\n")
 	out.Read(make([]byte, 1))
 
 	for _, d := range []string{dir, ctr} {
