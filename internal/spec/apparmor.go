@@ -3,6 +3,8 @@ package spec
 //lint:file-ignore SA1019 the string fields for profiles, deprecated, are all that kubelets before 1.24 send
 
 import (
+	"strings"
+
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -34,7 +36,12 @@ func appArmor(field string, p *runtime.SecurityProfile, deprecated string, node 
 	case p.GetProfileType() == runtime.SecurityProfile_Localhost && !node.AppArmor:
 		return "", true, absent(field, "AppArmor is not enabled on this node")
 	case p.GetProfileType() == runtime.SecurityProfile_Localhost:
-		return p.GetLocalhostRef(), true, nil
+		// Some clients, critest among them, write the reference as the deprecated field has it; the other runtimes take both.
+		name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
+		if name == "" {
+			return "", true, invalid(field, "%q names no profile", p.GetLocalhostRef())
+		}
+		return name, true, nil
 	case !node.AppArmor:
 		return "", p != nil, nil // "equivalent to not specifying a profile", and there is nothing to apply one with
 	}

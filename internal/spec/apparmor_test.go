@@ -30,6 +30,8 @@ func TestAppArmor(t *testing.T) {
 		{name: "unconfined, as of old", sc: &sec{ApparmorProfile: "unconfined"}, asked: true},
 		{name: "the node's", sc: typed(runtime.SecurityProfile_Localhost, "mine"), here: "mine", asked: true, noneKind: fault.Unimplemented},
 		{name: "the node's, as of old", sc: &sec{ApparmorProfile: "localhost/mine"}, here: "mine", asked: true, noneKind: fault.Unimplemented},
+		{name: "the node's, half as of old", sc: typed(runtime.SecurityProfile_Localhost, "localhost/mine"), here: "mine", asked: true, noneKind: fault.Unimplemented},
+		{name: "a prefix alone", sc: typed(runtime.SecurityProfile_Localhost, "localhost/"), hereKind: fault.Invalid, noneKind: fault.Unimplemented},
 		{name: "privileged", sc: &sec{Privileged: true, ApparmorProfile: "localhost/mine"}},
 		{name: "no name", sc: typed(runtime.SecurityProfile_Localhost, ""), hereKind: fault.Invalid, noneKind: fault.Invalid},
 		{name: "not a profile", sc: &sec{ApparmorProfile: "mine"}, hereKind: fault.Invalid, noneKind: fault.Invalid},
