@@ -153,6 +153,12 @@ type expectation struct {
 	reason string // why not, when it need not pass
 }
 
+// hasAppArmor asks where critest asks too.
+func hasAppArmor() bool {
+	on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return err == nil && strings.HasPrefix(string(on), "Y")
+}
+
 func readExpected(path string) (map[string]expectation, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -168,10 +174,12 @@ func readExpected(path string) (map[string]expectation, error) {
 			continue
 		case verb == "pass" && rest != "":
 			out[rest] = expectation{pass: true}
+		case verb == "apparmor" && rest != "":
+			out[rest] = expectation{pass: hasAppArmor(), reason: "AppArmor is not enabled in this kernel; make test-vm has it"}
 		case verb == "skip" && hasReason && reason != "":
 			out[name] = expectation{reason: reason}
 		default:
-			return nil, fmt.Errorf("%s: %q is neither \"pass NAME\" nor \"skip NAME # reason\"", path, line)
+			return nil, fmt.Errorf("%s: %q is none of \"pass NAME\", \"apparmor NAME\" and \"skip NAME # reason\"", path, line)
 		}
 	}
 	return out, nil
