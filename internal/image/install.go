@@ -183,16 +183,19 @@ func (s *Store) commit(c *content, patch digest.Digest, n names) (*Image, error)
 			return nil, err
 		}
 	}
-	e := s.entries[id]
-	if e == nil {
-		e = &entry{release: s.layers.Hold(rec.stack(c.config))}
-	} else if rec.Manifest == "" {
-		rec.Manifest = e.rec.Manifest
+	// What is recorded stays as it is until the new record is on the disk. A manifest that is no longer named goes at the next start.
+	before := s.entries[id]
+	e := &entry{image: s.describe(rec, c.config)}
+	if before == nil {
+		e.release = s.layers.Hold(rec.stack(c.config))
+	} else {
+		e.release, rec.Tags, rec.Digests = before.release, before.rec.Tags, before.rec.Digests
+		if rec.Manifest == "" {
+			rec.Manifest = before.rec.Manifest
+		}
 	}
-	rec.Tags, rec.Digests = e.rec.Tags, e.rec.Digests
-	e.image = s.describe(rec, c.config)
 	img, err := s.point(e, rec, n)
-	if err != nil && s.entries[id] == nil {
+	if err != nil && before == nil {
 		e.release()
 		s.removeBlobs(rec)
 	}

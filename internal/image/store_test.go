@@ -228,6 +228,38 @@ func TestFullDiskGivesItsSpaceBack(t *testing.T) {
 	pull(t, s, h.push("app:2", imageOf(t, "two", layerOf(t, file{"small", "x"}))))
 }
 
+// The image comes again, from another repository, and its record cannot be written: it keeps the names that it had.
+func TestImageKeepsItsNamesWhenItsRecordCannotBeWritten(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	img := imageOf(t, "one", layerOf(t, file{"a", "x"}))
+	ref, again := h.push("app:1", img), h.push("other:1", img)
+	s := openStore(t, t.TempDir())
+	before := pull(t, s, ref)
+
+	path := s.recordPath(digest.Digest(before.ID))
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(path, "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Pull(t.Context(), again, registry.Auth{}); err == nil {
+		t.Fatal("pulled, without a record")
+	}
+	pull(t, s, h.push("app:2", imageOf(t, "two", layerOf(t, file{"b", "y"})))) // publishes
+	if after, err := s.Get(ref); err != nil || !slices.Equal(after.References, before.References) || !slices.Equal(after.Digests, before.Digests) {
+		t.Errorf("was %+v, is %+v, %v", before, after, err)
+	}
+
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	if after := pull(t, s, again); after.ID != before.ID || len(after.References) != 2 {
+		t.Errorf("%+v", after)
+	}
+}
+
 func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
