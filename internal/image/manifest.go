@@ -142,7 +142,7 @@ func (d *document) choose(platform string) (imagespec.Descriptor, error) {
 			}
 		case !node.Match(platforms.Normalize(*m.Platform)):
 			if m.Platform.OS != "unknown" && len(others) < 20 { // an attestation is for an unknown platform
-				others = append(others, clip(platforms.Format(*m.Platform)))
+				others = append(others, clip(platforms.FormatAll(*m.Platform)))
 			}
 		case best == nil || best.Platform == nil || node.Less(platforms.Normalize(*m.Platform), platforms.Normalize(*best.Platform)):
 			best = m
@@ -180,9 +180,10 @@ func checkPlatform(cfg *imagespec.Image, platform string) error {
 	if cfg.OS == "" && cfg.Architecture == "" {
 		return nil
 	}
-	p := platforms.Normalize(imagespec.Platform{OS: orElse(cfg.OS, "linux"), Architecture: cfg.Architecture, Variant: cfg.Variant})
+	p := platforms.Normalize(cfg.Platform)
+	p.OS = orElse(p.OS, "linux")
 	if cfg.Architecture != "" && !fits(platform).Match(p) || p.OS != "linux" {
-		return fault.New(fault.NotFound, "the image is made for %s, not for %s", clip(platforms.Format(p)), called(platform))
+		return fault.New(fault.NotFound, "the image is made for %s, not for %s", clip(platforms.FormatAll(p)), called(platform))
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/platforms"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -27,6 +28,13 @@ func TestParsePlatform(t *testing.T) {
 		"s390x":                    "linux/s390x",
 		"windows/amd64":            "error",
 		"linux/amd64/v3/and/more/": "error",
+
+		"linux(6.1)/riscv64":           "linux(6.1)/riscv64",
+		"linux(6.1+b+a+b)/riscv64":     "linux(6.1+a+b)/riscv64",
+		"linux(+a)/" + runtime.GOARCH:  "linux(+a)/" + runtime.GOARCH + ownVariant(),
+		"linux(6.1)/" + runtime.GOARCH: "linux(6.1)/" + runtime.GOARCH + ownVariant(),
+		"linux(a%20b)/riscv64":         "error",
+		"windows(10.0.17763)/amd64":    "error",
 	} {
 		got, err := ParsePlatform(in)
 		if want == "error" {
@@ -41,6 +49,29 @@ func TestParsePlatform(t *testing.T) {
 	}
 }
 
+// ownVariant is how this node's architecture is spelled behind its name.
+func ownVariant() string {
+	if v := platforms.Normalize(platforms.DefaultSpec()).Variant; v != "" {
+		return "/" + v
+	}
+	return ""
+}
+
+// A handler that differs from the node by a version alone gets the node's own variants.
+func TestVersionKeepsTheVariant(t *testing.T) {
+	platform, err := ParsePlatform("linux(6.1)/" + runtime.GOARCH)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := wanted(platform), nodePlatform(); got.Variant != platforms.Normalize(want).Variant && got.Variant != want.Variant || got.OSVersion != "6.1" {
+		t.Errorf("%+v, want the variant of %+v", got, want)
+	}
+	best := platforms.Normalize(nodePlatform())
+	if !fits(platform).Match(best) {
+		t.Errorf("%s does not serve for %s", platforms.Format(best), platform)
+	}
+}
+
 // What a platform gets from an index: itself, or else an older variant of it, or else what names no platform.
 func TestFallbacksOfAPlatform(t *testing.T) {
 	for _, row := range []struct{ wanted, has, want string }{
@@ -51,14 +82,37 @@ func TestFallbacksOfAPlatform(t *testing.T) {
 		{"linux/riscv64", "linux/s390x -", "-"},
 		{"linux/riscv64", "- linux/riscv64", "linux/riscv64"},
 		{"linux/riscv64", "windows/riscv64 unknown/unknown", ""},
+
+		// os.version is compared when one is wanted; what has none is for all.
+		{"linux(6.1)/riscv64", "linux(5.10)/riscv64 linux(6.1)/riscv64", "linux(6.1)/riscv64"},
+		{"linux(6.1)/riscv64", "linux/riscv64 linux(6.1)/riscv64", "linux(6.1)/riscv64"},
+		{"linux(6.1)/riscv64", "linux(6.1)/riscv64 linux/riscv64", "linux(6.1)/riscv64"},
+		{"linux(6.1)/riscv64", "linux(5.10)/riscv64 linux/riscv64", "linux/riscv64"},
+		{"linux(6.1)/riscv64", "linux(5.10)/riscv64 linux(6.10)/riscv64", ""},
+		{"linux(6.1)/riscv64", "linux(6.1.9)/riscv64 linux(6)/riscv64", "linux(6.1.9)/riscv64"},
+		{"linux(6.1)/riscv64", "linux(6.1.9)/riscv64 linux(6.1)/riscv64", "linux(6.1)/riscv64"},
+		{"linux(6.1.9)/riscv64", "linux(6)/riscv64 linux(6.1)/riscv64 linux(6.1.8)/riscv64", "linux(6.1)/riscv64"},
+		{"linux/riscv64", "linux(6.1)/riscv64", "linux(6.1)/riscv64"},
+		{"linux/riscv64", "linux(6.1)/riscv64 linux/riscv64", "linux/riscv64"},
+		{"linux(6.1)/arm/v7", "linux/arm/v7 linux(6.1)/arm/v6", "linux/arm/v7"}, // the variant first
+		{"linux(6.1)/arm/v7", "linux(5.10)/arm/v7 linux(6.1)/arm/v6", "linux(6.1)/arm/v6"},
+
+		// os.features are what an image cannot do without.
+		{"linux/riscv64", "linux(+a)/riscv64", ""},
+		{"linux/riscv64", "linux(+a)/riscv64 linux/riscv64", "linux/riscv64"},
+		{"linux(+a+b)/riscv64", "linux/riscv64 linux(+a)/riscv64 linux(+a+b)/riscv64 linux(+a+b+c)/riscv64", "linux(+a+b)/riscv64"},
+		{"linux(6.1+a)/riscv64", "linux(6.1)/riscv64 linux(5.10+a)/riscv64 linux(+a)/riscv64", "linux(+a)/riscv64"},
 	} {
 		d := &document{}
 		called := map[digest.Digest]string{}
 		for name := range strings.FieldsSeq(row.has) {
 			desc := imagespec.Descriptor{Digest: digest.FromString(name), Size: 1}
 			if name != "-" {
-				part := append(strings.Split(name, "/"), "")
-				desc.Platform = &imagespec.Platform{OS: part[0], Architecture: part[1], Variant: part[2]}
+				p, err := platforms.Parse(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				desc.Platform = &p
 			}
 			called[desc.Digest] = name
 			d.Manifests = append(d.Manifests, desc)
@@ -72,6 +126,28 @@ func TestFallbacksOfAPlatform(t *testing.T) {
 		}
 		if err != nil || called[got.Digest] != row.want {
 			t.Errorf("%s of %s: %s, %v, want %s", row.wanted, row.has, called[got.Digest], err, row.want)
+		}
+	}
+}
+
+// A config says what the image is made for, also where no index does.
+func TestVersionOfAConfig(t *testing.T) {
+	for _, row := range []struct {
+		wanted, version string
+		features        []string
+		fits            bool
+	}{
+		{"linux(6.1)/riscv64", "", nil, true},
+		{"linux(6.1)/riscv64", "6.1.9", nil, true},
+		{"linux(6.1)/riscv64", "5.10", nil, false},
+		{"linux/riscv64", "5.10", nil, true},
+		{"linux/riscv64", "", []string{"a"}, false},
+		{"linux(+a)/riscv64", "", []string{"a"}, true},
+	} {
+		cfg := &imagespec.Image{Platform: imagespec.Platform{OS: "linux", Architecture: "riscv64", OSVersion: row.version, OSFeatures: row.features}}
+		err := checkPlatform(cfg, row.wanted)
+		if row.fits != (err == nil) || err != nil && !errors.Is(err, fault.NotFound) {
+			t.Errorf("%+v: %v", row, err)
 		}
 	}
 }
