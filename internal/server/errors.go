@@ -72,12 +72,15 @@ func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler 
 	return err
 }
 
-// told logs what a request came to: an error that is nobody's question aloud, the rest for who debugs.
+// told logs what a request came to: aloud what failed here, as a warning what the client, its pod or its registry can mend,
+// and the rest for who debugs.
 func told(ctx context.Context, err error, start time.Time) {
 	method, _ := grpc.Method(ctx)
 	level := slog.LevelDebug
 	switch status.Code(err) {
 	case codes.OK, codes.NotFound, codes.Canceled, codes.Unimplemented:
+	case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.DeadlineExceeded, codes.PermissionDenied, codes.Unauthenticated:
+		level = slog.LevelWarn
 	default:
 		level = slog.LevelError
 	}

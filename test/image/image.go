@@ -116,7 +116,7 @@ func Busybox(program string) ([]File, error) {
 	}
 	for applet := range strings.FieldsSeq(string(list)) {
 		if applet = "/" + strings.TrimPrefix(applet, "/"); applet != "/bin/busybox" {
-			files = append(files, File{Path: applet, Link: "/bin/busybox"})
+			files = append(files, File{Path: applet, Link: "/bin/busybox", Mode: 0o755}) // containerd gives a link that mode
 		}
 	}
 	return files, nil
