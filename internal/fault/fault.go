@@ -3,6 +3,8 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"runtime/debug"
 )
 
 // Kind is a class of error that callers tell apart. It is itself an error, so that errors.Is(err, fault.NotFound) reads
@@ -61,4 +63,11 @@ func Of(err error) Kind {
 		return k
 	}
 	return ""
+}
+
+// Panicked is the error for a panic with the value p, to be called where that is recovered: one request fails, with a word
+// to its caller, and the others go on. Where it came from is in the log.
+func Panicked(p any) error {
+	slog.Error("a bug in Kuri, please report it", "panic", p, "stack", string(debug.Stack()))
+	return fmt.Errorf("a bug in Kuri, please report it with what its log says: panic: %v", p)
 }

@@ -12,8 +12,9 @@ package flight
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
 	"sync"
+
+	"github.com/kuri-cri/kuri/internal/fault"
 )
 
 // Group holds the operations in flight, keyed by identity. The zero value is ready for use. It is safe for concurrent
@@ -60,7 +61,7 @@ func (g *Group[K, V]) run(ctx context.Context, key K, c *call[V], fn func(contex
 	defer g.wg.Done()
 	defer func() {
 		if p := recover(); p != nil {
-			c.err = fmt.Errorf("a bug in Kuri, please report it: panic: %v\n%s", p, debug.Stack())
+			c.err = fault.Panicked(p)
 		}
 		g.mu.Lock()
 		delete(g.calls, key)

@@ -150,7 +150,7 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auth *regist
 			})
 		})
 	}
-	if err := s.checkBlob(rec.Manifest, "manifest"); rec.Manifest != "" && err != nil {
+	if err := s.checkManifest(rec); err != nil {
 		tell(finding(err), func() error {
 			return s.fromItsRepository(ctx, rec, *auth, func(repo *registry.Repository) error {
 				m, err := repo.ManifestAt(ctx, rec.Manifest)
@@ -177,6 +177,14 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auth *regist
 		}
 	}
 	return ctx.Err()
+}
+
+// checkManifest compares an image's manifest with its digest, if it came with one.
+func (s *Store) checkManifest(rec imageRecord) error {
+	if rec.Manifest == "" {
+		return nil
+	}
+	return s.checkBlob(rec.Manifest, "manifest")
 }
 
 // checkBlob compares a config or manifest with its digest.

@@ -22,6 +22,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/registry"
 )
 
 // layoutTar writes the images as an OCI layout, each with the annotations given, and packs its directory.
@@ -165,6 +166,40 @@ func TestLoadedImageServesAPull(t *testing.T) {
 	if got := h.take("GET"); len(got) != 0 {
 		t.Errorf("fetched %v", got)
 	}
+}
+
+// An image of a docker-archive has no manifest. It is all there nevertheless.
+func TestImageWithoutManifest(t *testing.T) {
+	needRoot(t)
+	tag, err := name.NewTag("app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	if err := tarball.Write(tag, imageOf(t, "one", layerOf(t, file{"a", "x"})), &buf); err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	s := openStore(t, root)
+	if _, err := s.Load(t.Context(), &buf, ""); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // as loaded, and as read again
+		if err := s.Repair(t.Context(), registry.Auth{}, func(f Finding) { t.Errorf("found %+v", f) }); err != nil {
+			t.Error(err)
+		}
+		if d, err := s.Describe("app:1"); err != nil || d.Manifest != nil || len(d.Config) == 0 {
+			t.Errorf("%+v, %v", d, err)
+		}
+		if err := s.Save(t.Context(), io.Discard, "app:1"); err != nil {
+			t.Error(err)
+		}
+		s = openStore(t, root)
+	}
+	if err := s.Remove("app:1"); err != nil {
+		t.Error(err)
+	}
+	nothingAtAll(t, s)
 }
 
 func TestLoadDockerArchive(t *testing.T) {

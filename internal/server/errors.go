@@ -59,7 +59,7 @@ func forKubelet(text string) bool {
 
 func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	start := time.Now()
-	resp, err := handler(ctx, req)
+	resp, err := guarded(func() (any, error) { return handler(ctx, req) })
 	err = coded(err)
 	told(ctx, err, start)
 	return resp, err
@@ -67,9 +67,20 @@ func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grp
 
 func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	start := time.Now()
-	err := coded(handler(srv, ss))
+	_, err := guarded(func() (any, error) { return nil, handler(srv, ss) })
+	err = coded(err)
 	told(ss.Context(), err, start)
 	return err
+}
+
+// guarded calls a handler. One that panics costs its own request, not the daemon.
+func guarded(handle func() (any, error)) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			resp, err = nil, status.Error(codes.Internal, fault.Panicked(p).Error())
+		}
+	}()
+	return handle()
 }
 
 // told logs what a request came to: aloud what failed here, as a warning what the client, its pod or its registry can mend,

@@ -53,6 +53,22 @@ func TestVersionEchoesTheVersionItWasAskedIn(t *testing.T) {
 	}
 }
 
+// A server without pods has nothing to list them from: the request fails, and the next is answered.
+func TestAPanicCostsItsOwnRequest(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kuri.sock")
+	serve(t, Options{Listen: path, Version: "9.9"})
+	rt := runtime.NewRuntimeServiceClient(dial(t, path))
+	for range 2 {
+		_, err := rt.ListPodSandbox(t.Context(), &runtime.ListPodSandboxRequest{})
+		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "a bug in Kuri, please report it") || strings.Contains(err.Error(), "goroutine") {
+			t.Errorf("%v", err)
+		}
+	}
+	if _, err := rt.Version(t.Context(), &runtime.VersionRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWhatIsNotThereSaysSoInASentence(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kuri.sock")
 	serve(t, Options{Listen: path})
