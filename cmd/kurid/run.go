@@ -170,12 +170,17 @@ func podOptions(cfg config.Config) (pod.Options, error) {
 }
 
 func imageOptions(cfg config.Config, layers *layer.Store) image.Options {
+	limits := func(stallTimeout int, minRate int64) registry.Limits {
+		return registry.Limits{Stall: time.Duration(stallTimeout) * time.Second, MinRate: minRate}
+	}
+	sources := make(map[string]registry.Limits)
+	for host, s := range cfg.Image.Sources {
+		sources[host] = limits(s.StallTimeout, s.MinRate)
+	}
 	return image.Options{
 		Root: cfg.Root, Layers: layers, MaxLayers: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
 		Registry: registry.Options{
-			CertsDirs: cfg.Image.CertsDirs,
-			Stall:     time.Duration(cfg.Image.StallTimeout) * time.Second,
-			MinRate:   cfg.Image.MinRate,
+			CertsDirs: cfg.Image.CertsDirs, Limits: limits(cfg.Image.StallTimeout, cfg.Image.MinRate), Sources: sources,
 		},
 	}
 }

@@ -1,9 +1,12 @@
 package config
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
+	"net/url"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -110,16 +113,28 @@ func (c *Config) checkImage(found *problems) {
 	if c.Image.Parallel < 0 || c.Image.Parallel > 64 {
 		found.bad("image.parallel", "%d is not between 0 and 64", c.Image.Parallel)
 	}
-	if c.Image.StallTimeout < 1 || c.Image.StallTimeout > 3600 {
-		found.bad("image.stall_timeout", "%d is not between 1 and 3600 seconds", c.Image.StallTimeout)
-	}
-	if c.Image.MinRate < 1 {
-		found.bad("image.min_rate", "%d is not a number of bytes per second (1 turns it off)", c.Image.MinRate)
+	found.limits("image", c.Image.StallTimeout, c.Image.MinRate)
+	for _, host := range slices.Sorted(maps.Keys(c.Image.Sources)) {
+		s, key := c.Image.Sources[host], fmt.Sprintf("image.source.%q", host)
+		if u, err := url.Parse("https://" + host); err != nil || host == "" || u.Host != host || u.User != nil {
+			found.bad(key, "%q is not a host, as registry.example or mirror.example:5000", host)
+		}
+		found.limits(key, cmp.Or(s.StallTimeout, c.Image.StallTimeout), cmp.Or(s.MinRate, c.Image.MinRate))
 	}
 	for _, name := range c.Image.Pinned {
 		if _, err := path.Match(name, ""); err != nil {
 			found.bad("image.pinned", "%q is not a pattern: %v", name, err)
 		}
+	}
+}
+
+// limits are of one source of images, or of all.
+func (p *problems) limits(key string, stallTimeout int, minRate int64) {
+	if stallTimeout < 1 || stallTimeout > 3600 {
+		p.bad(key+".stall_timeout", "%d is not between 1 and 3600 seconds", stallTimeout)
+	}
+	if minRate < 1 {
+		p.bad(key+".min_rate", "%d is not a number of bytes per second (1 turns it off)", minRate)
 	}
 }
 

@@ -51,6 +51,14 @@ type Image struct {
 
 	StallTimeout int   `toml:"stall_timeout"` // seconds without a byte after which a mirror or registry is given up
 	MinRate      int64 `toml:"min_rate"`      // bytes per second below which a mirror is left for the next host
+
+	Sources map[string]Source `toml:"source"` // what differs for single hosts, by "host" or "host:port"
+}
+
+// Source configures one registry or mirror, by the host that serves it.
+type Source struct {
+	StallTimeout int   `toml:"stall_timeout"` // 0: image.stall_timeout
+	MinRate      int64 `toml:"min_rate"`      // 0: image.min_rate
 }
 
 // Network configures the networks that pods get.

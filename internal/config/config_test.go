@@ -65,6 +65,17 @@ func TestHandlers(t *testing.T) {
 	}
 }
 
+func TestSources(t *testing.T) {
+	c := Default()
+	body := "[image.source.'m.example:5000']\nmin_rate = 1048576\n[image.source.'docker.io']\nstall_timeout = 5\n[image.source.'[::1]:5000']\n"
+	if err := c.parse("config.toml", []byte(body)); err != nil || c.Check() != nil {
+		t.Fatal(err, c.Check())
+	}
+	if c.Image.Sources["m.example:5000"].MinRate != 1<<20 || c.Image.Sources["docker.io"].StallTimeout != 5 || len(c.Image.Sources) != 3 {
+		t.Fatalf("%+v", c.Image.Sources)
+	}
+}
+
 func TestErrorsNameTheKey(t *testing.T) {
 	for _, tc := range []struct{ body, want string }{
 		{"colour = 'brown'", "unknown key colour (line 1)"},
@@ -90,6 +101,13 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"[image]\nstall_timeout = 0", "image.stall_timeout:"},
 		{"[image]\nmin_rate = 0", "image.min_rate:"},
 		{"[image]\npinned = ['a[']", "image.pinned:"},
+		{"[image.source.'m.example']\nstall_timeout = -1", `image.source."m.example".stall_timeout:`},
+		{"[image.source.'m.example']\nstall_timeout = 3601", `image.source."m.example".stall_timeout:`},
+		{"[image.source.'m.example']\nmin_rate = -1", `image.source."m.example".min_rate:`},
+		{"[image.source.'https://m.example']\nmin_rate = 1", "is not a host"},
+		{"[image.source.'m.example/v2']\nmin_rate = 1", "is not a host"},
+		{"[image.source.'']\nmin_rate = 1", "is not a host"},
+		{"[image.source.m]\nrate = 1", "unknown key image.source.m.rate (line 2)"},
 		{"[pod]\nshm_size = 0", "pod.shm_size:"},
 		{"[pod]\nmax_execs = 0", "pod.max_execs:"},
 		{"[pod]\nblockio_config = 'here'", "pod.blockio_config:"},

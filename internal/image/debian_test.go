@@ -162,7 +162,9 @@ func (d *debian) push(repo string, img v1.Image) string {
 }
 
 func (d *debian) store() *Store {
-	return openStore(d.t, "", func(o *Options) { o.Registry = registry.Options{CertsDirs: []string{d.certs}, Stall: time.Second} })
+	return openStore(d.t, "", func(o *Options) {
+		o.Registry = registry.Options{CertsDirs: []string{d.certs}, Limits: registry.Limits{Stall: time.Second}}
+	})
 }
 
 // selfSigned makes a certificate for loopback, which signs the tokens, too.

@@ -26,7 +26,9 @@ func mirrored(t *testing.T, mirror, h *hub) *Store {
 	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(body), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return openStore(t, "", func(o *Options) { o.Registry = registry.Options{CertsDirs: []string{certs}, Stall: time.Second} })
+	return openStore(t, "", func(o *Options) {
+		o.Registry = registry.Options{CertsDirs: []string{certs}, Limits: registry.Limits{Stall: time.Second}}
+	})
 }
 
 func TestCorruptMirrorIsLeftForTheRegistry(t *testing.T) {

@@ -88,10 +88,11 @@ func (b *blob) connect() error {
 func (b *blob) tooSlow(n int, took time.Duration) bool {
 	b.waited += took
 	b.got += int64(n)
-	if b.waited < b.repo.options.Stall/4 {
+	limits := b.repo.options.at(b.host)
+	if b.waited < limits.Stall/4 {
 		return false
 	}
-	slow := float64(b.got) < b.waited.Seconds()*float64(b.repo.options.MinRate)
+	slow := float64(b.got) < b.waited.Seconds()*float64(limits.MinRate)
 	b.waited, b.got = 0, 0
 	return slow && b.repo.alternative(b.host)
 }

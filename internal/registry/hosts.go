@@ -33,6 +33,7 @@ func lookupHosts(ctx context.Context, o Options, registry string, creds *credent
 	}
 	creds.own = own
 	var transports []*http.Transport
+	longest := o.longestStall() // hosts share transports: what each may take is seen to at the request
 	hosts, err := config.ConfigureHosts(ctx, config.HostOptions{
 		HostDir:     func(string) (string, error) { return dir, nil },
 		Credentials: creds.forHost,
@@ -40,10 +41,10 @@ func lookupHosts(ctx context.Context, o Options, registry string, creds *credent
 			if t, ok := client.Transport.(*http.Transport); ok {
 				t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, connsPerHost
 				t.ReadBufferSize = 64 << 10
-				t.ResponseHeaderTimeout = o.Stall
+				t.ResponseHeaderTimeout = longest
 				if dial := t.DialContext; dial != nil {
 					t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-						ctx, cancel := context.WithTimeout(ctx, o.Stall)
+						ctx, cancel := context.WithTimeout(ctx, longest)
 						defer cancel()
 						return dial(ctx, network, addr)
 					}

@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -22,7 +25,7 @@ func openImpatient(t *testing.T, mirror, server, more string, auth Auth) *Reposi
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := Open(t.Context(), Options{CertsDirs: certs, Stall: 400 * time.Millisecond, MinRate: 1 << 20}, ref, auth)
+	r, err := Open(t.Context(), Options{CertsDirs: certs, Limits: Limits{Stall: 400 * time.Millisecond, MinRate: 1 << 20}}, ref, auth)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +106,149 @@ func TestSlowIsBetterThanNothing(t *testing.T) {
 	if err := readBlob(t.Context(), r, c); err != nil {
 		t.Error(err)
 	}
+}
+
+// Each source has limits of its own: of two mirrors that are equally slow, the one that must be faster is left, and the one
+// that may be so slow is kept, though the registry itself would be faster.
+func TestLimitsOfASource(t *testing.T) {
+	c := newContent(t)
+	blob := "/blobs/" + c.layer.String()
+	slow := func(asked *atomic.Int32) string {
+		return serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, blob) {
+				asked.Add(1)
+				w = &trickle{w}
+			}
+			c.ServeHTTP(w, r)
+		})
+	}
+	var first, second, own atomic.Int32
+	hasty, lax := slow(&first), slow(&second)
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		own.Add(1)
+		c.ServeHTTP(w, r)
+	})
+	certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n[host.\"http://%s\"]\n", server, hasty, lax))
+	ref, err := ParseReference("registry.example/library/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(limits map[string]Limits) {
+		t.Helper()
+		for _, n := range []*atomic.Int32{&first, &second, &own} {
+			n.Store(0)
+		}
+		r, err := Open(t.Context(), Options{CertsDirs: certs, Limits: Limits{Stall: 400 * time.Millisecond, MinRate: 1 << 10}, Sources: limits}, ref, Auth{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		for range 2 {
+			if err := readBlob(t.Context(), r, c); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	read(map[string]Limits{hasty: {MinRate: 1 << 20}})
+	if first.Load() != 1 || second.Load() != 2 || own.Load() != 0 {
+		t.Errorf("the mirrors were asked %d and %d times, the registry %d: want 1, 2, 0", first.Load(), second.Load(), own.Load())
+	}
+	read(map[string]Limits{hasty: {MinRate: 1 << 20}, lax: {MinRate: 1 << 20}})
+	if first.Load() != 1 || second.Load() != 1 || own.Load() != 2 {
+		t.Errorf("the mirrors were asked %d and %d times, the registry %d: want 1, 1, 2", first.Load(), second.Load(), own.Load())
+	}
+}
+
+// The time without progress is a source's own, too, from the dialling to the last byte: here of the answer.
+func TestPatienceWithASource(t *testing.T) {
+	c := newContent(t)
+	const late = 600 * time.Millisecond
+	var asked atomic.Int32
+	mirror := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		select {
+		case <-time.After(late):
+			c.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		}
+	})
+	var own atomic.Int32
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		own.Add(1)
+		c.ServeHTTP(w, r)
+	})
+	certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n", server, mirror))
+	ref, err := ParseReference("registry.example/library/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		general, source time.Duration
+		fromMirror      bool
+	}{
+		{100 * time.Millisecond, 10 * time.Second, true},
+		{10 * time.Second, 100 * time.Millisecond, false},
+		{100 * time.Millisecond, 0, false},
+		{10 * time.Second, 0, true},
+	} {
+		asked.Store(0)
+		own.Store(0)
+		r, err := Open(t.Context(), Options{CertsDirs: certs, Limits: Limits{Stall: row.general}, Sources: map[string]Limits{mirror: {Stall: row.source}}}, ref, Auth{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		err = readBlob(t.Context(), r, c)
+		r.Close()
+		if took := time.Since(began); err != nil || asked.Load() != 1 || (own.Load() == 0) != row.fromMirror || took > 3*time.Second {
+			t.Errorf("%s, the mirror %s: %v after %s, the mirror was asked %d times and the registry %d", row.general, row.source, err, took, asked.Load(), own.Load())
+		}
+	}
+}
+
+// containerd's own key for the time that a connection may take.
+func TestDialTimeout(t *testing.T) {
+	c := newContent(t)
+	mirror := silentPort(t)
+	r := openImpatient(t, mirror, serve(t, c.ServeHTTP), "dial_timeout = \"150ms\"\n", Auth{})
+	r.options.Stall = 20 * time.Second
+	began := time.Now()
+	if err := readBlob(t.Context(), r, c); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < 150*time.Millisecond || took > 5*time.Second {
+		t.Errorf("the mirror that takes no connection was left after %s", took)
+	}
+}
+
+// silentPort is an address that answers no SYN: a listener whose queue is full.
+func silentPort(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
+	for range 16 {
+		conn, err := net.DialTimeout("tcp", addr, 200*time.Millisecond)
+		if err != nil {
+			return addr
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+	t.Fatal("the queue of the listener does not fill")
+	return ""
 }
 
 func TestMirrorHasCredentialsOfItsOwn(t *testing.T) {

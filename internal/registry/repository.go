@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,20 +55,49 @@ type Repository struct {
 
 // Options say how the hosts of a registry are found, and when one is given up.
 type Options struct {
-	CertsDirs []string      // where <host>/hosts.toml is looked for, in order
-	Stall     time.Duration // a host that sends nothing for so long is left for the next; 0: a minute
-	MinRate   int64         // so is one that sends fewer bytes per second over a quarter of Stall, when there is a next; 0: 16 KiB
+	CertsDirs []string          // where <host>/hosts.toml is looked for, in order
+	Limits                      // of every host; 0: a minute, 16 KiB
+	Sources   map[string]Limits // of single hosts, "mirror.example:5000", registries and mirrors alike; 0: as of every host
+}
+
+// Limits say when a host is given up.
+type Limits struct {
+	Stall   time.Duration // it sends nothing for so long: it is left for the next
+	MinRate int64         // it sends fewer bytes per second over a quarter of Stall: so it is, when there is a next
+}
+
+// orElse fills the fields that are 0 from defaults.
+func (l Limits) orElse(defaults Limits) Limits {
+	return Limits{Stall: cmp.Or(l.Stall, defaults.Stall), MinRate: cmp.Or(l.MinRate, defaults.MinRate)}
+}
+
+// at returns the limits of a host.
+func (o Options) at(host string) Limits { return o.Sources[canonicalHost(host)].orElse(o.Limits) }
+
+// longestStall is how long the most patient limits wait.
+func (o Options) longestStall() time.Duration {
+	longest := o.Stall
+	for _, l := range o.Sources {
+		longest = max(longest, l.Stall)
+	}
+	return longest
+}
+
+// withDefaults are the options with nothing left open.
+func (o Options) withDefaults() Options {
+	o.Limits = o.Limits.orElse(Limits{Stall: time.Minute, MinRate: 16 << 10})
+	named := o.Sources
+	o.Sources = make(map[string]Limits)
+	for host, l := range named {
+		o.Sources[canonicalHost(host)] = l
+	}
+	return o
 }
 
 // Open reads the configuration of ref's registry and prepares to talk to it as auth says. It sends nothing. The caller
 // closes the Repository. The error is of kind Invalid (auth) or Precondition (hosts.toml).
 func Open(ctx context.Context, o Options, ref Reference, auth Auth) (*Repository, error) {
-	if o.Stall <= 0 {
-		o.Stall = time.Minute
-	}
-	if o.MinRate <= 0 {
-		o.MinRate = 16 << 10
-	}
+	o = o.withDefaults()
 	creds, err := auth.decode()
 	if err != nil {
 		return nil, err

@@ -34,9 +34,12 @@ func (r *Repository) send(ctx context.Context, h docker.RegistryHost, method, en
 	wait := firstWait
 	for try := 1; ; try++ {
 		asked, stop := context.WithCancelCause(ctx)
-		resp, err := r.authorized(asked, h, method, endpoint, header)
+		stall := r.options.at(h.Host).Stall
+		resp, err := r.authorized(asked, h, method, endpoint, header, func() func() bool {
+			return time.AfterFunc(stall, func() { stop(errStalled) }).Stop
+		})
 		if err == nil {
-			resp.Body = &watched{ReadCloser: resp.Body, stop: stop, stall: r.options.Stall}
+			resp.Body = &watched{ReadCloser: resp.Body, stop: stop, stall: stall}
 		} else {
 			stop(nil)
 		}
@@ -48,8 +51,7 @@ func (r *Repository) send(ctx context.Context, h docker.RegistryHost, method, en
 			if ctx.Err() != nil || errors.Is(err, syscall.ECONNREFUSED) || fault.Of(err) != fault.Unavailable {
 				return nil, err
 			}
-			var late net.Error
-			if errors.As(err, &late) && late.Timeout() && r.alternative(h.Host) {
+			if timedOut(err) && r.alternative(h.Host) {
 				return nil, err
 			}
 		} else {
@@ -72,8 +74,15 @@ func (r *Repository) send(ctx context.Context, h docker.RegistryHost, method, en
 	}
 }
 
-// authorized makes one request, answering the challenge of a 401 with the credentials of the conversation.
-func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, method, endpoint string, header http.Header) (*http.Response, error) {
+// timedOut tells whether the host took too long to answer.
+func timedOut(err error) bool {
+	var late net.Error
+	return errors.Is(err, errStalled) || errors.As(err, &late) && late.Timeout()
+}
+
+// authorized makes one request, answering the challenge of a 401 with the credentials of the conversation. patience is
+// called before each wait for the host and what it returns after it.
+func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, method, endpoint string, header http.Header, patience func() func() bool) (*http.Response, error) {
 	scoped := docker.ContextWithAppendPullRepositoryScope(log.WithLogger(ctx, r.quiet), r.ref.Path())
 	var responses []*http.Response
 	for {
@@ -85,7 +94,12 @@ func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, meth
 		if err := h.Authorizer.Authorize(scoped, req); err != nil {
 			return nil, r.tokenRefusal(h, err)
 		}
+		answered := patience()
 		resp, err := h.Client.Do(req)
+		answered()
+		if err != nil && errors.Is(context.Cause(ctx), errStalled) {
+			err = errStalled
+		}
 		if err != nil {
 			return nil, fault.New(fault.Unavailable, "registry host %s did not answer for repository %s: %w", h.Host, r.ref.Path(), err)
 		}
