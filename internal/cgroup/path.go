@@ -4,6 +4,8 @@ import (
 	"path"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
@@ -44,6 +46,11 @@ func Choose(configured string, systemd bool) (Driver, error) {
 func (d Driver) Parent(cgroupParent, podID, podUID string) (parent string, own bool, err error) {
 	if strings.ContainsAny(cgroupParent, "\x00\n:") || strings.Contains("/"+cgroupParent+"/", "/../") {
 		return "", false, fault.New(fault.Invalid, "linux.cgroup_parent: %q is not the path of a cgroup", cgroupParent)
+	}
+	for name := range strings.SplitSeq(cgroupParent, "/") {
+		if len(name) > unix.NAME_MAX {
+			return "", false, fault.New(fault.Invalid, "linux.cgroup_parent: %.40q… has %d bytes, the name of a cgroup at most %d", name, len(name), unix.NAME_MAX)
+		}
 	}
 	if d == Systemd {
 		if cgroupParent == "" {

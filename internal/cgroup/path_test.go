@@ -47,6 +47,7 @@ func TestParentPathDir(t *testing.T) {
 		{Cgroupfs, "/k.slice/k-pod0123_45.slice", "/k.slice/k-pod0123_45.slice", true, "/k.slice/k-pod0123_45.slice/c", "/k.slice/k-pod0123_45.slice/c", false},
 		{Cgroupfs, "/a/../../etc", "", false, "", "", true},
 		{Cgroupfs, "/a\x00", "", false, "", "", true},
+		{Cgroupfs, "/a/" + strings.Repeat("x", 256), "", false, "", "", true},
 
 		{Systemd, "", "kuri_p.slice", true, "kuri_p.slice:kuri:c", "/kuri_p.slice/kuri-c.scope", false},
 		{

@@ -105,7 +105,7 @@ type Created struct {
 
 // Create makes the container id of a bundle (runtime specification, "create"): its process waits at its start line.
 // It takes the mount namespace of the calling thread, in which spec's root.path is the root filesystem. When it fails
-// nothing of the container stays.
+// nothing of the container stays. The error does not name it: whoever asks for it knows a better name.
 func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (_ *Created, err error) {
 	// The bundle is the working directory, by the specification; libcontainer takes it from there.
 	if err := unix.Chdir(bundle); err != nil {
@@ -130,14 +130,14 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 
 	c, err := libcontainer.Create(e.root, id, config)
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", id, err)
+		return nil, err
 	}
 	if err := c.Start(p); err != nil {
 		// The process is gone and its cgroup too, the state directory is not.
 		if derr := c.Destroy(); derr != nil {
 			err = fmt.Errorf("%w (and then: %w)", err, derr)
 		}
-		return nil, classify(fmt.Errorf("create container %s: %w", id, err))
+		return nil, classify(err)
 	}
 	pid, err := p.Pid()
 	if err != nil {

@@ -59,11 +59,18 @@ func Device(hostPath, containerPath, permissions string) ([]spec.ResolvedDevice,
 	return []spec.ResolvedDevice{d}, nil
 }
 
+// maxEntries bounds what a directory of devices may have below it: /dev has some hundreds, / would take minutes.
+const maxEntries = 10_000
+
 // below returns the devices in dir and its directories. Those that every container has its own of (pts, shm, mqueue,
 // fd, console) are left out, and so is what vanishes meanwhile.
 func below(dir, containerDir, permissions string) ([]spec.ResolvedDevice, error) {
 	var out []spec.ResolvedDevice
+	entries := 0
 	err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+		if entries++; entries > maxEntries {
+			return fault.New(fault.Invalid, "%s has more than %d files below it: name the devices themselves", dir, maxEntries)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}

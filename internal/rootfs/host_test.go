@@ -3,6 +3,7 @@ package rootfs
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -121,6 +122,18 @@ func TestDevices(t *testing.T) {
 	}
 	if has["/dev/null"] != "rwm" || has["/dev/nil"] != "r" {
 		t.Errorf("a privileged container's devices: %v", has)
+	}
+}
+
+func TestDirectoryThatIsNoneOfDevices(t *testing.T) {
+	dir := t.TempDir()
+	for n := range maxEntries {
+		if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(n)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Device(dir, "/dev/x", "r"); fault.Of(err) != fault.Invalid || !strings.Contains(err.Error(), "name the devices themselves") {
+		t.Errorf("%v", err)
 	}
 }
 
