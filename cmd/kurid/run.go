@@ -29,6 +29,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/server"
 	"github.com/kuri-cri/kuri/internal/spec"
 	"github.com/kuri-cri/kuri/internal/stream"
+	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
 // run builds the parts in order, serves until ctx ends, and closes them in reverse. Pods go on running.
@@ -177,8 +178,15 @@ func imageOptions(cfg config.Config, layers *layer.Store) image.Options {
 	for host, s := range cfg.Image.Sources {
 		sources[host] = limits(s.StallTimeout, s.MinRate)
 	}
+	var verifiers *verifier.Programs
+	if cfg.Image.VerifierDir != "" {
+		verifiers = verifier.New(verifier.Options{
+			Dir: cfg.Image.VerifierDir, Timeout: time.Duration(cfg.Image.VerifierTimeout) * time.Second, Scratch: cfg.State,
+		})
+	}
 	return image.Options{
-		Root: cfg.Root, Layers: layers, MaxLayers: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
+		Verifiers: verifiers,
+		Root:      cfg.Root, Layers: layers, MaxLayers: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
 		Registry: registry.Options{
 			CertsDirs: cfg.Image.CertsDirs, Limits: limits(cfg.Image.StallTimeout, cfg.Image.MinRate), Sources: sources,
 		},

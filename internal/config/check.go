@@ -121,6 +121,12 @@ func (c *Config) checkImage(found *problems) {
 		}
 		found.limits(key, cmp.Or(s.StallTimeout, c.Image.StallTimeout), cmp.Or(s.MinRate, c.Image.MinRate))
 	}
+	if dir := c.Image.VerifierDir; dir != "" && !filepath.IsAbs(dir) {
+		found.bad("image.verifier_dir", "%q must be an absolute path", dir)
+	}
+	if t := c.Image.VerifierTimeout; t < 1 || t > 600 {
+		found.bad("image.verifier_timeout", "%d is not between 1 and 600 seconds", t)
+	}
 	for _, name := range c.Image.Pinned {
 		if _, err := path.Match(name, ""); err != nil {
 			found.bad("image.pinned", "%q is not a pattern: %v", name, err)

@@ -52,6 +52,9 @@ type Image struct {
 	StallTimeout int   `toml:"stall_timeout"` // seconds without a byte after which a mirror or registry is given up
 	MinRate      int64 `toml:"min_rate"`      // bytes per second below which a mirror is left for the next host
 
+	VerifierDir     string `toml:"verifier_dir"`     // of programs that must accept an image before it is pulled; "": none
+	VerifierTimeout int    `toml:"verifier_timeout"` // seconds that each may take
+
 	Sources map[string]Source `toml:"source"` // what differs for single hosts, by "host" or "host:port"
 }
 
@@ -111,7 +114,7 @@ func Default() Config {
 		LogLevel:     "info",
 		LogFormat:    "text",
 		CgroupDriver: "auto",
-		Image:        Image{CertsDirs: []string{"/etc/kuri/certs.d", "/etc/containerd/certs.d"}, StallTimeout: 60, MinRate: 16 << 10},
+		Image:        Image{CertsDirs: []string{"/etc/kuri/certs.d", "/etc/containerd/certs.d"}, StallTimeout: 60, MinRate: 16 << 10, VerifierTimeout: 10},
 		Network: Network{
 			Use:        "auto",
 			CNIConfDir: "/etc/cni/net.d",

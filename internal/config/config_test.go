@@ -101,6 +101,8 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"[image]\nstall_timeout = 0", "image.stall_timeout:"},
 		{"[image]\nmin_rate = 0", "image.min_rate:"},
 		{"[image]\npinned = ['a[']", "image.pinned:"},
+		{"[image]\nverifier_dir = 'bin'", "image.verifier_dir:"},
+		{"[image]\nverifier_timeout = 0", "image.verifier_timeout:"},
 		{"[image.source.'m.example']\nstall_timeout = -1", `image.source."m.example".stall_timeout:`},
 		{"[image.source.'m.example']\nstall_timeout = 3601", `image.source."m.example".stall_timeout:`},
 		{"[image.source.'m.example']\nmin_rate = -1", `image.source."m.example".min_rate:`},

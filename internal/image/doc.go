@@ -15,6 +15,10 @@
 // What is stored can be checked against its digests and checksums, and what is damaged fetched again, alone
 // ([Store.Check], [Store.Repair]).
 //
+// Where there are verifiers (package verifier), each pull asks them when it knows what its reference stands for, and before
+// anything but the manifest is fetched; also the pull of an image that is here. Loading an archive and making a container
+// do not ask.
+//
 // A pull is identified by reference and credentials: callers with the same ones share it, and it goes on when they
 // leave. Reading (Get, List) answers from an immutable snapshot and waits for nothing. The lock that commits and removals
 // take is held over small writes to the disk, never over the network or a layer.

@@ -12,6 +12,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/registry"
+	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
 // Pull makes the image that the reference stands for now be on this node, and points the reference to it. A caller with
@@ -19,7 +20,8 @@ import (
 // is that of ctx. An image that is whole and unchanged costs one request.
 //
 // Errors have the kinds of packages registry and layer. The text of one of kind Unavailable begins with
-// "RegistryUnavailable: ", which a kubelet knows (cri-api, pkg/errors).
+// "RegistryUnavailable: ", and that of an image which a verifier refused, of kind PermissionDenied, with
+// "SignatureValidationFailed: ", which a kubelet knows (cri-api, pkg/errors).
 func (s *Store) Pull(ctx context.Context, name string, auth registry.Auth) (*Image, error) {
 	return s.PullFor(ctx, name, "", auth)
 }
@@ -44,6 +46,10 @@ func (s *Store) PullFor(ctx context.Context, name, platform string, auth registr
 	case errors.Is(err, fault.Unavailable):
 		return nil, fmt.Errorf("RegistryUnavailable: pull image %s: %w", ref, err)
 	}
+	var refused *verifier.Refusal
+	if errors.As(err, &refused) {
+		return nil, fmt.Errorf("SignatureValidationFailed: pull image %s: %w", ref, err)
+	}
 	return nil, fmt.Errorf("pull image %s: %w", ref, err)
 }
 
@@ -59,13 +65,16 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, platform strin
 	defer repo.Close()
 
 	// 2. Here already?
-	if img, err := s.unchanged(ctx, repo, ref, platform); img != nil || err != nil {
+	if img, err := s.unchanged(ctx, repo, ref, platform, auth); img != nil || err != nil {
 		return img, err
 	}
 
-	// 3. The manifest. The image may be here under another tag.
+	// 3. The manifest, and whether it may be here. The image may be here under another tag.
 	m, err := repo.Manifest(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.verify(ctx, ref, auth, descriptorOf(m)); err != nil {
 		return nil, err
 	}
 	if img, err := s.known(ref, m.Digest, platform); img != nil || err != nil {
@@ -92,17 +101,29 @@ func namesOf(ref registry.Reference, resolved digest.Digest, platform string) na
 	return n
 }
 
-// unchanged asks the registry what ref stands for, when ref is known here, and returns the image when that is here too.
-// The question is asked for a digest as well: the answer shows that the caller may have the image.
-func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference, platform string) (*Image, error) {
+// unchanged asks the registry what ref stands for, when ref is known here, and returns the image when that is here too,
+// and the verifiers accept it still. The question is asked for a digest as well: the answer shows that the caller may have
+// the image.
+func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference, platform string, auth registry.Auth) (*Image, error) {
 	if s.now.Load().byName[nameFor(ref.String(), platform)] == nil {
 		return nil, nil
 	}
-	dgst, err := repo.Resolve(ctx)
-	if err != nil || dgst == "" {
+	desc, err := repo.Resolve(ctx)
+	if err != nil || desc.Digest == "" {
 		return nil, err
 	}
-	return s.known(ref, dgst, platform)
+	if s.verifiers != nil && (desc.Size < 0 || desc.MediaType == "" || !s.knows(ref, desc.Digest, platform)) {
+		return nil, nil // the verifiers are asked with the manifest at hand, once
+	}
+	if err := s.verify(ctx, ref, auth, desc); err != nil {
+		return nil, err
+	}
+	return s.known(ref, desc.Digest, platform)
+}
+
+// knows tells whether the image that the repository's digest stands for is here.
+func (s *Store) knows(ref registry.Reference, dgst digest.Digest, platform string) bool {
+	return s.now.Load().byName[nameFor(ref.Repository+"@"+dgst.String(), platform)] != nil
 }
 
 // known returns the image that the repository's digest stands for, with ref pointed to it, or nil when it is not here.

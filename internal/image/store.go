@@ -23,6 +23,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/registry"
+	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
 // recordVersion is the format version of an image's record.
@@ -35,6 +36,8 @@ type Options struct {
 	Registry  registry.Options
 	MaxLayers int      // layers fetched and unpacked at once, over all pulls; 0: as many as serve this machine
 	Pinned    []string // references of images that a kubelet must not collect, or patterns with * and ? (path.Match)
+
+	Verifiers *verifier.Programs // that must accept an image before it is pulled; nil: none
 }
 
 // imageRecord is what is persisted of an image beside its config and manifest.
@@ -69,11 +72,12 @@ type pullKey struct {
 
 // Store is the images of one node. See [Open].
 type Store struct {
-	root     string
-	layers   *layer.Store
-	registry registry.Options
-	pinned   []string      // references in full, or patterns
-	slots    chan struct{} // one for each layer that may be on its way
+	root      string
+	layers    *layer.Store
+	registry  registry.Options
+	verifiers *verifier.Programs // nil: there are none
+	pinned    []string           // references in full, or patterns
+	slots     chan struct{}      // one for each layer that may be on its way
 
 	life  context.Context // ends with Close
 	end   context.CancelFunc
@@ -91,10 +95,11 @@ type Store struct {
 // in the log; they never keep the store from opening. The caller closes it.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
-		root:     o.Root,
-		layers:   o.Layers,
-		registry: o.Registry,
-		entries:  make(map[digest.Digest]*entry),
+		root:      o.Root,
+		layers:    o.Layers,
+		registry:  o.Registry,
+		verifiers: o.Verifiers,
+		entries:   make(map[digest.Digest]*entry),
 	}
 	if o.MaxLayers <= 0 {
 		o.MaxLayers = max(4, runtime.NumCPU())

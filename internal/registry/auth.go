@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"net/http"
 	"net/url"
 	"strings"
@@ -64,6 +65,35 @@ func (a Auth) decode() (*credentials, error) {
 		c.user, c.secret = user, strings.Trim(password, "\x00") // docker pads it with NUL
 	}
 	return c, nil
+}
+
+// DockerConfig returns the credentials that the registry host may see as a file of docker's format, for programs that ask
+// the same registry; nil when there are none. The error is of kind Invalid, as that of [Open].
+func (a Auth) DockerConfig(host string) ([]byte, error) {
+	c, err := a.decode()
+	if err != nil {
+		return nil, err
+	}
+	if c.anonymous() || c.only != "" && c.only != canonicalHost(host) {
+		return nil, nil
+	}
+	type entry struct {
+		Auth          string `json:"auth,omitempty"`
+		IdentityToken string `json:"identitytoken,omitempty"`
+		RegistryToken string `json:"registrytoken,omitempty"`
+	}
+	e := entry{RegistryToken: c.bearer}
+	switch {
+	case c.user != "":
+		e.Auth = base64.StdEncoding.EncodeToString([]byte(c.user + ":" + c.secret))
+	case c.secret != "":
+		e.IdentityToken = c.secret
+	}
+	address := host
+	if canonicalHost(host) == "docker.io" {
+		address = "https://index.docker.io/v1/" // as docker has it
+	}
+	return json.Marshal(map[string]map[string]entry{"auths": {address: e}})
 }
 
 // addressHost takes the host out of a server address, which is a URL or a bare host.

@@ -93,3 +93,18 @@ func TestClientCertificateAndHeaders(t *testing.T) {
 		})
 	}
 }
+
+func TestDockerConfig(t *testing.T) {
+	for _, row := range []struct{ host, server, want string }{
+		{"quay.io", "", `{"auths":{"quay.io":{"auth":"dTpw"}}}`},
+		{"quay.io", "https://quay.io/v1/", `{"auths":{"quay.io":{"auth":"dTpw"}}}`},
+		{"quay.io", "docker.io", ""},
+		{"docker.io", "", `{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"}}}`},
+		{"docker.io", "https://index.docker.io/v1/", `{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"}}}`},
+	} {
+		got, err := Auth{Username: "u", Password: "p", ServerAddress: row.server}.DockerConfig(row.host)
+		if err != nil || string(got) != row.want {
+			t.Errorf("%+v: %s, %v", row, got, err)
+		}
+	}
+}

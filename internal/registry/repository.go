@@ -126,10 +126,10 @@ type Manifest struct {
 	Body      []byte
 }
 
-// Resolve asks for the digest that the reference stands for now, without fetching the manifest: a HEAD request. The
-// digest is "" when the registry does not tell it this way.
-func (r *Repository) Resolve(ctx context.Context) (digest.Digest, error) {
-	var dgst digest.Digest
+// Resolve asks for what the reference stands for now, without fetching the manifest: a HEAD request. The digest is ""
+// when the registry does not tell it this way, the size -1, and the media type "".
+func (r *Repository) Resolve(ctx context.Context) (imagespec.Descriptor, error) {
+	desc := imagespec.Descriptor{Size: -1}
 	err := r.eachHost(ctx, r.capability(r.ref.target()), func(h docker.RegistryHost) error {
 		resp, err := r.send(ctx, h, http.MethodHead, "manifests/"+r.ref.target(), http.Header{"Accept": {acceptManifests}})
 		if errors.Is(err, fault.Unimplemented) {
@@ -139,13 +139,14 @@ func (r *Repository) Resolve(ctx context.Context) (digest.Digest, error) {
 			return err
 		}
 		resp.Body.Close()
-		dgst = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
+		dgst := digest.Digest(resp.Header.Get("Docker-Content-Digest"))
 		if dgst.Validate() != nil || dgst.Algorithm() != digest.SHA256 {
 			dgst = ""
 		}
+		desc = imagespec.Descriptor{MediaType: mediaType(resp), Digest: dgst, Size: resp.ContentLength}
 		return nil
 	})
-	return dgst, err
+	return desc, err
 }
 
 // Manifest fetches what the reference stands for and verifies it against the digest, when the reference has one.
@@ -181,10 +182,17 @@ func (r *Repository) manifestFrom(ctx context.Context, h docker.RegistryHost, ta
 	if want := digest.Digest(target); want.Validate() == nil && want != m.Digest {
 		return Manifest{}, fault.New(fault.Corrupt, "%s has digest %s", what, m.Digest)
 	}
-	if mt, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err == nil {
-		m.MediaType = mt
-	}
+	m.MediaType = mediaType(resp)
 	return m, nil
+}
+
+// mediaType is what the response calls its content; "" when it does not say.
+func mediaType(resp *http.Response) string {
+	mt, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil {
+		return ""
+	}
+	return mt
 }
 
 // Config fetches a small blob whole, verified: an image's config. The error is of kind Exhausted when it has more than

@@ -127,8 +127,8 @@ func TestLoopbackSpeaksPlainHTTP(t *testing.T) {
 	addr := serve(t, c.ServeHTTP)
 	for _, ref := range []string{addr + "/library/app:1", addr + "/library/app@" + c.manifest.String()} {
 		r := open(t, nil, ref, Auth{})
-		if d, err := r.Resolve(t.Context()); err != nil || d != c.manifest {
-			t.Errorf("%s, %v", d, err)
+		if d, err := r.Resolve(t.Context()); err != nil || d.Digest != c.manifest || d.Size <= 0 || d.MediaType == "" {
+			t.Errorf("%+v, %v", d, err)
 		}
 		if m, err := r.Manifest(t.Context()); err != nil || m.Digest != c.manifest || m.MediaType == "" {
 			t.Errorf("%+v, %v", m, err)

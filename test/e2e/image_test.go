@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/test/harness"
@@ -264,6 +265,67 @@ func TestMirror(t *testing.T) {
 	d.Pull(t, ref)
 	if s := imageStatus(t, d, ref); s == nil || s.RepoTags[0] != ref {
 		t.Errorf("the image is known as %v", s)
+	}
+}
+
+// Verifiers that are configured decide about each pull, in the words that a kubelet knows; what is here already can be run.
+func TestImageVerifiers(t *testing.T) {
+	dir := t.TempDir()
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[image]\nverifier_dir = %q\nverifier_timeout = 2\n", filepath.Join(dir, "bin"))})
+	ref := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
+	_, err := pull(t, d, ref, nil)
+	harness.WantError(t, err, codes.Unknown, "SignatureValidationFailed: pull image "+ref, "not there", "image.verifier_dir")
+
+	program := func(body string) {
+		t.Helper()
+		harness.Write(t, dir, "bin/verify", "#!/bin/sh\n"+body+"\n")
+		if err := os.Chmod(filepath.Join(dir, "bin", "verify"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program("exit 0")
+	d.Pull(t, ref)
+	program("echo 'no signature of alice'; exit 1")
+	_, err = pull(t, d, ref, nil)
+	harness.WantError(t, err, codes.Unknown, "verifier verify: refused with exit code 1: no signature of alice")
+	if text := status.Convert(err).Message(); !strings.HasPrefix(text, "SignatureValidationFailed: ") {
+		t.Errorf("a kubelet does not know %q", text)
+	}
+	d.RunAlone(t, "app", ref, "sleep", "1000")
+	if _, said, code := d.Kuri(t, "pull", ref); code == 0 || !strings.Contains(said, "no signature of alice") {
+		t.Errorf("kuri pull exits %d and says:\n%s", code, said)
+	}
+
+	// Whatever becomes of a verifier, nothing of it stays: neither when it hangs nor when kurid is killed meanwhile.
+	program("(setsid sleep 7351 &) ; sleep 7351")
+	_, err = pull(t, d, ref, nil)
+	harness.WantError(t, err, codes.Unknown, "SignatureValidationFailed: ", "did not answer within 2s")
+	gone := func() {
+		t.Helper()
+		harness.Eventually(t, 5*time.Second, "the verifier is gone", func() error {
+			if left := harness.Processes(t, "sleep 7351"); len(left) > 0 {
+				return fmt.Errorf("%v", left)
+			}
+			return nil
+		})
+	}
+	gone()
+	program("(setsid sleep 7351 &) ; : >" + dir + "/runs; sleep 7351")
+	asked := make(chan error, 1)
+	go func() {
+		_, err := pull(t, d, ref, &runtimeapi.AuthConfig{Username: "u", Password: "p"})
+		asked <- err
+	}()
+	harness.Eventually(t, 5*time.Second, "the verifier runs", func() error {
+		_, err := os.Stat(filepath.Join(dir, "runs"))
+		return err
+	})
+	d.Kill9(t)
+	<-asked
+	gone()
+	d.Continue(t)
+	if left, _ := filepath.Glob(filepath.Join(d.State, "verify-*")); len(left) > 0 {
+		t.Errorf("credentials stayed: %v", left)
 	}
 }
 
