@@ -79,8 +79,11 @@ func conditionRows(s *runtimeapi.RuntimeStatus) [][]string {
 	var rows [][]string
 	for _, cond := range s.GetConditions() {
 		text := "yes"
-		if !cond.Status {
+		switch {
+		case !cond.Status:
 			text = "NO: " + strings.TrimSpace(cond.Reason+" "+cond.Message)
+		case cond.Message != "": // it works, and yet
+			text = "yes, but: " + cond.Message
 		}
 		rows = append(rows, []string{cond.Type + ":", text})
 	}

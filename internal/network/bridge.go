@@ -49,7 +49,7 @@ type Bridge struct {
 	idle    *time.Timer       // prunes; nil when none is set
 	closed  bool
 
-	firewall string // what warnOfFirewall found last
+	firewall // which locks for itself
 }
 
 // built describes the bridge link in the kernel.
@@ -140,7 +140,10 @@ func (b *Bridge) SetPodCIDR(ranges []netip.Prefix) error {
 func (b *Bridge) Ready(context.Context) error {
 	if b.mu.TryLock() {
 		if !b.closed && (len(b.pool.leases) > 0 || b.lastErr.Load() != nil) {
-			_ = b.ensure() // kept in lastErr
+			if b.ensure() == nil && b.stale() { // an error is kept in lastErr
+				on := b.link
+				b.workers.Go(func() { b.lookAtFirewall(context.Background(), on) })
+			}
 			b.startIdle()
 		}
 		b.mu.Unlock()
@@ -154,7 +157,9 @@ func (b *Bridge) Ready(context.Context) error {
 // Close stops the timer that prunes. Pods keep their network, and the bridge goes when there are none.
 func (b *Bridge) Close() error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.closed = true
-	return b.prune()
+	err := b.prune()
+	b.mu.Unlock()
+	b.workers.Wait()
+	return err
 }

@@ -79,6 +79,11 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 		return nil, err
 	}
 	complain(forgetBefore(lease.HostPorts))
+
+	// 7. The node's firewall, when the bridge is new.
+	if b.unseen.CompareAndSwap(true, false) {
+		b.lookAtFirewall(ctx, on)
+	}
 	back.Release()
 	return result, nil
 }

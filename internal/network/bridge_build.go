@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -109,24 +108,9 @@ func (b *Bridge) build() error {
 	if err := b.keepApart(); err != nil {
 		return err
 	}
-	b.warnOfFirewall()
+	b.unseen.Store(true)
 	// 5. A bridge that was made anew gets the ports of the pods that run.
 	return b.adopt(h)
-}
-
-// warnOfFirewall tells, once for each finding, what may keep pods from what is beyond the node: an accept in our table does
-// not open what another table drops.
-func (b *Bridge) warnOfFirewall() {
-	chains, err := droppingForward()
-	if err != nil {
-		slog.Debug("the node's firewall cannot be looked at", "err", err)
-		return
-	}
-	found := strings.Join(chains, ", ")
-	if found != "" && found != b.firewall {
-		slog.Warn("a firewall of the node drops forwarded packets; unless it accepts the bridge, pods reach nothing beyond the node (docs/network.md)", "drops", found, "bridge", b.link.name)
-	}
-	b.firewall = found
 }
 
 // names are those that the bridge may have, the one for when another has the configured name first: it may have been made

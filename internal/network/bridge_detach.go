@@ -87,15 +87,28 @@ func (b *Bridge) Reclaim(ctx context.Context, keep func(podID string) bool) erro
 			errs = append(errs, b.Detach(ctx, Pod{ID: id}, nil))
 		}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	errs = append(errs, b.sweep())
-	if len(b.pool.leases) > 0 {
-		errs = append(errs, b.ensure())
-	} else {
-		errs = append(errs, b.prune())
+	errs = append(errs, b.settle())
+	if b.unseen.CompareAndSwap(true, false) {
+		b.lookAtFirewall(ctx, b.current())
 	}
 	return errors.Join(errs...)
+}
+
+// settle brings the bridge and its ports to what the leases want.
+func (b *Bridge) settle() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	err := b.sweep()
+	if len(b.pool.leases) > 0 {
+		return errors.Join(err, b.ensure())
+	}
+	return errors.Join(err, b.prune())
+}
+
+func (b *Bridge) current() built {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.link
 }
 
 // sweep removes links of ours that no lease names: its record was lost.
@@ -127,11 +140,16 @@ func (b *Bridge) sweep() error {
 	return errors.Join(errs...)
 }
 
-// Prune removes the bridge and the table now, if no pod has an address.
-func (b *Bridge) Prune(context.Context) error {
+// Prune removes the bridge and the table now, if no pod has an address, and what firewalld was told of the bridge.
+func (b *Bridge) Prune(ctx context.Context) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.prune()
+	err := b.prune()
+	unused := len(b.pool.leases) == 0
+	b.mu.Unlock()
+	if err != nil || !unused {
+		return err
+	}
+	return b.distrust(ctx)
 }
 
 func (b *Bridge) prune() error {
@@ -155,6 +173,8 @@ func (b *Bridge) prune() error {
 		return fmt.Errorf("remove the bridge of the built-in network: %w", err)
 	}
 	b.link, b.ranges, b.numbers = built{}, nil, map[string]uint32{}
+	b.unseen.Store(false)
+	b.notice.Store(nil)
 	return nil
 }
 

@@ -14,9 +14,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -602,52 +600,6 @@ func TestToOneself(t *testing.T) {
 		}
 	}
 	must(t, n.Detach(t.Context(), pod, r))
-}
-
-// TestFirewallThatDrops: a chain of another's that drops forwarded packets is found, and left as it is.
-func TestFirewallThatDrops(t *testing.T) {
-	requireRoot(t)
-	leftovers(t)
-	c, err := nftables.New()
-	must(t, err)
-	drop := nftables.ChainPolicyDrop
-	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "theirs"})
-	for name, hook := range map[string]*nftables.ChainHook{"out": nftables.ChainHookOutput, "through": nftables.ChainHookForward} {
-		c.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: &drop})
-	}
-	must(t, c.Flush())
-	defer func() { c.DelTable(table); must(t, c.Flush()) }()
-	n := newBridge(t, BridgeConfig{})
-	pod, _ := newPod(t)
-	r := attach(t, n, pod)
-	if n.firewall != "table theirs chain through" {
-		t.Errorf("found %q", n.firewall)
-	}
-	must(t, n.Detach(t.Context(), pod, r))
-}
-
-// TestFirewalld: firewalld's chains have the policy accept and reject at their end; that is found too, and what rejects
-// some packets alone is not.
-func TestFirewalld(t *testing.T) {
-	requireRoot(t)
-	leftovers(t)
-	c, err := nftables.New()
-	must(t, err)
-	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "firewalld"})
-	defer func() { c.DelTable(table); must(t, c.Flush()) }()
-	reject := []expr.Any{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
-	for name, exprs := range map[string][]expr.Any{
-		"filter_FORWARD": reject,
-		"some":           append(ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, "eth7"), reject...),
-	} {
-		chain := c.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(10)})
-		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
-	}
-	must(t, c.Flush())
-	found, err := droppingForward()
-	if err != nil || len(found) != 1 || found[0] != "table firewalld chain filter_FORWARD" {
-		t.Errorf("found %q, %v", found, err)
-	}
 }
 
 // TestOldFlows: a client that keeps sending UDP from one port reaches a pod that comes later, and then the next one.

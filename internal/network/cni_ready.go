@@ -32,6 +32,9 @@ func (c *CNI) Ready(ctx context.Context) error {
 	return c.askStatus(ctx, list)
 }
 
+// Notice implements [Network]. What plugins have to say they say to STATUS.
+func (c *CNI) Notice() string { return "" }
+
 // installed refuses a configuration whose plugins are not all there.
 func (c *CNI) installed(list *libcni.NetworkConfigList) error {
 	for _, p := range list.Plugins {

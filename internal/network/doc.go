@@ -17,11 +17,12 @@
 //	STATE/leases/<podID>.json   the addresses and host ports of a pod; a record of package record
 //	a bridge link               named as configured (kuri0) or, when another has that name, kuri-<h>; known as ours by its hardware address
 //	veth links kuri<11 digits>  one for each pod, a port of the bridge; named by the pod's ID
-//	nftables table inet kuri-<h>  masquerade and host ports; no rule of anybody else is read or changed
+//	nftables table inet kuri-<h>  masquerade and host ports; no rule of anybody else is changed
 //	nftables tables bridge kuri-<h>, inet kuri-<h>-apart  with isolation alone; they know pods by the group of their links
 //	a route for ::1             in table local, on the bridge, while host ports are in effect
 //	sysctls                     ip_forward, IPv6 forwarding, and those of our own links
 //	CACHE/attachments, CACHE/results  (CNI) what has been added for which pod, with the configuration that did it
+//	STATE/firewalld.json  that firewalld has the bridge in its zone trusted, because we asked; Prune takes both back
 //	STATE/podcidr.json, CACHE/podcidr.json  the pod CIDR that a kubelet told
 //
 // From connection tracking it removes UDP flows to host ports that came or went, and nothing else.
@@ -36,6 +37,7 @@
 // one lock over its leases, the link and the table, held for calls into the local kernel only; CNI keeps GC apart from all
 // else, which runs at the same time.
 //
-// The bridge cannot open a firewall that is not its own: where the policy of another's forward chain is drop (Docker sets
-// it for iptables), pods reach each other and the host, but nothing beyond it, until that firewall accepts the bridge.
+// A firewall that is not its own the bridge cannot open: where another's forward chain drops what comes from the bridge, pods
+// reach each other and the host, but nothing beyond it, until that firewall accepts the bridge. firewalld is asked to; of the
+// others, which are walked to find out, [Network.Notice] tells. See firewall.
 package network

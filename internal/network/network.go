@@ -24,6 +24,10 @@ type Network interface {
 	// Ready returns nil, or why a pod could not be attached now, as a sentence for the NetworkReady condition. It is cheap
 	// and changes nothing that a pod would notice.
 	Ready(ctx context.Context) error
+
+	// Notice returns what whoever looks after the node should know although pods can be attached, with what to do, as
+	// sentences for the message of a NetworkReady condition that is true; "" when there is nothing.
+	Notice() string
 }
 
 // Pod is what a network has to know of a sandbox.

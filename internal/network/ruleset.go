@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -133,56 +131,6 @@ func removeTable(name string, family nftables.TableFamily) error {
 		return fmt.Errorf("remove the nftables table %s: %w", name, err)
 	}
 	return nil
-}
-
-// droppingForward lists the chains of others that drop what the node forwards unless a rule of theirs accepts it: by their
-// policy, or by their last rule, as firewalld's do. Those of iptables-legacy are not among them: nftables does not see them.
-func droppingForward() ([]string, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return nil, err
-	}
-	chains, err := c.ListChains()
-	if err != nil {
-		return nil, fmt.Errorf("list the chains of nftables: %w", err)
-	}
-	var found []string
-	for _, ch := range chains {
-		if ch.Type != nftables.ChainTypeFilter || ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward ||
-			ch.Table.Family == nftables.TableFamilyBridge || strings.HasPrefix(ch.Table.Name, "kuri-") {
-			continue
-		}
-		drops := ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop
-		if !drops {
-			rules, err := c.GetRules(ch.Table, ch)
-			if err != nil {
-				return nil, fmt.Errorf("list the rules of table %s chain %s: %w", ch.Table.Name, ch.Name, err)
-			}
-			drops = len(rules) > 0 && dropsAll(rules[len(rules)-1])
-		}
-		if drops {
-			found = append(found, "table "+ch.Table.Name+" chain "+ch.Name)
-		}
-	}
-	slices.Sort(found)
-	return slices.Compact(found), nil
-}
-
-// dropsAll tells whether a rule drops or rejects whatever reaches it.
-func dropsAll(r *nftables.Rule) bool {
-	drops := false
-	for _, e := range r.Exprs {
-		switch e := e.(type) {
-		case *expr.Counter, *expr.Log:
-		case *expr.Reject:
-			drops = true
-		case *expr.Verdict:
-			drops = e.Kind == expr.VerdictDrop
-		default:
-			return false // it is for some packets
-		}
-	}
-	return drops
 }
 
 var (

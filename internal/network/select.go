@@ -120,6 +120,15 @@ func (s *Select) Ready(ctx context.Context) error {
 	return n.Ready(ctx)
 }
 
+// Notice implements [Network].
+func (s *Select) Notice() string {
+	n, err := s.current()
+	if err != nil {
+		return ""
+	}
+	return n.Notice()
+}
+
 // Reclaim takes away what an earlier process has left for pods that keep does not want. Call it once, before the first
 // Attach. What the bridge has left is gone when it returns; plugins, which may take minutes, run in the background.
 func (s *Select) Reclaim(ctx context.Context, keep func(podID string) bool) error {

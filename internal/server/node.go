@@ -27,6 +27,9 @@ func (s *runtimeService) Status(ctx context.Context, req *runtime.StatusRequest)
 		network.Status = false
 		network.Reason = "NetworkNotReady"
 		network.Message = err.Error()
+	} else if notice := s.Network.Notice(); notice != "" {
+		network.Reason = "NetworkNotice"
+		network.Message = notice
 	}
 	ready := &runtime.RuntimeCondition{Type: runtime.RuntimeReady, Status: true}
 	if err := s.Pods.Ready(ctx); err != nil {

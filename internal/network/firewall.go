@@ -1,0 +1,313 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+)
+
+// firewall is what a Bridge knows of the node's own firewall. Each table of the kernel is asked about a packet, and one that
+// drops it has the last word, so no rule in a table of ours opens another's: that one has to accept the bridge. firewalld is
+// asked to, over its own interface (see trust); of all others the owner of the node is told, with the command.
+type firewall struct {
+	unseen  atomic.Bool // the bridge was made and the firewall not looked at since
+	busy    atomic.Bool // somebody is looking
+	seenAt  atomic.Int64
+	notice  atomic.Pointer[string] // for the owner of the node; nil: nothing
+	workers sync.WaitGroup         // those who look in the background; Close waits for them
+}
+
+const (
+	firewallEvery = 30 * time.Second // how often it is looked at while pods are there and somebody asks for the status
+	firewallLimit = 5 * time.Second  // for firewalld's answers
+)
+
+// Notice implements [Network].
+func (f *firewall) Notice() string {
+	if text := f.notice.Load(); text != nil {
+		return *text
+	}
+	return ""
+}
+
+// stale tells whether it is time to look again.
+func (f *firewall) stale() bool {
+	return time.Since(time.Unix(0, f.seenAt.Load())) > firewallEvery
+}
+
+// lookAtFirewall finds what keeps pods from what is beyond the node, and has it opened where that can be asked for.
+func (b *Bridge) lookAtFirewall(ctx context.Context, on built) {
+	if !b.busy.CompareAndSwap(false, true) {
+		return
+	}
+	defer b.busy.Store(false)
+	b.seenAt.Store(time.Now().UnixNano())
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), firewallLimit)
+	defer cancel()
+	found, err := barriers(on)
+	if err == nil && len(found) > 0 {
+		var opened bool
+		if opened, err = b.trust(ctx, on.name); opened {
+			found, err = barriers(on)
+		}
+	}
+	if err != nil {
+		slog.Warn("the node's firewall cannot be looked at; if pods do not reach what is beyond the node, see docs/network.md", "err", err)
+	}
+	text := tell(found, on.name)
+	if text != "" && text != b.Notice() {
+		slog.Warn(text)
+	}
+	b.notice.Store(&text)
+}
+
+// tell makes one text of what was found.
+func tell(found []barrier, bridge string) string {
+	if len(found) == 0 {
+		return ""
+	}
+	var all []string
+	for _, f := range found {
+		all = append(all, fmt.Sprintf("in %s with `%s`", f.where, f.mend))
+	}
+	return fmt.Sprintf("the node's firewall drops what pods of the built-in network send beyond the node; let it accept the bridge %s: %s", bridge, strings.Join(all, ", "))
+}
+
+// barrier is a chain of the node's firewall that drops what pods send beyond the node.
+type barrier struct {
+	where string // as its tool calls it
+	mend  string // a shell command that opens it
+}
+
+// barriers lists those of nftables, and with it iptables-nft and firewalld, and those of iptables-legacy, which nftables does
+// not see.
+func barriers(on built) ([]barrier, error) {
+	found, err := nftBarriers(on)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range []legacy{legacy4, legacy6} {
+		if !hasFamily(on.ranges, l == legacy4) {
+			continue
+		}
+		drops, err := l.dropsFrom(on.name)
+		if err != nil {
+			return nil, err
+		}
+		if drops {
+			found = append(found, barrier{"chain FORWARD of " + l.program, acceptBridge(l.program, on.name)})
+		}
+	}
+	slices.SortFunc(found, func(a, b barrier) int { return strings.Compare(a.where, b.where) })
+	return slices.Compact(found), nil
+}
+
+// acceptBridge is the command for an iptables of whichever kind.
+func acceptBridge(program, bridge string) string {
+	return fmt.Sprintf("%[1]s -I FORWARD -i %[2]s -j ACCEPT; %[1]s -I FORWARD -o %[2]s -j ACCEPT", program, bridge)
+}
+
+// nftBarriers walks each chain of another's that sees what is forwarded as a packet from the bridge does that no rule for
+// some packets alone is about.
+func nftBarriers(on built) ([]barrier, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of nftables: %w", err)
+	}
+	var found []barrier
+	for _, ch := range chains {
+		if ch.Type != nftables.ChainTypeFilter || ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || !concerns(ch.Table, on) {
+			continue
+		}
+		w := walk{rules: func(name string) ([]step, error) { return nftSteps(c, ch.Table, name, on) }, known: map[string]fate{}}
+		end, err := w.fateIn(ch.Name, 0)
+		if err != nil {
+			return nil, err
+		}
+		if end == undecided && ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop {
+			end = dropped
+		}
+		if end == dropped {
+			found = append(found, nftBarrier(ch, on.name))
+		}
+	}
+	return found, nil
+}
+
+// concerns tells whether a table is another's and sees packets of a family that the bridge has.
+func concerns(t *nftables.Table, on built) bool {
+	switch t.Family {
+	case nftables.TableFamilyINet:
+		return !strings.HasPrefix(t.Name, "kuri-") // ours, or another daemon's
+	case nftables.TableFamilyIPv4:
+		return hasFamily(on.ranges, true)
+	case nftables.TableFamilyIPv6:
+		return hasFamily(on.ranges, false)
+	}
+	return false
+}
+
+func nftBarrier(ch *nftables.Chain, bridge string) barrier {
+	family := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}[ch.Table.Family]
+	where := fmt.Sprintf("table %s %s chain %s", family, ch.Table.Name, ch.Name)
+	switch {
+	case family == "inet" && ch.Table.Name == "firewalld":
+		return barrier{"firewalld", fmt.Sprintf("firewall-cmd --permanent --zone=trusted --change-interface=%s; firewall-cmd --reload", bridge)}
+	case family != "inet" && ch.Table.Name == "filter" && ch.Name == "FORWARD": // the names of iptables-nft
+		return barrier{where, acceptBridge(family+"tables-nft", bridge)}
+	}
+	return barrier{where, fmt.Sprintf("nft insert rule %[1]s %[2]s %[3]s iifname %[4]s accept; nft insert rule %[1]s %[2]s %[3]s oifname %[4]s accept", family, ch.Table.Name, ch.Name, bridge)}
+}
+
+// fate is what becomes of a packet in a chain.
+type fate int
+
+const (
+	undecided fate = iota // it comes out at the end
+	passes
+	dropped
+)
+
+// step is a rule that is about every packet from the bridge.
+type step struct {
+	fate fate   // undecided: go on in another chain
+	to   string // that chain; "" is back to where this one was called
+	last bool   // what follows is not looked at when the other chain has not decided
+}
+
+// walk goes through chains as a packet from the bridge does.
+type walk struct {
+	rules func(chain string) ([]step, error)
+	known map[string]fate // so that chains that are called from many places are walked once
+}
+
+// deepest is how deep the kernel lets chains call each other.
+const deepest = 64
+
+func (w walk) fateIn(chain string, depth int) (fate, error) {
+	if f, ok := w.known[chain]; ok || depth > deepest {
+		return f, nil
+	}
+	steps, err := w.rules(chain)
+	if err != nil {
+		return undecided, err
+	}
+	end := undecided
+	for _, s := range steps {
+		if end = s.fate; end == undecided && s.to != "" {
+			if end, err = w.fateIn(s.to, depth+1); err != nil {
+				return undecided, err
+			}
+		}
+		if end != undecided || s.to == "" || s.last {
+			break
+		}
+	}
+	w.known[chain] = end
+	return end, nil
+}
+
+// nftSteps reads the rules of a chain.
+func nftSteps(c *nftables.Conn, t *nftables.Table, chain string, on built) ([]step, error) {
+	rules, err := c.GetRules(t, &nftables.Chain{Name: chain, Table: t})
+	if err != nil {
+		return nil, fmt.Errorf("list the rules of table %s chain %s: %w", t.Name, chain, err)
+	}
+	var steps []step
+	for _, r := range rules {
+		if s, ok := nftStep(r.Exprs, on); ok {
+			steps = append(steps, s)
+		}
+	}
+	return steps, nil
+}
+
+// nftStep returns what a rule does with every packet from the bridge; ok is false when it is for some of them, or does
+// nothing with them.
+func nftStep(exprs []expr.Any, on built) (s step, ok bool) {
+	loaded := map[uint32]expr.MetaKey{}
+	for _, e := range exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Meta:
+			if !e.SourceRegister { // else it sets a mark
+				loaded[e.Register] = e.Key
+			}
+		case *expr.Immediate: // the mark
+			delete(loaded, e.Register)
+		case *expr.Cmp:
+			if key, ok := loaded[e.Register]; !ok || !fromBridge(key, e, on) {
+				return step{}, false
+			}
+		case *expr.Match: // of iptables-nft
+			if e.Name != "comment" {
+				return step{}, false
+			}
+		case *expr.Target:
+			return step{fate: dropped}, e.Name == "REJECT" || e.Name == "DROP"
+		case *expr.Reject:
+			return step{fate: dropped}, true
+		case *expr.Verdict:
+			return verdictStep(e)
+		default:
+			return step{}, false
+		}
+	}
+	return step{}, false
+}
+
+func verdictStep(v *expr.Verdict) (step, bool) {
+	switch v.Kind {
+	case expr.VerdictAccept:
+		return step{fate: passes}, true
+	case expr.VerdictDrop:
+		return step{fate: dropped}, true
+	case expr.VerdictReturn:
+		return step{}, true
+	case expr.VerdictJump:
+		return step{to: v.Chain}, true
+	case expr.VerdictGoto:
+		return step{to: v.Chain, last: true}, true
+	}
+	return step{}, false
+}
+
+// fromBridge tells whether a comparison holds for every packet that comes from the bridge and goes elsewhere.
+func fromBridge(key expr.MetaKey, c *expr.Cmp, on built) bool {
+	same := false
+	switch key {
+	case expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME:
+		same = isName(c.Data, on.name)
+	case expr.MetaKeyIIF, expr.MetaKeyOIF:
+		same = slices.Equal(c.Data, binaryutil.NativeEndian.PutUint32(uint32(on.index)))
+	default:
+		return false
+	}
+	comes := key == expr.MetaKeyIIFNAME || key == expr.MetaKeyIIF
+	switch c.Op {
+	case expr.CmpOpEq:
+		return comes && same
+	case expr.CmpOpNeq:
+		return comes != same
+	}
+	return false
+}
+
+// isName tells whether what a rule has is the name of the link: with its zero byte, or without one the beginning of it.
+func isName(data []byte, link string) bool {
+	name, _, whole := strings.Cut(string(data), "\x00")
+	return name == link || !whole && strings.HasPrefix(link, name)
+}

@@ -1,0 +1,359 @@
+package network
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// sh runs a shell command of the node and returns what it says.
+func sh(t testing.TB, script string) string {
+	t.Helper()
+	out, err := exec.Command("/bin/sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", script, err, out)
+	}
+	return string(out)
+}
+
+// needs skips the test when a program is not here, or does not work: the kernel may have no ip_tables.
+func needs(t *testing.T, commands ...string) {
+	t.Helper()
+	for _, c := range commands {
+		if out, err := exec.Command("/bin/sh", "-ec", c).CombinedOutput(); err != nil {
+			t.Skipf("SKIP: %s: %v: %s", c, err, out)
+		}
+	}
+}
+
+// resetFirewall makes the node's firewall what it is without rules.
+func resetFirewall(t *testing.T) {
+	t.Helper()
+	for _, program := range []string{"iptables-legacy", "ip6tables-legacy"} {
+		sh(t, fmt.Sprintf("%[1]s -P FORWARD ACCEPT; %[1]s -F; %[1]s -X", program))
+	}
+	for _, table := range []string{"ip filter", "ip6 filter", "inet mine", "inet firewalld"} {
+		_ = exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run() // most of them are not there
+	}
+}
+
+// commands are those that a notice tells.
+func commands(notice string) []string {
+	var all []string
+	for _, m := range regexp.MustCompile("`([^`]*)`").FindAllStringSubmatch(notice, -1) {
+		all = append(all, m[1])
+	}
+	return all
+}
+
+// TestFirewallsThatDrop: whoever drops what pods send to the world is told, with a command; the command, done as it is
+// written, lets the pods reach the world, and then nothing is told. What the node has is real, as its tools make it.
+func TestFirewallsThatDrop(t *testing.T) {
+	requireRoot(t)
+	needs(t, "iptables-legacy -nL FORWARD", "ip6tables-legacy -nL FORWARD", "iptables-nft -nL FORWARD", "nft list tables")
+	resetFirewall(t)
+	for name, c := range map[string]struct {
+		firewall string
+		family   int // 0: IPv4, 1: IPv6: what cannot reach the world
+		where    string
+	}{
+		"iptables-legacy, policy":  {"iptables-legacy -P FORWARD DROP", 0, "chain FORWARD of iptables-legacy"},
+		"ip6tables-legacy, policy": {"ip6tables-legacy -P FORWARD DROP", 1, "chain FORWARD of ip6tables-legacy"},
+		"iptables-legacy, a chain that rejects": {`iptables-legacy -N DENY; iptables-legacy -A DENY -p tcp --dport 22 -j ACCEPT
+			iptables-legacy -A DENY -m comment --comment 'nobody else' -j REJECT; iptables-legacy -A FORWARD -i lo -j ACCEPT; iptables-legacy -A FORWARD -j DENY`, 0, "chain FORWARD of iptables-legacy"},
+		"iptables-legacy, others accepted": {`iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -i docker0 -j ACCEPT; iptables-legacy -A FORWARD ! -i eth9 -o docker0 -j ACCEPT
+			iptables-legacy -A FORWARD -s 192.0.2.0/24 -j ACCEPT; iptables-legacy -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT; iptables-legacy -A FORWARD -f -j ACCEPT`, 0, "chain FORWARD of iptables-legacy"},
+		"iptables-nft, policy":         {"iptables-nft -P FORWARD DROP", 0, "table ip filter chain FORWARD"},
+		"ip6tables-nft, policy":        {"ip6tables-nft -P FORWARD DROP", 1, "table ip6 filter chain FORWARD"},
+		"iptables-nft, rejects at end": {"iptables-nft -A FORWARD -p tcp --dport 22 -j ACCEPT; iptables-nft -A FORWARD -m comment --comment 'nobody else' -j REJECT", 0, "table ip filter chain FORWARD"},
+		"as Docker makes it": {`iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -N DOCKER-FORWARD; iptables-nft -A FORWARD -j DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-FORWARD
+			iptables-nft -A DOCKER-USER -j RETURN; iptables-nft -A DOCKER-FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; iptables-nft -A DOCKER-FORWARD -i docker0 -j ACCEPT`, 0, "table ip filter chain FORWARD"},
+		"nftables": {"nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname \"eth7\" accept; }; }'", 0, "table inet mine chain through"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			leftovers(t)
+			outside := newUplink(t)
+			t.Cleanup(func() { resetFirewall(t) })
+			sh(t, c.firewall)
+			n := newBridge(t, BridgeConfig{})
+			pod, ns := newPod(t)
+			r := attach(t, n, pod)
+			defer func() { must(t, n.Detach(t.Context(), pod, r)) }()
+			world, source := []netip.Addr{outside4, outside6}[c.family], []netip.Addr{uplink4, uplink6}[c.family]
+			at := netip.AddrPortFrom(world, serve(t, outside, "tcp", netip.AddrPortFrom(world, 0).String(), "world").Port())
+			if got, err := ask(ns, "tcp", at); err == nil {
+				t.Fatalf("the firewall lets pods out: %q", got)
+			}
+			if got := n.Notice(); !strings.Contains(got, "in "+c.where+" with `") || !strings.Contains(got, DefaultBridge) {
+				t.Fatalf("told %q", got)
+			}
+			must(t, n.Ready(t.Context())) // pods are attached all the same
+			for _, command := range commands(n.Notice()) {
+				sh(t, command)
+			}
+			expect(t, ns, "tcp", at, "world", source)
+			n.seenAt.Store(0) // as after half a minute
+			must(t, n.Ready(t.Context()))
+			n.workers.Wait()
+			if got := n.Notice(); got != "" {
+				t.Errorf("still told: %s", got)
+			}
+		})
+	}
+}
+
+// TestFirewallsThatPass: nothing is told of a firewall that lets pods out.
+func TestFirewallsThatPass(t *testing.T) {
+	requireRoot(t)
+	needs(t, "iptables-legacy -nL FORWARD", "ip6tables-legacy -nL FORWARD", "iptables-nft -nL FORWARD", "nft list tables")
+	resetFirewall(t)
+	for name, firewall := range map[string]string{
+		"legacy without a rule":      "iptables-legacy -P FORWARD ACCEPT",
+		"legacy, a name's beginning": "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -i kuri+ -j ACCEPT",
+		"legacy, goto":               "iptables-legacy -N OUT; iptables-legacy -A OUT -p udp -j DROP; iptables-legacy -A OUT -j ACCEPT; iptables-legacy -A FORWARD ! -i eth7 ! -o kuri0 -g OUT; iptables-legacy -A FORWARD -j DROP",
+		"legacy, others dropped":     "iptables-legacy -A FORWARD -i docker0 -j DROP; iptables-legacy -A FORWARD -p tcp -j REJECT; iptables-legacy -N LATER; iptables-legacy -A LATER -j DROP",
+		"legacy, returns first":      "iptables-legacy -N USER; iptables-legacy -A USER -i kuri0 -j RETURN; iptables-legacy -A USER -j DROP; iptables-legacy -A FORWARD -j USER",
+		"legacy, they count":         "for i in $(seq 70); do iptables-legacy -A FORWARD; done; iptables-legacy -A FORWARD -j ACCEPT; iptables-legacy -P FORWARD DROP",
+		"nft, a name's beginning":    "nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; iifname \"kuri*\" accept; }; }'",
+		"nft, whatever is not":       "nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; meta mark set 1 counter iifname != \"eth7\" oifname != \"kuri0\" accept; }; }'",
+		"nft, goto":                  "nft 'table inet mine { chain outside { oifname \"eth7\" drop; counter accept; }; chain every { iifname \"kuri0\" goto outside; drop; }; chain through { type filter hook forward priority 0; jump every; reject; }; }'",
+		"nft, others dropped":        "nft 'table inet mine { chain through { type filter hook forward priority 0; iifname \"eth7\" drop; tcp dport 22 reject; }; chain inside { type filter hook input priority 0; policy drop; }; }'",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Cleanup(func() { resetFirewall(t) })
+			sh(t, firewall)
+			n := newBridge(t, BridgeConfig{})
+			pod, _ := newPod(t)
+			r := attach(t, n, pod)
+			if got := n.Notice(); got != "" {
+				t.Errorf("told %s", got)
+			}
+			must(t, n.Detach(t.Context(), pod, r))
+		})
+	}
+}
+
+// TestLegacyTableIsNotMade: looking at iptables-legacy makes no table of it, which the kernel does for whoever asks.
+func TestLegacyTableIsNotMade(t *testing.T) {
+	ns := newNetns(t)
+	must(t, inNetns(ns, func() error {
+		if _, err := os.Stat(legacy4.names); err != nil {
+			t.Skip("SKIP: the kernel has no ip_tables")
+		}
+		for _, l := range []legacy{legacy4, legacy6} {
+			drops, err := l.dropsFrom(DefaultBridge)
+			if err != nil || drops {
+				t.Errorf("%s: %t, %v", l.program, drops, err)
+			}
+			if got, err := os.ReadFile(l.names); err != nil || len(got) > 0 {
+				t.Errorf("%s has tables now: %q, %v", l.program, got, err)
+			}
+		}
+		return nil
+	}))
+}
+
+// FuzzLegacy: no table makes the walk run away or read beyond it.
+func FuzzLegacy(f *testing.F) {
+	entry := func(target int32, next int) []byte {
+		e := make([]byte, 112+40)
+		e[84+4], e[84+6], e[112], e[112+32] = 112, byte(next), 40, byte(target)
+		return e
+	}
+	f.Add(entry(-1, 152), 0, false)
+	f.Add(append(entry(0, 152), entry(0, 152)...), 152, false) // jumps to itself
+	f.Add(make([]byte, 500), 0, true)
+	f.Fuzz(func(t *testing.T, entries []byte, at int, six bool) {
+		l := legacy4
+		if six {
+			l = legacy6
+		}
+		w := walk{rules: func(at string) ([]step, error) { return l.steps(entries, at, DefaultBridge) }, known: map[string]fate{}}
+		_, _ = w.fateIn(fmt.Sprint(at), 0)
+	})
+}
+
+// realFirewalld starts firewalld on the node of the test, with a bus of its own that stands for the system's. It comes from
+// Debian's packages, unpacked into the cache and not installed: installed, it would be the firewall of this machine.
+func realFirewalld(t *testing.T) (stop func()) {
+	t.Helper()
+	requireRoot(t)
+	needs(t, "nft list tables", "command -v dpkg apt-get")
+	cache, err := os.UserCacheDir()
+	must(t, err)
+	root := filepath.Join(cache, "kuri-test", "firewalld")
+	if _, err := os.Stat(root); err != nil {
+		into := t.TempDir()
+		var out []byte
+		err := inNetns(os.NewFile(outerNetns, "the machine's network namespace"), func() (err error) {
+			cmd := exec.Command("/bin/sh", "-ec", `packages=$(apt-get install -s --no-install-recommends firewalld dbus-daemon python3-dbus python3-gi | awk '/^Inst/ { print $2 }')
+				[ -z "$packages" ] || apt-get download $packages
+				mkdir root; for p in *.deb; do [ ! -e "$p" ] || dpkg -x "$p" root; done`)
+			cmd.Dir = into
+			out, err = cmd.CombinedOutput()
+			return err
+		})
+		if err != nil {
+			t.Skipf("SKIP: Debian's firewalld cannot be fetched: %v: %s", err, out)
+		}
+		must(t, os.MkdirAll(filepath.Dir(root), 0o755))
+		sh(t, "cp -r "+into+"/root "+root+".new.$$ && mv -T "+root+".new.$$ "+root)
+	}
+	dir := t.TempDir()
+	address := "unix:path=" + filepath.Join(dir, "bus")
+	write(t, dir, "bus.conf", `<busconfig><type>system</type><listen>`+address+`</listen><auth>EXTERNAL</auth>
+		<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>`)
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
+	t.Setenv("PATH", os.Getenv("PATH")+":"+root+"/usr/bin:"+root+"/usr/sbin:/usr/sbin")
+	env := append(os.Environ(), "PYTHONPATH="+root+"/usr/lib/python3/dist-packages", "LD_LIBRARY_PATH="+root+"/usr/lib/x86_64-linux-gnu", "GI_TYPELIB_PATH="+root+"/usr/lib/x86_64-linux-gnu/girepository-1.0")
+	said, err := os.Create(filepath.Join(dir, "said"))
+	must(t, err)
+	defer said.Close()
+	start := func(args ...string) func() {
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Env, cmd.Stdout, cmd.Stderr = env, said, said
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		started, ended := make(chan error), make(chan struct{})
+		go func() {
+			defer close(ended)
+			runtime.LockOSThread() // whose end is the child's
+			defer runtime.UnlockOSThread()
+			err := cmd.Start()
+			started <- err
+			if err == nil {
+				_ = cmd.Wait()
+			}
+		}()
+		if err := <-started; err != nil {
+			t.Skipf("SKIP: %s: %v", args[0], err)
+		}
+		return func() {
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			<-ended
+		}
+	}
+	t.Cleanup(start("dbus-daemon", "--config-file="+filepath.Join(dir, "bus.conf"), "--nofork", "--nopidfile"))
+	program, defaults, config := "/usr/sbin/firewalld", "/usr/lib/firewalld", filepath.Join(dir, "etc")
+	if _, err := os.Stat(root + program); err == nil {
+		program, defaults = root+program, root+defaults
+	}
+	sh(t, "mkdir "+config+"; cp -r "+strings.Replace(defaults, "/usr/lib", "/etc", 1)+"/. "+config)
+	stopped := start("/usr/bin/python3", program, "--nofork", "--nopid", "--system-config", config, "--default-config", defaults)
+	for range 200 {
+		if ok, _ := hasTable("firewalld", 1); ok { // NFPROTO_INET
+			if conn, err := reachFirewalld(t.Context()); err == nil && conn != nil {
+				conn.Close()
+				return stopped
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	stopped()
+	words, _ := os.ReadFile(said.Name())
+	t.Skipf("SKIP: firewalld does not come up here: %s", words)
+	return nil
+}
+
+// zoneOf asks firewalld.
+func zoneOf(t *testing.T, link string) (zone string) {
+	t.Helper()
+	conn, err := reachFirewalld(t.Context())
+	must(t, err)
+	defer conn.Close()
+	must(t, conn.Object(firewalldName, firewalldPath).Call(firewalldZones+".getZoneOfInterface", 0, link).Store(&zone))
+	return zone
+}
+
+// TestFirewalld: pods of a node with firewalld, as Debian has it, reach the node and the world and are reached at host ports,
+// with nothing done by hand; a reload and a restart of firewalld change that for a moment only; prune leaves nothing.
+func TestFirewalld(t *testing.T) {
+	leftovers(t)
+	outside := newUplink(t)
+	stop := realFirewalld(t)
+	defer func() { stop() }()
+	dir := t.TempDir()
+	n := newBridge(t, BridgeConfig{StateDir: dir})
+	pod, ns := newPod(t)
+	pod.PortMappings = []PortMapping{{Protocol: TCP, ContainerPort: 80, HostPort: 8080}}
+	r := attach(t, n, pod)
+	serve(t, ns, "tcp", ":80", "pod")
+	world := []netip.Addr{outside4, outside6}
+	out := serve(t, outside, "tcp", ":0", "world").Port()
+	host := serve(t, nil, "tcp", ":0", "host").Port()
+	works := func(when string) {
+		t.Helper()
+		if got := n.Notice(); got != "" {
+			t.Errorf("%s: told %s", when, got)
+		}
+		for i, source := range []netip.Addr{uplink4, uplink6} {
+			expect(t, ns, "tcp", netip.AddrPortFrom(world[i], out), "world", source)
+			expect(t, ns, "tcp", netip.AddrPortFrom(r.Gateways[i], host), "host", r.IPs[i])
+			expect(t, outside, "tcp", netip.AddrPortFrom(source, 8080), "pod", world[i])
+		}
+	}
+	works("at once")
+	if zone := zoneOf(t, DefaultBridge); zone != "trusted" {
+		t.Errorf("zone %q", zone)
+	}
+	look := func() {
+		n.seenAt.Store(0)
+		must(t, n.Ready(t.Context()))
+		n.workers.Wait()
+	}
+	conn, err := reachFirewalld(t.Context())
+	must(t, err)
+	must(t, conn.Object(firewalldName, firewalldPath).Call(firewalldName+".reload", 0).Err)
+	conn.Close()
+	look()
+	works("after a reload")
+	stop()
+	works("without firewalld")
+	must(t, n.Detach(t.Context(), pod, r))
+	must(t, n.Prune(t.Context()))
+	if _, err := os.Stat(n.trustPath()); err == nil {
+		t.Error("a record is left")
+	}
+}
+
+// TestFirewalldIsTakenBack: prune takes the bridge out of the zone, also one of the next daemon; a bridge that somebody has put
+// into a zone stays there.
+func TestFirewalldIsTakenBack(t *testing.T) {
+	leftovers(t)
+	newUplink(t)
+	stop := realFirewalld(t)
+	defer func() { stop() }()
+	dir := t.TempDir()
+	pod, _ := newPod(t)
+	n := newBridge(t, BridgeConfig{StateDir: dir})
+	must(t, n.Detach(t.Context(), pod, attach(t, n, pod)))
+	must(t, n.Close())
+	if zone := zoneOf(t, DefaultBridge); zone != "trusted" {
+		t.Errorf("zone %q", zone)
+	}
+	n = newBridge(t, BridgeConfig{StateDir: dir})
+	must(t, n.Prune(t.Context()))
+	if zone := zoneOf(t, DefaultBridge); zone != "" {
+		t.Errorf("left in zone %q", zone)
+	}
+	conn, err := reachFirewalld(t.Context())
+	must(t, err)
+	defer conn.Close()
+	must(t, conn.Object(firewalldName, firewalldPath).Call(firewalldZones+".addInterface", 0, "block", DefaultBridge).Err)
+	r := attach(t, n, pod)
+	if got := n.Notice(); !strings.Contains(got, "in firewalld with `firewall-cmd ") {
+		t.Errorf("told %q", got)
+	}
+	must(t, n.Detach(t.Context(), pod, r))
+	must(t, n.Prune(t.Context()))
+	if zone := zoneOf(t, DefaultBridge); zone != "block" {
+		t.Errorf("zone %q", zone)
+	}
+}

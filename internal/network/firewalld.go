@@ -1,0 +1,109 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// firewalld of a node is asked, over D-Bus as its own tools ask it, to have our bridge in its zone trusted, in what it runs
+// and not in its files: https://firewalld.org/documentation/man-pages/firewalld.dbus.html
+const (
+	firewalldName    = "org.fedoraproject.FirewallD1"
+	firewalldPath    = "/org/fedoraproject/FirewallD1"
+	firewalldZones   = firewalldName + ".zone"
+	firewalldTrusted = "trusted"
+)
+
+const trustVersion = 1
+
+// trusted is the record of what firewalld was asked.
+type trusted struct {
+	Interface string `json:"interface"`
+	Zone      string `json:"zone"`
+}
+
+func (b *Bridge) trustPath() string { return filepath.Join(b.config.StateDir, "firewalld.json") }
+
+// trust puts the bridge into firewalld's zone trusted. opened is false where no firewalld serves, and where somebody has put
+// the bridge into another zone, which is his to decide.
+func (b *Bridge) trust(ctx context.Context, bridge string) (opened bool, err error) {
+	conn, err := reachFirewalld(ctx)
+	if err != nil || conn == nil {
+		return false, err
+	}
+	defer conn.Close()
+	zones := conn.Object(firewalldName, firewalldPath)
+	var zone string
+	if err := zones.CallWithContext(ctx, firewalldZones+".getZoneOfInterface", 0, bridge).Store(&zone); err != nil {
+		return false, fmt.Errorf("ask firewalld for the zone of %s: %w", bridge, err)
+	}
+	if zone != "" {
+		return false, nil
+	}
+	if err := record.Write(b.trustPath(), trustVersion, trusted{bridge, firewalldTrusted}); err != nil {
+		return false, err
+	}
+	if err := zones.CallWithContext(ctx, firewalldZones+".addInterface", 0, firewalldTrusted, bridge).Store(&zone); err != nil {
+		return false, fmt.Errorf("put %s into firewalld's zone %s: %w", bridge, firewalldTrusted, err)
+	}
+	slog.Info("the bridge is in firewalld's zone trusted, until the built-in network is pruned", "bridge", bridge)
+	return true, nil
+}
+
+// distrust takes back what trust did.
+func (b *Bridge) distrust(ctx context.Context) error {
+	var was trusted
+	err := record.Read(b.trustPath(), trustVersion, &was)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, firewallLimit)
+	defer cancel()
+	conn, err := reachFirewalld(ctx)
+	if err != nil {
+		return err
+	}
+	if conn != nil { // one that does not run has forgotten it
+		defer conn.Close()
+		err := conn.Object(firewalldName, firewalldPath).CallWithContext(ctx, firewalldZones+".removeInterface", 0, was.Zone, was.Interface).Err
+		if err != nil && !strings.Contains(err.Error(), "UNKNOWN_INTERFACE") && !strings.Contains(err.Error(), "ZONE_CONFLICT") { // not there any more
+			return fmt.Errorf("take %s out of firewalld's zone %s: %w", was.Interface, was.Zone, err)
+		}
+	}
+	if err := os.Remove(b.trustPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// reachFirewalld opens a connection to the system's bus; nil where no firewalld is on it.
+func reachFirewalld(ctx context.Context) (*dbus.Conn, error) {
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil {
+		return nil, nil // no bus, no firewalld
+	}
+	var there bool
+	err = conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.NameHasOwner", 0, firewalldName).Store(&there)
+	if err == nil && there {
+		return conn, nil
+	}
+	conn.Close()
+	if err != nil {
+		return nil, fmt.Errorf("ask the system's bus for firewalld: %w", err)
+	}
+	return nil, nil
+}
