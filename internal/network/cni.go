@@ -58,6 +58,7 @@ type attachment struct {
 	List    []byte         `json:"list"` // the configuration, as JSON
 	PodID   string         `json:"pod_id"`
 	Netns   string         `json:"netns"`
+	NetnsID string         `json:"netns_id,omitempty"` // see identify; records of earlier versions have none
 	Args    [][2]string    `json:"args"`
 	Runtime map[string]any `json:"runtime"` // capability arguments
 }
@@ -131,7 +132,7 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !isNetns(pod.NetnsPath) {
+	if a.NetnsID = identify(pod.NetnsPath); a.NetnsID == "" {
 		return nil, fault.New(fault.Precondition, "%s is not a network namespace", pod.NetnsPath)
 	}
 	if _, err := os.Stat(c.path(pod.ID)); err == nil {
@@ -140,7 +141,9 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 	if err := record.Write(c.path(pod.ID), attachmentVersion, a); err != nil {
 		return nil, err
 	}
-	back.Add("run CNI DEL after a failed ADD", func(ctx context.Context) error { return c.del(ctx, pod.ID) })
+	back.Add("run CNI DEL after a failed ADD", func(ctx context.Context) error {
+		return c.del(context.WithoutCancel(ctx), pod.ID) // a plugin has its own time
+	})
 
 	// 2. ADD. A plugin that fails half-way leaves things; DEL is specified to take them away.
 	added, err := c.cni.AddNetworkList(ctx, list, a.runtimeConf())
@@ -243,7 +246,7 @@ func (c *CNI) del(ctx context.Context, id string) error {
 		return err
 	}
 	rt := a.runtimeConf()
-	if !isNetns(rt.NetNS) {
+	if !a.netnsThere() {
 		rt.NetNS = "" // as the specification has it for a namespace that is gone
 	}
 	if err := c.cni.DelNetworkList(ctx, list, rt); err != nil {
@@ -253,6 +256,15 @@ func (c *CNI) del(ctx context.Context, id string) error {
 		return err
 	}
 	return nil
+}
+
+// netnsThere tells whether the pod's namespace is still at its path. Another one there is somebody else's, and no plugin must
+// take that one's links away.
+func (a *attachment) netnsThere() bool {
+	if a.NetnsID == "" {
+		return isNetns(a.Netns)
+	}
+	return identify(a.Netns) == a.NetnsID
 }
 
 // kept reads the record of a pod's ADD, and the configuration in it.

@@ -86,6 +86,9 @@ func (c *CNI) Check(ctx context.Context, podID string) error {
 	if err != nil {
 		return err
 	}
+	if !a.netnsThere() {
+		return fault.New(fault.Unavailable, "CNI network %s: the pod's network namespace is not at %s any more", list.Name, a.Netns)
+	}
 	err = c.cni.CheckNetworkList(ctx, list, a.runtimeConf())
 	if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
 		return fault.As(fault.Unavailable, fmt.Errorf("CNI network %s: %w", list.Name, err))

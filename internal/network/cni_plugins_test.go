@@ -65,6 +65,46 @@ func TestReferencePlugins(t *testing.T) {
 	}
 }
 
+// TestLoopbackBesideBridge: the loopback plugin in a chain with bridge, as many nodes have it, brings the pod's lo up and
+// gets along with CHECK and DEL; the result is that of the bridge.
+func TestLoopbackBesideBridge(t *testing.T) {
+	for _, order := range []string{"before", "after"} {
+		t.Run(order, func(t *testing.T) {
+			requireRoot(t)
+			bin := realPlugins(t)
+			leftoversBut(t, emptyTables...)
+			t.Cleanup(func() {
+				if l, err := netlink.LinkByName("cnitest0"); err == nil {
+					_ = netlink.LinkDel(l)
+				}
+			})
+			cni, err := NewCNI(CNIConfig{ConfDir: t.TempDir(), BinDirs: []string{bin}, CacheDir: t.TempDir()})
+			must(t, err)
+			bridge := `{"type": "bridge", "bridge": "cnitest0", "isGateway": true, "ipam": {"type": "host-local", "dataDir": "` + t.TempDir() + `", "ranges": [[{"subnet": "10.205.0.0/24"}]]}}`
+			chain := bridge + `, {"type": "loopback"}`
+			if order == "before" {
+				chain = `{"type": "loopback"}, ` + bridge
+			}
+			write(t, cni.config.ConfDir, "10.conflist", `{"cniVersion": "1.0.0", "name": "chain", "plugins": [`+chain+`]}`)
+			pod, ns := newPod(t)
+			must(t, inNetns(ns, func() error {
+				lo, err := netlink.LinkByName("lo")
+				must(t, err)
+				return netlink.LinkSetDown(lo)
+			}))
+			r := attach(t, cni, pod)
+			if len(r.IPs) != 1 || r.IPs[0] != netip.MustParseAddr("10.205.0.2") {
+				t.Errorf("addresses %v", r.IPs)
+			}
+			port := serve(t, ns, "tcp", "0.0.0.0:0", "pod").Port()
+			expect(t, ns, "tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), "pod", netip.MustParseAddr("127.0.0.1"))
+			expect(t, nil, "tcp", netip.AddrPortFrom(r.IPs[0], port), "pod", netip.MustParseAddr("10.205.0.1"))
+			must(t, cni.Check(t.Context(), pod.ID))
+			must(t, cni.Detach(t.Context(), pod, r))
+		})
+	}
+}
+
 // emptyTables are those that the reference plugins make and leave; nat and filter are iptables', which they look into
 // where it is installed.
 var emptyTables = []string{

@@ -8,9 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/vishvananda/netlink"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -416,6 +420,182 @@ func TestSlowPlugin(t *testing.T) {
 	}
 	must(t, <-done)
 	must(t, cni.Detach(t.Context(), patient, nil))
+}
+
+// TestAnotherNamespaceAtThePath: when the pod's namespace is gone and another is mounted at its path, DEL gets no namespace and
+// CHECK says so; the other one keeps what it has.
+func TestAnotherNamespaceAtThePath(t *testing.T) {
+	requireRoot(t)
+	bin := realPlugins(t)
+	leftoversBut(t, append(emptyTables, "link cnitest0")...)
+	must(t, setSysctl("ipv6/conf/default/accept_dad", "0"))
+	t.Cleanup(func() { must(t, setSysctl("ipv6/conf/default/accept_dad", "1")) })
+	t.Cleanup(func() {
+		if l, err := netlink.LinkByName("cnitest0"); err == nil {
+			_ = netlink.LinkDel(l)
+		}
+	})
+	cni, err := NewCNI(CNIConfig{ConfDir: t.TempDir(), BinDirs: []string{bin, t.TempDir()}, CacheDir: t.TempDir()})
+	must(t, err)
+	log := plugin(t, cni.config.BinDirs[1], "own", `echo "netns=$CNI_NETNS" >>$log; echo '{"cniVersion":"1.0.0"}'`)
+	leases := t.TempDir()
+	write(t, cni.config.ConfDir, "10.conflist", `{"cniVersion": "1.0.0", "name": "wires", "plugins": [{"type": "own"},
+		{"type": "bridge", "bridge": "cnitest0", "ipam": {"type": "host-local", "dataDir": "`+leases+`", "ranges": [[{"subnet": "10.204.0.0/24"}]]}}]}`)
+	pod, ns := newPod(t)
+	r := attach(t, cni, pod)
+	must(t, cni.Check(t.Context(), pod.ID))
+	id := identify(pod.NetnsPath)
+
+	// Another pod's namespace, with an eth0 of its own, comes to be where the first one was.
+	_, other := newPod(t)
+	must(t, inNetns(other, func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = Interface
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+	}))
+	ns.Close()
+	must(t, syscall.Unmount(pod.NetnsPath, syscall.MNT_DETACH))
+	must(t, syscall.Mount(other.Name(), pod.NetnsPath, "", syscall.MS_BIND, ""))
+	defer func() { _ = syscall.Unmount(pod.NetnsPath, syscall.MNT_DETACH) }()
+	if id == "" || identify(pod.NetnsPath) == id {
+		t.Fatalf("namespaces are called %q and %q", id, identify(pod.NetnsPath))
+	}
+	wants(t, cni.Check(t.Context(), pod.ID), fault.Unavailable, pod.NetnsPath)
+	must(t, cni.Detach(t.Context(), pod, r))
+	must(t, inNetns(other, func() error {
+		_, err := netlink.LinkByName(Interface)
+		return err
+	}))
+	if got := log(); !strings.HasSuffix(got, "DEL\nnetns=") {
+		t.Errorf("the plugin was called as %s", got)
+	}
+	if left, _ := filepath.Glob(filepath.Join(leases, "wires", "10.*")); len(left) != 0 {
+		t.Errorf("leases left: %v", left)
+	}
+}
+
+// TestIdentify: what is no network namespace has no name, and a namespace has one wherever it is mounted.
+func TestIdentify(t *testing.T) {
+	requireRoot(t)
+	ns := newNetns(t)
+	again := filepath.Join(t.TempDir(), "again")
+	must(t, os.WriteFile(again, nil, 0o600))
+	must(t, syscall.Mount(ns.Name(), again, "", syscall.MS_BIND, ""))
+	t.Cleanup(func() { must(t, syscall.Unmount(again, syscall.MNT_DETACH)) })
+	if a, b := identify(ns.Name()), identify(again); a == "" || a != b {
+		t.Errorf("one namespace is %q and %q", a, b)
+	}
+	for _, path := range []string{"/proc/self/ns/mnt", "/proc/self/ns/pid", "/etc/passwd", "/nonexistent"} {
+		if got := identify(path); got != "" {
+			t.Errorf("%s is %q", path, got)
+		}
+	}
+	if here := identify("/proc/thread-self/ns/net"); here == "" || here == identify(ns.Name()) {
+		t.Errorf("the node's is %q", here)
+	}
+}
+
+// budgets runs plugins as the network does, and keeps how long the last run for each verb might have taken.
+type budgets struct {
+	*plugins
+	mu   sync.Mutex // guards left
+	left map[string]time.Duration
+}
+
+func (b *budgets) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	left := b.timeout
+	if deadline, ok := ctx.Deadline(); ok {
+		left = min(left, time.Until(deadline))
+	}
+	for _, e := range environ {
+		if verb, ok := strings.CutPrefix(e, "CNI_COMMAND="); ok {
+			b.mu.Lock()
+			b.left[verb] = left
+			b.mu.Unlock()
+		}
+	}
+	return b.plugins.ExecPlugin(ctx, path, stdin, environ)
+}
+
+// TestTimeOfPlugins: with what is configured by default a plugin may take a minute at ADD, at DEL, also at the one after an
+// ADD that failed, and at CHECK; STATUS and GC, which others wait for, are shorter.
+func TestTimeOfPlugins(t *testing.T) {
+	requireRoot(t)
+	c, conf, bin := newCNI(t)
+	cni, err := NewCNI(CNIConfig{ConfDir: conf, BinDirs: []string{bin}, CacheDir: c.config.CacheDir})
+	must(t, err)
+	seen := &budgets{plugins: &plugins{timeout: cni.config.Timeout}, left: map[string]time.Duration{}}
+	cni.cni = libcni.NewCNIConfigWithCacheDir([]string{bin}, cni.config.CacheDir, seen)
+	fail := filepath.Join(t.TempDir(), "fail")
+	plugin(t, bin, "own", `[ $CNI_COMMAND = ADD ] && [ -e `+fail+` ] && exit 1; echo '`+answer+`'`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own"}]}`)
+	pod, _ := newPod(t)
+	must(t, cni.Ready(t.Context()))
+	r := attach(t, cni, pod)
+	must(t, cni.Check(t.Context(), pod.ID))
+	must(t, cni.GC(t.Context()))
+	must(t, cni.Detach(t.Context(), pod, r))
+	for verb, least := range map[string]time.Duration{"ADD": time.Minute, "DEL": time.Minute, "CHECK": time.Minute, "STATUS": 9 * time.Second, "GC": 29 * time.Second} {
+		if seen.left[verb] < least {
+			t.Errorf("%s may take %s", verb, seen.left[verb])
+		}
+	}
+	seen.left = map[string]time.Duration{}
+	must(t, os.WriteFile(fail, nil, 0o600))
+	if _, err := cni.Attach(t.Context(), pod); err == nil {
+		t.Error("attached")
+	}
+	if seen.left["DEL"] < time.Minute {
+		t.Errorf("DEL after a failed ADD may take %s", seen.left["DEL"])
+	}
+}
+
+// TestConfigurationIsReadOnUse: a configuration that is changed, half written, taken away and put back counts from the next
+// Status and the next pod on.
+func TestConfigurationIsReadOnUse(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	cni, conf, bin := newCNI(t)
+	plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] || echo '`+answer+`'`)
+	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	good := `{"cniVersion":"1.0.0","name":"%s","plugins":[{"type":"own"}]}`
+	for _, step := range []struct {
+		what    string
+		do      func()
+		network string // of a pod that comes then; "": it is refused
+	}{
+		{"an empty directory", func() {}, DefaultBridge},
+		{"written", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "red")) }, "red"},
+		{"changed", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "blue")) }, "blue"},
+		{"half written", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "green")[:30]) }, ""},
+		{"written to its end", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "green")) }, "green"},
+		{"one before it by name", func() { write(t, conf, "05.conf", `{"cniVersion":"1.0.0","name":"first","type":"own"}`) }, "first"},
+		{"a file that is no configuration", func() { write(t, conf, "00.conflist.swp", "x"); write(t, conf, "00-README", "x") }, "first"},
+		{"renamed over it", func() {
+			write(t, conf, ".new", fmt.Sprintf(good, "renamed"))
+			must(t, os.Rename(filepath.Join(conf, ".new"), filepath.Join(conf, "05.conf")+"list"))
+			must(t, os.Remove(filepath.Join(conf, "05.conf")))
+		}, "renamed"},
+		{"all taken away", func() { must(t, os.RemoveAll(conf)) }, DefaultBridge},
+		{"the directory is back", func() { must(t, os.Mkdir(conf, 0o700)) }, DefaultBridge},
+		{"and the configuration", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "back")) }, "back"},
+	} {
+		step.do()
+		pod, _ := newPod(t)
+		ready := s.Ready(t.Context())
+		r, err := s.Attach(t.Context(), pod)
+		if step.network == "" {
+			if ready == nil || err == nil {
+				t.Errorf("%s: ready %v, attach %v", step.what, ready, err)
+			}
+			continue
+		}
+		if ready != nil || err != nil || r.Network != step.network {
+			t.Errorf("%s: ready %v, attached to %+v, %v; want %s", step.what, ready, r, err, step.network)
+			continue
+		}
+		must(t, s.Detach(t.Context(), pod, r))
+	}
 }
 
 // TestDirectoryPlugins: plugins from a directory beside the configuration (CNI 1.1) are kept for DEL too.

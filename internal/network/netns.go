@@ -1,6 +1,8 @@
 package network
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -47,6 +49,44 @@ func lockHostNetns() (unlock func(), err error) {
 		return nil, fmt.Errorf("lock the host's network namespace: %w", err)
 	}
 	return func() { ns.Close() }, nil
+}
+
+// identify names the network namespace at path, for as long as the machine runs: the name is never another's, as a path or an
+// inode number may be. It is "" when there is no network namespace at path.
+func identify(path string) string {
+	if !isNetns(path) {
+		return ""
+	}
+	ns, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer ns.Close()
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	var number uint64
+	err = inNetns(ns, func() error { // which also tells a network namespace from others
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		number, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE) // from Linux 5.14 on
+		return err
+	})
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		var st unix.Stat_t
+		if unix.Fstat(int(ns.Fd()), &st) != nil {
+			return ""
+		}
+		return fmt.Sprintf("%s inode %d", bytes.TrimSpace(boot), st.Ino)
+	}
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%s cookie %d", bytes.TrimSpace(boot), number)
 }
 
 // isNetns tells whether path is a namespace that is still there: a file whose mount is gone is an ordinary file.

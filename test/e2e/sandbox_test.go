@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -8,8 +9,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -114,6 +117,42 @@ func TestConfiguredSubnet(t *testing.T) {
 			d.RemovePod(t, pod)
 		}
 		pods = nil
+	}
+}
+
+// A plugin that takes longer than its caller waits is run once: the caller that asks again joins, and gets the pod.
+func TestSlowCNIPlugin(t *testing.T) {
+	conf, bin := t.TempDir(), t.TempDir()
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n", conf, bin)})
+	plugin := harness.Write(t, bin, "slow", `#!/bin/sh
+echo "$CNI_COMMAND" >>`+filepath.Join(bin, "asked")+`
+[ $CNI_COMMAND = VERSION ] || sleep 2
+echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"], "interfaces": [{"name": "eth0", "sandbox": "'$CNI_NETNS'"}], "ips": [{"address": "10.99.0.5/24", "interface": 0}]}'
+`)
+	if err := os.Chmod(plugin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	harness.Write(t, conf, "10-slow.conflist", `{"cniVersion": "1.0.0", "name": "slow", "plugins": [{"type": "slow"}]}`)
+	config := harness.Pod("slow")
+	var pod string
+	tries := 0
+	for pod == "" && tries < 20 {
+		tries++
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		resp, err := d.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+		cancel()
+		if err == nil {
+			pod = resp.PodSandboxId
+		} else if status.Code(err) != codes.DeadlineExceeded {
+			t.Fatal(err)
+		}
+	}
+	if tries < 3 || pod == "" {
+		t.Errorf("pod %q after %d tries", pod, tries)
+	}
+	d.RemovePod(t, pod)
+	if asked, err := os.ReadFile(filepath.Join(bin, "asked")); err != nil || string(asked) != "ADD\nDEL\n" {
+		t.Errorf("the plugin was asked %q, %v", asked, err)
 	}
 }
 
