@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
+	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
 	"github.com/kuri-cri/kuri/client"
@@ -21,7 +24,7 @@ func (c *cli) checkCommand() *cobra.Command {
 		Use:   "check --images",
 		Short: "Verify what is stored of the images, and repair it",
 		Long: `Read all that is stored of the images and compare it with its digests and checksums. Each damage is told as it is found.
-With --repair what is damaged is fetched again from where it came, and nothing else. The exit code is 1 when damage is left.
+With --repair what is damaged is fetched again from where it came, with what kuri login keeps, and nothing else. The exit code is 1 when damage is left.
 This needs Kuri's own runtime.`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -52,12 +55,19 @@ This needs Kuri's own runtime.`,
 	}
 	cmd.Flags().BoolVar(&images, "images", false, "check the images")
 	cmd.Flags().BoolVar(&repair, "repair", false, "fetch again what is damaged")
+	c.authFileFlag(cmd)
 	return cmd
 }
 
 // check tells every damage, and returns how many there were and how many are left.
 func (c *cli) check(ctx context.Context, img *client.Images, repair bool) (found, left int, err error) {
-	findings, err := img.Kuri.Check(ctx, &kuriv1.CheckRequest{Repair: repair})
+	req := &kuriv1.CheckRequest{Repair: repair}
+	if repair {
+		if req.Auths, err = c.keptAuths(ctx, img); err != nil {
+			return 0, 0, err
+		}
+	}
+	findings, err := img.Kuri.Check(ctx, req)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -89,6 +99,41 @@ func (c *cli) check(ctx context.Context, img *client.Images, repair bool) (found
 		}
 		fmt.Fprintln(c.out, line)
 	}
+}
+
+// keptAuths returns what is kept of the registries that the images came from, and of those that the file has an entry for:
+// an image whose record is damaged is not in the list. What cannot be read is said, and no reason not to repair the rest.
+func (c *cli) keptAuths(ctx context.Context, img *client.Images) ([]*kuriv1.RegistryAuth, error) {
+	file := c.keptCredentials("repairing")
+	if file == nil {
+		return nil, nil
+	}
+	list, err := img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	registries := file.Registries()
+	for _, i := range list.Images {
+		for _, name := range slices.Concat(i.RepoTags, i.RepoDigests) {
+			if named, err := reference.ParseNormalizedNamed(name); err == nil {
+				registries = append(registries, reference.Domain(named))
+			}
+		}
+	}
+	slices.Sort(registries)
+	var auths []*kuriv1.RegistryAuth
+	for _, registry := range slices.Compact(registries) {
+		kept, err := file.Kept(ctx, registry)
+		if err != nil {
+			fmt.Fprintf(c.err, "kuri: repairing without credentials of %s: %s\n", printable(registry), printable(err.Error()))
+		}
+		for at, a := range kept {
+			auths = append(auths, &kuriv1.RegistryAuth{
+				Registry: at, Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
+			})
+		}
+	}
+	return auths, nil
 }
 
 // onlyKuri explains the error of a call that only Kuri's own runtime serves.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"strings"
 
@@ -21,12 +20,14 @@ import (
 func (c *cli) loginCommand() *cobra.Command {
 	var user, password string
 	var fromStdin, unchecked bool
+	var certsDirs []string
 	cmd := &cobra.Command{
 		Use:   "login [flags] [REGISTRY]",
 		Short: "Keep the credentials of a registry for kuri pull and kuri run",
 		Long: `Ask for the credentials of a registry, docker.io when none is named, try them, and keep them where docker does, for kuri pull
 and kuri run: in the file of --authfile, of REGISTRY_AUTH_FILE, in config.json of DOCKER_CONFIG or of ~/.docker, or with the
-credential helper that this file names. A kubelet has its own way to credentials and does not read these.`,
+credential helper that this file names. A kubelet has its own way to credentials and does not read these. The registry is
+asked with the certificates that --certs-dir has for it, never a mirror.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -44,7 +45,11 @@ credential helper that this file names. A kubelet has its own way to credentials
 				return err
 			}
 			if !unchecked {
-				err := credential.Verify(ctx, http.DefaultClient, registry, secret)
+				at, err := credential.Reach(certsDirs, registry)
+				if err != nil {
+					return err
+				}
+				err = credential.Verify(ctx, at, registry, secret)
 				var refused *credential.RefusedError
 				if err != nil && !errors.As(err, &refused) {
 					return fmt.Errorf("%w\n--no-check keeps them without asking", err)
@@ -65,6 +70,7 @@ credential helper that this file names. A kubelet has its own way to credentials
 	f.StringVarP(&password, "password", "p", "", "password or token; other users of the machine can see it: better --password-stdin")
 	f.BoolVar(&fromStdin, "password-stdin", false, "read the password from standard input")
 	f.BoolVar(&unchecked, "no-check", false, "do not ask the registry whether it takes them")
+	f.StringSliceVar(&certsDirs, "certs-dir", []string{"/etc/kuri/certs.d", "/etc/containerd/certs.d"}, "directories with REGISTRY/hosts.toml: CAs, client certificates, skip_verify; the first that has the registry counts")
 	c.authFileFlag(cmd)
 	return cmd
 }
@@ -167,6 +173,18 @@ func (c *cli) askLogin(registry, user, password string, fromStdin bool) (credent
 	return credential.Credential{Username: user, Password: password}, nil
 }
 
+// keptCredentials opens the file with the credentials; nil when it cannot be read, which is said.
+func (c *cli) keptCredentials(doing string) *credential.File {
+	file, err := c.authFile()
+	if err != nil {
+		if c.authfile != "" || c.env("HOME") != "" { // a program without a home has kept nothing
+			fmt.Fprintf(c.err, "kuri: %s without credentials: %s\n", doing, printable(err.Error()))
+		}
+		return nil
+	}
+	return file
+}
+
 // authFor returns the kept credentials for an image's registry, nil for none. Credentials that cannot be read are no reason
 // not to pull: most images need none.
 func (c *cli) authFor(ctx context.Context, image string) *runtimeapi.AuthConfig {
@@ -174,11 +192,8 @@ func (c *cli) authFor(ctx context.Context, image string) *runtimeapi.AuthConfig 
 	if err != nil {
 		return nil // the runtime says what is wrong with it
 	}
-	file, err := c.authFile()
-	if err != nil {
-		if c.authfile != "" || c.env("HOME") != "" { // a program without a home has kept nothing
-			fmt.Fprintln(c.err, "kuri: pulling without credentials:", err)
-		}
+	file := c.keptCredentials("pulling")
+	if file == nil {
 		return nil
 	}
 	found, err := file.Find(ctx, reference.Domain(named), reference.Path(named))

@@ -35,27 +35,30 @@ func (s *Store) Check(ctx context.Context, found func(Finding)) error {
 	return s.inspect(ctx, nil, found)
 }
 
+// Auths says what is known to prove ourselves to the registry of a reference.
+type Auths func(registry.Reference) registry.Auth
+
 // Repair is Check, and mends what it finds: a config, a manifest or a layer is fetched again from the repository that
-// the image came from, as auth says, and nothing else is. A layer that a container uses is not replaced under it.
-func (s *Store) Repair(ctx context.Context, auth registry.Auth, found func(Finding)) error {
-	return s.inspect(ctx, &auth, found)
+// the image came from, as auths says, and nothing else is. A layer that a container uses is not replaced under it.
+func (s *Store) Repair(ctx context.Context, auths Auths, found func(Finding)) error {
+	return s.inspect(ctx, auths, found)
 }
 
-// inspect checks, and mends when auth is not nil.
-func (s *Store) inspect(ctx context.Context, auth *registry.Auth, found func(Finding)) error {
+// inspect checks, and mends when auths is not nil.
+func (s *Store) inspect(ctx context.Context, auths Auths, found func(Finding)) error {
 	tell := func(f Finding, mend func() error) {
-		if auth != nil {
+		if auths != nil {
 			f.Unmended = mend()
 			f.Repaired = f.Unmended == nil
 		}
 		found(f)
 	}
-	if err := s.inspectAside(ctx, auth, tell); err != nil {
+	if err := s.inspectAside(ctx, auths, tell); err != nil {
 		return err
 	}
 	seen := make(map[digest.Digest]bool)
 	for _, img := range s.List() {
-		if err := s.inspectImage(ctx, digest.Digest(img.ID), auth, seen, tell); err != nil {
+		if err := s.inspectImage(ctx, digest.Digest(img.ID), auths, seen, tell); err != nil {
 			return err
 		}
 	}
@@ -63,7 +66,7 @@ func (s *Store) inspect(ctx context.Context, auth *registry.Auth, found func(Fin
 }
 
 // inspectAside tells of the records that were set aside when the store was opened.
-func (s *Store) inspectAside(ctx context.Context, auth *registry.Auth, tell func(Finding, func() error)) error {
+func (s *Store) inspectAside(ctx context.Context, auths Auths, tell func(Finding, func() error)) error {
 	files, err := os.ReadDir(s.dir())
 	if err != nil {
 		return err
@@ -88,7 +91,11 @@ func (s *Store) inspectAside(ctx context.Context, auth *registry.Auth, tell func
 			}
 			for _, name := range slices.Sorted(maps.Keys(rec.Tags)) {
 				tag, platform := splitName(name)
-				if _, err := s.PullFor(ctx, tag, platform, *auth); err != nil {
+				ref, err := registry.ParseReference(tag)
+				if err != nil {
+					continue // no name of ours
+				}
+				if _, err := s.PullFor(ctx, tag, platform, auths(ref)); err != nil {
 					return err
 				}
 			}
@@ -113,7 +120,7 @@ func tagsOf(rec imageRecord) []string {
 }
 
 // inspectImage checks one image; the layers that are in seen have been checked with another.
-func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auth *registry.Auth, seen map[digest.Digest]bool, tell func(Finding, func() error)) error {
+func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths, seen map[digest.Digest]bool, tell func(Finding, func() error)) error {
 	s.mu.Lock()
 	e := s.entries[id]
 	if e == nil {
@@ -141,7 +148,7 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auth *regist
 				}
 				return s.keepBlob(rec.ID, body)
 			}
-			return s.fromItsRepository(ctx, rec, *auth, func(repo *registry.Repository) error {
+			return s.fromItsRepository(ctx, rec, auths, func(repo *registry.Repository) error {
 				body, err := repo.Config(ctx, rec.ID, maxConfig)
 				if err != nil {
 					return err
@@ -152,7 +159,7 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auth *regist
 	}
 	if err := s.checkManifest(rec); err != nil {
 		tell(finding(err), func() error {
-			return s.fromItsRepository(ctx, rec, *auth, func(repo *registry.Repository) error {
+			return s.fromItsRepository(ctx, rec, auths, func(repo *registry.Repository) error {
 				m, err := repo.ManifestAt(ctx, rec.Manifest)
 				if err != nil {
 					return err
@@ -173,7 +180,7 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auth *regist
 		if err != nil {
 			f := finding(err)
 			f.Layer = diffID
-			tell(f, func() error { return s.mendLayer(ctx, rec, img, n, *auth) })
+			tell(f, func() error { return s.mendLayer(ctx, rec, img, n, auths) })
 		}
 	}
 	return ctx.Err()
@@ -217,14 +224,14 @@ func (s *Store) rewrite(id digest.Digest) error {
 }
 
 // fromItsRepository calls fetch with the repositories that the image has a name in, until one has what is wanted.
-func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auth registry.Auth, fetch func(*registry.Repository) error) error {
+func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auths Auths, fetch func(*registry.Repository) error) error {
 	err := error(fault.New(fault.Precondition, "the image came from an archive and has no name in a registry: load it again"))
 	for _, name := range slices.Concat(refsOf(rec.Digests), tagsOf(rec)) {
 		ref, perr := registry.ParseReference(name)
 		if perr != nil {
 			continue
 		}
-		repo, oerr := registry.Open(ctx, s.registry, ref, auth)
+		repo, oerr := registry.Open(ctx, s.registry, ref, auths(ref))
 		if oerr != nil {
 			err = oerr
 			continue
@@ -239,7 +246,7 @@ func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auth reg
 }
 
 // mendLayer unpacks number n of the image's layers again.
-func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n int, auth registry.Auth) error {
+func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n int, auths Auths) error {
 	diffID := img.DiffIDs[n]
 	s.mu.Lock()
 	used := s.layers.Holders(diffID) > s.knownHolders(img, diffID)
@@ -258,7 +265,7 @@ func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n in
 		}
 		return putBack(ctx, *patch)
 	}
-	return s.fromItsRepository(ctx, rec, auth, func(repo *registry.Repository) error {
+	return s.fromItsRepository(ctx, rec, auths, func(repo *registry.Repository) error {
 		doc, err := s.manifestOf(rec)
 		switch {
 		case err != nil:

@@ -16,6 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
+func anonymous(registry.Reference) registry.Auth { return registry.Auth{} }
+
 // check returns what Check finds, in a few words each.
 func check(t *testing.T, s *Store, repair bool) (found []Finding) {
 	t.Helper()
@@ -23,7 +25,7 @@ func check(t *testing.T, s *Store, repair bool) (found []Finding) {
 	err := s.Check(t.Context(), tell)
 	if repair {
 		found = nil
-		err = s.Repair(t.Context(), registry.Auth{}, tell)
+		err = s.Repair(t.Context(), anonymous, tell)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -22,7 +22,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/kuri-cri/kuri/internal/fault"
-	"github.com/kuri-cri/kuri/internal/registry"
 )
 
 // layoutTar writes the images as an OCI layout, each with the annotations given, and packs its directory.
@@ -185,7 +184,7 @@ func TestImageWithoutManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // as loaded, and as read again
-		if err := s.Repair(t.Context(), registry.Auth{}, func(f Finding) { t.Errorf("found %+v", f) }); err != nil {
+		if err := s.Repair(t.Context(), anonymous, func(f Finding) { t.Errorf("found %+v", f) }); err != nil {
 			t.Error(err)
 		}
 		if d, err := s.Describe("app:1"); err != nil || d.Manifest != nil || len(d.Config) == 0 {

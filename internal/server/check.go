@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"context"
+	"strings"
 
 	"google.golang.org/grpc"
 
@@ -28,9 +29,24 @@ func (s *archiveService) Check(req *kuriv1.CheckRequest, stream grpc.ServerStrea
 		}
 	}
 	if req.GetRepair() {
-		return s.store.Repair(ctx, registry.Auth{Username: req.GetUsername(), Password: req.GetPassword()}, tell)
+		return s.store.Repair(ctx, authsOf(req), tell)
 	}
 	return s.store.Check(ctx, tell)
+}
+
+// authsOf is what a request has for the registries: of several that fit a repository the longest, else the one for all.
+func authsOf(req *kuriv1.CheckRequest) image.Auths {
+	return func(ref registry.Reference) registry.Auth {
+		found, length := registry.Auth{Username: req.GetUsername(), Password: req.GetPassword()}, 0
+		for _, a := range req.GetAuths() {
+			if at := a.GetRegistry(); len(at) > length && (ref.Repository == at || strings.HasPrefix(ref.Repository, at+"/")) {
+				found, length = registry.Auth{
+					Username: a.GetUsername(), Password: a.GetPassword(), IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
+				}, len(at)
+			}
+		}
+		return found
+	}
 }
 
 func (s *archiveService) Prune(_ context.Context, req *kuriv1.PruneRequest) (*kuriv1.PruneResponse, error) {

@@ -142,8 +142,10 @@ type FileChange_Kind int32
 const (
 	FileChange_KIND_UNSPECIFIED FileChange_Kind = 0
 	FileChange_ADDED            FileChange_Kind = 1
-	FileChange_CHANGED          FileChange_Kind = 2 // the file is in this layer again, or the directory has another mode or owner
-	FileChange_DELETED          FileChange_Kind = 3 // and all below it
+	FileChange_CHANGED          FileChange_Kind = 2 // the file is in this layer again, or the directory has another mode or owner. Between two
+	// images: the kind of file, mode, owner, content, target, device, or an extended attribute
+	// differs; times do not count
+	FileChange_DELETED FileChange_Kind = 3 // and all below it; between two images what is below is told, too
 )
 
 // Enum value maps for FileChange_Kind.
@@ -192,6 +194,7 @@ func (FileChange_Kind) EnumDescriptor() ([]byte, []int) {
 type DiffRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // reference or id
+	Other         string                 `protobuf:"bytes,2,opt,name=other,proto3" json:"other,omitempty"` // likewise: tell what leads from image to it; "": tell what image's layers do
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -233,9 +236,16 @@ func (x *DiffRequest) GetImage() string {
 	return ""
 }
 
+func (x *DiffRequest) GetOther() string {
+	if x != nil {
+		return x.Other
+	}
+	return ""
+}
+
 type DiffResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Layer         string                 `protobuf:"bytes,1,opt,name=layer,proto3" json:"layer,omitempty"` // diffID; a layer of many changes has several messages
+	Layer         string                 `protobuf:"bytes,1,opt,name=layer,proto3" json:"layer,omitempty"` // diffID; a layer of many changes has several messages. "" between two images
 	Changes       []*FileChange          `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -288,8 +298,9 @@ func (x *DiffResponse) GetChanges() []*FileChange {
 type FileChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          FileChange_Kind        `protobuf:"varint,1,opt,name=kind,proto3,enum=kuri.v1.FileChange_Kind" json:"kind,omitempty"`
-	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`  // from the root, beginning with a slash; names in an image are bytes
-	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"` // bytes of a regular file that was added or changed
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`                       // from the root, beginning with a slash; names in an image are bytes
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`                      // bytes of a regular file that was added or changed: of what it is now
+	OldSize       int64                  `protobuf:"varint,4,opt,name=old_size,json=oldSize,proto3" json:"old_size,omitempty"` // between two images: bytes of a regular file that was changed or deleted: of what it was
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,6 +352,13 @@ func (x *FileChange) GetPath() []byte {
 func (x *FileChange) GetSize() int64 {
 	if x != nil {
 		return x.Size
+	}
+	return 0
+}
+
+func (x *FileChange) GetOldSize() int64 {
+	if x != nil {
+		return x.OldSize
 	}
 	return 0
 }
@@ -436,8 +454,9 @@ func (x *SaveChunk) GetData() []byte {
 type CheckRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Repair        bool                   `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`
-	Username      string                 `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"` // for the registries, where repair needs one
+	Username      string                 `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"` // for the registries that none of auths is for, where repair needs one
 	Password      string                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	Auths         []*RegistryAuth        `protobuf:"bytes,4,rep,name=auths,proto3" json:"auths,omitempty"` // for repair; of several that fit a repository, the longest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -493,6 +512,91 @@ func (x *CheckRequest) GetPassword() string {
 	return ""
 }
 
+func (x *CheckRequest) GetAuths() []*RegistryAuth {
+	if x != nil {
+		return x.Auths
+	}
+	return nil
+}
+
+// RegistryAuth is what one registry, or a part of its repositories, may see; the other fields are those of the CRI's
+// AuthConfig.
+type RegistryAuth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Registry      string                 `protobuf:"bytes,1,opt,name=registry,proto3" json:"registry,omitempty"` // "registry.example:5000", or the beginning of a repository, "registry.example/team"
+	Username      string                 `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	Password      string                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	IdentityToken string                 `protobuf:"bytes,4,opt,name=identity_token,json=identityToken,proto3" json:"identity_token,omitempty"`
+	RegistryToken string                 `protobuf:"bytes,5,opt,name=registry_token,json=registryToken,proto3" json:"registry_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryAuth) Reset() {
+	*x = RegistryAuth{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryAuth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryAuth) ProtoMessage() {}
+
+func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryAuth.ProtoReflect.Descriptor instead.
+func (*RegistryAuth) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RegistryAuth) GetRegistry() string {
+	if x != nil {
+		return x.Registry
+	}
+	return ""
+}
+
+func (x *RegistryAuth) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *RegistryAuth) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+func (x *RegistryAuth) GetIdentityToken() string {
+	if x != nil {
+		return x.IdentityToken
+	}
+	return ""
+}
+
+func (x *RegistryAuth) GetRegistryToken() string {
+	if x != nil {
+		return x.RegistryToken
+	}
+	return ""
+}
+
 type Finding struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ImageId       string                 `protobuf:"bytes,1,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"` // "" when it is not known
@@ -507,7 +611,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +623,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +636,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Finding) GetImageId() string {
@@ -586,7 +690,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +702,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +715,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PruneRequest) GetRemove() bool {
@@ -631,7 +735,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +747,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +760,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PruneResponse) GetImages() []*PrunedImage {
@@ -684,7 +788,7 @@ type PrunedImage struct {
 
 func (x *PrunedImage) Reset() {
 	*x = PrunedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +800,7 @@ func (x *PrunedImage) String() string {
 func (*PrunedImage) ProtoMessage() {}
 
 func (x *PrunedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +813,7 @@ func (x *PrunedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedImage.ProtoReflect.Descriptor instead.
 func (*PrunedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PrunedImage) GetId() string {
@@ -742,7 +846,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +858,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +871,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DescribeRequest) GetImage() string {
@@ -795,7 +899,7 @@ type ImageDescription struct {
 
 func (x *ImageDescription) Reset() {
 	*x = ImageDescription{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +911,7 @@ func (x *ImageDescription) String() string {
 func (*ImageDescription) ProtoMessage() {}
 
 func (x *ImageDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +924,7 @@ func (x *ImageDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageDescription.ProtoReflect.Descriptor instead.
 func (*ImageDescription) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ImageDescription) GetId() string {
@@ -905,7 +1009,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1021,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1034,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ImageLayer) GetDiffId() string {
@@ -971,7 +1075,7 @@ type LoadChunk struct {
 
 func (x *LoadChunk) Reset() {
 	*x = LoadChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1087,7 @@ func (x *LoadChunk) String() string {
 func (*LoadChunk) ProtoMessage() {}
 
 func (x *LoadChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1100,7 @@ func (x *LoadChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadChunk.ProtoReflect.Descriptor instead.
 func (*LoadChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LoadChunk) GetData() []byte {
@@ -1022,7 +1126,7 @@ type LoadResponse struct {
 
 func (x *LoadResponse) Reset() {
 	*x = LoadResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1138,7 @@ func (x *LoadResponse) String() string {
 func (*LoadResponse) ProtoMessage() {}
 
 func (x *LoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1151,7 @@ func (x *LoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadResponse.ProtoReflect.Descriptor instead.
 func (*LoadResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{14}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LoadResponse) GetImages() []*LoadedImage {
@@ -1067,7 +1171,7 @@ type LoadedImage struct {
 
 func (x *LoadedImage) Reset() {
 	*x = LoadedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1183,7 @@ func (x *LoadedImage) String() string {
 func (*LoadedImage) ProtoMessage() {}
 
 func (x *LoadedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1196,7 @@ func (x *LoadedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadedImage.ProtoReflect.Descriptor instead.
 func (*LoadedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{15}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LoadedImage) GetId() string {
@@ -1119,7 +1223,7 @@ type WatchPullRequest struct {
 
 func (x *WatchPullRequest) Reset() {
 	*x = WatchPullRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1235,7 @@ func (x *WatchPullRequest) String() string {
 func (*WatchPullRequest) ProtoMessage() {}
 
 func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1248,7 @@ func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPullRequest.ProtoReflect.Descriptor instead.
 func (*WatchPullRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{16}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchPullRequest) GetImage() string {
@@ -1180,7 +1284,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1296,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1309,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{17}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PullProgress) GetImage() string {
@@ -1278,7 +1382,7 @@ type LayerProgress struct {
 
 func (x *LayerProgress) Reset() {
 	*x = LayerProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1394,7 @@ func (x *LayerProgress) String() string {
 func (*LayerProgress) ProtoMessage() {}
 
 func (x *LayerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1407,7 @@ func (x *LayerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerProgress.ProtoReflect.Descriptor instead.
 func (*LayerProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{18}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LayerProgress) GetDigest() string {
@@ -1349,7 +1453,7 @@ type PruneNetworkRequest struct {
 
 func (x *PruneNetworkRequest) Reset() {
 	*x = PruneNetworkRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1465,7 @@ func (x *PruneNetworkRequest) String() string {
 func (*PruneNetworkRequest) ProtoMessage() {}
 
 func (x *PruneNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1478,7 @@ func (x *PruneNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneNetworkRequest.ProtoReflect.Descriptor instead.
 func (*PruneNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{19}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{20}
 }
 
 type PruneNetworkResponse struct {
@@ -1386,7 +1490,7 @@ type PruneNetworkResponse struct {
 
 func (x *PruneNetworkResponse) Reset() {
 	*x = PruneNetworkResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1502,7 @@ func (x *PruneNetworkResponse) String() string {
 func (*PruneNetworkResponse) ProtoMessage() {}
 
 func (x *PruneNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1515,7 @@ func (x *PruneNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneNetworkResponse.ProtoReflect.Descriptor instead.
 func (*PruneNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{20}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PruneNetworkResponse) GetUsers() []string {
@@ -1425,17 +1529,19 @@ var File_api_kuri_v1_kuri_proto protoreflect.FileDescriptor
 
 const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"#\n" +
+	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"9\n" +
 	"\vDiffRequest\x12\x14\n" +
-	"\x05image\x18\x01 \x01(\tR\x05image\"S\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x14\n" +
+	"\x05other\x18\x02 \x01(\tR\x05other\"S\n" +
 	"\fDiffResponse\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\tR\x05layer\x12-\n" +
-	"\achanges\x18\x02 \x03(\v2\x13.kuri.v1.FileChangeR\achanges\"\xa5\x01\n" +
+	"\achanges\x18\x02 \x03(\v2\x13.kuri.v1.FileChangeR\achanges\"\xc0\x01\n" +
 	"\n" +
 	"FileChange\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.kuri.v1.FileChange.KindR\x04kind\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\fR\x04path\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x03R\x04size\"A\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x19\n" +
+	"\bold_size\x18\x04 \x01(\x03R\aoldSize\"A\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05ADDED\x10\x01\x12\v\n" +
@@ -1444,11 +1550,18 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\vSaveRequest\x12\x16\n" +
 	"\x06images\x18\x01 \x03(\tR\x06images\"\x1f\n" +
 	"\tSaveChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"^\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x8b\x01\n" +
 	"\fCheckRequest\x12\x16\n" +
 	"\x06repair\x18\x01 \x01(\bR\x06repair\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
-	"\bpassword\x18\x03 \x01(\tR\bpassword\"\xb3\x01\n" +
+	"\bpassword\x18\x03 \x01(\tR\bpassword\x12+\n" +
+	"\x05auths\x18\x04 \x03(\v2\x15.kuri.v1.RegistryAuthR\x05auths\"\xb0\x01\n" +
+	"\fRegistryAuth\x12\x1a\n" +
+	"\bregistry\x18\x01 \x01(\tR\bregistry\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
+	"\bpassword\x18\x03 \x01(\tR\bpassword\x12%\n" +
+	"\x0eidentity_token\x18\x04 \x01(\tR\ridentityToken\x12%\n" +
+	"\x0eregistry_token\x18\x05 \x01(\tR\rregistryToken\"\xb3\x01\n" +
 	"\aFinding\x12\x19\n" +
 	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x1e\n" +
 	"\n" +
@@ -1561,7 +1674,7 @@ func file_api_kuri_v1_kuri_proto_rawDescGZIP() []byte {
 }
 
 var file_api_kuri_v1_kuri_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_api_kuri_v1_kuri_proto_goTypes = []any{
 	(PullPhase)(0),               // 0: kuri.v1.PullPhase
 	(LayerPhase)(0),              // 1: kuri.v1.LayerPhase
@@ -1572,52 +1685,54 @@ var file_api_kuri_v1_kuri_proto_goTypes = []any{
 	(*SaveRequest)(nil),          // 6: kuri.v1.SaveRequest
 	(*SaveChunk)(nil),            // 7: kuri.v1.SaveChunk
 	(*CheckRequest)(nil),         // 8: kuri.v1.CheckRequest
-	(*Finding)(nil),              // 9: kuri.v1.Finding
-	(*PruneRequest)(nil),         // 10: kuri.v1.PruneRequest
-	(*PruneResponse)(nil),        // 11: kuri.v1.PruneResponse
-	(*PrunedImage)(nil),          // 12: kuri.v1.PrunedImage
-	(*DescribeRequest)(nil),      // 13: kuri.v1.DescribeRequest
-	(*ImageDescription)(nil),     // 14: kuri.v1.ImageDescription
-	(*ImageLayer)(nil),           // 15: kuri.v1.ImageLayer
-	(*LoadChunk)(nil),            // 16: kuri.v1.LoadChunk
-	(*LoadResponse)(nil),         // 17: kuri.v1.LoadResponse
-	(*LoadedImage)(nil),          // 18: kuri.v1.LoadedImage
-	(*WatchPullRequest)(nil),     // 19: kuri.v1.WatchPullRequest
-	(*PullProgress)(nil),         // 20: kuri.v1.PullProgress
-	(*LayerProgress)(nil),        // 21: kuri.v1.LayerProgress
-	(*PruneNetworkRequest)(nil),  // 22: kuri.v1.PruneNetworkRequest
-	(*PruneNetworkResponse)(nil), // 23: kuri.v1.PruneNetworkResponse
+	(*RegistryAuth)(nil),         // 9: kuri.v1.RegistryAuth
+	(*Finding)(nil),              // 10: kuri.v1.Finding
+	(*PruneRequest)(nil),         // 11: kuri.v1.PruneRequest
+	(*PruneResponse)(nil),        // 12: kuri.v1.PruneResponse
+	(*PrunedImage)(nil),          // 13: kuri.v1.PrunedImage
+	(*DescribeRequest)(nil),      // 14: kuri.v1.DescribeRequest
+	(*ImageDescription)(nil),     // 15: kuri.v1.ImageDescription
+	(*ImageLayer)(nil),           // 16: kuri.v1.ImageLayer
+	(*LoadChunk)(nil),            // 17: kuri.v1.LoadChunk
+	(*LoadResponse)(nil),         // 18: kuri.v1.LoadResponse
+	(*LoadedImage)(nil),          // 19: kuri.v1.LoadedImage
+	(*WatchPullRequest)(nil),     // 20: kuri.v1.WatchPullRequest
+	(*PullProgress)(nil),         // 21: kuri.v1.PullProgress
+	(*LayerProgress)(nil),        // 22: kuri.v1.LayerProgress
+	(*PruneNetworkRequest)(nil),  // 23: kuri.v1.PruneNetworkRequest
+	(*PruneNetworkResponse)(nil), // 24: kuri.v1.PruneNetworkResponse
 }
 var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
 	5,  // 0: kuri.v1.DiffResponse.changes:type_name -> kuri.v1.FileChange
 	2,  // 1: kuri.v1.FileChange.kind:type_name -> kuri.v1.FileChange.Kind
-	12, // 2: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
-	15, // 3: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
-	18, // 4: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
-	21, // 5: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
-	0,  // 6: kuri.v1.PullProgress.phase:type_name -> kuri.v1.PullPhase
-	1,  // 7: kuri.v1.LayerProgress.phase:type_name -> kuri.v1.LayerPhase
-	16, // 8: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
-	19, // 9: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
-	8,  // 10: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
-	10, // 11: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
-	13, // 12: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
-	6,  // 13: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
-	3,  // 14: kuri.v1.Images.Diff:input_type -> kuri.v1.DiffRequest
-	22, // 15: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
-	17, // 16: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
-	20, // 17: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
-	9,  // 18: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
-	11, // 19: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
-	14, // 20: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
-	7,  // 21: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
-	4,  // 22: kuri.v1.Images.Diff:output_type -> kuri.v1.DiffResponse
-	23, // 23: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
-	16, // [16:24] is the sub-list for method output_type
-	8,  // [8:16] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	9,  // 2: kuri.v1.CheckRequest.auths:type_name -> kuri.v1.RegistryAuth
+	13, // 3: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
+	16, // 4: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
+	19, // 5: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
+	22, // 6: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
+	0,  // 7: kuri.v1.PullProgress.phase:type_name -> kuri.v1.PullPhase
+	1,  // 8: kuri.v1.LayerProgress.phase:type_name -> kuri.v1.LayerPhase
+	17, // 9: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
+	20, // 10: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
+	8,  // 11: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
+	11, // 12: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
+	14, // 13: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
+	6,  // 14: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
+	3,  // 15: kuri.v1.Images.Diff:input_type -> kuri.v1.DiffRequest
+	23, // 16: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
+	18, // 17: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
+	21, // 18: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
+	10, // 19: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
+	12, // 20: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
+	15, // 21: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
+	7,  // 22: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
+	4,  // 23: kuri.v1.Images.Diff:output_type -> kuri.v1.DiffResponse
+	24, // 24: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
+	17, // [17:25] is the sub-list for method output_type
+	9,  // [9:17] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_api_kuri_v1_kuri_proto_init() }
@@ -1631,7 +1746,7 @@ func file_api_kuri_v1_kuri_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kuri_v1_kuri_proto_rawDesc), len(file_api_kuri_v1_kuri_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -56,7 +56,8 @@ type ImagesClient interface {
 	// their files, for the tars that they came as are not kept: the saved image has the same content under another id.
 	// Errors: NOT_FOUND.
 	Save(ctx context.Context, in *SaveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveChunk], error)
-	// Diff tells what each layer of an image does to those below it, the bottom one first. Errors: NOT_FOUND.
+	// Diff tells what each layer of an image does to those below it, the bottom one first; or, with other set, in which
+	// files another image differs from this one. It streams what it finds as it finds it. Errors: NOT_FOUND.
 	Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffResponse], error)
 }
 
@@ -203,7 +204,8 @@ type ImagesServer interface {
 	// their files, for the tars that they came as are not kept: the saved image has the same content under another id.
 	// Errors: NOT_FOUND.
 	Save(*SaveRequest, grpc.ServerStreamingServer[SaveChunk]) error
-	// Diff tells what each layer of an image does to those below it, the bottom one first. Errors: NOT_FOUND.
+	// Diff tells what each layer of an image does to those below it, the bottom one first; or, with other set, in which
+	// files another image differs from this one. It streams what it finds as it finds it. Errors: NOT_FOUND.
 	Diff(*DiffRequest, grpc.ServerStreamingServer[DiffResponse]) error
 	mustEmbedUnimplementedImagesServer()
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -237,11 +238,11 @@ func TestVerifyWithDebiansRegistry(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Verify(t.Context(), http.DefaultClient, addr, Credential{Username: "me", Password: "s3cret:x"}); err != nil {
+	if err := Verify(t.Context(), reach(t, nil, addr), addr, Credential{Username: "me", Password: "s3cret:x"}); err != nil {
 		t.Error(err)
 	}
 	var refused *RefusedError
-	if err := Verify(t.Context(), http.DefaultClient, addr, Credential{Username: "me", Password: "wrong"}); !errors.As(err, &refused) || refused.By != addr {
+	if err := Verify(t.Context(), reach(t, nil, addr), addr, Credential{Username: "me", Password: "wrong"}); !errors.As(err, &refused) || refused.By != addr {
 		t.Errorf("a wrong password: %v", err)
 	}
 }
@@ -264,11 +265,11 @@ func TestVerifyWithATokenServer(t *testing.T) {
 	}))
 	defer server.Close()
 	host := strings.TrimPrefix(server.URL, "https://")
-	if err := Verify(t.Context(), server.Client(), host, Credential{Username: "me", Password: "right"}); err != nil {
+	if err := Verify(t.Context(), &Host{base: &url.URL{Scheme: "https", Host: host, Path: "/v2/"}, client: server.Client()}, host, Credential{Username: "me", Password: "right"}); err != nil {
 		t.Error(err)
 	}
 	var refused *RefusedError
-	if err := Verify(t.Context(), server.Client(), host, Credential{Username: "me", Password: "wrong"}); !errors.As(err, &refused) || refused.Reason != "incorrect username or password" {
+	if err := Verify(t.Context(), &Host{base: &url.URL{Scheme: "https", Host: host, Path: "/v2/"}, client: server.Client()}, host, Credential{Username: "me", Password: "wrong"}); !errors.As(err, &refused) || refused.Reason != "incorrect username or password" {
 		t.Error(err)
 	}
 }
@@ -283,10 +284,19 @@ func TestVerifySendsNothingInTheClear(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 	}))
 	defer server.Close()
-	err := Verify(t.Context(), http.DefaultClient, strings.TrimPrefix(server.URL, "http://"), Credential{Username: "me", Password: "p"})
+	err := Verify(t.Context(), reach(t, nil, strings.TrimPrefix(server.URL, "http://")), strings.TrimPrefix(server.URL, "http://"), Credential{Username: "me", Password: "p"})
 	if err == nil || !strings.Contains(err.Error(), "not asked over TLS") {
 		t.Error(err)
 	}
+}
+
+func reach(t *testing.T, dirs []string, registry string) *Host {
+	t.Helper()
+	h, err := Reach(dirs, registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
 }
 
 func FuzzOpen(f *testing.F) {

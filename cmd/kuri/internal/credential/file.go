@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -128,6 +129,51 @@ func (f *File) Find(ctx context.Context, registry, repository string) (Credentia
 		}
 	}
 	return Credential{}, nil
+}
+
+// Kept returns what is kept of a registry, by what it is for: the registry, or the beginning of repositories, such as
+// "registry.example/team". The longest that fits a repository has what Find returns for it.
+func (f *File) Kept(ctx context.Context, registry string) (map[string]Credential, error) {
+	kept := make(map[string]Credential)
+	all, err := f.Find(ctx, registry, "")
+	if err != nil {
+		return nil, err
+	}
+	if all != (Credential{}) {
+		kept[registry] = all
+	}
+	for key := range f.auths {
+		path, ok := strings.CutPrefix(key, registry+"/")
+		if !ok || path == "" || strings.HasSuffix(path, "/") {
+			continue
+		}
+		c, err := f.Find(ctx, registry, path)
+		if err != nil {
+			return nil, err
+		}
+		if c != (Credential{}) {
+			kept[registry+"/"+path] = c
+		}
+	}
+	return kept, nil
+}
+
+// Registries returns the registries that the file has an entry for, sorted, each once.
+func (f *File) Registries() []string {
+	var found []string
+	for key := range f.auths {
+		_, rest, ok := strings.Cut(key, "://")
+		if !ok {
+			rest = key
+		}
+		host, _, _ := strings.Cut(rest, "/")
+		if keysOf(host)[0] == dockerHub {
+			host = "docker.io"
+		}
+		found = append(found, host)
+	}
+	slices.Sort(found)
+	return slices.Compact(found)
 }
 
 // own looks for a key among the file's entries. An empty entry only says that a helper has it.

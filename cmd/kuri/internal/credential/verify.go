@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -32,19 +33,16 @@ func (e *RefusedError) Error() string {
 const verifyLimit = 30 * time.Second
 
 // Verify asks a registry whether it takes the credential, by its API's base and the token server that it names. Plain HTTP
-// is spoken with registries on loopback addresses alone. Errors: [*RefusedError]; another when the registry could not be asked.
-func Verify(ctx context.Context, client *http.Client, registry string, c Credential) error {
+// is spoken with registries on loopback addresses, and where certs.d says so. Errors: [*RefusedError]; another when the
+// registry could not be asked.
+func Verify(ctx context.Context, at *Host, registry string, c Credential) error {
 	ctx, cancel := context.WithTimeout(ctx, verifyLimit)
 	defer cancel()
-	v := &verifier{client: client, c: c}
-	host := registry
-	if keysOf(registry)[0] == dockerHub {
-		host = "registry-1.docker.io"
-	}
-	base := "https://" + host + "/v2/"
+	v := &verifier{client: at.client, header: at.header, host: at.base.Host, c: c}
+	base := at.base.String()
 	first, err := v.get(ctx, base, nil)
-	if err != nil && isLoopback(host) {
-		base = "http://" + host + "/v2/"
+	if errors.Is(err, http.ErrSchemeMismatch) && isLoopback(at.base.Host) {
+		base = "http" + strings.TrimPrefix(base, "https")
 		first, err = v.get(ctx, base, nil)
 	}
 	if err != nil {
@@ -67,6 +65,8 @@ func Verify(ctx context.Context, client *http.Client, registry string, c Credent
 
 type verifier struct {
 	client *http.Client
+	header http.Header // for requests to host
+	host   string
 	c      Credential
 }
 
@@ -138,6 +138,9 @@ func (v *verifier) get(ctx context.Context, address string, with func(*http.Requ
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, err
+	}
+	if req.URL.Host == v.host {
+		maps.Copy(req.Header, v.header)
 	}
 	if with != nil {
 		with(req)
