@@ -1,9 +1,12 @@
 package server
 
 import (
+	"context"
+	"errors"
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -129,6 +132,36 @@ func (c *container) signal(sig unix.Signal) error {
 		return nil
 	}
 	return serr
+}
+
+// endingLimit is how long a first process may take to end when all in its PID namespace has been killed.
+const endingLimit = 200 * time.Millisecond
+
+// unlessEnded tells what an error of unknown kind comes from, of something done to the container, when that has ended
+// meanwhile: its exit need not have been told yet.
+func (c *container) unlessEnded(err error) error {
+	if err == nil || fault.Of(err) != "" || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	for until := time.Now().Add(endingLimit); time.Now().Before(until); time.Sleep(time.Millisecond) {
+		if c.ended() {
+			return fault.New(fault.Precondition, "it has exited meanwhile (%w)", err)
+		}
+	}
+	return err
+}
+
+// ended tells whether the first process has ended, be it reaped or not.
+func (c *container) ended() bool {
+	conn, err := c.pidfd.SyscallConn()
+	if err != nil {
+		return true // the pidfd is closed
+	}
+	n := 0
+	if err := conn.Control(func(fd uintptr) { n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) }); err != nil {
+		return true
+	}
+	return n > 0
 }
 
 // ReopenLog makes the log anew at its path. The container must be running.

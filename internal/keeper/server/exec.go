@@ -32,7 +32,7 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 	// 1. The process.
 	x, err := s.startExec(ctx, c, req)
 	if err != nil {
-		return 0, err
+		return 0, c.unlessEnded(err)
 	}
 
 	// 2. Our ends of its stdio, which are the caller's from now on.

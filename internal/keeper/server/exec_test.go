@@ -384,3 +384,30 @@ func TestExecBeyondTheProcessLimit(t *testing.T) {
 	}
 	n.wantNoExecCgroups(j)
 }
+
+// A container ends while execs are being started in it: they are told so, whatever step it was that failed. Those that
+// have begun end with it, by its SIGKILL.
+func TestExecsThatMeetTheExit(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	for range 8 {
+		j := n.run(box, "exec sleep 0.05")
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() {
+				for {
+					code, err := n.Exec(t.Context(), j.Id, []string{"true"}, false, keeper.Streams{})
+					if err == nil && code != 0 && code != 137 {
+						t.Errorf("exit code %d", code)
+					}
+					if err != nil {
+						wantKind(t, err, fault.Precondition)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+		n.wantNoExecCgroups(j)
+	}
+}

@@ -32,5 +32,5 @@ func (s *Server) Update(req *api.UpdateRequest) error {
 		score = &n
 	}
 	defer c.executor.Store(nil)
-	return s.runtime.Update(c.id, limits, score)
+	return c.unlessEnded(s.runtime.Update(c.id, limits, score))
 }
