@@ -96,7 +96,7 @@ func below(dir, containerDir, permissions string) ([]spec.ResolvedDevice, error)
 		}
 		return err
 	})
-	return out, err
+	return out, fault.As(fault.Precondition, err) // what cannot be read is so on this node
 }
 
 func device(hostPath, containerPath, permissions string) (d spec.ResolvedDevice, ok bool, err error) {
