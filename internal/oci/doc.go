@@ -6,6 +6,10 @@
 // between two verbs: a container's configuration with its seccomp profile is some 100 KB, so a verb that needs it reads
 // it again.
 //
+// Under systemd a limit is a property of the container's scope, or a daemon-reload takes it back. Those that libcontainer
+// makes no property of are watched in the files of the cgroup and put back (held.go); there is one inotify instance for all
+// containers, made when the first asks for such a limit.
+//
 // Execs do not go through libcontainer, where a container lets it be. An [Executor] has all that a container's execs have
 // in common, some kilobytes, and the fork server (forkserver.c), a process of a few pages that is started when it is first
 // needed and ends with this one, makes the process from it: no program is started on the way. It is part of this program,

@@ -28,6 +28,7 @@ type Embedded struct {
 	root    string
 	forks   forkServer
 	filters filters
+	held    held
 }
 
 // NewEmbedded returns a runtime that keeps its records below root, which it makes when it needs it. It is called in the
@@ -42,7 +43,10 @@ func NewEmbedded(root string) *Embedded {
 }
 
 // Close gives up what the runtime has in memory. Containers and their processes go on.
-func (e *Embedded) Close() { e.forks.close() }
+func (e *Embedded) Close() {
+	e.forks.close()
+	e.held.close()
+}
 
 // Stdio is what a process gets as its standard streams. With a Console they are a terminal, whose other end is sent over
 // that socket, and the rest is nil. A nil Stdin is /dev/null.
@@ -119,6 +123,9 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 	if err != nil {
 		return nil, fault.As(fault.Invalid, fmt.Errorf("configuration of container %s: %w", id, err))
 	}
+	if p := swapProperty(config.Cgroups); p != nil {
+		config.Cgroups.SystemdProps = append(config.Cgroups.SystemdProps, *p)
+	}
 	p, err := process(spec.Process)
 	if err != nil {
 		return nil, err
@@ -147,6 +154,12 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 	if err != nil {
 		return nil, err
 	}
+	if err := e.held.hold(id, toHold(config, state.CgroupPaths)); err != nil {
+		e.held.release(id)
+		kerr := unix.Kill(pid, unix.SIGKILL)
+		p.Wait() // it says that the process was killed
+		return nil, errors.Join(fault.As(fault.Precondition, fmt.Errorf("create container %s: %w", id, err)), kerr, c.Destroy())
+	}
 	return &Created{Pid: pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroupOf(state.CgroupPaths)}, nil
 }
 
@@ -172,6 +185,7 @@ func (e *Embedded) Delete(id string) error {
 	if err != nil {
 		return err
 	}
+	e.held.release(id)
 	if err := c.Destroy(); err != nil {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}

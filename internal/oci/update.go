@@ -2,6 +2,7 @@ package oci
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -10,7 +11,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -55,20 +59,23 @@ func (e *Embedded) Update(id string, limits *specs.LinuxResources, oomScoreAdj *
 		return err
 	}
 
+	e.held.release(id)
 	err = apply(c, next, want, scores)
 	if err == nil {
-		return nil
+		if err = e.held.hold(id, toHold(&next, state.CgroupPaths)); err == nil {
+			return nil
+		}
 	}
 	// The runtime's own record of the limits goes back first; what it does not know of, the files tell.
-	_ = c.Set(old)
-	if back := errors.Join(restore(before), scores.restore()); back != nil {
+	_ = set(c, old)
+	if back := errors.Join(restore(before), scores.restore(), e.held.hold(id, toHold(&old, state.CgroupPaths))); back != nil {
 		return fmt.Errorf("%w; and not all could be put back: %w", err, back)
 	}
 	return fmt.Errorf("%w; nothing was changed", err)
 }
 
 func apply(c *libcontainer.Container, next configs.Config, want []setting, scores scores) error {
-	if err := c.Set(next); err != nil {
+	if err := set(c, next); err != nil {
 		return fault.As(fault.Precondition, fmt.Errorf("the kernel refuses a limit: %w", err))
 	}
 	if err := scores.set(); err != nil {
@@ -80,6 +87,48 @@ func apply(c *libcontainer.Container, next configs.Config, want []setting, score
 		}
 	}
 	return nil
+}
+
+// set gives a container these limits: the kernel, and systemd where it has the container's scope.
+func set(c *libcontainer.Container, config configs.Config) error {
+	if err := c.Set(config); err != nil {
+		return err
+	}
+	p := swapProperty(config.Cgroups)
+	if p == nil {
+		return nil
+	}
+	state, err := c.State()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), systemdLimit)
+	defer cancel()
+	conn, err := systemd.NewSystemdConnectionContext(ctx)
+	if err != nil {
+		return fmt.Errorf("reach systemd: %w", err)
+	}
+	defer conn.Close()
+	unit := filepath.Base(state.CgroupPaths[""])
+	if err := conn.SetUnitPropertiesContext(ctx, unit, true, *p); err != nil {
+		return fmt.Errorf("set %s of %s: %w", p.Name, unit, err)
+	}
+	return nil
+}
+
+// systemdLimit is how long systemd may take to change a property.
+const systemdLimit = 30 * time.Second
+
+// swapProperty is the property of a scope that says that a container may not swap. Libcontainer leaves that one out, and
+// what the unit had instead would come back with the next daemon-reload. Nil when swap is allowed, when the unified limits
+// say how much, and where systemd has no such property.
+func swapProperty(group *cgroups.Cgroup) *systemd.Property {
+	r := group.Resources
+	_, said := r.Unified["memory.swap.max"]
+	if !group.Systemd || !cgroups.IsCgroup2UnifiedMode() || said || r.MemorySwap <= 0 || r.MemorySwap != r.Memory {
+		return nil
+	}
+	return &systemd.Property{Name: "MemorySwapMax", Value: dbus.MakeVariant(uint64(0))}
 }
 
 // changed returns a copy of config with the limits that are set.
@@ -181,8 +230,11 @@ func wanted(paths map[string]string, r *cgroups.Resources, asked *specs.LinuxRes
 		limit := strconv.FormatUint(h.Limit, 10)
 		add("hugetlb", "hugetlb."+h.Pagesize+".limit_in_bytes", limit, "hugetlb."+h.Pagesize+".max", limit, sameHuge(h.Pagesize))
 	}
+	// These are written last: they hold where a field says otherwise.
 	for file, value := range asked.Unified {
-		out = append(out, setting{filepath.Join(v2path, file), value, firstFields})
+		path := filepath.Join(v2path, file)
+		out = slices.DeleteFunc(out, func(s setting) bool { return s.path == path })
+		out = append(out, setting{path, value, firstFields})
 	}
 	return out
 }

@@ -84,6 +84,39 @@ func TestWantedFiles(t *testing.T) {
 	}
 }
 
+// A kubelet that lets containers swap limits memory by the field and swap by the file.
+func TestUnifiedHoldsAgainstFields(t *testing.T) {
+	memory := int64(64 << 20)
+	got := wanted(map[string]string{"": "/u"}, &cgroups.Resources{Memory: memory, MemorySwap: memory}, &specs.LinuxResources{
+		Memory:  &specs.LinuxMemory{Limit: &memory, Swap: &memory},
+		Unified: map[string]string{"memory.swap.max": "4194304"},
+	})
+	if len(got) != 2 || got[0].path != "/u/memory.max" || got[1].path != "/u/memory.swap.max" || got[1].want != "4194304" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestNoSwapIsAProperty(t *testing.T) {
+	if !cgroups.IsCgroup2UnifiedMode() {
+		t.Skip("SKIP: systemd has the property on cgroup v2 alone; TestEveryLimit of test/vm shows it")
+	}
+	for name, c := range map[string]struct {
+		group cgroups.Cgroup
+		want  bool
+	}{
+		"none":             {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 1 << 20}}, true},
+		"some":             {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 2 << 20}}, false},
+		"unlimited":        {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: -1, MemorySwap: -1}}, false},
+		"not limited":      {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{}}, false},
+		"without systemd":  {cgroups.Cgroup{Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 1 << 20}}, false},
+		"said by the file": {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 1 << 20, Unified: map[string]string{"memory.swap.max": "0"}}}, false},
+	} {
+		if got := swapProperty(&c.group); (got != nil) != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestMemoryBelowUsageIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	for file, body := range map[string]string{

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// Limits that need every controller of cgroup v2 or every capability, and that systemd, but for two, does not take back.
+// Limits that need every controller of cgroup v2 or every capability, and that a daemon-reload of systemd does not take back.
 func TestEveryLimit(t *testing.T) {
 	d := start(t)
 	image := d.PullBusybox(t)
@@ -27,7 +28,7 @@ func TestEveryLimit(t *testing.T) {
 		MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20,
 		OomScoreAdj:    -998, // needs CAP_SYS_RESOURCE
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
-		Unified:        map[string]string{"memory.high": "50331648", "memory.min": "8388608", "memory.oom.group": "1"},
+		Unified:        map[string]string{"memory.high": "50331648", "memory.min": "8388608", "memory.oom.group": "1", "io.weight": "default 200"},
 	}
 	c := d.Run(t, pod, config, p)
 	pid := harness.FindProcess(t, "sleep 100011")
@@ -35,22 +36,39 @@ func TestEveryLimit(t *testing.T) {
 	want := map[string]string{
 		"cpu.weight": "100", "cpuset.cpus": "1",
 		"memory.max": "67108864", "memory.swap.max": "33554432", "memory.high": "50331648", "memory.min": "8388608",
-		"memory.oom.group": "1", "hugetlb.2MB.max": "4194304",
+		"memory.oom.group": "1", "io.weight": "default 200", "hugetlb.2MB.max": "4194304",
 	}
+	// What systemd has written over is put back the moment after, not in the same.
 	check := func(t *testing.T, when string) {
 		t.Helper()
-		for name, value := range want {
-			if got := file(t, dir, name); got != value {
-				t.Errorf("%s: %s is %q, want %q", when, name, got, value)
+		harness.Eventually(t, 20*time.Second, "all limits, "+when, func() error {
+			var errs []error
+			for name, value := range want {
+				if got := file(t, dir, name); got != value {
+					errs = append(errs, fmt.Errorf("%s is %q, want %q", name, got, value))
+				}
 			}
-		}
+			return errors.Join(errs...)
+		})
+	}
+	// Reloaded, a unit's cgroup is written when systemd comes to it; a property that is set anew makes it write all at once.
+	reload := func(t *testing.T, low string) {
+		t.Helper()
+		systemctl(t, "daemon-reload")
+		systemctl(t, "set-property", "--runtime", filepath.Base(dir), "MemoryLow="+low)
+		harness.Eventually(t, 20*time.Second, "systemd has written the cgroup", func() error {
+			if got := file(t, dir, "memory.low"); got != low {
+				return fmt.Errorf("memory.low is %s", got)
+			}
+			return nil
+		})
+		property(t, filepath.Base(dir), "MemoryLow") // it answers when it has written the rest
 	}
 	check(t, "created")
 	if got := file(t, fmt.Sprintf("/proc/%d/oom_score_adj", pid)); got != "-998" {
 		t.Errorf("oom_score_adj is %s", got)
 	}
-	systemctl(t, "daemon-reload")
-	delete(want, "memory.oom.group") // systemd 252 takes it back: a gap
+	reload(t, "1048576")
 	check(t, "after a daemon-reload")
 
 	_, err := d.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
@@ -72,9 +90,34 @@ func TestEveryLimit(t *testing.T) {
 	if got := file(t, fmt.Sprintf("/proc/%d/oom_score_adj", pid)); got != "-997" {
 		t.Errorf("updated: oom_score_adj is %s", got)
 	}
-	systemctl(t, "daemon-reload")
-	delete(want, "memory.swap.max") // to systemd it is what it was before it became 0: a gap
+	if got := property(t, filepath.Base(dir), "MemorySwapMax"); got != "0" {
+		t.Errorf("to systemd MemorySwapMax is %s", got)
+	}
+	reload(t, "2097152")
 	check(t, "updated, after a daemon-reload")
+	t.Run("a group is killed no more", func(t *testing.T) {
+		if _, err := d.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+			ContainerId: c, Linux: &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.oom.group": "0"}},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		want["memory.oom.group"] = "0"
+		check(t, "updated again")
+	})
+	t.Run("without swap from the start", func(t *testing.T) {
+		dry := harness.Container("dry", image, "sleep", "100012")
+		dry.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
+		id := d.Run(t, pod, dry, p)
+		scope := "kuri-" + id + ".scope"
+		if got := property(t, scope, "MemorySwapMax"); got != "0" {
+			t.Errorf("to systemd MemorySwapMax is %s", got)
+		}
+		systemctl(t, "daemon-reload")
+		if got := file(t, filepath.Dir(dir), scope, "memory.swap.max"); got != "0" {
+			t.Errorf("memory.swap.max is %s", got)
+		}
+		d.StopContainer(t, id, 0)
+	})
 
 	t.Run("one is killed, all are", func(t *testing.T) {
 		hungry := harness.Container("hungry", image, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1; echo survived; sleep 1000")
