@@ -1,0 +1,262 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/client-go/transport/spdy"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// talk is an open stream whose other end answers each line.
+type talk struct {
+	keys *io.PipeWriter
+	done chan error
+
+	mu   sync.Mutex
+	text strings.Builder // guarded by mu
+}
+
+func (k *talk) Write(b []byte) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.text.Write(b)
+}
+
+func (k *talk) say(t *testing.T, text string) {
+	t.Helper()
+	if _, err := io.WriteString(k.keys, text+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, time.Minute, "an answer to "+text, func() error {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if !strings.Contains(k.text.String(), "got "+text+"\n") {
+			return fmt.Errorf("there is %q", k.text.String())
+		}
+		return nil
+	})
+}
+
+// converse opens a stream as kubectl does, over SPDY or WebSocket.
+func converse(t *testing.T, address string, over string) *talk {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &rest.Config{Host: u.Host}
+	var x remotecommand.Executor
+	if over == "SPDY" {
+		x, err = remotecommand.NewSPDYExecutor(config, http.MethodPost, u)
+	} else {
+		x, err = remotecommand.NewWebSocketExecutor(config, http.MethodGet, address)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyboard, keys := io.Pipe()
+	k := &talk{keys: keys, done: make(chan error, 1)}
+	go func() {
+		k.done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: k})
+	}()
+	t.Cleanup(func() { keys.Close() })
+	return k
+}
+
+// forward forwards a port of a pod, and returns the local address.
+func forward(t *testing.T, d *harness.Daemon, pod string, port int) string {
+	t.Helper()
+	resp, err := d.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{int32(port)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(resp.Url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: u.Host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialer := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
+	stop, ready := make(chan struct{}), make(chan struct{})
+	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- f.ForwardPorts() }()
+	t.Cleanup(func() { close(stop); <-done })
+	select {
+	case <-ready:
+	case err := <-done:
+		done <- err
+		t.Fatal(err)
+	}
+	ports, err := f.GetPorts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local)
+}
+
+// echoIn serves in a pod's network namespace: each connection is told what it has said. It returns the port.
+func echoIn(t *testing.T, pod string) int {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	here, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	there, err := netns.GetFromPath("/run/netns/kuri-" + pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	if err := netns.Set(there); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err := errors.Join(err, netns.Set(here)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				io.Copy(conn, conn)
+				conn.Close()
+			}()
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// echo sends a text over a connection to echoIn and awaits it.
+func echo(t *testing.T, conn net.Conn, text string) {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	answer := make([]byte, len(text))
+	if _, err := io.WriteString(conn, text); err != nil {
+		t.Fatalf("say %q: %v", text, err)
+	}
+	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != text {
+		t.Fatalf("%q is answered with %q, %v", text, answer, err)
+	}
+}
+
+// Streams that are open go on when the unit is restarted, or stopped and started again later; what is asked for after that
+// is the new process's.
+func TestStreamsOutliveTheUnit(t *testing.T) {
+	d := start(t)
+	image := d.PullBusybox(t)
+	for name, again := range map[string]func(between func()){
+		"restart": func(func()) { systemctl(t, "restart", "kurid.service") },
+		"stop and start": func(between func()) {
+			systemctl(t, "stop", "kurid.service")
+			between()
+			systemctl(t, "start", "kurid.service")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := harness.Pod("streams")
+			pod := d.RunPod(t, p)
+			const answering = "while read x; do echo got $x; done"
+			config := harness.Container("main", image, "sh", "-c", answering)
+			config.Stdin = true
+			c := d.Run(t, pod, config, p)
+			exec := func(over string) *talk {
+				t.Helper()
+				resp, err := d.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{
+					ContainerId: c, Cmd: []string{"sh", "-c", answering + "; exit 7"}, Stdin: true, Stdout: true,
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return converse(t, resp.Url, over)
+			}
+			attached, err := d.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: c, Stdin: true, Stdout: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			talks := map[string]*talk{"SPDY": exec("SPDY"), "WebSocket": exec("WebSocket"), "attach": converse(t, attached.Url, "SPDY")}
+			local := forward(t, d, pod, echoIn(t, pod))
+			conn, err := net.Dial("tcp", local)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			all := func(when string) {
+				t.Helper()
+				for what, k := range talks {
+					k.say(t, when+" "+what)
+				}
+				echo(t, conn, when)
+			}
+
+			// 1. They go on, all of them.
+			all("before")
+			process := property(t, "kurid.service", "MainPID")
+			again(func() { all("without") })
+			dial(t, d)
+			if now := property(t, "kurid.service", "MainPID"); now == process || now == "0" {
+				t.Errorf("the unit's process was %s, and is %s", process, now)
+			}
+			all("after")
+			more, err := net.Dial("tcp", local)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer more.Close()
+			echo(t, more, "a new connection within the old forwarding")
+
+			// 2. The new process serves what is new, with streams of its own.
+			beside := exec("SPDY")
+			beside.say(t, "beside")
+			if streaming := harness.Processes(t, "/usr/local/bin/kurid streams"); len(streaming) != 2 {
+				t.Errorf("the processes that stream are %q, want the old one and the new one", streaming)
+			}
+
+			// 3. The ends are told, and the old process goes with the last of its streams.
+			for what, k := range map[string]*talk{"SPDY": talks["SPDY"], "WebSocket": talks["WebSocket"], "beside": beside} {
+				k.keys.Close()
+				if err := <-k.done; err == nil || !strings.Contains(err.Error(), "7") {
+					t.Errorf("the exit of %s: %v", what, err)
+				}
+			}
+			d.StopContainer(t, c, 0)
+			if err := <-talks["attach"].done; err != nil {
+				t.Errorf("the end of the container: %v", err)
+			}
+			d.RemovePod(t, pod)
+		})
+		harness.Eventually(t, time.Minute, "the old process that streams ends", func() error {
+			if streaming := harness.Processes(t, "/usr/local/bin/kurid streams"); len(streaming) > 1 {
+				return fmt.Errorf("there are %q", streaming)
+			}
+			return nil
+		})
+	}
+}
