@@ -28,39 +28,49 @@ func nodeResolvConf(ownNetwork bool) ([]byte, error) {
 	}
 	body, ok := reachable(host, upstream)
 	if !ok {
-		slog.Warn("the node's /etc/resolv.conf has no name server but on the node's loopback, where pods do not reach it; give pods a DNS configuration")
+		slog.Warn("the node's /etc/resolv.conf has no name server that pods reach: those on the node's loopback and on its links are not; give pods a DNS configuration")
 	}
 	return body, nil
 }
 
-// reachable returns what of host serves a pod on a network of its own, where a loopback address is the pod's: upstream, when
-// host names a server on the loopback and upstream has others; else host without such servers, unless it has no others. Then
-// it stays as it is, and ok is false.
+// reachable returns what of host serves a pod on a network of its own: upstream, when host names no server but such that a pod
+// does not reach, or one on the loopback, and upstream has others; else host without such servers, unless it has no others.
+// Then it stays as it is, and ok is false.
 func reachable(host, upstream []byte) (body []byte, ok bool) {
-	rest, stubs, others := withoutLoopback(host)
-	if stubs == 0 {
-		return host, true
+	rest, here := withoutLocal(host)
+	if here.loopback == 0 && here.others > 0 {
+		return rest, true
 	}
-	if up, _, n := withoutLoopback(upstream); n > 0 {
+	if up, there := withoutLocal(upstream); there.others > 0 {
 		return up, true
 	}
-	if others > 0 {
+	if here.others > 0 {
 		return rest, true
 	}
 	return host, false
 }
 
-// withoutLoopback leaves out the name servers on the loopback, and counts them and the others.
-func withoutLoopback(file []byte) (rest []byte, stubs, others int) {
+// servers counts the name servers of a resolv.conf.
+type servers struct{ loopback, onLink, others int }
+
+// withoutLocal leaves out the name servers that a pod does not reach: a loopback address is the pod's own, and a link-local
+// one is on a link of the node, whose name after the % is another link's in the pod. Those of IPv4 the node routes.
+func withoutLocal(file []byte) (rest []byte, n servers) {
 	for line := range bytes.Lines(file) {
 		if f := bytes.Fields(line); len(f) > 1 && string(f[0]) == "nameserver" {
-			if a, err := netip.ParseAddr(string(f[1])); err == nil && a.Unmap().IsLoopback() {
-				stubs++
+			a, err := netip.ParseAddr(string(f[1]))
+			a = a.Unmap()
+			switch {
+			case err == nil && a.IsLoopback():
+				n.loopback++
+				continue
+			case err == nil && a.Is6() && a.IsLinkLocalUnicast():
+				n.onLink++
 				continue
 			}
-			others++
+			n.others++
 		}
 		rest = append(rest, line...)
 	}
-	return rest, stubs, others
+	return rest, n
 }

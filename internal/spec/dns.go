@@ -31,18 +31,16 @@ func checkDNS(cfg *runtime.DNSConfig) error {
 		return invalid(f+"options", "%d are more than %d", n, maxOptions)
 	}
 	for _, s := range cfg.GetServers() {
-		if _, err := netip.ParseAddr(s); err != nil {
+		if _, err := netip.ParseAddr(s); err != nil || !word(s) { // an address's zone may be anything
 			return invalid(f+"servers", "%q is not an IP address", s)
 		}
 	}
-	length := 0
 	for _, s := range cfg.GetSearches() {
-		length += len(s) + 1
 		if !word(s) {
 			return invalid(f+"searches", "%q is not a domain", s)
 		}
 	}
-	if length > maxSearchLen {
+	if length := len(strings.Join(cfg.GetSearches(), " ")); length > maxSearchLen { // as Kubernetes counts
 		return invalid(f+"searches", "%d bytes are more than %d", length, maxSearchLen)
 	}
 	for _, o := range cfg.GetOptions() {

@@ -3,6 +3,7 @@ package spec
 //lint:file-ignore SA1019 the string fields for profiles, deprecated, are all that kubelets before 1.24 send
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -50,7 +51,7 @@ func sandboxRefusals() []sandboxRefusal {
 		{"dns_config.servers", fault.Invalid, dns(&runtime.DNSConfig{Servers: slices.Repeat([]string{"::1"}, 17)})},
 		{"dns_config.searches", fault.Invalid, dns(&runtime.DNSConfig{Searches: []string{"a b"}})},
 		{"dns_config.searches", fault.Invalid, dns(&runtime.DNSConfig{Searches: slices.Repeat([]string{"a"}, 33)})},
-		{"dns_config.searches", fault.Invalid, dns(&runtime.DNSConfig{Searches: []string{strings.Repeat("a", 2048)}})},
+		{"dns_config.searches", fault.Invalid, dns(&runtime.DNSConfig{Searches: []string{strings.Repeat("a", 2049)}})},
 		{"dns_config.options", fault.Invalid, dns(&runtime.DNSConfig{Options: []string{""}})},
 		{"dns_config.options", fault.Invalid, dns(&runtime.DNSConfig{Options: slices.Repeat([]string{"a"}, 65)})},
 		{"sysctls[kernel.panic]", fault.Invalid, sysctl("kernel.panic", "1")},
@@ -141,15 +142,47 @@ func TestResolvConf(t *testing.T) {
 			&runtime.DNSConfig{Servers: []string{"10.0.0.10", "::1"}, Searches: []string{"a.svc", "b"}, Options: []string{"ndots:5"}},
 			"search a.svc b\nnameserver 10.0.0.10\nnameserver ::1\noptions ndots:5\n",
 		},
+		{&runtime.DNSConfig{Servers: []string{"fe80::53%eth0"}}, "nameserver fe80::53%eth0\n"},
+		{&runtime.DNSConfig{Searches: []string{"a.svc"}}, "search a.svc\n"},
+		{&runtime.DNSConfig{Searches: searches(32, 63)}, "search " + strings.Join(searches(32, 63), " ") + "\n"}, // 32 domains, 2047 characters
 	} {
 		got, err := ResolvConf(c.cfg, host)
 		if err != nil || string(got) != c.want {
 			t.Errorf("%v: %q, %v", c.cfg, got, err)
 		}
 	}
-	if _, err := ResolvConf(&runtime.DNSConfig{Servers: []string{"x"}}, host); fault.Of(err) != fault.Invalid {
-		t.Errorf("a bad server: %v", err)
+	full := append(searches(31, 63), strings.Repeat("z", 64)) // 2048 characters, as many as Kubernetes allows
+	if got, err := ResolvConf(&runtime.DNSConfig{Searches: full}, host); err != nil || len(got) != len("search \n")+2048 {
+		t.Errorf("%d bytes, %v", len(got), err)
 	}
+	for name, cfg := range map[string]*runtime.DNSConfig{
+		"a name for a server":    {Servers: []string{"x"}},
+		"a server with a port":   {Servers: []string{"192.0.2.1:53"}},
+		"a line in a server":     {Servers: []string{"192.0.2.1\nnameserver 192.0.2.2"}},
+		"a line in a zone":       {Servers: []string{"fe80::1%eth0\nsearch evil"}},
+		"a space in a zone":      {Servers: []string{"fe80::1%eth0 evil"}},
+		"too many domains":       {Searches: searches(33, 5)},
+		"too many characters":    {Searches: append(full[:31:31], strings.Repeat("z", 65))},
+		"a line in a domain":     {Searches: []string{"a\nnameserver 192.0.2.2"}},
+		"two domains in one":     {Searches: []string{"a b"}},
+		"an empty domain":        {Searches: []string{""}},
+		"a comment for a domain": {Searches: []string{"#a"}},
+		"a line in an option":    {Options: []string{"ndots:1\nsearch a"}},
+		"an empty option":        {Options: []string{""}},
+		"a long option":          {Options: []string{strings.Repeat("o", 256)}},
+	} {
+		if got, err := ResolvConf(cfg, host); fault.Of(err) != fault.Invalid {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
+// searches are count different domains of a length.
+func searches(count, length int) (all []string) {
+	for i := range count {
+		all = append(all, fmt.Sprintf("%0*d", length, i))
+	}
+	return all
 }
 
 func TestLogPath(t *testing.T) {
