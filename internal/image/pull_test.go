@@ -32,7 +32,7 @@ import (
 
 const nodeArch = runtime.GOARCH
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: layers have owners, whiteouts and trusted xattrs")
