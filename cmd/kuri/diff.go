@@ -16,50 +16,108 @@ import (
 
 func (c *cli) imageDiffCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "diff IMAGE",
-		Short: "Show which files each layer of an image adds, changes and deletes",
-		Long: `Show which files each layer of an image adds (A), changes (C) and deletes (D), the bottom layer first, with the size of files
-in bytes. A file that a layer has again is changed, be its content the same. This needs Kuri's own runtime.`,
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.completeImages(1),
-		RunE:              func(cmd *cobra.Command, args []string) error { return c.imageDiff(cmd.Context(), args[0]) },
+		Use:   "diff IMAGE [OTHER]",
+		Short: "Show in which files two images differ, or which files each layer of one adds, changes and deletes",
+		Long: `Of two images, show which files the second has more (A), otherwise (C) and not any more (D), with the size of files in bytes: a
+path is changed when its kind, mode, owner, content, target or an extended attribute is another. Of one image, show the same
+of each layer, the bottom one first; there, a file that a layer has again is changed, be its content the same, and what is
+below a deleted directory is not shown. This needs Kuri's own runtime.`,
+		Args:              cobra.RangeArgs(1, 2),
+		ValidArgsFunction: c.completeImages(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req := &kuriv1.DiffRequest{Image: args[0]}
+			if len(args) == 2 {
+				req.Other = args[1]
+			}
+			return c.imageDiff(cmd.Context(), req)
+		},
 	}
 }
 
-func (c *cli) imageDiff(ctx context.Context, name string) error {
+func (c *cli) imageDiff(ctx context.Context, req *kuriv1.DiffRequest) error {
 	img, err := c.images(ctx)
 	if err != nil {
 		return err
 	}
 	defer img.Close()
-	stream, err := img.Kuri.Diff(ctx, &kuriv1.DiffRequest{Image: name})
+	stream, err := img.Kuri.Diff(ctx, req)
 	if err != nil {
-		return onlyKuri(img, "telling layers apart", err)
+		return onlyKuri(img, "telling images apart", err)
 	}
 	out := bufio.NewWriter(c.out)
-	letters := map[kuriv1.FileChange_Kind]string{kuriv1.FileChange_ADDED: "A", kuriv1.FileChange_CHANGED: "C", kuriv1.FileChange_DELETED: "D"}
+	sums := &diffSums{}
 	for layer := ""; ; {
 		r, err := stream.Recv()
 		switch {
 		case errors.Is(err, io.EOF):
-			return out.Flush()
+			if err := out.Flush(); err != nil || req.Other == "" {
+				return err
+			}
+			fmt.Fprintln(c.err, sums)
+			return nil
 		case status.Code(err) == codes.Unimplemented:
-			return onlyKuri(img, "telling layers apart", err)
+			return onlyKuri(img, "telling images apart", err)
 		case err != nil:
 			return errors.Join(out.Flush(), err)
 		}
 		if r.Layer != layer {
 			layer = r.Layer
-			fmt.Fprintln(out, "layer", layer)
+			fmt.Fprintln(out, "layer", printable(layer))
 		}
 		for _, f := range r.Changes {
-			line := letters[f.Kind] + " " + printable(string(f.Path))
-			if f.Size > 0 {
-				line += fmt.Sprintf("  %d", f.Size)
-			}
-			if _, err := fmt.Fprintln(out, line); err != nil {
+			sums.add(f)
+			if _, err := fmt.Fprintln(out, changeLine(f)); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// changeLine is one change: what, where, and the bytes before and after.
+func changeLine(f *kuriv1.FileChange) string {
+	path := printable(string(f.Path))
+	switch {
+	case f.Kind == kuriv1.FileChange_ADDED && f.Size > 0:
+		return fmt.Sprintf("A %s  %d", path, f.Size)
+	case f.Kind == kuriv1.FileChange_ADDED:
+		return "A " + path
+	case f.Kind == kuriv1.FileChange_DELETED && f.OldSize > 0:
+		return fmt.Sprintf("D %s  %d", path, f.OldSize)
+	case f.Kind == kuriv1.FileChange_DELETED:
+		return "D " + path
+	case f.OldSize > 0 && f.OldSize != f.Size:
+		return fmt.Sprintf("C %s  %d -> %d", path, f.OldSize, f.Size)
+	case f.Size > 0:
+		return fmt.Sprintf("C %s  %d", path, f.Size)
+	}
+	return "C " + path
+}
+
+// diffSums are the changes between two images, summed up.
+type diffSums struct {
+	added, changed, deleted int
+	more, less              int64 // bytes of files that were added or have grown, and of those that were deleted or have shrunk
+}
+
+func (s *diffSums) add(f *kuriv1.FileChange) {
+	switch f.Kind {
+	case kuriv1.FileChange_ADDED:
+		s.added++
+	case kuriv1.FileChange_DELETED:
+		s.deleted++
+	default:
+		s.changed++
+	}
+	if grown := f.Size - f.OldSize; grown > 0 {
+		s.more += grown
+	} else {
+		s.less -= grown
+	}
+}
+
+func (s *diffSums) String() string {
+	if s.added+s.changed+s.deleted == 0 {
+		return "the files of both images are the same"
+	}
+	return fmt.Sprintf("%d added, %d changed, %d deleted: %s more, %s less", s.added, s.changed, s.deleted, size(uint64(s.more)), size(uint64(s.less)))
 }

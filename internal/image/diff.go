@@ -33,3 +33,24 @@ func (s *Store) Diff(ctx context.Context, nameOrID string, tell func(layer diges
 	}
 	return nil
 }
+
+// Compare tells what leads from the files of one image to those of another. The error is of kind NotFound when one of them is
+// not here; one of tell ends it.
+func (s *Store) Compare(ctx context.Context, from, to string, tell func(rootfs.Change) error) error {
+	var stacks [2][]string
+	for n, name := range []string{from, to} {
+		img, err := s.Get(name)
+		if err != nil {
+			return err
+		}
+		release := s.layers.Hold(img.DiffIDs)
+		defer release()
+		if stacks[n], err = s.layers.Lowerdirs(img.DiffIDs); err != nil {
+			return err
+		}
+	}
+	if err := rootfs.Compare(ctx, stacks[0], stacks[1], tell); err != nil {
+		return fmt.Errorf("compare image %s with %s: %w", from, to, err)
+	}
+	return nil
+}

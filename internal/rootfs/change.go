@@ -22,11 +22,13 @@ const (
 	Deleted                   // and all below it, where it was a directory
 )
 
-// Change is what a layer does to one path.
+// Change is what a layer, or the way from one stack to another, does to one path.
 type Change struct {
 	Kind ChangeKind
 	Path string // from the root, beginning with a slash
-	Size int64  // bytes of a regular file that was added or changed
+	Size int64  // bytes of a regular file that was added or changed: of what it is now
+
+	OldSize int64 // from [Compare] alone: bytes of a regular file that was changed or deleted: of what it was
 }
 
 // Changes tells what the layer at top does to those below it, given topmost first: the paths in the order of a walk, sorted

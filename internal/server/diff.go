@@ -16,30 +16,52 @@ func (s *archiveService) Diff(req *kuriv1.DiffRequest, stream grpc.ServerStreami
 	if req.GetImage() == "" {
 		return fault.New(fault.Invalid, "image: it is empty, an image's reference or id is needed")
 	}
-	kinds := map[rootfs.ChangeKind]kuriv1.FileChange_Kind{
-		rootfs.Added: kuriv1.FileChange_ADDED, rootfs.Changed: kuriv1.FileChange_CHANGED, rootfs.Deleted: kuriv1.FileChange_DELETED,
+	b := &changeBatches{stream: stream, next: &kuriv1.DiffResponse{}}
+	var err error
+	if other := req.GetOther(); other != "" {
+		err = s.store.Compare(stream.Context(), req.GetImage(), other, func(c rootfs.Change) error { return b.add("", c) })
+	} else {
+		err = s.store.Diff(stream.Context(), req.GetImage(), b.add)
 	}
-	batch := &kuriv1.DiffResponse{}
-	send := func() error {
-		if len(batch.Changes) == 0 {
-			return nil
-		}
-		full := batch
-		batch = &kuriv1.DiffResponse{}
-		return stream.Send(full)
-	}
-	err := s.store.Diff(stream.Context(), req.GetImage(), func(layer digest.Digest, c rootfs.Change) error {
-		if batch.Layer != layer.String() || len(batch.Changes) >= diffBatch {
-			if err := send(); err != nil {
-				return err
-			}
-			batch.Layer = layer.String()
-		}
-		batch.Changes = append(batch.Changes, &kuriv1.FileChange{Kind: kinds[c.Kind], Path: []byte(c.Path), Size: c.Size})
-		return nil
-	})
 	if err != nil {
 		return err
 	}
-	return send()
+	return b.send()
+}
+
+// changeBatches sends changes, many in one message, each message of one layer.
+type changeBatches struct {
+	stream grpc.ServerStreamingServer[kuriv1.DiffResponse]
+	next   *kuriv1.DiffResponse
+}
+
+func (b *changeBatches) add(layer digest.Digest, c rootfs.Change) error {
+	if b.next.Layer != layer.String() || len(b.next.Changes) >= diffBatch {
+		if err := b.send(); err != nil {
+			return err
+		}
+		b.next.Layer = layer.String()
+	}
+	b.next.Changes = append(b.next.Changes, &kuriv1.FileChange{Kind: changeKind(c.Kind), Path: []byte(c.Path), Size: c.Size, OldSize: c.OldSize})
+	return nil
+}
+
+// send sends what there is, and begins the next message.
+func (b *changeBatches) send() error {
+	full := b.next
+	b.next = &kuriv1.DiffResponse{}
+	if len(full.Changes) == 0 {
+		return nil
+	}
+	return b.stream.Send(full)
+}
+
+func changeKind(k rootfs.ChangeKind) kuriv1.FileChange_Kind {
+	switch k {
+	case rootfs.Added:
+		return kuriv1.FileChange_ADDED
+	case rootfs.Deleted:
+		return kuriv1.FileChange_DELETED
+	}
+	return kuriv1.FileChange_CHANGED
 }
