@@ -57,7 +57,7 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 	if err != nil {
 		return nil, fmt.Errorf("exec in %s: %w", r.name(), err)
 	}
-	return &Output{stdout.Bytes(), stderr.Bytes(), code}, nil
+	return &Output{stdout.kept.Bytes(), stderr.kept.Bytes(), code}, nil
 }
 
 // execPatience is how long an exec without a timeout waits for its turn.
@@ -91,16 +91,17 @@ func (t *execTurns) take(ctx context.Context, patience time.Duration) (done func
 // errTimeout is why the context of an exec ends when the exec's own time is over, not the caller's.
 var errTimeout = errors.New("the exec's time is over")
 
-// limited keeps the first bytes that are written to it and drops the rest.
+// limited keeps the first bytes that are written to it and drops the rest. (It embeds no buffer: whoever copies would find
+// that one's ReadFrom, which takes in everything.)
 type limited struct {
-	bytes.Buffer
+	kept bytes.Buffer
 	left int
 }
 
 func (l *limited) Write(b []byte) (int, error) {
 	kept := b[:min(len(b), l.left)]
 	l.left -= len(kept)
-	l.Buffer.Write(kept)
+	l.kept.Write(kept)
 	return len(b), nil
 }
 

@@ -41,8 +41,8 @@ func (p *Programs) run(ctx context.Context, c call) (reason string, err error) {
 	runtime.LockOSThread() // the thread that starts it is the one whose end would kill it
 	defer runtime.UnlockOSThread()
 	err = cmd.Run()
-	if stderr.Len() > 0 {
-		slog.Debug("an image verifier says", "verifier", c.name, "stderr", stderr.String())
+	if stderr.kept.Len() > 0 {
+		slog.Debug("an image verifier says", "verifier", c.name, "stderr", stderr.kept.String())
 	}
 	return stdout.line(), p.verdict(ctx, limited, c.name, err, stdout, stderr)
 }
@@ -72,17 +72,18 @@ func (p *Programs) verdict(ctx, limited context.Context, name string, err error,
 	return &Refusal{name, fmt.Sprintf("it cannot be run: %v", err)}
 }
 
-// beginning keeps the first bytes that are written to it, and takes all. It belongs to one goroutine at a time.
-type beginning struct{ bytes.Buffer }
+// beginning keeps the first bytes that are written to it, and takes all. It belongs to one goroutine at a time. (It embeds no
+// buffer: that one's ReadFrom would take in everything.)
+type beginning struct{ kept bytes.Buffer }
 
 func (b *beginning) Write(p []byte) (int, error) {
-	b.Buffer.Write(p[:min(len(p), maxOutput-b.Len())])
+	b.kept.Write(p[:min(len(p), maxOutput-b.kept.Len())])
 	return len(p), nil
 }
 
 // line is what was written as one line for an error, bounded.
 func (b *beginning) line() string {
-	said := strings.Join(strings.Fields(strings.ToValidUTF8(b.String(), "?")), " ")
+	said := strings.Join(strings.Fields(strings.ToValidUTF8(b.kept.String(), "?")), " ")
 	said = strings.Map(printable, said)
 	if len(said) > maxReason {
 		said = strings.ToValidUTF8(said[:maxReason], "") + "…"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -279,3 +280,15 @@ func TestAKilledProgramRefuses(t *testing.T) {
 	}
 	refused(t, <-verdict, "verifier hangs: ", "signal", "killed")
 }
+
+// However much a program writes, little of it is kept.
+func TestOutputIsBounded(t *testing.T) {
+	b := &beginning{}
+	if n, err := io.Copy(b, io.LimitReader(zeroes{}, 1<<20)); n != 1<<20 || err != nil || b.kept.Len() != maxOutput {
+		t.Errorf("%d bytes copied, %v, %d kept", n, err, b.kept.Len())
+	}
+}
+
+type zeroes struct{}
+
+func (zeroes) Read(p []byte) (int, error) { clear(p); return len(p), nil }
