@@ -18,7 +18,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/layer"
@@ -271,7 +270,7 @@ func (s *Store) takeTags(e *entry, tags []string) {
 // write persists rec as the record of e and gives e its new face.
 func (s *Store) write(e *entry, rec imageRecord) error {
 	if err := record.Write(s.recordPath(rec.ID), recordVersion, rec, record.Sync); err != nil {
-		return diskError(err)
+		return layer.DiskError(s.root, err)
 	}
 	e.rec = rec
 	e.image = s.renamed(e)
@@ -408,7 +407,7 @@ func (s *Store) Usage(ctx context.Context) (Usage, error) {
 func (s *Store) writeBlob(id digest.Digest, body []byte) (err error) {
 	defer func() {
 		if err != nil {
-			err = diskError(fmt.Errorf("write %s: %w", id, err))
+			err = layer.DiskError(s.root, fmt.Errorf("write %s: %w", id, err))
 		}
 	}()
 	f, err := os.CreateTemp(s.blobs(), ".new-")
@@ -448,14 +447,6 @@ func fileBytes(path string) int64 {
 		return 0
 	}
 	return st.Blocks * 512
-}
-
-// diskError gives an error of a full disk or quota its kind.
-func diskError(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fault.As(fault.Exhausted, fmt.Errorf("%w; free space there, or remove images that are not used", err))
-	}
-	return err
 }
 
 func (s *Store) dir() string                  { return filepath.Join(s.root, "images") }

@@ -35,7 +35,7 @@ func (s *Store) Load(ctx context.Context, from io.Reader, name string) ([]*Image
 	}
 	a, err := spool(ctx, from, s.root)
 	if err != nil {
-		return nil, diskError(fmt.Errorf("read image archive: %w", err))
+		return nil, layer.DiskError(s.root, fmt.Errorf("read image archive: %w", err))
 	}
 	defer a.close()
 	loads, err := a.images(name)

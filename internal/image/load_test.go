@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -370,4 +371,45 @@ func FuzzParseDocument(f *testing.F) {
 			_ = checkPlatform(cfg, "")
 		}
 	})
+}
+
+// An archive may nest indexes as deep as a registry may, and no deeper; nor may an index lead back to itself.
+func TestNestedIndexesOfAnArchive(t *testing.T) {
+	needRoot(t)
+	var nested mutate.Appendable = imageOf(t, "x", layerOf(t, file{"a", "x"}))
+	for depth := 0; depth <= maxNesting+3; depth++ {
+		s := openStore(t, "")
+		images, err := s.Load(t.Context(), bytes.NewReader(layoutTar(t, nil, annotated(nested, refName, "deep:1"))), "")
+		switch {
+		case depth <= maxNesting && (err != nil || len(images) != 1 || fileIn(t, s, images[0], "a") != "x"):
+			t.Errorf("%d indexes below index.json: %v", depth, err)
+		case depth > maxNesting:
+			if fault.Of(err) != fault.Invalid || !strings.Contains(err.Error(), "nested") {
+				t.Errorf("%d indexes below index.json: %v", depth, err)
+			}
+			nothingAtAll(t, s)
+		}
+		nested = mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: nested})
+	}
+}
+
+// No index has its own digest in it, so who claims that is lying about the digest: at the first round, not at the last.
+func TestAnIndexThatLeadsBackToItself(t *testing.T) {
+	needRoot(t)
+	digests := []string{strings.Repeat("a", 64), strings.Repeat("b", 64)}
+	index := func(to string) string {
+		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:%s","size":1}]}`, to)
+	}
+	for name, files := range map[string][]file{
+		"itself":  {{"index.json", index(digests[0])}, {"blobs/sha256/" + digests[0], index(digests[0])}},
+		"in two":  {{"index.json", index(digests[0])}, {"blobs/sha256/" + digests[0], index(digests[1])}, {"blobs/sha256/" + digests[1], index(digests[0])}},
+		"by name": {{"index.json", strings.Replace(index(digests[0]), "sha256:"+digests[0], "sha256:../../index.json", 1)}},
+	} {
+		s := openStore(t, "")
+		_, err := s.Load(t.Context(), bytes.NewReader(tarOf(t, files...)), "")
+		if want := map[bool]fault.Kind{true: fault.Invalid, false: fault.Corrupt}[name == "by name"]; fault.Of(err) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+		nothingAtAll(t, s)
+	}
 }

@@ -16,6 +16,7 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
@@ -28,7 +29,7 @@ func (s *Store) Save(ctx context.Context, to io.Writer, namesOrIDs ...string) er
 	for _, name := range namesOrIDs {
 		desc, err := w.image(ctx, name)
 		if err != nil {
-			return diskError(fmt.Errorf("save image %s: %w", name, err))
+			return layer.DiskError(s.root, fmt.Errorf("save image %s: %w", name, err))
 		}
 		index.Manifests = append(index.Manifests, desc)
 	}

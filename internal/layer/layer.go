@@ -272,7 +272,7 @@ func (s *Store) BeginWriting() (*Writing, error) {
 // (syncfs(2), "Reporting of errors").
 func (w *Writing) Sync() error {
 	if err := unix.Syncfs(int(w.dir.Fd())); err != nil {
-		return diskError(fmt.Errorf("sync layers in %s: %w", w.root, err))
+		return DiskError(w.root, fmt.Errorf("sync layers in %s: %w", w.root, err))
 	}
 	return nil
 }
@@ -283,10 +283,15 @@ func (w *Writing) Close() { w.dir.Close() }
 func (s *Store) dir(id digest.Digest) string { return filepath.Join(s.root, "layers", id.Encoded()) }
 func (s *Store) tmp() string                 { return filepath.Join(s.root, "tmp") }
 
-// diskError gives an error of a full disk or quota its kind.
-func diskError(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fault.As(fault.Exhausted, fmt.Errorf("%w; free space there, or remove images that are not used", err))
+// DiskError gives an error of a full disk or quota, met while something was written below dir, its kind, and says what to
+// do. A filesystem without free inodes says that it has no space, too.
+func DiskError(dir string, err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
 	}
-	return err
+	var s unix.Statfs_t
+	if unix.Statfs(dir, &s) == nil && s.Files > 0 && s.Ffree == 0 {
+		return fault.As(fault.Exhausted, fmt.Errorf("%w: all %d inodes of the filesystem are in use; remove files there, or images that are not used", err, s.Files))
+	}
+	return fault.As(fault.Exhausted, fmt.Errorf("%w; free space there, or remove images that are not used", err))
 }

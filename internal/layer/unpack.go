@@ -155,20 +155,20 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, repla
 	// 1. A directory of our own, on the same filesystem.
 	dir, err := os.MkdirTemp(s.tmp(), "layer-")
 	if err != nil {
-		return Info{}, diskError(fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
+		return Info{}, DiskError(s.root, fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
 	}
 	back.Add("remove the half-made layer", func(context.Context) error { return os.RemoveAll(dir) })
 
 	// 2. The stream, counted and hashed on both sides of the decompressor, becomes files.
 	out, err := s.stream(ctx, b, dir, fetched)
 	if err != nil {
-		return Info{}, diskError(fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
+		return Info{}, DiskError(s.root, fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
 	}
 
 	// 3. The record.
 	info, err := s.describe(dir, Info{DiffID: b.DiffID, Bytes: 1 << 20, Inodes: 1 << 10, Opaque: out.opaque, BootID: s.bootID, Implied: out.implied}, out)
 	if err != nil {
-		return Info{}, diskError(fmt.Errorf("record layer %s: %w", b.DiffID, err))
+		return Info{}, DiskError(s.root, fmt.Errorf("record layer %s: %w", b.DiffID, err))
 	}
 
 	// 4. One rename makes it a layer. Another blob with the same content may have been quicker.
