@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -269,12 +270,13 @@ func (d *Daemon) stopKeeper(t testing.TB) {
 		t.Error("no keeper listens any more")
 		return
 	}
+	groups := keeperCgroups(pid)
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Errorf("end the keeper: %v", err)
 	}
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-			d.removeKeeperCgroup()
+			removeCgroups(groups, deadline)
 			return
 		}
 	}
@@ -282,12 +284,29 @@ func (d *Daemon) stopKeeper(t testing.TB) {
 	syscall.Kill(pid, syscall.SIGKILL)
 }
 
-// removeKeeperCgroup removes the cgroup of a keeper that has ended; it cannot do so itself, being in it.
-func (d *Daemon) removeKeeperCgroup() {
-	for _, pattern := range []string{"/sys/fs/cgroup/kuri-keeper*", "/sys/fs/cgroup/*/kuri-keeper*"} {
-		dirs, _ := filepath.Glob(pattern)
-		for _, dir := range dirs {
-			os.Remove(dir)
+// keeperCgroups are the cgroups that a keeper is in and has made for itself, in each hierarchy.
+func keeperCgroups(pid int) (dirs []string) {
+	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	for line := range strings.Lines(string(body)) {
+		name := filepath.Base(strings.TrimSpace(line))
+		if !strings.HasPrefix(name, "kuri-keeper") {
+			continue
+		}
+		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+			found, _ := filepath.Glob(pattern + name)
+			dirs = append(dirs, found...)
+		}
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
+}
+
+// removeCgroups removes the cgroups of a keeper that has ended; it cannot do so itself, being in them. The last of its
+// processes may still be on their way out.
+func removeCgroups(dirs []string, deadline time.Time) {
+	for _, dir := range dirs {
+		for errors.Is(os.Remove(dir), syscall.EBUSY) && time.Now().Before(deadline) {
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 }
