@@ -150,7 +150,7 @@ func (b box) out(ctx context.Context, from, to string) error {
 	}()
 	files, err := tree.Unpack(ctx, r, dir, base, name, b.leftOut)
 	if err == nil {
-		_, err = io.Copy(io.Discard, r) // the padding; and the end, which tells whether all is here
+		err = padding(r)
 	}
 	r.CloseWithError(errors.New("not wanted any more"))
 	cancel()
@@ -164,6 +164,21 @@ func (b box) out(ctx context.Context, from, to string) error {
 		return notFound("%s sent nothing for %s", b.name, from)
 	}
 	return nil
+}
+
+// maxPadding bounds what may come after the end of a tar, in bytes. GNU's pads to 10 KiB.
+const maxPadding = 1 << 20
+
+// padding reads to the end, which tells whether all is here.
+func padding(r io.Reader) error {
+	n, err := io.CopyN(io.Discard, r, maxPadding)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err == nil {
+		err = fmt.Errorf("what comes after the end of the tar does not end (%d bytes)", n)
+	}
+	return err
 }
 
 // in copies into the container.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io"
 	"strings"
 	"testing"
 )
@@ -47,3 +49,23 @@ func TestWordsAreBounded(t *testing.T) {
 		t.Error(w.kept.Len())
 	}
 }
+
+// TestPadding: what comes after a tar is read to its end, if it has one, and an error in place of the end is told.
+func TestPadding(t *testing.T) {
+	if err := padding(strings.NewReader(strings.Repeat("x", 10<<10))); err != nil {
+		t.Error(err)
+	}
+	if err := padding(endless{}); err == nil || !strings.Contains(err.Error(), "does not end") {
+		t.Error(err)
+	}
+	r, w := io.Pipe()
+	broken := errors.New("broken")
+	w.CloseWithError(broken)
+	if err := padding(r); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }

@@ -81,10 +81,10 @@ func (c *cli) exit(ctx context.Context, err error) int {
 	return exitError
 }
 
-// say writes an error's text to standard error.
+// say writes an error's text to standard error, without what a terminal would take for a command: much of it is others' words.
 func (c *cli) say(err error) {
 	for _, line := range strings.Split(describe(err), "\n") {
-		fmt.Fprintln(c.err, "kuri:", line)
+		fmt.Fprintln(c.err, "kuri:", printable(line))
 	}
 }
 

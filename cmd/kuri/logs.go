@@ -290,7 +290,7 @@ type logPrinter struct {
 func (p *logPrinter) head(e crilog.Entry, prefix string) []byte {
 	var b bytes.Buffer
 	if prefix != "" {
-		fmt.Fprintf(&b, "[%s] ", prefix)
+		fmt.Fprintf(&b, "[%s] ", printable(prefix))
 	}
 	if p.stamps && !e.Time.IsZero() {
 		b.WriteString(e.Time.Format(time.RFC3339Nano) + " ")

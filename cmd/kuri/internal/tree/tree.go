@@ -3,10 +3,12 @@ package tree
 import (
 	"archive/tar"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -14,8 +16,11 @@ import (
 	"strings"
 )
 
-// maxLinks bounds the links of one tar, which are kept until its end.
-const maxLinks = 1 << 20
+// The links of one tar are kept until its end: so many, with so many bytes of names.
+const (
+	maxLinks     = 1 << 20
+	maxLinkBytes = 64 << 20
+)
 
 // Pack writes the file or directory at src as a tar whose entries are called name and name/…. A link at src is followed;
 // those below are packed as links. Owners are 0:0, unless keepOwner. Told are the files that are left out.
@@ -71,6 +76,7 @@ func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) er
 		return err
 	}
 	h.Name, h.Uname, h.Gname = name, "", ""
+	h.Format = tar.FormatGNU // busybox's tar knows no names of PAX, which those that are long or not ASCII would be
 	if info.IsDir() {
 		h.Name += "/"
 	}
@@ -98,7 +104,7 @@ func Unpack(ctx context.Context, r io.Reader, dir, from, to string, left func(st
 		return 0, err
 	}
 	defer root.Close()
-	u := &unpacker{root: root, from: from, to: to, left: left}
+	u := &unpacker{root: root, from: from, to: to, left: left, dirs: map[string]fs.FileMode{}}
 	for in := tar.NewReader(r); ; u.made++ {
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
@@ -120,7 +126,8 @@ type unpacker struct {
 	left     func(string)
 	made     int
 	links    []link
-	dirs     []*tar.Header // with Name as it is below root
+	linked   int                    // bytes of links' names
+	dirs     map[string]fs.FileMode // by name below root
 }
 
 type link struct{ target, name string }
@@ -152,7 +159,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	case tar.TypeReg:
 		return u.file(h, name, content)
 	case tar.TypeSymlink:
-		if len(u.links) >= maxLinks {
+		if u.linked += len(h.Linkname) + len(name); len(u.links) >= maxLinks || u.linked > maxLinkBytes {
 			return errors.New("too many links")
 		}
 		u.links = append(u.links, link{h.Linkname, name})
@@ -184,22 +191,25 @@ func (u *unpacker) directory(h *tar.Header, name string) error {
 		if err != nil {
 			return err
 		}
-		was := *h
-		was.Name = name
-		u.dirs = append(u.dirs, &was)
+		u.dirs[name] = h.FileInfo().Mode().Perm()
 	}
 	return nil
 }
 
-func (u *unpacker) file(h *tar.Header, name string, content io.Reader) error {
-	if err := u.clear(name); err != nil {
-		return err
-	}
-	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+// file makes a file under another name and gives it its own when all of it is there: one that comes in part only is none, and
+// does not cost what had the name before.
+func (u *unpacker) file(h *tar.Header, name string, content io.Reader) (err error) {
+	fresh := path.Join(path.Dir(name), ".kuri-cp-"+rand.Text())
+	f, err := u.root.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() {
+		f.Close()
+		if err != nil {
+			_ = u.root.Remove(fresh)
+		}
+	}()
 	if _, err := io.Copy(f, content); err != nil {
 		return err
 	}
@@ -209,7 +219,15 @@ func (u *unpacker) file(h *tar.Header, name string, content io.Reader) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	return u.root.Chtimes(name, h.ModTime, h.ModTime)
+	if err := u.root.Chtimes(fresh, h.ModTime, h.ModTime); err != nil {
+		return err
+	}
+	if info, err := u.root.Lstat(name); err == nil && info.IsDir() { // an empty one gives way
+		if err := u.clear(name); err != nil {
+			return err
+		}
+	}
+	return u.root.Rename(fresh, name)
 }
 
 // clear removes what has the name, but for a directory with something in it.
@@ -230,12 +248,12 @@ func (u *unpacker) finish() error {
 			return err
 		}
 	}
-	for _, h := range slices.Backward(u.dirs) {
-		info, err := u.root.Lstat(h.Name)
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(u.dirs))) {
+		info, err := u.root.Lstat(name)
 		if err != nil || !info.IsDir() { // a link has taken its place
 			continue
 		}
-		if err := u.root.Chmod(h.Name, h.FileInfo().Mode().Perm()); err != nil {
+		if err := u.root.Chmod(name, u.dirs[name]); err != nil {
 			return err
 		}
 	}

@@ -179,6 +179,134 @@ func TestThereAndBack(t *testing.T) {
 	}
 }
 
+// TestNamesForEveryTar: what is packed has no header that only some programs read: busybox's tar passes PAX's over, and the
+// names with them.
+func TestNamesForEveryTar(t *testing.T) {
+	src := t.TempDir()
+	names := []string{"Kastanie-süß", strings.Repeat("long", 60), "-f", "with\nline"}
+	for _, name := range names {
+		if err := os.WriteFile(filepath.Join(src, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(strings.Repeat("ü", 100), filepath.Join(src, "link")); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := Pack(t.Context(), &b, src, strings.Repeat("dir/", 40)+"x", true, func(s string) { t.Error(s) }); err != nil {
+		t.Fatal(err)
+	}
+	for body := b.Bytes(); len(body) >= 512; body = body[512:] { // the files are empty: what is there are headers, and long names
+		if magic := string(body[257:265]); magic == "ustar\x0000" {
+			t.Errorf("entry %.100q is of type %q and not GNU's", body[:100], body[156])
+		}
+	}
+	got := map[string]string{}
+	for in := tar.NewReader(&b); ; {
+		h, err := in.Next()
+		if err != nil {
+			break
+		}
+		got[filepath.Base(h.Name)] = h.Linkname
+	}
+	for _, name := range append(names, "link") {
+		if _, ok := got[name]; !ok {
+			t.Errorf("%q is not among %q", name, got)
+		}
+	}
+	if got["link"] != strings.Repeat("ü", 100) {
+		t.Errorf("the link leads to %q", got["link"])
+	}
+}
+
+// TestUnpackInPart: a tar that ends within a file leaves nothing of it, and what had its name before.
+func TestUnpackInPart(t *testing.T) {
+	parent := t.TempDir()
+	if err := os.WriteFile(filepath.Join(parent, "to"), []byte("before"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	whole := tarOf(t, file("src")).Bytes()
+	if _, err := Unpack(t.Context(), bytes.NewReader(whole[:512+3]), parent, "src", "to", func(string) {}); err == nil {
+		t.Error("half a file is one")
+	}
+	if body, err := os.ReadFile(filepath.Join(parent, "to")); err != nil || string(body) != "before" {
+		t.Errorf("it has %q, %v", body, err)
+	}
+	if got := list(t, parent); len(got) != 1 {
+		t.Errorf("there is %v", got)
+	}
+	if _, err := Unpack(t.Context(), bytes.NewReader(whole), parent, "src", "to", func(string) {}); err != nil {
+		t.Error(err)
+	}
+	if body, err := os.ReadFile(filepath.Join(parent, "to")); err != nil || string(body) != "content" {
+		t.Errorf("it has %q, %v", body, err)
+	}
+}
+
+// TestUnpackOverWhatIsThere: a file takes the place of a link, of an empty directory and of a file that cannot be written; a
+// directory with something in it stays.
+func TestUnpackOverWhatIsThere(t *testing.T) {
+	parent := t.TempDir()
+	for name, make := range map[string]func(at string) error{
+		"link":  func(at string) error { return os.Symlink("../elsewhere", at) },
+		"empty": func(at string) error { return os.Mkdir(at, 0o755) },
+		"fixed": func(at string) error { return os.WriteFile(at, nil, 0o444) },
+	} {
+		at := filepath.Join(parent, name)
+		if err := make(at); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Unpack(t.Context(), tarOf(t, file("src")), parent, "src", name, func(string) {}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if info, err := os.Lstat(at); err != nil || !info.Mode().IsRegular() {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(parent, "full/f"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Unpack(t.Context(), tarOf(t, file("src")), parent, "src", "full", func(string) {}); err == nil {
+		t.Error("a directory gave way")
+	}
+	if got := strings.Join(list(t, parent), " "); got != "empty fixed full full/f link" {
+		t.Error(got)
+	}
+}
+
+// TestUnpackIsBounded: directories that come again and again cost no memory each, and links as much as maxLinkBytes.
+func TestUnpackIsBounded(t *testing.T) {
+	parent := t.TempDir()
+	var entries []tar.Header
+	for range 1000 {
+		entries = append(entries, dir("src"), dir("src/a"))
+	}
+	root, err := os.OpenRoot(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	u := &unpacker{root: root, from: "src", to: "to", dirs: map[string]os.FileMode{}}
+	for _, h := range entries {
+		if err := u.entry(&h, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(u.dirs) != 2 {
+		t.Errorf("%d directories are kept", len(u.dirs))
+	}
+	long := symlink("src/l", strings.Repeat("x", 1<<20))
+	for i := range 100 {
+		if err := u.entry(&long, nil); err != nil {
+			if i < 60 {
+				t.Errorf("link %d: %v", i, err)
+			}
+			return
+		}
+	}
+	t.Error("links without bound")
+}
+
 func FuzzUnpack(f *testing.F) {
 	f.Add(tarOf(f, dir("src"), symlink("src/l", ".."), file("src/l/f"), hardlink("src/h", "src/l")).Bytes())
 	f.Add(tarOf(f, file("src"), file("src/../../x")).Bytes())

@@ -1,0 +1,322 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// kuriProcess is a kuri that runs beside the test.
+type kuriProcess struct {
+	cmd    *exec.Cmd
+	out    *bufio.Reader
+	errs   bytes.Buffer
+	closed bool
+}
+
+func startKuri(t *testing.T, d *harness.Daemon, args ...string) *kuriProcess {
+	t.Helper()
+	k := &kuriProcess{cmd: exec.Command(harness.Bin("kuri"), args...)}
+	k.cmd.Env = append(os.Environ(), d.Env()...)
+	k.cmd.Stderr = &k.errs
+	out, err := k.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.out = bufio.NewReader(out)
+	if err := k.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if !k.closed {
+			_ = k.cmd.Process.Kill()
+			_ = k.cmd.Wait()
+		}
+	})
+	return k
+}
+
+// line reads the next line of its output.
+func (k *kuriProcess) line(t *testing.T) string {
+	t.Helper()
+	line, err := k.out.ReadString('\n')
+	if err != nil {
+		t.Fatalf("its output ends: %v: %s", err, k.errs.String())
+	}
+	return strings.TrimSpace(line)
+}
+
+// end waits for its end and returns the rest of its output and the exit code.
+func (k *kuriProcess) end(t *testing.T) (rest string, code int) {
+	t.Helper()
+	timer := time.AfterFunc(30*time.Second, func() { _ = k.cmd.Process.Kill() })
+	defer timer.Stop()
+	body, _ := io.ReadAll(k.out)
+	_ = k.cmd.Wait()
+	k.closed = true
+	return string(body), k.cmd.ProcessState.ExitCode()
+}
+
+// kuri logs --previous is the attempt before the latest, whose number may have gaps, also when that was in the sandbox before.
+func TestKuriLogsPrevious(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.HostNetwork(harness.Pod("again"))
+	config.LogDirectory = t.TempDir()
+	pod := d.RunPod(t, config)
+	run := func(pod string, attempt uint32, word string) string {
+		c := harness.Container("c", image, "echo", word)
+		c.Metadata.Attempt, c.LogPath = attempt, fmt.Sprintf("%d.log", attempt)
+		id := d.Run(t, pod, c, config)
+		d.WaitExit(t, id)
+		return id
+	}
+	wants := func(want string, args ...string) {
+		t.Helper()
+		out, errs, code := d.Kuri(t, append([]string{"logs"}, args...)...)
+		if out != want || code != 0 {
+			t.Errorf("kuri logs %q: %q, exit code %d: %s", args, out, code, errs)
+		}
+	}
+	run(pod, 0, "first")
+	if out, _, code := d.Kuri(t, "logs", "--previous", "again"); code != 3 || out != "" {
+		t.Errorf("without a previous one: %q, exit code %d", out, code)
+	}
+	second := run(pod, 1, "second")
+	run(pod, 4, "third")
+	wants("third\n", "again")
+	wants("second\n", "--previous", "again")
+	wants("second\n", "--previous", "again/c")
+	if _, err := d.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: second}); err != nil {
+		t.Fatal(err)
+	}
+	wants("first\n", "-p", "again")
+
+	// The kubelet makes the sandbox anew and counts on.
+	if _, err := d.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatal(err)
+	}
+	config.Metadata.Attempt = 1
+	anew := d.RunPod(t, config)
+	fourth := run(anew, 5, "fourth")
+	wants("fourth\n", fourth[:12])
+	wants("third\n", "--previous", fourth[:12])
+}
+
+// kuri logs -f of a pod has every line of all of its containers, each in its order, while Kuri rotates their logs; and so has
+// kuri logs when they have ended.
+func TestKuriLogsThroughRotations(t *testing.T) {
+	d := harness.Start(t, harness.Options{Config: "[pod]\nlog_max_size = 1048576\nlog_max_files = 20"})
+	image := d.PullBusybox(t)
+	config := harness.HostNetwork(harness.Pod("busy"))
+	config.LogDirectory = t.TempDir()
+	pod := d.RunPod(t, config)
+	const lines, names = 40_000, "ab"
+	var ids []string
+	for _, name := range names {
+		// Some tenths of a second of silence now and then, so that it is followed and not only read.
+		c := harness.Container(string(name), image, "sh", "-c", fmt.Sprintf("sleep 0.5; for n in 0 1 2 3; do seq $((n*%[1]d+1)) $((n*%[1]d+%[1]d)) | sed 's/.*/line-number-&-and-some-more/'; sleep 0.3; done", lines/4))
+		c.LogPath = string(name) + ".log"
+		ids = append(ids, d.Run(t, pod, c, config))
+	}
+	check := func(what, out string, code int, errs string) {
+		t.Helper()
+		if code != 0 || errs != "" {
+			t.Errorf("%s: exit code %d: %s", what, code, errs)
+		}
+		next := map[string]int{}
+		for line := range strings.Lines(out) {
+			var name string
+			var n int
+			if _, err := fmt.Sscanf(line, "[%1s] line-number-%d-and-some-more\n", &name, &n); err != nil {
+				t.Fatalf("%s: line %q: %v", what, line, err)
+			}
+			if next[name]++; next[name] != n {
+				t.Fatalf("%s: of %s line %d comes after %d", what, name, n, next[name]-1)
+			}
+		}
+		for _, name := range names {
+			if next[string(name)] != lines {
+				t.Errorf("%s: %d lines of %c, want %d", what, next[string(name)], name, lines)
+			}
+		}
+	}
+	follow := startKuri(t, d, "logs", "-f", "busy")
+	out, code := follow.end(t)
+	check("followed", out, code, follow.errs.String())
+	for _, id := range ids {
+		if d.WaitExit(t, id); !rotatedLog(t, d.ContainerStatus(t, id).LogPath) {
+			t.Error("its log was never rotated")
+		}
+	}
+	out, errs, code := d.Kuri(t, "logs", "busy")
+	check("read", out, code, errs)
+	out, errs, code = d.Kuri(t, "logs", "--tail", "35000", "busy/a") // begins in a rotated file
+	if first, _, _ := strings.Cut(out, "\n"); code != 0 || first != "line-number-5001-and-some-more" || strings.Count(out, "\n") != 35000 {
+		t.Errorf("--tail: %q and %d lines, exit code %d: %s", first, strings.Count(out, "\n"), code, errs)
+	}
+}
+
+func rotatedLog(t *testing.T, path string) bool {
+	t.Helper()
+	_, name, _ := strings.Cut(path, "/")
+	entries, err := os.ReadDir("/" + name[:strings.LastIndex(name, "/")])
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), path[strings.LastIndex(path, "/")+1:]+".") {
+			count++
+		}
+	}
+	return count > 0
+}
+
+// kuri port-forward listens at any free port on both loopback addresses, serves many connections at once, and ends with the
+// first one that the pod refuses, as kubectl's does, or when it is told to.
+func TestKuriPortForward(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	d.RunPod(t, harness.HostNetwork(harness.Pod("served"))) // whose ports are the test's
+	l, err := net.Listen("tcp", "127.0.0.1:9000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+			}()
+		}
+	}()
+	forwarding := regexp.MustCompile(`^Forwarding from (\S+) -> (\d+)$`)
+	begin := func(ports ...string) (k *kuriProcess, at []string) {
+		t.Helper()
+		k = startKuri(t, d, append([]string{"port-forward", "served"}, ports...)...)
+		for range 2 * len(ports) {
+			m := forwarding.FindStringSubmatch(k.line(t))
+			if m == nil {
+				t.Fatal("it says something else")
+			}
+			at = append(at, m[1])
+		}
+		return k, at
+	}
+
+	k, at := begin("0:9000")
+	if !strings.HasPrefix(at[0], "127.0.0.1:") || !strings.HasPrefix(at[1], "[::1]:") {
+		t.Errorf("it listens at %q", at)
+	}
+	body := bytes.Repeat([]byte("chestnuts "), 20_000)
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			conn, err := net.DialTimeout("tcp", at[i%2], 5*time.Second)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+			go func() {
+				_, _ = conn.Write(body)
+				_ = conn.(*net.TCPConn).CloseWrite()
+			}()
+			if got, err := io.ReadAll(conn); err != nil || !bytes.Equal(got, body) {
+				t.Errorf("connection %d: %d bytes came back, %v", i, len(got), err)
+			}
+		})
+	}
+	wg.Wait()
+	_ = k.cmd.Process.Signal(syscall.SIGINT)
+	if _, code := k.end(t); code != 130 {
+		t.Errorf("interrupted: exit code %d: %s", code, k.errs.String())
+	}
+
+	// Two ports, of which one is nobody's.
+	k, at = begin("0:9000", "0:9001")
+	conn, err := net.Dial("tcp", at[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	if got, _ := io.ReadAll(conn); len(got) > 0 {
+		t.Errorf("nobody's port answers %q", got)
+	}
+	if _, code := k.end(t); code != 1 || !strings.Contains(k.errs.String(), "9001") {
+		t.Errorf("refused: exit code %d: %s", code, k.errs.String())
+	}
+	if _, errs, code := d.Kuri(t, "port-forward", "served", "99999"); code != 2 {
+		t.Errorf("a port that is none: exit code %d: %s", code, errs)
+	}
+	if _, _, code := d.Kuri(t, "port-forward", "nobody", "80"); code != 3 {
+		t.Errorf("a pod that is none: exit code %d", code)
+	}
+}
+
+// kuri attach: several follow one container, one that leaves does not end it, and its end is theirs; a terminal, too.
+func TestKuriAttach(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.HostNetwork(harness.Pod("talk"))
+	pod := d.RunPod(t, config)
+	id := d.Run(t, pod, harness.Container("c", image, "sh", "-c", "trap 'echo bye; exit 0' TERM; i=0; while :; do echo tick $((i=i+1)); echo tock >&2; sleep 0.1; done"), config)
+
+	stays, leaves := startKuri(t, d, "attach", "talk"), startKuri(t, d, "attach", "talk/c")
+	for _, k := range []*kuriProcess{stays, leaves} {
+		if got := k.line(t); !strings.HasPrefix(got, "tick ") {
+			t.Errorf("it says %q", got)
+		}
+	}
+	_ = leaves.cmd.Process.Signal(syscall.SIGTERM)
+	if _, code := leaves.end(t); code != 143 {
+		t.Errorf("detached: exit code %d: %s", code, leaves.errs.String())
+	}
+	if st := d.ContainerStatus(t, id).State; st != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container is %v", st)
+	}
+	stays.line(t)
+	d.StopContainer(t, id, 10)
+	rest, code := stays.end(t)
+	if code != 0 || !strings.HasSuffix(rest, "bye\n") || strings.Contains(rest, "tock") || !strings.Contains(stays.errs.String(), "tock\n") {
+		t.Errorf("its end: exit code %d, …%q; %q", code, rest[max(0, len(rest)-20):], stays.errs.String()[:min(40, stays.errs.Len())])
+	}
+
+	terminal := harness.Container("tty", image, "sh", "-c", "stty -echo; echo ready; read word; echo got $word")
+	terminal.Tty, terminal.Stdin = true, true
+	d.Run(t, pod, terminal, config)
+	k := &kuriProcess{cmd: exec.Command(harness.Bin("kuri"), "attach", "-it", "talk/tty")}
+	k.cmd.Env = append(os.Environ(), d.Env()...)
+	in, out := new(bytes.Buffer), new(bytes.Buffer)
+	in.WriteString("chestnut\n")
+	k.cmd.Stdin, k.cmd.Stdout, k.cmd.Stderr = in, out, &k.errs
+	timer := time.AfterFunc(20*time.Second, func() { _ = k.cmd.Process.Kill() })
+	defer timer.Stop()
+	if err := k.cmd.Run(); err != nil || !strings.HasSuffix(out.String(), "got chestnut\r\n") {
+		t.Errorf("at a terminal: %v, %q: %s", err, out, k.errs.String())
+	}
+	if _, errs, code := d.Kuri(t, "attach", "talk/tty"); code == 0 || !strings.Contains(errs, "tty") {
+		t.Errorf("to one that has ended: exit code %d: %s", code, errs)
+	}
+}
