@@ -14,8 +14,8 @@
 // in common, some kilobytes, and the fork server (forkserver.c), a process of a few pages that is started when it is first
 // needed and ends with this one, makes the process from it: no program is started on the way. It is part of this program,
 // run from a copy that nothing can write to (CVE-2019-5736); without such a copy there is no fork server. What is beyond
-// it goes through libcontainer, and takes ten times as long: a terminal, a seccomp filter with a listener, an AppArmor
-// profile or SELinux label, scheduler and the like (function beyond), kernels before 5.8.
+// it goes through libcontainer, and takes ten times as long: a seccomp filter with a listener, scheduler and the like
+// (function beyond), kernels before 5.8.
 //
 // The seccomp filter of a profile is libcontainer's own, to the instruction: [Filter], a process that lives for some
 // milliseconds, lets libcontainer load it and takes it from the system call. It is made at the first exec in a container

@@ -82,8 +82,6 @@ func beyond(spec *specs.Spec, home Cgroup) string {
 		return "it has no cgroup"
 	case spec.Linux.Seccomp != nil && notifies(spec.Linux.Seccomp):
 		return "a seccomp filter with a listener"
-	case p.ApparmorProfile != "" || p.SelinuxLabel != "":
-		return "a security label"
 	case p.Scheduler != nil || p.IOPriority != nil || p.ExecCPUAffinity != nil || spec.Linux.MemoryPolicy != nil:
 		return "a scheduler, I/O priority, CPU affinity or memory policy"
 	case spec.Linux.Personality != nil:
@@ -181,7 +179,11 @@ func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, p
 	set(inUserns, namespaces&unix.CLONE_NEWUSER != 0)
 
 	var m message
-	m.u32(namespaces, switches, uid, gid, umask, uint32(oom), ownerUID, ownerGID)
+	var width, height uint
+	if size := p.ConsoleSize; size != nil {
+		width, height = size.Width, size.Height
+	}
+	m.u32(namespaces, switches, uid, gid, uint32(width), uint32(height), umask, uint32(oom), ownerUID, ownerGID)
 	caps := p.Capabilities
 	if caps == nil {
 		caps = &specs.LinuxCapabilities{}
@@ -304,8 +306,8 @@ type Running struct {
 // Exec starts args in the running container of x, whose first process init is a pidfd of. Seq tells concurrent ones of
 // one container apart. When ctx ends before the program runs, it is killed and the error is the context's.
 //
-// The fork server starts it, or libcontainer where it is to have a terminal, the container has something that is beyond
-// the former, or the kernel is too old for it.
+// The fork server starts it, or libcontainer where the container has something that is beyond the former, or the kernel is
+// too old for it.
 func (e *Embedded) Exec(ctx context.Context, x *Executor, init *os.File, seq uint64, args []string, stdio Stdio) (_ *Running, err error) {
 	for _, a := range args {
 		if strings.Contains(a, "\x00") {
@@ -325,7 +327,7 @@ func (e *Embedded) Exec(ctx context.Context, x *Executor, init *os.File, seq uin
 			}
 		}()
 	}
-	if x.beyond == "" && stdio.Console == nil {
+	if x.beyond == "" {
 		if err = e.fork(ctx, x, init, r, args, stdio); !unable(err) {
 			return r, classifyStart(x.id, args[0], err)
 		}
@@ -357,6 +359,8 @@ func classifyStart(id, program string, err error) error {
 		return fmt.Errorf("exec in container %s: %w", id, err)
 	case failed.step == stepFork && failed.errno == unix.EAGAIN:
 		return fault.New(fault.Exhausted, "exec in container %s: it has as many processes as it may have", id)
+	case failed.step == stepConsole:
+		return fault.New(fault.Precondition, "exec in container %s: %w", id, err)
 	case failed.step == stepSearch && failed.errno == unix.ENOENT:
 		return fault.New(fault.Invalid, "exec in container %s: exec: %q: executable file not found in the container", id, program)
 	case failed.step == stepSearch || failed.step == stepExec || failed.step == stepCwd:
@@ -409,7 +413,12 @@ func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, std
 	}
 	var aerr error
 	err = conn.Control(func(pidfd uintptr) {
-		flags, fds := byte(0), []int{talk, int(pidfd), int(stdio.Stdout.Fd()), int(stdio.Stderr.Fd())}
+		flags, fds := byte(0), []int{talk, int(pidfd)}
+		if stdio.Console != nil {
+			flags, fds = flags|hasTerminal, append(fds, int(stdio.Console.Fd()))
+		} else {
+			fds = append(fds, int(stdio.Stdout.Fd()), int(stdio.Stderr.Fd()))
+		}
 		if stdio.Stdin != nil {
 			flags, fds = flags|hasStdin, append(fds, int(stdio.Stdin.Fd()))
 		}
@@ -440,7 +449,7 @@ func (x *Executor) body(r *Running, args []string) []byte {
 	if x.filter != nil {
 		f = *x.filter
 	}
-	m.u32(f.flags, uint32(len(f.program)/instructionSize))
+	m.u32(f.flags, f.loadEarly, uint32(len(f.program)/instructionSize))
 	m = append(m, f.program...)
 	m.strs(args)
 	file := ""

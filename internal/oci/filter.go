@@ -27,8 +27,9 @@ import (
 // filter is a seccomp filter as the kernel takes it: the very program and flags that libcontainer loads for a profile.
 // Nothing changes it, so all containers with the profile have one.
 type filter struct {
-	flags   uint32
-	program []byte // struct sock_filter of the kernel, instruction by instruction
+	flags     uint32
+	loadEarly uint32 // 1 or 0: early
+	program   []byte // struct sock_filter of the kernel, instruction by instruction
 }
 
 const instructionSize = unix.SizeofSockFilter
@@ -90,7 +91,11 @@ func makeFilter(profile []byte) (*filter, error) {
 	if len(b) <= 4 || (len(b)-4)%instructionSize != 0 {
 		return nil, fmt.Errorf("make the seccomp filter: %d bytes are not a filter", len(b))
 	}
-	return &filter{flags: binary.NativeEndian.Uint32(b), program: slices.Clone(b[4:])}, nil
+	f := &filter{flags: binary.NativeEndian.Uint32(b), program: slices.Clone(b[4:])}
+	if f.early() {
+		f.loadEarly = 1
+	}
+	return f, nil
 }
 
 // filterMode is the first argument of this program when it is to make a filter.

@@ -1,11 +1,14 @@
 // The fork server: a small process of the keeper that starts processes in running containers. It runs instead of the Go
 // program, in a constructor, when the environment has _KURI_FORK_SERVER, and takes requests at descriptor 3.
 //
-// For each it forks a process A in the container's cgroup, which joins the container's namespaces and forks B, which
-// becomes what was asked for. Both are children of the keeper (CLONE_PARENT). A stays in the keeper's PID namespace,
-// where no process of the container can reach it; B, which can be reached, is born with nothing of the host's: its root
-// and working directory are the container's, its memory has this request alone, its program is the keeper's sealed copy,
-// and its descriptors are its stdio and the socket over which it tells errors, which its exec closes.
+// For each it forks a process A in the container's cgroup, which joins the container's namespaces, gives up what the
+// process that was asked for is not to have, and forks B, which becomes it. Both are children of the keeper
+// (CLONE_PARENT). A stays in the keeper's PID namespace, where no process of the container can reach it. B can be reached,
+// and traced by who has CAP_SYS_PTRACE; so it is born with nothing of the host's: its user, groups, capabilities, root and
+// working directory are those of the process, its memory has this request alone, its program is the keeper's sealed copy,
+// and its descriptors are its stdio and the socket over which it tells errors, which its exec closes. The one exception is
+// CAP_SYS_ADMIN, which loading a filter takes without no_new_privs. A does that, and forks B under the filter; but where
+// the filter forbids what comes then, B does it, and has the capability until then.
 //
 // Requests are written by exec.go, which has the same order of fields.
 #define _GNU_SOURCE
@@ -14,6 +17,8 @@
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/magic.h>
+#include <linux/openat2.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <sched.h>
@@ -21,25 +26,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/fsuid.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #ifndef CLONE_INTO_CGROUP
 #define CLONE_INTO_CGROUP 0x200000000ULL
 #endif
 
-enum { TALK = 3, INIT = 4, SPARE = 5, MOST = 32 };                   // descriptors of A and B; a bound on the server's
-enum { IN_CGROUP = 1, HAS_STDIN = 2 };                               // a request's first byte
+enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, MOST = 32 }; // descriptors of A; a bound on the server's
+enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4 };                 // a request's first byte
 enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS = 64 }; // its switches
 
 // The steps that can fail, by the numbers that exec.go knows.
 enum {
 	READ = 1, CGROUP, OOM_SCORE, LABEL, GIVE, JOIN, FORK, ROOT, KEYRING, LIMIT, DIRECTORY, BOUND, USER, CAPABILITY,
-	FILTER, SEARCH, EXEC,
+	FILTER, SEARCH, EXEC, CONSOLE,
 };
 
 static void tell(const void *message, size_t n)
@@ -114,10 +123,11 @@ static char **strings(uint32_t *count)
 }
 
 static struct {
+	unsigned char flags; // the first byte
 	uint32_t namespaces, switches, uid, gid, umask, owner_uid, owner_gid;
 	int32_t oom;
 	uint64_t bounding, effective, permitted, inheritable, ambient;
-	uint32_t ngroups, nlimits, ncgroups, nenv, nargs, filter_flags, nfilter;
+	uint32_t ngroups, nlimits, ncgroups, nenv, nargs, filter_flags, filter_early, nfilter, width, height;
 	gid_t *groups;
 	struct { uint32_t type; struct rlimit to; } *limits;
 	char *keyring, *apparmor, *selinux, *cwd, *own_cgroup, **cgroups, **env, **args;
@@ -140,6 +150,8 @@ static void read_request(void)
 	r.switches = u32();
 	r.uid = u32();
 	r.gid = u32();
+	r.width = u32();
+	r.height = u32();
 	r.umask = u32();
 	r.oom = (int32_t)u32();
 	r.owner_uid = u32();
@@ -169,6 +181,7 @@ static void read_request(void)
 	r.env = strings(&r.nenv);
 	r.cgroups = strings(&r.ncgroups);
 	r.filter_flags = u32();
+	r.filter_early = u32();
 	r.nfilter = u32();
 	r.filter = calloc((size_t)r.nfilter + 1, sizeof(*r.filter));
 	must(r.filter != NULL, READ);
@@ -219,9 +232,9 @@ static void set_oom_score(void)
 static void set_labels(void)
 {
 	if (*r.apparmor) {
-		char text[4096 + 8];
+		char *text;
 
-		snprintf(text, sizeof(text), "exec %s", r.apparmor);
+		must(asprintf(&text, "exec %s", r.apparmor) >= 0, LABEL);
 		must(put("/proc/self/attr/apparmor/exec", text) || put("/proc/self/attr/exec", text), LABEL);
 	}
 	if (*r.selinux) {
@@ -256,40 +269,77 @@ static void raise_limits(void)
 	}
 }
 
-static void become(void);
-
-static pid_t clone_process(uint64_t flags, int cgroup)
+// open_ptmx opens what makes terminals in the container's devpts. The container prepares that path, so what is found there
+// is looked at before it is opened, and it is opened by the descriptor.
+static int open_ptmx(void)
 {
-	struct clone_args args;
+	struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS};
+	struct stat st;
+	struct statfs fs;
+	char link[32];
+	int ptmx, handle = syscall(SYS_openat2, AT_FDCWD, "/dev/pts/ptmx", &how, sizeof(how));
 
-	memset(&args, 0, sizeof(args));
-	args.flags = CLONE_PARENT | flags;
-	args.cgroup = cgroup;
-	return syscall(SYS_clone3, &args, sizeof(args));
+	must(handle >= 0 && fstat(handle, &st) == 0 && fstatfs(handle, &fs) == 0, CONSOLE);
+	errno = ENODEV;
+	must(fs.f_type == DEVPTS_SUPER_MAGIC && S_ISCHR(st.st_mode) && st.st_rdev == makedev(5, 2), CONSOLE);
+	snprintf(link, sizeof(link), "fd/%d", handle);
+	ptmx = openat(SELF, link, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	must(ptmx >= 0, CONSOLE);
+	close(handle);
+	return ptmx;
 }
 
-static void enter(void)
+static void send_console(int ptmx)
 {
-	int32_t message[3] = {'P', getpid()};
+	char control[CMSG_SPACE(sizeof(int))] = {0}, c = 'C';
+	struct iovec body = {&c, 1};
+	struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+	struct cmsghdr *head = CMSG_FIRSTHDR(&message);
 
-	read_request();
-	join_cgroups();
-	set_oom_score();
-	set_labels();
-	give_stdio();
-	raise_limits();
+	head->cmsg_level = SOL_SOCKET;
+	head->cmsg_type = SCM_RIGHTS;
+	head->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(head), &ptmx, sizeof(int));
+	must(sendmsg(KEEPER, &message, MSG_NOSIGNAL) == 1, CONSOLE);
+}
+
+// make_console makes a terminal for the standard streams. It belongs to the user of the process; the group and the mode
+// are what the container's devpts gives.
+static void make_console(void)
+{
+	struct winsize size = {.ws_col = r.width, .ws_row = r.height};
+	const int unlocked = 0;
+	int ptmx, peer;
+
+	if (!(r.flags & TERMINAL))
+		return;
+	ptmx = open_ptmx();
+	must(ioctl(ptmx, TIOCSPTLCK, &unlocked) == 0, CONSOLE);
+	peer = ioctl(ptmx, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	must(peer >= 0, CONSOLE);
+	must(!r.width || !r.height || ioctl(ptmx, TIOCSWINSZ, &size) == 0, CONSOLE);
+	must(fchown(peer, r.uid, -1) == 0 || errno == EPERM || errno == EROFS, CONSOLE);
+	for (int fd = 0; fd < 3; fd++)
+		must(dup2(peer, fd) == fd, CONSOLE);
+	send_console(ptmx);
+	close(peer);
+	close(ptmx);
+	close(KEEPER);
+}
+
+// join enters the container's namespaces. SELF is A in the host's /proc from then on: the container's has no A, and may say
+// anything.
+static void join(void)
+{
+	int fd = open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+	must(fd >= 0 && dup3(fd, SELF, O_CLOEXEC) == SELF && close(fd) == 0, JOIN);
 	must(setns(INIT, r.namespaces) == 0, JOIN);
 	must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, JOIN); // the new user namespace may have changed it
 	close(INIT);
-	message[2] = clone_process(0, 0);
-	must(message[2] >= 0, FORK);
-	if (message[2] == 0)
-		become();
-	tell(message, sizeof(message));
-	_exit(0);
 }
 
-// --- B, in the container ---
+// --- A, in all of the container's namespaces but that of processes ---
 
 static void become_root(void)
 {
@@ -342,6 +392,32 @@ static void set_home(void)
 		must(asprintf(&r.env[r.nenv], "HOME=%s", home()) >= 0, READ);
 }
 
+static void drop_bounding(void)
+{
+	for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
+		if (!(r.bounding >> cap & 1))
+			must(prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0, BOUND);
+}
+
+static int set_capability_sets(uint64_t more)
+{
+	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct data[2];
+
+	for (int i = 0; i < 2; i++) {
+		data[i].effective = (r.effective | more) >> (32 * i);
+		data[i].permitted = (r.permitted | more) >> (32 * i);
+		data[i].inheritable = r.inheritable >> (32 * i);
+	}
+	return syscall(SYS_capset, &header, data);
+}
+
+// Without no_new_privs a filter is for the privileged to load: filter_takes is what that takes beside what the process has.
+static uint64_t filter_takes(void)
+{
+	return r.nfilter && !(r.switches & NNP) ? 1ULL << CAP_SYS_ADMIN : 0;
+}
+
 static void load_filter(void)
 {
 	struct sock_fprog program = {.len = r.nfilter, .filter = r.filter};
@@ -350,28 +426,31 @@ static void load_filter(void)
 		must(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, r.filter_flags, &program) == 0, FILTER);
 }
 
-static void drop_bounding(void)
+static void load_privileged_filter(void)
 {
-	for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
-		if (!(r.bounding >> cap & 1))
-			must(prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0, BOUND);
+	load_filter();
+	must(!(r.switches & CAPS) || set_capability_sets(0) == 0, CAPABILITY);
 }
 
 static void set_capabilities(void)
 {
-	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-	struct __user_cap_data_struct data[2];
-
-	for (int i = 0; i < 2; i++) {
-		data[i].effective = r.effective >> (32 * i);
-		data[i].permitted = r.permitted >> (32 * i);
-		data[i].inheritable = r.inheritable >> (32 * i);
-	}
-	must(syscall(SYS_capset, &header, data) == 0, CAPABILITY);
+	must(set_capability_sets(filter_takes()) == 0, CAPABILITY);
 	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 	for (int cap = 0; cap < 64; cap++)
 		if (r.ambient >> cap & 1)
 			prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0); // without what it needs, it is not raised
+}
+
+// keep_capabilities makes those effective again that the change of the user has kept: all.
+static void keep_capabilities(void)
+{
+	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct data[2];
+
+	must(syscall(SYS_capget, &header, data) == 0, CAPABILITY);
+	for (int i = 0; i < 2; i++)
+		data[i].effective = data[i].permitted;
+	must(syscall(SYS_capset, &header, data) == 0, CAPABILITY);
 }
 
 static void set_user(void)
@@ -380,16 +459,15 @@ static void set_user(void)
 	int fd;
 
 	// A user namespace can forbid setgroups for good; its processes have no other groups then.
-	if (r.switches & USERNS && (fd = open("/proc/self/setgroups", O_RDONLY | O_CLOEXEC)) >= 0) {
-		if (read(fd, setgroups_file, sizeof(setgroups_file) - 1) < 0)
-			setgroups_file[0] = 0;
+	if (r.switches & USERNS) {
+		fd = openat(SELF, "setgroups", O_RDONLY | O_CLOEXEC);
+		must(fd >= 0 && read(fd, setgroups_file, sizeof(setgroups_file) - 1) > 0, USER);
 		close(fd);
 	}
 	if (strncmp(setgroups_file, "deny", 4) != 0)
 		must(setgroups(r.ngroups, r.groups) == 0, USER);
 	must(setgid(r.gid) == 0, USER); // all three of them, for the privileged
 	must(setuid(r.uid) == 0, USER);
-	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 }
 
 // verify_cwd makes sure that the working directory is below the root (CVE-2024-21626).
@@ -418,7 +496,49 @@ static void drop_privileges(void)
 	must(prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) == 0, CAPABILITY);
 	if (r.switches & CAPS)
 		set_capabilities();
+	else
+		keep_capabilities();
+	must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, USER); // the new user has changed it
 }
+
+static void become(void);
+
+static void enter(void)
+{
+	int32_t message[3] = {'P', getpid()};
+
+	// 1. What takes the host's files and privileges.
+	read_request();
+	join_cgroups();
+	set_oom_score();
+	set_labels();
+	give_stdio();
+	raise_limits();
+
+	// 2. Into the container, where all is as for its own processes.
+	join();
+	become_root();
+	make_console();
+	join_keyring();
+	if (r.switches & NNP)
+		must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, CAPABILITY);
+	umask(r.switches & UMASK ? r.umask : 022);
+	drop_privileges();
+	close(SELF);
+	if (filter_takes() && r.filter_early)
+		load_privileged_filter();
+
+	// 3. Among its processes. (Filters know the arguments of the old call.)
+	message[2] = syscall(SYS_clone, CLONE_PARENT, 0, 0, 0, 0);
+	must(message[2] >= 0, FORK);
+	if (message[2] == 0)
+		become();
+	tell(message, sizeof(message));
+	_exit(0);
+}
+
+// --- B, in the container ---
+
 
 static int executable(const char *file)
 {
@@ -469,19 +589,14 @@ static void become(void)
 	char *file;
 
 	setsid();
-	become_root();
-	join_keyring();
-	if (r.switches & NNP)
-		must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, CAPABILITY);
-	umask(r.switches & UMASK ? r.umask : 022);
+	must(!(r.flags & TERMINAL) || ioctl(0, TIOCSCTTY, 0) == 0, CONSOLE);
 	lower_limits();
-	// Without no_new_privs a filter is for the privileged to set; with it, it comes as late as can be. What is done
-	// between the filter and the exec takes no system call that libcontainer does not make there: a filter may have no other.
-	if (!(r.switches & NNP))
-		load_filter();
-	drop_privileges();
+	// With no_new_privs a filter comes as late as can be. Where it could not come early, what is done between it and the
+	// exec takes no system call that libcontainer does not make there: a filter may have no other.
+	if (filter_takes() && !r.filter_early)
+		load_privileged_filter();
 	file = program();
-	if (r.switches & NNP)
+	if (!filter_takes())
 		load_filter();
 	execve(file, r.args, r.env);
 	fail(EXEC);
@@ -489,24 +604,40 @@ static void become(void)
 
 // --- the server ---
 
-static void arrange(int flags, const int *fds)
+static pid_t clone_process(uint64_t flags, int cgroup)
 {
-	int n = 0;
+	struct clone_args args;
+
+	memset(&args, 0, sizeof(args));
+	args.flags = CLONE_PARENT | flags;
+	args.cgroup = cgroup;
+	return syscall(SYS_clone3, &args, sizeof(args));
+}
+
+// arrange gives the descriptors of a request, which came in this order and have the numbers from 4 on, their places. With
+// a terminal the standard streams are the server's, /dev/null, until it is there.
+static void arrange(const int *fds)
+{
+	int n = 0, spare = KEEPER;
 
 	must(dup3(fds[n++], TALK, O_CLOEXEC) == TALK, READ);
 	must(dup3(fds[n++], INIT, O_CLOEXEC) == INIT, READ);
-	must(dup2(fds[n++], 1) == 1 && dup2(fds[n++], 2) == 2, READ);
-	if (flags & HAS_STDIN)
+	if (r.flags & TERMINAL) {
+		must(dup3(fds[n++], KEEPER, O_CLOEXEC) == KEEPER, READ);
+		spare = SPARE;
+	} else {
+		must(dup2(fds[n++], 1) == 1 && dup2(fds[n++], 2) == 2, READ);
+	}
+	if (r.flags & HAS_STDIN)
 		must(dup2(fds[n++], 0) == 0, READ);
-	for (int fd = SPARE; fd < MOST; fd++)
+	for (int fd = spare; fd < MOST; fd++)
 		close(fd);
 }
 
 static void answer(int sock)
 {
-	unsigned char flags;
 	char control[CMSG_SPACE(8 * sizeof(int))];
-	struct iovec body = {&flags, 1};
+	struct iovec body = {&r.flags, 1};
 	struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
 	struct cmsghdr *c;
 	ssize_t got;
@@ -521,11 +652,11 @@ static void answer(int sock)
 	n = c ? (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
 	if (n)
 		memcpy(fds, CMSG_DATA(c), n * sizeof(int));
-	into = flags & IN_CGROUP;
-	if (n == 4 + !!(flags & HAS_STDIN) + !!into) {
+	into = r.flags & IN_CGROUP;
+	if (n == (r.flags & TERMINAL ? 3 : 4) + !!(r.flags & HAS_STDIN) + !!into) {
 		pid = clone_process(into ? CLONE_INTO_CGROUP : 0, into ? fds[n - 1] : 0);
 		if (pid == 0) {
-			arrange(flags, fds);
+			arrange(fds);
 			enter();
 		}
 		if (pid < 0) {
@@ -546,7 +677,7 @@ __attribute__((constructor)) static void kuri_fork_server(void)
 		return;
 	prctl(PR_SET_NAME, "kuri-forkserver", 0, 0, 0);
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-	for (int fd = SPARE - 1; fd < MOST; fd++)
+	for (int fd = TALK + 1; fd < MOST; fd++)
 		close(fd);
 	for (;;)
 		answer(sock);

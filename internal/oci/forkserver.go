@@ -85,6 +85,7 @@ func (s *forkServer) close() {
 const (
 	inCgroup = 1 << iota // the last descriptor is the cgroup to be born in
 	hasStdin
+	hasTerminal // a socket over which the other end of the terminal comes, in place of stdout and stderr
 )
 
 // startLimit bounds what a process does up to its exec: it may find a working directory on a dead file server.
@@ -98,11 +99,12 @@ type startError struct {
 
 // Steps by the numbers of forkserver.c.
 const (
-	stepJoin   = 6
-	stepFork   = 7
-	stepCwd    = 11
-	stepSearch = 16
-	stepExec   = 17
+	stepJoin    = 6
+	stepFork    = 7
+	stepCwd     = 11
+	stepSearch  = 16
+	stepExec    = 17
+	stepConsole = 18
 )
 
 var steps = [...]string{
@@ -110,6 +112,7 @@ var steps = [...]string{
 	"give the standard streams to the process's user", "join the container's namespaces", "fork", "become root of the user namespace",
 	"join the session keyring", "set resource limits", "enter the working directory", "set the capability bounding set",
 	"set user and groups", "set capabilities or no_new_privs", "load the seccomp filter", "find the program", "execute",
+	"make a terminal in the container's /dev/pts",
 }
 
 func (e *startError) Error() string {

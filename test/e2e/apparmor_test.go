@@ -43,7 +43,18 @@ func TestAppArmor(t *testing.T) {
 		if out := s.says(t, c.change, "sh", "-c", look); out != c.want {
 			t.Errorf("%s: %q, want %q", name, out, c.want)
 		}
+		// Execs are confined as their container is, with a terminal and without.
+		id := s.run(t, c.change, "sleep", "1000")
+		if out := s.Output(t, id, "sh", "-c", look); out != c.want {
+			t.Errorf("%s, exec: %q, want %q", name, out, c.want)
+		}
+		x := onTerminal(t, s.Daemon, "exec", "-it", id, "--", "sh", "-c", "stty -onlcr; "+look+"; exit 3")
+		x.expect(c.want)
+		if code := x.exit(); code != 3 {
+			t.Errorf("%s, exec on a terminal: exit code %d", name, code)
+		}
 	}
+	wantForkServer(t, s.Daemon)
 	harness.WantError(t, s.refuses(t, with(runtimeapi.SecurityProfile_Localhost, "kuri-test-absent"), "true"), codes.FailedPrecondition, "kuri-test-absent")
 }
 

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -40,4 +42,18 @@ func TestExecSyncsAreBounded(t *testing.T) {
 		t.Errorf("one that waits for its turn: %v", err)
 	}
 	hanging.Wait()
+}
+
+// wantForkServer asserts that no exec has gone through libcontainer.
+func wantForkServer(t *testing.T, d *harness.Daemon) {
+	t.Helper()
+	log, err := os.ReadFile(filepath.Join(d.State, "keeper.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, "libcontainer") {
+			t.Error(line)
+		}
+	}
 }

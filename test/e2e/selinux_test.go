@@ -100,6 +100,11 @@ func TestSELinuxInside(t *testing.T) {
 	if !ok {
 		t.Fatalf("exec: %q", out)
 	}
+	x := onTerminal(t, s.Daemon, "exec", "-it", id, "--", "sh", "-c", ownLabel+"; exit 3")
+	x.expect("system_u:system_r:container_t:" + level + "\r\n")
+	if code := x.exit(); code != 3 {
+		t.Errorf("exec on a terminal: exit code %d", code)
+	}
 	root := fmt.Sprintf("/proc/%d/root", harness.FindProcess(t, "sleep 1000"))
 	s.Output(t, id, "touch", "/dev/shm/x", "/new")
 	files := []string{"/etc/hosts", "/etc/resolv.conf", "/etc/hostname"}
@@ -115,6 +120,11 @@ func TestSELinuxInside(t *testing.T) {
 			t.Errorf("%s, shared with a container of another level: %q", path, got)
 		}
 	}
+	own := s.run(t, asking(&runtimeapi.SELinuxOption{User: "kuri_u", Role: "system_r", Type: "spc_t", Level: "s0"}), "sleep", "1001")
+	if out := s.Output(t, own, "sh", "-c", ownLabel); out != "kuri_u:system_r:spc_t:s0\n" {
+		t.Errorf("exec in a container with a context of its own: %q", out)
+	}
+	wantForkServer(t, s.Daemon)
 }
 
 // A privileged container is not confined: it is what Kuri is.

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -32,11 +33,20 @@ for ns in cgroup ipc mnt net pid user uts; do
 done
 pwd; umask; tty
 env | grep -v INIT | sort
-ls -l /proc/self/fd | sed 's/.* \([0-9]* -> .*\)/\1/; s/\[[0-9]*\]//; s/[0-9]*.fd$/fd/'
+ls -l /proc/self/fd 2>/dev/null | sed -n 's/.* \([0-9]* -> .*\)/\1/; s/\[[0-9]*\]//; s/[0-9]*.fd$/fd/; / -> /p'
 stat -L -c '%%F %%u %%g %%a' /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2
 echo written >/dev/stderr
 /calls 424-600 1000 %d %d %d:0 %d:4 %d %d
 set -- $(cut -d' ' -f1,5,6 /proc/self/stat); test $2 = $3 && echo its own session
+`
+
+// screenReport prints what the terminal of a process is.
+const screenReport = `
+stty -a; stty size
+stat -c '%F %u %g %a %t %T' $(tty) /dev/tty /dev/ptmx
+ls /dev/pts
+set -- $(cut -d' ' -f5,6,7,8 /proc/self/stat); test $1 = $2 -a $1 = $4 && echo in the foreground of terminal $3
+echo seen >/dev/tty
 `
 
 // byLibcontainer has the keeper leave a container's execs to libcontainer: its own personality is not a change.
@@ -73,12 +83,12 @@ func ownFilter(j *job) {
 	)
 }
 
-// buildCalls builds the program that makes system calls by number.
-func buildCalls(t *testing.T) []byte {
+// build builds a program of testdata.
+func build(t *testing.T, name string) []byte {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "calls")
-	if out, err := exec.Command("cc", "-static", "-Os", "-s", "-o", program, "testdata/calls.c").CombinedOutput(); err != nil {
-		t.Fatalf("build calls: %v\n%s", err, out)
+	program := filepath.Join(t.TempDir(), name)
+	if out, err := exec.Command("cc", "-static", "-Os", "-s", "-o", program, "testdata/"+name+".c").CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
 	body, err := os.ReadFile(program)
 	if err != nil {
@@ -89,7 +99,7 @@ func buildCalls(t *testing.T) []byte {
 
 // TestExecConformance has the fork server and libcontainer start the same process: it cannot tell the difference.
 func TestExecConformance(t *testing.T) {
-	n, calls := newNode(t), buildCalls(t)
+	n, calls := newNode(t), build(t, "calls")
 	caps := []string{"CAP_NET_BIND_SERVICE", "CAP_CHOWN"}
 	umask, oom := uint32(0o077), 321
 	user := func(j *job) {
@@ -98,6 +108,7 @@ func TestExecConformance(t *testing.T) {
 		p.Cwd, p.OOMScoreAdj = "/tmp", &oom
 		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}, {Type: "RLIMIT_CORE"}, {Type: "RLIMIT_MEMLOCK", Soft: 1 << 20, Hard: 1 << 21}}
 		p.Env = append(p.Env, "A=1", "A=2", "EMPTY=", "HOME=")
+		p.ConsoleSize = &specs.Box{Width: 111, Height: 44}
 	}
 	ambient := func(j *job) {
 		user(j)
@@ -182,28 +193,45 @@ func TestExecConformance(t *testing.T) {
 					n.must(unix.Kill(old, unix.SIGKILL))
 					eventually(func() bool { return n.forkServer() != old })
 				}
-				code, out, stderr := n.exec(j, "INIT="+strings.TrimSpace(init)+"\n"+fmt.Sprintf(report,
-					unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_GETPRIORITY, unix.SYS_GETPRIORITY, unix.SYS_UNSHARE, unix.SYS_BPF))
+				script := "INIT=" + strings.TrimSpace(init) + "\n" + fmt.Sprintf(report,
+					unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_GETPRIORITY, unix.SYS_GETPRIORITY, unix.SYS_UNSHARE, unix.SYS_BPF)
+				code, out, stderr := n.exec(j, script)
+				screenCode, screen := n.execOnTerminal(j, script+screenReport)
 				if used := n.forkServer() != 0; used != (i == 0) {
 					t.Errorf("way %d: the fork server was used: %v", i, used)
 				}
-				reports[i] = fmt.Sprintf("%d\n%s\n%s", code, out, stderr)
+				reports[i] = fmt.Sprintf("%d\n%s\n%s\non a terminal: %d\n%s", code, out, stderr, screenCode, screen)
 				n.must(n.Delete(t.Context(), j.Id))
 			}
 			if reports[0] != reports[1] {
-				t.Errorf("by the fork server:\n%s\nby libcontainer:\n%s", reports[0], reports[1])
+				t.Errorf("by the fork server (-) and by libcontainer (+):\n%s", strings.Join(differences(reports[0], reports[1]), "\n"))
 			}
-			if !strings.Contains(reports[0], "its own session") || !strings.Contains(reports[0], "written") {
-				t.Errorf("report: %s", reports[0])
+			for _, want := range []string{"its own session", "written", "/dev/pts/0", "in the foreground of terminal", "seen"} {
+				if !strings.Contains(reports[0], want) {
+					t.Errorf("no %q in the report: %s", want, reports[0])
+				}
 			}
 		})
 	}
 }
 
+// differences are the lines in which two reports differ.
+func differences(a, b string) (lines []string) {
+	theirs := strings.Split(b, "\n")
+	for n, line := range strings.Split(a, "\n") {
+		if n >= len(theirs) {
+			lines = append(lines, fmt.Sprintf("%d - %s", n, line))
+		} else if line != theirs[n] {
+			lines = append(lines, fmt.Sprintf("%d - %s", n, line), fmt.Sprintf("%d + %s", n, theirs[n]))
+		}
+	}
+	return lines
+}
+
 // An exec has its container's filter: the default's answers, those of its own, and the one to calls that are newer.
 func TestExecsAreFiltered(t *testing.T) {
 	n := newNode(t)
-	calls := buildCalls(t)
+	calls := build(t, "calls")
 	for _, gains := range []bool{false, true} {
 		j := n.run(n.sandbox(), "sleep 1000", filtered, ownFilter, func(j *job) {
 			j.spec.Process.NoNewPrivileges = !gains
@@ -275,6 +303,100 @@ func TestExecGivesNoHoldOnTheKeeper(t *testing.T) {
 	stop.Wait()
 	if out != "done\n" {
 		t.Errorf("%s", out)
+	}
+}
+
+// What a container that may trace its processes finds in one that is about to execute is what the program will have. A
+// long PATH gives it the time to look.
+func TestExecIsBornWithNothingOfTheHost(t *testing.T) {
+	n, look := newNode(t), build(t, "look")
+	caps := []string{"CAP_CHOWN", "CAP_SYS_PTRACE"}
+	for name, change := range map[string]func(*job){
+		"no privileges to gain": func(j *job) { j.spec.Process.NoNewPrivileges = true },
+		"a filter, a user": func(j *job) {
+			filtered(j)
+			j.spec.Process.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{7}}
+		},
+		"a filter, privileges":   func(j *job) { filtered(j); j.spec.Process.NoNewPrivileges = false },
+		"privileges, no filters": func(j *job) { j.spec.Process.NoNewPrivileges = false },
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := n.run(n.sandbox(), "sleep 1000", func(j *job) {
+				p := j.spec.Process
+				p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: caps, Ambient: caps}
+				n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "look"), look, 0o755))
+				p.Env = []string{"PATH=" + strings.Repeat("/x:", 40000) + "/bin"}
+				change(j)
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			var others sync.WaitGroup
+			for i := range 4 {
+				others.Go(func() {
+					for ctx.Err() == nil {
+						n.Exec(ctx, j.Id, []string{"true"}, i%2 == 0, keeper.Streams{})
+					}
+				})
+			}
+			_, out, stderr := n.exec(j, "/look")
+			cancel()
+			others.Wait()
+			if strings.Repeat("looked\n", strings.Count(out, "\n")) != out || out == "" || stderr != "" {
+				t.Errorf("one that is about to execute: %s%s", out, stderr)
+			}
+		})
+	}
+}
+
+// A container that prepares another thing for the maker of terminals gets none, and holds nothing up.
+func TestTerminalOfAHostileContainer(t *testing.T) {
+	n := newNode(t)
+	caps := []string{"CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_OVERRIDE"}
+	for name, script := range map[string]string{
+		"nothing":                           "umount /dev/pts",
+		"a pipe":                            "mount -t tmpfs x /dev/pts; mkfifo /dev/pts/ptmx",
+		"a device":                          "mount -t tmpfs x /dev/pts; mknod /dev/pts/ptmx c 1 3",
+		"the device, not in its filesystem": "mount -t tmpfs x /dev/pts; mknod /dev/pts/ptmx c 5 2",
+		"a link":                            "mkdir /dev/real; mount -t devpts -o newinstance x /dev/real; umount /dev/pts; rmdir /dev/pts; ln -s real /dev/pts",
+		"a link to a file":                  "mount -t tmpfs x /dev/pts; ln -s /proc/1/mem /dev/pts/ptmx",
+		"a terminal":                        "exec 3<>/dev/ptmx; mount -t tmpfs x /tmp; touch /tmp/x; mount -o bind /dev/pts/0 /tmp/x; mount -t tmpfs x /dev/pts; touch /dev/pts/ptmx; mount -o bind /tmp/x /dev/pts/ptmx",
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := n.run(n.sandbox(), script+"\necho ready; sleep 1000", func(j *job) {
+				j.spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
+			})
+			n.waitOutput(j, "ready")
+			begin := time.Now()
+			_, err := n.Exec(t.Context(), j.Id, []string{"true"}, true, keeper.Streams{})
+			if !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "/dev/pts") {
+				t.Errorf("%v", err)
+			}
+			if took := time.Since(begin); took > 5*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			n.wantNoExecCgroups(j)
+		})
+	}
+}
+
+// The end of what leads a terminal's session is the terminal's: who is left on it is told, and it is gone.
+func TestTerminalHangsUp(t *testing.T) {
+	n := newNode(t)
+	for _, way := range []func(*job){func(*job) {}, byLibcontainer} {
+		j := n.run(n.sandbox(), "while sleep 0.1; do :; done", way) // which reaps
+		code, out := n.execOnTerminal(j, "sleep 4350 & (trap '' HUP; sleep 1; echo too late; echo $? >/tmp/late) & sleep 0.2; ls /dev/pts; exit 21")
+		if code != 21 || out != "0     ptmx\r\n" {
+			t.Errorf("%d %q", code, out)
+		}
+		n.wantNoProcess(j, "4350")
+		if !eventually(func() bool { _, out, _ = n.exec(j, "cat /tmp/late; ls /dev/pts"); return out == "1\nptmx\n" }) {
+			t.Errorf("after the end: %q", out)
+		}
+		// One that is killed by a signal hangs up, too.
+		if code, _ := n.execOnTerminal(j, "sleep 4351 & kill -9 $$"); code != 128+9 {
+			t.Errorf("killed: %d", code)
+		}
+		n.wantNoProcess(j, "4351")
+		n.wantNoExecCgroups(j)
 	}
 }
 

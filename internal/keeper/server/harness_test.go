@@ -346,6 +346,15 @@ func (n *node) exec(j *job, script string) (int32, string, string) {
 	return code, stdout.String(), stderr.String()
 }
 
+// execOnTerminal runs a script on a terminal and returns its exit code and what the terminal shows.
+func (n *node) execOnTerminal(j *job, script string) (int32, string) {
+	n.t.Helper()
+	var out bytes.Buffer
+	code, err := n.Exec(n.t.Context(), j.Id, []string{"/bin/sh", "-c", script}, true, keeper.Streams{Stdout: &out})
+	n.must(err)
+	return code, out.String()
+}
+
 // mounts lists the host's mounts that are of this node. Those of others on the machine come and go.
 func (n *node) mounts() []string {
 	n.t.Helper()

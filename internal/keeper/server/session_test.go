@@ -327,6 +327,12 @@ func TestExecsLeaveNoDescriptors(t *testing.T) {
 		if code, _, _ := n.exec(j, "true"); code != 0 {
 			t.Fatal(code)
 		}
+		if code, _ := n.execOnTerminal(j, "true"); code != 0 {
+			t.Fatal(code)
+		}
+		if _, err := n.Exec(t.Context(), j.Id, []string{"nonesuch"}, true, keeper.Streams{}); err == nil { // after the terminal has been made
+			t.Fatal("no error")
+		}
 	}
 	if !eventually(func() bool { return n.descriptors() <= before }) {
 		t.Errorf("%d descriptors, %d before", n.descriptors(), before)
