@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // The links of one tar are kept until its end: so many, with so many bytes of names.
@@ -76,7 +77,9 @@ func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) er
 		return err
 	}
 	h.Name, h.Uname, h.Gname = name, "", ""
-	h.Format = tar.FormatGNU // busybox's tar knows no names of PAX, which those that are long or not ASCII would be
+	// busybox's tar knows no names of PAX, which those that are long or not ASCII would be; and where GNU's may have two more
+	// times it looks for a part of the name.
+	h.Format, h.ModTime, h.AccessTime, h.ChangeTime = tar.FormatGNU, h.ModTime.Truncate(time.Second), time.Time{}, time.Time{}
 	if info.IsDir() {
 		h.Name += "/"
 	}

@@ -200,6 +200,9 @@ func TestNamesForEveryTar(t *testing.T) {
 		if magic := string(body[257:265]); magic == "ustar\x0000" {
 			t.Errorf("entry %.100q is of type %q and not GNU's", body[:100], body[156])
 		}
+		if strings.HasPrefix(string(body[257:]), "ustar") && body[345] != 0 {
+			t.Errorf("entry %.100q has what others take for a part of its name: %q", body[:100], body[345:360])
+		}
 	}
 	got := map[string]string{}
 	for in := tar.NewReader(&b); ; {
