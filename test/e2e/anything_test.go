@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -20,6 +21,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/test/harness"
+	"github.com/kuri-cri/kuri/test/image"
 )
 
 // What a client may send that nobody expects.
@@ -33,10 +35,10 @@ var (
 	oddNumbers = []int64{0, 1, -1, 2, 9, 15, 64, 65, 1000, -1000, 1001, 4096, 65535, 65536, 1 << 20, 1<<31 - 1, 1 << 31, -1 << 31, 1<<63 - 1, -1 << 63}
 )
 
-// TestAnyRequestIsAnswered is a client that asks for anything: pods, containers, changes and execs with any fields changed to
-// anything. Each request is done, or refused with a code that says whose mistake it is, in time; and all of it can be
+// TestAnyRequestIsAnswered is a client that asks for anything: pods, containers, changes, execs and images with any fields
+// changed to anything. Each request is done, or refused with a code that says whose mistake it is, in time; and all of it can be
 // removed. KURI_ANYTHING_SECONDS (10) is how long it asks, KURI_ANYTHING_SEED repeats what it asked, but for the order of
-// its three clients.
+// its clients.
 func TestAnyRequestIsAnswered(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.PullBusybox(t)
@@ -52,6 +54,16 @@ func TestAnyRequestIsAnswered(t *testing.T) {
 			}
 		})
 	}
+	small, err := image.New(v1.Config{}, image.File{Path: "/a", Data: []byte("a")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &oddClient{Daemon: d, t: t, image: d.Registry.Push(t, "odd:1", small), rand: rand.New(rand.NewPCG(seed, 3))}
+	clients.Go(func() {
+		for time.Now().Before(end) {
+			c.oneImage()
+		}
+	})
 	clients.Wait()
 }
 
@@ -83,6 +95,9 @@ func (c *oddClient) onePod(n int) {
 	}
 	changes := c.change(pod, 4)
 	pod.LogDirectory = filepath.Join(c.Dir, "logs", c.name)
+	if pod.GetLinux() != nil {
+		pod.Linux.CgroupParent = "" // who asks for one, as a kubelet does, removes it
+	}
 	var id string
 	if !c.ask("RunPodSandbox", changes, pod, func(ctx context.Context) error {
 		resp, err := c.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: pod})
@@ -172,6 +187,31 @@ func (c *oddClient) oneContainer(pod string, podConfig *runtimeapi.PodSandboxCon
 	})
 }
 
+// oneImage pulls an image, asks for it and removes it, by its name or by anything.
+func (c *oddClient) oneImage() {
+	pull := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: c.image}, Auth: &runtimeapi.AuthConfig{}}
+	changes := c.change(pull.Image, 1) + c.change(pull.Auth, 2)
+	c.ask("PullImage", changes, pull, func(ctx context.Context) error {
+		_, err := c.Images.PullImage(ctx, pull)
+		return err
+	})
+	status := &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: c.image}, Verbose: true}
+	c.ask("ImageStatus", c.change(status.Image, 1), status, func(ctx context.Context) error {
+		_, err := c.Images.ImageStatus(ctx, status)
+		return err
+	})
+	list := &runtimeapi.ListImagesRequest{Filter: &runtimeapi.ImageFilter{}}
+	c.ask("ListImages", c.change(list.Filter, 2), list, func(ctx context.Context) error {
+		_, err := c.Images.ListImages(ctx, list)
+		return err
+	})
+	remove := &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: c.image}}
+	c.ask("RemoveImage", c.change(remove.Image, 1), remove, func(ctx context.Context) error {
+		_, err := c.Images.RemoveImage(ctx, remove)
+		return err
+	})
+}
+
 // slow is longer than anything that is asked here may take, on a busy machine.
 const slow = 15 * time.Second
 
@@ -183,6 +223,7 @@ func (c *oddClient) ask(what, changes string, req proto.Message, do func(context
 	err := do(ctx)
 	took := time.Since(start)
 	switch code := status.Code(err); {
+	case strings.Contains(status.Convert(err).Message(), "RegistryUnavailable: "): // with the code Unknown, for the kubelet
 	case code == codes.Internal, code == codes.Unknown, code == codes.Unavailable, code == codes.DataLoss, took > slow:
 		c.t.Errorf("%s took %v: %v\nchanged: %s\n%s", what, took, err, changes, protojson.MarshalOptions{}.Format(req))
 	case err != nil && status.Convert(err).Message() == "":

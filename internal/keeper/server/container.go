@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -134,7 +135,7 @@ func (c *container) signal(sig unix.Signal) error {
 	return serr
 }
 
-// endingLimit is how long a first process may take to end when all in its PID namespace has been killed.
+// endingLimit is how long a first process may take from where others see its end to where it can be seen itself.
 const endingLimit = 200 * time.Millisecond
 
 // unlessEnded tells what an error of unknown kind comes from, of something done to the container, when that has ended
@@ -151,7 +152,8 @@ func (c *container) unlessEnded(err error) error {
 	return err
 }
 
-// ended tells whether the first process has ended, be it reaped or not.
+// ended tells whether the first process has ended, or is about to: it waits in the kernel until all in its PID namespace have
+// been reaped.
 func (c *container) ended() bool {
 	conn, err := c.pidfd.SyscallConn()
 	if err != nil {
@@ -161,7 +163,18 @@ func (c *container) ended() bool {
 	if err := conn.Control(func(fd uintptr) { n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) }); err != nil {
 		return true
 	}
-	return n > 0
+	return n > 0 || exiting(c.made.Pid)
+}
+
+// exiting tells whether a process is on its way out, or gone.
+func exiting(pid int) bool {
+	stat := processStat(pid)
+	const flags, pfExiting = 9 - 3, 0x4 // of proc_pid_stat(5), where the state is the third
+	if len(stat) <= flags {
+		return true
+	}
+	n, err := strconv.ParseUint(stat[flags], 10, 64)
+	return err == nil && n&pfExiting != 0
 }
 
 // ReopenLog makes the log anew at its path. The container must be running.

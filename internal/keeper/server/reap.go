@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"os"
@@ -173,14 +174,22 @@ func (r *reaper) reapStrays(last suspect) suspect {
 
 // born is when a process was started, in the kernel's words; "" for one that has been reaped.
 func born(pid int) string {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	_, after, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(after)
+	stat := processStat(pid)
 	const starttime = 22 - 3 // of proc_pid_stat(5), where the state is the third
-	if err != nil || len(fields) <= starttime {
+	if len(stat) <= starttime {
 		return ""
 	}
-	return fields[starttime]
+	return stat[starttime]
+}
+
+// processStat returns what the kernel tells of a process, from its state on; nil for one that has been reaped. The name
+// before it may be anything.
+func processStat(pid int) []string {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 }
 
 // zombie returns the pid of a child that has ended and not been reaped, 0 for none. It does not reap it.
