@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
 )
 
 // newCLI returns an invocation with an environment of its own, and what it will write.
@@ -228,6 +230,21 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+func TestRegistryName(t *testing.T) {
+	for arg, want := range map[string]string{
+		"docker.io": "docker.io", "index.docker.io": "docker.io", "https://index.docker.io/v1/": "docker.io", "registry-1.docker.io": "docker.io",
+		"quay.io": "quay.io", "https://quay.io/": "quay.io", "localhost": "localhost", "localhost:5000": "localhost:5000", "[::1]:5000": "[::1]:5000",
+		"quay.io/team": "", "busybox": "", "": "", "a b": "", "docker.io/library": "",
+	} {
+		if got, err := registryName([]string{arg}); got != want || (err != nil) != (want == "") {
+			t.Errorf("%q: %q, %v", arg, got, err)
+		}
+	}
+	if got, err := registryName(nil); got != "docker.io" || err != nil {
+		t.Error(got, err)
+	}
+}
+
 func TestImageRows(t *testing.T) {
 	two := "sha256:" + strings.Repeat("2", 64)
 	v := loggedInventory()
@@ -237,10 +254,16 @@ func TestImageRows(t *testing.T) {
 		{Id: two, RepoTags: []string{"z:1", "b:2"}, Size: 2048, Pinned: true},
 		{Id: "sha256:" + strings.Repeat("1", 64), RepoDigests: []string{"a@sha256:" + strings.Repeat("f", 64)}},
 		{Id: "sha256:" + strings.Repeat("3", 64)},
-	}, map[string]int64{two: time.Now().Add(-200 * time.Second).UnixNano()}, v.imageUsers(), false)
+		{Id: "sha256:" + strings.Repeat("4", 64)},
+	}, map[string]*kuriv1.ImageDescription{
+		two:                                 {PulledAt: time.Now().Add(-200 * time.Second).UnixNano(), InUse: true},
+		"sha256:" + strings.Repeat("3", 64): nil,
+		"sha256:" + strings.Repeat("4", 64): {InUse: true},
+	}, v.imageUsers(), false)
 	want := [][]string{
 		{"IMAGE", "ID", "SIZE", "AGE", "PINNED", "IN USE BY"},
 		{"", "333333333333", "0 B", "-", "", ""},
+		{"", "444444444444", "0 B", "-", "", "a volume"},
 		{"a@ffffffffffff", "111111111111", "0 B", "-", "", ""},
 		{"b:2", "222222222222", "2.0 KiB", "3m20s", "pinned", "a/c, b/c, and 1 more"},
 		{"z:1", "222222222222", "2.0 KiB", "3m20s", "pinned", "a/c, b/c, and 1 more"},

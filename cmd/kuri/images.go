@@ -45,7 +45,7 @@ func (c *cli) imagesCommand() *cobra.Command {
 				if err != nil { // the image service may be another program's
 					fmt.Fprintln(c.err, "kuri: what uses the images is not known:", describe(err))
 				}
-				return table(c.out, imageRows(list.Images, pulledAt(ctx, img, list.Images), users, full))
+				return table(c.out, imageRows(list.Images, describeImages(ctx, img, list.Images), users, full))
 			})
 		},
 	}
@@ -55,17 +55,17 @@ func (c *cli) imagesCommand() *cobra.Command {
 	return cmd
 }
 
-// pulledAt tells when each image came, in nanoseconds since the epoch, by its id. Only Kuri's own runtime knows.
-func pulledAt(ctx context.Context, img *client.Images, list []*runtimeapi.Image) map[string]int64 {
-	at := make(map[string]int64, len(list))
+// describeImages returns what Kuri's own runtime tells of each image, by its id: when it came, and whether it is in use.
+func describeImages(ctx context.Context, img *client.Images, list []*runtimeapi.Image) map[string]*kuriv1.ImageDescription {
+	told := make(map[string]*kuriv1.ImageDescription, len(list))
 	for _, i := range list {
 		d, err := img.Kuri.Describe(ctx, &kuriv1.DescribeRequest{Image: i.Id})
 		if status.Code(err) == codes.Unimplemented {
 			return nil
 		}
-		at[i.Id] = d.GetPulledAt() // one that is gone meanwhile, or is damaged, has no age
+		told[i.Id] = d // nil of one that is gone meanwhile, or is damaged
 	}
-	return at
+	return told
 }
 
 // imageUsers returns the containers that have an image, by pod/container, for each name that the runtime gives of an image
@@ -109,11 +109,14 @@ func usersOf(i *runtimeapi.Image, users map[string][]string) []string {
 	return slices.Compact(out)
 }
 
+// asVolume stands for the users of an image that is in use and no container is made of: the CRI does not list them.
+const asVolume = "a volume"
+
 // maxUsers is how many users of an image a table names.
 const maxUsers = 2
 
 // imageRows makes one row of each name of each image.
-func imageRows(list []*runtimeapi.Image, pulled map[string]int64, users map[string][]string, full bool) [][]string {
+func imageRows(list []*runtimeapi.Image, told map[string]*kuriv1.ImageDescription, users map[string][]string, full bool) [][]string {
 	var rows [][]string
 	for _, i := range list {
 		names := i.RepoTags
@@ -131,11 +134,14 @@ func imageRows(list []*runtimeapi.Image, pulled map[string]int64, users map[stri
 		if rest := len(by) - maxUsers; rest > 0 && !full {
 			by = append(by[:maxUsers], fmt.Sprintf("and %d more", rest))
 		}
+		if len(by) == 0 && told[i.Id].GetInUse() {
+			by = []string{asVolume}
+		}
 		for _, name := range names {
 			if repo, digest, ok := strings.Cut(name, "@"); ok && !full {
 				name = repo + "@" + trim(digest, false)
 			}
-			rows = append(rows, []string{name, trim(i.Id, full), size(i.Size), ago(pulled[i.Id]), pinned, strings.Join(by, ", ")})
+			rows = append(rows, []string{name, trim(i.Id, full), size(i.Size), ago(told[i.Id].GetPulledAt()), pinned, strings.Join(by, ", ")})
 		}
 	}
 	slices.SortStableFunc(rows, func(a, b []string) int { return cmp.Compare(a[0], b[0]) })

@@ -111,6 +111,10 @@ func registryName(args []string) (string, error) {
 		return "docker.io", nil
 	}
 	host := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(args[0], "https://"), "http://"), "/")
+	switch host {
+	case "docker.io", "index.docker.io", "registry-1.docker.io", "index.docker.io/v1": // and as docker writes it
+		return "docker.io", nil
+	}
 	named, err := reference.ParseNormalizedNamed(host + "/x")
 	if err != nil || reference.Path(named) != "x" || reference.Domain(named) != host {
 		return "", usageError{fmt.Errorf("%q is not a registry: expected a host such as registry.example or localhost:5000", args[0])}

@@ -47,7 +47,11 @@ func (c *cli) prune(ctx context.Context, force bool) error {
 		fmt.Fprintln(c.out, "nothing was removed")
 		return nil
 	}
-	removed, err := img.Kuri.Prune(ctx, &kuriv1.PruneRequest{Remove: true})
+	var shown []string // what has come meanwhile was not asked about
+	for _, i := range unused.Images {
+		shown = append(shown, i.Id)
+	}
+	removed, err := img.Kuri.Prune(ctx, &kuriv1.PruneRequest{Remove: true, Only: shown})
 	if err != nil {
 		return onlyKuri(img, "removing unused images", err)
 	}

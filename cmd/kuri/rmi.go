@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
 	"github.com/kuri-cri/kuri/client"
 )
 
@@ -34,8 +36,17 @@ func (c *cli) rmiCommand() *cobra.Command {
 				}
 			}
 			var errs []error
+			var found []*runtimeapi.Image // before any is removed: several names may be one image's
 			for _, name := range names {
-				errs = append(errs, c.removeImage(ctx, img, name, users))
+				i, err := findImage(ctx, img, name)
+				if err != nil {
+					errs = append(errs, err)
+				} else if !slices.ContainsFunc(found, func(f *runtimeapi.Image) bool { return f.Id == i.Id }) {
+					found = append(found, i)
+				}
+			}
+			for _, i := range found {
+				errs = append(errs, c.removeImage(ctx, img, i, users, force))
 			}
 			return errors.Join(errs...)
 		},
@@ -44,13 +55,18 @@ func (c *cli) rmiCommand() *cobra.Command {
 	return cmd
 }
 
-func (c *cli) removeImage(ctx context.Context, img *client.Images, name string, users map[string][]string) error {
-	i, err := findImage(ctx, img, name)
-	if err != nil {
-		return err
+func (c *cli) removeImage(ctx context.Context, img *client.Images, i *runtimeapi.Image, users map[string][]string, force bool) error {
+	name := i.Id
+	if len(i.RepoTags) > 0 {
+		name = strings.Join(i.RepoTags, ", ")
 	}
 	if by := usersOf(i, users); len(by) > 0 {
 		return fmt.Errorf("%s is in use by %s: remove that first, or use --force", name, strings.Join(by, ", "))
+	}
+	if !force { // a volume's image: Kuri's own runtime knows
+		if d, err := img.Kuri.Describe(ctx, &kuriv1.DescribeRequest{Image: i.Id}); err == nil && d.InUse {
+			return fmt.Errorf("%s is in use: a container mounts it as a volume; remove that first, or use --force", name)
+		}
 	}
 	if _, err := img.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
 		return fmt.Errorf("remove image %s: %w", name, err)

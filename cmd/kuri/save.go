@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -149,6 +150,13 @@ func unplaced(at string, err error) error {
 	return fmt.Errorf("write %s: %w", at, err)
 }
 
+// umask is what the user takes away from the modes of new files: temporary ones are made with less than that leaves.
+func umask() os.FileMode {
+	mask := syscall.Umask(0o077)
+	syscall.Umask(mask)
+	return os.FileMode(mask & 0o777)
+}
+
 // targetFile is written beside its name and renamed.
 type targetFile struct {
 	at  string
@@ -167,7 +175,10 @@ func (t *targetFile) fill(from io.Reader) error {
 	if _, err := io.Copy(t.tmp, from); err != nil {
 		return err
 	}
-	if err := t.tmp.Chmod(0o644); err != nil {
+	if err := t.tmp.Chmod(0o666 &^ umask()); err != nil {
+		return err
+	}
+	if err := t.tmp.Sync(); err != nil {
 		return err
 	}
 	if err := t.tmp.Close(); err != nil {
@@ -216,7 +227,7 @@ func (t *targetDir) fill(from io.Reader) error {
 			return err
 		}
 	}
-	if err := os.Chmod(t.tmp, 0o755); err != nil {
+	if err := os.Chmod(t.tmp, 0o777&^umask()); err != nil {
 		return err
 	}
 	return os.Rename(t.tmp, t.at) // over an empty directory, too

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"context"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -50,9 +51,12 @@ func authsOf(req *kuriv1.CheckRequest) image.Auths {
 }
 
 func (s *archiveService) Prune(_ context.Context, req *kuriv1.PruneRequest) (*kuriv1.PruneResponse, error) {
-	used, err := s.usedImages()
+	inUse, err := s.usedImages()
 	if err != nil {
 		return nil, err
+	}
+	used := func(id string) bool {
+		return inUse(id) || len(req.GetOnly()) > 0 && !slices.Contains(req.GetOnly(), id)
 	}
 	resp := &kuriv1.PruneResponse{}
 	list, bytes := s.store.Unused(used)
@@ -92,15 +96,23 @@ func (s *archiveService) Describe(_ context.Context, req *kuriv1.DescribeRequest
 	return resp, nil
 }
 
-// usedImages tells of an image whether a container has it.
+// usedImages tells of an image whether a container is made of it, or mounts it.
 func (s *archiveService) usedImages() (func(id string) bool, error) {
 	containers, err := s.pods.ListContainers(pod.ContainerFilter{})
 	if err != nil {
 		return nil, err
 	}
-	used := make(map[string]bool)
+	used, mounted := make(map[string]bool), make(map[string]bool)
 	for _, c := range containers {
 		used[c.Record().ImageID] = true
+		for _, ref := range c.Record().VolumeRefs { // a digest reference, or an id
+			mounted[ref] = true
+		}
+	}
+	for _, img := range s.store.List() {
+		if mounted[img.ID] || slices.ContainsFunc(img.Digests, func(ref string) bool { return mounted[ref] }) {
+			used[img.ID] = true
+		}
 	}
 	return func(id string) bool { return used[id] }, nil
 }

@@ -556,6 +556,40 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// What comes while kuri prune waits for an answer was not asked about, and stays.
+func TestPruneRemovesWhatItShowed(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	shown := d.Registry.Push(t, "shown:1", harness.Busybox(t))
+	later := d.Registry.Push(t, "later:1", harness.Web(t))
+	d.Pull(t, shown)
+	cmd := exec.Command(harness.Bin("kuri"), "prune")
+	cmd.Env = append(os.Environ(), d.Env()...)
+	answer, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	question, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	asked := make([]byte, 256)
+	n, err := question.Read(asked)
+	if err != nil || !strings.Contains(string(asked[:n]), "remove them") {
+		t.Errorf("it asks %q: %v", asked[:n], err)
+	}
+	d.Pull(t, later)
+	fmt.Fprintln(answer, "yes")
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if imageStatus(t, d, shown) != nil || imageStatus(t, d, later) == nil {
+		t.Errorf("it showed %s and left the wrong one", shown)
+	}
+}
+
 // smallDisk is an ext4 filesystem of 64 MiB with 2048 inodes, on a loop device, or skips the test where there is none.
 func smallDisk(t *testing.T) string {
 	t.Helper()

@@ -109,6 +109,15 @@ func TestImageVolume(t *testing.T) {
 	if got := st.Mounts[0].GetImage().GetImageRef(); !strings.Contains(got, "@sha256:") {
 		t.Errorf("image_ref in the status: %q", got)
 	}
+	if out, errs, code := s.Kuri(t, "prune", "--force"); code != 0 || imageStatus(t, s.Daemon, ref) == nil {
+		t.Errorf("the image of a volume is pruned: %d\n%s%s", code, out, errs)
+	}
+	if out, _, _ := s.Kuri(t, "images"); !strings.Contains(out, "a volume\n") {
+		t.Errorf("kuri images does not tell that a volume uses it:\n%s", out)
+	}
+	if _, errs, code := s.Kuri(t, "rmi", ref); code != 1 || !strings.Contains(errs, "mounts it as a volume") {
+		t.Errorf("kuri rmi exits %d: %s", code, errs)
+	}
 	if _, err := s.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
 		t.Fatal(err)
 	}

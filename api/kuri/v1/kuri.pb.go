@@ -684,6 +684,7 @@ func (x *Finding) GetRepairError() string {
 type PruneRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Remove        bool                   `protobuf:"varint,1,opt,name=remove,proto3" json:"remove,omitempty"` // else nothing is changed
+	Only          []string               `protobuf:"bytes,2,rep,name=only,proto3" json:"only,omitempty"`      // ids: of the unused images, tell of these and remove these alone; none: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -723,6 +724,13 @@ func (x *PruneRequest) GetRemove() bool {
 		return x.Remove
 	}
 	return false
+}
+
+func (x *PruneRequest) GetOnly() []string {
+	if x != nil {
+		return x.Only
+	}
+	return nil
 }
 
 type PruneResponse struct {
@@ -887,7 +895,7 @@ type ImageDescription struct {
 	References    []string               `protobuf:"bytes,2,rep,name=references,proto3" json:"references,omitempty"`
 	Digests       []string               `protobuf:"bytes,3,rep,name=digests,proto3" json:"digests,omitempty"`
 	Pinned        bool                   `protobuf:"varint,4,opt,name=pinned,proto3" json:"pinned,omitempty"`
-	InUse         bool                   `protobuf:"varint,5,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`          // a container uses it
+	InUse         bool                   `protobuf:"varint,5,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`          // a container is made of it, or mounts it
 	PulledAt      int64                  `protobuf:"varint,6,opt,name=pulled_at,json=pulledAt,proto3" json:"pulled_at,omitempty"` // nanoseconds since the epoch: when its newest tag was pointed to it; 0: it has none
 	Size          int64                  `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`                         // bytes on the disk
 	Config        []byte                 `protobuf:"bytes,8,opt,name=config,proto3" json:"config,omitempty"`                      // the image's config, as it came: JSON
@@ -1570,9 +1578,10 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x05layer\x18\x03 \x01(\tR\x05layer\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x1a\n" +
 	"\brepaired\x18\x05 \x01(\bR\brepaired\x12!\n" +
-	"\frepair_error\x18\x06 \x01(\tR\vrepairError\"&\n" +
+	"\frepair_error\x18\x06 \x01(\tR\vrepairError\":\n" +
 	"\fPruneRequest\x12\x16\n" +
-	"\x06remove\x18\x01 \x01(\bR\x06remove\"S\n" +
+	"\x06remove\x18\x01 \x01(\bR\x06remove\x12\x12\n" +
+	"\x04only\x18\x02 \x03(\tR\x04only\"S\n" +
 	"\rPruneResponse\x12,\n" +
 	"\x06images\x18\x01 \x03(\v2\x14.kuri.v1.PrunedImageR\x06images\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"Q\n" +

@@ -48,7 +48,7 @@ type ImagesClient interface {
 	// once, as it is found, and with repair set what became of it: configs, manifests and layers are fetched again from
 	// where the image came, what is whole is left alone. It reads every file of every image and may take minutes.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Finding], error)
-	// Prune tells which images no container uses and no pin keeps, and with remove set removes them.
+	// Prune tells which images no container uses, or mounts, and no pin keeps, and with remove set removes them.
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error)
 	// Describe tells of one image what the CRI has no fields for. Errors: NOT_FOUND.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*ImageDescription, error)
@@ -196,7 +196,7 @@ type ImagesServer interface {
 	// once, as it is found, and with repair set what became of it: configs, manifests and layers are fetched again from
 	// where the image came, what is whole is left alone. It reads every file of every image and may take minutes.
 	Check(*CheckRequest, grpc.ServerStreamingServer[Finding]) error
-	// Prune tells which images no container uses and no pin keeps, and with remove set removes them.
+	// Prune tells which images no container uses, or mounts, and no pin keeps, and with remove set removes them.
 	Prune(context.Context, *PruneRequest) (*PruneResponse, error)
 	// Describe tells of one image what the CRI has no fields for. Errors: NOT_FOUND.
 	Describe(context.Context, *DescribeRequest) (*ImageDescription, error)

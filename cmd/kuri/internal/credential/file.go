@@ -110,7 +110,7 @@ func (f *File) Find(ctx context.Context, registry, repository string) (Credentia
 			}
 		}
 	}
-	for path := repository; path != "" && path != "."; path = filepath.Dir(path) {
+	for path := strings.Trim(repository, "/"); path != "" && path != "." && path != "/"; path = filepath.Dir(path) {
 		if c, found, err := f.own(registry + "/" + path); found || err != nil {
 			return c, err
 		}
@@ -144,7 +144,7 @@ func (f *File) Kept(ctx context.Context, registry string) (map[string]Credential
 	}
 	for key := range f.auths {
 		path, ok := strings.CutPrefix(key, registry+"/")
-		if !ok || path == "" || strings.HasSuffix(path, "/") {
+		if !ok || path == "" || path != strings.Trim(path, "/") {
 			continue
 		}
 		c, err := f.Find(ctx, registry, path)

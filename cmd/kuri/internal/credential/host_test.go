@@ -188,7 +188,7 @@ func TestNoPlainHTTPInsteadOfTLS(t *testing.T) {
 
 func TestKept(t *testing.T) {
 	f := open(t, `{"auths": {"https://index.docker.io/v1/": {"auth": "dTpw"}, "quay.example": {"username": "q", "password": "p"},
-		"quay.example/team": {"username": "t", "password": "p"}, "quay.example/none": {}, "quay.example/v1/": {"username": "x", "password": "p"}, "other.example:5000": {"identitytoken": "i"}}}`)
+		"quay.example/team": {"username": "t", "password": "p"}, "quay.example/none": {}, "quay.example/v1/": {"username": "x", "password": "p"}, "quay.example//odd": {"username": "x", "password": "p"}, "other.example:5000": {"identitytoken": "i"}}}`)
 	if got := fmt.Sprint(f.Registries()); got != "[docker.io other.example:5000 quay.example]" {
 		t.Error(got)
 	}
@@ -201,6 +201,9 @@ func TestKept(t *testing.T) {
 		if got, err := f.Kept(t.Context(), registry); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("%s: %v %v, want %v", registry, got, err, want)
 		}
+	}
+	if got, err := f.Find(t.Context(), "quay.example", "/"); err != nil || got.Username != "q" {
+		t.Error(got, err)
 	}
 	if _, err := open(t, `{"auths": {"bad.example": {"auth": "?"}}}`).Kept(t.Context(), "bad.example"); err == nil {
 		t.Error("a damaged entry is none")
