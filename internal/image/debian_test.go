@@ -363,6 +363,56 @@ func TestBadProxyBeforeDebiansRegistry(t *testing.T) {
 	}
 }
 
+// Of two mirrors that are equally slow, the one that has a floor above that is left, and the other, with a lower one, is
+// kept, though the registry behind them is fast.
+func TestSlowMirrorsOfDebiansRegistry(t *testing.T) {
+	needRoot(t)
+	d := newDebian(t)
+	content := make([]byte, 3<<20)
+	rand.Read(content)
+	ref := d.push("public/app:1", imageOf(t, "x", layerOf(t, file{"a", string(content)})))
+	var mu sync.Mutex
+	served := make(map[string]int) // large answers, by host
+	mirror := func() string {
+		proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: d.addr})
+		proxy.Transport, proxy.ErrorLog = d.http, log.New(io.Discard, "", 0)
+		srv := httptest.NewUnstartedServer(proxy)
+		host := srv.Listener.Addr().String()
+		proxy.ModifyResponse = func(resp *http.Response) error {
+
+			if resp.Request.Method == http.MethodGet && resp.ContentLength > 100_000 {
+				mu.Lock()
+				defer mu.Unlock()
+				served[host]++
+				resp.Body = &late{resp.Body, 20 * time.Millisecond} // 32 KiB each time: 1.6 MB a second
+			}
+			return nil
+		}
+		srv.Config.ErrorLog = proxy.ErrorLog
+		srv.Start()
+		t.Cleanup(srv.Close)
+		return host
+	}
+	hasty, lax := mirror(), mirror()
+	d.hosts(fmt.Sprintf("server = \"https://%s\"\nca = %[2]q\n[host.\"http://%[3]s\"]\nca = %[2]q\n[host.\"http://%[4]s\"]\nca = %[2]q\n", d.addr, d.ca, hasty, lax)) // the CA of the token server
+	s := openStore(t, "", func(o *Options) {
+		o.Registry = registry.Options{
+			CertsDirs: []string{d.certs}, Limits: registry.Limits{Stall: 2 * time.Second, MinRate: 8 << 20},
+			Sources: map[string]registry.Limits{hasty: {Stall: time.Second}, lax: {MinRate: 64 << 10}},
+		}
+	})
+	img, err := s.Pull(t.Context(), ref, registry.Auth{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fileIn(t, s, img, "a") != string(content) {
+		t.Error("the file is wrong")
+	}
+	if served[hasty] != 1 || served[lax] != 1 {
+		t.Errorf("%s, which must be faster, served %d times, and %s %d times, want once each", hasty, served[hasty], lax, served[lax])
+	}
+}
+
 // cut ends a stream after so many bytes.
 type cut struct {
 	io.ReadCloser
