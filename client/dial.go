@@ -41,9 +41,10 @@ type Options struct {
 // Runtime is a connection to a runtime endpoint. Its methods are those of runtime.v1.RuntimeService.
 type Runtime struct {
 	runtimeapi.RuntimeServiceClient
-	// Network is Kuri's own addition to the RuntimeService, see api/kuri/v1. On another runtime its calls answer
-	// Unimplemented.
+	// Network and Files are Kuri's own additions to the RuntimeService, see api/kuri/v1. On another runtime their calls
+	// answer Unimplemented.
 	Network kuriv1.NetworkClient
+	Files   kuriv1.FilesClient
 	*conn
 }
 
@@ -69,6 +70,7 @@ func DialRuntime(ctx context.Context, endpoint string, o Options) (*Runtime, err
 	return &Runtime{
 		RuntimeServiceClient: runtimeapi.NewRuntimeServiceClient(c.in(c.version)),
 		Network:              kuriv1.NewNetworkClient(c.grpc),
+		Files:                kuriv1.NewFilesClient(c.grpc),
 		conn:                 c,
 	}, nil
 }

@@ -11,17 +11,21 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
 	"github.com/kuri-cri/kuri/client"
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/tree"
 )
 
 func (c *cli) cpCommand() *cobra.Command {
-	var owner bool
+	var owner, useTar bool
 	cmd := &cobra.Command{
 		Use:   "cp CONTAINER:PATH LOCAL | LOCAL CONTAINER:PATH",
 		Short: "Copy files and directories out of a running container, or into it",
@@ -29,8 +33,8 @@ func (c *cli) cpCommand() *cobra.Command {
 else it gets the target's name; a source that ends in /. means what is in the directory. LOCAL may be -, for a tar. A local
 name with a colon is written ./so:
 
-The container's own tar does the work there, as its own user, on any runtime; an image without tar cannot be copied from.
-What comes out is made new below the target and nowhere else, whatever the container sends: without owners, setuid bits and
+On Kuri's own runtime nothing is needed of the image. On others, and where --tar says so, the container's own tar does the work
+there. In both cases it is a process of the container, as its own user. What comes out is made new below the target and nowhere else, whatever the container sends: without owners, setuid bits and
 devices.`,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: c.completeCopy,
@@ -44,9 +48,10 @@ devices.`,
 			case from.path == "" || to.path == "":
 				return usageError{errors.New("which path? CONTAINER:PATH")}
 			}
-			return c.cp(cmd.Context(), from, to, owner)
+			return c.cp(cmd.Context(), from, to, owner, useTar)
 		},
 	}
+	cmd.Flags().BoolVar(&useTar, "tar", false, "have the container's own tar do the work, also on Kuri's runtime")
 	cmd.Flags().BoolVarP(&owner, "archive", "a", false, "into a container: keep the numbers of owner and group; else it is root's")
 	return cmd
 }
@@ -75,7 +80,7 @@ func parsePlace(s string) place {
 	return place{container: name, path: p}
 }
 
-func (c *cli) cp(ctx context.Context, from, to place, owner bool) error {
+func (c *cli) cp(ctx context.Context, from, to place, owner, useTar bool) error {
 	rt, err := c.runtime(ctx)
 	if err != nil {
 		return err
@@ -90,6 +95,11 @@ func (c *cli) cp(ctx context.Context, from, to place, owner bool) error {
 		return err
 	}
 	b := box{cli: c, rt: rt, id: ct.Id, name: from.container + to.container}
+	if !useTar {
+		if b.files, err = b.hasFiles(ctx); err != nil {
+			return err
+		}
+	}
 	switch {
 	case to.path == "-" && to.container == "":
 		if f, ok := c.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -97,7 +107,7 @@ func (c *cli) cp(ctx context.Context, from, to place, owner bool) error {
 		}
 		return b.pack(ctx, from.path, c.out)
 	case from.path == "-" && from.container == "":
-		return b.unpack(ctx, to.path, c.in)
+		return b.send(ctx, "the tar", to.path, func(ctx context.Context, w io.Writer) error { return tree.Again(ctx, w, c.in, b.leftOut) })
 	case from.container != "":
 		return b.out(ctx, from.path, to.path)
 	}
@@ -107,9 +117,22 @@ func (c *cli) cp(ctx context.Context, from, to place, owner bool) error {
 // box is a container that is copied from or to.
 type box struct {
 	*cli
-	rt   *client.Runtime
-	id   string
-	name string
+	rt    *client.Runtime
+	id    string
+	name  string
+	files bool // the runtime has kuri.v1.Files for it
+}
+
+// hasFiles asks whether the runtime copies files of the container itself.
+func (b box) hasFiles(ctx context.Context) (bool, error) {
+	_, err := b.rt.Files.IsDirectory(ctx, &kuriv1.IsDirectoryRequest{ContainerId: b.id, Path: "/"})
+	if status.Code(err) == codes.Unimplemented {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("copy files of %s: %w", b.name, err)
+	}
+	return true, nil
 }
 
 // split takes a path apart as tar is told of it: where it goes, and what it packs there. Of dir/. and / that is ".".
@@ -202,20 +225,29 @@ func (b box) in(ctx context.Context, from, to string, owner bool) error {
 		}
 		dir, name = path.Dir(dir), path.Base(dir)
 	}
+	return b.send(ctx, from, dir, func(ctx context.Context, w io.Writer) error { return tree.Pack(ctx, w, from, name, owner, b.leftOut) })
+}
+
+// send has the container take what pack writes into a directory.
+func (b box) send(ctx context.Context, what, dir string, pack func(context.Context, io.Writer) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r, w := io.Pipe()
 	packed := make(chan error, 1)
 	go func() {
-		err := tree.Pack(ctx, w, from, name, owner, b.leftOut)
+		err := pack(ctx, w)
 		w.CloseWithError(err)
 		packed <- err
 	}()
-	err = b.unpack(ctx, dir, r)
+	err := b.unpack(ctx, dir, r)
 	r.CloseWithError(errors.New("the container takes no more"))
 	cancel()
-	if sent := <-packed; sent != nil && err == nil {
-		return fmt.Errorf("read %s: %w", from, sent)
+	select {
+	case sent := <-packed:
+		if sent != nil && err == nil {
+			err = fmt.Errorf("read %s: %w", what, sent)
+		}
+	case <-time.After(time.Second): // whoever gives us a tar says nothing, and does not end
 	}
 	return err
 }
@@ -226,6 +258,13 @@ func (b box) leftOut(name string) {
 
 // isDir asks the container. One without test is believed to have a directory where the path ends in a slash.
 func (b box) isDir(ctx context.Context, p string) (bool, error) {
+	if b.files {
+		r, err := b.rt.Files.IsDirectory(ctx, &kuriv1.IsDirectoryRequest{ContainerId: b.id, Path: p})
+		if err != nil {
+			return false, fmt.Errorf("look for %s:%s: %w", b.name, p, err)
+		}
+		return r.Directory, nil
+	}
 	r, err := b.rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: b.id, Cmd: []string{"test", "-d", p}, Timeout: 30})
 	if lost(err) {
 		return false, err
@@ -239,6 +278,9 @@ func (b box) isDir(ctx context.Context, p string) (bool, error) {
 // pack has the container send the tar of a path.
 func (b box) pack(ctx context.Context, p string, to io.Writer) error {
 	dir, base := split(p)
+	if b.files {
+		return b.packFiles(ctx, dir, base, to)
+	}
 	if base != "." {
 		base = "./" + base // it may begin with a dash
 	}
@@ -247,7 +289,58 @@ func (b box) pack(ctx context.Context, p string, to io.Writer) error {
 
 // unpack has the container take a tar into a directory.
 func (b box) unpack(ctx context.Context, dir string, from io.Reader) error {
+	if b.files {
+		return b.unpackFiles(ctx, dir, from)
+	}
 	return b.tar(ctx, from, io.Discard, "-C", dir, "-xf", "-")
+}
+
+// packFiles has the runtime send the tar.
+func (b box) packFiles(ctx context.Context, dir, base string, to io.Writer) error {
+	stream, err := b.rt.Files.Pack(ctx, &kuriv1.PackRequest{ContainerId: b.id, Directory: dir, Name: base})
+	for err == nil {
+		var chunk *kuriv1.PackChunk
+		if chunk, err = stream.Recv(); err == nil {
+			if _, werr := to.Write(chunk.Data); werr != nil {
+				return werr
+			}
+		}
+	}
+	return b.copied(ctx, "from", err)
+}
+
+// unpackFiles has the runtime take the tar.
+func (b box) unpackFiles(ctx context.Context, dir string, from io.Reader) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // without the end, half a tar is none
+	stream, err := b.rt.Files.Unpack(ctx)
+	if err != nil {
+		return b.copied(ctx, "into", err)
+	}
+	chunk := &kuriv1.UnpackChunk{ContainerId: b.id, Directory: dir}
+	for buf := make([]byte, 256<<10); ; chunk = new(kuriv1.UnpackChunk) {
+		n, err := from.Read(buf)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("copy into %s: %w", b.name, err)
+		}
+		chunk.Data = buf[:n]
+		if serr := stream.Send(chunk); serr != nil || err != nil { // what is wrong comes with the answer
+			break
+		}
+	}
+	_, err = stream.CloseAndRecv()
+	return b.copied(ctx, "into", err)
+}
+
+// copied says what went wrong in the container.
+func (b box) copied(ctx context.Context, direction string, err error) error {
+	if err == nil || errors.Is(err, io.EOF) {
+		return nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return fmt.Errorf("copy %s %s: %w", direction, b.name, err)
 }
 
 // maxWords bounds what is kept of what tar says, in bytes.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -46,6 +47,19 @@ func (c *Client) Exec(ctx context.Context, id string, args []string, tty bool, w
 	return c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
 		Id: id, Args: args, Tty: tty, Stdin: with.Stdin != nil,
 	}}})
+}
+
+// Copy runs the copier with args in the running container id, as Exec runs a command; where it cannot the error is of kind
+// Unimplemented. Args are "pack", a directory and a name in it, for a tar at Stdout; "unpack" and a directory, for the tar at
+// Stdin; "isdir" and a path. See internal/oci/copy.c, also for the exit codes.
+func (c *Client) Copy(ctx context.Context, id string, args []string, with Streams) (int32, error) {
+	code, err := c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
+		Id: id, Copy: args, Stdin: with.Stdin != nil,
+	}}})
+	if errors.Is(err, fault.Invalid) && strings.HasPrefix(err.Error(), "no command to execute") { // what a keeper of before knows
+		err = fault.New(fault.Unimplemented, "this keeper is of an earlier version, which has no copier")
+	}
+	return code, err
 }
 
 // Attach copies the output of a running container from now on to with, and with.Stdin to its stdin, until it exits; the

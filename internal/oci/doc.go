@@ -17,6 +17,9 @@
 // it goes through libcontainer, and takes ten times as long: a seccomp filter with a listener, scheduler and the like
 // (function beyond), kernels before 5.8.
 //
+// The copier (copy.c), which packs and unpacks files in a container, is started by the fork server as an exec is, from the
+// same sealed copy; libcontainer starts none.
+//
 // The seccomp filter of a profile is libcontainer's own, to the instruction: [Filter], a process that lives for some
 // milliseconds, lets libcontainer load it and takes it from the system call. It is made at the first exec in a container
 // with the profile, and shared by all that have it.

@@ -308,7 +308,17 @@ type Running struct {
 //
 // The fork server starts it, or libcontainer where the container has something that is beyond the former, or the kernel is
 // too old for it.
-func (e *Embedded) Exec(ctx context.Context, x *Executor, init *os.File, seq uint64, args []string, stdio Stdio) (_ *Running, err error) {
+func (e *Embedded) Exec(ctx context.Context, x *Executor, init *os.File, seq uint64, args []string, stdio Stdio) (*Running, error) {
+	return e.exec(ctx, x, init, seq, args, stdio, false)
+}
+
+// Copy starts the copier with args (see copy.c) in the running container of x, as Exec starts a command. Where it cannot, for
+// only the fork server has one and a filter or a label may forbid it, the error is of kind Unimplemented.
+func (e *Embedded) Copy(ctx context.Context, x *Executor, init *os.File, seq uint64, args []string, stdio Stdio) (*Running, error) {
+	return e.exec(ctx, x, init, seq, args, stdio, true)
+}
+
+func (e *Embedded) exec(ctx context.Context, x *Executor, init *os.File, seq uint64, args []string, stdio Stdio, copier bool) (_ *Running, err error) {
 	for _, a := range args {
 		if strings.Contains(a, "\x00") {
 			return nil, fault.New(fault.Invalid, "%q contains a NUL byte, which no program can be given", a)
@@ -328,9 +338,16 @@ func (e *Embedded) Exec(ctx context.Context, x *Executor, init *os.File, seq uin
 		}()
 	}
 	if x.beyond == "" {
-		if err = e.fork(ctx, x, init, r, args, stdio); !unable(err) {
+		err = e.fork(ctx, x, init, r, args, stdio, copier)
+		if copier {
+			return r, classifyCopier(x.id, err)
+		}
+		if !unable(err) {
 			return r, classifyStart(x.id, args[0], err)
 		}
+	}
+	if copier {
+		return r, fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
 	}
 	return r, e.execByLibcontainer(x, r, sub, args, stdio)
 }
@@ -369,8 +386,17 @@ func classifyStart(id, program string, err error) error {
 	return fmt.Errorf("exec in container %s: %w", id, err)
 }
 
+// classifyCopier says that there is no copier where its program is forbidden.
+func classifyCopier(id string, err error) error {
+	var failed *startError
+	if unable(err) || errors.As(err, &failed) && (failed.step == stepSearch || failed.step == stepExec) {
+		return fault.New(fault.Unimplemented, "no copier for container %s: %w", id, err)
+	}
+	return classifyStart(id, "the copier", err)
+}
+
 // fork has the fork server start a process.
-func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Running, args []string, stdio Stdio) error {
+func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Running, args []string, stdio Stdio, copier bool) error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -379,7 +405,7 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Runn
 	talk := os.NewFile(uintptr(pair[0]), "talk")
 	defer talk.Close()
 	if err == nil {
-		err = e.askFork(x, init, r, pair[1], stdio)
+		err = e.askFork(x, init, r, pair[1], stdio, copier)
 	}
 	unix.Close(pair[1])
 	if err != nil {
@@ -406,7 +432,7 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Runn
 	return err
 }
 
-func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, stdio Stdio) error {
+func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, stdio Stdio, copier bool) error {
 	conn, err := init.SyscallConn()
 	if err != nil {
 		return err
@@ -418,6 +444,9 @@ func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, std
 			flags, fds = flags|hasTerminal, append(fds, int(stdio.Console.Fd()))
 		} else {
 			fds = append(fds, int(stdio.Stdout.Fd()), int(stdio.Stderr.Fd()))
+		}
+		if copier {
+			flags |= isCopier
 		}
 		if stdio.Stdin != nil {
 			flags, fds = flags|hasStdin, append(fds, int(stdio.Stdin.Fd()))

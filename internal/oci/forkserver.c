@@ -6,7 +6,8 @@
 // (CLONE_PARENT). A stays in the keeper's PID namespace, where no process of the container can reach it. B can be reached,
 // and traced by who has CAP_SYS_PTRACE; so it is born with nothing of the host's: its user, groups, capabilities, root and
 // working directory are those of the process, its memory has this request alone, its program is the keeper's sealed copy,
-// and its descriptors are its stdio and the socket over which it tells errors, which its exec closes. The one exception is
+// and its descriptors are its stdio, the socket over which it tells errors, and
+// a copier's sealed program; its exec closes the latter two. The one exception is
 // CAP_SYS_ADMIN, which loading a filter takes without no_new_privs. A does that, and forks B under the filter; but where
 // the filter forbids what comes then, B does it, and has the capability until then.
 //
@@ -41,8 +42,8 @@
 #define CLONE_INTO_CGROUP 0x200000000ULL
 #endif
 
-enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, MOST = 32 }; // descriptors of A; a bound on the server's
-enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4 };                 // a request's first byte
+enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, PROGRAM = 8, MOST = 32 }; // descriptors of A; a bound on the server's
+enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8 };     // a request's first byte
 enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS = 64 }; // its switches
 
 // The steps that can fail, by the numbers that exec.go knows.
@@ -503,6 +504,21 @@ static void drop_privileges(void)
 
 static void become(void);
 
+// hold_program keeps this program's sealed copy for a copier, which is to run from it.
+static void hold_program(void)
+{
+	int fd;
+
+	if (!(r.flags & COPIER))
+		return;
+	fd = open("/proc/self/exe", O_PATH | O_CLOEXEC);
+	must(fd >= 0, SEARCH);
+	if (fd != PROGRAM) {
+		must(dup3(fd, PROGRAM, O_CLOEXEC) == PROGRAM, SEARCH);
+		close(fd);
+	}
+}
+
 static void enter(void)
 {
 	int32_t message[3] = {'P', getpid()};
@@ -514,6 +530,7 @@ static void enter(void)
 	set_labels();
 	give_stdio();
 	raise_limits();
+	hold_program();
 
 	// 2. Into the container, where all is as for its own processes.
 	join();
@@ -584,6 +601,9 @@ static void lower_limits(void)
 		must(setrlimit(r.limits[i].type, &r.limits[i].to) == 0, LIMIT);
 }
 
+// The copier is copy.c; the container's environment is none of its.
+static char *const copier_env[] = {"_KURI_COPY=1", NULL};
+
 static void become(void)
 {
 	char *file;
@@ -595,10 +615,13 @@ static void become(void)
 	// exec takes no system call that libcontainer does not make there: a filter may have no other.
 	if (filter_takes() && !r.filter_early)
 		load_privileged_filter();
-	file = program();
+	file = r.flags & COPIER ? "" : program();
 	if (!filter_takes())
 		load_filter();
-	execve(file, r.args, r.env);
+	if (r.flags & COPIER)
+		syscall(SYS_execveat, PROGRAM, file, r.args, copier_env, AT_EMPTY_PATH);
+	else
+		execve(file, r.args, r.env);
 	fail(EXEC);
 }
 

@@ -86,6 +86,7 @@ const (
 	inCgroup = 1 << iota // the last descriptor is the cgroup to be born in
 	hasStdin
 	hasTerminal // a socket over which the other end of the terminal comes, in place of stdout and stderr
+	isCopier    // what runs is copy.c, from this program
 )
 
 // startLimit bounds what a process does up to its exec: it may find a working directory on a dead file server.

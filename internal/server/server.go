@@ -66,6 +66,7 @@ func Listen(o Options) (*Server, error) {
 	main := newGRPC()
 	register(main, &runtime.RuntimeService_ServiceDesc, cri)
 	kuriv1.RegisterNetworkServer(main, &networkService{prune: o.PruneNetwork})
+	kuriv1.RegisterFilesServer(main, &filesService{pods: o.Pods})
 	s.grpc = append(s.grpc, main)
 	imageServer := main
 	if o.ImageListen != "" {

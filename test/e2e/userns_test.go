@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"archive/tar"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -165,6 +166,23 @@ func TestUserNamespaceSharesProcesses(t *testing.T) {
 	s.run(t, shared, "sleep", "1000")
 	if out := s.says(t, shared, "sh", "-c", "cat /proc/1/comm; ps -o args | grep -c '[s]leep 1000'; ls /sys/class/net"); out != "kuri-init\n1\neth0\nlo\n" {
 		t.Errorf("%q", out)
+	}
+}
+
+// Files that are copied into a container of a user namespace are its root's there, and come out as its own see them.
+func TestUserNamespaceCopies(t *testing.T) {
+	s := usernsShell(t, nil)
+	id := s.run(t, inPod(nil), "sleep", "1000")
+	src := harness.Write(t, t.TempDir(), "f", "chestnut\n")
+	if _, errs, code := s.Kuri(t, "cp", src, id+":/tmp/f"); code != 0 {
+		t.Fatalf("exit code %d: %s", code, errs)
+	}
+	if got := s.Output(t, id, "sh", "-c", "stat -c %u:%g /tmp/f; chown 7:8 /tmp/f && cat /tmp/f"); got != "0:0\nchestnut\n" {
+		t.Errorf("it has %q", got)
+	}
+	tarred, errs, code := s.Kuri(t, "cp", id+":/tmp/f", "-")
+	if h, err := tar.NewReader(strings.NewReader(tarred)).Next(); code != 0 || err != nil || h.Uid != 7 || h.Gid != 8 || h.Size != 9 {
+		t.Errorf("exit code %d: %s: %+v, %v", code, errs, h, err)
 	}
 }
 

@@ -1533,6 +1533,302 @@ func (x *PruneNetworkResponse) GetUsers() []string {
 	return nil
 }
 
+type PackRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Directory     string                 `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"` // a relative one is seen from the container's working directory
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`           // "." for the directory itself
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackRequest) Reset() {
+	*x = PackRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackRequest) ProtoMessage() {}
+
+func (x *PackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
+func (*PackRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PackRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *PackRequest) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *PackRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type PackChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackChunk) Reset() {
+	*x = PackChunk{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackChunk) ProtoMessage() {}
+
+func (x *PackChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackChunk.ProtoReflect.Descriptor instead.
+func (*PackChunk) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PackChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type UnpackChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Directory     string                 `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"` // at most 1 MiB
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpackChunk) Reset() {
+	*x = UnpackChunk{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpackChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpackChunk) ProtoMessage() {}
+
+func (x *UnpackChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpackChunk.ProtoReflect.Descriptor instead.
+func (*UnpackChunk) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *UnpackChunk) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *UnpackChunk) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *UnpackChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type UnpackResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpackResponse) Reset() {
+	*x = UnpackResponse{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpackResponse) ProtoMessage() {}
+
+func (x *UnpackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpackResponse.ProtoReflect.Descriptor instead.
+func (*UnpackResponse) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{25}
+}
+
+type IsDirectoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IsDirectoryRequest) Reset() {
+	*x = IsDirectoryRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IsDirectoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IsDirectoryRequest) ProtoMessage() {}
+
+func (x *IsDirectoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IsDirectoryRequest.ProtoReflect.Descriptor instead.
+func (*IsDirectoryRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *IsDirectoryRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *IsDirectoryRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type IsDirectoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Directory     bool                   `protobuf:"varint,1,opt,name=directory,proto3" json:"directory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IsDirectoryResponse) Reset() {
+	*x = IsDirectoryResponse{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IsDirectoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IsDirectoryResponse) ProtoMessage() {}
+
+func (x *IsDirectoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IsDirectoryResponse.ProtoReflect.Descriptor instead.
+func (*IsDirectoryResponse) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *IsDirectoryResponse) GetDirectory() bool {
+	if x != nil {
+		return x.Directory
+	}
+	return false
+}
+
 var File_api_kuri_v1_kuri_proto protoreflect.FileDescriptor
 
 const file_api_kuri_v1_kuri_proto_rawDesc = "" +
@@ -1644,7 +1940,23 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x05phase\x18\x05 \x01(\x0e2\x13.kuri.v1.LayerPhaseR\x05phase\"\x15\n" +
 	"\x13PruneNetworkRequest\",\n" +
 	"\x14PruneNetworkResponse\x12\x14\n" +
-	"\x05users\x18\x01 \x03(\tR\x05users*\x86\x01\n" +
+	"\x05users\x18\x01 \x03(\tR\x05users\"b\n" +
+	"\vPackRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1c\n" +
+	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\x1f\n" +
+	"\tPackChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"b\n" +
+	"\vUnpackChunk\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1c\n" +
+	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"\x10\n" +
+	"\x0eUnpackResponse\"K\n" +
+	"\x12IsDirectoryRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"3\n" +
+	"\x13IsDirectoryResponse\x12\x1c\n" +
+	"\tdirectory\x18\x01 \x01(\bR\tdirectory*\x86\x01\n" +
 	"\tPullPhase\x12\x1a\n" +
 	"\x16PULL_PHASE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14PULL_PHASE_RESOLVING\x10\x01\x12\x15\n" +
@@ -1668,7 +1980,11 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x04Save\x12\x14.kuri.v1.SaveRequest\x1a\x12.kuri.v1.SaveChunk0\x01\x125\n" +
 	"\x04Diff\x12\x14.kuri.v1.DiffRequest\x1a\x15.kuri.v1.DiffResponse0\x012O\n" +
 	"\aNetwork\x12D\n" +
-	"\x05Prune\x12\x1c.kuri.v1.PruneNetworkRequest\x1a\x1d.kuri.v1.PruneNetworkResponseB-Z+github.com/kuri-cri/kuri/api/kuri/v1;kuriv1b\x06proto3"
+	"\x05Prune\x12\x1c.kuri.v1.PruneNetworkRequest\x1a\x1d.kuri.v1.PruneNetworkResponse2\xc0\x01\n" +
+	"\x05Files\x122\n" +
+	"\x04Pack\x12\x14.kuri.v1.PackRequest\x1a\x12.kuri.v1.PackChunk0\x01\x129\n" +
+	"\x06Unpack\x12\x14.kuri.v1.UnpackChunk\x1a\x17.kuri.v1.UnpackResponse(\x01\x12H\n" +
+	"\vIsDirectory\x12\x1b.kuri.v1.IsDirectoryRequest\x1a\x1c.kuri.v1.IsDirectoryResponseB-Z+github.com/kuri-cri/kuri/api/kuri/v1;kuriv1b\x06proto3"
 
 var (
 	file_api_kuri_v1_kuri_proto_rawDescOnce sync.Once
@@ -1683,7 +1999,7 @@ func file_api_kuri_v1_kuri_proto_rawDescGZIP() []byte {
 }
 
 var file_api_kuri_v1_kuri_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_api_kuri_v1_kuri_proto_goTypes = []any{
 	(PullPhase)(0),               // 0: kuri.v1.PullPhase
 	(LayerPhase)(0),              // 1: kuri.v1.LayerPhase
@@ -1710,6 +2026,12 @@ var file_api_kuri_v1_kuri_proto_goTypes = []any{
 	(*LayerProgress)(nil),        // 22: kuri.v1.LayerProgress
 	(*PruneNetworkRequest)(nil),  // 23: kuri.v1.PruneNetworkRequest
 	(*PruneNetworkResponse)(nil), // 24: kuri.v1.PruneNetworkResponse
+	(*PackRequest)(nil),          // 25: kuri.v1.PackRequest
+	(*PackChunk)(nil),            // 26: kuri.v1.PackChunk
+	(*UnpackChunk)(nil),          // 27: kuri.v1.UnpackChunk
+	(*UnpackResponse)(nil),       // 28: kuri.v1.UnpackResponse
+	(*IsDirectoryRequest)(nil),   // 29: kuri.v1.IsDirectoryRequest
+	(*IsDirectoryResponse)(nil),  // 30: kuri.v1.IsDirectoryResponse
 }
 var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
 	5,  // 0: kuri.v1.DiffResponse.changes:type_name -> kuri.v1.FileChange
@@ -1729,16 +2051,22 @@ var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
 	6,  // 14: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
 	3,  // 15: kuri.v1.Images.Diff:input_type -> kuri.v1.DiffRequest
 	23, // 16: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
-	18, // 17: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
-	21, // 18: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
-	10, // 19: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
-	12, // 20: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
-	15, // 21: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
-	7,  // 22: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
-	4,  // 23: kuri.v1.Images.Diff:output_type -> kuri.v1.DiffResponse
-	24, // 24: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
-	17, // [17:25] is the sub-list for method output_type
-	9,  // [9:17] is the sub-list for method input_type
+	25, // 17: kuri.v1.Files.Pack:input_type -> kuri.v1.PackRequest
+	27, // 18: kuri.v1.Files.Unpack:input_type -> kuri.v1.UnpackChunk
+	29, // 19: kuri.v1.Files.IsDirectory:input_type -> kuri.v1.IsDirectoryRequest
+	18, // 20: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
+	21, // 21: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
+	10, // 22: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
+	12, // 23: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
+	15, // 24: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
+	7,  // 25: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
+	4,  // 26: kuri.v1.Images.Diff:output_type -> kuri.v1.DiffResponse
+	24, // 27: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
+	26, // 28: kuri.v1.Files.Pack:output_type -> kuri.v1.PackChunk
+	28, // 29: kuri.v1.Files.Unpack:output_type -> kuri.v1.UnpackResponse
+	30, // 30: kuri.v1.Files.IsDirectory:output_type -> kuri.v1.IsDirectoryResponse
+	20, // [20:31] is the sub-list for method output_type
+	9,  // [9:20] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1755,9 +2083,9 @@ func file_api_kuri_v1_kuri_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kuri_v1_kuri_proto_rawDesc), len(file_api_kuri_v1_kuri_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   22,
+			NumMessages:   28,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_api_kuri_v1_kuri_proto_goTypes,
 		DependencyIndexes: file_api_kuri_v1_kuri_proto_depIdxs,

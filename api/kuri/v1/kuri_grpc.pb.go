@@ -501,3 +501,200 @@ var Network_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "api/kuri/v1/kuri.proto",
 }
+
+const (
+	Files_Pack_FullMethodName        = "/kuri.v1.Files/Pack"
+	Files_Unpack_FullMethodName      = "/kuri.v1.Files/Unpack"
+	Files_IsDirectory_FullMethodName = "/kuri.v1.Files/IsDirectory"
+)
+
+// FilesClient is the client API for Files service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Files adds to runtime.v1.RuntimeService, on its socket: files of a running container, out and in, by a program of Kuri's own
+// that runs in the container as one of its processes would, so the image needs no tar and no shell, and whatever is hostile in
+// the container meets what the container may do anyway. Errors: NOT_FOUND, of the container or of a path;
+// FAILED_PRECONDITION when it does not run; UNIMPLEMENTED where that program cannot run in it (another OCI runtime, a filter
+// that forbids it, a listener for seccomp): the container's own tar may, by Exec.
+type FilesClient interface {
+	// Pack sends the tar (GNU's) of one name in a directory, of a directory with all that is in it. What cannot be read is left
+	// out and told at the end by ABORTED, after all the rest; sockets are left out.
+	Pack(ctx context.Context, in *PackRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PackChunk], error)
+	// Unpack makes files of a tar (GNU's, no PAX headers) below a directory. The first chunk names container and directory. What
+	// cannot be made is told at the end by ABORTED, after all the rest.
+	Unpack(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UnpackChunk, UnpackResponse], error)
+	// IsDirectory tells whether there is a directory at a path, or a link to one.
+	IsDirectory(ctx context.Context, in *IsDirectoryRequest, opts ...grpc.CallOption) (*IsDirectoryResponse, error)
+}
+
+type filesClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewFilesClient(cc grpc.ClientConnInterface) FilesClient {
+	return &filesClient{cc}
+}
+
+func (c *filesClient) Pack(ctx context.Context, in *PackRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PackChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Files_ServiceDesc.Streams[0], Files_Pack_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PackRequest, PackChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Files_PackClient = grpc.ServerStreamingClient[PackChunk]
+
+func (c *filesClient) Unpack(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UnpackChunk, UnpackResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Files_ServiceDesc.Streams[1], Files_Unpack_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[UnpackChunk, UnpackResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Files_UnpackClient = grpc.ClientStreamingClient[UnpackChunk, UnpackResponse]
+
+func (c *filesClient) IsDirectory(ctx context.Context, in *IsDirectoryRequest, opts ...grpc.CallOption) (*IsDirectoryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(IsDirectoryResponse)
+	err := c.cc.Invoke(ctx, Files_IsDirectory_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// FilesServer is the server API for Files service.
+// All implementations must embed UnimplementedFilesServer
+// for forward compatibility.
+//
+// Files adds to runtime.v1.RuntimeService, on its socket: files of a running container, out and in, by a program of Kuri's own
+// that runs in the container as one of its processes would, so the image needs no tar and no shell, and whatever is hostile in
+// the container meets what the container may do anyway. Errors: NOT_FOUND, of the container or of a path;
+// FAILED_PRECONDITION when it does not run; UNIMPLEMENTED where that program cannot run in it (another OCI runtime, a filter
+// that forbids it, a listener for seccomp): the container's own tar may, by Exec.
+type FilesServer interface {
+	// Pack sends the tar (GNU's) of one name in a directory, of a directory with all that is in it. What cannot be read is left
+	// out and told at the end by ABORTED, after all the rest; sockets are left out.
+	Pack(*PackRequest, grpc.ServerStreamingServer[PackChunk]) error
+	// Unpack makes files of a tar (GNU's, no PAX headers) below a directory. The first chunk names container and directory. What
+	// cannot be made is told at the end by ABORTED, after all the rest.
+	Unpack(grpc.ClientStreamingServer[UnpackChunk, UnpackResponse]) error
+	// IsDirectory tells whether there is a directory at a path, or a link to one.
+	IsDirectory(context.Context, *IsDirectoryRequest) (*IsDirectoryResponse, error)
+	mustEmbedUnimplementedFilesServer()
+}
+
+// UnimplementedFilesServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedFilesServer struct{}
+
+func (UnimplementedFilesServer) Pack(*PackRequest, grpc.ServerStreamingServer[PackChunk]) error {
+	return status.Error(codes.Unimplemented, "method Pack not implemented")
+}
+func (UnimplementedFilesServer) Unpack(grpc.ClientStreamingServer[UnpackChunk, UnpackResponse]) error {
+	return status.Error(codes.Unimplemented, "method Unpack not implemented")
+}
+func (UnimplementedFilesServer) IsDirectory(context.Context, *IsDirectoryRequest) (*IsDirectoryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method IsDirectory not implemented")
+}
+func (UnimplementedFilesServer) mustEmbedUnimplementedFilesServer() {}
+func (UnimplementedFilesServer) testEmbeddedByValue()               {}
+
+// UnsafeFilesServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to FilesServer will
+// result in compilation errors.
+type UnsafeFilesServer interface {
+	mustEmbedUnimplementedFilesServer()
+}
+
+func RegisterFilesServer(s grpc.ServiceRegistrar, srv FilesServer) {
+	// If the following call panics, it indicates UnimplementedFilesServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Files_ServiceDesc, srv)
+}
+
+func _Files_Pack_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PackRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FilesServer).Pack(m, &grpc.GenericServerStream[PackRequest, PackChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Files_PackServer = grpc.ServerStreamingServer[PackChunk]
+
+func _Files_Unpack_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(FilesServer).Unpack(&grpc.GenericServerStream[UnpackChunk, UnpackResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Files_UnpackServer = grpc.ClientStreamingServer[UnpackChunk, UnpackResponse]
+
+func _Files_IsDirectory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(IsDirectoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FilesServer).IsDirectory(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Files_IsDirectory_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FilesServer).IsDirectory(ctx, req.(*IsDirectoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Files_ServiceDesc is the grpc.ServiceDesc for Files service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Files_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "kuri.v1.Files",
+	HandlerType: (*FilesServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "IsDirectory",
+			Handler:    _Files_IsDirectory_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Pack",
+			Handler:       _Files_Pack_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Unpack",
+			Handler:       _Files_Unpack_Handler,
+			ClientStreams: true,
+		},
+	},
+	Metadata: "api/kuri/v1/kuri.proto",
+}

@@ -25,7 +25,7 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 	if c.currentState() != api.State_RUNNING {
 		return 0, fault.New(fault.Precondition, "container %s does not run", req.Id)
 	}
-	if len(req.Args) == 0 {
+	if len(req.Args) == 0 && len(req.Copy) == 0 {
 		return 0, fault.New(fault.Invalid, "no command to execute in container %s", req.Id)
 	}
 
@@ -74,7 +74,11 @@ func (s *Server) startExec(ctx context.Context, c *container, req *api.ExecSessi
 	x := &execution{stdio: stdio, ended: make(chan struct{})}
 
 	release := s.reaper.hold()
-	x.running, err = s.runtime.Exec(ctx, executor, c.pidfd, s.execs.Add(1), req.Args, stdio.theirs)
+	start, args := s.runtime.Exec, req.Args
+	if len(req.Copy) > 0 {
+		start, args = s.runtime.Copy, req.Copy
+	}
+	x.running, err = start(ctx, executor, c.pidfd, s.execs.Add(1), args, stdio.theirs)
 	if err == nil {
 		s.reaper.mine(x.running.Pid)
 	}

@@ -294,6 +294,10 @@ func TestExecGivesNoHoldOnTheKeeper(t *testing.T) {
 	stop.Go(func() {
 		for range 100 {
 			n.Exec(t.Context(), j.Id, []string{"true"}, false, keeper.Streams{})
+			if code, err := n.Copy(t.Context(), j.Id, []string{"isdir", "/"}, keeper.Streams{}); code != 0 || err != nil {
+				t.Errorf("the copier: exit code %d, %v", code, err)
+				return
+			}
 		}
 	})
 	_, out, _ := n.exec(j, `i=0; while test $i -lt 300; do i=$((i+1)); for p in /proc/[0-9]*; do

@@ -77,9 +77,7 @@ func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) er
 		return err
 	}
 	h.Name, h.Uname, h.Gname = name, "", ""
-	// busybox's tar knows no names of PAX, which those that are long or not ASCII would be; and where GNU's may have two more
-	// times it looks for a part of the name.
-	h.Format, h.ModTime, h.AccessTime, h.ChangeTime = tar.FormatGNU, h.ModTime.Truncate(time.Second), time.Time{}, time.Time{}
+	gnu(h)
 	if info.IsDir() {
 		h.Name += "/"
 	}
@@ -97,6 +95,41 @@ func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) er
 		err = fmt.Errorf("%s became shorter while it was read", at)
 	}
 	return err
+}
+
+// Again reads a tar of any format and writes its files, directories and links as Pack does, with the owners and modes that they
+// have there. Told are the entries that are left out.
+func Again(ctx context.Context, w io.Writer, r io.Reader, left func(string)) error {
+	out := tar.NewWriter(w)
+	for in := tar.NewReader(r); ; {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			return out.Close()
+		}
+		if err := errors.Join(err, ctx.Err()); err != nil {
+			return err
+		}
+		switch h.Typeflag {
+		case tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink:
+		default:
+			left(h.Name)
+			continue
+		}
+		plain := tar.Header{Typeflag: h.Typeflag, Name: h.Name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, Uid: h.Uid, Gid: h.Gid, ModTime: h.ModTime}
+		gnu(&plain)
+		if err := out.WriteHeader(&plain); err != nil {
+			return fmt.Errorf("entry %q: %w", h.Name, err)
+		}
+		if _, err := io.Copy(out, in); err != nil {
+			return fmt.Errorf("entry %q: %w", h.Name, err)
+		}
+	}
+}
+
+// gnu makes a header one that every tar reads. busybox's knows no names of PAX, which those that are long or not ASCII would be;
+// and where GNU's may have two more times it looks for a part of the name.
+func gnu(h *tar.Header) {
+	h.Format, h.ModTime, h.AccessTime, h.ChangeTime = tar.FormatGNU, h.ModTime.Truncate(time.Second), time.Time{}, time.Time{}
 }
 
 // Unpack makes files of a tar whose entries are all called from or from/…: below the directory dir, as to and to/…. With from

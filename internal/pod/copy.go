@@ -1,0 +1,75 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
+)
+
+// copierWords is how much is kept of what the copier says, in bytes.
+const copierWords = 4 << 10
+
+// The copier's exit codes that say something, see internal/oci/copy.c.
+const copierMissing = 3
+
+// PackFiles writes the tar of a name in a directory of a running container. What could not be read is an error after all the
+// rest was written; a directory or name that is not there is one of kind NotFound; where there is no copier, of kind Unimplemented.
+func (p *Pods) PackFiles(ctx context.Context, id, dir, name string, to io.Writer) error {
+	return p.copyFiles(ctx, id, keeper.Streams{Stdout: to}, "pack", dir, name)
+}
+
+// UnpackFiles makes files of a tar (GNU's) below a directory of a running container. Its errors are those of PackFiles.
+func (p *Pods) UnpackFiles(ctx context.Context, id, dir string, from io.Reader) error {
+	return p.copyFiles(ctx, id, keeper.Streams{Stdin: from}, "unpack", dir)
+}
+
+// IsDirectory tells whether a path in a running container is a directory, or a link to one.
+func (p *Pods) IsDirectory(ctx context.Context, id, path string) (bool, error) {
+	code, _, err := p.copier(ctx, id, keeper.Streams{}, "isdir", path)
+	if err == nil && code > 1 {
+		err = fmt.Errorf("the copier ended with exit code %d", code)
+	}
+	return code == 0, err
+}
+
+func (p *Pods) copyFiles(ctx context.Context, id string, with keeper.Streams, args ...string) error {
+	code, said, err := p.copier(ctx, id, with, args...)
+	switch {
+	case err != nil:
+		return err
+	case code == copierMissing:
+		return fault.New(fault.NotFound, "%s", said)
+	case code != 0 && said == "":
+		return fmt.Errorf("the copier ended with exit code %d", code)
+	case code != 0:
+		return fmt.Errorf("%s", said)
+	}
+	return nil
+}
+
+// copier runs the copier in a container, as one of its processes.
+func (p *Pods) copier(ctx context.Context, id string, with keeper.Streams, args ...string) (code int32, said string, err error) {
+	for _, a := range args {
+		if a == "" {
+			return 0, "", fault.New(fault.Invalid, "a path is empty")
+		}
+	}
+	c, err := p.running(id)
+	if err != nil {
+		return 0, "", err
+	}
+	words := &limited{left: copierWords}
+	with.Stderr = words
+	if with.Stdout == nil {
+		with.Stdout = io.Discard
+	}
+	code, err = p.Keeper.Copy(ctx, c.Record().ID, args, with)
+	if err != nil {
+		return 0, "", fmt.Errorf("copy files of %s: %w", c.Record().name(), err)
+	}
+	return code, strings.Join(strings.Split(strings.TrimSpace(words.kept.String()), "\n"), "; "), nil
+}
