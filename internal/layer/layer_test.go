@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -211,6 +212,38 @@ func TestOneFetchForAllWhoWant(t *testing.T) {
 	}
 	release()
 	nothingLeft(t, s)
+}
+
+// Callers come while the work of others ends: whoever is too late to join it finds the layer, and does not begin again.
+func TestCallersWhoComeAtTheEnd(t *testing.T) {
+	needRoot(t)
+	s := openStore(t, "")
+	for n := range 150 {
+		plain := tarOf(t, reg("a", strconv.Itoa(n)))
+		b := blobOf(plain, plain)
+		release := s.Hold([]digest.Digest{b.DiffID})
+		var opened atomic.Int32
+		b.Open = func(context.Context) (io.ReadCloser, error) {
+			opened.Add(1)
+			return io.NopCloser(bytes.NewReader(plain)), nil
+		}
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				for range i * 50 { // at other times of the work
+					s.Fetched(b)
+				}
+				if err := s.Unpack(t.Context(), b); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if opened.Load() != 1 {
+			t.Fatalf("opened %d times", opened.Load())
+		}
+		release()
+	}
 }
 
 // stuck is a stream that brings a little and then nothing until its context ends.

@@ -86,6 +86,11 @@ func (s *Store) join(ctx context.Context, b Blob) (joined bool, err error) {
 		}
 	})
 	_, joined, err = s.flights.Do(patience, b.identity(), func(context.Context) (Info, error) {
+		// Another's work may have ended, well or not, since we looked.
+		if s.Has(b.DiffID) {
+			return Info{}, nil
+		}
+		f.fetched.Store(0)
 		return s.unpack(f.ctx, b, &f.fetched, nil)
 	})
 	ended := !gone()
