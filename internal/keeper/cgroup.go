@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
@@ -67,9 +68,21 @@ func LeaveCgroup(stateDir string) error {
 		if _, err := os.Stat(dir); err != nil {
 			continue
 		}
-		errs = append(errs, moveTo(m.path, os.Getpid()), os.Remove(dir))
+		errs = append(errs, moveTo(m.path, os.Getpid()), removeEmptied(dir))
 	}
 	return errors.Join(errs...)
+}
+
+// removeEmptied removes a cgroup whose last processes have been killed: they leave it a moment later, on a busy machine.
+func removeEmptied(dir string) error {
+	deadline := time.Now().Add(2 * time.Second)
+	for {
+		err := os.Remove(dir)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 type cgroupMount struct {
