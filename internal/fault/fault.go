@@ -65,6 +65,16 @@ func Of(err error) Kind {
 	return ""
 }
 
+// Contained runs fn, and makes an error of a panic in it: [Panicked]. What fn has deferred has run then.
+func Contained(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = Panicked(p)
+		}
+	}()
+	return fn()
+}
+
 // Panicked is the error for a panic with the value p, to be called where that is recovered: one request fails, with a word
 // to its caller, and the others go on. Where it came from is in the log.
 func Panicked(p any) error {

@@ -331,25 +331,32 @@ func (e *Embedded) exec(ctx context.Context, x *Executor, init *os.File, seq uin
 		if err := os.Mkdir(r.cgroup.procs, 0o755); err != nil {
 			return nil, fmt.Errorf("make a cgroup in container %s: %w", x.id, err)
 		}
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, r.Leave())
-			}
-		}()
 	}
+	started := false
+	defer func() {
+		if !started {
+			err = errors.Join(err, r.Kill(startLimit), r.Leave())
+		}
+	}()
+	err = e.start(ctx, x, init, r, sub, args, stdio, copier)
+	started = err == nil
+	return r, err
+}
+
+func (e *Embedded) start(ctx context.Context, x *Executor, init *os.File, r *Running, sub string, args []string, stdio Stdio, copier bool) error {
 	if x.beyond == "" {
-		err = e.fork(ctx, x, init, r, args, stdio, copier)
+		err := e.fork(ctx, x, init, r, args, stdio, copier)
 		if copier {
-			return r, classifyCopier(x.id, err)
+			return classifyCopier(x.id, err)
 		}
 		if !unable(err) {
-			return r, classifyStart(x.id, args[0], err)
+			return classifyStart(x.id, args[0], err)
 		}
 	}
 	if copier {
-		return r, fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
+		return fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
 	}
-	return r, e.execByLibcontainer(x, r, sub, args, stdio)
+	return e.execByLibcontainer(x, r, sub, args, stdio)
 }
 
 // unable says that the other way may do it: this program is not sealed, or the kernel lacks a call (clone3 into a cgroup:

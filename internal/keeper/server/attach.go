@@ -202,6 +202,19 @@ func (l *listener) hearLocked(stream int, data []byte) {
 	l.since = time.Now()
 	l.credit -= l.since.Sub(begin)
 	if err != nil {
+		l.giveUpLocked()
+	}
+}
+
+// giveUp ends a listener's session.
+func (l *listener) giveUp() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.giveUpLocked()
+}
+
+func (l *listener) giveUpLocked() {
+	if !l.gone {
 		l.gone = true
 		close(l.late)
 	}
@@ -224,7 +237,9 @@ func (a *audience) tell(stream string, data []byte) {
 	listeners := a.listeners
 	a.mu.Unlock()
 	for _, l := range listeners {
-		l.hear(number, data)
+		if fault.Contained(func() error { l.hear(number, data); return nil }) != nil {
+			l.giveUp()
+		}
 	}
 }
 

@@ -1,22 +1,130 @@
 package server
 
 import (
-	"errors"
-	"io"
+	"context"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/oci"
 )
 
-func TestAPanicInASessionIsItsError(t *testing.T) {
-	var none map[string]int
-	err := contained("a session", func() error {
+// A panic in a goroutine of a session ends neither the keeper nor another session, and what the goroutine has deferred is
+// done.
+func TestAPanicEndsItsSessionOnly(t *testing.T) {
+	s := &Server{}
+	ctx, cancel := context.WithCancel(t.Context())
+	s.serving(func() {
+		defer cancel()
+		var none map[string]int
 		none["x"] = 1
-		return nil
 	})
-	if err == nil || !strings.Contains(err.Error(), "a bug in Kuri") || !strings.Contains(err.Error(), "nil map") {
+	<-ctx.Done()
+	other := make(chan struct{})
+	s.serving(func() { close(other) })
+	<-other
+	s.sessions.Wait()
+}
+
+// started is an execution whose process sleeps, as startExec leaves it.
+func started(t *testing.T, s *Server) *execution {
+	t.Helper()
+	cmd := exec.Command("sleep", "4360")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	x := &execution{running: &oci.Running{Pid: cmd.Process.Pid}, pid: cmd.Process.Pid, stdio: &stdio{}, ended: make(chan struct{})}
+	s.reaper.mine(x.pid)
+	return x
+}
+
+// gone tells whether a child is not there any more, reaped by whom it may be.
+func gone(pid int) bool {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if syscall.Kill(pid, 0) == syscall.ESRCH {
+			return true
+		}
+	}
+	return false
+}
+
+// What was executed for a session that panics is killed and reaped, wherever the bug is.
+func TestAPanicKillsWhatWasExecuted(t *testing.T) {
+	s := &Server{reaper: newReaper()}
+	go s.reaper.run()
+	defer s.reaper.stop()
+
+	// In the session: it has no connection.
+	x := started(t, s)
+	s.serving(func() { s.watchExec(x) })
+	s.serving(func() {
+		defer x.stop()
+		x.stdio.handOver(nil)
+	})
+	s.sessions.Wait()
+	if !gone(x.pid) || !x.reaped || x.code != 128+9 {
+		t.Errorf("the session panics: reaped %t, code %d", x.reaped, x.code)
+	}
+
+	// In what waits for the process, while that lives: it has nothing to wait for.
+	x = started(t, s)
+	running, pid := x.running, x.pid
+	s.reaper.forget(pid)
+	x.running, x.pid = nil, -1
+	s.watchExec(x)
+	x.running, x.pid = running, pid
+	s.serving(func() {
+		defer x.stop()
+		if err := x.await(t.Context()); err == nil || !strings.Contains(err.Error(), "a bug in Kuri") {
+			t.Errorf("await: %v", err)
+		}
+	})
+	s.sessions.Wait()
+	if !gone(x.pid) || x.reaped {
+		t.Errorf("what waits for it panics: reaped %t", x.reaped)
+	}
+}
+
+// A verb of the protocol that panics is answered with an error.
+func TestAPanicInAVerbIsItsError(t *testing.T) {
+	w := &wire{} // without a server
+	_, err := contain(t.Context(), nil, nil, func(ctx context.Context, _ func(any) error) (any, error) {
+		return w.Start(ctx, &api.StartRequest{Id: "x"})
+	})
+	if err == nil || !strings.Contains(err.Error(), "a bug in Kuri") {
 		t.Errorf("%v", err)
 	}
-	if err := contained("a session", func() error { return io.EOF }); !errors.Is(err, io.EOF) {
-		t.Errorf("%v", err)
+}
+
+// Who hears a container's output and panics is detached; the others hear it all.
+func TestAPanicInAListenerIsItsOwn(t *testing.T) {
+	broken, _, err := newListener(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken.close()
+	broken.pipes = nil
+	whole, theirs, err := newListener(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer whole.close()
+	defer theirs[0].Close()
+	var a audience
+	a.join(broken)
+	a.join(whole)
+	a.tell("stdout", []byte("one"))
+	a.tell("stdout", []byte("two"))
+	select {
+	case <-broken.late:
+	default:
+		t.Error("it is not detached")
+	}
+	heard := make([]byte, 16)
+	if n, err := theirs[0].Read(heard); string(heard[:n]) != "onetwo" {
+		t.Errorf("%q, %v", heard[:n], err)
 	}
 }

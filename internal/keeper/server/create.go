@@ -200,16 +200,19 @@ func (s *Server) discard(c *container) error {
 	return s.runtime.Delete(c.id)
 }
 
-// pump copies one stream to the log, if there is one, and to those who are attached.
+// pump copies one stream to the log, if there is one, and to those who are attached. A piece with which that panics is lost,
+// and nothing else: nobody else reads what the container writes.
 func (c *container) pump(src *session.Source) {
-	if c.log == nil {
-		src.CopyTo(func(data []byte) { c.audience.tell(src.Stream, data) })
-		return
+	use := func(data []byte) { c.audience.tell(src.Stream, data) }
+	if c.log != nil {
+		l := &lines{stream: src.Stream, log: c.log}
+		defer l.flush()
+		use = func(data []byte) {
+			l.add(data)
+			c.audience.tell(src.Stream, data)
+		}
 	}
-	l := &lines{stream: src.Stream, log: c.log}
 	src.CopyTo(func(data []byte) {
-		l.add(data)
-		c.audience.tell(src.Stream, data)
+		fault.Contained(func() error { use(data); return nil })
 	})
-	l.flush()
 }

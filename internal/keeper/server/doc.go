@@ -29,5 +29,7 @@
 // keeper that was started anew makes it again. The process that forks execs (package oci) is a child of the keeper's.
 //
 // Goroutines: each container has one that waits for its exit, and one for each stream of its output; they sleep in the
-// netpoller, no OS thread waits. No buffer is held while there is nothing to read.
+// netpoller, no OS thread waits. No buffer is held while there is nothing to read. Those of sessions are started by
+// Server.serving, and a panic in one, in a verb of the protocol, or in the reading of an output is an error of that alone;
+// what was executed for the session is killed.
 package server

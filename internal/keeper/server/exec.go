@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -29,15 +28,17 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 		return 0, fault.New(fault.Invalid, "no command to execute in container %s", req.Id)
 	}
 
+	x := &execution{ended: make(chan struct{})}
+	defer x.stop()
+
 	// 1. The process.
-	x, err := s.startExec(ctx, c, req)
-	if err != nil {
+	if err := s.startExec(ctx, c, x, req); err != nil {
 		return 0, c.unlessEnded(err)
 	}
 
 	// 2. Our ends of its stdio, which are the caller's from now on.
 	if err := x.stdio.handOver(conn); err != nil {
-		return 0, errors.Join(fmt.Errorf("hand the stdio of an exec over: %w", err), x.kill())
+		return 0, fmt.Errorf("hand the stdio of an exec over: %w", err)
 	}
 
 	// 3. Its end, or the caller's.
@@ -49,48 +50,42 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 
 // execution is a process that runs for a session.
 type execution struct {
-	running *oci.Running
-	stdio   *stdio
-	ended   chan struct{} // closed when it has been reaped; then code and err are set
+	running *oci.Running  // nil until it has been started
+	pid     int           // its
+	stdio   *stdio        // nil until it has been made
+	killing bool          // it has been tried
+	ended   chan struct{} // closed when nobody waits for it any more; then the rest is set
+	reaped  bool
 	code    int
 	err     error
 }
 
-func (s *Server) startExec(ctx context.Context, c *container, req *api.ExecSession) (_ *execution, err error) {
+func (s *Server) startExec(ctx context.Context, c *container, x *execution, req *api.ExecSession) error {
 	executor, err := s.executor(c)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	stdio, err := openStdio(req.Tty, req.Stdin)
-	if err != nil {
-		return nil, err
+	if x.stdio, err = openStdio(req.Tty, req.Stdin); err != nil {
+		return err
 	}
-	defer func() {
-		stdio.closeTheirs()
-		if err != nil {
-			stdio.close()
-		}
-	}()
-	x := &execution{stdio: stdio, ended: make(chan struct{})}
-
-	release := s.reaper.hold()
+	defer x.stdio.closeTheirs()
 	start, args := s.runtime.Exec, req.Args
 	if len(req.Copy) > 0 {
 		start, args = s.runtime.Copy, req.Copy
 	}
-	x.running, err = start(ctx, executor, c.pidfd, s.execs.Add(1), args, stdio.theirs)
-	if err == nil {
-		s.reaper.mine(x.running.Pid)
-	}
-	release()
+	err = s.reaper.during(func() error {
+		running, err := start(ctx, executor, c.pidfd, s.execs.Add(1), args, x.stdio.theirs)
+		if err == nil {
+			s.reaper.mine(running.Pid)
+			x.running, x.pid = running, running.Pid
+		}
+		return err
+	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	go s.watchExec(x)
-	if err := stdio.receiveConsole(); err != nil {
-		return nil, errors.Join(err, x.kill())
-	}
-	return x, nil
+	s.serving(func() { s.watchExec(x) })
+	return x.stdio.receiveConsole()
 }
 
 // executor returns what starts processes in a container. It is made at the first exec, and given up at the exit and when
@@ -101,9 +96,11 @@ func (s *Server) executor(c *container) (*oci.Executor, error) {
 	}
 	c.verb.Lock() // no update between the reading and the keeping
 	defer c.verb.Unlock()
-	release := s.reaper.hold() // it may start a process, and waits for that
-	x, err := s.runtime.Executor(c.id, c.bundle)
-	release()
+	var x *oci.Executor
+	err := s.reaper.during(func() (err error) { // it may start a process, and waits for that
+		x, err = s.runtime.Executor(c.id, c.bundle)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -140,19 +137,27 @@ func (s *stdio) handOver(conn *session.Conn) error {
 // watchExec waits for the process and reaps it.
 func (s *Server) watchExec(x *execution) {
 	defer close(x.ended)
-	pidfd, err := openPidfd(x.running.Pid)
+	x.err = fault.Contained(x.reap)
+	s.reaper.forget(x.pid) // which reaps it if we have not
+	if x.reaped {
+		if err := x.running.Leave(); err != nil {
+			slog.Warn("remove the cgroup of an exec", "err", err)
+		}
+	}
+}
+
+func (x *execution) reap() (err error) {
+	pidfd, err := openPidfd(x.pid)
 	if err == nil {
 		err = awaitExit(pidfd)
 		pidfd.Close()
 	}
 	if err != nil {
-		slog.Error("wait for an exec", "pid", x.running.Pid, "err", err)
+		slog.Error("wait for an exec", "pid", x.pid, "err", err)
 	}
-	x.code, x.err = x.running.Wait()
-	s.reaper.forget(x.running.Pid)
-	if err := x.running.Leave(); err != nil {
-		slog.Warn("remove the cgroup of an exec", "err", err)
-	}
+	x.code, err = x.running.Wait()
+	x.reaped = true
+	return err
 }
 
 // await returns when the process has ended; when ctx ends first it kills it and all that it has started.
@@ -167,8 +172,33 @@ func (x *execution) await(ctx context.Context) error {
 	return x.err
 }
 
+// stop is the end of a session, whichever way it has come: nothing runs on for it but what an ordinary exit left behind.
+func (x *execution) stop() {
+	if x.stdio != nil {
+		x.stdio.close()
+	}
+	if x.running == nil || x.killing {
+		return
+	}
+	select {
+	case <-x.ended:
+		if x.reaped {
+			return
+		}
+	default:
+	}
+	err := x.kill()
+	if err == nil && !x.reaped {
+		err = x.running.Leave()
+	}
+	if err != nil {
+		slog.Error("end an exec whose session has ended", "pid", x.pid, "err", err)
+	}
+}
+
 // kill kills the process and all that it has started, and waits until it has been reaped, within killLimit.
 func (x *execution) kill() error {
+	x.killing = true
 	if err := x.running.Kill(killLimit); err != nil {
 		return fault.New(fault.Deadline, "kill it: %w", err)
 	}
@@ -176,6 +206,6 @@ func (x *execution) kill() error {
 	case <-x.ended:
 		return nil
 	case <-time.After(killLimit):
-		return fault.New(fault.Deadline, "it cannot be killed: process %s", oci.Describe(x.running.Pid))
+		return fault.New(fault.Deadline, "it cannot be killed: process %s", oci.Describe(x.pid))
 	}
 }

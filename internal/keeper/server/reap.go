@@ -82,6 +82,12 @@ func (r *reaper) hold() (release func()) {
 	}
 }
 
+// during holds while fn starts a process.
+func (r *reaper) during(fn func() error) error {
+	defer r.hold()()
+	return fn()
+}
+
 // mine says that a child will be waited for, until forget.
 func (r *reaper) mine(pid int) {
 	r.mu.Lock()

@@ -114,7 +114,7 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 		l.Close()
 		return err
 	}
-	srv, err := ttrpc.NewServer()
+	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(contain))
 	if err != nil {
 		return errors.Join(err, l.Close(), sessions.Close())
 	}
@@ -130,6 +130,15 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 		return nil
 	}
 	return err
+}
+
+// contain calls a verb. A panic in it is its error: a bug must not end the parent of every container.
+func contain(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
+	err = fault.Contained(func() (err error) {
+		resp, err = method(ctx, unmarshal)
+		return err
+	})
+	return resp, err
 }
 
 // Retire tells whether the keeper holds nothing and so may end; it takes no sandbox from then on.

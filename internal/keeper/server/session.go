@@ -3,13 +3,11 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"syscall"
 
 	"google.golang.org/grpc/status"
@@ -42,29 +40,43 @@ func (s *Server) serveSessions(l *net.UnixListener) {
 			}
 			return
 		}
-		s.sessions.Go(func() { s.session(session.NewConn(c)) })
+		conn := session.NewConn(c)
+		s.serving(func() { s.session(conn) })
 	}
+}
+
+// serving starts a goroutine that serves a session, or a part of one. All of them are started here: a bug in what one
+// client asked for must not end the parent of every container. What fn has deferred is done in any case.
+func (s *Server) serving(fn func()) {
+	s.sessions.Go(func() {
+		fault.Contained(func() error { // which has logged a panic
+			fn()
+			return nil
+		})
+	})
 }
 
 // session serves one, until it has ended or the caller has had enough or is gone, which ends its context.
 func (s *Server) session(conn *session.Conn) {
 	defer s.stir()
+	defer conn.Close()
 	req := &api.SessionRequest{}
-	if _, err := conn.Receive(req); err != nil {
-		slog.Debug("a session without a request", "err", err)
-		conn.Close()
+	if files, err := conn.Receive(req); err != nil || len(files) > 0 {
+		for _, f := range files {
+			f.Close()
+		}
+		slog.Debug("a session without a request", "files", len(files), "err", err)
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	s.sessions.Go(func() {
+	s.serving(func() {
+		defer cancel()
 		conn.AwaitEnd()
-		cancel()
 	})
-	defer conn.Close()
 
 	var code int
-	err := contained("a session", func() (err error) {
+	err := fault.Contained(func() (err error) {
 		switch {
 		case req.GetExec() != nil:
 			code, err = s.execSession(ctx, conn, req.GetExec())
@@ -83,16 +95,4 @@ func (s *Server) session(conn *session.Conn) {
 	if err := conn.Send(reply); err != nil {
 		slog.Debug("a session's end was not wanted any more", "err", err)
 	}
-}
-
-// contained runs fn and makes an error of a panic in it: a bug in what one client asked for must not end the parent of
-// every container.
-func contained(what string, fn func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			slog.Error("a bug in Kuri, please report it", "in", what, "panic", p, "stack", string(debug.Stack()))
-			err = fmt.Errorf("a bug in Kuri, please report it: panic in %s: %v", what, p)
-		}
-	}()
-	return fn()
 }
