@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -461,21 +462,57 @@ func TestPodsThatAreRefused(t *testing.T) {
 }
 
 // Containers live below the cgroup that the client names.
+// firstOf is process 1 of the PID namespace that a process is in.
+func firstOf(t *testing.T, pid int) int {
+	t.Helper()
+	namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range all {
+		status, _ := os.ReadFile(dir + "/status")
+		_, rest, _ := strings.Cut(string(status), "NSpid:")
+		pids := strings.Fields(strings.SplitN(rest, "\n", 2)[0])
+		if its, err := os.Readlink(dir + "/ns/pid"); err == nil && its == namespace && len(pids) > 1 && pids[len(pids)-1] == "1" {
+			first, err := strconv.Atoi(filepath.Base(dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return first
+		}
+	}
+	t.Fatalf("the PID namespace of process %d has no first process", pid)
+	return 0
+}
+
 func TestCgroupParent(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
 	p := harness.Pod("parent")
 	p.Linux.CgroupParent = "/kubepods/burstable/podX"
+	p.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	pod := d.RunPod(t, p)
-	c := d.Run(t, pod, harness.Container("main", image, "sleep", "100001"), p)
+	config := harness.Container("main", image, "sleep", "100001")
+	config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	c := d.Run(t, pod, config, p)
 	pid := harness.FindProcess(t, "sleep 100001")
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if path := strings.TrimSpace(line[strings.LastIndex(line, ":")+1:]); !strings.HasPrefix(path, "/kubepods/burstable/podX/") || !strings.Contains(path, c) {
-			t.Errorf("the container is in %s", strings.TrimSpace(line))
+	// What the pod's own process takes counts where the pod's overhead is expected: the parent has it, and no container. (It
+	// has no devices, and so no cgroup for them.)
+	for who, process := range map[string]struct {
+		pid int
+		own string
+	}{"the container": {pid, c}, "the pod's first process": {firstOf(t, pid), pod}} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", process.pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			path := strings.TrimSpace(line[strings.LastIndex(line, ":")+1:])
+			inPod := strings.HasPrefix(path, "/kubepods/burstable/podX/") && strings.Contains(path, process.own)
+			if !inPod && (process.own == c || !strings.Contains(line, ":devices:")) {
+				t.Errorf("%s is in %s", who, strings.TrimSpace(line))
+			}
 		}
 	}
 	d.RemovePod(t, pod)

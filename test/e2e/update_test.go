@@ -23,11 +23,27 @@ func (s *shell) update(ctx context.Context, id string, change *resources) error 
 	return err
 }
 
+// onV2 tells whether the node's controllers are those of cgroup v2.
+func onV2() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
+}
+
+// hasLimit tells whether cgroups have such a file, on v1 or on v2. The root of v2 does not have those of limits.
+func hasLimit(v1, v2 string) bool {
+	pattern := filepath.Join("/sys/fs/cgroup", strings.SplitN(v1, ".", 2)[0], v1)
+	if onV2() {
+		pattern = filepath.Join("/sys/fs/cgroup/*", v2)
+	}
+	found, _ := filepath.Glob(pattern)
+	return len(found) > 0
+}
+
 // limit reads a file of a container's cgroup, on v1 or on v2.
 func limit(t *testing.T, id, v1, v2 string) string {
 	t.Helper()
 	name, dir := v1, "/sys/fs/cgroup/"+strings.SplitN(v1, ".", 2)[0]
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+	if onV2() {
 		name, dir = v2, "/sys/fs/cgroup"
 	}
 	var file string
@@ -95,7 +111,7 @@ func TestUpdateResources(t *testing.T) {
 			{"huge pages of a size that is not there", &resources{CpuQuota: 30000, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3MB", Limit: 3 * mb}}}, codes.Unimplemented, "hugepage_limits"},
 		} {
 			if c.change.CpuShares == 1 {
-				if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+				if onV2() {
 					continue // v2 takes it
 				}
 			}
@@ -112,6 +128,55 @@ func TestUpdateResources(t *testing.T) {
 			}
 			if out := s.Output(t, id, "cat", "/proc/1/oom_score_adj"); out != "321\n" {
 				t.Errorf("%s: oom_score_adj %q", c.name, out)
+			}
+		}
+	})
+
+	t.Run("swap", func(t *testing.T) {
+		if !hasLimit("memory.memsw.limit_in_bytes", "memory.swap.max") {
+			t.Skip("SKIP: this kernel does not account for swap")
+		}
+		c := s.run(t, with(&resources{MemoryLimitInBytes: 64 * mb, MemorySwapLimitInBytes: 96 * mb}), "sleep", "1000")
+		for _, step := range []struct {
+			change *resources
+			v1, v2 int // bytes: of memory and swap on v1, of swap on v2
+		}{
+			{&resources{CpuShares: 100}, 96 * mb, 32 * mb},
+			{&resources{MemoryLimitInBytes: 80 * mb, MemorySwapLimitInBytes: 80 * mb}, 80 * mb, 0},
+			{&resources{MemoryLimitInBytes: 48 * mb}, 48 * mb, 0}, // what had no swap still has none
+			{&resources{MemoryLimitInBytes: 48 * mb, MemorySwapLimitInBytes: 112 * mb}, 112 * mb, 64 * mb},
+		} {
+			if err := s.update(t.Context(), c, step.change); err != nil {
+				t.Fatalf("%v: %v", step.change, err)
+			}
+			want := fmt.Sprint(step.v1)
+			if onV2() {
+				want = fmt.Sprint(step.v2)
+			}
+			if got := limit(t, c, "memory.memsw.limit_in_bytes", "memory.swap.max"); got != want {
+				t.Errorf("%v: the limit is %s, want %s", step.change, got, want)
+			}
+		}
+	})
+
+	t.Run("huge pages", func(t *testing.T) {
+		if !hasLimit("hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max") {
+			t.Skip("SKIP: this machine has no hugetlb controller for pages of 2 MB; make test-vm has it")
+		}
+		pages := func(n uint64) []*runtimeapi.HugepageLimit {
+			return []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: n * 2 * mb}}
+		}
+		c := s.run(t, with(&resources{HugepageLimits: pages(2)}), "sleep", "1000")
+		for i, change := range []*resources{{CpuShares: 100}, {HugepageLimits: pages(3)}, {HugepageLimits: pages(0)}} {
+			if err := s.update(t.Context(), c, change); err != nil {
+				t.Fatal(err)
+			}
+			want := []uint64{2, 3, 0}[i] * 2 * mb
+			if got := limit(t, c, "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != fmt.Sprint(want) {
+				t.Errorf("%v: the limit is %s, want %d", change, got, want)
+			}
+			if told := s.ContainerStatus(t, c).Resources.GetLinux().GetHugepageLimits(); len(told) != 1 || told[0].Limit != want {
+				t.Errorf("the status says %v, want %d", told, want)
 			}
 		}
 	})
@@ -200,7 +265,7 @@ func TestBlockIOClass(t *testing.T) {
 		t.Skip("SKIP: no block device on this machine")
 	}
 	dir := t.TempDir()
-	file := harness.Write(t, dir, "blockio.yaml", "Classes:\n  slow:\n  - Devices: ["+disk+"]\n    ThrottleReadBps: 1M\n    ThrottleWriteIOPS: 50\n  none: []\n")
+	file := harness.Write(t, dir, "blockio.yaml", "Classes:\n  slow:\n  - Devices: ["+disk+"]\n    ThrottleReadBps: 1M\n    ThrottleWriteIOPS: 50\n  none: []\n  light:\n  - Weight: 40\n")
 	s := &shell{Daemon: harness.Start(t, harness.Options{Config: fmt.Sprintf("[pod]\nblockio_config = %q\n", file)}), podConfig: harness.Pod("classes")}
 	s.image = s.PullBusybox(t)
 	s.podConfig.Annotations = map[string]string{
@@ -235,6 +300,18 @@ func TestBlockIOClass(t *testing.T) {
 	}
 	harness.WantError(t, s.refuses(t, nil, "true"), codes.Unimplemented, "container.c4", "fast", "slow")
 	harness.WantError(t, s.refuses(t, nil, "true"), codes.Unimplemented, "rdt.resources.beta.kubernetes.io/container.c5")
+	t.Run("weight", func(t *testing.T) {
+		if !onV2() {
+			t.Skip("SKIP: v1 has weights with the BFQ scheduler alone; make test-vm has those of v2")
+		}
+		light := s.run(t, func(c *container, _ *security) {
+			c.Annotations = map[string]string{"io.kubernetes.cri.blockio-class": "light"}
+		}, "sleep", "1000")
+		// 10 to 1000 are 1 to 10000 there.
+		if got := limit(t, light, "", "io.weight"); got != "default 304" {
+			t.Errorf("io.weight is %q", got)
+		}
+	})
 
 	bad := harness.Write(t, dir, "bad.toml", fmt.Sprintf("root = %q\nstate = %q\n[pod]\nblockio_config = %q\n", filepath.Join(dir, "r"), filepath.Join(dir, "s"), filepath.Join(dir, "absent")))
 	if said, code := harness.RunKurid(t, "--config", bad); code == 0 || !strings.Contains(said, "pod.blockio_config") {
