@@ -17,27 +17,31 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// quotaDisk is a filesystem with project quotas, or skips the test where the kernel has none.
+// quotaDisk is an ext4 with project quotas, or skips the test where the kernel has none.
 func quotaDisk(t *testing.T) string {
+	t.Helper()
+	exec.Command("modprobe", "quota_v2").Run() // the format of ext4's quotas; part of the kernel, a module, or not there
+	return quotaDiskOf(t, "256M", "CONFIG_QFMT_V2", "mkfs.ext4", "-q", "-O", "project,quota", "-E", "lazy_itable_init=1,lazy_journal_init=1")
+}
+
+// quotaDiskOf is a filesystem of that size, made by that command, with project quotas. Where there is no such command, or
+// the kernel cannot mount what it makes, the test is skipped.
+func quotaDiskOf(t *testing.T, size, needs string, mkfs ...string) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to mount a filesystem")
 	}
-	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		t.Skip("SKIP: no mkfs.ext4")
+	if _, err := exec.LookPath(mkfs[0]); err != nil {
+		t.Skipf("SKIP: no %s", mkfs[0])
 	}
-	exec.Command("modprobe", "quota_v2").Run() // the format of ext4's quotas; part of the kernel, a module, or not there
 	image, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
-	for _, command := range [][]string{
-		{"truncate", "-s", "256M", image},
-		{"mkfs.ext4", "-q", "-O", "project,quota", "-E", "lazy_itable_init=1,lazy_journal_init=1", image},
-	} {
+	for _, command := range [][]string{{"truncate", "-s", size, image}, append(mkfs, image)} {
 		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%q: %v: %s", command, err, out)
 		}
 	}
 	if out, err := exec.Command("mount", "-o", "loop,prjquota", image, dir).CombinedOutput(); err != nil {
-		t.Skipf("SKIP: this kernel does not mount ext4 with project quotas (CONFIG_QFMT_V2); make test-vm has it: %s", out)
+		t.Skipf("SKIP: this kernel does not mount what %s makes with project quotas (%s); make test-vm has it: %s", mkfs[0], needs, out)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
@@ -79,8 +83,26 @@ func projects(t *testing.T, dir string) []uint32 {
 	}
 }
 
-func TestWritableLayerQuota(t *testing.T) {
-	disk := quotaDisk(t)
+// wantProjects waits until a filesystem has so many projects: xfs counts what is removed for a moment longer.
+func wantProjects(t *testing.T, dir, when string, n int) {
+	t.Helper()
+	harness.Eventually(t, 10*time.Second, fmt.Sprintf("%d projects %s", n, when), func() error {
+		if there := projects(t, dir); len(there) != n {
+			return fmt.Errorf("there are %v", there)
+		}
+		return nil
+	})
+}
+
+func TestWritableLayerQuota(t *testing.T) { limitsWritableLayers(t, quotaDisk(t)) }
+
+func TestWritableLayerQuotaOnXFS(t *testing.T) {
+	exec.Command("modprobe", "xfs").Run() // a cell's mount does not load it
+	limitsWritableLayers(t, quotaDiskOf(t, "320M", "CONFIG_XFS_QUOTA", "mkfs.xfs", "-q"))
+}
+
+// limitsWritableLayers tells the story of containers whose writable layers have limits, on a filesystem with project quotas.
+func limitsWritableLayers(t *testing.T, disk string) {
 	s := &shell{Daemon: harness.Start(t, harness.Options{Dir: disk, Config: "[pod]\nwritable_layer_bytes = 16777216\n"}), podConfig: harness.Pod("quota")}
 	s.image = s.PullBusybox(t)
 	s.podConfig.Annotations = map[string]string{
@@ -134,9 +156,7 @@ func TestWritableLayerQuota(t *testing.T) {
 		if ok, _ := write(small, "/dev/../big2", 8); ok {
 			t.Error("8 MiB within 4")
 		}
-		if n := len(projects(t, disk)); n != 2 {
-			t.Errorf("%d projects for 2 containers", n)
-		}
+		wantProjects(t, disk, "for 2 containers", 2)
 	})
 	t.Run("given back", func(t *testing.T) {
 		for _, id := range []string{small, large} {
@@ -144,16 +164,12 @@ func TestWritableLayerQuota(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if left := projects(t, disk); len(left) > 0 {
-			t.Errorf("projects of containers that are gone: %v", left)
-		}
+		wantProjects(t, disk, "when the containers are gone", 0)
 	})
 	t.Run("refused", func(t *testing.T) {
 		s.count = 8
 		harness.WantError(t, s.refuses(t, nil, "true"), codes.InvalidArgument, "writable-layer.kuri-cri.io/c9", "16777216 at most")
-		if left := projects(t, disk); len(left) > 0 {
-			t.Errorf("projects of a container that was refused: %v", left)
-		}
+		wantProjects(t, disk, "of a container that was refused", 0)
 	})
 	t.Run("given back after a crash", func(t *testing.T) {
 		created := make(chan struct{})
@@ -176,13 +192,9 @@ func TestWritableLayerQuota(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(projects(t, disk)); n != len(list.Containers) {
-			t.Errorf("%d projects for %d containers", n, len(list.Containers))
-		}
+		wantProjects(t, disk, "of the containers that are listed", len(list.Containers))
 		s.RemovePod(t, s.pod)
-		if left := projects(t, disk); len(left) > 0 {
-			t.Errorf("projects of a pod that is gone: %v", left)
-		}
+		wantProjects(t, disk, "of a pod that is gone", 0)
 	})
 }
 
@@ -203,9 +215,7 @@ func TestWritableLayerQuotaOfContainerRoot(t *testing.T) {
 	if write() {
 		t.Error("8 MiB within 4, after a restart")
 	}
-	if n := len(projects(t, disk)); n != 1 {
-		t.Errorf("%d projects for 1 container", n)
-	}
+	wantProjects(t, disk, "for 1 container", 1)
 
 	// An orphan's project is given back with it.
 	s.Stop(t)
@@ -214,9 +224,7 @@ func TestWritableLayerQuotaOfContainerRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Continue(t)
-	if left := projects(t, disk); len(left) > 0 {
-		t.Errorf("projects of an orphan that was swept: %v", left)
-	}
+	wantProjects(t, disk, "of an orphan that was swept", 0)
 	s.RemovePod(t, s.pod)
 	if entries, err := os.ReadDir(filepath.Join(disk, "containers")); err != nil || len(entries) > 0 {
 		t.Errorf("writable layers that are left: %v, %v", entries, err)
