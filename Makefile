@@ -82,7 +82,7 @@ bench: all ## startup, memory and latency beside containerd's; needs root
 test-kubelet: all ## a real kubelet, standalone, against kurid; needs root, builds for minutes
 	test/kubelet/run
 
-test-vm: all ## stories in virtual machines: cgroup v2, systemd as process 1, SELinux; needs root, takes ten minutes
+test-vm: all ## stories in virtual machines: cgroup v2, systemd as process 1, SELinux; needs root, takes a quarter of an hour
 	test/vm/run
 
 install: all ## install under PREFIX (DESTDIR for packagers)

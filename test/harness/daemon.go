@@ -31,6 +31,7 @@ type Options struct {
 	Flags  []string // further arguments of kurid
 	Images bool     // serve the ImageService on a second socket
 	Bare   bool     // no configuration and no flags: everything is where it is by default
+	NoPods bool     // the test runs none: no pod is tried at the start, and no leaks are looked for
 }
 
 // Daemon is a running kurid. Its methods fail the test that is given to them; none may be called at once with Restart.
@@ -69,6 +70,11 @@ func Start(t testing.TB, o Options) *Daemon {
 	if d.log, err = os.Create(filepath.Join(d.Dir, "kurid.log")); err != nil {
 		t.Fatal(err)
 	}
+	if o.NoPods {
+		d.start(t)
+		t.Cleanup(func() { d.finish(t) })
+		return d
+	}
 	before, err := Observe()
 	if err != nil {
 		t.Fatal(err)
@@ -82,16 +88,25 @@ func Start(t testing.TB, o Options) *Daemon {
 		}
 		d.removeAll(t)
 		d.checkIdle(t)
+		defer d.finish(t)
 		d.Stop(t)
 		d.stopKeeper(t)
 		CheckLeaks(t, "after the daemon and its keeper have ended", before)
 		CheckLosses(t, "after the daemon and its keeper have ended", before)
-		if t.Failed() {
-			d.showLog(t)
-		}
-		d.log.Close()
 	})
 	return d
+}
+
+// finish ends what has not ended yet, and shows what the daemon said if that is of use.
+func (d *Daemon) finish(t testing.TB) {
+	if d.cmd != nil {
+		d.Stop(t)
+		d.stopKeeper(t)
+	}
+	if t.Failed() {
+		d.showLog(t)
+	}
+	d.log.Close()
 }
 
 // configure writes the configuration file.
