@@ -1,5 +1,6 @@
 // The first process of a pod's shared PID namespace. It runs instead of the Go program, in a constructor, when the
-// environment has _KURI_POD_INIT: so it costs a few pages of memory. It reaps what is left to it and ends on TERM or INT.
+// environment has _KURI_POD_INIT, the mount options of its root: so it costs a few pages of memory. It reaps what is left
+// to it and ends on TERM or INT.
 // Descriptor 3 takes the reason when it cannot begin, and is closed once it has begun.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,12 +30,12 @@ static void must(int ok, const char *what)
 
 // Leaves the host's file system for an empty one with /proc of this PID namespace, so that /proc/1/root shows nothing
 // and no mount of the host is kept busy.
-static void leave_host_root(void)
+static void leave_host_root(const char *options)
 {
 	const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
 	must(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0, "make mounts private");
-	must(mount("kuri-init", "/proc", "tmpfs", flags, "mode=555,size=16k") == 0, "mount tmpfs");
+	must(mount("kuri-init", "/proc", "tmpfs", flags, options) == 0, "mount tmpfs");
 	must(mkdir("/proc/proc", 0555) == 0, "mkdir");
 	must(mount("proc", "/proc/proc", "proc", flags, NULL) == 0, "mount proc");
 	must(chdir("/proc") == 0, "chdir");
@@ -66,14 +67,15 @@ static void drop_privileges(void)
 
 __attribute__((constructor)) static void kuri_pod_init(void)
 {
+	const char *options = getenv("_KURI_POD_INIT");
 	sigset_t all;
 
-	if (getenv("_KURI_POD_INIT") == NULL)
+	if (options == NULL)
 		return;
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	prctl(PR_SET_NAME, "kuri-init", 0, 0, 0);
-	leave_host_root();
+	leave_host_root(options);
 	drop_privileges();
 	close(REPORT_FD);
 	for (;;) {

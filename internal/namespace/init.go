@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/opencontainers/selinux/go-selinux/label"
 )
 
 import "C" // for init.c, the program of a pod's process 1
@@ -22,9 +24,10 @@ type Init struct {
 const initLimit = 10 * time.Second
 
 // StartInit starts process 1 of a new PID namespace. It is called on a thread that is in the pod's other namespaces,
-// which the process is then in as well; or with attributes, not nil, with which the process makes them. It has a root of its own with /proc and nothing else, no capabilities, and the
+// which the process is then in as well; or with attributes, not nil, with which the process makes them. It has a root of
+// its own with /proc and nothing else, which has the SELinux label mountLabel unless that is "", no capabilities, and the
 // user 65535. OOMScoreAdj is -1000 to 1000; the kernel refuses to lower ours without CAP_SYS_RESOURCE.
-func StartInit(oomScoreAdj int, attr *syscall.SysProcAttr) (_ *Init, err error) {
+func StartInit(oomScoreAdj int, mountLabel string, attr *syscall.SysProcAttr) (_ *Init, err error) {
 	if attr == nil {
 		attr = &syscall.SysProcAttr{}
 	} else {
@@ -40,7 +43,7 @@ func StartInit(oomScoreAdj int, attr *syscall.SysProcAttr) (_ *Init, err error) 
 	cmd := &exec.Cmd{
 		Path:        "/proc/self/exe",
 		Args:        []string{"kuri-init"},
-		Env:         []string{"_KURI_POD_INIT=1"},
+		Env:         []string{"_KURI_POD_INIT=" + label.FormatMountLabel("mode=555,size=16k", mountLabel)},
 		Dir:         "/",
 		ExtraFiles:  []*os.File{say},
 		SysProcAttr: attr,

@@ -159,6 +159,11 @@ func hasAppArmor() bool {
 	return err == nil && strings.HasPrefix(string(on), "Y")
 }
 
+func hasSELinux() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
+}
+
 func readExpected(path string) (map[string]expectation, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -176,10 +181,14 @@ func readExpected(path string) (map[string]expectation, error) {
 			out[rest] = expectation{pass: true}
 		case verb == "apparmor" && rest != "":
 			out[rest] = expectation{pass: hasAppArmor(), reason: "AppArmor is not enabled in this kernel; make test-vm has it"}
+		case verb == "selinux" && rest != "":
+			if hasSELinux() { // there is no such spec elsewhere
+				out[rest] = expectation{pass: true}
+			}
 		case verb == "skip" && hasReason && reason != "":
 			out[name] = expectation{reason: reason}
 		default:
-			return nil, fmt.Errorf("%s: %q is none of \"pass NAME\", \"apparmor NAME\" and \"skip NAME # reason\"", path, line)
+			return nil, fmt.Errorf("%s: %q is none of \"pass NAME\", \"apparmor NAME\", \"selinux NAME\" and \"skip NAME # reason\"", path, line)
 		}
 	}
 	return out, nil

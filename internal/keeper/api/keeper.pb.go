@@ -298,7 +298,7 @@ type CreateSandboxRequest struct {
 	// root filesystems are mounted with the same mappings.
 	UidMappings   []*IDMapping `protobuf:"bytes,14,rep,name=uid_mappings,json=uidMappings,proto3" json:"uid_mappings,omitempty"`
 	GidMappings   []*IDMapping `protobuf:"bytes,15,rep,name=gid_mappings,json=gidMappings,proto3" json:"gid_mappings,omitempty"`
-	MountLabel    string       `protobuf:"bytes,16,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"` // the SELinux label of all that is in /dev/shm; none without SELinux
+	MountLabel    string       `protobuf:"bytes,16,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"` // the SELinux label of all that is in /dev/shm and in the root of the init; none without SELinux
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -126,7 +126,7 @@ func (s *Server) startInit(box *sandbox, req *api.CreateSandboxRequest, attr *sy
 	if !req.Pid {
 		return 0, nil
 	}
-	if box.init, err = namespace.StartInit(int(req.OomScoreAdj), attr); err != nil {
+	if box.init, err = namespace.StartInit(int(req.OomScoreAdj), req.MountLabel, attr); err != nil {
 		return 0, err
 	}
 	if box.initFD, err = openPidfd(box.init.Pid); err != nil {
