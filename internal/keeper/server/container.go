@@ -58,7 +58,7 @@ func (c *container) message() *api.Container {
 	m := &api.Container{
 		Id: c.id, SandboxId: c.sandboxID, State: c.state, CreatedAt: c.createdAt, StartedAt: c.startedAt,
 	}
-	if c.made != nil {
+	if c.state != api.State_UNKNOWN { // Create is not setting it any more
 		m.Pid = int32(c.made.Pid)
 	}
 	if c.state == api.State_EXITED {

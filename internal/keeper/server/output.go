@@ -26,6 +26,7 @@ type logFile struct {
 
 	mu      sync.Mutex // guards all below; held over a write to the file
 	file    *os.File
+	closed  bool      // file is, for the container has exited
 	written int64     // bytes in the file
 	allowed allowance // see limit.go
 	torn    bool      // the last write was cut off in an entry
@@ -61,19 +62,23 @@ func openLogFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// reopen closes the file and makes it anew at its path.
+// reopen closes the file and makes it anew at its path. When the log is closed already the error is of kind Precondition, and
+// no file is made.
 func (l *logFile) reopen() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return fault.New(fault.Precondition, "the container has exited, and its log %s is closed", l.path)
+	}
 	f, err := openLogFile(l.path)
 	if err != nil {
 		return err
 	}
-	l.mu.Lock()
 	old := l.file
 	l.file, l.torn, l.written = f, false, 0
 	if st, err := f.Stat(); err == nil {
 		l.written = st.Size()
 	}
-	l.mu.Unlock()
 	return old.Close()
 }
 
@@ -82,6 +87,7 @@ func (l *logFile) close() {
 	defer l.mu.Unlock()
 	l.file.Write(l.confession())
 	l.file.Close()
+	l.closed = true
 }
 
 // write appends whole entries. It does not fail: what cannot be written, for the disk is full, is dropped and counted,

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
 )
 
 // FuzzLines: whatever pieces output comes in, the log has all of it, in entries that are well-formed and not too long.
@@ -65,6 +68,25 @@ func checkLog(t *testing.T, path string, data []byte) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Fatalf("got %d bytes, want %d", len(got), len(want))
+	}
+}
+
+// A rotation that meets the container's exit, which closes the log before it is told.
+func TestAClosedLogIsNotMadeAnew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	log, err := openLog(path, logLimits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.close()
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := log.reopen(); !errors.Is(err, fault.Precondition) {
+		t.Errorf("reopened: %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is made anew: %v", err)
 	}
 }
 

@@ -173,7 +173,7 @@ func (r *reaper) reapStrays(last suspect) suspect {
 			return now
 		}
 		if n, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); n != pid && err != unix.EINTR {
-			return suspect{} // someone waited for it after all
+			return now // someone waited for it after all; there may be others behind it
 		}
 	}
 }

@@ -723,7 +723,14 @@ func TestManyAtOnce(t *testing.T) {
 	n := newNode(t)
 	const count = 30
 	t0 := time.Now()
-	var wg sync.WaitGroup
+	made, cancel := context.WithCancel(t.Context())
+	var lists, wg sync.WaitGroup
+	lists.Go(func() { // a daemon that starts asks what there is
+		for made.Err() == nil {
+			_, err := n.List(t.Context())
+			n.must(err)
+		}
+	})
 	for range count {
 		wg.Go(func() {
 			box := n.sandbox()
@@ -735,6 +742,8 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	cancel()
+	lists.Wait()
 	t.Logf("%d pods from beginning to end at once in %s", count, time.Since(t0))
 }
 
