@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -106,6 +108,10 @@ func (p *Pods) lost(c *Container, why string) {
 // resync compares all containers with what the keeper holds, after events were missed, and returns the number of the
 // newest event that the comparison has seen.
 func (p *Pods) resync(ctx context.Context) (uint64, error) {
+	// Ours come first: what is created while we ask is not taken for lost.
+	p.mu.RLock()
+	all := slices.Collect(maps.Values(p.containers))
+	p.mu.RUnlock()
 	info, err := p.Keeper.Info(ctx)
 	if err != nil {
 		return 0, err
@@ -118,12 +124,6 @@ func (p *Pods) resync(ctx context.Context) (uint64, error) {
 	for _, c := range held.Containers {
 		byID[c.Id] = c
 	}
-	p.mu.RLock()
-	all := make([]*Container, 0, len(p.containers))
-	for _, c := range p.containers {
-		all = append(all, c)
-	}
-	p.mu.RUnlock()
 	for _, c := range all {
 		p.reconcile(c, byID[c.Record().ID])
 	}

@@ -57,6 +57,30 @@ func TestATransitionThatCannotBeRecordedDoesNotHappen(t *testing.T) {
 	}
 }
 
+// On a full disk pods and containers can be ended nevertheless.
+func TestAnEndThatCannotBeRecordedHappens(t *testing.T) {
+	s := testSandbox(t, Ready)
+	c := newContainer(s.paths, s, &ContainerRecord{ID: newID(), SandboxID: s.Record().ID, State: Running,
+		Config: message[*runtime.ContainerConfig]{&runtime.ContainerConfig{}}})
+	if err := os.RemoveAll(s.paths.root); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.become(NotReady, nil); err == nil || s.Record().State != NotReady {
+		t.Errorf("err %v, state %s", err, s.Record().State)
+	}
+	if err := c.become(Exited, func(r *ContainerRecord) { r.ExitCode = 3 }); err == nil || c.Record().State != Exited || c.Record().ExitCode != 3 {
+		t.Errorf("err %v, state %s", err, c.Record().State)
+	}
+	<-c.exited
+	// Told again, perhaps while it is removed, nothing is written.
+	if err := errors.Join(s.become(NotReady, nil), c.become(Exited, nil)); err != nil {
+		t.Error(err)
+	}
+	if err := c.amend(func(*ContainerRecord) {}); !errors.Is(err, fault.Precondition) {
+		t.Errorf("changed after its end: %v", err)
+	}
+}
+
 func TestAContainerExitsOnce(t *testing.T) {
 	s := testSandbox(t, Ready)
 	c := newContainer(s.paths, s, &ContainerRecord{ID: newID(), SandboxID: s.Record().ID, State: Running,

@@ -54,7 +54,8 @@ func allowed(edges map[State][]State, from, to State) bool {
 }
 
 // become makes the one transition: it checks the edge, lets change fill in the rest, writes the record and publishes it.
-// The error is of kind Precondition when the edge is not there.
+// The error is of kind Precondition when the edge is not there. An end happens even when it cannot be recorded, for the disk
+// may be full: the error says so, and the next daemon finds it out by itself.
 func (s *Sandbox) become(next State, change func(*SandboxRecord)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,15 +67,18 @@ func (s *Sandbox) becomeLocked(next State, change func(*SandboxRecord)) error {
 	if !allowed(sandboxEdges, r.State, next) {
 		return fault.New(fault.Precondition, "pod %s is %s and cannot become %s", r.ID, r.State, next)
 	}
+	if r.State == next && change == nil {
+		return nil // and who stops a pod while another removes it does not write a record anew
+	}
 	r.State = next
 	if change != nil {
 		change(&r)
 	}
-	if err := record.Write(s.paths.podRecord(r.ID), sandboxFormat, &r); err != nil {
-		return err
+	err := record.Write(s.paths.podRecord(r.ID), sandboxFormat, &r)
+	if err == nil || next == NotReady {
+		s.rec.Store(&r)
 	}
-	s.rec.Store(&r)
-	return nil
+	return err
 }
 
 // list returns the sandbox's containers, those being created too, in no order.
@@ -124,11 +128,15 @@ func (c *Container) become(next State, change func(*ContainerRecord)) error {
 	return c.becomeLocked(next, change)
 }
 
-// amend changes the record in whatever state the container is.
+// amend changes the record of a container that has not exited; else the error is of kind Precondition.
 func (c *Container) amend(change func(*ContainerRecord)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.becomeLocked(c.rec.Load().State, change)
+	state := c.rec.Load().State
+	if state == Exited {
+		return fault.New(fault.Precondition, "it has exited meanwhile")
+	}
+	return c.becomeLocked(state, change)
 }
 
 func (c *Container) becomeLocked(next State, change func(*ContainerRecord)) error {
@@ -136,17 +144,19 @@ func (c *Container) becomeLocked(next State, change func(*ContainerRecord)) erro
 	if !allowed(containerEdges, r.State, next) {
 		return fault.New(fault.Precondition, "container %s is %s and cannot become %s", r.ID, r.State, next)
 	}
-	was := r.State
+	if r.State == Exited {
+		return nil // told twice, and the second time perhaps when its record has been removed
+	}
 	r.State = next
 	if change != nil {
 		change(&r)
 	}
-	if err := record.Write(c.paths.containerRecord(r.SandboxID, r.ID), containerFormat, &r); err != nil {
-		return err
+	err := record.Write(c.paths.containerRecord(r.SandboxID, r.ID), containerFormat, &r)
+	if err == nil || next == Exited {
+		c.rec.Store(&r)
 	}
-	c.rec.Store(&r)
-	if next == Exited && was != Exited {
+	if next == Exited {
 		close(c.exited)
 	}
-	return nil
+	return err
 }

@@ -124,10 +124,12 @@ func (p *Pods) SandboxStats(ctx context.Context, s *Sandbox) (*runtime.PodSandbo
 	}
 	if r.State == Ready && r.NetnsPath != "" {
 		links, err := network.Counters(r.NetnsPath)
-		if err != nil {
+		switch {
+		case err == nil:
+			linux.Network = networkUsage(links)
+		case s.Record().State == Ready: // and was not stopped meanwhile
 			return nil, fmt.Errorf("read the links of %s: %w", r.name(), err)
 		}
-		linux.Network = networkUsage(links)
 	}
 	return &runtime.PodSandboxStats{
 		Attributes: &runtime.PodSandboxAttributes{

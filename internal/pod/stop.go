@@ -1,17 +1,19 @@
 package pod
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
 // killWait is how long a process may take to be gone after SIGKILL before that is an error.
@@ -45,7 +47,7 @@ func (p *Pods) stopSandbox(ctx context.Context, s *Sandbox) error {
 func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 	// 1. From here on no container is created in it, and those being created are taken back by who creates them.
 	if err := s.become(NotReady, nil); err != nil {
-		return err
+		slog.Error("the stop of a pod could not be recorded", "pod", s.Record().name(), "err", err)
 	}
 	s.creates.Wait()
 
@@ -114,7 +116,8 @@ func (p *Pods) stopContainer(ctx context.Context, c *Container, grace time.Durat
 	if r.State != Running || grace <= 0 {
 		return p.kill(ctx, c)
 	}
-	if err := p.Keeper.Signal(ctx, r.ID, unix.Signal(r.StopSignal), false); err != nil {
+	// Unknown to the keeper is what has exited since we looked.
+	if err := p.Keeper.Signal(ctx, r.ID, unix.Signal(r.StopSignal), false); err != nil && !errors.Is(err, fault.NotFound) {
 		return fmt.Errorf("send %s: %w", r.StopName, err)
 	}
 	// The caller may give up, the stop goes on.
@@ -142,6 +145,10 @@ func (p *Pods) kill(ctx context.Context, c *Container) error {
 	if err := p.Keeper.Signal(ctx, r.ID, unix.SIGKILL, true); err != nil && !errors.Is(err, fault.NotFound) {
 		return fmt.Errorf("kill %s: %w", r.name(), err)
 	}
+	// What ended while it was created was told before it was known here.
+	if e, err := keeper.ReadExit(p.paths.bundle(r.SandboxID, r.ID)); err == nil {
+		p.recordExit(c, e)
+	}
 	timer := time.NewTimer(killWait)
 	defer timer.Stop()
 	select {
@@ -160,8 +167,8 @@ func stuck(pid int) string {
 	if err != nil {
 		return fmt.Sprintf("its first process %d is gone, others of it may be left", pid)
 	}
-	_, after, _ := strings.Cut(string(stat), ") ")
-	state, _, _ := strings.Cut(after, " ")
+	after := stat[bytes.LastIndexByte(stat, ')')+1:] // the name before it may be anything
+	state, _, _ := bytes.Cut(bytes.TrimLeft(after, " "), []byte(" "))
 	wchan, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", pid))
 	return fmt.Sprintf("process %d is in state %s, waiting in %q; a state D ends only when the device or filesystem that it waits for answers", pid, state, wchan)
 }
