@@ -1,7 +1,6 @@
 package network
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -36,9 +35,9 @@ func candidates4() []netip.Prefix {
 // candidates6 are unique local ranges (RFC 4193) whose 40 bits come from the machine's ID and the bridge's key, so that a
 // node keeps its range and two nodes differ.
 func candidates6(key [32]byte) []netip.Prefix {
-	machine, err := os.ReadFile("/etc/machine-id")
-	if err != nil { // none on this node: any unique range will do, and is kept as long as a pod uses it
-		machine = []byte(rand.Text())
+	machine, _ := os.ReadFile("/etc/machine-id")
+	if len(machine) < 32 { // none on this node, or an image's that was never started: until the next boot will do
+		machine, _ = os.ReadFile("/proc/sys/kernel/random/boot_id")
 	}
 	var c []netip.Prefix
 	for n := range byte(8) {
