@@ -59,6 +59,8 @@ type built struct {
 	mtu    int
 	group  uint32         // of the pods' links
 	ranges []netip.Prefix // whose gateways it has, and that are masqueraded
+
+	overLoopback bool // the table has host ports serve [::1]
 }
 
 var linkName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$`)

@@ -211,5 +211,5 @@ func (b *Bridge) publish(l *lease, result *Result) error {
 	if len(l.HostPorts) == 0 {
 		return nil
 	}
-	return b.installRules()
+	return b.openPorts(l)
 }

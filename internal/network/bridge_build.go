@@ -263,12 +263,38 @@ func (b *Bridge) mtu(h *netlink.Handle) (int, error) {
 
 // installRules writes the table for the leases there are.
 func (b *Bridge) installRules() error {
-	ports := b.pool.hostPorts(loopback6Reachable())
-	rules := ruleset{table: b.table, bridge: b.link.name, ranges: b.link.ranges, ports: ports}
+	b.link.overLoopback = loopback6Reachable()
+	rules := b.rules(b.pool.hostPorts())
 	if err := rules.install(); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(ports, func(p hostPort) bool { return p.overLoopback && p.pod.Is6() }) {
+	return b.reachPorts(rules.ports)
+}
+
+func (b *Bridge) rules(ports []hostPort) ruleset {
+	return ruleset{table: b.table, bridge: b.link.name, ranges: b.link.ranges, ports: ports, overLoopback: b.link.overLoopback}
+}
+
+// openPorts puts a pod's mappings into effect. Where the table is not as it should be, it is written anew.
+func (b *Bridge) openPorts(l *lease) error {
+	ports := l.mappings()
+	if b.link.overLoopback == loopback6Reachable() && b.rules(ports).add() == nil {
+		return b.reachPorts(ports)
+	}
+	return b.installRules()
+}
+
+// closePorts is called when the lease is dropped already.
+func (b *Bridge) closePorts(l *lease) error {
+	if b.rules(l.mappings()).remove() == nil {
+		return nil
+	}
+	return b.installRules()
+}
+
+// reachPorts lets clients on the node's loopback reach host ports.
+func (b *Bridge) reachPorts(ports []hostPort) error {
+	if b.link.overLoopback && slices.ContainsFunc(ports, func(p hostPort) bool { return p.pod.Is6() }) {
 		if err := reachLoopback6(b.link); err != nil {
 			return err
 		}

@@ -58,7 +58,7 @@ func (b *Bridge) giveBack(podID string) error {
 	b.pool.drop(l)
 	var err error
 	if len(l.HostPorts) > 0 && b.link.index != 0 {
-		err = b.installRules()
+		err = b.closePorts(l)
 		complain(forgetAfter(l.HostPorts, l.Addresses))
 	}
 	if err == nil {

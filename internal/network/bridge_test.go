@@ -74,6 +74,39 @@ func BenchmarkAttach(b *testing.B) {
 	must(b, n.Detach(b.Context(), warm, nil))
 }
 
+// BenchmarkAttachWithHostPorts measures one Attach at a time, of a pod with two host ports beside 250 of such pods.
+func BenchmarkAttachWithHostPorts(b *testing.B) {
+	n := newBridge(b, BridgeConfig{})
+	var pods []Pod
+	with := func(i int) Pod {
+		p, _ := newPod(b)
+		p.PortMappings = []PortMapping{{Protocol: TCP, ContainerPort: 80, HostPort: uint16(20000 + 2*i)}, {Protocol: TCP, ContainerPort: 81, HostPort: uint16(20001 + 2*i)}}
+		return p
+	}
+	for i := range 250 {
+		pods = append(pods, with(i))
+		attach(b, n, pods[i])
+	}
+	var took []time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		p := with(250)
+		b.StartTimer()
+		began := time.Now()
+		r := attach(b, n, p)
+		took = append(took, time.Since(began))
+		b.StopTimer()
+		must(b, n.Detach(b.Context(), p, r))
+		b.StartTimer()
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[0].Microseconds()), "µs-min")
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-p50")
+	for _, p := range pods {
+		must(b, n.Detach(b.Context(), p, nil))
+	}
+}
+
 // BenchmarkAttach50 measures fifty at once.
 func BenchmarkAttach50(b *testing.B) {
 	n := newBridge(b, BridgeConfig{})
@@ -687,22 +720,128 @@ func TestSoak(t *testing.T) {
 	must(t, n.Prune(t.Context()))
 }
 
-// TestManyHostPorts: a node full of pods that have host ports of all protocols.
+// TestManyHostPorts: a node full of pods that have host ports of all protocols. One that comes or goes costs no more there.
 func TestManyHostPorts(t *testing.T) {
 	requireRoot(t)
 	leftovers(t)
 	rules := ruleset{table: "kuri-many", bridge: DefaultBridge, ranges: []netip.Prefix{netip.MustParsePrefix("10.83.0.0/16"), netip.MustParsePrefix("fd00:83::/64")}}
 	for i := range 500 {
 		m := PortMapping{Protocol: []Protocol{TCP, UDP, SCTP}[i%3], ContainerPort: 80, HostPort: uint16(10000 + i)}
-		rules.ports = append(rules.ports, hostPort{m, netip.AddrFrom4([4]byte{10, 83, byte(i >> 8), byte(i)}), true},
-			hostPort{m, netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x83, 14: byte(i >> 8), 15: byte(i)}), true})
+		rules.ports = append(rules.ports, hostPort{m, netip.AddrFrom4([4]byte{10, 83, byte(i >> 8), byte(i)})},
+			hostPort{m, netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x83, 14: byte(i >> 8), 15: byte(i)})})
 	}
+	defer func() { must(t, removeTable(rules.table, nftables.TableFamilyINet)) }()
 	for range 2 { // also over what is there
 		began := time.Now()
 		must(t, rules.install())
 		t.Logf("%d mappings: %s", len(rules.ports), time.Since(began))
 	}
-	must(t, removeTable(rules.table, nftables.TableFamilyINet))
+	one := rules
+	one.ports = rules.ports[500:502]
+	began := time.Now()
+	for range 10 {
+		must(t, one.remove())
+		if err := one.remove(); err == nil {
+			t.Error("removed twice")
+		}
+		must(t, one.add())
+		must(t, one.add())
+	}
+	t.Logf("one of %d removed twice and added twice: %s", len(rules.ports), time.Since(began)/10)
+	if got := mappingsIn(t, rules); got != len(rules.ports) {
+		t.Errorf("%d mappings are there, want %d", got, len(rules.ports))
+	}
+}
+
+// mappingsIn counts the mappings in the table.
+func mappingsIn(t *testing.T, s ruleset) (count int) {
+	t.Helper()
+	c, err := nftables.New()
+	must(t, err)
+	m := s.maps()
+	for _, set := range []*nftables.Set{m.on4, m.any4, m.on6, m.any6} {
+		of, err := c.GetSetByName(set.Table, set.Name)
+		must(t, err)
+		elements, err := c.GetSetElements(of)
+		must(t, err)
+		count += len(elements)
+	}
+	return count
+}
+
+// TestHostPortsComeAndGo: pods that come and go change their own mappings only, and all of them are as nft(8) lists them; when
+// somebody has flushed the table, or taken it away, the next pod that comes or goes puts it back with all that belongs there.
+func TestHostPortsComeAndGo(t *testing.T) {
+	requireRoot(t)
+	needs(t, "nft list tables")
+	leftovers(t)
+	outside := newUplink(t)
+	n := newBridge(t, BridgeConfig{})
+	var pods []Pod
+	var results []*Result
+	come := func(i int) {
+		t.Helper()
+		pod, ns := newPod(t)
+		pod.PortMappings = []PortMapping{
+			{Protocol: TCP, ContainerPort: 80, HostPort: uint16(8000 + i)},
+			{Protocol: UDP, ContainerPort: 53, HostPort: uint16(8000 + i), HostIP: uplink4},
+			{Protocol: UDP, ContainerPort: 53, HostPort: uint16(8000 + i), HostIP: netip.MustParseAddr("127.0.0.1")},
+		}
+		pods, results = append(pods, pod), append(results, attach(t, n, pod))
+		serve(t, ns, "tcp", ":80", fmt.Sprint("pod", i))
+		serve(t, ns, "udp", netip.AddrPortFrom(results[i].IPs[0], 53).String(), fmt.Sprint("pod", i))
+	}
+	serves := func(i int, when string) {
+		t.Helper()
+		for _, c := range []struct {
+			from    *os.File
+			network string
+			to      netip.Addr
+		}{{outside, "tcp", uplink4}, {outside, "tcp", uplink6}, {outside, "udp", uplink4}, {nil, "udp", netip.MustParseAddr("127.0.0.1")}, {nil, "tcp", netip.MustParseAddr("127.0.0.1")}} {
+			if got, err := ask(c.from, c.network, netip.AddrPortFrom(c.to, uint16(8000+i))); err != nil || !strings.HasPrefix(got, fmt.Sprintf("pod%d ", i)) {
+				t.Errorf("%s, pod %d: %s to %s: %q, %v", when, i, c.network, c.to, got, err)
+			}
+		}
+	}
+	come(0)
+	come(1)
+	come(2)
+	for i := range pods {
+		serves(i, "three pods")
+	}
+	listed := sh(t, "nft list table inet "+n.table)
+	for _, want := range []string{
+		"tcp . 8001 : " + results[1].IPs[0].String() + " . 80", "198.51.100.1 . udp . 8002 : " + results[2].IPs[0].String() + " . 53",
+		"tcp . 8001 : " + results[1].IPs[1].String() + " . 80", results[0].IPs[0].String() + " . udp . 53 . 8000",
+	} {
+		if !strings.Contains(listed, want) {
+			t.Errorf("%s\ndoes not have %s", listed, want)
+		}
+	}
+	must(t, n.Detach(t.Context(), pods[1], results[1]))
+	if got := mappingsIn(t, n.rules(nil)); got != 2*4 {
+		t.Errorf("%d mappings of two pods", got)
+	}
+	serves(0, "one has gone")
+	serves(2, "one has gone")
+	if got, err := ask(outside, "tcp", netip.AddrPortFrom(uplink4, 8001)); err == nil {
+		t.Errorf("the one that has gone answers %q", got)
+	}
+	sh(t, fmt.Sprintf("nft flush map inet %[1]s any4; nft flush map inet %[1]s on4", n.table))
+	must(t, n.Detach(t.Context(), pods[0], results[0]))
+	serves(2, "maps flushed, another pod gone")
+	for _, damage := range []string{"nft delete table inet " + n.table, "nft flush ruleset"} {
+		sh(t, damage)
+		come(len(pods))
+		serves(2, damage)
+		serves(len(pods)-1, damage)
+	}
+	for i := range pods {
+		must(t, n.Detach(t.Context(), pods[i], results[i]))
+	}
+	if got := mappingsIn(t, n.rules(nil)); got != 0 {
+		t.Errorf("%d mappings are left", got)
+	}
 }
 
 func TestNewBridgeRefuses(t *testing.T) {

@@ -121,7 +121,7 @@ func FuzzLease(f *testing.F) {
 		must(t, os.WriteFile(filepath.Join(dir, "a.json"), body, 0o600))
 		p, err := openPool(dir)
 		must(t, err)
-		p.hostPorts(false)
+		p.hostPorts()
 		for _, r := range p.ranges() {
 			if err := checkRanges([]netip.Prefix{r}); err != nil || !gateway(r).IsValid() || !lastOf(r).IsValid() {
 				t.Errorf("a lease of an impossible range was taken: %v", err)

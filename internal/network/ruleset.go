@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -12,16 +13,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ruleset is the bridge's nftables table, as it is to be:
+// ruleset is the bridge's nftables table, as it is to be. The mappings of host ports are elements of its maps and sets, so that
+// a pod that comes or goes changes its own and nothing else, and a packet finds its own however many there are:
 //
 //	table inet kuri-… {
+//	  map on4  { ip daddr . meta l4proto . th dport : ipv4_addr . inet_service }   HOSTIP . PROTOCOL . HOSTPORT : POD . PORT
+//	  map any4 { meta l4proto . th dport : ipv4_addr . inet_service }              the same, for every address of the node
+//	  set back4 { ip daddr . meta l4proto . th dport . ct original proto-dst }     POD . PROTOCOL . PORT . HOSTPORT
+//	  …  on6, any6, back6
 //	  chain guard       { type filter hook prerouting priority raw;    iifname BRIDGE ip daddr 127.0.0.0/8 drop }
 //	  chain prerouting  { type nat hook prerouting priority dstnat;    fib daddr type local jump hostports }
 //	  chain output      { type nat hook output priority dstnat;        fib daddr type local jump hostports }
-//	  chain hostports   { [ip daddr HOSTIP] tcp dport HOSTPORT dnat to POD:PORT … }
+//	  chain hostports   { dnat ip to ip daddr . meta l4proto . th dport map @on4; dnat ip to meta l4proto . th dport map @any4
+//	                      [ip6 daddr ::1 return] … the same for IPv6 }
 //	  chain postrouting { type nat hook postrouting priority srcnat;
 //	                      ip saddr RANGE ip daddr != 224.0.0.0/4 oifname != BRIDGE masquerade
-//	                      oifname BRIDGE ip saddr RANGE ip daddr POD tcp dport PORT ct original proto-dst HOSTPORT masquerade
+//	                      oifname BRIDGE ip saddr RANGE ip daddr . meta l4proto . th dport . ct original proto-dst @back4 masquerade
 //	                      … the same for ip saddr 127.0.0.0/8 and, where it can be, ip6 saddr ::1 }
 //	}
 //
@@ -29,17 +36,17 @@ import (
 // back the way the question went. route_localnet lets packets for 127/8 travel over the bridge for that, and guard keeps a
 // pod from using it to reach what listens on the node's loopback only. IPv6 has no such sysctl: see reachLoopback6.
 type ruleset struct {
-	table  string
-	bridge string
-	ranges []netip.Prefix
-	ports  []hostPort
+	table        string
+	bridge       string
+	ranges       []netip.Prefix
+	ports        []hostPort
+	overLoopback bool // host ports serve [::1] too
 }
 
 // hostPort is one mapping to one address of a pod.
 type hostPort struct {
 	PortMapping
-	pod          netip.Addr
-	overLoopback bool // IPv6: [::1] too
+	pod netip.Addr
 }
 
 // install replaces the table as a whole, in one transaction: other tables are not read or changed, connections go on.
@@ -48,44 +55,167 @@ func (s ruleset) install() error {
 	if err != nil {
 		return err
 	}
-	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: s.table}
+	t := s.tableOf()
 	c.AddTable(t) // so that the deletion finds one
 	c.DelTable(t)
 	c.AddTable(t)
-
-	guard := c.AddChain(&nftables.Chain{Name: "guard", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
-	postrouting := c.AddChain(&nftables.Chain{Name: "postrouting", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
-	hostports := c.AddChain(&nftables.Chain{Name: "hostports", Table: t})
-	prerouting := c.AddChain(&nftables.Chain{Name: "prerouting", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
-	output := c.AddChain(&nftables.Chain{Name: "output", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest})
-	add := func(chain *nftables.Chain, parts ...[]expr.Any) {
-		var all []expr.Any
-		for _, p := range parts {
-			all = append(all, p...)
+	maps := s.maps()
+	for _, m := range maps.all() {
+		if err := c.AddSet(m, nil); err != nil {
+			return err
 		}
-		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: all})
 	}
-
-	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
-	masquerade := []expr.Any{&expr.Masq{}}
-	add(guard, ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, s.bridge), address(dst, expr.CmpOpEq, loopback4), drop)
-	for _, r := range s.ranges {
-		add(postrouting, address(src, expr.CmpOpEq, r), address(dst, expr.CmpOpNeq, multicast(r)), ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, s.bridge), masquerade)
-	}
-	if len(s.ports) > 0 {
-		add(prerouting, localAddress(), jump(hostports))
-		add(output, localAddress(), jump(hostports))
-	}
-	for _, p := range s.ports {
-		add(hostports, p.onHost(), p.toPod())
-		for _, from := range p.comeBack(s.ranges) {
-			add(postrouting, ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, s.bridge), address(src, expr.CmpOpEq, from), p.translated(), masquerade)
-		}
+	s.chains(c, t, maps)
+	if err := s.apply(c.SetAddElements); err != nil {
+		return err
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("write the nftables table %s (the kernel needs nf_tables with nat, masq and fib for inet): %w", s.table, err)
 	}
 	return nil
+}
+
+// add and remove change the maps for the mappings of s, in a table that is there.
+func (s ruleset) add() error {
+	return s.update(func(c *nftables.Conn) change { return c.SetAddElements })
+}
+
+func (s ruleset) remove() error {
+	return s.update(func(c *nftables.Conn) change { return c.SetDeleteElements })
+}
+
+func (s ruleset) update(of func(*nftables.Conn) change) error {
+	c, err := roomy()
+	if err != nil {
+		return err
+	}
+	if err := s.apply(of(c)); err != nil {
+		return err
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("change the host ports in the nftables table %s: %w", s.table, err)
+	}
+	return nil
+}
+
+func (s ruleset) tableOf() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyINet, Name: s.table}
+}
+
+// chains adds the chains with their rules.
+func (s ruleset) chains(c *nftables.Conn, t *nftables.Table, maps portMaps) {
+	nat := func(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) func(parts ...[]expr.Any) {
+		ch := c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: priority})
+		return func(parts ...[]expr.Any) {
+			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: slices.Concat(parts...)})
+		}
+	}
+	masquerade := []expr.Any{&expr.Masq{}}
+
+	rule := chain(c, t, "guard", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+	rule(ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, s.bridge), address(dst, expr.CmpOpEq, loopback4), verdict(expr.VerdictDrop))
+
+	rule = chain(c, t, "hostports", nil, nil)
+	rule(nfproto(unix.NFPROTO_IPV4), family4.destination(), family4.translate(maps.on4))
+	rule(nfproto(unix.NFPROTO_IPV4), family4.port(word(0)), family4.translate(maps.any4))
+	if !s.overLoopback { // what listens on [::1] itself keeps its port
+		rule(address(dst, expr.CmpOpEq, loopback6), verdict(expr.VerdictReturn))
+	}
+	rule(nfproto(unix.NFPROTO_IPV6), family6.destination(), family6.translate(maps.on6))
+	rule(nfproto(unix.NFPROTO_IPV6), family6.port(word(0)), family6.translate(maps.any6))
+
+	jump := []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: "hostports"}}
+	nat("prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)(localAddress(), jump)
+	nat("output", nftables.ChainHookOutput, nftables.ChainPriorityNATDest)(localAddress(), jump)
+
+	rule = nat("postrouting", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	for _, r := range s.ranges {
+		rule(address(src, expr.CmpOpEq, r), address(dst, expr.CmpOpNeq, multicast(r)), ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, s.bridge), masquerade)
+	}
+	for _, from := range s.comeBack() {
+		of, back := family4, maps.back4
+		if from.Addr().Is6() {
+			of, back = family6, maps.back6
+		}
+		rule(ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, s.bridge), address(src, expr.CmpOpEq, from), of.translated(), in1(back), masquerade)
+	}
+}
+
+// comeBack lists the sources whose packets to host ports have to be masqueraded.
+func (s ruleset) comeBack() []netip.Prefix {
+	from := append(slices.Clone(s.ranges), loopback4)
+	if s.overLoopback {
+		from = append(from, loopback6)
+	}
+	return from
+}
+
+// portMaps are the maps and sets of the mappings.
+type portMaps struct{ on4, any4, back4, on6, any6, back6 *nftables.Set }
+
+func (m portMaps) all() []*nftables.Set {
+	return []*nftables.Set{m.on4, m.any4, m.back4, m.on6, m.any6, m.back6}
+}
+
+func (s ruleset) maps() portMaps {
+	t := s.tableOf()
+	proto, port := nftables.TypeInetProto, nftables.TypeInetService
+	set := func(name string, parts ...nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{Table: t, Name: name, KeyType: nftables.MustConcatSetType(parts...)}
+	}
+	to := func(m *nftables.Set, ip nftables.SetDatatype) *nftables.Set {
+		m.IsMap, m.DataType = true, nftables.MustConcatSetType(ip, port)
+		return m
+	}
+	ip4, ip6 := nftables.TypeIPAddr, nftables.TypeIP6Addr
+	return portMaps{
+		on4: to(set("on4", ip4, proto, port), ip4), any4: to(set("any4", proto, port), ip4), back4: set("back4", ip4, proto, port, port),
+		on6: to(set("on6", ip6, proto, port), ip6), any6: to(set("any6", proto, port), ip6), back6: set("back6", ip6, proto, port, port),
+	}
+}
+
+// apply does it with all elements of the mappings.
+func (s ruleset) apply(do change) error {
+	maps := s.maps()
+	elements := map[*nftables.Set][]nftables.SetElement{}
+	seen := map[string]bool{} // two host addresses with one port come back the same way
+	add := func(to *nftables.Set, e nftables.SetElement) {
+		if id := to.Name + string(e.Key); !seen[id] {
+			seen[id] = true
+			elements[to] = append(elements[to], e)
+		}
+	}
+	for _, p := range s.ports {
+		on, every, back := maps.on4, maps.any4, maps.back4
+		if p.pod.Is6() {
+			on, every, back = maps.on6, maps.any6, maps.back6
+		}
+		proto, port := []byte{p.number()}, binaryutil.BigEndian.PutUint16(p.HostPort)
+		inPod := binaryutil.BigEndian.PutUint16(p.ContainerPort)
+		to := words(p.pod.AsSlice(), inPod)
+		if p.HostIP.IsValid() && !p.HostIP.IsUnspecified() {
+			add(on, nftables.SetElement{Key: words(p.HostIP.AsSlice(), proto, port), Val: to})
+		} else {
+			add(every, nftables.SetElement{Key: words(proto, port), Val: to})
+		}
+		add(back, nftables.SetElement{Key: words(p.pod.AsSlice(), proto, inPod, port)})
+	}
+	for _, m := range maps.all() {
+		for some := range slices.Chunk(elements[m], elementsAtOnce) {
+			if err := do(m, some); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// words puts parts at multiples of four bytes, as they are in registers.
+func words(parts ...[]byte) (all []byte) {
+	for _, p := range parts {
+		all = append(append(all, p...), make([]byte, (4-len(p)%4)%4)...)
+	}
+	return all
 }
 
 // socketBuffer is the size of each of a socket's buffers, in bytes: a transaction goes into one as a whole, and the
@@ -190,20 +320,6 @@ func localAddress() []expr.Any {
 	}
 }
 
-func jump(c *nftables.Chain) []expr.Any {
-	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: c.Name}}
-}
-
-// port matches the transport protocol and the destination port, which TCP, UDP and SCTP have in the same place.
-func (p hostPort) port(number uint16) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p.number()}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(number)},
-	}
-}
-
 func (p hostPort) number() byte {
 	switch p.Protocol {
 	case UDP:
@@ -215,67 +331,66 @@ func (p hostPort) number() byte {
 	}
 }
 
-// onHost matches what is sent to the host's side of the mapping.
-func (p hostPort) onHost() []expr.Any {
-	to := netip.PrefixFrom(p.HostIP, p.HostIP.BitLen())
-	switch {
-	case p.HostIP.IsValid() && !p.HostIP.IsUnspecified():
-		return append(address(dst, expr.CmpOpEq, to), p.port(p.HostPort)...)
-	case p.pod.Is4():
-		return append(address(dst, expr.CmpOpEq, netip.PrefixFrom(netip.IPv4Unspecified(), 0)), p.port(p.HostPort)...)
-	case p.overLoopback:
-		return append(address(dst, expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 0)), p.port(p.HostPort)...)
-	default: // what listens on [::1] itself keeps its port
-		return append(address(dst, expr.CmpOpNeq, loopback6), p.port(p.HostPort)...)
-	}
+// family says where things of a mapping are: in the header of IP, and in the registers. A register of sixteen bytes is four of
+// four bytes, which have numbers of their own.
+type family struct {
+	number byte
+	offset uint32 // of the destination address
+	length uint32 // of an address
 }
 
-func (p hostPort) toPod() []expr.Any {
-	family := uint32(unix.NFPROTO_IPV4)
-	if p.pod.Is6() {
-		family = unix.NFPROTO_IPV6
-	}
+var (
+	family4 = family{unix.NFPROTO_IPV4, dst.offset4, 4}
+	family6 = family{unix.NFPROTO_IPV6, dst.offset6, 16}
+)
+
+// word is the register of four bytes that stands so many bytes behind the beginning of register 1.
+func word(bytes uint32) uint32 { return unix.NFT_REG32_00 + bytes/4 }
+
+// port loads the transport protocol and the destination port, which TCP, UDP and SCTP have in the same place, into a register
+// of four bytes and the next one.
+func (f family) port(register uint32) []expr.Any {
 	return []expr.Any{
-		&expr.Immediate{Register: 1, Data: p.pod.AsSlice()},
-		&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(p.ContainerPort)},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Payload{DestRegister: register + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 	}
 }
 
-// translated matches, after the translation, what this mapping has translated.
-func (p hostPort) translated() []expr.Any {
-	e := append(address(dst, expr.CmpOpEq, netip.PrefixFrom(p.pod, p.pod.BitLen())), p.port(p.ContainerPort)...)
-	return append(e,
-		&expr.Ct{Register: 1, Key: expr.CtKeyPROTODST, Direction: 0}, // of the original direction: the port that the client used
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(p.HostPort)})
+// destination loads the destination address, and behind it what port does.
+func (f family) destination() []expr.Any {
+	return append(ip(f.offset, f.length, reg1), f.port(word(f.length))...)
 }
 
-// comeBack lists the sources whose packets through this mapping have to be masqueraded.
-func (p hostPort) comeBack(ranges []netip.Prefix) []netip.Prefix {
-	var from []netip.Prefix
-	for _, r := range ranges {
-		if r.Addr().Is4() == p.pod.Is4() {
-			from = append(from, r)
-		}
+// translate looks up in a map what is in register 1, and has the packet go there.
+func (f family) translate(m *nftables.Set) []expr.Any {
+	const at = 32 // bytes, behind the longest key
+	return []expr.Any{
+		&expr.Lookup{SourceRegister: reg1, DestRegister: word(at), IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.number), RegAddrMin: word(at), RegProtoMin: word(at + f.length), Specified: true},
 	}
-	switch {
-	case p.pod.Is4():
-		from = append(from, loopback4)
-	case p.overLoopback:
-		from = append(from, loopback6)
-	}
-	return from
 }
 
-// hostPorts lists the mappings of the leases, each to the pod's address of its family.
-func (p *pool) hostPorts(overLoopback6 bool) []hostPort {
+// translated loads, after the translation, what tells a packet through a mapping: where it goes, and which port the client used.
+func (f family) translated() []expr.Any {
+	return append(f.destination(), &expr.Ct{Register: word(f.length + 8), Key: expr.CtKeyPROTODST, Direction: 0}) // of the original direction
+}
+
+// hostPorts lists the mappings of the leases.
+func (p *pool) hostPorts() []hostPort {
 	var all []hostPort
 	for _, l := range p.leases {
-		for _, m := range l.HostPorts {
-			for _, a := range l.Addresses {
-				if !m.HostIP.IsValid() || m.HostIP.Is4() == a.Addr().Is4() {
-					all = append(all, hostPort{m, a.Addr(), overLoopback6})
-				}
+		all = append(all, l.mappings()...)
+	}
+	return all
+}
+
+// mappings lists those of a lease, each to the pod's address of its family.
+func (l *lease) mappings() []hostPort {
+	var all []hostPort
+	for _, m := range l.HostPorts {
+		for _, a := range l.Addresses {
+			if !m.HostIP.IsValid() || m.HostIP.Is4() == a.Addr().Is4() {
+				all = append(all, hostPort{m, a.Addr()})
 			}
 		}
 	}
