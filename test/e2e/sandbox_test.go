@@ -300,10 +300,13 @@ func TestNamespaceModes(t *testing.T) {
 					t.Errorf("%s: it is the node's: %v, want %v", kind, ofNode, want)
 				}
 			}
-			ps := d.Output(t, first, "ps")
-			if sees, want := strings.Contains(ps, "sleep 1002"), test.pid != nsContainer; sees != want {
-				t.Errorf("one container sees the other's process: %v, want %v:\n%s", sees, want, ps)
-			}
+			harness.Eventually(t, 5*time.Second, "what one container sees of the other's process", func() error { // which was started, and executes a moment later
+				ps := d.Output(t, first, "ps")
+				if sees, want := strings.Contains(ps, "sleep 1002"), test.pid != nsContainer; sees != want {
+					return fmt.Errorf("sees it: %v, want %v:\n%s", sees, want, ps)
+				}
+				return nil
+			})
 			if got := d.PodStatus(t, pod).Linux.Namespaces.Options; got.Network != modes.Network || got.Pid != modes.Pid || got.Ipc != modes.Ipc {
 				t.Errorf("the status has the modes %v, want %v", got, modes)
 			}
