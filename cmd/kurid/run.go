@@ -210,6 +210,7 @@ func networks(cfg config.Config) (*network.Select, error) {
 	}
 	bridge, err := network.NewBridge(network.BridgeConfig{
 		StateDir: filepath.Join(cfg.State, "network"), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU, Isolate: cfg.Network.Isolate,
+		OpenFirewall: cfg.Network.OpenFirewall,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare the built-in network: %w", err)

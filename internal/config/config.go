@@ -73,6 +73,8 @@ type Network struct {
 	Subnets    []string `toml:"subnets"` // at most one IPv4 and one IPv6 prefix for it; none: free ones are chosen
 	MTU        int      `toml:"mtu"`     // of the built-in network; 0: the uplink's
 	Isolate    bool     `toml:"isolate"` // of the built-in network: keep namespaces of pods apart
+
+	OpenFirewall bool `toml:"open_firewall"` // of the built-in network: rules for it in chains of the node's firewall that drop
 }
 
 // Pod configures pods and containers.

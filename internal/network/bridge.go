@@ -24,7 +24,10 @@ type BridgeConfig struct {
 	Subnets  []netip.Prefix // at most one of each family; empty: a free IPv4 range and, where the kernel has IPv6, a unique local /64
 	MTU      int            // in bytes, of the bridge and of the pods' links; 0: that of the link with the default route
 	Isolate  bool           // keep pods of different Kubernetes namespaces from reaching each other
-	Idle     time.Duration  // how long the bridge and the nftables table stay after the last address was given back; 0: 10 s
+
+	OpenFirewall bool // put rules for the bridge into chains of the node's firewall that drop what comes from it; else it is told
+
+	Idle time.Duration // how long the bridge and the nftables table stay after the last address was given back; 0: 10 s
 }
 
 // DefaultBridge is the name of the bridge when none is configured.

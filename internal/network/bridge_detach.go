@@ -140,7 +140,7 @@ func (b *Bridge) sweep() error {
 	return errors.Join(errs...)
 }
 
-// Prune removes the bridge and the table now, if no pod has an address, and what firewalld was told of the bridge.
+// Prune removes the bridge and the table now, if no pod has an address, and what the node's firewall has for the bridge.
 func (b *Bridge) Prune(ctx context.Context) error {
 	b.mu.Lock()
 	err := b.prune()
@@ -149,7 +149,7 @@ func (b *Bridge) Prune(ctx context.Context) error {
 	if err != nil || !unused {
 		return err
 	}
-	return b.distrust(ctx)
+	return errors.Join(b.distrust(ctx), b.closeAgain(ctx))
 }
 
 func (b *Bridge) prune() error {

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -17,7 +18,8 @@ import (
 
 // firewall is what a Bridge knows of the node's own firewall. Each table of the kernel is asked about a packet, and one that
 // drops it has the last word, so no rule in a table of ours opens another's: that one has to accept the bridge. firewalld is
-// asked to, over its own interface (see trust); of all others the owner of the node is told, with the command.
+// asked to, over its own interface (see trust); into others rules are put where the configuration says so (see open), and else the
+// owner of the node is told, with the command.
 type firewall struct {
 	unseen  atomic.Bool // the bridge was made and the firewall not looked at since
 	busy    atomic.Bool // somebody is looking
@@ -54,10 +56,18 @@ func (b *Bridge) lookAtFirewall(ctx context.Context, on built) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), firewallLimit)
 	defer cancel()
 	found, err := barriers(on)
-	if err == nil && len(found) > 0 {
+	for _, open := range []func([]barrier) (bool, error){
+		func([]barrier) (bool, error) { return b.trust(ctx, on.name) },
+		func(found []barrier) (bool, error) { return b.open(ctx, found, on.name) },
+	} {
+		if err != nil || len(found) == 0 {
+			break
+		}
 		var opened bool
-		if opened, err = b.trust(ctx, on.name); opened {
-			found, err = barriers(on)
+		if opened, err = open(found); opened {
+			var again error
+			found, again = barriers(on)
+			err = errors.Join(err, again)
 		}
 	}
 	if err != nil {
@@ -84,8 +94,10 @@ func tell(found []barrier, bridge string) string {
 
 // barrier is a chain of the node's firewall that drops what pods send beyond the node.
 type barrier struct {
-	where string // as its tool calls it
-	mend  string // a shell command that opens it
+	where   string          // as its tool calls it
+	mend    string          // a shell command that opens it
+	chain   *nftables.Chain // of nftables, but for firewalld's
+	program string          // of iptables-legacy
 }
 
 // barriers lists those of nftables, and with it iptables-nft and firewalld, and those of iptables-legacy, which nftables does
@@ -104,11 +116,11 @@ func barriers(on built) ([]barrier, error) {
 			return nil, err
 		}
 		if drops {
-			found = append(found, barrier{"chain FORWARD of " + l.program, acceptBridge(l.program, on.name)})
+			found = append(found, barrier{where: "chain FORWARD of " + l.program, mend: acceptBridge(l.program, on.name), program: l.program})
 		}
 	}
 	slices.SortFunc(found, func(a, b barrier) int { return strings.Compare(a.where, b.where) })
-	return slices.Compact(found), nil
+	return found, nil
 }
 
 // acceptBridge is the command for an iptables of whichever kind.
@@ -129,7 +141,7 @@ func nftBarriers(on built) ([]barrier, error) {
 	}
 	var found []barrier
 	for _, ch := range chains {
-		if ch.Type != nftables.ChainTypeFilter || ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || !concerns(ch.Table, on) {
+		if !seesForwarded(ch) || !concerns(ch.Table, on) {
 			continue
 		}
 		w := walk{rules: func(name string) ([]step, error) { return nftSteps(c, ch.Table, name, on) }, known: map[string]fate{}}
@@ -147,11 +159,16 @@ func nftBarriers(on built) ([]barrier, error) {
 	return found, nil
 }
 
-// concerns tells whether a table is another's and sees packets of a family that the bridge has.
+// seesForwarded tells whether a chain is another's and sees what the node forwards.
+func seesForwarded(ch *nftables.Chain) bool {
+	return ch.Type == nftables.ChainTypeFilter && ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && !strings.HasPrefix(ch.Table.Name, "kuri-")
+}
+
+// concerns tells whether a table sees packets of a family that the bridge has.
 func concerns(t *nftables.Table, on built) bool {
 	switch t.Family {
 	case nftables.TableFamilyINet:
-		return !strings.HasPrefix(t.Name, "kuri-") // ours, or another daemon's
+		return true
 	case nftables.TableFamilyIPv4:
 		return hasFamily(on.ranges, true)
 	case nftables.TableFamilyIPv6:
@@ -165,11 +182,11 @@ func nftBarrier(ch *nftables.Chain, bridge string) barrier {
 	where := fmt.Sprintf("table %s %s chain %s", family, ch.Table.Name, ch.Name)
 	switch {
 	case family == "inet" && ch.Table.Name == "firewalld":
-		return barrier{"firewalld", fmt.Sprintf("firewall-cmd --permanent --zone=trusted --change-interface=%s; firewall-cmd --reload", bridge)}
+		return barrier{where: "firewalld", mend: fmt.Sprintf("firewall-cmd --permanent --zone=trusted --change-interface=%s; firewall-cmd --reload", bridge)}
 	case family != "inet" && ch.Table.Name == "filter" && ch.Name == "FORWARD": // the names of iptables-nft
-		return barrier{where, acceptBridge(family+"tables-nft", bridge)}
+		return barrier{where: where, mend: acceptBridge(family+"tables-nft", bridge), chain: ch}
 	}
-	return barrier{where, fmt.Sprintf("nft insert rule %[1]s %[2]s %[3]s iifname %[4]s accept; nft insert rule %[1]s %[2]s %[3]s oifname %[4]s accept", family, ch.Table.Name, ch.Name, bridge)}
+	return barrier{where: where, chain: ch, mend: fmt.Sprintf("nft insert rule %[1]s %[2]s %[3]s iifname %[4]s accept; nft insert rule %[1]s %[2]s %[3]s oifname %[4]s accept", family, ch.Table.Name, ch.Name, bridge)}
 }
 
 // fate is what becomes of a packet in a chain.

@@ -56,11 +56,7 @@ type legacyTable struct {
 // dropsFrom tells whether the table's chain FORWARD drops what comes from the bridge.
 func (l legacy) dropsFrom(bridge string) (bool, error) {
 	// Not before it is known to be there: the kernel makes a table that is asked for.
-	used, err := os.ReadFile(l.names)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !slices.Contains(strings.Fields(string(used)), "filter") {
-		return false, nil
-	}
-	if err != nil {
+	if used, err := l.used(); !used {
 		return false, err
 	}
 	table, entries, err := l.read()
@@ -73,6 +69,15 @@ func (l legacy) dropsFrom(bridge string) (bool, error) {
 	w := walk{rules: func(at string) ([]step, error) { return l.steps(entries, at, bridge) }, known: map[string]fate{}}
 	end, err := w.fateIn(strconv.Itoa(int(table.Hooks[legacyForward])), 0)
 	return end == dropped, err
+}
+
+// used tells whether there is a table filter.
+func (l legacy) used() (bool, error) {
+	tables, err := os.ReadFile(l.names)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return slices.Contains(strings.Fields(string(tables)), "filter"), err
 }
 
 // read gets the table's entries. Another process may change the table meanwhile, which the kernel tells by EAGAIN.

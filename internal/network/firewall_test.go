@@ -54,30 +54,33 @@ func commands(notice string) []string {
 	return all
 }
 
+// droppingFirewalls are firewalls that drop what pods send to the world, as their tools make them.
+var droppingFirewalls = map[string]struct {
+	firewall string
+	family   int // 0: IPv4, 1: IPv6: what cannot reach the world
+	where    string
+}{
+	"iptables-legacy, policy":  {"iptables-legacy -P FORWARD DROP", 0, "chain FORWARD of iptables-legacy"},
+	"ip6tables-legacy, policy": {"ip6tables-legacy -P FORWARD DROP", 1, "chain FORWARD of ip6tables-legacy"},
+	"iptables-legacy, a chain that rejects": {`iptables-legacy -N DENY; iptables-legacy -A DENY -p tcp --dport 22 -j ACCEPT
+			iptables-legacy -A DENY -m comment --comment 'nobody else' -j REJECT; iptables-legacy -A FORWARD -i lo -j ACCEPT; iptables-legacy -A FORWARD -j DENY`, 0, "chain FORWARD of iptables-legacy"},
+	"iptables-legacy, others accepted": {`iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -i docker0 -j ACCEPT; iptables-legacy -A FORWARD ! -i eth9 -o docker0 -j ACCEPT
+			iptables-legacy -A FORWARD -s 192.0.2.0/24 -j ACCEPT; iptables-legacy -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT; iptables-legacy -A FORWARD -f -j ACCEPT`, 0, "chain FORWARD of iptables-legacy"},
+	"iptables-nft, policy":         {"iptables-nft -P FORWARD DROP", 0, "table ip filter chain FORWARD"},
+	"ip6tables-nft, policy":        {"ip6tables-nft -P FORWARD DROP", 1, "table ip6 filter chain FORWARD"},
+	"iptables-nft, rejects at end": {"iptables-nft -A FORWARD -p tcp --dport 22 -j ACCEPT; iptables-nft -A FORWARD -m comment --comment 'nobody else' -j REJECT", 0, "table ip filter chain FORWARD"},
+	"as Docker makes it": {`iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -N DOCKER-FORWARD; iptables-nft -A FORWARD -j DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-FORWARD
+			iptables-nft -A DOCKER-USER -j RETURN; iptables-nft -A DOCKER-FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; iptables-nft -A DOCKER-FORWARD -i docker0 -j ACCEPT`, 0, "table ip filter chain FORWARD"},
+	"nftables": {"nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname \"eth7\" accept; }; }'", 0, "table inet mine chain through"},
+}
+
 // TestFirewallsThatDrop: whoever drops what pods send to the world is told, with a command; the command, done as it is
 // written, lets the pods reach the world, and then nothing is told. What the node has is real, as its tools make it.
 func TestFirewallsThatDrop(t *testing.T) {
 	requireRoot(t)
 	needs(t, "iptables-legacy -nL FORWARD", "ip6tables-legacy -nL FORWARD", "iptables-nft -nL FORWARD", "nft list tables")
 	resetFirewall(t)
-	for name, c := range map[string]struct {
-		firewall string
-		family   int // 0: IPv4, 1: IPv6: what cannot reach the world
-		where    string
-	}{
-		"iptables-legacy, policy":  {"iptables-legacy -P FORWARD DROP", 0, "chain FORWARD of iptables-legacy"},
-		"ip6tables-legacy, policy": {"ip6tables-legacy -P FORWARD DROP", 1, "chain FORWARD of ip6tables-legacy"},
-		"iptables-legacy, a chain that rejects": {`iptables-legacy -N DENY; iptables-legacy -A DENY -p tcp --dport 22 -j ACCEPT
-			iptables-legacy -A DENY -m comment --comment 'nobody else' -j REJECT; iptables-legacy -A FORWARD -i lo -j ACCEPT; iptables-legacy -A FORWARD -j DENY`, 0, "chain FORWARD of iptables-legacy"},
-		"iptables-legacy, others accepted": {`iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -i docker0 -j ACCEPT; iptables-legacy -A FORWARD ! -i eth9 -o docker0 -j ACCEPT
-			iptables-legacy -A FORWARD -s 192.0.2.0/24 -j ACCEPT; iptables-legacy -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT; iptables-legacy -A FORWARD -f -j ACCEPT`, 0, "chain FORWARD of iptables-legacy"},
-		"iptables-nft, policy":         {"iptables-nft -P FORWARD DROP", 0, "table ip filter chain FORWARD"},
-		"ip6tables-nft, policy":        {"ip6tables-nft -P FORWARD DROP", 1, "table ip6 filter chain FORWARD"},
-		"iptables-nft, rejects at end": {"iptables-nft -A FORWARD -p tcp --dport 22 -j ACCEPT; iptables-nft -A FORWARD -m comment --comment 'nobody else' -j REJECT", 0, "table ip filter chain FORWARD"},
-		"as Docker makes it": {`iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -N DOCKER-FORWARD; iptables-nft -A FORWARD -j DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-FORWARD
-			iptables-nft -A DOCKER-USER -j RETURN; iptables-nft -A DOCKER-FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; iptables-nft -A DOCKER-FORWARD -i docker0 -j ACCEPT`, 0, "table ip filter chain FORWARD"},
-		"nftables": {"nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname \"eth7\" accept; }; }'", 0, "table inet mine chain through"},
-	} {
+	for name, c := range droppingFirewalls {
 		t.Run(name, func(t *testing.T) {
 			leftovers(t)
 			outside := newUplink(t)
@@ -105,6 +108,60 @@ func TestFirewallsThatDrop(t *testing.T) {
 			n.workers.Wait()
 			if got := n.Notice(); got != "" {
 				t.Errorf("still told: %s", got)
+			}
+		})
+	}
+}
+
+// TestFirewallsAreOpened: where the configuration says so pods reach the world through all of them, also after somebody has taken
+// our rules away, and prune leaves of our rules nothing and of others' all.
+func TestFirewallsAreOpened(t *testing.T) {
+	requireRoot(t)
+	needs(t, "iptables-legacy -nL FORWARD", "ip6tables-legacy -nL FORWARD", "iptables-nft -nL FORWARD", "nft list tables")
+	resetFirewall(t)
+	rules := func() string {
+		t.Helper()
+		return sh(t, "nft -s list ruleset; iptables-legacy -S; ip6tables-legacy -S")
+	}
+	for name, c := range droppingFirewalls {
+		t.Run(name, func(t *testing.T) {
+			leftovers(t)
+			outside := newUplink(t)
+			t.Cleanup(func() { resetFirewall(t) })
+			sh(t, c.firewall)
+			before := rules()
+			dir := t.TempDir()
+			n := newBridge(t, BridgeConfig{StateDir: dir, OpenFirewall: true})
+			pod, ns := newPod(t)
+			r := attach(t, n, pod)
+			if got := n.Notice(); got != "" {
+				t.Errorf("told %s", got)
+			}
+			world, source := []netip.Addr{outside4, outside6}[c.family], []netip.Addr{uplink4, uplink6}[c.family]
+			at := netip.AddrPortFrom(world, serve(t, outside, "tcp", netip.AddrPortFrom(world, 0).String(), "world").Port())
+			expect(t, ns, "tcp", at, "world", source)
+			listed := rules()
+			if !strings.Contains(listed, n.table+"\" ") && !strings.Contains(listed, "--comment "+n.table+" ") && !strings.Contains(listed, "comment \""+n.table+"\"") {
+				t.Errorf("our rules are not told by their comment: %s", listed)
+			}
+			if strings.HasPrefix(c.where, "table ip filter") {
+				if own := sh(t, "iptables-nft -S FORWARD"); !strings.Contains(own, "-A FORWARD -i kuri0") || !strings.Contains(own, "-A FORWARD -o kuri0") {
+					t.Errorf("iptables-nft lists %s", own)
+				}
+			}
+			// A reload of the firewall.
+			resetFirewall(t)
+			sh(t, c.firewall)
+			n.seenAt.Store(0)
+			must(t, n.Ready(t.Context()))
+			n.workers.Wait()
+			expect(t, ns, "tcp", at, "world", source)
+			must(t, n.Detach(t.Context(), pod, r))
+			must(t, n.Close())
+			n = newBridge(t, BridgeConfig{StateDir: dir}) // of the next daemon, which does not open any
+			must(t, n.Prune(t.Context()))
+			if after := rules(); after != before {
+				t.Errorf("left:\n%s\nwas:\n%s", after, before)
 			}
 		})
 	}

@@ -49,3 +49,35 @@ func TestFirewallThatDrops(t *testing.T) {
 	}
 	d.RemovePod(t, pod.PodSandboxId)
 }
+
+// With network.open_firewall rules of Kuri's own let pods through such a firewall, and kuri network prune takes them out again.
+func TestFirewallIsOpened(t *testing.T) {
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
+	if out, err := exec.Command("nft", "table inet somebodys { chain through { type filter hook forward priority 0; policy drop; }; }").CombinedOutput(); err != nil {
+		t.Skipf("SKIP: nft: %v: %s (make test-deps)", err, out)
+	}
+	t.Cleanup(func() { _ = exec.Command("nft", "delete", "table", "inet", "somebodys").Run() })
+	listed := func() string {
+		t.Helper()
+		out, err := exec.Command("nft", "list", "table", "inet", "somebodys").CombinedOutput()
+		if err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+		return string(out)
+	}
+	d := harness.Start(t, harness.Options{Config: "[network]\nopen_firewall = true\n"})
+	pod, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("inside")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := listed(); !strings.Contains(got, `iifname "kuri0"`) || !strings.Contains(got, `oifname "kuri0"`) {
+		t.Errorf("the chain is %s", got)
+	}
+	if out, _, code := d.Kuri(t, "info"); code != 0 || strings.Contains(out, "yes, but") {
+		t.Errorf("kuri info: %d %s", code, out)
+	}
+	d.RemovePod(t, pod.PodSandboxId)
+	if _, errs, code := d.Kuri(t, "network", "prune"); code != 0 || strings.Contains(listed(), "kuri0") {
+		t.Errorf("prune: %d %s, the chain is %s", code, errs, listed())
+	}
+}
