@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -195,6 +196,21 @@ func TestFilesService(t *testing.T) {
 	// The node's files are not there, by whatever way: those of process 1 are the container's.
 	if is, err := files.IsDirectory(t.Context(), &kuriv1.IsDirectoryRequest{ContainerId: id, Path: "/proc/1/root" + s.State}); err != nil || is.Directory {
 		t.Errorf("%v, %v", is, err)
+	}
+
+	// kuri cp that is interrupted says so, and leaves nothing half-made.
+	into := t.TempDir()
+	k := startKuri(t, s.Daemon, "cp", id+":/d/big", filepath.Join(into, "big"))
+	harness.Eventually(t, 10*time.Second, "it writes", func() error {
+		if entries, err := os.ReadDir(into); err != nil || len(entries) == 0 {
+			return fmt.Errorf("not yet: %v", err)
+		}
+		return nil
+	})
+	_ = k.cmd.Process.Signal(syscall.SIGINT)
+	_, code := k.end(t)
+	if entries, err := os.ReadDir(into); code != 130 || err != nil || len(entries) > 0 {
+		t.Errorf("interrupted: exit code %d: %s: %v, %v", code, k.errs.String(), entries, err)
 	}
 
 	// A client that reads a little and leaves; one that sends half a tar and leaves.
