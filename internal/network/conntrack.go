@@ -81,8 +81,21 @@ func (match udpFlow) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	return f.Forward.Protocol == unix.IPPROTO_UDP && match(f)
 }
 
+// forget looks first, once for both families: to walk its table takes the kernel some ten milliseconds, and nearly always there
+// is nothing to forget.
 func forget(match udpFlow) error {
+	flows, err := again(func() ([]*netlink.ConntrackFlow, error) {
+		return netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_UNSPEC)
+	})
+	if err != nil {
+		return fmt.Errorf("list the flows: %w", err)
+	}
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		if !slices.ContainsFunc(flows, func(f *netlink.ConntrackFlow) bool {
+			return f.FamilyType == uint8(family) && match.MatchConntrackFlow(f)
+		}) {
+			continue
+		}
 		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, match); err != nil {
 			return fmt.Errorf("forget UDP flows: %w", err)
 		}
