@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,16 +16,17 @@ import (
 
 // options are what the command line says.
 type options struct {
-	tools   string   // directory of the peers' programs, the CNI plugins and the sleeper
-	bin     string   // directory of kurid and kuri-keeper
-	dir     string   // directory for everything on the disk
-	json    string   // file for the results, "" for none
-	pods    int      // pods for each measure
-	rounds  int      // turns that they are divided into
-	only    []string // runtimes to measure
-	phases  []string // phases to run
-	caches  bool     // leave the machine's caches alone
-	verbose bool     // daemons log to stderr
+	tools   string         // directory of the peers' programs, the CNI plugins and the sleeper
+	bin     string         // directory of kurid and kuri-keeper
+	dir     string         // directory for everything on the disk
+	json    string         // file for the results, "" for none
+	pods    int            // pods for each measure
+	rounds  int            // turns that they are divided into
+	only    []string       // runtimes to measure
+	phases  []string       // phases to run
+	images  *regexp.Regexp // images to pull in the phase of that name, by what their rows are called
+	caches  bool           // leave the machine's caches alone
+	verbose bool           // daemons log to stderr
 }
 
 // phases in the order in which they run; each adds its measures to the report.
@@ -72,9 +74,14 @@ func parse(args []string) (*options, error) {
 	for _, p := range phases {
 		names = append(names, p.name)
 	}
+	pulled := fs.String("images", "", "pull only images whose row fits this regular expression")
 	chosen := fs.String("phases", strings.Join(names, ","), "phases to run")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
+	}
+	var err error
+	if o.images, err = regexp.Compile(*pulled); err != nil {
+		return nil, fmt.Errorf("-images: %w", err)
 	}
 	o.only, o.phases = strings.Split(*only, ","), strings.Split(*chosen, ",")
 	for _, p := range o.phases {
