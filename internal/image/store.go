@@ -102,7 +102,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		entries:   make(map[digest.Digest]*entry),
 	}
 	if o.MaxLayers <= 0 {
-		o.MaxLayers = max(4, runtime.NumCPU())
+		o.MaxLayers = min(max(4, runtime.NumCPU()), 8) // each takes some 3 MiB
 	}
 	s.slots = make(chan struct{}, o.MaxLayers)
 	for _, name := range o.Pinned {

@@ -1,19 +1,37 @@
 package layer
 
-import "io"
-
-const (
-	aheadBlock = 128 << 10 // bytes of a block that is read ahead
-	aheadDepth = 6         // blocks
+import (
+	"io"
+	"sync"
 )
+
+const aheadDepth = 6 // blocks that are read ahead
+
+// blockBytes is the size of the buffers that layers on their way have, in bytes.
+const blockBytes = 128 << 10
+
+// blocks are buffers that all layers of a store use in turns: an image of many layers would leave megabytes of them to
+// the garbage collector, which lets as much again lie as is in use. Safe for concurrent use.
+type blocks struct{ free sync.Pool }
+
+func (b *blocks) get() []byte {
+	if p, ok := b.free.Get().(*[blockBytes]byte); ok {
+		return p[:]
+	}
+	return make([]byte, blockBytes)
+}
+
+// put takes back what get has given; nobody may use it any more.
+func (b *blocks) put(p []byte) { b.free.Put((*[blockBytes]byte)(p[:blockBytes])) }
 
 // ahead reads a stream in a goroutine of its own, a few blocks ahead of who reads it, so that fetching, decompressing
 // and writing files go on at once. It is read by one goroutine, and closed by the same one.
 type ahead struct {
-	full chan block  // read, in order; closed after the stream's end
-	free chan []byte // to be filled
-	quit chan struct{}
-	done chan struct{}
+	blocks *blocks
+	full   chan block  // read, in order; closed after the stream's end
+	free   chan []byte // to be filled
+	quit   chan struct{}
+	done   chan struct{}
 
 	now  block // being handed out
 	left []byte
@@ -26,12 +44,13 @@ type block struct {
 }
 
 // readAhead starts reading from, which must be left alone until close has returned.
-func readAhead(from io.Reader) *ahead {
+func readAhead(from io.Reader, b *blocks) *ahead {
 	a := &ahead{
-		full: make(chan block, aheadDepth),
-		free: make(chan []byte, aheadDepth),
-		quit: make(chan struct{}),
-		done: make(chan struct{}),
+		blocks: b,
+		full:   make(chan block, aheadDepth),
+		free:   make(chan []byte, aheadDepth),
+		quit:   make(chan struct{}),
+		done:   make(chan struct{}),
 	}
 	go a.run(from)
 	return a
@@ -47,7 +66,7 @@ func (a *ahead) run(from io.Reader) {
 		default:
 			if made < aheadDepth {
 				made++
-				buf = make([]byte, aheadBlock)
+				buf = a.blocks.get()
 				break
 			}
 			select {
@@ -63,6 +82,7 @@ func (a *ahead) run(from io.Reader) {
 		select {
 		case a.full <- block{buf[:n], err}:
 		case <-a.quit:
+			a.blocks.put(buf)
 			return
 		}
 		if err != nil {
@@ -91,8 +111,19 @@ func (a *ahead) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// close stops the reading and waits for it. A Read of the source that hangs must have been ended before.
+// close stops the reading, waits for it, and gives the blocks back. A Read of the source that hangs must have been ended
+// before.
 func (a *ahead) close() {
 	close(a.quit)
 	<-a.done
+	for b := range a.full {
+		a.blocks.put(b.bytes)
+	}
+	for len(a.free) > 0 {
+		a.blocks.put(<-a.free)
+	}
+	if a.now.bytes != nil {
+		a.blocks.put(a.now.bytes)
+	}
+	a.now, a.left = block{err: io.ErrClosedPipe}, nil
 }

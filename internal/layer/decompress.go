@@ -3,6 +3,7 @@ package layer
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"io"
 	"sync/atomic"
 
@@ -19,72 +20,98 @@ const maxWindow = 128 << 20
 // more memory than its window.
 const usualWindow = 8 << 20
 
+// usualDecoders is how many layers are decoded with a usual window at once. Each takes a core and unpacks some 800 MB a
+// second; more of them would be memory for nothing.
+const usualDecoders = 3
+
 // decoders are zstd decoders to use again, while layers are being unpacked: each has megabytes of memory.
 type decoders struct {
-	free chan *zstd.Decoder
-	wide chan struct{} // its only place is for who has a larger window than usual
+	usual chan *zstd.Decoder // those that are free; nil where none has been made yet
+	wide  chan struct{}      // its only place is for who has a larger window than usual
 }
 
 func newDecoders() *decoders {
-	return &decoders{free: make(chan *zstd.Decoder, 4), wide: make(chan struct{}, 1)}
+	d := &decoders{usual: make(chan *zstd.Decoder, usualDecoders), wide: make(chan struct{}, 1)}
+	for range usualDecoders {
+		d.usual <- nil
+	}
+	return d
 }
 
-// drop lets the memory go.
+// drop lets the memory of those that are free go.
 func (d *decoders) drop() {
-	for {
+	for range usualDecoders {
 		select {
-		case z := <-d.free:
-			z.Close()
+		case z := <-d.usual:
+			if z != nil {
+				z.Close()
+			}
+			d.usual <- nil
 		default:
 			return
 		}
 	}
 }
 
-// open returns the content of the zstd stream.
-func (d *decoders) open(in *bufio.Reader) (*packed, error) {
-	release := func(z *zstd.Decoder) {
-		if z.Reset(nil) == nil {
-			select {
-			case d.free <- z:
-				return
-			default:
-			}
+// take waits for a decoder. The caller releases it.
+func (d *decoders) take(ctx context.Context, wide bool) (z *zstd.Decoder, release func(), err error) {
+	if wide {
+		select {
+		case d.wide <- struct{}{}:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
 		}
-		z.Close()
-	}
-	var head zstd.Header
-	start, _ := in.Peek(zstd.HeaderMaxSize)
-	if head.Decode(start) != nil || head.Skippable || head.WindowSize > usualWindow {
-		d.wide <- struct{}{}
-		release = func(z *zstd.Decoder) {
+		release = func() {
 			z.Close()
 			<-d.wide
 		}
-	}
-	var z *zstd.Decoder
-	select {
-	case z = <-d.free:
-	default:
-		var err error
-		if z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow)); err != nil {
-			return nil, err // a wrong option, found by the first test
+	} else {
+		select {
+		case z = <-d.usual:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+		release = func() {
+			if z.Reset(nil) != nil {
+				z.Close()
+				z = nil
+			}
+			d.usual <- z
 		}
 	}
+	if z == nil {
+		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			panic(err) // a wrong option, found by the first test
+		}
+	}
+	return z, release, nil
+}
+
+// open returns the content of the zstd stream.
+func (d *decoders) open(ctx context.Context, in *bufio.Reader) (*packed, error) {
+	var head zstd.Header
+	start, _ := in.Peek(zstd.HeaderMaxSize)
+	z, release, err := d.take(ctx, head.Decode(start) != nil || head.Skippable || head.WindowSize > usualWindow)
+	if err != nil {
+		return nil, err
+	}
 	if err := z.Reset(in); err != nil {
-		release(z)
+		release()
 		return nil, fault.New(fault.Corrupt, "not a zstd stream: %w", err)
 	}
-	return &packed{format: "zstd", from: z, close: func() { release(z) }}, nil
+	return &packed{format: "zstd", from: z, close: release}, nil
 }
 
 // Decompress returns the content of from, which may be packed with gzip or zstd or not at all. It goes by the first
 // bytes: media types are wrong too often. An error of the packed data has kind Corrupt. The caller closes the content,
 // and from by itself.
-func Decompress(from io.Reader) (io.ReadCloser, error) { return newDecoders().decompress(from) }
+func Decompress(from io.Reader) (io.ReadCloser, error) {
+	return newDecoders().decompress(context.Background(), from)
+}
 
-func (d *decoders) decompress(from io.Reader) (io.ReadCloser, error) {
-	in := bufio.NewReaderSize(from, 128<<10)
+func (d *decoders) decompress(ctx context.Context, from io.Reader) (io.ReadCloser, error) {
+	in := bufio.NewReaderSize(from, 32<<10)
 	magic, err := in.Peek(4)
 	if err != nil && err != io.EOF {
 		return nil, err
@@ -97,7 +124,7 @@ func (d *decoders) decompress(from io.Reader) (io.ReadCloser, error) {
 		}
 		return &packed{format: "gzip", from: z, close: func() { z.Close() }}, nil
 	case isZstd(magic):
-		return d.open(in)
+		return d.open(ctx, in)
 	}
 	return io.NopCloser(in), nil
 }

@@ -93,7 +93,9 @@ func drainProgram(name string, args ...string) func(io.Reader) (int64, error) {
 func gzipTo(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil }
 func zstdTo(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }
 
-func pack(b *testing.B, plain []byte, to func(io.Writer) (io.WriteCloser, error)) []byte {
+type packer func(io.Writer) (io.WriteCloser, error)
+
+func pack(b *testing.B, plain []byte, to packer) []byte {
 	b.Helper()
 	var packed bytes.Buffer
 	w, err := to(&packed)

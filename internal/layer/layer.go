@@ -50,6 +50,7 @@ type Store struct {
 
 	flights  flight.Group[identity, Info]
 	decoders *decoders
+	blocks   blocks
 
 	mu      sync.Mutex // guards what follows
 	layers  map[digest.Digest]Info

@@ -422,3 +422,54 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%d bytes are free again, %v", st.Bfree*uint64(st.Bsize), err)
 	}
 }
+
+// Who wants a decoder while all are in use waits, and can give up.
+func TestDecodersAreBounded(t *testing.T) {
+	d := newDecoders()
+	plain := bytes.Repeat([]byte("layer"), 1000)
+	var packed bytes.Buffer
+	w, err := zstd.NewWriter(&packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(plain); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open := func(ctx context.Context) (io.ReadCloser, error) {
+		return d.decompress(ctx, bytes.NewReader(packed.Bytes()))
+	}
+	var held []io.ReadCloser
+	for range usualDecoders {
+		r, err := open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, r)
+	}
+	impatient, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := open(impatient); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("one more than there are: %v", err)
+	}
+	d.drop() // takes none that is in use
+	for _, r := range held {
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, plain) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		r.Close()
+	}
+	d.drop()
+	for range 2 * usualDecoders { // those that were used, and what drop has left
+		r, err := open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, plain) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		r.Close()
+	}
+}

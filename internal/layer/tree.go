@@ -55,6 +55,12 @@ func newDirRef(fd int) *dirRef {
 	return d
 }
 
+// share keeps it open for one more, who releases it.
+func (d *dirRef) share() *dirRef {
+	d.refs.Add(1)
+	return d
+}
+
 func (d *dirRef) release() {
 	if d.refs.Add(-1) == 0 {
 		unix.Close(d.fd)
@@ -92,14 +98,12 @@ func (t *tree) forget() {
 	t.last, t.lastDir = "", nil
 }
 
-// share returns the directory that parent has just returned, for someone who uses it later and releases it.
-func (t *tree) share(parent int) *dirRef {
-	d := t.lastDir
+// shown returns the directory that parent has just returned. Who uses it later shares it.
+func (t *tree) shown(parent int) *dirRef {
 	if parent == t.rootDir.fd {
-		d = t.rootDir
+		return t.rootDir
 	}
-	d.refs.Add(1)
-	return d
+	return t.lastDir
 }
 
 // parent returns a descriptor of the directory p, made if need be together with the directories above it; "." is the

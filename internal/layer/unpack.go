@@ -258,20 +258,20 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 
 	// Fetching, decompressing and writing files each have a goroutine.
 	packed := &meter{from: body, hash: sha256.New(), count: fetched}
-	arriving := readAhead(packed)
+	arriving := readAhead(packed, &s.blocks)
 	defer arriving.close()
 	defer stop() // or a fetch that hangs would be waited for
-	plain, err := s.decoders.decompress(arriving)
+	plain, err := s.decoders.decompress(ctx, arriving)
 	if err != nil {
 		return out, packed.blame(err)
 	}
 	defer plain.Close()
-	unpacked := readAhead(&bounded{from: plain, packed: fetched, limits: s.limits})
+	unpacked := readAhead(&bounded{from: plain, packed: fetched, limits: s.limits}, &s.blocks)
 	defer unpacked.close()
 	defer stop()
 	content := &meter{from: unpacked, hash: sha256.New(), count: new(atomic.Int64)}
 
-	out, err = untar(ctx, content, filepath.Join(dir, "fs"), s.limits)
+	out, err = untar(ctx, content, filepath.Join(dir, "fs"), s.limits, &s.blocks)
 	if err == nil {
 		_, err = io.Copy(io.Discard, content) // what follows the tar's end is part of both digests
 	}

@@ -32,9 +32,6 @@ const (
 // xattrPrefix is how extended attributes appear among a tar entry's PAX records.
 const xattrPrefix = "SCHILY.xattr."
 
-// chunk is how many bytes of a file are read and written at once. A chunk of zeros becomes a hole.
-const chunk = 128 << 10
-
 // outcome is what a layer's directory does not tell of itself.
 type outcome struct {
 	opaque  bool     // the layer hides all below
@@ -45,14 +42,15 @@ type outcome struct {
 }
 
 // untar makes the directory dir and unpacks the tar stream from into it.
-func untar(ctx context.Context, from io.Reader, dir string, l limits) (o outcome, err error) {
+func untar(ctx context.Context, from io.Reader, dir string, l limits, b *blocks) (o outcome, err error) {
 	t, err := openTree(dir, l)
 	if err != nil {
 		return o, err
 	}
 	defer t.close()
-	u := &unpacker{tree: t, in: tar.NewReader(from), buf: make([]byte, chunk), zeros: make([]byte, chunk), sums: make(map[uint64]uint64)}
-	u.files = newWriters(u.small)
+	u := &unpacker{tree: t, in: tar.NewReader(from), buf: b.get(), sums: make(map[uint64]uint64)}
+	defer b.put(u.buf)
+	u.files = newWriters(u.small, b)
 	defer u.files.close()
 	defer u.flush.close()
 	t.settle = u.settled
@@ -93,13 +91,13 @@ func untar(ctx context.Context, from io.Reader, dir string, l limits) (o outcome
 // [unpacker.small] beside it.
 type unpacker struct {
 	*tree
-	files      *writers
-	flush      flusher
-	in         *tar.Reader
-	buf, zeros []byte
-	dirs       []dirTime // whose times are set last, when nothing changes in them any more
-	opaque     bool
-	skipped    map[string]bool // extended attributes of a kind that is not taken over, named in the log once
+	files   *writers
+	flush   flusher
+	in      *tar.Reader
+	buf     []byte    // what of a large file is read and written at once
+	dirs    []dirTime // whose times are set last, when nothing changes in them any more
+	opaque  bool
+	skipped map[string]bool // extended attributes of a kind that is not taken over, named in the log once
 
 	sumLock sync.Mutex
 	sums    map[uint64]uint64
@@ -239,14 +237,10 @@ const createFlags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW
 func (u *unpacker) regular(parent int, p, name string, hdr *tar.Header) error {
 	attr := fileAttr{uint32(hdr.Mode & 0o7777), hdr.Uid, hdr.Gid, hdr.ModTime}
 	if hdr.Size <= smallFile && !u.linked && !hasXattrs(hdr) {
-		j := u.files.next()
-		j.dir, j.path, j.name, j.label, j.attr = u.share(parent), p, name, hdr.Name, attr
-		if err := j.read(u.in, hdr.Size); err != nil {
-			j.dir.release()
-			u.files.drop(j)
+		j := small{path: p, name: name, label: hdr.Name, attr: attr}
+		if err := u.files.add(u.shown(parent), j, u.in, hdr.Size); err != nil {
 			return cutOff(err)
 		}
-		u.files.start(j)
 		return nil
 	}
 	fd, err := unix.Openat(parent, name, createFlags, attr.mode&0o777)
@@ -277,15 +271,15 @@ func (u *unpacker) regular(parent int, p, name string, hdr *tar.Header) error {
 }
 
 // small makes a small file. It is for any goroutine.
-func (u *unpacker) small(j *small) error {
-	fd, err := unix.Openat(j.dir.fd, j.name, createFlags, j.attr.mode&0o777)
+func (u *unpacker) small(dir int, j *small) error {
+	fd, err := unix.Openat(dir, j.name, createFlags, j.attr.mode&0o777)
 	if errors.Is(err, unix.EEXIST) {
-		if err := unix.Unlinkat(j.dir.fd, j.name, 0); errors.Is(err, unix.EISDIR) {
+		if err := unix.Unlinkat(dir, j.name, 0); errors.Is(err, unix.EISDIR) {
 			return errTaken
 		} else if err != nil {
 			return err
 		}
-		fd, err = unix.Openat(j.dir.fd, j.name, createFlags, j.attr.mode&0o777)
+		fd, err = unix.Openat(dir, j.name, createFlags, j.attr.mode&0o777)
 	}
 	if err != nil {
 		return err
@@ -299,11 +293,11 @@ func (u *unpacker) small(j *small) error {
 
 // settled waits for the small files under way.
 func (u *unpacker) settled() error {
-	return u.files.settle(func(j *small) error {
-		if err := u.clear(j.dir.fd, j.name); err != nil {
+	return u.files.settle(func(dir int, j *small) error {
+		if err := u.clear(dir, j.name); err != nil {
 			return err
 		}
-		return u.small(j)
+		return u.small(dir, j)
 	})
 }
 
@@ -345,18 +339,21 @@ func cutOff(err error) error {
 	return fault.As(fault.Corrupt, fmt.Errorf("its content is cut off: %w", err))
 }
 
-// content writes an entry's bytes to fd, tells how far it is, and returns their checksum.
+// zeros tells whether all bytes are zero; there is one at least.
+func zeros(p []byte) bool { return p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1]) }
+
+// content writes an entry's bytes to fd, leaves out what can be a hole,, tells how far it is, and returns their checksum.
 func (u *unpacker) content(fd int, hdr *tar.Header, written func(int64)) (uint64, error) {
 	sum := xxhash.New()
 	hole := false
 	for left := hdr.Size; left > 0; {
-		part := u.buf[:min(left, chunk)]
+		part := u.buf[:min(left, int64(len(u.buf)))]
 		if _, err := io.ReadFull(u.in, part); err != nil {
 			return 0, cutOff(err)
 		}
 		sum.Write(part)
 		left -= int64(len(part))
-		if hole = bytes.Equal(part, u.zeros[:len(part)]); hole {
+		if hole = zeros(part); hole {
 			if _, err := unix.Seek(fd, int64(len(part)), io.SeekCurrent); err != nil {
 				return 0, err
 			}

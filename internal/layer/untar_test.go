@@ -39,7 +39,7 @@ func TestAttributesAreTakenOver(t *testing.T) {
 			}
 		}),
 		with(dir("opt/dir"), func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.trusted.overlay.opaque": "y"} }),
-		with(reg("opt/late", strings.Repeat("a", 3*chunk+5)), func(h *tar.Header) { h.ModTime, h.Format = at, tar.FormatPAX }),
+		with(reg("opt/late", strings.Repeat("a", 3*blockBytes+5)), func(h *tar.Header) { h.ModTime, h.Format = at, tar.FormatPAX }),
 		with(reg("opt/big-owner", ""), func(h *tar.Header) { h.Uid, h.Gid, h.Format = math.MaxUint32-1, 3_000_000_000, tar.FormatGNU }),
 		with(reg(long, "deep"), func(h *tar.Header) { h.Format = tar.FormatGNU }),
 		with(reg("pax/"+long, "deep"), func(h *tar.Header) { h.Format = tar.FormatPAX }),
@@ -81,7 +81,7 @@ func TestAttributesAreTakenOver(t *testing.T) {
 	if xattr(filepath.Join(fs, "opt/dir"), opaqueXattr) != "" {
 		t.Error("the image made a directory opaque through an xattr")
 	}
-	if st := is("opt/late", unix.S_IFREG|0o644, 0, 0); st.Size != 3*chunk+5 || st.Mtim.Nsec != 123_456_789 {
+	if st := is("opt/late", unix.S_IFREG|0o644, 0, 0); st.Size != 3*blockBytes+5 || st.Mtim.Nsec != 123_456_789 {
 		t.Errorf("opt/late: %d bytes, time %v", st.Size, st.Mtim)
 	}
 	is("opt/big-owner", unix.S_IFREG|0o644, math.MaxUint32-1, 3_000_000_000)
@@ -107,7 +107,7 @@ func TestAttributesAreTakenOver(t *testing.T) {
 func TestZerosBecomeHoles(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
-	body := strings.Repeat("\x00", 8*chunk) + "end" + strings.Repeat("\x00", 8*chunk)
+	body := strings.Repeat("\x00", 8*blockBytes) + "end" + strings.Repeat("\x00", 8*blockBytes)
 	fs, err := unpacked(t, s, reg("sparse", body))
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func TestZerosBecomeHoles(t *testing.T) {
 	if err != nil || string(got) != body {
 		t.Errorf("content differs: %d bytes, %v", len(got), err)
 	}
-	if st := lstat(t, filepath.Join(fs, "sparse")); st.Blocks*512 > 2*chunk {
+	if st := lstat(t, filepath.Join(fs, "sparse")); st.Blocks*512 > 2*blockBytes {
 		t.Errorf("%d bytes are allocated for 3 bytes of content", st.Blocks*512)
 	}
 }
@@ -293,7 +293,7 @@ func FuzzUntar(f *testing.F) {
 		}
 		l := defaultLimits
 		l.entries, l.freeBytes = 200, 1<<20
-		_, _ = untar(t.Context(), bytes.NewReader(body), filepath.Join(base, "fs"), l)
+		_, _ = untar(t.Context(), bytes.NewReader(body), filepath.Join(base, "fs"), l, new(blocks))
 		left, err := os.ReadDir(base)
 		if err != nil || len(left) != 2 {
 			t.Fatalf("beside the layer: %v, %v", left, err)

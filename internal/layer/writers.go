@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -12,22 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Making a small file is mostly the kernel's work: so while the tar is read on, other goroutines make them. Order
-// matters only between entries that touch the same path. The reader knows the paths that are under way and waits
-// before an entry that has to do with one of them; where a path leads through a symlink, so that it may be another's
-// under another name, it waits for all and does the entry itself.
+// Making a small file is mostly the kernel's work: so while the tar is read on, other goroutines make them, a batch of one
+// directory's at a time. Order matters only between entries that touch the same path. The reader knows the paths that are
+// under way and waits before an entry that has to do with one of them; where a path leads through a symlink, so that it
+// may be another's under another name, it waits for all and does the entry itself.
+
 // errTaken tells that there is a directory where a file is to be.
 var errTaken = errors.New("there is a directory of that name")
 
 const (
-	smallFile  = 64 << 10 // bytes; a larger file is written by the reader itself, piece by piece
-	writerJobs = 16       // small files under way, of one layer
-	maxPaths   = 4096     // paths that are remembered as under way
+	smallFile    = 64 << 10 // bytes; a larger file is written by the reader itself, piece by piece
+	batchFiles   = 64       // small files of a batch, at the most; together they have no more than a block of bytes
+	batchesAhead = 6        // batches under way, of one layer
+	maxPaths     = 4096     // paths that are remembered as under way
 )
 
 // small is a small file that is to be made.
 type small struct {
-	dir   *dirRef
 	path  string
 	name  string // last component of path
 	label string // of the entry, for errors
@@ -42,67 +44,131 @@ type fileAttr struct {
 	mtime    time.Time
 }
 
+// batch is small files of one directory.
+type batch struct {
+	dir   *dirRef
+	files []small
+	block []byte // what their data is in
+	used  int    // bytes of it
+}
+
+// takes tells whether one more file fits in.
+func (b *batch) takes(dir *dirRef, size int64) bool {
+	return b.dir == dir && len(b.files) < batchFiles && int64(b.used)+size <= int64(len(b.block))
+}
+
+// lateFile is a small file that waits until nothing else is under way.
+type lateFile struct {
+	dir  *dirRef
+	file small
+}
+
 // writers make the small files of one layer. All methods are for the goroutine that reads the tar.
 type writers struct {
-	jobs  chan *small // nil until the first
-	free  chan *small
-	ended sync.WaitGroup
-	busy  sync.WaitGroup
-	write func(*small) error
-	paths map[string]struct{} // under way, or done since the last settle
+	blocks *blocks
+	write  func(dir int, file *small) error
+	now    *batch      // being filled; nil: none
+	jobs   chan *batch // nil until the first
+	free   chan *batch
+	ended  sync.WaitGroup
+	busy   sync.WaitGroup
+	paths  map[string]struct{} // under way, or done since the last settle
 
 	mu   sync.Mutex // guards what follows
 	err  error      // the first
-	late []*small   // those whose name is taken by a directory: nothing else may be under way
+	late []lateFile // those whose name is taken by a directory
 }
 
-func newWriters(write func(*small) error) *writers {
-	return &writers{write: write, paths: make(map[string]struct{})}
+func newWriters(write func(dir int, file *small) error, b *blocks) *writers {
+	return &writers{blocks: b, write: write, paths: make(map[string]struct{})}
 }
 
-// next returns a job to fill, waiting until one is free.
-func (w *writers) next() *small {
+// add reads the file's content from the tar and has it made in the directory.
+func (w *writers) add(dir *dirRef, file small, from io.Reader, size int64) error {
+	if w.now != nil && !w.now.takes(dir, size) {
+		w.send()
+	}
+	if w.now == nil {
+		w.now = w.next()
+		w.now.dir = dir.share()
+	}
+	b := w.now
+	file.data = b.block[b.used : b.used+int(size)]
+	if _, err := io.ReadFull(from, file.data); err != nil {
+		return err
+	}
+	b.used += int(size)
+	b.files = append(b.files, file)
+	w.paths[file.path] = struct{}{}
+	return nil
+}
+
+// next returns a batch to fill, waiting until one is free.
+func (w *writers) next() *batch {
 	if w.jobs == nil {
-		w.jobs = make(chan *small, writerJobs)
-		w.free = make(chan *small, writerJobs)
-		for range writerJobs {
-			w.free <- &small{}
+		w.jobs = make(chan *batch, batchesAhead)
+		w.free = make(chan *batch, batchesAhead)
+		for range batchesAhead {
+			w.free <- &batch{}
 		}
 		for range min(max(runtime.GOMAXPROCS(0), 2), 8) {
 			w.ended.Go(w.run)
 		}
 	}
-	return <-w.free
+	b := <-w.free
+	if b.block == nil {
+		b.block = w.blocks.get()
+	}
+	return b
 }
 
-// drop gives back a job that next has given.
-func (w *writers) drop(j *small) { w.free <- j }
-
-// start hands a job to the writers.
-func (w *writers) start(j *small) {
-	w.paths[j.path] = struct{}{}
+// send hands what has been filled to the writers.
+func (w *writers) send() {
 	w.busy.Add(1)
-	w.jobs <- j
+	w.jobs <- w.now
+	w.now = nil
 }
 
 func (w *writers) run() {
-	for j := range w.jobs {
-		err := w.write(j)
-		w.mu.Lock()
-		taken := err == errTaken
-		switch {
-		case taken:
-			w.late = append(w.late, j)
-		case err != nil && w.err == nil:
-			w.err = fmt.Errorf("entry %q: %w", clip(j.label), err)
+	for b := range w.jobs {
+		for i := range b.files {
+			w.create(b.dir, &b.files[i])
 		}
-		w.mu.Unlock()
-		if !taken {
-			j.dir.release()
-			w.free <- j
-		}
+		w.reset(b)
 		w.busy.Done()
 	}
+}
+
+// create makes one file of a batch.
+func (w *writers) create(dir *dirRef, file *small) {
+	err := w.write(dir.fd, file)
+	if err == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == errTaken {
+		later := lateFile{dir.share(), *file}
+		later.file.data = bytes.Clone(file.data) // the batch is filled again
+		w.late = append(w.late, later)
+		return
+	}
+	w.fail(file, err)
+}
+
+// fail remembers the first error. The caller has w.mu.
+func (w *writers) fail(file *small, err error) {
+	if w.err == nil {
+		w.err = fmt.Errorf("entry %q: %w", clip(file.label), err)
+	}
+}
+
+// reset makes the batch be free.
+func (w *writers) reset(b *batch) {
+	b.dir.release()
+	clear(b.files)
+	b.dir, b.files, b.used = nil, b.files[:0], 0
+	w.free <- b
 }
 
 // concerns tells whether the path, or what is above it, is under way.
@@ -120,23 +186,28 @@ func (w *writers) concerns(p string) bool {
 
 // settle waits until nothing is under way and returns the first error that there was. replace makes a file where a
 // directory is.
-func (w *writers) settle(replace func(*small) error) error {
+func (w *writers) settle(replace func(dir int, file *small) error) error {
 	if len(w.paths) == 0 {
 		return nil
 	}
+	if w.now != nil {
+		w.send()
+	}
 	w.busy.Wait()
 	clear(w.paths)
-	for _, j := range w.late { // no writer is at work: the lock is not needed
-		if w.err == nil {
-			if err := replace(j); err != nil {
-				w.err = fmt.Errorf("entry %q: %w", clip(j.label), err)
+	w.mu.Lock()
+	late, err := w.late, w.err
+	w.late = nil
+	w.mu.Unlock()
+	for _, l := range late {
+		if err == nil {
+			if err = replace(l.dir.fd, &l.file); err != nil {
+				err = fmt.Errorf("entry %q: %w", clip(l.file.label), err)
 			}
 		}
-		j.dir.release()
-		w.free <- j
+		l.dir.release()
 	}
-	w.late = nil
-	return w.err
+	return err
 }
 
 // failed returns the first error so far.
@@ -146,26 +217,24 @@ func (w *writers) failed() error {
 	return w.err
 }
 
-// close ends the writers.
+// close ends the writers. What has been filled and not sent is not made.
 func (w *writers) close() {
 	if w.jobs == nil {
 		return
 	}
+	if w.now != nil {
+		w.reset(w.now)
+	}
 	close(w.jobs)
 	w.ended.Wait()
-	for _, j := range w.late {
-		j.dir.release()
+	for range batchesAhead {
+		if b := <-w.free; b.block != nil {
+			w.blocks.put(b.block)
+		}
 	}
-}
-
-// read fills the job's content from the tar.
-func (j *small) read(from io.Reader, size int64) error {
-	if int64(cap(j.data)) < size {
-		j.data = make([]byte, size, min(smallFile, max(4<<10, 2*size)))
+	for _, l := range w.late {
+		l.dir.release()
 	}
-	j.data = j.data[:size]
-	_, err := io.ReadFull(from, j.data)
-	return err
 }
 
 // writeAll writes the bytes at the file's position.
