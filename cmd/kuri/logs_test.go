@@ -1,10 +1,16 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/crilog"
 )
 
 // loggedInventory has pod a, whose sandbox was made anew, with container c at its third attempt, and pod b with c and d.
@@ -56,5 +62,17 @@ func TestLogged(t *testing.T) {
 		if strings.Join(got, " ") != tt.want {
 			t.Errorf("%s, previous %t: %q, want %q", tt.names, tt.previous, got, tt.want)
 		}
+	}
+}
+
+// TestOthersWordsAreSafe: what a terminal would obey is not passed on from names and from errors of a runtime.
+func TestOthersWordsAreSafe(t *testing.T) {
+	var b bytes.Buffer
+	(&cli{err: &b}).say(fmt.Errorf("stop x: %w", status.Error(codes.Unknown, "why\x1b]0;title\x07\u009b2J\nand why")))
+	if got, want := b.String(), "kuri: stop x: why?]0;title??2J\nkuri: and why\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := string((&logPrinter{}).head(crilog.Entry{}, "pod/\x1b[31mred")); got != "[pod/?[31mred] " {
+		t.Errorf("%q", got)
 	}
 }
