@@ -22,7 +22,7 @@ import (
 // talk is an open stream with someone at each end who answers with what it is told.
 type talk struct {
 	keys *io.PipeWriter
-	out  *screen
+	out  *harness.Screen
 	done chan error
 }
 
@@ -31,13 +31,13 @@ func (k *talk) say(t *testing.T, text string) {
 	if _, err := io.WriteString(k.keys, text+"\n"); err != nil {
 		t.Fatal(err)
 	}
-	k.out.await(t, "got "+text)
+	k.out.Await(t, "got "+text)
 }
 
 func converse(t *testing.T, x remotecommand.Executor) *talk {
 	t.Helper()
 	keyboard, keys := io.Pipe()
-	k := &talk{keys, &screen{}, make(chan error, 1)}
+	k := &talk{keys, &harness.Screen{}, make(chan error, 1)}
 	go func() {
 		k.done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: k.out})
 	}()
@@ -148,7 +148,7 @@ func TestTheEndOfStreamsIsThatOfTheirCommands(t *testing.T) {
 		k := converse(t, transports["SPDY"](t, s.execURL(t, &runtimeapi.ExecRequest{
 			ContainerId: id, Cmd: []string{"sh", "-c", "echo go; setsid sleep 61234 & sleep 61235"}, Stdin: true, Stdout: true,
 		})))
-		k.out.await(t, "go")
+		k.out.Await(t, "go")
 		if err := syscall.Kill(streaming(t), sig); err != nil {
 			t.Fatal(err)
 		}

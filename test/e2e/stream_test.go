@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -20,42 +21,30 @@ import (
 	"golang.org/x/net/websocket"
 	"google.golang.org/grpc/codes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
 	utilexec "k8s.io/client-go/util/exec"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
 // transports are the ways in which kubectl's own client opens the streams of a URL.
-var transports = map[string]func(t *testing.T, url string) remotecommand.Executor{
-	"SPDY": func(t *testing.T, address string) remotecommand.Executor {
+var transports = map[string]func(*testing.T, string) remotecommand.Executor{"SPDY": over("SPDY"), "WebSocket": over("WebSocket")}
+
+func over(name string) func(*testing.T, string) remotecommand.Executor {
+	return func(t *testing.T, address string) remotecommand.Executor {
 		t.Helper()
 		u, err := url.Parse(address)
 		if err != nil {
 			t.Fatal(err)
 		}
-		x, err := remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, http.MethodPost, u)
+		x, err := harness.Transports[name].Command(&rest.Config{Host: u.Host}, u)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return x
-	},
-	"WebSocket": func(t *testing.T, address string) remotecommand.Executor {
-		t.Helper()
-		u, err := url.Parse(address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		x, err := remotecommand.NewWebSocketExecutor(&rest.Config{Host: u.Host}, http.MethodGet, address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return x
-	},
+	}
 }
 
 func (s *shell) execURL(t *testing.T, req *runtimeapi.ExecRequest) string {
@@ -65,41 +54,6 @@ func (s *shell) execURL(t *testing.T, req *runtimeapi.ExecRequest) string {
 		t.Fatal(err)
 	}
 	return resp.Url
-}
-
-// screen is an output that can be looked at while it is written to.
-type screen struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (s *screen) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(b)
-}
-
-func (s *screen) await(t *testing.T, want string) {
-	t.Helper()
-	harness.Eventually(t, 20*time.Second, fmt.Sprintf("%q on the screen", want), func() error {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if !strings.Contains(s.text.String(), want) {
-			return fmt.Errorf("there is %q", s.text.String())
-		}
-		return nil
-	})
-}
-
-// sizeQueue is a terminal whose size changes when a test says so.
-type sizeQueue chan remotecommand.TerminalSize
-
-func (q sizeQueue) Next() *remotecommand.TerminalSize {
-	size, ok := <-q
-	if !ok {
-		return nil
-	}
-	return &size
 }
 
 func TestExecStreams(t *testing.T) {
@@ -152,7 +106,7 @@ func TestExecTerminal(t *testing.T) {
 	for name, open := range transports {
 		t.Run(name, func(t *testing.T) {
 			keyboard, keys := io.Pipe()
-			sizes, out := make(sizeQueue), &screen{}
+			sizes, out := make(harness.Sizes), &harness.Screen{}
 			req := &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh"}, Stdin: true, Stdout: true, Tty: true}
 			x := open(t, s.execURL(t, req))
 			done := make(chan error, 1)
@@ -161,16 +115,11 @@ func TestExecTerminal(t *testing.T) {
 			}()
 			sizes <- remotecommand.TerminalSize{Width: 111, Height: 22}
 			io.WriteString(keys, "tty\n")
-			out.await(t, "/dev/pts/")
+			out.Await(t, "/dev/pts/")
 			harness.Eventually(t, 10*time.Second, "the size", func() error {
 				io.WriteString(keys, "stty size\n")
 				time.Sleep(100 * time.Millisecond)
-				out.mu.Lock()
-				defer out.mu.Unlock()
-				if !strings.Contains(out.text.String(), "22 111") {
-					return errors.New(out.text.String())
-				}
-				return nil
+				return out.Shows("22 111")
 			})
 			io.WriteString(keys, "exit 3\n")
 			var exit utilexec.CodeExitError
@@ -195,11 +144,11 @@ func TestExecEndsWithItsClient(t *testing.T) {
 				req := &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo go; " + script}, Stdin: true, Stdout: true}
 				address, cut := line(t, s.execURL(t, req))
 				x := open(t, address)
-				out, done := &screen{}, make(chan error, 1)
+				out, done := &harness.Screen{}, make(chan error, 1)
 				go func() {
 					done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: endless{}, Stdout: out})
 				}()
-				out.await(t, "go")
+				out.Await(t, "go")
 				time.Sleep(200 * time.Millisecond)
 				cut()
 				<-done
@@ -299,7 +248,7 @@ func TestAttachStreams(t *testing.T) {
 				return resp.Url
 			}
 			keyboard, keys := io.Pipe()
-			first, other := &screen{}, &screen{}
+			first, other := &harness.Screen{}, &harness.Screen{}
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			done := make(chan error, 2)
@@ -307,26 +256,21 @@ func TestAttachStreams(t *testing.T) {
 			go func() {
 				done <- x.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: keyboard, Stdout: first, Stderr: first})
 			}()
-			first.await(t, "early") // kept for the first
+			first.Await(t, "early") // kept for the first
 			go func() {
 				y.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: other, Stderr: other})
 				done <- nil
 			}()
 			io.WriteString(keys, "hello\n")
-			first.await(t, "hello")
+			first.Await(t, "hello")
 			harness.Eventually(t, 10*time.Second, "an echo for the other", func() error {
 				io.WriteString(keys, "again\n")
 				time.Sleep(50 * time.Millisecond)
-				other.mu.Lock()
-				defer other.mu.Unlock()
-				if !strings.Contains(other.text.String(), "again") {
-					return errors.New(other.text.String())
-				}
-				return nil
+				return other.Shows("again")
 			})
 			keys.Close() // half of it: the output goes on
-			first.await(t, "eof")
-			other.await(t, "eof")
+			first.Await(t, "eof")
+			other.Await(t, "eof")
 			for range 2 {
 				if err := <-done; err != nil {
 					t.Errorf("the end of the container: %v", err)
@@ -339,35 +283,22 @@ func TestAttachStreams(t *testing.T) {
 	}
 }
 
-// dialers are the ways in which kubectl's own client opens a port forwarding.
-var dialers = map[string]func(*testing.T, *url.URL) httpstream.Dialer{
-	"SPDY": func(t *testing.T, u *url.URL) httpstream.Dialer {
-		t.Helper()
-		transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: u.Host})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
-	},
-	"SPDY in WebSocket": func(t *testing.T, u *url.URL) httpstream.Dialer {
-		t.Helper()
-		dialer, err := portforward.NewSPDYOverWebsocketDialerForStreaming(u, &rest.Config{Host: u.Host})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return dialer
-	},
-}
-
 // forward forwards a port of a pod over SPDY, and returns the local address.
 func (s *shell) forward(t *testing.T, pod string, port int32) string {
 	t.Helper()
 	return s.forwardOver(t, "SPDY", pod, port)
 }
 
-func (s *shell) forwardOver(t *testing.T, dialer, pod string, port int32) string {
+func (s *shell) forwardOver(t *testing.T, transport, pod string, port int32) string {
 	t.Helper()
-	resp, err := s.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{port}})
+	u := s.forwardURL(t, pod, port)
+	local, _ := harness.Transports[transport].Forward(t, &rest.Config{Host: u.Host}, u, port)
+	return local
+}
+
+func (s *shell) forwardURL(t *testing.T, pod string, ports ...int32) *url.URL {
+	t.Helper()
+	resp, err := s.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: ports})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -375,26 +306,7 @@ func (s *shell) forwardOver(t *testing.T, dialer, pod string, port int32) string
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, ready, said := make(chan struct{}), make(chan struct{}), &screen{}
-	f, err := portforward.NewOnAddressesForStreaming(dialers[dialer](t, u),
-		[]string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, said, said)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- f.ForwardPorts() }()
-	t.Cleanup(func() { close(stop); <-done })
-	select {
-	case <-ready:
-	case err := <-done:
-		done <- err
-		t.Fatal(err)
-	}
-	ports, err := f.GetPorts()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local)
+	return u
 }
 
 // ask sends a request, ends its half of the connection, and returns the answer.
@@ -456,7 +368,7 @@ func echoIn(t *testing.T, path, address string) int32 {
 func TestPortForward(t *testing.T) {
 	s := newShell(t)
 	host := s.RunPod(t, harness.HostNetwork(harness.Pod("host")))
-	for dialer := range dialers {
+	for dialer := range harness.Transports {
 		t.Run(dialer, func(t *testing.T) {
 			for _, address := range []string{"127.0.0.1:0", "[::1]:0", "[::]:0"} {
 				local := s.forwardOver(t, dialer, s.pod, echoIn(t, "/run/netns/kuri-"+s.pod, address))
@@ -488,6 +400,102 @@ func TestPortForward(t *testing.T) {
 	}
 }
 
+// Without SPDY each port has two channels of a WebSocket, for data and for errors, which begin with its number. Clients that
+// cannot have binary messages have them in base64.
+func TestPortForwardOverChannels(t *testing.T) {
+	s := newShell(t)
+	ports := []int32{echoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0"), 9, echoIn(t, "/run/netns/kuri-"+s.pod, "[::1]:0")}
+	for protocol, inBase64 := range map[string]bool{"": false, "v4.channel.k8s.io": false, "v4.base64.channel.k8s.io": true} {
+		t.Run(protocol, func(t *testing.T) {
+			u := s.forwardURL(t, s.pod, ports...)
+			u.Scheme = "ws"
+			c := openChannels(t, u.String(), protocol, inBase64)
+			want := map[byte]string{}
+			for i, port := range ports {
+				number := string([]byte{byte(port), byte(port >> 8)})
+				want[byte(2*i)], want[byte(2*i+1)] = number, number
+			}
+			for _, i := range []int{0, 2} {
+				text := strings.Repeat(fmt.Sprintf("hello \x00\xff %d ", i), 1<<12)
+				c.send(byte(2*i), text)
+				want[byte(2*i)] += text
+			}
+			said := c.receiveUntil(func(said map[byte]string) bool {
+				return len(said[0]) >= len(want[0]) && len(said[4]) >= len(want[4]) && len(said[3]) > len(want[3])
+			})
+			if !strings.Contains(said[3], "nothing listens on port 9") {
+				t.Errorf("errors of the port where nobody listens: %q", said[3])
+			}
+			delete(said, 3)
+			delete(want, 3)
+			if !maps.Equal(said, want) {
+				t.Errorf("%.100q, not %.100q", said, want)
+			}
+		})
+	}
+}
+
+// channels are those of a WebSocket: a message begins with the channel's number, as a byte or a digit, and what is said
+// follows as it is or in base64.
+type channels struct {
+	t        *testing.T
+	ws       *websocket.Conn
+	inBase64 bool
+}
+
+func openChannels(t *testing.T, address, protocol string, inBase64 bool) *channels {
+	t.Helper()
+	config, err := websocket.NewConfig(address, "http://localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if protocol != "" {
+		config.Protocol = []string{protocol}
+	}
+	ws, err := websocket.DialConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ws.Close() })
+	ws.SetDeadline(time.Now().Add(20 * time.Second))
+	return &channels{t, ws, inBase64}
+}
+
+func (c *channels) send(channel byte, text string) {
+	c.t.Helper()
+	var err error
+	if c.inBase64 {
+		err = websocket.Message.Send(c.ws, string('0'+channel)+base64.StdEncoding.EncodeToString([]byte(text)))
+	} else {
+		err = websocket.Message.Send(c.ws, append([]byte{channel}, text...))
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// receiveUntil returns what has been said on each channel, once that is enough.
+func (c *channels) receiveUntil(enough func(map[byte]string) bool) map[byte]string {
+	c.t.Helper()
+	said := map[byte]string{}
+	for !enough(said) {
+		var message []byte
+		if err := websocket.Message.Receive(c.ws, &message); err != nil {
+			c.t.Fatalf("after %.1000q: %v", said, err)
+		}
+		channel, text := message[0], message[1:]
+		if c.inBase64 {
+			channel -= '0'
+			var err error
+			if text, err = base64.StdEncoding.DecodeString(string(text)); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+		said[channel] += string(text)
+	}
+	return said
+}
+
 // Every version of the protocol that a client may speak, from kubelets of long ago on.
 func TestVersionsOfRemoteCommand(t *testing.T) {
 	s := newShell(t)
@@ -511,58 +519,24 @@ func TestVersionsOfRemoteCommand(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			stdout, stderr := &screen{}, &screen{}
+			stdout, stderr := &harness.Screen{}, &harness.Screen{}
 			err = x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: strings.NewReader("x\n"), Stdout: stdout, Stderr: stderr})
 			// The first version loses what is said on its error stream: kubernetes issue 13395.
 			if protocol != "channel.k8s.io" && (err == nil || !strings.Contains(err.Error(), "42")) {
 				t.Errorf("%v", err)
 			}
-			stdout.await(t, "got x")
-			stderr.await(t, "oops")
+			stdout.Await(t, "got x")
+			stderr.Await(t, "oops")
 		})
 	}
-	// A version has the channel's number as a byte or a digit, and what is said as it is or in base64.
 	for _, v := range []struct {
 		protocol string
 		base64   bool
 	}{{"", false}, {"channel.k8s.io", false}, {"base64.channel.k8s.io", true}, {"v4.channel.k8s.io", false}, {"v4.base64.channel.k8s.io", true}, {"v5.channel.k8s.io", false}} {
 		t.Run("WebSocket "+v.protocol, func(t *testing.T) {
-			c, err := websocket.NewConfig(strings.Replace(address(), "http", "ws", 1), "http://localhost")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if v.protocol != "" {
-				c.Protocol = []string{v.protocol}
-			}
-			ws, err := websocket.DialConfig(c)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ws.Close()
-			ws.SetDeadline(time.Now().Add(20 * time.Second))
-			if v.base64 {
-				err = websocket.Message.Send(ws, "0"+base64.StdEncoding.EncodeToString([]byte("x\n")))
-			} else {
-				err = websocket.Message.Send(ws, append([]byte{0}, "x\n"...))
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			var said [4]string
-			for said[3] == "" {
-				var message []byte
-				if err := websocket.Message.Receive(ws, &message); err != nil {
-					t.Fatalf("%q: %v", said, err)
-				}
-				channel, text := message[0], message[1:]
-				if v.base64 {
-					channel -= '0'
-					if text, err = base64.StdEncoding.DecodeString(string(text)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				said[channel] += string(text)
-			}
+			c := openChannels(t, strings.Replace(address(), "http", "ws", 1), v.protocol, v.base64)
+			c.send(0, "x\n")
+			said := c.receiveUntil(func(said map[byte]string) bool { return said[3] != "" })
 			if said[1] != "got x\n" || said[2] != "oops\n" || !strings.Contains(said[3], "42") {
 				t.Errorf("%q", said)
 			}

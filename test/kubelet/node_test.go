@@ -90,7 +90,8 @@ func addAddress(t *testing.T) {
 
 // startNode starts a kubelet on the daemon's sockets and waits until it is healthy. When the test ends, it is stopped
 // and what it leaves by design, its cgroups, is removed.
-func startNode(t *testing.T, d *harness.Daemon) *node {
+// Env is added to its environment.
+func startNode(t *testing.T, d *harness.Daemon, env ...string) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "kubelet")
 	if err != nil {
@@ -123,11 +124,11 @@ func startNode(t *testing.T, d *harness.Daemon) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.start(t, harness.Write(t, dir, "config.yaml", config.String()))
+	n.start(t, harness.Write(t, dir, "config.yaml", config.String()), env)
 	return n
 }
 
-func (n *node) start(t *testing.T, config string) {
+func (n *node) start(t *testing.T, config string, env []string) {
 	t.Helper()
 	log, err := os.Create(filepath.Join(n.dir, "kubelet.log"))
 	if err != nil {
@@ -137,6 +138,7 @@ func (n *node) start(t *testing.T, config string) {
 	n.cmd = exec.Command(os.Getenv("KURI_KUBELET"), "--config", config, "--root-dir", filepath.Join(n.dir, "root"),
 		"--cert-dir", filepath.Join(n.dir, "pki"), "--hostname-override", nodeName)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
+	n.cmd.Env = append(os.Environ(), env...)
 	if err := n.cmd.Start(); err != nil {
 		t.Fatalf("start the kubelet: %v", err)
 	}

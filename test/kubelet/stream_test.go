@@ -2,9 +2,16 @@ package kubelet
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"net/url"
@@ -16,11 +23,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
-	"k8s.io/client-go/transport/spdy"
 	utilexec "k8s.io/client-go/util/exec"
-	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/kuri-cri/kuri/test/harness"
 )
@@ -55,7 +59,7 @@ func TestStreams(t *testing.T) {
 	manifest := harness.Write(t, n.manifests, "shell.yaml", fmt.Sprintf(shellPod, image))
 	harness.Eventually(t, 2*time.Minute, "the pod runs", n.shellRuns)
 
-	for name, transport := range transports {
+	for name, transport := range harness.Transports {
 		t.Run(name, func(t *testing.T) {
 			t.Run("exec", func(t *testing.T) { execs(t, transport) })
 			t.Run("terminal", func(t *testing.T) { terminal(t, transport) })
@@ -70,6 +74,77 @@ func TestStreams(t *testing.T) {
 	}
 	isGone(t, d, n)
 	d.RemovePod(t, d.RunPod(t, harness.Pod("last")))
+}
+
+// TestStreamsOverTLS has kurid serve its streams over TLS, with a certificate of a CA that the node trusts; a kubelet that
+// does not trust it opens none.
+func TestStreamsOverTLS(t *testing.T) {
+	if os.Getenv("KURI_KUBELET") == "" {
+		t.Skip("KURI_KUBELET is not set: test/kubelet/run builds a kubelet and sets it")
+	}
+	addAddress(t)
+	ca, cert, key := certificates(t)
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[stream]\ntls_cert = %q\ntls_key = %q\n", cert, key)})
+	loadExample(t, d)
+	image := d.PullBusybox(t)
+	for name, trusted := range map[string]string{"trusted": ca, "not trusted": cert} {
+		t.Run(name, func(t *testing.T) {
+			n := startNode(t, d, "SSL_CERT_FILE="+trusted, "SSL_CERT_DIR="+t.TempDir())
+			manifest := harness.Write(t, n.manifests, "shell.yaml", fmt.Sprintf(shellPod, image))
+			harness.Eventually(t, 2*time.Minute, "the pod runs", n.shellRuns)
+			for name, transport := range harness.Transports {
+				if trusted != ca {
+					err := run(t, transport, "exec", url.Values{"command": {"true"}, "output": {"1"}}, remotecommand.StreamOptions{Stdout: io.Discard})
+					if err == nil || !strings.Contains(n.tail(), "certificate signed by unknown authority") {
+						t.Errorf("%s: %v", name, err)
+					}
+					continue
+				}
+				t.Run(name, func(t *testing.T) {
+					t.Run("exec", func(t *testing.T) { execs(t, transport) })
+					t.Run("terminal", func(t *testing.T) { terminal(t, transport) })
+					t.Run("attach", func(t *testing.T) { attaches(t, transport) })
+					t.Run("port forwarding", func(t *testing.T) { forwards(t, transport) })
+				})
+			}
+			if err := os.Remove(manifest); err != nil {
+				t.Fatal(err)
+			}
+			isGone(t, d, n)
+		})
+	}
+	d.RemovePod(t, d.RunPod(t, harness.Pod("last")))
+}
+
+// certificates are files of a CA's certificate, and of one that it has issued for the node itself, with its key.
+func certificates(t *testing.T) (ca, cert, key string) {
+	t.Helper()
+	dir := t.TempDir()
+	issue := func(name string, template, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*ecdsa.PrivateKey, string) {
+		own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if signer == nil {
+			signer = own
+		}
+		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		template.Subject, template.BasicConstraintsValid = pkix.Name{CommonName: name}, true
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, &own.PublicKey, signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return own, harness.Write(t, dir, name+".crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	}
+	root := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, KeyUsage: x509.KeyUsageCertSign}
+	signer, ca := issue("ca", root, root, nil)
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	own, cert := issue("kurid", leaf, root, signer)
+	der, err := x509.MarshalPKCS8PrivateKey(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca, cert, harness.Write(t, dir, "kurid.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
 }
 
 func (n *node) shellRuns() error {
@@ -91,108 +166,47 @@ func (n *node) shellRuns() error {
 	return fmt.Errorf("the kubelet has %d pods, and it is not among them or does not run", len(pods))
 }
 
-// transport is a way in which kubectl's own client opens streams.
-type transport struct {
-	command func(*rest.Config, *url.URL) (remotecommand.Executor, error)
-	ports   func(*rest.Config, *url.URL) (httpstream.Dialer, error)
-}
-
-var transports = map[string]transport{
-	"SPDY": {
-		command: func(c *rest.Config, u *url.URL) (remotecommand.Executor, error) {
-			return remotecommand.NewSPDYExecutor(c, http.MethodPost, u)
-		},
-		ports: func(c *rest.Config, u *url.URL) (httpstream.Dialer, error) {
-			t, upgrader, err := spdy.RoundTripperFor(c)
-			return spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: t}, http.MethodPost, u), err
-		},
-	},
-	"WebSocket": {
-		command: func(c *rest.Config, u *url.URL) (remotecommand.Executor, error) {
-			return remotecommand.NewWebSocketExecutor(c, http.MethodGet, u.String())
-		},
-		ports: func(c *rest.Config, u *url.URL) (httpstream.Dialer, error) {
-			return portforward.NewSPDYOverWebsocketDialerForStreaming(u, c)
-		},
-	},
-}
-
 // kubeletURL is that of a verb of the kubelet's API.
 func kubeletURL(path string, query url.Values) (*rest.Config, *url.URL) {
 	u := &url.URL{Scheme: "https", Host: fmt.Sprintf("127.0.0.1:%d", apiPort), Path: path, RawQuery: query.Encode()}
 	return &rest.Config{Host: u.Scheme + "://" + u.Host, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}, u
 }
 
-func (x transport) run(t *testing.T, verb string, query url.Values, o remotecommand.StreamOptions) error {
+func run(t *testing.T, x harness.Transport, verb string, query url.Values, o remotecommand.StreamOptions) error {
 	t.Helper()
 	c, u := kubeletURL("/"+verb+"/default/shell-"+nodeName+"/shell", query)
-	executor, err := x.command(c, u)
+	executor, err := x.Command(c, u)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return executor.StreamWithContext(t.Context(), o)
 }
 
-func execs(t *testing.T, x transport) {
+func execs(t *testing.T, x harness.Transport) {
 	var stdout, stderr bytes.Buffer
 	in := strings.Repeat("0123456789abcdef", 1<<16)
-	err := x.run(t, "exec", url.Values{"command": {"sh", "-c", "cat; echo oops >&2; exit 42"}, "input": {"1"}, "output": {"1"}, "error": {"1"}},
+	err := run(t, x, "exec", url.Values{"command": {"sh", "-c", "cat; echo oops >&2; exit 42"}, "input": {"1"}, "output": {"1"}, "error": {"1"}},
 		remotecommand.StreamOptions{Stdin: strings.NewReader(in), Stdout: &stdout, Stderr: &stderr})
 	var exit utilexec.CodeExitError
 	if !errors.As(err, &exit) || exit.Code != 42 || stdout.String() != in || stderr.String() != "oops\n" {
 		t.Errorf("%d bytes of %d, %q, %v", stdout.Len(), len(in), stderr.String(), err)
 	}
-	err = x.run(t, "exec", url.Values{"command": {"nonesuch"}, "output": {"1"}}, remotecommand.StreamOptions{Stdout: &stdout})
+	err = run(t, x, "exec", url.Values{"command": {"nonesuch"}, "output": {"1"}}, remotecommand.StreamOptions{Stdout: &stdout})
 	if err == nil || !strings.Contains(err.Error(), "nonesuch") {
 		t.Errorf("no such program: %v", err)
 	}
 }
 
-// screen is an output that can be looked at while it is written to.
-type screen struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (s *screen) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(b)
-}
-
-func (s *screen) await(t *testing.T, want string) {
-	t.Helper()
-	harness.Eventually(t, 20*time.Second, fmt.Sprintf("%q on the screen", want), func() error {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if !strings.Contains(s.text.String(), want) {
-			return fmt.Errorf("there is %q", s.text.String())
-		}
-		return nil
-	})
-}
-
-// size is that of a terminal which does not change.
-type size chan remotecommand.TerminalSize
-
-func (s size) Next() *remotecommand.TerminalSize {
-	is, ok := <-s
-	if !ok {
-		return nil
-	}
-	return &is
-}
-
-func terminal(t *testing.T, x transport) {
+func terminal(t *testing.T, x harness.Transport) {
 	keyboard, keys := io.Pipe()
-	out, is, done := &screen{}, make(size, 1), make(chan error, 1)
+	out, is, done := &harness.Screen{}, make(harness.Sizes, 1), make(chan error, 1)
 	is <- remotecommand.TerminalSize{Width: 123, Height: 45}
 	defer close(is)
 	go func() {
-		done <- x.run(t, "exec", url.Values{"command": {"sh", "-c", "until stty size | grep 123; do sleep 0.1; done; read x; exit 3"}, "input": {"1"}, "output": {"1"}, "tty": {"1"}},
+		done <- run(t, x, "exec", url.Values{"command": {"sh", "-c", "until stty size | grep 123; do sleep 0.1; done; read x; exit 3"}, "input": {"1"}, "output": {"1"}, "tty": {"1"}},
 			remotecommand.StreamOptions{Stdin: keyboard, Stdout: out, Tty: true, TerminalSizeQueue: is})
 	}()
-	out.await(t, "45 123")
+	out.Await(t, "45 123")
 	io.WriteString(keys, "\n")
 	var exit utilexec.CodeExitError
 	if err := <-done; !errors.As(err, &exit) || exit.Code != 3 {
@@ -202,62 +216,38 @@ func terminal(t *testing.T, x transport) {
 }
 
 // attached attaches to the shell, and returns its keyboard, its screen and the end.
-func attached(t *testing.T, x transport) (keys *io.PipeWriter, out *screen, done chan error) {
+func attached(t *testing.T, x harness.Transport) (keys *io.PipeWriter, out *harness.Screen, done chan error) {
 	t.Helper()
 	keyboard, keys := io.Pipe()
-	out, done = &screen{}, make(chan error, 1)
+	out, done = &harness.Screen{}, make(chan error, 1)
 	go func() {
-		done <- x.run(t, "attach", url.Values{"input": {"1"}, "output": {"1"}}, remotecommand.StreamOptions{Stdin: keyboard, Stdout: out})
+		done <- run(t, x, "attach", url.Values{"input": {"1"}, "output": {"1"}}, remotecommand.StreamOptions{Stdin: keyboard, Stdout: out})
 	}()
 	return keys, out, done
 }
 
 // Who detaches does not end the shell, which the next one attaches to.
-func attaches(t *testing.T, x transport) {
+func attaches(t *testing.T, x harness.Transport) {
 	for i := range 2 {
 		keys, out, _ := attached(t, x)
 		harness.Eventually(t, 20*time.Second, "an answer", func() error {
 			io.WriteString(keys, fmt.Sprintf("hello %d\n", i))
 			time.Sleep(100 * time.Millisecond)
-			out.mu.Lock()
-			defer out.mu.Unlock()
-			if !strings.Contains(out.text.String(), fmt.Sprintf("got hello %d", i)) {
-				return errors.New(out.text.String())
-			}
-			return nil
+			return out.Shows(fmt.Sprintf("got hello %d", i))
 		})
 		keys.Close()
 	}
 }
 
 // forwards fetches the page of the pod's other container through a forwarded port, many times at once.
-func forwards(t *testing.T, x transport) {
+func forwards(t *testing.T, x harness.Transport) {
 	c, u := kubeletURL("/portForward/default/shell-"+nodeName, nil)
-	dialer, err := x.ports(c, u)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stop, ready := make(chan struct{}), make(chan struct{})
-	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{"0:8080"}, stop, ready, io.Discard, io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- f.ForwardPorts() }()
-	select {
-	case <-ready:
-	case err := <-done:
-		t.Fatal(err)
-	}
-	ports, err := f.GetPorts()
-	if err != nil {
-		t.Fatal(err)
-	}
+	local, end := x.Forward(t, c, u, 8080)
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
 			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
-			resp, err := client.Get("http://" + net.JoinHostPort("127.0.0.1", fmt.Sprint(ports[0].Local)))
+			resp, err := client.Get("http://" + local)
 			if err != nil {
 				t.Error(err)
 				return
@@ -270,28 +260,22 @@ func forwards(t *testing.T, x transport) {
 		})
 	}
 	wg.Wait()
-	close(stop)
-	if err := <-done; err != nil {
+	if err := end(); err != nil {
 		t.Error(err)
 	}
 }
 
 func outlives(t *testing.T, d *harness.Daemon, n *node) {
-	keys, out, _ := attached(t, transports["SPDY"])
+	keys, out, _ := attached(t, harness.Transports["SPDY"])
 	say := func(text string) {
 		t.Helper()
 		io.WriteString(keys, text+"\n")
-		out.await(t, "got "+text)
+		out.Await(t, "got "+text)
 	}
 	harness.Eventually(t, 20*time.Second, "an answer", func() error {
 		io.WriteString(keys, "before\n")
 		time.Sleep(100 * time.Millisecond)
-		out.mu.Lock()
-		defer out.mu.Unlock()
-		if !strings.Contains(out.text.String(), "got before") {
-			return errors.New(out.text.String())
-		}
-		return nil
+		return out.Shows("got before")
 	})
 	d.Kill9(t)
 	say("without")
@@ -299,7 +283,7 @@ func outlives(t *testing.T, d *harness.Daemon, n *node) {
 	say("after")
 	harness.Eventually(t, 30*time.Second, "a command runs in the pod again", func() error {
 		var stdout bytes.Buffer
-		err := transports["WebSocket"].run(t, "exec", url.Values{"command": {"echo", "again"}, "output": {"1"}}, remotecommand.StreamOptions{Stdout: &stdout})
+		err := run(t, harness.Transports["WebSocket"], "exec", url.Values{"command": {"echo", "again"}, "output": {"1"}}, remotecommand.StreamOptions{Stdout: &stdout})
 		if err != nil || stdout.String() != "again\n" {
 			return fmt.Errorf("%q %w", stdout.String(), err)
 		}
