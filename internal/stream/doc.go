@@ -34,6 +34,9 @@
 // one write to its connection, and with that the pipe of its own process. What the SPDY library queues of a client's is at
 // most 250 frames, which are cut to 32 KiB ([frames]): 8 MiB. A message over WebSocket has 32 MiB at most.
 //
+// A pod that does not read from one forwarded connection holds up the others of its client, which come over the same one. When
+// it has taken nothing for ten seconds and there are others, it is given up, and only that connection is reset.
+//
 // A client that is gone ends the context of its streams at once when its connection is read, and within seconds when it is
 // not, for its input waits to be taken.
 //

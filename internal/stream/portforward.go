@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
@@ -23,7 +25,7 @@ func (s *Server) PortForward(p Pod, ports []int32) (string, error) {
 		return "", err
 	}
 	return s.ticket("portforward", func(w http.ResponseWriter, r *http.Request) {
-		f := forwarder{s.runtime, p, r}
+		f := forwarder{s.runtime, p, r, new(atomic.Int32)}
 		serve := func(w http.ResponseWriter, r *http.Request) {
 			portforward.ServePortForward(w, r, f, p.ID, "", &portforward.V4Options{Ports: ports}, idleLimit, creationLimit, portforward.SupportedProtocols)
 		}
@@ -53,6 +55,7 @@ type forwarder struct {
 	runtime Runtime
 	pod     Pod
 	request *http.Request // its context ends with the client, the one that the library gives does not
+	open    *atomic.Int32 // connections
 }
 
 // lingering is how long a client whose connection the pod has closed may say nothing before the rest of it is closed, too.
@@ -61,7 +64,10 @@ const lingering = 10 * time.Second
 // PortForward copies between a stream and a port. Each direction ends on its own; when the pod has ended its own, the
 // other goes on as long as the client uses it.
 func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
-	ctx := f.request.Context()
+	f.open.Add(1)
+	defer f.open.Add(-1)
+	ctx, cancel := context.WithCancelCause(f.request.Context())
+	defer cancel(nil)
 	conn, err := f.runtime.Dial(ctx, f.pod, uint16(port))
 	if err != nil {
 		return err
@@ -72,10 +78,17 @@ func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, strea
 	heard := make(chan struct{}, 1) // from the client
 	toPod := make(chan error, 1)
 	go func() { // ends when the library closes the stream, which it does when we return
-		_, err := io.Copy(conn, telling{stream, heard})
+		_, err := io.Copy(f.patiently(conn), telling{stream, heard})
+		if errors.Is(err, errHoldsUp) {
+			cancel(err)
+		}
 		toPod <- errors.Join(err, conn.CloseWrite())
 	}()
-	if _, err := io.CopyBuffer(onlyWriter{stream}, onlyReader{conn}, make([]byte, forwardBuffer)); err != nil {
+	_, err = io.CopyBuffer(onlyWriter{stream}, onlyReader{conn}, make([]byte, forwardBuffer))
+	if cause := context.Cause(ctx); errors.Is(cause, errHoldsUp) {
+		return fmt.Errorf("port %d: %w", port, cause)
+	}
+	if err != nil {
 		return ended(ctx, fmt.Errorf("port %d: %w", port, err))
 	}
 	// Of a WebSocket's channel the two directions cannot be closed apart.
@@ -86,11 +99,44 @@ func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, strea
 	}
 	for {
 		select {
-		case <-toPod:
+		case err := <-toPod:
+			if errors.Is(err, errHoldsUp) {
+				return fmt.Errorf("port %d: %w", port, err)
+			}
 			return nil // what the pod did not want to hear is no error: it has closed its side
 		case <-heard:
 		case <-time.After(lingering):
 			return nil
+		}
+	}
+}
+
+// holdLimit is how long a pod may take nothing of what one connection sends while its client has others. They wait behind it:
+// neither SPDY, as it is spoken here, nor a WebSocket can tell a client to send nothing for one of them.
+const holdLimit = 10 * time.Second
+
+var errHoldsUp = fmt.Errorf("the pod has taken nothing for %s, and the client's other connections wait behind this one", holdLimit)
+
+// patiently is a writer to a pod that gives up a pod which holds up others. One that holds up nobody is waited for.
+func (f forwarder) patiently(conn *net.TCPConn) io.Writer { return patient{conn, f.open} }
+
+type patient struct {
+	conn *net.TCPConn
+	open *atomic.Int32
+}
+
+func (p patient) Write(b []byte) (written int, err error) {
+	for progress := time.Now(); ; {
+		p.conn.SetWriteDeadline(time.Now().Add(holdLimit / 10))
+		n, err := p.conn.Write(b[written:])
+		written += n
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return written, err
+		}
+		if n > 0 {
+			progress = time.Now()
+		} else if time.Since(progress) >= holdLimit && p.open.Load() > 1 {
+			return written, errHoldsUp
 		}
 	}
 }

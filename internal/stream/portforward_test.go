@@ -1,0 +1,151 @@
+package stream
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/transport/spdy"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/streaming/pkg/httpstream"
+)
+
+// pods serves connections until the test ends, each by serve, and returns the port.
+func pods(t *testing.T, serve func(*net.TCPConn)) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(c.(*net.TCPConn))
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// forwarding is a client's connection to a server, over which it opens those to ports.
+type forwarding struct {
+	t    *testing.T
+	conn httpstream.Connection
+	next int
+}
+
+func openForwarding(t *testing.T, s *Server) *forwarding {
+	t.Helper()
+	address, err := s.PortForward(Pod{ID: "p"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: u.Host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, _, err := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, u).Dial(portforward.ProtocolV1Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return &forwarding{t: t, conn: conn}
+}
+
+// open opens a connection to a port; what goes wrong with it is read from the second stream.
+func (f *forwarding) open(port int) (data, errs httpstream.Stream) {
+	f.t.Helper()
+	f.next++
+	create := func(kind string) httpstream.Stream {
+		s, err := f.conn.CreateStream(http.Header{"Streamtype": {kind}, "Port": {strconv.Itoa(port)}, "Requestid": {strconv.Itoa(f.next)}})
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		return s
+	}
+	errs = create("error")
+	errs.Close() // nothing is written to it
+	return create("data"), errs
+}
+
+// A pod that reads nothing holds up the other connections of its client for a while, and then is given up.
+func TestAPodThatDoesNotReadIsGivenUp(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	silent := pods(t, func(c *net.TCPConn) {
+		<-t.Context().Done()
+		c.Close()
+	})
+	echo := pods(t, func(c *net.TCPConn) {
+		io.Copy(onlyWriter{c}, c)
+		c.Close()
+	})
+	f := openForwarding(t, s)
+	other, _ := f.open(echo)
+	dead, errs := f.open(silent)
+	go func() {
+		for piece := make([]byte, 32<<10); ; {
+			if _, err := dead.Write(piece); err != nil {
+				return
+			}
+		}
+	}()
+	time.Sleep(500 * time.Millisecond)
+	begin := time.Now()
+	request := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	go other.Write(request)
+	answer := make([]byte, len(request))
+	if _, err := io.ReadFull(other, answer); err != nil || !bytes.Equal(answer, request) {
+		t.Errorf("the other: %v", err)
+	}
+	if took := time.Since(begin); took < holdLimit/2 || took > 2*holdLimit {
+		t.Errorf("the other was held up for %s", took)
+	}
+	if said, _ := io.ReadAll(errs); !strings.Contains(string(said), "taken nothing") {
+		t.Errorf("the client is told %q", said)
+	}
+	// The client goes on.
+	again, _ := f.open(echo)
+	go again.Write(request)
+	if _, err := io.ReadFull(again, answer); err != nil || !bytes.Equal(answer, request) {
+		t.Errorf("a new one: %v", err)
+	}
+}
+
+// One that holds up nobody is waited for.
+func TestAPodThatHoldsUpNobodyIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	port := pods(t, func(c *net.TCPConn) {
+		time.Sleep(holdLimit + holdLimit/2)
+		n, _ := io.Copy(io.Discard, onlyReader{c})
+		io.WriteString(c, strconv.FormatInt(n, 10))
+		c.Close()
+	})
+	f := openForwarding(t, s)
+	data, _ := f.open(port)
+	const size = 32 << 20 // more than anyone buffers
+	for range size / pieceMax {
+		if _, err := data.Write(make([]byte, pieceMax)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data.Close()
+	if answer, err := io.ReadAll(data); string(answer) != strconv.Itoa(size) {
+		t.Errorf("%q %v", answer, err)
+	}
+}
