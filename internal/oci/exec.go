@@ -408,11 +408,12 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Runn
 	if err != nil {
 		return err
 	}
-	err = unix.SetNonblock(pair[0], true)
+	err = errors.Join(unix.SetNonblock(pair[0], true), unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 	talk := os.NewFile(uintptr(pair[0]), "talk")
 	defer talk.Close()
+	var server int
 	if err == nil {
-		err = e.askFork(x, init, r, pair[1], stdio, copier)
+		server, err = e.askFork(x, init, r, pair[1], stdio, copier)
 	}
 	unix.Close(pair[1])
 	if err != nil {
@@ -421,7 +422,7 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Runn
 
 	talk.SetDeadline(time.Now().Add(startLimit))
 	defer context.AfterFunc(ctx, func() { talk.SetDeadline(time.Unix(1, 0)) })()
-	b, err := converse(talk, x.body(r, args))
+	b, err := converse(talk, server, x.body(r, args))
 	if err != nil {
 		switch {
 		case ctx.Err() != nil:
@@ -439,10 +440,10 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Runn
 	return err
 }
 
-func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, stdio Stdio, copier bool) error {
+func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, stdio Stdio, copier bool) (server int, err error) {
 	conn, err := init.SyscallConn()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var aerr error
 	err = conn.Control(func(pidfd uintptr) {
@@ -470,12 +471,12 @@ func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, std
 			defer unix.Close(dir)
 			flags, fds = flags|inCgroup, append(fds, dir)
 		}
-		aerr = e.forks.ask(flags, fds...)
+		server, aerr = e.forks.ask(flags, fds...)
 	})
 	if err != nil { // the pidfd is closed
-		return fault.New(fault.Precondition, "container %s has exited", x.id)
+		return 0, fault.New(fault.Precondition, "container %s has exited", x.id)
 	}
-	return aerr
+	return server, aerr
 }
 
 // body is a whole request.

@@ -521,7 +521,7 @@ static void hold_program(void)
 
 static void enter(void)
 {
-	int32_t message[3] = {'P', getpid()};
+	int32_t message[] = {'P', 0};
 
 	// 1. What takes the host's files and privileges.
 	read_request();
@@ -546,9 +546,9 @@ static void enter(void)
 		load_privileged_filter();
 
 	// 3. Among its processes. (Filters know the arguments of the old call.)
-	message[2] = syscall(SYS_clone, CLONE_PARENT, 0, 0, 0, 0);
-	must(message[2] >= 0, FORK);
-	if (message[2] == 0)
+	message[1] = syscall(SYS_clone, CLONE_PARENT, 0, 0, 0, 0);
+	must(message[1] >= 0, FORK);
+	if (message[1] == 0)
 		become();
 	tell(message, sizeof(message));
 	_exit(0);
@@ -686,6 +686,10 @@ static void answer(int sock)
 			int32_t failed[] = {'E', FORK, errno};
 
 			send(fds[0], failed, sizeof(failed), MSG_NOSIGNAL);
+		} else {
+			int32_t born[] = {'A', pid};
+
+			send(fds[0], born, sizeof(born), MSG_NOSIGNAL);
 		}
 	}
 	while (n > 0)

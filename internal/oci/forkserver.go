@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"sync"
@@ -18,8 +19,9 @@ import (
 // forkServer is our end of the process that starts processes in containers: see forkserver.c. It is started when it is
 // first needed, and anew when it has died. It ends when our end of its socket is closed.
 type forkServer struct {
-	mu   sync.Mutex // guards sock; held over a start of the process, which waits for nothing but the kernel
+	mu   sync.Mutex // guards sock and pid; held over a start of the process, which waits for nothing but the kernel
 	sock int        // -1 for none
+	pid  int
 }
 
 // start starts the process. The lock is held.
@@ -42,6 +44,7 @@ func (s *forkServer) start() error {
 		unix.Close(pair[0])
 		return fmt.Errorf("start the fork server: %w", err)
 	}
+	s.pid = cmd.Process.Pid
 	cmd.Process.Release() // the keeper reaps whatever child ends unexpected
 	s.sock = pair[0]
 	return nil
@@ -50,24 +53,24 @@ func (s *forkServer) start() error {
 // errNoForkServer says that this program is not a copy that nothing can write to.
 var errNoForkServer = errors.New("the program is not sealed")
 
-// ask sends one request: a byte and descriptors.
-func (s *forkServer) ask(flags byte, fds ...int) error {
+// ask sends one request: a byte and descriptors. It returns the pid of the process that it was sent to.
+func (s *forkServer) ask(flags byte, fds ...int) (server int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for again := s.sock >= 0; ; again = false {
 		if s.sock < 0 {
 			if err := s.start(); err != nil {
-				return err
+				return 0, err
 			}
 		}
 		err := unix.Sendmsg(s.sock, []byte{flags}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
 		if err == nil {
-			return nil
+			return s.pid, nil
 		}
 		unix.Close(s.sock) // it has died
 		s.sock = -1
 		if !again {
-			return fmt.Errorf("ask the fork server: %w", err)
+			return 0, fmt.Errorf("ask the fork server: %w", err)
 		}
 	}
 }
@@ -131,7 +134,11 @@ type begun struct {
 }
 
 // converse sends the body of a request and receives what is told, until the process has executed its program.
-func converse(talk *os.File, body []byte) (b begun, err error) {
+//
+// The process has the other end, too, until then, and it may be in the hands of the container. So what is told is believed
+// of whom it concerns, by the pid that the kernel gives with it: of the server which process it has forked, and of that one
+// which it has forked in turn. These are our children, to be waited for.
+func converse(talk *os.File, server int, body []byte) (b begun, err error) {
 	if _, err := talk.Write(binary.NativeEndian.AppendUint32(nil, uint32(len(body)))); err != nil {
 		return b, err
 	}
@@ -147,31 +154,65 @@ func converse(talk *os.File, body []byte) (b begun, err error) {
 		}
 		body = body[n:]
 	}
-	message := make([]byte, 64)
+	forked := make(map[int]int) // the last that each has told of
+	var failed error
 	for {
-		n, err := talk.Read(message)
+		m, err := receive(talk)
+		b = begun{passing: forked[server], pid: forked[forked[server]]}
 		switch {
-		case n == 0 && !errors.Is(err, os.ErrDeadlineExceeded): // the end: all that had the other end have closed it
-			if b.pid == 0 {
-				return b, errors.New("it was killed before it began; has the container memory left?")
-			}
-			return b, nil
+		case err == io.EOF && failed == nil && b.pid == 0:
+			return b, errors.New("it was killed before it began; has the container memory left?")
+		case err == io.EOF:
+			return b, failed
 		case err != nil:
 			return b, err
-		}
-		word := func(i int) int32 { return int32(binary.NativeEndian.Uint32(message[4*i:])) }
-		switch word(0) {
-		case 'P':
-			b.passing, b.pid = int(word(1)), int(word(2))
-		case 'E':
-			failed := &startError{word(1), unix.Errno(word(2))}
-			// Of the two processes the second may be the faster.
-			if n, _ := talk.Read(message); b.pid == 0 && n > 0 && word(0) == 'P' {
-				b.passing, b.pid = int(word(1)), int(word(2))
-			}
-			return b, failed
+		case m.kind == 'E' && failed == nil:
+			failed = &startError{m.words[0], unix.Errno(m.words[1])}
+		case m.kind == 'A' || m.kind == 'P':
+			forked[m.from] = int(m.words[0])
 		}
 	}
+}
+
+// told is a message of one of the processes.
+type told struct {
+	from  int
+	kind  int32
+	words [2]int32
+}
+
+// receive receives one. The error is io.EOF when all that had the other end have closed it.
+func receive(talk *os.File) (m told, err error) {
+	conn, err := talk.SyscallConn()
+	if err != nil {
+		return m, err
+	}
+	message, control := make([]byte, 12), make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // and no descriptors
+	var n, cn int
+	var rerr error
+	err = conn.Read(func(fd uintptr) bool {
+		for {
+			if n, cn, _, _, rerr = unix.Recvmsg(int(fd), message, control, unix.MSG_CMSG_CLOEXEC); rerr != unix.EINTR {
+				return rerr != unix.EAGAIN
+			}
+		}
+	})
+	if err != nil {
+		return m, err
+	}
+	if rerr != nil || n == 0 && cn == 0 { // an end with an error is one that has not read all of the request
+		return m, io.EOF
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:cn])
+	if err != nil || len(messages) == 0 {
+		return m, errors.Join(errors.New("a message of nobody"), err)
+	}
+	from, err := unix.ParseUnixCredentials(&messages[0])
+	if err != nil {
+		return m, err
+	}
+	word := func(i int) int32 { return int32(binary.NativeEndian.Uint32(message[4*i:])) }
+	return told{int(from.Pid), word(0), [2]int32{word(1), word(2)}}, nil
 }
 
 // reap waits for a child that ends by itself or was killed. Another may have reaped it.
