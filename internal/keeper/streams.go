@@ -181,13 +181,21 @@ func replyError(r *api.SessionReply) error {
 // copy starts the copying. The group is done when the outputs have been read to their end; fail is called when the caller
 // does not take them any more.
 func (p *stdio) copy(with Streams, fail context.CancelCauseFunc) *sync.WaitGroup {
+	// A bug in a part of one session, or in what the caller gave us for it, ends that session.
+	part := func(fn func()) func() {
+		return func() {
+			if err := fault.Contained(func() error { fn(); return nil }); err != nil {
+				fail(err)
+			}
+		}
+	}
 	var pumps sync.WaitGroup
 	for _, src := range p.outputs {
 		to := with.Stdout
 		if src.Stream == "stderr" {
 			to = with.Stderr
 		}
-		pumps.Go(func() {
+		pumps.Go(part(func() {
 			src.CopyTo(func(data []byte) {
 				if to == nil {
 					return
@@ -197,25 +205,25 @@ func (p *stdio) copy(with Streams, fail context.CancelCauseFunc) *sync.WaitGroup
 					fail(err)
 				}
 			})
-		})
+		}))
 	}
 	// These two end when the caller closes its streams, or when they find the files closed.
 	if with.Stdin != nil {
-		go func() {
+		go part(func() {
+			defer p.closeStdin()
 			if p.stdin != nil {
 				io.Copy(onlyWriter{p.stdin}, with.Stdin)
 			}
-			p.closeStdin()
-		}()
+		})()
 	}
 	if with.Resize != nil && p.terminal != nil {
-		go func() {
+		go part(func() {
 			for size := range with.Resize {
 				if p.resize(size) != nil {
 					return
 				}
 			}
-		}()
+		})()
 	}
 	return &pumps
 }

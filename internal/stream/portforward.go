@@ -78,7 +78,10 @@ func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, strea
 	heard := make(chan struct{}, 1) // from the client
 	toPod := make(chan error, 1)
 	go func() { // ends when the library closes the stream, which it does when we return
-		_, err := io.Copy(f.patiently(conn), telling{stream, heard})
+		err := fault.Contained(func() error {
+			_, err := io.Copy(f.patiently(conn), telling{stream, heard})
+			return err
+		})
 		if errors.Is(err, errHoldsUp) {
 			cancel(err)
 		}

@@ -135,6 +135,30 @@ func TestAFailedWriteKillsTheExec(t *testing.T) {
 	n.wantNoProcess(j, "4340")
 }
 
+type broken struct{}
+
+func (broken) Read([]byte) (int, error)  { panic("a bug") }
+func (broken) Write([]byte) (int, error) { panic("a bug") }
+
+// A panic in what the caller reads from or writes to ends the one exec, and what was executed.
+func TestAPanicOfTheCallerKillsTheExec(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "sleep 1000")
+	for name, with := range map[string]keeper.Streams{"stdin": {Stdin: broken{}}, "stdout": {Stdout: broken{}}, "stderr": {Stderr: broken{}}} {
+		for _, tty := range []bool{false, true} {
+			if tty && name == "stderr" {
+				continue
+			}
+			_, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", "echo x; echo y >&2; sleep 4341"}, tty, with)
+			if err == nil || !strings.Contains(err.Error(), "a bug in Kuri") {
+				t.Errorf("%s, terminal %t: %v", name, tty, err)
+			}
+			n.wantNoProcess(j, "4341")
+		}
+	}
+	n.wantNoExecCgroups(j)
+}
+
 // attachment is one that a test has made.
 type attachment struct {
 	screen
