@@ -59,12 +59,13 @@ type times struct{ sandbox, container time.Duration }
 
 // podRequest says what to run.
 type podRequest struct {
-	name   string
-	image  string
-	host   bool   // the node's network instead of the default one
-	filter bool   // the runtime's default seccomp profile for its container, instead of none
-	cgroup string // parent
-	logs   string // directory
+	name    string
+	image   string
+	host    bool     // the node's network instead of the default one
+	command []string // instead of the image's, which sleeps
+	filter  bool     // the runtime's default seccomp profile for its container, instead of none
+	cgroup  string   // parent
+	logs    string   // directory
 }
 
 // up starts a pod with its container, as a kubelet does it for a plain pod without limits.
@@ -153,6 +154,7 @@ func (r podRequest) containerConfig() *runtime.ContainerConfig {
 	return &runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: "sleeper"},
 		Image:    &runtime.ImageSpec{Image: r.image},
+		Command:  r.command,
 		LogPath:  "sleeper_0.log",
 		Envs:     []*runtime.KeyValue{{Key: "BENCH", Value: []byte("1")}},
 		Labels:   map[string]string{"io.kubernetes.container.name": "sleeper"},

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -110,7 +111,7 @@ func (b *bench) execsMeasured(d *daemon, name string, round, count int, run func
 	if err != nil {
 		return err
 	}
-	b.report.add("  … CPU of one, "+name[len("ExecSync, "):], "ms", d.name, round, float64(after-before)/1e6/float64(count))
+	b.report.add("  … CPU of one, "+strings.TrimPrefix(name, "ExecSync, "), "ms", d.name, round, float64(after-before)/1e6/float64(count))
 	return nil
 }
 

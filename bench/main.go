@@ -37,6 +37,7 @@ var phases = []struct {
 	{"start", (*bench).startPhase},
 	{"pods", (*bench).podsPhase},
 	{"execs", (*bench).execsPhase},
+	{"streams", (*bench).streamsPhase},
 	{"burst", (*bench).burstPhase},
 	{"network", (*bench).networkPhase},
 	{"memory", (*bench).memoryPhase},
@@ -44,6 +45,10 @@ var phases = []struct {
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == proxyMode {
+		fmt.Fprintln(os.Stderr, "bench: the proxy:", serveProxy(os.Args[2]))
+		os.Exit(1)
+	}
 	o, err := parse(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return

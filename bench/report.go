@@ -27,7 +27,7 @@ type report struct {
 // measure is one row: the same thing measured on each runtime.
 type measure struct {
 	Name    string              `json:"name"`
-	Unit    string              `json:"unit"` // ms, s, KiB, MiB, %, pods/s
+	Unit    string              `json:"unit"` // ms, s, KiB, MiB, %, pods/s, MiB/s
 	Results map[string]*samples `json:"results"`
 	// Ratio is Kuri's median divided by containerd's, nil where one of them is missing.
 	Ratio *float64 `json:"ratio,omitempty"`

@@ -1,15 +1,57 @@
 /*
  * sleeper: the workload of the bench. It sleeps until TERM and ends with 0. With the argument
- * "true" it ends at once. It links statically, so that an image needs nothing but this one file.
+ * "true" it ends at once. With "serve" and a port it answers connections at 127.0.0.1: a letter and
+ * a decimal number of 15 digits ask it to send so many bytes ('s'), or to receive them and then say
+ * so with one ('r'). It links statically, so that an image needs nothing but this one file.
  */
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 static void end(int signal)
 {
 	(void)signal;
 	_exit(0);
+}
+
+static void answer(int conn)
+{
+	static char piece[256 << 10];
+	char ask[17] = "";
+	long left;
+	ssize_t n = recv(conn, ask, 16, MSG_WAITALL);
+
+	if (n != 16)
+		_exit(1);
+	for (left = atol(ask + 1); left > 0; left -= n) {
+		size_t most = left < (long)sizeof(piece) ? (size_t)left : sizeof(piece);
+
+		n = *ask == 's' ? write(conn, piece, most) : read(conn, piece, most);
+		if (n <= 0)
+			_exit(1);
+	}
+	_exit(*ask == 'r' && write(conn, "k", 1) != 1);
+}
+
+static void serve(int port)
+{
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	int sock = socket(AF_INET, SOCK_STREAM, 0), conn, yes = 1;
+
+	signal(SIGCHLD, SIG_IGN);
+	setsockopt(sock, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+	if (bind(sock, (struct sockaddr *)&at, sizeof(at)) != 0 || listen(sock, 16) != 0)
+		_exit(1);
+	for (;;) {
+		conn = accept(sock, NULL, NULL);
+		if (conn >= 0 && fork() == 0)
+			answer(conn);
+		close(conn);
+	}
 }
 
 int main(int argc, char **argv)
@@ -20,6 +62,8 @@ int main(int argc, char **argv)
 		return 0;
 	sigaction(SIGTERM, &action, NULL); /* process 1 of a namespace gets only what it handles */
 	sigaction(SIGINT, &action, NULL);
+	if (argc > 2 && strcmp(argv[1], "serve") == 0)
+		serve(atoi(argv[2]));
 	for (;;)
 		pause();
 }
