@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // device rules, which the cgroup library has apart
+	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init, which enters its namespaces
@@ -39,7 +40,21 @@ func NewEmbedded(root string) *Embedded {
 	if f, err := cgroups.OpenFile("/sys/fs/cgroup", "", unix.O_PATH|unix.O_DIRECTORY); err == nil {
 		f.Close()
 	}
+	learnNames()
 	return &Embedded{root: root, forks: forkServer{sock: -1}}
+}
+
+// learnNames has the cgroup library find out, on v1, how the kernel calls the files of block I/O weights. It keeps that in a
+// variable without a lock, at the first container's start, while others may be reading it. Nothing is set.
+func learnNames() {
+	if cgroups.IsCgroup2UnifiedMode() {
+		return
+	}
+	dir, _ := cgroups.GetOwnCgroupPath("blkio") // where there is none, no weight can be set
+	none := &cgroups.Resources{SkipDevices: true}
+	if m, err := fs.NewManager(&cgroups.Cgroup{Resources: none}, map[string]string{"blkio": dir}); err == nil {
+		m.Set(none)
+	}
 }
 
 // Close gives up what the runtime has in memory. Containers and their processes go on.
@@ -238,12 +253,16 @@ func (r *Running) Kill(limit time.Duration) error {
 	return r.cgroup.Kill(limit)
 }
 
+// leaveLimit is how long a process may take to be out of its cgroup that is on its way out, and cannot be moved any more.
+const leaveLimit = 10 * time.Second
+
 // Leave removes the process's own cgroup after its end. Children that live on are moved to the container's.
 func (r *Running) Leave() error {
 	if r.cgroup.procs == "" {
 		return nil
 	}
-	for range 100 {
+	deadline := time.Now().Add(leaveLimit)
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		err := os.Remove(r.cgroup.procs)
 		if err == nil || errors.Is(err, os.ErrNotExist) {
 			return nil
@@ -253,13 +272,17 @@ func (r *Running) Leave() error {
 			return err
 		}
 		for _, pid := range pids {
-			if err := cgroups.WriteCgroupProc(r.home, pid); err != nil && !errors.Is(err, unix.ESRCH) {
+			err := cgroups.WriteCgroupProc(r.home, pid)
+			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) { // both may go meanwhile
 				return err
 			}
 		}
-		if len(pids) == 0 {
-			time.Sleep(time.Millisecond)
+		if len(pids) > 0 && os.Remove(r.cgroup.procs) == nil {
+			return nil
 		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("cgroup %s stays in use", r.cgroup.procs)
+		}
+		time.Sleep(pause)
 	}
-	return fmt.Errorf("cgroup %s stays in use", r.cgroup.procs)
 }

@@ -136,10 +136,10 @@ func (s *stdio) handOver(conn *session.Conn) error {
 
 // watchExec waits for the process and reaps it.
 func (s *Server) watchExec(x *execution) {
-	defer close(x.ended)
 	x.err = fault.Contained(x.reap)
 	s.reaper.forget(x.pid) // which reaps it if we have not
-	if x.reaped {
+	close(x.ended)
+	if x.reaped { // what it has left behind, and may be on its way out, delays nobody
 		if err := x.running.Leave(); err != nil {
 			slog.Warn("remove the cgroup of an exec", "err", err)
 		}

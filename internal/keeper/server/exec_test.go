@@ -174,8 +174,9 @@ func TestExecConformance(t *testing.T) {
 			}
 			box := n.sandbox(change...)
 			var reports [2]string
+			nap := fmt.Sprint(1_000_000 + os.Getpid()) // among the host's processes, other tests' sleep too
 			for i, way := range []func(*job){func(*job) {}, byLibcontainer} {
-				j := n.run(box, "sleep 1000", c.change, way, func(j *job) {
+				j := n.run(box, "sleep "+nap, c.change, way, func(j *job) {
 					n.must(os.MkdirAll(filepath.Join(j.Rootfs.Upperdir, "etc"), 0o755))
 					n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "calls"), calls, 0o755))
 					n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "etc/passwd"), []byte("\nroot:x:0:0::/root:/bin/sh\nu:x:1234:5::/home/u:\n"), 0o644))
@@ -185,7 +186,7 @@ func TestExecConformance(t *testing.T) {
 				})
 				var init string
 				eventually(func() bool {
-					_, init, _ = n.exec(j, `ps -o pid,args | awk '$2 == "sleep" && $3 == "1000" {print $1}' | tail -n 1`)
+					_, init, _ = n.exec(j, `ps -o pid,args | awk '$2 == "sleep" && $3 == "`+nap+`" {print $1}' | tail -n 1`)
 					return init != ""
 				})
 				old := n.forkServer()
