@@ -367,6 +367,10 @@ func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
 // kubelet asks all the time, puts them back with everything in them.
 func TestWhatOthersTakeAwayComesBack(t *testing.T) {
 	requireRoot(t)
+	c, err := nftables.New()
+	must(t, err)
+	c.FlushRuleset() // of what CNI plugins have left for good, when the tests are repeated
+	must(t, c.Flush())
 	leftovers(t)
 	outside := newUplink(t)
 	n := newBridge(t, BridgeConfig{})
@@ -377,8 +381,6 @@ func TestWhatOthersTakeAwayComesBack(t *testing.T) {
 	out := serve(t, outside, "tcp", "0.0.0.0:0", "world").Port()
 	for what, take := range map[string]func(){
 		"table": func() {
-			c, err := nftables.New()
-			must(t, err)
 			c.FlushRuleset()
 			must(t, c.Flush())
 		},
