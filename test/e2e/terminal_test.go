@@ -93,7 +93,7 @@ func (x *terminal) press(keys string) {
 // expect waits until the terminal shows something that it has not shown before the last expect.
 func (x *terminal) expect(want string) {
 	x.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(harness.Patient(10 * time.Second)); ; time.Sleep(10 * time.Millisecond) {
 		x.mu.Lock()
 		_, after, ok := strings.Cut(x.seen.String(), want)
 		if ok {
@@ -116,7 +116,7 @@ func (x *terminal) exit() int {
 	x.t.Helper()
 	select {
 	case <-x.ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(harness.Patient(10 * time.Second)):
 		x.t.Fatal("kuri does not end")
 	}
 	return x.cmd.ProcessState.ExitCode()

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,6 +24,15 @@ import (
 
 // callTimeout bounds each call of the tests that has no deadline of its own.
 const callTimeout = time.Minute
+
+// Patient is how long to wait where a test waits for limit at most: KURI_TEST_PATIENCE, a whole number, times as long on a
+// machine that is so much slower than others, as an emulated one is.
+func Patient(limit time.Duration) time.Duration {
+	if times, err := strconv.Atoi(os.Getenv("KURI_TEST_PATIENCE")); err == nil && times > 0 {
+		limit *= time.Duration(times)
+	}
+	return limit
+}
 
 // Options are what a test wants otherwise than usual. The zero value is a daemon with its own directories and a registry.
 type Options struct {
@@ -188,7 +198,7 @@ func (d *Daemon) start(t testing.TB) {
 	d.ended = make(chan error, 1)
 	go func(cmd *exec.Cmd, ended chan error) { ended <- cmd.Wait() }(d.cmd, d.ended)
 
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), Patient(30*time.Second))
 	defer cancel()
 	go func() {
 		select {
@@ -198,7 +208,7 @@ func (d *Daemon) start(t testing.TB) {
 		case <-ctx.Done():
 		}
 	}()
-	o := client.Options{Timeout: callTimeout, Wait: true}
+	o := client.Options{Timeout: Patient(callTimeout), Wait: true}
 	var err error
 	if d.Runtime, err = client.DialRuntime(ctx, "unix://"+d.Socket, o); err == nil {
 		d.Images, err = client.DialImages(ctx, "unix://"+d.ImageSocket, o)
@@ -249,7 +259,7 @@ func (d *Daemon) end(t testing.TB, sig syscall.Signal) {
 		if sig == syscall.SIGTERM && err != nil {
 			t.Errorf("kurid was asked to end and said: %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(Patient(20 * time.Second)):
 		t.Errorf("kurid does not end on signal %v", sig)
 		d.cmd.Process.Kill()
 		<-d.ended
@@ -289,7 +299,7 @@ func (d *Daemon) stopKeeper(t testing.TB) {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Errorf("end the keeper: %v", err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(Patient(10 * time.Second)); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
 			removeCgroups(groups, deadline)
 			return

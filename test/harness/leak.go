@@ -69,7 +69,7 @@ func (seen Traces) Beyond(other Traces) []string {
 func CheckLeaks(t testing.TB, when string, before Traces, dirs ...string) {
 	t.Helper()
 	var left []string
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(Patient(5 * time.Second)); ; time.Sleep(50 * time.Millisecond) {
 		now, err := Observe(dirs...)
 		if err != nil {
 			t.Error(err)

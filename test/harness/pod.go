@@ -226,6 +226,7 @@ func (d *Daemon) LogText(t testing.TB, id, stream string) string {
 // Eventually calls f until it returns nil, and fails t when it has not after limit.
 func Eventually(t testing.TB, limit time.Duration, what string, f func() error) {
 	t.Helper()
+	limit = Patient(limit)
 	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
 		err := f()
 		if err == nil {
@@ -266,7 +267,7 @@ func Write(t testing.TB, dir, name, content string) string {
 
 // Background is a context for what must be done when the test's own has ended, in cleanups.
 func Background(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), Patient(callTimeout))
 	t.Cleanup(cancel)
 	return ctx
 }
