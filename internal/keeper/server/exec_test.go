@@ -383,6 +383,33 @@ func TestTerminalOfAHostileContainer(t *testing.T) {
 	}
 }
 
+// What the container has at /proc is asked for nothing: its processes have the groups, the label, the score and the terminal
+// that they are to have.
+func TestExecAsksNothingOfTheContainersProc(t *testing.T) {
+	n := newNode(t)
+	ids := []*api.IDMapping{{HostId: 1 << 20, Length: 5000}}
+	box := n.sandbox(func(req *api.CreateSandboxRequest) { req.UidMappings, req.GidMappings = ids, ids })
+	caps := []string{"CAP_SYS_ADMIN"}
+	j := n.run(box, "mount -t tmpfs x /proc && mkdir /proc/self && echo deny >/proc/self/setgroups && ln -s / /proc/self/fd && echo ready; sleep 1000", func(j *job) {
+		j.spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
+		n.must(os.Chown(j.Rootfs.Upperdir, 1<<20, 1<<20))
+	})
+	n.waitOutput(j, "ready")
+	body, err := os.ReadFile(filepath.Join(j.Bundle, "config.json"))
+	n.must(err)
+	n.must(os.WriteFile(filepath.Join(j.Bundle, "config.json"), []byte(strings.Replace(string(body), `"user":{"uid":0,"gid":0}`, `"user":{"uid":1000,"gid":1001,"additionalGids":[7]}`, 1)), 0o600))
+	const want = "uid=1000 gid=1001 groups=7\n"
+	if _, out, _ := n.exec(j, "id"); out != want {
+		t.Errorf("%q", out)
+	}
+	if _, out := n.execOnTerminal(j, "id; stat -c %u /dev/pts/0"); out != strings.ReplaceAll(want+"1000\n", "\n", "\r\n") {
+		t.Errorf("on a terminal: %q", out)
+	}
+	if n.forkServer() == 0 {
+		t.Error("there is no fork server")
+	}
+}
+
 // The end of what leads a terminal's session is the terminal's: who is left on it is told, and it is gone.
 func TestTerminalHangsUp(t *testing.T) {
 	n := newNode(t)
