@@ -288,7 +288,13 @@ func (u *unpacker) small(dir int, j *small) error {
 	if err := writeAll(fd, j.data); err != nil {
 		return err
 	}
-	return u.finishFile(fd, j.attr, xxhash.Sum64(j.data))
+	if err := u.finishFile(fd, j.attr, xxhash.Sum64(j.data)); err != nil {
+		return err
+	}
+	if len(j.data) >= flushFile {
+		flushRange{fd: fd, end: int64(len(j.data))}.start()
+	}
+	return nil
 }
 
 // settled waits for the small files under way.
