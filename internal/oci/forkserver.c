@@ -442,7 +442,7 @@ static void set_capabilities(void)
 			prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0); // without what it needs, it is not raised
 }
 
-// keep_capabilities makes those effective again that the change of the user has kept: all.
+// Where no capabilities were asked for they are what the change of the user leaves, and what the filter takes.
 static void keep_capabilities(void)
 {
 	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -450,7 +450,7 @@ static void keep_capabilities(void)
 
 	must(syscall(SYS_capget, &header, data) == 0, CAPABILITY);
 	for (int i = 0; i < 2; i++)
-		data[i].effective = data[i].permitted;
+		data[i].effective |= (data[i].permitted & filter_takes() >> (32 * i));
 	must(syscall(SYS_capset, &header, data) == 0, CAPABILITY);
 }
 

@@ -132,6 +132,10 @@ func TestExecConformance(t *testing.T) {
 		{"a user", nil, user},
 		{"ambient capabilities, privileges to gain", nil, ambient},
 		{"all capabilities", nil, func(j *job) { j.spec.Process.Capabilities = nil }},
+		{"all capabilities, a user, a filter", nil, func(j *job) {
+			filtered(j)
+			j.spec.Process.Capabilities, j.spec.Process.NoNewPrivileges, j.spec.Process.User.UID = nil, false, 1234
+		}},
 		{"HOME of the user", nil, func(j *job) { j.spec.Process.User.UID = 1234 }},
 		{"a cgroup namespace", nil, func(j *job) {
 			j.spec.Linux.Namespaces = append(j.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
