@@ -9,11 +9,13 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/test/harness"
+	"github.com/kuri-cri/kuri/test/image"
 )
 
 // TestVerbsAtOnce has everything asked of one pod at the same time, each twice, while its container comes to its end by
@@ -36,6 +38,70 @@ func TestVerbsAtOnce(t *testing.T) {
 		})
 	}
 	clients.Wait()
+}
+
+// TestImagesAtOnce pulls and removes two images that share a layer, and makes containers of them, all at the same time: a pull
+// gives the image whatever others do, a removal succeeds, and a container is made, or its image is not there. What no image
+// has in the end is gone.
+func TestImagesAtOnce(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	seed := setting(t, "KURI_RACE_SEED", uint64(time.Now().UnixNano()))
+	end := time.Now().Add(time.Duration(setting(t, "KURI_RACE_SECONDS", 10)) * time.Second)
+	t.Logf("KURI_RACE_SEED=%d", seed)
+	shared, err := image.Layer(image.File{Path: "/shared", Data: make([]byte, 1<<20)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refs []string
+	for _, name := range []string{"one", "two"} {
+		own, err := image.Layer(image.File{Path: "/" + name, Data: []byte(name)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err := image.WithLayers(v1.Config{Cmd: []string{"/none"}}, shared, own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refs = append(refs, d.Registry.Push(t, name+":1", img))
+	}
+	pod := harness.HostNetwork(harness.Pod("images"))
+	box := d.RunPod(t, pod)
+	c := &hastyClient{Daemon: d, t: t, rand: rand.New(rand.NewPCG(seed, 0))}
+	for n := 0; time.Now().Before(end) && !t.Failed(); n++ {
+		var all []request
+		for i, ref := range refs {
+			spec := &runtimeapi.ImageSpec{Image: ref}
+			all = append(all, request{"PullImage", succeeds, func(ctx context.Context) error {
+				_, err := d.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec})
+				return err
+			}}, request{"RemoveImage", succeeds, func(ctx context.Context) error {
+				_, err := d.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec})
+				return err
+			}}, request{"ListImages", succeeds, func(ctx context.Context) error {
+				_, err := d.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+				return err
+			}}, request{"CreateContainer", []codes.Code{codes.OK, codes.NotFound, codes.InvalidArgument}, func(ctx context.Context) error {
+				// Its program is missing, so that nothing is left of it but its hold on the layers, for a while.
+				config := harness.Container(fmt.Sprint("c", n, i), ref)
+				_, err := d.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box, Config: config, SandboxConfig: pod})
+				return err
+			}})
+		}
+		c.atOnce(60*time.Millisecond, all...)
+	}
+	d.RemovePod(t, box)
+	for _, ref := range refs {
+		if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+			t.Error(err)
+		}
+	}
+	harness.Eventually(t, 10*time.Second, "the layers are gone", func() error {
+		left, err := filepath.Glob(filepath.Join(d.Dir, "root", "layers", "*"))
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left: %v", left)
+		}
+		return err
+	})
 }
 
 type hastyClient struct {
