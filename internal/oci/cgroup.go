@@ -117,7 +117,7 @@ func Describe(pid int) string {
 	status, _ := os.ReadFile(proc + "status")
 	wchan, _ := os.ReadFile(proc + "wchan")
 	state := "unknown"
-	if _, after, ok := strings.Cut(string(status), "State:"); ok {
+	if _, after, ok := strings.Cut(string(status), "\nState:"); ok {
 		line, _, _ := strings.Cut(after, "\n")
 		state = strings.TrimSpace(line)
 	}
