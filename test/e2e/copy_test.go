@@ -127,7 +127,7 @@ func TestCopyWithoutTar(t *testing.T) {
 // The service under kuri cp: what a client does wrong, and one that leaves, costs nothing.
 func TestFilesService(t *testing.T) {
 	s := newShell(t)
-	id := s.run(t, nil, "sh", "-c", "mkdir /d; ln -s / /d/root; mkfifo /d/fifo; head -c 300000000 /dev/zero > /d/big; echo ready; exec sleep 1000")
+	id := s.run(t, nil, "sh", "-c", "mkdir /d; ln -s / /d/root; mkfifo /d/fifo; truncate -s 2G /d/big; echo ready; exec sleep 1000")
 	harness.Eventually(t, 20*time.Second, "the files are made", func() error {
 		if !strings.Contains(s.LogText(t, id, "stdout"), "ready") {
 			return fmt.Errorf("not yet")
