@@ -493,6 +493,36 @@ func TestBlobThatNeverComes(t *testing.T) {
 			t.Errorf("%d tries", tries)
 		}
 	})
+	// Whoever waits for the bytes of an answer waits no longer than the registry may stall, be it a refusal or a token.
+	for _, where := range []string{"/v2/", "/token"} {
+		t.Run("stalls in the answer of "+where, func(t *testing.T) {
+			hang := make(chan struct{})
+			var addr string
+			addr = serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasPrefix(r.URL.Path, "/v2/") {
+					w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="svc"`, addr))
+				}
+				if strings.HasPrefix(r.URL.Path, where) {
+					w.Header().Set("Content-Length", "100")
+				}
+				if strings.HasPrefix(r.URL.Path, "/v2/") {
+					w.WriteHeader(http.StatusUnauthorized)
+				}
+				w.(http.Flusher).Flush()
+				if strings.HasPrefix(r.URL.Path, where) {
+					<-hang
+				}
+			})
+			defer close(hang)
+			r := open(t, nil, addr+"/library/app:1", Auth{})
+			r.options.Stall = 50 * time.Millisecond
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if err := readBlob(ctx, r, c); !errors.Is(err, fault.Unavailable) && !errors.Is(err, fault.Unauthenticated) || ctx.Err() != nil {
+				t.Errorf("%v", err)
+			}
+		})
+	}
 	t.Run("longer than it says", func(t *testing.T) {
 		addr := serve(t, c.ServeHTTP)
 		body, err := open(t, nil, addr+"/library/app:1", Auth{}).Blob(t.Context(), c.layer, c.size-1)

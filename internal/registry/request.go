@@ -91,10 +91,13 @@ func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, meth
 		for name, values := range h.Header {
 			req.Header[http.CanonicalHeaderKey(name)] = values
 		}
-		if err := h.Authorizer.Authorize(scoped, req); err != nil {
+		answered := patience() // a token may have to be fetched
+		err := h.Authorizer.Authorize(scoped, req)
+		answered()
+		if err != nil {
 			return nil, r.tokenRefusal(h, err)
 		}
-		answered := patience()
+		answered = patience()
 		resp, err := h.Client.Do(req)
 		answered()
 		if err != nil && errors.Is(context.Cause(ctx), errStalled) {
@@ -110,7 +113,9 @@ func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, meth
 		if err := h.Authorizer.AddResponses(scoped, responses); err != nil {
 			return resp, nil // no answer to this challenge: the refusal stands
 		}
+		answered = patience()
 		io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
+		answered()
 		resp.Body.Close()
 	}
 }
