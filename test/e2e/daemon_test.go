@@ -173,7 +173,8 @@ func TestRestartLeavesPods(t *testing.T) {
 			p := harness.Pod("stays")
 			pod := d.RunPod(t, p)
 			loop := d.Run(t, pod, harness.Container("loop", image, "sh", "-c", "while :; do echo line; sleep 0.1; done"), p)
-			ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "sleep 1; exit 7"), p)
+			ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "sleep 1741; exit 7"), p)
+			sleep := harness.FindProcess(t, "sleep 1741")
 			keeper := d.KeeperPid()
 			status := d.PodStatus(t, pod)
 			before := len(d.LogLines(t, loop))
@@ -181,6 +182,9 @@ func TestRestartLeavesPods(t *testing.T) {
 
 			end(d, t)
 			asOf := time.Now()
+			if err := syscall.Kill(sleep, syscall.SIGKILL); err != nil {
+				t.Error(err)
+			}
 			time.Sleep(1500 * time.Millisecond)
 			if b, err := os.ReadFile(log); err != nil || strings.Count(string(b), "\n") < before+5 {
 				t.Errorf("the log has not grown while kurid was away: %v", err)
