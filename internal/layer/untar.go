@@ -348,7 +348,7 @@ func cutOff(err error) error {
 // zeros tells whether all bytes are zero; there is one at least.
 func zeros(p []byte) bool { return p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1]) }
 
-// content writes an entry's bytes to fd, leaves out what can be a hole,, tells how far it is, and returns their checksum.
+// content writes an entry's bytes to fd, leaves out what can be a hole, tells how far it is, and returns their checksum.
 func (u *unpacker) content(fd int, hdr *tar.Header, written func(int64)) (uint64, error) {
 	sum := xxhash.New()
 	hole := false
