@@ -83,7 +83,7 @@ test-kubelet: all ## a real kubelet, standalone, against kurid; needs root, buil
 	test/kubelet/run
 
 test-vm: all ## stories in virtual machines: cgroup v2, systemd as process 1, SELinux; needs root, takes a quarter of an hour
-	test/vm/run
+	test/vm/run $(MACHINES)
 
 install: all ## install under PREFIX (DESTDIR for packagers)
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSCONFDIR)/kuri'
