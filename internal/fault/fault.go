@@ -23,6 +23,7 @@ const (
 	PermissionDenied Kind = "permission denied"      // refused by a registry or by the node's policy: codes.PermissionDenied
 	Unauthenticated  Kind = "credentials refused"    // a registry wants other credentials: codes.Unauthenticated
 	Deadline         Kind = "time limit passed"      // a limit that the request itself set has passed: codes.DeadlineExceeded
+	Incomplete       Kind = "done in part"           // the rest could not be done: codes.Aborted
 	Corrupt          Kind = "content does not match" // content differs from its digest or its format: codes.DataLoss
 )
 

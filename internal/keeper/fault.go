@@ -27,6 +27,7 @@ var wire = [...]struct {
 	{fault.PermissionDenied, codes.PermissionDenied},
 	{fault.Unauthenticated, codes.Unauthenticated},
 	{fault.Deadline, codes.DeadlineExceeded},
+	{fault.Incomplete, codes.Aborted},
 	{fault.Corrupt, codes.DataLoss},
 }
 

@@ -1,9 +1,9 @@
 package namespace
 
 import (
-	"fmt"
 	"runtime"
-	"runtime/debug"
+
+	"github.com/kuri-cri/kuri/internal/fault"
 )
 
 // OnThread runs fn on an OS thread that no other goroutine uses, and which ends when fn returns. What fn does to the
@@ -17,7 +17,7 @@ func OnThread(fn func() error) error {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		defer func() {
 			if p := recover(); p != nil {
-				done <- fmt.Errorf("a bug in Kuri, please report it: panic: %v\n%s", p, debug.Stack())
+				done <- fault.Panicked(p)
 			}
 		}()
 		done <- fn()

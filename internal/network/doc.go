@@ -17,7 +17,7 @@
 //	STATE/leases/<podID>.json   the addresses and host ports of a pod; a record of package record
 //	a bridge link               named as configured (kuri0) or, when another has that name, kuri-<h>; known as ours by its hardware address
 //	veth links kuri<11 digits>  one for each pod, a port of the bridge; named by the pod's ID
-//	nftables table inet kuri-<h>  masquerade and host ports; no rule of anybody else is changed
+//	nftables table inet kuri-<h>  masquerade and host ports; no rule of anybody else is changed, and two are added to a chain of theirs where OpenFirewall says so
 //	nftables tables bridge kuri-<h>, inet kuri-<h>-apart  with isolation alone; they know pods by the group of their links
 //	a route for ::1             in table local, on the bridge, while host ports are in effect
 //	sysctls                     ip_forward, IPv6 forwarding, and those of our own links

@@ -25,6 +25,7 @@ var codeOf = map[fault.Kind]codes.Code{
 	fault.PermissionDenied: codes.PermissionDenied,
 	fault.Unauthenticated:  codes.Unauthenticated,
 	fault.Deadline:         codes.DeadlineExceeded,
+	fault.Incomplete:       codes.Aborted,
 	fault.Corrupt:          codes.DataLoss,
 }
 
@@ -90,7 +91,8 @@ func told(ctx context.Context, err error, start time.Time) {
 	level := slog.LevelDebug
 	switch status.Code(err) {
 	case codes.OK, codes.NotFound, codes.Canceled, codes.Unimplemented:
-	case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.DeadlineExceeded, codes.PermissionDenied, codes.Unauthenticated:
+	case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.DeadlineExceeded, codes.PermissionDenied, codes.Unauthenticated,
+		codes.Aborted:
 		level = slog.LevelWarn
 	default:
 		level = slog.LevelError

@@ -198,6 +198,28 @@ func TestFilesService(t *testing.T) {
 		t.Errorf("%v, %v", is, err)
 	}
 
+	// What cannot be made is told when the rest is made.
+	var part bytes.Buffer
+	pw := tar.NewWriter(&part)
+	for _, name := range []string{"d", "made"} { // the first is a directory that is not empty
+		if err := pw.WriteHeader(&tar.Header{Format: tar.FormatGNU, Typeflag: tar.TypeReg, Name: name, Mode: 0o644}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := pw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	down, err := files.Unpack(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := down.Send(&kuriv1.UnpackChunk{ContainerId: id, Directory: "/", Data: part.Bytes()}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = down.CloseAndRecv()
+	harness.WantError(t, err, codes.Aborted, "d:")
+	s.Output(t, id, "test", "-f", "/made")
+
 	// kuri cp that is interrupted says so, and leaves nothing half-made.
 	into := t.TempDir()
 	k := startKuri(t, s.Daemon, "cp", id+":/d/big", filepath.Join(into, "big"))
