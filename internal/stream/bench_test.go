@@ -32,7 +32,7 @@ func BenchmarkForward(b *testing.B) {
 		b.Run("to the pod/"+name, func(b *testing.B) {
 			got := make(chan int64, 1)
 			port := pod(b, func(c *net.TCPConn) {
-				n, _ := io.CopyBuffer(io.Discard, onlyReader{c}, make([]byte, megabyte))
+				n, _ := io.CopyBuffer(io.Discard, struct{ io.Reader }{c}, make([]byte, megabyte))
 				got <- n
 			})
 			conn := open(b, port)
@@ -106,8 +106,10 @@ func openPlain(b *testing.B, port int) forwardedConn {
 	}
 	b.Cleanup(func() { c.Close() })
 	return forwardedConn{
-		receive: func() (int64, error) { return io.CopyBuffer(io.Discard, onlyReader{c}, make([]byte, megabyte)) },
-		send:    func(megabytes int) error { return send(c.(*net.TCPConn), megabytes) },
+		receive: func() (int64, error) {
+			return io.CopyBuffer(io.Discard, struct{ io.Reader }{c}, make([]byte, megabyte))
+		},
+		send: func(megabytes int) error { return send(c.(*net.TCPConn), megabytes) },
 	}
 }
 

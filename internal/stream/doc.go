@@ -32,7 +32,8 @@
 // What is served is a [Runtime]'s: the streams of an exec end at descriptors of the process (package keeper), those of a
 // port at a socket in the pod's network namespace. Nothing is queued in between. A client that does not read blocks the
 // one write to its connection, and with that the pipe of its own process. What the SPDY library queues of a client's is at
-// most 250 frames, which are cut to 32 KiB ([frames]): 8 MiB. A message over WebSocket has 32 MiB at most.
+// most 250 frames, which are cut to 32 KiB ([frames]): 8 MiB. A client that sends much is read 128 KiB ahead, and a pod that
+// does through a forwarded port has a buffer of 256 KiB, as then has the connection. A message over WebSocket has 32 MiB at most.
 //
 // A pod that does not read from one forwarded connection holds up the others of its client, which come over the same one. When
 // it has taken nothing for ten seconds and there are others, it is given up, and only that connection is reset.

@@ -78,16 +78,13 @@ func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, strea
 	heard := make(chan struct{}, 1) // from the client
 	toPod := make(chan error, 1)
 	go func() { // ends when the library closes the stream, which it does when we return
-		err := fault.Contained(func() error {
-			_, err := io.Copy(f.patiently(conn), telling{stream, heard})
-			return err
-		})
+		err := fault.Contained(func() error { return copyIn(f.patiently(conn), stream, heard) })
 		if errors.Is(err, errHoldsUp) {
 			cancel(err)
 		}
 		toPod <- errors.Join(err, conn.CloseWrite())
 	}()
-	_, err = io.CopyBuffer(onlyWriter{stream}, onlyReader{conn}, make([]byte, forwardBuffer))
+	err = copyOut(stream, conn)
 	if cause := context.Cause(ctx); errors.Is(cause, errHoldsUp) {
 		return fmt.Errorf("port %d: %w", port, cause)
 	}
@@ -152,26 +149,66 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// telling is a reader that tells of each piece.
-type telling struct {
-	io.Reader
-	heard chan<- struct{}
-}
-
-func (t telling) Read(b []byte) (int, error) {
-	n, err := t.Reader.Read(b)
-	select {
-	case t.heard <- struct{}{}:
-	default:
+// copyIn copies to a pod what its client sends until its end, and tells of each piece.
+func copyIn(w io.Writer, r io.Reader, heard chan<- struct{}) error {
+	read := reads(r)
+	for {
+		b, err := read()
+		if len(b) > 0 {
+			select {
+			case heard <- struct{}{}:
+			default:
+			}
+			if _, err := w.Write(b); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return n, err
 }
 
-// forwardBuffer is how much of a pod's data goes at once, in bytes.
-const forwardBuffer = 64 << 10
+// reads returns a function that gives the next piece, which is good until the next call: of SPDY what a frame holds, without
+// a copy.
+func reads(r io.Reader) func() ([]byte, error) {
+	if s, ok := r.(interface{ ReadData() ([]byte, error) }); ok {
+		return s.ReadData
+	}
+	buf := make([]byte, pieceMax)
+	return func() ([]byte, error) {
+		n, err := r.Read(buf)
+		return buf[:n], err
+	}
+}
 
-// onlyReader and onlyWriter hide what a connection could do better with a file or socket: the other end is none.
-type (
-	onlyReader struct{ io.Reader }
-	onlyWriter struct{ io.Writer }
+// copyOut copies what a pod sends until its end. What one read gives is one frame, whose cost depends little on its length:
+// a pod that fills the buffer gets a longer one.
+func copyOut(w io.Writer, r io.Reader) error {
+	for b := make([]byte, outMin); ; {
+		n, err := r.Read(b)
+		if n > 0 {
+			if _, err := w.Write(b[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if n == len(b) && n < outMax {
+			b = make([]byte, 2*n)
+		}
+	}
+}
+
+// The buffers of copyOut, in bytes.
+const (
+	outMin = 16 << 10
+	outMax = 256 << 10
 )

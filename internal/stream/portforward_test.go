@@ -91,7 +91,7 @@ func TestAPodThatDoesNotReadIsGivenUp(t *testing.T) {
 		c.Close()
 	})
 	echo := pods(t, func(c *net.TCPConn) {
-		io.Copy(onlyWriter{c}, c)
+		io.Copy(struct{ io.Writer }{c}, c)
 		c.Close()
 	})
 	f := openForwarding(t, s)
@@ -132,7 +132,7 @@ func TestAPodThatHoldsUpNobodyIsWaitedFor(t *testing.T) {
 	s := serve(t)
 	port := pods(t, func(c *net.TCPConn) {
 		time.Sleep(holdLimit + holdLimit/2)
-		n, _ := io.Copy(io.Discard, onlyReader{c})
+		n, _ := io.Copy(io.Discard, struct{ io.Reader }{c})
 		io.WriteString(c, strconv.FormatInt(n, 10))
 		c.Close()
 	})

@@ -33,6 +33,7 @@ type frames struct {
 	body   int
 	rest   int  // bytes of the data frame after this piece
 	flags  byte // of the data frame
+	ahead  bool // the connection is read as far ahead as aheadMax
 
 	// Of the writer.
 	out  []byte // the beginning of a frame
@@ -40,7 +41,9 @@ type frames struct {
 }
 
 const (
-	pieceMax = 32 << 10 // bytes; what clients send at once
+	pieceMax = 32 << 10  // bytes; what clients send at once
+	bulk     = 16 << 10  // bytes; who sends frames so long sends many
+	aheadMax = 128 << 10 // bytes; of such a client
 	finFlag  = 0x01
 )
 
@@ -72,6 +75,9 @@ func (f *frames) next() error {
 			return nil
 		}
 		f.flags, f.rest = f.header[4], length
+		if length >= bulk && !f.ahead {
+			f.from, f.ahead = bufio.NewReaderSize(f.from, aheadMax), true
+		}
 	}
 	f.body = min(f.rest, pieceMax)
 	f.rest -= f.body
