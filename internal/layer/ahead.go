@@ -3,9 +3,13 @@ package layer
 import (
 	"io"
 	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/sha256"
 )
 
-const aheadDepth = 6 // blocks that are read ahead
+const aheadDepth = 3 // blocks that are read ahead
 
 // blockBytes is the size of the buffers that layers on their way have, in bytes.
 const blockBytes = 128 << 10
@@ -25,11 +29,12 @@ func (b *blocks) get() []byte {
 func (b *blocks) put(p []byte) { b.free.Put((*[blockBytes]byte)(p[:blockBytes])) }
 
 // ahead reads a stream in a goroutine of its own, a few blocks ahead of who reads it, so that fetching, decompressing
-// and writing files go on at once. It is read by one goroutine, and closed by the same one.
+// and writing files go on at once, and hashing. It is read by one goroutine, and closed by the same one.
 type ahead struct {
 	blocks *blocks
-	full   chan block  // read, in order; closed after the stream's end
-	free   chan []byte // to be filled
+	hash   *sha256.Stream // run's, until done
+	full   chan block     // read, in order; closed after the stream's end
+	free   chan []byte    // to be filled
 	quit   chan struct{}
 	done   chan struct{}
 
@@ -44,9 +49,10 @@ type block struct {
 }
 
 // readAhead starts reading from, which must be left alone until close has returned.
-func readAhead(from io.Reader, b *blocks) *ahead {
+func readAhead(from io.Reader, b *blocks, h *sha256.Hasher) *ahead {
 	a := &ahead{
 		blocks: b,
+		hash:   h.NewStream(),
 		full:   make(chan block, aheadDepth),
 		free:   make(chan []byte, aheadDepth),
 		quit:   make(chan struct{}),
@@ -58,7 +64,9 @@ func readAhead(from io.Reader, b *blocks) *ahead {
 
 func (a *ahead) run(from io.Reader) {
 	defer close(a.done)
+	defer a.hash.Wait() // it has a block
 	defer close(a.full)
+	var hashed []byte // the last of which hash was given a piece
 	for made := 0; ; {
 		var buf []byte
 		select {
@@ -75,12 +83,17 @@ func (a *ahead) run(from io.Reader) {
 				return
 			}
 		}
+		if hashed != nil && &hashed[0] == &buf[0] {
+			a.hash.Wait()
+		}
 		n, err := io.ReadAtLeast(from, buf, len(buf)/2) // a network gives it in crumbs
 		if err == io.ErrUnexpectedEOF {
 			err = io.EOF
 		}
 		select {
 		case a.full <- block{buf[:n], err}:
+			a.hash.Write(buf[:n])
+			hashed = buf
 		case <-a.quit:
 			a.blocks.put(buf)
 			return
@@ -109,6 +122,12 @@ func (a *ahead) Read(p []byte) (int, error) {
 	n := copy(p, a.left)
 	a.left = a.left[n:]
 	return n, nil
+}
+
+// digest returns the stream's sha256. Its end must have been read.
+func (a *ahead) digest() digest.Digest {
+	<-a.done
+	return digest.NewDigestFromBytes(digest.SHA256, a.hash.Sum())
 }
 
 // close stops the reading, waits for it, and gives the blocks back. A Read of the source that hangs must have been ended

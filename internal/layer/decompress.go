@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"runtime"
 	"sync/atomic"
 
 	"github.com/klauspost/compress/gzip"
@@ -20,19 +21,22 @@ const maxWindow = 128 << 20
 // more memory than its window.
 const usualWindow = 8 << 20
 
-// usualDecoders is how many layers are decoded with a usual window at once. Each takes a core and unpacks some 800 MB a
-// second; more of them would be memory for nothing.
+// usualDecoders is how many layers are decoded with a usual window at once, at the most. Each takes a core and unpacks more
+// than a GB a second; more of them would be memory for nothing.
 const usualDecoders = 3
 
 // decoders are zstd decoders to use again, while layers are being unpacked: each has megabytes of memory.
 type decoders struct {
 	usual chan *zstd.Decoder // those that are free; nil where none has been made yet
 	wide  chan struct{}      // its only place is for who has a larger window than usual
+
+	digested bool // what they give is verified by its digest; zstd's own checksum is not looked at
 }
 
-func newDecoders() *decoders {
-	d := &decoders{usual: make(chan *zstd.Decoder, usualDecoders), wide: make(chan struct{}, 1)}
-	for range usualDecoders {
+func newDecoders(digested bool) *decoders {
+	usual := min(usualDecoders, runtime.GOMAXPROCS(0))
+	d := &decoders{usual: make(chan *zstd.Decoder, usual), wide: make(chan struct{}, 1), digested: digested}
+	for range usual {
 		d.usual <- nil
 	}
 	return d
@@ -40,7 +44,7 @@ func newDecoders() *decoders {
 
 // drop lets the memory of those that are free go.
 func (d *decoders) drop() {
-	for range usualDecoders {
+	for range cap(d.usual) {
 		select {
 		case z := <-d.usual:
 			if z != nil {
@@ -80,7 +84,7 @@ func (d *decoders) take(ctx context.Context, wide bool) (z *zstd.Decoder, releas
 		}
 	}
 	if z == nil {
-		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow), zstd.IgnoreChecksum(d.digested))
 		if err != nil {
 			panic(err) // a wrong option, found by the first test
 		}
@@ -107,7 +111,7 @@ func (d *decoders) open(ctx context.Context, in *bufio.Reader) (*packed, error) 
 // bytes: media types are wrong too often. An error of the packed data has kind Corrupt. The caller closes the content,
 // and from by itself.
 func Decompress(from io.Reader) (io.ReadCloser, error) {
-	return newDecoders().decompress(context.Background(), from)
+	return newDecoders(false).decompress(context.Background(), from)
 }
 
 func (d *decoders) decompress(ctx context.Context, from io.Reader) (io.ReadCloser, error) {

@@ -10,9 +10,10 @@
 // good only after [Writing.Sync]; package image calls that once before it records an image. What is found in tmp when the
 // store opens belongs to a daemon that was killed and is removed.
 //
-// Fetching, decompressing and the reading of the tar each have a goroutine, with a few hundred KiB between them; small
-// files are made by a few more (writers.go), and large ones are sent on their way to the disk while the rest unpacks
-// (flush.go). A layer that is being unpacked takes about 3 MiB of memory, whatever its size.
+// Fetching, decompressing and the reading of the tar each have a goroutine, with a few hundred KiB between them, whose
+// hashes are worked out on the way, those of two streams at once (package sha256); small files are made by a few more
+// goroutines (writers.go), and large ones are sent on their way to the disk while the rest unpacks
+// (flush.go). A layer that is being unpacked takes about 2 MiB of memory, whatever its size.
 //
 // layer.json has a checksum of the layer's tree, made on the way ([Store.Check], survey.go).
 //

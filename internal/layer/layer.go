@@ -15,6 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/flight"
 	"github.com/kuri-cri/kuri/internal/record"
+	"github.com/kuri-cri/kuri/internal/sha256"
 )
 
 // recordVersion is the format version of layer.json.
@@ -51,6 +52,7 @@ type Store struct {
 	flights  flight.Group[identity, Info]
 	decoders *decoders
 	blocks   blocks
+	hasher   sha256.Hasher
 
 	mu      sync.Mutex // guards what follows
 	layers  map[digest.Digest]Info
@@ -64,7 +66,7 @@ func Open(root string) (*Store, error) {
 	s := &Store{
 		root:     root,
 		limits:   defaultLimits,
-		decoders: newDecoders(),
+		decoders: newDecoders(true),
 		layers:   make(map[digest.Digest]Info),
 		held:     make(map[digest.Digest]int),
 		fetches:  make(map[identity]*fetch),

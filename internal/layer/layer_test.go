@@ -425,7 +425,7 @@ func TestFullDisk(t *testing.T) {
 
 // Who wants a decoder while all are in use waits, and can give up.
 func TestDecodersAreBounded(t *testing.T) {
-	d := newDecoders()
+	d := newDecoders(true)
 	plain := bytes.Repeat([]byte("layer"), 1000)
 	var packed bytes.Buffer
 	w, err := zstd.NewWriter(&packed)
@@ -442,7 +442,7 @@ func TestDecodersAreBounded(t *testing.T) {
 		return d.decompress(ctx, bytes.NewReader(packed.Bytes()))
 	}
 	var held []io.ReadCloser
-	for range usualDecoders {
+	for range cap(d.usual) {
 		r, err := open(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -462,7 +462,7 @@ func TestDecodersAreBounded(t *testing.T) {
 		r.Close()
 	}
 	d.drop()
-	for range 2 * usualDecoders { // those that were used, and what drop has left
+	for range 2 * cap(d.usual) { // those that were used, and what drop has left
 		r, err := open(t.Context())
 		if err != nil {
 			t.Fatal(err)

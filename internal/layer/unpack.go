@@ -2,10 +2,8 @@ package layer
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -256,9 +254,9 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 	}
 	defer body.Close()
 
-	// Fetching, decompressing and writing files each have a goroutine.
-	packed := &meter{from: body, hash: sha256.New(), count: fetched}
-	arriving := readAhead(packed, &s.blocks)
+	// Fetching, decompressing and writing files each have a goroutine; hashing goes on beside them.
+	packed := &meter{from: body, count: fetched}
+	arriving := readAhead(packed, &s.blocks, &s.hasher)
 	defer arriving.close()
 	defer stop() // or a fetch that hangs would be waited for
 	plain, err := s.decoders.decompress(ctx, arriving)
@@ -266,14 +264,13 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 		return out, packed.blame(err)
 	}
 	defer plain.Close()
-	unpacked := readAhead(&bounded{from: plain, packed: fetched, limits: s.limits}, &s.blocks)
+	unpacked := readAhead(&bounded{from: plain, packed: fetched, limits: s.limits}, &s.blocks, &s.hasher)
 	defer unpacked.close()
 	defer stop()
-	content := &meter{from: unpacked, hash: sha256.New(), count: new(atomic.Int64)}
 
-	out, err = untar(ctx, content, filepath.Join(dir, "fs"), s.limits, &s.blocks)
+	out, err = untar(ctx, unpacked, filepath.Join(dir, "fs"), s.limits, &s.blocks)
 	if err == nil {
-		_, err = io.Copy(io.Discard, content) // what follows the tar's end is part of both digests
+		_, err = io.Copy(io.Discard, unpacked) // what follows the tar's end is part of both digests
 	}
 	if err == nil {
 		_, err = io.Copy(io.Discard, arriving)
@@ -284,34 +281,30 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 	if b.Size >= 0 && fetched.Load() != b.Size {
 		return out, fault.New(fault.Corrupt, "the blob %s has %d bytes, its manifest says %d", b.Digest, fetched.Load(), b.Size)
 	}
-	if got := packed.digest(); b.Digest != "" && got != b.Digest {
+	if got := arriving.digest(); b.Digest != "" && got != b.Digest {
 		return out, fault.New(fault.Corrupt, "the blob %s arrived with digest %s: it was changed on the way or in the registry; pull again, or ask the registry's owner", b.Digest, got)
 	}
-	if got := content.digest(); got != b.DiffID && !b.MadeUp {
+	if got := unpacked.digest(); got != b.DiffID && !b.MadeUp {
 		return out, fault.New(fault.Corrupt, "the content of blob %s has digest %s, the image's config says %s: the image is built wrong", b.Digest, got, b.DiffID)
 	}
 	return out, nil
 }
 
-// meter hashes and counts what passes, and remembers how the source ended.
+// meter counts what passes, and remembers how the source ended.
 type meter struct {
 	from  io.Reader
-	hash  hash.Hash
 	count *atomic.Int64
 	err   atomic.Pointer[error] // of from, other than io.EOF
 }
 
 func (m *meter) Read(p []byte) (int, error) {
 	n, err := m.from.Read(p)
-	m.hash.Write(p[:n])
 	m.count.Add(int64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
 		m.err.Store(&err)
 	}
 	return n, err
 }
-
-func (m *meter) digest() digest.Digest { return digest.NewDigest(digest.SHA256, m.hash) }
 
 // blame returns the source's own error when there is one: what the decompressor and the tar reader make of it says less.
 func (m *meter) blame(err error) error {

@@ -24,7 +24,7 @@ var errTaken = errors.New("there is a directory of that name")
 const (
 	smallFile    = 64 << 10 // bytes; a larger file is written by the reader itself, piece by piece
 	batchFiles   = 64       // small files of a batch, at the most; together they have no more than a block of bytes
-	batchesAhead = 6        // batches under way, of one layer
+	batchesAhead = 3        // batches under way, of one layer
 	maxPaths     = 4096     // paths that are remembered as under way
 )
 

@@ -1,0 +1,221 @@
+#include "textflag.h"
+
+// The round constants, FIPS 180-4 section 4.2.2.
+DATA k<>+0x00(SB)/8, $0x71374491428a2f98
+DATA k<>+0x08(SB)/8, $0xe9b5dba5b5c0fbcf
+DATA k<>+0x10(SB)/8, $0x59f111f13956c25b
+DATA k<>+0x18(SB)/8, $0xab1c5ed5923f82a4
+DATA k<>+0x20(SB)/8, $0x12835b01d807aa98
+DATA k<>+0x28(SB)/8, $0x550c7dc3243185be
+DATA k<>+0x30(SB)/8, $0x80deb1fe72be5d74
+DATA k<>+0x38(SB)/8, $0xc19bf1749bdc06a7
+DATA k<>+0x40(SB)/8, $0xefbe4786e49b69c1
+DATA k<>+0x48(SB)/8, $0x240ca1cc0fc19dc6
+DATA k<>+0x50(SB)/8, $0x4a7484aa2de92c6f
+DATA k<>+0x58(SB)/8, $0x76f988da5cb0a9dc
+DATA k<>+0x60(SB)/8, $0xa831c66d983e5152
+DATA k<>+0x68(SB)/8, $0xbf597fc7b00327c8
+DATA k<>+0x70(SB)/8, $0xd5a79147c6e00bf3
+DATA k<>+0x78(SB)/8, $0x1429296706ca6351
+DATA k<>+0x80(SB)/8, $0x2e1b213827b70a85
+DATA k<>+0x88(SB)/8, $0x53380d134d2c6dfc
+DATA k<>+0x90(SB)/8, $0x766a0abb650a7354
+DATA k<>+0x98(SB)/8, $0x92722c8581c2c92e
+DATA k<>+0xa0(SB)/8, $0xa81a664ba2bfe8a1
+DATA k<>+0xa8(SB)/8, $0xc76c51a3c24b8b70
+DATA k<>+0xb0(SB)/8, $0xd6990624d192e819
+DATA k<>+0xb8(SB)/8, $0x106aa070f40e3585
+DATA k<>+0xc0(SB)/8, $0x1e376c0819a4c116
+DATA k<>+0xc8(SB)/8, $0x34b0bcb52748774c
+DATA k<>+0xd0(SB)/8, $0x4ed8aa4a391c0cb3
+DATA k<>+0xd8(SB)/8, $0x682e6ff35b9cca4f
+DATA k<>+0xe0(SB)/8, $0x78a5636f748f82ee
+DATA k<>+0xe8(SB)/8, $0x8cc7020884c87814
+DATA k<>+0xf0(SB)/8, $0xa4506ceb90befffa
+DATA k<>+0xf8(SB)/8, $0xc67178f2bef9a3f7
+GLOBL k<>(SB), RODATA|NOPTR, $256
+
+// The words of a block are big-endian.
+DATA flip<>+0x00(SB)/8, $0x0405060700010203
+DATA flip<>+0x08(SB)/8, $0x0c0d0e0f08090a0b
+GLOBL flip<>(SB), RODATA|NOPTR, $16
+
+// The state as SHA256RNDS2 has it, S0 of A, B, E, F and S1 of C, D, G, H; and back.
+#define LOAD(h, S0, S1) \
+	MOVOU (h), S0; \
+	MOVOU 16(h), S1; \
+	PSHUFD $0xb1, S0, S0; \
+	PSHUFD $0x1b, S1, S1; \
+	MOVO S0, X13; \
+	PALIGNR $8, S1, S0; \
+	PBLENDW $0xf0, X13, S1
+
+#define STORE(h, S0, S1) \
+	PSHUFD $0x1b, S0, S0; \
+	PSHUFD $0xb1, S1, S1; \
+	MOVO S0, X13; \
+	PBLENDW $0xf0, S1, S0; \
+	PALIGNR $8, X13, S1; \
+	MOVOU S0, (h); \
+	MOVOU S1, 16(h)
+
+#define WORDS(at, p, M) \
+	MOVOU at(p), M; \
+	PSHUFB X15, M
+
+// Four rounds of both lanes, with the constants at AX.
+#define ROUNDS(at, A, B) \
+	MOVOU at(AX), X14; \
+	MOVO A, X0; \
+	PADDD X14, X0; \
+	SHA256RNDS2 X0, X1, X2; \
+	PSHUFD $0x0e, X0, X13; \
+	MOVO B, X0; \
+	PADDD X14, X0; \
+	SHA256RNDS2 X0, X7, X8; \
+	PSHUFD $0x0e, X0, X14; \
+	MOVO X13, X0; \
+	SHA256RNDS2 X0, X2, X1; \
+	MOVO X14, X0; \
+	SHA256RNDS2 X0, X8, X7
+
+// The schedule of a lane: the last half of the words after NOW, and the first half of those that PAST will be.
+#define LATER(PAST, NOW, NEXT) \
+	MOVO NOW, X13; \
+	PALIGNR $4, PAST, X13; \
+	PADDD X13, NEXT; \
+	SHA256MSG2 NOW, NEXT
+
+#define SOON(PAST, NOW) \
+	SHA256MSG1 NOW, PAST
+
+// func compress2(a, b *[8]uint32, p, q *byte, blocks int)
+// Requires: SHA, SSE4.1, SSSE3
+TEXT ·compress2(SB), NOSPLIT, $64-40
+	MOVQ a+0(FP), DI
+	MOVQ b+8(FP), SI
+	MOVQ p+16(FP), R8
+	MOVQ q+24(FP), R9
+	MOVQ blocks+32(FP), CX
+	LEAQ k<>(SB), AX
+	MOVOU flip<>(SB), X15
+	LOAD(DI, X1, X2)
+	LOAD(SI, X7, X8)
+
+block:
+	MOVOU X1, 0(SP)
+	MOVOU X2, 16(SP)
+	MOVOU X7, 32(SP)
+	MOVOU X8, 48(SP)
+
+	WORDS(0, R8, X3)
+	WORDS(0, R9, X9)
+	ROUNDS(0x00, X3, X9)
+	WORDS(16, R8, X4)
+	WORDS(16, R9, X10)
+	ROUNDS(0x10, X4, X10)
+	SOON(X3, X4)
+	SOON(X9, X10)
+	WORDS(32, R8, X5)
+	WORDS(32, R9, X11)
+	ROUNDS(0x20, X5, X11)
+	SOON(X4, X5)
+	SOON(X10, X11)
+	WORDS(48, R8, X6)
+	WORDS(48, R9, X12)
+	ROUNDS(0x30, X6, X12)
+	LATER(X5, X6, X3)
+	LATER(X11, X12, X9)
+	SOON(X5, X6)
+	SOON(X11, X12)
+
+	ROUNDS(0x40, X3, X9)
+	LATER(X6, X3, X4)
+	LATER(X12, X9, X10)
+	SOON(X6, X3)
+	SOON(X12, X9)
+	ROUNDS(0x50, X4, X10)
+	LATER(X3, X4, X5)
+	LATER(X9, X10, X11)
+	SOON(X3, X4)
+	SOON(X9, X10)
+	ROUNDS(0x60, X5, X11)
+	LATER(X4, X5, X6)
+	LATER(X10, X11, X12)
+	SOON(X4, X5)
+	SOON(X10, X11)
+	ROUNDS(0x70, X6, X12)
+	LATER(X5, X6, X3)
+	LATER(X11, X12, X9)
+	SOON(X5, X6)
+	SOON(X11, X12)
+
+	ROUNDS(0x80, X3, X9)
+	LATER(X6, X3, X4)
+	LATER(X12, X9, X10)
+	SOON(X6, X3)
+	SOON(X12, X9)
+	ROUNDS(0x90, X4, X10)
+	LATER(X3, X4, X5)
+	LATER(X9, X10, X11)
+	SOON(X3, X4)
+	SOON(X9, X10)
+	ROUNDS(0xa0, X5, X11)
+	LATER(X4, X5, X6)
+	LATER(X10, X11, X12)
+	SOON(X4, X5)
+	SOON(X10, X11)
+	ROUNDS(0xb0, X6, X12)
+	LATER(X5, X6, X3)
+	LATER(X11, X12, X9)
+	SOON(X5, X6)
+	SOON(X11, X12)
+
+	ROUNDS(0xc0, X3, X9)
+	LATER(X6, X3, X4)
+	LATER(X12, X9, X10)
+	SOON(X6, X3)
+	SOON(X12, X9)
+	ROUNDS(0xd0, X4, X10)
+	LATER(X3, X4, X5)
+	LATER(X9, X10, X11)
+	ROUNDS(0xe0, X5, X11)
+	LATER(X4, X5, X6)
+	LATER(X10, X11, X12)
+	ROUNDS(0xf0, X6, X12)
+
+	MOVOU 0(SP), X13
+	PADDD X13, X1
+	MOVOU 16(SP), X13
+	PADDD X13, X2
+	MOVOU 32(SP), X13
+	PADDD X13, X7
+	MOVOU 48(SP), X13
+	PADDD X13, X8
+
+	ADDQ $64, R8
+	ADDQ $64, R9
+	DECQ CX
+	JNZ  block
+
+	STORE(DI, X1, X2)
+	STORE(SI, X7, X8)
+	RET
+
+// func hasSHA() bool
+TEXT ·hasSHA(SB), NOSPLIT, $0-1
+	MOVL $0, AX
+	CPUID
+	CMPL AX, $7
+	JLT  no
+	MOVL $7, AX
+	MOVL $0, CX
+	CPUID
+	SHRL $29, BX
+	ANDL $1, BX
+	MOVB BX, ret+0(FP)
+	RET
+
+no:
+	MOVB $0, ret+0(FP)
+	RET

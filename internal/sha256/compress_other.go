@@ -1,0 +1,7 @@
+//go:build !amd64
+
+package sha256
+
+const lanes = 1
+
+func compress2(a, b *[8]uint32, p, q *byte, blocks int) { panic("there is but one lane") }
