@@ -6,6 +6,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/sha256"
 )
 
@@ -86,10 +87,7 @@ func (a *ahead) run(from io.Reader) {
 		if hashed != nil && &hashed[0] == &buf[0] {
 			a.hash.Wait()
 		}
-		n, err := io.ReadAtLeast(from, buf, len(buf)/2) // a network gives it in crumbs
-		if err == io.ErrUnexpectedEOF {
-			err = io.EOF
-		}
+		n, err := fill(buf, from)
 		select {
 		case a.full <- block{buf[:n], err}:
 			a.hash.Write(buf[:n])
@@ -102,6 +100,19 @@ func (a *ahead) run(from io.Reader) {
 			return
 		}
 	}
+}
+
+// fill reads into at least half of the buffer, for a network gives the stream in crumbs. A bug in what decompresses it is
+// met by who made the image, so it must cost no more than that.
+func fill(buf []byte, from io.Reader) (n int, err error) {
+	err = fault.Contained(func() (err error) {
+		n, err = io.ReadAtLeast(from, buf, len(buf)/2)
+		return err
+	})
+	if err == io.ErrUnexpectedEOF {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // Read gives what has been read, and the stream's own error after it.

@@ -423,6 +423,29 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// bug is a stream in whose reading there is one.
+type bug struct{}
+
+func (bug) Read([]byte) (int, error) { panic("a bug") }
+func (bug) Close() error             { return nil }
+
+func TestABugInAStreamCostsItsLayerOnly(t *testing.T) {
+	needRoot(t)
+	s := openStore(t, t.TempDir())
+	plain := tarOf(t, reg("f", "x"))
+	good := blobOf(plain, gzipped(t, plain))
+	bad := good
+	bad.Open = func(context.Context) (io.ReadCloser, error) { return bug{}, nil }
+	defer s.Hold([]digest.Digest{good.DiffID})()
+	if err := s.Unpack(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "a bug in Kuri") {
+		t.Errorf("Unpack: %v", err)
+	}
+	nothingLeft(t, s)
+	if err := s.Unpack(t.Context(), good); err != nil {
+		t.Errorf("Unpack after it: %v", err)
+	}
+}
+
 // Who wants a decoder while all are in use waits, and can give up.
 func TestDecodersAreBounded(t *testing.T) {
 	d := newDecoders(true)

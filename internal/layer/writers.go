@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
 )
 
 // Making a small file is mostly the kernel's work: so while the tar is read on, other goroutines make them, a batch of one
@@ -141,7 +143,7 @@ func (w *writers) run() {
 
 // create makes one file of a batch.
 func (w *writers) create(dir *dirRef, file *small) {
-	err := w.write(dir.fd, file)
+	err := fault.Contained(func() error { return w.write(dir.fd, file) })
 	if err == nil {
 		return
 	}
