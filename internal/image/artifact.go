@@ -78,7 +78,7 @@ func artifactBlob(doc *document, id digest.Digest, open func(imagespec.Descripto
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			to.CloseWithError(packArtifact(ctx, doc, to, open))
+			to.CloseWithError(fault.Contained(func() error { return packArtifact(ctx, doc, to, open) }))
 		}()
 		return &artifactStream{from, func() {
 			stop()

@@ -90,7 +90,7 @@ func (b *boost) start() {
 	offset := b.next
 	b.next += int64(len(w.bytes))
 	b.ahead = append(b.ahead, w)
-	go func() { w.done <- b.fetch(w.bytes, offset) }()
+	go func() { w.done <- fault.Contained(func() error { return b.fetch(w.bytes, offset) }) }()
 }
 
 // fetch fills p with the blob's bytes from offset on.
