@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -341,28 +342,43 @@ func (s *Store) Describe(nameOrID string) (*Description, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	e := s.entries[digest.Digest(img.ID)]
 	if e == nil {
+		s.mu.Unlock()
 		return nil, fault.New(fault.NotFound, "image %q is not on this node", nameOrID)
 	}
-	d := &Description{Image: e.image}
-	for _, at := range e.rec.Tags {
+	rec, img := e.rec, e.image
+	s.mu.Unlock()
+
+	d, err := s.describeFrom(rec, img)
+	if errors.Is(err, fs.ErrNotExist) && s.now.Load().byID[img.ID] == nil { // it has been removed meanwhile
+		return nil, fault.New(fault.NotFound, "image %q is not on this node", nameOrID)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", img.ID, err)
+	}
+	return d, nil
+}
+
+// describeFrom reads config and manifest of an image.
+func (s *Store) describeFrom(rec imageRecord, img *Image) (_ *Description, err error) {
+	d := &Description{Image: img}
+	for _, at := range rec.Tags {
 		d.PulledAt = max(d.PulledAt, at.UnixNano())
 	}
-	if d.Config, err = os.ReadFile(s.blob(e.rec.ID)); err != nil {
-		return nil, fmt.Errorf("image %s: read its config: %w", img.ID, err)
+	if d.Config, err = os.ReadFile(s.blob(rec.ID)); err != nil {
+		return nil, fmt.Errorf("read its config: %w", err)
 	}
 	doc := &document{}
-	if e.rec.Manifest != "" {
-		if d.Manifest, err = os.ReadFile(s.blob(e.rec.Manifest)); err != nil {
-			return nil, fmt.Errorf("image %s: read its manifest: %w", img.ID, err)
+	if rec.Manifest != "" {
+		if d.Manifest, err = os.ReadFile(s.blob(rec.Manifest)); err != nil {
+			return nil, fmt.Errorf("read its manifest: %w", err)
 		}
 		if doc, err = parseDocument(d.Manifest, ""); err != nil {
-			return nil, fmt.Errorf("image %s: %w", img.ID, err)
+			return nil, err
 		}
 	}
-	for n, id := range e.image.DiffIDs {
+	for n, id := range img.DiffIDs {
 		l := LayerDescription{DiffID: id, Bytes: s.layers.Size([]digest.Digest{id})}
 		if n < len(doc.Layers) && !doc.artifact {
 			l.Digest, l.Packed = doc.Layers[n].Digest, doc.Layers[n].Size

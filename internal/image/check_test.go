@@ -9,8 +9,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/registry"
@@ -217,5 +219,45 @@ func TestPruneAndDescribe(t *testing.T) {
 	after, _ := s.Usage(t.Context())
 	if back := int64(before.Bytes - after.Bytes); back < bytes || back > bytes+16<<10 { // and the record
 		t.Errorf("%d bytes came back, %d were announced", back, bytes)
+	}
+}
+
+// Whoever describes an image on a slow disk holds up nobody, and is told when it goes meanwhile.
+func TestDescribeHoldsNobodyUp(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"own", "1"})))
+	s := openStore(t, "")
+	img := pull(t, s, ref)
+	config := s.blob(digest.Digest(img.ID))
+	body, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(config), unix.Mkfifo(config, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	described := make(chan error, 1)
+	go func() {
+		_, err := s.Describe(ref)
+		described <- err
+	}()
+	disk, err := os.OpenFile(config, os.O_WRONLY, 0) // when the config is being read
+	if err != nil {
+		t.Fatal(err)
+	}
+	removed := make(chan error, 1)
+	go func() { removed <- s.Remove(ref) }()
+	select {
+	case err = <-removed:
+	case <-time.After(time.Minute):
+		t.Error("a removal waits for the reading of a config")
+	}
+	_, werr := disk.Write(body)
+	if err := errors.Join(err, werr, disk.Close()); err != nil {
+		t.Error(err)
+	}
+	if err := <-described; !errors.Is(err, fault.NotFound) {
+		t.Errorf("of an image that was removed meanwhile: %v", err)
 	}
 }
