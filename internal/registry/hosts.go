@@ -128,6 +128,15 @@ func hostDir(certsDirs []string, registry string) (dir string, own map[string]*c
 	return dir, own, len(file.Host), nil
 }
 
+// hostsFile is where the configuration of the registry is, or would be first looked for.
+func hostsFile(certsDirs []string, registry string) string {
+	dir, _, _, err := hostDir(certsDirs, registry)
+	if (err != nil || dir == "" || filepath.Base(dir) == "_default") && len(certsDirs) > 0 {
+		dir = filepath.Join(certsDirs[0], registry)
+	}
+	return filepath.Join(dir, "hosts.toml")
+}
+
 // mirrorAuth reads the table [host."…".auth], which is our own; containerd passes over it. Beside the fields of
 // [Auth] it may have "file": a file of docker's format, from which the host's entry is taken.
 func mirrorAuth(address string, table map[string]string, dir string) (host string, c *credentials, err error) {

@@ -3,8 +3,11 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -317,5 +320,21 @@ func TestDistrustedHostIsAskedLast(t *testing.T) {
 	r.Distrust(c.layer)
 	if err := readBlob(t.Context(), r, c); err != nil || bad.Load() != 1 {
 		t.Errorf("%v, the mirror was asked %d times", err, bad.Load())
+	}
+}
+
+// hosts.toml may name the registry itself, with what it takes to reach it. Then what it answered there counts, not that
+// it cannot be reached without.
+func TestRegistryAmongItsOwnHosts(t *testing.T) {
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="here"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	t.Cleanup(srv.Close)
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	certs := configure(t, "example.com", fmt.Sprintf("server = %q\n[host.%q]\nskip_verify = true\n", srv.URL, srv.URL))
+	_, err := open(t, certs, "example.com/library/app:1", Auth{Username: "u", Password: "x"}).Manifest(t.Context())
+	if !errors.Is(err, fault.Unauthenticated) || !strings.Contains(err.Error(), "were refused") || strings.Contains(err.Error(), "x509") {
+		t.Errorf("kind %q: %v", fault.Of(err), err)
 	}
 }

@@ -236,9 +236,13 @@ func (r *Repository) capability(target string) docker.HostCapabilities {
 
 // eachHost tries the hosts in order until ask succeeds. When none does, the error has the kind that the registry itself
 // gave it, and the text of all. A host that does not answer is asked last from then on.
+//
+// hosts.toml may name the registry itself, to say how it is reached; it is asked again at the end, as the file's server
+// and without that. When it has answered, not being reached then says nothing.
 func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities, ask func(docker.RegistryHost) error) error {
 	var texts []string
 	var last error
+	answered := make(map[string]bool) // addresses
 	for _, h := range r.order(need) {
 		err := ask(h)
 		if err == nil || ctx.Err() != nil {
@@ -247,8 +251,14 @@ func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities,
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) { // the host's deadline, not the caller's
 			err = fault.As(fault.Of(err), errors.New(err.Error()))
 		}
+		address := h.Scheme + "://" + h.Host + h.Path
 		if errors.Is(err, fault.Unavailable) {
+			if answered[address] {
+				continue
+			}
 			r.shun(h.Host)
+		} else {
+			answered[address] = true
 		}
 		texts = append(texts, err.Error())
 		if last == nil || h.Host == r.hosts[len(r.hosts)-1].Host {

@@ -251,8 +251,19 @@ func TestTLSWithConfiguredCA(t *testing.T) {
 
 	certs = configure(t, "example.com", fmt.Sprintf("server = %q\n", srv.URL))
 	_, err := open(t, certs, "example.com/library/app:1", Auth{}).Manifest(t.Context())
-	if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "certificate") {
+	if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "certificate") || !strings.Contains(err.Error(), certs[1]+"/example.com/hosts.toml") {
 		t.Errorf("unknown authority: %v", err)
+	}
+}
+
+// A host that speaks plain HTTP where HTTPS is asked for is told with what to do about it.
+func TestPlainHTTPUnasked(t *testing.T) {
+	c := newContent(t)
+	plain := serve(t, c.ServeHTTP)
+	certs := configure(t, "example.com", fmt.Sprintf("server = \"https://%s\"\n", plain))
+	_, err := open(t, certs, "example.com/library/app:1", Auth{}).Manifest(t.Context())
+	if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "http://"+plain) || !strings.Contains(err.Error(), certs[1]+"/example.com/hosts.toml") {
+		t.Errorf("kind %q: %v", fault.Of(err), err)
 	}
 }
 

@@ -2,6 +2,8 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -104,7 +106,7 @@ func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, meth
 			err = errStalled
 		}
 		if err != nil {
-			return nil, fault.New(fault.Unavailable, "registry host %s did not answer for repository %s: %w", h.Host, r.ref.Path(), err)
+			return nil, fault.New(fault.Unavailable, "registry host %s did not answer for repository %s: %w%s", h.Host, r.ref.Path(), err, r.advice(h, err))
 		}
 		responses = append(responses, resp)
 		if resp.StatusCode != http.StatusUnauthorized || len(responses) > 2 {
@@ -118,6 +120,19 @@ func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, meth
 		answered()
 		resp.Body.Close()
 	}
+}
+
+// advice is what to do about a host that cannot be talked to as it is configured; "" where that is not the cause.
+func (r *Repository) advice(h docker.RegistryHost, err error) string {
+	var unknown x509.UnknownAuthorityError
+	var noTLS tls.RecordHeaderError
+	switch {
+	case errors.As(err, &unknown):
+		return "; give the CA of its certificate in " + hostsFile(r.options.CertsDirs, r.ref.Host())
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &noTLS):
+		return fmt.Sprintf("; if it is to be spoken to without TLS, name it as http://%s in %s", h.Host, hostsFile(r.options.CertsDirs, r.ref.Host()))
+	}
+	return ""
 }
 
 // refusal turns a response that is not a success into an error and closes it.
