@@ -56,7 +56,8 @@ func enterCgroup(ctx context.Context, o Options, pid int) error {
 }
 
 // LeaveCgroup moves this process out of the cgroup in which Start put it and removes the cgroup. It is for a keeper that
-// ends; a systemd scope goes by itself.
+// ends; a systemd scope goes by itself. Where there is no way out the cgroup stays, for the next keeper: in a cgroup
+// namespace the root is not one for version 2 as soon as controllers are enabled in it (cgroups(7), "no internal processes").
 func LeaveCgroup(stateDir string) error {
 	mounts, err := cgroupMounts()
 	if err != nil {
@@ -68,7 +69,11 @@ func LeaveCgroup(stateDir string) error {
 		if _, err := os.Stat(dir); err != nil {
 			continue
 		}
-		errs = append(errs, moveTo(m.path, os.Getpid()), removeEmptied(dir))
+		if err := moveTo(m.path, os.Getpid()); err != nil {
+			errs = append(errs, fmt.Errorf("leave %s: %w", dir, err))
+			continue // with us in it, it never gets empty
+		}
+		errs = append(errs, removeEmptied(dir))
 	}
 	return errors.Join(errs...)
 }

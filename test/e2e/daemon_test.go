@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -239,5 +240,32 @@ func TestDamagedRecord(t *testing.T) {
 	// What was set aside is put back, for the test's own cleaning up.
 	d.Stop(t)
 	harness.Write(t, filepath.Dir(record), "pod.json", string(text))
+	d.Continue(t)
+}
+
+// A keeper that ends goes out of its cgroup and removes it. Where the kernel lets it not out, at the root of a cgroup
+// namespace of version 2 with controllers, it says that alone and does not try to remove what it is in.
+func TestKeeperEnds(t *testing.T) {
+	d := harness.Start(t, harness.Options{NoPods: true})
+	keeper := d.KeeperPid()
+	d.Stop(t)
+	if err := syscall.Kill(keeper, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 10*time.Second, "the keeper's end", func() error {
+		if err := syscall.Kill(keeper, 0); !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("it is there: %v", err)
+		}
+		return nil
+	})
+	log, err := os.ReadFile(filepath.Join(d.State, "keeper.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(log)) {
+		if !strings.Contains(line, " level=INFO ") && !strings.HasPrefix(line, "kuri-keeper: leave /sys/fs/cgroup/") {
+			t.Errorf("the keeper said: %s", line)
+		}
+	}
 	d.Continue(t)
 }
