@@ -199,6 +199,9 @@ func (c *Config) checkStream(found *problems) {
 	if c.Stream.Port < 0 || c.Stream.Port > 65535 {
 		found.bad("stream.port", "%d is not between 0 and 65535 (0: any free port)", c.Stream.Port)
 	}
+	if c.Stream.MaxStreams < 1 || c.Stream.MaxStreams > 100000 {
+		found.bad("stream.max_streams", "%d is not between 1 and 100000", c.Stream.MaxStreams)
+	}
 	if c.Stream.Drain < 0 || c.Stream.Drain > 30*24*3600 {
 		found.bad("stream.drain", "%d is not between 0 and 2592000 seconds (0: streams end with kurid)", c.Stream.Drain)
 	}

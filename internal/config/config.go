@@ -102,6 +102,8 @@ type Stream struct {
 	Port    int    `toml:"port"`    // TCP port; 0: any that is free
 	Drain   int    `toml:"drain"`   // seconds that open streams may go on after kurid has ended; 0: they end with it
 
+	MaxStreams int `toml:"max_streams"` // open or promised at once
+
 	TLSCert     string `toml:"tls_cert"`      // file of the certificate; "": plain HTTP
 	TLSKey      string `toml:"tls_key"`       // file of its key
 	TLSClientCA string `toml:"tls_client_ca"` // file of the roots of clients' certificates; "": they need none
@@ -124,7 +126,7 @@ func Default() Config {
 			Bridge:     "kuri0",
 		},
 		Pod:    Pod{ShmSize: 64 << 20, MaxExecs: 256, LogMaxFiles: 4, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
-		Stream: Stream{Address: "127.0.0.1", Drain: 4 * 3600},
+		Stream: Stream{Address: "127.0.0.1", Drain: 4 * 3600, MaxStreams: 1000},
 	}
 }
 

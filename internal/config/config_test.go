@@ -118,6 +118,7 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"[stream]\naddress = 'localhost'", "stream.address:"},
 		{"[stream]\nport = 65536", "stream.port:"},
 		{"[stream]\ndrain = -1", "stream.drain:"},
+		{"[stream]\nmax_streams = 0", "stream.max_streams:"},
 		{"[stream]\ntls_cert = '/c'", "stream.tls_cert:"},
 		{"[stream]\ntls_client_ca = '/c'", "stream.tls_client_ca:"},
 		{"[stream]\ntls_cert = 'c'\ntls_key = '/k'", "stream.tls_cert:"},

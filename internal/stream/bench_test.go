@@ -116,7 +116,7 @@ func openPlain(b *testing.B, port int) forwardedConn {
 // openSPDY connects through a forwarded port.
 func openSPDY(b *testing.B, port int) forwardedConn {
 	b.Helper()
-	s, err := newServer(serverOptions{Address: "127.0.0.1", Runtime: local{}})
+	s, err := newServer(serverOptions{Address: "127.0.0.1", Most: testMost, Runtime: local{}})
 	if err != nil {
 		b.Fatal(err)
 	}

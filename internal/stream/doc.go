@@ -35,6 +35,11 @@
 // most 250 frames, which are cut to 32 KiB ([frames]): 8 MiB. A client that sends much is read 128 KiB ahead, and a pod that
 // does through a forwarded port has a buffer of 256 KiB, as then has the connection. A message over WebSocket has 32 MiB at most.
 //
+// How many streams are open or have been promised is bounded, in each process that streams (Options.Most): whoever may exec
+// could else take the memory of the node, 8 MiB with each client that sends to what does not read, and the keeper's
+// descriptors. So are the connections to ports of one client. The processes of execs are bounded by their containers'
+// limits (pod.pids_limit).
+//
 // A pod that does not read from one forwarded connection holds up the others of its client, which come over the same one. When
 // it has taken nothing for ten seconds and there are others, it is given up, and only that connection is reset.
 //

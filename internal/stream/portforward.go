@@ -61,11 +61,16 @@ type forwarder struct {
 // lingering is how long a client whose connection the pod has closed may say nothing before the rest of it is closed, too.
 const lingering = 10 * time.Second
 
+// maxConnections is how many connections to ports one client may have at once.
+const maxConnections = 1000
+
 // PortForward copies between a stream and a port. Each direction ends on its own; when the pod has ended its own, the
 // other goes on as long as the client uses it.
 func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
-	f.open.Add(1)
 	defer f.open.Add(-1)
+	if f.open.Add(1) > maxConnections {
+		return fmt.Errorf("port %d: the client has %d connections open, as many as one may have; end some, or forward the port by another client", port, maxConnections)
+	}
 	ctx, cancel := context.WithCancelCause(f.request.Context())
 	defer cancel(nil)
 	conn, err := f.runtime.Dial(ctx, f.pod, uint16(port))

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +36,28 @@ func pods(t *testing.T, serve func(*net.TCPConn)) int {
 		}
 	}()
 	return l.Addr().(*net.TCPAddr).Port
+}
+
+func TestConnectionsOfAClientAreBounded(t *testing.T) {
+	r, err := http.NewRequest(http.MethodGet, "/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := forwarder{local{}, Pod{ID: "p"}, r, new(atomic.Int32)}
+	port := int32(pods(t, func(c *net.TCPConn) { c.Close() }))
+	for _, bounded := range []bool{false, true, false} {
+		f.open.Store(maxConnections - 1)
+		if bounded {
+			f.open.Add(1)
+		}
+		before := f.open.Load()
+		client, ours := net.Pipe()
+		client.Close()
+		err := f.PortForward(t.Context(), "", "", port, ours)
+		if refused := err != nil && strings.Contains(err.Error(), "connections open"); refused != bounded || f.open.Load() != before {
+			t.Errorf("with %d open: %v, and %d are counted afterwards", before, err, f.open.Load())
+		}
+	}
 }
 
 // forwarding is a client's connection to a server, over which it opens those to ports.

@@ -28,6 +28,7 @@ type Options struct {
 	TLS      TLS           // certificates; none: plain HTTP
 	StateDir string        // of the keeper
 	Drain    time.Duration // how long open streams may go on after Client.Close or our end
+	Most     int           // streams that may be open or promised at once, in one process
 	Flags    []string      // of our program in the mode
 }
 
@@ -149,6 +150,7 @@ type starting struct {
 	Port     int
 	StateDir string
 	Drain    time.Duration
+	Most     int
 }
 
 // answer is what it says to each.
@@ -208,7 +210,7 @@ func start(o Options, pem *PEM) (*process, error) {
 			slog.Error("the process that streams has ended, and its streams with it", "pid", p.pid, "err", err)
 		}
 	}()
-	a, err := p.exchange(message{Kind: "start", PEM: pem, Start: &starting{o.Address, o.Port, o.StateDir, o.Drain}}, askLimit)
+	a, err := p.exchange(message{Kind: "start", PEM: pem, Start: &starting{o.Address, o.Port, o.StateDir, o.Drain, o.Most}}, askLimit)
 	if err = errors.Join(err, a.err()); err != nil {
 		ours.Close()
 		return nil, err

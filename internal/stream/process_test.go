@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 
 func open(t *testing.T, o Options) *Client {
 	t.Helper()
-	o.Address, o.StateDir = "127.0.0.1", t.TempDir()
+	o.Address, o.StateDir, o.Most = "127.0.0.1", t.TempDir(), testMost
 	c, err := Open(o)
 	if err != nil {
 		t.Fatal(err)

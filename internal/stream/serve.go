@@ -43,7 +43,7 @@ func Serve(ctx context.Context) error {
 		return fmt.Errorf("be told what to stream: %w", err)
 	}
 	o := *first.Start
-	s, err := newServer(serverOptions{Address: o.Address, Port: o.Port, PEM: first.PEM, Runtime: node{keeper.Connect(o.StateDir)}})
+	s, err := newServer(serverOptions{Address: o.Address, Port: o.Port, PEM: first.PEM, Most: o.Most, Runtime: node{keeper.Connect(o.StateDir)}})
 	if json.NewEncoder(control).Encode(answerOf("", err)) != nil || err != nil {
 		return err // which kurid tells, where it still can
 	}

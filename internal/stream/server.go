@@ -46,6 +46,7 @@ type Server struct {
 	runtime  Runtime
 	listener net.Listener
 	hangUp   context.CancelFunc // closes all connections
+	most     int                // streams that may be open or promised
 	http     *http.Server
 	tls      *credentials // nil: plain HTTP
 	base     url.URL
@@ -67,7 +68,6 @@ type ticket struct {
 
 const (
 	ticketLife = time.Minute // from the CRI call to the first request of the client
-	maxTickets = 1000        // that have not been used yet
 
 	idleLimit     = 4 * time.Hour    // of a connection without a byte in either direction; the kubelet's own default
 	creationLimit = 30 * time.Second // in which a SPDY client opens all of its streams
@@ -78,6 +78,7 @@ type serverOptions struct {
 	Address string // an IP address
 	Port    int    // 0: any free one
 	PEM     *PEM   // nil: plain HTTP
+	Most    int    // streams at once
 	Runtime Runtime
 }
 
@@ -89,7 +90,7 @@ func newServer(o serverOptions) (*Server, error) {
 	}
 	ctx, hangUp := context.WithCancel(context.Background())
 	s := &Server{
-		runtime: o.Runtime, listener: watching{l, ctx}, hangUp: hangUp,
+		runtime: o.Runtime, listener: watching{l, ctx}, hangUp: hangUp, most: o.Most,
 		tickets: make(map[string]ticket), rested: time.Now(),
 		base: url.URL{Scheme: "http", Host: reachable(l.Addr().(*net.TCPAddr).AddrPort()).String()},
 	}
@@ -170,7 +171,8 @@ func (s *Server) Load() (streams, promised int, idle time.Duration) {
 	return 0, 0, now.Sub(s.rested)
 }
 
-// ticket remembers serve under a new token and returns the URL of it. Exhausted when too many were asked for and not used.
+// ticket remembers serve under a new token and returns the URL of it. Exhausted when as many streams as may be are
+// open, or were promised and not opened yet.
 func (s *Server) ticket(kind string, serve http.HandlerFunc) (string, error) {
 	var secret [32]byte
 	rand.Read(secret[:]) // never fails, see its documentation
@@ -178,9 +180,10 @@ func (s *Server) ticket(kind string, serve http.HandlerFunc) (string, error) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.tickets) >= maxTickets {
-		if s.expire(now); len(s.tickets) >= maxTickets {
-			return "", fault.New(fault.Exhausted, "%d streams have been asked for within a minute and not been opened; try again later", maxTickets)
+	if s.open+len(s.tickets) >= s.most {
+		if s.expire(now); s.open+len(s.tickets) >= s.most {
+			return "", fault.New(fault.Exhausted, "%d streams of exec, attach and port forwarding are open and %d more have been asked for within a minute, "+
+				"as many as may be at once on the node (stream.max_streams); end some, or raise it", s.open, len(s.tickets))
 		}
 	}
 	s.tickets[token] = ticket{serve, now.Add(ticketLife)}

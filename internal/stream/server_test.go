@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -42,7 +43,7 @@ func (local) Dial(ctx context.Context, _ Pod, port uint16) (*net.TCPConn, error)
 
 func serve(t *testing.T) *Server {
 	t.Helper()
-	s, err := newServer(serverOptions{Address: "127.0.0.1", Runtime: local{}})
+	s, err := newServer(serverOptions{Address: "127.0.0.1", Most: testMost, Runtime: local{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,12 +86,30 @@ func TestTokensAreGoodOnce(t *testing.T) {
 	}
 }
 
-func TestTokensExpireAndAreBounded(t *testing.T) {
+// testMost is how many streams the servers of tests allow.
+const testMost = 20
+
+func TestStreamsAreBoundedAndTokensExpire(t *testing.T) {
 	s := serve(t)
-	for range maxTickets {
+	for range testMost - 1 {
 		if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); err != nil {
 			t.Fatal(err)
 		}
+	}
+	used, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := s.begin(path.Base(used)); !ok {
+		t.Fatal("the stream cannot be opened")
+	}
+	// One is open, the others have been promised.
+	if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "stream.max_streams") {
+		t.Errorf("one more: %v", err)
+	}
+	s.end()
+	if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); err != nil {
+		t.Errorf("when one has ended: %v", err)
 	}
 	if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); !errors.Is(err, fault.Exhausted) {
 		t.Errorf("one more: %v", err)
