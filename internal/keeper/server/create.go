@@ -55,6 +55,11 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	if err != nil {
 		return nil, err
 	}
+	release, err := s.holdTarget(spec, box)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 
 	// 3. Its log and stdio.
 	if req.LogPath != "" {

@@ -1,0 +1,68 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// holdTarget opens the PID namespace of another container of the sandbox that the spec wants shared, by the path
+// /proc/PID/ns/pid, and puts the descriptor's path in its place, until release: the container may exit meanwhile, and
+// another process get its number. The error is of kind Precondition when no container of the sandbox has that process.
+func (s *Server) holdTarget(spec *specs.Spec, box *sandbox) (release func(), err error) {
+	for i := range spec.Linux.Namespaces {
+		ns := &spec.Linux.Namespaces[i]
+		var pid int
+		if ns.Type != specs.PIDNamespace {
+			continue
+		}
+		if n, _ := fmt.Sscanf(ns.Path, "/proc/%d/ns/pid", &pid); n != 1 || ns.Path != fmt.Sprintf("/proc/%d/ns/pid", pid) {
+			continue // one of its own, or the pod's
+		}
+		target := s.running(box, pid)
+		if target == nil {
+			return nil, fault.New(fault.Precondition, "share a PID namespace: no running container of the pod has the process %d; it has exited meanwhile", pid)
+		}
+		held, err := os.Open(ns.Path)
+		if err == nil && target.hasEnded() {
+			err = errors.Join(errors.New("it has exited meanwhile"), held.Close())
+		}
+		if err != nil {
+			return nil, fault.New(fault.Precondition, "share the PID namespace of container %s: %w", target.id, err)
+		}
+		ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), held.Fd())
+		return func() { held.Close() }, nil
+	}
+	return func() {}, nil
+}
+
+// running returns the container of the sandbox whose first process has that number, nil when there is none.
+func (s *Server) running(box *sandbox, pid int) *container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.containers {
+		if state := c.currentState(); c.sandboxID == box.id && (state == api.State_CREATED || state == api.State_RUNNING) && c.made.Pid == pid {
+			return c
+		}
+	}
+	return nil
+}
+
+// hasEnded tells whether the first process of a container has ended. While it has not, its number is its own.
+func (c *container) hasEnded() bool {
+	ended := true
+	conn, err := c.pidfd.SyscallConn()
+	if err == nil {
+		conn.Control(func(fd uintptr) { // not when it has been closed, after the end
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			ended = n > 0 || err != nil
+		})
+	}
+	return ended
+}
