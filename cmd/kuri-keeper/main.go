@@ -19,6 +19,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/server"
 	"github.com/kuri-cri/kuri/internal/oci"
@@ -102,7 +103,8 @@ func endOnSignal(s *server.Server, end func()) {
 		if sig == syscall.SIGHUP {
 			continue
 		}
-		if s.Retire() {
+		retired := false
+		if fault.Contained(func() error { retired = s.Retire(); return nil }) == nil && retired {
 			end()
 			return
 		}

@@ -147,7 +147,7 @@ func (h *held) read(inotify *os.File) {
 			watch := int32(binary.NativeEndian.Uint32(events))
 			mask, name := binary.NativeEndian.Uint32(events[4:]), binary.NativeEndian.Uint32(events[12:])
 			events = events[unix.SizeofInotifyEvent+name:]
-			h.written(watch, mask)
+			fault.Contained(func() error { h.written(watch, mask); return nil }) // which has logged a panic
 		}
 	}
 }

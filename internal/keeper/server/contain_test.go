@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
 
@@ -84,6 +86,40 @@ func TestAPanicKillsWhatWasExecuted(t *testing.T) {
 	s.sessions.Wait()
 	if !gone(x.pid) || x.reaped {
 		t.Errorf("what waits for it panics: reaped %t", x.reaped)
+	}
+}
+
+// Whoever waits for a container is told of its exit, whatever panics on the way, and its process is reaped.
+func TestAPanicInWhatWatchesAContainer(t *testing.T) {
+	s := &Server{reaper: newReaper(), events: newEvents(), rest: time.NewTimer(time.Hour)}
+	defer s.rest.Stop()
+	go s.reaper.run()
+	defer s.reaper.stop()
+	cmd := exec.Command("sh", "-c", "exit 3")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.reaper.mine(cmd.Process.Pid)
+	pidfd, err := openPidfd(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &container{
+		id: "broken", bundle: t.TempDir(), state: api.State_RUNNING, pidfd: pidfd, exited: make(chan struct{}),
+		made:    &oci.Created{Pid: cmd.Process.Pid}, // without a cgroup
+		outputs: []*session.Source{nil},             // and with an output that cannot be finished
+	}
+	s.watch(c)
+	select {
+	case <-c.exited:
+	default:
+		t.Error("who waits for it waits for good")
+	}
+	if exit, err := keeper.ReadExit(c.bundle); err != nil || exit.Code != 3 || c.exit.Code != 3 || c.currentState() != api.State_EXITED || s.events.last() != 1 {
+		t.Errorf("recorded is %+v, %v; the state is %s; %d events", exit, err, c.currentState(), s.events.last())
+	}
+	if !gone(c.made.Pid) {
+		t.Error("its process is not reaped")
 	}
 }
 

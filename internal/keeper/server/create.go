@@ -211,7 +211,7 @@ func (c *container) pump(src *session.Source) {
 	use := func(data []byte) { c.audience.tell(src.Stream, data) }
 	if c.log != nil {
 		l := &lines{stream: src.Stream, log: c.log}
-		defer l.flush()
+		defer func() { fault.Contained(func() error { l.flush(); return nil }) }()
 		use = func(data []byte) {
 			l.add(data)
 			c.audience.tell(src.Stream, data)

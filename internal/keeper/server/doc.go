@@ -31,5 +31,7 @@
 // Goroutines: each container has one that waits for its exit, and one for each stream of its output; they sleep in the
 // netpoller, no OS thread waits. No buffer is held while there is nothing to read. Those of sessions are started by
 // Server.serving, and a panic in one, in a verb of the protocol, or in the reading of an output is an error of that alone;
-// what was executed for the session is killed.
+// what was executed for the session is killed. A panic in what waits for an exit, reaps or takes signals leaves out that step
+// and no other. The keeper ends by one where it accepts sessions or requests, for it could not be reached any more, in what
+// reads the output of a container, outside of the use of a piece, and in threads and goroutines of libraries.
 package server

@@ -4,42 +4,56 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
 
-// watch waits for the end of a container's first process and does what follows from it, in this order.
+// watch waits for the end of a container's first process and does what follows from it, in this order. A panic in one step
+// leaves the others to be done: whoever waits for the container must be told.
 func (s *Server) watch(c *container) {
-	// 1. The exit status.
-	status := s.reaper.await(c.made.Pid, c.pidfd)
-	exit := keeper.Exit{Code: int32(oci.ExitCode(status)), FinishedAt: time.Now().UnixNano()}
 	defer s.stir()
+	exit := keeper.Exit{Code: 255} // when it cannot be had
+	step := func(fn func()) (ok bool) {
+		return fault.Contained(func() error { fn(); return nil }) == nil // which has logged a panic
+	}
+
+	// 1. The exit status.
+	known := step(func() { exit.Code = int32(oci.ExitCode(s.reaper.await(c.made.Pid, c.pidfd))) })
+	exit.FinishedAt = time.Now().UnixNano()
 
 	// 2. With a PID namespace of its own the kernel has killed the rest; without, it lives on.
-	if !c.made.PrivatePID {
-		if err := c.made.Cgroup.Kill(killLimit); err != nil {
-			slog.Error("kill the rest of a container after its exit", "container", c.id, "err", err)
-		}
+	if !c.made.PrivatePID || !known {
+		step(func() {
+			if err := c.made.Cgroup.Kill(killLimit); err != nil {
+				slog.Error("kill the rest of a container after its exit", "container", c.id, "err", err)
+			}
+		})
+	}
+	if !known {
+		s.reaper.forget(c.made.Pid) // which reaps it
 	}
 
 	// 3. Was it the kernel, for want of memory?
-	kills, err := s.ooms.Close(c.made.Cgroup)
-	if err != nil {
-		slog.Warn("ask the cgroup for an OOM kill", "container", c.id, "err", err)
-	}
-	c.mu.Lock()
-	exit.OOMKilled = exit.Code != 0 && kills > c.outlived
-	c.mu.Unlock()
+	step(func() {
+		kills, err := s.ooms.Close(c.made.Cgroup)
+		if err != nil {
+			slog.Warn("ask the cgroup for an OOM kill", "container", c.id, "err", err)
+		}
+		c.mu.Lock()
+		exit.OOMKilled = exit.Code != 0 && kills > c.outlived
+		c.mu.Unlock()
+	})
 
 	// 4. The last of its output.
 	for _, src := range c.outputs {
-		src.Finish(session.DrainLimit)
+		step(func() { src.Finish(session.DrainLimit) })
 	}
 	c.pumps.Wait()
-	c.audience.end()
-	c.closeFiles()
+	step(c.audience.end)
+	step(c.closeFiles)
 
 	// 5. The record, before anyone is told.
 	c.mu.Lock()
@@ -55,7 +69,7 @@ func (s *Server) watch(c *container) {
 	c.executor.Store(nil)
 	c.mu.Unlock()
 	close(c.exited)
-	s.events.publish(c.message())
+	step(func() { s.events.publish(c.message()) })
 }
 
 // outlive notes the OOM kills that the container has outlived when it is asked to end: what follows is not their doing.

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
 )
 
 // openPidfd returns a pidfd of a child that has not been reaped, which the netpoller can wait for.
@@ -124,7 +126,10 @@ func (r *reaper) await(pid int, pidfd *os.File) unix.WaitStatus {
 func (r *reaper) run() {
 	var last suspect
 	for {
-		last = r.reapStrays(last)
+		// After a panic it looks again when the next child ends.
+		if fault.Contained(func() error { last = r.reapStrays(last); return nil }) != nil {
+			last = suspect{}
+		}
 		var again <-chan time.Time
 		if last.pid != 0 {
 			again = time.After(lookAgain)

@@ -137,7 +137,9 @@ func (s *Server) startInit(box *sandbox, req *api.CreateSandboxRequest, attr *sy
 	box.initEnd = make(chan struct{})
 	go func(pid int) {
 		defer close(box.initEnd)
-		s.reaper.await(pid, box.initFD)
+		if fault.Contained(func() error { s.reaper.await(pid, box.initFD); return nil }) != nil {
+			s.reaper.forget(pid) // which reaps it
+		}
 	}(box.init.Pid)
 	box.cgroup, err = oci.EnterCgroup(req.CgroupsPath, "kuri-"+req.Id, req.SystemdCgroup, box.init.Pid)
 	return box.init.Pid, err
