@@ -30,14 +30,19 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	}
 	defer l.close()
 
-	// 1. What it hears by, and what it may write to.
-	if err := c.invite(conn, req.Stdin, theirs); err != nil {
+	// 1. What it may write to.
+	in, err := c.input(req.Stdin)
+	if err != nil {
+		closeAll(theirs)
 		return 0, err
 	}
 
-	// 2. All that the container says.
+	// 2. All that the container says, from before it can be asked: the answer may be its last word.
 	c.audience.join(l)
 	defer c.audience.leave(l)
+	if err := c.invite(conn, in, theirs); err != nil {
+		return 0, err
+	}
 	select {
 	case <-c.exited:
 		return int(c.message().Exit.Code), nil
@@ -48,30 +53,38 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	}
 }
 
-// invite hands over what one who attaches reads from and, if there is one and it wants it, what it writes to.
-func (c *container) invite(conn *session.Conn, wantStdin bool, outputs []*os.File) error {
-	given := outputs // closed here in any case
-	defer func() {
-		for _, f := range given {
-			f.Close()
-		}
-	}()
+// input is what one who attaches writes to; the zero value when there is nothing or it wants nothing.
+func (c *container) input(want bool) (taken, error) {
+	switch {
+	case c.terminal != nil:
+		return taken{file: c.terminal}, nil
+	case want:
+		return c.stdin.take(c.id)
+	}
+	return taken{}, nil
+}
+
+// invite hands over what one who attaches reads from and, if there is one, what it writes to.
+func (c *container) invite(conn *session.Conn, in taken, outputs []*os.File) error {
+	defer closeAll(outputs)
 	reply := &api.SessionReply{Files: []string{"stdout", "stderr"}[:len(outputs)]}
 	files := slices.Clone(outputs)
 	switch {
 	case c.terminal != nil:
-		reply.Files, files = append(reply.Files, "terminal"), append(files, c.terminal)
-	case wantStdin:
-		in, err := c.stdin.take(c.id)
-		if err != nil {
-			return err
-		}
-		if in.ours {
-			given = append(given, in.file)
-		}
+		reply.Files, files = append(reply.Files, "terminal"), append(files, in.file)
+	case in.file != nil:
 		reply.Files, files = append(reply.Files, "stdin"), append(files, in.file)
 	}
+	if in.ours {
+		defer in.file.Close()
+	}
 	return conn.Send(reply, files...)
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // stdin is our end of a container's stdin.
@@ -158,9 +171,7 @@ func newListener(tty bool) (_ *listener, theirs []*os.File, err error) {
 		read, write, err := os.Pipe() // both close on exec, and do not block
 		if err != nil {
 			l.close()
-			for _, f := range theirs {
-				f.Close()
-			}
+			closeAll(theirs)
 			return nil, nil, err
 		}
 		grow(write)

@@ -230,6 +230,22 @@ func TestManyAttach(t *testing.T) {
 	}
 }
 
+// Who asks as soon as it has a stdin to ask by hears the answer.
+func TestWhoAttachesHearsTheFirstAnswer(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), `while read x; do echo got $x; done`, func(j *job) { j.Stdin = true })
+	for i := range 300 {
+		a := n.attach(j, true)
+		fmt.Fprintln(a.stdin, i)
+		a.await(t, fmt.Sprintf("got %d\n", i))
+		if t.Failed() {
+			break
+		}
+		a.cancel()
+		<-a.done
+	}
+}
+
 func TestStdinOnce(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), `echo early; cat; echo eof; sleep 1; exit 5`, func(j *job) { j.Stdin, j.StdinOnce = true, true })
