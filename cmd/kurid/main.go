@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -137,5 +138,27 @@ func logTo(cfg config.Config) {
 		h = slog.NewJSONHandler(os.Stderr, opts)
 	}
 	slog.SetDefault(slog.New(h))
-	klog.SetSlogLogger(slog.Default()) // what the libraries of Kubernetes have to say
+	klog.SetSlogLogger(slog.New(library{h})) // what the libraries of Kubernetes have to say
 }
+
+// library takes the log of a library that reads connections which we close: that they are closed is no error.
+type library struct{ slog.Handler }
+
+func (l library) Handle(ctx context.Context, r slog.Record) error {
+	closed := false
+	r.Attrs(func(a slog.Attr) bool {
+		err, ok := a.Value.Any().(error)
+		closed = ok && errors.Is(err, net.ErrClosed)
+		return !closed
+	})
+	if closed {
+		return nil
+	}
+	return l.Handler.Handle(ctx, r)
+}
+
+func (l library) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return library{l.Handler.WithAttrs(attrs)}
+}
+
+func (l library) WithGroup(name string) slog.Handler { return library{l.Handler.WithGroup(name)} }

@@ -72,6 +72,7 @@ type command func(context.Context, keeper.Streams) error
 // ExecInContainer runs it, with the streams of the library. Names and timeout are the kubelet's, and empty here.
 func (run command) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errOut io.WriteCloser, _ bool,
 	resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	client := ctx // ends when the client is gone
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	with := keeper.Streams{Resize: sizes(ctx, resize)}
@@ -85,7 +86,12 @@ func (run command) ExecInContainer(ctx context.Context, _, _, _ string, _ []stri
 	if errOut != nil {
 		with.Stderr = errOut
 	}
-	return run(ctx, with)
+	err := run(ctx, with)
+	if err != nil && client.Err() != nil { // nobody is there to be told, and the library would log an error
+		slog.Debug("the client of a stream has left", "err", err)
+		return nil
+	}
+	return err
 }
 
 // sizes passes sizes on until ctx or in ends.

@@ -100,6 +100,36 @@ func TestExecStreams(t *testing.T) {
 	}
 }
 
+// A command that ends, or a client that leaves, is no error of the node's.
+func TestStreamsThatEndAreNoErrors(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, nil, "sleep", "1000")
+	for name, open := range transports {
+		req := &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"cat"}, Stdin: true, Stdout: true}
+		if err := open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: strings.NewReader("x"), Stdout: io.Discard}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		resp, err := s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, leave := context.WithTimeout(t.Context(), time.Second)
+		open(t, resp.Url).StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: io.Discard})
+		leave()
+	}
+	harness.Eventually(t, 20*time.Second, "two clients that have left", func() error {
+		if n := strings.Count(s.Log(t), "the client of a stream has left"); n != len(transports) {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
+	for line := range strings.Lines(s.Log(t)) {
+		if strings.Contains(line, "level=ERROR") {
+			t.Errorf("the log has %s", line)
+		}
+	}
+}
+
 func TestExecTerminal(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sleep", "1000")
