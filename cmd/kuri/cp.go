@@ -161,6 +161,12 @@ func (b box) out(ctx context.Context, from, to string) error {
 			return err
 		}
 		dir = to
+	case err != nil && strings.HasSuffix(to, "/"): // which a directory may be called, and a file may not
+		if isDir, err := b.isDir(ctx, path.Clean(from)); err != nil {
+			return err
+		} else if !isDir {
+			return notADirectory(to)
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -189,6 +195,11 @@ func (b box) out(ctx context.Context, from, to string) error {
 	return nil
 }
 
+// notADirectory refuses a target that is written as a directory and is none: a file would take its place.
+func notADirectory(target string) error {
+	return notFound("%s is not there: make it first, or leave out the slash at its end", target)
+}
+
 // maxPadding bounds what may come after the end of a tar, in bytes. GNU's pads to 10 KiB.
 const maxPadding = 1 << 20
 
@@ -206,9 +217,11 @@ func padding(r io.Reader) error {
 
 // in copies into the container.
 func (b box) in(ctx context.Context, from, to string, owner bool) error {
-	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
+	info, err := os.Stat(from)
+	if errors.Is(err, fs.ErrNotExist) {
 		return notFoundError{err}
-	} else if err != nil {
+	}
+	if err != nil {
 		return err
 	}
 	dir, name := path.Clean(to), filepath.Base(filepath.Clean(from))
@@ -222,6 +235,9 @@ func (b box) in(ctx context.Context, from, to string, owner bool) error {
 	if !isDir {
 		if name == "." {
 			return fmt.Errorf("%s:%s is not a directory", b.name, to)
+		}
+		if strings.HasSuffix(to, "/") && !info.IsDir() {
+			return notADirectory(b.name + ":" + to)
 		}
 		dir, name = path.Dir(dir), path.Base(dir)
 	}
