@@ -9,7 +9,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -48,6 +50,9 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 			if err != nil {
 				return fmt.Errorf("load %s: %w", args[0], err)
 			}
+			if name != "" && !slices.ContainsFunc(loaded.Images, func(i *kuriv1.LoadedImage) bool { return named(i, name) }) {
+				fmt.Fprintf(c.err, "kuri: the archive names its images itself; --name %s was not used\n", printable(name))
+			}
 			return c.print(loaded, func() error {
 				for _, i := range loaded.Images {
 					if len(i.References) == 0 {
@@ -64,6 +69,12 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 	cmd.Flags().StringVar(&name, "name", "", "name for an image that the archive does not name")
 	c.formatFlag(cmd)
 	return cmd
+}
+
+// named tells whether an image has come by a name.
+func named(i *kuriv1.LoadedImage, name string) bool {
+	ref, err := reference.ParseDockerRef(name)
+	return err == nil && slices.Contains(i.References, ref.String())
 }
 
 // archive opens what is to be loaded.
