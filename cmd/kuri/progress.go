@@ -173,6 +173,10 @@ func (p *progress) tell(u *kuriv1.PullProgress) {
 		for _, l := range u.Layers {
 			if l.Done && !p.told[l.Digest] {
 				p.told[l.Digest] = true
+				if l.Digest == "" {
+					fmt.Fprintf(p.w, "  the artifact's files: %s\n", finished(l))
+					continue
+				}
 				fmt.Fprintf(p.w, "  layer %s: %s, %s\n", trim(l.Digest, false), size(uint64(max(l.Size, 0))), finished(l))
 			}
 		}

@@ -99,6 +99,18 @@ func TestPaintRespectsTheTerminal(t *testing.T) {
 	}
 }
 
+// The files of an artifact are one layer without a digest, and their size is not known.
+func TestProgressOfAnArtifact(t *testing.T) {
+	c, _, errs := newCLI(nil)
+	p := c.newProgress("x")
+	u := &kuriv1.PullProgress{Image: "x", Layers: []*kuriv1.LayerProgress{{Done: true, Phase: kuriv1.LayerPhase_LAYER_PHASE_READY}}}
+	p.tell(u)
+	p.tell(u)
+	if got, want := errs.String(), "  the artifact's files: done\n"; got != want {
+		t.Errorf("it says %q, want %q", got, want)
+	}
+}
+
 func TestProgressAsJSON(t *testing.T) {
 	c, _, errs := newCLI(nil)
 	c.format = formatJSON

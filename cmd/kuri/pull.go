@@ -8,7 +8,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/client"
@@ -89,6 +92,9 @@ func (c *cli) pull(ctx context.Context, img *client.Images, req *runtimeapi.Pull
 	r, err := img.PullImage(ctx, req)
 	stop()
 	<-ended
+	if named, perr := reference.ParseNormalizedNamed(ref); perr == nil && status.Code(err) == codes.Unauthenticated {
+		err = fmt.Errorf("%w\nkuri login %s keeps credentials for kuri pull and kuri run", err, reference.Domain(named))
+	}
 	if err != nil && strings.Contains(err.Error(), ref) {
 		return nil, err // the runtime says what it is about
 	}
