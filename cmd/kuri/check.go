@@ -26,7 +26,7 @@ func (c *cli) checkCommand() *cobra.Command {
 		Long: `Read all that is stored of the images and compare it with its digests and checksums. Each damage is told as it is found.
 With --repair what is damaged is fetched again from where it came, with what kuri login keeps, and nothing else. The exit code is 1 when damage is left.
 This needs Kuri's own runtime.`,
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !images {

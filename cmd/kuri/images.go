@@ -21,7 +21,7 @@ func (c *cli) imagesCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "images",
 		Short:             "List images",
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()

@@ -17,7 +17,7 @@ func (c *cli) infoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "info",
 		Short:             "Say whether the runtime is ready, what it can do and how it is configured",
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()

@@ -23,7 +23,7 @@ func (c *cli) networkCommand() *cobra.Command {
 		Short: "Take away the bridge and the nftables table of the built-in network",
 		Long: `Take away the bridge and the nftables table of the built-in network, which no pod may use any more. The next pod brings them
 back. Where the daemon does not run, kurid network prune does the same. This needs Kuri's own runtime.`,
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()

@@ -18,7 +18,7 @@ func (c *cli) podsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "pods",
 		Short:             "List pods",
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()

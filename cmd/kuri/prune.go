@@ -18,7 +18,7 @@ func (c *cli) pruneCommand() *cobra.Command {
 		Short: "Remove the images that no container uses",
 		Long: `Show which images no container uses and no pin keeps, and how much their removal gives back; ask, and remove them.
 This needs Kuri's own runtime.`,
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return c.prune(cmd.Context(), force) },
 	}

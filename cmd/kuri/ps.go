@@ -19,7 +19,7 @@ func (c *cli) psCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "ps",
 		Short:             "List containers",
-		Args:              cobra.NoArgs,
+		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()

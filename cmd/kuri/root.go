@@ -93,6 +93,14 @@ exit code of what they ran.`,
 	return root
 }
 
+// noArgs is cobra.NoArgs for a verb, which takes no further one for another command.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%q takes no arguments, and there is %q", cmd.CommandPath(), args[0])
+}
+
 func suggest(names []string) string {
 	if len(names) == 0 {
 		return ""
