@@ -209,6 +209,7 @@ func (d *Daemon) start(t testing.TB) {
 		}
 	}()
 	o := client.Options{Timeout: Patient(callTimeout), Wait: true}
+	d.awaitSocket(ctx)
 	var err error
 	if d.Runtime, err = client.DialRuntime(ctx, "unix://"+d.Socket, o); err == nil {
 		d.Images, err = client.DialImages(ctx, "unix://"+d.ImageSocket, o)
@@ -216,6 +217,17 @@ func (d *Daemon) start(t testing.TB) {
 	if err != nil {
 		d.showLog(t)
 		t.Fatalf("dial kurid: %v", err)
+	}
+}
+
+// awaitSocket returns when kurid takes connections, or ctx ends. A client that dials before waits longer than kurid needs.
+func (d *Daemon) awaitSocket(ctx context.Context) {
+	for ctx.Err() == nil {
+		if conn, err := net.Dial("unix", d.Socket); err == nil {
+			conn.Close()
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 
