@@ -186,10 +186,16 @@ func TestRestartLeavesPods(t *testing.T) {
 			if err := syscall.Kill(sleep, syscall.SIGKILL); err != nil {
 				t.Error(err)
 			}
-			time.Sleep(1500 * time.Millisecond)
-			if b, err := os.ReadFile(log); err != nil || strings.Count(string(b), "\n") < before+5 {
-				t.Errorf("the log has not grown while kurid was away: %v", err)
-			}
+			harness.Eventually(t, 10*time.Second, "a log that grows and an exit while kurid is away", func() error {
+				b, err := os.ReadFile(log)
+				if now := strings.Count(string(b), "\n"); err == nil && now < before+5 {
+					err = fmt.Errorf("the log had %d lines and has %d", before, now)
+				}
+				if left := harness.Processes(t, "sh -c sleep 1741"); len(left) > 0 {
+					err = errors.Join(err, fmt.Errorf("there is %v", left))
+				}
+				return err
+			})
 			d.Continue(t)
 
 			if got := d.KeeperPid(); got != keeper {
