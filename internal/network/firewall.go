@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	nl "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // firewall is what a Bridge knows of the node's own firewall. Each table of the kernel is asked about a packet, and one that
@@ -243,9 +246,24 @@ func nftSteps(c *nftables.Conn, t *nftables.Table, chain string, on built) ([]st
 	if err != nil {
 		return nil, fmt.Errorf("list the rules of table %s chain %s: %w", t.Name, chain, err)
 	}
+	sets := func(name string) (*nftables.Set, []nftables.SetElement, error) {
+		set, err := c.GetSetByName(t, name)
+		if err != nil {
+			return nil, nil, fmt.Errorf("read the set %s of table %s: %w", name, t.Name, err)
+		}
+		elements, err := c.GetSetElements(set)
+		if err != nil {
+			return nil, nil, fmt.Errorf("list the set %s of table %s: %w", name, t.Name, err)
+		}
+		return set, elements, nil
+	}
 	var steps []step
 	for _, r := range rules {
-		if s, ok := nftStep(r.Exprs, on); ok {
+		s, ok, err := nftStep(r.Exprs, sets, on)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
 			steps = append(steps, s)
 		}
 	}
@@ -254,7 +272,7 @@ func nftSteps(c *nftables.Conn, t *nftables.Table, chain string, on built) ([]st
 
 // nftStep returns what a rule does with every packet from the bridge; ok is false when it is for some of them, or does
 // nothing with them.
-func nftStep(exprs []expr.Any, on built) (s step, ok bool) {
+func nftStep(exprs []expr.Any, sets setReader, on built) (s step, ok bool, err error) {
 	loaded := map[uint32]expr.MetaKey{}
 	for _, e := range exprs {
 		switch e := e.(type) {
@@ -267,23 +285,91 @@ func nftStep(exprs []expr.Any, on built) (s step, ok bool) {
 			delete(loaded, e.Register)
 		case *expr.Cmp:
 			if key, ok := loaded[e.Register]; !ok || !fromBridge(key, e, on) {
-				return step{}, false
+				return step{}, false, nil
+			}
+		case *expr.Lookup:
+			key, ok := loaded[e.SourceRegister]
+			if !ok {
+				return step{}, false, nil
+			}
+			verdict, holds, err := lookUp(key, e, sets, on)
+			if err != nil || !holds {
+				return step{}, false, err
+			}
+			if verdict != nil {
+				s, ok = verdictStep(verdict)
+				return s, ok, nil
 			}
 		case *expr.Match: // of iptables-nft
 			if e.Name != "comment" {
-				return step{}, false
+				return step{}, false, nil
 			}
 		case *expr.Target:
-			return step{fate: dropped}, e.Name == "REJECT" || e.Name == "DROP"
+			return step{fate: dropped}, e.Name == "REJECT" || e.Name == "DROP", nil
 		case *expr.Reject:
-			return step{fate: dropped}, true
+			return step{fate: dropped}, true, nil
 		case *expr.Verdict:
-			return verdictStep(e)
+			s, ok = verdictStep(e)
+			return s, ok, nil
 		default:
-			return step{}, false
+			return step{}, false, nil
 		}
 	}
-	return step{}, false
+	return step{}, false, nil
+}
+
+// setReader reads a set or map of a table.
+type setReader func(name string) (*nftables.Set, []nftables.SetElement, error)
+
+// lookUp tells whether what a rule looks up holds for every packet that comes from the bridge and goes elsewhere, and what the
+// verdict map says of these, nil when it is a set. Sets of ranges (names with a wildcard) and of several things are for some
+// packets alone.
+func lookUp(key expr.MetaKey, l *expr.Lookup, sets setReader, on built) (verdict *expr.Verdict, holds bool, err error) {
+	bridge := binaryutil.NativeEndian.PutUint32(uint32(on.index))
+	switch key {
+	case expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME:
+		bridge = make([]byte, unix.IFNAMSIZ)
+		copy(bridge, on.name)
+	case expr.MetaKeyIIF, expr.MetaKeyOIF:
+	default:
+		return nil, false, nil
+	}
+	set, elements, err := sets(l.SetName)
+	if err != nil || set.Interval || slices.ContainsFunc(elements, func(e nftables.SetElement) bool { return len(e.Key) != len(bridge) }) {
+		return nil, false, err
+	}
+	comes := key == expr.MetaKeyIIFNAME || key == expr.MetaKeyIIF
+	at := slices.IndexFunc(elements, func(e nftables.SetElement) bool { return slices.Equal(e.Key, bridge) })
+	switch {
+	case l.IsDestRegSet: // a map
+		if !comes || at < 0 || l.DestRegister != unix.NFT_REG_VERDICT {
+			return nil, false, nil
+		}
+		verdict, err := verdictOf(elements[at])
+		return verdict, err == nil, err
+	case comes:
+		return nil, (at >= 0) != l.Invert, nil
+	}
+	return nil, l.Invert && (len(elements) == 0 || at == 0 && len(elements) == 1), nil // where to is not known, but that it is not the bridge
+}
+
+// verdictOf reads the verdict of an element of a map, which the library leaves as the attributes that it came in.
+func verdictOf(e nftables.SetElement) (*expr.Verdict, error) {
+	attributes, err := nl.NewAttributeDecoder(e.Val)
+	if err != nil {
+		return nil, fmt.Errorf("read a verdict map of nftables: %w", err)
+	}
+	attributes.ByteOrder = binary.BigEndian
+	v := &expr.Verdict{}
+	for attributes.Next() {
+		switch attributes.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			v.Kind = expr.VerdictKind(int32(attributes.Uint32()))
+		case unix.NFTA_VERDICT_CHAIN:
+			v.Chain = attributes.String()
+		}
+	}
+	return v, attributes.Err()
 }
 
 func verdictStep(v *expr.Verdict) (step, bool) {

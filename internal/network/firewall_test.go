@@ -71,7 +71,9 @@ var droppingFirewalls = map[string]struct {
 	"iptables-nft, rejects at end": {"iptables-nft -A FORWARD -p tcp --dport 22 -j ACCEPT; iptables-nft -A FORWARD -m comment --comment 'nobody else' -j REJECT", 0, "table ip filter chain FORWARD"},
 	"as Docker makes it": {`iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -N DOCKER-FORWARD; iptables-nft -A FORWARD -j DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-FORWARD
 			iptables-nft -A DOCKER-USER -j RETURN; iptables-nft -A DOCKER-FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; iptables-nft -A DOCKER-FORWARD -i docker0 -j ACCEPT`, 0, "table ip filter chain FORWARD"},
-	"nftables": {"nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname \"eth7\" accept; }; }'", 0, "table inet mine chain through"},
+	"nftables, others' names accepted": {"nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; iifname { \"eth7\", \"eth8\" } accept; oifname { \"eth7\", \"kuri0\" } accept; oifname != { \"eth7\", \"kuri0\" } ip daddr 192.0.2.77 accept; }; }'", 0, "table inet mine chain through"},
+	"nftables, a map of names":         {"nft 'table inet mine { chain through { type filter hook forward priority 0; iifname vmap { \"eth7\" : accept, \"kuri0\" : drop }; }; }'", 0, "table inet mine chain through"},
+	"nftables":                         {"nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; ct state established,related accept; iifname \"eth7\" accept; }; }'", 0, "table inet mine chain through"},
 }
 
 // TestFirewallsThatDrop: whoever drops what pods send to the world is told, with a command; the command, done as it is
@@ -182,6 +184,10 @@ func TestFirewallsThatPass(t *testing.T) {
 		"nft, a name's beginning":    "nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; iifname \"kuri*\" accept; }; }'",
 		"nft, whatever is not":       "nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; meta mark set 1 counter iifname != \"eth7\" oifname != \"kuri0\" accept; }; }'",
 		"nft, goto":                  "nft 'table inet mine { chain outside { oifname \"eth7\" drop; counter accept; }; chain every { iifname \"kuri0\" goto outside; drop; }; chain through { type filter hook forward priority 0; jump every; reject; }; }'",
+		"nft, a set of names":        "nft 'table inet mine { set inside { type ifname; elements = { \"eth7\", \"kuri0\" }; }; chain through { type filter hook forward priority 0; policy drop; iifname @inside accept; }; }'",
+		"nft, a map of names":        "nft 'table inet mine { chain pods { oifname != { \"kuri0\" } accept; }; chain through { type filter hook forward priority 0; policy drop; ct state vmap { established : accept, invalid : drop }; iifname vmap { \"eth7\" : drop, \"kuri0\" : jump pods }; }; }'",
+		"nft, all but some names":    "nft 'table inet mine { chain through { type filter hook forward priority 0; policy drop; iifname != { \"eth7\", \"eth8\" } accept; }; }'",
+		"nft, others' names dropped": "nft 'table inet mine { chain through { type filter hook forward priority 0; iifname { \"eth7\", \"eth8\" } drop; iifname . oifname { \"kuri0\" . \"eth7\" } drop; iifname vmap { \"eth7\" : drop }; }; }'",
 		"nft, others dropped":        "nft 'table inet mine { chain through { type filter hook forward priority 0; iifname \"eth7\" drop; tcp dport 22 reject; }; chain inside { type filter hook input priority 0; policy drop; }; }'",
 	} {
 		t.Run(name, func(t *testing.T) {
