@@ -24,7 +24,7 @@ func TestEveryLimit(t *testing.T) {
 	pod := d.RunPod(t, p)
 	config := harness.Container("main", image, "sleep", "100011")
 	config.Linux.Resources = &runtimeapi.LinuxContainerResources{
-		CpuShares: 1024, CpusetCpus: "1",
+		CpuShares: 2048, CpusetCpus: "1",
 		MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20,
 		OomScoreAdj:    -998, // needs CAP_SYS_RESOURCE
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
@@ -34,7 +34,7 @@ func TestEveryLimit(t *testing.T) {
 	pid := harness.FindProcess(t, "sleep 100011")
 	dir := filepath.Join("/sys/fs/cgroup", cgroup(t, pid))
 	want := map[string]string{
-		"cpu.weight": "100", "cpuset.cpus": "1",
+		"cpu.weight": "174", "cpuset.cpus": "1",
 		"memory.max": "67108864", "memory.swap.max": "33554432", "memory.high": "50331648", "memory.min": "8388608",
 		"memory.oom.group": "1", "io.weight": "default 200", "hugetlb.2MB.max": "4194304",
 	}
@@ -73,7 +73,7 @@ func TestEveryLimit(t *testing.T) {
 
 	_, err := d.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
 		ContainerId: c, Linux: &runtimeapi.LinuxContainerResources{
-			CpusetCpus: "0-1", OomScoreAdj: -997,
+			CpuShares: 512, CpusetCpus: "0-1", OomScoreAdj: -997,
 			MemoryLimitInBytes: 80 << 20, MemorySwapLimitInBytes: 80 << 20,
 			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}},
 			Unified:        map[string]string{"memory.high": "62914560", "memory.min": "0"},
@@ -83,7 +83,7 @@ func TestEveryLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	maps.Copy(want, map[string]string{
-		"cpuset.cpus": "0-1", "memory.max": "83886080", "memory.swap.max": "0", "memory.high": "62914560", "memory.min": "0",
+		"cpu.weight": "59", "cpuset.cpus": "0-1", "memory.max": "83886080", "memory.swap.max": "0", "memory.high": "62914560", "memory.min": "0",
 		"hugetlb.2MB.max": "2097152",
 	})
 	check(t, "updated")
