@@ -98,6 +98,9 @@ func describe(err error) string {
 			text += " (see --timeout)"
 		}
 	}
+	if lost(err) {
+		text += "\nthe connection broke: the runtime has ended, or was started again meanwhile"
+	}
 	var unreachable *client.UnreachableError
 	if errors.As(err, &unreachable) {
 		text = unreachable.Error()

@@ -3,10 +3,12 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -50,6 +52,10 @@ asked with the certificates that --certs-dir has for it, never a mirror.`,
 					return err
 				}
 				err = credential.Verify(ctx, at, registry, secret)
+				var unknown x509.UnknownAuthorityError
+				if errors.As(err, &unknown) && len(certsDirs) > 0 {
+					return fmt.Errorf("%w\ngive the CA of its certificate in %s", err, filepath.Join(certsDirs[0], registry, "hosts.toml"))
+				}
 				var refused *credential.RefusedError
 				if err != nil && !errors.As(err, &refused) {
 					return fmt.Errorf("%w\n--no-check keeps them without asking", err)

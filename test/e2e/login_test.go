@@ -153,7 +153,7 @@ func TestLoginPullRepair(t *testing.T) {
 
 	// 1. Login, with the certificates of certs.d and without; with a password that is wrong.
 	for _, r := range []*debianRegistry{one, two} {
-		if said := kuri(1, "login", "-u", r.user, "-p", password, "--certs-dir", t.TempDir(), r.addr); !strings.Contains(said, "certificate") {
+		if said := kuri(1, "login", "-u", r.user, "-p", password, "--certs-dir", t.TempDir(), r.addr); !strings.Contains(said, "certificate in ") {
 			t.Errorf("without the CA: %s", said)
 		}
 		if said := kuri(1, "login", "-u", r.user, "-p", "wrong", "--certs-dir", certs, r.addr); !strings.Contains(said, "refuses the credentials") {
