@@ -329,7 +329,7 @@ func (e *Embedded) exec(ctx context.Context, x *Executor, init *os.File, seq uin
 	if x.home.procs != "" {
 		r.cgroup = Cgroup{procs: filepath.Join(x.home.procs, sub), v2: x.home.v2}
 		if err := os.Mkdir(r.cgroup.procs, 0o755); err != nil {
-			return nil, fmt.Errorf("make a cgroup in container %s: %w", x.id, err)
+			return nil, fmt.Errorf("make a cgroup in that of the container: %w", err)
 		}
 	}
 	started := false
@@ -350,7 +350,7 @@ func (e *Embedded) start(ctx context.Context, x *Executor, init *os.File, r *Run
 			return classifyCopier(x.id, err)
 		}
 		if !unable(err) {
-			return classifyStart(x.id, args[0], err)
+			return classifyStart(args[0], err)
 		}
 	}
 	if copier {
@@ -373,24 +373,22 @@ func unable(err error) bool {
 	return false
 }
 
-// classifyStart says what went wrong, and that the request is wrong where it is.
-func classifyStart(id, program string, err error) error {
+// classifyStart says what went wrong, and that the request is wrong where it is. In which container, the caller says.
+func classifyStart(program string, err error) error {
 	var failed *startError
 	switch {
-	case err == nil:
-		return nil
 	case !errors.As(err, &failed):
-		return fmt.Errorf("exec in container %s: %w", id, err)
+		return err
 	case failed.step == stepFork && failed.errno == unix.EAGAIN:
-		return fault.New(fault.Exhausted, "exec in container %s: it has as many processes as it may have", id)
+		return fault.New(fault.Exhausted, "it has as many processes as it may have")
 	case failed.step == stepConsole:
-		return fault.New(fault.Precondition, "exec in container %s: %w", id, err)
+		return fault.As(fault.Precondition, err)
 	case failed.step == stepSearch && failed.errno == unix.ENOENT:
-		return fault.New(fault.Invalid, "exec in container %s: exec: %q: executable file not found in the container", id, program)
+		return fault.New(fault.Invalid, "exec: %q: executable file not found in the container", program)
 	case failed.step == stepSearch || failed.step == stepExec || failed.step == stepCwd:
-		return fault.New(fault.Invalid, "exec in container %s: %q: %w", id, program, err)
+		return fault.New(fault.Invalid, "exec: %q: %w", program, err)
 	}
-	return fmt.Errorf("exec in container %s: %w", id, err)
+	return err
 }
 
 // classifyCopier says that there is no copier where its program is forbidden.
@@ -399,7 +397,7 @@ func classifyCopier(id string, err error) error {
 	if unable(err) || errors.As(err, &failed) && (failed.step == stepSearch || failed.step == stepExec) {
 		return fault.New(fault.Unimplemented, "no copier for container %s: %w", id, err)
 	}
-	return classifyStart(id, "the copier", err)
+	return classifyStart("the copier", err)
 }
 
 // fork has the fork server start a process.
@@ -519,7 +517,7 @@ func (e *Embedded) execByLibcontainer(x *Executor, r *Running, sub string, args 
 		r.process.SubCgroupPaths = map[string]string{controllerOf(x.cgroups, x.home): sub}
 	}
 	if err := c.Start(r.process); err != nil {
-		return classify(fmt.Errorf("exec in container %s: %w", x.id, err))
+		return classify(err)
 	}
 	r.Pid, err = r.process.Pid()
 	return err

@@ -43,7 +43,7 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 
 	// 3. Its end, or the caller's.
 	if err := x.await(ctx); err != nil {
-		return 0, fmt.Errorf("exec in container %s: %w", req.Id, err)
+		return 0, err
 	}
 	return x.code, nil
 }
