@@ -8,7 +8,8 @@
 //   isdir PATH      exits with 0 when it is a directory, or a link to one; else with 1
 //
 // The tar is GNU's, and only that: what unpack is given was made by kuri. Exit codes: 0; 1 when something could not be
-// copied, which is told, and the rest was; 2 when nothing more can be; 3 when DIR or NAME is not there.
+// copied, which is told, and the rest was; 2 when nothing more can be; 3 when DIR or NAME is not there;
+// 4 when a file stands where a directory is needed.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -22,7 +23,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-enum { BLOCK = 512, DEEPEST = 512, LONGEST = 4095, FAILED = 2, MISSING = 3 };
+enum { BLOCK = 512, DEEPEST = 512, LONGEST = 4095, FAILED = 2, MISSING = 3, NOT_A_DIRECTORY = 4 };
 
 struct header {
 	char name[100], mode[8], uid[8], gid[8], size[12], mtime[12], sum[8], type, link[100], magic[8];
@@ -236,10 +237,17 @@ static void pack(char *name, size_t length, int depth)
 	}
 }
 
+static void give_up_on(const char *path)
+{
+	int code = errno == ENOENT ? MISSING : errno == ENOTDIR ? NOT_A_DIRECTORY : FAILED;
+
+	give_up(code, path, strerror(errno));
+}
+
 static void enter_directory(const char *dir)
 {
 	if (chdir(dir) != 0)
-		give_up(errno == ENOENT ? MISSING : FAILED, dir, strerror(errno));
+		give_up_on(dir);
 }
 
 static void pack_all(const char *dir, const char *name)
@@ -252,7 +260,7 @@ static void pack_all(const char *dir, const char *name)
 	if (strlen(name) > LONGEST)
 		give_up(FAILED, name, strerror(ENAMETOOLONG));
 	if (lstat(name, &st) != 0)
-		give_up(errno == ENOENT ? MISSING : FAILED, name, strerror(errno));
+		give_up_on(name);
 	strcpy(path, name);
 	pack(path, strlen(path), 0);
 	put_all(end, sizeof(end));

@@ -15,12 +15,14 @@ const copierWords = 4 << 10
 
 // The copier's exit codes that say something, see internal/oci/copy.c.
 const (
-	copierInPart  = 1
-	copierMissing = 3
+	copierInPart       = 1
+	copierMissing      = 3
+	copierNotDirectory = 4
 )
 
 // PackFiles writes the tar of a name in a directory of a running container. What could not be read is an error of kind
-// Incomplete after all the rest was written; a directory or name that is not there is one of kind NotFound; where there is no copier, of kind Unimplemented.
+// Incomplete after all the rest was written; a directory or name that is not there is one of kind NotFound,
+// a file where a directory is needed one of kind Precondition; where there is no copier, of kind Unimplemented.
 func (p *Pods) PackFiles(ctx context.Context, id, dir, name string, to io.Writer) error {
 	return p.copyFiles(ctx, id, keeper.Streams{Stdout: to}, "pack", dir, name)
 }
@@ -46,6 +48,8 @@ func (p *Pods) copyFiles(ctx context.Context, id string, with keeper.Streams, ar
 		return err
 	case code == copierMissing:
 		return fault.New(fault.NotFound, "%s", said)
+	case code == copierNotDirectory:
+		return fault.New(fault.Precondition, "%s", said)
 	case code == copierInPart:
 		return fault.New(fault.Incomplete, "%s", said)
 	case code != 0 && said == "":

@@ -168,7 +168,7 @@ func TestFilesService(t *testing.T) {
 		"no path":                {&kuriv1.PackRequest{ContainerId: id, Directory: "/", Name: "nosuch"}, codes.NotFound},
 		"an empty name":          {&kuriv1.PackRequest{ContainerId: id, Directory: "/"}, codes.InvalidArgument},
 		"a NUL":                  {&kuriv1.PackRequest{ContainerId: id, Directory: "/d\x00", Name: "big"}, codes.InvalidArgument},
-		"a file for a directory": {&kuriv1.PackRequest{ContainerId: id, Directory: "/d/big", Name: "x"}, codes.Unknown},
+		"a file for a directory": {&kuriv1.PackRequest{ContainerId: id, Directory: "/d/big", Name: "x"}, codes.FailedPrecondition},
 	} {
 		_, err := pack(t.Context(), c.req)
 		harness.WantError(t, err, c.code)

@@ -515,8 +515,9 @@ const (
 // Files adds to runtime.v1.RuntimeService, on its socket: files of a running container, out and in, by a program of Kuri's own
 // that runs in the container as one of its processes would, so the image needs no tar and no shell, and whatever is hostile in
 // the container meets what the container may do anyway. Errors: NOT_FOUND, of the container or of a path;
-// FAILED_PRECONDITION when it does not run; UNIMPLEMENTED where that program cannot run in it (another OCI runtime, a filter
-// that forbids it, a listener for seccomp): the container's own tar may, by Exec.
+// FAILED_PRECONDITION when it does not run, and of a file that stands where a directory is needed; UNIMPLEMENTED where that
+// program cannot run in it (another OCI runtime, a filter that forbids it, a listener for seccomp): the container's own tar may,
+// by Exec.
 type FilesClient interface {
 	// Pack sends the tar (GNU's) of one name in a directory, of a directory with all that is in it. What cannot be read is left
 	// out and told at the end by ABORTED, after all the rest; sockets are left out.
@@ -585,8 +586,9 @@ func (c *filesClient) IsDirectory(ctx context.Context, in *IsDirectoryRequest, o
 // Files adds to runtime.v1.RuntimeService, on its socket: files of a running container, out and in, by a program of Kuri's own
 // that runs in the container as one of its processes would, so the image needs no tar and no shell, and whatever is hostile in
 // the container meets what the container may do anyway. Errors: NOT_FOUND, of the container or of a path;
-// FAILED_PRECONDITION when it does not run; UNIMPLEMENTED where that program cannot run in it (another OCI runtime, a filter
-// that forbids it, a listener for seccomp): the container's own tar may, by Exec.
+// FAILED_PRECONDITION when it does not run, and of a file that stands where a directory is needed; UNIMPLEMENTED where that
+// program cannot run in it (another OCI runtime, a filter that forbids it, a listener for seccomp): the container's own tar may,
+// by Exec.
 type FilesServer interface {
 	// Pack sends the tar (GNU's) of one name in a directory, of a directory with all that is in it. What cannot be read is left
 	// out and told at the end by ABORTED, after all the rest; sockets are left out.
