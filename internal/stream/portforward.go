@@ -82,7 +82,7 @@ func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, strea
 
 	heard := make(chan struct{}, 1) // from the client
 	toPod := make(chan error, 1)
-	go func() { // ends when the library closes the stream, which it does when we return
+	go func() { // ends when the stream is reset, which it is when we return
 		err := fault.Contained(func() error { return copyIn(f.patiently(conn), stream, heard) })
 		if errors.Is(err, errHoldsUp) {
 			cancel(err)
@@ -97,11 +97,14 @@ func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, strea
 		return ended(ctx, fmt.Errorf("port %d: %w", port, err))
 	}
 	// Of a WebSocket's channel the two directions cannot be closed apart.
-	if half, ok := stream.(httpstream.Stream); ok {
-		half.Close()
-	} else {
+	half, ok := stream.(httpstream.Stream)
+	if !ok {
 		return nil
 	}
+	half.Close()
+	// The library does not do this without an error: the next that the client sends, which nobody would read, would hold up
+	// all of its connections for ever. The client, which has been told the end, hears nothing of it.
+	defer half.Reset()
 	for {
 		select {
 		case err := <-toPod:

@@ -149,6 +149,28 @@ func TestAPodThatDoesNotReadIsGivenUp(t *testing.T) {
 	}
 }
 
+// What a client still sends to a pod that has closed its connection is thrown away, and holds up nothing.
+func TestAPodThatHasEndedHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	answers := pods(t, func(c *net.TCPConn) {
+		io.WriteString(c, "no")
+		c.Close()
+	})
+	f := openForwarding(t, s)
+	for range 3 {
+		data, _ := f.open(answers)
+		if said, err := io.ReadAll(data); string(said) != "no" {
+			t.Errorf("%q %v", said, err)
+		}
+		for range 200 { // more than the library queues
+			if _, err := data.Write([]byte("more")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // One that holds up nobody is waited for.
 func TestAPodThatHoldsUpNobodyIsWaitedFor(t *testing.T) {
 	t.Parallel()
