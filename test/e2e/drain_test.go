@@ -70,7 +70,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 				"exec over WebSocket": converse(t, transports["WebSocket"](t, exec())),
 				"attach":              converse(t, transports["SPDY"](t, attached.Url)),
 			}
-			local := s.forward(t, s.pod, echoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0"))
+			local := s.forward(t, s.pod, harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0"))
 			conn, err := net.Dial("tcp", local)
 			if err != nil {
 				t.Fatal(err)

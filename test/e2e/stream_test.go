@@ -11,13 +11,11 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/net/websocket"
 	"google.golang.org/grpc/codes"
 	"k8s.io/client-go/rest"
@@ -357,51 +355,13 @@ func ask(address, request string) (string, error) {
 	return string(answer), err
 }
 
-// echoIn serves in a network namespace: each connection is told what it has said. It returns the port.
-func echoIn(t *testing.T, path, address string) int32 {
-	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	here, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer here.Close()
-	there, err := netns.GetFromPath(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer there.Close()
-	if err := netns.Set(there); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", address)
-	if err := errors.Join(err, netns.Set(here)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				io.Copy(conn, conn)
-				conn.Close()
-			}()
-		}
-	}()
-	return int32(l.Addr().(*net.TCPAddr).Port)
-}
-
 func TestPortForward(t *testing.T) {
 	s := newShell(t)
 	host := s.RunPod(t, harness.HostNetwork(harness.Pod("host")))
 	for dialer := range harness.Transports {
 		t.Run(dialer, func(t *testing.T) {
 			for _, address := range []string{"127.0.0.1:0", "[::1]:0", "[::]:0"} {
-				local := s.forwardOver(t, dialer, s.pod, echoIn(t, "/run/netns/kuri-"+s.pod, address))
+				local := s.forwardOver(t, dialer, s.pod, harness.EchoIn(t, "/run/netns/kuri-"+s.pod, address))
 				for range 3 {
 					request := strings.Repeat("0123456789abcdef", 1<<16)
 					if answer, err := ask(local, request); err != nil || answer != request {
@@ -410,7 +370,7 @@ func TestPortForward(t *testing.T) {
 				}
 			}
 			// Of the host's network; many at once, each with its own bytes.
-			local := s.forwardOver(t, dialer, host, echoIn(t, "/proc/self/ns/net", "127.0.0.1:0"))
+			local := s.forwardOver(t, dialer, host, harness.EchoIn(t, "/proc/self/ns/net", "127.0.0.1:0"))
 			var wg sync.WaitGroup
 			for i := range 100 {
 				wg.Go(func() {
@@ -434,7 +394,7 @@ func TestPortForward(t *testing.T) {
 // cannot have binary messages have them in base64.
 func TestPortForwardOverChannels(t *testing.T) {
 	s := newShell(t)
-	ports := []int32{echoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0"), 9, echoIn(t, "/run/netns/kuri-"+s.pod, "[::1]:0")}
+	ports := []int32{harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0"), 9, harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "[::1]:0")}
 	for protocol, inBase64 := range map[string]bool{"": false, "v4.channel.k8s.io": false, "v4.base64.channel.k8s.io": true} {
 		t.Run(protocol, func(t *testing.T) {
 			u := s.forwardURL(t, s.pod, ports...)

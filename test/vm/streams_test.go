@@ -1,23 +1,16 @@
 package vm
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/url"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
-	"k8s.io/client-go/transport/spdy"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/test/harness"
@@ -26,16 +19,8 @@ import (
 // talk is an open stream whose other end answers each line.
 type talk struct {
 	keys *io.PipeWriter
+	out  harness.Screen
 	done chan error
-
-	mu   sync.Mutex
-	text strings.Builder // guarded by mu
-}
-
-func (k *talk) Write(b []byte) (int, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.text.Write(b)
 }
 
 func (k *talk) say(t *testing.T, text string) {
@@ -43,14 +28,7 @@ func (k *talk) say(t *testing.T, text string) {
 	if _, err := io.WriteString(k.keys, text+"\n"); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, time.Minute, "an answer to "+text, func() error {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if !strings.Contains(k.text.String(), "got "+text+"\n") {
-			return fmt.Errorf("there is %q", k.text.String())
-		}
-		return nil
-	})
+	k.out.Await(t, "got "+text+"\n")
 }
 
 // converse opens a stream as kubectl does, over SPDY or WebSocket.
@@ -60,29 +38,23 @@ func converse(t *testing.T, address string, over string) *talk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := &rest.Config{Host: u.Host}
-	var x remotecommand.Executor
-	if over == "SPDY" {
-		x, err = remotecommand.NewSPDYExecutor(config, http.MethodPost, u)
-	} else {
-		x, err = remotecommand.NewWebSocketExecutor(config, http.MethodGet, address)
-	}
+	x, err := harness.Transports[over].Command(&rest.Config{Host: u.Host}, u)
 	if err != nil {
 		t.Fatal(err)
 	}
 	keyboard, keys := io.Pipe()
 	k := &talk{keys: keys, done: make(chan error, 1)}
 	go func() {
-		k.done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: k})
+		k.done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: &k.out})
 	}()
 	t.Cleanup(func() { keys.Close() })
 	return k
 }
 
 // forward forwards a port of a pod, and returns the local address.
-func forward(t *testing.T, d *harness.Daemon, pod string, port int) string {
+func forward(t *testing.T, d *harness.Daemon, pod string, port int32) string {
 	t.Helper()
-	resp, err := d.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{int32(port)}})
+	resp, err := d.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{port}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,71 +62,11 @@ func forward(t *testing.T, d *harness.Daemon, pod string, port int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: u.Host})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dialer := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
-	stop, ready := make(chan struct{}), make(chan struct{})
-	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- f.ForwardPorts() }()
-	t.Cleanup(func() { close(stop); <-done })
-	select {
-	case <-ready:
-	case err := <-done:
-		done <- err
-		t.Fatal(err)
-	}
-	ports, err := f.GetPorts()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local)
+	local, _ := harness.Transports["SPDY"].Forward(t, &rest.Config{Host: u.Host}, u, port)
+	return local
 }
 
-// echoIn serves in a pod's network namespace: each connection is told what it has said. It returns the port.
-func echoIn(t *testing.T, pod string) int {
-	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	here, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer here.Close()
-	there, err := netns.GetFromPath("/run/netns/kuri-" + pod)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer there.Close()
-	if err := netns.Set(there); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err := errors.Join(err, netns.Set(here)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				io.Copy(conn, conn)
-				conn.Close()
-			}()
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-// echo sends a text over a connection to echoIn and awaits it.
+// echo sends a text over a connection to harness.EchoIn and awaits it.
 func echo(t *testing.T, conn net.Conn, text string) {
 	t.Helper()
 	conn.SetDeadline(time.Now().Add(time.Minute))
@@ -202,7 +114,7 @@ func TestStreamsOutliveTheUnit(t *testing.T) {
 				t.Fatal(err)
 			}
 			talks := map[string]*talk{"SPDY": exec("SPDY"), "WebSocket": exec("WebSocket"), "attach": converse(t, attached.Url, "SPDY")}
-			local := forward(t, d, pod, echoIn(t, pod))
+			local := forward(t, d, pod, harness.EchoIn(t, "/run/netns/kuri-"+pod, "127.0.0.1:0"))
 			conn, err := net.Dial("tcp", local)
 			if err != nil {
 				t.Fatal(err)
