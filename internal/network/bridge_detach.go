@@ -22,7 +22,7 @@ func (b *Bridge) Detach(ctx context.Context, pod Pod, _ *Result) error {
 		err = b.giveBack(pod.ID)
 	}
 	if err != nil {
-		return fmt.Errorf("detach pod %s/%s from the built-in network: %w", pod.Namespace, pod.Name, err)
+		return fmt.Errorf("detach pod %s from the built-in network: %w", pod.label(), err)
 	}
 	return nil
 }

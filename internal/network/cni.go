@@ -225,7 +225,7 @@ func (c *CNI) Detach(ctx context.Context, pod Pod, _ *Result) error {
 	c.gc.RLock()
 	defer c.gc.RUnlock()
 	if err := c.del(ctx, pod.ID); err != nil {
-		return fmt.Errorf("detach pod %s/%s from the CNI network: %w", pod.Namespace, pod.Name, err)
+		return fmt.Errorf("detach pod %s from the CNI network: %w", pod.label(), err)
 	}
 	return nil
 }

@@ -246,11 +246,12 @@ func TestDeleteGoesToWhatAdded(t *testing.T) {
 	must(t, syscall.Unmount(pod.NetnsPath, syscall.MNT_DETACH))
 	must(t, os.WriteFile(fail, nil, 0o600))
 	wants(t, s.Detach(t.Context(), pod, r), fault.Unavailable, "exit status 9")
+	wants(t, s.Detach(t.Context(), Pod{ID: pod.ID}, r), fault.Unavailable, "detach pod "+pod.ID) // its record is gone
 	must(t, os.Remove(fail))
 	must(t, s.Detach(t.Context(), pod, r))
 	must(t, s.Detach(t.Context(), pod, r))
 	must(t, s.Detach(t.Context(), built, rb))
-	if got, want := log(), "ADD\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\""; got != want {
+	if got, want := log(), "ADD\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\""; got != want {
 		t.Errorf("the plugin was called as %q, want %q", got, want)
 	}
 }

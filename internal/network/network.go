@@ -93,6 +93,14 @@ const (
 	ByCNI    = "cni"
 )
 
+// label names the pod for people; of one whose record is gone the id is all that is known.
+func (p Pod) label() string {
+	if p.Name == "" {
+		return p.ID
+	}
+	return p.Namespace + "/" + p.Name
+}
+
 // hostPorts returns the mappings that ask for a port of the node.
 func (p Pod) hostPorts() []PortMapping {
 	var asked []PortMapping
