@@ -294,7 +294,7 @@ func DiskError(dir string, err error) error {
 	}
 	var s unix.Statfs_t
 	if unix.Statfs(dir, &s) == nil && s.Files > 0 && s.Ffree == 0 {
-		return fault.As(fault.Exhausted, fmt.Errorf("%w: all %d inodes of the filesystem are in use; remove files there, or images that are not used", err, s.Files))
+		return fault.As(fault.Exhausted, fmt.Errorf("%w: all %d inodes of the filesystem of %s are in use; remove files there, or images that are not used", err, s.Files, dir))
 	}
-	return fault.As(fault.Exhausted, fmt.Errorf("%w; free space there, or remove images that are not used", err))
+	return fault.As(fault.Exhausted, fmt.Errorf("%w; free space on the filesystem of %s, or remove images that are not used", err, dir))
 }
