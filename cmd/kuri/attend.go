@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -92,6 +93,9 @@ func (r *run) outcome(ctx context.Context, ids []string) (int32, error) {
 		}
 		if st.ExitCode != 0 && (last == nil || st.FinishedAt > last.FinishedAt) {
 			last = st
+		}
+		if s := containerState(st); strings.Contains(s, st.Reason) && st.Reason != "" { // more than the code says
+			fmt.Fprintf(r.err, "kuri: container %s %s\n", st.GetMetadata().GetName(), printable(s))
 		}
 	}
 	return last.GetExitCode(), nil
