@@ -419,10 +419,11 @@ func TestTerminalHangsUp(t *testing.T) {
 	n := newNode(t)
 	for _, way := range []func(*job){func(*job) {}, byLibcontainer} {
 		j := n.run(n.sandbox(), "while sleep 0.1; do :; done", way) // which reaps
-		code, out := n.execOnTerminal(j, "sleep 4350 & (trap '' HUP; sleep 1; echo too late; echo $? >/tmp/late) & sleep 0.2; ls /dev/pts; exit 21")
+		code, out := n.execOnTerminal(j, "sleep 4350 & (trap '' HUP; until [ -e /tmp/ended ]; do sleep 0.1; done; echo too late; echo $? >/tmp/late) & sleep 0.2; ls /dev/pts; exit 21")
 		if code != 21 || out != "0     ptmx\r\n" {
 			t.Errorf("%d %q", code, out)
 		}
+		n.exec(j, "touch /tmp/ended")
 		n.wantNoProcess(j, "4350")
 		if !eventually(func() bool { _, out, _ = n.exec(j, "cat /tmp/late; ls /dev/pts"); return out == "1\nptmx\n" }) {
 			t.Errorf("after the end: %q", out)

@@ -411,7 +411,7 @@ func (n *node) wantNoProcess(j *job, arg string) {
 	}) {
 		n.t.Errorf("processes are left:\n%s", ps)
 	}
-	if pids := processes(arg); len(pids) > 0 {
+	if pids := n.processes(arg); len(pids) > 0 {
 		n.t.Errorf("processes are left on the host: %v", pids)
 	}
 }
@@ -438,11 +438,15 @@ func (n *node) descriptors() int {
 }
 
 // processes lists those whose command line begins with "sleep <arg>".
-func processes(arg string) []string {
+func (n *node) processes(arg string) []string {
 	var found []string
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
-		if body, _ := os.ReadFile(f); bytes.HasPrefix(body, []byte("sleep\x00"+arg)) {
+		if body, _ := os.ReadFile(f); !bytes.HasPrefix(body, []byte("sleep\x00"+arg)) {
+			continue
+		}
+		// Those of others who run this test at the same time come and go.
+		if of, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cgroup")); bytes.Contains(of, []byte(n.cgroup)) {
 			found = append(found, filepath.Base(filepath.Dir(f)))
 		}
 	}

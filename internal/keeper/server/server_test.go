@@ -464,8 +464,11 @@ func TestHostPIDOrphansAreReaped(t *testing.T) {
 	if x != 0 {
 		t.Errorf("%+v", x)
 	}
+	if !eventually(func() bool { return len(n.processes("4351")) == 1 }) {
+		t.Error("what the exec has left behind is not there")
+	}
 	n.must(n.Delete(t.Context(), j.Id))
-	if pids := processes("4351"); len(pids) > 0 {
+	if pids := n.processes("4351"); len(pids) > 0 {
 		t.Errorf("processes are left: %v", pids)
 	}
 }
