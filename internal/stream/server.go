@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -147,15 +148,28 @@ func (s *Server) StopListening() error {
 	return err
 }
 
-// Close ends all streams and waits until what they ran has ended.
+// closeLimit is how long Close waits. The SPDY library waits for ever where a client has filled its queue with what nobody
+// reads: data on the stream for errors.
+const closeLimit = 5 * time.Second
+
+// Close ends all streams and waits until what they ran has ended, but not longer than closeLimit.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.hangUp()
 	err := s.http.Close() // and the listener
-	s.accept.Wait()
-	s.serving.Wait()
+	ended := make(chan struct{})
+	go func() {
+		s.accept.Wait()
+		s.serving.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closeLimit):
+		slog.Warn("streams whose connections are closed do not end, and are left")
+	}
 	return err
 }
 

@@ -181,3 +181,30 @@ func TestStatusOfTheEnd(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// A client that fills a stream which nobody reads keeps the server from nothing but its own end.
+func TestCloseDespiteAStreamThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	f := openForwarding(t, s)
+	unread, err := f.conn.CreateStream(http.Header{"Streamtype": {"error"}, "Port": {"80"}, "Requestid": {"1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 400 { // more than the library queues
+		if _, err := unread.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.conn.Close()
+	closed := make(chan struct{})
+	go func() {
+		s.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(time.Minute):
+		t.Fatal("the server does not close")
+	}
+}
