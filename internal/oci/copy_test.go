@@ -279,7 +279,8 @@ func TestCopierRefuses(t *testing.T) {
 	}{
 		{[]string{"pack", dir, "nosuch"}, "", 3},
 		{[]string{"pack", dir + "/nosuch", "f"}, "", 3},
-		{[]string{"pack", dir + "/f", "f"}, "", 2},
+		{[]string{"pack", dir + "/f", "f"}, "", 4},
+		{[]string{"unpack", dir + "/f"}, "", 4},
 		{[]string{"pack", dir, strings.Repeat("x/", 3000)}, "", 2},
 		{[]string{"pack", dir}, "", 2},
 		{[]string{"unpack", dir + "/nosuch"}, "", 3},
