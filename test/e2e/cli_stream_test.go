@@ -197,18 +197,7 @@ func TestKuriPortForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_, _ = io.Copy(conn, conn)
-			}()
-		}
-	}()
+	go harness.Echo(l)
 	forwarding := regexp.MustCompile(`^Forwarding from (\S+) -> (\d+)$`)
 	begin := func(ports ...string) (k *kuriProcess, at []string) {
 		t.Helper()

@@ -241,17 +241,20 @@ func EchoIn(t testing.TB, path, address string) int32 {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				io.Copy(conn, conn)
-				conn.Close()
-			}()
-		}
-	}()
+	go Echo(l)
 	return int32(l.Addr().(*net.TCPAddr).Port)
+}
+
+// Echo tells each connection what it has said, until the listener is closed.
+func Echo(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer conn.Close()
+			io.Copy(conn, conn)
+		}()
+	}
 }
