@@ -84,10 +84,16 @@ func (h *Hasher) work() {
 	}
 }
 
-// next takes the streams that are to be hashed together; when there are none the worker ends.
+// next takes the streams that are to be hashed together; when there are none the worker ends. Where one is alone, other
+// goroutines go first: when the CPUs are busy one of them brings its company.
 func (h *Hasher) next() []*Stream {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if len(h.waiting) == 1 {
+		h.mu.Unlock()
+		runtime.Gosched()
+		h.mu.Lock()
+	}
 	n := min(len(h.waiting), lanes)
 	if n == 0 {
 		h.workers--
