@@ -25,6 +25,10 @@ const usualWindow = 8 << 20
 // than a GB a second; more of them would be memory for nothing.
 const usualDecoders = 3
 
+// headBytes is how much of a stream is looked at to see what it is packed with, in bytes. It is copied once more than the
+// rest, which is read into the decompressor's own buffers.
+const headBytes = 4 << 10
+
 // decoders are zstd decoders to use again, while layers are being unpacked: each has megabytes of memory.
 type decoders struct {
 	usual chan *zstd.Decoder // those that are free; nil where none has been made yet
@@ -115,7 +119,7 @@ func Decompress(from io.Reader) (io.ReadCloser, error) {
 }
 
 func (d *decoders) decompress(ctx context.Context, from io.Reader) (io.ReadCloser, error) {
-	in := bufio.NewReaderSize(from, 32<<10)
+	in := bufio.NewReaderSize(from, headBytes)
 	magic, err := in.Peek(4)
 	if err != nil && err != io.EOF {
 		return nil, err
