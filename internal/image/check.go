@@ -147,14 +147,14 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 				if err != nil {
 					return err
 				}
-				return s.keepBlob(rec.ID, body)
+				return s.keepBlob(body)
 			}
 			return s.fromItsRepository(ctx, rec, auths, func(repo *registry.Repository) error {
 				body, err := repo.Config(ctx, rec.ID, maxConfig)
 				if err != nil {
 					return err
 				}
-				return s.keepBlob(rec.ID, body)
+				return s.keepBlob(body)
 			})
 		})
 	}
@@ -165,7 +165,7 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 				if err != nil {
 					return err
 				}
-				return s.keepBlob(rec.Manifest, m.Body)
+				return s.keepBlob(m.Body)
 			})
 		})
 	}
@@ -205,13 +205,6 @@ func (s *Store) checkBlob(id digest.Digest, what string) error {
 		return fault.New(fault.Corrupt, "%s %s has digest %s", what, id, got)
 	}
 	return nil
-}
-
-// keepBlob writes a config or manifest of an image that is there.
-func (s *Store) keepBlob(id digest.Digest, body []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.writeBlob(id, body)
 }
 
 // rewrite writes the record of an image again, from memory.

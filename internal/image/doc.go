@@ -9,8 +9,8 @@
 // tag that has moved re-points it) and digests ("repository@sha256:…", what the registry called the content when it was
 // pulled), which stay with their image for good.
 //
-// Order of writing: layers unpacked, one syncfs, config and manifest, then the record, flushed. So an image that is
-// listed has all its files, also after a power cut. Removal goes the other way round.
+// Order of writing: layers unpacked, config and manifest beside their places, one syncfs, their places, then the record,
+// flushed. So an image that is listed has all its files, also after a power cut. Removal goes the other way round.
 //
 // What is stored can be checked against its digests and checksums, and what is damaged fetched again, alone
 // ([Store.Check], [Store.Repair]).

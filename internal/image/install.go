@@ -104,13 +104,18 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 	}
 	defer release()
 
-	// 4. On the disk for good, before anything names it.
+	// 4. Config and manifest beside their places, and all on the disk for good, before anything names it.
+	docs, err := s.stage(c.rawConfig, c.manifest)
+	if err != nil {
+		return nil, err
+	}
+	defer docs.discard()
 	if err := writing.Sync(); err != nil {
 		return nil, err
 	}
 
-	// 5. Config, manifest and record. Now the layers that a killed daemon's pull has left serve nobody.
-	img, err = s.commit(c, patch, n)
+	// 5. Their places, and the record. Now the layers that a killed daemon's pull has left serve nobody.
+	img, err = s.commit(c, docs, patch, n)
 	if err == nil {
 		s.layers.Prune()
 	}
@@ -167,20 +172,17 @@ func (c *slotted) Close() error {
 	return c.ReadCloser.Close()
 }
 
-// commit records the image, whose layers and patch are there, held and durable, and points the names to it.
-func (s *Store) commit(c *content, patch digest.Digest, n names) (*Image, error) {
+// commit records the image, whose layers, patch and documents are there, held and durable, and points the names to it.
+func (s *Store) commit(c *content, docs *documents, patch digest.Digest, n names) (*Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	id := digest.FromBytes(c.rawConfig)
-	rec := imageRecord{ID: id, Patch: patch}
-	if err := s.writeBlob(id, c.rawConfig); err != nil {
+	if err := docs.place(); err != nil {
 		return nil, err
 	}
+	id := digest.FromBytes(c.rawConfig)
+	rec := imageRecord{ID: id, Patch: patch}
 	if c.manifest != nil {
 		rec.Manifest = digest.FromBytes(c.manifest)
-		if err := s.writeBlob(rec.Manifest, c.manifest); err != nil {
-			return nil, err
-		}
 	}
 	// What is recorded stays as it is until the new record is on the disk. A manifest that is no longer named goes at the next start.
 	before := s.entries[id]
@@ -199,14 +201,6 @@ func (s *Store) commit(c *content, patch digest.Digest, n names) (*Image, error)
 		s.removeBlobs(rec)
 	}
 	return img, err
-}
-
-// removeBlobs removes the config and the manifest of an image.
-func (s *Store) removeBlobs(rec imageRecord) {
-	os.Remove(s.blob(rec.ID))
-	if rec.Manifest != "" {
-		os.Remove(s.blob(rec.Manifest))
-	}
 }
 
 // rename points more names to an image that is there. It returns nil when the image has been removed meanwhile.
@@ -361,7 +355,7 @@ func (s *Store) forget(id digest.Digest) (release func(), err error) {
 	}
 	delete(s.entries, id)
 	s.publish()
-	if err := syncDir(s.dir()); err != nil { // or a power cut would bring back an image without layers
+	if err := syncFile(s.dir()); err != nil { // or a power cut would bring back an image without layers
 		return nil, err
 	}
 	s.removeBlobs(e.rec)
@@ -403,55 +397,7 @@ func (s *Store) Usage(ctx context.Context) (Usage, error) {
 	return u, nil
 }
 
-// writeBlob puts a config or manifest in its place, flushed to the disk. The caller has s.mu.
-func (s *Store) writeBlob(id digest.Digest, body []byte) (err error) {
-	defer func() {
-		if err != nil {
-			err = layer.DiskError(s.root, fmt.Errorf("write %s: %w", id, err))
-		}
-	}()
-	f, err := os.CreateTemp(s.blobs(), ".new-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // it has another name when all went well
-	_, err = f.Write(body)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), s.blob(id)); err != nil {
-		return err
-	}
-	return syncDir(s.blobs())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-// fileBytes is what a file takes on the disk, in bytes; 0 when it is not there.
-func fileBytes(path string) int64 {
-	var st syscall.Stat_t
-	if syscall.Stat(path, &st) != nil {
-		return 0
-	}
-	return st.Blocks * 512
-}
-
-func (s *Store) dir() string                  { return filepath.Join(s.root, "images") }
-func (s *Store) blobs() string                { return filepath.Join(s.dir(), "blobs", "sha256") }
-func (s *Store) blob(id digest.Digest) string { return filepath.Join(s.blobs(), id.Encoded()) }
+func (s *Store) dir() string { return filepath.Join(s.root, "images") }
 func (s *Store) recordPath(id digest.Digest) string {
 	return filepath.Join(s.dir(), id.Encoded()+".json")
 }

@@ -1,0 +1,111 @@
+package image
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/layer"
+)
+
+// documents are a config and perhaps a manifest that are written, and not in their places yet.
+type documents struct {
+	store *Store
+	files map[digest.Digest]string // their places are named by these digests
+}
+
+// stage writes the bodies that are not nil. The caller discards the documents.
+func (s *Store) stage(bodies ...[]byte) (*documents, error) {
+	d := &documents{s, make(map[digest.Digest]string)}
+	for _, body := range bodies {
+		if body == nil {
+			continue
+		}
+		id := digest.FromBytes(body)
+		if err := d.write(id, body); err != nil {
+			d.discard()
+			return nil, layer.DiskError(s.root, fmt.Errorf("write %s: %w", id, err))
+		}
+	}
+	return d, nil
+}
+
+func (d *documents) write(id digest.Digest, body []byte) error {
+	f, err := os.CreateTemp(d.store.blobs(), ".new-")
+	if err != nil {
+		return err
+	}
+	d.files[id] = f.Name()
+	_, err = f.Write(body)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// place puts the documents, which are on the disk, in their places for good. The caller has the store's mu.
+func (d *documents) place() error {
+	for id, file := range d.files {
+		if err := os.Rename(file, d.store.blob(id)); err != nil {
+			return layer.DiskError(d.store.root, fmt.Errorf("put %s in its place: %w", id, err))
+		}
+	}
+	return layer.DiskError(d.store.root, syncFile(d.store.blobs()))
+}
+
+// discard removes what is not in its place.
+func (d *documents) discard() {
+	for _, file := range d.files {
+		os.Remove(file)
+	}
+}
+
+// keepBlob writes a config or manifest of an image that is there, which may have been damaged.
+func (s *Store) keepBlob(body []byte) error {
+	d, err := s.stage(body)
+	if err != nil {
+		return err
+	}
+	defer d.discard()
+	for _, file := range d.files {
+		if err := syncFile(file); err != nil {
+			return layer.DiskError(s.root, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return d.place()
+}
+
+// removeBlobs removes the config and the manifest of an image.
+func (s *Store) removeBlobs(rec imageRecord) {
+	os.Remove(s.blob(rec.ID))
+	if rec.Manifest != "" {
+		os.Remove(s.blob(rec.Manifest))
+	}
+}
+
+// syncFile flushes a file or directory to the disk.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// fileBytes is what a file takes on the disk, in bytes; 0 when it is not there.
+func fileBytes(path string) int64 {
+	var st syscall.Stat_t
+	if syscall.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
+}
+
+func (s *Store) blobs() string                { return filepath.Join(s.dir(), "blobs", "sha256") }
+func (s *Store) blob(id digest.Digest) string { return filepath.Join(s.blobs(), id.Encoded()) }
