@@ -1,19 +1,27 @@
 package layer
 
-import "golang.org/x/sys/unix"
+import (
+	"sync"
 
-// flushBytes is how much of a large file is written before the disk is set to work on it.
-const flushBytes = 4 << 20
+	"golang.org/x/sys/unix"
+)
 
 // flushFile is the size from which on a file is worth a request of its own to the disk, in bytes. For smaller ones that
 // takes longer than leaving them to the sync.
 const flushFile = 32 << 10
 
-// flusher has the disk write large files while the layer is still being unpacked, so that the sync before the image is
-// recorded finds little to do, and no more memory is dirty than the disk keeps up with. It belongs to one goroutine.
+// flushBytes is how much is written before the disk is set to work on it, in bytes.
+const flushBytes = 2 << 20
+
+// flusher has the disk write files while the layer is still being unpacked, so that the sync before the image is recorded
+// finds little to do, and no more memory is dirty than the disk keeps up with. Small files go to the disk many in a row:
+// while it is busy with one, the next costs no call of the virtual machine's host. The zero value is ready.
 type flusher struct {
-	ranges chan flushRange // nil until the first
-	done   chan struct{}
+	mu      sync.Mutex
+	waiting []flushRange
+	bytes   int64             // of waiting
+	bursts  chan []flushRange // nil until the first
+	done    chan struct{}
 }
 
 // flushRange is a part of a file that has been written.
@@ -23,38 +31,60 @@ type flushRange struct {
 	last      bool // close the file
 }
 
-// start sets the disk to work on it.
-func (r flushRange) start() {
-	if r.end > r.from {
-		// An error is met again by the sync.
-		_ = unix.SyncFileRange(r.fd, r.from, r.end-r.from, unix.SYNC_FILE_RANGE_WRITE)
+// add has the disk set to work on r soon, waiting when there is much to do already. With its last range it takes over the
+// file. It is for any goroutine.
+func (f *flusher) add(r flushRange) {
+	f.mu.Lock()
+	f.waiting = append(f.waiting, r)
+	f.bytes += r.end - r.from
+	var burst []flushRange
+	if f.bytes >= flushBytes {
+		burst = f.take()
+	}
+	f.mu.Unlock()
+	if burst != nil {
+		f.bursts <- burst
 	}
 }
 
-// add sets the disk to work, waiting when there is much to do already.
-func (f *flusher) add(r flushRange) {
-	if f.ranges == nil {
-		f.ranges = make(chan flushRange, 8)
+// take returns what waits. The caller has f.mu.
+func (f *flusher) take() []flushRange {
+	if f.bursts == nil {
+		f.bursts = make(chan []flushRange, 2)
 		f.done = make(chan struct{})
 		go f.run()
 	}
-	f.ranges <- r
+	burst := f.waiting
+	f.waiting, f.bytes = nil, 0
+	return burst
 }
 
 func (f *flusher) run() {
 	defer close(f.done)
-	for r := range f.ranges {
-		r.start()
+	for burst := range f.bursts {
+		f.start(burst)
+	}
+}
+
+func (f *flusher) start(burst []flushRange) {
+	for _, r := range burst {
+		if r.end > r.from {
+			// An error is met again by the sync.
+			_ = unix.SyncFileRange(r.fd, r.from, r.end-r.from, unix.SYNC_FILE_RANGE_WRITE)
+		}
+	}
+	for _, r := range burst {
 		if r.last {
 			unix.Close(r.fd)
 		}
 	}
 }
 
-// close returns when all files are closed.
+// close returns when all files are closed. Nothing is added any more.
 func (f *flusher) close() {
-	if f.ranges != nil {
-		close(f.ranges)
+	if f.bursts != nil {
+		close(f.bursts)
 		<-f.done
 	}
+	f.start(f.waiting)
 }

@@ -51,8 +51,8 @@ func untar(ctx context.Context, from io.Reader, dir string, l limits, b *blocks)
 	u := &unpacker{tree: t, in: tar.NewReader(from), buf: b.get(), sums: make(map[uint64]uint64)}
 	defer b.put(u.buf)
 	u.files = newWriters(u.small, b)
-	defer u.files.close()
 	defer u.flush.close()
+	defer u.files.close() // before: the writers add to it
 	t.settle = u.settled
 	for n := 1; ; n++ {
 		if err := ctx.Err(); err != nil {
@@ -284,17 +284,15 @@ func (u *unpacker) small(dir int, j *small) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	if err := writeAll(fd, j.data); err != nil {
-		return err
+	if err = writeAll(fd, j.data); err == nil {
+		err = u.finishFile(fd, j.attr, xxhash.Sum64(j.data))
 	}
-	if err := u.finishFile(fd, j.attr, xxhash.Sum64(j.data)); err != nil {
-		return err
+	if err == nil && len(j.data) >= flushFile {
+		u.flush.add(flushRange{fd, 0, int64(len(j.data)), true})
+	} else {
+		unix.Close(fd)
 	}
-	if len(j.data) >= flushFile {
-		flushRange{fd: fd, end: int64(len(j.data))}.start()
-	}
-	return nil
+	return err
 }
 
 // settled waits for the small files under way.
