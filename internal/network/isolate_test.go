@@ -44,8 +44,12 @@ func (a *tenant) reaches(t *testing.T, b *tenant) bool {
 	var both sync.WaitGroup
 	for i := range works {
 		both.Go(func() {
-			got, err := ask(a.ns, "tcp", netip.AddrPortFrom(b.r.IPs[i], b.port))
+			to := netip.AddrPortFrom(b.r.IPs[i], b.port)
+			got, err := ask(a.ns, "tcp", to)
 			works[i] = err == nil && strings.HasPrefix(got, "server ")
+			if !works[i] {
+				t.Logf("%s to %s: %q, %v", a.r.IPs[i], to, got, err)
+			}
 		})
 	}
 	both.Wait()

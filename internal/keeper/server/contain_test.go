@@ -95,7 +95,11 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	defer s.rest.Stop()
 	go s.reaper.run()
 	defer s.reaper.stop()
-	cmd := exec.Command("sh", "-c", "exit 3")
+	cmd := exec.Command("sh", "-c", "read line; exit 3")
+	end, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -104,6 +108,7 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	end.Close() // not before: the reaper takes a stranger that has ended
 	c := &container{
 		id: "broken", bundle: t.TempDir(), state: api.State_RUNNING, pidfd: pidfd, exited: make(chan struct{}),
 		made:    &oci.Created{Pid: cmd.Process.Pid}, // without a cgroup
