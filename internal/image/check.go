@@ -147,14 +147,14 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 				if err != nil {
 					return err
 				}
-				return s.keepBlob(body)
+				return s.keepBlob(rec.ID, body)
 			}
 			return s.fromItsRepository(ctx, rec, auths, func(repo *registry.Repository) error {
 				body, err := repo.Config(ctx, rec.ID, maxConfig)
 				if err != nil {
 					return err
 				}
-				return s.keepBlob(body)
+				return s.keepBlob(rec.ID, body)
 			})
 		})
 	}
@@ -165,7 +165,7 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 				if err != nil {
 					return err
 				}
-				return s.keepBlob(m.Body)
+				return s.keepBlob(rec.Manifest, m.Body)
 			})
 		})
 	}

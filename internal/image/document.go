@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/layer"
 )
 
@@ -64,7 +65,10 @@ func (d *documents) discard() {
 }
 
 // keepBlob writes a config or manifest of an image that is there, which may have been damaged.
-func (s *Store) keepBlob(body []byte) error {
+func (s *Store) keepBlob(id digest.Digest, body []byte) error {
+	if got := digest.FromBytes(body); got != id {
+		return fault.New(fault.Corrupt, "what would take the place of %s has digest %s: remove the image and pull it again", id, got)
+	}
 	d, err := s.stage(body)
 	if err != nil {
 		return err

@@ -25,8 +25,8 @@ const usualWindow = 8 << 20
 // than a GB a second; more of them would be memory for nothing.
 const usualDecoders = 3
 
-// headBytes is how much of a stream is looked at to see what it is packed with, in bytes. It is copied once more than the
-// rest, which is read into the decompressor's own buffers.
+// headBytes is the size of the buffer through which a stream is looked at to see what it is packed with, in bytes. gzip reads
+// on through it; zstd reads what is longer into its own buffers, without the copy.
 const headBytes = 4 << 10
 
 // decoders are zstd decoders to use again, while layers are being unpacked: each has megabytes of memory.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -494,5 +495,27 @@ func TestDecodersAreBounded(t *testing.T) {
 			t.Errorf("%d bytes, %v", len(got), err)
 		}
 		r.Close()
+	}
+}
+
+// A layer of many files takes few descriptors, be they empty and reached through a symlink, which are made one by one.
+func TestDescriptorsAreFew(t *testing.T) {
+	needRoot(t)
+	entries := []ent{dir("usr"), symlink("alias", "usr")}
+	for n := range 1000 {
+		entries = append(entries, reg(fmt.Sprint("alias/", n), ""))
+	}
+	body := tarOf(t, entries...)
+	s := openStore(t, t.TempDir())
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &was)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 400, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Unpack(t.Context(), blobOf(body, body)); err != nil {
+		t.Error(err)
 	}
 }
