@@ -50,28 +50,54 @@ func (a *allowance) take(n int, rate int64, now time.Time) bool {
 	return true
 }
 
-// limited returns what is to be written of entries: nothing when the log's rate is used up, and first of all a word about
-// what was dropped when it is not any more. The lock is held.
-func (l *logFile) limited(entries []byte) []byte {
-	if l.limits.rate <= 0 {
-		return entries
-	}
-	if !l.allowed.take(len(entries), l.limits.rate, time.Now()) {
-		l.allowed.bytes += uint64(len(entries))
-		l.allowed.lines += uint64(bytes.Count(entries, []byte("\n")))
-		return nil
-	}
-	return append(l.confession(), entries...)
+// line is how far the log has come in the line of a stream.
+type line struct {
+	open bool // the last entry is partial
+	cut  bool // what followed that entry was dropped
 }
 
-// confession is an entry that tells what was dropped since the last one, empty when nothing was.
+var streams = [...]string{"stdout", "stderr"}
+
+// limited returns what is to be written of entries: nothing when the log's rate is used up, and a note about what was
+// dropped before the first entry that is let through again. The lock is held.
+func (l *logFile) limited(stream string, entries []byte, partial bool) []byte {
+	at := &l.lines[slices.Index(streams[:], stream)]
+	if l.limits.rate > 0 && !l.allowed.take(len(entries), l.limits.rate, time.Now()) {
+		l.allowed.bytes += uint64(len(entries))
+		l.allowed.lines += uint64(bytes.Count(entries, []byte("\n")))
+		at.cut = at.open
+		return nil
+	}
+	if note := l.confession(); len(note) > 0 {
+		entries = append(note, entries...)
+	}
+	at.open = partial
+	return entries
+}
+
+// confession is an entry that tells what was dropped since the last one, empty when nothing was. It ends the lines whose
+// rest was dropped, and goes to a stream whose line has ended, if there is one: else it would become part of a line.
 func (l *logFile) confession() []byte {
 	if l.allowed.bytes == 0 {
 		return nil
 	}
-	out := time.Now().UTC().AppendFormat(nil, time.RFC3339Nano)
-	out = fmt.Appendf(out, " stderr F [kuri] %d lines (%d bytes) were dropped: this container may log %d bytes a second\n",
-		l.allowed.lines, l.allowed.bytes, l.limits.rate)
+	var out []byte
+	entry := func(stream, text string) {
+		out = time.Now().UTC().AppendFormat(out, time.RFC3339Nano)
+		out = fmt.Appendf(out, " %s F %s\n", stream, text)
+	}
+	for i, stream := range streams {
+		if l.lines[i].cut {
+			entry(stream, "")
+			l.lines[i] = line{}
+		}
+	}
+	to := "stderr"
+	if l.lines[1].open && !l.lines[0].open {
+		to = "stdout"
+	}
+	entry(to, fmt.Sprintf("[kuri] %d lines (%d bytes) were dropped: this container may log %d bytes a second",
+		l.allowed.lines, l.allowed.bytes, l.limits.rate))
 	l.allowed.bytes, l.allowed.lines = 0, 0
 	return out
 }

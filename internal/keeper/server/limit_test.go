@@ -104,3 +104,34 @@ func TestAllowanceComesBack(t *testing.T) {
 		t.Error("an hour gives more than the burst")
 	}
 }
+
+// A note about what was dropped must not become part of a line, nor join one line with another.
+func TestTheNoteOnDropsIsALineOfItsOwn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	log, err := openLog(path, logLimits{rate: 4000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, diag := &lines{stream: "stdout", log: log}, &lines{stream: "stderr", log: log}
+	out.add([]byte(strings.Repeat("x", partMax+1))) // its first part is let through
+	out.add([]byte(strings.Repeat("y", 2*partMax))) // and all but the end of the rest is dropped
+	log.allowed = allowance{bytes: log.allowed.bytes, lines: log.allowed.lines}
+	out.add([]byte("\nnext\n"))
+	diag.add([]byte("question? "))
+	diag.flush()
+	log.allowed.bytes, log.allowed.lines = 7, 1
+	log.close()
+	body, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for entry := range strings.Lines(string(body)) {
+		_, entry, _ = strings.Cut(strings.TrimSuffix(entry, "\n"), " ")
+		got = append(got, entry[:min(len(entry), 16)])
+	}
+	want := []string{"stdout P xxxxxxx", "stdout F ", "stderr F [kuri] ", "stdout F y", "stdout F next", "stderr P questio", "stdout F [kuri] "}
+	if !slices.Equal(got, want) {
+		t.Errorf("entries %q, want %q", got, want)
+	}
+}

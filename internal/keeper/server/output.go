@@ -30,6 +30,7 @@ type logFile struct {
 	written int64     // bytes in the file
 	allowed allowance // see limit.go
 	torn    bool      // the last write was cut off in an entry
+	lines   [2]line   // of stdout and stderr
 	dropped uint64    // bytes of entries that could not be written since the last that could
 }
 
@@ -90,12 +91,12 @@ func (l *logFile) close() {
 	l.closed = true
 }
 
-// write appends whole entries. It does not fail: what cannot be written, for the disk is full, is dropped and counted,
-// and the application goes on.
-func (l *logFile) write(entries []byte) {
+// write appends whole entries of one stream, of which the last is partial or not. It does not fail: what cannot be
+// written, for the disk is full, is dropped and counted, and the application goes on.
+func (l *logFile) write(stream string, entries []byte, partial bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if entries = l.limited(entries); len(entries) == 0 {
+	if entries = l.limited(stream, entries, partial); len(entries) == 0 {
 		return
 	}
 	l.rotated(len(entries))
@@ -134,31 +135,32 @@ func (l *lines) add(data []byte) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	out := (*buf)[:0] // grows beyond the buffer when entries are many and short; that one is not kept
-	now := time.Now()
+	now, partial := time.Now(), false
 	for len(data) > 0 {
 		end := bytes.IndexByte(data, '\n')
 		room := partMax - len(l.pending)
 		switch {
 		case end >= 0 && end <= room:
-			out = l.entry(out, now, 'F', data[:end])
+			out, partial = l.entry(out, now, 'F', data[:end]), false
 			data = data[end+1:]
 		case end < 0 && len(data) <= room:
 			l.pending = append(l.pending, data...)
 			data = nil
 		default:
-			out = l.entry(out, now, 'P', data[:room])
+			out, partial = l.entry(out, now, 'P', data[:room]), true
 			data = data[room:]
 		}
 	}
 	if len(out) > 0 {
-		l.log.write(out)
+		l.log.write(l.stream, out, partial)
 	}
 }
 
-// flush writes the beginning of a line that will have no end.
+// flush writes the beginning of a line that has no end. Its entry is partial, as containerd and CRI-O have it: a kubelet
+// then adds no newline to what the container wrote.
 func (l *lines) flush() {
 	if len(l.pending) > 0 {
-		l.log.write(l.entry(nil, time.Now(), 'F', nil))
+		l.log.write(l.stream, l.entry(nil, time.Now(), 'P', nil), true)
 	}
 }
 

@@ -45,6 +45,7 @@ func checkLog(t *testing.T, path string, data []byte) {
 		t.Fatal(err)
 	}
 	var got []byte
+	last := "F"
 	for line := range bytes.Lines(body) {
 		parts := bytes.SplitN(line, []byte(" "), 4)
 		if len(parts) != 4 || string(parts[1]) != "stderr" || len(parts[3]) > partMax+1 || parts[3][len(parts[3])-1] != '\n' {
@@ -53,7 +54,8 @@ func checkLog(t *testing.T, path string, data []byte) {
 		if _, err := time.Parse(time.RFC3339Nano, string(parts[0])); err != nil {
 			t.Fatal(err)
 		}
-		switch string(parts[2]) {
+		last = string(parts[2])
+		switch last {
 		case "F":
 			got = append(got, parts[3]...)
 		case "P":
@@ -62,12 +64,11 @@ func checkLog(t *testing.T, path string, data []byte) {
 			t.Fatalf("tag %q", parts[2])
 		}
 	}
-	want := data
-	if len(data) > 0 && data[len(data)-1] != '\n' {
-		want = append(bytes.Clone(data), '\n') // the last entry is ended
+	if !bytes.Equal(got, data) {
+		t.Fatalf("got %d bytes, want %d", len(got), len(data))
 	}
-	if !bytes.Equal(got, want) {
-		t.Fatalf("got %d bytes, want %d", len(got), len(want))
+	if ended := len(data) == 0 || data[len(data)-1] == '\n'; ended != (last == "F") {
+		t.Fatalf("the last entry is %s, and the output ended with a newline: %v", last, ended)
 	}
 }
 
@@ -121,5 +122,43 @@ func TestATornEntryIsEnded(t *testing.T) {
 	}
 	if !strings.HasSuffix(string(body), " stdout F after\n") || strings.Count(string(body), "\n") != 3 || log.dropped != 0 {
 		t.Errorf("log of %d bytes ends with %q", len(body), body[max(0, len(body)-60):])
+	}
+}
+
+// The last line without a newline is partial, whatever became of the file before it.
+func TestTheRestOfALineIsPartial(t *testing.T) {
+	for name, between := range map[string]func(*testing.T, *lines){
+		"nothing":  func(*testing.T, *lines) {},
+		"rotation": func(_ *testing.T, l *lines) { l.log.limits.size = 1 },
+		"reopen": func(t *testing.T, l *lines) {
+			if err := errors.Join(os.Rename(l.log.path, l.log.path+".1"), l.log.reopen()); err != nil {
+				t.Error(err)
+			}
+		},
+		"rate": func(_ *testing.T, l *lines) { l.log.limits.rate = 1000 },
+		"drops": func(_ *testing.T, l *lines) {
+			l.log.limits.rate = 1000
+			l.add([]byte(strings.Repeat("x", partMax) + "\n")) // more than the rate's burst
+		},
+	} {
+		for _, stream := range streams {
+			log, err := openLog(filepath.Join(t.TempDir(), "log"), logLimits{files: 3})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := &lines{stream: stream, log: log}
+			l.add([]byte("before\n"))
+			between(t, l)
+			l.add([]byte("DONE"))
+			l.flush()
+			log.close()
+			body, err := os.ReadFile(log.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasSuffix(string(body), " "+stream+" P DONE\n") {
+				t.Errorf("%s, %s: the log ends with %.80q", name, stream, body[max(0, len(body)-80):])
+			}
+		}
 	}
 }

@@ -107,7 +107,7 @@ func TestLogFormat(t *testing.T) {
 	long := strings.Repeat("x", 40000)
 	j := n.run(box, `printf 'one\n\ntwo\n'; head -c 40000 /dev/zero | tr '\0' x; echo; printf 'no end'`)
 	n.wait(j)
-	if got, want := n.output(j), "one\n\ntwo\n"+long+"\nno end\n"; got != want {
+	if got, want := n.output(j), "one\n\ntwo\n"+long+"\nno end"; got != want {
 		t.Errorf("output of %d bytes, want %d: %.60q…", len(got), len(want), got)
 	}
 	body, err := os.ReadFile(j.LogPath)
@@ -120,7 +120,7 @@ func TestLogFormat(t *testing.T) {
 			t.Errorf("a part of %d bytes", len(parts[3]))
 		}
 	}
-	want := []string{"stdout F", "stdout F", "stdout F", "stdout P", "stdout P", "stdout F", "stdout F"}
+	want := []string{"stdout F", "stdout F", "stdout F", "stdout P", "stdout P", "stdout F", "stdout P"}
 	if !slices.Equal(tags, want) {
 		t.Errorf("tags %q", tags)
 	}
