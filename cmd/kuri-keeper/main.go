@@ -1,6 +1,7 @@
-// Command kuri-keeper is the parent of the node's containers; see internal/keeper/server. kurid starts it, and it outlives kurid.
+// Command kuri-keeper is the parent of the node's containers; see internal/keeper/server. kuri-holder starts it for kurid, and
+// starts another when it dies; both outlive kurid.
 //
-// It ends by TERM only when it holds no pod. Its log is <state>/keeper.log.
+// It ends by TERM only when it holds no pod, with status 0, and the holder ends with it. Its log is <state>/keeper.log.
 package main
 
 import (
@@ -20,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
-	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/server"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
@@ -91,7 +91,7 @@ func run() error {
 		return err
 	}
 	slog.Info("the keeper ends")
-	return errors.Join(s.Close(), keeper.LeaveCgroup(filepath.Clean(*state)))
+	return s.Close()
 }
 
 // endOnSignal ends the keeper by TERM or INT when it holds nothing.

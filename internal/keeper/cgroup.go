@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
@@ -28,66 +26,28 @@ func cgroupName(stateDir string) string {
 	return "kuri-keeper-" + hex.EncodeToString(sum[:4])
 }
 
-// enterCgroup moves a new keeper out of our own cgroup, so that what ends or limits kurid does not reach it.
-func enterCgroup(ctx context.Context, o Options, pid int) error {
-	if o.SystemdCgroup {
-		return startScope(ctx, cgroupName(o.StateDir)+".scope", pid)
-	}
+// makeCgroups makes a cgroup for the holder and the keeper in each hierarchy, so that what ends or limits kurid does not
+// reach them. The holder enters them itself, and removes them when it ends. One that a killed holder has left is as good as
+// new.
+func makeCgroups(stateDir string) ([]string, error) {
 	mounts, err := cgroupMounts()
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var dirs []string
 	for _, m := range mounts {
-		dir := filepath.Join(m.path, cgroupName(o.StateDir))
-		// One that a killed keeper left is as good as new.
+		dir := filepath.Join(m.path, cgroupName(stateDir))
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
+			return nil, err
 		}
 		if m.cpuset {
 			if err := copyCpuset(m.path, dir); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		if err := moveTo(dir, pid); err != nil {
-			return err
-		}
+		dirs = append(dirs, dir)
 	}
-	return nil
-}
-
-// LeaveCgroup moves this process out of the cgroup in which Start put it and removes the cgroup. It is for a keeper that
-// ends; a systemd scope goes by itself. Where there is no way out the cgroup stays, for the next keeper: in a cgroup
-// namespace the root is not one for version 2 as soon as controllers are enabled in it (cgroups(7), "no internal processes").
-func LeaveCgroup(stateDir string) error {
-	mounts, err := cgroupMounts()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, m := range mounts {
-		dir := filepath.Join(m.path, cgroupName(stateDir))
-		if _, err := os.Stat(dir); err != nil {
-			continue
-		}
-		if err := moveTo(m.path, os.Getpid()); err != nil {
-			errs = append(errs, fmt.Errorf("leave %s: %w", dir, err))
-			continue // with us in it, it never gets empty
-		}
-		errs = append(errs, removeEmptied(dir))
-	}
-	return errors.Join(errs...)
-}
-
-// removeEmptied removes a cgroup whose last processes have been killed: they leave it a moment later, on a busy machine.
-func removeEmptied(dir string) error {
-	deadline := time.Now().Add(2 * time.Second)
-	for {
-		err := os.Remove(dir)
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return err
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	return dirs, nil
 }
 
 type cgroupMount struct {
@@ -136,10 +96,6 @@ func copyCpuset(parent, dir string) error {
 		}
 	}
 	return nil
-}
-
-func moveTo(dir string, pid int) error {
-	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
 }
 
 func startScope(ctx context.Context, name string, pid int) error {

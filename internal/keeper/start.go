@@ -20,7 +20,7 @@ type Options struct {
 	Program       string // path of kuri-keeper; "" looks beside our own executable, then in PATH
 	StateDir      string // absolute; the keeper listens on keeper.sock in it
 	LogLevel      string // debug, info, warn or error; "" is info
-	SystemdCgroup bool   // put a keeper that is started into a systemd scope, not into a cgroup made by hand
+	SystemdCgroup bool   // put a keeper that is started into a systemd scope, not into cgroups made by hand
 }
 
 // startLimit bounds the time in which a new keeper must be ready.
@@ -61,39 +61,68 @@ func (c *Client) check(ctx context.Context) error {
 	return nil
 }
 
-// spawn starts kuri-keeper in a session and cgroup of its own, and waits until it serves.
+// spawn starts the holder in a session and cgroups of its own, which starts the keeper, and waits until that serves.
 func spawn(ctx context.Context, o Options) error {
-	program, err := findProgram(o.Program)
+	program, err := findKeeper(o.Program)
+	if err != nil {
+		return err
+	}
+	holder, err := findProgram("kuri-holder", filepath.Dir(program))
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(o.StateDir, 0o711); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
-	// The keeper says "ready" or what is wrong, and then closes its end.
+	level := o.LogLevel
+	if level == "" {
+		level = "info"
+	}
+	args := []string{"--state", o.StateDir}
+	if !o.SystemdCgroup {
+		dirs, err := makeCgroups(o.StateDir)
+		if err != nil {
+			return fmt.Errorf("make a cgroup for the keeper: %w", err)
+		}
+		for _, dir := range dirs {
+			args = append(args, "--cgroup", dir)
+		}
+	}
+	cmd := exec.Command(holder, append(args, "--", program, "--state", o.StateDir, "--log-level", level)...)
+	cmd.Dir, cmd.Env = "/", []string{"PATH=" + os.Getenv("PATH")}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return await(ctx, cmd, program, func() error {
+		if !o.SystemdCgroup {
+			return nil
+		}
+		return startScope(ctx, cgroupName(o.StateDir)+".scope", cmd.Process.Pid)
+	})
+}
+
+// await starts the holder, lets it start the keeper once placed has returned, and reads what the keeper says: "ready", or
+// what is wrong. Both close their ends of the pipe after that.
+func await(ctx context.Context, cmd *exec.Cmd, program string, placed func() error) error {
 	said, say, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer said.Close()
-	level := o.LogLevel
-	if level == "" {
-		level = "info"
-	}
-	cmd := exec.Command(program, "--state", o.StateDir, "--log-level", level)
-	cmd.Dir, cmd.Env = "/", []string{"PATH=" + os.Getenv("PATH")}
 	cmd.Stdout, cmd.Stderr = say, say
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	gate, err := cmd.StdinPipe()
+	if err != nil {
+		return errors.Join(err, say.Close())
+	}
 	err = cmd.Start()
 	say.Close()
 	if err != nil {
-		return fault.New(fault.Unavailable, "start the keeper: %w", err)
+		return fault.New(fault.Unavailable, "start the holder: %w", err)
 	}
-	go cmd.Wait() // reaps it when it ends before we do; it is nobody's child else
-	if err := enterCgroup(ctx, o, cmd.Process.Pid); err != nil {
+	go cmd.Wait() // reaps it if it ends before we do; nobody else would
+	if err := placed(); err != nil {
 		cmd.Process.Kill()
 		return fmt.Errorf("put the keeper into a cgroup of its own: %w", err)
 	}
+	gate.Close()
 	limit := time.Now().Add(startLimit)
 	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
 		limit = d
@@ -101,7 +130,7 @@ func spawn(ctx context.Context, o Options) error {
 	said.SetReadDeadline(limit)
 	text, err := io.ReadAll(io.LimitReader(said, 16<<10))
 	if answer := strings.TrimSpace(string(text)); answer != "ready" {
-		cmd.Process.Kill()
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // the holder and the keeper
 		if err != nil {
 			answer = strings.TrimSpace(fmt.Sprintf("%s (it was not ready in time: %v)", answer, err))
 		}
@@ -110,20 +139,33 @@ func spawn(ctx context.Context, o Options) error {
 	return nil
 }
 
-// findProgram returns the path of kuri-keeper.
-func findProgram(given string) (string, error) {
+// findKeeper returns the path of kuri-keeper.
+func findKeeper(given string) (string, error) {
 	if given != "" {
-		return given, nil
+		return filepath.Abs(given)
 	}
+	var beside []string
 	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), "kuri-keeper")
-		if _, err := os.Stat(beside); err == nil {
-			return beside, nil
+		beside = append(beside, filepath.Dir(self))
+	}
+	return findProgram("kuri-keeper", beside...)
+}
+
+// findProgram returns the path of a program in one of the directories, or in PATH.
+func findProgram(name string, dirs ...string) (string, error) {
+	for _, dir := range dirs {
+		if path := filepath.Join(dir, name); exists(path) {
+			return path, nil
 		}
 	}
-	path, err := exec.LookPath("kuri-keeper")
+	path, err := exec.LookPath(name)
 	if err != nil {
-		return "", fault.New(fault.NotFound, "kuri-keeper is neither beside kurid nor in PATH: %w", err)
+		return "", fault.New(fault.NotFound, "%s is neither in %s nor in PATH: %w", name, strings.Join(dirs, ", "), err)
 	}
-	return path, nil
+	return filepath.Abs(path)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }

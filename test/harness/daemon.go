@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -16,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/client"
@@ -279,37 +279,38 @@ func (d *Daemon) end(t testing.TB, sig syscall.Signal) {
 	d.cmd = nil
 }
 
-// KeeperPid returns the process id of the keeper, which the kernel knows of its socket; 0 when none listens.
-func (d *Daemon) KeeperPid() int {
-	conn, err := net.Dial("unix", filepath.Join(d.State, "keeper.sock"))
+// KeeperPid returns the process id of the keeper; 0 when none serves.
+func (d *Daemon) KeeperPid() int { return lockedBy(filepath.Join(d.State, "keeper", "lock")) }
+
+// HolderPid returns the process id of the holder; 0 when none serves.
+func (d *Daemon) HolderPid() int { return lockedBy(filepath.Join(d.State, "holder.lock")) }
+
+// lockedBy returns the process that has locked a file and written its id into it, 0 for none.
+func lockedBy(path string) int {
+	f, err := os.Open(path)
 	if err != nil {
 		return 0
 	}
-	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
+	defer f.Close()
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) == nil {
 		return 0
 	}
-	pid := 0
-	raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
-		}
-	})
+	text, _ := io.ReadAll(f)
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
 	return pid
 }
 
-// stopKeeper ends the keeper with TERM and waits for it.
+// stopKeeper ends the holder, and with it the keeper, with TERM and waits for it.
 func (d *Daemon) stopKeeper(t testing.TB) {
 	t.Helper()
-	pid := d.KeeperPid()
+	pid := d.HolderPid()
 	if pid == 0 {
-		t.Error("no keeper listens any more")
+		t.Error("no holder serves any more")
 		return
 	}
 	groups := keeperCgroups(pid)
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-		t.Errorf("end the keeper: %v", err)
+		t.Errorf("end the holder: %v", err)
 	}
 	for deadline := time.Now().Add(Patient(10 * time.Second)); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
@@ -317,11 +318,11 @@ func (d *Daemon) stopKeeper(t testing.TB) {
 			return
 		}
 	}
-	t.Errorf("the keeper, process %d, does not end on TERM", pid)
-	syscall.Kill(pid, syscall.SIGKILL)
+	t.Errorf("the holder, process %d, and its keeper, process %d, do not end on TERM", pid, d.KeeperPid())
+	syscall.Kill(-pid, syscall.SIGKILL)
 }
 
-// keeperCgroups are the cgroups that a keeper is in and has made for itself, in each hierarchy.
+// keeperCgroups are the cgroups that a holder is in with its keeper, in each hierarchy.
 func keeperCgroups(pid int) (dirs []string) {
 	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	for line := range strings.Lines(string(body)) {
@@ -338,8 +339,8 @@ func keeperCgroups(pid int) (dirs []string) {
 	return slices.Compact(dirs)
 }
 
-// removeCgroups removes the cgroups of a keeper that has ended; it cannot do so itself, being in them. The last of its
-// processes may still be on their way out.
+// removeCgroups removes the cgroups of a holder that has ended where it could not do so itself: at the root of a cgroup
+// namespace of version 2. The last of its processes may still be on their way out.
 func removeCgroups(dirs []string, deadline time.Time) {
 	for _, dir := range dirs {
 		for errors.Is(os.Remove(dir), syscall.EBUSY) && time.Now().Before(deadline) {
