@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -45,7 +47,27 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"pids", 2, `no command "pids": did you mean pods`},
 		{"pods --nope", 2, "unknown flag: --nope"},
 		{"pods extra", 2, "extra"},
-		{"exec web", 2, "requires at least 2"},
+		{"exec web", 2, `something is missing after "web": kuri exec [flags] CONTAINER [--] COMMAND [ARG...]`},
+		{"exec", 2, "arguments are missing: kuri exec"},
+		{"exec", 2, "kuri: see kuri exec --help"},
+		{"image rm", 2, "see kuri image rm --help"},
+		{"inspect a b", 2, `"b" is one too many: kuri inspect NAME`},
+		{"image nope", 2, `there is no command "kuri image nope"`},
+		{"rmp x", 2, "kuri rm"},
+		{"get pods", 2, "kuri pods"},
+		{"logs --tail x web", 2, `--tail "x": expected a whole number`},
+		{"stop -g 1.5 web", 2, `--grace "1.5": expected a whole number`},
+		{"pods -l nonsense", 2, `--label "nonsense": expected KEY=VALUE`},
+		{"-t 5 pods", 2, `--timeout "5": expected a duration with its unit: 5s?`},
+		{"-t soon pods", 2, `--timeout "soon": expected a duration such as`},
+		{"ps -a=maybe", 2, `--all "maybe": expected true or false`},
+		{"logs --folow web", 2, "unknown flag: --folow: did you mean --follow?"},
+		{"ps -Z", 2, "unknown flag: -Z"},
+		{"ps --format x", 2, "(here it is -o, --output)"},
+		{"port-forward web 99999", 2, "a number from 1 to 65535"},
+		{"port-forward web 1:2:3", 2, "PORT or LOCAL:PORT"},
+		{"exec --detach-keys ctrl-1 web sh", 2, `"ctrl-1" is neither a character`},
+		{"attach --detach-keys ab web", 2, "--detach-keys"},
 		{"exec web --", 2, "which command?"},
 		{"pods -o xml", 2, "expected table, json or yaml"},
 		{"-r tcp://127.0.0.1:1 pods", 2, "TCP is not supported"},
@@ -73,6 +95,74 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 				t.Errorf("says %q, want %q", errs, tt.says)
 			}
 		})
+	}
+}
+
+// No error of usage has the words of a library, or the type of a value in Go's words.
+func TestUsageErrorsArePlain(t *testing.T) {
+	for _, args := range []string{"logs --tail x web", "-t x pods", "stop -g x y", "ps -a=x", "pods -l x", "logs --nope", "exec", "run", "port-forward a b", "port-forward a 1:b", "-t"} {
+		c, _, errs := newCLI(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
+		if code := c.main(context.Background(), strings.Fields(args)); code != exitUsage {
+			t.Errorf("%s: exit code %d: %s", args, code, errs)
+		}
+		for _, raw := range []string{"strconv", "parsing", "arg(s)", "time: ", "invalid syntax", "stringToString", "int64"} {
+			if strings.Contains(errs.String(), raw) {
+				t.Errorf("%s: %q in %q", args, raw, errs)
+			}
+		}
+	}
+}
+
+func TestParseKeys(t *testing.T) {
+	for in, want := range map[string]string{"": "", "ctrl-p,ctrl-q": "\x10\x11", "ctrl-]": "\x1d", "CTRL-A,d": "\x01d", "ctrl-@": "\x00", "~,.": "~."} {
+		if got, err := parseKeys(in); err != nil || string(got) != want {
+			t.Errorf("%q: %q %v", in, got, err)
+		}
+	}
+	for _, in := range []string{",", "ctrl-", "ctrl-pp", "ctrl-1", "ab", "a,,b"} {
+		if _, err := parseKeys(in); err == nil {
+			t.Errorf("%q is taken", in)
+		}
+	}
+}
+
+// Keys that begin the sequence and do not go on with it are passed on, in their order and in whatever pieces they come.
+func TestKeyWatch(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain": "plain", "": "", "\x10": "\x10", "a\x10b": "a\x10b", "\x10\x10x": "\x10\x10x", "\x11\x10": "\x11\x10",
+	} {
+		for _, r := range []io.Reader{strings.NewReader(in), iotest.OneByteReader(strings.NewReader(in))} {
+			k := &keyWatch{in: r, keys: []byte("\x10\x11"), detach: func() { t.Errorf("%q detaches", in) }}
+			if got, err := io.ReadAll(iotest.OneByteReader(k)); err != nil || string(got) != want {
+				t.Errorf("%q: %q %v", in, got, err)
+			}
+		}
+	}
+	detached := make(chan struct{})
+	k := &keyWatch{in: iotest.OneByteReader(strings.NewReader("x\x10\x10\x11y")), keys: []byte("\x10\x11"), detach: func() { close(detached) }}
+	go io.ReadAll(k) // never returns
+	<-detached
+}
+
+func TestExecCodes(t *testing.T) {
+	for text, want := range map[string]int{
+		`exec: "nosuch": executable file not found in the container`:                                                                        127,
+		"OCI runtime exec failed: exec failed: unable to start container process: exec: \"x\": executable file not found in $PATH: unknown": 127,
+		`exec failed: unable to start container process: exec: "/x": stat /x: no such file or directory`:                                    127,
+		"crun: executable file `x` not found in $PATH: No such file or directory":                                                           127,
+		`exec: "/tmp": find the program: is a directory`:                                                                                    126,
+		`exec: "/etc/passwd": find the program: permission denied`:                                                                          126,
+		`exec: "/x": exec format error`:                                                                                                     126,
+		"working directory /gone: no such file or directory":                                                                                1,
+		"the connection broke": 1,
+	} {
+		c, _, _ := newCLI(nil)
+		if got := c.exit(context.Background(), notRun(errors.New(text))); got != want {
+			t.Errorf("%s: %d, want %d", text, got, want)
+		}
+	}
+	if err := said("exec in web", errors.New("Internal error occurred: error executing command in container: why")); err.Error() != "exec in web: why" {
+		t.Error(err)
 	}
 }
 

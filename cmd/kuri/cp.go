@@ -36,7 +36,7 @@ name with a colon is written ./so:
 On Kuri's own runtime nothing is needed of the image. On others, and where --tar says so, the container's own tar does the work
 there. In both cases it is a process of the container, as its own user. What comes out is made new below the target and nowhere else, whatever the container sends: without owners, setuid bits and
 devices.`,
-		Args:              cobra.ExactArgs(2),
+		Args:              takes(2, 2),
 		ValidArgsFunction: c.completeCopy,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from, to := parsePlace(args[0]), parsePlace(args[1])
@@ -71,9 +71,12 @@ type place struct {
 	path      string
 }
 
-// parsePlace splits NAME:PATH. A path that is written as one, /… or ./…, is local.
+// parsePlace splits NAME:PATH, where NAME may be id:PREFIX. A path that is written as one, /… or ./…, is local.
 func parsePlace(s string) place {
 	name, p, ok := strings.Cut(s, ":")
+	if id, rest, more := strings.Cut(p, ":"); more && name+":" == idPrefix && id != "" && !strings.Contains(id, "/") {
+		name, p = idPrefix+id, rest
+	}
 	if !ok || name == "" || strings.HasPrefix(s, "/") || strings.HasPrefix(s, ".") {
 		return place{path: s}
 	}
@@ -90,7 +93,7 @@ func (c *cli) cp(ctx context.Context, from, to place, owner, useTar bool) error 
 	if err != nil {
 		return err
 	}
-	ct, err := have.running(from.container + to.container)
+	ct, err := c.runningContainer(have, from.container+to.container)
 	if err != nil {
 		return err
 	}
@@ -370,7 +373,7 @@ func (b box) tar(ctx context.Context, in io.Reader, out io.Writer, args ...strin
 		return fmt.Errorf("run tar in %s: %w", b.name, err)
 	}
 	said := &words{}
-	err = (&cli{in: in, out: out, err: said}).stream(ctx, resp.Url, in != nil, false)
+	err = (&cli{in: in, out: out, err: said}).stream(ctx, resp.Url, streams{stdin: in != nil})
 	if err == nil {
 		return nil
 	}

@@ -19,6 +19,9 @@ func TestParsePlace(t *testing.T) {
 		"file":            {"", "file"},
 		"-":               {"", "-"},
 		":x":              {"", ":x"},
+		"id:3f:/x":        {"id:3f", "/x"},
+		"id:/etc/a:b":     {"id", "/etc/a:b"},
+		"id:x":            {"id", "x"},
 		"0123abcd:/x/y/.": {"0123abcd", "/x/y/."},
 	} {
 		if got := parsePlace(in); got != want {

@@ -22,7 +22,7 @@ func (c *cli) imageDiffCommand() *cobra.Command {
 path is changed when its kind, mode, owner, content, target or an extended attribute is another. Of one image, show the same
 of each layer, the bottom one first; there, a file that a layer has again is changed, be its content the same, and what is
 below a deleted directory is not shown. This needs Kuri's own runtime.`,
-		Args:              cobra.RangeArgs(1, 2),
+		Args:              takes(1, 2),
 		ValidArgsFunction: c.completeImages(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &kuriv1.DiffRequest{Image: args[0]}

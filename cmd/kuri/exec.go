@@ -16,12 +16,17 @@ const maxExecAnswer = 2*(16<<20) + 1<<20
 func (c *cli) execCommand() *cobra.Command {
 	var limit time.Duration
 	var stdin, tty bool
+	var keys string
 	cmd := &cobra.Command{
 		Use:   "exec [flags] CONTAINER [--] COMMAND [ARG...]",
 		Short: "Run a command in a container and return its exit code",
 		Long: `Run a command in a running container. The exit code is the command's own. Without -i and -t it has no input, and what it
-wrote is printed once it has ended; with one of them its streams are those of the program.`,
-		Args:              cobra.MinimumNArgs(2),
+wrote is printed once it has ended; with one of them its streams are those of the program. A command that is not there
+exits with 127, one that cannot be run with 126. In a terminal ctrl-p ctrl-q (--detach-keys) leaves, which hangs the command up.`,
+		Example: `  kuri exec web -- ls /etc         run a command in the container of the pod web
+  kuri exec -it web/server sh      a shell
+  kuri exec -i web -- tee /f <f    with input`,
+		Args:              takes(2, many),
 		ValidArgsFunction: c.completeContainers(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, command := args[0], args[1:]
@@ -30,6 +35,10 @@ wrote is printed once it has ended; with one of them its streams are those of th
 			}
 			if len(command) == 0 {
 				return usageError{errors.New("which command? kuri exec CONTAINER -- COMMAND")}
+			}
+			detach, err := parseKeys(keys)
+			if err != nil {
+				return err
 			}
 			ctx := cmd.Context()
 			rt, err := c.runtime(ctx)
@@ -41,24 +50,30 @@ wrote is printed once it has ended; with one of them its streams are those of th
 			if err != nil {
 				return err
 			}
-			ct, err := have.running(name)
+			ct, err := c.runningContainer(have, name)
 			if err != nil {
 				return err
 			}
+			tty := c.withoutTerminal(stdin, tty)
 			if stdin || tty {
 				if limit != 0 {
 					return usageError{errors.New("--time-limit is for a command without -i and -t")}
 				}
 				resp, err := rt.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: ct.Id, Cmd: command, Stdin: stdin, Stdout: true, Stderr: !tty, Tty: tty})
 				if err != nil {
-					return fmt.Errorf("exec in %s: %w", name, err)
+					return notRun(fmt.Errorf("exec in %s: %w", name, err))
 				}
-				return c.stream(ctx, resp.Url, stdin, tty)
+				err = c.stream(ctx, resp.Url, streams{stdin: stdin, tty: tty, detach: detach})
+				if errors.Is(err, errDetached) {
+					fmt.Fprintf(c.err, "kuri: detached: %s is hung up, %s goes on\n", printable(command[0]), printable(name))
+					return nil
+				}
+				return notRun(said("exec in "+name, err))
 			}
 			seconds := int64((limit + time.Second - 1) / time.Second)
 			r, err := rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: ct.Id, Cmd: command, Timeout: seconds}, grpc.MaxCallRecvMsgSize(maxExecAnswer))
 			if err != nil {
-				return fmt.Errorf("exec in %s: %w", name, err)
+				return notRun(fmt.Errorf("exec in %s: %w", name, err))
 			}
 			if _, err := c.out.Write(r.Stdout); err != nil {
 				return err
@@ -77,9 +92,7 @@ wrote is printed once it has ended; with one of them its streams are those of th
 	f.DurationVar(&limit, "time-limit", 0, "kill the command after this time, in whole seconds (default: none)")
 	f.BoolVarP(&stdin, "stdin", "i", false, "pass the input on")
 	f.BoolVarP(&tty, "tty", "t", false, "give the command a terminal")
-	// -i and -t mean here what they mean in every other exec, so the program's own flags of these letters go by their
-	// long names after this verb.
-	f.StringVar(&c.flags.Image, "image-endpoint", "", "socket of the image service")
-	f.DurationVar(&c.flags.Timeout, "timeout", 0, "how long the call may take beyond --time-limit")
+	detachFlag(cmd, &keys)
+	c.ownLetters(cmd)
 	return cmd
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,12 +67,15 @@ func (c *cli) exit(ctx context.Context, err error) int {
 		return exitSignal + int(by.Signal)
 	}
 	c.say(err)
+	var coded codedError
 	var usage usageError
 	var missing notFoundError
 	var unreachable *client.UnreachableError
 	switch {
+	case errors.As(err, &coded):
+		return coded.code
 	case errors.As(err, &usage):
-		fmt.Fprintln(c.err, "kuri: see kuri --help")
+		fmt.Fprintf(c.err, "kuri: see %s --help\n", cmp.Or(c.verb, "kuri"))
 		return exitUsage
 	case errors.As(err, &unreachable), lost(err):
 		return exitUnreachable

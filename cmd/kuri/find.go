@@ -29,58 +29,123 @@ func takeInventory(ctx context.Context, rt *client.Runtime) (*inventory, error) 
 	return &inventory{pods: pods.Items, containers: containers.Containers}, nil
 }
 
-// pod returns the pod that name means: by name, namespace/name, id, or the beginning of an id.
+// idPrefix begins a name that can only be an id, or the beginning of one: "id:3f".
+const idPrefix = "id:"
+
+// minID is how many characters of an id stand for it without [idPrefix]. Fewer may be a name by chance: "e9", "cafe".
+const minID = 8
+
+// idText returns the id, or its beginning, that name may stand for; ok is false where it can be a name only.
+func idText(name string) (id string, ok bool) {
+	if id, ok := strings.CutPrefix(name, idPrefix); ok {
+		return id, id != ""
+	}
+	return name, len(name) >= minID
+}
+
+// withID returns the element whose id is the one that name stands for, or all whose ids begin so.
+func withID[T interface{ GetId() string }](name string, among []T) []T {
+	var out []T
+	prefix, ok := idText(name)
+	for _, e := range among {
+		if e.GetId() == prefix {
+			return []T{e}
+		}
+		if ok && strings.HasPrefix(e.GetId(), prefix) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// pod returns the pod that name means: by its name, by namespace/name, or by the beginning of its id.
 //
 // Errors: notFoundError; another when the name means several, with their names.
 func (v *inventory) pod(name string) (*runtimeapi.PodSandbox, error) {
-	found := v.podsNamed(name)
-	if len(found) == 0 {
-		found = v.podsWithID(name)
-	}
-	switch len(found) {
+	switch found := v.podsMeant(name); len(found) {
 	case 0:
-		return nil, notFound("there is no pod %q", name)
+		return nil, v.missing(name, "pod")
 	case 1:
 		return found[0], nil
+	default:
+		return nil, ambiguous(name, "pods", texts(found, podText))
 	}
-	return nil, ambiguous(name, "pods", texts(found, podText))
 }
 
-// container returns the container that name means: by name, pod/container, namespace/pod/container, id, or the beginning
-// of an id. A pod's name means its container where the pod has one only. Of the attempts at one container the latest is
-// meant. Errors are as those of pod.
+// podsMeant returns the pods that name may mean. Names come before ids.
+func (v *inventory) podsMeant(name string) []*runtimeapi.PodSandbox {
+	if found := v.podsNamed(name); len(found) > 0 {
+		return found
+	}
+	return withID(name, v.pods)
+}
+
+// container returns the container that name means, whether it runs or has exited: by its name, by pod/container, by
+// namespace/pod/container, by the name of its pod when it is alone there, or by the beginning of its id. Of the attempts
+// at one container it is the latest. Errors are as those of pod.
 func (v *inventory) container(name string) (*runtimeapi.Container, error) {
-	return v.containerAmong(name, v.containers)
-}
-
-// running is container with running containers preferred where a name means several.
-func (v *inventory) running(name string) (*runtimeapi.Container, error) {
-	running := slices.DeleteFunc(slices.Clone(v.containers), func(c *runtimeapi.Container) bool {
-		return c.State != runtimeapi.ContainerState_CONTAINER_RUNNING
-	})
-	if c, err := v.containerAmong(name, running); err == nil {
-		return c, nil
-	}
-	return v.container(name)
-}
-
-func (v *inventory) containerAmong(name string, among []*runtimeapi.Container) (*runtimeapi.Container, error) {
-	found := v.containersNamed(name, among)
-	if len(found) == 0 {
-		found = withID(name, among)
-	}
-	if len(found) == 0 {
-		for _, p := range v.podsNamed(name) {
-			found = append(found, v.in(p, among)...)
-		}
-	}
+	found, _ := v.containersMeant(name)
 	switch len(found) {
 	case 0:
-		return nil, notFound("there is no container %q", name)
+		return nil, v.missing(name, "container")
 	case 1:
 		return found[0], nil
 	}
 	return nil, ambiguous(name, "containers", texts(found, v.containerText))
+}
+
+// running is container for what needs a running one. In a pod that is named by its own name the only running container is
+// meant, and only is true; a container that is named itself is meant whatever its state, so that no other one takes its place.
+func (v *inventory) running(name string) (c *runtimeapi.Container, only bool, err error) {
+	found, ofPod := v.containersMeant(name)
+	if alive := slices.DeleteFunc(slices.Clone(found), isNotRunning); ofPod && len(found) > 1 && len(alive) == 1 {
+		return alive[0], true, nil
+	}
+	if c, err = v.container(name); err != nil {
+		return nil, false, err
+	}
+	if c.State == runtimeapi.ContainerState_CONTAINER_EXITED {
+		return nil, false, fmt.Errorf("%s has exited, and this needs a running one", v.containerText(c))
+	}
+	return c, false, nil
+}
+
+// runningContainer is running, and says on standard error which container of a pod is meant where that is not obvious.
+func (c *cli) runningContainer(have *inventory, name string) (*runtimeapi.Container, error) {
+	ct, only, err := have.running(name)
+	if only {
+		fmt.Fprintf(c.err, "kuri: container %s, the only one of %s that runs\n", printable(ct.GetMetadata().GetName()), printable(name))
+	}
+	return ct, err
+}
+
+func isNotRunning(c *runtimeapi.Container) bool {
+	return c.State != runtimeapi.ContainerState_CONTAINER_RUNNING
+}
+
+// containersMeant returns the containers that name may mean, ofPod where the name is that of a pod alone. A name that is a
+// container's and a pod's means the container where it is in that pod, and else both.
+func (v *inventory) containersMeant(name string) (found []*runtimeapi.Container, ofPod bool) {
+	named, pods := v.containersNamed(name), v.podsNamed(name)
+	if len(named)+len(pods) == 0 {
+		if found = withID(name, v.containers); len(found) > 0 {
+			return found, false
+		}
+		pods = withID(name, v.pods)
+	}
+	found = named
+	for _, p := range pods {
+		inside := v.in(p, v.containers)
+		if len(named) == 1 && slices.Contains(inside, named[0]) {
+			continue
+		}
+		for _, c := range inside {
+			if !slices.Contains(found, c) {
+				found = append(found, c)
+			}
+		}
+	}
+	return found, len(named) == 0 && len(pods) == 1
 }
 
 // either returns the pod or the container that name means, with the other nil. A pod's name comes before a container's.
@@ -90,14 +155,14 @@ func (v *inventory) either(name string) (*runtimeapi.PodSandbox, *runtimeapi.Con
 	} else if len(pods) == 1 {
 		return pods[0], nil, nil
 	}
-	found := v.containersNamed(name, v.containers)
+	found := v.containersNamed(name)
 	var pods []*runtimeapi.PodSandbox
 	if len(found) == 0 {
-		found, pods = withID(name, v.containers), v.podsWithID(name)
+		found, pods = withID(name, v.containers), withID(name, v.pods)
 	}
 	switch {
 	case len(found)+len(pods) == 0:
-		return nil, nil, notFound("there is no pod and no container %q", name)
+		return nil, nil, v.missing(name, "pod and no container")
 	case len(found)+len(pods) > 1:
 		return nil, nil, ambiguous(name, "pods or containers", append(texts(pods, podText), texts(found, v.containerText)...))
 	case len(pods) == 1:
@@ -106,79 +171,93 @@ func (v *inventory) either(name string) (*runtimeapi.PodSandbox, *runtimeapi.Con
 	return nil, found[0], nil
 }
 
+// missing is the error for a name that means nothing. An id's beginning that is too short to be taken for one is named.
+func (v *inventory) missing(name, kind string) error {
+	if _, ok := idText(name); !ok && name != "" {
+		n := len(withID(idPrefix+name, v.containers)) + len(withID(idPrefix+name, v.pods))
+		if n > 0 {
+			return notFound("there is no %s %q (an id is taken for one from %d characters on, or with a prefix: %s%s)", kind, name, minID, idPrefix, name)
+		}
+	}
+	if pods := v.podsMeant(name); len(pods) > 0 && kind == "container" {
+		return notFound("pod %s has no containers", podName(pods[0]))
+	}
+	return notFound("there is no %s %q", kind, name)
+}
+
 // podsNamed returns the pods of a name, with or without a namespace before it. Of several sandboxes of one pod it is the
 // ready one, or the latest.
 func (v *inventory) podsNamed(name string) []*runtimeapi.PodSandbox {
 	var out []*runtimeapi.PodSandbox
 	for _, p := range v.pods {
 		m := p.GetMetadata()
-		if name != m.GetName() && name != m.GetNamespace()+"/"+m.GetName() {
+		if name == "" || name != m.GetName() && name != m.GetNamespace()+"/"+m.GetName() {
 			continue
 		}
-		i := slices.IndexFunc(out, func(o *runtimeapi.PodSandbox) bool {
-			return o.GetMetadata().GetNamespace() == m.GetNamespace()
-		})
+		i := slices.IndexFunc(out, func(o *runtimeapi.PodSandbox) bool { return podKey(o) == podKey(p) })
 		switch {
 		case i < 0:
 			out = append(out, p)
-		case out[i].State == p.State && p.CreatedAt > out[i].CreatedAt,
-			out[i].State != p.State && p.State == runtimeapi.PodSandboxState_SANDBOX_READY:
+		case newer(p, out[i]):
 			out[i] = p
 		}
 	}
 	return out
 }
 
-// podsWithID returns the pod with an id, or all whose id begins so.
-func (v *inventory) podsWithID(prefix string) []*runtimeapi.PodSandbox {
-	var out []*runtimeapi.PodSandbox
-	for _, p := range v.pods {
-		if p.Id == prefix {
-			return []*runtimeapi.PodSandbox{p}
-		}
-		if prefix != "" && strings.HasPrefix(p.Id, prefix) {
-			out = append(out, p)
-		}
-	}
-	return out
+// podKey is what all sandboxes of one pod have in common.
+func podKey(p *runtimeapi.PodSandbox) string {
+	return p.GetMetadata().GetNamespace() + "/" + p.GetMetadata().GetName()
 }
 
-// containersNamed returns the containers of a name, which may have the name or the id's beginning of a pod before it.
-func (v *inventory) containersNamed(name string, among []*runtimeapi.Container) []*runtimeapi.Container {
+// newer reports whether p is more the pod's sandbox of now than another one: the ready one, or the one made later.
+func newer(p, than *runtimeapi.PodSandbox) bool {
+	if p.GetState() != than.GetState() {
+		return p.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY
+	}
+	return p.GetCreatedAt() > than.GetCreatedAt()
+}
+
+// containersNamed returns the containers of a name, which may have the name of a pod before it, or the beginning of the id
+// of one. A container that is in several sandboxes of one pod is the one in the sandbox of now.
+func (v *inventory) containersNamed(name string) []*runtimeapi.Container {
 	podName, own := "", name
 	if i := strings.LastIndexByte(name, '/'); i >= 0 {
 		podName, own = name[:i], name[i+1:]
 	}
-	var pods []*runtimeapi.PodSandbox
-	if podName != "" {
-		if pods = v.podsNamed(podName); len(pods) == 0 {
-			pods = v.podsWithID(podName)
-		}
+	if own == "" {
+		return nil
+	}
+	if podName == "" {
+		return v.current(slices.DeleteFunc(latest(v.containers), func(c *runtimeapi.Container) bool { return c.GetMetadata().GetName() != own }))
 	}
 	var out []*runtimeapi.Container
-	for _, c := range latest(among) {
-		if c.GetMetadata().GetName() != own {
-			continue
-		}
-		if podName == "" || slices.ContainsFunc(pods, func(p *runtimeapi.PodSandbox) bool { return p.Id == c.PodSandboxId }) {
-			out = append(out, c)
+	for _, p := range v.podsMeant(podName) {
+		for _, c := range v.in(p, v.containers) {
+			if c.GetMetadata().GetName() == own {
+				out = append(out, c)
+			}
 		}
 	}
 	return out
 }
 
-// withID returns the container with an id, or all whose id begins so.
-func withID(prefix string, among []*runtimeapi.Container) []*runtimeapi.Container {
-	var out []*runtimeapi.Container
-	for _, c := range among {
-		if c.Id == prefix {
-			return []*runtimeapi.Container{c}
+// current leaves out, of containers of one name, those that have a later one of the same pod beside them.
+func (v *inventory) current(list []*runtimeapi.Container) []*runtimeapi.Container {
+	last := map[string]*runtimeapi.Container{}
+	key := func(c *runtimeapi.Container) string {
+		if p := v.podOf(c); p != nil {
+			return podKey(p)
 		}
-		if prefix != "" && strings.HasPrefix(c.Id, prefix) {
-			out = append(out, c)
+		return idPrefix + c.PodSandboxId
+	}
+	for _, c := range list {
+		have := last[key(c)]
+		if have == nil || newer(v.podOf(c), v.podOf(have)) {
+			last[key(c)] = c
 		}
 	}
-	return out
+	return slices.DeleteFunc(slices.Clone(list), func(c *runtimeapi.Container) bool { return last[key(c)] != c })
 }
 
 // in returns the latest attempts at the containers of a pod, the first made first.

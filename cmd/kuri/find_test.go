@@ -33,6 +33,10 @@ func stock() *inventory {
 			sandbox("ccc1", "default", "again", notReady, 4),
 			sandbox("ccc2", "default", "again", ready, 3), // the older one is the ready one
 			sandbox("ddd1", "default", "aaa", ready, 5),   // a name that is the beginning of ids
+			sandbox("ddd2", "default", "e9", ready, 6),
+			sandbox("ddd3", "default", "gone2", ready, 7), // and the name of a container elsewhere
+			sandbox("fff1", "default", "anew", notReady, 1),
+			sandbox("fff2", "default", "anew", ready, 2),
 		},
 		containers: []*runtimeapi.Container{
 			container("111a", "aaa1", "web", running, 0),
@@ -42,6 +46,14 @@ func stock() *inventory {
 			container("333a", "bbb1", "main", exited, 0),
 			container("444a", "ccc2", "only", exited, 0),
 			container("bbb7", "ddd1", "x", running, 0), // an id that begins like a pod's
+
+			container("e9e9e9e9e9e9", "ddd2", "x", running, 0), // ids that begin like names
+			container("5f6a7b8c9d0e", "ddd3", "gone", exited, 0),
+			container("0a0a0a0a0a0a", "ddd3", "two", running, 0),
+			container("0b0b0b0b0b0b", "ddd2", "gone2", running, 0),
+			container("90e0e0e0e0e0", "ddd2", "gone", running, 0),
+			container("77777777aaaa", "fff1", "again-main", exited, 3), // of an older sandbox
+			container("77777777bbbb", "fff2", "again-main", running, 0),
 		},
 	}
 }
@@ -58,19 +70,34 @@ func TestFind(t *testing.T) {
 		{name: "default/web/log", container: "111b", running: "111b", either: "111b"},
 		{name: "aaa1/log", container: "111b", running: "111b", either: "111b"},
 		{name: "log", container: "111b", running: "111b", either: "111b"},
-		{name: "db", pod: "?", container: "?", running: "222b", either: "?"},
-		{name: "shop/db", pod: "bbb1", container: "333a", running: "333a", either: "bbb1"},
-		{name: "main", container: "?", running: "222b", either: "?"},
-		{name: "db/main", container: "?", running: "222b", either: "?"},
+		{name: "db", pod: "?", container: "?", running: "?", either: "?"},
+		{name: "shop/db", pod: "bbb1", container: "333a", running: "?", either: "bbb1"},
+		{name: "main", container: "?", running: "?", either: "?"}, // also where one alone runs
+		{name: "db/main", container: "?", running: "?", either: "?"},
 		{name: "default/db/main", container: "222b", running: "222b", either: "222b"},
-		{name: "222a", container: "222a", running: "222a", either: "222a"}, // an id means that attempt
-		{name: "222", container: "?", running: "222b", either: "?"},
-		{name: "again", pod: "ccc2", container: "444a", running: "444a", either: "ccc2"},
+		{name: "222a", container: "222a", running: "?", either: "222a"}, // an id means that attempt
+		{name: "222"}, // too short for an id
+		{name: "id:222", container: "?", running: "?", either: "?"},
+		{name: "id:222b", container: "222b", running: "222b", either: "222b"},
+		{name: "again", pod: "ccc2", container: "444a", running: "?", either: "ccc2"},
 		{name: "ccc1", pod: "ccc1", either: "ccc1"},
 		{name: "aaa", pod: "ddd1", container: "bbb7", running: "bbb7", either: "ddd1"}, // names before ids
-		{name: "aa", pod: "?", either: "?"},
-		{name: "bbb", pod: "bbb1", container: "bbb7", running: "bbb7", either: "?"},
-		{name: "bbb1", pod: "bbb1", either: "bbb1"},
+		{name: "aa"},
+		{name: "id:aa", pod: "?", container: "?", running: "?", either: "?"},
+		{name: "bbb"},
+		{name: "id:bbb", pod: "bbb1", container: "bbb7", running: "bbb7", either: "?"},
+		{name: "bbb1", pod: "bbb1", container: "333a", running: "?", either: "bbb1"},
+		{name: "e9", pod: "ddd2", container: "?", running: "?", either: "ddd2"},
+		{name: "e9e9e9e"},
+		{name: "e9e9e9e9", container: "e9e9e9e9e9e9", running: "e9e9e9e9e9e9", either: "e9e9e9e9e9e9"},
+		{name: "gone", container: "?", running: "?", either: "?"}, // the exited one counts
+		{name: "gone2/gone", container: "5f6a7b8c9d0e", running: "?", either: "5f6a7b8c9d0e"},
+		{name: "gone2", pod: "ddd3", container: "?", running: "?", either: "ddd3"}, // a pod's, and a container's elsewhere
+		{name: "id:ddd3", pod: "ddd3", container: "?", running: "0a0a0a0a0a0a", either: "ddd3"},
+		{name: "again-main", container: "77777777bbbb", running: "77777777bbbb", either: "77777777bbbb"},
+		{name: "anew", pod: "fff2", container: "77777777bbbb", running: "77777777bbbb", either: "fff2"},
+		{name: "id:"},
+		{name: "web/"},
 		{name: "nothing"},
 		{name: "web/nothing"},
 		{name: "nothing/web"},
@@ -95,7 +122,7 @@ func TestFind(t *testing.T) {
 			check("pod", p.GetId(), err, tt.pod)
 			c, err := v.container(tt.name)
 			check("container", c.GetId(), err, tt.container)
-			c, err = v.running(tt.name)
+			c, _, err = v.running(tt.name)
 			check("running", c.GetId(), err, tt.running)
 			p, c, err = v.either(tt.name)
 			check("either", p.GetId()+c.GetId(), err, tt.either)
@@ -118,8 +145,27 @@ func TestAmbiguousNamesTheCandidates(t *testing.T) {
 		t.Error(err)
 	}
 	v.pods[0].Id = "ef"
-	if _, err = v.pod("e"); err == nil || !strings.Contains(err.Error(), "and 20 more") {
+	if _, err = v.pod("id:e"); err == nil || !strings.Contains(err.Error(), "and 20 more") {
 		t.Errorf("a long list: %v", err)
+	}
+}
+
+func TestShortIDsAreHinted(t *testing.T) {
+	var missing notFoundError
+	if _, err := stock().container("e9e"); !errors.As(err, &missing) || !strings.Contains(err.Error(), "id:e9e") {
+		t.Errorf("a short id: %v", err)
+	}
+	if _, _, err := stock().either("none"); !errors.As(err, &missing) || strings.Contains(err.Error(), "id:") {
+		t.Errorf("no id at all: %v", err)
+	}
+}
+
+func TestByChance(t *testing.T) {
+	i := &runtimeapi.Image{Id: "sha256:cafe0123456789", RepoTags: []string{"docker.io/library/caf:latest"}}
+	for name, want := range map[string]bool{"cafe": true, "caf": false, "cafe0123": false, "sha256:caf": false, "web": false} {
+		if got := byChance(i, name); got != want {
+			t.Errorf("%q: %t", name, got)
+		}
 	}
 }
 

@@ -21,7 +21,7 @@ func (c *cli) historyCommand() *cobra.Command {
 		Short: "Show how an image was made, step by step",
 		Long: `Show the steps that made an image as its configuration tells them, the newest first, with the layer that each step added.
 This needs Kuri's own runtime.`,
-		Args:              cobra.ExactArgs(1),
+		Args:              takes(1, 1),
 		ValidArgsFunction: c.completeImages(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()

@@ -4,12 +4,10 @@ import "github.com/spf13/cobra"
 
 // imageCommand is the group of what concerns images. What is also a verb of its own is the same here.
 func (c *cli) imageCommand() *cobra.Command {
-	group := &cobra.Command{
+	verbs := group(&cobra.Command{
 		Use:   "image",
 		Short: "Everything about images: ls, pull, load, save, inspect, history, diff, rm, prune, check",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+	})
 	named := func(use string, cmd *cobra.Command) *cobra.Command {
 		cmd.Use = use
 		return cmd
@@ -17,18 +15,18 @@ func (c *cli) imageCommand() *cobra.Command {
 	check := named("check", c.checkCommand())
 	_ = check.Flags().Set("images", "true")
 	_ = check.Flags().MarkHidden("images")
-	group.AddCommand(
+	verbs.AddCommand(
 		named("ls", c.imagesCommand()), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.imageInspectCommand(), c.historyCommand(), c.imageDiffCommand(),
 		named("rm IMAGE...", c.rmiCommand()), c.pruneCommand(), check,
 	)
-	return group
+	return verbs
 }
 
 func (c *cli) imageInspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "inspect IMAGE",
 		Short:             "Print all that the runtime tells about an image",
-		Args:              cobra.ExactArgs(1),
+		Args:              takes(1, 1),
 		ValidArgsFunction: c.completeImages(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v, err := c.inspectImage(cmd.Context(), args[0])

@@ -15,7 +15,7 @@ func (c *cli) inspectCommand() *cobra.Command {
 		Short: "Print all that the runtime tells about a pod, a container or an image",
 		Long: `Print the runtime's verbose status of a pod, a container or an image, whichever the name means: a pod's name comes
 before a container's, and that before an image's.`,
-		Args:              cobra.ExactArgs(1),
+		Args:              takes(1, 1),
 		ValidArgsFunction: c.completeNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v, err := c.inspect(cmd.Context(), args[0])

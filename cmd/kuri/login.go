@@ -30,7 +30,7 @@ func (c *cli) loginCommand() *cobra.Command {
 and kuri run: in the file of --authfile, of REGISTRY_AUTH_FILE, in config.json of DOCKER_CONFIG or of ~/.docker, or with the
 credential helper that this file names. A kubelet has its own way to credentials and does not read these. The registry is
 asked with the certificates that --certs-dir has for it, never a mirror.`,
-		Args:              cobra.MaximumNArgs(1),
+		Args:              takes(0, 1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
@@ -85,7 +85,7 @@ func (c *cli) logoutCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "logout [REGISTRY]",
 		Short:             "Forget the credentials of a registry",
-		Args:              cobra.MaximumNArgs(1),
+		Args:              takes(0, 1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			registry, err := registryName(args)

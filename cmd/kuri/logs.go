@@ -27,7 +27,7 @@ func (c *cli) logsCommand() *cobra.Command {
 		Short: "Print what containers, or all containers of pods, have written",
 		Long: `Print the logs of containers, or of all containers of pods, with their names before each line where there are several.
 What a container wrote to its standard error goes to standard error. The files are read on this node, the rotated ones too.`,
-		Args:              cobra.MinimumNArgs(1),
+		Args:              takes(1, many),
 		ValidArgsFunction: c.completeNames(anyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			ctx := cmd.Context()

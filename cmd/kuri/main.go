@@ -3,15 +3,19 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"k8s.io/klog/v2"
 )
 
 // version is set by the build.
 var version = "dev"
 
 func main() {
+	silenceLibraries()
 	ctx, stop := interruptible()
 	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv}
 	code := c.main(ctx, os.Args[1:])
@@ -37,4 +41,10 @@ func interruptible() (context.Context, func()) {
 		}
 	}()
 	return ctx, func() { cancel(nil) }
+}
+
+// silenceLibraries keeps the log of Kubernetes' libraries from the user's terminal: what goes wrong comes back as an error.
+func silenceLibraries() {
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
 }

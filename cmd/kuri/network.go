@@ -12,13 +12,11 @@ import (
 )
 
 func (c *cli) networkCommand() *cobra.Command {
-	group := &cobra.Command{
+	verbs := group(&cobra.Command{
 		Use:   "network",
 		Short: "What there is of Kuri's built-in network: prune",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	group.AddCommand(&cobra.Command{
+	})
+	verbs.AddCommand(&cobra.Command{
 		Use:   "prune",
 		Short: "Take away the bridge and the nftables table of the built-in network",
 		Long: `Take away the bridge and the nftables table of the built-in network, which no pod may use any more. The next pod brings them
@@ -45,5 +43,5 @@ back. Where the daemon does not run, kurid network prune does the same. This nee
 			return nil
 		},
 	})
-	return group
+	return verbs
 }

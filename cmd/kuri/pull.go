@@ -22,7 +22,7 @@ func (c *cli) pullCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "pull IMAGE...",
 		Short:             "Pull images",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              takes(1, many),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			ctx := cmd.Context()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -20,7 +21,7 @@ func (c *cli) rmiCommand() *cobra.Command {
 		Use:               "rmi IMAGE...",
 		Short:             "Remove images, each with all its names",
 		Long:              `Remove images, each with all its names. One that a container uses, be it an ended one, is refused unless --force is given.`,
-		Args:              cobra.MinimumNArgs(1),
+		Args:              takes(1, many),
 		ValidArgsFunction: c.completeImages(anyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			ctx := cmd.Context()
@@ -78,18 +79,26 @@ func (c *cli) removeImage(ctx context.Context, img *client.Images, i *runtimeapi
 	return nil
 }
 
-// findImage returns an image by a name or by the beginning of its id.
+// findImage returns an image by a name, or by the beginning of its id, for which the rules are those of containers.
 func findImage(ctx context.Context, img *client.Images, name string) (*runtimeapi.Image, error) {
-	st, err := img.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
-	if err == nil && st.Image != nil {
-		return st.Image, nil
+	short, isID := strings.CutPrefix(name, idPrefix)
+	var err error
+	if !isID {
+		var st *runtimeapi.ImageStatusResponse
+		st, err = img.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+		if err == nil && st.Image != nil && !byChance(st.Image, name) {
+			return st.Image, nil
+		}
 	}
 	list, listErr := img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	if listErr != nil {
 		return nil, fmt.Errorf("list images: %w", listErr)
 	}
-	found := imagesWithID(list.Images, name)
+	found := imagesWithID(list.Images, short)
+	tooShort := !isID && !strings.HasPrefix(name, "sha256:") && len(short) < minID
 	switch {
+	case len(found) > 0 && tooShort:
+		return nil, notFound("there is no image %q (an id is taken for one from %d characters on, or with a prefix: %s%s)", name, minID, idPrefix, name)
 	case len(found) == 1:
 		return found[0], nil
 	case len(found) > 1:
@@ -98,6 +107,15 @@ func findImage(ctx context.Context, img *client.Images, name string) (*runtimeap
 		return nil, fmt.Errorf("look for image %s: %w", name, err)
 	}
 	return nil, notFound("there is no image %q", name)
+}
+
+// byChance reports whether a runtime found an image because name, which may be no id at all, is the beginning of its id.
+func byChance(i *runtimeapi.Image, name string) bool {
+	if len(name) >= minID || len(imagesWithID([]*runtimeapi.Image{i}, name)) == 0 {
+		return false
+	}
+	ref, err := reference.ParseDockerRef(name)
+	return err != nil || !slices.Contains(i.RepoTags, ref.String())
 }
 
 func imagesWithID(list []*runtimeapi.Image, prefix string) []*runtimeapi.Image {

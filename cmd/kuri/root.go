@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,6 +29,7 @@ type cli struct {
 	logsDir  string
 	authfile string // with the credentials of registries
 	format   string // of the output: table, json or yaml
+	verb     string // the command that was called, such as "kuri image ls"
 }
 
 // main runs the program and returns its exit code.
@@ -38,9 +37,10 @@ func (c *cli) main(ctx context.Context, args []string) int {
 	began := false
 	root := c.root(&began)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	called, err := root.ExecuteContextC(ctx)
+	c.verb = called.CommandPath()
 	if err != nil && !began {
-		err = usageError{err}
+		err = usageError{flagError(called, err)}
 	}
 	return c.exit(ctx, err)
 }
@@ -62,18 +62,14 @@ exit code of what they ran.`,
 		SilenceErrors:              true,
 		SuggestionsMinimumDistance: 2,
 		TraverseChildren:           true, // flags before the verb are the program's: kuri -t 5s exec -t …
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return fmt.Errorf("there is no command %q%s", args[0], suggest(cmd.SuggestionsFor(args[0])))
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:                       rootArgs,
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			*began = true
 			return c.absolute()
 		},
 	}
+	root.SetFlagErrorFunc(flagError)
 	root.SetIn(c.in)
 	root.SetOut(c.out)
 	root.SetErr(c.err)
@@ -91,21 +87,6 @@ exit code of what they ran.`,
 		c.infoCommand(), c.versionCommand(),
 	)
 	return root
-}
-
-// noArgs is cobra.NoArgs for a verb, which takes no further one for another command.
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%q takes no arguments, and there is %q", cmd.CommandPath(), args[0])
-}
-
-func suggest(names []string) string {
-	if len(names) == 0 {
-		return ""
-	}
-	return ": did you mean " + strings.Join(names, " or ") + "?"
 }
 
 // absolute makes the directories' paths independent of where the program was started: the runtime is told of them.

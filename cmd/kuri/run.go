@@ -31,7 +31,7 @@ named; those without which the pod would be another one are refused. If anything
 
 With --rm the logs are followed until the containers have ended, or until Ctrl-C stops them; then everything is removed,
 and the exit code is that of the last container that failed.`,
-		Args: cobra.ExactArgs(1),
+		Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			pods, err := c.manifest(args[0], name)
@@ -232,7 +232,7 @@ func (r *run) imageStatus(ctx context.Context, p *runningPod, ref string) (*mani
 	if err != nil {
 		return nil, fmt.Errorf("look for image %s: %w", ref, err)
 	}
-	if st.Image == nil {
+	if st.Image == nil || byChance(st.Image, ref) {
 		return nil, nil
 	}
 	image := &manifest.Image{ID: st.Image.Id, Username: st.Image.Username}

@@ -30,7 +30,7 @@ func (c *cli) saveCommand() *cobra.Command {
 		Long: `Write images as an OCI image layout: the tar of one into a file or to standard output, or, where PATH ends in / or is an
 empty directory, a directory. The layers are made anew from their files: what is saved has the same content, and another id.
 This needs Kuri's own runtime.`,
-		Args:              cobra.MinimumNArgs(1),
+		Args:              takes(1, many),
 		ValidArgsFunction: c.completeImages(anyNumber),
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.save(cmd.Context(), to, args) },
 	}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -187,11 +188,11 @@ func rotatedLog(t *testing.T, path string) bool {
 	return count > 0
 }
 
-// kuri port-forward listens at any free port on both loopback addresses, serves many connections at once, and ends with the
-// first one that the pod refuses, as kubectl's does, or when it is told to.
+// kuri port-forward listens at any free port on both loopback addresses, serves many connections at once, tells in one line
+// which ones the pod refuses and serves the next, and ends with the pod or when it is told to.
 func TestKuriPortForward(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
-	d.RunPod(t, harness.HostNetwork(harness.Pod("served"))) // whose ports are the test's
+	pod := d.RunPod(t, harness.HostNetwork(harness.Pod("served"))) // whose ports are the test's
 	l, err := net.Listen("tcp", "127.0.0.1:9000")
 	if err != nil {
 		t.Fatal(err)
@@ -242,19 +243,35 @@ func TestKuriPortForward(t *testing.T) {
 		t.Errorf("interrupted: exit code %d: %s", code, k.errs.String())
 	}
 
-	// Two ports, of which one is nobody's.
-	k, at = begin("0:9000", "0:9001")
-	conn, err := net.Dial("tcp", at[2])
-	if err != nil {
-		t.Fatal(err)
+	// Two ports, of which one is nobody's. It is told as often as it is asked for, and the other goes on.
+	k, at = begin("0:9000", ":9001")
+	for range 2 {
+		conn, err := net.Dial("tcp", at[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		if got, err := io.ReadAll(conn); len(got) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("nobody's port answers %q, %v", got, err)
+		}
+		conn.Close()
+		if conn, err = net.Dial("tcp", at[0]); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := conn.Write([]byte("still here\n")); err != nil {
+			t.Error(err)
+		}
+		if line, err := bufio.NewReader(conn).ReadString('\n'); line != "still here\n" {
+			t.Errorf("after a refused connection: %q %v", line, err)
+		}
+		conn.Close()
 	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-	if got, _ := io.ReadAll(conn); len(got) > 0 {
-		t.Errorf("nobody's port answers %q", got)
-	}
-	if _, code := k.end(t); code != 1 || !strings.Contains(k.errs.String(), "9001") {
-		t.Errorf("refused: exit code %d: %s", code, k.errs.String())
+	d.RemovePod(t, pod)
+	_, code := k.end(t)
+	says := k.errs.String()
+	if code != 3 || strings.Count(says, "kuri: port 9001: nothing listens on port 9001") != 2 || strings.Count(says, "\n") != 3 || !strings.Contains(says, "the pod served is gone") {
+		t.Errorf("two refused connections and the pod's end: exit code %d: %s", code, says)
 	}
 	if _, errs, code := d.Kuri(t, "port-forward", "served", "99999"); code != 2 {
 		t.Errorf("a port that is none: exit code %d: %s", code, errs)
@@ -307,5 +324,47 @@ func TestKuriAttach(t *testing.T) {
 	}
 	if _, errs, code := d.Kuri(t, "attach", "talk/tty"); code == 0 || !strings.Contains(errs, "tty") {
 		t.Errorf("to one that has ended: exit code %d: %s", code, errs)
+	}
+}
+
+// The detach keys leave a terminal: the container of kuri attach goes on, and so does that of kuri exec.
+func TestKuriDetaches(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.HostNetwork(harness.Pod("talk"))
+	pod := d.RunPod(t, config)
+	shell := harness.Container("tty", image, "sh")
+	shell.Tty, shell.Stdin = true, true
+	id := d.Run(t, pod, shell, config)
+
+	x := onTerminal(t, d, "attach", "-it", "talk")
+	x.expect("kuri: ctrl-p,ctrl-q leaves talk running")
+	x.press("echo one$((1+1))\r")
+	x.expect("one2")
+	x.press("\x10")
+	time.Sleep(100 * time.Millisecond)
+	x.press("\x11")
+	x.expect("detached, talk goes on")
+	if code := x.exit(); code != 0 || !x.cooked() {
+		t.Errorf("exit code %d, the terminal is as before: %t", code, x.cooked())
+	}
+	y := onTerminal(t, d, "attach", "-it", "--detach-keys", "ctrl-],q", "talk")
+	y.expect("leaves talk")
+	y.press("\x10\x11echo two$((1+1))\r") // which are the shell's here
+	y.expect("two2")
+	y.press("\x1dq")
+	if code := y.exit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	z := onTerminal(t, d, "exec", "-it", "talk", "sh")
+	z.press("echo three$((1+1))\r")
+	z.expect("three2")
+	z.press("\x10\x11")
+	z.expect("detached: sh is hung up, talk goes on")
+	if code := z.exit(); code != 0 || !z.cooked() {
+		t.Errorf("exit code %d, the terminal is as before: %t", code, z.cooked())
+	}
+	if st := d.ContainerStatus(t, id).State; st != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container is %v", st)
 	}
 }

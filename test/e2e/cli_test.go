@@ -123,3 +123,57 @@ func page(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("the page is:\n%s", out)
 	}
 }
+
+// A verb acts on what is named and on nothing else: names come before the beginnings of ids, what has exited keeps its name,
+// and a word that means several is an error.
+func TestKuriNames(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	run := func(pod, name string, command ...string) string {
+		t.Helper()
+		config := harness.HostNetwork(harness.Pod(pod))
+		return d.Run(t, d.RunPod(t, config), harness.Container(name, image, command...), config)
+	}
+	other := run("other", "c", "sleep", "1000")
+	short := other[:2]
+	run(short, "main", "sh", "-c", "echo mine > /who; exec sleep 1000")
+	gone := run("gone", "a", "true")
+	d.WaitExit(t, gone)
+	run("twin", "twin", "sleep", "1000")
+	run("double", "twin", "sleep", "1000")
+	file := harness.Write(t, t.TempDir(), "f", "x")
+
+	for _, tt := range []struct {
+		code int
+		says string // on either output
+		args string
+	}{
+		{0, "mine", "exec SHORT -- cat /who"},
+		{0, "", "cp FILE SHORT:/x"},
+		{1, "can't open '/x'", "exec other -- cat /x"}, // where no file has come
+		{0, "", "exec id:OTHER -- true"},
+		{3, "id:UNIQUE", "exec UNIQUE -- true"},
+		{3, "id:UNIQUE", "stop UNIQUE"},
+		{1, "gone/a (container", "exec a -- true"},
+		{1, "has exited", "exec gone -- true"},
+		{1, "has exited", "cp FILE a:/x"},
+		{1, "has exited", "attach a"},
+		{0, "", "logs a"},
+		{1, "means several", "exec twin -- true"},
+		{1, "double/twin", "cp FILE twin:/x"},
+		{1, "twin/twin", "attach twin"},
+		{0, "", "exec twin/twin -- true"},
+		{3, "", "stop nobody"},
+		{0, "SHORT", "rm -f SHORT"},
+		{3, "id:SHORT", "exec SHORT -- true"}, // now that the name is nobody's
+		{3, "id:SHORT", "rm -f SHORT"},
+		{0, "", "exec other -- true"},
+	} {
+		names := strings.NewReplacer("SHORT", short, "UNIQUE", other[:7], "OTHER", other, "FILE", file)
+		args, says := names.Replace(tt.args), names.Replace(tt.says)
+		out, errs, code := d.Kuri(t, strings.Fields(args)...)
+		if code != tt.code || !strings.Contains(out+errs, says) {
+			t.Errorf("kuri %s: exit code %d, want %d with %q: %s%s", args, code, tt.code, says, out, errs)
+		}
+	}
+}

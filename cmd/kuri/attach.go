@@ -1,0 +1,65 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func (c *cli) attachCommand() *cobra.Command {
+	var stdin, tty bool
+	var keys string
+	cmd := &cobra.Command{
+		Use:   "attach [flags] CONTAINER",
+		Short: "Follow what a container says, and type to it",
+		Long: `Copy what a container writes from now on, until it ends. With -i the input goes to the container, which must have been
+created with stdin. -t is for one that has a terminal: with -i every key goes there then, and ctrl-p ctrl-q (--detach-keys)
+leaves it. SIGTERM leaves too. The container goes on in both cases.`,
+		Example: `  kuri attach web                  follow the output
+  kuri attach -it shell            use the container's terminal
+  kuri attach -it --detach-keys ctrl-] shell`,
+		Args:              takes(1, 1),
+		ValidArgsFunction: c.completeContainers(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			detach, err := parseKeys(keys)
+			if err != nil {
+				return err
+			}
+			rt, err := c.runtime(ctx)
+			if err != nil {
+				return err
+			}
+			defer rt.Close()
+			have, err := takeInventory(ctx, rt)
+			if err != nil {
+				return err
+			}
+			ct, err := c.runningContainer(have, args[0])
+			if err != nil {
+				return err
+			}
+			resp, err := rt.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: ct.Id, Stdin: stdin, Stdout: true, Stderr: !tty, Tty: tty})
+			if err != nil {
+				return fmt.Errorf("attach to %s: %w", args[0], err)
+			}
+			if stdin && tty && c.terminalIn() && len(detach) > 0 {
+				fmt.Fprintf(c.err, "kuri: %s leaves %s running\n", printable(keys), printable(args[0]))
+			}
+			err = c.stream(ctx, resp.Url, streams{stdin: stdin, tty: tty, detach: detach})
+			if errors.Is(err, errDetached) {
+				fmt.Fprintf(c.err, "kuri: detached, %s goes on\n", printable(args[0]))
+				return nil
+			}
+			return said(fmt.Sprintf("attach to %s", args[0]), err)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&stdin, "stdin", "i", false, "pass the input on")
+	f.BoolVarP(&tty, "tty", "t", false, "the container has a terminal")
+	detachFlag(cmd, &keys)
+	c.ownLetters(cmd)
+	return cmd
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// many is for a command that takes any number of arguments.
+const many = math.MaxInt
+
+// takes checks the number of a command's arguments.
+func takes(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least && len(args) == 0:
+			return fmt.Errorf("arguments are missing: %s", cmd.UseLine())
+		case len(args) < least:
+			return fmt.Errorf("something is missing after %q: %s", args[len(args)-1], cmd.UseLine())
+		case len(args) > most:
+			return fmt.Errorf("%q is one too many: %s", args[most], cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// noArgs is for a command that takes none.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%q takes no arguments, and there is %q", cmd.CommandPath(), args[0])
+}
+
+// group makes cmd a group of commands, which by itself says what they are.
+func group(cmd *cobra.Command) *cobra.Command {
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		return fmt.Errorf("there is no command %q%s", cmd.CommandPath()+" "+args[0], suggest(cmd.SuggestionsFor(args[0])))
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	return cmd
+}
+
+// elsewhere is what commands of crictl, docker and kubectl are called here.
+var elsewhere = map[string]string{
+	"apply": "kuri run FILE", "create": "kuri run FILE", "start": "kuri run FILE", "runp": "kuri run FILE", "up": "kuri run FILE",
+	"delete": "kuri rm", "rmp": "kuri rm, which takes pods too", "remove": "kuri rm", "down": "kuri rm -f",
+	"stopp": "kuri stop, which takes pods too", "kill": "kuri stop --grace 0", "restart": "kuri stop, kuri rm and kuri run FILE",
+	"inspectp": "kuri inspect", "inspecti": "kuri image inspect", "describe": "kuri inspect",
+	"get": "kuri pods, kuri ps or kuri images", "ls": "kuri pods, kuri ps or kuri images", "list": "kuri pods, kuri ps or kuri images",
+	"img": "kuri images", "image-ls": "kuri images", "containers": "kuri ps", "container": "kuri ps", "pod": "kuri pods",
+	"imagefsinfo": "kuri info",
+	"export":      "kuri save", "import": "kuri load", "system": "kuri info or kuri prune", "forward": "kuri port-forward",
+	"copy": "kuri cp", "log": "kuri logs", "sh": "kuri exec -it NAME sh", "remove-image": "kuri rmi",
+}
+
+// rootArgs checks what stands where a verb is expected.
+func rootArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if here, ok := elsewhere[args[0]]; ok {
+		return fmt.Errorf("there is no command %q: it is %s", args[0], here)
+	}
+	return fmt.Errorf("there is no command %q%s", args[0], suggest(cmd.SuggestionsFor(args[0])))
+}
+
+func suggest(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return ": did you mean " + strings.Join(names, " or ") + "?"
+}
+
+// flagError says what is wrong with a flag without the words of the library that parses it.
+func flagError(cmd *cobra.Command, err error) error {
+	var value *pflag.InvalidValueError
+	var unknown *pflag.NotExistError
+	switch {
+	case errors.As(err, &value):
+		f := value.GetFlag()
+		return fmt.Errorf("--%s %q: expected %s", f.Name, value.GetValue(), expected(f, value))
+	case errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "":
+		return fmt.Errorf("unknown flag: -%s%s", unknown.GetSpecifiedName(), foreignFlag(cmd, unknown.GetSpecifiedName()))
+	case errors.As(err, &unknown):
+		name := unknown.GetSpecifiedName()
+		return fmt.Errorf("unknown flag: --%s%s", name, cmp.Or(foreignFlag(cmd, name), suggest(flagsLike(cmd, name))))
+	}
+	return err
+}
+
+// expected says what values a flag takes.
+func expected(f *pflag.Flag, wrong *pflag.InvalidValueError) string {
+	switch f.Value.Type() {
+	case "duration":
+		text := "a duration such as 30s, 5m or 1h30m"
+		if _, err := strconv.ParseFloat(wrong.GetValue(), 64); err == nil {
+			text = "a duration with its unit: " + wrong.GetValue() + "s?"
+		}
+		return text
+	case "int", "int64", "int32":
+		return "a whole number"
+	case "uint", "uint16", "uint32", "uint64":
+		return "a whole number, 0 or more"
+	case "bool":
+		return "true or false"
+	case "float64":
+		return "a number"
+	case "stringToString":
+		return "KEY=VALUE"
+	}
+	return errors.Unwrap(wrong).Error()
+}
+
+// foreignFlags is what flags of crictl, docker and kubectl are called here.
+var foreignFlags = map[string]string{
+	"format": "-o, --output", "namespace": "NAMESPACE/POD in place of the pod's name", "n": "--tail, or NAMESPACE/POD in place of the pod's name",
+	"c": "POD/CONTAINER in place of the pod's name", "container": "POD/CONTAINER in place of the pod's name", "d": "nothing: this is how it works anyway",
+	"time": "--grace", "grace-period": "--grace", "input": "-o", "truncate": "--no-trunc", "since-time": "--since", "creds": "kuri login",
+	"all-namespaces": "nothing: all namespaces are listed anyway", "A": "nothing: all namespaces are listed anyway",
+}
+
+// foreignFlag returns a hint for a flag that other programs have.
+func foreignFlag(cmd *cobra.Command, name string) string {
+	if here, ok := foreignFlags[name]; ok && cmd.HasParent() {
+		if strings.HasPrefix(here, "--") && cmd.Flags().Lookup(strings.Fields(strings.Trim(here, "-,"))[0]) == nil {
+			return ""
+		}
+		return " (here it is " + here + ")"
+	}
+	return ""
+}
+
+// flagsLike returns the flags of a command whose names are near to one.
+func flagsLike(cmd *cobra.Command, name string) []string {
+	var out []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden && (distance(f.Name, name) <= 2 || len(name) > 2 && strings.HasPrefix(f.Name, name)) {
+			out = append(out, "--"+f.Name)
+		}
+	})
+	slices.Sort(out)
+	return out
+}
+
+// distance returns how many characters have to be changed, added or left out to make one word of the other.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
+}
