@@ -10,7 +10,6 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
-	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
 
@@ -112,7 +111,7 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	c := &container{
 		id: "broken", bundle: t.TempDir(), state: api.State_RUNNING, pidfd: pidfd, exited: make(chan struct{}),
 		made:    &oci.Created{Pid: cmd.Process.Pid}, // without a cgroup
-		outputs: []*session.Source{nil},             // and with an output that cannot be finished
+		outputs: []*tap{nil},                        // and with an output that cannot be finished
 	}
 	s.watch(c)
 	select {

@@ -14,7 +14,6 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
-	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
 
@@ -34,8 +33,8 @@ type container struct {
 	rootfs   string   // where the root filesystem is mounted; on the host an empty directory
 	pidfd    *os.File // of the first process; closed when it has been reaped
 	stdin    stdin
-	outputs  []*session.Source
-	terminal *os.File       // the same as outputs[0], to write to; nil without a terminal
+	outputs  []*tap
+	terminal *os.File       // the same as that of outputs[0], to write to; nil without a terminal
 	audience audience       // who is attached
 	pumps    sync.WaitGroup // those that copy the outputs to the log
 	log      *logFile       // nil without a log

@@ -14,7 +14,6 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
-	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
@@ -94,15 +93,17 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 
 	// 6. Those who wait for it and write its log.
 	c.stdin.set(stdio.stdin, req.StdinOnce)
-	c.outputs, c.terminal = stdio.outputs, stdio.terminal
+	if err := c.tapOutputs(stdio); err != nil {
+		return nil, err
+	}
 	if req.StdinOnce {
 		c.audience.keep()
 	}
 	c.mu.Lock()
 	c.state, c.createdAt = api.State_CREATED, time.Now().UnixNano()
 	c.mu.Unlock()
-	for _, src := range c.outputs {
-		c.pumps.Go(func() { c.pump(src) })
+	for _, t := range c.outputs {
+		c.pumps.Go(t.follow)
 	}
 	go s.watch(c)
 	back.Release()
@@ -205,19 +206,27 @@ func (s *Server) discard(c *container) error {
 	return s.runtime.Delete(c.id)
 }
 
-// pump copies one stream to the log, if there is one, and to those who are attached. A piece with which that panics is lost,
-// and nothing else: nobody else reads what the container writes.
-func (c *container) pump(src *session.Source) {
-	use := func(data []byte) { c.audience.tell(src.Stream, data) }
-	if c.log != nil {
-		l := &lines{stream: src.Stream, log: c.log}
-		defer func() { fault.Contained(func() error { l.flush(); return nil }) }()
-		use = func(data []byte) {
-			l.add(data)
-			c.audience.tell(src.Stream, data)
+// tapOutputs prepares the copying of the container's output.
+func (c *container) tapOutputs(stdio *stdio) error {
+	c.terminal = stdio.terminal
+	for _, src := range stdio.outputs {
+		t := &tap{
+			stream: src.Stream, file: src.File, log: c.log, hold: c.hold,
+			tell: func(data []byte) { c.audience.tell(src.Stream, data) },
 		}
+		if c.terminal != nil && c.log != nil {
+			var err error
+			if t.transit, err = newPipePair(); err == nil {
+				err = t.transit.hold(c.hold, t.stream+transitSuffix)
+			}
+			if err != nil {
+				return fmt.Errorf("make a pipe for what the terminal prints: %w", err)
+			}
+		}
+		c.outputs = append(c.outputs, t)
 	}
-	src.CopyTo(func(data []byte) {
-		fault.Contained(func() error { use(data); return nil })
-	})
+	return nil
 }
+
+// hold has a descriptor of the container's kept outside this process.
+func (c *container) hold(string, *os.File) error { return nil }

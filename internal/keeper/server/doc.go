@@ -22,6 +22,8 @@
 // container apart, and Server.ooms has its own; none is held over anything that can hang, such as the death of a process. Operations run to their end
 // whatever becomes of the caller; one that asks again joins (package flight).
 //
+// A container's output stays in its pipe until the log has it (tap): a keeper that is killed loses none.
+//
 // A session (exec, attach) hands descriptors over: the bytes of an exec never come by here. Of a container's output the
 // keeper is the reader, for the log; it writes a copy into the pipe of each one who is attached.
 //

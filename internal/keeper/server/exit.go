@@ -48,8 +48,8 @@ func (s *Server) watch(c *container) {
 	})
 
 	// 4. The last of its output.
-	for _, src := range c.outputs {
-		step(func() { src.Finish(session.DrainLimit) })
+	for _, t := range c.outputs {
+		step(func() { t.finish(session.DrainLimit) })
 	}
 	c.pumps.Wait()
 	step(c.audience.end)

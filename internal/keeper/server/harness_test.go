@@ -32,8 +32,8 @@ var program string
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		return m.Run() // each test skips
+	if os.Geteuid() != 0 || os.Getenv("KURI_TEST_TAP") != "" {
+		return m.Run() // each test skips, or needs no keeper
 	}
 	dir, err := os.MkdirTemp("", "kuri-keeper-test-")
 	if err != nil {

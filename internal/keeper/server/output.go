@@ -16,8 +16,11 @@ import (
 // partMax is the longest content of one entry of a log, in bytes; a longer line is written in parts (tag P).
 const partMax = 16 << 10
 
-// buffers are for writing logs. One is taken when there is something to write, and given back.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+// pieceMax is how much of a stream is read at once, in bytes.
+const pieceMax = 32 << 10
+
+// buffers are for reading output and for writing logs. One is taken when there is something to do, and given back.
+var buffers = sync.Pool{New: func() any { b := make([]byte, pieceMax); return &b }}
 
 // logFile is a container's log in the CRI's format: "RFC3339Nano stream P|F content".
 type logFile struct {
@@ -45,6 +48,41 @@ func openLog(path string, limits logLimits) (*logFile, error) {
 		l.written = st.Size()
 	}
 	return l, nil
+}
+
+// reopenLog opens the log of a container whose last keeper was killed. An entry that it had not written to its end is
+// removed: its bytes are in the pipe still.
+func reopenLog(path string, limits logLimits) (*logFile, error) {
+	l, err := openLog(path, limits)
+	if err != nil {
+		return nil, err
+	}
+	if l.written, err = wholeEntries(path, l.written); err == nil {
+		err = l.file.Truncate(l.written)
+	}
+	if err != nil {
+		slog.Error("the last entry of a log may be cut off", "log", path, "err", err)
+	}
+	return l, nil
+}
+
+// wholeEntries returns how many of the first size bytes of a log are entries that have an end.
+func wholeEntries(path string, size int64) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return size, err
+	}
+	defer f.Close()
+	from := max(0, size-2*partMax) // more than an entry has
+	tail := make([]byte, size-from)
+	if _, err := f.ReadAt(tail, from); err != nil {
+		return size, err
+	}
+	end := bytes.LastIndexByte(tail, '\n')
+	if end < 0 && from > 0 {
+		return size, nil // not a log of ours
+	}
+	return from + int64(end) + 1, nil
 }
 
 func openLogFile(path string) (*os.File, error) {

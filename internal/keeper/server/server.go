@@ -61,6 +61,9 @@ func Open(state, version string) (_ *Server, err error) {
 		sandboxes:  make(map[string]*sandbox),
 		containers: make(map[string]*container),
 	}
+	if err := openScratch(); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(filepath.Join(state, "keeper"), 0o700); err != nil {
 		return nil, err
 	}
