@@ -18,9 +18,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/config"
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/layer"
+	"github.com/kuri-cri/kuri/internal/listen"
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/node"
 	"github.com/kuri-cri/kuri/internal/pod"
@@ -107,7 +109,12 @@ func run(ctx context.Context, cfg config.Config) error {
 	if err != nil {
 		return err
 	}
+	held := holder.Connect(cfg.State)
+	defer held.Close()
+	sockets := listen.New(held)
+	defer sockets.Close()
 	srv, err := server.Listen(server.Options{
+		Socket: sockets.Unix,
 		Listen: cfg.Listen, ImageListen: cfg.ImageListen, Pods: pods, Images: images, Network: net, Streams: streams,
 		Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info:       map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "config": values},

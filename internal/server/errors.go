@@ -66,13 +66,37 @@ func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grp
 	return resp, err
 }
 
-func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	start := time.Now()
-	_, err := guarded(func() (any, error) { return nil, handler(srv, ss) })
+	ctx, cancel := context.WithCancelCause(ss.Context())
+	defer cancel(nil)
+	if endless(info.FullMethod) {
+		defer context.AfterFunc(s.closing, func() { cancel(errClosing) })()
+	}
+	_, err := guarded(func() (any, error) { return nil, handler(srv, &endingStream{ss, ctx}) })
+	if errors.Is(err, context.Canceled) && context.Cause(ctx) == errClosing {
+		err = errClosing
+	}
 	err = coded(err)
 	told(ss.Context(), err, start)
 	return err
 }
+
+// endless reports whether a method's stream goes on for as long as its client wants.
+func endless(method string) bool {
+	return strings.HasSuffix(method, "/GetContainerEvents") || strings.HasSuffix(method, "/WatchPull")
+}
+
+// errClosing ends endless streams when the daemon ends.
+var errClosing = fault.New(fault.Unavailable, "kurid is ending, ask its successor")
+
+// endingStream is a stream whose context ends when the server closes.
+type endingStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *endingStream) Context() context.Context { return s.ctx }
 
 // guarded calls a handler. One that panics costs its own request, not the daemon.
 func guarded(handle func() (any, error)) (resp any, err error) {

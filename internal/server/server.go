@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -17,7 +15,6 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
-	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/pod"
@@ -37,6 +34,7 @@ type Options struct {
 	Images  *image.Store
 	Network network.Network
 	Streams *streaming.Client
+	Socket  func(path string) (net.Listener, error) // opens a listening socket
 
 	Version       string // of kurid
 	SystemdCgroup bool
@@ -50,34 +48,36 @@ type Options struct {
 
 // Server serves the CRI on one socket or two.
 type Server struct {
+	closing   context.Context // ends when Close begins
+	close     context.CancelFunc
 	grpc      []*grpc.Server
 	listeners []net.Listener
 	served    sync.WaitGroup
 	failed    chan error
 }
 
-// Listen opens the sockets with everything registered and serves until Close. A socket that another process serves is an
-// error of kind Precondition; one that a dead process left is replaced.
+// Listen opens the sockets with everything registered and serves until Close.
 func Listen(o Options) (*Server, error) {
 	s := &Server{failed: make(chan error, 2)}
+	s.closing, s.close = context.WithCancel(context.Background())
 	cri := &runtimeService{Options: o}
 	images := &imageService{store: o.Images, pods: o.Pods}
 
-	main := newGRPC()
+	main := s.newGRPC()
 	register(main, &runtime.RuntimeService_ServiceDesc, cri)
 	kuriv1.RegisterNetworkServer(main, &networkService{prune: o.PruneNetwork})
 	kuriv1.RegisterFilesServer(main, &filesService{pods: o.Pods})
 	s.grpc = append(s.grpc, main)
 	imageServer := main
 	if o.ImageListen != "" {
-		imageServer = newGRPC()
+		imageServer = s.newGRPC()
 		s.grpc = append(s.grpc, imageServer)
 	}
 	register(imageServer, &runtime.ImageService_ServiceDesc, images)
 	kuriv1.RegisterImagesServer(imageServer, &archiveService{store: o.Images, pods: o.Pods})
 
 	for i, path := range []string{o.Listen, o.ImageListen}[:len(s.grpc)] {
-		l, err := listen(path)
+		l, err := o.Socket(path)
 		if err != nil {
 			s.Close()
 			return nil, err
@@ -95,11 +95,13 @@ func Listen(o Options) (*Server, error) {
 // Failed tells an error that ended the serving before Close.
 func (s *Server) Failed() <-chan error { return s.failed }
 
-// closeWait is how long requests that are being answered may take when the daemon ends.
-const closeWait = 3 * time.Second
+// closeWait is how long requests that are being answered may take when the daemon ends. Nobody is refused meanwhile: new
+// connections wait for the next daemon.
+const closeWait = 10 * time.Second
 
-// Close stops serving: no new request is taken, and those being answered have a moment to end.
+// Close stops serving: no new request is taken, endless streams are ended, and other requests have closeWait to be answered.
 func (s *Server) Close() {
+	s.close()
 	var wg sync.WaitGroup
 	for _, g := range s.grpc {
 		wg.Go(func() {
@@ -115,12 +117,12 @@ func (s *Server) Close() {
 	s.served.Wait()
 }
 
-func newGRPC() *grpc.Server {
+func (s *Server) newGRPC() *grpc.Server {
 	return grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(unary),
-		grpc.StreamInterceptor(stream),
+		grpc.StreamInterceptor(s.stream),
 		// A client whose process is frozen or gone without a word is noticed, and its streams end.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	)
@@ -140,46 +142,4 @@ func apiVersion(ctx context.Context) string {
 		return "v1alpha2"
 	}
 	return "v1"
-}
-
-// listen opens a Unix socket at path that only its owner may use.
-func listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
-		return nil, fmt.Errorf("make the directory of the socket: %w", err)
-	}
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		conn.Close()
-		return nil, fault.New(fault.Precondition, "listen on %s: another process serves it already; end that one, or give this one another path with --listen", path)
-	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
-		return nil, fault.New(fault.Precondition, "listen on %s: it is there and is not a socket; remove it or give another path", path)
-	}
-	// The socket is made beside its name and renamed, so that it never stands there with the wrong mode.
-	tmp := path + ".new"
-	for _, old := range []string{tmp, path} {
-		if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("remove the old socket: %w", err)
-		}
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	l.SetUnlinkOnClose(false) // its name is not tmp any more
-	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	return &unlinking{l, path}, nil
-}
-
-// unlinking removes its socket's name when it is closed, first of all: who dials then is told that nobody is there.
-type unlinking struct {
-	*net.UnixListener
-	path string
-}
-
-func (u *unlinking) Close() error {
-	os.Remove(u.path)
-	return u.UnixListener.Close()
 }

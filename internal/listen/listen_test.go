@@ -1,0 +1,103 @@
+package listen
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/holder"
+)
+
+// nobody is a client of a holder that does not serve.
+func nobody(t *testing.T) *holder.Client { return holder.Connect(t.TempDir()) }
+
+func dir(t *testing.T) string {
+	d, err := os.MkdirTemp("", "l") // t.TempDir's path may be longer than a socket's may be
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(d) })
+	return d
+}
+
+// Without a holder the socket is this process's alone, and its file goes with it.
+func TestWithoutAHolder(t *testing.T) {
+	path := filepath.Join(dir(t), "sub", "kuri.sock")
+	l, err := New(nobody(t)).Unix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info, err)
+	}
+	if _, err := New(nobody(t)).Unix(path); !errors.Is(err, fault.Precondition) {
+		t.Errorf("a second one on the same path: %v", err)
+	}
+	l.Close()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is left: %v", err)
+	}
+}
+
+func TestFileThatIsNoSocket(t *testing.T) {
+	path := filepath.Join(dir(t), "file")
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(nobody(t)).Unix(path); !errors.Is(err, fault.Precondition) {
+		t.Errorf("%v", err)
+	}
+	if text, _ := os.ReadFile(path); string(text) != "precious" {
+		t.Errorf("the file has %q", text)
+	}
+}
+
+// TestSystemd passes a socket as systemd does, to this program: who dials before it is opened is answered then.
+func TestSystemd(t *testing.T) {
+	path := filepath.Join(dir(t), "kuri.sock")
+	if os.Getenv("KURI_LISTEN_AT") != "" {
+		l, err := New(nobody(t)).Unix(os.Getenv("KURI_LISTEN_AT"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, "served")
+		c.Close()
+		l.Close()
+		return
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	early, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" -test.run '^TestSystemd$'`, os.Args[0])
+	cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "KURI_LISTEN_AT="+path)
+	cmd.ExtraFiles = []*os.File{f}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "PASS") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if text, err := io.ReadAll(early); err != nil || string(text) != "served" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the socket's file is systemd's to remove: %v", err)
+	}
+}
