@@ -256,7 +256,7 @@ func realFirewalld(t *testing.T) (stop func()) {
 	if _, err := os.Stat(root); err != nil {
 		into := t.TempDir()
 		var out []byte
-		err := inNetns(os.NewFile(outerNetns, "the machine's network namespace"), func() (err error) {
+		err := onMachine(t, func() (err error) {
 			cmd := exec.Command("/bin/sh", "-ec", `packages=$(apt-get install -s --no-install-recommends firewalld dbus-daemon python3-dbus python3-gi | awk '/^Inst/ { print $2 }')
 				[ -z "$packages" ] || apt-get download $packages
 				mkdir root; for p in *.deb; do [ ! -e "$p" ] || dpkg -x "$p" root; done`)

@@ -25,14 +25,17 @@ import (
 // inside says that this process is the one in namespaces of its own.
 const inside = "KURI_NETWORK_TEST_INSIDE"
 
-// outerNetns is the descriptor of the machine's network namespace in that process: to fetch Go modules, nothing else.
-const outerNetns = 3
+// machineNetns is the machine's network namespace, in the process that has namespaces of its own; nil elsewhere. It is one
+// file for the whole run: a second os.File of the same descriptor would close it when the garbage collector finds it, and
+// with it whatever has that number by then, such as the listener of a test.
+var machineNetns *os.File
 
 // TestMain runs the tests in a network and a mount namespace of their own: the machine is not touched, and nothing of its
 // network can be reached.
 func TestMain(m *testing.M) {
 	switch os.Getenv(inside) {
 	case "new":
+		machineNetns = os.NewFile(3, "the machine's network namespace") // the first of ExtraFiles
 		if err := prepareHost(); err != nil {
 			fmt.Fprintln(os.Stderr, "prepare the test's namespaces:", err)
 			os.Exit(1)
@@ -73,6 +76,32 @@ func prepareHost() error {
 		return err
 	}
 	return loopbackUp()
+}
+
+// onMachine runs fn in the machine's network namespace: to fetch programs of others, for nothing else.
+func onMachine(t testing.TB, fn func() error) error {
+	t.Helper()
+	if machineNetns == nil {
+		t.Skip("SKIP: this process does not have the machine's network namespace")
+	}
+	return inNetns(machineNetns, fn)
+}
+
+// TestMachineNetnsStays: the descriptor of the machine's namespace outlives garbage collections. It was closed by one, and
+// then a listener that had got its number by another, and connections to that listener's pod were refused.
+func TestMachineNetnsStays(t *testing.T) {
+	requireRoot(t)
+	for range 3 {
+		must(t, onMachine(t, func() error { return nil }))
+		runtime.GC()
+		runtime.GC() // cleanups run after the first
+		time.Sleep(10 * time.Millisecond)
+	}
+	var st unix.Statfs_t
+	must(t, unix.Fstatfs(3, &st))
+	if st.Type != unix.NSFS_MAGIC {
+		t.Errorf("descriptor 3 is no namespace: filesystem type %x", st.Type)
+	}
 }
 
 func loopbackUp() error {

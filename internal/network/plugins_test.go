@@ -8,7 +8,7 @@ import (
 )
 
 const pluginsModule = "github.com/containernetworking/plugins"
-const pluginsVersion = "v1.9.1"
+const pluginsVersion = "v1.10.0"
 
 // realPlugins builds the reference CNI plugins from their module, once for all runs on this machine, and returns their
 // directory. It skips the test when they cannot be had.
@@ -33,7 +33,7 @@ func realPlugins(t testing.TB) string {
 	must(t, os.MkdirAll(bin, 0o755))
 	module := t.TempDir()
 	command := func(args ...string) (out []byte, err error) {
-		err = inNetns(os.NewFile(outerNetns, "the machine's network namespace"), func() error {
+		err = onMachine(t, func() error {
 			cmd := exec.Command("go", args...)
 			cmd.Dir = module
 			cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "CGO_ENABLED=0")
