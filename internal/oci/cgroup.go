@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -51,7 +50,7 @@ func (c Cgroup) Pids() ([]int, error) {
 	return pids, err
 }
 
-// Signal sends sig to every process of the cgroup.
+// Signal sends sig to every process of the cgroup. A frozen one takes it when it runs again; see [Cgroup.SignalKill].
 func (c Cgroup) Signal(sig unix.Signal) error {
 	pids, err := c.Pids()
 	if err != nil {
@@ -77,36 +76,10 @@ func (c Cgroup) Kill(limit time.Duration) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("process %s does not die", Describe(pids[0]))
 		}
-		if err := c.killOnce(); err != nil {
+		if err := c.SignalKill(); err != nil {
 			return err
 		}
 		time.Sleep(pause)
-	}
-}
-
-func (c Cgroup) killOnce() error {
-	if c.v2 {
-		// Since 5.14: all at once, a fork bomb has no gap to slip through.
-		if err := os.WriteFile(filepath.Join(c.procs, "cgroup.kill"), []byte("1"), 0); err == nil {
-			return nil
-		}
-	}
-	// A frozen process does not fork; killed ones die when they thaw.
-	c.freeze(true)
-	defer c.freeze(false)
-	return c.Signal(unix.SIGKILL)
-}
-
-// freeze asks for it where there is a freezer; it does not matter whether it succeeds.
-func (c Cgroup) freeze(frozen bool) {
-	file, value := "freezer.state", map[bool]string{true: "FROZEN", false: "THAWED"}[frozen]
-	if c.v2 {
-		file, value = "cgroup.freeze", map[bool]string{true: "1", false: "0"}[frozen]
-	}
-	path := filepath.Join(c.procs, file)
-	if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
-		f.WriteString(value)
-		f.Close()
 	}
 }
 
@@ -127,6 +100,7 @@ func Describe(pid int) string {
 // ProcessCgroup is a cgroup for a single process that is not a container's, such as a pod's init.
 type ProcessCgroup struct {
 	manager cgroups.Manager
+	cgroup  Cgroup
 }
 
 // EnterCgroup makes the cgroup of cgroupsPath, in the syntax of the runtime specification, and moves the process into it.
@@ -150,8 +124,11 @@ func EnterCgroup(cgroupsPath, name string, systemd bool, pid int) (*ProcessCgrou
 		m.Destroy()
 		return nil, fmt.Errorf("put process %d into cgroup %s: %w", pid, cgroupsPath, err)
 	}
-	return &ProcessCgroup{m}, nil
+	return &ProcessCgroup{m, cgroupOf(m.GetPaths())}, nil
 }
+
+// SignalKill sends SIGKILL to its processes, as [Cgroup.SignalKill] does.
+func (c *ProcessCgroup) SignalKill() error { return c.cgroup.SignalKill() }
 
 // Remove removes the cgroup. Its process has ended.
 func (c *ProcessCgroup) Remove() error { return c.manager.Destroy() }

@@ -112,10 +112,19 @@ func (s *Server) Signal(id string, sig unix.Signal, all bool) error {
 		return nil
 	}
 	c.outlive()
-	if all {
+	switch {
+	case all && sig == unix.SIGKILL:
+		return c.signalKill()
+	case all:
 		return c.made.Cgroup.Signal(sig)
 	}
 	return c.signal(sig)
+}
+
+// signalKill sends SIGKILL to the first process, wherever it has moved itself, and to all in the cgroup. Frozen ones are
+// let run, so that they die.
+func (c *container) signalKill() error {
+	return errors.Join(c.signal(unix.SIGKILL), c.made.Cgroup.SignalKill())
 }
 
 // signal sends a signal to the first process. One that has ended is a success.

@@ -6,8 +6,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/oci"
@@ -57,7 +55,12 @@ func (s *Server) delete(id string) error {
 
 // kill ends the container's processes and waits until its exit has been recorded.
 func (c *container) kill() error {
-	if err := c.signal(unix.SIGKILL); err != nil {
+	select {
+	case <-c.exited:
+		return nil
+	default:
+	}
+	if err := c.signalKill(); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.id, err)
 	}
 	select {

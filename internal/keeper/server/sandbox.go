@@ -154,6 +154,11 @@ func (s *Server) endInit(box *sandbox) error {
 		if err := unix.PidfdSendSignal(int(box.initFD.Fd()), unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
 			return err
 		}
+		if box.cgroup != nil { // which may be frozen
+			if err := box.cgroup.SignalKill(); err != nil {
+				return err
+			}
+		}
 		select {
 		case <-box.initEnd:
 		case <-time.After(killLimit):

@@ -1,0 +1,144 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// freezers returns the roots of the hierarchies of this machine that have a freezer.
+func freezers(t *testing.T) map[string]Cgroup {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: making cgroups needs root")
+	}
+	found := make(map[string]Cgroup)
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/freezer"} {
+		probe := filepath.Join(dir, "kuri-freezertest-"+strconv.Itoa(os.Getpid()))
+		if os.Mkdir(probe, 0o755) != nil {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(probe, "freezer.state")); err == nil {
+			found["v1"] = Cgroup{procs: probe}
+		} else if _, err := os.Stat(filepath.Join(probe, "cgroup.freeze")); err == nil {
+			found["v2"] = Cgroup{procs: probe, v2: true}
+		} else {
+			os.Remove(probe)
+			continue
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(probe); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if len(found) == 0 {
+		t.Skip("SKIP: no cgroup hierarchy with a freezer is mounted")
+	}
+	return found
+}
+
+func (c Cgroup) below(t *testing.T, name string) Cgroup {
+	t.Helper()
+	c.procs = filepath.Join(c.procs, name)
+	if err := os.Mkdir(c.procs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(c.procs) })
+	return c
+}
+
+// sleeper starts a process in the cgroup. It is killed when the test ends.
+func (c Cgroup) sleeper(t *testing.T) (ended chan struct{}, process *os.Process) {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(c.procs, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	ended = make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-ended
+	})
+	return ended, cmd.Process
+}
+
+// awaitFrozen waits for it: freezing takes a moment.
+func (c Cgroup) awaitFrozen(t *testing.T) {
+	t.Helper()
+	for until := time.Now().Add(5 * time.Second); !c.Frozen(); time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("%s does not freeze", c.procs)
+		}
+	}
+}
+
+// A frozen or stopped process is killed, wherever the freezing comes from, and a cgroup above stays as it is.
+func TestKillOfFrozen(t *testing.T) {
+	for version, root := range freezers(t) {
+		for name, stop := range map[string]func(above, own, part Cgroup, p *os.Process) (frozen Cgroup){
+			"own":     func(_, own, _ Cgroup, _ *os.Process) Cgroup { return own },
+			"part":    func(_, _, part Cgroup, _ *os.Process) Cgroup { return part },
+			"above":   func(above, _, _ Cgroup, _ *os.Process) Cgroup { return above },
+			"stopped": func(_, _, _ Cgroup, p *os.Process) Cgroup { p.Signal(unix.SIGSTOP); return Cgroup{} },
+		} {
+			t.Run(version+" "+name, func(t *testing.T) {
+				above := root.below(t, "above")
+				t.Cleanup(above.thaw)
+				own := above.below(t, "own")
+				part := own.below(t, "part")
+				first, _ := own.sleeper(t)
+				second, p := part.sleeper(t)
+				if frozen := stop(above, own, part, p); frozen.procs != "" {
+					frozen.freeze()
+					part.awaitFrozen(t)
+				}
+				if err := own.Kill(5 * time.Second); err != nil {
+					t.Fatal(err)
+				}
+				for _, ended := range []chan struct{}{first, second} {
+					select {
+					case <-ended:
+					case <-time.After(5 * time.Second):
+						t.Fatal("a process has left the cgroup and lives")
+					}
+				}
+				if name == "above" && !above.Frozen() {
+					t.Error("the cgroup above was thawed")
+				}
+			})
+		}
+	}
+}
+
+func TestAwaitThaw(t *testing.T) {
+	for version, root := range freezers(t) {
+		c := root.below(t, "thaw")
+		c.sleeper(t)
+		if err := c.awaitThaw(t.Context()); err != nil {
+			t.Errorf("%s: %v", version, err)
+		}
+		c.freeze()
+		c.awaitFrozen(t)
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("long enough"))
+		if err := c.awaitThaw(ctx); err == nil || err.Error() != "long enough" {
+			t.Errorf("%s: of a frozen one: %v", version, err)
+		}
+		cancel()
+		time.AfterFunc(20*time.Millisecond, c.thaw)
+		if err := c.awaitThaw(t.Context()); err != nil || c.Frozen() {
+			t.Errorf("%s: %v", version, err)
+		}
+	}
+}
