@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -81,4 +82,18 @@ func (p *Pods) copier(ctx context.Context, id string, with keeper.Streams, args 
 		return 0, "", fmt.Errorf("copy files of %s: %w", c.Record().name(), err)
 	}
 	return code, strings.Join(strings.Split(strings.TrimSpace(words.kept.String()), "\n"), "; "), nil
+}
+
+// limited keeps the first bytes that are written to it and drops the rest. (It embeds no buffer: whoever copies would find
+// that one's ReadFrom, which takes in everything.)
+type limited struct {
+	kept bytes.Buffer
+	left int
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	kept := b[:min(len(b), l.left)]
+	l.left -= len(kept)
+	l.kept.Write(kept)
+	return len(b), nil
 }

@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,15 +16,18 @@ import (
 // execLimit is how much of each of stdout and stderr an ExecSync answers with, as the CRI has it: 16 MiB.
 const execLimit = 16 << 20
 
-// Output is what an exec'd process left.
+// Output is what an exec'd process left. Every piece must be freed: the memory of all outputs together is bounded.
 type Output struct {
-	Stdout, Stderr []byte // at most 16 MiB each, the rest was dropped
+	Stdout, Stderr []*Piece // at most 16 MiB each, the rest was dropped
 	Code           int32
 }
 
 // ExecSync runs a command in a running container and returns when the command has ended; what it left running in the
 // background is not waited for. When timeout passes (0 for none) or ctx ends, it and all that it started are killed; the
 // timeout is an error of kind Deadline.
+//
+// The outputs of all ExecSyncs share one bounded memory. A command whose output finds none waits for it, within its timeout
+// and for at most execPatience, and then fails with an error of kind Exhausted.
 //
 // At most MaxExecs run at once. The others wait for their turn, first come first served, as long as they would have run:
 // for their timeout, which begins anew with the command, or without one for execPatience. One that had no turn by then is
@@ -49,15 +51,19 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
 		defer cancel()
 	}
-	stdout, stderr := &limited{left: execLimit}, &limited{left: execLimit}
-	code, err := p.Keeper.Exec(ctx, r.ID, cmd, false, keeper.Streams{Stdout: stdout, Stderr: stderr})
+	out := p.outputs.begin(ctx)
+	code, err := p.Keeper.Exec(ctx, r.ID, cmd, false, keeper.Streams{Stdout: &out.stdout, Stderr: &out.stderr})
+	out.end()
+	if err != nil {
+		out.discard()
+	}
 	if errors.Is(err, errTimeout) {
 		return nil, fault.New(fault.Deadline, "exec in %s: %q was killed, it ran longer than its timeout of %s", r.name(), cmd[0], timeout)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("exec in %s: %w", r.name(), err)
 	}
-	return &Output{stdout.kept.Bytes(), stderr.kept.Bytes(), code}, nil
+	return &Output{out.stdout.pieces, out.stderr.pieces, code}, nil
 }
 
 // execPatience is how long an exec without a timeout waits for its turn.
@@ -90,20 +96,6 @@ func (t *execTurns) take(ctx context.Context, patience time.Duration) (done func
 
 // errTimeout is why the context of an exec ends when the exec's own time is over, not the caller's.
 var errTimeout = errors.New("the exec's time is over")
-
-// limited keeps the first bytes that are written to it and drops the rest. (It embeds no buffer: whoever copies would find
-// that one's ReadFrom, which takes in everything.)
-type limited struct {
-	kept bytes.Buffer
-	left int
-}
-
-func (l *limited) Write(b []byte) (int, error) {
-	kept := b[:min(len(b), l.left)]
-	l.left -= len(kept)
-	l.kept.Write(kept)
-	return len(b), nil
-}
 
 // Stream returns what a client's streams are those of.
 func (c *Container) Stream() stream.Container {

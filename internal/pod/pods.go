@@ -74,7 +74,8 @@ type Pods struct {
 	graces  flight.Group[stopping, struct{}]
 	updates flight.Group[updating, struct{}]
 
-	execs *execTurns
+	execs   *execTurns
+	outputs outputs // of ExecSyncs
 
 	closing   chan struct{} // closed when the daemon ends: waiting stops, what is done stays done
 	followers sync.WaitGroup

@@ -75,14 +75,6 @@ func (s *runtimeService) ReopenContainerLog(ctx context.Context, req *runtime.Re
 	return &runtime.ReopenContainerLogResponse{}, s.Pods.ReopenLog(ctx, req.GetContainerId())
 }
 
-func (s *runtimeService) ExecSync(ctx context.Context, req *runtime.ExecSyncRequest) (*runtime.ExecSyncResponse, error) {
-	out, err := s.Pods.ExecSync(ctx, req.GetContainerId(), req.GetCmd(), time.Duration(req.GetTimeout())*time.Second)
-	if err != nil {
-		return nil, err
-	}
-	return &runtime.ExecSyncResponse{Stdout: out.Stdout, Stderr: out.Stderr, ExitCode: out.Code}, nil
-}
-
 func (s *runtimeService) ContainerStats(ctx context.Context, req *runtime.ContainerStatsRequest) (*runtime.ContainerStatsResponse, error) {
 	c, err := s.Pods.Container(req.GetContainerId())
 	if err != nil {

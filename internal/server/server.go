@@ -21,9 +21,16 @@ import (
 	streaming "github.com/kuri-cri/kuri/internal/stream"
 )
 
-// maxMessage bounds a request and an answer in bytes. Kubelets take up to 16 MiB; an ExecSync may carry twice that in
-// its two streams, and a client that wants it all says so.
-const maxMessage = 64 << 20
+// Bounds of messages, in bytes. A pod's whole description is a few MiB at most, for that is what the API server stores.
+// Kubelets take answers of up to 16 MiB; an ExecSync may carry twice that in its two streams, and a client that wants it
+// all says so.
+const (
+	maxRequest = 16 << 20
+	maxAnswer  = 64 << 20
+)
+
+// maxStreams bounds the requests at once of one connection; a client's library keeps the others back.
+const maxStreams = 1000
 
 // Options are what is served. All fields are needed but ImageListen and Info.
 type Options struct {
@@ -64,7 +71,7 @@ func Listen(o Options) (*Server, error) {
 	images := &imageService{store: o.Images, pods: o.Pods}
 
 	main := s.newGRPC()
-	register(main, &runtime.RuntimeService_ServiceDesc, cri)
+	register(main, execSyncInPieces(&runtime.RuntimeService_ServiceDesc), cri)
 	kuriv1.RegisterNetworkServer(main, &networkService{prune: o.PruneNetwork})
 	kuriv1.RegisterFilesServer(main, &filesService{pods: o.Pods})
 	s.grpc = append(s.grpc, main)
@@ -118,11 +125,14 @@ func (s *Server) Close() {
 }
 
 func (s *Server) newGRPC() *grpc.Server {
+	c := newCodec()
 	return grpc.NewServer(
-		grpc.MaxRecvMsgSize(maxMessage),
-		grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(unary),
-		grpc.StreamInterceptor(s.stream),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxSendMsgSize(maxAnswer),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ForceServerCodecV2(c),
+		grpc.ChainUnaryInterceptor(unary, c.unary),
+		grpc.ChainStreamInterceptor(s.stream, c.stream),
 		// A client whose process is frozen or gone without a word is noticed, and its streams end.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	)

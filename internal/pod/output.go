@@ -1,0 +1,240 @@
+package pod
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// The memory of ExecSync's outputs, in bytes. All commands together fill outputShared; when that is full, one of them at a
+// time may go on to its own limit. So at least one always comes to its end, and no more than the sum is ever in use.
+const (
+	outputShared = 32 << 20
+	outputMost   = 2 * execLimit // of one command
+)
+
+// Pieces in which an output is kept, in bytes: most commands print a line.
+const (
+	firstPiece = 4 << 10
+	laterPiece = 64 << 10
+)
+
+// outputQuiet is how long no output is in use before its memory goes back to the kernel.
+const outputQuiet = time.Second
+
+// outputs bounds the memory of all outputs together. It is safe for concurrent use.
+type outputs struct {
+	mu      sync.Mutex
+	used    int             // bytes handed out
+	peak    int             // the most that were in use since memory was last given back
+	turn    *account        // may exceed outputShared, until its memory is given back
+	waiting []chan struct{} // closed to look again
+	spare   []*[]byte       // pieces of laterPiece for reuse
+	idle    *time.Timer
+}
+
+// account is what one command's output takes. It refers to no piece, so that a piece that is lost can be collected.
+type account struct {
+	all     *outputs
+	ctx     context.Context // of the command; ends the wait for memory
+	held    int             // bytes; guarded by all.mu
+	writing bool            // guarded by all.mu
+}
+
+// output is what one command has printed. One goroutine at a time writes to each of its streams.
+type output struct {
+	*account
+	stdout, stderr kept
+}
+
+// kept is the beginning of one stream.
+type kept struct {
+	account *account
+	pieces  []*Piece
+	left    int // bytes until the limit of the stream
+}
+
+// Piece is a part of an output. Its memory counts until Free, which must be called once.
+type Piece struct {
+	Bytes   []byte
+	backing *[]byte
+	account *account
+	cleanup runtime.Cleanup
+}
+
+func (o *outputs) begin(ctx context.Context) *output {
+	a := &account{all: o, ctx: ctx, writing: true}
+	return &output{a, kept{account: a, left: execLimit}, kept{account: a, left: execLimit}}
+}
+
+// Write keeps what is below the limit and drops the rest. While the memory of all outputs is in use it waits, and with it
+// the command, whose pipe fills up.
+func (k *kept) Write(b []byte) (int, error) {
+	rest := b[:min(len(b), k.left)]
+	for len(rest) > 0 {
+		last := k.last()
+		if last == nil || len(last.Bytes) == cap(last.Bytes) {
+			piece, err := k.account.take(k.size())
+			if err != nil {
+				return len(b) - len(rest), err
+			}
+			k.pieces = append(k.pieces, piece)
+			last = piece
+		}
+		n := copy(last.Bytes[len(last.Bytes):cap(last.Bytes)], rest)
+		last.Bytes = last.Bytes[:len(last.Bytes)+n]
+		rest, k.left = rest[n:], k.left-n
+	}
+	return len(b), nil
+}
+
+func (k *kept) last() *Piece {
+	if len(k.pieces) == 0 {
+		return nil
+	}
+	return k.pieces[len(k.pieces)-1]
+}
+
+func (k *kept) size() int {
+	if len(k.pieces) == 0 {
+		return firstPiece
+	}
+	return min(laterPiece, execLimit-firstPiece-(len(k.pieces)-1)*laterPiece)
+}
+
+// take returns an empty piece, as soon as there is memory for it.
+func (a *account) take(size int) (*Piece, error) {
+	o := a.all
+	patience := time.NewTimer(execPatience)
+	defer patience.Stop()
+	collect := time.NewTimer(outputQuiet)
+	defer collect.Stop()
+	for {
+		wait, piece := o.tryTake(a, size)
+		if piece != nil {
+			return piece, nil
+		}
+		select {
+		case <-wait:
+		case <-collect.C:
+			// An answer that was cut off by the end of its connection is given back by the garbage collector.
+			go runtime.GC()
+		case <-a.ctx.Done():
+			return nil, context.Cause(a.ctx)
+		case <-patience.C:
+			return nil, fault.New(fault.Exhausted, "the outputs of other ExecSyncs take the %d MiB that there are for all, and none was given back within %s; "+
+				"print less, or run fewer at once", (outputShared+outputMost)>>20, execPatience)
+		}
+	}
+}
+
+// tryTake returns a piece, or what to wait for.
+func (o *outputs) tryTake(a *account, size int) (<-chan struct{}, *Piece) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.turn == nil && o.used+size > outputShared {
+		o.turn = a
+	}
+	if o.turn != a && o.used+size > outputShared {
+		wait := make(chan struct{})
+		o.waiting = append(o.waiting, wait)
+		return wait, nil
+	}
+	o.used += size
+	o.peak = max(o.peak, o.used)
+	a.held += size
+	backing := o.backing(size)
+	p := &Piece{Bytes: (*backing)[:0:size], backing: backing, account: a}
+	p.cleanup = runtime.AddCleanup(p, func(size int) { o.giveBack(a, size, nil) }, size)
+	return nil, p
+}
+
+// backing returns memory for a piece: what was used before, if it fits.
+func (o *outputs) backing(size int) *[]byte {
+	if n := len(o.spare); n > 0 && size == laterPiece {
+		b := o.spare[n-1]
+		o.spare = o.spare[:n-1]
+		return b
+	}
+	b := make([]byte, size)
+	return &b
+}
+
+// Free gives the piece's memory back.
+func (p *Piece) Free() {
+	p.cleanup.Stop()
+	p.account.all.giveBack(p.account, cap(p.Bytes), p.backing)
+}
+
+func (o *outputs) giveBack(a *account, size int, backing *[]byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.used -= size
+	a.held -= size
+	if backing != nil && size == laterPiece {
+		o.spare = append(o.spare, backing)
+	}
+	o.pass(a)
+	if o.used == 0 {
+		o.rest()
+	}
+}
+
+// end says that nothing more is written.
+func (a *account) end() {
+	a.all.mu.Lock()
+	defer a.all.mu.Unlock()
+	a.writing = false
+	a.all.pass(a)
+}
+
+// pass gives the turn up when a has it and needs it no more, and has those that wait look again.
+func (o *outputs) pass(a *account) {
+	if o.turn == a && !a.writing && a.held == 0 {
+		o.turn = nil
+	}
+	if o.turn != nil && o.used+laterPiece > outputShared {
+		return
+	}
+	for _, w := range o.waiting {
+		close(w)
+	}
+	o.waiting = nil
+}
+
+// rest gives the memory back to the kernel, when none has been needed for a while. The runtime by itself would keep the
+// pages for minutes.
+func (o *outputs) rest() {
+	if o.peak < 8*laterPiece {
+		return // it is not worth a collection
+	}
+	if o.idle != nil {
+		o.idle.Reset(outputQuiet)
+		return
+	}
+	o.idle = time.AfterFunc(outputQuiet, func() {
+		o.mu.Lock()
+		quiet := o.used == 0
+		if quiet {
+			o.spare, o.peak = nil, 0
+		}
+		o.mu.Unlock()
+		if quiet {
+			debug.FreeOSMemory()
+		}
+	})
+}
+
+// discard gives everything back: there is nobody to take it.
+func (out *output) discard() {
+	for _, k := range []*kept{&out.stdout, &out.stderr} {
+		for _, p := range k.pieces {
+			p.Free()
+		}
+		k.pieces = nil
+	}
+}

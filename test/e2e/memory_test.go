@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// memory returns a line of /proc/PID/status of the daemon, in bytes: VmRSS, or VmHWM for the highest one since resetPeak.
+func memory(t *testing.T, d *harness.Daemon, name string) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(name + `:\s+(\d+) kB`).FindSubmatch(status)
+	if m == nil {
+		t.Fatalf("no %s in %s", name, status)
+	}
+	kib, _ := strconv.Atoi(string(m[1]))
+	return kib << 10
+}
+
+func resetPeak(t *testing.T, d *harness.Daemon) {
+	t.Helper()
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", d.Pid()), []byte("5"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantGivenBack asserts that the daemon takes no more than 24 MiB above what it took before, within seconds.
+func wantGivenBack(t *testing.T, d *harness.Daemon, before int) {
+	t.Helper()
+	harness.Eventually(t, 8*time.Second, "the memory is given back", func() error {
+		if now := memory(t, d, "VmRSS"); now > before+24<<20 {
+			return fmt.Errorf("%d MiB are in use, %d before", now>>20, before>>20)
+		}
+		return nil
+	})
+}
+
+// Thirty commands at once print more than is kept: each answer has its 16 MiB, and all of them together never had that.
+func TestOutputsOfExecSyncsAreBoundedTogether(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, nil, "sleep", "1000")
+	s.Output(t, id, "true")
+	before := memory(t, s.Daemon, "VmRSS")
+	resetPeak(t, s.Daemon)
+	var all sync.WaitGroup
+	for i := range 30 {
+		all.Go(func() {
+			resp, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c",
+				fmt.Sprintf("echo %d; dd if=/dev/zero bs=1M count=20 2>/dev/null; echo end >&2; exit 3", i)}}, grpc.MaxCallRecvMsgSize(40<<20))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			zeros, ok := bytes.CutPrefix(resp.Stdout, fmt.Appendf(nil, "%d\n", i))
+			if len(resp.Stdout) != 16<<20 || !ok || len(bytes.Trim(zeros, "\x00")) > 0 || string(resp.Stderr) != "end\n" || resp.ExitCode != 3 {
+				t.Errorf("%d: %d bytes of stdout, stderr %q, code %d", i, len(resp.Stdout), resp.Stderr, resp.ExitCode)
+			}
+		})
+	}
+	all.Wait()
+	if peak := memory(t, s.Daemon, "VmHWM"); peak > before+128<<20 {
+		t.Errorf("kurid took %d MiB, %d before", peak>>20, before>>20)
+	}
+	wantGivenBack(t, s.Daemon, before)
+}
+
+// A client that sends what no pod needs costs the daemon nothing.
+func TestALargeRequestCostsLittle(t *testing.T) {
+	s := newShell(t)
+	before := memory(t, s.Daemon, "VmRSS")
+	resetPeak(t, s.Daemon)
+	for name, change := range map[string]func(*container){
+		"60 MiB of one label":  func(c *container) { c.Labels = map[string]string{"a": strings.Repeat("x", 60<<20)} },
+		"60 MiB of arguments":  func(c *container) { c.Args = strings.Split(strings.Repeat("x,", 20<<20), ",") },
+		"15 MiB of empty envs": func(c *container) { c.Envs = make([]*runtimeapi.KeyValue, 7<<20) },
+	} {
+		config := s.config(func(c *container, _ *security) { change(c) }, "true")
+		for i := range config.Envs {
+			if config.Envs[i] == nil {
+				config.Envs[i] = &runtimeapi.KeyValue{}
+			}
+		}
+		_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: config, SandboxConfig: s.podConfig})
+		t.Log(name)
+		harness.WantError(t, err, codes.ResourceExhausted)
+	}
+	if peak := memory(t, s.Daemon, "VmHWM"); peak > before+128<<20 {
+		t.Errorf("kurid took %d MiB, %d before", peak>>20, before>>20)
+	}
+	s.run(t, nil, "true")
+}
