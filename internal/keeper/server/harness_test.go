@@ -26,7 +26,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// program is the real kuri-keeper, built once.
+// program is the real kuri-keeper, built once; the real kuri-holder lies beside it.
 var program string
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
@@ -48,6 +48,11 @@ func testMain(m *testing.M) int {
 	}
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build kuri-keeper: %v\n%s", err, out)
+		return 1
+	}
+	holder := exec.Command("cc", "-static", "-o", filepath.Join(dir, "kuri-holder"), "../../../cmd/kuri-holder/holder.c")
+	if out, err := holder.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build kuri-holder: %v\n%s", err, out)
 		return 1
 	}
 	return m.Run()
