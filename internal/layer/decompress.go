@@ -1,9 +1,11 @@
 package layer
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"runtime"
 	"sync/atomic"
@@ -111,7 +113,7 @@ func (d *decoders) open(ctx context.Context, in *bufio.Reader) (*packed, error) 
 	return &packed{format: "zstd", from: z, close: release}, nil
 }
 
-// Decompress returns the content of from, which may be packed with gzip or zstd or not at all. It goes by the first
+// Decompress returns the content of from, which may be packed with gzip, zstd, xz or bzip2 or not at all. It goes by the first
 // bytes: media types are wrong too often. An error of the packed data has kind Corrupt. The caller closes the content,
 // and from by itself.
 func Decompress(from io.Reader) (io.ReadCloser, error) {
@@ -133,8 +135,25 @@ func (d *decoders) decompress(ctx context.Context, from io.Reader) (io.ReadClose
 		return &packed{format: "gzip", from: z, close: func() { z.Close() }}, nil
 	case isZstd(magic):
 		return d.open(ctx, in)
+	case bytes.HasPrefix(magic, []byte("\xfd7zX")):
+		return d.openXz(ctx, in)
+	case bytes.HasPrefix(magic, []byte("BZh")):
+		return d.openBzip2(ctx, in)
+	}
+	if err := refuseOther(magic); err != nil && !looksLikeTar(in) {
+		return nil, err
 	}
 	return io.NopCloser(in), nil
+}
+
+// looksLikeTar reports whether the stream begins with the header of a tar: its first file may have any name.
+func looksLikeTar(in *bufio.Reader) bool {
+	block, err := in.Peek(512)
+	if err != nil {
+		return false
+	}
+	_, err = tar.NewReader(bytes.NewReader(block)).Next()
+	return err == nil || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // isZstd knows a frame of data, or a skippable frame, with which some tools begin.
@@ -153,7 +172,7 @@ type packed struct {
 func (p *packed) Read(b []byte) (int, error) {
 	n, err := p.from.Read(b)
 	if err != nil && err != io.EOF {
-		err = fault.New(fault.Corrupt, "the %s stream is damaged: %w", p.format, err)
+		err = damaged(p.format, err)
 	}
 	return n, err
 }
