@@ -26,6 +26,9 @@ func (s *Store) Check(ctx context.Context, id digest.Digest) error {
 	if info.Sum == "" {
 		return fault.New(fault.Corrupt, "layer %s: its record has no checksum", id)
 	}
+	if err := s.checkRecipe(info); err != nil {
+		return fault.New(fault.Corrupt, "layer %s cannot be written as it came: %w", id, err)
+	}
 	look := survey{xattrs: true, content: func(dir int, name string, st *unix.Stat_t) (uint64, error) {
 		if err := ctx.Err(); err != nil {
 			return 0, err

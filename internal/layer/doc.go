@@ -15,6 +15,8 @@
 // goroutines (writers.go), and large ones are sent on their way to the disk while the rest unpacks
 // (flush.go). A layer that is being unpacked takes about 2 MiB of memory, whatever its size.
 //
+// The tar itself is not kept; beside fs/ there is what it takes to write it again, byte for byte ([Store.Tar], recipe.go).
+//
 // layer.json has a checksum of the layer's tree, made on the way ([Store.Check], survey.go).
 //
 // What a layer cannot know of the layers below it, how a directory looks that it has no entry for, is put right by one

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	_ "crypto/sha512" // for digests that are not sha256
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,13 +31,16 @@ type Info struct {
 	BootID string        `json:"boot_id"` // the boot in which it was unpacked
 	Sum    digest.Digest `json:"sum"`     // checksum of the tree; see survey.go. On the disk alone
 
+	TarBytes int64         `json:"tar_bytes,omitempty"` // of the tar that it came as; 0: that cannot be made again
+	Recipe   digest.Digest `json:"recipe,omitempty"`    // digest of the file; see recipe.go. On the disk alone
+
 	// Implied are the directories without an entry of their own, in order; see implied.go. On the disk alone.
 	Implied []string `json:"implied,omitempty"`
 }
 
 // brief is what of it is kept in memory.
 func (i Info) brief() Info {
-	i.Implied, i.Sum = nil, ""
+	i.Implied, i.Sum, i.Recipe = nil, "", ""
 	return i
 }
 
@@ -95,7 +99,7 @@ func (s *Store) scan() error {
 		return fmt.Errorf("open layer store %s: %w", s.root, err)
 	}
 	for _, e := range entries {
-		id := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+		id := idOf(e.Name())
 		var info Info
 		err := record.Read(filepath.Join(s.root, "layers", e.Name(), "layer.json"), recordVersion, &info)
 		if err == nil && info.DiffID != id {
@@ -113,6 +117,16 @@ func (s *Store) scan() error {
 	return nil
 }
 
+// idOf returns the diffID whose layer has a directory of this name. The number of digits says what made the digest.
+func idOf(name string) digest.Digest {
+	for _, a := range []digest.Algorithm{digest.SHA384, digest.SHA512} {
+		if len(name) == 2*a.Size() {
+			return digest.NewDigestFromEncoded(a, name)
+		}
+	}
+	return digest.NewDigestFromEncoded(digest.SHA256, name)
+}
+
 // Close stops what is being unpacked and waits for it. The layers stay.
 func (s *Store) Close() {
 	s.end()
@@ -128,13 +142,19 @@ func (s *Store) Has(diffID digest.Digest) bool {
 }
 
 // Lowerdirs returns the directories to mount as overlayfs lowerdirs, topmost first, for the layers given bottom first
-// as an image's config lists them. The caller holds the layers. The error is of kind NotFound and names the layer that
-// is missing.
+// as an image's config lists them. A layer that the list has several times counts at its topmost place only: overlayfs
+// refuses the same directory twice, and a layer hides the same layer further down completely. The caller holds the
+// layers. The error is of kind NotFound and names the layer that is missing.
 func (s *Store) Lowerdirs(diffIDs []digest.Digest) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	dirs := make([]string, 0, len(diffIDs))
+	seen := make(map[digest.Digest]bool, len(diffIDs))
 	for i := len(diffIDs) - 1; i >= 0; i-- {
+		if seen[diffIDs[i]] {
+			continue
+		}
+		seen[diffIDs[i]] = true
 		info, ok := s.layers[diffIDs[i]]
 		if !ok {
 			return nil, fault.New(fault.NotFound, "layer %s is missing from %s: remove the image and pull it again", diffIDs[i], s.root)

@@ -40,7 +40,11 @@ type tree struct {
 	// settle is called before a path is followed through a symlink, and before a directory is removed with all that is
 	// in it: what others have under way in the tree is to be finished.
 	settle func() error
-	linked bool // the path that was opened last leads through a symlink
+	// retire removes what is not a directory, because an entry replaces it. retireAll is called before a directory is
+	// removed with all that is in it.
+	retire    func(parent int, name string, st *unix.Stat_t) error
+	retireAll func()
+	linked    bool // the path that was opened last leads through a symlink
 }
 
 // dirRef is an open directory, closed when the last who has it lets go.
@@ -77,6 +81,8 @@ func openTree(dir string, l limits) (*tree, error) {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	t := &tree{root: fd, limits: l, implied: make(map[string]bool), settle: func() error { return nil }}
+	t.retire = func(parent int, name string, _ *unix.Stat_t) error { return unix.Unlinkat(parent, name, 0) }
+	t.retireAll = func() {}
 	t.rootDir = newDirRef(fd)
 	if t.realRoot, err = realPath(fd); err != nil {
 		unix.Close(fd)
@@ -253,23 +259,32 @@ func (t *tree) clear(parent int, name string) error {
 	case err != nil:
 		return err
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return unix.Unlinkat(parent, name, 0)
+		return t.retire(parent, name, &st)
 	}
 	if err := t.settle(); err != nil {
 		return err
 	}
+	t.retireAll()
 	t.last = "" // it may be below what is removed
 	return os.RemoveAll(procPath(parent, name))
 }
 
-// clean turns an entry's name into a path relative to the root, "." for the root itself, or refuses it.
+// clean turns an entry's name into a path relative to the root, "." for the root itself, or refuses it. As docker and
+// containerd do, it takes ".." by the name alone: "a/../b" is "b", whatever "a" is.
 func (t *tree) clean(name string) (string, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return "", refused("its name has a NUL byte")
 	}
+	depth := 0
 	for part := range strings.SplitSeq(name, "/") {
-		if part == ".." {
-			return "", refused("its name climbs out with \"..\"")
+		switch part {
+		case "", ".":
+		case "..":
+			if depth--; depth < 0 {
+				return "", refused("its name climbs out with \"..\"")
+			}
+		default:
+			depth++
 		}
 	}
 	p := strings.TrimPrefix(path.Clean("/"+name), "/")

@@ -1,10 +1,12 @@
 package layer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -20,8 +22,8 @@ import (
 
 // Blob is a layer as it is had from outside.
 type Blob struct {
-	DiffID digest.Digest // sha256 of the uncompressed tar
-	Digest digest.Digest // sha256 of the stream that Open gives; "" when only DiffID is known
+	DiffID digest.Digest // of the uncompressed tar
+	Digest digest.Digest // of the stream that Open gives; "" when only DiffID is known
 	Size   int64         // of that stream, in bytes; -1 when it is not known
 	MadeUp bool          // the stream is made up here, of content that it verifies itself; DiffID is but a name for it
 	// Open starts the stream. It is called at most once per unpacking, by whoever unpacks first; the stream is closed.
@@ -169,7 +171,10 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, repla
 	}
 
 	// 3. The record.
-	info, err := s.describe(dir, Info{DiffID: b.DiffID, Bytes: 1 << 20, Inodes: 1 << 10, Opaque: out.opaque, BootID: s.bootID, Implied: out.implied}, out)
+	info, err := s.describe(dir, Info{
+		DiffID: b.DiffID, Bytes: 1 << 20, Inodes: 1 << 10, Opaque: out.opaque, BootID: s.bootID, Implied: out.implied,
+		TarBytes: out.tarBytes, Recipe: out.recipe,
+	}, out)
 	if err != nil {
 		return Info{}, DiskError(s.root, fmt.Errorf("record layer %s: %w", b.DiffID, err))
 	}
@@ -232,7 +237,17 @@ func (s *Store) describe(dir string, info Info, out outcome) (Info, error) {
 	if err := record.Write(path, recordVersion, info); err != nil {
 		return info, err
 	}
-	for _, own := range []string{dir, path} {
+	owned := []string{dir, path}
+	if info.TarBytes > 0 {
+		owned = append(owned, filepath.Join(dir, recipeFile))
+	}
+	if kept, err := os.ReadDir(filepath.Join(dir, replacedDir)); err == nil {
+		owned = append(owned, filepath.Join(dir, replacedDir))
+		for _, f := range kept {
+			owned = append(owned, filepath.Join(dir, replacedDir, f.Name()))
+		}
+	}
+	for _, own := range owned {
 		var st unix.Stat_t
 		if err := unix.Lstat(own, &st); err != nil {
 			return info, &os.PathError{Op: "stat", Path: own, Err: err}
@@ -256,7 +271,8 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 
 	// Fetching, decompressing and writing files each have a goroutine; hashing goes on beside them.
 	packed := &meter{from: body, count: fetched}
-	arriving := readAhead(packed, &s.blocks, &s.hasher)
+	blobSum, packedTee := tee(b.Digest, packed)
+	arriving := readAhead(packedTee, &s.blocks, &s.hasher)
 	defer arriving.close()
 	defer stop() // or a fetch that hangs would be waited for
 	plain, err := s.decoders.decompress(ctx, arriving)
@@ -264,15 +280,12 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 		return out, packed.blame(err)
 	}
 	defer plain.Close()
-	unpacked := readAhead(&bounded{from: plain, packed: fetched, limits: s.limits}, &s.blocks, &s.hasher)
+	tarSum, plainTee := tee(b.DiffID, &bounded{from: plain, packed: fetched, limits: s.limits})
+	unpacked := readAhead(plainTee, &s.blocks, &s.hasher)
 	defer unpacked.close()
 	defer stop()
 
-	out, err = untar(ctx, unpacked, filepath.Join(dir, "fs"), s.limits, &s.blocks)
-	if err == nil {
-		_, err = io.Copy(io.Discard, unpacked) // what follows the tar's end is part of both digests
-	}
-	if err == nil {
+	if out, err = s.untar(ctx, b, unpacked, dir); err == nil {
 		_, err = io.Copy(io.Discard, arriving)
 	}
 	if err != nil {
@@ -281,13 +294,72 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 	if b.Size >= 0 && fetched.Load() != b.Size {
 		return out, fault.New(fault.Corrupt, "the blob %s has %d bytes, its manifest says %d", b.Digest, fetched.Load(), b.Size)
 	}
-	if got := arriving.digest(); b.Digest != "" && got != b.Digest {
+	if got := blobSum(arriving); b.Digest != "" && got != b.Digest {
 		return out, fault.New(fault.Corrupt, "the blob %s arrived with digest %s: it was changed on the way or in the registry; pull again, or ask the registry's owner", b.Digest, got)
 	}
-	if got := unpacked.digest(); got != b.DiffID && !b.MadeUp {
+	if got := tarSum(unpacked); got != b.DiffID && !b.MadeUp {
 		return out, fault.New(fault.Corrupt, "the content of blob %s has digest %s, the image's config says %s: the image is built wrong", b.Digest, got, b.DiffID)
 	}
 	return out, nil
+}
+
+// tee returns the stream, and what returns its digest, of the kind that want is of, at its end. A read-ahead stream has
+// its sha256 anyway.
+func tee(want digest.Digest, from io.Reader) (sum func(*ahead) digest.Digest, through io.Reader) {
+	if want == "" || want.Algorithm() == digest.SHA256 {
+		return (*ahead).digest, from
+	}
+	hash := want.Algorithm().Hash()
+	return func(a *ahead) digest.Digest {
+		<-a.done
+		return digest.NewDigest(want.Algorithm(), hash)
+	}, io.TeeReader(from, hash)
+}
+
+// untar reads the plain tar to its end: into dir/fs, and the recipe beside it.
+func (s *Store) untar(ctx context.Context, b Blob, plain io.Reader, dir string) (out outcome, err error) {
+	from := &source{from: plain}
+	if !b.MadeUp { // what is made up is not asked for again
+		if from.recipe, err = newRecipe(dir); err != nil {
+			return out, err
+		}
+		defer from.recipe.close()
+	}
+	if out, err = untar(ctx, from, filepath.Join(dir, "fs"), s.limits, &s.blocks); err != nil {
+		return out, err
+	}
+	// What follows the tar's end is part of both digests. Peers pass over it, too.
+	left, err := drain(from)
+	if err != nil {
+		return out, err
+	}
+	if left > 0 {
+		slog.Warn("a layer goes on after the end of its tar; what follows is left out", "layer", b.DiffID, "blob", b.Digest, "bytes", left)
+	}
+	if from.recipe != nil {
+		out.tarBytes, out.recipe, err = from.recipe.finish()
+	}
+	return out, err
+}
+
+// drain reads a tar stream from the end of its last entry to its own end, and returns how many bytes there are from the
+// first that is not zero.
+func drain(from io.Reader) (left int64, err error) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if left > 0 {
+			left += int64(n)
+		} else if rest := bytes.TrimLeft(buf[:n], "\x00"); len(rest) > 0 {
+			left = int64(len(rest))
+		}
+		if err == io.EOF {
+			return left, nil
+		}
+		if err != nil {
+			return left, err
+		}
+	}
 }
 
 // meter counts what passes, and remembers how the source ended.

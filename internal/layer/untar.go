@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"math"
 	"path"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -29,9 +29,6 @@ const (
 	whiteoutOpaque = ".wh..wh..opq"
 )
 
-// xattrPrefix is how extended attributes appear among a tar entry's PAX records.
-const xattrPrefix = "SCHILY.xattr."
-
 // outcome is what a layer's directory does not tell of itself.
 type outcome struct {
 	opaque  bool     // the layer hides all below
@@ -39,21 +36,27 @@ type outcome struct {
 
 	sums   map[uint64]uint64 // inode number of each regular file -> checksum of its content
 	xattrs bool              // something in it may have extended attributes
+
+	tarBytes int64 // of the tar, 0 when it cannot be made again, and the digest of its recipe
+	recipe   digest.Digest
 }
 
 // untar makes the directory dir and unpacks the tar stream from into it.
-func untar(ctx context.Context, from io.Reader, dir string, l limits, b *blocks) (o outcome, err error) {
+func untar(ctx context.Context, from *source, dir string, l limits, b *blocks) (o outcome, err error) {
 	t, err := openTree(dir, l)
 	if err != nil {
 		return o, err
 	}
 	defer t.close()
-	u := &unpacker{tree: t, in: tar.NewReader(from), buf: b.get(), sums: make(map[uint64]uint64)}
+	u := &unpacker{tree: t, ctx: ctx, from: from, in: tar.NewReader(from), buf: b.get(), sums: make(map[uint64]uint64)}
 	defer b.put(u.buf)
 	u.files = newWriters(u.small, b)
 	defer u.flush.close()
 	defer u.files.close() // before: the writers add to it
 	t.settle = u.settled
+	if from.recipe != nil {
+		t.retire, t.retireAll = u.keep, func() { from.recipe.undone = true }
+	}
 	for n := 1; ; n++ {
 		if err := ctx.Err(); err != nil {
 			return o, err
@@ -84,13 +87,16 @@ func untar(ctx context.Context, from io.Reader, dir string, l limits, b *blocks)
 	if err := u.finish(); err != nil {
 		return o, err
 	}
-	return outcome{u.opaque, slices.Sorted(maps.Keys(u.implied)), u.sums, u.tree.xattrs}, nil
+	return outcome{opaque: u.opaque, implied: slices.Sorted(maps.Keys(u.implied)), sums: u.sums, xattrs: u.tree.xattrs}, nil
 }
 
 // unpacker makes files out of tar entries. It belongs to the goroutine that reads the tar; its writers run
 // [unpacker.small] beside it.
 type unpacker struct {
 	*tree
+	ctx     context.Context // of the unpacking
+	from    *source
+	sparse  int64 // bytes that sparse files have, with their holes
 	files   *writers
 	flush   flusher
 	in      *tar.Reader
@@ -139,7 +145,7 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 	switch hdr.Typeflag {
 	case tar.TypeDir:
 		return u.directory(parent, p, name, hdr)
-	case tar.TypeReg, tar.TypeGNUSparse:
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont: // POSIX: a contiguous file is a regular one where there are none
 		return u.regular(parent, p, name, hdr)
 	case tar.TypeLink:
 		return u.hardLink(parent, p, name, hdr)
@@ -154,6 +160,9 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 // rootEntry takes over the attributes of the layer's root directory.
 func (u *unpacker) rootEntry(hdr *tar.Header) error {
 	if hdr.Typeflag != tar.TypeDir {
+		if hdr.Name == "" {
+			return refused("it has no name")
+		}
 		return refused("it would replace the root directory")
 	}
 	u.dirs = append(u.dirs, dirTime{".", hdr.ModTime})
@@ -219,7 +228,7 @@ func (u *unpacker) directoryOver(parent int, name string) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return nil
 	}
-	if err := unix.Unlinkat(parent, name, 0); err != nil {
+	if err := u.retire(parent, name, &st); err != nil {
 		return err
 	}
 	if err := unix.Mkdirat(parent, name, 0o700); err != nil {
@@ -236,11 +245,22 @@ const createFlags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW
 
 func (u *unpacker) regular(parent int, p, name string, hdr *tar.Header) error {
 	attr := fileAttr{uint32(hdr.Mode & 0o7777), hdr.Uid, hdr.Gid, hdr.ModTime}
+	sparse := isSparse(hdr)
+	if sparse {
+		// Its holes have no bytes in the tar, so the ratio of the stream does not bound them.
+		if u.sparse += hdr.Size; u.sparse > u.limits.freeBytes && u.sparse/u.limits.ratio > u.from.read {
+			return fault.New(fault.Exhausted, "the layer's sparse files have more than %d times the bytes that it has: it looks like an archive bomb", u.limits.ratio)
+		}
+	}
+	u.from.content = !sparse
+	defer func() { u.from.content = false }()
 	if hdr.Size <= smallFile && !u.linked && !hasXattrs(hdr) {
 		j := small{path: p, name: name, label: hdr.Name, attr: attr}
-		if err := u.files.add(u.shown(parent), j, u.in, hdr.Size); err != nil {
+		sum, err := u.files.add(u.shown(parent), j, u.in, hdr.Size)
+		if err != nil {
 			return cutOff(err)
 		}
+		u.note(p, hdr, sum)
 		return nil
 	}
 	fd, err := unix.Openat(parent, name, createFlags, attr.mode&0o777)
@@ -267,16 +287,35 @@ func (u *unpacker) regular(parent int, p, name string, hdr *tar.Header) error {
 	if err := u.finishFile(fd, attr, sum); err != nil {
 		return err
 	}
+	u.note(p, hdr, sum)
 	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
+}
+
+// isSparse reports whether the entry's content is stored without its holes.
+func isSparse(hdr *tar.Header) bool {
+	if hdr.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range hdr.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // small makes a small file. It is for any goroutine.
 func (u *unpacker) small(dir int, j *small) error {
 	fd, err := unix.Openat(dir, j.name, createFlags, j.attr.mode&0o777)
 	if errors.Is(err, unix.EEXIST) {
-		if err := unix.Unlinkat(dir, j.name, 0); errors.Is(err, unix.EISDIR) {
+		var st unix.Stat_t
+		if err := unix.Fstatat(dir, j.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			return errTaken
-		} else if err != nil {
+		}
+		if err := u.retire(dir, j.name, &st); err != nil {
 			return err
 		}
 		fd, err = unix.Openat(dir, j.name, createFlags, j.attr.mode&0o777)
@@ -285,7 +324,7 @@ func (u *unpacker) small(dir int, j *small) error {
 		return err
 	}
 	if err = writeAll(fd, j.data); err == nil {
-		err = u.finishFile(fd, j.attr, xxhash.Sum64(j.data))
+		err = u.finishFile(fd, j.attr, j.sum)
 	}
 	if err == nil && len(j.data) >= flushFile {
 		u.flush.add(flushRange{fd, 0, int64(len(j.data)), true})
@@ -329,16 +368,6 @@ func (u *unpacker) finishFile(fd int, a fileAttr, sum uint64) error {
 	return setTime(fd, "", a.mtime)
 }
 
-// hasXattrs tells whether the entry has extended attributes.
-func hasXattrs(hdr *tar.Header) bool {
-	for key := range hdr.PAXRecords {
-		if strings.HasPrefix(key, xattrPrefix) {
-			return true
-		}
-	}
-	return false
-}
-
 func cutOff(err error) error {
 	return fault.As(fault.Corrupt, fmt.Errorf("its content is cut off: %w", err))
 }
@@ -351,6 +380,9 @@ func (u *unpacker) content(fd int, hdr *tar.Header, written func(int64)) (uint64
 	sum := xxhash.New()
 	hole := false
 	for left := hdr.Size; left > 0; {
+		if err := u.ctx.Err(); err != nil {
+			return 0, err
+		}
 		part := u.buf[:min(left, int64(len(u.buf)))]
 		if _, err := io.ReadFull(u.in, part); err != nil {
 			return 0, cutOff(err)
@@ -380,7 +412,7 @@ func (u *unpacker) hardLink(parent int, p, name string, hdr *tar.Header) error {
 		return fmt.Errorf("hard link to %q: %w", clip(hdr.Linkname), err)
 	}
 	if target == p {
-		return refused("it is a hard link to itself")
+		return u.linkToItself(parent, name)
 	}
 	if u.files.concerns(target) {
 		if err := u.settled(); err != nil {
@@ -399,6 +431,20 @@ func (u *unpacker) hardLink(parent int, p, name string, hdr *tar.Header) error {
 	}
 	if err := unix.Linkat(dir, path.Base(target), parent, name, 0); err != nil {
 		return refused("hard link to %q, which must be a file of the same layer: %w", clip(hdr.Linkname), err)
+	}
+	return nil
+}
+
+// linkToItself takes an entry that links a file to itself and changes nothing. GNU tar writes one when it is given a file
+// with several names twice.
+func (u *unpacker) linkToItself(parent int, name string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		err = unix.EISDIR
+	}
+	if err != nil {
+		return refused("it is a hard link to itself, which must be a file of the same layer: %w", err)
 	}
 	return nil
 }
@@ -431,83 +477,6 @@ func (u *unpacker) node(parent int, name string, hdr *tar.Header) error {
 	return u.attributesAt(parent, name, hdr)
 }
 
-// attributes sets owner, mode and extended attributes of an open file or directory, in the order in which the one does
-// not undo the other.
-func (u *unpacker) attributes(fd int, hdr *tar.Header) error {
-	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
-		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
-	}
-	if err := unix.Fchmod(fd, uint32(hdr.Mode&0o7777)); err != nil {
-		return fmt.Errorf("change mode: %w", err)
-	}
-	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
-}
-
-// attributesAt does the same, and the time, for what is not opened: a symlink, device or fifo.
-func (u *unpacker) attributesAt(parent int, name string, hdr *tar.Header) error {
-	if err := unix.Fchownat(parent, name, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
-	}
-	if hdr.Typeflag != tar.TypeSymlink {
-		if err := unix.Fchmodat(parent, name, uint32(hdr.Mode&0o7777), 0); err != nil {
-			return fmt.Errorf("change mode: %w", err)
-		}
-	}
-	if err := u.xattrs(hdr, func(key string, value []byte) error {
-		return unix.Lsetxattr(procPath(parent, name), key, value, 0)
-	}); err != nil {
-		return err
-	}
-	return setTime(parent, name, hdr.ModTime)
-}
-
-// xattrs hands the entry's extended attributes to set: those that mean something in a container. Attributes of
-// overlayfs and of the node's security modules are not the image's to set.
-func (u *unpacker) xattrs(hdr *tar.Header, set func(string, []byte) error) error {
-	total := 0
-	for key, value := range hdr.PAXRecords {
-		name, ok := strings.CutPrefix(key, xattrPrefix)
-		if !ok {
-			continue
-		}
-		if total += len(name) + len(value); total > u.limits.xattrs {
-			return refused("its extended attributes have more than %d bytes", u.limits.xattrs)
-		}
-		u.tree.xattrs = true
-		if !wantXattr(name) {
-			u.skip(name, "not an attribute that an image may set")
-			continue
-		}
-		err := set(name, []byte(value))
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) && hdr.Typeflag == tar.TypeSymlink {
-			u.skip(name, "the filesystem does not take it")
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("set extended attribute %q: %w", clip(name), err)
-		}
-	}
-	return nil
-}
-
-func wantXattr(name string) bool {
-	switch name {
-	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
-		return true
-	}
-	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
-}
-
-func (u *unpacker) skip(xattr, why string) {
-	if u.skipped == nil {
-		u.skipped = make(map[string]bool)
-	}
-	if !u.skipped[xattr] && len(u.skipped) < 16 {
-		u.skipped[xattr] = true
-		slog.Warn("an extended attribute of a layer is left out", "name", clip(xattr), "why", why)
-	}
-}
-
 // finish sets the times of the directories.
 func (u *unpacker) finish() error {
 	u.forget()
@@ -518,25 +487,6 @@ func (u *unpacker) finish() error {
 		}
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) { // a later entry has replaced it
 			return fmt.Errorf("entry %q: set its time: %w", clip(d.path), err)
-		}
-	}
-	return nil
-}
-
-// setTime sets both times of the entry name of dir, or of dir itself when name is "".
-func setTime(dir int, name string, mtime time.Time) error {
-	at := unix.Timespec{Sec: mtime.Unix(), Nsec: int64(mtime.Nanosecond())}
-	times := [2]unix.Timespec{at, at}
-	if name == "" {
-		return unix.UtimesNanoAt(dir, "", times[:], unix.AT_EMPTY_PATH)
-	}
-	return unix.UtimesNanoAt(dir, name, times[:], unix.AT_SYMLINK_NOFOLLOW)
-}
-
-func checkOwner(hdr *tar.Header) error {
-	for _, id := range []int{hdr.Uid, hdr.Gid} {
-		if id < 0 || id >= math.MaxUint32 {
-			return refused("its owner %d:%d does not exist on Linux", hdr.Uid, hdr.Gid)
 		}
 	}
 	return nil

@@ -162,7 +162,18 @@ func TestHostileTar(t *testing.T) {
 		inside  string // file that is in the layer then
 	}{
 		{name: "dot-dot", entries: []ent{reg("../evil", "x")}, refuses: "../evil"},
-		{name: "dot-dot within", entries: []ent{dir("a"), reg("a/../b", "x")}, refuses: "a/../b"},
+		{name: "dot-dot within", entries: []ent{dir("a"), reg("a/../b", "x")}, inside: "b"},
+		{name: "dot-dot from what is not there", entries: []ent{reg("a/b/../../c/./d", "x")}, inside: "c/d"},
+		{name: "dot-dot by a symlink", entries: []ent{symlink("s", up), reg("s/../b", "x")}, inside: "b"},
+		{name: "dot-dot out and in again", entries: []ent{reg("a/../../fs/b", "x")}, refuses: "a/../../fs/b"},
+		{name: "dot-dot in a hard link", entries: []ent{reg("f", "x"), link("d/h", "a/../f"), reg("f", "y")}, inside: "d/h"},
+		{name: "dot-dot out in a hard link", entries: []ent{reg("f", ""), link("h", "a/../../f")}, refuses: "h"},
+		{name: "dot-dot in a whiteout", entries: []ent{reg("f", "x"), reg("a/../.wh.g", "")}, inside: "f"},
+		{name: "no name", entries: []ent{reg("", "x")}, refuses: "it has no name"},
+		{name: "directory without a name", entries: []ent{dir(""), reg("f", "")}, inside: "f"},
+		{name: "slashes at the end, and two", entries: []ent{dir("a//"), reg("a//b", "x")}, inside: "a/b"},
+		{name: "one name in many spellings", entries: []ent{reg("./a/b", "1"), reg("/a/b", "2"), reg("a//b", "3"), reg("a/x/../b", "4")}, inside: "a/b"},
+		{name: "contiguous file", entries: []ent{{Header: tar.Header{Name: "f", Typeflag: tar.TypeCont, Mode: 0o644}}}, inside: "f"},
 		{name: "dot-dot deep", entries: []ent{reg("a/b/"+up+"evil", "x")}, refuses: "evil"},
 		{name: "dot-dot alone", entries: []ent{dir("..")}, refuses: ".."},
 		{name: "absolute name", entries: []ent{reg(outside, "x")}, inside: outside},
@@ -180,7 +191,9 @@ func TestHostileTar(t *testing.T) {
 		{name: "hard link absolute", entries: []ent{link("h", outside)}, refuses: "h"},
 		{name: "hard link through a symlink", entries: []ent{symlink("s", filepath.Dir(outside)), link("h", "s/outside")}, refuses: "h"},
 		{name: "hard link to a symlink out, write", entries: []ent{symlink("s", outside), link("h", "s"), reg("h", "x")}, inside: "h"},
-		{name: "hard link to itself", entries: []ent{reg("h", ""), link("h", "./h")}, refuses: "h"},
+		{name: "hard link to itself", entries: []ent{reg("h", "x"), link("h", "./h")}, inside: "h"},
+		{name: "hard link to itself, of a directory", entries: []ent{dir("h"), link("h", "./h")}, refuses: "h"},
+		{name: "hard link to itself, not there", entries: []ent{link("h", "h")}, refuses: "h"},
 		{name: "hard link to a directory", entries: []ent{dir("d"), link("h", "d")}, refuses: "h"},
 		{name: "hard link to nothing", entries: []ent{link("h", "missing")}, refuses: "h"},
 		{name: "whiteout of dot-dot", entries: []ent{reg("a/.wh...", "")}, refuses: ".wh..."},
@@ -293,7 +306,7 @@ func FuzzUntar(f *testing.F) {
 		}
 		l := defaultLimits
 		l.entries, l.freeBytes = 200, 1<<20
-		_, _ = untar(t.Context(), bytes.NewReader(body), filepath.Join(base, "fs"), l, new(blocks))
+		_, _ = untar(t.Context(), &source{from: bytes.NewReader(body)}, filepath.Join(base, "fs"), l, new(blocks))
 		left, err := os.ReadDir(base)
 		if err != nil || len(left) != 2 {
 			t.Fatalf("beside the layer: %v, %v", left, err)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -37,6 +38,7 @@ type small struct {
 	label string // of the entry, for errors
 	attr  fileAttr
 	data  []byte
+	sum   uint64 // xxhash64 of data
 }
 
 // fileAttr is what a regular file gets beside its content.
@@ -85,8 +87,8 @@ func newWriters(write func(dir int, file *small) error, b *blocks) *writers {
 	return &writers{blocks: b, write: write, paths: make(map[string]struct{})}
 }
 
-// add reads the file's content from the tar and has it made in the directory.
-func (w *writers) add(dir *dirRef, file small, from io.Reader, size int64) error {
+// add reads the file's content from the tar, has it made in the directory, and returns the content's checksum.
+func (w *writers) add(dir *dirRef, file small, from io.Reader, size int64) (sum uint64, err error) {
 	if w.now != nil && !w.now.takes(dir, size) {
 		w.send()
 	}
@@ -97,12 +99,13 @@ func (w *writers) add(dir *dirRef, file small, from io.Reader, size int64) error
 	b := w.now
 	file.data = b.block[b.used : b.used+int(size)]
 	if _, err := io.ReadFull(from, file.data); err != nil {
-		return err
+		return 0, err
 	}
+	file.sum = xxhash.Sum64(file.data)
 	b.used += int(size)
 	b.files = append(b.files, file)
 	w.paths[file.path] = struct{}{}
-	return nil
+	return file.sum, nil
 }
 
 // next returns a batch to fill, waiting until one is free.

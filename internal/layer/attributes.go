@@ -1,0 +1,122 @@
+package layer
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// xattrPrefix is how extended attributes appear among a tar entry's PAX records.
+const xattrPrefix = "SCHILY.xattr."
+
+// attributes sets owner, mode and extended attributes of an open file or directory, in the order in which the one does
+// not undo the other.
+func (u *unpacker) attributes(fd int, hdr *tar.Header) error {
+	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
+		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
+	}
+	if err := unix.Fchmod(fd, uint32(hdr.Mode&0o7777)); err != nil {
+		return fmt.Errorf("change mode: %w", err)
+	}
+	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
+}
+
+// attributesAt does the same, and the time, for what is not opened: a symlink, device or fifo.
+func (u *unpacker) attributesAt(parent int, name string, hdr *tar.Header) error {
+	if err := unix.Fchownat(parent, name, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
+	}
+	if hdr.Typeflag != tar.TypeSymlink {
+		if err := unix.Fchmodat(parent, name, uint32(hdr.Mode&0o7777), 0); err != nil {
+			return fmt.Errorf("change mode: %w", err)
+		}
+	}
+	if err := u.xattrs(hdr, func(key string, value []byte) error {
+		return unix.Lsetxattr(procPath(parent, name), key, value, 0)
+	}); err != nil {
+		return err
+	}
+	return setTime(parent, name, hdr.ModTime)
+}
+
+// xattrs hands the entry's extended attributes to set: those that mean something in a container. Attributes of
+// overlayfs and of the node's security modules are not the image's to set.
+func (u *unpacker) xattrs(hdr *tar.Header, set func(string, []byte) error) error {
+	total := 0
+	for key, value := range hdr.PAXRecords {
+		name, ok := strings.CutPrefix(key, xattrPrefix)
+		if !ok {
+			continue
+		}
+		if total += len(name) + len(value); total > u.limits.xattrs {
+			return refused("its extended attributes have more than %d bytes", u.limits.xattrs)
+		}
+		u.tree.xattrs = true
+		if !wantXattr(name) {
+			u.skip(name, "not an attribute that an image may set")
+			continue
+		}
+		err := set(name, []byte(value))
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) && hdr.Typeflag == tar.TypeSymlink {
+			u.skip(name, "the filesystem does not take it")
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("set extended attribute %q: %w", clip(name), err)
+		}
+	}
+	return nil
+}
+
+func wantXattr(name string) bool {
+	switch name {
+	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
+		return true
+	}
+	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
+}
+
+func (u *unpacker) skip(xattr, why string) {
+	if u.skipped == nil {
+		u.skipped = make(map[string]bool)
+	}
+	if !u.skipped[xattr] && len(u.skipped) < 16 {
+		u.skipped[xattr] = true
+		slog.Warn("an extended attribute of a layer is left out", "name", clip(xattr), "why", why)
+	}
+}
+
+// hasXattrs tells whether the entry has extended attributes.
+func hasXattrs(hdr *tar.Header) bool {
+	for key := range hdr.PAXRecords {
+		if strings.HasPrefix(key, xattrPrefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// setTime sets both times of the entry name of dir, or of dir itself when name is "".
+func setTime(dir int, name string, mtime time.Time) error {
+	at := unix.Timespec{Sec: mtime.Unix(), Nsec: int64(mtime.Nanosecond())}
+	times := [2]unix.Timespec{at, at}
+	if name == "" {
+		return unix.UtimesNanoAt(dir, "", times[:], unix.AT_EMPTY_PATH)
+	}
+	return unix.UtimesNanoAt(dir, name, times[:], unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func checkOwner(hdr *tar.Header) error {
+	for _, id := range []int{hdr.Uid, hdr.Gid} {
+		if id < 0 || id >= math.MaxUint32 {
+			return refused("its owner %d:%d does not exist on Linux", hdr.Uid, hdr.Gid)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// remade unpacks a layer and returns its tar, made again.
+func remade(t *testing.T, s *Store, plain []byte) []byte {
+	t.Helper()
+	b := blobOf(plain, plain)
+	t.Cleanup(s.Hold([]digest.Digest{b.DiffID}))
+	if err := s.Unpack(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	var again bytes.Buffer
+	if err := s.Tar(t.Context(), b.DiffID, &again); err != nil {
+		t.Fatal(err)
+	}
+	if size, ok := s.TarSize(b.DiffID); !ok || size != int64(len(plain)) {
+		t.Errorf("the tar has %d bytes, want %d", size, len(plain))
+	}
+	return again.Bytes()
+}
+
+func TestTheTarCanBeMadeAgain(t *testing.T) {
+	needRoot(t)
+	large := strings.Repeat("large ", 40_000)
+	pax := reg("pax", "x")
+	pax.PAXRecords, pax.Format = map[string]string{"SCHILY.xattr.user.note": "n"}, tar.FormatPAX
+	var many []ent
+	for i := range 1000 {
+		many = append(many, reg(fmt.Sprintf("many/%d", i), strings.Repeat("x", i)))
+	}
+	for name, entries := range map[string][]ent{
+		"nothing":   nil,
+		"all kinds": {dir("d"), reg("d/f", "f"), reg("d/large", large), link("l", "d/f"), symlink("s", "d"), reg("s/through", "t"), reg(".wh.x", ""), pax, {Header: tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}}},
+		"many":      many,
+		"twice":     {reg("f", "one"), reg("f", "two"), reg("f", "three"), reg("g", large), reg("g", "small"), reg("h", "small"), reg("h", large)},
+		"replaced":  {reg("a", "a"), symlink("a", "b"), reg("b", "b"), dir("b"), reg("c", "c"), link("d", "c"), reg("c", "other"), reg("d", "also"), reg("e", "e"), link("e", "a/../c")},
+		"linked":    {reg("c", "c"), link("d", "c"), link("d", "c"), link("c", "d")},
+		"content of what has none": {
+			{Header: tar.Header{Name: ".wh.gone", Typeflag: tar.TypeReg}, body: "content of a whiteout"},
+			{Header: tar.Header{Name: ".wh..wh.plnk", Typeflag: tar.TypeReg}, body: large},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t, "")
+			plain := tarOf(t, entries...)
+			if !bytes.Equal(remade(t, s, plain), plain) {
+				t.Error("another tar")
+			}
+		})
+	}
+	t.Run("odd ends", func(t *testing.T) {
+		s := openStore(t, "")
+		plain := tarOf(t, reg("f", "f"))
+		for _, odd := range [][]byte{plain[:len(plain)-1024], plain[:len(plain)-512], append(bytes.Clone(plain), plain...), append(bytes.Clone(plain), make([]byte, 9000)...)} {
+			if !bytes.Equal(remade(t, s, odd), odd) {
+				t.Errorf("another tar than one of %d bytes", len(odd))
+			}
+		}
+	})
+	t.Run("sparse", func(t *testing.T) {
+		dir := t.TempDir()
+		f, err := os.Create(filepath.Join(dir, "sparse"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.WriteAt([]byte("x"), 1<<20)
+		f.WriteAt([]byte("end"), 4<<20)
+		f.Close()
+		for _, format := range []string{"gnu", "posix"} {
+			plain, err := exec.Command("tar", "--sparse", "--format="+format, "-C", dir, "-c", ".").Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := openStore(t, "")
+			if !bytes.Equal(remade(t, s, plain), plain) {
+				t.Error("another tar")
+			}
+		}
+	})
+}
+
+// Where what an entry had is gone with its directory, the tar cannot be made again, and the store says so.
+func TestATarThatCannotBeMadeAgain(t *testing.T) {
+	needRoot(t)
+	s := openStore(t, "")
+	plain := tarOf(t, dir("d"), reg("d/f", "f"), reg("x", "1"), reg("x", "2"), reg("d", "a file now"))
+	b := blobOf(plain, plain)
+	s.Hold([]digest.Digest{b.DiffID})
+	if err := s.Unpack(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	if size, ok := s.TarSize(b.DiffID); ok {
+		t.Errorf("a tar of %d bytes", size)
+	}
+	if err := s.Tar(t.Context(), b.DiffID, io.Discard); !errors.Is(err, fault.NotFound) {
+		t.Errorf("%v", err)
+	}
+	left, err := os.ReadDir(s.dir(b.DiffID))
+	if err != nil || len(left) != 2 {
+		t.Errorf("%v, %v", left, err)
+	}
+	if err := s.Check(t.Context(), b.DiffID); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestADamagedLayerIsNotWritten(t *testing.T) {
+	needRoot(t)
+	plain := tarOf(t, reg("f", "content"), reg("g", "x"))
+	for name, damage := range map[string]func(dir string) error{
+		"content": func(dir string) error { return os.WriteFile(filepath.Join(dir, "fs/f"), []byte("CONTENT"), 0o600) },
+		"size":    func(dir string) error { return os.WriteFile(filepath.Join(dir, "fs/f"), []byte("c"), 0o600) },
+		"gone":    func(dir string) error { return os.Remove(filepath.Join(dir, "fs/f")) },
+		"link": func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, "fs/f")), os.Symlink("/etc/hostname", filepath.Join(dir, "fs/f")))
+		},
+		"recipe":    func(dir string) error { return os.Truncate(filepath.Join(dir, recipeFile), 20) },
+		"no recipe": func(dir string) error { return os.Remove(filepath.Join(dir, recipeFile)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t, "")
+			remade(t, s, plain)
+			id := digest.FromBytes(plain)
+			if err := damage(s.dir(id)); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Tar(t.Context(), id, io.Discard); err == nil {
+				t.Error("it was written")
+			}
+			if err := s.Check(t.Context(), id); !errors.Is(err, fault.Corrupt) {
+				t.Errorf("check: %v", err)
+			}
+		})
+	}
+}
+
+// The layer's size has what its tar is made of.
+func TestARecipeCounts(t *testing.T) {
+	needRoot(t)
+	s := openStore(t, "")
+	plain := tarOf(t, reg("f", strings.Repeat("x", 50_000)), reg("f", "y"))
+	remade(t, s, plain)
+	want, err := measure(s.dir(digest.FromBytes(plain)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Usage(); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
