@@ -16,16 +16,26 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/holder"
+	"github.com/kuri-cri/kuri/internal/listen"
 )
 
 // serve starts a server that has no pods and no images: enough for what is asked of the server itself.
 func serve(t *testing.T, o Options) {
 	t.Helper()
+	o.Socket = sockets(t)
 	s, err := Listen(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
+}
+
+// sockets opens Unix sockets beside no holder.
+func sockets(t *testing.T) func(string) (net.Listener, error) {
+	all := listen.New(holder.Connect(t.TempDir()))
+	t.Cleanup(all.Close)
+	return all.Unix
 }
 
 func dial(t *testing.T, path string) *grpc.ClientConn {
@@ -136,7 +146,7 @@ func TestSocketIsPrivateAndIsNotTakenFromAnother(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	s, err := Listen(Options{Listen: path})
+	s, err := Listen(Options{Listen: path, Socket: sockets(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +154,7 @@ func TestSocketIsPrivateAndIsNotTakenFromAnother(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v, %v", info.Mode(), err)
 	}
-	if _, err := Listen(Options{Listen: path}); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "--listen") {
+	if _, err := Listen(Options{Listen: path, Socket: sockets(t)}); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "--listen") {
 		t.Fatalf("a second server: %v", err)
 	}
 	s.Close()
@@ -154,7 +164,7 @@ func TestSocketIsPrivateAndIsNotTakenFromAnother(t *testing.T) {
 	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(Options{Listen: path}); !errors.Is(err, fault.Precondition) {
+	if _, err := Listen(Options{Listen: path, Socket: sockets(t)}); !errors.Is(err, fault.Precondition) {
 		t.Fatalf("a file that is not a socket: %v", err)
 	}
 }
