@@ -82,7 +82,8 @@ type ContainerRecord struct {
 	ImageRef  string            `json:"image_ref"`  // a digest by which it can be pulled again, else its id
 	Layers    []digest.Digest   `json:"layers"`     // diffIDs of its image, lowest first, then of the images that it mounts
 	User      spec.ResolvedUser `json:"user"`
-	// VolumeRefs are the images that are mounted, by the index of the mount, each as ImageRef has it.
+	// VolumeRefs are the ids of the images that are mounted, by the index of the mount: what PullImage answers, which critest
+	// wants in the status. Records of earlier versions have a digest reference, as ImageRef does.
 	VolumeRefs map[int]string `json:"volume_refs,omitempty"`
 
 	// Resources are those that hold since the last UpdateContainerResources; until then the configuration's do.

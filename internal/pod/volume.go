@@ -56,7 +56,7 @@ func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *run
 	if r.VolumeRefs == nil {
 		r.VolumeRefs = make(map[int]string)
 	}
-	r.VolumeRefs[i] = imageRef(img)
+	r.VolumeRefs[i] = img.ID
 	r.Layers = append(r.Layers[:len(r.Layers):len(r.Layers)], img.DiffIDs...)
 	return nil
 }

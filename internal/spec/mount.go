@@ -139,13 +139,12 @@ func (t *translation) askedMounts() ([]specs.Mount, error) {
 	return out, nil
 }
 
-// mountMode says how far a mount is read-only: not at all, its top, or all that is mounted below it too. The files of an
-// image always are, as the CRI has it.
+// mountMode says how far a mount is read-only: not at all, its top, or all that is mounted below it too.
 func mountMode(m *runtime.Mount) string {
 	switch {
 	case m.GetRecursiveReadOnly():
 		return "rro"
-	case m.GetReadonly(), m.GetImage() != nil:
+	case m.GetReadonly():
 		return "ro"
 	}
 	return "rw"
@@ -191,6 +190,8 @@ func checkMountSource(field string, m *runtime.Mount) error {
 		return invalid(field+".propagation", "an image has no mounts to propagate")
 	case !localPath(m.GetImageSubPath()):
 		return invalid(field+".image_sub_path", "%q does not name a path in the image", m.GetImageSubPath())
+	case !m.GetReadonly():
+		return invalid(field+".readonly", "an image can only be mounted read-only: set readonly")
 	}
 	return nil
 }

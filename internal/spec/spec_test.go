@@ -215,7 +215,7 @@ func refusals() []refusal {
 			HostPath: "/a", ContainerPath: "/b", UidMappings: id, GidMappings: []*runtime.IDMapping{{}},
 		})},
 		{"mounts[0].uidMappings", fault.Invalid, withMount(&runtime.Mount{
-			Image: &runtime.ImageSpec{Image: "x"}, ContainerPath: "/b", UidMappings: id, GidMappings: id,
+			Image: &runtime.ImageSpec{Image: "x"}, Readonly: true, ContainerPath: "/b", UidMappings: id, GidMappings: id,
 		})},
 		{"mounts[0].uidMappings", fault.Unimplemented, func(in *Input) {
 			in.Node.MountSetattr = false
@@ -237,6 +237,8 @@ func refusals() []refusal {
 		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", ImageSubPath: "x"})},
 		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "../x"})},
 		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "/x"})},
+		{"mounts[0].readonly", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}})},
+		{"mounts[0].readonly", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "x"})},
 		{"mounts[0].mount_options", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", MountOptions: []string{"suid"}})},
 		{"mounts[0].selinux_relabel", fault.Invalid, func(in *Input) {
 			in.Node.SELinux = true

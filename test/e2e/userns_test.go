@@ -119,7 +119,7 @@ func TestUserNamespace(t *testing.T) {
 	})
 
 	t.Run("an image volume", func(t *testing.T) {
-		m := &runtimeapi.Mount{ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: s.image}, ImageSubPath: "bin"}
+		m := &runtimeapi.Mount{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: s.image}, ImageSubPath: "bin"}
 		if out := s.says(t, inPod(mounting(m)), "stat", "-c", "%u:%g", "/v/busybox"); out != "0:0\n" {
 			t.Errorf("%q", out)
 		}

@@ -89,7 +89,7 @@ func TestImageVolume(t *testing.T) {
 		image.File{Path: "/link", Symlink: "dir"}, image.File{Path: "/out", Symlink: "/etc"},
 	)
 	volume := func(sub string) *runtimeapi.Mount {
-		return &runtimeapi.Mount{ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: ref}, ImageSubPath: sub}
+		return &runtimeapi.Mount{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: ref}, ImageSubPath: sub}
 	}
 	for sub, cat := range map[string]string{"": "/v/dir/file", "dir": "/v/file", "link": "/v/file", "dir/file": "/v"} {
 		if out := s.says(t, mounting(volume(sub)), "sh", "-c", "cat "+cat+"; touch /v/x 2>/dev/null && echo written; true"); out != "hello\n" {
@@ -99,15 +99,20 @@ func TestImageVolume(t *testing.T) {
 	harness.WantError(t, s.refuses(t, mounting(volume("nowhere")), "true"), codes.NotFound, "mounts[0]", "nowhere")
 	harness.WantError(t, s.refuses(t, mounting(volume("out")), "true"), codes.NotFound, "out")
 	harness.WantError(t, s.refuses(t, mounting(volume("../..")), "true"), codes.InvalidArgument, "image_sub_path")
+	writable := volume("dir")
+	writable.Readonly = false
+	harness.WantError(t, s.refuses(t, mounting(writable), "true"), codes.InvalidArgument, "mounts[0].readonly", "read-only")
 	absent := volume("")
 	absent.Image = &runtimeapi.ImageSpec{Image: "docker.io/library/absent:1"}
 	harness.WantError(t, s.refuses(t, mounting(absent), "true"), codes.NotFound, "absent")
 
 	// Its layers stay while a container has it, across a restart; the status says which image it is; two can have it.
-	id := s.run(t, mounting(volume("dir"), &runtimeapi.Mount{ContainerPath: "/w", Image: &runtimeapi.ImageSpec{Image: ref}}), "sleep", "1000")
+	id := s.run(t, mounting(volume("dir"), &runtimeapi.Mount{ContainerPath: "/w", Readonly: true, Image: &runtimeapi.ImageSpec{Image: ref}}), "sleep", "1000")
 	st := s.ContainerStatus(t, id)
-	if got := st.Mounts[0].GetImage().GetImageRef(); !strings.Contains(got, "@sha256:") {
-		t.Errorf("image_ref in the status: %q", got)
+	for i, m := range st.Mounts {
+		if got, pulled := m.GetImage().GetImageRef(), s.Pull(t, ref); got != pulled {
+			t.Errorf("image_ref of mount %d in the status: %q; PullImage answers %q", i, got, pulled)
+		}
 	}
 	if out, errs, code := s.Kuri(t, "prune", "--force"); code != 0 || imageStatus(t, s.Daemon, ref) == nil {
 		t.Errorf("the image of a volume is pruned: %d\n%s%s", code, out, errs)
