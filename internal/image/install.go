@@ -35,7 +35,9 @@ type content struct {
 	manifest  []byte       // nil when there is none
 	layers    []layer.Blob // bottom first, as config lists them
 
-	distrust func(blob digest.Digest) // tells the source that a blob came wrong; nil when asking again is no use
+	// distrust tells the source that a blob came wrong. It returns the host that sent it, and whether to ask again. nil: the
+	// blobs are from an archive.
+	distrust func(blob digest.Digest) (host string, again bool)
 }
 
 // newContent checks that config and layers fit together and fit the platform. layers come without their DiffIDs.
@@ -83,12 +85,16 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 		open := b.Open
 		b.Open = func(ctx context.Context) (io.ReadCloser, error) { return s.openInSlot(ctx, open) }
 		g.Go(func() error {
-			err := s.layers.Unpack(gctx, b)
-			if errors.Is(err, fault.Corrupt) && c.distrust != nil {
-				c.distrust(b.Digest) // a mirror, or the way from it, has changed the blob: once more, from elsewhere if possible
-				err = s.layers.Unpack(gctx, b)
+			for {
+				err := s.layers.Unpack(gctx, b)
+				if !errors.Is(err, fault.Corrupt) || c.distrust == nil {
+					return err
+				}
+				host, again := c.distrust(b.Digest) // a mirror, or the way from it, has changed the blob: once more, from elsewhere if possible
+				if !again {
+					return fmt.Errorf("registry host %s: %w", host, err)
+				}
 			}
-			return err
 		})
 	}
 	err = g.Wait()

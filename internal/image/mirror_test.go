@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
@@ -100,5 +101,92 @@ func TestPinnedByPattern(t *testing.T) {
 		if got := pull(t, s, ref); got.Pinned != row.want {
 			t.Errorf("%s: pinned %v", row.repo, got.Pinned)
 		}
+	}
+}
+
+// A mirror whose answer for a tag is no image for this node is left for the registry; so is each of two mirrors that
+// have a layer wrong. Without a good host the error names those that were wrong.
+func TestOddMirrorIsLeftForTheRegistry(t *testing.T) {
+	needRoot(t)
+	foreign := `{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:` +
+		strings.Repeat("a", 64) + `","size":5,"platform":{"os":"linux","architecture":"s390x"}}]}`
+	for name, row := range map[string]struct {
+		at   string // part of the path of what is answered oddly
+		body string
+	}{
+		"a web page":       {"/manifests/1", "<html>log in</html>"},
+		"an error":         {"/manifests/1", `{"errors":[{"code":"MANIFEST_UNKNOWN"}]}`},
+		"nothing":          {"/manifests/1", ""},
+		"schema 1":         {"/manifests/1", `{"schemaVersion":1,"fsLayers":[]}`},
+		"for others":       {"/manifests/1", foreign},
+		"any blob":         {"/blobs/", "this is not the blob"},
+		"any blob, longer": {"/blobs/", strings.Repeat("this is not the blob ", 1000)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			good, bad := newHub(t), newHub(t)
+			img := imageOf(t, "x", layerOf(t, file{"a", "of the registry"}))
+			good.push("app:1", img)
+			bad.push("app:1", img)
+			bad.set(func(w http.ResponseWriter, r *http.Request) bool {
+				if !strings.Contains(r.URL.Path, row.at) {
+					return false
+				}
+				w.Write([]byte(row.body))
+				return true
+			})
+			s := mirrored(t, bad, good)
+			got := pull(t, s, "registry.example/app:1")
+			if fileIn(t, s, got, "a") != "of the registry" {
+				t.Error("the file is wrong")
+			}
+			nothingHalfMade(t, s)
+			_, err := mirrored(t, bad, bad).Pull(t.Context(), "registry.example/app:1", registry.Auth{})
+			if err == nil || !strings.Contains(err.Error(), bad.addr) {
+				t.Errorf("without a good host: %v", err)
+			}
+		})
+	}
+}
+
+func TestSeveralCorruptMirrors(t *testing.T) {
+	needRoot(t)
+	good := newHub(t)
+	img := imageOf(t, "x", layerOf(t, file{"a", "of the registry"}))
+	good.push("app:1", img)
+	packed, _ := img.Layers()
+	layer, _ := packed[0].Digest()
+	var more strings.Builder
+	var bad []*hub
+	for range 3 {
+		h := newHub(t)
+		h.push("app:1", img)
+		h.set(func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.HasSuffix(r.URL.Path, layer.String()) {
+				return false
+			}
+			w.Write([]byte("no"))
+			return true
+		})
+		bad = append(bad, h)
+		fmt.Fprintf(&more, "[host.\"http://%s\"]\n", h.addr)
+	}
+	certs := t.TempDir()
+	open := func(server string) *Store {
+		if err := os.MkdirAll(filepath.Join(certs, "registry.example"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		body := fmt.Sprintf("server = \"http://%s\"\n%s", server, more.String())
+		if err := os.WriteFile(filepath.Join(certs, "registry.example", "hosts.toml"), []byte(body), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return openStore(t, "", func(o *Options) { o.Registry = registry.Options{CertsDirs: []string{certs}} })
+	}
+	s := open(good.addr)
+	if got := pull(t, s, "registry.example/app:1"); fileIn(t, s, got, "a") != "of the registry" {
+		t.Error("the file is wrong")
+	}
+	_, err := open(bad[0].addr).Pull(t.Context(), "registry.example/app:1", registry.Auth{})
+	if !errors.Is(err, fault.Corrupt) || !strings.Contains(fmt.Sprint(err), "registry host "+bad[0].addr) && !strings.Contains(fmt.Sprint(err), "registry host "+bad[1].addr) {
+		t.Errorf("kind %q: %v", fault.Of(err), err)
 	}
 }

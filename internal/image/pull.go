@@ -70,7 +70,7 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, platform strin
 	}
 
 	// 3. The manifest, and whether it may be here. The image may be here under another tag.
-	m, err := repo.Manifest(ctx)
+	m, err := repo.Manifest(ctx, isFor(platform))
 	if err != nil {
 		return nil, err
 	}
@@ -135,6 +135,18 @@ func (s *Store) known(ref registry.Reference, dgst digest.Digest, platform strin
 	return s.rename(img.ID, namesOf(ref, dgst, platform))
 }
 
+// isFor returns the check of a manifest or index that a reference is said to stand for. A host whose answer cannot be the
+// image for the platform is left for the next one.
+func isFor(platform string) registry.Check {
+	return func(m registry.Manifest) error {
+		doc, err := parseDocument(m.Body, m.MediaType)
+		if err == nil && doc.index() {
+			_, err = doc.choose(platform)
+		}
+		return err
+	}
+}
+
 // resolve follows the manifest or index m to the image for the platform and fetches its config.
 func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m registry.Manifest, platform string) (*content, error) {
 	doc, err := parseDocument(m.Body, m.MediaType)
@@ -191,10 +203,12 @@ func artifactSource(repo *registry.Repository) func(imagespec.Descriptor) func(c
 }
 
 // distrustAll distrusts whoever served a blob of the artifact: which of them came wrong is not known.
-func distrustAll(repo *registry.Repository, doc *document) func(digest.Digest) {
-	return func(digest.Digest) {
+func distrustAll(repo *registry.Repository, doc *document) func(digest.Digest) (string, bool) {
+	return func(digest.Digest) (host string, again bool) {
 		for _, d := range doc.Layers {
-			repo.Distrust(d.Digest)
+			of, once := repo.Distrust(d.Digest)
+			host, again = orElse(host, of), again || once
 		}
+		return host, again
 	}
 }

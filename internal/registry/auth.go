@@ -1,14 +1,9 @@
 package registry
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
-	"net/http"
-	"net/url"
 	"strings"
-
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -18,31 +13,27 @@ import (
 type Auth struct {
 	Username      string
 	Password      string
-	Auth          string // base64 of "username:password"; used when Username is empty
+	Auth          string // base64 of "username:password"; used when there is no Username, or no Password
 	ServerAddress string // the one host that may see these credentials: "https://index.docker.io/v1/", "quay.io"; "" for the reference's own
 	IdentityToken string // an OAuth2 refresh token, exchanged for an access token at the registry's token server
 	RegistryToken string // a bearer token, sent to the registry as it is
 }
 
-// credentials is Auth, decoded: user and secret as the token exchange wants them (user "" means that the secret is a
-// refresh token), or a bearer token.
+// credentials is Auth, decoded: user and secret, a refresh token (secret without a user), or a bearer token.
 type credentials struct {
 	user, secret string
 	bearer       string
-	only         string          // host that may see them, or "" for every host of the conversation
-	hosts        map[string]bool // hosts of the conversation; a host that a redirect led to is none of them
-
-	own map[string]*credentials // of hosts that hosts.toml has credentials for
+	only         string // host that may see them, in canonical form; "" for the registry of the reference
 }
 
 // decode returns the credentials that a holds. The precedence is the narrowest first: a registry token, an identity
 // token, username and password, the base64 pair. The error is of kind Invalid and does not quote a secret.
 func (a Auth) decode() (*credentials, error) {
-	c := &credentials{hosts: make(map[string]bool)}
+	c := &credentials{}
 	if a.ServerAddress != "" {
-		host, err := addressHost(a.ServerAddress)
-		if err != nil {
-			return nil, err
+		host, ok := addressHost(a.ServerAddress)
+		if !ok {
+			return nil, fault.New(fault.Invalid, "registry credentials: server address %q is neither a host nor a URL", new(secrets).clip(a.ServerAddress))
 		}
 		c.only = host
 	}
@@ -51,20 +42,33 @@ func (a Auth) decode() (*credentials, error) {
 		c.bearer = a.RegistryToken
 	case a.IdentityToken != "":
 		c.secret = a.IdentityToken
-	case a.Username != "":
+	case a.Username != "" && (a.Password != "" || a.Auth == ""):
 		c.user, c.secret = a.Username, a.Password
 	case a.Auth != "":
-		pair, err := base64.StdEncoding.DecodeString(a.Auth)
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "registry credentials: the field auth is not base64 of username:password: %w", err)
+		pair, ok := decodePair(a.Auth)
+		if !ok {
+			return nil, fault.New(fault.Invalid, "registry credentials: the field auth is not base64 of username:password")
 		}
-		user, password, ok := strings.Cut(string(pair), ":")
+		user, password, ok := strings.Cut(pair, ":")
 		if !ok {
 			return nil, fault.New(fault.Invalid, "registry credentials: the field auth, decoded, has no colon between username and password")
 		}
+		if user == "" && password != "" {
+			return nil, fault.New(fault.Invalid, "registry credentials: the field auth, decoded, has no username before the colon")
+		}
 		c.user, c.secret = user, strings.Trim(password, "\x00") // docker pads it with NUL
+	case a.Password != "":
+		return nil, fault.New(fault.Invalid, "registry credentials: there is a password and no username")
 	}
 	return c, nil
+}
+
+// decodePair decodes base64 as it is found in such files: with or without padding, in either alphabet, with line breaks.
+func decodePair(text string) (string, bool) {
+	text = strings.Join(strings.Fields(text), "")
+	text = strings.NewReplacer("-", "+", "_", "/").Replace(strings.TrimRight(text, "="))
+	pair, err := base64.RawStdEncoding.DecodeString(text)
+	return string(pair), err == nil
 }
 
 // DockerConfig returns the credentials that the registry host may see as a file of docker's format, for programs that ask
@@ -74,7 +78,7 @@ func (a Auth) DockerConfig(host string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.anonymous() || c.only != "" && c.only != canonicalHost(host) {
+	if c.anonymous() || c.only != "" && !sameHost(c.only, host) {
 		return nil, nil
 	}
 	type entry struct {
@@ -96,58 +100,5 @@ func (a Auth) DockerConfig(host string) ([]byte, error) {
 	return json.Marshal(map[string]map[string]entry{"auths": {address: e}})
 }
 
-// addressHost takes the host out of a server address, which is a URL or a bare host.
-func addressHost(address string) (string, error) {
-	full := address
-	if !strings.Contains(full, "://") {
-		full = "https://" + full
-	}
-	u, err := url.Parse(full)
-	if err != nil || u.Host == "" {
-		return "", fault.New(fault.Invalid, "registry credentials: server address %q is neither a host nor a URL", address)
-	}
-	return canonicalHost(u.Host), nil
-}
-
-// canonicalHost gives the names of Docker's registry one spelling.
-func canonicalHost(host string) string {
-	switch host {
-	case "index.docker.io", "registry-1.docker.io":
-		return "docker.io"
-	}
-	return host
-}
-
-// anonymous tells whether nothing is known to prove who asks.
+// anonymous reports whether nothing is known to prove who asks.
 func (c *credentials) anonymous() bool { return c.secret == "" && c.user == "" && c.bearer == "" }
-
-// at returns what the host may see: what hosts.toml has for it, else the caller's, else nothing.
-func (c *credentials) at(host string) *credentials {
-	if own := c.own[host]; own != nil && c.hosts[host] {
-		return own
-	}
-	if c.hosts[host] && (c.only == "" || c.only == canonicalHost(host)) {
-		return c
-	}
-	return &credentials{}
-}
-
-// forHost is the callback of containerd's authorizer.
-func (c *credentials) forHost(host string) (user, secret string, err error) {
-	a := c.at(host)
-	return a.user, a.secret, nil
-}
-
-// bearer is the authorizer of a registry token: it is sent as it is, and a refusal is final.
-type bearer struct{ creds *credentials }
-
-func (b bearer) Authorize(_ context.Context, req *http.Request) error {
-	if token := b.creds.at(req.URL.Host).bearer; token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	return nil
-}
-
-func (b bearer) AddResponses(context.Context, []*http.Response) error {
-	return docker.ErrInvalidAuthorization
-}

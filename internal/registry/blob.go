@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -23,7 +22,7 @@ const maxDrops = 4
 // It does not verify the digest. It lives no longer than ctx. An error of Read has kind Unavailable when the rest could
 // not be had, and kind Corrupt when the registry has more bytes than size.
 func (r *Repository) Blob(ctx context.Context, dgst digest.Digest, size int64) (io.ReadCloser, error) {
-	b := &blob{ctx: ctx, repo: r, digest: dgst, size: size}
+	b := &blob{ctx: ctx, repo: r, digest: dgst, size: size, unranged: make(map[string]bool)}
 	if err := b.connect(); err != nil {
 		return nil, err
 	}
@@ -41,7 +40,10 @@ type blob struct {
 
 	body  io.ReadCloser // of the connection under way; nil between two
 	sized bool          // body says where it ends
+	end   int64         // where body ends, short of the blob's end: the host serves it by parts; -1: not so
 	host  string        // that serves body
+
+	unranged map[string]bool // hosts that cannot serve a part that they are asked for
 
 	waited time.Duration // for the connection to bring the next bytes, in this window
 	got    int64         // bytes in this window
@@ -56,31 +58,73 @@ var errSlow = errors.New("it is slower than the least rate that is configured")
 
 // connect asks for the rest of the blob.
 func (b *blob) connect() error {
+	return b.repo.eachHost(b.ctx, docker.HostCapabilityPull, func(h *source) error {
+		err := b.connectTo(h)
+		if errors.Is(err, errNoRange) {
+			b.unranged[h.Host] = true
+			err = b.connectTo(h)
+		}
+		return err
+	})
+}
+
+// connectTo asks one host for the rest, or for all of it where the host has shown that it does not know ranges.
+func (b *blob) connectTo(h *source) error {
 	header := http.Header{}
-	if b.offset > 0 {
+	ranged := b.offset > 0 && !b.unranged[h.Host]
+	if ranged {
 		rest := fmt.Sprintf("bytes=%d-", b.offset)
 		if b.size >= 0 {
 			rest += fmt.Sprint(b.size - 1) // some registries know no range without an end
 		}
 		header.Set("Range", rest)
 	}
-	return b.repo.eachHost(b.ctx, docker.HostCapabilityPull, func(h docker.RegistryHost) error {
-		resp, err := b.repo.send(b.ctx, h, http.MethodGet, "blobs/"+b.digest.String(), header)
-		if err != nil {
-			return err
+	resp, err := b.repo.send(b.ctx, h, http.MethodGet, "blobs/"+b.digest.String(), header)
+	if ranged && refusedWith(err) == http.StatusRequestedRangeNotSatisfiable {
+		return errNoRange
+	}
+	if err != nil {
+		return err
+	}
+	if err := b.position(h, resp, ranged); err != nil {
+		resp.Body.Close()
+		return err
+	}
+	b.host = h.Host
+	b.waited, b.got = 0, 0
+	if b.opened.IsZero() {
+		b.opened = time.Now()
+		b.tried = resp.Header.Get("Accept-Ranges") != "bytes"
+	}
+	return nil
+}
+
+// position makes the response the body, from offset on: a host without ranges sends all, and what is known is skipped.
+func (b *blob) position(h *source, resp *http.Response, ranged bool) error {
+	body, decoded, err := b.decoded(h, resp)
+	if err != nil {
+		return err
+	}
+	end := int64(-1)
+	if resp.StatusCode == http.StatusPartialContent {
+		part, err := contentRange(resp.Header)
+		fits := err == nil && part.begin == b.offset && (part.size < 0 || b.size < 0 || part.size == b.size) && !decoded
+		switch {
+		case !fits && ranged:
+			return errNoRange
+		case !fits:
+			return fault.New(fault.Unavailable, "registry host %s answered a request for the whole of blob %s with the range %q", h.Host, b.digest, b.repo.secrets.clip(resp.Header.Get("Content-Range")))
+		case b.size >= 0 && part.end < b.size, b.size < 0 && part.size > part.end:
+			end = part.end
 		}
-		if err := b.position(h, resp); err != nil {
-			return err
+	} else if b.offset > 0 {
+		if _, err := io.CopyN(io.Discard, body, b.offset); err != nil {
+			return fault.New(fault.Unavailable, "registry host %s broke off blob %s: %w", h.Host, b.digest, err)
 		}
-		b.body, b.host, b.sized = resp.Body, h.Host, resp.ContentLength >= 0
-		b.waited, b.got = 0, 0
-		if b.opened.IsZero() {
-			b.opened = time.Now()
-			b.tried = resp.Header.Get("Accept-Ranges") != "bytes"
-		}
-		b.repo.servedBy(b.digest, h.Host)
-		return nil
-	})
+	}
+	b.body, b.end, b.sized = body, end, resp.ContentLength >= 0 && !decoded
+	b.repo.servedBy(b.digest, h.Host, decoded)
+	return nil
 }
 
 // tooSlow judges the connection by what it has brought while it was waited for; time that the reader takes for itself
@@ -95,25 +139,6 @@ func (b *blob) tooSlow(n int, took time.Duration) bool {
 	slow := float64(b.got) < b.waited.Seconds()*float64(limits.MinRate)
 	b.waited, b.got = 0, 0
 	return slow && b.repo.alternative(b.host)
-}
-
-// position makes the response start at offset: a host without ranges sends all, and what is known is skipped.
-func (b *blob) position(h docker.RegistryHost, resp *http.Response) error {
-	if b.offset == 0 {
-		return nil
-	}
-	if resp.StatusCode == http.StatusPartialContent {
-		if want := fmt.Sprintf("bytes %d-", b.offset); strings.HasPrefix(resp.Header.Get("Content-Range"), want) {
-			return nil
-		}
-		resp.Body.Close()
-		return fault.New(fault.Unavailable, "registry host %s answered a request for the rest of blob %s with the range %q", h.Host, b.digest, clip(resp.Header.Get("Content-Range")))
-	}
-	if _, err := io.CopyN(io.Discard, resp.Body, b.offset); err != nil {
-		resp.Body.Close()
-		return fault.New(fault.Unavailable, "registry host %s broke off blob %s: %w", h.Host, b.digest, err)
-	}
-	return nil
 }
 
 // oneIsSlow tells whether the rest is better fetched by several requests at once.
@@ -177,18 +202,30 @@ func (b *blob) Read(p []byte) (int, error) {
 			}
 			return n, nil
 		}
-		switch {
-		case err == nil:
+		if err == nil {
 			continue
-		case errors.Is(err, io.EOF) && (b.size < 0 || b.offset == b.size):
-			return 0, io.EOF
-		case errors.Is(err, io.EOF) && b.sized:
-			return 0, fault.New(fault.Corrupt, "blob %s of %s from %s has %d bytes, its descriptor says %d", b.digest, b.repo.ref.Repository, b.host, b.offset, b.size)
 		}
-		if err := b.dropped(err); err != nil {
+		if err := b.ended(err); err != nil {
 			return 0, err
 		}
 	}
+}
+
+// ended says what the end of the body means: the end of the stream, an error, or nil when the stream goes on with another
+// body.
+func (b *blob) ended(err error) error {
+	switch {
+	case b.offset == b.size: // whatever the host has promised beside
+		return io.EOF
+	case errors.Is(err, io.EOF) && b.end >= 0 && b.offset == b.end:
+		b.hangUp() // a part that was shorter than what was asked for
+		return nil
+	case errors.Is(err, io.EOF) && b.size < 0:
+		return io.EOF
+	case errors.Is(err, io.EOF) && b.sized && b.end < 0:
+		return fault.New(fault.Corrupt, "blob %s of %s from %s has %d bytes, its descriptor says %d", b.digest, b.repo.ref.Repository, b.host, b.offset, b.size)
+	}
+	return b.dropped(err)
 }
 
 // dropped gives up the connection. Its error is final: there have been too many drops, or nobody waits any more.
@@ -208,13 +245,16 @@ func (b *blob) dropped(err error) error {
 	return nil
 }
 
-// reconnect waits a little, longer each time, and asks for the rest, until the body is there or the error is final.
+// reconnect asks for the rest, until the body is there or the error is final. After a drop it waits a little, longer
+// each time.
 func (b *blob) reconnect() error {
 	for {
-		select {
-		case <-time.After(firstWait << (b.drops - 1)):
-		case <-b.ctx.Done():
-			return context.Cause(b.ctx)
+		if b.drops > 0 {
+			select {
+			case <-time.After(firstWait << (b.drops - 1)):
+			case <-b.ctx.Done():
+				return context.Cause(b.ctx)
+			}
 		}
 		err := b.connect()
 		if fault.Of(err) != fault.Unavailable {

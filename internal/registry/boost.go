@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -95,18 +94,19 @@ func (b *boost) start() {
 
 // fetch fills p with the blob's bytes from offset on.
 func (b *boost) fetch(p []byte, offset int64) error {
-	part := fmt.Sprintf("bytes %d-%d/", offset, offset+int64(len(p))-1)
-	header := http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", offset, offset+int64(len(p))-1)}}
-	return b.repo.eachHost(b.ctx, docker.HostCapabilityPull, func(h docker.RegistryHost) error {
+	end := offset + int64(len(p))
+	header := http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", offset, end-1)}}
+	return b.repo.eachHost(b.ctx, docker.HostCapabilityPull, func(h *source) error {
 		resp, err := b.repo.send(b.ctx, h, http.MethodGet, "blobs/"+b.digest.String(), header)
 		if err != nil {
 			return err
 		}
 		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusPartialContent || !strings.HasPrefix(resp.Header.Get("Content-Range"), part) {
+		part, err := contentRange(resp.Header)
+		if err != nil || resp.StatusCode != http.StatusPartialContent || part.begin != offset || part.end != end || resp.Header.Get("Content-Encoding") != "" {
 			return fault.New(fault.Unavailable, "registry host %s does not serve ranges of blob %s", h.Host, b.digest)
 		}
-		b.repo.servedBy(b.digest, h.Host)
+		b.repo.servedBy(b.digest, h.Host, false)
 		_, err = io.ReadFull(resp.Body, p)
 		return err
 	})

@@ -15,8 +15,12 @@
 //   - A host that does not answer, stalls, is slower than [Options] allow or has sent a wrong blob is asked last for the
 //     rest of the conversation. Where one connection is what a large blob waits for, the rest is fetched by three
 //     ranged requests at once, each into a window of 4 MiB.
-//   - Credentials go to the registry that the reference names and to its mirrors, unless Auth.ServerAddress names one
-//     host; then to that one alone. A mirror that hosts.toml has credentials for gets those instead. A redirect to another host does not carry them.
+//   - Whatever a host sends that is not what was asked for is left for the next host: a web page, an error document,
+//     another digest, a document that the caller's [Check] refuses, a HEAD that is not answered.
+//   - Secrets belong to an origin: scheme, host and port. The credentials of a pull go to the registry that the reference
+//     names; where Auth.ServerAddress names a host, to that one alone. A mirror gets what hosts.toml has for it. A redirect
+//     to another origin carries neither credentials nor headers of hosts.toml, and where it leads may have a token for
+//     anybody. No error has a password, a token or the query of a URL in it.
 //   - Errors name the host, the repository and what to do. Their kinds are NotFound (no such manifest or repository),
 //     Unauthenticated, PermissionDenied, Unavailable (no answer, a server error, too many requests), Corrupt (content
 //     does not match), Exhausted (larger than our bounds) and Invalid (the reference or hosts.toml).

@@ -22,7 +22,7 @@ type Reference struct {
 func ParseReference(s string) (Reference, error) {
 	named, err := reference.ParseDockerRef(s)
 	if err != nil {
-		return Reference{}, fault.New(fault.Invalid, "image reference %q: %w; it should look like registry.example/path/name:tag", s, err)
+		return Reference{}, fault.New(fault.Invalid, "image reference %q: %w; it should look like registry.example/path/name:tag", withoutUser(s), err)
 	}
 	ref := Reference{Repository: named.Name()}
 	switch n := named.(type) {
@@ -35,6 +35,20 @@ func ParseReference(s string) (Reference, error) {
 		ref.Tag = n.Tag()
 	}
 	return ref, nil
+}
+
+// withoutUser takes a user and password out of what somebody has written for a reference: it ends up in events and logs.
+func withoutUser(s string) string {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		scheme, rest = "", s
+	}
+	host, path, _ := strings.Cut(rest, "/")
+	at := strings.LastIndex(host, "@")
+	if at < 0 || !strings.Contains(host[:at], ":") && !ok {
+		return s
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(scheme+"://", "://")+host[at+1:]+"/"+path, "/")
 }
 
 // String returns the reference in full: "docker.io/library/busybox:1" or "docker.io/library/busybox@sha256:…".

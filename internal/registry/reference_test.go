@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -85,28 +86,55 @@ func TestAuthDecode(t *testing.T) {
 	}
 }
 
-func TestCredentialsAreShownToTheirHostAlone(t *testing.T) {
-	for _, row := range []struct {
-		address, host string
-		sees          bool
-	}{
-		{"", "registry-1.docker.io", true},
-		{"", "elsewhere.example", false}, // not a host of the conversation
-		{"https://index.docker.io/v1/", "registry-1.docker.io", true},
-		{"docker.io", "registry-1.docker.io", true},
-		{"https://index.docker.io/v1/", "mirror.example", false},
-		{"mirror.example", "mirror.example", true},
-		{"http://mirror.example/v2/", "mirror.example", true},
-		{"mirror.example:5000", "mirror.example", false},
-	} {
-		c, err := Auth{Username: "u", Password: "p", ServerAddress: row.address}.decode()
-		if err != nil {
-			t.Fatal(err)
+func TestReferenceErrorsHaveNoPassword(t *testing.T) {
+	for _, in := range []string{"user:secret@registry.example/a:1", "https://user:secret@registry.example/a:1", "https://secret@registry.example/a", "u:se@secret@registry.example"} {
+		_, err := ParseReference(in)
+		if err == nil || strings.Contains(err.Error(), "secret@") || !strings.Contains(err.Error(), "registry.example") {
+			t.Errorf("%s: %v", in, err)
 		}
-		c.hosts["registry-1.docker.io"], c.hosts["mirror.example"] = true, true
-		user, _, _ := c.forHost(row.host)
-		if (user == "u") != row.sees {
-			t.Errorf("server address %q, host %q: sees %v", row.address, row.host, user == "u")
+	}
+	if _, err := ParseReference("A@sha256:1"); err == nil || !strings.Contains(err.Error(), "A@sha256:1") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestCredentialsAreShownToTheirHostAlone(t *testing.T) {
+	const toml = "[host.\"https://mirror.example\"]\n[host.\"https://shared.example\".auth]\nfrom = \"pull\"\n"
+	certs := configure(t, "docker.io", toml)
+	for _, row := range []struct {
+		address, sees string // server address of the credentials, and where they go
+	}{
+		{"", "https://registry-1.docker.io https://shared.example"},
+		{"https://index.docker.io/v1/", "https://registry-1.docker.io"},
+		{"https://index.docker.io/v1", "https://registry-1.docker.io"},
+		{"HTTPS://Index.Docker.IO", "https://registry-1.docker.io"},
+		{"index.docker.io:443", "https://registry-1.docker.io"},
+		{"docker.io", "https://registry-1.docker.io"},
+		{"registry-1.docker.io/", "https://registry-1.docker.io"},
+		{"mirror.example", "https://mirror.example"},
+		{"http://mirror.example/v2/", "https://mirror.example"},
+		{"Mirror.Example:443/team", "https://mirror.example"},
+		{"*.example", "https://mirror.example https://shared.example"},
+		{"*.*.example", ""},
+		{"mirror.example:5000", ""},
+		{"example", ""},
+	} {
+		r := open(t, certs, "busybox", Auth{Username: "u", Password: "p", ServerAddress: row.address})
+		var seen []string
+		for _, address := range []string{
+			"https://registry-1.docker.io", "http://registry-1.docker.io", "https://registry-1.docker.io:5000", "https://mirror.example", "http://mirror.example",
+			"https://mirror.example:5000", "https://shared.example", "https://shared.example:8443", "https://elsewhere.example",
+		} {
+			u, err := url.Parse(address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.credentialsAt(originOf(u)).user == "u" {
+				seen = append(seen, address)
+			}
+		}
+		if got := strings.Join(seen, " "); got != row.sees {
+			t.Errorf("server address %q: %q may see them, want %q", row.address, got, row.sees)
 		}
 	}
 }

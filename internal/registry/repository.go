@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"slices"
@@ -42,15 +41,32 @@ var acceptManifests = strings.Join([]string{
 // Repository is a conversation with the hosts of one repository. See [Open].
 type Repository struct {
 	ref        Reference
-	hosts      []docker.RegistryHost // mirrors first
+	hosts      []*source // mirrors first
 	transports []*http.Transport
-	creds      *credentials
+	caller     *credentials            // of the pull
+	creds      map[origin]*credentials // what each origin may see; one that is not in it: nothing
 	options    Options
-	quiet      *log.Entry // for containerd's packages, which would log what our errors say
+	unknown    []string // keys of hosts.toml
+	secrets    *secrets
 
-	mu   sync.Mutex
-	late map[string]bool          // hosts that were slow, wrong or did not answer: they are asked last
-	from map[digest.Digest]string // host that has served a blob last
+	mu     sync.Mutex
+	late   map[string]bool                       // hosts that were slow, wrong or did not answer: they are asked last
+	served map[digest.Digest]map[string]*serving // who has served a blob, by host
+	from   map[digest.Digest]string              // host that has served a blob last
+	proofs map[proofKey]*proof
+}
+
+// proofKey names a proof: the client differs from host to host, and a redirect may lead to another's origin.
+type proofKey struct {
+	host *source
+	at   origin
+}
+
+// serving is how a host has served a blob.
+type serving struct {
+	wrong   int  // times that it was not the blob
+	decoded bool // it called the last one gzip, and it was unpacked
+	asItIs  bool // what it calls gzip is the blob's own
 }
 
 // Options say how the hosts of a registry are found, and when one is given up.
@@ -98,18 +114,82 @@ func (o Options) withDefaults() Options {
 // closes the Repository. The error is of kind Invalid (auth) or Precondition (hosts.toml).
 func Open(ctx context.Context, o Options, ref Reference, auth Auth) (*Repository, error) {
 	o = o.withDefaults()
-	creds, err := auth.decode()
+	caller, err := auth.decode()
 	if err != nil {
 		return nil, err
 	}
-	silent := logrus.New()
+	silent := logrus.New() // containerd's packages would log what our errors say
 	silent.SetOutput(io.Discard)
-	quiet := logrus.NewEntry(silent)
-	hosts, transports, err := lookupHosts(log.WithLogger(ctx, quiet), o, ref.Host(), creds)
+	hosts, transports, file, err := lookupHosts(log.WithLogger(ctx, logrus.NewEntry(silent)), o, ref.Host())
 	if err != nil {
 		return nil, err
 	}
-	return &Repository{ref: ref, hosts: hosts, transports: transports, creds: creds, options: o, quiet: quiet, late: make(map[string]bool), from: make(map[digest.Digest]string)}, nil
+	r := &Repository{
+		ref: ref, hosts: hosts, transports: transports, caller: caller, creds: make(map[origin]*credentials), options: o, unknown: file.unknown, secrets: &secrets{},
+		late: make(map[string]bool), from: make(map[digest.Digest]string), served: make(map[digest.Digest]map[string]*serving), proofs: make(map[proofKey]*proof),
+	}
+	for _, h := range hosts {
+		for _, at := range h.origins() {
+			r.creds[at] = r.credentialsFor(h, at, file)
+			r.secrets.addCredentials(r.creds[at])
+		}
+	}
+	r.secrets.addCredentials(caller)
+	return r, nil
+}
+
+// credentialsFor returns what a host may see: what hosts.toml has for it; else, where it is the registry itself, or the
+// host that the caller or hosts.toml gives them to, those of the caller; else nothing.
+func (r *Repository) credentialsFor(h *source, at origin, file *hostsConfig) *credentials {
+	if own := file.own[at]; own != nil {
+		return own
+	}
+	mine := sameHost(r.caller.only, h.Host)
+	if r.caller.only == "" {
+		mine = !h.mirror || file.shared[at]
+	} else if !h.mirror {
+		mine = mine || sameHost(r.caller.only, r.ref.Host())
+	}
+	if !mine {
+		return &credentials{}
+	}
+	return r.caller
+}
+
+// credentialsAt returns what the origin may see.
+func (r *Repository) credentialsAt(at origin) *credentials {
+	if c := r.creds[at]; c != nil {
+		return c
+	}
+	return &credentials{}
+}
+
+// ownOrigin reports whether at is one of the host's.
+func (r *Repository) ownOrigin(h *source, at origin) bool {
+	return slices.ContainsFunc(h.origins(), func(o origin) bool { return o == at || o.upgrade(at) })
+}
+
+// proofAt returns the proof of who asks for an origin that is asked on the way of a request to h. An upgrade of h to TLS
+// is h.
+func (r *Repository) proofAt(h *source, at origin) *proof {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h.either != nil && r.ownOrigin(h, at) {
+		at = h.origins()[0] // one proof for either scheme
+	}
+	key := proofKey{h, at}
+	p := r.proofs[key]
+	if p == nil {
+		creds := r.credentialsAt(at)
+		for _, own := range h.origins() {
+			if own.upgrade(at) {
+				creds = r.credentialsAt(own)
+			}
+		}
+		p = newProof(at, creds, r.ref.Path(), h.Client, r.secrets)
+		r.proofs[key] = p
+	}
+	return p
 }
 
 // Close drops the idle connections.
@@ -117,112 +197,6 @@ func (r *Repository) Close() {
 	for _, t := range r.transports {
 		t.CloseIdleConnections()
 	}
-}
-
-// Manifest is a manifest or index as the registry sent it. Body has the digest Digest.
-type Manifest struct {
-	MediaType string // of the response; "" when the registry did not say
-	Digest    digest.Digest
-	Body      []byte
-}
-
-// Resolve asks for what the reference stands for now, without fetching the manifest: a HEAD request. The digest is ""
-// when the registry does not tell it this way, the size -1, and the media type "".
-func (r *Repository) Resolve(ctx context.Context) (imagespec.Descriptor, error) {
-	desc := imagespec.Descriptor{Size: -1}
-	err := r.eachHost(ctx, r.capability(r.ref.target()), func(h docker.RegistryHost) error {
-		resp, err := r.send(ctx, h, http.MethodHead, "manifests/"+r.ref.target(), http.Header{"Accept": {acceptManifests}})
-		if errors.Is(err, fault.Unimplemented) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		resp.Body.Close()
-		dgst := digest.Digest(resp.Header.Get("Docker-Content-Digest"))
-		if dgst.Validate() != nil || dgst.Algorithm() != digest.SHA256 {
-			dgst = ""
-		}
-		desc = imagespec.Descriptor{MediaType: mediaType(resp), Digest: dgst, Size: resp.ContentLength}
-		return nil
-	})
-	return desc, err
-}
-
-// Manifest fetches what the reference stands for and verifies it against the digest, when the reference has one.
-func (r *Repository) Manifest(ctx context.Context) (Manifest, error) {
-	return r.manifest(ctx, r.ref.target())
-}
-
-// ManifestAt fetches the manifest with the digest, verified.
-func (r *Repository) ManifestAt(ctx context.Context, dgst digest.Digest) (Manifest, error) {
-	return r.manifest(ctx, dgst.String())
-}
-
-func (r *Repository) manifest(ctx context.Context, target string) (m Manifest, err error) {
-	err = r.eachHost(ctx, r.capability(target), func(h docker.RegistryHost) error {
-		m, err = r.manifestFrom(ctx, h, target)
-		return err
-	})
-	return m, err
-}
-
-func (r *Repository) manifestFrom(ctx context.Context, h docker.RegistryHost, target string) (Manifest, error) {
-	resp, err := r.send(ctx, h, http.MethodGet, "manifests/"+target, http.Header{"Accept": {acceptManifests}})
-	if err != nil {
-		return Manifest{}, err
-	}
-	defer resp.Body.Close()
-	what := fmt.Sprintf("manifest %s of %s from %s", target, r.ref.Repository, h.Host)
-	body, err := readBounded(resp.Body, MaxManifest, what)
-	if err != nil {
-		return Manifest{}, err
-	}
-	m := Manifest{Digest: digest.SHA256.FromBytes(body), Body: body}
-	if want := digest.Digest(target); want.Validate() == nil && want != m.Digest {
-		return Manifest{}, fault.New(fault.Corrupt, "%s has digest %s", what, m.Digest)
-	}
-	m.MediaType = mediaType(resp)
-	return m, nil
-}
-
-// mediaType is what the response calls its content; "" when it does not say.
-func mediaType(resp *http.Response) string {
-	mt, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if err != nil {
-		return ""
-	}
-	return mt
-}
-
-// Config fetches a small blob whole, verified: an image's config. The error is of kind Exhausted when it has more than
-// limit bytes.
-func (r *Repository) Config(ctx context.Context, dgst digest.Digest, limit int64) ([]byte, error) {
-	stream, err := r.Blob(ctx, dgst, -1)
-	if err != nil {
-		return nil, err
-	}
-	defer stream.Close()
-	what := fmt.Sprintf("blob %s of %s", dgst, r.ref.Repository)
-	body, err := readBounded(stream, limit, what)
-	if err != nil {
-		return nil, err
-	}
-	if got := digest.SHA256.FromBytes(body); got != dgst {
-		return nil, fault.New(fault.Corrupt, "%s from %s has digest %s", what, r.ref.Host(), got)
-	}
-	return body, nil
-}
-
-func readBounded(from io.Reader, limit int64, what string) ([]byte, error) {
-	body, err := io.ReadAll(io.LimitReader(from, limit+1))
-	if err != nil {
-		return nil, fault.As(fault.Unavailable, fmt.Errorf("read %s: %w", what, err))
-	}
-	if int64(len(body)) > limit {
-		return nil, fault.New(fault.Exhausted, "%s is larger than %d bytes, which is more than any image needs", what, limit)
-	}
-	return body, nil
 }
 
 // capability is what a host must be allowed to do to answer for target: a mirror that may serve content is not always
@@ -239,7 +213,7 @@ func (r *Repository) capability(target string) docker.HostCapabilities {
 //
 // hosts.toml may name the registry itself, to say how it is reached; it is asked again at the end, as the file's server
 // and without that. When it has answered, not being reached then says nothing.
-func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities, ask func(docker.RegistryHost) error) error {
+func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities, ask func(*source) error) error {
 	var texts []string
 	var last error
 	answered := make(map[string]bool) // addresses
@@ -252,14 +226,13 @@ func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities,
 			err = fault.As(fault.Of(err), errors.New(err.Error()))
 		}
 		address := h.Scheme + "://" + h.Host + h.Path
-		if errors.Is(err, fault.Unavailable) {
-			if answered[address] {
-				continue
-			}
-			r.shun(h.Host)
-		} else {
-			answered[address] = true
+		if errors.Is(err, fault.Unavailable) && answered[address] {
+			continue
 		}
+		if errors.Is(err, fault.Unavailable) || errors.Is(err, errWrongAnswer) {
+			r.shun(h.Host)
+		}
+		answered[address] = answered[address] || !errors.Is(err, fault.Unavailable)
 		texts = append(texts, err.Error())
 		if last == nil || h.Host == r.hosts[len(r.hosts)-1].Host {
 			last = err
@@ -269,16 +242,30 @@ func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities,
 	case 0:
 		return fault.New(fault.Precondition, "no host of registry %s is allowed to serve %s: look at the capabilities in hosts.toml", r.ref.Host(), r.ref)
 	case 1:
-		return last
+		if len(r.unknown) == 0 {
+			return last
+		}
 	}
-	return fault.As(fault.Of(last), errors.New(strings.Join(texts, "; then ")))
+	text := strings.Join(texts, "; then ")
+	if len(r.unknown) > 0 {
+		text += fmt.Sprintf("; %s has keys that are not known: %s", hostsFile(r.options.CertsDirs, r.ref.Host()), strings.Join(r.unknown, ", "))
+	}
+	return &several{fault.As(fault.Of(last), errors.New(text)), last}
 }
 
+// several is the error of several hosts: the text of all, and the cause of the one that counts.
+type several struct {
+	error
+	cause error
+}
+
+func (s *several) Unwrap() []error { return []error{s.error, s.cause} }
+
 // order is the hosts that may do what is needed: as they are configured, but those that were shunned last.
-func (r *Repository) order(need docker.HostCapabilities) []docker.RegistryHost {
+func (r *Repository) order(need docker.HostCapabilities) []*source {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var first, last []docker.RegistryHost
+	var first, last []*source
 	for _, h := range r.hosts {
 		switch {
 		case !h.Capabilities.Has(need):
@@ -298,33 +285,55 @@ func (r *Repository) shun(host string) {
 	r.late[host] = true
 }
 
-// Distrust has the host that served the blob last asked last from now on: what it sent was not the blob.
-func (r *Repository) Distrust(blob digest.Digest) {
+// Distrust has the host that served the blob last asked last from now on: what it sent was not the blob. It returns the
+// host, "" when there is none, and whether the blob is worth to be asked for again: each host gets a second chance.
+func (r *Repository) Distrust(blob digest.Digest) (host string, again bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if host := r.from[blob]; host != "" {
-		r.late[host] = true
+	if host = r.from[blob]; host == "" {
+		return "", false
 	}
+	r.late[host] = true
+	s := r.served[blob][host]
+	s.wrong++
+	s.asItIs = s.asItIs != s.decoded
+	return host, s.wrong < 2
 }
 
-func (r *Repository) servedBy(blob digest.Digest, host string) {
+// servedBy notes who serves a blob.
+func (r *Repository) servedBy(blob digest.Digest, host string, decoded bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.from[blob] = host
+	if r.served[blob] == nil {
+		r.served[blob] = make(map[string]*serving)
+	}
+	if r.served[blob][host] == nil {
+		r.served[blob][host] = &serving{}
+	}
+	r.served[blob][host].decoded = decoded
+}
+
+// asItIs reports whether what the host calls gzip is to be taken for the blob's own compression.
+func (r *Repository) asItIs(blob digest.Digest, host string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.served[blob][host]
+	return s != nil && s.asItIs
 }
 
 // alternative tells whether there is a host to serve blobs that has not been shunned, beside this one.
-func (r *Repository) alternative(host string) bool {
+func (r *Repository) alternative(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.ContainsFunc(r.hosts, func(h docker.RegistryHost) bool {
-		return h.Host != host && !r.late[h.Host] && h.Capabilities.Has(docker.HostCapabilityPull)
+	return slices.ContainsFunc(r.hosts, func(h *source) bool {
+		return h.Host != name && !r.late[h.Host] && h.Capabilities.Has(docker.HostCapabilityPull)
 	})
 }
 
 // url builds the address of an endpoint of this repository at h. A mirror is told which registry it stands for.
-func (r *Repository) url(h docker.RegistryHost, endpoint string) *url.URL {
-	u := &url.URL{Scheme: h.Scheme, Host: h.Host, Path: h.Path + "/" + r.ref.Path() + "/" + endpoint}
+func (r *Repository) url(h *source, endpoint string) *url.URL {
+	u := &url.URL{Scheme: h.scheme(), Host: h.Host, Path: h.Path + "/" + r.ref.Path() + "/" + endpoint}
 	if canonicalHost(h.Host) != r.ref.Host() {
 		u.RawQuery = url.Values{"ns": {r.ref.Host()}}.Encode()
 	}

@@ -4,20 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"strconv"
-	"strings"
+	"net/url"
 	"syscall"
 	"time"
-
-	"github.com/containerd/containerd/v2/core/remotes/docker"
-	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
-	"github.com/containerd/log"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -26,54 +20,72 @@ const (
 	attempts  = 3                      // tries of one request at one host
 	firstWait = 200 * time.Millisecond // before the second try; five times as long before each further one
 	longWait  = 10 * time.Second       // the most that a Retry-After header is honoured
+	maxHops   = 10                     // redirects of one request
+	maxProofs = 3                      // requests to one address until it knows who asks: without, with an old token, with a new one
+	userAgent = "kuri"
+
+	discardLimit = time.Second
 )
+
+// patience is called before each wait for a host, and what it returns after it.
+type patience func() (answered func())
 
 // send makes one request to h and returns a response of status 200 or 206; the caller closes its body, which ends with
 // an error when nothing comes for as long as a host may stall. What may pass by
 // itself (a broken connection, 429, a server error) is tried again a few times; a refused connection is not, for the
 // next host or the caller's own retry serves better. The error has a kind and names the host and the repository.
-func (r *Repository) send(ctx context.Context, h docker.RegistryHost, method, endpoint string, header http.Header) (*http.Response, error) {
+func (r *Repository) send(ctx context.Context, h *source, method, endpoint string, header http.Header) (*http.Response, error) {
 	wait := firstWait
 	for try := 1; ; try++ {
-		asked, stop := context.WithCancelCause(ctx)
-		stall := r.options.at(h.Host).Stall
-		resp, err := r.authorized(asked, h, method, endpoint, header, func() func() bool {
-			return time.AfterFunc(stall, func() { stop(errStalled) }).Stop
-		})
+		resp, err := r.once(ctx, h, method, endpoint, header)
 		if err == nil {
-			resp.Body = &watched{ReadCloser: resp.Body, stop: stop, stall: stall}
-		} else {
-			stop(nil)
-		}
-		if err == nil && (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent) {
 			return resp, nil
 		}
-		again := wait
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, syscall.ECONNREFUSED) || fault.Of(err) != fault.Unavailable {
-				return nil, err
-			}
-			if timedOut(err) && r.alternative(h.Host) {
-				return nil, err
-			}
-		} else {
-			again = max(wait, retryAfter(resp.Header))
-			err = r.refusal(h, resp, endpoint)
-			passing := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500
-			if !passing || again > longWait {
-				return nil, err
-			}
-		}
-		if try == attempts {
+		again, ok := r.worthAgain(h, err)
+		if ctx.Err() != nil || !ok || try == attempts {
 			return nil, err
 		}
 		select {
-		case <-time.After(again):
+		case <-time.After(max(wait, again)):
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w (last answer: %w)", ctx.Err(), err)
 		}
 		wait *= 5
 	}
+}
+
+// worthAgain reports whether the same host may do better if it is asked again, and how long it wants to be left alone.
+func (r *Repository) worthAgain(h *source, err error) (wait time.Duration, ok bool) {
+	var refused *refusal
+	switch {
+	case errors.As(err, &refused):
+		return refused.wait, refused.passing() && refused.wait <= longWait
+	case errors.Is(err, syscall.ECONNREFUSED) || fault.Of(err) != fault.Unavailable || errors.Is(err, errRedirects):
+		return 0, false
+	case timedOut(err) && r.alternative(h.Host):
+		return 0, false
+	}
+	return 0, true
+}
+
+// once is send without another try.
+func (r *Repository) once(ctx context.Context, h *source, method, endpoint string, header http.Header) (*http.Response, error) {
+	asked, stop := context.WithCancelCause(ctx)
+	stall := r.options.at(h.Host).Stall
+	patience := func() func() {
+		timer := time.AfterFunc(stall, func() { stop(errStalled) })
+		return func() { timer.Stop() }
+	}
+	resp, err := r.follow(asked, h, method, r.url(h, endpoint), header, patience)
+	if err != nil {
+		stop(nil)
+		return nil, err
+	}
+	resp.Body = &watched{ReadCloser: resp.Body, stop: stop, stall: stall}
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+		return nil, r.refusal(h, resp, endpoint)
+	}
+	return resp, nil
 }
 
 // timedOut tells whether the host took too long to answer.
@@ -82,48 +94,118 @@ func timedOut(err error) bool {
 	return errors.Is(err, errStalled) || errors.As(err, &late) && late.Timeout()
 }
 
-// authorized makes one request, answering the challenge of a 401 with the credentials of the conversation. patience is
-// called before each wait for the host and what it returns after it.
-func (r *Repository) authorized(ctx context.Context, h docker.RegistryHost, method, endpoint string, header http.Header, patience func() func() bool) (*http.Response, error) {
-	scoped := docker.ContextWithAppendPullRepositoryScope(log.WithLogger(ctx, r.quiet), r.ref.Path())
-	var responses []*http.Response
-	for {
-		req := (&http.Request{Method: method, URL: r.url(h, endpoint), Header: header.Clone()}).WithContext(ctx)
-		req.Header.Set("User-Agent", "kuri")
-		for name, values := range h.Header {
-			req.Header[http.CanonicalHeaderKey(name)] = values
-		}
-		answered := patience() // a token may have to be fetched
-		err := h.Authorizer.Authorize(scoped, req)
-		answered()
+var errRedirects = errors.New("it redirects without end")
+
+// follow asks at the URL, which is one of h, and where h redirects to. What belongs to h (the proof of who asks, the
+// headers of hosts.toml) goes to its own origin alone: to another host, another port, or the same without TLS go the
+// method, the range, and what is acceptable.
+func (r *Repository) follow(ctx context.Context, h *source, method string, at *url.URL, header http.Header, patience patience) (*http.Response, error) {
+	own := originOf(at)
+	seen := make(map[string]bool)
+	for hop := 0; ; hop++ {
+		seen[at.String()] = true
+		resp, err := r.ask(ctx, h, method, at, own, header, patience)
 		if err != nil {
-			return nil, r.tokenRefusal(h, err)
+			return nil, err
 		}
-		answered = patience()
-		resp, err := h.Client.Do(req)
-		answered()
-		if err != nil && errors.Is(context.Cause(ctx), errStalled) {
-			err = errStalled
+		if hop == 0 {
+			own = originOf(resp.Request.URL) // without TLS, perhaps: see eitherScheme
 		}
-		if err != nil {
-			return nil, fault.New(fault.Unavailable, "registry host %s did not answer for repository %s: %w%s", h.Host, r.ref.Path(), err, r.advice(h, err))
-		}
-		responses = append(responses, resp)
-		if resp.StatusCode != http.StatusUnauthorized || len(responses) > 2 {
+		if !redirects(resp.StatusCode) {
 			return resp, nil
 		}
-		if err := h.Authorizer.AddResponses(scoped, responses); err != nil {
-			return resp, nil // no answer to this challenge: the refusal stands
+		next, err := location(resp)
+		discard(resp)
+		if err == nil && (hop == maxHops || seen[next.String()]) {
+			err = errRedirects
 		}
-		answered = patience()
-		io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
-		answered()
-		resp.Body.Close()
+		if err != nil {
+			return nil, fault.New(fault.Unavailable, "registry host %s, repository %s: %w", h.Host, r.ref.Path(), r.secrets.transportError(err))
+		}
+		if own.upgrade(originOf(next)) {
+			own = originOf(next)
+		}
+		at = next
 	}
 }
 
+// redirects reports whether a status says to ask elsewhere.
+func redirects(status int) bool {
+	switch status {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	}
+	return false
+}
+
+// location is where a response redirects to. Its error does not quote it: it may be signed.
+func location(resp *http.Response) (*url.URL, error) {
+	to, err := resp.Location()
+	if err != nil || to.Host == "" || to.Scheme != "http" && to.Scheme != "https" {
+		return nil, fmt.Errorf("it redirects (%s) to what is not a URL: %w", resp.Status, errRedirects)
+	}
+	return to, nil
+}
+
+// ask makes one request at one address, answering the challenge of a 401.
+func (r *Repository) ask(ctx context.Context, h *source, method string, at *url.URL, own origin, header http.Header, patience patience) (*http.Response, error) {
+	proof := r.proofAt(h, originOf(at))
+	for try := 1; ; try++ {
+		req := (&http.Request{Method: method, URL: at, Header: header.Clone()}).WithContext(ctx)
+		if req.Header == nil {
+			req.Header = http.Header{}
+		}
+		req.Header.Set("User-Agent", userAgent)
+		req.Header.Set("Accept-Encoding", "identity") // a blob has the digest of its bytes as they are
+		if originOf(at) == own {
+			for name, values := range h.Header {
+				req.Header[http.CanonicalHeaderKey(name)] = values
+			}
+		}
+		shown, err := proof.show(ctx, req, patience)
+		if err != nil {
+			return nil, err
+		}
+		answered := patience()
+		resp, err := h.Client.Do(req)
+		answered()
+		if err != nil {
+			return nil, r.noAnswer(ctx, h, at, own, err)
+		}
+		again, err := proof.answered(resp, shown)
+		if err == nil && (!again || try == maxProofs) {
+			return resp, nil
+		}
+		discard(resp)
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// discard reads what is left of a response, so that the connection can be used again. It is closed where that would take
+// long.
+func discard(resp *http.Response) {
+	defer resp.Body.Close()
+	defer time.AfterFunc(discardLimit, func() { resp.Body.Close() }).Stop()
+	io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+}
+
+// noAnswer is the error of a request without a response.
+func (r *Repository) noAnswer(ctx context.Context, h *source, at *url.URL, own origin, err error) error {
+	if errors.Is(context.Cause(ctx), errStalled) {
+		err = errStalled
+	}
+	advice := r.advice(h, err)
+	err = r.secrets.transportError(err)
+	if originOf(at) != own {
+		return fault.New(fault.Unavailable, "registry host %s redirects to %s, which did not answer for repository %s: %w", h.Host, originOf(at), r.ref.Path(), err)
+	}
+	return fault.New(fault.Unavailable, "registry host %s did not answer for repository %s: %w%s", h.Host, r.ref.Path(), err, advice)
+}
+
 // advice is what to do about a host that cannot be talked to as it is configured; "" where that is not the cause.
-func (r *Repository) advice(h docker.RegistryHost, err error) string {
+func (r *Repository) advice(h *source, err error) string {
 	var unknown x509.UnknownAuthorityError
 	var noTLS tls.RecordHeaderError
 	switch {
@@ -133,96 +215,6 @@ func (r *Repository) advice(h docker.RegistryHost, err error) string {
 		return fmt.Sprintf("; if it is to be spoken to without TLS, name it as http://%s in %s", h.Host, hostsFile(r.options.CertsDirs, r.ref.Host()))
 	}
 	return ""
-}
-
-// refusal turns a response that is not a success into an error and closes it.
-func (r *Repository) refusal(h docker.RegistryHost, resp *http.Response, endpoint string) error {
-	said := serverMessage(resp)
-	resp.Body.Close()
-	where := fmt.Sprintf("registry host %s, repository %s", h.Host, r.ref.Path())
-	switch code := resp.StatusCode; {
-	case code == http.StatusUnauthorized && r.creds.at(h.Host).anonymous():
-		return fault.New(fault.Unauthenticated, "%s: credentials are needed, or the repository does not exist (%s%s); give the pod an imagePullSecret for this registry",
-			where, said, challenge(resp))
-	case code == http.StatusUnauthorized:
-		return fault.New(fault.Unauthenticated, "%s: the credentials were refused (%s%s); check user, password or token", where, said, challenge(resp))
-	case code == http.StatusForbidden:
-		return fault.New(fault.PermissionDenied, "%s: access is denied (%s); ask the registry's owner for the right to pull, or use other credentials", where, said)
-	case code == http.StatusNotFound && strings.HasPrefix(endpoint, "blobs/"):
-		return fault.New(fault.NotFound, "%s: %s of the image is not there (%s); the image is not whole, push it again", where, endpoint, said)
-	case code == http.StatusNotFound:
-		return fault.New(fault.NotFound, "%s: %s is not there (%s); check the name and the tag", where, r.ref, said)
-	case code == http.StatusMethodNotAllowed:
-		return fault.New(fault.Unimplemented, "%s: the registry does not answer this kind of request (%s)", where, said)
-	case code == http.StatusTooManyRequests:
-		later := "later"
-		if wait := retryAfter(resp.Header); wait > 0 {
-			later = "again in " + wait.Round(time.Second).String()
-		}
-		return fault.New(fault.Unavailable, "%s: too many requests (%s); pull with credentials, through a mirror, or %s", where, said, later)
-	default:
-		return fault.New(fault.Unavailable, "%s: unexpected answer (%s)", where, said)
-	}
-}
-
-// tokenRefusal explains why no token could be had.
-func (r *Repository) tokenRefusal(h docker.RegistryHost, err error) error {
-	var status remoteerrors.ErrUnexpectedStatus
-	if errors.As(err, &status) {
-		server, _, _ := strings.Cut(status.RequestURL, "?")
-		text := fmt.Sprintf("token server %s of registry host %s refused a token for repository:%s:pull with %s", server, h.Host, r.ref.Path(), status.Status)
-		switch {
-		case status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusBadRequest:
-			return fault.New(fault.Unauthenticated, "%s; check user, password or token", text)
-		case status.StatusCode == http.StatusForbidden:
-			return fault.New(fault.PermissionDenied, "%s; ask the registry's owner for the right to pull", text)
-		}
-		return fault.New(fault.Unavailable, "%s", text)
-	}
-	return fault.New(fault.Unavailable, "registry host %s: no token for repository %s: %w", h.Host, r.ref.Path(), err)
-}
-
-// challenge names the realm and scope of a 401.
-func challenge(resp *http.Response) string {
-	if c := resp.Header.Get("WWW-Authenticate"); c != "" {
-		return ", it asks for " + clip(c)
-	}
-	return ""
-}
-
-// serverMessage is the status and what the body says in the form of the distribution specification.
-func serverMessage(resp *http.Response) string {
-	said := resp.Status
-	var body struct {
-		Errors []struct{ Code, Message string }
-	}
-	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	if json.Unmarshal(raw, &body) == nil {
-		for _, e := range body.Errors {
-			said += ", " + e.Code + ": " + e.Message
-		}
-	}
-	return clip(said)
-}
-
-// clip bounds a text that comes from outside, for an error message.
-func clip(s string) string {
-	if len(s) > 400 {
-		s = s[:400] + "…"
-	}
-	return strings.ToValidUTF8(s, "?")
-}
-
-// retryAfter reads the header of that name: seconds or a date; 0 when there is none.
-func retryAfter(header http.Header) time.Duration {
-	value := header.Get("Retry-After")
-	if seconds, err := strconv.Atoi(value); err == nil {
-		return time.Duration(seconds) * time.Second
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return time.Until(at)
-	}
-	return 0
 }
 
 var errStalled = errors.New("no data came for too long")

@@ -1,0 +1,80 @@
+package registry
+
+import (
+	"net/http"
+	"strings"
+)
+
+// challenge is one way in which a host wants to know who asks (RFC 9110, section 11.6.1).
+type challenge struct {
+	scheme string            // "basic", "bearer", in lower case
+	params map[string]string // by names in lower case
+}
+
+// challenges reads the WWW-Authenticate headers. One header may hold several challenges.
+func challenges(header http.Header) []challenge {
+	var found []challenge
+	for _, value := range header.Values("WWW-Authenticate") {
+		found = append(found, parseChallenges(value)...)
+	}
+	return found
+}
+
+// parseChallenges reads "Scheme name=value, name="quoted value", Scheme …". What cannot be read ends the list.
+func parseChallenges(s string) []challenge {
+	var found []challenge
+	for {
+		s = strings.TrimLeft(s, " \t,")
+		word, rest := cutToken(s)
+		if word == "" {
+			return found
+		}
+		if after := strings.TrimLeft(rest, " \t"); len(found) > 0 && strings.HasPrefix(after, "=") {
+			value, rest, ok := cutValue(strings.TrimLeft(after[1:], " \t"))
+			if !ok {
+				return found
+			}
+			found[len(found)-1].params[strings.ToLower(word)] = value
+			s = rest
+			continue
+		}
+		found = append(found, challenge{strings.ToLower(word), make(map[string]string)})
+		s = rest
+	}
+}
+
+// cutToken takes a token of RFC 9110 off the beginning of s.
+func cutToken(s string) (token, rest string) {
+	end := strings.IndexFunc(s, func(c rune) bool {
+		return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
+	})
+	if end < 0 {
+		end = len(s)
+	}
+	return s[:end], s[end:]
+}
+
+// cutValue takes a value off the beginning of s: a quoted text, or whatever stands before the next comma or space, for
+// not everybody quotes URLs.
+func cutValue(s string) (value, rest string, ok bool) {
+	if !strings.HasPrefix(s, `"`) {
+		end := strings.IndexAny(s, ", \t")
+		if end < 0 {
+			end = len(s)
+		}
+		return s[:end], s[end:], true
+	}
+	var b strings.Builder
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '"':
+			return b.String(), s[i+1:], true
+		case '\\':
+			if i++; i == len(s) {
+				return "", "", false
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return "", "", false
+}

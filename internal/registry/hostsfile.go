@@ -1,0 +1,266 @@
+package registry
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// hostsConfig is what a registry's directory says beside what containerd's reading takes from it.
+type hostsConfig struct {
+	dir        string // "": there is none
+	mirrors    int    // [host] tables
+	skipVerify bool   // for the registry itself
+	own        map[origin]*credentials
+	shared     map[origin]bool // mirrors that get the credentials of the pull
+	unknown    []string        // keys, each with its line
+}
+
+func (c *hostsConfig) path() string { return filepath.Join(c.dir, "hosts.toml") }
+
+// hostDir finds the directory that configures the registry, in the first of certsDirs that has one by its name, else
+// the first "_default"; "" when there is none.
+func hostDir(certsDirs []string, registry string) string {
+	fallback := ""
+	for _, root := range certsDirs {
+		found, err := config.HostDirFromRoot(root)(registry)
+		if err != nil {
+			continue // none there
+		}
+		if filepath.Base(found) != "_default" {
+			return found
+		}
+		if fallback == "" {
+			fallback = found
+		}
+	}
+	return fallback
+}
+
+// hostsFile is where the configuration of the registry is, or would be first looked for.
+func hostsFile(certsDirs []string, registry string) string {
+	dir := hostDir(certsDirs, registry)
+	if (dir == "" || filepath.Base(dir) == "_default") && len(certsDirs) > 0 {
+		dir = filepath.Join(certsDirs[0], registry)
+	}
+	return filepath.Join(dir, "hosts.toml")
+}
+
+// readHostsFile reads the registry's hosts.toml. A file that is not TOML is an error: without it, mirrors would be passed
+// over in silence. So is a misspelt key. A key that is nothing like ours may be another program's: it is named in the log,
+// and in the error of a pull that fails.
+func readHostsFile(certsDirs []string, registry string) (*hostsConfig, error) {
+	c := &hostsConfig{dir: hostDir(certsDirs, registry), own: make(map[origin]*credentials), shared: make(map[origin]bool)}
+	if c.dir == "" {
+		return c, nil
+	}
+	body, err := os.ReadFile(c.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil // certificates alone, in docker's layout
+	}
+	if err != nil {
+		return nil, fault.New(fault.Precondition, "configuration of registry %s: %w", registry, err)
+	}
+	var file struct {
+		SkipVerify bool `toml:"skip_verify"`
+		Host       map[string]struct {
+			Auth map[string]string `toml:"auth"`
+		} `toml:"host"`
+	}
+	if err := toml.Unmarshal(body, &file); err != nil {
+		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s is not valid TOML: %w", registry, c.path(), err)
+	}
+	if err := c.checkKeys(body); err != nil {
+		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s: %w", registry, c.path(), err)
+	}
+	c.mirrors, c.skipVerify = len(file.Host), file.SkipVerify
+	for address, h := range file.Host {
+		if h.Auth == nil {
+			continue
+		}
+		if err := c.mirrorAuth(address, h.Auth); err != nil {
+			return nil, fault.New(fault.Precondition, "configuration of registry %s: %s: [host.%q.auth]: %w", registry, c.path(), new(secrets).clip(address), err)
+		}
+	}
+	return c, nil
+}
+
+// hostKeys are the keys that say how a host is reached: containerd's, and our own auth.
+type hostKeys struct {
+	Capabilities any `toml:"capabilities"`
+	CA           any `toml:"ca"`
+	Client       any `toml:"client"`
+	SkipVerify   any `toml:"skip_verify"`
+	Header       any `toml:"header"`
+	OverridePath any `toml:"override_path"`
+	DialTimeout  any `toml:"dial_timeout"`
+	Auth         any `toml:"auth"`
+}
+
+var (
+	knownOfHost = []string{"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout", "auth"}
+	knownOfFile = append([]string{"server", "host"}, knownOfHost...)
+)
+
+// checkKeys finds the keys that are not known.
+func (c *hostsConfig) checkKeys(body []byte) error {
+	var keys struct {
+		hostKeys
+		Server any                 `toml:"server"`
+		Host   map[string]hostKeys `toml:"host"`
+	}
+	var strict *toml.StrictMissingError
+	if err := toml.NewDecoder(bytes.NewReader(body)).DisallowUnknownFields().Decode(&keys); !errors.As(err, &strict) {
+		return nil
+	}
+	for _, e := range strict.Errors {
+		path, known := e.Key(), knownOfFile
+		name := path[0]
+		if len(path) > 2 && path[0] == "host" {
+			name, known = path[2], knownOfHost
+		}
+		line, _ := e.Position()
+		if meant := misspelt(name, known); meant != "" {
+			return fmt.Errorf("line %d: the key %q is not known: is %s meant?", line, name, meant)
+		}
+		if text := fmt.Sprintf("%q (line %d)", name, line); !slices.Contains(c.unknown, text) {
+			c.unknown = append(c.unknown, text)
+		}
+	}
+	if len(c.unknown) > 0 {
+		slog.Warn("hosts.toml has keys that Kuri does not know, and passes over", "file", c.path(), "keys", strings.Join(c.unknown, ", "))
+	}
+	return nil
+}
+
+// misspelt returns the known key that a name is meant to be; "" when it is like none.
+func misspelt(name string, known []string) string {
+	plain := strings.NewReplacer("_", "", "-", "", " ", "").Replace(strings.ToLower(name))
+	for _, k := range known {
+		meant := strings.ReplaceAll(k, "_", "")
+		if plain == meant || len(meant) > 4 && strings.Contains(plain, meant) || distance(plain, meant) <= min(2, len(meant)/3) {
+			return k
+		}
+	}
+	return ""
+}
+
+// distance is the number of letters to put in, take out or change that makes b of a (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// parseAddress reads the address of a host in hosts.toml.
+func parseAddress(address string) (*url.URL, error) {
+	if !strings.Contains(address, "://") {
+		address = "https://" + address
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" {
+		return nil, errors.New("the address is neither a host nor a URL")
+	}
+	return u, nil
+}
+
+// mirrorAuth reads the table [host."…".auth], which is our own; containerd passes over it. Beside the fields of
+// [Auth] it may have "file": a file of docker's format, from which the host's entry is taken; or from = "pull".
+func (c *hostsConfig) mirrorAuth(address string, table map[string]string) error {
+	u, err := parseAddress(address)
+	if err != nil {
+		return err
+	}
+	at := originOf(u)
+	if from, ok := table["from"]; ok {
+		if from != "pull" || len(table) > 1 {
+			return errors.New("the key from stands alone, and its one value is \"pull\": the credentials of the pull")
+		}
+		c.shared[at] = true
+		return nil
+	}
+	var a Auth
+	for key, value := range table {
+		switch key {
+		case "username":
+			a.Username = value
+		case "password":
+			a.Password = value
+		case "auth":
+			a.Auth = value
+		case "identity_token":
+			a.IdentityToken = value
+		case "registry_token":
+			a.RegistryToken = value
+		case "file":
+			if !filepath.IsAbs(value) {
+				value = filepath.Join(c.dir, value)
+			}
+			if a, err = dockerAuth(value, at.String()); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("the key %q is not known; there are username, password, auth, identity_token, registry_token, file and from", key)
+		}
+	}
+	if _, ok := table["file"]; ok && len(table) > 1 {
+		return errors.New("the key file stands alone")
+	}
+	c.own[at], err = a.decode()
+	return err
+}
+
+// dockerAuth takes a host's credentials from a file as "docker login" writes it.
+func dockerAuth(path, host string) (Auth, error) {
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return Auth{}, err
+	}
+	var file struct {
+		Auths map[string]struct {
+			Username, Password, Auth     string
+			IdentityToken, RegistryToken string
+		}
+	}
+	if err := json.Unmarshal(body, &file); err != nil {
+		return Auth{}, fmt.Errorf("%s is not a file of docker's format", path) // its content is secret
+	}
+	for _, address := range slices.Sorted(maps.Keys(file.Auths)) {
+		a := file.Auths[address]
+		if a.Username+a.Password+a.Auth+a.IdentityToken+a.RegistryToken == "" {
+			continue // a helper has them
+		}
+		if at, ok := addressHost(address); ok && sameHost(at, host) {
+			return Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}, nil
+		}
+	}
+	return Auth{}, fmt.Errorf("%s has no credentials for %s", path, host)
+}

@@ -1,0 +1,429 @@
+package registry
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// isImage is a caller's check, as package image has it: schema 2, with a config.
+func isImage(m Manifest) error {
+	if !bytes.Contains(m.Body, []byte(`"config"`)) {
+		return fault.New(fault.Unimplemented, "this is no image")
+	}
+	return nil
+}
+
+// say answers with a body and its type.
+func say(status int, contentType, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+	}
+}
+
+// oddAnswers are what a host sends that is not the manifest, and what the error says when there is no other host.
+var oddAnswers = map[string]struct {
+	answer http.HandlerFunc
+	kind   fault.Kind
+	says   string
+}{
+	"a web page":         {say(200, "text/html", "<!DOCTYPE html><title>Log in</title>"), fault.Invalid, "web page"},
+	"a page as manifest": {say(200, "application/vnd.oci.image.manifest.v1+json", "\n <html>"), fault.Invalid, "web page"},
+	"text":               {say(200, "text/plain", "service moved"), fault.Invalid, "not valid JSON"},
+	"nothing":            {say(200, "application/json", ""), fault.Unavailable, "empty"},
+	"blanks":             {say(200, "application/json", "  "), fault.Invalid, "not valid JSON"},
+	"no content":         {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, fault.Unavailable, "204"},
+	"not modified":       {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(304) }, fault.Unavailable, "304"},
+	"an error document":  {say(200, "application/json", `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}`), fault.NotFound, "MANIFEST_UNKNOWN"},
+	"a denial":           {say(200, "application/json", `{"errors":[{"code":"DENIED","message":"no"}]}`), fault.PermissionDenied, "DENIED"},
+	"schema 1":           {say(200, "application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1,"fsLayers":[]}`), fault.Unimplemented, "this is no image"},
+	"another document":   {say(200, "application/json", `{"some":"thing"}`), fault.Unimplemented, "this is no image"},
+	"too much":           {say(200, "application/json", "{"+strings.Repeat(" ", MaxManifest)), fault.Exhausted, "larger"},
+	"bad request":        {say(400, "text/plain", "what?"), fault.Unavailable, "400"},
+	"gone":               {say(410, "text/plain", "gone"), fault.Unavailable, "410"},
+	"teapot":             {say(418, "text/plain", "tea"), fault.Unavailable, "418"},
+	"redirects to itself": {func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, r.URL.Path, http.StatusFound)
+	}, fault.Unavailable, "redirects without end"},
+	"redirects for ever": {func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, r.URL.Path+"?"+r.URL.RawQuery+"1", http.StatusTemporaryRedirect)
+	}, fault.Unavailable, "redirects without end"},
+	"redirects nowhere": {func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Location", "ftp://files.example/x?signature=abcdef")
+		w.WriteHeader(http.StatusFound)
+	}, fault.Unavailable, "redirects (302 Found) to what is not a URL"},
+	"redirect without location": {func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusFound) }, fault.Unavailable, "redirects"},
+	"another digest told": {func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Docker-Content-Digest", "sha256:"+strings.Repeat("ab", 32))
+		say(200, "application/json", `{"config":{}}`)(w, r)
+	}, fault.Corrupt, strings.Repeat("ab", 32)},
+}
+
+// What is not the manifest is left for the next host, with HEAD and GET; without another host, the error says which host
+// was wrong and how.
+func TestOddManifest(t *testing.T) {
+	c := newContent(t)
+	for name, row := range oddAnswers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mirror := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if strings.Contains(r.URL.Path, "/manifests/") {
+					row.answer(w, r)
+					return
+				}
+				c.ServeHTTP(w, r)
+			})
+			r := openImpatient(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
+			if d, err := r.Resolve(t.Context()); err != nil || d.Digest != "" && d.Digest != c.manifest && name != "another digest told" {
+				t.Errorf("HEAD: %+v, %v", d, err)
+			}
+			if m, err := r.Manifest(t.Context(), isImage); err != nil || m.Digest != c.manifest {
+				t.Errorf("by tag: %s, %v", m.Digest, err)
+			}
+			if m, err := r.ManifestAt(t.Context(), c.manifest); err != nil || m.Digest != c.manifest {
+				t.Errorf("by digest: %s, %v", m.Digest, err)
+			}
+			alone := open(t, nil, mirror+"/library/app:1", Auth{})
+			_, err := alone.Manifest(t.Context(), isImage)
+			if fault.Of(err) != row.kind || !strings.Contains(fmt.Sprint(err), row.says) || !strings.Contains(fmt.Sprint(err), mirror) || strings.Contains(fmt.Sprint(err), "abcdef") {
+				t.Errorf("kind %q: %v", fault.Of(err), err)
+			}
+			if _, err := alone.ManifestAt(t.Context(), c.manifest); err == nil {
+				t.Error("it passes for the manifest with the digest")
+			}
+		})
+	}
+}
+
+// A config that is not the config is left for the next host, too, and so is each of several hosts that are wrong.
+func TestOddConfig(t *testing.T) {
+	c := newContent(t)
+	for name, row := range oddAnswers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			odd := func() string {
+				return serve(t, func(w http.ResponseWriter, r *http.Request) {
+					if strings.HasSuffix(r.URL.Path, c.layer.String()) {
+						row.answer(w, r)
+						return
+					}
+					c.ServeHTTP(w, r)
+				})
+			}
+			one, two := odd(), odd()
+			r := openImpatient(t, one, serve(t, c.ServeHTTP), fmt.Sprintf("[host.\"http://%s\"]\n", two), Auth{})
+			if _, err := r.Config(t.Context(), c.layer, 8<<20); err != nil {
+				t.Error(err)
+			}
+			_, err := openImpatient(t, one, two, "", Auth{}).Config(t.Context(), c.layer, 8<<20)
+			if err == nil || !strings.Contains(err.Error(), one) || !strings.Contains(err.Error(), two) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// Some hosts refuse HEAD, each in its way. The manifest is there all the same.
+func TestRefusedHead(t *testing.T) {
+	c := newContent(t)
+	for _, status := range []int{400, 403, 404, 405, 406, 415, 500, 501, 503} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			t.Parallel()
+			addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodHead {
+					w.WriteHeader(status)
+					return
+				}
+				c.ServeHTTP(w, r)
+			})
+			r := open(t, nil, addr+"/library/app:1", Auth{})
+			if d, err := r.Resolve(t.Context()); err != nil || d.Digest != "" {
+				t.Errorf("%+v, %v", d, err)
+			}
+			if m, err := r.Manifest(t.Context()); err != nil || m.Digest != c.manifest {
+				t.Errorf("%s, %v", m.Digest, err)
+			}
+			r = openImpatient(t, addr, serve(t, c.ServeHTTP), "", Auth{})
+			if d, err := r.Resolve(t.Context()); err != nil || d.Digest != c.manifest {
+				t.Errorf("the next host: %+v, %v", d, err)
+			}
+		})
+	}
+	other := "sha256:" + strings.Repeat("cd", 32)
+	addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Docker-Content-Digest", other)
+	})
+	if d, err := open(t, nil, addr+"/library/app@"+c.manifest.String(), Auth{}).Resolve(t.Context()); d.Digest == digest.Digest(other) || err == nil {
+		t.Errorf("another digest for a digest: %+v, %v", d, err)
+	}
+}
+
+// A document that breaks off is asked for again.
+func TestManifestThatBreaksOff(t *testing.T) {
+	c := newContent(t)
+	var n atomic.Int32
+	addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if n.Add(1) == 1 {
+			w.Header().Set("Content-Length", "1000")
+			io.WriteString(w, `{"schema`)
+			return
+		}
+		c.ServeHTTP(w, r)
+	})
+	if m, err := open(t, nil, addr+"/library/app:1", Auth{}).Manifest(t.Context(), isImage); err != nil || m.Digest != c.manifest {
+		t.Errorf("%s, %v", m.Digest, err)
+	}
+}
+
+// bytesOf returns the blob as the registry has it.
+func bytesOf(t *testing.T, c *content) []byte {
+	t.Helper()
+	w := httptest.NewRecorder()
+	c.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v2/library/app/blobs/"+c.layer.String(), nil))
+	if int64(w.Body.Len()) != c.size {
+		t.Fatalf("%d bytes, want %d", w.Body.Len(), c.size)
+	}
+	return w.Body.Bytes()
+}
+
+// A blob that was broken off is had from a host that does not know ranges, or knows them badly.
+func TestOddRanges(t *testing.T) {
+	c := newContent(t)
+	body := bytesOf(t, c)
+	partial := func(contentRange string, from int64) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			if contentRange != "" {
+				w.Header().Set("Content-Range", contentRange)
+			}
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(body[from:])
+		}
+	}
+	const cut = 100_000
+	for name, answer := range map[string]http.HandlerFunc{
+		"416": say(416, "text/plain", "no"),
+		"416 with a size": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", c.size))
+			w.WriteHeader(416)
+		},
+		"206 without a range":   partial("", cut),
+		"206 and all of it":     partial("", 0),
+		"206 from elsewhere":    partial(fmt.Sprintf("bytes %d-%d/%d", cut+1, c.size-1, c.size), cut+1),
+		"206 of another blob":   partial(fmt.Sprintf("bytes %d-%d/%d", cut, c.size-1, c.size+1), cut),
+		"206 that is backwards": partial(fmt.Sprintf("bytes %d-%d/%d", cut, cut-5, c.size), cut),
+		"206 in other units":    partial(fmt.Sprintf("lines %d-%d/%d", cut, c.size-1, c.size), cut),
+		"206 in parts": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "multipart/byteranges; boundary=x")
+			w.WriteHeader(http.StatusPartialContent)
+			io.WriteString(w, "--x\r\n")
+		},
+		"200":                  func(w http.ResponseWriter, _ *http.Request) { w.Write(body) },
+		"206 of unknown size":  partial(fmt.Sprintf("bytes %d-%d/*", cut, c.size-1), cut),
+		"206 in other letters": partial(fmt.Sprintf("Bytes %d-%d/%d", cut, c.size-1, c.size), cut),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked, whole atomic.Int32
+			addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				asked.Add(1)
+				switch {
+				case r.Header.Get("Range") != "":
+					answer(w, r)
+				case whole.Add(1) == 1:
+					w.Header().Set("Content-Length", fmt.Sprint(c.size))
+					w.Write(body[:cut])
+				default:
+					w.Write(body)
+				}
+			})
+			if err := readBlob(t.Context(), open(t, nil, addr+"/library/app:1", Auth{}), c); err != nil {
+				t.Error(err)
+			}
+			if n := asked.Load(); n > 3 {
+				t.Errorf("the host was asked %d times", n)
+			}
+		})
+	}
+	t.Run("a few bytes for each request", func(t *testing.T) {
+		var asked atomic.Int32
+		addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if asked.Add(1) == 1 {
+				w.Header().Set("Content-Length", fmt.Sprint(c.size))
+				w.Write(body[:1000])
+				return
+			}
+			var from, to int64
+			if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); err != nil {
+				t.Errorf("range %q", r.Header.Get("Range"))
+			}
+			end := min(from+40_000, to+1)
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, end-1, c.size))
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(body[from:end])
+		})
+		if err := readBlob(t.Context(), open(t, nil, addr+"/library/app:1", Auth{}), c); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("206 to no range", func(t *testing.T) {
+		for begin, fine := range map[int64]bool{0: true, 5: false} {
+			addr := serve(t, partial(fmt.Sprintf("bytes %d-%d/%d", begin, c.size-1, c.size), begin))
+			if err := readBlob(t.Context(), open(t, nil, addr+"/library/app:1", Auth{}), c); (err == nil) != fine {
+				t.Errorf("from %d: %v", begin, err)
+			}
+		}
+	})
+}
+
+// What a host says about the length counts less than the bytes, and packing that was not asked for is undone.
+func TestOddLengthsAndEncodings(t *testing.T) {
+	c := newContent(t)
+	body := bytesOf(t, c)
+	var packedBody bytes.Buffer
+	z := gzip.NewWriter(&packedBody)
+	z.Write(body)
+	z.Close()
+	encoded := func(encoding string, sized bool, body []byte) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if got := r.Header.Get("Accept-Encoding"); got != "identity" {
+				t.Errorf("Accept-Encoding: %q", got)
+			}
+			w.Header().Set("Content-Encoding", encoding)
+			if sized {
+				w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+			}
+			w.Write(body[:len(body)/2])
+			w.(http.Flusher).Flush()
+			w.Write(body[len(body)/2:])
+		}
+	}
+	for name, row := range map[string]struct {
+		answer http.HandlerFunc
+		fine   bool
+	}{
+		"chunked":                 {encoded("", false, body), true},
+		"packed":                  {encoded("gzip", true, packedBody.Bytes()), true},
+		"packed, chunked":         {encoded("x-gzip", false, packedBody.Bytes()), true},
+		"called packed, as it is": {encoded("gzip", true, body), true},
+		"called zstd, as it is":   {encoded("zstd", true, body), true},
+		"in brotli":               {encoded("br", false, body), false},
+		"longer than it is": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(c.size+10))
+			w.Write(body)
+		}, true},
+		"shorter than it is": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(c.size-10))
+			w.Write(body[:c.size-10])
+		}, false},
+		"empty":                    {func(w http.ResponseWriter, _ *http.Request) {}, false},
+		"called packed, and empty": {encoded("gzip", true, nil), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			addr := serve(t, row.answer)
+			err := readBlob(t.Context(), open(t, nil, addr+"/library/app:1", Auth{}), c)
+			if (err == nil) != row.fine || err != nil && !strings.Contains(err.Error(), addr) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	t.Run("a document", func(t *testing.T) {
+		doc := []byte(`{"config":{}}`)
+		var packedDoc bytes.Buffer
+		z := gzip.NewWriter(&packedDoc)
+		z.Write(doc)
+		z.Close()
+		addr := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			w.Write(packedDoc.Bytes())
+		})
+		r := open(t, nil, addr+"/library/app:1", Auth{})
+		if m, err := r.Manifest(t.Context(), isImage); err != nil || !bytes.Equal(m.Body, doc) {
+			t.Errorf("%q, %v", m.Body, err)
+		}
+		if got, err := r.Config(t.Context(), digest.FromBytes(doc), 100); err != nil || !bytes.Equal(got, doc) {
+			t.Errorf("%q, %v", got, err)
+		}
+	})
+	t.Run("called packed, chunked, as it is", func(t *testing.T) {
+		gzipped := packedBody.Bytes() // the blob is a .tar.gz
+		layer := &content{layer: digest.FromBytes(gzipped), size: int64(len(gzipped))}
+		addr := serve(t, encoded("gzip", false, gzipped))
+		r := open(t, nil, addr+"/library/app:1", Auth{})
+		if err := readBlob(t.Context(), r, layer); err == nil {
+			t.Error("unpacked, it passes for the blob")
+		}
+		if host, again := r.Distrust(layer.layer); host != addr || !again {
+			t.Errorf("distrusted: %q, again: %v", host, again)
+		}
+		if err := readBlob(t.Context(), r, layer); err != nil {
+			t.Errorf("the second time: %v", err)
+		}
+	})
+}
+
+// Each host that sends a wrong blob gets a second chance, after the others, and then it is over.
+func TestDistrustEndsAtSometime(t *testing.T) {
+	c := newContent(t)
+	var mu sync.Mutex
+	var asked []string
+	odd := func(name string) string {
+		return serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			asked = append(asked, name)
+			w.Write(make([]byte, c.size))
+		})
+	}
+	r := openImpatient(t, odd("mirror"), odd("registry"), "", Auth{})
+	for again := true; again; {
+		if err := readBlob(t.Context(), r, c); err == nil {
+			t.Fatal("zeros pass for the blob")
+		}
+		_, again = r.Distrust(c.layer)
+	}
+	if got := strings.Join(asked, " "); got != "mirror registry mirror" {
+		t.Errorf("asked: %q", got)
+	}
+}
+
+// A pull that is given up is told so, whatever the host is doing.
+func TestOddHostAndNobodyWaits(t *testing.T) {
+	addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Retry-After", "5")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if _, err := open(t, nil, addr+"/library/app:1", Auth{}).Manifest(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 3*time.Second {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	for value, want := range map[string]time.Duration{
+		"": 0, "0": 0, "7": 7 * time.Second, "-5": 0, "x": 0, "1.5": 0,
+		"99999999999999": time.Duration(9223372036) * time.Second, "Mon, 02 Jan 2006 15:04:05 GMT": 0,
+	} {
+		if got := retryAfter(http.Header{"Retry-After": {value}}); got != want {
+			t.Errorf("%q: %v, want %v", value, got, want)
+		}
+	}
+}

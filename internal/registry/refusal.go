@@ -1,0 +1,123 @@
+package registry
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// refusal is an answer that is not what was asked for. The error in it has a kind.
+type refusal struct {
+	error
+	status int
+	wait   time.Duration // as Retry-After says
+}
+
+func (r *refusal) Unwrap() error { return r.error }
+
+// passing reports whether such an answer may pass by itself.
+func (r *refusal) passing() bool {
+	return r.status == http.StatusTooManyRequests || r.status == http.StatusRequestTimeout || r.status >= 500 && r.status != http.StatusNotImplemented
+}
+
+// refusedWith returns the status of the answer that err is about; 0 when there was none.
+func refusedWith(err error) int {
+	var refused *refusal
+	if errors.As(err, &refused) {
+		return refused.status
+	}
+	return 0
+}
+
+// refusal turns a response that is not a success into an error and closes it.
+func (r *Repository) refusal(h *source, resp *http.Response, endpoint string) error {
+	defer resp.Body.Close()
+	wait := retryAfter(resp.Header)
+	return &refusal{r.refusalText(h, resp, endpoint, wait), resp.StatusCode, wait}
+}
+
+// refusalText says what was refused, why, and what to do.
+func (r *Repository) refusalText(h *source, resp *http.Response, endpoint string, wait time.Duration) error {
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	said := r.secrets.clip(resp.Status + errorsIn(raw))
+	where := fmt.Sprintf("registry host %s, repository %s", h.Host, r.ref.Path())
+	at := originOf(resp.Request.URL)
+	if !r.ownOrigin(h, at) {
+		where = fmt.Sprintf("registry host %s redirects to %s, repository %s", h.Host, at, r.ref.Path())
+	}
+	switch code := resp.StatusCode; {
+	case code == http.StatusUnauthorized && r.credentialsAt(at).anonymous():
+		return fault.New(fault.Unauthenticated, "%s: credentials are needed, or the repository does not exist (%s%s); %s",
+			where, said, r.challenge(resp), r.credentialsAdvice(h))
+	case code == http.StatusUnauthorized:
+		return fault.New(fault.Unauthenticated, "%s: the credentials were refused (%s%s); check user, password or token", where, said, r.challenge(resp))
+	case code == http.StatusForbidden:
+		return fault.New(fault.PermissionDenied, "%s: access is denied (%s); ask the registry's owner for the right to pull, or use other credentials", where, said)
+	case code == http.StatusNotFound && strings.HasPrefix(endpoint, "blobs/"):
+		return fault.New(fault.NotFound, "%s: %s of the image is not there (%s); the image is not whole, push it again", where, endpoint, said)
+	case code == http.StatusNotFound:
+		return fault.New(fault.NotFound, "%s: %s is not there (%s); check the name and the tag", where, r.ref, said)
+	case code == http.StatusMethodNotAllowed || code == http.StatusNotImplemented:
+		return fault.New(fault.Unimplemented, "%s: the registry does not answer this kind of request (%s)", where, said)
+	case code == http.StatusTooManyRequests:
+		later := "later"
+		if wait > 0 {
+			later = "again in " + wait.Round(time.Second).String()
+		}
+		return fault.New(fault.Unavailable, "%s: too many requests (%s); pull with credentials, through a mirror, or %s", where, said, later)
+	default:
+		return fault.New(fault.Unavailable, "%s: unexpected answer (%s)", where, said)
+	}
+}
+
+// credentialsAdvice says where the host's credentials would come from.
+func (r *Repository) credentialsAdvice(h *source) string {
+	if h.mirror && !r.caller.anonymous() {
+		return fmt.Sprintf("those of the pull go to the registry alone: give this mirror its own in the table [host.\"%s://%s\".auth] of %s",
+			h.Scheme, h.Host, hostsFile(r.options.CertsDirs, r.ref.Host()))
+	}
+	return "give the pod an imagePullSecret for this registry"
+}
+
+// challenge names the realm and scope of a 401.
+func (r *Repository) challenge(resp *http.Response) string {
+	if c := resp.Header.Get("WWW-Authenticate"); c != "" {
+		return ", it asks for " + r.secrets.clip(c)
+	}
+	return ""
+}
+
+// errorsIn is what a body says in the form of the distribution specification, after a comma; "" when it is not of that form.
+func errorsIn(raw []byte) string {
+	var body struct {
+		Errors []struct{ Code, Message string }
+	}
+	if json.Unmarshal(raw, &body) != nil {
+		return ""
+	}
+	said := ""
+	for _, e := range body.Errors {
+		said += ", " + e.Code + ": " + e.Message
+	}
+	return said
+}
+
+// retryAfter reads the header of that name: seconds or a date; 0 when there is none, or it is over.
+func retryAfter(header http.Header) time.Duration {
+	value := header.Get("Retry-After")
+	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
+		return time.Duration(min(max(seconds, 0), math.MaxInt64/int64(time.Second))) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(time.Until(at), 0)
+	}
+	return 0
+}

@@ -1,0 +1,483 @@
+package registry
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// listener notes what a server is told of whoever asks.
+type listener struct {
+	mu   sync.Mutex
+	told []string
+}
+
+func (l *listener) note(r *http.Request) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, name := range []string{"Authorization", "Cookie", "Referer", "X-Team"} {
+		if v := r.Header.Get(name); v != "" {
+			l.told = append(l.told, name+": "+v)
+		}
+	}
+}
+
+func (l *listener) take() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	told := strings.Join(l.told, "; ")
+	l.told = nil
+	return told
+}
+
+// serveAt starts a server at an address of this machine, with TLS or without.
+func serveAt(t *testing.T, ip string, withTLS bool, h http.HandlerFunc) string {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(h)
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.Listener.Close()
+	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
+	if err != nil {
+		t.Skipf("SKIP: no second loopback address: %v", err)
+	}
+	srv.Listener = l
+	if withTLS {
+		srv.StartTLS()
+	} else {
+		srv.Start()
+	}
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+// Where a registry redirects to gets nothing that is the registry's: no credentials, no headers of hosts.toml, not the
+// address before. The same origin gets all.
+func TestRedirectsCarryNothingSecret(t *testing.T) {
+	c := newContent(t)
+	var there listener
+	store := func(w http.ResponseWriter, r *http.Request) {
+		there.note(r)
+		if r.URL.Query().Get("on") != "" {
+			http.Redirect(w, r, r.URL.Path, http.StatusFound) // in two steps
+			return
+		}
+		c.ServeHTTP(w, r)
+	}
+	var here listener
+	to := ""
+	registry := func(w http.ResponseWriter, r *http.Request) {
+		if u, p, _ := r.BasicAuth(); (u != "u" || p != "password") && !strings.HasPrefix(r.URL.Path, "/open/") {
+			w.Header().Set("WWW-Authenticate", `Basic realm="here"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if path, moved := strings.CutPrefix(r.URL.Path, "/moved"); moved {
+			here.note(r)
+			r.URL.Path = path
+			c.ServeHTTP(w, r)
+			return
+		}
+		http.Redirect(w, r, to+r.URL.Path+"?on=1&signature=abcdef", http.StatusTemporaryRedirect)
+	}
+	for _, scheme := range []string{"http", "https"} {
+		base := serveAt(t, "127.0.0.1", scheme == "https", registry)
+		port := base[strings.LastIndex(base, ":"):]
+		for name, target := range map[string]string{
+			"another port":         serveAt(t, "127.0.0.1", false, store),
+			"another port, TLS":    serveAt(t, "127.0.0.1", true, store),
+			"another host":         serveAt(t, "127.0.0.2", false, store),
+			"another host, TLS":    serveAt(t, "127.0.0.2", true, store),
+			"another host's name":  strings.Replace(serveAt(t, "127.0.0.1", false, store), "127.0.0.1", "localhost", 1),
+			"user in the address":  strings.Replace(serveAt(t, "127.0.0.1", false, store), "//", "//", 1),
+			"the same":             base + "/moved",
+			"the same, elsewhere":  "/moved",
+			"the same, and a user": strings.Replace(base, "//", "//else:where@", 1) + "/moved",
+		} {
+			t.Run(scheme+" to "+name, func(t *testing.T) {
+				to = target
+				certs := configure(t, "example.com", fmt.Sprintf("server = %q\nskip_verify = true\n[header]\nX-Team = \"nuts\"\n", base))
+				r := open(t, certs, "example.com/library/app:1", Auth{Username: "u", Password: "password"})
+				if err := readBlob(t.Context(), r, c); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := r.Manifest(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := r.Resolve(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if told := there.take(); told != "" {
+					t.Errorf("it was told %q", told)
+				}
+				if told := here.take(); strings.HasPrefix(name, "the same") != strings.Contains(told, "X-Team: nuts") || strings.Contains(told, "Referer") {
+					t.Errorf("the registry itself was told %q", told)
+				}
+			})
+		}
+		t.Run(scheme+" to the same without TLS", func(t *testing.T) {
+			if scheme == "http" {
+				t.Skip("it has none")
+			}
+			to = "http://127.0.0.1" + port // where TLS is spoken: it refuses, in the clear
+			certs := configure(t, "example.com", fmt.Sprintf("server = %q\nskip_verify = true\n", base))
+			err := readBlob(t.Context(), open(t, certs, "example.com/library/app:1", Auth{Username: "u", Password: "password"}), c)
+			if err == nil || strings.Contains(err.Error(), "abcdef") || !strings.Contains(err.Error(), "redirects to") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// Credentials that a pull comes with are for the registry alone. A mirror gets those of its own, or, when hosts.toml says
+// so, the pull's; the error of one that wants some says so.
+func TestMirrorsGetNoCredentialsOfThePull(t *testing.T) {
+	c := newContent(t)
+	var toMirror, toServer listener
+	guarded := func(l *listener) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			l.note(r)
+			if _, _, ok := r.BasicAuth(); !ok {
+				w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			c.ServeHTTP(w, r)
+		}
+	}
+	mirror, server := serve(t, guarded(&toMirror)), serve(t, guarded(&toServer))
+	auth := Auth{Username: "u", Password: "password"}
+	r := openImpatient(t, mirror, server, "", auth)
+	if err := readBlob(t.Context(), r, c); err != nil || toMirror.take() != "" || toServer.take() == "" {
+		t.Errorf("%v", err)
+	}
+	_, err := openImpatient(t, mirror, mirror+"1", "", auth).Manifest(t.Context())
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("[host.\"http://%s\".auth]", mirror)) {
+		t.Errorf("%v", err)
+	}
+	r = openImpatient(t, mirror, server, fmt.Sprintf("[host.\"http://%s\".auth]\nfrom = \"pull\"\n", mirror), auth)
+	if err := readBlob(t.Context(), r, c); err != nil || toMirror.take() == "" || toServer.take() != "" {
+		t.Errorf("%v", err)
+	}
+	auth.ServerAddress = "http://" + mirror
+	r = openImpatient(t, mirror, server, "", auth)
+	if err := readBlob(t.Context(), r, c); err != nil || toMirror.take() == "" || toServer.take() != "" {
+		t.Errorf("%v", err)
+	}
+}
+
+// The headers of hosts.toml are for the host, not for its token server; and credentials do not go to a token server in the
+// clear when the registry is asked over TLS.
+func TestTokenServerElsewhere(t *testing.T) {
+	c := newContent(t)
+	var there listener
+	tokens := func(w http.ResponseWriter, r *http.Request) {
+		there.note(r)
+		if r.ContentLength > 0 {
+			body, _ := io.ReadAll(r.Body)
+			there.told = append(there.told, string(body))
+		}
+		io.WriteString(w, `{"token":"good"}`)
+	}
+	realm := ""
+	base := serveAt(t, "127.0.0.1", true, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer good" {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm=%q`, realm))
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		c.ServeHTTP(w, r)
+	})
+	certs := configure(t, "example.com", fmt.Sprintf("server = %q\nskip_verify = true\n[header]\nX-Team = \"nuts\"\n", base))
+	ask := func(auth Auth) error {
+		return readBlob(t.Context(), open(t, certs, "example.com/library/app:1", auth), c)
+	}
+
+	realm = serveAt(t, "127.0.0.2", true, tokens) + "/token?account=x#part"
+	if err := ask(Auth{Username: "u", Password: "password"}); err != nil {
+		t.Error(err)
+	}
+	if told := there.take(); !strings.HasPrefix(told, "Authorization: Basic ") || strings.Contains(told, "X-Team") {
+		t.Errorf("told %q", told)
+	}
+	realm = strings.Replace(realm, "https://", "https://else:where@", 1)
+	if err := ask(Auth{}); err != nil || there.take() != "" {
+		t.Errorf("with a user in the address: %v", err)
+	}
+
+	realm = serveAt(t, "127.0.0.2", false, tokens)
+	if err := ask(Auth{Username: "u", Password: "password"}); err != nil { // loopback: nobody listens in between
+		t.Error(err)
+	}
+	there.take()
+	realm = "http://tokens.example:8080/t"
+	err := ask(Auth{Username: "u", Password: "password"})
+	if fault.Of(err) != fault.Unauthenticated || !strings.Contains(err.Error(), "tokens.example:8080") || !strings.Contains(err.Error(), "not sent") {
+		t.Errorf("%v", err)
+	}
+	for _, realm = range []string{"", "tokens", "file:///etc/passwd", "https://"} {
+		if err := ask(Auth{Username: "u", Password: "password"}); fault.Of(err) != fault.Unauthenticated {
+			t.Errorf("realm %q: %v", realm, err)
+		}
+	}
+}
+
+// Where a registry redirects to may want a token for anybody, and gets no more.
+func TestTokenForWhereARedirectLeads(t *testing.T) {
+	c := newContent(t)
+	var told listener
+	var store string
+	store = serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/token" {
+			told.note(r)
+			io.WriteString(w, `{"token":"for anybody"}`)
+			return
+		}
+		if got := r.Header.Get("Authorization"); got != "Bearer for anybody" {
+			if got != "" {
+				t.Errorf("it was shown %q", got)
+			}
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token"`, store))
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		c.ServeHTTP(w, r)
+	})
+	addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, _, ok := r.BasicAuth(); !ok {
+			w.Header().Set("WWW-Authenticate", `Basic realm="here"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		http.Redirect(w, r, "http://"+store+r.URL.Path, http.StatusMovedPermanently)
+	})
+	r := open(t, nil, addr+"/library/app:1", Auth{Username: "u", Password: "password"})
+	if err := readBlob(t.Context(), r, c); err != nil {
+		t.Error(err)
+	}
+	if got := told.take(); got != "" {
+		t.Errorf("its token server was told %q", got)
+	}
+}
+
+// No message has a secret in it, whoever says it.
+func TestMessagesHaveNoSecrets(t *testing.T) {
+	const password, refresh = "pass=word!", "refresh-token"
+	dead := deadAddr(t)
+	answers := map[string]http.HandlerFunc{
+		"echoes what it was sent": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("WWW-Authenticate", `Basic realm="`+strings.ReplaceAll(fmt.Sprint(r.Header), `"`, "")+`"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			u, p, _ := r.BasicAuth()
+			fmt.Fprintf(w, `{"errors":[{"code":"UNAUTHORIZED","message":%q}]}`, u+" "+p+" "+r.Header.Get("Authorization"))
+		},
+		"redirects to the dead": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://else:where-secret@"+dead+"/x?X-Signature=where-secret", http.StatusFound)
+		},
+		"redirects to a refusal": func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Query().Get("sig") != "" {
+				w.WriteHeader(http.StatusForbidden)
+				fmt.Fprintf(w, `{"errors":[{"code":"DENIED","message":"https://else:where-secret@store.example/y?sig=where-secret has ended"}]}`)
+				return
+			}
+			http.Redirect(w, r, "/x?sig=where-secret", http.StatusFound)
+		},
+		"redirects to nonsense": func(w http.ResponseWriter, r *http.Request) {
+			w.Header()["Location"] = []string{"http://[::1?where-secret\x7f"}
+			w.WriteHeader(http.StatusFound)
+		},
+		"challenges with a signed realm": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+dead+`/token?key=where-secret"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		},
+		"has control characters": say(403, "application/json", `{"errors":[{"code":"A\nlevel=ERROR","message":"\u001b[31m`+password+`"}]}`),
+	}
+	for name, answer := range answers {
+		t.Run(name, func(t *testing.T) {
+			addr := serve(t, answer)
+			for _, auth := range []Auth{{Username: "user", Password: password}, {IdentityToken: refresh}, {RegistryToken: "access-token"}, {}} {
+				r := open(t, nil, addr+"/library/app:1", auth)
+				_, manifest := r.Manifest(t.Context())
+				_, blob := r.Config(t.Context(), "sha256:"+digestOfNothing, 10)
+				for _, err := range []error{manifest, blob} {
+					text := fmt.Sprint(err)
+					for _, secret := range []string{password, refresh, "access-token", "where-secret", "dXNlcjpwYXNzPXdvcmQh"} {
+						if strings.Contains(text, secret) && !(secret == password && auth.Password == "") {
+							t.Errorf("%q is told: %s", secret, text)
+						}
+					}
+					if strings.ContainsAny(text, "\n\x1b") || !strings.Contains(text, addr) {
+						t.Errorf("%q", text)
+					}
+				}
+			}
+		})
+	}
+}
+
+const digestOfNothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+// A registry on loopback may speak TLS or not, and answers a hello as it likes.
+func TestLoopbackWithAndWithoutTLS(t *testing.T) {
+	c := newContent(t)
+	plain := serve(t, c.ServeHTTP)
+	for name, hello := range map[string]func(net.Conn){
+		"closes":             func(conn net.Conn) {},
+		"resets":             func(conn net.Conn) { conn.(*net.TCPConn).SetLinger(0) },
+		"no status line":     func(conn net.Conn) { io.WriteString(conn, "<!DOCTYPE HTML>\n<html>Error code: 400</html>\n") },
+		"one letter":         func(conn net.Conn) { io.WriteString(conn, "?") },
+		"a status line":      func(conn net.Conn) { io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n") },
+		"another protocol":   func(conn net.Conn) { io.WriteString(conn, "220 mail.example ESMTP\r\n") },
+		"what looks like it": func(conn net.Conn) { conn.Write([]byte{0x16, 3, 3, 0xff, 0xff, 0, 0}) },
+		"waits":              func(conn net.Conn) { io.Copy(io.Discard, conn) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			addr := splitter(t, plain, hello)
+			r := open(t, nil, addr+"/library/app:1", Auth{})
+			if d, err := r.Resolve(t.Context()); err != nil || d.Digest != c.manifest {
+				t.Errorf("%+v, %v", d, err)
+			}
+			if err := readBlob(t.Context(), r, c); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("with TLS", func(t *testing.T) {
+		srv := httptest.NewUnstartedServer(c)
+		srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+		srv.StartTLS()
+		t.Cleanup(srv.Close)
+		if err := readBlob(t.Context(), open(t, nil, host(srv)+"/library/app:1", Auth{}), c); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("TLS of another version", func(t *testing.T) {
+		srv := httptest.NewUnstartedServer(c)
+		srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+		srv.TLS = &tls.Config{MaxVersion: tls.VersionTLS10}
+		srv.StartTLS()
+		t.Cleanup(srv.Close)
+		_, err := open(t, nil, host(srv)+"/library/app:1", Auth{}).Manifest(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "tls: ") || strings.Contains(err.Error(), "without TLS") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("nobody there", func(t *testing.T) {
+		dead := deadAddr(t)
+		_, err := open(t, nil, dead+"/library/app:1", Auth{}).Manifest(t.Context())
+		if err == nil || strings.Contains(err.Error(), "without TLS") || !strings.Contains(err.Error(), "refused") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// splitter is a server that passes on what begins like HTTP, and gives each other connection to hello.
+func splitter(t *testing.T, to string, hello func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				first := make([]byte, 4096)
+				n, err := conn.Read(first)
+				if err != nil {
+					return
+				}
+				if first[0] == 0x16 {
+					hello(conn)
+					return
+				}
+				on, err := net.Dial("tcp", to)
+				if err != nil {
+					return
+				}
+				defer on.Close()
+				on.Write(first[:n])
+				go io.Copy(on, conn)
+				io.Copy(conn, on)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+func TestHostsFileKeys(t *testing.T) {
+	c := newContent(t)
+	server := serve(t, c.ServeHTTP)
+	for name, row := range map[string]struct{ toml, says string }{
+		"capabilites":     {"[host.\"http://m.example\"]\ncapabilites = [\"pull\"]\n", `line 3: the key "capabilites" is not known: is capabilities meant?`},
+		"skip-verify":     {"[host.\"http://m.example\"]\nskip-verify = true\n", "is skip_verify meant?"},
+		"insecure":        {"insecure_skip_verify = true\n", "is skip_verify meant?"},
+		"hosts":           {"[hosts.\"http://m.example\"]\ncapabilities = [\"pull\"]\n", "is host meant?"},
+		"servers":         {"servers = \"x\"\n", "is server meant?"},
+		"headers":         {"[host.\"http://m.example\".headers]\nX = \"y\"\n", "is header meant?"},
+		"overridepath":    {"[host.\"http://m.example\"]\noverridepath = true\n", "is override_path meant?"},
+		"dial_time":       {"[host.\"http://m.example\"]\ndial_timout = \"1s\"\n", "is dial_timeout meant?"},
+		"cas":             {"cas = \"x\"\n", ""},
+		"auth's own":      {"[host.\"http://m.example\".auth]\nusernam = \"x\"\n", `"usernam" is not known`},
+		"from elsewhere":  {"[host.\"http://m.example\".auth]\nfrom = \"env\"\n", `"pull"`},
+		"user in address": {"[host.\"http://u:secret@m.example\".auth]\nfrom = \"env\"\n", `"pull"`},
+		"a header's name": {"[header]\nhots = \"x\"\nserver = \"y\"\n", ""},
+		"all right":       {"[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\"]\nca = []\nclient = []\nskip_verify = false\noverride_path = true\ndial_timeout = \"1s\"\n", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n", server)+row.toml)
+			ref, _ := ParseReference("registry.example/library/app:1")
+			r, err := Open(t.Context(), Options{CertsDirs: certs}, ref, Auth{})
+			if row.says != "" {
+				if fault.Of(err) != fault.Precondition || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "hosts.toml") || strings.Contains(err.Error(), "secret") {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			if _, err := r.Manifest(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("another program's", func(t *testing.T) {
+		certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n[host.\"http://%s\".rewrite]\n\"^a\" = \"b\"\n", server, server, server))
+		r := open(t, certs, "registry.example/library/app:1", Auth{})
+		if _, err := r.Manifest(t.Context()); err != nil {
+			t.Error(err)
+		}
+		_, err := open(t, certs, "registry.example/library/nothing:1", Auth{}).Manifest(t.Context())
+		if fault.Of(err) != fault.NotFound || !strings.Contains(err.Error(), `"rewrite" (line 3)`) {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("credentials in a file", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "config.json")
+		if err := os.WriteFile(file, []byte(`{"auths":{"HTTPS://M.example:443/v2/":{"auth":"dTpw"},"m.example":{}}}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a, err := dockerAuth(file, "m.example")
+		if err != nil || a.Auth != "dTpw" {
+			t.Errorf("%+v, %v", a, err)
+		}
+	})
+}

@@ -1,0 +1,165 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+const (
+	maxToken      = 1 << 20 // bytes of a token server's answer
+	tokenMargin   = 5 * time.Second
+	clientID      = "kuri"
+	maxTokenHops  = 5
+	refreshAsUser = "<token>" // user of an identity token where it is shown as a password, as docker's helpers have it
+)
+
+// fetch asks the token server for a token (distribution's "Token Authentication Specification" and "OAuth2 Token
+// Authentication"): with the password as docker shows it, with an identity token as OAuth2 has it, or for anybody.
+func (p *proof) fetch(ctx context.Context, from *tokenURL, patience patience) (*token, error) {
+	began := time.Now()
+	var a tokenAnswer
+	var err error
+	switch {
+	case p.creds.user != "":
+		if a, err = p.getToken(ctx, from, p.creds.user, patience); err == nil && a.noSuchMethod() {
+			a, err = p.postToken(ctx, from, url.Values{"grant_type": {"password"}, "username": {p.creds.user}, "password": {p.creds.secret}}, patience)
+		}
+	case p.creds.secret != "":
+		if a, err = p.postToken(ctx, from, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {p.creds.secret}}, patience); err == nil && a.noSuchMethod() {
+			a, err = p.getToken(ctx, from, refreshAsUser, patience)
+		}
+	default:
+		a, err = p.getToken(ctx, from, "", patience)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if a.status != http.StatusOK {
+		return nil, p.tokenRefusal(from, a)
+	}
+	var said struct {
+		Token     string          `json:"token"`
+		Access    string          `json:"access_token"`
+		ExpiresIn json.RawMessage `json:"expires_in"` // seconds; a text with some
+	}
+	if err := json.Unmarshal(a.body, &said); err != nil || said.Token+said.Access == "" {
+		return nil, fault.New(fault.Unavailable, "token server %s of registry host %s answered without a token", originOf(from.realm), p.at)
+	}
+	t := &token{text: said.Token}
+	if t.text == "" {
+		t.text = said.Access
+	}
+	if seconds, err := strconv.ParseFloat(strings.Trim(string(said.ExpiresIn), `"`), 64); err == nil && seconds > 0 && seconds < 1e9 {
+		life := time.Duration(seconds * float64(time.Second))
+		t.until = began.Add(life - min(tokenMargin, life/10))
+	}
+	return t, nil
+}
+
+// getToken asks with GET, as the user, or as nobody.
+func (p *proof) getToken(ctx context.Context, from *tokenURL, user string, patience patience) (tokenAnswer, error) {
+	at := *from.realm
+	q := at.Query()
+	if from.service != "" {
+		q.Set("service", from.service)
+	}
+	q["scope"] = from.scopes
+	at.RawQuery = q.Encode()
+	for hops := 0; ; hops++ {
+		req := (&http.Request{Method: http.MethodGet, URL: &at, Header: http.Header{}}).WithContext(ctx)
+		if user != "" {
+			req.SetBasicAuth(user, p.creds.secret)
+		}
+		a, err := p.exchange(req, from, patience)
+		if err != nil || a.next == nil {
+			return a, err
+		}
+		was, next := originOf(&at), originOf(a.next)
+		if user != "" && was != next && !was.upgrade(next) {
+			return a, fault.New(fault.Unauthenticated, "token server %s of registry host %s redirects to %s: the credentials are not sent there", originOf(from.realm), p.at, originOf(a.next))
+		}
+		if hops == maxTokenHops {
+			return a, fault.New(fault.Unavailable, "token server %s of registry host %s redirects without end", originOf(from.realm), p.at)
+		}
+		at = *a.next
+	}
+}
+
+// postToken asks with POST. It follows no redirect: what it sends is secret.
+func (p *proof) postToken(ctx context.Context, from *tokenURL, form url.Values, patience patience) (tokenAnswer, error) {
+	form.Set("service", from.service)
+	form.Set("scope", strings.Join(from.scopes, " "))
+	form.Set("client_id", clientID)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, from.realm.String(), strings.NewReader(form.Encode()))
+	if err != nil {
+		return tokenAnswer{}, fault.New(fault.Invalid, "token server %s of registry host %s: no request can be made", originOf(from.realm), p.at)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	return p.exchange(req, from, patience)
+}
+
+// tokenAnswer is what a token server has answered.
+type tokenAnswer struct {
+	status int
+	text   string // of the status
+	body   []byte
+	wait   time.Duration // Retry-After
+	next   *url.URL      // it redirects there
+}
+
+// noSuchMethod reports whether the server may answer to the other way of asking.
+func (a tokenAnswer) noSuchMethod() bool {
+	return a.status == http.StatusNotFound || a.status == http.StatusMethodNotAllowed || a.status == http.StatusNotImplemented || a.next != nil
+}
+
+// exchange sends a request to the token server and reads the answer.
+func (p *proof) exchange(req *http.Request, from *tokenURL, patience patience) (tokenAnswer, error) {
+	failed := func(err error) error {
+		if errors.Is(context.Cause(req.Context()), errStalled) {
+			err = errStalled
+		}
+		return fault.New(fault.Unavailable, "token server %s of registry host %s: no token for repository %s: %w", originOf(from.realm), p.at, p.repository, p.secrets.transportError(err))
+	}
+	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("Accept", "application/json")
+	defer patience()()
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return tokenAnswer{}, failed(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxToken))
+	if err != nil {
+		return tokenAnswer{}, failed(err)
+	}
+	a := tokenAnswer{status: resp.StatusCode, text: resp.Status, body: body, wait: retryAfter(resp.Header)}
+	if redirects(resp.StatusCode) {
+		a.next, err = location(resp)
+		if err != nil {
+			return a, failed(err)
+		}
+	}
+	return a, nil
+}
+
+// tokenRefusal explains why no token could be had.
+func (p *proof) tokenRefusal(from *tokenURL, a tokenAnswer) error {
+	text := p.secrets.clip("token server " + originOf(from.realm).String() + from.realm.Path + " of registry host " + p.at.String() + " refused a token for repository:" + p.repository + ":pull with " + a.text + errorsIn(a.body))
+	switch code := a.status; {
+	case code == http.StatusUnauthorized || code == http.StatusBadRequest:
+		return fault.New(fault.Unauthenticated, "%s; check user, password or token", text)
+	case code == http.StatusForbidden:
+		return fault.New(fault.PermissionDenied, "%s; ask the registry's owner for the right to pull", text)
+	default:
+		return &refusal{fault.New(fault.Unavailable, "%s", text), code, a.wait}
+	}
+}

@@ -1,0 +1,390 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+func TestChallenges(t *testing.T) {
+	type params = map[string]string
+	for in, want := range map[string][]challenge{
+		``:                  nil,
+		`Basic`:             {{"basic", params{}}},
+		`BASIC realm="a b"`: {{"basic", params{"realm": "a b"}}},
+		`Bearer realm="https://auth.example/token?a=b,c",service="svc",scope="repository:a/b:pull,push repository:c:pull"`: {
+			{"bearer", params{"realm": "https://auth.example/token?a=b,c", "service": "svc", "scope": "repository:a/b:pull,push repository:c:pull"}}},
+		`Bearer Realm = "r" , error="x \"y\""`:                        {{"bearer", params{"realm": "r", "error": `x "y"`}}},
+		`Basic realm="x", Bearer realm=https://a.example/t,service=s`: {{"basic", params{"realm": "x"}}, {"bearer", params{"realm": "https://a.example/t", "service": "s"}}},
+		`Negotiate, Basic realm=x`:                                    {{"negotiate", params{}}, {"basic", params{"realm": "x"}}},
+		`Bearer realm="not closed`:                                    {{"bearer", params{}}},
+		`Bearer realm="x\`:                                            {{"bearer", params{}}},
+		`=,;"`:                                                        nil,
+	} {
+		if got := parseChallenges(in); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, want %v", in, got, want)
+		}
+	}
+}
+
+func FuzzChallenges(f *testing.F) {
+	f.Add(`Basic realm="x", Bearer realm=https://a.example/t,service=s`)
+	f.Fuzz(func(t *testing.T, s string) { parseChallenges(s) })
+}
+
+// guard is a registry that wants tokens, with its token server at /token.
+type guard struct {
+	addr string
+
+	mu      sync.Mutex
+	valid   string // the token that is taken now
+	issued  int
+	expires any                                                      // expires_in of the tokens to come
+	refuse  func(w http.ResponseWriter, challenge string)            // how it refuses; nil: 401 with a challenge
+	tokens  func(w http.ResponseWriter, r *http.Request) (done bool) // before its token server
+}
+
+func newGuard(t *testing.T, c *content) *guard {
+	g := &guard{}
+	g.addr = serve(t, func(w http.ResponseWriter, r *http.Request) {
+		g.mu.Lock()
+		valid, refuse, tokens := g.valid, g.refuse, g.tokens
+		g.mu.Unlock()
+		if r.URL.Path == "/token" {
+			if tokens != nil && tokens(w, r) {
+				return
+			}
+			g.issue(w, r)
+			return
+		}
+		if got := r.Header.Get("Authorization"); got == "" || got != "Bearer "+valid {
+			challenge := fmt.Sprintf(`Bearer realm="http://%s/token",service="svc",scope="repository:library/app:pull"`, g.addr)
+			if refuse != nil && got != "" {
+				refuse(w, challenge)
+				return
+			}
+			w.Header().Set("WWW-Authenticate", challenge)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		c.ServeHTTP(w, r)
+	})
+	return g
+}
+
+func (g *guard) issue(w http.ResponseWriter, r *http.Request) {
+	if u, p, ok := r.BasicAuth(); !ok || u != "u" || p != "password" {
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.issued++
+	g.valid = fmt.Sprintf("token-number-%d", g.issued)
+	answer := map[string]any{"access_token": g.valid}
+	if g.expires != nil {
+		answer["expires_in"] = g.expires
+	}
+	json.NewEncoder(w).Encode(answer)
+}
+
+// expire ends the token that is out.
+func (g *guard) expire() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.valid = "none any more"
+}
+
+func (g *guard) set(f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f()
+}
+
+// A token may end while a pull goes on, however the registry says so.
+func TestTokenEndsDuringAPull(t *testing.T) {
+	c := newContent(t)
+	for name, refuse := range map[string]func(w http.ResponseWriter, challenge string){
+		"401 with an error": func(w http.ResponseWriter, challenge string) {
+			w.Header().Set("WWW-Authenticate", challenge+`,error="invalid_token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		},
+		"401 without":             nil,
+		"401 without a challenge": func(w http.ResponseWriter, _ string) { w.WriteHeader(http.StatusUnauthorized) },
+		"403":                     func(w http.ResponseWriter, _ string) { w.WriteHeader(http.StatusForbidden) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newGuard(t, c)
+			g.refuse = refuse
+			r := open(t, nil, g.addr+"/library/app:1", Auth{Username: "u", Password: "password"})
+			if _, err := r.Manifest(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				g.expire()
+				var wg sync.WaitGroup
+				for range 4 {
+					wg.Go(func() {
+						if err := readBlob(t.Context(), r, c); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				wg.Wait()
+			}
+			if g.issued != 4 {
+				t.Errorf("%d tokens were fetched, want 4", g.issued)
+			}
+		})
+	}
+}
+
+// So may one end between two parts of a blob.
+func TestTokenEndsBeforeARangeIsAskedFor(t *testing.T) {
+	c := newContent(t)
+	body := bytesOf(t, c)
+	var g *guard
+	var cuts atomic.Int32
+	g = newGuard(t, &content{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if cuts.Add(1) <= 2 {
+			g.expire()
+			w.Header().Set("Content-Length", fmt.Sprint(c.size))
+			w.Write(body[:len(body)/2])
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(string(body)))
+	})})
+	r := open(t, nil, g.addr+"/library/app:1", Auth{Username: "u", Password: "password"})
+	if err := readBlob(t.Context(), r, c); err != nil {
+		t.Error(err)
+	}
+}
+
+// A token is not shown when its time is over, and its time is told in more than one way.
+func TestTokenHasATime(t *testing.T) {
+	c := newContent(t)
+	for _, expires := range []any{1, "1", 1.0, 0, -1, "", "soon", nil, 1e300} {
+		t.Run(fmt.Sprint(expires), func(t *testing.T) {
+			t.Parallel()
+			g := newGuard(t, c)
+			g.expires = expires
+			var refused atomic.Bool
+			r := open(t, nil, g.addr+"/library/app:1", Auth{Username: "u", Password: "password"})
+			if err := readBlob(t.Context(), r, c); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(1100 * time.Millisecond)
+			g.set(func() {
+				g.refuse = func(w http.ResponseWriter, _ string) {
+					refused.Store(true)
+					w.WriteHeader(http.StatusUnauthorized)
+				}
+			})
+			if err := readBlob(t.Context(), r, c); err != nil {
+				t.Error(err)
+			}
+			over := expires == 1 || expires == "1" || expires == 1.0
+			if want := map[bool]int{true: 2, false: 1}[over]; g.issued != want || refused.Load() {
+				t.Errorf("%d tokens, want %d; one was refused: %v", g.issued, want, refused.Load())
+			}
+		})
+	}
+}
+
+// Whoever is refused with a token that was made for the request is refused.
+func TestFreshTokenIsRefused(t *testing.T) {
+	c := newContent(t)
+	for _, status := range []int{401, 403} {
+		g := newGuard(t, c)
+		g.refuse = func(w http.ResponseWriter, challenge string) {
+			w.Header().Set("WWW-Authenticate", challenge)
+			w.WriteHeader(status)
+		}
+		g.tokens = func(w http.ResponseWriter, r *http.Request) bool {
+			g.issue(w, r)
+			g.expire()
+			return true
+		}
+		_, err := open(t, nil, g.addr+"/library/app:1", Auth{Username: "u", Password: "password"}).Manifest(t.Context())
+		if kind := fault.Of(err); kind != fault.Unauthenticated && kind != fault.PermissionDenied || g.issued > 2 {
+			t.Errorf("%d: %d tokens, %v", status, g.issued, err)
+		}
+	}
+}
+
+// A token server may fail once, as a registry may, and knows one way of asking or the other.
+func TestOddTokenServer(t *testing.T) {
+	c := newContent(t)
+	elsewhere := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, _, ok := r.BasicAuth(); ok || r.Method != http.MethodGet || r.ContentLength > 0 {
+			t.Errorf("%s with secrets at another origin", r.Method)
+		}
+		io.WriteString(w, `{"token":"of another server"}`)
+	})
+	var n atomic.Int32
+	for name, row := range map[string]struct {
+		tokens func(w http.ResponseWriter, r *http.Request) bool
+		auth   Auth
+		kind   fault.Kind
+		says   string
+	}{
+		"503 once": {tokens: func(w http.ResponseWriter, r *http.Request) bool {
+			if n.Add(1) > 1 {
+				return false
+			}
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}},
+		"503 for ever": {tokens: func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(503); return true }, kind: fault.Unavailable, says: "503"},
+		"429 for an hour": {tokens: func(w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("Retry-After", "3600")
+			w.WriteHeader(429)
+			return true
+		}, kind: fault.Unavailable, says: "429"},
+		"no token":   {tokens: func(w http.ResponseWriter, r *http.Request) bool { io.WriteString(w, `{}`); return true }, kind: fault.Unavailable, says: "without a token"},
+		"a web page": {tokens: func(w http.ResponseWriter, r *http.Request) bool { io.WriteString(w, `<html>`); return true }, kind: fault.Unavailable, says: "without a token"},
+		"its words": {tokens: func(w http.ResponseWriter, r *http.Request) bool {
+			w.WriteHeader(http.StatusForbidden)
+			io.WriteString(w, `{"errors":[{"code":"DENIED","message":"the password password is of no use"}]}`)
+			return true
+		}, kind: fault.PermissionDenied, says: "DENIED: the … … is of no use"},
+		"redirects to another port": {tokens: func(w http.ResponseWriter, r *http.Request) bool {
+			http.Redirect(w, r, "http://"+elsewhere+"/token?secret=abcdef", http.StatusTemporaryRedirect)
+			return true
+		}, kind: fault.Unauthenticated, says: "not sent there"},
+		"redirects an identity token": {auth: Auth{IdentityToken: "refresh"}, tokens: func(w http.ResponseWriter, r *http.Request) bool {
+			http.Redirect(w, r, "http://"+elsewhere+"/token", http.StatusPermanentRedirect)
+			return true
+		}, kind: fault.Unauthenticated, says: "not sent there"},
+		"redirects to itself": {tokens: func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Query().Get("again") != "" {
+				return false
+			}
+			http.Redirect(w, r, "/token?again=1", http.StatusFound)
+			return true
+		}},
+		"knows POST alone": {tokens: func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodPost {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+				return true
+			}
+			r.SetBasicAuth(r.FormValue("username"), r.FormValue("password"))
+			return false
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuard(t, c)
+			g.tokens = row.tokens
+			auth := row.auth
+			if auth == (Auth{}) {
+				auth = Auth{Username: "u", Password: "password"}
+			}
+			_, err := open(t, nil, g.addr+"/library/app:1", auth).Manifest(t.Context())
+			if fault.Of(err) != row.kind || row.says != "" && !strings.Contains(fmt.Sprint(err), row.says) || strings.Contains(fmt.Sprint(err), "abcdef") {
+				t.Errorf("kind %q: %v", fault.Of(err), err)
+			}
+		})
+	}
+}
+
+// Who gives up while another fetches the token is told at once, and who has begun to fetch it and gives up costs the others
+// nothing.
+func TestTokenFetchedByOneWhoGivesUp(t *testing.T) {
+	c := newContent(t)
+	g := newGuard(t, c)
+	asked, gate := make(chan struct{}, 10), make(chan struct{})
+	g.tokens = func(_ http.ResponseWriter, r *http.Request) bool {
+		asked <- struct{}{}
+		select {
+		case <-gate:
+		case <-r.Context().Done():
+		}
+		return false
+	}
+	r := open(t, nil, g.addr+"/library/app:1", Auth{Username: "u", Password: "password"})
+	first, leave := context.WithCancel(t.Context())
+	results := make(chan error, 2)
+	go func() { results <- readBlob(first, r, c) }()
+	<-asked
+	go func() { results <- readBlob(t.Context(), r, c) }()
+	time.Sleep(50 * time.Millisecond)
+	leave()
+	if err := <-results; !errors.Is(err, context.Canceled) {
+		t.Errorf("who gave up: %v", err)
+	}
+	close(gate)
+	if err := <-results; err != nil {
+		t.Errorf("who waited: %v", err)
+	}
+}
+
+// Tokens come before passwords, and a challenge may be the second of a header.
+func TestSeveralChallenges(t *testing.T) {
+	c := newContent(t)
+	g := newGuard(t, c)
+	addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, _, ok := r.BasicAuth(); ok {
+			t.Error("the password was sent where a token was to be had")
+		}
+		if r.Header.Get("Authorization") != "" {
+			c.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Basic realm="x", Bearer realm="http://%s/token"`, g.addr))
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	if err := readBlob(t.Context(), open(t, nil, addr+"/library/app:1", Auth{Username: "u", Password: "password"}), c); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAuthSpellings(t *testing.T) {
+	type want struct{ user, secret, bearer string }
+	for name, row := range map[string]struct {
+		auth Auth
+		want want
+		says string // of the error
+	}{
+		"none":                       {},
+		"password":                   {auth: Auth{Username: "u", Password: "p:q"}, want: want{"u", "p:q", ""}},
+		"no password":                {auth: Auth{Username: "u"}, want: want{"u", "", ""}},
+		"colon in the password":      {auth: Auth{Auth: "dTpwOnE="}, want: want{"u", "p:q", ""}},
+		"without padding":            {auth: Auth{Auth: "dTpwOnE"}, want: want{"u", "p:q", ""}},
+		"with a line break":          {auth: Auth{Auth: "dTpw\nOnE=\n"}, want: want{"u", "p:q", ""}},
+		"other alphabet":             {auth: Auth{Auth: "dTo_Pz4-"}, want: want{"u", "??>>", ""}},
+		"NUL behind it":              {auth: Auth{Auth: "dTpwAAA="}, want: want{"u", "p", ""}},
+		"empty password":             {auth: Auth{Auth: "dTo="}, want: want{"u", "", ""}},
+		"username beside auth":       {auth: Auth{Username: "u", Auth: "dTpwOnE="}, want: want{"u", "p:q", ""}},
+		"password beside auth":       {auth: Auth{Username: "x", Password: "y", Auth: "dTpwOnE="}, want: want{"x", "y", ""}},
+		"identity token beside user": {auth: Auth{Username: "00000000-0000-0000-0000-000000000000", Auth: "eDo=", IdentityToken: "refresh"}, want: want{"", "refresh", ""}},
+		"registry token first":       {auth: Auth{Username: "u", Password: "p", IdentityToken: "refresh", RegistryToken: "access"}, want: want{"", "", "access"}},
+		"no user":                    {auth: Auth{Auth: "OnNlY3JldA=="}, says: "no username"},
+		"password alone":             {auth: Auth{Password: "secret"}, says: "no username"},
+		"not base64":                 {auth: Auth{Auth: "secret!"}, says: "base64"},
+		"no colon":                   {auth: Auth{Auth: "c2VjcmV0"}, says: "colon"},
+		"server is a secret URL":     {auth: Auth{Username: "u", Password: "p", ServerAddress: "https://u:secret@ :x"}, says: "neither a host nor a URL"},
+	} {
+		c, err := row.auth.decode()
+		if err != nil {
+			if row.says == "" || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "secret") || fault.Of(err) != fault.Invalid {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if got := (want{c.user, c.secret, c.bearer}); got != row.want || row.says != "" {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
