@@ -1,10 +1,8 @@
 package oci
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -30,6 +28,7 @@ import (
 type Executor struct {
 	id      string
 	request []byte            // all that the processes of the container have in common
+	env     environ           // where their environment is in the request
 	filter  *filter           // theirs, which containers with one profile share; nil for none
 	cgroups map[string]string // the container's cgroup, by controller
 	home    Cgroup
@@ -70,7 +69,7 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 			return x, nil
 		}
 	}
-	x.request, err = request(id, spec, &config, x.home, state.CgroupPaths)
+	x.request, x.env, err = request(id, spec, &config, x.home, state.CgroupPaths)
 	return x, err
 }
 
@@ -143,11 +142,11 @@ func (m *message) strs(all []string) {
 }
 
 // request writes what the processes of a container have in common, in the order in which forkserver.c reads it.
-func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, paths map[string]string) ([]byte, error) {
+func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, paths map[string]string) ([]byte, environ, error) {
 	p := spec.Process
 	env, hasHome, err := environment(p.Env)
 	if err != nil {
-		return nil, err
+		return nil, environ{}, err
 	}
 	var namespaces, switches, umask uint32
 	for _, ns := range spec.Linux.Namespaces {
@@ -161,7 +160,7 @@ func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, p
 	uid, gid := uint32(p.User.UID), uint32(p.User.GID)
 	ownerUID, ownerGID, err := owner(config, uid)
 	if err != nil {
-		return nil, err
+		return nil, environ{}, err
 	}
 	var oom int32
 	if config.OomScoreAdj != nil { // the bundle does not know of updates
@@ -191,7 +190,7 @@ func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, p
 	for _, names := range [][]string{caps.Bounding, caps.Effective, caps.Permitted, caps.Inheritable, caps.Ambient} {
 		mask, err := capabilityMask(names)
 		if err != nil {
-			return nil, err
+			return nil, environ{}, err
 		}
 		m.u64(mask)
 	}
@@ -201,7 +200,7 @@ func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, p
 	for _, l := range p.Rlimits {
 		number, ok := rlimits[l.Type]
 		if !ok {
-			return nil, fault.New(fault.Invalid, "unknown resource limit %q", l.Type)
+			return nil, environ{}, fault.New(fault.Invalid, "unknown resource limit %q", l.Type)
 		}
 		m.u32(uint32(number))
 		m.u64(l.Soft, l.Hard)
@@ -210,9 +209,11 @@ func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, p
 	m.str(p.ApparmorProfile)
 	m.str(p.SelinuxLabel)
 	m.str(p.Cwd)
+	at := environ{start: len(m), entries: len(env), hasTerm: hasTerm(env)}
 	m.strs(env)
+	at.end = len(m)
 	m.cgroups(home, paths)
-	return slices.Clone(m), nil
+	return slices.Clone(m), at, nil
 }
 
 // cgroups are the files by which a process enters the container's cgroup: none in a hierarchy of v2, where it is born in
@@ -256,39 +257,6 @@ func capabilityMask(names []string) (mask uint64, err error) {
 		}
 	}
 	return mask, nil
-}
-
-// environment returns the entries of a process: of several with one name the last, decoded where they are not UTF-8. An
-// empty HOME is none; libcontainer has it so, too.
-func environment(entries []string) (env []string, hasHome bool, err error) {
-	seen := make(map[string]bool, len(entries))
-	for _, entry := range slices.Backward(entries) {
-		if strings.HasPrefix(entry, rawEnv) {
-			_, digits, _ := strings.Cut(entry, "=")
-			raw, err := hex.DecodeString(digits)
-			if err != nil {
-				return nil, false, fmt.Errorf("environment entry %s: %w", entry, err)
-			}
-			entry = string(raw)
-		}
-		key, value, ok := strings.Cut(entry, "=")
-		if !ok || key == "" || strings.Contains(entry, "\x00") {
-			return nil, false, fault.New(fault.Invalid, "environment entry %q is not NAME=value", entry)
-		}
-		if seen[key] {
-			continue
-		}
-		seen[key] = true
-		if key == "HOME" {
-			if value == "" {
-				continue
-			}
-			hasHome = true
-		}
-		env = append(env, entry)
-	}
-	slices.Reverse(env)
-	return env, hasHome, nil
 }
 
 // execControllers are the v1 hierarchies in which a cgroup of its own has no effect on a process but to name it, best
@@ -420,7 +388,7 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Runn
 
 	talk.SetDeadline(time.Now().Add(startLimit))
 	defer context.AfterFunc(ctx, func() { talk.SetDeadline(time.Unix(1, 0)) })()
-	b, err := converse(talk, server, x.body(r, args))
+	b, err := converse(talk, server, x.body(r, args, stdio.Console != nil))
 	if err != nil {
 		switch {
 		case ctx.Err() != nil:
@@ -478,8 +446,8 @@ func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, std
 }
 
 // body is a whole request.
-func (x *Executor) body(r *Running, args []string) []byte {
-	m := message(bytes.Clone(x.request))
+func (x *Executor) body(r *Running, args []string, terminal bool) []byte {
+	m := x.begin(terminal)
 	var f filter
 	if x.filter != nil {
 		f = *x.filter
@@ -503,6 +471,9 @@ func (e *Embedded) execByLibcontainer(x *Executor, r *Running, sub string, args 
 	}
 	p := spec.Process
 	p.Args, p.Terminal = args, stdio.Console != nil
+	if p.Terminal && !hasTerm(p.Env) {
+		p.Env = append(p.Env, defaultTerm)
+	}
 	c, err := e.load(x.id)
 	if err != nil {
 		return err

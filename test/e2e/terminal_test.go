@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/test/harness"
 )
@@ -192,5 +193,28 @@ func TestExecOnATerminal(t *testing.T) {
 	d.RemovePod(t, pod)
 	if code := z.exit(); code == 0 || !z.cooked() {
 		t.Errorf("after its container: exit code %d, the terminal is as before: %t", code, z.cooked())
+	}
+}
+
+// A command on a terminal has a TERM, unless the container sets one; any other has what the container has.
+func TestTermOfAnExec(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.Pod("term")
+	pod := d.RunPod(t, config)
+	for term, want := range map[string]string{"": "xterm", "vt100": "vt100"} {
+		c := harness.Container("main"+term, image, "sleep", "1000")
+		if term != "" {
+			c.Envs = append(c.Envs, &runtimeapi.KeyValue{Key: "TERM", Value: []byte(term)})
+		}
+		id := d.Run(t, pod, c, config)
+		x := onTerminal(t, d, "exec", "-it", id, "--", "sh", "-c", `stty -onlcr; echo "TERM is $TERM, HOME is $HOME"`)
+		x.expect("TERM is " + want + ", HOME is /root")
+		if code := x.exit(); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+		if out := d.Output(t, id, "sh", "-c", "echo -$TERM-"); out != "-"+term+"-\n" {
+			t.Errorf("without a terminal: %q", out)
+		}
 	}
 }
