@@ -21,7 +21,8 @@ var floors = map[string]int{
 	"spec": 2, "keeper": 2, "oci": 2, "network": 2, "layer": 2, "registry": 2, "cgroup": 2, "stream": 2, "node": 2, "rootfs": 2,
 	"quota": 2, "verifier": 2, "listen": 2,
 	"namespace": 1, "holder": 1, "record": 1, "event": 1, "flight": 1, "undo": 1, "config": 1, "sha256": 1,
-	"fault": 0, // the words for errors, which all speak
+	"sysctl": 1,
+	"fault":  0, // the words for errors, which all speak
 }
 
 // neighbours are the imports within a floor, each with its reason.
@@ -32,6 +33,8 @@ var neighbours = map[string]string{
 	"node cgroup":   "what the cgroup hierarchies offer is a fact about the node",
 	"node spec":     "spec says which facts about the node it needs",
 	"rootfs spec":   "spec says what it needs of a root filesystem",
+
+	"namespace sysctl": "a namespace begins with its kernel parameters",
 }
 
 // criSpeakers may use the messages of the CRI; further in, a field of the API is a field of ours.

@@ -159,6 +159,7 @@ func podOptions(cfg config.Config) (pod.Options, error) {
 		ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit, MaxExecs: cfg.Pod.MaxExecs,
 		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
 		CDIDirs: cfg.Pod.CDIDirs, CreateHostPaths: cfg.Pod.CreateMissingHostPaths,
+		UnprivilegedPorts: cfg.Pod.UnprivilegedPorts, UnprivilegedPing: cfg.Pod.UnprivilegedPing,
 		WritableLayer: spec.WritableLimits{Bytes: uint64(cfg.Pod.WritableLayerBytes), Inodes: uint64(cfg.Pod.WritableLayerInodes)},
 	}
 	if o.WritableLayer != (spec.WritableLimits{}) {

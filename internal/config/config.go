@@ -92,6 +92,9 @@ type Pod struct {
 	BlockIOConfig          string `toml:"blockio_config"`            // path of a file of block I/O classes; "": there are none
 	CreateMissingHostPaths bool   `toml:"create_missing_host_paths"` // of mounts, as directories; else they are errors
 
+	UnprivilegedPorts bool `toml:"unprivileged_ports"` // every user of a pod's own network may listen on ports below 1024
+	UnprivilegedPing  bool `toml:"unprivileged_ping"`  // every group of a pod's own network may send ICMP echo requests
+
 	WritableLayerBytes  int64 `toml:"writable_layer_bytes"`  // that a container's writable layer may take; 0: no limit
 	WritableLayerInodes int64 `toml:"writable_layer_inodes"` // likewise files and directories
 }
@@ -125,7 +128,10 @@ func Default() Config {
 			CNIBinDirs: []string{"/opt/cni/bin"},
 			Bridge:     "kuri0",
 		},
-		Pod:    Pod{ShmSize: 64 << 20, MaxExecs: 256, LogMaxFiles: 4, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		Pod: Pod{
+			ShmSize: 64 << 20, MaxExecs: 256, LogMaxFiles: 4, CDIDirs: []string{"/etc/cdi", "/var/run/cdi"},
+			UnprivilegedPorts: true, UnprivilegedPing: true,
+		},
 		Stream: Stream{Address: "127.0.0.1", Drain: 4 * 3600, MaxStreams: 1000},
 	}
 }

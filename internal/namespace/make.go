@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/sysctl"
 )
 
 // Config says which namespaces a pod has of its own and how they begin.
@@ -17,8 +19,11 @@ type Config struct {
 	IPC       bool
 	UTS       bool
 	Hostname  string            // of the new UTS namespace; "" leaves the host's
-	Sysctls   map[string]string // by dotted name; see [CheckSysctl]
 	User      *Mapping          // of a user namespace, which then owns the others; nil for the host's
+	Sysctls   map[string]string // kernel parameters by name; see [CheckSysctl]
+
+	// SysctlDefaults are parameters that are set unless Sysctls has them, as far as the kernel lets us.
+	SysctlDefaults map[string]string
 }
 
 // Set holds the namespaces of a pod. A field is nil or empty for a namespace that the pod shares with the host.
@@ -35,20 +40,23 @@ type Set struct {
 // which no thread of a Go program can make or enter, it runs first and gets attributes with which the process that it
 // starts makes all of them; it returns that process's id, or 0 for none.
 func Make(cfg Config, inside func(*syscall.SysProcAttr) (pid int, err error)) (*Set, error) {
-	for name := range cfg.Sysctls {
-		if err := CheckSysctl(name, cfg); err != nil {
-			return nil, err
-		}
+	asked, err := checkSysctls(cfg.Sysctls, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defaults, err := checkSysctls(cfg.SysctlDefaults, cfg)
+	if err != nil {
+		return nil, err
 	}
 	set := &Set{}
-	if err := OnThread(func() error { return set.make(cfg, inside) }); err != nil {
+	if err := OnThread(func() error { return set.make(cfg, asked, defaults, inside) }); err != nil {
 		set.Close()
 		return nil, err
 	}
 	return set, nil
 }
 
-func (s *Set) make(cfg Config, inside func(*syscall.SysProcAttr) (int, error)) (err error) {
+func (s *Set) make(cfg Config, asked, defaults sysctl.Values, inside func(*syscall.SysProcAttr) (int, error)) (err error) {
 	flags := 0
 	for flag, want := range map[int]bool{unix.CLONE_NEWNET: cfg.Network, unix.CLONE_NEWIPC: cfg.IPC, unix.CLONE_NEWUTS: cfg.UTS} {
 		if want {
@@ -72,7 +80,7 @@ func (s *Set) make(cfg Config, inside func(*syscall.SysProcAttr) (int, error)) (
 			return fmt.Errorf("bring loopback up: %w", err)
 		}
 	}
-	if err := writeSysctls(cfg.Sysctls); err != nil {
+	if err := writeSysctls(asked, defaults, cfg.User); err != nil {
 		return err
 	}
 	if cfg.IPC {

@@ -2,75 +2,104 @@ package namespace
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
-	"maps"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
+	"log/slog"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/sysctl"
 )
 
-// ipcSysctls are those of the IPC namespace, see ipc_namespaces(7), beside fs.mqueue.*.
-var ipcSysctls = []string{
-	"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni",
-	"kernel.shm_rmid_forced",
+// CheckSysctl returns the key of the kernel parameter name, and an error of kind Invalid unless the parameter belongs to a
+// namespace that cfg makes.
+func CheckSysctl(name string, cfg Config) (key string, err error) {
+	key, ns, err := sysctl.Parse(name)
+	if err != nil {
+		return "", err
+	}
+	own := map[sysctl.Namespace]bool{sysctl.Network: cfg.Network, sysctl.IPC: cfg.IPC, sysctl.UTS: cfg.UTS}[ns]
+	if !own {
+		return "", fault.New(fault.Invalid, "kernel parameter %s would change the host: the pod uses the host's %s namespace", name, ns)
+	}
+	return key, nil
 }
 
-// CheckSysctl tells whether the sysctl name, dots or slashes, belongs to a namespace that cfg makes. One that would
-// reach the host, or does not exist in a namespace, is of kind Invalid.
-func CheckSysctl(name string, cfg Config) error {
-	key := normalSysctl(name)
-	if key == "" || strings.Contains(key, "..") || strings.HasPrefix(key, "/") {
-		return fault.New(fault.Invalid, "sysctl %q is not a name", name)
-	}
-	dotted := strings.ReplaceAll(key, "/", ".")
-	switch {
-	case strings.HasPrefix(key, "net/"):
-		if !cfg.Network {
-			return fault.New(fault.Invalid, "sysctl %q would change the host: the pod uses the host's network namespace", name)
+// checkSysctls returns the values of names by their keys, checked.
+func checkSysctls(names map[string]string, cfg Config) (sysctl.Values, error) {
+	values := make(sysctl.Values, len(names))
+	for name, value := range names {
+		key, err := CheckSysctl(name, cfg)
+		if err != nil {
+			return nil, err
 		}
-	case slices.Contains(ipcSysctls, dotted), strings.HasPrefix(key, "fs/mqueue/"):
-		if !cfg.IPC {
-			return fault.New(fault.Invalid, "sysctl %q would change the host: the pod uses the host's IPC namespace", name)
-		}
-	default:
-		return fault.New(fault.Invalid, "sysctl %q is not of a namespace; net.*, fs.mqueue.*, %s can be set for a pod",
-			name, strings.Join(ipcSysctls, ", "))
+		values[key] = value
 	}
-	return nil
+	return values, nil
 }
 
-// normalSysctl turns a name into a path below /proc/sys. As sysctl(8) has it: when the first separator is a dot, dots
-// separate and slashes stand for dots in a component (an interface "eth0.1"); when it is a slash, slashes separate.
-func normalSysctl(name string) string {
-	i := strings.IndexAny(name, "./")
-	if i < 0 || name[i] == '/' {
-		return name
-	}
-	return strings.Map(func(r rune) rune {
-		switch r {
-		case '.':
-			return '/'
-		case '/':
-			return '.'
+// writeSysctls sets kernel parameters from a thread inside the namespaces. Those of the network that do not exist yet are
+// left for the caller of [Make]: an interface may bring them. Defaults that this kernel does not take are only logged.
+func writeSysctls(asked, defaults sysctl.Values, user *Mapping) error {
+	for _, key := range defaults.Keys() {
+		if _, given := asked[key]; given {
+			continue
 		}
-		return r
-	}, name)
+		if _, err := (sysctl.Values{key: defaults[key]}).Write(); err != nil {
+			slog.Warn("a pod runs without a default of Kuri's", "err", err)
+		}
+	}
+	if name, ok := asked.DomainName(); ok {
+		if err := unix.Setdomainname([]byte(name)); err != nil {
+			return fault.New(fault.Invalid, "set kernel parameter kernel.domainname to %q: %w", name, err)
+		}
+	}
+	if _, err := asked.Of(sysctl.Network).Write(); err != nil {
+		return err
+	}
+	return writeIPC(asked.Of(sysctl.IPC), user)
 }
 
-// writeSysctls writes them in the order of their names, from a thread inside the namespaces.
-func writeSysctls(sysctls map[string]string) error {
-	for _, name := range slices.Sorted(maps.Keys(sysctls)) {
-		path := filepath.Join("/proc/sys", normalSysctl(name))
-		err := os.WriteFile(path, []byte(sysctls[name]), 0)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return fault.New(fault.Invalid, "sysctl %q does not exist in this kernel: %w", name, err)
-		case err != nil:
-			return fault.New(fault.Invalid, "set sysctl %q to %q: %w", name, sysctls[name], err)
-		}
+// writeIPC sets the parameters of the IPC namespace. They belong to the root of the user namespace that owns it, and from
+// Linux 6.0 on nobody else may change them, whatever capabilities he has.
+func writeIPC(values sysctl.Values, user *Mapping) error {
+	missing, err := values.Write()
+	if user != nil && errors.Is(err, fs.ErrPermission) {
+		uid, gid := user.Root()
+		err = asUser(uid, gid, func() error {
+			var err error
+			missing, err = values.Write()
+			return err
+		})
+	}
+	return errors.Join(err, sysctl.Missing(missing))
+}
+
+// asUser runs fn with the effective ids uid and gid on the calling thread alone, which must be locked to its goroutine.
+func asUser(uid, gid int, fn func() error) error {
+	// The kernel makes a process whose ids change undumpable, which closes its /proc to helpers without CAP_SYS_PTRACE.
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil {
+		return fmt.Errorf("ask whether this process is dumpable: %w", err)
+	}
+	defer unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable), 0, 0, 0)
+	if err := setEffective(unix.SYS_SETRESGID, gid); err != nil {
+		return fmt.Errorf("become group %d: %w", gid, err)
+	}
+	defer setEffective(unix.SYS_SETRESGID, 0)
+	if err := setEffective(unix.SYS_SETRESUID, uid); err != nil {
+		return fmt.Errorf("become user %d: %w", uid, err)
+	}
+	defer setEffective(unix.SYS_SETRESUID, 0)
+	return fn()
+}
+
+// setEffective is a raw system call, because the functions of package syscall change the ids of all threads.
+func setEffective(call uintptr, id int) error {
+	const unchanged = ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(call, unchanged, uintptr(id), unchanged); errno != 0 {
+		return errno
 	}
 	return nil
 }

@@ -25,6 +25,8 @@ func TestCheckSysctl(t *testing.T) {
 		{"kernel.shmmax", Config{Network: true}, false},
 		{"fs.mqueue.msg_max", own, true},
 		{"fs.mqueue.msg_max", Config{}, false},
+		{"kernel.domainname", own, true},
+		{"kernel/domainname", Config{Network: true, IPC: true}, false},
 		{"kernel.hostname", own, false},
 		{"kernel.shmmax.x", own, false},
 		{"vm.swappiness", own, false},
@@ -35,7 +37,7 @@ func TestCheckSysctl(t *testing.T) {
 		{"net/../kernel/panic", own, false},
 		{"net.//.kernel.panic", own, false},
 	} {
-		err := CheckSysctl(c.name, c.cfg)
+		_, err := CheckSysctl(c.name, c.cfg)
 		if (err == nil) != c.ok || (err != nil && !errors.Is(err, fault.Invalid)) {
 			t.Errorf("%q with %+v: %v", c.name, c.cfg, err)
 		}
@@ -48,10 +50,11 @@ func FuzzCheckSysctl(f *testing.F) {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		if CheckSysctl(name, Config{Network: true, IPC: true}) != nil {
+		key, err := CheckSysctl(name, Config{Network: true, IPC: true, UTS: true})
+		if err != nil {
 			return
 		}
-		path := filepath.Join("/proc/sys", normalSysctl(name))
+		path := filepath.Join("/proc/sys", key)
 		for _, dir := range []string{"/proc/sys/net", "/proc/sys/fs/mqueue", "/proc/sys/kernel/"} {
 			if strings.HasPrefix(path, dir) {
 				return

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	sysctls "github.com/kuri-cri/kuri/internal/sysctl"
 )
 
 const sysctlNet = "/proc/sys/net"
@@ -29,6 +31,20 @@ func setSysctl(name, value string) error {
 		return fmt.Errorf("set sysctl net/%s to %s, which the built-in network needs: %w", name, value, err)
 	}
 	return nil
+}
+
+// SetSysctls sets kernel parameters in the network namespace at path. Error kinds: Invalid (a parameter that does not exist
+// there, or a value that the kernel does not take).
+func SetSysctls(path string, values sysctls.Values) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return inNetns(ns, func() error {
+		missing, err := values.Write()
+		return errors.Join(err, sysctls.Missing(missing))
+	})
 }
 
 // hasIPv6 tells whether new links of the calling thread's network namespace get IPv6.

@@ -1,6 +1,8 @@
 package pod
 
 import (
+	"errors"
+	"io/fs"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -29,6 +31,9 @@ func (p *Pods) injectDevices(oci *specs.Spec, cfg *runtime.ContainerConfig, pod 
 	if len(unresolved) > 0 {
 		return fault.New(fault.NotFound, "CDI_devices: no specification in %s has %s%s",
 			strings.Join(p.CDIDirs, " or "), strings.Join(unresolved, ", "), unreadable(registry))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.Precondition, "CDI_devices: what a specification names is not on this node; is its driver loaded? %w", err)
 	}
 	if err != nil {
 		return fault.New(fault.Precondition, "CDI_devices: %w", err)

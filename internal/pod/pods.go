@@ -46,6 +46,8 @@ type Options struct {
 	PidsLimit       int64 // of containers that ask for none, 0 for no limit
 	MaxExecs        int   // ExecSyncs at once; more wait for their turn
 	CreateHostPaths bool  // host paths of mounts that do not exist are made
+	// In pods with a network of their own, every user may listen on ports below 1024, and send pings.
+	UnprivilegedPorts, UnprivilegedPing bool
 	// WritableLayer limits what each container writes; a pod's annotations can lower it, or set it where it is zero.
 	WritableLayer spec.WritableLimits
 
@@ -62,8 +64,9 @@ type Pods struct {
 	sandboxes  map[string]*Sandbox
 	containers map[string]*Container
 
-	labels   labels         // of SELinux
-	projects quota.Projects // of writable layers that are limited
+	labels    labels         // of SELinux
+	noRelabel sync.Once      // the log says that volumes are not relabelled
+	projects  quota.Projects // of writable layers that are limited
 
 	// The verbs in flight, by what they work on.
 	runs    flight.Group[identity, *Sandbox]

@@ -3,6 +3,8 @@ package pod
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"math"
 	"net/netip"
 	"os"
 	"strings"
@@ -17,6 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/spec"
+	"github.com/kuri-cri/kuri/internal/sysctl"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
@@ -61,6 +64,9 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 		return nil, err
 	}
 	r := s.Record()
+	for _, note := range spec.SandboxNotes(cfg, p.Node) {
+		slog.Warn("the node cannot honour all that was asked", "pod", r.name(), "note", note)
+	}
 	back.Add("remove the record of "+r.name(), func(context.Context) error { return p.removeSandbox(r) })
 
 	// 3. The cgroup above the containers comes with the first of them; ours goes with the last.
@@ -85,12 +91,17 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 		}
 	}
 
-	// 6. The files that containers see in /etc.
+	// 6. Once more the kernel parameters of its network: those of interfaces, and what the network's own setup has changed.
+	if err := p.setSysctls(r); err != nil {
+		return nil, err
+	}
+
+	// 7. The files that containers see in /etc.
 	if err := p.writeFiles(r, attached); err != nil {
 		return nil, err
 	}
 
-	// 7. Ready.
+	// 8. Ready.
 	if err := s.become(Ready, func(r *SandboxRecord) { r.Network = attached }); err != nil {
 		return nil, err
 	}
@@ -172,6 +183,7 @@ func namespaces(cfg *runtime.PodSandboxConfig) *runtime.NamespaceOption {
 func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
 	cfg := r.config()
 	ns := namespaces(cfg)
+	asked, _ := spec.Sysctls(cfg) // Run has refused what is wrong
 	req := &api.CreateSandboxRequest{
 		Id:            r.ID,
 		Network:       r.NetnsPath != "",
@@ -179,12 +191,15 @@ func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
 		Uts:           r.NetnsPath != "", // a pod on the node's network has the node's host name
 		Hostname:      hostname(r),
 		Ipc:           ns.GetIpc() != runtime.NamespaceMode_NODE,
-		Sysctls:       cfg.GetLinux().GetSysctls(),
+		Sysctls:       asked,
 		Pid:           ns.GetPid() == runtime.NamespaceMode_POD,
 		SystemdCgroup: p.Driver == cgroup.Systemd,
 	}
 	if u := spec.UserNamespace(cfg); u.GetMode() == runtime.NamespaceMode_POD {
 		req.UidMappings, req.GidMappings = mappings(u.GetUids()), mappings(u.GetGids())
+	}
+	if req.Network {
+		req.DefaultSysctls = p.defaultSysctls(cfg)
 	}
 	if req.Ipc {
 		req.ShmBytes, req.ShmPath, req.MountLabel = p.ShmSize, p.paths.shm(r.ID), r.Labels.Mount
@@ -194,6 +209,43 @@ func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
 		req.OomScoreAdj = int32(max(initOOMScoreAdj, p.Node.MinOOMScoreAdj))
 	}
 	return req
+}
+
+// maxGroup is the highest group id that net.ipv4.ping_group_range takes.
+const maxGroup = math.MaxInt32
+
+// defaultSysctls are the kernel parameters of a pod that has a network namespace of its own, unless it sets them itself:
+// without any capability its users can listen on ports below 1024 and send pings. The network is theirs alone, so that takes nothing from anybody.
+func (p *Pods) defaultSysctls(cfg *runtime.PodSandboxConfig) map[string]string {
+	values := make(map[string]string)
+	if p.UnprivilegedPorts {
+		values["net/ipv4/ip_unprivileged_port_start"] = "0"
+	}
+	if p.UnprivilegedPing {
+		first, last := int64(0), int64(maxGroup)
+		if u := spec.UserNamespace(cfg); u.GetMode() == runtime.NamespaceMode_POD { // in ids of the node
+			groups := u.GetGids()[0] // checked: one, from 0
+			first = int64(groups.GetHostId())
+			last = min(first+int64(groups.GetLength())-1, maxGroup)
+		}
+		if first <= last {
+			values["net/ipv4/ping_group_range"] = fmt.Sprintf("%d %d", first, last)
+		}
+	}
+	return values
+}
+
+// setSysctls sets the kernel parameters of a pod's network that the pod asks for, when the network is attached.
+func (p *Pods) setSysctls(r *SandboxRecord) error {
+	asked, err := spec.Sysctls(r.config())
+	if err != nil {
+		return err
+	}
+	values := asked.Of(sysctl.Network)
+	if len(values) == 0 {
+		return nil
+	}
+	return network.SetSysctls(r.NetnsPath, values)
 }
 
 func mappings(asked []*runtime.IDMapping) []*api.IDMapping {

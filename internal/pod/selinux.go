@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/selinux/go-selinux"
@@ -153,6 +154,12 @@ func (p *Pods) labelFiles(r *SandboxRecord, shared bool) error {
 // relabel gives the volumes that ask for it the container's label, with all that is in them. A filesystem that stores no
 // labels stays as it is.
 func (p *Pods) relabel(r *ContainerRecord, mounts []spec.ResolvedMount) error {
+	if !p.Node.SELinux && slices.ContainsFunc(r.config().GetMounts(), (*runtime.Mount).GetSelinuxRelabel) {
+		// A kubelet asks for it with nearly every volume: once is enough.
+		p.noRelabel.Do(func() {
+			slog.Info("SELinux is not enabled on this node: volumes are not relabelled", "container", r.name())
+		})
+	}
 	if r.Labels.Mount == "" {
 		return nil
 	}

@@ -39,7 +39,10 @@ func Devices(devices []*runtime.Device, privileged bool) ([]spec.ResolvedDevice,
 // Device returns the device at hostPath, links followed, or all those below it when it is a directory. In the container
 // it is at containerPath, or at the same path as on the host when that is empty.
 func Device(hostPath, containerPath, permissions string) ([]spec.ResolvedDevice, error) {
-	resolved, isDir, err := HostPath(hostPath)
+	resolved, isDir, err := resolve("device", hostPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Precondition, "device %s is not on this node; is its driver loaded?", hostPath)
+	}
 	if err != nil {
 		return nil, err
 	}

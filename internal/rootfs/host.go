@@ -18,19 +18,26 @@ import (
 // HostPath follows the symbolic links of a host path. A path that does not exist is an error of kind Precondition, one
 // that is not absolute of kind Invalid.
 func HostPath(path string) (resolved string, isDir bool, err error) {
+	resolved, isDir, err = resolve("host path", path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fault.New(fault.Precondition, "host path %s does not exist on this node; create it, or let the pod's volume create it (hostPath type DirectoryOrCreate)", path)
+	}
+	return resolved, isDir, err
+}
+
+// resolve follows the symbolic links of what a path of the node names. The caller says what to do when it is not there
+// (fs.ErrNotExist).
+func resolve(what, path string) (resolved string, isDir bool, err error) {
 	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
-		return "", false, fault.New(fault.Invalid, "host path %q is not an absolute path", path)
+		return "", false, fault.New(fault.Invalid, "%s %q is not an absolute path", what, path)
 	}
 	resolved, err = filepath.EvalSymlinks(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", false, fault.New(fault.Precondition, "host path %s does not exist on this node; create it, or let the pod's volume create it (hostPath type DirectoryOrCreate)", path)
-	}
 	if err != nil {
-		return "", false, fault.New(fault.Precondition, "host path %s: %w", path, err)
+		return "", false, fault.New(fault.Precondition, "%s %s: %w", what, path, err)
 	}
 	st, err := os.Stat(resolved)
 	if err != nil {
-		return "", false, fault.New(fault.Precondition, "host path %s: %w", path, err)
+		return "", false, fault.New(fault.Precondition, "%s %s: %w", what, path, err)
 	}
 	return resolved, st.IsDir(), nil
 }

@@ -37,7 +37,7 @@ func (t *translation) check() error {
 		return invalid("metadata.name", "a container needs a name")
 	}
 	if c.GetWindows() != nil {
-		return absent("windows", "this is a runtime for Linux; remove the field")
+		t.note(noWindows)
 	}
 	if _, err := CDIDevices(c); err != nil {
 		return err
@@ -68,6 +68,7 @@ func (t *translation) checkSecurity() error {
 		}
 		return nil
 	}
+	t.noteSELinux(sc.GetSelinuxOptions())
 	return checkSELinux(f, sc.GetSelinuxOptions(), t.in.Node)
 }
 

@@ -55,6 +55,10 @@ type Input struct {
 	Hosts      string // "" leaves the image's own file
 	Hostname   string
 
+	// Volumes are the directories of the image's VOLUMEs, absolute and free of links. They are there when the container's
+	// mounts are made.
+	Volumes []string
+
 	User    ResolvedUser
 	Mounts  []ResolvedMount  // one for each of Container.Mounts, in the same order
 	Devices []ResolvedDevice // those that Container.Devices names; with privileged, the node's as well

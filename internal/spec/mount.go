@@ -35,6 +35,7 @@ func (t *translation) mounts() error {
 			bound = append(bound, m)
 		}
 	}
+	bound = append(bound, t.volumeMounts()...)
 	bound = append(bound, asked...)
 	slices.SortStableFunc(bound, func(a, b specs.Mount) int { return depth(a.Destination) - depth(b.Destination) })
 	t.spec.Mounts = append(t.spec.Mounts, bound...)
@@ -96,6 +97,21 @@ func (t *translation) shmMount() specs.Mount {
 	return m
 }
 
+// volumeMounts keep the image's VOLUMEs writable below a root filesystem that is not: each is a mount of its own of the
+// directory that it is.
+func (t *translation) volumeMounts() []specs.Mount {
+	if !t.security().GetReadonlyRootfs() {
+		return nil
+	}
+	var out []specs.Mount
+	for _, dir := range t.in.Volumes {
+		out = append(out, specs.Mount{
+			Destination: dir, Type: "bind", Source: filepath.Join(t.in.Rootfs, dir), Options: []string{"bind", "rprivate", "rw"},
+		})
+	}
+	return out
+}
+
 // askedMounts are those of the container's configuration.
 func (t *translation) askedMounts() ([]specs.Mount, error) {
 	asked := t.in.Container.GetMounts()
@@ -116,7 +132,7 @@ func (t *translation) askedMounts() ([]specs.Mount, error) {
 		if err := t.checkMountMappings(field, m); err != nil {
 			return nil, err
 		}
-		destination, err := absolute(field+".container_path", m.GetContainerPath())
+		destination, err := t.destination(field, m.GetContainerPath())
 		if err != nil {
 			return nil, err
 		}
@@ -137,6 +153,18 @@ func (t *translation) askedMounts() ([]specs.Mount, error) {
 		out = append(out, mount)
 	}
 	return out, nil
+}
+
+// destination returns where a mount goes. A relative path begins at the container's root, as in the other runtimes.
+func (t *translation) destination(field, p string) (string, error) {
+	if p == "" {
+		return "", invalid(field+".container_path", "it is empty")
+	}
+	if !path.IsAbs(p) {
+		t.note("%s.container_path %q is relative: the mount is at /%s", field, p, path.Clean(p))
+		p = "/" + p
+	}
+	return absolute(field+".container_path", p)
 }
 
 // mountMode says how far a mount is read-only: not at all, its top, or all that is mounted below it too.
@@ -221,8 +249,8 @@ func (t *translation) propagation(field string, p runtime.MountPropagation) (str
 }
 
 // paths masks what no container needs to see and makes read-only what it need not change. An unprivileged container
-// that names none gets the usual ones: on the wire an empty list is an unset one, and a kubelet that means "none"
-// (procMount: Unmasked) says so only for pods with a user namespace.
+// that names none gets the usual ones: on the wire an empty list is an unset one. In a pod with a user namespace two empty
+// lists mean what they say: that is how a kubelet asks for procMount Unmasked, which is for such pods alone.
 func (t *translation) paths() error {
 	sc := t.security()
 	if sc.GetPrivileged() {
@@ -232,6 +260,9 @@ func (t *translation) paths() error {
 		return nil
 	}
 	masked, readonly := sc.GetMaskedPaths(), sc.GetReadonlyPaths()
+	if t.mapped() && len(masked) == 0 && len(readonly) == 0 {
+		return nil
+	}
 	if len(masked) == 0 {
 		masked = []string{
 			"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"encoding/hex"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +25,9 @@ func (t *translation) process() error {
 	}
 	cwd, err := t.cwd()
 	if err != nil {
+		return err
+	}
+	if err := t.checkIDs(); err != nil {
 		return err
 	}
 	p := t.spec.Process
@@ -63,14 +67,14 @@ func (t *translation) args() ([]string, error) {
 }
 
 func (t *translation) cwd() (string, error) {
-	field, dir := "working_dir", t.in.Container.GetWorkingDir()
-	if dir == "" {
-		field, dir = "the image's working directory", t.in.Image.WorkingDir
+	if dir := t.in.Container.GetWorkingDir(); dir != "" {
+		return absolute("working_dir", dir)
 	}
-	if dir == "" {
-		return "/", nil
+	dir := t.in.Image.WorkingDir
+	if dir != "" && !path.IsAbs(dir) {
+		t.note("the image's working directory %q is relative: it is taken from /", dir)
 	}
-	return absolute(field, dir)
+	return absolute("the image's working directory", path.Join("/", dir))
 }
 
 // env is what the runtime sets, then what the image sets, then what the container's configuration sets; the later wins
@@ -86,13 +90,7 @@ func (t *translation) env() ([]string, error) {
 		hostname = t.in.Node.Hostname
 	}
 	e.set("HOSTNAME", hostname)
-	for _, kv := range t.in.Image.Env {
-		key, value, ok := strings.Cut(kv, "=")
-		if !ok || key == "" || strings.ContainsRune(kv, 0) {
-			return nil, invalid("image", "its configuration has the environment entry %q, which is not KEY=value", kv)
-		}
-		e.set(key, value)
-	}
+	t.imageEnv(&e)
 	for _, kv := range t.in.Container.GetEnvs() {
 		key, value := kv.GetKey(), string(kv.GetValue())
 		switch {
@@ -113,6 +111,23 @@ func (t *translation) env() ([]string, error) {
 		}
 	}
 	return e.entries, nil
+}
+
+// imageEnv sets the variables of the image. Entries that no environment can have are left out, so that the image runs as it
+// does elsewhere.
+func (t *translation) imageEnv(e *environment) {
+	var bad []string
+	for _, kv := range t.in.Image.Env {
+		key, value, ok := strings.Cut(kv, "=")
+		if !ok || key == "" || strings.ContainsRune(kv, 0) || strings.HasPrefix(key, rawEnv) {
+			bad = append(bad, kv)
+			continue
+		}
+		e.set(key, value)
+	}
+	if len(bad) > 0 {
+		t.note("the image's environment has entries that are not NAME=value and are left out: %q", bad)
+	}
 }
 
 // rawEnv begins the names of environment entries that JSON, and so an OCI spec, cannot carry: the values of the CRI are

@@ -3,10 +3,15 @@ package spec
 //lint:file-ignore SA1019 the string fields for profiles, deprecated, are all that kubelets before 1.24 send
 
 import (
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
+	"unicode"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/sysctl"
 )
 
 // CheckSandbox refuses a sandbox configuration that is wrong, or that asks for something which is not there yet, by the
@@ -21,9 +26,6 @@ func CheckSandbox(cfg *runtime.PodSandboxConfig, node Node) error {
 			return invalid(field, "it is empty; a pod is known by its name, namespace, uid and attempt")
 		}
 	}
-	if cfg.GetWindows() != nil {
-		return absent("windows", "this is a runtime for Linux; remove the field")
-	}
 	if err := checkHostname(cfg.GetHostname()); err != nil {
 		return err
 	}
@@ -37,8 +39,22 @@ func CheckSandbox(cfg *runtime.PodSandboxConfig, node Node) error {
 	if err := checkSandboxSecurity(sc, node); err != nil {
 		return err
 	}
-	return checkSysctls(cfg.GetLinux().GetSysctls(), sc.GetNamespaceOptions())
+	_, err := Sysctls(cfg)
+	return err
 }
+
+// SandboxNotes returns sentences for the log about what a pod asks for and this node cannot give, where the pod runs without it.
+func SandboxNotes(cfg *runtime.PodSandboxConfig, node Node) []string {
+	t := translation{in: Input{Node: node}}
+	if cfg.GetWindows() != nil {
+		t.note(noWindows)
+	}
+	t.noteSELinux(cfg.GetLinux().GetSecurityContext().GetSelinuxOptions())
+	return t.notes
+}
+
+// noWindows is what is said of a section that has no meaning on Linux.
+const noWindows = "windows: this node runs Linux, and the section is passed over"
 
 // checkSandboxSecurity looks at the security of the sandbox's own process. The only one there can be is the reaping init
 // of a shared PID namespace, which is Kuri's own program: no image, user, group or root file system applies to it, and
@@ -81,64 +97,47 @@ func checkSandboxSecurity(sc *runtime.LinuxSandboxSecurityContext, node Node) er
 	return err
 }
 
-// checkHostname takes a host name as the kernel and DNS do: labels of letters, digits and hyphens, joined by dots, 64
-// bytes at most (HOST_NAME_MAX). Empty means the node's.
+// hostnameMax is the kernel's HOST_NAME_MAX, in bytes.
+const hostnameMax = 64
+
+// checkHostname takes what the kernel takes, but for what would break the lines of the pod's files in /etc. Whether DNS could
+// have the name is not ours to judge: a kubelet without a cluster domain sends "web-0.sub.ns.svc.", with a dot at the end.
+// Empty means the node's.
 func checkHostname(name string) error {
 	const field = "hostname"
-	if name == "" {
-		return nil
+	if len(name) > hostnameMax {
+		return invalid(field, "%q has %d bytes, and Linux allows %d; give the pod a shorter hostname or subdomain", name, len(name), hostnameMax)
 	}
-	if len(name) > 64 {
-		return invalid(field, "%q is longer than the 64 bytes that Linux allows", name)
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		ok := len(label) > 0 && len(label) <= 63 && label[0] != '-' && label[len(label)-1] != '-'
-		for _, c := range []byte(label) {
-			ok = ok && (c == '-' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z')
-		}
-		if !ok {
-			return invalid(field, "%q is not a host name: %q is not a label of letters, digits and inner hyphens", name, label)
-		}
+	if i := strings.IndexFunc(name, unicode.IsControl); i >= 0 {
+		return invalid(field, "%q has a control character", name)
 	}
 	return nil
 }
 
-// checkSysctls lets through those that belong to a namespace which the pod has of its own; any other would change the
-// node.
-func checkSysctls(sysctls map[string]string, o *runtime.NamespaceOption) error {
-	for name, value := range sysctls {
-		field := "linux.sysctls[" + name + "]"
-		key := sysctlKey(name)
-		if !validSysctl(key) || strings.ContainsAny(value, "\x00\n") {
-			return invalid(field, "it is not a kernel parameter and its value on one line")
+// Sysctls returns the kernel parameters that a pod asks for, by their keys, each once. A parameter that belongs to no
+// namespace of the pod's own is refused: it would change the node.
+func Sysctls(cfg *runtime.PodSandboxConfig) (sysctl.Values, error) {
+	o := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	// The host name's namespace goes with the network, as in Kubernetes.
+	modes := map[sysctl.Namespace]runtime.NamespaceMode{sysctl.Network: o.GetNetwork(), sysctl.UTS: o.GetNetwork(), sysctl.IPC: o.GetIpc()}
+	asked := cfg.GetLinux().GetSysctls()
+	values, names := make(sysctl.Values), make(map[string]string)
+	for _, name := range slices.Sorted(maps.Keys(asked)) {
+		field, value := "linux.sysctls["+name+"]", asked[name]
+		key, ns, err := sysctl.Parse(name)
+		if err != nil {
+			return nil, invalid(field, "%v", err)
 		}
-		var mode runtime.NamespaceMode
-		switch {
-		case strings.HasPrefix(key, "net/"):
-			mode = o.GetNetwork()
-		case strings.HasPrefix(key, "kernel/shm"), strings.HasPrefix(key, "kernel/msg"), key == "kernel/sem",
-			strings.HasPrefix(key, "fs/mqueue/"):
-			mode = o.GetIpc()
-		default:
-			return invalid(field, "it belongs to no namespace: setting it would change the whole node")
+		if strings.ContainsAny(value, "\x00\n") {
+			return nil, invalid(field, "the value %q is not on one line", value)
 		}
-		if mode != runtime.NamespaceMode_POD {
-			return invalid(field, "the pod has no such namespace of its own (mode %s): setting it would change more than the pod", mode)
+		if mode := modes[ns]; mode != runtime.NamespaceMode_POD {
+			return nil, invalid(field, "the pod has no %s namespace of its own (mode %s): setting it would change more than the pod", ns, mode)
 		}
+		if before, twice := values[key]; twice && before != value {
+			return nil, invalid(field, "it is set to %q, and as %s to %q", value, names[key], before)
+		}
+		values[key], names[key] = value, name
 	}
-	return nil
-}
-
-// sysctlKey brings a name to the form of the path below /proc/sys. As in sysctl(8), the first separator tells the
-// syntax: in "net.ipv4.conf.eth0/1.forwarding" a slash stands for a dot, in "net/ipv4/conf/eth0.1/forwarding" nothing is
-// changed.
-func sysctlKey(name string) string {
-	if i := strings.IndexAny(name, "./"); i < 0 || name[i] == '/' {
-		return name
-	}
-	return strings.NewReplacer(".", "/", "/", ".").Replace(name)
-}
-
-func validSysctl(key string) bool {
-	return filepath.IsLocal(key) && filepath.Clean(key) == key && !strings.ContainsAny(key, "\x00\n")
+	return values, nil
 }

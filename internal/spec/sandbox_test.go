@@ -40,12 +40,9 @@ func sandboxRefusals() []sandboxRefusal {
 		{"metadata.name", fault.Invalid, func(p *pod) { p.Metadata.Name = "" }},
 		{"metadata.namespace", fault.Invalid, func(p *pod) { p.Metadata.Namespace = "" }},
 		{"metadata.uid", fault.Invalid, func(p *pod) { p.Metadata.Uid = "" }},
-		{"windows", fault.Unimplemented, func(p *pod) { p.Windows = &runtime.WindowsPodSandboxConfig{} }},
-		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = "a_b" }},
-		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = "-a" }},
-		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = "a..b" }},
-		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = strings.Repeat("a", 64) }},
-		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = strings.Repeat("a.", 40) + "a" }},
+		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = strings.Repeat("a", 65) }},
+		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = "a\nb" }},
+		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = "a\x00" }},
 		{"log_directory", fault.Invalid, func(p *pod) { p.LogDirectory = "logs" }},
 		{"dns_config.servers", fault.Invalid, dns(&runtime.DNSConfig{Servers: []string{"1.1.1.1\nsearch evil"}})},
 		{"dns_config.servers", fault.Invalid, dns(&runtime.DNSConfig{Servers: slices.Repeat([]string{"::1"}, 17)})},
@@ -62,6 +59,14 @@ func sandboxRefusals() []sandboxRefusal {
 		{"sysctls[net.ipv4.ip_forward]", fault.Invalid, func(p *pod) {
 			options(&runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE})(p)
 			sysctl("net.ipv4.ip_forward", "1")(p)
+		}},
+		{"sysctls[kernel.domainname]", fault.Invalid, func(p *pod) {
+			options(&runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE})(p)
+			sysctl("kernel.domainname", "a")(p)
+		}},
+		{"sysctls[kernel.hostname]", fault.Invalid, sysctl("kernel.hostname", "a")},
+		{"sysctls[net/ipv4/ip_forward]", fault.Invalid, func(p *pod) {
+			p.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1", "net/ipv4/ip_forward": "0"}
 		}},
 		{"sysctls[kernel.shmmax]", fault.Invalid, func(p *pod) {
 			options(&runtime.NamespaceOption{Ipc: runtime.NamespaceMode_NODE})(p)
@@ -86,7 +91,6 @@ func sandboxRefusals() []sandboxRefusal {
 		{"run_as_group", fault.Invalid, security(&runtime.LinuxSandboxSecurityContext{RunAsGroup: &runtime.Int64Value{}})},
 		{"supplemental_groups_policy", fault.Invalid, security(&runtime.LinuxSandboxSecurityContext{SupplementalGroupsPolicy: 9})},
 		{"seccomp", fault.Invalid, security(&runtime.LinuxSandboxSecurityContext{SeccompProfilePath: "x"})},
-		{"selinux_options", fault.Unimplemented, security(&runtime.LinuxSandboxSecurityContext{SelinuxOptions: &runtime.SELinuxOption{Type: "t"}})},
 		{"apparmor", fault.Unimplemented, security(&runtime.LinuxSandboxSecurityContext{
 			Apparmor: &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "p"},
 		})},
@@ -102,6 +106,7 @@ func goodSandbox() *runtime.PodSandboxConfig {
 			Sysctls: map[string]string{
 				"kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "100", "net.ipv4.conf.eth0/1.forwarding": "1",
 				"net/ipv4/conf/eth0.1/forwarding": "1", "kernel.sem": "1 2 3 4",
+				"kernel.domainname": "lab.test",
 			},
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtime.NamespaceOption{
@@ -126,6 +131,57 @@ func TestCheckSandbox(t *testing.T) {
 		if err == nil || fault.Of(err) != r.kind || !strings.Contains(err.Error(), r.field) {
 			t.Errorf("%d: %s: %v (kind %q), want kind %q", i, r.field, err, fault.Of(err), r.kind)
 		}
+	}
+}
+
+// What the kernel takes for a host name a pod can have, whatever DNS has to say to it.
+func TestHostnamesThatTheKernelTakes(t *testing.T) {
+	for _, name := range []string{
+		"", "a", "web-0.sub.ns.svc.", "a_b", "-a", "a..b", ".", "ünïcode", "a b", strings.Repeat("a", 64), strings.Repeat("a.", 32),
+	} {
+		cfg := goodSandbox()
+		cfg.Hostname = name
+		if err := CheckSandbox(cfg, testNode(t, "v1")); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// What has no meaning on this node is noted, and the pod runs without it.
+func TestSandboxNotes(t *testing.T) {
+	cfg := goodSandbox()
+	if notes := SandboxNotes(cfg, testNode(t, "v1")); len(notes) > 0 {
+		t.Errorf("nothing to note: %q", notes)
+	}
+	cfg.Windows = &runtime.WindowsPodSandboxConfig{}
+	cfg.Linux.SecurityContext.SelinuxOptions = &runtime.SELinuxOption{Level: "whatever, it is"}
+	for node, want := range map[string][]string{"v1": {"windows", "selinux_options"}, "selinux": {"windows"}} {
+		notes := SandboxNotes(cfg, testNode(t, node))
+		if len(notes) != len(want) {
+			t.Errorf("%s: %q", node, notes)
+			continue
+		}
+		for i := range want {
+			if !strings.HasPrefix(notes[i], want[i]) {
+				t.Errorf("%s: %q", node, notes)
+			}
+		}
+	}
+	if err := CheckSandbox(cfg, testNode(t, "v1")); err != nil {
+		t.Error(err)
+	}
+	if err := CheckSandbox(cfg, testNode(t, "selinux")); fault.Of(err) != fault.Invalid {
+		t.Errorf("with SELinux: %v", err)
+	}
+}
+
+// Two spellings of one parameter are one, with one value.
+func TestSysctls(t *testing.T) {
+	cfg := goodSandbox()
+	cfg.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1", "net/ipv4/ip_forward": "1", "net.ipv4.conf.eth0/1.forwarding": "0"}
+	got, err := Sysctls(cfg)
+	if err != nil || len(got) != 2 || got["net/ipv4/ip_forward"] != "1" || got["net/ipv4/conf/eth0.1/forwarding"] != "0" {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 

@@ -30,13 +30,21 @@ func labelParts(o *runtime.SELinuxOption) []labelPart {
 	return []labelPart{{"user", o.GetUser()}, {"role", o.GetRole()}, {"type", o.GetType()}, {"level", o.GetLevel()}}
 }
 
-// checkSELinux refuses what cannot be part of a context. Whether the node's policy knows the context is for its kernel
-// to say.
-func checkSELinux(field string, o *runtime.SELinuxOption, node Node) error {
-	field += "selinux_options"
-	if len(LabelOptions(o)) > 0 && !node.SELinux {
-		return absent(field, "SELinux is not enabled on this node")
+// noteSELinux says that labels have no meaning on a node without SELinux. What asks for one runs all the same, as with the
+// other runtimes: nothing there is confined by SELinux, and the pod no less than the rest.
+func (t *translation) noteSELinux(o *runtime.SELinuxOption) {
+	if len(LabelOptions(o)) > 0 && !t.in.Node.SELinux {
+		t.note("selinux_options: SELinux is not enabled on this node; nothing gets the label")
 	}
+}
+
+// checkSELinux refuses what cannot be part of a context, on a node that has them. Whether its policy knows the context is for
+// its kernel to say.
+func checkSELinux(field string, o *runtime.SELinuxOption, node Node) error {
+	if !node.SELinux {
+		return nil
+	}
+	field += "selinux_options"
 	for _, part := range labelParts(o) {
 		also := "_-."
 		if part.name == "level" {

@@ -6,6 +6,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
 )
 
 // userns is the pod's user namespace, as it was asked for; mode NODE when it was not.
@@ -98,6 +100,38 @@ func equalMappings(a, b []*runtime.IDMapping) bool {
 		}
 	}
 	return true
+}
+
+// checkIDs refuses a user and groups that the pod's user namespace does not have.
+func (t *translation) checkIDs() error {
+	if !t.mapped() {
+		return nil
+	}
+	uids, gids := idCount(t.userns().GetUids()), idCount(t.userns().GetGids())
+	outside := func(what string, id, length uint32) error {
+		return fault.New(fault.Invalid, "%s %d is outside the pod's user namespace, which has %d ids from 0 on; "+
+			"take a lower one, or give the pod a longer mapping (namespace_options.userns_options) or none (hostUsers: true in its manifest)", what, id, length)
+	}
+	if t.in.User.UID >= uids {
+		return outside("user", t.in.User.UID, uids)
+	}
+	if t.in.User.GID >= gids {
+		return outside("group", t.in.User.GID, gids)
+	}
+	for _, gid := range t.in.User.AdditionalGIDs {
+		if gid >= gids {
+			return outside("supplemental group", gid, gids)
+		}
+	}
+	return nil
+}
+
+// idCount is the number of ids of a mapping that [checkMapping] takes.
+func idCount(mappings []*runtime.IDMapping) uint32 {
+	if len(mappings) == 0 {
+		return 0
+	}
+	return mappings[0].GetLength()
 }
 
 // checkMountMappings refuses mapped ids of a volume that contradict themselves, and those that this node has not.

@@ -280,27 +280,30 @@ func (x *ProbeResponse) GetNoUserNamespaces() string {
 }
 
 type CreateSandboxRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Network       bool                   `protobuf:"varint,2,opt,name=network,proto3" json:"network,omitempty"`                                                                          // make a network namespace with loopback up, and pin it at netns_path
-	Ipc           bool                   `protobuf:"varint,3,opt,name=ipc,proto3" json:"ipc,omitempty"`                                                                                  // make an IPC namespace
-	Uts           bool                   `protobuf:"varint,4,opt,name=uts,proto3" json:"uts,omitempty"`                                                                                  // make a UTS namespace
-	Pid           bool                   `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`                                                                                  // make a PID namespace with a reaping init as its PID 1
-	NetnsPath     string                 `protobuf:"bytes,6,opt,name=netns_path,json=netnsPath,proto3" json:"netns_path,omitempty"`                                                      // where the network namespace is pinned: /run/netns/kuri-<id>
-	Hostname      string                 `protobuf:"bytes,7,opt,name=hostname,proto3" json:"hostname,omitempty"`                                                                         // set in the new UTS namespace, when not empty
-	Sysctls       map[string]string      `protobuf:"bytes,8,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // written from inside the new namespaces; one that would reach the host is refused
-	ShmBytes      int64                  `protobuf:"varint,9,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`                                                        // size of the pod's /dev/shm; 0 makes none (host IPC)
-	ShmPath       string                 `protobuf:"bytes,10,opt,name=shm_path,json=shmPath,proto3" json:"shm_path,omitempty"`                                                           // the path at which containers of the pod see it before pivot_root; never mounted on the host
-	CgroupsPath   string                 `protobuf:"bytes,11,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"`                                               // of the init process (OCI linux.cgroupsPath syntax), with pid only
-	SystemdCgroup bool                   `protobuf:"varint,12,opt,name=systemd_cgroup,json=systemdCgroup,proto3" json:"systemd_cgroup,omitempty"`
-	OomScoreAdj   int32                  `protobuf:"varint,13,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"` // of the init process
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Network   bool                   `protobuf:"varint,2,opt,name=network,proto3" json:"network,omitempty"`                     // make a network namespace with loopback up, and pin it at netns_path
+	Ipc       bool                   `protobuf:"varint,3,opt,name=ipc,proto3" json:"ipc,omitempty"`                             // make an IPC namespace
+	Uts       bool                   `protobuf:"varint,4,opt,name=uts,proto3" json:"uts,omitempty"`                             // make a UTS namespace
+	Pid       bool                   `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`                             // make a PID namespace with a reaping init as its PID 1
+	NetnsPath string                 `protobuf:"bytes,6,opt,name=netns_path,json=netnsPath,proto3" json:"netns_path,omitempty"` // where the network namespace is pinned: /run/netns/kuri-<id>
+	Hostname  string                 `protobuf:"bytes,7,opt,name=hostname,proto3" json:"hostname,omitempty"`                    // set in the new UTS namespace, when not empty
+	// Kernel parameters, with dots or slashes, set from inside the new namespaces. One that would reach the host is refused;
+	// one of the network that does not exist yet is left to the caller.
+	Sysctls       map[string]string `protobuf:"bytes,8,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ShmBytes      int64             `protobuf:"varint,9,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`          // size of the pod's /dev/shm; 0 makes none (host IPC)
+	ShmPath       string            `protobuf:"bytes,10,opt,name=shm_path,json=shmPath,proto3" json:"shm_path,omitempty"`             // the path at which containers of the pod see it before pivot_root; never mounted on the host
+	CgroupsPath   string            `protobuf:"bytes,11,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"` // of the init process (OCI linux.cgroupsPath syntax), with pid only
+	SystemdCgroup bool              `protobuf:"varint,12,opt,name=systemd_cgroup,json=systemdCgroup,proto3" json:"systemd_cgroup,omitempty"`
+	OomScoreAdj   int32             `protobuf:"varint,13,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"` // of the init process
 	// Make a user namespace with these mappings, which owns the others; none: the host's. The layers of its containers'
 	// root filesystems are mounted with the same mappings.
-	UidMappings   []*IDMapping `protobuf:"bytes,14,rep,name=uid_mappings,json=uidMappings,proto3" json:"uid_mappings,omitempty"`
-	GidMappings   []*IDMapping `protobuf:"bytes,15,rep,name=gid_mappings,json=gidMappings,proto3" json:"gid_mappings,omitempty"`
-	MountLabel    string       `protobuf:"bytes,16,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"` // the SELinux label of all that is in /dev/shm and in the root of the init; none without SELinux
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	UidMappings    []*IDMapping      `protobuf:"bytes,14,rep,name=uid_mappings,json=uidMappings,proto3" json:"uid_mappings,omitempty"`
+	GidMappings    []*IDMapping      `protobuf:"bytes,15,rep,name=gid_mappings,json=gidMappings,proto3" json:"gid_mappings,omitempty"`
+	MountLabel     string            `protobuf:"bytes,16,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"`                                                                                       // the SELinux label of all that is in /dev/shm and in the root of the init; none without SELinux
+	DefaultSysctls map[string]string `protobuf:"bytes,17,rep,name=default_sysctls,json=defaultSysctls,proto3" json:"default_sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // likewise, unless sysctls has them, as far as this kernel takes them
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateSandboxRequest) Reset() {
@@ -443,6 +446,13 @@ func (x *CreateSandboxRequest) GetMountLabel() string {
 		return x.MountLabel
 	}
 	return ""
+}
+
+func (x *CreateSandboxRequest) GetDefaultSysctls() map[string]string {
+	if x != nil {
+		return x.DefaultSysctls
+	}
+	return nil
 }
 
 type IDMapping struct {
@@ -736,10 +746,12 @@ func (x *ListResponse) GetContainers() []*Container {
 }
 
 type Rootfs struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Lowerdirs     []string               `protobuf:"bytes,1,rep,name=lowerdirs,proto3" json:"lowerdirs,omitempty"` // top layer first, as overlayfs takes them; at least one
-	Upperdir      string                 `protobuf:"bytes,2,opt,name=upperdir,proto3" json:"upperdir,omitempty"`   // of the writable layer; both exist, on one filesystem; it belongs to the pod's root
-	Workdir       string                 `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Lowerdirs []string               `protobuf:"bytes,1,rep,name=lowerdirs,proto3" json:"lowerdirs,omitempty"` // top layer first, as overlayfs takes them; at least one
+	Upperdir  string                 `protobuf:"bytes,2,opt,name=upperdir,proto3" json:"upperdir,omitempty"`   // of the writable layer; both exist, on one filesystem; it belongs to the pod's root
+	Workdir   string                 `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	// Paths in the root, free of links, at which there is to be a directory: missing ones are made, for the pod's root.
+	Directories   []string `protobuf:"bytes,4,rep,name=directories,proto3" json:"directories,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -795,6 +807,13 @@ func (x *Rootfs) GetWorkdir() string {
 	return ""
 }
 
+func (x *Rootfs) GetDirectories() []string {
+	if x != nil {
+		return x.Directories
+	}
+	return nil
+}
+
 type CreateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -811,6 +830,7 @@ type CreateRequest struct {
 	LogMaxBytes   int64      `protobuf:"varint,11,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`    // before the log grows beyond, it is renamed to <log_path>.<time> and made anew; 0: no limit
 	LogMaxFiles   int32      `protobuf:"varint,12,opt,name=log_max_files,json=logMaxFiles,proto3" json:"log_max_files,omitempty"`    // renamed logs that are kept
 	LogRateBytes  int64      `protobuf:"varint,13,opt,name=log_rate_bytes,json=logRateBytes,proto3" json:"log_rate_bytes,omitempty"` // a second, in the long run; what is above is dropped and said in the log; 0: no limit
+	LogDirectory  string     `protobuf:"bytes,14,opt,name=log_directory,json=logDirectory,proto3" json:"log_directory,omitempty"`    // the log_path is below it; neither it nor what is below it may be a symlink. "": only the log may not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -934,6 +954,13 @@ func (x *CreateRequest) GetLogRateBytes() int64 {
 		return x.LogRateBytes
 	}
 	return 0
+}
+
+func (x *CreateRequest) GetLogDirectory() string {
+	if x != nil {
+		return x.LogDirectory
+	}
+	return ""
 }
 
 type Overlay struct {
@@ -1708,7 +1735,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x1a\n" +
 	"\bwritable\x18\x02 \x01(\tR\bwritable\"=\n" +
 	"\rProbeResponse\x12,\n" +
-	"\x12no_user_namespaces\x18\x01 \x01(\tR\x10noUserNamespaces\"\xfd\x04\n" +
+	"\x12no_user_namespaces\x18\x01 \x01(\tR\x10noUserNamespaces\"\xa3\x06\n" +
 	"\x14CreateSandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\bR\anetwork\x12\x10\n" +
@@ -1728,8 +1755,12 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\fuid_mappings\x18\x0e \x03(\v2\x19.kuri.keeper.v1.IDMappingR\vuidMappings\x12<\n" +
 	"\fgid_mappings\x18\x0f \x03(\v2\x19.kuri.keeper.v1.IDMappingR\vgidMappings\x12\x1f\n" +
 	"\vmount_label\x18\x10 \x01(\tR\n" +
-	"mountLabel\x1a:\n" +
+	"mountLabel\x12a\n" +
+	"\x0fdefault_sysctls\x18\x11 \x03(\v28.kuri.keeper.v1.CreateSandboxRequest.DefaultSysctlsEntryR\x0edefaultSysctls\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aA\n" +
+	"\x13DefaultSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
 	"\tIDMapping\x12!\n" +
@@ -1753,11 +1784,12 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\tsandboxes\x18\x01 \x03(\v2\x17.kuri.keeper.v1.SandboxR\tsandboxes\x129\n" +
 	"\n" +
 	"containers\x18\x02 \x03(\v2\x19.kuri.keeper.v1.ContainerR\n" +
-	"containers\"\\\n" +
+	"containers\"~\n" +
 	"\x06Rootfs\x12\x1c\n" +
 	"\tlowerdirs\x18\x01 \x03(\tR\tlowerdirs\x12\x1a\n" +
 	"\bupperdir\x18\x02 \x01(\tR\bupperdir\x12\x18\n" +
-	"\aworkdir\x18\x03 \x01(\tR\aworkdir\"\xb2\x03\n" +
+	"\aworkdir\x18\x03 \x01(\tR\aworkdir\x12 \n" +
+	"\vdirectories\x18\x04 \x03(\tR\vdirectories\"\xd7\x03\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1774,7 +1806,8 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	" \x03(\v2\x17.kuri.keeper.v1.OverlayR\boverlays\x12\"\n" +
 	"\rlog_max_bytes\x18\v \x01(\x03R\vlogMaxBytes\x12\"\n" +
 	"\rlog_max_files\x18\f \x01(\x05R\vlogMaxFiles\x12$\n" +
-	"\x0elog_rate_bytes\x18\r \x01(\x03R\flogRateBytes\"?\n" +
+	"\x0elog_rate_bytes\x18\r \x01(\x03R\flogRateBytes\x12#\n" +
+	"\rlog_directory\x18\x0e \x01(\tR\flogDirectory\"?\n" +
 	"\aOverlay\x12\x1c\n" +
 	"\tlowerdirs\x18\x01 \x03(\tR\tlowerdirs\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\"\xe1\x01\n" +
@@ -1856,7 +1889,7 @@ func file_internal_keeper_api_keeper_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_keeper_api_keeper_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(State)(0),                    // 0: kuri.keeper.v1.State
 	(*InfoRequest)(nil),           // 1: kuri.keeper.v1.InfoRequest
@@ -1888,50 +1921,52 @@ var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(*EventsResponse)(nil),        // 27: kuri.keeper.v1.EventsResponse
 	(*Event)(nil),                 // 28: kuri.keeper.v1.Event
 	nil,                           // 29: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	nil,                           // 30: kuri.keeper.v1.Sandbox.NamespacesEntry
+	nil,                           // 30: kuri.keeper.v1.CreateSandboxRequest.DefaultSysctlsEntry
+	nil,                           // 31: kuri.keeper.v1.Sandbox.NamespacesEntry
 }
 var file_internal_keeper_api_keeper_proto_depIdxs = []int32{
 	29, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
 	6,  // 1: kuri.keeper.v1.CreateSandboxRequest.uid_mappings:type_name -> kuri.keeper.v1.IDMapping
 	6,  // 2: kuri.keeper.v1.CreateSandboxRequest.gid_mappings:type_name -> kuri.keeper.v1.IDMapping
-	30, // 3: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
-	7,  // 4: kuri.keeper.v1.ListResponse.sandboxes:type_name -> kuri.keeper.v1.Sandbox
-	15, // 5: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
-	12, // 6: kuri.keeper.v1.CreateRequest.rootfs:type_name -> kuri.keeper.v1.Rootfs
-	14, // 7: kuri.keeper.v1.CreateRequest.overlays:type_name -> kuri.keeper.v1.Overlay
-	0,  // 8: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
-	16, // 9: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
-	28, // 10: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
-	15, // 11: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
-	1,  // 12: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
-	3,  // 13: kuri.keeper.v1.Keeper.Probe:input_type -> kuri.keeper.v1.ProbeRequest
-	5,  // 14: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
-	8,  // 15: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
-	10, // 16: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
-	13, // 17: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
-	17, // 18: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
-	18, // 19: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
-	20, // 20: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
-	22, // 21: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
-	24, // 22: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
-	26, // 23: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
-	2,  // 24: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
-	4,  // 25: kuri.keeper.v1.Keeper.Probe:output_type -> kuri.keeper.v1.ProbeResponse
-	7,  // 26: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
-	9,  // 27: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
-	11, // 28: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
-	15, // 29: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
-	15, // 30: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
-	19, // 31: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
-	21, // 32: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
-	23, // 33: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
-	25, // 34: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
-	27, // 35: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
-	24, // [24:36] is the sub-list for method output_type
-	12, // [12:24] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	30, // 3: kuri.keeper.v1.CreateSandboxRequest.default_sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.DefaultSysctlsEntry
+	31, // 4: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
+	7,  // 5: kuri.keeper.v1.ListResponse.sandboxes:type_name -> kuri.keeper.v1.Sandbox
+	15, // 6: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
+	12, // 7: kuri.keeper.v1.CreateRequest.rootfs:type_name -> kuri.keeper.v1.Rootfs
+	14, // 8: kuri.keeper.v1.CreateRequest.overlays:type_name -> kuri.keeper.v1.Overlay
+	0,  // 9: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
+	16, // 10: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
+	28, // 11: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
+	15, // 12: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
+	1,  // 13: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
+	3,  // 14: kuri.keeper.v1.Keeper.Probe:input_type -> kuri.keeper.v1.ProbeRequest
+	5,  // 15: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
+	8,  // 16: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
+	10, // 17: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
+	13, // 18: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
+	17, // 19: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
+	18, // 20: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
+	20, // 21: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
+	22, // 22: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
+	24, // 23: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
+	26, // 24: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
+	2,  // 25: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
+	4,  // 26: kuri.keeper.v1.Keeper.Probe:output_type -> kuri.keeper.v1.ProbeResponse
+	7,  // 27: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
+	9,  // 28: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
+	11, // 29: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
+	15, // 30: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
+	15, // 31: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
+	19, // 32: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
+	21, // 33: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
+	23, // 34: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
+	25, // 35: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
+	27, // 36: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_internal_keeper_api_keeper_proto_init() }
@@ -1946,7 +1981,7 @@ func file_internal_keeper_api_keeper_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_keeper_api_keeper_proto_rawDesc), len(file_internal_keeper_api_keeper_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

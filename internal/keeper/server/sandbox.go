@@ -68,7 +68,8 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 
 	// 1. The namespaces, and in them the init.
 	config := namespace.Config{
-		Network: req.Network, NetnsPath: req.NetnsPath, IPC: req.Ipc, UTS: req.Uts, Hostname: req.Hostname, Sysctls: req.Sysctls,
+		Network: req.Network, NetnsPath: req.NetnsPath, IPC: req.Ipc, UTS: req.Uts, Hostname: req.Hostname,
+		Sysctls: req.Sysctls, SysctlDefaults: req.DefaultSysctls,
 	}
 	if req.Network && !filepath.IsAbs(req.NetnsPath) {
 		return nil, fault.New(fault.Invalid, "netns_path %q is not an absolute path", req.NetnsPath)

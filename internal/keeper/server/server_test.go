@@ -503,17 +503,26 @@ func TestSharedNamespacesAndShm(t *testing.T) {
 func TestSysctls(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox(func(r *api.CreateSandboxRequest) {
-		r.Sysctls = map[string]string{"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1", "net/ipv4/ip_unprivileged_port_start": "80"}
+		r.Uts = true
+		r.Sysctls = map[string]string{
+			"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1", "net/ipv4/ip_unprivileged_port_start": "80", "kernel.domainname": "lab.test",
+			"net.ipv4.conf.eth9.forwarding": "1", // left to the caller
+		}
+		r.DefaultSysctls = map[string]string{
+			"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647",
+			"net.ipv4.ip_local_port_range": "wrong", "net.no.such.thing": "1", // only logged
+		}
 	})
-	_, out := n.finish(box, "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start")
-	if out != "1\n1\n80\n" {
+	_, out := n.finish(box, "cd /proc/sys; cat net/ipv4/ip_forward kernel/shm_rmid_forced net/ipv4/ip_unprivileged_port_start kernel/domainname net/ipv4/ping_group_range")
+	if out != "1\n1\n80\nlab.test\n0\t2147483647\n" {
 		t.Errorf("output %q", out)
 	}
 	for name, change := range map[string]func(*api.CreateSandboxRequest){
 		"vm.swappiness":          func(*api.CreateSandboxRequest) {},
 		"kernel.shm_rmid_forced": func(r *api.CreateSandboxRequest) { r.Ipc, r.ShmBytes = false, 0 },
 		"net.ipv4.ip_forward":    func(r *api.CreateSandboxRequest) { r.Network = false },
-		"net.none.such":          func(*api.CreateSandboxRequest) {},
+		"kernel.domainname":      func(*api.CreateSandboxRequest) {},
+		"fs.mqueue.none":         func(*api.CreateSandboxRequest) {},
 		"net/../../etc/passwd":   func(*api.CreateSandboxRequest) {},
 	} {
 		id := newID()
