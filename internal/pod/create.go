@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -110,9 +111,10 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 		Id:            r.ID,
 		SandboxId:     r.SandboxID,
 		Bundle:        p.paths.bundle(r.SandboxID, r.ID),
-		Rootfs:        &api.Rootfs{Lowerdirs: lowerdirs, Upperdir: p.paths.upper(r), Workdir: p.paths.work(r)},
+		Rootfs:        p.rootfs(r, lowerdirs, volumes),
 		Overlays:      volumes.overlays,
 		LogPath:       r.LogPath,
+		LogDirectory:  s.Record().config().GetLogDirectory(),
 		LogMaxBytes:   p.LogMaxSize,
 		LogMaxFiles:   int32(p.LogMaxFiles),
 		LogRateBytes:  p.LogRate,
@@ -137,6 +139,15 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	}
 	back.Release()
 	return c, nil
+}
+
+// rootfs is what the keeper makes a container's root filesystem of.
+func (p *Pods) rootfs(r *ContainerRecord, lowerdirs []string, volumes *imageVolumes) *api.Rootfs {
+	root := &api.Rootfs{Lowerdirs: lowerdirs, Upperdir: p.paths.upper(r), Workdir: p.paths.work(r)}
+	for _, dir := range volumes.dirs {
+		root.Directories = append(root.Directories, strings.TrimPrefix(dir, "/"))
+	}
+	return root
 }
 
 // named returns the container of that name and attempt which waits to be started, or nil. One that has been started
@@ -233,6 +244,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	if err != nil {
 		return nil, err
 	}
+	volumes.find(r, img, lowerdirs)
 	mounts, err := rootfs.Mounts(cfg.GetMounts(), p.CreateHostPaths)
 	if err != nil {
 		return nil, err
@@ -278,7 +290,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 		ResolvConf: p.paths.podFile(sandbox.ID, "resolv.conf"),
 		Hosts:      p.paths.podFile(sandbox.ID, "hosts"),
 		Hostname:   p.paths.podFile(sandbox.ID, "hostname"),
-		User:       user, Mounts: mounts, Devices: devices,
+		Volumes:    volumes.dirs, User: user, Mounts: mounts, Devices: devices,
 		Labels:           r.Labels,
 		LocalhostSeccomp: seccomp,
 		Ulimits:          p.Ulimits,
@@ -376,10 +388,8 @@ func (p *Pods) writeBundle(s *SandboxRecord, r *ContainerRecord, oci *specs.Spec
 	if err := p.makeWritable(s, r); err != nil {
 		return err
 	}
-	if r.LogPath != "" {
-		if err := os.MkdirAll(filepath.Dir(r.LogPath), 0o755); err != nil {
-			return fmt.Errorf("make the log's directory: %w", err)
-		}
+	if err := makeLogDir(s.config().GetLogDirectory(), r.LogPath); err != nil {
+		return err
 	}
 	body, err := json.Marshal(oci)
 	if err != nil {

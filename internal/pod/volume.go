@@ -2,16 +2,19 @@ package pod
 
 import (
 	"fmt"
+	"log/slog"
 	"path/filepath"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/rootfs"
 )
 
-// imageVolumes are the images that a container mounts beside its own.
+// imageVolumes are the images that a container mounts beside its own, and the VOLUMEs of its own.
 type imageVolumes struct {
+	dirs     []string       // of its own image's VOLUMEs
 	overlays []*api.Overlay // each image once for each mount of it
 	sources  map[int]string // what to bind, by the index of the mount
 	releases []func()
@@ -59,6 +62,15 @@ func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *run
 	r.VolumeRefs[i] = img.ID
 	r.Layers = append(r.Layers[:len(r.Layers):len(r.Layers)], img.DiffIDs...)
 	return nil
+}
+
+// find looks for the VOLUMEs of the container's own image, and logs which of them it cannot have.
+func (v *imageVolumes) find(r *ContainerRecord, img *image.Image, lowerdirs []string) {
+	dirs, notes := rootfs.Volumes(lowerdirs, img.Config.Volumes, r.config().GetMounts())
+	for _, note := range notes {
+		slog.Warn("a container lacks a directory of its image", "container", r.name(), "note", note)
+	}
+	v.dirs = dirs
 }
 
 // release lets go of the layers. Calling it again does nothing.

@@ -68,6 +68,13 @@ func (s stack) find(name string) (string, error) {
 // walk goes from the root of the stack to name, following links. It returns the way that it has come in the end, free of
 // links and relative to the root, and for anything but a directory the host path of the file in the layer that has it.
 func (s stack) walk(name string) (way []string, file string, err error) {
+	way, _, file, err = s.reach(name)
+	return way, file, err
+}
+
+// reach is walk, and tells of a name that is not there (fs.ErrNotExist) how far the way goes, and what is left of the name
+// from there on.
+func (s stack) reach(name string) (way, left []string, file string, err error) {
 	trail := [][]string{s} // for each directory on the way, those of the layers that make it up
 	todo := strings.Split(name, "/")
 	for links := 0; len(todo) > 0; {
@@ -82,8 +89,11 @@ func (s stack) walk(name string) (way []string, file string, err error) {
 			continue
 		}
 		dirs, file, err := lookup(trail[len(trail)-1], element)
+		if errors.Is(err, fs.ErrNotExist) {
+			return way, append([]string{element}, todo...), "", err
+		}
 		if err != nil {
-			return nil, "", err
+			return nil, nil, "", err
 		}
 		if len(dirs) > 0 {
 			trail, way = append(trail, dirs), append(way, element)
@@ -92,22 +102,22 @@ func (s stack) walk(name string) (way []string, file string, err error) {
 		target, err := os.Readlink(file)
 		if errors.Is(err, unix.EINVAL) { // not a link: a file
 			if len(todo) > 0 {
-				return nil, "", fs.ErrNotExist
+				return nil, nil, "", fs.ErrNotExist
 			}
-			return append(way, element), file, nil
+			return append(way, element), nil, file, nil
 		}
 		if err != nil {
-			return nil, "", err
+			return nil, nil, "", err
 		}
 		if links++; links > maxLinks || len(target) > maxPath {
-			return nil, "", fault.New(fault.Invalid, "%s of the image: too many symbolic links", name)
+			return nil, nil, "", fault.New(fault.Invalid, "%s of the image: too many symbolic links", name)
 		}
 		if filepath.IsAbs(target) {
 			trail, way = trail[:1], nil
 		}
 		todo = append(strings.Split(target, "/"), todo...)
 	}
-	return way, "", nil
+	return way, nil, "", nil
 }
 
 // lookup finds one name in a merged directory, by the rules of overlayfs: the topmost layer that has the name decides; a

@@ -62,7 +62,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 
 	// 3. Its log and stdio.
 	if req.LogPath != "" {
-		if c.log, err = openLog(req.LogPath, limitsOf(req)); err != nil {
+		if c.log, err = openLog(logPlace{req.LogPath, req.LogDirectory}, limitsOf(req)); err != nil {
 			return nil, err
 		}
 		back.Add("close the log", func(context.Context) error { c.log.close(); return nil })

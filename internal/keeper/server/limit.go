@@ -113,31 +113,35 @@ func (l *logFile) rotated(n int) {
 	if l.limits.size <= 0 || l.written == 0 || l.written+int64(n) <= l.limits.size {
 		return
 	}
-	name := l.path + time.Now().UTC().Format(rotatedName)
-	if err := os.Rename(l.path, name); err != nil {
-		slog.Error("a log cannot be rotated", "log", l.path, "err", err)
-		return
-	}
-	f, err := openLogFile(l.path)
+	var f *os.File
+	err := l.within(func(log string) error {
+		if err := os.Rename(log, log+time.Now().UTC().Format(rotatedName)); err != nil {
+			return err
+		}
+		var err error
+		if f, err = l.openAt(log); err == nil {
+			l.prune(log)
+		}
+		return err
+	})
 	if err != nil {
-		slog.Error("a log cannot be made anew after its rotation", "log", l.path, "err", err)
+		slog.Error("a log cannot be rotated", "log", l.path, "err", err)
 		return
 	}
 	l.file.Close()
 	l.file, l.torn, l.written = f, false, 0
-	l.prune()
 }
 
 // prune removes the oldest rotated files beyond those that are kept, a kubelet's among them.
-func (l *logFile) prune() {
-	all, err := filepath.Glob(globEscape(l.path) + ".[0-9]*")
+func (l *logFile) prune(log string) {
+	all, err := filepath.Glob(globEscape(log) + ".[0-9]*")
 	if err != nil {
 		return
 	}
 	slices.Sort(all)
 	for len(all) > max(l.limits.files, 0) {
 		if err := os.Remove(all[0]); err != nil {
-			slog.Error("a rotated log cannot be removed", "log", all[0], "err", err)
+			slog.Error("a rotated log cannot be removed", "log", l.path, "err", err)
 		}
 		all = all[1:]
 	}

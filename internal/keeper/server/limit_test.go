@@ -21,7 +21,7 @@ func TestLogIsRotatedBeforeItGrowsBeyond(t *testing.T) {
 	if err := os.WriteFile(other, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	log, err := openLog(path, logLimits{size: 1000, files: 2})
+	log, err := openLog(logPlace{path: path}, logLimits{size: 1000, files: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestLogIsRotatedBeforeItGrowsBeyond(t *testing.T) {
 
 func TestLogRateSaysWhatItDrops(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	log, err := openLog(path, logLimits{rate: 1000})
+	log, err := openLog(logPlace{path: path}, logLimits{rate: 1000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestAllowanceComesBack(t *testing.T) {
 // A note about what was dropped must not become part of a line, nor join one line with another.
 func TestTheNoteOnDropsIsALineOfItsOwn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	log, err := openLog(path, logLimits{rate: 4000})
+	log, err := openLog(logPlace{path: path}, logLimits{rate: 4000})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -120,6 +120,9 @@ func mountRootfs(target string, req *api.CreateRequest, mountLabel string, user 
 	if err := mountOverlay(target, root, mountLabel); err != nil {
 		return err
 	}
+	if err := makeDirectories(target, req.Rootfs.Directories); err != nil {
+		return err
+	}
 	for _, o := range overlays {
 		if err := mountReadOnly(o, mountLabel); err != nil {
 			return err

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -24,7 +25,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, pieceMax); return &b
 
 // logFile is a container's log in the CRI's format: "RFC3339Nano stream P|F content".
 type logFile struct {
-	path   string
+	logPlace
 	limits logLimits
 
 	mu      sync.Mutex // guards all below; held over a write to the file
@@ -38,12 +39,12 @@ type logFile struct {
 }
 
 // openLog opens or makes the file. Its directory exists; a symlink in its place is not followed.
-func openLog(path string, limits logLimits) (*logFile, error) {
-	f, err := openLogFile(path)
+func openLog(place logPlace, limits logLimits) (*logFile, error) {
+	f, err := place.open()
 	if err != nil {
 		return nil, err
 	}
-	l := &logFile{path: path, limits: limits, file: f}
+	l := &logFile{logPlace: place, limits: limits, file: f}
 	if st, err := f.Stat(); err == nil {
 		l.written = st.Size()
 	}
@@ -52,16 +53,16 @@ func openLog(path string, limits logLimits) (*logFile, error) {
 
 // reopenLog opens the log of a container whose last keeper was killed. An entry that it had not written to its end is
 // removed: its bytes are in the pipe still.
-func reopenLog(path string, limits logLimits) (*logFile, error) {
-	l, err := openLog(path, limits)
+func reopenLog(place logPlace, limits logLimits) (*logFile, error) {
+	l, err := openLog(place, limits)
 	if err != nil {
 		return nil, err
 	}
-	if l.written, err = wholeEntries(path, l.written); err == nil {
+	if l.written, err = wholeEntries(fmt.Sprintf("/proc/self/fd/%d", l.file.Fd()), l.written); err == nil {
 		err = l.file.Truncate(l.written)
 	}
 	if err != nil {
-		slog.Error("the last entry of a log may be cut off", "log", path, "err", err)
+		slog.Error("the last entry of a log may be cut off", "log", place.path, "err", err)
 	}
 	return l, nil
 }
@@ -85,14 +86,24 @@ func wholeEntries(path string, size int64) (int64, error) {
 	return from + int64(end) + 1, nil
 }
 
-func openLogFile(path string) (*os.File, error) {
+func (p logPlace) open() (f *os.File, err error) {
+	err = p.within(func(log string) error {
+		f, err = p.openAt(log)
+		return err
+	})
+	return f, err
+}
+
+// openAt opens the log by a path that leads to its directory.
+func (p logPlace) openAt(log string) (*os.File, error) {
+	path := p.path
 	// O_NONBLOCK: a FIFO in its place must not hold us up.
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
+	f, err := os.OpenFile(log, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
 	if errors.Is(err, unix.ELOOP) {
 		return nil, fault.New(fault.Invalid, "the log %s is a symlink, which is not followed", path)
 	}
 	if err != nil {
-		return nil, fault.New(fault.Precondition, "open the log: %w", err)
+		return nil, fault.New(fault.Precondition, "open the log %s: %w", path, errors.Unwrap(err))
 	}
 	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
 		f.Close()
@@ -109,7 +120,7 @@ func (l *logFile) reopen() error {
 	if l.closed {
 		return fault.New(fault.Precondition, "the container has exited, and its log %s is closed", l.path)
 	}
-	f, err := openLogFile(l.path)
+	f, err := l.open()
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ func BenchmarkOutput(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				log, err := openLog(filepath.Join(b.TempDir(), "log"), logLimits{size: 10 << 20, files: 1})
+				log, err := openLog(logPlace{path: filepath.Join(b.TempDir(), "log")}, logLimits{size: 10 << 20, files: 1})
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -21,7 +21,7 @@ func FuzzLines(f *testing.F) {
 	f.Add(bytes.Repeat([]byte("long "), 10000), uint16(4096))
 	f.Add(append(bytes.Repeat([]byte("x"), partMax), '\n'), uint16(partMax))
 	f.Fuzz(func(t *testing.T, data []byte, piece uint16) {
-		log, err := openLog(filepath.Join(t.TempDir(), "log"), logLimits{})
+		log, err := openLog(logPlace{path: filepath.Join(t.TempDir(), "log")}, logLimits{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,7 +75,7 @@ func checkLog(t *testing.T, path string, data []byte) {
 // A rotation that meets the container's exit, which closes the log before it is told.
 func TestAClosedLogIsNotMadeAnew(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	log, err := openLog(path, logLimits{})
+	log, err := openLog(logPlace{path: path}, logLimits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestATornEntryIsEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(disk, unix.MNT_DETACH)
-	log, err := openLog(filepath.Join(disk, "log"), logLimits{})
+	log, err := openLog(logPlace{path: filepath.Join(disk, "log")}, logLimits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestTheRestOfALineIsPartial(t *testing.T) {
 		},
 	} {
 		for _, stream := range streams {
-			log, err := openLog(filepath.Join(t.TempDir(), "log"), logLimits{files: 3})
+			log, err := openLog(logPlace{path: filepath.Join(t.TempDir(), "log")}, logLimits{files: 3})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -40,7 +40,7 @@ func TestTapCopiesAll(t *testing.T) {
 		{"single bytes", strings.Split(strings.Repeat("abcdefgh", 100)+"\n", "")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			log, err := openLog(filepath.Join(t.TempDir(), "log"), logLimits{})
+			log, err := openLog(logPlace{path: filepath.Join(t.TempDir(), "log")}, logLimits{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +80,7 @@ func TestTapCopiesAll(t *testing.T) {
 
 // A tap that may open no pipe takes what it reads, as a last resort, and loses nothing while it lives.
 func TestTapWithoutDescriptors(t *testing.T) {
-	log, err := openLog(filepath.Join(t.TempDir(), "log"), logLimits{})
+	log, err := openLog(logPlace{path: filepath.Join(t.TempDir(), "log")}, logLimits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func size(path string) int64 {
 
 // runTap is the process that is killed.
 func runTap() {
-	log, err := reopenLog(os.Getenv(tapProcess), logLimits{})
+	log, err := reopenLog(logPlace{path: os.Getenv(tapProcess)}, logLimits{})
 	if err != nil {
 		panic(err)
 	}
@@ -267,7 +267,7 @@ func checkRepeats(t *testing.T, path string, lines int) {
 
 // What a terminal prints goes the same way.
 func TestTapOfATerminal(t *testing.T) {
-	log, err := openLog(filepath.Join(t.TempDir(), "log"), logLimits{})
+	log, err := openLog(logPlace{path: filepath.Join(t.TempDir(), "log")}, logLimits{})
 	if err != nil {
 		t.Fatal(err)
 	}

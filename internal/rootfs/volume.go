@@ -1,0 +1,98 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// Volumes returns the directories of an image's VOLUMEs that are to be there in a container and to be writable: absolute, free
+// of links, each once, in the order of their names. They may be missing in the image, whose layers are lowerdirs, top first.
+//
+// A volume that is at one of the container's mounts or below it is left out: there the mount counts. So is one at a place that
+// Kuri fills itself, or that cannot be a directory; notes say why, but for the files in /etc, which nobody misses.
+func Volumes(lowerdirs []string, volumes map[string]struct{}, mounts []*runtime.Mount) (dirs, notes []string) {
+	if len(volumes) == 0 {
+		return nil, nil
+	}
+	image := stack(lowerdirs)
+	var taken []string // by mounts: as they were asked for, and where the image's links lead
+	for _, m := range mounts {
+		asked := rooted(m.GetContainerPath())
+		taken = append(taken, asked)
+		if resolved, err := image.place(asked); err == nil {
+			taken = append(taken, resolved)
+		}
+	}
+	taken = append(taken, "/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
+	for _, name := range slices.Sorted(maps.Keys(volumes)) {
+		asked := rooted(name)
+		if belowAny(asked, taken) {
+			continue
+		}
+		dir, err := image.volume(name)
+		if err != nil {
+			notes = append(notes, fmt.Sprintf("the image's VOLUME %q is left out: %v", name, err))
+			continue
+		}
+		if !belowAny(dir, taken) && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs, notes
+}
+
+// volume returns where the image's links lead a VOLUME to, or why it cannot be there.
+func (s stack) volume(name string) (string, error) {
+	if strings.ContainsRune(name, 0) {
+		return "", errors.New("its name has a NUL byte")
+	}
+	dir, err := s.place(rooted(name))
+	switch {
+	case err != nil:
+		return "", err
+	case dir == "/":
+		return "", errors.New("it is the whole root filesystem")
+	case belowAny(dir, []string{"/proc", "/sys", "/dev"}):
+		return "", errors.New("what is there comes from the kernel")
+	}
+	return dir, nil
+}
+
+// place returns the path of a directory with the image's links followed, as far as there is anything: what is missing in the
+// image is taken for directories to come. Something else than a directory is an error.
+func (s stack) place(name string) (string, error) {
+	for range maxLinks {
+		way, left, file, err := s.reach(name)
+		if err != nil && !(errors.Is(err, fs.ErrNotExist) && left != nil) {
+			if errors.Is(err, fs.ErrNotExist) {
+				return "", errors.New("the image has a file on the way to it")
+			}
+			return "", err
+		}
+		if file != "" {
+			return "", errors.New("the image has a file there")
+		}
+		name = path.Join("/", path.Join(way...), path.Join(left...))
+		if !slices.Contains(left, "..") {
+			return name, nil
+		}
+	}
+	return "", fault.New(fault.Invalid, "%s of the image: too many symbolic links", name)
+}
+
+// rooted is the clean absolute form of a path in a container.
+func rooted(p string) string { return path.Clean("/" + p) }
+
+// belowAny reports whether p is one of dirs or below one.
+func belowAny(p string, dirs []string) bool {
+	return slices.ContainsFunc(dirs, func(d string) bool { return p == d || strings.HasPrefix(p, d+"/") })
+}
