@@ -177,20 +177,3 @@ func TestRate(t *testing.T) {
 		t.Error("a counter that went back")
 	}
 }
-
-func TestMeasureCountsWhatIsOnTheDisk(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "a"), make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/etc", filepath.Join(dir, "out")); err != nil {
-		t.Fatal(err)
-	}
-	u, err := measure(dir)
-	if err != nil || u.inodes != 3 || u.bytes < 1<<20 || u.bytes > 1<<20+64<<10 {
-		t.Fatalf("%+v, %v", u, err)
-	}
-	if u, err := measure(filepath.Join(dir, "gone")); err != nil || u.inodes != 0 {
-		t.Fatalf("%+v, %v", u, err)
-	}
-}

@@ -79,6 +79,7 @@ type Pods struct {
 
 	execs   *execTurns
 	outputs outputs // of ExecSyncs
+	counts  counter // of what writable layers take
 
 	closing   chan struct{} // closed when the daemon ends: waiting stops, what is done stays done
 	followers sync.WaitGroup
@@ -160,6 +161,7 @@ func (p *Pods) Close() {
 	p.stops.Wait()
 	p.removes.Wait()
 	p.followers.Wait()
+	p.counts.close()
 }
 
 // newID returns 64 random lower-case hex digits.

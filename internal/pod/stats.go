@@ -4,25 +4,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
-	"github.com/kuri-cri/kuri/internal/flight"
 	"github.com/kuri-cri/kuri/internal/network"
-	"github.com/kuri-cri/kuri/internal/quota"
 )
 
-// ContainerStats returns what a container uses. What the node's cgroups do not account for is left out.
-func (p *Pods) ContainerStats(ctx context.Context, c *Container) (*runtime.ContainerStats, error) {
+// ContainerStats returns what containers use. What the node's cgroups do not account for is left out.
+func (p *Pods) ContainerStats(ctx context.Context, containers ...*Container) ([]*runtime.ContainerStats, error) {
+	p.freshen(ctx, containers...)
+	var out []*runtime.ContainerStats
+	for _, c := range containers {
+		stats, err := p.containerStats(c)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, stats)
+	}
+	return out, nil
+}
+
+func (p *Pods) containerStats(c *Container) (*runtime.ContainerStats, error) {
 	r := c.Record()
 	cfg := r.config()
 	stats := &runtime.ContainerStats{
@@ -33,16 +41,7 @@ func (p *Pods) ContainerStats(ctx context.Context, c *Container) (*runtime.Conta
 			Annotations: cfg.GetAnnotations(),
 		},
 	}
-	disk, err := c.usage.get(ctx, p.paths.upper(r))
-	if err != nil {
-		return nil, fmt.Errorf("measure the writable layer of %s: %w", r.name(), err)
-	}
-	stats.WritableLayer = &runtime.FilesystemUsage{
-		Timestamp:  disk.at.UnixNano(),
-		FsId:       &runtime.FilesystemIdentifier{Mountpoint: p.writableFilesystem(r.ContainerRoot)},
-		UsedBytes:  value(disk.bytes),
-		InodesUsed: value(disk.inodes),
-	}
+	stats.WritableLayer = p.writableUsage(c)
 	if r.State == Exited {
 		return stats, nil
 	}
@@ -62,6 +61,20 @@ func (p *Pods) ContainerStats(ctx context.Context, c *Container) (*runtime.Conta
 	return stats, nil
 }
 
+// writableUsage returns what a container's writable layer took when it was counted last, nil when it was not yet.
+func (p *Pods) writableUsage(c *Container) *runtime.FilesystemUsage {
+	disk := c.usage.known()
+	if disk.at.IsZero() {
+		return nil
+	}
+	return &runtime.FilesystemUsage{
+		Timestamp:  disk.at.UnixNano(),
+		FsId:       &runtime.FilesystemIdentifier{Mountpoint: p.writableFilesystem(c.Record().ContainerRoot)},
+		UsedBytes:  value(disk.bytes),
+		InodesUsed: value(disk.inodes),
+	}
+}
+
 // WritableUsage is what the writable layers on one filesystem take on the disk together.
 type WritableUsage struct {
 	Path          string // a directory on the filesystem; the root directory, if images are there too
@@ -75,13 +88,11 @@ func (p *Pods) WritableUsage(ctx context.Context) ([]WritableUsage, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.freshen(ctx, containers...)
 	all := []WritableUsage{{Path: p.writableFilesystem(p.ContainerRoot)}}
 	for _, c := range containers {
 		r := c.Record()
-		disk, err := c.usage.get(ctx, p.paths.upper(r))
-		if err != nil {
-			return nil, fmt.Errorf("measure the writable layer of %s: %w", r.name(), err)
-		}
+		disk := c.usage.known()
 		path := p.writableFilesystem(r.ContainerRoot)
 		i := slices.IndexFunc(all, func(u WritableUsage) bool { return u.Path == path })
 		if i < 0 {
@@ -95,14 +106,31 @@ func (p *Pods) WritableUsage(ctx context.Context) ([]WritableUsage, error) {
 	return all, nil
 }
 
-// SandboxStats returns what a pod uses: what its own cgroup says, when it has one for itself, else the sum over its
+// SandboxStats returns what pods use: what a pod's own cgroup says, when it has one for itself, else the sum over its
 // containers.
-func (p *Pods) SandboxStats(ctx context.Context, s *Sandbox) (*runtime.PodSandboxStats, error) {
+func (p *Pods) SandboxStats(ctx context.Context, sandboxes ...*Sandbox) ([]*runtime.PodSandboxStats, error) {
+	var containers []*Container
+	for _, s := range sandboxes {
+		containers = append(containers, s.list()...)
+	}
+	p.freshen(ctx, containers...)
+	var out []*runtime.PodSandboxStats
+	for _, s := range sandboxes {
+		stats, err := p.sandboxStats(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, stats)
+	}
+	return out, nil
+}
+
+func (p *Pods) sandboxStats(s *Sandbox) (*runtime.PodSandboxStats, error) {
 	r := s.Record()
 	cfg := r.config()
 	linux := &runtime.LinuxPodSandboxStats{}
 	for _, c := range s.list() {
-		cs, err := p.ContainerStats(ctx, c)
+		cs, err := p.containerStats(c)
 		if err != nil {
 			return nil, err
 		}
@@ -269,71 +297,4 @@ func (r *rate) next(at time.Time, count uint64) (nanoCores uint64, ok bool) {
 		r.at, r.count = at, count
 	}
 	return r.last, r.known
-}
-
-// usage is the disk usage of a directory, measured again when it is older than usageAge.
-type usage struct {
-	mu     sync.Mutex
-	last   diskUsage
-	flight flight.Group[string, diskUsage]
-}
-
-type diskUsage struct {
-	at            time.Time
-	bytes, inodes uint64
-}
-
-const usageAge = 10 * time.Second
-
-func (u *usage) get(ctx context.Context, dir string) (diskUsage, error) {
-	u.mu.Lock()
-	last := u.last
-	u.mu.Unlock()
-	if time.Since(last.at) < usageAge {
-		return last, nil
-	}
-	now, _, err := u.flight.Do(ctx, dir, func(context.Context) (diskUsage, error) {
-		now, err := measure(dir)
-		if err == nil {
-			u.mu.Lock()
-			u.last = now
-			u.mu.Unlock()
-		}
-		return now, err
-	})
-	return now, err
-}
-
-// measure adds up what the files below dir take on the disk, or asks the filesystem where it counts. Files that go away
-// meanwhile are not an error.
-func measure(dir string) (diskUsage, error) {
-	u := diskUsage{at: time.Now()}
-	used, counted, err := quota.Used(dir)
-	if counted || err != nil {
-		u.bytes, u.inodes = used.Bytes, used.Inodes
-		return u, forgiveAbsent(err)
-	}
-	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		if unix.Lstat(path, &st) == nil {
-			u.inodes++
-			u.bytes += uint64(st.Blocks) * 512
-		}
-		return nil
-	})
-	return u, err
-}
-
-// forgiveAbsent makes a directory that is gone an empty one.
-func forgiveAbsent(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }

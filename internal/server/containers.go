@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -81,7 +82,10 @@ func (s *runtimeService) ContainerStats(ctx context.Context, req *runtime.Contai
 		return nil, err
 	}
 	stats, err := s.Pods.ContainerStats(ctx, c)
-	return &runtime.ContainerStatsResponse{Stats: stats}, err
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.ContainerStatsResponse{Stats: stats[0]}, nil
 }
 
 func (s *runtimeService) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
@@ -90,18 +94,10 @@ func (s *runtimeService) ListContainerStats(ctx context.Context, req *runtime.Li
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtime.ListContainerStatsResponse{}
-	for _, c := range list {
-		if c.Record().State == pod.Exited {
-			continue // it uses nothing any more, and the peers leave it out
-		}
-		stats, err := s.Pods.ContainerStats(ctx, c)
-		if err != nil {
-			return nil, err
-		}
-		resp.Stats = append(resp.Stats, stats)
-	}
-	return resp, nil
+	// One that has exited uses nothing any more, and the peers leave it out.
+	list = slices.DeleteFunc(list, func(c *pod.Container) bool { return c.Record().State == pod.Exited })
+	stats, err := s.Pods.ContainerStats(ctx, list...)
+	return &runtime.ListContainerStatsResponse{Stats: stats}, err
 }
 
 func (s *runtimeService) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxStatsRequest) (*runtime.PodSandboxStatsResponse, error) {
@@ -110,7 +106,10 @@ func (s *runtimeService) PodSandboxStats(ctx context.Context, req *runtime.PodSa
 		return nil, err
 	}
 	stats, err := s.Pods.SandboxStats(ctx, found)
-	return &runtime.PodSandboxStatsResponse{Stats: stats}, err
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.PodSandboxStatsResponse{Stats: stats[0]}, nil
 }
 
 func (s *runtimeService) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
@@ -122,17 +121,12 @@ func (s *runtimeService) ListPodSandboxStats(ctx context.Context, req *runtime.L
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtime.ListPodSandboxStatsResponse{}
+	var sandboxes []*pod.Sandbox
 	for _, r := range list {
-		found, err := s.Pods.Sandbox(r.ID)
-		if err != nil {
-			continue // removed meanwhile
+		if found, err := s.Pods.Sandbox(r.ID); err == nil { // not removed meanwhile
+			sandboxes = append(sandboxes, found)
 		}
-		stats, err := s.Pods.SandboxStats(ctx, found)
-		if err != nil {
-			return nil, err
-		}
-		resp.Stats = append(resp.Stats, stats)
 	}
-	return resp, nil
+	stats, err := s.Pods.SandboxStats(ctx, sandboxes...)
+	return &runtime.ListPodSandboxStatsResponse{Stats: stats}, err
 }

@@ -105,3 +105,44 @@ func TestALargeRequestCostsLittle(t *testing.T) {
 	}
 	s.run(t, nil, "true")
 }
+
+// While the files of one container are counted for the first time, the others' stats come at once; and its own come.
+func TestManyFilesDelayNoStats(t *testing.T) {
+	s := newShell(t)
+	large := s.run(t, nil, "sh", "-c", "mkdir /d; cd /d; for i in $(seq 60); do mkdir $i; (cd $i; touch $(seq 1000)); done; echo ready; sleep 1000")
+	harness.Eventually(t, 60*time.Second, "the files are there", func() error {
+		if s.LogText(t, large, "stdout") != "ready\n" {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	})
+	s.run(t, nil, "sleep", "1000")
+	s.Restart(t) // so that nothing has been counted
+	var used uint64
+	harness.Eventually(t, 30*time.Second, "the files are counted", func() error {
+		begin := time.Now()
+		resp, err := s.Runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
+		took := time.Since(begin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if took > harness.Patient(500*time.Millisecond) {
+			t.Errorf("the list took %s", took)
+		}
+		for _, one := range resp.Stats {
+			if one.Attributes.Id != large && one.WritableLayer.GetUsedBytes().GetValue() == 0 {
+				return fmt.Errorf("the other one is not counted: %v", one)
+			}
+			if one.Attributes.Id == large {
+				used = one.WritableLayer.GetInodesUsed().GetValue()
+			}
+		}
+		if used < 60_000 {
+			return fmt.Errorf("%d inodes", used)
+		}
+		return nil
+	})
+	if used > 60_100 {
+		t.Errorf("%d inodes", used)
+	}
+}

@@ -1,0 +1,243 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/quota"
+)
+
+// What a directory takes on the disk is counted in the background, while someone asks. Requests are told the last count,
+// with its time.
+const (
+	countAge   = 10 * time.Second      // the least time between two counts of a directory
+	countShare = 20                    // a count is repeated after this many times what it took, at the earliest
+	countSlice = 5 * time.Millisecond  // one directory is counted this long before the next has its turn
+	countPause = 15 * time.Millisecond // between two slices of directories that take longer than one
+	countWait  = 50 * time.Millisecond // a request may wait this long for counts that are quick
+)
+
+// diskUsage is what a directory took on the disk at a time.
+type diskUsage struct {
+	at            time.Time
+	bytes, inodes uint64
+	took          time.Duration // to count
+}
+
+// usage is the disk usage of one directory. The zero value has not been counted.
+type usage struct {
+	last atomic.Pointer[diskUsage]
+	long atomic.Bool // the last count took, or the first one takes, longer than a slice
+
+	mu      sync.Mutex
+	counted chan struct{} // closed when the count that is under way or awaited is done; nil when there is none
+}
+
+// known returns the last count. When there is none yet its time is zero.
+func (u *usage) known() diskUsage {
+	if last := u.last.Load(); last != nil {
+		return *last
+	}
+	return diskUsage{}
+}
+
+// stale reports whether it is time to count again.
+func (u *usage) stale(now time.Time) bool {
+	last := u.last.Load()
+	return last == nil || now.Sub(last.at) >= max(countAge, countShare*last.took)
+}
+
+// quick reports whether the next count is likely to take no longer than a slice.
+func (u *usage) quick() bool { return !u.long.Load() }
+
+// counter counts directories, one at a time, as long as there are any to count. It is safe for concurrent use.
+type counter struct {
+	mu     sync.Mutex
+	quick  []*count // before the others
+	slow   []*count // each has a slice in turn
+	awake  bool     // a goroutine counts
+	closed bool
+	woken  chan struct{} // has a token when a quick one has come
+	done   sync.WaitGroup
+}
+
+// count is one directory that is to be counted.
+type count struct {
+	dir   string
+	of    *usage
+	walk  *walk
+	began time.Time
+	took  time.Duration
+}
+
+// refresh has u counted if it is time for that, and returns what is closed when it is done; nil when there is nothing to do.
+func (c *counter) refresh(u *usage, dir string) <-chan struct{} {
+	if !u.stale(time.Now()) {
+		return nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.counted != nil {
+		return u.counted
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	u.counted = make(chan struct{})
+	one := &count{dir: dir, of: u}
+	if u.quick() {
+		c.quick = append(c.quick, one)
+	} else {
+		c.slow = append(c.slow, one)
+	}
+	c.wake()
+	return u.counted
+}
+
+// wake starts the goroutine that counts, or lets it know of a quick one. The caller holds mu.
+func (c *counter) wake() {
+	if c.woken == nil {
+		c.woken = make(chan struct{}, 1)
+	}
+	select {
+	case c.woken <- struct{}{}:
+	default:
+	}
+	if !c.awake {
+		c.awake = true
+		c.done.Go(c.run)
+	}
+}
+
+func (c *counter) close() {
+	c.mu.Lock()
+	c.closed = true
+	if c.woken != nil {
+		select {
+		case c.woken <- struct{}{}:
+		default:
+		}
+	}
+	c.mu.Unlock()
+	c.done.Wait()
+}
+
+// next returns the directory whose turn it is, nil when there is none.
+func (c *counter) next() *count {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, queue := range []*[]*count{&c.quick, &c.slow} {
+		if len(*queue) > 0 && !c.closed {
+			one := (*queue)[0]
+			*queue = (*queue)[1:]
+			return one
+		}
+	}
+	c.quick, c.slow, c.awake = nil, nil, false
+	return nil
+}
+
+func (c *counter) run() {
+	for one := c.next(); one != nil; one = c.next() {
+		if one.slice() {
+			continue
+		}
+		c.mu.Lock()
+		c.slow = append(c.slow, one)
+		c.mu.Unlock()
+		c.pause()
+	}
+}
+
+// pause leaves the CPU to others, until a quick one comes.
+func (c *counter) pause() {
+	c.mu.Lock()
+	wait := len(c.quick) == 0 && !c.closed
+	c.mu.Unlock()
+	if !wait {
+		return
+	}
+	timer := time.NewTimer(countPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.woken:
+	}
+}
+
+// slice counts for a while, and reports whether that was the end.
+func (one *count) slice() bool {
+	begin := time.Now()
+	if one.walk == nil {
+		one.began = begin
+		used, counted, err := quota.Used(one.dir)
+		if counted {
+			one.finish(used.Bytes, used.Inodes, err, begin)
+			return true
+		}
+		if one.walk, err = newWalk(one.dir); err != nil {
+			one.finish(0, 0, err, begin)
+			return true
+		}
+	}
+	done, err := one.walk.step(begin.Add(countSlice))
+	if !done && err == nil {
+		one.took += time.Since(begin)
+		one.of.long.Store(true)
+		return false
+	}
+	one.walk.close()
+	one.finish(one.walk.bytes, one.walk.inodes, err, begin)
+	return true
+}
+
+// finish publishes the count. A directory that is gone takes nothing; what cannot be counted keeps its last count.
+func (one *count) finish(bytes, inodes uint64, err error, begin time.Time) {
+	now := &diskUsage{at: one.began, bytes: bytes, inodes: inodes, took: one.took + time.Since(begin)}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		slog.Warn("what a writable layer takes cannot be counted", "dir", one.dir, "err", err)
+		now.bytes, now.inodes = 0, 0
+		if last := one.of.last.Load(); last != nil {
+			now.bytes, now.inodes = last.bytes, last.inodes
+		}
+	}
+	one.of.last.Store(now)
+	one.of.long.Store(now.took > 2*countSlice)
+	one.of.mu.Lock()
+	defer one.of.mu.Unlock()
+	close(one.of.counted)
+	one.of.counted = nil
+}
+
+// freshen has the writable layers of containers counted where it is time for that. It waits for those that are quick, all
+// together no longer than countWait: a large one delays nobody.
+func (p *Pods) freshen(ctx context.Context, containers ...*Container) {
+	var quick []<-chan struct{}
+	for _, c := range containers {
+		soon := c.usage.quick()
+		if done := p.counts.refresh(&c.usage, p.paths.upper(c.Record())); done != nil && soon {
+			quick = append(quick, done)
+		}
+	}
+	if len(quick) == 0 {
+		return
+	}
+	timer := time.NewTimer(countWait)
+	defer timer.Stop()
+	for _, done := range quick {
+		select {
+		case <-done:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
