@@ -117,8 +117,9 @@ func registryName(args []string) (string, error) {
 		return "docker.io", nil
 	}
 	host := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(args[0], "https://"), "http://"), "/")
+	host = strings.TrimSuffix(strings.TrimSuffix(host, "/v1"), "/v2") // as docker writes it
 	switch host {
-	case "docker.io", "index.docker.io", "registry-1.docker.io", "index.docker.io/v1": // and as docker writes it
+	case "docker.io", "index.docker.io", "registry-1.docker.io":
 		return "docker.io", nil
 	}
 	named, err := reference.ParseNormalizedNamed(host + "/x")

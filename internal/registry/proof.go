@@ -172,15 +172,15 @@ func (p *proof) drop(t *token) {
 }
 
 // tokenURL reads a bearer challenge. Credentials do not go to a token server in the clear, unless the registry itself is
-// asked so, or the server is on this machine.
+// asked so over a network, or the server is on this machine.
 func (p *proof) tokenURL(params map[string]string) (*tokenURL, error) {
 	realm, err := url.Parse(params["realm"])
 	if err != nil || realm.Host == "" || realm.Scheme != "https" && realm.Scheme != "http" {
 		return nil, fault.New(fault.Unauthenticated, "registry host %s names a token server that is not a URL: %q", p.at, p.secrets.clip(params["realm"]))
 	}
 	realm.User, realm.Fragment = nil, ""
-	if at := originOf(realm); at.scheme == "http" && p.at.scheme == "https" && !at.loopback() && !p.creds.anonymous() {
-		return nil, fault.New(fault.Unauthenticated, "registry host %s is asked over TLS and its token server %s is not: the credentials are not sent; the registry has to name it with https://",
+	if at := originOf(realm); at.scheme == "http" && (p.at.scheme == "https" || p.at.loopback()) && !at.loopback() && !p.creds.anonymous() {
+		return nil, fault.New(fault.Unauthenticated, "registry host %s names the token server %s without TLS: the credentials are not sent; the registry has to name it with https://",
 			p.at, originOf(realm))
 	}
 	scopes := append(strings.Fields(params["scope"]), "repository:"+p.repository+":pull")

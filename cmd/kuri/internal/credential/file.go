@@ -1,6 +1,7 @@
 package credential
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/base64"
@@ -51,6 +52,7 @@ type File struct {
 func Open(path string) (*File, error) {
 	f := &File{path: path}
 	data, err := os.ReadFile(path)
+	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(strings.TrimSpace(string(data))) == 0 {
 		return f, nil
 	}
@@ -87,48 +89,56 @@ func (e entry) credential() (Credential, error) {
 	if e.Auth == "" {
 		return c, nil
 	}
-	raw, err := base64.StdEncoding.DecodeString(e.Auth)
+	raw, err := decodePair(e.Auth)
 	user, password, ok := strings.Cut(string(raw), ":")
-	if err != nil || !ok {
+	if err != nil || !ok || user == "" && password != "" {
 		return c, errors.New("its auth is not the base64 of USER:PASSWORD")
 	}
 	c.Username, c.Password = user, strings.TrimRight(password, "\x00")
 	return c, nil
 }
 
+// decodePair decodes base64 as it is found in such files: with or without padding, in either alphabet, with line breaks.
+func decodePair(text string) ([]byte, error) {
+	text = strings.TrimRight(strings.Join(strings.Fields(text), ""), "=")
+	return base64.RawStdEncoding.DecodeString(strings.NewReplacer("-", "+", "_", "/").Replace(text))
+}
+
 // Find returns the credential for a repository of a registry, such as "library/busybox" of "docker.io"; the zero value when
-// there is none. The longest of the file's keys that fits decides (registry.example/team before registry.example), in the
-// forms that docker and podman write; a helper of the registry comes before the file's own entries, and those before the
-// helper of all.
+// there is none. The longest of the file's keys that fits decides (registry.example/team before registry.example), in
+// every spelling that docker, podman and people write; a helper of the registry comes before the file's own entries, and
+// those before the helper of all.
 func (f *File) Find(ctx context.Context, registry, repository string) (Credential, error) {
-	keys := keysOf(registry)
-	for _, key := range keys {
-		if helper := f.helpers[key]; helper != "" {
-			c, found, err := get(ctx, helper, key)
-			if found || err != nil {
-				return c, err
-			}
+	at := place{hostOf("", registry), strings.Trim(repository, "/")}
+	for _, key := range keysFor(at, f.helpers) {
+		if f.helpers[key] == "" {
+			continue // the helper of all is not for it
 		}
-	}
-	for path := strings.Trim(repository, "/"); path != "" && path != "." && path != "/"; path = filepath.Dir(path) {
-		if c, found, err := f.own(registry + "/" + path); found || err != nil {
+		if c, found, err := f.ask(ctx, f.helpers[key], registry, key); found || err != nil {
 			return c, err
 		}
 	}
-	for _, key := range keys {
+	marks := keysFor(at, f.auths)
+	for _, key := range marks {
 		if c, found, err := f.own(key); found || err != nil {
 			return c, err
 		}
 	}
-	if f.store == "" {
+	if f.store == "" || slices.ContainsFunc(keysFor(at, f.helpers), func(key string) bool { return f.helpers[key] == "" }) {
 		return Credential{}, nil
 	}
-	for _, key := range keys {
-		if c, found, err := get(ctx, f.store, key); found || err != nil {
-			return c, err
+	c, _, err := f.ask(ctx, f.store, registry, marks...)
+	return c, err
+}
+
+// ask asks a helper for a registry, by the address under which docker keeps it and by those that the file has for it.
+func (f *File) ask(ctx context.Context, helper, registry string, keys ...string) (c Credential, found bool, err error) {
+	for _, address := range helperAddresses(registry, keys...) {
+		if c, found, err = get(ctx, helper, address); found || err != nil {
+			break
 		}
 	}
-	return Credential{}, nil
+	return c, found, err
 }
 
 // Kept returns what is kept of a registry, by what it is for: the registry, or the beginning of repositories, such as
@@ -143,34 +153,29 @@ func (f *File) Kept(ctx context.Context, registry string) (map[string]Credential
 		kept[registry] = all
 	}
 	for key := range f.auths {
-		path, ok := strings.CutPrefix(key, registry+"/")
-		if !ok || path == "" || path != strings.Trim(path, "/") {
+		at := placeOf(key)
+		if at.host != hostOf("", registry) || at.path == "" || strings.HasPrefix(at.path, "/") {
 			continue
 		}
-		c, err := f.Find(ctx, registry, path)
+		c, err := f.Find(ctx, registry, at.path)
 		if err != nil {
 			return nil, err
 		}
 		if c != (Credential{}) {
-			kept[registry+"/"+path] = c
+			kept[registry+"/"+at.path] = c
 		}
 	}
 	return kept, nil
 }
 
-// Registries returns the registries that the file has an entry for, sorted, each once.
+// Registries returns the registries that the file has an entry or a helper for, sorted, each once.
 func (f *File) Registries() []string {
 	var found []string
 	for key := range f.auths {
-		_, rest, ok := strings.Cut(key, "://")
-		if !ok {
-			rest = key
-		}
-		host, _, _ := strings.Cut(rest, "/")
-		if keysOf(host)[0] == dockerHub {
-			host = "docker.io"
-		}
-		found = append(found, host)
+		found = append(found, placeOf(key).host)
+	}
+	for key := range f.helpers {
+		found = append(found, placeOf(key).host)
 	}
 	slices.Sort(found)
 	return slices.Compact(found)
@@ -193,20 +198,9 @@ func (f *File) own(key string) (Credential, bool, error) {
 	return c, c != Credential{}, nil
 }
 
-// dockerHub is the key that docker has used for its own registry from the beginning.
-const dockerHub = "https://index.docker.io/v1/"
-
-// keysOf returns the keys that a registry may have in a file, the one to write first.
-func keysOf(registry string) []string {
-	if registry == "docker.io" || registry == "index.docker.io" || registry == "registry-1.docker.io" {
-		return []string{dockerHub, "docker.io", "index.docker.io", "registry-1.docker.io", "https://index.docker.io", "https://registry-1.docker.io"}
-	}
-	return []string{registry, "https://" + registry, "https://" + registry + "/", "https://" + registry + "/v1/", "https://" + registry + "/v2/", "http://" + registry, "http://" + registry + "/"}
-}
-
 // Keep notes the credential of a registry, in the registry's helper where there is one.
 func (f *File) Keep(ctx context.Context, registry string, c Credential) error {
-	key := keysOf(registry)[0]
+	key := address(registry)
 	e := entry{IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken}
 	if helper := f.helperOf(registry); helper != "" {
 		if err := store(ctx, helper, key, c); err != nil {
@@ -223,7 +217,7 @@ func (f *File) Keep(ctx context.Context, registry string, c Credential) error {
 	if f.auths == nil {
 		f.auths = make(map[string]json.RawMessage)
 	}
-	for _, old := range keysOf(registry) {
+	for _, old := range f.spellings(registry) {
 		delete(f.auths, old)
 	}
 	f.auths[key] = raw
@@ -233,25 +227,24 @@ func (f *File) Keep(ctx context.Context, registry string, c Credential) error {
 // Forget takes away what is kept of a registry and tells whether there was anything.
 func (f *File) Forget(ctx context.Context, registry string) (bool, error) {
 	had := false
-	helper := f.helperOf(registry)
-	for _, key := range keysOf(registry) {
-		if _, ok := f.auths[key]; ok {
-			had = true
-			delete(f.auths, key)
-		}
-		if helper == "" {
-			continue
-		}
-		_, found, err := get(ctx, helper, key)
-		if err != nil {
-			return had, err
-		}
-		if found {
-			had = true
-			if err := erase(ctx, helper, key); err != nil {
+	spellings := f.spellings(registry)
+	if helper := f.helperOf(registry); helper != "" {
+		for _, address := range helperAddresses(registry, spellings...) {
+			_, found, err := get(ctx, helper, address)
+			if err != nil {
 				return had, err
 			}
+			if found {
+				had = true
+				if err := erase(ctx, helper, address); err != nil {
+					return had, err
+				}
+			}
 		}
+	}
+	for _, key := range spellings {
+		had = true
+		delete(f.auths, key)
 	}
 	if !had {
 		return false, nil
@@ -259,11 +252,15 @@ func (f *File) Forget(ctx context.Context, registry string) (bool, error) {
 	return true, f.write()
 }
 
+// spellings returns the keys of the file's entries for a registry as a whole.
+func (f *File) spellings(registry string) []string {
+	return keysFor(place{host: hostOf("", registry)}, f.auths)
+}
+
+// helperOf returns the helper that keeps the credentials of a registry; "" when the file does.
 func (f *File) helperOf(registry string) string {
-	for _, key := range keysOf(registry) {
-		if helper := f.helpers[key]; helper != "" {
-			return helper
-		}
+	for _, key := range keysFor(place{host: hostOf("", registry)}, f.helpers) {
+		return f.helpers[key]
 	}
 	return f.store
 }

@@ -73,7 +73,7 @@ type hostTable struct {
 // readHost reads a registry's directory, which may be "".
 func readHost(dir, registry string) (*Host, error) {
 	server := registry
-	if keysOf(registry)[0] == dockerHub {
+	if hostOf("", registry) == "docker.io" {
 		server = "registry-1.docker.io"
 	}
 	if dir == "" {

@@ -92,7 +92,7 @@ func (v *verifier) bearer(ctx context.Context, base, challenge string) error {
 	if err != nil || realm.Host == "" {
 		return fmt.Errorf("the registry's token server is not a URL: %q", said["realm"])
 	}
-	if realm.Scheme != "https" && !isLoopback(realm.Host) {
+	if realm.Scheme != "https" && !isLoopback(realm.Host) && (!strings.HasPrefix(base, "http://") || isLoopback(v.host)) {
 		return fmt.Errorf("the registry's token server %s is not asked over TLS: the credentials are not sent", realm.Redacted())
 	}
 	q := realm.Query()
@@ -145,7 +145,9 @@ func (v *verifier) get(ctx context.Context, address string, with func(*http.Requ
 	if with != nil {
 		with(req)
 	}
-	resp, err := v.client.Do(req)
+	client := *v.client
+	client.CheckRedirect = v.redirect
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +157,24 @@ func (v *verifier) get(ctx context.Context, address string, with func(*http.Requ
 		return nil, err
 	}
 	return &answer{resp, body}, nil
+}
+
+// redirect takes from a request that goes on to another origin what is for the first one: credentials, and the headers of
+// hosts.toml. (net/http keeps the credentials for other ports of a host, and for the same without TLS.)
+func (v *verifier) redirect(req *http.Request, via []*http.Request) error {
+	if len(via) > 5 {
+		return errors.New("it redirects without end")
+	}
+	first := via[0].URL
+	if req.URL.Scheme == first.Scheme && strings.EqualFold(req.URL.Host, first.Host) {
+		return nil
+	}
+	for name := range v.header {
+		req.Header.Del(name)
+	}
+	req.Header.Del("Authorization")
+	req.Header.Del("Referer")
+	return nil
 }
 
 func (a *answer) check(want int) error {
