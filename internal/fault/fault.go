@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"runtime/debug"
+	"syscall"
 )
 
 // Kind is a class of error that callers tell apart. It is itself an error, so that errors.Is(err, fault.NotFound) reads
@@ -62,6 +65,35 @@ func Of(err error) Kind {
 	var k Kind
 	if errors.As(err, &k) {
 		return k
+	}
+	return ""
+}
+
+// OfErrno returns the kind of an error of the kernel that says something about this node and nothing about the request, ""
+// for any other. It is asked where an error without a kind leaves the process.
+func OfErrno(err error) Kind {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return ""
+	}
+	switch errno {
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOSPC, syscall.EDQUOT, syscall.ENOMEM:
+		return Exhausted
+	case syscall.EIO:
+		return Unavailable
+	}
+	return ""
+}
+
+// Hint says what to do about an error of the kernel where its own words do not say whose limit it is, "" for any other.
+func Hint(err error) string {
+	switch {
+	case errors.Is(err, syscall.EMFILE):
+		return fmt.Sprintf(" (%s has as many files open as it may: raise LimitNOFILE of its service)", filepath.Base(os.Args[0]))
+	case errors.Is(err, syscall.ENFILE):
+		return " (this node has as many files open as it may: raise the sysctl fs.file-max)"
+	case errors.Is(err, syscall.EIO):
+		return " (the device or file system failed: see the kernel's log)"
 	}
 	return ""
 }

@@ -38,12 +38,15 @@ func EncodeError(err error) error {
 	}
 	code := codes.Unknown
 	kind := fault.Of(err)
+	if kind == "" {
+		kind = fault.OfErrno(err)
+	}
 	for _, w := range wire {
 		if w.kind == kind {
 			code = w.code
 		}
 	}
-	return status.Error(code, err.Error())
+	return status.Error(code, err.Error()+fault.Hint(err))
 }
 
 // decodeError is the other direction: an error with the kind that the keeper gave it. A call's own context error keeps

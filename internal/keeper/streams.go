@@ -34,19 +34,30 @@ type Streams struct {
 // Size is that of a terminal, in characters.
 type Size struct{ Width, Height uint16 }
 
-// endWait is how long the keeper may take to end what a session ran: it kills within 10 seconds, and waits 10 more.
-const endWait = 25 * time.Second
+// endWait is how long the keeper may take to answer when its caller has had enough. It answers within 2 seconds, also when
+// what a session ran does not end.
+const endWait = 3 * time.Second
 
 // Exec runs args in the running container id, copies its streams until it ends, and returns its exit code: 128 + n when
 // signal n ended it. With tty it has a terminal, whose output is Stdout. What it left in the background lives on and is
 // not waited for.
 //
 // When ctx ends or a write to Stdout or Stderr fails, the process and all that it has started are killed before Exec
-// returns the context's cause, or the write's error.
+// returns the context's cause, or the write's error. One that does not begin, or does not end, is killed behind it, and
+// the error is of kind Deadline and says why. Without a deadline in ctx the program has 10 seconds to begin.
 func (c *Client) Exec(ctx context.Context, id string, args []string, tty bool, with Streams) (int32, error) {
 	return c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
-		Id: id, Args: args, Tty: tty, Stdin: with.Stdin != nil,
+		Id: id, Args: args, Tty: tty, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx),
 	}}})
+}
+
+// beginMs is how long a program may take to begin, in milliseconds: until ctx ends, 0 when it has no deadline.
+func beginMs(ctx context.Context) int64 {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return 0
+	}
+	return max(time.Until(deadline).Milliseconds(), 1)
 }
 
 // Copy runs the copier with args in the running container id, as Exec runs a command; where it cannot the error is of kind
@@ -54,7 +65,7 @@ func (c *Client) Exec(ctx context.Context, id string, args []string, tty bool, w
 // Stdin; "isdir" and a path. See internal/oci/copy.c, also for the exit codes.
 func (c *Client) Copy(ctx context.Context, id string, args []string, with Streams) (int32, error) {
 	code, err := c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
-		Id: id, Copy: args, Stdin: with.Stdin != nil,
+		Id: id, Copy: args, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx),
 	}}})
 	if errors.Is(err, fault.Invalid) && strings.HasPrefix(err.Error(), "no command to execute") { // what a keeper of before knows
 		err = fault.New(fault.Unimplemented, "this keeper is of an earlier version, which has no copier")
@@ -78,20 +89,21 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 		return 0, err
 	}
 	defer conn.Close()
-	p, err := begin(conn, req)
-	if err != nil {
-		return 0, err
-	}
-
-	// 2. Copy, until the end is told; or until we have had enough, and then the keeper makes an end.
+	// When we have had enough, the keeper makes an end; it may be that nothing has begun by then.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	pumps := p.copy(with, cancel)
 	stop := context.AfterFunc(ctx, func() {
 		conn.Finish()
 		time.AfterFunc(endWait, func() { conn.Close() })
 	})
 	defer stop()
+	p, err := begin(conn, req)
+	if err != nil {
+		return 0, endOf(ctx, err)
+	}
+
+	// 2. Copy, until the end is told.
+	pumps := p.copy(with, cancel)
 	code, err = end(conn)
 
 	// 3. The rest of the output, and the end of the input.
@@ -100,10 +112,16 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 	}
 	pumps.Wait()
 	p.closeInput()
-	if ctx.Err() != nil && (err == nil || !errors.Is(err, fault.Deadline)) {
-		err = context.Cause(ctx)
+	return code, endOf(ctx, err)
+}
+
+// endOf returns why a session has ended: when ctx has, that is its cause, unless the keeper says that it could not make an
+// end.
+func endOf(ctx context.Context, err error) error {
+	if ctx.Err() != nil && !errors.Is(err, fault.Deadline) {
+		return context.Cause(ctx)
 	}
-	return code, err
+	return err
 }
 
 func (c *Client) openSession(ctx context.Context) (*session.Conn, error) {

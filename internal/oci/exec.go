@@ -27,9 +27,10 @@ import (
 // twice. It is constant, and holds no descriptor.
 type Executor struct {
 	id      string
-	request []byte            // all that the processes of the container have in common
-	env     environ           // where their environment is in the request
-	filter  *filter           // theirs, which containers with one profile share; nil for none
+	request []byte  // all that the processes of the container have in common
+	env     environ // where their environment is in the request
+	filter  *filter // theirs, which containers with one profile share; nil for none
+	cwd     string
 	cgroups map[string]string // the container's cgroup, by controller
 	home    Cgroup
 	beyond  string // why libcontainer starts its processes, "" when the fork server does
@@ -54,7 +55,7 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 		return nil, err
 	}
 	config := c.Config()
-	x := &Executor{id: id, bundle: bundle, cgroups: state.CgroupPaths, home: cgroupOf(state.CgroupPaths)}
+	x := &Executor{id: id, bundle: bundle, cwd: spec.Process.Cwd, cgroups: state.CgroupPaths, home: cgroupOf(state.CgroupPaths)}
 	if x.beyond = beyond(spec, x.home); x.beyond != "" {
 		return x, nil
 	}
@@ -272,7 +273,8 @@ type Running struct {
 }
 
 // Exec starts args in the running container of x, whose first process init is a pidfd of. Seq tells concurrent ones of
-// one container apart. When ctx ends before the program runs, it is killed and the error is the context's.
+// one container apart. When ctx ends before the program runs, it is killed and the error is the cause; in a frozen container
+// none is started before it thaws.
 //
 // The fork server starts it, or libcontainer where the container has something that is beyond the former, or the kernel is
 // too old for it.
@@ -292,6 +294,9 @@ func (e *Embedded) exec(ctx context.Context, x *Executor, init *os.File, seq uin
 			return nil, fault.New(fault.Invalid, "%q contains a NUL byte, which no program can be given", a)
 		}
 	}
+	if err := x.home.awaitThaw(ctx); err != nil {
+		return nil, err
+	}
 	r := &Running{home: x.home.procs}
 	sub := fmt.Sprintf("exec-%d", seq)
 	if x.home.procs != "" {
@@ -303,7 +308,7 @@ func (e *Embedded) exec(ctx context.Context, x *Executor, init *os.File, seq uin
 	started := false
 	defer func() {
 		if !started {
-			err = errors.Join(err, r.Kill(startLimit), r.Leave())
+			err = errors.Join(err, r.Kill(killLimit), r.Leave())
 		}
 	}()
 	err = e.start(ctx, x, init, r, sub, args, stdio, copier)
@@ -315,16 +320,16 @@ func (e *Embedded) start(ctx context.Context, x *Executor, init *os.File, r *Run
 	if x.beyond == "" {
 		err := e.fork(ctx, x, init, r, args, stdio, copier)
 		if copier {
-			return classifyCopier(x.id, err)
+			return x.classifyCopier(err)
 		}
 		if !unable(err) {
-			return classifyStart(args[0], err)
+			return x.classify(args[0], err)
 		}
 	}
 	if copier {
 		return fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
 	}
-	return e.execByLibcontainer(x, r, sub, args, stdio)
+	return e.execByLibcontainer(ctx, x, r, sub, args, stdio)
 }
 
 // unable says that the other way may do it: this program is not sealed, or the kernel lacks a call (clone3 into a cgroup:
@@ -341,31 +346,37 @@ func unable(err error) bool {
 	return false
 }
 
-// classifyStart says what went wrong, and that the request is wrong where it is. In which container, the caller says.
-func classifyStart(program string, err error) error {
+// classify says what went wrong, and that the request is wrong where it is. In which container, the caller says.
+func (x *Executor) classify(program string, err error) error {
 	var failed *startError
 	switch {
-	case !errors.As(err, &failed):
+	case !errors.As(err, &failed) || fault.OfErrno(failed.errno) != "": // of the node
 		return err
 	case failed.step == stepFork && failed.errno == unix.EAGAIN:
-		return fault.New(fault.Exhausted, "it has as many processes as it may have")
+		return fault.New(fault.Exhausted, "it has as many processes as it may have (pids limit)")
 	case failed.step == stepConsole:
 		return fault.As(fault.Precondition, err)
+	case failed.step == stepCwd && (failed.errno == unix.ENOENT || failed.errno == unix.ENOTDIR || failed.errno == unix.ESTALE):
+		return fault.New(fault.Precondition, "exec: %q: the container's working directory %s is gone, make it anew (%w)", program, x.cwd, failed.errno)
+	case failed.step == stepCwd && failed.errno == unix.EXDEV:
+		return fault.New(fault.Invalid, "exec: %q: the container's working directory %s is not below its root", program, x.cwd)
+	case failed.step == stepCwd:
+		return fault.New(fault.Invalid, "exec: %q: enter the container's working directory %s: %w", program, x.cwd, failed.errno)
 	case failed.step == stepSearch && failed.errno == unix.ENOENT:
 		return fault.New(fault.Invalid, "exec: %q: executable file not found in the container", program)
-	case failed.step == stepSearch || failed.step == stepExec || failed.step == stepCwd:
+	case failed.step == stepSearch || failed.step == stepExec:
 		return fault.New(fault.Invalid, "exec: %q: %w", program, err)
 	}
 	return err
 }
 
 // classifyCopier says that there is no copier where its program is forbidden.
-func classifyCopier(id string, err error) error {
+func (x *Executor) classifyCopier(err error) error {
 	var failed *startError
 	if unable(err) || errors.As(err, &failed) && (failed.step == stepSearch || failed.step == stepExec) {
-		return fault.New(fault.Unimplemented, "no copier for container %s: %w", id, err)
+		return fault.New(fault.Unimplemented, "no copier for container %s: %w", x.id, err)
 	}
-	return classifyStart("the copier", err)
+	return x.classify("the copier", err)
 }
 
 // fork has the fork server start a process.
@@ -386,17 +397,13 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Runn
 		return err
 	}
 
-	talk.SetDeadline(time.Now().Add(startLimit))
 	defer context.AfterFunc(ctx, func() { talk.SetDeadline(time.Unix(1, 0)) })()
 	b, err := converse(talk, server, x.body(r, args, stdio.Console != nil))
 	if err != nil {
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			err = context.Cause(ctx)
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			err = fault.New(fault.Deadline, "it did not come to execute its program within %s", startLimit)
 		}
-		if kerr := r.Kill(startLimit); kerr != nil {
+		if kerr := r.Kill(killLimit); kerr != nil {
 			return errors.Join(err, kerr)
 		}
 		reap(b.pid)
@@ -464,7 +471,7 @@ func (x *Executor) body(r *Running, args []string, terminal bool) []byte {
 }
 
 // execByLibcontainer starts a process the long way.
-func (e *Embedded) execByLibcontainer(x *Executor, r *Running, sub string, args []string, stdio Stdio) error {
+func (e *Embedded) execByLibcontainer(ctx context.Context, x *Executor, r *Running, sub string, args []string, stdio Stdio) error {
 	spec, err := e.ReadSpec(x.bundle)
 	if err != nil {
 		return err
@@ -487,7 +494,11 @@ func (e *Embedded) execByLibcontainer(x *Executor, r *Running, sub string, args 
 	if x.home.procs != "" {
 		r.process.SubCgroupPaths = map[string]string{controllerOf(x.cgroups, x.home): sub}
 	}
+	defer context.AfterFunc(ctx, func() { r.Kill(killLimit) })()
 	if err := c.Start(r.process); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return classify(err)
 	}
 	r.Pid, err = r.process.Pid()

@@ -477,7 +477,7 @@ static void verify_cwd(void)
 	static char path[4096 + 16];
 
 	must(syscall(SYS_getcwd, path, sizeof(path)) > 0, DIRECTORY);
-	errno = ENOENT;
+	errno = EXDEV;
 	must(path[0] == '/', DIRECTORY); // "(unreachable)/…" otherwise
 }
 

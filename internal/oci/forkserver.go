@@ -92,8 +92,8 @@ const (
 	isCopier    // what runs is copy.c, from this program
 )
 
-// startLimit bounds what a process does up to its exec: it may find a working directory on a dead file server.
-const startLimit = 10 * time.Second
+// killLimit bounds the wait for the end of what was killed before it came to its exec: it may hang in a file system.
+const killLimit = 10 * time.Second
 
 // startError is a step that a process could not do on its way to its exec.
 type startError struct {

@@ -69,7 +69,11 @@ func (c Cgroup) sleeper(t *testing.T) (ended chan struct{}, process *os.Process)
 	go func() { cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
 		cmd.Process.Kill()
-		<-ended
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			t.Errorf("process %d does not die", cmd.Process.Pid)
+		}
 	})
 	return ended, cmd.Process
 }

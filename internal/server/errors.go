@@ -45,11 +45,15 @@ func coded(err error) error {
 	case errors.Is(err, context.Canceled):
 		code = codes.Canceled
 	default:
-		if c, ok := codeOf[fault.Of(err)]; ok {
+		kind := fault.Of(err)
+		if kind == "" {
+			kind = fault.OfErrno(err)
+		}
+		if c, ok := codeOf[kind]; ok {
 			code = c
 		}
 	}
-	return status.Error(code, err.Error())
+	return status.Error(code, err.Error()+fault.Hint(err))
 }
 
 // forKubelet tells whether the text begins with a word that a kubelet looks for when a pull fails (cri-api, pkg/errors).

@@ -110,12 +110,14 @@ func (*SessionRequest_Attach) isSessionRequest_Ask() {}
 
 // ExecSession runs a process in a running container. A child that the process leaves behind on an ordinary exit lives on.
 type ExecSession struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of the container
-	Args          []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
-	Tty           bool                   `protobuf:"varint,3,opt,name=tty,proto3" json:"tty,omitempty"`     // with it the files are: terminal; without: stdin (if asked for), stdout, stderr
-	Stdin         bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"` // give it a stdin; else it is /dev/null. A terminal has one always
-	Copy          []string               `protobuf:"bytes,5,rep,name=copy,proto3" json:"copy,omitempty"`    // in place of args: the process is no program of the container's but the copier, and these are
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of the container
+	Args  []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
+	Tty   bool                   `protobuf:"varint,3,opt,name=tty,proto3" json:"tty,omitempty"`     // with it the files are: terminal; without: stdin (if asked for), stdout, stderr
+	Stdin bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"` // give it a stdin; else it is /dev/null. A terminal has one always
+	Copy  []string               `protobuf:"bytes,5,rep,name=copy,proto3" json:"copy,omitempty"`    // in place of args: the process is no program of the container's but the copier, and these are
+	// its arguments (internal/oci/copy.c). Where it cannot run the error is UNIMPLEMENTED
+	BeginMs       int64 `protobuf:"varint,6,opt,name=begin_ms,json=beginMs,proto3" json:"begin_ms,omitempty"` // how long it may take until the program runs; 0: 10 seconds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -183,6 +185,13 @@ func (x *ExecSession) GetCopy() []string {
 		return x.Copy
 	}
 	return nil
+}
+
+func (x *ExecSession) GetBeginMs() int64 {
+	if x != nil {
+		return x.BeginMs
+	}
+	return 0
 }
 
 // AttachSession follows the output of a running container, and writes to its stdin. The files are stdout and stderr, or
@@ -360,13 +369,14 @@ const file_internal_keeper_api_session_proto_rawDesc = "" +
 	"\x0eSessionRequest\x121\n" +
 	"\x04exec\x18\x01 \x01(\v2\x1b.kuri.keeper.v1.ExecSessionH\x00R\x04exec\x127\n" +
 	"\x06attach\x18\x02 \x01(\v2\x1d.kuri.keeper.v1.AttachSessionH\x00R\x06attachB\x05\n" +
-	"\x03ask\"m\n" +
+	"\x03ask\"\x88\x01\n" +
 	"\vExecSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
 	"\x03tty\x18\x03 \x01(\bR\x03tty\x12\x14\n" +
 	"\x05stdin\x18\x04 \x01(\bR\x05stdin\x12\x12\n" +
-	"\x04copy\x18\x05 \x03(\tR\x04copy\"5\n" +
+	"\x04copy\x18\x05 \x03(\tR\x04copy\x12\x19\n" +
+	"\bbegin_ms\x18\x06 \x01(\x03R\abeginMs\"5\n" +
 	"\rAttachSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05stdin\x18\x02 \x01(\bR\x05stdin\"\x83\x01\n" +

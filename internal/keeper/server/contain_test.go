@@ -61,7 +61,7 @@ func TestAPanicKillsWhatWasExecuted(t *testing.T) {
 	x := started(t, s)
 	s.serving(func() { s.watchExec(x) })
 	s.serving(func() {
-		defer x.stop()
+		defer s.stop(x)
 		x.stdio.handOver(nil)
 	})
 	s.sessions.Wait()
@@ -77,8 +77,8 @@ func TestAPanicKillsWhatWasExecuted(t *testing.T) {
 	s.watchExec(x)
 	x.running, x.pid = running, pid
 	s.serving(func() {
-		defer x.stop()
-		if err := x.await(t.Context()); err == nil || !strings.Contains(err.Error(), "a bug in Kuri") {
+		defer s.stop(x)
+		if err := s.await(t.Context(), x); err == nil || !strings.Contains(err.Error(), "a bug in Kuri") {
 			t.Errorf("await: %v", err)
 		}
 	})

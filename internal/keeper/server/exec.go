@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"time"
 
@@ -29,7 +31,7 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 	}
 
 	x := &execution{ended: make(chan struct{})}
-	defer x.stop()
+	defer s.stop(x)
 
 	// 1. The process.
 	if err := s.startExec(ctx, c, x, req); err != nil {
@@ -42,7 +44,7 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 	}
 
 	// 3. Its end, or the caller's.
-	if err := x.await(ctx); err != nil {
+	if err := s.await(ctx, x); err != nil {
 		return 0, err
 	}
 	return x.code, nil
@@ -50,25 +52,68 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 
 // execution is a process that runs for a session.
 type execution struct {
+	stdio     *stdio // nil until it has been made
+	abandoned bool   // its time was over before it began: who starts it ends it
+	killing   bool   // it has been tried
+
 	running *oci.Running  // nil until it has been started
 	pid     int           // its
-	stdio   *stdio        // nil until it has been made
-	killing bool          // it has been tried
 	ended   chan struct{} // closed when nobody waits for it any more; then the rest is set
 	reaped  bool
 	code    int
 	err     error
 }
 
-func (s *Server) startExec(ctx context.Context, c *container, x *execution, req *api.ExecSession) error {
+// beginLimit bounds what a process does up to its exec, where the caller gives no time for it: it may find a working
+// directory on a dead file server.
+const beginLimit = 10 * time.Second
+
+// startExec starts the process within the time that the caller gives it. When that is over, or ctx ends, it returns at
+// once, and what has begun is ended behind it: a process that hangs in the kernel is no reason to let the caller wait.
+func (s *Server) startExec(ctx context.Context, c *container, x *execution, req *api.ExecSession) (err error) {
+	limit := beginLimit
+	if req.BeginMs > 0 && req.BeginMs < int64(math.MaxInt64/time.Millisecond) {
+		limit = time.Duration(req.BeginMs) * time.Millisecond
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if x.stdio, err = openStdio(req.Tty, req.Stdin); err != nil {
+		return err
+	}
+	begun := make(chan error, 1)
+	s.serving(func() {
+		err := errors.New("a bug in Kuri, see the keeper's log")
+		defer func() { begun <- err }()
+		defer x.stdio.closeTheirs()
+		err = s.beginExec(ctx, c, x, req)
+	})
+	select {
+	case err := <-begun:
+		if err != nil {
+			return err
+		}
+	case <-ctx.Done():
+		x.abandoned = true
+		s.serving(func() {
+			if err := <-begun; err == nil {
+				s.endExec(x)
+			}
+		})
+		why := "it may be short of CPU, or its file system hangs"
+		if c.made.Cgroup.Frozen() {
+			why = "the container is frozen"
+		}
+		return fault.New(fault.Deadline, "the command had not begun when its time was over: %s", why)
+	}
+	return x.stdio.receiveConsole()
+}
+
+// beginExec starts the process and watches it.
+func (s *Server) beginExec(ctx context.Context, c *container, x *execution, req *api.ExecSession) error {
 	executor, err := s.executor(c)
 	if err != nil {
 		return err
 	}
-	if x.stdio, err = openStdio(req.Tty, req.Stdin); err != nil {
-		return err
-	}
-	defer x.stdio.closeTheirs()
 	start, args := s.runtime.Exec, req.Args
 	if len(req.Copy) > 0 {
 		start, args = s.runtime.Copy, req.Copy
@@ -81,11 +126,10 @@ func (s *Server) startExec(ctx context.Context, c *container, x *execution, req 
 		}
 		return err
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		s.serving(func() { s.watchExec(x) })
 	}
-	s.serving(func() { s.watchExec(x) })
-	return x.stdio.receiveConsole()
+	return err
 }
 
 // executor returns what starts processes in a container. It is made at the first exec, and given up at the exit and when
@@ -160,26 +204,48 @@ func (x *execution) reap() (err error) {
 	return err
 }
 
+// killPatience is how long a caller waits for the end of what is killed for it. The killing goes on behind it.
+const killPatience = 2 * time.Second
+
 // await returns when the process has ended; when ctx ends first it kills it and all that it has started.
-func (x *execution) await(ctx context.Context) error {
+func (s *Server) await(ctx context.Context, x *execution) error {
 	select {
 	case <-x.ended:
+		return x.err
 	case <-ctx.Done():
-		if err := x.kill(); err != nil {
+	}
+	x.killing = true
+	killed := make(chan error, 1)
+	s.serving(func() {
+		err := x.kill()
+		if err != nil {
+			slog.Error("end an exec", "pid", x.pid, "err", err)
+		}
+		killed <- err
+	})
+	select {
+	case err := <-killed:
+		if err != nil {
 			return err
 		}
+		return x.err
+	case <-time.After(killPatience):
+		return fault.New(fault.Deadline, "it has been killed and does not end: process %s", oci.Describe(x.pid))
 	}
-	return x.err
 }
 
 // stop is the end of a session, whichever way it has come: nothing runs on for it but what an ordinary exit left behind.
-func (x *execution) stop() {
+func (s *Server) stop(x *execution) {
 	if x.stdio != nil {
 		x.stdio.close()
 	}
-	if x.running == nil || x.killing {
-		return
+	if !x.abandoned && !x.killing && x.running != nil {
+		s.endExec(x)
 	}
+}
+
+// endExec ends what runs for a session that has ended.
+func (s *Server) endExec(x *execution) {
 	select {
 	case <-x.ended:
 		if x.reaped {
@@ -198,7 +264,6 @@ func (x *execution) stop() {
 
 // kill kills the process and all that it has started, and waits until it has been reaped, within killLimit.
 func (x *execution) kill() error {
-	x.killing = true
 	if err := x.running.Kill(killLimit); err != nil {
 		return fault.New(fault.Deadline, "kill it: %w", err)
 	}

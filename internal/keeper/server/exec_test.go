@@ -450,7 +450,7 @@ func TestExecEntersNoDirectoryOfTheHost(t *testing.T) {
 		body, err := os.ReadFile(filepath.Join(j.Bundle, "config.json"))
 		n.must(err)
 		n.must(os.WriteFile(filepath.Join(j.Bundle, "config.json"), []byte(strings.Replace(string(body), `"cwd":"/tmp"`, `"cwd":"/dir"`, 1)), 0o600))
-		if _, err := n.Exec(t.Context(), j.Id, []string{"pwd"}, false, keeper.Streams{}); !errors.Is(err, fault.Invalid) {
+		if _, err := n.Exec(t.Context(), j.Id, []string{"pwd"}, false, keeper.Streams{}); !errors.Is(err, fault.Invalid) && !errors.Is(err, fault.Precondition) {
 			t.Errorf("descriptor %d: %v", fd, err)
 		}
 		n.must(n.Delete(t.Context(), j.Id))

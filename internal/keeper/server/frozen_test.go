@@ -11,14 +11,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// freeze freezes the cgroup of that path below the roots of the hierarchies, until the test ends.
-func (n *node) freeze(path string) {
+// freeze freezes the cgroup of that path below the roots of the hierarchies, until thaw or the end of the test.
+func (n *node) freeze(path string) (thaw func()) {
 	n.t.Helper()
 	file, frozen, thawed := filepath.Join("/sys/fs/cgroup/freezer", path, "freezer.state"), "FROZEN", "THAWED"
 	if _, err := os.Stat(file); err != nil {
 		file, frozen, thawed = filepath.Join("/sys/fs/cgroup", path, "cgroup.freeze"), "1", "0"
 	}
-	n.t.Cleanup(func() { os.WriteFile(file, []byte(thawed), 0) })
+	thaw = func() { os.WriteFile(file, []byte(thawed), 0) }
+	n.t.Cleanup(thaw)
 	if !eventually(func() bool {
 		os.WriteFile(file, []byte(thawed), 0) // v1 does not always come to an end by itself
 		os.WriteFile(file, []byte(frozen), 0)
@@ -28,6 +29,7 @@ func (n *node) freeze(path string) {
 	}) {
 		n.t.Fatalf("%s does not freeze", file)
 	}
+	return thaw
 }
 
 // Whatever keeps a container's processes from running does not keep them from being killed.
