@@ -49,7 +49,7 @@ type token struct {
 type shown struct {
 	basic bool
 	token *token
-	fresh bool // the token was fetched for this request: a refusal is final
+	fresh bool // the token was fetched for this request: a refusal is final, unless it has served another meanwhile
 }
 
 func newProof(at origin, creds *credentials, repository string, client *http.Client, s *secrets) *proof {
@@ -131,7 +131,7 @@ func (p *proof) answered(resp *http.Response, s shown) (again bool, err error) {
 
 // challenged looks for a challenge that can be met in another way than has just failed. Tokens come before passwords.
 func (p *proof) challenged(asked []challenge, s shown) (again bool, err error) {
-	if p.creds.bearer != "" || s.fresh {
+	if p.creds.bearer != "" || s.fresh && !s.token.worked.Load() {
 		return false, nil
 	}
 	if i := slices.IndexFunc(asked, func(c challenge) bool { return c.scheme == "bearer" && c.params["realm"] != "" }); i >= 0 {
