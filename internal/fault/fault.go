@@ -27,6 +27,7 @@ const (
 	Unauthenticated  Kind = "credentials refused"    // a registry wants other credentials: codes.Unauthenticated
 	Deadline         Kind = "time limit passed"      // a limit that the request itself set has passed: codes.DeadlineExceeded
 	Incomplete       Kind = "done in part"           // the rest could not be done: codes.Aborted
+	Unstartable      Kind = "cannot be started"      // a container whose own program, mounts or limits keep it from running: codes.InvalidArgument
 	Corrupt          Kind = "content does not match" // content differs from its digest or its format: codes.DataLoss
 )
 

@@ -29,6 +29,7 @@ var wire = [...]struct {
 	{fault.Deadline, codes.DeadlineExceeded},
 	{fault.Incomplete, codes.Aborted},
 	{fault.Corrupt, codes.DataLoss},
+	{fault.Unstartable, codes.OutOfRange}, // a code that no other kind has
 }
 
 // EncodeError gives err the form in which the keeper sends it: a gRPC status with the code of its kind. Nil stays nil.

@@ -499,7 +499,7 @@ func (e *Embedded) execByLibcontainer(ctx context.Context, x *Executor, r *Runni
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return classify(err)
+		return classifyExec(err)
 	}
 	r.Pid, err = r.process.Pid()
 	return err

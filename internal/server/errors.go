@@ -17,6 +17,7 @@ import (
 var codeOf = map[fault.Kind]codes.Code{
 	fault.NotFound:         codes.NotFound,
 	fault.Exists:           codes.AlreadyExists,
+	fault.Unstartable:      codes.InvalidArgument,
 	fault.Invalid:          codes.InvalidArgument,
 	fault.Precondition:     codes.FailedPrecondition,
 	fault.Unavailable:      codes.Unavailable,

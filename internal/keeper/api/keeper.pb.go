@@ -522,6 +522,7 @@ type Sandbox struct {
 	// "pid", "user". Valid as long as this keeper process lives; ask again after it was replaced.
 	Namespaces    map[string]string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	InitPid       int32             `protobuf:"varint,3,opt,name=init_pid,json=initPid,proto3" json:"init_pid,omitempty"` // with pid only
+	Gone          string            `protobuf:"bytes,4,opt,name=gone,proto3" json:"gone,omitempty"`                       // why no process can begin in it any more: its init has ended. "" while one can
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -575,6 +576,13 @@ func (x *Sandbox) GetInitPid() int32 {
 		return x.InitPid
 	}
 	return 0
+}
+
+func (x *Sandbox) GetGone() string {
+	if x != nil {
+		return x.Gone
+	}
+	return ""
 }
 
 type RemoveSandboxRequest struct {
@@ -1668,9 +1676,11 @@ func (x *EventsResponse) GetLost() bool {
 }
 
 type Event struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Container     *Container             `protobuf:"bytes,2,opt,name=container,proto3" json:"container,omitempty"` // as it was right after the change; only exits are told today
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Seq   uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// Either is as it was right after the change: a container that has exited, or a sandbox that is gone.
+	Container     *Container `protobuf:"bytes,2,opt,name=container,proto3" json:"container,omitempty"`
+	Sandbox       *Sandbox   `protobuf:"bytes,3,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1715,6 +1725,13 @@ func (x *Event) GetSeq() uint64 {
 func (x *Event) GetContainer() *Container {
 	if x != nil {
 		return x.Container
+	}
+	return nil
+}
+
+func (x *Event) GetSandbox() *Sandbox {
+	if x != nil {
+		return x.Sandbox
 	}
 	return nil
 }
@@ -1766,13 +1783,14 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\tIDMapping\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\rR\vcontainerId\x12\x17\n" +
 	"\ahost_id\x18\x02 \x01(\rR\x06hostId\x12\x16\n" +
-	"\x06length\x18\x03 \x01(\rR\x06length\"\xbc\x01\n" +
+	"\x06length\x18\x03 \x01(\rR\x06length\"\xd0\x01\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12G\n" +
 	"\n" +
 	"namespaces\x18\x02 \x03(\v2'.kuri.keeper.v1.Sandbox.NamespacesEntryR\n" +
 	"namespaces\x12\x19\n" +
-	"\binit_pid\x18\x03 \x01(\x05R\ainitPid\x1a=\n" +
+	"\binit_pid\x18\x03 \x01(\x05R\ainitPid\x12\x12\n" +
+	"\x04gone\x18\x04 \x01(\tR\x04gone\x1a=\n" +
 	"\x0fNamespacesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"&\n" +
@@ -1852,10 +1870,11 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\await_ms\x18\x02 \x01(\x03R\x06waitMs\"S\n" +
 	"\x0eEventsResponse\x12-\n" +
 	"\x06events\x18\x01 \x03(\v2\x15.kuri.keeper.v1.EventR\x06events\x12\x12\n" +
-	"\x04lost\x18\x02 \x01(\bR\x04lost\"R\n" +
+	"\x04lost\x18\x02 \x01(\bR\x04lost\"\x85\x01\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x127\n" +
-	"\tcontainer\x18\x02 \x01(\v2\x19.kuri.keeper.v1.ContainerR\tcontainer*:\n" +
+	"\tcontainer\x18\x02 \x01(\v2\x19.kuri.keeper.v1.ContainerR\tcontainer\x121\n" +
+	"\asandbox\x18\x03 \x01(\v2\x17.kuri.keeper.v1.SandboxR\asandbox*:\n" +
 	"\x05State\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\v\n" +
 	"\aCREATED\x10\x01\x12\v\n" +
@@ -1938,35 +1957,36 @@ var file_internal_keeper_api_keeper_proto_depIdxs = []int32{
 	16, // 10: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
 	28, // 11: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
 	15, // 12: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
-	1,  // 13: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
-	3,  // 14: kuri.keeper.v1.Keeper.Probe:input_type -> kuri.keeper.v1.ProbeRequest
-	5,  // 15: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
-	8,  // 16: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
-	10, // 17: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
-	13, // 18: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
-	17, // 19: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
-	18, // 20: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
-	20, // 21: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
-	22, // 22: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
-	24, // 23: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
-	26, // 24: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
-	2,  // 25: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
-	4,  // 26: kuri.keeper.v1.Keeper.Probe:output_type -> kuri.keeper.v1.ProbeResponse
-	7,  // 27: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
-	9,  // 28: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
-	11, // 29: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
-	15, // 30: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
-	15, // 31: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
-	19, // 32: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
-	21, // 33: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
-	23, // 34: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
-	25, // 35: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
-	27, // 36: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
-	25, // [25:37] is the sub-list for method output_type
-	13, // [13:25] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	7,  // 13: kuri.keeper.v1.Event.sandbox:type_name -> kuri.keeper.v1.Sandbox
+	1,  // 14: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
+	3,  // 15: kuri.keeper.v1.Keeper.Probe:input_type -> kuri.keeper.v1.ProbeRequest
+	5,  // 16: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
+	8,  // 17: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
+	10, // 18: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
+	13, // 19: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
+	17, // 20: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
+	18, // 21: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
+	20, // 22: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
+	22, // 23: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
+	24, // 24: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
+	26, // 25: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
+	2,  // 26: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
+	4,  // 27: kuri.keeper.v1.Keeper.Probe:output_type -> kuri.keeper.v1.ProbeResponse
+	7,  // 28: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
+	9,  // 29: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
+	11, // 30: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
+	15, // 31: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
+	15, // 32: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
+	19, // 33: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
+	21, // 34: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
+	23, // 35: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
+	25, // 36: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
+	27, // 37: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
+	26, // [26:38] is the sub-list for method output_type
+	14, // [14:26] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_internal_keeper_api_keeper_proto_init() }

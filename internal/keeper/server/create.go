@@ -121,6 +121,9 @@ func (s *Server) reserve(req *api.CreateRequest) (*container, *sandbox, error) {
 	if box == nil || box.removing {
 		return nil, nil, fault.New(fault.NotFound, "the keeper has no sandbox %s", req.SandboxId)
 	}
+	if box.gone != "" {
+		return nil, nil, fault.New(fault.Precondition, "sandbox %s takes no containers any more: %s", req.SandboxId, box.gone)
+	}
 	if s.containers[req.Id] != nil {
 		return nil, nil, fault.New(fault.Unavailable, "container %s is being deleted", req.Id)
 	}

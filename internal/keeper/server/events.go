@@ -11,7 +11,7 @@ import (
 // eventsKept bounds the ring of events.
 const eventsKept = 1024
 
-// events is the ring of the newest exits, with ascending numbers from 1.
+// events is the ring of the newest events, with ascending numbers from 1.
 type events struct {
 	mu   sync.Mutex // guards all below
 	ring []*api.Event
@@ -21,14 +21,16 @@ type events struct {
 
 func newEvents() *events { return &events{more: make(chan struct{})} }
 
-func (e *events) publish(c *api.Container) {
+// publish gives an event its number and tells it.
+func (e *events) publish(event *api.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.seq++
+	event.Seq = e.seq
 	if len(e.ring) == eventsKept {
 		e.ring = append(e.ring[:0:0], e.ring[eventsKept/2:]...)
 	}
-	e.ring = append(e.ring, &api.Event{Seq: e.seq, Container: c})
+	e.ring = append(e.ring, event)
 	close(e.more)
 	e.more = make(chan struct{})
 }

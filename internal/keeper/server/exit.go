@@ -69,7 +69,7 @@ func (s *Server) watch(c *container) {
 	c.executor.Store(nil)
 	c.mu.Unlock()
 	close(c.exited)
-	step(func() { s.events.publish(c.message()) })
+	step(func() { s.events.publish(&api.Event{Container: c.message()}) })
 }
 
 // outlive notes the OOM kills that the container has outlived when it is asked to end: what follows is not their doing.

@@ -299,7 +299,7 @@ func (n *node) wait(j *job) *api.Container {
 		resp, err := n.Events(n.t.Context(), after, 5*time.Second)
 		n.must(err)
 		for _, e := range resp.Events {
-			if after = e.Seq; e.Container.Id == j.Id {
+			if after = e.Seq; e.Container.GetId() == j.Id {
 				return e.Container
 			}
 		}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -33,7 +34,11 @@ func (s *Server) Probe(req *api.ProbeRequest) (*api.ProbeResponse, error) {
 	}
 	release := s.reaper.hold()
 	defer release()
-	if err := tryUserNamespace(dir, writable); err != nil {
+	err = passable(s.mounts(), probeID)
+	if err == nil {
+		err = tryUserNamespace(dir, writable)
+	}
+	if err != nil {
 		return &api.ProbeResponse{NoUserNamespaces: err.Error()}, nil
 	}
 	return &api.ProbeResponse{}, nil
@@ -53,9 +58,35 @@ func probeDirs(parent string, names ...string) (string, error) {
 	return dir, nil
 }
 
+// probeID is the id of the host that the root of the user namespace has.
+const probeID = 1 << 16
+
+// passable returns why a user of the host without privileges does not get to dir. The init of a container in a user
+// namespace is one, and its root filesystem is mounted below dir.
+func passable(dir string, id uintptr) error {
+	return namespace.OnThread(func() error {
+		for _, call := range [][4]uintptr{
+			{unix.SYS_SETGROUPS, 0, 0, 0}, {unix.SYS_SETRESGID, id, id, id}, {unix.SYS_SETRESUID, id, id, id}, // of this thread alone
+		} {
+			if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
+				return fmt.Errorf("become user %d: %w", id, errno)
+			}
+		}
+		for end := 1; end <= len(dir); end++ {
+			if end < len(dir) && dir[end] != '/' {
+				continue
+			}
+			if err := unix.Access(dir[:end], unix.X_OK); err != nil {
+				return fmt.Errorf("the root of a user namespace does not get to %s, where root filesystems are mounted: search %s: %w; "+
+					"let others pass that directory (chmod o+x), or choose another state directory", dir, dir[:end], err)
+			}
+		}
+		return nil
+	})
+}
+
 func tryUserNamespace(dir, writable string) error {
-	const first = 1 << 16
-	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: first, Size: first}}
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: probeID, Size: 1 << 16}}
 	set, err := namespace.Make(namespace.Config{User: &namespace.Mapping{UIDs: ids, GIDs: ids}}, nil)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
@@ -25,8 +27,9 @@ const killLimit = 10 * time.Second
 // sandbox is a pod: its namespaces and, with a shared PID namespace, its init.
 type sandbox struct {
 	id       string
-	told     *api.Sandbox // what a caller is told; constant once the sandbox is in Server.sandboxes
-	removing bool         // guarded by Server.mu: takes no containers any more
+	told     *api.Sandbox // what a caller is told, immutable; guarded by Server.mu, as the next two
+	gone     string       // why no process can begin in it any more; "" while one can
+	removing bool         // it takes no containers any more
 	set      *namespace.Set
 	shmPath  string // "" without a /dev/shm of its own
 
@@ -47,15 +50,15 @@ func (s *Server) CreateSandbox(ctx context.Context, req *api.CreateSandboxReques
 	box, _, err := s.sandboxFlights.Do(ctx, req.Id, func(ctx context.Context) (*api.Sandbox, error) {
 		s.mu.Lock()
 		box := s.sandboxes[req.Id]
-		removing := box != nil && box.removing
-		s.mu.Unlock()
-		switch {
-		case removing:
-			return nil, fault.New(fault.Unavailable, "sandbox %s is being removed", req.Id)
-		case box != nil:
-			return box.told, nil
+		if box == nil {
+			s.mu.Unlock()
+			return s.createSandbox(ctx, req)
 		}
-		return s.createSandbox(ctx, req)
+		defer s.mu.Unlock()
+		if box.removing {
+			return nil, fault.New(fault.Unavailable, "sandbox %s is being removed", req.Id)
+		}
+		return box.told, nil
 	})
 	return box, err
 }
@@ -102,12 +105,15 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	}
 
 	// 3. From here on it is known.
-	box.told = box.message()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.retired {
 		return nil, fault.New(fault.Unavailable, "the keeper is ending")
 	}
+	if box.gone != "" {
+		return nil, fault.New(fault.Unavailable, "sandbox %s: %s", req.Id, box.gone)
+	}
+	box.told = box.message()
 	s.sandboxes[req.Id] = box
 	back.Release()
 	return box.told, nil
@@ -136,14 +142,41 @@ func (s *Server) startInit(box *sandbox, req *api.CreateSandboxRequest, attr *sy
 	}
 	s.reaper.mine(box.init.Pid)
 	box.initEnd = make(chan struct{})
-	go func(pid int) {
-		defer close(box.initEnd)
-		if fault.Contained(func() error { s.reaper.await(pid, box.initFD); return nil }) != nil {
-			s.reaper.forget(pid) // which reaps it
-		}
-	}(box.init.Pid)
+	go s.watchInit(box, box.init.Pid)
 	box.cgroup, err = oci.EnterCgroup(req.CgroupsPath, "kuri-"+req.Id, req.SystemdCgroup, box.init.Pid)
 	return box.init.Pid, err
+}
+
+// watchInit waits for the end of the init and reaps it. Unless the sandbox is being removed, that is told: no process can
+// begin in the PID namespace any more (pid_namespaces(7)).
+func (s *Server) watchInit(box *sandbox, pid int) {
+	defer close(box.initEnd)
+	end := "it cannot be had"
+	err := fault.Contained(func() error {
+		switch ws := s.reaper.await(pid, box.initFD); {
+		case ws.Signaled():
+			end = fmt.Sprintf("signal %d, %s", ws.Signal(), unix.SignalName(ws.Signal()))
+		default:
+			end = fmt.Sprintf("exit code %d", ws.ExitStatus())
+		}
+		return nil
+	})
+	if err != nil {
+		s.reaper.forget(pid) // which reaps it
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if box.removing {
+		return
+	}
+	box.gone = fmt.Sprintf("the init of its PID namespace, process %d, has ended (%s)", pid, end)
+	if box.told == nil {
+		return // it is being made, and that fails
+	}
+	box.told = proto.CloneOf(box.told)
+	box.told.Gone = box.gone
+	slog.Warn("a pod can run nothing any more", "pod", box.id, "why", box.gone)
+	s.events.publish(&api.Event{Sandbox: box.told})
 }
 
 // endInit kills the init, and with it all that is in its PID namespace, and removes its cgroup.

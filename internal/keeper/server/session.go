@@ -3,12 +3,14 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc/status"
 
@@ -29,16 +31,21 @@ func (s *Server) listen(name string) (*net.UnixListener, error) {
 	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 }
 
+// acceptAgain is how long the next session waits when one could not be taken.
+const acceptAgain = 100 * time.Millisecond
+
 // serveSessions answers on the session socket until the listener is closed and the last session has ended.
 func (s *Server) serveSessions(l *net.UnixListener) {
 	defer s.sessions.Wait()
 	for {
 		c, err := l.AcceptUnix()
-		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				slog.Error("take a session", "err", err)
-			}
+		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil { // no descriptors, no memory: that passes
+			slog.Error("take a session", "err", fmt.Sprint(err, fault.Hint(err)))
+			time.Sleep(acceptAgain)
+			continue
 		}
 		conn := session.NewConn(c)
 		s.serving(func() { s.session(conn) })
