@@ -37,7 +37,11 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 	back := undo.New(ctx)
 	defer back.Run()
 
-	// 1. The pod's namespace.
+	// 1. The pod's namespace, and its bounds.
+	limits, err := bandwidth(pod.Annotations)
+	if err != nil {
+		return nil, err
+	}
 	ns, err := os.Open(pod.NetnsPath)
 	if err != nil {
 		return nil, err
@@ -57,20 +61,26 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 	}
 	back.Add("remove the pod's link", func(context.Context) error { return removeLink(vethName(pod.ID)) })
 
-	// 4. The pod's end of it.
+	// 4. The pod's end of it, where what the pod sends is bounded.
 	result := &Result{By: ByBridge, Network: on.name, Interface: Interface, HostPorts: lease.HostPorts}
 	err = inNetns(ns, func() error {
 		if err := configurePod(lease.Addresses, result); err != nil {
 			return err
 		}
-		return podUp(result)
+		if err := podUp(result); err != nil {
+			return err
+		}
+		return shape(Interface, limits["egressRate"], limits["egressBurst"], pod)
 	})
 	if err != nil {
 		return nil, err
 	}
 
-	// 5. The node's end.
+	// 5. The node's end, where what the pod receives is bounded.
 	if err := hostUp(on, lease); err != nil {
+		return nil, err
+	}
+	if err := shape(vethName(pod.ID), limits["ingressRate"], limits["ingressBurst"], pod); err != nil {
 		return nil, err
 	}
 
