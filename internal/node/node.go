@@ -53,11 +53,35 @@ func Read() (spec.Node, error) {
 		return n, err
 	}
 	n.CgroupV2 = groups.Unified()
+	n.CgroupOptions = cgroupOptions("/proc/self/mountinfo")
 	n.Swap = groups.AccountsSwap()
 	if groups.Has("hugetlb") {
 		n.HugepageSizes = hugepageSizes()
 	}
 	return n, nil
+}
+
+// cgroupOptions are the options of cgroup v2 itself, not of single mounts of it, that the node's mount has. None when it
+// cannot be asked for, or has cgroup v1.
+func cgroupOptions(mountinfo string) (out []string) {
+	body, err := os.ReadFile(mountinfo)
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(body)) {
+		mount, super, ok := strings.Cut(line, " - ")
+		fields, how := strings.Fields(mount), strings.Fields(super)
+		if !ok || len(fields) < 5 || fields[4] != "/sys/fs/cgroup" || len(how) < 3 || how[0] != "cgroup2" {
+			continue
+		}
+		out = nil // of two mounts at one place the later hides the other
+		for o := range strings.SplitSeq(how[2], ",") {
+			if slices.Contains([]string{"nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot", "memory_hugetlb_accounting", "pids_localevents"}, o) {
+				out = append(out, o)
+			}
+		}
+	}
+	return out
 }
 
 // grantable lists the capabilities that a child of ours can be given: those in our bounding set that we have.

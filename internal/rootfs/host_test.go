@@ -153,3 +153,20 @@ func TestDeviceDirectory(t *testing.T) {
 		t.Fatalf("%+v, %v", got, err)
 	}
 }
+
+// A device that is missing is told as one: advice about volumes would lead nowhere.
+func TestMissingDevice(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink("nowhere", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/dev/no-such-device", filepath.Join(dir, "link"), "/dev/no-such-dir/0"} {
+		_, err := Devices([]*runtime.Device{{HostPath: path, ContainerPath: "/dev/x", Permissions: "rw"}}, false)
+		if fault.Of(err) != fault.Precondition || !strings.Contains(err.Error(), "device "+path+" is not on this node; is its driver loaded?") || strings.Contains(err.Error(), "volume") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if _, err := Devices([]*runtime.Device{{HostPath: "dev/null", Permissions: "r"}}, false); fault.Of(err) != fault.Invalid {
+		t.Errorf("a relative path: %v", err)
+	}
+}

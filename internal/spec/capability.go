@@ -23,11 +23,17 @@ func defaultCapabilities() []string {
 func (t *translation) capabilities() error {
 	const f = "linux.security_context.capabilities."
 	caps := t.security().GetCapabilities()
-	add, addAll := t.addedCapabilities(f+"add_capabilities", caps.GetAddCapabilities())
-	ambient, ambientAll := t.addedCapabilities(f+"add_ambient_capabilities", caps.GetAddAmbientCapabilities())
-	drop, dropAll, unknown := capabilityNames(caps.GetDropCapabilities())
-	if len(unknown) > 0 {
-		return invalid(f+"drop_capabilities", "%q is not a capability of Linux that this version of Kuri knows: the container would keep what is to be dropped", unknown[0])
+	add, addAll, err := capabilityNames(f+"add_capabilities", caps.GetAddCapabilities())
+	if err != nil {
+		return err
+	}
+	drop, dropAll, err := capabilityNames(f+"drop_capabilities", caps.GetDropCapabilities())
+	if err != nil {
+		return err
+	}
+	ambient, ambientAll, err := capabilityNames(f+"add_ambient_capabilities", caps.GetAddAmbientCapabilities())
+	if err != nil {
+		return err
 	}
 	if ambientAll {
 		ambient = t.in.Node.Capabilities
@@ -91,31 +97,21 @@ func (t *translation) limited(set map[string]bool) []string {
 	return out
 }
 
-// addedCapabilities are the names of capabilities that a container is to have. One that is unknown is not granted, as in the
-// other runtimes: the container has less than it asked for.
-func (t *translation) addedCapabilities(field string, names []string) (out []string, all bool) {
-	out, all, unknown := capabilityNames(names)
-	for _, name := range unknown {
-		t.note("%s: %q is not a capability of Linux that this version of Kuri knows, and is not granted", field, name)
-	}
-	return out, all
-}
-
-// capabilityNames brings names to the form CAP_X; "ALL" among them is told apart, and so are unknown ones.
-func capabilityNames(names []string) (known []string, all bool, unknown []string) {
+// capabilityNames brings names to the form CAP_X; "ALL" among them is told apart.
+func capabilityNames(field string, names []string) (out []string, all bool, err error) {
 	for _, name := range names {
 		n := strings.ToUpper(name)
-		if n == "ALL" || n == "CAP_ALL" {
+		if n == "ALL" {
 			all = true
 			continue
 		}
-		if n = "CAP_" + strings.TrimPrefix(n, "CAP_"); knownCapability(n) {
-			known = append(known, n)
-		} else {
-			unknown = append(unknown, name)
+		n = "CAP_" + strings.TrimPrefix(n, "CAP_")
+		if !knownCapability(n) {
+			return nil, false, invalid(field, "%q is not a capability of Linux that this version of Kuri knows", name)
 		}
+		out = append(out, n)
 	}
-	return known, all, unknown
+	return out, all, nil
 }
 
 func knownCapability(name string) bool {

@@ -14,6 +14,7 @@ type Node struct {
 	Capabilities   []string // our bounding set, "CAP_CHOWN" …, in the kernel's order: no container gets more
 	MinOOMScoreAdj int      // the lowest oom_score_adj that we may set; -1000 with CAP_SYS_RESOURCE
 	CgroupV2       bool     // the unified hierarchy alone; false on v1 and on the hybrid layout
+	CgroupOptions  []string // of the node's mount of cgroup v2, those that every mount of it in its cgroup namespace changes
 	Swap           bool     // the memory controller accounts for swap
 	CPUQuota       bool     // the cpu controller has CFS bandwidth control
 	HugepageSizes  []string // page sizes that the hugetlb controller limits, "2MB", "1GB"; empty without the controller

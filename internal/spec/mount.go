@@ -53,13 +53,19 @@ func (t *translation) systemMounts() []specs.Mount {
 		// A sysfs shows a network namespace, and the root of a user namespace may not mount that of the node's.
 		sys = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", mode}}
 	}
+	cgroup := []string{"nosuid", "noexec", "nodev", "relatime", mode}
+	if _, own := t.namespaceOf(specs.CgroupNamespace); t.in.Node.CgroupV2 && !own {
+		// In the node's cgroup namespace a mount of cgroup2 sets the options of all of them: without these it would take
+		// nsdelegate and memory_recursiveprot from the node.
+		cgroup = append(cgroup, t.in.Node.CgroupOptions...)
+	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		sys,
-		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", mode}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: cgroup},
 	}
 }
 

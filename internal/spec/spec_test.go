@@ -45,12 +45,12 @@ type testCase struct {
 // "selinux" is v1 with SELinux, "poor" is a machine that lacks nearly everything.
 func testNode(t testing.TB, name string) Node {
 	t.Helper()
-	all, _, unknown := capabilityNames([]string{
+	all, _, err := capabilityNames("", []string{
 		"CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE",
 		"NET_ADMIN", "NET_RAW", "SYS_CHROOT", "SYS_ADMIN", "SYS_RESOURCE", "MKNOD", "AUDIT_WRITE", "SETFCAP",
 	})
-	if len(unknown) > 0 {
-		t.Fatal(unknown)
+	if err != nil {
+		t.Fatal(err)
 	}
 	n := Node{
 		Hostname: "node", Capabilities: all, MinOOMScoreAdj: -1000, Swap: true, CPUQuota: true,
@@ -254,6 +254,12 @@ func refusals() []refusal {
 		}},
 
 		{"privileged", fault.Invalid, container(func(_ *ctr, s *sec) { s.Privileged = true })},
+		{"capabilities.add_capabilities", fault.Invalid, container(func(_ *ctr, s *sec) {
+			s.Capabilities = &runtime.Capability{AddCapabilities: []string{"NOT"}}
+		})},
+		{"capabilities.add_ambient_capabilities", fault.Invalid, container(func(_ *ctr, s *sec) {
+			s.Capabilities = &runtime.Capability{AddAmbientCapabilities: []string{"CAP_CAP_CHOWN"}}
+		})},
 		{"capabilities.drop_capabilities", fault.Invalid, container(func(_ *ctr, s *sec) {
 			s.Capabilities = &runtime.Capability{DropCapabilities: []string{"CAP_"}}
 		})},

@@ -1,0 +1,137 @@
+package spec
+
+import (
+	"strings"
+	"testing"
+
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// A mount of cgroup2 in the node's cgroup namespace sets the options of the node's own.
+func TestCgroupMountKeepsTheNodesOptions(t *testing.T) {
+	for _, c := range []struct {
+		node       string
+		privileged bool
+		want       string
+	}{
+		{"v2", true, "nosuid noexec nodev relatime rw nsdelegate memory_recursiveprot"},
+		{"v2", false, "nosuid noexec nodev relatime ro"},
+		{"v1", true, "nosuid noexec nodev relatime rw"},
+	} {
+		in := testCase{Node: c.node, Image: imagespec.ImageConfig{Cmd: []string{"sh"}}}.input(t)
+		in.Node.CgroupOptions = []string{"nsdelegate", "memory_recursiveprot"}
+		in.Container.Metadata = &runtime.ContainerMetadata{Name: "c"}
+		in.Container.Linux = &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{Privileged: c.privileged}}
+		in.Pod.Linux = &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{Privileged: c.privileged}}
+		s, _, err := Container(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range s.Mounts {
+			if got := strings.Join(m.Options, " "); m.Destination == "/sys/fs/cgroup" && got != c.want {
+				t.Errorf("%s, privileged %v: %s, want %s", c.node, c.privileged, got, c.want)
+			}
+		}
+	}
+}
+
+// What an image says that no process can have is left out and noted; what a container asks for and no kernel has, likewise.
+func TestWhatIsTakenWithANote(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*Input)
+		note   string
+		look   func(*specs.Spec) string
+		want   string
+	}{
+		{"environment", func(in *Input) {
+			in.Image.Env = []string{"A=1", "NOEQ", "", "=x", "A=2", "B=\x00", "_KURI_RAW_1=00", "C="}
+		}, `"NOEQ" "" "=x" "B=\x00" "_KURI_RAW_1=00"`,
+			func(s *specs.Spec) string { return strings.Join(s.Process.Env[2:], " ") }, "A=2 C="},
+		{"working directory", func(in *Input) { in.Image.WorkingDir = "a/../b" }, "relative", func(s *specs.Spec) string { return s.Process.Cwd }, "/b"},
+		{"mount", withMount(&runtime.Mount{HostPath: "/h", ContainerPath: "a/b"}), "/a/b", func(s *specs.Spec) string { return s.Mounts[len(s.Mounts)-1].Destination }, "/a/b"},
+		{"windows", func(in *Input) { in.Container.Windows = &runtime.WindowsContainerConfig{} }, "windows", nil, ""},
+		{"selinux", func(in *Input) {
+			in.Container.Linux.SecurityContext.SelinuxOptions = &runtime.SELinuxOption{Type: "a b"}
+		}, "selinux_options", func(s *specs.Spec) string { return s.Process.SelinuxLabel }, ""},
+	} {
+		in := testCase{}.input(t)
+		in.Image.Cmd = []string{"sh"}
+		in.Container.Metadata = &runtime.ContainerMetadata{Name: "c"}
+		in.Container.Linux = &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{}}
+		c.change(&in)
+		s, notes, err := Container(in)
+		if err != nil || len(notes) != 1 || !strings.Contains(notes[0], c.note) {
+			t.Errorf("%s: %q, %v; want one note with %s", c.name, notes, err, c.note)
+			continue
+		}
+		if c.look == nil {
+			continue
+		}
+		if got := c.look(s); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// procMount Unmasked of a kubelet are two empty lists, for pods with a user namespace; one that is given is taken as it is.
+func TestEmptyListsOfPaths(t *testing.T) {
+	for _, c := range []struct {
+		userns           bool
+		masked, readonly []string
+		hidden, fixed    int
+	}{
+		{false, nil, nil, 12, 5},
+		{true, nil, nil, 0, 0},
+		{true, []string{"/a"}, []string{"/b", "/c"}, 1, 2},
+		{true, []string{"/a"}, nil, 1, 5},
+		{false, nil, []string{"/b"}, 12, 1},
+	} {
+		in := testCase{Image: imagespec.ImageConfig{Cmd: []string{"sh"}}}.input(t)
+		in.Container.Metadata = &runtime.ContainerMetadata{Name: "c"}
+		in.Container.Linux = &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{MaskedPaths: c.masked, ReadonlyPaths: c.readonly}}
+		if c.userns {
+			userNamespace(&in, 65536)
+		}
+		s, _, err := Container(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Linux.MaskedPaths) != c.hidden || len(s.Linux.ReadonlyPaths) != c.fixed {
+			t.Errorf("%+v: %q, %q", c, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths)
+		}
+	}
+}
+
+// A VOLUME is a mount of its own only where the root filesystem cannot be written.
+func TestVolumesBelowAReadOnlyRoot(t *testing.T) {
+	for readonly, want := range map[bool]string{false: "", true: "/srv/data</run/kuri/mounts/b/rootfs/srv/data"} {
+		in := testCase{Image: imagespec.ImageConfig{Cmd: []string{"sh"}}}.input(t)
+		in.Volumes = []string{"/srv/data"}
+		in.Container.Metadata = &runtime.ContainerMetadata{Name: "c"}
+		in.Container.Linux = &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{ReadonlyRootfs: readonly}}
+		in.Container.Mounts = []*runtime.Mount{{HostPath: "/h", ContainerPath: "/srv/data/deeper"}}
+		in.Mounts = []ResolvedMount{{Source: "/h"}}
+		s, _, err := Container(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, before := "", true
+		for _, m := range s.Mounts {
+			if m.Destination == "/srv/data/deeper" {
+				before = false
+			}
+			if m.Destination == "/srv/data" {
+				got = m.Destination + "<" + m.Source
+				if !before {
+					t.Error("the volume hides what is mounted in it")
+				}
+			}
+		}
+		if got != want {
+			t.Errorf("read-only %v: %q, want %q", readonly, got, want)
+		}
+	}
+}
