@@ -182,7 +182,7 @@ func TestProcessesThatAreRefused(t *testing.T) {
 		}, codes.FailedPrecondition, "/no/such/path"},
 		{"device that is not there", func(c *container, _ *security) {
 			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/no-such", ContainerPath: "/dev/x", Permissions: "r"}}
-		}, codes.FailedPrecondition, "/dev/no-such"},
+		}, codes.FailedPrecondition, "device /dev/no-such is not on this node; is its driver loaded?"},
 		{"seccomp profile that is not there", func(_ *container, s *security) {
 			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/no/profile.json"}
 		}, codes.NotFound, "/no/profile.json"},
