@@ -16,8 +16,8 @@
 //	container:  creating ──> created ──> running ──> exited ──> (removed)
 //	                            └───────────────────────^
 //
-// [Sandbox.become] and [Container.become] are the only ways from one state to another: they check the edge and write the
-// record before anyone can see the new state.
+// [Sandbox.become] and [Container.become] are the only ways from one state to another: they check the edge, write the
+// record, and then publish the new state together with its event (view.go): nobody sees one without the other.
 //
 // # Concurrency
 //

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -109,9 +107,7 @@ func (p *Pods) lost(c *Container, why string) {
 // newest event that the comparison has seen.
 func (p *Pods) resync(ctx context.Context) (uint64, error) {
 	// Ours come first: what is created while we ask is not taken for lost.
-	p.mu.RLock()
-	all := slices.Collect(maps.Values(p.containers))
-	p.mu.RUnlock()
+	all := p.all()
 	info, err := p.Keeper.Info(ctx)
 	if err != nil {
 		return 0, err

@@ -25,7 +25,8 @@ func testSandbox(t *testing.T, state State) *Sandbox {
 	if err := os.MkdirAll(p.podDir(r.ID), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s := &Sandbox{paths: p, containers: map[string]*Container{}}
+	v := newView()
+	s := &Sandbox{paths: p, view: &v, containers: map[string]*Container{}}
 	s.rec.Store(r)
 	return s
 }

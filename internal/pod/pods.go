@@ -60,9 +60,7 @@ type Pods struct {
 	paths  paths
 	bootID string
 
-	mu         sync.RWMutex // for the maps alone
-	sandboxes  map[string]*Sandbox
-	containers map[string]*Container
+	view // of the pods and containers
 
 	labels    labels         // of SELinux
 	noRelabel sync.Once      // the log says that volumes are not relabelled
@@ -120,13 +118,12 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 		return nil, fmt.Errorf("read the boot id: %w", err)
 	}
 	p := &Pods{
-		Options:    o,
-		paths:      paths{root: o.Root, state: o.State},
-		bootID:     strings.TrimSpace(string(boot)),
-		sandboxes:  make(map[string]*Sandbox),
-		containers: make(map[string]*Container),
-		execs:      newExecTurns(o.MaxExecs),
-		closing:    make(chan struct{}),
+		Options: o,
+		paths:   paths{root: o.Root, state: o.State},
+		bootID:  strings.TrimSpace(string(boot)),
+		view:    newView(),
+		execs:   newExecTurns(o.MaxExecs),
+		closing: make(chan struct{}),
 	}
 	p.Handlers = withDefault(o.Handlers)
 	for _, dir := range []string{filepath.Join(o.Root, "pods"), filepath.Join(o.State, "pods")} {
@@ -209,33 +206,12 @@ func (p *Pods) Container(id string) (*Container, error) {
 	return find(p.containers, "container", id)
 }
 
-func (p *Pods) add(s *Sandbox) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.sandboxes[s.Record().ID] = s
-}
-
-func (p *Pods) forget(s *Sandbox) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.sandboxes, s.Record().ID)
-}
-
-func (p *Pods) addContainer(c *Container) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.containers[c.Record().ID] = c
-}
-
 func (p *Pods) forgetContainer(c *Container) {
-	id := c.Record().ID
-	p.mu.Lock()
-	delete(p.containers, id)
-	p.mu.Unlock()
+	p.hideContainer(c)
 
 	c.sandbox.mu.Lock()
 	defer c.sandbox.mu.Unlock()
-	delete(c.sandbox.containers, id)
+	delete(c.sandbox.containers, c.Record().ID)
 }
 
 // name is how messages call a sandbox.

@@ -132,10 +132,10 @@ func (p *Pods) load(ctx context.Context) error {
 			p.complain("set a damaged record aside", record.SetAside(p.paths.podRecord(id)))
 			continue
 		}
-		s := &Sandbox{paths: p.paths, containers: make(map[string]*Container)}
+		s := &Sandbox{paths: p.paths, view: &p.view, containers: make(map[string]*Container)}
 		s.namespaces.Store(new(map[string]string))
 		s.rec.Store(r)
-		p.sandboxes[id] = s
+		p.add(s)
 		p.labels.keep(r.ID, r.Labels)
 		p.loadContainers(ctx, s)
 	}
@@ -167,7 +167,7 @@ func (p *Pods) loadContainers(ctx context.Context, s *Sandbox) {
 		c.release = p.Layers.Hold(r.Layers)
 		p.labels.keep(r.ID, r.Labels)
 		s.containers[r.ID] = c
-		p.containers[r.ID] = c
+		p.addContainer(c)
 	}
 }
 

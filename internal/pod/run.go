@@ -150,7 +150,7 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 			return nil, fault.As(diskKind(err), fmt.Errorf("make the pod's directory: %w", err))
 		}
 	}
-	s := &Sandbox{paths: p.paths, containers: make(map[string]*Container)}
+	s := &Sandbox{paths: p.paths, view: &p.view, containers: make(map[string]*Container)}
 	s.namespaces.Store(new(map[string]string))
 	s.rec.Store(r)
 	if err := record.Write(p.paths.podRecord(r.ID), sandboxFormat, r); err != nil {

@@ -13,7 +13,9 @@ import (
 // Sandbox is a pod on this node. Its record may be read at any time without a lock.
 type Sandbox struct {
 	paths paths
-	rec   atomic.Pointer[SandboxRecord]
+	view  *view
+	rec   atomic.Pointer[SandboxRecord] // stored by publish
+	shown []*Container                  // those that others see, oldest first; guarded by view.mu
 	// namespaces are the paths by which containers join the pod's namespaces, by OCI type. They are the keeper's and
 	// change with it.
 	namespaces atomic.Pointer[map[string]string]
@@ -76,7 +78,7 @@ func (s *Sandbox) becomeLocked(next State, change func(*SandboxRecord)) error {
 	}
 	err := record.Write(s.paths.podRecord(r.ID), sandboxFormat, &r)
 	if err == nil || next == NotReady {
-		s.rec.Store(&r)
+		s.publish(&r)
 	}
 	return err
 }
@@ -96,10 +98,10 @@ func (s *Sandbox) list() []*Container {
 type Container struct {
 	paths   paths
 	sandbox *Sandbox
-	rec     atomic.Pointer[ContainerRecord]
-	release func() // gives the layers back
-	usage   usage  // of the writable layer, see stats.go
-	cpu     rate   // see stats.go
+	rec     atomic.Pointer[ContainerRecord] // stored by publish
+	release func()                          // gives the layers back
+	usage   usage                           // of the writable layer, see stats.go
+	cpu     rate                            // see stats.go
 
 	updating chan struct{} // holds a token while an update of the resources is under way
 
@@ -153,7 +155,7 @@ func (c *Container) becomeLocked(next State, change func(*ContainerRecord)) erro
 	}
 	err := record.Write(c.paths.containerRecord(r.SandboxID, r.ID), containerFormat, &r)
 	if err == nil || next == Exited {
-		c.rec.Store(&r)
+		c.publish(&r)
 	}
 	if next == Exited {
 		close(c.exited)

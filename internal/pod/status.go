@@ -184,14 +184,14 @@ func (p *Pods) List(filter *runtime.PodSandboxFilter) ([]*SandboxRecord, error) 
 		}
 		return nil, nil
 	}
-	p.mu.RLock()
-	defer p.mu.RUnlock()
 	var out []*SandboxRecord
+	p.mu.RLock()
 	for _, s := range p.sandboxes {
 		if r := s.Record(); keep(r) {
 			out = append(out, r)
 		}
 	}
+	p.mu.RUnlock()
 	slices.SortFunc(out, func(a, b *SandboxRecord) int { return cmp.Compare(b.CreatedAt, a.CreatedAt) })
 	return out, nil
 }
@@ -205,6 +205,32 @@ type ContainerFilter struct {
 
 // ListContainers returns the containers that match all of filter, newest first.
 func (p *Pods) ListContainers(filter ContainerFilter) ([]*Container, error) {
+	list, err := p.listContainers(filter)
+	out := make([]*Container, len(list))
+	for i, l := range list {
+		out[i] = l.Container
+	}
+	return out, err
+}
+
+// ContainerRecords returns the records of the containers that match all of filter, newest first, all as they were at one
+// moment.
+func (p *Pods) ContainerRecords(filter ContainerFilter) ([]*ContainerRecord, error) {
+	list, err := p.listContainers(filter)
+	out := make([]*ContainerRecord, len(list))
+	for i, l := range list {
+		out[i] = l.record
+	}
+	return out, err
+}
+
+// listed is a container with its record at the moment of a list.
+type listed struct {
+	*Container
+	record *ContainerRecord
+}
+
+func (p *Pods) listContainers(filter ContainerFilter) ([]listed, error) {
 	if filter.SandboxID != "" {
 		s, err := p.Sandbox(filter.SandboxID)
 		if err != nil {
@@ -212,31 +238,33 @@ func (p *Pods) ListContainers(filter ContainerFilter) ([]*Container, error) {
 		}
 		filter.SandboxID = s.Record().ID
 	}
-	keep := func(r *ContainerRecord) bool {
-		return (filter.SandboxID == "" || filter.SandboxID == r.SandboxID) &&
-			(filter.State == nil || r.ContainerState() == filter.State.GetState()) &&
-			matches(filter.Labels, r.config().GetLabels())
-	}
 	if filter.ID != "" {
 		c, err := p.Container(filter.ID)
 		if err != nil {
 			return nil, forgive(err)
 		}
-		if keep(c.Record()) {
-			return []*Container{c}, nil
+		if r := c.Record(); filter.keeps(r) {
+			return []listed{{c, r}}, nil
 		}
 		return nil, nil
 	}
+	var out []listed
 	p.mu.RLock()
-	defer p.mu.RUnlock()
-	var out []*Container
 	for _, c := range p.containers {
-		if keep(c.Record()) {
-			out = append(out, c)
+		if r := c.Record(); filter.keeps(r) {
+			out = append(out, listed{c, r})
 		}
 	}
-	slices.SortFunc(out, func(a, b *Container) int { return cmp.Compare(b.Record().CreatedAt, a.Record().CreatedAt) })
+	p.mu.RUnlock()
+	slices.SortFunc(out, func(a, b listed) int { return cmp.Compare(b.record.CreatedAt, a.record.CreatedAt) })
 	return out, nil
+}
+
+// keeps reports whether the filter lets a container pass; its ID is not looked at, and its SandboxID is a whole one.
+func (f *ContainerFilter) keeps(r *ContainerRecord) bool {
+	return (f.SandboxID == "" || f.SandboxID == r.SandboxID) &&
+		(f.State == nil || r.ContainerState() == f.State.GetState()) &&
+		matches(f.Labels, r.config().GetLabels())
 }
 
 // forgive makes a filter for an id that does not exist an empty list and not an error.

@@ -2,13 +2,11 @@ package server
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
-	"github.com/kuri-cri/kuri/internal/pod"
 )
 
 func (s *runtimeService) CreateContainer(ctx context.Context, req *runtime.CreateContainerRequest) (*runtime.CreateContainerResponse, error) {
@@ -36,21 +34,6 @@ func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtime.Remov
 		return nil, err
 	}
 	return &runtime.RemoveContainerResponse{}, s.Pods.RemoveContainer(ctx, req.GetContainerId())
-}
-
-func (s *runtimeService) ListContainers(_ context.Context, req *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
-	f := req.GetFilter()
-	list, err := s.Pods.ListContainers(pod.ContainerFilter{
-		ID: f.GetId(), SandboxID: f.GetPodSandboxId(), State: f.GetState(), Labels: f.GetLabelSelector(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	resp := &runtime.ListContainersResponse{}
-	for _, c := range list {
-		resp.Containers = append(resp.Containers, c.Record().Item())
-	}
-	return resp, nil
 }
 
 func (s *runtimeService) ContainerStatus(_ context.Context, req *runtime.ContainerStatusRequest) (*runtime.ContainerStatusResponse, error) {
@@ -88,18 +71,6 @@ func (s *runtimeService) ContainerStats(ctx context.Context, req *runtime.Contai
 	return &runtime.ContainerStatsResponse{Stats: stats[0]}, nil
 }
 
-func (s *runtimeService) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
-	f := req.GetFilter()
-	list, err := s.Pods.ListContainers(pod.ContainerFilter{ID: f.GetId(), SandboxID: f.GetPodSandboxId(), Labels: f.GetLabelSelector()})
-	if err != nil {
-		return nil, err
-	}
-	// One that has exited uses nothing any more, and the peers leave it out.
-	list = slices.DeleteFunc(list, func(c *pod.Container) bool { return c.Record().State == pod.Exited })
-	stats, err := s.Pods.ContainerStats(ctx, list...)
-	return &runtime.ListContainerStatsResponse{Stats: stats}, err
-}
-
 func (s *runtimeService) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxStatsRequest) (*runtime.PodSandboxStatsResponse, error) {
 	found, err := s.Pods.Sandbox(req.GetPodSandboxId())
 	if err != nil {
@@ -110,23 +81,4 @@ func (s *runtimeService) PodSandboxStats(ctx context.Context, req *runtime.PodSa
 		return nil, err
 	}
 	return &runtime.PodSandboxStatsResponse{Stats: stats[0]}, nil
-}
-
-func (s *runtimeService) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
-	list, err := s.Pods.List(&runtime.PodSandboxFilter{
-		Id:            req.GetFilter().GetId(),
-		LabelSelector: req.GetFilter().GetLabelSelector(),
-		State:         &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_READY},
-	})
-	if err != nil {
-		return nil, err
-	}
-	var sandboxes []*pod.Sandbox
-	for _, r := range list {
-		if found, err := s.Pods.Sandbox(r.ID); err == nil { // not removed meanwhile
-			sandboxes = append(sandboxes, found)
-		}
-	}
-	stats, err := s.Pods.SandboxStats(ctx, sandboxes...)
-	return &runtime.ListPodSandboxStatsResponse{Stats: stats}, err
 }

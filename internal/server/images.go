@@ -43,21 +43,6 @@ func (s *imageService) PullImage(ctx context.Context, req *runtime.PullImageRequ
 	return &runtime.PullImageResponse{ImageRef: img.ID}, nil
 }
 
-func (s *imageService) ListImages(_ context.Context, req *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
-	resp := &runtime.ListImagesResponse{}
-	if want := req.GetFilter().GetImage().GetImage(); want != "" {
-		img, handler, err := s.find(req.GetFilter().GetImage())
-		if img != nil {
-			resp.Images = append(resp.Images, criImage(img, handler))
-		}
-		return resp, err
-	}
-	for _, img := range s.store.List() {
-		resp.Images = append(resp.Images, criImage(img, s.handlerOf(img)))
-	}
-	return resp, nil
-}
-
 func (s *imageService) ImageStatus(_ context.Context, req *runtime.ImageStatusRequest) (*runtime.ImageStatusResponse, error) {
 	want := req.GetImage().GetImage()
 	if err := named("image.image", want); err != nil {

@@ -15,22 +15,6 @@ func later(what string) error {
 	return fault.New(fault.Unimplemented, "this version of Kuri has no %s yet; docs/cri.md tells what there is", what)
 }
 
-func (s *runtimeService) StreamPodSandboxes(*runtime.StreamPodSandboxesRequest, grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
-	return later("StreamPodSandboxes; ListPodSandbox answers the same question")
-}
-
-func (s *runtimeService) StreamContainers(*runtime.StreamContainersRequest, grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
-	return later("StreamContainers; ListContainers answers the same question")
-}
-
-func (s *runtimeService) StreamContainerStats(*runtime.StreamContainerStatsRequest, grpc.ServerStreamingServer[runtime.StreamContainerStatsResponse]) error {
-	return later("StreamContainerStats; ListContainerStats answers the same question")
-}
-
-func (s *runtimeService) StreamPodSandboxStats(*runtime.StreamPodSandboxStatsRequest, grpc.ServerStreamingServer[runtime.StreamPodSandboxStatsResponse]) error {
-	return later("StreamPodSandboxStats; ListPodSandboxStats answers the same question")
-}
-
 func (s *runtimeService) StreamPodSandboxMetrics(*runtime.StreamPodSandboxMetricsRequest, grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse]) error {
 	return later("metrics (StreamPodSandboxMetrics)")
 }
@@ -43,10 +27,6 @@ func (s *runtimeService) ListPodSandboxMetrics(context.Context, *runtime.ListPod
 	return nil, later("metrics (ListPodSandboxMetrics)")
 }
 
-func (s *runtimeService) GetContainerEvents(*runtime.GetEventsRequest, grpc.ServerStreamingServer[runtime.ContainerEventResponse]) error {
-	return later("container events; leave the kubelet's EventedPLEG gate off")
-}
-
 func (s *runtimeService) CheckpointContainer(context.Context, *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
 	return nil, later("checkpoints (CheckpointContainer)")
 }
@@ -57,8 +37,4 @@ func (s *runtimeService) CheckpointPod(context.Context, *runtime.CheckpointPodRe
 
 func (s *runtimeService) RestorePod(context.Context, *runtime.RestorePodRequest) (*runtime.RestorePodResponse, error) {
 	return nil, later("checkpoints (RestorePod)")
-}
-
-func (s *imageService) StreamImages(*runtime.StreamImagesRequest, grpc.ServerStreamingServer[runtime.StreamImagesResponse]) error {
-	return later("StreamImages; ListImages answers the same question")
 }

@@ -2,12 +2,10 @@ package server
 
 import (
 	"context"
-	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
-	"github.com/kuri-cri/kuri/internal/pod"
 )
 
 // runtimeService is runtime.v1.RuntimeService. What it does not define answers from later.go.
@@ -39,41 +37,19 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtime.Remo
 }
 
 func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
-	found, err := s.Pods.Sandbox(req.GetPodSandboxId())
+	snap, err := s.Pods.Snapshot(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	// The time comes before the states: whatever changes later is newer than what this answer says.
-	now := time.Now().UnixNano()
-	r := found.Record()
-	resp := &runtime.PodSandboxStatusResponse{Status: r.Status(), Timestamp: now}
-	containers, err := s.Pods.ListContainers(pod.ContainerFilter{SandboxID: r.ID})
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range containers {
-		resp.ContainersStatuses = append(resp.ContainersStatuses, c.Record().Status())
-	}
+	resp := &runtime.PodSandboxStatusResponse{Status: snap.Sandbox.Status(), ContainersStatuses: statuses(snap), Timestamp: snap.At}
 	if req.GetVerbose() {
-		resp.Info = r.Info()
+		resp.Info = snap.Sandbox.Info()
 	}
 	return resp, nil
 }
 
 func (s *runtimeService) UpdatePodSandboxResources(_ context.Context, req *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
 	return &runtime.UpdatePodSandboxResourcesResponse{}, s.Pods.UpdateSandbox(req.GetPodSandboxId(), req.GetOverhead(), req.GetResources())
-}
-
-func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
-	list, err := s.Pods.List(req.GetFilter())
-	if err != nil {
-		return nil, err
-	}
-	resp := &runtime.ListPodSandboxResponse{}
-	for _, r := range list {
-		resp.Items = append(resp.Items, r.Item())
-	}
-	return resp, nil
 }
 
 // named refuses an empty id, which would otherwise read as "whatever there is not" and succeed.

@@ -89,18 +89,12 @@ func TestWhatIsNotThereSaysSoInASentence(t *testing.T) {
 			_, err := rt.CheckpointContainer(t.Context(), &runtime.CheckpointContainerRequest{})
 			return err
 		},
-		"GetContainerEvents": func() error {
-			s, err := rt.GetContainerEvents(t.Context(), &runtime.GetEventsRequest{})
-			if err == nil {
-				_, err = s.Recv()
-			}
+		"CheckpointPod": func() error {
+			_, err := rt.CheckpointPod(t.Context(), &runtime.CheckpointPodRequest{})
 			return err
 		},
-		"StreamImages": func() error {
-			s, err := runtime.NewImageServiceClient(conn).StreamImages(t.Context(), &runtime.StreamImagesRequest{})
-			if err == nil {
-				_, err = s.Recv()
-			}
+		"RestorePod": func() error {
+			_, err := rt.RestorePod(t.Context(), &runtime.RestorePodRequest{})
 			return err
 		},
 	}

@@ -1,0 +1,207 @@
+package server
+
+import (
+	"context"
+	"slices"
+
+	"google.golang.org/grpc"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/pod"
+)
+
+// Each list has two RPCs: List… answers with all of it, Stream… with messages of some. Both take it from one view of all
+// pods, before the first message is sent.
+
+// Bounds of one message of a stream. A kubelet takes up to 16 MiB.
+const (
+	chunkItems = 500
+	chunkBytes = 1 << 20 // exceeded by one item
+)
+
+// inChunks sends items, each once and in order; size is about what one takes on the wire, in bytes.
+func inChunks[T any](items []T, size func(T) int, send func([]T) error) error {
+	begin, bytes := 0, 0
+	for i, item := range items {
+		bytes += size(item)
+		if bytes >= chunkBytes || i+1-begin == chunkItems || i+1 == len(items) {
+			if err := send(items[begin : i+1]); err != nil {
+				return err
+			}
+			begin, bytes = i+1, 0
+		}
+	}
+	return nil
+}
+
+// described is an item with what users write: that makes it large.
+type described interface {
+	GetLabels() map[string]string
+	GetAnnotations() map[string]string
+}
+
+// sizeOf is about what an item takes on the wire, in bytes.
+func sizeOf(d described) int {
+	size := 512
+	for k, v := range d.GetLabels() {
+		size += len(k) + len(v) + 8
+	}
+	for k, v := range d.GetAnnotations() {
+		size += len(k) + len(v) + 8
+	}
+	return size
+}
+
+func (s *runtimeService) sandboxes(f *runtime.PodSandboxFilter) ([]*runtime.PodSandbox, error) {
+	list, err := s.Pods.List(f)
+	items := make([]*runtime.PodSandbox, len(list))
+	for i, r := range list {
+		items[i] = r.Item()
+	}
+	return items, err
+}
+
+func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
+	items, err := s.sandboxes(req.GetFilter())
+	return &runtime.ListPodSandboxResponse{Items: items}, err
+}
+
+func (s *runtimeService) StreamPodSandboxes(req *runtime.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
+	items, err := s.sandboxes(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inChunks(items, func(i *runtime.PodSandbox) int { return sizeOf(i) }, func(some []*runtime.PodSandbox) error {
+		return stream.Send(&runtime.StreamPodSandboxesResponse{PodSandboxes: some})
+	})
+}
+
+func (s *runtimeService) containers(f *runtime.ContainerFilter) ([]*runtime.Container, error) {
+	list, err := s.Pods.ContainerRecords(pod.ContainerFilter{
+		ID: f.GetId(), SandboxID: f.GetPodSandboxId(), State: f.GetState(), Labels: f.GetLabelSelector(),
+	})
+	items := make([]*runtime.Container, len(list))
+	for i, r := range list {
+		items[i] = r.Item()
+	}
+	return items, err
+}
+
+func (s *runtimeService) ListContainers(_ context.Context, req *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
+	items, err := s.containers(req.GetFilter())
+	return &runtime.ListContainersResponse{Containers: items}, err
+}
+
+func (s *runtimeService) StreamContainers(req *runtime.StreamContainersRequest, stream grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
+	items, err := s.containers(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inChunks(items, func(i *runtime.Container) int { return sizeOf(i) }, func(some []*runtime.Container) error {
+		return stream.Send(&runtime.StreamContainersResponse{Containers: some})
+	})
+}
+
+func (s *runtimeService) containerStats(ctx context.Context, f *runtime.ContainerStatsFilter) ([]*runtime.ContainerStats, error) {
+	list, err := s.Pods.ListContainers(pod.ContainerFilter{ID: f.GetId(), SandboxID: f.GetPodSandboxId(), Labels: f.GetLabelSelector()})
+	if err != nil {
+		return nil, err
+	}
+	// One that has exited uses nothing any more, and the peers leave it out.
+	list = slices.DeleteFunc(list, func(c *pod.Container) bool { return c.Record().State == pod.Exited })
+	return s.Pods.ContainerStats(ctx, list...)
+}
+
+func (s *runtimeService) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
+	items, err := s.containerStats(ctx, req.GetFilter())
+	return &runtime.ListContainerStatsResponse{Stats: items}, err
+}
+
+func (s *runtimeService) StreamContainerStats(req *runtime.StreamContainerStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamContainerStatsResponse]) error {
+	items, err := s.containerStats(stream.Context(), req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inChunks(items, containerStatsSize, func(some []*runtime.ContainerStats) error {
+		return stream.Send(&runtime.StreamContainerStatsResponse{ContainerStats: some})
+	})
+}
+
+func containerStatsSize(i *runtime.ContainerStats) int { return sizeOf(i.GetAttributes()) }
+
+func (s *runtimeService) sandboxStats(ctx context.Context, f *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
+	list, err := s.Pods.List(&runtime.PodSandboxFilter{
+		Id:            f.GetId(),
+		LabelSelector: f.GetLabelSelector(),
+		State:         &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_READY},
+	})
+	if err != nil {
+		return nil, err
+	}
+	var sandboxes []*pod.Sandbox
+	for _, r := range list {
+		if found, err := s.Pods.Sandbox(r.ID); err == nil { // not removed meanwhile
+			sandboxes = append(sandboxes, found)
+		}
+	}
+	return s.Pods.SandboxStats(ctx, sandboxes...)
+}
+
+func (s *runtimeService) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
+	items, err := s.sandboxStats(ctx, req.GetFilter())
+	return &runtime.ListPodSandboxStatsResponse{Stats: items}, err
+}
+
+func (s *runtimeService) StreamPodSandboxStats(req *runtime.StreamPodSandboxStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxStatsResponse]) error {
+	items, err := s.sandboxStats(stream.Context(), req.GetFilter())
+	if err != nil {
+		return err
+	}
+	size := func(i *runtime.PodSandboxStats) int {
+		size := sizeOf(i.GetAttributes())
+		for _, c := range i.GetLinux().GetContainers() {
+			size += containerStatsSize(c)
+		}
+		return size
+	}
+	return inChunks(items, size, func(some []*runtime.PodSandboxStats) error {
+		return stream.Send(&runtime.StreamPodSandboxStatsResponse{PodSandboxStats: some})
+	})
+}
+
+func (s *imageService) images(f *runtime.ImageFilter) ([]*runtime.Image, error) {
+	if f.GetImage().GetImage() != "" {
+		img, handler, err := s.find(f.GetImage())
+		if img == nil || err != nil {
+			return nil, err
+		}
+		return []*runtime.Image{criImage(img, handler)}, nil
+	}
+	var items []*runtime.Image
+	for _, img := range s.store.List() {
+		items = append(items, criImage(img, s.handlerOf(img)))
+	}
+	return items, nil
+}
+
+func (s *imageService) ListImages(_ context.Context, req *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
+	items, err := s.images(req.GetFilter())
+	return &runtime.ListImagesResponse{Images: items}, err
+}
+
+func (s *imageService) StreamImages(req *runtime.StreamImagesRequest, stream grpc.ServerStreamingServer[runtime.StreamImagesResponse]) error {
+	items, err := s.images(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	size := func(i *runtime.Image) int {
+		size := 512
+		for _, ref := range slices.Concat(i.GetRepoTags(), i.GetRepoDigests()) {
+			size += len(ref)
+		}
+		return size
+	}
+	return inChunks(items, size, func(some []*runtime.Image) error {
+		return stream.Send(&runtime.StreamImagesResponse{Images: some})
+	})
+}
