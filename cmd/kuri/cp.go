@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -97,7 +98,7 @@ func (c *cli) cp(ctx context.Context, from, to place, owner, useTar bool) error 
 	if err != nil {
 		return err
 	}
-	b := box{cli: c, rt: rt, id: ct.Id, name: from.container + to.container}
+	b := box{cli: c, rt: rt, id: ct.Id, name: from.container + to.container, left: new(atomic.Int64)}
 	if !useTar {
 		if b.files, err = b.hasFiles(ctx); err != nil {
 			return err
@@ -124,6 +125,7 @@ type box struct {
 	id    string
 	name  string
 	files bool // the runtime has kuri.v1.Files for it
+	left  *atomic.Int64
 }
 
 // hasFiles asks whether the runtime copies files of the container itself.
@@ -192,6 +194,8 @@ func (b box) out(ctx context.Context, from, to string) error {
 		return sent
 	case err != nil:
 		return fmt.Errorf("copy %s:%s to %s: %w", b.name, from, to, err)
+	case files == 0 && b.left.Load() > 0:
+		return fmt.Errorf("%s:%s: %w", b.name, from, tree.ErrNothing)
 	case files == 0:
 		return notFound("%s sent nothing for %s", b.name, from)
 	}
@@ -226,6 +230,9 @@ func (b box) in(ctx context.Context, from, to string, owner bool) error {
 	}
 	if err != nil {
 		return err
+	}
+	if !info.Mode().IsRegular() && !info.IsDir() {
+		return fmt.Errorf("%s is %s: %w", from, tree.KindOf(info.Mode()), tree.ErrNothing)
 	}
 	dir, name := path.Clean(to), filepath.Base(filepath.Clean(from))
 	if strings.HasSuffix(from, "/.") || name == "." || name == "/" || name == ".." {
@@ -272,6 +279,7 @@ func (b box) send(ctx context.Context, what, dir string, pack func(context.Conte
 }
 
 func (b box) leftOut(name string) {
+	b.left.Add(1)
 	fmt.Fprintln(b.err, "kuri: left out, neither file nor directory nor link:", printable(name))
 }
 

@@ -181,10 +181,14 @@ func (r *run) start(ctx context.Context) error {
 	return nil
 }
 
-// free refuses names that are taken: a pod's name is how everybody speaks of it.
+// free refuses names that are taken: a pod's name is how everybody speaks of it. It chooses the ids of pods with user
+// namespaces among those that no other pod has.
 func (r *run) free(ctx context.Context) error {
 	have, err := takeInventory(ctx, r.rt)
 	if err != nil {
+		return err
+	}
+	if err := r.chooseIDs(ctx, have); err != nil {
 		return err
 	}
 	for _, p := range r.pods {
@@ -196,34 +200,70 @@ func (r *run) free(ctx context.Context) error {
 	return nil
 }
 
-// pullMissing sees to the images of a pod, by each container's pull policy, and notes them by name.
-func (r *run) pullMissing(ctx context.Context, p *runningPod, images map[string]manifest.Image) error {
+// wantedImage is an image that a pod needs.
+type wantedImage struct {
+	of    string // what needs it, "container web"
+	name  string
+	pull  manifest.Pull
+	given bool // pull is what the manifest says, not a default
+}
+
+// wantedImages returns the images of a pod's containers and volumes.
+func (p *runningPod) wantedImages() []wantedImage {
+	var out []wantedImage
 	for _, ct := range p.Containers() {
-		if _, done := images[ct.Image]; done {
+		out = append(out, wantedImage{"container " + ct.Name, ct.Image, ct.Pull(), ct.PullIsGiven()})
+	}
+	for _, v := range p.ImageVolumes() {
+		out = append(out, wantedImage{"volume " + v.Name, v.Image, v.Pull, false})
+	}
+	return out
+}
+
+// pullMissing sees to the images of a pod, by each one's pull policy, and notes them by name.
+func (r *run) pullMissing(ctx context.Context, p *runningPod, images map[string]manifest.Image) error {
+	for _, want := range p.wantedImages() {
+		if _, done := images[want.name]; done {
 			continue
 		}
-		image, err := r.imageStatus(ctx, p, ct.Image)
+		image, err := r.imageStatus(ctx, p, want.name)
 		if err != nil {
 			return err
 		}
 		switch {
-		case ct.Pull() == manifest.PullAlways, image == nil && ct.Pull() == manifest.PullMissing:
-			req := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ct.Image, RuntimeHandler: p.Handler()}, SandboxConfig: p.Sandbox(p.facts), Auth: r.authFor(ctx, ct.Image)}
+		case want.pull == manifest.PullAlways, image == nil && want.pull == manifest.PullMissing:
+			req := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: want.name, RuntimeHandler: p.Handler()}, SandboxConfig: p.Sandbox(p.facts), Auth: r.authFor(ctx, want.name)}
 			if _, err := r.pull(ctx, r.img, req); err != nil {
-				return fmt.Errorf("container %s: %w", ct.Name, err)
+				return fmt.Errorf("%s: %w%s", want.of, err, here(image, want))
 			}
-			if image, err = r.imageStatus(ctx, p, ct.Image); err != nil {
+			if image, err = r.imageStatus(ctx, p, want.name); err != nil {
 				return err
 			}
 			if image == nil {
-				return fmt.Errorf("container %s: the runtime does not find the image %s which it has just pulled", ct.Name, ct.Image)
+				return fmt.Errorf("%s: the runtime does not find the image %s which it has just pulled", want.of, want.name)
 			}
 		case image == nil:
-			return notFound("container %s: there is no image %q, and its imagePullPolicy is Never: use kuri load or kuri pull", ct.Name, ct.Image)
+			return notFound("%s: there is no image %q, and its pull policy is Never: use kuri load or kuri pull", want.of, want.name)
 		}
-		images[ct.Image] = *image
+		images[want.name] = *image
+	}
+	p.facts.VolumeImages = map[string]string{}
+	for _, v := range p.ImageVolumes() {
+		p.facts.VolumeImages[v.Name] = images[v.Image].ID
 	}
 	return nil
+}
+
+// here returns what to do about an image that cannot be pulled and need not be, because it is on the node.
+func here(image *manifest.Image, want wantedImage) string {
+	if image == nil {
+		return ""
+	}
+	why := ", which is its pull policy Always"
+	if !want.given {
+		why = ": without a pull policy that is done each time for an image whose tag is latest or none"
+	}
+	return fmt.Sprintf("\nthe image %s is on this node, and was to be pulled all the same%s; imagePullPolicy: IfNotPresent uses the one that is here", want.name, why)
 }
 
 // imageStatus returns what the translation needs to know of an image, nil when it is not there.

@@ -22,7 +22,7 @@ import (
 // TestCLI runs the scripts of testdata, each against a daemon of its own. They find kuri in PATH, the daemon through the
 // environment as crictl would, $BUSYBOX and $WEB as references of images that the registry has and the daemon has not,
 // $PRIVATE of one in a registry that wants to hear me:s3cret, and $ARCHIVE, the example's image as `docker save` would
-// write it, named localhost/kuri-web:1.
+// write it, named localhost/kuri-web:1; $LATEST is another one, of 127.0.0.1:1/web:latest, where no registry is.
 func TestCLI(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(scripts) == 0 {
@@ -31,14 +31,7 @@ func TestCLI(t *testing.T) {
 	for _, script := range scripts {
 		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
 			d := harness.Start(t, harness.Options{})
-			archive := filepath.Join(t.TempDir(), "web.tar")
-			ref, err := name.NewTag("localhost/kuri-web:1")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := tarball.WriteToFile(archive, ref, harness.Web(t)); err != nil {
-				t.Fatal(err)
-			}
+			archive, latest := saved(t, "localhost/kuri-web:1"), saved(t, "127.0.0.1:1/web:latest")
 			private := harness.NewRegistry(t)
 			hidden := private.Push(t, "busybox:1", harness.Busybox(t))
 			private.Intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -49,7 +42,7 @@ func TestCLI(t *testing.T) {
 				w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
 				w.WriteHeader(http.StatusUnauthorized)
 			})
-			vars := append(d.Env(), "ARCHIVE="+archive, "PRIVATE="+hidden, "PRIVATE_HOST="+private.Host, "REGISTRY="+d.Registry.Host, "SOCKET="+d.Socket,
+			vars := append(d.Env(), "ARCHIVE="+archive, "LATEST="+latest, "PRIVATE="+hidden, "PRIVATE_HOST="+private.Host, "REGISTRY="+d.Registry.Host, "SOCKET="+d.Socket,
 				"BUSYBOX="+d.Registry.Push(t, "busybox:1", harness.Busybox(t)), "WEB="+d.Registry.Push(t, "web:1", harness.Web(t)))
 			testscript.Run(t, testscript.Params{
 				Files: []string{script},
@@ -62,6 +55,20 @@ func TestCLI(t *testing.T) {
 			})
 		})
 	}
+}
+
+// saved returns an archive of the example's image under a name, as `docker save` would write it.
+func saved(t *testing.T, as string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "web.tar")
+	ref, err := name.NewTag(as)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tarball.WriteToFile(path, ref, harness.Web(t)); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // exits N COMMAND... runs a command that must exit with N.

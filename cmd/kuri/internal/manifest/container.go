@@ -48,13 +48,20 @@ const (
 // Pull returns the container's imagePullPolicy. Where it has none it is Always for an image with the tag latest or with
 // neither tag nor digest, and IfNotPresent for every other, as in Kubernetes.
 func (c Container) Pull() Pull {
-	if c.api.ImagePullPolicy != "" {
-		return Pull(c.api.ImagePullPolicy)
+	return pullOf(c.Image, c.api.ImagePullPolicy)
+}
+
+// PullIsGiven reports whether the manifest says when the image is pulled.
+func (c Container) PullIsGiven() bool { return c.api.ImagePullPolicy != "" }
+
+func pullOf(image string, policy corev1.PullPolicy) Pull {
+	if policy != "" {
+		return Pull(policy)
 	}
-	if strings.Contains(c.Image, "@") {
+	if strings.Contains(image, "@") {
 		return PullMissing
 	}
-	_, tag, tagged := strings.Cut(path.Base(c.Image), ":")
+	_, tag, tagged := strings.Cut(path.Base(image), ":")
 	if !tagged || tag == "latest" {
 		return PullAlways
 	}
@@ -98,7 +105,7 @@ func (p *Pod) Config(c Container, image Image, f Facts) (*runtimeapi.ContainerCo
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.Name, err)
 	}
-	security, err := p.containerSecurity(c.api, image)
+	security, err := p.containerSecurity(c.api, image, f)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.Name, err)
 	}
@@ -168,11 +175,16 @@ func (p *Pod) mounts(c *corev1.Container, f Facts) ([]*runtimeapi.Mount, error) 
 	var out []*runtimeapi.Mount
 	hosts := f.HostsFile != ""
 	for _, m := range c.VolumeMounts {
+		if image, ok := f.VolumeImages[m.Name]; ok { // is read-only, whatever the manifest says
+			spec := &runtimeapi.ImageSpec{Image: image, UserSpecifiedImage: p.volumeImage(m.Name)}
+			out = append(out, &runtimeapi.Mount{ContainerPath: m.MountPath, Image: spec, ImageSubPath: m.SubPath, Readonly: true})
+			continue
+		}
 		host, ok := f.VolumePaths[m.Name]
 		if !ok {
 			return nil, fmt.Errorf("volume %s has not been made", m.Name)
 		}
-		mount := &runtimeapi.Mount{ContainerPath: m.MountPath, HostPath: host, Readonly: m.ReadOnly}
+		mount := &runtimeapi.Mount{ContainerPath: m.MountPath, HostPath: host, Readonly: m.ReadOnly, UidMappings: p.idMappings(f), GidMappings: p.idMappings(f)}
 		if m.MountPropagation != nil {
 			mount.Propagation = propagations[*m.MountPropagation]
 		}
@@ -184,7 +196,7 @@ func (p *Pod) mounts(c *corev1.Container, f Facts) ([]*runtimeapi.Mount, error) 
 		out = append(out, mount)
 	}
 	if hosts {
-		out = append(out, &runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: f.HostsFile})
+		out = append(out, &runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: f.HostsFile, UidMappings: p.idMappings(f), GidMappings: p.idMappings(f)})
 	}
 	return out, nil
 }

@@ -2,14 +2,15 @@ package manifest
 
 import (
 	"bytes"
+	stdjson "encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 )
 
 // maxSize bounds a manifest file, in bytes. An API server takes 3 MiB.
@@ -50,17 +51,20 @@ func Decode(data []byte, name string) ([]*Pod, error) {
 	if len(data) > maxSize {
 		return nil, fmt.Errorf("the manifest has %d bytes, at most %d are read", len(data), maxSize)
 	}
-	docs := split(data)
+	docs, err := documents(data)
+	if err != nil {
+		return nil, err
+	}
 	var pods []*Pod
 	for i, doc := range docs {
-		p, err := decodeOne(doc, name)
+		decoded, err := decodeOne(doc, name)
 		if err != nil {
 			if len(docs) > 1 {
 				return nil, fmt.Errorf("document %d of %d: %w", i+1, len(docs), err)
 			}
 			return nil, err
 		}
-		pods = append(pods, p)
+		pods = append(pods, decoded...)
 	}
 	if len(pods) == 0 {
 		return nil, errors.New("the manifest is empty: expected a Pod")
@@ -79,49 +83,66 @@ func Decode(data []byte, name string) ([]*Pod, error) {
 	return pods, nil
 }
 
-// split cuts a stream of YAML documents at its "---" lines and leaves out documents that hold nothing but comments.
-func split(data []byte) [][]byte {
-	var docs [][]byte
-	var doc []byte
-	content := false
-	flush := func() {
-		if content {
-			docs = append(docs, doc)
-		}
-		doc, content = nil, false
-	}
-	for line := range bytes.Lines(data) {
-		text := bytes.TrimSpace(line)
-		if rest, marker := bytes.CutPrefix(line, []byte("---")); marker && (len(bytes.TrimSpace(rest)) == 0 || rest[0] == ' ' || rest[0] == '\t') {
-			flush()
-			if rest = bytes.TrimSpace(rest); len(rest) > 0 && rest[0] != '#' {
-				doc, content = append(doc, append(rest, '\n')...), true
-			}
-			continue
-		}
-		if len(text) > 0 && text[0] != '#' {
-			content = true
-		}
-		doc = append(doc, line...) // comments too: line numbers in errors stay right
-	}
-	flush()
-	return docs
-}
-
-func decodeOne(doc []byte, name string) (*Pod, error) {
-	raw, err := yaml.YAMLToJSONStrict(doc)
-	if err != nil {
+// decodeOne reads a Pod, or a List of them, as JSON.
+func decodeOne(doc []byte, name string) ([]*Pod, error) {
+	var value any
+	in := stdjson.NewDecoder(bytes.NewReader(doc))
+	in.UseNumber()
+	if err := in.Decode(&value); err != nil {
 		return nil, err
 	}
-	var kind metav1.TypeMeta
-	if err := json.UnmarshalCaseSensitivePreserveInts(raw, &kind); err != nil {
-		return nil, fmt.Errorf("expected a Pod: %w", err)
+	object, ok := value.(map[string]any)
+	if !ok {
+		return nil, Problems{fmt.Sprintf("expected a Pod, and it is %s", kindOf(value))}
 	}
-	if kind.APIVersion != "v1" || kind.Kind != "Pod" {
-		return nil, Problems{fmt.Sprintf("it is apiVersion %q, kind %q: only v1, Pod can be run", kind.APIVersion, kind.Kind)}
+	apiVersion, kind := fmt.Sprint(orEmpty(object["apiVersion"])), fmt.Sprint(orEmpty(object["kind"]))
+	switch {
+	case apiVersion == "v1" && kind == "Pod":
+		p, err := decodePod(doc, object, name)
+		return []*Pod{p}, err
+	case apiVersion == "v1" && (kind == "List" || kind == "PodList"):
+		return decodeList(doc, name)
+	case kind == "" && apiVersion == "":
+		return nil, Problems{"expected a Pod: it has no apiVersion and no kind"}
 	}
-	p := &Pod{}
-	strict, err := json.UnmarshalStrict(raw, &p.api)
+	return nil, Problems{fmt.Sprintf("it is apiVersion %q, kind %q: only v1, Pod can be run", apiVersion, kind)}
+}
+
+func orEmpty(v any) any {
+	if v == nil {
+		return ""
+	}
+	return v
+}
+
+// decodeList reads the pods of a List.
+func decodeList(doc []byte, name string) ([]*Pod, error) {
+	var list struct {
+		Items []stdjson.RawMessage `json:"items"`
+	}
+	if err := stdjson.Unmarshal(doc, &list); err != nil {
+		return nil, Problems{"items: expected a list of Pods"}
+	}
+	var pods []*Pod
+	for i, item := range list.Items {
+		decoded, err := decodeOne(item, name)
+		if err != nil {
+			return nil, fmt.Errorf("items[%d]: %w", i, err)
+		}
+		pods = append(pods, decoded...)
+	}
+	return pods, nil
+}
+
+// decodePod reads a Pod; value is doc as it is decoded without types.
+func decodePod(doc []byte, value map[string]any, name string) (*Pod, error) {
+	s := &shape{}
+	s.check(value, reflect.TypeFor[corev1.Pod](), "")
+	if len(s.problems) > 0 {
+		return nil, Problems(s.problems)
+	}
+	p := &Pod{Warnings: s.warnings}
+	strict, err := json.UnmarshalStrict(doc, &p.api)
 	if err != nil {
 		return nil, err
 	}
@@ -129,17 +150,20 @@ func decodeOne(doc []byte, name string) (*Pod, error) {
 	for _, e := range strict {
 		wrong = append(wrong, e.Error())
 	}
+	return p, p.finish(name, wrong)
+}
+
+// finish fills in the defaults and checks all of the pod; wrong is what is known to be wrong already.
+func (p *Pod) finish(name string, wrong Problems) error {
 	p.defaults(name)
-	warnings, problems := checkFields(&p.api)
-	wrong = append(wrong, problems...)
-	p.Warnings = warnings
-	warnings, problems = validate(&p.api)
-	wrong = append(wrong, problems...)
-	p.Warnings = append(p.Warnings, warnings...)
-	if len(wrong) > 0 {
-		return nil, wrong
+	for _, check := range []func(*corev1.Pod) (warnings, problems []string){checkFields, validate} {
+		warnings, problems := check(&p.api)
+		p.Warnings, wrong = append(p.Warnings, warnings...), append(wrong, problems...)
 	}
-	return p, nil
+	if len(wrong) > 0 {
+		return wrong
+	}
+	return nil
 }
 
 // defaults fills in what an API server would.

@@ -62,7 +62,7 @@ var table = map[string]rule{
 	"spec.hostIPC":                        {},
 	"spec.hostNetwork":                    {},
 	"spec.hostPID":                        {},
-	"spec.hostUsers":                      {refused, "user namespaces are not supported yet", isTrue},
+	"spec.hostUsers":                      {},
 	"spec.hostname":                       {},
 	"spec.hostnameOverride":               {},
 	"spec.imagePullSecrets":               {ignored, "there are no Secrets: images are pulled with the runtime's own credentials, or pull with kuri pull --creds first", nil},
@@ -114,7 +114,7 @@ var table = map[string]rule{
 	"spec.volumes[].secret":      {refused, "there is no API server: use a hostPath", nil},
 	"spec.volumes[].downwardAPI": {refused, "volumes of pod fields are not supported: use env with a fieldRef", nil},
 	"spec.volumes[].projected":   {refused, "there is no API server: use a hostPath", nil},
-	"spec.volumes[].image":       {refused, "image volumes are not supported yet", nil},
+	"spec.volumes[].image":       {},
 
 	"spec.volumes[].persistentVolumeClaim": {refused, noStorage, nil},
 	"spec.volumes[].ephemeral":             {refused, noStorage, nil},
@@ -183,7 +183,7 @@ var table = map[string]rule{
 	"spec.containers[].volumeMounts[].mountPath":         {},
 	"spec.containers[].volumeMounts[].mountPropagation":  {},
 	"spec.containers[].volumeMounts[].bindMountOptions":  {refused, "options of a bind mount are not supported yet", nil},
-	"spec.containers[].volumeMounts[].subPath":           {refused, noSubPath, nil},
+	"spec.containers[].volumeMounts[].subPath":           {}, // of image volumes alone, see validator.mounts
 	"spec.containers[].volumeMounts[].subPathExpr":       {refused, noSubPath, nil},
 
 	"spec.containers[].securityContext.windowsOptions":           {refused, "this is a Linux node", nil},
@@ -205,7 +205,6 @@ const (
 	noSubPath = "a path inside a volume cannot be handed over safely, a container might swap it for a link: mount the whole volume"
 )
 
-func isTrue(v reflect.Value) bool  { return v.Kind() == reflect.Bool && v.Bool() }
 func isFalse(v reflect.Value) bool { return v.Kind() == reflect.Bool && !v.Bool() }
 
 func isOneOf(values ...string) func(reflect.Value) bool {

@@ -38,11 +38,13 @@ type Facts struct {
 	NodeName    string                // for spec.nodeName
 	MemoryTotal int64                 // of the node, bytes
 	Resolver    *runtimeapi.DNSConfig // the node's own; needed for a pod with a dnsConfig only
+	FirstID     uint32                // of the node's ids that are a pod's with a user namespace
 
 	// Known once the sandbox runs:
 
 	IPs               []string          // the pod's addresses, the primary one first
 	VolumePaths       map[string]string // the host path of each volume, by the volume's name
+	VolumeImages      map[string]string // the id of the image of each volume that is one, by the volume's name
 	HostsFile         string            // to be mounted at /etc/hosts; "" for the runtime's own
 	RecursiveReadOnly bool              // whether the handler has recursive read-only mounts
 }
@@ -62,7 +64,7 @@ func (p *Pod) Sandbox(f Facts) *runtimeapi.PodSandboxConfig {
 		Labels:       map[string]string{},
 		Annotations:  map[string]string{},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			SecurityContext: p.sandboxSecurity(),
+			SecurityContext: p.sandboxSecurity(f),
 			Sysctls:         map[string]string{},
 		},
 	}

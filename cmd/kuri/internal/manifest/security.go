@@ -35,7 +35,21 @@ var (
 	}
 )
 
-func (p *Pod) namespaces() *runtimeapi.NamespaceOption {
+// IDsPerPod is how many user and group ids a pod with a user namespace has, as with a kubelet.
+const IDsPerPod = 65536
+
+// HasUserNamespace reports whether the pod wants a user namespace (hostUsers: false), and so Facts.FirstID.
+func (p *Pod) HasUserNamespace() bool { return p.api.Spec.HostUsers != nil && !*p.api.Spec.HostUsers }
+
+// idMappings returns which ids of the node are the pod's, nil for a pod without a user namespace.
+func (p *Pod) idMappings(f Facts) []*runtimeapi.IDMapping {
+	if !p.HasUserNamespace() {
+		return nil
+	}
+	return []*runtimeapi.IDMapping{{ContainerId: 0, HostId: f.FirstID, Length: IDsPerPod}}
+}
+
+func (p *Pod) namespaces(f Facts) *runtimeapi.NamespaceOption {
 	spec := &p.api.Spec
 	n := &runtimeapi.NamespaceOption{
 		Network: runtimeapi.NamespaceMode_POD,
@@ -54,6 +68,9 @@ func (p *Pod) namespaces() *runtimeapi.NamespaceOption {
 	if spec.HostIPC {
 		n.Ipc = runtimeapi.NamespaceMode_NODE
 	}
+	if ids := p.idMappings(f); ids != nil {
+		n.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: p.idMappings(f)}
+	}
 	return n
 }
 
@@ -65,10 +82,10 @@ func (p *Pod) podSecurity() *corev1.PodSecurityContext {
 	return &corev1.PodSecurityContext{}
 }
 
-func (p *Pod) sandboxSecurity() *runtimeapi.LinuxSandboxSecurityContext {
+func (p *Pod) sandboxSecurity(f Facts) *runtimeapi.LinuxSandboxSecurityContext {
 	pod := p.podSecurity()
 	sc := &runtimeapi.LinuxSandboxSecurityContext{
-		NamespaceOptions:         p.namespaces(),
+		NamespaceOptions:         p.namespaces(f),
 		SelinuxOptions:           selinux(pod.SELinuxOptions),
 		SupplementalGroups:       p.groups(),
 		SupplementalGroupsPolicy: groupsPolicy(pod.SupplementalGroupsPolicy),
@@ -88,14 +105,14 @@ func (p *Pod) sandboxSecurity() *runtimeapi.LinuxSandboxSecurityContext {
 	return sc
 }
 
-func (p *Pod) containerSecurity(c *corev1.Container, image Image) (*runtimeapi.LinuxContainerSecurityContext, error) {
+func (p *Pod) containerSecurity(c *corev1.Container, image Image, f Facts) (*runtimeapi.LinuxContainerSecurityContext, error) {
 	pod, own := p.podSecurity(), c.SecurityContext
 	if own == nil {
 		own = &corev1.SecurityContext{}
 	}
 	sc := &runtimeapi.LinuxContainerSecurityContext{
 		Privileged:               isSet(own.Privileged),
-		NamespaceOptions:         p.namespaces(),
+		NamespaceOptions:         p.namespaces(f),
 		SelinuxOptions:           selinux(or(own.SELinuxOptions, pod.SELinuxOptions)),
 		ReadonlyRootfs:           isSet(own.ReadOnlyRootFilesystem),
 		SupplementalGroups:       p.groups(),

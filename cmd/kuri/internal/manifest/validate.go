@@ -84,8 +84,11 @@ func (v *validator) volumes() {
 			v.wrong(field+".name", "%q is there twice", vol.Name)
 		}
 		seen[vol.Name] = true
-		if vol.EmptyDir != nil && vol.HostPath != nil {
+		if moreThanOne(vol.EmptyDir != nil, vol.HostPath != nil, vol.Image != nil) {
 			v.wrong(field, "a volume has one source")
+		}
+		if i := vol.Image; i != nil {
+			v.image(i.Reference, i.PullPolicy, field+".image", "reference", "pullPolicy")
 		}
 		if e := vol.EmptyDir; e != nil {
 			if e.Medium != corev1.StorageMediumDefault && e.Medium != corev1.StorageMediumMemory {
@@ -110,8 +113,8 @@ func (v *validator) volumes() {
 				v.wrong(field+".hostPath.type", "%q: expected one of %v", *h.Type, hostPathTypes[1:])
 			}
 		}
-		if vol.EmptyDir == nil && vol.HostPath == nil && vol.VolumeSource == (corev1.VolumeSource{}) {
-			v.wrong(field, "a source is needed: emptyDir or hostPath")
+		if vol.VolumeSource == (corev1.VolumeSource{}) {
+			v.wrong(field, "a source is needed: emptyDir, hostPath or image")
 		}
 	}
 }
@@ -129,14 +132,7 @@ func (v *validator) container(c *corev1.Container, field string, names map[strin
 		v.wrong(field+".name", "%q is there twice", c.Name)
 	}
 	names[c.Name] = true
-	if strings.TrimSpace(c.Image) != c.Image || c.Image == "" {
-		v.wrong(field+".image", "%q: an image is needed, without spaces around it", c.Image)
-	}
-	switch c.ImagePullPolicy {
-	case "", corev1.PullAlways, corev1.PullNever, corev1.PullIfNotPresent:
-	default:
-		v.wrong(field+".imagePullPolicy", "%q: expected Always, Never or IfNotPresent", c.ImagePullPolicy)
-	}
+	v.image(c.Image, c.ImagePullPolicy, field, "image", "imagePullPolicy")
 	for i, e := range c.Env {
 		v.env(e, fmt.Sprintf("%s.env[%d]", field, i))
 	}
@@ -158,6 +154,28 @@ func (v *validator) container(c *corev1.Container, field string, names map[strin
 			v.wrong(field+".securityContext.allowPrivilegeEscalation", "a privileged container has it")
 		}
 	}
+}
+
+// image checks the name of an image and when it is pulled, which are the fields name and policy of at.
+func (v *validator) image(ref string, pull corev1.PullPolicy, at, name, policy string) {
+	if strings.TrimSpace(ref) != ref || ref == "" {
+		v.wrong(at+"."+name, "%q: an image is needed, without spaces around it", ref)
+	}
+	switch pull {
+	case "", corev1.PullAlways, corev1.PullNever, corev1.PullIfNotPresent:
+	default:
+		v.wrong(at+"."+policy, "%q: expected Always, Never or IfNotPresent", pull)
+	}
+}
+
+func moreThanOne(list ...bool) bool {
+	count := 0
+	for _, b := range list {
+		if b {
+			count++
+		}
+	}
+	return count > 1
 }
 
 func (v *validator) env(e corev1.EnvVar, field string) {
@@ -223,8 +241,17 @@ func (v *validator) mounts(c *corev1.Container, field string) {
 	taken := map[string]bool{}
 	for i, m := range c.VolumeMounts {
 		at := fmt.Sprintf("%s.volumeMounts[%d]", field, i)
-		if !slices.ContainsFunc(v.pod.Spec.Volumes, func(vol corev1.Volume) bool { return vol.Name == m.Name }) {
+		volume := slices.IndexFunc(v.pod.Spec.Volumes, func(vol corev1.Volume) bool { return vol.Name == m.Name })
+		if volume < 0 {
 			v.wrong(at+".name", "the pod has no volume %q", m.Name)
+		}
+		switch isImage := volume >= 0 && v.pod.Spec.Volumes[volume].Image != nil; {
+		case isImage && m.MountPropagation != nil && *m.MountPropagation != corev1.MountPropagationNone:
+			v.wrong(at+".mountPropagation", "an image has no mounts to propagate")
+		case isImage && (path.IsAbs(m.SubPath) || slices.Contains(strings.Split(m.SubPath, "/"), "..")):
+			v.wrong(at+".subPath", "%q: expected a path below the image's root, without ..", m.SubPath)
+		case !isImage && m.SubPath != "":
+			v.wrong(at+".subPath", noSubPath)
 		}
 		if !path.IsAbs(m.MountPath) || strings.Contains(m.MountPath, ":") {
 			v.wrong(at+".mountPath", "%q: expected an absolute path without a colon", m.MountPath)
@@ -265,6 +292,11 @@ func (v *validator) podSpec() {
 	}
 	if spec.HostPID && isSet(spec.ShareProcessNamespace) {
 		v.wrong("spec.shareProcessNamespace", "hostPID shares the node's process namespace already")
+	}
+	if spec.HostUsers != nil && !*spec.HostUsers {
+		if spec.HostPID || spec.HostIPC {
+			v.wrong("spec.hostUsers", "a pod with a user namespace cannot have the node's processes or IPC (hostPID, hostIPC)")
+		}
 	}
 	if spec.HostNetwork && spec.HostnameOverride != nil {
 		v.wrong("spec.hostnameOverride", "a pod in the node's network has the node's host name")

@@ -25,10 +25,41 @@ type Volume struct {
 	Type     corev1.HostPathType // what must be there, or be made, at HostPath
 }
 
-// Volumes returns the pod's volumes.
+// ImageVolume is a volume that is an image.
+type ImageVolume struct {
+	Name  string
+	Image string
+	Pull  Pull
+}
+
+// ImageVolumes returns the pod's volumes that are images.
+func (p *Pod) ImageVolumes() []ImageVolume {
+	var out []ImageVolume
+	for _, v := range p.api.Spec.Volumes {
+		if i := v.Image; i != nil {
+			out = append(out, ImageVolume{Name: v.Name, Image: i.Reference, Pull: pullOf(i.Reference, i.PullPolicy)})
+		}
+	}
+	return out
+}
+
+// volumeImage returns the image of a volume as the manifest names it.
+func (p *Pod) volumeImage(name string) string {
+	for _, v := range p.ImageVolumes() {
+		if v.Name == name {
+			return v.Image
+		}
+	}
+	return ""
+}
+
+// Volumes returns the pod's volumes that are to be made on the node.
 func (p *Pod) Volumes() []Volume {
 	var out []Volume
 	for _, v := range p.api.Spec.Volumes {
+		if v.Image != nil {
+			continue
+		}
 		vol := Volume{Name: v.Name}
 		if h := v.HostPath; h != nil {
 			vol.HostPath = h.Path

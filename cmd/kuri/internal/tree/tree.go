@@ -2,6 +2,7 @@ package tree
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -24,11 +25,15 @@ const (
 )
 
 // Pack writes the file or directory at src as a tar whose entries are called name and name/…. A link at src is followed;
-// those below are packed as links. Owners are 0:0, unless keepOwner. Told are the files that are left out.
+// those below are packed as links. Owners are 0:0, unless keepOwner. Told are the files that are left out: FIFOs, sockets and
+// devices. If src is one itself the error is ErrNothing.
 func Pack(ctx context.Context, w io.Writer, src, name string, keepOwner bool, left func(string)) error {
 	src, err := filepath.EvalSymlinks(src)
 	if err != nil {
 		return err
+	}
+	if info, err := os.Stat(src); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		return fmt.Errorf("%s is %s: %w", src, KindOf(info.Mode()), ErrNothing)
 	}
 	out := tar.NewWriter(w)
 	err = filepath.WalkDir(src, func(at string, d fs.DirEntry, err error) error {
@@ -55,6 +60,22 @@ func Pack(ctx context.Context, w io.Writer, src, name string, keepOwner bool, le
 	return out.Close()
 }
 
+// KindOf says what a file is that is neither a file nor a directory nor a link.
+func KindOf(m fs.FileMode) string {
+	switch {
+	case m&fs.ModeNamedPipe != 0:
+		return "a FIFO"
+	case m&fs.ModeSocket != 0:
+		return "a socket"
+	case m&fs.ModeDevice != 0:
+		return "a device"
+	}
+	return "none of these"
+}
+
+// maxUnsized bounds what is read of a file that says it is empty, as those of /proc do, in bytes.
+const maxUnsized = 16 << 20
+
 // pack writes one entry.
 func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) error {
 	target := ""
@@ -76,6 +97,17 @@ func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) er
 	if err != nil {
 		return err
 	}
+	var content io.Reader = in
+	if in != nil && h.Size == 0 {
+		all, err := io.ReadAll(io.LimitReader(in, maxUnsized+1))
+		if err == nil && len(all) > maxUnsized {
+			err = fmt.Errorf("%s does not say its size, and has more than %d bytes", at, maxUnsized)
+		}
+		if err != nil {
+			return err
+		}
+		content, h.Size = bytes.NewReader(all), int64(len(all))
+	}
 	h.Name, h.Uname, h.Gname = name, "", ""
 	gnu(h)
 	if info.IsDir() {
@@ -90,7 +122,7 @@ func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) er
 	if in == nil {
 		return nil
 	}
-	n, err := io.Copy(out, io.LimitReader(in, h.Size)) // a file that grows meanwhile
+	n, err := io.Copy(out, io.LimitReader(content, h.Size)) // a file that grows meanwhile
 	if err == nil && n < h.Size {
 		err = fmt.Errorf("%s became shorter while it was read", at)
 	}
@@ -98,13 +130,20 @@ func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) er
 }
 
 // Again reads a tar of any format and writes its files, directories and links as Pack does, with the owners and modes that they
-// have there. Told are the entries that are left out.
+// have there. Told are the entries that are left out. A tar that has no others is ErrNothing.
 func Again(ctx context.Context, w io.Writer, r io.Reader, left func(string)) error {
 	out := tar.NewWriter(w)
+	written := 0
 	for in := tar.NewReader(r); ; {
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
+			if written == 0 {
+				return ErrNothing
+			}
 			return out.Close()
+		}
+		if written == 0 && (errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF)) {
+			return fmt.Errorf("it is not a tar: %w", err)
 		}
 		if err := errors.Join(err, ctx.Err()); err != nil {
 			return err
@@ -123,8 +162,12 @@ func Again(ctx context.Context, w io.Writer, r io.Reader, left func(string)) err
 		if _, err := io.Copy(out, in); err != nil {
 			return fmt.Errorf("entry %q: %w", h.Name, err)
 		}
+		written++
 	}
 }
+
+// ErrNothing says that there is nothing that could be copied.
+var ErrNothing = errors.New("nothing was copied: only files, directories and links can be")
 
 // gnu makes a header one that every tar reads. busybox's knows no names of PAX, which those that are long or not ASCII would be;
 // and where GNU's may have two more times it looks for a part of the name.
@@ -133,7 +176,7 @@ func gnu(h *tar.Header) {
 }
 
 // Unpack makes files of a tar whose entries are all called from or from/…: below the directory dir, as to and to/…. With from
-// "." the entries go right into dir, and to is not used. Told are the entries that are left out.
+// "." the entries go right into dir, and to is not used. Told are the entries that are left out; files counts the others.
 func Unpack(ctx context.Context, r io.Reader, dir, from, to string, left func(string)) (files int, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -141,7 +184,7 @@ func Unpack(ctx context.Context, r io.Reader, dir, from, to string, left func(st
 	}
 	defer root.Close()
 	u := &unpacker{root: root, from: from, to: to, left: left, dirs: map[string]fs.FileMode{}}
-	for in := tar.NewReader(r); ; u.made++ {
+	for in := tar.NewReader(r); ; {
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -189,6 +232,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
+	u.made++
 	switch h.Typeflag {
 	case tar.TypeDir:
 		return u.directory(h, name)
@@ -210,6 +254,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 		}
 		return u.root.Link(old, name)
 	}
+	u.made--
 	u.left(h.Name)
 	return nil
 }

@@ -3,6 +3,7 @@ package tree
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func tarOf(t testing.TB, entries ...tar.Header) *bytes.Buffer {
@@ -125,7 +128,7 @@ func TestUnpackLeavesOutDevicesAndSetuid(t *testing.T) {
 	var left []string
 	n, err := Unpack(t.Context(), tarOf(t, dir("./src/"), file("./src/f"), tar.Header{Typeflag: tar.TypeChar, Name: "./src/null", Devmajor: 1, Devminor: 3},
 		tar.Header{Typeflag: tar.TypeFifo, Name: "./src/pipe"}, symlink("./src/l", "/etc/passwd")), parent, "src", "to", func(s string) { left = append(left, s) })
-	if err != nil || n != 5 || strings.Join(left, " ") != "./src/null ./src/pipe" {
+	if err != nil || n != 3 || strings.Join(left, " ") != "./src/null ./src/pipe" {
 		t.Errorf("%d %v: %v", n, err, left)
 	}
 	if got := strings.Join(list(t, parent), " "); got != "to to/f to/l" {
@@ -327,4 +330,51 @@ func FuzzUnpack(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What cannot be copied is an error when there is nothing else, not an empty success.
+func TestNothingToCopy(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(pipe, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, src := range []string{pipe, filepath.Join(dir, "link"), "/dev/null"} {
+		if err := Pack(t.Context(), io.Discard, src, "x", false, func(string) {}); !errors.Is(err, ErrNothing) {
+			t.Errorf("%s: %v", src, err)
+		}
+	}
+	if err := Pack(t.Context(), io.Discard, dir, "x", false, func(string) {}); err != nil {
+		t.Errorf("a directory with a FIFO in it: %v", err)
+	}
+	for what, in := range map[string]io.Reader{"a FIFO": tarOf(t, tar.Header{Typeflag: tar.TypeFifo, Name: "p"}), "nothing": strings.NewReader("")} {
+		if err := Again(t.Context(), io.Discard, in, func(string) {}); !errors.Is(err, ErrNothing) {
+			t.Errorf("a tar with %s: %v", what, err)
+		}
+	}
+	if err := Again(t.Context(), io.Discard, strings.NewReader("text\n"), func(string) {}); err == nil || !strings.Contains(err.Error(), "not a tar") {
+		t.Errorf("no tar: %v", err)
+	}
+	n, err := Unpack(t.Context(), tarOf(t, tar.Header{Typeflag: tar.TypeFifo, Name: "p"}), dir, "p", "q", func(string) {})
+	if n != 0 || err != nil {
+		t.Errorf("a tar with a FIFO: %d %v", n, err)
+	}
+}
+
+// A file of /proc says that it is empty, and is not.
+func TestPackWithoutASize(t *testing.T) {
+	var out bytes.Buffer
+	if err := Pack(t.Context(), &out, "/proc/self/status", "status", false, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	in := tar.NewReader(&out)
+	if _, err := in.Next(); err != nil {
+		t.Fatal(err)
+	}
+	if content, err := io.ReadAll(in); err != nil || !strings.HasPrefix(string(content), "Name:") {
+		t.Errorf("%q %v", content, err)
+	}
 }
