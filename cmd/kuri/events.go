@@ -116,8 +116,9 @@ func (p *eventPrinter) read(ctx context.Context, rt *client.Runtime) error {
 // wants reports whether events of a pod are to be printed.
 func (p *eventPrinter) wants(s *runtimeapi.PodSandboxStatus) bool {
 	m := s.GetMetadata()
+	id, isID := idText(p.pod)
 	return p.pod == "" || p.pod == m.GetName() || p.pod == m.GetNamespace()+"/"+m.GetName() ||
-		len(p.pod) >= 4 && strings.HasPrefix(s.GetId(), p.pod)
+		isID && strings.HasPrefix(s.GetId(), id)
 }
 
 func (p *eventPrinter) event(e *runtimeapi.ContainerEventResponse) error {
