@@ -25,6 +25,8 @@ type Client struct {
 	mu     sync.Mutex // guards conn; held over a dial of a local socket, which does not hang
 	conn   *ttrpc.Client
 	closed bool
+
+	pulse pulse
 }
 
 // Connect returns a client of the keeper that serves a state directory, if one does: it starts none.
@@ -32,7 +34,11 @@ func Connect(stateDir string) *Client { return &Client{socket: filepath.Join(sta
 
 // Info tells which keeper answers: its protocol, version, process id and newest event.
 func (c *Client) Info(ctx context.Context) (*api.InfoResponse, error) {
-	return call(ctx, c, api.KeeperService.Info, &api.InfoRequest{})
+	info, err := ask(ctx, c, api.KeeperService.Info, &api.InfoRequest{})
+	if err == nil {
+		c.pulse.answered(info)
+	}
+	return info, err
 }
 
 // Probe tells what this kernel lets the keeper do with layers in dir and writable layers in writable, "" for dir too. Both
@@ -98,7 +104,7 @@ func (c *Client) ReopenLog(ctx context.Context, id string) error {
 
 // Events returns the events after a sequence number as soon as there is one, or none after wait.
 func (c *Client) Events(ctx context.Context, after uint64, wait time.Duration) (*api.EventsResponse, error) {
-	return call(ctx, c, api.KeeperService.Events, &api.EventsRequest{After: after, WaitMs: wait.Milliseconds()})
+	return ask(ctx, c, api.KeeperService.Events, &api.EventsRequest{After: after, WaitMs: wait.Milliseconds()})
 }
 
 // Close ends the connection. The keeper goes on.
@@ -112,8 +118,22 @@ func (c *Client) Close() {
 	}
 }
 
-// call makes one call, and once more on a new connection when the first one was lost.
+// call makes one call. A keeper that hangs ends it with a [Hung].
 func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error), req *Q) (*R, error) {
+	ctx, done, err := c.watched(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	resp, err := ask(ctx, c, verb, req)
+	if hung := (*Hung)(nil); err != nil && errors.As(context.Cause(ctx), &hung) {
+		return nil, hung
+	}
+	return resp, err
+}
+
+// ask makes one call, and once more on a new connection when the first one was lost.
+func ask[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error), req *Q) (*R, error) {
 	conn, err := c.connection(ctx)
 	if err != nil {
 		return nil, err

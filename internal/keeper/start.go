@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,10 +28,15 @@ type Options struct {
 const startLimit = 20 * time.Second
 
 // Start returns a client of the keeper that serves o.StateDir, and starts one when none does. Of two that start one at
-// the same time, one keeper stays and both clients have it.
+// the same time, one keeper stays and both clients have it. One that hangs is not replaced: it has the containers. Calls
+// of the client fail until it goes on.
 func Start(ctx context.Context, o Options) (*Client, error) {
 	c := Connect(o.StateDir)
 	err := c.check(ctx)
+	if hung := (*Hung)(nil); errors.As(err, &hung) {
+		slog.Error("the keeper hangs: serving what there is without it", "err", err)
+		return c, nil
+	}
 	if errors.Is(err, fault.Unavailable) {
 		if serr := spawn(ctx, o); serr != nil {
 			// The one that started at the same time as ours may have won.
@@ -50,6 +56,9 @@ func Start(ctx context.Context, o Options) (*Client, error) {
 
 // check asks the keeper who it is and refuses one whose protocol we do not speak.
 func (c *Client) check(ctx context.Context) error {
+	if err := c.Ready(ctx, startBeat); err != nil {
+		return err
+	}
 	info, err := c.Info(ctx)
 	if err != nil {
 		return err

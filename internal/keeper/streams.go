@@ -97,7 +97,7 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 		time.AfterFunc(endWait, func() { conn.Close() })
 	})
 	defer stop()
-	p, err := begin(conn, req)
+	p, err := c.begin(ctx, conn, req)
 	if err != nil {
 		return 0, endOf(ctx, err)
 	}
@@ -139,6 +139,25 @@ type stdio struct {
 	terminal *os.File // or nil
 	outputs  []*session.Source
 	stdin    *os.File // nil when there is none; the terminal when that is it
+}
+
+// begin asks for a session and receives the first reply. A keeper that hangs ends that with a [Hung].
+func (c *Client) begin(ctx context.Context, conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
+	watched, done, err := c.watched(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	defer context.AfterFunc(watched, func() {
+		if hung := (*Hung)(nil); errors.As(context.Cause(watched), &hung) {
+			conn.Close()
+		}
+	})()
+	p, err := begin(conn, req)
+	if cause := (*Hung)(nil); err != nil && errors.As(context.Cause(watched), &cause) {
+		return nil, cause
+	}
+	return p, err
 }
 
 // begin asks for a session and receives the first reply.

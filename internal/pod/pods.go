@@ -230,12 +230,7 @@ const readyWait = 2 * time.Second
 
 // Ready tells why pods cannot be run now, nil when they can.
 func (p *Pods) Ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyWait)
-	defer cancel()
-	if _, err := p.Keeper.Info(ctx); err != nil {
-		return fmt.Errorf("the keeper does not answer: %w", err)
-	}
-	return nil
+	return p.Keeper.Ready(ctx, readyWait)
 }
 
 // Networked tells whether the sandbox of that id is there and has a network of its own.

@@ -1,0 +1,75 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
+)
+
+// Beside a keeper that hangs every call ends, soon and with what is wrong, and goes on when the keeper does.
+func TestAKeeperThatHangs(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	j := n.run(box, "sleep 1000")
+	n.exec(j, "true")
+	info, err := n.Info(t.Context())
+	n.must(err)
+	pid := int(info.Pid)
+	t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
+
+	within := func(what string, limit time.Duration, call func(ctx context.Context) error) {
+		t.Helper()
+		start := time.Now()
+		err := call(t.Context())
+		if took := time.Since(start); took > limit {
+			t.Errorf("%s took %s", what, took)
+		}
+		if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "is stopped") || !strings.Contains(err.Error(), "kill -CONT") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	waiting := make(chan error, 1)
+	n.must(syscall.Kill(pid, syscall.SIGSTOP))
+	go func() { // who waits for events is not disturbed
+		_, err := n.Events(t.Context(), info.LastEvent, 3*time.Second)
+		waiting <- err
+	}()
+	next := n.job(box, "true")
+	create := func(ctx context.Context) error { _, err := n.Create(ctx, next.CreateRequest); return err }
+	exec := func(ctx context.Context) error {
+		_, err := n.Exec(ctx, j.Id, []string{"true"}, false, keeper.Streams{})
+		return err
+	}
+	within("a first call", 4*time.Second, create)
+	within("the state", time.Second/2, func(ctx context.Context) error { return n.Ready(ctx, 2*time.Second) })
+	within("a second call", time.Second, create)
+	within("an exec", time.Second, exec)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := create(ctx); err == nil {
+		t.Error("a call of a caller without time succeeds")
+	}
+
+	// A kurid that starts meanwhile starts no other keeper.
+	start := time.Now()
+	other, err := keeper.Start(t.Context(), keeper.Options{Program: program, StateDir: n.state})
+	n.must(err)
+	defer other.Close()
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("a start took %s", took)
+	}
+	within("the state, for another", time.Second/2, func(ctx context.Context) error { return other.Ready(ctx, 2*time.Second) })
+
+	n.must(syscall.Kill(pid, syscall.SIGCONT))
+	n.must(n.Ready(t.Context(), 10*time.Second))
+	n.must(<-waiting)
+	n.must(create(t.Context()))
+	n.must(exec(t.Context()))
+	n.must(other.Ready(t.Context(), 10*time.Second))
+}
