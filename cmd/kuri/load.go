@@ -28,7 +28,7 @@ func (c *cli) loadCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "load PATH",
 		Short: "Load images from an archive, so that no registry is needed",
-		Long: `Load the images of an archive: a tar of an OCI image layout or of "docker save", plain or compressed with gzip or zstd, an
+		Long: `Load the images of an archive: a tar of an OCI image layout or of "docker save", plain or packed with gzip, zstd, xz or bzip2, an
 OCI image layout as a directory, or - for an archive on standard input. This needs Kuri's own runtime.`,
 		Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -28,7 +28,8 @@ func (c *cli) saveCommand() *cobra.Command {
 		Use:   "save [-o PATH] IMAGE...",
 		Short: "Write images as an OCI image layout, which kuri load and other tools read",
 		Long: `Write images as an OCI image layout: the tar of one into a file or to standard output, or, where PATH ends in / or is an
-empty directory, a directory. The layers are made anew from their files: what is saved has the same content, and another id.
+empty directory, a directory. It is a docker-archive too. The image keeps its ID, and kuri load gives it the tags and digests
+that it had: saved by a tag that tag and its digests, by its ID all its names.
 This needs Kuri's own runtime.`,
 		Args:              takes(1, many),
 		ValidArgsFunction: c.completeImages(anyNumber),

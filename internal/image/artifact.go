@@ -40,7 +40,7 @@ func artifactContent(doc *document, manifest []byte, open func(imagespec.Descrip
 	if err != nil {
 		return nil, err
 	}
-	return newContent(config, manifest, []layer.Blob{artifactBlob(doc, id, open)}, "") // its config names no platform
+	return newContent(config, manifest, []layer.Blob{artifactBlob(doc, id, open)})
 }
 
 // artifactConfig is the config of the image that stands for the artifact with the manifest.
@@ -48,10 +48,23 @@ func artifactConfig(manifest digest.Digest) ([]byte, error) {
 	return json.Marshal(imagespec.Image{RootFS: imagespec.RootFS{Type: "layers", DiffIDs: []digest.Digest{manifest}}})
 }
 
+// isArtifact reports whether the image stands for an artifact.
+func (r *imageRecord) isArtifact() bool {
+	config, err := artifactConfig(r.Manifest)
+	return err == nil && r.Manifest != "" && digest.FromBytes(config) == r.ID
+}
+
 // filesOf is the artifact's blobs without those that stand for nothing (OCI image specification, "Guidance for an Empty
-// Descriptor").
+// Descriptor"), each once.
 func filesOf(doc *document) []imagespec.Descriptor {
-	return slices.DeleteFunc(slices.Clone(doc.Layers), func(d imagespec.Descriptor) bool { return d.MediaType == imagespec.MediaTypeEmptyJSON })
+	seen := make(map[[2]string]bool)
+	return slices.DeleteFunc(slices.Clone(doc.Layers), func(d imagespec.Descriptor) bool {
+		name, err := fileName(d)
+		file := [2]string{name, d.Digest.String()}
+		again := err == nil && seen[file]
+		seen[file] = true
+		return again || d.MediaType == imagespec.MediaTypeEmptyJSON
+	})
 }
 
 // fileName is what a blob of an artifact is called. Whiteouts, and names that climb, are refused.

@@ -142,7 +142,7 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 	}
 	if err := s.checkBlob(rec.ID, "config"); err != nil {
 		tell(finding(err), func() error {
-			if doc, err := s.manifestOf(rec); err == nil && doc.artifact {
+			if rec.isArtifact() {
 				body, err := artifactConfig(rec.Manifest)
 				if err != nil {
 					return err
@@ -169,6 +169,13 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 			})
 		})
 	}
+	for _, doc := range rec.Documents {
+		if err := s.checkBlob(doc, "document"); err != nil {
+			tell(finding(err), func() error {
+				return s.fromItsRepository(ctx, rec, auths, func(repo *registry.Repository) error { return s.refetch(ctx, repo, doc) })
+			})
+		}
+	}
 	for n, diffID := range img.DiffIDs {
 		if seen[diffID] {
 			continue
@@ -185,6 +192,18 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 		}
 	}
 	return ctx.Err()
+}
+
+// refetch fetches a document of an image: an index, a manifest, or the config of an artifact.
+func (s *Store) refetch(ctx context.Context, repo *registry.Repository, doc digest.Digest) error {
+	if m, err := repo.ManifestAt(ctx, doc); err == nil {
+		return s.keepBlob(doc, m.Body)
+	}
+	body, err := repo.Config(ctx, doc, maxConfig)
+	if err != nil {
+		return err
+	}
+	return s.keepBlob(doc, body)
 }
 
 // checkManifest compares an image's manifest with its digest, if it came with one.
@@ -264,7 +283,7 @@ func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n in
 		switch {
 		case err != nil:
 			return err
-		case doc.artifact:
+		case rec.isArtifact():
 			return putBack(ctx, artifactBlob(doc, diffID, artifactSource(repo)))
 		case n >= len(doc.Layers):
 			return fault.New(fault.Corrupt, "the manifest names only %d layers", len(doc.Layers))
@@ -373,8 +392,8 @@ func (s *Store) describeFrom(rec imageRecord, img *Image) (_ *Description, err e
 	}
 	for n, id := range img.DiffIDs {
 		l := LayerDescription{DiffID: id, Bytes: s.layers.Size([]digest.Digest{id})}
-		if n < len(doc.Layers) && !doc.artifact {
-			l.Digest, l.Packed = doc.Layers[n].Digest, doc.Layers[n].Size
+		if n < len(doc.Layers) && !rec.isArtifact() {
+			l.Digest, l.Packed = doc.Layers[n].Digest, max(doc.Layers[n].Size, 0)
 		}
 		d.Layers = append(d.Layers, l)
 	}

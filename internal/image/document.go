@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
@@ -84,12 +85,24 @@ func (s *Store) keepBlob(id digest.Digest, body []byte) error {
 	return d.place()
 }
 
-// removeBlobs removes the config and the manifest of an image.
+// removeBlobs removes what an image that is no longer recorded has below blobs/, unless another has it too. The caller
+// has the store's mu.
 func (s *Store) removeBlobs(rec imageRecord) {
-	os.Remove(s.blob(rec.ID))
-	if rec.Manifest != "" {
-		os.Remove(s.blob(rec.Manifest))
+	for _, id := range rec.papers() {
+		if !s.inUse(id) {
+			os.Remove(s.blob(id))
+		}
 	}
+}
+
+// inUse reports whether a record names the blob. The caller has the store's mu.
+func (s *Store) inUse(id digest.Digest) bool {
+	for _, e := range s.entries {
+		if slices.Contains(e.rec.papers(), id) {
+			return true
+		}
+	}
+	return false
 }
 
 // syncFile flushes a file or directory to the disk.

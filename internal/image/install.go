@@ -33,6 +33,7 @@ type content struct {
 	rawConfig []byte
 	config    *imagespec.Image
 	manifest  []byte       // nil when there is none
+	documents [][]byte     // what else came with it: the indexes that led to it, the config of an artifact
 	layers    []layer.Blob // bottom first, as config lists them
 
 	// distrust tells the source that a blob came wrong. It returns the host that sent it, and whether to ask again. nil: the
@@ -40,13 +41,10 @@ type content struct {
 	distrust func(blob digest.Digest) (host string, again bool)
 }
 
-// newContent checks that config and layers fit together and fit the platform. layers come without their DiffIDs.
-func newContent(rawConfig, manifest []byte, layers []layer.Blob, platform string) (*content, error) {
+// newContent checks that config and layers fit together. layers come without their DiffIDs.
+func newContent(rawConfig, manifest []byte, layers []layer.Blob) (*content, error) {
 	cfg, err := parseConfig(rawConfig)
 	if err != nil {
-		return nil, err
-	}
-	if err := checkPlatform(cfg, platform); err != nil {
 		return nil, err
 	}
 	if len(cfg.RootFS.DiffIDs) != len(layers) {
@@ -111,7 +109,7 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 	defer release()
 
 	// 4. Config and manifest beside their places, and all on the disk for good, before anything names it.
-	docs, err := s.stage(c.rawConfig, c.manifest)
+	docs, err := s.stage(append([][]byte{c.rawConfig, c.manifest}, c.documents...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -190,17 +188,25 @@ func (s *Store) commit(c *content, docs *documents, patch digest.Digest, n names
 	if c.manifest != nil {
 		rec.Manifest = digest.FromBytes(c.manifest)
 	}
-	// What is recorded stays as it is until the new record is on the disk. A manifest that is no longer named goes at the next start.
+	for _, body := range c.documents {
+		rec.Documents = append(rec.Documents, digest.FromBytes(body))
+	}
+	// What is recorded stays as it is until the new record is on the disk.
 	before := s.entries[id]
 	e := &entry{image: s.describe(rec, c.config)}
 	if before == nil {
 		e.release = s.layers.Hold(rec.stack(c.config))
 	} else {
 		e.release, rec.Tags, rec.Digests = before.release, before.rec.Tags, before.rec.Digests
+		rec.Documents = append(rec.Documents, before.rec.Documents...)
 		if rec.Manifest == "" {
 			rec.Manifest = before.rec.Manifest
+		} else if before.rec.Manifest != "" && before.rec.Manifest != rec.Manifest { // names with its digest stay
+			rec.Documents = append(rec.Documents, before.rec.Manifest)
 		}
 	}
+	slices.Sort(rec.Documents)
+	rec.Documents = slices.DeleteFunc(slices.Compact(rec.Documents), func(d digest.Digest) bool { return d == rec.Manifest })
 	img, err := s.point(e, rec, n)
 	if err != nil && before == nil {
 		e.release()
@@ -283,13 +289,13 @@ func (s *Store) describe(rec imageRecord, cfg *imagespec.Image) *Image {
 	stack := rec.stack(cfg)
 	img := &Image{
 		ID:       rec.ID.String(),
-		Size:     s.layers.Size(stack) + fileBytes(s.blob(rec.ID)),
+		Size:     s.layers.Size(stack),
 		DiffIDs:  stack,
 		Platform: cfg.Platform,
 		Config:   cfg.Config,
 	}
-	if rec.Manifest != "" {
-		img.Size += fileBytes(s.blob(rec.Manifest))
+	for _, id := range rec.papers() {
+		img.Size += fileBytes(s.blob(id))
 	}
 	return img
 }

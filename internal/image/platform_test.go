@@ -117,7 +117,7 @@ func TestFallbacksOfAPlatform(t *testing.T) {
 			called[desc.Digest] = name
 			d.Manifests = append(d.Manifests, desc)
 		}
-		got, err := d.choose(row.wanted)
+		got, err := first(d, row.wanted)
 		if row.want == "" {
 			if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), row.wanted) {
 				t.Errorf("%s of %s: %v, %v", row.wanted, row.has, called[got.Digest], err)

@@ -89,7 +89,8 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, platform strin
 
 	// 5. Layers and record.
 	progress.layers(s.layers, c.layers)
-	return s.install(ctx, c, namesOf(ref, m.Digest, platform))
+	c.warn(ref.String())
+	return s.install(ctx, c.content, namesOf(ref, m.Digest, platform))
 }
 
 // namesOf are the names that a pull of ref gives: its tag if it has one, and the digest that it stood for.
@@ -140,58 +141,61 @@ func (s *Store) known(ref registry.Reference, dgst digest.Digest, platform strin
 func isFor(platform string) registry.Check {
 	return func(m registry.Manifest) error {
 		doc, err := parseDocument(m.Body, m.MediaType)
-		if err == nil && doc.index() {
-			_, err = doc.choose(platform)
+		if err != nil || !doc.index() {
+			return err
+		}
+		c := &chooser{platform: platform}
+		found, err := c.candidates(doc)
+		if err == nil && len(found) == 0 {
+			err = c.explain(errMisfit)
 		}
 		return err
 	}
 }
 
 // resolve follows the manifest or index m to the image for the platform and fetches its config.
-func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m registry.Manifest, platform string) (*content, error) {
-	doc, err := parseDocument(m.Body, m.MediaType)
-	for depth := 0; err == nil && doc.index(); depth++ {
-		if depth == maxNesting {
-			return nil, fault.New(fault.Invalid, "indexes are nested more than %d deep", maxNesting)
+func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m registry.Manifest, platform string) (*choice, error) {
+	c := &chooser{from: repository{repo}, platform: platform}
+	return c.choose(ctx, imagespec.Descriptor{Digest: m.Digest}, m.Body, m.MediaType)
+}
+
+// repository is a registry's repository as the origin of an image.
+type repository struct{ *registry.Repository }
+
+func (r repository) manifest(ctx context.Context, d imagespec.Descriptor) ([]byte, string, error) {
+	m, err := r.ManifestAt(ctx, d.Digest)
+	return m.Body, m.MediaType, err
+}
+
+func (r repository) config(ctx context.Context, d imagespec.Descriptor) ([]byte, error) {
+	return r.Config(ctx, d.Digest, maxConfig)
+}
+
+func (r repository) layer(d imagespec.Descriptor) layer.Blob { return layerBlob(r.Repository, "", d) }
+
+// distrust distrusts who served the blob. Of an artifact it is not known which blob came wrong.
+func (r repository) distrust(doc *document) func(digest.Digest) (string, bool) {
+	return func(blob digest.Digest) (host string, again bool) {
+		if blob != "" {
+			return r.Distrust(blob)
 		}
-		desc, cerr := doc.choose(platform)
-		if cerr != nil {
-			return nil, cerr
+		for _, d := range doc.Layers {
+			of, once := r.Distrust(d.Digest)
+			host, again = orElse(host, of), again || once
 		}
-		if m, err = repo.ManifestAt(ctx, desc.Digest); err != nil {
-			return nil, err
-		}
-		doc, err = parseDocument(m.Body, m.MediaType)
+		return host, again
 	}
-	if err != nil {
-		return nil, err
-	}
-	if doc.artifact {
-		c, err := artifactContent(doc, m.Body, artifactSource(repo))
-		if err == nil {
-			c.distrust = distrustAll(repo, doc)
-		}
-		return c, err
-	}
-	config, err := repo.Config(ctx, doc.Config.Digest, maxConfig)
-	if err != nil {
-		return nil, err
-	}
-	layers := make([]layer.Blob, len(doc.Layers))
-	for i, l := range doc.Layers {
-		layers[i] = layerBlob(repo, "", l)
-	}
-	c, err := newContent(config, m.Body, layers, platform)
-	if err == nil {
-		c.distrust = repo.Distrust
-	}
-	return c, err
 }
 
 // layerBlob is a layer as the repository has it.
 func layerBlob(repo *registry.Repository, diffID digest.Digest, d imagespec.Descriptor) layer.Blob {
-	return layer.Blob{DiffID: diffID, Digest: d.Digest, Size: d.Size, Open: func(ctx context.Context) (io.ReadCloser, error) {
-		return repo.Blob(ctx, d.Digest, d.Size)
+	return layer.Blob{DiffID: diffID, Digest: d.Digest, Size: sizeOf(d), Open: func(ctx context.Context) (io.ReadCloser, error) {
+		stream, err := repo.Blob(ctx, d.Digest, sizeOf(d))
+		if errors.Is(err, fault.NotFound) && len(d.URLs) > 0 {
+			// Whoever makes an image could have the node ask any address of its network.
+			return nil, fmt.Errorf("%w; it is kept elsewhere, at %q, from where Kuri does not fetch layers: push the image with all its layers", err, clip(d.URLs[0]))
+		}
+		return stream, err
 	}}
 }
 
@@ -199,16 +203,5 @@ func layerBlob(repo *registry.Repository, diffID digest.Digest, d imagespec.Desc
 func artifactSource(repo *registry.Repository) func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error) {
 	return func(d imagespec.Descriptor) func(context.Context) (io.ReadCloser, error) {
 		return layerBlob(repo, "", d).Open
-	}
-}
-
-// distrustAll distrusts whoever served a blob of the artifact: which of them came wrong is not known.
-func distrustAll(repo *registry.Repository, doc *document) func(digest.Digest) (string, bool) {
-	return func(digest.Digest) (host string, again bool) {
-		for _, d := range doc.Layers {
-			of, once := repo.Distrust(d.Digest)
-			host, again = orElse(host, of), again || once
-		}
-		return host, again
 	}
 }

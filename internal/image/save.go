@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -20,78 +22,317 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// Save writes the images as the tar of an OCI image layout. The layers are made anew from their files, so a saved image
-// has the same content under another ID. One layer at a time needs its own size of disk space. The error is of kind
-// NotFound when an image is not here, Exhausted when the disk is full.
+// Save writes the images as the tar of an OCI image layout, which is a docker-archive too. An image has the ID and the
+// layers that it came with, the layers as plain tars, and what [Store.Load] of another Kuri takes its names with a digest
+// from (travel.go). One that is saved by a tag has this tag and the digests in its repository, by a digest the digests,
+// by its ID all its names.
+//
+// An image whose layers cannot be written as they came, because an older Kuri unpacked them, has the same content under
+// another ID, and its tags. One of its layers at a time needs its own size of disk space.
+//
+// The error is of kind NotFound when an image is not here, Exhausted when the disk is full, Corrupt when it is damaged.
 func (s *Store) Save(ctx context.Context, to io.Writer, namesOrIDs ...string) error {
 	w := &saver{store: s, out: tar.NewWriter(to), has: make(map[digest.Digest]bool)}
-	index := imagespec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageIndex}
 	for _, name := range namesOrIDs {
-		desc, err := w.image(ctx, name)
-		if err != nil {
+		if err := w.image(ctx, name); err != nil {
 			return layer.DiskError(s.root, fmt.Errorf("save image %s: %w", name, err))
 		}
-		index.Manifests = append(index.Manifests, desc)
 	}
-	body, err := json.Marshal(index)
-	if err != nil {
-		return err
+	return w.finish()
+}
+
+// saver is an archive that is being written.
+type saver struct {
+	store   *Store
+	out     *tar.Writer
+	has     map[digest.Digest]bool // blobs that are written
+	index   []imagespec.Descriptor
+	dockers []dockerEntry
+	travels []travelImage
+}
+
+// finish writes the tables of contents.
+func (w *saver) finish() error {
+	tables := []struct {
+		name string
+		body any
+	}{
+		{imagespec.ImageIndexFile, imagespec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageIndex, Manifests: w.index}},
+		{dockerIndex, w.dockers},
+		{travelFile, travels{travelVersion, w.travels}},
+		{imagespec.ImageLayoutFile, imagespec.ImageLayout{Version: imagespec.ImageLayoutVersion}},
 	}
-	if err := w.file(imagespec.ImageIndexFile, body); err != nil {
-		return err
-	}
-	if err := w.file(imagespec.ImageLayoutFile, []byte(`{"imageLayoutVersion":"`+imagespec.ImageLayoutVersion+`"}`)); err != nil {
-		return err
+	for _, t := range tables {
+		if t.name == dockerIndex && len(w.dockers) == 0 || t.name == travelFile && len(w.travels) == 0 {
+			continue
+		}
+		body, err := json.Marshal(t.body)
+		if err != nil {
+			return err
+		}
+		if err := w.file(t.name, body); err != nil {
+			return err
+		}
 	}
 	return w.out.Close()
 }
 
-// saver is an OCI image layout that is being written as a tar.
-type saver struct {
-	store *Store
-	out   *tar.Writer
-	has   map[digest.Digest]bool // blobs that are written
+// saved is an image that is being saved.
+type saved struct {
+	*Description
+	rec   imageRecord
+	cfg   *imagespec.Image
+	names []string // that it is to have
 }
 
-// image writes one image and returns the descriptor of its manifest.
-func (w *saver) image(ctx context.Context, name string) (imagespec.Descriptor, error) {
-	var none imagespec.Descriptor
-	d, err := w.store.Describe(name)
+// image writes one image.
+func (w *saver) image(ctx context.Context, name string) error {
+	img, release, err := w.store.forSaving(name)
 	if err != nil {
-		return none, err
+		return err
 	}
-	release := w.store.layers.Hold(d.DiffIDs)
 	defer release()
-	manifest := imagespec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageManifest}
-	var diffIDs []digest.Digest
-	for _, id := range d.DiffIDs {
-		desc, err := w.layer(ctx, id)
-		if err != nil {
-			return none, err
-		}
-		manifest.Layers = append(manifest.Layers, desc)
-		diffIDs = append(diffIDs, desc.Digest)
+	switch {
+	case img.rec.isArtifact():
+		err = w.artifact(ctx, img)
+	case w.asItCame(img):
+		err = w.container(ctx, img)
+	default:
+		return w.remade(ctx, img)
 	}
-	config, err := withDiffIDs(d.Config, diffIDs)
 	if err != nil {
-		return none, err
+		return err
 	}
+	return w.travel(img)
+}
+
+// forSaving finds an image and holds its layers.
+func (s *Store) forSaving(name string) (img *saved, release func(), err error) {
+	d, err := s.Describe(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[digest.Digest(d.ID)]
+	if e == nil {
+		return nil, nil, fault.New(fault.NotFound, "image %q is not on this node", name)
+	}
+	img = &saved{Description: d, rec: e.rec, names: namesToSave(e, name)}
+	if img.cfg, err = parseConfig(d.Config); err != nil {
+		return nil, nil, err
+	}
+	return img, s.layers.Hold(e.image.DiffIDs), nil
+}
+
+// namesToSave returns the names that an image is saved with, when it is asked for by one of them or by its ID.
+func namesToSave(e *entry, asked string) []string {
+	ref, err := registry.ParseReference(asked)
+	if err != nil || !slices.Contains(e.image.names, ref.String()) {
+		return e.image.names
+	}
+	var names []string
+	for _, name := range e.image.names {
+		full, platform := splitName(name)
+		own, err := registry.ParseReference(full)
+		if err == nil && platform == "" && own.Repository == ref.Repository && (own.Digest != "" || own == ref) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// tags returns the names of the image that are tags, for this node's platform.
+func (img *saved) tags() []registry.Reference {
+	var tags []registry.Reference
+	for _, name := range img.names {
+		full, platform := splitName(name)
+		if ref, err := registry.ParseReference(full); err == nil && ref.Tag != "" && platform == "" {
+			tags = append(tags, ref)
+		}
+	}
+	return tags
+}
+
+// asItCame reports whether the tars of the image's layers can be written as they came.
+func (w *saver) asItCame(img *saved) bool {
+	return !slices.ContainsFunc(img.cfg.RootFS.DiffIDs, func(id digest.Digest) bool {
+		_, ok := w.store.layers.TarSize(id)
+		return !ok
+	})
+}
+
+// container writes an image as it came, but for its manifest.
+func (w *saver) container(ctx context.Context, img *saved) error {
+	var layers []imagespec.Descriptor
+	for _, id := range img.cfg.RootFS.DiffIDs {
+		size, _ := w.store.layers.TarSize(id)
+		desc := imagespec.Descriptor{MediaType: imagespec.MediaTypeImageLayer, Digest: id, Size: size}
+		if !w.has[id] {
+			w.has[id] = true
+			if err := w.header(blobPath(id), size); err != nil {
+				return err
+			}
+			if err := w.store.layers.Tar(ctx, id, w.out); err != nil {
+				return err
+			}
+		}
+		layers = append(layers, desc)
+	}
+	return w.list(img, img.Description.Config, layers)
+}
+
+// list writes the config, and a manifest of it and the layers, and names them in the tables of contents.
+func (w *saver) list(img *saved, config []byte, layers []imagespec.Descriptor) error {
+	manifest := imagespec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageManifest, Layers: layers}
+	if layers == nil {
+		manifest.Layers = []imagespec.Descriptor{}
+	}
+	var err error
 	if manifest.Config, err = w.blob(imagespec.MediaTypeImageConfig, config); err != nil {
-		return none, err
+		return err
 	}
 	body, err := json.Marshal(manifest)
 	if err != nil {
-		return none, err
+		return err
 	}
 	desc, err := w.blob(imagespec.MediaTypeImageManifest, body)
 	if err != nil {
-		return none, err
+		return err
 	}
-	desc.Platform = &imagespec.Platform{OS: orElse(d.Platform.OS, nodePlatform().OS), Architecture: orElse(d.Platform.Architecture, nodePlatform().Architecture), Variant: d.Platform.Variant}
-	if ref, err := registry.ParseReference(name); err == nil && ref.Tag != "" && w.store.now.Load().byName[ref.String()] != nil {
-		desc.Annotations = map[string]string{"io.containerd.image.name": ref.String(), imagespec.AnnotationRefName: ref.Tag}
+	entry := dockerEntry{Config: blobPath(manifest.Config.Digest), RepoTags: []string{}, Layers: []string{}}
+	for _, tag := range img.tags() {
+		entry.RepoTags = append(entry.RepoTags, tag.String())
 	}
-	return desc, nil
+	for _, l := range layers {
+		entry.Layers = append(entry.Layers, blobPath(l.Digest))
+	}
+	w.dockers = append(w.dockers, entry)
+	desc.Platform = &imagespec.Platform{OS: orElse(img.Platform.OS, nodePlatform().OS), Architecture: orElse(img.Platform.Architecture, nodePlatform().Architecture), Variant: img.Platform.Variant}
+	w.name(img, desc)
+	return nil
+}
+
+// name puts a manifest into index.json, once for each tag.
+func (w *saver) name(img *saved, desc imagespec.Descriptor) {
+	tags := img.tags()
+	for _, tag := range tags {
+		named := desc
+		named.Annotations = map[string]string{"io.containerd.image.name": tag.String(), imagespec.AnnotationRefName: tag.Tag}
+		w.index = append(w.index, named)
+	}
+	if len(tags) == 0 {
+		w.index = append(w.index, desc)
+	}
+}
+
+// artifact writes an artifact as it came: its files are its blobs.
+func (w *saver) artifact(ctx context.Context, img *saved) error {
+	doc, err := parseDocument(img.Manifest, "")
+	if err != nil {
+		return err
+	}
+	dirs, err := w.store.layers.Lowerdirs(img.DiffIDs[:1])
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dirs[0])
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, d := range filesOf(doc) {
+		if err := w.artifactFile(ctx, root, d); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(doc.Layers, func(d imagespec.Descriptor) bool { return d.Digest == imagespec.DescriptorEmptyJSON.Digest }) {
+		if _, err := w.blob("", imagespec.DescriptorEmptyJSON.Data); err != nil {
+			return err
+		}
+	}
+	desc, err := w.blob(orElse(doc.MediaType, imagespec.MediaTypeImageManifest), img.Manifest)
+	if err != nil {
+		return err
+	}
+	w.name(img, desc)
+	return nil
+}
+
+func (w *saver) artifactFile(ctx context.Context, root *os.Root, d imagespec.Descriptor) error {
+	if w.has[d.Digest] {
+		return nil
+	}
+	w.has[d.Digest] = true
+	name, err := fileName(d)
+	if err != nil {
+		return err
+	}
+	f, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	if err := w.header(blobPath(d.Digest), d.Size); err != nil {
+		f.Close()
+		return err
+	}
+	return packFile(ctx, d, w.out, func(context.Context) (io.ReadCloser, error) { return f, nil })
+}
+
+// travel writes what another Kuri takes the image's names with a digest from: those that can be shown.
+func (w *saver) travel(img *saved) error {
+	t := travelImage{ID: img.rec.ID, Manifest: img.rec.Manifest, Documents: img.rec.Documents}
+	p := newPapers(img.Description.Config, len(img.cfg.RootFS.DiffIDs))
+	bodies := [][]byte{img.Manifest}
+	for _, id := range img.rec.Documents {
+		body, err := os.ReadFile(w.store.blob(id))
+		if err != nil {
+			return err
+		}
+		bodies = append(bodies, body)
+	}
+	for _, body := range bodies {
+		if body == nil {
+			continue
+		}
+		p.add(body)
+		if _, err := w.blob("", body); err != nil {
+			return err
+		}
+	}
+	for _, name := range img.names {
+		full, _ := splitName(name)
+		if ref, err := registry.ParseReference(full); err == nil && (ref.Tag != "" || p.show(ref.Digest)) {
+			t.Names = append(t.Names, name)
+		}
+	}
+	for i := range w.travels { // asked for by another of its names, too
+		if w.travels[i].ID == t.ID {
+			w.travels[i].Names = slices.Compact(slices.Sorted(slices.Values(append(w.travels[i].Names, t.Names...))))
+			return nil
+		}
+	}
+	w.travels = append(w.travels, t)
+	return nil
+}
+
+// remade writes an image whose layers are made anew of their files.
+func (w *saver) remade(ctx context.Context, img *saved) error {
+	var layers []imagespec.Descriptor
+	var diffIDs []digest.Digest
+	for _, id := range img.DiffIDs {
+		desc, err := w.layer(ctx, id)
+		if err != nil {
+			return err
+		}
+		layers = append(layers, desc)
+		diffIDs = append(diffIDs, desc.Digest)
+	}
+	config, err := withDiffIDs(img.Description.Config, diffIDs)
+	if err != nil {
+		return err
+	}
+	return w.list(img, config, layers)
 }
 
 // layer writes a layer, by way of a temporary file, for its size and digest come before it.
@@ -122,11 +363,7 @@ func (w *saver) layer(ctx context.Context, id digest.Digest) (imagespec.Descript
 // blob writes a small blob.
 func (w *saver) blob(mediaType string, body []byte) (imagespec.Descriptor, error) {
 	desc := imagespec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(body), Size: int64(len(body))}
-	if w.has[desc.Digest] {
-		return desc, nil
-	}
-	w.has[desc.Digest] = true
-	return desc, w.file(blobPath(desc.Digest), body)
+	return desc, w.write(desc, bytes.NewReader(body))
 }
 
 // write writes a blob from a stream, unless it is written already.
@@ -165,18 +402,20 @@ func withDiffIDs(raw []byte, diffIDs []digest.Digest) ([]byte, error) {
 	if err := json.Unmarshal(raw, &fields); err != nil {
 		return nil, fault.New(fault.Corrupt, "the image's config is not a JSON object: %w", err)
 	}
-	set := func(field string, v any) error {
-		body, err := json.Marshal(v)
-		fields[field] = body
-		return err
-	}
-	if err := set("rootfs", imagespec.RootFS{Type: "layers", DiffIDs: diffIDs}); err != nil {
-		return nil, err
-	}
-	if len(cfg.History) > 0 && len(diffIDs) > len(cfg.RootFS.DiffIDs) {
-		if err := set("history", append(cfg.History, imagespec.History{CreatedBy: "kuri", Comment: "directories as the layers below have them"})); err != nil {
+	var history []json.RawMessage
+	if json.Unmarshal(fields["history"], &history) == nil && len(history) > 0 && len(diffIDs) > len(cfg.RootFS.DiffIDs) {
+		line, err := json.Marshal(imagespec.History{CreatedBy: "kuri", Comment: "directories as the layers below have them"})
+		if err != nil {
+			return nil, err
+		}
+		if fields["history"], err = json.Marshal(append(history, line)); err != nil {
 			return nil, err
 		}
 	}
+	rootfs, err := json.Marshal(imagespec.RootFS{Type: "layers", DiffIDs: diffIDs})
+	if err != nil {
+		return nil, err
+	}
+	fields["rootfs"] = rootfs
 	return json.Marshal(fields)
 }

@@ -3,49 +3,387 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/opencontainers/go-digest"
+
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-func TestSavedImageIsTheSame(t *testing.T) {
-	needRoot(t)
-	h := newHub(t)
-	base := layerOf(t, file{"gone", "x"}, file{"base", "base"})
-	home := layerOfTar(t, tarWith(t, &tar.Header{Name: "home/", Typeflag: tar.TypeDir, Mode: 0o711}))
-	top := layerOf(t, file{".wh.gone", ""}, file{"home/own", "own"})
-	s := openStore(t, "")
-	one, two := h.push("app:1", imageOf(t, "1", base, home, top)), h.push("app:2", imageOf(t, "2", base))
-	img := pull(t, s, one)
-	pull(t, s, two)
-
-	var saved bytes.Buffer
-	if err := s.Save(t.Context(), &saved, one, two); err != nil {
+// savedBy returns the archive of the images.
+func savedBy(t *testing.T, s *Store, names ...string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	if err := s.Save(t.Context(), &out, names...); err != nil {
 		t.Fatal(err)
 	}
 	nothingHalfMade(t, s)
-	other := openStore(t, "")
-	loaded, err := other.Load(t.Context(), &saved, "")
-	if err != nil || len(loaded) != 2 {
-		t.Fatalf("%v, %v", loaded, err)
+	return out.Bytes()
+}
+
+// loadedFrom loads an archive into a store of its own.
+func loadedFrom(t *testing.T, archive []byte, given string) *Store {
+	t.Helper()
+	s := openStore(t, "")
+	if _, err := s.Load(t.Context(), bytes.NewReader(archive), given); err != nil {
+		t.Fatal(err)
 	}
-	got, err := other.Get(one)
+	if found := check(t, s, false); len(found) != 0 {
+		t.Errorf("%v", found)
+	}
+	return s
+}
+
+// indexOf is an index with the image for this node and another for others.
+func indexOf(t *testing.T, img v1.Image) v1.ImageIndex {
+	return mutate.AppendManifests(empty.Index,
+		mutate.IndexAddendum{Add: imageOf(t, "alien", layerOf(t, file{"a", "alien"})), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}}},
+		mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: nodeArch}}})
+}
+
+// An image that is saved and loaded is the same: its ID, its layers, and its names, those with a digest too, so that a node
+// without a network runs pods that pin digests.
+func TestSavedImageIsTheSame(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	base := layerOf(t, file{"gone", "x"}, file{"base", "base"}, file{"twice", "1"}, file{"twice", "2"})
+	home := layerOfTar(t, tarWith(t, &tar.Header{Name: "home/", Typeflag: tar.TypeDir, Mode: 0o711}))
+	top := layerOf(t, file{".wh.gone", ""}, file{"home/own", "own"})
+	whole := imageOf(t, "1", base, home, top, base)
+	d := newDocs(t)
+	odd := d.image("odd")
+	odd.configDesc["mediaType"] = "application/json"
+	delete(odd.manifest, "schemaVersion")
+	for kind, row := range map[string]struct {
+		ref string
+		has string
+	}{
+		"image":              {h.push("app:1", whole), "base"},
+		"index":              {h.pushIndex("app:2", indexOf(t, imageOf(t, "2", base))), "base"},
+		"nested index":       {h.pushIndex("app:3", mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: indexOf(t, imageOf(t, "3", base, base))})), "base"},
+		"artifact":           {h.push("model:1", artifactOf(t, file{"a", "x"}, file{"dir/b", "y"}, file{"again", "x"}, file{"empty", ""})), "dir/b"},
+		"odd manifest":       {d.tag("t1", odd.done(d), ""), "a"},
+		"config by sha512":   {d.tag("t2", d.image("by sha512").doneBy(d, digest.SHA512, digest.SHA256), ""), "a"},
+		"manifest by sha512": {d.addr + "/odd@" + d.image("too").doneBy(d, digest.SHA256, digest.SHA512)["digest"].(digest.Digest).String(), "a"},
+		"child by sha512":    {d.tag("t3", d.doc(index(d.image("child").doneBy(d, digest.SHA256, digest.SHA512))), ""), "a"},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			s := openStore(t, "")
+			img := pull(t, s, row.ref)
+			for _, name := range []string{row.ref, img.ID, img.ID[7:19], img.Digests[0]} {
+				other := loadedFrom(t, savedBy(t, s, name), "")
+				got, err := other.Get(img.ID)
+				if err != nil {
+					t.Fatalf("saved by %s: %v", name, err)
+				}
+				want := img.References
+				if name == img.Digests[0] {
+					want = nil
+				}
+				if !slices.Equal(got.References, want) || !slices.Equal(got.Digests, img.Digests) || !slices.Equal(got.DiffIDs, img.DiffIDs) {
+					t.Errorf("saved by %s: names %v %v, want %v %v", name, got.References, got.Digests, want, img.Digests)
+				}
+				if fileIn(t, other, got, row.has) != fileIn(t, s, img, row.has) {
+					t.Errorf("saved by %s: another file", name)
+				}
+				a, err := s.Describe(img.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				b, err := other.Describe(img.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(a.Config, b.Config) || !bytes.Equal(a.Manifest, b.Manifest) {
+					t.Errorf("saved by %s: another config or manifest", name)
+				}
+				h.take("")
+				pull(t, other, row.ref)
+				if fetched := h.take("/blobs/"); len(fetched) > 0 {
+					t.Errorf("what was loaded is fetched again: %v", fetched)
+				}
+				again := loadedFrom(t, savedBy(t, other, img.ID), "")
+				if _, err := again.Get(img.Digests[0]); err != nil {
+					t.Errorf("saved once more: %v", err)
+				}
+			}
+		})
+	}
+	if err := openStore(t, "").Save(t.Context(), io.Discard, "nowhere"); !errors.Is(err, fault.NotFound) {
+		t.Errorf("%v", err)
+	}
+}
+
+// Names go along as they do with docker, but for those with a digest.
+func TestNamesThatAreSaved(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	src := imageOf(t, "1", layerOf(t, file{"a", "x"}))
+	one, two, elsewhere := h.push("app:1", src), h.push("app:2", src), h.push("other:1", src)
+	byIndex := h.pushIndex("app:index", indexOf(t, src))
+	s := openStore(t, "")
+	var img *Image
+	for _, ref := range []string{one, two, elsewhere, byIndex} {
+		img = pull(t, s, ref)
+	}
+	if len(img.References) != 4 || len(img.Digests) != 3 {
+		t.Fatalf("%+v", img)
+	}
+	ofApp := slices.DeleteFunc(slices.Clone(img.Digests), func(d string) bool { return !strings.Contains(d, "/app@") })
+	for name, row := range map[string]struct {
+		by            []string
+		tags, digests []string
+	}{
+		"a tag":       {[]string{one}, []string{one}, ofApp},
+		"two tags":    {[]string{two, one}, []string{one, two}, ofApp},
+		"the ID":      {[]string{img.ID}, img.References, img.Digests},
+		"the ID, too": {[]string{one, img.ID, one}, img.References, img.Digests},
+		"a digest":    {[]string{ofApp[0]}, nil, ofApp},
+	} {
+		got, err := loadedFrom(t, savedBy(t, s, row.by...), "").Get(img.ID)
+		if err != nil || !slices.Equal(got.References, row.tags) || !slices.Equal(got.Digests, row.digests) {
+			t.Errorf("%s: %+v, %v, want %v %v", name, got, err, row.tags, row.digests)
+		}
+	}
+	got, err := loadedFrom(t, savedBy(t, s, ofApp[0]), "named:1").Get("named:1")
+	if err != nil || got.ID != img.ID {
+		t.Errorf("named anew: %+v, %v", got, err)
+	}
+}
+
+// What a Kuri saves is a docker-archive too, of the same image.
+func TestSavedImageForOtherTools(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	src := imageOf(t, "1", layerOf(t, file{"a", "x"}), layerOf(t, file{"b", "y"}))
+	s := openStore(t, "")
+	ref := h.push("app:1", src)
+	pull(t, s, ref)
+	at := filepath.Join(t.TempDir(), "a.tar")
+	if err := os.WriteFile(at, savedBy(t, s, ref), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tag, err := name.NewTag(ref)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Config.Cmd[0] != "1" || got.Config.User != img.Config.User || len(got.DiffIDs) != len(img.DiffIDs) {
-		t.Errorf("%+v, was %+v", got, img)
+	img, err := tarball.ImageFromPath(at, &tag)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"base": "base", "home/own": "own"} {
-		if is := fileIn(t, other, got, name); is != want {
-			t.Errorf("%s: %q", name, is)
+	want, _ := src.ConfigName()
+	if got, err := img.ConfigName(); err != nil || got != want {
+		t.Errorf("%s, %v, want %s", got, err, want)
+	}
+	layers, err := img.Layers()
+	if err != nil || len(layers) != 2 {
+		t.Fatalf("%v, %v", layers, err)
+	}
+	ofSource, _ := src.Layers()
+	for i := range layers {
+		got, err := layers[i].DiffID()
+		if want, _ := ofSource[i].DiffID(); err != nil || got != want {
+			t.Errorf("layer %d: %s, %v, want %s", i, got, err, want)
 		}
 	}
-	if found := check(t, other, false); len(found) != 0 {
+}
+
+// repacked changes files of an archive; a nil body takes one away.
+func repacked(t *testing.T, archive []byte, change func(name string, body []byte) []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for r := tar.NewReader(bytes.NewReader(archive)); ; {
+		hdr, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body = change(hdr.Name, body); body == nil {
+			continue
+		}
+		hdr.Size = int64(len(body))
+		if err := w.WriteHeader(hdr); err != nil {
+			t.Fatal(err)
+		}
+		w.Write(body)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// An archive cannot give an image a name with a digest that is not its own.
+func TestNamesWithADigestAreShown(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	s := openStore(t, "")
+	img := pull(t, s, h.pushIndex("app:1", indexOf(t, imageOf(t, "1", layerOf(t, file{"a", "x"})))))
+	other := pull(t, s, h.push("app:2", imageOf(t, "2", layerOf(t, file{"a", "y"}))))
+	good := savedBy(t, s, img.ID, other.ID)
+	travel := func(change func(t *travels)) []byte {
+		return repacked(t, good, func(name string, body []byte) []byte {
+			if name != travelFile {
+				return body
+			}
+			var doc travels
+			if err := json.Unmarshal(body, &doc); err != nil {
+				t.Fatal(err)
+			}
+			change(&doc)
+			body, _ = json.Marshal(doc)
+			return body
+		})
+	}
+	blob := func(id digest.Digest, change func([]byte) []byte) []byte {
+		return repacked(t, good, func(name string, body []byte) []byte {
+			if name == blobPath(id) {
+				return change(body)
+			}
+			return body
+		})
+	}
+	gone := func([]byte) []byte { return nil }
+	damage := func(b []byte) []byte { b[len(b)/2] ^= 1; return b }
+	rec := s.entries[digest.Digest(img.ID)].rec
+	made := "evil.example/x@" + digest.FromString("made up").String()
+	for name, row := range map[string]struct {
+		body []byte
+		kind fault.Kind
+	}{
+		"a digest of nothing":   {travel(func(d *travels) { d.Images[0].Names = []string{made} }), fault.Corrupt},
+		"the digest of another": {travel(func(d *travels) { d.Images[0].Names = other.Digests }), fault.Corrupt},
+		"another's manifest":    {travel(func(d *travels) { d.Images[0].Manifest = d.Images[1].Manifest }), fault.Corrupt},
+		"another's manifest too": {travel(func(d *travels) {
+			d.Images[0].Documents = append(d.Images[0].Documents, d.Images[1].Manifest)
+			d.Images[0].Names = other.Digests
+		}), fault.Corrupt},
+		"no index":                    {travel(func(d *travels) { d.Images[0].Documents = nil }), fault.Corrupt},
+		"no name":                     {travel(func(d *travels) { d.Images[0].Names = []string{"Bad Name"} }), fault.Invalid},
+		"no platform":                 {travel(func(d *travels) { d.Images[0].Names = []string{"x:1 what/is/this/then"} }), fault.Invalid},
+		"an odd digest":               {travel(func(d *travels) { d.Images[0].Manifest = "sha256:../../x" }), fault.Invalid},
+		"an odd digest of a document": {travel(func(d *travels) { d.Images[0].Documents = []digest.Digest{"x:y"} }), fault.Invalid},
+		"too many documents":          {travel(func(d *travels) { d.Images[0].Documents = slices.Repeat(d.Images[0].Documents, 1000) }), fault.Exhausted},
+		"the manifest is gone":        {blob(rec.Manifest, gone), fault.Invalid},
+		"the manifest is damaged":     {blob(rec.Manifest, damage), fault.Corrupt},
+		"the index is damaged":        {blob(rec.Documents[0], damage), fault.Corrupt},
+		"the config is damaged":       {blob(rec.ID, damage), fault.Corrupt},
+		"a layer is damaged":          {blob(img.DiffIDs[0], damage), fault.Corrupt},
+		"a layer is gone":             {blob(img.DiffIDs[0], gone), fault.Invalid},
+		"not JSON": {repacked(t, good, func(name string, body []byte) []byte {
+			return map[bool][]byte{true: []byte("{"), false: body}[name == travelFile]
+		}), fault.Invalid},
+	} {
+		into := openStore(t, "")
+		if _, err := into.Load(t.Context(), bytes.NewReader(row.body), ""); fault.Of(err) != row.kind {
+			t.Errorf("%s: %q: %v", name, fault.Of(err), err)
+		}
+		if _, err := into.Get(made); err == nil {
+			t.Errorf("%s: the name was given", name)
+		}
+	}
+	newer := openStore(t, "")
+	if images, err := newer.Load(t.Context(), bytes.NewReader(travel(func(d *travels) { d.Version = 99 })), ""); err != nil || len(images) != 2 {
+		t.Errorf("%v, %v", images, err)
+	}
+}
+
+// The index of an image can be another's too; it goes with the last of them.
+func TestDocumentsAreShared(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	alien := imageOf(t, "alien", layerOf(t, file{"a", "alien"}))
+	ref := h.pushIndex("app:1", mutate.AppendManifests(empty.Index,
+		mutate.IndexAddendum{Add: alien, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "riscv64"}}},
+		mutate.IndexAddendum{Add: imageOf(t, "1", layerOf(t, file{"a", "x"})), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: nodeArch}}}))
+	root := t.TempDir()
+	s := openStore(t, root)
+	here := pull(t, s, ref)
+	there, err := s.PullFor(t.Context(), ref, "linux/riscv64", registry.Auth{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(here.ID); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s = openStore(t, root)
+	if found := check(t, s, false); len(found) != 0 {
 		t.Errorf("%v", found)
 	}
-	if err := s.Save(t.Context(), &saved, "nowhere"); !errors.Is(err, fault.NotFound) {
-		t.Errorf("%v", err)
+	doc := s.entries[digest.Digest(there.ID)].rec.Documents[0]
+	os.WriteFile(s.blob(doc), []byte("damage"), 0o600)
+	if found := check(t, s, true); len(found) != 1 || !found[0].Repaired {
+		t.Errorf("%+v", found)
 	}
+	other := loadedFrom(t, savedBy(t, s, there.ID), "")
+	if got, err := other.GetFor(ref, "linux/riscv64"); err != nil || got.ID != there.ID || len(got.Digests) != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := s.Remove(there.ID); err != nil {
+		t.Fatal(err)
+	}
+	nothingAtAll(t, s)
+}
+
+// An image whose layers cannot be written as they came is saved with layers that are made anew.
+func TestSavingWhatAnOlderKuriPulled(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"d/f", "x"}, file{"d", "file"}), layerOf(t, file{"b", "y"})))
+	s := openStore(t, "")
+	img := pull(t, s, ref)
+	other := loadedFrom(t, savedBy(t, s, ref), "")
+	got, err := other.Get(ref)
+	if err != nil || got.ID == img.ID || fileIn(t, other, got, "b") != "y" || fileIn(t, other, got, "d") != "file" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// An image without layers has an empty root.
+func TestImageWithoutLayers(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	root := t.TempDir()
+	s := openStore(t, root)
+	ref := h.push("app:1", imageOf(t, "1"))
+	img := pull(t, s, ref)
+	for range 2 {
+		if dirs, err := s.layers.Lowerdirs(img.DiffIDs); err != nil || len(dirs) != 1 {
+			t.Errorf("%v, %v", dirs, err)
+		}
+		if found := check(t, s, true); len(found) != 0 {
+			t.Errorf("%v", found)
+		}
+		s.Close()
+		s = openStore(t, root)
+	}
+	other := loadedFrom(t, savedBy(t, s, ref), "")
+	if got, err := other.Get(img.Digests[0]); err != nil || got.ID != img.ID {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := s.Remove(ref); err != nil {
+		t.Fatal(err)
+	}
+	nothingAtAll(t, s)
 }

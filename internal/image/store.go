@@ -42,11 +42,14 @@ type Options struct {
 
 // imageRecord is what is persisted of an image beside its config and manifest.
 type imageRecord struct {
-	ID       digest.Digest        `json:"id"`
-	Manifest digest.Digest        `json:"manifest,omitempty"` // "" when it came without one, in a docker-archive
-	Patch    digest.Digest        `json:"patch,omitempty"`    // layer on top that is not the image's own; see layer.Store.Patch
-	Tags     map[string]time.Time `json:"tags"`               // names (see nameFor) with a tag, and when each was pointed here
-	Digests  []string             `json:"digests"`            // names with a digest
+	ID       digest.Digest `json:"id"`
+	Manifest digest.Digest `json:"manifest,omitempty"` // "" when it came without one, in a docker-archive
+	// Documents are the indexes that led to the image, other manifests that it has had, the config of an artifact. With
+	// them a saved image has its names with a digest. Another image may have the same.
+	Documents []digest.Digest      `json:"documents,omitempty"`
+	Patch     digest.Digest        `json:"patch,omitempty"` // layer on top that is not the image's own; see layer.Store.Patch
+	Tags      map[string]time.Time `json:"tags"`            // names (see nameFor) with a tag, and when each was pointed here
+	Digests   []string             `json:"digests"`         // names with a digest
 }
 
 // stack is the layers to mount, bottom first.
@@ -55,6 +58,15 @@ func (r *imageRecord) stack(cfg *imagespec.Image) []digest.Digest {
 		return cfg.RootFS.DiffIDs
 	}
 	return append(slices.Clone(cfg.RootFS.DiffIDs), r.Patch)
+}
+
+// papers are the files of the image below blobs/.
+func (r *imageRecord) papers() []digest.Digest {
+	all := append([]digest.Digest{r.ID}, r.Documents...)
+	if r.Manifest != "" {
+		all = append(all, r.Manifest)
+	}
+	return all
 }
 
 // entry is an image that is recorded.
@@ -172,6 +184,11 @@ func (s *Store) recoverOne(file string) error {
 	if rec.ID.Validate() != nil || rec.Manifest != "" && rec.Manifest.Validate() != nil || rec.ID.Encoded()+".json" != filepath.Base(file) {
 		return fault.New(fault.Corrupt, "the record is of another image, %q", rec.ID)
 	}
+	for _, id := range rec.Documents {
+		if id.Validate() != nil || id.Algorithm() != digest.SHA256 {
+			return fault.New(fault.Corrupt, "the record names no document with %q", id)
+		}
+	}
 	raw, err := os.ReadFile(s.blob(rec.ID))
 	if err != nil {
 		return err
@@ -216,9 +233,8 @@ func (s *Store) settleTags() {
 func (s *Store) dropBlobs() {
 	used := make(map[string]bool)
 	for _, e := range s.entries {
-		used[e.rec.ID.Encoded()] = true
-		if e.rec.Manifest != "" {
-			used[e.rec.Manifest.Encoded()] = true
+		for _, id := range e.rec.papers() {
+			used[id.Encoded()] = true
 		}
 	}
 	files, _ := os.ReadDir(s.blobs())

@@ -26,7 +26,8 @@ import (
 // more layer on top, made here, shows it right.
 
 // Patch returns the layer to put on top of the stack, given bottom first and all there, so that implied directories
-// have the attributes that they have further down; nil when nothing is amiss. It is a layer like any other: the same
+// have the attributes that they have further down; nil when nothing is amiss. A stack of no layers, which cannot be
+// mounted, gets an empty one. It is a layer like any other: the same
 // stack gives the same diffID. Its blob is in memory.
 func (s *Store) Patch(diffIDs []digest.Digest) (*Blob, error) {
 	stack, err := s.stack(diffIDs)
@@ -42,7 +43,7 @@ func (s *Store) Patch(diffIDs []digest.Digest) (*Blob, error) {
 			}
 		}
 	}
-	if len(wrong) == 0 {
+	if len(wrong) == 0 && len(diffIDs) > 0 {
 		return nil, nil
 	}
 	// A directory above one of them must not be implied again, by the patch.

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	_ "crypto/sha512" // for digests that are not sha256
 	"strings"
 
 	"github.com/distribution/reference"
@@ -13,12 +14,12 @@ import (
 type Reference struct {
 	Repository string        // host and path: "docker.io/library/busybox"
 	Tag        string        // "1", or "" when Digest decides
-	Digest     digest.Digest // sha256 of the manifest or index, or ""
+	Digest     digest.Digest // of the manifest or index, sha256 as a rule, or ""
 }
 
 // ParseReference reads a reference as people and manifests write it: "busybox", "quay.io/a/b:1.2",
 // "quay.io/a/b@sha256:…". Without tag and digest it means the tag "latest"; with both, the digest decides and the tag is
-// dropped. The error is of kind Invalid and quotes s, or of kind Unimplemented for a digest other than sha256.
+// dropped. The error is of kind Invalid and quotes s.
 func ParseReference(s string) (Reference, error) {
 	named, err := reference.ParseDockerRef(s)
 	if err != nil {
@@ -27,9 +28,6 @@ func ParseReference(s string) (Reference, error) {
 	ref := Reference{Repository: named.Name()}
 	switch n := named.(type) {
 	case reference.Digested:
-		if n.Digest().Algorithm() != digest.SHA256 {
-			return Reference{}, fault.New(fault.Unimplemented, "image reference %q: digest algorithm %s is not supported, only sha256", s, n.Digest().Algorithm())
-		}
 		ref.Digest = n.Digest()
 	case reference.Tagged:
 		ref.Tag = n.Tag()

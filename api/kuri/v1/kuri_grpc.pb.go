@@ -52,8 +52,8 @@ type ImagesClient interface {
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error)
 	// Describe tells of one image what the CRI has no fields for. Errors: NOT_FOUND.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*ImageDescription, error)
-	// Save sends images as the tar of an OCI image layout, which Load and other tools read. The layers are made anew from
-	// their files, for the tars that they came as are not kept: the saved image has the same content under another id.
+	// Save sends images as the tar of an OCI image layout, which Load and other tools read. An image keeps its ID, and Load
+	// gives it the names that it had; see docs/images.md.
 	// Errors: NOT_FOUND.
 	Save(ctx context.Context, in *SaveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveChunk], error)
 	// Diff tells what each layer of an image does to those below it, the bottom one first; or, with other set, in which
@@ -200,8 +200,8 @@ type ImagesServer interface {
 	Prune(context.Context, *PruneRequest) (*PruneResponse, error)
 	// Describe tells of one image what the CRI has no fields for. Errors: NOT_FOUND.
 	Describe(context.Context, *DescribeRequest) (*ImageDescription, error)
-	// Save sends images as the tar of an OCI image layout, which Load and other tools read. The layers are made anew from
-	// their files, for the tars that they came as are not kept: the saved image has the same content under another id.
+	// Save sends images as the tar of an OCI image layout, which Load and other tools read. An image keeps its ID, and Load
+	// gives it the names that it had; see docs/images.md.
 	// Errors: NOT_FOUND.
 	Save(*SaveRequest, grpc.ServerStreamingServer[SaveChunk]) error
 	// Diff tells what each layer of an image does to those below it, the bottom one first; or, with other set, in which
