@@ -16,9 +16,9 @@ import (
 
 // Bounds on what an image can make us do for one file.
 const (
-	maxFile  = 1 << 20 // bytes that are read
-	maxLinks = 40      // symbolic links on the way, as in the kernel
-	maxPath  = 4096    // bytes of a path, as in the kernel
+	maxFile  = 16 << 20 // bytes that are read: an /etc/passwd with a directory service's users has a few million
+	maxLinks = 40       // symbolic links on the way, as in the kernel
+	maxPath  = 4096     // bytes of a path, as in the kernel
 )
 
 // stack is the layers of an image, top first: directories that overlayfs takes as lowerdirs.

@@ -48,6 +48,11 @@ func (t *translation) check() error {
 	if _, _, err := StopSignal(c, t.in.Image); err != nil {
 		return err
 	}
+	if named := t.in.Image.StopSignal; named != "" && c.GetStopSignal() == runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
+		if _, ok := imageSignal(named); !ok {
+			t.note("the image names the stop signal %q, which is none: it is stopped by SIGTERM", named)
+		}
+	}
 	return t.checkSecurity()
 }
 

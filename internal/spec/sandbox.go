@@ -15,16 +15,11 @@ import (
 )
 
 // CheckSandbox refuses a sandbox configuration that is wrong, or that asks for something which is not there yet, by the
-// name of the field. Port mappings are the network's to judge.
+// name of the field. Port mappings are the network's to judge. Namespace and uid may be empty: a kubelet sends them, the
+// examples for crictl that people copy do not.
 func CheckSandbox(cfg *runtime.PodSandboxConfig, node Node) error {
-	for field, v := range map[string]string{
-		"metadata.name":      cfg.GetMetadata().GetName(),
-		"metadata.namespace": cfg.GetMetadata().GetNamespace(),
-		"metadata.uid":       cfg.GetMetadata().GetUid(),
-	} {
-		if v == "" {
-			return invalid(field, "it is empty; a pod is known by its name, namespace, uid and attempt")
-		}
+	if cfg.GetMetadata().GetName() == "" {
+		return invalid("metadata.name", "it is empty; a pod is known by its name, namespace, uid and attempt")
 	}
 	if err := checkHostname(cfg.GetHostname()); err != nil {
 		return err

@@ -38,8 +38,7 @@ func sandboxRefusals() []sandboxRefusal {
 	one := []*runtime.IDMapping{{ContainerId: 0, HostId: 1000, Length: 1}}
 	return []sandboxRefusal{
 		{"metadata.name", fault.Invalid, func(p *pod) { p.Metadata.Name = "" }},
-		{"metadata.namespace", fault.Invalid, func(p *pod) { p.Metadata.Namespace = "" }},
-		{"metadata.uid", fault.Invalid, func(p *pod) { p.Metadata.Uid = "" }},
+		{"metadata.name", fault.Invalid, func(p *pod) { p.Metadata = nil }},
 		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = strings.Repeat("a", 65) }},
 		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = "a\nb" }},
 		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = "a\x00" }},
@@ -123,6 +122,11 @@ func TestCheckSandbox(t *testing.T) {
 	node := testNode(t, "v1")
 	if err := CheckSandbox(goodSandbox(), node); err != nil {
 		t.Fatal(err)
+	}
+	alone := goodSandbox()
+	alone.Metadata = &runtime.PodSandboxMetadata{Name: "web"}
+	if err := CheckSandbox(alone, node); err != nil {
+		t.Errorf("a name alone: %v", err)
 	}
 	for i, r := range sandboxRefusals() {
 		cfg := goodSandbox()
@@ -282,9 +286,9 @@ func TestStopSignal(t *testing.T) {
 			t.Errorf("%s, image %q: %d, %s, %v", c.asked, c.image, n, name, err)
 		}
 	}
-	for _, bad := range []string{"0", "65", "-1", "SIGNOT", "RTMIN+31", "RTMIN+x", "RTMAX--1"} {
-		if n, _, err := StopSignal(nil, imagespec.ImageConfig{StopSignal: bad}); err == nil {
-			t.Errorf("image %q: signal %d", bad, n)
+	for _, bad := range []string{"", "0", "65", "-1", "SIGNOT", "RTMIN+31", "RTMIN+x", "RTMAX--1"} {
+		if n, name, err := StopSignal(nil, imagespec.ImageConfig{StopSignal: bad}); err != nil || n != 15 || name != runtime.Signal_SIGNAL_SIGTERM {
+			t.Errorf("image %q: %d, %s, %v", bad, n, name, err)
 		}
 	}
 	// Every signal of the CRI has a number here.
@@ -305,6 +309,9 @@ func TestSeccompFile(t *testing.T) {
 		{&runtime.LinuxContainerSecurityContext{Seccomp: &runtime.SecurityProfile{}}, ""},
 		{&runtime.LinuxContainerSecurityContext{SeccompProfilePath: "localhost//a/b"}, "/a/b"},
 		{&runtime.LinuxContainerSecurityContext{SeccompProfilePath: "localhost//a/b", Privileged: true}, ""},
+		{&runtime.LinuxContainerSecurityContext{
+			Seccomp: &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "localhost//d"},
+		}, "/d"},
 		{&runtime.LinuxContainerSecurityContext{
 			Seccomp:            &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "/c"},
 			SeccompProfilePath: "localhost//a/b",

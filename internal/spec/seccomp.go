@@ -4,6 +4,7 @@ package spec
 
 import (
 	"path/filepath"
+	"strings"
 
 	"github.com/moby/profiles/seccomp"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -32,10 +33,15 @@ func seccompProfile(p *runtime.SecurityProfile, deprecated string) (*runtime.Sec
 	if err != nil {
 		return nil, err
 	}
-	if p.GetProfileType() == runtime.SecurityProfile_Localhost && !filepath.IsAbs(p.GetLocalhostRef()) {
+	if p.GetProfileType() != runtime.SecurityProfile_Localhost {
+		return p, nil
+	}
+	// Some clients write the reference as the deprecated field has it; the other runtimes take both.
+	path := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
+	if !filepath.IsAbs(path) {
 		return nil, invalid(field, "%q is not an absolute path of a profile", p.GetLocalhostRef())
 	}
-	return p, nil
+	return &runtime.SecurityProfile{ProfileType: p.GetProfileType(), LocalhostRef: path}, nil
 }
 
 // seccomp sets the filter of system calls. An unset profile is unconfined, as the CRI has it (a kubelet sends

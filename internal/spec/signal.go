@@ -18,7 +18,7 @@ const (
 
 // StopSignal returns the signal that stops a container, by its number on this machine and by its CRI name: the one that
 // the container's configuration names, else the image's, else SIGTERM. Of several CRI names for one number the first
-// counts.
+// counts. What the image names and is no signal is passed over, as in the other runtimes: the image runs there.
 func StopSignal(ctr *runtime.ContainerConfig, image imagespec.ImageConfig) (syscall.Signal, runtime.Signal, error) {
 	if s := ctr.GetStopSignal(); s != runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
 		n, ok := signalNumber(strings.TrimPrefix(s.String(), "SIGNAL_"))
@@ -27,12 +27,9 @@ func StopSignal(ctr *runtime.ContainerConfig, image imagespec.ImageConfig) (sysc
 		}
 		return n, s, nil
 	}
-	if image.StopSignal == "" {
-		return syscall.SIGTERM, runtime.Signal_SIGNAL_SIGTERM, nil
-	}
 	n, ok := imageSignal(image.StopSignal)
 	if !ok {
-		return 0, 0, invalid("image", "its configuration names the stop signal %q, which is none; set stop_signal", image.StopSignal)
+		return syscall.SIGTERM, runtime.Signal_SIGNAL_SIGTERM, nil
 	}
 	return n, SignalName(n), nil
 }

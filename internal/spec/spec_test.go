@@ -203,7 +203,6 @@ func refusals() []refusal {
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte{0}}} })},
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{}} })},
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "_KURI_RAW_7"}} })},
-		{"image", fault.Invalid, func(in *Input) { in.Image.StopSignal = "SIGNOT" }},
 		{"working_dir", fault.Invalid, container(func(c *ctr, _ *sec) { c.WorkingDir = "a/b" })},
 		{"working directory", fault.Invalid, func(in *Input) { in.Image.WorkingDir = "/a\x00b" }},
 		{"log_path", fault.Invalid, func(in *Input) { in.Pod.LogDirectory, in.Container.LogPath = "/var/log/pods/a", "../b.log" }},

@@ -52,6 +52,7 @@ func TestWhatIsTakenWithANote(t *testing.T) {
 			func(s *specs.Spec) string { return strings.Join(s.Process.Env[2:], " ") }, "A=2 C="},
 		{"working directory", func(in *Input) { in.Image.WorkingDir = "a/../b" }, "relative", func(s *specs.Spec) string { return s.Process.Cwd }, "/b"},
 		{"mount", withMount(&runtime.Mount{HostPath: "/h", ContainerPath: "a/b"}), "/a/b", func(s *specs.Spec) string { return s.Mounts[len(s.Mounts)-1].Destination }, "/a/b"},
+		{"stop signal", func(in *Input) { in.Image.StopSignal = "SIGNOT" }, `"SIGNOT"`, nil, ""},
 		{"windows", func(in *Input) { in.Container.Windows = &runtime.WindowsContainerConfig{} }, "windows", nil, ""},
 		{"selinux", func(in *Input) {
 			in.Container.Linux.SecurityContext.SelinuxOptions = &runtime.SELinuxOption{Type: "a b"}

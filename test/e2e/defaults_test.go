@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,7 +22,7 @@ import (
 // that is executed in it.
 func TestDefaults(t *testing.T) {
 	s := newShell(t)
-	id := s.run(t, nil, "sleep", "1000")
+	id := s.asleep(t, nil)
 	look := func(t *testing.T, command, want string) {
 		t.Helper()
 		if got := s.Output(t, id, "sh", "-c", command); got != want {
@@ -37,7 +38,7 @@ func TestDefaults(t *testing.T) {
 		}
 	})
 	t.Run("terminal", func(t *testing.T) {
-		tty := s.run(t, func(c *container, _ *security) { c.Tty = true }, "sleep", "1000")
+		tty := s.asleep(t, func(c *container, _ *security) { c.Tty = true })
 		if got := s.Output(t, tty, "sh", "-c", "tr '\\0' '\\n' </proc/1/environ | grep TERM; readlink /proc/1/fd/0; stat -c %t:%T /dev/console"); got != "TERM=xterm\n/dev/console\n88:0\n" && !strings.HasPrefix(got, "TERM=xterm\n/dev/") {
 			t.Errorf("%q", got)
 		}
@@ -166,6 +167,19 @@ func TestDefaults(t *testing.T) {
 	})
 }
 
+// asleep runs a container whose first process is sleep, and returns when it has become that.
+func (s *shell) asleep(t *testing.T, change func(*container, *security)) string {
+	t.Helper()
+	id := s.run(t, change, "sleep", "1000")
+	harness.Eventually(t, 10*time.Second, "the first process is sleep", func() error {
+		if name := s.Output(t, id, "cat", "/proc/1/comm"); name != "sleep\n" {
+			return fmt.Errorf("it is %q", name)
+		}
+		return nil
+	})
+	return id
+}
+
 // limitOf reads a file of the container's cgroup, by its name on v1 or v2; "" where there is none.
 func limitOf(t *testing.T, s *shell, id, v1, v2 string) string {
 	t.Helper()
@@ -205,7 +219,7 @@ func lines(text string) string {
 func TestDefaultsOfAnImage(t *testing.T) {
 	s := newShell(t)
 	ref := s.pushes(t, "own:1", v1.Config{
-		Env: []string{"PATH=/bin:/usr/bin", "HOSTNAME=image", "HOME=/srv", "TERM=dumb"}, WorkingDir: "made/for/it", User: "33:7",
+		StopSignal: "SIGNOT", Env: []string{"PATH=/bin:/usr/bin", "HOSTNAME=image", "HOME=/srv", "TERM=dumb"}, WorkingDir: "made/for/it", User: "33:7",
 	}, image.File{Path: "/srv/", UID: 33})
 	out := s.says(t, func(c *container, _ *security) { c.Image.Image, c.Tty = ref, true },
 		"sh", "-c", "stty -onlcr; echo $PATH $HOSTNAME $HOME $TERM; pwd; stat -c '%a %u:%g' .; id -u; id -g; id -G")
@@ -243,6 +257,13 @@ func TestWhatHasNoMeaningHere(t *testing.T) {
 		if n := strings.Count(log, text); times > 0 && n != times {
 			t.Errorf("%d lines of the log have %q, want %d", n, text, times)
 		}
+	}
+	// A pod is known by its name alone, where a client says no more.
+	alone := harness.Pod("alone")
+	alone.Metadata = &runtimeapi.PodSandboxMetadata{Name: "alone"}
+	c := s.Run(t, s.RunPod(t, alone), harness.Container("main", s.image, "sleep", "1000"), alone)
+	if got := s.Output(t, c, "hostname"); got != "alone\n" {
+		t.Errorf("a pod without a namespace and a uid: %q", got)
 	}
 	for _, name := range []string{"a_b", "-a", "a..b", ".", strings.Repeat("x", 64)} {
 		p := harness.Pod("named")

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -217,5 +218,27 @@ func TestUserNamespaceRefused(t *testing.T) {
 		change(o)
 		_, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p})
 		harness.WantError(t, err, codes.InvalidArgument, name)
+	}
+}
+
+// Who is outside the pod's user namespace is told so, whoever named him.
+func TestIDsOutsideAUserNamespace(t *testing.T) {
+	s := usernsShell(t, nil)
+	ref := s.pushes(t, "far:1", v1.Config{User: "70000:5"})
+	for name, change := range map[string]func(*container, *security){
+		"user 65536": func(_ *container, sc *security) { sc.RunAsUser = &runtimeapi.Int64Value{Value: 65536} },
+		"group 100000": func(_ *container, sc *security) {
+			sc.RunAsUser, sc.RunAsGroup = &runtimeapi.Int64Value{Value: 1}, &runtimeapi.Int64Value{Value: 100000}
+		},
+		"supplemental group 65536": func(_ *container, sc *security) { sc.SupplementalGroups = []int64{65536} },
+		"user 70000":               func(c *container, _ *security) { c.Image.Image = ref },
+	} {
+		harness.WantError(t, s.refuses(t, inPod(change), "true"), codes.InvalidArgument, name+" is outside the pod's user namespace", "65536 ids")
+	}
+	last := inPod(func(_ *container, sc *security) {
+		sc.RunAsUser, sc.RunAsGroup = &runtimeapi.Int64Value{Value: 65535}, &runtimeapi.Int64Value{Value: 65535}
+	})
+	if out := s.says(t, last, "sh", "-c", "id -u; id -g"); out != "65535\n65535\n" {
+		t.Errorf("the last of them: %q", out)
 	}
 }
