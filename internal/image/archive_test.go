@@ -38,6 +38,9 @@ func TestNamesOfAnArchive(t *testing.T) {
 	foreign := d.image("foreign")
 	foreign.config["architecture"] = "s390x"
 	foreignDesc := foreign.done(d)
+	windows := d.image("windows")
+	windows.config["os"] = "windows"
+	windowsDesc := windows.done(d)
 	ref := func(desc object, name string) object {
 		return with(desc, "annotations", object{imagespec.AnnotationRefName: name})
 	}
@@ -80,7 +83,9 @@ func TestNamesOfAnArchive(t *testing.T) {
 		"no names, two platforms":       {d.tar(with(twoDesc, "platform", there), with(oneDesc, "platform", here)), "x", "one=docker.io/library/x:latest"},
 		"no names, platforms by config": {d.tar(foreignDesc, oneDesc), "", "foreign= one="},
 		"no names, one platform":        {d.tar(with(twoDesc, "platform", here), with(oneDesc, "platform", here)), "", "one= two="},
-		"for others only":               {d.tar(with(twoDesc, "platform", there)), "", "linux/s390x"},
+		"labelled for others":           {d.tar(with(foreignDesc, "platform", there)), "", "foreign="},
+		"for others only":               {d.tar(with(full(foreignDesc, "x:1"), "platform", there), with(full(twoDesc, "x:1"), "platform", platform("linux", "riscv64"))), "", "linux/s390x"},
+		"Windows":                       {d.tar(full(windowsDesc, "x:1")), "", "not made for this node"},
 		"named and not":                 {d.tar(full(oneDesc, "x:1"), twoDesc), "y", "one=docker.io/library/x:1 two=docker.io/library/y:latest"},
 		"names that are none":           {d.tar(full(oneDesc, "<none>:<none>"), full(twoDesc, "sha256:"+hex)), "", "one= two="},
 		"with a signature":              {d.tar(d.signature(), full(oneDesc, "x:1")), "", "one=docker.io/library/x:1"},

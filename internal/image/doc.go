@@ -1,7 +1,7 @@
 // Package image keeps the node's images: it pulls them, loads them from archives, names them, and removes them.
 //
 // On disk it owns <root>/images: one record per image, <id>.json, and in blobs/sha256 the image's config and manifest
-// as they came. The layers are package layer's; an image's record holds its layers there. Compressed layers are not kept.
+// as they came, and the indexes that led to it. The layers are package layer's; an image's record holds its layers there. Compressed layers are not kept.
 // One record per image rather than one index for all: a damaged record is set aside and costs only its own image, and
 // so does an image whose layers are gone.
 //
@@ -11,6 +11,9 @@
 //
 // Order of writing: layers unpacked, config and manifest beside their places, one syncfs, their places, then the record,
 // flushed. So an image that is listed has all its files, also after a power cut. Removal goes the other way round.
+//
+// An image comes from an origin, a repository or an archive, and is found there by one [chooser]. A saved image is the
+// same where it is loaded: its ID, its layers, its names (travel.go).
 //
 // What is stored can be checked against its digests and checksums, and what is damaged fetched again, alone
 // ([Store.Check], [Store.Repair]).

@@ -66,6 +66,9 @@ func (a *archive) layoutImages(ctx context.Context) ([]*load, error) {
 	var loads []*load
 	var missed error
 	for _, g := range groupsOf(top) {
+		if len(g.entries) == 1 { // there is nothing to choose: its platform is a label, as in its config
+			g.entries[0].Platform = nil
+		}
 		c := &chooser{from: a, strict: true}
 		found, err := c.fromIndex(ctx, &document{Manifests: g.entries, isIndex: true}, 0)
 		if g.name == "" && g.tag == "" && errors.Is(err, errMisfit) {
