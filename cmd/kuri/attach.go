@@ -50,7 +50,7 @@ leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 			}
 			err = c.stream(ctx, resp.Url, streams{stdin: stdin, tty: tty, detach: detach})
 			if errors.Is(err, errDetached) {
-				fmt.Fprintf(c.err, "kuri: detached, %s goes on\n", printable(args[0]))
+				fmt.Fprintf(c.err, "\nkuri: detached, %s goes on\n", printable(args[0]))
 				return nil
 			}
 			return said(fmt.Sprintf("attach to %s", args[0]), err)

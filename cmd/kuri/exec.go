@@ -65,7 +65,7 @@ exits with 127, one that cannot be run with 126. In a terminal ctrl-p ctrl-q (--
 				}
 				err = c.stream(ctx, resp.Url, streams{stdin: stdin, tty: tty, detach: detach})
 				if errors.Is(err, errDetached) {
-					fmt.Fprintf(c.err, "kuri: detached: %s is hung up, %s goes on\n", printable(command[0]), printable(name))
+					fmt.Fprintf(c.err, "\nkuri: detached: %s is hung up, %s goes on\n", printable(command[0]), printable(name))
 					return nil
 				}
 				return notRun(said("exec in "+name, err))

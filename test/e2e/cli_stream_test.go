@@ -368,3 +368,49 @@ func TestKuriDetaches(t *testing.T) {
 		t.Errorf("the container is %v", st)
 	}
 }
+
+// kuri run -it has the container's terminal from its first word on, and leaves it by the detach keys; without --rm the pod
+// stays, and the exit code is the container's.
+func TestKuriRunOnATerminal(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
+	d.PullBusybox(t)
+	dir := "--pods-dir=" + t.TempDir()
+	prompt := []string{"-e", "PS1=ready> ", image, "sh"}
+
+	x := onTerminal(t, d, append([]string{"run", dir, "-it", "--rm"}, prompt...)...)
+	x.expect("ready> ") // the first word
+	x.press("echo one$((1+1)) $(stty size)\r")
+	x.expect("one2 24 80")
+	x.press("exit 7\r")
+	if code := x.exit(); code != 7 || !x.cooked() {
+		t.Errorf("exit code %d, the terminal is as before: %t", code, x.cooked())
+	}
+	if out, _, _ := d.Kuri(t, "pods", "-q"); out != "" {
+		t.Errorf("after --rm there are pods: %s", out)
+	}
+
+	y := onTerminal(t, d, append([]string{"run", dir, "-it", "--name", "stays"}, prompt...)...)
+	y.expect("leaves stays running")
+	y.expect("ready> ")
+	y.press("\x10\x11")
+	y.expect("detached, stays goes on")
+	if code := y.exit(); code != 0 || !y.cooked() {
+		t.Errorf("detached: exit code %d, the terminal is as before: %t", code, y.cooked())
+	}
+	z := onTerminal(t, d, "attach", "-it", "stays")
+	z.press("echo two$((1+1)); exit\r")
+	z.expect("two2")
+	z.exit()
+	if out, _, _ := d.Kuri(t, "ps", "-a"); !strings.Contains(out, "exited (0)") {
+		t.Errorf("its container: %s", out)
+	}
+	if _, errs, code := d.Kuri(t, "rm", dir, "stays", "-f"); code != 0 {
+		t.Error(code, errs)
+	}
+	w := onTerminal(t, d, "run", dir, "-it", "--rm", image, "echo", "quick")
+	w.expect("quick")
+	if code := w.exit(); code != 0 {
+		t.Errorf("a command that ends at once: exit code %d", code)
+	}
+}

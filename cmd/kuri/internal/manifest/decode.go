@@ -153,6 +153,15 @@ func decodePod(doc []byte, value map[string]any, name string) (*Pod, error) {
 	return p, p.finish(name, wrong)
 }
 
+// FromPod is Decode for a pod that is not from a file.
+func FromPod(api corev1.Pod) (*Pod, error) {
+	p := &Pod{api: api}
+	if err := p.finish("", nil); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
 // finish fills in the defaults and checks all of the pod; wrong is what is known to be wrong already.
 func (p *Pod) finish(name string, wrong Problems) error {
 	p.defaults(name)

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/crilog"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
+)
+
+// runImage runs an image as a pod of one container: in the background, to its end (--rm), or with its streams (-i).
+func (c *cli) runImage(ctx context.Context, o *runOptions, image string, command []string) error {
+	keys, err := parseKeys(o.image.keys)
+	if err != nil {
+		return err
+	}
+	if o.rm && o.image.detach {
+		return usageError{errors.New("--rm removes the pod when its container has ended, and -d does not wait for that: leave out one of them")}
+	}
+	attach := o.image.stdin && !o.image.detach
+	if attach {
+		o.image.tty = c.withoutTerminal(true, o.image.tty)
+	}
+	p, err := o.image.pod(o.name, image, command, c.env)
+	if err != nil {
+		return err
+	}
+	r, err := c.newRun(ctx, []*manifest.Pod{p})
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	r.change = func(config *runtimeapi.ContainerConfig) {
+		if name := o.image.userName(); name != "" {
+			config.Linux.SecurityContext.RunAsUsername = name
+		}
+	}
+	if err := r.start(ctx); err != nil {
+		return notRun(errors.Join(err, r.remove(ctx)))
+	}
+	switch {
+	case attach:
+		return r.interact(ctx, o, keys)
+	case o.rm:
+		return r.toTheEnd(ctx)
+	}
+	if err := r.print(ctx, false); err != nil {
+		return errors.Join(err, r.remove(ctx))
+	}
+	if c.format == formatTable {
+		fmt.Fprintf(c.err, "kuri: it runs in the background: kuri logs -f %[1]s, kuri exec -it %[1]s sh, kuri rm -f %[1]s\n", p.Name())
+	}
+	return nil
+}
+
+// interact gives the only container of the run our streams until it ends or the user leaves it, and returns its exit code.
+func (r *run) interact(ctx context.Context, o *runOptions, keys []byte) error {
+	p := r.pods[0]
+	id := p.containers[0].id
+	if o.image.tty && len(keys) > 0 {
+		fmt.Fprintf(r.err, "kuri: %s leaves %s running\n", printable(o.image.keys), p.Name())
+	}
+	err := r.attach(ctx, id, streams{stdin: true, tty: o.image.tty, detach: keys})
+	if errors.Is(err, errDetached) {
+		fmt.Fprintf(r.err, "\nkuri: detached, %[1]s goes on: kuri attach -it %[1]s, kuri rm -f %[1]s\n", p.Name())
+		return nil
+	}
+	var code int32
+	var exit exitCode
+	if errors.As(err, &exit) {
+		err = nil
+	}
+	if ctx.Err() != nil {
+		fmt.Fprintln(r.err, "kuri: stopping; once more to kill")
+		err = errors.Join(ctx.Err(), r.stop(ctx, []string{id}))
+	}
+	if err == nil {
+		var st *runtimeapi.ContainerStatus
+		if st, err = r.wait(ctx, id); err == nil {
+			code = st.ExitCode
+		}
+	}
+	if o.rm {
+		err = errors.Join(err, r.remove(ctx))
+	} else {
+		fmt.Fprintf(r.err, "kuri: the pod %[1]s is still there: kuri rm -f %[1]s\n", p.Name())
+	}
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return exitCode(code)
+	}
+	return nil
+}
+
+// attach attaches to a container that has just been started. Of one that has ended before it said anything here the log is
+// shown.
+func (r *run) attach(ctx context.Context, id string, want streams) error {
+	resp, err := r.rt.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: !want.tty, Tty: want.tty})
+	if err == nil {
+		heard := &counter{to: r.out}
+		with := *r.cli
+		with.out = heard
+		err = said("attach", with.stream(ctx, resp.Url, want))
+		var exit exitCode
+		if err == nil || errors.As(err, &exit) || errors.Is(err, errDetached) || ctx.Err() != nil || heard.bytes.Load() > 0 {
+			return err
+		}
+	}
+	if !r.endsNow(ctx, id) {
+		return err
+	}
+	return (&logSource{id: id, printer: &logPrinter{out: r.out, err: r.err}}).read(ctx, r.rt, crilog.Options{Tail: crilog.All})
+}
+
+// endsNow reports whether a container has ended, or does so within a moment.
+func (r *run) endsNow(ctx context.Context, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, lastWords)
+	defer cancel()
+	_, err := r.wait(ctx, id)
+	return err == nil
+}
+
+// counter counts what is written.
+type counter struct {
+	to    io.Writer
+	bytes atomic.Int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.bytes.Add(int64(len(p)))
+	return c.to.Write(p)
+}
