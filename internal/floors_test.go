@@ -19,7 +19,7 @@ var floors = map[string]int{
 	"server": 4,
 	"pod":    3, "image": 3,
 	"spec": 2, "keeper": 2, "oci": 2, "network": 2, "layer": 2, "registry": 2, "cgroup": 2, "stream": 2, "node": 2, "rootfs": 2,
-	"quota": 2, "verifier": 2, "listen": 2,
+	"quota": 2, "metric": 2, "verifier": 2, "listen": 2,
 	"namespace": 1, "holder": 1, "record": 1, "event": 1, "flight": 1, "undo": 1, "config": 1, "sha256": 1,
 	"sysctl": 1,
 	"fault":  0, // the words for errors, which all speak
@@ -27,12 +27,14 @@ var floors = map[string]int{
 
 // neighbours are the imports within a floor, each with its reason.
 var neighbours = map[string]string{
-	"pod image":     "a container is made of an image",
-	"stream keeper": "a client's streams are those of a session of the keeper",
-	"keeper oci":    "the keeper's server half runs containers by an OCI runtime",
-	"node cgroup":   "what the cgroup hierarchies offer is a fact about the node",
-	"node spec":     "spec says which facts about the node it needs",
-	"rootfs spec":   "spec says what it needs of a root filesystem",
+	"pod image":      "a container is made of an image",
+	"stream keeper":  "a client's streams are those of a session of the keeper",
+	"keeper oci":     "the keeper's server half runs containers by an OCI runtime",
+	"metric cgroup":  "metrics follow from what is read of a cgroup",
+	"metric network": "and of a pod's links",
+	"node cgroup":    "what the cgroup hierarchies offer is a fact about the node",
+	"node spec":      "spec says which facts about the node it needs",
+	"rootfs spec":    "spec says what it needs of a root filesystem",
 
 	"namespace sysctl": "a namespace begins with its kernel parameters",
 }

@@ -88,7 +88,8 @@ func (s Sample) Add(o Sample) Sample {
 	return s
 }
 
-// Sample reads what the cgroup dir, and all below it, use. A cgroup that is not there is an error of kind NotFound.
+// Sample reads what the cgroup dir, and all below it, use. A cgroup that is not there is an error of kind NotFound. With an
+// error of another kind comes what could be read.
 func (h *Hierarchies) Sample(dir string) (Sample, error) {
 	r := reader{s: Sample{Time: time.Now()}}
 	if h.v2 {
@@ -97,22 +98,23 @@ func (h *Hierarchies) Sample(dir string) (Sample, error) {
 	} else {
 		r.readV1(h.roots, dir)
 	}
-	if r.err != nil {
-		return Sample{}, fmt.Errorf("sample cgroup %s: %w", dir, r.err)
-	}
-	if !r.found {
+	if !r.found && r.err == nil {
 		return Sample{}, fault.New(fault.NotFound, "no cgroup %s", dir)
+	}
+	if r.err != nil {
+		return r.s, fmt.Errorf("sample cgroup %s: %w", dir, r.err)
 	}
 	return r.s, nil
 }
 
 // reader reads the files of one cgroup, with one buffer for all of them.
 type reader struct {
-	s     Sample
-	dir   string // of the controller that is being read
-	buf   [8192]byte
-	found bool // a file was there
-	err   error
+	s      Sample
+	detail *Detail // to be filled, or nil
+	dir    string  // of the controller that is being read
+	buf    [8192]byte
+	found  bool // a file was there
+	err    error
 }
 
 func (r *reader) readV1(roots map[string]string, dir string) {
@@ -137,6 +139,9 @@ func (r *reader) memoryV1() {
 	}
 	var inactive, limit, both uint64
 	r.pairs("memory.stat", func(key []byte, value uint64) {
+		if r.detail != nil {
+			r.detail.memoryStat(string(key), value)
+		}
 		switch string(key) {
 		case "total_inactive_file":
 			inactive = value
@@ -172,6 +177,9 @@ func (r *reader) readV2() {
 	if s.Memory, s.HasMemory = r.number("memory.current"); s.HasMemory {
 		var inactive uint64
 		r.pairs("memory.stat", func(key []byte, value uint64) {
+			if r.detail != nil {
+				r.detail.memoryStat(string(key), value)
+			}
 			switch string(key) {
 			case "inactive_file":
 				inactive = value

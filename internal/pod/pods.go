@@ -78,6 +78,8 @@ type Pods struct {
 	execs   *execTurns
 	outputs outputs // of ExecSyncs
 	counts  counter // of what writable layers take
+	sampler sampler // of what pods use
+	devices devices
 
 	closing   chan struct{} // closed when the daemon ends: waiting stops, what is done stays done
 	followers sync.WaitGroup
@@ -153,11 +155,12 @@ func (p *Pods) Close() {
 	p.creates.Wait()
 	p.starts.Wait()
 	p.updates.Wait()
-	close(p.closing)
+	p.sampler.stop(p.closing)
 	p.graces.Wait()
 	p.stops.Wait()
 	p.removes.Wait()
 	p.followers.Wait()
+	p.sampler.passes.Wait()
 	p.counts.close()
 }
 

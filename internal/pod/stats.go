@@ -2,8 +2,6 @@ package pod
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -12,25 +10,36 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
-	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/network"
 )
 
-// ContainerStats returns what containers use. What the node's cgroups do not account for is left out.
+// ContainerStats returns what containers use. What the node's cgroups do not account for is left out, and what could not be
+// read.
 func (p *Pods) ContainerStats(ctx context.Context, containers ...*Container) ([]*runtime.ContainerStats, error) {
+	from, err := p.readingsOf(ctx, len(containers))
+	if err != nil {
+		return nil, err
+	}
 	p.freshen(ctx, containers...)
-	var out []*runtime.ContainerStats
+	out := make([]*runtime.ContainerStats, 0, len(containers))
 	for _, c := range containers {
-		stats, err := p.containerStats(c)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, stats)
+		out = append(out, p.containerStats(from, c))
 	}
 	return out, nil
 }
 
-func (p *Pods) containerStats(c *Container) (*runtime.ContainerStats, error) {
+// readingsOf returns the last pass for a list; for a question about a single thing one that is fresh, or an empty one.
+func (p *Pods) readingsOf(ctx context.Context, count int) (*pass, error) {
+	if count != 1 {
+		return p.sampled(ctx, false)
+	}
+	if last := p.sampler.last.Load(); last != nil && time.Since(last.began) < sampleFresh {
+		return last, nil
+	}
+	return &pass{}, nil
+}
+
+func (p *Pods) containerStats(from *pass, c *Container) *runtime.ContainerStats {
 	r := c.Record()
 	cfg := r.config()
 	stats := &runtime.ContainerStats{
@@ -40,25 +49,20 @@ func (p *Pods) containerStats(c *Container) (*runtime.ContainerStats, error) {
 			Labels:      cfg.GetLabels(),
 			Annotations: cfg.GetAnnotations(),
 		},
+		WritableLayer: p.writableUsage(c),
 	}
-	stats.WritableLayer = p.writableUsage(c)
-	if r.State == Exited {
-		return stats, nil
+	use := p.useOf(from, c)
+	if !use.found {
+		return stats // it has ended
 	}
-	s, err := p.sample(r.CgroupsPath)
-	if errors.Is(err, fault.NotFound) {
-		return stats, nil // it ended just now
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the cgroup of %s: %w", r.name(), err)
-	}
+	s := use.sample
 	stats.Cpu = cpuUsage(s, &c.cpu)
 	stats.Memory = memoryUsage(s)
 	stats.Swap = swapUsage(s)
 	if s.IOPSI != nil {
 		stats.Io = &runtime.IoUsage{Timestamp: s.Time.UnixNano(), Psi: psi(s.IOPSI)}
 	}
-	return stats, nil
+	return stats
 }
 
 // writableUsage returns what a container's writable layer took when it was counted last, nil when it was not yet.
@@ -107,40 +111,38 @@ func (p *Pods) WritableUsage(ctx context.Context) ([]WritableUsage, error) {
 }
 
 // SandboxStats returns what pods use: what a pod's own cgroup says, when it has one for itself, else the sum over its
-// containers.
+// containers. Of a pod that has been stopped it is what is left.
 func (p *Pods) SandboxStats(ctx context.Context, sandboxes ...*Sandbox) ([]*runtime.PodSandboxStats, error) {
+	from, err := p.readingsOf(ctx, len(sandboxes))
+	if err != nil {
+		return nil, err
+	}
 	var containers []*Container
 	for _, s := range sandboxes {
 		containers = append(containers, s.list()...)
 	}
 	p.freshen(ctx, containers...)
-	var out []*runtime.PodSandboxStats
+	out := make([]*runtime.PodSandboxStats, 0, len(sandboxes))
 	for _, s := range sandboxes {
-		stats, err := p.sandboxStats(s)
-		if err != nil {
-			return nil, err
+		if from.sandboxes[s] == nil {
+			out = append(out, p.sandboxStats(p.sampleOne(s), s))
+			continue
 		}
-		out = append(out, stats)
+		out = append(out, p.sandboxStats(from, s))
 	}
 	return out, nil
 }
 
-func (p *Pods) sandboxStats(s *Sandbox) (*runtime.PodSandboxStats, error) {
+func (p *Pods) sandboxStats(from *pass, s *Sandbox) *runtime.PodSandboxStats {
 	r := s.Record()
 	cfg := r.config()
 	linux := &runtime.LinuxPodSandboxStats{}
 	for _, c := range s.list() {
-		cs, err := p.containerStats(c)
-		if err != nil {
-			return nil, err
-		}
-		linux.Containers = append(linux.Containers, cs)
+		linux.Containers = append(linux.Containers, p.containerStats(from, c))
 	}
-	used, err := p.podSample(s)
-	if err != nil && !errors.Is(err, fault.NotFound) {
-		return nil, fmt.Errorf("read the cgroup of %s: %w", r.name(), err)
-	}
-	if err == nil {
+	use := from.sandboxes[s]
+	if use.found {
+		used := use.sample
 		linux.Cpu = cpuUsage(used, &s.cpu)
 		linux.Memory = memoryUsage(used)
 		if used.HasPids {
@@ -150,14 +152,8 @@ func (p *Pods) sandboxStats(s *Sandbox) (*runtime.PodSandboxStats, error) {
 			linux.Io = &runtime.IoUsage{Timestamp: used.Time.UnixNano(), Psi: psi(used.IOPSI)}
 		}
 	}
-	if r.State == Ready && r.NetnsPath != "" {
-		links, err := network.Counters(r.NetnsPath)
-		switch {
-		case err == nil:
-			linux.Network = networkUsage(links)
-		case s.Record().State == Ready: // and was not stopped meanwhile
-			return nil, fmt.Errorf("read the links of %s: %w", r.name(), err)
-		}
+	if !use.linksAt.IsZero() {
+		linux.Network = networkUsage(use.links, use.linksAt)
 	}
 	return &runtime.PodSandboxStats{
 		Attributes: &runtime.PodSandboxAttributes{
@@ -167,38 +163,7 @@ func (p *Pods) sandboxStats(s *Sandbox) (*runtime.PodSandboxStats, error) {
 			Annotations: cfg.GetAnnotations(),
 		},
 		Linux: linux,
-	}, nil
-}
-
-func (p *Pods) sample(cgroupsPath string) (cgroup.Sample, error) {
-	dir, err := p.Driver.Dir(cgroupsPath)
-	if err != nil {
-		return cgroup.Sample{}, err
 	}
-	return p.Cgroups.Sample(dir)
-}
-
-func (p *Pods) podSample(s *Sandbox) (cgroup.Sample, error) {
-	if r := s.Record(); r.PodCgroup {
-		return p.sample(r.CgroupParent)
-	}
-	var sum cgroup.Sample
-	found := false
-	for _, c := range s.list() {
-		one, err := p.sample(c.Record().CgroupsPath)
-		if errors.Is(err, fault.NotFound) {
-			continue
-		}
-		if err != nil {
-			return sum, err
-		}
-		sum = sum.Add(one)
-		found = true
-	}
-	if !found {
-		return sum, fault.New(fault.NotFound, "no container of the pod runs")
-	}
-	return sum, nil
 }
 
 func value(n uint64) *runtime.UInt64Value { return &runtime.UInt64Value{Value: n} }
@@ -254,8 +219,8 @@ func psi(p *cgroup.PSI) *runtime.PsiStats {
 	return &runtime.PsiStats{Some: one(p.Some), Full: one(p.Full)}
 }
 
-func networkUsage(links []network.Counter) *runtime.NetworkUsage {
-	u := &runtime.NetworkUsage{Timestamp: time.Now().UnixNano()}
+func networkUsage(links []network.Counter, at time.Time) *runtime.NetworkUsage {
+	u := &runtime.NetworkUsage{Timestamp: at.UnixNano()}
 	for _, l := range links {
 		one := &runtime.NetworkInterfaceUsage{
 			Name:     l.Name,

@@ -148,3 +148,10 @@ func (v *view) all() []*Container {
 	defer v.mu.RUnlock()
 	return slices.Collect(maps.Values(v.containers))
 }
+
+// allSandboxes returns every sandbox, in no order.
+func (v *view) allSandboxes() []*Sandbox {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return slices.Collect(maps.Values(v.sandboxes))
+}

@@ -130,11 +130,8 @@ func (s *runtimeService) StreamContainerStats(req *runtime.StreamContainerStatsR
 func containerStatsSize(i *runtime.ContainerStats) int { return sizeOf(i.GetAttributes()) }
 
 func (s *runtimeService) sandboxStats(ctx context.Context, f *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
-	list, err := s.Pods.List(&runtime.PodSandboxFilter{
-		Id:            f.GetId(),
-		LabelSelector: f.GetLabelSelector(),
-		State:         &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_READY},
-	})
+	// Those that are being stopped, or wait to be removed, still use something.
+	list, err := s.Pods.List(&runtime.PodSandboxFilter{Id: f.GetId(), LabelSelector: f.GetLabelSelector()})
 	if err != nil {
 		return nil, err
 	}
