@@ -32,6 +32,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -278,10 +279,24 @@ static void leave_cgroups(const struct holder *h)
 	}
 }
 
+// see_off waits a moment for children that end with the keeper, whose parent we have become.
+static void see_off(void)
+{
+	for (int tries = 0; tries < 200; tries++) {
+		pid_t pid = waitpid(-1, NULL, WNOHANG);
+
+		if (pid < 0)
+			return;
+		if (pid == 0)
+			usleep(10000);
+	}
+}
+
 __attribute__((noreturn)) static void end(const struct holder *h, int status)
 {
 	char path[PATH_MAX];
 
+	see_off();
 	snprintf(path, sizeof(path), "%s/holder.sock", h->state);
 	unlink(path);
 	leave_cgroups(h);
@@ -810,6 +825,8 @@ int main(int argc, char **argv)
 	}
 	parse(&h, argc, argv);
 	h.gate = -1;
+	if (!inherited)
+		syscall(SYS_close_range, 3, ~0U, 0); // what the starter has left open
 	prctl(PR_SET_NAME, "kuri-holder");
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0)
 		die("become the reaper of the containers: %s", strerror(errno));

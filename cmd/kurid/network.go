@@ -2,10 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"strings"
-	"time"
 
 	"github.com/kuri-cri/kuri/internal/config"
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -14,10 +13,14 @@ import (
 // pruneNetwork is "kurid network prune", for a node that Kuri leaves: it takes away the bridge and the nftables table of
 // the built-in network while no daemon serves. It takes the flags and the file that the daemon would take.
 func pruneNetwork(ctx context.Context, cfg config.Config) error {
-	if conn, err := net.DialTimeout("unix", cfg.Listen, time.Second); err == nil {
-		conn.Close()
+	unlock, err := lock(cfg.State) // the socket is open also while no daemon serves
+	if errors.Is(err, fault.Precondition) {
 		return fault.New(fault.Precondition, "a kurid serves %s: kuri network prune asks it, or stop it first", cfg.Listen)
 	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	n, err := networks(cfg)
 	if err != nil {
 		return err

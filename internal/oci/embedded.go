@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/exeseal"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init, which enters its namespaces
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -141,6 +142,16 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 	if p := swapProperty(config.Cgroups); p != nil {
 		config.Cgroups.SystemdProps = append(config.Cgroups.SystemdProps, *p)
 	}
+	if beyondInit(spec, config, systemdCgroup) == "" && exeseal.IsSelfExeCloned() {
+		if made, err := e.createNative(id, spec, config, stdio); !unable(err) {
+			return made, err
+		}
+	}
+	return e.createByLibcontainer(id, spec, config, stdio)
+}
+
+// createByLibcontainer is Create the long way, which has all of the specification.
+func (e *Embedded) createByLibcontainer(id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
 	p, err := process(spec.Process)
 	if err != nil {
 		return nil, err
@@ -180,6 +191,9 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 
 // Start lets the process of a created container go (runtime specification, "start").
 func (e *Embedded) Start(id string) error {
+	if native, err := e.startNative(id); native {
+		return err
+	}
 	c, err := e.load(id)
 	if err != nil {
 		return err

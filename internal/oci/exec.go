@@ -444,7 +444,7 @@ func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, std
 			defer unix.Close(dir)
 			flags, fds = flags|inCgroup, append(fds, dir)
 		}
-		server, aerr = e.forks.ask(flags, fds...)
+		server, aerr = e.forks.ask(flags, 0, fds...)
 	})
 	if err != nil { // the pidfd is closed
 		return 0, fault.New(fault.Precondition, "container %s has exited", x.id)
@@ -455,12 +455,7 @@ func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, std
 // body is a whole request.
 func (x *Executor) body(r *Running, args []string, terminal bool) []byte {
 	m := x.begin(terminal)
-	var f filter
-	if x.filter != nil {
-		f = *x.filter
-	}
-	m.u32(f.flags, f.loadEarly, uint32(len(f.program)/instructionSize))
-	m = append(m, f.program...)
+	m.filter(x.filter)
 	m.strs(args)
 	file := ""
 	if !x.home.v2 {

@@ -43,13 +43,13 @@
 #endif
 
 enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, PROGRAM = 8, MOST = 32 }; // descriptors of A; a bound on the server's
-enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8 };     // a request's first byte
+enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8, CONTAINER = 16, NEW_PIDS = 32 }; // a request's first byte
 enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS = 64 }; // its switches
 
 // The steps that can fail, by the numbers that exec.go knows.
 enum {
 	READ = 1, CGROUP, OOM_SCORE, LABEL, GIVE, JOIN, FORK, ROOT, KEYRING, LIMIT, DIRECTORY, BOUND, USER, CAPABILITY,
-	FILTER, SEARCH, EXEC, CONSOLE,
+	FILTER, SEARCH, EXEC, CONSOLE, MOUNT, DEVICE, PIVOT, MASK, NAMESPACE,
 };
 
 static void tell(const void *message, size_t n)
@@ -58,9 +58,11 @@ static void tell(const void *message, size_t n)
 		_exit(255); // the keeper is gone, or the container's filter forbids it
 }
 
+static uint32_t c_mount; // of a container, the mount that is being made, by its number
+
 static void fail(int step)
 {
-	int32_t message[] = {'E', step, errno};
+	int32_t message[] = {'E', step, errno, c_mount};
 
 	tell(message, sizeof(message));
 	_exit(255);
@@ -101,6 +103,16 @@ static uint64_t u64(void)
 	return v;
 }
 
+// count is how many of something follow, of which each takes a byte at least.
+static uint32_t count(void)
+{
+	uint32_t n = u32();
+
+	errno = EBADMSG;
+	must(n <= (size_t)(end - at), READ);
+	return n;
+}
+
 static char *string(void)
 {
 	uint32_t n = u32(); // with the NUL at its end
@@ -111,14 +123,14 @@ static char *string(void)
 }
 
 // strings has room for one more before the NULL at its end.
-static char **strings(uint32_t *count)
+static char **strings(uint32_t *n)
 {
 	char **all;
 
-	*count = u32();
-	all = calloc((size_t)*count + 2, sizeof(char *));
+	*n = count();
+	all = calloc((size_t)*n + 2, sizeof(char *));
 	must(all != NULL, READ);
-	for (uint32_t i = 0; i < *count; i++)
+	for (uint32_t i = 0; i < *n; i++)
 		all[i] = string();
 	return all;
 }
@@ -134,6 +146,8 @@ static struct {
 	char *keyring, *apparmor, *selinux, *cwd, *own_cgroup, **cgroups, **env, **args;
 	struct sock_filter *filter;
 } r;
+
+static void read_container(void);
 
 static void read_request(void)
 {
@@ -162,12 +176,12 @@ static void read_request(void)
 	r.permitted = u64();
 	r.inheritable = u64();
 	r.ambient = u64();
-	r.ngroups = u32();
+	r.ngroups = count();
 	r.groups = calloc((size_t)r.ngroups + 1, sizeof(gid_t));
 	must(r.groups != NULL, READ);
 	for (uint32_t i = 0; i < r.ngroups; i++)
 		r.groups[i] = u32();
-	r.nlimits = u32();
+	r.nlimits = count();
 	r.limits = calloc((size_t)r.nlimits + 1, sizeof(*r.limits));
 	must(r.limits != NULL, READ);
 	for (uint32_t i = 0; i < r.nlimits; i++) {
@@ -183,12 +197,15 @@ static void read_request(void)
 	r.cgroups = strings(&r.ncgroups);
 	r.filter_flags = u32();
 	r.filter_early = u32();
-	r.nfilter = u32();
+	r.nfilter = count();
 	r.filter = calloc((size_t)r.nfilter + 1, sizeof(*r.filter));
 	must(r.filter != NULL, READ);
 	memcpy(r.filter, take(r.nfilter * sizeof(*r.filter)), r.nfilter * sizeof(*r.filter));
 	r.args = strings(&r.nargs);
 	r.own_cgroup = string();
+	if (r.flags & CONTAINER)
+		read_container();
+	errno = EBADMSG;
 	must(r.nargs > 0 && at == end, READ);
 }
 
@@ -328,13 +345,20 @@ static void make_console(void)
 	close(KEEPER);
 }
 
-// join enters the container's namespaces. SELF is A in the host's /proc from then on: the container's has no A, and may say
-// anything.
-static void join(void)
+// hold_self keeps this process's directory in the host's /proc as SELF: the container's may say anything.
+static void hold_self(void)
 {
 	int fd = open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
 
-	must(fd >= 0 && dup3(fd, SELF, O_CLOEXEC) == SELF && close(fd) == 0, JOIN);
+	must(fd >= 0, JOIN);
+	if (fd != SELF)
+		must(dup3(fd, SELF, O_CLOEXEC) == SELF && close(fd) == 0, JOIN);
+}
+
+// join enters the container's namespaces, in which there is no A.
+static void join(void)
+{
+	hold_self();
 	must(setns(INIT, r.namespaces) == 0, JOIN);
 	must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, JOIN); // the new user namespace may have changed it
 	close(INIT);
@@ -625,6 +649,8 @@ static void become(void)
 	fail(EXEC);
 }
 
+#include "containerinit.h"
+
 // --- the server ---
 
 static pid_t clone_process(uint64_t flags, int cgroup)
@@ -657,27 +683,41 @@ static void arrange(const int *fds)
 		close(fd);
 }
 
+// descriptors is how many come with a request.
+static int descriptors(int joins)
+{
+	return (r.flags & TERMINAL ? 3 : 4) + !!(r.flags & HAS_STDIN) + !!(r.flags & IN_CGROUP) + (r.flags & CONTAINER ? 1 + joins : 0);
+}
+
 static void answer(int sock)
 {
-	char control[CMSG_SPACE(8 * sizeof(int))];
-	struct iovec body = {&r.flags, 1};
+	char control[CMSG_SPACE(20 * sizeof(int))];
+	unsigned char head[2]; // flags, and how many namespaces a container joins
+	struct iovec body = {head, sizeof(head)};
 	struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
-	struct cmsghdr *c;
+	struct cmsghdr *first;
 	ssize_t got;
-	int fds[8], n, into;
+	int fds[20], n, into, new_pids;
 	pid_t pid;
 
 	while ((got = recvmsg(sock, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR)
 		;
 	if (got <= 0)
 		_exit(0);
-	c = CMSG_FIRSTHDR(&message);
-	n = c ? (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
+	first = CMSG_FIRSTHDR(&message);
+	n = first ? (first->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
 	if (n)
-		memcpy(fds, CMSG_DATA(c), n * sizeof(int));
+		memcpy(fds, CMSG_DATA(first), n * sizeof(int));
+	r.flags = head[0];
 	into = r.flags & IN_CGROUP;
-	if (n == (r.flags & TERMINAL ? 3 : 4) + !!(r.flags & HAS_STDIN) + !!into) {
-		pid = clone_process(into ? CLONE_INTO_CGROUP : 0, into ? fds[n - 1] : 0);
+	new_pids = r.flags & NEW_PIDS;
+	if (got == sizeof(head) && head[1] <= JOINED_MAX && n == descriptors(head[1])) {
+		pid = clone_process((into ? CLONE_INTO_CGROUP : 0) | (new_pids ? CLONE_NEWPID : 0), into ? fds[n - 1] : 0);
+		if (pid == 0 && r.flags & CONTAINER) {
+			arrange_container(fds, n - !!into, head[1]);
+			read_request();
+			begin_container();
+		}
 		if (pid == 0) {
 			arrange(fds);
 			enter();
@@ -706,6 +746,7 @@ __attribute__((constructor)) static void kuri_fork_server(void)
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	for (int fd = TALK + 1; fd < MOST; fd++)
 		close(fd);
+	syscall(SYS_close_range, MOST, ~0U, 0); // what the starter of the keeper has left open
 	for (;;)
 		answer(sock);
 }

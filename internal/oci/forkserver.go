@@ -53,8 +53,9 @@ func (s *forkServer) start() error {
 // errNoForkServer says that this program is not a copy that nothing can write to.
 var errNoForkServer = errors.New("the program is not sealed")
 
-// ask sends one request: a byte and descriptors. It returns the pid of the process that it was sent to.
-func (s *forkServer) ask(flags byte, fds ...int) (server int, err error) {
+// ask sends one request: its flags, the number of namespaces that a container joins, and descriptors. It returns the pid of
+// the process that it was sent to.
+func (s *forkServer) ask(flags, joins byte, fds ...int) (server int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for again := s.sock >= 0; ; again = false {
@@ -63,7 +64,7 @@ func (s *forkServer) ask(flags byte, fds ...int) (server int, err error) {
 				return 0, err
 			}
 		}
-		err := unix.Sendmsg(s.sock, []byte{flags}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		err := unix.Sendmsg(s.sock, []byte{flags, joins}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
 		if err == nil {
 			return s.pid, nil
 		}
@@ -90,6 +91,8 @@ const (
 	hasStdin
 	hasTerminal // a socket over which the other end of the terminal comes, in place of stdout and stderr
 	isCopier    // what runs is copy.c, from this program
+	isContainer // the init of a container: containerinit.h
+	newPIDs     // in a PID namespace of its own
 )
 
 // killLimit bounds the wait for the end of what was killed before it came to its exec: it may hang in a file system.
@@ -97,8 +100,9 @@ const killLimit = 10 * time.Second
 
 // startError is a step that a process could not do on its way to its exec.
 type startError struct {
-	step  int32
-	errno unix.Errno
+	step   int32
+	errno  unix.Errno
+	detail int32 // of a container, which mount
 }
 
 // Steps by the numbers of forkserver.c.
@@ -109,6 +113,7 @@ const (
 	stepSearch  = 16
 	stepExec    = 17
 	stepConsole = 18
+	stepMount   = 19
 )
 
 var steps = [...]string{
@@ -116,7 +121,8 @@ var steps = [...]string{
 	"give the standard streams to the process's user", "join the container's namespaces", "fork", "become root of the user namespace",
 	"join the session keyring", "set resource limits", "enter the working directory", "set the capability bounding set",
 	"set user and groups", "set capabilities or no_new_privs", "load the seccomp filter", "find the program", "execute",
-	"make a terminal in the container's /dev/pts",
+	"make a terminal in the container's /dev/pts", "mount", "make the devices", "enter the root filesystem",
+	"mask paths or make them read-only", "enter or make the namespaces",
 }
 
 func (e *startError) Error() string {
@@ -131,6 +137,7 @@ func (e *startError) Unwrap() error { return e.errno }
 // begun is what a request came to.
 type begun struct {
 	passing, pid int // the process that joined the namespaces, and the one that was asked for
+	ready        int // the one that is at its start line; 0 for none
 }
 
 // converse sends the body of a request and receives what is told, until the process has executed its program.
@@ -155,19 +162,22 @@ func converse(talk *os.File, server int, body []byte) (b begun, err error) {
 		body = body[n:]
 	}
 	forked := make(map[int]int) // the last that each has told of
+	ready := 0
 	var failed error
 	for {
 		m, err := receive(talk)
-		b = begun{passing: forked[server], pid: forked[forked[server]]}
+		b = begun{passing: forked[server], pid: forked[forked[server]], ready: ready}
 		switch {
-		case err == io.EOF && failed == nil && b.pid == 0:
+		case err == io.EOF && failed == nil && b.pid == 0 && ready == 0:
 			return b, errors.New("it was killed before it began; has the container memory left?")
 		case err == io.EOF:
 			return b, failed
 		case err != nil:
 			return b, err
 		case m.kind == 'E' && failed == nil:
-			failed = &startError{m.words[0], unix.Errno(m.words[1])}
+			failed = &startError{m.words[0], unix.Errno(m.words[1]), m.words[2]}
+		case m.kind == 'R':
+			ready = m.from
 		case m.kind == 'A' || m.kind == 'P':
 			forked[m.from] = int(m.words[0])
 		}
@@ -178,7 +188,7 @@ func converse(talk *os.File, server int, body []byte) (b begun, err error) {
 type told struct {
 	from  int
 	kind  int32
-	words [2]int32
+	words [3]int32
 }
 
 // receive receives one. The error is io.EOF when all that had the other end have closed it.
@@ -187,7 +197,7 @@ func receive(talk *os.File) (m told, err error) {
 	if err != nil {
 		return m, err
 	}
-	message, control := make([]byte, 12), make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // and no descriptors
+	message, control := make([]byte, 16), make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // and no descriptors
 	var n, cn int
 	var rerr error
 	err = conn.Read(func(fd uintptr) bool {
@@ -212,7 +222,7 @@ func receive(talk *os.File) (m told, err error) {
 		return m, err
 	}
 	word := func(i int) int32 { return int32(binary.NativeEndian.Uint32(message[4*i:])) }
-	return told{int(from.Pid), word(0), [2]int32{word(1), word(2)}}, nil
+	return told{int(from.Pid), word(0), [3]int32{word(1), word(2), word(3)}}, nil
 }
 
 // reap waits for a child that ends by itself or was killed. Another may have reaped it.

@@ -26,8 +26,8 @@ func TestWhoIsBelieved(t *testing.T) {
 		want     begun
 		failed   bool
 	}{
-		"the server, and its child":  {own, [][]byte{words('A', int32(own)), words('P', int32(own))}, begun{own, own}, false},
-		"an error":                   {own, [][]byte{words('A', int32(own)), words('E', stepExec, int32(unix.ENOENT))}, begun{own, own}, true},
+		"the server, and its child":  {own, [][]byte{words('A', int32(own)), words('P', int32(own))}, begun{passing: own, pid: own}, false},
+		"an error":                   {own, [][]byte{words('A', int32(own)), words('E', stepExec, int32(unix.ENOENT))}, begun{passing: own, pid: own}, true},
 		"another":                    {own + 1, [][]byte{words('A', int32(own)), words('P', 1234)}, begun{}, false},
 		"nothing, and what is cut":   {own + 1, [][]byte{{}, {'A'}, words('P')}, begun{}, false},
 		"an error of whom it may be": {own + 1, [][]byte{words('E', stepExec, int32(unix.ENOENT))}, begun{}, true},

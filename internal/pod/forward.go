@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/stream"
 )
 
@@ -10,8 +11,8 @@ func (p *Pods) Forwardable(id string) (*Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Record().ready(); err != nil {
-		return nil, err
+	if r := s.Record(); r.State != Ready {
+		return nil, fault.New(fault.Precondition, "%s is %s, not ready", r.name(), r.State)
 	}
 	return s, nil
 }

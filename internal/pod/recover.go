@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -20,119 +22,66 @@ import (
 // CNI plugin that hangs must not keep the daemon from serving.
 const settleWait = 10 * time.Second
 
-// recovery is what a start has still to do when the keeper can be asked.
-type recovery struct {
-	rests []*ContainerRecord // of containers that were being made or removed when the last daemon ended
-}
-
-// recover brings the records in line with what the keeper holds, and takes back what was half-made when the last daemon
-// ended. It returns the number of the newest event that it has seen. What goes wrong with one pod costs that pod alone; an
-// error means that the keeper cannot be asked.
-func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, err error) {
+// recover reads the records, brings them in line with what the keeper holds, and takes back what was half-made when the
+// last daemon ended. It returns the number of the newest event that it has seen. What goes wrong with one pod costs that
+// pod alone; an error means that the keeper or the disk cannot be asked at all.
+func (p *Pods) recover(ctx context.Context) (seen uint64, err error) {
 	// 1. What the keeper holds, with the number of an event that is not newer.
-	held, err := p.ask(ctx)
+	info, err := p.Keeper.Info(ctx)
 	if err != nil {
+		return 0, fmt.Errorf("ask the keeper: %w", err)
+	}
+	held, err := p.Keeper.List(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("ask the keeper what it holds: %w", err)
+	}
+	sandboxes := make(map[string]*api.Sandbox)
+	for _, s := range held.Sandboxes {
+		sandboxes[s.Id] = s
+	}
+	containers := make(map[string]*api.Container)
+	for _, c := range held.Containers {
+		containers[c.Id] = c
+	}
+
+	// 2. What the records say.
+	if err := p.load(ctx); err != nil {
 		return 0, err
 	}
+
 	settling, cancel := context.WithTimeout(ctx, settleWait)
 	defer cancel()
 
-	// 2. What was being made or removed.
-	for _, r := range todo.rests {
-		p.complain("remove the rest of a container", p.removeRest(ctx, r))
+	// 3. What the keeper holds without a record belongs to nobody.
+	for id := range containers {
+		if _, err := p.Container(id); err != nil {
+			slog.Warn("taking back a container without a record", "container", id)
+			p.complain("delete a container without a record", p.Keeper.Delete(ctx, id))
+		}
+	}
+	for id := range sandboxes {
+		if _, err := p.Sandbox(id); err != nil {
+			slog.Warn("taking back a pod without a record", "pod", id)
+			p.complain("detach the network of a pod without a record", p.Network.Detach(settling, p.networkPod(unknownSandbox(id)), nil))
+			p.complain("release a pod without a record", p.Keeper.RemoveSandbox(ctx, id))
+		}
 	}
 
-	// 3. What the keeper holds without a record belongs to nobody.
-	p.sweep(settling, held)
-
 	// 4. Each pod and container as it is now.
-	for _, s := range p.allSandboxes() { // settling may remove one
-		box := held.sandboxes[s.Record().ID]
-		p.adopt(s, box)
-		for _, c := range s.list() {
-			p.reconcile(c, held.containers[c.Record().ID])
+	for _, s := range slices.Collect(maps.Values(p.sandboxes)) { // settling may remove one
+		id := s.Record().ID
+		if held, ok := sandboxes[id]; ok {
+			s.namespaces.Store(&held.Namespaces)
 		}
-		p.settle(settling, s, box)
+		for _, c := range s.list() {
+			p.reconcile(c, containers[c.Record().ID])
+		}
+		p.settle(settling, s, sandboxes[id])
 	}
 
 	// 5. Writable layers whose containers are gone.
 	p.complain("remove writable layers without a container", p.sweepWritable())
-	return held.seen, nil
-}
-
-// holdings are what the keeper holds, by id.
-type holdings struct {
-	seen       uint64 // the number of an event that is not newer
-	sandboxes  map[string]*api.Sandbox
-	containers map[string]*api.Container
-}
-
-// ask asks the keeper what it holds.
-func (p *Pods) ask(ctx context.Context) (*holdings, error) {
-	if err := p.Keeper.Ready(ctx, keeperWait); err != nil {
-		return nil, err
-	}
-	info, err := p.Keeper.Info(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask the keeper: %w", err)
-	}
-	list, err := p.Keeper.List(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask the keeper what it holds: %w", err)
-	}
-	held := &holdings{info.LastEvent, make(map[string]*api.Sandbox), make(map[string]*api.Container)}
-	for _, s := range list.Sandboxes {
-		held.sandboxes[s.Id] = s
-	}
-	for _, c := range list.Containers {
-		held.containers[c.Id] = c
-	}
-	return held, nil
-}
-
-// keeperWait is how long the keeper may take to answer before it counts as one that hangs.
-const keeperWait = 10 * time.Second
-
-// sweep takes back what the keeper holds without a record. (A verb writes its record first and removes it last.) What has a
-// record that cannot be read goes on.
-func (p *Pods) sweep(ctx context.Context, held *holdings) {
-	for id, c := range held.containers {
-		if p.recorded(p.paths.containerRecord(c.SandboxId, id)) || p.recorded(p.paths.podRecord(c.SandboxId)+damaged) {
-			continue
-		}
-		slog.Warn("taking back a container without a record", "container", id)
-		p.complain("delete a container without a record", p.Keeper.Delete(ctx, id))
-	}
-	for id := range held.sandboxes {
-		if p.recorded(p.paths.podRecord(id)) {
-			continue
-		}
-		slog.Warn("taking back a pod without a record", "pod", id)
-		p.complain("detach the network of a pod without a record", p.Network.Detach(ctx, p.networkPod(unknownSandbox(id)), nil))
-		p.complain("release a pod without a record", p.Keeper.RemoveSandbox(ctx, id))
-	}
-}
-
-// damaged is the end of the names of records that were set aside.
-const damaged = ".damaged"
-
-// recorded reports whether there is a record at path, or was one that cannot be read.
-func (p *Pods) recorded(path string) bool {
-	for _, name := range []string{path, path + damaged} {
-		if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
-			return true
-		}
-	}
-	return false
-}
-
-// adopt takes over how containers join a sandbox, and what is gone of it.
-func (p *Pods) adopt(s *Sandbox, held *api.Sandbox) {
-	if held != nil {
-		s.namespaces.Store(&held.Namespaces)
-	}
-	p.lost(held)
-	p.look(s)
+	return info.LastEvent, nil
 }
 
 func (p *Pods) complain(what string, err error) {
@@ -156,18 +105,17 @@ func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
 	case r.State == Ready && held == nil:
 		slog.Info("a pod's namespaces are gone, it is stopped", "pod", r.name(), "rebooted", r.BootID != p.bootID)
 		p.complain("stop "+r.name(), p.stopSandbox(ctx, s))
-	case r.State == NotReady && r.Gone == "" && held != nil: // its stop was cut off
+	case r.State == NotReady && held != nil:
 		p.complain("stop "+r.name(), p.stopSandbox(ctx, s))
 	}
 }
 
 // load reads all records into the maps.
-func (p *Pods) load() (*recovery, error) {
-	todo := &recovery{}
+func (p *Pods) load(ctx context.Context) error {
 	dir := filepath.Join(p.Root, "pods")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("read the pods' records: %w", err)
+		return fmt.Errorf("read the pods' records: %w", err)
 	}
 	for _, e := range entries {
 		id := e.Name()
@@ -175,7 +123,7 @@ func (p *Pods) load() (*recovery, error) {
 		switch err := record.Read(p.paths.podRecord(id), sandboxFormat, r); {
 		case errors.Is(err, fault.NotFound):
 			// The record goes first when a pod is removed, and comes first when it is made: this is the rest of one.
-			if _, err := os.Stat(p.paths.podRecord(id) + damaged); err != nil {
+			if _, err := os.Stat(p.paths.podRecord(id) + ".damaged"); err != nil {
 				p.complain("remove the rest of a pod", p.removeDirs(id))
 			}
 			continue
@@ -189,12 +137,12 @@ func (p *Pods) load() (*recovery, error) {
 		s.rec.Store(r)
 		p.add(s)
 		p.labels.keep(r.ID, r.Labels)
-		p.loadContainers(s, todo)
+		p.loadContainers(ctx, s)
 	}
-	return todo, nil
+	return nil
 }
 
-func (p *Pods) loadContainers(s *Sandbox, todo *recovery) {
+func (p *Pods) loadContainers(ctx context.Context, s *Sandbox) {
 	pod := s.Record().ID
 	entries, err := os.ReadDir(filepath.Join(p.paths.podDir(pod), "containers"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -210,8 +158,8 @@ func (p *Pods) loadContainers(s *Sandbox, todo *recovery) {
 			continue
 		}
 		if err != nil || r.State == Creating {
-			if _, err := os.Stat(path + damaged); err != nil {
-				todo.rests = append(todo.rests, p.recordOf(pod, e.Name()))
+			if _, err := os.Stat(path + ".damaged"); err != nil {
+				p.complain("remove the rest of a container", p.removeRest(ctx, p.recordOf(pod, e.Name())))
 			}
 			continue
 		}

@@ -154,7 +154,7 @@ func (c *Container) becomeLocked(next State, change func(*ContainerRecord)) erro
 		change(&r)
 	}
 	err := record.Write(c.paths.containerRecord(r.SandboxID, r.ID), containerFormat, &r)
-	if err == nil || next == Exited || next == Running {
+	if err == nil || next == Exited {
 		c.publish(&r)
 	}
 	if next == Exited {

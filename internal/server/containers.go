@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -24,7 +25,7 @@ func (s *runtimeService) StopContainer(ctx context.Context, req *runtime.StopCon
 	if err := named("container_id", req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	grace := seconds(req.GetTimeout())
+	grace := time.Duration(req.GetTimeout()) * time.Second
 	return &runtime.StopContainerResponse{}, s.Pods.StopContainer(ctx, req.GetContainerId(), grace)
 }
 

@@ -124,15 +124,21 @@ func TestSecondDaemon(t *testing.T) {
 
 // Two daemons with directories of their own do not see or disturb each other.
 func TestTwoDaemonsSideBySide(t *testing.T) {
+	web := func(d *harness.Daemon) (pod, ip string) {
+		d.Pull(t, d.Registry.Push(t, "web:1", harness.Web(t)))
+		p := harness.Pod("same-name")
+		pod = d.RunPod(t, p)
+		d.Run(t, pod, harness.Container("web", d.Registry.Host+"/web:1"), p)
+		return pod, d.PodStatus(t, pod).Network.Ip
+	}
 	first := harness.Start(t, harness.Options{})
+	pod, _ := web(first) // its keeper starts the fork server, before the second looks what is there
+	first.RemovePod(t, pod)
 	second := harness.Start(t, harness.Options{})
 	var ips []string
 	for _, d := range []*harness.Daemon{first, second} {
-		d.Pull(t, d.Registry.Push(t, "web:1", harness.Web(t)))
-		p := harness.Pod("same-name")
-		pod := d.RunPod(t, p)
-		d.Run(t, pod, harness.Container("web", d.Registry.Host+"/web:1"), p)
-		ips = append(ips, d.PodStatus(t, pod).Network.Ip)
+		_, ip := web(d)
+		ips = append(ips, ip)
 	}
 	if ips[0] == ips[1] {
 		t.Errorf("both pods have the address %s", ips[0])

@@ -1,0 +1,378 @@
+package oci
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/exeseal"
+	"github.com/opencontainers/runc/libcontainer/system"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// beyondInit names what our own init (containerinit.h) does not do; "" when it makes all of a container's specification. It
+// is the one place that decides which way a container is made.
+func beyondInit(spec *specs.Spec, config *configs.Config, systemd bool) string {
+	p := spec.Process
+	switch {
+	case systemd:
+		return "a cgroup that systemd makes"
+	case config.Namespaces.Contains(configs.NEWUSER):
+		return "a user namespace"
+	case !config.Namespaces.IsPrivate(configs.NEWNS):
+		return "a mount namespace that is not its own"
+	case len(config.Networks) > 0 || len(config.Routes) > 0 || len(config.NetDevices) > 0 || config.Namespaces.IsPrivate(configs.NEWNET):
+		return "a network that the runtime sets up"
+	case config.Namespaces.Contains(configs.NEWTIME):
+		return "a time namespace"
+	case config.Namespaces.Contains(configs.NEWCGROUP) && !cgroups.IsCgroup2UnifiedMode():
+		return "a cgroup namespace on cgroup v1"
+	case len(config.Hooks) > 0 && slices.ContainsFunc(hookLists(config), func(h configs.HookList) bool { return len(h) > 0 }):
+		return "hooks"
+	case config.Seccomp != nil && notifies(spec.Linux.Seccomp):
+		return "a seccomp filter with a listener"
+	case p.Scheduler != nil || p.IOPriority != nil || p.ExecCPUAffinity != nil || spec.Linux.MemoryPolicy != nil:
+		return "a scheduler, I/O priority, CPU affinity or memory policy"
+	case config.Personality != nil:
+		return "a personality"
+	case config.IntelRdt != nil:
+		return "Intel RDT"
+	case config.ProcessLabel != "" || config.MountLabel != "":
+		return "an SELinux label"
+	case len(config.Sysctl) > 0:
+		return "sysctls of the container"
+	case config.RootlessEUID || config.NoPivotRoot || config.NoNewKeyring || config.Rootfs == "":
+		return "a rootless container, or one without a root filesystem of its own"
+	case slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, rawEnv) }):
+		return "an environment that is not UTF-8"
+	}
+	return beyondMounts(config)
+}
+
+func hookLists(config *configs.Config) (all []configs.HookList) {
+	for _, list := range config.Hooks {
+		all = append(all, list)
+	}
+	return all
+}
+
+// beyondMounts names what our own init does not do of a container's mounts.
+func beyondMounts(config *configs.Config) string {
+	if len(config.Mounts) == 0 || config.Mounts[0].Device != "proc" || filepath.Clean(config.Mounts[0].Destination) != "/proc" {
+		return "a first mount that is not /proc"
+	}
+	for i, m := range config.Mounts {
+		target := filepath.Clean(m.Destination)
+		switch {
+		case m.IDMapping != nil:
+			return "an id-mapped mount"
+		case m.Extensions != 0:
+			return "a tmpfs with the contents of the image"
+		case i > 0 && (target == "/proc" || strings.HasPrefix(target, "/proc/")):
+			return "a mount in /proc"
+		case target == "/" || strings.Contains(m.Destination, ".."):
+			return "a mount onto the root"
+		case m.Flags&^mountFlagsKnown != 0 || m.ClearedFlags&^mountFlagsKnown != 0:
+			return "a mount with an option of its filesystem"
+		}
+	}
+	return ""
+}
+
+const (
+	atimeFlags      = unix.MS_NOATIME | unix.MS_RELATIME | unix.MS_STRICTATIME
+	mountFlagsKnown = unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | atimeFlags |
+		unix.MS_NODIRATIME | unix.MS_NOSYMFOLLOW
+)
+
+// startFile is the start line of a container that our own init makes, a FIFO; it has the name that libcontainer's has, by
+// which libcontainer knows a container that has been created and not started.
+const startFile = "exec.fifo"
+
+// initLimit bounds what the init does up to its start line: what it mounts may hang.
+const initLimit = time.Minute
+
+// nativeFile marks the records of a container that our own init has made.
+const nativeFile = "native"
+
+// createNative is Create with our own init, which takes over the mount namespace of the calling thread. The thread leaves it
+// for the node's, as it would lose its root with the init's change of root; when the error says that the other way may do it
+// (unable), it is back.
+func (e *Embedded) createNative(id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
+	mounts, err := os.Open("/proc/thread-self/ns/mnt")
+	if err != nil {
+		return nil, err
+	}
+	defer mounts.Close()
+	node, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return nil, err
+	}
+	defer node.Close()
+	if err := unix.Setns(int(node.Fd()), unix.CLONE_NEWNS); err != nil {
+		return nil, fmt.Errorf("leave the mount namespace of container %s: %w", id, err)
+	}
+	made, err := e.createIn(mounts, id, spec, config, stdio)
+	if unable(err) {
+		if err := unix.Setns(int(mounts.Fd()), unix.CLONE_NEWNS); err != nil {
+			return nil, fmt.Errorf("go back into the mount namespace of container %s: %w", id, err)
+		}
+	}
+	return made, err
+}
+
+// createIn makes the container in a mount namespace that is prepared for it.
+func (e *Embedded) createIn(mounts *os.File, id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
+	var f *filter
+	if config.Seccomp != nil {
+		if f, err = e.filters.of(config.Seccomp); err != nil {
+			return nil, err
+		}
+	}
+	// libcontainer checks the configuration, and that neither id nor cgroup is in use, and makes the directory of its records.
+	c, err := libcontainer.Create(e.root, id, config)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(e.root, id)
+	n := &native{id: id, dir: dir, mounts: mounts, filter: f}
+	if n.cgroups, err = manager.New(config.Cgroups); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	made := false
+	defer func() {
+		if !made {
+			err = errors.Join(err, n.discard())
+		}
+	}()
+
+	// 1. The cgroups, with all limits before anyone is in them.
+	if err := n.cgroups.Apply(-1); err != nil {
+		return nil, classify(fmt.Errorf("unable to apply cgroup configuration: %w", err))
+	}
+	if err := n.cgroups.Set(config.Cgroups.Resources); err != nil {
+		return nil, classify(fmt.Errorf("setting cgroup config: %w", err))
+	}
+	n.paths = n.cgroups.GetPaths()
+
+	// 2. The start line.
+	start, err := n.startLine()
+	if err != nil {
+		return nil, err
+	}
+	defer start.Close()
+
+	// 3. The process.
+	if err := n.fork(e, spec, config, start, stdio); err != nil {
+		return nil, err
+	}
+
+	// 4. The record, by which libcontainer does all else.
+	if err := n.record(c.Config()); err != nil {
+		return nil, err
+	}
+	made = true
+	return &Created{Pid: n.pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroupOf(n.paths)}, nil
+}
+
+// native is a container that is being made.
+type native struct {
+	id, dir string
+	mounts  *os.File // its mount namespace, which the starter has prepared
+	filter  *filter
+	list    []*configs.Mount // in the order in which the init makes them
+	cgroups cgroups.Manager
+	paths   map[string]string // of the cgroups, by controller
+	pid     int
+}
+
+// discard takes all of it back. What may live of it is killed first.
+func (n *native) discard() error {
+	var errs []error
+	if len(n.paths) > 0 {
+		errs = append(errs, cgroupOf(n.paths).Kill(killLimit))
+	}
+	if n.pid > 0 {
+		unix.Kill(n.pid, unix.SIGKILL)
+		reap(n.pid)
+	}
+	return errors.Join(append(errs, n.cgroups.Destroy(), os.RemoveAll(n.dir))...)
+}
+
+// startLine makes the FIFO at whose other end the init waits. It is open for reading and writing: so it is never at its end,
+// whoever dies.
+func (n *native) startLine() (*os.File, error) {
+	path := filepath.Join(n.dir, startFile)
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		return nil, fmt.Errorf("make the start line: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(n.dir, nativeFile), nil, 0o600); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the start line: %w", err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// startNative lets a container go that our own init has made; false when libcontainer has.
+func (e *Embedded) startNative(id string) (bool, error) {
+	dir := filepath.Join(e.root, id)
+	if _, err := os.Stat(filepath.Join(dir, nativeFile)); err != nil {
+		return false, nil
+	}
+	path := filepath.Join(dir, startFile)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil { // ENXIO: nobody waits
+		return true, fault.New(fault.Precondition, "start container %s: its process has ended: %w", id, err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte{'S'}); err != nil {
+		return true, fmt.Errorf("start container %s: %w", id, err)
+	}
+	return true, os.Remove(path)
+}
+
+// record writes what libcontainer would have written.
+func (n *native) record(config configs.Config) error {
+	stat, err := system.Stat(n.pid)
+	if err != nil {
+		return fmt.Errorf("read the start time of the init of container %s: %w", n.id, err)
+	}
+	state := libcontainer.State{
+		BaseState: libcontainer.BaseState{
+			ID: n.id, InitProcessPid: n.pid, InitProcessStartTime: stat.StartTime, Created: time.Now().UTC(), Config: config,
+		},
+		CgroupPaths:    n.paths,
+		NamespacePaths: make(map[configs.NamespaceType]string),
+	}
+	for _, t := range configs.NamespaceTypes() {
+		if configs.IsNamespaceSupported(t) {
+			ns := configs.Namespace{Type: t}
+			state.NamespacePaths[t] = ns.GetPath(n.pid)
+		}
+	}
+	body, err := json.Marshal(state)
+	if err != nil {
+		return fmt.Errorf("encode the record of container %s: %w", n.id, err)
+	}
+	tmp := filepath.Join(n.dir, "state.json.new")
+	if err := os.WriteFile(tmp, body, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(n.dir, "state.json"))
+}
+
+// fork has the fork server make the process, and waits until it is at the start line.
+func (n *native) fork(e *Embedded, spec *specs.Spec, config *configs.Config, start *os.File, stdio Stdio) error {
+	if !exeseal.IsSelfExeCloned() {
+		return errNoForkServer
+	}
+	body, joined, err := n.request(spec, config)
+	if err != nil {
+		return err
+	}
+	defer closeAll(joined)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(unix.SetNonblock(pair[0], true), unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
+	talk := os.NewFile(uintptr(pair[0]), "talk")
+	defer talk.Close()
+	var server int
+	if err == nil {
+		server, err = n.ask(e, config, pair[1], start, joined, stdio)
+	}
+	unix.Close(pair[1])
+	if err != nil {
+		return err
+	}
+	talk.SetDeadline(time.Now().Add(initLimit))
+	b, err := converse(talk, server, body)
+	if b.pid == 0 { // it has not been born in another's PID namespace
+		b = begun{pid: b.passing, ready: b.ready}
+	}
+	reap(b.passing)
+	n.pid = b.pid
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fault.New(fault.Deadline, "it did not come to its start line within %s; does a volume lie on a file server that does not answer?", initLimit)
+	case err == nil && b.ready != b.pid:
+		return fault.New(fault.Unstartable, "it was killed before it began; has the container memory left?")
+	}
+	return n.classify(spec, err)
+}
+
+// classify says what went wrong, and whether the node, a limit or the container is why.
+func (n *native) classify(spec *specs.Spec, err error) error {
+	var failed *startError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	if kind := fault.OfErrno(failed.errno); kind != "" {
+		return fault.New(kind, "%w%s", err, fault.Hint(failed.errno))
+	}
+	program := spec.Process.Args[0]
+	switch {
+	case failed.step == stepFork && failed.errno == unix.EAGAIN:
+		return fault.New(fault.Exhausted, "%w (a limit of processes: of the pod's cgroup, of the keeper's, or kernel.pid_max)", err)
+	case failed.step == stepMount && int(failed.detail) < len(n.list):
+		m := n.list[failed.detail]
+		err = fmt.Errorf("mount %s (%s) at %s: %w", m.Source, m.Device, m.Destination, failed.errno)
+	case failed.step == stepCwd:
+		err = fmt.Errorf("enter the working directory %s: %w", spec.Process.Cwd, failed.errno)
+	case failed.step == stepSearch && failed.errno == unix.ENOENT:
+		return fault.New(fault.Unstartable, "exec: %q: executable file not found in the container", program)
+	case failed.step == stepSearch:
+		err = fmt.Errorf("exec: %q: %w", program, failed.errno)
+	}
+	return fault.As(fault.Unstartable, err)
+}
+
+// ask sends the request's descriptors, in the order in which arrange_container takes them.
+func (n *native) ask(e *Embedded, config *configs.Config, talk int, start *os.File, joined []*os.File, stdio Stdio) (server int, err error) {
+	flags, fds := byte(isContainer), []int{talk, int(n.mounts.Fd()), int(start.Fd())}
+	if stdio.Console != nil {
+		flags, fds = flags|hasTerminal, append(fds, int(stdio.Console.Fd()))
+	} else {
+		fds = append(fds, int(stdio.Stdout.Fd()), int(stdio.Stderr.Fd()))
+	}
+	if stdio.Stdin != nil {
+		flags, fds = flags|hasStdin, append(fds, int(stdio.Stdin.Fd()))
+	}
+	for _, f := range joined {
+		fds = append(fds, int(f.Fd()))
+	}
+	if config.Namespaces.IsPrivate(configs.NEWPID) {
+		flags |= newPIDs
+	}
+	if birth := n.paths[""]; birth != "" {
+		dir, err := unix.Open(birth, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return 0, fmt.Errorf("open the container's cgroup: %w", err)
+		}
+		defer unix.Close(dir)
+		flags, fds = flags|inCgroup, append(fds, dir)
+	}
+	return e.forks.ask(flags, byte(len(joined)), fds...)
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
