@@ -8,16 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/config"
-	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper"
@@ -60,7 +57,7 @@ func run(ctx context.Context, cfg config.Config) error {
 	}
 
 	// 3. Images.
-	layers, err := layer.Open(cfg.Root)
+	layers, settled, err := layer.OpenHeld(cfg.Root)
 	if err != nil {
 		return err
 	}
@@ -93,6 +90,12 @@ func run(ctx context.Context, cfg config.Config) error {
 		return err
 	}
 	defer pods.Close()
+	settled()
+	for pod, result := range pods.Attached() {
+		if err := net.Restore(pod, result); err != nil {
+			slog.Error("a pod may lose its network", "err", err)
+		}
+	}
 	if err := net.Reclaim(ctx, pods.Networked); err != nil { // not a reason to serve nobody
 		slog.Warn("networks of pods that are gone could not be reclaimed; the next start tries again", "err", err)
 	}
@@ -258,28 +261,4 @@ func own(cfg config.Config) []string {
 		dirs = append(dirs, cfg.ContainerRoot)
 	}
 	return dirs
-}
-
-// lock makes dir and takes it for this process. The error names the process that has it.
-func lock(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, fmt.Errorf("make %s: %w", dir, err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "kurid.lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		pid, _ := os.ReadFile(f.Name())
-		f.Close()
-		return nil, fault.New(fault.Precondition, "%s belongs to another kurid, process %s; end that one, or give this one --root, --state and container_root of its own", dir, strings.TrimSpace(string(pid)))
-	}
-	if err = f.Truncate(0); err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	return func() { f.Close() }, nil
 }

@@ -2,7 +2,9 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -132,8 +134,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.pinned = append(s.pinned, ref.String())
 	}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
-	if err := os.MkdirAll(s.blobs(), 0o700); err != nil {
-		return nil, fmt.Errorf("open image store %s: %w", s.root, err)
+	if err := os.MkdirAll(s.blobs(), 0o700); err != nil { // a pull will say so; what is there can be served
+		slog.Error("a directory of the image store cannot be made", "err", err)
 	}
 	if err := s.recover(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", s.root, err)
@@ -153,7 +155,7 @@ func (s *Store) Close() {
 // recover reads the records that are there.
 func (s *Store) recover() error {
 	files, err := os.ReadDir(s.dir())
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	for _, f := range files {
@@ -165,7 +167,7 @@ func (s *Store) recover() error {
 			if err := s.recoverOne(file); err != nil {
 				slog.Error("an image's record is set aside; pull the image again", "record", file, "err", err)
 				if err := record.SetAside(file); err != nil {
-					return err
+					slog.Error("a damaged record cannot be set aside", "err", err)
 				}
 			}
 		}

@@ -30,5 +30,9 @@
 // removed when the last of them lets go, or by [Store.Prune]. After a restart the owners hold theirs again before the
 // first Prune.
 //
-// A Store is safe for concurrent use. Its lock is never held while a layer is unpacked or deleted.
+// A directory whose layer.json cannot be read is set aside as long as somebody holds the layer: a container may run on it
+// (damaged.go).
+//
+// A Store is safe for concurrent use. Its lock is never held while a layer is unpacked or deleted, unless the disk is so full
+// that a layer can only be deleted where it is.
 package layer

@@ -5,9 +5,11 @@ import (
 	_ "crypto/sha512" // for digests that are not sha256
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -61,12 +63,21 @@ type Store struct {
 	mu      sync.Mutex // guards what follows
 	layers  map[digest.Digest]Info
 	held    map[digest.Digest]int
+	damaged []damagedLayer
 	fetches map[identity]*fetch
 }
 
-// Open opens the store under root, which is created when missing, and removes what a killed daemon left half-made. The
-// caller closes the store.
+// Open opens the store under root, which is created when missing, and removes what a killed daemon left half-made, and
+// what cannot be read. The caller closes the store. Where containers may run on the layers, [OpenHeld] opens it.
 func Open(root string) (*Store, error) {
+	s, err := open(root)
+	if err == nil {
+		s.pruneDamaged()
+	}
+	return s, err
+}
+
+func open(root string) (*Store, error) {
 	s := &Store{
 		root:     root,
 		limits:   defaultLimits,
@@ -81,24 +92,30 @@ func Open(root string) (*Store, error) {
 		return nil, fmt.Errorf("open layer store %s: %w", root, err)
 	}
 	s.bootID = string(boot)
+	// A disk that is full, or can only be read, is no reason not to serve what is there: pulls will say what is wrong.
 	if err := os.RemoveAll(s.tmp()); err != nil {
-		return nil, fmt.Errorf("open layer store %s: remove what a killed daemon left: %w", root, err)
+		slog.Error("what a killed daemon left of layers cannot be removed", "dir", s.tmp(), "err", err)
 	}
 	for _, dir := range []string{s.tmp(), filepath.Join(root, "layers")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("open layer store %s: %w", root, err)
+			slog.Error("a directory of the layer store cannot be made", "err", err)
 		}
 	}
 	return s, s.scan()
 }
 
-// scan reads the layers that are there. A directory without a readable record is no layer; it is removed.
+// scan reads the layers that are there. A directory without a readable record is no layer; it is set aside, for a
+// container may run on it.
 func (s *Store) scan() error {
 	entries, err := os.ReadDir(filepath.Join(s.root, "layers"))
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("open layer store %s: %w", s.root, err)
 	}
 	for _, e := range entries {
+		if name, _, ok := strings.Cut(e.Name(), damagedMark); ok {
+			s.damaged = append(s.damaged, damagedLayer{idOf(name), filepath.Join(s.root, "layers", e.Name())})
+			continue
+		}
 		id := idOf(e.Name())
 		var info Info
 		err := record.Read(filepath.Join(s.root, "layers", e.Name(), "layer.json"), recordVersion, &info)
@@ -106,10 +123,8 @@ func (s *Store) scan() error {
 			err = fault.New(fault.Corrupt, "layer.json is of %s", info.DiffID)
 		}
 		if err != nil {
-			slog.Warn("removing a layer that cannot be read; its images must be pulled again", "layer", e.Name(), "err", err)
-			if err := s.discard(id); err != nil {
-				return fmt.Errorf("open layer store %s: %w", s.root, err)
-			}
+			slog.Warn("a layer cannot be read and is set aside; its images must be pulled again", "layer", e.Name(), "err", err)
+			s.setAside(id)
 			continue
 		}
 		s.layers[id] = info.brief()
@@ -216,7 +231,7 @@ func (s *Store) prune(gone func(Info) bool, ids []digest.Digest) {
 			continue
 		}
 		delete(s.layers, id)
-		grave, err := s.bury(id)
+		grave, err := s.bury(s.dir(id))
 		s.mu.Unlock()
 		if err == nil {
 			err = os.RemoveAll(grave)
@@ -227,22 +242,21 @@ func (s *Store) prune(gone func(Info) bool, ids []digest.Digest) {
 	}
 }
 
-// discard removes a layer's directory.
-func (s *Store) discard(id digest.Digest) error {
-	grave, err := s.bury(id)
-	if err != nil {
-		return err
-	}
-	return os.RemoveAll(grave)
-}
-
-// bury moves a layer's directory out of layers/, which is quick, so that it can be deleted without the lock.
-func (s *Store) bury(id digest.Digest) (string, error) {
+// bury moves a layer's directory out of layers/, which is quick, so that it can be deleted without the lock. Where the disk
+// has no room for that, it is deleted where it is: a layer that goes makes room.
+func (s *Store) bury(dir string) (string, error) {
 	grave, err := os.MkdirTemp(s.tmp(), "removed-")
-	if err != nil {
-		return "", err
+	if err == nil {
+		if err = os.Rename(dir, filepath.Join(grave, filepath.Base(dir))); err == nil {
+			return grave, nil
+		}
+		os.Remove(grave)
 	}
-	return grave, os.Rename(s.dir(id), filepath.Join(grave, id.Encoded()))
+	// Without its record what is left is no layer, should we be killed meanwhile.
+	if rerr := os.Remove(filepath.Join(dir, "layer.json")); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		return "", errors.Join(err, rerr)
+	}
+	return dir, os.RemoveAll(dir)
 }
 
 // Usage is disk space: bytes of allocated blocks, and inodes.

@@ -71,8 +71,8 @@ func NewCNI(config CNIConfig) (*CNI, error) {
 	if !filepath.IsAbs(config.CacheDir) {
 		return nil, fault.New(fault.Invalid, "CNI cache directory %q is not an absolute path", config.CacheDir)
 	}
-	if err := os.MkdirAll(filepath.Join(config.CacheDir, "attachments"), 0o700); err != nil {
-		return nil, err
+	if err := os.MkdirAll(filepath.Join(config.CacheDir, "attachments"), 0o700); err != nil { // an attachment will say so
+		slog.Error("the directory of CNI attachments cannot be made", "err", err)
 	}
 	c := &CNI{config: config, cni: libcni.NewCNIConfigWithCacheDir(config.BinDirs, config.CacheDir, &plugins{timeout: config.Timeout})}
 	var err error

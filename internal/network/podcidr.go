@@ -31,10 +31,10 @@ func readPodCIDR(dir string) ([]netip.Prefix, error) {
 		return ordered(ranges), nil
 	case errors.Is(err, fault.NotFound):
 		return nil, nil
-	case errors.Is(err, fault.Corrupt), errors.Is(err, fault.Invalid):
-		slog.Warn("the node's pod CIDR cannot be read and is set aside", "err", err)
-		return nil, record.SetAside(podCIDRPath(dir))
-	default:
-		return nil, err
 	}
+	slog.Warn("the node's pod CIDR cannot be read and is set aside; the kubelet tells it again when it is restarted", "err", err)
+	if err := record.SetAside(podCIDRPath(dir)); err != nil {
+		slog.Error("a damaged record cannot be set aside", "err", err)
+	}
+	return nil, nil
 }

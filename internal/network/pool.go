@@ -54,7 +54,7 @@ func openPool(dir string) (*pool, error) {
 		if err != nil {
 			slog.Warn("a lease of the built-in network cannot be read and is set aside", "path", path, "err", err)
 			if err := record.SetAside(path); err != nil {
-				return nil, err
+				slog.Error("a damaged lease cannot be set aside", "err", err)
 			}
 			continue
 		}
@@ -175,6 +175,7 @@ func (p *pool) drop(l *lease) {
 }
 
 func (p *pool) erase(l *lease) error {
+	os.Remove(p.path(l.PodID) + ".damaged") // of a lease that was made again
 	if err := os.Remove(p.path(l.PodID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the lease of pod %s: %w", l.PodID, err)
 	}

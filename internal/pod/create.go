@@ -21,7 +21,6 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/node"
 	"github.com/kuri-cri/kuri/internal/quota"
-	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/rootfs"
 	"github.com/kuri-cri/kuri/internal/spec"
 	"github.com/kuri-cri/kuri/internal/undo"
@@ -382,7 +381,7 @@ func (p *Pods) writeBundle(s *SandboxRecord, r *ContainerRecord, oci *specs.Spec
 		}
 	}
 	// The record comes first: it tells where the writable layer is.
-	if err := record.Write(p.paths.containerRecord(r.SandboxID, r.ID), containerFormat, r); err != nil {
+	if err := p.paths.writeContainer(r); err != nil {
 		return err
 	}
 	if err := p.makeWritable(s, r); err != nil {

@@ -5,7 +5,7 @@
 // On disk, for each pod, <root>/pods/<id>/pod.json and for each container below it containers/<id>/container.json with
 // the writable layer in upper/ and work/, or in those of <container_root>/containers/<id>/ when it was made with a
 // container_root; in the state directory pods/<id>/ with the files that containers see as /etc/resolv.conf, /etc/hosts and
-// /etc/hostname, and each container's bundle. In the kernel it owns nothing itself: namespaces and processes are the
+// /etc/hostname, each container's bundle, and copies of the records (salvage.go). In the kernel it owns nothing itself: namespaces and processes are the
 // keeper's, addresses and links the network's, layers the image store's. It asks for them and gives them back.
 //
 // # States
@@ -29,5 +29,5 @@
 // # Restart
 //
 // Records and everything that they describe survive a restart of the daemon; [Pods.recover] compares the records
-// with what the keeper holds and takes back what was half-made.
+// with what the keeper holds and takes back what was half-made. What runs goes on, also when its record cannot be read.
 package pod

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/flight"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/quota"
@@ -129,16 +131,17 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	}
 	p.Handlers = withDefault(o.Handlers)
 	for _, dir := range []string{filepath.Join(o.Root, "pods"), filepath.Join(o.State, "pods")} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return nil, fmt.Errorf("make the directory of the pods: %w", err)
+		if err := os.MkdirAll(dir, 0o711); err != nil { // a pod will say so; what runs can be served
+			slog.Error("the directory of the pods cannot be made", "err", err)
 		}
 	}
 	if err := p.prepareWritable(); err != nil {
-		return nil, err
+		slog.Error("the directory of the writable layers cannot be made", "err", err)
 	}
 	probed, err := p.Keeper.Probe(ctx, filepath.Join(o.Root, "pods"), o.ContainerRoot)
 	if err != nil {
-		return nil, fmt.Errorf("probe what the kernel can: %w", err)
+		slog.Error("what the kernel can is not known: pods with user namespaces are refused until the next start", "err", err)
+		probed = &api.ProbeResponse{NoUserNamespaces: "it could not be tried at the start of kurid: " + err.Error()}
 	}
 	p.Node.NoUserNamespaces = probed.NoUserNamespaces
 	seen, err := p.recover(ctx)
@@ -241,5 +244,5 @@ func (p *Pods) Networked(id string) bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	s, ok := p.sandboxes[id]
-	return ok && s.Record().Network != nil && s.Record().State == Ready
+	return ok && (s.Record().Network != nil || s.Record().Salvaged) && s.Record().State == Ready
 }

@@ -62,6 +62,9 @@ type SandboxRecord struct {
 	PodCgroup    bool   `json:"pod_cgroup,omitempty"`
 	OwnCgroup    bool   `json:"own_cgroup,omitempty"`
 
+	// Salvaged says that the record was lost, and made again from what the keeper holds.
+	Salvaged bool `json:"salvaged,omitempty"`
+
 	// Labels are those of its containers that ask for none, on a node with SELinux.
 	Labels spec.Labels `json:"selinux,omitzero"`
 
@@ -90,6 +93,8 @@ type ContainerRecord struct {
 	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
 
 	Labels spec.Labels `json:"selinux,omitzero"` // on a node with SELinux
+
+	Salvaged bool `json:"salvaged,omitempty"` // as of the sandbox: Reason and Message say why
 
 	// ContainerRoot is the container_root with which it was made: its writable layer lies below that, "" for beside this
 	// record. Writable are the layer's limits, nil for none.

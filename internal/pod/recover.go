@@ -6,16 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
-	"github.com/kuri-cri/kuri/internal/record"
 )
 
 // settleWait bounds how long a start waits for what has to be taken back, all of it together. It goes on behind the start: a
@@ -45,25 +41,25 @@ func (p *Pods) recover(ctx context.Context) (seen uint64, err error) {
 	}
 
 	// 2. What the records say.
-	if err := p.load(ctx); err != nil {
-		return 0, err
-	}
+	p.load(ctx, func(id string) bool { return sandboxes[id] != nil || containers[id] != nil })
 
 	settling, cancel := context.WithTimeout(ctx, settleWait)
 	defer cancel()
 
-	// 3. What the keeper holds without a record belongs to nobody.
-	for id := range containers {
-		if _, err := p.Container(id); err != nil {
-			slog.Warn("taking back a container without a record", "container", id)
-			p.complain("delete a container without a record", p.Keeper.Delete(ctx, id))
+	// 3. What the keeper holds without a record that can be read goes on running. (Records come before and go after what the
+	// keeper is asked for: one that is not there was lost.)
+	for id, held := range sandboxes {
+		if p.sandboxes[id] == nil {
+			p.salvageSandbox(held)
 		}
 	}
-	for id := range sandboxes {
-		if _, err := p.Sandbox(id); err != nil {
-			slog.Warn("taking back a pod without a record", "pod", id)
-			p.complain("detach the network of a pod without a record", p.Network.Detach(settling, p.networkPod(unknownSandbox(id)), nil))
-			p.complain("release a pod without a record", p.Keeper.RemoveSandbox(ctx, id))
+	for id, held := range containers {
+		switch {
+		case p.containers[id] != nil:
+		case held.State == api.State_EXITED:
+			p.complain("delete an exited container without a record", p.Keeper.Delete(ctx, id))
+		default:
+			p.salvageContainer(held)
 		}
 	}
 
@@ -90,10 +86,6 @@ func (p *Pods) complain(what string, err error) {
 	}
 }
 
-func unknownSandbox(id string) *SandboxRecord {
-	return &SandboxRecord{ID: id, NetnsPath: netnsPath(id), Config: message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{}}}
-}
-
 // settle makes a sandbox what it can still be: one that was being made is taken back whole; one whose namespaces are
 // gone (after a reboot) is stopped, so that its addresses come back and the kubelet makes another.
 func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
@@ -110,26 +102,16 @@ func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
 	}
 }
 
-// load reads all records into the maps.
-func (p *Pods) load(ctx context.Context) error {
-	dir := filepath.Join(p.Root, "pods")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("read the pods' records: %w", err)
-	}
-	for _, e := range entries {
-		id := e.Name()
+// load reads all records into the maps. held reports whether the keeper has the pod or container of an id.
+func (p *Pods) load(ctx context.Context, held func(id string) bool) {
+	for _, id := range namesIn(filepath.Join(p.Root, "pods"), filepath.Join(p.State, "pods")) {
 		r := &SandboxRecord{}
-		switch err := record.Read(p.paths.podRecord(id), sandboxFormat, r); {
-		case errors.Is(err, fault.NotFound):
+		_, err := readRecord(p.paths.podRecord(id), p.paths.podCopy(id), sandboxFormat, r)
+		if errors.Is(err, fault.NotFound) && !held(id) {
 			// The record goes first when a pod is removed, and comes first when it is made: this is the rest of one.
-			if _, err := os.Stat(p.paths.podRecord(id) + ".damaged"); err != nil {
-				p.complain("remove the rest of a pod", p.removeDirs(id))
-			}
-			continue
-		case err != nil:
-			slog.Error("a pod's record cannot be read and is set aside", "pod", id, "err", err)
-			p.complain("set a damaged record aside", record.SetAside(p.paths.podRecord(id)))
+			p.complain("remove the rest of a pod", p.removeDirs(id))
+		}
+		if err != nil {
 			continue
 		}
 		s := &Sandbox{paths: p.paths, view: &p.view, containers: make(map[string]*Container)}
@@ -137,34 +119,29 @@ func (p *Pods) load(ctx context.Context) error {
 		s.rec.Store(r)
 		p.add(s)
 		p.labels.keep(r.ID, r.Labels)
-		p.loadContainers(ctx, s)
+		p.loadContainers(ctx, s, held)
 	}
-	return nil
 }
 
-func (p *Pods) loadContainers(ctx context.Context, s *Sandbox) {
+func (p *Pods) loadContainers(ctx context.Context, s *Sandbox, held func(id string) bool) {
 	pod := s.Record().ID
-	entries, err := os.ReadDir(filepath.Join(p.paths.podDir(pod), "containers"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		slog.Error("a pod's containers cannot be read", "pod", pod, "err", err)
-	}
-	for _, e := range entries {
+	for _, id := range namesIn(filepath.Join(p.paths.podDir(pod), "containers"), filepath.Join(p.paths.podState(pod), "containers")) {
 		r := &ContainerRecord{}
-		path := p.paths.containerRecord(pod, e.Name())
-		err := record.Read(path, containerFormat, r)
-		if err != nil && !errors.Is(err, fault.NotFound) {
-			slog.Error("a container's record cannot be read and is set aside", "container", e.Name(), "err", err)
-			p.complain("set a damaged record aside", record.SetAside(path))
+		_, err := readRecord(p.paths.containerRecord(pod, id), p.paths.containerCopy(pod, id), containerFormat, r)
+		switch {
+		case errors.Is(err, fault.NotFound) && held(id):
+			continue // salvaged
+		case errors.Is(err, fault.NotFound), err == nil && r.State == Creating:
+			p.complain("remove the rest of a container", p.removeRest(ctx, p.recordOf(pod, id)))
 			continue
-		}
-		if err != nil || r.State == Creating {
-			if _, err := os.Stat(path + ".damaged"); err != nil {
-				p.complain("remove the rest of a container", p.removeRest(ctx, p.recordOf(pod, e.Name())))
-			}
+		case err != nil:
 			continue
 		}
 		c := newContainer(p.paths, s, r)
 		c.release = p.Layers.Hold(r.Layers)
+		if r.Salvaged {
+			c.release = p.Layers.Hold(p.Layers.All())
+		}
 		p.labels.keep(r.ID, r.Labels)
 		s.containers[r.ID] = c
 		p.addContainer(c)

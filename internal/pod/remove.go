@@ -58,7 +58,10 @@ func (p *Pods) removeSandbox(r *SandboxRecord) error {
 // removeDirs takes away a pod's directories, the record first: what is left without a record is rubbish to the next
 // start.
 func (p *Pods) removeDirs(pod string) error {
-	if err := os.Remove(p.paths.podRecord(pod)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeFile(p.paths.podCopy(pod)); err != nil {
+		return err
+	}
+	if err := removeFile(p.paths.podRecord(pod)); err != nil {
 		return err
 	}
 	// Containers are removed before their pod; what is left of one that was being made, or removed, may hold a quota, or
@@ -73,6 +76,14 @@ func (p *Pods) removeDirs(pod string) error {
 		}
 	}
 	return errors.Join(os.RemoveAll(p.paths.podState(pod)), os.RemoveAll(p.paths.podDir(pod)))
+}
+
+// removeFile removes a file; none is no error.
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // RemoveContainer kills a container if it runs, and removes all that belongs to it but its log, which is the caller's.
@@ -123,8 +134,10 @@ func (p *Pods) removeContainerDirs(r *ContainerRecord) error {
 			return fmt.Errorf("remove the writable layer: %w", err)
 		}
 	}
-	if err := os.Remove(p.paths.containerRecord(r.SandboxID, r.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	for _, path := range []string{p.paths.containerCopy(r.SandboxID, r.ID), p.paths.containerRecord(r.SandboxID, r.ID)} {
+		if err := removeFile(path); err != nil {
+			return err
+		}
 	}
 	// The limits go before the directory that tells whose they are.
 	dir := p.paths.containerDir(r.SandboxID, r.ID)

@@ -17,7 +17,6 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/network"
-	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/spec"
 	"github.com/kuri-cri/kuri/internal/sysctl"
 	"github.com/kuri-cri/kuri/internal/undo"
@@ -153,7 +152,7 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 	s := &Sandbox{paths: p.paths, view: &p.view, containers: make(map[string]*Container)}
 	s.namespaces.Store(new(map[string]string))
 	s.rec.Store(r)
-	if err := record.Write(p.paths.podRecord(r.ID), sandboxFormat, r); err != nil {
+	if err := p.paths.writeSandbox(r); err != nil {
 		p.removeSandbox(r)
 		return nil, fault.As(diskKind(err), err)
 	}

@@ -7,7 +7,6 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
-	"github.com/kuri-cri/kuri/internal/record"
 )
 
 // Sandbox is a pod on this node. Its record may be read at any time without a lock.
@@ -76,7 +75,7 @@ func (s *Sandbox) becomeLocked(next State, change func(*SandboxRecord)) error {
 	if change != nil {
 		change(&r)
 	}
-	err := record.Write(s.paths.podRecord(r.ID), sandboxFormat, &r)
+	err := s.paths.writeSandbox(&r)
 	if err == nil || next == NotReady {
 		s.publish(&r)
 	}
@@ -153,7 +152,7 @@ func (c *Container) becomeLocked(next State, change func(*ContainerRecord)) erro
 	if change != nil {
 		change(&r)
 	}
-	err := record.Write(c.paths.containerRecord(r.SandboxID, r.ID), containerFormat, &r)
+	err := c.paths.writeContainer(&r)
 	if err == nil || next == Exited {
 		c.publish(&r)
 	}

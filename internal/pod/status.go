@@ -22,6 +22,9 @@ func (r *SandboxRecord) SandboxState() runtime.PodSandboxState {
 
 // ContainerState is the state in the CRI's words.
 func (r *ContainerRecord) ContainerState() runtime.ContainerState {
+	if r.Salvaged && r.State != Exited {
+		return runtime.ContainerState_CONTAINER_UNKNOWN // it runs, and what else there is to tell of it is lost
+	}
 	switch r.State {
 	case Created:
 		return runtime.ContainerState_CONTAINER_CREATED

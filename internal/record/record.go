@@ -111,7 +111,15 @@ func Read(path string, newest int, v any) error {
 	return nil
 }
 
-// SetAside renames the record at path to path + ".damaged", where it disturbs nobody and can be looked at.
+// SetAside renames the record at path to path + ".damaged", where it disturbs nobody and can be looked at. Of several that
+// are set aside in turn the last one stays.
 func SetAside(path string) error {
-	return os.Rename(path, path+".damaged")
+	aside := path + ".damaged"
+	if os.Rename(path, aside) == nil {
+		return nil
+	}
+	if err := os.RemoveAll(aside); err != nil { // one of them is a directory
+		return err
+	}
+	return os.Rename(path, aside)
 }

@@ -2,6 +2,7 @@ package record
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -50,5 +51,28 @@ func TestWhatCannotBeReadIsNamedAndSetAside(t *testing.T) {
 		if err := Read(path, 1, &v); !errors.Is(err, fault.NotFound) {
 			t.Errorf("%s after SetAside: %v", name, err)
 		}
+	}
+}
+
+func TestSetAsideWhateverIsThere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "r.json")
+	for _, make := range []func() error{
+		func() error { return os.WriteFile(path, []byte("1"), 0o600) },
+		func() error { return os.MkdirAll(filepath.Join(path, "sub"), 0o700) },
+		func() error { return os.MkdirAll(filepath.Join(path, "sub"), 0o700) },
+		func() error { return os.WriteFile(path, []byte("2"), 0o600) },
+	} {
+		if err := make(); err != nil {
+			t.Fatal(err)
+		}
+		if err := SetAside(path); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("it is still there: %v", err)
+		}
+	}
+	if text, err := os.ReadFile(path + ".damaged"); string(text) != "2" {
+		t.Errorf("%q, %v", text, err)
 	}
 }

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// lock makes dir and takes it for this process, until unlock or its death. The error names the process that has it. The
+// lock is the kernel's: a file that a dead daemon has left locks nothing, and a full disk, or one that can only be read,
+// keeps nobody from locking.
+func lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("make %s: %w", dir, err)
+	}
+	f, err := lockFile(dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		}
+		return nil, fault.New(fault.Precondition, "%s belongs to another kurid, process %s; end that one, or give this one --root, --state and container_root of its own", dir, lockedBy(f))
+	}
+	// The file's number is for people, and for those who cannot see the kernel's list. It is written over the old one, which
+	// takes no space.
+	if _, err := f.WriteAt([]byte(fmt.Sprintf("%-10d\n", os.Getpid())), 0); err != nil {
+		slog.Warn("the number of this process cannot be written into its lock", "file", f.Name(), "err", err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// lockFile opens what is locked: a file in dir, or dir itself where no file can be made.
+func lockFile(dir string) (*os.File, error) {
+	path := filepath.Join(dir, "kurid.lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	switch {
+	case err == nil:
+		return f, nil
+	case !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !errors.Is(err, fs.ErrPermission):
+		return nil, err
+	}
+	if f, err := os.Open(path); err == nil {
+		return f, nil
+	}
+	return os.Open(dir)
+}
+
+// lockedBy returns the process that has locked the file: what the kernel says, or else what the file does.
+func lockedBy(f *os.File) string {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err == nil {
+		if pid := flockHolder(fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)); pid != "" {
+			return pid
+		}
+	}
+	text, err := os.ReadFile(f.Name())
+	if pid := strings.TrimSpace(string(text)); err == nil && pid != "" {
+		return pid
+	}
+	return "(unknown)"
+}
+
+// flockHolder looks a file up in /proc/locks (proc_locks(5)); "" when it is not there, or locked from another PID namespace.
+func flockHolder(file string) string {
+	locks, err := os.Open("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	defer locks.Close()
+	for lines := bufio.NewScanner(locks); lines.Scan(); {
+		// 1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF
+		field := strings.Fields(lines.Text())
+		if len(field) < 6 || field[1] != "FLOCK" || field[5] != file {
+			continue
+		}
+		if pid, err := strconv.Atoi(field[4]); err == nil && pid > 0 {
+			return field[4]
+		}
+	}
+	return ""
+}

@@ -1,0 +1,77 @@
+package network
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// Restore makes sure that what Attach gave to a pod that runs is the pod's still: a lease that was lost, or could not be read,
+// is made again from the result. Call it before Reclaim, which takes away what has no lease.
+func (s *Select) Restore(pod Pod, result *Result) error {
+	if result == nil || result.By != ByBridge {
+		return nil
+	}
+	return s.bridge.Restore(pod, result)
+}
+
+// Restore makes the lease of a pod that runs again, if it is not there.
+func (b *Bridge) Restore(pod Pod, result *Result) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pool.leases[pod.ID] != nil || len(result.IPs) == 0 {
+		return nil
+	}
+	ranges, err := b.servedRanges()
+	if err != nil {
+		return fmt.Errorf("restore the lease of pod %s: %w", pod.label(), err)
+	}
+	l := &lease{PodID: pod.ID, Pod: pod.Namespace + "/" + pod.Name, HostPorts: result.HostPorts}
+	for _, ip := range result.IPs {
+		bits := ip.BitLen()
+		for _, r := range ranges {
+			if r.Contains(ip) {
+				bits = r.Bits()
+			}
+		}
+		if owner := b.pool.used[ip]; owner != "" {
+			slog.Error("two pods have one address; the one whose lease was lost keeps it without a lease", "address", ip, "pods", []string{owner, pod.ID})
+			continue
+		}
+		l.Addresses = append(l.Addresses, netip.PrefixFrom(ip, bits))
+	}
+	slog.Warn("a pod's lease was lost and is made again from its record", "pod", pod.label(), "addresses", l.Addresses)
+	b.pool.hold(l)
+	return record.Write(b.pool.path(l.PodID), leaseVersion, l)
+}
+
+// servedRanges are the ranges that the bridge has addresses in, or is configured for.
+func (b *Bridge) servedRanges() ([]netip.Prefix, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	own, err := b.findLink(h)
+	if err != nil || own == nil {
+		return b.fixed, err
+	}
+	addrs, err := h.AddrList(own, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("read the addresses of %s: %w", own.Attrs().Name, err)
+	}
+	ranges := b.fixed
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		bits, _ := a.Mask.Size()
+		if ok && ip.IsGlobalUnicast() {
+			ranges = append(ranges[:len(ranges):len(ranges)], netip.PrefixFrom(ip.Unmap(), bits).Masked())
+		}
+	}
+	return ranges, nil
+}
