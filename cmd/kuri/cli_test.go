@@ -66,6 +66,13 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"ps --format x", 2, "(here it is -o, --output)"},
 		{"port-forward web 99999", 2, "a number from 1 to 65535"},
 		{"port-forward web 1:2:3", 2, "PORT or LOCAL:PORT"},
+		{"logs --tail -5 web", 2, "--tail -5"},
+		{"stop -g -5 web", 2, "--grace -5"},
+		{"exec --time-limit -5s web ls", 2, "cannot be negative"},
+		{"help nosuch", 2, `there is no command "nosuch"`},
+		{"help image nosuch", 2, `there is no command "kuri image nosuch"`},
+		{"help image ls", 0, ""},
+		{"run /", 1, "/ is a directory"},
 		{"exec --detach-keys ctrl-1 web sh", 2, `"ctrl-1" is neither a character`},
 		{"attach --detach-keys ab web", 2, "--detach-keys"},
 		{"exec web --", 2, "which command?"},
@@ -494,5 +501,31 @@ func TestImagePod(t *testing.T) {
 	o.stop = "nosuch"
 	if _, err := o.pod("", "a", nil, os.Getenv); err == nil || !strings.Contains(err.Error(), "SIGNOSUCH") {
 		t.Error(err)
+	}
+}
+
+func TestLoadLines(t *testing.T) {
+	before := []*runtimeapi.Image{{Id: "sha256:1", RepoTags: []string{"a:1"}}, {Id: "sha256:2", RepoTags: []string{"b:1"}}, {Id: "sha256:4"}}
+	for _, tt := range []struct {
+		id   string
+		refs []string
+		want string
+	}{
+		{"sha256:3", []string{"c:1", "c:2"}, "loaded c:1 sha256:3|loaded c:2 sha256:3"},
+		{"sha256:3", nil, "loaded sha256:3, without a name: kuri load --name gives it one"},
+		{"sha256:1", []string{"a:1"}, "was here already: a:1 sha256:1"},
+		{"sha256:1", []string{"a:1", "c:1"}, "loaded c:1 sha256:1|  which was here already as a:1"},
+		{"sha256:3", []string{"b:1"}, "loaded b:1 sha256:3 (until now the name of 2)"},
+		{"sha256:4", nil, "was here already: sha256:4, without a name"},
+	} {
+		if got := strings.Join(loadLines([]*kuriv1.LoadedImage{{Id: tt.id, References: tt.refs}}, before), "|"); got != tt.want {
+			t.Errorf("%s %q: %s", tt.id, tt.refs, got)
+		}
+	}
+	i := &kuriv1.LoadedImage{References: []string{"registry.example/x:v1", "docker.io/library/web:latest"}}
+	for name, want := range map[string]bool{"registry.example/x": true, "registry.example/x:v1": true, "registry.example/x:v2": false, "web": true, "web:latest": true, "registry.example/y": false, "UPPER": false} {
+		if named(i, name) != want {
+			t.Errorf("%s: %t", name, !want)
+		}
 	}
 }

@@ -36,6 +36,9 @@ exits with 127, one that cannot be run with 126. In a terminal ctrl-p ctrl-q (--
 			if len(command) == 0 {
 				return usageError{errors.New("which command? kuri exec CONTAINER -- COMMAND")}
 			}
+			if limit < 0 {
+				return usageError{fmt.Errorf("--time-limit %s: it cannot be negative", limit)}
+			}
 			detach, err := parseKeys(keys)
 			if err != nil {
 				return err

@@ -10,11 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
 	"github.com/kuri-cri/kuri/client"
@@ -30,6 +32,9 @@ func (c *cli) loadCommand() *cobra.Command {
 		Short: "Load images from an archive, so that no registry is needed",
 		Long: `Load the images of an archive: a tar of an OCI image layout or of "docker save", plain or packed with gzip, zstd, xz or bzip2, an
 OCI image layout as a directory, or - for an archive on standard input. This needs Kuri's own runtime.`,
+		Example: `  kuri load web.tar
+  docker save web:1 | kuri load -
+  kuri load --name registry.example/web:1 ./layout`,
 		Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
@@ -43,6 +48,10 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 				return err
 			}
 			defer img.Close()
+			before, err := img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+			if err != nil {
+				return fmt.Errorf("list images: %w", err)
+			}
 			loaded, err := send(ctx, img, archive, name)
 			if status.Code(err) == codes.Unimplemented {
 				return fmt.Errorf("%s is not Kuri's runtime, and the CRI itself cannot load archives: use the runtime's own tool", img.Endpoint())
@@ -54,27 +63,67 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 				fmt.Fprintf(c.err, "kuri: the archive names its images itself; --name %s was not used\n", printable(name))
 			}
 			return c.print(loaded, func() error {
-				for _, i := range loaded.Images {
-					if len(i.References) == 0 {
-						fmt.Fprintln(c.out, "loaded", i.Id)
-					}
-					for _, ref := range i.References {
-						fmt.Fprintln(c.out, "loaded", ref, i.Id)
-					}
+				for _, line := range loadLines(loaded.Images, before.Images) {
+					fmt.Fprintln(c.out, line)
 				}
 				return nil
 			})
 		},
 	}
-	cmd.Flags().StringVar(&name, "name", "", "name for an image that the archive does not name")
+	cmd.Flags().StringVar(&name, "name", "", "`NAME` for an image that the archive does not name; a repository, for the tags that it gives")
 	c.formatFlag(cmd)
 	return cmd
 }
 
-// named tells whether an image has come by a name.
+// loadLines says what a load has done: which names are new, which have moved, and what was here already.
+func loadLines(loaded []*kuriv1.LoadedImage, before []*runtimeapi.Image) []string {
+	owner, was := map[string]string{}, map[string]bool{}
+	for _, i := range before {
+		was[i.Id] = true
+		for _, tag := range i.RepoTags {
+			owner[tag] = i.Id
+		}
+	}
+	var lines []string
+	for _, i := range loaded {
+		var fresh, old []string
+		for _, ref := range i.References {
+			switch owner[ref] {
+			case i.Id:
+				old = append(old, ref)
+			case "":
+				fresh = append(fresh, fmt.Sprintf("loaded %s %s", ref, i.Id))
+			default:
+				fresh = append(fresh, fmt.Sprintf("loaded %s %s (until now the name of %s)", ref, i.Id, trim(owner[ref], false)))
+			}
+		}
+		switch {
+		case len(fresh) == 0 && len(old) == 0 && was[i.Id]:
+			fresh = []string{fmt.Sprintf("was here already: %s, without a name", i.Id)}
+		case len(fresh) == 0 && len(old) == 0:
+			fresh = []string{fmt.Sprintf("loaded %s, without a name: kuri load --name gives it one", i.Id)}
+		case len(fresh) == 0:
+			fresh = []string{fmt.Sprintf("was here already: %s %s", strings.Join(old, ", "), i.Id)}
+		case len(old) > 0:
+			fresh = append(fresh, fmt.Sprintf("  which was here already as %s", strings.Join(old, ", ")))
+		}
+		lines = append(lines, fresh...)
+	}
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	return lines
+}
+
+// named reports whether an image has come by a name. One without a tag is a repository for the tags of the archive.
 func named(i *kuriv1.LoadedImage, name string) bool {
-	ref, err := reference.ParseDockerRef(name)
-	return err == nil && slices.Contains(i.References, ref.String())
+	ref, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(i.References, func(have string) bool {
+		return have == ref.String() || reference.IsNameOnly(ref) && strings.HasPrefix(have, ref.Name()+":")
+	})
 }
 
 // archive opens what is to be loaded.

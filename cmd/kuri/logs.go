@@ -32,6 +32,9 @@ What a container wrote to its standard error goes to standard error. The files a
 		RunE: func(cmd *cobra.Command, names []string) error {
 			ctx := cmd.Context()
 			from, err := parseSince(since, time.Now())
+			if err == nil && tail < crilog.All {
+				err = fmt.Errorf("--tail %d: expected a number of lines, or -1 for all", tail)
+			}
 			if err != nil {
 				return usageError{err}
 			}

@@ -53,8 +53,8 @@ func (c *cli) root(began *bool) *cobra.Command {
 		Short: "Run and look after pods, containers and images on a CRI runtime",
 		Long: `kuri talks to a CRI runtime: Kuri's own daemon, containerd, CRI-O or any other.
 
-A container is named by its name where that is unambiguous, by pod/container, namespace/pod/container, or by the
-beginning of its id. A pod is named by its name, by namespace/pod, or by the beginning of its id.
+A container is named by its name where that is unambiguous, by pod/container, namespace/pod/container, or by its id, of which
+the first 8 characters are enough, or fewer after id:. A pod is named by its name, by namespace/pod, or by its id.
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found, 4 no runtime answers. kuri exec and kuri run --rm return the
 exit code of what they ran.`,
@@ -70,6 +70,7 @@ exit code of what they ran.`,
 		},
 	}
 	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(helpCommand())
 	root.SetIn(c.in)
 	root.SetOut(c.out)
 	root.SetErr(c.err)

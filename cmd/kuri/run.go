@@ -162,7 +162,13 @@ func (c *cli) manifest(path, name string) ([]*manifest.Pod, error) {
 			return nil, err
 		}
 		defer file.Close()
+		if info, err := file.Stat(); err == nil && info.IsDir() {
+			return nil, fmt.Errorf("%s is a directory: name a manifest in it", path)
+		}
 		in = file
+	}
+	if path == "-" && c.terminalIn() {
+		fmt.Fprintln(c.err, "kuri: the manifest is read from the terminal, up to Ctrl-D")
 	}
 	data, err := io.ReadAll(io.LimitReader(in, maxManifest))
 	if err != nil {

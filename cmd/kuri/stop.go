@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -32,7 +33,11 @@ func (c *cli) stopCommand() *cobra.Command {
 image names, and after the grace period SIGKILL. A pod's name comes before a container's.`,
 		ValidArgsFunction: c.completeNames(anyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
+			if grace < ownGrace {
+				return usageError{fmt.Errorf("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", grace)}
+			}
 			return c.each(cmd.Context(), names, all, func(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) error {
+				defer c.sayThatItWaits(pod, ct)()
 				if pod != nil {
 					return stopPod(ctx, rt, have, pod, grace)
 				}
@@ -43,6 +48,27 @@ image names, and after the grace period SIGKILL. A pod's name comes before a con
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "stop all pods")
 	cmd.Flags().Int64VarP(&grace, "grace", "g", ownGrace, "seconds between SIGTERM and SIGKILL; -1 for the container's own, or 30")
 	return cmd
+}
+
+// silence is how long a stop takes before something is said of it.
+const silence = 3 * time.Second
+
+// sayThatItWaits says after a while that a pod or a container takes its time to end. The returned function ends that.
+func (c *cli) sayThatItWaits(pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) (done func()) {
+	name := ct.GetMetadata().GetName()
+	if pod != nil {
+		name = podName(pod)
+	}
+	said := make(chan struct{})
+	t := time.AfterFunc(silence, func() {
+		defer close(said)
+		fmt.Fprintf(c.err, "kuri: %s has not ended yet, and is killed after its grace period (--grace)\n", printable(name))
+	})
+	return func() {
+		if !t.Stop() {
+			<-said
+		}
+	}
 }
 
 // each calls do for each of the named pods and containers, or for all pods, one after the other, and prints the names of

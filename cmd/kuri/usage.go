@@ -52,6 +52,27 @@ func group(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
+// helpCommand shows a command's help, and refuses what is no command.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about a command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			of, rest, err := cmd.Root().Find(args)
+			switch {
+			case err != nil:
+				return usageError{err}
+			case len(rest) > 0 && of.HasSubCommands():
+				if err := of.Args(of, rest); err != nil {
+					return usageError{err}
+				}
+			}
+			of.InitDefaultHelpFlag()
+			return of.Help()
+		},
+	}
+}
+
 // elsewhere is what commands of crictl, docker and kubectl are called here.
 var elsewhere = map[string]string{
 	"apply": "kuri run FILE", "create": "kuri run FILE", "start": "kuri run FILE", "runp": "kuri run FILE", "up": "kuri run FILE",
