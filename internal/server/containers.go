@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -25,7 +24,7 @@ func (s *runtimeService) StopContainer(ctx context.Context, req *runtime.StopCon
 	if err := named("container_id", req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	grace := time.Duration(req.GetTimeout()) * time.Second
+	grace := seconds(req.GetTimeout())
 	return &runtime.StopContainerResponse{}, s.Pods.StopContainer(ctx, req.GetContainerId(), grace)
 }
 

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"slices"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
@@ -32,7 +31,7 @@ func execSyncInPieces(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 
 func (s *runtimeService) execSync(ctx context.Context, in any) (any, error) {
 	req := in.(*runtime.ExecSyncRequest)
-	out, err := s.Pods.ExecSync(ctx, req.GetContainerId(), req.GetCmd(), time.Duration(req.GetTimeout())*time.Second)
+	out, err := s.Pods.ExecSync(ctx, req.GetContainerId(), req.GetCmd(), seconds(req.GetTimeout()))
 	if err != nil {
 		return nil, err
 	}

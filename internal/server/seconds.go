@@ -1,0 +1,18 @@
+package server
+
+import (
+	"math"
+	"time"
+)
+
+// seconds returns n seconds, and the longest duration there is, some 292 years, for what is longer.
+func seconds(n int64) time.Duration {
+	const most = int64(math.MaxInt64 / time.Second)
+	switch {
+	case n > most:
+		return math.MaxInt64
+	case n < -most:
+		return math.MinInt64
+	}
+	return time.Duration(n) * time.Second
+}
