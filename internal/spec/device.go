@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -41,6 +42,18 @@ func (t *translation) devices() error {
 			})
 		}
 	}
+	if !privileged && t.terminalOnTheNodesDev() {
+		major, minor := int64(5), int64(1)
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rwm"})
+	}
 	t.spec.Linux.Resources.Devices = rules
 	return nil
+}
+
+// terminalOnTheNodesDev reports whether the container's terminal is mounted over the node's /dev/console, which has to be opened
+// for that: where it has a terminal and the node's /dev.
+func (t *translation) terminalOnTheNodesDev() bool {
+	return t.in.Container.GetTty() && slices.ContainsFunc(t.spec.Mounts, func(m specs.Mount) bool {
+		return m.Destination == "/dev" && m.Source == "/dev" && m.Type == "bind"
+	})
 }

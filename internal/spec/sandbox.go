@@ -126,6 +126,9 @@ func Sysctls(cfg *runtime.PodSandboxConfig) (sysctl.Values, error) {
 		if strings.ContainsAny(value, "\x00\n") {
 			return nil, invalid(field, "the value %q is not on one line", value)
 		}
+		if value == "" && ns != sysctl.UTS {
+			return nil, invalid(field, "it has no value: the kernel would leave the parameter as it is")
+		}
 		if mode := modes[ns]; mode != runtime.NamespaceMode_POD {
 			return nil, invalid(field, "the pod has no %s namespace of its own (mode %s): setting it would change more than the pod", ns, mode)
 		}

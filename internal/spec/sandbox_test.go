@@ -63,6 +63,7 @@ func sandboxRefusals() []sandboxRefusal {
 			options(&runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE})(p)
 			sysctl("kernel.domainname", "a")(p)
 		}},
+		{"sysctls[net.ipv4.ip_forward]", fault.Invalid, sysctl("net.ipv4.ip_forward", "")},
 		{"sysctls[kernel.hostname]", fault.Invalid, sysctl("kernel.hostname", "a")},
 		{"sysctls[net/ipv4/ip_forward]", fault.Invalid, func(p *pod) {
 			p.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1", "net/ipv4/ip_forward": "0"}

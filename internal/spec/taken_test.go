@@ -136,3 +136,28 @@ func TestVolumesBelowAReadOnlyRoot(t *testing.T) {
 		}
 	}
 }
+
+// The terminal of a container that mounts the node's /dev is mounted over the node's console, and that one alone.
+func TestConsoleOfTheNode(t *testing.T) {
+	for _, c := range []struct {
+		tty    bool
+		source string
+		want   bool
+	}{{true, "/dev", true}, {false, "/dev", false}, {true, "/srv/dev", false}} {
+		in := testCase{Image: imagespec.ImageConfig{Cmd: []string{"sh"}}}.input(t)
+		in.Container.Metadata, in.Container.Tty = &runtime.ContainerMetadata{Name: "c"}, c.tty
+		withMount(&runtime.Mount{HostPath: c.source, ContainerPath: "/dev"})(&in)
+		in.Mounts[0].Source = c.source
+		s, _, err := Container(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, r := range s.Linux.Resources.Devices {
+			found = found || r.Allow && r.Type == "c" && *r.Major == 5 && *r.Minor == 1
+		}
+		if found != c.want {
+			t.Errorf("%+v: the console may be opened: %v", c, found)
+		}
+	}
+}

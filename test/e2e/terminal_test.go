@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -216,5 +217,26 @@ func TestTermOfAnExec(t *testing.T) {
 		if out := d.Output(t, id, "sh", "-c", "echo -$TERM-"); out != "-"+term+"-\n" {
 			t.Errorf("without a terminal: %q", out)
 		}
+	}
+}
+
+// A container that mounts the node's /dev can have a terminal: it is mounted over the node's /dev/console, which that takes
+// the right to open.
+func TestTerminalOnTheNodesDev(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, func(c *container, _ *security) {
+		c.Tty, c.Mounts = true, []*runtimeapi.Mount{{HostPath: "/dev", ContainerPath: "/dev"}}
+	}, "sh", "-c", "tty; sleep 1000")
+	harness.Eventually(t, 10*time.Second, "it says its terminal", func() error {
+		if out := strings.TrimSpace(s.LogText(t, id, "stdout")); !strings.HasPrefix(out, "/dev/") {
+			return fmt.Errorf("it says %q", out)
+		}
+		return nil
+	})
+	x := onTerminal(t, s.Daemon, "exec", "-it", id, "--", "sh", "-c", "tty && echo $TERM")
+	x.expect("/dev/pts/")
+	x.expect("xterm")
+	if code := x.exit(); code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }
