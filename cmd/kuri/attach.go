@@ -10,7 +10,7 @@ import (
 
 func (c *cli) attachCommand() *cobra.Command {
 	var stdin, tty bool
-	var keys string
+	var keys, of string
 	cmd := &cobra.Command{
 		Use:   "attach [flags] CONTAINER",
 		Short: "Follow what a container says, and type to it",
@@ -24,6 +24,9 @@ leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 		ValidArgsFunction: c.completeContainers(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
+			if of != "" {
+				args[0] += "/" + of
+			}
 			detach, err := parseKeys(keys)
 			if err != nil {
 				return err
@@ -59,6 +62,7 @@ leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 	f := cmd.Flags()
 	f.BoolVarP(&stdin, "stdin", "i", false, "pass the input on")
 	f.BoolVarP(&tty, "tty", "t", false, "the container has a terminal")
+	f.StringVarP(&of, "container", "c", "", "`CONTAINER` of the pod that is named, as POD/CONTAINER names it too")
 	detachFlag(cmd, &keys)
 	c.ownLetters(cmd)
 	return cmd

@@ -5,14 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"testing/iotest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -76,7 +74,18 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"exec --detach-keys ctrl-1 web sh", 2, `"ctrl-1" is neither a character`},
 		{"attach --detach-keys ab web", 2, "--detach-keys"},
 		{"exec web --", 2, "which command?"},
-		{"pods -o xml", 2, "expected table, json or yaml"},
+		{"pods -o xml", 2, "expected table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE"},
+		{"pods -o json=x", 2, "expected table"},
+		{"pods -o jsonpath={.items[", 2, "-o jsonpath"},
+		{"pods -o jsonpath", 2, "expected a template"},
+		{"pods -o go-template={{.x", 2, "-o go-template"},
+		{"pods --sort weight", 2, `--sort "weight": expected age, name`},
+		{"pods --name (", 2, "not a regular expression: missing closing"},
+		{"pods --state up", 2, `--state "up": expected ready, notready`},
+		{"ps --state SANDBOX_READY", 2, "expected created, running"},
+		{"exec web -it", 2, "which command?"},
+		{"exec web -c", 2, "flag needs an argument"},
+		{"--version", 0, ""},
 		{"-r tcp://127.0.0.1:1 pods", 2, "TCP is not supported"},
 		{"-t -5s pods", 2, "negative"},
 		{"stop", 2, "either names, or --all"},
@@ -102,74 +111,6 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 				t.Errorf("says %q, want %q", errs, tt.says)
 			}
 		})
-	}
-}
-
-// No error of usage has the words of a library, or the type of a value in Go's words.
-func TestUsageErrorsArePlain(t *testing.T) {
-	for _, args := range []string{"logs --tail x web", "-t x pods", "stop -g x y", "ps -a=x", "pods -l x", "logs --nope", "exec", "run", "port-forward a b", "port-forward a 1:b", "-t"} {
-		c, _, errs := newCLI(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
-		if code := c.main(context.Background(), strings.Fields(args)); code != exitUsage {
-			t.Errorf("%s: exit code %d: %s", args, code, errs)
-		}
-		for _, raw := range []string{"strconv", "parsing", "arg(s)", "time: ", "invalid syntax", "stringToString", "int64"} {
-			if strings.Contains(errs.String(), raw) {
-				t.Errorf("%s: %q in %q", args, raw, errs)
-			}
-		}
-	}
-}
-
-func TestParseKeys(t *testing.T) {
-	for in, want := range map[string]string{"": "", "ctrl-p,ctrl-q": "\x10\x11", "ctrl-]": "\x1d", "CTRL-A,d": "\x01d", "ctrl-@": "\x00", "~,.": "~."} {
-		if got, err := parseKeys(in); err != nil || string(got) != want {
-			t.Errorf("%q: %q %v", in, got, err)
-		}
-	}
-	for _, in := range []string{",", "ctrl-", "ctrl-pp", "ctrl-1", "ab", "a,,b"} {
-		if _, err := parseKeys(in); err == nil {
-			t.Errorf("%q is taken", in)
-		}
-	}
-}
-
-// Keys that begin the sequence and do not go on with it are passed on, in their order and in whatever pieces they come.
-func TestKeyWatch(t *testing.T) {
-	for in, want := range map[string]string{
-		"plain": "plain", "": "", "\x10": "\x10", "a\x10b": "a\x10b", "\x10\x10x": "\x10\x10x", "\x11\x10": "\x11\x10",
-	} {
-		for _, r := range []io.Reader{strings.NewReader(in), iotest.OneByteReader(strings.NewReader(in))} {
-			k := &keyWatch{in: r, keys: []byte("\x10\x11"), detach: func() { t.Errorf("%q detaches", in) }}
-			if got, err := io.ReadAll(iotest.OneByteReader(k)); err != nil || string(got) != want {
-				t.Errorf("%q: %q %v", in, got, err)
-			}
-		}
-	}
-	detached := make(chan struct{})
-	k := &keyWatch{in: iotest.OneByteReader(strings.NewReader("x\x10\x10\x11y")), keys: []byte("\x10\x11"), detach: func() { close(detached) }}
-	go io.ReadAll(k) // never returns
-	<-detached
-}
-
-func TestExecCodes(t *testing.T) {
-	for text, want := range map[string]int{
-		`exec: "nosuch": executable file not found in the container`:                                                                        127,
-		"OCI runtime exec failed: exec failed: unable to start container process: exec: \"x\": executable file not found in $PATH: unknown": 127,
-		`exec failed: unable to start container process: exec: "/x": stat /x: no such file or directory`:                                    127,
-		"crun: executable file `x` not found in $PATH: No such file or directory":                                                           127,
-		`exec: "/tmp": find the program: is a directory`:                                                                                    126,
-		`exec: "/etc/passwd": find the program: permission denied`:                                                                          126,
-		`exec: "/x": exec format error`:                                                                                                     126,
-		"working directory /gone: no such file or directory":                                                                                1,
-		"the connection broke": 1,
-	} {
-		c, _, _ := newCLI(nil)
-		if got := c.exit(context.Background(), notRun(errors.New(text))); got != want {
-			t.Errorf("%s: %d, want %d", text, got, want)
-		}
-	}
-	if err := said("exec in web", errors.New("Internal error occurred: error executing command in container: why")); err.Error() != "exec in web: why" {
-		t.Error(err)
 	}
 }
 
@@ -425,107 +366,6 @@ func TestGrace(t *testing.T) {
 	for in, want := range map[string]int64{"": 30, "7": 7, "0": 0, "-1": 30, "x": 30} {
 		if got := graceOf(map[string]string{"io.kubernetes.pod.terminationGracePeriod": in}); got != want {
 			t.Errorf("%q: %d, want %d", in, got, want)
-		}
-	}
-}
-
-func TestLooksLikeFile(t *testing.T) {
-	t.Chdir(t.TempDir())
-	for _, name := range []string{"pod", "nginx"} {
-		if err := os.WriteFile(name, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Mkdir("busybox", 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for args, want := range map[string]bool{
-		"-": true, "web.yaml": true, "web.yml": true, "web.json": true, "./web": true, "../web": true, "/web": true, "pod": true, "pod --rm": true,
-		"nginx ls -l": false, "busybox": false, "busybox sh": false, "registry.example/a/b:1": false, "redis": false, "redis --port 1": false,
-	} {
-		list := strings.Fields(args)
-		if got := looksLikeFile(list[0], list[1:]); got != want {
-			t.Errorf("%q: %t", args, got)
-		}
-	}
-}
-
-func TestParsePublish(t *testing.T) {
-	for in, want := range map[string]string{
-		"8080:80": "8080-80-TCP-", "127.0.0.1:53:53/udp": "53-53-UDP-127.0.0.1", "[::1]:80:80": "80-80-TCP-::1", "8000-8001:80-81": "8000-80-TCP- 8001-81-TCP-",
-	} {
-		list, err := parsePublish(in)
-		var got []string
-		for _, p := range list {
-			got = append(got, fmt.Sprintf("%d-%d-%s-%s", p.HostPort, p.ContainerPort, p.Protocol, p.HostIP))
-		}
-		if err != nil || strings.Join(got, " ") != want {
-			t.Errorf("%q: %q %v", in, got, err)
-		}
-	}
-	if list, err := parsePublish("80"); err != nil || len(list) != 1 || list[0].HostPort == 0 {
-		t.Errorf("any port of the node: %v %v", list, err)
-	}
-	for _, in := range []string{"", "x", "80:x", "0:80", "80:0", "99999:80", "1:2:3", "a:80:80", "80:80/icmp", "8000-8002:80-81", "81-80:81-80"} {
-		if list, err := parsePublish(in); err == nil {
-			t.Errorf("%q: %v", in, list)
-		}
-	}
-}
-
-func TestDockerBytes(t *testing.T) {
-	for in, want := range map[string]int64{"64m": 64 << 20, "64M": 64 << 20, "64Mi": 64 << 20, "64mb": 64 << 20, "1.5g": 3 << 29, "67108864": 64 << 20, "67108864b": 64 << 20, "2048k": 2 << 20} {
-		if q, err := dockerBytes(in); err != nil || q.Value() != want {
-			t.Errorf("%q: %d %v", in, q.Value(), err)
-		}
-	}
-	for _, in := range []string{"", "m", "64", "64x", "-1g", "64 m", "9999999t", "1e3000"} {
-		if q, err := dockerBytes(in); err == nil {
-			t.Errorf("%q: %d", in, q.Value())
-		}
-	}
-}
-
-func TestImagePod(t *testing.T) {
-	o := &imageOptions{pull: "missing", grace: -1, volumes: []string{"/x:/y:ro"}, capAdd: []string{"cap_net_raw"}, stop: "int"}
-	p, err := o.pod("", "registry.example:5000/team/My_App:1", nil, os.Getenv)
-	if err == nil {
-		t.Error("an image in upper case is taken")
-	}
-	if p, err = o.pod("", "registry.example:5000/team/my_app:1", []string{"echo", "$$"}, os.Getenv); err != nil {
-		t.Fatal(err)
-	}
-	if ct := p.Containers()[0]; ct.Name != "my-app" || !strings.HasPrefix(p.Name(), "my-app-") || ct.Pull() != "IfNotPresent" {
-		t.Errorf("%s %+v", p.Name(), ct)
-	}
-	o.stop = "nosuch"
-	if _, err := o.pod("", "a", nil, os.Getenv); err == nil || !strings.Contains(err.Error(), "SIGNOSUCH") {
-		t.Error(err)
-	}
-}
-
-func TestLoadLines(t *testing.T) {
-	before := []*runtimeapi.Image{{Id: "sha256:1", RepoTags: []string{"a:1"}}, {Id: "sha256:2", RepoTags: []string{"b:1"}}, {Id: "sha256:4"}}
-	for _, tt := range []struct {
-		id   string
-		refs []string
-		want string
-	}{
-		{"sha256:3", []string{"c:1", "c:2"}, "loaded c:1 sha256:3|loaded c:2 sha256:3"},
-		{"sha256:3", nil, "loaded sha256:3, without a name: kuri load --name gives it one"},
-		{"sha256:1", []string{"a:1"}, "was here already: a:1 sha256:1"},
-		{"sha256:1", []string{"a:1", "c:1"}, "loaded c:1 sha256:1|  which was here already as a:1"},
-		{"sha256:3", []string{"b:1"}, "loaded b:1 sha256:3 (until now the name of 2)"},
-		{"sha256:4", nil, "was here already: sha256:4, without a name"},
-	} {
-		if got := strings.Join(loadLines([]*kuriv1.LoadedImage{{Id: tt.id, References: tt.refs}}, before), "|"); got != tt.want {
-			t.Errorf("%s %q: %s", tt.id, tt.refs, got)
-		}
-	}
-	i := &kuriv1.LoadedImage{References: []string{"registry.example/x:v1", "docker.io/library/web:latest"}}
-	for name, want := range map[string]bool{"registry.example/x": true, "registry.example/x:v1": true, "registry.example/x:v2": false, "web": true, "web:latest": true, "registry.example/y": false, "UPPER": false} {
-		if named(i, name) != want {
-			t.Errorf("%s: %t", name, !want)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,7 +17,7 @@ const maxExecAnswer = 2*(16<<20) + 1<<20
 func (c *cli) execCommand() *cobra.Command {
 	var limit time.Duration
 	var stdin, tty bool
-	var keys string
+	var keys, of string
 	cmd := &cobra.Command{
 		Use:   "exec [flags] CONTAINER [--] COMMAND [ARG...]",
 		Short: "Run a command in a container and return its exit code",
@@ -30,6 +31,17 @@ exits with 127, one that cannot be run with 126. In a terminal ctrl-p ctrl-q (--
 		ValidArgsFunction: c.completeContainers(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, command := args[0], args[1:]
+			if strings.HasPrefix(command[0], "-") && command[0] != "--" { // kubectl's order: flags after the name
+				if err := cmd.Flags().Parse(command); err != nil {
+					return usageError{flagError(cmd, err)}
+				}
+				if command = cmd.Flags().Args(); len(command) == 0 {
+					command = []string{"--"}
+				}
+			}
+			if of != "" {
+				name += "/" + of
+			}
 			if command[0] == "--" {
 				command = command[1:]
 			}
@@ -95,6 +107,7 @@ exits with 127, one that cannot be run with 126. In a terminal ctrl-p ctrl-q (--
 	f.DurationVar(&limit, "time-limit", 0, "kill the command after this time, in whole seconds (default: none)")
 	f.BoolVarP(&stdin, "stdin", "i", false, "pass the input on")
 	f.BoolVarP(&tty, "tty", "t", false, "give the command a terminal")
+	f.StringVarP(&of, "container", "c", "", "`CONTAINER` of the pod that is named, as POD/CONTAINER names it too")
 	detachFlag(cmd, &keys)
 	c.ownLetters(cmd)
 	return cmd

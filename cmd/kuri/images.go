@@ -17,42 +17,57 @@ import (
 )
 
 func (c *cli) imagesCommand() *cobra.Command {
-	var quiet, full bool
+	o := &listOptions{}
 	cmd := &cobra.Command{
-		Use:               "images",
-		Short:             "List images",
+		Use:   "images",
+		Short: "List images",
+		Example: `  kuri images --name nginx
+  kuri images --sort size
+  kuri images -o jsonpath='{.images[*].repoTags}'`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx := cmd.Context()
-			img, err := c.images(ctx)
+			img, err := c.images(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer img.Close()
-			list, err := img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
-			if err != nil {
-				return fmt.Errorf("list images: %w", err)
-			}
-			if quiet {
-				for _, i := range list.Images {
-					fmt.Fprintln(c.out, i.Id)
-				}
-				return nil
-			}
-			return c.print(list, func() error {
-				users, err := c.imageUsers(ctx)
-				if err != nil { // the image service may be another program's
-					fmt.Fprintln(c.err, "kuri: what uses the images is not known:", describe(err))
-				}
-				return table(c.out, imageRows(list.Images, describeImages(ctx, img, list.Images), users, full))
-			})
+			return c.show(cmd.Context(), o, func(ctx context.Context) (*listing, error) { return c.listImages(ctx, img, o) })
 		},
 	}
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only, in full")
-	cmd.Flags().BoolVar(&full, "no-trunc", false, "print ids in full")
 	c.formatFlag(cmd)
+	o.listFlags(cmd, byName, bySize)
 	return cmd
+}
+
+func (c *cli) listImages(ctx context.Context, img *client.Images, o *listOptions) (*listing, error) {
+	list, err := img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	list.Images = slices.DeleteFunc(list.Images, func(i *runtimeapi.Image) bool {
+		names := append(slices.Clone(i.RepoTags), i.RepoDigests...)
+		return o.name != "" && !slices.ContainsFunc(names, o.pattern.MatchString)
+	})
+	l := &listing{data: list, rows: func() ([][]string, error) {
+		users, err := c.imageUsers(ctx)
+		if err != nil { // the image service may be another program's
+			fmt.Fprintln(c.err, "kuri: what uses the images is not known:", describe(err))
+		}
+		rows := imageRows(list.Images, describeImages(ctx, img, list.Images), users, o.full)
+		if o.sort == bySize {
+			bytes := map[string]uint64{}
+			for _, i := range list.Images {
+				bytes[trim(i.Id, o.full)] = i.Size
+			}
+			slices.SortStableFunc(rows[1:], func(a, b []string) int { return cmp.Compare(bytes[b[1]], bytes[a[1]]) })
+		}
+		return rows, nil
+	}}
+	for _, i := range list.Images {
+		l.ids = append(l.ids, i.Id)
+	}
+	return l, nil
 }
 
 // describeImages returns what Kuri's own runtime tells of each image, by its id: when it came, and whether it is in use.

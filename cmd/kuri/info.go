@@ -50,7 +50,7 @@ func (c *cli) infoCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("ask for the image filesystems: %w", err)
 			}
-			if c.format != formatTable {
+			if !c.tabular() {
 				return c.printData(map[string]any{
 					"version": v, "status": st.Status, "runtimeHandlers": anys(st.RuntimeHandlers), "features": orEmpty(st.Features),
 					"info": unpack(st.Info), "runtimeConfig": config, "imageFsInfo": usage,

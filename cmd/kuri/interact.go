@@ -52,7 +52,7 @@ func (c *cli) runImage(ctx context.Context, o *runOptions, image string, command
 	if err := r.print(ctx, false); err != nil {
 		return errors.Join(err, r.remove(ctx))
 	}
-	if c.format == formatTable {
+	if c.tabular() {
 		fmt.Fprintf(c.err, "kuri: it runs in the background: kuri logs -f %[1]s, kuri exec -it %[1]s sh, kuri rm -f %[1]s\n", p.Name())
 	}
 	return nil

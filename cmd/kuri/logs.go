@@ -21,12 +21,15 @@ import (
 func (c *cli) logsCommand() *cobra.Command {
 	var follow, stamps, previous bool
 	var tail int
-	var since string
+	var since, of string
 	cmd := &cobra.Command{
 		Use:   "logs NAME...",
 		Short: "Print what containers, or all containers of pods, have written",
 		Long: `Print the logs of containers, or of all containers of pods, with their names before each line where there are several.
 What a container wrote to its standard error goes to standard error. The files are read on this node, the rotated ones too.`,
+		Example: `  kuri logs web              all containers of the pod web
+  kuri logs -f -n 20 web     the last 20 lines of each, and what follows
+  kuri logs -c server web    one of them, as web/server names it too`,
 		Args:              takes(1, many),
 		ValidArgsFunction: c.completeNames(anyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -37,6 +40,11 @@ What a container wrote to its standard error goes to standard error. The files a
 			}
 			if err != nil {
 				return usageError{err}
+			}
+			for i := range names {
+				if of != "" {
+					names[i] += "/" + of
+				}
 			}
 			rt, err := c.runtime(ctx)
 			if err != nil {
@@ -59,8 +67,9 @@ What a container wrote to its standard error goes to standard error. The files a
 	f.BoolVarP(&follow, "follow", "f", false, "go on until the containers have ended")
 	f.BoolVarP(&previous, "previous", "p", false, "of the attempt before the latest one, which has ended")
 	f.BoolVar(&stamps, "timestamps", false, "print when each line was written")
-	f.IntVar(&tail, "tail", crilog.All, "print the last lines of each log only; -1 for all")
-	f.StringVar(&since, "since", "", "print what is younger than this: a duration such as 10m, or a time in RFC 3339")
+	f.StringVarP(&of, "container", "c", "", "`CONTAINER` of the pods that are named, as POD/CONTAINER names it too")
+	f.IntVarP(&tail, "tail", "n", crilog.All, "print the last `LINES` of each log only; -1 for all")
+	f.StringVar(&since, "since", "", "print what is younger than `TIME`: a duration such as 10m, or a time in RFC 3339")
 	return cmd
 }
 

@@ -7,22 +7,85 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"text/template"
 	"time"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"k8s.io/client-go/util/jsonpath"
 	"sigs.k8s.io/yaml"
 )
 
+// The formats of -o. Those with a template are followed by =TEMPLATE.
 const (
-	formatTable = "table"
-	formatJSON  = "json"
-	formatYAML  = "yaml"
+	formatTable    = "table"
+	formatWide     = "wide"
+	formatJSON     = "json"
+	formatYAML     = "yaml"
+	formatPath     = "jsonpath"
+	formatTemplate = "go-template"
 )
+
+// formatFlag gives cmd the flag -o.
+func (c *cli) formatFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&c.format, "output", "o", formatTable, "`FORMAT`: table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
+		[]string{formatTable, formatWide, formatJSON, formatYAML, formatPath + "=", formatTemplate + "="}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		name, text, templated := strings.Cut(c.format, "=")
+		switch name {
+		case formatTable, formatWide, formatJSON, formatYAML:
+			if !templated {
+				return nil
+			}
+		case formatPath, formatTemplate:
+			if !templated || text == "" {
+				return usageError{fmt.Errorf("-o %s: expected a template, %s=TEMPLATE", c.format, name)}
+			}
+			if _, err := newTemplate(c.format); err != nil {
+				return usageError{fmt.Errorf("-o %s: %w", c.format, err)}
+			}
+			return nil
+		}
+		return usageError{fmt.Errorf("-o %s: expected table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE", c.format)}
+	}
+}
+
+// tabular reports whether the output is for people.
+func (c *cli) tabular() bool { return c.format == formatTable || c.format == formatWide }
+
+// wide returns cells that are in a wide table only.
+func (c *cli) wide(cells ...string) []string {
+	if c.format == formatWide {
+		return cells
+	}
+	return nil
+}
+
+// newTemplate returns what writes a value by the template of a format.
+func newTemplate(format string) (func(io.Writer, any) error, error) {
+	name, text, _ := strings.Cut(format, "=")
+	if name == formatTemplate {
+		t, err := template.New("template").Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		return t.Execute, nil
+	}
+	if !strings.Contains(text, "{") { // as kubectl takes it
+		text = "{." + strings.TrimPrefix(text, ".") + "}"
+	}
+	path := jsonpath.New("template").AllowMissingKeys(true)
+	if err := path.Parse(text); err != nil {
+		return nil, err
+	}
+	return path.Execute, nil
+}
 
 // print writes v in the format that was asked for, or calls table.
 func (c *cli) print(v any, table func() error) error {
-	if c.format == formatTable {
+	if c.tabular() {
 		return table()
 	}
 	return c.printData(v)
@@ -30,32 +93,57 @@ func (c *cli) print(v any, table func() error) error {
 
 // printTree writes what there is no table of: as JSON, or as YAML where that is asked for.
 func (c *cli) printTree(v any) error {
-	if c.format == formatTable {
+	if c.tabular() {
 		c.format = formatJSON
 	}
 	return c.printData(v)
 }
 
-// printData writes v as JSON or YAML. v may be a message of the CRI, or a map or slice of such messages.
+// printData writes v as JSON or YAML, or by a template. v may be a message of the CRI, or a map or slice of such messages.
 func (c *cli) printData(v any) error {
 	raw, err := marshal(v)
 	if err != nil {
 		return err
 	}
-	if c.format == formatYAML {
+	var out bytes.Buffer
+	switch c.format {
+	case formatYAML:
 		if raw, err = yaml.JSONToYAML(raw); err != nil {
 			return err
 		}
-		_, err = c.out.Write(raw)
-		return err
+		out.Write(raw)
+	case formatJSON:
+		if err := json.Indent(&out, raw, "", "  "); err != nil {
+			return err
+		}
+		out.WriteByte('\n')
+	default:
+		if err := byTemplate(&out, c.format, raw); err != nil {
+			return fmt.Errorf("-o %s: %w", c.format, err)
+		}
 	}
-	var out bytes.Buffer
-	if err := json.Indent(&out, raw, "", "  "); err != nil {
-		return err
-	}
-	out.WriteByte('\n')
 	_, err = c.out.Write(out.Bytes())
 	return err
+}
+
+// byTemplate writes JSON by the template of a format, with a newline at its end.
+func byTemplate(out *bytes.Buffer, format string, raw []byte) error {
+	write, err := newTemplate(format)
+	if err != nil {
+		return err
+	}
+	var v any
+	in := json.NewDecoder(bytes.NewReader(raw))
+	if err := in.Decode(&v); err != nil {
+		return err
+	}
+	if err := write(out, v); err != nil {
+		return err
+	}
+	if text := out.Bytes(); len(text) > 0 && text[len(text)-1] != '\n' {
+		out.WriteByte('\n')
+	}
+	return nil
 }
 
 // marshal encodes messages as the CRI's JSON, with fields that have their zero value: 0 is a state too.

@@ -45,7 +45,7 @@ func (c *cli) pullCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if c.format == formatTable {
+				if c.tabular() {
 					fmt.Fprintln(c.out, r.ImageRef)
 				}
 				pulled = append(pulled, r)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
 	"path/filepath"
 	"time"
@@ -63,6 +62,7 @@ exit code of what they ran.`,
 		SuggestionsMinimumDistance: 2,
 		TraverseChildren:           true, // flags before the verb are the program's: kuri -t 5s exec -t …
 		Args:                       rootArgs,
+		Version:                    version,
 		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			*began = true
@@ -71,6 +71,8 @@ exit code of what they ran.`,
 	}
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(helpCommand())
+	root.SetVersionTemplate("kuri {{.Version}}\n")
+	root.InitDefaultVersionFlag() // cobra does it too late for flags before the verb
 	root.SetIn(c.in)
 	root.SetOut(c.out)
 	root.SetErr(c.err)
@@ -98,19 +100,6 @@ func (c *cli) absolute() (err error) {
 		}
 	}
 	return nil
-}
-
-// formatFlag gives cmd the flag -o.
-func (c *cli) formatFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&c.format, "output", "o", formatTable, "table, json or yaml")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{formatTable, formatJSON, formatYAML}, cobra.ShellCompDirectiveNoFileComp))
-	cmd.PreRunE = func(*cobra.Command, []string) error {
-		switch c.format {
-		case formatTable, formatJSON, formatYAML:
-			return nil
-		}
-		return usageError{errors.New("-o " + c.format + ": expected table, json or yaml")}
-	}
 }
 
 // runtime dials the runtime endpoint. The caller closes it.

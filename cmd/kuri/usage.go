@@ -146,7 +146,7 @@ func expected(f *pflag.Flag, wrong *pflag.InvalidValueError) string {
 
 // foreignFlags is what flags of crictl, docker and kubectl are called here.
 var foreignFlags = map[string]string{
-	"format": "-o, --output", "namespace": "NAMESPACE/POD in place of the pod's name", "n": "--tail, or NAMESPACE/POD in place of the pod's name",
+	"format": "-o, --output", "namespace": "NAMESPACE/POD in place of the pod's name", "n": "NAMESPACE/POD in place of the pod's name",
 	"c": "POD/CONTAINER in place of the pod's name", "container": "POD/CONTAINER in place of the pod's name", "d": "nothing: this is how it works anyway",
 	"time": "--grace", "grace-period": "--grace", "input": "-o", "truncate": "--no-trunc", "since-time": "--since", "creds": "kuri login",
 	"all-namespaces": "nothing: all namespaces are listed anyway", "A": "nothing: all namespaces are listed anyway",

@@ -15,7 +15,7 @@ func (c *cli) versionCommand() *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
-			if c.format == formatTable {
+			if c.tabular() {
 				fmt.Fprintln(c.out, "kuri     ", version)
 			}
 			rt, err := c.runtime(ctx)

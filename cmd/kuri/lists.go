@@ -1,0 +1,188 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// listOptions are the flags that the lists have in common.
+type listOptions struct {
+	quiet, full, watch bool
+	name, sort         string
+
+	pattern *regexp.Regexp // of name
+}
+
+// listFlags gives a list its flags. orders are the values of --sort, the first one is the default.
+func (o *listOptions) listFlags(cmd *cobra.Command, orders ...string) {
+	f := cmd.Flags()
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "print ids only, in full")
+	f.BoolVar(&o.full, "no-trunc", false, "print ids in full")
+	f.BoolVar(&o.watch, "watch", false, "go on, and print what changes, until interrupted")
+	f.StringVar(&o.name, "name", "", "only those whose name has a match of this `REGEXP`")
+	f.StringVar(&o.sort, "sort", orders[0], "`ORDER`: "+strings.Join(orders, ", "))
+	_ = cmd.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions(orders, cobra.ShellCompDirectiveNoFileComp))
+	format := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if !slices.Contains(orders, o.sort) {
+			return usageError{fmt.Errorf("--sort %q: expected %s", o.sort, strings.Join(orders, ", "))}
+		}
+		var err error
+		if o.pattern, err = regexp.Compile(o.name); err != nil {
+			return usageError{fmt.Errorf("--name %q: not a regular expression: %s", o.name, strings.TrimPrefix(err.Error(), "error parsing regexp: "))}
+		}
+		return format(cmd, args)
+	}
+}
+
+// stateFlag gives a list the flag --state, of which states are the values.
+func stateFlag(cmd *cobra.Command, state *string, states ...string) {
+	cmd.Flags().StringVarP(state, "state", "s", "", "only those in this `STATE`: "+strings.Join(states, ", "))
+	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
+	before := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		*state = strings.ToLower(strings.ReplaceAll(*state, "_", ""))
+		if *state != "" && !slices.Contains(states, *state) {
+			return usageError{fmt.Errorf("--state %q: expected %s", *state, strings.Join(states, ", "))}
+		}
+		return before(cmd, args)
+	}
+}
+
+// listing is a list as it is now: the ids, the value for -o, and the rows of the table.
+type listing struct {
+	ids  []string
+	data any
+	rows func() ([][]string, error)
+}
+
+// show prints a list in the form that was asked for, once or, with --watch, whenever it changes.
+func (c *cli) show(ctx context.Context, o *listOptions, list func(context.Context) (*listing, error)) error {
+	if o.watch {
+		return c.watch(ctx, o, list)
+	}
+	l, err := list(ctx)
+	if err != nil {
+		return err
+	}
+	if o.quiet {
+		for _, id := range l.ids {
+			if _, err := fmt.Fprintln(c.out, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return c.print(l.data, func() error {
+		rows, err := l.rows()
+		if err != nil {
+			return err
+		}
+		return table(c.out, rows)
+	})
+}
+
+// watchEvery is how often a list is looked at.
+const watchEvery = time.Second
+
+// watch prints a table and then each row that changes, a row without its age. Of what goes a last row is printed.
+func (c *cli) watch(ctx context.Context, o *listOptions, list func(context.Context) (*listing, error)) error {
+	if !c.tabular() || o.quiet {
+		return usageError{errors.New("--watch is for tables")}
+	}
+	shown := map[string]string{} // rows, by their first cells
+	var widths []int
+	var lastRows [][]string
+	for first := true; ; first = false {
+		rows, err := rowsOf(ctx, list)
+		if lost(err) && !first && ctx.Err() == nil { // it may come back
+			rows, err = lastRows, nil
+		}
+		if err != nil {
+			return cmp.Or(context.Cause(ctx), err)
+		}
+		lastRows = rows
+		if widths = widen(widths, rows); first {
+			writeRow(c.out, rows[0], widths)
+		}
+		age := slices.Index(rows[0], "AGE")
+		seen := map[string]bool{}
+		for _, row := range rows[1:] {
+			key := strings.Join(row[:2], " ") // an id, or a name and an id
+			seen[key] = true
+			plain := slices.Clone(row)
+			if age >= 0 {
+				plain[age] = ""
+			}
+			if text := strings.Join(plain, "\t"); shown[key] != text {
+				shown[key] = text
+				writeRow(c.out, row, widths)
+			}
+		}
+		for key := range shown {
+			if !seen[key] {
+				delete(shown, key)
+				fmt.Fprintln(c.out, printable(key), "is gone")
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(watchEvery):
+		}
+	}
+}
+
+func rowsOf(ctx context.Context, list func(context.Context) (*listing, error)) ([][]string, error) {
+	l, err := list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return l.rows()
+}
+
+// widen returns the widths of columns that have room for rows, and for what they had room for.
+func widen(widths []int, rows [][]string) []int {
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], len([]rune(cell)))
+		}
+	}
+	return widths
+}
+
+func writeRow(w io.Writer, row []string, widths []int) {
+	var b strings.Builder
+	for i, cell := range row {
+		if cell = printable(cell); cell == "" {
+			cell = "-"
+		}
+		b.WriteString(cell)
+		if i < len(row)-1 {
+			b.WriteString(strings.Repeat(" ", widths[i]-len([]rune(cell))+3))
+		}
+	}
+	fmt.Fprintln(w, b.String())
+}
+
+// hasLabels reports whether labels has all that are wanted.
+func hasLabels(labels, want map[string]string) bool {
+	for k, v := range want {
+		if have, ok := labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}
