@@ -97,6 +97,21 @@ func (h *Hierarchies) AccountsSwap() bool {
 	return len(memory) == 0 && err == nil && h.Has("memory")
 }
 
+// Roots lists the hierarchies, by their mount points, that have the cgroup dir. One of several controllers is enough.
+func (h *Hierarchies) Roots(dir string) []string {
+	var out []string
+	for _, controller := range []string{"", "memory", "cpu", "pids"} {
+		root := h.roots[controller]
+		if root == "" || slices.Contains(out, root) {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(root, dir)); err == nil {
+			out = append(out, root)
+		}
+	}
+	return out
+}
+
 // mounts lists the mount points, each once: controllers can share one.
 func (h *Hierarchies) mounts() []string {
 	var out []string

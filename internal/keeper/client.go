@@ -102,9 +102,18 @@ func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	return err
 }
 
-// Events returns the events after a sequence number as soon as there is one, or none after wait.
+// Events returns the events after a sequence number as soon as there is one, or none after wait. It does not ask again when
+// the connection is lost: its caller may have missed more than events.
 func (c *Client) Events(ctx context.Context, after uint64, wait time.Duration) (*api.EventsResponse, error) {
-	return ask(ctx, c, api.KeeperService.Events, &api.EventsRequest{After: after, WaitMs: wait.Milliseconds()})
+	conn, err := c.connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := api.NewKeeperClient(conn).Events(ctx, &api.EventsRequest{After: after, WaitMs: wait.Milliseconds()})
+	if errors.Is(err, ttrpc.ErrClosed) {
+		c.drop(conn)
+	}
+	return resp, decodeError(err)
 }
 
 // Close ends the connection. The keeper goes on.

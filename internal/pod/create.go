@@ -60,6 +60,9 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	if c, err := s.named(cfg.GetMetadata()); c != nil || err != nil {
 		return c, err
 	}
+	if err := p.compared(); err != nil {
+		return nil, err
+	}
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
@@ -122,6 +125,10 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 		StdinOnce:     cfg.GetStdinOnce(),
 		SystemdCgroup: p.Driver == cgroup.Systemd,
 	})
+	failure := ""
+	if errors.Is(err, fault.Unstartable) { // which its start says: a pod that never restarts then fails, as with containerd
+		made, failure, err = &api.Container{CreatedAt: time.Now().UnixNano()}, err.Error(), nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +137,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	if err := c.become(Created, func(r *ContainerRecord) {
 		r.Pid = int(made.Pid)
 		r.CreatedAt = made.CreatedAt
+		r.StartFailure = failure
 	}); err != nil {
 		return nil, err
 	}
@@ -169,8 +177,8 @@ func (s *Sandbox) named(m *runtime.ContainerMetadata) (*Container, error) {
 func (s *Sandbox) begin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.Record(); r.State != Ready {
-		return fault.New(fault.Precondition, "%s is %s; containers can only be created in a ready one", r.name(), r.State)
+	if err := s.Record().ready(); err != nil {
+		return err
 	}
 	s.creates.Add(1)
 	return nil
@@ -180,8 +188,8 @@ func (s *Sandbox) begin() error {
 func (p *Pods) join(s *Sandbox, c *Container) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.Record(); r.State != Ready {
-		return fault.New(fault.Precondition, "%s was stopped meanwhile", r.name())
+	if err := s.Record().ready(); err != nil {
+		return fmt.Errorf("meanwhile %w", err)
 	}
 	s.containers[c.Record().ID] = c
 	p.addContainer(c)

@@ -17,22 +17,41 @@ const (
 	eventRetry = 200 * time.Millisecond
 )
 
-// follow reacts to the keeper's events, from the one after seen, until the daemon closes.
-func (p *Pods) follow(seen uint64) {
+// follow reacts to the keeper's events, from the one after seen, until the daemon closes. With todo, not nil, a recovery
+// comes first.
+func (p *Pods) follow(todo *recovery, seen uint64) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	p.followers.Go(func() { <-p.closing; cancel() })
+	complaint := ""
+	behind := false // events may be missing, or calls given up that the keeper has answered since
 	for {
-		resp, err := p.Keeper.Events(ctx, seen, eventWait)
+		var resp *api.EventsResponse
+		var err error
+		switch {
+		case todo != nil:
+			if seen, err = p.recover(ctx, todo); err == nil {
+				todo = nil
+				p.pending.Store(nil)
+				slog.Info("the keeper goes on, the pods are as it has them")
+			}
+		case behind:
+			if seen, err = p.resync(ctx); err == nil {
+				behind = false
+			}
+		default:
+			if resp, err = p.Keeper.Events(ctx, seen, eventWait); err != nil || resp.Lost {
+				behind, resp = true, nil
+			}
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		if err == nil && resp.Lost {
-			seen, err = p.resync(ctx)
-			resp = nil
-		}
 		if err != nil {
-			slog.Error("the keeper does not tell its events, asking again", "err", err)
+			if said := err.Error(); said != complaint { // not five times a second
+				slog.Error("the keeper does not tell its events, asking again", "err", err)
+				complaint = said
+			}
 			select {
 			case <-ctx.Done():
 				return
@@ -40,9 +59,11 @@ func (p *Pods) follow(seen uint64) {
 			}
 			continue
 		}
+		complaint = ""
 		for _, e := range resp.GetEvents() {
 			seen = e.Seq
 			p.exited(e.Container)
+			p.lost(e.Sandbox)
 		}
 	}
 }
@@ -89,8 +110,21 @@ func (p *Pods) recordExit(c *Container, e keeper.Exit) {
 	}
 }
 
-// lost records the end of a container of which nobody knows how it ended.
-func (p *Pods) lost(c *Container, why string) {
+// lost makes a sandbox notready of which the keeper says that it is gone.
+func (p *Pods) lost(told *api.Sandbox) {
+	if told.GetGone() == "" {
+		return
+	}
+	p.mu.RLock()
+	s := p.sandboxes[told.Id]
+	p.mu.RUnlock()
+	if s != nil {
+		s.lose(told.Gone)
+	}
+}
+
+// vanished records the end of a container of which nobody knows how it ended.
+func (p *Pods) vanished(c *Container, why string) {
 	err := c.become(Exited, func(r *ContainerRecord) {
 		r.Pid = 0
 		r.ExitCode = 255
@@ -103,27 +137,27 @@ func (p *Pods) lost(c *Container, why string) {
 	}
 }
 
-// resync compares all containers with what the keeper holds, after events were missed, and returns the number of the
-// newest event that the comparison has seen.
+// resync compares all pods and containers with what the keeper holds, after events were missed, and returns the number of the
+// newest event that the comparison has seen. What the keeper made for a call that was given up is taken back.
 func (p *Pods) resync(ctx context.Context) (uint64, error) {
 	// Ours come first: what is created while we ask is not taken for lost.
-	all := p.all()
-	info, err := p.Keeper.Info(ctx)
+	sandboxes, containers := p.allSandboxes(), p.all()
+	held, err := p.ask(ctx)
 	if err != nil {
 		return 0, err
 	}
-	held, err := p.Keeper.List(ctx)
-	if err != nil {
-		return 0, err
+	p.sweep(ctx, held)
+	for _, s := range sandboxes {
+		r := s.Record()
+		p.adopt(s, held.sandboxes[r.ID])
+		if held.sandboxes[r.ID] == nil && r.State == Ready {
+			s.lose("the keeper that held its namespaces has ended")
+		}
 	}
-	byID := make(map[string]*api.Container, len(held.Containers))
-	for _, c := range held.Containers {
-		byID[c.Id] = c
+	for _, c := range containers {
+		p.reconcile(c, held.containers[c.Record().ID])
 	}
-	for _, c := range all {
-		p.reconcile(c, byID[c.Record().ID])
-	}
-	return info.LastEvent, nil
+	return held.seen, nil
 }
 
 // reconcile brings a container in line with what the keeper says of it, nil for nothing.
@@ -138,7 +172,7 @@ func (p *Pods) reconcile(c *Container, held *api.Container) {
 		if err := c.become(Running, func(r *ContainerRecord) { r.StartedAt = held.StartedAt }); err != nil {
 			slog.Error("a started container could not be recorded", "container", r.name(), "err", err)
 		}
-	case held != nil:
+	case held != nil, r.StartFailure != "":
 		return
 	default:
 		e, err := keeper.ReadExit(p.paths.bundle(r.SandboxID, r.ID))
@@ -149,6 +183,6 @@ func (p *Pods) reconcile(c *Container, held *api.Container) {
 		if !errors.Is(err, fault.NotFound) {
 			slog.Warn("an exit record cannot be read", "container", r.name(), "err", err)
 		}
-		p.lost(c, "the node's boot or its keeper ended with this container, and nobody saw how")
+		p.vanished(c, "the node's boot or its keeper ended with this container, and nobody saw how")
 	}
 }

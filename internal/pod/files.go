@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -74,8 +75,12 @@ func hostsFile(r *SandboxRecord, attached *network.Result) ([]byte, error) {
 	}
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	name := hostname(r)
+	if strings.ContainsAny(name, " \t#") {
+		return b.Bytes(), nil // the kernel takes such a name, and no line of hosts(5) can have it
+	}
 	for _, ip := range attached.IPs {
-		fmt.Fprintf(&b, "%s\t%s\n", ip, hostname(r))
+		fmt.Fprintf(&b, "%s\t%s\n", ip, name)
 	}
 	return b.Bytes(), nil
 }

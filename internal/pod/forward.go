@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/stream"
 )
 
@@ -11,8 +10,8 @@ func (p *Pods) Forwardable(id string) (*Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r := s.Record(); r.State != Ready {
-		return nil, fault.New(fault.Precondition, "%s is %s, not ready", r.name(), r.State)
+	if err := s.Record().ready(); err != nil {
+		return nil, err
 	}
 	return s, nil
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -19,7 +21,6 @@ import (
 	"github.com/kuri-cri/kuri/internal/flight"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper"
-	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/quota"
@@ -83,6 +84,9 @@ type Pods struct {
 	sampler sampler // of what pods use
 	devices devices
 
+	// pending says why the pods were not compared with what the keeper holds yet, nil when they were.
+	pending atomic.Pointer[keeper.Hung]
+
 	closing   chan struct{} // closed when the daemon ends: waiting stops, what is done stays done
 	followers sync.WaitGroup
 }
@@ -138,18 +142,43 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	if err := p.prepareWritable(); err != nil {
 		slog.Error("the directory of the writable layers cannot be made", "err", err)
 	}
-	probed, err := p.Keeper.Probe(ctx, filepath.Join(o.Root, "pods"), o.ContainerRoot)
-	if err != nil {
+	// The records come first: beside a keeper that hangs they are what can be served.
+	todo := p.load()
+	var hung *keeper.Hung
+	switch p.Node.NoUserNamespaces, err = p.probe(ctx); {
+	case errors.As(err, &hung):
+		p.Node.NoUserNamespaces = "unknown, the keeper hung when kurid was started; start it anew"
+		slog.Error("the keeper hangs: what it holds is looked at when it goes on", "err", err)
+		p.pending.Store(hung)
+		p.followers.Go(func() { p.follow(todo, 0) })
+		return p, nil
+	case err != nil: // a full disk is no reason to serve nobody
 		slog.Error("what the kernel can is not known: pods with user namespaces are refused until the next start", "err", err)
-		probed = &api.ProbeResponse{NoUserNamespaces: "it could not be tried at the start of kurid: " + err.Error()}
+		p.Node.NoUserNamespaces = "it could not be tried at the start of kurid: " + err.Error()
 	}
-	p.Node.NoUserNamespaces = probed.NoUserNamespaces
-	seen, err := p.recover(ctx)
+	seen, err := p.recover(ctx, todo)
 	if err != nil {
 		return nil, err
 	}
-	p.followers.Go(func() { p.follow(seen) })
+	p.followers.Go(func() { p.follow(nil, seen) })
 	return p, nil
+}
+
+// compared returns nil when the pods are as the keeper has them, or else why they may not be, of kind Unavailable.
+func (p *Pods) compared() error {
+	if hung := p.pending.Load(); hung != nil {
+		return fmt.Errorf("kurid was started beside a keeper that hung, and has not seen yet what it holds: %w", hung)
+	}
+	return nil
+}
+
+// probe returns why pods cannot have user namespaces, "" when they can.
+func (p *Pods) probe(ctx context.Context) (string, error) {
+	probed, err := p.Keeper.Probe(ctx, filepath.Join(p.Root, "pods"), p.ContainerRoot)
+	if err != nil {
+		return "", fmt.Errorf("probe what the kernel can: %w", err)
+	}
+	return probed.NoUserNamespaces, nil
 }
 
 // Close stops following events and waits for the verbs in flight. Pods go on running.
@@ -198,11 +227,25 @@ func find[T any](m map[string]T, what, id string) (T, error) {
 	return none, fault.New(fault.Invalid, "%q begins the ids of %d %ss; give more digits", id, n, what)
 }
 
-// Sandbox returns the sandbox by its id or the unambiguous beginning of one. Error kinds: NotFound, Invalid.
+// Sandbox returns the sandbox, as the kernel has it, by its id or the unambiguous beginning of one. Error kinds: NotFound,
+// Invalid.
 func (p *Pods) Sandbox(id string) (*Sandbox, error) {
 	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return find(p.sandboxes, "pod sandbox", id)
+	s, err := find(p.sandboxes, "pod sandbox", id)
+	p.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	p.look(s)
+	return s, nil
+}
+
+// Snapshot returns a pod with its containers, as the kernel has it. Ids and errors are as for Sandbox.
+func (p *Pods) Snapshot(id string) (*Snapshot, error) {
+	if _, err := p.Sandbox(id); err != nil {
+		return nil, err
+	}
+	return p.snapshotOf(id)
 }
 
 // Container returns the container by its id or the unambiguous beginning of one. Error kinds: NotFound, Invalid.

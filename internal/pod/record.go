@@ -62,6 +62,10 @@ type SandboxRecord struct {
 	PodCgroup    bool   `json:"pod_cgroup,omitempty"`
 	OwnCgroup    bool   `json:"own_cgroup,omitempty"`
 
+	// CgroupRoots are the hierarchies in which the cgroup above the containers was there when the pod became ready.
+	CgroupRoots []string `json:"cgroup_roots,omitempty"`
+	// Gone says what of the pod is not in the kernel any more, so that it is not ready; "" for a pod that was stopped.
+	Gone string `json:"gone,omitempty"`
 	// Salvaged says that the record was lost, and made again from what the keeper holds.
 	Salvaged bool `json:"salvaged,omitempty"`
 
@@ -106,12 +110,15 @@ type ContainerRecord struct {
 	StopSignal  int    `json:"stop_signal"`      // the kernel's number
 	StopName    string `json:"stop_signal_name"` // the CRI's name of it
 
+	// StartFailure says why it cannot be started, "" when it may be. It has no process and no cgroup then.
+	StartFailure string `json:"start_failure,omitempty"`
+
 	CreatedAt  int64  `json:"created_at"` // nanoseconds since the epoch, 0 for not yet
 	StartedAt  int64  `json:"started_at,omitempty"`
 	FinishedAt int64  `json:"finished_at,omitempty"`
 	Pid        int    `json:"pid,omitempty"` // in the host's PID namespace, while it lives
 	ExitCode   int32  `json:"exit_code,omitempty"`
-	Reason     string `json:"reason,omitempty"`  // one word: Completed, Error, OOMKilled, ContainerStatusUnknown
+	Reason     string `json:"reason,omitempty"`  // one word: Completed, Error, OOMKilled, StartError, ContainerStatusUnknown
 	Message    string `json:"message,omitempty"` // a sentence for people
 }
 

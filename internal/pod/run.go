@@ -52,7 +52,12 @@ func (p *Pods) Run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
 	// 1. The same pod, asked for again, is the answer.
 	if s := p.ready(identityOf(cfg.GetMetadata())); s != nil {
-		return s, nil
+		if p.look(s); s.Record().State == Ready {
+			return s, nil
+		}
+	}
+	if err := p.compared(); err != nil {
+		return nil, err
 	}
 	back := undo.New(ctx)
 	defer back.Run()
@@ -101,7 +106,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	}
 
 	// 8. Ready.
-	if err := s.become(Ready, func(r *SandboxRecord) { r.Network = attached }); err != nil {
+	if err := s.become(Ready, func(r *SandboxRecord) { r.Network, r.CgroupRoots = attached, p.cgroupRoots(r) }); err != nil {
 		return nil, err
 	}
 	p.add(s)

@@ -134,11 +134,11 @@ func (p *Pods) salvageSandbox(held *api.Sandbox) *Sandbox {
 	}
 	r.Config = message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{Metadata: meta, Labels: podLabels(meta)}}
 	slog.Error("a pod runs whose record is lost; it is left to run, and can be stopped and removed", "pod", r.name())
-	s := &Sandbox{paths: p.paths, containers: make(map[string]*Container)}
+	s := &Sandbox{paths: p.paths, view: &p.view, containers: make(map[string]*Container)}
 	s.namespaces.Store(new(map[string]string))
 	s.rec.Store(r)
 	p.complain("write the record of "+r.name()+" anew", p.rewrite(p.paths.podDir(r.ID), func() error { return p.paths.writeSandbox(r) }))
-	p.sandboxes[r.ID] = s
+	p.add(s)
 	return s
 }
 
@@ -191,7 +191,7 @@ func (p *Pods) salvageContainer(held *api.Container) {
 	c.release = p.Layers.Hold(p.Layers.All())
 	p.complain("write the record of "+r.name()+" anew", p.rewrite(p.paths.containerDir(r.SandboxID, r.ID), func() error { return p.paths.writeContainer(r) }))
 	s.containers[r.ID] = c
-	p.containers[r.ID] = c
+	p.addContainer(c)
 }
 
 // rewrite calls write when dir is there, which is made.

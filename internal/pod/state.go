@@ -153,7 +153,7 @@ func (c *Container) becomeLocked(next State, change func(*ContainerRecord)) erro
 		change(&r)
 	}
 	err := c.paths.writeContainer(&r)
-	if err == nil || next == Exited {
+	if err == nil || next == Exited || next == Running {
 		c.publish(&r)
 	}
 	if next == Exited {

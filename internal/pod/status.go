@@ -187,6 +187,7 @@ func (p *Pods) List(filter *runtime.PodSandboxFilter) ([]*SandboxRecord, error) 
 		}
 		return nil, nil
 	}
+	p.lookAll()
 	var out []*SandboxRecord
 	p.mu.RLock()
 	for _, s := range p.sandboxes {

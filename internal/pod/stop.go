@@ -142,6 +142,10 @@ func (p *Pods) kill(ctx context.Context, c *Container) error {
 	if r.State == Exited {
 		return nil
 	}
+	if r.StartFailure != "" {
+		c.failStart()
+		return nil
+	}
 	if err := p.Keeper.Signal(ctx, r.ID, unix.SIGKILL, true); err != nil && !errors.Is(err, fault.NotFound) {
 		return fmt.Errorf("kill %s: %w", r.name(), err)
 	}

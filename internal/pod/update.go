@@ -93,8 +93,8 @@ func (p *Pods) UpdateSandbox(id string, overhead, resources *runtime.LinuxContai
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.Record()
-	if r.State != Ready {
-		return fault.New(fault.Precondition, "update %s: it is %s", r.name(), r.State)
+	if err := r.ready(); err != nil {
+		return fmt.Errorf("update %s: %w", r.name(), err)
 	}
 	return s.becomeLocked(Ready, func(r *SandboxRecord) {
 		if overhead != nil {

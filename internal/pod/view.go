@@ -131,8 +131,8 @@ func (v *view) hideContainer(c *Container) {
 	v.tell(EventDeleted, id, c.sandbox)
 }
 
-// Snapshot returns a pod as it is, by its id or the unambiguous beginning of one. Error kinds: NotFound, Invalid.
-func (v *view) Snapshot(id string) (*Snapshot, error) {
+// snapshotOf returns a pod as it is, by its id or the unambiguous beginning of one. Error kinds: NotFound, Invalid.
+func (v *view) snapshotOf(id string) (*Snapshot, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	s, err := find(v.sandboxes, "pod sandbox", id)

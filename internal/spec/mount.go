@@ -35,10 +35,13 @@ func (t *translation) mounts() error {
 			bound = append(bound, m)
 		}
 	}
-	bound = append(bound, t.volumeMounts()...)
 	bound = append(bound, asked...)
-	slices.SortStableFunc(bound, func(a, b specs.Mount) int { return depth(a.Destination) - depth(b.Destination) })
-	t.spec.Mounts = append(t.spec.Mounts, bound...)
+	byDepth := func(a, b specs.Mount) int { return depth(a.Destination) - depth(b.Destination) }
+	slices.SortStableFunc(bound, byDepth)
+	// No volume is at an asked mount or below one, and links of the image may lead an asked mount into one: volumes come first.
+	volumes := t.volumeMounts()
+	slices.SortStableFunc(volumes, byDepth)
+	t.spec.Mounts = append(append(t.spec.Mounts, volumes...), bound...)
 	return t.paths()
 }
 

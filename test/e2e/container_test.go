@@ -241,6 +241,9 @@ func TestStop(t *testing.T) {
 	ready := func(id string) {
 		harness.Eventually(t, 5*time.Second, "its trap is set", func() error {
 			for line := range strings.Lines(s.Output(t, id, "cat", "/proc/1/status")) {
+				if name, ok := strings.CutPrefix(line, "Name:\t"); ok && strings.TrimSpace(name) != "sh" {
+					return fmt.Errorf("the shell has not begun") // the container's init has a handler of its own
+				}
 				if v, ok := strings.CutPrefix(line, "SigCgt:\t"); ok {
 					if mask, _ := strconv.ParseUint(strings.TrimSpace(v), 16, 64); mask&(1<<(uint(syscall.SIGTERM)-1)) != 0 {
 						return nil

@@ -242,3 +242,19 @@ func TestIDsOutsideAUserNamespace(t *testing.T) {
 		t.Errorf("the last of them: %q", out)
 	}
 }
+
+// Two empty lists of paths, in a pod with a user namespace, are procMount Unmasked: nothing is mounted below /proc, and what
+// belongs to the pod's own namespaces can be written.
+func TestUnmaskedProc(t *testing.T) {
+	s := usernsShell(t, nil)
+	const look = "grep -c ' /proc/' /proc/mounts; echo 77 > /proc/sys/kernel/msgmax && cat /proc/sys/kernel/msgmax"
+	if out := s.says(t, inPod(nil), "sh", "-c", look); out != "0\n77\n" {
+		t.Errorf("unmasked: %q", out)
+	}
+	masked := inPod(func(_ *container, sc *security) {
+		sc.MaskedPaths, sc.ReadonlyPaths = []string{"/proc/kcore", "/proc/timer_list", "/proc/keys"}, []string{"/proc/sys", "/proc/irq"}
+	})
+	if out := s.says(t, masked, "sh", "-c", "(echo 78 > /proc/sys/kernel/msgmax) 2>/dev/null || echo read-only; grep -q ' /proc/sys proc ro' /proc/mounts && echo mounted"); out != "read-only\nmounted\n" {
+		t.Errorf("as a kubelet asks for by default: %q", out)
+	}
+}

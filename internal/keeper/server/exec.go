@@ -72,8 +72,8 @@ const beginLimit = 10 * time.Second
 // once, and what has begun is ended behind it: a process that hangs in the kernel is no reason to let the caller wait.
 func (s *Server) startExec(ctx context.Context, c *container, x *execution, req *api.ExecSession) (err error) {
 	limit := beginLimit
-	if req.BeginMs > 0 && req.BeginMs < int64(math.MaxInt64/time.Millisecond) {
-		limit = time.Duration(req.BeginMs) * time.Millisecond
+	if req.BeginMs > 0 {
+		limit = time.Duration(min(req.BeginMs, int64(math.MaxInt64/time.Millisecond))) * time.Millisecond
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
