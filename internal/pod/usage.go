@@ -15,7 +15,8 @@ import (
 )
 
 // The kernel is asked what pods use by one sampler, for all who ask: one pass over all of them every samplePeriod, while
-// somebody has asked within sampleLinger. Lists are answered from the last pass, whatever their number.
+// somebody has asked within sampleLinger. While metrics are asked for, every second pass has what they need beside. Lists
+// are answered from the last pass, whatever their number.
 const (
 	samplePeriod = 5 * time.Second
 	sampleLinger = 30 * time.Second
@@ -50,6 +51,7 @@ type sandboxUse struct {
 // sampler makes the passes. It is safe for concurrent use.
 type sampler struct {
 	last   atomic.Pointer[pass]
+	detail atomic.Pointer[pass]      // the last detailed one
 	passes flight.Group[bool, *pass] // by detailed
 
 	mu            sync.Mutex
@@ -77,7 +79,11 @@ func (p *Pods) sampled(ctx context.Context, detailed bool) (*pass, error) {
 		}
 	}
 	s.mu.Unlock()
-	if last := s.last.Load(); last != nil && now.Sub(last.began) < 2*samplePeriod && (last.detailed || !detailed) {
+	last := s.last.Load()
+	if detailed {
+		last = s.detail.Load()
+	}
+	if last != nil && now.Sub(last.began) < 3*samplePeriod {
 		return last, nil
 	}
 	made, _, err := s.passes.Do(ctx, detailed, func(context.Context) (*pass, error) { return p.samplePass(detailed), nil })
@@ -102,14 +108,17 @@ func (p *Pods) keepSampling() {
 			return
 		case now := <-tick.C:
 			s.mu.Lock()
-			detailed := now.Sub(s.askedDetailed) < 2*sampleLinger
-			if now.Sub(s.asked) > sampleLinger && !detailed {
+			wanted := now.Sub(s.askedDetailed) < 2*sampleLinger
+			if now.Sub(s.asked) > sampleLinger && !wanted {
 				s.runs = false
 				s.last.Store(nil)
+				s.detail.Store(nil)
 				s.mu.Unlock()
 				return
 			}
 			s.mu.Unlock()
+			had := s.detail.Load()
+			detailed := wanted && (had == nil || now.Sub(had.began) > 3*samplePeriod/2) // every second one
 			s.passes.Do(context.Background(), detailed, func(context.Context) (*pass, error) { return p.samplePass(detailed), nil })
 		}
 	}
@@ -125,6 +134,9 @@ func (p *Pods) samplePass(detailed bool) *pass {
 		p.sampleSandbox(made, s)
 	}
 	p.sampler.last.Store(made)
+	if detailed {
+		p.sampler.detail.Store(made)
+	}
 	return made
 }
 

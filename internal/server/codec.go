@@ -37,8 +37,11 @@ func newCodec() *codec {
 	return &codec{CodecV2: encoding.GetCodecV2("proto"), held: make(map[any]int), refused: make(map[any]error)}
 }
 
+// answer is a message that encodes itself.
+type answer interface{ encode() mem.BufferSlice }
+
 func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
-	if a, ok := v.(*execAnswer); ok {
+	if a, ok := v.(answer); ok {
 		return a.encode(), nil
 	}
 	return c.CodecV2.Marshal(v)

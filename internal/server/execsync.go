@@ -12,21 +12,32 @@ import (
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
-// execSyncInPieces returns the service with an ExecSync of ours: its answer is sent from the memory in which the output
-// was collected, up to 32 MiB, which counts as in use until it is sent.
-func execSyncInPieces(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
+// ownAnswers returns the service with handlers of ours for the methods whose answers encode themselves.
+func ownAnswers(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	out := *desc
 	out.Methods = slices.Clone(desc.Methods)
-	i := slices.IndexFunc(out.Methods, func(m grpc.MethodDesc) bool { return m.MethodName == "ExecSync" })
-	out.Methods[i].Handler = func(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
-		req := &runtime.ExecSyncRequest{}
+	for i := range out.Methods {
+		switch m := &out.Methods[i]; m.MethodName {
+		case "ExecSync":
+			m.Handler = handler[runtime.ExecSyncRequest]((*runtimeService).execSync)
+		case "ListPodSandboxMetrics":
+			m.Handler = handler[runtime.ListPodSandboxMetricsRequest]((*runtimeService).listPodSandboxMetrics)
+		}
+	}
+	return &out
+}
+
+// handler makes a method of the service one that gRPC calls.
+func handler[Q any](method func(s *runtimeService, ctx context.Context, req any) (any, error)) grpc.MethodHandler {
+	return func(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+		req := new(Q)
 		if err := decode(req); err != nil {
 			return nil, err
 		}
-		method, _ := grpc.Method(ctx)
-		return interceptor(ctx, req, &grpc.UnaryServerInfo{Server: srv, FullMethod: method}, srv.(*runtimeService).execSync)
+		name, _ := grpc.Method(ctx)
+		call := func(ctx context.Context, req any) (any, error) { return method(srv.(*runtimeService), ctx, req) }
+		return interceptor(ctx, req, &grpc.UnaryServerInfo{Server: srv, FullMethod: name}, call)
 	}
-	return &out
 }
 
 func (s *runtimeService) execSync(ctx context.Context, in any) (any, error) {
@@ -38,7 +49,8 @@ func (s *runtimeService) execSync(ctx context.Context, in any) (any, error) {
 	return (*execAnswer)(out), nil
 }
 
-// execAnswer is an ExecSyncResponse that is encoded without a copy.
+// execAnswer is an ExecSyncResponse that is sent from the memory in which the output was collected, up to 32 MiB, which
+// counts as in use until it is sent.
 type execAnswer pod.Output
 
 // encode returns the message on the wire. The memory is given back as the transport frees the buffers.

@@ -71,7 +71,7 @@ func Listen(o Options) (*Server, error) {
 	images := &imageService{store: o.Images, pods: o.Pods}
 
 	main := s.newGRPC()
-	register(main, execSyncInPieces(&runtime.RuntimeService_ServiceDesc), cri)
+	register(main, ownAnswers(&runtime.RuntimeService_ServiceDesc), cri)
 	kuriv1.RegisterNetworkServer(main, &networkService{prune: o.PruneNetwork})
 	kuriv1.RegisterFilesServer(main, &filesService{pods: o.Pods})
 	s.grpc = append(s.grpc, main)
