@@ -27,6 +27,9 @@ const (
 	// An archive may unpack to so many times its bytes, beyond so many bytes. Its layers may be plain, and packed together.
 	maxArchiveRatio = 250
 	freeArchive     = 1 << 30
+
+	maxDocuments = 64 << 20 // bytes of manifests, indexes and configs that are read of an archive
+	maxImages    = 10_000   // in an archive
 )
 
 // archive is an image archive, spooled to the disk. Its files are numbered there: a name of the archive is never a path.
@@ -39,6 +42,7 @@ type archive struct {
 
 	arrived counted // bytes of the archive as it came
 	spooled int64   // bytes of its files
+	parsed  int64   // bytes of documents that were read
 }
 
 // counted counts what is read.
@@ -259,6 +263,9 @@ func (a *archive) read(name string, limit int64) ([]byte, error) {
 	}
 	if int64(len(body)) > limit {
 		return nil, fault.New(fault.Exhausted, "the file %q has more than the %d bytes that are accepted", clip(name), limit)
+	}
+	if a.parsed += int64(len(body)); a.parsed > maxDocuments {
+		return nil, fault.New(fault.Exhausted, "the archive has more than the %d MiB of manifests and configs that are accepted: load its images from several archives", maxDocuments>>20)
 	}
 	return body, nil
 }

@@ -85,6 +85,7 @@ func TestNamesOfAnArchive(t *testing.T) {
 		"no names, one platform":        {d.tar(with(twoDesc, "platform", here), with(oneDesc, "platform", here)), "", "one= two="},
 		"labelled for others":           {d.tar(with(foreignDesc, "platform", there)), "", "foreign="},
 		"for others only":               {d.tar(with(full(foreignDesc, "x:1"), "platform", there), with(full(twoDesc, "x:1"), "platform", platform("linux", "riscv64"))), "", "linux/s390x"},
+		"too many to be honest":         {d.tar(slices.Repeat([]object{oneDesc}, maxImages+1)...), "", "more than"},
 		"Windows":                       {d.tar(full(windowsDesc, "x:1")), "", "not made for this node"},
 		"named and not":                 {d.tar(full(oneDesc, "x:1"), twoDesc), "y", "one=docker.io/library/x:1 two=docker.io/library/y:latest"},
 		"names that are none":           {d.tar(full(oneDesc, "<none>:<none>"), full(twoDesc, "sha256:"+hex)), "", "one= two="},

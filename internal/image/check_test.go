@@ -16,6 +16,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/registry"
+	"github.com/kuri-cri/kuri/internal/rootfs"
 )
 
 func anonymous(registry.Reference) registry.Auth { return registry.Auth{} }
@@ -260,4 +261,38 @@ func TestDescribeHoldsNobodyUp(t *testing.T) {
 	if err := <-described; !errors.Is(err, fault.NotFound) {
 		t.Errorf("of an image that was removed meanwhile: %v", err)
 	}
+}
+
+// A layer that an image has twice is checked once, fetched once, and held as often as it is there.
+func TestRepairOfALayerThatIsThereTwice(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	twice, other := layerOf(t, file{"a", "x"}), layerOf(t, file{"b", "y"})
+	s := openStore(t, "")
+	img := pull(t, s, h.push("app:1", imageOf(t, "1", twice, other, twice, other)))
+	same := pull(t, s, h.push("app:2", imageOf(t, "2", twice, twice)))
+	for n := range 2 {
+		if err := os.WriteFile(inLayer(s, img, n, []string{"a", "b"}[n]), []byte("damage"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found := check(t, s, true); len(found) != 2 || !found[0].Repaired || !found[1].Repaired {
+		t.Errorf("%+v", found)
+	}
+	if fileIn(t, s, img, "a") != "x" || fileIn(t, s, same, "a") != "x" {
+		t.Error("the layer is not repaired")
+	}
+	if err := s.Diff(t.Context(), img.ID, func(digest.Digest, rootfs.Change) error { return nil }); err != nil {
+		t.Error(err)
+	}
+	if err := s.Remove(same.ID); err != nil {
+		t.Fatal(err)
+	}
+	if fileIn(t, s, img, "a") != "x" {
+		t.Error("the layer has gone with the other image")
+	}
+	if err := s.Remove(img.ID); err != nil {
+		t.Fatal(err)
+	}
+	nothingAtAll(t, s)
 }

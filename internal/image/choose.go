@@ -158,11 +158,28 @@ func (c *chooser) misses(p imagespec.Platform) {
 	}
 }
 
-// shelf is what an index has that is not the image for the platform, but may have to do.
+// shelf is what an index has that is not the image for the platform, but may have to do. Only the first of each is kept.
 type shelf struct {
-	misfits   []*choice // images that name another platform, where the index names none
-	artifacts []*choice
-	errs      []error
+	misfit   *choice // an image that names another platform, where the index names none
+	misfits  []imagespec.Platform
+	artifact *choice
+	missed   bool  // an index for other platforms was among them
+	err      error // of an entry that is no image
+}
+
+// put takes in an entry that is not the image.
+func (s *shelf) put(f *choice, err error) {
+	switch {
+	case errors.Is(err, errMisfit):
+		s.missed = true
+	case err != nil:
+		s.err = cmp.Or(s.err, err)
+	case f.artifact:
+		s.artifact = cmp.Or(s.artifact, f)
+	default:
+		s.misfit = cmp.Or(s.misfit, f)
+		s.misfits = append(s.misfits, f.config.Platform)
+	}
 }
 
 // fromIndex returns the image for the platform: the best that the index has for it, or else the first image among the
@@ -188,12 +205,8 @@ func (c *chooser) fromIndex(ctx context.Context, doc *document, depth int) (*cho
 		switch {
 		case err != nil && (d.exact || !passable(err)):
 			return nil, err
-		case err != nil:
-			kept.errs = append(kept.errs, err)
-		case f.artifact:
-			kept.artifacts = append(kept.artifacts, f)
-		case f.misfit != "" && !d.exact:
-			kept.misfits = append(kept.misfits, f)
+		case err != nil, f.artifact, f.misfit != "" && !d.exact:
+			kept.put(f, err)
 		case found != nil && !slices.Equal(found.rawConfig, f.rawConfig):
 			return nil, fault.New(fault.Invalid, "two images have the name and fit this node: %s and %s", found.digests[0], f.digests[0])
 		case found == nil:
@@ -208,20 +221,17 @@ func (c *chooser) fromIndex(ctx context.Context, doc *document, depth int) (*cho
 
 // best returns what has to do.
 func (s *shelf) best(c *chooser, toldPlatforms bool) (*choice, error) {
-	for _, err := range s.errs {
-		if !errors.Is(err, errMisfit) {
-			return nil, err
-		}
-	}
 	switch {
-	case toldPlatforms || len(s.errs) > 0:
-	case len(s.misfits) == 1 && checkPlatform(s.misfits[0].config, c.platform) == nil:
-		return s.misfits[0], nil
-	case len(s.misfits) == 0 && len(s.artifacts) > 0:
-		return s.artifacts[0], nil
+	case s.err != nil:
+		return nil, s.err
+	case toldPlatforms || s.missed:
+	case len(s.misfits) == 1 && checkPlatform(s.misfit.config, c.platform) == nil:
+		return s.misfit, nil
+	case len(s.misfits) == 0 && s.artifact != nil:
+		return s.artifact, nil
 	}
-	for _, m := range s.misfits {
-		c.misses(m.config.Platform)
+	for _, p := range s.misfits {
+		c.misses(p)
 	}
 	return nil, errMisfit
 }

@@ -13,13 +13,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/layer"
 )
 
-// documents are a config and perhaps a manifest that are written, and not in their places yet.
+// documents are a config and manifests that are written, and not in their places yet.
 type documents struct {
 	store *Store
 	files map[digest.Digest]string // their places are named by these digests
 }
 
-// stage writes the bodies that are not nil. The caller discards the documents.
+// stage writes the bodies that are not nil, each once. The caller discards the documents.
 func (s *Store) stage(bodies ...[]byte) (*documents, error) {
 	d := &documents{s, make(map[digest.Digest]string)}
 	for _, body := range bodies {
@@ -27,6 +27,9 @@ func (s *Store) stage(bodies ...[]byte) (*documents, error) {
 			continue
 		}
 		id := digest.FromBytes(body)
+		if d.files[id] != "" {
+			continue
+		}
 		if err := d.write(id, body); err != nil {
 			d.discard()
 			return nil, layer.DiskError(s.root, fmt.Errorf("write %s: %w", id, err))

@@ -206,7 +206,7 @@ func (s *Store) commit(c *content, docs *documents, patch digest.Digest, n names
 		}
 	}
 	slices.Sort(rec.Documents)
-	rec.Documents = slices.DeleteFunc(slices.Compact(rec.Documents), func(d digest.Digest) bool { return d == rec.Manifest })
+	rec.Documents = slices.DeleteFunc(slices.Compact(rec.Documents), func(d digest.Digest) bool { return d == rec.Manifest || d == id })
 	img, err := s.point(e, rec, n)
 	if err != nil && before == nil {
 		e.release()

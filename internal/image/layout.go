@@ -63,6 +63,9 @@ func (a *archive) layoutImages(ctx context.Context) ([]*load, error) {
 	if err != nil {
 		return nil, fmt.Errorf("index.json: %w", err)
 	}
+	if len(top.Manifests) > maxImages {
+		return nil, fault.New(fault.Exhausted, "index.json has more than %d entries", maxImages)
+	}
 	var loads []*load
 	var missed error
 	for _, g := range groupsOf(top) {
@@ -221,6 +224,9 @@ func (a *archive) dockerImages(ctx context.Context) ([]*load, error) {
 	var entries []dockerEntry
 	if err := json.Unmarshal(body, &entries); err != nil {
 		return nil, fault.New(fault.Invalid, "manifest.json is not that of a docker-archive: %w", err)
+	}
+	if len(entries) > maxImages {
+		return nil, fault.New(fault.Exhausted, "manifest.json has more than %d images", maxImages)
 	}
 	var loads []*load
 	for _, e := range entries {

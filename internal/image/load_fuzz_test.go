@@ -22,14 +22,15 @@ func FuzzLoad(f *testing.F) {
 	artifact := `{"schemaVersion":2,"artifactType":"application/x","config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"CONFIG","size":2},"layers":[{"mediaType":"text/plain","digest":"LAYER","size":2048,"annotations":{"org.opencontainers.image.title":"../x"}}]}`
 	nested := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"MANIFEST","size":1}]}`
 	dockers := `[{"Config":"config","RepoTags":["app:1"],"Layers":["layer"]}]`
-	f.Add(false, index, manifest, config)
-	f.Add(false, index, artifact, `{}`)
-	f.Add(false, index, nested, config)
-	f.Add(true, dockers, manifest, config)
-	f.Add(true, `[{"Config":"layer","Layers":["config","layer"]}]`, "", config)
+	f.Add(false, index, manifest, config, "")
+	f.Add(false, index, artifact, `{}`, "")
+	f.Add(false, index, nested, config, "")
+	f.Add(true, dockers, manifest, config, "")
+	f.Add(true, `[{"Config":"layer","Layers":["config","layer"]}]`, "", config, "")
+	f.Add(false, index, manifest, config, `{"version":1,"images":[{"id":"CONFIG","manifest":"MANIFEST","documents":["INDEX","CONFIG"],"names":["app:1","x@MANIFEST","y@INDEX linux/arm64"]}]}`)
 	layers := tarOf(f, file{"etc/a", "x"})
 	s := openStore(f, "")
-	f.Fuzz(func(t *testing.T, docker bool, index, manifest, config string) {
+	f.Fuzz(func(t *testing.T, docker bool, index, manifest, config, travel string) {
 		top := "index.json"
 		if docker {
 			top = "manifest.json"
@@ -45,9 +46,10 @@ func FuzzLoad(f *testing.F) {
 		manifest = fill(manifest)
 		at["MANIFEST"] = digest.FromString(manifest).String()
 		index = fill(index)
+		at["INDEX"] = digest.FromString(index).String()
 		blob := func(d string) string { return "blobs/sha256/" + strings.TrimPrefix(d, "sha256:") }
 		archive := tarOf(t, file{top, index}, file{"config", config}, file{"layer", string(layers)},
-			file{blob(at["LAYER"]), string(layers)}, file{blob(at["CONFIG"]), config}, file{blob(at["MANIFEST"]), manifest})
+			file{blob(at["LAYER"]), string(layers)}, file{blob(at["CONFIG"]), config}, file{blob(at["MANIFEST"]), manifest}, file{blob(at["INDEX"]), index}, file{travelFile, fill(travel)})
 		images, err := s.Load(t.Context(), bytes.NewReader(archive), "")
 		if err != nil && fault.Of(err) == "" {
 			t.Errorf("an error of no kind: %v", err)

@@ -6,8 +6,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,6 +121,9 @@ func (s *Store) forSaving(name string) (img *saved, release func(), err error) {
 		return nil, nil, fault.New(fault.NotFound, "image %q is not on this node", name)
 	}
 	img = &saved{Description: d, rec: e.rec, names: namesToSave(e, name)}
+	if err := errors.Join(s.checkBlob(e.rec.ID, "config"), s.checkManifest(e.rec)); err != nil {
+		return nil, nil, fault.As(fault.Corrupt, fmt.Errorf("%w; kuri check --images --repair fetches it again", err))
+	}
 	if img.cfg, err = parseConfig(d.Config); err != nil {
 		return nil, nil, err
 	}
@@ -281,21 +286,22 @@ func (w *saver) artifactFile(ctx context.Context, root *os.Root, d imagespec.Des
 
 // travel writes what another Kuri takes the image's names with a digest from: those that can be shown.
 func (w *saver) travel(img *saved) error {
-	t := travelImage{ID: img.rec.ID, Manifest: img.rec.Manifest, Documents: img.rec.Documents}
+	t := travelImage{ID: img.rec.ID, Manifest: img.rec.Manifest}
 	p := newPapers(img.Description.Config, len(img.cfg.RootFS.DiffIDs))
-	bodies := [][]byte{img.Manifest}
-	for _, id := range img.rec.Documents {
-		body, err := os.ReadFile(w.store.blob(id))
-		if err != nil {
+	if t.Manifest != "" {
+		p.add(img.Manifest)
+		if _, err := w.blob("", img.Manifest); err != nil {
 			return err
 		}
-		bodies = append(bodies, body)
 	}
-	for _, body := range bodies {
-		if body == nil {
+	for _, id := range img.rec.Documents {
+		body, err := os.ReadFile(w.store.blob(id))
+		if err != nil || digest.FromBytes(body) != id {
+			slog.Warn("a document of an image is damaged; it is saved without the names that this shows", "image", img.ID, "document", id)
 			continue
 		}
 		p.add(body)
+		t.Documents = append(t.Documents, id)
 		if _, err := w.blob("", body); err != nil {
 			return err
 		}

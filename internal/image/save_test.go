@@ -283,13 +283,15 @@ func TestNamesWithADigestAreShown(t *testing.T) {
 		"no platform":                 {travel(func(d *travels) { d.Images[0].Names = []string{"x:1 what/is/this/then"} }), fault.Invalid},
 		"an odd digest":               {travel(func(d *travels) { d.Images[0].Manifest = "sha256:../../x" }), fault.Invalid},
 		"an odd digest of a document": {travel(func(d *travels) { d.Images[0].Documents = []digest.Digest{"x:y"} }), fault.Invalid},
-		"too many documents":          {travel(func(d *travels) { d.Images[0].Documents = slices.Repeat(d.Images[0].Documents, 1000) }), fault.Exhausted},
-		"the manifest is gone":        {blob(rec.Manifest, gone), fault.Invalid},
-		"the manifest is damaged":     {blob(rec.Manifest, damage), fault.Corrupt},
-		"the index is damaged":        {blob(rec.Documents[0], damage), fault.Corrupt},
-		"the config is damaged":       {blob(rec.ID, damage), fault.Corrupt},
-		"a layer is damaged":          {blob(img.DiffIDs[0], damage), fault.Corrupt},
-		"a layer is gone":             {blob(img.DiffIDs[0], gone), fault.Invalid},
+		"too many documents": {travel(func(d *travels) {
+			d.Images[0].Documents = slices.Repeat(d.Images[0].Documents, 400_000/len(d.Images[0].Documents))
+		}), fault.Exhausted},
+		"the manifest is gone":    {blob(rec.Manifest, gone), fault.Invalid},
+		"the manifest is damaged": {blob(rec.Manifest, damage), fault.Corrupt},
+		"the index is damaged":    {blob(rec.Documents[0], damage), fault.Corrupt},
+		"the config is damaged":   {blob(rec.ID, damage), fault.Corrupt},
+		"a layer is damaged":      {blob(img.DiffIDs[0], damage), fault.Corrupt},
+		"a layer is gone":         {blob(img.DiffIDs[0], gone), fault.Invalid},
 		"not JSON": {repacked(t, good, func(name string, body []byte) []byte {
 			return map[bool][]byte{true: []byte("{"), false: body}[name == travelFile]
 		}), fault.Invalid},
@@ -386,4 +388,48 @@ func TestImageWithoutLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	nothingAtAll(t, s)
+}
+
+// What is damaged is not saved as if it were whole: an index costs the names that it shows, the rest the image.
+func TestSavingWhatIsDamaged(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	ref := h.pushIndex("app:1", indexOf(t, imageOf(t, "1", layerOf(t, file{"a", "x"}))))
+	for name, row := range map[string]struct {
+		at    func(s *Store, img *Image, rec imageRecord) string
+		saved bool
+	}{
+		"config":   {func(s *Store, img *Image, rec imageRecord) string { return s.blob(rec.ID) }, false},
+		"manifest": {func(s *Store, img *Image, rec imageRecord) string { return s.blob(rec.Manifest) }, false},
+		"layer":    {func(s *Store, img *Image, rec imageRecord) string { return inLayer(s, img, 0, "a") }, false},
+		"index":    {func(s *Store, img *Image, rec imageRecord) string { return s.blob(rec.Documents[0]) }, true},
+	} {
+		s := openStore(t, "")
+		img := pull(t, s, ref)
+		at := row.at(s, img, s.entries[digest.Digest(img.ID)].rec)
+		body, err := os.ReadFile(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, change := range map[string]func() error{
+			"damaged": func() error { body[len(body)/2] ^= 1; return os.WriteFile(at, body, 0o600) },
+			"gone":    func() error { return os.Remove(at) },
+		} {
+			if err := change(); err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			err = s.Save(t.Context(), &out, ref)
+			if (err == nil) != row.saved {
+				t.Errorf("%s %s: %v", name, what, err)
+			}
+			if err != nil {
+				continue
+			}
+			got, err := loadedFrom(t, out.Bytes(), "").Get(ref)
+			if err != nil || got.ID != img.ID || len(got.Digests) != 0 {
+				t.Errorf("%s %s: %+v, %v", name, what, got, err)
+			}
+		}
+	}
 }
