@@ -49,7 +49,11 @@ This needs Kuri's own runtime.`,
 }
 
 func describeImage(ctx context.Context, img *client.Images, name string) (*kuriv1.ImageDescription, error) {
-	d, err := img.Kuri.Describe(ctx, &kuriv1.DescribeRequest{Image: name})
+	ref, err := imageArg(ctx, img, name)
+	if err != nil {
+		return nil, err
+	}
+	d, err := img.Kuri.Describe(ctx, &kuriv1.DescribeRequest{Image: ref})
 	switch {
 	case status.Code(err) == codes.NotFound:
 		return nil, notFound("there is no image %q", name)

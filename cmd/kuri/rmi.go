@@ -109,6 +109,18 @@ func findImage(ctx context.Context, img *client.Images, name string) (*runtimeap
 	return nil, notFound("there is no image %q", name)
 }
 
+// imageArg returns the name by which the runtime finds the image that is meant by name.
+func imageArg(ctx context.Context, img *client.Images, name string) (string, error) {
+	i, err := findImage(ctx, img, name)
+	if err != nil {
+		return "", err
+	}
+	if strings.HasPrefix(name, idPrefix) {
+		return i.Id, nil
+	}
+	return name, nil
+}
+
 // byChance reports whether a runtime found an image because name, which may be no id at all, is the beginning of its id.
 func byChance(i *runtimeapi.Image, name string) bool {
 	if len(name) >= minID || len(imagesWithID([]*runtimeapi.Image{i}, name)) == 0 {

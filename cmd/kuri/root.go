@@ -89,6 +89,7 @@ exit code of what they ran.`,
 		c.loginCommand(), c.logoutCommand(), c.networkCommand(),
 		c.infoCommand(), c.versionCommand(),
 	)
+	addExamples(root)
 	return root
 }
 

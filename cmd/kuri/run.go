@@ -285,13 +285,21 @@ func (r *run) startContainer(ctx context.Context, p *runningPod, ct manifest.Con
 	}
 	made, err := r.rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandbox, Config: config, SandboxConfig: p.config})
 	if err != nil {
-		return "", fmt.Errorf("create container %s: %w", ct.Name, err)
+		return "", about("create container "+ct.Name, err)
 	}
 	p.containers = append(p.containers, runningContainer{Container: ct, id: made.ContainerId})
 	if _, err := r.rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
-		return "", fmt.Errorf("start container %s: %w", ct.Name, err)
+		return "", about("start container "+ct.Name, err)
 	}
 	return made.ContainerId, nil
+}
+
+// about says what was being done where the runtime's error does not say it itself.
+func about(what string, err error) error {
+	if s := answer(err); s != nil && strings.HasPrefix(s.Message(), what) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // finish waits for an init container. One that fails takes the pod with it, so the end of its log is shown.

@@ -50,7 +50,13 @@ func (c *cli) save(ctx context.Context, to string, images []string) error {
 		return err
 	}
 	defer img.Close()
-	stream, err := img.Kuri.Save(ctx, &kuriv1.SaveRequest{Images: images})
+	refs := make([]string, len(images))
+	for i, name := range images {
+		if refs[i], err = imageArg(ctx, img, name); err != nil {
+			return err
+		}
+	}
+	stream, err := img.Kuri.Save(ctx, &kuriv1.SaveRequest{Images: refs})
 	if err != nil {
 		return onlyKuri(img, "saving images", err)
 	}

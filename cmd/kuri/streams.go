@@ -112,10 +112,11 @@ type codedError struct {
 
 func (c codedError) Unwrap() error { return c.error }
 
-// What runtimes say of a command that is not in the container, or is there and cannot be run.
+// What runtimes say of a command that is not in the container, or is there and cannot be run, be it for its directory.
 var (
-	noCommand     = regexp.MustCompile("executable file .*not found|exec: \"[^\"]*\": .*no such file or directory")
-	notExecutable = regexp.MustCompile(`(exec: "[^"]*": |exec failed: |exec format error).*(permission denied|is a directory|not a directory|exec format error)|exec format error`)
+	workingDirectory = regexp.MustCompile(`exec: "[^"]*": .*working directory|chdir to cwd`)
+	noCommand        = regexp.MustCompile("executable file .*not found|exec: \"[^\"]*\": .*no such file or directory")
+	notExecutable    = regexp.MustCompile(`(exec: "[^"]*": |exec failed: |exec format error).*(permission denied|is a directory|not a directory|exec format error)|exec format error`)
 )
 
 // notRun gives the error of an exec the exit code that a shell would have, where the command could not be run.
@@ -124,6 +125,8 @@ func notRun(err error) error {
 	switch {
 	case err == nil || errors.As(err, &code):
 		return err
+	case workingDirectory.MatchString(err.Error()):
+		return codedError{err, exitNotExecutable}
 	case noCommand.MatchString(err.Error()):
 		return codedError{err, exitNoCommand}
 	case notExecutable.MatchString(err.Error()):

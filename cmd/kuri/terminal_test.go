@@ -49,6 +49,8 @@ func TestExecCodes(t *testing.T) {
 		`exec: "/tmp": find the program: is a directory`:                                                                                    126,
 		`exec: "/etc/passwd": find the program: permission denied`:                                                                          126,
 		`exec: "/x": exec format error`:                                                                                                     126,
+		`exec in container c: exec: "ls": the container's working directory /w is gone, make it anew (no such file or directory)`:           126,
+		`exec failed: unable to start container process: chdir to cwd ("/w") set in config.json failed: no such file or directory`:          126,
 		"working directory /gone: no such file or directory":                                                                                1,
 		"the connection broke": 1,
 	} {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 )
 
 // No error of usage has the words of a library, or the type of a value in Go's words.
@@ -19,4 +21,41 @@ func TestUsageErrorsArePlain(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Every verb has examples, whose verbs and flags are there.
+func TestExamples(t *testing.T) {
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+		if cmd.HasSubCommands() || cmd.Hidden {
+			return
+		}
+		if cmd.Example == "" {
+			t.Errorf("%s has no example", cmd.CommandPath())
+		}
+		for line := range strings.Lines(cmd.Example) {
+			_, line, ok := strings.Cut(line, "kuri ")
+			line, _, _ = strings.Cut(line, "   ")
+			for _, end := range []string{"|", "<"} {
+				line, _, _ = strings.Cut(line, end)
+			}
+			began := false
+			c, _, _ := newCLI(nil)
+			root := c.root(&began)
+			of, rest, err := root.Find(strings.Fields(line))
+			if err != nil || !ok || of == root {
+				t.Errorf("%s: the example %q is of no verb: %v", cmd.CommandPath(), line, err)
+				continue
+			}
+			if err := of.ParseFlags(rest); err != nil {
+				t.Errorf("%s: the example %q: %v", cmd.CommandPath(), line, err)
+			}
+		}
+	}
+	began := false
+	c, _, _ := newCLI(nil)
+	walk(c.root(&began))
 }

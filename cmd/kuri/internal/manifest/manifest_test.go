@@ -203,6 +203,7 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 		{name: "empty", manifest: "# nothing\n---\n", problem: "the manifest is empty"},
 		{name: "no containers", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {}\n", problem: "spec.containers: at least one"},
 		{name: "no name", manifest: "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: c, image: i}]}\n", problem: "metadata.name: a name is needed"},
+		{name: "a name in upper case", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: Web}\nspec: {containers: [{name: c, image: i}]}\n", problem: "start and end with an alphanumeric character"},
 		{name: "a name that is a path", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: ../x}\nspec: {containers: [{name: c, image: i}]}\n", problem: `metadata.name: "../x"`},
 		{name: "a namespace that is a path", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: a/b}\nspec: {containers: [{name: c, image: i}]}\n", problem: `metadata.namespace: "a/b"`},
 		{name: "a container that is a path", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: .., image: i}]}\n", problem: `spec.containers[0].name: ".."`},
@@ -224,6 +225,9 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 			if tt.problem != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.problem) {
 					t.Fatalf("error %v, want one with %q", err, tt.problem)
+				}
+				if strings.Contains(err.Error(), "regex") {
+					t.Errorf("a regular expression: %v", err)
 				}
 				return
 			}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -42,8 +43,12 @@ func (v *validator) warn(field, why string) {
 }
 
 func (v *validator) wrong(field, format string, args ...any) {
-	v.problems = append(v.problems, field+": "+fmt.Sprintf(format, args...))
+	text := form.ReplaceAllString(fmt.Sprintf(format, args...), "")
+	v.problems = append(v.problems, field+": "+text)
 }
+
+// form is the regular expression at the end of what Kubernetes says of a name, after it has said it in words.
+var form = regexp.MustCompile(` \(e\.g\. .*regex used for validation is .*\)$`)
 
 func (v *validator) names() {
 	m := &v.pod.ObjectMeta
