@@ -38,9 +38,10 @@ func EncodeError(err error) error {
 		return nil
 	}
 	code := codes.Unknown
-	kind := fault.Of(err)
+	// An error that tells of the node (no descriptors, a full disk) is that, whatever was being done when it came.
+	kind := fault.OfErrno(err)
 	if kind == "" {
-		kind = fault.OfErrno(err)
+		kind = fault.Of(err)
 	}
 	for _, w := range wire {
 		if w.kind == kind {

@@ -663,6 +663,13 @@ static void await_start(void)
 		_exit(255);
 }
 
+// refused ends a process whose program only the kernel would not take, in the words that runc has for it.
+__attribute__((noreturn)) static void refused(const char *file, const char *why)
+{
+	dprintf(2, "exec %s: %c%s\n", file, *why | 0x20, why + 1);
+	_exit(255);
+}
+
 static void begin_container(void)
 {
 	char *file;
@@ -726,5 +733,5 @@ static void begin_container(void)
 	if (!filter_takes())
 		load_filter();
 	execve(file, r.args, r.env);
-	_exit(errno == ENOENT ? 127 : 126);
+	refused(file, strerror(errno));
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
-	"github.com/opencontainers/runc/libcontainer/exeseal"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init, which enters its namespaces
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -42,6 +41,7 @@ func NewEmbedded(root string) *Embedded {
 		f.Close()
 	}
 	learnNames()
+	sealed()
 	return &Embedded{root: root, forks: forkServer{sock: -1}}
 }
 
@@ -142,7 +142,7 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 	if p := swapProperty(config.Cgroups); p != nil {
 		config.Cgroups.SystemdProps = append(config.Cgroups.SystemdProps, *p)
 	}
-	if beyondInit(spec, config, systemdCgroup) == "" && exeseal.IsSelfExeCloned() {
+	if beyondInit(spec, config, systemdCgroup) == "" && sealed() {
 		if made, err := e.createNative(id, spec, config, stdio); !unable(err) {
 			return made, err
 		}

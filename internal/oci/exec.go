@@ -15,7 +15,6 @@ import (
 	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
-	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -61,7 +60,7 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 	}
 	if config.Seccomp != nil {
 		// The process that makes the filter may be seen from a container that has the host's processes: CVE-2019-5736.
-		if !exeseal.IsSelfExeCloned() {
+		if !sealed() {
 			x.beyond = errNoForkServer.Error()
 			return x, nil
 		}

@@ -27,7 +27,7 @@ type forkServer struct {
 // start starts the process. The lock is held.
 func (s *forkServer) start() error {
 	// What a container can see of the program must not be the file on the disk: CVE-2019-5736.
-	if !exeseal.IsSelfExeCloned() {
+	if !sealed() {
 		return errNoForkServer
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -49,6 +49,13 @@ func (s *forkServer) start() error {
 	s.sock = pair[0]
 	return nil
 }
+
+// errKilled says that a process has ended without a word.
+var errKilled = errors.New("it was killed before it began; has the container memory left?")
+
+// sealed reports whether this program runs from a copy that nothing can write to. It is asked once: later there may be no
+// descriptor left to find out.
+var sealed = sync.OnceValue(exeseal.IsSelfExeCloned)
 
 // errNoForkServer says that this program is not a copy that nothing can write to.
 var errNoForkServer = errors.New("the program is not sealed")
@@ -169,7 +176,7 @@ func converse(talk *os.File, server int, body []byte) (b begun, err error) {
 		b = begun{passing: forked[server], pid: forked[forked[server]], ready: ready}
 		switch {
 		case err == io.EOF && failed == nil && b.pid == 0 && ready == 0:
-			return b, errors.New("it was killed before it began; has the container memory left?")
+			return b, errKilled
 		case err == io.EOF:
 			return b, failed
 		case err != nil:

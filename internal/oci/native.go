@@ -14,7 +14,6 @@ import (
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
-	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"github.com/opencontainers/runc/libcontainer/system"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -278,9 +277,6 @@ func (n *native) record(config configs.Config) error {
 
 // fork has the fork server make the process, and waits until it is at the start line.
 func (n *native) fork(e *Embedded, spec *specs.Spec, config *configs.Config, start *os.File, stdio Stdio) error {
-	if !exeseal.IsSelfExeCloned() {
-		return errNoForkServer
-	}
 	body, joined, err := n.request(spec, config)
 	if err != nil {
 		return err
@@ -311,8 +307,8 @@ func (n *native) fork(e *Embedded, spec *specs.Spec, config *configs.Config, sta
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fault.New(fault.Deadline, "it did not come to its start line within %s; does a volume lie on a file server that does not answer?", initLimit)
-	case err == nil && b.ready != b.pid:
-		return fault.New(fault.Unstartable, "it was killed before it began; has the container memory left?")
+	case errors.Is(err, errKilled) || err == nil && b.ready != b.pid:
+		return fault.As(fault.Unstartable, errKilled)
 	}
 	return n.classify(spec, err)
 }
