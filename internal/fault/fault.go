@@ -82,6 +82,8 @@ func OfErrno(err error) Kind {
 		return Exhausted
 	case syscall.EIO:
 		return Unavailable
+	case syscall.EROFS:
+		return Precondition
 	}
 	return ""
 }
@@ -95,6 +97,8 @@ func Hint(err error) string {
 		return " (this node has as many files open as it may: raise the sysctl fs.file-max)"
 	case errors.Is(err, syscall.EIO):
 		return " (the device or file system failed: see the kernel's log)"
+	case errors.Is(err, syscall.EROFS):
+		return " (the kernel makes a file system read-only when its device fails: see its log, then mount it writable again)"
 	}
 	return ""
 }

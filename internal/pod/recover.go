@@ -43,11 +43,7 @@ func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, err er
 			p.complain("remove the rest of a pod", p.removeDirs(id))
 		}
 	}
-	for _, r := range todo.rests {
-		if r.State == Creating || held.containers[r.ID] == nil {
-			p.complain("remove the rest of a container", p.removeRest(ctx, r))
-		}
-	}
+	p.removeRests(ctx, todo, held)
 
 	// 3. What the keeper holds without a record that can be read goes on running.
 	p.salvage(ctx, held)
@@ -105,7 +101,10 @@ const keeperWait = 10 * time.Second
 func (p *Pods) salvage(ctx context.Context, held *holdings) {
 	for id, box := range held.sandboxes {
 		if _, err := p.Sandbox(id); err != nil {
-			p.salvageSandbox(box)
+			// Its containers' own records may be whole.
+			todo := &recovery{}
+			p.loadContainers(p.salvageSandbox(box), todo)
+			p.removeRests(ctx, todo, held)
 		}
 	}
 	for id, c := range held.containers {
@@ -231,6 +230,15 @@ func (p *Pods) loadContainers(s *Sandbox, todo *recovery) {
 		p.labels.keep(r.ID, r.Labels)
 		s.containers[r.ID] = c
 		p.addContainer(c)
+	}
+}
+
+// removeRests removes what is left of containers that were being made or removed.
+func (p *Pods) removeRests(ctx context.Context, todo *recovery, held *holdings) {
+	for _, r := range todo.rests {
+		if r.State == Creating || held.containers[r.ID] == nil {
+			p.complain("remove the rest of a container", p.removeRest(ctx, r))
+		}
 	}
 }
 

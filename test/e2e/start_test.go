@@ -13,7 +13,10 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/compression"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/test/harness"
@@ -154,6 +157,9 @@ func TestDamagedRecordsKillNothing(t *testing.T) {
 				filepath.Join(d.State, "pods", pod, "pod.json"), filepath.Join(d.State, "pods", pod, "containers", id, "container.json"),
 			}
 		},
+		"pod alone, with its copy": func(pod, _ string) []string {
+			return []string{filepath.Join(d.Root, "pods", pod, "pod.json"), filepath.Join(d.State, "pods", pod, "pod.json")}
+		},
 		"container, with its copy": func(pod, id string) []string {
 			return []string{
 				filepath.Join(d.Root, "pods", pod, "containers", id, "container.json"), filepath.Join(d.State, "pods", pod, "containers", id, "container.json"),
@@ -191,7 +197,7 @@ func TestDamagedRecordsKillNothing(t *testing.T) {
 				}
 				s := d.ContainerStatus(t, id)
 				wantState := runtimeapi.ContainerState_CONTAINER_RUNNING
-				if strings.Contains(name, "cop") {
+				if strings.Contains(name, "cop") && strings.Contains(name, "container") {
 					wantState = runtimeapi.ContainerState_CONTAINER_UNKNOWN
 					if s.Reason == "" || !strings.Contains(s.Message, "record") {
 						t.Errorf("it does not say why: %v", s)
@@ -290,6 +296,11 @@ func TestRootIsReadOnly(t *testing.T) {
 			if out := d.Output(t, id, "echo", "works"); out != "works\n" {
 				t.Errorf("exec says %q", out)
 			}
+			if part == "" || part == "tmp" {
+				other := d.Registry.Push(t, "other:1", withFile(t, "other", types.OCILayer, compression.GZip))
+				_, err := pull(t, d, other, nil)
+				harness.WantError(t, err, codes.FailedPrecondition, "read-only file system", "mount it writable", d.Root)
+			}
 			d.StopContainer(t, id, 0)
 			if said, code := harness.RunKurid(t, "--root", d.Root, "--state", t.TempDir(), "--listen", t.TempDir()+"/s"); code == 0 || !strings.Contains(said, strconv.Itoa(d.Pid())) {
 				t.Errorf("a second daemon exits %d and says %s", code, said)
@@ -299,6 +310,52 @@ func TestRootIsReadOnly(t *testing.T) {
 			d.Continue(t)
 			d.RemovePod(t, pod)
 		})
+	}
+}
+
+// A state directory whose disk is full costs new pods, with an error that names it, and nothing that runs.
+func TestStateIsFull(t *testing.T) {
+	dir := t.TempDir()
+	state := filepath.Join(dir, "state")
+	if err := os.Mkdir(state, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", state, "tmpfs", 0, "size=8m,mode=711"); err != nil {
+		t.Skipf("SKIP: no tmpfs here: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(state, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	d := harness.Start(t, harness.Options{Dir: dir})
+	busybox := d.PullBusybox(t)
+	pod, id := d.RunAlone(t, "app", busybox, "sleep", "9000")
+	pid := harness.FindProcess(t, "sleep 9000")
+	free := fill(t, state)
+	d.Kill9(t)
+	d.Continue(t)
+	if s := d.ContainerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING || harness.FindProcess(t, "sleep 9000") != pid {
+		t.Errorf("what ran is told as %v", s)
+	}
+	if out := d.Output(t, id, "echo", "works"); out != "works\n" {
+		t.Errorf("exec says %q", out)
+	}
+	_, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("more")})
+	harness.WantError(t, err, codes.ResourceExhausted, "no space left", state)
+	_, err = d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+		PodSandboxId: pod, Config: harness.Container("more", busybox, "true"), SandboxConfig: harness.HostNetwork(harness.Pod("app")),
+	})
+	harness.WantError(t, err, codes.ResourceExhausted, "no space left", state)
+	d.StopContainer(t, id, 0)
+	if s := d.WaitExit(t, id); s.ExitCode != 137 {
+		t.Errorf("its end is told as %v", s)
+	}
+	d.RemovePod(t, pod)
+	free()
+	_, again := d.RunAlone(t, "again", busybox, "sleep", "1000")
+	if out := d.Output(t, again, "echo", "works"); out != "works\n" {
+		t.Errorf("exec says %q", out)
 	}
 }
 
