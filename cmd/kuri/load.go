@@ -62,6 +62,11 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 			if name != "" && !slices.ContainsFunc(loaded.Images, func(i *kuriv1.LoadedImage) bool { return named(i, name) }) {
 				fmt.Fprintf(c.err, "kuri: the archive names its images itself; --name %s was not used\n", printable(name))
 			}
+			for _, i := range loaded.Images {
+				for _, warning := range i.Warnings {
+					fmt.Fprintf(c.err, "kuri: warning: %s: %s\n", printable(strings.Join(append(slices.Clone(i.References), i.Id), ", ")), printable(warning))
+				}
+			}
 			return c.print(loaded, func() error {
 				for _, line := range loadLines(loaded.Images, before.Images) {
 					fmt.Fprintln(c.out, line)

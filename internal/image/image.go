@@ -28,6 +28,9 @@ type Image struct {
 	names []string // see nameFor
 }
 
+// MadeFor returns the platform that the image says it is made for, where that is not this node's, or "".
+func (i *Image) MadeFor() string { return madeFor(&imagespec.Image{Platform: i.Platform}, "") }
+
 // snapshot is all images at one moment. It is never changed after it was published.
 type snapshot struct {
 	list   []*Image          // sorted by first reference, then ID

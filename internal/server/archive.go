@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"fmt"
 	"io"
 
 	"google.golang.org/grpc"
@@ -31,7 +32,11 @@ func (s *archiveService) Load(stream grpc.ClientStreamingServer[kuriv1.LoadChunk
 	}
 	resp := &kuriv1.LoadResponse{}
 	for _, img := range loaded {
-		resp.Images = append(resp.Images, &kuriv1.LoadedImage{Id: img.ID, References: img.References})
+		l := &kuriv1.LoadedImage{Id: img.ID, References: img.References}
+		if other := img.MadeFor(); other != "" {
+			l.Warnings = append(l.Warnings, fmt.Sprintf("the image says that it is made for %s, which this node is not: it may not run", other))
+		}
+		resp.Images = append(resp.Images, l)
 	}
 	return stream.SendAndClose(resp)
 }

@@ -81,7 +81,10 @@ func TestOddImagesRun(t *testing.T) {
 			archive := filepath.Join(t.TempDir(), "saved.tar")
 			kuri(t, d, "save", "-o", archive, ref)
 			kuri(t, d, "rmi", ref)
-			kuri(t, d, "load", archive)
+			_, warning, code := d.Kuri(t, "load", archive)
+			if code != 0 || strings.Contains(name, "another") != strings.Contains(warning, "may not run") {
+				t.Errorf("kuri load: code %d, %s", code, warning)
+			}
 			if s := imageStatus(t, d, ref); s.GetId() != before {
 				t.Errorf("loaded as %s, it was %s", s.GetId(), before)
 			}

@@ -1173,6 +1173,7 @@ type LoadedImage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // as Image.id in the CRI
 	References    []string               `protobuf:"bytes,2,rep,name=references,proto3" json:"references,omitempty"`
+	Warnings      []string               `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"` // what may keep it from running, in sentences
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1217,6 +1218,13 @@ func (x *LoadedImage) GetId() string {
 func (x *LoadedImage) GetReferences() []string {
 	if x != nil {
 		return x.References
+	}
+	return nil
+}
+
+func (x *LoadedImage) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -1913,12 +1921,13 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"<\n" +
 	"\fLoadResponse\x12,\n" +
-	"\x06images\x18\x01 \x03(\v2\x14.kuri.v1.LoadedImageR\x06images\"=\n" +
+	"\x06images\x18\x01 \x03(\v2\x14.kuri.v1.LoadedImageR\x06images\"Y\n" +
 	"\vLoadedImage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
 	"references\x18\x02 \x03(\tR\n" +
-	"references\"Q\n" +
+	"references\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"Q\n" +
 	"\x10WatchPullRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12'\n" +
 	"\x0fruntime_handler\x18\x02 \x01(\tR\x0eruntimeHandler\"\x80\x02\n" +
