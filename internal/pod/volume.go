@@ -67,8 +67,15 @@ func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *run
 // find looks for the VOLUMEs of the container's own image, and logs which of them it cannot have.
 func (v *imageVolumes) find(r *ContainerRecord, img *image.Image, lowerdirs []string) {
 	dirs, notes := rootfs.Volumes(lowerdirs, img.Config.Volumes, r.config().GetMounts())
-	for _, note := range notes {
+	const most = 10 // lines of the log that one image can make
+	for i, note := range notes {
+		if i == most {
+			note = fmt.Sprintf("and %d VOLUMEs more are left out", len(notes)-most)
+		}
 		slog.Warn("a container lacks a directory of its image", "container", r.name(), "note", note)
+		if i == most {
+			break
+		}
 	}
 	v.dirs = dirs
 }

@@ -14,6 +14,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
+// maxVolumes bounds what an image can make us look for and mount. Images have a handful.
+const maxVolumes = 500
+
 // Volumes returns the directories of an image's VOLUMEs that are to be there in a container and to be writable: absolute, free
 // of links, each once, in the order of their names. They may be missing in the image, whose layers are lowerdirs, top first.
 //
@@ -33,14 +36,19 @@ func Volumes(lowerdirs []string, volumes map[string]struct{}, mounts []*runtime.
 		}
 	}
 	taken = append(taken, "/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
-	for _, name := range slices.Sorted(maps.Keys(volumes)) {
+	names := slices.Sorted(maps.Keys(volumes))
+	if len(names) > maxVolumes {
+		notes = append(notes, fmt.Sprintf("the image has %d VOLUMEs, and those after the first %d are left out", len(names), maxVolumes))
+		names = names[:maxVolumes]
+	}
+	for _, name := range names {
 		asked := rooted(name)
 		if belowAny(asked, taken) {
 			continue
 		}
 		dir, err := image.volume(name)
 		if err != nil {
-			notes = append(notes, fmt.Sprintf("the image's VOLUME %q is left out: %v", name, err))
+			notes = append(notes, fmt.Sprintf("the image's VOLUME %.100q is left out: %v", name, err))
 			continue
 		}
 		if !belowAny(dir, taken) && !slices.Contains(dirs, dir) {

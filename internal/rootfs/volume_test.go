@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -69,5 +70,21 @@ func TestVolumes(t *testing.T) {
 		if strings.Join(dirs, " ") != c.want || len(notes) != c.left {
 			t.Errorf("%s: %q, %q; want %q and %d notes", c.name, dirs, notes, c.want, c.left)
 		}
+	}
+}
+
+// However many an image names, and however long their names are.
+func TestVolumesAreBounded(t *testing.T) {
+	volumes := make(map[string]struct{})
+	for i := range 100_000 {
+		volumes["/"+strconv.Itoa(i)] = struct{}{}
+	}
+	dirs, notes := Volumes([]string{t.TempDir()}, volumes, nil)
+	if len(dirs) != maxVolumes || len(notes) != 1 || !strings.Contains(notes[0], "100000") {
+		t.Errorf("%d directories, %q", len(dirs), notes)
+	}
+	_, notes = Volumes([]string{t.TempDir()}, map[string]struct{}{strings.Repeat("\x00", 1<<20): {}}, nil)
+	if len(notes) != 1 || len(notes[0]) > 1000 {
+		t.Errorf("a note of %d bytes", len(notes[0]))
 	}
 }

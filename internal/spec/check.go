@@ -50,7 +50,7 @@ func (t *translation) check() error {
 	}
 	if named := t.in.Image.StopSignal; named != "" && c.GetStopSignal() == runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
 		if _, ok := imageSignal(named); !ok {
-			t.note("the image names the stop signal %q, which is none: it is stopped by SIGTERM", named)
+			t.note("the image names the stop signal %.100q, which is none: it is stopped by SIGTERM", named)
 		}
 	}
 	return t.checkSecurity()

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"encoding/hex"
+	"fmt"
 	"path"
 	"slices"
 	"strconv"
@@ -72,7 +73,7 @@ func (t *translation) cwd() (string, error) {
 	}
 	dir := t.in.Image.WorkingDir
 	if dir != "" && !path.IsAbs(dir) {
-		t.note("the image's working directory %q is relative: it is taken from /", dir)
+		t.note("the image's working directory %.100q is relative: it is taken from /", dir)
 	}
 	return absolute("the image's working directory", path.Join("/", dir))
 }
@@ -126,8 +127,22 @@ func (t *translation) imageEnv(e *environment) {
 		e.set(key, value)
 	}
 	if len(bad) > 0 {
-		t.note("the image's environment has entries that are not NAME=value and are left out: %q", bad)
+		t.note("the image's environment has entries that are not NAME=value and are left out: %s", some(bad))
 	}
+}
+
+// some quotes the first of what an image says, and of each no more than a line of the log can have.
+func some(all []string) string {
+	const most = 5
+	var b strings.Builder
+	for i, one := range all {
+		if i == most {
+			fmt.Fprintf(&b, " and %d more", len(all)-most)
+			break
+		}
+		fmt.Fprintf(&b, " %.100q", one)
+	}
+	return strings.TrimPrefix(b.String(), " ")
 }
 
 // rawEnv begins the names of environment entries that JSON, and so an OCI spec, cannot carry: the values of the CRI are

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -159,5 +160,24 @@ func TestConsoleOfTheNode(t *testing.T) {
 		if found != c.want {
 			t.Errorf("%+v: the console may be opened: %v", c, found)
 		}
+	}
+}
+
+// What an image says goes into the log, but not all of it.
+func TestNotesAreBounded(t *testing.T) {
+	long := strings.Repeat("x", 1<<20)
+	in := testCase{Image: imagespec.ImageConfig{Cmd: []string{"sh"}, Env: slices.Repeat([]string{long}, 20), StopSignal: long, WorkingDir: long}}.input(t)
+	in.Container.Metadata = &runtime.ContainerMetadata{Name: "c"}
+	_, notes, err := Container(in)
+	if err != nil || len(notes) != 3 {
+		t.Fatalf("%d notes, %v", len(notes), err)
+	}
+	for _, n := range notes {
+		if len(n) > 1000 {
+			t.Errorf("a note of %d bytes: %.100s…", len(n), n)
+		}
+	}
+	if got := some([]string{"a", "b"}); got != `"a" "b"` {
+		t.Errorf("%s", got)
 	}
 }
