@@ -28,8 +28,8 @@ func cacheDir() string {
 	return filepath.Join(harness.Repository(), ".cache", "critest")
 }
 
-// buildBusybox returns the path of busybox, built when it is not in the cache.
-func buildBusybox() (string, error) {
+// Busybox returns the path of a static busybox for images, built when it is not in the cache.
+func Busybox() (string, error) {
 	script := filepath.Join(harness.Repository(), "test", "critest", "build-busybox")
 	text, err := os.ReadFile(script)
 	if err != nil {
@@ -39,7 +39,7 @@ func buildBusybox() (string, error) {
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	fmt.Println("building busybox for the images of critest, once")
+	fmt.Println("building busybox for test images, once")
 	return path, run("", script, path)
 }
 
