@@ -119,7 +119,8 @@ func parse(verb, rest string, conditions map[string]Condition) (name string, _ *
 	return rest[:at], &Expectation{Reason: rest[at+3:]}, nil
 }
 
-// Compare makes a subtest of each spec that has focus in its name, which is part of every name when it is "".
+// Compare makes a subtest of each spec that has focus in its name, which is part of every name when it is "". It fails t when
+// there is none.
 func Compare(t *testing.T, want map[string]Expectation, got []Spec, focus string) {
 	ran := map[string]bool{}
 	for _, s := range got {
@@ -140,6 +141,9 @@ func Compare(t *testing.T, want map[string]Expectation, got []Spec, focus string
 				t.Skip(w.Reason)
 			}
 		})
+	}
+	if len(ran) == 0 {
+		t.Errorf("no spec has %q in its name", focus)
 	}
 	for name := range want {
 		if !ran[name] && strings.Contains(name, focus) {

@@ -325,10 +325,11 @@ func TestADeadListenerIsDetached(t *testing.T) {
 	}
 }
 
-// Who reads, but more slowly than the container writes, holds it up for a moment and is then detached.
+// Who reads, but more slowly than the container writes, holds it up for a moment and is then detached. The container writes
+// no faster than the other one reads on a busy machine.
 func TestASlowListenerIsDetached(t *testing.T) {
 	n := newNode(t)
-	j := n.run(n.sandbox(), `read x; dd if=/dev/zero bs=1M count=32 2>/dev/null; exit 4`, func(j *job) { j.Stdin = true })
+	j := n.run(n.sandbox(), `read x; for i in $(seq 40); do dd if=/dev/zero bs=64k count=4 2>/dev/null; sleep 0.05; done; exit 4`, func(j *job) { j.Stdin = true })
 	live := n.attach(j, true)
 	read, write := io.Pipe()
 	slow := make(chan error, 1)
@@ -337,7 +338,7 @@ func TestASlowListenerIsDetached(t *testing.T) {
 		slow <- err
 	}()
 	go func() {
-		for buf := make([]byte, 4096); ; time.Sleep(50 * time.Millisecond) { // 80 KiB a second: 32 MiB would take minutes
+		for buf := make([]byte, 4096); ; time.Sleep(50 * time.Millisecond) { // 80 KiB a second: 10 MiB would take minutes
 			if _, err := read.Read(buf); err != nil {
 				return
 			}
