@@ -26,6 +26,7 @@ var examples = map[string]string{
 	"kuri rm":            "  kuri rm web        a pod that was stopped, with its containers\n  kuri rm -f web     one that runs, too\n  kuri rm -f -a      all pods",
 	"kuri rmi":           "  kuri rmi nginx:1\n  kuri rmi 2f3e4d5c6b7a   by the beginning of its id",
 	"kuri save":          "  kuri save -o web.tar web:1\n  kuri save -o layout/ web:1 web:2\n  kuri save web:1 | ssh other kuri load -",
+	"kuri stats":         "  kuri stats --sort memory\n  kuri stats -f web   of one pod, every second",
 	"kuri stop":          "  kuri stop web          a pod, with its own grace period\n  kuri stop -g 0 web     kill it\n  kuri stop web/server   one container",
 	"kuri version":       "  kuri version\n  kuri version -o json",
 	"kuri help":          "  kuri help image diff",

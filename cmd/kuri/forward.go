@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -148,7 +149,8 @@ type listener struct {
 	remote uint16
 }
 
-// listen listens for all ports at all addresses and says where.
+// listen listens for all ports at all addresses and says where. Of the two addresses of localhost one is enough where the
+// machine has not the other; a port that another program has is an error, for clients would reach that.
 func (f *forwarder) listen(addresses []string, ports []forwardedPort) (all []listener, err error) {
 	for _, p := range ports {
 		for _, address := range addresses {
@@ -156,19 +158,23 @@ func (f *forwarder) listen(addresses []string, ports []forwardedPort) (all []lis
 			if address == localhost {
 				hosts = []string{"127.0.0.1", "::1"}
 			}
-			var failed error
+			here := 0
 			for _, host := range hosts {
-				l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(p.local))))
-				if err != nil {
-					failed = err
+				l, listenErr := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(p.local))))
+				if listenErr != nil {
+					err = listenErr
+					if errors.Is(err, syscall.EADDRINUSE) {
+						return all, fmt.Errorf("port %d of this machine is another program's: name a free one, or 0 for any (0:%d): %w", p.local, p.remote, err)
+					}
 					continue
 				}
+				here++
 				p.local = uint16(l.Addr().(*net.TCPAddr).Port) // the same one for the other address
 				all = append(all, listener{l, p.remote})
 				fmt.Fprintf(f.out, "Forwarding from %s -> %d\n", l.Addr(), p.remote)
 			}
-			if failed != nil && (address != localhost || len(all) == 0 || all[len(all)-1].remote != p.remote) {
-				return all, fmt.Errorf("listen for port %d of %s: %w", p.remote, f.name, failed)
+			if here == 0 {
+				return all, fmt.Errorf("listen for port %d of %s: %w", p.remote, f.name, err)
 			}
 		}
 	}

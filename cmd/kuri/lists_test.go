@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -85,5 +86,47 @@ func TestWriteRow(t *testing.T) {
 	writeRow(&out, []string{"süß", "\x1b[1m"}, widths)
 	if want := "x        -\nsüß      ?[1m\n"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
+	}
+}
+
+func TestUsages(t *testing.T) {
+	sample := func(id string, at int64, cpu, memory uint64) *runtimeapi.ContainerStats {
+		return &runtimeapi.ContainerStats{
+			Attributes: &runtimeapi.ContainerAttributes{Id: id, Metadata: &runtimeapi.ContainerMetadata{Name: id}},
+			Cpu:        &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: &runtimeapi.UInt64Value{Value: cpu}},
+			Memory:     &runtimeapi.MemoryUsage{WorkingSetBytes: &runtimeapi.UInt64Value{Value: memory}},
+		}
+	}
+	before := []*runtimeapi.ContainerStats{sample("a", 1e9, 1e9, 0), sample("b", 1e9, 0, 0)}
+	now := []*runtimeapi.ContainerStats{sample("a", 2e9, 1.5e9, 10), sample("b", 2e9, 2e9, 5), sample("c", 2e9, 7e9, 20)}
+	for order, want := range map[string]string{byCPU: "b 200 a 50 c -1 ", byMemory: "c -1 a 50 b 200 ", byName: "a 50 b 200 c -1 "} {
+		got := ""
+		for _, u := range usages(before, now, order) {
+			got += fmt.Sprintf("%s %.0f ", u.name, u.cpu)
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", order, got, want)
+		}
+	}
+	if got := cpuPercent(&runtimeapi.CpuUsage{Timestamp: 1}, &runtimeapi.CpuUsage{Timestamp: 1, UsageNanoCores: &runtimeapi.UInt64Value{Value: 5e8}}); got != 50 {
+		t.Errorf("from the runtime's own rate: %f", got)
+	}
+}
+
+func TestLimitsOf(t *testing.T) {
+	l, err := limitsOf("64m", "1.5", 512)
+	if err != nil || l.MemoryLimitInBytes != 64<<20 || l.CpuQuota != 150_000 || l.CpuPeriod != 100_000 || l.CpuShares != 512 {
+		t.Errorf("%v %v", l, err)
+	}
+	if l, err = limitsOf("", "0.001", 0); err != nil || l.CpuQuota != 1000 || l.MemoryLimitInBytes != 0 || l.CpuShares != 0 {
+		t.Errorf("%v %v", l, err)
+	}
+	for _, bad := range []struct {
+		memory, cpus string
+		shares       int64
+	}{{}, {memory: "1"}, {cpus: "-1"}, {cpus: "x"}, {cpus: "1e30"}, {shares: 1}, {shares: 1 << 20}, {shares: -5}} {
+		if l, err := limitsOf(bad.memory, bad.cpus, bad.shares); err == nil {
+			t.Errorf("%+v: %v", bad, l)
+		}
 	}
 }
