@@ -65,6 +65,10 @@ const probeID = 1 << 16
 // namespace is one, and its root filesystem is mounted below dir.
 func passable(dir string, id uintptr) error {
 	return namespace.OnThread(func() error {
+		// The kernel makes a process whose ids change undumpable, which closes its /proc to helpers without CAP_SYS_PTRACE.
+		if dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err == nil {
+			defer unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable), 0, 0, 0)
+		}
 		for _, call := range [][4]uintptr{
 			{unix.SYS_SETGROUPS, 0, 0, 0}, {unix.SYS_SETRESGID, id, id, id}, {unix.SYS_SETRESUID, id, id, id}, // of this thread alone
 		} {
