@@ -52,12 +52,12 @@ func (p *problems) oneOf(key, value string, allowed ...string) {
 func (c *Config) checkPaths(found *problems) {
 	paths := map[string]*string{
 		"listen": &c.Listen, "image_listen": &c.ImageListen, "root": &c.Root, "state": &c.State, "keeper": &c.Keeper,
-		"container_root": &c.ContainerRoot,
+		"container_root": &c.ContainerRoot, "cadvisor_listen": &c.CadvisorListen,
 	}
-	for _, key := range []string{"listen", "image_listen", "root", "state", "keeper", "container_root"} {
+	for _, key := range []string{"listen", "image_listen", "root", "state", "keeper", "container_root", "cadvisor_listen"} {
 		p := paths[key]
 		*p = strings.TrimPrefix(*p, "unix://")
-		if *p == "" && (key == "image_listen" || key == "keeper" || key == "container_root") {
+		if *p == "" && (key == "image_listen" || key == "keeper" || key == "container_root" || key == "cadvisor_listen") {
 			continue
 		}
 		if !filepath.IsAbs(*p) || filepath.Clean(*p) == "/" {
@@ -66,13 +66,16 @@ func (c *Config) checkPaths(found *problems) {
 		*p = filepath.Clean(*p)
 	}
 	// A socket's path has 108 bytes at most (unix(7)), and the kernel says no more than "invalid argument".
-	for key, p := range map[string]string{"listen": c.Listen, "image_listen": c.ImageListen, "state": filepath.Join(c.State, "keeper.sock")} {
+	for key, p := range map[string]string{"listen": c.Listen, "image_listen": c.ImageListen, "cadvisor_listen": c.CadvisorListen, "state": filepath.Join(c.State, "keeper.sock")} {
 		if len(p) > 107 {
 			found.bad(key, "%q is longer than the 107 bytes that a socket's path can have", p)
 		}
 	}
 	if c.ImageListen == c.Listen {
 		c.ImageListen = ""
+	}
+	if c.CadvisorListen != "" && (c.CadvisorListen == c.Listen || c.CadvisorListen == c.ImageListen) {
+		found.bad("cadvisor_listen", "%q is another socket already; they must differ", c.CadvisorListen)
 	}
 	if c.Root == c.State {
 		found.bad("state", "%q is also root; they must differ", c.State)

@@ -19,15 +19,16 @@ const File = "/etc/kuri/config.toml"
 
 // Config is all that can be set. The keys of the TOML file are in the tags.
 type Config struct {
-	Listen        string `toml:"listen"`         // path of the CRI socket
-	ImageListen   string `toml:"image_listen"`   // path of a second socket for the ImageService; "": the same socket
-	Root          string `toml:"root"`           // images, layers, records: outlives a reboot
-	State         string `toml:"state"`          // sockets, bundles: gone after a reboot
-	ContainerRoot string `toml:"container_root"` // writable layers of new containers; "": in root
-	LogLevel      string `toml:"log_level"`      // debug, info, warn, error
-	LogFormat     string `toml:"log_format"`     // text, json
-	CgroupDriver  string `toml:"cgroup_driver"`  // auto, systemd, cgroupfs
-	Keeper        string `toml:"keeper"`         // path of kuri-keeper; "": beside kurid, else from PATH
+	Listen         string `toml:"listen"`          // path of the CRI socket
+	ImageListen    string `toml:"image_listen"`    // path of a second socket for the ImageService; "": the same socket
+	CadvisorListen string `toml:"cadvisor_listen"` // path of a socket at which a kubelet's cAdvisor finds labels; "": none
+	Root           string `toml:"root"`            // images, layers, records: outlives a reboot
+	State          string `toml:"state"`           // sockets, bundles: gone after a reboot
+	ContainerRoot  string `toml:"container_root"`  // writable layers of new containers; "": in root
+	LogLevel       string `toml:"log_level"`       // debug, info, warn, error
+	LogFormat      string `toml:"log_format"`      // text, json
+	CgroupDriver   string `toml:"cgroup_driver"`   // auto, systemd, cgroupfs
+	Keeper         string `toml:"keeper"`          // path of kuri-keeper; "": beside kurid, else from PATH
 
 	Image   Image   `toml:"image"`
 	Network Network `toml:"network"`

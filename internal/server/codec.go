@@ -49,6 +49,11 @@ func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 
 // Unmarshal decodes a message. One that would take too much stays empty, and the interceptor answers with the reason.
 func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if f, ok := v.(*firstString); ok {
+		buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
+		defer buf.Free()
+		return f.decode(buf.ReadOnlyData())
+	}
 	m, ok := v.(proto.Message)
 	if !ok || data.Len() <= small {
 		return c.CodecV2.Unmarshal(data, v)

@@ -36,6 +36,9 @@ const maxStreams = 1000
 type Options struct {
 	Listen      string // path of the socket of the RuntimeService, and of the ImageService when ImageListen is empty
 	ImageListen string // path of a socket for the ImageService alone
+	// CadvisorListen is the path of another socket of the RuntimeService, at which cAdvisor finds what it asks containerd
+	// for; "" for none.
+	CadvisorListen string
 
 	Pods    *pod.Pods
 	Images  *image.Store
@@ -65,7 +68,7 @@ type Server struct {
 
 // Listen opens the sockets with everything registered and serves until Close.
 func Listen(o Options) (*Server, error) {
-	s := &Server{failed: make(chan error, 2)}
+	s := &Server{failed: make(chan error, 3)}
 	s.closing, s.close = context.WithCancel(context.Background())
 	cri := &runtimeService{Options: o}
 	images := &imageService{store: o.Images, pods: o.Pods}
@@ -83,20 +86,33 @@ func Listen(o Options) (*Server, error) {
 	register(imageServer, &runtime.ImageService_ServiceDesc, images)
 	kuriv1.RegisterImagesServer(imageServer, &archiveService{store: o.Images, pods: o.Pods})
 
-	for i, path := range []string{o.Listen, o.ImageListen}[:len(s.grpc)] {
-		l, err := o.Socket(path)
-		if err != nil {
+	if o.CadvisorListen != "" {
+		(&cadvisorService{pods: o.Pods, version: o.Version}).register(main)
+	}
+	for path, g := range map[string]*grpc.Server{o.Listen: main, o.ImageListen: imageServer, o.CadvisorListen: main} {
+		if path == "" {
+			continue
+		}
+		if err := s.serve(g, path, o.Socket); err != nil {
 			s.Close()
 			return nil, err
 		}
-		s.listeners = append(s.listeners, l)
-		s.served.Go(func() {
-			if err := s.grpc[i].Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-				s.failed <- fmt.Errorf("serve %s: %w", path, err)
-			}
-		})
 	}
 	return s, nil
+}
+
+func (s *Server) serve(g *grpc.Server, path string, open func(string) (net.Listener, error)) error {
+	l, err := open(path)
+	if err != nil {
+		return err
+	}
+	s.listeners = append(s.listeners, l)
+	s.served.Go(func() {
+		if err := g.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			s.failed <- fmt.Errorf("serve %s: %w", path, err)
+		}
+	})
+	return nil
 }
 
 // Failed tells an error that ended the serving before Close.
