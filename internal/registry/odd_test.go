@@ -427,3 +427,26 @@ func TestRetryAfter(t *testing.T) {
 		}
 	}
 }
+
+func TestContentRange(t *testing.T) {
+	for value, want := range map[string]byteRange{
+		"bytes 0-99/1000": {0, 100, 1000}, "Bytes 5-5/*": {5, 6, -1}, " bytes 1-2 / 3 ": {1, 3, 3},
+		"": {}, "bytes": {}, "bytes */1000": {}, "bytes 5-4/10": {}, "bytes 0-10/10": {}, "bytes -1-5/10": {}, "bytes 0-5": {},
+		"items 0-5/10": {}, "bytes 0-99999999999999999999/*": {}, "bytes 0-9223372036854775807/*": {},
+	} {
+		got, err := contentRange(http.Header{"Content-Range": {value}})
+		if (err == nil) != (want != byteRange{}) || err == nil && got != want {
+			t.Errorf("%q: %+v, %v", value, got, err)
+		}
+	}
+}
+
+func FuzzContentRange(f *testing.F) {
+	f.Add("bytes 0-99/1000")
+	f.Fuzz(func(t *testing.T, value string) {
+		r, err := contentRange(http.Header{"Content-Range": {value}})
+		if err == nil && (r.begin < 0 || r.end <= r.begin || r.size >= 0 && r.size < r.end) {
+			t.Errorf("%q: %+v", value, r)
+		}
+	})
+}

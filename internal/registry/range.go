@@ -24,27 +24,31 @@ func contentRange(header http.Header) (byteRange, error) {
 	if !ok || !strings.EqualFold(unit, "bytes") {
 		return byteRange{}, bad
 	}
-	span, whole, ok := strings.Cut(rest, "/")
-	first, last, ok2 := strings.Cut(strings.TrimSpace(span), "-")
-	if !ok || !ok2 {
+	span, whole, _ := strings.Cut(rest, "/")
+	first, last, _ := strings.Cut(span, "-")
+	r := byteRange{size: -1}
+	if r.begin, ok = position(first); !ok {
 		return byteRange{}, bad
 	}
-	r := byteRange{size: -1}
-	for text, into := range map[string]*int64{first: &r.begin, last: &r.end, whole: &r.size} {
-		if text = strings.TrimSpace(text); into == &r.size && text == "*" {
-			continue
-		}
-		n, err := strconv.ParseInt(text, 10, 64)
-		if err != nil || n < 0 {
+	if r.end, ok = position(last); !ok {
+		return byteRange{}, bad
+	}
+	if whole = strings.TrimSpace(whole); whole != "*" {
+		if r.size, ok = position(whole); !ok {
 			return byteRange{}, bad
 		}
-		*into = n
 	}
 	r.end++
 	if r.end <= r.begin || r.size >= 0 && r.end > r.size {
 		return byteRange{}, bad
 	}
 	return r, nil
+}
+
+// position reads a number of bytes.
+func position(text string) (int64, bool) {
+	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+	return n, err == nil && n >= 0
 }
 
 // decoded is the response's body without the packing that the host says it has put around, unasked. What is called gzip
