@@ -15,6 +15,7 @@ type Sandbox struct {
 	view  *view
 	rec   atomic.Pointer[SandboxRecord] // stored by publish
 	shown []*Container                  // those that others see, oldest first; guarded by view.mu
+	item  encoded[SandboxRecord]
 	// namespaces are the paths by which containers join the pod's namespaces, by OCI type. They are the keeper's and
 	// change with it.
 	namespaces atomic.Pointer[map[string]string]
@@ -98,9 +99,10 @@ type Container struct {
 	paths   paths
 	sandbox *Sandbox
 	rec     atomic.Pointer[ContainerRecord] // stored by publish
-	release func()                          // gives the layers back
-	usage   usage                           // of the writable layer, see stats.go
-	cpu     rate                            // see stats.go
+	item    encoded[ContainerRecord]
+	release func() // gives the layers back
+	usage   usage  // of the writable layer, see stats.go
+	cpu     rate   // see stats.go
 
 	updating chan struct{} // holds a token while an update of the resources is under way
 

@@ -173,6 +173,37 @@ func (r *ContainerRecord) imageSpec() *runtime.ImageSpec {
 
 // List returns the sandboxes that match all of filter, newest first.
 func (p *Pods) List(filter *runtime.PodSandboxFilter) ([]*SandboxRecord, error) {
+	list, err := p.listSandboxes(filter)
+	out := make([]*SandboxRecord, len(list))
+	for i, l := range list {
+		out[i] = l.record
+	}
+	return out, err
+}
+
+// EncodedSandboxes returns the sandboxes that match all of filter as the CRI lists them, encoded, newest first, all as they
+// were at one moment. The bytes must not be changed.
+func (p *Pods) EncodedSandboxes(filter *runtime.PodSandboxFilter) ([][]byte, error) {
+	list, err := p.listSandboxes(filter)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]byte, len(list))
+	for i, l := range list {
+		if out[i], err = l.item.of(l.record, func() proto.Message { return l.record.Item() }); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// listedSandbox is a sandbox with its record at the moment of a list.
+type listedSandbox struct {
+	*Sandbox
+	record *SandboxRecord
+}
+
+func (p *Pods) listSandboxes(filter *runtime.PodSandboxFilter) ([]listedSandbox, error) {
 	keep := func(r *SandboxRecord) bool {
 		return (filter.GetState() == nil || r.SandboxState() == filter.GetState().GetState()) &&
 			matches(filter.GetLabelSelector(), r.config().GetLabels())
@@ -183,20 +214,20 @@ func (p *Pods) List(filter *runtime.PodSandboxFilter) ([]*SandboxRecord, error) 
 			return nil, forgive(err)
 		}
 		if r := s.Record(); keep(r) {
-			return []*SandboxRecord{r}, nil
+			return []listedSandbox{{s, r}}, nil
 		}
 		return nil, nil
 	}
 	p.lookAll()
-	var out []*SandboxRecord
+	var out []listedSandbox
 	p.mu.RLock()
 	for _, s := range p.sandboxes {
 		if r := s.Record(); keep(r) {
-			out = append(out, r)
+			out = append(out, listedSandbox{s, r})
 		}
 	}
 	p.mu.RUnlock()
-	slices.SortFunc(out, func(a, b *SandboxRecord) int { return cmp.Compare(b.CreatedAt, a.CreatedAt) })
+	slices.SortFunc(out, func(a, b listedSandbox) int { return cmp.Compare(b.record.CreatedAt, a.record.CreatedAt) })
 	return out, nil
 }
 
@@ -217,15 +248,20 @@ func (p *Pods) ListContainers(filter ContainerFilter) ([]*Container, error) {
 	return out, err
 }
 
-// ContainerRecords returns the records of the containers that match all of filter, newest first, all as they were at one
-// moment.
-func (p *Pods) ContainerRecords(filter ContainerFilter) ([]*ContainerRecord, error) {
+// EncodedContainers returns the containers that match all of filter as the CRI lists them, encoded, newest first, all as
+// they were at one moment. The bytes must not be changed.
+func (p *Pods) EncodedContainers(filter ContainerFilter) ([][]byte, error) {
 	list, err := p.listContainers(filter)
-	out := make([]*ContainerRecord, len(list))
-	for i, l := range list {
-		out[i] = l.record
+	if err != nil {
+		return nil, err
 	}
-	return out, err
+	out := make([][]byte, len(list))
+	for i, l := range list {
+		if out[i], err = l.item.of(l.record, func() proto.Message { return l.record.Item() }); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // listed is a container with its record at the moment of a list.

@@ -24,18 +24,18 @@ func allocated() uint64 {
 	return s[0].Value.Uint64()
 }
 
-// costly are requests that are small on the wire and large in memory.
-func costly(count int) map[string]proto.Message {
+// costly are requests that are small on the wire and large in memory, of about size bytes as decodedSize has it.
+func costly(size int) map[string]proto.Message {
 	labels := make(map[string]string)
-	for i := range count {
+	for i := range size / mapCost {
 		labels[string(rune(0x10000+i%0x100000))] = ""
 	}
 	return map[string]proto.Message{
-		"empty mounts": &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Mounts: slicesOf(count, &runtime.Mount{})}},
-		"empty args":   &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Args: make([]string, count)}},
+		"empty mounts": &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Mounts: slicesOf(size/(entryCost+messageCost), &runtime.Mount{})}},
+		"empty args":   &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Args: make([]string, size/entryCost)}},
 		"labels":       &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Labels: labels}},
 		"groups": &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Linux: &runtime.LinuxContainerConfig{
-			SecurityContext: &runtime.LinuxContainerSecurityContext{SupplementalGroups: make([]int64, 2*count)}}}},
+			SecurityContext: &runtime.LinuxContainerSecurityContext{SupplementalGroups: make([]int64, size/8)}}}},
 	}
 }
 
@@ -48,8 +48,7 @@ func slicesOf[T any](n int, v T) []T {
 }
 
 func TestWhatARequestTakesIsEstimatedFromAbove(t *testing.T) {
-	const count = 200_000
-	for name, msg := range costly(count) {
+	for name, msg := range costly(16 << 20) {
 		data, err := proto.Marshal(msg)
 		if err != nil {
 			t.Fatal(err)
@@ -74,7 +73,7 @@ func TestRequestsThatTakeTooMuchAreRefused(t *testing.T) {
 	serve(t, Options{Listen: path, Version: "9.9"})
 	conn := dial(t, path)
 	rt := runtime.NewRuntimeServiceClient(conn)
-	msgs := costly(5 << 20)
+	msgs := costly(maxDecoded + maxDecoded/8)
 	msgs["60 MiB"] = &runtime.CreateContainerRequest{PodSandboxId: strings.Repeat("x", 60<<20)}
 	for name, msg := range msgs {
 		before := allocated()

@@ -20,6 +20,10 @@ func ownAnswers(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 		switch m := &out.Methods[i]; m.MethodName {
 		case "ExecSync":
 			m.Handler = handler[runtime.ExecSyncRequest]((*runtimeService).execSync)
+		case "ListPodSandbox":
+			m.Handler = handler[runtime.ListPodSandboxRequest]((*runtimeService).listPodSandbox)
+		case "ListContainers":
+			m.Handler = handler[runtime.ListContainersRequest]((*runtimeService).listContainers)
 		case "ListPodSandboxMetrics":
 			m.Handler = handler[runtime.ListPodSandboxMetricsRequest]((*runtimeService).listPodSandboxMetrics)
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/pod"
@@ -52,54 +54,52 @@ func sizeOf(d described) int {
 	return size
 }
 
-func (s *runtimeService) sandboxes(f *runtime.PodSandboxFilter) ([]*runtime.PodSandbox, error) {
-	list, err := s.Pods.List(f)
-	items := make([]*runtime.PodSandbox, len(list))
-	for i, r := range list {
-		items[i] = r.Item()
+// listAnswer is a message with a list in field 1 and nothing else, as the answers of lists and streams are: its items, each
+// encoded already.
+type listAnswer [][]byte
+
+func (a listAnswer) encode() mem.BufferSlice {
+	size := 0
+	for _, item := range a {
+		size += protowire.SizeTag(1) + protowire.SizeBytes(len(item))
 	}
-	return items, err
+	out := make([]byte, 0, size)
+	for _, item := range a {
+		out = protowire.AppendBytes(protowire.AppendTag(out, 1, protowire.BytesType), item)
+	}
+	return mem.BufferSlice{mem.SliceBuffer(out)}
 }
 
-func (s *runtimeService) ListPodSandbox(_ context.Context, req *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
-	items, err := s.sandboxes(req.GetFilter())
-	return &runtime.ListPodSandboxResponse{Items: items}, err
+func encodedSize(item []byte) int { return len(item) }
+
+func (s *runtimeService) listPodSandbox(_ context.Context, in any) (any, error) {
+	items, err := s.Pods.EncodedSandboxes(in.(*runtime.ListPodSandboxRequest).GetFilter())
+	return listAnswer(items), err
 }
 
 func (s *runtimeService) StreamPodSandboxes(req *runtime.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
-	items, err := s.sandboxes(req.GetFilter())
+	items, err := s.Pods.EncodedSandboxes(req.GetFilter())
 	if err != nil {
 		return err
 	}
-	return inChunks(items, func(i *runtime.PodSandbox) int { return sizeOf(i) }, func(some []*runtime.PodSandbox) error {
-		return stream.Send(&runtime.StreamPodSandboxesResponse{PodSandboxes: some})
-	})
+	return inChunks(items, encodedSize, func(some [][]byte) error { return stream.SendMsg(listAnswer(some)) })
 }
 
-func (s *runtimeService) containers(f *runtime.ContainerFilter) ([]*runtime.Container, error) {
-	list, err := s.Pods.ContainerRecords(pod.ContainerFilter{
-		ID: f.GetId(), SandboxID: f.GetPodSandboxId(), State: f.GetState(), Labels: f.GetLabelSelector(),
-	})
-	items := make([]*runtime.Container, len(list))
-	for i, r := range list {
-		items[i] = r.Item()
-	}
-	return items, err
+func containerFilter(f *runtime.ContainerFilter) pod.ContainerFilter {
+	return pod.ContainerFilter{ID: f.GetId(), SandboxID: f.GetPodSandboxId(), State: f.GetState(), Labels: f.GetLabelSelector()}
 }
 
-func (s *runtimeService) ListContainers(_ context.Context, req *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
-	items, err := s.containers(req.GetFilter())
-	return &runtime.ListContainersResponse{Containers: items}, err
+func (s *runtimeService) listContainers(_ context.Context, in any) (any, error) {
+	items, err := s.Pods.EncodedContainers(containerFilter(in.(*runtime.ListContainersRequest).GetFilter()))
+	return listAnswer(items), err
 }
 
 func (s *runtimeService) StreamContainers(req *runtime.StreamContainersRequest, stream grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
-	items, err := s.containers(req.GetFilter())
+	items, err := s.Pods.EncodedContainers(containerFilter(req.GetFilter()))
 	if err != nil {
 		return err
 	}
-	return inChunks(items, func(i *runtime.Container) int { return sizeOf(i) }, func(some []*runtime.Container) error {
-		return stream.Send(&runtime.StreamContainersResponse{Containers: some})
-	})
+	return inChunks(items, encodedSize, func(some [][]byte) error { return stream.SendMsg(listAnswer(some)) })
 }
 
 func (s *runtimeService) containerStats(ctx context.Context, f *runtime.ContainerStatsFilter) ([]*runtime.ContainerStats, error) {

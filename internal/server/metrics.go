@@ -22,6 +22,5 @@ func (s *runtimeService) StreamPodSandboxMetrics(_ *runtime.StreamPodSandboxMetr
 	if err != nil {
 		return err
 	}
-	size := func(encoded []byte) int { return len(encoded) }
-	return inChunks(all.(metricsAnswer), size, func(some [][]byte) error { return stream.SendMsg(metricsAnswer(some)) })
+	return inChunks(all.(listAnswer), encodedSize, func(some [][]byte) error { return stream.SendMsg(listAnswer(some)) })
 }

@@ -43,7 +43,7 @@ func TestMetricsAreWhatTheCRISays(t *testing.T) {
 		{SandboxID: "two", Reading: &metric.Reading{}},
 	}
 	want := &runtime.ListPodSandboxMetricsResponse{}
-	var answer metricsAnswer
+	var answer listAnswer
 	for _, m := range list {
 		one := &runtime.PodSandboxMetrics{PodSandboxId: m.SandboxID, Metrics: messages(m.Reading, m.Labels)}
 		for _, c := range m.Containers {

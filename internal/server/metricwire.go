@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 
-	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -14,25 +13,12 @@ import (
 // The metrics of a node's pods are tens of thousands of small messages that differ in little but a number. So they are
 // encoded without being made: what a container's metrics have in common is encoded once, and so is each row of the table.
 
-// metricsAnswer is a ListPodSandboxMetricsResponse, or a StreamPodSandboxMetricsResponse: both are a list of
-// PodSandboxMetrics in field 1.
-type metricsAnswer [][]byte
-
-func (a metricsAnswer) encode() mem.BufferSlice {
-	out := make(mem.BufferSlice, 0, 2*len(a))
-	for _, one := range a {
-		head := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.BytesType), uint64(len(one)))
-		out = append(out, mem.SliceBuffer(head), mem.SliceBuffer(one))
-	}
-	return out
-}
-
 func (s *runtimeService) listPodSandboxMetrics(ctx context.Context, _ any) (any, error) {
 	list, err := s.Pods.Metrics(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out := make(metricsAnswer, len(list))
+	out := make(listAnswer, len(list))
 	for i, m := range list {
 		out[i] = encodePodMetrics(m)
 	}
