@@ -38,6 +38,7 @@ type archive struct {
 	files map[string]string // cleaned name in the archive -> path on the disk
 	links map[string]string // symlink or hard link -> cleaned name of its target
 	twice map[string]bool   // names that the archive gives to different contents
+	used  map[string]bool   // names of files that images have
 	flat  bool              // blobs are beside the manifest, called by the digits of their digest
 
 	arrived counted // bytes of the archive as it came
@@ -63,7 +64,7 @@ func spool(ctx context.Context, from io.Reader, root string) (*archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &archive{dir: dir, files: make(map[string]string), links: make(map[string]string), twice: make(map[string]bool)}
+	a := &archive{dir: dir, files: make(map[string]string), links: make(map[string]string), twice: make(map[string]bool), used: make(map[string]bool)}
 	if err := a.fill(ctx, from); err != nil {
 		a.close()
 		return nil, err
@@ -240,6 +241,21 @@ func (a *archive) find(name string) (string, error) {
 	return "", fault.New(fault.Invalid, "the archive lacks the file %q that it refers to", clip(name))
 }
 
+// use takes in that an image has the file. It is not for the goroutines that unpack layers.
+func (a *archive) use(name string) { a.used[cleanName(name)] = true }
+
+// unused returns how many blobs of an OCI layout belong to no image that was loaded: to images for other platforms, or to
+// none that index.json names.
+func (a *archive) unused() int {
+	n := 0
+	for name := range a.files {
+		if strings.HasPrefix(name, "blobs/") && !a.used[name] {
+			n++
+		}
+	}
+	return n
+}
+
 // has reports whether the archive has a file, or several, of the name.
 func (a *archive) has(name string) bool {
 	_, err := a.find(name)
@@ -248,6 +264,7 @@ func (a *archive) has(name string) bool {
 
 // read returns a small file of the archive.
 func (a *archive) read(name string, limit int64) ([]byte, error) {
+	a.use(name)
 	spooled, err := a.find(name)
 	if err != nil {
 		return nil, err

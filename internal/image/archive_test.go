@@ -231,3 +231,30 @@ func TestAnArchiveIsBounded(t *testing.T) {
 	from.Close()
 	nothingAtAll(t, s)
 }
+
+// Of blobs that no image has there is a word in the log, which is no error: other platforms have them.
+func TestBlobsOfNoImageAreCounted(t *testing.T) {
+	needRoot(t)
+	d := newDocs(t)
+	one := d.image("one").done(d)
+	for name, row := range map[string]struct {
+		body []byte
+		want int
+	}{
+		"none":        {d.tar(one), 0},
+		"an artifact": {d.tar(one, d.artifact("application/vnd.example+json")), 0},
+		"an image":    {d.tar(d.image("two").done(d), d.artifact("application/vnd.example+json")), 3},
+	} {
+		a, err := spool(t.Context(), bytes.NewReader(row.body), openStore(t, "").root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.images(t.Context(), ""); err != nil {
+			t.Fatal(err)
+		}
+		if n := a.unused(); n != row.want {
+			t.Errorf("%s: %d blobs, want %d", name, n, row.want)
+		}
+		a.close()
+	}
+}

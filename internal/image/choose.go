@@ -301,8 +301,12 @@ func (c *chooser) fromManifest(ctx context.Context, doc *document, body []byte) 
 
 // artifact returns an artifact. Its own config is kept, where it can be had, for who saves it.
 func (c *chooser) artifact(ctx context.Context, doc *document, body []byte) (*choice, error) {
+	blobs := make(map[digest.Digest]func(context.Context) (io.ReadCloser, error))
+	for _, d := range doc.Layers {
+		blobs[d.Digest] = c.from.layer(d).Open
+	}
 	content, err := artifactContent(doc, body, func(d imagespec.Descriptor) func(context.Context) (io.ReadCloser, error) {
-		return c.from.layer(d).Open
+		return blobs[d.Digest]
 	})
 	if err != nil {
 		return nil, err

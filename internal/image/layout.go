@@ -200,6 +200,7 @@ func (a *archive) config(_ context.Context, d imagespec.Descriptor) ([]byte, err
 }
 
 func (a *archive) layer(d imagespec.Descriptor) layer.Blob {
+	a.use(a.blobPath(d.Digest))
 	return layer.Blob{Digest: d.Digest, Size: sizeOf(d), Open: a.opener(a.blobPath(d.Digest))}
 }
 
@@ -256,6 +257,7 @@ func (a *archive) dockerImage(e dockerEntry) (*load, error) {
 		if _, err := a.find(file); err != nil {
 			return nil, err
 		}
+		a.use(file)
 		layers[i] = layer.Blob{Size: -1, Open: a.opener(file)}
 	}
 	l := &load{choice: &choice{}}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 
@@ -50,6 +51,9 @@ func (s *Store) Load(ctx context.Context, from io.Reader, name string) ([]*Image
 		if !slices.Contains(ids, img.ID) {
 			ids = append(ids, img.ID)
 		}
+	}
+	if n := a.unused(); n > 0 {
+		slog.Info("an archive has blobs that belong to none of its images that were loaded", "blobs", n, "images", len(ids))
 	}
 	return s.all(ids), nil
 }
