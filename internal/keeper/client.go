@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"path/filepath"
 	"sync"
@@ -191,7 +192,15 @@ func dial(ctx context.Context, socket string) (*ttrpc.Client, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
-		return nil, fault.New(fault.Unavailable, "no keeper answers at %s, restart kurid to start one: %w", socket, err)
+		return nil, unreachable(socket, err)
 	}
 	return ttrpc.NewClient(conn), nil
+}
+
+// unreachable is the error of a socket of the keeper's that cannot be connected to.
+func unreachable(socket string, err error) error {
+	if fault.OfErrno(err) != "" { // of this process, which is short of descriptors
+		return fmt.Errorf("ask the keeper: %w", err)
+	}
+	return fault.New(fault.Unavailable, "no keeper answers at %s, restart kurid to start one: %w", socket, err)
 }

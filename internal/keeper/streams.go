@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -129,7 +130,7 @@ func (c *Client) openSession(ctx context.Context) (*session.Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, fault.New(fault.Unavailable, "no keeper answers at %s, restart kurid to start one: %w", path, err)
+		return nil, unreachable(path, err)
 	}
 	return session.NewConn(conn.(*net.UnixConn)), nil
 }
@@ -167,6 +168,9 @@ func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 	}
 	reply := &api.SessionReply{}
 	files, err := conn.Receive(reply)
+	if fault.OfErrno(err) != "" { // of this process
+		return nil, fmt.Errorf("begin a session with the keeper: %w", err)
+	}
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "the keeper ended a session before it began: %w", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -165,7 +164,13 @@ func (e *Embedded) createByLibcontainer(id string, spec *specs.Spec, config *con
 	if err != nil {
 		return nil, err
 	}
+	planned, err := c.State()
+	if err != nil {
+		return nil, err
+	}
+	pids := pidsCgroup(planned.CgroupPaths)
 	if err := c.Start(p); err != nil {
+		err = explain(pids, err)
 		// The process is gone and its cgroup too, the state directory is not.
 		if derr := c.Destroy(); derr != nil {
 			err = fmt.Errorf("%w (and then: %w)", err, derr)
@@ -230,45 +235,6 @@ func (e *Embedded) load(id string) (*libcontainer.Container, error) {
 		return nil, fmt.Errorf("load container %s: %w", id, err)
 	}
 	return c, nil
-}
-
-// ofNode are the errors that tell of the node and not of the container, by the words in which libcontainer passes them on.
-var ofNode = []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOSPC, unix.EDQUOT, unix.ENOMEM, unix.EIO}
-
-// classifyCreate gives an error of a container's start the kind Unstartable, unless it tells of the node or of a limit that
-// the kernel does not take.
-func classifyCreate(err error) error { return fault.As(fault.Unstartable, classify(err)) }
-
-// classify gives an error the kind that it has for sure: of the node (no descriptors, full disk), Precondition when the
-// kernel does not take a limit. The container's init, or libcontainer, tells it as text.
-func classify(err error) error {
-	text := err.Error()
-	switch {
-	case strings.Contains(text, "unable to set memory limit"): // less than starting takes
-		return err
-	case strings.Contains(text, "setting cgroup config"), strings.Contains(text, "apply cgroup configuration: failed to write"):
-		return fault.As(fault.Precondition, err)
-	case strings.Contains(text, unix.EAGAIN.Error()): // of fork(2)
-		return fault.New(fault.Exhausted, "%w (a limit of processes: of the pod's cgroup, of the keeper's, or kernel.pid_max)", err)
-	}
-	for _, errno := range ofNode {
-		if strings.Contains(text, errno.Error()) {
-			return fault.New(fault.OfErrno(errno), "%w%s", err, fault.Hint(errno))
-		}
-	}
-	return err
-}
-
-// classifyExec gives an error of an exec the kind Invalid when the request is wrong: no such program, not executable, no such
-// directory.
-func classifyExec(err error) error {
-	err = classify(err)
-	for _, sign := range []string{"executable file not found", "exec: \"", "no such file or directory", "permission denied", "exec format error", "not a directory"} {
-		if strings.Contains(err.Error(), sign) {
-			return fault.As(fault.Invalid, err)
-		}
-	}
-	return err
 }
 
 // ExitCode is the code of an exit as shells and container runtimes tell it.

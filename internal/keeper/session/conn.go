@@ -84,7 +84,9 @@ func (c *Conn) Receive(m proto.Message) ([]*os.File, error) {
 	}
 	files, err := filesOf(control[:cn])
 	if err == nil && flags&unix.MSG_CTRUNC != 0 {
-		err = errors.New("more descriptors came than a message can have, or than this process may open")
+		if err = errors.New("more descriptors came than a message can have"); len(files) < maxFiles { // the rest found no number
+			err = fmt.Errorf("receive descriptors: %w", unix.EMFILE)
+		}
 	}
 	if err == nil {
 		err = c.receive(head, n, m)

@@ -1,0 +1,97 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// ofNode are the errors that tell of the node and not of the container, by the words in which libcontainer passes them on.
+var ofNode = []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOSPC, unix.EDQUOT, unix.ENOMEM, unix.EIO}
+
+// classifyCreate gives an error of a container's start the kind Unstartable, unless it tells of the node or of a limit that
+// the kernel does not take.
+func classifyCreate(err error) error { return fault.As(fault.Unstartable, classify(err)) }
+
+// classify gives an error the kind that it has for sure: of the node (no descriptors, full disk), Precondition when the
+// kernel does not take a limit. The container's init, or libcontainer, tells it as text.
+func classify(err error) error {
+	text := strings.ToLower(err.Error()) // as C and Go have it
+	switch {
+	case strings.Contains(text, "unable to set memory limit"): // less than starting takes
+		return err
+	case strings.Contains(text, "setting cgroup config"), strings.Contains(text, "apply cgroup configuration: failed to write"):
+		return fault.As(fault.Precondition, err)
+	case strings.Contains(text, unix.EAGAIN.Error()): // of fork(2)
+		return fault.New(fault.Exhausted, "%w (a limit of processes: of the pod's cgroup, of the keeper's, or kernel.pid_max)", err)
+	}
+	for _, errno := range ofNode {
+		switch {
+		case errors.Is(err, errno):
+			return fault.As(fault.OfErrno(errno), err)
+		case strings.Contains(text, errno.Error()): // and nothing else that tells it
+			return fault.New(fault.OfErrno(errno), "%w%s", err, fault.Hint(errno))
+		}
+	}
+	return err
+}
+
+// classifyExec gives an error of an exec the kind Invalid when the request is wrong: no such program, not executable, no such
+// directory.
+func classifyExec(err error) error {
+	err = classify(err)
+	for _, sign := range []string{"executable file not found", "exec: \"", "no such file or directory", "permission denied", "exec format error", "not a directory"} {
+		if strings.Contains(err.Error(), sign) {
+			return fault.As(fault.Invalid, err)
+		}
+	}
+	return err
+}
+
+// explain adds what libcontainer cannot say of a container's start: its init ends without a word where it may start no thread.
+func explain(dir string, err error) error {
+	if !strings.Contains(err.Error(), "procReady not received") {
+		return err
+	}
+	for ; strings.HasPrefix(dir, "/sys/fs/cgroup/"); dir = filepath.Dir(dir) {
+		if most, tight := tightPids(dir); tight {
+			return fmt.Errorf("%w: cgroup %s may have %d processes, too few for a start: %w", err, dir, most, unix.EAGAIN)
+		}
+	}
+	return err
+}
+
+// pidsCgroup returns the cgroup that bounds the processes of a container, by the paths of its controllers.
+func pidsCgroup(paths map[string]string) string {
+	if dir := paths["pids"]; dir != "" {
+		return dir
+	}
+	return paths[""]
+}
+
+// startThreads is how many processes and threads a container's start may need.
+const startThreads = 16
+
+// tightPids reports whether a cgroup may have fewer processes more than a start needs, and how many it may have.
+func tightPids(dir string) (most int, tight bool) {
+	number := func(name string) (int, error) {
+		body, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return 0, err
+		}
+		return strconv.Atoi(strings.TrimSpace(string(body))) // "max" is none
+	}
+	most, err := number("pids.max")
+	if err != nil {
+		return 0, false
+	}
+	now, err := number("pids.current")
+	return most, err == nil && most-now < startThreads
+}

@@ -1,0 +1,204 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// A state directory that is full is what the error names; when there is room again, all goes on.
+func TestFullStateDirectory(t *testing.T) {
+	dir, err := os.MkdirTemp("", "kuri-full-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := filepath.Join(dir, "state")
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(state, 0o711), unix.Mount("tmpfs", state, "tmpfs", 0, "size=2m,mode=711")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(unix.Unmount(state, unix.MNT_DETACH), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	s := newShell(t, harness.Options{Dir: dir})
+	id := s.run(t, nil, "sleep", "1000")
+	created := s.Create(t, s.pod, s.config(nil, "sleep", "1000"), s.podConfig)
+	filler := filepath.Join(state, "filler")
+	f, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for chunk := make([]byte, 4096); err == nil; {
+		_, err = f.Write(chunk)
+	}
+	f.Close()
+	_, err = s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: s.config(nil, "true"), SandboxConfig: s.podConfig})
+	harness.WantError(t, err, codes.ResourceExhausted, state, "no space left on device")
+	p := harness.Pod("full")
+	p.LogDirectory = t.TempDir()
+	_, err = s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p})
+	harness.WantError(t, err, codes.ResourceExhausted, state, "no space left on device")
+	// What there is goes on, and ends.
+	if out := s.Output(t, id, "echo", "here"); out != "here\n" {
+		t.Errorf("an exec says %q", out)
+	}
+	if _, err := s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: created}); err != nil {
+		t.Errorf("start what was created: %v", err)
+	}
+	s.StopContainer(t, id, 0)
+	if st := s.ContainerStatus(t, id); st.ExitCode != 137 {
+		t.Errorf("exit code %d", st.ExitCode)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.says(t, nil, "echo", "again"); out != "again\n" {
+		t.Errorf("afterwards a container says %q", out)
+	}
+}
+
+// A kurid that may open no more files says so, serves what it can, and goes on when it may.
+func TestKuridWithoutDescriptors(t *testing.T) {
+	s := newShell(t)
+	id := s.run(t, nil, "sleep", "1000")
+	var before unix.Rlimit
+	limit := func(more int) {
+		t.Helper()
+		free := 0 // the lowest number that is
+		for ; ; free++ {
+			if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", s.Pid(), free)); err != nil {
+				break
+			}
+		}
+		if err := unix.Prlimit(s.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free + more), Max: before.Max}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Prlimit(s.Pid(), unix.RLIMIT_NOFILE, nil, &before); err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for more := range 6 {
+		limit(more)
+		_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: s.config(nil, "sleep", "1000"), SandboxConfig: s.podConfig})
+		if err != nil {
+			refused++
+			harness.WantError(t, err, codes.ResourceExhausted, "LimitNOFILE", "kurid")
+		}
+		if _, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}}); err != nil {
+			harness.WantError(t, err, codes.ResourceExhausted, "LimitNOFILE")
+		}
+		if _, err := s.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil {
+			t.Errorf("the list with %d descriptors: %v", more, err)
+		}
+	}
+	if refused == 0 {
+		t.Error("nothing was refused")
+	}
+	if err := unix.Prlimit(s.Pid(), unix.RLIMIT_NOFILE, &before, nil); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.says(t, nil, "echo", "again"); out != "again\n" {
+		t.Errorf("afterwards a container says %q", out)
+	}
+}
+
+// A pod that may have no more processes is what the error is about, and not the command.
+func TestPodsProcessLimit(t *testing.T) {
+	s := newShell(t)
+	p := harness.Pod("few")
+	p.Linux.CgroupParent = "/kuri-few"
+	set := func(limit string) {
+		forCgroups(func(root string) {
+			os.MkdirAll(root+"/kuri-few", 0o755)
+			if err := os.WriteFile(root+"/kuri-few/pids.max", []byte(limit), 0); err != nil && filepath.Base(root) == "pids" {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(func() { forCgroups(func(root string) { os.Remove(root + "/kuri-few") }) })
+	set("max")
+	pod := s.RunPod(t, p)
+	for _, limit := range []string{"1", "2", "3", "5"} {
+		set(limit)
+		c := harness.Container("c"+limit, s.image, "sleep", "1000")
+		made, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: p})
+		if err == nil { // enough for a start, it may be
+			_, err = s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId})
+			if err != nil || limit != "5" {
+				t.Errorf("with %s processes: created, and then %v", limit, err)
+			}
+			continue
+		}
+		harness.WantError(t, err, codes.ResourceExhausted, "limit of processes")
+	}
+	set("max")
+	s.RemovePod(t, pod)
+}
+
+// What runs is not killed because its record cannot be read. It ends with its pod, or by itself, and leaves nothing.
+func TestWhatRunsOutlivesItsRecord(t *testing.T) {
+	s := newShell(t)
+	other, inLost := s.RunAlone(t, "lost", s.image, "sleep", "4361")
+	id := s.run(t, nil, "sleep", "4362")
+	pids := func(seconds string) (found []int) {
+		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, f := range files {
+			if body, _ := os.ReadFile(f); string(body) == "sleep\x00"+seconds+"\x00" {
+				var pid int
+				fmt.Sscan(filepath.Base(filepath.Dir(f)), &pid)
+				found = append(found, pid)
+			}
+		}
+		return found
+	}
+	s.Stop(t)
+	dirs := []string{filepath.Join(s.Root, "pods", other), filepath.Join(s.Root, "pods", s.pod, "containers", id)}
+	harness.Write(t, dirs[0], "pod.json", "{ not json")
+	harness.Write(t, dirs[1], "container.json", "{ not json")
+	for range 2 {
+		s.Continue(t)
+		for _, seconds := range []string{"4361", "4362"} {
+			if n := len(pids(seconds)); n != 1 {
+				t.Fatalf("sleep %s: %d processes", seconds, n)
+			}
+		}
+		if log := s.Log(t); !strings.Contains(log, inLost) || !strings.Contains(log, id) {
+			t.Error("the log does not name what goes on")
+		}
+		s.Stop(t)
+	}
+	s.Continue(t)
+	if err := syscall.Kill(pids("4361")[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 10*time.Second, "the pod that ended is taken back", func() error {
+		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory"} {
+			if dirs, _ := filepath.Glob(root + "/kuri-" + other + "/*" + inLost + "*"); len(dirs) > 0 {
+				return fmt.Errorf("%v", dirs)
+			}
+		}
+		return nil
+	})
+	s.RemovePod(t, s.pod)
+	if left := pids("4362"); len(left) > 0 {
+		t.Errorf("the pod is removed, and %v run", left)
+	}
+	// The set aside records are for people, and the pod's own cgroup is named in one.
+	forCgroups(func(root string) { os.Remove(root + "/kuri-" + other) })
+	if err := errors.Join(os.RemoveAll(dirs[0]), os.RemoveAll(filepath.Join(s.State, "pods", other))); err != nil {
+		t.Error(err)
+	}
+}
