@@ -97,19 +97,27 @@ func (h *Hierarchies) AccountsSwap() bool {
 	return len(memory) == 0 && err == nil && h.Has("memory")
 }
 
-// Roots lists the hierarchies, by their mount points, that have the cgroup dir. One of several controllers is enough.
-func (h *Hierarchies) Roots(dir string) []string {
+// Main lists the mount points of the hierarchies that limit pods: of v2, or of v1's memory, cpu and pids.
+func (h *Hierarchies) Main() []string {
+	controllers := []string{"memory", "cpu", "pids"}
+	if h.v2 {
+		controllers = []string{""}
+	}
 	var out []string
-	for _, controller := range []string{"", "memory", "cpu", "pids"} {
-		root := h.roots[controller]
-		if root == "" || slices.Contains(out, root) {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join(root, dir)); err == nil {
+	for _, c := range controllers {
+		if root := h.roots[c]; root != "" && !slices.Contains(out, root) {
 			out = append(out, root)
 		}
 	}
 	return out
+}
+
+// Roots lists those of Main that have the cgroup dir.
+func (h *Hierarchies) Roots(dir string) []string {
+	return slices.DeleteFunc(h.Main(), func(root string) bool {
+		_, err := os.Stat(filepath.Join(root, dir))
+		return err != nil
+	})
 }
 
 // mounts lists the mount points, each once: controllers can share one.

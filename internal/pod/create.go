@@ -192,6 +192,7 @@ func (p *Pods) join(s *Sandbox, c *Container) error {
 		return fmt.Errorf("meanwhile %w", err)
 	}
 	s.containers[c.Record().ID] = c
+	s.noteCgroup(c.Record())
 	p.addContainer(c)
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
@@ -23,7 +24,7 @@ func (p *Pods) look(s *Sandbox) {
 	}
 	why := missingNetns(r.NetnsPath)
 	if why == "" {
-		why = p.missingCgroup(r)
+		why = p.missingCgroup(s, r)
 	}
 	if why != "" {
 		s.lose(why)
@@ -66,20 +67,31 @@ func missingNetns(path string) string {
 }
 
 // missingCgroup says that the cgroup above the pod's containers is not there any more, "" when it is or never was.
-func (p *Pods) missingCgroup(r *SandboxRecord) string {
-	if len(r.CgroupRoots) == 0 {
+func (p *Pods) missingCgroup(s *Sandbox, r *SandboxRecord) string {
+	roots := r.CgroupRoots
+	if len(roots) == 0 && s.hadCgroup.Load() && p.Driver != cgroup.Systemd { // which removes empty slices that it made itself
+		roots = p.Cgroups.Main()
+	}
+	if len(roots) == 0 {
 		return ""
 	}
 	dir, err := p.Driver.Dir(r.CgroupParent)
 	if err != nil {
 		return ""
 	}
-	for _, root := range r.CgroupRoots {
+	for _, root := range roots {
 		if _, err := os.Stat(filepath.Join(root, dir)); os.IsNotExist(err) {
 			return fmt.Sprintf("its cgroup is gone: %s was removed", filepath.Join(root, dir))
 		}
 	}
 	return ""
+}
+
+// noteCgroup notes that the sandbox's cgroup was made, when a container of it was that has one.
+func (s *Sandbox) noteCgroup(r *ContainerRecord) {
+	if r.StartFailure == "" {
+		s.hadCgroup.Store(true)
+	}
 }
 
 // cgroupRoots lists the hierarchies in which the cgroup above a sandbox's containers is.

@@ -153,11 +153,12 @@ func unknownSandbox(id string) *SandboxRecord {
 	return &SandboxRecord{ID: id, NetnsPath: netnsPath(id), Config: message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{}}}
 }
 
-// adopt takes over how containers join a sandbox, and what is gone of it.
+// adopt takes over how containers join a sandbox that the keeper holds, and what is gone of it.
 func (p *Pods) adopt(s *Sandbox, held *api.Sandbox) {
-	if held != nil {
-		s.namespaces.Store(&held.Namespaces)
+	if held == nil {
+		return
 	}
+	s.namespaces.Store(&held.Namespaces)
 	p.lost(held)
 	p.look(s)
 }
@@ -223,6 +224,7 @@ func (p *Pods) loadContainers(s *Sandbox, todo *recovery) {
 			continue
 		}
 		c := newContainer(p.paths, s, r)
+		s.noteCgroup(r)
 		c.release = p.Layers.Hold(r.Layers)
 		if r.Salvaged {
 			c.release = p.Layers.Hold(p.Layers.All())

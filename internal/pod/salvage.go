@@ -188,6 +188,7 @@ func (p *Pods) salvageContainer(held *api.Container) {
 	}}
 	slog.Error("a container runs whose record is lost; it is left to run, and can be stopped and removed", "container", r.name(), "pod", s.Record().name(), "pid", r.Pid)
 	c := newContainer(p.paths, s, r)
+	s.noteCgroup(r)
 	c.release = p.Layers.Hold(p.Layers.All())
 	p.complain("write the record of "+r.name()+" anew", p.rewrite(p.paths.containerDir(r.SandboxID, r.ID), func() error { return p.paths.writeContainer(r) }))
 	s.containers[r.ID] = c

@@ -20,6 +20,8 @@ type Sandbox struct {
 	// change with it.
 	namespaces atomic.Pointer[map[string]string]
 	cpu        rate // see stats.go
+	// hadCgroup says that a container of it was made, and so the cgroup above.
+	hadCgroup atomic.Bool
 
 	mu         sync.Mutex
 	containers map[string]*Container // by id, those being created too

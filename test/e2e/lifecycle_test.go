@@ -148,6 +148,13 @@ func TestAPodOfWhichSomethingIsGone(t *testing.T) {
 				}
 			})
 		}, "its cgroup is gone"},
+		{"cgroup of its containers", nil, func(t *testing.T, pod string, _ *runtimeapi.PodSandboxConfig) {
+			forCgroups(func(root string) {
+				if err := os.Remove(root + "/kuri-" + pod); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
+			})
+		}, "its cgroup is gone"},
 	} {
 		for i, when := range []string{"while kurid runs", "while kurid is away"} {
 			t.Run(test.name+" "+when, func(t *testing.T) {
@@ -157,7 +164,15 @@ func TestAPodOfWhichSomethingIsGone(t *testing.T) {
 				}
 				pod := s.RunPod(t, p)
 				var running string
-				if test.name != "cgroup" { // which is not gone while a container runs
+				if strings.HasPrefix(test.name, "cgroup") { // which is not gone while a container runs
+					s.WaitExit(t, s.Run(t, pod, harness.Container("ran", s.image, "true"), p))
+					harness.Eventually(t, 5*time.Second, "its cgroup has gone", func() error {
+						if dirs, _ := filepath.Glob("/sys/fs/cgroup/*/kuri-" + pod + "/*-*"); len(dirs) > 0 {
+							return fmt.Errorf("%v", dirs)
+						}
+						return nil
+					})
+				} else {
 					running = s.Run(t, pod, harness.Container("runs", s.image, "sleep", "1000"), p)
 				}
 				if i == 0 {

@@ -5,10 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -146,59 +143,4 @@ func TestPodsProcessLimit(t *testing.T) {
 	}
 	set("max")
 	s.RemovePod(t, pod)
-}
-
-// What runs is not killed because its record cannot be read. It ends with its pod, or by itself, and leaves nothing.
-func TestWhatRunsOutlivesItsRecord(t *testing.T) {
-	s := newShell(t)
-	other, inLost := s.RunAlone(t, "lost", s.image, "sleep", "4361")
-	id := s.run(t, nil, "sleep", "4362")
-	pids := func(seconds string) (found []int) {
-		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-		for _, f := range files {
-			if body, _ := os.ReadFile(f); string(body) == "sleep\x00"+seconds+"\x00" {
-				var pid int
-				fmt.Sscan(filepath.Base(filepath.Dir(f)), &pid)
-				found = append(found, pid)
-			}
-		}
-		return found
-	}
-	s.Stop(t)
-	dirs := []string{filepath.Join(s.Root, "pods", other), filepath.Join(s.Root, "pods", s.pod, "containers", id)}
-	harness.Write(t, dirs[0], "pod.json", "{ not json")
-	harness.Write(t, dirs[1], "container.json", "{ not json")
-	for range 2 {
-		s.Continue(t)
-		for _, seconds := range []string{"4361", "4362"} {
-			if n := len(pids(seconds)); n != 1 {
-				t.Fatalf("sleep %s: %d processes", seconds, n)
-			}
-		}
-		if log := s.Log(t); !strings.Contains(log, inLost) || !strings.Contains(log, id) {
-			t.Error("the log does not name what goes on")
-		}
-		s.Stop(t)
-	}
-	s.Continue(t)
-	if err := syscall.Kill(pids("4361")[0], syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	harness.Eventually(t, 10*time.Second, "the pod that ended is taken back", func() error {
-		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory"} {
-			if dirs, _ := filepath.Glob(root + "/kuri-" + other + "/*" + inLost + "*"); len(dirs) > 0 {
-				return fmt.Errorf("%v", dirs)
-			}
-		}
-		return nil
-	})
-	s.RemovePod(t, s.pod)
-	if left := pids("4362"); len(left) > 0 {
-		t.Errorf("the pod is removed, and %v run", left)
-	}
-	// The set aside records are for people, and the pod's own cgroup is named in one.
-	forCgroups(func(root string) { os.Remove(root + "/kuri-" + other) })
-	if err := errors.Join(os.RemoveAll(dirs[0]), os.RemoveAll(filepath.Join(s.State, "pods", other))); err != nil {
-		t.Error(err)
-	}
 }
