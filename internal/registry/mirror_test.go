@@ -20,15 +20,26 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// openImpatient opens library/app:1 of registry.example, which is at server, with a mirror before it.
+// openImpatient opens library/app:1 of registry.example, which is at server, with a mirror before it that must be quick.
 func openImpatient(t *testing.T, mirror, server, more string, auth Auth) *Repository {
+	t.Helper()
+	return openMirrored(t, mirror, server, more, auth, Limits{Stall: 400 * time.Millisecond, MinRate: 1 << 20})
+}
+
+// openPatient is openImpatient for tests that ask nothing of the time: a busy machine takes some.
+func openPatient(t *testing.T, mirror, server, more string, auth Auth) *Repository {
+	t.Helper()
+	return openMirrored(t, mirror, server, more, auth, Limits{})
+}
+
+func openMirrored(t *testing.T, mirror, server, more string, auth Auth, limits Limits) *Repository {
 	t.Helper()
 	certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n%s", server, mirror, more))
 	ref, err := ParseReference("registry.example/library/app:1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := Open(t.Context(), Options{CertsDirs: certs, Limits: Limits{Stall: 400 * time.Millisecond, MinRate: 1 << 20}}, ref, auth)
+	r, err := Open(t.Context(), Options{CertsDirs: certs, Limits: limits}, ref, auth)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +290,7 @@ func TestMirrorHasCredentialsOfItsOwn(t *testing.T) {
 	for _, auth := range []string{"username = \"m\"\npassword = \"secret\"\n", "auth = \"bTpzZWNyZXQ=\"\n", fmt.Sprintf("file = %q\n", file)} {
 		toMirror.Store("")
 		toServer.Store("")
-		r := openImpatient(t, mirror, server, table+auth, Auth{Username: "u", Password: "p"})
+		r := openPatient(t, mirror, server, table+auth, Auth{Username: "u", Password: "p"})
 		if err := readBlob(t.Context(), r, c); err != nil {
 			t.Fatal(err)
 		}
@@ -289,7 +300,7 @@ func TestMirrorHasCredentialsOfItsOwn(t *testing.T) {
 	}
 
 	// The wrong ones cost the mirror, not the pull, and each host sees its own alone.
-	r := openImpatient(t, mirror, server, table+"username = \"m\"\npassword = \"stale\"\n", Auth{Username: "u", Password: "p"})
+	r := openPatient(t, mirror, server, table+"username = \"m\"\npassword = \"stale\"\n", Auth{Username: "u", Password: "p"})
 	if err := readBlob(t.Context(), r, c); err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +324,7 @@ func TestDistrustedHostIsAskedLast(t *testing.T) {
 		bad.Add(1)
 		w.Write(make([]byte, c.size))
 	})
-	r := openImpatient(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
+	r := openPatient(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
 	if err := readBlob(t.Context(), r, c); err == nil {
 		t.Fatal("the mirror was to send something else")
 	}

@@ -89,7 +89,7 @@ func TestOddManifest(t *testing.T) {
 				}
 				c.ServeHTTP(w, r)
 			})
-			r := openImpatient(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
+			r := openPatient(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
 			if d, err := r.Resolve(t.Context()); err != nil || d.Digest != "" && d.Digest != c.manifest && name != "another digest told" {
 				t.Errorf("HEAD: %+v, %v", d, err)
 			}
@@ -127,11 +127,11 @@ func TestOddConfig(t *testing.T) {
 				})
 			}
 			one, two := odd(), odd()
-			r := openImpatient(t, one, serve(t, c.ServeHTTP), fmt.Sprintf("[host.\"http://%s\"]\n", two), Auth{})
+			r := openPatient(t, one, serve(t, c.ServeHTTP), fmt.Sprintf("[host.\"http://%s\"]\n", two), Auth{})
 			if _, err := r.Config(t.Context(), c.layer, 8<<20); err != nil {
 				t.Error(err)
 			}
-			_, err := openImpatient(t, one, two, "", Auth{}).Config(t.Context(), c.layer, 8<<20)
+			_, err := openPatient(t, one, two, "", Auth{}).Config(t.Context(), c.layer, 8<<20)
 			if err == nil || !strings.Contains(err.Error(), one) || !strings.Contains(err.Error(), two) {
 				t.Errorf("%v", err)
 			}
@@ -159,7 +159,7 @@ func TestRefusedHead(t *testing.T) {
 			if m, err := r.Manifest(t.Context()); err != nil || m.Digest != c.manifest {
 				t.Errorf("%s, %v", m.Digest, err)
 			}
-			r = openImpatient(t, addr, serve(t, c.ServeHTTP), "", Auth{})
+			r = openPatient(t, addr, serve(t, c.ServeHTTP), "", Auth{})
 			if d, err := r.Resolve(t.Context()); err != nil || d.Digest != c.manifest {
 				t.Errorf("the next host: %+v, %v", d, err)
 			}
@@ -391,7 +391,7 @@ func TestDistrustEndsAtSometime(t *testing.T) {
 			w.Write(make([]byte, c.size))
 		})
 	}
-	r := openImpatient(t, odd("mirror"), odd("registry"), "", Auth{})
+	r := openPatient(t, odd("mirror"), odd("registry"), "", Auth{})
 	for again := true; again; {
 		if err := readBlob(t.Context(), r, c); err == nil {
 			t.Fatal("zeros pass for the blob")

@@ -157,20 +157,20 @@ func TestMirrorsGetNoCredentialsOfThePull(t *testing.T) {
 	}
 	mirror, server := serve(t, guarded(&toMirror)), serve(t, guarded(&toServer))
 	auth := Auth{Username: "u", Password: "password"}
-	r := openImpatient(t, mirror, server, "", auth)
+	r := openPatient(t, mirror, server, "", auth)
 	if err := readBlob(t.Context(), r, c); err != nil || toMirror.take() != "" || toServer.take() == "" {
 		t.Errorf("%v", err)
 	}
-	_, err := openImpatient(t, mirror, mirror+"1", "", auth).Manifest(t.Context())
+	_, err := openPatient(t, mirror, mirror+"1", "", auth).Manifest(t.Context())
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("[host.\"http://%s\".auth]", mirror)) {
 		t.Errorf("%v", err)
 	}
-	r = openImpatient(t, mirror, server, fmt.Sprintf("[host.\"http://%s\".auth]\nfrom = \"pull\"\n", mirror), auth)
+	r = openPatient(t, mirror, server, fmt.Sprintf("[host.\"http://%s\".auth]\nfrom = \"pull\"\n", mirror), auth)
 	if err := readBlob(t.Context(), r, c); err != nil || toMirror.take() == "" || toServer.take() != "" {
 		t.Errorf("%v", err)
 	}
 	auth.ServerAddress = "http://" + mirror
-	r = openImpatient(t, mirror, server, "", auth)
+	r = openPatient(t, mirror, server, "", auth)
 	if err := readBlob(t.Context(), r, c); err != nil || toMirror.take() == "" || toServer.take() != "" {
 		t.Errorf("%v", err)
 	}
