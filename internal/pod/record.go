@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"encoding/json"
 	"path/filepath"
 	"strconv"
 
@@ -156,12 +155,3 @@ func (p paths) volume(c string, i int) string {
 func (p paths) shm(pod string) string { return filepath.Join(p.state, "mounts", pod, "shm") }
 
 func netnsPath(pod string) string { return "/run/netns/kuri-" + pod }
-
-// info renders a record for the verbose answers of the CRI.
-func info(record any) map[string]string {
-	b, err := json.Marshal(record)
-	if err != nil {
-		return map[string]string{"error": err.Error()}
-	}
-	return map[string]string{"info": string(b)}
-}

@@ -79,9 +79,6 @@ func (r *SandboxRecord) Item() *runtime.PodSandbox {
 	}
 }
 
-// Info is the record, for verbose answers.
-func (r *SandboxRecord) Info() map[string]string { return info(r) }
-
 // Status is the container as the CRI tells it.
 func (r *ContainerRecord) Status() *runtime.ContainerStatus {
 	cfg := r.config()
@@ -157,9 +154,6 @@ func (r *ContainerRecord) Item() *runtime.Container {
 		Annotations:  cfg.GetAnnotations(),
 	}
 }
-
-// Info is the record, for verbose answers.
-func (r *ContainerRecord) Info() map[string]string { return info(r) }
 
 func (r *ContainerRecord) imageSpec() *runtime.ImageSpec {
 	asked := r.config().GetImage()

@@ -42,7 +42,7 @@ func (s *runtimeService) ContainerStatus(_ context.Context, req *runtime.Contain
 	}
 	resp := &runtime.ContainerStatusResponse{Status: c.Record().Status()}
 	if req.GetVerbose() {
-		resp.Info = c.Record().Info()
+		resp.Info = s.Pods.ContainerInfo(c)
 	}
 	return resp, nil
 }

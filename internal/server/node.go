@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	goruntime "runtime"
+	"strconv"
 	"strings"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -56,7 +58,7 @@ func (s *runtimeService) Status(ctx context.Context, req *runtime.StatusRequest)
 		if err != nil {
 			return nil, fmt.Errorf("encode the configuration: %w", err)
 		}
-		resp.Info = map[string]string{"config": string(config)}
+		resp.Info = map[string]string{"config": string(config), "golang": strconv.Quote(goruntime.Version())}
 	}
 	return resp, nil
 }

@@ -43,7 +43,7 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtime.PodSan
 	}
 	resp := &runtime.PodSandboxStatusResponse{Status: snap.Sandbox.Status(), ContainersStatuses: statuses(snap), Timestamp: snap.At}
 	if req.GetVerbose() {
-		resp.Info = snap.Sandbox.Info()
+		resp.Info = s.Pods.SandboxInfo(snap)
 	}
 	return resp, nil
 }

@@ -1,0 +1,95 @@
+package pod
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/kuri-cri/kuri/internal/network"
+)
+
+// The verbose answers of the CRI are JSON under the key "info": the record, and what tools look for there under the names
+// that containerd has given it (crictl's users have scripts that read .info.pid and .info.runtimeSpec).
+
+// ContainerInfo returns what a verbose ContainerStatus tells beside the status.
+func (p *Pods) ContainerInfo(c *Container) map[string]string {
+	r := c.Record()
+	more := map[string]any{"sandboxID": r.SandboxID, "removing": false}
+	// The bundle goes with the container's pod: there is none after a reboot.
+	if spec, err := os.ReadFile(filepath.Join(p.paths.bundle(r.SandboxID, r.ID), "config.json")); err == nil && json.Valid(spec) {
+		more["runtimeSpec"] = json.RawMessage(spec)
+	}
+	return info(r, more)
+}
+
+// podNamespace is an entry of a runtime spec's list.
+type podNamespace struct {
+	Type string `json:"type"`
+	Path string `json:"path,omitempty"`
+}
+
+// SandboxInfo returns what a verbose PodSandboxStatus tells beside the status.
+func (p *Pods) SandboxInfo(snap *Snapshot) map[string]string {
+	r := snap.Sandbox
+	more := map[string]any{
+		"pid":                snap.pid(),
+		"runtimeHandler":     r.Handler,
+		"netNamespaceClosed": r.NetnsPath != "" && missingNetns(r.NetnsPath) != "",
+	}
+	var namespaces []podNamespace
+	if r.NetnsPath != "" {
+		namespaces = append(namespaces, podNamespace{"network", r.NetnsPath})
+	}
+	more["runtimeSpec"] = map[string]any{
+		"hostname": hostname(r), "annotations": r.config().GetAnnotations(),
+		"linux": map[string]any{"cgroupsPath": r.CgroupParent, "namespaces": namespaces},
+	}
+	if r.Network != nil {
+		more["cniResult"] = cniResult(r.Network)
+	}
+	return info(r, more)
+}
+
+// pid returns a process that is in the pod's namespaces: the first one of its oldest container that runs, 0 when none does.
+func (s *Snapshot) pid() int {
+	for _, c := range slices.Backward(s.Containers) {
+		if c.State == Running {
+			return c.Pid
+		}
+	}
+	return 0
+}
+
+// cniResult is a pod's network in the form of containerd's: the addresses by interface.
+func cniResult(n *network.Result) map[string]any {
+	type address struct{ IP string }
+	var ips []address
+	for _, ip := range n.IPs {
+		ips = append(ips, address{ip.String()})
+	}
+	return map[string]any{"Interfaces": map[string]any{network.Interface: map[string]any{"IPConfigs": ips}}}
+}
+
+// info renders a record with more keys for the verbose answers of the CRI; a key of the record itself stays.
+func info(record any, more map[string]any) map[string]string {
+	all := make(map[string]any)
+	b, err := json.Marshal(record)
+	if err == nil {
+		kept := make(map[string]json.RawMessage)
+		err = json.Unmarshal(b, &kept)
+		for k, v := range more {
+			all[k] = v
+		}
+		for k, v := range kept {
+			all[k] = v
+		}
+	}
+	if err == nil {
+		b, err = json.Marshal(all)
+	}
+	if err != nil {
+		return map[string]string{"error": err.Error()}
+	}
+	return map[string]string{"info": string(b)}
+}
