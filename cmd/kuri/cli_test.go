@@ -354,10 +354,10 @@ func TestParseResolver(t *testing.T) {
 func TestCredentials(t *testing.T) {
 	c, _, _ := newCLI(nil)
 	c.in = strings.NewReader("me:a:b\n")
-	if a, err := c.credentials("-"); err != nil || a.Username != "me" || a.Password != "a:b" {
+	if a, err := c.credentials(t.Context(), "-"); err != nil || a.Username != "me" || a.Password != "a:b" {
 		t.Errorf("%v %v", a, err)
 	}
-	if a, err := c.credentials(""); a != nil || err != nil {
+	if a, err := c.credentials(t.Context(), ""); a != nil || err != nil {
 		t.Errorf("%v %v", a, err)
 	}
 }

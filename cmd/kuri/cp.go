@@ -111,7 +111,7 @@ func (c *cli) cp(ctx context.Context, from, to place, owner, useTar bool) error 
 		}
 		return b.pack(ctx, from.path, c.out)
 	case from.path == "-" && from.container == "":
-		return b.send(ctx, "the tar", to.path, func(ctx context.Context, w io.Writer) error { return tree.Again(ctx, w, c.in, b.leftOut) })
+		return b.send(ctx, "the tar", to.path, func(ctx context.Context, w io.Writer) error { return tree.Again(ctx, w, c.input(ctx), b.leftOut) })
 	case from.container != "":
 		return b.out(ctx, from.path, to.path)
 	}

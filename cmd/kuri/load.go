@@ -38,7 +38,7 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 		Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			archive, err := c.archive(args[0])
+			archive, err := c.archive(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -132,9 +132,9 @@ func named(i *kuriv1.LoadedImage, name string) bool {
 }
 
 // archive opens what is to be loaded.
-func (c *cli) archive(path string) (io.ReadCloser, error) {
+func (c *cli) archive(ctx context.Context, path string) (io.ReadCloser, error) {
 	if path == "-" {
-		return io.NopCloser(c.in), nil
+		return io.NopCloser(c.input(ctx)), nil
 	}
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -42,7 +42,7 @@ asked with the certificates that --certs-dir has for it, never a mirror.`,
 			if err != nil {
 				return err
 			}
-			secret, err := c.askLogin(registry, user, password, fromStdin)
+			secret, err := c.askLogin(cmd.Context(), registry, user, password, fromStdin)
 			if err != nil {
 				return err
 			}
@@ -142,7 +142,7 @@ func (c *cli) authFile() (*credential.File, error) {
 }
 
 // askLogin takes the user name and the password from the flags, or asks on the terminal.
-func (c *cli) askLogin(registry, user, password string, fromStdin bool) (credential.Credential, error) {
+func (c *cli) askLogin(ctx context.Context, registry, user, password string, fromStdin bool) (credential.Credential, error) {
 	var none credential.Credential
 	terminal, _ := c.in.(*os.File)
 	if terminal != nil && !term.IsTerminal(int(terminal.Fd())) {
@@ -154,7 +154,7 @@ func (c *cli) askLogin(registry, user, password string, fromStdin bool) (credent
 	case !fromStdin && terminal == nil && (user == "" || password == ""):
 		return none, usageError{errors.New("there is no terminal to ask on: --username and --password-stdin")}
 	}
-	in := bufio.NewReader(io.LimitReader(c.in, 64<<10))
+	in := bufio.NewReader(io.LimitReader(c.input(ctx), 64<<10))
 	if user == "" {
 		fmt.Fprintf(c.err, "user name for %s: ", registry)
 		line, err := in.ReadString('\n')
@@ -171,7 +171,7 @@ func (c *cli) askLogin(registry, user, password string, fromStdin bool) (credent
 		password = strings.TrimRight(string(raw), "\r\n")
 	case password == "":
 		fmt.Fprintf(c.err, "password for %s at %s: ", user, registry)
-		raw, err := term.ReadPassword(int(terminal.Fd()))
+		raw, err := readPassword(ctx, terminal)
 		fmt.Fprintln(c.err)
 		if err != nil {
 			return none, fmt.Errorf("read the password: %w", err)

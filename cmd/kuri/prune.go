@@ -43,7 +43,10 @@ func (c *cli) prune(ctx context.Context, force bool) error {
 	if err := c.showPruned(unused); err != nil {
 		return err
 	}
-	if !force && !c.confirmed(fmt.Sprintf("remove them and give back %s? [y/N] ", size(uint64(unused.Bytes)))) {
+	if !force && !c.confirmed(ctx, fmt.Sprintf("remove them and give back %s? [y/N] ", size(uint64(unused.Bytes)))) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		fmt.Fprintln(c.out, "nothing was removed")
 		return nil
 	}
@@ -68,9 +71,9 @@ func (c *cli) showPruned(p *kuriv1.PruneResponse) error {
 }
 
 // confirmed asks and reads the answer; no answer is a no.
-func (c *cli) confirmed(question string) bool {
+func (c *cli) confirmed(ctx context.Context, question string) bool {
 	fmt.Fprint(c.err, question)
-	line, _ := bufio.NewReader(c.in).ReadString('\n')
+	line, _ := bufio.NewReader(c.input(ctx)).ReadString('\n')
 	answer := strings.ToLower(strings.TrimSpace(line))
 	return answer == "y" || answer == "yes"
 }

@@ -26,7 +26,7 @@ func (c *cli) pullCommand() *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			ctx := cmd.Context()
-			given, err := c.credentials(creds)
+			given, err := c.credentials(ctx, creds)
 			if err != nil {
 				return err
 			}
@@ -60,13 +60,13 @@ func (c *cli) pullCommand() *cobra.Command {
 }
 
 // credentials reads the value of --creds.
-func (c *cli) credentials(s string) (*runtimeapi.AuthConfig, error) {
+func (c *cli) credentials(ctx context.Context, s string) (*runtimeapi.AuthConfig, error) {
 	if s == "" {
 		return nil, nil
 	}
 	if s == "-" {
 		const most = 64 << 10
-		raw, err := io.ReadAll(io.LimitReader(c.in, most))
+		raw, err := io.ReadAll(io.LimitReader(c.input(ctx), most))
 		if err != nil {
 			return nil, fmt.Errorf("read the credentials: %w", err)
 		}

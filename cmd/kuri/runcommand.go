@@ -108,7 +108,7 @@ func (c *cli) flagsAfterFile(cmd *cobra.Command, rest []string) error {
 }
 
 func (c *cli) runManifest(ctx context.Context, o *runOptions, path string) error {
-	pods, err := c.manifest(path, o.name)
+	pods, err := c.manifest(ctx, path, o.name)
 	if err != nil {
 		return err
 	}
@@ -145,8 +145,8 @@ func (r *run) toTheEnd(ctx context.Context) error {
 const maxManifest = 4 << 20
 
 // manifest reads the pods of a file and says on standard error what of them is ignored.
-func (c *cli) manifest(path, name string) ([]*manifest.Pod, error) {
-	in := c.in
+func (c *cli) manifest(ctx context.Context, path, name string) ([]*manifest.Pod, error) {
+	in := c.input(ctx)
 	if path != "-" {
 		file, err := os.Open(path)
 		if errors.Is(err, os.ErrNotExist) {

@@ -414,3 +414,23 @@ func TestKuriRunOnATerminal(t *testing.T) {
 		t.Errorf("a command that ends at once: exit code %d", code)
 	}
 }
+
+// Ctrl-C ends whatever waits for input at a terminal, which is as it was before.
+func TestKuriInterruptedAtAQuestion(t *testing.T) {
+	d := harness.Start(t, harness.Options{NoPods: true})
+	d.PullBusybox(t)
+	for expect, args := range map[string][]string{
+		"[y/N] ":             {"prune"},
+		"up to Ctrl-D":       {"run", "-"},
+		"user name for ":     {"login", "localhost:1"},
+		"password for me at": {"login", "-u", "me", "localhost:1"},
+	} {
+		x := onTerminal(t, d, args...)
+		x.expect(expect)
+		time.Sleep(100 * time.Millisecond) // until it reads
+		x.press("\x03")
+		if code := x.exit(); code != 128+2 || !x.cooked() {
+			t.Errorf("kuri %q: exit code %d, the terminal is as before: %t", args, code, x.cooked())
+		}
+	}
+}
