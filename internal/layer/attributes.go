@@ -120,3 +120,16 @@ func checkOwner(hdr *tar.Header) error {
 	}
 	return nil
 }
+
+// isSparse reports whether the entry's content is stored without its holes.
+func isSparse(hdr *tar.Header) bool {
+	if hdr.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range hdr.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}

@@ -44,14 +44,13 @@ const (
 // recipe writes a recipe while the layer is unpacked. Its methods are for the goroutine that reads the tar, but for
 // keep.
 type recipe struct {
-	dir    string // the layer's
-	file   *os.File
-	sum    hash.Hash // of the file
-	zip    *zstd.Encoder
-	piece  []byte
-	bytes  int64 // of the tar so far
-	err    error // the first
-	undone bool  // some content is lost: the tar cannot be made again
+	dir   string // the layer's
+	file  *os.File
+	sum   hash.Hash // of the file
+	zip   *zstd.Encoder
+	piece []byte
+	bytes int64 // of the tar so far
+	err   error // the first
 
 	mu       sync.Mutex // guards what follows
 	replaced int        // descriptor of the directory of replaced files; -1: there is none yet
@@ -121,8 +120,7 @@ func (r *recipe) write(b []byte) {
 	}
 }
 
-// finish writes the rest and returns the size of the tar and the digest of the recipe, or 0 when the tar cannot be made
-// again.
+// finish writes the rest and returns the size of the tar and the digest of the recipe.
 func (r *recipe) finish() (bytes int64, sum digest.Digest, err error) {
 	r.flush()
 	if err := r.zip.Close(); r.err == nil {
@@ -130,12 +128,6 @@ func (r *recipe) finish() (bytes int64, sum digest.Digest, err error) {
 	}
 	if r.err != nil {
 		return 0, "", fmt.Errorf("write %s: %w", recipeFile, r.err)
-	}
-	if r.undone {
-		if err := os.RemoveAll(filepath.Join(r.dir, replacedDir)); err != nil {
-			return 0, "", err
-		}
-		return 0, "", os.Remove(filepath.Join(r.dir, recipeFile))
 	}
 	return r.bytes, digest.NewDigest(digest.SHA256, r.sum), nil
 }
@@ -195,9 +187,10 @@ func (u *unpacker) keep(parent int, name string, st *unix.Stat_t) error {
 		u.sumLock.Lock()
 		sum, ok := u.sums[st.Ino]
 		u.sumLock.Unlock()
-		if ok {
-			return u.from.recipe.keep(parent, name, st, sum)
+		if !ok {
+			return fault.New(fault.Corrupt, "%q, which it replaces, has no checksum", clip(name))
 		}
+		return u.from.recipe.keep(parent, name, st, sum)
 	}
 	return unix.Unlinkat(parent, name, 0)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/record"
 )
 
 // remade unpacks a layer and returns its tar, made again.
@@ -50,7 +51,11 @@ func TestTheTarCanBeMadeAgain(t *testing.T) {
 		"many":      many,
 		"twice":     {reg("f", "one"), reg("f", "two"), reg("f", "three"), reg("g", large), reg("g", "small"), reg("h", "small"), reg("h", large)},
 		"replaced":  {reg("a", "a"), symlink("a", "b"), reg("b", "b"), dir("b"), reg("c", "c"), link("d", "c"), reg("c", "other"), reg("d", "also"), reg("e", "e"), link("e", "a/../c")},
-		"linked":    {reg("c", "c"), link("d", "c"), link("d", "c"), link("c", "d")},
+		"directories": {
+			dir("d"), reg("d/f", "f"), dir("d/e"), reg("d/e/g", large), symlink("d/s", "f"), link("kept", "d/f"), reg("d/empty", ""), reg("d", "a file now"),
+			dir("x"), reg("x/y", "y"), symlink("x", "d"), reg("z/z", "small"), link("z", "d"),
+		},
+		"linked": {reg("c", "c"), link("d", "c"), link("d", "c"), link("c", "d")},
 		"content of what has none": {
 			{Header: tar.Header{Name: ".wh.gone", Typeflag: tar.TypeReg}, body: "content of a whiteout"},
 			{Header: tar.Header{Name: ".wh..wh.plnk", Typeflag: tar.TypeReg}, body: large},
@@ -95,27 +100,33 @@ func TestTheTarCanBeMadeAgain(t *testing.T) {
 	})
 }
 
-// Where what an entry had is gone with its directory, the tar cannot be made again, and the store says so.
+// A layer that an older Kuri unpacked has no recipe, and the store says so.
 func TestATarThatCannotBeMadeAgain(t *testing.T) {
 	needRoot(t)
-	s := openStore(t, "")
-	plain := tarOf(t, dir("d"), reg("d/f", "f"), reg("x", "1"), reg("x", "2"), reg("d", "a file now"))
-	b := blobOf(plain, plain)
-	s.Hold([]digest.Digest{b.DiffID})
-	if err := s.Unpack(t.Context(), b); err != nil {
+	root := t.TempDir()
+	s := openStore(t, root)
+	plain := tarOf(t, reg("f", "f"))
+	remade(t, s, plain)
+	id := digest.FromBytes(plain)
+	info, err := s.info(id)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if size, ok := s.TarSize(b.DiffID); ok {
+	info.TarBytes, info.Recipe = 0, ""
+	if err := record.Write(filepath.Join(s.dir(id), "layer.json"), recordVersion, info); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(s.dir(id), recipeFile)); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, root)
+	if size, ok := s.TarSize(id); ok {
 		t.Errorf("a tar of %d bytes", size)
 	}
-	if err := s.Tar(t.Context(), b.DiffID, io.Discard); !errors.Is(err, fault.NotFound) {
+	if err := s.Tar(t.Context(), id, io.Discard); !errors.Is(err, fault.NotFound) {
 		t.Errorf("%v", err)
 	}
-	left, err := os.ReadDir(s.dir(b.DiffID))
-	if err != nil || len(left) != 2 {
-		t.Errorf("%v, %v", left, err)
-	}
-	if err := s.Check(t.Context(), b.DiffID); err != nil {
+	if err := s.Check(t.Context(), id); err != nil {
 		t.Error(err)
 	}
 }
@@ -163,4 +174,45 @@ func TestARecipeCounts(t *testing.T) {
 	if got := s.Usage(); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
+}
+
+// FuzzRecipe asserts of any stream that is unpacked that it can be made again.
+func FuzzRecipe(f *testing.F) {
+	needRoot(f)
+	for _, seed := range [][]ent{
+		{dir("a"), reg("a/b", "x"), symlink("a/s", "../../.."), reg("a/s/e", "x"), link("h", "a/b"), reg("h", "y")},
+		{reg(".wh.x", "x"), dir("x"), reg("x/.wh..wh..opq", ""), reg("x", "y"), reg("x", "z")},
+		{dir("d"), reg("d/f", "f"), reg("d", "file"), symlink("s", "d"), reg("s", "s")},
+	} {
+		f.Add(tarOf(f, seed...))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if len(body) > 64<<10 {
+			t.Skip()
+		}
+		dir := t.TempDir()
+		r, err := newRecipe(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.close()
+		l := defaultLimits
+		l.entries, l.freeBytes = 200, 1<<20
+		from := &source{from: bytes.NewReader(body), recipe: r}
+		if _, err := untar(t.Context(), from, filepath.Join(dir, "fs"), l, new(blocks)); err != nil {
+			return
+		}
+		if _, err := drain(from); err != nil {
+			t.Fatal(err)
+		}
+		size, _, err := r.finish()
+		if err != nil || size != int64(len(body)) {
+			t.Fatalf("%d bytes, %v, want %d", size, err, len(body))
+		}
+		var again bytes.Buffer
+		a := &assembler{ctx: t.Context(), dir: dir, out: &again, buf: make([]byte, blockBytes)}
+		if err := a.run(); err != nil || !bytes.Equal(again.Bytes(), body) {
+			t.Errorf("another tar: %v", err)
+		}
+	})
 }

@@ -3,8 +3,10 @@ package layer
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -40,10 +42,10 @@ type tree struct {
 	// settle is called before a path is followed through a symlink, and before a directory is removed with all that is
 	// in it: what others have under way in the tree is to be finished.
 	settle func() error
-	// retire removes what is not a directory, because an entry replaces it. retireAll is called before a directory is
-	// removed with all that is in it.
+	// retire removes what is not a directory, because an entry replaces it. It is called for what is in a directory that
+	// is replaced, too.
 	retire    func(parent int, name string, st *unix.Stat_t) error
-	retireAll func()
+	retireAll bool // it is called for each file that goes with a directory
 	linked    bool // the path that was opened last leads through a symlink
 }
 
@@ -82,7 +84,6 @@ func openTree(dir string, l limits) (*tree, error) {
 	}
 	t := &tree{root: fd, limits: l, implied: make(map[string]bool), settle: func() error { return nil }}
 	t.retire = func(parent int, name string, _ *unix.Stat_t) error { return unix.Unlinkat(parent, name, 0) }
-	t.retireAll = func() {}
 	t.rootDir = newDirRef(fd)
 	if t.realRoot, err = realPath(fd); err != nil {
 		unix.Close(fd)
@@ -264,9 +265,27 @@ func (t *tree) clear(parent int, name string) error {
 	if err := t.settle(); err != nil {
 		return err
 	}
-	t.retireAll()
 	t.last = "" // it may be below what is removed
+	if t.retireAll {
+		if err := t.empty(procPath(parent, name)); err != nil {
+			return err
+		}
+	}
 	return os.RemoveAll(procPath(parent, name))
+}
+
+// empty retires all files below the directory.
+func (t *tree) empty(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		return t.retire(unix.AT_FDCWD, path, &st)
+	})
 }
 
 // clean turns an entry's name into a path relative to the root, "." for the root itself, or refuses it. As docker and

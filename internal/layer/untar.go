@@ -37,7 +37,7 @@ type outcome struct {
 	sums   map[uint64]uint64 // inode number of each regular file -> checksum of its content
 	xattrs bool              // something in it may have extended attributes
 
-	tarBytes int64 // of the tar, 0 when it cannot be made again, and the digest of its recipe
+	tarBytes int64 // of the tar, 0 when no recipe was written, and the digest of the recipe
 	recipe   digest.Digest
 }
 
@@ -55,7 +55,7 @@ func untar(ctx context.Context, from *source, dir string, l limits, b *blocks) (
 	defer u.files.close() // before: the writers add to it
 	t.settle = u.settled
 	if from.recipe != nil {
-		t.retire, t.retireAll = u.keep, func() { from.recipe.undone = true }
+		t.retire, t.retireAll = u.keep, true
 	}
 	for n := 1; ; n++ {
 		if err := ctx.Err(); err != nil {
@@ -289,19 +289,6 @@ func (u *unpacker) regular(parent int, p, name string, hdr *tar.Header) error {
 	}
 	u.note(p, hdr, sum)
 	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
-}
-
-// isSparse reports whether the entry's content is stored without its holes.
-func isSparse(hdr *tar.Header) bool {
-	if hdr.Typeflag == tar.TypeGNUSparse {
-		return true
-	}
-	for key := range hdr.PAXRecords {
-		if strings.HasPrefix(key, "GNU.sparse.") {
-			return true
-		}
-	}
-	return false
 }
 
 // small makes a small file. It is for any goroutine.
