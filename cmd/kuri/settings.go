@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"strconv"
 	"time"
@@ -73,17 +74,25 @@ func (c *cli) file() (settings, error) {
 	switch t := keys.Timeout.(type) {
 	case nil:
 	case float64:
-		s.Timeout = time.Duration(t * float64(time.Second))
+		s.Timeout = secondsOf(t)
 	case string:
 		if s.Timeout, err = time.ParseDuration(t); err != nil {
 			seconds, err := strconv.Atoi(t)
 			if err != nil {
 				return settings{}, fmt.Errorf("read the configuration %s: timeout %q: expected seconds", path, t)
 			}
-			s.Timeout = time.Duration(seconds) * time.Second
+			s.Timeout = secondsOf(float64(seconds))
 		}
 	default:
 		return settings{}, fmt.Errorf("read the configuration %s: timeout %v: expected seconds", path, t)
 	}
 	return s, nil
+}
+
+// secondsOf returns a number of seconds as a duration, the longest there is, some 292 years, for what is longer.
+func secondsOf(n float64) time.Duration {
+	if n >= math.MaxInt64/float64(time.Second) {
+		return math.MaxInt64
+	}
+	return time.Duration(n * float64(time.Second))
 }
