@@ -67,7 +67,7 @@ func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grp
 	start := time.Now()
 	resp, err := guarded(func() (any, error) { return handler(ctx, req) })
 	err = coded(err)
-	told(ctx, err, start)
+	told(ctx, req, resp, err, start)
 	return resp, err
 }
 
@@ -83,7 +83,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		err = errClosing
 	}
 	err = coded(err)
-	told(ss.Context(), err, start)
+	told(ss.Context(), nil, nil, err, start)
 	return err
 }
 
@@ -114,10 +114,15 @@ func guarded(handle func() (any, error)) (resp any, err error) {
 }
 
 // told logs what a request came to: aloud what failed here, as a warning what the client, its pod or its registry can mend,
-// and the rest for who debugs.
-func told(ctx context.Context, err error, start time.Time) {
+// what has changed something, and the rest for who debugs. Who called, and about what, is said of all that changes something.
+func told(ctx context.Context, req, resp any, err error, start time.Time) {
 	method, _ := grpc.Method(ctx)
 	level := slog.LevelDebug
+	attrs := []any{"method", method, "took", time.Since(start)}
+	if isChange(method) {
+		level = slog.LevelInfo
+		attrs = append(append(attrs, subject(req, resp)...), "caller", callerOf(ctx))
+	}
 	switch status.Code(err) {
 	case codes.OK, codes.NotFound, codes.Canceled, codes.Unimplemented:
 	case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.DeadlineExceeded, codes.PermissionDenied, codes.Unauthenticated,
@@ -127,8 +132,8 @@ func told(ctx context.Context, err error, start time.Time) {
 		level = slog.LevelError
 	}
 	if err == nil {
-		slog.Log(ctx, level, "answered", "method", method, "took", time.Since(start))
+		slog.Log(ctx, level, "answered", attrs...)
 		return
 	}
-	slog.Log(ctx, level, "refused", "method", method, "took", time.Since(start), "code", status.Code(err), "err", status.Convert(err).Message())
+	slog.Log(ctx, level, "refused", append(attrs, "code", status.Code(err), "err", status.Convert(err).Message())...)
 }

@@ -147,6 +147,7 @@ func (s *Server) newGRPC() *grpc.Server {
 		grpc.MaxSendMsgSize(maxAnswer),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ForceServerCodecV2(c),
+		grpc.Creds(peerCredentials{}),
 		grpc.ChainUnaryInterceptor(unary, c.unary),
 		grpc.ChainStreamInterceptor(s.stream, c.stream),
 		// A client whose process is frozen or gone without a word is noticed, and its streams end.

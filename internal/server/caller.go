@@ -1,0 +1,140 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// caller is the process that opened a connection, as the kernel knows it (SO_PEERCRED, unix(7)).
+type caller struct {
+	pid     int32
+	uid     uint32
+	program string // the name of its file, or of the process where that cannot be read
+}
+
+// AuthType makes a caller what gRPC keeps of a connection.
+func (caller) AuthType() string { return "SO_PEERCRED" }
+
+// LogValue is how the log shows a caller.
+func (c caller) LogValue() slog.Value {
+	return slog.GroupValue(slog.Int("pid", int(c.pid)), slog.Int64("uid", int64(c.uid)), slog.String("program", c.program))
+}
+
+// peerCredentials are transport credentials that let everybody in whom the socket lets in, and note who it is.
+type peerCredentials struct{}
+
+// ServerHandshake notes who has opened the connection. One that is not of a Unix socket has no caller.
+func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	u, ok := conn.(*net.UnixConn)
+	if !ok {
+		return conn, caller{}, nil
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return nil, nil, err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return nil, nil, err
+	}
+	if cerr != nil {
+		return conn, caller{}, nil
+	}
+	return conn, caller{cred.Pid, cred.Uid, programOf(cred.Pid)}, nil
+}
+
+func programOf(pid int32) string {
+	proc := "/proc/" + strconv.Itoa(int(pid))
+	if exe, err := os.Readlink(proc + "/exe"); err == nil {
+		return filepath.Base(exe)
+	}
+	comm, _ := os.ReadFile(proc + "/comm")
+	return strings.TrimSpace(string(comm))
+}
+
+// ClientHandshake is not for a server.
+func (peerCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("these credentials are a server's")
+}
+
+// Info says that nothing is encrypted.
+func (peerCredentials) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "SO_PEERCRED"}
+}
+
+// Clone returns the same: there is no state.
+func (p peerCredentials) Clone() credentials.TransportCredentials { return p }
+
+// OverrideServerName does nothing.
+func (peerCredentials) OverrideServerName(string) error { return nil }
+
+// callerOf returns who makes a request.
+func callerOf(ctx context.Context) caller {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return caller{}
+	}
+	c, _ := p.AuthInfo.(caller)
+	return c
+}
+
+// changes are the methods that change what is on the node, by their names without the service: a line in the log says who
+// called one, and of what.
+var changes = map[string]bool{
+	"RunPodSandbox": true, "StopPodSandbox": true, "RemovePodSandbox": true, "UpdatePodSandboxResources": true,
+	"CreateContainer": true, "StartContainer": true, "StopContainer": true, "RemoveContainer": true, "UpdateContainerResources": true,
+	"PullImage": true, "RemoveImage": true, "Load": true, "Prune": true, "UpdateRuntimeConfig": true,
+	"Exec": true, "Attach": true, "PortForward": true, // open streams that may change anything
+}
+
+func isChange(method string) bool { return changes[method[strings.LastIndexByte(method, '/')+1:]] }
+
+// subject returns what a request is about, and what it has made.
+func subject(req, resp any) (attrs []any) {
+	if r, ok := req.(interface{ GetPodSandboxId() string }); ok && r.GetPodSandboxId() != "" {
+		attrs = append(attrs, "pod", r.GetPodSandboxId())
+	}
+	if r, ok := req.(interface{ GetContainerId() string }); ok && r.GetContainerId() != "" {
+		attrs = append(attrs, "container", r.GetContainerId())
+	}
+	attrs = append(attrs, subjectOfConfig(req)...)
+	if r, ok := resp.(interface{ GetPodSandboxId() string }); ok && r.GetPodSandboxId() != "" {
+		attrs = append(attrs, "pod", r.GetPodSandboxId())
+	}
+	if r, ok := resp.(interface{ GetContainerId() string }); ok && r.GetContainerId() != "" {
+		attrs = append(attrs, "container", r.GetContainerId())
+	}
+	if r, ok := resp.(interface{ GetImageRef() string }); ok && r.GetImageRef() != "" {
+		attrs = append(attrs, "image_ref", r.GetImageRef())
+	}
+	return attrs
+}
+
+// subjectOfConfig returns the names that a request gives to what it makes, or asks for.
+func subjectOfConfig(req any) []any {
+	switch r := req.(type) {
+	case *runtime.RunPodSandboxRequest:
+		m := r.GetConfig().GetMetadata()
+		return []any{"namespace", m.GetNamespace(), "name", m.GetName(), "attempt", m.GetAttempt()}
+	case *runtime.CreateContainerRequest:
+		m := r.GetConfig().GetMetadata()
+		return []any{"name", m.GetName(), "attempt", m.GetAttempt(), "image", r.GetConfig().GetImage().GetImage()}
+	case *runtime.PullImageRequest:
+		return []any{"image", r.GetImage().GetImage()}
+	case *runtime.RemoveImageRequest:
+		return []any{"image", r.GetImage().GetImage()}
+	}
+	return nil
+}
