@@ -21,8 +21,9 @@ var floors = map[string]int{
 	"spec": 2, "keeper": 2, "oci": 2, "network": 2, "layer": 2, "registry": 2, "cgroup": 2, "stream": 2, "node": 2, "rootfs": 2,
 	"quota": 2, "metric": 2, "verifier": 2, "listen": 2,
 	"namespace": 1, "holder": 1, "record": 1, "event": 1, "flight": 1, "undo": 1, "config": 1, "sha256": 1,
-	"sysctl": 1,
-	"fault":  0, // the words for errors, which all speak
+	"sysctl":    1,
+	"failpoint": 0, // of test builds
+	"fault":     0, // the words for errors, which all speak
 }
 
 // neighbours are the imports within a floor, each with its reason.

@@ -48,6 +48,7 @@
 #define SETTLED_MS 10000   // a keeper that has lived this long is started at once when it ends
 #define DELAY_FIRST_MS 50  // before the second start of one that ended earlier; doubled each time
 #define DELAY_MAX_MS 5000
+#define DELAY_KILLED_MS 200 // at most, of one that was killed: it did not fail by itself
 #define STATE_ENV "_KURI_HOLDER_STATE" // the descriptor of the state that a new program takes over
 
 struct held {
@@ -315,6 +316,8 @@ static void keeper_ended(struct holder *h, int status)
 		end(h, WIFEXITED(status) ? WEXITSTATUS(status) : 1);
 	if (lived_ms >= SETTLED_MS)
 		h->delay_ms = 0;
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && h->delay_ms > DELAY_KILLED_MS)
+		h->delay_ms = DELAY_KILLED_MS;
 	h->due_ms = now_ms() + h->delay_ms;
 	say(h, "the keeper (pid %d) ended by %s %d after %lld ms, a new one starts in %lld ms", pid,
 	    WIFSIGNALED(status) ? "signal" : "exit", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),

@@ -83,6 +83,9 @@ func run() error {
 	slog.SetDefault(slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: logLevel})))
 	logrus.SetOutput(log) // libcontainer's
 	logrus.SetLevel(logrus.WarnLevel)
+	if err := s.Recover(); err != nil {
+		return err
+	}
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

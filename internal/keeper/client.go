@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/ttrpc"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
@@ -21,7 +23,9 @@ const Protocol = 1
 
 // Client speaks with the keeper of one state directory.
 type Client struct {
-	socket string
+	socket   string
+	start    func(context.Context) error // starts a keeper where none serves; nil: this client starts none
+	starting sync.Mutex                  // held over a start, which is bounded
 
 	mu     sync.Mutex // guards conn; held over a dial of a local socket, which does not hang
 	conn   *ttrpc.Client
@@ -128,6 +132,13 @@ func (c *Client) Close() {
 	}
 }
 
+// A call waits so long for the keeper that takes the place of one that has died, and it outlives so many keepers: one that
+// ends each would go on for ever.
+const (
+	replaceLimit = 5 * time.Second
+	keepersMax   = 10
+)
+
 // call makes one call. A keeper that hangs ends it with a [Hung].
 func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error), req *Q) (*R, error) {
 	ctx, done, err := c.watched(ctx)
@@ -142,24 +153,87 @@ func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService,
 	return resp, err
 }
 
-// ask makes one call, and once more on a new connection when the first one was lost.
+// ask makes one call, and makes it again when the connection is lost: every verb is idempotent, and a keeper that has died is
+// replaced at once.
 func ask[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error), req *Q) (*R, error) {
-	conn, err := c.connection(ctx)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := verb(api.NewKeeperClient(conn), ctx, req)
-	if errors.Is(err, ttrpc.ErrClosed) && ctx.Err() == nil {
-		c.drop(conn)
-		if conn, err = c.connection(ctx); err != nil {
-			return nil, err
+	var resp *R
+	err := c.again(ctx, func() error {
+		conn, err := c.connection(ctx)
+		if err != nil {
+			return err
 		}
 		resp, err = verb(api.NewKeeperClient(conn), ctx, req)
-	}
+		if errors.Is(err, ttrpc.ErrClosed) {
+			c.drop(conn)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, decodeError(err)
 	}
 	return resp, nil
+}
+
+// again calls fn until it does not fail for want of a keeper, or until no keeper is to be expected any more.
+func (c *Client) again(ctx context.Context, fn func() error) error {
+	var limit time.Time // since no keeper has answered
+	for lost := 0; ; {
+		err := fn()
+		switch {
+		case ctx.Err() != nil || c.isClosed():
+			return err
+		case errors.Is(err, ttrpc.ErrClosed):
+			if lost++; lost > keepersMax {
+				return err
+			}
+			limit = time.Now().Add(replaceLimit)
+			continue
+		case !errors.Is(err, errNoKeeper):
+			return err
+		case limit.IsZero():
+			limit = time.Now().Add(replaceLimit)
+		}
+		if time.Now().After(limit) || !c.expected(ctx) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// errNoKeeper says that nobody listens.
+var errNoKeeper = errors.New("no keeper listens")
+
+// expected reports whether a keeper will serve soon: the holder starts one, or this client, where it may, starts both.
+func (c *Client) expected(ctx context.Context) bool {
+	h := holder.Connect(filepath.Dir(c.socket))
+	defer h.Close()
+	if _, err := h.Info(); err == nil {
+		return true
+	}
+	if c.start == nil {
+		return false
+	}
+	c.starting.Lock()
+	defer c.starting.Unlock()
+	if _, err := h.Info(); err == nil { // another call was quicker
+		return true
+	}
+	slog.Warn("neither a keeper nor a holder serves any more, new ones are started")
+	if err := c.start(ctx); err != nil {
+		slog.Error("start a keeper in place of one that has died", "err", err)
+		return false
+	}
+	return true
+}
+
+func (c *Client) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
 }
 
 func (c *Client) connection(ctx context.Context) (*ttrpc.Client, error) {
@@ -173,7 +247,7 @@ func (c *Client) connection(ctx context.Context) (*ttrpc.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.conn = conn
+		c.conn = ttrpc.NewClient(conn)
 	}
 	return c.conn, nil
 }
@@ -188,13 +262,13 @@ func (c *Client) drop(conn *ttrpc.Client) {
 	}
 }
 
-func dial(ctx context.Context, socket string) (*ttrpc.Client, error) {
+func dial(ctx context.Context, socket string) (net.Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
 		return nil, unreachable(socket, err)
 	}
-	return ttrpc.NewClient(conn), nil
+	return conn, nil
 }
 
 // unreachable is the error of a socket of the keeper's that cannot be connected to.
@@ -202,5 +276,8 @@ func unreachable(socket string, err error) error {
 	if fault.OfErrno(err) != "" { // of this process, which is short of descriptors
 		return fmt.Errorf("ask the keeper: %w", err)
 	}
-	return fault.New(fault.Unavailable, "no keeper answers at %s, restart kurid to start one: %w", socket, err)
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+		err = errors.Join(errNoKeeper, err)
+	}
+	return fault.New(fault.Unavailable, "no keeper answers at %s: %w", socket, err)
 }

@@ -6,5 +6,5 @@
 // for a holder that it starts. A holder that ends removes them; those that a killed one left serve the next one.
 //
 // A Client is safe for concurrent use. It dials anew by itself when the connection is lost; every verb of the protocol
-// is idempotent, so a call whose connection broke is asked once more.
+// is idempotent, so a call whose connection broke is asked again of the keeper that takes the place of a dead one.
 package keeper

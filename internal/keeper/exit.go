@@ -12,6 +12,8 @@ type Exit struct {
 	StartedAt  int64 `json:"started_at"`  // nanoseconds since the epoch; 0 when it never ran its own program
 	FinishedAt int64 `json:"finished_at"` // nanoseconds since the epoch
 	OOMKilled  bool  `json:"oom_killed"`  // the kernel killed a process of the container for its memory limit
+	// Unknown says why nobody knows how it ended, "" when Code does.
+	Unknown string `json:"unknown,omitempty"`
 }
 
 const exitVersion = 1

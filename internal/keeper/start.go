@@ -51,6 +51,7 @@ func Start(ctx context.Context, o Options) (*Client, error) {
 		c.Close()
 		return nil, err
 	}
+	c.start = func(ctx context.Context) error { return spawn(ctx, o) }
 	return c, nil
 }
 

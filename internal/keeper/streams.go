@@ -126,11 +126,13 @@ func endOf(ctx context.Context, err error) error {
 }
 
 func (c *Client) openSession(ctx context.Context) (*session.Conn, error) {
-	path := filepath.Join(filepath.Dir(c.socket), "keeper-session.sock")
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
+	var conn net.Conn
+	err := c.again(ctx, func() (err error) {
+		conn, err = dial(ctx, filepath.Join(filepath.Dir(c.socket), "keeper-session.sock"))
+		return err
+	})
 	if err != nil {
-		return nil, unreachable(path, err)
+		return nil, err
 	}
 	return session.NewConn(conn.(*net.UnixConn)), nil
 }

@@ -59,25 +59,103 @@ func NewHolder(scratch string) (*Holder, error) {
 	return h, nil
 }
 
+// AdoptHolder returns the holder whose mount namespace own is, which it then owns.
+func AdoptHolder(own *os.File) (*Holder, error) {
+	host, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		own.Close()
+		return nil, err
+	}
+	return &Holder{own: own, host: host}, nil
+}
+
+// File is the mount namespace, which stays the holder's.
+func (h *Holder) File() *os.File { return h.own }
+
+// Pods lists the pods that have a /dev/shm here, and the device (st_dev) of each.
+func (h *Holder) Pods() (map[string]uint64, error) {
+	pods := make(map[string]uint64)
+	err := h.inside(func() error {
+		entries, err := os.ReadDir("/")
+		for _, e := range entries {
+			var st unix.Stat_t
+			if err := unix.Stat("/"+e.Name(), &st); err != nil {
+				return err
+			}
+			pods[e.Name()] = st.Dev
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list /dev/shm of pods: %w", err)
+	}
+	return pods, nil
+}
+
 // Close gives all of it up.
 func (h *Holder) Close() error { return errors.Join(h.own.Close(), h.host.Close()) }
 
 // AddShm makes the /dev/shm of the pod id, of at most size bytes, which belongs to the given user and group of the host.
-// All that is in it has the SELinux label, unless that is "".
-func (h *Holder) AddShm(id string, size int64, uid, gid int, mountLabel string) error {
+// All that is in it has the SELinux label, unless that is "". It returns the device (st_dev) that it is.
+func (h *Holder) AddShm(id string, size int64, uid, gid int, mountLabel string) (device uint64, err error) {
 	options := label.FormatMountLabel(fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid), mountLabel)
-	err := h.inside(func() error {
+	err = h.inside(func() error {
 		if err := unix.Mkdir("/"+id, 0o700); err != nil {
 			return err
 		}
 		err := unix.Mount("shm", "/"+id, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
 		if err != nil {
 			unix.Rmdir("/" + id)
+			return err
 		}
+		var st unix.Stat_t
+		err = unix.Stat("/"+id, &st)
+		device = st.Dev
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("make /dev/shm of pod %s: %w", id, err)
+		return 0, fmt.Errorf("make /dev/shm of pod %s: %w", id, err)
+	}
+	return device, nil
+}
+
+// TakeShm makes the mount at target in the mount namespace of the process pid the /dev/shm of the pod id, if it is that
+// device (st_dev).
+func (h *Holder) TakeShm(id string, pid int, target string, device uint64) error {
+	theirs, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	err = OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		fd, err := unix.OpenTree(unix.AT_FDCWD, target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		if st.Dev != device {
+			return fmt.Errorf("%s of process %d is another file system", target, pid)
+		}
+		if err := unix.Setns(int(h.own.Fd()), unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mkdir("/"+id, 0o700); err != nil && err != unix.EEXIST {
+			return err
+		}
+		return unix.MoveMount(fd, "", unix.AT_FDCWD, "/"+id, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	})
+	if err != nil {
+		return fmt.Errorf("take /dev/shm of pod %s from process %d: %w", id, pid, err)
 	}
 	return nil
 }
@@ -85,7 +163,8 @@ func (h *Holder) AddShm(id string, size int64, uid, gid int, mountLabel string) 
 // RemoveShm gives the /dev/shm of the pod id up. One that is not there is a success.
 func (h *Holder) RemoveShm(id string) error {
 	err := h.inside(func() error {
-		if err := unix.Unmount("/"+id, unix.MNT_DETACH); err != nil && err != unix.ENOENT {
+		// EINVAL: its removal was cut off after this step.
+		if err := unix.Unmount("/"+id, unix.MNT_DETACH); err != nil && err != unix.ENOENT && err != unix.EINVAL {
 			return err
 		}
 		if err := unix.Rmdir("/" + id); err != nil && err != unix.ENOENT {

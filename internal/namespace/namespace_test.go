@@ -116,7 +116,7 @@ func TestHolderIsSeenByNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	if err := h.AddShm("pod", 1<<20, 0, 0, ""); err != nil {
+	if _, err := h.AddShm("pod", 1<<20, 0, 0, ""); err != nil {
 		t.Fatal(err)
 	}
 	if after, _ := os.ReadFile("/proc/self/mountinfo"); strings.Count(string(after), "kuri-holder") != strings.Count(string(before), "kuri-holder") {

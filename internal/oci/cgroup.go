@@ -1,9 +1,11 @@
 package oci
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +23,26 @@ type Cgroup struct {
 	procs  string // one that lists the processes: on v2 the cgroup, on v1 that of the freezer, or of another controller
 	memory string // the one of the memory controller, "" when there is none
 	v2     bool
+}
+
+// cgroupJSON is a Cgroup in a record.
+type cgroupJSON struct {
+	Procs  string `json:"procs,omitempty"`
+	Memory string `json:"memory,omitempty"`
+	V2     bool   `json:"v2,omitempty"`
+}
+
+// MarshalJSON makes a Cgroup a part of a record.
+func (c Cgroup) MarshalJSON() ([]byte, error) {
+	return json.Marshal(cgroupJSON{c.procs, c.memory, c.v2})
+}
+
+// UnmarshalJSON reads what MarshalJSON has written.
+func (c *Cgroup) UnmarshalJSON(body []byte) error {
+	var j cgroupJSON
+	err := json.Unmarshal(body, &j)
+	*c = Cgroup{j.Procs, j.Memory, j.V2}
+	return err
 }
 
 // cgroupOf picks from the paths by controller; v2 has one, with the key "".
@@ -83,6 +105,20 @@ func (c Cgroup) Kill(limit time.Duration) error {
 	}
 }
 
+// EndExecs kills what an earlier process has executed in the container of the cgroup, and removes the cgroups that it made
+// for that.
+func (c Cgroup) EndExecs(limit time.Duration) error {
+	if c.procs == "" {
+		return nil
+	}
+	dirs, err := filepath.Glob(filepath.Join(c.procs, "exec-*"))
+	for _, dir := range dirs {
+		r := &Running{cgroup: Cgroup{procs: dir, v2: c.v2}, home: c.procs}
+		err = errors.Join(err, r.Kill(limit), r.Leave())
+	}
+	return err
+}
+
 // Describe names a process for a person: its pid, command, state and what it waits for in the kernel.
 func Describe(pid int) string {
 	proc := "/proc/" + strconv.Itoa(pid) + "/"
@@ -106,6 +142,20 @@ type ProcessCgroup struct {
 // EnterCgroup makes the cgroup of cgroupsPath, in the syntax of the runtime specification, and moves the process into it.
 // Name stands in when the path is empty.
 func EnterCgroup(cgroupsPath, name string, systemd bool, pid int) (*ProcessCgroup, error) {
+	c, err := OpenCgroup(cgroupsPath, name, systemd)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.manager.Apply(pid); err != nil {
+		c.manager.Destroy()
+		return nil, fmt.Errorf("put process %d into cgroup %s: %w", pid, cgroupsPath, err)
+	}
+	c.cgroup = cgroupOf(c.manager.GetPaths())
+	return c, nil
+}
+
+// OpenCgroup returns the cgroup of that path, which need not be there.
+func OpenCgroup(cgroupsPath, name string, systemd bool) (*ProcessCgroup, error) {
 	config, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{
 		CgroupName:       name,
 		UseSystemdCgroup: systemd,
@@ -120,12 +170,11 @@ func EnterCgroup(cgroupsPath, name string, systemd bool, pid int) (*ProcessCgrou
 	if err != nil {
 		return nil, err
 	}
-	if err := m.Apply(pid); err != nil {
-		m.Destroy()
-		return nil, fmt.Errorf("put process %d into cgroup %s: %w", pid, cgroupsPath, err)
-	}
 	return &ProcessCgroup{m, cgroupOf(m.GetPaths())}, nil
 }
+
+// Kill kills all its processes and returns when none is left, or after limit with an error.
+func (c *ProcessCgroup) Kill(limit time.Duration) error { return c.cgroup.Kill(limit) }
 
 // SignalKill sends SIGKILL to its processes, as [Cgroup.SignalKill] does.
 func (c *ProcessCgroup) SignalKill() error { return c.cgroup.SignalKill() }

@@ -117,9 +117,9 @@ func (s Stdio) chown(config configs.Config) error {
 
 // Created is what create makes.
 type Created struct {
-	Pid        int // of the first process, in the PID namespace of this process
-	PrivatePID bool
-	Cgroup     Cgroup
+	Pid        int    `json:"pid"` // of the first process, in the PID namespace of this process
+	PrivatePID bool   `json:"private_pid,omitempty"`
+	Cgroup     Cgroup `json:"cgroup"`
 }
 
 // Create makes the container id of a bundle (runtime specification, "create"): its process waits at its start line.
@@ -192,21 +192,6 @@ func (e *Embedded) createByLibcontainer(id string, spec *specs.Spec, config *con
 		return nil, errors.Join(fault.As(fault.Precondition, fmt.Errorf("create container %s: %w", id, err)), kerr, c.Destroy())
 	}
 	return &Created{Pid: pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroupOf(state.CgroupPaths)}, nil
-}
-
-// Start lets the process of a created container go (runtime specification, "start").
-func (e *Embedded) Start(id string) error {
-	if native, err := e.startNative(id); native {
-		return err
-	}
-	c, err := e.load(id)
-	if err != nil {
-		return err
-	}
-	if err := c.Exec(); err != nil {
-		return fault.As(fault.Precondition, fmt.Errorf("start container %s: %w", id, err))
-	}
-	return nil
 }
 
 // Delete removes what the runtime keeps of a container whose processes have ended, its cgroup included. An unknown id is

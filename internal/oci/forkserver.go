@@ -24,6 +24,9 @@ type forkServer struct {
 	pid  int
 }
 
+// forkServerName is its only argument, which its children have until they execute a program.
+const forkServerName = "kuri-forkserver"
+
 // start starts the process. The lock is held.
 func (s *forkServer) start() error {
 	// What a container can see of the program must not be the file on the disk: CVE-2019-5736.
@@ -37,7 +40,7 @@ func (s *forkServer) start() error {
 	theirs := os.NewFile(uintptr(pair[1]), "fork server")
 	defer theirs.Close()
 	cmd := &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{"kuri-forkserver"}, Env: []string{"_KURI_FORK_SERVER=1"}, Dir: "/",
+		Path: "/proc/self/exe", Args: []string{forkServerName}, Env: []string{"_KURI_FORK_SERVER=1"}, Dir: "/",
 		ExtraFiles: []*os.File{theirs},
 	}
 	if err := cmd.Start(); err != nil {

@@ -228,13 +228,16 @@ func (n *native) startLine() (*os.File, error) {
 }
 
 // startNative lets a container go that our own init has made; false when libcontainer has.
-func (e *Embedded) startNative(id string) (bool, error) {
+func (e *Embedded) startNative(id string, ended func() bool) (bool, error) {
 	dir := filepath.Join(e.root, id)
 	if _, err := os.Stat(filepath.Join(dir, nativeFile)); err != nil {
 		return false, nil
 	}
 	path := filepath.Join(dir, startFile)
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == unix.ENXIO && !ended() { // it was let go by one who was killed before he could say so
+		return true, os.Remove(path)
+	}
 	if err != nil { // ENXIO: nobody waits
 		return true, fault.New(fault.Precondition, "start container %s: its process has ended: %w", id, err)
 	}

@@ -82,6 +82,7 @@ func (p *Pods) exited(told *api.Container) {
 		StartedAt:  told.StartedAt,
 		FinishedAt: told.Exit.FinishedAt,
 		OOMKilled:  told.Exit.OomKilled,
+		Unknown:    told.Exit.Unknown,
 	})
 	p.followers.Go(func() {
 		if err := p.Keeper.Delete(context.Background(), told.Id); err != nil {
@@ -97,6 +98,8 @@ func (p *Pods) recordExit(c *Container, e keeper.Exit) {
 		r.StartedAt = e.StartedAt
 		r.FinishedAt = e.FinishedAt
 		switch {
+		case e.Unknown != "":
+			r.Reason, r.Message = "ContainerStatusUnknown", e.Unknown
 		case e.OOMKilled:
 			r.Reason = "OOMKilled"
 		case e.Code == 0:
@@ -163,6 +166,11 @@ func (p *Pods) resync(ctx context.Context) (uint64, error) {
 // reconcile brings a container in line with what the keeper says of it, nil for nothing.
 func (p *Pods) reconcile(c *Container, held *api.Container) {
 	r := c.Record()
+	if held.GetNote() != "" && held.GetNote() != r.Message && r.State != Exited {
+		if err := c.amend(func(r *ContainerRecord) { r.Message = held.Note }); err != nil {
+			slog.Warn("what a container has lost could not be recorded", "container", r.name(), "err", err)
+		}
+	}
 	switch {
 	case r.State == Exited:
 		return
@@ -182,6 +190,10 @@ func (p *Pods) reconcile(c *Container, held *api.Container) {
 		}
 		if !errors.Is(err, fault.NotFound) {
 			slog.Warn("an exit record cannot be read", "container", r.name(), "err", err)
+		}
+		if pids := p.processes(r); len(pids) > 0 {
+			p.unheld(c, pids)
+			return
 		}
 		p.vanished(c, "the node's boot or its keeper ended with this container, and nobody saw how")
 	}

@@ -110,6 +110,9 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 		if err := p.Keeper.Delete(ctx, r.ID); err != nil {
 			return struct{}{}, err
 		}
+		if err := p.endProcesses(ctx, r); err != nil {
+			return struct{}{}, err
+		}
 		// 3. Its directories and its record.
 		if err := p.removeContainerDirs(r); err != nil {
 			return struct{}{}, err

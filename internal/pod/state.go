@@ -106,6 +106,7 @@ type Container struct {
 	usage   usage  // of the writable layer, see stats.go
 	cpu     rate   // see stats.go
 
+	unheld   atomic.Bool   // it lives, and the keeper does not know it
 	updating chan struct{} // holds a token while an update of the resources is under way
 
 	mu     sync.Mutex

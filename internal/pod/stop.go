@@ -87,6 +87,9 @@ func (p *Pods) endAll(ctx context.Context, s *Sandbox) error {
 			if errs[i] = p.kill(ctx, c); errs[i] == nil {
 				errs[i] = p.Keeper.Delete(ctx, c.Record().ID)
 			}
+			if errs[i] == nil {
+				errs[i] = p.endProcesses(ctx, c.Record())
+			}
 		})
 	}
 	wg.Wait()
@@ -146,7 +149,11 @@ func (p *Pods) kill(ctx context.Context, c *Container) error {
 		c.failStart()
 		return nil
 	}
-	if err := p.Keeper.Signal(ctx, r.ID, unix.SIGKILL, true); err != nil && !errors.Is(err, fault.NotFound) {
+	err := p.Keeper.Signal(ctx, r.ID, unix.SIGKILL, true)
+	if errors.Is(err, fault.NotFound) && c.unheld.Load() {
+		err = p.endProcesses(ctx, r)
+	}
+	if err != nil && !errors.Is(err, fault.NotFound) {
 		return fmt.Errorf("kill %s: %w", r.name(), err)
 	}
 	// What ended while it was created was told before it was known here.

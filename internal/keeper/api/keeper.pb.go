@@ -519,10 +519,11 @@ type Sandbox struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Paths by which a container's OCI spec joins the pod's namespaces, by OCI namespace type: "network", "ipc", "uts",
-	// "pid", "user". Valid as long as this keeper process lives; ask again after it was replaced.
+	// "pid", "user". Those of descriptors are valid as long as this keeper process lives; Create takes those of an earlier
+	// one for its own of the same type.
 	Namespaces    map[string]string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	InitPid       int32             `protobuf:"varint,3,opt,name=init_pid,json=initPid,proto3" json:"init_pid,omitempty"` // with pid only
-	Gone          string            `protobuf:"bytes,4,opt,name=gone,proto3" json:"gone,omitempty"`                       // why no process can begin in it any more: its init has ended. "" while one can
+	Gone          string            `protobuf:"bytes,4,opt,name=gone,proto3" json:"gone,omitempty"`                       // why no process can begin in it any more: its init has ended, or what it shares is lost. "" while one can
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1032,6 +1033,7 @@ type Container struct {
 	CreatedAt     int64                  `protobuf:"varint,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"` // nanoseconds since the epoch; 0 for not yet
 	StartedAt     int64                  `protobuf:"varint,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	Exit          *Exit                  `protobuf:"bytes,7,opt,name=exit,proto3" json:"exit,omitempty"` // with state EXITED
+	Note          string                 `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"` // what was lost when a keeper died, for people; "" for nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1115,11 +1117,19 @@ func (x *Container) GetExit() *Exit {
 	return nil
 }
 
+func (x *Container) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
 type Exit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`                               // 0 to 255; 128 + n when signal n ended it
 	FinishedAt    int64                  `protobuf:"varint,2,opt,name=finished_at,json=finishedAt,proto3" json:"finished_at,omitempty"` // nanoseconds since the epoch
 	OomKilled     bool                   `protobuf:"varint,3,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
+	Unknown       string                 `protobuf:"bytes,4,opt,name=unknown,proto3" json:"unknown,omitempty"` // why nobody knows how it ended; "" when code says it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1173,6 +1183,13 @@ func (x *Exit) GetOomKilled() bool {
 		return x.OomKilled
 	}
 	return false
+}
+
+func (x *Exit) GetUnknown() string {
+	if x != nil {
+		return x.Unknown
+	}
+	return ""
 }
 
 type StartRequest struct {
@@ -1828,7 +1845,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\rlog_directory\x18\x0e \x01(\tR\flogDirectory\"?\n" +
 	"\aOverlay\x12\x1c\n" +
 	"\tlowerdirs\x18\x01 \x03(\tR\tlowerdirs\x12\x16\n" +
-	"\x06target\x18\x02 \x01(\tR\x06target\"\xe1\x01\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\"\xf5\x01\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1839,13 +1856,15 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"created_at\x18\x05 \x01(\x03R\tcreatedAt\x12\x1d\n" +
 	"\n" +
 	"started_at\x18\x06 \x01(\x03R\tstartedAt\x12(\n" +
-	"\x04exit\x18\a \x01(\v2\x14.kuri.keeper.v1.ExitR\x04exit\"Z\n" +
+	"\x04exit\x18\a \x01(\v2\x14.kuri.keeper.v1.ExitR\x04exit\x12\x12\n" +
+	"\x04note\x18\b \x01(\tR\x04note\"t\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x1f\n" +
 	"\vfinished_at\x18\x02 \x01(\x03R\n" +
 	"finishedAt\x12\x1d\n" +
 	"\n" +
-	"oom_killed\x18\x03 \x01(\bR\toomKilled\"\x1e\n" +
+	"oom_killed\x18\x03 \x01(\bR\toomKilled\x12\x18\n" +
+	"\aunknown\x18\x04 \x01(\tR\aunknown\"\x1e\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"x\n" +
 	"\rUpdateRequest\x12\x0e\n" +

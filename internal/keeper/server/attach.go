@@ -89,6 +89,7 @@ func closeAll(files []*os.File) {
 
 // stdin is our end of a container's stdin.
 type stdin struct {
+	left func()     // called when it is given away or closed; constant, nil for nothing
 	mu   sync.Mutex // guards all below
 	file *os.File   // nil when it is /dev/null, or was given away
 	once bool       // it is given to the first who attaches, and closed with that
@@ -118,6 +119,9 @@ func (s *stdin) take(id string) (taken, error) {
 	}
 	file := s.file
 	s.file, s.gone = nil, true
+	if s.left != nil {
+		s.left()
+	}
 	return taken{file, true}, nil
 }
 

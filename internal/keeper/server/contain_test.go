@@ -109,7 +109,7 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	}
 	end.Close() // not before: the reaper takes a stranger that has ended
 	c := &container{
-		id: "broken", bundle: t.TempDir(), state: api.State_RUNNING, pidfd: pidfd, exited: make(chan struct{}),
+		id: "broken", bundle: t.TempDir(), rec: containerRecord{State: api.State_RUNNING}, pidfd: pidfd, exited: make(chan struct{}),
 		made:    &oci.Created{Pid: cmd.Process.Pid}, // without a cgroup
 		outputs: []*tap{nil},                        // and with an output that cannot be finished
 	}
@@ -119,8 +119,8 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	default:
 		t.Error("who waits for it waits for good")
 	}
-	if exit, err := keeper.ReadExit(c.bundle); err != nil || exit.Code != 3 || c.exit.Code != 3 || c.currentState() != api.State_EXITED || s.events.last() != 1 {
-		t.Errorf("recorded is %+v, %v; the state is %s; %d events", exit, err, c.currentState(), s.events.last())
+	if exit, err := keeper.ReadExit(c.bundle); err != nil || exit.Code != 3 || c.exit.Code != 3 || c.currentState() != api.State_EXITED || len(s.events.ring) != 1 {
+		t.Errorf("recorded is %+v, %v; the state is %s; %d events", exit, err, c.currentState(), len(s.events.ring))
 	}
 	if !gone(c.made.Pid) {
 		t.Error("its process is not reaped")

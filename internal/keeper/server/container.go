@@ -24,6 +24,8 @@ import (
 //	                 +--------------------+   its process was killed before it was started
 type container struct {
 	id, sandboxID, bundle string
+	recordPath            string // "" in tests, for no record
+	keep                  keep
 
 	verb  sync.Mutex    // keeps Start, ReopenLog and the removal of the container apart
 	ready chan struct{} // closed when Create has ended, well or not
@@ -31,7 +33,8 @@ type container struct {
 	// Set by Create before ready, and constant then.
 	made     *oci.Created
 	rootfs   string   // where the root filesystem is mounted; on the host an empty directory
-	pidfd    *os.File // of the first process; closed when it has been reaped
+	pidfd    *os.File // of the first process; closed when its exit has been recorded, nil when it had ended before we began
+	adopted  bool     // an earlier keeper has created it: its first process is no child of ours
 	stdin    stdin
 	outputs  []*tap
 	terminal *os.File       // the same as that of outputs[0], to write to; nil without a terminal
@@ -40,14 +43,14 @@ type container struct {
 	log      *logFile       // nil without a log
 	exited   chan struct{}  // closed when the state is EXITED
 
+	heldMu sync.Mutex // guards held
+	held   []string   // names under which the holder has descriptors of the container
+
 	executor atomic.Pointer[oci.Executor] // nil before the first exec and after the exit
 
-	mu        sync.Mutex // guards all below
-	state     api.State  // UNKNOWN while it is being created
-	createdAt int64      // nanoseconds since the epoch
-	startedAt int64      // 0 for not yet
-	outlived  uint64     // OOM kills of its processes before it was last asked to end
-	exit      keeper.Exit
+	mu   sync.Mutex      // guards all below; held over the write of the record
+	rec  containerRecord // see become
+	exit keeper.Exit
 }
 
 // message is what a caller is told of the container.
@@ -55,13 +58,13 @@ func (c *container) message() *api.Container {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m := &api.Container{
-		Id: c.id, SandboxId: c.sandboxID, State: c.state, CreatedAt: c.createdAt, StartedAt: c.startedAt,
+		Id: c.id, SandboxId: c.sandboxID, State: c.rec.State, CreatedAt: c.rec.CreatedAt, StartedAt: c.rec.StartedAt, Note: c.rec.Note,
 	}
-	if c.state != api.State_UNKNOWN { // Create is not setting it any more
+	if c.rec.State != api.State_UNKNOWN { // Create is not setting it any more
 		m.Pid = int32(c.made.Pid)
 	}
-	if c.state == api.State_EXITED {
-		m.Exit = &api.Exit{Code: c.exit.Code, FinishedAt: c.exit.FinishedAt, OomKilled: c.exit.OOMKilled}
+	if c.rec.State == api.State_EXITED {
+		m.Exit = &api.Exit{Code: c.exit.Code, FinishedAt: c.exit.FinishedAt, OomKilled: c.exit.OOMKilled, Unknown: c.exit.Unknown}
 	}
 	return m
 }
@@ -69,7 +72,7 @@ func (c *container) message() *api.Container {
 func (c *container) currentState() api.State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state
+	return c.rec.State
 }
 
 // container returns the container of that id. One that is being created is not there yet: NotFound.
@@ -129,6 +132,9 @@ func (c *container) signalKill() error {
 
 // signal sends a signal to the first process. One that has ended is a success.
 func (c *container) signal(sig unix.Signal) error {
+	if c.pidfd == nil {
+		return nil
+	}
 	conn, err := c.pidfd.SyscallConn()
 	if err != nil {
 		return err

@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
@@ -49,6 +51,8 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	defer back.Run()
 	back.Add("forget the container", func(context.Context) error { s.remove(c); return nil })
 
+	failpoint.At("create: id reserved")
+
 	// 2. The bundle.
 	spec, err := s.readSpec(req)
 	if err != nil {
@@ -59,8 +63,18 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 		return nil, err
 	}
 	defer release()
+	if err := s.stands(spec, box); err != nil {
+		return nil, err
+	}
 
-	// 3. Its log and stdio.
+	// 3. The record of the intent, so that a successor takes back what it finds of it.
+	if err := c.amend(func(r *containerRecord) { r.Rootfs, r.CgroupsPath = spec.Root.Path, spec.Linux.CgroupsPath }); err != nil {
+		return nil, err
+	}
+	failpoint.At("create: intent recorded")
+	back.Add("remove the record", func(context.Context) error { return removeRecord(c.recordPath) })
+
+	// 4. Its log and stdio, which the holder has, too.
 	if req.LogPath != "" {
 		if c.log, err = openLog(logPlace{req.LogPath, req.LogDirectory}, limitsOf(req)); err != nil {
 			return nil, err
@@ -71,16 +85,24 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	if err != nil {
 		return nil, err
 	}
-	back.Add("close the stdio", func(context.Context) error { stdio.close(); return nil })
+	back.Add("close the stdio", func(context.Context) error {
+		stdio.close()
+		c.dropHeld()
+		return nil
+	})
+	pipes := stdio.keepIn(c)
+	failpoint.At("create: log and stdio opened")
 
-	// 4. The directories over which its root filesystem and its other layers are mounted.
+	// 5. The directories over which its root filesystem and its other layers are mounted.
 	c.rootfs = spec.Root.Path
 	back.Add("remove the mount points", func(context.Context) error { return removeMountPoints(filepath.Dir(c.rootfs)) })
 	if err := makeMountPoints(c.rootfs, req.Overlays); err != nil {
 		return nil, err
 	}
 
-	// 5. The process, from a thread in a mount namespace of its own.
+	failpoint.At("create: mount points made")
+
+	// 6. The process, from a thread in a mount namespace of its own.
 	err = namespace.OnThread(func() error { return s.createInside(c, box, spec, req, stdio) })
 	stdio.closeTheirs()
 	if err != nil {
@@ -90,18 +112,31 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	if err := stdio.receiveConsole(); err != nil {
 		return nil, err
 	}
+	if stdio.terminal != nil {
+		c.hold("terminal", stdio.terminal)
+	}
 
-	// 6. Those who wait for it and write its log.
+	failpoint.At("create: process created")
+
+	// 7. Those who wait for it and write its log.
 	c.stdin.set(stdio.stdin, req.StdinOnce)
+	c.stdin.left = c.stdinLeft
 	if err := c.tapOutputs(stdio); err != nil {
 		return nil, err
 	}
 	if req.StdinOnce {
 		c.audience.keep()
 	}
-	c.mu.Lock()
-	c.state, c.createdAt = api.State_CREATED, time.Now().UnixNano()
-	c.mu.Unlock()
+
+	// 8. The record, before anyone is told.
+	c.keep.watch(c.made.Pid)
+	err = c.become(api.State_CREATED, func(r *containerRecord) {
+		r.Made, r.Born, r.Pipes, r.CreatedAt = c.made, born(c.made.Pid), pipes, time.Now().UnixNano()
+	})
+	if err != nil {
+		return nil, err
+	}
+	failpoint.At("create: recorded")
 	for _, t := range c.outputs {
 		c.pumps.Go(t.follow)
 	}
@@ -114,6 +149,12 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 func (s *Server) reserve(req *api.CreateRequest) (*container, *sandbox, error) {
 	c := &container{
 		id: req.Id, sandboxID: req.SandboxId, bundle: req.Bundle, ready: make(chan struct{}), exited: make(chan struct{}),
+		recordPath: s.recordPath(containerRecords, req.Id), keep: s.keep,
+		rec: containerRecord{
+			ID: req.Id, SandboxID: req.SandboxId, Bundle: req.Bundle, Boot: s.boot, SystemdCgroup: req.SystemdCgroup,
+			LogPath: req.LogPath, LogDirectory: req.LogDirectory, LogMaxBytes: req.LogMaxBytes, LogMaxFiles: int(req.LogMaxFiles), LogRate: req.LogRateBytes,
+			TTY: req.Tty, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
+		},
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,7 +202,7 @@ func (s *Server) createInside(c *container, box *sandbox, spec *specs.Spec, req 
 	var shm *os.File
 	if box.shmPath != "" {
 		var err error
-		if shm, err = s.holder.CloneShm(box.id); err != nil {
+		if shm, err = s.shm.CloneShm(box.id); err != nil {
 			return err
 		}
 		defer shm.Close()
@@ -178,12 +219,15 @@ func (s *Server) createInside(c *container, box *sandbox, spec *specs.Spec, req 
 		}
 	}
 
+	failpoint.At("create: root filesystem mounted")
+
 	release := s.reaper.hold()
 	defer release()
 	made, err := s.runtime.Create(c.id, req.Bundle, spec, req.SystemdCgroup, stdio.theirs)
 	if err != nil {
 		return err
 	}
+	failpoint.At("create: runtime has created")
 	if c.pidfd, err = openPidfd(made.Pid); err != nil {
 		return errors.Join(err, unix.Kill(made.Pid, unix.SIGKILL), s.runtime.Delete(c.id))
 	}
@@ -204,6 +248,7 @@ func (s *Server) discard(c *container) error {
 	}
 	s.reaper.await(c.made.Pid, c.pidfd)
 	c.pidfd.Close()
+	c.keep.forget(c.made.Pid)
 	s.ooms.Close(c.made.Cgroup)
 	c.made = nil
 	return s.runtime.Delete(c.id)
@@ -232,4 +277,62 @@ func (c *container) tapOutputs(stdio *stdio) error {
 }
 
 // hold has a descriptor of the container's kept outside this process.
-func (c *container) hold(string, *os.File) error { return nil }
+func (c *container) hold(name string, f *os.File) error {
+	c.heldMu.Lock()
+	defer c.heldMu.Unlock()
+	name = containerName(c.id, name)
+	c.keep.put(name, f)
+	c.held = append(c.held, name)
+	return nil
+}
+
+// dropHeld is the opposite, of all at once.
+func (c *container) dropHeld() {
+	c.heldMu.Lock()
+	defer c.heldMu.Unlock()
+	c.keep.drop(c.held...)
+	c.held = nil
+}
+
+// keepIn has our ends kept outside this process, and returns the inodes of those that are pipes.
+func (s *stdio) keepIn(c *container) map[string]uint64 {
+	inodes := make(map[string]uint64)
+	keep := func(name string, f *os.File) {
+		c.hold(name, f)
+		inodes[name] = inodeOf(f)
+	}
+	if s.stdin != nil {
+		keep("stdin", s.stdin)
+	}
+	for _, src := range s.outputs {
+		keep(src.Stream, src.File)
+	}
+	return inodes
+}
+
+// stdinLeft notes that the stdin was given away: its end is the end of what was written to it, so that nobody else has it.
+func (c *container) stdinLeft() {
+	if err := c.amend(func(r *containerRecord) { r.StdinGone = true }); err != nil {
+		slog.Warn("note that a stdin was given away", "container", c.id, "err", err)
+	}
+	c.keep.drop(containerName(c.id, "stdin"))
+}
+
+// stands puts the descriptors of this keeper in the place of those of an earlier one, for which the namespaces of the pod
+// were asked.
+func (s *Server) stands(spec *specs.Spec, box *sandbox) error {
+	for i := range spec.Linux.Namespaces {
+		ns := &spec.Linux.Namespaces[i]
+		var pid, fd int
+		path := "/" + strings.TrimLeft(ns.Path, "/")
+		if n, _ := fmt.Sscanf(path, "/proc/%d/fd/%d", &pid, &fd); n != 2 || path != fmt.Sprintf("/proc/%d/fd/%d", pid, fd) || pid == os.Getpid() {
+			continue
+		}
+		ours, ok := box.told.Namespaces[string(ns.Type)]
+		if !ok {
+			return fault.New(fault.Precondition, "the pod has no %s namespace any more", ns.Type)
+		}
+		ns.Path = ours
+	}
+	return nil
+}

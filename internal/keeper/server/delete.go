@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/oci"
@@ -38,6 +39,7 @@ func (s *Server) delete(id string) error {
 	if err := c.kill(); err != nil {
 		return err
 	}
+	failpoint.At("delete: killed")
 	c.verb.Lock()
 	defer c.verb.Unlock()
 	if err := s.runtime.Delete(id); err != nil {
@@ -46,9 +48,15 @@ func (s *Server) delete(id string) error {
 		}
 		return err
 	}
+	failpoint.At("delete: runtime has deleted")
 	if err := removeMountPoints(filepath.Dir(c.rootfs)); err != nil {
 		return err
 	}
+	failpoint.At("delete: mount points removed")
+	if err := removeRecord(c.recordPath); err != nil {
+		return err
+	}
+	failpoint.At("delete: record removed")
 	s.remove(c)
 	return nil
 }

@@ -8,6 +8,7 @@
 //	<state>/keeper.sock     its protocol (package keeper/api), mode 0600
 //	<state>/keeper-session.sock  execs and attachments (package keeper/session)
 //	<state>/keeper/lock     locked while it serves, with its pid in it
+//	<state>/keeper/sandboxes/<id>.json, containers/<id>.json  what a successor needs, written before anyone is told
 //	<state>/mounts/         one private tmpfs, its only mount on the host; below it are empty directories, over which a
 //	                        container's own mount namespace has its root filesystem (<container>/rootfs), the images that it
 //	                        mounts (<container>/volume-N), for a moment the layers with mapped ids (<container>/layers), and the
@@ -19,10 +20,16 @@
 // descriptors of their stdio. All of it is reachable from Server.sandboxes and Server.containers.
 //
 // Locks: Server.mu guards the two maps, container.mu a container's state, and container.verb keeps two verbs on one
-// container apart, and Server.ooms has its own; none is held over anything that can hang, such as the death of a process. Operations run to their end
+// container apart, and Server.ooms has its own; none is held over anything that can hang, such as the death of a process.
+// container.mu is held over the write of one small record. Operations run to their end
 // whatever becomes of the caller; one that asks again joins (package flight).
 //
-// A container's output stays in its pipe until the log has it (tap): a keeper that is killed loses none.
+// The keeper may be killed at any moment. Its successor (Recover) reads the records, gets the descriptors that the holder has
+// by name (hold.go: "container/<id>/stdout", "sandbox/<id>/ipc", "keeper/shm"), goes on with what was made, takes back what was
+// half-made, and kills what is in the keeper's own cgroup and known to nobody. Without the holder it opens pipes and
+// namespaces anew by a process that has them. A container's state changes in [container.become] alone; of an exit exit.json is
+// the record, and it is written before the process is reaped. A container's output stays in its pipe until the log has it
+// (tap). Steps of the workflows have names (package failpoint), and TestKilledAtEachStep kills the keeper at each.
 //
 // A session (exec, attach) hands descriptors over: the bytes of an exec never come by here. Of a container's output the
 // keeper is the reader, for the log; it writes a copy into the pipe of each one who is attached.

@@ -5,13 +5,16 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
 // eventsKept bounds the ring of events.
 const eventsKept = 1024
 
-// events is the ring of the newest events, with ascending numbers from 1.
+// events is the ring of the newest events, with ascending numbers. They begin above those of any earlier keeper of this
+// boot, so that one who knows an earlier keeper's is told that events were lost.
 type events struct {
 	mu   sync.Mutex // guards all below
 	ring []*api.Event
@@ -19,7 +22,16 @@ type events struct {
 	more chan struct{} // closed, and replaced, when an event comes
 }
 
-func newEvents() *events { return &events{more: make(chan struct{})} }
+func newEvents() *events { return &events{seq: sinceBoot(), more: make(chan struct{})} }
+
+// sinceBoot is the time since the machine was booted, in nanoseconds. No keeper has as many events a second.
+func sinceBoot() uint64 {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0
+	}
+	return uint64(now.Nano())
+}
 
 // publish gives an event its number and tells it.
 func (e *events) publish(event *api.Event) {

@@ -153,7 +153,7 @@ func (s *Server) executor(c *container) (*oci.Executor, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state == api.State_RUNNING {
+	if c.rec.State == api.State_RUNNING {
 		c.executor.Store(x) // of two that are made at once either will do
 	}
 	return x, nil

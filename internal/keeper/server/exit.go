@@ -4,11 +4,11 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/keeper/session"
-	"github.com/kuri-cri/kuri/internal/oci"
 )
 
 // watch waits for the end of a container's first process and does what follows from it, in this order. A panic in one step
@@ -21,8 +21,10 @@ func (s *Server) watch(c *container) {
 	}
 
 	// 1. The exit status.
-	known := step(func() { exit.Code = int32(oci.ExitCode(s.reaper.await(c.made.Pid, c.pidfd))) })
+	known := step(func() { exit.Code, exit.Unknown = s.exitOf(c) })
 	exit.FinishedAt = time.Now().UnixNano()
+
+	failpoint.At("exit: status read")
 
 	// 2. With a PID namespace of its own the kernel has killed the rest; without, it lives on.
 	if !c.made.PrivatePID || !known {
@@ -32,9 +34,8 @@ func (s *Server) watch(c *container) {
 			}
 		})
 	}
-	if !known {
-		s.reaper.forget(c.made.Pid) // which reaps it
-	}
+
+	failpoint.At("exit: rest killed")
 
 	// 3. Was it the kernel, for want of memory?
 	step(func() {
@@ -43,9 +44,11 @@ func (s *Server) watch(c *container) {
 			slog.Warn("ask the cgroup for an OOM kill", "container", c.id, "err", err)
 		}
 		c.mu.Lock()
-		exit.OOMKilled = exit.Code != 0 && kills > c.outlived
+		exit.OOMKilled = exit.Code != 0 && kills > c.rec.Outlived
 		c.mu.Unlock()
 	})
+
+	failpoint.At("exit: OOM kills counted")
 
 	// 4. The last of its output.
 	for _, t := range c.outputs {
@@ -53,23 +56,43 @@ func (s *Server) watch(c *container) {
 	}
 	c.pumps.Wait()
 	step(c.audience.end)
-	step(c.closeFiles)
 
-	// 5. The record, before anyone is told.
+	failpoint.At("exit: output read")
+
+	// 5. The record, before anyone is told, and before the kernel forgets.
 	c.mu.Lock()
-	exit.StartedAt = c.startedAt
+	exit.StartedAt = c.rec.StartedAt
 	c.mu.Unlock()
 	if err := keeper.WriteExit(c.bundle, exit); err != nil {
 		slog.Error("record an exit", "container", c.id, "code", exit.Code, "err", err)
 	}
 
+	failpoint.At("exit: recorded")
+	step(func() { s.reap(c) })
+	step(c.closeFiles)
+
+	failpoint.At("exit: reaped")
+
 	// 6. The state and the event.
-	c.mu.Lock()
-	c.state, c.exit = api.State_EXITED, exit
-	c.executor.Store(nil)
-	c.mu.Unlock()
+	err := c.become(api.State_EXITED, func(*containerRecord) {
+		c.exit = exit
+		c.executor.Store(nil)
+	})
+	if err != nil {
+		slog.Error("a container's exit", "container", c.id, "err", err)
+	}
+	failpoint.At("exit: state changed")
 	close(c.exited)
 	step(func() { s.events.publish(&api.Event{Container: c.message()}) })
+	failpoint.At("exit: told")
+}
+
+// reap lets the kernel and the holder forget how the container ended. Whoever has died before that asks them again.
+func (s *Server) reap(c *container) {
+	if !c.adopted {
+		s.reaper.collect(c.made.Pid)
+	}
+	c.keep.forget(c.made.Pid)
 }
 
 // outlive notes the OOM kills that the container has outlived when it is asked to end: what follows is not their doing.
@@ -79,15 +102,23 @@ func (c *container) outlive() {
 		return // it has exited
 	}
 	c.mu.Lock()
-	c.outlived = kills
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	if kills == c.rec.Outlived {
+		return
+	}
+	if err := c.amendLocked(func(r *containerRecord) { r.Outlived = kills }); err != nil {
+		slog.Warn("note the OOM kills that a container has outlived", "container", c.id, "err", err)
+	}
 }
 
 // closeFiles gives up the descriptors of a container that has exited.
 func (c *container) closeFiles() {
-	c.pidfd.Close()
+	if c.pidfd != nil {
+		c.pidfd.Close()
+	}
 	c.stdin.close()
 	if c.log != nil {
 		c.log.close()
 	}
+	c.dropHeld()
 }

@@ -23,10 +23,12 @@ func TestTheEndOfAPodsInitIsTold(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
 	j := n.run(box, "sleep 1000")
+	before, err := n.Info(t.Context())
+	n.must(err)
 	n.must(syscall.Kill(int(box.InitPid), syscall.SIGKILL))
 	want := fmt.Sprintf("the init of its PID namespace, process %d, has ended (signal 9, SIGKILL)", box.InitPid)
 	var told *api.Sandbox
-	for after := uint64(0); told == nil; {
+	for after := before.LastEvent; told == nil; {
 		resp, err := n.Events(t.Context(), after, 5*time.Second)
 		n.must(err)
 		if len(resp.Events) == 0 {

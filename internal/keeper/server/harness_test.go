@@ -42,12 +42,8 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "kuri-keeper")
-	build := exec.Command("go", "build", "-tags", "seccomp netgo osusergo", "-ldflags", "-linkmode external -extldflags -static", "-o", program, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
-	if raceDetector {
-		build.Args = slices.Insert(build.Args, 2, "-race")
-	}
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build kuri-keeper: %v\n%s", err, out)
+	if err := buildKeeper(program, "seccomp netgo osusergo"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	holder := exec.Command("cc", "-static", "-o", filepath.Join(dir, "kuri-holder"), "../../../cmd/kuri-holder/holder.c")
@@ -56,6 +52,18 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	return m.Run()
+}
+
+// buildKeeper builds a kuri-keeper.
+func buildKeeper(program, tags string) error {
+	build := exec.Command("go", "build", "-tags", tags, "-ldflags", "-linkmode external -extldflags -static", "-o", program, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
+	if raceDetector {
+		build.Args = slices.Insert(build.Args, 2, "-race")
+	}
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build kuri-keeper: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // node is a keeper on a state directory of its own, with layers to run containers from.
@@ -68,6 +76,12 @@ type node struct {
 }
 
 func newNode(t *testing.T) *node {
+	t.Helper()
+	return newNodeOf(t, program)
+}
+
+// newNodeOf is newNode with a keeper of another build.
+func newNodeOf(t *testing.T, program string) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("SKIP: the keeper needs root")
@@ -158,13 +172,18 @@ func (n *node) stop() {
 	}
 }
 
+// ownCgroup is the keeper's.
+func (n *node) ownCgroup() string {
+	sum := sha256.Sum256([]byte(n.state))
+	return "/kuri-keeper-" + hex.EncodeToString(sum[:4])
+}
+
 // checkNothingLeft compares the host with what it was.
 func (n *node) checkNothingLeft() {
 	if left := n.mounts(); len(left) > 0 {
 		n.t.Errorf("mounts are left:\n%s", strings.Join(left, "\n"))
 	}
-	sum := sha256.Sum256([]byte(n.state))
-	own := "/kuri-keeper-" + hex.EncodeToString(sum[:4])
+	own := n.ownCgroup()
 	var left []string
 	eventually(func() bool {
 		left = nil
@@ -297,7 +316,22 @@ func (n *node) wait(j *job) *api.Container {
 	var after uint64
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
 		resp, err := n.Events(n.t.Context(), after, 5*time.Second)
+		if errors.Is(err, fault.Unavailable) { // the keeper was killed
+			resp, err = &api.EventsResponse{Lost: true}, nil
+		}
 		n.must(err)
+		if resp.Lost { // as a new keeper says
+			if info, err := n.Info(n.t.Context()); err == nil && len(resp.Events) == 0 {
+				after = info.LastEvent
+			}
+			list, err := n.List(n.t.Context())
+			n.must(err)
+			for _, c := range list.Containers {
+				if c.Id == j.Id && c.State == api.State_EXITED {
+					return c
+				}
+			}
+		}
 		for _, e := range resp.Events {
 			if after = e.Seq; e.Container.GetId() == j.Id {
 				return e.Container

@@ -103,6 +103,16 @@ func (r *reaper) forget(pid int) {
 	r.mu.Unlock()
 }
 
+// collect reaps and forgets a child that is mine and has ended.
+func (r *reaper) collect(pid int) {
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			break
+		}
+	}
+	r.forget(pid)
+}
+
 // await waits for a child that is mine, reaps and forgets it.
 func (r *reaper) await(pid int, pidfd *os.File) unix.WaitStatus {
 	if err := awaitExit(pidfd); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
@@ -27,9 +29,11 @@ const killLimit = 10 * time.Second
 // sandbox is a pod: its namespaces and, with a shared PID namespace, its init.
 type sandbox struct {
 	id       string
-	told     *api.Sandbox // what a caller is told, immutable; guarded by Server.mu, as the next two
-	gone     string       // why no process can begin in it any more; "" while one can
-	removing bool         // it takes no containers any more
+	rec      sandboxRecord // constant once the sandbox is in Server.sandboxes
+	adopted  bool          // an earlier keeper has made it: its init is no child of ours
+	told     *api.Sandbox  // what a caller is told, immutable; guarded by Server.mu, as the next two
+	gone     string        // why no process can begin in it any more; "" while one can
+	removing bool          // it takes no containers any more
 	set      *namespace.Set
 	shmPath  string // "" without a /dev/shm of its own
 
@@ -69,7 +73,17 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	back := undo.New(ctx)
 	defer back.Run()
 
-	// 1. The namespaces, and in them the init.
+	// 1. The record of the intent, so that a successor takes back what it finds of it.
+	box.rec = s.recordOf(req)
+	path := s.recordPath(sandboxRecords, req.Id)
+	if err := writeRecord(path, &box.rec); err != nil {
+		return nil, err
+	}
+	back.Add("remove the record", func(context.Context) error { return removeRecord(path) })
+
+	failpoint.At("create sandbox: intent recorded")
+
+	// 2. The namespaces, and in them the init.
 	config := namespace.Config{
 		Network: req.Network, NetnsPath: req.NetnsPath, IPC: req.Ipc, UTS: req.Uts, Hostname: req.Hostname,
 		Sysctls: req.Sysctls, SysctlDefaults: req.DefaultSysctls,
@@ -90,13 +104,16 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	}
 	back.Add("give the namespaces up", func(context.Context) error { return box.set.Close() })
 
-	// 2. Its /dev/shm, and the directory over which containers will mount it, each in its own mount namespace.
+	failpoint.At("create sandbox: namespaces made")
+
+	// 3. Its /dev/shm, and the directory over which containers will mount it, each in its own mount namespace.
 	if req.ShmBytes > 0 {
-		uid, gid := config.User.Root()
-		if err := s.holder.AddShm(req.Id, req.ShmBytes, uid, gid, req.MountLabel); err != nil {
+		box.rec.ShmUID, box.rec.ShmGID = config.User.Root()
+		var err error
+		if box.rec.ShmDevice, err = s.shm.AddShm(req.Id, req.ShmBytes, box.rec.ShmUID, box.rec.ShmGID, req.MountLabel); err != nil {
 			return nil, err
 		}
-		back.Add("remove /dev/shm", func(context.Context) error { return s.holder.RemoveShm(req.Id) })
+		back.Add("remove /dev/shm", func(context.Context) error { return s.shm.RemoveShm(req.Id) })
 		if err := os.MkdirAll(req.ShmPath, 0o755); err != nil {
 			return nil, err
 		}
@@ -104,7 +121,20 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 		box.shmPath = req.ShmPath
 	}
 
-	// 3. From here on it is known.
+	failpoint.At("create sandbox: /dev/shm made")
+
+	// 4. The holder has its namespaces, too, and the record says which they are.
+	box.keepIn(s.keep)
+	back.Add("have the namespaces kept no longer", func(context.Context) error { box.dropFrom(s.keep); return nil })
+	failpoint.At("create sandbox: namespaces kept")
+	box.rec.Made = true
+	if err := writeRecord(path, &box.rec); err != nil {
+		return nil, err
+	}
+
+	failpoint.At("create sandbox: recorded")
+
+	// 5. From here on it is known.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.retired {
@@ -136,6 +166,7 @@ func (s *Server) startInit(box *sandbox, req *api.CreateSandboxRequest, attr *sy
 	if box.init, err = namespace.StartInit(int(req.OomScoreAdj), req.MountLabel, attr); err != nil {
 		return 0, err
 	}
+	failpoint.At("create sandbox: init started")
 	if box.initFD, err = openPidfd(box.init.Pid); err != nil {
 		unix.Kill(box.init.Pid, unix.SIGKILL) // and the reaper takes it for a stray
 		return 0, err
@@ -153,6 +184,9 @@ func (s *Server) watchInit(box *sandbox, pid int) {
 	defer close(box.initEnd)
 	end := "it cannot be had"
 	err := fault.Contained(func() error {
+		if box.adopted {
+			return awaitExit(box.initFD)
+		}
 		switch ws := s.reaper.await(pid, box.initFD); {
 		case ws.Signaled():
 			end = fmt.Sprintf("signal %d, %s", ws.Signal(), unix.SignalName(ws.Signal()))
@@ -161,7 +195,7 @@ func (s *Server) watchInit(box *sandbox, pid int) {
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !box.adopted {
 		s.reaper.forget(pid) // which reaps it
 	}
 	s.mu.Lock()
@@ -200,7 +234,9 @@ func (s *Server) endInit(box *sandbox) error {
 		}
 		box.initFD.Close()
 	}
-	box.init.PidNS.Close()
+	if box.init.PidNS != nil {
+		box.init.PidNS.Close()
+	}
 	box.init = nil
 	if box.cgroup != nil {
 		return box.cgroup.Remove()
@@ -223,16 +259,67 @@ func (s *Server) removeSandbox(id string) (err error) {
 		return err
 	}
 	defer func() { s.endRemoval(box, err == nil) }()
+	failpoint.At("remove sandbox: closed for containers")
 	if err := s.endInit(box); err != nil {
 		return err
 	}
+	failpoint.At("remove sandbox: init ended")
 	if err := box.set.Close(); err != nil {
 		return fmt.Errorf("give the namespaces of sandbox %s up: %w", id, err)
 	}
+	failpoint.At("remove sandbox: namespaces given up")
+	box.dropFrom(s.keep)
 	if box.shmPath != "" {
-		return errors.Join(s.holder.RemoveShm(id), removeDirs(box.shmPath))
+		if err := errors.Join(s.shm.RemoveShm(id), removeDirs(box.shmPath)); err != nil {
+			return err
+		}
 	}
+	failpoint.At("remove sandbox: /dev/shm removed")
+	if err := removeRecord(s.recordPath(sandboxRecords, id)); err != nil {
+		return err
+	}
+	failpoint.At("remove sandbox: record removed")
 	return nil
+}
+
+func (s *Server) recordOf(req *api.CreateSandboxRequest) sandboxRecord {
+	r := sandboxRecord{
+		ID: req.Id, Boot: s.boot, IPC: req.Ipc, UTS: req.Uts, PID: req.Pid, User: len(req.UidMappings) > 0,
+		ShmBytes: req.ShmBytes, ShmPath: req.ShmPath, MountLabel: req.MountLabel,
+		CgroupsPath: req.CgroupsPath, SystemdCgroup: req.SystemdCgroup,
+	}
+	if req.Network {
+		r.NetnsPath = req.NetnsPath
+	}
+	return r
+}
+
+// held are the namespaces that are held by descriptor, by OCI type.
+func (b *sandbox) held() map[string]*os.File {
+	all := map[string]*os.File{"ipc": b.set.IPC, "uts": b.set.UTS, "user": b.set.User}
+	if b.init != nil {
+		all["pid"] = b.init.PidNS
+	}
+	maps.DeleteFunc(all, func(_ string, f *os.File) bool { return f == nil })
+	return all
+}
+
+// keepIn has the sandbox's namespaces kept outside this process, and notes which they are.
+func (b *sandbox) keepIn(k keep) {
+	b.rec.Namespaces = make(map[string]uint64)
+	for kind, f := range b.held() {
+		k.put(sandboxName(b.id, kind), f)
+		b.rec.Namespaces[kind] = inodeOf(f)
+	}
+	if b.init != nil {
+		b.rec.InitPid, b.rec.InitBorn = b.init.Pid, born(b.init.Pid)
+	}
+}
+
+func (b *sandbox) dropFrom(k keep) {
+	for kind := range b.rec.Namespaces {
+		k.drop(sandboxName(b.id, kind))
+	}
 }
 
 // beginRemoval closes the sandbox for new containers; nil when there is none of that id, or with an error when it has
@@ -279,14 +366,9 @@ func removeDirs(path string) error {
 
 func (b *sandbox) message() *api.Sandbox {
 	m := &api.Sandbox{Id: b.id, Namespaces: make(map[string]string)}
-	held := func(name string, f *os.File) {
-		if f != nil {
-			m.Namespaces[name] = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
-		}
+	for kind, f := range b.held() {
+		m.Namespaces[kind] = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 	}
-	held("ipc", b.set.IPC)
-	held("uts", b.set.UTS)
-	held("user", b.set.User)
 	if b.set.User != nil {
 		// libcontainer takes any path that begins with /proc/<pid> for one of that process's own namespace, and ours is the
 		// host's.
@@ -296,7 +378,6 @@ func (b *sandbox) message() *api.Sandbox {
 		m.Namespaces["network"] = b.set.NetnsPath
 	}
 	if b.init != nil {
-		held("pid", b.init.PidNS)
 		m.InitPid = int32(b.init.Pid)
 	}
 	return m

@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/flight"
 	"github.com/kuri-cri/kuri/internal/keeper"
@@ -30,7 +31,9 @@ type Server struct {
 	state    string
 	version  string
 	runtime  *oci.Embedded
-	holder   *namespace.Holder
+	shm      *namespace.Holder // has the pods' /dev/shm
+	keep     keep
+	boot     string // which boot of the machine this is
 	lock     *os.File
 	events   *events
 	reaper   *reaper
@@ -50,11 +53,14 @@ type Server struct {
 }
 
 // Open takes the state directory, an absolute path, for this keeper. Another keeper on it is an error that names its pid.
+// Recover comes next, and then Serve.
 func Open(state, version string) (_ *Server, err error) {
 	s := &Server{
 		state:      state,
 		version:    version,
 		runtime:    oci.NewEmbedded(filepath.Join(state, "mounts", ".oci")),
+		keep:       newKeep(state),
+		boot:       bootID(),
 		events:     newEvents(),
 		reaper:     newReaper(),
 		rest:       time.AfterFunc(restAfter, debug.FreeOSMemory),
@@ -70,15 +76,11 @@ func Open(state, version string) (_ *Server, err error) {
 	if s.lock, err = takeLock(filepath.Join(state, "keeper", "lock")); err != nil {
 		return nil, err
 	}
-	if err := makeMountPoint(s.mounts()); err != nil {
+	if err := errors.Join(makeMountPoint(s.mounts()), s.makeRecordDirs()); err != nil {
 		s.lock.Close()
 		return nil, err
 	}
-	if s.holder, err = namespace.NewHolder(s.mounts()); err != nil {
-		s.lock.Close()
-		return nil, err
-	}
-	go s.reaper.run()
+	failpoint.Arm(state)
 	return s, nil
 }
 
@@ -157,7 +159,8 @@ func (s *Server) Close() error {
 	s.reaper.stop()
 	s.rest.Stop()
 	s.runtime.Close()
-	return errors.Join(s.holder.Close(), removeMountPoint(s.mounts()), s.lock.Close())
+	s.keep.drop(shmName)
+	return errors.Join(s.shm.Close(), removeMountPoint(s.mounts()), s.lock.Close())
 }
 
 // restAfter is how long nothing must be asked before the memory that the work took is given back to the kernel.

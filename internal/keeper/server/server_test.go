@@ -664,18 +664,22 @@ func TestClientRedials(t *testing.T) {
 func TestEventsWaitAndTellWhatIsLost(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
-	start := time.Now()
-	resp, err := n.Events(t.Context(), 0, 200*time.Millisecond)
+	info, err := n.Info(t.Context())
+	n.must(err)
+	start, before := time.Now(), info.LastEvent
+	resp, err := n.Events(t.Context(), before, 200*time.Millisecond)
 	if err != nil || len(resp.Events) > 0 || resp.Lost || time.Since(start) < 200*time.Millisecond {
 		t.Errorf("%+v, %v after %s", resp, err, time.Since(start))
 	}
 	n.finish(box, "true")
-	resp, err = n.Events(t.Context(), 0, time.Second)
-	if err != nil || len(resp.Events) != 1 || resp.Events[0].Seq != 1 {
+	resp, err = n.Events(t.Context(), before, time.Second)
+	if err != nil || len(resp.Events) != 1 || resp.Lost || resp.Events[0].Seq != before+1 {
 		t.Errorf("%+v, %v", resp, err)
 	}
-	if resp, err = n.Events(t.Context(), 77, time.Second); err != nil || !resp.Lost {
-		t.Errorf("a number from another keeper: %+v, %v", resp, err)
+	for _, other := range []uint64{0, 77, before - 1, before + 77} {
+		if resp, err = n.Events(t.Context(), other, time.Second); err != nil || !resp.Lost || len(resp.Events) != 1 {
+			t.Errorf("number %d, from another keeper: %+v, %v", other, resp, err)
+		}
 	}
 }
 

@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"os"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
@@ -18,31 +20,37 @@ func (s *Server) Start(ctx context.Context, id string) (*api.Container, error) {
 	return m, err
 }
 
+// startName is the name under which the holder has what lets the container's process go, while it is being started.
+const startName = "start"
+
 func (s *Server) start(c *container) (*api.Container, error) {
 	defer s.stir()
 	c.verb.Lock()
 	defer c.verb.Unlock()
-	switch state := c.currentState(); state {
+	switch c.currentState() {
 	case api.State_RUNNING:
 		return c.message(), nil
 	case api.State_CREATED:
 	default:
+		if m := c.message(); c.adopted && m.StartedAt != 0 {
+			return m, nil // the keeper that has started it died before it could say so
+		}
 		return nil, fault.New(fault.Precondition, "container %s cannot be started: it has exited", c.id)
 	}
 	// The state goes first: a short-lived process may have been reaped before the runtime returns.
-	c.setRunning(api.State_RUNNING, time.Now().UnixNano())
-	if err := s.runtime.Start(c.id); err != nil {
-		c.setRunning(api.State_CREATED, 0)
+	if err := c.become(api.State_RUNNING, func(r *containerRecord) { r.StartedAt = time.Now().UnixNano() }); err != nil {
 		return nil, err
 	}
-	return c.message(), nil
-}
-
-// setRunning changes between CREATED and RUNNING. EXITED stays.
-func (c *container) setRunning(state api.State, startedAt int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.state != api.State_EXITED {
-		c.state, c.startedAt = state, startedAt
+	failpoint.At("start: recorded")
+	err := s.runtime.Start(c.id, func(f *os.File) {
+		c.keep.put(containerName(c.id, startName), f)
+		failpoint.At("start: begun")
+	}, c.ended)
+	c.keep.drop(containerName(c.id, startName))
+	if err != nil {
+		c.become(api.State_CREATED, func(r *containerRecord) { r.StartedAt = 0 }) // unless it has exited
+		return nil, err
 	}
+	failpoint.At("start: started")
+	return c.message(), nil
 }

@@ -1,0 +1,220 @@
+package server_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/holder"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// steps are all steps of the keeper's workflows at which it can be killed, from the source.
+func steps(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, file := range files {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`failpoint\.At\("(.*)"\)`).FindAllStringSubmatch(string(body), -1) {
+			all = append(all, m[1])
+		}
+	}
+	return all
+}
+
+// The keeper is killed at each step of each workflow. The caller sees nothing of it, who runs beside runs on, and nothing is
+// left at the end.
+func TestKilledAtEachStep(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: the keeper needs root")
+	}
+	killed := filepath.Join(filepath.Dir(program), "killed")
+	if err := os.MkdirAll(killed, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := buildKeeper(filepath.Join(killed, "kuri-keeper"), "seccomp netgo osusergo failpoint"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(filepath.Dir(program), "kuri-holder"), filepath.Join(killed, "kuri-holder")); err != nil && !errors.Is(err, os.ErrExist) {
+		t.Fatal(err)
+	}
+	all := steps(t)
+	if len(all) < 20 {
+		t.Fatalf("there are %d steps", len(all))
+	}
+	for _, step := range all {
+		kill := func(t *testing.T, way func(*job)) {
+			n := newNodeOf(t, filepath.Join(killed, "kuri-keeper"))
+			beside := n.run(n.sandbox(), counting)
+			before := n.pids()
+			point := filepath.Join(n.state, "failpoint")
+			n.must(os.WriteFile(point, []byte(step), 0o600))
+
+			box := n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
+			j := n.run(box, "echo begun; exit 5", way)
+			if c := n.wait(j); c.Exit.Code != 5 || c.Exit.OomKilled || c.Exit.Unknown != "" {
+				t.Errorf("exit %+v", c.Exit)
+			}
+			if out := n.output(j); out != "begun\n" {
+				t.Errorf("output %q", out)
+			}
+			n.must(n.Delete(t.Context(), j.Id))
+			n.must(n.RemoveSandbox(t.Context(), box.Id))
+
+			if !eventually(func() bool { _, err := os.Stat(point); return err != nil }) {
+				t.Error("the keeper was not killed")
+			}
+			n.awaitKeeper(0)
+			if after := n.pids(); !mapsEqual(before, after) {
+				t.Errorf("beside it ran %v, and now %v", before, after)
+			}
+			counted := n.counted(beside)
+			if !eventually(func() bool { return n.counted(beside) > counted+100 }) {
+				t.Error("what runs beside it is not heard any more")
+			}
+			n.wantCount(beside, 100, false)
+			n.wantNothingOf(j.Id, box.Id)
+			n.wantNoInits()
+		}
+		if step != "start: begun" { // which our own init has not
+			t.Run(step, func(t *testing.T) { kill(t, func(*job) {}) })
+		}
+		if strings.HasPrefix(step, "create: ") || strings.HasPrefix(step, "start: ") {
+			t.Run(step+" by libcontainer", func(t *testing.T) { kill(t, byLibcontainer) })
+		}
+	}
+}
+
+// wantNothingOf asserts that nothing is left of a container and a sandbox.
+func (n *node) wantNothingOf(ids ...string) {
+	n.t.Helper()
+	h := holder.Connect(n.state)
+	defer h.Close()
+	var left []string
+	if eventually(func() bool {
+		left = nil
+		names, err := h.Names()
+		n.must(err)
+		for _, id := range ids {
+			for _, name := range names {
+				if strings.Contains(name, id) {
+					left = append(left, "the holder has "+name)
+				}
+			}
+			for _, pattern := range []string{
+				n.state + "/keeper/*/*" + id + "*", n.state + "/mounts/" + id, n.state + "/mounts/.oci/" + id,
+				"/run/netns/kuri-" + id, "/sys/fs/cgroup/*" + n.cgroup + "/*" + id, "/sys/fs/cgroup/*" + n.cgroup + "/init",
+				"/sys/fs/cgroup" + n.cgroup + "/*" + id, "/sys/fs/cgroup" + n.cgroup + "/init",
+			} {
+				found, _ := filepath.Glob(pattern)
+				left = append(left, found...)
+			}
+		}
+		return len(left) == 0
+	}) {
+		return
+	}
+	n.t.Errorf("this is left: %q", left)
+}
+
+// wantNoInits asserts that no init of a pod is left.
+func (n *node) wantNoInits() {
+	n.t.Helper()
+	var left []string
+	if !eventually(func() bool {
+		left = nil
+		all, _ := filepath.Glob("/proc/[0-9]*/comm")
+		for _, comm := range all {
+			body, _ := os.ReadFile(comm)
+			cgroup, _ := os.ReadFile(filepath.Join(filepath.Dir(comm), "cgroup"))
+			if strings.TrimSpace(string(body)) == "kuri-init" && (strings.Contains(string(cgroup), n.cgroup) || strings.Contains(string(cgroup), n.ownCgroup())) {
+				left = append(left, comm)
+			}
+		}
+		return len(left) == 0
+	}) {
+		n.t.Errorf("inits are left: %q", left)
+	}
+}
+
+// The keeper is killed at random moments while containers come and go. KURI_TEST_KILLS says how often.
+func TestKilledAtRandom(t *testing.T) {
+	kills := 25
+	if n, err := strconv.Atoi(os.Getenv("KURI_TEST_KILLS")); err == nil {
+		kills = n
+	}
+	n := newNode(t)
+	beside := n.run(n.sandbox(), counting)
+	before := n.pids()
+	stop := make(chan struct{})
+	var churn sync.WaitGroup
+	rounds := [2]int{}
+	for worker := range rounds {
+		churn.Go(func() {
+			for ; ; rounds[worker]++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				code := int32(rounds[worker]%100 + 1)
+				box := n.sandbox(func(r *api.CreateSandboxRequest) {
+					r.Pid, r.CgroupsPath = worker == 1, n.cgroup+"/init-"+r.Id[:8]
+				})
+				j := n.run(box, fmt.Sprintf("echo one; echo two; exit %d", code))
+				if c := n.wait(j); c.Exit.Code != code || c.Exit.Unknown != "" || c.Exit.OomKilled {
+					t.Errorf("exit %+v, want %d", c.Exit, code)
+				}
+				if out := strings.ReplaceAll(n.output(j), "one\ntwo\none\ntwo\n", "one\ntwo\n"); out != "one\ntwo\n" {
+					t.Errorf("output %q", out)
+				}
+				n.must(n.Delete(t.Context(), j.Id))
+				n.must(n.RemoveSandbox(t.Context(), box.Id))
+				n.wantNothingOf(j.Id, box.Id)
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+	for range kills {
+		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
+		info, err := n.Info(t.Context())
+		n.must(err)
+		n.must(unix.Kill(int(info.Pid), syscall.SIGKILL))
+		n.awaitKeeper(int(info.Pid))
+		if after := n.pids()[beside.Id]; after != before[beside.Id] {
+			t.Fatalf("beside it ran %v, and now %v", before, after)
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	close(stop)
+	churn.Wait()
+	counted := n.counted(beside)
+	if !eventually(func() bool { return n.counted(beside) > counted+100 }) {
+		t.Error("what runs beside it is not heard any more")
+	}
+	n.wantCount(beside, 100, false)
+	n.wantNoInits()
+	t.Logf("%d kills, %v rounds", kills, rounds)
+}

@@ -1,0 +1,191 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// recordFormat is the newest format version of both records.
+const recordFormat = 1
+
+// sandboxRecord is what a successor needs of a sandbox. It is written before the sandbox is begun, and once more before
+// anyone is told of it.
+type sandboxRecord struct {
+	ID   string `json:"id"`
+	Made bool   `json:"made"` // false: it was being made
+	Boot string `json:"boot_id"`
+
+	NetnsPath     string `json:"netns_path,omitempty"` // "" without a network namespace
+	IPC           bool   `json:"ipc,omitempty"`
+	UTS           bool   `json:"uts,omitempty"`
+	PID           bool   `json:"pid,omitempty"`
+	User          bool   `json:"user,omitempty"`
+	ShmBytes      int64  `json:"shm_bytes,omitempty"`
+	ShmPath       string `json:"shm_path,omitempty"`
+	ShmUID        int    `json:"shm_uid,omitempty"` // ids of the host
+	ShmGID        int    `json:"shm_gid,omitempty"`
+	ShmDevice     uint64 `json:"shm_device,omitempty"` // st_dev
+	MountLabel    string `json:"mount_label,omitempty"`
+	CgroupsPath   string `json:"cgroups_path,omitempty"` // of the init
+	SystemdCgroup bool   `json:"systemd_cgroup,omitempty"`
+
+	InitPid    int               `json:"init_pid,omitempty"`
+	InitBorn   string            `json:"init_born,omitempty"`  // see born
+	Namespaces map[string]uint64 `json:"namespaces,omitempty"` // inodes of those that are held by descriptor, by OCI type
+}
+
+// containerRecord is what a successor needs of a container. It is written before the container is begun, and with each
+// change of its state before anyone is told; exit.json is the record of its exit.
+type containerRecord struct {
+	ID        string    `json:"id"`
+	SandboxID string    `json:"sandbox_id"`
+	Bundle    string    `json:"bundle"`
+	Boot      string    `json:"boot_id"`
+	State     api.State `json:"state"` // UNKNOWN while it is being created
+
+	Rootfs        string `json:"rootfs"`
+	CgroupsPath   string `json:"cgroups_path"`
+	SystemdCgroup bool   `json:"systemd_cgroup,omitempty"`
+	LogPath       string `json:"log_path,omitempty"`
+	LogDirectory  string `json:"log_directory,omitempty"`
+	LogMaxBytes   int64  `json:"log_max_bytes,omitempty"`
+	LogMaxFiles   int    `json:"log_max_files,omitempty"`
+	LogRate       int64  `json:"log_rate_bytes,omitempty"`
+	TTY           bool   `json:"tty,omitempty"`
+	Stdin         bool   `json:"stdin,omitempty"`
+	StdinOnce     bool   `json:"stdin_once,omitempty"`
+	StdinGone     bool   `json:"stdin_gone,omitempty"` // it was given away, or closed
+
+	Made  *oci.Created      `json:"made,omitempty"`
+	Born  string            `json:"born,omitempty"`  // when its first process was started: see born
+	Pipes map[string]uint64 `json:"pipes,omitempty"` // inodes of stdin, stdout and stderr
+
+	CreatedAt int64  `json:"created_at,omitempty"` // nanoseconds since the epoch
+	StartedAt int64  `json:"started_at,omitempty"`
+	Outlived  uint64 `json:"outlived,omitempty"` // OOM kills before it was last asked to end
+	Note      string `json:"note,omitempty"`     // what was lost with an earlier keeper
+}
+
+// bootID returns what tells this boot of the machine from others.
+func bootID() string {
+	body, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		slog.Error("read the boot id", "err", err)
+	}
+	return strings.TrimSpace(string(body))
+}
+
+// The directories of the records in that of the keeper.
+const (
+	sandboxRecords   = "sandboxes"
+	containerRecords = "containers"
+)
+
+func (s *Server) recordPath(kind, id string) string {
+	return filepath.Join(s.state, "keeper", kind, id+".json")
+}
+
+func (s *Server) makeRecordDirs() error {
+	for _, kind := range []string{sandboxRecords, containerRecords} {
+		if err := os.MkdirAll(filepath.Join(s.state, "keeper", kind), 0o700); err != nil {
+			return fmt.Errorf("make the directory of the keeper's records: %w", err)
+		}
+	}
+	return nil
+}
+
+func writeRecord(path string, r any) error { return record.Write(path, recordFormat, r) }
+
+func removeRecord(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove a record of the keeper: %w", err)
+	}
+	return nil
+}
+
+// readRecords reads all records of a kind. One that cannot be read is set aside, and costs the others nothing.
+func readRecords[R any](s *Server, kind string, id func(*R) string) ([]*R, error) {
+	dir := filepath.Join(s.state, "keeper", kind)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read the keeper's records: %w", err)
+	}
+	var all []*R
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		name, isRecord := strings.CutSuffix(e.Name(), ".json")
+		switch {
+		case strings.HasPrefix(e.Name(), "."): // being written when the keeper was killed
+			os.Remove(path)
+			continue
+		case !isRecord:
+			continue
+		}
+		r := new(R)
+		err := record.Read(path, recordFormat, r)
+		if err == nil && (id(r) != name || checkID(name) != nil) {
+			err = fault.New(fault.Corrupt, "record %s is of %q", path, id(r))
+		}
+		if err != nil {
+			slog.Error("a record of the keeper cannot be read and is set aside", "record", path, "err", err)
+			if err := record.SetAside(path); err != nil {
+				slog.Error("set a record aside", "record", path, "err", err)
+			}
+			continue
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+// edges are the changes of a container's state.
+var edges = map[api.State][]api.State{
+	api.State_UNKNOWN: {api.State_CREATED},
+	api.State_CREATED: {api.State_RUNNING, api.State_EXITED},
+	api.State_RUNNING: {api.State_CREATED, api.State_EXITED}, // back when it could not be started
+}
+
+// become is the only way from one state of a container to another: it checks the edge, lets change fill in the rest, and
+// writes the record before anyone can see the new state. Of an exit exit.json is the record. The error is of kind
+// Precondition when there is no such edge.
+func (c *container) become(next api.State, change func(*containerRecord)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !slices.Contains(edges[c.rec.State], next) {
+		return fault.New(fault.Precondition, "container %s is %s and cannot become %s", c.id, c.rec.State, next)
+	}
+	return c.amendLocked(func(r *containerRecord) {
+		r.State = next
+		change(r)
+	})
+}
+
+// amend changes the record of a container and nothing of its state.
+func (c *container) amend(change func(*containerRecord)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.amendLocked(change)
+}
+
+func (c *container) amendLocked(change func(*containerRecord)) error {
+	r := c.rec
+	change(&r)
+	if c.recordPath != "" && r.State != api.State_EXITED {
+		if err := writeRecord(c.recordPath, &r); err != nil {
+			return err
+		}
+	}
+	c.rec = r
+	return nil
+}

@@ -1,0 +1,289 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/namespace"
+	"github.com/kuri-cri/kuri/internal/oci"
+)
+
+// Recover goes on where the keeper before this one has ended, in whatever it was doing. It is called once, before Serve.
+// What goes wrong with one pod costs that pod alone.
+func (s *Server) Recover() error {
+	s.execs.Store(sinceBoot()) // names of cgroups that no keeper before has used
+
+	// 1. What the holder has.
+	in := s.keep.inheritance()
+	if err := s.recoverShm(in); err != nil {
+		return err
+	}
+
+	// 2. What the records say.
+	boxes, err := readRecords(s, sandboxRecords, func(r *sandboxRecord) string { return r.ID })
+	if err != nil {
+		return err
+	}
+	containers, err := readRecords(s, containerRecords, func(r *containerRecord) string { return r.ID })
+	if err != nil {
+		return err
+	}
+	known := make(map[string]bool)
+	for _, r := range containers {
+		known[r.ID] = true
+	}
+	containers = append(containers, s.unrecorded(known)...)
+
+	// 3. What an earlier keeper was starting when it was killed, and nobody knows yet.
+	first := make(map[int]bool)
+	for _, r := range containers {
+		if r.Made != nil {
+			first[r.Made.Pid] = true
+		}
+	}
+	for _, r := range boxes {
+		first[r.InitPid] = true
+	}
+	killStrays(first)
+
+	// 4. Containers first: their processes have what a pod may have lost.
+	for _, r := range containers {
+		if err := s.recoverContainer(in, r); err != nil {
+			slog.Error("a container of an earlier keeper cannot be adopted", "container", r.ID, "err", err)
+		}
+	}
+	for _, r := range boxes {
+		if err := s.recoverSandbox(in, r); err != nil {
+			slog.Error("a pod of an earlier keeper cannot be adopted", "pod", r.ID, "err", err)
+		}
+	}
+
+	// 5. What nobody knows.
+	in.closeRest()
+	s.sweepShm()
+	go s.reaper.run()
+	if n := len(containers) + len(boxes); n > 0 {
+		slog.Info("what an earlier keeper held is held again", "pods", len(boxes), "containers", len(containers))
+	}
+	return nil
+}
+
+// killStrays kills the processes in this keeper's own cgroup but itself, the holder and those that are known: inits of pods
+// and containers on their way into their own cgroups, and helpers. (A container that has not been started is not in the last
+// of its cgroups yet.)
+func killStrays(known map[int]bool) {
+	own := cgroupsOf("self")
+	if len(own) == 0 {
+		return // it has none
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		slog.Error("look for what an earlier keeper has left", "err", err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() || pid == os.Getppid() || known[pid] {
+			continue
+		}
+		pidfd, err := openPidfd(pid)
+		if err != nil {
+			continue // it has ended
+		}
+		if slices.ContainsFunc(cgroupsOf(e.Name()), func(line string) bool { return slices.Contains(own, line) }) {
+			slog.Info("killing what an earlier keeper has left", "process", oci.Describe(pid))
+			control(pidfd, func(fd int) error { return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
+		}
+		pidfd.Close()
+	}
+}
+
+// cgroupsOf returns the lines of /proc/PID/cgroup that name a keeper's cgroup in a hierarchy that every container and every
+// init is moved in: on v1 they are moved in one after the other.
+func cgroupsOf(pid string) []string {
+	body, err := os.ReadFile("/proc/" + pid + "/cgroup")
+	if err != nil {
+		return nil // it has ended
+	}
+	lines := strings.Split(string(body), "\n")
+	unified := strings.HasPrefix(lines[0], "0::")
+	return slices.DeleteFunc(lines, func(line string) bool {
+		fields := strings.SplitN(line, ":", 3)
+		if len(fields) < 3 || !strings.Contains(fields[2], "/kuri-keeper") {
+			return true
+		}
+		return !unified && !slices.ContainsFunc([]string{"cpuset", "memory", "cpu", "pids", "freezer"}, func(c string) bool {
+			return slices.Contains(strings.Split(fields[1], ","), c)
+		})
+	})
+}
+
+// control runs fn with the descriptor of a file.
+func control(f *os.File, fn func(fd int) error) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	return errors.Join(conn.Control(func(fd uintptr) { ferr = fn(int(fd)) }), ferr)
+}
+
+// inodeOf returns the inode of an open file, 0 when it cannot be had.
+func inodeOf(f *os.File) (inode uint64) {
+	control(f, func(fd int) error {
+		var st unix.Stat_t
+		err := unix.Fstat(fd, &st)
+		inode = st.Ino
+		return err
+	})
+	return inode
+}
+
+func (s *Server) recoverShm(in inheritance) (err error) {
+	if f := in.take(shmName); f != nil {
+		s.shm, err = namespace.AdoptHolder(f)
+		return err
+	}
+	if s.shm, err = namespace.NewHolder(s.mounts()); err != nil {
+		return err
+	}
+	s.keep.put(shmName, s.shm.File())
+	return nil
+}
+
+// sweepShm removes each /dev/shm whose pod is gone.
+func (s *Server) sweepShm() {
+	pods, err := s.shm.Pods()
+	if err != nil {
+		slog.Error("look for /dev/shm of pods that are gone", "err", err)
+	}
+	for id := range pods {
+		if s.sandboxes[id] == nil {
+			if err := s.shm.RemoveShm(id); err != nil {
+				slog.Error("remove what is left of a pod", "err", err)
+			}
+		}
+	}
+}
+
+// unrecorded are records of containers that the OCI runtime knows and the keeper does not: their own records were lost, or
+// the keeper was of a version that wrote none.
+func (s *Server) unrecorded(known map[string]bool) []*containerRecord {
+	ids, err := s.runtime.All()
+	if err != nil {
+		slog.Error("list the containers of the runtime", "err", err)
+	}
+	var all []*containerRecord
+	for _, id := range ids {
+		if known[id] || checkID(id) != nil {
+			continue
+		}
+		left, err := s.runtime.Left(id)
+		if err != nil {
+			slog.Error("what is left of a container cannot be read", "container", id, "err", err)
+			continue
+		}
+		slog.Warn("a container without a record of the keeper is adopted", "container", id, "pid", left.Pid)
+		r := &containerRecord{
+			ID: id, Bundle: left.Bundle, SandboxID: filepath.Base(filepath.Dir(filepath.Dir(left.Bundle))), Boot: s.boot,
+			State: api.State_RUNNING, Rootfs: filepath.Join(s.mounts(), id, "rootfs"), Made: &left.Created, Born: left.Born,
+			CreatedAt: time.Now().UnixNano(), StartedAt: time.Now().UnixNano(),
+			Note: "the keeper's record of this container was lost, and with it where its log is",
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// recoverContainer adopts a container, or takes it back when it was being created.
+func (s *Server) recoverContainer(in inheritance, r *containerRecord) error {
+	c := &container{
+		id: r.ID, sandboxID: r.SandboxID, bundle: r.Bundle, recordPath: s.recordPath(containerRecords, r.ID), keep: s.keep,
+		ready: make(chan struct{}), exited: make(chan struct{}), made: r.Made, rootfs: r.Rootfs, adopted: true, rec: *r,
+	}
+	close(c.ready)
+	switch {
+	case r.Boot != s.boot: // its processes are gone, and nobody saw how they ended
+		return removeRecord(c.recordPath)
+	case r.State == api.State_UNKNOWN || r.Made == nil:
+		return s.takeBackContainer(c)
+	}
+	s.containers[c.id] = c
+	exit, err := keeper.ReadExit(c.bundle)
+	if err == nil {
+		c.rec.State, c.exit = api.State_EXITED, exit
+		close(c.exited)
+		return nil
+	}
+	if !errors.Is(err, fault.NotFound) {
+		slog.Warn("an exit record cannot be read", "container", c.id, "err", err)
+	}
+	s.adopt(in, c)
+	return nil
+}
+
+func (s *Server) takeBackContainer(c *container) error {
+	slog.Info("taking back a container that was being created when an earlier keeper was killed", "container", c.id)
+	if err := s.runtime.TakeBack(c.id, c.rec.CgroupsPath, c.rec.SystemdCgroup, killLimit); err != nil {
+		return err
+	}
+	if c.rootfs != "" {
+		if err := removeMountPoints(filepath.Dir(c.rootfs)); err != nil {
+			return err
+		}
+	}
+	return removeRecord(c.recordPath)
+}
+
+// recoverSandbox adopts a sandbox, or takes it back when it was being made.
+func (s *Server) recoverSandbox(in inheritance, r *sandboxRecord) error {
+	box := &sandbox{id: r.ID, rec: *r, set: &namespace.Set{NetnsPath: r.NetnsPath}, shmPath: r.ShmPath, adopted: true}
+	if r.Boot != s.boot || !r.Made {
+		return s.takeBackSandbox(box)
+	}
+	s.sandboxes[box.id] = box
+	err := errors.Join(s.recoverInit(box), box.recoverNetns(), s.recoverNamespaces(in, box), s.recoverPodShm(box))
+	s.mu.Lock() // the init may end just now
+	defer s.mu.Unlock()
+	box.told = box.message()
+	if err != nil {
+		box.gone = err.Error()
+		box.told.Gone = box.gone
+		slog.Warn("a pod has lost what its containers share", "pod", box.id, "err", err)
+	}
+	return nil
+}
+
+func (s *Server) takeBackSandbox(box *sandbox) error {
+	slog.Info("taking back a pod that was being made when an earlier keeper was killed", "pod", box.id)
+	r := box.rec
+	if r.PID {
+		cgroup, err := oci.OpenCgroup(r.CgroupsPath, "kuri-"+r.ID, r.SystemdCgroup)
+		if err == nil {
+			err = errors.Join(cgroup.Kill(killLimit), cgroup.Remove())
+		}
+		if err != nil {
+			return fmt.Errorf("end its init: %w", err)
+		}
+	}
+	if err := box.set.Close(); err != nil {
+		return err
+	}
+	if r.ShmPath != "" {
+		if err := errors.Join(s.shm.RemoveShm(r.ID), removeDirs(r.ShmPath)); err != nil {
+			return err
+		}
+	}
+	return removeRecord(s.recordPath(sandboxRecords, r.ID))
+}

@@ -1,0 +1,305 @@
+package server_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/holder"
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// killKeeper kills the keeper, and with it the holder if that is asked for, and returns when another serves.
+func (n *node) killKeeper(andHolder bool) {
+	n.t.Helper()
+	old, err := n.Info(n.t.Context())
+	n.must(err)
+	if andHolder {
+		h := holder.Connect(n.state)
+		info, err := h.Info()
+		h.Close()
+		n.must(err)
+		n.must(unix.Kill(info.Pid, syscall.SIGKILL))
+	}
+	n.must(unix.Kill(int(old.Pid), syscall.SIGKILL))
+	n.awaitKeeper(int(old.Pid))
+}
+
+// awaitKeeper returns when a keeper other than old serves.
+func (n *node) awaitKeeper(old int) {
+	n.t.Helper()
+	if !eventually(func() bool {
+		now, err := n.Info(n.t.Context())
+		return err == nil && int(now.Pid) != old
+	}) {
+		n.t.Fatal("no keeper takes the place of the dead one")
+	}
+}
+
+// pids are those of the first processes of the containers that have not exited.
+func (n *node) pids() map[string]int {
+	n.t.Helper()
+	list, err := n.List(n.t.Context())
+	n.must(err)
+	pids := make(map[string]int)
+	for _, c := range list.Containers {
+		if c.State != api.State_EXITED {
+			pids[c.Id] = int(c.Pid)
+		}
+	}
+	return pids
+}
+
+const counting = "i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.01; done"
+
+// wantCount asserts that the log has the numbers from 0 up to at least one, each after the one before, but for a piece that
+// stands twice; or with gaps.
+func (n *node) wantCount(j *job, least int, gaps bool) {
+	n.t.Helper()
+	next, again := 0, 0
+	for line := range strings.Lines(n.output(j)) {
+		got, err := strconv.Atoi(strings.TrimSpace(line))
+		switch {
+		case gaps && err == nil && got > next:
+			next = got + 1
+		case err != nil || got > next:
+			n.t.Fatalf("line %q after %d", line, next-1)
+		case got < next:
+			again++
+		default:
+			next++
+		}
+	}
+	if next < least {
+		n.t.Errorf("the log ends with %d, want %d at least", next-1, least)
+	}
+	n.t.Logf("%d lines, and %d that stand twice", next, again)
+}
+
+func (n *node) counted(j *job) int { return strings.Count(n.output(j), "\n") }
+
+func killBoth(both bool) string {
+	return map[bool]string{false: "keeper", true: "keeper and holder"}[both]
+}
+
+// What runs goes on when its keeper is killed, and when the holder dies with it.
+func TestKilledKeeperLosesNothing(t *testing.T) {
+	for _, both := range []bool{false, true} {
+		t.Run(killBoth(both), func(t *testing.T) {
+			n := newNode(t)
+			alone := n.sandbox()
+			shared := n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
+			script := counting
+			if both { // nobody reads its pipe for a moment
+				script = "trap '' PIPE; " + counting
+			}
+			printing := n.run(alone, script)
+			n.finish(alone, "echo one > /dev/shm/file")
+			question := "printf 'tell me: '; read a; echo you said $a; read b; echo and $b; exit 7"
+			if both { // which ends its stdin
+				question = "printf 'tell me: '; sleep 1000"
+			}
+			asking := n.run(alone, question, func(j *job) { j.Stdin = true })
+			neighbour := n.run(shared, "sleep 1000")
+			waiting := n.job(alone, "echo begun; exit 5")
+			_, err := n.Create(t.Context(), waiting.CreateRequest)
+			n.must(err)
+			if !both {
+				n.must(n.stdinOf(asking, "this\n"))
+				n.waitOutput(asking, "you said this")
+			}
+			before := n.pids()
+			for range 4 {
+				counted := n.counted(printing)
+				n.killKeeper(both)
+				if after := n.pids(); !mapsEqual(before, after) {
+					t.Fatalf("processes were %v and are %v", before, after)
+				}
+				if !eventually(func() bool { return n.counted(printing) > counted+100 }) {
+					t.Fatal("what the container prints does not come to its log any more")
+				}
+			}
+			n.wantCount(printing, 400, both)
+
+			// What was made before goes on.
+			if !both {
+				n.must(n.stdinOf(asking, "that\n"))
+				if c := n.wait(asking); c.Exit.Code != 7 || c.Exit.Unknown != "" {
+					t.Errorf("exit %+v", c.Exit)
+				}
+				if out := n.output(asking); out != "tell me: you said this\nand that\n" {
+					t.Errorf("output %q", out)
+				}
+			}
+			_, err = n.Start(t.Context(), waiting.Id)
+			n.must(err)
+			if c := n.wait(waiting); c.Exit.Code != 5 || n.output(waiting) != "begun\n" {
+				t.Errorf("exit %+v, output %q", c.Exit, n.output(waiting))
+			}
+			if code, out, _ := n.exec(neighbour, "ps | grep -c '[k]uri-init'"); code != 0 || out != "1\n" {
+				t.Errorf("exec: %d %q", code, out)
+			}
+
+			// What is made after shares it, by the paths of the first keeper.
+			exit, out := n.finish(alone, "hostname; cat /dev/shm/file")
+			if exit.Code != 0 || out != "web\none\n" {
+				t.Errorf("exit %+v, output %q", exit, out)
+			}
+			same := func(kind string) {
+				t.Helper()
+				first, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", before[printing.Id], kind))
+				n.must(err)
+				_, out := n.finish(alone, "readlink /proc/self/ns/"+kind)
+				if out != first+"\n" {
+					t.Errorf("the %s namespace is %q, was %q", kind, out, first)
+				}
+			}
+			same("ipc")
+			same("uts")
+			same("net")
+			if _, out := n.finish(shared, "ps -o args | grep -c '[k]uri-init\\|[s]leep 1000'"); out != "2\n" {
+				t.Errorf("%q processes of the pod's in its PID namespace", out)
+			}
+			n.must(n.Signal(t.Context(), neighbour.Id, syscall.SIGTERM, false))
+			if c := n.wait(neighbour); c.Exit.Code != 143 {
+				t.Errorf("exit %+v", c.Exit)
+			}
+		})
+	}
+}
+
+func mapsEqual(a, b map[string]int) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if b[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// stdinOf writes to a container's stdin and detaches.
+func (n *node) stdinOf(j *job, text string) error {
+	n.t.Helper()
+	a := n.attach(j, true)
+	go func() {
+		a.stdin.CloseWithError(<-a.done) // when it ends early
+		a.done <- nil
+	}()
+	_, err := a.stdin.Write([]byte(text))
+	time.Sleep(50 * time.Millisecond) // until it has been passed on
+	a.cancel()
+	<-a.done
+	return err
+}
+
+// The exit of what ends while no keeper is there is told by the next one.
+func TestExitsWhileNoKeeperIsThere(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	short := n.run(box, "sleep 0.2; echo last words; exit 9")
+	killed := n.run(box, "sleep 1000")
+	limit := int64(32 << 20)
+	oom := n.run(box, "sleep 0.2; x=a; while :; do x=$x$x; done", func(j *job) { j.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit} })
+	info, err := n.Info(t.Context())
+	n.must(err)
+	pid := n.pids()[killed.Id]
+	// It is stopped first, so that it sees none of what comes.
+	n.must(unix.Kill(int(info.Pid), syscall.SIGSTOP))
+	n.must(unix.Kill(pid, syscall.SIGKILL))
+	time.Sleep(time.Second)
+	n.must(unix.Kill(int(info.Pid), syscall.SIGKILL))
+	n.awaitKeeper(int(info.Pid))
+	for j, want := range map[*job]*api.Exit{short: {Code: 9}, killed: {Code: 137}, oom: {Code: 137, OomKilled: true}} {
+		if c := n.wait(j); c.Exit.Code != want.Code || c.Exit.OomKilled != want.OomKilled || c.Exit.Unknown != "" {
+			t.Errorf("exit %+v, want %+v", c.Exit, want)
+		}
+		if record, err := keeper.ReadExit(j.Bundle); err != nil || record.Code != want.Code || record.OOMKilled != want.OomKilled {
+			t.Errorf("%+v, %v", record, err)
+		}
+	}
+	if out := n.output(short); out != "last words\n" {
+		t.Errorf("output %q", out)
+	}
+}
+
+// Where the holder has died too and the process with it, nobody knows, and that is what is told.
+func TestExitsThatNobodySaw(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "sleep 1000")
+	h := holder.Connect(n.state)
+	defer h.Close()
+	parent, err := h.Info()
+	n.must(err)
+	pid := n.pids()[j.Id]
+	n.must(unix.Kill(parent.Pid, syscall.SIGKILL))
+	n.must(unix.Kill(parent.Keeper, syscall.SIGKILL))
+	n.must(unix.Kill(pid, syscall.SIGKILL))
+	if !eventually(func() bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) }) {
+		t.Skip("SKIP: nobody reaps orphans here")
+	}
+	n.awaitKeeper(parent.Keeper)
+	if c := n.wait(j); c.Exit.Code != 255 || c.Exit.Unknown == "" {
+		t.Errorf("exit %+v", c.Exit)
+	}
+}
+
+// A record that cannot be read costs nothing that runs.
+func TestDamagedRecords(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	j := n.run(box, counting)
+	before := n.pids()
+	path := filepath.Join(n.state, "keeper", "containers", j.Id+".json")
+	n.must(os.WriteFile(path, []byte("{"), 0o600))
+	n.killKeeper(false)
+	if after := n.pids(); !mapsEqual(before, after) {
+		t.Fatalf("processes were %v and are %v", before, after)
+	}
+	if _, err := os.Stat(path + ".damaged"); err != nil {
+		t.Error(err)
+	}
+	list, err := n.List(t.Context())
+	n.must(err)
+	if i := slices.IndexFunc(list.Containers, func(c *api.Container) bool { return c.Id == j.Id }); i < 0 || list.Containers[i].Note == "" {
+		t.Errorf("what was lost is not said: %v", list.Containers)
+	}
+	n.must(n.Signal(t.Context(), j.Id, syscall.SIGKILL, true))
+	if c := n.wait(j); c.Exit.Code != 137 {
+		t.Errorf("exit %+v", c.Exit)
+	}
+}
+
+// A holder that hangs is waited for once.
+func TestHangingHolder(t *testing.T) {
+	n := newNode(t)
+	h := holder.Connect(n.state)
+	defer h.Close()
+	info, err := h.Info()
+	n.must(err)
+	n.must(unix.Kill(info.Pid, syscall.SIGSTOP))
+	begun := time.Now()
+	box := n.sandbox()
+	j := n.run(box, "echo on; exit 3")
+	if c := n.wait(j); c.Exit.Code != 3 || n.output(j) != "on\n" {
+		t.Errorf("exit %+v, output %q", c.Exit, n.output(j))
+	}
+	if took := time.Since(begun); took > 10*time.Second { // the limit of one answer, and what a start takes
+		t.Errorf("a start took %s beside a holder that hangs", took)
+	}
+	n.must(unix.Kill(info.Pid, syscall.SIGCONT))
+	n.must(n.Delete(t.Context(), j.Id))
+}

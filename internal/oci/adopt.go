@@ -1,0 +1,94 @@
+package oci
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+)
+
+// Left is what the runtime's records say of a container that a process before this one has created.
+type Left struct {
+	Created
+	Born   string // when its first process was started, as in proc_pid_stat(5)
+	Bundle string
+}
+
+// All lists the ids of the containers that the runtime has records of, unfinished ones too.
+func (e *Embedded) All() ([]string, error) {
+	entries, err := os.ReadDir(e.root)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	var ids []string
+	for _, entry := range entries {
+		if entry.IsDir() {
+			ids = append(ids, entry.Name())
+		}
+	}
+	return ids, err
+}
+
+// Left reads the runtime's record of a container. The error is of kind NotFound when there is none, or half of one.
+func (e *Embedded) Left(id string) (*Left, error) {
+	c, err := e.load(id)
+	if err != nil {
+		return nil, err
+	}
+	state, err := c.State()
+	if err != nil {
+		return nil, err
+	}
+	l := &Left{
+		Created: Created{
+			Pid: state.InitProcessPid, PrivatePID: state.Config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroupOf(state.CgroupPaths),
+		},
+		Born: strconv.FormatUint(state.InitProcessStartTime, 10),
+	}
+	for _, label := range state.Config.Labels {
+		if bundle, ok := strings.CutPrefix(label, "bundle="); ok {
+			l.Bundle = bundle
+		}
+	}
+	return l, nil
+}
+
+// Rehold watches the limits of an adopted container that systemd writes over, as Create does.
+func (e *Embedded) Rehold(id string) error {
+	c, err := e.load(id)
+	if err != nil {
+		return err
+	}
+	state, err := c.State()
+	if err != nil {
+		return err
+	}
+	config := c.Config()
+	return e.held.hold(id, toHold(&config, state.CgroupPaths))
+}
+
+// TakeBack removes what a Create that was cut off has left: processes, the cgroup, the records. Nothing there is a success.
+func (e *Embedded) TakeBack(id, cgroupsPath string, systemd bool, limit time.Duration) error {
+	cgroup, err := OpenCgroup(cgroupsPath, id, systemd)
+	if err != nil {
+		return err
+	}
+	if err := cgroup.Kill(limit); err != nil {
+		return err
+	}
+	c, err := libcontainer.Load(e.root, id)
+	if err == nil {
+		err = c.Destroy()
+	} else {
+		err = nil
+	}
+	if err == nil {
+		err = cgroup.Remove()
+	}
+	return errors.Join(err, os.RemoveAll(filepath.Join(e.root, id)))
+}

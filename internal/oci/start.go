@@ -1,0 +1,94 @@
+package oci
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// lookAgain is how often a start looks whether the process has died.
+const lookAgain = 100 * time.Millisecond
+
+// Start lets the process of a created container go (runtime specification, "start"). Ended reports whether it has ended.
+//
+// libcontainer's init opens the start line for writing, which waits for a reader, writes a byte and executes the container's
+// program. Begun is called with the descriptor that lets it go: as long as anyone has it, the process does not fail for want of this one, and [Embedded.Resume] brings a start to
+// its end that was cut off. (Our own init waits for a byte from anyone, and has both ends.)
+func (e *Embedded) Start(id string, begun func(*os.File), ended func() bool) error {
+	if native, err := e.startNative(id, ended); native {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(e.root, id, startFile), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.Precondition, "start container %s: it is not waiting for its start", id)
+	}
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", id, err)
+	}
+	begun(f)
+	return e.Resume(id, f, ended)
+}
+
+// Resume waits until the process has gone on, with the descriptor that Start has given away. It closes that.
+func (e *Embedded) Resume(id string, f *os.File, ended func() bool) error {
+	defer f.Close()
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var rerr error
+	said := false
+	read := func(fd uintptr) bool {
+		var b [16]byte
+		for {
+			n, rerr = unix.Read(int(fd), b[:])
+			switch {
+			case rerr == unix.EINTR:
+			case n > 0:
+				said = true
+			case rerr == unix.EAGAIN || rerr == nil && !said: // the process has not come so far
+				return false
+			default: // it has closed its end, to execute its program
+				return true
+			}
+		}
+	}
+	for {
+		f.SetReadDeadline(time.Now().Add(lookAgain))
+		err := conn.Read(read)
+		switch {
+		case err == nil && said:
+			return os.Remove(filepath.Join(e.root, id, startFile))
+		case err == nil:
+			return fmt.Errorf("start container %s: %w", id, rerr)
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return fmt.Errorf("start container %s: %w", id, err)
+		case ended():
+			return fault.New(fault.Precondition, "start container %s: its process is dead", id)
+		}
+	}
+}
+
+// Waits reports whether the process of a container is at its start line still.
+func (e *Embedded) Waits(id string, pid int) bool {
+	path := filepath.Join(e.root, id, startFile)
+	if _, err := os.Stat(path); err != nil {
+		return false
+	}
+	// Up to its exec the process has our own arguments: libcontainer's init, or the fork server's.
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err == nil && (bytes.HasSuffix(args, []byte("\x00init\x00")) || bytes.Equal(args, []byte(forkServerName+"\x00"))) {
+		return true
+	}
+	os.Remove(path) // who started it was killed before it could
+	return false
+}

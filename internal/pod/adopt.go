@@ -1,0 +1,101 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// processes lists what is in a container's cgroup, whatever anyone's records say. Where that cannot be read nothing is known
+// to live.
+func (p *Pods) processes(r *ContainerRecord) []int {
+	dir, err := p.Driver.Dir(r.CgroupsPath)
+	if err != nil {
+		slog.Error("a container's cgroup has no path", "container", r.name(), "err", err)
+		return nil
+	}
+	pids, err := p.Cgroups.Pids(dir)
+	if err != nil {
+		slog.Error("look for processes of a container", "container", r.name(), "err", err)
+	}
+	return pids
+}
+
+// unheld is a container that lives and that the keeper does not know: it goes on running, and its end is told when its
+// last process has ended. How it ended nobody knows then.
+func (p *Pods) unheld(c *Container, pids []int) {
+	if !c.unheld.CompareAndSwap(false, true) {
+		return // somebody waits already
+	}
+	r := c.Record()
+	slog.Warn("the keeper does not know a container that lives; its end is watched", "container", r.name(), "processes", pids)
+	why := "the keeper lost this container, whose log is over; it goes on running"
+	if err := c.amend(func(r *ContainerRecord) { r.Message = why }); err != nil {
+		slog.Error("a container that the keeper lost could not be recorded", "container", r.name(), "err", err)
+	}
+	p.followers.Go(func() {
+		for ; len(pids) > 0; pids = p.processes(r) {
+			if !p.awaitEnd(pids[0]) {
+				return // of the daemon
+			}
+		}
+		p.vanished(c, "the keeper lost this container before its end, and nobody saw how it ended")
+	})
+}
+
+// awaitEnd returns when a process has ended, or false when the daemon ends first.
+func (p *Pods) awaitEnd(pid int) bool {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		select {
+		case <-p.closing:
+			return false
+		case <-time.After(10 * time.Millisecond): // it is on its way out of the cgroup
+			return true
+		}
+	}
+	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if conn, err := pidfd.SyscallConn(); err == nil {
+			conn.Read(func(fd uintptr) bool {
+				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+				return n > 0 || err != nil && err != unix.EINTR
+			})
+		}
+	}()
+	select {
+	case <-p.closing:
+		pidfd.Close()
+		<-ended
+		return false
+	case <-ended:
+		pidfd.Close()
+		return true
+	}
+}
+
+// endProcesses kills what is left in a container's cgroup, known to the keeper or not, and returns when nothing is.
+func (p *Pods) endProcesses(ctx context.Context, r *ContainerRecord) error {
+	for until := time.Now().Add(killWait); ; time.Sleep(5 * time.Millisecond) {
+		pids := p.processes(r)
+		switch {
+		case len(pids) == 0:
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("wait for the end of %s: %w", r.name(), ctx.Err())
+		case time.Now().After(until):
+			return fault.New(fault.Unavailable, "%s has not ended %s after SIGKILL: %s", r.name(), killWait, stuck(pids[0]))
+		}
+		for _, pid := range pids {
+			unix.Kill(pid, unix.SIGKILL) // one that has ended meanwhile needs none
+		}
+	}
+}

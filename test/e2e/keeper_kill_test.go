@@ -1,0 +1,224 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// firstPid is the process id of a container's first process, as its verbose status tells it.
+func firstPid(t *testing.T, d *harness.Daemon, container string) int {
+	t.Helper()
+	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: container, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct {
+		Pid int `json:"pid"`
+	}
+	if err := json.Unmarshal([]byte(resp.Info["info"]), &info); err != nil {
+		t.Fatal(err)
+	}
+	return info.Pid
+}
+
+// killKeeper kills the keeper, and the holder with it if that is asked for, and returns when another keeper serves.
+func killKeeper(t *testing.T, d *harness.Daemon, holder bool) {
+	t.Helper()
+	old := d.KeeperPid()
+	if holder {
+		if err := syscall.Kill(d.HolderPid(), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	becomes(t, "another keeper serves", func() bool { pid := d.KeeperPid(); return pid != 0 && pid != old })
+	t.Logf("another keeper serves after %s", time.Since(begun).Round(time.Millisecond))
+}
+
+// becomes waits until something is so.
+func becomes(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	harness.Eventually(t, 20*time.Second, what, func() error {
+		if !ok() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+}
+
+// counted reads the numbers that a container printed, each after the one before but for a piece that stands twice, and
+// returns how many there are.
+func counted(t *testing.T, log string) int {
+	t.Helper()
+	body, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := 0
+	for line := range strings.Lines(string(body)) {
+		if !strings.HasSuffix(line, "\n") {
+			break // it is being written
+		}
+		parts := strings.SplitN(strings.TrimSpace(line), " ", 4)
+		n, err := strconv.Atoi(parts[len(parts)-1])
+		if err != nil || n > next {
+			t.Fatalf("%q follows %d", line, next-1)
+		}
+		if n == next {
+			next++
+		}
+	}
+	return next
+}
+
+// The keeper is killed under running pods, several times. Nobody who asks sees it, and nothing is lost.
+func TestKilledKeeper(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.Pod("kept")
+	shared := harness.Pod("kept-shared")
+	shared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	host := harness.HostNetwork(harness.Pod("kept-host"))
+	pod, sharedPod, hostPod := d.RunPod(t, config), d.RunPod(t, shared), d.RunPod(t, host)
+	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.01; done"), config)
+	inShared := harness.Container("shared", image, "sleep", "100000")
+	inShared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	all := []string{
+		count, d.Run(t, sharedPod, inShared, shared), d.Run(t, hostPod, harness.Container("host", image, "sleep", "100000"), host),
+	}
+	waiting := d.Create(t, pod, harness.Container("waiting", image, "sh", "-c", "exit 5"), config)
+	before := make(map[string]int)
+	for _, id := range all {
+		before[id] = firstPid(t, d, id)
+	}
+
+	p := poll(t, d, pod, count)
+	var short []string
+	for i := range 4 {
+		c := harness.Container(fmt.Sprintf("short%d", i), image, "sh", "-c", "sleep 0.05; exit 9")
+		short = append(short, d.Run(t, pod, c, config))
+		time.Sleep(time.Duration(i) * 20 * time.Millisecond)
+		killKeeper(t, d, false)
+		for _, id := range all {
+			if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != before[id] {
+				t.Fatalf("container %s is %s with pid %d, was running with %d", st.Metadata.Name, st.State, firstPid(t, d, id), before[id])
+			}
+		}
+	}
+	calls, failed := p.end()
+	for _, err := range failed {
+		// What runs for a session of the keeper's is cut with it; its caller asks again.
+		if !strings.HasPrefix(err.Error(), "ExecSync: ") {
+			t.Errorf("a call failed: %v", err)
+		}
+	}
+	t.Logf("%d calls, %d execs of which were cut", calls, len(failed))
+
+	for _, id := range short {
+		var st *runtimeapi.ContainerStatus
+		becomes(t, "an exit is told", func() bool {
+			st = d.ContainerStatus(t, id)
+			return st.State == runtimeapi.ContainerState_CONTAINER_EXITED
+		})
+		if st.ExitCode != 9 || st.Reason != "Error" {
+			t.Errorf("%s: exit code %d, reason %s, message %q", st.Metadata.Name, st.ExitCode, st.Reason, st.Message)
+		}
+	}
+	log := filepath.Join(config.LogDirectory, "count.log")
+	reached := counted(t, log)
+	becomes(t, "the log goes on", func() bool { return counted(t, log) > reached+100 })
+
+	// All verbs work on what was made before, and what is made now joins it.
+	if _, err := d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, "the waiting container exits", func() bool { return d.ContainerStatus(t, waiting).ExitCode == 5 })
+	after := d.Run(t, pod, harness.Container("after", image, "sleep", "100000"), config)
+	for _, ns := range []string{"net", "ipc", "uts"} {
+		was, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", before[count], ns))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", firstPid(t, d, after), ns)); err != nil || now != was {
+			t.Errorf("the %s namespace of a new container is %s, was %s: %v", ns, now, was, err)
+		}
+	}
+	if _, err := d.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: all[1], Timeout: 0}); err != nil {
+		t.Error(err)
+	}
+	if st := d.ContainerStatus(t, all[1]); st.ExitCode != 137 {
+		t.Errorf("exit code %d", st.ExitCode)
+	}
+}
+
+// All three die at once. What runs is adopted with its pid, by the next kurid and the keeper that it starts.
+func TestAllKilled(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.Pod("adopted")
+	pod := d.RunPod(t, config)
+	// It prints when nobody reads.
+	id := d.Run(t, pod, harness.Container("main", image, "sh", "-c", "trap '' PIPE; while :; do echo tick; sleep 0.02; done"), config)
+	gone := d.Run(t, pod, harness.Container("gone", image, "sleep", "100000"), config)
+	pid, gonePid := firstPid(t, d, id), firstPid(t, d, gone)
+
+	holder, keeper := d.HolderPid(), d.KeeperPid()
+	d.Kill9(t)
+	for _, p := range []int{holder, keeper, gonePid} {
+		if err := syscall.Kill(p, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(100 * time.Millisecond)
+	d.Continue(t)
+
+	st := d.ContainerStatus(t, id)
+	if st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid {
+		t.Fatalf("it is %s with pid %d, was running with %d", st.State, firstPid(t, d, id), pid)
+	}
+	if !strings.Contains(st.Message, "lines may be missing") {
+		t.Errorf("what is lost is not said: %q", st.Message)
+	}
+	if got := d.PodStatus(t, pod); got.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		t.Errorf("the pod is %s", got.State)
+	}
+	var dead *runtimeapi.ContainerStatus
+	becomes(t, "the end of the other is told", func() bool {
+		dead = d.ContainerStatus(t, gone)
+		return dead.State == runtimeapi.ContainerState_CONTAINER_EXITED
+	})
+	if dead.Reason != "ContainerStatusUnknown" || dead.Message == "" {
+		t.Errorf("reason %s, message %q", dead.Reason, dead.Message)
+	}
+	log := filepath.Join(config.LogDirectory, "main.log")
+	size := func() int64 {
+		info, err := os.Stat(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	was := size()
+	becomes(t, "its log goes on", func() bool { return size() > was })
+
+	// A removed pod leaves no process.
+	d.RemovePod(t, pod)
+	if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
+		t.Errorf("process %d lives on: %v", pid, err)
+	}
+}
