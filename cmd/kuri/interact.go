@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync/atomic"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -41,7 +42,7 @@ func (c *cli) runImage(ctx context.Context, o *runOptions, image string, command
 		}
 	}
 	if err := r.start(ctx); err != nil {
-		return notRun(errors.Join(err, r.remove(ctx)))
+		return notRun(errors.Join(fmt.Errorf("%w%s", err, fileInstead(image)), r.remove(ctx)))
 	}
 	switch {
 	case attach:
@@ -56,6 +57,16 @@ func (c *cli) runImage(ctx context.Context, o *runOptions, image string, command
 		fmt.Fprintf(c.err, "kuri: it runs in the background: kuri logs -f %[1]s, kuri exec -it %[1]s sh, kuri rm -f %[1]s\n", p.Name())
 	}
 	return nil
+}
+
+// fileInstead returns a hint where what was taken for an image is nearly the name of a manifest.
+func fileInstead(image string) string {
+	for _, ext := range manifestExtensions {
+		if info, err := os.Stat(image + ext); err == nil && !info.IsDir() {
+			return fmt.Sprintf("\n%s was taken for an image, and there is a file %[1]s%[2]s: kuri run %[1]s%[2]s", image, ext)
+		}
+	}
+	return ""
 }
 
 // interact gives the only container of the run our streams until it ends or the user leaves it, and returns its exit code.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -75,10 +76,12 @@ func (c *cli) runWhat(cmd *cobra.Command, o *runOptions, args []string) error {
 	return c.runManifest(cmd.Context(), o, path)
 }
 
+// manifestExtensions end the names of manifests, and of no images.
+var manifestExtensions = []string{".yaml", ".yml", ".json"}
+
 // looksLikeFile reports whether the argument of kuri run is a manifest and not an image.
 func looksLikeFile(arg string, more []string) bool {
-	switch filepath.Ext(arg) {
-	case ".yaml", ".yml", ".json":
+	if slices.Contains(manifestExtensions, filepath.Ext(arg)) {
 		return true
 	}
 	if arg == "-" || strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, ".") || strings.HasPrefix(arg, "~") {
