@@ -118,7 +118,7 @@ func run(ctx context.Context, cfg config.Config) error {
 	defer sockets.Close()
 	srv, err := server.Listen(server.Options{
 		Socket: sockets.Unix,
-		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, Pods: pods, Images: images, Network: net, Streams: streams,
+		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen, Pods: pods, Images: images, Network: net, Streams: streams,
 		Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info:       map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "config": values},
 		SetPodCIDR: net.SetPodCIDR, PruneNetwork: net.Prune,

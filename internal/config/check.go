@@ -26,6 +26,11 @@ func (c *Config) Check() error {
 	found.oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
 	found.oneOf("log_format", c.LogFormat, "text", "json")
 	found.oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
+	if c.MetricsListen != "" {
+		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
+			found.bad("metrics_listen", "%q is not an IP address with a port, as 127.0.0.1:9567", c.MetricsListen)
+		}
+	}
 	c.checkImage(&found)
 	c.checkNetwork(&found)
 	c.checkPod(&found)

@@ -21,6 +21,7 @@ const File = "/etc/kuri/config.toml"
 type Config struct {
 	Listen         string `toml:"listen"`          // path of the CRI socket
 	ImageListen    string `toml:"image_listen"`    // path of a second socket for the ImageService; "": the same socket
+	MetricsListen  string `toml:"metrics_listen"`  // "host:port" at which Prometheus gets what kurid tells of itself; "": none
 	CadvisorListen string `toml:"cadvisor_listen"` // path of a socket at which a kubelet's cAdvisor finds labels; "": none
 	Root           string `toml:"root"`            // images, layers, records: outlives a reboot
 	State          string `toml:"state"`           // sockets, bundles: gone after a reboot

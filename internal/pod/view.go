@@ -17,6 +17,7 @@ type view struct {
 	containers map[string]*Container
 
 	events events
+	exits  exits
 	newest atomic.Int64 // the last time that stamp returned
 }
 
@@ -78,6 +79,7 @@ func (c *Container) publish(r *ContainerRecord) {
 	case Running:
 		v.tell(EventStarted, r.ID, c.sandbox)
 	case Exited:
+		v.exits.add(r.Reason)
 		v.tell(EventStopped, r.ID, c.sandbox)
 	}
 }

@@ -63,16 +63,19 @@ func forKubelet(text string) bool {
 	return strings.HasPrefix(text, "RegistryUnavailable: ") || strings.HasPrefix(text, "SignatureValidationFailed: ")
 }
 
-func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	start := time.Now()
+	done := s.telemetry.observe(ctx)
 	resp, err := guarded(func() (any, error) { return handler(ctx, req) })
 	err = coded(err)
+	done(err)
 	told(ctx, req, resp, err, start)
 	return resp, err
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	start := time.Now()
+	done := s.telemetry.observe(ss.Context())
 	ctx, cancel := context.WithCancelCause(ss.Context())
 	defer cancel(nil)
 	if endless(info.FullMethod) {
@@ -83,6 +86,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		err = errClosing
 	}
 	err = coded(err)
+	done(err)
 	told(ss.Context(), nil, nil, err, start)
 	return err
 }

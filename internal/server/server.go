@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -39,6 +40,7 @@ type Options struct {
 	// CadvisorListen is the path of another socket of the RuntimeService, at which cAdvisor finds what it asks containerd
 	// for; "" for none.
 	CadvisorListen string
+	MetricsListen  string // TCP address at which Prometheus gets what kurid tells of itself; "" for none
 
 	Pods    *pod.Pods
 	Images  *image.Store
@@ -64,12 +66,17 @@ type Server struct {
 	listeners []net.Listener
 	served    sync.WaitGroup
 	failed    chan error
+	telemetry *telemetry   // nil when nobody may ask for it
+	scraped   *http.Server // of the telemetry, or nil
 }
 
 // Listen opens the sockets with everything registered and serves until Close.
 func Listen(o Options) (*Server, error) {
-	s := &Server{failed: make(chan error, 3)}
+	s := &Server{failed: make(chan error, 4)}
 	s.closing, s.close = context.WithCancel(context.Background())
+	if o.MetricsListen != "" {
+		s.telemetry = newTelemetry(o.Version, o.Pods)
+	}
 	cri := &runtimeService{Options: o}
 	images := &imageService{store: o.Images, pods: o.Pods}
 
@@ -94,6 +101,12 @@ func Listen(o Options) (*Server, error) {
 			continue
 		}
 		if err := s.serve(g, path, o.Socket); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
+	if o.MetricsListen != "" {
+		if err := s.serveTelemetry(o.MetricsListen); err != nil {
 			s.Close()
 			return nil, err
 		}
@@ -134,6 +147,9 @@ func (s *Server) Close() {
 		})
 	}
 	wg.Wait()
+	if s.scraped != nil {
+		s.scraped.Close()
+	}
 	for _, l := range s.listeners {
 		l.Close()
 	}
@@ -148,7 +164,7 @@ func (s *Server) newGRPC() *grpc.Server {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ForceServerCodecV2(c),
 		grpc.Creds(peerCredentials{}),
-		grpc.ChainUnaryInterceptor(unary, c.unary),
+		grpc.ChainUnaryInterceptor(s.unary, c.unary),
 		grpc.ChainStreamInterceptor(s.stream, c.stream),
 		// A client whose process is frozen or gone without a word is noticed, and its streams end.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
