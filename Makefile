@@ -26,7 +26,7 @@ UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test soak quickstart bench test-kubelet test-vm install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test soak quickstart bench test-kubelet test-conformance test-vm install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
@@ -46,7 +46,7 @@ kuri-holder: cmd/kuri-holder/holder.c cmd/kuri-holder/protocol.h
 	mv bin/$@.new bin/$@
 
 help: ## say what can be made
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 20
 
 deps: ## install what building needs: Debian packages and Go
 	@scripts/deps build
@@ -89,6 +89,9 @@ bench: all ## startup, memory and latency beside containerd's; needs root
 
 test-kubelet: all ## a real kubelet, standalone, against kurid; needs root, builds for minutes
 	test/kubelet/run
+
+test-conformance: all ## Kubernetes' node conformance suite against kurid; needs root, builds for ten minutes, runs for half an hour
+	test/conformance/run
 
 test-vm: all ## stories in virtual machines: cgroup v2, systemd as process 1, SELinux; needs root, takes a quarter of an hour
 	test/vm/run $(MACHINES)
