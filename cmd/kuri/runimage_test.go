@@ -66,11 +66,11 @@ func TestDockerBytes(t *testing.T) {
 
 func TestImagePod(t *testing.T) {
 	o := &imageOptions{pull: "missing", grace: -1, volumes: []string{"/x:/y:ro"}, capAdd: []string{"cap_net_raw"}, stop: "int"}
-	p, err := o.pod("", "registry.example:5000/team/My_App:1", nil, os.Getenv)
-	if err == nil {
+	if _, err := o.pod("", "registry.example:5000/team/My_App:1", nil, os.Getenv); err == nil {
 		t.Error("an image in upper case is taken")
 	}
-	if p, err = o.pod("", "registry.example:5000/team/my_app:1", []string{"echo", "$$"}, os.Getenv); err != nil {
+	p, err := o.pod("", "registry.example:5000/team/my_app:1", []string{"echo", "$$"}, os.Getenv)
+	if err != nil {
 		t.Fatal(err)
 	}
 	if ct := p.Containers()[0]; ct.Name != "my-app" || !strings.HasPrefix(p.Name(), "my-app-") || ct.Pull() != "IfNotPresent" {
