@@ -81,10 +81,14 @@ func TestSeveralRequestsWhereOneIsSlow(t *testing.T) {
 			if got := digest.NewDigest(digest.SHA256, h); got != sum {
 				t.Fatal("the content is wrong")
 			}
+			took := time.Since(began)
+			t.Logf("%d requests, %d at once, %s", requests.Load(), most.Load(), took.Round(time.Millisecond))
+			if !row.several && took > boostTrial {
+				t.Skipf("SKIP: this machine is too busy to be a fast server: %s for %d MiB", took, len(body)>>20)
+			}
 			if (requests.Load() > 1) != row.several {
 				t.Errorf("%d requests", requests.Load())
 			}
-			t.Logf("%d requests, %d at once, %s", requests.Load(), most.Load(), time.Since(began).Round(time.Millisecond))
 		})
 	}
 }
