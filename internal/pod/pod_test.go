@@ -174,6 +174,9 @@ func TestRate(t *testing.T) {
 	if got, ok := r.next(at.Add(2*time.Second+time.Millisecond), 9e9); !ok || got != 5e8 {
 		t.Errorf("too soon: %d, %v", got, ok)
 	}
+	if got, ok := r.next(at.Add(time.Second), 15e8); !ok || got != 5e8 {
+		t.Errorf("an older reading: %d, %v", got, ok)
+	}
 	if _, ok := r.next(at.Add(5*time.Second), 1); ok {
 		t.Error("a counter that went back")
 	}

@@ -255,6 +255,7 @@ func (r *rate) next(at time.Time, count uint64) (nanoCores uint64, ok bool) {
 	defer r.mu.Unlock()
 	span := at.Sub(r.at)
 	switch {
+	case at.Before(r.at): // a reading of the sampler, after one that was made for a single question
 	case r.at.IsZero() || count < r.count:
 		r.at, r.count, r.known = at, count, false
 	case span >= rateSpan:
