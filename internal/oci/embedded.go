@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -198,8 +199,8 @@ func (e *Embedded) createByLibcontainer(id string, spec *specs.Spec, config *con
 // a success.
 func (e *Embedded) Delete(id string) error {
 	c, err := e.load(id)
-	if errors.Is(err, fault.NotFound) {
-		return nil
+	if errors.Is(err, fault.NotFound) { // or the rest of what was being deleted by one who was killed
+		return os.RemoveAll(filepath.Join(e.root, id))
 	}
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 func (s *Server) adopt(in inheritance, c *container) {
 	// 1. Its process, if it is that one still.
 	var err error
+	was := c.rec
 	if c.pidfd, err = reopenPidfd(c.made.Pid, c.rec.Born); err != nil {
 		slog.Info("a container has ended while no keeper was there", "container", c.id, "pid", c.made.Pid, "why", err)
 	}
@@ -46,8 +47,10 @@ func (s *Server) adopt(in inheritance, c *container) {
 	s.adoptOutputs(in, c)
 
 	// 3. Those who wait for it and write its log, and what is watched.
-	if err := c.amend(func(*containerRecord) {}); err != nil {
-		slog.Error("record an adopted container", "container", c.id, "err", err)
+	if c.rec.State != was.State || c.rec.StartedAt != was.StartedAt || c.rec.Note != was.Note {
+		if err := c.amend(func(*containerRecord) {}); err != nil {
+			slog.Error("record an adopted container", "container", c.id, "err", err)
+		}
 	}
 	if c.rec.SystemdCgroup {
 		if err := s.ooms.Open(c.made.Cgroup); err != nil {
@@ -57,8 +60,9 @@ func (s *Server) adopt(in inheritance, c *container) {
 	for _, t := range c.outputs {
 		c.pumps.Go(t.follow)
 	}
+	systemd := c.rec.SystemdCgroup
 	go s.watch(c)
-	go s.tidy(c)
+	go s.tidy(c, systemd)
 }
 
 // resume brings the start of a container to its end that was cut off in an earlier keeper.
@@ -73,12 +77,14 @@ func (s *Server) resume(c *container, begun *os.File) {
 }
 
 // tidy does for an adopted container what need not be done before it is served.
-func (s *Server) tidy(c *container) {
+func (s *Server) tidy(c *container, systemd bool) {
 	fault.Contained(func() error {
 		if err := c.made.Cgroup.EndExecs(killLimit); err != nil {
 			slog.Warn("end what was executed by an earlier keeper", "container", c.id, "err", err)
 		}
-		if c.rec.SystemdCgroup {
+		if systemd {
+			c.verb.Lock()
+			defer c.verb.Unlock()
 			if err := s.runtime.Rehold(c.id); err != nil {
 				slog.Warn("limits of a container may be written over by systemd", "container", c.id, "err", err)
 			}
@@ -112,12 +118,21 @@ func reopenPidfd(pid int, when string) (*os.File, error) {
 	return pidfd, err
 }
 
+// inherit returns the container's descriptor of that name, which the holder goes on keeping, or nil when it has none.
+func (c *container) inherit(in inheritance, name string) *os.File {
+	f := in.take(containerName(c.id, name))
+	if f != nil {
+		c.held = append(c.held, containerName(c.id, name))
+	}
+	return f
+}
+
 func (s *Server) adoptStdin(in inheritance, c *container) {
 	c.stdin.left = c.stdinLeft
 	if !c.rec.Stdin || c.rec.TTY || c.rec.StdinGone {
 		return
 	}
-	f := in.take(containerName(c.id, "stdin"))
+	f := c.inherit(in, "stdin")
 	if f == nil {
 		f = c.reopen("stdin", os.O_WRONLY)
 		if f == nil {
@@ -125,24 +140,23 @@ func (s *Server) adoptStdin(in inheritance, c *container) {
 			c.stdin.gone = true
 			return
 		}
+		c.hold("stdin", f)
 	}
-	c.hold("stdin", f)
 	c.stdin.set(f, c.rec.StdinOnce)
 }
 
 func (s *Server) adoptOutputs(in inheritance, c *container) {
 	if c.rec.TTY {
-		c.terminal = in.take(containerName(c.id, "terminal"))
+		c.terminal = c.inherit(in, "terminal")
 		if c.terminal == nil {
 			c.lost("its terminal is lost, and with it what it prints", nil)
 			return
 		}
-		c.hold("terminal", c.terminal)
 		s.adoptOutput(in, c, "stdout", c.terminal)
 		return
 	}
 	for _, stream := range streams {
-		f := in.take(containerName(c.id, stream))
+		f := c.inherit(in, stream)
 		if f == nil {
 			if f = c.reopen(stream, os.O_RDONLY); f == nil {
 				if c.pidfd != nil {
@@ -151,8 +165,8 @@ func (s *Server) adoptOutputs(in inheritance, c *container) {
 				continue
 			}
 			c.lost("lines may be missing from its log, from when neither its keeper nor the holder lived", nil)
+			c.hold(stream, f)
 		}
-		c.hold(stream, f)
 		s.adoptOutput(in, c, stream, f)
 	}
 }
@@ -180,12 +194,11 @@ func (s *Server) adoptOutput(in inheritance, c *container, stream string, f *os.
 
 // adoptPipe returns a pipe that an earlier keeper has left data in, nil for none.
 func (c *container) adoptPipe(in inheritance, name string) *pipePair {
-	f := in.take(containerName(c.id, name))
+	f := c.inherit(in, name)
 	if f == nil {
 		return nil
 	}
 	defer f.Close()
-	c.hold(name, f)
 	var pair *pipePair
 	err := control(f, func(fd int) error {
 		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
@@ -326,18 +339,12 @@ func (s *Server) namespaceOf(box *sandbox, kind string, inode uint64) *os.File {
 }
 
 // recoverPodShm makes sure that the pod's /dev/shm is mounted: it is, or a process of the pod has it, or nobody uses it.
-func (s *Server) recoverPodShm(box *sandbox) error {
+func (s *Server) recoverPodShm(box *sandbox, shm map[string]uint64) error {
 	r := &box.rec
-	if r.ShmPath == "" {
+	if device, ok := shm[r.ID]; r.ShmPath == "" || ok && device == r.ShmDevice {
 		return nil
 	}
-	pods, err := s.shm.Pods()
-	if err != nil {
-		return err
-	}
-	if device, ok := pods[r.ID]; ok && device == r.ShmDevice {
-		return nil
-	}
+	var err error
 	living := s.living(box)
 	for _, pid := range living {
 		if err = s.shm.TakeShm(r.ID, pid, "/dev/shm", r.ShmDevice); err == nil {

@@ -64,8 +64,12 @@ func (s *Server) Recover() error {
 			slog.Error("a container of an earlier keeper cannot be adopted", "container", r.ID, "err", err)
 		}
 	}
+	shm, err := s.shm.Pods()
+	if err != nil {
+		slog.Error("look at /dev/shm of the pods", "err", err)
+	}
 	for _, r := range boxes {
-		if err := s.recoverSandbox(in, r); err != nil {
+		if err := s.recoverSandbox(in, r, shm); err != nil {
 			slog.Error("a pod of an earlier keeper cannot be adopted", "pod", r.ID, "err", err)
 		}
 	}
@@ -190,6 +194,12 @@ func (s *Server) unrecorded(known map[string]bool) []*containerRecord {
 			continue
 		}
 		left, err := s.runtime.Left(id)
+		if errors.Is(err, fault.NotFound) { // the rest of one
+			err = s.runtime.Delete(id)
+			if err == nil {
+				continue
+			}
+		}
 		if err != nil {
 			slog.Error("what is left of a container cannot be read", "container", id, "err", err)
 			continue
@@ -200,6 +210,9 @@ func (s *Server) unrecorded(known map[string]bool) []*containerRecord {
 			State: api.State_RUNNING, Rootfs: filepath.Join(s.mounts(), id, "rootfs"), Made: &left.Created, Born: left.Born,
 			CreatedAt: time.Now().UnixNano(), StartedAt: time.Now().UnixNano(),
 			Note: "the keeper's record of this container was lost, and with it where its log is",
+		}
+		if err := writeRecord(s.recordPath(containerRecords, id), r); err != nil {
+			slog.Error("record an adopted container", "container", id, "err", err)
 		}
 		all = append(all, r)
 	}
@@ -246,14 +259,14 @@ func (s *Server) takeBackContainer(c *container) error {
 	return removeRecord(c.recordPath)
 }
 
-// recoverSandbox adopts a sandbox, or takes it back when it was being made.
-func (s *Server) recoverSandbox(in inheritance, r *sandboxRecord) error {
+// recoverSandbox adopts a sandbox, or takes it back when it was being made. Shm has the device of each pod's /dev/shm.
+func (s *Server) recoverSandbox(in inheritance, r *sandboxRecord, shm map[string]uint64) error {
 	box := &sandbox{id: r.ID, rec: *r, set: &namespace.Set{NetnsPath: r.NetnsPath}, shmPath: r.ShmPath, adopted: true}
 	if r.Boot != s.boot || !r.Made {
 		return s.takeBackSandbox(box)
 	}
 	s.sandboxes[box.id] = box
-	err := errors.Join(s.recoverInit(box), box.recoverNetns(), s.recoverNamespaces(in, box), s.recoverPodShm(box))
+	err := errors.Join(s.recoverInit(box), box.recoverNetns(), s.recoverNamespaces(in, box), s.recoverPodShm(box, shm))
 	s.mu.Lock() // the init may end just now
 	defer s.mu.Unlock()
 	box.told = box.message()

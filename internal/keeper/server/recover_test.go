@@ -303,3 +303,28 @@ func TestHangingHolder(t *testing.T) {
 	n.must(unix.Kill(info.Pid, syscall.SIGCONT))
 	n.must(n.Delete(t.Context(), j.Id))
 }
+
+// A keeper is replaced in well under a second, whatever it holds. The figure is printed.
+func TestManyAreRecoveredQuickly(t *testing.T) {
+	n := newNode(t)
+	const count = 60
+	for range count {
+		n.run(n.sandbox(), "sleep 1000")
+	}
+	before := n.pids()
+	old, err := n.Info(t.Context())
+	n.must(err)
+	n.must(unix.Kill(int(old.Pid), syscall.SIGKILL))
+	begun := time.Now()
+	now, err := n.Info(t.Context()) // which waits for the next keeper
+	n.must(err)
+	took := time.Since(begun)
+	t.Logf("another keeper serves %d pods after %s", count, took)
+	if now.Pid == old.Pid || took > 3*time.Second {
+		t.Errorf("keeper %d after %s, keeper %d before", now.Pid, took, old.Pid)
+	}
+	if after := n.pids(); !mapsEqual(before, after) {
+		t.Errorf("processes were %v and are %v", before, after)
+	}
+	t.Logf("keeper: %d KB, with %d descriptors", memory(t, int(now.Pid)), n.descriptors())
+}
