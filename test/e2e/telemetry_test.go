@@ -50,7 +50,19 @@ func TestTelemetry(t *testing.T) {
 			t.Errorf("there is no %s in\n%s", want, body)
 		}
 	}
+	// kuri finds the address by itself.
+	said, stderr, code := s.Kuri(t, "metrics")
+	if code != 0 || !strings.Contains(said, "\nkuri_pods{state=\"ready\"} 1\n") {
+		t.Errorf("kuri metrics: exit code %d, %s", code, stderr)
+	}
 	if resp, err := http.Post("http://"+address+"/metrics", "", nil); err != nil || resp.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("%v, %v", resp, err)
+	}
+}
+
+func TestMetricsThatAreNotConfigured(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	if _, stderr, code := d.Kuri(t, "metrics"); code != 1 || !strings.Contains(stderr, "metrics_listen") {
+		t.Errorf("exit code %d, %s", code, stderr)
 	}
 }
