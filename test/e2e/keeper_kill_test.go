@@ -222,3 +222,46 @@ func TestAllKilled(t *testing.T) {
 		t.Errorf("process %d lives on: %v", pid, err)
 	}
 }
+
+// A container that the keeper knows nothing of, for all that was written of it is lost, is not told as exited while it lives,
+// and does not live on when it is removed.
+func TestContainerUnknownToTheKeeper(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.Pod("unknown")
+	pod := d.RunPod(t, config)
+	script := []string{"sh", "-c", "trap '' PIPE; while :; do sleep 1; done"}
+	ends, stays := d.Run(t, pod, harness.Container("ends", image, script...), config), d.Run(t, pod, harness.Container("stays", image, script...), config)
+	endsPid, staysPid := firstPid(t, d, ends), firstPid(t, d, stays)
+	holder, keeper := d.HolderPid(), d.KeeperPid()
+	d.Kill9(t)
+	for _, p := range []int{holder, keeper} {
+		if err := syscall.Kill(p, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []string{ends, stays} {
+		for _, path := range []string{filepath.Join(d.State, "keeper", "containers", id+".json"), filepath.Join(d.State, "mounts", ".oci", id)} {
+			if err := os.RemoveAll(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d.Continue(t)
+	for _, id := range []string{ends, stays} {
+		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || !strings.Contains(st.Message, "lost") {
+			t.Errorf("%s is %s: %q", st.Metadata.Name, st.State, st.Message)
+		}
+	}
+	if err := syscall.Kill(endsPid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, "its end is told", func() bool {
+		st := d.ContainerStatus(t, ends)
+		return st.State == runtimeapi.ContainerState_CONTAINER_EXITED && st.Reason == "ContainerStatusUnknown"
+	})
+	d.RemovePod(t, pod)
+	if err := syscall.Kill(staysPid, 0); err != syscall.ESRCH {
+		t.Errorf("process %d lives on: %v", staysPid, err)
+	}
+}

@@ -24,8 +24,11 @@ func (s *Server) Delete(ctx context.Context, id string) error {
 func (s *Server) delete(id string) error {
 	defer s.stir()
 	s.mu.Lock()
-	c := s.containers[id]
+	c, box := s.containers[id], s.sandboxes[id]
 	s.mu.Unlock()
+	if c == nil && box == nil && checkID(id) == nil {
+		return removeMountPoints(filepath.Join(s.mounts(), id)) // of one whose record was lost
+	}
 	if c == nil {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
@@ -327,4 +328,44 @@ func TestManyAreRecoveredQuickly(t *testing.T) {
 		t.Errorf("processes were %v and are %v", before, after)
 	}
 	t.Logf("keeper: %d KB, with %d descriptors", memory(t, int(now.Pid)), n.descriptors())
+}
+
+// A terminal is the same one for the next keeper: what is typed is read, what is printed is in the log.
+func TestTerminalOutlivesTheKeeper(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "echo ready; while read line; do echo \"got $line\"; [ \"$line\" = end ] && exit 4; done", func(j *job) {
+		j.Tty, j.spec.Process.Terminal = true, true
+	})
+	n.waitOutput(j, "ready")
+	for _, word := range []string{"one", "two"} {
+		n.killKeeper(false)
+		n.must(n.stdinOf(j, word+"\n"))
+		n.waitOutput(j, "got "+word)
+	}
+	n.killKeeper(false)
+	n.must(n.stdinOf(j, "end\n"))
+	if c := n.wait(j); c.Exit.Code != 4 {
+		t.Errorf("exit %+v", c.Exit)
+	}
+	if out := n.output(j); out != "ready\r\none\r\ngot one\r\ntwo\r\ngot two\r\nend\r\ngot end\r\n" {
+		t.Errorf("output %q", out)
+	}
+}
+
+// A stdin that was given to the one who attached, and with it closed, is closed for the next keeper too.
+func TestStdinOnceOutlivesTheKeeper(t *testing.T) {
+	n := newNode(t)
+	once := func(j *job) { j.Stdin, j.StdinOnce = true, true }
+	box := n.sandbox()
+	given, kept := n.run(box, "cat; echo ended; sleep 1000", once), n.run(box, "cat; echo ended", once)
+	n.must(n.stdinOf(given, "first\n"))
+	n.waitOutput(given, "ended")
+	n.killKeeper(false)
+	if _, err := n.Attach(t.Context(), given.Id, keeper.Streams{Stdin: strings.NewReader("more")}); !errors.Is(err, fault.Precondition) {
+		t.Errorf("a stdin is given again: %v", err)
+	}
+	n.must(n.stdinOf(kept, "second\n"))
+	if c := n.wait(kept); c.Exit.Code != 0 || n.output(kept) != "second\nended\n" {
+		t.Errorf("exit %+v, output %q", c.Exit, n.output(kept))
+	}
 }
