@@ -3,7 +3,6 @@ package pod
 import (
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -80,7 +79,8 @@ func (p *Pods) missingCgroup(s *Sandbox, r *SandboxRecord) string {
 		return ""
 	}
 	for _, root := range roots {
-		if _, err := os.Stat(filepath.Join(root, dir)); os.IsNotExist(err) {
+		// Lists look at every pod: nothing is allocated but the path.
+		if unix.Access(root+dir, unix.F_OK) == unix.ENOENT {
 			return fmt.Sprintf("its cgroup is gone: %s was removed", filepath.Join(root, dir))
 		}
 	}

@@ -167,7 +167,7 @@ func (r *ContainerRecord) imageSpec() *runtime.ImageSpec {
 
 // List returns the sandboxes that match all of filter, newest first.
 func (p *Pods) List(filter *runtime.PodSandboxFilter) ([]*SandboxRecord, error) {
-	list, err := p.listSandboxes(filter)
+	list, err := p.listSandboxes(filter, true)
 	out := make([]*SandboxRecord, len(list))
 	for i, l := range list {
 		out[i] = l.record
@@ -175,10 +175,21 @@ func (p *Pods) List(filter *runtime.PodSandboxFilter) ([]*SandboxRecord, error) 
 	return out, err
 }
 
+// Sandboxes returns the sandboxes that match all of filter, newest first, as their records have them: what is gone of them in
+// the kernel is not looked for.
+func (p *Pods) Sandboxes(filter *runtime.PodSandboxFilter) ([]*Sandbox, error) {
+	list, err := p.listSandboxes(filter, false)
+	out := make([]*Sandbox, len(list))
+	for i, l := range list {
+		out[i] = l.Sandbox
+	}
+	return out, err
+}
+
 // EncodedSandboxes returns the sandboxes that match all of filter as the CRI lists them, encoded, newest first, all as they
 // were at one moment. The bytes must not be changed.
 func (p *Pods) EncodedSandboxes(filter *runtime.PodSandboxFilter) ([][]byte, error) {
-	list, err := p.listSandboxes(filter)
+	list, err := p.listSandboxes(filter, true)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +208,7 @@ type listedSandbox struct {
 	record *SandboxRecord
 }
 
-func (p *Pods) listSandboxes(filter *runtime.PodSandboxFilter) ([]listedSandbox, error) {
+func (p *Pods) listSandboxes(filter *runtime.PodSandboxFilter, look bool) ([]listedSandbox, error) {
 	keep := func(r *SandboxRecord) bool {
 		return (filter.GetState() == nil || r.SandboxState() == filter.GetState().GetState()) &&
 			matches(filter.GetLabelSelector(), r.config().GetLabels())
@@ -212,7 +223,9 @@ func (p *Pods) listSandboxes(filter *runtime.PodSandboxFilter) ([]listedSandbox,
 		}
 		return nil, nil
 	}
-	p.lookAll()
+	if look {
+		p.lookAll()
+	}
 	var out []listedSandbox
 	p.mu.RLock()
 	for _, s := range p.sandboxes {

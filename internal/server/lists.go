@@ -131,15 +131,9 @@ func containerStatsSize(i *runtime.ContainerStats) int { return sizeOf(i.GetAttr
 
 func (s *runtimeService) sandboxStats(ctx context.Context, f *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
 	// Those that are being stopped, or wait to be removed, still use something.
-	list, err := s.Pods.List(&runtime.PodSandboxFilter{Id: f.GetId(), LabelSelector: f.GetLabelSelector()})
+	sandboxes, err := s.Pods.Sandboxes(&runtime.PodSandboxFilter{Id: f.GetId(), LabelSelector: f.GetLabelSelector()})
 	if err != nil {
 		return nil, err
-	}
-	var sandboxes []*pod.Sandbox
-	for _, r := range list {
-		if found, err := s.Pods.Sandbox(r.ID); err == nil { // not removed meanwhile
-			sandboxes = append(sandboxes, found)
-		}
 	}
 	return s.Pods.SandboxStats(ctx, sandboxes...)
 }
