@@ -75,7 +75,8 @@ func (c *Client) Copy(ctx context.Context, id string, args []string, with Stream
 }
 
 // Attach copies the output of a running container from now on to with, and with.Stdin to its stdin, until it exits; the
-// exit code is returned. When ctx ends or a write fails, the caller is detached and the container goes on. An end of
+// exit code is returned. It goes on beside the next keeper when one dies; what the container prints between the two is in its
+// log alone. When ctx ends or a write fails, the caller is detached and the container goes on. An end of
 // Stdin is one for a container whose stdin is open once.
 func (c *Client) Attach(ctx context.Context, id string, with Streams) (int32, error) {
 	return c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Attach{Attach: &api.AttachSession{
@@ -106,6 +107,9 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 	// 2. Copy, until the end is told.
 	pumps := p.copy(with, cancel)
 	code, err = end(conn)
+	for errors.Is(err, errCut) && req.GetAttach() != nil && ctx.Err() == nil {
+		code, err = c.reattach(ctx, req.GetAttach().Id, with, cancel)
+	}
 
 	// 3. The rest of the output, and the end of the input.
 	for _, src := range p.outputs {
@@ -114,6 +118,52 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 	pumps.Wait()
 	p.closeInput()
 	return code, endOf(ctx, err)
+}
+
+// errCut says that the keeper died in the middle of a session.
+var errCut = errors.New("the connection was cut")
+
+// reattach goes on with an attachment beside the next keeper. Only the output has to be asked for: what is typed still goes
+// into the container's own pipe or terminal.
+func (c *Client) reattach(ctx context.Context, id string, with Streams, cancel context.CancelCauseFunc) (int32, error) {
+	conn, err := c.openSession(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() {
+		conn.Finish()
+		time.AfterFunc(endWait, func() { conn.Close() })
+	})()
+	p, err := c.begin(ctx, conn, &api.SessionRequest{Ask: &api.SessionRequest_Attach{Attach: &api.AttachSession{Id: id}}})
+	if errors.Is(err, fault.Precondition) {
+		return c.exitCode(ctx, id, err)
+	}
+	if err != nil {
+		return 0, err
+	}
+	pumps := p.copy(Streams{Stdout: with.Stdout, Stderr: with.Stderr}, cancel)
+	code, err := end(conn)
+	for _, src := range p.outputs {
+		src.Finish(session.DrainLimit / 2)
+	}
+	pumps.Wait()
+	p.closeInput()
+	return code, err
+}
+
+// exitCode returns that of a container that has exited while it could not be attached to, or else why.
+func (c *Client) exitCode(ctx context.Context, id string, why error) (int32, error) {
+	list, err := c.List(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, held := range list.Containers {
+		if held.Id == id && held.Exit != nil {
+			return held.Exit.Code, nil
+		}
+	}
+	return 0, why
 }
 
 // endOf returns why a session has ended: when ctx has, that is its cause, unless the keeper says that it could not make an
@@ -174,7 +224,7 @@ func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 		return nil, fmt.Errorf("begin a session with the keeper: %w", err)
 	}
 	if err != nil {
-		return nil, fault.New(fault.Unavailable, "the keeper ended a session before it began: %w", err)
+		return nil, fault.New(fault.Unavailable, "the keeper ended a session before it began: %w", errors.Join(errCut, err))
 	}
 	p := &stdio{}
 	for i, f := range files {
@@ -209,7 +259,7 @@ func end(conn *session.Conn) (int32, error) {
 		f.Close()
 	}
 	if err != nil {
-		return 0, fault.New(fault.Unavailable, "the keeper ended without telling the exit of what it ran: %w", err)
+		return 0, fault.New(fault.Unavailable, "the keeper ended without telling the exit of what it ran: %w", errors.Join(errCut, err))
 	}
 	return reply.GetExit().GetCode(), replyError(reply)
 }

@@ -369,3 +369,44 @@ func TestStdinOnceOutlivesTheKeeper(t *testing.T) {
 		t.Errorf("exit %+v, output %q", c.Exit, n.output(kept))
 	}
 }
+
+// Who is attached goes on beside the next keeper, and hears of the container's exit.
+func TestAttachmentOutlivesTheKeeper(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	for name, change := range map[string]func(*job){
+		"pipes":    func(j *job) { j.Stdin = true },
+		"terminal": func(j *job) { j.Stdin, j.Tty, j.spec.Process.Terminal = true, true, true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := n.run(box, `echo ready; while read x; do echo "got $x"; [ "$x" = end ] && exit 6; done`, change)
+			n.waitOutput(j, "ready")
+			a := n.attach(j, true)
+			say := func(word string) {
+				if !eventually(func() bool {
+					fmt.Fprintln(a.stdin, word)
+					time.Sleep(50 * time.Millisecond)
+					return strings.Contains(a.String(), "got "+word)
+				}) {
+					t.Fatalf("no answer to %s: %q", word, a.String())
+				}
+			}
+			say("one")
+			for _, word := range []string{"two", "three"} {
+				n.killKeeper(false)
+				say(word)
+			}
+			n.killKeeper(false)
+			time.Sleep(100 * time.Millisecond) // in which it attaches again
+			fmt.Fprintln(a.stdin, "end")
+			select {
+			case err := <-a.done:
+				if err != nil || a.code != 6 {
+					t.Errorf("code %d, %v", a.code, err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("the attachment does not end")
+			}
+		})
+	}
+}
