@@ -82,8 +82,11 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		defer context.AfterFunc(s.closing, func() { cancel(errClosing) })()
 	}
 	_, err := guarded(func() (any, error) { return nil, handler(srv, &endingStream{ss, ctx}) })
-	if errors.Is(err, context.Canceled) && context.Cause(ctx) == errClosing {
-		err = errClosing
+	if errors.Is(err, context.Canceled) && context.Cause(ctx) == errClosing { // nothing that anyone has to look at
+		err = coded(errClosing)
+		done(err)
+		slog.Debug("ended a stream, for kurid is ending", "method", info.FullMethod, "took", time.Since(start))
+		return err
 	}
 	err = coded(err)
 	done(err)
