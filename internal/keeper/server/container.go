@@ -160,7 +160,8 @@ func (c *container) unlessEnded(err error) error {
 	}
 	for until := time.Now().Add(endingLimit); time.Now().Before(until); time.Sleep(time.Millisecond) {
 		if c.ended() {
-			return fault.New(fault.Precondition, "it has exited meanwhile (%w)", err)
+			// What the kernel said tells of the end alone: fork(2) in a dead PID namespace wants memory.
+			return fault.New(fault.Precondition, "it has exited meanwhile (%v)", err)
 		}
 	}
 	return err

@@ -63,7 +63,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 		return nil, err
 	}
 	defer release()
-	if err := s.stands(spec, box); err != nil {
+	if err := s.namespacePaths(spec, box); err != nil {
 		return nil, err
 	}
 
@@ -318,9 +318,9 @@ func (c *container) stdinLeft() {
 	c.keep.drop(containerName(c.id, "stdin"))
 }
 
-// stands puts the descriptors of this keeper in the place of those of an earlier one, for which the namespaces of the pod
+// namespacePaths puts the descriptors of this keeper in the place of those of an earlier one, for which the namespaces of the pod
 // were asked.
-func (s *Server) stands(spec *specs.Spec, box *sandbox) error {
+func (s *Server) namespacePaths(spec *specs.Spec, box *sandbox) error {
 	for i := range spec.Linux.Namespaces {
 		ns := &spec.Linux.Namespaces[i]
 		var pid, fd int
