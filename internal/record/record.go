@@ -111,6 +111,16 @@ func Read(path string, newest int, v any) error {
 	return nil
 }
 
+// Version returns the format version of the record at path, 0 when it has none that can be read.
+func Version(path string) int {
+	var e envelope
+	body, err := os.ReadFile(path)
+	if err != nil || json.Unmarshal(body, &e) != nil {
+		return 0
+	}
+	return e.Version
+}
+
 // SetAside renames the record at path to path + ".damaged", where it disturbs nobody and can be looked at. Of several that
 // are set aside in turn the last one stays.
 func SetAside(path string) error {

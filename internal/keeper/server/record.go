@@ -114,7 +114,8 @@ func removeRecord(path string) error {
 	return nil
 }
 
-// readRecords reads all records of a kind. One that cannot be read is set aside, and costs the others nothing.
+// readRecords reads all records of a kind. One that cannot be read is set aside, and costs the others nothing. One of a newer
+// version of Kuri is an error of kind Precondition: an older keeper must not take what it does not understand apart.
 func readRecords[R any](s *Server, kind string, id func(*R) string) ([]*R, error) {
 	dir := filepath.Join(s.state, "keeper", kind)
 	entries, err := os.ReadDir(dir)
@@ -136,6 +137,10 @@ func readRecords[R any](s *Server, kind string, id func(*R) string) ([]*R, error
 		err := record.Read(path, recordFormat, r)
 		if err == nil && (id(r) != name || checkID(name) != nil) {
 			err = fault.New(fault.Corrupt, "record %s is of %q", path, id(r))
+		}
+		if version := record.Version(path); version > recordFormat {
+			return nil, fault.New(fault.Precondition, "record %s has format version %d and was written by a newer kuri-keeper; this one reads 1 to %d: "+
+				"start the newer one, which goes on with what runs", path, version, recordFormat)
 		}
 		if err != nil {
 			slog.Error("a record of the keeper cannot be read and is set aside", "record", path, "err", err)

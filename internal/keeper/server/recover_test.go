@@ -410,3 +410,41 @@ func TestAttachmentOutlivesTheKeeper(t *testing.T) {
 		})
 	}
 }
+
+// A keeper leaves the records of a newer version as they are, and names one. What runs goes on, for a keeper that reads them.
+func TestNewerRecordsAreRefused(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), counting)
+	before := n.pids()
+	path := filepath.Join(n.state, "keeper", "containers", j.Id+".json")
+	ours, err := os.ReadFile(path)
+	n.must(err)
+	newer := strings.Replace(string(ours), `{"version":1,`, `{"version":99,`, 1)
+	n.must(os.WriteFile(path, []byte(newer), 0o600))
+	old, err := n.Info(t.Context())
+	n.must(err)
+	n.must(unix.Kill(int(old.Pid), syscall.SIGKILL))
+	if !eventually(func() bool {
+		log, err := os.ReadFile(filepath.Join(n.state, "keeper.log"))
+		return err == nil && strings.Contains(string(log), path+" has format version 99")
+	}) {
+		t.Error("the record is not named")
+	}
+	if left, err := os.ReadFile(path); err != nil || string(left) != newer {
+		t.Errorf("the record has become %q, %v", left, err)
+	}
+	n.must(os.WriteFile(path, ours, 0o600)) // as the newer keeper would read it
+	n.awaitKeeper(int(old.Pid))
+	if after := n.pids(); !mapsEqual(before, after) {
+		t.Errorf("processes were %v and are %v", before, after)
+	}
+	counted := n.counted(j)
+	if !eventually(func() bool { return n.counted(j) > counted+100 }) {
+		t.Error("it is not heard any more")
+	}
+	n.wantCount(j, 100, false)
+	// The keeper that refused has said so where the test looks for errors of its end.
+	log, err := os.ReadFile(filepath.Join(n.state, "keeper.log"))
+	n.must(err)
+	n.must(os.WriteFile(filepath.Join(n.state, "keeper.log"), []byte(strings.ReplaceAll(string(log), "kuri-keeper:", "refused:")), 0o600))
+}
