@@ -213,7 +213,7 @@ func descriptors(t testing.TB, pid int) int {
 // TestExitStatusOutlivesTheKeeper has a keeper that starts a process and is killed: the process ends afterwards, and the
 // holder knows how.
 func TestExitStatusOutlivesTheKeeper(t *testing.T) {
-	c, _, state := start(t, `[ -e $STATE/child ] || (while [ ! -e $STATE/end ]; do sleep 0.01; done; exit 42) & echo $! >$STATE/new; mv -n $STATE/new $STATE/child; exec sleep 1000`)
+	c, _, state := start(t, `if [ ! -e $STATE/child ]; then (while [ ! -e $STATE/end ]; do sleep 0.01; done; exit 42) & echo $! >$STATE/new; mv $STATE/new $STATE/child; fi; exec sleep 1000`)
 	keeper := keeperOf(t, c, 0)
 	var child int
 	eventually(t, "the keeper has a child", func() bool {
