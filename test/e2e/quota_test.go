@@ -217,10 +217,14 @@ func TestWritableLayerQuotaOfContainerRoot(t *testing.T) {
 	}
 	wantProjects(t, disk, "for 1 container", 1)
 
-	// An orphan's project is given back with it.
+	// An orphan's project is given back with it: a container that has ended, whose record and its copy are lost.
+	s.StopContainer(t, id, 0)
 	s.Stop(t)
 	pod := filepath.Join(s.Root, "pods", s.pod)
 	if err := os.Rename(filepath.Join(pod, "containers", id), filepath.Join(s.Dir, "away")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(s.State, "pods", s.pod, "containers", id)); err != nil {
 		t.Fatal(err)
 	}
 	s.Continue(t)
