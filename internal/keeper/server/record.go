@@ -176,6 +176,25 @@ func (c *container) become(next api.State, change func(*containerRecord)) error 
 	})
 }
 
+// becomeRunning is become for a start, which a full disk does not keep from it: a keeper after this one sees by the process
+// that a container which its record tells as created has been started.
+func (c *container) becomeRunning(at int64) error {
+	change := func(r *containerRecord) { r.StartedAt = at }
+	err := c.become(api.State_RUNNING, change)
+	if fault.OfErrno(err) != fault.Exhausted {
+		return err
+	}
+	slog.Warn("a start cannot be recorded", "container", c.id, "err", err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rec.State != api.State_CREATED {
+		return err
+	}
+	c.rec.State = api.State_RUNNING
+	change(&c.rec)
+	return nil
+}
+
 // amend changes the record of a container and nothing of its state.
 func (c *container) amend(change func(*containerRecord)) error {
 	c.mu.Lock()

@@ -38,7 +38,7 @@ func (s *Server) start(c *container) (*api.Container, error) {
 		return nil, fault.New(fault.Precondition, "container %s cannot be started: it has exited", c.id)
 	}
 	// The state goes first: a short-lived process may have been reaped before the runtime returns.
-	if err := c.become(api.State_RUNNING, func(r *containerRecord) { r.StartedAt = time.Now().UnixNano() }); err != nil {
+	if err := c.becomeRunning(time.Now().UnixNano()); err != nil {
 		return nil, err
 	}
 	failpoint.At("start: recorded")
