@@ -61,9 +61,9 @@ func (r *Registry) Push(t testing.TB, repository string, content remote.Taggable
 	}
 	switch c := content.(type) {
 	case v1.ImageIndex:
-		err = remote.WriteIndex(ref, c)
+		err = remote.WriteIndex(ref, c, remote.WithNondistributable)
 	case v1.Image:
-		err = remote.Write(ref, c)
+		err = remote.Write(ref, c, remote.WithNondistributable)
 	default:
 		t.Fatalf("cannot push a %T", content)
 	}
