@@ -370,7 +370,7 @@ func TestPortForward(t *testing.T) {
 				}
 			}
 			// Of the host's network; many at once, each with its own bytes.
-			local := s.forwardOver(t, dialer, host, harness.EchoIn(t, "/proc/self/ns/net", "127.0.0.1:0"))
+			local := s.forwardOver(t, dialer, host, harness.EchoIn(t, fmt.Sprintf("/proc/%d/ns/net", s.Pid()), "127.0.0.1:0"))
 			var wg sync.WaitGroup
 			for i := range 100 {
 				wg.Go(func() {
