@@ -216,6 +216,21 @@ func TestNeitherVersionServed(t *testing.T) {
 	}
 }
 
+// A socket may be kept open while no runtime serves it: that is told as such.
+func TestSocketThatNobodyServes(t *testing.T) {
+	path, endpoint := newSocket(t)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, err = DialRuntime(newContext(t), endpoint, Options{})
+	var unreachable *UnreachableError
+	if !errors.As(err, &unreachable) || !strings.Contains(unreachable.Error(), "nobody answers") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestAnotherErrorDoesNotFallBack(t *testing.T) {
 	for _, code := range []codes.Code{codes.Unknown, codes.Unavailable, codes.DeadlineExceeded, codes.Internal, codes.PermissionDenied, codes.ResourceExhausted} {
 		t.Run(code.String(), func(t *testing.T) {

@@ -95,6 +95,7 @@ type conn struct {
 	version  string
 	grpc     *grpc.ClientConn
 	dialErr  atomic.Pointer[error] // why the last attempt to connect failed; nil after one that succeeded
+	heard    atomic.Bool           // whether anything ever came over the socket
 }
 
 // APIVersion returns the version that was chosen, "v1" or "v1alpha2".
@@ -142,10 +143,29 @@ func (c *conn) connect(ctx context.Context, socket string) (net.Conn, error) {
 		return nil, err
 	}
 	c.dialErr.Store(nil)
-	return nc, nil
+	return &listened{nc, &c.heard}, nil
 }
 
-// explain turns the failure of a first call into an UnreachableError when the socket itself could not be opened.
+// listened is a connection that notes whether anything comes.
+type listened struct {
+	net.Conn
+	heard *atomic.Bool
+}
+
+func (l *listened) Read(b []byte) (int, error) {
+	n, err := l.Conn.Read(b)
+	if n > 0 && !l.heard.Load() {
+		l.heard.Store(true)
+	}
+	return n, err
+}
+
+// errSilent is the reason of an UnreachableError for a socket that is open while nobody serves it, as it may be while a
+// runtime is stopped.
+var errSilent = errors.New("the socket is open and nobody answers")
+
+// explain turns the failure of a first call into an UnreachableError when the socket could not be opened, or nobody answered
+// on it.
 func (c *conn) explain(err error) error {
 	code := status.Code(err)
 	if code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Canceled {
@@ -154,10 +174,13 @@ func (c *conn) explain(err error) error {
 	if reason := c.dialErr.Load(); reason != nil {
 		return &UnreachableError{Endpoint: c.endpoint, Reason: *reason, status: err}
 	}
+	if !c.heard.Load() {
+		return &UnreachableError{Endpoint: c.endpoint, Reason: errSilent, status: err}
+	}
 	return err
 }
 
-// UnreachableError says that the socket of an endpoint could not be opened.
+// UnreachableError says that the socket of an endpoint could not be opened, or that nobody answered on it.
 type UnreachableError struct {
 	Endpoint string
 	Reason   error // of the last attempt; errors.Is finds os.ErrNotExist, os.ErrPermission or syscall.ECONNREFUSED in it
