@@ -54,7 +54,7 @@ func newDaemon(name string, o *options, images *images) (*daemon, error) {
 
 // kuri needs no configuration: that is the point of it. The file that it gets says where a CNI configuration would be.
 func (d *daemon) kuri(dir, state, bin, tools string) (err error) {
-	d.program, d.lasting = filepath.Join(bin, "kurid"), "kuri-keeper"
+	d.program, d.lasting = filepath.Join(bin, "kurid"), "kuri-holder" // which ends with its keeper
 	d.socket = filepath.Join(state, "kuri.sock")
 	conf, ipam := cniPlaces(dir)
 	d.cniFile = filepath.Join(conf, "10-bench.conflist")
