@@ -9,7 +9,7 @@
 // Descriptor 0 is the gate: the keeper is started when it has reached its end of file, so that the starter can first move
 // this process into its cgroup, or hand descriptors over. With --cgroup (one for each hierarchy) the holder enters the
 // cgroups itself, which spares the wait that moving another process takes, and removes them when it ends. Descriptors 1
-// and 2 are given to the first keeper, who says over them that it is ready or what is wrong.
+// and 2 are given to the first keeper, which reports over them that it is ready, or its error.
 //
 // It ends when a keeper ends with status 0, which says that the node is empty, and when a keeper fails that left nothing
 // to hold. TERM and INT are passed on to the keeper, who decides.
@@ -444,7 +444,7 @@ static int reexec(struct holder *h)
 }
 
 // take_over reads the state that an earlier program of this process has left. A line that this version does not know is
-// logged; a state without an end is no reason to let go of what has been read.
+// logged. If the end of the state is missing, what has been read is kept.
 static void take_over(struct holder *h, int fd)
 {
 	char line[HOLDER_NAME_MAX + 64], name[HOLDER_NAME_MAX + 1];
@@ -507,7 +507,7 @@ static void names_from(const struct holder *h, struct answer *a, size_t index)
 	}
 }
 
-// serve does what is asked. A descriptor that came is taken over by PUT alone.
+// serve answers one request. Only PUT keeps the descriptor that came with it.
 static void serve(struct holder *h, struct request *q, struct answer *a)
 {
 	struct held *e;

@@ -102,7 +102,7 @@ type forwarder struct {
 	rt        *client.Runtime
 	pod, name string
 
-	turn     chan struct{} // is held by whoever uses current
+	turn     chan struct{} // guards current
 	current  httpstream.Connection
 	requests atomic.Int64
 
@@ -111,7 +111,7 @@ type forwarder struct {
 
 // run forwards until ctx ends or the pod does:
 //
-//  1. open the connection to the runtime, which says what is wrong with the pod
+//  1. open the connection to the runtime, which reports errors of the pod
 //  2. listen
 //  3. serve each connection by itself
 func (f *forwarder) run(ctx context.Context, addresses []string, ports []forwardedPort) error {
@@ -324,7 +324,7 @@ func (f *forwarder) forward(ctx context.Context, conn net.Conn, port uint16) err
 		}
 	}()
 	<-ended
-	_ = data.Reset() // what is not sent yet would hold the other stream up
+	_ = data.Reset() // unsent data would block the other stream
 	if text := <-problem; text != "" {
 		text = strings.ReplaceAll(refused.ReplaceAllString(text, ""), "\n", "; ")
 		return errors.New(tried.ReplaceAllString(text, "$1"))

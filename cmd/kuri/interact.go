@@ -59,7 +59,7 @@ func (c *cli) runImage(ctx context.Context, o *runOptions, image string, command
 	return nil
 }
 
-// fileInstead returns a hint where what was taken for an image is nearly the name of a manifest.
+// fileInstead returns a hint if the name of the image resembles that of a manifest in the directory.
 func fileInstead(image string) string {
 	for _, ext := range manifestExtensions {
 		if info, err := os.Stat(image + ext); err == nil && !info.IsDir() {
@@ -138,7 +138,7 @@ func (r *run) endsNow(ctx context.Context, id string) bool {
 	return err == nil
 }
 
-// counter counts what is written.
+// counter counts the bytes written to it.
 type counter struct {
 	to    io.Writer
 	bytes atomic.Int64
