@@ -4,12 +4,16 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
+
+// The main thread cannot end, so it must not be one that enters another namespace (see namespace.OnThread).
+func init() { runtime.LockOSThread() }
 
 func needRoot(t *testing.T) {
 	t.Helper()

@@ -25,6 +25,9 @@ import (
 // inside says that this process is the one in namespaces of its own.
 const inside = "KURI_NETWORK_TEST_INSIDE"
 
+// The main thread cannot end, so it must not be one that enters another namespace (see namespace.OnThread).
+func init() { runtime.LockOSThread() }
+
 // machineNetns is the machine's network namespace, in the process that has namespaces of its own; nil elsewhere. It is one
 // file for the whole run: a second os.File of the same descriptor would close it when the garbage collector finds it, and
 // with it whatever has that number by then, such as the listener of a test.

@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,9 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
+
+// The main thread cannot end, so it must not be one that enters another namespace (see namespace.OnThread).
+func init() { runtime.LockOSThread() }
 
 // TestMain is also the process that streams, as kurid's main is.
 func TestMain(m *testing.M) {

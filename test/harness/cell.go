@@ -13,6 +13,9 @@ import (
 // inCell is set in the environment of a test program that runs in its cell.
 const inCell = "KURI_TEST_IN_CELL"
 
+// The main thread cannot end, so it must not be one that enters another namespace (see namespace.OnThread).
+func init() { runtime.LockOSThread() }
+
 // Main runs the tests of a package in a cell of their own and exits. It stands in TestMain. Without root the tests run
 // where they are, and skip themselves.
 func Main(m *testing.M) {
