@@ -84,7 +84,7 @@ func run(ctx context.Context, cfg config.Config) error {
 	}
 	defer keep.Close()
 	podOptions.Keeper, podOptions.Images, podOptions.Layers, podOptions.Network = keep, images, layers, net
-	podOptions.Node, podOptions.Driver = facts, driver
+	podOptions.Node, podOptions.Driver, podOptions.ScopePrefix = facts, driver, cfg.ScopePrefix
 	pods, err := pod.Open(ctx, podOptions)
 	if err != nil {
 		return err

@@ -2,8 +2,8 @@
 // made for a pod. It makes none and sets no limits: the OCI runtime does.
 //
 // Paths come in two syntaxes. The OCI syntax (linux.cgroupsPath) depends on the driver: "/kuri-<pod>/<container>" for
-// cgroupfs, "slice:kuri:<container>" for systemd. A directory, as [Driver.Dir] returns it, is absolute below the root of
-// each hierarchy: "/kuri-<pod>/<container>", "/kubepods.slice/kubepods-burstable.slice/kuri-<container>.scope".
+// cgroupfs, "slice:<scope prefix>:<container>" for systemd. A directory, as [Driver.Dir] returns it, is absolute below the root of
+// each hierarchy: "/kuri-<pod>/<container>", "/kubepods.slice/kubepods-burstable.slice/cri-containerd-<container>.scope".
 // [Hierarchies] works on directories, in every hierarchy at once: one on cgroup v2, one for each controller on v1 and on
 // the hybrid layout, where the unified hierarchy beside them has no controllers that matter here.
 //

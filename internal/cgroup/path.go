@@ -18,7 +18,7 @@ const (
 	Systemd  Driver = "systemd"  // Kuri asks the unit manager for slices and scopes
 )
 
-// prefix begins the names of what is ours.
+// prefix begins the names of the cgroups that Kuri makes for pods.
 const prefix = "kuri"
 
 // Choose returns the driver for the configured name: "systemd", "cgroupfs", or "auto" (or ""), which is systemd when the
@@ -70,9 +70,10 @@ func (d Driver) Parent(cgroupParent, podID, podUID string) (parent string, own b
 }
 
 // Path returns the OCI cgroupsPath of the container (or the pod's init) id below parent, which [Driver.Parent] returned.
-func (d Driver) Path(parent, id string) string {
+// With systemd the cgroup is the scope SCOPEPREFIX-ID.scope.
+func (d Driver) Path(parent, scopePrefix, id string) string {
 	if d == Systemd {
-		return parent + ":" + prefix + ":" + id
+		return parent + ":" + scopePrefix + ":" + id
 	}
 	return path.Join(parent, id)
 }

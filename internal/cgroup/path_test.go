@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
@@ -74,7 +75,7 @@ func TestParentPathDir(t *testing.T) {
 			t.Errorf("%s %q: parent %q, own %v, %v", c.driver, c.asked, parent, own, err)
 			continue
 		}
-		if p := c.driver.Path(parent, "c"); p != c.path {
+		if p := c.driver.Path(parent, "kuri", "c"); p != c.path {
 			t.Errorf("%s %q: path %q", c.driver, c.asked, p)
 		}
 		if d, err := c.driver.Dir(c.path); err != nil || d != c.dir {
@@ -96,6 +97,32 @@ func TestParentPathDir(t *testing.T) {
 	}
 }
 
+// Agents find a container's id by these beginnings and ends around 64 hexadecimal digits, at the end of a cgroup's path.
+// They are those of Falco's libraries for CRI runtimes.
+func TestAgentsFindTheID(t *testing.T) {
+	id := strings.Repeat("0123456789abcdef", 4)
+	known := regexp.MustCompile(`(/|/crio-|:cri-containerd:)[0-9a-f]{64}$|(/cri-containerd-|/crio-)[0-9a-f]{64}\.scope$`)
+	for _, c := range []struct {
+		driver Driver
+		prefix string
+		known  bool
+	}{
+		{Cgroupfs, "cri-containerd", true}, {Cgroupfs, "own", true},
+		{Systemd, "cri-containerd", true}, {Systemd, "crio", true}, {Systemd, "own", false},
+	} {
+		for _, parent := range []string{"", "/kubepods/burstable/pod0123-45", "/kubepods.slice/kubepods-pod0123_45.slice"} {
+			parent, _, err := c.driver.Parent(parent, "p", "0123-45")
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir, err := c.driver.Dir(c.driver.Path(parent, c.prefix, id))
+			if err != nil || known.MatchString(dir) != c.known || !strings.Contains(dir, id) {
+				t.Errorf("%s, prefix %s: %s, %v", c.driver, c.prefix, dir, err)
+			}
+		}
+	}
+}
+
 func FuzzParent(f *testing.F) {
 	f.Add("/kubepods/burstable/podx", "x")
 	f.Add("a-b.slice", "")
@@ -105,7 +132,7 @@ func FuzzParent(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			dir, err := d.Dir(d.Path(p, "c"))
+			dir, err := d.Dir(d.Path(p, "kuri", "c"))
 			if err != nil || !strings.HasPrefix(dir, "/") || strings.Contains(dir+"/", "/../") {
 				t.Fatalf("%s: %q became %q in %q, %v", d, parent, p, dir, err)
 			}

@@ -18,6 +18,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
+// scopePrefix matches what can stand before "-<id>.scope" in a unit's name.
+var scopePrefix = regexp.MustCompile(`^[A-Za-z]([A-Za-z0-9_-]{0,30}[A-Za-z0-9_])?$`)
+
 // Check tells what is wrong with the values, each by its key.
 func (c *Config) Check() error {
 	var found problems
@@ -26,6 +29,9 @@ func (c *Config) Check() error {
 	found.oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
 	found.oneOf("log_format", c.LogFormat, "text", "json")
 	found.oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
+	if !scopePrefix.MatchString(c.ScopePrefix) {
+		found.bad("scope_prefix", "%q cannot begin a scope's name: letters, digits, _ and - are allowed, at most 32, with a letter first and no - last", c.ScopePrefix)
+	}
 	if c.MetricsListen != "" {
 		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
 			found.bad("metrics_listen", "%q is not an IP address with a port, as 127.0.0.1:9567", c.MetricsListen)

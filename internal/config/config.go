@@ -29,6 +29,7 @@ type Config struct {
 	LogLevel       string `toml:"log_level"`       // debug, info, warn, error
 	LogFormat      string `toml:"log_format"`      // text, json
 	CgroupDriver   string `toml:"cgroup_driver"`   // auto, systemd, cgroupfs
+	ScopePrefix    string `toml:"scope_prefix"`    // begins the names of containers' systemd scopes: <prefix>-<id>.scope
 	Keeper         string `toml:"keeper"`          // path of kuri-keeper; "": beside kurid, else from PATH
 
 	Image   Image   `toml:"image"`
@@ -123,6 +124,7 @@ func Default() Config {
 		LogLevel:     "info",
 		LogFormat:    "text",
 		CgroupDriver: "auto",
+		ScopePrefix:  "cri-containerd",
 		Image:        Image{CertsDirs: []string{"/etc/kuri/certs.d", "/etc/containerd/certs.d"}, StallTimeout: 60, MinRate: 16 << 10, VerifierTimeout: 10},
 		Network: Network{
 			Use:        "auto",

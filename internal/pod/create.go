@@ -80,7 +80,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	// 3. The images that it mounts, likewise.
 	r := newContainerRecord(s.Record(), cfg, img)
 	r.ContainerRoot = p.ContainerRoot
-	r.CgroupsPath = p.Driver.Path(s.Record().CgroupParent, r.ID)
+	r.CgroupsPath = p.Driver.Path(s.Record().CgroupParent, p.ScopePrefix, r.ID)
 	volumes, err := p.imageVolumes(r, s.Record().Handler)
 	if err != nil {
 		return nil, err

@@ -38,6 +38,7 @@ type Options struct {
 	Network       network.Network
 	Node          spec.Node
 	Driver        cgroup.Driver
+	ScopePrefix   string // of the systemd scopes of containers
 	Cgroups       *cgroup.Hierarchies
 	ShmSize       int64        // bytes of a pod's /dev/shm
 	CDIDirs       []string     // of CDI specifications; of two that have a device the later directory's counts

@@ -209,7 +209,7 @@ func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
 		req.ShmBytes, req.ShmPath, req.MountLabel = p.ShmSize, p.paths.shm(r.ID), r.Labels.Mount
 	}
 	if req.Pid {
-		req.CgroupsPath = p.Driver.Path(r.CgroupParent, r.ID)
+		req.CgroupsPath = p.Driver.Path(r.CgroupParent, p.ScopePrefix, r.ID)
 		req.OomScoreAdj = int32(max(initOOMScoreAdj, p.Node.MinOOMScoreAdj))
 	}
 	return req

@@ -130,6 +130,6 @@ func TestEveryLimit(t *testing.T) {
 
 	d.StopContainer(t, c, 0)
 	d.RemovePod(t, pod)
-	harness.Eventually(t, 10*time.Second, "no scope of the pod is left", func() error { return only(t, "kuri*.scope", "kuri-keeper.scope") })
+	harness.Eventually(t, 10*time.Second, "no scope of the pod is left", func() error { return only(t, "cri-containerd-*.scope") })
 	systemctl(t, "stop", "kubepods.slice")
 }

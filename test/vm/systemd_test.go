@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -219,7 +220,7 @@ func TestPodInSlices(t *testing.T) {
 	d.StopContainer(t, c, 0)
 	d.RemovePod(t, pod)
 	// The slices are the client's, as the kubelet's are.
-	harness.Eventually(t, 10*time.Second, "no scope of the pod is left", func() error { return only(t, "kuri*.scope", "kuri-keeper.scope") })
+	harness.Eventually(t, 10*time.Second, "no scope of the pod is left", func() error { return only(t, "cri-containerd-*.scope") })
 	systemctl(t, "stop", "kubepods.slice")
 }
 
@@ -233,15 +234,15 @@ func TestPodWithoutParent(t *testing.T) {
 	config := harness.Container("main", image, "sleep", "100002")
 	config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	c := d.Run(t, pod, config, p)
-	if in, want := cgroup(t, harness.FindProcess(t, "sleep 100002")), "/kuri_"+pod+".slice/kuri-"+c+".scope"; in != want {
+	if in, want := cgroup(t, harness.FindProcess(t, "sleep 100002")), "/kuri_"+pod+".slice/cri-containerd-"+c+".scope"; in != want {
 		t.Errorf("the container is in %s, want %s", in, want)
 	}
-	if scopes := units(t, "kuri-*.scope"); len(scopes) != 3 {
-		t.Errorf("the scopes are %v, want the keeper's, the pod's and the container's", scopes)
+	if scopes := units(t, "cri-containerd-*.scope"); len(scopes) != 2 {
+		t.Errorf("the scopes are %v, want the pod's and the container's", scopes)
 	}
 	d.RemovePod(t, pod)
 	harness.Eventually(t, 10*time.Second, "no unit of the pod is left", func() error {
-		return only(t, "kuri*", "kuri-keeper.scope", "kuri-vm.service", "kurid.service")
+		return errors.Join(only(t, "cri-containerd-*"), only(t, "kuri*", "kuri-keeper.scope", "kuri-vm.service", "kurid.service"))
 	})
 }
 
