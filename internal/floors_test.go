@@ -78,6 +78,8 @@ func check(from, path string) error {
 	switch {
 	case within(from, "client") && within(to, "internal"):
 		return errors.New("client is for other programs and any runtime, and takes nothing of the daemon's")
+	case within(from, "probe") && within(to, "internal"):
+		return errors.New("probe is the one eye of kuri and kurid on the node, and needs neither")
 	case within(from, "cmd/kuri") && within(to, "internal"):
 		return errors.New("kuri is a CRI client like any other and sees the daemon through client alone")
 	case (within(from, "test") || within(from, "bench") || within(from, "examples")) && within(to, "internal"):
@@ -166,6 +168,7 @@ func TestCheckRefuses(t *testing.T) {
 		{"internal/pod", module + "internal/config", "cmd/kurid alone"},
 		{"internal/layer", "k8s.io/cri-api/pkg/apis/runtime/v1", "cri-api's types stop"},
 		{"client", module + "internal/fault", "takes nothing of the daemon's"},
+		{"probe", module + "internal/node", "needs neither"},
 		{"cmd/kuri", module + "internal/pod", "through client alone"},
 		{"internal/pod", module + "internal/newcomer", "no floor yet"},
 	} {

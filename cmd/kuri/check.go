@@ -2,144 +2,231 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"slices"
+	"os"
 	"strings"
 
-	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
 	"github.com/kuri-cri/kuri/client"
+	"github.com/kuri-cri/kuri/probe"
+)
+
+// The exit codes of kuri check for a node.
+const (
+	exitLimited = 1
+	exitMissing = 2
 )
 
 func (c *cli) checkCommand() *cobra.Command {
-	var images, repair bool
+	var images, repair, problems bool
+	var root, state string
 	cmd := &cobra.Command{
-		Use:   "check --images",
-		Short: "Verify what is stored of the images, and repair it",
-		Long: `Read all that is stored of the images and compare it with its digests and checksums. Each damage is told as it is found.
-With --repair what is damaged is fetched again from where it came, with what kuri login keeps, and nothing else. The exit code is 1 when damage is left.
-This needs Kuri's own runtime.`,
+		Use:   "check",
+		Short: "Say what this node can and cannot do, and how to mend it",
+		Long: `Try what a node needs: the kernel, storage, cgroups, security, network, limits, clock, kubelet and other runtimes. Each line is ok,
+limited (the node works, and something on it would fail), missing (the node is of no use without it) or unknown (it could not be tried),
+with what would fail and how to mend it.
+
+It works before anything is installed, without a runtime, and mostly without root. Where a runtime answers, it is asked too: for its
+conditions, and Kuri's own for its directories and its network. What is tried leaves nothing behind.
+
+The exit code is 0 when all is ok, 1 when something is limited, and 2 when something is missing.
+
+With --images it verifies what is stored of the images instead, as kuri image check does.`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if !images {
-				return usageError{errors.New("kuri check: say what to check; --images is all there is today")}
-			}
-			ctx := cmd.Context()
-			img, err := c.images(ctx)
-			if err != nil {
-				return err
-			}
-			defer img.Close()
-			found, left, err := c.check(ctx, img, repair)
-			if err != nil {
-				return onlyKuri(img, "checking images", err)
-			}
 			switch {
-			case found == 0:
-				fmt.Fprintln(c.out, "all images are as they were pulled")
-			case left > 0 && !repair:
-				return fmt.Errorf("%d of what is stored is damaged; kuri check --images --repair fetches it again", left)
-			case left > 0:
-				return fmt.Errorf("%d of %d damages could not be repaired", left, found)
+			case images && c.format != formatTable:
+				return usageError{errors.New("--images has no other output: leave -o away")}
+			case images:
+				return c.checkImages(cmd.Context(), repair)
+			case repair:
+				return usageError{errors.New("--repair goes with --images")}
 			}
-			return nil
+			return c.checkNode(cmd.Context(), probe.Options{Root: root, State: state}, problems)
 		},
 	}
-	cmd.Flags().BoolVar(&images, "images", false, "check the images")
-	cmd.Flags().BoolVar(&repair, "repair", false, "fetch again what is damaged")
+	f := cmd.Flags()
+	f.BoolVar(&images, "images", false, "check the images instead of the node")
+	f.BoolVar(&repair, "repair", false, "with --images, fetch again what is damaged")
+	f.BoolVarP(&problems, "quiet", "q", false, "only what is not ok")
+	f.StringVar(&root, "root", "", "`DIR` that kurid is to have as its root (default: the running kurid's, else /var/lib/kuri)")
+	f.StringVar(&state, "state", "", "`DIR` that kurid is to have for its state (default: the running kurid's, else /run/kuri)")
 	c.authFileFlag(cmd)
+	c.formatFlag(cmd)
+	cmd.AddCommand(c.insideCommand())
 	return cmd
 }
 
-// check tells every damage, and returns how many there were and how many are left.
-func (c *cli) check(ctx context.Context, img *client.Images, repair bool) (found, left int, err error) {
-	req := &kuriv1.CheckRequest{Repair: repair}
-	if repair {
-		if req.Auths, err = c.keptAuths(ctx, img); err != nil {
-			return 0, 0, err
-		}
-	}
-	findings, err := img.Kuri.Check(ctx, req)
-	if err != nil {
-		return 0, 0, err
-	}
-	for {
-		f, err := findings.Recv()
-		if errors.Is(err, io.EOF) {
-			return found, left, nil
-		}
-		if err != nil {
-			return found, left, err
-		}
-		found++
-		what := f.ImageId
-		if len(f.References) > 0 {
-			what = strings.Join(f.References, ", ")
-		}
-		if f.Layer != "" {
-			what += " layer " + trim(f.Layer, false)
-		}
-		line := printable(what + ": " + f.Problem)
-		switch {
-		case f.Repaired:
-			line += " (repaired)"
-		case f.RepairError != "":
-			line += printable(" (not repaired: " + f.RepairError + ")")
-		}
-		if !f.Repaired {
-			left++
-		}
-		fmt.Fprintln(c.out, line)
+// insideCommand is what kuri check starts in namespaces of its own.
+func (c *cli) insideCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "inside DIR", Hidden: true, Args: takes(1, 1), Short: "Try what changes namespaces; kuri check starts it",
+		RunE: func(_ *cobra.Command, args []string) error { return probe.Inside(args[0], c.in, c.out) },
 	}
 }
 
-// keptAuths returns what is kept of the registries that the images came from, and of those that the file has an entry for:
-// an image whose record is damaged is not in the list. What cannot be read is said, and no reason not to repair the rest.
-func (c *cli) keptAuths(ctx context.Context, img *client.Images) ([]*kuriv1.RegistryAuth, error) {
-	file := c.keptCredentials("repairing")
-	if file == nil {
-		return nil, nil
+// checkNode checks this node, and returns an exit code as an error unless all is ok.
+func (c *cli) checkNode(ctx context.Context, o probe.Options, problems bool) error {
+	told := c.runtimeOptions(ctx, &o)
+	if self, err := os.Executable(); err == nil {
+		o.Child = []string{self, "check", "inside"}
 	}
-	list, err := img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("list images: %w", err)
+	results := append(probe.Run(ctx, o), told...)
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
 	}
-	registries := file.Registries()
-	for _, i := range list.Images {
-		for _, name := range slices.Concat(i.RepoTags, i.RepoDigests) {
-			if named, err := reference.ParseNormalizedNamed(name); err == nil {
-				registries = append(registries, reference.Domain(named))
+	shown := results
+	if problems {
+		shown = nil
+		for _, r := range results {
+			if r.State != probe.OK {
+				shown = append(shown, r)
 			}
 		}
 	}
-	slices.Sort(registries)
-	var auths []*kuriv1.RegistryAuth
-	for _, registry := range slices.Compact(registries) {
-		kept, err := file.Kept(ctx, registry)
-		if err != nil {
-			fmt.Fprintf(c.err, "kuri: repairing without credentials of %s: %s\n", printable(registry), printable(err.Error()))
-		}
-		for at, a := range kept {
-			auths = append(auths, &kuriv1.RegistryAuth{
-				Registry: at, Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
-			})
-		}
+	err := c.print(map[string]any{"checks": anys(shown), "summary": countStates(results)}, func() error { return c.checkTable(shown, results) })
+	if err != nil {
+		return err
 	}
-	return auths, nil
+	switch n := countStates(results); {
+	case n[probe.Missing] > 0:
+		return exitCode(exitMissing)
+	case n[probe.Limited] > 0:
+		return exitCode(exitLimited)
+	}
+	return nil
 }
 
-// onlyKuri explains the error of a call that only Kuri's own runtime serves.
-func onlyKuri(img *client.Images, what string, err error) error {
-	if status.Code(err) == codes.Unimplemented {
-		return fmt.Errorf("%s is not Kuri's runtime, and the CRI has no call for %s", img.Endpoint(), what)
+func countStates(results []probe.Result) map[probe.State]int {
+	n := map[probe.State]int{probe.OK: 0, probe.Limited: 0, probe.Missing: 0, probe.Unknown: 0}
+	for _, r := range results {
+		n[r.State]++
 	}
-	return fmt.Errorf("%s: %w", what, err)
+	return n
+}
+
+// checkTable prints results in their groups, and how many there are of each state.
+func (c *cli) checkTable(shown, all []probe.Result) error {
+	width, group := 0, ""
+	for _, r := range shown {
+		width = max(width, len(r.Name))
+	}
+	var out strings.Builder
+	for _, r := range shown {
+		if r.Group != group {
+			if group != "" {
+				out.WriteByte('\n')
+			}
+			group = r.Group
+			fmt.Fprintln(&out, group)
+		}
+		fmt.Fprintf(&out, "  %-8s %-*s  %s\n", r.State, width, r.Name, printable(r.Detail))
+		for _, line := range [][2]string{{"fails", r.Fails}, {"mend", r.Mend}} {
+			if line[1] != "" {
+				fmt.Fprintf(&out, "  %*s%-6s %s\n", width+11, "", line[0]+":", printable(line[1]))
+			}
+		}
+	}
+	if len(shown) > 0 {
+		out.WriteByte('\n')
+	}
+	n := countStates(all)
+	fmt.Fprintf(&out, "%d ok, %d limited, %d missing", n[probe.OK], n[probe.Limited], n[probe.Missing])
+	if n[probe.Unknown] > 0 {
+		fmt.Fprintf(&out, ", %d unknown", n[probe.Unknown])
+	}
+	out.WriteByte('\n')
+	_, err := c.out.Write([]byte(out.String()))
+	return err
+}
+
+// runtimeOptions asks the runtime, if one answers, where its directories are, and returns its conditions as results. What
+// the flags say is left as it is.
+func (c *cli) runtimeOptions(ctx context.Context, o *probe.Options) []probe.Result {
+	result := func(name string, state probe.State, detail, fails, mend string) probe.Result {
+		return probe.Result{Group: "runtime", Name: name, State: state, Detail: detail, Fails: fails, Mend: mend}
+	}
+	if s, err := c.settings(); err == nil {
+		o.RuntimeSocket, _ = client.SocketPath(s.Runtime)
+	}
+	rt, err := c.runtime(ctx)
+	if err != nil {
+		var unreachable *client.UnreachableError
+		if errors.As(err, &unreachable) {
+			return []probe.Result{result("socket", probe.Unknown, "no runtime answers: "+strings.ReplaceAll(describe(err), "\n", "; "), "", "")}
+		}
+		return []probe.Result{result("socket", probe.Missing, describe(err), "nothing can use this runtime", "see the runtime's log")}
+	}
+	defer rt.Close()
+	st, err := rt.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		return []probe.Result{result("status", probe.Missing, describe(err), "nothing can use this runtime", "see the runtime's log")}
+	}
+	var out []probe.Result
+	version, err := rt.Version(ctx, &runtimeapi.VersionRequest{})
+	if err == nil {
+		out = append(out, result("version", probe.OK, version.GetRuntimeName()+" "+version.GetRuntimeVersion(), "", ""))
+	}
+	for _, cond := range st.GetStatus().GetConditions() {
+		text := strings.TrimSpace(cond.Reason + " " + cond.Message)
+		switch {
+		case !cond.Status:
+			out = append(out, result(cond.Type, probe.Missing, text, "the node is not ready, and no pods are started", "what the message says, or see the runtime's log"))
+		case cond.Message != "":
+			out = append(out, result(cond.Type, probe.Limited, text, "what the message says", "what the message says"))
+		default:
+			out = append(out, result(cond.Type, probe.OK, "yes", "", ""))
+		}
+	}
+	if config, err := rt.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && config.Linux != nil {
+		o.CgroupDriver = driver(config)
+	}
+	if version.GetRuntimeName() == "kuri" {
+		kuridOptions(st.GetInfo()["config"], o)
+		out = append(out, kuridUserNamespaces(st))
+	}
+	return out
+}
+
+// kuridOptions takes kurid's directories and its network from what it tells about itself.
+func kuridOptions(info string, o *probe.Options) {
+	var told struct {
+		StateDir, RootDir string
+		Config            struct {
+			Network struct {
+				Use        string   `json:"use"`
+				CNIConfDir string   `json:"cni_conf_dir"`
+				CNIBinDirs []string `json:"cni_bin_dirs"`
+			} `json:"network"`
+		} `json:"config"`
+	}
+	if json.Unmarshal([]byte(info), &told) != nil {
+		return
+	}
+	if o.Root == "" {
+		o.Root = told.RootDir
+	}
+	if o.State == "" {
+		o.State = told.StateDir
+	}
+	n := told.Config.Network
+	o.CNIConfig, o.CNIPlugins, o.NeedCNI = n.CNIConfDir, n.CNIBinDirs, n.Use == "cni"
+}
+
+// kuridUserNamespaces is what kurid has found of user namespaces, in its own directories and with its own privileges.
+func kuridUserNamespaces(st *runtimeapi.StatusResponse) probe.Result {
+	r := probe.Result{Group: "runtime", Name: "user namespaces", State: probe.OK, Detail: "yes"}
+	for _, h := range st.GetRuntimeHandlers() {
+		if h.GetName() == "" && !h.GetFeatures().GetUserNamespaces() {
+			r.State, r.Detail = probe.Limited, "kurid could not make one with mapped layers when it was started"
+			r.Fails, r.Mend = "pods with hostUsers: false are refused", "the refusal of such a pod says why; mend that and restart kurid"
+		}
+	}
+	return r
 }

@@ -4,8 +4,10 @@ import "github.com/spf13/cobra"
 
 // examples are the examples in the help of the verbs that have not their own.
 var examples = map[string]string{
-	"kuri check": `  kuri check --images            read all that is stored, and tell each damage
-  kuri check --images --repair   and fetch what is damaged again`,
+	"kuri check": `  kuri check                     what this node can do, and what is to be mended
+  kuri check -q                  only what is to be mended
+  kuri check -o json             for programs
+  kuri check --images --repair   read all that is stored of the images, and fetch again what is damaged`,
 	"kuri cp": `  kuri cp web:/etc/nginx/nginx.conf .   a file out of the container of the pod web
   kuri cp ./html/. web/server:/srv      what is in a directory, into a container
   kuri cp web:/var/log - | tar tf -     as a tar`,

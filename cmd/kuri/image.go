@@ -12,12 +12,9 @@ func (c *cli) imageCommand() *cobra.Command {
 		cmd.Use = use
 		return cmd
 	}
-	check := named("check", c.checkCommand())
-	_ = check.Flags().Set("images", "true")
-	_ = check.Flags().MarkHidden("images")
 	verbs.AddCommand(
 		named("ls", c.imagesCommand()), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.imageInspectCommand(), c.historyCommand(), c.imageDiffCommand(),
-		named("rm IMAGE...", c.rmiCommand()), c.pruneCommand(), check,
+		named("rm IMAGE...", c.rmiCommand()), c.pruneCommand(), c.imageCheckCommand(),
 	)
 	return verbs
 }

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/spec"
+	"github.com/kuri-cri/kuri/probe"
 )
 
 // Read returns the facts of this node. A feature that cannot be asked for counts as absent; the error is for what every
@@ -22,10 +22,10 @@ import (
 func Read() (spec.Node, error) {
 	n := spec.Node{
 		CPUQuota:     exists("/proc/sys/kernel/sched_cfs_bandwidth_slice_us"),
-		Seccomp:      exists("/proc/sys/kernel/seccomp/actions_avail"),
-		AppArmor:     begins("/sys/module/apparmor/parameters/enabled", "Y") && exists("/sys/kernel/security/apparmor/profiles"), // where securityfs is mounted
+		Seccomp:      probe.Seccomp(),
+		AppArmor:     probe.AppArmor(),
 		SELinux:      selinux.GetEnabled(),
-		MountSetattr: !errors.Is(unix.MountSetattr(-1, "", 0, &unix.MountAttr{}), unix.ENOSYS),
+		MountSetattr: probe.MountSetattr() == nil,
 		Systemd:      exists("/run/systemd/system"), // what sd_booted(3) looks at
 	}
 	var uts unix.Utsname
@@ -165,9 +165,4 @@ func hugepageSizes() []string {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-func begins(path, with string) bool {
-	body, err := os.ReadFile(path)
-	return err == nil && strings.HasPrefix(string(body), with)
 }
