@@ -107,7 +107,7 @@ func (t *tap) copy(wait bool) error {
 	var cerr error
 	err = conn.Read(func(fd uintptr) bool {
 		if t.transit != nil {
-			cerr = t.copyTerminal(int(fd))
+			cerr = t.copyTerminal(int(fd), wait)
 		} else {
 			cerr = t.copyFrom(int(fd))
 		}
@@ -117,8 +117,8 @@ func (t *tap) copy(wait bool) error {
 }
 
 // copyTerminal moves what a terminal has printed into transit, and copies it from there.
-func (t *tap) copyTerminal(fd int) error {
-	n, err := move(fd, t.transit.write, pieceMax)
+func (t *tap) copyTerminal(fd int, wait bool) error {
+	n, err := session.ReadTerminal(wait, func() (int, error) { return move(fd, t.transit.write, pieceMax) })
 	if err != nil {
 		return err // EIO is how a terminal says that its other end is closed
 	}

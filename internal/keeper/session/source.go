@@ -77,11 +77,7 @@ func (s *Source) read(use func([]byte), wait bool) error {
 	err = conn.Read(func(fd uintptr) bool {
 		buf := buffers.Get().(*[]byte)
 		defer buffers.Put(buf)
-		for {
-			if n, rerr = unix.Read(int(fd), *buf); rerr != unix.EINTR {
-				break
-			}
-		}
+		n, rerr = ReadTerminal(wait, func() (int, error) { return readOnce(int(fd), *buf) })
 		if rerr == unix.EAGAIN {
 			return !wait
 		}
@@ -99,4 +95,12 @@ func (s *Source) read(use func([]byte), wait bool) error {
 		return io.EOF
 	}
 	return nil
+}
+
+func readOnce(fd int, buf []byte) (int, error) {
+	for {
+		if n, err := unix.Read(fd, buf); err != unix.EINTR {
+			return n, err
+		}
+	}
 }
