@@ -13,6 +13,9 @@
 //
 // It ends when a keeper ends with status 0, which says that the node is empty, and when a keeper fails that left nothing
 // to hold. TERM and INT are passed on to the keeper, who decides.
+//
+// When the holder dies alone, the keeper executes this program in its own process, with the state that an earlier holder
+// leaves to a new one (take_over): so the parent of the containers becomes the holder, and starts a keeper.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -50,6 +53,7 @@
 #define DELAY_MAX_MS 5000
 #define DELAY_KILLED_MS 200 // at most, of one that was killed: it did not fail by itself
 #define STATE_ENV "_KURI_HOLDER_STATE" // the descriptor of the state that a new program takes over
+#define PID_ENV "_KURI_HOLDER_PID"     // tells a keeper whose child it was born as
 
 struct held {
 	uint32_t hash;
@@ -67,6 +71,7 @@ struct holder {
 	char **argv;          // of this program
 	char **keeper_argv;
 	const char *state;
+	pid_t pid; // ours
 	const char *cgroups[CGROUPS_MAX];
 	int ncgroups;
 
@@ -350,6 +355,7 @@ static void reap(struct holder *h)
 __attribute__((noreturn)) static void become_keeper(const struct holder *h)
 {
 	sigset_t none;
+	char pid[16];
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC), log = h->started_before ? open_log(h) : -1;
 
 	dup2(null, 0);
@@ -358,6 +364,8 @@ __attribute__((noreturn)) static void become_keeper(const struct holder *h)
 		dup2(log >= 0 ? log : null, 2);
 	}
 	setrlimit(RLIMIT_NOFILE, &h->files);
+	snprintf(pid, sizeof(pid), "%d", h->pid);
+	setenv(PID_ENV, pid, 1);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	execv(h->keeper_argv[0], h->keeper_argv);
@@ -443,7 +451,8 @@ static int reexec(struct holder *h)
 	return failed;
 }
 
-// take_over reads the state that an earlier program of this process has left. A line that this version does not know is
+// take_over reads the state that an earlier program of this process has left, a holder or a keeper (which leaves no limits
+// of files: they are those of this process). A line that this version does not know is
 // logged. If the end of the state is missing, what has been read is kept.
 static void take_over(struct holder *h, int fd)
 {
@@ -828,6 +837,7 @@ int main(int argc, char **argv)
 	}
 	parse(&h, argc, argv);
 	h.gate = -1;
+	h.pid = getpid();
 	if (!inherited)
 		syscall(SYS_close_range, 3, ~0U, 0); // what the starter has left open
 	prctl(PR_SET_NAME, "kuri-holder");
@@ -840,7 +850,7 @@ int main(int argc, char **argv)
 	if (inherited) {
 		take_over(&h, atoi(inherited));
 		unsetenv(STATE_ENV);
-		raise_files(&h, true);
+		raise_files(&h, h.files.rlim_max != 0);
 	} else {
 		setsid(); // a starter that has done so already makes this fail
 		take_lock(&h);

@@ -1,9 +1,11 @@
 package holder
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -168,6 +170,24 @@ func (c *Client) Reexec() error {
 		err = a.failed("ask the new holder who it is", "")
 	}
 	return err
+}
+
+// Ended returns a channel that is closed when the holder which serves now has ended or been started anew, or ctx has. The error
+// is of kind Unavailable when none serves.
+func (c *Client) Ended(ctx context.Context) (<-chan struct{}, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unixpacket", c.socket)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "connect to the holder at %s: %w", c.socket, err)
+	}
+	ended := make(chan struct{})
+	go func() { // ends with the connection
+		defer close(ended)
+		defer conn.Close()
+		defer context.AfterFunc(ctx, func() { conn.Close() })()
+		conn.Read(make([]byte, 1)) // the holder says nothing that it is not asked
+	}()
+	return ended, nil
 }
 
 // answer is one packet of the holder's.

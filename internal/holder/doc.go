@@ -7,7 +7,8 @@
 // after a crash, is the business of those who put them.
 //
 // The package owns nothing on the disk. The holder has <state>/holder.sock, on which it serves, and <state>/holder.lock. All
-// that it holds survives a death of the keeper or of kurid, and Reexec; nothing survives its own death.
+// that it holds survives a death of the keeper or of kurid, and Reexec; nothing survives its own death: the keeper and kurid
+// have duplicates, which they give to the next holder ([Client.Ended]).
 //
 // A [Client] is safe for concurrent use. Each call is one packet and its answer, over a local socket, from a process that
 // does nothing that waits; a call that gets no answer within [answerLimit] is an error of kind Unavailable.

@@ -6,6 +6,6 @@
 // the holder to keep. Whoever else keeps it, the socket's file stays when this process ends.
 //
 // The holder has a socket under the name "listen/<device>.<inode><path>": one whose file has been removed or replaced
-// meanwhile is not taken for the one that clients dial, and is dropped. The package owns the sockets' files, and has no state
-// and no locks.
+// meanwhile is not taken for the one that clients dial, and is dropped. When the holder dies, the next one is given the sockets.
+// The package owns the sockets' files. [Sockets] has one goroutine, which looks after that and ends with Close.
 package listen

@@ -1,6 +1,7 @@
 package listen
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -21,11 +23,18 @@ import (
 type Sockets struct {
 	holder  *holder.Client
 	systemd map[string]*net.UnixListener // by path, those not opened yet
+	end     context.CancelFunc           // of renew
+	renewed sync.WaitGroup               // renew
+
+	mu   sync.Mutex          // guards kept; held over its being given to the holder, which is bounded
+	kept map[string]*os.File // what the holder keeps, by its name
 }
 
 // New takes what systemd has opened for this process. The holder need not serve: then sockets end with this process.
 func New(h *holder.Client) *Sockets {
-	s := &Sockets{holder: h, systemd: make(map[string]*net.UnixListener)}
+	ctx, end := context.WithCancel(context.Background())
+	s := &Sockets{holder: h, systemd: make(map[string]*net.UnixListener), end: end, kept: make(map[string]*os.File)}
+	s.renewed.Go(func() { s.renew(ctx) })
 	for _, f := range activation.Files(true) {
 		l, err := net.FileListener(f)
 		f.Close()
@@ -51,7 +60,7 @@ func (s *Sockets) Unix(path string) (net.Listener, error) {
 		delete(s.systemd, path)
 		return l, nil
 	}
-	if l := s.kept(path); l != nil {
+	if l := s.taken(path); l != nil {
 		return l, nil
 	}
 	l, err := open(path)
@@ -67,16 +76,21 @@ func (s *Sockets) Unix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Close gives up what systemd has passed and nobody has asked for.
+// Close gives up what systemd has passed and nobody has asked for, and looks after the others no longer.
 func (s *Sockets) Close() {
+	s.end()
+	s.renewed.Wait()
+	for _, f := range s.kept {
+		f.Close()
+	}
 	for path, l := range s.systemd {
 		slog.Warn("systemd has passed a socket that is not configured in kurid (listen, image_listen)", "socket", path)
 		l.Close()
 	}
 }
 
-// kept returns the socket at path if the holder has it, and drops earlier ones of that path.
-func (s *Sockets) kept(path string) *net.UnixListener {
+// taken returns the socket at path if the holder has it, and drops earlier ones of that path.
+func (s *Sockets) taken(path string) *net.UnixListener {
 	names, err := s.holder.Names()
 	if err != nil {
 		return nil
@@ -96,11 +110,13 @@ func (s *Sockets) kept(path string) *net.UnixListener {
 			continue
 		}
 		l, err := net.FileListener(f)
-		f.Close()
 		if u, ok := l.(*net.UnixListener); err == nil && ok {
 			u.SetUnlinkOnClose(false)
 			found = u
+			s.note(name, f)
+			continue
 		}
+		f.Close()
 	}
 	return found
 }
@@ -110,8 +126,52 @@ func (s *Sockets) keep(path string, l *net.UnixListener) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	return s.holder.Put(nameOf(path), f)
+	name := nameOf(path)
+	if err := s.holder.Put(name, f); err != nil {
+		f.Close()
+		return err
+	}
+	s.note(name, f)
+	return nil
+}
+
+// note takes over what the next holder is given, too.
+func (s *Sockets) note(name string, f *os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old := s.kept[name]; old != nil {
+		old.Close()
+	}
+	s.kept[name] = f
+}
+
+// lookAgain is how often a holder is looked for while none serves.
+const lookAgain = 100 * time.Millisecond
+
+// renew gives the sockets to the holder that takes the place of one that has died.
+func (s *Sockets) renew(ctx context.Context) {
+	for ctx.Err() == nil {
+		ended, err := s.holder.Ended(ctx)
+		if err != nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(lookAgain):
+			}
+			continue
+		}
+		s.giveAll() // which changes nothing where it has them
+		<-ended     // or ctx has
+	}
+}
+
+func (s *Sockets) giveAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, f := range s.kept {
+		if err := s.holder.Put(name, f); err != nil {
+			slog.Warn("a socket cannot be given to the new holder: clients are refused while no daemon runs", "name", name, "err", err)
+		}
+	}
 }
 
 // nameOf is the name under which the holder keeps the socket whose file is at path now; "" when there is none.

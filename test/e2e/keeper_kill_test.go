@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -14,6 +16,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
@@ -163,6 +166,66 @@ func TestKilledKeeper(t *testing.T) {
 	}
 	if st := d.ContainerStatus(t, all[1]); st.ExitCode != 137 {
 		t.Errorf("exit code %d", st.ExitCode)
+	}
+}
+
+// The holder is killed alone. Nobody who asks sees it, another takes its place at once and has the sockets too, and whoever is
+// killed after that, nothing is lost.
+func TestKilledHolder(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.Pod("held")
+	pod := d.RunPod(t, config)
+	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.01; done"), config)
+	ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.01; done"), config)
+	pid := firstPid(t, d, count)
+
+	p := poll(t, d, pod, count)
+	for range 3 {
+		old := d.HolderPid()
+		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		becomes(t, "another holder serves", func() bool { now := d.HolderPid(); return now != 0 && now != old && d.KeeperPid() != 0 })
+		t.Logf("another holder serves after %s", time.Since(begun).Round(time.Millisecond))
+	}
+	killKeeper(t, d, false)
+	calls, failed := p.end()
+	for _, err := range failed {
+		if !strings.HasPrefix(err.Error(), "ExecSync: ") {
+			t.Errorf("a call failed: %v", err)
+		}
+	}
+	t.Logf("%d calls, %d execs of which were cut", calls, len(failed))
+
+	// The new holder has the socket: nobody is refused while no kurid runs.
+	becomes(t, "the holder has the socket", func() bool {
+		h := holder.Connect(d.State)
+		defer h.Close()
+		names, err := h.Names()
+		return err == nil && slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, "listen/") })
+	})
+	d.Kill9(t)
+	waiting, err := net.Dial("unix", d.Socket)
+	if err != nil {
+		t.Errorf("a client is refused: %v", err)
+	} else {
+		waiting.Close()
+	}
+	d.Continue(t)
+
+	if now := firstPid(t, d, count); now != pid {
+		t.Errorf("the container has pid %d, had %d", now, pid)
+	}
+	log := filepath.Join(config.LogDirectory, "count.log")
+	reached := counted(t, log)
+	becomes(t, "the log goes on", func() bool { return counted(t, log) > reached+100 })
+	if _, err := d.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: ends, Timeout: 10}); err != nil {
+		t.Error(err)
+	}
+	if st := d.ContainerStatus(t, ends); st.ExitCode != 9 {
+		t.Errorf("exit code %d, %s: %s", st.ExitCode, st.Reason, st.Message)
 	}
 }
 

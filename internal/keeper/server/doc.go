@@ -27,7 +27,8 @@
 // The keeper may be killed at any moment. Its successor (Recover) reads the records, gets the descriptors that the holder has
 // by name (hold.go: "container/<id>/stdout", "sandbox/<id>/ipc", "keeper/shm"), goes on with what was made, takes back what was
 // half-made, and kills what is in the keeper's own cgroup and known to nobody. Without the holder it opens pipes and
-// namespaces anew by a process that has them. A container's state changes in [container.become] alone; of an exit exit.json is
+// namespaces anew by a process that has them. When the holder dies alone, the keeper becomes the holder (succeed.go) with what it
+// had given to that one (ledger), and starts its own successor. A container's state changes in [container.become] alone; of an exit exit.json is
 // the record, and it is written before the process is reaped. A container's output stays in its pipe until the log has it
 // (tap). Steps of the workflows have names (package failpoint), and TestKilledAtEachStep kills the keeper at each.
 //

@@ -5,8 +5,11 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/holder"
@@ -18,6 +21,55 @@ type keep struct {
 	client *holder.Client // nil in tests: keeps nothing
 	// rests is until when, in nanoseconds since the epoch, a holder that hangs is asked nothing: no start is to wait for it.
 	rests *atomic.Int64
+	own   *ledger // nil with client
+}
+
+// ledger is what the holder has of this keeper, for the next holder when that one dies: duplicates of the descriptors by
+// name, and the processes that are watched. It is safe for concurrent use.
+type ledger struct {
+	mu      sync.Mutex // guards both
+	files   map[string]int
+	watched map[int]struct{}
+}
+
+func newLedger() *ledger {
+	return &ledger{files: make(map[string]int), watched: make(map[int]struct{})}
+}
+
+// add notes a descriptor, in place of one of that name.
+func (l *ledger) add(name string, f *os.File) error {
+	return control(f, func(fd int) error {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return err
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if old, ok := l.files[name]; ok {
+			unix.Close(old)
+		}
+		l.files[name] = dup
+		return nil
+	})
+}
+
+func (l *ledger) remove(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if fd, ok := l.files[name]; ok {
+		unix.Close(fd)
+		delete(l.files, name)
+	}
+}
+
+func (l *ledger) watch(pid int, on bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if on {
+		l.watched[pid] = struct{}{}
+	} else {
+		delete(l.watched, pid)
+	}
 }
 
 // A holder that takes longer than slow to answer hangs, and is asked again after rest.
@@ -26,7 +78,7 @@ const (
 	rest = time.Minute
 )
 
-func newKeep(state string) keep { return keep{holder.Connect(state), new(atomic.Int64)} }
+func newKeep(state string) keep { return keep{holder.Connect(state), new(atomic.Int64), newLedger()} }
 
 // ask makes a call to the holder, unless that is known to hang.
 func (k keep) ask(what, name string, call func() error) {
@@ -53,22 +105,42 @@ func (k keep) put(name string, f *os.File) {
 	if f == nil {
 		return
 	}
+	k.note(name, f)
 	k.ask("a descriptor is not kept outside the keeper, whose end would lose it", name, func() error { return k.client.Put(name, f) })
+}
+
+// note has a descriptor that the holder has given to the next one, should that one die.
+func (k keep) note(name string, f *os.File) {
+	if k.own == nil {
+		return
+	}
+	if err := k.own.add(name, f); err != nil {
+		slog.Warn("a descriptor is kept by this holder alone, whose end would lose it", "name", name, "err", err)
+	}
 }
 
 // drop has descriptors kept no longer.
 func (k keep) drop(names ...string) {
 	for _, name := range names {
+		if k.own != nil {
+			k.own.remove(name)
+		}
 		k.ask("a descriptor that nobody needs is still kept", name, func() error { return k.client.Drop(name) })
 	}
 }
 
 // watch has the exit status of a process kept, should this keeper not live to see it.
 func (k keep) watch(pid int) {
+	if k.own != nil {
+		k.own.watch(pid, true)
+	}
 	k.ask("an exit status is not kept outside the keeper, whose end would lose it", "", func() error { return k.client.Watch(pid) })
 }
 
 func (k keep) forget(pid int) {
+	if k.own != nil {
+		k.own.watch(pid, false)
+	}
 	k.ask("an exit status that is known is still kept", "", func() error { return k.client.Forget(pid) })
 }
 
@@ -114,6 +186,7 @@ func (in inheritance) take(name string) *os.File {
 		slog.Error("get back what the holder has", "name", name, "err", err)
 		return nil
 	}
+	in.note(name, f)
 	return f
 }
 

@@ -35,6 +35,7 @@ type Server struct {
 	keep     keep
 	boot     string // which boot of the machine this is
 	lock     *os.File
+	parent   *parent // nil when this process was not started by a holder
 	events   *events
 	reaper   *reaper
 	ooms     oci.OOMLedger
@@ -67,13 +68,16 @@ func Open(state, version string) (_ *Server, err error) {
 		sandboxes:  make(map[string]*sandbox),
 		containers: make(map[string]*container),
 	}
+	if s.parent, err = findParent(); err != nil {
+		return nil, err
+	}
 	if err := openScratch(); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Join(state, "keeper"), 0o700); err != nil {
 		return nil, err
 	}
-	if s.lock, err = takeLock(filepath.Join(state, "keeper", "lock")); err != nil {
+	if s.lock, err = takeLock(filepath.Join(state, "keeper", "lock"), "keeper"); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(makeMountPoint(s.mounts()), s.makeRecordDirs()); err != nil {
@@ -84,8 +88,8 @@ func Open(state, version string) (_ *Server, err error) {
 	return s, nil
 }
 
-// takeLock locks the file for as long as it is open, and writes our pid into it.
-func takeLock(path string) (*os.File, error) {
+// takeLock locks the file of the keeper or the holder for as long as it is open, and writes our pid into it.
+func takeLock(path, of string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -94,7 +98,7 @@ func takeLock(path string) (*os.File, error) {
 		pid := make([]byte, 16)
 		n, _ := f.Read(pid)
 		f.Close()
-		return nil, fault.New(fault.Exists, "a keeper serves this state directory already: pid %s", strings.TrimSpace(string(pid[:n])))
+		return nil, fault.New(fault.Exists, "a %s serves this state directory already: pid %s", of, strings.TrimSpace(string(pid[:n])))
 	}
 	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
 		f.Close()
@@ -129,6 +133,7 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 	served.Go(func() { s.serveSessions(sessions) })
 	defer sessions.Close()
 	context.AfterFunc(ctx, func() { srv.Close() })
+	go s.succeedHolder() // ends with this process
 	ready()
 	err = srv.Serve(ctx, l)
 	if errors.Is(err, ttrpc.ErrServerClosed) {
@@ -151,6 +156,12 @@ func (s *Server) Retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.retired = s.retired || len(s.sandboxes) == 0 // and no sandbox, no container
+	return s.retired
+}
+
+func (s *Server) isRetired() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.retired
 }
 

@@ -1,0 +1,170 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// parent is the holder whose child this keeper is.
+type parent struct {
+	pid   int
+	pidfd *os.File
+	argv  []string // the command line that it was started with
+}
+
+// The variables of the environment that cmd/kuri-holder shares with the keeper.
+const (
+	holderPidEnv   = "_KURI_HOLDER_PID"   // whose child a keeper was born as
+	holderStateEnv = "_KURI_HOLDER_STATE" // the descriptor of the state that a new holder takes over
+)
+
+// findParent returns the holder that has started this process; nil when somebody else has. A holder that has died before that
+// is an error: whoever finds neither a holder nor a keeper starts both.
+func findParent() (*parent, error) {
+	ppid := os.Getppid()
+	told := os.Getenv(holderPidEnv)
+	os.Unsetenv(holderPidEnv)
+	if told != "" && told != strconv.Itoa(ppid) {
+		return nil, fault.New(fault.Unavailable, "the holder (pid %s) has died before its keeper could begin", told)
+	}
+	pidfd, err := openPidfd(ppid)
+	if err != nil {
+		return nil, fmt.Errorf("watch the holder: %w", err)
+	}
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", ppid))
+	argv, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", ppid))
+	if os.Getppid() != ppid || strings.TrimSpace(string(comm)) != "kuri-holder" || len(argv) == 0 {
+		pidfd.Close()
+		if told != "" {
+			return nil, fault.New(fault.Unavailable, "the holder (pid %s) has died before its keeper could begin", told)
+		}
+		return nil, nil
+	}
+	return &parent{ppid, pidfd, strings.Split(strings.TrimSuffix(string(argv), "\x00"), "\x00")}, nil
+}
+
+// The keeper tries again after a delay when it cannot become the holder; the delay is doubled each time.
+const (
+	succeedFirst = 20 * time.Millisecond
+	succeedMax   = 5 * time.Second
+)
+
+// succeedHolder waits for the holder's death and takes its place.
+func (s *Server) succeedHolder() {
+	if s.parent == nil {
+		return
+	}
+	if err := awaitExit(s.parent.pidfd); err != nil {
+		slog.Error("wait for the holder's end", "err", err)
+		return
+	}
+	slog.Warn("the holder has died; this process becomes the holder and starts another keeper", "pid", s.parent.pid)
+	for delay := succeedFirst; ; delay = min(2*delay, succeedMax) {
+		if s.isRetired() {
+			return
+		}
+		err := fault.Contained(s.becomeHolder) // which does not return when it succeeds
+		slog.Error("become the holder in place of the one that has died; until then this keeper's death costs what the holder had",
+			"err", err, "again_in", delay)
+		time.Sleep(delay)
+	}
+}
+
+// becomeHolder executes the holder's program in this process. So the parent of the containers is a holder again, which has
+// their exit codes, and all that the dead one had of this keeper's; for everybody else the keeper has died, and the holder
+// starts another. It returns only when it fails, and then nothing has changed.
+func (s *Server) becomeHolder() error {
+	lock, err := takeLock(filepath.Join(s.state, "holder.lock"), "holder")
+	if err != nil {
+		return err // another holder has been started meanwhile, which ends when it finds a keeper here
+	}
+	defer lock.Close()
+	listener, err := s.listenAsHolder()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(listener)
+
+	s.mu.Lock() // against Retire
+	defer s.mu.Unlock()
+	s.keep.own.mu.Lock() // what is given up or begun from here on the next keeper takes back
+	defer s.keep.own.mu.Unlock()
+	if s.retired {
+		return errors.New("the keeper is ending")
+	}
+	state, fds, err := s.keep.own.stateOf(int(lock.Fd()), listener)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(state)
+
+	syscall.ForkLock.Lock() // a child that is forked now would have all of it
+	defer syscall.ForkLock.Unlock()
+	for _, fd := range append(fds, state) {
+		unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
+		defer unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC)
+	}
+	env := append(os.Environ(), fmt.Sprintf("%s=%d", holderStateEnv, state))
+	return fmt.Errorf("execute %s: %w", s.parent.argv[0], unix.Exec(s.parent.argv[0], s.parent.argv, env))
+}
+
+// listenAsHolder makes the holder's socket, whose lock is ours.
+func (s *Server) listenAsHolder() (fd int, err error) {
+	path := filepath.Join(s.state, "holder.sock")
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return 0, err
+	}
+	if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		return 0, err
+	}
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	if err == nil {
+		err = os.Chmod(path, 0o600) // before it listens nobody can connect
+	}
+	if err == nil {
+		err = unix.Listen(fd, 64)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return 0, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return fd, nil
+}
+
+// stateOf writes the state that cmd/kuri-holder takes over into a memfd, and returns that and the descriptors that it names.
+// The lock is held.
+func (l *ledger) stateOf(lock, listener int) (memfd int, fds []int, err error) {
+	var text strings.Builder
+	fmt.Fprintf(&text, "holder 1\nlock %d\nlistener %d\nkeeper 0 1\n", lock, listener)
+	fds = []int{lock, listener}
+	for name, fd := range l.files {
+		fmt.Fprintf(&text, "held %d %s\n", fd, name)
+		fds = append(fds, fd)
+	}
+	for pid := range l.watched {
+		fmt.Fprintf(&text, "watched %d 0 0\n", pid)
+	}
+	text.WriteString("end\n")
+	if memfd, err = unix.MemfdCreate("kuri-holder-state", unix.MFD_CLOEXEC); err != nil {
+		return 0, nil, fmt.Errorf("make a memfd: %w", err)
+	}
+	if _, err = write(memfd, []byte(text.String())); err == nil {
+		_, err = unix.Seek(memfd, 0, 0)
+	}
+	if err != nil {
+		unix.Close(memfd)
+		return 0, nil, fmt.Errorf("write the holder's state: %w", err)
+	}
+	return memfd, fds, nil
+}

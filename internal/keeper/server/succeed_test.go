@@ -1,0 +1,213 @@
+package server_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/holder"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// toldByTheKernel is whether this kernel tells an exit status to whoever has a pidfd: Linux 6.15.
+var toldByTheKernel = func() bool {
+	var u unix.Utsname
+	var major, minor int
+	if unix.Uname(&u) == nil {
+		fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	}
+	return major > 6 || major == 6 && minor >= 15
+}()
+
+// holderInfo asks the holder that serves now.
+func (n *node) holderInfo() (holder.Info, error) {
+	h := holder.Connect(n.state)
+	defer h.Close()
+	return h.Info()
+}
+
+// killHolder kills the holder alone, and returns when another and its keeper serve.
+func (n *node) killHolder() {
+	n.t.Helper()
+	old, err := n.holderInfo()
+	n.must(err)
+	n.must(unix.Kill(old.Pid, syscall.SIGKILL))
+	begun := time.Now()
+	if !eventually(func() bool {
+		now, err := n.holderInfo()
+		return err == nil && now.Pid != old.Pid && now.Keeper != 0
+	}) {
+		n.t.Fatal("no holder takes the place of the dead one")
+	}
+	n.awaitKeeper(old.Keeper)
+	n.t.Logf("holder and keeper serve again after %s", time.Since(begun).Round(time.Millisecond))
+	if now, err := n.holderInfo(); err != nil || now.Pid != old.Keeper {
+		n.t.Errorf("the holder is %+v, %v, and not the keeper of before, %d, who is the parent of the containers", now, err, old.Keeper)
+	}
+}
+
+// A holder that dies alone is replaced at once, and the next one has all that it had: whoever is killed after that, nothing
+// that runs is lost.
+func TestKilledHolderIsReplaced(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	shared := n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
+	printing := n.run(box, counting)
+	n.finish(box, "echo one > /dev/shm/file")
+	asking := n.run(box, "while read x; do echo got $x; [ $x = end ] && exit 7; done", func(j *job) { j.Stdin = true })
+	typing := n.run(box, "while read x; do echo got $x; [ $x = end ] && exit 8; done", func(j *job) {
+		j.Stdin, j.Tty, j.spec.Process.Terminal = true, true, true
+	})
+	n.run(shared, "sleep 1000")
+	waiting := n.job(box, "echo begun; exit 5")
+	_, err := n.Create(t.Context(), waiting.CreateRequest)
+	n.must(err)
+	before := n.pids()
+	for i, kill := range []func(){
+		n.killHolder, n.killHolder, func() { n.killKeeper(false) }, n.killHolder, func() { n.killKeeper(false) }, func() { n.killKeeper(false) },
+	} {
+		counted := n.counted(printing)
+		kill()
+		if after := n.pids(); !mapsEqual(before, after) {
+			t.Fatalf("processes were %v and are %v", before, after)
+		}
+		if !eventually(func() bool { return n.counted(printing) > counted+100 }) {
+			t.Fatal("what the container prints does not come to its log any more")
+		}
+		for _, j := range []*job{asking, typing} {
+			n.must(n.stdinOf(j, fmt.Sprintf("%d\n", i)))
+			n.waitOutput(j, fmt.Sprintf("got %d", i))
+		}
+		if exit, out := n.finish(box, "hostname; cat /dev/shm/file; exit 3"); exit.Code != 3 || exit.Unknown != "" || out != "web\none\n" {
+			t.Errorf("exit %+v, output %q", exit, out)
+		}
+	}
+	n.wantCount(printing, 600, false)
+
+	// The exit codes of what was begun under the first holder.
+	for j, code := range map[*job]int32{asking: 7, typing: 8} {
+		n.must(n.stdinOf(j, "end\n"))
+		if c := n.wait(j); c.Exit.Code != code || c.Exit.Unknown != "" {
+			t.Errorf("exit %+v, want %d", c.Exit, code)
+		}
+	}
+	_, err = n.Start(t.Context(), waiting.Id)
+	n.must(err)
+	if c := n.wait(waiting); c.Exit.Code != 5 || n.output(waiting) != "begun\n" {
+		t.Errorf("exit %+v, output %q", c.Exit, n.output(waiting))
+	}
+
+	// The new holder has what is named, and no other descriptor of the keeper's that it was.
+	info, err := n.holderInfo()
+	n.must(err)
+	h := holder.Connect(n.state)
+	defer h.Close()
+	names, err := h.Names()
+	n.must(err)
+	const own = 8 // 0 to 2, lock, listener, signals, two clients at most
+	if fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", info.Pid)); err != nil || len(fds) > len(names)+own {
+		t.Errorf("the holder has %d descriptors for %d names: %v", len(fds), len(names), err)
+	}
+}
+
+// Where the holder is killed and its keeper a moment later, or the other way round, what runs goes on with its pid, and the
+// node serves again.
+func TestHolderAndKeeperKilledInTurn(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	j := n.run(box, "trap '' PIPE; "+counting)
+	before := n.pids()
+	for range 12 {
+		info, err := n.holderInfo()
+		n.must(err)
+		victims := []int{info.Pid, info.Keeper}
+		if rand.IntN(2) == 0 {
+			victims = []int{info.Keeper, info.Pid}
+		}
+		n.must(unix.Kill(victims[0], syscall.SIGKILL))
+		time.Sleep(time.Duration(rand.IntN(120)) * time.Millisecond)
+		unix.Kill(victims[1], syscall.SIGKILL) // it may be the new holder, or gone
+		if !eventually(func() bool {
+			info, err := n.Info(t.Context())
+			now, herr := n.holderInfo()
+			return err == nil && herr == nil && now.Keeper == int(info.Pid) && n.alive(now.Keeper)
+		}) {
+			t.Fatalf("the node does not serve after %v were killed", victims)
+		}
+		if after := n.pids(); !mapsEqual(before, after) {
+			t.Fatalf("processes were %v and are %v", before, after)
+		}
+		if exit, out := n.finish(box, "hostname; exit 3"); exit.Code != 3 || exit.Unknown != "" || out != "web\n" {
+			t.Errorf("exit %+v, output %q", exit, out)
+		}
+		counted := n.counted(j)
+		if !eventually(func() bool { return n.counted(j) > counted+50 }) {
+			t.Fatal("what the container prints does not come to its log any more")
+		}
+	}
+	n.wantCount(j, 100, true)
+	// A keeper whose holder has died first has said so where the test looks for errors of its end.
+	log, err := os.ReadFile(filepath.Join(n.state, "keeper.log"))
+	n.must(err)
+	n.must(os.WriteFile(filepath.Join(n.state, "keeper.log"), []byte(strings.ReplaceAll(string(log), "kuri-keeper: the holder", "the holder")), 0o600))
+}
+
+// alive reports whether a process of that pid runs.
+func (n *node) alive(pid int) bool { return pid != 0 && unix.Kill(pid, 0) == nil }
+
+// The holder is killed at random moments while containers come and go, and now and then its keeper.
+func TestHolderKilledAtRandom(t *testing.T) {
+	n := newNode(t)
+	beside := n.run(n.sandbox(), counting)
+	before := n.pids()
+	stop := make(chan struct{})
+	var churn sync.WaitGroup
+	churn.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			code := int32(i%100 + 1)
+			box := n.sandbox()
+			j := n.run(box, fmt.Sprintf("echo one; echo two; exit %d", code))
+			if c := n.wait(j); (c.Exit.Code != code || c.Exit.OomKilled) && (c.Exit.Unknown == "" || toldByTheKernel) {
+				t.Errorf("exit %+v, want %d", c.Exit, code)
+			}
+			if out := strings.ReplaceAll(n.output(j), "one\ntwo\none\ntwo\n", "one\ntwo\n"); out != "one\ntwo\n" {
+				t.Errorf("output %q", out)
+			}
+			n.must(n.Delete(t.Context(), j.Id))
+			n.must(n.RemoveSandbox(t.Context(), box.Id))
+			n.wantNothingOf(j.Id, box.Id)
+			if t.Failed() {
+				return
+			}
+		}
+	})
+	for i := range 12 {
+		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
+		if i%3 == 2 {
+			n.killKeeper(false)
+		} else {
+			n.killHolder()
+		}
+		if after := n.pids()[beside.Id]; after != before[beside.Id] || t.Failed() {
+			t.Errorf("beside it ran %v, and now %v", before, after)
+			break
+		}
+	}
+	close(stop)
+	churn.Wait()
+	n.wantCount(beside, 100, false)
+	n.wantNoInits()
+}
