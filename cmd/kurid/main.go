@@ -30,6 +30,9 @@ func main() {
 	runtime.LockOSThread()
 	args, read, work := os.Args[1:], configure, run
 	switch {
+	case len(args) == 1 && args[0] == standInMode:
+		standIn()
+		return
 	case len(args) > 0 && args[0] == stream.Mode:
 		args, read, work = args[1:], configureStreams, streams
 	case len(args) > 1 && args[0] == "network" && args[1] == "prune":
@@ -46,6 +49,7 @@ func main() {
 	logTo(cfg)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	if err := work(ctx, cfg); err != nil {
 		slog.Error("kurid ends", "err", err)
 		os.Exit(1)

@@ -31,13 +31,23 @@ import (
 	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
-// run builds the parts in order, serves until ctx ends, and closes them in reverse. Pods go on running.
+// run serves until ctx ends. Pods go on running, and what is in flight then is answered beside the next daemon.
 func run(ctx context.Context, cfg config.Config) error {
+	left, err := serve(ctx, cfg)
+	if left != nil {
+		left.finish()
+	}
+	return err
+}
+
+// serve builds the parts in order, serves until ctx ends, and closes them in reverse. It returns what has still requests to
+// answer, nil for nothing.
+func serve(ctx context.Context, cfg config.Config) (left *rest, err error) {
 	// 1. These directories are ours alone.
 	for _, dir := range own(cfg) {
 		unlock, err := lock(dir)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		defer unlock()
 	}
@@ -45,33 +55,33 @@ func run(ctx context.Context, cfg config.Config) error {
 	// 2. What this node is, and what is configured of pods and images.
 	facts, err := nodeFacts(cfg)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	driver, err := cgroup.Choose(cfg.CgroupDriver, facts.Systemd)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	podOptions, err := podOptions(cfg)
 	if err != nil {
-		return err
+		return nil, err
 	}
 
 	// 3. Images.
 	layers, settled, err := layer.OpenHeld(cfg.Root)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer layers.Close()
 	images, err := image.Open(ctx, imageOptions(cfg, layers))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer images.Close()
 
 	// 4. The network.
 	net, err := networks(cfg)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer net.Close()
 
@@ -80,14 +90,18 @@ func run(ctx context.Context, cfg config.Config) error {
 		Program: cfg.Keeper, StateDir: cfg.State, LogLevel: cfg.LogLevel, SystemdCgroup: driver == cgroup.Systemd,
 	})
 	if err != nil {
-		return fmt.Errorf("start the keeper: %w", err)
+		return nil, fmt.Errorf("start the keeper: %w", err)
 	}
-	defer keep.Close()
+	defer func() {
+		if left == nil {
+			keep.Close()
+		}
+	}()
 	podOptions.Keeper, podOptions.Images, podOptions.Layers, podOptions.Network = keep, images, layers, net
 	podOptions.Node, podOptions.Driver, podOptions.ScopePrefix = facts, driver, cfg.ScopePrefix
 	pods, err := pod.Open(ctx, podOptions)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer pods.Close()
 	settled()
@@ -103,14 +117,14 @@ func run(ctx context.Context, cfg config.Config) error {
 	// 6. The streams of exec, attach and port forwarding.
 	streams, err := stream.Open(streamOptions(cfg))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer streams.Close()
 
 	// 7. The sockets, last of all.
 	values, err := cfg.Map()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	held := holder.Connect(cfg.State)
 	defer held.Close()
@@ -124,9 +138,14 @@ func run(ctx context.Context, cfg config.Config) error {
 		SetPodCIDR: net.SetPodCIDR, PruneNetwork: net.Prune,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer srv.Close()
+	defer func() {
+		if srv.Drain() {
+			left = &rest{srv, keep}
+		}
+		keep.Linger()
+	}()
 	slog.Info("kurid serves", "version", version, "socket", cfg.Listen, "image_socket", cfg.ImageListen,
 		"root", cfg.Root, "state", cfg.State, "cgroup_driver", driver, "pid", os.Getpid())
 	daemon.SdNotify(false, daemon.SdNotifyReady)
@@ -135,9 +154,9 @@ func run(ctx context.Context, cfg config.Config) error {
 	case <-ctx.Done():
 		slog.Info("kurid ends as asked, the pods go on")
 		daemon.SdNotify(false, daemon.SdNotifyStopping)
-		return nil
+		return nil, nil
 	case err := <-srv.Failed():
-		return err
+		return nil, err
 	}
 }
 

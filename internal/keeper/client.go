@@ -24,8 +24,8 @@ const Protocol = 1
 // Client speaks with the keeper of one state directory.
 type Client struct {
 	socket   string
+	starting sync.Mutex                  // guards start; held over a start, which is bounded
 	start    func(context.Context) error // starts a keeper where none serves; nil: this client starts none
-	starting sync.Mutex                  // held over a start, which is bounded
 
 	mu     sync.Mutex // guards conn; held over a dial of a local socket, which does not hang
 	conn   *ttrpc.Client
@@ -121,6 +121,13 @@ func (c *Client) Events(ctx context.Context, after uint64, wait time.Duration) (
 	return resp, decodeError(err)
 }
 
+// Linger has the client start no keeper any more: that is for another kurid to do.
+func (c *Client) Linger() {
+	c.starting.Lock()
+	defer c.starting.Unlock()
+	c.start = nil
+}
+
 // Close ends the connection. The keeper goes on.
 func (c *Client) Close() {
 	c.mu.Lock()
@@ -214,11 +221,11 @@ func (c *Client) expected(ctx context.Context) bool {
 	if _, err := h.Info(); err == nil {
 		return true
 	}
+	c.starting.Lock()
+	defer c.starting.Unlock()
 	if c.start == nil {
 		return false
 	}
-	c.starting.Lock()
-	defer c.starting.Unlock()
 	if _, err := h.Info(); err == nil { // another call was quicker
 		return true
 	}

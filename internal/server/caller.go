@@ -36,6 +36,9 @@ type peerCredentials struct{}
 
 // ServerHandshake notes who has opened the connection. One that is not of a Unix socket has no caller.
 func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if a, ok := conn.(*acceptedConn); ok {
+		conn = a.Conn
+	}
 	u, ok := conn.(*net.UnixConn)
 	if !ok {
 		return conn, caller{}, nil

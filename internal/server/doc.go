@@ -9,5 +9,8 @@
 // Errors get their gRPC code in one interceptor, from their kind in package fault, and are logged there, once. An RPC
 // that a later version brings answers Unimplemented with a sentence.
 //
+// A server that ends hands over (handover.go): commands in flight go on beside the next daemon, all else is answered first or
+// asked of that.
+//
 // The permissions of the socket are the API's access control: mode 0600, owned by who started the daemon.
 package server

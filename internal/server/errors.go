@@ -76,14 +76,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	start := time.Now()
 	done := s.telemetry.observe(ss.Context())
-	ctx, cancel := context.WithCancelCause(ss.Context())
-	defer cancel(nil)
-	if endless(info.FullMethod) {
-		defer context.AfterFunc(s.closing, func() { cancel(errClosing) })()
-	}
-	_, err := guarded(func() (any, error) { return nil, handler(srv, &endingStream{ss, ctx}) })
-	if errors.Is(err, context.Canceled) && context.Cause(ctx) == errClosing { // nothing that anyone has to look at
-		err = coded(errClosing)
+	_, err := guarded(func() (any, error) { return nil, handler(srv, ss) })
+	if err == errClosing { // nothing that anyone has to look at
+		err = coded(err)
 		done(err)
 		slog.Debug("ended a stream, for kurid is ending", "method", info.FullMethod, "took", time.Since(start))
 		return err

@@ -64,15 +64,17 @@ type Server struct {
 	close     context.CancelFunc
 	grpc      []*grpc.Server
 	listeners []net.Listener
+	accepted  *acceptor
 	served    sync.WaitGroup
 	failed    chan error
+	handover  *handover
 	telemetry *telemetry   // nil when nobody may ask for it
 	scraped   *http.Server // of the telemetry, or nil
 }
 
 // Listen opens the sockets with everything registered and serves until Close.
 func Listen(o Options) (*Server, error) {
-	s := &Server{failed: make(chan error, 4)}
+	s := &Server{failed: make(chan error, 4), handover: newHandover(o.Listen, o.ImageListen), accepted: newAcceptor()}
 	s.closing, s.close = context.WithCancel(context.Background())
 	if o.MetricsListen != "" {
 		s.telemetry = newTelemetry(o.Version, o.Pods)
@@ -80,14 +82,14 @@ func Listen(o Options) (*Server, error) {
 	cri := &runtimeService{Options: o}
 	images := &imageService{store: o.Images, pods: o.Pods}
 
-	main := s.newGRPC()
+	main := s.newGRPC(o.Listen)
 	register(main, ownAnswers(&runtime.RuntimeService_ServiceDesc), cri)
 	kuriv1.RegisterNetworkServer(main, &networkService{prune: o.PruneNetwork})
 	kuriv1.RegisterFilesServer(main, &filesService{pods: o.Pods})
 	s.grpc = append(s.grpc, main)
 	imageServer := main
 	if o.ImageListen != "" {
-		imageServer = s.newGRPC()
+		imageServer = s.newGRPC(o.ImageListen)
 		s.grpc = append(s.grpc, imageServer)
 	}
 	register(imageServer, &runtime.ImageService_ServiceDesc, images)
@@ -121,7 +123,7 @@ func (s *Server) serve(g *grpc.Server, path string, open func(string) (net.Liste
 	}
 	s.listeners = append(s.listeners, l)
 	s.served.Go(func() {
-		if err := g.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		if err := g.Serve(&countedListener{l, s.accepted}); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			s.failed <- fmt.Errorf("serve %s: %w", path, err)
 		}
 	})
@@ -131,32 +133,54 @@ func (s *Server) serve(g *grpc.Server, path string, open func(string) (net.Liste
 // Failed tells an error that ended the serving before Close.
 func (s *Server) Failed() <-chan error { return s.failed }
 
-// closeWait is how long requests that are being answered may take when the daemon ends. Nobody is refused meanwhile: new
-// connections wait for the next daemon.
-const closeWait = 10 * time.Second
-
-// Close stops serving: no new request is taken, endless streams are ended, and other requests have closeWait to be answered.
-func (s *Server) Close() {
+// Drain takes no more requests and ends endless streams. It returns true when no request uses a record any more; what has
+// still to be answered is answered until Wait. Nobody is refused meanwhile: new connections wait for the next daemon. It
+// returns false when a request that uses records does not end in time: then this process has to.
+func (s *Server) Drain() bool {
 	s.close()
-	var wg sync.WaitGroup
-	for _, g := range s.grpc {
-		wg.Go(func() {
-			timer := time.AfterFunc(closeWait, g.Stop)
-			defer timer.Stop()
-			g.GracefulStop()
-		})
-	}
-	wg.Wait()
+	s.accepted.pause(s.listeners, goodbyeWait)
+	closed := make(chan struct{})
+	s.served.Go(func() {
+		defer close(closed)
+		var wg sync.WaitGroup
+		for _, g := range s.grpc {
+			wg.Go(g.GracefulStop)
+		}
+		wg.Wait()
+	})
+	settled := s.handover.settle(closed)
 	if s.scraped != nil {
 		s.scraped.Close()
 	}
 	for _, l := range s.listeners {
 		l.Close()
 	}
-	s.served.Wait()
+	return settled
 }
 
-func (s *Server) newGRPC() *grpc.Server {
+// Released says that another daemon may own the records now. It returns how many requests have still to be answered.
+func (s *Server) Released() int {
+	close(s.handover.released)
+	return s.handover.lingering()
+}
+
+// Wait returns when every request has been answered.
+func (s *Server) Wait() { s.served.Wait() }
+
+// Close ends the server: it is Drain, Released and Wait, without patience for requests that do not end.
+func (s *Server) Close() {
+	settled := s.Drain()
+	s.Released()
+	if !settled {
+		for _, g := range s.grpc {
+			g.Stop()
+		}
+	}
+	s.Wait()
+}
+
+// newGRPC returns a server of the socket at path.
+func (s *Server) newGRPC(path string) *grpc.Server {
 	c := newCodec()
 	return grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequest),
@@ -164,8 +188,8 @@ func (s *Server) newGRPC() *grpc.Server {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ForceServerCodecV2(c),
 		grpc.Creds(peerCredentials{}),
-		grpc.ChainUnaryInterceptor(s.unary, c.unary),
-		grpc.ChainStreamInterceptor(s.stream, c.stream),
+		grpc.ChainUnaryInterceptor(s.unary, c.unary, s.handover.unary(path)),
+		grpc.ChainStreamInterceptor(s.stream, c.stream, s.handoverStream),
 		// A client whose process is frozen or gone without a word is noticed, and its streams end.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	)

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,6 +29,7 @@ type polling struct {
 	mu     sync.Mutex // guards failed
 	failed []error
 
+	ctx  context.Context // of the calls
 	stop context.CancelFunc
 	done sync.WaitGroup
 }
@@ -33,7 +37,7 @@ type polling struct {
 func poll(t *testing.T, d *harness.Daemon, pod, container string) *polling {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
-	p := &polling{stop: stop}
+	p := &polling{ctx: ctx, stop: stop}
 	rt, err := client.DialRuntime(ctx, "unix://"+d.Socket, client.Options{Timeout: harness.Patient(20 * time.Second)})
 	if err != nil {
 		t.Fatal(err)
@@ -96,29 +100,104 @@ func runningContainer(t *testing.T, d *harness.Daemon) (pod, container string) {
 	return pod, d.Run(t, pod, harness.Container("main", image, "sleep", "100000"), config)
 }
 
-// A daemon that is restarted in order fails no call of a client that polls it: what is in flight is answered, and what comes
-// meanwhile waits.
+// restarts calls restart as often as the issue of restarts asks for, with KURI_TEST_RESTARTS=all; else for some seconds. In
+// between the daemon is polled.
+func restarts(t *testing.T, all int, restart func()) {
+	t.Helper()
+	limit := time.Now().Add(harness.Patient(7 * time.Second))
+	for n := range all {
+		if n >= 3 && time.Now().After(limit) && os.Getenv("KURI_TEST_RESTARTS") != "all" {
+			t.Logf("%d restarts", n)
+			return
+		}
+		restart()
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Logf("%d restarts", all)
+}
+
+// churn makes and removes pods until its test ends, each call once, or again while a daemon that was killed cuts it.
+func (p *polling) churn(ctx context.Context, t *testing.T, d *harness.Daemon, again bool) {
+	t.Helper()
+	rt, err := client.DialRuntime(ctx, "unix://"+d.Socket, client.Options{Timeout: harness.Patient(20 * time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { rt.Close() })
+	call := func(verb string, fn func(context.Context) error) bool {
+		for {
+			err := fn(t.Context()) // also when the polling has ended: the pod goes
+			p.calls.Add(1)
+			if again && status.Code(err) == codes.Unavailable {
+				continue
+			}
+			if err != nil {
+				p.mu.Lock()
+				p.failed = append(p.failed, fmt.Errorf("%s: %w", verb, err))
+				p.mu.Unlock()
+			}
+			return err == nil
+		}
+	}
+	p.done.Go(func() {
+		for n := 0; ctx.Err() == nil; n++ {
+			config := harness.Pod(fmt.Sprintf("churn-%d", n))
+			var id string
+			if !call("RunPodSandbox", func(ctx context.Context) error {
+				r, err := rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+				id = r.GetPodSandboxId()
+				return err
+			}) {
+				return
+			}
+			call("ListPodSandbox", func(ctx context.Context) error { // a retry has joined: there is one
+				r, err := rt.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+				count := 0
+				for _, item := range r.GetItems() {
+					if item.Metadata.Name == config.Metadata.Name {
+						count++
+					}
+				}
+				if err == nil && count != 1 {
+					err = fmt.Errorf("there are %d of pod %s", count, config.Metadata.Name)
+				}
+				return err
+			})
+			call("StopPodSandbox", func(ctx context.Context) error {
+				_, err := rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
+				return err
+			})
+			call("RemovePodSandbox", func(ctx context.Context) error {
+				_, err := rt.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+				return err
+			})
+		}
+	})
+}
+
+// A daemon that is restarted in order fails no call of a client that polls it and makes pods: what is in flight is answered,
+// and what comes meanwhile waits.
 func TestRestartFailsNoCall(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	pod, container := runningContainer(t, d)
 	p := poll(t, d, pod, container)
-	for range 10 {
-		d.Stop(t)
-		d.Continue(t)
-		time.Sleep(100 * time.Millisecond) // in which it is polled
-	}
+	p.churn(p.ctx, t, d, false)
+	restarts(t, 60, func() { d.Restart(t) })
 	calls, failed := p.end()
+	t.Logf("%d calls", calls)
 	if calls < 100 || len(failed) > 0 {
 		t.Errorf("of %d calls %d failed: %v", calls, len(failed), errors.Join(failed...))
 	}
 }
 
-// A daemon that is killed cuts the calls in flight, and refuses none: every failure is a connection that broke.
+// A daemon that is killed cuts the calls in flight, and refuses none: every failure is a connection that broke, and who asks
+// again gets what was begun.
 func TestKillRefusesNoConnection(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	pod, container := runningContainer(t, d)
 	p := poll(t, d, pod, container)
-	for range 10 {
+	p.churn(p.ctx, t, d, true)
+	restarts(t, 40, func() {
 		d.Kill9(t)
 		for range 5 { // nobody serves, and nobody is refused
 			c, err := net.Dial("unix", d.Socket)
@@ -128,9 +207,9 @@ func TestKillRefusesNoConnection(t *testing.T) {
 			c.Close()
 		}
 		d.Continue(t)
-		time.Sleep(100 * time.Millisecond)
-	}
+	})
 	calls, failed := p.end()
+	t.Logf("%d calls, %d were cut", calls, len(failed))
 	if calls < 100 {
 		t.Errorf("%d calls in all", calls)
 	}
@@ -141,23 +220,189 @@ func TestKillRefusesNoConnection(t *testing.T) {
 	}
 }
 
-// An ExecSync that is under way when the daemon is asked to end is answered.
-func TestRestartAnswersAnExec(t *testing.T) {
+// What takes long goes on when the daemon is asked to end, and keeps the next one waiting for nothing: commands run to
+// their own end, a pull and a stop are the next daemon's, and each caller gets its answer.
+func TestRestartAnswersWhatIsInFlight(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
-	_, container := runningContainer(t, d)
-	rt, err := client.DialRuntime(t.Context(), "unix://"+d.Socket, client.Options{})
+	pod, container := runningContainer(t, d)
+	image := d.PullBusybox(t)
+	config := harness.Pod("restarts")
+	stubborn := d.Run(t, pod, harness.Container("stubborn", image, "sh", "-c", "trap '' TERM; touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.05; done"), config)
+	begun(t, d, stubborn)
+
+	// 1. A command, a pull of a layer that does not come, and a stop with a grace of a minute.
+	gate := make(chan struct{})
+	var blobs atomic.Int64
+	d.Registry.Intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/slow/blobs/") {
+			blobs.Add(1)
+			select {
+			case <-gate:
+			case <-r.Context().Done():
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+	slow := d.Registry.Push(t, "slow:1", harness.Web(t))
+	old, err := client.DialRuntime(t.Context(), "unix://"+d.Socket, client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer rt.Close()
-	said := make(chan error, 1)
+	defer old.Close()
+	oldImages, err := client.DialImages(t.Context(), "unix://"+d.ImageSocket, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer oldImages.Close()
+	executed, pulled, stopped := make(chan error, 1), make(chan error, 1), make(chan error, 1)
 	go func() {
-		r, err := rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"sh", "-c", "touch /tmp/began; sleep 1; echo done"}, Timeout: 30})
+		r, err := old.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Timeout: 60,
+			Cmd: []string{"sh", "-c", "touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo done"}})
 		if err == nil && string(r.Stdout) != "done\n" {
 			err = fmt.Errorf("it said %q", r.Stdout)
 		}
-		said <- err
+		executed <- err
 	}()
+	pull := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: slow}}
+	var ref string
+	go func() {
+		r, err := oldImages.PullImage(t.Context(), pull)
+		ref = r.GetImageRef()
+		pulled <- err
+	}()
+	go func() {
+		_, err := old.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: stubborn, Timeout: 60})
+		stopped <- err
+	}()
+	begun(t, d, container)
+	inFlight := func(least int64) {
+		t.Helper()
+		harness.Eventually(t, 20*time.Second, "the layer is asked for", func() error {
+			if n := blobs.Load(); n < least {
+				return fmt.Errorf("%d requests for blobs", n)
+			}
+			return nil
+		})
+	}
+	inFlight(1)
+
+	// 2. The next daemon serves while the first has all three to answer.
+	before := blobs.Load()
+	ended := d.Replace(t)
+	if _, err := d.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil {
+		t.Error(err)
+	}
+	for what, c := range map[string]chan error{"command": executed, "pull": pulled, "stop": stopped} {
+		select {
+		case err := <-c:
+			t.Errorf("the %s was answered too early: %v", what, err)
+		default:
+		}
+	}
+
+	// 3. The pull is the next daemon's, and who asks it for the same joins.
+	inFlight(before + 1)
+	joined := make(chan error, 1)
+	go func() {
+		r, err := d.Images.PullImage(t.Context(), pull)
+		if err == nil && imageStatus(t, d, slow).GetId() != r.ImageRef {
+			err = fmt.Errorf("it answered %q", r.ImageRef)
+		}
+		joined <- err
+	}()
+	close(gate)
+	for what, c := range map[string]chan error{"pull": pulled, "retry of the pull": joined} {
+		if err := <-c; err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if got := imageStatus(t, d, slow); got.GetId() != ref || ref == "" {
+		t.Errorf("the pull answered %q, there is %v", ref, got)
+	}
+
+	// 4. So are the rest's answers the callers'.
+	for _, c := range []string{container, stubborn} {
+		if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
+			t.Error(err)
+		}
+	}
+	for what, c := range map[string]chan error{"command": executed, "stop": stopped} {
+		if err := <-c; err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := ended(); err != nil {
+		t.Errorf("the first daemon: %v", err)
+	}
+	if st := d.ContainerStatus(t, stubborn); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 0 {
+		t.Errorf("the container that was stopped: %v", st)
+	}
+}
+
+// Beside systemd the daemon gives its place as the main process of its unit to one that ends at once: systemd starts the next
+// one then, and the first goes on with what is in flight. (test/vm has the story with systemd.)
+func TestMainProcessEndsBeforeWhatIsInFlight(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	notified, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notified.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	main := make(chan int, 1)
+	go func() {
+		text, oob := make([]byte, 4096), make([]byte, 64)
+		for {
+			n, oobn, _, _, err := notified.ReadMsgUnix(text, oob)
+			if err != nil {
+				return
+			}
+			var pid int
+			if _, err := fmt.Sscanf(string(text[:n]), "MAINPID=%d", &pid); err == nil {
+				main <- pid
+			}
+			if messages, err := syscall.ParseSocketControlMessage(oob[:oobn]); err == nil && len(messages) > 0 { // a barrier
+				fds, _ := syscall.ParseUnixRights(&messages[0])
+				for _, fd := range fds {
+					syscall.Close(fd)
+				}
+			}
+		}
+	}()
+	d := harness.Start(t, harness.Options{})
+	_, container := runningContainer(t, d)
+	old, err := client.DialRuntime(t.Context(), "unix://"+d.Socket, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	executed := make(chan error, 1)
+	go func() {
+		_, err := old.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Timeout: 60,
+			Cmd: []string{"sh", "-c", "touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.05; done"}})
+		executed <- err
+	}()
+	begun(t, d, container)
+	ended := d.Replace(t)
+	pid := <-main
+	var status syscall.WaitStatus
+	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || status.ExitStatus() != 0 { // it is a child of kurid's parent
+		t.Errorf("the main process that was told, %d: %v, %v", pid, status, err)
+	}
+	if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
+		t.Error(err)
+	}
+	if err := <-executed; err != nil {
+		t.Error(err)
+	}
+	if err := ended(); err != nil {
+		t.Errorf("the first daemon: %v", err)
+	}
+}
+
+// begun waits until what runs in a container has made its mark.
+func begun(t *testing.T, d *harness.Daemon, container string) {
+	t.Helper()
 	harness.Eventually(t, 10*time.Second, "the command runs", func() error {
 		r, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"ls", "/tmp/began"}})
 		if err == nil && r.ExitCode != 0 {
@@ -165,11 +410,6 @@ func TestRestartAnswersAnExec(t *testing.T) {
 		}
 		return err
 	})
-	d.Stop(t)
-	d.Continue(t)
-	if err := <-said; err != nil {
-		t.Error(err)
-	}
 }
 
 // A socket whose file has been removed is made anew by the next daemon; the one that the holder keeps is not it.

@@ -259,6 +259,28 @@ func (d *Daemon) Restart(t testing.TB) {
 	d.Continue(t)
 }
 
+// Replace asks kurid to end and starts the next one as soon as the first has given its directories up, which may be long
+// before it has answered all that is in flight. What it returns waits for the first one's end.
+func (d *Daemon) Replace(t testing.TB) (ended func() error) {
+	t.Helper()
+	d.Runtime.Close()
+	d.Images.Close()
+	old := d.ended
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Errorf("end kurid: %v", err)
+	}
+	Eventually(t, 20*time.Second, "kurid gives its directories up", func() error {
+		for _, dir := range []string{d.Root, d.State} {
+			if pid := lockedBy(filepath.Join(dir, "kurid.lock")); pid != 0 {
+				return fmt.Errorf("process %d has %s", pid, dir)
+			}
+		}
+		return nil
+	})
+	d.start(t)
+	return func() error { return <-old }
+}
+
 func (d *Daemon) end(t testing.TB, sig syscall.Signal) {
 	t.Helper()
 	d.Runtime.Close()

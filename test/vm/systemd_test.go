@@ -255,3 +255,46 @@ func only(t *testing.T, pattern string, these ...string) error {
 	}
 	return nil
 }
+
+// systemctl restart waits for no command that is in flight: the next kurid serves, and the caller of the command gets its
+// answer from the first.
+func TestRestartOfTheUnitAnswersWhatIsInFlight(t *testing.T) {
+	d := start(t)
+	image := d.PullBusybox(t)
+	p := harness.Pod("in-flight")
+	pod := d.RunPod(t, p)
+	c := d.Run(t, pod, harness.Container("main", image, "sleep", "100003"), p)
+	old := d.Runtime
+	executed := make(chan error, 1)
+	go func() {
+		_, err := old.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Timeout: 300,
+			Cmd: []string{"sh", "-c", "touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.2; done"}})
+		executed <- err
+	}()
+	execute := func(args ...string) error {
+		r, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: args, Timeout: 60})
+		if err == nil && r.ExitCode != 0 {
+			err = fmt.Errorf("%v: exit code %d", args, r.ExitCode)
+		}
+		return err
+	}
+	harness.Eventually(t, 20*time.Second, "the command runs", func() error { return execute("ls", "/tmp/began") })
+	before := property(t, "kurid.service", "MainPID")
+	systemctl(t, "restart", "kurid.service")
+	if now := property(t, "kurid.service", "MainPID"); now == before || now == "0" {
+		t.Errorf("the unit's main process was %s, and is %s", before, now)
+	}
+	select {
+	case err := <-executed:
+		t.Errorf("the command was answered too early: %v", err)
+	default:
+	}
+	dial(t, d)
+	if err := execute("touch", "/tmp/go"); err != nil {
+		t.Error(err)
+	}
+	if err := <-executed; err != nil {
+		t.Error(err)
+	}
+	d.RemovePod(t, pod)
+}

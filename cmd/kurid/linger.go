@@ -1,0 +1,99 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/server"
+)
+
+// rest is what is left of a daemon that has closed all that owns records: the requests that it has still to answer. Another
+// daemon may serve already.
+type rest struct {
+	server *server.Server
+	keeper *keeper.Client // of the commands that still run
+}
+
+// finish answers what there is to answer.
+func (r *rest) finish() {
+	if n := r.server.Released(); n > 0 {
+		slog.Info("kurid answers what is in flight; another may be started", "requests", n)
+		if err := bowOut(); err != nil {
+			slog.Warn("systemd may wait with the next kurid until this one has answered what is in flight", "err", err)
+		}
+	}
+	r.server.Wait()
+	r.keeper.Close()
+}
+
+// standInMode is the argument with which kurid is a process that stands in for another: see bowOut.
+const standInMode = "stand-in"
+
+// bowOut makes systemd take the daemon for ended, so that it starts the next one, while this process goes on. For systemd a
+// unit has stopped when its main process has ended (KillMode=process): that is now a child of systemd's, which ends as soon
+// as systemd knows of it. Without systemd it does nothing.
+func bowOut() error {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return nil
+	}
+	// 1. Our parent's child, which ends when we close the pipe.
+	waits, end, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer end.Close()
+	defer waits.Close()
+	child, err := os.StartProcess("/proc/self/exe", []string{"kurid", standInMode}, &os.ProcAttr{
+		Dir: "/", Files: []*os.File{waits, nil, nil}, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
+	})
+	if err != nil {
+		return fmt.Errorf("start a process that stands in for this one: %w", err)
+	}
+	defer child.Release()
+
+	// 2. The main process, as soon as systemd has read that it is.
+	if _, err := daemon.SdNotify(false, fmt.Sprintf("MAINPID=%d", child.Pid)); err != nil {
+		return fmt.Errorf("tell systemd of another main process: %w", err)
+	}
+	return notifyBarrier()
+}
+
+// barrierLimit is how long systemd may take to read what it was told.
+const barrierLimit = 5 * time.Second
+
+// notifyBarrier returns when systemd has read all notifications, as sd_notify_barrier(3) does.
+func notifyBarrier() error {
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	read, held, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer read.Close()
+	_, _, err = conn.WriteMsgUnix([]byte("BARRIER=1"), unix.UnixRights(int(held.Fd())), nil)
+	held.Close()
+	if err != nil {
+		return fmt.Errorf("wait for systemd: %w", err)
+	}
+	read.SetReadDeadline(time.Now().Add(barrierLimit))
+	if _, err := read.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("wait for systemd: %w", err)
+	}
+	return nil
+}
+
+// standIn is the process that stands in.
+func standIn() { io.Copy(io.Discard, os.Stdin) }
