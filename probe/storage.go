@@ -31,15 +31,37 @@ var filesystems = map[int64]string{
 // filesystem judges the free space where a directory is or would be, in bytes.
 func (m *machine) filesystem(dir string, enough, least uint64) Result {
 	at := m.existing(dir)
-	var s unix.Statfs_t
-	if err := unix.Statfs(at, &s); err != nil {
+	f, err := FilesystemOf(at)
+	if err != nil {
 		return unknown("%s: %v", at, err)
+	}
+	return judgeSpace(dir, f.Kind, f.ReadOnly, f.Free, f.Total, enough, least)
+}
+
+// Filesystem is the one that a directory is on.
+type Filesystem struct {
+	Kind        string `json:"kind"` // as in /proc/filesystems, or "another filesystem"
+	ReadOnly    bool   `json:"readOnly"`
+	Free        uint64 `json:"free"`  // bytes, for others than root
+	Total       uint64 `json:"total"` // bytes
+	InodesFree  uint64 `json:"inodesFree"`
+	InodesTotal uint64 `json:"inodesTotal"` // 0 without a limit
+}
+
+// FilesystemOf returns the filesystem of a directory that exists.
+func FilesystemOf(dir string) (Filesystem, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return Filesystem{}, err
 	}
 	kind := filesystems[int64(s.Type)]
 	if kind == "" {
 		kind = "another filesystem"
 	}
-	return judgeSpace(dir, kind, uint64(s.Flags)&unix.ST_RDONLY != 0, s.Bavail*uint64(s.Bsize), s.Blocks*uint64(s.Bsize), enough, least)
+	return Filesystem{
+		Kind: kind, ReadOnly: uint64(s.Flags)&unix.ST_RDONLY != 0, Free: s.Bavail * uint64(s.Bsize), Total: s.Blocks * uint64(s.Bsize),
+		InodesFree: s.Ffree, InodesTotal: s.Files,
+	}, nil
 }
 
 func judgeSpace(dir, kind string, readOnly bool, free, total, enough, least uint64) Result {
@@ -59,11 +81,11 @@ func judgeSpace(dir, kind string, readOnly bool, free, total, enough, least uint
 
 func (m *machine) inodes(dir string) Result {
 	at := m.existing(dir)
-	var s unix.Statfs_t
-	if err := unix.Statfs(at, &s); err != nil {
+	f, err := FilesystemOf(at)
+	if err != nil {
 		return unknown("%s: %v", at, err)
 	}
-	return judgeInodes(dir, s.Ffree, s.Files)
+	return judgeInodes(dir, f.InodesFree, f.InodesTotal)
 }
 
 func judgeInodes(dir string, free, total uint64) Result {

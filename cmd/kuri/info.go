@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -11,68 +12,113 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
 )
 
 func (c *cli) infoCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:               "info",
-		Short:             "Say whether the runtime is ready, what it can do and how it is configured",
+		Use:   "info",
+		Short: "Say whether the runtime is ready, what it can do and how it is configured",
+		Long: `Print the runtime at a glance: its conditions, versions, node, storage, network, handlers, features, and how much is there. What
+a runtime does not tell is left out. -o json has all that it tells, -o wide also the keys that there is no line for.`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx := cmd.Context()
-			rt, err := c.runtime(ctx)
+			i, err := c.askInfo(cmd.Context())
 			if err != nil {
 				return err
 			}
-			defer rt.Close()
-			v, err := rt.Version(ctx, &runtimeapi.VersionRequest{})
-			if err != nil {
-				return fmt.Errorf("ask for the version: %w", err)
-			}
-			st, err := rt.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
-			if err != nil {
-				return fmt.Errorf("ask for the status: %w", err)
-			}
-			config, err := rt.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
-			if status.Code(err) == codes.Unimplemented { // older runtimes
-				config, err = &runtimeapi.RuntimeConfigResponse{}, nil
-			}
-			if err != nil {
-				return fmt.Errorf("ask for the configuration: %w", err)
-			}
-			img, err := c.images(ctx)
-			if err != nil {
-				return err
-			}
-			defer img.Close()
-			usage, err := img.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
-			if err != nil {
-				return fmt.Errorf("ask for the image filesystems: %w", err)
-			}
-			if !c.tabular() {
-				return c.printData(map[string]any{
-					"version": v, "status": st.Status, "runtimeHandlers": anys(st.RuntimeHandlers), "features": orEmpty(st.Features),
-					"info": unpack(st.Info), "runtimeConfig": config, "imageFsInfo": usage,
-				})
-			}
-			rows := [][]string{
-				{"runtime:", fmt.Sprintf("%s %s (runtime.%s, %s)", v.RuntimeName, v.RuntimeVersion, rt.APIVersion(), rt.Endpoint())},
-				{"images:", fmt.Sprintf("runtime.%s, %s", img.APIVersion(), img.Endpoint())},
-			}
-			rows = append(rows, conditionRows(st.Status)...)
-			rows = append(rows, []string{"cgroup driver:", driver(config)})
-			rows = append(rows, []string{"handlers:", handlers(st.RuntimeHandlers)})
-			rows = append(rows, storeRows("image store:", usage.ImageFilesystems)...)
-			rows = append(rows, storeRows("container store:", usage.ContainerFilesystems)...)
-			if err := table(c.out, rows); err != nil {
-				return err
-			}
-			return c.printInfo(st.Info)
+			return c.print(i.data(), func() error {
+				if err := table(c.out, i.rows()); err != nil || c.format != formatWide {
+					return err
+				}
+				return c.printInfo(i.status.Info)
+			})
 		},
 	}
 	c.formatFlag(cmd)
 	return cmd
+}
+
+// info is what a runtime tells about itself.
+type info struct {
+	endpoint, api           string // of the RuntimeService
+	imageEndpoint, imageAPI string
+	version                 *runtimeapi.VersionResponse
+	status                  *runtimeapi.StatusResponse
+	config                  *runtimeapi.RuntimeConfigResponse
+	usage                   *runtimeapi.ImageFsInfoResponse
+	pods, ready             int
+	containers, running     int
+	images                  int
+}
+
+// askInfo asks the runtime for all of it.
+func (c *cli) askInfo(ctx context.Context) (*info, error) {
+	rt, err := c.runtime(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer rt.Close()
+	img, err := c.images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer img.Close()
+	i := &info{endpoint: rt.Endpoint(), api: rt.APIVersion(), imageEndpoint: img.Endpoint(), imageAPI: img.APIVersion()}
+	if i.version, err = rt.Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
+		return nil, fmt.Errorf("ask for the version: %w", err)
+	}
+	if i.status, err = rt.Status(ctx, &runtimeapi.StatusRequest{Verbose: true}); err != nil {
+		return nil, fmt.Errorf("ask for the status: %w", err)
+	}
+	i.config, err = rt.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
+	if status.Code(err) == codes.Unimplemented { // older runtimes
+		i.config, err = &runtimeapi.RuntimeConfigResponse{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask for the configuration: %w", err)
+	}
+	if i.usage, err = img.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{}); err != nil {
+		return nil, fmt.Errorf("ask for the image filesystems: %w", err)
+	}
+	return i, i.count(ctx, rt, img)
+}
+
+// count asks for the lists.
+func (i *info) count(ctx context.Context, rt *client.Runtime, img *client.Images) error {
+	have, err := takeInventory(ctx, rt)
+	if err != nil {
+		return err
+	}
+	list, err := img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	i.pods, i.containers, i.images = len(have.pods), len(have.containers), len(list.Images)
+	for _, p := range have.pods {
+		if p.State == runtimeapi.PodSandboxState_SANDBOX_READY {
+			i.ready++
+		}
+	}
+	for _, ct := range have.containers {
+		if ct.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			i.running++
+		}
+	}
+	return nil
+}
+
+// data is all of it, for programs.
+func (i *info) data() map[string]any {
+	return map[string]any{
+		"version": i.version, "status": i.status.Status, "runtimeHandlers": anys(i.status.RuntimeHandlers), "features": orEmpty(i.status.Features),
+		"info": unpack(i.status.Info), "runtimeConfig": i.config, "imageFsInfo": i.usage,
+		"counts": map[string]any{
+			"pods": i.pods, "readyPods": i.ready, "containers": i.containers, "runningContainers": i.running, "images": i.images,
+		},
+	}
 }
 
 func conditionRows(s *runtimeapi.RuntimeStatus) [][]string {

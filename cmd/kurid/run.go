@@ -134,7 +134,8 @@ func serve(ctx context.Context, cfg config.Config) (left *rest, err error) {
 		Socket: sockets.Unix,
 		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen, Pods: pods, Images: images, Network: net, Streams: streams,
 		Version: version, SystemdCgroup: driver == cgroup.Systemd,
-		Info:       map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "config": values},
+		Info:       configInfo(cfg, driver, values),
+		About:      (&about{cfg: cfg, node: facts, keeper: keep, holder: held, network: net, images: images, pods: pods, began: time.Now()}).info,
 		SetPodCIDR: net.SetPodCIDR, PruneNetwork: net.Prune,
 	})
 	if err != nil {

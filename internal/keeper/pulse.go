@@ -85,11 +85,11 @@ func (c *Client) hangs(pid int, st state) error {
 	}
 	switch {
 	case pid == 0:
-		return &Hung{fmt.Sprintf("the keeper at %s does not answer; containers go on, nothing can be started or stopped", c.socket)}
+		return &Hung{fmt.Sprintf("the keeper at %s does not answer; containers go on, nothing can be started or stopped; restart kurid", c.socket)}
 	case st.stopped():
 		return &Hung{fmt.Sprintf("the keeper, process %d at %s, is stopped and does not answer; continue it: kill -CONT %[1]d", pid, c.socket)}
 	}
-	return &Hung{fmt.Sprintf("the keeper, process %d at %s, does not answer: its state is %s; containers go on, nothing can be started or stopped", pid, c.socket, st)}
+	return &Hung{fmt.Sprintf("the keeper, process %d at %s, does not answer: its state is %s; containers go on, nothing can be started or stopped; kill -9 %[1]d has another one go on with all of them", pid, c.socket, st)}
 }
 
 // Hung is the error of a keeper that is there and does not answer. Its kind is Unavailable.

@@ -49,7 +49,7 @@ func load(dir string) (*libcni.NetworkConfigList, error) {
 		return nil, err
 	}
 	if file == "" {
-		return nil, fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s", dir)
+		return nil, fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s; install a network add-on", dir)
 	}
 	list, err := loadFile(file)
 	if err != nil {

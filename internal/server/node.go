@@ -3,15 +3,17 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	goruntime "runtime"
-	"strconv"
 	"strings"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
 func (s *runtimeService) Version(ctx context.Context, _ *runtime.VersionRequest) (*runtime.VersionResponse, error) {
@@ -24,21 +26,8 @@ func (s *runtimeService) Version(ctx context.Context, _ *runtime.VersionRequest)
 }
 
 func (s *runtimeService) Status(ctx context.Context, req *runtime.StatusRequest) (*runtime.StatusResponse, error) {
-	network := &runtime.RuntimeCondition{Type: runtime.NetworkReady, Status: true}
-	if err := s.Network.Ready(ctx); err != nil {
-		network.Status = false
-		network.Reason = "NetworkNotReady"
-		network.Message = err.Error()
-	} else if notice := s.Network.Notice(); notice != "" {
-		network.Reason = "NetworkNotice"
-		network.Message = notice
-	}
-	ready := &runtime.RuntimeCondition{Type: runtime.RuntimeReady, Status: true}
-	if err := s.Pods.Ready(ctx); err != nil {
-		ready.Status = false
-		ready.Reason = "KeeperNotReady"
-		ready.Message = err.Error()
-	}
+	readyErr := s.Pods.Ready(ctx)
+	ready, network := runtimeCondition(readyErr), s.networkCondition(ctx)
 	resp := &runtime.StatusResponse{
 		Status: &runtime.RuntimeStatus{Conditions: []*runtime.RuntimeCondition{ready, network}},
 		Features: &runtime.RuntimeFeatures{
@@ -54,14 +43,62 @@ func (s *runtimeService) Status(ctx context.Context, req *runtime.StatusRequest)
 		}})
 	}
 	if req.GetVerbose() {
-		config, err := json.Marshal(s.Info)
-		if err != nil {
-			return nil, fmt.Errorf("encode the configuration: %w", err)
+		var err error
+		if resp.Info, err = s.verbose(ctx, readyErr); err != nil {
+			return nil, err
 		}
-		resp.Info = map[string]string{"config": string(config), "golang": strconv.Quote(goruntime.Version())}
 	}
 	return resp, nil
 }
+
+func runtimeCondition(err error) *runtime.RuntimeCondition {
+	c := &runtime.RuntimeCondition{Type: runtime.RuntimeReady, Status: err == nil}
+	if err == nil {
+		return c
+	}
+	c.Reason, c.Message = "KeeperNotReady", err.Error()
+	var hung *keeper.Hung
+	if !errors.As(err, &hung) { // what to do about that one it says itself
+		c.Message += "; another is started within seconds; if this stays, look at the log of kurid and restart it"
+	}
+	return c
+}
+
+// networkCondition has the reason that containerd and CRI-O have too: tools look for it.
+func (s *runtimeService) networkCondition(ctx context.Context) *runtime.RuntimeCondition {
+	c := &runtime.RuntimeCondition{Type: runtime.NetworkReady, Status: true}
+	if err := s.Network.Ready(ctx); err != nil {
+		c.Status, c.Reason, c.Message = false, "NetworkPluginNotReady", err.Error()
+	} else if notice := s.Network.Notice(); notice != "" {
+		c.Reason, c.Message = "NetworkNotice", notice
+	}
+	return c
+}
+
+// verbose returns what operators and tools want to know beyond the API, by key. Values are JSON, but lastCNILoadStatus,
+// which is text in containerd too.
+func (s *runtimeService) verbose(ctx context.Context, ready error) (map[string]string, error) {
+	told := map[string]any{"config": s.Info, "golang": goruntime.Version()}
+	if s.About != nil {
+		maps.Copy(told, s.About(ctx, ready))
+	}
+	info := make(map[string]string, len(told))
+	for key, value := range told {
+		if text, ok := value.(Text); ok {
+			info[key] = string(text)
+			continue
+		}
+		raw, err := json.Marshal(value)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s of the status: %w", key, err)
+		}
+		info[key] = string(raw)
+	}
+	return info, nil
+}
+
+// Text is a value of [Options].About that is told as it is, not as JSON.
+type Text string
 
 func (s *runtimeService) RuntimeConfig(context.Context, *runtime.RuntimeConfigRequest) (*runtime.RuntimeConfigResponse, error) {
 	driver := runtime.CgroupDriver_CGROUPFS

@@ -33,7 +33,7 @@ const (
 // maxStreams bounds the requests at once of one connection; a client's library keeps the others back.
 const maxStreams = 1000
 
-// Options are what is served. All fields are needed but ImageListen and Info.
+// Options are what is served. All fields are needed but ImageListen, Info and About.
 type Options struct {
 	Listen      string // path of the socket of the RuntimeService, and of the ImageService when ImageListen is empty
 	ImageListen string // path of a socket for the ImageService alone
@@ -52,6 +52,8 @@ type Options struct {
 	SystemdCgroup bool
 	// Info is told by a verbose Status under the key "config": what operators and tools want to know of this daemon.
 	Info map[string]any
+	// About returns what a verbose Status tells beside that, by key; ready is why the keeper cannot be asked, nil when it can.
+	About func(ctx context.Context, ready error) map[string]any
 	// SetPodCIDR takes the pod CIDRs that UpdateRuntimeConfig brings, at most one of each IP version.
 	SetPodCIDR func([]netip.Prefix) error
 	// PruneNetwork takes the built-in network away when no pod has an address of it, and returns the pods that do.
