@@ -21,6 +21,7 @@ type options struct {
 	dir     string         // directory for everything on the disk
 	json    string         // file for the results, "" for none
 	pods    int            // pods for each measure
+	listed  int            // pods that the lists phase has
 	rounds  int            // turns that they are divided into
 	only    []string       // runtimes to measure
 	phases  []string       // phases to run
@@ -41,6 +42,7 @@ var phases = []struct {
 	{"burst", (*bench).burstPhase},
 	{"network", (*bench).networkPhase},
 	{"memory", (*bench).memoryPhase},
+	{"lists", (*bench).listsPhase},
 	{"pull", (*bench).pullPhase},
 }
 
@@ -71,6 +73,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.bin, "bin", "", "directory of kurid and kuri-keeper")
 	fs.StringVar(&o.json, "json", "", "write the results to this file as JSON")
 	fs.IntVar(&o.pods, "pods", 50, "pods for each measure")
+	fs.IntVar(&o.listed, "listed", 300, "pods that there are while lists, stats and metrics are asked for")
 	fs.IntVar(&o.rounds, "rounds", 5, "turns that the runtimes take")
 	fs.BoolVar(&o.caches, "keep-caches", false, "do not drop the machine's page cache before a pull")
 	fs.BoolVar(&o.verbose, "v", false, "show what the daemons log")
