@@ -26,7 +26,7 @@ UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test soak quickstart bench test-kubelet test-conformance test-vm install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test soak quickstart bench bench-check test-kubelet test-conformance test-vm install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
@@ -86,6 +86,9 @@ quickstart: ## install what it needs, build, run a pod, look at it, clean up; ne
 
 bench: all ## startup, memory and latency beside containerd's; needs root
 	bench/run
+
+bench-check: all ## some of the bench, compared with the last result in bench/history: fails when a ratio is a third worse
+	bench/run -phases pods,execs,lists -pods 20 -rounds 2 -listed 50 -against "$(CURDIR)/bench/history"
 
 test-kubelet: all ## a real kubelet, standalone, against kurid; needs root, builds for minutes
 	test/kubelet/run

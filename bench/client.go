@@ -64,6 +64,7 @@ type podRequest struct {
 	host    bool     // the node's network instead of the default one
 	command []string // instead of the image's, which sleeps
 	filter  bool     // the runtime's default seccomp profile for its container, instead of none
+	users   bool     // a user namespace of its own
 	cgroup  string   // parent
 	logs    string   // directory
 }
@@ -103,6 +104,11 @@ func (c *client) down(ctx context.Context, p pod) error {
 	if _, err := c.RemoveContainer(ctx, &runtime.RemoveContainerRequest{ContainerId: p.container}); err != nil {
 		return fmt.Errorf("remove container %s: %w", p.container, err)
 	}
+	return c.downSandbox(ctx, p)
+}
+
+// downSandbox stops and removes the pod and what is in it.
+func (c *client) downSandbox(ctx context.Context, p pod) error {
 	if _, err := c.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", p.sandbox, err)
 	}
@@ -125,9 +131,9 @@ func (c *client) exec(ctx context.Context, p pod) error {
 }
 
 func (r podRequest) sandboxConfig() *runtime.PodSandboxConfig {
-	network, hostname := runtime.NamespaceMode_POD, r.name
+	hostname := r.name
 	if r.host {
-		network, hostname = runtime.NamespaceMode_NODE, ""
+		hostname = ""
 	}
 	return &runtime.PodSandboxConfig{
 		Metadata:     &runtime.PodSandboxMetadata{Name: r.name, Namespace: "bench", Uid: fmt.Sprintf("%s-uid", r.name)},
@@ -138,7 +144,7 @@ func (r podRequest) sandboxConfig() *runtime.PodSandboxConfig {
 		Linux: &runtime.LinuxPodSandboxConfig{
 			CgroupParent: r.cgroup,
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{
-				NamespaceOptions: &runtime.NamespaceOption{Network: network, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD},
+				NamespaceOptions: r.namespaces(),
 				Seccomp:          &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault},
 			},
 		},
@@ -150,7 +156,6 @@ func (r podRequest) containerConfig() *runtime.ContainerConfig {
 	if r.filter {
 		filter = runtime.SecurityProfile_RuntimeDefault
 	}
-	network := r.sandboxConfig().Linux.SecurityContext.NamespaceOptions.Network
 	return &runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: "sleeper"},
 		Image:    &runtime.ImageSpec{Image: r.image},
@@ -161,11 +166,24 @@ func (r podRequest) containerConfig() *runtime.ContainerConfig {
 		Linux: &runtime.LinuxContainerConfig{
 			Resources: &runtime.LinuxContainerResources{CpuShares: 2, CpuPeriod: 100000, OomScoreAdj: 1000},
 			SecurityContext: &runtime.LinuxContainerSecurityContext{
-				NamespaceOptions: &runtime.NamespaceOption{Network: network, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD},
+				NamespaceOptions: r.namespaces(),
 				Seccomp:          &runtime.SecurityProfile{ProfileType: filter},
 				MaskedPaths:      []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
 				ReadonlyPaths:    []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 			},
 		},
 	}
+}
+
+// namespaces are the pod's and its container's.
+func (r podRequest) namespaces() *runtime.NamespaceOption {
+	o := &runtime.NamespaceOption{Network: runtime.NamespaceMode_POD, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD}
+	if r.host {
+		o.Network = runtime.NamespaceMode_NODE
+	}
+	if r.users {
+		ids := []*runtime.IDMapping{{HostId: 1 << 20, ContainerId: 0, Length: 1 << 16}}
+		o.UsernsOptions = &runtime.UserNamespace{Mode: runtime.NamespaceMode_POD, Uids: ids, Gids: ids}
+	}
+	return o
 }

@@ -20,6 +20,9 @@ type options struct {
 	bin     string         // directory of kurid and kuri-keeper
 	dir     string         // directory for everything on the disk
 	json    string         // file for the results, "" for none
+	keep    string         // directory of results, to which this one is added; "" for none
+	against string         // directory of results, with whose newest this one is compared; "" for none
+	chart   string         // file for a picture, "" for none
 	pods    int            // pods for each measure
 	listed  int            // pods that the lists phase has
 	rounds  int            // turns that they are divided into
@@ -37,6 +40,8 @@ var phases = []struct {
 }{
 	{"start", (*bench).startPhase},
 	{"pods", (*bench).podsPhase},
+	{"busy", (*bench).busyPhase},
+	{"mounts", (*bench).mountsPhase},
 	{"execs", (*bench).execsPhase},
 	{"streams", (*bench).streamsPhase},
 	{"burst", (*bench).burstPhase},
@@ -72,6 +77,9 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.tools, "tools", "", "directory of containerd, runc, the CNI plugins and the sleeper")
 	fs.StringVar(&o.bin, "bin", "", "directory of kurid and kuri-keeper")
 	fs.StringVar(&o.json, "json", "", "write the results to this file as JSON")
+	fs.StringVar(&o.keep, "keep", "", "add the results to this directory")
+	fs.StringVar(&o.against, "against", "", "compare with the newest results in this directory, and fail when a ratio is a third worse")
+	fs.StringVar(&o.chart, "chart", "", "draw the results into this SVG file")
 	fs.IntVar(&o.pods, "pods", 50, "pods for each measure")
 	fs.IntVar(&o.listed, "listed", 300, "pods that there are while lists, stats and metrics are asked for")
 	fs.IntVar(&o.rounds, "rounds", 5, "turns that the runtimes take")
@@ -150,8 +158,33 @@ func run(ctx context.Context, o *options) error {
 	}
 	// 5. What came out.
 	b.report.print(os.Stdout)
-	if o.json != "" {
-		return b.report.write(o.json)
+	return b.outcome()
+}
+
+// outcome does with the results what the command line asks for.
+func (b *bench) outcome() error {
+	if b.json != "" {
+		if err := b.report.write(b.json); err != nil {
+			return err
+		}
+	}
+	if b.chart != "" {
+		if err := b.report.chart(b.chart); err != nil {
+			return err
+		}
+	}
+	if b.against != "" {
+		last, err := lastKept(b.against)
+		if err != nil {
+			return err
+		}
+		fmt.Println("\nratios, and those of", last.Time.Format("2006-01-02"))
+		if err := b.report.compare(last, os.Stdout); err != nil {
+			return err
+		}
+	}
+	if b.keep != "" {
+		return b.report.keep(b.keep)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -102,27 +103,75 @@ var networks = []struct {
 	host bool
 }{{"host network", true}, {"default network", false}}
 
+// podKinds are the pods that are started one at a time: how their rows are called, and what differs from a plain pod.
+var podKinds = []struct {
+	name   string
+	change func(*podRequest)
+}{
+	{"host network", func(r *podRequest) { r.host = true }},
+	{"default network", func(*podRequest) {}},
+	{"RuntimeDefault", func(r *podRequest) { r.filter = true }},
+	{"user namespace", func(r *podRequest) { r.users = true }},
+}
+
 // podsPhase starts pods one at a time and takes them down again.
 func (b *bench) podsPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
 	}
-	for _, network := range networks {
-		for round := range b.rounds {
-			for _, d := range b.runtimes {
-				if err := sleep(ctx, turn); err != nil {
-					return err
-				}
-				if err := b.podsRound(ctx, d, network.name, network.host, round); err != nil {
-					return fmt.Errorf("%s, %s: %w", d.name, network.name, err)
-				}
+	for _, kind := range podKinds {
+		if err := b.podsOf(ctx, kind.name, kind.change); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// podsOf starts pods of one kind and takes them down again. A runtime that cannot run them here has no row of them, which is
+// said.
+func (b *bench) podsOf(ctx context.Context, kind string, change func(*podRequest)) error {
+	able := map[*daemon]bool{}
+	for _, d := range b.runtimes {
+		p, _, err := d.client.up(ctx, b.changed(d, "try", change))
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %s: no %s: %v\n", d.name, kind, err)
+			if p.sandbox == "" {
+				continue
+			}
+			if err := d.client.downSandbox(ctx, p); err != nil {
+				return err
+			}
+			continue
+		}
+		able[d] = true
+		if err := d.client.down(ctx, p); err != nil {
+			return err
+		}
+	}
+	for round := range b.rounds {
+		for _, d := range b.runtimes {
+			if !able[d] {
+				continue
+			}
+			if err := sleep(ctx, turn); err != nil {
+				return err
+			}
+			if err := b.podsRound(ctx, d, kind, change, round); err != nil {
+				return fmt.Errorf("%s, %s: %w", d.name, kind, err)
 			}
 		}
 	}
 	return nil
 }
 
-func (b *bench) podsRound(ctx context.Context, d *daemon, network string, host bool, round int) error {
+// changed is the request of a pod of some kind.
+func (b *bench) changed(d *daemon, name string, change func(*podRequest)) podRequest {
+	r := b.request(d, name, false)
+	change(&r)
+	return r
+}
+
+func (b *bench) podsRound(ctx context.Context, d *daemon, network string, change func(*podRequest), round int) error {
 	n := b.pods / b.rounds
 	before, err := cpu(d.name)
 	if err != nil {
@@ -130,7 +179,7 @@ func (b *bench) podsRound(ctx context.Context, d *daemon, network string, host b
 	}
 	var pods []pod
 	for k := range n {
-		p, t, err := d.client.up(ctx, b.request(d, fmt.Sprintf("one-%d-%d", round, k), host))
+		p, t, err := d.client.up(ctx, b.changed(d, fmt.Sprintf("one-%d-%d", round, k), change))
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// busyPhase starts pods of the lowest weight while each core has a process of the normal one to run.
+func (b *bench) busyPhase(ctx context.Context) error {
+	if err := b.freshAll(ctx); err != nil {
+		return err
+	}
+	defer keepBusy()()
+	return b.podsOf(ctx, "busy cores", func(*podRequest) {})
+}
+
+// keepBusy keeps every core busy until the function that it returns is called.
+func keepBusy() (rest func()) {
+	stop := make(chan struct{})
+	var threads sync.WaitGroup
+	for range goruntime.NumCPU() {
+		threads.Go(func() {
+			goruntime.LockOSThread()
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	return func() {
+		close(stop)
+		threads.Wait()
+	}
+}
+
+// hostMounts is how many mounts the node has besides, as one with many volumes.
+const hostMounts = 1000
+
+// mountsPhase starts pods on a node with many mounts.
+func (b *bench) mountsPhase(ctx context.Context) (err error) {
+	if err := b.freshAll(ctx); err != nil {
+		return err
+	}
+	dir := filepath.Join(b.dir, "mounts")
+	defer func() { err = errors.Join(err, unmount(dir)) }()
+	for n := range hostMounts {
+		at := filepath.Join(dir, strconv.Itoa(n))
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount("bench", at, "tmpfs", 0, "size=64k"); err != nil {
+			return fmt.Errorf("mount %s: %w", at, err)
+		}
+	}
+	return b.podsOf(ctx, fmt.Sprintf("%d host mounts", hostMounts), func(*podRequest) {})
+}
+
+// unmount takes the mounts below dir away.
+func unmount(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		unix.Unmount(filepath.Join(dir, e.Name()), unix.MNT_DETACH)
+	}
+	return os.RemoveAll(dir)
+}
