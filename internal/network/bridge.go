@@ -52,7 +52,8 @@ type Bridge struct {
 	idle    *time.Timer       // prunes; nil when none is set
 	closed  bool
 
-	firewall // which locks for itself
+	unplugged []string // links of detached pods, which may go with the pods' namespaces
+	firewall           // which locks for itself
 }
 
 // built describes the bridge link in the kernel.

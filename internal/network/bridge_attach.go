@@ -128,6 +128,13 @@ func (b *Bridge) reserve(pod Pod) (built, *lease, error) {
 	return built{}, nil, err
 }
 
+// removeOld removes the link that an earlier attachment of the same pod has left off the bridge, and reports whether
+// there was one.
+func removeOld(h *netlink.Handle, name string) bool {
+	l, err := h.LinkByName(name)
+	return err == nil && l.Type() == "veth" && l.Attrs().MasterIndex == 0 && h.LinkDel(l) == nil
+}
+
 // makeVeth makes the pair in one call, with the pod's end in the pod's namespace from the start.
 func makeVeth(on built, l *lease, ns *os.File) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -142,6 +149,9 @@ func makeVeth(on built, l *lease, ns *os.File) error {
 	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = Interface, uint32(on.mtu), podMAC(l.Addresses[0].Addr())
 	veth.PeerNamespace = netlink.NsFd(int(ns.Fd()))
 	err = h.LinkAdd(veth) // makes the pair, then makes it a port of the bridge
+	if errors.Is(err, unix.EEXIST) && removeOld(h, attrs.Name) {
+		err = h.LinkAdd(veth)
+	}
 	if errors.Is(err, unix.EEXIST) {
 		return fault.New(fault.Exists, "the pod's network namespace has an %s already, or the node a link %s", Interface, attrs.Name)
 	}

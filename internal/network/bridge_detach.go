@@ -15,16 +15,74 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// linger is how long the link of a detached pod may stay. The kernel removes it with the pod's namespace, some 30 ms after
+// that has ended.
+const linger = time.Second
+
 // Detach implements [Network]. What it needs to know is in the pod's lease and in its link's name, not in the result.
+//
+// The pod's link is taken off the bridge and goes with the pod's namespace. To remove it here would take 12 to 18 ms, in
+// which the kernel waits for an RCU grace period and no other link of the node can be changed. A namespace that
+// stays loses its link after linger.
 func (b *Bridge) Detach(ctx context.Context, pod Pod, _ *Result) error {
-	err := removeLink(vethName(pod.ID))
+	name := vethName(pod.ID)
+	err := unplug(name)
 	if err == nil {
 		err = b.giveBack(pod.ID)
 	}
 	if err != nil {
 		return fmt.Errorf("detach pod %s from the built-in network: %w", pod.label(), err)
 	}
+	b.removeLater(name)
 	return nil
+}
+
+// unplug takes a link of the host off its bridge, and down. None is no error.
+func unplug(name string) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for link %s: %w", name, err)
+	}
+	if err := errors.Join(h.LinkSetNoMaster(l), h.LinkSetDown(l)); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("take link %s off the bridge: %w", name, err)
+	}
+	return nil
+}
+
+// removeLater removes a link that is still there after linger. If this process ends before, the next one does (sweep).
+func (b *Bridge) removeLater(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unplugged = append(b.unplugged, name)
+	if len(b.unplugged) == 1 {
+		time.AfterFunc(linger, b.removeUnplugged)
+	}
+}
+
+func (b *Bridge) removeUnplugged() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	leased := b.leased()
+	names := slices.DeleteFunc(b.unplugged, func(name string) bool { return leased[name] }) // attached again
+	b.unplugged = nil
+	if b.closed {
+		return
+	}
+	b.workers.Go(func() {
+		for _, name := range names {
+			if err := removeLink(name); err != nil {
+				slog.Error("the link of a pod that is gone cannot be removed", "err", err)
+			}
+		}
+	})
 }
 
 // removeLink removes a link of the host, and with it the other end in the pod. None is no error.
@@ -111,7 +169,7 @@ func (b *Bridge) current() built {
 	return b.link
 }
 
-// sweep removes links of ours that no lease names: its record was lost.
+// sweep removes links of ours that no lease names: the pod was detached, or its record was lost.
 func (b *Bridge) sweep() error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -119,25 +177,32 @@ func (b *Bridge) sweep() error {
 	}
 	defer h.Close()
 	own, err := b.findLink(h)
-	if err != nil || own == nil {
+	if err != nil {
 		return err
 	}
 	links, err := again(h.LinkList)
 	if err != nil {
 		return fmt.Errorf("list the node's links: %w", err)
 	}
-	leased := map[string]bool{}
-	for id := range b.pool.leases {
-		leased[vethName(id)] = true
-	}
+	leased := b.leased()
 	var errs []error
 	for _, l := range links {
 		name := l.Attrs().Name
-		if l.Attrs().MasterIndex == own.Attrs().Index && l.Type() == "veth" && strings.HasPrefix(name, "kuri") && !leased[name] {
+		ours := l.Attrs().Group == b.group() || own != nil && l.Attrs().MasterIndex == own.Attrs().Index
+		if ours && l.Type() == "veth" && strings.HasPrefix(name, "kuri") && !leased[name] {
 			errs = append(errs, removeLink(name))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// leased names the links of the pods that are attached.
+func (b *Bridge) leased() map[string]bool {
+	names := map[string]bool{}
+	for id := range b.pool.leases {
+		names[vethName(id)] = true
+	}
+	return names
 }
 
 // Prune removes the bridge and the table now, if no pod has an address, and what the node's firewall has for the bridge.

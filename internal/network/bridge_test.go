@@ -865,3 +865,59 @@ func TestNewBridgeRefuses(t *testing.T) {
 		})
 	}
 }
+
+// TestUnpluggedLinks: a detached pod's link is off the bridge at once, and gone soon, whether its namespace ends, stays, is
+// attached again, or this process ends first.
+func TestUnpluggedLinks(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	config := BridgeConfig{StateDir: t.TempDir()}
+	n := newBridge(t, config)
+	warm, _ := newPod(t)
+	attach(t, n, warm)
+	off := func(pod Pod) bool {
+		l, err := netlink.LinkByName(vethName(pod.ID))
+		return err != nil || l.Attrs().MasterIndex == 0 && l.Attrs().Flags&net.FlagUp == 0
+	}
+	gone := func(pod Pod) {
+		t.Helper()
+		for range 500 {
+			if _, err := netlink.LinkByName(vethName(pod.ID)); errors.As(err, &netlink.LinkNotFoundError{}) {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Errorf("link %s is still there", vethName(pod.ID))
+	}
+
+	stays, space := newPod(t)
+	r := attach(t, n, stays)
+	port := serve(t, space, "tcp", netip.AddrPortFrom(r.IPs[0], 0).String(), "pod").Port()
+	must(t, n.Detach(t.Context(), stays, r))
+	if !off(stays) {
+		t.Error("a detached pod is on the bridge")
+	}
+	if got, err := ask(nil, "tcp", netip.AddrPortFrom(r.IPs[0], port)); err == nil {
+		t.Errorf("a detached pod answers: %q", got)
+	}
+	again := attach(t, n, stays)
+	time.Sleep(linger + 200*time.Millisecond) // by then what was off the bridge has been removed
+	if off(stays) {
+		t.Error("a pod that is attached again is off the bridge")
+	}
+	must(t, n.Detach(t.Context(), stays, again))
+	gone(stays)
+
+	left, _ := newPod(t)
+	must(t, n.Detach(t.Context(), left, attach(t, n, left)))
+	must(t, n.Close())
+	next := newBridge(t, config)
+	must(t, next.Reclaim(t.Context(), func(id string) bool { return id == warm.ID }))
+	if _, err := netlink.LinkByName(vethName(left.ID)); err == nil {
+		t.Error("what an earlier process has left off the bridge is still there")
+	}
+	if off(warm) {
+		t.Error("a pod that is kept is off the bridge")
+	}
+	must(t, next.Detach(t.Context(), warm, nil))
+}

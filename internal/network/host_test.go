@@ -343,7 +343,7 @@ func leftoversBut(t testing.TB, except ...string) {
 	before := state(t)
 	t.Cleanup(func() {
 		var wrong []string
-		for range 50 { // namespaces and their links are taken apart in the background
+		for range 500 { // namespaces and their links are taken apart in the background
 			after := state(t)
 			wrong = nil
 			for _, s := range after {
