@@ -132,8 +132,9 @@ func serve(ctx context.Context, cfg config.Config) (left *rest, err error) {
 	defer sockets.Close()
 	srv, err := server.Listen(server.Options{
 		Socket: sockets.Unix,
-		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen, Pods: pods, Images: images, Network: net, Streams: streams,
-		Version: version, SystemdCgroup: driver == cgroup.Systemd,
+		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen,
+		Pods: pods, Images: images, Network: net, Streams: streams, Holder: held,
+		SlowAfter: slowAfter(cfg), Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info:       configInfo(cfg, driver, values),
 		About:      (&about{cfg: cfg, node: facts, keeper: keep, holder: held, network: net, images: images, pods: pods, began: time.Now()}).info,
 		SetPodCIDR: net.SetPodCIDR, PruneNetwork: net.Prune,
@@ -199,6 +200,15 @@ func podOptions(cfg config.Config) (pod.Options, error) {
 	}
 	o.Handlers, err = handlers(cfg)
 	return o, err
+}
+
+// slowAfter is when methods are slow.
+func slowAfter(cfg config.Config) map[string]time.Duration {
+	after := make(map[string]time.Duration)
+	for method, seconds := range cfg.LogSlow {
+		after[method] = time.Duration(seconds * float64(time.Second))
+	}
+	return after
 }
 
 func imageOptions(cfg config.Config, layers *layer.Store) image.Options {

@@ -28,6 +28,7 @@ func (c *Config) Check() error {
 	c.checkContainerRoot(&found)
 	found.oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
 	found.oneOf("log_format", c.LogFormat, "text", "json")
+	c.checkSlow(&found)
 	found.oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
 	if !scopePrefix.MatchString(c.ScopePrefix) {
 		found.bad("scope_prefix", "%q cannot begin a scope's name: letters, digits, _ and - are allowed, at most 32, with a letter first and no - last", c.ScopePrefix)
@@ -43,6 +44,19 @@ func (c *Config) Check() error {
 	c.checkStream(&found)
 	c.checkHandlers(&found)
 	return errors.Join(found...)
+}
+
+// checkSlow knows the methods by the defaults.
+func (c *Config) checkSlow(found *problems) {
+	known := defaultSlow()
+	for _, method := range slices.Sorted(maps.Keys(c.LogSlow)) {
+		if _, ok := known[method]; !ok {
+			found.bad("log_slow", "%q is not one of %s", method, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+		}
+		if s := c.LogSlow[method]; !(s >= 0 && s < 1e6) {
+			found.bad("log_slow."+method, "%v is not a number of seconds; 0 for never", s)
+		}
+	}
 }
 
 // problems are what has been found wrong.

@@ -32,6 +32,8 @@ type Config struct {
 	ScopePrefix    string `toml:"scope_prefix"`    // begins the names of containers' systemd scopes: <prefix>-<id>.scope
 	Keeper         string `toml:"keeper"`          // path of kuri-keeper; "": beside kurid, else from PATH
 
+	LogSlow map[string]float64 `toml:"log_slow"` // seconds after which a method is slow, by its name; 0: never
+
 	Image   Image   `toml:"image"`
 	Network Network `toml:"network"`
 	Pod     Pod     `toml:"pod"`
@@ -125,6 +127,7 @@ func Default() Config {
 		LogFormat:    "text",
 		CgroupDriver: "auto",
 		ScopePrefix:  "cri-containerd",
+		LogSlow:      defaultSlow(),
 		Image:        Image{CertsDirs: []string{"/etc/kuri/certs.d", "/etc/containerd/certs.d"}, StallTimeout: 60, MinRate: 16 << 10, VerifierTimeout: 10},
 		Network: Network{
 			Use:        "auto",
@@ -137,6 +140,17 @@ func Default() Config {
 			UnprivilegedPorts: true, UnprivilegedPing: true,
 		},
 		Stream: Stream{Address: "127.0.0.1", Drain: 4 * 3600, MaxStreams: 1000},
+	}
+}
+
+// defaultSlow are the methods that can be slow, and from when on they are, in seconds: far above what they take, and below
+// what a kubelet gives up at. The time that a stop lets a process have does not count.
+func defaultSlow() map[string]float64 {
+	return map[string]float64{
+		"RunPodSandbox": 5, "StopPodSandbox": 10, "RemovePodSandbox": 10, "UpdatePodSandboxResources": 2,
+		"CreateContainer": 5, "StartContainer": 5, "StopContainer": 10, "RemoveContainer": 10, "UpdateContainerResources": 2,
+		"PullImage": 300, "RemoveImage": 10,
+		"Status": 2, "ListPodSandbox": 1, "PodSandboxStatus": 1, "ListContainers": 1, "ContainerStatus": 1, "ListContainerStats": 1, "ListPodSandboxStats": 1,
 	}
 }
 

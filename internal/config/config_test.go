@@ -76,11 +76,23 @@ func TestSources(t *testing.T) {
 	}
 }
 
+func TestSlowMethods(t *testing.T) {
+	c := Default()
+	if err := c.parse("config.toml", []byte("[log_slow]\nPullImage = 60\nRunPodSandbox = 0.5\n")); err != nil || c.Check() != nil {
+		t.Fatal(err, c.Check())
+	}
+	if c.LogSlow["PullImage"] != 60 || c.LogSlow["RunPodSandbox"] != 0.5 || c.LogSlow["StartContainer"] != 5 {
+		t.Errorf("%v", c.LogSlow)
+	}
+}
+
 func TestErrorsNameTheKey(t *testing.T) {
 	for _, tc := range []struct{ body, want string }{
 		{"colour = 'brown'", "unknown key colour (line 1)"},
 		{"[network]\nmtuu = 1", "unknown key network.mtuu (line 2)"},
 		{"log_level = 3", `key "log_level"`},
+		{"[log_slow]\nrunpod = 1", `log_slow: "runpod" is not one of ContainerStatus, CreateContainer`},
+		{"[log_slow]\nPullImage = -1", "log_slow.PullImage: -1 is not a number of seconds"},
 		{"listen = 'kuri.sock'", `listen: "kuri.sock" must be an absolute path`},
 		{"root = '/'", "root:"},
 		{"state = '/var/lib/kuri'", "state:"},

@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // Group holds the operations in flight, keyed by identity. The zero value is ready for use. It is safe for concurrent
@@ -44,9 +45,12 @@ func (g *Group[K, V]) Do(ctx context.Context, key K, fn func(context.Context) (V
 		c = &call[V]{done: make(chan struct{})}
 		g.calls[key] = c
 		g.wg.Add(1)
-		go g.run(context.WithoutCancel(ctx), key, c, fn)
+		go g.run(context.WithoutCancel(ctx), key, c, fn, step.Hold(ctx))
 	}
 	g.mu.Unlock()
+	if joined {
+		step.Enter(ctx, "join")
+	}
 
 	select {
 	case <-c.done:
@@ -57,8 +61,9 @@ func (g *Group[K, V]) Do(ctx context.Context, key K, fn func(context.Context) (V
 	}
 }
 
-func (g *Group[K, V]) run(ctx context.Context, key K, c *call[V], fn func(context.Context) (V, error)) {
+func (g *Group[K, V]) run(ctx context.Context, key K, c *call[V], fn func(context.Context) (V, error), release func()) {
 	defer g.wg.Done()
+	defer release()
 	defer func() {
 		if p := recover(); p != nil {
 			c.err = fault.Panicked(p)

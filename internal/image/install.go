@@ -22,6 +22,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/record"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // patience is how long the finished layers of a pull that the registry failed wait for the next attempt.
@@ -78,6 +79,7 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 	defer writing.Close()
 
 	// 2. All layers at once, bounded by the store's slots. A failure stops the others.
+	step.Enter(ctx, "layers")
 	g, gctx := errgroup.WithContext(ctx)
 	for _, b := range c.layers {
 		open := b.Open
@@ -114,11 +116,13 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 		return nil, err
 	}
 	defer docs.discard()
+	step.Enter(ctx, "sync")
 	if err := writing.Sync(); err != nil {
 		return nil, err
 	}
 
 	// 5. Their places, and the record. Now the layers that a killed daemon's pull has left serve nobody.
+	step.Enter(ctx, "record")
 	img, err = s.commit(c, docs, patch, n)
 	if err == nil {
 		s.layers.Prune()

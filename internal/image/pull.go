@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -12,6 +13,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/registry"
+	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
@@ -55,10 +57,18 @@ func (s *Store) PullFor(ctx context.Context, name, platform string, auth registr
 
 func (s *Store) pull(ctx context.Context, ref registry.Reference, platform string, auth registry.Auth) (img *Image, err error) {
 	progress := s.watch.begin(watchKey{ref, platform})
-	defer func() { progress.end(img, err) }()
+	count := s.counts.of(ref.Host())
+	began := time.Now()
+	defer func() {
+		progress.end(img, err)
+		s.counts.ended(count, time.Since(began), err)
+	}()
 
 	// 1. The registry and its mirrors, as they are configured now.
-	repo, err := registry.Open(ctx, s.registry, ref, auth)
+	step.Enter(ctx, "resolve")
+	options := s.registry
+	options.Traffic = &count.traffic
+	repo, err := registry.Open(ctx, options, ref, auth)
 	if err != nil {
 		return nil, err
 	}
@@ -70,10 +80,12 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, platform strin
 	}
 
 	// 3. The manifest, and whether it may be here. The image may be here under another tag.
+	step.Enter(ctx, "manifest")
 	m, err := repo.Manifest(ctx, isFor(platform))
 	if err != nil {
 		return nil, err
 	}
+	step.Enter(ctx, "verify")
 	if err := s.verify(ctx, ref, auth, descriptorOf(m)); err != nil {
 		return nil, err
 	}
@@ -82,6 +94,7 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, platform strin
 	}
 
 	// 4. The platform's manifest and config.
+	step.Enter(ctx, "config")
 	c, err := s.resolve(ctx, repo, m, platform)
 	if err != nil {
 		return nil, err

@@ -93,11 +93,12 @@ type Store struct {
 	pinned    []string           // references in full, or patterns
 	slots     chan struct{}      // one for each layer that may be on its way
 
-	life  context.Context // ends with Close
-	end   context.CancelFunc
-	pulls flight.Group[pullKey, *Image]
-	watch watch
-	later sync.WaitGroup // what is done after pulls: layers of failed ones are kept for a while
+	life   context.Context // ends with Close
+	end    context.CancelFunc
+	pulls  flight.Group[pullKey, *Image]
+	watch  watch
+	counts counts         // of pulls
+	later  sync.WaitGroup // what is done after pulls: layers of failed ones are kept for a while
 
 	now atomic.Pointer[snapshot]
 

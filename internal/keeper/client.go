@@ -118,6 +118,11 @@ func (c *Client) Events(ctx context.Context, after uint64, wait time.Duration) (
 	if errors.Is(err, ttrpc.ErrClosed) {
 		c.drop(conn)
 	}
+	if resp.GetLost() {
+		c.pulse.mu.Lock()
+		c.pulse.lost++
+		c.pulse.mu.Unlock()
+	}
 	return resp, decodeError(err)
 }
 

@@ -32,7 +32,11 @@ type pulse struct {
 	pid     int        // of the keeper, 0 before its first answer
 	hung    bool       // it did not give the last answer that it was asked for
 	waiting map[*context.CancelCauseFunc]struct{}
-	timer   *time.Timer // nil while nobody waits
+
+	replaced uint64 // times that another keeper has answered than before
+	lost     uint64 // times that events were lost
+
+	timer *time.Timer // nil while nobody waits
 }
 
 // Ready returns nil when the keeper answers within limit, or else an error of kind Unavailable that says what it does
@@ -100,10 +104,21 @@ func (h *Hung) Error() string { return h.text }
 // Unwrap gives it its kind.
 func (h *Hung) Unwrap() error { return fault.Unavailable }
 
+// Losses returns how often another keeper has answered than before, and how often events were lost, since this client was
+// made.
+func (c *Client) Losses() (replaced, events uint64) {
+	c.pulse.mu.Lock()
+	defer c.pulse.mu.Unlock()
+	return c.pulse.replaced, c.pulse.lost
+}
+
 // answered notes an answer, and who gave it.
 func (p *pulse) answered(info *api.InfoResponse) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.pid != 0 && p.pid != int(info.Pid) {
+		p.replaced++
+	}
 	p.pid, p.hung = int(info.Pid), false
 }
 

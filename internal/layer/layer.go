@@ -262,6 +262,13 @@ func (s *Store) bury(dir string) (string, error) {
 // Usage is disk space: bytes of allocated blocks, and inodes.
 type Usage struct{ Bytes, Inodes int64 }
 
+// Count returns how many layers there are.
+func (s *Store) Count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.layers)
+}
+
 // Usage is what all layers take together.
 func (s *Store) Usage() Usage {
 	s.mu.Lock()

@@ -23,6 +23,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/quota"
 	"github.com/kuri-cri/kuri/internal/rootfs"
 	"github.com/kuri-cri/kuri/internal/spec"
+	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
@@ -71,6 +72,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	defer back.Run()
 
 	// 2. The image, whose layers stay as long as the container does.
+	step.Enter(ctx, "image")
 	img, lowerdirs, release, err := p.hold(cfg.GetImage(), s.Record().Handler)
 	if err != nil {
 		return nil, err
@@ -94,12 +96,14 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	back.Add("release the labels of "+r.name(), func(context.Context) error { p.labels.release(r.ID); return nil })
 
 	// 5. What the request means on this node and in this image.
+	step.Enter(ctx, "resolve")
 	oci, err := p.resolve(s, r, img, lowerdirs, volumes)
 	if err != nil {
 		return nil, err
 	}
 
 	// 6. The intent, its directories and the bundle.
+	step.Enter(ctx, "bundle")
 	back.Add("remove the directories of "+r.name(), func(context.Context) error { return p.removeContainerDirs(r) })
 	if err := p.writeBundle(s.Record(), r, oci); err != nil {
 		return nil, fault.As(diskKind(err), err)
@@ -108,6 +112,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	c.release = func() { release(); volumes.release() }
 
 	// 7. The process, in its namespaces, up to its start line.
+	step.Enter(ctx, "process")
 	back.Add("delete "+r.name()+" at the keeper", func(ctx context.Context) error { return p.Keeper.Delete(ctx, r.ID) })
 	made, err := p.Keeper.Create(ctx, &api.CreateRequest{
 		Id:            r.ID,
@@ -134,6 +139,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	}
 
 	// 8. Created, if the pod was not stopped meanwhile.
+	step.Enter(ctx, "record")
 	if err := c.become(Created, func(r *ContainerRecord) {
 		r.Pid = int(made.Pid)
 		r.CreatedAt = made.CreatedAt

@@ -36,6 +36,7 @@ type events struct {
 
 	mu      sync.Mutex
 	readers map[*EventReader]uint64 // the number of the last event that each has taken
+	missed  uint64                  // events that readers were told they have missed
 }
 
 func newEvents(most int) events {
@@ -92,6 +93,7 @@ func (r *EventReader) Next(ctx context.Context) ([]*Event, error) {
 		batch, next, lost := e.log.Since(after, eventBatch)
 		switch {
 		case lost:
+			e.lost(after)
 			return nil, fault.New(fault.Exhausted, "events were missed: this client is more than %d behind; list the pods and containers, and ask for events anew", e.most)
 		case len(batch) > 0:
 			e.taken(r, after+uint64(len(batch)))
@@ -102,6 +104,15 @@ func (r *EventReader) Next(ctx context.Context) ([]*Event, error) {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
+	}
+}
+
+// lost notes that a reader which has taken the events up to after misses those that are not kept any more.
+func (e *events) lost(after uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if last := e.log.Last(); last-after > e.most {
+		e.missed += last - after - e.most
 	}
 }
 

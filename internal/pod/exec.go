@@ -10,6 +10,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/stream"
 )
 
@@ -41,6 +42,7 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 		return nil, err
 	}
 	r := c.Record()
+	step.Enter(ctx, "turn")
 	done, err := p.execs.take(ctx, timeout)
 	if err != nil {
 		return nil, fmt.Errorf("exec in %s: %w", r.name(), err)
@@ -51,6 +53,7 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
 		defer cancel()
 	}
+	step.Enter(ctx, "command")
 	out := p.outputs.begin(ctx)
 	code, err := p.Keeper.Exec(ctx, r.ID, cmd, false, keeper.Streams{Stdout: &out.stdout, Stderr: &out.stderr})
 	out.end()

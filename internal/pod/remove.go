@@ -9,6 +9,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/quota"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // Remove stops a sandbox if need be and removes its containers and all that belongs to it. An unknown id is a success.
@@ -39,6 +40,7 @@ func (p *Pods) remove(ctx context.Context, s *Sandbox) error {
 			return err
 		}
 	}
+	step.Enter(ctx, "directories")
 	if err := p.removeSandbox(s.Record()); err != nil {
 		return err
 	}
@@ -103,10 +105,12 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 	r := c.Record()
 	_, _, err := p.removes.Do(ctx, r.ID, func(ctx context.Context) (struct{}, error) {
 		// 1. Nothing of it runs.
+		step.Enter(ctx, "kill")
 		if err := p.kill(ctx, c); err != nil {
 			return struct{}{}, err
 		}
 		// 2. The keeper forgets it, and with it its cgroup goes.
+		step.Enter(ctx, "delete")
 		if err := p.Keeper.Delete(ctx, r.ID); err != nil {
 			return struct{}{}, err
 		}
@@ -114,6 +118,7 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 			return struct{}{}, err
 		}
 		// 3. Its directories and its record.
+		step.Enter(ctx, "directories")
 		if err := p.removeContainerDirs(r); err != nil {
 			return struct{}{}, err
 		}

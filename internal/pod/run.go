@@ -18,6 +18,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/spec"
+	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/sysctl"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
@@ -63,6 +64,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	defer back.Run()
 
 	// 2. Record the intent, so that a daemon that starts after a kill knows what to take back.
+	step.Enter(ctx, "intent")
 	s, err := p.intend(cfg, handler)
 	if err != nil {
 		return nil, err
@@ -77,6 +79,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	back.Add("remove the cgroup of "+r.name(), func(context.Context) error { return p.removeCgroup(r) })
 
 	// 4. The namespaces, made and held by the keeper.
+	step.Enter(ctx, "namespaces")
 	back.Add("release the namespaces of "+r.name(), func(ctx context.Context) error { return p.Keeper.RemoveSandbox(ctx, r.ID) })
 	made, err := p.Keeper.CreateSandbox(ctx, p.sandboxRequest(r))
 	if err != nil {
@@ -87,6 +90,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	// 5. The network.
 	var attached *network.Result
 	if r.NetnsPath != "" {
+		step.Enter(ctx, "network")
 		back.Add("detach the network of "+r.name(), func(ctx context.Context) error {
 			return p.Network.Detach(ctx, p.networkPod(r), attached)
 		})
@@ -96,16 +100,19 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	}
 
 	// 6. Once more the kernel parameters of its network: those of interfaces, and what the network's own setup has changed.
+	step.Enter(ctx, "sysctls")
 	if err := p.setSysctls(r); err != nil {
 		return nil, err
 	}
 
 	// 7. The files that containers see in /etc.
+	step.Enter(ctx, "files")
 	if err := p.writeFiles(r, attached); err != nil {
 		return nil, err
 	}
 
 	// 8. Ready.
+	step.Enter(ctx, "record")
 	if err := s.become(Ready, func(r *SandboxRecord) { r.Network, r.CgroupRoots = attached, p.cgroupRoots(r) }); err != nil {
 		return nil, err
 	}

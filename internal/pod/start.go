@@ -8,6 +8,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // Start lets a created container run. Starting one that runs is a success; one that has exited is an error of kind
@@ -43,6 +44,7 @@ func (p *Pods) start(ctx context.Context, c *Container) error {
 		c.failStart()
 		return fault.New(fault.Unstartable, "%s", why)
 	}
+	step.Enter(ctx, "process")
 	started, err := p.Keeper.Start(ctx, c.Record().ID)
 	if err != nil {
 		// A process that died at its start line, before anyone listened for it, left its exit.
@@ -51,6 +53,7 @@ func (p *Pods) start(ctx context.Context, c *Container) error {
 		}
 		return err
 	}
+	step.Enter(ctx, "record")
 	// The exit of a short program may have been told before this answer came: then it has the last word. It runs, even
 	// when that cannot be recorded: the next daemon finds it out from the keeper.
 	if err := c.become(Running, func(r *ContainerRecord) { r.StartedAt = started.StartedAt }); err != nil && c.Record().State != Exited {

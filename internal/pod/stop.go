@@ -14,6 +14,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // killWait is how long a process may take to be gone after SIGKILL before that is an error.
@@ -46,12 +47,14 @@ func (p *Pods) stopSandbox(ctx context.Context, s *Sandbox) error {
 
 func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 	// 1. From here on no container is created in it, and those being created are taken back by who creates them.
+	step.Enter(ctx, "creations")
 	if err := s.become(NotReady, nil); err != nil {
 		slog.Error("the stop of a pod could not be recorded", "pod", s.Record().name(), "err", err)
 	}
 	s.creates.Wait()
 
 	// 2. No container runs, and the keeper has let go of all.
+	step.Enter(ctx, "containers")
 	if err := p.endAll(ctx, s); err != nil {
 		return err
 	}
@@ -59,18 +62,21 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 	// 3. The network, while the namespace is still there to be looked into.
 	r := s.Record()
 	if r.NetnsPath != "" {
+		step.Enter(ctx, "network")
 		if err := p.Network.Detach(ctx, p.networkPod(r), r.Network); err != nil {
 			return fmt.Errorf("detach the network: %w", err)
 		}
 	}
 
 	// 4. The namespaces.
+	step.Enter(ctx, "namespaces")
 	if err := p.Keeper.RemoveSandbox(ctx, r.ID); err != nil {
 		return fmt.Errorf("release the namespaces: %w", err)
 	}
 	s.namespaces.Store(new(map[string]string))
 
 	// 5. The cgroup, when it is ours.
+	step.Enter(ctx, "cgroup")
 	if err := p.removeCgroup(r); err != nil {
 		return fmt.Errorf("remove the cgroup: %w", err)
 	}
@@ -117,13 +123,16 @@ func (p *Pods) StopContainer(ctx context.Context, id string, grace time.Duration
 func (p *Pods) stopContainer(ctx context.Context, c *Container, grace time.Duration) error {
 	r := c.Record()
 	if r.State != Running || grace <= 0 {
+		step.Enter(ctx, "kill")
 		return p.kill(ctx, c)
 	}
+	step.Enter(ctx, "signal")
 	// Unknown to the keeper is what has exited since we looked.
 	if err := p.Keeper.Signal(ctx, r.ID, unix.Signal(r.StopSignal), false); err != nil && !errors.Is(err, fault.NotFound) {
 		return fmt.Errorf("send %s: %w", r.StopName, err)
 	}
 	// The caller may give up, the stop goes on.
+	step.Enter(ctx, step.Grace)
 	_, _, err := p.graces.Do(ctx, stopping{r.ID, grace}, func(ctx context.Context) (struct{}, error) {
 		timer := time.NewTimer(grace)
 		defer timer.Stop()
@@ -133,6 +142,7 @@ func (p *Pods) stopContainer(ctx context.Context, c *Container, grace time.Durat
 		case <-p.closing:
 			return struct{}{}, fault.New(fault.Unavailable, "kurid is ending; ask the next one again")
 		case <-timer.C:
+			step.Enter(ctx, "kill")
 			return struct{}{}, p.kill(ctx, c)
 		}
 	})

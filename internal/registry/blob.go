@@ -155,6 +155,7 @@ func (b *blob) oneIsSlow(took time.Duration) bool {
 // readSeveral reads from several requests. When they fail, one connection goes on.
 func (b *blob) readSeveral(p []byte) (int, error) {
 	n, err := b.several.Read(p)
+	b.repo.options.Traffic.received(n)
 	b.offset += int64(n)
 	if err == nil || errors.Is(err, io.EOF) {
 		return n, err
@@ -184,6 +185,7 @@ func (b *blob) Read(p []byte) (int, error) {
 		began := time.Now()
 		n, err := b.body.Read(p)
 		took := time.Since(began)
+		b.repo.options.Traffic.received(n)
 		if b.tooSlow(n, took) && err == nil {
 			err = errSlow
 		}
@@ -242,6 +244,7 @@ func (b *blob) dropped(err error) error {
 		return fault.New(fault.Unavailable, "registry host %s broke off blob %s of %s at byte %d of %d, %d times: %w",
 			b.host, b.digest, b.repo.ref.Repository, b.offset, b.size, b.drops, err)
 	}
+	b.repo.options.Traffic.retried()
 	return nil
 }
 

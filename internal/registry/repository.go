@@ -73,6 +73,7 @@ type serving struct {
 type Options struct {
 	CertsDirs []string          // where <host>/hosts.toml is looked for, in order
 	Limits                      // of every host; 0: a minute, 16 KiB
+	Traffic   *Traffic          // counts what comes; nil: nobody counts
 	Sources   map[string]Limits // of single hosts, "mirror.example:5000", registries and mirrors alike; 0: as of every host
 }
 

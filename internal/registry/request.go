@@ -50,6 +50,7 @@ func (r *Repository) send(ctx context.Context, h *source, method, endpoint strin
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w (last answer: %w)", ctx.Err(), err)
 		}
+		r.options.Traffic.retried()
 		wait *= 5
 	}
 }

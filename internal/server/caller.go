@@ -14,21 +14,20 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // caller is the process that opened a connection, as the kernel knows it (SO_PEERCRED, unix(7)).
-type caller struct {
-	pid     int32
-	uid     uint32
-	program string // the name of its file, or of the process where that cannot be read
-}
+// Its program is the name of its file, or of the process where that cannot be read.
+type caller step.Caller
 
 // AuthType makes a caller what gRPC keeps of a connection.
 func (caller) AuthType() string { return "SO_PEERCRED" }
 
 // LogValue is how the log shows a caller.
 func (c caller) LogValue() slog.Value {
-	return slog.GroupValue(slog.Int("pid", int(c.pid)), slog.Int64("uid", int64(c.uid)), slog.String("program", c.program))
+	return slog.GroupValue(slog.Int("pid", int(c.Pid)), slog.Int64("uid", int64(c.UID)), slog.String("program", c.Program))
 }
 
 // peerCredentials are transport credentials that let everybody in whom the socket lets in, and note who it is.
@@ -102,42 +101,44 @@ var changes = map[string]bool{
 	"Exec": true, "Attach": true, "PortForward": true, // open streams that may change anything
 }
 
-func isChange(method string) bool { return changes[method[strings.LastIndexByte(method, '/')+1:]] }
+func isChange(method string) bool { return changes[methodOf(method)] }
 
-// subject returns what a request is about, and what it has made.
-func subject(req, resp any) (attrs []any) {
-	if r, ok := req.(interface{ GetPodSandboxId() string }); ok && r.GetPodSandboxId() != "" {
-		attrs = append(attrs, "pod", r.GetPodSandboxId())
+// subjectOf returns what a request is about, or what its answer says was made. Of ids that are known it knows the names too.
+func (s *Server) subjectOf(message any) step.Subject {
+	var is step.Subject
+	if r, ok := message.(interface{ GetPodSandboxId() string }); ok {
+		is.PodID = r.GetPodSandboxId()
 	}
-	if r, ok := req.(interface{ GetContainerId() string }); ok && r.GetContainerId() != "" {
-		attrs = append(attrs, "container", r.GetContainerId())
+	if r, ok := message.(interface{ GetContainerId() string }); ok {
+		is.ContainerID = r.GetContainerId()
 	}
-	attrs = append(attrs, subjectOfConfig(req)...)
-	if r, ok := resp.(interface{ GetPodSandboxId() string }); ok && r.GetPodSandboxId() != "" {
-		attrs = append(attrs, "pod", r.GetPodSandboxId())
+	if s.pods != nil {
+		is = s.pods.Subject(is)
 	}
-	if r, ok := resp.(interface{ GetContainerId() string }); ok && r.GetContainerId() != "" {
-		attrs = append(attrs, "container", r.GetContainerId())
+	switch r := message.(type) {
+	case *runtime.RunPodSandboxRequest:
+		is.Namespace, is.Pod = r.GetConfig().GetMetadata().GetNamespace(), r.GetConfig().GetMetadata().GetName()
+	case *runtime.CreateContainerRequest:
+		is.Container, is.Image = r.GetConfig().GetMetadata().GetName(), r.GetConfig().GetImage().GetImage()
+	case *runtime.PullImageRequest:
+		is.Image = r.GetImage().GetImage()
+	case *runtime.RemoveImageRequest:
+		is.Image = r.GetImage().GetImage()
 	}
-	if r, ok := resp.(interface{ GetImageRef() string }); ok && r.GetImageRef() != "" {
-		attrs = append(attrs, "image_ref", r.GetImageRef())
-	}
-	return attrs
+	return is
 }
 
-// subjectOfConfig returns the names that a request gives to what it makes, or asks for.
-func subjectOfConfig(req any) []any {
-	switch r := req.(type) {
+// detailsOf returns what else the log says of a request or an answer.
+func detailsOf(message any) []any {
+	switch r := message.(type) {
 	case *runtime.RunPodSandboxRequest:
-		m := r.GetConfig().GetMetadata()
-		return []any{"namespace", m.GetNamespace(), "name", m.GetName(), "attempt", m.GetAttempt()}
+		return []any{"attempt", r.GetConfig().GetMetadata().GetAttempt()}
 	case *runtime.CreateContainerRequest:
-		m := r.GetConfig().GetMetadata()
-		return []any{"name", m.GetName(), "attempt", m.GetAttempt(), "image", r.GetConfig().GetImage().GetImage()}
-	case *runtime.PullImageRequest:
-		return []any{"image", r.GetImage().GetImage()}
-	case *runtime.RemoveImageRequest:
-		return []any{"image", r.GetImage().GetImage()}
+		return []any{"attempt", r.GetConfig().GetMetadata().GetAttempt()}
+	case *runtime.StopContainerRequest:
+		return []any{"timeout", r.GetTimeout()}
+	case *runtime.PullImageResponse:
+		return []any{"image_ref", r.GetImageRef()}
 	}
 	return nil
 }

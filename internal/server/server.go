@@ -16,9 +16,11 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
+	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/pod"
+	"github.com/kuri-cri/kuri/internal/step"
 	streaming "github.com/kuri-cri/kuri/internal/stream"
 )
 
@@ -46,9 +48,13 @@ type Options struct {
 	Images  *image.Store
 	Network network.Network
 	Streams *streaming.Client
+	Holder  *holder.Client                          // is asked who it is
 	Socket  func(path string) (net.Listener, error) // opens a listening socket
 
-	Version       string // of kurid
+	Version string // of kurid
+	// SlowAfter says for methods, by their names without the service, how long they may take: the log warns of one that took
+	// longer. One that is not named is never slow.
+	SlowAfter     map[string]time.Duration
 	SystemdCgroup bool
 	// Info is told by a verbose Status under the key "config": what operators and tools want to know of this daemon.
 	Info map[string]any
@@ -70,16 +76,24 @@ type Server struct {
 	served    sync.WaitGroup
 	failed    chan error
 	handover  *handover
-	telemetry *telemetry   // nil when nobody may ask for it
-	scraped   *http.Server // of the telemetry, or nil
+	pods      *pod.Pods
+	slowAfter map[string]time.Duration
+
+	operations *step.Operations
+	telemetry  *telemetry   // nil when nobody may ask for it
+	scraped    *http.Server // of the telemetry, or nil
 }
 
 // Listen opens the sockets with everything registered and serves until Close.
 func Listen(o Options) (*Server, error) {
-	s := &Server{failed: make(chan error, 4), handover: newHandover(o.Listen, o.ImageListen), accepted: newAcceptor()}
+	s := &Server{
+		failed: make(chan error, 4), handover: newHandover(o.Listen, o.ImageListen), accepted: newAcceptor(),
+		pods: o.Pods, slowAfter: o.SlowAfter,
+	}
+	s.operations = step.New(s.ended)
 	s.closing, s.close = context.WithCancel(context.Background())
 	if o.MetricsListen != "" {
-		s.telemetry = newTelemetry(o.Version, o.Pods)
+		s.telemetry = newTelemetry(s, o)
 	}
 	cri := &runtimeService{Options: o}
 	images := &imageService{store: o.Images, pods: o.Pods}

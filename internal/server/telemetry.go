@@ -15,40 +15,44 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
-	"github.com/kuri-cri/kuri/internal/pod"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// telemetry is what kurid tells of itself, to Prometheus, at the address that the configuration says. Names and units are by
-// Prometheus's conventions. It is safe for concurrent use.
+// telemetry is what kurid tells of itself, to Prometheus, at the address that the configuration says. selfRows are its
+// metrics. It is safe for concurrent use.
 type telemetry struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec   // by service, method and code
 	seconds  *prometheus.HistogramVec // by service and method
 	inFlight *prometheus.GaugeVec     // likewise
+	stepping *prometheus.HistogramVec // by method and step
 }
 
-// requestBuckets are in seconds: a status takes microseconds, a pull minutes.
-var requestBuckets = []float64{.0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
+// Buckets, in seconds: a status takes microseconds, a pull minutes.
+var (
+	requestBuckets = []float64{.0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
+	stepBuckets    = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
+)
 
-func newTelemetry(version string, pods *pod.Pods) *telemetry {
+// newTelemetry returns what tells of the server's operations and of what it serves.
+func newTelemetry(s *Server, o Options) *telemetry {
 	t := &telemetry{
 		registry: prometheus.NewRegistry(),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "kuri_rpc_requests_total", Help: "Requests that were answered, by their gRPC code.",
-		}, []string{"service", "method", "code"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "kuri_rpc_duration_seconds", Help: "Time until requests were answered.", Buckets: requestBuckets,
-		}, []string{"service", "method"}),
-		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "kuri_rpc_in_flight", Help: "Requests that are being answered.",
-		}, []string{"service", "method"}),
+		requests: rowRequests.counters(),
+		seconds:  rowSeconds.histograms(requestBuckets),
+		inFlight: rowInFlight.gauges(),
+		stepping: rowSteps.histograms(stepBuckets),
 	}
-	build := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "kuri_build_info", Help: "Always 1; the version is in the label.", ConstLabels: prometheus.Labels{"version": version},
-	})
-	build.Set(1)
-	t.registry.MustRegister(t.requests, t.seconds, t.inFlight, build, podCollector{pods},
+	build := rowBuild.gauges()
+	build.WithLabelValues(o.Version).Set(1)
+	t.registry.MustRegister(t.requests, t.seconds, t.inFlight, t.stepping, build, collectOperations(s.operations),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if o.Pods != nil {
+		t.registry.MustRegister(collectPods(o.Pods), collectProcesses(o.Pods.Keeper, o.Holder))
+	}
+	if o.Images != nil {
+		t.registry.MustRegister(collectImages(o.Images))
+	}
 	return t
 }
 
@@ -68,41 +72,14 @@ func (t *telemetry) observe(ctx context.Context) func(error) {
 	}
 }
 
-// podCollector tells of pods, containers and events when it is asked.
-type podCollector struct{ pods *pod.Pods }
-
-var (
-	podsDesc       = prometheus.NewDesc("kuri_pods", "Pods, by state.", []string{"state"}, nil)
-	containersDesc = prometheus.NewDesc("kuri_containers", "Containers, by state.", []string{"state"}, nil)
-	exitsDesc      = prometheus.NewDesc("kuri_container_exits_total", "Containers that have exited since kurid was started, by reason.", []string{"reason"}, nil)
-	readersDesc    = prometheus.NewDesc("kuri_event_readers", "Clients that read container events.", nil, nil)
-	lagDesc        = prometheus.NewDesc("kuri_event_lag", "Events by which the slowest of these clients is behind.", nil, nil)
-)
-
-// Describe sends what there can be.
-func (podCollector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{podsDesc, containersDesc, exitsDesc, readersDesc, lagDesc} {
-		to <- d
+// steps notes how long the steps of a change took.
+func (t *telemetry) steps(r step.Report) {
+	if t == nil || !changes[r.Kind] {
+		return
 	}
-}
-
-// Collect sends what there is.
-func (c podCollector) Collect(to chan<- prometheus.Metric) {
-	count := c.pods.Count()
-	gauge := func(d *prometheus.Desc, value int, labels ...string) {
-		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), labels...)
+	for _, one := range r.Totals() {
+		t.stepping.WithLabelValues(r.Kind, one.Name).Observe(one.Took.Seconds())
 	}
-	for state, n := range count.Sandboxes {
-		gauge(podsDesc, n, string(state))
-	}
-	for state, n := range count.Containers {
-		gauge(containersDesc, n, string(state))
-	}
-	for reason, n := range count.Exits {
-		to <- prometheus.MustNewConstMetric(exitsDesc, prometheus.CounterValue, float64(n), reason)
-	}
-	gauge(readersDesc, count.EventReaders)
-	gauge(lagDesc, count.EventLag)
 }
 
 // scrapeLimits of the HTTP server: Prometheus asks every few seconds, and from few connections.

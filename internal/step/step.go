@@ -1,0 +1,243 @@
+package step
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Subject is what an operation is about, as far as it is known. Ids and names are whole.
+type Subject struct {
+	Namespace, Pod, PodID  string
+	Container, ContainerID string
+	Image                  string
+}
+
+// Caller is the process that has made the request.
+type Caller struct {
+	Pid     int32
+	UID     uint32
+	Program string
+}
+
+// Step is one step of an operation.
+type Step struct {
+	Name  string // one of a small set: it is the label of a metric
+	Began time.Time
+	Took  time.Duration // so far, for the last step of an operation that is in flight
+}
+
+// Grace is the step in which a process has the time to end that its stop allows: a long one is no fault of the node.
+const Grace = "grace"
+
+// Report is an operation at one moment. It is a copy.
+type Report struct {
+	Kind     string // the method, without its service
+	Subject  Subject
+	Caller   Caller
+	Began    time.Time
+	Took     time.Duration // until it was answered, or until now
+	Steps    []Step
+	Answered bool  // the caller has its answer, or has given up
+	Err      error // of the answer
+}
+
+// Operation is a request that is being worked on.
+type Operation struct {
+	of    *Operations
+	ctx   context.Context // of the request: the values in it are those of who asked; nothing waits for it
+	began time.Time
+
+	mu       sync.Mutex
+	kind     string
+	subject  Subject
+	caller   Caller
+	steps    []Step
+	open     bool // the last step has not ended
+	holds    int
+	answered time.Time // zero before
+	err      error
+}
+
+// Operations are all operations in flight.
+type Operations struct {
+	ended func(context.Context, Report)
+
+	mu   sync.Mutex
+	live map[*Operation]struct{}
+}
+
+// New returns an empty set. ended is called with each operation that is over, and the context that it was begun with; the
+// last step ends with the operation. nil is allowed.
+func New(ended func(context.Context, Report)) *Operations {
+	return &Operations{ended: ended, live: make(map[*Operation]struct{})}
+}
+
+type key struct{}
+
+// Begin begins an operation, which its caller ends with Answer, and returns a context that carries it.
+func (o *Operations) Begin(ctx context.Context, kind string, s Subject, c Caller) (context.Context, *Operation) {
+	op := &Operation{of: o, ctx: ctx, began: time.Now(), kind: kind, subject: s, caller: c, holds: 1}
+	o.mu.Lock()
+	o.live[op] = struct{}{}
+	o.mu.Unlock()
+	return context.WithValue(ctx, key{}, op), op
+}
+
+// List returns the operations in flight, the oldest first.
+func (o *Operations) List() []Report {
+	o.mu.Lock()
+	ops := make([]*Operation, 0, len(o.live))
+	for op := range o.live {
+		ops = append(ops, op)
+	}
+	o.mu.Unlock()
+	reports := make([]Report, len(ops))
+	for i, op := range ops {
+		reports[i] = op.Report()
+	}
+	slices.SortFunc(reports, func(a, b Report) int { return cmp.Or(a.Began.Compare(b.Began), cmp.Compare(a.Kind, b.Kind)) })
+	return reports
+}
+
+// of returns the operation that a context carries, nil for none.
+func of(ctx context.Context) *Operation {
+	op, _ := ctx.Value(key{}).(*Operation)
+	return op
+}
+
+// Enter begins a step of the operation that ctx carries, and ends the one before. Without an operation it does nothing.
+func Enter(ctx context.Context, name string) {
+	if op := of(ctx); op != nil {
+		op.mu.Lock()
+		defer op.mu.Unlock()
+		if op.holds > 0 {
+			now := time.Now()
+			op.close(now)
+			op.steps = append(op.steps, Step{Name: name, Began: now})
+			op.open = true
+		}
+	}
+}
+
+// Leave ends the step that the operation of ctx is at.
+func Leave(ctx context.Context) {
+	if op := of(ctx); op != nil {
+		op.mu.Lock()
+		defer op.mu.Unlock()
+		op.close(time.Now())
+	}
+}
+
+// close ends the last step. The caller holds mu.
+func (op *Operation) close(now time.Time) {
+	if op.open {
+		last := &op.steps[len(op.steps)-1]
+		last.Took = now.Sub(last.Began)
+		op.open = false
+	}
+}
+
+// Hold keeps the operation that ctx carries in flight until release is called, also when its caller has got an answer.
+func Hold(ctx context.Context) (release func()) {
+	op := of(ctx)
+	if op == nil {
+		return func() {}
+	}
+	op.mu.Lock()
+	op.holds++
+	op.mu.Unlock()
+	return sync.OnceFunc(op.release)
+}
+
+// Know fills in what is known of the subject since the operation began. Empty fields change nothing.
+func (op *Operation) Know(s Subject) {
+	op.mu.Lock()
+	defer op.mu.Unlock()
+	for _, f := range []struct {
+		at *string
+		is string
+	}{
+		{&op.subject.Namespace, s.Namespace}, {&op.subject.Pod, s.Pod}, {&op.subject.PodID, s.PodID},
+		{&op.subject.Container, s.Container}, {&op.subject.ContainerID, s.ContainerID}, {&op.subject.Image, s.Image},
+	} {
+		if f.is != "" {
+			*f.at = f.is
+		}
+	}
+}
+
+// Answer ends the operation for its caller, and altogether unless something holds it. It returns how it went.
+func (op *Operation) Answer(err error) Report {
+	op.mu.Lock()
+	op.answered, op.err = time.Now(), err
+	op.mu.Unlock()
+	op.release()
+	return op.Report()
+}
+
+func (op *Operation) release() {
+	op.mu.Lock()
+	op.holds--
+	over := op.holds == 0
+	if over {
+		op.close(time.Now())
+	}
+	op.mu.Unlock()
+	if !over {
+		return
+	}
+	op.of.mu.Lock()
+	delete(op.of.live, op)
+	op.of.mu.Unlock()
+	if op.of.ended != nil {
+		op.of.ended(op.ctx, op.Report())
+	}
+}
+
+// Report returns the operation as it is now.
+func (op *Operation) Report() Report {
+	op.mu.Lock()
+	defer op.mu.Unlock()
+	now := time.Now()
+	r := Report{
+		Kind: op.kind, Subject: op.subject, Caller: op.caller, Began: op.began, Took: now.Sub(op.began),
+		Steps: slices.Clone(op.steps), Answered: !op.answered.IsZero(), Err: op.err,
+	}
+	if r.Answered {
+		r.Took = op.answered.Sub(op.began)
+	}
+	if op.open {
+		last := &r.Steps[len(r.Steps)-1]
+		last.Took = now.Sub(last.Began)
+	}
+	return r
+}
+
+// Totals returns the time of each step, in the order of their first beginnings: one that was entered several times has the
+// sum.
+func (r Report) Totals() []Step {
+	var all []Step
+	for _, s := range r.Steps {
+		i := slices.IndexFunc(all, func(t Step) bool { return t.Name == s.Name })
+		if i < 0 {
+			all = append(all, s)
+			continue
+		}
+		all[i].Took += s.Took
+	}
+	return all
+}
+
+// Slowest returns the step that took longest, grace apart; the zero value when there is none.
+func (r Report) Slowest() Step {
+	var most Step
+	for _, s := range r.Totals() {
+		if s.Name != Grace && s.Took > most.Took {
+			most = s
+		}
+	}
+	return most
+}
