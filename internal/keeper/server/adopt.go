@@ -109,11 +109,16 @@ func (c *container) lost(what string, err error) {
 // no such process any more.
 func reopenPidfd(pid int, when string) (*os.File, error) {
 	pidfd, err := openPidfd(pid)
-	if errors.Is(err, unix.ESRCH) || err == nil && born(pid) != when {
-		if pidfd != nil {
-			pidfd.Close()
-		}
-		return nil, fault.New(fault.NotFound, "process %d is gone", pid)
+	var now string
+	if err == nil {
+		now, err = born(pid)
+	}
+	if errors.Is(err, unix.ESRCH) || err == nil && now != when {
+		err = fault.New(fault.NotFound, "process %d is gone", pid)
+	}
+	if err != nil && pidfd != nil {
+		pidfd.Close()
+		pidfd = nil
 	}
 	return pidfd, err
 }

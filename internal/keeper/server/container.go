@@ -183,8 +183,11 @@ func (c *container) ended() bool {
 
 // exiting tells whether a process is on its way out, or gone.
 func exiting(pid int) bool {
-	stat := processStat(pid)
+	stat, err := processStat(pid)
 	const flags, pfExiting = 9 - 3, 0x4 // of proc_pid_stat(5), where the state is the third
+	if err != nil {
+		return false // nobody knows; its pidfd will tell
+	}
 	if len(stat) <= flags {
 		return true
 	}

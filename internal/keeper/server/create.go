@@ -129,9 +129,13 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	}
 
 	// 8. The record, before anyone is told.
+	when, err := born(c.made.Pid)
+	if err != nil {
+		return nil, err
+	}
 	c.keep.watch(c.made.Pid)
 	err = c.become(api.State_CREATED, func(r *containerRecord) {
-		r.Made, r.Born, r.Pipes, r.CreatedAt = c.made, born(c.made.Pid), pipes, time.Now().UnixNano()
+		r.Made, r.Born, r.Pipes, r.CreatedAt = c.made, when, pipes, time.Now().UnixNano()
 	})
 	if err != nil {
 		return nil, err

@@ -2,7 +2,9 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -173,10 +175,11 @@ func (r *reaper) reapStrays(last suspect) suspect {
 		if pid == 0 {
 			return suspect{}
 		}
-		now := suspect{pid: pid, born: born(pid)}
+		when, err := born(pid)
+		now := suspect{pid: pid, born: when}
 		r.mu.Lock()
 		now.first = r.next
-		if last.pid == now.pid && last.born == now.born {
+		if last.pid == now.pid && last.born == now.born && err == nil {
 			now.first = last.first
 		}
 		_, maybe := r.known[pid]
@@ -194,23 +197,27 @@ func (r *reaper) reapStrays(last suspect) suspect {
 }
 
 // born is when a process was started, in the kernel's words; "" for one that has been reaped.
-func born(pid int) string {
-	stat := processStat(pid)
+func born(pid int) (string, error) {
+	stat, err := processStat(pid)
 	const starttime = 22 - 3 // of proc_pid_stat(5), where the state is the third
-	if len(stat) <= starttime {
-		return ""
+	if err != nil || len(stat) <= starttime {
+		return "", err
 	}
-	return stat[starttime]
+	return stat[starttime], nil
 }
 
 // processStat returns what the kernel tells of a process, from its state on; nil for one that has been reaped. The name
-// before it may be anything.
-func processStat(pid int) []string {
+// before it may be anything. The error says that the kernel was not asked, for want of a descriptor: such a process may
+// well be there.
+func processStat(pid int) ([]string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, nil
 	}
-	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if err != nil {
+		return nil, err
+	}
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), nil
 }
 
 // zombie returns the pid of a child that has ended and not been reaped, 0 for none. It does not reap it.

@@ -1,9 +1,13 @@
 package server
 
 import (
+	"errors"
+	"os"
 	"os/exec"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ended starts a child that ends at once, and returns when it is a zombie.
@@ -48,18 +52,49 @@ func TestAStrayIsReapedWhileOthersAreStarted(t *testing.T) {
 	cmd := ended(t)
 	go r.run()
 	defer r.stop()
-	if born(cmd.Process.Pid) == "" {
+	there := func() bool {
+		when, err := born(cmd.Process.Pid)
+		return err != nil || when != ""
+	}
+	if !there() {
 		t.Fatal("it is reaped while the start goes on in which it may have begun")
 	}
 	time.Sleep(2 * lookAgain)
 	defer r.hold()() // begins after the stray was seen
 	first()
-	for end := time.Now().Add(10 * time.Second); born(cmd.Process.Pid) != ""; time.Sleep(lookAgain / 10) {
+	for end := time.Now().Add(10 * time.Second); there(); time.Sleep(lookAgain / 10) {
 		if time.Now().After(end) {
 			t.Fatal("it is not reaped")
 		}
 	}
 	if err := cmd.Wait(); err == nil {
 		t.Error("it was there to be waited for")
+	}
+}
+
+// A process of which nothing can be read for want of a descriptor is not taken for one that is gone: execs in a container
+// that runs would be told that it has exited, and the next keeper would not find the container's process.
+func TestAProcessIsNotGoneForWantOfADescriptor(t *testing.T) {
+	cmd := ended(t)
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if !exiting(cmd.Process.Pid) {
+		t.Error("a process that was reaped is there")
+	}
+	var before unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: before.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	gone := exiting(os.Getpid())
+	when, err := born(os.Getpid())
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &before, nil); err != nil {
+		t.Fatal(err)
+	}
+	if gone || when != "" || !errors.Is(err, unix.EMFILE) {
+		t.Errorf("gone: %v, born: %q, %v", gone, when, err)
 	}
 }

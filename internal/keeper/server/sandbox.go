@@ -124,8 +124,10 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	failpoint.At("create sandbox: /dev/shm made")
 
 	// 4. The holder has its namespaces, too, and the record says which they are.
-	box.keepIn(s.keep)
 	back.Add("have the namespaces kept no longer", func(context.Context) error { box.dropFrom(s.keep); return nil })
+	if err := box.keepIn(s.keep); err != nil {
+		return nil, err
+	}
 	failpoint.At("create sandbox: namespaces kept")
 	box.rec.Made = true
 	if err := writeRecord(path, &box.rec); err != nil {
@@ -305,15 +307,17 @@ func (b *sandbox) held() map[string]*os.File {
 }
 
 // keepIn has the sandbox's namespaces kept outside this process, and notes which they are.
-func (b *sandbox) keepIn(k keep) {
+func (b *sandbox) keepIn(k keep) (err error) {
 	b.rec.Namespaces = make(map[string]uint64)
 	for kind, f := range b.held() {
 		k.put(sandboxName(b.id, kind), f)
 		b.rec.Namespaces[kind] = inodeOf(f)
 	}
 	if b.init != nil {
-		b.rec.InitPid, b.rec.InitBorn = b.init.Pid, born(b.init.Pid)
+		b.rec.InitPid = b.init.Pid
+		b.rec.InitBorn, err = born(b.init.Pid)
 	}
+	return err
 }
 
 func (b *sandbox) dropFrom(k keep) {
