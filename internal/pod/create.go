@@ -73,7 +73,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 
 	// 2. The image, whose layers stay as long as the container does.
 	step.Enter(ctx, "image")
-	img, lowerdirs, release, err := p.hold(cfg.GetImage(), s.Record().Handler)
+	img, lowerdirs, release, err := p.hold(cfg.GetImage(), p.handlerOf(s.Record()))
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	r := newContainerRecord(s.Record(), cfg, img)
 	r.ContainerRoot = p.ContainerRoot
 	r.CgroupsPath = p.Driver.Path(s.Record().CgroupParent, p.ScopePrefix, r.ID)
-	volumes, err := p.imageVolumes(r, s.Record().Handler)
+	volumes, err := p.imageVolumes(r, p.handlerOf(s.Record()))
 	if err != nil {
 		return nil, err
 	}
@@ -205,14 +205,14 @@ func (p *Pods) join(s *Sandbox, c *Container) error {
 
 // hold finds an image and keeps its layers from being removed until release. A reference stands for the image that was
 // pulled for the platform of the runtime handler: the one that the image names, else the pod's.
-func (p *Pods) hold(want *runtime.ImageSpec, handler string) (img *image.Image, lowerdirs []string, release func(), err error) {
+func (p *Pods) hold(want *runtime.ImageSpec, handler Handler) (img *image.Image, lowerdirs []string, release func(), err error) {
 	if want.GetImage() == "" {
 		return nil, nil, nil, fault.New(fault.Invalid, "config.image.image: a container needs an image")
 	}
 	if own := want.GetRuntimeHandler(); own != "" {
-		handler = own
+		handler = p.Handlers[own]
 	}
-	if img, err = p.Images.GetFor(want.GetImage(), p.Handlers[handler].Platform); err != nil {
+	if img, err = p.Images.GetFor(want.GetImage(), handler.Platform); err != nil {
 		return nil, nil, nil, fmt.Errorf("%w; pull it first", err)
 	}
 	release = p.Layers.Hold(img.DiffIDs)

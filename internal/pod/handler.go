@@ -10,9 +10,20 @@ import (
 
 // Handler is a runtime handler, what a RuntimeClass of the cluster names. The default one has the empty name, is always
 // there and is the zero Handler: the embedded OCI runtime, the node's networks.
+//
+// A pod keeps the handler that it was made with, whatever becomes of the configuration: its record has the whole of it.
 type Handler struct {
-	Platform   string // of the images of its containers, as image.ParsePlatform returns it; "": this node's
-	CNIConfDir string // where the CNI configurations of its pods are; "": where those of the default handler are
+	Platform   string `json:"platform,omitempty"`     // of the images of its containers, as image.ParsePlatform returns it; "": this node's
+	CNIConfDir string `json:"cni_conf_dir,omitempty"` // where the CNI configurations of its pods are; "": where those of the default handler are
+}
+
+// handlerOf returns the handler of a pod. In records of earlier versions there is but its name, which may be configured no
+// more: then it is the default one.
+func (p *Pods) handlerOf(r *SandboxRecord) Handler {
+	if r.Resolved != nil {
+		return *r.Resolved
+	}
+	return p.Handlers[r.Handler]
 }
 
 // withDefault is the configured handlers and the default one.

@@ -30,12 +30,28 @@ func TestHandlers(t *testing.T) {
 	}
 }
 
-func TestAPodsNetworkIsThatOfItsHandler(t *testing.T) {
-	p := &Pods{Options: Options{Handlers: withDefault(map[string]Handler{"blue": {CNIConfDir: "/etc/cni/blue.d"}})}}
-	for handler, dir := range map[string]string{"": "", "blue": "/etc/cni/blue.d", "gone": ""} {
-		r := &SandboxRecord{ID: newID(), Handler: handler, Config: message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{}}}
-		if got := p.networkPod(r).CNIConfDir; got != dir {
-			t.Errorf("handler %q: %q, want %q", handler, got, dir)
+// A pod's handler is what it was when the pod was made; of a record that has its name alone it is what that means now.
+func TestAPodKeepsItsHandler(t *testing.T) {
+	config := message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{}}
+	p := &Pods{Options: Options{Handlers: withDefault(map[string]Handler{"blue": {CNIConfDir: "/etc/cni/blue.d", Platform: "linux/arm64"}})}}
+	for _, c := range []struct {
+		name string
+		r    SandboxRecord
+		want Handler
+	}{
+		{"the default one", SandboxRecord{Resolved: &Handler{}}, Handler{}},
+		{"one that was changed", SandboxRecord{Handler: "blue", Resolved: &Handler{CNIConfDir: "/etc/cni/old.d"}}, Handler{CNIConfDir: "/etc/cni/old.d"}},
+		{"one that is gone", SandboxRecord{Handler: "red", Resolved: &Handler{Platform: "linux/arm64"}}, Handler{Platform: "linux/arm64"}},
+		{"the default one, by name", SandboxRecord{}, Handler{}},
+		{"one that is there, by name", SandboxRecord{Handler: "blue"}, Handler{CNIConfDir: "/etc/cni/blue.d", Platform: "linux/arm64"}},
+		{"one that is gone, by name", SandboxRecord{Handler: "red"}, Handler{}},
+	} {
+		c.r.ID, c.r.Config = newID(), config
+		if got := p.handlerOf(&c.r); got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
+		}
+		if got := p.networkPod(&c.r).CNIConfDir; got != c.want.CNIConfDir {
+			t.Errorf("%s: its network is of %q, want %q", c.name, got, c.want.CNIConfDir)
 		}
 	}
 }

@@ -49,8 +49,9 @@ type SandboxRecord struct {
 	State     State                              `json:"state"`
 	Config    message[*runtime.PodSandboxConfig] `json:"config"`
 	Handler   string                             `json:"handler,omitempty"`
-	CreatedAt int64                              `json:"created_at"` // nanoseconds since the epoch
-	BootID    string                             `json:"boot_id"`    // of the boot in which its processes live
+	Resolved  *Handler                           `json:"resolved_handler,omitempty"` // what Handler meant when the pod was made; nil before 0.2
+	CreatedAt int64                              `json:"created_at"`                 // nanoseconds since the epoch
+	BootID    string                             `json:"boot_id"`                    // of the boot in which its processes live
 
 	// NetnsPath is where the pod's own network namespace is pinned, "" for the node's.
 	NetnsPath string          `json:"netns_path,omitempty"`

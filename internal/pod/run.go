@@ -140,6 +140,7 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 		State:     Creating,
 		Config:    message[*runtime.PodSandboxConfig]{proto.CloneOf(cfg)},
 		Handler:   handler,
+		Resolved:  new(p.Handlers[handler]),
 		CreatedAt: time.Now().UnixNano(),
 		BootID:    p.bootID,
 	}
@@ -279,7 +280,7 @@ func (p *Pods) networkPod(r *SandboxRecord) network.Pod {
 		DNS:          network.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()},
 		CgroupParent: cfg.GetLinux().GetCgroupParent(),
 		Annotations:  cfg.GetAnnotations(),
-		CNIConfDir:   p.Handlers[r.Handler].CNIConfDir, // "" for a handler that is configured no more
+		CNIConfDir:   p.handlerOf(r).CNIConfDir,
 	}
 }
 

@@ -22,7 +22,7 @@ type imageVolumes struct {
 
 // imageVolumes finds the images of the container's mounts and the paths in them, keeps their layers from being removed
 // until release, and notes both in the record. A missing image or path is an error of kind NotFound.
-func (p *Pods) imageVolumes(r *ContainerRecord, handler string) (_ *imageVolumes, err error) {
+func (p *Pods) imageVolumes(r *ContainerRecord, handler Handler) (_ *imageVolumes, err error) {
 	v := &imageVolumes{sources: make(map[int]string)}
 	defer func() {
 		if err != nil {
@@ -40,7 +40,7 @@ func (p *Pods) imageVolumes(r *ContainerRecord, handler string) (_ *imageVolumes
 	return v, nil
 }
 
-func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *runtime.Mount, handler string) error {
+func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *runtime.Mount, handler Handler) error {
 	if _, err := p.Handler(m.GetImage().GetRuntimeHandler()); err != nil {
 		return err
 	}
