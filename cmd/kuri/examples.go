@@ -19,7 +19,7 @@ var examples = map[string]string{
 	"kuri image diff":    "  kuri image diff web:1         the files of each layer\n  kuri image diff web:1 web:2   the files in which two images differ",
 	"kuri image inspect": "  kuri image inspect nginx:1 -o jsonpath={.status.size}",
 	"kuri info":          "  kuri info\n  kuri info -o jsonpath={.status.conditions}",
-	"kuri inspect":       "  kuri inspect web\n  kuri inspect web/server -o jsonpath={.status.exitCode}",
+	"kuri inspect":       "  kuri inspect web\n  kuri inspect web/server -o json\n  kuri inspect web/server -o jsonpath={.status.exitCode}",
 	"kuri login":         "  kuri login registry.example\n  kuri login -u me --password-stdin registry.example <password",
 	"kuri logout":        "  kuri logout registry.example",
 	"kuri network prune": "  kuri network prune",

@@ -22,7 +22,7 @@ func (c *cli) imageCommand() *cobra.Command {
 func (c *cli) imageInspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "inspect IMAGE",
-		Short:             "Print all that the runtime tells about an image",
+		Short:             "Show what an image is, or all that the runtime tells about it",
 		Args:              takes(1, 1),
 		ValidArgsFunction: c.completeImages(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -30,7 +30,7 @@ func (c *cli) imageInspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.printTree(v)
+			return c.printSubject(v)
 		},
 	}
 	c.formatFlag(cmd)

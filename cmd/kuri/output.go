@@ -91,14 +91,6 @@ func (c *cli) print(v any, table func() error) error {
 	return c.printData(v)
 }
 
-// printTree writes what there is no table of: as JSON, or as YAML where that is asked for.
-func (c *cli) printTree(v any) error {
-	if c.tabular() {
-		c.format = formatJSON
-	}
-	return c.printData(v)
-}
-
 // printData writes v as JSON or YAML, or by a template. v may be a message of the CRI, or a map or slice of such messages.
 func (c *cli) printData(v any) error {
 	raw, err := marshal(v)
