@@ -13,5 +13,6 @@
 // mentioned, or by one that is killed before it runs. It owns the pod's other namespaces, so the pod's root rules there.
 //
 // Namespaces belong to threads. Everything here that enters one does so on an OS thread of its own which ends afterwards
-// ([OnThread]); no other goroutine ever runs in it. The package has no state and no locks. It is the keeper's alone.
+// ([OnThread]); no other goroutine ever runs in it. The package has no state and no locks. What makes or enters
+// namespaces is the keeper's alone.
 package namespace

@@ -109,7 +109,7 @@ func (s *Set) make(cfg Config, asked, defaults sysctl.Values, inside func(*sysca
 func (s *Set) Close() error {
 	var errs []error
 	if s.NetnsPath != "" {
-		errs = append(errs, unpin(s.NetnsPath))
+		errs = append(errs, Unpin(s.NetnsPath))
 		s.NetnsPath = ""
 	}
 	for _, f := range []**os.File{&s.IPC, &s.UTS, &s.User} {
@@ -127,7 +127,7 @@ func pin(ns, path string) error {
 		return err
 	}
 	// What a killed keeper left of the same pod is replaced.
-	if err := unpin(path); err != nil {
+	if err := Unpin(path); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o444)
@@ -142,7 +142,11 @@ func pin(ns, path string) error {
 	return nil
 }
 
-func unpin(path string) error {
+// Pin is where the network namespace of a pod is pinned: `ip netns` and CNI plugins look there.
+func Pin(pod string) string { return "/run/netns/kuri-" + pod }
+
+// Unpin gives up the network namespace that is pinned at path, and removes the file. One that is not there is a success.
+func Unpin(path string) error {
 	// EINVAL: not a mount point.
 	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL && err != unix.ENOENT {
 		return fmt.Errorf("unmount %s: %w", path, err)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/spec"
 )
@@ -155,4 +156,4 @@ func (p paths) volume(c string, i int) string {
 }
 func (p paths) shm(pod string) string { return filepath.Join(p.state, "mounts", pod, "shm") }
 
-func netnsPath(pod string) string { return "/run/netns/kuri-" + pod }
+func netnsPath(pod string) string { return namespace.Pin(pod) }

@@ -284,6 +284,36 @@ func TestDamagedRecords(t *testing.T) {
 	}
 }
 
+// A sandbox whose record was lost leaves nothing when it is removed: neither its network namespace nor its init.
+func TestRemoveSandboxWithDamagedRecord(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/"+r.Id })
+	if box.InitPid == 0 {
+		t.Fatal("it has no init")
+	}
+	n.must(os.WriteFile(filepath.Join(n.state, "keeper", "sandboxes", box.Id+".json"), []byte("{"), 0o600))
+	n.killKeeper(false)
+	list, err := n.List(t.Context())
+	n.must(err)
+	if len(list.Sandboxes) != 0 {
+		t.Fatalf("the keeper holds %v", list.Sandboxes)
+	}
+	n.must(n.RemoveSandbox(t.Context(), box.Id))
+	if _, err := os.Lstat("/run/netns/kuri-" + box.Id); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its network namespace is pinned still: %v", err)
+	}
+	if !eventually(func() bool { return unix.Kill(int(box.InitPid), 0) == unix.ESRCH }) {
+		t.Error("its init lives")
+	}
+	for _, root := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} { // above it is the pod's, which is kurid's to remove
+		dirs, _ := filepath.Glob(root + n.cgroup + "/" + box.Id)
+		for _, dir := range dirs {
+			os.Remove(dir)
+		}
+	}
+	n.must(n.RemoveSandbox(t.Context(), box.Id))
+}
+
 // A holder that hangs is waited for once.
 func TestHangingHolder(t *testing.T) {
 	n := newNode(t)

@@ -257,6 +257,9 @@ func (s *Server) RemoveSandbox(ctx context.Context, id string) error {
 func (s *Server) removeSandbox(id string) (err error) {
 	defer s.stir()
 	box, err := s.beginRemoval(id)
+	if box == nil && err == nil && checkID(id) == nil {
+		return s.removeUnrecorded(id)
+	}
 	if box == nil {
 		return err
 	}

@@ -1,0 +1,92 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/namespace"
+	"github.com/kuri-cri/kuri/internal/oci"
+)
+
+// removeUnrecorded gives up what a sandbox has whose record was lost: what is found by its id. Nothing is a success. One that
+// has a record, and is not known yet, is being made.
+func (s *Server) removeUnrecorded(id string) error {
+	path := s.recordPath(sandboxRecords, id)
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	}
+	if err := endUnrecordedInit(id); err != nil {
+		return err
+	}
+	return errors.Join(namespace.Unpin(namespace.Pin(id)), s.shm.RemoveShm(id), removeDirs(filepath.Join(s.mounts(), id, "shm")),
+		removeRecord(path+".damaged"))
+}
+
+// endUnrecordedInit kills the processes in the cgroup of a pod's init, and waits until they have ended. It looks only where
+// the network namespace of such a pod is still pinned: most often there is nothing, and /proc is long.
+func endUnrecordedInit(id string) error {
+	if _, err := os.Lstat(namespace.Pin(id)); err != nil {
+		return nil
+	}
+	limit := time.Now().Add(killLimit)
+	for {
+		pids, err := initsOf(id)
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("the init process of sandbox %s cannot be killed: process %s", id, oci.Describe(pids[0]))
+		}
+		for _, pid := range pids {
+			slog.Warn("killing the init of a pod whose record was lost", "pod", id, "pid", pid)
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+				return fmt.Errorf("end the init of sandbox %s: %w", id, err)
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// initsOf lists the processes in the cgroup that is named after a pod.
+func initsOf(id string) ([]int, error) {
+	groups, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, path := range groups {
+		body, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(body)) {
+			base := filepath.Base(strings.TrimSpace(line))
+			if base != id && !strings.HasSuffix(base, "-"+id+".scope") {
+				continue
+			}
+			pid := 0
+			if _, err := fmt.Sscanf(path, "/proc/%d/cgroup", &pid); err == nil && !hasEnded(pid) {
+				pids = append(pids, pid)
+			}
+			break
+		}
+	}
+	return pids, nil
+}
+
+// hasEnded reports whether a process is a zombie, or gone.
+func hasEnded(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, after, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')'):]), " ")
+	return strings.HasPrefix(after, "Z") || strings.HasPrefix(after, "X")
+}
