@@ -41,10 +41,11 @@ type Options struct {
 // Runtime is a connection to a runtime endpoint. Its methods are those of runtime.v1.RuntimeService.
 type Runtime struct {
 	runtimeapi.RuntimeServiceClient
-	// Network and Files are Kuri's own additions to the RuntimeService, see api/kuri/v1. On another runtime their calls
-	// answer Unimplemented.
+	// Network, Files and Doctor are Kuri's own additions to the RuntimeService, see api/kuri/v1. On another runtime their
+	// calls answer Unimplemented.
 	Network kuriv1.NetworkClient
 	Files   kuriv1.FilesClient
+	Doctor  kuriv1.DoctorClient
 	*conn
 }
 
@@ -71,6 +72,7 @@ func DialRuntime(ctx context.Context, endpoint string, o Options) (*Runtime, err
 		RuntimeServiceClient: runtimeapi.NewRuntimeServiceClient(c.in(c.version)),
 		Network:              kuriv1.NewNetworkClient(c.grpc),
 		Files:                kuriv1.NewFilesClient(c.grpc),
+		Doctor:               kuriv1.NewDoctorClient(c.grpc),
 		conn:                 c,
 	}, nil
 }

@@ -17,7 +17,7 @@ const module = "github.com/kuri-cri/kuri/"
 // (keeper/server, keeper/api) lives with it.
 var floors = map[string]int{
 	"server": 4,
-	"pod":    3, "image": 3,
+	"pod":    3, "image": 3, "doctor": 3,
 	"spec": 2, "keeper": 2, "oci": 2, "network": 2, "layer": 2, "registry": 2, "cgroup": 2, "stream": 2, "node": 2, "rootfs": 2,
 	"quota": 2, "metric": 2, "verifier": 2, "listen": 2,
 	"namespace": 1, "holder": 1, "record": 1, "event": 1, "flight": 1, "undo": 1, "config": 1, "sha256": 1,
@@ -30,6 +30,8 @@ var floors = map[string]int{
 // neighbours are the imports within a floor, each with its reason.
 var neighbours = map[string]string{
 	"pod image":      "a container is made of an image",
+	"doctor pod":     "what the node has is compared with the records of pods",
+	"doctor image":   "and with those of images",
 	"stream keeper":  "a client's streams are those of a session of the keeper",
 	"keeper oci":     "the keeper's server half runs containers by an OCI runtime",
 	"metric cgroup":  "metrics follow from what is read of a cgroup",

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/config"
+	"github.com/kuri-cri/kuri/internal/doctor"
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper"
@@ -138,6 +139,10 @@ func serve(ctx context.Context, cfg config.Config) (left *rest, err error) {
 		Info:       configInfo(cfg, driver, values),
 		About:      (&about{cfg: cfg, node: facts, keeper: keep, holder: held, network: net, images: images, pods: pods, began: time.Now()}).info,
 		SetPodCIDR: net.SetPodCIDR, PruneNetwork: net.Prune,
+		Doctor: doctor.Node{
+			Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot, Driver: driver, Cgroups: podOptions.Cgroups,
+			Pods: pods.Inventory, Layers: layers, Network: net,
+		},
 	})
 	if err != nil {
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
+	"github.com/kuri-cri/kuri/internal/doctor"
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/network"
@@ -64,6 +65,8 @@ type Options struct {
 	SetPodCIDR func([]netip.Prefix) error
 	// PruneNetwork takes the built-in network away when no pod has an address of it, and returns the pods that do.
 	PruneNetwork func(context.Context) ([]string, error)
+	// Doctor is the node as kuri.v1.Doctor examines it.
+	Doctor doctor.Node
 }
 
 // Server serves the CRI on one socket or two.
@@ -102,6 +105,7 @@ func Listen(o Options) (*Server, error) {
 	register(main, ownAnswers(&runtime.RuntimeService_ServiceDesc), cri)
 	kuriv1.RegisterNetworkServer(main, &networkService{prune: o.PruneNetwork})
 	kuriv1.RegisterFilesServer(main, &filesService{pods: o.Pods})
+	kuriv1.RegisterDoctorServer(main, &doctorService{node: o.Doctor})
 	s.grpc = append(s.grpc, main)
 	imageServer := main
 	if o.ImageListen != "" {

@@ -1,0 +1,215 @@
+package doctor
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// staleSockets finds sockets in the state directory at which nobody listens.
+func staleSockets(s *scene) ([]Finding, error) {
+	paths, err := filepath.Glob(filepath.Join(s.State, "*.sock"))
+	if err != nil {
+		return nil, err
+	}
+	var found []Finding
+	for _, path := range paths {
+		if !refused(path) {
+			continue
+		}
+		found = append(found, Finding{
+			Subject: path, Problem: "nobody listens at this socket: the process that made it was killed",
+			fix: func(context.Context) error {
+				if !refused(path) {
+					return fault.New(fault.Precondition, "somebody listens there now")
+				}
+				return remove(path)
+			},
+		})
+	}
+	return found, nil
+}
+
+// refused reports whether a socket is there, of any type, and nobody listens.
+func refused(path string) bool {
+	if st, err := os.Lstat(path); err != nil || st.Mode()&fs.ModeSocket == 0 {
+		return false
+	}
+	for _, network := range []string{"unix", "unixpacket"} {
+		conn, err := net.DialTimeout(network, path, time.Second)
+		if err == nil {
+			conn.Close()
+			return false
+		}
+		if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EPROTOTYPE) {
+			return false
+		}
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return true
+		}
+	}
+	return false
+}
+
+// StaleLocks finds locks of a data directory whose owner has ended: another process has inherited the open file. It needs
+// no lock itself.
+func StaleLocks(root, state string) ([]Finding, error) {
+	found, err := staleLocks(&scene{Node: Node{Root: root, State: state}})
+	for i := range found {
+		found[i].Check = "locks"
+	}
+	return found, err
+}
+
+func staleLocks(s *scene) ([]Finding, error) {
+	owners, err := flocks()
+	if err != nil {
+		return nil, err
+	}
+	var found []Finding
+	for _, path := range []string{
+		filepath.Join(s.Root, "kurid.lock"), filepath.Join(s.State, "kurid.lock"),
+		filepath.Join(s.State, "keeper", "lock"), filepath.Join(s.State, "holder.lock"),
+	} {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil {
+			continue
+		}
+		if owners[fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)] {
+			continue
+		}
+		heir := whoHas(st.Dev, st.Ino)
+		if heir == 0 || !isLocked(path) {
+			continue
+		}
+		f := Finding{
+			Subject: path, Problem: "the process that took this lock has ended, and it is still locked",
+			Advice: fmt.Sprintf("end %s, which has inherited the open file", describe([]int{heir})),
+		}
+		found = append(found, f)
+	}
+	return found, nil
+}
+
+// flocks reads which files are locked by a process that lives, by device and inode (proc_locks(5)). The kernel leaves out
+// those whose owner has ended.
+func flocks() (map[string]bool, error) {
+	f, err := os.Open("/proc/locks")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	owned := map[string]bool{}
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		// 1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF
+		if field := strings.Fields(lines.Text()); len(field) >= 6 && field[1] == "FLOCK" {
+			owned[field[5]] = true
+		}
+	}
+	return owned, lines.Err()
+}
+
+// isLocked reports whether somebody has locked the file.
+func isLocked(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
+// whoHas returns a process that has the file open, 0 for none that can be seen.
+func whoHas(dev uint64, ino uint64) int {
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, fd := range fds {
+		var st unix.Stat_t
+		if unix.Stat(fd, &st) == nil && st.Dev == dev && st.Ino == ino {
+			pid, _ := strconv.Atoi(strings.Split(fd, "/")[2])
+			return pid
+		}
+	}
+	return 0
+}
+
+// uidForm is that of the uids that kuri run gives.
+var uidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// runFilesAge is how long the files of a pod of kuri run may be there before the pod is: it pulls the images in between.
+const runFilesAge = time.Hour
+
+// strayRunFiles finds volumes and log directories of pods of kuri run that are gone. The log directories of other pods are
+// the kubelet's, which removes them.
+func strayRunFiles(s *scene) ([]Finding, error) {
+	entries, err := os.ReadDir(s.RunDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	uids := map[string]bool{}
+	for _, r := range s.pods.Sandboxes {
+		uids[r.UID()] = true
+	}
+	var found []Finding
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !e.IsDir() || !uidForm.MatchString(e.Name()) || uids[e.Name()] || time.Since(info.ModTime()) < runFilesAge {
+			continue
+		}
+		dir := filepath.Join(s.RunDir, e.Name())
+		logs, err := filepath.Glob(filepath.Join(s.LogDir, "*_*_"+e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		f := Finding{Subject: strings.Join(append([]string{dir}, logs...), ", "), Problem: "they are the volumes and the logs of a pod of kuri run that is gone"}
+		if mounted(dir) {
+			f.Advice = "something is mounted below: unmount it, and ask again"
+		} else if s.unknownRuns() {
+			f.Advice = "whether a pod without a record has them is not certain: mend that first, and ask again"
+		} else {
+			f.fix = func(context.Context) error {
+				if mounted(dir) {
+					return fault.New(fault.Precondition, "something is mounted below")
+				}
+				// The directory that tells whose the logs are goes last.
+				for _, path := range logs {
+					if err := os.RemoveAll(path); err != nil {
+						return err
+					}
+				}
+				return os.RemoveAll(dir)
+			}
+		}
+		found = append(found, f)
+	}
+	return found, nil
+}
+
+// mounted reports whether something is mounted below dir, or cannot say that nothing is.
+func mounted(dir string) bool {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); len(fields) > 4 {
+			if _, below := within(unescape(fields[4]), dir); below {
+				return true
+			}
+		}
+	}
+	return false
+}

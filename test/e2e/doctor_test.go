@@ -1,0 +1,476 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// examined is what kuri doctor -o json prints.
+type examined struct {
+	Damages []damage
+	Blind   []struct{ Check, Error string }
+	Serving bool
+}
+
+type damage struct {
+	Check, Subject, Problem, Advice string
+	Fixable, Fixed                  bool
+	FixError                        string
+}
+
+// doctor runs kuri doctor and returns its report and exit code.
+func doctor(t *testing.T, d *harness.Daemon, flags ...string) (examined, int) {
+	t.Helper()
+	args := append([]string{"doctor", "-o", "json", "--kurid-config", filepath.Join(d.Dir, "config.toml")}, flags...)
+	out, errs, code := d.Kuri(t, args...)
+	var r examined
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatalf("kuri doctor: exit code %d, %v: %s%s", code, err, out, errs)
+	}
+	for _, b := range r.Blind {
+		t.Errorf("kuri doctor could not look at %s: %s", b.Check, b.Error)
+	}
+	return r, code
+}
+
+// id is one that no pod and no container has.
+func id(digit string) string { return strings.Repeat(digit, 64) }
+
+// mess is one damage, made by hand.
+type mess struct {
+	check, subject string // the row that finds it, and a part of what it names
+	fixable        bool
+	make           func(*testing.T)
+	there          func() bool // whether it is there still
+}
+
+// TestDoctor damages a node in every way that kuri doctor knows, beside pods that run. All is found and nothing else, what
+// can be mended is, and what is others' or runs stays as it was.
+func TestDoctor(t *testing.T) {
+	scratch := t.TempDir()
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("container_root = %q", filepath.Join(scratch, "writable"))})
+	image := d.PullBusybox(t)
+	config := harness.Pod("healthy")
+	config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 24680}}
+	pod := d.RunPod(t, config)
+	c := d.Run(t, pod, harness.Container("main", image, "sleep", "1000"), config)
+
+	// A healthy node with a pod: nothing is found, whether or not kurid serves.
+	if out, errs, code := d.Kuri(t, "doctor"); code != 0 || !strings.Contains(out, "nothing is wrong") {
+		t.Errorf("a healthy node: exit code %d: %s%s", code, out, errs)
+	}
+	d.Stop(t)
+	if r, code := doctor(t, d); code != 0 || len(r.Damages) > 0 || r.Serving {
+		t.Errorf("a healthy node without kurid: exit code %d: %+v", code, r)
+	}
+	d.Continue(t)
+
+	foreign := othersThings(t, scratch)
+	messes := slices.Concat(kernelMesses(t, d), diskMesses(t, d, pod, scratch))
+	for _, m := range messes {
+		m.make(t)
+	}
+	r, code := doctor(t, d)
+	if code != 1 || !r.Serving {
+		t.Errorf("exit code %d, serving %v", code, r.Serving)
+	}
+	matchDamages(t, messes, r.Damages)
+	if out, _, code := d.Kuri(t, "doctor"); code != 1 || !strings.Contains(out, "what to do: ") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+
+	r, code = doctor(t, d, "--fix")
+	if code != 1 { // what cannot be mended is left
+		t.Errorf("--fix: exit code %d", code)
+	}
+	for _, dm := range r.Damages {
+		if dm.Fixable != dm.Fixed || dm.FixError != "" {
+			t.Errorf("--fix of %s %s: fixed %v, %s", dm.Check, dm.Subject, dm.Fixed, dm.FixError)
+		}
+	}
+	for _, m := range messes {
+		if m.there() == m.fixable {
+			t.Errorf("after --fix: %s %s is there: %v", m.check, m.subject, m.there())
+		}
+	}
+	r, _ = doctor(t, d)
+	for _, dm := range r.Damages {
+		if dm.Fixable {
+			t.Errorf("after --fix this is found: %+v", dm)
+		}
+	}
+	// Nothing else was touched.
+	for what, there := range foreign {
+		if !there() {
+			t.Errorf("--fix took what is not Kuri's: %s", what)
+		}
+	}
+	if out := d.Output(t, c, "echo", "alive"); out != "alive\n" {
+		t.Errorf("the container says %q", out)
+	}
+	if s := d.PodStatus(t, pod); s.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		t.Errorf("the pod is %v", s.State)
+	}
+}
+
+// matchDamages fails t unless each mess has its damage and each damage its mess.
+func matchDamages(t *testing.T, messes []mess, found []damage) {
+	t.Helper()
+	for _, m := range messes {
+		n := slices.IndexFunc(found, func(dm damage) bool { return dm.Check == m.check && strings.Contains(dm.Subject, m.subject) })
+		if n < 0 {
+			t.Errorf("not found: %s %s", m.check, m.subject)
+			continue
+		}
+		if dm := found[n]; dm.Fixable != m.fixable || dm.Problem == "" || dm.Advice == "" {
+			t.Errorf("fixable is to be %v: %+v", m.fixable, dm)
+		}
+		found = slices.Delete(slices.Clone(found), n, n+1)
+	}
+	for _, dm := range found {
+		t.Errorf("found, and nobody made it: %+v", dm)
+	}
+}
+
+// kernelMesses are those in the kernel.
+func kernelMesses(t *testing.T, d *harness.Daemon) []mess {
+	table := ""
+	for line := range strings.Lines(run(t, "nft", "list", "tables")) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "table inet "); ok && strings.HasPrefix(name, "kuri-") && !strings.HasSuffix(name, "-apart") {
+			table = name
+		}
+	}
+	netns, busy, group, crowd := "/run/netns/kuri-"+id("a"), "/run/netns/kuri-"+id("b"), "kuri-"+id("c"), "kuri-"+id("d")
+	point := filepath.Join(d.State, "mounts", id("e"))
+	mount := filepath.Join(d.State, "pods", id("f"))
+	sleeper := func(t *testing.T, args ...string) int {
+		cmd := exec.Command(args[0], args[1:]...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		return cmd.Process.Pid
+	}
+	return []mess{
+		{"network namespaces", netns, true, func(t *testing.T) { pinNetns(t, netns) }, exists(netns)},
+		{"network namespaces", busy, false, func(t *testing.T) {
+			pinNetns(t, busy)
+			sleeper(t, "nsenter", "--net="+busy, "sleep", "1000")
+			t.Cleanup(func() { unpinNetns(t, busy) })
+			harness.FindProcess(t, "sleep 1000")
+		}, exists(busy)},
+		{"network", "link kuri12345678901", true, func(t *testing.T) {
+			run(t, "ip", "link", "add", "kuri12345678901", "type", "veth", "peer", "name", "peer0")
+			run(t, "ip", "link", "set", "kuri12345678901", "master", "kuri0")
+		}, exists("/sys/class/net/kuri12345678901")},
+		{"network", "nftables inet " + table, true, func(t *testing.T) {
+			run(t, "nft", "add", "element", "inet", table, "any4", "{ tcp . 9999 : 10.9.9.9 . 80 }")
+		}, func() bool { return strings.Contains(run(t, "nft", "list", "table", "inet", table), "10.9.9.9") }},
+		{"mounts", mount, true, func(t *testing.T) {
+			mkdirAll(t, mount)
+			run(t, "mount", "-t", "tmpfs", "mess", mount)
+		}, func() bool { return strings.Contains(strings.Join(harness.MountPoints(t), "\n"), mount) }},
+		{"directories of pods", mount, true, func(*testing.T) {}, exists(mount)},
+		{"mount points", point, true, func(t *testing.T) { mkdirAll(t, filepath.Join(point, "rootfs")) }, exists(point)},
+		{"cgroups", "/" + group, true, func(t *testing.T) { makeCgroups(t, group) }, func() bool { return len(cgroupsNamed(group)) > 0 }},
+		{"processes", crowd, false, func(t *testing.T) {
+			makeCgroups(t, crowd)
+			t.Cleanup(func() { harness.RemoveCgroup(t, "/"+crowd) })
+			pid := sleeper(t, "sleep", "1001")
+			for _, dir := range cgroupsNamed(crowd) {
+				harness.Write(t, dir, "cgroup.procs", strconv.Itoa(pid))
+			}
+			t.Cleanup(func() {
+				for _, dir := range cgroupsNamed(crowd) {
+					harness.Eventually(t, 5*time.Second, "the cgroup is empty", func() error {
+						if text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err != nil || len(text) > 0 {
+							return fmt.Errorf("%s %v", text, err)
+						}
+						return nil
+					})
+				}
+			})
+			t.Cleanup(func() { exec.Command("kill", "-9", strconv.Itoa(pid)).Run() })
+		}, func() bool { return len(cgroupsNamed(crowd)) > 0 }},
+	}
+}
+
+// diskMesses are those on the disk.
+func diskMesses(t *testing.T, d *harness.Daemon, pod, scratch string) []mess {
+	record := filepath.Join(d.Root, "pods", pod, "pod.json")
+	rest := filepath.Join(d.Root, "pods", id("1"))
+	lease := filepath.Join(d.State, "network", "leases", id("2")+".json.damaged")
+	writable := filepath.Join(scratch, "writable", "containers", id("3"))
+	layer := filepath.Join(d.Root, "layers", id("4"))
+	image := filepath.Join(d.Root, "images", id("5")+".json.damaged")
+	socket := filepath.Join(d.State, "old.sock")
+	runFiles := "/var/lib/kuri-run/12345678-1234-1234-1234-123456789012"
+	logs := "/var/log/pods/default_gone_12345678-1234-1234-1234-123456789012"
+	write := func(path string) func(*testing.T) {
+		return func(t *testing.T) { harness.Write(t, filepath.Dir(path), filepath.Base(path), "{") }
+	}
+	recipes, err := filepath.Glob(filepath.Join(d.Root, "layers", "*", "tar.recipe"))
+	if err != nil || len(recipes) == 0 {
+		t.Fatalf("the image's layers have no recipe: %v", err)
+	}
+	broken := filepath.Dir(recipes[0])
+	return []mess{
+		{"records", record + ".damaged", true, write(record + ".damaged"), exists(record + ".damaged")},
+		{"records", lease, true, write(lease), exists(lease)},
+		{"directories of pods", rest, true, func(t *testing.T) { mkdirAll(t, filepath.Join(rest, "containers", id("6"), "upper")) }, exists(rest)},
+		{"directories of pods", rest + "/containers/" + id("6"), true, func(*testing.T) {}, exists(rest)},
+		{"writable layers", writable, true, func(t *testing.T) {
+			mkdirAll(t, filepath.Join(writable, "upper"))
+			if err := os.Symlink(filepath.Join(d.Root, "pods", id("7")), filepath.Join(writable, "owner")); err != nil {
+				t.Fatal(err)
+			}
+		}, exists(writable)},
+		{"layers", layer, true, func(t *testing.T) { mkdirAll(t, filepath.Join(layer, "fs")) }, exists(layer)},
+		{"layers", broken, false, func(t *testing.T) {
+			if err := os.Rename(recipes[0], recipes[0]+".away"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.Rename(recipes[0]+".away", recipes[0]) })
+		}, exists(broken)},
+		{"images", image, false, func(t *testing.T) {
+			write(image)(t)
+			t.Cleanup(func() { os.Remove(image) })
+		}, exists(image)},
+		{"sockets", socket, true, func(t *testing.T) {
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.SetUnlinkOnClose(false)
+			l.Close()
+		}, exists(socket)},
+		{"files of kuri run", runFiles, true, func(t *testing.T) {
+			mkdirAll(t, runFiles)
+			mkdirAll(t, logs)
+			if err := os.Chtimes(runFiles, time.Now(), time.Now().Add(-2*time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+		}, func() bool { return exists(runFiles)() || exists(logs)() }},
+	}
+}
+
+// othersThings makes what looks like Kuri's and is not, and returns what tells whether it is there still.
+func othersThings(t *testing.T, scratch string) map[string]func() bool {
+	t.Helper()
+	pinNetns(t, "/run/netns/cni-1234")
+	run(t, "ip", "link", "add", "kuri98765432109", "type", "veth", "peer", "name", "peer1")
+	run(t, "nft", "add", "table", "inet", "of-another")
+	makeCgroups(t, "another/"+id("8"))
+	unclaimed := filepath.Join(scratch, "writable", "containers", id("9"), "upper")
+	logs := "/var/log/pods/default_web_87654321-1234-1234-1234-123456789012"
+	mkdirAll(t, unclaimed)
+	mkdirAll(t, logs)
+	fresh := "/var/lib/kuri-run/87654321-4321-4321-4321-123456789012" // kuri run is at work
+	mkdirAll(t, fresh)
+	t.Cleanup(func() {
+		unpinNetns(t, "/run/netns/cni-1234")
+		run(t, "ip", "link", "delete", "kuri98765432109")
+		run(t, "nft", "delete", "table", "inet", "of-another")
+		harness.RemoveCgroup(t, "/another")
+		os.RemoveAll(fresh)
+		os.RemoveAll(logs)
+	})
+	return map[string]func() bool{
+		"a network namespace": exists("/run/netns/cni-1234"), "a link": exists("/sys/class/net/kuri98765432109"),
+		"a table":  func() bool { return strings.Contains(run(t, "nft", "list", "tables"), "of-another") },
+		"a cgroup": func() bool { return len(cgroupsNamed("another/"+id("8"))) > 0 }, "a writable layer": exists(unclaimed),
+		"a log directory": exists(logs), "files of kuri run": exists(fresh),
+	}
+}
+
+// TestDoctorOfPods damages pods that run: it is told, and nothing is done about it.
+func TestDoctorOfPods(t *testing.T) {
+	s := newShell(t)
+	config := harness.Pod("broken")
+	pod := s.RunPod(t, config)
+	c := s.Run(t, pod, harness.Container("main", s.image, "sleep", "1002"), config)
+	pid := harness.FindProcess(t, "sleep 1002")
+
+	// Its cgroup is taken away, its network namespace unpinned.
+	for _, dir := range cgroupsOf(t, pid) {
+		leave(t, filepath.Dir(filepath.Dir(dir)), pid)
+	}
+	harness.RemoveCgroup(t, "/kuri-"+pod)
+	run(t, "umount", "-l", "/run/netns/kuri-"+pod)
+	r, code := doctor(t, s.Daemon, "--fix")
+	if code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+	said := map[string]string{}
+	for _, dm := range r.Damages {
+		said[dm.Check] += dm.Subject + ": " + dm.Problem + "; " + dm.Advice
+		if dm.Fixed {
+			t.Errorf("it was fixed: %+v", dm)
+		}
+	}
+	if !strings.Contains(said["pods"], "its network namespace is gone") || !strings.Contains(said["pods"], "kuri rm -f id:"+pod[:13]) {
+		t.Errorf("of the pod: %q", said["pods"])
+	}
+	if !strings.Contains(said["containers"], "its cgroup is gone") || !strings.Contains(said["containers"], fmt.Sprintf("process %d goes on", pid)) {
+		t.Errorf("of the container: %q", said["containers"])
+	}
+	if !exists(fmt.Sprintf("/proc/%d", pid))() {
+		t.Error("the process was ended")
+	}
+	// What is advised mends it.
+	exec.Command("kill", "-9", strconv.Itoa(pid)).Run()
+	if out, errs, code := s.Kuri(t, "rm", "-f", "id:"+pod[:13]); code != 0 {
+		t.Errorf("kuri rm: %d %s%s", code, out, errs)
+	}
+	if r, code := doctor(t, s.Daemon); code != 0 {
+		t.Errorf("after that: exit code %d, %+v", code, r)
+	}
+	_ = c
+}
+
+// TestDoctorWithoutDaemon mends what a stopped kurid has left, while its pod goes on.
+func TestDoctorWithoutDaemon(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.Pod("on")
+	pod := d.RunPod(t, config)
+	c := d.Run(t, pod, harness.Container("main", image, "sleep", "1000"), config)
+	d.Stop(t)
+
+	lease := filepath.Join(d.State, "network", "leases", id("2")+".json")
+	harness.Write(t, filepath.Dir(lease), filepath.Base(lease), fmt.Sprintf(`{"version":1,"data":{"pod_id":%q,"pod":"default/gone","addresses":["10.88.255.9/16"]}}`, id("2")))
+	layer := filepath.Join(d.Root, "layers", id("4"))
+	mkdirAll(t, filepath.Join(layer, "fs"))
+	r, code := doctor(t, d, "--fix")
+	fixed := map[string]bool{}
+	for _, dm := range r.Damages {
+		fixed[dm.Check] = dm.Fixed
+	}
+	if want := map[string]bool{"network": true, "layers": true}; code != 0 || r.Serving || !maps.Equal(fixed, want) {
+		t.Errorf("exit code %d, %+v", code, r)
+	}
+	if exists(lease)() || exists(layer)() {
+		t.Error("--fix has mended nothing")
+	}
+
+	// A lock that outlives its owner is named with who has it; the rest cannot be looked at.
+	lock := filepath.Join(d.State, "kurid.lock")
+	heir := exec.Command("sh", "-c", "exec 9<>"+lock+"; flock 9; exec sleep 1003")
+	if err := heir.Start(); err != nil {
+		t.Fatal(err)
+	}
+	harness.FindProcess(t, "sleep 1003")
+	out, errs, code := d.Kuri(t, "doctor", "--kurid-config", filepath.Join(d.Dir, "config.toml"))
+	if code != 2 || !strings.Contains(out, "it is still locked") || !strings.Contains(out, fmt.Sprintf("end process %d (sleep)", heir.Process.Pid)) {
+		t.Errorf("a stale lock: exit code %d: %s%s", code, out, errs)
+	}
+	heir.Process.Kill()
+	heir.Wait()
+
+	d.Continue(t)
+	if out := d.Output(t, c, "echo", "alive"); out != "alive\n" {
+		t.Errorf("the container says %q", out)
+	}
+}
+
+// run runs a command, which must succeed, and returns what it prints.
+func run(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%q: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+func exists(path string) func() bool {
+	return func() bool {
+		_, err := os.Lstat(path)
+		return err == nil
+	}
+}
+
+// pinNetns makes a network namespace and pins it at path.
+func pinNetns(t *testing.T, path string) {
+	t.Helper()
+	harness.Write(t, filepath.Dir(path), filepath.Base(path), "")
+	run(t, "unshare", "--net="+path, "true")
+}
+
+func unpinNetns(t *testing.T, path string) {
+	t.Helper()
+	run(t, "umount", "-l", path)
+	if err := os.Remove(path); err != nil {
+		t.Error(err)
+	}
+}
+
+func mkdirAll(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// makeCgroups makes a cgroup in the hierarchies that limit pods.
+func makeCgroups(t *testing.T, name string) {
+	t.Helper()
+	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"} {
+		if root != "/sys/fs/cgroup" && exists(root+"/cgroup.procs")() || root == "/sys/fs/cgroup" && exists(root+"/cgroup.controllers")() {
+			mkdirAll(t, filepath.Join(root, name))
+		}
+	}
+}
+
+// leave moves a process into the root cgroup of a hierarchy, or into another one below it where that takes none.
+func leave(t *testing.T, root string, pid int) {
+	t.Helper()
+	if os.WriteFile(filepath.Join(root, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644) == nil {
+		return
+	}
+	other := filepath.Join(root, "elsewhere")
+	mkdirAll(t, other)
+	harness.Write(t, other, "cgroup.procs", strconv.Itoa(pid))
+	t.Cleanup(func() {
+		harness.Eventually(t, 10*time.Second, "the other cgroup is empty", func() error { return os.Remove(other) })
+	})
+}
+
+// cgroupsNamed lists the directories of a cgroup.
+func cgroupsNamed(name string) []string {
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
+	v2, _ := filepath.Glob("/sys/fs/cgroup/" + name)
+	return append(v1, v2...)
+}
+
+// cgroupsOf lists the directories of the cgroups that a process is in, but the roots.
+func cgroupsOf(t *testing.T, pid int) []string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dirs []string
+	for line := range strings.Lines(string(text)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if f[2] != "/" {
+			dirs = append(dirs, cgroupsNamed(strings.TrimPrefix(f[2], "/"))...)
+		}
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
+}
