@@ -273,7 +273,8 @@ func ask(ns *os.File, network string, to netip.AddrPort) (answer string, err err
 			return err
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		// Who has been connected to answers, however busy the machine is.
+		if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			return err
 		}
 		if network == "udp" {

@@ -214,7 +214,7 @@ func TestPatienceWithASource(t *testing.T) {
 		began := time.Now()
 		err = readBlob(t.Context(), r, c)
 		r.Close()
-		if took := time.Since(began); err != nil || asked.Load() != 1 || (own.Load() == 0) != row.fromMirror || took > 3*time.Second {
+		if took := time.Since(began); err != nil || asked.Load() != 1 || (own.Load() == 0) != row.fromMirror || took > 8*time.Second {
 			t.Errorf("%s, the mirror %s: %v after %s, the mirror was asked %d times and the registry %d", row.general, row.source, err, took, asked.Load(), own.Load())
 		}
 	}
@@ -230,7 +230,7 @@ func TestDialTimeout(t *testing.T) {
 	if err := readBlob(t.Context(), r, c); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(began); took < 150*time.Millisecond || took > 5*time.Second {
+	if took := time.Since(began); took < 150*time.Millisecond || took > 15*time.Second {
 		t.Errorf("the mirror that takes no connection was left after %s", took)
 	}
 }

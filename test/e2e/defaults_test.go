@@ -3,11 +3,13 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"sort"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -152,8 +154,18 @@ func TestDefaults(t *testing.T) {
 	})
 	t.Run("kernel parameters", func(t *testing.T) {
 		got := kernelParameters(t, s.Daemon, id, "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range", "kernel/shm_rmid_forced", "kernel/domainname", "net/ipv4/ip_forward")
-		if fmt.Sprint(got) != "map[kernel/domainname:(none) kernel/shm_rmid_forced:0 net/ipv4/ip_forward:0 net/ipv4/ip_unprivileged_port_start:0 net/ipv4/ping_group_range:0 2147483647]" {
-			t.Errorf("%v", got)
+		// A new network namespace has the ip_forward of the machine's first one, which the test's may not be:
+		// net.core.devconf_inherit_init_net in Documentation/admin-guide/sysctl/net.rst.
+		cat := exec.Command("cat", "/proc/sys/net/ipv4/ip_forward")
+		cat.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}
+		forward, err := cat.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "map[kernel/domainname:(none) kernel/shm_rmid_forced:0 net/ipv4/ip_forward:" + strings.TrimSpace(string(forward)) +
+			" net/ipv4/ip_unprivileged_port_start:0 net/ipv4/ping_group_range:0 2147483647]"
+		if fmt.Sprint(got) != want {
+			t.Errorf("%v, want %v", got, want)
 		}
 	})
 	t.Run("cgroup", func(t *testing.T) {

@@ -117,7 +117,7 @@ func TestExec(t *testing.T) {
 	t.Run("time-out", func(t *testing.T) {
 		begin := time.Now()
 		_, err := exec(1, "sh", "-c", "sleep 100005 & sleep 100006")
-		if took := time.Since(begin); took < 900*time.Millisecond || took > 4*time.Second {
+		if took := time.Since(begin); took < 900*time.Millisecond || took > 20*time.Second {
 			t.Errorf("a time-out of 1 s took %v", took)
 		}
 		harness.WantError(t, err, codes.DeadlineExceeded, "1s")
@@ -130,11 +130,11 @@ func TestExec(t *testing.T) {
 	})
 	t.Run("a child that keeps the pipe open delays nothing", func(t *testing.T) {
 		begin := time.Now()
-		resp, err := exec(20, "sh", "-c", "echo said; sleep 10 & exit 0")
+		resp, err := exec(20, "sh", "-c", "echo said; sleep 100 & exit 0")
 		if err != nil || string(resp.Stdout) != "said\n" {
 			t.Errorf("exec gives %q, %v", resp.GetStdout(), err)
 		}
-		if took := time.Since(begin); took > 5*time.Second {
+		if took := time.Since(begin); took > 15*time.Second {
 			t.Errorf("it took %v", took)
 		}
 	})

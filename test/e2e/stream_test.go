@@ -90,8 +90,8 @@ func TestExecStreams(t *testing.T) {
 
 			// What is left in the background delays nothing.
 			start := time.Now()
-			req = &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 4 & echo started"}, Stdout: true}
-			if err = open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &stdout}); err != nil || time.Since(start) > 3*time.Second {
+			req = &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 60 & echo started"}, Stdout: true}
+			if err = open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &stdout}); err != nil || time.Since(start) > 20*time.Second {
 				t.Errorf("after %s: %v", time.Since(start), err)
 			}
 		})

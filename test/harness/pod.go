@@ -223,10 +223,14 @@ func (d *Daemon) LogText(t testing.TB, id, stream string) string {
 	return text.String()
 }
 
-// Eventually calls f until it returns nil, and fails t when it has not after limit.
+// eventuallyLeast is how long Eventually waits at least. Waiting is no measurement: a busy machine takes its time, and a test
+// about a bound measures it.
+const eventuallyLeast = 30 * time.Second
+
+// Eventually calls f until it returns nil, and fails t when it has not after limit, or [eventuallyLeast].
 func Eventually(t testing.TB, limit time.Duration, what string, f func() error) {
 	t.Helper()
-	limit = Patient(limit)
+	limit = Patient(max(limit, eventuallyLeast))
 	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
 		err := f()
 		if err == nil {

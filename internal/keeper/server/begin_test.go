@@ -112,7 +112,7 @@ func TestAnExecThatCannotBegin(t *testing.T) {
 				defer cancel()
 				start := time.Now()
 				code, err := n.Exec(ctx, j.Id, []string{"true"}, false, keeper.Streams{})
-				if took := time.Since(start); took > 2*time.Second {
+				if took := time.Since(start); took > 8*time.Second {
 					t.Errorf("it took %s", took)
 				}
 				switch {
@@ -157,7 +157,7 @@ func TestAnExecThatCannotEnd(t *testing.T) {
 	if !errors.Is(err, fault.Deadline) || !strings.Contains(err.Error(), "does not end: process") {
 		t.Error(err)
 	}
-	if took := time.Since(start); took > 4*time.Second {
+	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("it took %s", took)
 	}
 }

@@ -46,10 +46,10 @@ func TestAKeeperThatHangs(t *testing.T) {
 		_, err := n.Exec(ctx, j.Id, []string{"true"}, false, keeper.Streams{})
 		return err
 	}
-	within("a first call", 4*time.Second, create)
-	within("the state", time.Second/2, func(ctx context.Context) error { return n.Ready(ctx, 2*time.Second) })
-	within("a second call", time.Second, create)
-	within("an exec", time.Second, exec)
+	within("a first call", 8*time.Second, create)
+	within("the state", 3*time.Second/2, func(ctx context.Context) error { return n.Ready(ctx, 2*time.Second) })
+	within("a second call", 5*time.Second, create)
+	within("an exec", 5*time.Second, exec)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if err := create(ctx); err == nil {
@@ -61,10 +61,10 @@ func TestAKeeperThatHangs(t *testing.T) {
 	other, err := keeper.Start(t.Context(), keeper.Options{Program: program, StateDir: n.state})
 	n.must(err)
 	defer other.Close()
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > 8*time.Second {
 		t.Errorf("a start took %s", took)
 	}
-	within("the state, for another", time.Second/2, func(ctx context.Context) error { return other.Ready(ctx, 2*time.Second) })
+	within("the state, for another", 3*time.Second/2, func(ctx context.Context) error { return other.Ready(ctx, 2*time.Second) })
 
 	n.must(syscall.Kill(pid, syscall.SIGCONT))
 	n.must(n.Ready(t.Context(), 10*time.Second))

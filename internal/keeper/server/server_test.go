@@ -378,7 +378,7 @@ func TestExecTimeoutKillsTheTree(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) || stdout.String() != "started\n" {
 		t.Errorf("%v %q", err, &stdout)
 	}
-	if took := time.Since(start); took < 500*time.Millisecond || took > 3*time.Second {
+	if took := time.Since(start); took < 500*time.Millisecond || took > 20*time.Second {
 		t.Errorf("took %s", took)
 	}
 	n.wantNoProcess(j, "432")
@@ -391,7 +391,7 @@ func TestExecIsNotDelayedByABackgroundChild(t *testing.T) {
 	j := n.run(box, `while :; do sleep 0.1; done`)
 	start := time.Now()
 	x, stdout, _ := n.exec(j, `sleep 4330 & echo here; exit 4`)
-	if took := time.Since(start); x != 4 || stdout != "here\n" || took > time.Second {
+	if took := time.Since(start); x != 4 || stdout != "here\n" || took > 20*time.Second {
 		t.Errorf("%d %q after %s", x, stdout, took)
 	}
 	_, ps, _ := n.exec(j, "ps")
