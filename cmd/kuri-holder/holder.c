@@ -70,6 +70,8 @@ struct watched {
 struct holder {
 	char **argv;          // of this program
 	char **keeper_argv;
+	char *keeper_path;    // keeper_argv[0] where PROGRAM has changed it, else NULL
+	char *keeper_held;    // the descriptor by whose name keepers are started; NULL: from keeper_argv[0]
 	const char *state;
 	pid_t pid; // ours
 	const char *cgroups[CGROUPS_MAX];
@@ -87,6 +89,7 @@ struct holder {
 
 	pid_t keeper; // 0: there is none
 	bool started_before;
+	bool replacing;     // it was killed to be replaced, so another starts whatever is held
 	int64_t started_ms; // of the newest keeper
 	int64_t due_ms;     // when the next one is started; with keeper 0 and the gate open
 	int64_t delay_ms;
@@ -221,11 +224,17 @@ static void drop(struct holder *h, const char *name, size_t n)
 	*e = h->held[--h->nheld];
 }
 
-// holds_anything reports whether a dead keeper has left anything to a successor. Listening sockets do not count.
+static bool in_room(const char *name, const char *room)
+{
+	return strncmp(name, room, strlen(room)) == 0;
+}
+
+// holds_anything reports whether a dead keeper has left anything to a successor. Listening sockets and programs do not
+// count.
 static bool holds_anything(const struct holder *h)
 {
 	for (size_t i = 0; i < h->nheld; i++)
-		if (strncmp(h->held[i].name, "listen/", strlen("listen/")) != 0)
+		if (!in_room(h->held[i].name, "listen/") && !in_room(h->held[i].name, "program/"))
 			return true;
 	return h->nwatched > 0;
 }
@@ -317,7 +326,7 @@ static void keeper_ended(struct holder *h, int status)
 	h->keeper = 0;
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		end(h, 0);
-	if (!holds_anything(h))
+	if (!holds_anything(h) && !h->replacing)
 		end(h, WIFEXITED(status) ? WEXITSTATUS(status) : 1);
 	if (lived_ms >= SETTLED_MS)
 		h->delay_ms = 0;
@@ -351,8 +360,8 @@ static void reap(struct holder *h)
 }
 
 // become_keeper runs in the child. The first keeper has descriptors 1 and 2 of our starter; what a later one says goes
-// to its log.
-__attribute__((noreturn)) static void become_keeper(const struct holder *h)
+// to its log. Program is the descriptor of the keeper's program; -1: it is at its path.
+__attribute__((noreturn)) static void become_keeper(const struct holder *h, int program)
 {
 	sigset_t none;
 	char pid[16];
@@ -368,23 +377,52 @@ __attribute__((noreturn)) static void become_keeper(const struct holder *h)
 	setenv(PID_ENV, pid, 1);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	execv(h->keeper_argv[0], h->keeper_argv);
+	if (program >= 0)
+		fexecve(program, h->keeper_argv, environ);
+	else
+		execv(h->keeper_argv[0], h->keeper_argv);
 	dprintf(2, "kuri-holder: start the keeper %s: %s\n", h->keeper_argv[0], strerror(errno));
 	_exit(127);
 }
 
+// set_program has keepers started from a file, by its path, or from a descriptor that is held. It returns 0 or an errno.
+static int set_program(struct holder *h, const char *name, size_t n)
+{
+	char *copy;
+
+	if (!valid_name(name, n))
+		return EINVAL;
+	if (name[0] != '/' && !find(h, name, n))
+		return ENOENT;
+	copy = strndup(name, n);
+	if (!copy)
+		return ENOMEM;
+	free(h->keeper_held);
+	h->keeper_held = NULL;
+	if (name[0] != '/') {
+		h->keeper_held = copy;
+		return 0;
+	}
+	h->keeper_argv[0] = copy;
+	free(h->keeper_path);
+	h->keeper_path = copy;
+	return 0;
+}
+
 static void start_keeper(struct holder *h)
 {
+	struct held *program = h->keeper_held ? find(h, h->keeper_held, strlen(h->keeper_held)) : NULL;
 	pid_t pid = fork();
 
 	if (pid == 0)
-		become_keeper(h);
+		become_keeper(h, program ? program->fd : -1);
 	if (pid < 0) {
 		say(h, "fork a keeper: %s; tried again in %d ms", strerror(errno), DELAY_MAX_MS);
 		h->due_ms = now_ms() + DELAY_MAX_MS;
 		return;
 	}
 	h->keeper = pid;
+	h->replacing = false;
 	h->started_ms = now_ms();
 	if (!h->started_before) { // our starter reads them to their end
 		int null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -420,12 +458,16 @@ static void keep_over_exec(const struct holder *h, bool keep)
 		fcntl(h->held[i].fd, F_SETFD, flag);
 }
 
-// reexec starts this program anew from its file, with all that is held. It returns an errno when it cannot.
-static int reexec(struct holder *h)
+// reexec starts this program anew, with all that is held, from its file or from that at path if one is given. It returns an
+// errno when it cannot.
+static int reexec(struct holder *h, const char *path, size_t n)
 {
-	char number[16];
-	int failed, fd = memfd_create("kuri-holder-state", 0);
+	char number[16], *old = h->argv[0], given[HOLDER_NAME_MAX + 1];
+	int failed, fd;
 
+	if (n > 0 && (!valid_name(path, n) || path[0] != '/'))
+		return EINVAL;
+	fd = memfd_create("kuri-holder-state", 0);
 	if (fd < 0)
 		return errno;
 	state_line(fd, "holder 1\nlock %d\nlistener %d\nkeeper %d %d\nfiles %llu %llu\n", h->lock, h->listener, h->keeper,
@@ -434,6 +476,8 @@ static int reexec(struct holder *h)
 		state_line(fd, "held %d %s\n", h->held[i].fd, h->held[i].name);
 	for (size_t i = 0; i < h->nwatched; i++)
 		state_line(fd, "watched %d %d %d\n", h->watched[i].pid, h->watched[i].exited, h->watched[i].status);
+	if (h->keeper_held)
+		state_line(fd, "program %s\n", h->keeper_held);
 	if (state_line(fd, "end\n") < 0) {
 		failed = errno;
 		close(fd);
@@ -443,8 +487,14 @@ static int reexec(struct holder *h)
 	snprintf(number, sizeof(number), "%d", fd);
 	setenv(STATE_ENV, number, 1);
 	keep_over_exec(h, true);
+	if (n > 0) {
+		memcpy(given, path, n);
+		given[n] = 0;
+		h->argv[0] = given;
+	}
 	execv(h->argv[0], h->argv);
 	failed = errno;
+	h->argv[0] = old;
 	keep_over_exec(h, false);
 	unsetenv(STATE_ENV);
 	close(fd);
@@ -475,6 +525,9 @@ static void take_over(struct holder *h, int fd)
 		} else if (sscanf(line, "watched %d %d %d", &a, &b, &c) == 3) {
 			if (watch(h, a) == 0)
 				h->watched[h->nwatched - 1] = (struct watched){.pid = a, .exited = b, .status = c};
+		} else if (sscanf(line, "program %160s", name) == 1) {
+			if (set_program(h, name, strlen(name)) != 0)
+				say(h, "the keeper's program %s is not held", name);
 		} else if (strcmp(line, "end\n") != 0 && strcmp(line, "holder 1\n") != 0) {
 			say(h, "unknown state of an earlier holder: %.40s", line);
 		}
@@ -566,9 +619,13 @@ static void serve(struct holder *h, struct request *q, struct answer *a)
 	case HOLDER_RESTART:
 		a->error = h->keeper && kill(h->keeper, SIGKILL) != 0 ? errno : 0;
 		h->delay_ms = 0;
+		h->replacing = a->error == 0;
 		return;
 	case HOLDER_REEXEC:
-		a->error = reexec(h);
+		a->error = reexec(h, q->name, q->name_length);
+		return;
+	case HOLDER_PROGRAM:
+		a->error = set_program(h, q->name, q->name_length);
 		return;
 	default:
 		a->error = ENOSYS;

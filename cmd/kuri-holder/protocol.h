@@ -9,7 +9,7 @@
 //
 // PUT carries one descriptor (SCM_RIGHTS), and so does the answer to GET. An operation that this version does not know
 // is answered with ENOSYS, another version of the protocol with EPROTO. A name has 1 to HOLDER_NAME_MAX bytes from '!' to
-// '~'.
+// '~'. One that begins with '/' is the path of a program, for REEXEC and PROGRAM.
 #ifndef KURI_HOLDER_PROTOCOL_H
 #define KURI_HOLDER_PROTOCOL_H
 
@@ -24,7 +24,8 @@
 #define HOLDER_EXITED 7  // first: 1 if the holder has reaped the process; second: its wait status; ENOENT if not watched
 #define HOLDER_FORGET 8  // watch the process no more; one that is not watched is a success
 #define HOLDER_RESTART 9 // kill the keeper; a new one starts
-#define HOLDER_REEXEC 10 // start the holder's program anew from its file, in this process; connections end
+#define HOLDER_REEXEC 10 // start the holder's program anew in this process, from its file or that at the name; connections end
+#define HOLDER_PROGRAM 11 // start keepers from now on from the file at the name, or from the descriptor of that name; ENOENT
 
 #define HOLDER_NAME_MAX 160
 #define HOLDER_ANSWER_MAX 4096 // bytes of an answer, at most

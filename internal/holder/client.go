@@ -31,6 +31,7 @@ const (
 	opForget  = 8
 	opRestart = 9
 	opReexec  = 10
+	opProgram = 11
 
 	nameMax   = 160
 	answerMax = 4096
@@ -140,23 +141,31 @@ func (c *Client) Forget(pid int) error {
 	return err
 }
 
-// RestartKeeper kills the keeper. The holder starts another at once, from the program's file.
+// Program has the holder start keepers from another program from now on: name is the absolute path of one, or the name of a
+// descriptor that the holder has (NotFound when it has none). The keeper that runs is left alone.
+func (c *Client) Program(name string) error {
+	_, err := c.ask(opProgram, 0, name, nil)
+	return err
+}
+
+// RestartKeeper kills the keeper. The holder starts another at once.
 func (c *Client) RestartKeeper() error {
 	_, err := c.ask(opRestart, 0, "", nil)
 	return err
 }
 
-// Reexec has the holder start its program anew from its file, which an upgrade may have replaced. It keeps its pid, its
-// children and all that it holds.
-func (c *Client) Reexec() error {
+// Reexec has the holder start its program anew in its own process, from the program at path, or from its file if path is "".
+// It keeps its pid, its children and all that it holds. With an error it goes on as it was, unless that is of kind
+// Unavailable.
+func (c *Client) Reexec(path string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.connect(); err != nil {
 		return err
 	}
-	a, err := c.exchange(opReexec, 0, "", nil)
+	a, err := c.exchange(opReexec, 0, path, nil)
 	if err == nil {
-		return a.failed("start the holder anew", "")
+		return a.failed("start the holder anew", path)
 	}
 	if !errors.Is(err, errEnded) {
 		return err
@@ -203,7 +212,7 @@ var operations = map[uint32]string{
 	opInfo: "ask the holder who it is", opPut: "have the holder keep descriptor", opGet: "get from the holder descriptor",
 	opDrop: "have the holder close descriptor", opNames: "list what the holder keeps", opWatch: "have the holder watch a process",
 	opExited: "ask the holder for an exit status", opForget: "have the holder forget a process",
-	opRestart: "have the holder replace the keeper",
+	opRestart: "have the holder replace the keeper", opProgram: "have the holder start keepers from",
 }
 
 func (a answer) failed(what, name string) error {

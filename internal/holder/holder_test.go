@@ -105,7 +105,7 @@ func TestHeaderAgrees(t *testing.T) {
 	}
 	want := map[string]int{
 		"VERSION": version, "INFO": opInfo, "PUT": opPut, "GET": opGet, "DROP": opDrop, "NAMES": opNames, "WATCH": opWatch,
-		"EXITED": opExited, "FORGET": opForget, "RESTART": opRestart, "REEXEC": opReexec,
+		"EXITED": opExited, "FORGET": opForget, "RESTART": opRestart, "REEXEC": opReexec, "PROGRAM": opProgram,
 		"NAME_MAX": nameMax, "ANSWER_MAX": answerMax, "CLIENTS_MAX": 32,
 	}
 	for name, value := range want {
@@ -350,7 +350,7 @@ func TestReexec(t *testing.T) {
 	}
 	before := descriptors(t, holder.Process.Pid)
 	for range 3 {
-		if err := c.Reexec(); err != nil {
+		if err := c.Reexec(""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -388,11 +388,105 @@ func TestReexecFails(t *testing.T) {
 	if err := os.Rename(state+"/kuri-holder", state+"/gone"); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Reexec(); !errors.Is(err, unix.ENOENT) {
+	if err := c.Reexec(""); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("%v", err)
 	}
 	if info, err := c.Info(); err != nil || info.Keeper != keeper {
 		t.Errorf("%+v %v", info, err)
+	}
+}
+
+// TestReexecFromAnotherFile takes another program of the same kind, by its path, and keeps what keepers are started from.
+func TestReexecFromAnotherFile(t *testing.T) {
+	c, _, state := start(t, "while :; do sleep 0.01; done")
+	keeper := keeperOf(t, c, 0)
+	other := state + "/other-holder"
+	if err := errors.Join(os.Rename(state+"/kuri-holder", other), c.Program("/bin/bash"), c.Reexec(other)); err != nil {
+		t.Fatal(err)
+	}
+	info, err := c.Info()
+	if err != nil || info.Keeper != keeper {
+		t.Errorf("%+v %v", info, err)
+	}
+	if exe := executable(info.Pid); exe != other {
+		t.Errorf("the holder's program is %s", exe)
+	}
+	if err := c.Reexec("not/absolute"); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("%v", err)
+	}
+	if err := c.Reexec(""); err != nil { // from the new file
+		t.Error(err)
+	}
+	if err := c.RestartKeeper(); err != nil {
+		t.Fatal(err)
+	}
+	keeperRuns(t, c, keeper, "/bin/bash")
+}
+
+// TestProgram starts the next keepers from another file, and from a descriptor of a program whose file is gone, also after
+// the holder has changed its own.
+func TestProgram(t *testing.T) {
+	c, _, state := start(t, "while :; do sleep 0.01; done")
+	old := keeperOf(t, c, 0)
+	if err := c.Program("program/previous"); !errors.Is(err, fault.NotFound) {
+		t.Errorf("a program that is not held: %v", err)
+	}
+	// 1. A path.
+	shell := state + "/shell"
+	copyFile(t, "/bin/sh", shell)
+	if err := errors.Join(c.Program(shell), c.RestartKeeper()); err != nil {
+		t.Fatal(err)
+	}
+	old = keeperRuns(t, c, old, shell)
+	// 2. A descriptor; the file goes.
+	f, err := os.Open(shell)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(c.Put("program/previous", f), os.Remove(shell), c.Program("program/previous"), c.RestartKeeper()); err != nil {
+		t.Fatal(err)
+	}
+	old = keeperRuns(t, c, old, shell+" (deleted)")
+	if err := errors.Join(c.Reexec(""), c.RestartKeeper()); err != nil {
+		t.Fatal(err)
+	}
+	old = keeperRuns(t, c, old, shell+" (deleted)")
+	// 3. Back to a path. The descriptor alone keeps no holder.
+	if err := errors.Join(c.Program("/bin/bash"), c.RestartKeeper()); err != nil {
+		t.Fatal(err)
+	}
+	old = keeperRuns(t, c, old, "/bin/bash")
+	syscall.Kill(old, syscall.SIGTERM)
+	if _, err := c.Get("program/previous"); err != nil {
+		t.Error(err)
+	}
+}
+
+// keeperRuns waits for a keeper other than old that runs the program, and returns its pid.
+func keeperRuns(t *testing.T, c *Client, old int, program string) int {
+	t.Helper()
+	if real, err := filepath.EvalSymlinks(program); err == nil {
+		program = real
+	}
+	pid := keeperOf(t, c, old)
+	eventually(t, "the keeper runs "+program, func() bool { return executable(pid) == program })
+	return pid
+}
+
+func executable(pid int) string {
+	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return exe
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	body, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, body, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -437,8 +531,8 @@ func FuzzHolder(f *testing.F) {
 		b = binary.NativeEndian.AppendUint32(b, op)
 		return append(binary.NativeEndian.AppendUint32(b, pid), name...)
 	}
-	for op := range uint32(12) {
-		if op != opReexec && op != opRestart {
+	for op := range uint32(opProgram + 2) {
+		if op != opReexec && op != opRestart { // a program of any name would be started as the keeper
 			f.Add(packet(version, op, 1, "container/a/stdout"), byte(1))
 			f.Add(packet(version, op, 0xffffffff, ""), byte(0))
 		}
