@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/server"
 	"github.com/kuri-cri/kuri/internal/oci"
 )
@@ -39,6 +40,9 @@ func main() {
 	}
 	if err := run(); err != nil {
 		fmt.Fprintf(os.Stderr, "kuri-keeper: %v\n", err)
+		if errors.Is(err, fault.Precondition) {
+			os.Exit(keeper.TooOld)
+		}
 		os.Exit(1)
 	}
 }
@@ -47,6 +51,7 @@ func run() error {
 	state := flag.String("state", "/run/kuri", "state directory: an absolute path")
 	level := flag.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flag.Bool("version", false, "print the version and exit")
+	check := flag.Bool("check", false, "say whether this keeper can go on with what is in the state directory, and exit")
 	flag.Parse()
 	if *showVersion {
 		fmt.Println("kuri-keeper", version)
@@ -58,6 +63,9 @@ func run() error {
 	var logLevel slog.Level
 	if err := logLevel.UnmarshalText([]byte(*level)); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
+	}
+	if *check {
+		return server.CheckRecords(*state)
 	}
 	if err := seal(); err != nil {
 		return err

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
 )
 
 func (c *cli) versionCommand() *cobra.Command {
@@ -29,6 +33,9 @@ func (c *cli) versionCommand() *cobra.Command {
 			}
 			return c.print(v, func() error {
 				fmt.Fprintln(c.out, "runtime  ", v.RuntimeName, v.RuntimeVersion)
+				for _, row := range programs(ctx, rt) {
+					fmt.Fprintln(c.out, row)
+				}
 				_, err := fmt.Fprintf(c.out, "API       runtime.%s (%s)\n", rt.APIVersion(), rt.Endpoint())
 				return err
 			})
@@ -36,4 +43,26 @@ func (c *cli) versionCommand() *cobra.Command {
 	}
 	c.formatFlag(cmd)
 	return cmd
+}
+
+// programs are lines with the versions of Kuri's processes beside the daemon. Another runtime has none.
+func programs(ctx context.Context, rt *client.Runtime) []string {
+	st, err := rt.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		return nil
+	}
+	var all map[string]struct {
+		Pid     int    `json:"pid"`
+		Version string `json:"version"`
+	}
+	if json.Unmarshal([]byte(st.Info["programs"]), &all) != nil {
+		return nil
+	}
+	var rows []string
+	for _, name := range []string{"keeper", "holder"} {
+		if p := all[name]; p.Pid != 0 {
+			rows = append(rows, fmt.Sprintf("%-9s %s (process %d)", name, printable(p.Version), p.Pid))
+		}
+	}
+	return rows
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/holder"
 )
 
 // Options say which keeper serves.
@@ -27,25 +28,24 @@ type Options struct {
 // startLimit bounds the time in which a new keeper must be ready.
 const startLimit = 20 * time.Second
 
-// Start returns a client of the keeper that serves o.StateDir, and starts one when none does. Of two that start one at
-// the same time, one keeper stays and both clients have it. One that hangs is not replaced: it has the containers. Calls
-// of the client fail until it goes on.
+// Start returns a client of the keeper that serves o.StateDir, and starts one when none does. One of another build than the
+// program that would be started is replaced, and so is its holder. Of two that start one at the same time, one keeper stays and
+// both clients have it. One that hangs is not replaced: it has the containers. Calls of the client fail until it goes on.
 func Start(ctx context.Context, o Options) (*Client, error) {
 	c := Connect(o.StateDir)
-	err := c.check(ctx)
+	err := c.Ready(ctx, startBeat)
 	if hung := (*Hung)(nil); errors.As(err, &hung) {
 		slog.Error("the keeper hangs: serving what there is without it", "err", err)
 		return c, nil
 	}
+	if err == nil {
+		err = c.replace(ctx, o)
+	}
 	if errors.Is(err, fault.Unavailable) {
-		if serr := spawn(ctx, o); serr != nil {
-			// The one that started at the same time as ours may have won.
-			if err = c.check(ctx); err != nil {
-				err = serr
-			}
-		} else {
-			err = c.check(ctx)
-		}
+		err = c.startNew(ctx, o)
+	}
+	if err == nil {
+		err = c.check(ctx)
 	}
 	if err != nil {
 		c.Close()
@@ -55,11 +55,22 @@ func Start(ctx context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
+// startNew starts a keeper where none serves.
+func (c *Client) startNew(ctx context.Context, o Options) error {
+	h := holder.Connect(o.StateDir)
+	defer h.Close()
+	if _, err := h.Info(); err == nil && c.fallBack(ctx, h) { // a kurid was killed while it replaced the keeper
+		return nil
+	}
+	err := spawn(ctx, o)
+	if err != nil && c.Ready(ctx, startBeat) == nil { // one that started at the same time as ours has won
+		return nil
+	}
+	return err
+}
+
 // check asks the keeper who it is and refuses one whose protocol we do not speak.
 func (c *Client) check(ctx context.Context) error {
-	if err := c.Ready(ctx, startBeat); err != nil {
-		return err
-	}
 	info, err := c.Info(ctx)
 	if err != nil {
 		return err
@@ -73,11 +84,7 @@ func (c *Client) check(ctx context.Context) error {
 
 // spawn starts the holder in a session and cgroups of its own, which starts the keeper, and waits until that serves.
 func spawn(ctx context.Context, o Options) error {
-	program, err := findKeeper(o.Program)
-	if err != nil {
-		return err
-	}
-	holder, err := findProgram("kuri-holder", filepath.Dir(program))
+	p, err := findPrograms(o)
 	if err != nil {
 		return err
 	}
@@ -98,10 +105,10 @@ func spawn(ctx context.Context, o Options) error {
 			args = append(args, "--cgroup", dir)
 		}
 	}
-	cmd := exec.Command(holder, append(args, "--", program, "--state", o.StateDir, "--log-level", level)...)
+	cmd := exec.Command(p.holder, append(args, "--", p.keeper, "--state", o.StateDir, "--log-level", level)...)
 	cmd.Dir, cmd.Env = "/", []string{"PATH=" + os.Getenv("PATH")}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	return await(ctx, cmd, program, func() error {
+	return await(ctx, cmd, p.keeper, func() error {
 		if !o.SystemdCgroup {
 			return nil
 		}

@@ -40,6 +40,7 @@ type Options struct {
 	Config string   // TOML added to the configuration: keys of tables first need their [table]
 	Flags  []string // further arguments of kurid
 	Images bool     // serve the ImageService on a second socket
+	Bin    string   // directory of the programs, to replace them under the daemon; "": those that make has built
 	Bare   bool     // no configuration and no flags: everything is where it is by default
 	NoPods bool     // the test runs none: no pod is tried at the start, and no leaks are looked for
 }
@@ -53,6 +54,8 @@ type Daemon struct {
 	Runtime          *client.Runtime
 	Images           *client.Images
 
+	Bin string // directory of the programs; "": those that make has built. Continue starts kurid from there
+
 	idle  Traces
 	flags []string
 	log   *os.File
@@ -65,7 +68,7 @@ type Daemon struct {
 func Start(t testing.TB, o Options) *Daemon {
 	t.Helper()
 	need(t)
-	d := &Daemon{Dir: o.Dir, flags: o.Flags, Registry: NewRegistry(t)}
+	d := &Daemon{Dir: o.Dir, flags: o.Flags, Bin: o.Bin, Registry: NewRegistry(t)}
 	if d.Dir == "" {
 		d.Dir = tempDir(t)
 	}
@@ -190,7 +193,7 @@ func (d *Daemon) containerProcesses() ([]string, error) {
 // start starts kurid and dials it.
 func (d *Daemon) start(t testing.TB) {
 	t.Helper()
-	d.cmd = exec.Command(Bin("kurid"), d.flags...)
+	d.cmd = exec.Command(d.program(), d.flags...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	if err := d.cmd.Start(); err != nil {
 		t.Fatalf("start kurid (is it built? make): %v", err)
@@ -218,6 +221,24 @@ func (d *Daemon) start(t testing.TB) {
 		d.showLog(t)
 		t.Fatalf("dial kurid: %v", err)
 	}
+}
+
+// program is the path of kurid.
+func (d *Daemon) program() string {
+	if d.Bin != "" {
+		return filepath.Join(d.Bin, "kurid")
+	}
+	return Bin("kurid")
+}
+
+// Refused starts kurid again, after Stop or Kill9, where it is expected to refuse to serve, and returns what it said.
+func (d *Daemon) Refused(t testing.TB) (said string) {
+	t.Helper()
+	said, code := runKurid(t, d.program(), d.flags...)
+	if code == 0 {
+		t.Errorf("kurid exits with 0 and says:\n%s", said)
+	}
+	return said
 }
 
 // awaitSocket returns when kurid takes connections, or ctx ends. A client that dials before waits longer than kurid needs.
@@ -436,9 +457,14 @@ func (d *Daemon) Env() []string {
 func RunKurid(t testing.TB, flags ...string) (said string, code int) {
 	t.Helper()
 	need(t)
+	return runKurid(t, Bin("kurid"), flags...)
+}
+
+func runKurid(t testing.TB, program string, flags ...string) (said string, code int) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, Bin("kurid"), flags...)
+	cmd := exec.CommandContext(ctx, program, flags...)
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		t.Fatalf("kurid %q serves; it must refuse. It said:\n%s", flags, out)

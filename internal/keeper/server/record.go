@@ -114,6 +114,31 @@ func removeRecord(path string) error {
 	return nil
 }
 
+// CheckRecords reports whether this keeper can go on with what an earlier one has recorded in the state directory. It changes
+// nothing. The error is of kind Precondition when a newer keeper has written there, and names what is too new.
+func CheckRecords(state string) error {
+	for _, kind := range []string{sandboxRecords, containerRecords} {
+		records, err := filepath.Glob(filepath.Join(state, "keeper", kind, "*.json"))
+		if err != nil {
+			return err
+		}
+		for _, path := range records {
+			if err := tooNew(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func tooNew(path string) error {
+	if version := record.Version(path); version > recordFormat {
+		return fault.New(fault.Precondition, "record %s has format version %d and was written by a newer kuri-keeper; this one reads 1 to %d: "+
+			"start the newer one, which goes on with what runs", path, version, recordFormat)
+	}
+	return nil
+}
+
 // readRecords reads all records of a kind. One that cannot be read is set aside, and costs the others nothing. One of a newer
 // version of Kuri is an error of kind Precondition: an older keeper must not take what it does not understand apart.
 func readRecords[R any](s *Server, kind string, id func(*R) string) ([]*R, error) {
@@ -138,9 +163,8 @@ func readRecords[R any](s *Server, kind string, id func(*R) string) ([]*R, error
 		if err == nil && (id(r) != name || checkID(name) != nil) {
 			err = fault.New(fault.Corrupt, "record %s is of %q", path, id(r))
 		}
-		if version := record.Version(path); version > recordFormat {
-			return nil, fault.New(fault.Precondition, "record %s has format version %d and was written by a newer kuri-keeper; this one reads 1 to %d: "+
-				"start the newer one, which goes on with what runs", path, version, recordFormat)
+		if err := tooNew(path); err != nil {
+			return nil, err
 		}
 		if err != nil {
 			slog.Error("a record of the keeper cannot be read and is set aside", "record", path, "err", err)

@@ -1,0 +1,287 @@
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/holder"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+)
+
+// An upgrade is a restart with other programs. A kurid that finds a keeper or a holder of another build than the programs
+// beside it replaces them: the holder by execve of itself, the keeper by the way that it takes when it is killed. Versions
+// are told to people; what is compared is the content of the programs.
+
+// TooOld is the exit code of a kuri-keeper that was asked whether it can go on with the records of the one that runs, and
+// cannot read them.
+const TooOld = 3
+
+// previousProgram is the name under which the holder has the program of the keeper that is being replaced.
+const previousProgram = "program/previous"
+
+const (
+	checkLimit = 10 * time.Second       // for a program that says whether it fits
+	answerTime = 100 * time.Millisecond // between two looks at a keeper that starts
+	missingMax = 3
+)
+
+// programs are those beside this kurid.
+type programs struct{ keeper, holder string }
+
+func findPrograms(o Options) (programs, error) {
+	keeper, err := findKeeper(o.Program)
+	if err != nil {
+		return programs{}, err
+	}
+	holder, err := findProgram("kuri-holder", filepath.Dir(keeper))
+	return programs{keeper, holder}, err
+}
+
+// replace has the holder and the keeper replaced where they run another build than the programs beside this kurid. What
+// runs goes on with either. An error of kind Precondition says that the programs are too old, and nothing has been changed;
+// one of kind Unavailable that no keeper serves any more, for it held nothing.
+func (c *Client) replace(ctx context.Context, o Options) error {
+	// 1. Who runs.
+	old, err := c.Info(ctx)
+	if err != nil {
+		return err
+	}
+	h := holder.Connect(o.StateDir)
+	defer h.Close()
+	held, herr := h.Info()
+	p, err := findPrograms(o)
+	if err != nil {
+		slog.Warn("the programs of the keeper and the holder are not there: they cannot be replaced when they end", "err", err)
+		return nil
+	}
+
+	// 2. Which are to be replaced.
+	otherKeeper, otherHolder := differs(old.Pid, p.keeper), herr == nil && differs(int32(held.Pid), p.holder)
+	if !otherKeeper && !otherHolder {
+		return nil
+	}
+
+	// 3. Their successors work, and can go on with what there is.
+	err = errors.Join(works(ctx, p.holder, "--version"), works(ctx, p.keeper, "--state", o.StateDir, "--check"))
+	switch {
+	case errors.Is(err, fault.Precondition):
+		return fault.New(fault.Precondition, "the keeper that runs, process %d, is of version %s, which is too new for the programs beside this kurid; nothing was changed: %w",
+			old.Pid, old.Version, err)
+	case err != nil:
+		slog.Error("another build of the keeper or the holder is installed and does not work; those that run go on", "err", err)
+		return nil
+	case herr != nil:
+		return c.replaceAlone(ctx, old)
+	}
+
+	// 4. The holder first: a new keeper may ask more of it than an old one.
+	if otherHolder {
+		replaceHolder(h, p.holder, held)
+	}
+	if otherKeeper {
+		c.replaceKeeper(ctx, h, p.keeper, old)
+	}
+	return nil
+}
+
+// differs reports whether a process runs another program than the one at path. Where that cannot be told it does not.
+func differs(pid int32, path string) bool {
+	running, err := os.Open(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		slog.Warn("the program of a process cannot be read", "pid", pid, "err", err)
+		return false
+	}
+	defer running.Close()
+	file, err := os.Open(path)
+	if err != nil {
+		slog.Warn("a program cannot be read", "err", err)
+		return false
+	}
+	defer file.Close()
+	same, err := equal(running, file)
+	if err != nil {
+		slog.Warn("a program cannot be compared with that of a process", "program", path, "pid", pid, "err", err)
+	}
+	return err == nil && !same
+}
+
+// equal reports whether two files have the same content.
+func equal(a, b *os.File) (bool, error) {
+	ai, aerr := a.Stat()
+	bi, berr := b.Stat()
+	if err := errors.Join(aerr, berr); err != nil || ai.Size() != bi.Size() {
+		return false, err
+	}
+	if os.SameFile(ai, bi) {
+		return true, nil
+	}
+	one, other := make([]byte, 256<<10), make([]byte, 256<<10)
+	for {
+		n, err := io.ReadFull(a, one)
+		m, oerr := io.ReadFull(b, other)
+		if !bytes.Equal(one[:n], other[:m]) {
+			return false, nil
+		}
+		if end := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF); end || err != nil || oerr != nil {
+			if end {
+				err = nil
+			}
+			return err == nil, err
+		}
+	}
+}
+
+// works runs a program that only says something. The error is of kind Precondition if it says that it is too old.
+func works(ctx context.Context, program string, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	said := strings.TrimSpace(string(out))
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == TooOld {
+		return fault.New(fault.Precondition, "%s", said)
+	}
+	return fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, said)
+}
+
+// replaceHolder has the holder start its new program in its own process. One that cannot goes on as it is.
+func replaceHolder(h *holder.Client, program string, old holder.Info) {
+	err := h.Reexec(program)
+	if errors.Is(err, fault.Unavailable) {
+		slog.Error("the holder has ended while it was replaced; what runs goes on, and is lost with the keeper if that ends before another holder is there",
+			"pid", old.Pid, "version", old.Version, "program", program, "err", err)
+		return
+	}
+	if err != nil {
+		slog.Error("the holder cannot be replaced and goes on as it is", "pid", old.Pid, "version", old.Version, "program", program, "err", err)
+		return
+	}
+	now, err := h.Info()
+	slog.Info("the holder was replaced", "pid", now.Pid, "version", now.Version, "was", old.Version, "err", err)
+}
+
+// replaceKeeper has the holder start the keeper's new program in place of the old keeper, which is killed. When the new one
+// does not come to serve, the old program is started again, from a descriptor that the holder has of it.
+func (c *Client) replaceKeeper(ctx context.Context, h *holder.Client, program string, old *api.InfoResponse) {
+	begun := time.Now()
+	err := keepProgram(h, old.Pid)
+	if err == nil {
+		err = h.Program(program)
+	}
+	if err != nil {
+		slog.Error("the keeper cannot be replaced and goes on as it is", "pid", old.Pid, "version", old.Version, "err", err)
+		return
+	}
+	if now, err := c.restart(ctx, h, old.Pid); err == nil {
+		slog.Info("the keeper was replaced", "pid", now.Pid, "version", now.Version, "was", old.Version, "was_pid", old.Pid, "took", time.Since(begun))
+		if err := h.Drop(previousProgram); err != nil {
+			slog.Warn("the holder keeps the program of the keeper before", "err", err)
+		}
+	} else {
+		slog.Error("the new keeper does not serve; the program of the one before is started again", "program", program, "version", old.Version,
+			"log", filepath.Join(filepath.Dir(c.socket), "keeper.log"), "err", err)
+		c.fallBack(ctx, h)
+	}
+}
+
+// keepProgram gives the holder the program that a process runs.
+func keepProgram(h *holder.Client, pid int32) error {
+	exe, err := os.Open(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return err
+	}
+	defer exe.Close()
+	return h.Put(previousProgram, exe)
+}
+
+// fallBack starts the program of the keeper before, if the holder has it, and reports whether it serves.
+func (c *Client) fallBack(ctx context.Context, h *holder.Client) bool {
+	err := h.Program(previousProgram)
+	if err == nil {
+		var now *api.InfoResponse
+		if now, err = c.restart(ctx, h, 0); err == nil {
+			slog.Warn("the keeper is of the version before; the next start of kurid tries again to replace it", "pid", now.Pid, "version", now.Version)
+			return true
+		}
+	}
+	if !errors.Is(err, fault.NotFound) {
+		slog.Error("the keeper of the version before does not serve", "err", err)
+	}
+	return false
+}
+
+// restart has the keeper killed and waits until another one serves than that with the pid old.
+func (c *Client) restart(ctx context.Context, h *holder.Client, old int32) (*api.InfoResponse, error) {
+	before, err := h.Info()
+	if err == nil {
+		err = h.RestartKeeper()
+	}
+	if err != nil {
+		return nil, err
+	}
+	missing := 0 // times that there was no keeper: the next one is started at once, unless it has ended, too
+	for limit := time.Now().Add(startLimit); time.Now().Before(limit) && ctx.Err() == nil; {
+		answer, cancel := context.WithTimeout(ctx, answerTime)
+		now, err := c.Info(answer)
+		cancel()
+		if err == nil && now.Pid != old && int(now.Pid) != before.Keeper {
+			return now, nil
+		}
+		held, err := h.Info()
+		if err != nil {
+			return nil, err
+		}
+		if held.Keeper == 0 {
+			missing++
+		}
+		if missing >= missingMax {
+			return nil, errors.New("it ends at its start")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return nil, errors.Join(fmt.Errorf("it does not serve within %s", startLimit), ctx.Err())
+}
+
+// replaceAlone replaces a keeper that has no holder: that of a release before there was one, or one whose holder has died.
+// Its end would cost what only it has, so it goes on until it holds nothing. The error is of kind Unavailable when it has
+// ended.
+func (c *Client) replaceAlone(ctx context.Context, old *api.InfoResponse) error {
+	list, err := c.List(ctx)
+	if err != nil {
+		return err
+	}
+	if n := len(list.Sandboxes); n > 0 {
+		slog.Warn("the keeper that runs is of another build, and there is no holder that would keep what it has: it goes on, and is replaced at a start of kurid when it holds no pods",
+			"pid", old.Pid, "version", old.Version, "pods", n)
+		return nil
+	}
+	pidfd, err := unix.PidfdOpen(int(old.Pid), 0)
+	if err != nil {
+		return fault.New(fault.Unavailable, "the keeper has ended: %w", err)
+	}
+	defer unix.Close(pidfd)
+	if err := unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0); err != nil {
+		return fault.New(fault.Unavailable, "the keeper has ended: %w", err)
+	}
+	ended := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(ended, int(checkLimit/time.Millisecond)); n == 0 {
+		slog.Warn("the keeper that runs is of another build and does not end as asked: it goes on", "pid", old.Pid, "version", old.Version, "err", err)
+		return nil
+	}
+	slog.Info("the keeper of another build held nothing and has ended", "pid", old.Pid, "version", old.Version)
+	return fault.New(fault.Unavailable, "the keeper, process %d, has ended as asked", old.Pid)
+}
