@@ -37,6 +37,8 @@ func main() {
 		args, read, work = args[1:], configureStreams, streams
 	case len(args) > 1 && args[0] == "network" && args[1] == "prune":
 		args, work = args[2:], pruneNetwork
+	case len(args) > 0 && args[0] == "alone":
+		args, work = args[1:], serveAlone
 	case len(args) > 0 && args[0] == "doctor":
 		args, work = args[1:], examine
 		if len(args) > 0 && args[0] == "--fix" {

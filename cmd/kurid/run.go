@@ -34,7 +34,7 @@ import (
 
 // run serves until ctx ends. Pods go on running, and what is in flight then is answered beside the next daemon.
 func run(ctx context.Context, cfg config.Config) error {
-	left, err := serve(ctx, cfg)
+	left, err := serve(ctx, cfg, holder.Connect(cfg.State))
 	if left != nil {
 		left.finish()
 	}
@@ -42,8 +42,9 @@ func run(ctx context.Context, cfg config.Config) error {
 }
 
 // serve builds the parts in order, serves until ctx ends, and closes them in reverse. It returns what has still requests to
-// answer, nil for nothing.
-func serve(ctx context.Context, cfg config.Config) (left *rest, err error) {
+// answer, nil for nothing. The holder keeps the sockets.
+func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *rest, err error) {
+	defer held.Close()
 	// 1. These directories are ours alone.
 	for _, dir := range own(cfg) {
 		unlock, err := lock(dir)
@@ -127,8 +128,6 @@ func serve(ctx context.Context, cfg config.Config) (left *rest, err error) {
 	if err != nil {
 		return nil, err
 	}
-	held := holder.Connect(cfg.State)
-	defer held.Close()
 	sockets := listen.New(held)
 	defer sockets.Close()
 	srv, err := server.Listen(server.Options{
