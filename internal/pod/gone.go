@@ -23,17 +23,10 @@ func (p *Pods) look(s *Sandbox) {
 	}
 	why := missingNetns(r.NetnsPath)
 	if why == "" {
-		why = p.missingCgroup(s, r)
+		why = p.missingCgroup(s, r, lacksFile)
 	}
 	if why != "" {
 		s.lose(why)
-	}
-}
-
-// lookAll looks at every sandbox.
-func (p *Pods) lookAll() {
-	for _, s := range p.allSandboxes() {
-		p.look(s)
 	}
 }
 
@@ -65,8 +58,9 @@ func missingNetns(path string) string {
 	return ""
 }
 
-// missingCgroup says that the cgroup above the pod's containers is not there any more, "" when it is or never was.
-func (p *Pods) missingCgroup(s *Sandbox, r *SandboxRecord) string {
+// missingCgroup says that the cgroup above the pod's containers is not there any more, "" when it is or never was. Lacks
+// reports whether a file is not there.
+func (p *Pods) missingCgroup(s *Sandbox, r *SandboxRecord, lacks func(path string) bool) string {
 	roots := r.CgroupRoots
 	if len(roots) == 0 && s.hadCgroup.Load() && p.Driver != cgroup.Systemd { // which removes empty slices that it made itself
 		roots = p.Cgroups.Main()
@@ -79,8 +73,7 @@ func (p *Pods) missingCgroup(s *Sandbox, r *SandboxRecord) string {
 		return ""
 	}
 	for _, root := range roots {
-		// Lists look at every pod: nothing is allocated but the path.
-		if unix.Access(root+dir, unix.F_OK) == unix.ENOENT {
+		if lacks(root + dir) {
 			return fmt.Sprintf("its cgroup is gone: %s was removed", filepath.Join(root, dir))
 		}
 	}

@@ -197,7 +197,7 @@ func (r *SandboxRecord) Missing(driver cgroup.Driver, groups *cgroup.Hierarchies
 		return why
 	}
 	look := &Pods{Options: Options{Driver: driver, Cgroups: groups}}
-	return look.missingCgroup(&Sandbox{}, r)
+	return look.missingCgroup(&Sandbox{}, r, lacksFile)
 }
 
 // OfThisBoot reports whether the pod was made since the machine was started.

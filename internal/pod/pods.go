@@ -84,6 +84,7 @@ type Pods struct {
 	counts  counter // of what writable layers take
 	sampler sampler // of what pods use
 	devices devices
+	lists   lists // what looks at every pod keep
 
 	// pending says why the pods were not compared with what the keeper holds yet, nil when they were.
 	pending atomic.Pointer[keeper.Hung]
@@ -195,6 +196,7 @@ func (p *Pods) Close() {
 	p.followers.Wait()
 	p.sampler.passes.Wait()
 	p.counts.close()
+	p.lists.close()
 }
 
 // newID returns 64 random lower-case hex digits.
