@@ -67,7 +67,7 @@ staticcheck:
 	go run $(STATICCHECK) -tags $(TAGS) ./...
 
 unit:
-	scripts/tally unit -race -tags $(TAGS) $(UNIT)
+	scripts/tally unit -race -tags $(TAGS) -timeout 30m $(UNIT)
 
 e2e: all ## stories against the real daemon, registry and networks; needs root
 	scripts/tally e2e -tags $(TAGS) -timeout 30m ./test/e2e/...

@@ -189,6 +189,11 @@ func TestKilledHolder(t *testing.T) {
 		begun := time.Now()
 		becomes(t, "another holder serves", func() bool { now := d.HolderPid(); return now != 0 && now != old && d.KeeperPid() != 0 })
 		t.Logf("another holder serves after %s", time.Since(begun).Round(time.Millisecond))
+		// Until the next keeper has what the holder has, the death of the holder is that of both.
+		becomes(t, "the keeper serves", func() bool {
+			_, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: count, Cmd: []string{"true"}, Timeout: 10})
+			return err == nil
+		})
 	}
 	killKeeper(t, d, false)
 	calls, failed := p.end()
