@@ -87,7 +87,7 @@ exit code of what they ran.`,
 		c.runCommand(), c.podsCommand(), c.psCommand(), c.statsCommand(), c.logsCommand(), c.eventsCommand(), c.execCommand(), c.attachCommand(), c.cpCommand(), c.portForwardCommand(), c.inspectCommand(), c.updateCommand(), c.stopCommand(), c.rmCommand(),
 		c.imageCommand(), c.imagesCommand(), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.rmiCommand(), c.pruneCommand(), c.checkCommand(), c.historyCommand(),
 		c.loginCommand(), c.logoutCommand(), c.networkCommand(), c.doctorCommand(), c.wipeCommand(),
-		c.infoCommand(), c.metricsCommand(), c.versionCommand(),
+		c.infoCommand(), c.metricsCommand(), c.debugCommand(), c.versionCommand(),
 	)
 	addExamples(root)
 	return root

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
@@ -20,8 +21,11 @@ import (
 // configInfo is what a verbose status has under "config". kubeadm reads sandboxImage, to compare it with the pause image that
 // it pulls: pods of Kuri have none, so there is nothing to compare and nothing to warn of.
 func configInfo(cfg config.Config, driver cgroup.Driver, values map[string]any) map[string]any {
-	return map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "sandboxImage": "", "config": values}
+	return map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "sandboxImage": "", "config": values, "debugSocket": debugSocket(cfg)}
 }
+
+// debugSocket is where kurid serves metrics, profiles and the state dump to root.
+func debugSocket(cfg config.Config) string { return filepath.Join(cfg.State, "debug.sock") }
 
 // keeperLimit bounds the wait for what the keeper says of itself.
 const keeperLimit = 2 * time.Second

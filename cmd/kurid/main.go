@@ -54,6 +54,7 @@ func main() {
 		os.Exit(2)
 	}
 	logTo(cfg)
+	dumpStacks()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once

@@ -132,7 +132,7 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *r
 	defer sockets.Close()
 	srv, err := server.Listen(server.Options{
 		Socket: sockets.Unix,
-		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen,
+		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen, DebugListen: debugSocket(cfg),
 		Pods: pods, Images: images, Network: net, Streams: streams, Holder: held,
 		SlowAfter: slowAfter(cfg), Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info:       configInfo(cfg, driver, values),

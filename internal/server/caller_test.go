@@ -79,6 +79,7 @@ func TestTheLogNamesTheSlowestStep(t *testing.T) {
 		log := logged(t)
 		s := &Server{slowAfter: map[string]time.Duration{"StopContainer": time.Second, "RunPodSandbox": 2 * time.Second}}
 		s.operations = step.New(s.ended)
+		s.telemetry = newTelemetry(s, Options{})
 		run := func(method string, steps ...any) string {
 			log.Reset()
 			ctx, op := s.operations.Begin(t.Context(), method, step.Subject{Namespace: "default", Pod: "web"}, step.Caller{Pid: 7, Program: "kubelet"})
@@ -119,6 +120,7 @@ func TestTheLogHearsOfWhatACallerHasGivenUp(t *testing.T) {
 		log := logged(t)
 		s := &Server{}
 		s.operations = step.New(s.ended)
+		s.telemetry = newTelemetry(s, Options{})
 		ctx, op := s.operations.Begin(t.Context(), "PullImage", step.Subject{Image: "busybox"}, step.Caller{})
 		release := step.Hold(ctx)
 		step.Enter(ctx, "layers")

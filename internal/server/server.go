@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -43,7 +44,9 @@ type Options struct {
 	// CadvisorListen is the path of another socket of the RuntimeService, at which cAdvisor finds what it asks containerd
 	// for; "" for none.
 	CadvisorListen string
-	MetricsListen  string // TCP address at which Prometheus gets what kurid tells of itself; "" for none
+	// DebugListen is the path of a socket for metrics, profiles and the state dump; "" for none.
+	DebugListen   string
+	MetricsListen string // TCP address at which Prometheus gets what kurid tells of itself; "" for none
 
 	Pods    *pod.Pods
 	Images  *image.Store
@@ -83,8 +86,8 @@ type Server struct {
 	slowAfter map[string]time.Duration
 
 	operations *step.Operations
-	telemetry  *telemetry   // nil when nobody may ask for it
-	scraped    *http.Server // of the telemetry, or nil
+	telemetry  *telemetry
+	web        []*http.Server // of the telemetry and for debugging
 }
 
 // Listen opens the sockets with everything registered and serves until Close.
@@ -95,9 +98,7 @@ func Listen(o Options) (*Server, error) {
 	}
 	s.operations = step.New(s.ended)
 	s.closing, s.close = context.WithCancel(context.Background())
-	if o.MetricsListen != "" {
-		s.telemetry = newTelemetry(s, o)
-	}
+	s.telemetry = newTelemetry(s, o)
 	cri := &runtimeService{Options: o}
 	images := &imageService{store: o.Images, pods: o.Pods}
 
@@ -125,6 +126,11 @@ func Listen(o Options) (*Server, error) {
 		if err := s.serve(g, path, o.Socket); err != nil {
 			s.Close()
 			return nil, err
+		}
+	}
+	if o.DebugListen != "" {
+		if err := s.serveDebug(o.DebugListen, o); err != nil { // not a reason to serve nobody
+			slog.Warn("there is no socket for debugging", "err", err)
 		}
 	}
 	if o.MetricsListen != "" {
@@ -169,8 +175,8 @@ func (s *Server) Drain() bool {
 		wg.Wait()
 	})
 	settled := s.handover.settle(closed)
-	if s.scraped != nil {
-		s.scraped.Close()
+	for _, w := range s.web {
+		w.Close()
 	}
 	for _, l := range s.listeners {
 		l.Close()

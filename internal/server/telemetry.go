@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -18,8 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// telemetry is what kurid tells of itself, to Prometheus, at the address that the configuration says. selfRows are its
-// metrics. It is safe for concurrent use.
+// telemetry is what kurid tells of itself, to Prometheus, at the address that the configuration says, and on the debug
+// socket. selfRows are its metrics. It is safe for concurrent use.
 type telemetry struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec   // by service, method and code
@@ -56,11 +55,8 @@ func newTelemetry(s *Server, o Options) *telemetry {
 	return t
 }
 
-// observe notes that a request has begun, and returns what notes its end. A nil telemetry notes nothing.
+// observe notes that a request has begun, and returns what notes its end.
 func (t *telemetry) observe(ctx context.Context) func(error) {
-	if t == nil {
-		return func(error) {}
-	}
 	full, _ := grpc.Method(ctx)
 	service, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
 	start := time.Now()
@@ -74,7 +70,7 @@ func (t *telemetry) observe(ctx context.Context) func(error) {
 
 // steps notes how long the steps of a change took.
 func (t *telemetry) steps(r step.Report) {
-	if t == nil || !changes[r.Kind] {
+	if !changes[r.Kind] {
 		return
 	}
 	for _, one := range r.Totals() {
@@ -88,6 +84,13 @@ const (
 	scrapesAtOnce = 4
 )
 
+// handler serves what is gathered.
+func (t *telemetry) handler() http.Handler {
+	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTimeout,
+	})
+}
+
 // serveTelemetry serves /metrics at a TCP address until the server closes.
 func (s *Server) serveTelemetry(address string) error {
 	l, err := net.Listen("tcp", address)
@@ -95,15 +98,7 @@ func (s *Server) serveTelemetry(address string) error {
 		return fmt.Errorf("metrics_listen: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.telemetry.registry, promhttp.HandlerOpts{
-		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTimeout,
-	}))
-	web := &http.Server{Handler: mux, ReadHeaderTimeout: scrapeTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
-	s.scraped = web
-	s.served.Go(func() {
-		if err := web.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			s.failed <- fmt.Errorf("serve metrics at %s: %w", address, err)
-		}
-	})
+	mux.Handle("GET /metrics", s.telemetry.handler())
+	s.serveHTTP(l, mux)
 	return nil
 }

@@ -10,9 +10,12 @@ import (
 
 // Subject is what an operation is about, as far as it is known. Ids and names are whole.
 type Subject struct {
-	Namespace, Pod, PodID  string
-	Container, ContainerID string
-	Image                  string
+	Namespace   string `json:"namespace,omitempty"`
+	Pod         string `json:"pod,omitempty"`
+	PodID       string `json:"pod_id,omitempty"`
+	Container   string `json:"container,omitempty"`
+	ContainerID string `json:"container_id,omitempty"`
+	Image       string `json:"image,omitempty"`
 }
 
 // Caller is the process that has made the request.

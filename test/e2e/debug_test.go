@@ -1,0 +1,123 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// state is what kuri debug state prints, as far as the test looks at it.
+type state struct {
+	Operations []struct {
+		Method, Step, Caller, Pod, Container string
+		ContainerID                          string  `json:"container_id"`
+		StepAge                              float64 `json:"step_age"`
+	}
+	Goroutines int
+	Pods       []struct {
+		Name, State string
+		Containers  []struct {
+			ID, Name, State string
+			Pid             int
+		}
+	}
+	About struct {
+		Programs map[string]struct {
+			Pid     int
+			Version string
+		}
+	}
+}
+
+// The state dump says what is under way, at which step, and who asked for it, and gives no secret away.
+func TestDebugState(t *testing.T) {
+	s := newShell(t)
+	c := s.run(t, func(c *container, _ *security) {
+		c.Envs = append(c.Envs, &runtimeapi.KeyValue{Key: "PASSWORD", Value: []byte("secret-of-the-pod")})
+	}, "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done")
+	s.awaits(t, c)
+	stopped := make(chan error, 1)
+	go func() {
+		_, err := s.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c, Timeout: 3600})
+		stopped <- err
+	}()
+	var got state
+	harness.Eventually(t, time.Minute, "the stop is in the dump", func() error {
+		said, stderr, code := s.Kuri(t, "debug", "state")
+		if code != 0 {
+			t.Fatal(stderr)
+		}
+		if strings.Contains(said, "secret-of-the-pod") {
+			t.Fatalf("the dump has the environment: %s", said)
+		}
+		got = state{}
+		if err := json.Unmarshal([]byte(said), &got); err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range got.Operations {
+			if o.Method == "StopContainer" && o.Step == "grace" {
+				if o.ContainerID != c || o.Container != "c1" || o.Pod != "shell" || o.StepAge <= 0 || !strings.HasPrefix(o.Caller, "e2e.test, pid ") {
+					t.Errorf("%+v", o)
+				}
+				return nil
+			}
+		}
+		return fmt.Errorf("%s", said)
+	})
+	if got.Goroutines == 0 || len(got.Pods) != 1 || got.Pods[0].State != "ready" || len(got.Pods[0].Containers) != 1 || got.Pods[0].Containers[0].Pid == 0 ||
+		got.About.Programs["kurid"].Pid != s.Pid() || got.About.Programs["keeper"].Pid != s.KeeperPid() || got.About.Programs["holder"].Pid != s.HolderPid() {
+		t.Errorf("%+v", got)
+	}
+	if _, err := s.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c}); err != nil {
+		t.Error(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDebugProfilesAndStacks(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	file := filepath.Join(t.TempDir(), "heap.pprof")
+	if _, stderr, code := d.Kuri(t, "debug", "pprof", "heap", "-o", file); code != 0 {
+		t.Fatal(stderr)
+	}
+	body, err := os.ReadFile(file)
+	if err != nil || !strings.HasPrefix(string(body), "\x1f\x8b") {
+		t.Errorf("%.20q, %v", body, err)
+	}
+	if said, stderr, code := d.Kuri(t, "debug", "pprof", "profile", "--seconds", "1"); code != 0 || !strings.HasPrefix(said, "\x1f\x8b") {
+		t.Errorf("%.20q, %s", said, stderr)
+	}
+	if _, stderr, code := d.Kuri(t, "debug", "pprof", "heat"); code == 0 || !strings.Contains(stderr, "allocs, block, goroutine, heap") {
+		t.Error(stderr)
+	}
+	if said, _, code := d.Kuri(t, "debug", "stacks"); code != 0 || !strings.Contains(said, "goroutine ") {
+		t.Errorf("%.200s", said)
+	}
+	if err := syscall.Kill(d.Pid(), syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, time.Minute, "the stacks are in the log", func() error {
+		if !strings.Contains(d.Log(t), "=== END goroutine stacks ===") {
+			return errors.New("they are not")
+		}
+		return nil
+	})
+	if !strings.Contains(d.Log(t), "main.serve") {
+		t.Error("the log has no stack of kurid's")
+	}
+	if _, stderr, code := d.Kuri(t, "pods"); code != 0 {
+		t.Errorf("kurid after SIGUSR1: %s", stderr)
+	}
+}
