@@ -12,8 +12,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kuri-cri/kuri/internal/fault"
 )
 
 // lock makes dir and takes it for this process, until unlock or its death. The error names the process that has it. The
@@ -32,7 +30,7 @@ func lock(dir string) (unlock func(), err error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 		}
-		return nil, fault.New(fault.Precondition, "%s belongs to another kurid, process %s; end that one, or give this one --root, --state and container_root of its own", dir, lockedBy(f))
+		return nil, &lockedError{dir, lockedBy(f)}
 	}
 	// The file's number is for people, and for those who cannot see the kernel's list. It is written over the old one, which
 	// takes no space.

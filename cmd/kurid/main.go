@@ -88,6 +88,7 @@ func configure(args []string) (config.Config, error) {
 	flags.StringVar(&said.LogLevel, "log-level", said.LogLevel, "debug, info, warn or error")
 	flags.StringVar(&said.LogFormat, "log-format", said.LogFormat, "text or json")
 	flags.StringVar(&said.CgroupDriver, "cgroup-driver", said.CgroupDriver, "auto, systemd or cgroupfs")
+	replace := flags.Bool("replace", false, "take over from a kurid that serves these directories, which ends")
 	showVersion := flags.Bool("version", false, "print the version and end")
 	if err := flags.Parse(args); err != nil {
 		return said, err
@@ -130,6 +131,7 @@ func configure(args []string) (config.Config, error) {
 			cfg.CgroupDriver = said.CgroupDriver
 		}
 	})
+	cfg.Replace = *replace
 	return cfg, cfg.Check()
 }
 

@@ -45,16 +45,8 @@ func run(ctx context.Context, cfg config.Config) error {
 // answer, nil for nothing. The holder keeps the sockets.
 func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *rest, err error) {
 	defer held.Close()
-	// 1. These directories are ours alone.
-	for _, dir := range own(cfg) {
-		unlock, err := lock(dir)
-		if err != nil {
-			return nil, err
-		}
-		defer unlock()
-	}
 
-	// 2. What this node is, and what is configured of pods and images.
+	// 1. What this node is, and what is configured of pods and images.
 	facts, err := nodeFacts(cfg)
 	if err != nil {
 		return nil, err
@@ -67,6 +59,13 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *r
 	if err != nil {
 		return nil, err
 	}
+
+	// 2. These directories are ours alone.
+	unlock, err := lockOwn(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 
 	// 3. Images.
 	layers, settled, err := layer.OpenHeld(cfg.Root)

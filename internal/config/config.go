@@ -32,6 +32,8 @@ type Config struct {
 	ScopePrefix    string `toml:"scope_prefix"`    // begins the names of containers' systemd scopes: <prefix>-<id>.scope
 	Keeper         string `toml:"keeper"`          // path of kuri-keeper; "": beside kurid, else from PATH
 
+	Replace bool `toml:"-"` // take over from a daemon that serves these directories; of the flags alone
+
 	LogSlow map[string]float64 `toml:"log_slow"` // seconds after which a method is slow, by its name; 0: never
 
 	Image   Image   `toml:"image"`

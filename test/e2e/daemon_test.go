@@ -112,8 +112,8 @@ func TestSecondDaemon(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			said, code := harness.RunKurid(t, flags...)
-			if code == 0 || !strings.Contains(said, strconv.Itoa(d.Pid())) {
-				t.Errorf("kurid exits %d and does not name process %d:\n%s", code, d.Pid(), said)
+			if code == 0 || !strings.Contains(said, strconv.Itoa(d.Pid())) || !strings.Contains(said, "--replace") {
+				t.Errorf("kurid exits %d and does not name process %d and the flag that replaces it:\n%s", code, d.Pid(), said)
 			}
 		})
 	}

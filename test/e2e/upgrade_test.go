@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/client"
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
@@ -320,5 +322,81 @@ func TestDowngradeOfTheKeeper(t *testing.T) {
 	d.Continue(t)
 	if firstPid(t, d, count) != pid {
 		t.Errorf("the container is process %d, was %d", firstPid(t, d, count), pid)
+	}
+}
+
+// A kurid beside another one takes over from it with --replace: no call fails, also not one that is under way, and no
+// connection is refused.
+func TestReplace(t *testing.T) {
+	bin := ownPrograms(t)
+	d := harness.Start(t, harness.Options{Bin: bin})
+	pod, container := runningContainer(t, d)
+	pid := firstPid(t, d, container)
+	newer, older := poll(t, d, pod, container), pollOld(t, d)
+	rt, err := client.DialRuntime(t.Context(), "unix://"+d.Socket, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rt.Close()
+	said := make(chan error, 1)
+	go func() {
+		r, err := rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"sh", "-c", "touch /tmp/began; sleep 3; echo done"}, Timeout: 60})
+		if err == nil && string(r.Stdout) != "done\n" {
+			err = fmt.Errorf("it said %q", r.Stdout)
+		}
+		said <- err
+	}()
+	becomes(t, "the command runs", func() bool {
+		_, _, code := d.Exec(t, container, "ls", "/tmp/began")
+		return code == 0
+	})
+	stop, dialled := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			conn, err := net.Dial("unix", d.Socket)
+			if err != nil {
+				dialled <- err
+				return
+			}
+			conn.Close()
+			select {
+			case <-stop:
+				dialled <- nil
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	for range 3 {
+		old := d.Pid()
+		d.TakeOver(t)
+		if now := d.Pid(); now == old || d.PodStatus(t, pod).State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			t.Errorf("kurid was process %d and is %d", old, now)
+		}
+	}
+	close(stop)
+	if err := errors.Join(<-dialled, <-said); err != nil {
+		t.Error(err)
+	}
+	calls, failed := newer.end()
+	oldCalls, oldFailed := older()
+	if calls == 0 || oldCalls == 0 || len(failed)+len(oldFailed) > 0 {
+		t.Errorf("of %d calls over v1 and %d over v1alpha2 there failed: %v", calls, oldCalls, errors.Join(append(failed, oldFailed...)...))
+	}
+	if now := firstPid(t, d, container); now != pid {
+		t.Errorf("the container is process %d, was %d", now, pid)
+	}
+
+	// Where nobody serves, there is nobody to take over from.
+	d.Kill9(t)
+	d.Continue(t)
+
+	// It is an upgrade, too.
+	keeper := d.KeeperPid()
+	anotherBuild(t, bin, "kurid", "kuri-keeper", "kuri-holder")
+	d.TakeOver(t)
+	becomes(t, "the keeper is another", func() bool { now := d.KeeperPid(); return now != 0 && now != keeper })
+	if now := firstPid(t, d, container); now != pid {
+		t.Errorf("the container is process %d, was %d", now, pid)
 	}
 }

@@ -302,6 +302,26 @@ func (d *Daemon) Replace(t testing.TB) (ended func() error) {
 	return func() error { return <-old }
 }
 
+// TakeOver starts another kurid beside this one, with --replace, and waits for the end of the old one.
+func (d *Daemon) TakeOver(t testing.TB) {
+	t.Helper()
+	d.Runtime.Close()
+	d.Images.Close()
+	old, ended, flags := d.cmd, d.ended, d.flags
+	d.flags = append(slices.Clone(flags), "--replace")
+	d.start(t)
+	d.flags = flags
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("the kurid that was replaced said: %v", err)
+		}
+	case <-time.After(Patient(60 * time.Second)):
+		t.Errorf("kurid, process %d, does not end when it is replaced", old.Process.Pid)
+		old.Process.Kill()
+	}
+}
+
 func (d *Daemon) end(t testing.TB, sig syscall.Signal) {
 	t.Helper()
 	d.Runtime.Close()
@@ -347,6 +367,9 @@ func lockedBy(path string) int {
 func (d *Daemon) stopKeeper(t testing.TB) {
 	t.Helper()
 	pid := d.HolderPid()
+	if pid == 0 && d.Bin != "" {
+		pid = d.KeeperPid() // the previous release has no holder
+	}
 	if pid == 0 {
 		t.Error("no holder serves any more")
 		return
