@@ -459,15 +459,7 @@ func TestIdle(t *testing.T) {
 		t.Fatal("the bridge went with a pod on it")
 	}
 	must(t, n.Detach(t.Context(), pod, nil))
-	for range 100 {
-		if slices.Equal(before, state(t)) {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	if after := state(t); !slices.Equal(before, after) {
-		t.Errorf("still there: %v, was %v", after, before)
-	}
+	eventually(t, "the bridge and the table are gone", func() bool { return slices.Equal(before, state(t)) })
 
 	keeps := newBridge(t, BridgeConfig{})
 	attach(t, keeps, pod)

@@ -756,7 +756,7 @@ func TestColdStartOfTenPods(t *testing.T) {
 		switch {
 		case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/"):
 			blobs.Add(1)
-			time.Sleep(200 * time.Millisecond)
+			time.Sleep(time.Second) // in which all of them have asked
 		case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/"):
 			manifests.Add(1)
 		}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -68,9 +69,12 @@ func TestLog(t *testing.T) {
 		if now, err := os.ReadFile(path + ".1"); err != nil || len(now) != len(old) {
 			t.Errorf("the old file went from %d to %d bytes (%v)", len(old), len(now), err)
 		}
-		if len(s.LogLines(t, id)) == 0 {
-			t.Error("the new file is empty")
-		}
+		harness.Eventually(t, 10*time.Second, "the new file has lines", func() error {
+			if len(s.LogLines(t, id)) == 0 {
+				return errors.New("it is empty")
+			}
+			return nil
+		})
 		s.StopContainer(t, id, 0)
 		_, err = s.Runtime.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: id})
 		harness.WantError(t, err, codes.FailedPrecondition)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -92,10 +93,20 @@ func (x *terminal) press(keys string) {
 	}
 }
 
+// shows returns an error unless the terminal has shown something since the last expect.
+func (x *terminal) shows(want string) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !strings.Contains(x.seen.String(), want) {
+		return fmt.Errorf("no %q in %q", want, x.seen.String())
+	}
+	return nil
+}
+
 // expect waits until the terminal shows something that it has not shown before the last expect.
 func (x *terminal) expect(want string) {
 	x.t.Helper()
-	for deadline := time.Now().Add(harness.Patient(10 * time.Second)); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(harness.Patient(30 * time.Second)); ; time.Sleep(10 * time.Millisecond) {
 		x.mu.Lock()
 		_, after, ok := strings.Cut(x.seen.String(), want)
 		if ok {
@@ -146,17 +157,24 @@ func TestExecOnATerminal(t *testing.T) {
 	x.press("echo size $(stty size)\r")
 	x.expect("size 24 80")
 	x.resize(133, 41)
-	time.Sleep(300 * time.Millisecond)
-	x.press("echo size $(stty size)\r")
-	x.expect("size 41 133")
+	harness.Eventually(t, 10*time.Second, "the new size is there", func() error { // it comes beside what is typed
+		x.press("echo size $(stty size)\r")
+		time.Sleep(50 * time.Millisecond)
+		return x.shows("size 41 133")
+	})
 	if x.cooked() {
 		t.Error("kuri keeps keys for itself")
 	}
 
 	// Ctrl-C is the command's, not kuri's.
 	x.press("trap 'echo tra''pped' INT\r")
-	x.press("sleep 100\r")
-	time.Sleep(300 * time.Millisecond)
+	x.press("sleep 62346\r")
+	harness.Eventually(t, 10*time.Second, "the command runs", func() error {
+		if len(harness.Processes(t, "sleep 62346")) == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
 	x.press("\x03")
 	x.expect("trapped")
 

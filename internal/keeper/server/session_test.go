@@ -188,6 +188,18 @@ func (n *node) attach(j *job, stdin bool) *attachment {
 	return a
 }
 
+// pingUntil types pings, which the container answers, until another attachment has heard an answer.
+func (a *attachment) pingUntil(heard <-chan struct{}) {
+	for {
+		io.WriteString(a.stdin, "ping\n")
+		select {
+		case <-heard:
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 func TestManyAttach(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), `echo early; while read x; do test $x = end && exit 7; echo got $x; echo err $x >&2; done`, func(j *job) { j.Stdin = true })
@@ -299,7 +311,7 @@ func TestAttachToATerminal(t *testing.T) {
 // Who is attached and reads nothing is detached; container, log and the others go on.
 func TestADeadListenerIsDetached(t *testing.T) {
 	n := newNode(t)
-	j := n.run(n.sandbox(), `read x; i=0; while test $i -lt 20000; do echo line $i; i=$((i+1)); done; exit 4`, func(j *job) { j.Stdin = true })
+	j := n.run(n.sandbox(), `while read x && test $x != go; do echo pong; done; i=0; while test $i -lt 20000; do echo line $i; i=$((i+1)); done; exit 4`, func(j *job) { j.Stdin = true })
 	live := n.attach(j, true)
 	never, w := io.Pipe()
 	dead := make(chan error, 1)
@@ -307,7 +319,12 @@ func TestADeadListenerIsDetached(t *testing.T) {
 		_, err := n.Attach(t.Context(), j.Id, keeper.Streams{Stdout: w})
 		dead <- err
 	}()
-	time.Sleep(200 * time.Millisecond)
+	heard := make(chan struct{})
+	go func() {
+		never.Read(make([]byte, 1))
+		close(heard)
+	}()
+	live.pingUntil(heard)
 	start := time.Now()
 	io.WriteString(live.stdin, "go\n")
 	if err := <-live.done; err != nil || live.code != 4 || strings.Count(live.String(), "line") != 20000 {
@@ -329,7 +346,7 @@ func TestADeadListenerIsDetached(t *testing.T) {
 // no faster than the other one reads on a busy machine.
 func TestASlowListenerIsDetached(t *testing.T) {
 	n := newNode(t)
-	j := n.run(n.sandbox(), `read x; for i in $(seq 40); do dd if=/dev/zero bs=64k count=4 2>/dev/null; sleep 0.05; done; exit 4`, func(j *job) { j.Stdin = true })
+	j := n.run(n.sandbox(), `while read x && test $x != go; do echo pong; done; for i in $(seq 40); do dd if=/dev/zero bs=64k count=4 2>/dev/null; sleep 0.05; done; exit 4`, func(j *job) { j.Stdin = true })
 	live := n.attach(j, true)
 	read, write := io.Pipe()
 	slow := make(chan error, 1)
@@ -337,14 +354,17 @@ func TestASlowListenerIsDetached(t *testing.T) {
 		_, err := n.Attach(t.Context(), j.Id, keeper.Streams{Stdout: write})
 		slow <- err
 	}()
+	heard := make(chan struct{})
 	go func() {
+		read.Read(make([]byte, 1))
+		close(heard)
 		for buf := make([]byte, 4096); ; time.Sleep(50 * time.Millisecond) { // 80 KiB a second: 10 MiB would take minutes
 			if _, err := read.Read(buf); err != nil {
 				return
 			}
 		}
 	}()
-	time.Sleep(200 * time.Millisecond)
+	live.pingUntil(heard)
 	start := time.Now()
 	io.WriteString(live.stdin, "go\n")
 	if err := <-live.done; err != nil || live.code != 4 {
