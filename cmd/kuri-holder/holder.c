@@ -12,7 +12,8 @@
 // and 2 are given to the first keeper, which reports over them that it is ready, or its error.
 //
 // It ends when a keeper ends with status 0, which says that the node is empty, and when a keeper fails that left nothing
-// to hold. TERM and INT are passed on to the keeper, who decides.
+// to hold. TERM and INT are passed on to the keeper, who decides. HUP has it look for its lock and its socket, and make them
+// anew where somebody has removed them.
 //
 // When the holder dies alone, the keeper executes this program in its own process, with the state that an earlier holder
 // leaves to a new one (take_over): so the parent of the containers becomes the holder, and starts a keeper.
@@ -721,7 +722,88 @@ static void accept_client(struct holder *h)
 		h->clients[h->nclients++] = fd;
 }
 
+// --- the lock and the socket ---
+
+// open_lock locks the lock's file and writes our pid into it. It returns the descriptor, or -1 with the reason in why.
+static int open_lock(const struct holder *h, char *why, size_t size)
+{
+	char path[PATH_MAX], pid[16] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/holder.lock", h->state);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0) {
+		snprintf(why, size, "open %.200s: %s", path, strerror(errno));
+		return -1;
+	}
+	if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+		if (read(fd, pid, sizeof(pid) - 1) < 0)
+			pid[0] = 0;
+		snprintf(why, size, "another holder serves %.200s already: pid %s", h->state, pid);
+	} else if (ftruncate(fd, 0) != 0 || dprintf(fd, "%d\n", getpid()) < 0) {
+		snprintf(why, size, "write %.200s: %s", path, strerror(errno));
+	} else {
+		return fd;
+	}
+	close(fd);
+	return -1;
+}
+
+// open_listener replaces the socket's file. The caller has the lock. It returns the descriptor, or -1 with the reason in why.
+static int open_listener(const struct holder *h, char *why, size_t size)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd, n = snprintf(address.sun_path, sizeof(address.sun_path), "%s/holder.sock", h->state);
+
+	if (n < 0 || (size_t)n >= sizeof(address.sun_path)) {
+		snprintf(why, size, "the state directory %.200s is too long for a socket in it", h->state);
+		return -1;
+	}
+	unlink(address.sun_path); // of a dead holder
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	umask(0077);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) != 0 || listen(fd, 64) != 0) {
+		snprintf(why, size, "listen on %s: %s", address.sun_path, strerror(errno));
+		if (fd >= 0)
+			close(fd);
+		fd = -1;
+	}
+	umask(0022);
+	return fd;
+}
+
 // --- the loop ---
+
+// restore makes the lock and the socket anew where somebody has removed them, with the state directory or alone. The
+// directory itself is for those who ask for this by HUP to make: the keeper, or kurid.
+static void restore(struct holder *h)
+{
+	char path[PATH_MAX], why[512];
+	struct stat ours, there;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/holder.lock", h->state);
+	if (fstat(h->lock, &ours) != 0 || stat(path, &there) != 0 || ours.st_dev != there.st_dev || ours.st_ino != there.st_ino) {
+		fd = open_lock(h, why, sizeof(why));
+		if (fd < 0) {
+			say(h, "the lock was removed and cannot be made anew: %s", why);
+			return;
+		}
+		close(h->lock);
+		h->lock = fd;
+	}
+	snprintf(path, sizeof(path), "%s/holder.sock", h->state);
+	if (lstat(path, &there) == 0)
+		return;
+	fd = open_listener(h, why, sizeof(why));
+	if (fd < 0) {
+		say(h, "the socket was removed and cannot be made anew: %s", why);
+		return;
+	}
+	close(h->listener);
+	h->listener = fd;
+	say(h, "the socket was removed, and was made anew");
+}
 
 static void take_signal(struct holder *h)
 {
@@ -731,7 +813,9 @@ static void take_signal(struct holder *h)
 		return;
 	if (info.ssi_signo == SIGCHLD)
 		reap(h);
-	else if (info.ssi_signo != SIGHUP && h->keeper)
+	else if (info.ssi_signo == SIGHUP)
+		restore(h);
+	else if (h->keeper)
 		kill(h->keeper, info.ssi_signo);
 }
 
@@ -791,34 +875,20 @@ __attribute__((noreturn)) static void run(struct holder *h)
 
 static void take_lock(struct holder *h)
 {
-	char path[PATH_MAX], pid[16] = "";
+	char why[512];
 
-	snprintf(path, sizeof(path), "%s/holder.lock", h->state);
-	h->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	h->lock = open_lock(h, why, sizeof(why));
 	if (h->lock < 0)
-		die("open %s: %s", path, strerror(errno));
-	if (flock(h->lock, LOCK_EX | LOCK_NB) != 0) {
-		if (read(h->lock, pid, sizeof(pid) - 1) < 0)
-			pid[0] = 0;
-		die("another holder serves %s already: pid %s", h->state, pid);
-	}
-	if (ftruncate(h->lock, 0) != 0 || dprintf(h->lock, "%d\n", getpid()) < 0)
-		die("write %s: %s", path, strerror(errno));
+		die("%s", why);
 }
 
 static void start_listening(struct holder *h)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int n = snprintf(address.sun_path, sizeof(address.sun_path), "%s/holder.sock", h->state);
+	char why[512];
 
-	if (n < 0 || (size_t)n >= sizeof(address.sun_path))
-		die("the state directory %s is too long for a socket in it", h->state);
-	unlink(address.sun_path); // of a dead holder: we have the lock
-	h->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	umask(0077);
-	if (h->listener < 0 || bind(h->listener, (struct sockaddr *)&address, sizeof(address)) != 0 || listen(h->listener, 64) != 0)
-		die("listen on %s: %s", address.sun_path, strerror(errno));
-	umask(0022);
+	h->listener = open_listener(h, why, sizeof(why));
+	if (h->listener < 0)
+		die("%s", why);
 }
 
 static void enter_cgroups(const struct holder *h)

@@ -44,6 +44,8 @@ func (l *logFile) Write(p []byte) (int, error) {
 	defer l.mu.Unlock()
 	if l.size > logMax {
 		l.rotate()
+	} else if _, err := os.Lstat(l.path); err != nil {
+		l.replace() // somebody has removed it
 	}
 	n, err := l.file.Write(p)
 	l.size += int64(n)
@@ -51,15 +53,22 @@ func (l *logFile) Write(p []byte) (int, error) {
 }
 
 func (l *logFile) rotate() {
-	old := l.file
-	if os.Rename(l.path, l.path+".1") != nil || l.open() != nil {
+	if os.Rename(l.path, l.path+".1") != nil || !l.replace() {
 		l.size = 0 // tried again after as much more
-		return
+	}
+}
+
+// replace goes on in a new file. The lock is held.
+func (l *logFile) replace() bool {
+	old := l.file
+	if l.open() != nil {
+		return false
 	}
 	old.Close()
 	if l.stderr {
 		unix.Dup3(int(l.file.Fd()), 2, 0)
 	}
+	return true
 }
 
 func (l *logFile) becomeStderr() {

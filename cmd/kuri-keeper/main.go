@@ -105,13 +105,16 @@ func run() error {
 	return s.Close()
 }
 
-// endOnSignal ends the keeper by TERM or INT when it holds nothing.
+// endOnSignal ends the keeper by TERM or INT when it holds nothing. By HUP it makes anew what was removed of its files.
 func endOnSignal(s *server.Server, end func()) {
 	signals := make(chan os.Signal, 1)
 	// HUP is caught, not ignored: containers would inherit that it is ignored.
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	for sig := range signals {
 		if sig == syscall.SIGHUP {
+			if err := fault.Contained(s.Restore); err != nil {
+				slog.Error("the keeper's files cannot be made anew", "err", err)
+			}
 			continue
 		}
 		retired := false

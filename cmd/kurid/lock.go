@@ -16,7 +16,7 @@ import (
 
 // lock makes dir and takes it for this process, until unlock or its death. The error names the process that has it. The
 // lock is the kernel's: a file that a dead daemon has left locks nothing, and a full disk, or one that can only be read,
-// keeps nobody from locking.
+// keeps nobody from locking. A daemon whose file was removed, alone or with dir, has dir as long as it lives.
 func lock(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("make %s: %w", dir, err)
@@ -31,6 +31,11 @@ func lock(dir string) (unlock func(), err error) {
 			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 		}
 		return nil, &lockedError{dir, lockedBy(f)}
+	}
+	if pid := lockedUnlinked(f.Name()); pid != 0 {
+		f.Close()
+		slog.Warn("a kurid lives whose lock was removed", "lock", f.Name(), "pid", pid)
+		return nil, &lockedError{dir, strconv.Itoa(pid)}
 	}
 	// The file's number is for people, and for those who cannot see the kernel's list. It is written over the old one, which
 	// takes no space.
@@ -89,4 +94,41 @@ func flockHolder(file string) string {
 		}
 	}
 	return ""
+}
+
+// lockedUnlinked returns the kurid that has locked a file which was at path and has been removed since, 0 for none.
+func lockedUnlinked(path string) int {
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(locks)) {
+		field := strings.Fields(line)
+		if len(field) < 6 || field[1] != "FLOCK" {
+			continue
+		}
+		pid, err := strconv.Atoi(field[4])
+		if err != nil || pid <= 0 || pid == os.Getpid() || !isKurid(pid) {
+			continue
+		}
+		fds := fmt.Sprintf("/proc/%d/fd", pid)
+		entries, _ := os.ReadDir(fds) // it may have ended
+		for _, e := range entries {
+			if name, err := os.Readlink(filepath.Join(fds, e.Name())); err == nil && name == path+" (deleted)" {
+				return pid
+			}
+		}
+	}
+	return 0
+}
+
+// isKurid reports whether a process is a kurid of this node: one in a container may call itself so, and has no say here.
+func isKurid(pid int) bool {
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil || strings.TrimSpace(string(name)) != "kurid" {
+		return false
+	}
+	ours, err := os.Readlink("/proc/self/ns/pid")
+	theirs, terr := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	return errors.Join(err, terr) == nil && ours == theirs
 }

@@ -34,18 +34,20 @@ const startLimit = 20 * time.Second
 func Start(ctx context.Context, o Options) (*Client, error) {
 	c := Connect(o.StateDir)
 	err := c.Ready(ctx, startBeat)
-	if hung := (*Hung)(nil); errors.As(err, &hung) {
-		slog.Error("the keeper hangs: serving what there is without it", "err", err)
-		return c, nil
-	}
+	hung := (*Hung)(nil)
 	if err == nil {
+		findHolder(ctx, o.StateDir)
 		err = c.replace(ctx, o)
 	}
-	if errors.Is(err, fault.Unavailable) {
+	if !errors.As(err, &hung) && errors.Is(err, fault.Unavailable) {
 		err = c.startNew(ctx, o)
 	}
 	if err == nil {
 		err = c.check(ctx)
+	}
+	if errors.As(err, &hung) {
+		slog.Error("the keeper hangs: serving what there is without it", "err", err)
+		return c, nil
 	}
 	if err != nil {
 		c.Close()
@@ -82,7 +84,8 @@ func (c *Client) check(ctx context.Context) error {
 	return nil
 }
 
-// spawn starts the holder in a session and cgroups of its own, which starts the keeper, and waits until that serves.
+// spawn starts the holder in a session and cgroups of its own, which starts the keeper, and waits until that serves. Where
+// either lives, and only cannot be reached, none is started.
 func spawn(ctx context.Context, o Options) error {
 	p, err := findPrograms(o)
 	if err != nil {
@@ -90,6 +93,9 @@ func spawn(ctx context.Context, o Options) error {
 	}
 	if err := os.MkdirAll(o.StateDir, 0o711); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
+	}
+	if found, err := findLiving(ctx, o.StateDir); found {
+		return err
 	}
 	level := o.LogLevel
 	if level == "" {

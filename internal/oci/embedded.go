@@ -30,6 +30,7 @@ type Embedded struct {
 	forks   forkServer
 	filters filters
 	held    held
+	pins    pins
 }
 
 // NewEmbedded returns a runtime that keeps its records below root, which it makes when it needs it. It is called in the
@@ -143,11 +144,19 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 		config.Cgroups.SystemdProps = append(config.Cgroups.SystemdProps, *p)
 	}
 	if beyondInit(spec, config, systemdCgroup) == "" && sealed() {
-		if made, err := e.createNative(id, spec, config, stdio); !unable(err) {
+		made, err := e.createNative(id, spec, config, stdio)
+		if err == nil {
+			e.pins.pin(e.root, id)
+		}
+		if !unable(err) {
 			return made, err
 		}
 	}
-	return e.createByLibcontainer(id, spec, config, stdio)
+	made, err := e.createByLibcontainer(id, spec, config, stdio)
+	if err == nil {
+		e.pins.pin(e.root, id)
+	}
+	return made, err
 }
 
 // createByLibcontainer is Create the long way, which has all of the specification.
@@ -198,6 +207,14 @@ func (e *Embedded) createByLibcontainer(id string, spec *specs.Spec, config *con
 // Delete removes what the runtime keeps of a container whose processes have ended, its cgroup included. An unknown id is
 // a success.
 func (e *Embedded) Delete(id string) error {
+	err := e.delete(id)
+	if err == nil {
+		e.pins.unpin(id)
+	}
+	return err
+}
+
+func (e *Embedded) delete(id string) error {
 	c, err := e.load(id)
 	if errors.Is(err, fault.NotFound) { // or the rest of what was being deleted by one who was killed
 		return os.RemoveAll(filepath.Join(e.root, id))

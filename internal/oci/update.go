@@ -60,6 +60,7 @@ func (e *Embedded) Update(id string, limits *specs.LinuxResources, oomScoreAdj *
 	}
 
 	e.held.release(id)
+	defer e.pins.pin(e.root, id) // the record is replaced
 	err = apply(c, next, want, scores)
 	if err == nil {
 		if err = e.held.hold(id, toHold(&next, state.CgroupPaths)); err == nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,14 @@ func (p *Pods) processes(r *ContainerRecord) []int {
 		slog.Error("look for processes of a container", "container", r.name(), "err", err)
 	}
 	return pids
+}
+
+// lives reports whether a container of the sandbox has processes that this boot has begun.
+func (p *Pods) lives(s *Sandbox) bool {
+	return s.Record().BootID == p.bootID && slices.ContainsFunc(s.list(), func(c *Container) bool {
+		r := c.Record()
+		return r.State != Exited && len(p.processes(r)) > 0
+	})
 }
 
 // unheld is a container that lives and that the keeper does not know: it goes on running, and its end is told when its

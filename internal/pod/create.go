@@ -68,6 +68,9 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 		return nil, err
 	}
 	defer s.creates.Done()
+	if err := p.ensureFiles(s.Record()); err != nil {
+		return nil, err
+	}
 	back := undo.New(ctx)
 	defer back.Run()
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
@@ -54,6 +56,19 @@ func (p *Pods) writeFiles(r *SandboxRecord, attached *network.Result) error {
 		}
 	}
 	return p.labelFiles(r, false)
+}
+
+// ensureFiles makes the pod's files and the copy of its record anew where somebody has removed them from the state directory.
+func (p *Pods) ensureFiles(r *SandboxRecord) error {
+	if _, err := os.Lstat(p.paths.podFile(r.ID, "hostname")); !errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	slog.Warn("the files of a pod are gone from the state directory; they are made anew", "pod", r.name(), "dir", p.paths.podState(r.ID))
+	if err := os.MkdirAll(p.paths.podState(r.ID), 0o711); err != nil {
+		return fault.As(diskKind(err), fmt.Errorf("make the pod's directory: %w", err))
+	}
+	noteCopy(record.Write(p.paths.podCopy(r.ID), sandboxFormat, r))
+	return p.writeFiles(r, r.Network)
 }
 
 // giveToRoot makes the root of the pod's containers the owner of a file.

@@ -161,6 +161,9 @@ func (p *Pods) adopt(s *Sandbox, held *api.Sandbox) {
 	s.namespaces.Store(&held.Namespaces)
 	p.lost(held)
 	p.look(s)
+	if r := s.Record(); r.State == Ready {
+		p.complain("make the files of "+r.name()+" anew", p.ensureFiles(r))
+	}
 }
 
 func (p *Pods) complain(what string, err error) {
@@ -170,13 +173,16 @@ func (p *Pods) complain(what string, err error) {
 }
 
 // settle makes a sandbox what it can still be: one that was being made is taken back whole; one whose namespaces are
-// gone (after a reboot) is stopped, so that its addresses come back and the kubelet makes another.
+// gone (after a reboot) is stopped, so that its addresses come back and the kubelet makes another. One that is lost and has
+// processes is notready, and left to whoever stops it.
 func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
 	r := s.Record()
 	switch {
 	case r.State == Creating:
 		slog.Info("taking back a pod that was being made when kurid ended", "pod", r.name())
 		p.complain("take back "+r.name(), p.Remove(ctx, r.ID))
+	case r.State == Ready && held == nil && p.lives(s):
+		s.lose("the keeper does not know it any more: the state directory, or the keeper's records in it, were removed; what runs in it goes on")
 	case r.State == Ready && held == nil:
 		slog.Info("a pod's namespaces are gone, it is stopped", "pod", r.name(), "rebooted", r.BootID != p.bootID)
 		p.complain("stop "+r.name(), p.stopSandbox(ctx, s))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
@@ -74,6 +75,9 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 		return fmt.Errorf("release the namespaces: %w", err)
 	}
 	s.namespaces.Store(new(map[string]string))
+	if err := (&namespace.Set{NetnsPath: r.NetnsPath}).Close(); err != nil { // of a pod that the keeper had lost
+		return fmt.Errorf("release the network namespace: %w", err)
+	}
 
 	// 5. The cgroup, when it is ours.
 	step.Enter(ctx, "cgroup")
@@ -130,6 +134,11 @@ func (p *Pods) stopContainer(ctx context.Context, c *Container, grace time.Durat
 	// Unknown to the keeper is what has exited since we looked.
 	if err := p.Keeper.Signal(ctx, r.ID, unix.Signal(r.StopSignal), false); err != nil && !errors.Is(err, fault.NotFound) {
 		return fmt.Errorf("send %s: %w", r.StopName, err)
+	}
+	if c.unheld.Load() {
+		if pids := p.processes(r); len(pids) > 0 {
+			unix.Kill(pids[0], unix.Signal(r.StopSignal)) // one that has ended meanwhile needs none
+		}
 	}
 	// The caller may give up, the stop goes on.
 	step.Enter(ctx, step.Grace)

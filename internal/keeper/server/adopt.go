@@ -47,6 +47,7 @@ func (s *Server) adopt(in inheritance, c *container) {
 	s.adoptOutputs(in, c)
 
 	// 3. Those who wait for it and write its log, and what is watched.
+	s.runtime.Pin(c.id)
 	if c.rec.State != was.State || c.rec.StartedAt != was.StartedAt || c.rec.Note != was.Note {
 		if err := c.amend(func(*containerRecord) {}); err != nil {
 			slog.Error("record an adopted container", "container", c.id, "err", err)

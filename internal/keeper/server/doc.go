@@ -19,7 +19,7 @@
 // and in the kernel: the namespaces of package namespace, the containers' cgroups, a pidfd for each process and the
 // descriptors of their stdio. All of it is reachable from Server.sandboxes and Server.containers.
 //
-// Locks: Server.mu guards the two maps, container.mu a container's state, and container.verb keeps two verbs on one
+// Locks: files.mu guards the sockets and is taken first of all, by Restore; Server.mu guards the two maps, container.mu a container's state, and container.verb keeps two verbs on one
 // container apart, and Server.ooms has its own; none is held over anything that can hang, such as the death of a process.
 // container.mu is held over the write of one small record. Operations run to their end
 // whatever becomes of the caller; one that asks again joins (package flight).
@@ -31,6 +31,8 @@
 // had given to that one (ledger), and starts its own successor. A container's state changes in [container.become] alone; of an exit exit.json is
 // the record, and it is written before the process is reaped. A container's output stays in its pipe until the log has it
 // (tap). Steps of the workflows have names (package failpoint), and TestKilledAtEachStep kills the keeper at each.
+//
+// Its files may be removed while it lives. Restore, which inotify and HUP call, makes them anew (restore.go).
 //
 // A session (exec, attach) hands descriptors over: the bytes of an exec never come by here. Of a container's output the
 // keeper is the reader, for the log; it writes a copy into the pipe of each one who is attached.

@@ -1,7 +1,10 @@
 package server
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/failpoint"
@@ -63,7 +66,7 @@ func (s *Server) watch(c *container) {
 	c.mu.Lock()
 	exit.StartedAt = c.rec.StartedAt
 	c.mu.Unlock()
-	if err := keeper.WriteExit(c.bundle, exit); err != nil {
+	if err := c.writeExit(exit); err != nil {
 		slog.Error("record an exit", "container", c.id, "code", exit.Code, "err", err)
 	}
 
@@ -85,6 +88,15 @@ func (s *Server) watch(c *container) {
 	close(c.exited)
 	step(func() { s.events.publish(&api.Event{Container: c.message()}) })
 	failpoint.At("exit: told")
+}
+
+// writeExit writes the record of the exit, in a bundle that is made anew where somebody has removed it.
+func (c *container) writeExit(exit keeper.Exit) error {
+	err := keeper.WriteExit(c.bundle, exit)
+	if errors.Is(err, fs.ErrNotExist) && os.MkdirAll(c.bundle, 0o711) == nil {
+		err = keeper.WriteExit(c.bundle, exit)
+	}
+	return err
 }
 
 // reap lets the kernel and the holder forget how the container ended. Whoever has died before that asks them again.

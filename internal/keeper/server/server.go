@@ -47,6 +47,8 @@ type Server struct {
 	containerFlights flight.Group[string, *api.Container]
 	removals         flight.Group[string, struct{}]
 
+	files files // see restore.go
+
 	mu         sync.Mutex // guards all below
 	retired    bool       // takes no sandboxes any more
 	sandboxes  map[string]*sandbox
@@ -109,36 +111,6 @@ func takeLock(path, of string) (*os.File, error) {
 
 func writeAt(f *os.File, text string) error {
 	_, err := f.WriteAt([]byte(text), 0)
-	return err
-}
-
-// Serve listens and answers until ctx ends. Ready is called once when the sockets take connections.
-func (s *Server) Serve(ctx context.Context, ready func()) error {
-	l, err := s.listen("keeper.sock")
-	if err != nil {
-		return err
-	}
-	sessions, err := s.listen("keeper-session.sock")
-	if err != nil {
-		l.Close()
-		return err
-	}
-	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(contain))
-	if err != nil {
-		return errors.Join(err, l.Close(), sessions.Close())
-	}
-	api.RegisterKeeperService(srv, &wire{s})
-	var served sync.WaitGroup
-	defer served.Wait()
-	served.Go(func() { s.serveSessions(sessions) })
-	defer sessions.Close()
-	context.AfterFunc(ctx, func() { srv.Close() })
-	go s.succeedHolder() // ends with this process
-	ready()
-	err = srv.Serve(ctx, l)
-	if errors.Is(err, ttrpc.ErrServerClosed) {
-		return nil
-	}
 	return err
 }
 

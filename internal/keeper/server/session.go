@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"google.golang.org/grpc/status"
@@ -19,17 +15,6 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/keeper/session"
 )
-
-// listen makes a socket at that name in the state directory. Its mode is right from the first moment: no other thread
-// makes files yet.
-func (s *Server) listen(name string) (*net.UnixListener, error) {
-	path := filepath.Join(s.state, name)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	defer syscall.Umask(syscall.Umask(0o177))
-	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-}
 
 // acceptAgain is how long the next session waits when one could not be taken.
 const acceptAgain = 100 * time.Millisecond

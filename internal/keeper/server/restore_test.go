@@ -1,0 +1,56 @@
+package server_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/kuri-cri/kuri/internal/keeper"
+)
+
+// A keeper notices that somebody has removed its files, and makes all of them anew: nobody has to ask it. A container that
+// ends while its bundle is gone still leaves its exit.
+func TestRestore(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	j := n.run(box, "sleep 100000")
+	info, err := n.Info(t.Context())
+	n.must(err)
+	var want []string
+	for _, name := range []string{
+		"keeper.sock", "keeper-session.sock", "holder.sock", "holder.lock", "keeper/lock", "mounts",
+		"keeper/sandboxes/" + box.Id + ".json", "keeper/containers/" + j.Id + ".json", "mounts/.oci/" + j.Id + "/state.json",
+	} {
+		want = append(want, filepath.Join(n.state, name))
+	}
+	missing := func() (left []string) {
+		for _, path := range want {
+			if _, err := os.Stat(path); err != nil {
+				left = append(left, path)
+			}
+		}
+		return left
+	}
+	if left := missing(); len(left) > 0 {
+		t.Fatalf("not there before: %v", left)
+	}
+	os.RemoveAll(n.state) // all but the mount point
+	if !eventually(func() bool { return len(missing()) == 0 }) {
+		t.Fatalf("not made anew: %v", missing())
+	}
+	other := keeper.Connect(n.state)
+	defer other.Close()
+	again, err := other.Info(t.Context())
+	if err != nil || again.Pid != info.Pid {
+		t.Fatalf("keeper %v answers, was %d: %v", again, info.Pid, err)
+	}
+	if code, out, _ := n.exec(j, "echo hi"); code != 0 || out != "hi\n" {
+		t.Errorf("an exec ended with %d and said %q", code, out)
+	}
+	n.must(os.RemoveAll(j.Bundle))
+	n.must(n.Signal(t.Context(), j.Id, 9, true))
+	n.wait(j)
+	if exit, err := keeper.ReadExit(j.Bundle); err != nil || exit.Code != 137 {
+		t.Errorf("the record of the exit: %+v, %v", exit, err)
+	}
+}
