@@ -70,7 +70,7 @@ func TestFiltersAreShared(t *testing.T) {
 	runtime.KeepAlive(other)
 	runtime.KeepAlive(got[0])
 	clear(got[:])
-	for deadline := time.Now().Add(5 * time.Second); known() > 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); known() > 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		runtime.GC()
 	}
 	if n := known(); n != 0 {

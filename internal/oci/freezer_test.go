@@ -71,7 +71,7 @@ func (c Cgroup) sleeper(t *testing.T) (ended chan struct{}, process *os.Process)
 		cmd.Process.Kill()
 		select {
 		case <-ended:
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Errorf("process %d does not die", cmd.Process.Pid)
 		}
 	})
@@ -81,7 +81,7 @@ func (c Cgroup) sleeper(t *testing.T) (ended chan struct{}, process *os.Process)
 // awaitFrozen waits for it: freezing takes a moment.
 func (c Cgroup) awaitFrozen(t *testing.T) {
 	t.Helper()
-	for until := time.Now().Add(5 * time.Second); !c.Frozen(); time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(30 * time.Second); !c.Frozen(); time.Sleep(time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatalf("%s does not freeze", c.procs)
 		}
@@ -108,13 +108,13 @@ func TestKillOfFrozen(t *testing.T) {
 					frozen.freeze()
 					part.awaitFrozen(t)
 				}
-				if err := own.Kill(5 * time.Second); err != nil {
+				if err := own.Kill(30 * time.Second); err != nil {
 					t.Fatal(err)
 				}
 				for _, ended := range []chan struct{}{first, second} {
 					select {
 					case <-ended:
-					case <-time.After(5 * time.Second):
+					case <-time.After(30 * time.Second):
 						t.Fatal("a process has left the cgroup and lives")
 					}
 				}

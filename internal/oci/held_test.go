@@ -58,7 +58,7 @@ func TestHeldFiles(t *testing.T) {
 	eventually := func(path, want string) {
 		t.Helper()
 		var err error
-		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			if err = says(path, want); err == nil {
 				return
 			}
