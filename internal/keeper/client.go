@@ -236,6 +236,9 @@ func (c *Client) expected(ctx context.Context) bool {
 	}
 	slog.Warn("neither a keeper nor a holder serves any more, new ones are started")
 	if err := c.start(ctx); err != nil {
+		if _, err := h.Info(); err == nil { // a keeper has become the holder meanwhile, or another kurid was quicker
+			return true
+		}
 		slog.Error("start a keeper in place of one that has died", "err", err)
 		return false
 	}

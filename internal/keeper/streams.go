@@ -2,6 +2,8 @@ package keeper
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -46,10 +48,20 @@ const endWait = 3 * time.Second
 // When ctx ends or a write to Stdout or Stderr fails, the process and all that it has started are killed before Exec
 // returns the context's cause, or the write's error. One that does not begin, or does not end, is killed behind it, and
 // the error is of kind Deadline and says why. Without a deadline in ctx the program has 10 seconds to begin.
+//
+// It goes on beside the next keeper when one dies. A program that had hardly begun by then, so that nobody had its output yet,
+// is killed and begun again.
 func (c *Client) Exec(ctx context.Context, id string, args []string, tty bool, with Streams) (int32, error) {
 	return c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
-		Id: id, Args: args, Tty: tty, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx),
+		Id: id, Args: args, Tty: tty, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx), Session: newSession(),
 	}}})
+}
+
+// newSession returns what an exec is resumed by.
+func newSession() string {
+	id := make([]byte, 16)
+	rand.Read(id)
+	return hex.EncodeToString(id)
 }
 
 // beginMs is how long a program may take to begin, in milliseconds: until ctx ends, 0 when it has no deadline.
@@ -66,7 +78,7 @@ func beginMs(ctx context.Context) int64 {
 // Stdin; "isdir" and a path. See internal/oci/copy.c, also for the exit codes.
 func (c *Client) Copy(ctx context.Context, id string, args []string, with Streams) (int32, error) {
 	code, err := c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
-		Id: id, Copy: args, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx),
+		Id: id, Copy: args, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx), Session: newSession(),
 	}}})
 	if errors.Is(err, fault.Invalid) && strings.HasPrefix(err.Error(), "no command to execute") { // what a keeper of before knows
 		err = fault.New(fault.Unimplemented, "this keeper is of an earlier version, which has no copier")
@@ -85,57 +97,125 @@ func (c *Client) Attach(ctx context.Context, id string, with Streams) (int32, er
 }
 
 func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequest) (code int32, err error) {
-	// 1. A connection of its own, and what comes over it: our ends of the process's stdio.
-	conn, err := c.openSession(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	// When we have had enough, the keeper makes an end; it may be that nothing has begun by then.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop := context.AfterFunc(ctx, func() {
-		conn.Finish()
-		time.AfterFunc(endWait, func() { conn.Close() })
-	})
-	defer stop()
-	p, err := c.begin(ctx, conn, req)
+
+	// 1. A connection of its own, and what comes over it: our ends of the process's stdio. What a keeper that dies before
+	// that has begun, the next one begins again.
+	conn, p, err := c.open(ctx, req)
+	for lost := 0; errors.Is(err, errCut) && ctx.Err() == nil && lost < keepersMax; lost++ {
+		conn, p, err = c.open(ctx, req)
+	}
 	if err != nil {
 		return 0, endOf(ctx, err)
 	}
 
 	// 2. Copy, until the end is told.
 	pumps := p.copy(with, cancel)
-	code, err = end(conn)
-	for errors.Is(err, errCut) && req.GetAttach() != nil && ctx.Err() == nil {
-		code, err = c.reattach(ctx, req.GetAttach().Id, with, cancel)
+	code, err = conn.end()
+	for lost := 0; errors.Is(err, errCut) && ctx.Err() == nil && lost < keepersMax; lost++ {
+		if req.GetAttach() != nil {
+			code, err = c.reattach(ctx, req.GetAttach().Id, with, cancel)
+		} else {
+			code, err = c.resume(ctx, req.GetExec().Session)
+		}
+	}
+
+	if errors.Is(err, errCut) && req.GetExec() != nil { // we had enough while no keeper was there
+		c.abandon(ctx, req.GetExec().Session)
 	}
 
 	// 3. The rest of the output, and the end of the input.
-	for _, src := range p.outputs {
-		src.Finish(session.DrainLimit / 2)
-	}
-	pumps.Wait()
-	p.closeInput()
+	p.finish(pumps)
 	return code, endOf(ctx, err)
 }
 
 // errCut says that the keeper died in the middle of a session.
 var errCut = errors.New("the connection was cut")
 
-// reattach goes on with an attachment beside the next keeper. Only the output has to be asked for: what is typed still goes
-// into the container's own pipe or terminal.
-func (c *Client) reattach(ctx context.Context, id string, with Streams, cancel context.CancelCauseFunc) (int32, error) {
+// live is a session that has begun.
+type live struct {
+	*session.Conn
+	stop func() bool
+}
+
+// open begins a session on a connection of its own. When ctx ends, because we have had enough, the keeper makes an end; it may be
+// that nothing has begun by then.
+func (c *Client) open(ctx context.Context, req *api.SessionRequest) (live, *stdio, error) {
+	s, err := c.dialSession(ctx)
+	if err != nil {
+		return live{}, nil, err
+	}
+	p, err := c.begin(ctx, s.Conn, req)
+	if err != nil {
+		s.close()
+		return live{}, nil, err
+	}
+	return s, p, nil
+}
+
+// dialSession makes the connection of a session.
+func (c *Client) dialSession(ctx context.Context) (live, error) {
 	conn, err := c.openSession(ctx)
+	if err != nil {
+		return live{}, err
+	}
+	return live{conn, context.AfterFunc(ctx, func() {
+		conn.Finish()
+		time.AfterFunc(endWait, func() { conn.Close() })
+	})}, nil
+}
+
+// end waits for the end of the session, and closes it.
+func (s live) end() (int32, error) {
+	defer s.close()
+	return end(s.Conn)
+}
+
+func (s live) close() {
+	s.stop()
+	s.Close()
+}
+
+// resume goes on with an exec beside the next keeper, which tells how it ends: the process's stdio is ours. Where it cannot the
+// error is of kind Unavailable.
+func (c *Client) resume(ctx context.Context, id string) (int32, error) {
+	s, err := c.dialSession(ctx)
 	if err != nil {
 		return 0, err
 	}
+	defer s.close()
+	err = s.Send(&api.SessionRequest{Ask: &api.SessionRequest_Resume{Resume: &api.ResumeSession{Session: id}}})
+	if err != nil {
+		return 0, fault.New(fault.Unavailable, "resume an exec: %w", errors.Join(errCut, err))
+	}
+	code, err := end(s.Conn)
+	if errors.Is(err, fault.NotFound) || errors.Is(err, fault.Unimplemented) {
+		return 0, fault.New(fault.Unavailable, "the keeper ended without telling the exit of what it ran, and the next one does not know it: %w", err)
+	}
+	return code, err
+}
+
+// abandon has the next keeper kill what was executed, if it comes soon; else it does so by itself.
+func (c *Client) abandon(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWait)
+	defer cancel()
+	conn, err := c.openSession(ctx)
+	if err != nil {
+		return
+	}
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() {
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if conn.Send(&api.SessionRequest{Ask: &api.SessionRequest_Resume{Resume: &api.ResumeSession{Session: id}}}) == nil {
 		conn.Finish()
-		time.AfterFunc(endWait, func() { conn.Close() })
-	})()
-	p, err := c.begin(ctx, conn, &api.SessionRequest{Ask: &api.SessionRequest_Attach{Attach: &api.AttachSession{Id: id}}})
+		end(conn)
+	}
+}
+
+// reattach goes on with an attachment beside the next keeper. Only the output has to be asked for: what is typed still goes
+// into the container's own pipe or terminal.
+func (c *Client) reattach(ctx context.Context, id string, with Streams, cancel context.CancelCauseFunc) (int32, error) {
+	s, p, err := c.open(ctx, &api.SessionRequest{Ask: &api.SessionRequest_Attach{Attach: &api.AttachSession{Id: id}}})
 	if errors.Is(err, fault.Precondition) {
 		return c.exitCode(ctx, id, err)
 	}
@@ -143,13 +223,18 @@ func (c *Client) reattach(ctx context.Context, id string, with Streams, cancel c
 		return 0, err
 	}
 	pumps := p.copy(Streams{Stdout: with.Stdout, Stderr: with.Stderr}, cancel)
-	code, err := end(conn)
+	code, err := s.end()
+	p.finish(pumps)
+	return code, err
+}
+
+// finish waits for the rest of the output, and ends the input.
+func (p *stdio) finish(pumps *sync.WaitGroup) {
 	for _, src := range p.outputs {
 		src.Finish(session.DrainLimit / 2)
 	}
 	pumps.Wait()
 	p.closeInput()
-	return code, err
 }
 
 // exitCode returns that of a container that has exited while it could not be attached to, or else why.
@@ -216,7 +301,7 @@ func (c *Client) begin(ctx context.Context, conn *session.Conn, req *api.Session
 // begin asks for a session and receives the first reply.
 func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 	if err := conn.Send(req); err != nil {
-		return nil, fault.New(fault.Unavailable, "ask the keeper for a session: %w", err)
+		return nil, fault.New(fault.Unavailable, "ask the keeper for a session: %w", errors.Join(errCut, err))
 	}
 	reply := &api.SessionReply{}
 	files, err := conn.Receive(reply)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -106,13 +107,17 @@ func (c Cgroup) Kill(limit time.Duration) error {
 }
 
 // EndExecs kills what an earlier process has executed in the container of the cgroup, and removes the cgroups that it made
-// for that.
-func (c Cgroup) EndExecs(limit time.Duration) error {
+// for that: those with a number below first that are not of a process in spared.
+func (c Cgroup) EndExecs(limit time.Duration, first uint64, spared []*Running) error {
 	if c.procs == "" {
 		return nil
 	}
 	dirs, err := filepath.Glob(filepath.Join(c.procs, "exec-*"))
 	for _, dir := range dirs {
+		number, nerr := strconv.ParseUint(strings.TrimPrefix(filepath.Base(dir), "exec-"), 10, 64)
+		if nerr != nil || number >= first || slices.ContainsFunc(spared, func(r *Running) bool { return r.cgroup.procs == dir }) {
+			continue
+		}
 		r := &Running{cgroup: Cgroup{procs: dir, v2: c.v2}, home: c.procs}
 		err = errors.Join(err, r.Kill(limit), r.Leave())
 	}

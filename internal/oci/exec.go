@@ -3,6 +3,7 @@ package oci
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -269,6 +270,26 @@ type Running struct {
 	process *libcontainer.Process // nil when the fork server has started it
 	cgroup  Cgroup                // of the process and its children alone; without procs when there is none
 	home    string                // the container's cgroup, of which it is a part
+}
+
+// runningJSON is a Running in a record.
+type runningJSON struct {
+	Pid    int    `json:"pid"`
+	Cgroup Cgroup `json:"cgroup"`
+	Home   string `json:"home,omitempty"`
+}
+
+// MarshalJSON makes a Running a part of a record.
+func (r *Running) MarshalJSON() ([]byte, error) {
+	return json.Marshal(runningJSON{r.Pid, r.cgroup, r.home})
+}
+
+// UnmarshalJSON reads what MarshalJSON has written. The process is no child of this one's: Wait does not know it.
+func (r *Running) UnmarshalJSON(body []byte) error {
+	var j runningJSON
+	err := json.Unmarshal(body, &j)
+	*r = Running{Pid: j.Pid, cgroup: j.Cgroup, home: j.Home}
+	return err
 }
 
 // Exec starts args in the running container of x, whose first process init is a pidfd of. Seq tells concurrent ones of

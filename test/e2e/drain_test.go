@@ -117,7 +117,27 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 				t.Errorf("exit %d", code)
 			}
 
-			// 3. The ends are told: that of a command to its client, and that of the container to the new daemon.
+			// 3. They go on beside the next keeper, too, and beside the next holder.
+			killKeeper(t, s.Daemon, false)
+			for what, k := range talks {
+				if what != "attach" { // what a container says while no keeper is there is in its log alone
+					k.say(t, "keeper "+what)
+				}
+			}
+			if err := syscall.Kill(s.HolderPid(), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			for what, k := range talks {
+				if what != "attach" {
+					k.say(t, "holder "+what)
+				}
+			}
+			becomes(t, "the attachment goes on", func() bool {
+				io.WriteString(talks["attach"].keys, "keepers\n")
+				return strings.Contains(talks["attach"].out.String(), "got keepers")
+			})
+
+			// 4. The ends are told: that of a command to its client, and that of the container to the new daemon.
 			for _, what := range []string{"exec over SPDY", "exec over WebSocket"} {
 				talks[what].keys.Close()
 				if err := <-talks[what].done; err == nil || !strings.Contains(err.Error(), "7") {
@@ -131,7 +151,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 			if status := s.WaitExit(t, id); status.ExitCode != 137 {
 				t.Errorf("exit %d", status.ExitCode)
 			}
-			// 4. A pod that is gone is not forwarded to, although its port forwarding is still open.
+			// 5. A pod that is gone is not forwarded to, although its port forwarding is still open.
 			s.RemovePod(t, s.pod)
 			if answer, err := ask(local, "x"); answer != "" {
 				t.Errorf("%q %v", answer, err)

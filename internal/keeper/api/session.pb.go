@@ -32,6 +32,7 @@ type SessionRequest struct {
 	//
 	//	*SessionRequest_Exec
 	//	*SessionRequest_Attach
+	//	*SessionRequest_Resume
 	Ask           isSessionRequest_Ask `protobuf_oneof:"ask"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -92,6 +93,15 @@ func (x *SessionRequest) GetAttach() *AttachSession {
 	return nil
 }
 
+func (x *SessionRequest) GetResume() *ResumeSession {
+	if x != nil {
+		if x, ok := x.Ask.(*SessionRequest_Resume); ok {
+			return x.Resume
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Ask interface {
 	isSessionRequest_Ask()
 }
@@ -104,9 +114,15 @@ type SessionRequest_Attach struct {
 	Attach *AttachSession `protobuf:"bytes,2,opt,name=attach,proto3,oneof"`
 }
 
+type SessionRequest_Resume struct {
+	Resume *ResumeSession `protobuf:"bytes,3,opt,name=resume,proto3,oneof"`
+}
+
 func (*SessionRequest_Exec) isSessionRequest_Ask() {}
 
 func (*SessionRequest_Attach) isSessionRequest_Ask() {}
+
+func (*SessionRequest_Resume) isSessionRequest_Ask() {}
 
 // ExecSession runs a process in a running container. A child that the process leaves behind on an ordinary exit lives on.
 type ExecSession struct {
@@ -117,7 +133,8 @@ type ExecSession struct {
 	Stdin bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"` // give it a stdin; else it is /dev/null. A terminal has one always
 	Copy  []string               `protobuf:"bytes,5,rep,name=copy,proto3" json:"copy,omitempty"`    // in place of args: the process is no program of the container's but the copier, and these are
 	// its arguments (internal/oci/copy.c). Where it cannot run the error is UNIMPLEMENTED
-	BeginMs       int64 `protobuf:"varint,6,opt,name=begin_ms,json=beginMs,proto3" json:"begin_ms,omitempty"` // how long it may take until the program runs; 0: 10 seconds
+	BeginMs       int64  `protobuf:"varint,6,opt,name=begin_ms,json=beginMs,proto3" json:"begin_ms,omitempty"` // how long it may take until the program runs; 0: 10 seconds
+	Session       string `protobuf:"bytes,7,opt,name=session,proto3" json:"session,omitempty"`                 // a random id of the caller's, by which it resumes the session when the keeper dies; a request
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -194,6 +211,60 @@ func (x *ExecSession) GetBeginMs() int64 {
 	return 0
 }
 
+func (x *ExecSession) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+// ResumeSession goes on with an exec beside the keeper that has taken the place of the one that began it. The descriptors are
+// the caller's since then, so there is one reply, the last. An exec that is not known is NOT_FOUND. One that nobody has
+// resumed 10 seconds after the keeper's start is killed.
+type ResumeSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeSession) Reset() {
+	*x = ResumeSession{}
+	mi := &file_internal_keeper_api_session_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeSession) ProtoMessage() {}
+
+func (x *ResumeSession) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_session_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeSession.ProtoReflect.Descriptor instead.
+func (*ResumeSession) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_session_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ResumeSession) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
 // AttachSession follows the output of a running container, and writes to its stdin. The files are stdout and stderr, or
 // of a container with a terminal stdout alone; and then, where they are to be had, stdin and terminal.
 type AttachSession struct {
@@ -206,7 +277,7 @@ type AttachSession struct {
 
 func (x *AttachSession) Reset() {
 	*x = AttachSession{}
-	mi := &file_internal_keeper_api_session_proto_msgTypes[2]
+	mi := &file_internal_keeper_api_session_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -218,7 +289,7 @@ func (x *AttachSession) String() string {
 func (*AttachSession) ProtoMessage() {}
 
 func (x *AttachSession) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_session_proto_msgTypes[2]
+	mi := &file_internal_keeper_api_session_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -231,7 +302,7 @@ func (x *AttachSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachSession.ProtoReflect.Descriptor instead.
 func (*AttachSession) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_session_proto_rawDescGZIP(), []int{2}
+	return file_internal_keeper_api_session_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AttachSession) GetId() string {
@@ -260,7 +331,7 @@ type SessionReply struct {
 
 func (x *SessionReply) Reset() {
 	*x = SessionReply{}
-	mi := &file_internal_keeper_api_session_proto_msgTypes[3]
+	mi := &file_internal_keeper_api_session_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -272,7 +343,7 @@ func (x *SessionReply) String() string {
 func (*SessionReply) ProtoMessage() {}
 
 func (x *SessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_session_proto_msgTypes[3]
+	mi := &file_internal_keeper_api_session_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -285,7 +356,7 @@ func (x *SessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionReply.ProtoReflect.Descriptor instead.
 func (*SessionReply) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_session_proto_rawDescGZIP(), []int{3}
+	return file_internal_keeper_api_session_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SessionReply) GetCode() int32 {
@@ -326,7 +397,7 @@ type SessionExit struct {
 
 func (x *SessionExit) Reset() {
 	*x = SessionExit{}
-	mi := &file_internal_keeper_api_session_proto_msgTypes[4]
+	mi := &file_internal_keeper_api_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +409,7 @@ func (x *SessionExit) String() string {
 func (*SessionExit) ProtoMessage() {}
 
 func (x *SessionExit) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_session_proto_msgTypes[4]
+	mi := &file_internal_keeper_api_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +422,7 @@ func (x *SessionExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionExit.ProtoReflect.Descriptor instead.
 func (*SessionExit) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_session_proto_rawDescGZIP(), []int{4}
+	return file_internal_keeper_api_session_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SessionExit) GetCode() int32 {
@@ -365,18 +436,22 @@ var File_internal_keeper_api_session_proto protoreflect.FileDescriptor
 
 const file_internal_keeper_api_session_proto_rawDesc = "" +
 	"\n" +
-	"!internal/keeper/api/session.proto\x12\x0ekuri.keeper.v1\"\x83\x01\n" +
+	"!internal/keeper/api/session.proto\x12\x0ekuri.keeper.v1\"\xbc\x01\n" +
 	"\x0eSessionRequest\x121\n" +
 	"\x04exec\x18\x01 \x01(\v2\x1b.kuri.keeper.v1.ExecSessionH\x00R\x04exec\x127\n" +
-	"\x06attach\x18\x02 \x01(\v2\x1d.kuri.keeper.v1.AttachSessionH\x00R\x06attachB\x05\n" +
-	"\x03ask\"\x88\x01\n" +
+	"\x06attach\x18\x02 \x01(\v2\x1d.kuri.keeper.v1.AttachSessionH\x00R\x06attach\x127\n" +
+	"\x06resume\x18\x03 \x01(\v2\x1d.kuri.keeper.v1.ResumeSessionH\x00R\x06resumeB\x05\n" +
+	"\x03ask\"\xa2\x01\n" +
 	"\vExecSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
 	"\x03tty\x18\x03 \x01(\bR\x03tty\x12\x14\n" +
 	"\x05stdin\x18\x04 \x01(\bR\x05stdin\x12\x12\n" +
 	"\x04copy\x18\x05 \x03(\tR\x04copy\x12\x19\n" +
-	"\bbegin_ms\x18\x06 \x01(\x03R\abeginMs\"5\n" +
+	"\bbegin_ms\x18\x06 \x01(\x03R\abeginMs\x12\x18\n" +
+	"\asession\x18\a \x01(\tR\asession\")\n" +
+	"\rResumeSession\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\"5\n" +
 	"\rAttachSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05stdin\x18\x02 \x01(\bR\x05stdin\"\x83\x01\n" +
@@ -400,23 +475,25 @@ func file_internal_keeper_api_session_proto_rawDescGZIP() []byte {
 	return file_internal_keeper_api_session_proto_rawDescData
 }
 
-var file_internal_keeper_api_session_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_internal_keeper_api_session_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_internal_keeper_api_session_proto_goTypes = []any{
 	(*SessionRequest)(nil), // 0: kuri.keeper.v1.SessionRequest
 	(*ExecSession)(nil),    // 1: kuri.keeper.v1.ExecSession
-	(*AttachSession)(nil),  // 2: kuri.keeper.v1.AttachSession
-	(*SessionReply)(nil),   // 3: kuri.keeper.v1.SessionReply
-	(*SessionExit)(nil),    // 4: kuri.keeper.v1.SessionExit
+	(*ResumeSession)(nil),  // 2: kuri.keeper.v1.ResumeSession
+	(*AttachSession)(nil),  // 3: kuri.keeper.v1.AttachSession
+	(*SessionReply)(nil),   // 4: kuri.keeper.v1.SessionReply
+	(*SessionExit)(nil),    // 5: kuri.keeper.v1.SessionExit
 }
 var file_internal_keeper_api_session_proto_depIdxs = []int32{
 	1, // 0: kuri.keeper.v1.SessionRequest.exec:type_name -> kuri.keeper.v1.ExecSession
-	2, // 1: kuri.keeper.v1.SessionRequest.attach:type_name -> kuri.keeper.v1.AttachSession
-	4, // 2: kuri.keeper.v1.SessionReply.exit:type_name -> kuri.keeper.v1.SessionExit
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3, // 1: kuri.keeper.v1.SessionRequest.attach:type_name -> kuri.keeper.v1.AttachSession
+	2, // 2: kuri.keeper.v1.SessionRequest.resume:type_name -> kuri.keeper.v1.ResumeSession
+	5, // 3: kuri.keeper.v1.SessionReply.exit:type_name -> kuri.keeper.v1.SessionExit
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_internal_keeper_api_session_proto_init() }
@@ -427,6 +504,7 @@ func file_internal_keeper_api_session_proto_init() {
 	file_internal_keeper_api_session_proto_msgTypes[0].OneofWrappers = []any{
 		(*SessionRequest_Exec)(nil),
 		(*SessionRequest_Attach)(nil),
+		(*SessionRequest_Resume)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -434,7 +512,7 @@ func file_internal_keeper_api_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_keeper_api_session_proto_rawDesc), len(file_internal_keeper_api_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

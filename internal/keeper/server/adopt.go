@@ -19,8 +19,8 @@ import (
 )
 
 // adopt goes on with a container that an earlier keeper has created: it writes its log and waits for its end. What its end
-// was, if it has come, is told as any other.
-func (s *Server) adopt(in inheritance, c *container) {
+// was, if it has come, is told as any other. What was executed in it is ended but for execs.
+func (s *Server) adopt(in inheritance, c *container, execs []*oci.Running) {
 	// 1. Its process, if it is that one still.
 	var err error
 	was := c.rec
@@ -63,7 +63,7 @@ func (s *Server) adopt(in inheritance, c *container) {
 	}
 	systemd := c.rec.SystemdCgroup
 	go s.watch(c)
-	go s.tidy(c, systemd)
+	go s.tidy(c, systemd, execs)
 }
 
 // resume brings the start of a container to its end that was cut off in an earlier keeper.
@@ -78,9 +78,9 @@ func (s *Server) resume(c *container, begun *os.File) {
 }
 
 // tidy does for an adopted container what need not be done before it is served.
-func (s *Server) tidy(c *container, systemd bool) {
+func (s *Server) tidy(c *container, systemd bool, execs []*oci.Running) {
 	fault.Contained(func() error {
-		if err := c.made.Cgroup.EndExecs(killLimit); err != nil {
+		if err := c.made.Cgroup.EndExecs(killLimit, s.firstExec, execs); err != nil {
 			slog.Warn("end what was executed by an earlier keeper", "container", c.id, "err", err)
 		}
 		if systemd {

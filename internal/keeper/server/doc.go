@@ -9,6 +9,7 @@
 //	<state>/keeper-session.sock  execs and attachments (package keeper/session)
 //	<state>/keeper/lock     locked while it serves, with its pid in it
 //	<state>/keeper/sandboxes/<id>.json, containers/<id>.json  what a successor needs, written before anyone is told
+//	<state>/keeper/execs/<session>.json  what a successor needs of an exec, until its end has been told (resume.go)
 //	<state>/mounts/         one private tmpfs, its only mount on the host; below it are empty directories, over which a
 //	                        container's own mount namespace has its root filesystem (<container>/rootfs), the images that it
 //	                        mounts (<container>/volume-N), for a moment the layers with mapped ids (<container>/layers), and the

@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/keeper/session"
@@ -17,37 +18,47 @@ import (
 
 // execSession runs a process in a running container, whose stdio it hands to the caller, and returns its exit code. When
 // ctx ends (the caller has had enough, or is gone) the process and all that it has started are killed. A child that it
-// leaves behind on an ordinary exit lives on and delays nothing.
-func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.ExecSession) (code int, err error) {
+// leaves behind on an ordinary exit lives on and delays nothing. Forget is called when the end has been told.
+func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.ExecSession) (code int, forget func(), err error) {
+	forget = func() {}
 	c, err := s.container(req.Id)
 	if err != nil {
-		return 0, err
+		return 0, forget, err
 	}
 	if c.currentState() != api.State_RUNNING {
-		return 0, fault.New(fault.Precondition, "container %s does not run", req.Id)
+		return 0, forget, fault.New(fault.Precondition, "container %s does not run", req.Id)
 	}
 	if len(req.Args) == 0 && len(req.Copy) == 0 {
-		return 0, fault.New(fault.Invalid, "no command to execute in container %s", req.Id)
+		return 0, forget, fault.New(fault.Invalid, "no command to execute in container %s", req.Id)
+	}
+
+	if err := s.endResumable(req.Session); err != nil {
+		return 0, forget, err
 	}
 
 	x := &execution{ended: make(chan struct{})}
 	defer s.stop(x)
+	forget = func() {
+		if !x.abandoned { // else it may be starting still
+			s.forgetExec(x)
+		}
+	}
 
 	// 1. The process.
 	if err := s.startExec(ctx, c, x, req); err != nil {
-		return 0, c.unlessEnded(err)
+		return 0, forget, c.unlessEnded(err)
 	}
 
 	// 2. Our ends of its stdio, which are the caller's from now on.
 	if err := x.stdio.handOver(conn); err != nil {
-		return 0, fmt.Errorf("hand the stdio of an exec over: %w", err)
+		return 0, forget, fmt.Errorf("hand the stdio of an exec over: %w", err)
 	}
 
 	// 3. Its end, or the caller's.
 	if err := s.await(ctx, x); err != nil {
-		return 0, err
+		return 0, forget, err
 	}
-	return x.code, nil
+	return x.code, forget, nil
 }
 
 // execution is a process that runs for a session.
@@ -56,6 +67,7 @@ type execution struct {
 	abandoned bool   // its time was over before it began: who starts it ends it
 	killing   bool   // it has been tried
 
+	rec     *execRecord   // nil when a successor cannot go on with it
 	running *oci.Running  // nil until it has been started
 	pid     int           // its
 	ended   chan struct{} // closed when nobody waits for it any more; then the rest is set
@@ -97,6 +109,7 @@ func (s *Server) startExec(ctx context.Context, c *container, x *execution, req 
 		s.serving(func() {
 			if err := <-begun; err == nil {
 				s.endExec(x)
+				s.forgetExec(x)
 			}
 		})
 		why := "it may be short of CPU, or its file system hangs"
@@ -127,6 +140,8 @@ func (s *Server) beginExec(ctx context.Context, c *container, x *execution, req 
 		return err
 	})
 	if err == nil {
+		s.recordExec(x, req)
+		failpoint.At("exec: recorded")
 		s.serving(func() { s.watchExec(x) })
 	}
 	return err
@@ -180,7 +195,7 @@ func (s *stdio) handOver(conn *session.Conn) error {
 
 // watchExec waits for the process and reaps it.
 func (s *Server) watchExec(x *execution) {
-	x.err = fault.Contained(x.reap)
+	x.err = fault.Contained(func() error { return s.reapExec(x) })
 	s.reaper.forget(x.pid) // which reaps it if we have not
 	close(x.ended)
 	if x.reaped { // what it has left behind, and may be on its way out, delays nobody
@@ -190,7 +205,7 @@ func (s *Server) watchExec(x *execution) {
 	}
 }
 
-func (x *execution) reap() (err error) {
+func (s *Server) reapExec(x *execution) (err error) {
 	pidfd, err := openPidfd(x.pid)
 	if err == nil {
 		err = awaitExit(pidfd)
@@ -199,6 +214,12 @@ func (x *execution) reap() (err error) {
 	if err != nil {
 		slog.Error("wait for an exec", "pid", x.pid, "err", err)
 	}
+	if x.rec != nil { // before the kernel forgets
+		if code, err := peekStatus(x.pid); err == nil {
+			s.recordExecEnd(x, int(code))
+		}
+	}
+	failpoint.At("exec: end recorded")
 	x.code, err = x.running.Wait()
 	x.reaped = true
 	return err

@@ -76,6 +76,9 @@ func TestKilledAtEachStep(t *testing.T) {
 			if out := n.output(j); out != "begun\n" {
 				t.Errorf("output %q", out)
 			}
+			if code, out, _ := n.exec(beside, "echo executed; exit 3"); code != 3 || out != "executed\n" {
+				t.Errorf("exec: %d %q", code, out)
+			}
 			n.must(n.Delete(t.Context(), j.Id))
 			n.must(n.RemoveSandbox(t.Context(), box.Id))
 
@@ -93,6 +96,7 @@ func TestKilledAtEachStep(t *testing.T) {
 			n.wantCount(beside, 100, false)
 			n.wantNothingOf(j.Id, box.Id)
 			n.wantNoInits()
+			n.wantNoExecs(beside)
 		}
 		if step != "start: begun" { // which our own init has not
 			t.Run(step, func(t *testing.T) { kill(t, func(*job) {}) })

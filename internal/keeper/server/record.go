@@ -16,7 +16,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// recordFormat is the newest format version of both records.
+// recordFormat is the newest format version of the records.
 const recordFormat = 1
 
 // sandboxRecord is what a successor needs of a sandbox. It is written before the sandbox is begun, and once more before
@@ -90,6 +90,7 @@ func bootID() string {
 const (
 	sandboxRecords   = "sandboxes"
 	containerRecords = "containers"
+	execRecords      = "execs"
 )
 
 func (s *Server) recordPath(kind, id string) string {
@@ -97,7 +98,7 @@ func (s *Server) recordPath(kind, id string) string {
 }
 
 func (s *Server) makeRecordDirs() error {
-	for _, kind := range []string{sandboxRecords, containerRecords} {
+	for _, kind := range []string{sandboxRecords, containerRecords, execRecords} {
 		if err := os.MkdirAll(filepath.Join(s.state, "keeper", kind), 0o700); err != nil {
 			return fmt.Errorf("make the directory of the keeper's records: %w", err)
 		}

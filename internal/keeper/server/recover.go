@@ -23,7 +23,8 @@ import (
 // Recover goes on where the keeper before this one has ended, in whatever it was doing. It is called once, before Serve.
 // What goes wrong with one pod costs that pod alone.
 func (s *Server) Recover() error {
-	s.execs.Store(sinceBoot()) // names of cgroups that no keeper before has used
+	s.firstExec = sinceBoot() // names of cgroups that no keeper before has used
+	s.execs.Store(s.firstExec)
 
 	// 1. What the holder has.
 	in := s.keep.inheritance()
@@ -58,9 +59,11 @@ func (s *Server) Recover() error {
 	}
 	killStrays(first)
 
+	execs := s.recoverExecs()
+
 	// 4. Containers first: their processes have what a pod may have lost.
 	for _, r := range containers {
-		if err := s.recoverContainer(in, r); err != nil {
+		if err := s.recoverContainer(in, r, execs); err != nil {
 			slog.Error("a container of an earlier keeper cannot be adopted", "container", r.ID, "err", err)
 		}
 	}
@@ -219,8 +222,8 @@ func (s *Server) unrecorded(known map[string]bool) []*containerRecord {
 	return all
 }
 
-// recoverContainer adopts a container, or takes it back when it was being created.
-func (s *Server) recoverContainer(in inheritance, r *containerRecord) error {
+// recoverContainer adopts a container, or takes it back when it was being created. Execs are those that go on.
+func (s *Server) recoverContainer(in inheritance, r *containerRecord, execs []*oci.Running) error {
 	c := &container{
 		id: r.ID, sandboxID: r.SandboxID, bundle: r.Bundle, recordPath: s.recordPath(containerRecords, r.ID), keep: s.keep,
 		ready: make(chan struct{}), exited: make(chan struct{}), made: r.Made, rootfs: r.Rootfs, adopted: true, rec: *r,
@@ -242,7 +245,7 @@ func (s *Server) recoverContainer(in inheritance, r *containerRecord) error {
 	if !errors.Is(err, fault.NotFound) {
 		slog.Warn("an exit record cannot be read", "container", c.id, "err", err)
 	}
-	s.adopt(in, c)
+	s.adopt(in, c, execs)
 	return nil
 }
 

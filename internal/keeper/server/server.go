@@ -28,20 +28,22 @@ import (
 
 // Server is a keeper. It is safe for concurrent use.
 type Server struct {
-	state    string
-	version  string
-	runtime  *oci.Embedded
-	shm      *namespace.Holder // has the pods' /dev/shm
-	keep     keep
-	boot     string // which boot of the machine this is
-	lock     *os.File
-	parent   *parent // nil when this process was not started by a holder
-	events   *events
-	reaper   *reaper
-	ooms     oci.OOMLedger
-	execs    atomic.Uint64
-	sessions sync.WaitGroup
-	rest     *time.Timer // fires when nothing has been asked for a while
+	state   string
+	version string
+	runtime *oci.Embedded
+	shm     *namespace.Holder // has the pods' /dev/shm
+	keep    keep
+	boot    string // which boot of the machine this is
+	lock    *os.File
+	parent  *parent // nil when this process was not started by a holder
+	events  *events
+	reaper  *reaper
+	ooms    oci.OOMLedger
+	execs   atomic.Uint64
+	// firstExec is below the numbers of all execs of this keeper, and above those of earlier ones; constant after Recover.
+	firstExec uint64
+	sessions  sync.WaitGroup
+	rest      *time.Timer // fires when nothing has been asked for a while
 
 	sandboxFlights   flight.Group[string, *api.Sandbox]
 	containerFlights flight.Group[string, *api.Container]
@@ -53,6 +55,7 @@ type Server struct {
 	retired    bool       // takes no sandboxes any more
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
+	resumable  map[string]*execution // begun by an earlier keeper, by session; taken out by whoever goes on with one
 }
 
 // Open takes the state directory, an absolute path, for this keeper. Another keeper on it is an error that names its pid.
@@ -69,6 +72,7 @@ func Open(state, version string) (_ *Server, err error) {
 		rest:       time.AfterFunc(restAfter, debug.FreeOSMemory),
 		sandboxes:  make(map[string]*sandbox),
 		containers: make(map[string]*container),
+		resumable:  make(map[string]*execution),
 	}
 	if s.parent, err = findParent(); err != nil {
 		return nil, err

@@ -68,10 +68,14 @@ func (s *Server) session(conn *session.Conn) {
 	})
 
 	var code int
+	forget := func() {}
+	defer func() { forget() }()
 	err := fault.Contained(func() (err error) {
 		switch {
 		case req.GetExec() != nil:
-			code, err = s.execSession(ctx, conn, req.GetExec())
+			code, forget, err = s.execSession(ctx, conn, req.GetExec())
+		case req.GetResume() != nil:
+			code, forget, err = s.resumeSession(ctx, req.GetResume())
 		case req.GetAttach() != nil:
 			code, err = s.attachSession(ctx, conn, req.GetAttach())
 		default:

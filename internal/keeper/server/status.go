@@ -29,29 +29,35 @@ func (s *Server) exitOf(c *container) (code int32, unknown string) {
 		}
 		slog.Error("ask for the exit status of a child", "pid", c.made.Pid, "err", err)
 	}
-	return s.inheritedStatus(c)
+	status, err := s.inheritedStatus(c.made.Pid, c.pidfd)
+	if err != nil {
+		slog.Warn("nobody knows how a container ended", "container", c.id, "pid", c.made.Pid, "err", err)
+		return 255, nobodySaw
+	}
+	return int32(oci.ExitCode(status)), ""
 }
 
+// nobodySaw is why an exit code is not known.
+const nobodySaw = "nobody saw how it ended: its keeper and its holder had died before; Linux 6.15 and newer tell it to the next keeper"
+
 // statusLimit bounds the wait until whoever is the parent of an adopted process has reaped it.
-const statusLimit = 2 * time.Second
+const statusLimit = 5 * time.Second
 
 // inheritedStatus asks those who may know how a process has ended that is no child of ours.
-func (s *Server) inheritedStatus(c *container) (code int32, unknown string) {
-	var herr, kerr error
+func (s *Server) inheritedStatus(pid int, pidfd *os.File) (unix.WaitStatus, error) {
 	for until := time.Now().Add(statusLimit); ; time.Sleep(2 * time.Millisecond) {
-		var status unix.WaitStatus
-		if status, herr = c.keep.exited(c.made.Pid); herr == nil {
-			return int32(oci.ExitCode(status)), ""
+		status, herr := s.keep.exited(pid)
+		if herr == nil {
+			return status, nil
 		}
-		if status, kerr = pidfdStatus(c.pidfd); kerr == nil {
-			return int32(oci.ExitCode(status)), ""
+		status, kerr := pidfdStatus(pidfd)
+		if kerr == nil {
+			return status, nil
 		}
 		if !errors.Is(herr, errNotReaped) && !errors.Is(kerr, errNotReaped) || time.Now().After(until) {
-			break
+			return 0, fmt.Errorf("the holder: %w; the kernel: %w", herr, kerr)
 		}
 	}
-	slog.Warn("nobody knows how a container ended", "container", c.id, "pid", c.made.Pid, "holder", herr, "kernel", kerr)
-	return 255, "nobody saw how it ended: its keeper and its holder had died before; Linux 6.15 and newer tell it to the next keeper"
 }
 
 // errNotReaped says that an exit status is not to be had yet.

@@ -1,0 +1,167 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/oci"
+)
+
+// execRecord is what a successor needs of an exec whose caller can resume it. It is written when the process has been started,
+// before the caller has its stdio, and once more when it has ended, before it is reaped; and it goes when the end has been told.
+type execRecord struct {
+	Session string       `json:"session"`
+	Boot    string       `json:"boot_id"`
+	Running *oci.Running `json:"running"`
+	Born    string       `json:"born"` // see born
+	Ended   bool         `json:"ended,omitempty"`
+	Code    int          `json:"code,omitempty"` // when it has
+}
+
+// recordExec lets a successor go on with the exec. Where it cannot be recorded, it ends with this keeper.
+func (s *Server) recordExec(x *execution, req *api.ExecSession) {
+	if req.Session == "" {
+		return
+	}
+	when, err := born(x.pid)
+	rec := &execRecord{Session: req.Session, Boot: s.boot, Running: x.running, Born: when}
+	if err == nil {
+		err = writeRecord(s.recordPath(execRecords, req.Session), rec)
+	}
+	if err != nil {
+		slog.Warn("an exec cannot be recorded: it would end with its keeper", "container", req.Id, "err", err)
+		return
+	}
+	x.rec = rec
+	s.keep.watch(x.pid)
+}
+
+func (s *Server) recordExecEnd(x *execution, code int) {
+	rec := *x.rec
+	rec.Ended, rec.Code = true, code
+	if err := writeRecord(s.recordPath(execRecords, rec.Session), &rec); err != nil {
+		slog.Warn("the end of an exec cannot be recorded", "pid", x.pid, "err", err)
+	}
+}
+
+// forgetExec gives up what a successor would need of an exec that is over.
+func (s *Server) forgetExec(x *execution) {
+	if x.rec == nil {
+		return
+	}
+	if err := removeRecord(s.recordPath(execRecords, x.rec.Session)); err != nil {
+		slog.Warn("forget an exec", "err", err)
+	}
+	s.keep.forget(x.pid)
+}
+
+// resumeLimit is how long after the start of a keeper the callers of the one before may resume their execs.
+const resumeLimit = 10 * time.Second
+
+// recoverExecs goes on with the execs of an earlier keeper and returns those that run.
+func (s *Server) recoverExecs() (running []*oci.Running) {
+	records, err := readRecords(s, execRecords, func(r *execRecord) string { return r.Session })
+	if err != nil {
+		slog.Error("the execs of an earlier keeper cannot be resumed", "err", err)
+	}
+	for _, rec := range records {
+		if rec.Boot != s.boot || rec.Running == nil {
+			removeRecord(s.recordPath(execRecords, rec.Session))
+			continue
+		}
+		x := &execution{rec: rec, running: rec.Running, pid: rec.Running.Pid, ended: make(chan struct{})}
+		s.resumable[rec.Session] = x
+		running = append(running, x.running)
+		s.serving(func() { s.watchResumable(x) })
+	}
+	if len(records) > 0 {
+		time.AfterFunc(resumeLimit, s.endUnresumed)
+	}
+	return running
+}
+
+// watchResumable waits for the process, which is no child of ours.
+func (s *Server) watchResumable(x *execution) {
+	x.err = fault.Contained(func() error { return s.awaitResumable(x) })
+	x.reaped = true
+	close(x.ended)
+	if err := x.running.Leave(); err != nil {
+		slog.Warn("remove the cgroup of an exec", "err", err)
+	}
+}
+
+func (s *Server) awaitResumable(x *execution) error {
+	if x.rec.Ended {
+		x.code = x.rec.Code
+		return nil
+	}
+	pidfd, err := reopenPidfd(x.pid, x.rec.Born)
+	if err == nil {
+		defer pidfd.Close()
+		err = awaitExit(pidfd)
+	}
+	if err != nil {
+		slog.Debug("an exec has ended while no keeper was there", "pid", x.pid, "err", err)
+	}
+	status, err := s.inheritedStatus(x.pid, pidfd)
+	if err != nil {
+		return fault.New(fault.Unavailable, "%s (%w)", nobodySaw, err)
+	}
+	x.code = oci.ExitCode(status)
+	s.recordExecEnd(x, x.code) // another holder would not know
+	return nil
+}
+
+// takeResumable returns the exec of that session, which is the caller's from then on; nil when there is none.
+func (s *Server) takeResumable(session string) *execution {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := s.resumable[session]
+	delete(s.resumable, session)
+	return x
+}
+
+// resumeSession goes on with an exec that an earlier keeper has begun, as execSession does with one of its own.
+func (s *Server) resumeSession(ctx context.Context, req *api.ResumeSession) (code int, forget func(), err error) {
+	x := s.takeResumable(req.Session)
+	if x == nil {
+		return 0, func() {}, fault.New(fault.NotFound, "no exec is known by the session %q", req.Session)
+	}
+	defer s.stop(x)
+	forget = func() { s.forgetExec(x) }
+	if err := s.await(ctx, x); err != nil {
+		return 0, forget, err
+	}
+	return x.code, forget, nil
+}
+
+// endResumable ends what an earlier keeper has begun for a session that is begun anew: its caller never had the stdio.
+func (s *Server) endResumable(session string) error {
+	if session != "" && checkID(session) != nil {
+		return fault.New(fault.Invalid, "session %q is not an id", session)
+	}
+	if x := s.takeResumable(session); x != nil {
+		s.endExec(x)
+		s.forgetExec(x)
+	}
+	return nil
+}
+
+// endUnresumed ends what nobody has asked for: the callers are gone too.
+func (s *Server) endUnresumed() {
+	s.mu.Lock()
+	var sessions []string
+	for session := range s.resumable {
+		sessions = append(sessions, session)
+	}
+	s.mu.Unlock()
+	for _, session := range sessions {
+		fault.Contained(func() error {
+			slog.Info("ending an exec of an earlier keeper that nobody has resumed", "session", session)
+			return s.endResumable(session)
+		})
+	}
+}
