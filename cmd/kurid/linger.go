@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"syscall"
 	"time"
@@ -73,17 +72,16 @@ const barrierLimit = 5 * time.Second
 
 // notifyBarrier returns when systemd has read all notifications, as sd_notify_barrier(3) does.
 func notifyBarrier() error {
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"})
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
 	read, held, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer read.Close()
-	_, _, err = conn.WriteMsgUnix([]byte("BARRIER=1"), unix.UnixRights(int(held.Fd())), nil)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Sendmsg(fd, []byte("BARRIER=1"), unix.UnixRights(int(held.Fd())), &unix.SockaddrUnix{Name: os.Getenv("NOTIFY_SOCKET")}, 0)
+		unix.Close(fd)
+	}
 	held.Close()
 	if err != nil {
 		return fmt.Errorf("wait for systemd: %w", err)

@@ -350,19 +350,26 @@ func TestMainProcessEndsBeforeWhatIsInFlight(t *testing.T) {
 	defer notified.Close()
 	t.Setenv("NOTIFY_SOCKET", path)
 	main := make(chan int, 1)
+	barriers := make(chan error, 1)
 	go func() {
+		pid := 0
 		text, oob := make([]byte, 4096), make([]byte, 64)
 		for {
 			n, oobn, _, _, err := notified.ReadMsgUnix(text, oob)
 			if err != nil {
 				return
 			}
-			var pid int
 			if _, err := fmt.Sscanf(string(text[:n]), "MAINPID=%d", &pid); err == nil {
 				main <- pid
 			}
 			if messages, err := syscall.ParseSocketControlMessage(oob[:oobn]); err == nil && len(messages) > 0 { // a barrier
 				fds, _ := syscall.ParseUnixRights(&messages[0])
+				// What has been told is not ended before it has been read.
+				stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+				if err == nil && strings.Contains(string(stat), ") Z ") {
+					err = errors.New(string(stat))
+				}
+				barriers <- err
 				for _, fd := range fds {
 					syscall.Close(fd)
 				}
@@ -385,6 +392,9 @@ func TestMainProcessEndsBeforeWhatIsInFlight(t *testing.T) {
 	begun(t, d, container)
 	ended := d.Replace(t)
 	pid := <-main
+	if err := <-barriers; err != nil {
+		t.Errorf("the main process that was told ended too early: %v", err)
+	}
 	var status syscall.WaitStatus
 	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || status.ExitStatus() != 0 { // it is a child of kurid's parent
 		t.Errorf("the main process that was told, %d: %v, %v", pid, status, err)
