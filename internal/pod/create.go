@@ -43,6 +43,9 @@ func (p *Pods) Create(ctx context.Context, sandboxID string, cfg *runtime.Contai
 	if _, err := p.Handler(cfg.GetImage().GetRuntimeHandler()); err != nil {
 		return nil, fmt.Errorf("config.image.runtime_handler: %w", err)
 	}
+	if err := s.settled(ctx); err != nil {
+		return nil, err
+	}
 	id := containerIdentity{s.Record().ID, m.GetName(), m.GetAttempt()}
 	c, _, err := p.creates.Do(ctx, id, func(ctx context.Context) (*Container, error) {
 		return p.create(ctx, s, cfg)

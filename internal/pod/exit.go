@@ -30,8 +30,10 @@ func (p *Pods) follow(todo *recovery, seen uint64) {
 		var err error
 		switch {
 		case todo != nil:
-			if seen, err = p.recover(ctx, todo); err == nil {
+			var settle func(context.Context)
+			if seen, settle, err = p.recover(ctx, todo); err == nil {
 				todo = nil
+				p.settles.Go(func() { settle(ctx) })
 				p.pending.Store(nil)
 				slog.Info("the keeper goes on, the pods are as it has them")
 			}

@@ -91,6 +91,7 @@ type Pods struct {
 
 	closing   chan struct{} // closed when the daemon ends: waiting stops, what is done stays done
 	followers sync.WaitGroup
+	settles   sync.WaitGroup // of recoveries; they start flights
 }
 
 // identity is what makes two requests for a sandbox the same one.
@@ -123,6 +124,7 @@ func identityOf(m *runtime.PodSandboxMetadata) identity {
 // Open reads the records, brings them in line with what the keeper holds, and starts to follow the keeper's events
 // until Close. A record that cannot be read is set aside and costs only itself.
 func Open(ctx context.Context, o Options) (*Pods, error) {
+	begun := time.Now()
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("read the boot id: %w", err)
@@ -158,10 +160,14 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 		slog.Error("what the kernel can is not known: pods with user namespaces are refused until the next start", "err", err)
 		p.Node.NoUserNamespaces = "it could not be tried at the start of kurid: " + err.Error()
 	}
-	seen, err := p.recover(ctx, todo)
+	seen, settle, err := p.recover(ctx, todo)
 	if err != nil {
 		return nil, err
 	}
+	settling, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p.followers.Go(func() { <-p.closing; cancel() })
+	slog.Info("pods are as the keeper has them", "pods", len(p.sandboxes), "containers", len(p.containers), "took", time.Since(begun))
+	p.settles.Go(func() { settle(settling) })
 	p.followers.Go(func() { p.follow(nil, seen) })
 	return p, nil
 }
@@ -190,6 +196,7 @@ func (p *Pods) Close() {
 	p.starts.Wait()
 	p.updates.Wait()
 	p.sampler.stop(p.closing)
+	p.settles.Wait()
 	p.graces.Wait()
 	p.stops.Wait()
 	p.removes.Wait()
@@ -285,10 +292,14 @@ func (p *Pods) Ready(ctx context.Context) error {
 	return p.Keeper.Ready(ctx, readyWait)
 }
 
-// Networked tells whether the sandbox of that id is there and has a network of its own.
+// Networked reports whether the sandbox of that id is there and has a network of its own, or has still to give it back.
 func (p *Pods) Networked(id string) bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	s, ok := p.sandboxes[id]
-	return ok && (s.Record().Network != nil || s.Record().Salvaged) && s.Record().State == Ready
+	if !ok {
+		return false
+	}
+	r := s.Record()
+	return !s.inOrder() || (r.Network != nil || r.Salvaged) && r.State == Ready
 }

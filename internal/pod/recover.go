@@ -6,61 +6,154 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
+	goruntime "runtime"
+	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// settleWait bounds how long a start waits for what has to be taken back, all of it together. It goes on behind the start: a
-// CNI plugin that hangs must not keep the daemon from serving.
-const settleWait = 10 * time.Second
+// settlers is how many pods are settled at once: one whose CNI plugin hangs must not keep the others.
+const settlers = 8
 
 // recovery is what a start has still to do when the keeper can be asked.
 type recovery struct {
-	rests []*ContainerRecord // of containers that were being made or removed when the last daemon ended, or whose record is lost
-	pods  []string           // likewise, of pods
+	rests  []*ContainerRecord // of containers that were being made or removed when the last daemon ended, or whose record is lost
+	pods   []string           // likewise, of pods
+	exited []string           // containers that the keeper holds still
 }
 
-// recover brings the records in line with what the keeper holds, and takes back what was half-made when the last daemon
-// ended. It returns the number of the newest event that it has seen. What goes wrong with one pod costs that pod alone; an
-// error means that the keeper cannot be asked.
-func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, err error) {
+// recover brings the records in line with what the keeper holds. It returns the number of the newest event that it has seen,
+// and what is left to do then, which may take long and need not be waited for: what is told of pods and containers is right
+// already. What goes wrong with one pod costs that pod alone; an error means that the keeper cannot be asked.
+func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, settle func(context.Context), err error) {
 	// 1. What the keeper holds, with the number of an event that is not newer.
 	held, err := p.ask(ctx)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
-	settling, cancel := context.WithTimeout(ctx, settleWait)
-	defer cancel()
 
-	// 2. What was being made or removed. What the keeper holds was not, unless its record says so.
+	// 2. What the keeper holds without a record that can be read goes on running.
+	p.salvage(held, todo)
+
+	// 3. Each pod and container as it is now. After a reboot that writes every record anew.
+	var each errgroup.Group
+	each.SetLimit(2 * goruntime.GOMAXPROCS(0))
+	for _, s := range p.allSandboxes() {
+		each.Go(func() error {
+			box := held.sandboxes[s.Record().ID]
+			p.adopt(s, box)
+			for _, c := range s.list() {
+				p.reconcile(c, held.containers[c.Record().ID])
+			}
+			if p.unsettled(s, box) {
+				s.settling.Store(&settling{make(chan struct{}), true})
+			}
+			return nil
+		})
+	}
+	each.Wait()
+
+	// 4. In a pod with the rest of a container none is made until that is gone.
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, r := range todo.rests {
+		if s := p.sandboxes[r.SandboxID]; s != nil {
+			s.settling.CompareAndSwap(nil, &settling{make(chan struct{}), false})
+		}
+	}
+	return held.seen, func(ctx context.Context) { p.settleAll(ctx, todo, held) }, nil
+}
+
+// settling is a sandbox of which an earlier daemon has left something that is not in order yet.
+type settling struct {
+	done chan struct{}
+	stop bool // the sandbox cannot stay as it is, either
+}
+
+// settleAll takes back what was half-made when the last daemon ended, and gives back what pods have that are gone.
+func (p *Pods) settleAll(ctx context.Context, todo *recovery, held *holdings) {
+	if ctx.Err() != nil {
+		return // the daemon ends already
+	}
+	// 1. What was being made or removed. What the keeper holds was not, unless its record says so.
 	for _, id := range todo.pods {
 		if held.sandboxes[id] == nil {
 			p.complain("remove the rest of a pod", p.removeDirs(id))
 		}
 	}
+	for _, id := range todo.exited {
+		p.complain("delete an exited container without a record", p.Keeper.Delete(ctx, id))
+	}
 	p.removeRests(ctx, todo, held)
 
-	// 3. What the keeper holds without a record that can be read goes on running.
-	p.salvage(ctx, held)
-
-	// 4. Each pod and container as it is now.
-	for _, s := range p.allSandboxes() { // settling may remove one
-		box := held.sandboxes[s.Record().ID]
-		p.adopt(s, box)
-		for _, c := range s.list() {
-			p.reconcile(c, held.containers[c.Record().ID])
-		}
-		p.settle(settling, s, box)
-	}
-
-	// 5. Writable layers whose containers are gone.
+	// 2. Writable layers whose containers are gone.
 	p.complain("remove writable layers without a container", p.sweepWritable())
-	return held.seen, nil
+
+	// 3. Pods that nobody can run in any more.
+	var all errgroup.Group
+	all.SetLimit(settlers)
+	for _, s := range p.allSandboxes() { // settling may remove one
+		left := s.settling.Load()
+		if left == nil {
+			continue
+		}
+		all.Go(func() error {
+			defer close(left.done)
+			if left.stop && ctx.Err() == nil {
+				p.settle(ctx, s, held.sandboxes[s.Record().ID])
+			}
+			return nil
+		})
+	}
+	all.Wait()
+}
+
+// inOrder reports whether nothing is left of an earlier daemon's work on the sandbox.
+func (s *Sandbox) inOrder() bool {
+	left := s.settling.Load()
+	if left == nil {
+		return true
+	}
+	select {
+	case <-left.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// settled returns when the sandbox is in order.
+func (s *Sandbox) settled(ctx context.Context) error {
+	if s.inOrder() {
+		return nil
+	}
+	select {
+	case <-s.settling.Load().done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait until what an earlier kurid has left of %s is in order: %w", s.Record().name(), ctx.Err())
+	}
+}
+
+// settledAs returns when all sandboxes of that identity, in any attempt, are in order.
+func (p *Pods) settledAs(ctx context.Context, id identity) error {
+	for _, s := range p.allSandboxes() {
+		if s.inOrder() {
+			continue
+		}
+		other := identityOf(s.Record().config().GetMetadata())
+		if other.attempt = id.attempt; other != id {
+			continue
+		}
+		if err := s.settled(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // holdings are what the keeper holds, by id.
@@ -98,25 +191,28 @@ const keeperWait = 10 * time.Second
 
 // salvage takes in what the keeper holds without a record that can be read. (Records come before and go after what the keeper
 // is asked for: one that is not there was lost.)
-func (p *Pods) salvage(ctx context.Context, held *holdings) {
+func (p *Pods) salvage(held *holdings, todo *recovery) {
 	for id, box := range held.sandboxes {
 		if _, err := p.Sandbox(id); err != nil {
 			// Its containers' own records may be whole.
-			todo := &recovery{}
-			p.loadContainers(p.salvageSandbox(box), todo)
-			p.removeRests(ctx, todo, held)
+			p.addContainers(p.salvageSandbox(box), p.readContainers(id), todo)
 		}
 	}
 	for id, c := range held.containers {
 		_, err := p.Container(id)
 		switch {
-		case err == nil:
+		case err == nil || todo.creating(id): // the latter is taken back
 		case c.State == api.State_EXITED:
-			p.complain("delete an exited container without a record", p.Keeper.Delete(ctx, id))
+			todo.exited = append(todo.exited, id)
 		default:
 			p.salvageContainer(c)
 		}
 	}
+}
+
+// creating reports whether a container was being made.
+func (t *recovery) creating(id string) bool {
+	return slices.ContainsFunc(t.rests, func(r *ContainerRecord) bool { return r.ID == id && r.State == Creating })
 }
 
 // sweep takes back what a running daemon had the keeper make and has given up: what the keeper holds and that is neither known
@@ -172,73 +268,40 @@ func (p *Pods) complain(what string, err error) {
 	}
 }
 
-// settle makes a sandbox what it can still be: one that was being made is taken back whole; one whose namespaces are
-// gone (after a reboot) is stopped, so that its addresses come back and the kubelet makes another. One that is lost and has
-// processes is notready, and left to whoever stops it.
-func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
+// unsettled reports whether a sandbox cannot stay as it is: one that was being made or stopped when the last daemon ended, and
+// one whose namespaces are gone, after a reboot, which is not ready from now on.
+func (p *Pods) unsettled(s *Sandbox, held *api.Sandbox) bool {
 	r := s.Record()
 	switch {
 	case r.State == Creating:
+		return true
+	case r.State == Ready && held == nil && p.lives(s): // and is left to whoever stops it
+		s.lose("the keeper does not know it any more: the state directory, or the keeper's records in it, were removed; what runs in it goes on")
+		return false
+	case r.State == Ready && held == nil:
+		why := "the keeper that held its namespaces has ended"
+		if r.BootID != p.bootID {
+			why = "the node was started anew"
+		}
+		s.lose(why)
+		return true
+	}
+	return r.State == NotReady && r.Gone == "" && held != nil // its stop was cut off
+}
+
+// settle makes a sandbox what it can still be: one that was being made is taken back whole; another is stopped, so that its
+// addresses come back and the kubelet makes another.
+func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
+	r := s.Record()
+	if r.State == Creating {
 		slog.Info("taking back a pod that was being made when kurid ended", "pod", r.name())
 		p.complain("take back "+r.name(), p.Remove(ctx, r.ID))
-	case r.State == Ready && held == nil && p.lives(s):
-		s.lose("the keeper does not know it any more: the state directory, or the keeper's records in it, were removed; what runs in it goes on")
-	case r.State == Ready && held == nil:
+		return
+	}
+	if held == nil {
 		slog.Info("a pod's namespaces are gone, it is stopped", "pod", r.name(), "rebooted", r.BootID != p.bootID)
-		p.complain("stop "+r.name(), p.stopSandbox(ctx, s))
-	case r.State == NotReady && r.Gone == "" && held != nil: // its stop was cut off
-		p.complain("stop "+r.name(), p.stopSandbox(ctx, s))
 	}
-}
-
-// load reads all records into the maps.
-func (p *Pods) load() *recovery {
-	todo := &recovery{}
-	for _, id := range namesIn(filepath.Join(p.Root, "pods"), filepath.Join(p.State, "pods")) {
-		r := &SandboxRecord{}
-		_, err := readRecord(p.paths.podRecord(id), p.paths.podCopy(id), sandboxFormat, r)
-		if errors.Is(err, fault.NotFound) {
-			// The record goes first when a pod is removed, and comes first when it is made: this is the rest of one.
-			todo.pods = append(todo.pods, id)
-		}
-		if err != nil {
-			continue
-		}
-		s := &Sandbox{paths: p.paths, view: &p.view, containers: make(map[string]*Container)}
-		s.namespaces.Store(new(map[string]string))
-		s.rec.Store(r)
-		p.add(s)
-		p.labels.keep(r.ID, r.Labels)
-		p.loadContainers(s, todo)
-	}
-	return todo
-}
-
-func (p *Pods) loadContainers(s *Sandbox, todo *recovery) {
-	pod := s.Record().ID
-	for _, id := range namesIn(filepath.Join(p.paths.podDir(pod), "containers"), filepath.Join(p.paths.podState(pod), "containers")) {
-		r := &ContainerRecord{}
-		_, err := readRecord(p.paths.containerRecord(pod, id), p.paths.containerCopy(pod, id), containerFormat, r)
-		switch {
-		case errors.Is(err, fault.NotFound):
-			todo.rests = append(todo.rests, p.recordOf(pod, id))
-			continue
-		case err == nil && r.State == Creating:
-			todo.rests = append(todo.rests, r)
-			continue
-		case err != nil:
-			continue
-		}
-		c := newContainer(p.paths, s, r)
-		s.noteCgroup(r)
-		c.release = p.Layers.Hold(r.Layers)
-		if r.Salvaged {
-			c.release = p.Layers.Hold(p.Layers.All())
-		}
-		p.labels.keep(r.ID, r.Labels)
-		s.containers[r.ID] = c
-		p.addContainer(c)
-	}
+	p.complain("stop "+r.name(), p.stopSandbox(ctx, s))
 }
 
 // removeRests removes what is left of containers that were being made or removed.

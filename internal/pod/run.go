@@ -37,6 +37,9 @@ func (p *Pods) Run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	if _, err := portMappings(cfg); err != nil {
 		return nil, err
 	}
+	if err := p.settledAs(ctx, identityOf(cfg.GetMetadata())); err != nil {
+		return nil, err
+	}
 	s, _, err := p.runs.Do(ctx, identityOf(cfg.GetMetadata()), func(ctx context.Context) (*Sandbox, error) {
 		return p.run(ctx, cfg, handler)
 	})

@@ -22,6 +22,7 @@ type Sandbox struct {
 	cpu        rate // see stats.go
 	// hadCgroup says that a container of it was made, and so the cgroup above.
 	hadCgroup atomic.Bool
+	settling  atomic.Pointer[settling] // nil when an earlier daemon has left nothing to do; stored by recover
 
 	mu         sync.Mutex
 	containers map[string]*Container // by id, those being created too

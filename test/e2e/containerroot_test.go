@@ -258,11 +258,14 @@ func TestContainerRootSurvivesCrashes(t *testing.T) {
 		for _, c := range list.Containers {
 			victims = append(victims, c.Id)
 		}
-		for _, id := range e.layers(t) {
-			if !slices.Contains(victims, id) {
-				t.Errorf("round %d: container %s is gone, its writable layer is not", round, id)
+		harness.Eventually(t, 10*time.Second, "the layers of those that are gone are gone", func() error { // kurid serves before
+			for _, id := range e.layers(t) {
+				if !slices.Contains(victims, id) {
+					return fmt.Errorf("round %d: container %s is gone, its writable layer is not", round, id)
+				}
 			}
-		}
+			return nil
+		})
 		t.Logf("round %d: %d containers, %d layers there", round, len(victims), len(e.layers(t)))
 	}
 	e.RemovePod(t, e.pod)

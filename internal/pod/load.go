@@ -1,0 +1,107 @@
+package pod
+
+import (
+	"errors"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// found is what the disk has of a pod.
+type found struct {
+	id         string
+	record     *SandboxRecord // nil when it cannot be read
+	err        error
+	containers []foundContainer
+}
+
+// foundContainer is what the disk has of a container.
+type foundContainer struct {
+	id     string
+	record *ContainerRecord
+	err    error
+}
+
+// load reads all records into the maps. Most of its time goes into decoding: it uses every processor.
+func (p *Pods) load() *recovery {
+	ids := namesIn(filepath.Join(p.Root, "pods"), filepath.Join(p.State, "pods"))
+	read := make([]found, len(ids))
+	next := make(chan int)
+	var readers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(ids)) {
+		readers.Go(func() {
+			for n := range next {
+				read[n] = p.readPod(ids[n])
+			}
+		})
+	}
+	for n := range ids {
+		next <- n
+	}
+	close(next)
+	readers.Wait()
+
+	todo := &recovery{}
+	for _, f := range read {
+		if errors.Is(f.err, fault.NotFound) {
+			// The record goes first when a pod is removed, and comes first when it is made: this is the rest of one.
+			todo.pods = append(todo.pods, f.id)
+		}
+		if f.err != nil {
+			continue
+		}
+		s := &Sandbox{paths: p.paths, view: &p.view, containers: make(map[string]*Container)}
+		s.namespaces.Store(new(map[string]string))
+		s.rec.Store(f.record)
+		p.add(s)
+		p.labels.keep(f.id, f.record.Labels)
+		p.addContainers(s, f.containers, todo)
+	}
+	return todo
+}
+
+// readPod reads the records of a pod and its containers.
+func (p *Pods) readPod(id string) found {
+	f := found{id: id, record: &SandboxRecord{}}
+	if _, f.err = readRecord(p.paths.podRecord(id), p.paths.podCopy(id), sandboxFormat, f.record); f.err == nil {
+		f.containers = p.readContainers(id)
+	}
+	return f
+}
+
+func (p *Pods) readContainers(pod string) (all []foundContainer) {
+	for _, id := range namesIn(filepath.Join(p.paths.podDir(pod), "containers"), filepath.Join(p.paths.podState(pod), "containers")) {
+		f := foundContainer{id: id, record: &ContainerRecord{}}
+		_, f.err = readRecord(p.paths.containerRecord(pod, id), p.paths.containerCopy(pod, id), containerFormat, f.record)
+		all = append(all, f)
+	}
+	return all
+}
+
+// addContainers adds a sandbox's containers, and notes what is to be removed.
+func (p *Pods) addContainers(s *Sandbox, all []foundContainer, todo *recovery) {
+	for _, f := range all {
+		r := f.record
+		switch {
+		case errors.Is(f.err, fault.NotFound):
+			todo.rests = append(todo.rests, p.recordOf(s.Record().ID, f.id))
+			continue
+		case f.err == nil && r.State == Creating:
+			todo.rests = append(todo.rests, r)
+			continue
+		case f.err != nil:
+			continue
+		}
+		c := newContainer(p.paths, s, r)
+		s.noteCgroup(r)
+		c.release = p.Layers.Hold(r.Layers)
+		if r.Salvaged {
+			c.release = p.Layers.Hold(p.Layers.All())
+		}
+		p.labels.keep(r.ID, r.Labels)
+		s.containers[r.ID] = c
+		p.addContainer(c)
+	}
+}
