@@ -196,8 +196,9 @@ func TestTokenHasATime(t *testing.T) {
 				t.Error(err)
 			}
 			over := expires == 1 || expires == "1" || expires == 1.0
-			if want := map[bool]int{true: 2, false: 1}[over]; g.issued != want || refused.Load() {
-				t.Errorf("%d tokens, want %d; one was refused: %v", g.issued, want, refused.Load())
+			// A busy machine takes longer than a second between two requests, too.
+			if over != (g.issued > 1) || refused.Load() {
+				t.Errorf("%d tokens; one was refused: %v", g.issued, refused.Load())
 			}
 		})
 	}
