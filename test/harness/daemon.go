@@ -485,7 +485,7 @@ func RunKurid(t testing.TB, flags ...string) (said string, code int) {
 
 func runKurid(t testing.TB, program string, flags ...string) (said string, code int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), Patient(time.Minute))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, flags...)
 	out, err := cmd.CombinedOutput()
