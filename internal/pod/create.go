@@ -116,6 +116,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	}
 	c := newContainer(p.paths, s, r)
 	c.release = func() { release(); volumes.release() }
+	defer p.expect(c.Record())()
 
 	// 7. The process, in its namespaces, up to its start line.
 	step.Enter(ctx, "process")

@@ -15,6 +15,7 @@ type view struct {
 	mu         sync.RWMutex // held for a few instructions; comes after the mutexes of sandboxes and containers
 	sandboxes  map[string]*Sandbox
 	containers map[string]*Container
+	coming     map[string]*ContainerRecord // containers whose cgroups may be seen before they are created
 
 	events events
 	exits  exits
@@ -22,7 +23,10 @@ type view struct {
 }
 
 func newView() view {
-	return view{sandboxes: make(map[string]*Sandbox), containers: make(map[string]*Container), events: newEvents(eventsKept)}
+	return view{
+		sandboxes: make(map[string]*Sandbox), containers: make(map[string]*Container), coming: make(map[string]*ContainerRecord),
+		events: newEvents(eventsKept),
+	}
 }
 
 // Snapshot is a pod with its containers at one moment.
@@ -117,6 +121,25 @@ func (v *view) addContainer(c *Container) {
 	c.sandbox.shown = append(c.sandbox.shown, c)
 	slices.SortStableFunc(c.sandbox.shown, func(a, b *Container) int { return cmp.Compare(a.rec.Load().CreatedAt, b.rec.Load().CreatedAt) })
 	v.tell(EventCreated, r.ID, c.sandbox)
+}
+
+// expect makes the record of a container that is being created known to Coming until the function that it returns is called.
+func (v *view) expect(r *ContainerRecord) (done func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.coming[r.ID] = r
+	return func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		delete(v.coming, r.ID)
+	}
+}
+
+// Coming returns the record of a container that is being created, by its whole id; nil for any other.
+func (v *view) Coming(id string) *ContainerRecord {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.coming[id]
 }
 
 // hideContainer takes a container out of sight.

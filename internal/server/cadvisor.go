@@ -112,13 +112,17 @@ func (s *cadvisorService) find(id string) (*pod.Container, error) {
 // spec is what cAdvisor wants to read of an OCI spec: it may look for the environment, which is not its business.
 const spec = `{"ociVersion":"1.2.0","process":{"env":[],"cwd":"/"}}`
 
-// container answers with a GetContainerResponse.
+// container answers with a GetContainerResponse. cAdvisor asks as soon as it sees the cgroup, which is before the container is
+// created, and believes it to be nobody's for good when it is not told then.
 func (s *cadvisorService) container(id string) (wireAnswer, error) {
-	c, err := s.find(id)
-	if err != nil {
-		return nil, err
+	r := s.pods.Coming(id)
+	if r == nil {
+		c, err := s.find(id)
+		if err != nil {
+			return nil, err
+		}
+		r = c.Record()
 	}
-	r := c.Record()
 	status := r.Status()
 	labels := maps.Clone(status.GetLabels())
 	if labels == nil {
@@ -140,7 +144,8 @@ func (s *cadvisorService) container(id string) (wireAnswer, error) {
 	return wireAnswer(nil).message(1, out), nil
 }
 
-// standsForPod reports whether a container is the one of its pod whose network is read: the oldest that runs.
+// standsForPod reports whether a container is the one of its pod whose network is read: the oldest that runs, or one that is
+// being created where none does.
 func (s *cadvisorService) standsForPod(r *pod.ContainerRecord) bool {
 	snap, err := s.pods.Snapshot(r.SandboxID)
 	if err != nil || snap.Sandbox.NetnsPath == "" {
@@ -152,7 +157,7 @@ func (s *cadvisorService) standsForPod(r *pod.ContainerRecord) bool {
 			oldest = c.ID
 		}
 	}
-	return oldest == r.ID
+	return oldest == r.ID || oldest == ""
 }
 
 // task answers with a tasks.GetResponse.
