@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,28 +34,36 @@ const (
 
 // TestStaticPod follows the example's pod through a node's life.
 func TestStaticPod(t *testing.T) {
-	staticPod(t, harness.Options{})
+	staticPod(t, harness.Options{}, nodeOptions{})
 }
 
-// TestStaticPodTwoEndpoints is the same with the ImageService on a second socket.
+// TestStaticPodTwoEndpoints is the same with the ImageService on a second socket, and a kubelet that takes events, streams
+// its lists and has metrics from the CRI.
 func TestStaticPodTwoEndpoints(t *testing.T) {
-	staticPod(t, harness.Options{Images: true})
+	staticPod(t, harness.Options{Images: true, Config: metricsListen}, nodeOptions{Gates: criGates},
+		step{"its metrics come from the CRI", metricsFromCRI},
+		step{"the kubelet uses events and streams", streamsAreUsed},
+	)
 }
 
-func staticPod(t *testing.T, options harness.Options) {
+// step is a part of a pod's life.
+type step struct {
+	name string
+	run  func(*testing.T, *harness.Daemon, *node)
+}
+
+// staticPod follows the example's pod; more are steps that come after the pod is ready.
+func staticPod(t *testing.T, options harness.Options, nodeOptions nodeOptions, more ...step) {
 	if os.Getenv("KURI_KUBELET") == "" {
 		t.Skip("KURI_KUBELET is not set: test/kubelet/run builds a kubelet and sets it")
 	}
 	addAddress(t)
 	d := harness.Start(t, options)
 	loadExample(t, d)
-	n := startNode(t, d)
+	n := startNode(t, d, nodeOptions)
 	manifest := addExample(t, n)
 
-	steps := []struct {
-		name string
-		run  func(*testing.T, *harness.Daemon, *node)
-	}{
+	steps := []step{
 		{"becomes ready and serves its page", becomesReady},
 		{"its log answers", logAnswers},
 		{"a command runs in it", commandRuns},
@@ -63,7 +72,7 @@ func staticPod(t *testing.T, options harness.Options) {
 		{"it goes on while kurid is stopped and started", goesOn((*harness.Daemon).Stop)},
 		{"it goes on while kurid is killed and started", goesOn((*harness.Daemon).Kill9)},
 	}
-	for _, step := range steps {
+	for _, step := range slices.Insert(steps, 4, more...) {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, d, n) }) {
 			break
 		}

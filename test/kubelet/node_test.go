@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -72,7 +73,30 @@ failSwapOn: false
 makeIPTablesUtilChains: false
 evictionHard: {nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1%, imagefs.inodesFree: 1%, memory.available: 50Mi}
 imageGCHighThresholdPercent: 100
+{{- if .Gates}}
+featureGates: { {{.Gates}} }
+{{- end}}
 `))
+
+// nodeOptions are how a node differs from one that is configured as above.
+type nodeOptions struct {
+	Env   []string // added to the kubelet's environment
+	Gates []string // feature gates that are on, besides those of KURI_KUBELET_GATES
+}
+
+// featureGates is the value of featureGates in the kubelet's configuration.
+func (o nodeOptions) featureGates() string {
+	gates := o.Gates
+	if more := os.Getenv("KURI_KUBELET_GATES"); more != "" {
+		gates = append(slices.Clone(gates), strings.Split(more, ",")...)
+	}
+	slices.Sort(gates)
+	var on []string
+	for _, gate := range slices.Compact(gates) {
+		on = append(on, gate+": true")
+	}
+	return strings.Join(on, ", ")
+}
 
 // addAddress gives the cell an address and a default route: the kubelet takes its node's address from there. Nothing can be
 // reached over it.
@@ -90,8 +114,7 @@ func addAddress(t *testing.T) {
 
 // startNode starts a kubelet on the daemon's sockets and waits until it is healthy. When the test ends, it is stopped
 // and what it leaves by design, its cgroups, is removed.
-// Env is added to its environment.
-func startNode(t *testing.T, d *harness.Daemon, env ...string) *node {
+func startNode(t *testing.T, d *harness.Daemon, o nodeOptions) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "kubelet")
 	if err != nil {
@@ -120,11 +143,12 @@ func startNode(t *testing.T, d *harness.Daemon, env ...string) *node {
 	}
 	err = configuration.Execute(&config, map[string]any{
 		"Dir": dir, "Runtime": d.Socket, "Image": image, "Cgroup": cgroupRoot, "API": apiPort, "Health": healthPort,
+		"Gates": o.featureGates(),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.start(t, harness.Write(t, dir, "config.yaml", config.String()), env)
+	n.start(t, harness.Write(t, dir, "config.yaml", config.String()), o.Env)
 	return n
 }
 

@@ -55,7 +55,7 @@ func TestStreams(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	loadExample(t, d)
 	image := d.PullBusybox(t)
-	n := startNode(t, d)
+	n := startNode(t, d, nodeOptions{})
 	manifest := harness.Write(t, n.manifests, "shell.yaml", fmt.Sprintf(shellPod, image))
 	harness.Eventually(t, 2*time.Minute, "the pod runs", n.shellRuns)
 
@@ -90,7 +90,7 @@ func TestStreamsOverTLS(t *testing.T) {
 	image := d.PullBusybox(t)
 	for name, trusted := range map[string]string{"trusted": ca, "not trusted": other} {
 		t.Run(name, func(t *testing.T) {
-			n := startNode(t, d, "SSL_CERT_FILE="+trusted, "SSL_CERT_DIR="+t.TempDir())
+			n := startNode(t, d, nodeOptions{Env: []string{"SSL_CERT_FILE=" + trusted, "SSL_CERT_DIR=" + t.TempDir()}})
 			manifest := harness.Write(t, n.manifests, "shell.yaml", fmt.Sprintf(shellPod, image))
 			harness.Eventually(t, 2*time.Minute, "the pod runs", n.shellRuns)
 			for name, transport := range harness.Transports {

@@ -1,7 +1,7 @@
 // The kubelet that test/kubelet runs, from its module. It is a module of its own so that Kuri's
 // requirements stay Kuri's. k8s.io/kubernetes names its staging modules by replacements, which do
 // not reach a module that requires it; they are repeated here with the versions it was released with.
-module github.com/kuri-cri/kuri/test/kubelet/tools
+module github.com/kuri-cri/kuri/test/kubelet/tools/1.36
 
 go 1.26.0
 
