@@ -122,7 +122,14 @@ type Created struct {
 	Pid        int    `json:"pid"` // of the first process, in the PID namespace of this process
 	PrivatePID bool   `json:"private_pid,omitempty"`
 	Cgroup     Cgroup `json:"cgroup"`
+	Init       string `json:"init,omitempty"` // who made the process, for people: InitNative, or InitLibcontainer with the reason
 }
+
+// The ways in which a container's first process is made. The second is followed by a colon and why.
+const (
+	InitNative       = "native"
+	InitLibcontainer = "libcontainer"
+)
 
 // Create makes the container id of a bundle (runtime specification, "create"): its process waits at its start line.
 // It takes the mount namespace of the calling thread, in which spec's root.path is the root filesystem. When it fails
@@ -143,17 +150,24 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 	if p := swapProperty(config.Cgroups); p != nil {
 		config.Cgroups.SystemdProps = append(config.Cgroups.SystemdProps, *p)
 	}
-	if beyondInit(spec, config, systemdCgroup) == "" && sealed() {
+	why := beyondInit(spec, config, systemdCgroup)
+	if why == "" && !sealed() {
+		why = "a keeper that does not run from a sealed copy"
+	}
+	if why == "" {
 		made, err := e.createNative(id, spec, config, stdio)
 		if err == nil {
+			made.Init = InitNative
 			e.pins.pin(e.root, id)
 		}
 		if !unable(err) {
 			return made, err
 		}
+		why = "this kernel: " + err.Error()
 	}
 	made, err := e.createByLibcontainer(id, spec, config, stdio)
 	if err == nil {
+		made.Init = InitLibcontainer + ": " + why
 		e.pins.pin(e.root, id)
 	}
 	return made, err

@@ -150,7 +150,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	if err := c.become(Created, func(r *ContainerRecord) {
 		r.Pid = int(made.Pid)
 		r.CreatedAt = made.CreatedAt
-		r.StartFailure = failure
+		r.StartFailure, r.Init = failure, made.Init
 	}); err != nil {
 		return nil, err
 	}

@@ -119,6 +119,7 @@ type ContainerRecord struct {
 	FinishedAt int64  `json:"finished_at,omitempty"`
 	Pid        int    `json:"pid,omitempty"` // in the host's PID namespace, while it lives
 	ExitCode   int32  `json:"exit_code,omitempty"`
+	Init       string `json:"init,omitempty"`    // who made its first process, as the keeper tells it: "native", "libcontainer: WHY"
 	Reason     string `json:"reason,omitempty"`  // one word: Completed, Error, OOMKilled, StartError, ContainerStatusUnknown
 	Message    string `json:"message,omitempty"` // a sentence for people
 }

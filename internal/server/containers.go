@@ -43,6 +43,9 @@ func (s *runtimeService) ContainerStatus(_ context.Context, req *runtime.Contain
 	resp := &runtime.ContainerStatusResponse{Status: c.Record().Status()}
 	if req.GetVerbose() {
 		resp.Info = s.Pods.ContainerInfo(c)
+		if snap, err := s.Pods.Snapshot(c.Record().SandboxID); err == nil {
+			resp.Info["operations"] = operations(s.history, snap, c.Record().ID)
+		}
 	}
 	return resp, nil
 }

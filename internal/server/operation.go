@@ -94,6 +94,7 @@ func (s *Server) slow(r step.Report) (limit time.Duration, slow bool) {
 // ended takes note of an operation of which nothing goes on any more. The log hears of one that its caller had given up.
 func (s *Server) ended(ctx context.Context, r step.Report) {
 	s.telemetry.steps(r)
+	s.remember(r)
 	if !r.Began.Add(r.Took + givenUp).Before(time.Now()) {
 		return
 	}

@@ -6,12 +6,14 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // runtimeService is runtime.v1.RuntimeService. What it does not define answers from later.go.
 type runtimeService struct {
 	runtime.UnimplementedRuntimeServiceServer
 	Options
+	history *step.History
 }
 
 func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtime.RunPodSandboxRequest) (*runtime.RunPodSandboxResponse, error) {
@@ -44,6 +46,7 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtime.PodSan
 	resp := &runtime.PodSandboxStatusResponse{Status: snap.Sandbox.Status(), ContainersStatuses: statuses(snap), Timestamp: snap.At}
 	if req.GetVerbose() {
 		resp.Info = s.Pods.SandboxInfo(snap)
+		resp.Info["operations"] = operations(s.history, snap, "")
 	}
 	return resp, nil
 }

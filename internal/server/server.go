@@ -86,6 +86,7 @@ type Server struct {
 	slowAfter map[string]time.Duration
 
 	operations *step.Operations
+	history    *step.History // of what has started pods
 	telemetry  *telemetry
 	web        []*http.Server // of the telemetry and for debugging
 }
@@ -96,10 +97,10 @@ func Listen(o Options) (*Server, error) {
 		failed: make(chan error, 4), handover: newHandover(o.Listen, o.ImageListen), accepted: newAcceptor(),
 		pods: o.Pods, slowAfter: o.SlowAfter,
 	}
-	s.operations = step.New(s.ended)
+	s.operations, s.history = step.New(s.ended), step.NewHistory(historySize)
 	s.closing, s.close = context.WithCancel(context.Background())
 	s.telemetry = newTelemetry(s, o)
-	cri := &runtimeService{Options: o}
+	cri := &runtimeService{Options: o, history: s.history}
 	images := &imageService{store: o.Images, pods: o.Pods}
 
 	main := s.newGRPC(o.Listen)

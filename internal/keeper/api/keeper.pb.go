@@ -1034,6 +1034,7 @@ type Container struct {
 	StartedAt     int64                  `protobuf:"varint,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	Exit          *Exit                  `protobuf:"bytes,7,opt,name=exit,proto3" json:"exit,omitempty"` // with state EXITED
 	Note          string                 `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"` // what was lost when a keeper died, for people; "" for nothing
+	Init          string                 `protobuf:"bytes,9,opt,name=init,proto3" json:"init,omitempty"` // who made its first process: "native", or "libcontainer: WHY"; "" when it is not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1120,6 +1121,13 @@ func (x *Container) GetExit() *Exit {
 func (x *Container) GetNote() string {
 	if x != nil {
 		return x.Note
+	}
+	return ""
+}
+
+func (x *Container) GetInit() string {
+	if x != nil {
+		return x.Init
 	}
 	return ""
 }
@@ -1845,7 +1853,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\rlog_directory\x18\x0e \x01(\tR\flogDirectory\"?\n" +
 	"\aOverlay\x12\x1c\n" +
 	"\tlowerdirs\x18\x01 \x03(\tR\tlowerdirs\x12\x16\n" +
-	"\x06target\x18\x02 \x01(\tR\x06target\"\xf5\x01\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\"\x89\x02\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1857,7 +1865,8 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\n" +
 	"started_at\x18\x06 \x01(\x03R\tstartedAt\x12(\n" +
 	"\x04exit\x18\a \x01(\v2\x14.kuri.keeper.v1.ExitR\x04exit\x12\x12\n" +
-	"\x04note\x18\b \x01(\tR\x04note\"t\n" +
+	"\x04note\x18\b \x01(\tR\x04note\x12\x12\n" +
+	"\x04init\x18\t \x01(\tR\x04init\"t\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x1f\n" +
 	"\vfinished_at\x18\x02 \x01(\x03R\n" +

@@ -61,7 +61,7 @@ func (c *container) message() *api.Container {
 		Id: c.id, SandboxId: c.sandboxID, State: c.rec.State, CreatedAt: c.rec.CreatedAt, StartedAt: c.rec.StartedAt, Note: c.rec.Note,
 	}
 	if c.rec.State != api.State_UNKNOWN { // Create is not setting it any more
-		m.Pid = int32(c.made.Pid)
+		m.Pid, m.Init = int32(c.made.Pid), c.made.Init
 	}
 	if c.rec.State == api.State_EXITED {
 		m.Exit = &api.Exit{Code: c.exit.Code, FinishedAt: c.exit.FinishedAt, OomKilled: c.exit.OOMKilled, Unknown: c.exit.Unknown}
