@@ -21,6 +21,9 @@ func pruneNetwork(ctx context.Context, cfg config.Config) error {
 		return err
 	}
 	defer unlock()
+	if err := checkFormats(cfg); err != nil {
+		return err
+	}
 	n, err := networks(cfg)
 	if err != nil {
 		return err

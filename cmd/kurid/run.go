@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -60,7 +61,10 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *r
 		return nil, err
 	}
 
-	// 2. These directories are ours alone.
+	// 2. These directories are ours alone, if no newer version has written in them: before a running one is asked to end.
+	if err := checkFormats(cfg); err != nil {
+		return nil, err
+	}
 	unlock, err := lockOwn(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -253,7 +257,7 @@ func networks(cfg config.Config) (*network.Select, error) {
 		return nil, err
 	}
 	bridge, err := network.NewBridge(network.BridgeConfig{
-		StateDir: filepath.Join(cfg.State, "network"), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU, Isolate: cfg.Network.Isolate,
+		StateDir: bridgeDir(cfg), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU, Isolate: cfg.Network.Isolate,
 		OpenFirewall: cfg.Network.OpenFirewall,
 	})
 	if err != nil {
@@ -266,7 +270,7 @@ func networks(cfg config.Config) (*network.Select, error) {
 		}
 	}
 	cni, err := network.NewCNI(network.CNIConfig{
-		ConfDir: cfg.Network.CNIConfDir, HandlerDirs: own, BinDirs: cfg.Network.CNIBinDirs, CacheDir: filepath.Join(cfg.Root, "cni"),
+		ConfDir: cfg.Network.CNIConfDir, HandlerDirs: own, BinDirs: cfg.Network.CNIBinDirs, CacheDir: cniDir(cfg),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare CNI: %w", err)
@@ -295,3 +299,16 @@ func own(cfg config.Config) []string {
 	}
 	return dirs
 }
+
+// checkFormats returns an error that names a record which a newer version of Kuri wrote. Nothing has been changed then, and
+// nothing must be: what this version does not understand it could only take apart.
+func checkFormats(cfg config.Config) error {
+	return cmp.Or(
+		pod.CheckFormats(cfg.Root, cfg.State), keeper.CheckFormats(cfg.State), image.CheckFormats(cfg.Root), layer.CheckFormats(cfg.Root),
+		network.CheckFormats(bridgeDir(cfg), cniDir(cfg)),
+	)
+}
+
+// bridgeDir and cniDir are where the two networks have their records.
+func bridgeDir(cfg config.Config) string { return filepath.Join(cfg.State, "network") }
+func cniDir(cfg config.Config) string    { return filepath.Join(cfg.Root, "cni") }

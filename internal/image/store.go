@@ -31,6 +31,12 @@ import (
 // recordVersion is the format version of an image's record.
 const recordVersion = 1
 
+// CheckFormats returns an error of kind Precondition when a newer version of Kuri wrote the record of an image below root. It
+// changes nothing.
+func CheckFormats(root string) error {
+	return record.Newer(recordVersion, root, "images/*.json")
+}
+
 // Options say where images are kept and how they are had.
 type Options struct {
 	Root      string       // the same as that of Layers; on one filesystem

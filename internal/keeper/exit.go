@@ -18,6 +18,12 @@ type Exit struct {
 
 const exitVersion = 1
 
+// CheckFormats returns an error of kind Precondition when a newer version of Kuri wrote an exit record. (The keeper checks its
+// other records itself.) It changes nothing.
+func CheckFormats(stateDir string) error {
+	return record.Newer(exitVersion, stateDir, "pods/*/containers/*/exit.json")
+}
+
 // ReadExit reads the exit record of a bundle. NotFound says that the container has not exited, as far as the keeper
 // could tell.
 func ReadExit(bundle string) (Exit, error) {

@@ -24,6 +24,12 @@ import (
 // recordVersion is the format version of layer.json.
 const recordVersion = 1
 
+// CheckFormats returns an error of kind Precondition when a newer version of Kuri wrote the record of a layer below root. It
+// changes nothing.
+func CheckFormats(root string) error {
+	return record.Newer(recordVersion, root, "layers/*/layer.json")
+}
+
 // Info is what layer.json says of a layer.
 type Info struct {
 	DiffID digest.Digest `json:"diff_id"`

@@ -27,13 +27,16 @@ const (
 
 const trustVersion = 1
 
+// trustFile is the record's name.
+const trustFile = "firewalld.json"
+
 // trusted is the record of what firewalld was asked.
 type trusted struct {
 	Interface string `json:"interface"`
 	Zone      string `json:"zone"`
 }
 
-func (b *Bridge) trustPath() string { return filepath.Join(b.config.StateDir, "firewalld.json") }
+func (b *Bridge) trustPath() string { return filepath.Join(b.config.StateDir, trustFile) }
 
 // trust puts the bridge into firewalld's zone trusted. opened is false where no firewalld serves, and where somebody has put
 // the bridge into another zone, which is his to decide.

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"path/filepath"
 	"strconv"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
@@ -19,6 +21,21 @@ const (
 	sandboxFormat   = 1
 	containerFormat = 1
 )
+
+// CheckFormats returns an error of kind Precondition when a newer version of Kuri wrote a record of a pod or a container, or a
+// copy of one. It changes nothing.
+func CheckFormats(root, state string) error {
+	for _, dir := range []string{root, state} {
+		err := errors.Join(
+			record.Newer(sandboxFormat, dir, "pods/*/pod.json"),
+			record.Newer(containerFormat, dir, "pods/*/containers/*/container.json"),
+		)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // State is a sandbox's or a container's state, as doc.go draws it.
 type State string

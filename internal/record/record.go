@@ -5,8 +5,8 @@
 // unless [Sync] is asked for: pods and containers need not outlive a power cut, for neither do their processes; images
 // must.
 //
-// A record that cannot be read (cut off, not JSON, of a newer version) costs only itself: [SetAside] renames it to
-// "<name>.damaged" and the caller goes on without it.
+// A record that cannot be read (cut off, not JSON) costs only itself: [SetAside] renames it to "<name>.damaged" and the caller
+// goes on without it. One of a newer version is not damaged: [Newer] finds it before anything is changed.
 //
 // The package keeps no state; two writers of one path must be kept apart by its owner.
 package record
@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -88,8 +89,8 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// Read decodes the record at path into v. The error is of kind NotFound when there is no file, and of kind Corrupt when
-// the file is not a record of a version from 1 to newest.
+// Read decodes the record at path into v. The error is of kind NotFound when there is no file, of kind Precondition when a newer
+// version of Kuri wrote it, and of kind Corrupt when the file is not a record of a version from 1 to newest.
 func Read(path string, newest int, v any) error {
 	body, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -102,13 +103,56 @@ func Read(path string, newest int, v any) error {
 	if err := json.Unmarshal(body, &e); err != nil {
 		return fault.New(fault.Corrupt, "record %s is not a JSON record: %w", path, err)
 	}
-	if e.Version < 1 || e.Version > newest {
+	if e.Version > newest {
+		return newer(path, e.Version, newest)
+	}
+	if e.Version < 1 {
 		return fault.New(fault.Corrupt, "record %s has format version %d, this version of Kuri reads 1 to %d", path, e.Version, newest)
 	}
 	if err := json.Unmarshal(e.Data, v); err != nil {
 		return fault.New(fault.Corrupt, "record %s: %w", path, err)
 	}
 	return nil
+}
+
+// newer is the error of a record that a newer version of Kuri wrote.
+func newer(path string, version, newest int) error {
+	return fault.New(fault.Precondition, "record %s has format version %d and was written by a newer version of Kuri; this one reads 1 to %d: "+
+		"start the newer version again, which goes on with what runs; nothing was changed", path, version, newest)
+}
+
+// Newer returns an error of kind Precondition when a record below dir that matches a pattern (path.Match) has a version above
+// newest. It reads no more of each than that takes, and changes nothing.
+func Newer(newest int, dir string, patterns ...string) error {
+	for _, pattern := range patterns {
+		names, err := fs.Glob(os.DirFS(dir), pattern)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			path := filepath.Join(dir, name)
+			if version := versionOf(path); version > newest {
+				return newer(path, version, newest)
+			}
+		}
+	}
+	return nil
+}
+
+// versionOf is Version for a record that Write has written, whose version comes first, and for any other.
+func versionOf(path string) int {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	var head [32]byte
+	n, _ := io.ReadFull(f, head[:])
+	var version int
+	if found, _ := fmt.Sscanf(string(head[:n]), `{"version":%d,`, &version); found == 1 {
+		return version
+	}
+	return Version(path)
 }
 
 // Version returns the format version of the record at path, 0 when it has none that can be read.

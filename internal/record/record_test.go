@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -33,7 +34,6 @@ func TestWhatCannotBeReadIsNamedAndSetAside(t *testing.T) {
 	dir := t.TempDir()
 	for name, body := range map[string]string{
 		"cut.json":   `{"version":1,"data":{"Na`,
-		"newer.json": `{"version":9,"data":{}}`,
 		"other.json": `{"hello":1}`,
 		"type.json":  `{"version":1,"data":[1]}`,
 	} {
@@ -74,5 +74,37 @@ func TestSetAsideWhateverIsThere(t *testing.T) {
 	}
 	if text, err := os.ReadFile(path + ".damaged"); string(text) != "2" {
 		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// A record of a newer version is not damaged: it is named, with what wrote it and what to do, and stays as it is.
+func TestNewer(t *testing.T) {
+	dir := t.TempDir()
+	for name, body := range map[string]string{
+		"a/ours.json":   `{"version":2,"data":{}}`,
+		"a/cut.json":    `{"version":9,"da`,
+		"a/other.json":  `{"hello":1}`,
+		"a/spaced.json": "{\n  \"data\": {},\n  \"version\": 7}",
+		"b/newer.json":  `{"version":9,"data":{"Name":"x"}}`,
+	} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(body), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct{ pattern, want string }{
+		{"a/ours.json", ""}, {"a/other.json", ""}, {"none/*.json", ""},
+		{"a/cut.json", "a/cut.json has format version 9"},
+		{"a/spaced.json", "a/spaced.json has format version 7"},
+		{"*/n*.json", "b/newer.json has format version 9 and was written by a newer version of Kuri; this one reads 1 to 2"},
+	} {
+		err := Newer(2, dir, c.pattern)
+		if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v", c.pattern, err)
+		}
+	}
+	var v sample
+	if err := Read(filepath.Join(dir, "b/newer.json"), 2, &v); !errors.Is(err, fault.Precondition) {
+		t.Errorf("%v", err)
 	}
 }
