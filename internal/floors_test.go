@@ -19,7 +19,7 @@ var floors = map[string]int{
 	"server": 4,
 	"pod":    3, "image": 3, "doctor": 3,
 	"spec": 2, "keeper": 2, "oci": 2, "network": 2, "layer": 2, "registry": 2, "cgroup": 2, "stream": 2, "node": 2, "rootfs": 2,
-	"quota": 2, "metric": 2, "verifier": 2, "listen": 2,
+	"quota": 2, "metric": 2, "verifier": 2, "listen": 2, "trace": 2,
 	"namespace": 1, "holder": 1, "record": 1, "event": 1, "flight": 1, "undo": 1, "config": 1, "sha256": 1,
 	"sysctl":    1,
 	"failpoint": 0, // of test builds

@@ -30,6 +30,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/server"
 	"github.com/kuri-cri/kuri/internal/spec"
 	"github.com/kuri-cri/kuri/internal/stream"
+	"github.com/kuri-cri/kuri/internal/trace"
 	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
@@ -46,6 +47,10 @@ func run(ctx context.Context, cfg config.Config) error {
 // answer, nil for nothing. The holder keeps the sockets.
 func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *rest, err error) {
 	defer held.Close()
+
+	// Traces are sent until all that could make one has ended.
+	tracer := traces(ctx, cfg)
+	defer tracer.Close()
 
 	// 1. What this node is, and what is configured of pods and images.
 	facts, err := nodeFacts(cfg)
@@ -137,7 +142,7 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *r
 		Socket: sockets.Unix,
 		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen, DebugListen: debugSocket(cfg),
 		Pods: pods, Images: images, Network: net, Streams: streams, Holder: held,
-		SlowAfter: slowAfter(cfg), Version: version, SystemdCgroup: driver == cgroup.Systemd,
+		Trace: tracer.Hook(), SlowAfter: slowAfter(cfg), Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info:       configInfo(cfg, driver, values),
 		About:      (&about{cfg: cfg, node: facts, keeper: keep, holder: held, network: net, images: images, pods: pods, began: time.Now()}).info,
 		SetPodCIDR: net.SetPodCIDR, PruneNetwork: net.Prune,
@@ -207,6 +212,15 @@ func podOptions(cfg config.Config) (pod.Options, error) {
 	}
 	o.Handlers, err = handlers(cfg)
 	return o, err
+}
+
+// traces returns what sends traces, nil for nothing. That they cannot be sent is no reason to serve nobody.
+func traces(ctx context.Context, cfg config.Config) *trace.Exporter {
+	e, err := trace.Open(ctx, cfg.TraceEndpoint, version)
+	if err != nil {
+		slog.Error("no traces are sent", "err", err)
+	}
+	return e
 }
 
 // slowAfter is when methods are slow.

@@ -38,6 +38,11 @@ func (c *Config) Check() error {
 			found.bad("metrics_listen", "%q is not an IP address with a port, as 127.0.0.1:9567", c.MetricsListen)
 		}
 	}
+	if c.TraceEndpoint != "" {
+		if u, err := url.Parse(c.TraceEndpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			found.bad("trace_endpoint", "%q is not a URL, as http://127.0.0.1:4317", c.TraceEndpoint)
+		}
+	}
 	c.checkImage(&found)
 	c.checkNetwork(&found)
 	c.checkPod(&found)

@@ -22,6 +22,7 @@ type Config struct {
 	Listen         string `toml:"listen"`          // path of the CRI socket
 	ImageListen    string `toml:"image_listen"`    // path of a second socket for the ImageService; "": the same socket
 	MetricsListen  string `toml:"metrics_listen"`  // "host:port" at which Prometheus gets what kurid tells of itself; "": none
+	TraceEndpoint  string `toml:"trace_endpoint"`  // URL of an OpenTelemetry collector, OTLP over gRPC; "": the environment's
 	CadvisorListen string `toml:"cadvisor_listen"` // path of a socket at which a kubelet's cAdvisor finds labels; "": none
 	Root           string `toml:"root"`            // images, layers, records: outlives a reboot
 	State          string `toml:"state"`           // sockets, bundles: gone after a reboot

@@ -91,6 +91,7 @@ func TestErrorsNameTheKey(t *testing.T) {
 		{"colour = 'brown'", "unknown key colour (line 1)"},
 		{"[network]\nmtuu = 1", "unknown key network.mtuu (line 2)"},
 		{"log_level = 3", `key "log_level"`},
+		{"trace_endpoint = '127.0.0.1:4317'", `trace_endpoint: "127.0.0.1:4317" is not a URL`},
 		{"[log_slow]\nrunpod = 1", `log_slow: "runpod" is not one of ContainerStatus, CreateContainer`},
 		{"[log_slow]\nPullImage = -1", "log_slow.PullImage: -1 is not a number of seconds"},
 		{"listen = 'kuri.sock'", `listen: "kuri.sock" must be an absolute path`},

@@ -95,6 +95,9 @@ func (s *Server) slow(r step.Report) (limit time.Duration, slow bool) {
 func (s *Server) ended(ctx context.Context, r step.Report) {
 	s.telemetry.steps(r)
 	s.remember(r)
+	if full, ok := grpc.Method(ctx); ok && s.trace != nil {
+		s.trace(ctx, full, r)
+	}
 	if !r.Began.Add(r.Took + givenUp).Before(time.Now()) {
 		return
 	}

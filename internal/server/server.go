@@ -56,6 +56,8 @@ type Options struct {
 	Socket  func(path string) (net.Listener, error) // opens a listening socket
 
 	Version string // of kurid
+	// Trace takes the operations that are over, with their full method and the context of their request; nil for none.
+	Trace func(ctx context.Context, full string, r step.Report)
 	// SlowAfter says for methods, by their names without the service, how long they may take: the log warns of one that took
 	// longer. One that is not named is never slow.
 	SlowAfter     map[string]time.Duration
@@ -84,6 +86,7 @@ type Server struct {
 	handover  *handover
 	pods      *pod.Pods
 	slowAfter map[string]time.Duration
+	trace     func(context.Context, string, step.Report) // nil for none
 
 	operations *step.Operations
 	history    *step.History // of what has started pods
@@ -95,7 +98,7 @@ type Server struct {
 func Listen(o Options) (*Server, error) {
 	s := &Server{
 		failed: make(chan error, 4), handover: newHandover(o.Listen, o.ImageListen), accepted: newAcceptor(),
-		pods: o.Pods, slowAfter: o.SlowAfter,
+		pods: o.Pods, slowAfter: o.SlowAfter, trace: o.Trace,
 	}
 	s.operations, s.history = step.New(s.ended), step.NewHistory(historySize)
 	s.closing, s.close = context.WithCancel(context.Background())
