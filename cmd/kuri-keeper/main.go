@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -24,6 +25,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/server"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/threads"
 )
 
 // version is set by the build.
@@ -98,6 +100,7 @@ func run() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go endOnSignal(s, cancel)
+	go threads.Trim(ctx, 16, time.Minute)
 	if err := s.Serve(ctx, func() { sayReady(log) }); err != nil {
 		return err
 	}

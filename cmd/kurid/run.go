@@ -30,6 +30,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/server"
 	"github.com/kuri-cri/kuri/internal/spec"
 	"github.com/kuri-cri/kuri/internal/stream"
+	"github.com/kuri-cri/kuri/internal/threads"
 	"github.com/kuri-cri/kuri/internal/trace"
 	"github.com/kuri-cri/kuri/internal/verifier"
 )
@@ -47,6 +48,7 @@ func run(ctx context.Context, cfg config.Config) error {
 // answer, nil for nothing. The holder keeps the sockets.
 func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *rest, err error) {
 	defer held.Close()
+	go threads.Trim(ctx, 16, time.Minute) // ends with ctx; touches nothing of what follows
 
 	// Traces are sent until all that could make one has ended.
 	tracer := traces(ctx, cfg)
