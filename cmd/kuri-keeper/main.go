@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -54,6 +55,7 @@ func run() error {
 	level := flag.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	check := flag.Bool("check", false, "say whether this keeper can go on with what is in the state directory, and exit")
+	takeOver := flag.Bool("take-over", false, "end the keeper that standard input describes, with all that it has kept for the next one, and exit")
 	flag.Parse()
 	if *showVersion {
 		fmt.Println("kuri-keeper", version)
@@ -68,6 +70,13 @@ func run() error {
 	}
 	if *check {
 		return server.CheckRecords(*state)
+	}
+	if *takeOver {
+		of := &keeper.Predecessor{}
+		if err := json.NewDecoder(os.Stdin).Decode(of); err != nil {
+			return fmt.Errorf("read what is to be taken over: %w", err)
+		}
+		return server.TakeOver(context.Background(), filepath.Clean(*state), of)
 	}
 	if err := seal(); err != nil {
 		return err

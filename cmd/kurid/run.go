@@ -98,8 +98,10 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *r
 	defer net.Close()
 
 	// 5. The keeper, and the pods that it holds.
+	podOptions.Node, podOptions.Driver, podOptions.ScopePrefix = facts, driver, cfg.ScopePrefix
 	keep, err := keeper.Start(ctx, keeper.Options{
 		Program: cfg.Keeper, StateDir: cfg.State, LogLevel: cfg.LogLevel, SystemdCgroup: driver == cgroup.Systemd,
+		Asked: func() *keeper.Predecessor { return pod.Asked(podOptions) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start the keeper: %w", err)
@@ -110,7 +112,6 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *r
 		}
 	}()
 	podOptions.Keeper, podOptions.Images, podOptions.Layers, podOptions.Network = keep, images, layers, net
-	podOptions.Node, podOptions.Driver, podOptions.ScopePrefix = facts, driver, cfg.ScopePrefix
 	pods, err := pod.Open(ctx, podOptions)
 	if err != nil {
 		return nil, err

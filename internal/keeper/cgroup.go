@@ -98,6 +98,30 @@ func copyCpuset(parent, dir string) error {
 	return nil
 }
 
+// joinCgroups moves a process into the cgroups of another one. Hierarchies that are not mounted where they usually are do not
+// count.
+func joinCgroups(pid, other int) error {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", other))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(body)) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3) // ID:controllers:path, see cgroups(7)
+		if len(fields) < 3 {
+			continue
+		}
+		root := filepath.Join("/sys/fs/cgroup", strings.TrimPrefix(fields[1], "name="))
+		if fields[1] == "" && exists("/sys/fs/cgroup/unified") {
+			root = "/sys/fs/cgroup/unified"
+		}
+		err := os.WriteFile(filepath.Join(root, fields[2], "cgroup.procs"), []byte(fmt.Sprint(pid)), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("move process %d to where process %d is: %w", pid, other, err)
+		}
+	}
+	return nil
+}
+
 func startScope(ctx context.Context, name string, pid int) error {
 	conn, err := systemd.NewSystemdConnectionContext(ctx)
 	if err != nil {

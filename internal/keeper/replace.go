@@ -3,6 +3,7 @@ package keeper
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,7 +85,7 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 		slog.Error("another build of the keeper or the holder is installed and does not work; those that run go on", "err", err)
 		return nil
 	case herr != nil:
-		return c.replaceAlone(ctx, old)
+		return c.replaceAlone(ctx, o, p, old)
 	}
 
 	// 4. The holder first: a new keeper may ask more of it than an old one.
@@ -256,18 +258,16 @@ func (c *Client) restart(ctx context.Context, h *holder.Client, old int32) (*api
 	return nil, errors.Join(fmt.Errorf("it does not serve within %s", startLimit), ctx.Err())
 }
 
-// replaceAlone replaces a keeper that has no holder: that of a release before there was one, or one whose holder has died.
-// Its end would cost what only it has, so it goes on until it holds nothing. The error is of kind Unavailable when it has
-// ended.
-func (c *Client) replaceAlone(ctx context.Context, old *api.InfoResponse) error {
+// replaceAlone replaces a keeper that has no holder: that of a release before there was one. A holder is started first, and
+// gets what the keeper has before that is ended. One that holds nothing ends as asked. The error is of kind Unavailable when
+// no keeper serves any more.
+func (c *Client) replaceAlone(ctx context.Context, o Options, p programs, old *api.InfoResponse) error {
 	list, err := c.List(ctx)
 	if err != nil {
 		return err
 	}
-	if n := len(list.Sandboxes); n > 0 {
-		slog.Warn("the keeper that runs is of another build, and there is no holder that would keep what it has: it goes on, and is replaced at a start of kurid when it holds no pods",
-			"pid", old.Pid, "version", old.Version, "pods", n)
-		return nil
+	if len(list.Sandboxes) > 0 {
+		return c.takeOver(ctx, o, p, old, list)
 	}
 	pidfd, err := unix.PidfdOpen(int(old.Pid), 0)
 	if err != nil {
@@ -284,4 +284,60 @@ func (c *Client) replaceAlone(ctx context.Context, old *api.InfoResponse) error 
 	}
 	slog.Info("the keeper of another build held nothing and has ended", "pid", old.Pid, "version", old.Version)
 	return fault.New(fault.Unavailable, "the keeper, process %d, has ended as asked", old.Pid)
+}
+
+// takeOver ends a keeper that has no holder, and starts one that goes on with what it had.
+func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.InfoResponse, list *api.ListResponse) error {
+	if o.Asked == nil || keepsRecords(o.StateDir, list) {
+		slog.Warn("the keeper that runs is of another build, and its holder has died: it goes on, and becomes the holder itself", "pid", old.Pid, "version", old.Version)
+		return nil
+	}
+	begun := time.Now()
+	of := o.Asked()
+	of.Pid, of.Held = int(old.Pid), list
+	err := spawnAfter(ctx, o, func(holder int) error {
+		if err := awaitHolder(ctx, o.StateDir, holder); err != nil {
+			return err
+		}
+		if o.SystemdCgroup { // the scope is there
+			if err := joinCgroups(holder, of.Pid); err != nil {
+				return err
+			}
+		}
+		return endPredecessor(ctx, p.keeper, o.StateDir, of)
+	})
+	if err != nil {
+		slog.Error("the keeper that runs is of an older release, and cannot be replaced", "pid", old.Pid, "version", old.Version, "err", err)
+		return c.Ready(ctx, startBeat) // it goes on, unless it has ended
+	}
+	slog.Info("the keeper of an older release was replaced, and has a holder from now on", "was", old.Version, "was_pid", old.Pid,
+		"pods", len(list.Sandboxes), "containers", len(list.Containers), "took", time.Since(begun))
+	return nil
+}
+
+// keepsRecords reports whether the keeper writes records of what it holds, as all do since there are holders.
+func keepsRecords(stateDir string, held *api.ListResponse) bool {
+	return slices.ContainsFunc(held.Sandboxes, func(box *api.Sandbox) bool {
+		return exists(filepath.Join(stateDir, "keeper", "sandboxes", box.Id+".json"))
+	})
+}
+
+// endPredecessor has the new keeper's program take what the old keeper has, and end it.
+func endPredecessor(ctx context.Context, program, stateDir string, of *Predecessor) error {
+	body, err := json.Marshal(of)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "--state", stateDir, "--take-over")
+	cmd.Stdin = bytes.NewReader(body)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("take over from process %d: %w: %s", of.Pid, err, bytes.TrimSpace(out))
+	}
+	if len(out) > 0 {
+		slog.Warn("taking over from an older keeper", "said", string(bytes.TrimSpace(out)))
+	}
+	return nil
 }

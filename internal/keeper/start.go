@@ -23,6 +23,10 @@ type Options struct {
 	StateDir      string // absolute; the keeper listens on keeper.sock in it
 	LogLevel      string // debug, info, warn or error; "" is info
 	SystemdCgroup bool   // put a keeper that is started into a systemd scope, not into cgroups made by hand
+
+	// Asked returns how the pods and containers of this node were asked for, for a keeper that takes over from one that kept
+	// no records. Its Pid and Held are not set. Nil: such a keeper is not replaced.
+	Asked func() *Predecessor
 }
 
 // startLimit bounds the time in which a new keeper must be ready.
@@ -87,14 +91,27 @@ func (c *Client) check(ctx context.Context) error {
 // spawn starts the holder in a session and cgroups of its own, which starts the keeper, and waits until that serves. Where
 // either lives, and only cannot be reached, none is started.
 func spawn(ctx context.Context, o Options) error {
-	p, err := findPrograms(o)
-	if err != nil {
-		return err
-	}
 	if err := os.MkdirAll(o.StateDir, 0o711); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
 	if found, err := findLiving(ctx, o.StateDir); found {
+		return err
+	}
+	return spawnAfter(ctx, o, func(holder int) error {
+		if !o.SystemdCgroup {
+			return nil
+		}
+		if err := startScope(ctx, cgroupName(o.StateDir)+".scope", holder); err != nil {
+			return fmt.Errorf("put the keeper into a cgroup of its own: %w", err)
+		}
+		return nil
+	})
+}
+
+// spawnAfter starts a holder in a state directory that is there, calls placed with its pid, and lets it start the keeper.
+func spawnAfter(ctx context.Context, o Options, placed func(holder int) error) error {
+	p, err := findPrograms(o)
+	if err != nil {
 		return err
 	}
 	level := o.LogLevel
@@ -114,12 +131,25 @@ func spawn(ctx context.Context, o Options) error {
 	cmd := exec.Command(p.holder, append(args, "--", p.keeper, "--state", o.StateDir, "--log-level", level)...)
 	cmd.Dir, cmd.Env = "/", []string{"PATH=" + os.Getenv("PATH")}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	return await(ctx, cmd, p.keeper, func() error {
-		if !o.SystemdCgroup {
+	return await(ctx, cmd, p.keeper, func() error { return placed(cmd.Process.Pid) })
+}
+
+// awaitHolder returns when the holder with that pid serves.
+func awaitHolder(ctx context.Context, stateDir string, pid int) error {
+	h := holder.Connect(stateDir)
+	defer h.Close()
+	for limit := time.Now().Add(startLimit); ; time.Sleep(time.Millisecond) {
+		info, err := h.Info()
+		if err == nil && info.Pid == pid {
 			return nil
 		}
-		return startScope(ctx, cgroupName(o.StateDir)+".scope", cmd.Process.Pid)
-	})
+		if err == nil {
+			err = fmt.Errorf("process %d is the holder already", info.Pid)
+		}
+		if time.Now().After(limit) || ctx.Err() != nil || syscall.Kill(pid, 0) != nil {
+			return err
+		}
+	}
 }
 
 // await starts the holder, lets it start the keeper once placed has returned, and reads what the keeper says: "ready", or
@@ -143,7 +173,7 @@ func await(ctx context.Context, cmd *exec.Cmd, program string, placed func() err
 	go cmd.Wait() // reaps it if it ends before we do; nobody else would
 	if err := placed(); err != nil {
 		cmd.Process.Kill()
-		return fmt.Errorf("put the keeper into a cgroup of its own: %w", err)
+		return err
 	}
 	gate.Close()
 	limit := time.Now().Add(startLimit)

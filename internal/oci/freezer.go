@@ -44,6 +44,33 @@ func (c Cgroup) freeze() {
 	put(filepath.Join(c.procs, "freezer.state"), "FROZEN")
 }
 
+// pauseLimit is how long Pause waits for the processes to stand still. One in an uninterruptible sleep does so later.
+const pauseLimit = time.Second
+
+// Pause freezes the cgroup until resume. One that is frozen already, or has no freezer, is left as it is.
+func (c Cgroup) Pause() (resume func()) {
+	if c.procs == "" || c.Frozen() {
+		return func() {}
+	}
+	c.freeze()
+	for limit := time.Now().Add(pauseLimit); !c.standsStill() && time.Now().Before(limit); {
+		time.Sleep(time.Millisecond)
+	}
+	if c.v2 {
+		return func() { put(filepath.Join(c.procs, "cgroup.freeze"), "0") }
+	}
+	return func() { put(filepath.Join(c.procs, "freezer.state"), "THAWED") }
+}
+
+// standsStill reports whether all processes are frozen, not only asked to be.
+func (c Cgroup) standsStill() bool {
+	if c.v2 {
+		return c.Frozen()
+	}
+	state, err := os.ReadFile(filepath.Join(c.procs, "freezer.state"))
+	return err != nil || strings.TrimSpace(string(state)) == "FROZEN"
+}
+
 // thaw lets killed processes run, whoever has frozen them: on v1 they do not die before. A cgroup below may be frozen by
 // itself. Where one above is, which is not ours to thaw, the processes are moved out of it.
 func (c Cgroup) thaw() {

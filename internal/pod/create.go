@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
@@ -121,22 +120,9 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	// 7. The process, in its namespaces, up to its start line.
 	step.Enter(ctx, "process")
 	back.Add("delete "+r.name()+" at the keeper", func(ctx context.Context) error { return p.Keeper.Delete(ctx, r.ID) })
-	made, err := p.Keeper.Create(ctx, &api.CreateRequest{
-		Id:            r.ID,
-		SandboxId:     r.SandboxID,
-		Bundle:        p.paths.bundle(r.SandboxID, r.ID),
-		Rootfs:        p.rootfs(r, lowerdirs, volumes),
-		Overlays:      volumes.overlays,
-		LogPath:       r.LogPath,
-		LogDirectory:  s.Record().config().GetLogDirectory(),
-		LogMaxBytes:   p.LogMaxSize,
-		LogMaxFiles:   int32(p.LogMaxFiles),
-		LogRateBytes:  p.LogRate,
-		Tty:           cfg.GetTty(),
-		Stdin:         cfg.GetStdin(),
-		StdinOnce:     cfg.GetStdinOnce(),
-		SystemdCgroup: p.Driver == cgroup.Systemd,
-	})
+	req := p.containerRequest(s.Record(), r)
+	req.Rootfs, req.Overlays = p.rootfs(r, lowerdirs, volumes), volumes.overlays
+	made, err := p.Keeper.Create(ctx, req)
 	failure := ""
 	if errors.Is(err, fault.Unstartable) { // which its start says: a pod that never restarts then fails, as with containerd
 		made, failure, err = &api.Container{CreatedAt: time.Now().UnixNano()}, err.Error(), nil

@@ -58,37 +58,34 @@ func previousRelease(t *testing.T) (dir string) {
 	return dir
 }
 
-// The previous release's pods run on under today's kurid: its keeper, which nobody could replace without loss, goes on, with
-// all verbs, until it holds nothing; then it is replaced.
+// The previous release's keeper has no holder and kept no records. Today's kurid starts a holder, which gets all that the old
+// keeper has, and ends it: what runs goes on with its pipes, terminals and namespaces, and no line of a log is lost.
 func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	previous := previousRelease(t)
 	d := harness.Start(t, harness.Options{Bin: previous})
 	image := d.PullBusybox(t)
 	config := harness.Pod("previous")
-	pod := d.RunPod(t, config)
+	shared := harness.Pod("previous-shared")
+	shared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	pod, sharedPod := d.RunPod(t, config), d.RunPod(t, shared)
 	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c", counting), config)
 	ended := d.Run(t, pod, harness.Container("ended", image, "sh", "-c", "exit 6"), config)
 	finished := d.WaitExit(t, ended)
-	ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 9"), config)
+	ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "echo $$ > /dev/shm/mine; while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 9"), config)
 	cat := harness.Container("cat", image, "cat")
 	cat.Stdin, cat.StdinOnce = true, true
 	attached := d.Run(t, pod, cat, config)
-	pids := map[string]int{count: firstPid(t, d, count), attached: firstPid(t, d, attached)}
-	ip, keeper := d.PodStatus(t, pod).Network.Ip, d.KeeperPid()
-
-	// An attachment, by the old kurid's own process for streams.
-	keyboard, keys := io.Pipe()
-	screen := &harness.Screen{}
-	resp, err := d.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: attached, Stdin: true, Stdout: true})
-	if err != nil {
-		t.Fatal(err)
+	shell := harness.Container("shell", image, "sh")
+	shell.Stdin, shell.Tty = true, true
+	terminal := d.Run(t, pod, shell, config)
+	waiting := d.Create(t, pod, harness.Container("waiting", image, "sh", "-c", "echo began; exit 5"), config)
+	inShared := harness.Container("shared", image, "sleep", "100000")
+	inShared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	pids := make(map[string]int)
+	for _, id := range []string{count, ends, attached, terminal, waiting, d.Run(t, sharedPod, inShared, shared)} {
+		pids[id] = firstPid(t, d, id)
 	}
-	left := make(chan error, 1)
-	go func() {
-		left <- over("SPDY")(t, resp.Url).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: screen})
-	}()
-	io.WriteString(keys, "before\n")
-	screen.Await(t, "before\n")
+	ip, keeper := d.PodStatus(t, pod).Network.Ip, d.KeeperPid()
 	older := dial(t, d.Socket) // keeps its connection
 	if err := call(t, older, "/runtime.v1alpha2.RuntimeService/Version"); err != nil {
 		t.Fatal(err)
@@ -97,19 +94,23 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	d.Bin = "" // today's
 	d.Restart(t)
 
-	if now := d.KeeperPid(); now != keeper {
-		t.Fatalf("the keeper was process %d and is %d", keeper, now)
-	}
-	if !strings.Contains(d.Log(t), "it goes on, and is replaced at a start of kurid when it holds no pods") {
-		t.Error("the log does not say that the keeper is of another build")
+	if now := d.KeeperPid(); now == keeper || now == 0 || d.HolderPid() == 0 {
+		t.Fatalf("the keeper was process %d and is %d, with holder %d", keeper, now, d.HolderPid())
 	}
 	if err := call(t, older, "/runtime.v1alpha2.RuntimeService/Version"); err != nil {
 		t.Errorf("over v1alpha2, over a connection of before: %v", err)
 	}
 	for id, pid := range pids {
-		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid || st.Message != "" {
+		want := runtimeapi.ContainerState_CONTAINER_RUNNING
+		if id == waiting {
+			want = runtimeapi.ContainerState_CONTAINER_CREATED
+		}
+		if st := d.ContainerStatus(t, id); st.State != want || firstPid(t, d, id) != pid {
 			t.Errorf("%s is %s with process %d (%q), was %d", st.Metadata.Name, st.State, firstPid(t, d, id), st.Message, pid)
 		}
+	}
+	if st := d.ContainerStatus(t, count); !strings.Contains(st.Message, "older release") || strings.Contains(st.Message, "lost") {
+		t.Errorf("what the change has cost is told as %q", st.Message)
 	}
 	if st := d.ContainerStatus(t, ended); st.ExitCode != 6 || st.FinishedAt != finished.FinishedAt || st.Reason != finished.Reason {
 		t.Errorf("the container that had ended is told as %v, was %v", st, finished)
@@ -120,41 +121,56 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	log := filepath.Join(config.LogDirectory, "count.log")
 	reached := counted(t, log)
 	becomes(t, "the log goes on", func() bool { return counted(t, log) > reached+100 })
-	io.WriteString(keys, "after\n")
-	screen.Await(t, "after\n")
-	keys.Close()
-	if err := <-left; err != nil {
-		t.Errorf("the attachment ended with %v", err)
+
+	// Pipes and terminals are the same.
+	for id, said := range map[string]string{attached: "hello", terminal: "echo $((6*7))"} {
+		resp, err := d.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: id == terminal})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyboard, keys := io.Pipe()
+		screen := &harness.Screen{}
+		go over("SPDY")(t, resp.Url).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: screen, Tty: id == terminal})
+		io.WriteString(keys, said+"\n")
+		screen.Await(t, map[string]string{attached: "hello\n", terminal: "42"}[id])
 	}
 
-	// All verbs, over the old keeper's protocol.
-	if out := d.Output(t, ends, "sh", "-c", "touch /tmp/end; echo said"); out != "said\n" {
+	// All verbs.
+	if out := d.Output(t, ends, "sh", "-c", "touch /tmp/end; cat /dev/shm/mine"); out != "1\n" {
 		t.Errorf("exec says %q", out)
 	}
-	if code := d.WaitExit(t, ends).ExitCode; code != 9 {
-		t.Errorf("exit code %d, want 9", code)
+	if st := d.WaitExit(t, ends); st.ExitCode != 9 && st.Reason != "ContainerStatusUnknown" { // which it is before Linux 6.15
+		t.Errorf("exit code %d, reason %s, want 9", st.ExitCode, st.Reason)
 	}
-	after := d.Run(t, pod, harness.Container("after", image, "sh", "-c", "echo more; exit 8"), config)
-	if code := d.WaitExit(t, after).ExitCode; code != 8 || d.LogText(t, after, "stdout") != "more\n" {
-		t.Errorf("a container of after the upgrade exits with %d and says %q", code, d.LogText(t, after, "stdout"))
-	}
-	fresh, _ := d.RunAlone(t, "fresh", image, "sleep", "100000")
-	d.RemovePod(t, fresh)
-	if _, err := d.Runtime.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: count}); err != nil {
+	if _, err := d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
 		t.Error(err)
 	}
+	if d.WaitExit(t, waiting); d.LogText(t, waiting, "stdout") != "began\n" {
+		t.Errorf("the container that had been created says %q", d.LogText(t, waiting, "stdout"))
+	}
+	after := d.Run(t, pod, harness.Container("after", image, "sh", "-c", "echo more; cat /dev/shm/mine; readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts; exit 8"), config)
+	if code := d.WaitExit(t, after).ExitCode; code != 8 {
+		t.Errorf("a container of after the upgrade exits with %d", code)
+	}
+	said := d.LogText(t, after, "stdout")
+	for _, want := range []string{"more\n", "1\n", d.Output(t, count, "readlink", "/proc/self/ns/ipc"), d.Output(t, count, "readlink", "/proc/self/ns/uts")} {
+		if !strings.Contains(said, want) {
+			t.Errorf("a container of after the upgrade says %q, and not %q", said, want)
+		}
+	}
+	// It is a keeper like any other now.
+	killKeeper(t, d, false)
+	for _, id := range []string{count, attached} {
+		if now := firstPid(t, d, id); now != pids[id] {
+			t.Errorf("after a kill of the keeper process %d is %d", pids[id], now)
+		}
+	}
 	d.RemovePod(t, pod)
+	d.RemovePod(t, sharedPod)
 	for id, pid := range pids {
 		if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
 			t.Errorf("process %d of %s lives on: %v", pid, id, err)
 		}
 	}
-
-	// It holds nothing any more.
-	d.Restart(t)
-	if now := d.KeeperPid(); now == keeper || now == 0 || d.HolderPid() == 0 {
-		t.Errorf("the keeper was process %d and is %d, with holder %d", keeper, now, d.HolderPid())
-	}
-	runsFile(t, d.KeeperPid(), harness.Bin("kuri-keeper"))
 	d.Settle(t) // there is a holder from now on
 }

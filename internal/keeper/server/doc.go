@@ -35,6 +35,9 @@
 //
 // Its files may be removed while it lives. Restore, which inotify and HUP call, makes them anew (restore.go).
 //
+// Takeover.go is another process, kuri-keeper --take-over: it ends a keeper of a release that had no holder and no records, and
+// leaves both for the next keeper.
+//
 // A session (exec, attach) hands descriptors over: the bytes of an exec never come by here. Of a container's output the
 // keeper is the reader, for the log; it writes a copy into the pipe of each one who is attached.
 //
