@@ -258,6 +258,13 @@ func (a *audience) tell(stream string, data []byte) {
 	}
 }
 
+// empty reports whether what is told reaches nobody, now or later.
+func (a *audience) empty() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.keeping && len(a.listeners) == 0
+}
+
 // join adds a listener. The first has what was kept.
 func (a *audience) join(l *listener) {
 	l.mu.Lock() // what comes meanwhile waits for what was kept

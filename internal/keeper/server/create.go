@@ -264,7 +264,7 @@ func (c *container) tapOutputs(stdio *stdio) error {
 	for _, src := range stdio.outputs {
 		t := &tap{
 			stream: src.Stream, file: src.File, log: c.log, hold: c.hold,
-			tell: func(data []byte) { c.audience.tell(src.Stream, data) },
+			tell: func(data []byte) { c.audience.tell(src.Stream, data) }, unheard: c.audience.empty,
 		}
 		if c.terminal != nil && c.log != nil {
 			var err error

@@ -32,6 +32,7 @@ type allowance struct {
 	at   time.Time
 
 	bytes, lines uint64 // dropped since the last that was let through
+	unread       bool   // more lines were, which nobody has counted; see skim
 }
 
 // take tells whether n bytes may be written now.
@@ -96,9 +97,12 @@ func (l *logFile) confession() []byte {
 	if l.lines[1].open && !l.lines[0].open {
 		to = "stdout"
 	}
-	entry(to, fmt.Sprintf("[kuri] %d lines (%d bytes) were dropped: this container may log %d bytes a second",
-		l.allowed.lines, l.allowed.bytes, l.limits.rate))
-	l.allowed.bytes, l.allowed.lines = 0, 0
+	what := fmt.Sprintf("%d lines (%d bytes)", l.allowed.lines, l.allowed.bytes)
+	if l.allowed.unread {
+		what = fmt.Sprintf("%d bytes", l.allowed.bytes)
+	}
+	entry(to, fmt.Sprintf("[kuri] %s were dropped: this container may log %d bytes a second", what, l.limits.rate))
+	l.allowed.bytes, l.allowed.lines, l.allowed.unread = 0, 0, false
 	return out
 }
 

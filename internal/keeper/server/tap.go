@@ -31,6 +31,11 @@ type tap struct {
 	lines   lines     // pending is what is in rest
 	failed  bool      // rest could not be made or written, which has been logged
 	tell    func([]byte)
+	unheard func() bool // reports whether nobody hears what tell tells; nil for always
+
+	wide    bool // the pipe was made larger, see skim
+	torn    bool // what comes next is the rest of a line that was skimmed
+	skimmed bool // the last piece was
 }
 
 // holdFunc has a descriptor kept under a name of the container's by a process that outlives this one.
@@ -69,6 +74,10 @@ func (t *tap) follow() {
 		}
 		if err != nil {
 			return
+		}
+		if t.skimmed {
+			t.skimmed = false
+			pauseSkimming()
 		}
 	}
 }
@@ -143,6 +152,9 @@ func (t *tap) copyTransit() error {
 // copyFrom copies one piece from a pipe to the log and to those who are attached, and then drops it from the pipe. The
 // error is EAGAIN when the pipe is empty, and io.EOF when it is and nobody can write to it.
 func (t *tap) copyFrom(pipe int) error {
+	if t.skims() {
+		return t.skim(pipe)
+	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	n, taken, err := peek(pipe, *buf)
@@ -152,7 +164,11 @@ func (t *tap) copyFrom(pipe int) error {
 	if n == 0 {
 		return io.EOF
 	}
-	data, before := (*buf)[:n], len(t.lines.pending)
+	data, again := t.resync(pipe, (*buf)[:n], taken)
+	if again {
+		return nil
+	}
+	before := len(t.lines.pending)
 	panicked := true
 	t.contain(func() {
 		t.lines.add(data)
