@@ -26,7 +26,7 @@ UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test soak quickstart bench bench-check test-kubelet test-conformance test-vm install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test soak load quickstart bench bench-check test-kubelet test-conformance test-vm install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
@@ -80,6 +80,9 @@ test: ## everything: installs what it needs, builds, check, e2e, critest; needs 
 
 soak: all ## 500 pods up and down, and nothing left; needs root
 	KURI_SOAK=500 go test -tags $(TAGS) -timeout 30m -count 1 -v -run '^TestSoak$$' ./test/e2e/
+
+load: all ## 200 pods of three containers under a kubelet's load for ten minutes (KURI_LOAD=10m); needs root
+	KURI_LOAD=$${KURI_LOAD:-10m} go test -tags $(TAGS) -timeout 60m -count 1 -v ./test/load/
 
 quickstart: ## install what it needs, build, run a pod, look at it, clean up; needs root
 	@scripts/quickstart
