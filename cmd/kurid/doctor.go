@@ -20,6 +20,9 @@ func examine(ctx context.Context, cfg config.Config) error { return examineStopp
 func mend(ctx context.Context, cfg config.Config) error    { return examineStopped(ctx, cfg, true) }
 
 func examineStopped(ctx context.Context, cfg config.Config, fix bool) error {
+	if err := checkFormats(cfg); err != nil { // a newer version's records would look damaged
+		return err
+	}
 	for _, dir := range own(cfg) {
 		unlock, err := lock(dir)
 		if errors.Is(err, fault.Precondition) {

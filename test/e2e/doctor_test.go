@@ -367,6 +367,17 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 		t.Error("--fix has mended nothing")
 	}
 
+	// What a newer version has written looks damaged to this one, and is left alone.
+	newer := filepath.Join(d.Root, "pods", id("5"))
+	harness.Write(t, newer, "pod.json", `{"version":99,"data":{}}`)
+	if said, code := harness.RunKurid(t, "doctor", "--fix", "--config", filepath.Join(d.Dir, "config.toml")); code == 0 || !strings.Contains(said, "version 99") {
+		t.Errorf("a record of a newer version: exit code %d: %s", code, said)
+	}
+	if !exists(filepath.Join(newer, "pod.json"))() {
+		t.Error("a record of a newer version was removed")
+	}
+	os.RemoveAll(newer)
+
 	// A lock that outlives its owner is named with who has it; the rest cannot be looked at.
 	lock := filepath.Join(d.State, "kurid.lock")
 	heir := exec.Command("sh", "-c", "exec 9<>"+lock+"; flock 9; exec sleep 1003")
