@@ -14,16 +14,19 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/types.h>
 #include <unistd.h>
 
-enum { BLOCK = 512, DEEPEST = 512, LONGEST = 4095, FAILED = 2, MISSING = 3, NOT_A_DIRECTORY = 4 };
+enum { UNSIZED_MAX = 32 << 20, BLOCK = 512, DEEPEST = 512, LONGEST = 4095, FAILED = 2, MISSING = 3, NOT_A_DIRECTORY = 4 };
 
 struct header {
 	char name[100], mode[8], uid[8], gid[8], size[12], mtime[12], sum[8], type, link[100], magic[8];
@@ -128,32 +131,87 @@ static void put_entry(const char *name, const struct stat *st, char type, uint64
 	put_header(&h);
 }
 
-// pack_file writes as much as the file has when it is opened: one that grows has no end otherwise.
-static void pack_file(const char *name)
+// read_some reads until the end of the file or until n bytes are there, and returns how many, -1 with errno.
+static ssize_t read_some(int fd, char *into, size_t n)
 {
-	int fd = open(name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-	struct stat st;
-	uint64_t left;
+	size_t have = 0;
 
-	if (fd < 0 || fstat(fd, &st) != 0) {
-		say(name, strerror(errno));
-		if (fd >= 0)
-			close(fd);
-		return;
-	}
-	if (!S_ISREG(st.st_mode)) { // it was a moment ago
-		say(name, "not a file any more");
-		close(fd);
-		return;
-	}
-	put_entry(name, &st, '0', st.st_size, "");
-	for (left = st.st_size; left > 0;) {
-		ssize_t n = read(fd, buffer, left < sizeof(buffer) ? left : sizeof(buffer));
+	while (have < n) {
+		ssize_t got = read(fd, into + have, n - have);
 
-		if (n < 0 && errno == EINTR)
+		if (got < 0 && errno == EINTR)
 			continue;
-		if (n <= 0) {
-			say(name, n < 0 ? strerror(errno) : "it became shorter while it was read");
+		if (got < 0)
+			return -1;
+		if (got == 0)
+			break;
+		have += got;
+	}
+	return have;
+}
+
+// is_made_by_kernel reports whether a file's contents are made as they are read (/proc, /sys): its size says nothing of them.
+static bool is_made_by_kernel(int fd, const struct stat *st)
+{
+	static const uint32_t types[] = {
+		0x9fa0, 0x62656572, 0x27e0eb, 0x63677270, 0x64626720, 0x74726163, 0x73636673, 0x62656570, 0x42494e4d, // statfs(2)
+	};
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) == 0)
+		for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
+			if ((uint32_t)fs.f_type == types[i])
+				return true;
+	return st->st_size == 0;
+}
+
+// pack_unsized writes a file of which the first n bytes are in the buffer and whose size only reading tells. The rest goes
+// through a file in memory, for its size stands before it in a tar.
+static void pack_unsized(const char *name, int fd, const struct stat *st, size_t n)
+{
+	int spool = memfd_create("kuri-cp", MFD_CLOEXEC);
+	uint64_t size = 0;
+	ssize_t got = n;
+
+	if (spool < 0) {
+		say(name, strerror(errno));
+		return;
+	}
+	for (; got > 0 && size <= UNSIZED_MAX; got = read_some(fd, buffer, sizeof(buffer))) {
+		if (write(spool, buffer, got) != got) {
+			got = -1;
+			break;
+		}
+		size += got;
+	}
+	if (got < 0) {
+		say(name, strerror(errno));
+	} else if (size > UNSIZED_MAX) {
+		say(name, "not copied: it does not tell its size, and has more than 32 MiB");
+	} else {
+		lseek(spool, 0, SEEK_SET);
+		put_entry(name, st, '0', size, "");
+		while ((got = read_some(spool, buffer, sizeof(buffer))) > 0)
+			put_all(buffer, got);
+		put_padding(size);
+	}
+	close(spool);
+}
+
+// pack_rest writes the file of st_size bytes of which the first have are in the buffer. One that has become shorter meanwhile
+// is filled up with zeros, and named.
+static void pack_rest(const char *name, int fd, const struct stat *st, size_t have)
+{
+	uint64_t left = st->st_size;
+	size_t n = have < left ? have : left;
+
+	put_entry(name, st, '0', st->st_size, "");
+	put_all(buffer, n);
+	for (left -= n; left > 0; left -= n) {
+		ssize_t got = read_some(fd, buffer, left < sizeof(buffer) ? left : sizeof(buffer));
+
+		if (got <= 0) {
+			say(name, got < 0 ? strerror(errno) : "it became shorter while it was read, and is filled up with zeros");
 			memset(buffer, 0, sizeof(buffer));
 			for (; left > 0; left -= n) {
 				n = left < sizeof(buffer) ? left : sizeof(buffer);
@@ -161,11 +219,37 @@ static void pack_file(const char *name)
 			}
 			break;
 		}
+		n = got;
 		put_all(buffer, n);
-		left -= n;
 	}
-	put_padding(st.st_size);
-	close(fd);
+	put_padding(st->st_size);
+}
+
+// pack_file writes as much as the file has when it is opened: one that grows has no end otherwise. Of a file that fits into
+// the buffer, and of one whose contents the kernel makes as they are read, what is read counts and not the size.
+static void pack_file(const char *name)
+{
+	int fd = open(name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	struct stat st;
+	ssize_t n;
+
+	if (fd < 0 || fstat(fd, &st) != 0) {
+		say(name, strerror(errno));
+	} else if (!S_ISREG(st.st_mode)) { // it was a moment ago
+		say(name, "not a file any more");
+	} else if ((n = read_some(fd, buffer, sizeof(buffer))) < 0) {
+		say(name, strerror(errno));
+	} else if ((size_t)n < sizeof(buffer) && (uint64_t)st.st_size <= sizeof(buffer)) { // all of it
+		put_entry(name, &st, '0', n, "");
+		put_all(buffer, n);
+		put_padding(n);
+	} else if (is_made_by_kernel(fd, &st)) {
+		pack_unsized(name, fd, &st, n);
+	} else {
+		pack_rest(name, fd, &st, n);
+	}
+	if (fd >= 0)
+		close(fd);
 }
 
 static void pack(char *name, size_t length, int depth);

@@ -119,6 +119,85 @@ func TestCopierThereAndBack(t *testing.T) {
 
 // TestCopierPacksWhatIsHostile: what is no file is not opened; a file that grows has an end; what cannot be read is told and
 // costs nothing else.
+func TestCopierPacksWhatHasNoSize(t *testing.T) {
+	for _, path := range []string{"/proc/self/limits", "/proc/kallsyms", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/kernel/ostype"} {
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Logf("SKIP: %s is not on this kernel: %v", path, err)
+			continue
+		}
+		out, said, code := copier(t, nil, "pack", filepath.Dir(path), filepath.Base(path))
+		h, body := only(t, out)
+		if code != 0 || said != "" || h.Name != filepath.Base(path) || !bytes.Equal(body, want) {
+			t.Errorf("%s: %d bytes of %d, exit code %d, %q", path, len(body), len(want), code, said)
+		}
+	}
+	// What has no end is not copied, and that is told.
+	if _, err := os.Stat("/proc/kcore"); err == nil {
+		if out, said, code := copier(t, nil, "pack", "/proc", "kcore"); code != 1 || said == "" || len(out) > 2048 {
+			t.Errorf("/proc/kcore: %d bytes, exit code %d, %q", len(out), code, said)
+		}
+	}
+}
+
+// A file that changes while it is packed: what was there at the beginning when it grows, filled up and named when it shrinks.
+func TestCopierPacksWhatChanges(t *testing.T) {
+	const size = 8 << 20 // more than a pipe takes
+	for name, change := range map[string]struct {
+		change func(path string) error
+		code   int
+		said   string
+	}{
+		"grows": {func(path string) error {
+			f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+			must(t, err)
+			_, err = f.Write(bytes.Repeat([]byte("b"), size))
+			return errors.Join(err, f.Close())
+		}, 0, ""},
+		"shrinks":         {func(path string) error { return os.Truncate(path, size/2) }, 1, "became shorter"},
+		"is removed":      {os.Remove, 0, ""},
+		"becomes nothing": {func(path string) error { return os.Truncate(path, 0) }, 1, "became shorter"},
+	} {
+		path := filepath.Join(t.TempDir(), "f")
+		must(t, os.WriteFile(path, bytes.Repeat([]byte("a"), size), 0o600))
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Args, cmd.Env = []string{"pack", filepath.Dir(path), "f"}, []string{"_KURI_COPY=1"}
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		stdout, err := cmd.StdoutPipe()
+		must(t, err)
+		must(t, cmd.Start())
+		r := tar.NewReader(stdout)
+		h, err := r.Next() // and the packer waits for a reader of the rest
+		must(t, err)
+		must(t, change.change(path))
+		body, err := io.ReadAll(r)
+		must(t, err)
+		_, err = r.Next()
+		cmd.Wait()
+		if h.Size != size || len(body) != size || err != io.EOF || len(bytes.Trim(body, "a\x00")) > 0 {
+			t.Errorf("%s: %d bytes of %d: %v", name, len(body), h.Size, err)
+		}
+		if code := cmd.ProcessState.ExitCode(); code != change.code || !strings.Contains(stderr.String(), change.said) {
+			t.Errorf("%s: exit code %d, %q", name, code, stderr.String())
+		}
+	}
+}
+
+// only returns the only entry of a tar.
+func only(t *testing.T, archive []byte) (*tar.Header, []byte) {
+	t.Helper()
+	r := tar.NewReader(bytes.NewReader(archive))
+	h, err := r.Next()
+	must(t, err)
+	body, err := io.ReadAll(r)
+	must(t, err)
+	if _, err := r.Next(); err != io.EOF {
+		t.Fatalf("after the entry: %v", err)
+	}
+	return h, body
+}
+
 func TestCopierPacksWhatIsHostile(t *testing.T) {
 	src := t.TempDir()
 	must(t, os.Mkdir(filepath.Join(src, "d"), 0o755))
