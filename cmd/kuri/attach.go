@@ -1,11 +1,17 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
 )
 
 func (c *cli) attachCommand() *cobra.Command {
@@ -15,7 +21,7 @@ func (c *cli) attachCommand() *cobra.Command {
 		Use:   "attach [flags] CONTAINER",
 		Short: "Follow what a container says, and type to it",
 		Long: `Copy what a container writes from now on, until it ends. With -i the input goes to the container, which must have been
-created with stdin. -t is for one that has a terminal: with -i every key goes there then, and ctrl-p ctrl-q (--detach-keys)
+created with stdin. When the container ends the exit code is its own. -t is for one that has a terminal: with -i every key goes there then, and ctrl-p ctrl-q (--detach-keys)
 leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 		Example: `  kuri attach web                  follow the output
   kuri attach -it shell            use the container's terminal
@@ -56,7 +62,10 @@ leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 				fmt.Fprintf(c.err, "\nkuri: detached, %s goes on\n", printable(args[0]))
 				return nil
 			}
-			return said(fmt.Sprintf("attach to %s", args[0]), err)
+			if err != nil {
+				return said(fmt.Sprintf("attach to %s", args[0]), err)
+			}
+			return c.endOf(ctx, rt, ct.Id, args[0])
 		},
 	}
 	f := cmd.Flags()
@@ -66,4 +75,34 @@ leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 	detachFlag(cmd, &keys)
 	c.ownLetters(cmd)
 	return cmd
+}
+
+// endLimit is how long the exit of a container may take to be told after the end of its streams. One that has closed them
+// itself and goes on has no exit code.
+const endLimit = 5 * time.Second
+
+// endOf returns the exit code of a container whose streams have ended, nil for 0 and for one that goes on.
+func (c *cli) endOf(ctx context.Context, rt *client.Runtime, id, name string) error {
+	for limit := time.Now().Add(endLimit); ; {
+		resp, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		switch st := resp.GetStatus(); {
+		case status.Code(err) == codes.NotFound:
+			return fmt.Errorf("%s was removed before its exit code could be read", name)
+		case err != nil:
+			return fmt.Errorf("read the exit code of %s: %w", name, err)
+		case st.State == runtimeapi.ContainerState_CONTAINER_EXITED && st.ExitCode != 0:
+			return exitCode(st.ExitCode)
+		case st.State == runtimeapi.ContainerState_CONTAINER_EXITED:
+			return nil
+		}
+		if time.Now().After(limit) {
+			fmt.Fprintf(c.err, "kuri: the streams of %s have ended, it goes on\n", printable(name))
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }

@@ -287,7 +287,7 @@ func TestKuriAttach(t *testing.T) {
 	image := d.PullBusybox(t)
 	config := harness.HostNetwork(harness.Pod("talk"))
 	pod := d.RunPod(t, config)
-	id := d.Run(t, pod, harness.Container("c", image, "sh", "-c", "trap 'echo bye; exit 0' TERM; i=0; while :; do echo tick $((i=i+1)); echo tock >&2; sleep 0.1; done"), config)
+	id := d.Run(t, pod, harness.Container("c", image, "sh", "-c", "trap 'echo bye; exit 42' TERM; i=0; while :; do echo tick $((i=i+1)); echo tock >&2; sleep 0.1; done"), config)
 
 	stays, leaves := startKuri(t, d, "attach", "talk"), startKuri(t, d, "attach", "talk/c")
 	for _, k := range []*kuriProcess{stays, leaves} {
@@ -305,11 +305,24 @@ func TestKuriAttach(t *testing.T) {
 	stays.line(t)
 	d.StopContainer(t, id, 10)
 	rest, code := stays.end(t)
-	if code != 0 || !strings.HasSuffix(rest, "bye\n") || strings.Contains(rest, "tock") || !strings.Contains(stays.errs.String(), "tock\n") {
+	if code != 42 || !strings.HasSuffix(rest, "bye\n") || strings.Contains(rest, "tock") || !strings.Contains(stays.errs.String(), "tock\n") {
 		t.Errorf("its end: exit code %d, …%q; %q", code, rest[max(0, len(rest)-20):], stays.errs.String()[:min(40, stays.errs.Len())])
 	}
 
-	terminal := harness.Container("tty", image, "sh", "-c", "stty -echo; echo ready; read word; echo got $word")
+	// Whatever ends it is in the exit code; to follow its log is no part in it.
+	killed := d.Run(t, pod, harness.Container("killed", image, "sh", "-c", "while :; do echo tick; sleep 0.1; done"), config)
+	attached, follows := startKuri(t, d, "attach", "talk/killed"), startKuri(t, d, "logs", "-f", "talk/killed")
+	attached.line(t)
+	follows.line(t)
+	d.StopContainer(t, killed, 0)
+	if _, code := attached.end(t); code != 137 {
+		t.Errorf("attached to one that was killed: exit code %d: %s", code, attached.errs.String())
+	}
+	if _, code := follows.end(t); code != 0 {
+		t.Errorf("following the log of one that was killed: exit code %d: %s", code, follows.errs.String())
+	}
+
+	terminal := harness.Container("tty", image, "sh", "-c", "stty -echo; echo ready; read word; echo got $word; exit 3")
 	terminal.Tty, terminal.Stdin = true, true
 	d.Run(t, pod, terminal, config)
 	k := &kuriProcess{cmd: exec.Command(harness.Bin("kuri"), "attach", "-it", "talk/tty")}
@@ -319,7 +332,7 @@ func TestKuriAttach(t *testing.T) {
 	k.cmd.Stdin, k.cmd.Stdout, k.cmd.Stderr = in, out, &k.errs
 	timer := time.AfterFunc(20*time.Second, func() { _ = k.cmd.Process.Kill() })
 	defer timer.Stop()
-	if err := k.cmd.Run(); err != nil || !strings.HasSuffix(out.String(), "got chestnut\r\n") {
+	if err := k.cmd.Run(); k.cmd.ProcessState.ExitCode() != 3 || !strings.HasSuffix(out.String(), "got chestnut\r\n") {
 		t.Errorf("at a terminal: %v, %q: %s", err, out, k.errs.String())
 	}
 	if _, errs, code := d.Kuri(t, "attach", "talk/tty"); code == 0 || !strings.Contains(errs, "tty") {
