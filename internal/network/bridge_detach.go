@@ -39,6 +39,18 @@ func (b *Bridge) Detach(ctx context.Context, pod Pod, _ *Result) error {
 
 // unplug takes a link of the host off its bridge, and down. None is no error.
 func unplug(name string) error {
+	return onLink("take off the bridge", name, func(h *netlink.Handle, l netlink.Link) error {
+		return errors.Join(h.LinkSetNoMaster(l), h.LinkSetDown(l))
+	})
+}
+
+// removeLink removes a link of the host, and with it the other end in the pod. None is no error.
+func removeLink(name string) error {
+	return onLink("remove", name, (*netlink.Handle).LinkDel)
+}
+
+// onLink does something to a link of the host. A link that is not there, or no more, is left out.
+func onLink(what, name string, do func(*netlink.Handle, netlink.Link) error) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -48,11 +60,11 @@ func unplug(name string) error {
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("look for link %s: %w", name, err)
+	if err == nil {
+		err = do(h, l)
 	}
-	if err := errors.Join(h.LinkSetNoMaster(l), h.LinkSetDown(l)); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("take link %s off the bridge: %w", name, err)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("%s: link %s: %w", what, name, err)
 	}
 	return nil
 }
@@ -83,26 +95,6 @@ func (b *Bridge) removeUnplugged() {
 			}
 		}
 	})
-}
-
-// removeLink removes a link of the host, and with it the other end in the pod. None is no error.
-func removeLink(name string) error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	l, err := h.LinkByName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look for link %s: %w", name, err)
-	}
-	if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove link %s: %w", name, err)
-	}
-	return nil
 }
 
 // giveBack ends the pod's lease: its host ports first, then its record.
