@@ -43,3 +43,13 @@ func (h *Hierarchies) Pids(dir string) ([]int, error) {
 	slices.Sort(pids)
 	return slices.Compact(pids), nil
 }
+
+// Frozen reports whether the cgroup dir, or one above it, is frozen: its processes do not run.
+func (h *Hierarchies) Frozen(dir string) bool {
+	if h.v2 {
+		events, err := os.ReadFile(filepath.Join(h.roots[""], dir, "cgroup.events"))
+		return err == nil && strings.Contains(string(events), "frozen 1")
+	}
+	state, err := os.ReadFile(filepath.Join(h.roots["freezer"], dir, "freezer.state"))
+	return err == nil && strings.TrimSpace(string(state)) != "THAWED"
+}

@@ -98,7 +98,7 @@ func (p *Pods) recordExit(c *Container, e keeper.Exit) {
 		r.Pid = 0
 		r.ExitCode = e.Code
 		r.StartedAt = e.StartedAt
-		r.FinishedAt = e.FinishedAt
+		r.FinishedAt = max(e.FinishedAt, r.StartedAt) // the clock may have been set back
 		switch {
 		case e.Unknown != "":
 			r.Reason, r.Message = "ContainerStatusUnknown", e.Unknown
@@ -133,7 +133,7 @@ func (p *Pods) vanished(c *Container, why string) {
 	err := c.become(Exited, func(r *ContainerRecord) {
 		r.Pid = 0
 		r.ExitCode = 255
-		r.FinishedAt = time.Now().UnixNano()
+		r.FinishedAt = max(time.Now().UnixNano(), r.StartedAt)
 		r.Reason = "ContainerStatusUnknown"
 		r.Message = why
 	})

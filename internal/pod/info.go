@@ -2,9 +2,11 @@ package pod
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/kuri-cri/kuri/internal/network"
 )
@@ -20,7 +22,34 @@ func (p *Pods) ContainerInfo(c *Container) map[string]string {
 	if spec, err := os.ReadFile(filepath.Join(p.paths.bundle(r.SandboxID, r.ID), "config.json")); err == nil && json.Valid(spec) {
 		more["runtimeSpec"] = json.RawMessage(spec)
 	}
+	if r.State == Running {
+		more["process"] = p.process(r)
+	}
 	return info(r, more)
+}
+
+// process is what the kernel tells of a container's first process: why one that runs does nothing.
+type process struct {
+	State   string `json:"state"`             // as in /proc/PID/status: "D (disk sleep)"
+	WaitsIn string `json:"waitsIn,omitempty"` // the function of the kernel: /proc/PID/wchan
+	Frozen  bool   `json:"frozen"`            // its cgroup, or one above it
+}
+
+func (p *Pods) process(r *ContainerRecord) process {
+	out := process{State: "gone"}
+	proc := fmt.Sprintf("/proc/%d/", r.Pid)
+	status, _ := os.ReadFile(proc + "status")
+	if _, after, ok := strings.Cut(string(status), "\nState:"); ok {
+		line, _, _ := strings.Cut(after, "\n")
+		out.State = strings.TrimSpace(line)
+	}
+	if wchan, err := os.ReadFile(proc + "wchan"); err == nil && string(wchan) != "0" {
+		out.WaitsIn = string(wchan)
+	}
+	if dir, err := p.Driver.Dir(r.CgroupsPath); err == nil {
+		out.Frozen = p.Cgroups.Frozen(dir)
+	}
+	return out
 }
 
 // podNamespace is an entry of a runtime spec's list.

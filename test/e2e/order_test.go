@@ -231,6 +231,9 @@ func TestStopOfUninterruptibleSleep(t *testing.T) {
 	if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("meanwhile it is %v", st.State)
 	}
+	if p := processOf(t, s.Daemon, id); !strings.HasPrefix(p.State, "D") || p.WaitsIn == "" || p.Frozen {
+		t.Errorf("its process is told as %+v", p)
+	}
 	if out := s.says(t, nil, "echo", "another"); out != "another\n" {
 		t.Errorf("another container of the pod says %q", out)
 	}
