@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/kuri-cri/kuri/certsd"
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
@@ -84,8 +84,11 @@ func readHostsFile(certsDirs []string, registry string) (*hostsConfig, error) {
 	if err := toml.Unmarshal(body, &file); err != nil {
 		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s is not valid TOML: %w", registry, c.path(), err)
 	}
-	if err := c.checkKeys(body); err != nil {
+	if c.unknown, err = certsd.Check(body); err != nil {
 		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s: %w", registry, c.path(), err)
+	}
+	if len(c.unknown) > 0 {
+		slog.Warn("hosts.toml has keys that Kuri does not know, and passes over", "file", c.path(), "keys", strings.Join(c.unknown, ", "))
 	}
 	c.mirrors, c.skipVerify = len(file.Host), file.SkipVerify
 	for address, h := range file.Host {
@@ -97,87 +100,6 @@ func readHostsFile(certsDirs []string, registry string) (*hostsConfig, error) {
 		}
 	}
 	return c, nil
-}
-
-// hostKeys are the keys that say how a host is reached: containerd's, and our own auth.
-type hostKeys struct {
-	Capabilities any `toml:"capabilities"`
-	CA           any `toml:"ca"`
-	Client       any `toml:"client"`
-	SkipVerify   any `toml:"skip_verify"`
-	Header       any `toml:"header"`
-	OverridePath any `toml:"override_path"`
-	DialTimeout  any `toml:"dial_timeout"`
-	Auth         any `toml:"auth"`
-}
-
-var (
-	knownOfHost = []string{"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout", "auth"}
-	knownOfFile = append([]string{"server", "host"}, knownOfHost...)
-)
-
-// checkKeys finds the keys that are not known.
-func (c *hostsConfig) checkKeys(body []byte) error {
-	var keys struct {
-		hostKeys
-		Server any                 `toml:"server"`
-		Host   map[string]hostKeys `toml:"host"`
-	}
-	var strict *toml.StrictMissingError
-	if err := toml.NewDecoder(bytes.NewReader(body)).DisallowUnknownFields().Decode(&keys); !errors.As(err, &strict) {
-		return nil
-	}
-	for _, e := range strict.Errors {
-		path, known := e.Key(), knownOfFile
-		name := path[0]
-		if len(path) > 2 && path[0] == "host" {
-			name, known = path[2], knownOfHost
-		}
-		line, _ := e.Position()
-		if meant := misspelt(name, known); meant != "" {
-			return fmt.Errorf("line %d: the key %q is not known: is %s meant?", line, name, meant)
-		}
-		if text := fmt.Sprintf("%q (line %d)", name, line); !slices.Contains(c.unknown, text) {
-			c.unknown = append(c.unknown, text)
-		}
-	}
-	if len(c.unknown) > 0 {
-		slog.Warn("hosts.toml has keys that Kuri does not know, and passes over", "file", c.path(), "keys", strings.Join(c.unknown, ", "))
-	}
-	return nil
-}
-
-// misspelt returns the known key that a name is meant to be; "" when it is like none.
-func misspelt(name string, known []string) string {
-	plain := strings.NewReplacer("_", "", "-", "", " ", "").Replace(strings.ToLower(name))
-	for _, k := range known {
-		meant := strings.ReplaceAll(k, "_", "")
-		if plain == meant || len(meant) > 4 && strings.Contains(plain, meant) || distance(plain, meant) <= min(2, len(meant)/3) {
-			return k
-		}
-	}
-	return ""
-}
-
-// distance is the number of letters to put in, take out or change that makes b of a (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // parseAddress reads the address of a host in hosts.toml.

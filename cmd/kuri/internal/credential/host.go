@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/kuri-cri/kuri/certsd"
 )
 
 // Host is a registry and how it is reached. It is for [Verify].
@@ -96,6 +98,9 @@ func readHost(dir, registry string) (*Host, error) {
 	}
 	var own hostTable
 	if err := errors.Join(toml.Unmarshal(body, &file), toml.Unmarshal(body, &own)); err != nil {
+		return nil, fmt.Errorf("hosts.toml: %w", err)
+	}
+	if _, err := certsd.Check(body); err != nil { // as a pull does; keys that are like none are another program's
 		return nil, fmt.Errorf("hosts.toml: %w", err)
 	}
 	if file.Server != "" {

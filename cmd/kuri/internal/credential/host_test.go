@@ -111,6 +111,7 @@ func TestReach(t *testing.T) {
 		{"a stranger", closed, "ca = 'ca.crt'\nclient = 'stranger.pem'\n", "certificate"},
 		{"docker's files", closed, "", ""},
 		{"not TOML", open, "ca = =", "hosts.toml"},
+		{"a misspelt key", open, "skip-verify = true", "is skip_verify meant?"},
 		{"no such file", open, "ca = 'nowhere.crt'\n", "nowhere.crt"},
 		{"not a certificate", open, "ca = 'client.key'\n", "no certificate"},
 		{"a number", open, "ca = 1\n", "expected a text"},

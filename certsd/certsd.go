@@ -1,0 +1,95 @@
+// Package certsd knows the keys of hosts.toml, the file of a registry in certs.d, whose format containerd defines. kurid, which
+// pulls, and kuri login, which asks the registry, refuse the same misspelt keys by it.
+//
+// It is pure: it opens no file and keeps nothing.
+package certsd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// hostKeys are the keys that say how a host is reached: containerd's, and our own auth.
+type hostKeys struct {
+	Capabilities any `toml:"capabilities"`
+	CA           any `toml:"ca"`
+	Client       any `toml:"client"`
+	SkipVerify   any `toml:"skip_verify"`
+	Header       any `toml:"header"`
+	OverridePath any `toml:"override_path"`
+	DialTimeout  any `toml:"dial_timeout"`
+	Auth         any `toml:"auth"`
+}
+
+var (
+	knownOfHost = []string{"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout", "auth"}
+	knownOfFile = append([]string{"server", "host"}, knownOfHost...)
+)
+
+// Check finds the keys of a hosts.toml, which is valid TOML, that are not known, each with its line. One that resembles a known
+// key is an error, which names that: what it was to say would be passed over in silence. A key that is like none may be
+// another program's.
+func Check(body []byte) (unknown []string, err error) {
+	var keys struct {
+		hostKeys
+		Server any                 `toml:"server"`
+		Host   map[string]hostKeys `toml:"host"`
+	}
+	var strict *toml.StrictMissingError
+	if err := toml.NewDecoder(bytes.NewReader(body)).DisallowUnknownFields().Decode(&keys); !errors.As(err, &strict) {
+		return nil, nil
+	}
+	for _, e := range strict.Errors {
+		path, known := e.Key(), knownOfFile
+		name := path[0]
+		if len(path) > 2 && path[0] == "host" {
+			name, known = path[2], knownOfHost
+		}
+		line, _ := e.Position()
+		if meant := misspelt(name, known); meant != "" {
+			return nil, fmt.Errorf("line %d: the key %q is not known: is %s meant?", line, name, meant)
+		}
+		if text := fmt.Sprintf("%q (line %d)", name, line); !slices.Contains(unknown, text) {
+			unknown = append(unknown, text)
+		}
+	}
+	return unknown, nil
+}
+
+// misspelt returns the known key that a name is meant to be; "" when it is like none.
+func misspelt(name string, known []string) string {
+	plain := strings.NewReplacer("_", "", "-", "", " ", "").Replace(strings.ToLower(name))
+	for _, k := range known {
+		meant := strings.ReplaceAll(k, "_", "")
+		if plain == meant || len(meant) > 4 && strings.Contains(plain, meant) || distance(plain, meant) <= min(2, len(meant)/3) {
+			return k
+		}
+	}
+	return ""
+}
+
+// distance is the number of letters to put in, take out or change that makes b of a (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
