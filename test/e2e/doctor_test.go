@@ -79,6 +79,16 @@ func TestDoctor(t *testing.T) {
 	}
 	d.Continue(t)
 
+	// What somebody has taken from the network of a pod that runs is put back.
+	table := kuriTable(t)
+	run(t, "nft", "delete", "table", "inet", table)
+	if r, code := doctor(t, d, "--fix"); code != 0 || len(r.Damages) != 1 || !r.Damages[0].Fixed || !strings.Contains(r.Damages[0].Problem, "is gone") {
+		t.Errorf("a table that is gone: exit code %d: %+v", code, r)
+	}
+	if kuriTable(t) != table || !strings.Contains(run(t, "nft", "list", "table", "inet", table), "24680") {
+		t.Error("the host port is not there again")
+	}
+
 	foreign := othersThings(t, scratch)
 	messes := slices.Concat(kernelMesses(t, d), diskMesses(t, d, pod, scratch))
 	for _, m := range messes {
@@ -148,12 +158,7 @@ func matchDamages(t *testing.T, messes []mess, found []damage) {
 
 // kernelMesses are those in the kernel.
 func kernelMesses(t *testing.T, d *harness.Daemon) []mess {
-	table := ""
-	for line := range strings.Lines(run(t, "nft", "list", "tables")) {
-		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "table inet "); ok && strings.HasPrefix(name, "kuri-") && !strings.HasSuffix(name, "-apart") {
-			table = name
-		}
-	}
+	table := kuriTable(t)
 	netns, busy, group, crowd := "/run/netns/kuri-"+id("a"), "/run/netns/kuri-"+id("b"), "kuri-"+id("c"), "kuri-"+id("d")
 	point := filepath.Join(d.State, "mounts", id("e"))
 	mount := filepath.Join(d.State, "pods", id("f"))
@@ -207,6 +212,17 @@ func kernelMesses(t *testing.T, d *harness.Daemon) []mess {
 			t.Cleanup(func() { exec.Command("kill", "-9", strconv.Itoa(pid)).Run() })
 		}, func() bool { return len(cgroupsNamed(crowd)) > 0 }},
 	}
+}
+
+// kuriTable returns the name of the built-in network's nftables table, "" when there is none.
+func kuriTable(t *testing.T) string {
+	t.Helper()
+	for line := range strings.Lines(run(t, "nft", "list", "tables")) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "table inet "); ok && strings.HasPrefix(name, "kuri-") && !strings.HasSuffix(name, "-apart") {
+			return name
+		}
+	}
+	return ""
 }
 
 // diskMesses are those on the disk.
@@ -302,7 +318,7 @@ func TestDoctorOfPods(t *testing.T) {
 	s := newShell(t)
 	config := harness.Pod("broken")
 	pod := s.RunPod(t, config)
-	c := s.Run(t, pod, harness.Container("main", s.image, "sleep", "1002"), config)
+	s.Run(t, pod, harness.Container("main", s.image, "sleep", "1002"), config)
 	pid := harness.FindProcess(t, "sleep 1002")
 
 	// Its cgroup is taken away, its network namespace unpinned.
@@ -331,6 +347,29 @@ func TestDoctorOfPods(t *testing.T) {
 	if !exists(fmt.Sprintf("/proc/%d", pid))() {
 		t.Error("the process was ended")
 	}
+	// A layer is taken away below an image and the container that runs on it.
+	layers, err := filepath.Glob(filepath.Join(s.Root, "layers", "*"))
+	if err != nil || len(layers) == 0 {
+		t.Fatal(layers, err)
+	}
+	away := filepath.Join(s.Dir, "away")
+	if err := os.Rename(layers[0], away); err != nil {
+		t.Fatal(err)
+	}
+	r, _ = doctor(t, s.Daemon, "--fix")
+	if err := os.Rename(away, layers[0]); err != nil {
+		t.Fatal(err)
+	}
+	var of []string
+	for _, dm := range r.Damages {
+		if dm.Check == "images" && strings.Contains(dm.Problem, filepath.Base(layers[0])) && !dm.Fixable {
+			of = append(of, dm.Subject)
+		}
+	}
+	if text := strings.Join(of, " "); !strings.Contains(text, "busybox") || !strings.Contains(text, "container main") {
+		t.Errorf("a missing layer: %q of %+v", text, r)
+	}
+
 	// What is advised mends it.
 	exec.Command("kill", "-9", strconv.Itoa(pid)).Run()
 	if out, errs, code := s.Kuri(t, "rm", "-f", "id:"+pod[:13]); code != 0 {
@@ -339,7 +378,6 @@ func TestDoctorOfPods(t *testing.T) {
 	if r, code := doctor(t, s.Daemon); code != 0 {
 		t.Errorf("after that: exit code %d, %+v", code, r)
 	}
-	_ = c
 }
 
 // TestDoctorWithoutDaemon mends what a stopped kurid has left, while its pod goes on.
