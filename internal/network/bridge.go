@@ -160,10 +160,12 @@ func (b *Bridge) Ready(context.Context) error {
 	return nil
 }
 
-// Close stops the timer that prunes. Pods keep their network, and the bridge goes when there are none.
+// Close stops the timer that prunes and removes the links of pods that were detached just now. Pods keep their
+// network, and the bridge goes when there are none.
 func (b *Bridge) Close() error {
 	b.mu.Lock()
 	b.closed = true
+	b.removeUnpluggedLocked()
 	err := b.prune()
 	b.mu.Unlock()
 	b.workers.Wait()

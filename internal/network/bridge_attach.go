@@ -9,8 +9,10 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -128,11 +130,35 @@ func (b *Bridge) reserve(pod Pod) (built, *lease, error) {
 	return built{}, nil, err
 }
 
-// removeOld removes the link that an earlier attachment of the same pod has left off the bridge, and reports whether
-// there was one.
-func removeOld(h *netlink.Handle, name string) bool {
-	l, err := h.LinkByName(name)
-	return err == nil && l.Type() == "veth" && l.Attrs().MasterIndex == 0 && h.LinkDel(l) == nil
+// removeOld removes what an earlier attachment has left off the bridge: the link of the same pod, and the one whose other
+// end is in the same namespace, of whatever pod. It reports whether a new pair may be made now.
+func removeOld(h *netlink.Handle, name string, ns *os.File) bool {
+	if l, err := h.LinkByName(name); err == nil {
+		return removeUnused(h, l)
+	}
+	inside, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return false
+	}
+	defer inside.Close()
+	end, err := inside.LinkByName(Interface)
+	if err != nil { // it has gone meanwhile
+		return errors.As(err, &netlink.LinkNotFoundError{})
+	}
+	l, err := h.LinkByIndex(end.Attrs().ParentIndex)
+	if err != nil {
+		return errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV)
+	}
+	return strings.HasPrefix(l.Attrs().Name, "kuri") && removeUnused(h, l)
+}
+
+// removeUnused removes a link that is a port of no bridge, and reports whether it is gone.
+func removeUnused(h *netlink.Handle, l netlink.Link) bool {
+	if l.Type() != "veth" || l.Attrs().MasterIndex != 0 {
+		return false
+	}
+	err := h.LinkDel(l)
+	return err == nil || errors.Is(err, unix.ENODEV)
 }
 
 // makeVeth makes the pair in one call, with the pod's end in the pod's namespace from the start.
@@ -149,7 +175,7 @@ func makeVeth(on built, l *lease, ns *os.File) error {
 	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = Interface, uint32(on.mtu), podMAC(l.Addresses[0].Addr())
 	veth.PeerNamespace = netlink.NsFd(int(ns.Fd()))
 	err = h.LinkAdd(veth) // makes the pair, then makes it a port of the bridge
-	if errors.Is(err, unix.EEXIST) && removeOld(h, attrs.Name) {
+	if errors.Is(err, unix.EEXIST) && removeOld(h, attrs.Name, ns) {
 		err = h.LinkAdd(veth)
 	}
 	if errors.Is(err, unix.EEXIST) {

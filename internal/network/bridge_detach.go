@@ -69,7 +69,8 @@ func onLink(what, name string, do func(*netlink.Handle, netlink.Link) error) err
 	return nil
 }
 
-// removeLater removes a link that is still there after linger. If this process ends before, the next one does (sweep).
+// removeLater removes a link that is still there after linger, or at Close. If this process is killed before, the next one
+// does (sweep).
 func (b *Bridge) removeLater(name string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -82,12 +83,17 @@ func (b *Bridge) removeLater(name string) {
 func (b *Bridge) removeUnplugged() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if !b.closed { // else Close has done so
+		b.removeUnpluggedLocked()
+	}
+}
+
+// removeUnpluggedLocked removes those links that are still there, in the background. A namespace whose last process has
+// ended lives on with its end of the pair while a connection of the pod's waits for its last packet, for minutes.
+func (b *Bridge) removeUnpluggedLocked() {
 	leased := b.leased()
 	names := slices.DeleteFunc(b.unplugged, func(name string) bool { return leased[name] }) // attached again
 	b.unplugged = nil
-	if b.closed {
-		return
-	}
 	b.workers.Go(func() {
 		for _, name := range names {
 			if err := removeLink(name); err != nil {

@@ -888,7 +888,7 @@ func TestUnpluggedLinks(t *testing.T) {
 	}
 	gone := func(pod Pod) {
 		t.Helper()
-		for range 500 {
+		for range 3000 {
 			if _, err := netlink.LinkByName(vethName(pod.ID)); errors.As(err, &netlink.LinkNotFoundError{}) {
 				return
 			}
@@ -913,12 +913,14 @@ func TestUnpluggedLinks(t *testing.T) {
 		t.Error("a pod that is attached again is off the bridge")
 	}
 	must(t, n.Detach(t.Context(), stays, again))
+	other := Pod{ID: newID(), Namespace: stays.Namespace, Name: "other", NetnsPath: stays.NetnsPath} // at once
+	must(t, n.Detach(t.Context(), other, attach(t, n, other)))
 	gone(stays)
+	gone(other)
 
 	left, _ := newPod(t)
 	must(t, n.Detach(t.Context(), left, attach(t, n, left)))
-	must(t, n.Close())
-	next := newBridge(t, config)
+	next := newBridge(t, config) // as after a kill
 	must(t, next.Reclaim(t.Context(), func(id string) bool { return id == warm.ID }))
 	if _, err := netlink.LinkByName(vethName(left.ID)); err == nil {
 		t.Error("what an earlier process has left off the bridge is still there")

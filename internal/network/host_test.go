@@ -344,7 +344,7 @@ func leftoversBut(t testing.TB, except ...string) {
 	before := state(t)
 	t.Cleanup(func() {
 		var wrong []string
-		for range 500 { // namespaces and their links are taken apart in the background
+		for range 3000 { // namespaces and their links are taken apart in the background, one after the other on the whole machine
 			after := state(t)
 			wrong = nil
 			for _, s := range after {
