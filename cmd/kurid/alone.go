@@ -9,8 +9,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/holder"
 )
 
-// serveAlone is "kurid alone", which kuri wipe starts while no daemon serves. It serves on the socket of --listen and no
-// other, so that no kubelet comes, until its standard input ends: it does not outlive who has started it. Its socket goes
+// serveAlone is "kurid alone", which kuri wipe starts while no daemon serves. It serves on the socket of --listen, and on
+// the one for debugging, so that no kubelet comes, until its standard input ends: it does not outlive who has started it. Its socket goes
 // with it.
 func serveAlone(ctx context.Context, cfg config.Config) error {
 	ctx, stop := context.WithCancel(ctx)
@@ -20,7 +20,7 @@ func serveAlone(ctx context.Context, cfg config.Config) error {
 		stop()
 	}()
 	cfg.ImageListen, cfg.CadvisorListen, cfg.MetricsListen = "", "", ""
-	left, err := serve(ctx, cfg, noHolder())
+	left, err := serve(ctx, cfg, noHolder(), nil)
 	if left != nil {
 		left.finish()
 	}

@@ -37,7 +37,9 @@ import (
 
 // run serves until ctx ends. Pods go on running, and what is in flight then is answered beside the next daemon.
 func run(ctx context.Context, cfg config.Config) error {
-	left, err := serve(ctx, cfg, holder.Connect(cfg.State))
+	tracer := traces(ctx, cfg)
+	defer tracer.Close() // last of all: its collector may be away, and nobody is to wait for that
+	left, err := serve(ctx, cfg, holder.Connect(cfg.State), tracer)
 	if left != nil {
 		left.finish()
 	}
@@ -46,13 +48,9 @@ func run(ctx context.Context, cfg config.Config) error {
 
 // serve builds the parts in order, serves until ctx ends, and closes them in reverse. It returns what has still requests to
 // answer, nil for nothing. The holder keeps the sockets.
-func serve(ctx context.Context, cfg config.Config, held *holder.Client) (left *rest, err error) {
+func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *trace.Exporter) (left *rest, err error) {
 	defer held.Close()
 	go threads.Trim(ctx, 16, time.Minute) // ends with ctx; touches nothing of what follows
-
-	// Traces are sent until all that could make one has ended.
-	tracer := traces(ctx, cfg)
-	defer tracer.Close()
 
 	// 1. What this node is, and what is configured of pods and images.
 	facts, err := nodeFacts(cfg)
