@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sync"
 	"unsafe"
 
@@ -30,9 +31,13 @@ type Limits struct {
 type Usage struct{ Bytes, Inodes uint64 }
 
 // Check tells why directories below dir cannot be limited, nil when they can. The error is of kind Unimplemented and says
-// what the administrator can do.
+// what the administrator can do. A dir that has not been made yet will be on the filesystem of its nearest parent.
 func Check(dir string) error {
 	f, err := os.Open(dir)
+	for at := dir; errors.Is(err, fs.ErrNotExist) && filepath.Dir(at) != at; {
+		at = filepath.Dir(at)
+		f, err = os.Open(at)
+	}
 	if err != nil {
 		return err
 	}

@@ -17,8 +17,9 @@ func TestAFilesystemWithoutProjects(t *testing.T) {
 	if err := Check("/proc"); !errors.Is(err, fault.Unimplemented) {
 		t.Errorf("/proc can be limited: %v", err)
 	}
-	if err := Check(filepath.Join(t.TempDir(), "absent")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a directory that is not there: %v", err)
+	dir := t.TempDir()
+	if absent, err := Check(filepath.Join(dir, "absent/below")), Check(dir); (absent == nil) != (err == nil) || errors.Is(absent, os.ErrNotExist) {
+		t.Errorf("a directory that is still to be made: %v; its parent: %v", absent, err)
 	}
 	var p Projects
 	if n, err := p.Limit(Limits{Bytes: 1 << 20}, "/proc"); err == nil {
