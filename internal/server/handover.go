@@ -22,7 +22,7 @@ import (
 // A daemon that is asked to end fails no call, and keeps its successor waiting for none. Only one of the two may write
 // records, so each call in flight goes one of three ways:
 //
-//   - it ends within unaryWait, and is answered;
+//   - it ends soon, and is answered;
 //   - it needs no record (lingers): it goes on in this process until its own end, beside the successor;
 //   - it is relayed: its waiting ends, and the same request is made of the successor, whose answer is the client's. Every
 //     verb is idempotent, so the successor joins or finds what has been done.
@@ -31,17 +31,18 @@ import (
 
 // Limits of a handover.
 const (
-	goodbyeWait   = 100 * time.Millisecond // for clients that do not know yet that they have to dial anew
-	unaryWait     = time.Second            // until a call that does not linger is relayed
-	closeWait     = 10 * time.Second       // until a stream is cut, and the process ends whatever it does
+	goodbyeWait   = 250 * time.Millisecond // without a call, from clients that do not know yet that they have to dial anew
+	goodbyeLimit  = 2 * time.Second        // for that
+	longWait      = time.Second            // until a call that may take long is relayed
+	closeWait     = 10 * time.Second       // until any other is, and a stream is cut
 	successorWait = 10 * time.Second       // for a successor that serves
 )
 
 // handover is the state of one. It is safe for concurrent use.
 type handover struct {
-	relayed  context.Context // ends when calls are relayed
+	relayed  context.Context // ends when long calls are relayed
 	relay    context.CancelFunc
-	cut      context.Context // ends when streams are cut
+	cut      context.Context // ends when all calls are relayed, and streams cut
 	cutAll   context.CancelFunc
 	released chan struct{} // closed when another process may own the records
 
@@ -49,6 +50,7 @@ type handover struct {
 	owners int           // calls that may use a record
 	rest   int           // calls that linger, or are relayed
 	closed bool          // no call may use a record any more
+	last   time.Time     // when the last call came
 	idle   chan struct{} // closed when closed is set and owners is 0
 
 	dial map[string]func() (*grpc.ClientConn, error) // the successor's sockets, by path; constant
@@ -75,6 +77,12 @@ func lingers(method string) bool {
 	return strings.HasSuffix(method, "/ExecSync") || strings.HasPrefix(method, "/kuri.v1.Files/")
 }
 
+// long reports whether a method may take long and writes nothing that its flight does not finish or take back: what it has
+// done by then is found by the successor.
+func long(method string) bool {
+	return strings.HasSuffix(method, "/PullImage") || strings.HasSuffix(method, "/StopContainer")
+}
+
 // enter counts a call in until leave. It returns false when calls may not use records any more.
 func (h *handover) enter(method string) (leave func(), ok bool) {
 	h.mu.Lock()
@@ -82,6 +90,7 @@ func (h *handover) enter(method string) (leave func(), ok bool) {
 	if h.closed {
 		return nil, false
 	}
+	h.last = time.Now()
 	count := &h.owners
 	if lingers(method) {
 		count = &h.rest
@@ -99,12 +108,9 @@ func (h *handover) enter(method string) (leave func(), ok bool) {
 // settle lets no further call use a record, and returns when none does, or else false after closeWait. Closed says that all
 // connections are: then nobody can call.
 func (h *handover) settle(closed <-chan struct{}) bool {
-	quick := time.AfterFunc(unaryWait, h.relay)
+	quick := time.AfterFunc(longWait, h.relay)
 	defer quick.Stop()
-	select {
-	case <-closed:
-	case <-time.After(goodbyeWait):
-	}
+	h.goodbye(closed)
 	h.mu.Lock()
 	h.closed = true
 	if h.owners == 0 {
@@ -122,8 +128,30 @@ func (h *handover) settle(closed <-chan struct{}) bool {
 	select {
 	case <-h.idle:
 		return true
-	case <-time.After(unaryWait):
+	case <-time.After(longWait):
 		return false
+	}
+}
+
+// goodbye returns when all connections are closed, or no call has come over them for goodbyeWait.
+func (h *handover) goodbye(closed <-chan struct{}) {
+	begun := time.Now()
+	for limit := begun.Add(goodbyeLimit); time.Now().Before(limit); {
+		h.mu.Lock()
+		since := h.last
+		h.mu.Unlock()
+		if since.Before(begun) {
+			since = begun
+		}
+		rest := time.Until(since.Add(goodbyeWait))
+		if rest <= 0 {
+			return
+		}
+		select {
+		case <-closed:
+			return
+		case <-time.After(rest):
+		}
 	}
 }
 
@@ -146,7 +174,11 @@ func (h *handover) unary(path string) grpc.UnaryServerInterceptor {
 			return handler(ctx, req)
 		}
 		own, cancel := context.WithCancelCause(ctx)
-		stop := context.AfterFunc(h.relayed, func() { cancel(errClosing) })
+		end := h.cut
+		if long(info.FullMethod) {
+			end = h.relayed
+		}
+		stop := context.AfterFunc(end, func() { cancel(errClosing) })
 		resp, err := guarded(func() (any, error) { return handler(own, req) })
 		stop()
 		moved := err != nil && context.Cause(own) == errClosing
