@@ -84,7 +84,7 @@ exit code of what they ran.`,
 	f.StringVar(&c.podsDir, "pods-dir", defaultPodsDir, "directory for the volumes of the pods of kuri run")
 	f.StringVar(&c.logsDir, "logs-dir", defaultLogsDir, "directory for the logs of the pods of kuri run")
 	root.AddCommand(
-		c.runCommand(), c.podsCommand(), c.psCommand(), c.statsCommand(), c.traceCommand(), c.logsCommand(), c.eventsCommand(), c.execCommand(), c.attachCommand(), c.cpCommand(), c.portForwardCommand(), c.inspectCommand(), c.updateCommand(), c.stopCommand(), c.rmCommand(),
+		c.runCommand(), c.podsCommand(), c.psCommand(), c.statsCommand(), c.topCommand(), c.traceCommand(), c.logsCommand(), c.eventsCommand(), c.execCommand(), c.attachCommand(), c.cpCommand(), c.portForwardCommand(), c.inspectCommand(), c.updateCommand(), c.stopCommand(), c.rmCommand(),
 		c.imageCommand(), c.imagesCommand(), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.rmiCommand(), c.pruneCommand(), c.checkCommand(), c.historyCommand(),
 		c.loginCommand(), c.logoutCommand(), c.networkCommand(), c.doctorCommand(), c.wipeCommand(),
 		c.infoCommand(), c.metricsCommand(), c.debugCommand(), c.versionCommand(),
