@@ -260,6 +260,9 @@ func only(t *testing.T, pattern string, these ...string) error {
 // answer from the first.
 func TestRestartOfTheUnitAnswersWhatIsInFlight(t *testing.T) {
 	d := start(t)
+	if strings.HasPrefix(systemctl(t, "--version"), "systemd 252 ") {
+		t.Skip("SKIP: systemd 252 takes no other main process (MAINPID=) while it stops a unit")
+	}
 	image := d.PullBusybox(t)
 	p := harness.Pod("in-flight")
 	pod := d.RunPod(t, p)
