@@ -17,6 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/config"
 	"github.com/kuri-cri/kuri/internal/doctor"
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper"
@@ -75,6 +76,7 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 		return nil, err
 	}
 	defer unlock()
+	failpoint.Arm(cfg.State)
 
 	// 3. Images.
 	layers, settled, err := layer.OpenHeld(cfg.Root)

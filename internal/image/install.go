@@ -19,6 +19,7 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/record"
@@ -103,6 +104,8 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 		return nil, err
 	}
 
+	failpoint.At("pull: layers unpacked")
+
 	// 3. What the layers cannot show rightly without knowing each other.
 	patch, release, err := s.patch(ctx, c.config.RootFS.DiffIDs)
 	if err != nil {
@@ -116,14 +119,18 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 		return nil, err
 	}
 	defer docs.discard()
+	failpoint.At("pull: documents staged")
 	step.Enter(ctx, "sync")
 	if err := writing.Sync(); err != nil {
 		return nil, err
 	}
 
+	failpoint.At("pull: synced")
+
 	// 5. Their places, and the record. Now the layers that a killed daemon's pull has left serve nobody.
 	step.Enter(ctx, "record")
 	img, err = s.commit(c, docs, patch, n)
+	failpoint.At("pull: recorded")
 	if err == nil {
 		s.layers.Prune()
 	}

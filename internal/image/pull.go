@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/registry"
@@ -92,6 +93,8 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, platform strin
 	if img, err := s.known(ref, m.Digest, platform); img != nil || err != nil {
 		return img, err
 	}
+
+	failpoint.At("pull: manifest read")
 
 	// 4. The platform's manifest and config.
 	step.Enter(ctx, "config")

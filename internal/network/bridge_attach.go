@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
@@ -55,12 +56,14 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	failpoint.At("attach network: addresses leased")
 	back.Add("give the addresses back", func(context.Context) error { return b.giveBack(pod.ID) })
 
 	// 3. The link between the bridge and the pod.
 	if err := makeVeth(on, lease, ns); err != nil {
 		return nil, err
 	}
+	failpoint.At("attach network: link made")
 	back.Add("remove the pod's link", func(context.Context) error { return removeLink(vethName(pod.ID)) })
 
 	// 4. The pod's end of it, where what the pod sends is bounded.
@@ -78,6 +81,8 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 		return nil, err
 	}
 
+	failpoint.At("attach network: pod's end up")
+
 	// 5. The node's end, where what the pod receives is bounded.
 	if err := hostUp(on, lease); err != nil {
 		return nil, err
@@ -86,10 +91,13 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 		return nil, err
 	}
 
+	failpoint.At("attach network: node's end up")
+
 	// 6. Its namespace's pods, and host ports.
 	if err := b.publish(lease, result); err != nil {
 		return nil, err
 	}
+	failpoint.At("attach network: ports published")
 	complain(forgetBefore(lease.HostPorts))
 
 	// 7. The node's firewall, when the bridge is new.

@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/failpoint"
 )
 
 // linger is how long the link of a detached pod may stay. The kernel removes it with the pod's namespace, some 30 ms after
@@ -27,9 +29,11 @@ const linger = time.Second
 func (b *Bridge) Detach(ctx context.Context, pod Pod, _ *Result) error {
 	name := vethName(pod.ID)
 	err := unplug(name)
+	failpoint.At("detach network: link unplugged")
 	if err == nil {
 		err = b.giveBack(pod.ID)
 	}
+	failpoint.At("detach network: addresses given back")
 	if err != nil {
 		return fmt.Errorf("detach pod %s from the built-in network: %w", pod.label(), err)
 	}

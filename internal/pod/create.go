@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
@@ -113,6 +114,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	if err := p.writeBundle(s.Record(), r, oci); err != nil {
 		return nil, fault.As(diskKind(err), err)
 	}
+	failpoint.At("create container: bundle written")
 	c := newContainer(p.paths, s, r)
 	c.release = func() { release(); volumes.release() }
 	defer p.expect(c.Record())()
@@ -131,6 +133,8 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 		return nil, err
 	}
 
+	failpoint.At("create container: process made")
+
 	// 8. Created, if the pod was not stopped meanwhile.
 	step.Enter(ctx, "record")
 	if err := c.become(Created, func(r *ContainerRecord) {
@@ -143,6 +147,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	if err := p.join(s, c); err != nil {
 		return nil, err
 	}
+	failpoint.At("create container: recorded")
 	back.Release()
 	return c, nil
 }
@@ -392,9 +397,11 @@ func (p *Pods) writeBundle(s *SandboxRecord, r *ContainerRecord, oci *specs.Spec
 	if err := p.paths.writeContainer(r); err != nil {
 		return err
 	}
+	failpoint.At("create container: intent recorded")
 	if err := p.makeWritable(s, r); err != nil {
 		return err
 	}
+	failpoint.At("create container: writable layer made")
 	if err := makeLogDir(s.config().GetLogDirectory(), r.LogPath); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
@@ -79,6 +80,7 @@ func (p *Pods) exited(told *api.Container) {
 	if err != nil {
 		return // it is being created, and whoever creates it will find it gone; or it has been removed
 	}
+	failpoint.At("exit: told")
 	p.recordExit(c, keeper.Exit{
 		Code:       told.Exit.Code,
 		StartedAt:  told.StartedAt,
@@ -86,6 +88,7 @@ func (p *Pods) exited(told *api.Container) {
 		OOMKilled:  told.Exit.OomKilled,
 		Unknown:    told.Exit.Unknown,
 	})
+	failpoint.At("exit: recorded")
 	p.followers.Go(func() {
 		if err := p.Keeper.Delete(context.Background(), told.Id); err != nil {
 			slog.Error("the keeper cannot let an exited container go; its removal will try again", "container", c.Record().name(), "err", err)

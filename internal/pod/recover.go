@@ -308,7 +308,11 @@ func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
 func (p *Pods) removeRests(ctx context.Context, todo *recovery, held *holdings) {
 	for _, r := range todo.rests {
 		if r.State == Creating || held.containers[r.ID] == nil {
-			p.complain("remove the rest of a container", p.removeRest(ctx, r))
+			err := p.removeRest(ctx, r)
+			p.complain("remove the rest of a container", err)
+			if err == nil { // it is not to be taken for one whose record is lost
+				delete(held.containers, r.ID)
+			}
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/quota"
 	"github.com/kuri-cri/kuri/internal/step"
@@ -35,15 +36,18 @@ func (p *Pods) remove(ctx context.Context, s *Sandbox) error {
 	if err := p.stopSandbox(ctx, s); err != nil {
 		return err
 	}
+	failpoint.At("remove pod: stopped")
 	for _, c := range s.list() {
 		if err := p.removeContainer(ctx, c); err != nil {
 			return err
 		}
 	}
+	failpoint.At("remove pod: containers removed")
 	step.Enter(ctx, "directories")
 	if err := p.removeSandbox(s.Record()); err != nil {
 		return err
 	}
+	failpoint.At("remove pod: directories removed")
 	p.forget(s)
 	return nil
 }
@@ -66,6 +70,7 @@ func (p *Pods) removeDirs(pod string) error {
 	if err := removeFile(p.paths.podRecord(pod)); err != nil {
 		return err
 	}
+	failpoint.At("remove pod: record removed")
 	// Containers are removed before their pod; what is left of one that was being made, or removed, may hold a quota, or
 	// have a writable layer elsewhere.
 	entries, err := os.ReadDir(filepath.Join(p.paths.podDir(pod), "containers"))
@@ -109,6 +114,7 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 		if err := p.kill(ctx, c); err != nil {
 			return struct{}{}, err
 		}
+		failpoint.At("remove container: ended")
 		// 2. The keeper forgets it, and with it its cgroup goes.
 		step.Enter(ctx, "delete")
 		if err := p.Keeper.Delete(ctx, r.ID); err != nil {
@@ -117,11 +123,13 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 		if err := p.endProcesses(ctx, r); err != nil {
 			return struct{}{}, err
 		}
+		failpoint.At("remove container: deleted")
 		// 3. Its directories and its record.
 		step.Enter(ctx, "directories")
 		if err := p.removeContainerDirs(r); err != nil {
 			return struct{}{}, err
 		}
+		failpoint.At("remove container: directories removed")
 		// 4. Its layers, its labels, and its name.
 		c.release()
 		p.labels.release(r.ID)
@@ -147,6 +155,7 @@ func (p *Pods) removeContainerDirs(r *ContainerRecord) error {
 			return err
 		}
 	}
+	failpoint.At("remove container: record removed")
 	// The limits go before the directory that tells whose they are.
 	dir := p.paths.containerDir(r.SandboxID, r.ID)
 	if err := quota.Release(filepath.Join(dir, "upper")); err != nil {

@@ -14,6 +14,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/network"
@@ -76,6 +77,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	for _, note := range spec.SandboxNotes(cfg, p.Node) {
 		slog.Warn("the node cannot honour all that was asked", "pod", r.name(), "note", note)
 	}
+	failpoint.At("run pod: intent recorded")
 	back.Add("remove the record of "+r.name(), func(context.Context) error { return p.removeSandbox(r) })
 
 	// 3. The cgroup above the containers comes with the first of them; ours goes with the last.
@@ -89,6 +91,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 		return nil, fmt.Errorf("make the namespaces: %w", err)
 	}
 	s.namespaces.Store(&made.Namespaces)
+	failpoint.At("run pod: namespaces made")
 
 	// 5. The network.
 	var attached *network.Result
@@ -100,6 +103,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 		if attached, err = p.Network.Attach(ctx, p.networkPod(r)); err != nil {
 			return nil, fmt.Errorf("attach the network: %w", err)
 		}
+		failpoint.At("run pod: network attached")
 	}
 
 	// 6. Once more the kernel parameters of its network: those of interfaces, and what the network's own setup has changed.
@@ -113,6 +117,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	if err := p.writeFiles(r, attached); err != nil {
 		return nil, err
 	}
+	failpoint.At("run pod: files written")
 
 	// 8. Ready.
 	step.Enter(ctx, "record")
@@ -120,6 +125,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 		return nil, err
 	}
 	p.add(s)
+	failpoint.At("run pod: ready")
 	back.Release()
 	return s, nil
 }

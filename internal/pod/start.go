@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/step"
@@ -53,12 +54,14 @@ func (p *Pods) start(ctx context.Context, c *Container) error {
 		}
 		return err
 	}
+	failpoint.At("start container: begun")
 	step.Enter(ctx, "record")
 	// The exit of a short program may have been told before this answer came: then it has the last word. It runs, even
 	// when that cannot be recorded: the next daemon finds it out from the keeper.
 	if err := c.become(Running, func(r *ContainerRecord) { r.StartedAt = started.StartedAt }); err != nil && c.Record().State != Exited {
 		slog.Error("a start could not be recorded", "container", c.Record().name(), "err", err)
 	}
+	failpoint.At("start container: recorded")
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/namespace"
@@ -20,6 +21,9 @@ import (
 
 // killWait is how long a process may take to be gone after SIGKILL before that is an error.
 const killWait = 10 * time.Second
+
+// exitLook is how often the record of an exit is looked for while a kill waits: a daemon that recovers follows no events yet.
+const exitLook = 50 * time.Millisecond
 
 // Stop kills the containers of a sandbox, gives back its network and its namespaces, and makes it notready. An unknown
 // id and a stopped sandbox are successes. Where a step fails the sandbox is notready all the same, and asking again goes
@@ -53,12 +57,14 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 		slog.Error("the stop of a pod could not be recorded", "pod", s.Record().name(), "err", err)
 	}
 	s.creates.Wait()
+	failpoint.At("stop pod: not ready")
 
 	// 2. No container runs, and the keeper has let go of all.
 	step.Enter(ctx, "containers")
 	if err := p.endAll(ctx, s); err != nil {
 		return err
 	}
+	failpoint.At("stop pod: containers ended")
 
 	// 3. The network, while the namespace is still there to be looked into.
 	r := s.Record()
@@ -67,6 +73,7 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 		if err := p.Network.Detach(ctx, p.networkPod(r), r.Network); err != nil {
 			return fmt.Errorf("detach the network: %w", err)
 		}
+		failpoint.At("stop pod: network detached")
 	}
 
 	// 4. The namespaces.
@@ -78,12 +85,14 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 	if err := (&namespace.Set{NetnsPath: r.NetnsPath}).Close(); err != nil { // of a pod that the keeper had lost
 		return fmt.Errorf("release the network namespace: %w", err)
 	}
+	failpoint.At("stop pod: namespaces released")
 
 	// 5. The cgroup, when it is ours.
 	step.Enter(ctx, "cgroup")
 	if err := p.removeCgroup(r); err != nil {
 		return fmt.Errorf("remove the cgroup: %w", err)
 	}
+	failpoint.At("stop pod: cgroup removed")
 	return nil
 }
 
@@ -140,6 +149,7 @@ func (p *Pods) stopContainer(ctx context.Context, c *Container, grace time.Durat
 			unix.Kill(pids[0], unix.Signal(r.StopSignal)) // one that has ended meanwhile needs none
 		}
 	}
+	failpoint.At("stop container: signalled")
 	// The caller may give up, the stop goes on.
 	step.Enter(ctx, step.Grace)
 	_, _, err := p.graces.Do(ctx, stopping{r.ID, grace}, func(ctx context.Context) (struct{}, error) {
@@ -179,15 +189,22 @@ func (p *Pods) kill(ctx context.Context, c *Container) error {
 	if e, err := keeper.ReadExit(p.paths.bundle(r.SandboxID, r.ID)); err == nil {
 		p.recordExit(c, e)
 	}
-	timer := time.NewTimer(killWait)
+	timer, look := time.NewTimer(killWait), time.NewTicker(exitLook)
 	defer timer.Stop()
-	select {
-	case <-c.exited:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the end of %s: %w", r.name(), ctx.Err())
-	case <-timer.C:
-		return fault.New(fault.Unavailable, "%s has not ended %s after SIGKILL: %s", r.name(), killWait, stuck(r.Pid))
+	defer look.Stop()
+	for {
+		select {
+		case <-c.exited:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the end of %s: %w", r.name(), ctx.Err())
+		case <-timer.C:
+			return fault.New(fault.Unavailable, "%s has not ended %s after SIGKILL: %s", r.name(), killWait, stuck(r.Pid))
+		case <-look.C:
+			if e, err := keeper.ReadExit(p.paths.bundle(r.SandboxID, r.ID)); err == nil {
+				p.recordExit(c, e)
+			}
+		}
 	}
 }
 

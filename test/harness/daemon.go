@@ -147,8 +147,8 @@ func (d *Daemon) warmUp(t testing.TB) {
 	}
 }
 
-// leaky are the directories that pods and containers may leave something in; images stay.
-func (d *Daemon) leaky() []string {
+// Leaky are the directories that pods and containers may leave something in; images stay.
+func (d *Daemon) Leaky() []string {
 	return []string{filepath.Join(d.Root, "pods"), filepath.Join(d.Root, "tmp"), d.State}
 }
 
@@ -157,7 +157,7 @@ func (d *Daemon) leaky() []string {
 func (d *Daemon) Settle(t testing.TB) {
 	t.Helper()
 	var err error
-	if d.idle, err = Observe(d.leaky()...); err != nil {
+	if d.idle, err = Observe(d.Leaky()...); err != nil {
 		t.Fatal(err)
 	}
 	delete(d.idle, "processes") // those of the daemon change with a restart
@@ -170,7 +170,7 @@ func (d *Daemon) checkIdle(t testing.TB) {
 	if err != nil || len(pids) > 0 {
 		t.Errorf("after all pods were removed, processes are left: %v %v", pids, err)
 	}
-	CheckLeaks(t, "after all pods were removed", d.idle, d.leaky()...)
+	CheckLeaks(t, "after all pods were removed", d.idle, d.Leaky()...)
 }
 
 // containerProcesses lists the processes that are in a cgroup of a pod.
@@ -270,6 +270,19 @@ func (d *Daemon) Kill9(t testing.TB) {
 // Continue starts kurid again, after Stop or Kill9, on the same directories.
 func (d *Daemon) Continue(t testing.TB) {
 	t.Helper()
+	d.start(t)
+}
+
+// Revive starts kurid again when it has died by itself.
+func (d *Daemon) Revive(t testing.TB) {
+	t.Helper()
+	d.Runtime.Close()
+	d.Images.Close()
+	select {
+	case <-d.ended:
+	case <-time.After(Patient(20 * time.Second)):
+		t.Fatal("kurid has not died")
+	}
 	d.start(t)
 }
 
