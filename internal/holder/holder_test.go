@@ -457,10 +457,10 @@ func TestProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	old = keeperRuns(t, c, old, "/bin/bash")
-	syscall.Kill(old, syscall.SIGTERM)
 	if _, err := c.Get("program/previous"); err != nil {
 		t.Error(err)
 	}
+	syscall.Kill(old, syscall.SIGTERM)
 }
 
 // keeperRuns waits for a keeper other than old that runs the program, and returns its pid.
