@@ -64,12 +64,13 @@ func (seen Traces) Beyond(other Traces) []string {
 	return more
 }
 
-// CheckLeaks fails t when there is more than before. It gives things a few seconds to go: the kernel takes namespaces,
-// links and cgroups away after the last process that used them, not with it.
+// CheckLeaks fails t when there is more than before. It gives things half a minute to go: the kernel takes namespaces,
+// links and cgroups away after the last process that used them, not with it, and a keeper keeps the record of an exec for
+// ten seconds whose caller has died together with the keeper before.
 func CheckLeaks(t testing.TB, when string, before Traces, dirs ...string) {
 	t.Helper()
 	var left []string
-	for deadline := time.Now().Add(Patient(5 * time.Second)); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(Patient(30 * time.Second)); ; time.Sleep(50 * time.Millisecond) {
 		now, err := Observe(dirs...)
 		if err != nil {
 			t.Error(err)
