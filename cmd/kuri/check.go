@@ -176,6 +176,8 @@ func (c *cli) runtimeOptions(ctx context.Context, o *probe.Options) []probe.Resu
 	for _, cond := range st.GetStatus().GetConditions() {
 		text := strings.TrimSpace(cond.Reason + " " + cond.Message)
 		switch {
+		case !cond.Status && cond.Type != runtimeapi.RuntimeReady && cond.Type != runtimeapi.NetworkReady: // a runtime's own
+			out = append(out, result(cond.Type, probe.Limited, text, "what the message says", "what the message says"))
 		case !cond.Status:
 			out = append(out, result(cond.Type, probe.Missing, text, "the node is not ready, and no pods are started", "what the message says, or see the runtime's log"))
 		case cond.Message != "":

@@ -106,13 +106,16 @@ func (s *sampler) sample(ctx context.Context) (*sampling, error) {
 			of[ct.GetAttributes().GetId()] = ct
 		}
 	}
-	if s.podless {
+	// A pod without statistics, as one without a cgroup parent is to containerd, may have containers that have them.
+	if slices.ContainsFunc(have.pods, func(p *runtimeapi.PodSandbox) bool { return stats[p.Id] == nil }) {
 		list, err := s.rt.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
 		if err != nil {
 			return nil, fmt.Errorf("ask for the statistics: %w", err)
 		}
 		for _, ct := range list.Stats {
-			of[ct.GetAttributes().GetId()] = ct
+			if id := ct.GetAttributes().GetId(); of[id] == nil {
+				of[id] = ct
+			}
 		}
 	}
 	for _, pod := range have.pods {
