@@ -26,7 +26,7 @@ UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest test soak load quickstart bench bench-check test-kubelet test-conformance test-vm install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest kills test soak load quickstart bench bench-check test-kubelet test-conformance test-vm install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
@@ -78,7 +78,11 @@ critest: all ## the CRI validation suite against the real daemon; needs root
 test: ## everything: installs what it needs, builds, check, e2e, critest; needs root
 	@scripts/test
 
-soak: all ## 500 pods up and down, and nothing left; needs root
+kills: ## the keeper killed 200 times under load, without the race detector; needs root
+	KURI_TEST_KILLS=200 scripts/tally kills -tags $(TAGS) -timeout 20m -count 1 -run '^TestKilledAtRandom$$' ./internal/keeper/server/
+
+soak: all ## 500 pods up and down, thousands of killed keepers, and nothing left; needs root
+	KURI_TEST_KILLS=3000 go test -tags $(TAGS) -timeout 60m -count 1 -v -run '^TestKilledAtRandom$$' ./internal/keeper/server/
 	KURI_SOAK=500 go test -tags $(TAGS) -timeout 30m -count 1 -v -run '^TestSoak$$' ./test/e2e/
 
 load: all ## 200 pods of three containers under a kubelet's load for ten minutes (KURI_LOAD=10m); needs root
