@@ -9,6 +9,7 @@ import (
 	goruntime "runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,22 +25,17 @@ func (b *bench) busyPhase(ctx context.Context) error {
 
 // keepBusy keeps every core busy until the function that it returns is called.
 func keepBusy() (rest func()) {
-	stop := make(chan struct{})
+	var enough atomic.Bool
 	var threads sync.WaitGroup
 	for range goruntime.NumCPU() {
 		threads.Go(func() {
 			goruntime.LockOSThread()
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
+			for !enough.Load() {
 			}
 		})
 	}
 	return func() {
-		close(stop)
+		enough.Store(true)
 		threads.Wait()
 	}
 }
