@@ -32,7 +32,12 @@ func lock(dir string) (unlock func(), err error) {
 		}
 		return nil, &lockedError{dir, lockedBy(f)}
 	}
-	if pid := lockedUnlinked(f.Name()); pid != 0 {
+	// Who has locked it before us has written into it. In a file that nobody has, we may be the first since another was removed.
+	pid := 0
+	if !written(f) {
+		pid = lockedUnlinked(f.Name())
+	}
+	if pid != 0 {
 		f.Close()
 		slog.Warn("a kurid lives whose lock was removed", "lock", f.Name(), "pid", pid)
 		return nil, &lockedError{dir, strconv.Itoa(pid)}
@@ -96,7 +101,14 @@ func flockHolder(file string) string {
 	return ""
 }
 
-// lockedUnlinked returns the kurid that has locked a file which was at path and has been removed since, 0 for none.
+// written reports whether a lock is a file that a kurid has written into.
+func written(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode().IsRegular() && info.Size() > 0
+}
+
+// lockedUnlinked returns the kurid that has locked a file which was at path and has been removed since, 0 for none. To read
+// the kernel's list takes 10 to 20 ms: the kernel waits for an RCU grace period to keep it still.
 func lockedUnlinked(path string) int {
 	locks, err := os.ReadFile("/proc/locks")
 	if err != nil {
