@@ -108,7 +108,7 @@ func TestEveryLimit(t *testing.T) {
 		dry := harness.Container("dry", image, "sleep", "100012")
 		dry.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
 		id := d.Run(t, pod, dry, p)
-		scope := "kuri-" + id + ".scope"
+		scope := "cri-containerd-" + id + ".scope"
 		if got := property(t, scope, "MemorySwapMax"); got != "0" {
 			t.Errorf("to systemd MemorySwapMax is %s", got)
 		}

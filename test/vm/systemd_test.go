@@ -128,7 +128,7 @@ func TestPodInSlices(t *testing.T) {
 	c := d.Run(t, pod, config, p)
 	pid := harness.FindProcess(t, "sleep 100001")
 
-	scope := "kuri-" + c + ".scope"
+	scope := "cri-containerd-" + c + ".scope"
 	home := "/kubepods.slice/kubepods-burstable.slice/" + slice + "/" + scope
 	if in := cgroup(t, pid); in != home {
 		t.Fatalf("the container is in %s, want %s", in, home)
