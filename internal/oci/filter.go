@@ -34,10 +34,24 @@ type filter struct {
 
 const instructionSize = unix.SizeofSockFilter
 
-// filters are those that are in use, by the hash of their profile. An entry goes with the last executor that has it.
+// filters are those that are in use, by the hash of their profile. An entry goes with the last executor that has it, and when
+// it is none of the recent ones: a start has its filter no longer than it takes, and the next one wants the same.
 type filters struct {
-	mu    sync.Mutex // guards known; held while a filter is made, so that a profile's is made once
-	known map[[sha256.Size]byte]weak.Pointer[filter]
+	mu     sync.Mutex // guards both; held while a filter is made, so that a profile's is made once
+	known  map[[sha256.Size]byte]weak.Pointer[filter]
+	recent []*filter // the last ones that were asked for, the newest last
+}
+
+// recentMax is how many filters are kept for starts to come. A node's containers have one or two profiles; a filter is some
+// ten KiB.
+const recentMax = 4
+
+// keep makes a filter the newest of the recent ones. The caller holds mu.
+func (f *filters) keep(one *filter) {
+	f.recent = append(slices.DeleteFunc(f.recent, func(o *filter) bool { return o == one }), one)
+	if len(f.recent) > recentMax {
+		f.recent = slices.Delete(f.recent, 0, 1)
+	}
 }
 
 // of returns the filter of a profile.
@@ -50,6 +64,7 @@ func (f *filters) of(profile *configs.Seccomp) (*filter, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if known := f.known[key].Value(); known != nil {
+		f.keep(known)
 		return known, nil
 	}
 	made, err := makeFilter(encoded)
@@ -61,6 +76,7 @@ func (f *filters) of(profile *configs.Seccomp) (*filter, error) {
 	}
 	f.known[key] = weak.Make(made)
 	runtime.AddCleanup(made, f.forget, key)
+	f.keep(made)
 	return made, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -29,7 +30,8 @@ func profile(action configs.Action, calls ...string) *configs.Seccomp {
 	return p
 }
 
-// Containers with one profile have one filter, however many ask at once; it goes with the last of them.
+// Containers with one profile have one filter, however many ask at once; it goes when the last of them is gone and others
+// have been asked for since. A start that comes later has the same as the one before.
 func TestFiltersAreShared(t *testing.T) {
 	var all filters
 	var got [8]*filter
@@ -69,12 +71,24 @@ func TestFiltersAreShared(t *testing.T) {
 	}
 	runtime.KeepAlive(other)
 	runtime.KeepAlive(got[0])
+	number := uintptr(unsafe.Pointer(got[0])) // which keeps nothing
 	clear(got[:])
-	for deadline := time.Now().Add(30 * time.Second); known() > 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for range 3 {
 		runtime.GC()
 	}
-	if n := known(); n != 0 {
-		t.Errorf("%d are known, none is in use", n)
+	if later, err := all.of(profile(configs.Errno, "getpid")); err != nil || uintptr(unsafe.Pointer(later)) != number {
+		t.Errorf("the filter was made anew for the next start: %v", err)
+	}
+	for _, name := range []string{"getuid", "getgid", "geteuid", "getegid"} {
+		if _, err := all.of(profile(configs.Errno, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(30 * time.Second); known() > recentMax && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		runtime.GC()
+	}
+	if n := known(); n != recentMax {
+		t.Errorf("%d are known, the last %d of them are to be kept", n, recentMax)
 	}
 }
 
