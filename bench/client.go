@@ -107,7 +107,7 @@ func (c *client) down(ctx context.Context, p pod) error {
 	return c.downSandbox(ctx, p)
 }
 
-// downSandbox stops and removes the pod and what is in it.
+// downSandbox stops and removes a pod with its containers.
 func (c *client) downSandbox(ctx context.Context, p pod) error {
 	if _, err := c.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", p.sandbox, err)

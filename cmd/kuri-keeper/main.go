@@ -117,7 +117,7 @@ func run() error {
 	return s.Close()
 }
 
-// endOnSignal ends the keeper by TERM or INT when it holds nothing. By HUP it makes anew what was removed of its files.
+// endOnSignal ends a keeper that holds nothing on TERM or INT. On HUP it restores files of its own that were removed.
 func endOnSignal(s *server.Server, end func()) {
 	signals := make(chan os.Signal, 1)
 	// HUP is caught, not ignored: containers would inherit that it is ignored.
