@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/record"
 )
 
 // BridgeConfig configures the built-in network.
@@ -89,6 +90,7 @@ func NewBridge(config BridgeConfig) (*Bridge, error) {
 	if config.Idle == 0 {
 		config.Idle = defaultIdle
 	}
+	record.Sweep(config.StateDir)
 	pool, err := openPool(filepath.Join(config.StateDir, "leases"))
 	if err != nil {
 		return nil, fmt.Errorf("open the leases of the built-in network: %w", err)

@@ -74,6 +74,8 @@ func NewCNI(config CNIConfig) (*CNI, error) {
 	if err := os.MkdirAll(filepath.Join(config.CacheDir, "attachments"), 0o700); err != nil { // an attachment will say so
 		slog.Error("the directory of CNI attachments cannot be made", "err", err)
 	}
+	record.Sweep(config.CacheDir)
+	record.Sweep(filepath.Join(config.CacheDir, "attachments"))
 	c := &CNI{config: config, cni: libcni.NewCNIConfigWithCacheDir(config.BinDirs, config.CacheDir, &plugins{timeout: config.Timeout})}
 	var err error
 	if c.ranges, err = readPodCIDR(config.CacheDir); err != nil {

@@ -40,6 +40,7 @@ func openPool(dir string) (*pool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+	record.Sweep(dir)
 	p := &pool{dir: dir, leases: map[string]*lease{}, used: map[netip.Addr]string{}, next: map[netip.Prefix]netip.Addr{}}
 	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil {

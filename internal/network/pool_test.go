@@ -1,8 +1,10 @@
 package network
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -58,6 +60,19 @@ func TestLimitsOfARange(t *testing.T) {
 		if g, l := gateway(p), lastOf(p); g.String() != want[0] && g != netip.MustParseAddr(want[0]) || l != netip.MustParseAddr(want[1]) {
 			t.Errorf("%s: gateway %s, last %s; want %v", r, g, l, want)
 		}
+	}
+}
+
+// TestHalfWrittenLease: a daemon that is killed while it writes a lease leaves nothing for ever.
+func TestHalfWrittenLease(t *testing.T) {
+	dead := exec.Command("true")
+	must(t, dead.Run())
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf(".a.json.%d-1", dead.Process.Pid)), []byte("{"), 0o600))
+	_, err := openPool(dir)
+	must(t, err)
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("%v is left", left)
 	}
 }
 

@@ -5,6 +5,9 @@
 // unless [Sync] is asked for: pods and containers need not outlive a power cut, for neither do their processes; images
 // must.
 //
+// Write makes the new file beside the old one, as ".<name>.<pid>-<random>". What a killed process has left of that, [Sweep]
+// removes: the owner of a directory that outlives its records calls it when it starts.
+//
 // A record that cannot be read (cut off, not JSON) costs only itself: [SetAside] renames it to "<name>.damaged" and the caller
 // goes on without it. One of a newer version is not damaged: [Newer] finds it before anything is changed.
 //
@@ -17,8 +20,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -52,7 +60,7 @@ func Write(path string, version int, v any, opts ...Option) error {
 }
 
 func replace(path string, body []byte, durable bool) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	f, err := create(path)
 	if err != nil {
 		return err
 	}
@@ -78,6 +86,45 @@ func replace(path string, body []byte, durable bool) (err error) {
 		return syncDir(filepath.Dir(path))
 	}
 	return nil
+}
+
+// create makes the file that is to replace the record at path.
+func create(path string) (*os.File, error) {
+	return os.CreateTemp(filepath.Dir(path), fmt.Sprintf(".%s.%d-*", filepath.Base(path), os.Getpid()))
+}
+
+// Sweep removes the files in dir that writers were killed over. Those of a process that lives are left alone: a daemon that
+// hands over to this one still writes. A directory that is not there has none.
+func Sweep(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		slog.Warn("what killed writers have left of records cannot be removed", "dir", dir, "err", err)
+	}
+	for _, e := range entries {
+		if pid := writerOf(e.Name()); pid > 0 && (pid == os.Getpid() || !lives(pid)) {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				slog.Warn("what a killed writer has left of a record cannot be removed", "err", err)
+			}
+		}
+	}
+}
+
+// writerOf returns the process that has made a file of create's, 0 for any other file.
+func writerOf(name string) int {
+	before, _, found := strings.Cut(name[strings.LastIndexByte(name, '.')+1:], "-")
+	if !found || !strings.HasPrefix(name, ".") {
+		return 0
+	}
+	pid, err := strconv.Atoi(before)
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+func lives(pid int) bool {
+	err := unix.Kill(pid, 0)
+	return err == nil || err == unix.EPERM
 }
 
 func syncDir(dir string) error {

@@ -2,8 +2,10 @@ package record
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -106,5 +108,58 @@ func TestNewer(t *testing.T) {
 	var v sample
 	if err := Read(filepath.Join(dir, "b/newer.json"), 2, &v); !errors.Is(err, fault.Precondition) {
 		t.Errorf("%v", err)
+	}
+}
+
+// A writer that is killed leaves its half-made file. The next owner of the directory removes it, and no file of a writer that
+// lives, nor any other.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	living := exec.Command("sleep", "1000")
+	if err := living.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { living.Process.Kill(); living.Wait() }()
+	left := []string{
+		fmt.Sprintf(".a.json.%d-17", dead.Process.Pid),
+		fmt.Sprintf(".podcidr.%d-17", dead.Process.Pid),
+		fmt.Sprintf(".a.json.%d-18", os.Getpid()), // of a process that had this one's number
+	}
+	stay := []string{"a.json", "a.json.damaged", ".hidden", ".a-b", fmt.Sprintf("a.json.%d-17", dead.Process.Pid),
+		fmt.Sprintf(".a.json.%d-19", living.Process.Pid)}
+	for _, name := range append(left, stay...) {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	Sweep(dir)
+	Sweep(filepath.Join(dir, "not", "there"))
+	for _, name := range left {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			t.Errorf("%s is left", name)
+		}
+	}
+	for _, name := range stay {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// What Write makes is what Sweep knows.
+func TestSweepKnowsWhatWriteMakes(t *testing.T) {
+	dir := t.TempDir()
+	f, err := create(filepath.Join(dir, "r.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	Sweep(dir)
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Errorf("%v is left", left)
 	}
 }
