@@ -52,8 +52,14 @@ func (s *Select) CNI() (CNIAbout, error) {
 	about := CNIAbout{
 		PluginDirs: c.config.BinDirs, PluginConfDir: c.config.ConfDir, PluginMaxConfNum: 1, Prefix: "eth", Networks: []CNINetwork{},
 	}
-	if configured, err := c.Configured(); err != nil || !configured && s.choice != OnlyCNI {
+	configured, err := c.Configured()
+	switch {
+	case err != nil:
 		return about, err
+	case !configured && s.cluster.Load():
+		return about, s.awaitCNI()
+	case !configured && s.choice != OnlyCNI:
+		return about, nil
 	}
 	list, err := load(c.config.ConfDir)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -15,7 +16,7 @@ type Choice string
 
 // The choices.
 const (
-	Auto    Choice = "auto"    // CNI while its configuration directory has a configuration, else the bridge
+	Auto    Choice = "auto"    // CNI while its configuration directory has a configuration, else the bridge; in a cluster CNI
 	OnlyCNI Choice = "cni"     // CNI; without a configuration no pod is attached
 	BuiltIn Choice = "builtin" // the bridge, whatever is configured for CNI
 )
@@ -23,9 +24,10 @@ const (
 // Select is the network of the daemon. It sends each pod to the network that is to have it, and goes on detaching, in the
 // background, what could not be detached: see owe.
 type Select struct {
-	cni    *CNI
-	bridge *Bridge
-	choice Choice
+	cni     *CNI
+	bridge  *Bridge
+	choice  Choice
+	cluster atomic.Bool // a pod of an API server was refused, see awaitCNI
 
 	life    context.Context // of the background work; the one context that is kept, for Close ends it
 	end     context.CancelFunc
@@ -52,7 +54,27 @@ func (s *Select) of(pod Pod) (Network, error) {
 	if pod.CNIConfDir != "" {
 		return s.cni, nil
 	}
-	return s.current()
+	n, err := s.current()
+	if err == nil && s.choice == Auto && n == Network(s.bridge) && pod.Annotations[configSource] == sourceAPI {
+		s.cluster.Store(true)
+		return nil, fmt.Errorf("attach pod %s: %w", pod.label(), s.awaitCNI())
+	}
+	return n, err
+}
+
+// A kubelet annotates each pod with the place that it has it from (k8s.io/kubernetes/pkg/kubelet/types): "api", "file" or
+// "http".
+const (
+	configSource = "kubernetes.io/config.source"
+	sourceAPI    = "api"
+)
+
+// awaitCNI is the error for a node of a cluster whose network plugin is not installed yet. The addresses of the built-in
+// network are this node's own: a pod that got one before the plugin came would run, look healthy, and be out of reach of
+// the other nodes for as long as it lives. From the first such pod on the node's network is not ready, so that a kubelet
+// reports it and the scheduler sends no more.
+func (s *Select) awaitCNI() error {
+	return fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s, and the API server's pods do not get the built-in network, which other nodes cannot reach; install the cluster's network plugin, or set network.use = \"builtin\" in a cluster of one node", s.cni.config.ConfDir)
 }
 
 // current is the network for a pod that comes now, without a directory of its own.
@@ -116,6 +138,9 @@ func (s *Select) Ready(ctx context.Context) error {
 	n, err := s.current()
 	if err != nil {
 		return err
+	}
+	if n == Network(s.bridge) && s.cluster.Load() {
+		return s.awaitCNI()
 	}
 	return n.Ready(ctx)
 }

@@ -118,6 +118,48 @@ func TestChoice(t *testing.T) {
 	wants(t, err, fault.Precondition, "no CNI configuration")
 }
 
+// TestPodsOfAnAPIServerWaitForCNI: with auto a pod of a cluster is not attached to the built-in network while CNI is not
+// configured, and the node's network is not ready from then on; a pod of the node's own is. As soon as a configuration is
+// there the pod gets it. Who chooses the built-in network gets it for every pod.
+func TestPodsOfAnAPIServerWaitForCNI(t *testing.T) {
+	requireRoot(t)
+	leftovers(t)
+	cni, conf, bin := newCNI(t)
+	auto := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	static, _ := newPod(t)
+	static.Annotations = map[string]string{configSource: "file"}
+	r, err := auto.Attach(t.Context(), static)
+	must(t, err)
+	must(t, auto.Detach(t.Context(), static, r))
+	must(t, auto.Ready(t.Context()))
+
+	pod, _ := newPod(t)
+	pod.Annotations = map[string]string{configSource: sourceAPI}
+	_, err = auto.Attach(t.Context(), pod)
+	wants(t, err, fault.Precondition, "default/web", conf, `network.use = "builtin"`)
+	wants(t, auto.Ready(t.Context()), fault.Precondition, conf)
+	_, err = auto.CNI()
+	wants(t, err, fault.Precondition, conf)
+
+	plugin(t, bin, "own", `[ $CNI_COMMAND = ADD ] && echo '`+answer+`'; exit 0`)
+	write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`)
+	must(t, auto.Ready(t.Context()))
+	r, err = auto.Attach(t.Context(), pod)
+	must(t, err)
+	if r.By != ByCNI {
+		t.Errorf("attached by %s", r.By)
+	}
+	must(t, auto.Detach(t.Context(), pod, r))
+
+	empty, _, _ := newCNI(t)
+	builtin := NewSelect(empty, newBridge(t, BridgeConfig{}), BuiltIn)
+	defer func() { must(t, builtin.Close()) }()
+	r, err = builtin.Attach(t.Context(), pod)
+	must(t, err)
+	must(t, builtin.Detach(t.Context(), pod, r))
+	must(t, builtin.Ready(t.Context()))
+}
+
 // TestHandlerDirectory: a pod whose handler has a directory of CNI configurations is attached by those, whatever is chosen
 // for others, and detached by the same, also when the directory has changed and the next daemon does it; without a
 // configuration there it gets no other network. GC goes to the directory, and with the bridge chosen to no other.

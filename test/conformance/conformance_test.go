@@ -103,7 +103,7 @@ func chosen(all []suite.Spec) (out []suite.Spec) {
 func startDaemon(t *testing.T, programs string) *harness.Daemon {
 	t.Helper()
 	certs := t.TempDir()
-	config := fmt.Sprintf("[image]\ncerts_dirs = [%q]\n[handler.test-handler]\n", certs)
+	config := fmt.Sprintf("[image]\ncerts_dirs = [%q]\n[network]\nuse = \"builtin\"\n[handler.test-handler]\n", certs)
 	d := harness.Start(t, harness.Options{NoPods: true, Config: config})
 	t.Cleanup(func() { removePods(t, d) })
 	for _, host := range registryHosts {
