@@ -1,7 +1,12 @@
 // Command tally makes the output of `go test -json` readable and counts it.
 //
 //	go test -json ./... | tally -record FILE    prints a line for each package, all of what a failed test said and the
-//	                                            reason of each test that was skipped; writes its three counts to FILE
+//	                                            reason of each test that was skipped; writes its counts to FILE
+//	… -failed LIST                              writes what may be tried again to LIST, a line "PACKAGE TEST FAILURES" each
+//	                                            (subtests counted); nothing when a package failed otherwise than by its
+//	                                            tests, or more than two tests did
+//	tally -flaky -record FILE PACKAGE TEST FAILURES
+//	                                            says that the test passed when it was tried again, and counts it in FILE
 //	tally -total FILE...                        adds up such files and prints "N passed, N failed, N skipped"
 //
 // It exits 1 when a test or a package failed, or when none was run. Tests are counted as go test names them: a test and
@@ -15,11 +20,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 )
 
 func main() {
 	record := flag.String("record", "", "read `go test -json` from standard input and write its counts to this `file`")
+	failed := flag.String("failed", "", "write the tests that may be tried again to this `file`")
+	flaky := flag.Bool("flaky", false, "count the test named by the arguments, which had failed, as passed and flaky")
 	total := flag.Bool("total", false, "add up the files named by the arguments")
 	flag.Parse()
 
@@ -31,10 +39,24 @@ func main() {
 		if err == nil {
 			fmt.Println(sum)
 		}
+	case *flaky && *record != "" && flag.NArg() == 3:
+		var n int
+		if n, err = strconv.Atoi(flag.Arg(2)); err != nil {
+			break
+		}
+		if sum, err = add([]string{*record}); err == nil {
+			fmt.Printf("FLAKY %s %s: failed, and passed when it was tried again: a fault to be mended\n", flag.Arg(0), flag.Arg(1))
+			sum.failed, sum.passed, sum.flaky = sum.failed-n, sum.passed+n, sum.flaky+1
+			err = os.WriteFile(*record, []byte(sum.String()+"\n"), 0o644)
+		}
 	case *record != "":
-		sum, err = read(os.Stdin, os.Stdout)
+		var again []string
+		sum, again, err = read(os.Stdin, os.Stdout)
 		if err == nil {
 			err = os.WriteFile(*record, []byte(sum.String()+"\n"), 0o644)
+		}
+		if err == nil && *failed != "" {
+			err = os.WriteFile(*failed, []byte(strings.Join(again, "")), 0o644)
 		}
 	default:
 		flag.Usage()
@@ -54,10 +76,14 @@ func main() {
 }
 
 // counts are numbers of tests, subtests included.
-type counts struct{ passed, failed, skipped int }
+type counts struct{ passed, failed, skipped, flaky int }
 
 func (c counts) String() string {
-	return fmt.Sprintf("%d passed, %d failed, %d skipped", c.passed, c.failed, c.skipped)
+	s := fmt.Sprintf("%d passed, %d failed, %d skipped", c.passed, c.failed, c.skipped)
+	if c.flaky > 0 {
+		s += fmt.Sprintf(", %d flaky", c.flaky)
+	}
+	return s
 }
 
 func add(files []string) (counts, error) {
@@ -74,6 +100,8 @@ func add(files []string) (counts, error) {
 		sum.passed += c.passed
 		sum.failed += c.failed
 		sum.skipped += c.skipped
+		fmt.Sscanf(string(b), c.String()+", %d flaky", &c.flaky)
+		sum.flaky += c.flaky
 	}
 	return sum, nil
 }
@@ -89,11 +117,17 @@ type event struct {
 type run struct {
 	output    []string
 	hasFailed bool // a test of this package has failed, so the package's own failure says nothing new
+	hasEnded  bool // its test program has reached its end and said FAIL: every test was run
 }
 
-// read consumes events until in ends, printing to out.
-func read(in io.Reader, out io.Writer) (counts, error) {
-	var sum counts
+// most is how many failed tests of one run may be tried again.
+const most = 2
+
+// read consumes events until in ends, printing to out. Again are the failed tests, without their subtests, when they are few
+// and nothing else failed.
+func read(in io.Reader, out io.Writer) (sum counts, again []string, err error) {
+	failures := map[string]int{} // by package and test, its subtests included
+	otherwise := false           // something failed that is no test, or a test that ended its program
 	runs := map[string]*run{}
 	at := func(key string) *run {
 		if runs[key] == nil {
@@ -106,10 +140,13 @@ func read(in io.Reader, out io.Writer) (counts, error) {
 	for {
 		line, err := lines.ReadString('\n')
 		if err == io.EOF && line == "" {
-			return sum, nil
+			if otherwise || len(again) > most {
+				again = nil
+			}
+			return sum, again, nil
 		}
 		if err != nil && err != io.EOF {
-			return sum, err
+			return sum, nil, err
 		}
 		var e event
 		if json.Unmarshal([]byte(line), &e) != nil {
@@ -120,6 +157,9 @@ func read(in io.Reader, out io.Writer) (counts, error) {
 		switch e.Action {
 		case "output", "build-output":
 			at(key).output = append(at(key).output, e.Output)
+			if e.Test == "" && e.Output == "FAIL\n" {
+				pkg.hasEnded = true
+			}
 			if e.Action == "build-output" {
 				fmt.Fprint(out, e.Output)
 			}
@@ -137,6 +177,13 @@ func read(in io.Reader, out io.Writer) (counts, error) {
 			}
 			delete(runs, key)
 		case "fail":
+			otherwise = otherwise || e.Test == "" && !(pkg.hasFailed && pkg.hasEnded)
+			if top, _, isPart := strings.Cut(e.Test, "/"); top != "" {
+				failures[e.Package+" "+top]++
+				if !isPart {
+					again = append(again, fmt.Sprintf("%s %s %d\n", e.Package, top, failures[e.Package+" "+top]))
+				}
+			}
 			if e.Test == "" && pkg.hasFailed {
 				fmt.Fprintf(out, "FAIL  %s %.1fs\n", e.Package, e.Elapsed)
 				continue

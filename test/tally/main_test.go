@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -30,7 +32,7 @@ func TestRead(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			var out strings.Builder
-			got, err := read(strings.NewReader(test.in), &out)
+			got, _, err := read(strings.NewReader(test.in), &out)
 			if err != nil || got != test.want {
 				t.Errorf("got %v, %v, want %v", got, err, test.want)
 			}
@@ -40,5 +42,42 @@ func TestRead(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A test that failed alone may be tried again; not the whole, and not what ended its program before the rest was run.
+func TestAgain(t *testing.T) {
+	const a, end, pkg = `{"Action":"fail","Package":"p","Test":"TestA/one"}
+{"Action":"fail","Package":"p","Test":"TestA"}
+`, `{"Action":"output","Package":"p","Output":"FAIL\n"}
+`, `{"Action":"fail","Package":"p","Elapsed":1}
+`
+	more := strings.NewReplacer("TestA", "TestB").Replace(a) + strings.NewReplacer("TestA", "TestC").Replace(a)
+	for name, test := range map[string]struct{ in, want string }{
+		"one":                  {a + end + pkg, "p TestA 2\n"},
+		"it ended the program": {a + pkg, ""},
+		"more than two":        {a + more + end + pkg, ""},
+		"no test":              {end + pkg, ""},
+		"beside no test":       {a + end + pkg + strings.ReplaceAll(pkg, `"p"`, `"q"`), ""},
+	} {
+		var out strings.Builder
+		_, again, err := read(strings.NewReader(test.in), &out)
+		if got := strings.Join(again, ""); err != nil || got != test.want {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
+func TestFlakyIsCounted(t *testing.T) {
+	dir := t.TempDir()
+	one, two := filepath.Join(dir, "one"), filepath.Join(dir, "two")
+	for path, c := range map[string]counts{one: {passed: 5, flaky: 1}, two: {passed: 2, skipped: 3}} {
+		if err := os.WriteFile(path, []byte(c.String()+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sum, err := add([]string{one, two})
+	if err != nil || sum.String() != "7 passed, 0 failed, 3 skipped, 1 flaky" {
+		t.Errorf("%v, %v", sum, err)
 	}
 }
