@@ -26,7 +26,7 @@ UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest kills test soak load quickstart bench bench-check test-kubelet test-conformance test-vm install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest kills test soak load quickstart bench bench-check test-kubelet test-conformance test-vm changelog install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
@@ -105,6 +105,9 @@ test-conformance: all ## Kubernetes' node conformance suite against kurid; needs
 
 test-vm: all ## stories in virtual machines: cgroup v2, systemd as process 1, SELinux; needs root, takes a quarter of an hour
 	test/vm/run $(MACHINES)
+
+changelog: ## print the next section of CHANGELOG.md; with VERSION=1.2.3 on the command line, write it there
+	@go run ./changelog $(if $(filter command line,$(origin VERSION)),release '$(VERSION)',show)
 
 install: all ## install under PREFIX (DESTDIR for packagers)
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSCONFDIR)/kuri'
