@@ -70,6 +70,7 @@ unit:
 	scripts/tally unit -race -tags $(TAGS) -timeout 30m $(UNIT)
 
 e2e: all ## stories against the real daemon, registry and networks; needs root
+	-scripts/previous >/dev/null # its story says what is missing
 	scripts/tally e2e -tags $(TAGS) -timeout 30m ./test/e2e/...
 
 critest: all ## the CRI validation suite against the real daemon; needs root

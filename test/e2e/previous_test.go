@@ -1,9 +1,9 @@
 package e2e
 
 import (
-	"fmt"
+	"bytes"
+	"errors"
 	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -16,46 +16,21 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// previousCommit is the previous release: its keeper has no holder and writes no records.
-const previousCommit = "f49e28b"
-
-// previousRelease returns a directory with kurid and kuri-keeper of the previous release, built from its commit and kept in
-// .cache/previous, or below KURI_CACHE.
+// previousRelease returns a directory with kurid and kuri-keeper of the previous release. scripts/previous has built them before,
+// where there was a network, or builds them now.
 func previousRelease(t *testing.T) (dir string) {
 	t.Helper()
-	cache := os.Getenv("KURI_CACHE")
-	if cache == "" {
-		cache = filepath.Join(harness.Repository(), ".cache")
+	var said, why bytes.Buffer
+	cmd := exec.Command(filepath.Join(harness.Repository(), "scripts", "previous"))
+	cmd.Stdout, cmd.Stderr = &said, &why
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 3 {
+		t.Skipf("SKIP: the previous release cannot be built here: %s", why.String())
 	}
-	dir = filepath.Join(cache, "previous", previousCommit)
-	if _, err := os.Stat(filepath.Join(dir, "kuri-keeper")); err == nil {
-		return dir
+	if err != nil {
+		t.Fatalf("scripts/previous: %v\n%s", err, why.String())
 	}
-	if out, err := exec.Command("git", "-C", harness.Repository(), "cat-file", "-e", previousCommit+"^{commit}").CombinedOutput(); err != nil {
-		t.Skipf("the previous release, commit %s, is not in this clone (is it shallow? git fetch --unshallow): %v %s", previousCommit, err, out)
-	}
-	source := t.TempDir()
-	run := func(in, command string, args ...string) {
-		t.Helper()
-		cmd := exec.Command(command, args...)
-		cmd.Dir = in
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%s %s: %v\n%s", command, strings.Join(args, " "), err, out)
-		}
-	}
-	run(source, "sh", "-c", fmt.Sprintf("git -C %s archive %s | tar x", harness.Repository(), previousCommit))
-	run(source, "make", "kurid", "kuri-keeper")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"kurid", "kuri-keeper"} { // the last one says that all are there
-		body, err := os.ReadFile(filepath.Join(source, "bin", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		install(t, dir, name, body)
-	}
-	return dir
+	return strings.TrimSpace(said.String())
 }
 
 // The previous release's keeper has no holder and kept no records. Today's kurid starts a holder, which gets all that the old
