@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/kuri-cri/kuri/spelling"
 )
 
 // hostKeys are the keys that say how a host is reached: containerd's, and our own auth.
@@ -66,30 +68,9 @@ func misspelt(name string, known []string) string {
 	plain := strings.NewReplacer("_", "", "-", "", " ", "").Replace(strings.ToLower(name))
 	for _, k := range known {
 		meant := strings.ReplaceAll(k, "_", "")
-		if plain == meant || len(meant) > 4 && strings.Contains(plain, meant) || distance(plain, meant) <= min(2, len(meant)/3) {
+		if plain == meant || len(meant) > 4 && strings.Contains(plain, meant) || spelling.Distance(plain, meant) <= min(2, len(meant)/3) {
 			return k
 		}
 	}
 	return ""
-}
-
-// distance is the number of letters to put in, take out or change that makes b of a (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

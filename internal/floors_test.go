@@ -86,6 +86,8 @@ func check(from, path string) error {
 		return errors.New("probe is the one eye of kuri and kurid on the node, and needs neither")
 	case within(from, "certsd") && within(to, "internal"):
 		return errors.New("certsd is shared by kuri and kurid, and needs neither")
+	case within(from, "spelling") && to != "":
+		return errors.New("spelling is shared by kuri and kurid, and imports nothing of either")
 	case within(from, "cmd/kuri") && within(to, "internal"):
 		return errors.New("kuri is a CRI client like any other and sees the daemon through client alone")
 	case (within(from, "test") || within(from, "bench") || within(from, "examples")) && within(to, "internal"):

@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/kuri-cri/kuri/spelling"
 )
 
 // many is for a command that takes any number of arguments.
@@ -167,31 +169,10 @@ func foreignFlag(cmd *cobra.Command, name string) string {
 func flagsLike(cmd *cobra.Command, name string) []string {
 	var out []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if !f.Hidden && (distance(f.Name, name) <= 2 || len(name) > 2 && strings.HasPrefix(f.Name, name)) {
+		if !f.Hidden && (spelling.Distance(f.Name, name) <= 2 || len(name) > 2 && strings.HasPrefix(f.Name, name)) {
 			out = append(out, "--"+f.Name)
 		}
 	})
 	slices.Sort(out)
 	return out
-}
-
-// distance returns how many characters have to be changed, added or left out to make one word of the other.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }
