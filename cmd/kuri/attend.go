@@ -105,9 +105,9 @@ func (r *run) outcome(ctx context.Context, ids []string) (int32, error) {
 func (r *run) stop(ctx context.Context, ids []string) error {
 	hurried, done := signal.NotifyContext(context.WithoutCancel(ctx), syscall.SIGINT, syscall.SIGTERM)
 	defer done()
-	err := stopContainers(hurried, r.rt, ids, ownGrace)
+	err := r.stopContainers(hurried, r.rt, ids, ownGrace)
 	if hurried.Err() != nil {
-		return stopContainers(context.WithoutCancel(ctx), r.rt, ids, 0)
+		return r.stopContainers(context.WithoutCancel(ctx), r.rt, ids, 0)
 	}
 	return err
 }

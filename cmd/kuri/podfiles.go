@@ -20,8 +20,11 @@ import (
 
 // podFiles is what one pod of kuri run has on the node:
 //
-//	<pods-dir>/<uid>/volumes/<volume>/   an emptyDir; one in memory has a tmpfs mounted there
-//	<pods-dir>/<uid>/hosts               /etc/hosts of a pod with hostAliases
+//	<pods-dir>/<uid>/volumes/<volume>/            an emptyDir, or the files of ConfigMaps, Secrets and fields of the pod; a tmpfs is
+//	                                              mounted where it is in memory, and for secrets
+//	<pods-dir>/<uid>/subpaths/<container>/<n>     a path within a volume, mounted here for the n-th mount of a container
+//	<pods-dir>/<uid>/hosts                        /etc/hosts of a pod with hostAliases
+//	<pods-dir>/claims/<namespace>/<claim>/        a PersistentVolumeClaim: it stays when the pod goes
 //	<logs-dir>/<namespace>_<name>_<uid>/<container>/0.log
 //
 // The directories are named by the pod's names and never noted elsewhere, so nothing that a runtime or an annotation says is
@@ -71,11 +74,16 @@ func (f podFiles) make(volumes []manifest.Volume, containers []manifest.Containe
 	for _, v := range volumes {
 		path := v.HostPath
 		var err error
-		if path != "" {
+		switch {
+		case path != "":
 			err = hostPath(path, v.Type)
-		} else {
+		case v.Claim != "":
+			path, err = f.claim(v)
+		default:
 			path = filepath.Join(f.dir(), "volumes", v.Name)
-			err = emptyDir(path, v)
+			if err = emptyDir(path, v); err == nil {
+				err = writeFiles(path, v)
+			}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("volume %s: %w", v.Name, err)
@@ -98,12 +106,19 @@ func emptyDir(path string, v manifest.Volume) error {
 			return fmt.Errorf("mount a tmpfs at %s: %w", path, err)
 		}
 	}
+	return own(path, v)
+}
+
+// own gives a volume's directory its mode and, where the pod has an fsGroup, its group.
+func own(path string, v manifest.Volume) error {
 	mode := v.Mode
 	if v.Group != nil { // what is made inside belongs to the group too
 		if err := os.Chown(path, 0, int(*v.Group)); err != nil {
 			return err
 		}
-		mode |= unix.S_ISGID | 0o770
+		if mode |= unix.S_ISGID | 0o770; v.Files != nil {
+			mode &^= 0o20 // nobody writes there
+		}
 	}
 	return unix.Chmod(path, mode) // os.Chmod has its own idea of the bits above 0777
 }
@@ -151,7 +166,11 @@ func (f podFiles) remove() error {
 	if err := unmountBelow(f.dir()); err != nil {
 		return err
 	}
-	return errors.Join(removeBelow(f.podsDir, f.uid), removeBelow(f.logsDir, f.logDir()))
+	errs := []error{removeBelow(f.podsDir, f.uid), removeBelow(f.logsDir, f.logDir())}
+	if f.logsDir == defaultLogsDir {
+		errs = append(errs, removeBelow(oldLogsDir, f.logDir()))
+	}
+	return errors.Join(errs...)
 }
 
 // removeBelow removes the directory name, one path element, in dir.

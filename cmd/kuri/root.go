@@ -14,7 +14,8 @@ import (
 // Where kuri run keeps what its pods need on the node, unless told otherwise.
 const (
 	defaultPodsDir = "/var/lib/kuri-run"
-	defaultLogsDir = "/var/log/pods"
+	defaultLogsDir = "/var/log/kuri-run" // not below /var/log/pods, which a kubelet on the node sweeps
+	oldLogsDir     = "/var/log/pods"     // of pods that an earlier kuri has run
 )
 
 // cli is one invocation of the program: where it reads and writes, and what its flags say.
@@ -84,7 +85,7 @@ exit code of what they ran.`,
 	f.StringVar(&c.podsDir, "pods-dir", defaultPodsDir, "directory for the volumes of the pods of kuri run")
 	f.StringVar(&c.logsDir, "logs-dir", defaultLogsDir, "directory for the logs of the pods of kuri run")
 	root.AddCommand(
-		c.runCommand(), c.podsCommand(), c.psCommand(), c.statsCommand(), c.topCommand(), c.traceCommand(), c.logsCommand(), c.eventsCommand(), c.execCommand(), c.attachCommand(), c.cpCommand(), c.portForwardCommand(), c.inspectCommand(), c.updateCommand(), c.stopCommand(), c.rmCommand(),
+		c.runCommand(), c.downCommand(), c.podsCommand(), c.psCommand(), c.statsCommand(), c.topCommand(), c.traceCommand(), c.logsCommand(), c.eventsCommand(), c.execCommand(), c.attachCommand(), c.cpCommand(), c.portForwardCommand(), c.inspectCommand(), c.updateCommand(), c.stopCommand(), c.rmCommand(),
 		c.imageCommand(), c.imagesCommand(), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.rmiCommand(), c.pruneCommand(), c.checkCommand(), c.historyCommand(),
 		c.loginCommand(), c.logoutCommand(), c.networkCommand(), c.doctorCommand(), c.wipeCommand(),
 		c.infoCommand(), c.metricsCommand(), c.debugCommand(), c.versionCommand(),

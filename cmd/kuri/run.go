@@ -5,7 +5,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,7 +59,7 @@ func (c *cli) newRun(ctx context.Context, pods []*manifest.Pod) (*run, error) {
 		return nil, err
 	}
 	for _, p := range pods {
-		f := manifest.Facts{UID: newUID(), LogsDir: c.logsDir, MemoryTotal: memoryTotal()}
+		f := manifest.Facts{UID: newUID(), LogsDir: c.logsDir, MemoryTotal: memoryTotal(), CPUs: runtime.NumCPU(), NodeIPs: nodeIPs()}
 		if f.NodeName, err = os.Hostname(); err != nil {
 			break
 		}
@@ -208,7 +211,11 @@ func (r *run) imageStatus(ctx context.Context, p *runningPod, ref string) (*mani
 //  5. start the containers
 func (r *run) startPod(ctx context.Context, p *runningPod, images map[string]manifest.Image) (err error) {
 	p.began = true
-	if p.facts.VolumePaths, err = p.files.make(p.Volumes(), p.Containers()); err != nil {
+	volumes, err := p.Volumes(p.facts)
+	if err != nil {
+		return err
+	}
+	if p.facts.VolumePaths, err = p.files.make(volumes, p.Containers()); err != nil {
 		return err
 	}
 	if err := r.runSandbox(ctx, p); err != nil {
@@ -253,11 +260,11 @@ func (r *run) lookUp(ctx context.Context, p *runningPod) error {
 	for _, more := range st.GetStatus().GetNetwork().GetAdditionalIps() {
 		p.facts.IPs = append(p.facts.IPs, more.Ip)
 	}
-	runtime, err := r.rt.Status(ctx, &runtimeapi.StatusRequest{})
+	status, err := r.rt.Status(ctx, &runtimeapi.StatusRequest{})
 	if err != nil {
 		return fmt.Errorf("ask for the runtime's status: %w", err)
 	}
-	for _, h := range runtime.RuntimeHandlers {
+	for _, h := range status.RuntimeHandlers {
 		if h.Name == p.Handler() {
 			p.facts.RecursiveReadOnly = h.GetFeatures().GetRecursiveReadOnlyMounts()
 		}
@@ -276,7 +283,11 @@ func (r *run) lookUp(ctx context.Context, p *runningPod) error {
 }
 
 func (r *run) startContainer(ctx context.Context, p *runningPod, ct manifest.Container, image manifest.Image) (string, error) {
-	config, err := p.Config(ct, image, p.facts)
+	facts, err := p.withSubPaths(ct)
+	if err != nil {
+		return "", fmt.Errorf("container %s: %w", ct.Name, err)
+	}
+	config, err := p.Config(ct, image, facts)
 	if err != nil {
 		return "", err
 	}
@@ -291,7 +302,28 @@ func (r *run) startContainer(ctx context.Context, p *runningPod, ct manifest.Con
 	if _, err := r.rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
 		return "", about("start container "+ct.Name, err)
 	}
+	if hook := ct.PostStart(); hook != nil {
+		if err := runHook(ctx, r.rt, hook, made.ContainerId, first(facts.IPs), 0); err != nil {
+			return "", fmt.Errorf("the postStart hook of container %s: %w", ct.Name, err)
+		}
+	}
 	return made.ContainerId, nil
+}
+
+// withSubPaths mounts the paths within volumes that a container is to see, and returns the facts for its configuration.
+func (p *runningPod) withSubPaths(ct manifest.Container) (manifest.Facts, error) {
+	facts := p.facts
+	subs, err := p.SubPaths(ct, facts)
+	if err != nil {
+		return facts, err
+	}
+	facts.SubPaths = map[int]string{}
+	for _, s := range subs {
+		if facts.SubPaths[s.Mount], err = p.files.subPath(ct.Name, s, facts.VolumePaths[s.Volume]); err != nil {
+			return facts, fmt.Errorf("volume %s: %w", s.Volume, err)
+		}
+	}
+	return facts, nil
 }
 
 // about says what was being done where the runtime's error does not say it itself.
@@ -434,6 +466,29 @@ func newUID() string {
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+func first(list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return list[0]
+}
+
+// nodeIPs returns the node's addresses, the one of its default route first.
+func nodeIPs() []string {
+	var out []string
+	if conn, err := net.Dial("udp", "192.0.2.1:9"); err == nil { // sends nothing
+		out = append(out, conn.LocalAddr().(*net.UDPAddr).IP.String())
+		conn.Close()
+	}
+	list, _ := net.InterfaceAddrs()
+	for _, a := range list {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && !slices.Contains(out, n.IP.String()) {
+			out = append(out, n.IP.String())
+		}
+	}
+	return out
 }
 
 // memoryTotal returns the node's memory in bytes, 0 when it cannot be told.

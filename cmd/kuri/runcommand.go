@@ -41,6 +41,7 @@ image's container, with -it its terminal is this one, which ctrl-p ctrl-q (--det
 	f.StringVarP(&o.file, "file", "f", "", "`FILE` with the manifest, - for standard input")
 	f.StringVar(&o.name, "name", "", "`NAME` of the pod, in place of the manifest's or of one by chance")
 	f.BoolVar(&o.rm, "rm", false, "follow the logs, and remove the pod when its containers have ended")
+	f.StringArrayVar(&o.configs, "configmap", nil, "`FILE` with ConfigMaps and Secrets that the manifest uses")
 	o.image.flags(cmd)
 	c.ownLetters(cmd)
 	c.authFileFlag(cmd)
@@ -51,6 +52,7 @@ image's container, with -it its terminal is this one, which ctrl-p ctrl-q (--det
 // runOptions are the flags of kuri run.
 type runOptions struct {
 	file, name string
+	configs    []string // more files with ConfigMaps and Secrets
 	rm         bool
 	image      imageOptions
 }
@@ -63,6 +65,9 @@ func (c *cli) runWhat(cmd *cobra.Command, o *runOptions, args []string) error {
 			return usageError{takes(1, many)(cmd, args)}
 		}
 		if !looksLikeFile(args[0], args[1:]) {
+			if len(o.configs) > 0 {
+				return usageError{errors.New("--configmap is for a manifest: an image has -e and --env-file")}
+			}
 			return c.runImage(cmd.Context(), o, args[0], args[1:])
 		}
 		path, rest = args[0], args[1:]
@@ -111,7 +116,7 @@ func (c *cli) flagsAfterFile(cmd *cobra.Command, rest []string) error {
 }
 
 func (c *cli) runManifest(ctx context.Context, o *runOptions, path string) error {
-	pods, err := c.manifest(ctx, path, o.name)
+	pods, err := c.manifest(ctx, path, o)
 	if err != nil {
 		return err
 	}
@@ -147,8 +152,37 @@ func (r *run) toTheEnd(ctx context.Context) error {
 // maxManifest bounds what is read of a file, in bytes; Decode has its own word about the size.
 const maxManifest = 4 << 20
 
-// manifest reads the pods of a file and says on standard error what of them is ignored.
-func (c *cli) manifest(ctx context.Context, path, name string) ([]*manifest.Pod, error) {
+// manifest reads the pods of a file and says on standard error what of it is passed over and ignored.
+func (c *cli) manifest(ctx context.Context, path string, o *runOptions) ([]*manifest.Pod, error) {
+	data, err := c.manifestFile(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	options := manifest.Options{Name: o.name}
+	for _, more := range o.configs {
+		raw, err := c.manifestFile(ctx, more)
+		if err != nil {
+			return nil, fmt.Errorf("--configmap: %w", err)
+		}
+		options.Configs = append(options.Configs, manifest.Config{Path: more, Data: raw})
+	}
+	file, err := manifest.Decode(data, options)
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be run:\n%w", path, err)
+	}
+	for _, note := range file.Notes {
+		fmt.Fprintln(c.err, "kuri:", printable(note))
+	}
+	for _, p := range file.Pods {
+		for _, w := range p.Warnings {
+			fmt.Fprintf(c.err, "kuri: pod %s: %s\n", p.Name(), printable(w))
+		}
+	}
+	return file.Pods, nil
+}
+
+// manifestFile reads a file, - for standard input.
+func (c *cli) manifestFile(ctx context.Context, path string) ([]byte, error) {
 	in := c.input(ctx)
 	if path != "-" {
 		file, err := os.Open(path)
@@ -171,14 +205,5 @@ func (c *cli) manifest(ctx context.Context, path, name string) ([]*manifest.Pod,
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	pods, err := manifest.Decode(data, name)
-	if err != nil {
-		return nil, fmt.Errorf("%s cannot be run:\n%w", path, err)
-	}
-	for _, p := range pods {
-		for _, w := range p.Warnings {
-			fmt.Fprintf(c.err, "kuri: pod %s: %s\n", p.Name(), w)
-		}
-	}
-	return pods, nil
+	return data, nil
 }

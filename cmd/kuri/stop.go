@@ -39,9 +39,9 @@ image names, and after the grace period SIGKILL. A pod's name comes before a con
 			return c.each(cmd.Context(), names, all, func(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) error {
 				defer c.sayThatItWaits(pod, ct)()
 				if pod != nil {
-					return stopPod(ctx, rt, have, pod, grace)
+					return c.stopPod(ctx, rt, have, pod, grace)
 				}
-				return stopContainer(ctx, rt, ct.Id, grace)
+				return c.stopContainer(ctx, rt, ct.Id, grace)
 			})
 		},
 	}
@@ -118,14 +118,14 @@ func (c *cli) each(ctx context.Context, names []string, all bool,
 
 // stopPod stops the containers of a pod, all at once and each with its grace period, and then the pod. StopPodSandbox by
 // itself would kill them.
-func stopPod(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, grace int64) error {
+func (c *cli) stopPod(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, grace int64) error {
 	var running []string
 	for _, ct := range have.containers {
 		if ct.PodSandboxId == pod.Id && ct.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
 			running = append(running, ct.Id)
 		}
 	}
-	if err := stopContainers(ctx, rt, running, grace); err != nil {
+	if err := c.stopContainers(ctx, rt, running, grace); err != nil {
 		return err
 	}
 	if _, err := rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.Id}); err != nil && !isGone(err) {
@@ -134,19 +134,20 @@ func stopPod(ctx context.Context, rt *client.Runtime, have *inventory, pod *runt
 	return nil
 }
 
-func stopContainers(ctx context.Context, rt *client.Runtime, ids []string, grace int64) error {
+func (c *cli) stopContainers(ctx context.Context, rt *client.Runtime, ids []string, grace int64) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(ids))
 	for i, id := range ids {
-		wg.Go(func() { errs[i] = stopContainer(ctx, rt, id, grace) })
+		wg.Go(func() { errs[i] = c.stopContainer(ctx, rt, id, grace) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)
 }
 
-// stopContainer stops a container; one that is gone is stopped.
-func stopContainer(ctx context.Context, rt *client.Runtime, id string, grace int64) error {
-	if grace == ownGrace {
+// stopContainer runs a container's preStop hook and stops it; one that is gone is stopped. With a grace period of 0 it is
+// killed, without a hook.
+func (c *cli) stopContainer(ctx context.Context, rt *client.Runtime, id string, grace int64) error {
+	if grace != 0 {
 		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
 		if isGone(err) {
 			return nil
@@ -154,7 +155,10 @@ func stopContainer(ctx context.Context, rt *client.Runtime, id string, grace int
 		if err != nil {
 			return fmt.Errorf("ask for container %s: %w", trim(id, false), err)
 		}
-		grace = graceOf(st.GetStatus().GetAnnotations())
+		if grace == ownGrace {
+			grace = graceOf(st.GetStatus().GetAnnotations())
+		}
+		grace = c.preStop(ctx, rt, st.GetStatus(), grace)
 	}
 	if _, err := rt.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil && !isGone(err) {
 		return fmt.Errorf("stop container %s: %w", trim(id, false), err)

@@ -274,7 +274,7 @@ func (w *wipe) removePods(ctx context.Context) error {
 
 func (w *wipe) removeOne(ctx context.Context, have *inventory, p *runtimeapi.PodSandbox) error {
 	defer w.sayThatItWaits(p, nil)()
-	if err := stopPod(ctx, w.rt, have, p, w.grace); err != nil {
+	if err := w.stopPod(ctx, w.rt, have, p, w.grace); err != nil {
 		return fmt.Errorf("%s: %w", podName(p), err)
 	}
 	if err := w.removePod(ctx, w.rt, p); err != nil {

@@ -24,7 +24,8 @@ type Node struct {
 	Layers        *layer.Store // nil while kurid is stopped
 	Network       *network.Select
 
-	RunDir, LogDir string // of kuri run; "" for the usual ones
+	RunDir  string   // of kuri run; "" for the usual one
+	LogDirs []string // of kuri run; none for the usual ones
 }
 
 // Finding is one thing that nobody owns, or that is broken.
@@ -84,7 +85,10 @@ var looks = []time.Duration{250 * time.Millisecond, 900 * time.Millisecond}
 
 // Examine looks at the node, and with fix mends what can be mended. The error is that of ctx.
 func Examine(ctx context.Context, n Node, fix bool) (Report, error) {
-	n.RunDir, n.LogDir = orUsual(n.RunDir, "/var/lib/kuri-run"), orUsual(n.LogDir, "/var/log/pods")
+	n.RunDir = orUsual(n.RunDir, "/var/lib/kuri-run")
+	if len(n.LogDirs) == 0 {
+		n.LogDirs = []string{"/var/log/kuri-run", "/var/log/pods"} // the second of pods that an earlier kuri has run
+	}
 	report := look(n)
 	for _, after := range looks {
 		if len(report.Findings) == 0 {

@@ -170,9 +170,13 @@ func strayRunFiles(s *scene) ([]Finding, error) {
 			continue
 		}
 		dir := filepath.Join(s.RunDir, e.Name())
-		logs, err := filepath.Glob(filepath.Join(s.LogDir, "*_*_"+e.Name()))
-		if err != nil {
-			return nil, err
+		var logs []string
+		for _, dir := range s.LogDirs {
+			found, err := filepath.Glob(filepath.Join(dir, "*_*_"+e.Name()))
+			if err != nil {
+				return nil, err
+			}
+			logs = append(logs, found...)
 		}
 		f := Finding{Subject: strings.Join(append([]string{dir}, logs...), ", "), Problem: "they are the volumes and the logs of a pod of kuri run that is gone"}
 		if mounted(dir) {

@@ -235,7 +235,8 @@ func diskMesses(t *testing.T, d *harness.Daemon, pod, scratch string) []mess {
 	image := filepath.Join(d.Root, "images", id("5")+".json.damaged")
 	socket := filepath.Join(d.State, "old.sock")
 	runFiles := "/var/lib/kuri-run/12345678-1234-1234-1234-123456789012"
-	logs := "/var/log/pods/default_gone_12345678-1234-1234-1234-123456789012"
+	logs := "/var/log/kuri-run/default_gone_12345678-1234-1234-1234-123456789012"
+	oldLogs := "/var/log/pods/default_gone_12345678-1234-1234-1234-123456789012" // an earlier kuri kept them there
 	write := func(path string) func(*testing.T) {
 		return func(t *testing.T) { harness.Write(t, filepath.Dir(path), filepath.Base(path), "{") }
 	}
@@ -277,10 +278,11 @@ func diskMesses(t *testing.T, d *harness.Daemon, pod, scratch string) []mess {
 		{"files of kuri run", runFiles, true, func(t *testing.T) {
 			mkdirAll(t, runFiles)
 			mkdirAll(t, logs)
+			mkdirAll(t, oldLogs)
 			if err := os.Chtimes(runFiles, time.Now(), time.Now().Add(-2*time.Hour)); err != nil {
 				t.Fatal(err)
 			}
-		}, func() bool { return exists(runFiles)() || exists(logs)() }},
+		}, func() bool { return exists(runFiles)() || exists(logs)() || exists(oldLogs)() }},
 	}
 }
 

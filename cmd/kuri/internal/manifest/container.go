@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"encoding/json"
 	"fmt"
 	"path"
 	"strconv"
@@ -147,6 +148,13 @@ func (p *Pod) Config(c Container, image Image, f Facts) (*runtimeapi.ContainerCo
 	if l := c.api.Lifecycle; l != nil && l.StopSignal != nil {
 		config.StopSignal, _ = signal(*l.StopSignal)
 	}
+	if hook := c.preStop(); hook != nil {
+		raw, err := json.Marshal(hook)
+		if err != nil {
+			return nil, fmt.Errorf("container %s: preStop: %w", c.Name, err)
+		}
+		config.Annotations[AnnotationPreStop] = string(raw)
+	}
 	return config, nil
 }
 
@@ -174,7 +182,7 @@ var propagations = map[corev1.MountPropagationMode]runtimeapi.MountPropagation{
 func (p *Pod) mounts(c *corev1.Container, f Facts) ([]*runtimeapi.Mount, error) {
 	var out []*runtimeapi.Mount
 	hosts := f.HostsFile != ""
-	for _, m := range c.VolumeMounts {
+	for i, m := range c.VolumeMounts {
 		if image, ok := f.VolumeImages[m.Name]; ok { // is read-only, whatever the manifest says
 			spec := &runtimeapi.ImageSpec{Image: image, UserSpecifiedImage: p.volumeImage(m.Name)}
 			out = append(out, &runtimeapi.Mount{ContainerPath: m.MountPath, Image: spec, ImageSubPath: m.SubPath, Readonly: true})
@@ -184,7 +192,10 @@ func (p *Pod) mounts(c *corev1.Container, f Facts) ([]*runtimeapi.Mount, error) 
 		if !ok {
 			return nil, fmt.Errorf("volume %s has not been made", m.Name)
 		}
-		mount := &runtimeapi.Mount{ContainerPath: m.MountPath, HostPath: host, Readonly: m.ReadOnly, UidMappings: p.idMappings(f), GidMappings: p.idMappings(f)}
+		if sub, ok := f.SubPaths[i]; ok {
+			host = sub
+		}
+		mount := &runtimeapi.Mount{ContainerPath: m.MountPath, HostPath: host, Readonly: m.ReadOnly || p.readOnlyVolume(m.Name), UidMappings: p.idMappings(f), GidMappings: p.idMappings(f)}
 		if m.MountPropagation != nil {
 			mount.Propagation = propagations[*m.MountPropagation]
 		}

@@ -1,16 +1,13 @@
 package manifest
 
 import (
-	"bytes"
-	stdjson "encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/json"
 )
 
 // maxSize bounds a manifest file, in bytes. An API server takes 3 MiB.
@@ -21,7 +18,9 @@ type Pod struct {
 	// Warnings names the fields that are ignored, each with its reason.
 	Warnings []string
 
-	api corev1.Pod
+	api      corev1.Pod
+	configs  configs
+	template bool // the pod stands in the spec.template of another object, where its fields are named
 }
 
 // Namespace returns the pod's namespace, "default" when the manifest names none.
@@ -43,114 +42,170 @@ type Problems []string
 
 func (p Problems) Error() string { return strings.Join(p, "\n") }
 
-// Decode reads the Pod manifests in data: one or more YAML documents, or JSON. Name, if not empty, takes the place of
-// metadata.name, which is possible for a single document only.
+// Options says how a file is read.
+type Options struct {
+	Name    string   // takes the place of metadata.name, in a file with one pod; "" for none
+	Configs []Config // more files, of which the ConfigMaps and Secrets are taken
+}
+
+// Config is a file with ConfigMaps and Secrets.
+type Config struct {
+	Path string // for errors
+	Data []byte
+}
+
+// File is what a file asks for.
+type File struct {
+	Pods  []*Pod
+	Notes []string // the objects that are passed over, each with the reason
+}
+
+// Decode reads a file of one or more YAML documents, or JSON: Pods, objects with the template of a pod, Lists of these, and
+// the ConfigMaps and Secrets that they use. Objects of other kinds are passed over with a note.
 //
 // An error that concerns a manifest's content has [Problems] in its chain.
-func Decode(data []byte, name string) ([]*Pod, error) {
-	if len(data) > maxSize {
-		return nil, fmt.Errorf("the manifest has %d bytes, at most %d are read", len(data), maxSize)
-	}
-	docs, err := documents(data)
+func Decode(data []byte, o Options) (*File, error) {
+	drafts, file, conf, err := read(data, o)
 	if err != nil {
 		return nil, err
 	}
-	var pods []*Pod
-	for i, doc := range docs {
-		decoded, err := decodeOne(doc, name)
-		if err != nil {
-			if len(docs) > 1 {
-				return nil, fmt.Errorf("document %d of %d: %w", i+1, len(docs), err)
-			}
-			return nil, err
+	for _, d := range drafts {
+		p := &Pod{api: d.pod, configs: conf, template: d.template, Warnings: d.warnings}
+		if err := p.finish(o.Name, d.problems); err != nil {
+			return nil, fmt.Errorf("%s%w", d.at, err)
 		}
-		pods = append(pods, decoded...)
+		file.Pods = append(file.Pods, p)
 	}
-	if len(pods) == 0 {
-		return nil, errors.New("the manifest is empty: expected a Pod")
+	if err := file.check(o.Name); err != nil {
+		return nil, err
 	}
-	if name != "" && len(pods) > 1 {
-		return nil, fmt.Errorf("a name was given for %d pods", len(pods))
+	return file, nil
+}
+
+// Ref names a pod of a file, and the directories of its claims.
+type Ref struct {
+	Namespace, Name string
+	Claims          []string
+}
+
+// Refs returns the pods of a file without a look at what else it says, so that pods of a file that is not to be run any more
+// are found.
+func Refs(data []byte, name string) ([]Ref, error) {
+	drafts, _, _, err := read(data, Options{})
+	if err != nil {
+		return nil, err
+	}
+	if name != "" && len(drafts) > 1 {
+		return nil, fmt.Errorf("a name was given for %d pods", len(drafts))
+	}
+	var out []Ref
+	for _, d := range drafts {
+		p := &Pod{api: d.pod}
+		p.defaults(name)
+		r := Ref{Namespace: p.Namespace(), Name: p.Name()}
+		for _, v := range p.api.Spec.Volumes {
+			if c := v.PersistentVolumeClaim; c != nil && checkClaim(c.ClaimName) == nil {
+				r.Claims = append(r.Claims, c.ClaimName)
+			}
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// placed is a draft with its place in the file.
+type placed struct {
+	*draft
+	at string
+}
+
+// read sorts the objects of a file, and of the files beside it.
+func read(data []byte, o Options) (drafts []placed, file *File, conf configs, err error) {
+	conf = configs{}
+	for _, more := range o.Configs {
+		if err := conf.readFile(more.Data); err != nil {
+			return nil, nil, nil, fmt.Errorf("%s: %w", more.Path, err)
+		}
+	}
+	list, err := objects(data)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if len(list) == 0 {
+		return nil, nil, nil, errors.New("the manifest is empty: expected a Pod, or what has the template of one, such as a Deployment")
+	}
+	file = &File{}
+	for _, obj := range list {
+		if err := obj.checkVersion(); err != nil {
+			return nil, nil, nil, err
+		}
+		switch {
+		case obj.kind == kindConfigMap, obj.kind == kindSecret:
+			if err := conf.add(obj); err != nil {
+				return nil, nil, nil, err
+			}
+		case !obj.known():
+			file.Notes = append(file.Notes, obj.note())
+		default:
+			d, err := draftOf(obj)
+			if err != nil {
+				return nil, nil, nil, fmt.Errorf("%s%w", obj.at, err)
+			}
+			if d.skip != "" {
+				file.Notes = append(file.Notes, obj.title()+" is passed over: "+d.skip)
+				continue
+			}
+			drafts = append(drafts, placed{d, obj.at})
+		}
+	}
+	if len(drafts) == 0 {
+		titles := []string{}
+		for _, obj := range list {
+			titles = append(titles, obj.title())
+		}
+		return nil, nil, nil, Problems(append([]string{"there is no pod in it to run, and nothing with the template of one: it has " + strings.Join(titles, ", ")}, file.Notes...))
+	}
+	return drafts, file, conf, nil
+}
+
+// readFile takes the ConfigMaps and Secrets of a file.
+func (c configs) readFile(data []byte) error {
+	list, err := objects(data)
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, obj := range list {
+		if err := obj.checkVersion(); err != nil {
+			return err
+		}
+		if obj.kind == kindConfigMap || obj.kind == kindSecret {
+			found = true
+			if err := c.add(obj); err != nil {
+				return err
+			}
+		}
+	}
+	if !found {
+		return Problems{"there is no ConfigMap and no Secret in it"}
+	}
+	return nil
+}
+
+// check refuses what the pods of a file cannot have together.
+func (f *File) check(name string) error {
+	if name != "" && len(f.Pods) > 1 {
+		return fmt.Errorf("a name was given for %d pods", len(f.Pods))
 	}
 	seen := map[string]bool{}
-	for _, p := range pods {
+	for _, p := range f.Pods {
 		full := p.Namespace() + "/" + p.Name()
 		if seen[full] {
-			return nil, fmt.Errorf("pod %s is there twice", full)
+			return fmt.Errorf("pod %s is there twice", full)
 		}
 		seen[full] = true
 	}
-	return pods, nil
-}
-
-// decodeOne reads a Pod, or a List of them, as JSON.
-func decodeOne(doc []byte, name string) ([]*Pod, error) {
-	var value any
-	in := stdjson.NewDecoder(bytes.NewReader(doc))
-	in.UseNumber()
-	if err := in.Decode(&value); err != nil {
-		return nil, err
-	}
-	object, ok := value.(map[string]any)
-	if !ok {
-		return nil, Problems{fmt.Sprintf("expected a Pod, and it is %s", kindOf(value))}
-	}
-	apiVersion, kind := fmt.Sprint(orEmpty(object["apiVersion"])), fmt.Sprint(orEmpty(object["kind"]))
-	switch {
-	case apiVersion == "v1" && kind == "Pod":
-		p, err := decodePod(doc, object, name)
-		return []*Pod{p}, err
-	case apiVersion == "v1" && (kind == "List" || kind == "PodList"):
-		return decodeList(doc, name)
-	case kind == "" && apiVersion == "":
-		return nil, Problems{"expected a Pod: it has no apiVersion and no kind"}
-	}
-	return nil, Problems{fmt.Sprintf("it is apiVersion %q, kind %q: only v1, Pod can be run", apiVersion, kind)}
-}
-
-func orEmpty(v any) any {
-	if v == nil {
-		return ""
-	}
-	return v
-}
-
-// decodeList reads the pods of a List.
-func decodeList(doc []byte, name string) ([]*Pod, error) {
-	var list struct {
-		Items []stdjson.RawMessage `json:"items"`
-	}
-	if err := stdjson.Unmarshal(doc, &list); err != nil {
-		return nil, Problems{"items: expected a list of Pods"}
-	}
-	var pods []*Pod
-	for i, item := range list.Items {
-		decoded, err := decodeOne(item, name)
-		if err != nil {
-			return nil, fmt.Errorf("items[%d]: %w", i, err)
-		}
-		pods = append(pods, decoded...)
-	}
-	return pods, nil
-}
-
-// decodePod reads a Pod; value is doc as it is decoded without types.
-func decodePod(doc []byte, value map[string]any, name string) (*Pod, error) {
-	s := &shape{}
-	s.check(value, reflect.TypeFor[corev1.Pod](), "")
-	if len(s.problems) > 0 {
-		return nil, Problems(s.problems)
-	}
-	p := &Pod{Warnings: s.warnings}
-	strict, err := json.UnmarshalStrict(doc, &p.api)
-	if err != nil {
-		return nil, err
-	}
-	var wrong Problems
-	for _, e := range strict {
-		wrong = append(wrong, e.Error())
-	}
-	return p, p.finish(name, wrong)
+	return nil
 }
 
 // FromPod is Decode for a pod that is not from a file.
@@ -165,14 +220,34 @@ func FromPod(api corev1.Pod) (*Pod, error) {
 // finish fills in the defaults and checks all of the pod; wrong is what is known to be wrong already.
 func (p *Pod) finish(name string, wrong Problems) error {
 	p.defaults(name)
-	for _, check := range []func(*corev1.Pod) (warnings, problems []string){checkFields, validate} {
-		warnings, problems := check(&p.api)
-		p.Warnings, wrong = append(p.Warnings, warnings...), append(wrong, problems...)
+	p.withoutTokens()
+	checks := []func() (warnings, problems []string){
+		func() ([]string, []string) { return checkFields(&p.api) },
+		func() ([]string, []string) { return validate(&p.api) },
+		p.references,
+	}
+	for _, check := range checks {
+		warnings, problems := check()
+		p.Warnings, wrong = append(p.Warnings, p.placed(warnings)...), append(wrong, p.placed(problems)...)
 	}
 	if len(wrong) > 0 {
 		return wrong
 	}
 	return nil
+}
+
+// placed returns texts that begin with a field of a pod's spec, with its place in the object where that is another one.
+func (p *Pod) placed(texts []string) []string {
+	if !p.template {
+		return texts
+	}
+	out := slices.Clone(texts)
+	for i, t := range out {
+		if strings.HasPrefix(t, "spec.") {
+			out[i] = "spec.template." + t
+		}
+	}
+	return out
 }
 
 // defaults fills in what an API server would.

@@ -65,7 +65,7 @@ var table = map[string]rule{
 	"spec.hostUsers":                      {},
 	"spec.hostname":                       {},
 	"spec.hostnameOverride":               {},
-	"spec.imagePullSecrets":               {ignored, "there are no Secrets: images are pulled with the runtime's own credentials, or pull with kuri pull --creds first", nil},
+	"spec.imagePullSecrets":               {ignored, "images are pulled with what kuri login keeps, or pull with kuri pull --creds first", nil},
 	"spec.nodeName":                       {ignored, "the pod runs on this node", nil},
 	"spec.nodeSelector":                   {ignored, "there is no scheduler", nil},
 	"spec.os.name":                        {refused, "this is a Linux node", isOneOf("linux")},
@@ -110,14 +110,22 @@ var table = map[string]rule{
 	"spec.volumes[].emptyDir.sizeLimit": {}, // with medium Memory, see validator.volumes
 	"spec.volumes[].hostPath":           {},
 
-	"spec.volumes[].configMap":   {refused, "there is no API server: use a hostPath", nil},
-	"spec.volumes[].secret":      {refused, "there is no API server: use a hostPath", nil},
-	"spec.volumes[].downwardAPI": {refused, "volumes of pod fields are not supported: use env with a fieldRef", nil},
-	"spec.volumes[].projected":   {refused, "there is no API server: use a hostPath", nil},
+	"spec.volumes[].configMap":   {}, // what it names is looked for in the file, see Pod.references
+	"spec.volumes[].secret":      {},
+	"spec.volumes[].downwardAPI": {},
 	"spec.volumes[].image":       {},
 
-	"spec.volumes[].persistentVolumeClaim": {refused, noStorage, nil},
-	"spec.volumes[].ephemeral":             {refused, noStorage, nil},
+	"spec.volumes[].projected.defaultMode":                   {},
+	"spec.volumes[].projected.defaultUser":                   {},
+	"spec.volumes[].projected.sources[].configMap":           {},
+	"spec.volumes[].projected.sources[].secret":              {},
+	"spec.volumes[].projected.sources[].downwardAPI":         {},
+	"spec.volumes[].projected.sources[].serviceAccountToken": {refused, "there is no API server that issues tokens: use a Secret", nil},
+	"spec.volumes[].projected.sources[].clusterTrustBundle":  {refused, "there is no API server: put the certificates into a ConfigMap", nil},
+	"spec.volumes[].projected.sources[].podCertificate":      {refused, "there is no API server that issues certificates: use a Secret", nil},
+
+	"spec.volumes[].persistentVolumeClaim": {}, // a directory that stays
+	"spec.volumes[].ephemeral":             {}, // a directory that goes with the pod
 	"spec.volumes[].csi":                   {refused, noStorage, nil},
 	"spec.volumes[].nfs":                   {refused, noStorage, nil},
 	"spec.volumes[].iscsi":                 {refused, noStorage, nil},
@@ -153,14 +161,14 @@ var table = map[string]rule{
 	"spec.containers[].stdinOnce":              {},
 	"spec.containers[].tty":                    {},
 	"spec.containers[].ports":                  {},
-	"spec.containers[].envFrom":                {refused, "there are no ConfigMaps and Secrets: write the values into env", nil},
+	"spec.containers[].envFrom":                {}, // see Pod.references
 	"spec.containers[].env[].name":             {},
 	"spec.containers[].env[].value":            {},
 	"spec.containers[].livenessProbe":          {ignored, "nothing probes the container", nil},
 	"spec.containers[].readinessProbe":         {ignored, "nothing probes the container", nil},
 	"spec.containers[].startupProbe":           {ignored, "nothing probes the container", nil},
-	"spec.containers[].lifecycle.postStart":    {refused, "hooks are not run", nil},
-	"spec.containers[].lifecycle.preStop":      {refused, "hooks are not run", nil},
+	"spec.containers[].lifecycle.postStart":    {},
+	"spec.containers[].lifecycle.preStop":      {},
 	"spec.containers[].lifecycle.stopSignal":   {},
 	"spec.containers[].resizePolicy":           {ignored, "nothing resizes the container", nil},
 	"spec.containers[].resources.limits":       {}, // by name, see validator.resourceList
@@ -172,9 +180,9 @@ var table = map[string]rule{
 		ignored, "nothing reads it", nil},
 
 	"spec.containers[].env[].valueFrom.fieldRef":         {}, // by path, see fieldValue
-	"spec.containers[].env[].valueFrom.configMapKeyRef":  {refused, "there are no ConfigMaps: write the value into env", nil},
-	"spec.containers[].env[].valueFrom.secretKeyRef":     {refused, "there are no Secrets: write the value into env", nil},
-	"spec.containers[].env[].valueFrom.resourceFieldRef": {refused, "it is not supported: write the value into env", nil},
+	"spec.containers[].env[].valueFrom.configMapKeyRef":  {},
+	"spec.containers[].env[].valueFrom.secretKeyRef":     {},
+	"spec.containers[].env[].valueFrom.resourceFieldRef": {}, // by name, see resourceValue
 	"spec.containers[].env[].valueFrom.fileKeyRef":       {refused, "it is not supported: write the value into env", nil},
 
 	"spec.containers[].volumeMounts[].name":              {},
@@ -183,8 +191,8 @@ var table = map[string]rule{
 	"spec.containers[].volumeMounts[].mountPath":         {},
 	"spec.containers[].volumeMounts[].mountPropagation":  {},
 	"spec.containers[].volumeMounts[].bindMountOptions":  {refused, "options of a bind mount are not supported yet", nil},
-	"spec.containers[].volumeMounts[].subPath":           {}, // of image volumes alone, see validator.mounts
-	"spec.containers[].volumeMounts[].subPathExpr":       {refused, noSubPath, nil},
+	"spec.containers[].volumeMounts[].subPath":           {},
+	"spec.containers[].volumeMounts[].subPathExpr":       {},
 
 	"spec.containers[].securityContext.windowsOptions":           {refused, "this is a Linux node", nil},
 	"spec.containers[].securityContext.capabilities":             {},
@@ -201,8 +209,7 @@ var table = map[string]rule{
 }
 
 const (
-	noStorage = "there is no storage provider: use a hostPath or an emptyDir"
-	noSubPath = "a path inside a volume cannot be handed over safely, a container might swap it for a link: mount the whole volume"
+	noStorage = "there is no storage provider: use a persistentVolumeClaim, which is a directory here, a hostPath or an emptyDir"
 )
 
 func isFalse(v reflect.Value) bool { return v.Kind() == reflect.Bool && !v.Bool() }

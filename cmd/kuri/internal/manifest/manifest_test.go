@@ -36,13 +36,22 @@ func facts() Facts {
 	}
 }
 
+// decode returns the pods of a file.
+func decode(data []byte, name string) ([]*Pod, error) {
+	file, err := Decode(data, Options{Name: name})
+	if err != nil {
+		return nil, err
+	}
+	return file.Pods, nil
+}
+
 func decodeFile(t *testing.T, name string) *Pod {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join("testdata", name+".yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	pods, err := Decode(data, "")
+	pods, err := decode(data, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +111,7 @@ func TestExamples(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Decode(data, ""); err != nil {
+		if _, err := decode(data, ""); err != nil {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
@@ -116,8 +125,8 @@ func TestVolumesHostsAndTheRest(t *testing.T) {
 		{Name: "fast", Memory: true, SizeLimit: 16 << 20, Mode: 0o1770, Group: &group},
 		{Name: "zone", HostPath: "/usr/share/zoneinfo", Type: corev1.HostPathDirectory},
 	}
-	if got := p.Volumes(); !reflect.DeepEqual(got, want) {
-		t.Errorf("volumes %+v, want %+v", got, want)
+	if got, err := p.Volumes(facts()); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("volumes %+v, want %+v (%v)", got, want, err)
 	}
 	hosts := string(p.Hosts(facts(), []byte("not used")))
 	for _, line := range []string{"127.0.0.1\tlocalhost\n", "10.0.0.7\tcounter\n", "fd00::7\tcounter\n", "192.0.2.1\tdb\tdb.shop.example\n"} {
@@ -181,14 +190,34 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 		{name: "image volume with a policy", manifest: pod("volumes: [{name: v, image: {reference: a, pullPolicy: Sometimes}}]", ""), problem: `spec.volumes[0].image.pullPolicy: "Sometimes"`},
 		{name: "image volume that climbs", manifest: pod("volumes: [{name: v, image: {reference: a}}]", "volumeMounts: [{name: v, mountPath: /v, subPath: x/../..}]"), problem: "subPath"},
 		{name: "two sources", manifest: pod("volumes: [{name: v, image: {reference: a}, emptyDir: {}}]", ""), problem: "a volume has one source"},
-		{name: "envFrom", manifest: pod("", "envFrom: [{configMapRef: {name: x}}]"), problem: "spec.containers[0].envFrom: there are no ConfigMaps"},
-		{name: "secret in env", manifest: pod("", "env: [{name: A, valueFrom: {secretKeyRef: {name: a, key: b}}}]"), problem: "spec.containers[0].env[0].valueFrom.secretKeyRef: there are no Secrets"},
-		{name: "unsupported field", manifest: pod("", "env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}]"), problem: `env[0].valueFrom.fieldRef.fieldPath: "status.hostIP" is not supported`},
-		{name: "hooks", manifest: pod("", "lifecycle: {preStop: {exec: {command: [x]}}}"), problem: "spec.containers[0].lifecycle.preStop: hooks are not run"},
-		{name: "configMap", manifest: pod("volumes: [{name: v, configMap: {name: x}}]", ""), problem: "spec.volumes[0].configMap: there is no API server"},
-		{name: "an empty source is one too", manifest: pod("volumes: [{name: v, configMap: {}}]", ""), problem: "spec.volumes[0].configMap"},
-		{name: "claim", manifest: pod("volumes: [{name: v, persistentVolumeClaim: {claimName: x}}]", ""), problem: "spec.volumes[0].persistentVolumeClaim: there is no storage provider"},
-		{name: "subPath", manifest: pod("volumes: [{name: v, emptyDir: {}}]", "volumeMounts: [{name: v, mountPath: /v, subPath: x}]"), problem: "spec.containers[0].volumeMounts[0].subPath"},
+		{name: "envFrom", manifest: pod("", "envFrom: [{configMapRef: {name: x}}]"), problem: `spec.containers[0].envFrom[0]: there is no ConfigMap "x" in the file: put it there, or name its file with --configmap`},
+		{name: "envFrom that is optional", manifest: pod("", "envFrom: [{configMapRef: {name: x, optional: true}}]")},
+		{name: "envFrom with a prefix", manifest: pod("", "envFrom: [{prefix: a=, configMapRef: {name: x, optional: true}}]"), problem: `envFrom[0].prefix: "a=" cannot begin the name of a variable`},
+		{name: "envFrom of nothing", manifest: pod("", "envFrom: [{prefix: x}]"), problem: "spec.containers[0].envFrom[0]: a configMapRef or a secretRef is needed"},
+		{name: "secret in env", manifest: pod("", "env: [{name: A, valueFrom: {secretKeyRef: {name: a, key: b}}}]"), problem: `spec.containers[0].env[0].valueFrom: there is no Secret "a"`},
+		{name: "a variable of nothing", manifest: pod("", "env: [{name: A, valueFrom: {}}]"), problem: "spec.containers[0].env[0].valueFrom: a source is needed"},
+		{name: "resource in env", manifest: pod("", "env: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.disk}}}]"), problem: `env[0].valueFrom: resource "limits.disk" is not supported`},
+		{name: "unsupported field", manifest: pod("", "env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.phase}}}]"), problem: `env[0].valueFrom.fieldRef.fieldPath: "status.phase" is not supported`},
+		{name: "hooks", manifest: pod("", "lifecycle: {postStart: {exec: {command: [x]}}, preStop: {sleep: {seconds: 3}}}")},
+		{name: "a hook of two", manifest: pod("", "lifecycle: {preStop: {exec: {command: [x]}, sleep: {seconds: 3}}}"), problem: "spec.containers[0].lifecycle.preStop: a hook is one of"},
+		{name: "a hook of nothing", manifest: pod("", "lifecycle: {preStop: {}}"), problem: "spec.containers[0].lifecycle.preStop: a hook is one of"},
+		{name: "a hook at no port", manifest: pod("", "lifecycle: {preStop: {httpGet: {port: web}}}"), problem: "lifecycle.preStop.httpGet.port: web is neither a port nor the name of one"},
+		{name: "a socket as a hook", manifest: pod("", "lifecycle: {preStop: {tcpSocket: {port: 80}}}"), problem: "lifecycle.preStop.tcpSocket: Kubernetes too has no such hook"},
+		{name: "configMap", manifest: pod("volumes: [{name: v, configMap: {name: x}}]", ""), problem: `spec.volumes[0].configMap: there is no ConfigMap "x"`},
+		{name: "an empty source is one too", manifest: pod("volumes: [{name: v, configMap: {}}]", ""), problem: "spec.volumes[0].configMap: the name of a ConfigMap is needed"},
+		{name: "token", manifest: pod("volumes: [{name: v, projected: {sources: [{serviceAccountToken: {path: t}}]}}]", ""), problem: "projected.sources[0].serviceAccountToken: there is no API server"},
+		{name: "address in a volume", manifest: pod("volumes: [{name: v, downwardAPI: {items: [{path: a, fieldRef: {fieldPath: status.podIP}}]}}]", ""), problem: "downwardAPI.items[0].fieldRef: status.podIP is for env"},
+		{name: "file that climbs", manifest: pod("volumes: [{name: v, downwardAPI: {items: [{path: ../a, fieldRef: {fieldPath: metadata.name}}]}}]", ""), problem: `downwardAPI.items[0].fieldRef: "../a": expected a path below the volume`},
+		{name: "file in the way", manifest: pod("volumes: [{name: v, downwardAPI: {items: [{path: a, fieldRef: {fieldPath: metadata.name}}, {path: a/b, fieldRef: {fieldPath: metadata.name}}]}}]", ""), problem: `spec.volumes[0]: "a" is a file, and "a/b" lies below it`},
+		{name: "file mode", manifest: pod("volumes: [{name: v, downwardAPI: {items: [{path: a, mode: 4095, fieldRef: {fieldPath: metadata.name}}]}}]", ""), problem: "mode 07777: expected 0 to 0777"},
+		{name: "claim", manifest: pod("volumes: [{name: v, persistentVolumeClaim: {claimName: x}}]", ""), warnings: []string{"the claim x is a directory of this node"}},
+		{name: "claim that is a path", manifest: pod("volumes: [{name: v, persistentVolumeClaim: {claimName: ../x}}]", ""), problem: `spec.volumes[0].persistentVolumeClaim.claimName: "../x"`},
+		{name: "storage of others", manifest: pod("volumes: [{name: v, nfs: {server: a, path: /b}}]", ""), problem: "spec.volumes[0].nfs: there is no storage provider"},
+		{name: "subPath", manifest: pod("volumes: [{name: v, emptyDir: {}}]", "volumeMounts: [{name: v, mountPath: /v, subPath: x}]")},
+		{name: "subPath that climbs", manifest: pod("volumes: [{name: v, emptyDir: {}}]", "volumeMounts: [{name: v, mountPath: /v, subPath: x/../../y}]"), problem: "spec.containers[0].volumeMounts[0].subPath"},
+		{name: "two subPaths", manifest: pod("volumes: [{name: v, emptyDir: {}}]", "volumeMounts: [{name: v, mountPath: /v, subPath: x, subPathExpr: z}]"), problem: "either subPath or subPathExpr"},
+		{name: "the token of a cluster", manifest: pod("volumes: [{name: kube-api-access-x, projected: {sources: [{serviceAccountToken: {path: t}}, {configMap: {name: kube-root-ca.crt}}]}}]",
+			"volumeMounts: [{name: kube-api-access-x, mountPath: /v}]"), warnings: []string{"the volume kube-api-access-… is left out"}},
 		{name: "extended resource", manifest: pod("", "resources: {limits: {nvidia.com/gpu: 1}}"), problem: "resources.limits[nvidia.com/gpu]: this node has no such resource"},
 		{name: "windows", manifest: pod("os: {name: windows}", ""), problem: "spec.os.name: this is a Linux node"},
 		{name: "deadline", manifest: pod("activeDeadlineSeconds: 5", ""), problem: "spec.activeDeadlineSeconds"},
@@ -197,7 +226,11 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 		{name: "wrong case", manifest: pod("hostnetwork: true", ""), problem: `unknown field "spec.hostnetwork"`},
 		{name: "key twice", manifest: pod("hostNetwork: true\nhostNetwork: true", ""), problem: "already"},
 		{name: "wrong type", manifest: pod("hostNetwork: 7", ""), problem: "hostNetwork"},
-		{name: "a deployment", manifest: "apiVersion: apps/v1\nkind: Deployment\n", problem: `kind "Deployment": only v1, Pod`},
+		{name: "a deployment", manifest: "apiVersion: apps/v1\nkind: Deployment\n", problem: "spec.containers: at least one"},
+		{name: "a deployment of another API", manifest: "apiVersion: extensions/v1beta1\nkind: Deployment\n", problem: `kind "Deployment": a Deployment is of apiVersion apps/v1`},
+		{name: "a kind in lower case", manifest: "apiVersion: v1\nkind: pod\n", problem: `kind "pod": did you mean Pod?`},
+		{name: "a kind that is misspelt", manifest: "apiVersion: apps/v1\nkind: Deploymnt\n", problem: `kind "Deploymnt": did you mean Deployment?`},
+		{name: "nothing to run", manifest: "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n", problem: "there is no pod in it to run, and nothing with the template of one: it has Service web"},
 		{name: "no object", manifest: "- a\n", problem: "expected a Pod"},
 		{name: "not YAML", manifest: "a: [", problem: "line 1 is not YAML"},
 		{name: "empty", manifest: "# nothing\n---\n", problem: "the manifest is empty"},
@@ -221,7 +254,7 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 		{name: "propagation", manifest: pod("volumes: [{name: v, emptyDir: {}}]", "volumeMounts: [{name: v, mountPath: /v, mountPropagation: Bidirectional}]"), problem: "privileged containers only"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			pods, err := Decode([]byte(tt.manifest), "")
+			pods, err := decode([]byte(tt.manifest), "")
 			if tt.problem != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.problem) {
 					t.Fatalf("error %v, want one with %q", err, tt.problem)
@@ -307,7 +340,7 @@ func TestDocuments(t *testing.T) {
 		{name: "too large", data: strings.Repeat("#", maxSize+1), err: "at most"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			pods, err := Decode([]byte(tt.data), tt.override)
+			pods, err := decode([]byte(tt.data), tt.override)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {
 					t.Fatalf("error %v, want one with %q", err, tt.err)
@@ -411,7 +444,7 @@ func TestUsers(t *testing.T) {
 		{name: "root asked for", container: "runAsNonRoot: true, runAsUser: 0", err: "runAsUser is 0"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			pods, err := Decode([]byte(pod("", "securityContext: {"+tt.container+"}")), "")
+			pods, err := decode([]byte(pod("", "securityContext: {"+tt.container+"}")), "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -435,7 +468,7 @@ func TestUsers(t *testing.T) {
 
 func TestLongNames(t *testing.T) {
 	name := strings.Repeat("a", 62) + ".b"
-	pods, err := Decode([]byte(pod("", "")), name)
+	pods, err := decode([]byte(pod("", "")), name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -455,15 +488,28 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add([]byte(pod("volumes: [{name: v, emptyDir: {sizeLimit: 1e99}}]", "resources: {limits: {cpu: 9e18}}")))
 	f.Add([]byte("a: &a [*a]\n"))
+	f.Add([]byte("apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: s}\nspec:\n  volumeClaimTemplates: [{metadata: {name: d}}]\n  template:\n    spec:\n      containers: [{name: c, image: i, envFrom: [{secretRef: {name: k}}], volumeMounts: [{name: d, mountPath: /d, subPathExpr: $(A)}]}]\n---\napiVersion: v1\nkind: Secret\nmetadata: {name: k}\ndata: {A: Yg==}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		pods, err := Decode(data, "")
+		pods, err := decode(data, "")
 		if err != nil {
 			return
 		}
 		for _, p := range pods {
 			facts := facts()
-			for _, v := range p.Volumes() {
+			volumes, err := p.Volumes(facts)
+			if err != nil {
+				t.Errorf("volumes: %v", err)
+			}
+			for _, v := range volumes {
 				facts.VolumePaths[v.Name] = "/v"
+				for _, f := range v.Files {
+					if !filepath.IsLocal(f.Path) {
+						t.Errorf("file %q of volume %s", f.Path, v.Name)
+					}
+				}
+				if v.Claim != "" && (!filepath.IsLocal(v.Claim) || strings.Contains(v.Claim, "/")) {
+					t.Errorf("claim %q", v.Claim)
+				}
 			}
 			if s := p.Sandbox(facts); strings.Count(strings.TrimPrefix(s.LogDirectory, facts.LogsDir), "/") != 1 {
 				t.Errorf("log directory %q", s.LogDirectory)
@@ -475,6 +521,12 @@ func FuzzDecode(f *testing.F) {
 				}
 				c.Pull()
 				c.Ports()
+				subs, _ := p.SubPaths(c, facts) // a variable that is not there is its only error
+				for _, sub := range subs {
+					if !filepath.IsLocal(sub.Path) {
+						t.Errorf("subPath %q", sub.Path)
+					}
+				}
 				p.Config(c, Image{}, facts) // a user that is not allowed is its only error
 			}
 		}

@@ -25,6 +25,10 @@ const (
 // AnnotationRun marks the sandboxes that kuri run made, whose directories on the node kuri rm takes away.
 const AnnotationRun = "kuri-cri.github.io/run"
 
+// AnnotationPreStop has the preStop hook of a container that kuri run made, as JSON of Kubernetes' LifecycleHandler, with
+// its ports as numbers. kuri stop and kuri down run it.
+const AnnotationPreStop = "kuri-cri.github.io/pre-stop"
+
 // maxHostname is Linux's limit, in bytes.
 const maxHostname = 63
 
@@ -34,9 +38,11 @@ const defaultGrace = 30
 // Facts is what a translation needs to know besides the manifest.
 type Facts struct {
 	UID         string                // of this run of the pod
-	LogsDir     string                // the directory of all pods' logs, /var/log/pods
+	LogsDir     string                // the directory of all pods' logs, /var/log/kuri-run
 	NodeName    string                // for spec.nodeName
 	MemoryTotal int64                 // of the node, bytes
+	CPUs        int                   // of the node
+	NodeIPs     []string              // the node's addresses, the primary one first
 	Resolver    *runtimeapi.DNSConfig // the node's own; needed for a pod with a dnsConfig only
 	FirstID     uint32                // of the node's ids that are a pod's with a user namespace
 
@@ -44,6 +50,7 @@ type Facts struct {
 
 	IPs               []string          // the pod's addresses, the primary one first
 	VolumePaths       map[string]string // the host path of each volume, by the volume's name
+	SubPaths          map[int]string    // of the container, the host path of each [SubPath], by its Mount
 	VolumeImages      map[string]string // the id of the image of each volume that is one, by the volume's name
 	HostsFile         string            // to be mounted at /etc/hosts; "" for the runtime's own
 	RecursiveReadOnly bool              // whether the handler has recursive read-only mounts

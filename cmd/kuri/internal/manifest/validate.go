@@ -89,11 +89,17 @@ func (v *validator) volumes() {
 			v.wrong(field+".name", "%q is there twice", vol.Name)
 		}
 		seen[vol.Name] = true
-		if moreThanOne(vol.EmptyDir != nil, vol.HostPath != nil, vol.Image != nil) {
+		if moreThanOne(vol.EmptyDir != nil, vol.HostPath != nil, vol.Image != nil, vol.ConfigMap != nil, vol.Secret != nil, vol.DownwardAPI != nil,
+			vol.Projected != nil, vol.PersistentVolumeClaim != nil, vol.Ephemeral != nil) {
 			v.wrong(field, "a volume has one source")
 		}
 		if i := vol.Image; i != nil {
 			v.image(i.Reference, i.PullPolicy, field+".image", "reference", "pullPolicy")
+		}
+		if c := vol.PersistentVolumeClaim; c != nil {
+			if err := checkClaim(c.ClaimName); err != nil {
+				v.wrong(field+".persistentVolumeClaim.claimName", "%v", err)
+			}
 		}
 		if e := vol.EmptyDir; e != nil {
 			if e.Medium != corev1.StorageMediumDefault && e.Medium != corev1.StorageMediumMemory {
@@ -119,9 +125,17 @@ func (v *validator) volumes() {
 			}
 		}
 		if vol.VolumeSource == (corev1.VolumeSource{}) {
-			v.wrong(field, "a source is needed: emptyDir, hostPath or image")
+			v.wrong(field, "a source is needed, such as emptyDir, hostPath or configMap")
 		}
 	}
+}
+
+// checkClaim checks the name of a claim, which is that of a directory.
+func checkClaim(name string) error {
+	for _, e := range validation.IsDNS1123Subdomain(name) {
+		return fmt.Errorf("%q: %s", name, form.ReplaceAllString(e, ""))
+	}
+	return nil
 }
 
 var hostPathTypes = []corev1.HostPathType{
@@ -144,6 +158,7 @@ func (v *validator) container(c *corev1.Container, field string, names map[strin
 	v.ports(c, field)
 	v.mounts(c, field)
 	v.resources(c.Resources, field+".resources")
+	v.hooks(c, field)
 	if l := c.Lifecycle; l != nil && l.StopSignal != nil {
 		if _, ok := signal(*l.StopSignal); !ok {
 			v.wrong(field+".lifecycle.stopSignal", "%q is not a signal's name", *l.StopSignal)
@@ -194,11 +209,9 @@ func (v *validator) env(e corev1.EnvVar, field string) {
 		v.wrong(field, "either value or valueFrom")
 	}
 	if f := e.ValueFrom.FieldRef; f != nil {
-		if _, err := fieldValue(v.pod, f.FieldPath, Facts{IPs: []string{"0.0.0.0"}}); err != nil {
+		if _, err := fieldValue(v.pod, f.FieldPath, someFacts); err != nil {
 			v.wrong(field+".valueFrom.fieldRef.fieldPath", "%v", err)
 		}
-	} else if *e.ValueFrom == (corev1.EnvVarSource{}) {
-		v.wrong(field+".valueFrom", "a source is needed")
 	}
 }
 
@@ -253,10 +266,12 @@ func (v *validator) mounts(c *corev1.Container, field string) {
 		switch isImage := volume >= 0 && v.pod.Spec.Volumes[volume].Image != nil; {
 		case isImage && m.MountPropagation != nil && *m.MountPropagation != corev1.MountPropagationNone:
 			v.wrong(at+".mountPropagation", "an image has no mounts to propagate")
-		case isImage && (path.IsAbs(m.SubPath) || slices.Contains(strings.Split(m.SubPath, "/"), "..")):
-			v.wrong(at+".subPath", "%q: expected a path below the image's root, without ..", m.SubPath)
-		case !isImage && m.SubPath != "":
-			v.wrong(at+".subPath", noSubPath)
+		case isImage && m.SubPathExpr != "":
+			v.wrong(at+".subPathExpr", "an image volume takes a subPath")
+		case m.SubPath != "" && m.SubPathExpr != "":
+			v.wrong(at, "either subPath or subPathExpr")
+		case path.IsAbs(m.SubPath) || slices.Contains(strings.Split(m.SubPath, "/"), ".."):
+			v.wrong(at+".subPath", "%q: expected a path below the volume, without ..", m.SubPath)
 		}
 		if !path.IsAbs(m.MountPath) || strings.Contains(m.MountPath, ":") {
 			v.wrong(at+".mountPath", "%q: expected an absolute path without a colon", m.MountPath)
@@ -361,10 +376,13 @@ func (v *validator) podSpec() {
 	}
 }
 
+// maxID is the largest user or group id of Kubernetes.
+const maxID = 1<<31 - 1
+
 // ids checks user and group ids, which are 0 to 2147483647 in Kubernetes.
 func (v *validator) ids(field string, ids ...*int64) {
 	for _, id := range ids {
-		if id != nil && (*id < 0 || *id > 1<<31-1) {
+		if id != nil && (*id < 0 || *id > maxID) {
 			v.wrong(field, "%d is not a user or group id", *id)
 		}
 	}

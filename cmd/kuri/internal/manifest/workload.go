@@ -1,0 +1,134 @@
+package manifest
+
+import (
+	"fmt"
+	"slices"
+
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// draft is a pod as a file describes it, before it has been checked.
+type draft struct {
+	pod      corev1.Pod
+	template bool // the pod stands in the spec.template of another object
+	warnings []string
+	problems Problems
+	skip     string // why the object is passed over; "" to run it
+}
+
+// draftOf returns the pod of an object: a Pod itself, or the one that a controller would make of its template. A controller
+// makes several and makes them anew, which nobody does here: a warning says so.
+func draftOf(o object) (*draft, error) {
+	switch o.kind {
+	case "Pod":
+		d := &draft{}
+		var err error
+		d.warnings, d.problems, err = o.into(&d.pod)
+		return d, err
+	case "Deployment":
+		var w appsv1.Deployment
+		return fromTemplate(o, &w, func(d *draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec) {
+			d.replicas(o.kind, w.Spec.Replicas)
+			return w.ObjectMeta, &w.Spec.Template
+		})
+	case "ReplicaSet":
+		var w appsv1.ReplicaSet
+		return fromTemplate(o, &w, func(d *draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec) {
+			d.replicas(o.kind, w.Spec.Replicas)
+			return w.ObjectMeta, &w.Spec.Template
+		})
+	case "ReplicationController":
+		var w corev1.ReplicationController
+		return fromTemplate(o, &w, func(d *draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec) {
+			d.replicas(o.kind, w.Spec.Replicas)
+			return w.ObjectMeta, w.Spec.Template
+		})
+	case "DaemonSet":
+		var w appsv1.DaemonSet
+		return fromTemplate(o, &w, func(d *draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec) {
+			d.warn("the pod of the DaemonSet is run once, and nothing replaces it when it ends")
+			return w.ObjectMeta, &w.Spec.Template
+		})
+	case "StatefulSet":
+		var w appsv1.StatefulSet
+		return fromTemplate(o, &w, func(d *draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec) {
+			d.replicas(o.kind, w.Spec.Replicas)
+			w.Spec.Template.Spec.Volumes = withClaims(w)
+			if w.Name != "" {
+				w.Name += "-0" // its first pod
+			}
+			return w.ObjectMeta, &w.Spec.Template
+		})
+	case "Job":
+		var w batchv1.Job
+		return fromTemplate(o, &w, func(d *draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec) {
+			d.job(w.Spec)
+			return w.ObjectMeta, &w.Spec.Template
+		})
+	}
+	return nil, o.problem("a %s has no pods", o.kind)
+}
+
+// fromTemplate decodes a controller into w, and makes a pod of the metadata and the template that take returns.
+func fromTemplate(o object, w any, take func(*draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec)) (*draft, error) {
+	d := &draft{template: true}
+	var err error
+	if d.warnings, d.problems, err = o.into(w); err != nil {
+		return nil, err
+	}
+	meta, template := take(d)
+	if template == nil {
+		return nil, Problems{"spec.template: a pod's template is needed"}
+	}
+	d.pod.ObjectMeta = metav1.ObjectMeta{
+		Name: meta.Name, GenerateName: meta.GenerateName, Namespace: meta.Namespace,
+		Labels: template.Labels, Annotations: template.Annotations,
+	}
+	d.pod.Spec = template.Spec
+	return d, nil
+}
+
+func (d *draft) warn(format string, args ...any) {
+	d.warnings = append(d.warnings, fmt.Sprintf(format, args...))
+}
+
+func (d *draft) replicas(kind string, n *int32) {
+	switch {
+	case n == nil || *n == 1:
+		d.warn("the pod of the %s is run once, and nothing replaces it when it ends", kind)
+	case *n == 0:
+		d.skip = "its replicas are 0"
+	default:
+		d.warn("one pod of the %s is run where its replicas are %d, and nothing replaces it when it ends", kind, *n)
+	}
+}
+
+func (d *draft) job(spec batchv1.JobSpec) {
+	if spec.Suspend != nil && *spec.Suspend {
+		d.skip = "it is suspended"
+	}
+	once := "the pod of the Job is run once, and not tried again when it fails"
+	if spec.Completions != nil && *spec.Completions > 1 {
+		once = fmt.Sprintf("one pod of the Job is run where its completions are %d, and it is not tried again when it fails", *spec.Completions)
+	}
+	d.warn("%s", once)
+	if spec.ActiveDeadlineSeconds != nil {
+		d.warn("spec.activeDeadlineSeconds is ignored: nothing stops the Job at its deadline")
+	}
+}
+
+// withClaims returns the volumes of a StatefulSet's first pod: those of the template, and a claim for each of its
+// volumeClaimTemplates, named as the controller names it. A claim takes the place of a volume of its name.
+func withClaims(w appsv1.StatefulSet) []corev1.Volume {
+	volumes := slices.Clone(w.Spec.Template.Spec.Volumes)
+	for _, t := range w.Spec.VolumeClaimTemplates {
+		volumes = slices.DeleteFunc(volumes, func(v corev1.Volume) bool { return v.Name == t.Name })
+		volumes = append(volumes, corev1.Volume{Name: t.Name, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: t.Name + "-" + w.Name + "-0"},
+		}})
+	}
+	return volumes
+}
