@@ -95,7 +95,7 @@ func TestProgramsThatTheKernelRefuses(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{
 		"script": "#!/no/such/interpreter\n", "text": "neither a script nor a program\n",
-		"foreign": "\x7fELF\x02\x01\x01" + strings.Repeat("\x00", 9) + "\x02\x00\xf3\x00" + strings.Repeat("\x00", 44), // of a RISC-V machine
+		"foreign": "\x7fELF\x02\x01\x01" + strings.Repeat("\x00", 9) + "\x02\x00\xfe\xca" + strings.Repeat("\x00", 44), // of a machine that there is not, so that no binfmt_misc of this one takes it
 	} {
 		path := harness.Write(t, dir, name, content)
 		if err := os.Chmod(path, 0o755); err != nil {
