@@ -84,8 +84,8 @@ func check(from, path string) error {
 		return errors.New("client is for other programs and any runtime, and takes nothing of the daemon's")
 	case within(from, "probe") && within(to, "internal"):
 		return errors.New("probe is the one eye of kuri and kurid on the node, and needs neither")
-	case within(from, "certsd") && within(to, "internal"):
-		return errors.New("certsd is shared by kuri and kurid, and needs neither")
+	case (within(from, "certsd") || within(from, "challenge")) && within(to, "internal"):
+		return fmt.Errorf("%s is shared by kuri and kurid, and needs neither", from)
 	case within(from, "spelling") && to != "":
 		return errors.New("spelling is shared by kuri and kurid, and imports nothing of either")
 	case within(from, "cmd/kuri") && within(to, "internal"):

@@ -116,10 +116,11 @@ func registryName(args []string) (string, error) {
 	if len(args) == 0 {
 		return "docker.io", nil
 	}
-	host := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(args[0], "https://"), "http://"), "/")
+	host := strings.ToLower(args[0])
+	host = strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(host, "https://"), "http://"), "/")
 	host = strings.TrimSuffix(strings.TrimSuffix(host, "/v1"), "/v2") // as docker writes it
-	switch host {
-	case "docker.io", "index.docker.io", "registry-1.docker.io":
+	switch strings.TrimSuffix(host, ":443") {
+	case "docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com":
 		return "docker.io", nil
 	}
 	named, err := reference.ParseNormalizedNamed(host + "/x")

@@ -114,7 +114,7 @@ func (c *chooser) candidates(doc *document) (found []candidate, err error) {
 	for _, m := range doc.Manifests {
 		switch {
 		case m.Annotations["vnd.docker.reference.type"] != "": // an attestation of another entry
-		case m.Platform == nil || m.Platform.OS == "" && m.Platform.Architecture == "":
+		case m.Platform == nil || m.Platform.Architecture == "" && (m.Platform.OS == "" || m.Platform.OS == "linux"):
 			open = append(open, candidate{Descriptor: m})
 		case !node.Match(platforms.Normalize(*m.Platform)):
 			c.misses(*m.Platform)

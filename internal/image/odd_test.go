@@ -1,6 +1,9 @@
 package image
 
 import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -81,6 +84,30 @@ func TestLooseImagesArePulled(t *testing.T) {
 		"foreign layer with addresses": func(i *image) { i.layers[0]["urls"] = []string{"https://nowhere.invalid/layer"} },
 		"layer that is not gzip":       func(i *image) { i.layers[0]["mediaType"] = imagespec.MediaTypeImageLayerZstd },
 		"layer without a size":         func(i *image) { delete(i.layers[0], "size") },
+		"layer of zstd:chunked": func(i *image) {
+			body := zstdChunked(t, i.plain[0])
+			i.layers[0] = object{"mediaType": imagespec.MediaTypeImageLayerZstd, "digest": d.blob(digest.SHA256, body), "size": len(body), "annotations": object{
+				"io.github.containers.zstd-chunked.manifest-checksum": digest.FromString("lie"), "io.github.containers.zstd-chunked.manifest-position": "-1:99999999999:x:0"}}
+		},
+		"layer of eStargz": func(i *image) {
+			body := stargz(i.plain[0])
+			i.layers[0] = object{"mediaType": imagespec.MediaTypeImageLayerGzip, "digest": d.blob(digest.SHA256, body), "size": len(body), "annotations": object{
+				"containerd.io/snapshot/stargz/toc.digest": digest.FromString("lie")}}
+		},
+		"a history that is too long": func(i *image) { i.config["history"] = []any{object{}, object{"empty_layer": false}, object{}} },
+		"ports and labels that are odd": func(i *image) {
+			i.config["config"].(object)["ExposedPorts"] = object{"": object{}, "http/tcp": object{}, "80": nil}
+			i.config["config"].(object)["Labels"] = object{"": "", "a": ""}
+		},
+		"no command of its own": func(i *image) { i.config["config"].(object)["Entrypoint"] = []string{} },
+		"names in lower case": func(i *image) {
+			i.config["config"] = object{"cmd": []string{"yes"}}
+		},
+		"an annotation that is null": func(i *image) { i.manifest["annotations"] = object{"a": nil} },
+		"a subject that is not here": func(i *image) {
+			i.manifest["subject"] = object{"mediaType": imagespec.MediaTypeImageManifest, "digest": digest.FromString("gone"), "size": 3}
+		},
+		"an empty artifact type": func(i *image) { i.manifest["artifactType"] = "" },
 		"nothing says what it is": func(i *image) {
 			delete(i.configDesc, "mediaType")
 			delete(i.manifest, "mediaType")
@@ -89,6 +116,13 @@ func TestLooseImagesArePulled(t *testing.T) {
 		"an environment without values": func(i *image) { i.config["config"].(object)["Env"] = []string{"NOEQ", ""} },
 	} {
 		good(name, imagespec.MediaTypeImageManifest, made(change))
+	}
+	for _, mt := range []string{
+		"application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar", "application/vnd.docker.image.rootfs.diff.tar.zstd",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", "application/vnd.oci.image.layer.v1.tar",
+		"Application/Vnd.OCI.Image.Layer.V1.Tar+GZIP", "application/vnd.oci.image.layer.v1.tar+gzip; charset=binary", "application/x-tar", "application/vnd.example.layer.tar+gzip",
+	} {
+		good("layer as "+mt, imagespec.MediaTypeImageManifest, made(func(i *image) { i.layers[0]["mediaType"] = mt }))
 	}
 	plain := made(func(*image) {})
 	for _, mt := range []string{"", "application/json", "text/plain; charset=utf-8", "binary/octet-stream", "application/vnd.example", registry.DockerManifest} {
@@ -152,6 +186,7 @@ func TestTheImageIsFoundInAnIndex(t *testing.T) {
 	attestation := with(no, "annotations", object{"vnd.docker.reference.type": "attestation-manifest"})
 	here, there := platform("linux", nodeArch), platform("linux", "s390x")
 	missing := object{"mediaType": imagespec.MediaTypeImageManifest, "digest": digest.FromString("not there"), "size": 7}
+	old := d.doc(object{"schemaVersion": 1, "mediaType": "application/vnd.docker.distribution.manifest.v1+prettyjws", "fsLayers": []any{}})
 	nested := d.doc(index(with(no, "platform", there), with(yes, "platform", here)))
 	for name, row := range map[string]struct {
 		index object
@@ -181,6 +216,21 @@ func TestTheImageIsFoundInAnIndex(t *testing.T) {
 		"the same entry twice":               {index(yes, yes), "yes"},
 		"an artifact alone":                  {index(d.artifact("application/vnd.example+json")), "file"},
 		"no schema version, no types":        {object{"manifests": []object{{"digest": yes["digest"], "size": yes["size"]}}}, "yes"},
+		"one platform twice":                 {index(with(yes, "platform", here), with(no, "platform", here)), "yes"},
+		"one platform twice, the first gone": {index(with(missing, "platform", here), with(yes, "platform", here)), "not there"}, // as with containerd
+		"a platform that is null":            {index(with(yes, "platform", nil)), "yes"},
+		"a platform in other letters":        {index(with(no, "platform", there), with(yes, "platform", platform("Linux", strings.ToUpper(nodeArch)))), "yes"},
+		"an operating system alone":          {index(with(yes, "platform", object{"os": "linux"})), "yes"},
+		"a version of the system":            {index(with(yes, "platform", with(here, "os.version", "9"))), "yes"},
+		"a feature that is not here":         {index(with(yes, "platform", with(here, "os.features", []string{"x"}))), "linux(+x)"},
+		"lists of lists":                     {index(d.doc(index(d.doc(index(nested))))), "yes"},
+		"a list in a list of docker's":       {with(index(with(nested, "mediaType", registry.DockerManifestList)), "mediaType", registry.DockerManifestList), "yes"},
+		"a list that is called an image":     {index(with(nested, "mediaType", imagespec.MediaTypeImageManifest)), "yes"},
+		"an image that is called a list":     {index(with(yes, "mediaType", imagespec.MediaTypeImageIndex)), "yes"},
+		"schema 1 beside it":                 {index(old, yes), "yes"},
+		"schema 1 alone":                     {index(with(old, "platform", here)), "schema 1"},
+		"an entry without a digest":          {index(object{"mediaType": imagespec.MediaTypeImageManifest}, yes), "digest"},
+		"an entry of another size":           {index(with(yes, "size", 1)), "yes"},
 		"empty platforms":                    {index(with(yes, "platform", object{"os": "", "architecture": ""})), "yes"},
 		"too many to look at":                {index(slices.Repeat([]object{d.signature()}, maxLooked+1)...), "more than"},
 		"nothing":                            {object{"schemaVersion": 2, "manifests": []any{}}, "none"},
@@ -238,4 +288,71 @@ func TestALayerKeptElsewhere(t *testing.T) {
 	if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "169.254.169.254") || !strings.Contains(err.Error(), "push the image") {
 		t.Errorf("%v", err)
 	}
+}
+
+// Configs that say next to nothing, of images without layers and with one.
+func TestEmptyConfigs(t *testing.T) {
+	needRoot(t)
+	d := newDocs(t)
+	s := openStore(t, "")
+	for body, row := range map[string]struct {
+		layers int
+		says   string // of the error; "": an image
+	}{
+		`{}`:                     {0, ""},
+		` {"rootfs":null} `:      {0, ""},
+		`{"config":null}`:        {0, ""},
+		`{"rootfs":{"type":""}}`: {0, ""},
+		`null`:                   {0, ""},
+		``:                       {0, "config"},
+		`[]`:                     {0, "config"},
+		`"x"`:                    {0, "config"},
+		`{"rootfs":{"type":"layers","diff_ids":["sha256:1"]}}`: {0, "digest"},
+		`{} `:    {1, "0 layers"},
+		`null `:  {1, "0 layers"},
+		`{"a":1`: {1, "config"},
+	} {
+		i := d.image("x")
+		i.layers = i.layers[:row.layers]
+		i.manifest["config"] = object{"mediaType": imagespec.MediaTypeImageConfig, "digest": d.blob(digest.SHA256, []byte(body)), "size": len(body)}
+		i.manifest["layers"] = i.layers
+		img, err := s.Pull(t.Context(), d.tag("t", d.doc(i.manifest), imagespec.MediaTypeImageManifest), registry.Auth{})
+		switch {
+		case row.says == "" && err != nil, row.says != "" && (fault.Of(err) == "" || !strings.Contains(err.Error(), row.says)):
+			t.Errorf("%q with %d layers: %v", body, row.layers, err)
+		case err == nil:
+			s.Remove(img.ID)
+		}
+		nothingAtAll(t, s)
+	}
+}
+
+// zstdChunked packs a tar as podman does: in frames, with its list of files in frames that a reader has to skip.
+func zstdChunked(t *testing.T, plain []byte) []byte {
+	t.Helper()
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	skipped := func(body []byte) []byte {
+		head := binary.LittleEndian.AppendUint32(nil, 0x184d2a50)
+		return append(binary.LittleEndian.AppendUint32(head, uint32(len(body))), body...)
+	}
+	half := len(plain) / 2
+	return slices.Concat(z.EncodeAll(plain[:half], nil), z.EncodeAll(plain[half:], nil), skipped(z.EncodeAll([]byte("{}"), nil)), skipped(make([]byte, 64)))
+}
+
+// stargz packs a tar in several members, the last an empty one with an extra field.
+func stargz(plain []byte) []byte {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	for from := 0; from < len(plain); from += 700 {
+		w.Reset(&out)
+		w.Write(plain[from:min(from+700, len(plain))])
+		w.Close()
+	}
+	w.Reset(&out)
+	w.Extra = append([]byte("SG\x16\x00"), fmt.Sprintf("%016xSTARGZ", 0)...)
+	w.Close()
+	return out.Bytes()
 }

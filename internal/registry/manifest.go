@@ -145,13 +145,18 @@ func notDocument(body []byte, contentType string) error {
 	if said == "" {
 		return nil
 	}
+	return fault.New(saidKind(said), "the answer is an error%s", new(secrets).clip(said))
+}
+
+// saidKind is the kind of what an answer says about an error, as [errorsIn] returns it; Unavailable where it says none.
+func saidKind(said string) fault.Kind {
 	kind := fault.Unavailable
 	for code, is := range map[string]fault.Kind{"_UNKNOWN": fault.NotFound, "UNAUTHORIZED": fault.Unauthenticated, "DENIED": fault.PermissionDenied} {
 		if strings.Contains(said, code) {
 			kind = is
 		}
 	}
-	return fault.New(kind, "the answer is an error%s", new(secrets).clip(said))
+	return kind
 }
 
 // mediaType is what the response calls its content; "" when it does not say, or says what a web server says of any file.

@@ -174,6 +174,77 @@ func TestRefusedHead(t *testing.T) {
 	}
 }
 
+// What an answer to HEAD says beside the digest is odd at many hosts, and so is the digest that some tell of a manifest. The
+// manifest counts.
+func TestOddHeadersOfAManifest(t *testing.T) {
+	c := newContent(t)
+	right := c.manifest.String()
+	for name, row := range map[string]struct {
+		header map[string]string
+		told   bool // the digest
+	}{
+		"no length":                     {map[string]string{"Docker-Content-Digest": right}, true},
+		"a length of nothing":           {map[string]string{"Docker-Content-Digest": right, "Content-Length": "0"}, true},
+		"another length":                {map[string]string{"Docker-Content-Digest": right, "Content-Length": "7"}, true},
+		"a length of all":               {map[string]string{"Docker-Content-Digest": right, "Content-Length": "9223372036854775807"}, true},
+		"a page's type":                 {map[string]string{"Docker-Content-Digest": right, "Content-Type": "text/html"}, true},
+		"a type that cannot be read":    {map[string]string{"Docker-Content-Digest": right, "Content-Type": ";;/"}, true},
+		"no digest":                     {map[string]string{"Docker-Content-Digest": ""}, false},
+		"a digest in quotes":            {map[string]string{"Docker-Content-Digest": `"` + right + `"`}, false},
+		"a digest in upper case":        {map[string]string{"Docker-Content-Digest": strings.ToUpper(right)}, false},
+		"a digest without its kind":     {map[string]string{"Docker-Content-Digest": c.manifest.Encoded()}, false},
+		"a short digest":                {map[string]string{"Docker-Content-Digest": "sha256:abcd"}, false},
+		"a digest of an unknown kind":   {map[string]string{"Docker-Content-Digest": "md5:d41d8cd98f00b204e9800998ecf8427e"}, false},
+		"an ETag alone":                 {map[string]string{"Docker-Content-Digest": "", "Etag": `"` + right + `"`}, false},
+		"a digest of another algorithm": {map[string]string{"Docker-Content-Digest": "sha512:" + strings.Repeat("ab", 64)}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodHead {
+					for name, value := range row.header {
+						w.Header().Set(name, value)
+					}
+					return
+				}
+				if row.header["Docker-Content-Digest"] == right || strings.HasPrefix(row.header["Docker-Content-Digest"], "sha512") {
+					c.ServeHTTP(w, r)
+					return
+				}
+				c.ServeHTTP(&told{w, row.header}, r)
+			})
+			r := open(t, nil, addr+"/library/app:1", Auth{})
+			d, err := r.Resolve(t.Context())
+			if err != nil || row.told != (d.Digest == c.manifest) || !row.told && d.Digest != "" {
+				t.Errorf("HEAD: %+v, %v", d, err)
+			}
+			if m, err := r.Manifest(t.Context(), isImage); err != nil || m.Digest != c.manifest {
+				t.Errorf("GET: %s, %v", m.Digest, err)
+			}
+		})
+	}
+}
+
+// told is an answer with headers that are set last.
+type told struct {
+	http.ResponseWriter
+	header map[string]string
+}
+
+func (o *told) WriteHeader(status int) {
+	for name, value := range o.header {
+		o.Header().Set(name, value)
+	}
+	o.ResponseWriter.WriteHeader(status)
+}
+
+func (o *told) Write(p []byte) (int, error) {
+	for name, value := range o.header {
+		o.Header().Set(name, value)
+	}
+	return o.ResponseWriter.Write(p)
+}
+
 // A document that breaks off is asked for again.
 func TestManifestThatBreaksOff(t *testing.T) {
 	c := newContent(t)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/kuri-cri/kuri/challenge"
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
@@ -119,7 +120,7 @@ func (p *proof) valid() (*token, *tokenURL) {
 func (p *proof) answered(resp *http.Response, s shown) (again bool, err error) {
 	switch {
 	case resp.StatusCode == http.StatusUnauthorized:
-		return p.challenged(challenges(resp.Header), s)
+		return p.challenged(challenge.Of(resp.Header), s)
 	case resp.StatusCode == http.StatusForbidden && s.token != nil && s.token.worked.Load() && !s.fresh:
 		p.drop(s.token) // it has worked before: more likely its time is over than that a right was taken back
 		return true, nil
@@ -130,12 +131,12 @@ func (p *proof) answered(resp *http.Response, s shown) (again bool, err error) {
 }
 
 // challenged looks for a challenge that can be met in another way than has just failed. Tokens come before passwords.
-func (p *proof) challenged(asked []challenge, s shown) (again bool, err error) {
+func (p *proof) challenged(asked []challenge.Challenge, s shown) (again bool, err error) {
 	if p.creds.bearer != "" || s.fresh && !s.token.worked.Load() {
 		return false, nil
 	}
-	if i := slices.IndexFunc(asked, func(c challenge) bool { return c.scheme == "bearer" && c.params["realm"] != "" }); i >= 0 {
-		from, err := p.tokenURL(asked[i].params)
+	if i := slices.IndexFunc(asked, func(c challenge.Challenge) bool { return c.Scheme == "bearer" && c.Params["realm"] != "" }); i >= 0 {
+		from, err := p.tokenURL(asked[i].Params)
 		if err == nil {
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -145,11 +146,11 @@ func (p *proof) challenged(asked []challenge, s shown) (again bool, err error) {
 			p.from, p.basic = from, false
 			return true, nil
 		}
-		if !slices.ContainsFunc(asked, func(c challenge) bool { return c.scheme == "basic" }) {
+		if !slices.ContainsFunc(asked, func(c challenge.Challenge) bool { return c.Scheme == "basic" }) {
 			return false, err
 		}
 	}
-	if slices.ContainsFunc(asked, func(c challenge) bool { return c.scheme == "basic" }) && !s.basic && p.creds.user != "" {
+	if slices.ContainsFunc(asked, func(c challenge.Challenge) bool { return c.Scheme == "basic" }) && !s.basic && p.creds.user != "" {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.basic, p.from = true, nil
@@ -174,11 +175,10 @@ func (p *proof) drop(t *token) {
 // tokenURL reads a bearer challenge. Credentials do not go to a token server in the clear, unless the registry itself is
 // asked so over a network, or the server is on this machine.
 func (p *proof) tokenURL(params map[string]string) (*tokenURL, error) {
-	realm, err := url.Parse(params["realm"])
-	if err != nil || realm.Host == "" || realm.Scheme != "https" && realm.Scheme != "http" {
-		return nil, fault.New(fault.Unauthenticated, "registry host %s names a token server that is not a URL: %q", p.at, p.secrets.clip(params["realm"]))
+	realm, err := challenge.Realm(&url.URL{Scheme: p.at.scheme, Host: p.at.String()}, params["realm"])
+	if err != nil {
+		return nil, fault.New(fault.Unauthenticated, "registry host %s names the token server %q: %w", p.at, p.secrets.clip(params["realm"]), err)
 	}
-	realm.User, realm.Fragment = nil, ""
 	if at := originOf(realm); at.scheme == "http" && (p.at.scheme == "https" || p.at.loopback()) && !at.loopback() && !p.creds.anonymous() {
 		return nil, fault.New(fault.Unauthenticated, "registry host %s names the token server %s without TLS: the credentials are not sent; the registry has to name it with https://",
 			p.at, originOf(realm))

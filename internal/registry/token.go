@@ -2,15 +2,14 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/kuri-cri/kuri/challenge"
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
@@ -43,24 +42,16 @@ func (p *proof) fetch(ctx context.Context, from *tokenURL, patience patience) (*
 	if err != nil {
 		return nil, err
 	}
-	if a.status != http.StatusOK {
+	if a.status/100 != 2 {
 		return nil, p.tokenRefusal(from, a)
 	}
-	var said struct {
-		Token     string          `json:"token"`
-		Access    string          `json:"access_token"`
-		ExpiresIn json.RawMessage `json:"expires_in"` // seconds; a text with some
+	got, err := challenge.ParseToken(a.body)
+	if err != nil {
+		return nil, fault.New(saidKind(errorsIn(a.body)), "token server %s of registry host %s %w%s", originOf(from.realm), p.at, err, p.secrets.clip(errorsIn(a.body)))
 	}
-	if err := json.Unmarshal(a.body, &said); err != nil || said.Token+said.Access == "" {
-		return nil, fault.New(fault.Unavailable, "token server %s of registry host %s answered without a token", originOf(from.realm), p.at)
-	}
-	t := &token{text: said.Token}
-	if t.text == "" {
-		t.text = said.Access
-	}
-	if seconds, err := strconv.ParseFloat(strings.Trim(string(said.ExpiresIn), `"`), 64); err == nil && seconds > 0 && seconds < 1e9 {
-		life := time.Duration(seconds * float64(time.Second))
-		t.until = began.Add(life - min(tokenMargin, life/10))
+	t := &token{text: got.Text}
+	if got.Life > 0 {
+		t.until = began.Add(got.Life - min(tokenMargin, got.Life/10))
 	}
 	return t, nil
 }

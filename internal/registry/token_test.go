@@ -1,13 +1,13 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,32 +16,6 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
-
-func TestChallenges(t *testing.T) {
-	type params = map[string]string
-	for in, want := range map[string][]challenge{
-		``:                  nil,
-		`Basic`:             {{"basic", params{}}},
-		`BASIC realm="a b"`: {{"basic", params{"realm": "a b"}}},
-		`Bearer realm="https://auth.example/token?a=b,c",service="svc",scope="repository:a/b:pull,push repository:c:pull"`: {
-			{"bearer", params{"realm": "https://auth.example/token?a=b,c", "service": "svc", "scope": "repository:a/b:pull,push repository:c:pull"}}},
-		`Bearer Realm = "r" , error="x \"y\""`:                        {{"bearer", params{"realm": "r", "error": `x "y"`}}},
-		`Basic realm="x", Bearer realm=https://a.example/t,service=s`: {{"basic", params{"realm": "x"}}, {"bearer", params{"realm": "https://a.example/t", "service": "s"}}},
-		`Negotiate, Basic realm=x`:                                    {{"negotiate", params{}}, {"basic", params{"realm": "x"}}},
-		`Bearer realm="not closed`:                                    {{"bearer", params{}}},
-		`Bearer realm="x\`:                                            {{"bearer", params{}}},
-		`=,;"`:                                                        nil,
-	} {
-		if got := parseChallenges(in); !reflect.DeepEqual(got, want) {
-			t.Errorf("%s: %v, want %v", in, got, want)
-		}
-	}
-}
-
-func FuzzChallenges(f *testing.F) {
-	f.Add(`Basic realm="x", Bearer realm=https://a.example/t,service=s`)
-	f.Fuzz(func(t *testing.T, s string) { parseChallenges(s) })
-}
 
 // guard is a registry that wants tokens, with its token server at /token.
 type guard struct {
@@ -387,5 +361,105 @@ func TestAuthSpellings(t *testing.T) {
 		if got := (want{c.user, c.secret, c.bearer}); got != row.want || row.says != "" {
 			t.Errorf("%s: %+v", name, got)
 		}
+	}
+}
+
+// Words of a token server that are odd and tell a token all the same, and those that tell none.
+func TestOddTokens(t *testing.T) {
+	c := newContent(t)
+	for name, row := range map[string]struct {
+		status int // 0: 200
+		answer string
+		kind   fault.Kind // "": the token is good
+		says   string
+	}{
+		"created":                     {status: 201, answer: `{"token":"good"}`},
+		"a byte order mark":           {answer: "\xef\xbb\xbf" + `{"token":"good"}`},
+		"text behind it":              {answer: `{"token":"good"}` + "\n<!-- served by 7 -->"},
+		"a line break in it":          {answer: `{"token":"good\n"}`},
+		"blanks around it":            {answer: `{"token":" good "}`},
+		"one of two is null":          {answer: `{"token":null,"access_token":"good"}`},
+		"one of two is empty":         {answer: `{"token":"","access_token":"good"}`},
+		"an odd date and an odd life": {answer: `{"token":"good","issued_at":"yesterday","expires_in":{"seconds":5}}`},
+		"a life of more than all":     {answer: `{"token":"good","expires_in":99999999999999999999999}`},
+		"no content":                  {status: 204, kind: fault.Unavailable, says: "without a token"},
+		"an empty token":              {answer: `{"token":""}`, kind: fault.Unavailable, says: "without a token"},
+		"a blank token":               {answer: `{"token":" \n"}`, kind: fault.Unavailable, says: "without a token"},
+		"a number":                    {answer: `{"token":5}`, kind: fault.Unavailable, says: "without a token"},
+		"a list":                      {answer: `["good"]`, kind: fault.Unavailable, says: "without a token"},
+		"nothing":                     {answer: ``, kind: fault.Unavailable, says: "without a token"},
+		"another header's line":       {answer: `{"token":"good\r\nX-Evil: 1"}`, kind: fault.Unavailable, says: "control characters"},
+		"a denial with 200":           {answer: `{"errors":[{"code":"DENIED","message":"not for you"}]}`, kind: fault.PermissionDenied, says: "DENIED: not for you"},
+		"cut off":                     {answer: `{"token":"go`, kind: fault.Unavailable, says: "without a token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var addr string
+			addr = serve(t, func(w http.ResponseWriter, r *http.Request) {
+				switch {
+				case r.URL.Path == "/token":
+					w.WriteHeader(cmp.Or(row.status, 200))
+					io.WriteString(w, row.answer)
+				case r.Header.Get("Authorization") == "Bearer good":
+					c.ServeHTTP(w, r)
+				default:
+					w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token"`, addr))
+					w.WriteHeader(http.StatusUnauthorized)
+				}
+			})
+			_, err := open(t, nil, addr+"/library/app:1", Auth{}).Manifest(t.Context())
+			if fault.Of(err) != row.kind || row.kind != "" && (!strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), addr)) || strings.Contains(fmt.Sprint(err), "good") {
+				t.Errorf("kind %q: %v", fault.Of(err), err)
+			}
+		})
+	}
+}
+
+// A challenge may be spelt in many ways. One that names a path is of the registry itself; one that names neither that nor
+// a URL says so in the error.
+func TestOddChallenges(t *testing.T) {
+	c := newContent(t)
+	for name, row := range map[string]struct {
+		challenge string // HOST is the registry
+		says      string // "": it is met
+	}{
+		"a path":                      {`Bearer realm="/token"`, ""},
+		"a path with a query":         {`Bearer realm="/token?account=x"`, ""},
+		"the host without its scheme": {`Bearer realm="//HOST/token"`, ""},
+		"scheme in upper case":        {`Bearer realm="HTTP://HOST/token"`, ""},
+		"names in upper case":         {`BEARER REALM="http://HOST/token",SERVICE="svc"`, ""},
+		"without quotes":              {`Bearer realm=http://HOST/token,service=svc`, ""},
+		"a comma in front":            {`, Bearer realm="http://HOST/token"`, ""},
+		"blanks around the equals":    {`Bearer realm = "http://HOST/token" , service = "svc"`, ""},
+		"a blank in the service":      {`Bearer realm="http://HOST/token",service="my svc"`, ""},
+		"an empty service and scope":  {`Bearer realm="http://HOST/token",service="",scope=""`, ""},
+		"after a scheme of its own":   {`Negotiate, Bearer realm="http://HOST/token"`, ""},
+		"after credentials of one":    {`Negotiate YII=, Bearer realm="http://HOST/token"`, ""},
+		"blanks around the address":   {`Bearer realm=" http://HOST/token "`, ""},
+		"no realm":                    {`Bearer service="svc"`, "credentials are needed"},
+		"an empty realm":              {`Bearer realm=""`, "credentials are needed"},
+		"no path, no address":         {`Bearer realm="token"`, "neither a URL"},
+		"a file":                      {`Bearer realm="file:///token"`, "neither a URL"},
+		"a quote that never ends":     {`Bearer realm="http://HOST/token`, "credentials are needed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var addr string
+			addr = serve(t, func(w http.ResponseWriter, r *http.Request) {
+				switch {
+				case r.URL.Path == "/token":
+					io.WriteString(w, `{"token":"good"}`)
+				case r.Header.Get("Authorization") == "Bearer good":
+					c.ServeHTTP(w, r)
+				default:
+					w.Header().Set("WWW-Authenticate", strings.ReplaceAll(row.challenge, "HOST", addr))
+					w.WriteHeader(http.StatusUnauthorized)
+				}
+			})
+			_, err := open(t, nil, addr+"/library/app:1", Auth{}).Manifest(t.Context())
+			if (err == nil) != (row.says == "") || err != nil && (!strings.Contains(err.Error(), row.says) || fault.Of(err) != fault.Unauthenticated) {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -271,6 +272,40 @@ func TestVerifyWithATokenServer(t *testing.T) {
 	var refused *RefusedError
 	if err := Verify(t.Context(), &Host{base: &url.URL{Scheme: "https", Host: host, Path: "/v2/"}, client: server.Client()}, host, Credential{Username: "me", Password: "wrong"}); !errors.As(err, &refused) || refused.Reason != "incorrect username or password" {
 		t.Error(err)
+	}
+}
+
+// A registry is understood as a pull understands it, however it spells what it asks for.
+func TestVerifyOddChallenges(t *testing.T) {
+	for _, row := range []struct{ challenge, token string }{
+		{`Bearer realm="/token"`, `{"token":"t0ken"}`},
+		{`Bearer realm=HOST/token,service=reg`, `{"token":"t0ken"}`},
+		{`Basic realm="x", Bearer realm="HOST/token"`, `{"access_token":" t0ken "}`},
+		{`Negotiate, Bearer REALM = "HOST/token"`, "\xef\xbb\xbf" + `{"token":null,"access_token":"t0ken"}` + "\n-->"},
+		{`Basic realm="x"`, ""},
+		{`Bearer service="none", Basic realm="x"`, ""},
+	} {
+		var server *httptest.Server
+		server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, password, _ := r.BasicAuth()
+			switch {
+			case r.URL.Path == "/token" && password == "right":
+				w.WriteHeader(http.StatusCreated)
+				io.WriteString(w, row.token)
+			case r.URL.Path == "/token", row.token != "" && r.Header.Get("Authorization") != "Bearer t0ken", row.token == "" && password != "right":
+				w.Header().Set("WWW-Authenticate", strings.ReplaceAll(row.challenge, "HOST", server.URL))
+				w.WriteHeader(http.StatusUnauthorized)
+			}
+		}))
+		at := reach(t, nil, strings.TrimPrefix(server.URL, "http://"))
+		if err := Verify(t.Context(), at, "x", Credential{Username: "me", Password: "right"}); err != nil {
+			t.Errorf("%s: %v", row.challenge, err)
+		}
+		var refused *RefusedError
+		if err := Verify(t.Context(), at, "x", Credential{Username: "me", Password: "wrong"}); !errors.As(err, &refused) {
+			t.Errorf("%s, wrong password: %v", row.challenge, err)
+		}
+		server.Close()
 	}
 }
 

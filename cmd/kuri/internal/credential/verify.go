@@ -10,9 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strings"
 	"time"
+
+	"github.com/kuri-cri/kuri/challenge"
 )
 
 // RefusedError says that a registry, or its token server, does not take a credential.
@@ -51,13 +52,16 @@ func Verify(ctx context.Context, at *Host, registry string, c Credential) error 
 	if first.StatusCode != http.StatusUnauthorized { // whoever comes is served
 		return first.check(http.StatusOK)
 	}
-	for _, challenge := range first.Header.Values("WWW-Authenticate") {
-		scheme, rest, _ := strings.Cut(challenge, " ")
-		switch strings.ToLower(scheme) {
-		case "basic":
-			return v.basic(ctx, base)
-		case "bearer":
-			return v.bearer(ctx, base, rest)
+	asked := challenge.Of(first.Header)
+	for _, scheme := range []string{"bearer", "basic"} { // as a pull does
+		for _, c := range asked {
+			switch {
+			case c.Scheme != scheme:
+			case scheme == "bearer" && c.Params["realm"] != "":
+				return v.bearer(ctx, base, c.Params)
+			case scheme == "basic":
+				return v.basic(ctx, base)
+			}
 		}
 	}
 	return fmt.Errorf("%s asks for credentials in a way that is not known here: %q", registry, first.Header.Get("WWW-Authenticate"))
@@ -80,19 +84,17 @@ func (v *verifier) basic(ctx context.Context, base string) error {
 
 func (v *verifier) asBasic(req *http.Request) { req.SetBasicAuth(v.c.Username, v.c.Password) }
 
-var parameter = regexp.MustCompile(`([A-Za-z]+)="([^"]*)"`)
-
 // bearer gets a token for the credential where the challenge says, and shows it to the registry.
-func (v *verifier) bearer(ctx context.Context, base, challenge string) error {
-	said := map[string]string{}
-	for _, m := range parameter.FindAllStringSubmatch(challenge, -1) {
-		said[strings.ToLower(m[1])] = m[2]
+func (v *verifier) bearer(ctx context.Context, base string, said map[string]string) error {
+	at, err := url.Parse(base)
+	if err != nil {
+		return err
 	}
-	realm, err := url.Parse(said["realm"])
-	if err != nil || realm.Host == "" {
-		return fmt.Errorf("the registry's token server is not a URL: %q", said["realm"])
+	realm, err := challenge.Realm(at, said["realm"])
+	if err != nil {
+		return fmt.Errorf("the registry's token server is named %q: %w", said["realm"], err)
 	}
-	if realm.Scheme != "https" && !isLoopback(realm.Host) && (!strings.HasPrefix(base, "http://") || isLoopback(v.host)) {
+	if realm.Scheme != "https" && !isLoopback(realm.Host) && (at.Scheme != "http" || isLoopback(v.host)) {
 		return fmt.Errorf("the registry's token server %s is not asked over TLS: the credentials are not sent", realm.Redacted())
 	}
 	q := realm.Query()
@@ -106,22 +108,14 @@ func (v *verifier) bearer(ctx context.Context, base, challenge string) error {
 	if err != nil {
 		return fmt.Errorf("ask the registry's token server: %w", err)
 	}
-	if err := a.check(http.StatusOK); err != nil {
-		return err
+	if a.StatusCode/100 != 2 {
+		return a.check(http.StatusOK)
 	}
-	var token struct {
-		Token  string `json:"token"`
-		Access string `json:"access_token"`
+	token, err := challenge.ParseToken(a.body)
+	if err != nil {
+		return fmt.Errorf("%s %w", realm.Host, err)
 	}
-	if err := json.Unmarshal(a.body, &token); err != nil || token.Token+token.Access == "" {
-		return errors.Join(fmt.Errorf("%s answered without a token", realm.Host), err)
-	}
-	a, err = v.get(ctx, base, func(req *http.Request) {
-		if token.Token == "" {
-			token.Token = token.Access
-		}
-		req.Header.Set("Authorization", "Bearer "+token.Token)
-	})
+	a, err = v.get(ctx, base, func(req *http.Request) { req.Header.Set("Authorization", "Bearer "+token.Text) })
 	if err != nil {
 		return err
 	}

@@ -1,28 +1,28 @@
-package registry
+package challenge
 
 import (
 	"net/http"
 	"strings"
 )
 
-// challenge is one way in which a host wants to know who asks (RFC 9110, section 11.6.1).
-type challenge struct {
-	scheme string            // "basic", "bearer", in lower case
-	params map[string]string // by names in lower case
+// Challenge is one way in which a host wants to know who asks (RFC 9110, section 11.6.1).
+type Challenge struct {
+	Scheme string            // "basic", "bearer", in lower case
+	Params map[string]string // by names in lower case
 }
 
-// challenges reads the WWW-Authenticate headers. One header may hold several challenges.
-func challenges(header http.Header) []challenge {
-	var found []challenge
+// Of reads the WWW-Authenticate headers. One header may hold several challenges.
+func Of(header http.Header) []Challenge {
+	var found []Challenge
 	for _, value := range header.Values("WWW-Authenticate") {
-		found = append(found, parseChallenges(value)...)
+		found = append(found, parse(value)...)
 	}
 	return found
 }
 
-// parseChallenges reads "Scheme name=value, name="quoted value", Scheme …". What cannot be read ends the list.
-func parseChallenges(s string) []challenge {
-	var found []challenge
+// parse reads "Scheme name=value, name="quoted value", Scheme …". What cannot be read ends the list.
+func parse(s string) []Challenge {
+	var found []Challenge
 	for {
 		s = strings.TrimLeft(s, " \t,")
 		word, rest := cutToken(s)
@@ -34,11 +34,11 @@ func parseChallenges(s string) []challenge {
 			if !ok {
 				return found
 			}
-			found[len(found)-1].params[strings.ToLower(word)] = value
+			found[len(found)-1].Params[strings.ToLower(word)] = value
 			s = rest
 			continue
 		}
-		found = append(found, challenge{strings.ToLower(word), make(map[string]string)})
+		found = append(found, Challenge{strings.ToLower(word), make(map[string]string)})
 		s = rest
 	}
 }
