@@ -7,5 +7,6 @@
 //
 // The holder has a socket under the name "listen/<device>.<inode><path>": one whose file has been removed or replaced
 // meanwhile is not taken for the one that clients dial, and is dropped. When the holder dies, the next one is given the sockets.
-// The package owns the sockets' files. [Sockets] has one goroutine, which looks after that and ends with Close.
+// While the daemon lives, the file of a socket that somebody removes is made anew at once, with a new socket behind it.
+// The package owns the sockets' files. [Sockets] has two goroutines, which look after these things and end with Close.
 package listen

@@ -23,18 +23,22 @@ import (
 type Sockets struct {
 	holder  *holder.Client
 	systemd map[string]*net.UnixListener // by path, those not opened yet
-	end     context.CancelFunc           // of renew
-	renewed sync.WaitGroup               // renew
+	end     context.CancelFunc           // of renew and watch
+	renewed sync.WaitGroup               // renew and watch
 
-	mu   sync.Mutex          // guards kept; held over its being given to the holder, which is bounded
+	opened chan struct{} // has one element when there is a socket that watch does not know
+
+	mu   sync.Mutex          // guards what follows; held over kept's being given to the holder, which is bounded
 	kept map[string]*os.File // what the holder keeps, by its name
+	open []*lasting
 }
 
 // New takes what systemd has opened for this process. The holder need not serve: then sockets end with this process.
 func New(h *holder.Client) *Sockets {
 	ctx, end := context.WithCancel(context.Background())
-	s := &Sockets{holder: h, systemd: make(map[string]*net.UnixListener), end: end, kept: make(map[string]*os.File)}
+	s := &Sockets{holder: h, systemd: make(map[string]*net.UnixListener), end: end, opened: make(chan struct{}, 1), kept: make(map[string]*os.File)}
 	s.renewed.Go(func() { s.renew(ctx) })
+	s.renewed.Go(func() { s.watch(ctx) })
 	for _, f := range activation.Files(true) {
 		l, err := net.FileListener(f)
 		f.Close()
@@ -54,24 +58,33 @@ func New(h *holder.Client) *Sockets {
 }
 
 // Unix returns the listening Unix socket at path, an absolute one, which only its owner may use. A socket that another
-// process serves is an error of kind Precondition; one that a dead process left is replaced.
+// process serves is an error of kind Precondition; one that a dead process left is replaced. Where somebody removes its
+// file, that is made anew.
 func (s *Sockets) Unix(path string) (net.Listener, error) {
-	if l, ok := s.systemd[path]; ok {
-		delete(s.systemd, path)
-		return l, nil
-	}
-	if l := s.taken(path); l != nil {
-		return l, nil
-	}
-	l, err := open(path)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.keep(path, l); err != nil {
-		if !errors.Is(err, fault.Unavailable) {
-			slog.Warn("the holder cannot keep a socket: clients are refused while no daemon runs", "socket", path, "err", err)
+	l := &lasting{path: path}
+	inherited := s.systemd[path]
+	delete(s.systemd, path)
+	switch {
+	case s.taken(l): // before systemd's: the file of that may have been removed, and made anew
+		if inherited != nil {
+			inherited.Close()
 		}
-		return &unlinking{l, path}, nil
+	case inherited != nil:
+		l.now = inherited
+	default:
+		made, err := open(path)
+		if err != nil {
+			return nil, err
+		}
+		l.now, l.own = made, true
+		s.keep(l, made)
+	}
+	s.mu.Lock()
+	s.open = append(s.open, l)
+	s.mu.Unlock()
+	select {
+	case s.opened <- struct{}{}:
+	default:
 	}
 	return l, nil
 }
@@ -89,16 +102,15 @@ func (s *Sockets) Close() {
 	}
 }
 
-// taken returns the socket at path if the holder has it, and drops earlier ones of that path.
-func (s *Sockets) taken(path string) *net.UnixListener {
+// taken makes l the socket at its path if the holder has it, and drops earlier ones of that path.
+func (s *Sockets) taken(l *lasting) bool {
 	names, err := s.holder.Names()
 	if err != nil {
-		return nil
+		return false
 	}
-	want := nameOf(path)
-	var found *net.UnixListener
+	want := nameOf(l.path)
 	for _, name := range names {
-		if !strings.HasPrefix(name, "listen/") || !strings.HasSuffix(name, path) || strings.Count(name, "/") != strings.Count(path, "/")+1 {
+		if !strings.HasPrefix(name, "listen/") || !strings.HasSuffix(name, l.path) || strings.Count(name, "/") != strings.Count(l.path, "/")+1 {
 			continue
 		}
 		if name != want {
@@ -109,30 +121,46 @@ func (s *Sockets) taken(path string) *net.UnixListener {
 		if err != nil {
 			continue
 		}
-		l, err := net.FileListener(f)
-		if u, ok := l.(*net.UnixListener); err == nil && ok {
+		kept, err := net.FileListener(f)
+		if u, ok := kept.(*net.UnixListener); err == nil && ok {
 			u.SetUnlinkOnClose(false)
-			found = u
+			l.now, l.name = u, name
 			s.note(name, f)
 			continue
 		}
 		f.Close()
 	}
-	return found
+	return l.now != nil
 }
 
-func (s *Sockets) keep(path string, l *net.UnixListener) error {
-	f, err := l.File()
-	if err != nil {
-		return err
-	}
-	name := nameOf(path)
-	if err := s.holder.Put(name, f); err != nil {
+// keep gives l's socket to the holder. Where that does not take it, its file goes with this process.
+func (s *Sockets) keep(l *lasting, socket *net.UnixListener) {
+	f, err := socket.File()
+	if err == nil {
+		name := nameOf(l.path)
+		if err = s.holder.Put(name, f); err == nil {
+			s.note(name, f)
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.name, l.own = name, false
+			return
+		}
 		f.Close()
-		return err
 	}
-	s.note(name, f)
-	return nil
+	if !errors.Is(err, fault.Unavailable) {
+		slog.Warn("the holder cannot keep a socket: clients are refused while no daemon runs", "socket", l.path, "err", err)
+	}
+}
+
+// forget takes a socket back from the holder.
+func (s *Sockets) forget(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.kept[name]; f != nil {
+		f.Close()
+		delete(s.kept, name)
+	}
+	s.holder.Drop(name)
 }
 
 // note takes over what the next holder is given, too.
@@ -212,15 +240,4 @@ func open(path string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return l, nil
-}
-
-// unlinking removes its socket's name before it is closed: who dials then is told that nobody is there.
-type unlinking struct {
-	*net.UnixListener
-	path string
-}
-
-func (u *unlinking) Close() error {
-	os.Remove(u.path)
-	return u.UnixListener.Close()
 }

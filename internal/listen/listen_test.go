@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/holder"
@@ -99,5 +100,76 @@ func TestSystemd(t *testing.T) {
 	}
 	if _, err := os.Stat(path); err != nil {
 		t.Errorf("the socket's file is systemd's to remove: %v", err)
+	}
+}
+
+// A socket whose file is removed is made anew, at the same path: also with its whole directory, and more than once. What
+// was connected goes on.
+func TestRemovedFileComesBack(t *testing.T) {
+	path := filepath.Join(dir(t), "sub", "kuri.sock")
+	all := New(nobody(t))
+	defer all.Close()
+	l, err := all.Unix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go io.Copy(c, c)
+		}
+	}()
+	echoes := func(c net.Conn) bool {
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		b := make([]byte, 2)
+		_, err := c.Write([]byte("hi"))
+		if err == nil {
+			_, err = io.ReadFull(c, b)
+		}
+		return err == nil && string(b) == "hi"
+	}
+	var first net.Conn
+	for _, remove := range []func() error{
+		nil,
+		func() error { return os.Remove(path) },
+		func() error { return os.Remove(path) },
+		func() error { return os.RemoveAll(filepath.Dir(path)) },
+		func() error { return os.Rename(filepath.Dir(path), filepath.Dir(path)+".old") },
+		func() error { return os.Rename(path, path+".old") },
+	} {
+		if remove != nil {
+			if err := remove(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var c net.Conn
+		for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+			if c, err = net.Dial("unix", path); err == nil && echoes(c) {
+				break
+			}
+			if time.Since(began) > 30*time.Second {
+				t.Fatalf("it is not served again: %v", err)
+			}
+		}
+		if first == nil {
+			first = c
+			defer first.Close()
+		} else {
+			c.Close()
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%v %v", info, err)
+		}
+	}
+	if !echoes(first) {
+		t.Error("what was connected from the beginning has been cut off")
+	}
+	l.Close()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("closed, its file is left: %v", err)
 	}
 }

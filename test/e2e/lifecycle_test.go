@@ -336,14 +336,30 @@ func TestTimesOfAnySize(t *testing.T) {
 			t.Errorf("exec with a timeout of %d seconds: %v", timeout, err)
 		}
 	}
+	for _, timeout := range []int64{-1, -1 << 34, math.MinInt64} { // not taken for none
+		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: timeout})
+		harness.WantError(t, err, codes.InvalidArgument, "negative")
+	}
+	if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Fatalf("it is %s", st.State)
+	}
 	s.StopContainer(t, id, math.MaxInt64)
 	if st := s.ContainerStatus(t, id); st.ExitCode != 7 {
 		t.Errorf("with the longest grace it was killed: exit code %d", st.ExitCode)
 	}
-	id = s.run(t, nil, "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
-	s.StopContainer(t, id, math.MinInt64)
-	if st := s.ContainerStatus(t, id); st.ExitCode != 137 {
-		t.Errorf("without grace: exit code %d", st.ExitCode)
+	for _, grace := range []int64{0, -1, -1 << 34, math.MinInt64} {
+		id = s.run(t, nil, "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
+		s.StopContainer(t, id, grace)
+		if st := s.ContainerStatus(t, id); st.ExitCode != 137 {
+			t.Errorf("with a grace of %d seconds: exit code %d", grace, st.ExitCode)
+		}
+	}
+	// The command line's own sum of grace and patience does not overflow either.
+	id = s.run(t, nil, "sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done")
+	becomes(t, "it is up", func() bool { return s.LogText(t, id, "stdout") != "" })
+	kuri(t, s.Daemon, "stop", "--grace", fmt.Sprint(int64(math.MaxInt64)), "id:"+id)
+	if st := s.ContainerStatus(t, id); st.ExitCode != 7 {
+		t.Errorf("kuri stop with the longest grace: exit code %d", st.ExitCode)
 	}
 }
 

@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -119,6 +121,90 @@ func firstError(errs ...error) error {
 		}
 	}
 	return nil
+}
+
+// The sockets that clients dial are removed under a kurid that lives: they are there again at once, one by one or with
+// their whole directory, and calls under way go on. The holder has the new ones: who dials while no kurid runs waits for
+// the next.
+func TestSocketsRemoved(t *testing.T) {
+	d := harness.Start(t, harness.Options{NoPods: true, Images: true})
+	all := []string{d.Socket, d.ImageSocket, filepath.Join(d.State, "debug.sock")}
+	if d.Socket == d.ImageSocket {
+		t.Fatal("there is one socket for both services")
+	}
+	for _, path := range all {
+		if info, err := os.Stat(path); err != nil || info.Mode().Type() != os.ModeSocket {
+			t.Fatalf("no socket at the beginning: %v", err)
+		}
+	}
+	pid := d.Pid()
+	for _, step := range []struct {
+		name   string
+		remove func() error
+	}{
+		{"the socket", func() error { return os.Remove(d.Socket) }},
+		{"the images' socket", func() error { return os.Remove(d.ImageSocket) }},
+		{"all sockets", func() error { return firstError(os.Remove(all[0]), os.Remove(all[1]), os.Remove(all[2])) }},
+		{"the socket, by another name", func() error { return os.Rename(d.Socket, d.Socket+".old") }},
+		{"the state directory, by another name", func() error { return os.Rename(d.State, d.State+".old") }},
+	} {
+		t.Log("removed:", step.name)
+		if err := step.remove(); err != nil {
+			t.Fatal(err)
+		}
+		becomes(t, "all sockets are there and served", func() bool {
+			for _, path := range all {
+				conn, err := net.Dial("unix", path)
+				if err != nil {
+					return false
+				}
+				conn.Close()
+			}
+			for _, verb := range []string{"pods", "images"} {
+				if _, _, code := d.Kuri(t, verb); code != 0 { // a client that dials anew
+					return false
+				}
+			}
+			return true
+		})
+		for _, path := range all {
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v %v", path, info, err)
+			}
+		}
+		if _, err := d.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil { // over the connection from before
+			t.Errorf("a client that was connected: %v", err)
+		}
+	}
+	if info, err := os.Stat(d.State); err != nil || info.Mode().Perm() != 0o711 {
+		t.Errorf("the state directory that was made anew: %v, %v", info, err)
+	}
+	if d.Pid() != pid {
+		t.Errorf("kurid is process %d, it was %d", d.Pid(), pid)
+	}
+	becomes(t, "the keeper and the holder have made their files anew", func() bool { return d.KeeperPid() != 0 && d.HolderPid() != 0 })
+
+	d.Kill9(t)
+	var waiting []net.Conn
+	for _, path := range all[:2] {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatalf("while no kurid runs: %v", err)
+		}
+		defer conn.Close()
+		waiting = append(waiting, conn)
+	}
+	d.Continue(t)
+	for _, conn := range waiting {
+		conn.SetDeadline(time.Now().Add(harness.Patient(30 * time.Second)))
+		if _, err := conn.Read(make([]byte, 1)); err != nil { // HTTP/2 begins with the server's settings
+			t.Errorf("who dialled while no kurid ran: %v", err)
+		}
+	}
+	syscall.Unmount(filepath.Join(d.State+".old", "mounts"), syscall.MNT_DETACH)
+	if err := os.RemoveAll(d.State + ".old"); err != nil {
+		t.Error(err)
+	}
 }
 
 // A second kurid is refused while one lives, whatever was removed of the first one's locks.

@@ -97,7 +97,12 @@ func (s *Server) recordPath(kind, id string) string {
 	return filepath.Join(s.state, "keeper", kind, id+".json")
 }
 
+// makeRecordDirs makes the directories of the records. That of the state is not private: containers with a user namespace
+// find their files below it.
 func (s *Server) makeRecordDirs() error {
+	if err := os.MkdirAll(s.state, 0o711); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
 	for _, kind := range []string{sandboxRecords, containerRecords, execRecords} {
 		if err := os.MkdirAll(filepath.Join(s.state, "keeper", kind), 0o700); err != nil {
 			return fmt.Errorf("make the directory of the keeper's records: %w", err)

@@ -80,13 +80,13 @@ func Open(state, version string) (_ *Server, err error) {
 	if err := openScratch(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Join(state, "keeper"), 0o700); err != nil {
+	if err := s.makeRecordDirs(); err != nil {
 		return nil, err
 	}
 	if s.lock, err = takeLock(filepath.Join(state, "keeper", "lock"), "keeper"); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(makeMountPoint(s.mounts()), s.makeRecordDirs()); err != nil {
+	if err := makeMountPoint(s.mounts()); err != nil {
 		s.lock.Close()
 		return nil, err
 	}
