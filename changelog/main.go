@@ -36,9 +36,6 @@ var kinds = []kind{
 	{"fixed", "Fixed"},
 }
 
-// widest is how many characters a line of a file may have.
-const widest = 120
-
 var (
 	fileName    = regexp.MustCompile(`^([a-z]+)-[a-z0-9]+(-[a-z0-9]+)+\.md$`)
 	versionName = regexp.MustCompile(`^[0-9]+\.[0-9]+\.[0-9]+$`)
@@ -149,9 +146,6 @@ func (c change) check(log string) error {
 	}
 	for line := range strings.Lines(c.text) {
 		line = strings.TrimRight(line, "\n")
-		if len([]rune(line)) > widest {
-			return fmt.Errorf("a line has more than %d characters: %q", widest, line)
-		}
 		if strings.HasPrefix(line, "#") || strings.HasPrefix(line, "- ") {
 			return fmt.Errorf("has a heading or a list: %q; the section gives both", line)
 		}
