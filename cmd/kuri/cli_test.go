@@ -67,6 +67,22 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"logs --tail -5 web", 2, "--tail -5"},
 		{"stop -g -5 web", 2, "--grace -5"},
 		{"exec --time-limit -5s web ls", 2, "cannot be negative"},
+		{"get pods", 2, "it is kuri pods, kuri ps or kuri images"},
+		{"ps --filter name=x", 2, "(here it is --name, --label or --state)"},
+		{"apply -f web.yaml", 2, "there is no command \"apply\": it is kuri run FILE"},
+		{"inspectp -o json x", 2, "it is kuri inspect"},
+		{"push x", 2, "there is no command \"push\": it is not supported: kuri save"},
+		{"debug web", 2, "what is to be run? kuri debug -it web for a shell, or kuri debug web -- COMMAND"},
+		{"debug", 2, "arguments are missing: kuri debug [flags] NAME [-- COMMAND [ARG...]]"},
+		{"debug -t web", 2, "-t gives a terminal to type at, so it goes with -i"},
+		{"daemon stats", 2, "there is no command \"kuri daemon stats\": did you mean stacks or state?"},
+		{"down", 2, "arguments are missing: kuri down FILE"},
+		{"down /does/not/exist.yaml", 3, "no such file"},
+		{"run --configmap x busybox", 2, "--configmap is for a manifest"},
+		{"run --configmap /does/not/exist.yaml " + manifest, 3, "--configmap: open /does/not/exist.yaml"},
+		{"runp " + manifest, 1, "is not a PodSandboxConfig of the CRI: it has no field \"apiVersion\"; this is a manifest of Kubernetes, which kuri run takes"},
+		{"create web x", 2, "something is missing after \"x\""},
+		{"tag web", 2, "something is missing after \"web\""},
 		{"help nosuch", 2, `there is no command "nosuch"`},
 		{"help image nosuch", 2, `there is no command "kuri image nosuch"`},
 		{"help image ls", 0, ""},
@@ -298,7 +314,7 @@ func TestImageRows(t *testing.T) {
 		two:                                 {PulledAt: time.Now().Add(-200 * time.Second).UnixNano(), InUse: true},
 		"sha256:" + strings.Repeat("3", 64): nil,
 		"sha256:" + strings.Repeat("4", 64): {InUse: true},
-	}, v.imageUsers(), false)
+	}, v.imageUsers(), false, false)
 	want := [][]string{
 		{"IMAGE", "ID", "SIZE", "AGE", "PINNED", "IN USE BY"},
 		{"", "333333333333", "0 B", "-", "", ""},
@@ -309,6 +325,62 @@ func TestImageRows(t *testing.T) {
 	}
 	if fmt.Sprint(rows) != fmt.Sprint(want) {
 		t.Errorf("got %v", rows)
+	}
+}
+
+func TestWideImageRows(t *testing.T) {
+	rows := imageRows([]*runtimeapi.Image{
+		{Id: "sha256:" + strings.Repeat("1", 64), RepoTags: []string{"a:1"}, RepoDigests: []string{"a@sha256:" + strings.Repeat("f", 64)}, Uid: &runtimeapi.Int64Value{}},
+		{Id: "sha256:" + strings.Repeat("2", 64), RepoTags: []string{"b:1"}, Username: "www"},
+	}, nil, nil, false, true)
+	want := [][]string{
+		{"IMAGE", "ID", "SIZE", "AGE", "PINNED", "IN USE BY", "DIGEST", "USER"},
+		{"a:1", "111111111111", "0 B", "-", "", "", "ffffffffffff", "0"},
+		{"b:1", "222222222222", "0 B", "-", "", "", "", "www"},
+	}
+	if fmt.Sprint(rows) != fmt.Sprint(want) {
+		t.Errorf("got %v", rows)
+	}
+}
+
+// What a runtime's lists show to be in use, pinned or mounted is not pruned.
+func TestUnusedOf(t *testing.T) {
+	id := func(digit string) string { return "sha256:" + strings.Repeat(digit, 64) }
+	list := []*runtimeapi.Image{
+		{Id: id("1"), RepoTags: []string{"free:1"}, Size: 10},
+		{Id: id("2"), RepoTags: []string{"pause:1"}, Size: 20, Pinned: true},
+		{Id: id("3"), RepoTags: []string{"byid:1"}, Size: 30},
+		{Id: id("4"), RepoTags: []string{"byname:1"}, Size: 40},
+		{Id: id("5"), RepoDigests: []string{"digest@" + id("a")}, Size: 50},
+		{Id: id("6"), RepoTags: []string{"mounted:1"}, Size: 60},
+		{Id: id("7"), RepoDigests: []string{"old@" + id("b")}, Size: 70},
+	}
+	v := &inventory{containers: []*runtimeapi.Container{
+		{Id: "x", ImageId: id("3")}, {Id: "y", Image: &runtimeapi.ImageSpec{Image: "byname:1"}}, {Id: "z", ImageRef: "digest@" + id("a")},
+	}}
+	got := unusedOf(list, v.imageUsers(), map[string]bool{"mounted:1": true})
+	var names []string
+	for _, i := range got.Images {
+		names = append(names, i.References...)
+	}
+	if want := []string{"free:1", "old@" + id("b")}; fmt.Sprint(names) != fmt.Sprint(want) || got.Bytes != 80 {
+		t.Errorf("%v, %d bytes", names, got.Bytes)
+	}
+}
+
+// Errors of the network have the address and the reason, and no words of Go's packages.
+func TestPlainNetwork(t *testing.T) {
+	for in, want := range map[string]string{
+		`ask a:1 whether: Get "https://a:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused`:                                                  "ask a:1 whether: 127.0.0.1:1: connection refused",
+		"host r.io did not answer: dial tcp: lookup r.io on 10.0.0.1:53: no such host":                                                               "host r.io did not answer: there is no host r.io",
+		"RegistryUnavailable: host r.io did not answer: dial tcp: lookup r.io on 10.0.0.1:53: dial udp 10.0.0.1:53: connect: network is unreachable": "host r.io did not answer: look up the host r.io on 10.0.0.1:53: network is unreachable",
+		"host r.io did not answer: dial tcp: lookup r.io on 10.0.0.1:53: read udp 10.0.0.2:40->10.0.0.1:53: i/o timeout":                             "host r.io did not answer: look up the host r.io on 10.0.0.1:53: i/o timeout",
+		"dial tcp [::1]:80: connect: connection refused":                                                                                             "[::1]:80: connection refused",
+		"create container web: no such image":                                                                                                        "create container web: no such image",
+	} {
+		if got := plainNetwork(in); got != want {
+			t.Errorf("%q\nbecame %q\nwant   %q", in, got, want)
+		}
 	}
 }
 

@@ -2,137 +2,306 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
-	"net/url"
 	"os"
-	"slices"
+	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/crilog"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
 func (c *cli) debugCommand() *cobra.Command {
+	o := &debugOptions{}
 	cmd := &cobra.Command{
-		Use:   "debug",
-		Short: "Look into the daemon: its state, stacks and profiles",
-		Long: `debug asks kurid, on its debug socket, which is root's, for what helps to find a fault. It changes nothing, and what it prints has
-no environment and no credential of a pod.`,
-	}
-	cmd.AddCommand(c.debugStateCommand(), c.debugStacksCommand(), c.debugPprofCommand())
-	return cmd
-}
-
-func (c *cli) debugStateCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "state",
-		Short: "Print pods, containers and what is under way, as JSON",
-		Long: `state prints what kurid knows: the operations in flight with the step that each is at and since when, pods and containers with
-their states and processes, the keeper and the holder, goroutines and memory.`,
-		Example:           "  kuri debug state\n  kuri debug state | jq .operations",
-		Args:              noArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.askDaemonShortly(cmd.Context(), "/debug/state", c.out)
-		},
-	}
-}
-
-func (c *cli) debugStacksCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "stacks",
-		Short:             "Print the stacks of the daemon's goroutines",
-		Long:              `stacks prints the stack of each goroutine of kurid. SIGUSR1 makes kurid write the same to its log, also when it does not answer.`,
-		Example:           "  kuri debug stacks",
-		Args:              noArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.askDaemonShortly(cmd.Context(), "/debug/pprof/goroutine?debug=2", c.out)
-		},
-	}
-}
-
-// profiles are those that Go has, and whether each is taken over a time.
-var profiles = map[string]bool{
-	"allocs": false, "block": false, "goroutine": false, "heap": false, "mutex": false, "threadcreate": false,
-	"profile": true, "trace": true,
-}
-
-func (c *cli) debugPprofCommand() *cobra.Command {
-	var to string
-	var seconds int
-	names := make([]string, 0, len(profiles))
-	for name := range profiles {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	cmd := &cobra.Command{
-		Use:   "pprof PROFILE",
-		Short: "Take a profile of the daemon",
-		Long: `pprof writes a profile of kurid for go tool pprof: ` + strings.Join(names, ", ") + `. "profile" is that of
-the CPU; it and "trace", which is for go tool trace, are taken over --seconds.`,
-		Example: "  kuri debug pprof heap -o heap.pprof\n  kuri debug pprof profile --seconds 30 -o cpu.pprof",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return fmt.Errorf("one profile is needed: %s", strings.Join(names, ", "))
-			}
-			return nil
-		},
-		ValidArgs: names,
+		Use:   "debug [flags] NAME [-- COMMAND [ARG...]]",
+		Short: "Look into a pod with a container of any image beside those it has",
+		Long: `Run a container of any image in a pod, with the pod's network, IPC and host name, and with the processes of a container of the
+pod: it sees them, may trace them (SYS_PTRACE), and finds their files below /proc/1/root. NAME is that container, or the pod,
+of which the only container that runs is meant. What is run beside it ends and is removed with the command; with -it it has
+this terminal.`,
+		Example: `  kuri debug -it web                                 a shell of busybox beside the only container of web
+  kuri debug -it --image nicolaka/netshoot web/server
+  kuri debug web -- wget -qO- http://127.0.0.1:8080/
+  kuri debug web -- ls -l /proc/1/root/etc`,
+		Args:              takes(1, many),
+		ValidArgsFunction: c.completeNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			timed, known := profiles[args[0]]
-			switch {
-			case !known:
-				return fmt.Errorf("there is no profile %q; there are %s", args[0], strings.Join(names, ", "))
-			case seconds < 1 || seconds > 600:
-				return fmt.Errorf("--seconds: %d is not from 1 to 600", seconds)
+			if o.tty && !o.stdin {
+				return usageError{errors.New("-t gives a terminal to type at, so it goes with -i: -it")}
 			}
-			path := "/debug/pprof/" + args[0]
-			ctx := cmd.Context()
-			if timed {
-				path += "?" + url.Values{"seconds": {fmt.Sprint(seconds)}}.Encode()
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, time.Duration(seconds)*time.Second+30*time.Second)
-				defer cancel()
-				return c.profileTo(to, func(out io.Writer) error { return c.askDaemon(ctx, path, out) })
+			if !o.stdin && len(args) == 1 {
+				return usageError{fmt.Errorf("what is to be run? kuri debug -it %[1]s for a shell, or kuri debug %[1]s -- COMMAND", args[0])}
 			}
-			return c.profileTo(to, func(out io.Writer) error { return c.askDaemonShortly(ctx, path, out) })
+			return c.debug(cmd.Context(), o, args[0], args[1:])
 		},
 	}
-	cmd.Flags().StringVarP(&to, "output", "o", "", "`file` to write to, instead of standard output")
-	cmd.Flags().IntVar(&seconds, "seconds", 10, "how long a CPU profile or a trace is taken")
+	f := cmd.Flags()
+	f.StringVar(&o.image, "image", "busybox", "`IMAGE` to run; it is pulled when it is missing")
+	f.BoolVarP(&o.stdin, "stdin", "i", false, "pass the input on")
+	f.BoolVarP(&o.tty, "tty", "t", false, "give it a terminal")
+	f.StringVar(&o.target, "target", "", "`CONTAINER` of the pod whose processes are seen; none for those of the pod alone")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "variable, `NAME=VALUE`")
+	f.StringArrayVar(&o.capAdd, "cap-add", nil, "`CAPABILITY` to add to SYS_PTRACE")
+	f.BoolVar(&o.privileged, "privileged", false, "all capabilities and devices")
+	detachFlag(cmd, &o.keys)
+	c.ownLetters(cmd)
+	c.authFileFlag(cmd)
+	for _, old := range c.daemonVerbs() { // what they were called before
+		old.Hidden = true
+		old.Short += " (now kuri daemon " + old.Name() + ")"
+		cmd.AddCommand(old)
+	}
 	return cmd
 }
 
-// profileTo has write fill the file, which is removed when that fails, or standard output, which must be no terminal.
-func (c *cli) profileTo(file string, write func(io.Writer) error) error {
-	if file == "" {
-		if f, ok := c.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-			return errors.New("a profile is not for a terminal: say -o FILE, or redirect the output")
-		}
-		return write(c.out)
-	}
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+// debugOptions are the flags of kuri debug.
+type debugOptions struct {
+	image, target, keys    string
+	stdin, tty, privileged bool
+	env, capAdd            []string
+}
+
+// noTarget is the value of --target for no container.
+const noTarget = "none"
+
+// debugRun is one kuri debug.
+type debugRun struct {
+	*run
+	o      *debugOptions
+	pod    *runtimeapi.PodSandboxStatus
+	target *runtimeapi.Container // nil for none
+	logDir string                // of the pod; "" where it is not known
+	name   string                // of the container
+	id     string
+}
+
+// debug runs a container in a pod:
+//
+//  1. find the pod and the container whose processes are meant
+//  2. pull the image when it is missing
+//  3. create and start the container
+//  4. give it our streams, or follow its log, until it ends
+//  5. remove it
+func (c *cli) debug(ctx context.Context, o *debugOptions, name string, command []string) (err error) {
+	keys, err := parseKeys(o.keys)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(write(f), f.Close()); err != nil {
-		os.Remove(file)
+	if o.stdin {
+		o.tty = c.withoutTerminal(true, o.tty)
+	}
+	d := &debugRun{run: &run{cli: c}, o: o, name: "debug-" + strings.ToLower(rand.Text()[:5])}
+	if d.rt, err = c.runtime(ctx); err != nil {
 		return err
+	}
+	defer d.rt.Close()
+	if d.img, err = c.images(ctx); err != nil {
+		return err
+	}
+	defer d.img.Close()
+	if err := d.find(ctx, name); err != nil {
+		return err
+	}
+	image, err := d.pullMissing(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.remove(ctx)) }()
+	if err := d.start(ctx, image, command); err != nil {
+		return notRun(err)
+	}
+	if o.stdin {
+		err := d.attach(ctx, d.id, streams{stdin: true, tty: o.tty, detach: keys})
+		if errors.Is(err, errDetached) {
+			fmt.Fprintf(c.err, "\nkuri: left, and what ran beside %s is removed\n", printable(name))
+			return nil
+		}
+		var exit exitCode
+		if err != nil && !errors.As(err, &exit) {
+			return err
+		}
+		return d.outcome(ctx)
+	}
+	if d.logDir == "" {
+		return d.outcome(ctx)
+	}
+	source := &logSource{id: d.id, printer: &logPrinter{out: c.out, err: c.err}}
+	if err := source.follow(ctx, d.rt, crilog.Options{Tail: crilog.All}); err != nil {
+		return err
+	}
+	return d.outcome(ctx)
+}
+
+// find looks up the pod and the target.
+func (d *debugRun) find(ctx context.Context, name string) error {
+	have, err := takeInventory(ctx, d.rt)
+	if err != nil {
+		return err
+	}
+	pod, ct, err := have.either(name)
+	if err != nil {
+		return err
+	}
+	if pod == nil {
+		if pod = have.podOf(ct); pod == nil {
+			return notFound("the pod of %s is not there", name)
+		}
+	}
+	switch {
+	case d.o.target == noTarget:
+	case d.o.target != "":
+		if d.target, _, err = have.running(podKey(pod) + "/" + d.o.target); err != nil {
+			return err
+		}
+	case ct != nil && isNotRunning(ct):
+		return fmt.Errorf("%s does not run: kuri debug --target %s %s looks into its pod alone", have.containerText(ct), noTarget, podName(pod))
+	case ct != nil:
+		d.target = ct
+	default:
+		alive := []*runtimeapi.Container{}
+		for _, ct := range have.in(pod, have.containers) {
+			if !isNotRunning(ct) {
+				alive = append(alive, ct)
+			}
+		}
+		if len(alive) > 1 {
+			return ambiguous(name, "containers that run", texts(alive, have.containerText))
+		}
+		if len(alive) == 1 {
+			d.target = alive[0]
+		}
+	}
+	if pod.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return fmt.Errorf("pod %s is not ready: nothing can be run in it", podName(pod))
+	}
+	st, err := d.rt.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.Id})
+	if err != nil {
+		return fmt.Errorf("ask for pod %s: %w", podName(pod), err)
+	}
+	d.pod = st.Status
+	for _, ct := range have.in(pod, have.containers) { // the CRI tells the directory of a pod's logs by those of its containers
+		st, err := d.rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: ct.Id})
+		if path := st.GetStatus().GetLogPath(); err == nil && filepath.IsAbs(path) {
+			d.logDir = filepath.Dir(filepath.Dir(path))
+		}
 	}
 	return nil
 }
 
-// askDaemonShortly is askDaemon for what is answered at once.
-func (c *cli) askDaemonShortly(ctx context.Context, path string, out io.Writer) error {
-	s, err := c.settings()
-	if err != nil {
-		return err
+// sandboxConfig returns of the pod's configuration what its status tells.
+func (d *debugRun) sandboxConfig() *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{
+		Metadata: d.pod.Metadata, Labels: d.pod.Labels, Annotations: d.pod.Annotations, LogDirectory: d.logDir,
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: d.pod.GetLinux().GetNamespaces().GetOptions(), Privileged: d.o.privileged,
+		}},
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
+}
+
+// pullMissing returns the id of the image.
+func (d *debugRun) pullMissing(ctx context.Context) (string, error) {
+	spec := &runtimeapi.ImageSpec{Image: d.o.image, RuntimeHandler: d.pod.RuntimeHandler}
+	for pulled := false; ; pulled = true {
+		st, err := d.img.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
+		switch {
+		case err != nil:
+			return "", fmt.Errorf("look for image %s: %w", d.o.image, err)
+		case st.Image != nil && !byChance(st.Image, d.o.image):
+			return st.Image.Id, nil
+		case pulled:
+			return "", fmt.Errorf("the runtime does not find the image %s which it has just pulled", d.o.image)
+		}
+		req := &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: d.sandboxConfig(), Auth: d.authFor(ctx, d.o.image)}
+		if _, err := d.pull(ctx, d.img, req); err != nil {
+			return "", fmt.Errorf("%w\n--image names another one, such as one that is here: kuri images", err)
+		}
+	}
+}
+
+func (d *debugRun) start(ctx context.Context, image string, command []string) error {
+	config := &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: d.name},
+		Image:    &runtimeapi.ImageSpec{Image: image, UserSpecifiedImage: d.o.image},
+		Command:  command,
+		Labels: map[string]string{
+			manifest.LabelPodName: d.pod.GetMetadata().GetName(), manifest.LabelPodNamespace: d.pod.GetMetadata().GetNamespace(),
+			manifest.LabelPodUID: d.pod.GetMetadata().GetUid(), manifest.LabelContainerName: d.name,
+		},
+		Stdin: d.o.stdin, StdinOnce: d.o.stdin, Tty: d.o.tty,
+		Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{}, SecurityContext: d.security()},
+	}
+	for _, e := range d.o.env {
+		name, value, ok := strings.Cut(e, "=")
+		if !ok || name == "" {
+			return usageError{fmt.Errorf("--env %q: expected NAME=VALUE", e)}
+		}
+		config.Envs = append(config.Envs, &runtimeapi.KeyValue{Key: name, Value: []byte(value)})
+	}
+	if d.logDir != "" {
+		config.LogPath = d.name + "/0.log"
+		if err := os.MkdirAll(filepath.Join(d.logDir, d.name), 0o755); err != nil {
+			return fmt.Errorf("make a directory for the log: %w", err)
+		}
+	}
+	made, err := d.rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: d.pod.Id, Config: config, SandboxConfig: d.sandboxConfig()})
+	if err != nil {
+		return about("create container "+d.name, err)
+	}
+	d.id = made.ContainerId
+	if _, err := d.rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: d.id}); err != nil {
+		return about("start container "+d.name, err)
+	}
+	return nil
+}
+
+// security returns the namespaces of the pod, with the target's processes, and what it takes to look into these.
+func (d *debugRun) security() *runtimeapi.LinuxContainerSecurityContext {
+	of := d.pod.GetLinux().GetNamespaces().GetOptions()
+	options := &runtimeapi.NamespaceOption{Network: of.GetNetwork(), Pid: of.GetPid(), Ipc: of.GetIpc(), UsernsOptions: of.GetUsernsOptions()}
+	if d.target != nil && options.Pid == runtimeapi.NamespaceMode_CONTAINER {
+		options.Pid, options.TargetId = runtimeapi.NamespaceMode_TARGET, d.target.Id
+	}
+	s := &runtimeapi.LinuxContainerSecurityContext{
+		NamespaceOptions: options, Privileged: d.o.privileged,
+		Capabilities: &runtimeapi.Capability{AddCapabilities: []string{"SYS_PTRACE"}},
+		Seccomp:      &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
+	}
+	for _, name := range d.o.capAdd {
+		s.Capabilities.AddCapabilities = append(s.Capabilities.AddCapabilities, string(capability(name)))
+	}
+	if d.o.privileged {
+		s.Seccomp = nil
+	}
+	return s
+}
+
+// outcome waits for the end of the container and returns its exit code as an error.
+func (d *debugRun) outcome(ctx context.Context) error {
+	st, err := d.wait(ctx, d.id)
+	if err == nil && st.ExitCode != 0 {
+		return exitCode(st.ExitCode)
+	}
+	return err
+}
+
+// remove takes away the container and its log.
+func (d *debugRun) remove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
-	return c.askDaemon(ctx, path, out)
+	var errs []error
+	if d.id != "" {
+		if err := removeContainer(ctx, d.rt, d.id); err != nil {
+			errs = append(errs, leftError{fmt.Errorf("remove container %s: %w", d.name, err)})
+		}
+	}
+	if d.logDir != "" {
+		errs = append(errs, removeBelow(d.logDir, d.name))
+	}
+	return errors.Join(errs...)
 }

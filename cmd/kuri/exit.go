@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"regexp"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -116,6 +117,25 @@ func describe(err error) string {
 		default:
 			text += "\nis the runtime running? (--runtime-endpoint names another socket)"
 		}
+	}
+	return plainNetwork(text)
+}
+
+// The words of Go's network and HTTP packages around what a reader needs: the address, and why it was not reached.
+var networkWords = []struct {
+	form *regexp.Regexp
+	to   string
+}{
+	{regexp.MustCompile(`(Get|Head|Post) "[^"]*": `), ""},
+	{regexp.MustCompile(`dial tcp: lookup (\S+)( on \S+)?: no such host`), "there is no host $1"},
+	{regexp.MustCompile(`dial tcp: lookup (\S+)( on \S+)?: (?:[^\n]*: )?([^:\n]+)`), "look up the host $1$2: $3"},
+	{regexp.MustCompile(`dial (?:tcp|udp) (\S+): (?:connect: )?`), "$1: "},
+	{regexp.MustCompile(`\bRegistryUnavailable: `), ""}, // a reason for kubelets, which the words after it say again
+}
+
+func plainNetwork(text string) string {
+	for _, w := range networkWords {
+		text = w.form.ReplaceAllString(text, w.to)
 	}
 	return text
 }

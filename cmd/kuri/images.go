@@ -22,7 +22,7 @@ func (c *cli) imagesCommand() *cobra.Command {
 		Use:   "images",
 		Short: "List images",
 		Example: `  kuri images --name nginx
-  kuri images --sort size
+  kuri images --sort size -o wide
   kuri images -o jsonpath='{.images[*].repoTags}'`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -54,7 +54,7 @@ func (c *cli) listImages(ctx context.Context, img *client.Images, o *listOptions
 		if err != nil { // the image service may be another program's
 			fmt.Fprintln(c.err, "kuri: what uses the images is not known:", describe(err))
 		}
-		rows := imageRows(list.Images, describeImages(ctx, img, list.Images), users, o.full)
+		rows := imageRows(list.Images, describeImages(ctx, img, list.Images), users, o.full, c.format == formatWide)
 		if o.sort == bySize {
 			bytes := map[string]uint64{}
 			for _, i := range list.Images {
@@ -131,7 +131,7 @@ const asVolume = "a volume"
 const maxUsers = 2
 
 // imageRows makes one row of each name of each image.
-func imageRows(list []*runtimeapi.Image, told map[string]*kuriv1.ImageDescription, users map[string][]string, full bool) [][]string {
+func imageRows(list []*runtimeapi.Image, told map[string]*kuriv1.ImageDescription, users map[string][]string, full, wide bool) [][]string {
 	var rows [][]string
 	for _, i := range list {
 		names := i.RepoTags
@@ -156,9 +156,35 @@ func imageRows(list []*runtimeapi.Image, told map[string]*kuriv1.ImageDescriptio
 			if repo, digest, ok := strings.Cut(name, "@"); ok && !full {
 				name = repo + "@" + trim(digest, false)
 			}
-			rows = append(rows, []string{name, trim(i.Id, full), size(i.Size), ago(told[i.Id].GetPulledAt()), pinned, strings.Join(by, ", ")})
+			row := []string{name, trim(i.Id, full), size(i.Size), ago(told[i.Id].GetPulledAt()), pinned, strings.Join(by, ", ")}
+			if wide {
+				row = append(row, digestIn(i, full), imageUser(i))
+			}
+			rows = append(rows, row)
 		}
 	}
 	slices.SortStableFunc(rows, func(a, b []string) int { return cmp.Compare(a[0], b[0]) })
-	return append([][]string{{"IMAGE", "ID", "SIZE", "AGE", "PINNED", "IN USE BY"}}, rows...)
+	head := []string{"IMAGE", "ID", "SIZE", "AGE", "PINNED", "IN USE BY"}
+	if wide {
+		head = append(head, "DIGEST", "USER")
+	}
+	return append([][]string{head}, rows...)
+}
+
+// digestIn returns the digest by which a registry knows an image, "" where none is known.
+func digestIn(i *runtimeapi.Image, full bool) string {
+	for _, name := range i.RepoDigests {
+		if _, digest, ok := strings.Cut(name, "@"); ok {
+			return trim(digest, full)
+		}
+	}
+	return ""
+}
+
+// imageUser returns the user whom an image's containers run as, "" where the image names none.
+func imageUser(i *runtimeapi.Image) string {
+	if i.Uid != nil {
+		return fmt.Sprint(i.Uid.Value)
+	}
+	return i.Username
 }

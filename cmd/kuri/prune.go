@@ -3,12 +3,18 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
+	"github.com/kuri-cri/kuri/client"
 )
 
 func (c *cli) pruneCommand() *cobra.Command {
@@ -16,8 +22,8 @@ func (c *cli) pruneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove the images that no container uses",
-		Long: `Show which images no container uses and no pin keeps, and how much their removal gives back; ask, and remove them.
-This needs Kuri's own runtime.`,
+		Long: `Show which images no container uses and no pin keeps, and how much their removal gives back; ask, and remove them. With
+other runtimes than Kuri's own this follows from their lists of images and of containers.`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return c.prune(cmd.Context(), force) },
@@ -32,9 +38,14 @@ func (c *cli) prune(ctx context.Context, force bool) error {
 		return err
 	}
 	defer img.Close()
-	unused, err := img.Kuri.Prune(ctx, &kuriv1.PruneRequest{})
+	by := pruner(ownPruner{img})
+	unused, err := by.unused(ctx)
+	if status.Code(err) == codes.Unimplemented {
+		by = &listPruner{cli: c, img: img}
+		unused, err = by.unused(ctx)
+	}
 	if err != nil {
-		return onlyKuri(img, "looking for unused images", err)
+		return fmt.Errorf("look for unused images: %w", err)
 	}
 	if len(unused.Images) == 0 {
 		fmt.Fprintln(c.out, "every image is in use or pinned")
@@ -54,12 +65,121 @@ func (c *cli) prune(ctx context.Context, force bool) error {
 	for _, i := range unused.Images {
 		shown = append(shown, i.Id)
 	}
-	removed, err := img.Kuri.Prune(ctx, &kuriv1.PruneRequest{Remove: true, Only: shown})
-	if err != nil {
-		return onlyKuri(img, "removing unused images", err)
+	removed, err := by.remove(ctx, shown)
+	if removed != nil {
+		fmt.Fprintf(c.out, "removed %d images, %s given back\n", len(removed.Images), size(uint64(removed.Bytes)))
 	}
-	fmt.Fprintf(c.out, "removed %d images, %s given back\n", len(removed.Images), size(uint64(removed.Bytes)))
+	if err != nil {
+		return fmt.Errorf("remove unused images: %w", err)
+	}
 	return nil
+}
+
+// pruner finds and removes the images that nothing uses and no pin keeps.
+type pruner interface {
+	unused(context.Context) (*kuriv1.PruneResponse, error)
+	// remove removes those of the images that still nothing uses, and returns them, also beside an error.
+	remove(ctx context.Context, ids []string) (*kuriv1.PruneResponse, error)
+}
+
+// ownPruner asks Kuri's own runtime, which knows.
+type ownPruner struct{ img *client.Images }
+
+func (p ownPruner) unused(ctx context.Context) (*kuriv1.PruneResponse, error) {
+	return p.img.Kuri.Prune(ctx, &kuriv1.PruneRequest{})
+}
+
+func (p ownPruner) remove(ctx context.Context, ids []string) (*kuriv1.PruneResponse, error) {
+	return p.img.Kuri.Prune(ctx, &kuriv1.PruneRequest{Remove: true, Only: ids})
+}
+
+// listPruner compares the lists of any runtime. Layers are shared, so the sizes are upper bounds.
+type listPruner struct {
+	*cli
+	img *client.Images
+}
+
+func (p *listPruner) unused(ctx context.Context) (*kuriv1.PruneResponse, error) {
+	list, err := p.img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	rt, err := p.runtime(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer rt.Close()
+	have, err := takeInventory(ctx, rt)
+	if err != nil {
+		return nil, err
+	}
+	mounted, err := have.mountedImages(ctx, rt)
+	if err != nil {
+		return nil, err
+	}
+	return unusedOf(list.Images, have.imageUsers(), mounted), nil
+}
+
+// unusedOf returns the images without a pin that are neither those of containers nor mounted by one.
+func unusedOf(list []*runtimeapi.Image, users map[string][]string, mounted map[string]bool) *kuriv1.PruneResponse {
+	out := &kuriv1.PruneResponse{}
+	for _, i := range list {
+		names := slices.Concat([]string{i.Id}, i.RepoTags, i.RepoDigests)
+		if i.Pinned || len(usersOf(i, users)) > 0 || slices.ContainsFunc(names, func(n string) bool { return mounted[n] }) {
+			continue
+		}
+		references := i.RepoTags
+		if len(references) == 0 {
+			references = i.RepoDigests
+		}
+		out.Images = append(out.Images, &kuriv1.PrunedImage{Id: i.Id, References: references, Size: int64(i.Size)})
+		out.Bytes += int64(i.Size)
+	}
+	return out
+}
+
+// mountedImages returns the images that containers mount as volumes, by each name that their mounts give. The list of
+// containers does not have them.
+func (v *inventory) mountedImages(ctx context.Context, rt *client.Runtime) (map[string]bool, error) {
+	mounted := map[string]bool{}
+	for _, ct := range v.containers {
+		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: ct.Id})
+		if isGone(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ask for the mounts of container %s: %w", trim(ct.Id, false), err)
+		}
+		for _, m := range st.GetStatus().GetMounts() {
+			for _, name := range []string{m.GetImage().GetImage(), m.GetImage().GetUserSpecifiedImage()} {
+				if name != "" {
+					mounted[name] = true
+				}
+			}
+		}
+	}
+	return mounted, nil
+}
+
+func (p *listPruner) remove(ctx context.Context, ids []string) (*kuriv1.PruneResponse, error) {
+	still, err := p.unused(ctx)
+	if err != nil {
+		return nil, err
+	}
+	removed := &kuriv1.PruneResponse{}
+	var errs []error
+	for _, i := range still.Images {
+		if !slices.Contains(ids, i.Id) {
+			continue
+		}
+		if _, err := p.img.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", trim(i.Id, false), err))
+			continue
+		}
+		removed.Images = append(removed.Images, i)
+		removed.Bytes += i.Size
+	}
+	return removed, errors.Join(errs...)
 }
 
 func (c *cli) showPruned(p *kuriv1.PruneResponse) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"path/filepath"
@@ -40,7 +41,10 @@ func (c *cli) main(ctx context.Context, args []string) int {
 	called, err := root.ExecuteContextC(ctx)
 	c.verb = called.CommandPath()
 	if err != nil && !began {
-		err = usageError{flagError(called, err)}
+		if err = flagError(called, err); called == root {
+			err = cmp.Or(foreignVerb(args), err)
+		}
+		err = usageError{err}
 	}
 	return c.exit(ctx, err)
 }
@@ -85,10 +89,10 @@ exit code of what they ran.`,
 	f.StringVar(&c.podsDir, "pods-dir", defaultPodsDir, "directory for the volumes of the pods of kuri run")
 	f.StringVar(&c.logsDir, "logs-dir", defaultLogsDir, "directory for the logs of the pods of kuri run")
 	root.AddCommand(
-		c.runCommand(), c.downCommand(), c.podsCommand(), c.psCommand(), c.statsCommand(), c.topCommand(), c.traceCommand(), c.logsCommand(), c.eventsCommand(), c.execCommand(), c.attachCommand(), c.cpCommand(), c.portForwardCommand(), c.inspectCommand(), c.updateCommand(), c.stopCommand(), c.rmCommand(),
-		c.imageCommand(), c.imagesCommand(), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.rmiCommand(), c.pruneCommand(), c.checkCommand(), c.historyCommand(),
+		c.runCommand(), c.downCommand(), c.runpCommand(), c.createCommand(), c.startCommand(), c.podsCommand(), c.psCommand(), c.statsCommand(), c.topCommand(), c.traceCommand(), c.logsCommand(), c.eventsCommand(), c.execCommand(), c.attachCommand(), c.debugCommand(), c.cpCommand(), c.portForwardCommand(), c.inspectCommand(), c.updateCommand(), c.stopCommand(), c.rmCommand(),
+		c.imageCommand(), c.imagesCommand(), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.tagCommand(), c.rmiCommand(), c.pruneCommand(), c.checkCommand(), c.historyCommand(),
 		c.loginCommand(), c.logoutCommand(), c.networkCommand(), c.doctorCommand(), c.wipeCommand(),
-		c.infoCommand(), c.metricsCommand(), c.debugCommand(), c.versionCommand(),
+		c.infoCommand(), c.metricsCommand(), c.daemonCommand(), c.versionCommand(),
 	)
 	addExamples(root)
 	return root

@@ -77,9 +77,16 @@ func helpCommand() *cobra.Command {
 
 // elsewhere is what commands of crictl, docker and kubectl are called here.
 var elsewhere = map[string]string{
-	"apply": "kuri run FILE", "create": "kuri run FILE", "start": "kuri run FILE", "runp": "kuri run FILE", "up": "kuri run FILE",
-	"delete": "kuri rm", "rmp": "kuri rm, which takes pods too", "remove": "kuri rm", "down": "kuri rm -f",
+	"apply": "kuri run FILE", "up": "kuri run FILE", "play": "kuri run FILE", "compose": "kuri run FILE and kuri down FILE, for manifests of Kubernetes",
+	"delete": "kuri rm, or kuri down FILE", "rmp": "kuri rm, which takes pods too", "remove": "kuri rm",
 	"stopp": "kuri stop, which takes pods too", "kill": "kuri stop --grace 0", "restart": "kuri stop, kuri rm and kuri run FILE",
+	"replace": "kuri down FILE and kuri run FILE", "edit": "kuri update for limits, else kuri down FILE and kuri run FILE",
+	"statsp": "kuri stats, or kuri top", "metricsp": "kuri metrics", "checkpoint": "not supported", "pause": "not supported", "unpause": "not supported",
+	"runtime-config": "kuri info", "config": "kuri info; the flags -r and -i, or /etc/crictl.yaml, say which runtime is asked",
+	"wait": "kuri attach, which ends with the container and its exit code", "port": "kuri inspect", "rename": "kuri run --name",
+	"search": "kuri pull", "push": "not supported: kuri save, and a program that pushes", "build": "not supported: kuri load takes what others build",
+	"commit": "not supported: kuri image diff and kuri cp show and copy what a container has changed", "volume": "kuri run -v, or volumes in a manifest", "volumes": "kuri run -v, or volumes in a manifest",
+	"cluster-info": "kuri info", "node": "kuri info", "nodes": "kuri info", "ingress": "kuri port-forward", "expose": "kuri port-forward, or kuri run -p", "scale": "kuri run, once for each pod",
 	"inspectp": "kuri inspect", "inspecti": "kuri image inspect", "describe": "kuri inspect",
 	"get": "kuri pods, kuri ps or kuri images", "ls": "kuri pods, kuri ps or kuri images", "list": "kuri pods, kuri ps or kuri images",
 	"img": "kuri images", "image-ls": "kuri images", "containers": "kuri ps", "container": "kuri ps", "pod": "kuri pods",
@@ -93,11 +100,28 @@ func rootArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	if here, ok := elsewhere[args[0]]; ok {
-		return fmt.Errorf("there is no command %q: it is %s", args[0], here)
+	if err := foreignVerb(args[:1]); err != nil {
+		return err
 	}
 	return fmt.Errorf("there is no command %q%s", args[0], suggest(cmd.SuggestionsFor(args[0])))
 }
+
+// foreignVerb returns the error for a verb of another program, nil where there is none among the arguments. Its flags are
+// that program's, too, so it is looked for beyond a flag that is not known.
+func foreignVerb(args []string) error {
+	for _, a := range args {
+		if here, ok := elsewhere[a]; ok {
+			if why, no := strings.CutPrefix(here, notSupported); no {
+				return fmt.Errorf("there is no command %q: it is not supported%s", a, why)
+			}
+			return fmt.Errorf("there is no command %q: it is %s", a, here)
+		}
+	}
+	return nil
+}
+
+// notSupported begins what is said of a verb of which there is no like here.
+const notSupported = "not supported"
 
 func suggest(names []string) string {
 	if len(names) == 0 {
@@ -148,7 +172,7 @@ func expected(f *pflag.Flag, wrong *pflag.InvalidValueError) string {
 
 // foreignFlags is what flags of crictl, docker and kubectl are called here.
 var foreignFlags = map[string]string{
-	"format": "-o, --output", "namespace": "NAMESPACE/POD in place of the pod's name", "n": "NAMESPACE/POD in place of the pod's name",
+	"format": "-o, --output", "filter": "--name, --label or --state", "selector": "--label", "digests": "-o wide", "show-labels": "-o wide", "last": "--sort age, which is usual: the youngest comes first", "latest": "--sort age, which is usual: the youngest comes first", "with-pull": "nothing: a missing image is pulled anyway", "no-pull": "--pull never", "signal": "--grace 0 to kill at once", "namespace": "NAMESPACE/POD in place of the pod's name", "n": "NAMESPACE/POD in place of the pod's name",
 	"c": "POD/CONTAINER in place of the pod's name", "container": "POD/CONTAINER in place of the pod's name", "d": "nothing: this is how it works anyway",
 	"time": "--grace", "grace-period": "--grace", "input": "-o", "truncate": "--no-trunc", "since-time": "--since", "creds": "kuri login",
 	"all-namespaces": "nothing: all namespaces are listed anyway", "A": "nothing: all namespaces are listed anyway",
@@ -157,7 +181,7 @@ var foreignFlags = map[string]string{
 // foreignFlag returns a hint for a flag that other programs have.
 func foreignFlag(cmd *cobra.Command, name string) string {
 	if here, ok := foreignFlags[name]; ok && cmd.HasParent() {
-		if strings.HasPrefix(here, "--") && cmd.Flags().Lookup(strings.Fields(strings.Trim(here, "-,"))[0]) == nil {
+		if strings.HasPrefix(here, "--") && cmd.Flags().Lookup(strings.Trim(strings.Fields(here)[0], "-,:")) == nil {
 			return ""
 		}
 		return " (here it is " + here + ")"

@@ -72,6 +72,17 @@ func (s *archiveService) Prune(_ context.Context, req *kuriv1.PruneRequest) (*ku
 	return resp, nil
 }
 
+func (s *archiveService) Tag(_ context.Context, req *kuriv1.TagRequest) (*kuriv1.TagResponse, error) {
+	if req.GetImage() == "" {
+		return nil, fault.New(fault.Invalid, "image: it is empty, an image's reference or id is needed")
+	}
+	given, err := s.store.Tag(req.GetImage(), req.GetNames())
+	if err != nil {
+		return nil, err
+	}
+	return &kuriv1.TagResponse{Names: given}, nil
+}
+
 func (s *archiveService) Describe(_ context.Context, req *kuriv1.DescribeRequest) (*kuriv1.ImageDescription, error) {
 	if req.GetImage() == "" {
 		return nil, fault.New(fault.Invalid, "image: it is empty, an image's reference or id is needed")

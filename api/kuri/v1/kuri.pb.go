@@ -188,7 +188,103 @@ func (x FileChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileChange_Kind.Descriptor instead.
 func (FileChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2, 0}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4, 0}
+}
+
+type TagRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // reference or id
+	Names         []string               `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"` // such as "registry.example/web:2"; without a tag it is "latest"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagRequest) Reset() {
+	*x = TagRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagRequest) ProtoMessage() {}
+
+func (x *TagRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagRequest.ProtoReflect.Descriptor instead.
+func (*TagRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *TagRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *TagRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type TagResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"` // in full
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagResponse) Reset() {
+	*x = TagResponse{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagResponse) ProtoMessage() {}
+
+func (x *TagResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagResponse.ProtoReflect.Descriptor instead.
+func (*TagResponse) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TagResponse) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
 }
 
 type DiffRequest struct {
@@ -201,7 +297,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -213,7 +309,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -226,7 +322,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *DiffRequest) GetImage() string {
@@ -253,7 +349,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -265,7 +361,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -278,7 +374,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DiffResponse) GetLayer() string {
@@ -307,7 +403,7 @@ type FileChange struct {
 
 func (x *FileChange) Reset() {
 	*x = FileChange{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -319,7 +415,7 @@ func (x *FileChange) String() string {
 func (*FileChange) ProtoMessage() {}
 
 func (x *FileChange) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -332,7 +428,7 @@ func (x *FileChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileChange.ProtoReflect.Descriptor instead.
 func (*FileChange) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *FileChange) GetKind() FileChange_Kind {
@@ -372,7 +468,7 @@ type SaveRequest struct {
 
 func (x *SaveRequest) Reset() {
 	*x = SaveRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +480,7 @@ func (x *SaveRequest) String() string {
 func (*SaveRequest) ProtoMessage() {}
 
 func (x *SaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +493,7 @@ func (x *SaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveRequest.ProtoReflect.Descriptor instead.
 func (*SaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SaveRequest) GetImages() []string {
@@ -416,7 +512,7 @@ type SaveChunk struct {
 
 func (x *SaveChunk) Reset() {
 	*x = SaveChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +524,7 @@ func (x *SaveChunk) String() string {
 func (*SaveChunk) ProtoMessage() {}
 
 func (x *SaveChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +537,7 @@ func (x *SaveChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveChunk.ProtoReflect.Descriptor instead.
 func (*SaveChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SaveChunk) GetData() []byte {
@@ -463,7 +559,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +571,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +584,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CheckRequest) GetRepair() bool {
@@ -534,7 +630,7 @@ type RegistryAuth struct {
 
 func (x *RegistryAuth) Reset() {
 	*x = RegistryAuth{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +642,7 @@ func (x *RegistryAuth) String() string {
 func (*RegistryAuth) ProtoMessage() {}
 
 func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +655,7 @@ func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryAuth.ProtoReflect.Descriptor instead.
 func (*RegistryAuth) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RegistryAuth) GetRegistry() string {
@@ -611,7 +707,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +719,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +732,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Finding) GetImageId() string {
@@ -691,7 +787,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +799,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +812,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PruneRequest) GetRemove() bool {
@@ -743,7 +839,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +851,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +864,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PruneResponse) GetImages() []*PrunedImage {
@@ -796,7 +892,7 @@ type PrunedImage struct {
 
 func (x *PrunedImage) Reset() {
 	*x = PrunedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +904,7 @@ func (x *PrunedImage) String() string {
 func (*PrunedImage) ProtoMessage() {}
 
 func (x *PrunedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +917,7 @@ func (x *PrunedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedImage.ProtoReflect.Descriptor instead.
 func (*PrunedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PrunedImage) GetId() string {
@@ -854,7 +950,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +962,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +975,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DescribeRequest) GetImage() string {
@@ -907,7 +1003,7 @@ type ImageDescription struct {
 
 func (x *ImageDescription) Reset() {
 	*x = ImageDescription{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1015,7 @@ func (x *ImageDescription) String() string {
 func (*ImageDescription) ProtoMessage() {}
 
 func (x *ImageDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1028,7 @@ func (x *ImageDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageDescription.ProtoReflect.Descriptor instead.
 func (*ImageDescription) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ImageDescription) GetId() string {
@@ -1017,7 +1113,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1125,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1138,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ImageLayer) GetDiffId() string {
@@ -1083,7 +1179,7 @@ type LoadChunk struct {
 
 func (x *LoadChunk) Reset() {
 	*x = LoadChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1191,7 @@ func (x *LoadChunk) String() string {
 func (*LoadChunk) ProtoMessage() {}
 
 func (x *LoadChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1204,7 @@ func (x *LoadChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadChunk.ProtoReflect.Descriptor instead.
 func (*LoadChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{14}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LoadChunk) GetData() []byte {
@@ -1134,7 +1230,7 @@ type LoadResponse struct {
 
 func (x *LoadResponse) Reset() {
 	*x = LoadResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1242,7 @@ func (x *LoadResponse) String() string {
 func (*LoadResponse) ProtoMessage() {}
 
 func (x *LoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1255,7 @@ func (x *LoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadResponse.ProtoReflect.Descriptor instead.
 func (*LoadResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{15}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LoadResponse) GetImages() []*LoadedImage {
@@ -1180,7 +1276,7 @@ type LoadedImage struct {
 
 func (x *LoadedImage) Reset() {
 	*x = LoadedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1288,7 @@ func (x *LoadedImage) String() string {
 func (*LoadedImage) ProtoMessage() {}
 
 func (x *LoadedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1301,7 @@ func (x *LoadedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadedImage.ProtoReflect.Descriptor instead.
 func (*LoadedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{16}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LoadedImage) GetId() string {
@@ -1239,7 +1335,7 @@ type WatchPullRequest struct {
 
 func (x *WatchPullRequest) Reset() {
 	*x = WatchPullRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1347,7 @@ func (x *WatchPullRequest) String() string {
 func (*WatchPullRequest) ProtoMessage() {}
 
 func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1360,7 @@ func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPullRequest.ProtoReflect.Descriptor instead.
 func (*WatchPullRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{17}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchPullRequest) GetImage() string {
@@ -1300,7 +1396,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1408,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1421,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{18}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PullProgress) GetImage() string {
@@ -1398,7 +1494,7 @@ type LayerProgress struct {
 
 func (x *LayerProgress) Reset() {
 	*x = LayerProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1506,7 @@ func (x *LayerProgress) String() string {
 func (*LayerProgress) ProtoMessage() {}
 
 func (x *LayerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1519,7 @@ func (x *LayerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerProgress.ProtoReflect.Descriptor instead.
 func (*LayerProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{19}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LayerProgress) GetDigest() string {
@@ -1469,7 +1565,7 @@ type PruneNetworkRequest struct {
 
 func (x *PruneNetworkRequest) Reset() {
 	*x = PruneNetworkRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1577,7 @@ func (x *PruneNetworkRequest) String() string {
 func (*PruneNetworkRequest) ProtoMessage() {}
 
 func (x *PruneNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1590,7 @@ func (x *PruneNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneNetworkRequest.ProtoReflect.Descriptor instead.
 func (*PruneNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{20}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{22}
 }
 
 type PruneNetworkResponse struct {
@@ -1506,7 +1602,7 @@ type PruneNetworkResponse struct {
 
 func (x *PruneNetworkResponse) Reset() {
 	*x = PruneNetworkResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1614,7 @@ func (x *PruneNetworkResponse) String() string {
 func (*PruneNetworkResponse) ProtoMessage() {}
 
 func (x *PruneNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1627,7 @@ func (x *PruneNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneNetworkResponse.ProtoReflect.Descriptor instead.
 func (*PruneNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{21}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PruneNetworkResponse) GetUsers() []string {
@@ -1552,7 +1648,7 @@ type PackRequest struct {
 
 func (x *PackRequest) Reset() {
 	*x = PackRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1660,7 @@ func (x *PackRequest) String() string {
 func (*PackRequest) ProtoMessage() {}
 
 func (x *PackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1673,7 @@ func (x *PackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
 func (*PackRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{22}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PackRequest) GetContainerId() string {
@@ -1610,7 +1706,7 @@ type PackChunk struct {
 
 func (x *PackChunk) Reset() {
 	*x = PackChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1718,7 @@ func (x *PackChunk) String() string {
 func (*PackChunk) ProtoMessage() {}
 
 func (x *PackChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1731,7 @@ func (x *PackChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackChunk.ProtoReflect.Descriptor instead.
 func (*PackChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{23}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PackChunk) GetData() []byte {
@@ -1656,7 +1752,7 @@ type UnpackChunk struct {
 
 func (x *UnpackChunk) Reset() {
 	*x = UnpackChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1764,7 @@ func (x *UnpackChunk) String() string {
 func (*UnpackChunk) ProtoMessage() {}
 
 func (x *UnpackChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1777,7 @@ func (x *UnpackChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackChunk.ProtoReflect.Descriptor instead.
 func (*UnpackChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{24}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UnpackChunk) GetContainerId() string {
@@ -1713,7 +1809,7 @@ type UnpackResponse struct {
 
 func (x *UnpackResponse) Reset() {
 	*x = UnpackResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1821,7 @@ func (x *UnpackResponse) String() string {
 func (*UnpackResponse) ProtoMessage() {}
 
 func (x *UnpackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1834,7 @@ func (x *UnpackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackResponse.ProtoReflect.Descriptor instead.
 func (*UnpackResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{25}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{27}
 }
 
 type IsDirectoryRequest struct {
@@ -1751,7 +1847,7 @@ type IsDirectoryRequest struct {
 
 func (x *IsDirectoryRequest) Reset() {
 	*x = IsDirectoryRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1859,7 @@ func (x *IsDirectoryRequest) String() string {
 func (*IsDirectoryRequest) ProtoMessage() {}
 
 func (x *IsDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +1872,7 @@ func (x *IsDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IsDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*IsDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{26}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IsDirectoryRequest) GetContainerId() string {
@@ -1802,7 +1898,7 @@ type IsDirectoryResponse struct {
 
 func (x *IsDirectoryResponse) Reset() {
 	*x = IsDirectoryResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1910,7 @@ func (x *IsDirectoryResponse) String() string {
 func (*IsDirectoryResponse) ProtoMessage() {}
 
 func (x *IsDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1923,7 @@ func (x *IsDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IsDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*IsDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{27}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IsDirectoryResponse) GetDirectory() bool {
@@ -1841,7 +1937,13 @@ var File_api_kuri_v1_kuri_proto protoreflect.FileDescriptor
 
 const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"9\n" +
+	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"8\n" +
+	"\n" +
+	"TagRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"#\n" +
+	"\vTagResponse\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\"9\n" +
 	"\vDiffRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x14\n" +
 	"\x05other\x18\x02 \x01(\tR\x05other\"S\n" +
@@ -1979,7 +2081,7 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x14LAYER_PHASE_FETCHING\x10\x02\x12\x19\n" +
 	"\x15LAYER_PHASE_UNPACKING\x10\x03\x12\x15\n" +
 	"\x11LAYER_PHASE_READY\x10\x04\x12\x17\n" +
-	"\x13LAYER_PHASE_PRESENT\x10\x052\x96\x03\n" +
+	"\x13LAYER_PHASE_PRESENT\x10\x052\xc8\x03\n" +
 	"\x06Images\x123\n" +
 	"\x04Load\x12\x12.kuri.v1.LoadChunk\x1a\x15.kuri.v1.LoadResponse(\x01\x12?\n" +
 	"\tWatchPull\x12\x19.kuri.v1.WatchPullRequest\x1a\x15.kuri.v1.PullProgress0\x01\x122\n" +
@@ -1987,7 +2089,8 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x05Prune\x12\x15.kuri.v1.PruneRequest\x1a\x16.kuri.v1.PruneResponse\x12?\n" +
 	"\bDescribe\x12\x18.kuri.v1.DescribeRequest\x1a\x19.kuri.v1.ImageDescription\x122\n" +
 	"\x04Save\x12\x14.kuri.v1.SaveRequest\x1a\x12.kuri.v1.SaveChunk0\x01\x125\n" +
-	"\x04Diff\x12\x14.kuri.v1.DiffRequest\x1a\x15.kuri.v1.DiffResponse0\x012O\n" +
+	"\x04Diff\x12\x14.kuri.v1.DiffRequest\x1a\x15.kuri.v1.DiffResponse0\x01\x120\n" +
+	"\x03Tag\x12\x13.kuri.v1.TagRequest\x1a\x14.kuri.v1.TagResponse2O\n" +
 	"\aNetwork\x12D\n" +
 	"\x05Prune\x12\x1c.kuri.v1.PruneNetworkRequest\x1a\x1d.kuri.v1.PruneNetworkResponse2\xc0\x01\n" +
 	"\x05Files\x122\n" +
@@ -2008,74 +2111,78 @@ func file_api_kuri_v1_kuri_proto_rawDescGZIP() []byte {
 }
 
 var file_api_kuri_v1_kuri_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_api_kuri_v1_kuri_proto_goTypes = []any{
 	(PullPhase)(0),               // 0: kuri.v1.PullPhase
 	(LayerPhase)(0),              // 1: kuri.v1.LayerPhase
 	(FileChange_Kind)(0),         // 2: kuri.v1.FileChange.Kind
-	(*DiffRequest)(nil),          // 3: kuri.v1.DiffRequest
-	(*DiffResponse)(nil),         // 4: kuri.v1.DiffResponse
-	(*FileChange)(nil),           // 5: kuri.v1.FileChange
-	(*SaveRequest)(nil),          // 6: kuri.v1.SaveRequest
-	(*SaveChunk)(nil),            // 7: kuri.v1.SaveChunk
-	(*CheckRequest)(nil),         // 8: kuri.v1.CheckRequest
-	(*RegistryAuth)(nil),         // 9: kuri.v1.RegistryAuth
-	(*Finding)(nil),              // 10: kuri.v1.Finding
-	(*PruneRequest)(nil),         // 11: kuri.v1.PruneRequest
-	(*PruneResponse)(nil),        // 12: kuri.v1.PruneResponse
-	(*PrunedImage)(nil),          // 13: kuri.v1.PrunedImage
-	(*DescribeRequest)(nil),      // 14: kuri.v1.DescribeRequest
-	(*ImageDescription)(nil),     // 15: kuri.v1.ImageDescription
-	(*ImageLayer)(nil),           // 16: kuri.v1.ImageLayer
-	(*LoadChunk)(nil),            // 17: kuri.v1.LoadChunk
-	(*LoadResponse)(nil),         // 18: kuri.v1.LoadResponse
-	(*LoadedImage)(nil),          // 19: kuri.v1.LoadedImage
-	(*WatchPullRequest)(nil),     // 20: kuri.v1.WatchPullRequest
-	(*PullProgress)(nil),         // 21: kuri.v1.PullProgress
-	(*LayerProgress)(nil),        // 22: kuri.v1.LayerProgress
-	(*PruneNetworkRequest)(nil),  // 23: kuri.v1.PruneNetworkRequest
-	(*PruneNetworkResponse)(nil), // 24: kuri.v1.PruneNetworkResponse
-	(*PackRequest)(nil),          // 25: kuri.v1.PackRequest
-	(*PackChunk)(nil),            // 26: kuri.v1.PackChunk
-	(*UnpackChunk)(nil),          // 27: kuri.v1.UnpackChunk
-	(*UnpackResponse)(nil),       // 28: kuri.v1.UnpackResponse
-	(*IsDirectoryRequest)(nil),   // 29: kuri.v1.IsDirectoryRequest
-	(*IsDirectoryResponse)(nil),  // 30: kuri.v1.IsDirectoryResponse
+	(*TagRequest)(nil),           // 3: kuri.v1.TagRequest
+	(*TagResponse)(nil),          // 4: kuri.v1.TagResponse
+	(*DiffRequest)(nil),          // 5: kuri.v1.DiffRequest
+	(*DiffResponse)(nil),         // 6: kuri.v1.DiffResponse
+	(*FileChange)(nil),           // 7: kuri.v1.FileChange
+	(*SaveRequest)(nil),          // 8: kuri.v1.SaveRequest
+	(*SaveChunk)(nil),            // 9: kuri.v1.SaveChunk
+	(*CheckRequest)(nil),         // 10: kuri.v1.CheckRequest
+	(*RegistryAuth)(nil),         // 11: kuri.v1.RegistryAuth
+	(*Finding)(nil),              // 12: kuri.v1.Finding
+	(*PruneRequest)(nil),         // 13: kuri.v1.PruneRequest
+	(*PruneResponse)(nil),        // 14: kuri.v1.PruneResponse
+	(*PrunedImage)(nil),          // 15: kuri.v1.PrunedImage
+	(*DescribeRequest)(nil),      // 16: kuri.v1.DescribeRequest
+	(*ImageDescription)(nil),     // 17: kuri.v1.ImageDescription
+	(*ImageLayer)(nil),           // 18: kuri.v1.ImageLayer
+	(*LoadChunk)(nil),            // 19: kuri.v1.LoadChunk
+	(*LoadResponse)(nil),         // 20: kuri.v1.LoadResponse
+	(*LoadedImage)(nil),          // 21: kuri.v1.LoadedImage
+	(*WatchPullRequest)(nil),     // 22: kuri.v1.WatchPullRequest
+	(*PullProgress)(nil),         // 23: kuri.v1.PullProgress
+	(*LayerProgress)(nil),        // 24: kuri.v1.LayerProgress
+	(*PruneNetworkRequest)(nil),  // 25: kuri.v1.PruneNetworkRequest
+	(*PruneNetworkResponse)(nil), // 26: kuri.v1.PruneNetworkResponse
+	(*PackRequest)(nil),          // 27: kuri.v1.PackRequest
+	(*PackChunk)(nil),            // 28: kuri.v1.PackChunk
+	(*UnpackChunk)(nil),          // 29: kuri.v1.UnpackChunk
+	(*UnpackResponse)(nil),       // 30: kuri.v1.UnpackResponse
+	(*IsDirectoryRequest)(nil),   // 31: kuri.v1.IsDirectoryRequest
+	(*IsDirectoryResponse)(nil),  // 32: kuri.v1.IsDirectoryResponse
 }
 var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
-	5,  // 0: kuri.v1.DiffResponse.changes:type_name -> kuri.v1.FileChange
+	7,  // 0: kuri.v1.DiffResponse.changes:type_name -> kuri.v1.FileChange
 	2,  // 1: kuri.v1.FileChange.kind:type_name -> kuri.v1.FileChange.Kind
-	9,  // 2: kuri.v1.CheckRequest.auths:type_name -> kuri.v1.RegistryAuth
-	13, // 3: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
-	16, // 4: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
-	19, // 5: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
-	22, // 6: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
+	11, // 2: kuri.v1.CheckRequest.auths:type_name -> kuri.v1.RegistryAuth
+	15, // 3: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
+	18, // 4: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
+	21, // 5: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
+	24, // 6: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
 	0,  // 7: kuri.v1.PullProgress.phase:type_name -> kuri.v1.PullPhase
 	1,  // 8: kuri.v1.LayerProgress.phase:type_name -> kuri.v1.LayerPhase
-	17, // 9: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
-	20, // 10: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
-	8,  // 11: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
-	11, // 12: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
-	14, // 13: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
-	6,  // 14: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
-	3,  // 15: kuri.v1.Images.Diff:input_type -> kuri.v1.DiffRequest
-	23, // 16: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
-	25, // 17: kuri.v1.Files.Pack:input_type -> kuri.v1.PackRequest
-	27, // 18: kuri.v1.Files.Unpack:input_type -> kuri.v1.UnpackChunk
-	29, // 19: kuri.v1.Files.IsDirectory:input_type -> kuri.v1.IsDirectoryRequest
-	18, // 20: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
-	21, // 21: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
-	10, // 22: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
-	12, // 23: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
-	15, // 24: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
-	7,  // 25: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
-	4,  // 26: kuri.v1.Images.Diff:output_type -> kuri.v1.DiffResponse
-	24, // 27: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
-	26, // 28: kuri.v1.Files.Pack:output_type -> kuri.v1.PackChunk
-	28, // 29: kuri.v1.Files.Unpack:output_type -> kuri.v1.UnpackResponse
-	30, // 30: kuri.v1.Files.IsDirectory:output_type -> kuri.v1.IsDirectoryResponse
-	20, // [20:31] is the sub-list for method output_type
-	9,  // [9:20] is the sub-list for method input_type
+	19, // 9: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
+	22, // 10: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
+	10, // 11: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
+	13, // 12: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
+	16, // 13: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
+	8,  // 14: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
+	5,  // 15: kuri.v1.Images.Diff:input_type -> kuri.v1.DiffRequest
+	3,  // 16: kuri.v1.Images.Tag:input_type -> kuri.v1.TagRequest
+	25, // 17: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
+	27, // 18: kuri.v1.Files.Pack:input_type -> kuri.v1.PackRequest
+	29, // 19: kuri.v1.Files.Unpack:input_type -> kuri.v1.UnpackChunk
+	31, // 20: kuri.v1.Files.IsDirectory:input_type -> kuri.v1.IsDirectoryRequest
+	20, // 21: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
+	23, // 22: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
+	12, // 23: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
+	14, // 24: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
+	17, // 25: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
+	9,  // 26: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
+	6,  // 27: kuri.v1.Images.Diff:output_type -> kuri.v1.DiffResponse
+	4,  // 28: kuri.v1.Images.Tag:output_type -> kuri.v1.TagResponse
+	26, // 29: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
+	28, // 30: kuri.v1.Files.Pack:output_type -> kuri.v1.PackChunk
+	30, // 31: kuri.v1.Files.Unpack:output_type -> kuri.v1.UnpackResponse
+	32, // 32: kuri.v1.Files.IsDirectory:output_type -> kuri.v1.IsDirectoryResponse
+	21, // [21:33] is the sub-list for method output_type
+	9,  // [9:21] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -2092,7 +2199,7 @@ func file_api_kuri_v1_kuri_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kuri_v1_kuri_proto_rawDesc), len(file_api_kuri_v1_kuri_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

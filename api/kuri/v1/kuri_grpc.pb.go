@@ -28,6 +28,7 @@ const (
 	Images_Describe_FullMethodName  = "/kuri.v1.Images/Describe"
 	Images_Save_FullMethodName      = "/kuri.v1.Images/Save"
 	Images_Diff_FullMethodName      = "/kuri.v1.Images/Diff"
+	Images_Tag_FullMethodName       = "/kuri.v1.Images/Tag"
 )
 
 // ImagesClient is the client API for Images service.
@@ -59,6 +60,9 @@ type ImagesClient interface {
 	// Diff tells what each layer of an image does to those below it, the bottom one first; or, with other set, in which
 	// files another image differs from this one. It streams what it finds as it finds it. Errors: NOT_FOUND.
 	Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffResponse], error)
+	// Tag gives an image more names. A name that another image has goes over to this one; all are checked before any is given.
+	// Errors: NOT_FOUND; INVALID_ARGUMENT for a name that cannot be a tag.
+	Tag(ctx context.Context, in *TagRequest, opts ...grpc.CallOption) (*TagResponse, error)
 }
 
 type imagesClient struct {
@@ -178,6 +182,16 @@ func (c *imagesClient) Diff(ctx context.Context, in *DiffRequest, opts ...grpc.C
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Images_DiffClient = grpc.ServerStreamingClient[DiffResponse]
 
+func (c *imagesClient) Tag(ctx context.Context, in *TagRequest, opts ...grpc.CallOption) (*TagResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TagResponse)
+	err := c.cc.Invoke(ctx, Images_Tag_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ImagesServer is the server API for Images service.
 // All implementations must embed UnimplementedImagesServer
 // for forward compatibility.
@@ -207,6 +221,9 @@ type ImagesServer interface {
 	// Diff tells what each layer of an image does to those below it, the bottom one first; or, with other set, in which
 	// files another image differs from this one. It streams what it finds as it finds it. Errors: NOT_FOUND.
 	Diff(*DiffRequest, grpc.ServerStreamingServer[DiffResponse]) error
+	// Tag gives an image more names. A name that another image has goes over to this one; all are checked before any is given.
+	// Errors: NOT_FOUND; INVALID_ARGUMENT for a name that cannot be a tag.
+	Tag(context.Context, *TagRequest) (*TagResponse, error)
 	mustEmbedUnimplementedImagesServer()
 }
 
@@ -237,6 +254,9 @@ func (UnimplementedImagesServer) Save(*SaveRequest, grpc.ServerStreamingServer[S
 }
 func (UnimplementedImagesServer) Diff(*DiffRequest, grpc.ServerStreamingServer[DiffResponse]) error {
 	return status.Error(codes.Unimplemented, "method Diff not implemented")
+}
+func (UnimplementedImagesServer) Tag(context.Context, *TagRequest) (*TagResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Tag not implemented")
 }
 func (UnimplementedImagesServer) mustEmbedUnimplementedImagesServer() {}
 func (UnimplementedImagesServer) testEmbeddedByValue()                {}
@@ -346,6 +366,24 @@ func _Images_Diff_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Images_DiffServer = grpc.ServerStreamingServer[DiffResponse]
 
+func _Images_Tag_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TagRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImagesServer).Tag(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Images_Tag_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImagesServer).Tag(ctx, req.(*TagRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Images_ServiceDesc is the grpc.ServiceDesc for Images service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -360,6 +398,10 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Describe",
 			Handler:    _Images_Describe_Handler,
+		},
+		{
+			MethodName: "Tag",
+			Handler:    _Images_Tag_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

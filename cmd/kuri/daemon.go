@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+func (c *cli) daemonCommand() *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "daemon",
+		Short: "Look into Kuri's daemon: its state, stacks and profiles",
+		Long: `Ask kurid, on its debug socket, which is root's, for what helps to find a fault. This changes nothing, and what is printed has
+no environment and no credential of a pod.`,
+	})
+	cmd.AddCommand(c.daemonVerbs()...)
+	return cmd
+}
+
+// daemonVerbs are the verbs of kuri daemon, which were those of kuri debug.
+func (c *cli) daemonVerbs() []*cobra.Command {
+	return []*cobra.Command{c.daemonStateCommand(), c.daemonStacksCommand(), c.daemonPprofCommand()}
+}
+
+func (c *cli) daemonStateCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "state",
+		Short: "Print pods, containers and what is under way, as JSON",
+		Long: `state prints what kurid knows: the operations in flight with the step that each is at and since when, pods and containers with
+their states and processes, the keeper and the holder, goroutines and memory.`,
+		Example:           "  kuri daemon state\n  kuri daemon state | jq .operations",
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.askDaemonShortly(cmd.Context(), "/debug/state", c.out)
+		},
+	}
+}
+
+func (c *cli) daemonStacksCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "stacks",
+		Short:             "Print the stacks of the daemon's goroutines",
+		Long:              `stacks prints the stack of each goroutine of kurid. SIGUSR1 makes kurid write the same to its log, also when it does not answer.`,
+		Example:           "  kuri daemon stacks",
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.askDaemonShortly(cmd.Context(), "/debug/pprof/goroutine?debug=2", c.out)
+		},
+	}
+}
+
+// profiles are those that Go has, and whether each is taken over a time.
+var profiles = map[string]bool{
+	"allocs": false, "block": false, "goroutine": false, "heap": false, "mutex": false, "threadcreate": false,
+	"profile": true, "trace": true,
+}
+
+func (c *cli) daemonPprofCommand() *cobra.Command {
+	var to string
+	var seconds int
+	names := make([]string, 0, len(profiles))
+	for name := range profiles {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	cmd := &cobra.Command{
+		Use:   "pprof PROFILE",
+		Short: "Take a profile of the daemon",
+		Long: `pprof writes a profile of kurid for go tool pprof: ` + strings.Join(names, ", ") + `. "profile" is that of
+the CPU; it and "trace", which is for go tool trace, are taken over --seconds.`,
+		Example: "  kuri daemon pprof heap -o heap.pprof\n  kuri daemon pprof profile --seconds 30 -o cpu.pprof",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("one profile is needed: %s", strings.Join(names, ", "))
+			}
+			return nil
+		},
+		ValidArgs: names,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			timed, known := profiles[args[0]]
+			switch {
+			case !known:
+				return fmt.Errorf("there is no profile %q; there are %s", args[0], strings.Join(names, ", "))
+			case seconds < 1 || seconds > 600:
+				return fmt.Errorf("--seconds: %d is not from 1 to 600", seconds)
+			}
+			path := "/debug/pprof/" + args[0]
+			ctx := cmd.Context()
+			if timed {
+				path += "?" + url.Values{"seconds": {fmt.Sprint(seconds)}}.Encode()
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, time.Duration(seconds)*time.Second+30*time.Second)
+				defer cancel()
+				return c.profileTo(to, func(out io.Writer) error { return c.askDaemon(ctx, path, out) })
+			}
+			return c.profileTo(to, func(out io.Writer) error { return c.askDaemonShortly(ctx, path, out) })
+		},
+	}
+	cmd.Flags().StringVarP(&to, "output", "o", "", "`file` to write to, instead of standard output")
+	cmd.Flags().IntVar(&seconds, "seconds", 10, "how long a CPU profile or a trace is taken")
+	return cmd
+}
+
+// profileTo has write fill the file, which is removed when that fails, or standard output, which must be no terminal.
+func (c *cli) profileTo(file string, write func(io.Writer) error) error {
+	if file == "" {
+		if f, ok := c.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			return errors.New("a profile is not for a terminal: say -o FILE, or redirect the output")
+		}
+		return write(c.out)
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(write(f), f.Close()); err != nil {
+		os.Remove(file)
+		return err
+	}
+	return nil
+}
+
+// askDaemonShortly is askDaemon for what is answered at once.
+func (c *cli) askDaemonShortly(ctx context.Context, path string, out io.Writer) error {
+	s, err := c.settings()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
+	defer cancel()
+	return c.askDaemon(ctx, path, out)
+}
