@@ -110,8 +110,8 @@ func (r *run) interact(ctx context.Context, o *runOptions, keys []byte) error {
 	return nil
 }
 
-// attach attaches to a container that has just been started. Of one that has ended before it said anything here the log is
-// shown.
+// attach attaches to a container that has just been started. Of one that has ended without a word here the log is shown: it
+// may have said all that it had to say before we were attached.
 func (r *run) attach(ctx context.Context, id string, want streams) error {
 	resp, err := r.rt.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: !want.tty, Tty: want.tty})
 	if err == nil {
@@ -119,13 +119,15 @@ func (r *run) attach(ctx context.Context, id string, want streams) error {
 		with := *r.cli
 		with.out = heard
 		err = said("attach", with.stream(ctx, resp.Url, want))
-		var exit exitCode
-		if err == nil || errors.As(err, &exit) || errors.Is(err, errDetached) || ctx.Err() != nil || heard.bytes.Load() > 0 {
+		if errors.Is(err, errDetached) || ctx.Err() != nil || heard.bytes.Load() > 0 {
 			return err
 		}
 	}
 	if !r.endsNow(ctx, id) {
 		return err
+	}
+	if st, statusErr := patientStatus(ctx, r.rt, id); statusErr == nil && st.GetLogPath() == "" {
+		return nil // it has ended, and what it said is kept nowhere
 	}
 	return (&logSource{id: id, printer: &logPrinter{out: r.out, err: r.err}}).read(ctx, r.rt, crilog.Options{Tail: crilog.All})
 }
