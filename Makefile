@@ -113,13 +113,13 @@ changelog: ## print the next section of CHANGELOG.md; with VERSION=1.2.3 on the 
 install: all ## install under PREFIX (DESTDIR for packagers)
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSCONFDIR)/kuri'
 	install -m 0755 bin/kurid bin/kuri bin/kuri-keeper bin/kuri-holder '$(DESTDIR)$(PREFIX)/bin/'
-	sed 's|@PREFIX@|$(PREFIX)|g' packaging/kurid.service > '$(DESTDIR)$(UNITDIR)/kurid.service'
+	for unit in kurid kurid-handover; do sed 's|@PREFIX@|$(PREFIX)|g' packaging/$$unit.service > '$(DESTDIR)$(UNITDIR)'/$$unit.service; done
 	cd '$(DESTDIR)$(SYSCONFDIR)/kuri' && { [ -e config.toml ] || install -m 0644 '$(CURDIR)/packaging/config.toml' config.toml; }
 
 uninstall: ## take the built-in network away, remove what install put there; configuration and state stay
 	@if [ -z '$(DESTDIR)' ] && [ -x '$(PREFIX)/bin/kurid' ]; then '$(PREFIX)/bin/kurid' network prune || \
 	  { echo 'uninstall: the pods go on without Kuri, and so does their network: stop kurid, remove the pods, uninstall again' >&2; exit 1; }; fi
-	rm -f '$(DESTDIR)$(PREFIX)'/bin/kuri{d,,-keeper,-holder} '$(DESTDIR)$(UNITDIR)/kurid.service'
+	rm -f '$(DESTDIR)$(PREFIX)'/bin/kuri{d,,-keeper,-holder} '$(DESTDIR)$(UNITDIR)'/kurid{,-handover}.service
 
 clean: ## remove what was built; .cache/ (critest, kubelet, test images) too
 	rm -rf bin .cache

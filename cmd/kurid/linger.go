@@ -25,10 +25,18 @@ type rest struct {
 
 // finish answers what there is to answer.
 func (r *rest) finish() {
-	if n := r.server.Released(); n > 0 {
+	n := r.server.Released()
+	_, err := os.Stat(asked(os.Getpid()))
+	handsOver := err == nil
+	if n > 0 {
 		slog.Info("kurid answers what is in flight; another may be started", "requests", n)
-		if err := bowOut(); err != nil {
+	}
+	if n > 0 || handsOver {
+		if err := bowOut(handsOver); err != nil {
 			slog.Warn("systemd may wait with the next kurid until this one has answered what is in flight", "err", err)
+		}
+		if err := rename(leftName); err != nil {
+			slog.Warn("who waits to start the next kurid waits until this one has answered what is in flight", "err", err)
 		}
 	}
 	r.server.Wait()
@@ -40,19 +48,24 @@ const standInMode = "stand-in"
 
 // bowOut makes systemd take the daemon for ended, so that it starts the next one, while this process goes on. For systemd a
 // unit has stopped when its main process has ended (KillMode=process): that is now a child of systemd's, which ends as soon
-// as systemd knows of it. Without systemd it does nothing.
-func bowOut() error {
+// as systemd knows of it. With stay it is ended by systemd, which is about to stop the unit: if it ended before, the unit would
+// be one that restarts, and systemd would wait RestartSec. Without systemd bowOut does nothing.
+func bowOut(stay bool) error {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil
 	}
-	// 1. Our parent's child, which ends when we close the pipe.
+	// 1. Our parent's child, which ends when we close the pipe, or at its limit.
 	waits, end, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer end.Close()
 	defer waits.Close()
-	child, err := os.StartProcess("/proc/self/exe", []string{"kurid", standInMode}, &os.ProcAttr{
+	args := []string{"kurid", standInMode}
+	if stay {
+		args = append(args, "stay")
+	}
+	child, err := os.StartProcess("/proc/self/exe", args, &os.ProcAttr{
 		Dir: "/", Files: []*os.File{waits, nil, nil}, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 	})
 	if err != nil {
@@ -93,5 +106,13 @@ func notifyBarrier() error {
 	return nil
 }
 
+// stayLimit is when a process that stands in ends by itself, if nobody stops the unit after all: then systemd starts a kurid anew.
+const stayLimit = 10 * time.Second
+
 // standIn is the process that stands in.
-func standIn() { io.Copy(io.Discard, os.Stdin) }
+func standIn(stay bool) {
+	io.Copy(io.Discard, os.Stdin)
+	if stay {
+		time.Sleep(stayLimit)
+	}
+}

@@ -30,8 +30,14 @@ func main() {
 	runtime.LockOSThread()
 	args, read, work := os.Args[1:], configure, run
 	switch {
-	case len(args) == 1 && args[0] == standInMode:
-		standIn()
+	case len(args) > 0 && args[0] == standInMode:
+		standIn(len(args) > 1)
+		return
+	case len(args) == 2 && args[0] == handOverMode:
+		if err := handOver(args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, "kurid:", err)
+			os.Exit(1)
+		}
 		return
 	case len(args) > 0 && args[0] == stream.Mode:
 		args, read, work = args[1:], configureStreams, streams

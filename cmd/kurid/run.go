@@ -169,8 +169,8 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 
 	select {
 	case <-ctx.Done():
+		// systemd is not told STOPPING=1: it would take no other main process from then on (bowOut).
 		slog.Info("kurid ends as asked, the pods go on")
-		daemon.SdNotify(false, daemon.SdNotifyStopping)
 		return nil, nil
 	case err := <-srv.Failed():
 		return nil, err

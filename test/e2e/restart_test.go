@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -407,6 +408,52 @@ func TestMainProcessEndsBeforeWhatIsInFlight(t *testing.T) {
 	}
 	if err := ended(); err != nil {
 		t.Errorf("the first daemon: %v", err)
+	}
+}
+
+// kurid hand-over returns when another kurid may start, while the one that it asked goes on with a command. It does nothing to a
+// process that is not a kurid.
+func TestHandOver(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	_, container := runningContainer(t, d)
+	old, err := client.DialRuntime(t.Context(), "unix://"+d.Socket, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	executed := make(chan error, 1)
+	go func() {
+		_, err := old.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Timeout: 300,
+			Cmd: []string{"sh", "-c", "touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.05; done"}})
+		executed <- err
+	}()
+	begun(t, d, container)
+	first := d.Pid()
+	ended := d.HandOver(t)
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", first)); err != nil || string(name) != "kurid-leaves\n" {
+		t.Errorf("the first daemon is called %q: %v", name, err)
+	}
+	select {
+	case err := <-executed:
+		t.Errorf("the command was answered too early: %v", err)
+	default:
+	}
+	if said, code := harness.RunKurid(t, "hand-over", strconv.Itoa(first)); code != 0 { // it has left: a second TERM would cut the command
+		t.Errorf("asked once more: exit code %d: %s", code, said)
+	}
+	if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(<-executed, ended()); err != nil {
+		t.Error(err)
+	}
+	if err := d.HandOver(t)(); err != nil { // with nothing in flight
+		t.Errorf("the second daemon: %v", err)
+	}
+	for id, want := range map[string]int{"0": 0, strconv.Itoa(os.Getpid()): 0, "kurid": 1, "-1": 1} {
+		if said, code := harness.RunKurid(t, "hand-over", id); code != want || (code != 0) != strings.Contains(said, "is not a process id") {
+			t.Errorf("kurid hand-over %s: exit code %d, want %d: %s", id, code, want, said)
+		}
 	}
 }
 

@@ -297,12 +297,35 @@ func (d *Daemon) Restart(t testing.TB) {
 // before it has answered all that is in flight. What it returns waits for the first one's end.
 func (d *Daemon) Replace(t testing.TB) (ended func() error) {
 	t.Helper()
+	return d.replace(t, func() {
+		if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Errorf("end kurid: %v", err)
+		}
+	})
+}
+
+// HandOver is Replace by kurid hand-over, as systemd's units do it: the directories are given up when that returns.
+func (d *Daemon) HandOver(t testing.TB) (ended func() error) {
+	t.Helper()
+	return d.replace(t, func() {
+		pid := strconv.Itoa(d.cmd.Process.Pid)
+		if said, code := runKurid(t, d.program(), "hand-over", pid); code != 0 {
+			t.Errorf("kurid hand-over %s: exit code %d: %s", pid, code, said)
+		}
+		for _, dir := range []string{d.Root, d.State} {
+			if by := lockedBy(filepath.Join(dir, "kurid.lock")); by != 0 {
+				t.Errorf("kurid hand-over %s has returned, and process %d has %s", pid, by, dir)
+			}
+		}
+	})
+}
+
+func (d *Daemon) replace(t testing.TB, ask func()) (ended func() error) {
+	t.Helper()
 	d.Runtime.Close()
 	d.Images.Close()
 	old := d.ended
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Errorf("end kurid: %v", err)
-	}
+	ask()
 	Eventually(t, 20*time.Second, "kurid gives its directories up", func() error {
 		for _, dir := range []string{d.Root, d.State} {
 			if pid := lockedBy(filepath.Join(dir, "kurid.lock")); pid != 0 {
