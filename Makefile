@@ -26,13 +26,16 @@ UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest kills test soak load quickstart bench bench-check test-kubelet test-conformance test-vm changelog install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest kills test soak load quickstart bench bench-check test-kubelet test-conformance test-vm changelog dist dist-check dist-test install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
 $(GO_PROGRAMS):
 	@mkdir -p bin
 	$(BUILD) -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/$@ ./cmd/$@
+
+# kurid and kuri have no C in them: a static program needs nothing of the node but its kernel, and runs on every distribution.
+kurid kuri: export CGO_ENABLED := 0
 
 # The keeper is linked statically: every container's init starts as it, and has no libraries to map and bind first.
 kuri-keeper: TAGS    += netgo osusergo
@@ -104,8 +107,17 @@ test-kubelet: all ## a real kubelet, standalone, against kurid; needs root, buil
 test-conformance: all ## Kubernetes' node conformance suite against kurid; needs root, builds for ten minutes, runs for half an hour
 	test/conformance/run
 
-test-vm: all ## stories in virtual machines: cgroup v2, systemd as process 1, SELinux; needs root, takes a quarter of an hour
+test-vm: all ## stories in virtual machines: cgroup v2, systemd as process 1, SELinux, the .deb; needs root, takes a quarter of an hour
 	test/vm/run $(MACHINES)
+
+dist: all ## packages in dist/: .deb, .rpm, static tar, bill of materials, checksums; the same bytes each time
+	VERSION='$(VERSION)' scripts/dist
+
+dist-check: dist ## build the packages again from nothing and compare; lintian and rpmlint; takes minutes
+	VERSION='$(VERSION)' scripts/dist-check
+
+dist-test: all ## what is in the .deb, and what dpkg does with it; needs root
+	scripts/tally dist -tags $(TAGS) -timeout 30m ./test/dist/...
 
 changelog: ## print the next section of CHANGELOG.md; with VERSION=1.2.3 on the command line, write it there
 	@go run ./changelog $(if $(filter command line,$(origin VERSION)),release '$(VERSION)',show)
@@ -122,4 +134,4 @@ uninstall: ## take the built-in network away, remove what install put there; con
 	rm -f '$(DESTDIR)$(PREFIX)'/bin/kuri{d,,-keeper,-holder} '$(DESTDIR)$(UNITDIR)'/kurid{,-handover}.service
 
 clean: ## remove what was built; .cache/ (critest, kubelet, test images) too
-	rm -rf bin .cache
+	rm -rf bin dist .cache
