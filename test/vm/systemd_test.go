@@ -35,6 +35,14 @@ func start(t *testing.T) *harness.Daemon {
 	return d
 }
 
+// more skips t unless the long stories are asked for.
+func more(t *testing.T) {
+	t.Helper()
+	if os.Getenv("KURI_VM_MORE") == "" {
+		t.Skip("SKIP: takes minutes where the machine is emulated: KURI_VM_MORE=1 make test-vm MACHINES=systemd")
+	}
+}
+
 // removePods removes the pods that a test which has failed leaves, so that the next one does not meet them.
 func removePods(d *harness.Daemon) {
 	ctx, cancel := context.WithTimeout(context.Background(), harness.Patient(time.Minute))
@@ -280,7 +288,7 @@ func TestPodWithoutParent(t *testing.T) {
 	}
 	d.RemovePod(t, pod)
 	harness.Eventually(t, 10*time.Second, "no unit of the pod is left", func() error {
-		return errors.Join(only(t, "cri-containerd-*"), only(t, "kuri*", "kuri-keeper.scope", "kuri-vm.service", "kurid.service", "kurid-handover.service"))
+		return errors.Join(only(t, "cri-containerd-*"), only(t, "kuri*", "kuri-keeper.scope", "kuri-vm.service", "kurid.service", "kurid-handover.service", "kurid.socket"))
 	})
 }
 
