@@ -140,7 +140,7 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 	if _, err := os.Stat(c.path(pod.ID)); err == nil {
 		return nil, fault.New(fault.Exists, "the pod has a network already; detach it first")
 	}
-	if err := record.Write(c.path(pod.ID), attachmentVersion, a); err != nil {
+	if err := writeRecord(c.path(pod.ID), attachmentVersion, a); err != nil {
 		return nil, err
 	}
 	back.Add("run CNI DEL after a failed ADD", func(ctx context.Context) error {

@@ -54,7 +54,7 @@ func (b *Bridge) trust(ctx context.Context, bridge string) (opened bool, err err
 	if zone != "" {
 		return false, nil
 	}
-	if err := record.Write(b.trustPath(), trustVersion, trusted{bridge, firewalldTrusted}); err != nil {
+	if err := writeRecord(b.trustPath(), trustVersion, trusted{bridge, firewalldTrusted}); err != nil {
 		return false, err
 	}
 	if err := zones.CallWithContext(ctx, firewalldZones+".addInterface", 0, firewalldTrusted, bridge).Store(&zone); err != nil {

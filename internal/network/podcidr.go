@@ -16,7 +16,7 @@ const podCIDRVersion = 1
 func podCIDRPath(dir string) string { return filepath.Join(dir, "podcidr.json") }
 
 func writePodCIDR(dir string, ranges []netip.Prefix) error {
-	return record.Write(podCIDRPath(dir), podCIDRVersion, ranges)
+	return writeRecord(podCIDRPath(dir), podCIDRVersion, ranges)
 }
 
 // readPodCIDR returns none when none was told, or when the record cannot be read, which is then set aside.

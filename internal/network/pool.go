@@ -100,7 +100,7 @@ func (p *pool) lease(pod Pod, ranges []netip.Prefix) (*lease, error) {
 		}
 		l.Addresses = append(l.Addresses, netip.PrefixFrom(a, r.Bits()))
 	}
-	if err := record.Write(p.path(pod.ID), leaseVersion, l); err != nil {
+	if err := writeRecord(p.path(pod.ID), leaseVersion, l); err != nil {
 		return nil, err
 	}
 	p.hold(l)
@@ -112,7 +112,7 @@ func (p *pool) keep(l *lease, ips []netip.Addr) error {
 	p.drop(l)
 	l.Addresses = slices.DeleteFunc(l.Addresses, func(a netip.Prefix) bool { return !slices.Contains(ips, a.Addr()) })
 	p.hold(l)
-	return record.Write(p.path(l.PodID), leaseVersion, l)
+	return writeRecord(p.path(l.PodID), leaseVersion, l)
 }
 
 // portsFree refuses a host port that another pod has, or that one pod asks for twice.

@@ -7,8 +7,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/kuri-cri/kuri/internal/record"
 )
 
 // Restore makes sure that what Attach gave to a pod that runs is the pod's still: a lease that was lost, or could not be read,
@@ -47,7 +45,7 @@ func (b *Bridge) Restore(pod Pod, result *Result) error {
 	}
 	slog.Warn("a pod's lease was lost and is made again from its record", "pod", pod.label(), "addresses", l.Addresses)
 	b.pool.hold(l)
-	return record.Write(b.pool.path(l.PodID), leaseVersion, l)
+	return writeRecord(b.pool.path(l.PodID), leaseVersion, l)
 }
 
 // servedRanges are the ranges that the bridge has addresses in, or is configured for.

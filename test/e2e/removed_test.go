@@ -127,7 +127,11 @@ func firstError(errs ...error) error {
 // their whole directory, and calls under way go on. The holder has the new ones: who dials while no kurid runs waits for
 // the next.
 func TestSocketsRemoved(t *testing.T) {
-	d := harness.Start(t, harness.Options{NoPods: true, Images: true})
+	d := harness.Start(t, harness.Options{Images: true})
+	image := d.PullBusybox(t)
+	config := harness.Pod("kept")
+	pod := d.RunPod(t, config)
+	kept := d.Run(t, pod, harness.Container("kept", image, "sleep", "100000"), config)
 	all := []string{d.Socket, d.ImageSocket, filepath.Join(d.State, "debug.sock")}
 	if d.Socket == d.ImageSocket {
 		t.Fatal("there is one socket for both services")
@@ -138,7 +142,7 @@ func TestSocketsRemoved(t *testing.T) {
 		}
 	}
 	pid := d.Pid()
-	for _, step := range []struct {
+	for i, step := range []struct {
 		name   string
 		remove func() error
 	}{
@@ -175,6 +179,17 @@ func TestSocketsRemoved(t *testing.T) {
 		if _, err := d.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil { // over the connection from before
 			t.Errorf("a client that was connected: %v", err)
 		}
+		// What kurid does below the state directory it does below the new one.
+		becomes(t, "the keeper and the holder have made their files anew", func() bool { return d.KeeperPid() != 0 && d.HolderPid() != 0 })
+		if out := d.Output(t, kept, "echo", "hi"); strings.TrimSpace(out) != "hi" {
+			t.Errorf("an exec says %q", out)
+		}
+		after := d.Run(t, pod, harness.Container(fmt.Sprintf("after-%d", i), image, "sh", "-c", "cat /etc/hosts /etc/resolv.conf >/dev/null && exit 3"), config)
+		if st := d.WaitExit(t, after); st.ExitCode != 3 {
+			t.Errorf("a container that was made afterwards ended with %d: %s", st.ExitCode, st.Message)
+		}
+		other := d.RunPod(t, harness.Pod(fmt.Sprintf("after-%d", i)))
+		d.RemovePod(t, other)
 	}
 	if info, err := os.Stat(d.State); err != nil || info.Mode().Perm() != 0o711 {
 		t.Errorf("the state directory that was made anew: %v, %v", info, err)
@@ -182,7 +197,6 @@ func TestSocketsRemoved(t *testing.T) {
 	if d.Pid() != pid {
 		t.Errorf("kurid is process %d, it was %d", d.Pid(), pid)
 	}
-	becomes(t, "the keeper and the holder have made their files anew", func() bool { return d.KeeperPid() != 0 && d.HolderPid() != 0 })
 
 	d.Kill9(t)
 	var waiting []net.Conn
