@@ -30,15 +30,17 @@ func (c caller) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("pid", int(c.Pid)), slog.Int64("uid", int64(c.UID)), slog.String("program", c.Program))
 }
 
-// peerCredentials are transport credentials that let everybody in whom the socket lets in, and note who it is.
-type peerCredentials struct{}
+// peerCredentials are transport credentials that let everybody in whom the socket lets in, note who it is, and count what
+// a connection has half-sent.
+type peerCredentials struct{ partial *partial }
 
 // ServerHandshake notes who has opened the connection. One that is not of a Unix socket has no caller.
-func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	if a, ok := conn.(*acceptedConn); ok {
 		conn = a.Conn
 	}
 	u, ok := conn.(*net.UnixConn)
+	conn = p.partial.watch(conn)
 	if !ok {
 		return conn, caller{}, nil
 	}

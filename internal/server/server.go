@@ -81,6 +81,7 @@ type Server struct {
 	grpc      []*grpc.Server
 	listeners []net.Listener
 	accepted  *acceptor
+	partial   *partial
 	served    sync.WaitGroup
 	failed    chan error
 	handover  *handover
@@ -97,7 +98,7 @@ type Server struct {
 // Listen opens the sockets with everything registered and serves until Close.
 func Listen(o Options) (*Server, error) {
 	s := &Server{
-		failed: make(chan error, 4), handover: newHandover(o.Listen, o.ImageListen), accepted: newAcceptor(),
+		failed: make(chan error, 4), handover: newHandover(o.Listen, o.ImageListen), accepted: newAcceptor(), partial: &partial{limit: maxPartial},
 		pods: o.Pods, slowAfter: o.SlowAfter, trace: o.Trace,
 	}
 	s.operations, s.history = step.New(s.ended), step.NewHistory(historySize)
@@ -217,7 +218,7 @@ func (s *Server) newGRPC(path string) *grpc.Server {
 		grpc.MaxSendMsgSize(maxAnswer),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ForceServerCodecV2(c),
-		grpc.Creds(peerCredentials{}),
+		grpc.Creds(peerCredentials{s.partial}),
 		grpc.ChainUnaryInterceptor(s.unary, c.unary, s.handover.unary(path)),
 		grpc.ChainStreamInterceptor(s.stream, c.stream, s.handoverStream),
 		// A client whose process is frozen or gone without a word is noticed, and its streams end.
