@@ -99,6 +99,7 @@ drwxr-xr-x /etc/kuri/
 -rwxr-xr-x /usr/bin/kurid
 -rw-r--r-- /usr/lib/modules-load.d/kuri.conf
 -rw-r--r-- /usr/lib/sysctl.d/50-kuri.conf
+-rw-r--r-- /usr/lib/systemd/system/kurid-handover.service
 -rw-r--r-- /usr/lib/systemd/system/kurid.service
 -rw-r--r-- /usr/lib/systemd/system/kurid.socket
 -rw-r--r-- /usr/share/bash-completion/completions/kuri
@@ -173,9 +174,10 @@ func TestControl(t *testing.T) {
 			t.Errorf("%s: %v, %v", script, info, err)
 		}
 	}
-	unit := read("usr/lib/systemd/system/kurid.service")
-	if !strings.Contains(unit, "ExecStart=/usr/bin/kurid\n") || strings.Contains(unit, "@") {
-		t.Errorf("the unit is\n%s", unit)
+	for name, runs := range map[string]string{"kurid": "ExecStart=/usr/bin/kurid\n", "kurid-handover": "/usr/bin/kurid hand-over"} {
+		if unit := read("usr/lib/systemd/system", name+".service"); !strings.Contains(unit, runs) || strings.Contains(unit, "@") {
+			t.Errorf("%s.service is\n%s", name, unit)
+		}
 	}
 	for _, shell := range [][2]string{
 		{"bash", "usr/share/bash-completion/completions/kuri"}, {"zsh", "usr/share/zsh/vendor-completions/_kuri"}, {"fish", "usr/share/fish/vendor_completions.d/kuri.fish"},
