@@ -59,7 +59,8 @@ func goesOn(t *testing.T, log string) {
 	})
 }
 
-// polling asks as a kubelet does, over connections that it keeps, and dials besides, until end.
+// polling asks as a kubelet does, over connections that it keeps, and dials besides, until end: no faster than an emulated machine
+// answers beside its own work.
 type polling struct {
 	stop  context.CancelFunc
 	done  sync.WaitGroup
@@ -107,7 +108,7 @@ func poll(t *testing.T, pod, container string) *polling {
 		},
 	} {
 		p.done.Go(func() {
-			for every := time.Tick(200 * time.Millisecond); ctx.Err() == nil; <-every {
+			for every := time.Tick(500 * time.Millisecond); ctx.Err() == nil; <-every {
 				err := call()
 				if ctx.Err() != nil {
 					return
