@@ -61,6 +61,7 @@ type times struct{ sandbox, container time.Duration }
 type podRequest struct {
 	name    string
 	image   string
+	more    int      // containers beside the first, which end at once
 	host    bool     // the node's network instead of the default one
 	command []string // instead of the image's, which sleeps
 	filter  bool     // the runtime's default seccomp profile for its container, instead of none
@@ -82,18 +83,31 @@ func (c *client) up(ctx context.Context, r podRequest) (pod, times, error) {
 	t.sandbox = time.Since(begin)
 	p.sandbox = sandbox.PodSandboxId
 	begin = time.Now()
-	container, err := c.CreateContainer(ctx, &runtime.CreateContainerRequest{
-		PodSandboxId: p.sandbox, Config: r.containerConfig(), SandboxConfig: config,
-	})
-	if err != nil {
-		return p, t, fmt.Errorf("create the container of %s: %w", r.name, err)
-	}
-	p.container = container.ContainerId
-	if _, err := c.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: p.container}); err != nil {
-		return p, t, fmt.Errorf("start the container of %s: %w", r.name, err)
+	if p.container, err = c.start(ctx, p.sandbox, r.containerConfig(), config); err != nil {
+		return p, t, fmt.Errorf("container of %s: %w", r.name, err)
 	}
 	t.container = time.Since(begin)
+	for n := range r.more {
+		more := r.containerConfig()
+		more.Metadata.Name, more.Command = fmt.Sprintf("ended-%d", n+1), []string{"/sleeper", "true"}
+		more.LogPath, more.Labels["io.kubernetes.container.name"] = more.Metadata.Name+"_0.log", more.Metadata.Name
+		if _, err := c.start(ctx, p.sandbox, more, config); err != nil {
+			return p, t, fmt.Errorf("container %s of %s: %w", more.Metadata.Name, r.name, err)
+		}
+	}
 	return p, t, nil
+}
+
+// start creates and starts a container.
+func (c *client) start(ctx context.Context, sandbox string, config *runtime.ContainerConfig, of *runtime.PodSandboxConfig) (id string, err error) {
+	container, err := c.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: sandbox, Config: config, SandboxConfig: of})
+	if err != nil {
+		return "", fmt.Errorf("create: %w", err)
+	}
+	if _, err := c.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: container.ContainerId}); err != nil {
+		return "", fmt.Errorf("start: %w", err)
+	}
+	return container.ContainerId, nil
 }
 
 // down stops and removes the pod and its container.

@@ -41,7 +41,7 @@ func (b *bench) listsPhase(ctx context.Context) error {
 		}
 	}
 	for _, d := range b.runtimes {
-		if err := inTurns(len(pods[d]), func(n int) error { return d.client.down(ctx, pods[d][n]) }); err != nil {
+		if err := inTurns(len(pods[d]), func(n int) error { return d.client.downSandbox(ctx, pods[d][n]) }); err != nil {
 			return fmt.Errorf("%s: %w", d.name, err)
 		}
 	}
@@ -52,7 +52,9 @@ func (b *bench) listsPhase(ctx context.Context) error {
 func (b *bench) manyPods(ctx context.Context, d *daemon) ([]pod, error) {
 	pods := make([]pod, b.listed)
 	err := inTurns(b.listed, func(n int) (err error) {
-		pods[n], _, err = d.client.up(ctx, b.request(d, "list-"+strconv.Itoa(n), false))
+		r := b.request(d, "list-"+strconv.Itoa(n), false)
+		r.more = b.perPod - 1
+		pods[n], _, err = d.client.up(ctx, r)
 		return err
 	})
 	return pods, err
@@ -139,6 +141,9 @@ func (b *bench) listsRound(ctx context.Context, d *daemon, round int) error {
 			return err
 		}
 		name := fmt.Sprintf("%s, %d pods", l.name, b.listed)
+		if b.perPod > 1 {
+			name += fmt.Sprintf(" of %d containers", b.perPod)
+		}
 		for range listCalls {
 			begin := time.Now()
 			if _, err := l.call(ctx, d.client); err != nil {

@@ -25,6 +25,7 @@ type options struct {
 	chart   string         // file for a picture, "" for none
 	pods    int            // pods for each measure
 	listed  int            // pods that the lists phase has
+	perPod  int            // containers that each of them has
 	rounds  int            // turns that they are divided into
 	only    []string       // runtimes to measure
 	phases  []string       // phases to run
@@ -82,6 +83,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.chart, "chart", "", "draw the results into this SVG file")
 	fs.IntVar(&o.pods, "pods", 50, "pods for each measure")
 	fs.IntVar(&o.listed, "listed", 300, "pods that there are while lists, stats and metrics are asked for")
+	fs.IntVar(&o.perPod, "per-pod", 1, "containers that each of these pods has: one runs, the others have ended")
 	fs.IntVar(&o.rounds, "rounds", 5, "turns that the runtimes take")
 	fs.BoolVar(&o.caches, "keep-caches", false, "do not drop the machine's page cache before a pull")
 	fs.BoolVar(&o.verbose, "v", false, "show what the daemons log")
@@ -110,6 +112,9 @@ func parse(args []string) (*options, error) {
 	}
 	if o.rounds < 1 || o.pods < o.rounds {
 		return nil, fmt.Errorf("-pods %d -rounds %d: each round needs a pod", o.pods, o.rounds)
+	}
+	if o.listed < 1 || o.perPod < 1 {
+		return nil, fmt.Errorf("-listed %d -per-pod %d: there must be something to list", o.listed, o.perPod)
 	}
 	return o, nil
 }
