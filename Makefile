@@ -38,7 +38,9 @@ $(GO_PROGRAMS):
 kurid kuri: export CGO_ENABLED := 0
 
 # The keeper is linked statically: every container's init starts as it, and has no libraries to map and bind first.
-kuri-keeper: TAGS    += netgo osusergo
+# It runs from a copy in memory, and so is built without Go's profiles; LEAN= links them.
+LEAN        ?= lean
+kuri-keeper: TAGS    += netgo osusergo $(LEAN)
 kuri-keeper: LDFLAGS += -linkmode external -extldflags -static
 
 # The holder is C, and linked with musl: what it takes of memory while it waits is a thirtieth of what it takes with glibc.

@@ -23,6 +23,7 @@ var floors = map[string]int{
 	"namespace": 1, "holder": 1, "record": 1, "event": 1, "flight": 1, "undo": 1, "config": 1, "sha256": 1,
 	"sysctl":    1,
 	"threads":   1,
+	"profile":   1,
 	"failpoint": 0, // of test builds
 	"step":      0, // where an operation is, which its context carries through all
 	"fault":     0, // the words for errors, which all speak

@@ -26,6 +26,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/server"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/profile"
 	"github.com/kuri-cri/kuri/internal/threads"
 )
 
@@ -35,6 +36,7 @@ var version = "devel"
 func main() {
 	// The first thread must not be lent out to work in other namespaces: it could not end.
 	runtime.LockOSThread()
+	profile.Quiet()
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		oci.Init()
 	}

@@ -47,17 +47,24 @@ their states and processes, the keeper and the holder, goroutines and memory.`,
 }
 
 func (c *cli) daemonStacksCommand() *cobra.Command {
-	return &cobra.Command{
+	var of string
+	cmd := &cobra.Command{
 		Use:               "stacks",
 		Short:             "Print the stacks of the daemon's goroutines",
-		Long:              `stacks prints the stack of each goroutine of kurid. SIGUSR1 makes kurid write the same to its log, also when it does not answer.`,
-		Example:           "  kuri daemon stacks",
+		Long:              `stacks prints the stack of each goroutine of kurid, or of a process that --of names. SIGUSR1 makes kurid write the same to its log, also when it does not answer.`,
+		Example:           "  kuri daemon stacks\n  kuri daemon stacks --of keeper",
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.askDaemonShortly(cmd.Context(), "/debug/pprof/goroutine?debug=2", c.out)
+			at, err := profilesOf(of)
+			if err != nil {
+				return err
+			}
+			return c.askDaemonShortly(cmd.Context(), at+"goroutine?debug=2", c.out)
 		},
 	}
+	c.ofFlag(cmd, &of)
+	return cmd
 }
 
 // profiles are those that Go has, and whether each is taken over a time.
@@ -66,8 +73,25 @@ var profiles = map[string]bool{
 	"profile": true, "trace": true,
 }
 
+// profiled are the processes that can be looked into, with the paths of their profiles on the debug socket.
+var profiled = map[string]string{"kurid": "/debug/pprof/", "keeper": "/debug/keeper/pprof/", "streams": "/debug/streams/pprof/"}
+
+func (c *cli) ofFlag(cmd *cobra.Command, of *string) {
+	cmd.Flags().StringVar(of, "of", "kurid", "the `process`: kurid, keeper, or streams, which serves exec, attach and port-forward")
+	cmd.RegisterFlagCompletionFunc("of", cobra.FixedCompletions([]string{"kurid", "keeper", "streams"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// profilesOf returns the path of a process's profiles.
+func profilesOf(process string) (string, error) {
+	at, ok := profiled[process]
+	if !ok {
+		return "", fmt.Errorf("--of: there is no process %q; there are kurid, keeper and streams", process)
+	}
+	return at, nil
+}
+
 func (c *cli) daemonPprofCommand() *cobra.Command {
-	var to string
+	var to, of string
 	var seconds int
 	names := make([]string, 0, len(profiles))
 	for name := range profiles {
@@ -78,8 +102,12 @@ func (c *cli) daemonPprofCommand() *cobra.Command {
 		Use:   "pprof PROFILE",
 		Short: "Take a profile of the daemon",
 		Long: `pprof writes a profile of kurid for go tool pprof: ` + strings.Join(names, ", ") + `. "profile" is that of
-the CPU; it and "trace", which is for go tool trace, are taken over --seconds.`,
-		Example: "  kuri daemon pprof heap -o heap.pprof\n  kuri daemon pprof profile --seconds 30 -o cpu.pprof",
+the CPU; it and "trace", which is for go tool trace, are taken over --seconds.
+
+--of names another process: the keeper, or the one that streams, while there is one. These have no "block", "mutex" and "trace". The
+keeper has profiles if it was built with them (make kuri-keeper LEAN=): else they would take memory on every node. It samples its
+memory only while it is asked for: its "heap" and "allocs" are those of --seconds.`,
+		Example: "  kuri daemon pprof heap -o heap.pprof\n  kuri daemon pprof profile --seconds 30 -o cpu.pprof\n  kuri daemon pprof profile --of keeper -o keeper.pprof",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return fmt.Errorf("one profile is needed: %s", strings.Join(names, ", "))
@@ -95,9 +123,13 @@ the CPU; it and "trace", which is for go tool trace, are taken over --seconds.`,
 			case seconds < 1 || seconds > 600:
 				return fmt.Errorf("--seconds: %d is not from 1 to 600", seconds)
 			}
-			path := "/debug/pprof/" + args[0]
+			at, err := profilesOf(of)
+			if err != nil {
+				return err
+			}
+			path := at + args[0]
 			ctx := cmd.Context()
-			if timed {
+			if timed || of == "keeper" && (args[0] == "heap" || args[0] == "allocs") {
 				path += "?" + url.Values{"seconds": {fmt.Sprint(seconds)}}.Encode()
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, time.Duration(seconds)*time.Second+30*time.Second)
@@ -108,7 +140,8 @@ the CPU; it and "trace", which is for go tool trace, are taken over --seconds.`,
 		},
 	}
 	cmd.Flags().StringVarP(&to, "output", "o", "", "`file` to write to, instead of standard output")
-	cmd.Flags().IntVar(&seconds, "seconds", 10, "how long a CPU profile or a trace is taken")
+	cmd.Flags().IntVar(&seconds, "seconds", 10, "how long a CPU profile, a trace or the keeper's memory is taken")
+	c.ofFlag(cmd, &of)
 	return cmd
 }
 

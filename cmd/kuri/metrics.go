@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -56,6 +57,10 @@ func (c *cli) askDaemon(ctx context.Context, path string, out io.Writer) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+		if said := strings.TrimSpace(string(why)); said != "" {
+			return fmt.Errorf("ask kurid at %s for %s: %s", socket, path, printable(said))
+		}
 		return fmt.Errorf("ask kurid at %s for %s: %s", socket, path, resp.Status)
 	}
 	_, err = io.Copy(out, resp.Body)

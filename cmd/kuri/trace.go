@@ -21,7 +21,7 @@ func (c *cli) traceCommand() *cobra.Command {
 		Use:   "trace NAME",
 		Short: "Show where the time of a pod's or a container's start went, step by step",
 		Long: `Show the requests that have started a pod, or one container, as bars on one time line: the sandbox, the pulls of its images,
-and its containers, each with its steps. What is between two requests is the client's time, a kubelet's for example. The
+and its containers, each with its steps, and the keeper's own below the step that waits for it. What is between two requests is the client's time, a kubelet's for example. The
 way in which a container's first process was made is named, with the reason where it was the longer one.
 
 kurid keeps the newest thousand requests, in memory: what it started before its own last start is gone. This needs Kuri's
@@ -68,9 +68,10 @@ type traceOperation struct {
 }
 
 type traceStep struct {
-	Name  string `json:"name"`
-	After int64  `json:"after"`
-	Took  int64  `json:"took"`
+	Name  string      `json:"name"`
+	After int64       `json:"after"`
+	Took  int64       `json:"took"`
+	Parts []traceStep `json:"parts,omitempty"` // the keeper's own steps; After counts from the same moment
 }
 
 // trace asks for what has started the pod or the container that name means.
@@ -186,6 +187,9 @@ func (t *trace) text(width int) string {
 		line(name, o.Began, o.Took, "█")
 		for _, s := range o.Steps {
 			line("  "+s.Name, o.Began+s.After, s.Took, "▒")
+			for _, p := range s.Parts {
+				line("    "+p.Name, o.Began+p.After, p.Took, "░")
+			}
 		}
 		if o.Init != "" {
 			fmt.Fprintf(&out, "  first process by %s\n", printable(initText(o.Init)))

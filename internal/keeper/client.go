@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/profile"
 )
 
 // Protocol is the version of the protocol that this package speaks.
@@ -54,7 +56,7 @@ func (c *Client) Probe(ctx context.Context, dir, writable string) (*api.ProbeRes
 
 // CreateSandbox makes the namespaces of a pod, or answers with those that it has.
 func (c *Client) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
-	return call(ctx, c, api.KeeperService.CreateSandbox, req)
+	return stepped(ctx, func() (*api.Sandbox, error) { return call(ctx, c, api.KeeperService.CreateSandbox, req) })
 }
 
 // RemoveSandbox ends the pod's init process and gives its namespaces up. An unknown id is a success; a pod that still
@@ -72,12 +74,14 @@ func (c *Client) List(ctx context.Context) (*api.ListResponse, error) {
 // Create makes a container whose process waits at its start line. When it fails nothing of the container stays. The
 // keeper's work goes on when ctx ends first; asking again joins it.
 func (c *Client) Create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
-	return call(ctx, c, api.KeeperService.Create, req)
+	return stepped(ctx, func() (*api.Container, error) { return call(ctx, c, api.KeeperService.Create, req) })
 }
 
 // Start lets a created process run. Starting one that runs is a success; one that has exited is a Precondition error.
 func (c *Client) Start(ctx context.Context, id string) (*api.Container, error) {
-	return call(ctx, c, api.KeeperService.Start, &api.StartRequest{Id: id})
+	return stepped(ctx, func() (*api.Container, error) {
+		return call(ctx, c, api.KeeperService.Start, &api.StartRequest{Id: id})
+	})
 }
 
 // Update changes limits of a container that is created or runs: all that is asked for, or nothing. An error of kind
@@ -105,6 +109,16 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	_, err := call(ctx, c, api.KeeperService.ReopenLog, &api.ReopenLogRequest{Id: id})
 	return err
+}
+
+// Profile copies a profile of the keeper to out, which takes the time that r says. Error kinds: Invalid, Unavailable (another
+// is being taken), Unimplemented (a keeper that is built without profiles, or of an
+// earlier release).
+func (c *Client) Profile(ctx context.Context, r profile.Request, out io.Writer) error {
+	return profile.Receive(ctx, out, r, func(path string) error {
+		_, err := call(ctx, c, api.KeeperService.Profile, &api.ProfileRequest{Name: r.Name, Seconds: int32(r.Seconds), Debug: int32(r.Debug), Into: path})
+		return err
+	})
 }
 
 // Events returns the events after a sequence number as soon as there is one, or none after wait. It does not ask again when

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // Init is the program of a container's first process up to its exec, and never returns. The program that links
@@ -134,7 +136,9 @@ const (
 // Create makes the container id of a bundle (runtime specification, "create"): its process waits at its start line.
 // It takes the mount namespace of the calling thread, in which spec's root.path is the root filesystem. When it fails
 // nothing of the container stays. The error does not name it: whoever asks for it knows a better name.
-func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (_ *Created, err error) {
+// The operation that ctx carries is told of the steps.
+func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (_ *Created, err error) {
+	step.Enter(ctx, "config")
 	// The bundle is the working directory, by the specification; libcontainer takes it from there.
 	if err := unix.Chdir(bundle); err != nil {
 		return nil, fmt.Errorf("enter bundle %s: %w", bundle, err)
@@ -155,7 +159,7 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 		why = "a keeper that does not run from a sealed copy"
 	}
 	if why == "" {
-		made, err := e.createNative(id, spec, config, stdio)
+		made, err := e.createNative(ctx, id, spec, config, stdio)
 		if err == nil {
 			made.Init = InitNative
 			e.pins.pin(e.root, id)
@@ -165,6 +169,7 @@ func (e *Embedded) Create(id, bundle string, spec *specs.Spec, systemdCgroup boo
 		}
 		why = "this kernel: " + err.Error()
 	}
+	step.Enter(ctx, "libcontainer")
 	made, err := e.createByLibcontainer(id, spec, config, stdio)
 	if err == nil {
 		made.Init = InitLibcontainer + ": " + why

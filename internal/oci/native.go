@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // beyondInit names what our own init (containerinit.h) does not do; "" when it makes all of a container's specification. It
@@ -109,7 +111,7 @@ const nativeFile = "native"
 // createNative is Create with our own init, which takes over the mount namespace of the calling thread. The thread leaves it
 // for the node's, as it would lose its root with the init's change of root; when the error says that the other way may do it
 // (unable), it is back.
-func (e *Embedded) createNative(id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
+func (e *Embedded) createNative(ctx context.Context, id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
 	mounts, err := os.Open("/proc/thread-self/ns/mnt")
 	if err != nil {
 		return nil, err
@@ -123,7 +125,7 @@ func (e *Embedded) createNative(id string, spec *specs.Spec, config *configs.Con
 	if err := unix.Setns(int(node.Fd()), unix.CLONE_NEWNS); err != nil {
 		return nil, fmt.Errorf("leave the mount namespace of container %s: %w", id, err)
 	}
-	made, err := e.createIn(mounts, id, spec, config, stdio)
+	made, err := e.createIn(ctx, mounts, id, spec, config, stdio)
 	if unable(err) {
 		if err := unix.Setns(int(mounts.Fd()), unix.CLONE_NEWNS); err != nil {
 			return nil, fmt.Errorf("go back into the mount namespace of container %s: %w", id, err)
@@ -133,13 +135,15 @@ func (e *Embedded) createNative(id string, spec *specs.Spec, config *configs.Con
 }
 
 // createIn makes the container in a mount namespace that is prepared for it.
-func (e *Embedded) createIn(mounts *os.File, id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
+func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
 	var f *filter
 	if config.Seccomp != nil {
+		step.Enter(ctx, "seccomp")
 		if f, err = e.filters.of(config.Seccomp); err != nil {
 			return nil, err
 		}
 	}
+	step.Enter(ctx, "config")
 	// libcontainer checks the configuration, and that neither id nor cgroup is in use, and makes the directory of its records.
 	c, err := libcontainer.Create(e.root, id, config)
 	if err != nil {
@@ -158,6 +162,7 @@ func (e *Embedded) createIn(mounts *os.File, id string, spec *specs.Spec, config
 	}()
 
 	// 1. The cgroups, with all limits before anyone is in them.
+	step.Enter(ctx, "cgroup")
 	if err := n.cgroups.Apply(-1); err != nil {
 		return nil, classify(fmt.Errorf("unable to apply cgroup configuration: %w", err))
 	}
@@ -167,6 +172,7 @@ func (e *Embedded) createIn(mounts *os.File, id string, spec *specs.Spec, config
 	n.paths = n.cgroups.GetPaths()
 
 	// 2. The start line.
+	step.Enter(ctx, "init")
 	start, err := n.startLine()
 	if err != nil {
 		return nil, err
@@ -179,6 +185,7 @@ func (e *Embedded) createIn(mounts *os.File, id string, spec *specs.Spec, config
 	}
 
 	// 4. The record, by which libcontainer does all else.
+	step.Enter(ctx, "record")
 	if err := n.record(c.Config()); err != nil {
 		return nil, err
 	}

@@ -5,14 +5,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"os"
 	goruntime "runtime"
+	"strconv"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/pod"
+	"github.com/kuri-cri/kuri/internal/profile"
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
@@ -20,6 +24,8 @@ import (
 //
 //	/metrics         as at metrics_listen
 //	/debug/pprof/    profiles, for go tool pprof
+//	/debug/keeper/pprof/, /debug/streams/pprof/
+//	                 likewise of the keeper, and of the process that streams
 //	/debug/state     what there is and what is under way, as JSON
 func (s *Server) serveDebug(path string, o Options) error {
 	l, err := o.Socket(path)
@@ -37,8 +43,71 @@ func (s *Server) serveDebug(path string, o Options) error {
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index) // and the profiles by their names
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	if o.Pods != nil {
+		mux.HandleFunc("GET /debug/keeper/pprof/{name}", profileOf(o.Pods.Keeper.Profile))
+	}
+	if o.Streams != nil {
+		mux.HandleFunc("GET /debug/streams/pprof/{name}", profileOf(o.Streams.Profile))
+	}
 	s.serveHTTP(l, mux)
 	return nil
+}
+
+// profileSeconds is over how long a profile is taken that is asked for without seconds.
+const profileSeconds = 10
+
+// profileOf serves profiles of another process, with the parameters of net/http/pprof: seconds and debug.
+func profileOf(take func(context.Context, profile.Request, io.Writer) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		want := profile.Request{Name: r.PathValue("name"), Seconds: profileSeconds}
+		err := errors.Join(number(r, "seconds", &want.Seconds), number(r, "debug", &want.Debug))
+		if err == nil {
+			err = want.Check()
+		}
+		out := &begun{ResponseWriter: w}
+		if err == nil {
+			w.Header().Set("Content-Type", "application/octet-stream")
+			err = take(r.Context(), want, out)
+		}
+		switch {
+		case err == nil:
+		case out.some:
+			panic(http.ErrAbortHandler) // the client sees that it is not all
+		case errors.Is(err, fault.Invalid):
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		case errors.Is(err, fault.NotFound):
+			http.Error(w, err.Error(), http.StatusNotFound)
+		case errors.Is(err, fault.Unimplemented):
+			http.Error(w, err.Error(), http.StatusNotImplemented)
+		default:
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+	}
+}
+
+// number reads a parameter that may be left out. The error is of kind Invalid.
+func number(r *http.Request, name string, to *int) error {
+	text := r.URL.Query().Get(name)
+	if text == "" {
+		return nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return fault.New(fault.Invalid, "%s: %q is not a whole number", name, text)
+	}
+	*to = n
+	return nil
+}
+
+// begun is an answer of which some may have been written.
+type begun struct {
+	http.ResponseWriter
+	some bool
+}
+
+func (b *begun) Write(p []byte) (int, error) {
+	b.some = b.some || len(p) > 0
+	return b.ResponseWriter.Write(p)
 }
 
 // serveHTTP serves at l until the server closes.

@@ -69,6 +69,9 @@ func (s *Server) told(ctx context.Context, r step.Report, details []any) {
 		attrs = append(attrs, "slower_than", limit)
 		if most := r.Slowest(); most.Name != "" {
 			attrs = append(attrs, "slowest", most.Name)
+			if part := step.Longest(most.Parts); part.Name != "" {
+				attrs = append(attrs, "slowest_part", part.Name, slog.Group("parts", times(most.Parts)...))
+			}
 		}
 	}
 	if r.Err == nil {
@@ -122,14 +125,19 @@ func subjectAttrs(s step.Subject) (attrs []any) {
 
 // stepAttrs are the times of an operation's steps, as a group; nothing when there are none.
 func stepAttrs(r step.Report) []any {
-	var steps []any
-	for _, one := range r.Totals() {
-		steps = append(steps, slog.Duration(one.Name, one.Took.Round(time.Microsecond)))
-	}
+	steps := times(r.Totals())
 	if steps == nil {
 		return nil
 	}
 	return []any{slog.Group("steps", steps...)}
+}
+
+// times are attributes: how long each step took.
+func times(steps []step.Step) (attrs []any) {
+	for _, one := range steps {
+		attrs = append(attrs, slog.Duration(one.Name, one.Took.Round(time.Microsecond)))
+	}
+	return attrs
 }
 
 // endless reports whether a method's stream goes on for as long as its client wants.

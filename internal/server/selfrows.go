@@ -38,12 +38,13 @@ func (r *selfRow) histograms(buckets []float64) *prometheus.HistogramVec {
 
 // The metrics, as docs/observe.md has them.
 var (
-	rowRequests  = selfRow{"kuri_rpc_requests_total", counter, []string{"service", "method", "code"}, "Requests that were answered, by their gRPC code."}
-	rowSeconds   = selfRow{"kuri_rpc_duration_seconds", histogram, []string{"service", "method"}, "Time until requests were answered."}
-	rowInFlight  = selfRow{"kuri_rpc_in_flight", gauge, []string{"service", "method"}, "Requests that are being answered."}
-	rowSteps     = selfRow{"kuri_step_duration_seconds", histogram, []string{"method", "step"}, "Time that the steps of operations took."}
-	rowOperation = selfRow{"kuri_operations_in_flight", gauge, []string{"method"}, "Changes that are under way, those that their callers have given up too."}
-	rowOldest    = selfRow{"kuri_operation_oldest_age_seconds", gauge, []string{"method"}, "Age of the oldest change under way, 0 for none."}
+	rowRequests    = selfRow{"kuri_rpc_requests_total", counter, []string{"service", "method", "code"}, "Requests that were answered, by their gRPC code."}
+	rowSeconds     = selfRow{"kuri_rpc_duration_seconds", histogram, []string{"service", "method"}, "Time until requests were answered."}
+	rowInFlight    = selfRow{"kuri_rpc_in_flight", gauge, []string{"service", "method"}, "Requests that are being answered."}
+	rowSteps       = selfRow{"kuri_step_duration_seconds", histogram, []string{"method", "step"}, "Time that the steps of operations took."}
+	rowOperation   = selfRow{"kuri_operations_in_flight", gauge, []string{"method"}, "Changes that are under way, those that their callers have given up too."}
+	rowKeeperSteps = selfRow{"kuri_keeper_step_duration_seconds", histogram, []string{"method", "step"}, "Time that the keeper's own steps of operations took, a part of kuri_step_duration_seconds."}
+	rowOldest      = selfRow{"kuri_operation_oldest_age_seconds", gauge, []string{"method"}, "Age of the oldest change under way, 0 for none."}
 
 	rowPods          = selfRow{"kuri_pods", gauge, []string{"state"}, "Pods, by state."}
 	rowContainers    = selfRow{"kuri_containers", gauge, []string{"state"}, "Containers, by state."}
@@ -79,7 +80,7 @@ var (
 
 // selfRows are all of them, in the order of the page.
 var selfRows = []*selfRow{
-	&rowRequests, &rowSeconds, &rowInFlight, &rowSteps, &rowOperation, &rowOldest,
+	&rowRequests, &rowSeconds, &rowInFlight, &rowSteps, &rowKeeperSteps, &rowOperation, &rowOldest,
 	&rowPods, &rowContainers, &rowExits, &rowReaders, &rowLag, &rowEventsMissed, &rowWritable, &rowWritableNodes,
 	&rowImages, &rowLayers, &rowLayerBytes, &rowLayerNodes, &rowPulls, &rowPullFailures, &rowPullBytes, &rowPullRetries, &rowPullsFlying,
 	&rowUp, &rowRestarts, &rowRSS, &rowPSS, &rowFDs, &rowCPU, &rowBegan, &rowHeldPods, &rowHeld, &rowKeeperMissed,

@@ -25,6 +25,7 @@ type telemetry struct {
 	seconds  *prometheus.HistogramVec // by service and method
 	inFlight *prometheus.GaugeVec     // likewise
 	stepping *prometheus.HistogramVec // by method and step
+	keeping  *prometheus.HistogramVec // likewise, of the keeper's own steps
 }
 
 // Buckets, in seconds: a status takes microseconds, a pull minutes.
@@ -41,10 +42,11 @@ func newTelemetry(s *Server, o Options) *telemetry {
 		seconds:  rowSeconds.histograms(requestBuckets),
 		inFlight: rowInFlight.gauges(),
 		stepping: rowSteps.histograms(stepBuckets),
+		keeping:  rowKeeperSteps.histograms(stepBuckets),
 	}
 	build := rowBuild.gauges()
 	build.WithLabelValues(o.Version).Set(1)
-	t.registry.MustRegister(t.requests, t.seconds, t.inFlight, t.stepping, build, collectOperations(s.operations),
+	t.registry.MustRegister(t.requests, t.seconds, t.inFlight, t.stepping, t.keeping, build, collectOperations(s.operations),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if o.Pods != nil {
 		t.registry.MustRegister(collectPods(o.Pods), collectProcesses(o.Pods.Keeper, o.Holder))
@@ -75,6 +77,9 @@ func (t *telemetry) steps(r step.Report) {
 	}
 	for _, one := range r.Totals() {
 		t.stepping.WithLabelValues(r.Kind, one.Name).Observe(one.Took.Seconds())
+		for _, part := range one.Parts {
+			t.keeping.WithLabelValues(r.Kind, part.Name).Observe(part.Took.Seconds())
+		}
 	}
 }
 

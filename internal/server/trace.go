@@ -35,9 +35,10 @@ type operation struct {
 }
 
 type operationStep struct {
-	Name  string `json:"name"`
-	After int64  `json:"after"` // since the operation began
-	Took  int64  `json:"took"`
+	Name  string          `json:"name"`
+	After int64           `json:"after"` // since the operation began
+	Took  int64           `json:"took"`
+	Parts []operationStep `json:"parts,omitempty"` // the keeper's own steps, likewise after the operation's beginning
 }
 
 // remember keeps an operation that has ended, if it is a part of a start.
@@ -77,16 +78,24 @@ func operations(h *step.History, snap *pod.Snapshot, container string) string {
 func toldOperation(r step.Report) operation {
 	o := operation{
 		Kind: r.Kind, Container: r.Subject.Container, ContainerID: r.Subject.ContainerID, Began: r.Began.UnixNano(), Took: int64(r.Took),
-		Steps: []operationStep{}, Caller: r.Caller.Program,
+		Steps: toldSteps(r.Steps, r.Began), Caller: r.Caller.Program,
 	}
 	if r.Kind == "PullImage" {
 		o.Image = r.Subject.Image
-	}
-	for _, one := range r.Steps {
-		o.Steps = append(o.Steps, operationStep{Name: one.Name, After: int64(one.Began.Sub(r.Began)), Took: int64(one.Took)})
 	}
 	if r.Err != nil {
 		o.Error = status.Convert(r.Err).Message()
 	}
 	return o
+}
+
+func toldSteps(steps []step.Step, began time.Time) []operationStep {
+	told := make([]operationStep, len(steps))
+	for i, one := range steps {
+		told[i] = operationStep{Name: one.Name, After: int64(one.Began.Sub(began)), Took: int64(one.Took)}
+		if len(one.Parts) > 0 {
+			told[i].Parts = toldSteps(one.Parts, began)
+		}
+	}
+	return told
 }

@@ -30,6 +30,7 @@ type Step struct {
 	Name  string // one of a small set: it is the label of a metric
 	Began time.Time
 	Took  time.Duration // so far, for the last step of an operation that is in flight
+	Parts []Step        // steps of another process that this one waited for, as far as it told them; they do not overlap
 }
 
 // Grace is the step in which a process has the time to end that its stop allows: a long one is no fault of the node.
@@ -134,6 +135,33 @@ func Leave(ctx context.Context) {
 	}
 }
 
+// Split says of which parts the step that the operation of ctx is at was made: steps of another process, which has told them.
+// Parts that do not lie within the step are cut, or left out.
+func Split(ctx context.Context, parts []Step) {
+	op := of(ctx)
+	if op == nil {
+		return
+	}
+	op.mu.Lock()
+	defer op.mu.Unlock()
+	if !op.open {
+		return
+	}
+	last, now := &op.steps[len(op.steps)-1], time.Now()
+	for _, p := range parts {
+		end := p.Began.Add(p.Took)
+		if p.Began.Before(last.Began) {
+			p.Began = last.Began
+		}
+		if end.After(now) {
+			end = now
+		}
+		if p.Took = end.Sub(p.Began); p.Took >= 0 {
+			last.Parts = append(slices.Clip(last.Parts), p) // a report may have the old ones
+		}
+	}
+}
+
 // close ends the last step. The caller holds mu.
 func (op *Operation) close(now time.Time) {
 	if op.open {
@@ -221,23 +249,32 @@ func (op *Operation) Report() Report {
 
 // Totals returns the time of each step, in the order of their first beginnings: one that was entered several times has the
 // sum.
-func (r Report) Totals() []Step {
+func (r Report) Totals() []Step { return totals(r.Steps) }
+
+func totals(steps []Step) []Step {
 	var all []Step
-	for _, s := range r.Steps {
+	for _, s := range steps {
 		i := slices.IndexFunc(all, func(t Step) bool { return t.Name == s.Name })
 		if i < 0 {
 			all = append(all, s)
 			continue
 		}
 		all[i].Took += s.Took
+		all[i].Parts = append(slices.Clip(all[i].Parts), s.Parts...)
+	}
+	for i := range all {
+		all[i].Parts = totals(all[i].Parts)
 	}
 	return all
 }
 
 // Slowest returns the step that took longest, grace apart; the zero value when there is none.
-func (r Report) Slowest() Step {
+func (r Report) Slowest() Step { return Longest(r.Totals()) }
+
+// Longest returns the one of some steps that took longest, grace apart; the zero value when there is none.
+func Longest(steps []Step) Step {
 	var most Step
-	for _, s := range r.Totals() {
+	for _, s := range steps {
 		if s.Name != Grace && s.Took > most.Took {
 			most = s
 		}

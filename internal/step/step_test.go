@@ -73,8 +73,37 @@ func TestAHeldOperationOutlivesItsCaller(t *testing.T) {
 	})
 }
 
+// Parts are within their step, and add up as steps do.
+func TestPartsOfAStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, op := New(nil).Begin(t.Context(), "CreateContainer", Subject{}, Caller{})
+		Split(ctx, []Step{{Name: "early", Began: time.Now()}})
+		began := time.Now()
+		time.Sleep(time.Second)
+		Enter(ctx, "process")
+		time.Sleep(10 * time.Second)
+		Split(ctx, []Step{
+			{Name: "before", Began: began, Took: time.Millisecond},
+			{Name: "mounts", Began: began, Took: 3 * time.Second},
+			{Name: "init", Began: began.Add(3 * time.Second), Took: 4 * time.Second},
+			{Name: "mounts", Began: began.Add(8 * time.Second), Took: time.Hour},
+		})
+		Leave(ctx)
+		Split(ctx, []Step{{Name: "late", Began: time.Now()}})
+		r := op.Answer(nil)
+		totals := r.Totals()
+		if len(totals) != 1 || names(totals[0].Parts) != "mounts=5s init=4s " || Longest(totals[0].Parts).Name != "mounts" {
+			t.Errorf("%+v", totals)
+		}
+		if names(r.Steps[0].Parts) != "mounts=2s init=4s mounts=3s " || r.Steps[0].Took != 10*time.Second {
+			t.Errorf("%+v", r.Steps)
+		}
+	})
+}
+
 func TestWithoutAnOperationNothingIsNoted(t *testing.T) {
 	Enter(t.Context(), "x")
+	Split(t.Context(), []Step{{Name: "x"}})
 	Leave(t.Context())
 	Hold(t.Context())()
 }

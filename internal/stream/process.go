@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/profile"
 )
 
 // Mode is the first argument of our own program when it is to be the process that streams: its main calls [Serve] then.
@@ -73,6 +75,25 @@ func (c *Client) Attach(container Container, want Wanted) (string, error) {
 // given ones; over SPDY, tunnelled or not, the client names them for each connection.
 func (c *Client) PortForward(pod Pod, ports []int32) (string, error) {
 	return c.url(message{Kind: "portforward", Pod: pod, Ports: ports})
+}
+
+// Profile copies a profile of the process that streams to out, which takes the time that r says. Error kinds: NotFound (no
+// process streams now), Invalid, Unavailable.
+func (c *Client) Profile(ctx context.Context, r profile.Request, out io.Writer) error {
+	return profile.Receive(ctx, out, r, func(path string) error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.process == nil {
+			return fault.New(fault.NotFound, "no process streams now: there is one while exec, attach or port forwarding is in use, and a minute longer")
+		}
+		a, err := c.process.exchange(message{Kind: "profile", Profile: &profileOf{r, path}}, askLimit)
+		if err != nil {
+			c.process.control.Close() // it goes on with what it has, without us
+			c.process = nil
+			return fault.New(fault.Unavailable, "the process that streams does not answer: %w", err)
+		}
+		return a.err()
+	})
 }
 
 func (c *Client) url(m message) (string, error) {
@@ -142,7 +163,14 @@ type message struct {
 	Cmd       []string `json:",omitempty"`
 	Want      Wanted
 	Pod       Pod
-	Ports     []int32 `json:",omitempty"`
+	Ports     []int32    `json:",omitempty"`
+	Profile   *profileOf `json:",omitempty"`
+}
+
+// profileOf is a profile that is wanted, and the pipe for it.
+type profileOf struct {
+	profile.Request
+	Into string
 }
 
 type starting struct {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/profile"
 )
 
 const (
@@ -111,7 +112,7 @@ func (s *Server) obey(ctx context.Context, control *net.UnixConn, said *json.Dec
 			if !ok {
 				return orphaned
 			}
-			a := s.answer(m, o)
+			a := s.answer(ctx, m, o)
 			if json.NewEncoder(control).Encode(a) != nil {
 				return orphaned
 			}
@@ -126,7 +127,7 @@ func (s *Server) obey(ctx context.Context, control *net.UnixConn, said *json.Dec
 }
 
 // answer does what a message asks for.
-func (s *Server) answer(m message, o starting) answer {
+func (s *Server) answer(ctx context.Context, m message, o starting) answer {
 	if m.PEM != nil && s.tls != nil {
 		if err := s.tls.use(*m.PEM); err != nil {
 			return answerOf("", err) // kurid has seen that they can be used
@@ -139,6 +140,8 @@ func (s *Server) answer(m message, o starting) answer {
 		return answerOf(s.Attach(m.Container, m.Want))
 	case "portforward":
 		return answerOf(s.PortForward(m.Pod, m.Ports))
+	case "profile":
+		return answerOf("", profileSelf(ctx, m.Profile))
 	case "end":
 		if o.Drain <= 0 {
 			s.Close()
@@ -147,6 +150,23 @@ func (s *Server) answer(m message, o starting) answer {
 		return answer{Open: streams}
 	}
 	return answerOf("", fault.New(fault.Unimplemented, "%q is nothing that can be streamed", m.Kind))
+}
+
+// profileSelf begins to take a profile of this process, which is written while URLs are given. It ends with ctx.
+func profileSelf(ctx context.Context, of *profileOf) error {
+	if of == nil {
+		return fault.New(fault.Invalid, "which profile is not said")
+	}
+	finish, err := profile.Begin(of.Request, of.Into)
+	if err != nil {
+		return err
+	}
+	go func() {
+		if err := finish(ctx); err != nil {
+			slog.Warn("a profile of the process that streams could not be written", "profile", of.Name, "err", err)
+		}
+	}()
+	return nil
 }
 
 // drain serves what is open until it ends, for as long as it may. A fixed address is the next process's at once.

@@ -2,7 +2,6 @@ package trace
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"strings"
@@ -132,12 +131,19 @@ func (e *Exporter) Ended(ctx context.Context, full string, r step.Report) {
 		if r.Err != nil {
 			span.SetStatus(codes.Error, status.Convert(r.Err).Message())
 		}
-		for _, one := range r.Steps {
-			_, child := e.tracer.Start(ctx, fmt.Sprintf("%s %s", method, one.Name), trace.WithTimestamp(one.Began))
-			child.End(trace.WithTimestamp(one.Began.Add(one.Took)))
-		}
+		e.below(ctx, method, r.Steps)
 	}
 	span.End(trace.WithTimestamp(end))
+}
+
+// below sends a span for each step below that of ctx, and below each those of its parts: "CreateContainer process init".
+func (e *Exporter) below(ctx context.Context, name string, steps []step.Step) {
+	for _, one := range steps {
+		name := name + " " + one.Name
+		ctx, span := e.tracer.Start(ctx, name, trace.WithTimestamp(one.Began))
+		e.below(ctx, name, one.Parts)
+		span.End(trace.WithTimestamp(one.Began.Add(one.Took)))
+	}
 }
 
 // attributes are what is known of an operation, by OpenTelemetry's names where it has one.

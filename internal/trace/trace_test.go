@@ -71,7 +71,7 @@ const method = "/runtime.v1.RuntimeService/RunPodSandbox"
 func report(began time.Time) step.Report {
 	return step.Report{
 		Kind: "RunPodSandbox", Began: began, Took: 3 * time.Second, Subject: step.Subject{Namespace: "default", Pod: "web"},
-		Steps: []step.Step{{Name: "namespaces", Began: began, Took: time.Second}, {Name: "network", Began: began.Add(time.Second), Took: 2 * time.Second}},
+		Steps: []step.Step{{Name: "namespaces", Began: began, Took: time.Second, Parts: []step.Step{{Name: "shm", Began: began, Took: time.Millisecond}}}, {Name: "network", Began: began.Add(time.Second), Took: 2 * time.Second}},
 		Err:   status.Error(codes.Unavailable, "no network"),
 	}
 }
@@ -93,10 +93,10 @@ func TestSpansContinueTheCallersTrace(t *testing.T) {
 	e.Close()
 
 	slices.SortFunc(r.spans, func(a, b *otlp.Span) int { return strings.Compare(a.Name, b.Name) })
-	if len(r.spans) != 3 {
+	if len(r.spans) != 4 {
 		t.Fatalf("%d spans: %v", len(r.spans), r.spans)
 	}
-	network, root := r.spans[1], r.spans[2]
+	namespaces, part, network, root := r.spans[0], r.spans[1], r.spans[2], r.spans[3]
 	if root.Name != "runtime.v1.RuntimeService/RunPodSandbox" || fmt.Sprintf("%x", root.TraceId) != "0af7651916cd43dd8448eb211c80319c" ||
 		fmt.Sprintf("%x", root.ParentSpanId) != "b7ad6b7169203331" || root.Kind != otlp.Span_SPAN_KIND_SERVER || root.Status.Message != "no network" ||
 		root.StartTimeUnixNano != uint64(began.UnixNano()) || root.EndTimeUnixNano-root.StartTimeUnixNano != 3e9 {
@@ -104,6 +104,9 @@ func TestSpansContinueTheCallersTrace(t *testing.T) {
 	}
 	if network.Name != "RunPodSandbox network" || string(network.ParentSpanId) != string(root.SpanId) || network.EndTimeUnixNano-network.StartTimeUnixNano != 2e9 {
 		t.Errorf("%v", network)
+	}
+	if part.Name != "RunPodSandbox namespaces shm" || string(part.ParentSpanId) != string(namespaces.SpanId) || part.EndTimeUnixNano-part.StartTimeUnixNano != 1e6 {
+		t.Errorf("%v", part)
 	}
 	said := fmt.Sprint(root.Attributes)
 	for _, want := range []string{"rpc.method", "RunPodSandbox", "k8s.pod.name", "web"} {
@@ -126,8 +129,8 @@ func TestTheEnvironment(t *testing.T) {
 		spans int // -1: there is no exporter
 	}{
 		{nil, -1},
-		{[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + url}, 3},
-		{[]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=" + url}, 3},
+		{[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + url}, 4},
+		{[]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=" + url}, 4},
 		{[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + url, "OTEL_SDK_DISABLED=true"}, -1},
 		{[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + url, "OTEL_TRACES_EXPORTER=none"}, -1},
 		{[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + url, "OTEL_TRACES_SAMPLER=always_off"}, 0},

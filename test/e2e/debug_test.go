@@ -1,9 +1,13 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -120,4 +124,79 @@ func TestDebugProfilesAndStacks(t *testing.T) {
 	if _, stderr, code := d.Kuri(t, "pods"); code != 0 {
 		t.Errorf("kurid after SIGUSR1: %s", stderr)
 	}
+}
+
+// The keeper and the process that streams can be looked into as kurid can.
+func TestDebugOtherProcesses(t *testing.T) {
+	s := newShell(t)
+	c := s.run(t, nil, "sleep", "1000")
+	if said, stderr, code := s.Kuri(t, "daemon", "stacks", "--of", "keeper"); code != 0 || !strings.Contains(said, "internal/keeper/server.(*Server).watch(") {
+		t.Errorf("%.500s, %s", said, stderr)
+	}
+	for want, args := range map[string][]string{
+		"make kuri-keeper LEAN= builds": {"daemon", "pprof", "heap", "--of", "keeper"},
+		"there is no profile":           {"daemon", "pprof", "mutex", "--of", "keeper"},
+		"no process streams now":        {"daemon", "stacks", "--of", "streams"},
+		"kurid, keeper and streams":     {"daemon", "stacks", "--of", "holder"},
+		"0 is not from 1 to 600":        {"daemon", "pprof", "heap", "--of", "keeper", "--seconds", "0"},
+	} {
+		if _, stderr, code := s.Kuri(t, args...); code == 0 || !strings.Contains(stderr, want) {
+			t.Errorf("kuri %v: exit code %d, %s; want %q", args, code, stderr, want)
+		}
+	}
+	s.execURL(t, &runtimeapi.ExecRequest{ContainerId: c, Cmd: []string{"true"}, Stdout: true}) // which starts the process
+	if said, stderr, code := s.Kuri(t, "daemon", "stacks", "--of", "streams"); code != 0 || !strings.Contains(said, "internal/stream.Serve(") {
+		t.Errorf("%.500s, %s", said, stderr)
+	}
+	if said, stderr, code := s.Kuri(t, "daemon", "pprof", "heap", "--of", "streams"); code != 0 || !strings.HasPrefix(said, "\x1f\x8b") {
+		t.Errorf("%.20q, %s", said, stderr)
+	}
+	// URLs are given while a profile is taken, and it ends when nobody waits for it any more.
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	answered := make(chan string, 1)
+	go func() {
+		status, err := debugStatus(ctx, s.Daemon, "/debug/streams/pprof/profile?seconds=600")
+		answered <- fmt.Sprint(status, " ", err)
+	}()
+	refused := func() error {
+		_, stderr, code := s.Kuri(t, "daemon", "stacks", "--of", "streams")
+		if code != 0 && strings.Contains(stderr, "another profile of this process is being taken") {
+			return nil
+		}
+		select {
+		case early := <-answered:
+			t.Fatal("the profile has ended: ", early)
+		default:
+		}
+		return fmt.Errorf("exit code %d, %s", code, stderr)
+	}
+	harness.Eventually(t, time.Minute, "a second profile is refused", refused)
+	s.execURL(t, &runtimeapi.ExecRequest{ContainerId: c, Cmd: []string{"true"}, Stdout: true})
+	cancel()
+	harness.Eventually(t, time.Minute, "stacks are told again", func() error {
+		if _, stderr, code := s.Kuri(t, "daemon", "stacks", "--of", "streams"); code != 0 {
+			return errors.New(stderr)
+		}
+		return nil
+	})
+}
+
+// debugStatus asks the debug socket of a daemon, and returns the HTTP status.
+func debugStatus(ctx context.Context, d *harness.Daemon, path string) (string, error) {
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(d.State, "debug.sock"))
+	}}}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://kurid"+path, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return fmt.Sprintf("%s: %.100q", resp.Status, body), err
 }

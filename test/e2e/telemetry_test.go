@@ -47,6 +47,7 @@ func TestTelemetry(t *testing.T) {
 		`kuri_pods{state="ready"} 1`, `kuri_containers{state="running"} 1`, `kuri_containers{state="exited"} 1`,
 		`kuri_container_exits_total{reason="Error"} 1`, `kuri_container_exits_total{reason="OOMKilled"} 0`,
 		`kuri_step_duration_seconds_count{method="RunPodSandbox",step="network"} 2`, `kuri_step_duration_seconds_count{method="CreateContainer",step="process"} 2`,
+		`kuri_keeper_step_duration_seconds_count{method="RunPodSandbox",step="namespaces"} 2`, `kuri_keeper_step_duration_seconds_count{method="CreateContainer",step="cgroup"} 2`,
 		`kuri_operations_in_flight{method="PullImage"} 0`, `kuri_operation_oldest_age_seconds{method="PullImage"} 0`,
 		fmt.Sprintf("kuri_image_pull_duration_seconds_count{registry=%q} 1", s.Registry.Host), fmt.Sprintf("kuri_image_pull_bytes_total{registry=%q} ", s.Registry.Host),
 		fmt.Sprintf("kuri_image_pull_retries_total{registry=%q} 0", s.Registry.Host),
@@ -89,7 +90,7 @@ func TestTheLogOfWhatChanges(t *testing.T) {
 	for method, want := range map[string][]string{
 		"RunPodSandbox":   {"level=INFO", "namespace=", " pod=shell ", "pod_id=" + s.pod, "steps.namespaces=", "steps.network=", "caller.pid=", "caller.uid=0"},
 		"CreateContainer": {" pod=shell ", "container=c1 ", "container_id=" + c, "steps.image=", "steps.process="},
-		"StartContainer":  {"level=WARN", " pod=shell ", "container=c1 ", "slower_than=1µs", "slowest="},
+		"StartContainer":  {"level=WARN", " pod=shell ", "container=c1 ", "slower_than=1µs", "slowest=", "parts.startline=", "slowest_part="},
 		"StopContainer":   {"level=INFO", "container=c1 ", "timeout=0", "steps.kill="},
 	} {
 		i := slices.IndexFunc(lines, func(l string) bool {

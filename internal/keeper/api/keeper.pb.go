@@ -524,6 +524,7 @@ type Sandbox struct {
 	Namespaces    map[string]string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	InitPid       int32             `protobuf:"varint,3,opt,name=init_pid,json=initPid,proto3" json:"init_pid,omitempty"` // with pid only
 	Gone          string            `protobuf:"bytes,4,opt,name=gone,proto3" json:"gone,omitempty"`                       // why no process can begin in it any more: its init has ended, or what it shares is lost. "" while one can
+	Steps         []*Step           `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`                     // of CreateSandbox, in its answer alone; none where the sandbox was there already
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -586,6 +587,74 @@ func (x *Sandbox) GetGone() string {
 	return ""
 }
 
+func (x *Sandbox) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// Step is a part of a verb's work. The steps of one verb follow one another and do not overlap.
+type Step struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                       // one of a small set: it is the label of a metric
+	AfterNs       int64                  `protobuf:"varint,2,opt,name=after_ns,json=afterNs,proto3" json:"after_ns,omitempty"` // nanoseconds since the verb's work began
+	TookNs        int64                  `protobuf:"varint,3,opt,name=took_ns,json=tookNs,proto3" json:"took_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Step) Reset() {
+	*x = Step{}
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Step) ProtoMessage() {}
+
+func (x *Step) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Step.ProtoReflect.Descriptor instead.
+func (*Step) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Step) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Step) GetAfterNs() int64 {
+	if x != nil {
+		return x.AfterNs
+	}
+	return 0
+}
+
+func (x *Step) GetTookNs() int64 {
+	if x != nil {
+		return x.TookNs
+	}
+	return 0
+}
+
 type RemoveSandboxRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -595,7 +664,7 @@ type RemoveSandboxRequest struct {
 
 func (x *RemoveSandboxRequest) Reset() {
 	*x = RemoveSandboxRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[7]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +676,7 @@ func (x *RemoveSandboxRequest) String() string {
 func (*RemoveSandboxRequest) ProtoMessage() {}
 
 func (x *RemoveSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[7]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +689,7 @@ func (x *RemoveSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSandboxRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{7}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RemoveSandboxRequest) GetId() string {
@@ -638,7 +707,7 @@ type RemoveSandboxResponse struct {
 
 func (x *RemoveSandboxResponse) Reset() {
 	*x = RemoveSandboxResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[8]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +719,7 @@ func (x *RemoveSandboxResponse) String() string {
 func (*RemoveSandboxResponse) ProtoMessage() {}
 
 func (x *RemoveSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[8]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +732,7 @@ func (x *RemoveSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSandboxResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{8}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{9}
 }
 
 type ListRequest struct {
@@ -674,7 +743,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[9]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +755,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[9]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +768,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{9}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{10}
 }
 
 type ListResponse struct {
@@ -712,7 +781,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +793,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[10]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +806,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{10}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListResponse) GetSandboxes() []*Sandbox {
@@ -767,7 +836,7 @@ type Rootfs struct {
 
 func (x *Rootfs) Reset() {
 	*x = Rootfs{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +848,7 @@ func (x *Rootfs) String() string {
 func (*Rootfs) ProtoMessage() {}
 
 func (x *Rootfs) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[11]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +861,7 @@ func (x *Rootfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rootfs.ProtoReflect.Descriptor instead.
 func (*Rootfs) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{11}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Rootfs) GetLowerdirs() []string {
@@ -846,7 +915,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +927,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[12]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +940,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{12}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateRequest) GetId() string {
@@ -982,7 +1051,7 @@ type Overlay struct {
 
 func (x *Overlay) Reset() {
 	*x = Overlay{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1063,7 @@ func (x *Overlay) String() string {
 func (*Overlay) ProtoMessage() {}
 
 func (x *Overlay) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[13]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1076,7 @@ func (x *Overlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Overlay.ProtoReflect.Descriptor instead.
 func (*Overlay) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{13}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Overlay) GetLowerdirs() []string {
@@ -1032,16 +1101,17 @@ type Container struct {
 	Pid           int32                  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`                              // of the first process, in the host's PID namespace
 	CreatedAt     int64                  `protobuf:"varint,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"` // nanoseconds since the epoch; 0 for not yet
 	StartedAt     int64                  `protobuf:"varint,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	Exit          *Exit                  `protobuf:"bytes,7,opt,name=exit,proto3" json:"exit,omitempty"` // with state EXITED
-	Note          string                 `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"` // what was lost when a keeper died, for people; "" for nothing
-	Init          string                 `protobuf:"bytes,9,opt,name=init,proto3" json:"init,omitempty"` // who made its first process: "native", or "libcontainer: WHY"; "" when it is not known
+	Exit          *Exit                  `protobuf:"bytes,7,opt,name=exit,proto3" json:"exit,omitempty"`    // with state EXITED
+	Note          string                 `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"`    // what was lost when a keeper died, for people; "" for nothing
+	Init          string                 `protobuf:"bytes,9,opt,name=init,proto3" json:"init,omitempty"`    // who made its first process: "native", or "libcontainer: WHY"; "" when it is not known
+	Steps         []*Step                `protobuf:"bytes,10,rep,name=steps,proto3" json:"steps,omitempty"` // of Create or Start, in its answer alone; none where nothing was left to do
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1123,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[14]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1136,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{14}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Container) GetId() string {
@@ -1132,6 +1202,13 @@ func (x *Container) GetInit() string {
 	return ""
 }
 
+func (x *Container) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
 type Exit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`                               // 0 to 255; 128 + n when signal n ended it
@@ -1144,7 +1221,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1233,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[15]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1246,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{15}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -1209,7 +1286,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1298,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[16]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1311,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{16}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StartRequest) GetId() string {
@@ -1255,7 +1332,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1344,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[17]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1357,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{17}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1312,7 +1389,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1401,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[18]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1414,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{18}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{19}
 }
 
 type SignalRequest struct {
@@ -1351,7 +1428,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1440,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[19]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1453,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{19}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -1408,7 +1485,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1497,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[20]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1510,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{20}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
 }
 
 type DeleteRequest struct {
@@ -1445,7 +1522,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1534,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[21]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1547,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{21}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1488,7 +1565,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1577,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[22]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1590,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{22}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
 }
 
 type ReopenLogRequest struct {
@@ -1525,7 +1602,7 @@ type ReopenLogRequest struct {
 
 func (x *ReopenLogRequest) Reset() {
 	*x = ReopenLogRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1614,7 @@ func (x *ReopenLogRequest) String() string {
 func (*ReopenLogRequest) ProtoMessage() {}
 
 func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[23]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1627,7 @@ func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{23}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReopenLogRequest) GetId() string {
@@ -1568,7 +1645,7 @@ type ReopenLogResponse struct {
 
 func (x *ReopenLogResponse) Reset() {
 	*x = ReopenLogResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1657,7 @@ func (x *ReopenLogResponse) String() string {
 func (*ReopenLogResponse) ProtoMessage() {}
 
 func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[24]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1670,111 @@ func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{24}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{25}
+}
+
+type ProfileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`        // as net/http/pprof names it: heap, goroutine, profile, …
+	Seconds       int32                  `protobuf:"varint,2,opt,name=seconds,proto3" json:"seconds,omitempty"` // over which it is taken, where it is; memory is sampled for so long
+	Debug         int32                  `protobuf:"varint,3,opt,name=debug,proto3" json:"debug,omitempty"`     // 2: goroutines as text
+	Into          string                 `protobuf:"bytes,4,opt,name=into,proto3" json:"into,omitempty"`        // the pipe that it is written to: /proc/PID/fd/N of the caller
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileRequest) Reset() {
+	*x = ProfileRequest{}
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileRequest) ProtoMessage() {}
+
+func (x *ProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileRequest.ProtoReflect.Descriptor instead.
+func (*ProfileRequest) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ProfileRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ProfileRequest) GetSeconds() int32 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *ProfileRequest) GetDebug() int32 {
+	if x != nil {
+		return x.Debug
+	}
+	return 0
+}
+
+func (x *ProfileRequest) GetInto() string {
+	if x != nil {
+		return x.Into
+	}
+	return ""
+}
+
+type ProfileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileResponse) Reset() {
+	*x = ProfileResponse{}
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileResponse) ProtoMessage() {}
+
+func (x *ProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileResponse.ProtoReflect.Descriptor instead.
+func (*ProfileResponse) Descriptor() ([]byte, []int) {
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{27}
 }
 
 type EventsRequest struct {
@@ -1606,7 +1787,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +1799,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[25]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +1812,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{25}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -1658,7 +1839,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1851,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[26]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1864,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{26}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -1712,7 +1893,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1905,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_keeper_api_keeper_proto_msgTypes[27]
+	mi := &file_internal_keeper_api_keeper_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1918,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{27}
+	return file_internal_keeper_api_keeper_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -1808,17 +1989,22 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\tIDMapping\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\rR\vcontainerId\x12\x17\n" +
 	"\ahost_id\x18\x02 \x01(\rR\x06hostId\x12\x16\n" +
-	"\x06length\x18\x03 \x01(\rR\x06length\"\xd0\x01\n" +
+	"\x06length\x18\x03 \x01(\rR\x06length\"\xfc\x01\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12G\n" +
 	"\n" +
 	"namespaces\x18\x02 \x03(\v2'.kuri.keeper.v1.Sandbox.NamespacesEntryR\n" +
 	"namespaces\x12\x19\n" +
 	"\binit_pid\x18\x03 \x01(\x05R\ainitPid\x12\x12\n" +
-	"\x04gone\x18\x04 \x01(\tR\x04gone\x1a=\n" +
+	"\x04gone\x18\x04 \x01(\tR\x04gone\x12*\n" +
+	"\x05steps\x18\x05 \x03(\v2\x14.kuri.keeper.v1.StepR\x05steps\x1a=\n" +
 	"\x0fNamespacesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"&\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"N\n" +
+	"\x04Step\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\bafter_ns\x18\x02 \x01(\x03R\aafterNs\x12\x17\n" +
+	"\atook_ns\x18\x03 \x01(\x03R\x06tookNs\"&\n" +
 	"\x14RemoveSandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
 	"\x15RemoveSandboxResponse\"\r\n" +
@@ -1853,7 +2039,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\rlog_directory\x18\x0e \x01(\tR\flogDirectory\"?\n" +
 	"\aOverlay\x12\x1c\n" +
 	"\tlowerdirs\x18\x01 \x03(\tR\tlowerdirs\x12\x16\n" +
-	"\x06target\x18\x02 \x01(\tR\x06target\"\x89\x02\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\"\xb5\x02\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1866,7 +2052,9 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"started_at\x18\x06 \x01(\x03R\tstartedAt\x12(\n" +
 	"\x04exit\x18\a \x01(\v2\x14.kuri.keeper.v1.ExitR\x04exit\x12\x12\n" +
 	"\x04note\x18\b \x01(\tR\x04note\x12\x12\n" +
-	"\x04init\x18\t \x01(\tR\x04init\"t\n" +
+	"\x04init\x18\t \x01(\tR\x04init\x12*\n" +
+	"\x05steps\x18\n" +
+	" \x03(\v2\x14.kuri.keeper.v1.StepR\x05steps\"t\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x1f\n" +
 	"\vfinished_at\x18\x02 \x01(\x03R\n" +
@@ -1892,7 +2080,13 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x0eDeleteResponse\"\"\n" +
 	"\x10ReopenLogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x13\n" +
-	"\x11ReopenLogResponse\">\n" +
+	"\x11ReopenLogResponse\"h\n" +
+	"\x0eProfileRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aseconds\x18\x02 \x01(\x05R\aseconds\x12\x14\n" +
+	"\x05debug\x18\x03 \x01(\x05R\x05debug\x12\x12\n" +
+	"\x04into\x18\x04 \x01(\tR\x04into\"\x11\n" +
+	"\x0fProfileResponse\">\n" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x17\n" +
 	"\await_ms\x18\x02 \x01(\x03R\x06waitMs\"S\n" +
@@ -1908,7 +2102,7 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\aCREATED\x10\x01\x12\v\n" +
 	"\aRUNNING\x10\x02\x12\n" +
 	"\n" +
-	"\x06EXITED\x10\x032\xfe\x06\n" +
+	"\x06EXITED\x10\x032\xca\a\n" +
 	"\x06Keeper\x12A\n" +
 	"\x04Info\x12\x1b.kuri.keeper.v1.InfoRequest\x1a\x1c.kuri.keeper.v1.InfoResponse\x12D\n" +
 	"\x05Probe\x12\x1c.kuri.keeper.v1.ProbeRequest\x1a\x1d.kuri.keeper.v1.ProbeResponse\x12N\n" +
@@ -1920,7 +2114,8 @@ const file_internal_keeper_api_keeper_proto_rawDesc = "" +
 	"\x06Update\x12\x1d.kuri.keeper.v1.UpdateRequest\x1a\x1e.kuri.keeper.v1.UpdateResponse\x12G\n" +
 	"\x06Signal\x12\x1d.kuri.keeper.v1.SignalRequest\x1a\x1e.kuri.keeper.v1.SignalResponse\x12G\n" +
 	"\x06Delete\x12\x1d.kuri.keeper.v1.DeleteRequest\x1a\x1e.kuri.keeper.v1.DeleteResponse\x12P\n" +
-	"\tReopenLog\x12 .kuri.keeper.v1.ReopenLogRequest\x1a!.kuri.keeper.v1.ReopenLogResponse\x12G\n" +
+	"\tReopenLog\x12 .kuri.keeper.v1.ReopenLogRequest\x1a!.kuri.keeper.v1.ReopenLogResponse\x12J\n" +
+	"\aProfile\x12\x1e.kuri.keeper.v1.ProfileRequest\x1a\x1f.kuri.keeper.v1.ProfileResponse\x12G\n" +
 	"\x06Events\x12\x1d.kuri.keeper.v1.EventsRequest\x1a\x1e.kuri.keeper.v1.EventsResponseB2Z0github.com/kuri-cri/kuri/internal/keeper/api;apib\x06proto3"
 
 var (
@@ -1936,7 +2131,7 @@ func file_internal_keeper_api_keeper_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_keeper_api_keeper_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_internal_keeper_api_keeper_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(State)(0),                    // 0: kuri.keeper.v1.State
 	(*InfoRequest)(nil),           // 1: kuri.keeper.v1.InfoRequest
@@ -1946,75 +2141,82 @@ var file_internal_keeper_api_keeper_proto_goTypes = []any{
 	(*CreateSandboxRequest)(nil),  // 5: kuri.keeper.v1.CreateSandboxRequest
 	(*IDMapping)(nil),             // 6: kuri.keeper.v1.IDMapping
 	(*Sandbox)(nil),               // 7: kuri.keeper.v1.Sandbox
-	(*RemoveSandboxRequest)(nil),  // 8: kuri.keeper.v1.RemoveSandboxRequest
-	(*RemoveSandboxResponse)(nil), // 9: kuri.keeper.v1.RemoveSandboxResponse
-	(*ListRequest)(nil),           // 10: kuri.keeper.v1.ListRequest
-	(*ListResponse)(nil),          // 11: kuri.keeper.v1.ListResponse
-	(*Rootfs)(nil),                // 12: kuri.keeper.v1.Rootfs
-	(*CreateRequest)(nil),         // 13: kuri.keeper.v1.CreateRequest
-	(*Overlay)(nil),               // 14: kuri.keeper.v1.Overlay
-	(*Container)(nil),             // 15: kuri.keeper.v1.Container
-	(*Exit)(nil),                  // 16: kuri.keeper.v1.Exit
-	(*StartRequest)(nil),          // 17: kuri.keeper.v1.StartRequest
-	(*UpdateRequest)(nil),         // 18: kuri.keeper.v1.UpdateRequest
-	(*UpdateResponse)(nil),        // 19: kuri.keeper.v1.UpdateResponse
-	(*SignalRequest)(nil),         // 20: kuri.keeper.v1.SignalRequest
-	(*SignalResponse)(nil),        // 21: kuri.keeper.v1.SignalResponse
-	(*DeleteRequest)(nil),         // 22: kuri.keeper.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 23: kuri.keeper.v1.DeleteResponse
-	(*ReopenLogRequest)(nil),      // 24: kuri.keeper.v1.ReopenLogRequest
-	(*ReopenLogResponse)(nil),     // 25: kuri.keeper.v1.ReopenLogResponse
-	(*EventsRequest)(nil),         // 26: kuri.keeper.v1.EventsRequest
-	(*EventsResponse)(nil),        // 27: kuri.keeper.v1.EventsResponse
-	(*Event)(nil),                 // 28: kuri.keeper.v1.Event
-	nil,                           // 29: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
-	nil,                           // 30: kuri.keeper.v1.CreateSandboxRequest.DefaultSysctlsEntry
-	nil,                           // 31: kuri.keeper.v1.Sandbox.NamespacesEntry
+	(*Step)(nil),                  // 8: kuri.keeper.v1.Step
+	(*RemoveSandboxRequest)(nil),  // 9: kuri.keeper.v1.RemoveSandboxRequest
+	(*RemoveSandboxResponse)(nil), // 10: kuri.keeper.v1.RemoveSandboxResponse
+	(*ListRequest)(nil),           // 11: kuri.keeper.v1.ListRequest
+	(*ListResponse)(nil),          // 12: kuri.keeper.v1.ListResponse
+	(*Rootfs)(nil),                // 13: kuri.keeper.v1.Rootfs
+	(*CreateRequest)(nil),         // 14: kuri.keeper.v1.CreateRequest
+	(*Overlay)(nil),               // 15: kuri.keeper.v1.Overlay
+	(*Container)(nil),             // 16: kuri.keeper.v1.Container
+	(*Exit)(nil),                  // 17: kuri.keeper.v1.Exit
+	(*StartRequest)(nil),          // 18: kuri.keeper.v1.StartRequest
+	(*UpdateRequest)(nil),         // 19: kuri.keeper.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 20: kuri.keeper.v1.UpdateResponse
+	(*SignalRequest)(nil),         // 21: kuri.keeper.v1.SignalRequest
+	(*SignalResponse)(nil),        // 22: kuri.keeper.v1.SignalResponse
+	(*DeleteRequest)(nil),         // 23: kuri.keeper.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 24: kuri.keeper.v1.DeleteResponse
+	(*ReopenLogRequest)(nil),      // 25: kuri.keeper.v1.ReopenLogRequest
+	(*ReopenLogResponse)(nil),     // 26: kuri.keeper.v1.ReopenLogResponse
+	(*ProfileRequest)(nil),        // 27: kuri.keeper.v1.ProfileRequest
+	(*ProfileResponse)(nil),       // 28: kuri.keeper.v1.ProfileResponse
+	(*EventsRequest)(nil),         // 29: kuri.keeper.v1.EventsRequest
+	(*EventsResponse)(nil),        // 30: kuri.keeper.v1.EventsResponse
+	(*Event)(nil),                 // 31: kuri.keeper.v1.Event
+	nil,                           // 32: kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	nil,                           // 33: kuri.keeper.v1.CreateSandboxRequest.DefaultSysctlsEntry
+	nil,                           // 34: kuri.keeper.v1.Sandbox.NamespacesEntry
 }
 var file_internal_keeper_api_keeper_proto_depIdxs = []int32{
-	29, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
+	32, // 0: kuri.keeper.v1.CreateSandboxRequest.sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.SysctlsEntry
 	6,  // 1: kuri.keeper.v1.CreateSandboxRequest.uid_mappings:type_name -> kuri.keeper.v1.IDMapping
 	6,  // 2: kuri.keeper.v1.CreateSandboxRequest.gid_mappings:type_name -> kuri.keeper.v1.IDMapping
-	30, // 3: kuri.keeper.v1.CreateSandboxRequest.default_sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.DefaultSysctlsEntry
-	31, // 4: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
-	7,  // 5: kuri.keeper.v1.ListResponse.sandboxes:type_name -> kuri.keeper.v1.Sandbox
-	15, // 6: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
-	12, // 7: kuri.keeper.v1.CreateRequest.rootfs:type_name -> kuri.keeper.v1.Rootfs
-	14, // 8: kuri.keeper.v1.CreateRequest.overlays:type_name -> kuri.keeper.v1.Overlay
-	0,  // 9: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
-	16, // 10: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
-	28, // 11: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
-	15, // 12: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
-	7,  // 13: kuri.keeper.v1.Event.sandbox:type_name -> kuri.keeper.v1.Sandbox
-	1,  // 14: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
-	3,  // 15: kuri.keeper.v1.Keeper.Probe:input_type -> kuri.keeper.v1.ProbeRequest
-	5,  // 16: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
-	8,  // 17: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
-	10, // 18: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
-	13, // 19: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
-	17, // 20: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
-	18, // 21: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
-	20, // 22: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
-	22, // 23: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
-	24, // 24: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
-	26, // 25: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
-	2,  // 26: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
-	4,  // 27: kuri.keeper.v1.Keeper.Probe:output_type -> kuri.keeper.v1.ProbeResponse
-	7,  // 28: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
-	9,  // 29: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
-	11, // 30: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
-	15, // 31: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
-	15, // 32: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
-	19, // 33: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
-	21, // 34: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
-	23, // 35: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
-	25, // 36: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
-	27, // 37: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
-	26, // [26:38] is the sub-list for method output_type
-	14, // [14:26] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	33, // 3: kuri.keeper.v1.CreateSandboxRequest.default_sysctls:type_name -> kuri.keeper.v1.CreateSandboxRequest.DefaultSysctlsEntry
+	34, // 4: kuri.keeper.v1.Sandbox.namespaces:type_name -> kuri.keeper.v1.Sandbox.NamespacesEntry
+	8,  // 5: kuri.keeper.v1.Sandbox.steps:type_name -> kuri.keeper.v1.Step
+	7,  // 6: kuri.keeper.v1.ListResponse.sandboxes:type_name -> kuri.keeper.v1.Sandbox
+	16, // 7: kuri.keeper.v1.ListResponse.containers:type_name -> kuri.keeper.v1.Container
+	13, // 8: kuri.keeper.v1.CreateRequest.rootfs:type_name -> kuri.keeper.v1.Rootfs
+	15, // 9: kuri.keeper.v1.CreateRequest.overlays:type_name -> kuri.keeper.v1.Overlay
+	0,  // 10: kuri.keeper.v1.Container.state:type_name -> kuri.keeper.v1.State
+	17, // 11: kuri.keeper.v1.Container.exit:type_name -> kuri.keeper.v1.Exit
+	8,  // 12: kuri.keeper.v1.Container.steps:type_name -> kuri.keeper.v1.Step
+	31, // 13: kuri.keeper.v1.EventsResponse.events:type_name -> kuri.keeper.v1.Event
+	16, // 14: kuri.keeper.v1.Event.container:type_name -> kuri.keeper.v1.Container
+	7,  // 15: kuri.keeper.v1.Event.sandbox:type_name -> kuri.keeper.v1.Sandbox
+	1,  // 16: kuri.keeper.v1.Keeper.Info:input_type -> kuri.keeper.v1.InfoRequest
+	3,  // 17: kuri.keeper.v1.Keeper.Probe:input_type -> kuri.keeper.v1.ProbeRequest
+	5,  // 18: kuri.keeper.v1.Keeper.CreateSandbox:input_type -> kuri.keeper.v1.CreateSandboxRequest
+	9,  // 19: kuri.keeper.v1.Keeper.RemoveSandbox:input_type -> kuri.keeper.v1.RemoveSandboxRequest
+	11, // 20: kuri.keeper.v1.Keeper.List:input_type -> kuri.keeper.v1.ListRequest
+	14, // 21: kuri.keeper.v1.Keeper.Create:input_type -> kuri.keeper.v1.CreateRequest
+	18, // 22: kuri.keeper.v1.Keeper.Start:input_type -> kuri.keeper.v1.StartRequest
+	19, // 23: kuri.keeper.v1.Keeper.Update:input_type -> kuri.keeper.v1.UpdateRequest
+	21, // 24: kuri.keeper.v1.Keeper.Signal:input_type -> kuri.keeper.v1.SignalRequest
+	23, // 25: kuri.keeper.v1.Keeper.Delete:input_type -> kuri.keeper.v1.DeleteRequest
+	25, // 26: kuri.keeper.v1.Keeper.ReopenLog:input_type -> kuri.keeper.v1.ReopenLogRequest
+	27, // 27: kuri.keeper.v1.Keeper.Profile:input_type -> kuri.keeper.v1.ProfileRequest
+	29, // 28: kuri.keeper.v1.Keeper.Events:input_type -> kuri.keeper.v1.EventsRequest
+	2,  // 29: kuri.keeper.v1.Keeper.Info:output_type -> kuri.keeper.v1.InfoResponse
+	4,  // 30: kuri.keeper.v1.Keeper.Probe:output_type -> kuri.keeper.v1.ProbeResponse
+	7,  // 31: kuri.keeper.v1.Keeper.CreateSandbox:output_type -> kuri.keeper.v1.Sandbox
+	10, // 32: kuri.keeper.v1.Keeper.RemoveSandbox:output_type -> kuri.keeper.v1.RemoveSandboxResponse
+	12, // 33: kuri.keeper.v1.Keeper.List:output_type -> kuri.keeper.v1.ListResponse
+	16, // 34: kuri.keeper.v1.Keeper.Create:output_type -> kuri.keeper.v1.Container
+	16, // 35: kuri.keeper.v1.Keeper.Start:output_type -> kuri.keeper.v1.Container
+	20, // 36: kuri.keeper.v1.Keeper.Update:output_type -> kuri.keeper.v1.UpdateResponse
+	22, // 37: kuri.keeper.v1.Keeper.Signal:output_type -> kuri.keeper.v1.SignalResponse
+	24, // 38: kuri.keeper.v1.Keeper.Delete:output_type -> kuri.keeper.v1.DeleteResponse
+	26, // 39: kuri.keeper.v1.Keeper.ReopenLog:output_type -> kuri.keeper.v1.ReopenLogResponse
+	28, // 40: kuri.keeper.v1.Keeper.Profile:output_type -> kuri.keeper.v1.ProfileResponse
+	30, // 41: kuri.keeper.v1.Keeper.Events:output_type -> kuri.keeper.v1.EventsResponse
+	29, // [29:42] is the sub-list for method output_type
+	16, // [16:29] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_internal_keeper_api_keeper_proto_init() }
@@ -2022,14 +2224,14 @@ func file_internal_keeper_api_keeper_proto_init() {
 	if File_internal_keeper_api_keeper_proto != nil {
 		return
 	}
-	file_internal_keeper_api_keeper_proto_msgTypes[17].OneofWrappers = []any{}
+	file_internal_keeper_api_keeper_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_keeper_api_keeper_proto_rawDesc), len(file_internal_keeper_api_keeper_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,6 +19,7 @@ type KeeperService interface {
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	ReopenLog(context.Context, *ReopenLogRequest) (*ReopenLogResponse, error)
+	Profile(context.Context, *ProfileRequest) (*ProfileResponse, error)
 	Events(context.Context, *EventsRequest) (*EventsResponse, error)
 }
 
@@ -101,6 +102,13 @@ func RegisterKeeperService(srv *ttrpc.Server, svc KeeperService) {
 					return nil, err
 				}
 				return svc.ReopenLog(ctx, &req)
+			},
+			"Profile": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ProfileRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Profile(ctx, &req)
 			},
 			"Events": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req EventsRequest
@@ -206,6 +214,14 @@ func (c *keeperClient) Delete(ctx context.Context, req *DeleteRequest) (*DeleteR
 func (c *keeperClient) ReopenLog(ctx context.Context, req *ReopenLogRequest) (*ReopenLogResponse, error) {
 	var resp ReopenLogResponse
 	if err := c.client.Call(ctx, "kuri.keeper.v1.Keeper", "ReopenLog", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *keeperClient) Profile(ctx context.Context, req *ProfileRequest) (*ProfileResponse, error) {
+	var resp ProfileResponse
+	if err := c.client.Call(ctx, "kuri.keeper.v1.Keeper", "Profile", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

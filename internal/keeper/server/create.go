@@ -17,6 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
+	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
@@ -33,7 +34,11 @@ func (s *Server) Create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 		if c, err := s.container(req.Id); err == nil {
 			return c.message(), nil
 		}
-		return s.create(ctx, req)
+		m, steps, err := stepped(ctx, s, "Create", func(ctx context.Context) (*api.Container, error) { return s.create(ctx, req) })
+		if err == nil {
+			m.Steps = steps
+		}
+		return m, err
 	})
 	return m, err
 }
@@ -42,6 +47,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	defer s.stir()
 
 	// 1. Reserve the id.
+	step.Enter(ctx, "bundle")
 	c, box, err := s.reserve(req)
 	if err != nil {
 		return nil, err
@@ -68,6 +74,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	}
 
 	// 3. The record of the intent, so that a successor takes back what it finds of it.
+	step.Enter(ctx, "record")
 	if err := c.amend(func(r *containerRecord) { r.Rootfs, r.CgroupsPath = spec.Root.Path, spec.Linux.CgroupsPath }); err != nil {
 		return nil, err
 	}
@@ -75,6 +82,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	back.Add("remove the record", func(context.Context) error { return removeRecord(c.recordPath) })
 
 	// 4. Its log and stdio, which the holder has, too.
+	step.Enter(ctx, "stdio")
 	if req.LogPath != "" {
 		if c.log, err = openLog(logPlace{req.LogPath, req.LogDirectory}, limitsOf(req)); err != nil {
 			return nil, err
@@ -94,6 +102,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	failpoint.At("create: log and stdio opened")
 
 	// 5. The directories over which its root filesystem and its other layers are mounted.
+	step.Enter(ctx, "mounts")
 	c.rootfs = spec.Root.Path
 	back.Add("remove the mount points", func(context.Context) error { return removeMountPoints(filepath.Dir(c.rootfs)) })
 	if err := makeMountPoints(c.rootfs, req.Overlays); err != nil {
@@ -103,7 +112,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	failpoint.At("create: mount points made")
 
 	// 6. The process, from a thread in a mount namespace of its own.
-	err = namespace.OnThread(func() error { return s.createInside(c, box, spec, req, stdio) })
+	err = namespace.OnThread(func() error { return s.createInside(ctx, c, box, spec, req, stdio) })
 	stdio.closeTheirs()
 	if err != nil {
 		return nil, err
@@ -119,6 +128,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	failpoint.At("create: process created")
 
 	// 7. Those who wait for it and write its log.
+	step.Enter(ctx, "stdio")
 	c.stdin.set(stdio.stdin, req.StdinOnce)
 	c.stdin.left = c.stdinLeft
 	if err := c.tapOutputs(stdio); err != nil {
@@ -129,6 +139,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	}
 
 	// 8. The record, before anyone is told.
+	step.Enter(ctx, "record")
 	when, err := born(c.made.Pid)
 	if err != nil {
 		return nil, err
@@ -199,7 +210,7 @@ func (s *Server) readSpec(req *api.CreateRequest) (*specs.Spec, error) {
 // createInside runs on a thread of its own. It leaves the host's mount namespace, mounts what the container needs there,
 // and creates the container, which inherits it. All else of the mount table stays as shared as it was, so that volumes
 // propagate as the spec says.
-func (s *Server) createInside(c *container, box *sandbox, spec *specs.Spec, req *api.CreateRequest, stdio *stdio) error {
+func (s *Server) createInside(ctx context.Context, c *container, box *sandbox, spec *specs.Spec, req *api.CreateRequest, stdio *stdio) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
 	}
@@ -227,7 +238,7 @@ func (s *Server) createInside(c *container, box *sandbox, spec *specs.Spec, req 
 
 	release := s.reaper.hold()
 	defer release()
-	made, err := s.runtime.Create(c.id, req.Bundle, spec, req.SystemdCgroup, stdio.theirs)
+	made, err := s.runtime.Create(ctx, c.id, req.Bundle, spec, req.SystemdCgroup, stdio.theirs)
 	if err != nil {
 		return err
 	}

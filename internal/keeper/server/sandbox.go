@@ -20,6 +20,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
@@ -56,7 +57,12 @@ func (s *Server) CreateSandbox(ctx context.Context, req *api.CreateSandboxReques
 		box := s.sandboxes[req.Id]
 		if box == nil {
 			s.mu.Unlock()
-			return s.createSandbox(ctx, req)
+			made, steps, err := stepped(ctx, s, "CreateSandbox", func(ctx context.Context) (*api.Sandbox, error) { return s.createSandbox(ctx, req) })
+			if err == nil {
+				made = proto.CloneOf(made) // what others are told has no steps
+				made.Steps = steps
+			}
+			return made, err
 		}
 		defer s.mu.Unlock()
 		if box.removing {
@@ -74,6 +80,7 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	defer back.Run()
 
 	// 1. The record of the intent, so that a successor takes back what it finds of it.
+	step.Enter(ctx, "record")
 	box.rec = s.recordOf(req)
 	path := s.recordPath(sandboxRecords, req.Id)
 	if err := writeRecord(path, &box.rec); err != nil {
@@ -84,6 +91,7 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	failpoint.At("create sandbox: intent recorded")
 
 	// 2. The namespaces, and in them the init.
+	step.Enter(ctx, "namespaces")
 	config := namespace.Config{
 		Network: req.Network, NetnsPath: req.NetnsPath, IPC: req.Ipc, UTS: req.Uts, Hostname: req.Hostname,
 		Sysctls: req.Sysctls, SysctlDefaults: req.DefaultSysctls,
@@ -96,7 +104,7 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	}
 	release := s.reaper.hold()
 	var err error
-	box.set, err = namespace.Make(config, func(attr *syscall.SysProcAttr) (int, error) { return s.startInit(box, req, attr) })
+	box.set, err = namespace.Make(config, func(attr *syscall.SysProcAttr) (int, error) { return s.startInit(ctx, box, req, attr) })
 	release()
 	back.Add("end the pod's init", func(context.Context) error { return s.endInit(box) })
 	if err != nil {
@@ -108,6 +116,7 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 
 	// 3. Its /dev/shm, and the directory over which containers will mount it, each in its own mount namespace.
 	if req.ShmBytes > 0 {
+		step.Enter(ctx, "shm")
 		box.rec.ShmUID, box.rec.ShmGID = config.User.Root()
 		var err error
 		if box.rec.ShmDevice, err = s.shm.AddShm(req.Id, req.ShmBytes, box.rec.ShmUID, box.rec.ShmGID, req.MountLabel); err != nil {
@@ -124,11 +133,13 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	failpoint.At("create sandbox: /dev/shm made")
 
 	// 4. The holder has its namespaces, too, and the record says which they are.
+	step.Enter(ctx, "holder")
 	back.Add("have the namespaces kept no longer", func(context.Context) error { box.dropFrom(s.keep); return nil })
 	if err := box.keepIn(s.keep); err != nil {
 		return nil, err
 	}
 	failpoint.At("create sandbox: namespaces kept")
+	step.Enter(ctx, "record")
 	box.rec.Made = true
 	if err := writeRecord(path, &box.rec); err != nil {
 		return nil, err
@@ -161,10 +172,11 @@ func idMap(mappings []*api.IDMapping) []syscall.SysProcIDMap {
 
 // startInit runs on the thread that is in the new namespaces, or with attributes with which the init makes them. It
 // returns the init's process id, 0 for none.
-func (s *Server) startInit(box *sandbox, req *api.CreateSandboxRequest, attr *syscall.SysProcAttr) (pid int, err error) {
+func (s *Server) startInit(ctx context.Context, box *sandbox, req *api.CreateSandboxRequest, attr *syscall.SysProcAttr) (pid int, err error) {
 	if !req.Pid {
 		return 0, nil
 	}
+	step.Enter(ctx, "init")
 	if box.init, err = namespace.StartInit(int(req.OomScoreAdj), req.MountLabel, attr); err != nil {
 		return 0, err
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // Server is a keeper. It is safe for concurrent use.
@@ -41,9 +42,10 @@ type Server struct {
 	ooms    oci.OOMLedger
 	execs   atomic.Uint64
 	// firstExec is below the numbers of all execs of this keeper, and above those of earlier ones; constant after Recover.
-	firstExec uint64
-	sessions  sync.WaitGroup
-	rest      *time.Timer // fires when nothing has been asked for a while
+	firstExec  uint64
+	operations *step.Operations // of the verbs whose answers tell their steps
+	sessions   sync.WaitGroup
+	rest       *time.Timer // fires when nothing has been asked for a while
 
 	sandboxFlights   flight.Group[string, *api.Sandbox]
 	containerFlights flight.Group[string, *api.Container]
@@ -68,6 +70,7 @@ func Open(state, version string) (_ *Server, err error) {
 		keep:       newKeep(state),
 		boot:       bootID(),
 		events:     newEvents(),
+		operations: step.New(nil),
 		reaper:     newReaper(),
 		rest:       time.AfterFunc(restAfter, debug.FreeOSMemory),
 		sandboxes:  make(map[string]*sandbox),
@@ -218,6 +221,10 @@ func (w *wire) Delete(ctx context.Context, req *api.DeleteRequest) (*api.DeleteR
 
 func (w *wire) ReopenLog(_ context.Context, req *api.ReopenLogRequest) (*api.ReopenLogResponse, error) {
 	return &api.ReopenLogResponse{}, told("reopen log", req.Id, w.s.ReopenLog(req.Id))
+}
+
+func (w *wire) Profile(ctx context.Context, req *api.ProfileRequest) (*api.ProfileResponse, error) {
+	return &api.ProfileResponse{}, told("profile", req.Name, w.s.Profile(ctx, req))
 }
 
 func (w *wire) Events(ctx context.Context, req *api.EventsRequest) (*api.EventsResponse, error) {

@@ -8,6 +8,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/step"
 )
 
 // Start lets a created container run. One that runs is a success.
@@ -16,14 +17,20 @@ func (s *Server) Start(ctx context.Context, id string) (*api.Container, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, _, err := s.containerFlights.Do(ctx, "start "+id, func(context.Context) (*api.Container, error) { return s.start(c) })
+	m, _, err := s.containerFlights.Do(ctx, "start "+id, func(ctx context.Context) (*api.Container, error) {
+		m, steps, err := stepped(ctx, s, "Start", func(ctx context.Context) (*api.Container, error) { return s.start(ctx, c) })
+		if err == nil {
+			m.Steps = steps
+		}
+		return m, err
+	})
 	return m, err
 }
 
 // startName is the name under which the holder has what lets the container's process go, while it is being started.
 const startName = "start"
 
-func (s *Server) start(c *container) (*api.Container, error) {
+func (s *Server) start(ctx context.Context, c *container) (*api.Container, error) {
 	defer s.stir()
 	c.verb.Lock()
 	defer c.verb.Unlock()
@@ -37,11 +44,13 @@ func (s *Server) start(c *container) (*api.Container, error) {
 		}
 		return nil, fault.New(fault.Precondition, "container %s cannot be started: it has exited", c.id)
 	}
+	step.Enter(ctx, "record")
 	// The state goes first: a short-lived process may have been reaped before the runtime returns.
 	if err := c.becomeRunning(time.Now().UnixNano()); err != nil {
 		return nil, err
 	}
 	failpoint.At("start: recorded")
+	step.Enter(ctx, "startline")
 	err := s.runtime.Start(c.id, func(f *os.File) {
 		c.keep.put(containerName(c.id, startName), f)
 		failpoint.At("start: begun")
