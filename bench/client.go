@@ -19,7 +19,8 @@ type client struct {
 }
 
 func dial(socket string) (*client, error) {
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as a kubelet
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", socket, err)
 	}
