@@ -194,6 +194,7 @@ func (s *Store) commit(c *content, docs *documents, patch digest.Digest, n names
 	if err := docs.place(); err != nil {
 		return nil, err
 	}
+	failpoint.At("pull: documents in their places")
 	id := digest.FromBytes(c.rawConfig)
 	rec := imageRecord{ID: id, Patch: patch}
 	if c.manifest != nil {
@@ -361,6 +362,7 @@ func (s *Store) RemoveFor(nameOrID, platform string) error {
 		return fmt.Errorf("remove image %s: %w", nameOrID, err)
 	}
 	release()
+	failpoint.At("remove image: layers let go")
 	s.layers.Prune()
 	return nil
 }
@@ -376,12 +378,14 @@ func (s *Store) forget(id digest.Digest) (release func(), err error) {
 	if err := os.Remove(s.recordPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	failpoint.At("remove image: record removed")
 	delete(s.entries, id)
 	s.publish()
 	if err := syncFile(s.dir()); err != nil { // or a power cut would bring back an image without layers
 		return nil, err
 	}
 	s.removeBlobs(e.rec)
+	failpoint.At("remove image: documents removed")
 	return e.release, nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/flight"
 	"github.com/kuri-cri/kuri/internal/record"
@@ -239,9 +240,11 @@ func (s *Store) prune(gone func(Info) bool, ids []digest.Digest) {
 		delete(s.layers, id)
 		grave, err := s.bury(s.dir(id))
 		s.mu.Unlock()
+		failpoint.At("remove layer: buried")
 		if err == nil {
 			err = os.RemoveAll(grave)
 		}
+		failpoint.At("remove layer: removed")
 		if err != nil {
 			slog.Error("a layer that is no longer used cannot be removed", "layer", id, "err", err)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/undo"
@@ -163,12 +164,15 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, repla
 		return Info{}, DiskError(s.root, fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
 	}
 	back.Add("remove the half-made layer", func(context.Context) error { return os.RemoveAll(dir) })
+	failpoint.At("unpack layer: directory made")
 
 	// 2. The stream, counted and hashed on both sides of the decompressor, becomes files.
 	out, err := s.stream(ctx, b, dir, fetched)
 	if err != nil {
 		return Info{}, DiskError(s.root, fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
 	}
+
+	failpoint.At("unpack layer: files written")
 
 	// 3. The record.
 	info, err := s.describe(dir, Info{
@@ -178,6 +182,8 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, repla
 	if err != nil {
 		return Info{}, DiskError(s.root, fmt.Errorf("record layer %s: %w", b.DiffID, err))
 	}
+
+	failpoint.At("unpack layer: recorded")
 
 	// 4. One rename makes it a layer. Another blob with the same content may have been quicker.
 	if replace != nil {
@@ -196,6 +202,7 @@ func (s *Store) put(dir string, info Info, back *undo.Stack) error {
 	if err := os.Rename(dir, s.dir(info.DiffID)); err != nil {
 		return fmt.Errorf("put layer %s in its place: %w", info.DiffID, err)
 	}
+	failpoint.At("unpack layer: in its place")
 	s.layers[info.DiffID] = info.brief()
 	back.Release()
 	return nil

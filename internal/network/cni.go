@@ -18,6 +18,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/record"
 	"github.com/kuri-cri/kuri/internal/undo"
@@ -41,6 +42,8 @@ type CNI struct {
 	cni    *libcni.CNIConfig
 
 	gc sync.RWMutex // held for writing by GC alone, which the specification does not allow beside ADD and DEL; never waited for in writing
+
+	inherited sync.Map // ids of the pods that an earlier daemon attached, whose plugins may run still
 
 	rangesMu sync.Mutex     // guards ranges
 	ranges   []netip.Prefix // the node's pod CIDR, for plugins that ask for it
@@ -81,7 +84,20 @@ func NewCNI(config CNIConfig) (*CNI, error) {
 	if c.ranges, err = readPodCIDR(config.CacheDir); err != nil {
 		return nil, err
 	}
+	attached, err := c.Attached()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range attached {
+		c.inherited.Store(id, true)
+	}
 	return c, nil
+}
+
+// inherits reports whether an earlier daemon attached the pod, and this one has not looked yet what it left running.
+func (c *CNI) inherits(id string) bool {
+	_, ok := c.inherited.Load(id)
+	return ok
 }
 
 // SetPodCIDR sets what plugins with the capability ipRanges are told, for pods attached from now on; kept over a restart.
@@ -143,6 +159,7 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 	if err := writeRecord(c.path(pod.ID), attachmentVersion, a); err != nil {
 		return nil, err
 	}
+	failpoint.At("attach network by CNI: intent recorded")
 	back.Add("run CNI DEL after a failed ADD", func(ctx context.Context) error {
 		return c.del(context.WithoutCancel(ctx), pod.ID) // a plugin has its own time
 	})
@@ -152,6 +169,7 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 	if err != nil {
 		return nil, fault.As(fault.Unavailable, fmt.Errorf("network %s: %w", list.Name, err))
 	}
+	failpoint.At("attach network by CNI: added")
 	result, err := readResult(added, pod.NetnsPath)
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "network %s: %w", list.Name, err)
@@ -247,6 +265,12 @@ func (c *CNI) del(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	if c.inherits(id) {
+		if err := endOrphans(id); err != nil {
+			return err
+		}
+		c.inherited.Delete(id)
+	}
 	rt := a.runtimeConf()
 	if !a.netnsThere() {
 		rt.NetNS = "" // as the specification has it for a namespace that is gone
@@ -254,9 +278,11 @@ func (c *CNI) del(ctx context.Context, id string) error {
 	if err := c.cni.DelNetworkList(ctx, list, rt); err != nil {
 		return fault.As(fault.Unavailable, fmt.Errorf("network %s: %w", list.Name, err))
 	}
+	failpoint.At("detach network by CNI: deleted")
 	if err := os.Remove(c.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	failpoint.At("detach network by CNI: record removed")
 	return nil
 }
 

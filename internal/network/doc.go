@@ -27,6 +27,8 @@
 //
 // From connection tracking it removes UDP flows to host ports that came or went, and nothing else.
 //
+// A CNI plugin that runs when its daemon is killed goes on; it is ended before the DEL of its pod by the next daemon.
+//
 // A daemon's death leaves all of it standing, and pods keep their network while it is away. At start [Select.Reclaim]
 // takes away what belongs to no pod any more, what CNI plugins have to take away in the background. The bridge and the
 // table exist while a pod has an address, and for [BridgeConfig.Idle] after that, so that pods that come one after another

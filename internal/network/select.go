@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
@@ -176,7 +177,12 @@ func (s *Select) SetPodCIDR(ranges []netip.Prefix) error {
 	if err := s.bridge.SetPodCIDR(ranges); err != nil {
 		return err
 	}
-	return s.cni.SetPodCIDR(ranges)
+	failpoint.At("set pod CIDR: bridge told")
+	if err := s.cni.SetPodCIDR(ranges); err != nil {
+		return err
+	}
+	failpoint.At("set pod CIDR: CNI told")
+	return nil
 }
 
 // Close ends the daemon's part and what runs in the background; pods keep their network.

@@ -113,6 +113,8 @@ type ContainerRecord struct {
 
 	// Resources are those that hold since the last UpdateContainerResources; until then the configuration's do.
 	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
+	// Change is an UpdateContainerResources that was begun and whose end is not recorded.
+	Change message[*runtime.LinuxContainerResources] `json:"resources_change,omitzero"`
 
 	Labels spec.Labels `json:"selinux,omitzero"` // on a node with SELinux
 

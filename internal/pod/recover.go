@@ -48,6 +48,7 @@ func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, settle
 			p.adopt(s, box)
 			for _, c := range s.list() {
 				p.reconcile(c, held.containers[c.Record().ID])
+				p.resumeUpdate(ctx, c)
 			}
 			if p.unsettled(s, box) {
 				s.settling.Store(&settling{make(chan struct{}), true})

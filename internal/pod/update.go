@@ -3,13 +3,16 @@ package pod
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/spec"
@@ -69,13 +72,41 @@ func (p *Pods) update(ctx context.Context, c *Container, change *runtime.LinuxCo
 		req.OomScoreAdj = proto.Int32(int32(score))
 	}
 
-	// 3. The kernel, all or nothing.
-	if err := p.Keeper.Update(ctx, req); err != nil {
+	// 3. The intent: what a killed daemon has begun its successor finishes, see [Pods.resumeUpdate].
+	if err := c.amend(func(r *ContainerRecord) { r.Change.msg = change }); err != nil {
 		return err
 	}
+	failpoint.At("update container: intent recorded")
 
-	// 4. The record, which the status tells.
-	return c.amend(func(r *ContainerRecord) { r.Resources.msg = next })
+	// 4. The kernel, all or nothing.
+	if err := p.Keeper.Update(ctx, req); err != nil {
+		if !errors.Is(err, fault.Unavailable) { // else nobody knows whether it applies
+			p.complain("forget the change of "+r.name(), c.amend(func(r *ContainerRecord) { r.Change.msg = nil }))
+		}
+		return err
+	}
+	failpoint.At("update container: applied")
+
+	// 5. The record, which the status tells.
+	err = c.amend(func(r *ContainerRecord) { r.Resources.msg, r.Change.msg = next, nil })
+	failpoint.At("update container: recorded")
+	return err
+}
+
+// resumeWait bounds how long a start waits for changes of resources that were cut off.
+const resumeWait = 5 * time.Second
+
+// resumeUpdate finishes an update during which the last daemon was killed: the kernel has the change or has it not, and the
+// status must tell what the kernel has. One that cannot be made is given up: then nothing of it applies.
+func (p *Pods) resumeUpdate(ctx context.Context, c *Container) {
+	r := c.Record()
+	if r.Change.msg == nil || r.State != Created && r.State != Running {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, resumeWait)
+	defer cancel()
+	slog.Info("the resources of a container were being changed when kurid ended; that is finished now", "container", r.name())
+	p.complain("change the resources of "+r.name(), p.UpdateContainer(ctx, r.ID, r.Change.msg, nil))
 }
 
 // UpdateSandbox keeps what the pod's resources and its overhead have become. The caller has set the pod's cgroup itself,
@@ -96,6 +127,7 @@ func (p *Pods) UpdateSandbox(id string, overhead, resources *runtime.LinuxContai
 	if err := r.ready(); err != nil {
 		return fmt.Errorf("update %s: %w", r.name(), err)
 	}
+	defer failpoint.At("update pod: recorded")
 	return s.becomeLocked(Ready, func(r *SandboxRecord) {
 		if overhead != nil {
 			r.Overhead.msg = proto.CloneOf(overhead)

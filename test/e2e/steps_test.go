@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/compression"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/test/harness"
@@ -34,7 +37,7 @@ func killable(t *testing.T) string {
 // workflowSteps are the steps of kurid's workflows at which it can be killed, from the source.
 func workflowSteps(t *testing.T) (all []string) {
 	t.Helper()
-	for _, room := range []string{"pod", "network", "image"} {
+	for _, room := range []string{"pod", "network", "image", "layer"} {
 		files, err := filepath.Glob(filepath.Join("../../internal", room, "*.go"))
 		if err != nil {
 			t.Fatal(err)
@@ -49,7 +52,7 @@ func workflowSteps(t *testing.T) (all []string) {
 			}
 		}
 	}
-	if len(all) < 30 {
+	if len(all) < 55 {
 		t.Fatalf("there are %d steps", len(all))
 	}
 	return all
@@ -59,8 +62,14 @@ func workflowSteps(t *testing.T) (all []string) {
 type stepper struct {
 	*harness.Daemon
 	t     *testing.T
+	step  string
 	point string // the file that names the step; gone when kurid has been killed there
 	kills int
+}
+
+// of reports whether the step is one of these workflows.
+func (s *stepper) of(workflows ...string) bool {
+	return slices.ContainsFunc(workflows, func(w string) bool { return strings.HasPrefix(s.step, w+": ") })
 }
 
 // again makes a call, and once more when kurid was killed under it.
@@ -87,26 +96,122 @@ func (s *stepper) revive() bool {
 	return true
 }
 
-// story is the life of a pod, with an image of its own if that is asked for, and what must be true at its end.
-func (s *stepper) story(image string, pulls bool) {
+// pull removes the image and pulls it again.
+func (s *stepper) pull(image string) {
 	t, ctx := s.t, s.t.Context()
-	if pulls {
-		s.again("remove the image", func() error {
-			_, err := s.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: image}})
-			return err
+	asked := &runtimeapi.ImageSpec{Image: image}
+	s.again("remove the image", func() error {
+		_, err := s.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: asked})
+		return err
+	})
+	there := func() bool {
+		resp, err := s.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: asked})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Image != nil
+	}
+	if there() {
+		t.Error("the image is there after its removal")
+	}
+	s.again("pull", func() error {
+		_, err := s.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: asked})
+		return err
+	})
+	if !there() {
+		t.Error("the image is not there after it was pulled")
+	}
+}
+
+// setPodCIDR says where pods get their addresses from.
+func (s *stepper) setPodCIDR(cidr string) {
+	s.again("set the pod CIDR", func() error {
+		_, err := s.Runtime.UpdateRuntimeConfig(s.t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
+			RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: cidr}},
 		})
-		s.again("pull", func() error {
-			_, err := s.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}})
-			return err
+		return err
+	})
+	for _, file := range []string{filepath.Join(s.State, "network", "podcidr.json"), filepath.Join(s.Root, "cni", "podcidr.json")} {
+		if body, err := os.ReadFile(file); err != nil || !strings.Contains(string(body), cidr) {
+			s.t.Errorf("%s has %s, %v; want %s", file, body, err, cidr)
+		}
+	}
+}
+
+// resize changes the resources of a container and of its pod. Whether or not it is asked again for what was cut off, the
+// status tells what the kernel has.
+func (s *stepper) resize(pod, container string) {
+	const resized = 256 << 20
+	t, ctx := s.t, s.t.Context()
+	told := func() int64 {
+		resp, err := s.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: container})
+		if err != nil {
+			t.Fatal(err)
+		}
+		bytes := resp.Status.Resources.GetLinux().GetMemoryLimitInBytes()
+		has := limit(t, container, "memory.limit_in_bytes", "memory.max")
+		if unlimited := has == "max" || len(has) == 19; has != fmt.Sprint(bytes) && !(unlimited && bytes == 0) {
+			t.Errorf("the status tells a memory limit of %d bytes, the kernel has %s", bytes, has)
+		}
+		return bytes
+	}
+	req := &runtimeapi.UpdateContainerResourcesRequest{ContainerId: container, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: resized}}
+	if _, err := s.Runtime.UpdateContainerResources(ctx, req); err != nil && !s.revive() {
+		t.Fatal(err)
+	}
+	told()
+	s.again("change the container's resources", func() error {
+		_, err := s.Runtime.UpdateContainerResources(ctx, req)
+		return err
+	})
+	if bytes := told(); bytes != resized {
+		t.Errorf("the status tells a memory limit of %d bytes, want %d", bytes, resized)
+	}
+	s.again("change the pod's resources", func() error {
+		_, err := s.Runtime.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: pod, Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 2 * resized},
 		})
+		return err
+	})
+}
+
+// Where the pods of the story get their addresses from: usually, and where it is the change that is cut off.
+const (
+	usualCIDR   = "10.123.0.0/24"
+	anotherCIDR = "10.124.0.0/24"
+)
+
+// story is the life of a pod, with an image of its own, and what must be true at its end.
+func (s *stepper) story(image string) {
+	t, ctx := s.t, s.t.Context()
+	if s.of("pull", "unpack layer", "remove image", "remove layer") {
+		s.pull(image)
+	}
+	cidr, handler := usualCIDR, ""
+	if s.of("set pod CIDR") {
+		cidr = anotherCIDR
+		defer func() {
+			s.setPodCIDR(usualCIDR)
+			s.RemovePod(t, s.RunPod(t, harness.Pod("back"))) // the bridge is as before with the next pod
+		}()
+	}
+	if s.setPodCIDR(cidr); s.of("attach network by CNI", "detach network by CNI") {
+		handler, cidr = "wired", "10.99.0.0/24"
 	}
 	config := harness.Pod("story")
 	config.LogDirectory = t.TempDir()
 	config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 20080}}
 	var pod string
 	s.again("run the pod", func() error {
-		resp, err := s.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+		resp, err := s.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 		pod = resp.GetPodSandboxId()
+		return err
+	})
+	s.again("ask for the pod", func() error {
+		resp, err := s.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
+		if err == nil && (resp.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY || !netip.MustParsePrefix(cidr).Contains(netip.MustParseAddr(resp.Status.Network.GetIp()))) {
+			t.Errorf("the pod is %s with address %q, want one of %s", resp.Status.State, resp.Status.Network.GetIp(), cidr)
+		}
 		return err
 	})
 	var all []string
@@ -124,6 +229,9 @@ func (s *stepper) story(image string, pulls bool) {
 		})
 		if all = append(all, id); name == "killed" {
 			continue
+		}
+		if s.of("update container", "update pod") {
+			s.resize(pod, id)
 		}
 		becomes(t, "it is up", func() bool {
 			log, _ := os.ReadFile(filepath.Join(config.LogDirectory, name+".log"))
@@ -171,16 +279,21 @@ func (s *stepper) story(image string, pulls bool) {
 // kurid is killed at each step of each of its workflows. Who calls it again sees nothing of it; what runs beside goes on;
 // nothing is there twice, and nothing is left.
 func TestKuridKilledAtEachStep(t *testing.T) {
-	d := harness.Start(t, harness.Options{Bin: killable(t)})
+	conf, bin, wires := t.TempDir(), t.TempDir(), t.TempDir()
+	d := harness.Start(t, harness.Options{Bin: killable(t), Config: wiredHandler(t, conf, bin, wires, "")})
+	own := d.Registry.Push(t, "story:1", withFile(t, "a layer of its own", types.OCILayer, compression.GZip))
+	d.Pull(t, own)
+	for _, like := range []string{"pull: ", "attach network by CNI: ", ""} { // what is made once and kept
+		(&stepper{Daemon: d, t: t, step: like}).story(own)
+	}
+	d.Settle(t)
 	image := d.PullBusybox(t)
 	beside := harness.HostNetwork(harness.Pod("beside")) // whose links would change by themselves
 	count := d.Run(t, d.RunPod(t, beside), harness.Container("count", image, "sh", "-c",
 		"i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.05; done"), beside)
 	pid, log := firstPid(t, d, count), filepath.Join(beside.LogDirectory, "count.log")
-	own := d.Registry.Push(t, "story:1", harness.Busybox(t))
-	d.Pull(t, own)
-	(&stepper{Daemon: d, t: t}).story(own, false) // what is made once and kept
-	idle, err := harness.Observe(d.Leaky()...)
+	leaky := append(d.Leaky(), filepath.Join(d.Root, "images"), filepath.Join(d.Root, "layers"), filepath.Join(d.Root, "cni"), wires)
+	idle, err := harness.Observe(leaky...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,11 +301,11 @@ func TestKuridKilledAtEachStep(t *testing.T) {
 	keeper := descriptors(t, d.KeeperPid())
 	for _, step := range workflowSteps(t) {
 		t.Run(step, func(t *testing.T) {
-			s := &stepper{Daemon: d, t: t, point: filepath.Join(d.State, "failpoint")}
+			s := &stepper{Daemon: d, t: t, step: step, point: filepath.Join(d.State, "failpoint")}
 			if err := os.WriteFile(s.point, []byte(step), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			s.story(own, strings.HasPrefix(step, "pull: "))
+			s.story(own)
 			if s.kills == 0 { // it does some things after its answer
 				becomes(t, "kurid is killed", s.revive)
 			}
@@ -205,10 +318,68 @@ func TestKuridKilledAtEachStep(t *testing.T) {
 			}
 			reached := counted(t, log)
 			becomes(t, "its log goes on", func() bool { return counted(t, log) > reached })
-			harness.CheckLeaks(t, "after the story", idle, d.Leaky()...)
+			harness.CheckLeaks(t, "after the story", idle, leaky...)
 			becomes(t, "the keeper has as many descriptors as before", func() bool { return descriptors(t, d.KeeperPid()) <= keeper })
 		})
 	}
+}
+
+// wiredHandler is the configuration of a handler whose pods a CNI plugin attaches: each has a file in wires while it is. The
+// plugin runs the script onADD first.
+func wiredHandler(t *testing.T, conf, bin, wires, onADD string) (config string) {
+	t.Helper()
+	plugin := harness.Write(t, bin, "wire", `#!/bin/sh
+case $CNI_COMMAND in
+ADD) `+onADD+`
+	echo >`+wires+`/$CNI_CONTAINERID
+	echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "'$CNI_NETNS'"}], "ips": [{"address": "10.99.0.7/24", "interface": 0}]}' ;;
+DEL) rm -f `+wires+`/$CNI_CONTAINERID ;;
+esac
+`)
+	if err := os.Chmod(plugin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	harness.Write(t, conf, "10-wire.conflist", `{"cniVersion":"1.0.0","name":"wire","plugins":[{"type":"wire","capabilities":{"portMappings":true}}]}`)
+	return fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n[handler.wired]\ncni_conf_dir = %q\n", t.TempDir(), bin, conf)
+}
+
+// A CNI plugin goes on when kurid is killed. What it makes then is taken away with the pod that it was for.
+func TestKuridKilledWhileAPluginRuns(t *testing.T) {
+	conf, bin, wires := t.TempDir(), t.TempDir(), t.TempDir()
+	first := filepath.Join(bin, "pid")
+	d := harness.Start(t, harness.Options{Config: wiredHandler(t, conf, bin, wires, "[ -e "+first+" ] || { echo $$ >"+first+"; kill -9 $PPID; sleep 3; }")})
+	run := func() (string, error) {
+		resp, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("wired"), RuntimeHandler: "wired"})
+		return resp.GetPodSandboxId(), err
+	}
+	if _, err := run(); err == nil {
+		t.Fatal("kurid was not killed")
+	}
+	d.Revive(t)
+	pod, err := run()
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := os.ReadFile(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, "the plugin of the killed kurid ends", func() bool {
+		_, err := os.Stat("/proc/" + strings.TrimSpace(string(body)))
+		return err != nil
+	})
+	has := func(want ...string) func() bool {
+		return func() bool {
+			files, err := filepath.Glob(filepath.Join(wires, "*"))
+			for i, f := range files {
+				files[i] = filepath.Base(f)
+			}
+			return err == nil && slices.Equal(files, want)
+		}
+	}
+	becomes(t, "there is the wire of the new pod alone", has(pod))
+	d.RemovePod(t, pod)
+	becomes(t, "there is no wire", has())
 }
 
 // descriptors counts those of a process.
