@@ -304,7 +304,12 @@ func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.I
 				return err
 			}
 		}
-		return endPredecessor(ctx, p.keeper, o.StateDir, of)
+		err := endPredecessor(ctx, p.keeper, o.StateDir, of)
+		if err != nil && takenOver(ctx, o.StateDir, of.Pid) {
+			slog.Warn("the process that took over from an older keeper did not come to its end; the keeper has ended, and its successor goes on", "err", err)
+			err = nil
+		}
+		return err
 	})
 	if err != nil {
 		slog.Error("the keeper that runs is of an older release, and cannot be replaced", "pid", old.Pid, "version", old.Version, "err", err)

@@ -36,6 +36,9 @@ const startLimit = 20 * time.Second
 // program that would be started is replaced, and so is its holder. Of two that start one at the same time, one keeper stays and
 // both clients have it. One that hangs is not replaced: it has the containers. Calls of the client fail until it goes on.
 func Start(ctx context.Context, o Options) (*Client, error) {
+	if err := settleTakeOver(ctx, o.StateDir); err != nil {
+		slog.Error("a take-over that was cut off cannot be put in order; the next start of kurid tries again", "err", err)
+	}
 	c := Connect(o.StateDir)
 	err := c.Ready(ctx, startBeat)
 	hung := (*Hung)(nil)

@@ -56,10 +56,24 @@ func (c Cgroup) Pause() (resume func()) {
 	for limit := time.Now().Add(pauseLimit); !c.standsStill() && time.Now().Before(limit); {
 		time.Sleep(time.Millisecond)
 	}
-	if c.v2 {
-		return func() { put(filepath.Join(c.procs, "cgroup.freeze"), "0") }
+	file, text := c.thawing()
+	return func() { put(file, text) }
+}
+
+// Thawing returns the file that lets the cgroup run after [Cgroup.Pause], and what to write into it, for another process to do
+// should this one be killed; "" where Pause leaves it as it is.
+func (c Cgroup) Thawing() (file, text string) {
+	if c.procs == "" || c.Frozen() {
+		return "", ""
 	}
-	return func() { put(filepath.Join(c.procs, "freezer.state"), "THAWED") }
+	return c.thawing()
+}
+
+func (c Cgroup) thawing() (file, text string) {
+	if c.v2 {
+		return filepath.Join(c.procs, "cgroup.freeze"), "0"
+	}
+	return filepath.Join(c.procs, "freezer.state"), "THAWED"
 }
 
 // standsStill reports whether all processes are frozen, not only asked to be.

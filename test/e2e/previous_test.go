@@ -3,9 +3,12 @@ package e2e
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,6 +34,120 @@ func previousRelease(t *testing.T) (dir string) {
 		t.Fatalf("scripts/previous: %v\n%s", err, why.String())
 	}
 	return strings.TrimSpace(said.String())
+}
+
+// frozen reports whether the cgroup of a process is frozen, or is to be.
+func frozen(t *testing.T, pid int) bool {
+	t.Helper()
+	dirs := hierarchiesOf(t, pid)
+	for file, thawed := range map[string]string{
+		filepath.Join(dirs["/sys/fs/cgroup/freezer"], "freezer.state"): "THAWED",
+		filepath.Join(dirs["/sys/fs/cgroup"], "cgroup.freeze"):         "0",
+	} {
+		if body, err := os.ReadFile(file); err == nil {
+			return strings.TrimSpace(string(body)) != thawed
+		}
+	}
+	t.Skip("SKIP: no freezer")
+	return false
+}
+
+// takeOverSteps are the steps of a take-over at which its process can be killed, from the source.
+func takeOverSteps(t *testing.T) (all []string) {
+	t.Helper()
+	body, err := os.ReadFile("../../internal/keeper/server/takeover.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`failpoint\.At\("(.*)"\)`).FindAllStringSubmatch(string(body), -1) {
+		all = append(all, m[1])
+	}
+	if len(all) < 5 {
+		t.Fatalf("there are %d steps", len(all))
+	}
+	return all
+}
+
+// The process that takes over from the previous release's keeper is killed at each of its steps, and kurid with it or not. No
+// container stays frozen, and the next start of kurid finishes what it began.
+func TestTakeOverKilledAtEachStep(t *testing.T) {
+	previous := previousRelease(t)
+	killable := filepath.Join(t.TempDir(), "kuri-keeper")
+	build := exec.Command("go", "build", "-tags", "seccomp netgo osusergo failpoint", "-ldflags", "-linkmode external -extldflags -static",
+		"-o", killable, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build kuri-keeper: %v\n%s", err, out)
+	}
+	for _, step := range takeOverSteps(t) {
+		for _, both := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, kurid too %v", step, both), func(t *testing.T) {
+				d := harness.Start(t, harness.Options{Bin: previous})
+				config := harness.Pod("previous")
+				pod := d.RunPod(t, config)
+				id := d.Run(t, pod, harness.Container("count", d.PullBusybox(t), "sh", "-c", counting), config)
+				pid, log := firstPid(t, d, id), filepath.Join(config.LogDirectory, "count.log")
+				goesOn := func() {
+					t.Helper()
+					reached := counted(t, log)
+					becomes(t, "its log goes on", func() bool { return counted(t, log) > reached+100 })
+				}
+				old := d.KeeperPid()
+
+				programs := ownPrograms(t)
+				after := ""
+				if both {
+					after = "kill -9 $PPID"
+				}
+				install(t, programs, "kuri-keeper", fmt.Appendf(nil, "#!/bin/sh\ncase \"$*\" in *--take-over*) %s \"$@\"; %s\nexit 1;; esac\nexec %[1]s \"$@\"\n", killable, after))
+				point := filepath.Join(d.State, "failpoint")
+				if err := os.WriteFile(point, []byte(step), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				d.Bin = programs
+				d.Stop(t)
+				if both {
+					d.Refused(t)
+					switch step {
+					case "take over: frozen", "take over: all is ready": // so that the old keeper reads nothing more
+						if !frozen(t, pid) {
+							t.Error("the container is not frozen")
+						}
+					case "take over: ended": // the new keeper does not wait for kurid
+						goesOn()
+					}
+				} else {
+					d.Continue(t)
+					goesOn()
+					if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid {
+						t.Errorf("it is %s with process %d, was %d", st.State, firstPid(t, d, id), pid)
+					}
+					d.Stop(t)
+				}
+				if _, err := os.Stat(point); err == nil {
+					t.Fatal("nothing was killed")
+				}
+
+				d.Bin = "" // today's
+				d.Continue(t)
+				if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid || strings.Contains(st.Message, "lost") {
+					t.Errorf("it is %s with process %d (%q), was %d", st.State, firstPid(t, d, id), st.Message, pid)
+				}
+				goesOn()
+				if now := d.KeeperPid(); now == 0 || now == old || d.HolderPid() == 0 {
+					t.Errorf("the keeper was process %d and is %d, with holder %d", old, now, d.HolderPid())
+				}
+				killKeeper(t, d, false) // which has a holder
+				goesOn()
+				d.RemovePod(t, pod)
+				for _, rest := range []string{point, filepath.Join(d.State, "keeper", "take-over.json")} {
+					if _, err := os.Stat(rest); err == nil {
+						t.Errorf("%s is left", rest)
+					}
+				}
+				d.Settle(t)
+			})
+		}
+	}
 }
 
 // The previous release's keeper has no holder and kept no records. Today's kurid starts a holder, which gets all that the old

@@ -26,6 +26,8 @@ func (s *Server) Recover() error {
 	s.firstExec = sinceBoot() // names of cgroups that no keeper before has used
 	s.execs.Store(s.firstExec)
 
+	keeper.ThawTakenOver(s.state)
+
 	// 1. What the holder has.
 	in := s.keep.inheritance()
 	if err := s.recoverShm(in); err != nil {

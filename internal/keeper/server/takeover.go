@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
@@ -42,8 +43,15 @@ func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 		return fmt.Errorf("look at the keeper, process %d: %w", of.Pid, err)
 	}
 	defer old.close()
+	failpoint.Arm(state)
+	doing, err := keeper.BeginTakeOver(state, of.Pid, s.recordsFor(of.Held))
+	if err != nil {
+		return err
+	}
+	defer doing.End()
 	back := undo.New(ctx)
 	defer back.Run()
+	failpoint.At("take over: begun")
 
 	// 1. What its pods share.
 	devices, err := s.takeShm(old)
@@ -61,6 +69,8 @@ func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 		}
 	}
 
+	failpoint.At("take over: pods taken")
+
 	// 2. Its containers.
 	var living []*containerRecord
 	for _, c := range of.Held.Containers {
@@ -75,17 +85,45 @@ func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 		}
 	}
 
-	// 3. Its end, when all that was printed is written.
+	failpoint.At("take over: containers taken")
+
+	// 3. Its end, when all that was printed is written. Who finds that we have been killed thaws them.
+	for _, r := range living {
+		if file, text := r.Made.Cgroup.Thawing(); file != "" {
+			doing.Frozen = append(doing.Frozen, keeper.Thaw{File: file, Text: text})
+		}
+	}
+	if err := doing.Write(); err != nil {
+		return err
+	}
 	for _, r := range living {
 		resume := r.Made.Cgroup.Pause()
 		defer resume()
 	}
+	failpoint.At("take over: frozen")
 	old.drain(ctx)
+	doing.Ending = true
+	if err := doing.Write(); err != nil {
+		return err
+	}
+	failpoint.At("take over: all is ready")
 	if err := old.kill(); err != nil {
 		return err
 	}
+	failpoint.At("take over: ended")
 	back.Release()
 	return nil
+}
+
+// recordsFor are the paths of the records that are written of what a keeper holds.
+func (s *Server) recordsFor(held *api.ListResponse) (paths []string) {
+	for _, box := range held.Sandboxes {
+		paths = append(paths, s.recordPath(sandboxRecords, box.Id))
+	}
+	for _, c := range held.Containers {
+		paths = append(paths, s.recordPath(containerRecords, c.Id))
+	}
+	return paths
 }
 
 func (s *Server) takeShm(old *predecessor) (devices map[string]uint64, err error) {

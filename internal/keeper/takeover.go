@@ -1,0 +1,237 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/holder"
+	"github.com/kuri-cri/kuri/internal/record"
+)
+
+// TakingOver is the record of a take-over from a keeper that has no holder (kuri-keeper --take-over), from before its first
+// step until after its last. Who finds it when that process has been killed puts its work in order: see [settleTakeOver].
+type TakingOver struct {
+	Pid     int      `json:"pid"`     // of the old keeper
+	Born    string   `json:"born"`    // its start time, field 22 of proc_pid_stat(5)
+	Records []string `json:"records"` // paths of what is recorded for the next keeper
+	Frozen  []Thaw   `json:"frozen"`  // cgroups that the take-over freezes
+	// Ending says that all that the next keeper needs is recorded and held: the old one is to end.
+	Ending bool `json:"ending"`
+
+	state string
+	lock  *os.File
+}
+
+// Thaw is what lets a frozen cgroup run.
+type Thaw struct {
+	File string `json:"file"`
+	Text string `json:"text"` // to write into it
+}
+
+const takingOverFormat = 1
+
+func takingOverPath(stateDir string) string {
+	return filepath.Join(stateDir, "keeper", "take-over.json")
+}
+
+// BeginTakeOver records that the old keeper is being taken over, and locks that for as long as this process lives. The
+// error is of kind Exists when another process does it.
+func BeginTakeOver(stateDir string, pid int, records []string) (*TakingOver, error) {
+	t := &TakingOver{Pid: pid, Records: records, state: stateDir}
+	var err error
+	if t.Born, err = bornAt(pid); err != nil {
+		return nil, err
+	}
+	if t.lock, err = lockTakeOver(stateDir); err != nil {
+		return nil, err
+	}
+	return t, t.Write()
+}
+
+// Write records a change of t.
+func (t *TakingOver) Write() error { return record.Write(takingOverPath(t.state), takingOverFormat, t) }
+
+// End removes the record: everything is in order.
+func (t *TakingOver) End() {
+	if err := os.Remove(takingOverPath(t.state)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		slog.Error("the record of a take-over stays", "err", err)
+	}
+	t.lock.Close()
+}
+
+// lockTakeOver takes the lock of whoever takes over or puts a take-over in order. Nobody removes the file.
+func lockTakeOver(stateDir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(stateDir, "keeper", "take-over.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fault.New(fault.Exists, "the keeper of %s is being taken over by another process", stateDir)
+	}
+	return f, nil
+}
+
+// readTakeOver returns the record of a take-over whose process has ended, locked, and nil when there is none. One that is
+// under way is waited for until ctx ends, and then of kind Exists.
+func readTakeOver(ctx context.Context, stateDir string) (*TakingOver, error) {
+	for {
+		if !exists(takingOverPath(stateDir)) {
+			return nil, nil
+		}
+		lock, err := lockTakeOver(stateDir)
+		switch {
+		case err == nil:
+			t := &TakingOver{state: stateDir, lock: lock}
+			if err = record.Read(takingOverPath(stateDir), takingOverFormat, t); err == nil {
+				return t, nil
+			}
+			lock.Close()
+			if errors.Is(err, fault.NotFound) {
+				return nil, nil
+			}
+			return nil, err
+		case !errors.Is(err, fault.Exists):
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// ThawTakenOver lets the containers run that a take-over which was killed has frozen.
+func ThawTakenOver(stateDir string) {
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	t, err := readTakeOver(now, stateDir)
+	if errors.Is(err, fault.Exists) { // it goes on, and does so itself
+		return
+	}
+	if err != nil {
+		slog.Error("the record of a take-over cannot be read: its containers may be frozen", "err", err)
+	}
+	if t != nil {
+		t.thaw()
+		t.lock.Close() // the record is for kurid
+	}
+}
+
+func (t *TakingOver) thaw() {
+	for _, f := range t.Frozen {
+		if err := os.WriteFile(f.File, []byte(f.Text), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			slog.Error("a container that a take-over has frozen cannot be let run", "file", f.File, "err", err)
+		}
+	}
+}
+
+// settleTakeOver puts in order what a take-over has left that was killed: its containers run again. One that had all it
+// needs is finished; any other is taken back, so that it can be tried again: the old keeper goes on as if nothing had been.
+// It waits for a take-over that is under way.
+func settleTakeOver(ctx context.Context, stateDir string) error {
+	wait, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	t, err := readTakeOver(wait, stateDir)
+	if err != nil || t == nil {
+		return err
+	}
+	slog.Warn("taking over from the keeper of an older release was cut off", "pid", t.Pid, "finish", t.Ending)
+	defer t.thaw() // not before the old keeper ends, if it is to: it would read more, and lose it
+	old, err := unix.PidfdOpen(t.Pid, 0)
+	if err == nil {
+		defer unix.Close(old)
+	}
+	if now, berr := bornAt(t.Pid); err != nil || berr != nil || now != t.Born { // it has ended
+		t.End()
+		return nil
+	}
+	if t.Ending {
+		if err := endNow(old); err != nil {
+			return fmt.Errorf("end the keeper of an older release, process %d: %w", t.Pid, err)
+		}
+		t.End()
+		return nil
+	}
+	if err := endHolder(stateDir); err != nil {
+		return err
+	}
+	for _, path := range t.Records {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("take back a take-over that was cut off: %w", err)
+		}
+	}
+	t.End()
+	return nil
+}
+
+// endHolder ends the holder of a take-over that was cut off: it has nothing but duplicates.
+func endHolder(stateDir string) error {
+	h := holder.Connect(stateDir)
+	defer h.Close()
+	info, err := h.Info()
+	if err != nil {
+		return nil // there is none any more
+	}
+	pidfd, err := unix.PidfdOpen(info.Pid, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(pidfd)
+	if err := endNow(pidfd); err != nil {
+		return fmt.Errorf("end the holder, process %d: %w", info.Pid, err)
+	}
+	return nil
+}
+
+// endNow kills a process and returns when it has ended.
+func endNow(pidfd int) error {
+	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+		return err
+	}
+	for limit := time.Now().Add(checkLimit); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(max(time.Until(limit), 0).Milliseconds()))
+		if n > 0 {
+			return nil
+		}
+		if err != unix.EINTR {
+			return errors.Join(errors.New("it was killed and does not end"), err)
+		}
+	}
+}
+
+// bornAt is when a process was started, in the kernel's words; the error is of kind NotFound when there is none.
+func bornAt(pid int) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", fault.New(fault.NotFound, "look at process %d: %w", pid, err)
+	}
+	const starttime = 22 - 3 // the state, field 3, follows the name, which may be anything
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(fields) <= starttime {
+		return "", fault.New(fault.Corrupt, "process %d: %q", pid, stat)
+	}
+	return fields[starttime], nil
+}
+
+// takenOver reports whether a take-over that failed has ended the old keeper all the same: then everything is there for the
+// next one. Otherwise the old one goes on.
+func takenOver(ctx context.Context, stateDir string, pid int) bool {
+	if err := settleTakeOver(ctx, stateDir); err != nil {
+		slog.Error("a take-over that failed cannot be put in order; the next start of kurid tries again", "err", err)
+	}
+	_, err := bornAt(pid)
+	return err != nil
+}
