@@ -35,7 +35,7 @@ func (s *Select) Audit(known func(podID string) bool) ([]Stray, error) {
 		return nil, fmt.Errorf("list what CNI plugins have attached: %w", err)
 	}
 	for _, id := range attached {
-		if known(id) || s.owes(id) {
+		if known(id) || s.detaching(id) {
 			continue
 		}
 		found = append(found, Stray{
@@ -46,11 +46,11 @@ func (s *Select) Audit(known func(podID string) bool) ([]Stray, error) {
 	return found, nil
 }
 
-// owes reports whether the detachment of a pod is tried again in the background.
-func (s *Select) owes(podID string) bool {
+// detaching reports whether a pod is being detached, or is in the retry queue.
+func (s *Select) detaching(podID string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.owed[podID] != nil || s.busy[podID] != nil
+	return s.retries[podID] != nil || s.busy[podID] != nil
 }
 
 func (b *Bridge) audit(known func(string) bool) ([]Stray, error) {

@@ -23,7 +23,7 @@ const (
 )
 
 // Select is the network of the daemon. It sends each pod to the network that is to have it, and goes on detaching, in the
-// background, what could not be detached: see owe.
+// background, what could not be detached: see retryLater.
 type Select struct {
 	cni     *CNI
 	bridge  *Bridge
@@ -34,17 +34,17 @@ type Select struct {
 	end     context.CancelFunc
 	workers sync.WaitGroup
 
-	mu     sync.Mutex               // guards what follows; never held over a call
-	busy   map[string]chan struct{} // pods that are being detached or checked; closed when that is done
-	owed   map[string]*debt         // detachments to be tried again, by pod ID
-	paying bool                     // whether the worker that does it runs
-	news   chan struct{}            // has room for one: that there is a new debt
-	closed bool
+	mu       sync.Mutex               // guards what follows; never held over a call
+	busy     map[string]chan struct{} // pods that are being detached or checked; closed when that is done
+	retries  map[string]*retry        // the retry queue of detachments, by pod ID
+	retrying bool                     // whether the queue's worker runs
+	wake     chan struct{}            // has room for one: the queue has a new entry
+	closed   bool
 }
 
 // NewSelect joins the two networks; Close closes the bridge.
 func NewSelect(cni *CNI, bridge *Bridge, choice Choice) *Select {
-	s := &Select{cni: cni, bridge: bridge, choice: choice, busy: map[string]chan struct{}{}, owed: map[string]*debt{}, news: make(chan struct{}, 1)}
+	s := &Select{cni: cni, bridge: bridge, choice: choice, busy: map[string]chan struct{}{}, retries: map[string]*retry{}, wake: make(chan struct{}, 1)}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -115,10 +115,10 @@ func (s *Select) Detach(ctx context.Context, pod Pod, result *Result) error {
 	err = s.detach(ctx, pod, result)
 	leave()
 	if err != nil {
-		s.owe(pod, result, firstRetry)
+		s.retryLater(pod, result, firstRetry)
 		return fmt.Errorf("%w (it is tried again in the background)", err)
 	}
-	s.settled(pod.ID)
+	s.dropRetry(pod.ID)
 	return nil
 }
 
@@ -165,7 +165,7 @@ func (s *Select) Reclaim(ctx context.Context, keep func(podID string) bool) erro
 		if keep(id) {
 			kept = append(kept, id)
 		} else {
-			s.owe(Pod{ID: id}, &Result{By: ByCNI}, 0)
+			s.retryLater(Pod{ID: id}, &Result{By: ByCNI}, 0)
 		}
 	}
 	s.work(func() { s.maintain(kept) })

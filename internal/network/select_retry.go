@@ -16,111 +16,111 @@ const (
 	retriesAtOnce = 4
 )
 
-// debt is a detachment that somebody has to do.
-type debt struct {
+// retry is an entry of the retry queue: a detachment that failed.
+type retry struct {
 	pod    Pod
 	result *Result
 	due    time.Time
 	delay  time.Duration // until the next try, when this one fails
 }
 
-// owe has the pod's detachment tried again, in a while. A debt that is there already keeps its time: a kubelet that asks
-// again and again does not make the retries come more often.
-func (s *Select) owe(pod Pod, result *Result, in time.Duration) {
+// retryLater queues the pod's detachment. An entry that is queued already keeps its time, so that a kubelet that asks again
+// and again does not make the retries more frequent.
+func (s *Select) retryLater(pod Pod, result *Result, in time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.owed[pod.ID] != nil {
+	if s.closed || s.retries[pod.ID] != nil {
 		return
 	}
-	s.owed[pod.ID] = &debt{pod: pod, result: result, due: time.Now().Add(in), delay: max(2*in, firstRetry)}
-	if !s.paying {
-		s.paying = true
-		s.workers.Go(s.pay)
+	s.retries[pod.ID] = &retry{pod: pod, result: result, due: time.Now().Add(in), delay: max(2*in, firstRetry)}
+	if !s.retrying {
+		s.retrying = true
+		s.workers.Go(s.retryLoop)
 	}
 	select {
-	case s.news <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (s *Select) settled(podID string) {
+func (s *Select) dropRetry(podID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.owed, podID)
+	delete(s.retries, podID)
 }
 
-// pay works off the debts and ends when there is none.
-func (s *Select) pay() {
+// retryLoop runs what is due and returns when the queue is empty.
+func (s *Select) retryLoop() {
 	for {
-		due, wait, any := s.dueNow()
+		due, wait, any := s.dueRetries()
 		if !any {
 			return
 		}
 		if len(due) > 0 {
-			s.payAll(due)
+			s.retryAll(due)
 			continue
 		}
 		select {
 		case <-time.After(wait):
-		case <-s.news:
+		case <-s.wake:
 		case <-s.life.Done():
 			return
 		}
 	}
 }
 
-// dueNow returns the debts that are due, or how long the first one has until it is. any is false when there is none; then
-// the worker is over.
-func (s *Select) dueNow() (due []*debt, wait time.Duration, any bool) {
+// dueRetries returns the entries that are due, or how long to wait for the first one. any is false when the queue is empty;
+// the worker must return then.
+func (s *Select) dueRetries() (due []*retry, wait time.Duration, any bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.owed) == 0 || s.life.Err() != nil {
-		s.paying = false
+	if len(s.retries) == 0 || s.life.Err() != nil {
+		s.retrying = false
 		return nil, 0, false
 	}
 	wait = lastRetry
-	for _, d := range s.owed {
-		if left := time.Until(d.due); left > 0 {
+	for _, r := range s.retries {
+		if left := time.Until(r.due); left > 0 {
 			wait = min(wait, left)
 		} else {
-			due = append(due, d)
+			due = append(due, r)
 		}
 	}
 	return due, wait, true
 }
 
-func (s *Select) payAll(due []*debt) {
-	next := make(chan *debt)
+func (s *Select) retryAll(due []*retry) {
+	next := make(chan *retry)
 	var wg sync.WaitGroup
 	for range min(retriesAtOnce, len(due)) {
 		wg.Go(func() {
-			for d := range next {
-				s.payOne(d)
+			for r := range next {
+				s.retryOne(r)
 			}
 		})
 	}
-	for _, d := range due {
-		next <- d
+	for _, r := range due {
+		next <- r
 	}
 	close(next)
 	wg.Wait()
 }
 
-func (s *Select) payOne(d *debt) {
-	leave, err := s.enter(s.life, d.pod.ID)
+func (s *Select) retryOne(r *retry) {
+	leave, err := s.enter(s.life, r.pod.ID)
 	if err != nil {
 		return // the daemon ends
 	}
-	err = s.detach(s.life, d.pod, d.result)
+	err = s.detach(s.life, r.pod, r.result)
 	leave()
 	switch {
 	case err == nil:
-		s.settled(d.pod.ID)
-		slog.Info("a pod's network is taken away at last", "pod", d.pod.ID, "name", d.pod.Namespace+"/"+d.pod.Name)
+		s.dropRetry(r.pod.ID)
+		slog.Info("a pod's network is taken away at last", "pod", r.pod.ID, "name", r.pod.Namespace+"/"+r.pod.Name)
 	case s.life.Err() == nil:
-		slog.Warn("a pod's network cannot be taken away; it is tried again", "pod", d.pod.ID, "in", d.delay, "err", err)
+		slog.Warn("a pod's network cannot be taken away; it is tried again", "pod", r.pod.ID, "in", r.delay, "err", err)
 		s.mu.Lock()
-		d.due, d.delay = time.Now().Add(d.delay), min(2*d.delay, lastRetry)
+		r.due, r.delay = time.Now().Add(r.delay), min(2*r.delay, lastRetry)
 		s.mu.Unlock()
 	}
 }
