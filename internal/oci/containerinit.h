@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <linux/mount.h>
 #include <sys/mount.h>
+#include <sys/statvfs.h>
 
 // Descriptors of the init: of the starter's mount namespace, the start line, the cgroup that is entered last, and the pod's
 // namespaces.
@@ -20,12 +21,15 @@ enum {
 	READ_ONLY = 8,    // the filesystem, not the mount alone
 	READ_ONLY_LATE = 16, // the mount, when everything else has been made
 	CHANGE = 32,      // a bind has attributes of its own
+	STAGED = 64,      // its source is opened with the node's privileges, before the user namespace is entered
+	MAPPED = 128,     // its source shows ids as the user namespace maps them
+	MAPPED_DEEP = 256, // and so does what is mounted below it
 };
 
 struct mount_request {
 	uint32_t kind, flags, noptions, npropagation;
 	char *source, *target, *type, **options;
-	uint64_t set, clear, deep_set, deep_clear, deep_propagation;
+	uint64_t set, clear, unwanted, deep_set, deep_clear, deep_propagation; // unwanted: attributes that must be off
 	uint32_t *propagation;
 };
 
@@ -35,9 +39,9 @@ struct device_request {
 };
 
 static struct {
-	uint32_t unshared, propagation, parent_propagation, read_only, make_devices, nmounts, ndevices, nmasked, nreadonly, njoined;
+	uint32_t new_pids, unshared, propagation, parent_propagation, read_only, make_devices, nmounts, ndevices, nmasked, nreadonly, njoined;
 	uint32_t joined[JOINED_MAX]; // types of namespaces, whose descriptors are JOINED and following
-	char *root, *hostname, *domainname, *last_cgroup, **masked, **readonly;
+	char *stage, *root, *hostname, *domainname, *last_cgroup, **masked, **readonly;
 	struct mount_request *mounts;
 	struct device_request *devices;
 } c;
@@ -60,6 +64,7 @@ static void read_mount(struct mount_request *m)
 	m->options = strings(&m->noptions);
 	m->set = u64();
 	m->clear = u64();
+	m->unwanted = u64();
 	m->deep_set = u64();
 	m->deep_clear = u64();
 	m->deep_propagation = u64();
@@ -72,6 +77,7 @@ static void read_mount(struct mount_request *m)
 // read_container reads the end of a request, in the order in which container.go writes it.
 static void read_container(void)
 {
+	c.new_pids = u32();
 	c.unshared = u32();
 	c.propagation = u32();
 	c.parent_propagation = u32();
@@ -82,6 +88,7 @@ static void read_container(void)
 	must(c.njoined <= JOINED_MAX, READ);
 	for (uint32_t i = 0; i < c.njoined; i++)
 		c.joined[i] = u32();
+	c.stage = string();
 	c.root = string();
 	c.hostname = string();
 	c.domainname = string();
@@ -320,6 +327,13 @@ static int new_filesystem(const struct mount_request *m, int target, int fresh)
 	return made;
 }
 
+// staged names the clone of the source of the mount that is being made, in the working directory.
+static const char *staged(char name[16])
+{
+	snprintf(name, 16, "%u", c_mount);
+	return name;
+}
+
 static int is_directory(int fd)
 {
 	struct stat st;
@@ -328,15 +342,40 @@ static int is_directory(int fd)
 	return S_ISDIR(st.st_mode);
 }
 
+// existing returns those attributes of a mount that a user namespace cannot take off it: the kernel has locked them.
+static uint64_t existing(int mount)
+{
+	struct statvfs fs;
+
+	must(fstatvfs(mount, &fs) == 0, MOUNT);
+	return (fs.f_flag & ST_RDONLY ? MOUNT_ATTR_RDONLY : 0) | (fs.f_flag & ST_NOSUID ? MOUNT_ATTR_NOSUID : 0) |
+	       (fs.f_flag & ST_NODEV ? MOUNT_ATTR_NODEV : 0) | (fs.f_flag & ST_NOEXEC ? MOUNT_ATTR_NOEXEC : 0);
+}
+
+// change_bind gives a bind its attributes. It keeps locked ones, unless one of them must be off.
+static void change_bind(const struct mount_request *m, int made)
+{
+	uint64_t locked;
+
+	if (!(m->flags & CHANGE) || change(made, 0, m->set, m->clear, 0) == 0)
+		return;
+	must(errno == EPERM && r.switches & USERNS, MOUNT);
+	locked = existing(made);
+	errno = EPERM;
+	must(!(locked & m->unwanted), MOUNT);
+	must(change(made, 0, m->set | locked, m->clear & ~locked, 0) == 0, MOUNT);
+}
+
 static void make_mount(const struct mount_request *m)
 {
 	int made = -1, target, fresh;
+	char name[16];
 
 	if (m->kind == BIND) {
-		made = open_clone(AT_FDCWD, m->source, m->flags & RECURSIVE ? AT_RECURSIVE : 0);
+		made = open_clone(AT_FDCWD, m->flags & STAGED ? staged(name) : m->source, m->flags & RECURSIVE ? AT_RECURSIVE : 0);
 		must(made >= 0, MOUNT);
 		target = open_target(m, !is_directory(made), &fresh);
-		must(!(m->flags & CHANGE) || change(made, 0, m->set, m->clear, 0) == 0, MOUNT);
+		change_bind(m, made);
 	} else {
 		target = open_target(m, 0, &fresh);
 		made = new_filesystem(m, target, fresh);
@@ -350,26 +389,76 @@ static void make_mount(const struct mount_request *m)
 	close(target);
 }
 
+// stage_source mounts a clone of a bind's source in the working directory, with all that is mounted below it: the kernel
+// refuses a bind of less, which would show what that hides.
+static void stage_source(const struct mount_request *m, int user)
+{
+	struct mount_attr mapping = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = user};
+	char name[16];
+	int made = open_clone(AT_FDCWD, m->source, AT_RECURSIVE), file;
+
+	must(made >= 0, MOUNT);
+	if (m->flags & MAPPED)
+		must(syscall(SYS_mount_setattr, made, "", AT_EMPTY_PATH | (m->flags & MAPPED_DEEP ? AT_RECURSIVE : 0), &mapping,
+			     sizeof(mapping)) == 0, IDMAP);
+	if (is_directory(made)) {
+		must(mkdir(staged(name), 0755) == 0, MOUNT);
+	} else {
+		file = open(staged(name), O_CREAT | O_EXCL | O_CLOEXEC | O_RDONLY, 0644);
+		must(file >= 0 && close(file) == 0, MOUNT);
+	}
+	must(syscall(SYS_move_mount, made, "", AT_FDCWD, name, MOVE_MOUNT_F_EMPTY_PATH) == 0, MOUNT);
+	close(made);
+}
+
+// stage mounts the sources of binds in a filesystem that becomes the working directory: the root of the user namespace may
+// have no way to them, and cannot map ids. They are mounted, not kept open, so that the mount namespace that the container
+// gets has them locked, as all that it has of the node: their attributes, and what they hide.
+static void stage(int user)
+{
+	int context = syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC), made;
+
+	must(context >= 0 && option(context, FSCONFIG_CMD_CREATE, NULL, NULL) == 0, MOUNT);
+	made = syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0);
+	must(made >= 0 && syscall(SYS_move_mount, made, "", AT_FDCWD, c.stage, MOVE_MOUNT_F_EMPTY_PATH) == 0, MOUNT);
+	must(fchdir(made) == 0, MOUNT);
+	close(made);
+	close(context);
+	for (c_mount = 0; c_mount < c.nmounts; c_mount++)
+		if (c.mounts[c_mount].flags & STAGED)
+			stage_source(&c.mounts[c_mount], user);
+	c_mount = 0;
+}
+
+// bind_device mounts the node's own device onto a name, which is made if it is missing. What the image has there is not opened.
+static void bind_device(const struct device_request *d, int dir, const char *name)
+{
+	int made = open_clone(AT_FDCWD, d->path, 0), fd = openat(dir, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_RDONLY, 0);
+
+	if (fd < 0 && errno == EEXIST)
+		fd = open_below(dir, name, O_NOFOLLOW, RESOLVE_NO_SYMLINKS);
+	must(made >= 0 && fd >= 0 && attach(made, fd) == 0, DEVICE);
+	close(made);
+	close(fd);
+}
+
 static void make_device(const struct device_request *d)
 {
 	char *parent = strdup(d->path), *name = parent ? strrchr(parent, '/') : NULL;
-	int dir, fd;
+	int dir;
 
 	must(name != NULL && name[1] != 0, DEVICE);
 	*name++ = 0;
 	dir = make_inside(*parent ? parent : "/", 0, NULL, DEVICE);
-	if (mknodat(dir, name, d->mode, makedev(d->major, d->minor)) != 0) {
+	if (r.switches & USERNS) { // where nobody may make any
+		bind_device(d, dir, name);
+	} else if (mknodat(dir, name, d->mode, makedev(d->major, d->minor)) != 0) {
 		must(errno == EEXIST || errno == EPERM, DEVICE);
-		if (errno == EPERM) { // the node's own, where nobody may make any
-			int made = open_clone(AT_FDCWD, d->path, 0);
-
-			fd = openat(dir, name, O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_RDONLY, 0);
-			must(made >= 0 && fd >= 0 && attach(made, fd) == 0, DEVICE);
-			close(made);
-			close(fd);
-		}
+		if (errno == EPERM)
+			bind_device(d, dir, name);
 	} else {
-		fd = open_below(dir, name, O_NOFOLLOW, RESOLVE_NO_SYMLINKS);
+		int fd = open_below(dir, name, O_NOFOLLOW, RESOLVE_NO_SYMLINKS);
+
 		must(fd >= 0 && fchownat(fd, "", d->uid, d->gid, AT_EMPTY_PATH) == 0, DEVICE);
 		close(fd);
 	}
@@ -592,39 +681,72 @@ static void arrange_container(const int *fds, int n, int joins)
 		close(moved[i]);
 }
 
-// join_pids has the init be born in the pod's PID namespace, which a process cannot enter itself.
-static void join_pids(void)
-{
-	int32_t message[] = {'P', 0};
-
-	for (uint32_t i = 0; i < c.njoined; i++) {
-		if (c.joined[i] != CLONE_NEWPID)
-			continue;
-		must(setns(JOINED + i, CLONE_NEWPID) == 0, NAMESPACE);
-		message[1] = syscall(SYS_clone, CLONE_PARENT, 0, 0, 0, 0);
-		must(message[1] >= 0, FORK);
-		if (message[1] > 0) {
-			tell(message, sizeof(message));
-			_exit(0);
-		}
-	}
-}
-
+// join_namespaces enters the pod's namespaces. That of processes is for the children of this one.
 static void join_namespaces(void)
 {
 	for (uint32_t i = 0; i < c.njoined; i++) {
-		must(c.joined[i] == CLONE_NEWPID || setns(JOINED + i, c.joined[i]) == 0, NAMESPACE);
+		if (c.joined[i] == CLONE_NEWUSER)
+			continue;
+		must(setns(JOINED + i, c.joined[i]) == 0, NAMESPACE);
 		close(JOINED + i);
 	}
-	must(!c.unshared || unshare(c.unshared) == 0, NAMESPACE);
+}
+
+static int joins(uint32_t type)
+{
+	for (uint32_t i = 0; i < c.njoined; i++)
+		if (c.joined[i] == type)
+			return JOINED + i;
+	return -1;
+}
+
+// join_user enters the pod's user namespace as its root, after the last that takes the node's privileges.
+static void join_user(void)
+{
+	int user = joins(CLONE_NEWUSER);
+
+	must(setgroups(0, NULL) == 0, NAMESPACE);
 	must(setns(MOUNTS, CLONE_NEWNS) == 0, NAMESPACE);
+	stage(user);
+	must(setns(user, CLONE_NEWUSER) == 0, NAMESPACE);
+	close(user);
+	become_root();
+}
+
+// begin_in_pids has the init be born in another PID namespace, which a process cannot enter itself: the pod's, or a new one,
+// which belongs to the user namespace.
+static void begin_in_pids(void)
+{
+	int32_t message[] = {'P', 0};
+
+	if (!c.new_pids && joins(CLONE_NEWPID) < 0)
+		return;
+	message[1] = syscall(SYS_clone, CLONE_PARENT | (c.new_pids ? CLONE_NEWPID : 0), 0, 0, 0, 0);
+	must(message[1] >= 0, FORK);
+	if (message[1] > 0) {
+		tell(message, sizeof(message));
+		_exit(0);
+	}
+}
+
+// leave_namespaces makes the container's own namespaces. The mount namespace is the starter's, or with a user namespace, to
+// which it must belong, a copy of that.
+static void leave_namespaces(void)
+{
+	uint32_t unshared = c.unshared;
+
+	if (r.switches & USERNS)
+		unshared |= CLONE_NEWNS;
+	else
+		must(setns(MOUNTS, CLONE_NEWNS) == 0, NAMESPACE);
 	close(MOUNTS);
+	must(!unshared || unshare(unshared) == 0, NAMESPACE);
 }
 
 // new_keyring joins the container's session keyring, which its users may search. Where there are no keyrings it has none.
 static void new_keyring(void)
 {
-	enum { SETPERM = 5, DESCRIBE = 6, MAY_SEARCH = 0x80000 };
+	enum { SETPERM = 5, DESCRIBE = 6, USER_SEARCH = 0x80000, OTHER_SEARCH = 0x8 };
 	char text[256];
 	unsigned permissions;
 	long ring;
@@ -636,7 +758,7 @@ static void new_keyring(void)
 	must(syscall(SYS_keyctl, DESCRIBE, ring, text, sizeof(text)) > 0, KEYRING);
 	errno = EBADMSG;
 	must(sscanf(text, "%*[^;];%*d;%*d;%x;", &permissions) == 1, KEYRING);
-	must(syscall(SYS_keyctl, SETPERM, ring, permissions | MAY_SEARCH) == 0, KEYRING);
+	must(syscall(SYS_keyctl, SETPERM, ring, permissions | (r.switches & USERNS ? OTHER_SEARCH : USER_SEARCH)) == 0, KEYRING);
 }
 
 static void set_names(void)
@@ -690,11 +812,14 @@ static void begin_container(void)
 	raise_limits();
 
 	// 2. The namespaces.
-	join_pids();
-	setsid();
-	if (r.flags & TERMINAL)
-		hold_self();
 	join_namespaces();
+	if (r.switches & USERNS)
+		join_user();
+	begin_in_pids();
+	setsid();
+	if (r.flags & TERMINAL || r.switches & USERNS)
+		hold_self();
+	leave_namespaces();
 	new_keyring();
 
 	// 3. The root filesystem, from the mount namespace of the starter, which is the container's now.
@@ -714,13 +839,13 @@ static void begin_container(void)
 	make_read_only();
 	mask();
 	close(root);
-	if (r.flags & TERMINAL)
-		close(SELF);
 
 	// 4. The user and what it may do.
 	if (r.switches & NNP)
 		must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, CAPABILITY);
 	drop_privileges();
+	if (r.flags & TERMINAL || r.switches & USERNS)
+		close(SELF);
 	if (filter_takes() && r.filter_early)
 		load_privileged_filter();
 	lower_limits();

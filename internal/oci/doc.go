@@ -7,11 +7,11 @@
 // it again.
 //
 // A container's init is our own where its specification is one that a kubelet asks for (containerinit.h, native.go), and
-// libcontainer's otherwise: user namespaces, cgroups that systemd makes, SELinux labels, id-mapped mounts, hooks. The function
-// beyondInit decides, and names the reason. Our own is a child of the fork server: no program is started before the
-// container's, the seccomp program is made once for each profile, and the process enters its cgroups itself, which spares the
-// wait of 8 to 12 ms that moving another process takes. The records are those of libcontainer, so that all other verbs are
-// its own; the file "native" beside them says who has made the container. TestInitConformance compares the two ways.
+// libcontainer's otherwise: cgroups that systemd makes, SELinux labels, hooks. The function beyondInit decides, and names
+// the reason. Our own is a child of the fork server: no program is started before the container's, the seccomp program is
+// made once for each profile, and the process enters its cgroups itself, which spares the wait of 8 to 12 ms that moving
+// another process takes. The records are those of libcontainer, so that all other verbs are its own; the file "native"
+// beside them says who has made the container. TestInitConformance compares the two ways.
 //
 // Under systemd a limit is a property of the container's scope, or a daemon-reload takes it back. Those that libcontainer
 // makes no property of are watched in the files of the cgroup and put back (held.go); there is one inotify instance for all

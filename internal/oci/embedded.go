@@ -134,8 +134,9 @@ const (
 )
 
 // Create makes the container id of a bundle (runtime specification, "create"): its process waits at its start line.
-// It takes the mount namespace of the calling thread, in which spec's root.path is the root filesystem. When it fails
-// nothing of the container stays. The error does not name it: whoever asks for it knows a better name.
+// It takes the mount namespace of the calling thread, in which spec's root.path is the root filesystem, and in which no
+// other namespace sees what is mounted below the runtime's records. When it fails nothing of the container stays. The error
+// does not name it: whoever asks for it knows a better name.
 // The operation that ctx carries is told of the steps.
 func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (_ *Created, err error) {
 	step.Enter(ctx, "config")

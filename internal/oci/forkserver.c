@@ -49,7 +49,7 @@ enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS =
 // The steps that can fail, by the numbers that exec.go knows.
 enum {
 	READ = 1, CGROUP, OOM_SCORE, LABEL, GIVE, JOIN, FORK, ROOT, KEYRING, LIMIT, DIRECTORY, BOUND, USER, CAPABILITY,
-	FILTER, SEARCH, EXEC, CONSOLE, MOUNT, DEVICE, PIVOT, MASK, NAMESPACE,
+	FILTER, SEARCH, EXEC, CONSOLE, MOUNT, DEVICE, PIVOT, MASK, NAMESPACE, IDMAP,
 };
 
 static void tell(const void *message, size_t n)

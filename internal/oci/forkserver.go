@@ -124,6 +124,7 @@ const (
 	stepExec    = 17
 	stepConsole = 18
 	stepMount   = 19
+	stepIDMap   = 24
 )
 
 var steps = [...]string{
@@ -132,7 +133,7 @@ var steps = [...]string{
 	"join the session keyring", "set resource limits", "enter the working directory", "set the capability bounding set",
 	"set user and groups", "set capabilities or no_new_privs", "load the seccomp filter", "find the program", "execute",
 	"make a terminal in the container's /dev/pts", "mount", "make the devices", "enter the root filesystem",
-	"mask paths or make them read-only", "enter or make the namespaces",
+	"mask paths or make them read-only", "enter or make the namespaces", "mount with mapped ids",
 }
 
 func (e *startError) Error() string {

@@ -30,8 +30,10 @@ func beyondInit(spec *specs.Spec, config *configs.Config, systemd bool) string {
 	switch {
 	case systemd:
 		return "a cgroup that systemd makes"
-	case config.Namespaces.Contains(configs.NEWUSER):
-		return "a user namespace"
+	case config.Namespaces.IsPrivate(configs.NEWUSER):
+		return "a user namespace that is not the pod's"
+	case config.Namespaces.Contains(configs.NEWUSER) && cgroups.IsCgroup2UnifiedMode() && !config.Namespaces.Contains(configs.NEWCGROUP):
+		return "a user namespace without a cgroup namespace"
 	case !config.Namespaces.IsPrivate(configs.NEWNS):
 		return "a mount namespace that is not its own"
 	case len(config.Networks) > 0 || len(config.Routes) > 0 || len(config.NetDevices) > 0 || config.Namespaces.IsPrivate(configs.NEWNET):
@@ -77,8 +79,8 @@ func beyondMounts(config *configs.Config) string {
 	for i, m := range config.Mounts {
 		target := filepath.Clean(m.Destination)
 		switch {
-		case m.IDMapping != nil:
-			return "an id-mapped mount"
+		case m.IDMapping != nil && !mappedAsPod(config, m):
+			return "a mount with other ids than those of the pod's user namespace"
 		case m.Extensions != 0:
 			return "a tmpfs with the contents of the image"
 		case i > 0 && (target == "/proc" || strings.HasPrefix(target, "/proc/")):
@@ -90,6 +92,17 @@ func beyondMounts(config *configs.Config) string {
 		}
 	}
 	return ""
+}
+
+// mappedAsPod reports whether the ids of a mount are mapped as in the user namespace that the container joins.
+func mappedAsPod(config *configs.Config, m *configs.Mount) bool {
+	if !m.IsBind() || !config.Namespaces.Contains(configs.NEWUSER) {
+		return false
+	}
+	if path := m.IDMapping.UserNSPath; path != "" {
+		return path == config.Namespaces.PathOf(configs.NEWUSER)
+	}
+	return slices.Equal(m.IDMapping.UIDMappings, config.UIDMappings) && slices.Equal(m.IDMapping.GIDMappings, config.GIDMappings)
 }
 
 const (
@@ -339,6 +352,9 @@ func (n *native) classify(spec *specs.Spec, err error) error {
 	case failed.step == stepMount && int(failed.detail) < len(n.list):
 		m := n.list[failed.detail]
 		err = fmt.Errorf("mount %s (%s) at %s: %w", m.Source, m.Device, m.Destination, failed.errno)
+	case failed.step == stepIDMap && int(failed.detail) < len(n.list):
+		m := n.list[failed.detail]
+		err = fmt.Errorf("mount %s at %s with mapped ids, which its filesystem may not support: %w", m.Source, m.Destination, failed.errno)
 	case failed.step == stepCwd:
 		err = fmt.Errorf("enter the working directory %s: %w", spec.Process.Cwd, failed.errno)
 	case failed.step == stepSearch && failed.errno == unix.ENOENT:
@@ -363,7 +379,8 @@ func (n *native) ask(e *Embedded, config *configs.Config, talk int, start *os.Fi
 	for _, f := range joined {
 		fds = append(fds, int(f.Fd()))
 	}
-	if config.Namespaces.IsPrivate(configs.NEWPID) {
+	// The user namespace owns a container's PID namespace, or /proc could not be mounted: there the init makes it later.
+	if config.Namespaces.IsPrivate(configs.NEWPID) && !config.Namespaces.Contains(configs.NEWUSER) {
 		flags |= newPIDs
 	}
 	if birth := n.paths[""]; birth != "" {

@@ -26,6 +26,9 @@ const (
 	mountReadOnly     = 8
 	mountReadOnlyLate = 16
 	mountChange       = 32
+	mountStaged       = 64
+	mountMapped       = 128
+	mountMappedDeep   = 256
 )
 
 // request writes what the init of a container is to do, and returns the namespaces that it joins, open, which the caller
@@ -68,8 +71,10 @@ func (n *native) request(spec *specs.Spec, config *configs.Config) (body []byte,
 	if config.RootPropagation&unix.MS_SLAVE != 0 {
 		parent = unix.MS_SLAVE
 	}
-	m.u32(unshared, propagation, parent, flag(config.Readonlyfs), flag(makesDevices(config)), uint32(len(types)))
+	mapped := config.Namespaces.Contains(configs.NEWUSER)
+	m.u32(flag(mapped && config.Namespaces.IsPrivate(configs.NEWPID)), unshared, propagation, parent, flag(config.Readonlyfs), flag(makesDevices(config)), uint32(len(types)))
 	m.u32(types...)
+	m.str(n.dir) // which the container does not see: sources of binds are staged over it
 	m.str(config.Rootfs)
 	m.str(config.Hostname)
 	m.str(config.Domainname)
@@ -85,7 +90,7 @@ func (n *native) request(spec *specs.Spec, config *configs.Config) (body []byte,
 	}
 	m.u32(uint32(len(n.list)))
 	for _, each := range n.list {
-		m.mount(each)
+		m.mount(each, mapped && each.IsBind() && slices.Contains(config.Mounts, each))
 	}
 	m.devices(config.Devices)
 	return m, joined, nil
@@ -125,6 +130,7 @@ func once(paths []string) []string {
 var namespaceNames = map[configs.NamespaceType]string{
 	configs.NEWPID: string(specs.PIDNamespace), configs.NEWNET: string(specs.NetworkNamespace), configs.NEWNS: string(specs.MountNamespace),
 	configs.NEWIPC: string(specs.IPCNamespace), configs.NEWUTS: string(specs.UTSNamespace), configs.NEWCGROUP: string(specs.CgroupNamespace),
+	configs.NEWUSER: string(specs.UserNamespace),
 }
 
 // makesDevices reports whether /dev is the container's own, and so has devices and links made in it.
@@ -206,9 +212,18 @@ func cgroupMounts(m *configs.Mount, paths map[string]string) ([]*configs.Mount, 
 	return out, nil
 }
 
-// mount appends one mount.
-func (out *message) mount(m *configs.Mount) {
+// mount appends one mount. The source of a staged one is opened before the user namespace is entered.
+func (out *message) mount(m *configs.Mount, staged bool) {
 	kind, flags, set, clear := uint32(mountFilesystem), uint32(0), attributes(m.Flags), uint64(0)
+	if staged {
+		flags |= mountStaged
+	}
+	if m.IDMapping != nil {
+		flags |= mountMapped
+		if m.IDMapping.Recursive {
+			flags |= mountMappedDeep
+		}
+	}
 	var options []string
 	if m.IsBind() {
 		kind = mountBind
@@ -253,7 +268,7 @@ func (out *message) mount(m *configs.Mount) {
 	if m.RecAttr != nil {
 		deep = *m.RecAttr
 	}
-	out.u64(set, clear, deep.Attr_set, deep.Attr_clr, deep.Propagation)
+	out.u64(set, clear, attributes(m.ClearedFlags), deep.Attr_set, deep.Attr_clr, deep.Propagation)
 	out.u32(uint32(len(m.PropagationFlags)))
 	for _, p := range m.PropagationFlags {
 		out.u32(uint32(p))

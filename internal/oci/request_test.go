@@ -74,27 +74,29 @@ func testRequest(t testing.TB) []byte {
 			User:    specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{7, 8}, Umask: &umask},
 			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}}, NoNewPrivileges: true,
 		},
-		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}}},
+		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UserNamespace, Path: "/proc/self/ns/user"}}},
 	}
 	config := &configs.Config{
+		UIDMappings: []configs.IDMap{{HostID: 1 << 20, Size: 5000}}, GIDMappings: []configs.IDMap{{HostID: 1 << 20, Size: 5000}},
 		Rootfs: "/state/mounts/x/rootfs", Readonlyfs: true, OomScoreAdj: &oom, Hostname: "web",
-		Namespaces: configs.Namespaces{{Type: configs.NEWPID}, {Type: configs.NEWNS}, {Type: configs.NEWUTS, Path: "/proc/self/ns/uts"}, {Type: configs.NEWIPC}},
+		Namespaces: configs.Namespaces{{Type: configs.NEWPID}, {Type: configs.NEWNS}, {Type: configs.NEWUTS, Path: "/proc/self/ns/uts"}, {Type: configs.NEWIPC}, {Type: configs.NEWUSER, Path: "/proc/self/ns/user"}},
 		MaskPaths:  []string{"/proc/kcore", "/proc//kcore"}, ReadonlyPaths: []string{"/proc/sys"},
 		Mounts: []*configs.Mount{
 			{Source: "proc", Destination: "/proc", Device: "proc"},
 			{Source: "tmpfs", Destination: "/dev", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_RDONLY, Data: "mode=755,size=65536k"},
-			{Source: "/src", Destination: "/a", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY, PropagationFlags: []int{unix.MS_PRIVATE | unix.MS_REC}},
+			{Source: "/src", Destination: "/a", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY, PropagationFlags: []int{unix.MS_PRIVATE | unix.MS_REC},
+				IDMapping: &configs.MountIDMapping{Recursive: true}},
 			{Source: "/src", Destination: "/b", Device: "bind", Flags: unix.MS_BIND, ClearedFlags: unix.MS_RDONLY, RecAttr: &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}},
 		},
 		Devices: []*devices.Device{{Path: "/dev/null", FileMode: 0o666, Rule: devices.Rule{Type: devices.CharDevice, Major: 1, Minor: 3}}},
 	}
-	n := &native{id: "x", paths: map[string]string{"cpu": "/cg/cpu/x", "pids": "/cg/pids/x"}}
+	n := &native{id: "x", dir: "/state/x", paths: map[string]string{"cpu": "/cg/cpu/x", "pids": "/cg/pids/x"}}
 	body, joined, err := n.request(spec, config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	closeAll(joined)
-	if len(joined) != 1 {
+	if len(joined) != 2 {
 		t.Errorf("%d namespaces are joined", len(joined))
 	}
 	return body
@@ -106,7 +108,7 @@ func TestRequestRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `user 1000 1001 umask 27 oom 321 namespaces 20020000 switches 3f
+	want := `user 1000 1001 umask 27 oom 321 namespaces 30020000 switches 7f
 capabilities 21 1 1 0 0
 group 7
 group 8
@@ -115,13 +117,13 @@ cwd [/work] keyring [_ses.x] labels [] [] cgroup [] filter 0
 env: [PATH=/bin] [A=2]
 args: [/bin/sh] [-c] [true]
 cgroups: [/cg/pids/x/tasks]
-root [/state/mounts/x/rootfs] read-only 1 devices 1 propagation 84000 40000 unshared 8000000 joined 1 names [web] [] last [/cg/cpu/x/tasks]
+root [/state/mounts/x/rootfs] read-only 1 devices 1 propagation 84000 40000 unshared 8000000 new pids 1 joined 2 names [web] [] last [/cg/cpu/x/tasks] stage [/state/x]
 masked: [/proc/kcore]
 readonly: [/proc/sys]
-mount 1 2 [proc] [/proc] [proc] 0 0 0 0 0 options:
-mount 1 20 [tmpfs] [/dev] [tmpfs] 2 0 0 0 0 options: [mode=755] [size=65536k]
-mount 2 33 [/src] [/a] [bind] 1 20000e 0 0 0 44000 options:
-mount 2 32 [/src] [/b] [bind] 0 20000f 1 0 0 options:
+mount 1 2 [proc] [/proc] [proc] 0 0 0 0 0 0 options:
+mount 1 20 [tmpfs] [/dev] [tmpfs] 2 0 0 0 0 0 options: [mode=755] [size=65536k]
+mount 2 481 [/src] [/a] [bind] 1 20000e 0 0 0 0 44000 options:
+mount 2 96 [/src] [/b] [bind] 0 20000f 1 1 0 0 options:
 device [/dev/null] 20666 1:3 0 0
 `
 	if got != want {
@@ -167,7 +169,7 @@ func TestStepsAgree(t *testing.T) {
 		t.Fatalf("%d steps there, %d here: %v", len(names), len(steps)-1, names)
 	}
 	for name, number := range map[string]int{
-		"JOIN": stepJoin, "FORK": stepFork, "DIRECTORY": stepCwd, "SEARCH": stepSearch, "EXEC": stepExec, "CONSOLE": stepConsole, "MOUNT": stepMount,
+		"JOIN": stepJoin, "FORK": stepFork, "DIRECTORY": stepCwd, "SEARCH": stepSearch, "EXEC": stepExec, "CONSOLE": stepConsole, "MOUNT": stepMount, "IDMAP": stepIDMap,
 	} {
 		if names[number-1] != name {
 			t.Errorf("step %d is %s there, %s here", number, names[number-1], name)

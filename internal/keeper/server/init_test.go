@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -34,6 +35,9 @@ awk '$9 ~ /^_ses/ {print $4, $5, $6, $7, $8}' /proc/keys | sort -u
 set -- $(cut -d' ' -f5,6 /proc/$$/stat); echo session $(test $1 = $2 -a $2 = $$ && echo leader)
 exec 2>&1
 echo x >/new/file; echo x >/proc/sys/kernel/domainname; head -c 10 /proc/kcore
+cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; echo x >/new/dir/it && ls -ln /new/dir; rm -f /new/dir/it
+for d in /new/dir /a /etc/hosts /proc/sys; do mount -o remount,bind,rw,suid,dev,exec $d && echo changed $d; done
+grep -E ' /new/dir | /a | /etc/hosts | /proc/sys ' /proc/self/mountinfo | cut -d' ' -f5,6
 true
 `
 
@@ -144,7 +148,7 @@ func TestInitConformance(t *testing.T) {
 	file := func(name string) func(*job) {
 		return image(name, func(path string) error { return os.WriteFile(path, nil, 0o644) })
 	}
-	for _, c := range []struct {
+	rows := []struct {
 		name   string
 		box    func(*api.CreateSandboxRequest)
 		change func(*job)
@@ -205,8 +209,82 @@ func TestInitConformance(t *testing.T) {
 		{"/dev/null is a file", nil, all(kubelet, func(j *job) {
 			j.spec.Mounts = slices.DeleteFunc(j.spec.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev" })
 		}, image("dev", func(path string) error { return os.MkdirAll(path, 0o755) }), file("dev/null"))},
+	}
+
+	// All of it in a user namespace, too, and what is only there. Its root may not enter the directory of some volumes, and
+	// cannot take off attributes that the node's mounts have.
+	ids := []*api.IDMapping{{HostId: 1 << 20, Length: 1 << 16}}
+	inUserns := func(req *api.CreateSandboxRequest) { req.UidMappings, req.GidMappings = ids, ids }
+	own := func(j *job) {
+		n.must(filepath.WalkDir(j.Rootfs.Upperdir, func(path string, _ os.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(path, 1<<20, 1<<20))
+		}))
+	}
+	mapped := func(j *job) {
+		m := &j.spec.Mounts[len(j.spec.Mounts)-1]
+		m.UIDMappings = []specs.LinuxIDMapping{{HostID: 1 << 20, Size: 1 << 16}}
+		m.GIDMappings = m.UIDMappings
+	}
+	n.must(os.MkdirAll(filepath.Join(src, "closed", "dir"), 0o755))
+	n.must(os.Chmod(filepath.Join(src, "closed"), 0o700))
+	readOnly := filepath.Join(src, "dir", "ro")
+	n.must(os.MkdirAll(readOnly, 0o755))
+	n.must(unix.Mount("ro", readOnly, "tmpfs", unix.MS_NODEV, "size=1m"))
+	t.Cleanup(func() { unix.Unmount(readOnly, unix.MNT_DETACH) })
+	n.must(unix.Mount("", readOnly, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NODEV, ""))
+	powers := func(j *job) { j.spec.Process.Capabilities, j.spec.Process.NoNewPrivileges = nil, false }
+	plain := len(rows)
+	for _, c := range rows {
+		c.name += ", in a user namespace"
+		c.change = all(c.change, own)
+		if box := c.box; box != nil {
+			c.box = func(req *api.CreateSandboxRequest) { box(req); inUserns(req) }
+		} else {
+			c.box = inUserns
+		}
+		rows = append(rows, c)
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*job)
+	}{
+		{"a volume with mapped ids", all(bind("dir", "/a", "rbind", "rw"), mapped, powers)},
+		{"a read-only one, and one that is a file", all(bind("dir", "/a", "rbind", "ro"), mapped, bind("file", "/new/file", "rbind", "rprivate", "rw"), mapped, powers)},
+		{"mapped as deep as it goes", all(bind("dir", "/a", "rbind", "ridmap", "rw"), mapped, powers)},
+		{"with the pod's mapping, which it does not name", all(bind("dir", "/a", "rbind", "idmap", "rw"), powers)},
+		{"a volume in a closed directory", all(bind("closed/dir", "/a", "rbind", "rw"), powers)},
+		{"a mapped volume in a closed directory", all(bind("closed/dir", "/a", "rbind", "rw"), mapped, powers)},
+		{"a volume of a mount without programs", all(bind("dir/below", "/a", "rbind", "rw"), powers)},
+		{"a mapped volume of a mount without programs", all(bind("dir/below", "/a", "rbind", "rw"), mapped, powers)},
+		{"a volume that must have programs, of a mount without", all(bind("dir/below", "/a", "rbind", "exec"), powers)},
+		{"a mapped volume that must have programs, of a mount without", all(bind("dir/below", "/a", "rbind", "exec"), mapped, powers)},
+		{"a volume of a read-only mount", all(bind("dir/ro", "/a", "rbind", "ro"), powers)},
+		{"a mapped volume of a read-only mount", all(bind("dir/ro", "/a", "rbind", "ro"), mapped, powers)},
+		{"a volume to write to, of a read-only mount", all(bind("dir/ro", "/a", "rbind", "rw"), mapped, powers)},
+		{"other times", all(bind("dir", "/a", "rbind", "noatime"), powers)},
+		{"a filesystem that maps no ids", all(func(j *job) {
+			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Type: "bind", Source: "/proc/sys", Destination: "/a", Options: []string{"rbind"}})
+		}, mapped)},
+		{"kinds of binds that take what is below", all(bind("dir", "/b", "rbind", "ro", "nosuid", "nodev", "noexec"), bind("dir", "/c", "rbind", "rslave"),
+			bind("dir", "/d", "rbind", "rprivate", "rro", "rnoexec"), bind("file", "/new/file", "bind", "ro"), mapped, powers)},
+		{"a device of the node", all(func(j *job) {
+			j.spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/ptmx", Type: "c", Major: 5, Minor: 2}, {Path: "/dev/kmsg", Type: "c", Major: 1, Minor: 11, FileMode: mode(0o600)}}
+		}, powers)},
+		{"kubelet's, a user with all capabilities", all(kubelet, user, powers)},
 	} {
+		rows = append(rows, struct {
+			name   string
+			box    func(*api.CreateSandboxRequest)
+			change func(*job)
+		}{c.name + ", in a user namespace", inUserns, all(c.change, own)})
+	}
+	probed, err := n.Probe(t.Context(), t.TempDir(), t.TempDir())
+	n.must(err)
+	for i, c := range rows {
 		t.Run(c.name, func(t *testing.T) {
+			if i >= plain && probed.NoUserNamespaces != "" {
+				t.Skipf("SKIP: no user namespaces here: %s", probed.NoUserNamespaces)
+			}
 			var change []func(*api.CreateSandboxRequest)
 			if c.box != nil {
 				change = append(change, c.box)

@@ -12,8 +12,8 @@ static void print_strings(const char *name, char **all, uint32_t count)
 
 static void print_mount(const struct mount_request *m)
 {
-	printf("mount %u %u [%s] [%s] [%s] %llx %llx %llx %llx %llx", m->kind, m->flags, m->source, m->target, m->type,
-	       (unsigned long long)m->set, (unsigned long long)m->clear, (unsigned long long)m->deep_set,
+	printf("mount %u %u [%s] [%s] [%s] %llx %llx %llx %llx %llx %llx", m->kind, m->flags, m->source, m->target, m->type,
+	       (unsigned long long)m->set, (unsigned long long)m->clear, (unsigned long long)m->unwanted, (unsigned long long)m->deep_set,
 	       (unsigned long long)m->deep_clear, (unsigned long long)m->deep_propagation);
 	for (uint32_t i = 0; i < m->npropagation; i++)
 		printf(" %x", m->propagation[i]);
@@ -37,8 +37,9 @@ int main(int argc, char **argv)
 	print_strings("cgroups", r.cgroups, r.ncgroups);
 	if (!(r.flags & CONTAINER))
 		return 0;
-	printf("root [%s] read-only %u devices %u propagation %x %x unshared %x joined %u names [%s] [%s] last [%s]\n", c.root, c.read_only,
-	       c.make_devices, c.propagation, c.parent_propagation, c.unshared, c.njoined, c.hostname, c.domainname, c.last_cgroup);
+	printf("root [%s] read-only %u devices %u propagation %x %x unshared %x new pids %u joined %u names [%s] [%s] last [%s] stage [%s]\n", c.root, c.read_only,
+	       c.make_devices, c.propagation, c.parent_propagation, c.unshared, c.new_pids, c.njoined, c.hostname, c.domainname,
+	       c.last_cgroup, c.stage);
 	print_strings("masked", c.masked, c.nmasked);
 	print_strings("readonly", c.readonly, c.nreadonly);
 	for (uint32_t i = 0; i < c.nmounts; i++)
