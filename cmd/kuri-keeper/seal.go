@@ -7,6 +7,8 @@ import (
 
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
 // seal makes sure that the program runs from a copy that nothing can write to, by starting it again from one.
@@ -29,7 +31,7 @@ func seal() error {
 	if err != nil {
 		return err
 	}
-	copied, err := exeseal.CloneBinary(self, st.Size(), "kuri-keeper", os.TempDir())
+	copied, err := exeseal.CloneBinary(self, st.Size(), keeper.CopyName(st), os.TempDir())
 	if err != nil {
 		return fmt.Errorf("copy the program: %w", err)
 	}

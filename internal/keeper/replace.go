@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -112,11 +113,48 @@ func differs(pid int32, path string) bool {
 		return false
 	}
 	defer file.Close()
+	if now, err := file.Stat(); err == nil && isCopyOf(running.Name(), now) {
+		return false
+	}
 	same, err := equal(running, file)
 	if err != nil {
 		slog.Warn("a program cannot be compared with that of a process", "program", path, "pid", pid, "err", err)
 	}
 	return err == nil && !same
+}
+
+// CopyName names a copy of the program of a keeper that runs from one, so that the next kurid need not read both to see that
+// they are the same: which file it is of, and when that was last changed. A file that was changed a moment ago may be changed
+// again within the resolution of its time; its copy is not named so.
+func CopyName(of os.FileInfo) string {
+	id, changed := fileState(of)
+	if id == "" || time.Since(changed) < settleTime {
+		return copyName
+	}
+	return id + "/" + copyName
+}
+
+const copyName = "kuri-keeper"
+
+// settleTime is more than the resolution of any filesystem's times.
+const settleTime = 3 * time.Second
+
+// fileState identifies a file and its content, and says when that was last changed, which nobody can set. It is "" where the
+// system does not say.
+func fileState(file os.FileInfo) (id string, changed time.Time) {
+	st, ok := file.Sys().(*syscall.Stat_t)
+	if !ok {
+		return "", time.Time{}
+	}
+	changed = time.Unix(st.Ctim.Unix())
+	return fmt.Sprintf("%d-%d-%d-%d", st.Dev, st.Ino, st.Size, changed.UnixNano()), changed
+}
+
+// isCopyOf reports whether the program behind exe, of /proc/PID/exe, is a copy of the file as it is now, by the copy's name.
+func isCopyOf(exe string, file os.FileInfo) bool {
+	name, err := os.Readlink(exe)
+	id, _ := fileState(file)
+	return err == nil && id != "" && strings.HasPrefix(name, "/memfd:") && strings.Contains(name, ":"+id+"/"+copyName)
 }
 
 // equal reports whether two files have the same content.
