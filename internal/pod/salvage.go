@@ -34,15 +34,15 @@ func (p paths) containerCopy(pod, c string) string {
 
 // writeSandbox writes a sandbox's record, and its copy. The error is the record's.
 func (p paths) writeSandbox(r *SandboxRecord) error {
-	err := record.Write(p.podRecord(r.ID), sandboxFormat, r)
-	noteCopy(record.Write(p.podCopy(r.ID), sandboxFormat, r))
+	err, copyErr := record.WriteTwice(p.podRecord(r.ID), p.podCopy(r.ID), sandboxFormat, r)
+	noteCopy(copyErr)
 	return err
 }
 
 // writeContainer writes a container's record, and its copy. The error is the record's.
 func (p paths) writeContainer(r *ContainerRecord) error {
-	err := record.Write(p.containerRecord(r.SandboxID, r.ID), containerFormat, r)
-	noteCopy(record.Write(p.containerCopy(r.SandboxID, r.ID), containerFormat, r))
+	err, copyErr := record.WriteTwice(p.containerRecord(r.SandboxID, r.ID), p.containerCopy(r.SandboxID, r.ID), containerFormat, r)
+	noteCopy(copyErr)
 	return err
 }
 

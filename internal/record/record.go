@@ -44,16 +44,34 @@ const Sync Option = 1
 
 // Write replaces the record at path with v in format version. The directory must exist; the file's mode is 0600.
 func Write(path string, version int, v any, opts ...Option) error {
+	body, err := encode(version, v)
+	if err != nil {
+		return fmt.Errorf("encode record %s: %w", path, err)
+	}
+	return put(path, body, len(opts) > 0 && opts[0] == Sync)
+}
+
+// WriteTwice is Write for two paths, and returns the error of each.
+func WriteTwice(path, copyPath string, version int, v any) (err, copyErr error) {
+	body, err := encode(version, v)
+	if err != nil {
+		err = fmt.Errorf("encode record %s: %w", path, err)
+		return err, err
+	}
+	return put(path, body, false), put(copyPath, body, false)
+}
+
+// encode writes the envelope by hand: encoding/json would read the data once more.
+func encode(version int, v any) ([]byte, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("encode record %s: %w", path, err)
+		return nil, err
 	}
-	body, err := json.Marshal(envelope{version, data})
-	if err != nil {
-		return fmt.Errorf("encode record %s: %w", path, err)
-	}
-	durable := len(opts) > 0 && opts[0] == Sync
-	if err := replace(path, append(body, '\n'), durable); err != nil {
+	return fmt.Appendf(nil, "{\"version\":%d,\"data\":%s}\n", version, data), nil
+}
+
+func put(path string, body []byte, durable bool) error {
+	if err := replace(path, body, durable); err != nil {
 		return fmt.Errorf("write record %s: %w", path, err)
 	}
 	return nil
