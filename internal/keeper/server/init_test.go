@@ -31,7 +31,8 @@ stat -c '%n %F %a %u %g' / /proc /sys /dev /tmp /etc /new /new/dir /new/file /li
 for f in /sys/fs/cgroup/*/devices.list /sys/fs/cgroup/*/cpu.shares /sys/fs/cgroup/*/memory.limit_in_bytes /sys/fs/cgroup/*/pids.max /sys/fs/cgroup/cpu.weight /sys/fs/cgroup/memory.max; do
 	test -r $f && echo $f && cat $f
 done
-awk '$9 ~ /^_ses/ {print $4, $5, $6, $7, $8}' /proc/keys | sort -u
+id=$(grep -o '[0-9a-f]\{64\}' /proc/self/cgroup | head -n 1)
+awk -v name=_ses.$id 'index($9, name) == 1 {print $4, $5, $6, $7, $8}' /proc/keys
 set -- $(cut -d' ' -f5,6 /proc/$$/stat); echo session $(test $1 = $2 -a $2 = $$ && echo leader)
 exec 2>&1
 echo x >/new/file; echo x >/proc/sys/kernel/domainname; head -c 10 /proc/kcore
