@@ -319,10 +319,12 @@ func TestFailedStepsLeaveNothing(t *testing.T) {
 
 	// The lease cannot be written.
 	must(t, os.Rename(filepath.Join(dir, "leases"), filepath.Join(dir, "away")))
+	must(t, os.WriteFile(filepath.Join(dir, "leases"), nil, 0o600)) // a directory that is gone would be made again
 	pod, _ = newPod(t)
 	if _, err := n.Attach(t.Context(), pod); err == nil {
 		t.Error("attached without a lease")
 	}
+	must(t, os.Remove(filepath.Join(dir, "leases")))
 	must(t, os.Rename(filepath.Join(dir, "away"), filepath.Join(dir, "leases")))
 	clean()
 }
