@@ -26,7 +26,7 @@ UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck unit e2e critest kills test soak load quickstart bench bench-check test-kubelet test-conformance test-vm changelog dist dist-check dist-test install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck shellcheck generate generated unit e2e critest kills test soak load quickstart bench bench-check test-kubelet test-conformance test-vm changelog dist dist-check dist-test install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
@@ -59,7 +59,7 @@ deps: ## install what building needs: Debian packages and Go
 test-deps: ## install what testing needs besides
 	@scripts/deps test
 
-check: fmt vet staticcheck unit ## formatting, vet, staticcheck, floors, unit tests with the race detector
+check: fmt vet staticcheck shellcheck generated unit ## formatting, vet, staticcheck, shellcheck, generated code, floors, unit tests with the race detector
 
 fmt:
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
@@ -70,6 +70,21 @@ vet:
 
 staticcheck:
 	go run $(STATICCHECK) -tags $(TAGS) ./...
+
+# The scripts of the tree: what begins with the name of a shell.
+SCRIPTS      = $(shell git grep -lE -m 1 '^\#!(/usr/bin/env |/bin/)(ba)?sh' -- ':!*.txtar' ':!*.go' ':!*.md')
+
+shellcheck:
+	@if command -v shellcheck >/dev/null; then shellcheck --severity=warning $(SCRIPTS); \
+	else echo 'SKIP shellcheck: it is not installed (make test-deps)'; fi
+
+generate: ## make the code that .proto files make, and the picture of the floors
+	scripts/generate
+	KURI_GENERATE=1 go test -count=1 -run '^TestPicture$$' ./internal/
+
+generated:
+	@if command -v protoc >/dev/null; then scripts/generate --check; \
+	else echo 'SKIP generated code: protoc is not installed (make test-deps)'; fi
 
 unit:
 	scripts/tally unit -race -tags $(TAGS) -timeout 30m $(UNIT)

@@ -33,11 +33,11 @@ var floors = map[string]int{
 var neighbours = map[string]string{
 	"pod image":      "a container is made of an image",
 	"doctor pod":     "what the node has is compared with the records of pods",
-	"doctor image":   "and with those of images",
+	"doctor image":   "what the node has is compared with the records of images",
 	"stream keeper":  "a client's streams are those of a session of the keeper",
 	"keeper oci":     "the keeper's server half runs containers by an OCI runtime",
 	"metric cgroup":  "metrics follow from what is read of a cgroup",
-	"metric network": "and of a pod's links",
+	"metric network": "and from what is read of a pod's links",
 	"node cgroup":    "what the cgroup hierarchies offer is a fact about the node",
 	"node spec":      "spec says which facts about the node it needs",
 	"rootfs spec":    "spec says what it needs of a root filesystem",
