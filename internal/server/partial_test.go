@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/binary"
 	"io"
 	"net"
@@ -129,14 +128,15 @@ func TestHalfSentMessagesAreBounded(t *testing.T) {
 	t.Cleanup(g.Stop)
 
 	ctx, cancel := context.WithCancel(t.Context())
-	client := func() *http2.Transport {
-		tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+	client := func() *http.Transport { // of one connection
+		tr := &http.Transport{Protocols: new(http.Protocols), MaxConnsPerHost: 1, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		}}
+		tr.Protocols.SetUnencryptedHTTP2(true)
 		t.Cleanup(tr.CloseIdleConnections)
 		return tr
 	}
-	send := func(tr *http2.Transport, bytesOf []byte) error {
+	send := func(tr *http.Transport, bytesOf []byte) error {
 		body, in := io.Pipe() // which does not end
 		go in.Write(bytesOf)
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://kuri/a.B/C", body)

@@ -203,7 +203,7 @@ func (c *fileVolume) nested(at string) Problems {
 // checkBelow refuses a path that is not one below its directory.
 func checkBelow(p string) error {
 	if p == "" || path.IsAbs(p) || path.Clean(p) == "." || slices.Contains(strings.Split(p, "/"), "..") || strings.ContainsRune(p, 0) {
-		return fmt.Errorf("%q: expected a path below the volume, without ..", p)
+		return fmt.Errorf("%q: expected a path below the volume, and no \"..\" in it", p)
 	}
 	return nil
 }
