@@ -1,8 +1,11 @@
-// Package sha256 hashes streams, two of them at once on one core.
+// Package sha256 hashes two streams at once on one core.
 //
-// SHA-256 is a chain: a core that has instructions for it waits most of the time for the step before. Two chains beside
-// each other take hardly longer than one. So the streams of a [Hasher] hand their pieces over and go on, and where two
-// are waiting they are hashed together; where one is, or the CPU has no such instructions, the standard library does it.
+// SHA-256 is a dependency chain: a core with SHA instructions spends most of its time waiting for
+// the previous step. Interleaving two chains takes hardly longer than running one. The streams of a
+// [Hasher] therefore hand over their chunks and go on. Two waiting streams are hashed together. A
+// single stream, or any stream on a CPU without these instructions, is hashed by the standard
+// library.
 //
-// It owns nothing on disk. A Hasher is safe for concurrent use, a [Stream] belongs to one goroutine.
+// The package owns nothing on disk. A Hasher is safe for concurrent use. A [Stream] belongs to one
+// goroutine.
 package sha256

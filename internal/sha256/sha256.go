@@ -10,30 +10,32 @@ import (
 	"sync"
 )
 
-// Hasher hashes the pieces of its streams, in goroutines that end when there are none. The zero value is ready.
+// Hasher hashes the chunks of its streams in worker goroutines, which end when no stream is
+// waiting. The zero value is ready to use.
 type Hasher struct {
 	mu      sync.Mutex
-	waiting []*Stream // with a piece, the first come first
+	waiting []*Stream // streams with a pending chunk, oldest first
 	workers int
 }
 
-// Stream is the hash of what has been written to it.
+// Stream is a SHA-256 hash that is computed in the background.
 type Stream struct {
 	hasher *Hasher
 	hash   hash.Hash
-	length uint64 // bytes that hash has
+	length uint64 // bytes hashed so far
 
-	piece []byte        // what it is to have next; the worker's until done
-	busy  bool          // there is a piece
-	done  chan struct{} // it is in hash
+	piece []byte        // not hashed yet; belongs to the worker until done
+	busy  bool          // piece is pending
+	done  chan struct{} // receives when piece has been hashed
 }
 
-// NewStream returns a stream of nothing yet.
+// NewStream returns a stream with nothing written to it.
 func (h *Hasher) NewStream() *Stream {
 	return &Stream{hasher: h, hash: sha256.New(), done: make(chan struct{}, 1)}
 }
 
-// Write adds b, which must not change before Wait or another Write has returned. It waits for what was added before.
+// Write adds b. The caller must not change b before Wait or the next Write has returned. Write
+// first waits for the previous chunk.
 func (s *Stream) Write(b []byte) {
 	s.Wait()
 	if len(b) == 0 {
@@ -43,7 +45,7 @@ func (s *Stream) Write(b []byte) {
 	s.hasher.add(s)
 }
 
-// Wait returns when what was added is in the hash.
+// Wait returns when everything written has been hashed.
 func (s *Stream) Wait() {
 	if s.busy {
 		<-s.done
@@ -51,14 +53,14 @@ func (s *Stream) Wait() {
 	}
 }
 
-// Sum returns the hash of all that was added.
+// Sum returns the hash of everything written.
 func (s *Stream) Sum() []byte {
 	s.Wait()
 	return s.hash.Sum(nil)
 }
 
-// add has the stream's piece hashed. Two pieces come together when there is much to do; with fewer workers more often,
-// but then streams wait for each other while a CPU has nothing to do.
+// add queues the stream's chunk. There is one worker for each CPU: fewer workers would pair streams
+// more often, but streams would then wait for each other while a CPU is idle.
 func (h *Hasher) add(s *Stream) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -84,8 +86,8 @@ func (h *Hasher) work() {
 	}
 }
 
-// next takes the streams that are to be hashed together; when there are none the worker ends. Where one is alone, other
-// goroutines go first: when the CPUs are busy one of them brings its company.
+// next takes the streams to hash together, or ends the worker by returning nil. A single stream
+// first yields to other goroutines: on a busy machine one of them brings a second stream.
 func (h *Hasher) next() []*Stream {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -104,7 +106,8 @@ func (h *Hasher) next() []*Stream {
 	return now
 }
 
-// hashed tells the streams whose piece is in the hash. One whose piece was the longer waits again, first of all.
+// hashed signals the streams whose chunk is done. The stream with the longer chunk goes back to the
+// head of the queue.
 func (h *Hasher) hashed(streams []*Stream) {
 	for _, s := range streams {
 		if len(s.piece) == 0 {
@@ -117,17 +120,17 @@ func (h *Hasher) hashed(streams []*Stream) {
 	}
 }
 
-// write has the standard library hash the first n bytes of the piece.
+// write hashes the first n bytes of the chunk with the standard library.
 func (s *Stream) write(n int) {
 	s.hash.Write(s.piece[:n])
 	s.length += uint64(n)
 	s.piece = s.piece[n:]
 }
 
-// blockSize is what the compression function takes at once, in bytes.
+// blockSize is the input of one run of the compression function, in bytes.
 const blockSize = 64
 
-// together hashes as much of both pieces as the shorter one has; all of that one.
+// together hashes both chunks up to the length of the shorter one.
 func together(a, b *Stream) {
 	a.align()
 	b.align()
@@ -144,21 +147,21 @@ func together(a, b *Stream) {
 	}
 }
 
-// align fills the block that the hash has begun.
+// align completes a partial block, so that the hash is at a block boundary.
 func (s *Stream) align() {
 	if begun := int(s.length % blockSize); begun > 0 {
 		s.write(min(blockSize-begun, len(s.piece)))
 	}
 }
 
-// The standard library gives and takes a hash's state as these bytes: a magic number, the eight words, what there is of a
-// block (nothing here) and the length. Tests would notice a change.
+// The encoding of a hash's state in crypto/sha256: a magic number, the eight state words, the
+// partial block (empty here) and the length. The tests would notice a change of this format.
 const (
 	wordsAt  = 4
 	lengthAt = wordsAt + 8*4 + blockSize
 )
 
-// state returns the hash's words. The hash is at the end of a block.
+// state returns the eight state words. The hash must be at a block boundary.
 func (s *Stream) state() (words [8]uint32) {
 	raw := s.raw()
 	for n := range words {
@@ -170,12 +173,12 @@ func (s *Stream) state() (words [8]uint32) {
 func (s *Stream) raw() []byte {
 	raw, err := s.hash.(encoding.BinaryMarshaler).MarshalBinary()
 	if err != nil {
-		panic(err) // crypto/sha256 has no cause for one
+		panic(err) // crypto/sha256 never returns an error here
 	}
 	return raw
 }
 
-// advance gives the hash the words that it has after so many blocks of the piece.
+// advance sets the state to words, which result from the given number of blocks of the chunk.
 func (s *Stream) advance(words [8]uint32, blocks int) {
 	n := blocks * blockSize
 	s.length += uint64(n)
@@ -186,6 +189,6 @@ func (s *Stream) advance(words [8]uint32, blocks int) {
 	}
 	binary.BigEndian.PutUint64(raw[lengthAt:], s.length)
 	if err := s.hash.(encoding.BinaryUnmarshaler).UnmarshalBinary(raw); err != nil {
-		panic(err) // it is what it gave us
+		panic(err) // the encoding came from the hash itself
 	}
 }

@@ -47,8 +47,8 @@ func TestStreamsHashAsTheStandardLibraryDoes(t *testing.T) {
 	}
 }
 
-// Whatever two streams have had and get, they are hashed together as each alone would be.
-func FuzzTogether(f *testing.F) {
+// Two streams hashed together have the same sums as each alone, for any earlier and pending input.
+func FuzzTwoStreamsTogether(f *testing.F) {
 	f.Add([]byte("had"), make([]byte, 200), []byte(nil), make([]byte, 64))
 	f.Add(make([]byte, 64), make([]byte, 127), make([]byte, 63), make([]byte, 1000))
 	f.Fuzz(func(t *testing.T, hadA, a, hadB, b []byte) {
@@ -69,7 +69,7 @@ func FuzzTogether(f *testing.F) {
 	})
 }
 
-// begun is a stream that has had something, with a piece to come.
+// begun returns a stream that has hashed had and has the chunk piece pending.
 func begun(had, piece []byte) *Stream {
 	s := new(Hasher).NewStream()
 	s.Write(had)
@@ -78,7 +78,7 @@ func begun(had, piece []byte) *Stream {
 	return s
 }
 
-// BenchmarkStreams hashes one stream by the standard library, and two together.
+// BenchmarkStreams compares one stream hashed by the standard library with two hashed together.
 func BenchmarkStreams(b *testing.B) {
 	piece := make([]byte, 128<<10)
 	b.Run("one", func(b *testing.B) {
