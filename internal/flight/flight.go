@@ -1,12 +1,14 @@
-// Package flight runs operations that callers may join.
+// Package flight deduplicates operations: callers that ask for the same thing share one run.
 //
-// An operation has an identity (a pod's name, a container's id, an image's reference). The first caller starts it; a
-// caller that asks for the same identity while it runs joins it and gets the same result. The operation runs to its end
-// whatever becomes of its callers: a caller's deadline ends that caller's waiting and nothing else. So a kubelet that
-// gives up and asks again finds the work further on, not a "name is reserved".
+// An operation has a key: a pod's name, a container's id, an image's reference. The first caller
+// starts the operation. A caller that asks for the same key while it runs joins it and gets the
+// same result. The operation runs to its end even when all callers have given up: a caller's
+// deadline ends only that caller's wait. A kubelet that times out and retries therefore finds the
+// work further on, and not a "name is reserved" error.
 //
-// Results are not kept: once the operation has ended, the next caller starts a new one, and what has been made by the
-// first is found by the operation itself. A Group owns its goroutines; [Group.Wait] waits for them.
+// Results are not kept. Once an operation has ended, the next caller starts a new one, which must
+// itself detect that the work is already done. A Group owns its goroutines; [Group.Wait] waits for
+// them.
 package flight
 
 import (
@@ -18,8 +20,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// Group holds the operations in flight, keyed by identity. The zero value is ready for use. It is safe for concurrent
-// use; its lock is never held while an operation runs.
+// Group holds the operations in flight by key. The zero value is ready for use. It is safe for
+// concurrent use. Its lock is never held while an operation runs.
 type Group[K comparable, V any] struct {
 	mu    sync.Mutex
 	calls map[K]*call[V]
@@ -32,10 +34,11 @@ type call[V any] struct {
 	err  error
 }
 
-// Do runs fn for key, or joins the run that is under way, and returns its result. fn gets a context with ctx's values
-// and without its cancellation. When ctx ends first, Do returns its error and fn goes on. joined tells whether another
-// caller's run answered.
-func (g *Group[K, V]) Do(ctx context.Context, key K, fn func(context.Context) (V, error)) (val V, joined bool, err error) {
+// Do runs fn for key, or joins the run in flight, and returns its result. fn gets a context with
+// the values of ctx but without its cancellation. If ctx ends first, Do returns the error of ctx
+// and fn goes on. joined reports whether the call joined a run that another caller had started.
+func (g *Group[K, V]) Do(ctx context.Context, key K, fn func(context.Context) (V, error)) (val V, joined bool,
+	err error) {
 	g.mu.Lock()
 	c, joined := g.calls[key]
 	if !joined {
@@ -56,8 +59,8 @@ func (g *Group[K, V]) Do(ctx context.Context, key K, fn func(context.Context) (V
 	case <-c.done:
 		return c.val, joined, c.err
 	case <-ctx.Done():
-		var none V
-		return none, joined, fmt.Errorf("the operation goes on, ask again to join it: %w", ctx.Err())
+		var zero V
+		return zero, joined, fmt.Errorf("the operation goes on, ask again to join it: %w", ctx.Err())
 	}
 }
 
@@ -76,7 +79,7 @@ func (g *Group[K, V]) run(ctx context.Context, key K, c *call[V], fn func(contex
 	c.val, c.err = fn(ctx)
 }
 
-// Flying tells whether an operation for key is under way.
+// Flying reports whether an operation for key is in flight.
 func (g *Group[K, V]) Flying(key K) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -84,5 +87,5 @@ func (g *Group[K, V]) Flying(key K) bool {
 	return ok
 }
 
-// Wait returns when no operation is in flight. No Do may start while it waits.
+// Wait returns when no operation is in flight. Do must not be called while Wait runs.
 func (g *Group[K, V]) Wait() { g.wg.Wait() }

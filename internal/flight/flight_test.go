@@ -26,12 +26,13 @@ func TestCallersOfOneKeyShareOneRun(t *testing.T) {
 				}
 			}()
 		}
-		synctest.Wait() // all twenty wait for the one run
+		synctest.Wait() // all twenty callers wait for the one run
 		if !g.Flying("pod") {
 			t.Fatal("nothing is in flight")
 		}
-		// Others with another key are not held up.
-		if v, joined, _ := g.Do(t.Context(), "other", func(context.Context) (int, error) { return 7, nil }); v != 7 || joined {
+		// Callers with another key are not blocked.
+		if v, joined, _ := g.Do(t.Context(), "other", func(context.Context) (int, error) { return 7, nil }); v != 7 ||
+			joined {
 			t.Fatal("another key was affected")
 		}
 		close(gate)
@@ -39,7 +40,7 @@ func TestCallersOfOneKeyShareOneRun(t *testing.T) {
 	})
 }
 
-func TestImpatientCallerLeavesAndIsJoinedByItsRetry(t *testing.T) {
+func TestCallerThatTimesOutJoinsItsOwnRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g Group[string, string]
 		gate := make(chan struct{})
