@@ -1,8 +1,9 @@
-// Package undo keeps the way back of a workflow whose steps make things.
+// Package undo rolls back a workflow that fails halfway.
 //
-// Each step registers its undo right after it succeeded; when a later step fails, the stack runs in reverse order, each
-// undo with a context that the caller's cancellation does not reach (it cancels waiting, never undoing) and a deadline
-// of its own. A workflow that succeeded releases the stack:
+// Each step registers its undo right after it has succeeded. If a later step fails, the undo steps
+// run in reverse order. Each gets a deadline of its own and a context that the caller's
+// cancellation does not reach: cancellation ends waiting, never undoing. A workflow that has
+// succeeded releases the stack:
 //
 //	back := undo.New(ctx)
 //	defer back.Run()
@@ -11,7 +12,7 @@
 //	…
 //	back.Release()
 //
-// A Stack belongs to one goroutine and owns nothing but the functions that it was given.
+// A Stack belongs to one goroutine and owns only the functions registered with it.
 package undo
 
 import (
@@ -23,9 +24,9 @@ import (
 // Limit bounds one undo step.
 const Limit = 30 * time.Second
 
-// Stack is the list of things to undo. The zero value is not usable; see [New].
+// Stack is a list of undo steps. The zero value is not usable; see [New].
 type Stack struct {
-	ctx   context.Context // not the caller's: detached from its cancellation when the stack was made
+	ctx   context.Context // detached from the caller's cancellation
 	steps []step
 }
 
@@ -34,21 +35,23 @@ type step struct {
 	fn   func(context.Context) error
 }
 
-// New returns an empty stack. Values of ctx (a trace, say) reach the undo steps, its cancellation does not.
+// New returns an empty stack. The undo steps see the values of ctx (a trace, for example), not its
+// cancellation.
 func New(ctx context.Context) *Stack {
 	return &Stack{ctx: context.WithoutCancel(ctx)}
 }
 
-// Add registers fn as the way back from what has just been made. What says in the imperative what fn does, for the log.
+// Add registers fn as the undo of the step that has just succeeded. what names fn in the
+// imperative, for the log.
 func (s *Stack) Add(what string, fn func(context.Context) error) {
 	s.steps = append(s.steps, step{what, fn})
 }
 
-// Release forgets all steps: the workflow succeeded and what it made stays.
+// Release drops all undo steps after the workflow has succeeded.
 func (s *Stack) Release() { s.steps = nil }
 
-// Run undoes what has not been released, last made first. A step that fails is logged, named, and does not keep the
-// others from running.
+// Run runs the undo steps, last registered first. A step that fails is logged by name; the others
+// still run.
 func (s *Stack) Run() {
 	for i := len(s.steps) - 1; i >= 0; i-- {
 		st := s.steps[i]

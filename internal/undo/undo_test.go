@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestRunGoesBackwardsAndPastAFailure(t *testing.T) {
+func TestRunGoesBackwardsAndContinuesAfterAFailure(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var ran []string
 	s := New(ctx)
@@ -20,7 +20,7 @@ func TestRunGoesBackwardsAndPastAFailure(t *testing.T) {
 			return ctx.Err()
 		})
 	}
-	cancel() // the caller went away: undoing goes on
+	cancel() // the caller gives up: undoing goes on
 	s.Run()
 	if want := []string{"c", "b", "a"}; !slices.Equal(ran, want) {
 		t.Fatalf("ran %v, want %v", ran, want)
@@ -31,7 +31,7 @@ func TestRunGoesBackwardsAndPastAFailure(t *testing.T) {
 	}
 }
 
-func TestReleaseKeepsWhatWasMade(t *testing.T) {
+func TestReleaseDropsTheSteps(t *testing.T) {
 	s := New(context.Background())
 	s.Add("never", func(context.Context) error { t.Error("ran"); return nil })
 	s.Release()
