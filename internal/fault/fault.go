@@ -10,28 +10,28 @@ import (
 	"syscall"
 )
 
-// Kind is a class of error that callers tell apart. It is itself an error, so that errors.Is(err, fault.NotFound) reads
-// as it should.
+// Kind is a class of errors that callers can tell apart. It is an error itself, so that
+// errors.Is(err, fault.NotFound) works.
 type Kind string
 
-// The kinds, each with the gRPC code that the server gives it.
+// The kinds, each with its gRPC code.
 const (
-	NotFound         Kind = "not found"              // what was named does not exist: codes.NotFound
-	Exists           Kind = "exists already"         // the name is taken by something else: codes.AlreadyExists
-	Invalid          Kind = "invalid"                // the request itself is wrong and no retry mends it: codes.InvalidArgument
-	Precondition     Kind = "precondition not met"   // the request is right, the state is not: codes.FailedPrecondition
-	Unavailable      Kind = "unavailable"            // something outside did not answer; a retry may work: codes.Unavailable
-	Exhausted        Kind = "resources exhausted"    // disk, memory, addresses, or a bound of ours: codes.ResourceExhausted
-	Unimplemented    Kind = "not implemented"        // this version of Kuri, or this kernel, has it not: codes.Unimplemented
-	PermissionDenied Kind = "permission denied"      // refused by a registry or by the node's policy: codes.PermissionDenied
-	Unauthenticated  Kind = "credentials refused"    // a registry wants other credentials: codes.Unauthenticated
-	Deadline         Kind = "time limit passed"      // a limit that the request itself set has passed: codes.DeadlineExceeded
+	NotFound         Kind = "not found"              // the object does not exist: codes.NotFound
+	Exists           Kind = "exists already"         // the name is taken: codes.AlreadyExists
+	Invalid          Kind = "invalid"                // the request is wrong, no retry helps: codes.InvalidArgument
+	Precondition     Kind = "precondition not met"   // wrong state for this request: codes.FailedPrecondition
+	Unavailable      Kind = "unavailable"            // no answer; a retry may work: codes.Unavailable
+	Exhausted        Kind = "resources exhausted"    // disk, memory, addresses, a limit: codes.ResourceExhausted
+	Unimplemented    Kind = "not implemented"        // not supported by this Kuri or kernel: codes.Unimplemented
+	PermissionDenied Kind = "permission denied"      // by a registry or the node's policy: codes.PermissionDenied
+	Unauthenticated  Kind = "credentials refused"    // by a registry: codes.Unauthenticated
+	Deadline         Kind = "time limit passed"      // set by the request: codes.DeadlineExceeded
 	Incomplete       Kind = "done in part"           // the rest could not be done: codes.Aborted
-	Unstartable      Kind = "cannot be started"      // a container whose own program, mounts or limits keep it from running: codes.InvalidArgument
-	Corrupt          Kind = "content does not match" // content differs from its digest or its format: codes.DataLoss
+	Unstartable      Kind = "cannot be started"      // due to its program, mounts or limits: codes.InvalidArgument
+	Corrupt          Kind = "content does not match" // its digest or its format: codes.DataLoss
 )
 
-// Error makes a Kind usable as the target of errors.Is.
+// Error makes Kind an error.
 func (k Kind) Error() string { return string(k) }
 
 type fault struct {
@@ -41,15 +41,15 @@ type fault struct {
 
 func (f *fault) Error() string { return f.err.Error() }
 
-// Unwrap gives both the cause and the kind to errors.Is and errors.As.
+// Unwrap exposes the cause and the kind to errors.Is and errors.As.
 func (f *fault) Unwrap() []error { return []error{f.err, f.kind} }
 
-// New returns an error of kind k whose text is format and args, with the meaning of %w as in fmt.Errorf.
+// New returns an error of kind k. The message is formatted as by fmt.Errorf, including %w.
 func New(k Kind, format string, args ...any) error {
 	return &fault{kind: k, err: fmt.Errorf(format, args...)}
 }
 
-// As gives err the kind k. An error that has a kind already keeps it, nil stays nil.
+// As assigns kind k to err. An error that already has a kind keeps it. nil stays nil.
 func As(k Kind, err error) error {
 	if err == nil || Of(err) != "" {
 		return err
@@ -57,7 +57,7 @@ func As(k Kind, err error) error {
 	return &fault{kind: k, err: err}
 }
 
-// Of returns the kind of err: the outermost one in its chain, or "" when it has none.
+// Of returns the kind of err: the outermost one in its chain, or "" if it has no kind.
 func Of(err error) Kind {
 	var f *fault
 	if errors.As(err, &f) {
@@ -70,8 +70,8 @@ func Of(err error) Kind {
 	return ""
 }
 
-// OfErrno returns the kind of an error of the kernel that says something about this node and nothing about the request, ""
-// for any other. It is asked where an error without a kind leaves the process.
+// OfErrno returns the kind of a kernel error that is about the node and not about the request. It
+// returns "" for any other error. It is used where an error without a kind leaves the process.
 func OfErrno(err error) Kind {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
@@ -88,22 +88,26 @@ func OfErrno(err error) Kind {
 	return ""
 }
 
-// Hint says what to do about an error of the kernel where its own words do not say whose limit it is, "" for any other.
+// Hint returns advice for a kernel error whose own text does not say whose limit was reached, or
+// "".
 func Hint(err error) string {
 	switch {
 	case errors.Is(err, syscall.EMFILE):
-		return fmt.Sprintf(" (%s has as many files open as it may: raise LimitNOFILE of its service)", filepath.Base(os.Args[0]))
+		return fmt.Sprintf(" (%s has as many files open as it may: raise LimitNOFILE of its service)",
+			filepath.Base(os.Args[0]))
 	case errors.Is(err, syscall.ENFILE):
 		return " (this node has as many files open as it may: raise the sysctl fs.file-max)"
 	case errors.Is(err, syscall.EIO):
 		return " (the device or file system failed: see the kernel's log)"
 	case errors.Is(err, syscall.EROFS):
-		return " (the kernel makes a file system read-only when its device fails: see its log, then mount it writable again)"
+		return " (the kernel makes a file system read-only when its device fails: see its log, then mount it " +
+			"writable again)"
 	}
 	return ""
 }
 
-// Contained runs fn, and makes an error of a panic in it: [Panicked]. What fn has deferred has run then.
+// Contained runs fn and returns a panic in it as an error (see [Panicked]). Deferred calls of fn
+// have run by then.
 func Contained(fn func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -113,8 +117,8 @@ func Contained(fn func() error) (err error) {
 	return fn()
 }
 
-// Panicked is the error for a panic with the value p, to be called where that is recovered: one request fails, with a word
-// to its caller, and the others go on. Where it came from is in the log.
+// Panicked returns the error for a recovered panic with value p, and logs the stack. One request
+// fails, with an explanation for its caller; the others go on.
 func Panicked(p any) error {
 	slog.Error("a bug in Kuri, please report it", "panic", p, "stack", string(debug.Stack()))
 	return fmt.Errorf("a bug in Kuri, please report it with what its log says: panic: %v", p)

@@ -36,18 +36,20 @@ func TestAsKeepsTheFirstKind(t *testing.T) {
 
 func TestErrnosOfTheNode(t *testing.T) {
 	for errno, want := range map[syscall.Errno]Kind{
-		syscall.EMFILE: Exhausted, syscall.ENFILE: Exhausted, syscall.ENOSPC: Exhausted, syscall.EDQUOT: Exhausted, syscall.ENOMEM: Exhausted,
-		syscall.EIO: Unavailable, syscall.ENOENT: "", syscall.EACCES: "",
+		syscall.EMFILE: Exhausted, syscall.ENFILE: Exhausted, syscall.ENOSPC: Exhausted, syscall.EDQUOT: Exhausted,
+		syscall.ENOMEM: Exhausted,
+		syscall.EIO:    Unavailable, syscall.ENOENT: "", syscall.EACCES: "",
 	} {
 		err := fmt.Errorf("open x: %w", errno)
 		if got := OfErrno(err); got != want || Of(err) != "" {
 			t.Errorf("%v: kind %q, want %q", errno, got, want)
 		}
-		if named := Hint(err) != ""; named != (errno == syscall.EMFILE || errno == syscall.ENFILE || errno == syscall.EIO) {
+		if named := Hint(err) != ""; named != (errno == syscall.EMFILE || errno == syscall.ENFILE ||
+			errno == syscall.EIO) {
 			t.Errorf("%v: hint %q", errno, Hint(err))
 		}
 	}
 	if OfErrno(io.EOF) != "" || OfErrno(nil) != "" || Hint(nil) != "" {
-		t.Error("an error that is none of the kernel's has a kind")
+		t.Error("an error that is not the kernel's has a kind or a hint")
 	}
 }
