@@ -2,19 +2,19 @@ package step
 
 import "sync"
 
-// History keeps the newest operations that have ended: a ring of a fixed size, in memory alone. A nil
-// history keeps nothing.
+// History is a ring of the newest finished operations, in memory only. A nil History keeps nothing.
 type History struct {
 	mu   sync.Mutex
 	kept []Report // at most size
-	next int      // where the next one goes, once all places are taken
+	next int      // the slot to overwrite next, once the ring is full
 	size int
 }
 
-// NewHistory returns a history of up to size operations.
+// NewHistory returns a history of at most size operations.
 func NewHistory(size int) *History { return &History{size: size} }
 
-// Add keeps an operation, in place of the oldest one when there is no room. The report must not be changed later.
+// Add stores an operation and drops the oldest one if the ring is full. The report must not be
+// changed afterwards.
 func (h *History) Add(r Report) {
 	if h == nil {
 		return
@@ -29,7 +29,7 @@ func (h *History) Add(r Report) {
 	h.next = (h.next + 1) % h.size
 }
 
-// Find returns the operations that are wanted, the first that ended first.
+// Find returns the operations for which wanted is true, in the order in which they ended.
 func (h *History) Find(wanted func(Report) bool) []Report {
 	if h == nil {
 		return nil

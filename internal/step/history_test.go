@@ -17,7 +17,7 @@ func TestHistoryKeepsTheNewest(t *testing.T) {
 		return strings.Join(kinds, " ")
 	}
 	if got := all(); got != "" {
-		t.Errorf("an empty one has %q", got)
+		t.Errorf("an empty history has %q", got)
 	}
 	for i, want := range []string{"0", "0 1", "0 1 2", "1 2 3", "2 3 4", "3 4 5", "4 5 6"} {
 		h.Add(Report{Kind: fmt.Sprint(i)})
@@ -30,7 +30,7 @@ func TestHistoryKeepsTheNewest(t *testing.T) {
 	}
 }
 
-func TestHistoryOfManyAtOnce(t *testing.T) {
+func TestHistoryIsSafeForConcurrentUse(t *testing.T) {
 	h := NewHistory(10)
 	var wg sync.WaitGroup
 	for range 4 {

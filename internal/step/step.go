@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Subject is what an operation is about, as far as it is known. Ids and names are whole.
+// Subject is the object of an operation, as far as it is known. Ids and names are not shortened.
 type Subject struct {
 	Namespace   string `json:"namespace,omitempty"`
 	Pod         string `json:"pod,omitempty"`
@@ -18,7 +18,7 @@ type Subject struct {
 	Image       string `json:"image,omitempty"`
 }
 
-// Caller is the process that has made the request.
+// Caller is the process that made the request.
 type Caller struct {
 	Pid     int32
 	UID     uint32
@@ -27,31 +27,32 @@ type Caller struct {
 
 // Step is one step of an operation.
 type Step struct {
-	Name  string // one of a small set: it is the label of a metric
+	Name  string // from a small fixed set: it is a metric label
 	Began time.Time
-	Took  time.Duration // so far, for the last step of an operation that is in flight
-	Parts []Step        // steps of another process that this one waited for, as far as it told them; they do not overlap
+	Took  time.Duration // so far, for a step in progress
+	Parts []Step        // steps of another process during this one, as far as it reported them; they do not overlap
 }
 
-// Grace is the step in which a process has the time to end that its stop allows: a long one is no fault of the node.
+// Grace is the step of waiting for a process to end within its grace period. A long one is not the
+// node's fault.
 const Grace = "grace"
 
-// Report is an operation at one moment. It is a copy.
+// Report is a copy of an operation at one moment.
 type Report struct {
 	Kind     string // the method, without its service
 	Subject  Subject
 	Caller   Caller
 	Began    time.Time
-	Took     time.Duration // until it was answered, or until now
+	Took     time.Duration // until the answer, or until now
 	Steps    []Step
-	Answered bool  // the caller has its answer, or has given up
+	Answered bool  // the caller has its answer or has given up
 	Err      error // of the answer
 }
 
-// Operation is a request that is being worked on.
+// Operation is a request in progress.
 type Operation struct {
 	of    *Operations
-	ctx   context.Context // of the request: the values in it are those of who asked; nothing waits for it
+	ctx   context.Context // the request's, for its values only; nothing waits for it
 	began time.Time
 
 	mu       sync.Mutex
@@ -59,13 +60,13 @@ type Operation struct {
 	subject  Subject
 	caller   Caller
 	steps    []Step
-	open     bool // the last step has not ended
+	open     bool // the last step is in progress
 	holds    int
-	answered time.Time // zero before
+	answered time.Time // zero until the answer
 	err      error
 }
 
-// Operations are all operations in flight.
+// Operations is the set of operations in flight.
 type Operations struct {
 	ended func(context.Context, Report)
 
@@ -73,15 +74,15 @@ type Operations struct {
 	live map[*Operation]struct{}
 }
 
-// New returns an empty set. ended is called with each operation that is over, and the context that it was begun with; the
-// last step ends with the operation. nil is allowed.
+// New returns an empty set. ended, if not nil, is called with each finished operation and the
+// context that it began with. The last step ends with the operation.
 func New(ended func(context.Context, Report)) *Operations {
 	return &Operations{ended: ended, live: make(map[*Operation]struct{})}
 }
 
 type key struct{}
 
-// Begin begins an operation, which its caller ends with Answer, and returns a context that carries it.
+// Begin starts an operation and returns a context that carries it. The caller ends it with Answer.
 func (o *Operations) Begin(ctx context.Context, kind string, s Subject, c Caller) (context.Context, *Operation) {
 	op := &Operation{of: o, ctx: ctx, began: time.Now(), kind: kind, subject: s, caller: c, holds: 1}
 	o.mu.Lock()
@@ -90,7 +91,7 @@ func (o *Operations) Begin(ctx context.Context, kind string, s Subject, c Caller
 	return context.WithValue(ctx, key{}, op), op
 }
 
-// List returns the operations in flight, the oldest first.
+// List returns the operations in flight, oldest first.
 func (o *Operations) List() []Report {
 	o.mu.Lock()
 	ops := make([]*Operation, 0, len(o.live))
@@ -102,17 +103,21 @@ func (o *Operations) List() []Report {
 	for i, op := range ops {
 		reports[i] = op.Report()
 	}
-	slices.SortFunc(reports, func(a, b Report) int { return cmp.Or(a.Began.Compare(b.Began), cmp.Compare(a.Kind, b.Kind)) })
+	slices.SortFunc(reports, func(a, b Report) int {
+		return cmp.Or(a.Began.Compare(b.Began),
+			cmp.Compare(a.Kind, b.Kind))
+	})
 	return reports
 }
 
-// of returns the operation that a context carries, nil for none.
+// of returns the operation that ctx carries, or nil.
 func of(ctx context.Context) *Operation {
 	op, _ := ctx.Value(key{}).(*Operation)
 	return op
 }
 
-// Enter begins a step of the operation that ctx carries, and ends the one before. Without an operation it does nothing.
+// Enter begins a step of the operation that ctx carries and ends the previous one. Without an
+// operation it does nothing.
 func Enter(ctx context.Context, name string) {
 	if op := of(ctx); op != nil {
 		op.mu.Lock()
@@ -126,7 +131,7 @@ func Enter(ctx context.Context, name string) {
 	}
 }
 
-// Leave ends the step that the operation of ctx is at.
+// Leave ends the current step of the operation that ctx carries.
 func Leave(ctx context.Context) {
 	if op := of(ctx); op != nil {
 		op.mu.Lock()
@@ -135,8 +140,8 @@ func Leave(ctx context.Context) {
 	}
 }
 
-// Split says of which parts the step that the operation of ctx is at was made: steps of another process, which has told them.
-// Parts that do not lie within the step are cut, or left out.
+// Split adds parts to the current step of the operation that ctx carries: the steps that another
+// process has reported. Parts are clipped to the step; parts outside it are dropped.
 func Split(ctx context.Context, parts []Step) {
 	op := of(ctx)
 	if op == nil {
@@ -157,7 +162,7 @@ func Split(ctx context.Context, parts []Step) {
 			end = now
 		}
 		if p.Took = end.Sub(p.Began); p.Took >= 0 {
-			last.Parts = append(slices.Clip(last.Parts), p) // a report may have the old ones
+			last.Parts = append(slices.Clip(last.Parts), p) // reports may share the old slice
 		}
 	}
 }
@@ -171,7 +176,8 @@ func (op *Operation) close(now time.Time) {
 	}
 }
 
-// Hold keeps the operation that ctx carries in flight until release is called, also when its caller has got an answer.
+// Hold keeps the operation that ctx carries in flight until release is called, even after the
+// caller has been answered.
 func Hold(ctx context.Context) (release func()) {
 	op := of(ctx)
 	if op == nil {
@@ -183,7 +189,7 @@ func Hold(ctx context.Context) (release func()) {
 	return sync.OnceFunc(op.release)
 }
 
-// Know fills in what is known of the subject since the operation began. Empty fields change nothing.
+// Know adds to the subject facts learned since the operation began. Empty fields change nothing.
 func (op *Operation) Know(s Subject) {
 	op.mu.Lock()
 	defer op.mu.Unlock()
@@ -200,7 +206,8 @@ func (op *Operation) Know(s Subject) {
 	}
 }
 
-// Answer ends the operation for its caller, and altogether unless something holds it. It returns how it went.
+// Answer ends the operation for its caller, and the operation itself unless something holds it. It
+// returns the report.
 func (op *Operation) Answer(err error) Report {
 	op.mu.Lock()
 	op.answered, op.err = time.Now(), err
@@ -228,7 +235,7 @@ func (op *Operation) release() {
 	}
 }
 
-// Report returns the operation as it is now.
+// Report returns a copy of the operation as it is now.
 func (op *Operation) Report() Report {
 	op.mu.Lock()
 	defer op.mu.Unlock()
@@ -247,8 +254,8 @@ func (op *Operation) Report() Report {
 	return r
 }
 
-// Totals returns the time of each step, in the order of their first beginnings: one that was entered several times has the
-// sum.
+// Totals returns the time spent in each step, ordered by first occurrence. Repeated steps are added
+// up.
 func (r Report) Totals() []Step { return totals(r.Steps) }
 
 func totals(steps []Step) []Step {
@@ -268,16 +275,18 @@ func totals(steps []Step) []Step {
 	return all
 }
 
-// Slowest returns the step that took longest, grace apart; the zero value when there is none.
+// Slowest returns the step that took longest, not counting [Grace]. It is zero if there are no
+// steps.
 func (r Report) Slowest() Step { return Longest(r.Totals()) }
 
-// Longest returns the one of some steps that took longest, grace apart; the zero value when there is none.
+// Longest returns the step that took longest, not counting [Grace]. It is zero if there are no
+// steps.
 func Longest(steps []Step) Step {
-	var most Step
+	var longest Step
 	for _, s := range steps {
-		if s.Name != Grace && s.Took > most.Took {
-			most = s
+		if s.Name != Grace && s.Took > longest.Took {
+			longest = s
 		}
 	}
-	return most
+	return longest
 }

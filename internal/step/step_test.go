@@ -27,14 +27,16 @@ func TestStepsFollowOneAnother(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		Enter(ctx, "network")
 		time.Sleep(3 * time.Second)
-		if all := ops.List(); len(all) != 1 || names(all[0].Steps) != "kill=2s network=3s " || all[0].Took != 6*time.Second || all[0].Answered {
+		if all := ops.List(); len(all) != 1 || names(all[0].Steps) != "kill=2s network=3s " ||
+			all[0].Took != 6*time.Second || all[0].Answered {
 			t.Errorf("%+v", all)
 		}
 		Enter(ctx, "kill")
 		time.Sleep(4 * time.Second)
 		op.Know(Subject{Pod: "web"})
 		r := op.Answer(errors.New("no"))
-		if names(r.Totals()) != "kill=6s network=3s " || r.Slowest().Name != "kill" || r.Took != 10*time.Second || r.Err == nil || r.Subject != (Subject{PodID: "p", Pod: "web"}) {
+		if names(r.Totals()) != "kill=6s network=3s " || r.Slowest().Name != "kill" || r.Took != 10*time.Second ||
+			r.Err == nil || r.Subject != (Subject{PodID: "p", Pod: "web"}) {
 			t.Errorf("%+v", r)
 		}
 		if last.Took != r.Took || len(ops.List()) != 0 {
@@ -47,7 +49,7 @@ func TestStepsFollowOneAnother(t *testing.T) {
 	})
 }
 
-// Work that its caller has given up is in flight until it is done.
+// An operation stays in flight until its work is done, even when its caller has given up.
 func TestAHeldOperationOutlivesItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ended := 0
@@ -73,7 +75,7 @@ func TestAHeldOperationOutlivesItsCaller(t *testing.T) {
 	})
 }
 
-// Parts are within their step, and add up as steps do.
+// Parts are clipped to their step and added up like steps.
 func TestPartsOfAStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, op := New(nil).Begin(t.Context(), "CreateContainer", Subject{}, Caller{})
@@ -92,7 +94,8 @@ func TestPartsOfAStep(t *testing.T) {
 		Split(ctx, []Step{{Name: "late", Began: time.Now()}})
 		r := op.Answer(nil)
 		totals := r.Totals()
-		if len(totals) != 1 || names(totals[0].Parts) != "mounts=5s init=4s " || Longest(totals[0].Parts).Name != "mounts" {
+		if len(totals) != 1 || names(totals[0].Parts) != "mounts=5s init=4s " ||
+			Longest(totals[0].Parts).Name != "mounts" {
 			t.Errorf("%+v", totals)
 		}
 		if names(r.Steps[0].Parts) != "mounts=2s init=4s mounts=3s " || r.Steps[0].Took != 10*time.Second {
@@ -101,7 +104,7 @@ func TestPartsOfAStep(t *testing.T) {
 	})
 }
 
-func TestWithoutAnOperationNothingIsNoted(t *testing.T) {
+func TestWithoutAnOperationNothingIsRecorded(t *testing.T) {
 	Enter(t.Context(), "x")
 	Split(t.Context(), []Step{{Name: "x"}})
 	Leave(t.Context())
