@@ -2,24 +2,24 @@ package event
 
 import "sync"
 
-// Log is the newest of a sequence of events.
+// Log holds the newest events of a sequence.
 type Log[T any] struct {
-	most int
+	capacity int
 
 	mu      sync.Mutex
-	events  []T           // without a gap; the last one has the number last
-	last    uint64        // number of the newest event, 0 before the first
-	changed chan struct{} // closed at the next event; nil when nobody waits
+	events  []T           // without gaps; the newest has the number last
+	last    uint64        // number of the newest event, 0 for an empty log
+	changed chan struct{} // closed at the next event; nil if nobody waits
 }
 
-// New returns an empty log that keeps the newest most events.
-func New[T any](most int) *Log[T] { return &Log[T]{most: most} }
+// New returns an empty log that holds at most capacity events.
+func New[T any](capacity int) *Log[T] { return &Log[T]{capacity: capacity} }
 
 // Append adds an event and returns its number.
 func (l *Log[T]) Append(e T) uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.events) == l.most {
+	if len(l.events) == l.capacity {
 		l.drop(1)
 	}
 	l.events = append(l.events, e)
@@ -31,7 +31,7 @@ func (l *Log[T]) Append(e T) uint64 {
 	return l.last
 }
 
-// drop takes the oldest n events away, so that what they refer to can be collected. The caller holds mu.
+// drop removes the n oldest events and clears them for the garbage collector. The caller holds mu.
 func (l *Log[T]) drop(n int) {
 	clear(l.events[:n])
 	l.events = l.events[n:]
@@ -40,15 +40,16 @@ func (l *Log[T]) drop(n int) {
 	}
 }
 
-// Last returns the number of the newest event, 0 before the first.
+// Last returns the number of the newest event, or 0 if there was no event yet.
 func (l *Log[T]) Last() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.last
 }
 
-// Since returns the events after number n, oldest first and at most limit of them. When there is none it returns a channel
-// that is closed with the next one. Lost reports that events after n have been dropped; then nothing else is returned.
+// Since returns at most limit events after number n, oldest first. If there are no newer events, it
+// returns a channel that is closed at the next one. lost reports that events after n have been
+// dropped; then nothing else is returned.
 func (l *Log[T]) Since(n uint64, limit int) (events []T, next <-chan struct{}, lost bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -66,7 +67,7 @@ func (l *Log[T]) Since(n uint64, limit int) (events []T, next <-chan struct{}, l
 	return append([]T(nil), rest[:min(limit, len(rest))]...), nil, false
 }
 
-// Forget drops the events up to number n: nobody will ask for them.
+// Forget drops the events up to number n, which no reader will ask for.
 func (l *Log[T]) Forget(n uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -33,7 +33,7 @@ func TestSince(t *testing.T) {
 	}
 	l.Forget(4)
 	if _, _, lost := l.Since(3, 9); !lost {
-		t.Error("what was forgotten is not lost")
+		t.Error("a forgotten event is not lost")
 	}
 	if events, _, _ := l.Since(4, 9); !slices.Equal(events, []int{50, 60}) {
 		t.Errorf("after 4: %v", events)
@@ -41,7 +41,7 @@ func TestSince(t *testing.T) {
 	l.Forget(3) // again
 	l.Forget(99)
 	if _, next, lost := l.Since(6, 9); lost || next == nil {
-		t.Error("a reader that knows all has lost something")
+		t.Error("a reader that is up to date has lost something")
 	}
 	if l.Append(70); l.Last() != 7 {
 		t.Errorf("the last is %d", l.Last())
