@@ -1,17 +1,19 @@
-// Package record keeps one JSON file per record, replaced atomically.
+// Package record stores one JSON file per record and replaces it atomically.
 //
-// A record is an envelope {"version": N, "data": …} that cat and jq can read. Write replaces the file by rename, so a
-// reader, or a daemon that starts after a kill, sees the old record or the new one whole. Nothing is flushed to the disk
-// unless [Sync] is asked for: pods and containers need not outlive a power cut, for neither do their processes; images
-// must.
+// A record is an envelope {"version": N, "data": …} that cat and jq can read. Write replaces the
+// file by rename: after a kill, a reader finds either the old record or the new one, complete.
+// Nothing is flushed to disk without [Sync]. Records of pods and containers need not survive a
+// power cut, because their processes do not; records of images must.
 //
-// Write makes the new file beside the old one, as ".<name>.<pid>-<random>". What a killed process has left of that, [Sweep]
-// removes: the owner of a directory that outlives its records calls it when it starts.
+// Write creates a temporary file ".<name>.<pid>-<random>" beside the record. [Sweep] removes the
+// temporary files of killed processes. The owner of a directory that outlives its records calls
+// Sweep at start.
 //
-// A record that cannot be read (cut off, not JSON) costs only itself: [SetAside] renames it to "<name>.damaged" and the caller
-// goes on without it. One of a newer version is not damaged: [Newer] finds it before anything is changed.
+// An unreadable record (truncated, not JSON) affects nothing else: [SetAside] renames it to
+// "<name>.damaged" and the caller goes on without it. A record of a newer version is not damaged:
+// [Newer] finds it before anything is changed.
 //
-// The package keeps no state; two writers of one path must be kept apart by its owner.
+// The package keeps no state. The owner of a path must not write it from two goroutines at once.
 package record
 
 import (
@@ -36,13 +38,14 @@ type envelope struct {
 	Data    json.RawMessage `json:"data"`
 }
 
-// Option changes how Write works.
+// Option changes the behaviour of Write.
 type Option int
 
-// Sync makes Write flush the file and its directory to the disk before and after the rename.
+// Sync makes Write flush the file to disk before the rename and its directory after it.
 const Sync Option = 1
 
-// Write replaces the record at path with v in format version. The directory must exist; the file's mode is 0600.
+// Write replaces the record at path with v, in format version. The directory must exist. The file's
+// mode is 0600.
 func Write(path string, version int, v any, opts ...Option) error {
 	body, err := encode(version, v)
 	if err != nil {
@@ -51,7 +54,7 @@ func Write(path string, version int, v any, opts ...Option) error {
 	return put(path, body, len(opts) > 0 && opts[0] == Sync)
 }
 
-// WriteTwice is Write for two paths, and returns the error of each.
+// WriteTwice writes the same record to two paths and returns the error of each.
 func WriteTwice(path, copyPath string, version int, v any) (err, copyErr error) {
 	body, err := encode(version, v)
 	if err != nil {
@@ -61,7 +64,7 @@ func WriteTwice(path, copyPath string, version int, v any) (err, copyErr error) 
 	return put(path, body, false), put(copyPath, body, false)
 }
 
-// encode writes the envelope by hand: encoding/json would read the data once more.
+// encode writes the envelope by hand, because encoding/json would parse the data again.
 func encode(version int, v any) ([]byte, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -106,28 +109,28 @@ func replace(path string, body []byte, durable bool) (err error) {
 	return nil
 }
 
-// create makes the file that is to replace the record at path.
+// create makes the temporary file that will replace the record at path.
 func create(path string) (*os.File, error) {
 	return os.CreateTemp(filepath.Dir(path), fmt.Sprintf(".%s.%d-*", filepath.Base(path), os.Getpid()))
 }
 
-// Sweep removes the files in dir that writers were killed over. Those of a process that lives are left alone: a daemon that
-// hands over to this one still writes. A directory that is not there has none.
+// Sweep removes the temporary files of killed writers from dir. Files of living processes stay: a
+// daemon that is handing over to this one still writes. A missing directory is not an error.
 func Sweep(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		slog.Warn("what killed writers have left of records cannot be removed", "dir", dir, "err", err)
+		slog.Warn("temporary files of records cannot be removed", "dir", dir, "err", err)
 	}
 	for _, e := range entries {
 		if pid := writerOf(e.Name()); pid > 0 && (pid == os.Getpid() || !lives(pid)) {
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				slog.Warn("what a killed writer has left of a record cannot be removed", "err", err)
+				slog.Warn("a temporary file of a record cannot be removed", "err", err)
 			}
 		}
 	}
 }
 
-// writerOf returns the process that has made a file of create's, 0 for any other file.
+// writerOf returns the pid in the name of a temporary file made by create, or 0 for any other file.
 func writerOf(name string) int {
 	before, _, found := strings.Cut(name[strings.LastIndexByte(name, '.')+1:], "-")
 	if !found || !strings.HasPrefix(name, ".") {
@@ -154,8 +157,9 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// Read decodes the record at path into v. The error is of kind NotFound when there is no file, of kind Precondition when a newer
-// version of Kuri wrote it, and of kind Corrupt when the file is not a record of a version from 1 to newest.
+// Read decodes the record at path into v. The error is of kind NotFound if there is no such file,
+// of kind Precondition if a newer version of Kuri wrote it, and of kind Corrupt if the file is not
+// a record with a version from 1 to newest.
 func Read(path string, newest int, v any) error {
 	body, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -172,7 +176,8 @@ func Read(path string, newest int, v any) error {
 		return newer(path, e.Version, newest)
 	}
 	if e.Version < 1 {
-		return fault.New(fault.Corrupt, "record %s has format version %d, this version of Kuri reads 1 to %d", path, e.Version, newest)
+		return fault.New(fault.Corrupt, "record %s has format version %d, this version of Kuri reads 1 to %d", path,
+			e.Version, newest)
 	}
 	if err := json.Unmarshal(e.Data, v); err != nil {
 		return fault.New(fault.Corrupt, "record %s: %w", path, err)
@@ -180,14 +185,16 @@ func Read(path string, newest int, v any) error {
 	return nil
 }
 
-// newer is the error of a record that a newer version of Kuri wrote.
+// newer returns the error for a record written by a newer version of Kuri.
 func newer(path string, version, newest int) error {
-	return fault.New(fault.Precondition, "record %s has format version %d and was written by a newer version of Kuri; this one reads 1 to %d: "+
-		"start the newer version again, which goes on with what runs; nothing was changed", path, version, newest)
+	return fault.New(fault.Precondition,
+		"record %s has format version %d and was written by a newer version of Kuri; this one reads 1 to %d: "+
+			"start the newer version again, which goes on with what runs; nothing was changed", path, version, newest)
 }
 
-// Newer returns an error of kind Precondition when a record below dir that matches a pattern (path.Match) has a version above
-// newest. It reads no more of each than that takes, and changes nothing.
+// Newer returns an error of kind Precondition if a record below dir that matches a pattern
+// (path.Match) has a version above newest. It reads only the beginning of most records and changes
+// nothing.
 func Newer(newest int, dir string, patterns ...string) error {
 	for _, pattern := range patterns {
 		names, err := fs.Glob(os.DirFS(dir), pattern)
@@ -204,7 +211,8 @@ func Newer(newest int, dir string, patterns ...string) error {
 	return nil
 }
 
-// versionOf is Version for a record that Write has written, whose version comes first, and for any other.
+// versionOf returns the same as Version. It reads only the first bytes of a record made by Write,
+// where the version comes first.
 func versionOf(path string) int {
 	f, err := os.Open(path)
 	if err != nil {
@@ -220,7 +228,7 @@ func versionOf(path string) int {
 	return Version(path)
 }
 
-// Version returns the format version of the record at path, 0 when it has none that can be read.
+// Version returns the format version of the record at path, or 0 if it has no readable version.
 func Version(path string) int {
 	var e envelope
 	body, err := os.ReadFile(path)
@@ -230,14 +238,14 @@ func Version(path string) int {
 	return e.Version
 }
 
-// SetAside renames the record at path to path + ".damaged", where it disturbs nobody and can be looked at. Of several that
-// are set aside in turn the last one stays.
+// SetAside renames the record at path to path + ".damaged", where it does no harm and can be
+// inspected. It replaces an earlier file of that name.
 func SetAside(path string) error {
 	aside := path + ".damaged"
 	if os.Rename(path, aside) == nil {
 		return nil
 	}
-	if err := os.RemoveAll(aside); err != nil { // one of them is a directory
+	if err := os.RemoveAll(aside); err != nil { // one of the two is a directory
 		return err
 	}
 	return os.Rename(path, aside)

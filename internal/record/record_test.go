@@ -32,7 +32,7 @@ func TestWriteThenRead(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeReadIsNamedAndSetAside(t *testing.T) {
+func TestUnreadableRecordsAreSetAside(t *testing.T) {
 	dir := t.TempDir()
 	for name, body := range map[string]string{
 		"cut.json":   `{"version":1,"data":{"Na`,
@@ -56,7 +56,7 @@ func TestWhatCannotBeReadIsNamedAndSetAside(t *testing.T) {
 	}
 }
 
-func TestSetAsideWhateverIsThere(t *testing.T) {
+func TestSetAsideReplacesAnythingThere(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "r.json")
 	for _, make := range []func() error{
 		func() error { return os.WriteFile(path, []byte("1"), 0o600) },
@@ -79,7 +79,8 @@ func TestSetAsideWhateverIsThere(t *testing.T) {
 	}
 }
 
-// A record of a newer version is not damaged: it is named, with what wrote it and what to do, and stays as it is.
+// A record of a newer version is not damaged: the error names it, the version that wrote it and the
+// remedy, and it stays unchanged.
 func TestNewer(t *testing.T) {
 	dir := t.TempDir()
 	for name, body := range map[string]string{
@@ -90,7 +91,8 @@ func TestNewer(t *testing.T) {
 		"b/newer.json":  `{"version":9,"data":{"Name":"x"}}`,
 	} {
 		path := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(body), 0o600)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700),
+			os.WriteFile(path, []byte(body), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -98,10 +100,12 @@ func TestNewer(t *testing.T) {
 		{"a/ours.json", ""}, {"a/other.json", ""}, {"none/*.json", ""},
 		{"a/cut.json", "a/cut.json has format version 9"},
 		{"a/spaced.json", "a/spaced.json has format version 7"},
-		{"*/n*.json", "b/newer.json has format version 9 and was written by a newer version of Kuri; this one reads 1 to 2"},
+		{"*/n*.json", "b/newer.json has format version 9 and was written by a newer version of Kuri; this one reads " +
+			"1 to 2"},
 	} {
 		err := Newer(2, dir, c.pattern)
-		if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), c.want)) {
+		if c.want == "" && err != nil || c.want != "" &&
+			(!errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v", c.pattern, err)
 		}
 	}
@@ -111,8 +115,8 @@ func TestNewer(t *testing.T) {
 	}
 }
 
-// A writer that is killed leaves its half-made file. The next owner of the directory removes it, and no file of a writer that
-// lives, nor any other.
+// Sweep removes the temporary file of a killed writer, but no file of a living writer and no other
+// file.
 func TestSweep(t *testing.T) {
 	dir := t.TempDir()
 	dead := exec.Command("true")
@@ -127,7 +131,7 @@ func TestSweep(t *testing.T) {
 	left := []string{
 		fmt.Sprintf(".a.json.%d-17", dead.Process.Pid),
 		fmt.Sprintf(".podcidr.%d-17", dead.Process.Pid),
-		fmt.Sprintf(".a.json.%d-18", os.Getpid()), // of a process that had this one's number
+		fmt.Sprintf(".a.json.%d-18", os.Getpid()), // of an earlier process with our pid
 	}
 	stay := []string{"a.json", "a.json.damaged", ".hidden", ".a-b", fmt.Sprintf("a.json.%d-17", dead.Process.Pid),
 		fmt.Sprintf(".a.json.%d-19", living.Process.Pid)}
@@ -150,8 +154,8 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// What Write makes is what Sweep knows.
-func TestSweepKnowsWhatWriteMakes(t *testing.T) {
+// Sweep recognises the temporary files of Write.
+func TestSweepRecognisesTemporaryFilesOfWrite(t *testing.T) {
 	dir := t.TempDir()
 	f, err := create(filepath.Join(dir, "r.json"))
 	if err != nil {
