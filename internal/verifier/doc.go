@@ -1,24 +1,26 @@
-// Package verifier asks programs of the node's operator whether an image may be here: those that verify its signatures.
+// Package verifier asks the operator's programs whether an image may be used, typically by
+// verifying its signatures.
 //
-// The programs are the files of one directory, and they are called as containerd calls its "bindir" verifiers
-// (docs/image-verification.md of containerd), so that the same programs serve:
+// The programs are the files of one directory. They are called like containerd's "bindir" verifiers
+// (docs/image-verification.md of containerd), so that the same programs work with both:
 //
 //	PROGRAM -name REFERENCE -digest sha256:… -stdin-media-type application/vnd.oci.descriptor.v1+json
 //
-// with the descriptor of what the reference stands for, as JSON, on standard input. Exit code 0 accepts the image, every
-// other way to end refuses it; what the program has written to standard output is the reason. An image is accepted when
-// all programs accept it. They are asked one after the other, in the order of their names.
+// The descriptor that the reference resolves to is on standard input, as JSON. Exit code 0 accepts
+// the image; anything else refuses it, with the program's standard output as the reason. An image
+// is accepted if all programs accept it. They run one after the other, in the order of their names.
 //
-// Where there is doubt, the image is refused: a directory that is configured but not there, or empty, or has more than
-// [MaxPrograms] files, a file that cannot be run, a program that takes too long or is killed. containerd lets pass the
-// first two and skips the third.
+// In case of doubt the image is refused: a configured directory that is missing, empty or has more
+// than [MaxPrograms] files; a file that cannot be run; a program that times out or is killed.
+// containerd accepts the image in the first two cases and ignores further programs in the third.
 //
-// Each program runs in a PID namespace of its own, as its process 1. When it ends, or its time is over, or kurid ends,
-// the kernel ends all that it has started.
+// Each program runs as process 1 of its own PID namespace. When it ends, times out, or kurid ends,
+// the kernel kills everything it has started.
 //
-// A program that has to ask the registry needs what the pull has: it finds the credentials in docker's format in
-// $DOCKER_CONFIG/config.json, where tools for signatures look. That is a directory of this pull below Options.Scratch,
-// removed when the program has ended; what a killed daemon left there goes at the next start.
+// A program that queries the registry needs the credentials of the pull. It finds them in
+// $DOCKER_CONFIG/config.json in docker's format, where signature tools look. $DOCKER_CONFIG is a
+// directory for this pull below Options.Scratch. It is removed when the programs have ended;
+// directories left by a killed daemon are removed at the next start.
 //
 // The caller is package image. [Programs] is immutable and safe for concurrent use.
 package verifier

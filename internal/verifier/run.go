@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	maxOutput = 32 << 10 // bytes of each stream of a program that are kept; it may write more
-	maxReason = 1 << 10  // bytes of it in an error
+	maxOutput = 32 << 10 // bytes kept of each output stream; the program may write more
+	maxReason = 1 << 10  // bytes of output in an error
 )
 
-// call is one program that is to be asked.
+// call is one run of a program.
 type call struct {
 	name  string
 	args  []string
@@ -27,18 +27,18 @@ type call struct {
 	env   []string
 }
 
-// run asks one program. The error is a [*Refusal], or that of ctx.
+// run runs one program. The error is a [*Refusal] or the error of ctx.
 func (p *Programs) run(ctx context.Context, c call) (reason string, err error) {
 	limited, cancel := context.WithTimeout(ctx, p.Timeout)
 	defer cancel()
-	stdout, stderr := &beginning{}, &beginning{}
+	stdout, stderr := &headBuffer{}, &headBuffer{}
 	cmd := exec.CommandContext(limited, filepath.Join(p.Dir, c.name), c.args...)
 	cmd.Dir, cmd.Env = "/", c.env
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(c.stdin), stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = time.Second // should a pipe have been handed to a process elsewhere
+	cmd.WaitDelay = time.Second // a process outside the PID namespace may hold a pipe open
 
-	runtime.LockOSThread() // the thread that starts it is the one whose end would kill it
+	runtime.LockOSThread() // Pdeathsig fires when the thread that started the program ends
 	defer runtime.UnlockOSThread()
 	err = cmd.Run()
 	if stderr.kept.Len() > 0 {
@@ -47,8 +47,8 @@ func (p *Programs) run(ctx context.Context, c call) (reason string, err error) {
 	return stdout.line(), p.verdict(ctx, limited, c.name, err, stdout, stderr)
 }
 
-// verdict tells what the end of a program means.
-func (p *Programs) verdict(ctx, limited context.Context, name string, err error, stdout, stderr *beginning) error {
+// verdict turns the exit of a program into an error.
+func (p *Programs) verdict(ctx, limited context.Context, name string, err error, stdout, stderr *headBuffer) error {
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -56,7 +56,8 @@ func (p *Programs) verdict(ctx, limited context.Context, name string, err error,
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case limited.Err() != nil:
-		return &Refusal{name, fmt.Sprintf("it did not answer within %s and was ended; see image.verifier_timeout", p.Timeout)}
+		return &Refusal{name, fmt.Sprintf("it did not answer within %s and was ended; see image.verifier_timeout",
+			p.Timeout)}
 	case errors.As(err, &exit) && exit.Exited():
 		said := stdout.line()
 		if said == "" {
@@ -72,17 +73,17 @@ func (p *Programs) verdict(ctx, limited context.Context, name string, err error,
 	return &Refusal{name, fmt.Sprintf("it cannot be run: %v", err)}
 }
 
-// beginning keeps the first bytes that are written to it, and takes all. It belongs to one goroutine at a time. (It embeds no
-// buffer: that one's ReadFrom would take in everything.)
-type beginning struct{ kept bytes.Buffer }
+// headBuffer keeps the first maxOutput bytes written to it and discards the rest. It belongs to one
+// goroutine at a time. It must not embed bytes.Buffer, whose ReadFrom would keep everything.
+type headBuffer struct{ kept bytes.Buffer }
 
-func (b *beginning) Write(p []byte) (int, error) {
+func (b *headBuffer) Write(p []byte) (int, error) {
 	b.kept.Write(p[:min(len(p), maxOutput-b.kept.Len())])
 	return len(p), nil
 }
 
-// line is what was written as one line for an error, bounded.
-func (b *beginning) line() string {
+// line returns the output as one line of bounded length, for an error.
+func (b *headBuffer) line() string {
 	said := strings.Join(strings.Fields(strings.ToValidUTF8(b.kept.String(), "?")), " ")
 	said = strings.Map(printable, said)
 	if len(said) > maxReason {
@@ -91,7 +92,7 @@ func (b *beginning) line() string {
 	return said
 }
 
-// printable replaces what could play tricks on a terminal or a log.
+// printable replaces control characters, which could manipulate a terminal or a log.
 func printable(r rune) rune {
 	if r < ' ' || r == 0x7f {
 		return '?'

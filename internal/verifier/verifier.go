@@ -14,22 +14,22 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// MaxPrograms is how many programs may be in the directory: each takes its time at every pull.
+// MaxPrograms is the maximum number of programs: each adds its run time to every pull.
 const MaxPrograms = 10
 
-// Options say which programs are asked.
+// Options configure the programs.
 type Options struct {
-	Dir     string        // of the programs
-	Timeout time.Duration // of each
-	Scratch string        // directory that is there, below which credentials are shown to programs; best on a tmpfs
+	Dir     string        // directory of the programs
+	Timeout time.Duration // for each program
+	Scratch string        // existing directory, best on a tmpfs, for the credentials shown to programs
 }
 
-// Programs are those of one directory. See [New].
+// Programs are the verifiers in one directory. See [New].
 type Programs struct{ Options }
 
-// Refusal is the error of an image that was not accepted.
+// Refusal is the error for an image that was not accepted.
 type Refusal struct {
-	Program string // that refused it; "" when none could be asked
+	Program string // the program that refused; "" if no program could be run
 	Reason  string // one line
 }
 
@@ -40,7 +40,7 @@ func (r *Refusal) Error() string {
 	return fmt.Sprintf("verifier %s: %s", r.Program, r.Reason)
 }
 
-// New prepares to ask the programs, and removes what a daemon before has left.
+// New returns the programs of o.Dir and removes scratch directories left by a killed daemon.
 func New(o Options) *Programs {
 	left, _ := filepath.Glob(filepath.Join(o.Scratch, scratchName+"*"))
 	for _, dir := range left {
@@ -49,23 +49,23 @@ func New(o Options) *Programs {
 	return &Programs{o}
 }
 
-// Image is what the programs are asked about.
+// Image is the image to verify.
 type Image struct {
-	Reference  string               // in full
-	Descriptor imagespec.Descriptor // of the manifest or index that the reference stands for
-	Auth       []byte               // what the pull knows to prove itself with, as a file of docker's format; nil: nothing
+	Reference  string               // fully qualified
+	Descriptor imagespec.Descriptor // of the manifest or index that the reference resolves to
+	Auth       []byte               // credentials of the pull, as a docker config.json; nil: anonymous
 }
 
-// Judge asks the programs about the image: nil when all accept it, a [*Refusal] when it is not accepted, another error when
-// ctx ends or the programs' input cannot be made.
+// Judge runs the programs. It returns nil if all accept the image, a [*Refusal] if not, and another
+// error if ctx ends or the input of the programs cannot be prepared.
 func (p *Programs) Judge(ctx context.Context, img Image) error {
-	// 1. Who is to be asked, as it is now.
+	// 1. List the programs: the directory may have changed.
 	programs, err := p.list()
 	if err != nil {
 		return err
 	}
 
-	// 2. What they are given.
+	// 2. Prepare their input.
 	stdin, err := json.Marshal(img.Descriptor)
 	if err != nil {
 		return fmt.Errorf("descriptor for the image verifiers: %w", err)
@@ -76,14 +76,16 @@ func (p *Programs) Judge(ctx context.Context, img Image) error {
 	}
 	defer remove()
 
-	// 3. One after the other; the first refusal decides.
-	args := []string{"-name", img.Reference, "-digest", img.Descriptor.Digest.String(), "-stdin-media-type", imagespec.MediaTypeDescriptor}
+	// 3. Run one after the other; the first refusal decides.
+	args := []string{"-name", img.Reference, "-digest", img.Descriptor.Digest.String(), "-stdin-media-type",
+		imagespec.MediaTypeDescriptor}
 	for _, name := range programs {
 		reason, err := p.run(ctx, call{name: name, args: args, stdin: append(stdin, '\n'), env: env})
 		if err != nil {
 			return err
 		}
-		slog.Debug("an image is accepted", "image", img.Reference, "digest", img.Descriptor.Digest, "verifier", name, "reason", reason)
+		slog.Debug("an image is accepted", "image", img.Reference, "digest", img.Descriptor.Digest, "verifier", name,
+			"reason", reason)
 	}
 	return nil
 }
@@ -93,13 +95,16 @@ func (p *Programs) list() ([]string, error) {
 	files, err := os.ReadDir(p.Dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, &Refusal{Reason: fmt.Sprintf("the directory of image verifiers %s is configured but not there: put the programs there, or take image.verifier_dir out of the configuration", p.Dir)}
+		return nil, &Refusal{Reason: fmt.Sprintf("the directory of image verifiers %s is configured but not there: "+
+			"put the programs there, or take image.verifier_dir out of the configuration", p.Dir)}
 	case err != nil:
 		return nil, &Refusal{Reason: fmt.Sprintf("the directory of image verifiers cannot be read: %v", err)}
 	case len(files) == 0:
-		return nil, &Refusal{Reason: fmt.Sprintf("the directory of image verifiers %s is empty: put a program there, or take image.verifier_dir out of the configuration", p.Dir)}
+		return nil, &Refusal{Reason: fmt.Sprintf("the directory of image verifiers %s is empty: put a program there, "+
+			"or take image.verifier_dir out of the configuration", p.Dir)}
 	case len(files) > MaxPrograms:
-		return nil, &Refusal{Reason: fmt.Sprintf("the directory of image verifiers %s has %d files, more than the %d that are asked: leave in it only what is to be asked", p.Dir, len(files), MaxPrograms)}
+		return nil, &Refusal{Reason: fmt.Sprintf("the directory of image verifiers %s has %d files, more than the %d "+
+			"that are asked: leave in it only what is to be asked", p.Dir, len(files), MaxPrograms)}
 	}
 	var names []string
 	for _, f := range files {
@@ -108,10 +113,11 @@ func (p *Programs) list() ([]string, error) {
 	return names, nil
 }
 
-// scratchName begins the names of the directories that are made below Options.Scratch.
+// scratchName is the name prefix of directories below Options.Scratch.
 const scratchName = "verify-"
 
-// environment is what the programs run with: kurid's own variables, for proxies and paths, and where the credentials are.
+// environment returns the environment of the programs: that of kurid (proxies, paths), with
+// DOCKER_CONFIG if there are credentials.
 func (p *Programs) environment(auth []byte) (env []string, remove func(), err error) {
 	env = os.Environ()
 	if auth == nil {

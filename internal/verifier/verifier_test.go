@@ -44,8 +44,8 @@ func subject() Image {
 	}
 }
 
-// The contract, word for word: what the program gets.
-func TestAProgramIsAsked(t *testing.T) {
+// The contract with a program, as containerd defines it: arguments, standard input, environment.
+func TestAProgramGetsArgumentsAndDescriptor(t *testing.T) {
 	dir, out := t.TempDir(), t.TempDir()
 	program(t, dir, "one", fmt.Sprintf(`printf '%%s\n' "$@" >%[1]s/args; cat >%[1]s/stdin; pwd >%[1]s/cwd; echo $$ >%[1]s/pid; echo "${DOCKER_CONFIG-none}" >%[1]s/auth; echo fine`, out))
 	if err := programs(t, dir).Judge(t.Context(), subject()); err != nil {
@@ -53,11 +53,13 @@ func TestAProgramIsAsked(t *testing.T) {
 	}
 	dgst := digest.FromString("index")
 	for file, want := range map[string]string{
-		"args":  "-name\nregistry.example/app:1\n-digest\n" + dgst.String() + "\n-stdin-media-type\napplication/vnd.oci.descriptor.v1+json\n",
-		"stdin": fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"%s","size":5}`, dgst) + "\n",
-		"cwd":   "/\n",
-		"pid":   "1\n",
-		"auth":  "none\n",
+		"args": "-name\nregistry.example/app:1\n-digest\n" + dgst.String() +
+			"\n-stdin-media-type\napplication/vnd.oci.descriptor.v1+json\n",
+		"stdin": fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"%s","size":5}`, dgst) +
+			"\n",
+		"cwd":  "/\n",
+		"pid":  "1\n",
+		"auth": "none\n",
 	} {
 		got, err := os.ReadFile(filepath.Join(out, file))
 		if err != nil || string(got) != want {
@@ -85,7 +87,7 @@ func TestCredentialsAreShownAndRemoved(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 
-	// What a killed daemon has left goes with the next, and nothing else does.
+	// New removes directories of a killed daemon and nothing else.
 	for _, name := range []string{"verify-1", "other"} {
 		if err := os.Mkdir(filepath.Join(p.Scratch, name), 0o700); err != nil {
 			t.Fatal(err)
@@ -97,23 +99,27 @@ func TestCredentialsAreShownAndRemoved(t *testing.T) {
 	}
 }
 
-func TestJudgements(t *testing.T) {
+func TestVerdicts(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: each program has a PID namespace of its own")
 	}
 	for name, row := range map[string]struct {
 		programs map[string]string
-		want     []string // parts of the refusal; none: accepted
+		want     []string // parts of the refusal; nil: accepted
 	}{
-		"accepts":           {map[string]string{"a": "exit 0"}, nil},
-		"all accept":        {map[string]string{"a": "exit 0", "b": "echo ok"}, nil},
-		"refuses":           {map[string]string{"a": "echo 'no signature  of'; echo alice; exit 3"}, []string{"verifier a: ", "exit code 3", "no signature of alice"}},
-		"one refuses":       {map[string]string{"a": "exit 0", "b": "exit 1", "c": "exit 0"}, []string{"verifier b: ", "gives no reason"}},
-		"says why to 2":     {map[string]string{"a": "echo 'no key' >&2; exit 1"}, []string{"no key"}},
-		"tricks":            {map[string]string{"a": `printf 'a\033[2Jb\377'; exit 1`}, []string{"a?[2Jb?"}},
-		"reads nothing":     {map[string]string{"a": "exec 0<&-; exit 0"}, nil},
-		"much output":       {map[string]string{"a": "head -c 9000000 /dev/zero; head -c 9000000 /dev/zero >&2; exit 0"}, nil},
-		"much, and refuses": {map[string]string{"a": "yes nonsense | head -c 9000000; exit 2"}, []string{"nonsense nonsense", "…"}},
+		"accepts":    {map[string]string{"a": "exit 0"}, nil},
+		"all accept": {map[string]string{"a": "exit 0", "b": "echo ok"}, nil},
+		"refuses": {map[string]string{"a": "echo 'no signature  of'; echo alice; exit 3"},
+			[]string{"verifier a: ", "exit code 3", "no signature of alice"}},
+		"one refuses": {map[string]string{"a": "exit 0", "b": "exit 1", "c": "exit 0"},
+			[]string{"verifier b: ", "gives no reason"}},
+		"says why to 2": {map[string]string{"a": "echo 'no key' >&2; exit 1"}, []string{"no key"}},
+		"tricks":        {map[string]string{"a": `printf 'a\033[2Jb\377'; exit 1`}, []string{"a?[2Jb?"}},
+		"reads nothing": {map[string]string{"a": "exec 0<&-; exit 0"}, nil},
+		"much output": {map[string]string{"a": "head -c 9000000 /dev/zero; head -c 9000000 /dev/zero >&2; exit 0"},
+			nil},
+		"much, and refuses": {map[string]string{"a": "yes nonsense | head -c 9000000; exit 2"},
+			[]string{"nonsense nonsense", "…"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -125,7 +131,8 @@ func TestJudgements(t *testing.T) {
 	}
 }
 
-// refused asserts that err is a refusal, of a bounded length, that says all parts; or nil when there are none.
+// refused asserts that err is a refusal of bounded length that contains all parts, or nil if there
+// are no parts.
 func refused(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if len(parts) == 0 {
@@ -145,8 +152,8 @@ func refused(t *testing.T, err error, parts ...string) {
 	}
 }
 
-// What cannot be asked accepts nothing.
-func TestWhereThereIsDoubt(t *testing.T) {
+// A program that cannot be run does not accept an image.
+func TestDoubtMeansRefusal(t *testing.T) {
 	dir := t.TempDir()
 	p := programs(t, filepath.Join(dir, "absent"))
 	refused(t, p.Judge(t.Context(), subject()), "absent", "not there", "image.verifier_dir")
@@ -170,7 +177,10 @@ func TestWhereThereIsDoubt(t *testing.T) {
 		if err := make(filepath.Join(p.Dir, "it")); err != nil {
 			t.Fatal(err)
 		}
-		t.Run(name, func(t *testing.T) { refused(t, p.Judge(t.Context(), subject()), "verifier it: ", "cannot be run") })
+		t.Run(name, func(t *testing.T) {
+			refused(t, p.Judge(t.Context(), subject()), "verifier it: ",
+				"cannot be run")
+		})
 	}
 
 	p.Dir = t.TempDir()
@@ -184,8 +194,9 @@ func TestWhereThereIsDoubt(t *testing.T) {
 	refused(t, p.Judge(t.Context(), subject()))
 }
 
-// A program that hangs is ended with all that it has started, be it in another session, deaf to signals, or holding the pipes.
-func TestTheWholeTreeIsEnded(t *testing.T) {
+// A program that times out is killed with all its descendants, even those in another session, those
+// that ignore signals and those that hold the pipes.
+func TestTimeoutKillsAllDescendants(t *testing.T) {
 	dir := t.TempDir()
 	beat := filepath.Join(t.TempDir(), "beat")
 	program(t, dir, "hangs", fmt.Sprintf(`
@@ -206,8 +217,8 @@ while :; do sleep 1; done`, beat))
 	}
 }
 
-// So is what a program leaves behind when it ends by itself.
-func TestNothingIsLeftOfAProgram(t *testing.T) {
+// Descendants of a program that exits by itself are killed as well.
+func TestExitKillsAllDescendants(t *testing.T) {
 	dir := t.TempDir()
 	beat := filepath.Join(t.TempDir(), "beat")
 	program(t, dir, "forks", fmt.Sprintf(`
@@ -235,12 +246,14 @@ func size(t *testing.T, path string) int64 {
 	return info.Size()
 }
 
-// standing starts a judgement by a program that hangs, and returns the program's process once it runs.
-func standing(t *testing.T, ctx context.Context) (pid int, verdict <-chan error) {
+// hanging starts a program that hangs, and returns its pid once it runs.
+func hanging(t *testing.T, ctx context.Context) (pid int, verdict <-chan error) {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(t.TempDir(), "pid")
-	program(t, dir, "hangs", fmt.Sprintf("read pid rest </proc/self/stat; echo $pid >%s; while :; do sleep 1; done", file)) // this /proc is the host's
+	// this /proc is the host's
+	program(t, dir, "hangs", fmt.Sprintf("read pid rest </proc/self/stat; echo $pid >%s; while :; do sleep 1; done",
+		file))
 	p := programs(t, dir)
 	done := make(chan error, 1)
 	go func() { done <- p.Judge(ctx, subject()) }()
@@ -258,10 +271,10 @@ func standing(t *testing.T, ctx context.Context) (pid int, verdict <-chan error)
 	return 0, nil
 }
 
-// When nobody waits any more it is not a refusal.
-func TestTheEndOfThePullIsNoRefusal(t *testing.T) {
+// Cancelling the pull is not a refusal.
+func TestCancellationIsNoRefusal(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	pid, verdict := standing(t, ctx)
+	pid, verdict := hanging(t, ctx)
 	cancel()
 	err := <-verdict
 	var r *Refusal
@@ -274,16 +287,16 @@ func TestTheEndOfThePullIsNoRefusal(t *testing.T) {
 }
 
 func TestAKilledProgramRefuses(t *testing.T) {
-	pid, verdict := standing(t, t.Context())
+	pid, verdict := hanging(t, t.Context())
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	refused(t, <-verdict, "verifier hangs: ", "signal", "killed")
 }
 
-// However much a program writes, little of it is kept.
+// Only the beginning of the output is kept.
 func TestOutputIsBounded(t *testing.T) {
-	b := &beginning{}
+	b := &headBuffer{}
 	if n, err := io.Copy(b, io.LimitReader(zeroes{}, 1<<20)); n != 1<<20 || err != nil || b.kept.Len() != maxOutput {
 		t.Errorf("%d bytes copied, %v, %d kept", n, err, b.kept.Len())
 	}
