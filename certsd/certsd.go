@@ -1,7 +1,7 @@
-// Package certsd knows the keys of hosts.toml, the file of a registry in certs.d, whose format containerd defines. kurid, which
-// pulls, and kuri login, which asks the registry, refuse the same misspelt keys by it.
+// Package certsd checks the keys of hosts.toml, the per-registry file in certs.d, whose format
+// containerd defines. kurid and kuri login share it, so both reject the same misspelt keys.
 //
-// It is pure: it opens no file and keeps nothing.
+// It is pure: it opens no file and keeps no state.
 package certsd
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/kuri-cri/kuri/spelling"
 )
 
-// hostKeys are the keys that say how a host is reached: containerd's, and our own auth.
+// hostKeys are the keys of a host: containerd's, and Kuri's own auth.
 type hostKeys struct {
 	Capabilities any `toml:"capabilities"`
 	CA           any `toml:"ca"`
@@ -29,13 +29,14 @@ type hostKeys struct {
 }
 
 var (
-	knownOfHost = []string{"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout", "auth"}
+	knownOfHost = []string{"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout",
+		"auth"}
 	knownOfFile = append([]string{"server", "host"}, knownOfHost...)
 )
 
-// Check finds the keys of a hosts.toml, which is valid TOML, that are not known, each with its line. One that resembles a known
-// key is an error, which names that: what it was to say would be passed over in silence. A key that is like none may be
-// another program's.
+// Check returns the unknown keys of a hosts.toml with their lines. body must be valid TOML. A key
+// that resembles a known one is an error that suggests that one, because it would otherwise be
+// ignored silently. Any other unknown key may belong to another program.
 func Check(body []byte) (unknown []string, err error) {
 	var keys struct {
 		hostKeys
@@ -63,12 +64,13 @@ func Check(body []byte) (unknown []string, err error) {
 	return unknown, nil
 }
 
-// misspelt returns the known key that a name is meant to be; "" when it is like none.
+// misspelt returns the known key that name resembles, or "".
 func misspelt(name string, known []string) string {
 	plain := strings.NewReplacer("_", "", "-", "", " ", "").Replace(strings.ToLower(name))
 	for _, k := range known {
 		meant := strings.ReplaceAll(k, "_", "")
-		if plain == meant || len(meant) > 4 && strings.Contains(plain, meant) || spelling.Distance(plain, meant) <= min(2, len(meant)/3) {
+		if plain == meant || len(meant) > 4 && strings.Contains(plain, meant) ||
+			spelling.Distance(plain, meant) <= min(2, len(meant)/3) {
 			return k
 		}
 	}

@@ -5,13 +5,13 @@ import (
 	"strings"
 )
 
-// Challenge is one way in which a host wants to know who asks (RFC 9110, section 11.6.1).
+// Challenge is one authentication challenge of a server (RFC 9110, section 11.6.1).
 type Challenge struct {
-	Scheme string            // "basic", "bearer", in lower case
-	Params map[string]string // by names in lower case
+	Scheme string            // in lower case: "basic", "bearer"
+	Params map[string]string // by lower-case name
 }
 
-// Of reads the WWW-Authenticate headers. One header may hold several challenges.
+// Of parses the WWW-Authenticate headers. One header may hold several challenges.
 func Of(header http.Header) []Challenge {
 	var found []Challenge
 	for _, value := range header.Values("WWW-Authenticate") {
@@ -20,7 +20,7 @@ func Of(header http.Header) []Challenge {
 	return found
 }
 
-// parse reads "Scheme name=value, name="quoted value", Scheme …". What cannot be read ends the list.
+// parse parses `Scheme name=value, name="quoted value", Scheme …` up to the first syntax error.
 func parse(s string) []Challenge {
 	var found []Challenge
 	for {
@@ -43,7 +43,7 @@ func parse(s string) []Challenge {
 	}
 }
 
-// cutToken takes a token of RFC 9110 off the beginning of s.
+// cutToken cuts a token (RFC 9110) off the beginning of s.
 func cutToken(s string) (token, rest string) {
 	end := strings.IndexFunc(s, func(c rune) bool {
 		return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
@@ -54,8 +54,8 @@ func cutToken(s string) (token, rest string) {
 	return s[:end], s[end:]
 }
 
-// cutValue takes a value off the beginning of s: a quoted text, or whatever stands before the next comma or space, for
-// not everybody quotes URLs.
+// cutValue cuts a value off the beginning of s: a quoted string, or everything up to the next comma
+// or space, because some registries do not quote URLs.
 func cutValue(s string) (value, rest string, ok bool) {
 	if !strings.HasPrefix(s, `"`) {
 		end := strings.IndexAny(s, ", \t")

@@ -1,6 +1,7 @@
-// Package challenge reads what a registry says when it wants to know who asks, and what its token server answers: RFC 9110,
-// section 11.6, and the "Token Authentication Specification" of the CNCF's distribution project. kurid, which pulls, and
-// kuri login, which asks whether credentials are taken, understand the same registries by it.
+// Package challenge parses the authentication challenge of a registry and the answer of its token
+// server: RFC 9110, section 11.6, and the "Token Authentication Specification" of the CNCF
+// distribution project. kurid and kuri login share it, so both understand the same registries.
 //
-// It is pure: it sends nothing and keeps nothing. Whether credentials may go where a challenge says is for the caller.
+// It is pure: it sends nothing and keeps no state. The caller decides whether credentials may go to
+// the address in a challenge.
 package challenge

@@ -12,13 +12,13 @@ import (
 	"unicode"
 )
 
-// Realm returns the address of the token server that a bearer challenge names. Some registries name a path of their own;
-// base is where they were asked. User and fragment are taken out.
+// Realm returns the URL of the token server in a bearer challenge. A realm that is only a path is
+// resolved against base, the URL of the request. Userinfo and fragment are removed.
 func Realm(base *url.URL, realm string) (*url.URL, error) {
 	realm = strings.TrimSpace(realm)
 	u, err := url.Parse(realm)
 	if err != nil {
-		return nil, errors.New("it is not a URL") // err quotes it
+		return nil, errors.New("it is not a URL") // err would quote the realm
 	}
 	if u.Scheme == "" && strings.HasPrefix(realm, "/") {
 		u = base.ResolveReference(u)
@@ -30,22 +30,22 @@ func Realm(base *url.URL, realm string) (*url.URL, error) {
 	return u, nil
 }
 
-// Token is what a token server has given.
+// Token is the token of a token server.
 type Token struct {
 	Text string
-	Life time.Duration // 0: it does not say
+	Life time.Duration // 0: not given
 }
 
-// ErrNoToken is the error of an answer that has none.
+// ErrNoToken is returned for an answer without a token.
 var ErrNoToken = errors.New("answered without a token")
 
-// ParseToken reads a token server's answer. What stands around the JSON document, and blanks around the token, are passed
-// over, as other runtimes do. Its errors quote nothing of the answer.
+// ParseToken parses the answer of a token server. Like other runtimes, it ignores data around the
+// JSON document and blanks around the token. Its errors do not quote the answer.
 func ParseToken(body []byte) (Token, error) {
 	var said struct {
 		Token     string          `json:"token"`
 		Access    string          `json:"access_token"`
-		ExpiresIn json.RawMessage `json:"expires_in"` // seconds; a text with some
+		ExpiresIn json.RawMessage `json:"expires_in"` // seconds; some servers send a string
 	}
 	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))
 	if err := json.NewDecoder(bytes.NewReader(body)).Decode(&said); err != nil {
@@ -61,7 +61,8 @@ func ParseToken(body []byte) (Token, error) {
 	if strings.ContainsFunc(t.Text, unicode.IsControl) {
 		return Token{}, errors.New("answered with a token that has control characters in it")
 	}
-	if seconds, err := strconv.ParseFloat(strings.Trim(string(said.ExpiresIn), `"`), 64); err == nil && seconds > 0 && seconds < math.MaxInt64/float64(time.Second) {
+	if seconds, err := strconv.ParseFloat(strings.Trim(string(said.ExpiresIn), `"`), 64); err == nil && seconds > 0 &&
+		seconds < math.MaxInt64/float64(time.Second) {
 		t.Life = time.Duration(seconds * float64(time.Second))
 	}
 	return t, nil

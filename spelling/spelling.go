@@ -1,9 +1,9 @@
-// Package spelling finds the word that a misspelt one was meant to be, for hints in errors. It is pure, and shared by kuri
-// and kurid: it imports nothing of either.
+// Package spelling measures how similar two words are, for "did you mean" hints in errors. It is
+// pure and imports nothing of kuri or kurid, which share it.
 package spelling
 
-// Distance returns the Levenshtein distance of two words: how many bytes have to be changed, added or left out to make one
-// of the other.
+// Distance returns the Levenshtein distance of two words: the number of bytes to insert, delete or
+// replace.
 func Distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
