@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// logMax bounds the keeper's log, in bytes; one more file of that size is kept beside it.
+// logMax bounds the keeper's log, in bytes. One rotated log of that size is kept.
 const logMax = 1 << 20
 
 // logFile is the keeper's own log. It is an io.Writer, safe for concurrent use.
@@ -17,7 +17,7 @@ type logFile struct {
 	mu     sync.Mutex // guards all below
 	file   *os.File
 	size   int64
-	stderr bool // the file is descriptor 2 as well, for what the Go runtime says when it dies
+	stderr bool // the file is also descriptor 2, for the Go runtime's output in a crash
 }
 
 func openLog(path string) (*logFile, error) {
@@ -45,7 +45,7 @@ func (l *logFile) Write(p []byte) (int, error) {
 	if l.size > logMax {
 		l.rotate()
 	} else if _, err := os.Lstat(l.path); err != nil {
-		l.replace() // somebody has removed it
+		l.replace() // it was removed
 	}
 	n, err := l.file.Write(p)
 	l.size += int64(n)
@@ -54,11 +54,11 @@ func (l *logFile) Write(p []byte) (int, error) {
 
 func (l *logFile) rotate() {
 	if os.Rename(l.path, l.path+".1") != nil || !l.replace() {
-		l.size = 0 // tried again after as much more
+		l.size = 0 // retry after another logMax bytes
 	}
 }
 
-// replace goes on in a new file. The lock is held.
+// replace opens a new file. The caller holds l.mu.
 func (l *logFile) replace() bool {
 	old := l.file
 	if l.open() != nil {

@@ -1,7 +1,7 @@
-// Command kuri-keeper is the parent of the node's containers; see internal/keeper/server. kuri-holder starts it for kurid, and
-// starts another when it dies; both outlive kurid.
+// Command kuri-keeper creates and serves the node's containers; see internal/keeper/server. kuri-holder starts it for kurid,
+// and starts another when it dies. Both outlive kurid.
 //
-// It ends by TERM only when it holds no pod, with status 0, and the holder ends with it. Its log is <state>/keeper.log.
+// SIGTERM ends it, with status 0, only when it has no pods; the holder then ends too. Its log is <state>/keeper.log.
 package main
 
 import (
@@ -34,7 +34,7 @@ import (
 var version = "devel"
 
 func main() {
-	// The first thread must not be lent out to work in other namespaces: it could not end.
+	// Keep the main thread out of other namespaces: a thread that has entered one must exit, and the main thread cannot.
 	runtime.LockOSThread()
 	profile.Quiet()
 	if len(os.Args) > 1 && os.Args[1] == "init" {
@@ -56,8 +56,8 @@ func run() error {
 	state := flag.String("state", "/run/kuri", "state directory: an absolute path")
 	level := flag.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flag.Bool("version", false, "print the version and exit")
-	check := flag.Bool("check", false, "say whether this keeper can go on with what is in the state directory, and exit")
-	takeOver := flag.Bool("take-over", false, "end the keeper that standard input describes, with all that it has kept for the next one, and exit")
+	check := flag.Bool("check", false, "check that this keeper can take over the state directory, and exit")
+	takeOver := flag.Bool("take-over", false, "take over from the keeper that standard input describes, end it, and exit")
 	flag.Parse()
 	if *showVersion {
 		fmt.Println("kuri-keeper", version)
@@ -76,7 +76,7 @@ func run() error {
 	if *takeOver {
 		of := &keeper.Predecessor{}
 		if err := json.NewDecoder(os.Stdin).Decode(of); err != nil {
-			return fmt.Errorf("read what is to be taken over: %w", err)
+			return fmt.Errorf("read the description of the keeper to take over from: %w", err)
 		}
 		return server.TakeOver(context.Background(), filepath.Clean(*state), of)
 	}
@@ -84,7 +84,7 @@ func run() error {
 		return err
 	}
 
-	// A small heap: collect when it has grown by half.
+	// Keep the heap small: collect when it has grown by half.
 	debug.SetGCPercent(50)
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become the reaper of the containers: %w", err)
@@ -119,15 +119,15 @@ func run() error {
 	return s.Close()
 }
 
-// endOnSignal ends a keeper that holds nothing on TERM or INT. On HUP it restores files of its own that were removed.
+// endOnSignal ends a keeper without pods on SIGTERM or SIGINT. On SIGHUP it restores the keeper's files that were removed.
 func endOnSignal(s *server.Server, end func()) {
 	signals := make(chan os.Signal, 1)
-	// HUP is caught, not ignored: containers would inherit that it is ignored.
+	// Catch SIGHUP instead of ignoring it: containers would inherit an ignored signal.
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	for sig := range signals {
 		if sig == syscall.SIGHUP {
 			if err := fault.Contained(s.Restore); err != nil {
-				slog.Error("the keeper's files cannot be made anew", "err", err)
+				slog.Error("the keeper's files cannot be restored", "err", err)
 			}
 			continue
 		}
@@ -136,17 +136,17 @@ func endOnSignal(s *server.Server, end func()) {
 			end()
 			return
 		}
-		slog.Warn("the keeper stays: it holds pods, which would lose their parent", "signal", sig.String())
+		slog.Warn("the keeper does not end: it has pods, which would lose their parent", "signal", sig.String())
 	}
 }
 
-// sayReady tells the starter, who reads our output to its end, and then leaves its pipe.
+// sayReady reports readiness to the starter, which reads the output of the keeper to its end, and closes that pipe.
 func sayReady(log *logFile) {
 	slog.Info("the keeper serves", "pid", os.Getpid(), "version", version)
 	fmt.Println("ready")
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		slog.Error("leave the starter's pipe", "err", err)
+		slog.Error("close the starter's pipe", "err", err)
 		return
 	}
 	unix.Dup3(int(null.Fd()), 0, 0)

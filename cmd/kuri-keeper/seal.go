@@ -11,10 +11,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// seal makes sure that the program runs from a copy that nothing can write to, by starting it again from one.
+// seal executes the program again from a sealed copy, unless it already runs from one.
 //
-// The init of each container runs this program up to its exec, within reach of the container (CVE-2019-5736); libcontainer
-// would make such a copy each time. Where the kernel lets no such copy be executed it goes on doing that.
+// The init of a container that libcontainer starts runs this program up to its exec, where the container could write to the
+// file (CVE-2019-5736). Without a sealed copy libcontainer makes one for every container, and it still does so where the
+// kernel does not execute sealed copies.
 func seal() error {
 	const tried = "_KURI_SEALED"
 	defer os.Unsetenv(tried)
@@ -42,10 +43,11 @@ func seal() error {
 	return nil
 }
 
-// nameThreads gives the process its name, for ps, instead of the number of the copy's descriptor. New threads inherit it.
+// nameThreads sets the name that ps shows. Otherwise it would be the number of the sealed copy's descriptor. New threads
+// inherit it.
 func nameThreads(name string) {
 	files, _ := filepath.Glob("/proc/self/task/*/comm")
 	for _, f := range files {
-		os.WriteFile(f, []byte(name), 0) // a thread may have ended
+		os.WriteFile(f, []byte(name), 0) // a thread may have exited
 	}
 }

@@ -18,19 +18,19 @@ import (
 	"github.com/kuri-cri/kuri/probe"
 )
 
-// configInfo is what a verbose status has under "config". kubeadm reads sandboxImage, to compare it with the pause image that
-// it pulls: pods of Kuri have none, so there is nothing to compare and nothing to warn of.
+// configInfo returns the "config" part of a verbose status. kubeadm compares sandboxImage with the pause image that it pulls.
+// Kuri has no pause image, and an empty value makes kubeadm skip the comparison.
 func configInfo(cfg config.Config, driver cgroup.Driver, values map[string]any) map[string]any {
 	return map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "sandboxImage": "", "config": values, "debugSocket": debugSocket(cfg)}
 }
 
-// debugSocket is where kurid serves metrics, profiles and the state dump to root.
+// debugSocket is the path of the socket that serves metrics, profiles and the state dump to root.
 func debugSocket(cfg config.Config) string { return filepath.Join(cfg.State, "debug.sock") }
 
-// keeperLimit bounds the wait for what the keeper says of itself.
+// keeperLimit bounds the wait for the keeper's Info.
 const keeperLimit = 2 * time.Second
 
-// about is what a verbose status tells of this daemon beyond its configuration.
+// about collects the parts of a verbose status other than the configuration.
 type about struct {
 	cfg     config.Config
 	node    spec.Node
@@ -47,7 +47,7 @@ type program struct {
 	Version string `json:"version,omitempty"`
 	Pid     int    `json:"pid,omitempty"`
 	Started string `json:"started,omitempty"` // RFC 3339
-	Error   string `json:"error,omitempty"`   // why it tells nothing
+	Error   string `json:"error,omitempty"`   // why the other fields are empty
 }
 
 // info implements [server.Options].About.
@@ -96,25 +96,25 @@ func (a *about) nodeInfo() map[string]any {
 	return map[string]any{
 		"hostname": a.node.Hostname, "kernel": a.node.KernelVersion, "cgroups": cgroups, "systemd": a.node.Systemd,
 		"seccomp": a.node.Seccomp, "apparmor": a.node.AppArmor, "selinux": a.node.SELinux, "swapAccounting": a.node.Swap,
-		"noUserNamespaces": a.pods.Node.NoUserNamespaces, // why there are none; "" where there are
+		"noUserNamespaces": a.pods.Node.NoUserNamespaces, // the reason, "" if they are supported
 	}
 }
 
-// place is a directory and its filesystem.
-type place struct {
+// storageDir is a directory and its filesystem.
+type storageDir struct {
 	Dir string `json:"dir"`
 	probe.Filesystem
 	Error string `json:"error,omitempty"`
 }
 
-func (a *about) storage() map[string]place {
+func (a *about) storage() map[string]storageDir {
 	dirs := map[string]string{"root": a.cfg.Root, "state": a.cfg.State}
 	if a.cfg.ContainerRoot != "" {
 		dirs["containerRoot"] = a.cfg.ContainerRoot
 	}
-	out := make(map[string]place)
+	out := make(map[string]storageDir)
 	for name, dir := range dirs {
-		p := place{Dir: dir}
+		p := storageDir{Dir: dir}
 		var err error
 		if p.Filesystem, err = probe.FilesystemOf(dir); err != nil {
 			p.Error = err.Error()

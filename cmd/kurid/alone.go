@@ -9,9 +9,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/holder"
 )
 
-// serveAlone is "kurid alone", which kuri wipe starts while no daemon serves. It serves on the socket of --listen, and on
-// the one for debugging, so that no kubelet comes, until its standard input ends: it does not outlive who has started it. Its socket goes
-// with it.
+// serveAlone is "kurid alone", which kuri wipe starts when no daemon serves. It serves only the socket of --listen, a private
+// one that no kubelet knows, and the debug socket. It exits at the end of its standard input, so it does not outlive its
+// parent, and removes its socket.
 func serveAlone(ctx context.Context, cfg config.Config) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -20,12 +20,12 @@ func serveAlone(ctx context.Context, cfg config.Config) error {
 		stop()
 	}()
 	cfg.ImageListen, cfg.CadvisorListen, cfg.MetricsListen = "", "", ""
-	left, err := serve(ctx, cfg, noHolder(), nil)
-	if left != nil {
-		left.finish()
+	pending, err := serve(ctx, cfg, noHolder(), nil)
+	if pending != nil {
+		pending.finish()
 	}
 	return err
 }
 
-// noHolder is a client of a holder that is never there: sockets end with this process.
+// noHolder returns a client without a holder, so sockets are closed with this process.
 func noHolder() *holder.Client { return holder.Connect(os.DevNull) }

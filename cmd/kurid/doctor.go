@@ -14,19 +14,23 @@ import (
 	"github.com/kuri-cri/kuri/internal/server"
 )
 
-// examine is "kurid doctor", which kuri doctor starts while no daemon serves: it prints what is found as the JSON of
-// kuri.v1.ExamineResponse. It takes the flags and the file that the daemon would take. mend is "kurid doctor --fix".
+// examine is "kurid doctor", which kuri doctor starts when no daemon serves. It prints the findings as the JSON of
+// kuri.v1.ExamineResponse, and takes the daemon's flags and configuration file.
 func examine(ctx context.Context, cfg config.Config) error { return examineStopped(ctx, cfg, false) }
-func mend(ctx context.Context, cfg config.Config) error    { return examineStopped(ctx, cfg, true) }
+
+// examineAndFix is "kurid doctor --fix".
+func examineAndFix(ctx context.Context, cfg config.Config) error {
+	return examineStopped(ctx, cfg, true)
+}
 
 func examineStopped(ctx context.Context, cfg config.Config, fix bool) error {
 	if err := checkFormats(cfg); err != nil { // a newer version's records would look damaged
 		return err
 	}
-	for _, dir := range own(cfg) {
+	for _, dir := range ownedDirs(cfg) {
 		unlock, err := lock(dir)
 		if errors.Is(err, fault.Precondition) {
-			return locked(cfg, fault.New(fault.Precondition, "a kurid holds %s and does not answer at %s: %w", dir, cfg.Listen, err))
+			return locked(cfg, fault.New(fault.Precondition, "a kurid has locked %s and does not answer at %s: %w", dir, cfg.Listen, err))
 		}
 		if err != nil {
 			return err
@@ -45,7 +49,7 @@ func examineStopped(ctx context.Context, cfg config.Config, fix bool) error {
 	if err != nil {
 		return err
 	}
-	n, err := networks(cfg) // not closed: that would take an unused bridge away, and looking changes nothing
+	n, err := networks(cfg) // not closed: Close removes an unused bridge, and doctor must change nothing without --fix
 	if err != nil {
 		return err
 	}
@@ -56,7 +60,7 @@ func examineStopped(ctx context.Context, cfg config.Config, fix bool) error {
 	return printReport(report)
 }
 
-// locked reports locks whose owner has ended. Where it is a kurid that holds them, the error is why.
+// locked reports stale locks. If there are none, a living kurid has the directories, and it returns why.
 func locked(cfg config.Config, why error) error {
 	found, err := doctor.StaleLocks(cfg.Root, cfg.State)
 	if err != nil || len(found) == 0 {

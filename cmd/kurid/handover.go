@@ -13,23 +13,24 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// handOverMode is the argument with which kurid asks another kurid to end, for kurid-handover.service. systemd stops that unit
-// before it touches kurid.service. So the process that ends is still the main process of a unit that runs, and systemd
-// accepts another one (bowOut) also in versions that do not while they stop a unit, such as 252.
+// handOverMode is the argument with which kurid-handover.service runs kurid to end another kurid. systemd stops that unit
+// before kurid.service. kurid.service is still active then, so systemd accepts another main process (replaceMainPID). Versions
+// such as 252 do not accept one while they stop a unit.
 const handOverMode = "hand-over"
 
-// leftName is the name of a kurid's process (/proc/PID/comm) when another may be started, and this one goes on with what is
-// in flight. At most 15 bytes.
-const leftName = "kurid-leaves"
+// leavingName is the process name (/proc/PID/comm) of a kurid that only answers calls in flight; another kurid may start.
+// The kernel keeps 15 bytes of it.
+const leavingName = "kurid-leaves"
 
-// handOverLimit is how long a kurid may take from TERM to its end, or to that name.
+// handOverLimit bounds the time from SIGTERM until a kurid exits or takes leavingName.
 const handOverLimit = 30 * time.Second
 
-// asked is the file that is there while a kurid is asked to hand over. It tells that one that systemd is about to stop its unit.
-func asked(pid int) string { return fmt.Sprintf("/run/kurid-hand-over.%d", pid) }
+// handOverFile is the path of a file that exists while a kurid is asked to hand over. It tells that kurid that systemd is
+// about to stop its unit.
+func handOverFile(pid int) string { return fmt.Sprintf("/run/kurid-hand-over.%d", pid) }
 
-// handOver asks the kurid with that process id to end, and returns when another may be started. "0" is nobody, as systemd
-// tells it; so is a process that is not a kurid of this node any more.
+// handOver sends SIGTERM to the kurid with the process id, and returns when another kurid may start. It does nothing for
+// "0", systemd's value for no main process, and for a process that is not a kurid of this node.
 func handOver(id string) error {
 	pid, err := strconv.Atoi(id)
 	if err != nil || pid < 0 {
@@ -38,10 +39,10 @@ func handOver(id string) error {
 	if pid == 0 || !isKurid(pid) {
 		return nil
 	}
-	if err := os.WriteFile(asked(pid), nil, 0o600); err != nil {
+	if err := os.WriteFile(handOverFile(pid), nil, 0o600); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
-	defer os.Remove(asked(pid))
+	defer os.Remove(handOverFile(pid))
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err == nil {
 		defer unix.Close(pidfd)
@@ -61,12 +62,12 @@ func handOver(id string) error {
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("wait for the end of process %d: %w", pid, err)
 		}
-		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(name)) == leftName {
+		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(name)) == leavingName {
 			return nil
 		}
 	}
-	return fault.New(fault.Unavailable, "process %d was asked to end, and owns its directories after %s", pid, handOverLimit)
+	return fault.New(fault.Unavailable, "process %d was asked to end, but still owns its directories after %s", pid, handOverLimit)
 }
 
-// rename gives this process another name.
+// rename sets the name of this process.
 func rename(name string) error { return os.WriteFile("/proc/self/comm", []byte(name), 0) }

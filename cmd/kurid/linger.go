@@ -16,45 +16,45 @@ import (
 	"github.com/kuri-cri/kuri/internal/server"
 )
 
-// rest is what is left of a daemon that has closed all that owns records: the requests that it has still to answer. Another
-// daemon may serve already.
-type rest struct {
+// pendingCalls are the calls in flight of a daemon that has already closed everything that owns records. Another daemon may
+// be serving.
+type pendingCalls struct {
 	server *server.Server
-	keeper *keeper.Client // of the commands that still run
+	keeper *keeper.Client // for commands that still run
 }
 
-// finish answers what there is to answer.
-func (r *rest) finish() {
+// finish answers the calls.
+func (r *pendingCalls) finish() {
 	n := r.server.Released()
-	_, err := os.Stat(asked(os.Getpid()))
+	_, err := os.Stat(handOverFile(os.Getpid()))
 	handsOver := err == nil
 	if n > 0 {
-		slog.Info("kurid answers what is in flight; another may be started", "requests", n)
+		slog.Info("kurid answers its calls in flight; another kurid may start", "requests", n)
 	}
 	if n > 0 || handsOver {
-		if err := bowOut(handsOver); err != nil {
-			slog.Warn("systemd may wait with the next kurid until this one has answered what is in flight", "err", err)
+		if err := replaceMainPID(handsOver); err != nil {
+			slog.Warn("systemd may not start the next kurid until this one has answered its calls in flight", "err", err)
 		}
-		if err := rename(leftName); err != nil {
-			slog.Warn("who waits to start the next kurid waits until this one has answered what is in flight", "err", err)
+		if err := rename(leavingName); err != nil {
+			slog.Warn("kurid-handover.service may wait until this kurid has answered its calls in flight", "err", err)
 		}
 	}
 	r.server.Wait()
 	r.keeper.Close()
 }
 
-// standInMode is the argument with which kurid is a process that stands in for another: see bowOut.
+// standInMode is the argument with which kurid is a placeholder main process: see replaceMainPID.
 const standInMode = "stand-in"
 
-// bowOut makes systemd take the daemon for ended, so that it starts the next one, while this process goes on. For systemd a
-// unit has stopped when its main process has ended (KillMode=process): that is now a child of systemd's, which ends as soon
-// as systemd knows of it. With stay it is ended by systemd, which is about to stop the unit: if it ended before, the unit would
-// be one that restarts, and systemd would wait RestartSec. Without systemd bowOut does nothing.
-func bowOut(stay bool) error {
+// replaceMainPID lets systemd start the next kurid while this process still runs. With KillMode=process a unit has stopped
+// when its main process has exited. So it makes a placeholder process, a child of systemd, the main process. The placeholder
+// exits as soon as systemd has accepted it. With stay it waits until systemd, which is about to stop the unit, kills it: if
+// it exited before, systemd would restart the unit after RestartSec. Without systemd replaceMainPID does nothing.
+func replaceMainPID(stay bool) error {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil
 	}
-	// 1. Our parent's child, which ends when we close the pipe, or at its limit.
+	// 1. Start the placeholder as a sibling. It exits when this process closes the pipe, or at stayLimit.
 	waits, end, err := os.Pipe()
 	if err != nil {
 		return err
@@ -69,21 +69,21 @@ func bowOut(stay bool) error {
 		Dir: "/", Files: []*os.File{waits, nil, nil}, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 	})
 	if err != nil {
-		return fmt.Errorf("start a process that stands in for this one: %w", err)
+		return fmt.Errorf("start a placeholder main process: %w", err)
 	}
 	defer child.Release()
 
-	// 2. The main process, as soon as systemd has read that it is.
+	// 2. Make it the main process, and wait until systemd has read that.
 	if _, err := daemon.SdNotify(false, fmt.Sprintf("MAINPID=%d", child.Pid)); err != nil {
-		return fmt.Errorf("tell systemd of another main process: %w", err)
+		return fmt.Errorf("tell systemd the new main process: %w", err)
 	}
 	return notifyBarrier()
 }
 
-// barrierLimit is how long systemd may take to read what it was told.
+// barrierLimit bounds the time that systemd may take to read notifications.
 const barrierLimit = 5 * time.Second
 
-// notifyBarrier returns when systemd has read all notifications, as sd_notify_barrier(3) does.
+// notifyBarrier waits until systemd has read all notifications, like sd_notify_barrier(3).
 func notifyBarrier() error {
 	read, held, err := os.Pipe()
 	if err != nil {
@@ -106,10 +106,10 @@ func notifyBarrier() error {
 	return nil
 }
 
-// stayLimit is when a process that stands in ends by itself, if nobody stops the unit after all: then systemd starts a kurid anew.
+// stayLimit is when a placeholder exits by itself because nobody has stopped the unit. systemd then starts kurid again.
 const stayLimit = 10 * time.Second
 
-// standIn is the process that stands in.
+// standIn is the placeholder main process.
 func standIn(stay bool) {
 	io.Copy(io.Discard, os.Stdin)
 	if stay {

@@ -14,12 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lock makes dir and takes it for this process, until unlock or its death. The error names the process that has it. The
-// lock is the kernel's: a file that a dead daemon has left locks nothing, and a full disk, or one that can only be read,
-// keeps nobody from locking. A daemon whose file was removed, alone or with dir, has dir as long as it lives.
+// lock creates dir and locks it for this process, until unlock or the end of the process. Its error names the process that
+// has the lock. The lock is flock(2)'s: a file left by a dead daemon locks nothing, and locking works on a full or read-only
+// disk. A daemon whose lock file was removed, alone or with dir, keeps dir as long as it lives.
 func lock(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, fmt.Errorf("make %s: %w", dir, err)
+		return nil, fmt.Errorf("create %s: %w", dir, err)
 	}
 	f, err := lockFile(dir)
 	if err != nil {
@@ -32,25 +32,25 @@ func lock(dir string) (unlock func(), err error) {
 		}
 		return nil, &lockedError{dir, lockedBy(f)}
 	}
-	// Who has locked it before us has written into it. In a file that nobody has, we may be the first since another was removed.
+	// Every owner writes to its lock file. An empty file may be new because the file of a living daemon was removed.
 	pid := 0
 	if !written(f) {
 		pid = lockedUnlinked(f.Name())
 	}
 	if pid != 0 {
 		f.Close()
-		slog.Warn("a kurid lives whose lock was removed", "lock", f.Name(), "pid", pid)
+		slog.Warn("the lock file of a running kurid was removed", "lock", f.Name(), "pid", pid)
 		return nil, &lockedError{dir, strconv.Itoa(pid)}
 	}
-	// The file's number is for people, and for those who cannot see the kernel's list. It is written over the old one, which
-	// takes no space.
+	// The pid in the file is for people, and for processes that cannot see /proc/locks. Overwriting the old pid needs no disk
+	// space.
 	if _, err := f.WriteAt([]byte(fmt.Sprintf("%-10d\n", os.Getpid())), 0); err != nil {
-		slog.Warn("the number of this process cannot be written into its lock", "file", f.Name(), "err", err)
+		slog.Warn("cannot write the process id to the lock file", "file", f.Name(), "err", err)
 	}
 	return func() { f.Close() }, nil
 }
 
-// lockFile opens what is locked: a file in dir, or dir itself where no file can be made.
+// lockFile opens the file to lock: kurid.lock in dir, or dir itself if no file can be created.
 func lockFile(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "kurid.lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -66,7 +66,7 @@ func lockFile(dir string) (*os.File, error) {
 	return os.Open(dir)
 }
 
-// lockedBy returns the process that has locked the file: what the kernel says, or else what the file does.
+// lockedBy returns the process that has locked the file, from the kernel if possible, else from the file.
 func lockedBy(f *os.File) string {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err == nil {
@@ -81,7 +81,8 @@ func lockedBy(f *os.File) string {
 	return "(unknown)"
 }
 
-// flockHolder looks a file up in /proc/locks (proc_locks(5)); "" when it is not there, or locked from another PID namespace.
+// flockHolder returns the pid that has locked a file, from /proc/locks (proc_locks(5)). It returns "" if the file is not
+// listed there, or is locked from another PID namespace.
 func flockHolder(file string) string {
 	locks, err := os.Open("/proc/locks")
 	if err != nil {
@@ -107,8 +108,8 @@ func written(f *os.File) bool {
 	return err == nil && info.Mode().IsRegular() && info.Size() > 0
 }
 
-// lockedUnlinked returns the kurid that has locked a file which was at path and has been removed since, 0 for none. To read
-// the kernel's list takes 10 to 20 ms: the kernel waits for an RCU grace period to keep it still.
+// lockedUnlinked returns the pid of a kurid that has locked a removed file that was at path, 0 for none. Reading /proc/locks
+// takes 10 to 20 ms, because the kernel waits for an RCU grace period.
 func lockedUnlinked(path string) int {
 	locks, err := os.ReadFile("/proc/locks")
 	if err != nil {
@@ -124,7 +125,7 @@ func lockedUnlinked(path string) int {
 			continue
 		}
 		fds := fmt.Sprintf("/proc/%d/fd", pid)
-		entries, _ := os.ReadDir(fds) // it may have ended
+		entries, _ := os.ReadDir(fds) // it may have exited
 		for _, e := range entries {
 			if name, err := os.Readlink(filepath.Join(fds, e.Name())); err == nil && name == path+" (deleted)" {
 				return pid
@@ -134,7 +135,7 @@ func lockedUnlinked(path string) int {
 	return 0
 }
 
-// isKurid reports whether a process is a kurid of this node: one in a container may call itself so, and has no say here.
+// isKurid reports whether a process is a kurid in this PID namespace. A process in a container may have the same name.
 func isKurid(pid int) bool {
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	if err != nil || strings.TrimSpace(string(name)) != "kurid" {

@@ -1,5 +1,5 @@
-// Command kurid is Kuri's daemon: it serves the Container Runtime Interface, v1 and v1alpha2, to a kubelet or any other
-// client. It may be killed, restarted or replaced at any moment; what runs goes on running.
+// Command kurid is Kuri's daemon. It serves the Container Runtime Interface, v1 and v1alpha2, to a kubelet or any other
+// client. It may be killed, restarted or replaced at any moment; pods keep running.
 package main
 
 import (
@@ -26,7 +26,7 @@ import (
 var version = "dev"
 
 func main() {
-	// The main thread is this goroutine's alone: one that enters namespaces for others has to end, and it cannot.
+	// Keep the main thread for this goroutine: a thread that has entered a namespace must exit, and the main thread cannot.
 	runtime.LockOSThread()
 	args, read, work := os.Args[1:], configure, run
 	switch {
@@ -48,7 +48,7 @@ func main() {
 	case len(args) > 0 && args[0] == "doctor":
 		args, work = args[1:], examine
 		if len(args) > 0 && args[0] == "--fix" {
-			args, work = args[1:], mend
+			args, work = args[1:], examineAndFix
 		}
 	}
 	cfg, err := read(args)
@@ -63,14 +63,14 @@ func main() {
 	dumpStacks()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	context.AfterFunc(ctx, stop) // a second signal kills the process
 	if err := work(ctx, cfg); err != nil {
 		slog.Error("kurid ends", "err", err)
 		os.Exit(1)
 	}
 }
 
-// configureStreams reads the flags of the process that streams, which needs no file.
+// configureStreams reads the flags of "kurid streams", which needs no configuration file.
 func configureStreams(args []string) (config.Config, error) {
 	cfg := config.Default()
 	flags := flag.NewFlagSet("kurid "+stream.Mode, flag.ContinueOnError)
@@ -79,32 +79,32 @@ func configureStreams(args []string) (config.Config, error) {
 	return cfg, flags.Parse(args)
 }
 
-// streams is the process that streams, which kurid starts.
+// streams is "kurid streams", a child of kurid that serves exec, attach and port forwarding.
 func streams(ctx context.Context, _ config.Config) error { return stream.Serve(ctx) }
 
-// configure reads the flags, the file that they name, and lets the flags have the last word.
+// configure reads the flags and the configuration file. Flags override the file.
 func configure(args []string) (config.Config, error) {
 	flags := flag.NewFlagSet("kurid", flag.ContinueOnError)
-	file := flags.String("config", "", "`file` with the configuration (default "+config.File+", if it is there)")
-	said := config.Default()
-	flags.StringVar(&said.Listen, "listen", said.Listen, "`path` of the CRI socket")
-	flags.StringVar(&said.ImageListen, "image-listen", said.ImageListen, "`path` of a second socket, for the ImageService; default: the same socket")
-	flags.StringVar(&said.Root, "root", said.Root, "`directory` for images and what must outlive a reboot")
-	flags.StringVar(&said.State, "state", said.State, "`directory` for what lives as long as the boot")
-	flags.StringVar(&said.LogLevel, "log-level", said.LogLevel, "debug, info, warn or error")
-	flags.StringVar(&said.LogFormat, "log-format", said.LogFormat, "text or json")
-	flags.StringVar(&said.CgroupDriver, "cgroup-driver", said.CgroupDriver, "auto, systemd or cgroupfs")
-	replace := flags.Bool("replace", false, "take over from a kurid that serves these directories, which ends")
-	showVersion := flags.Bool("version", false, "print the version and end")
+	file := flags.String("config", "", "`file` with the configuration (default "+config.File+", if it exists)")
+	flagged := config.Default()
+	flags.StringVar(&flagged.Listen, "listen", flagged.Listen, "`path` of the CRI socket")
+	flags.StringVar(&flagged.ImageListen, "image-listen", flagged.ImageListen, "`path` of a second socket, for the ImageService; default: the same socket")
+	flags.StringVar(&flagged.Root, "root", flagged.Root, "`directory` for images and everything else that survives a reboot")
+	flags.StringVar(&flagged.State, "state", flagged.State, "`directory` for sockets and everything else that does not survive a reboot")
+	flags.StringVar(&flagged.LogLevel, "log-level", flagged.LogLevel, "debug, info, warn or error")
+	flags.StringVar(&flagged.LogFormat, "log-format", flagged.LogFormat, "text or json")
+	flags.StringVar(&flagged.CgroupDriver, "cgroup-driver", flagged.CgroupDriver, "auto, systemd or cgroupfs")
+	replace := flags.Bool("replace", false, "take over from a running kurid with the same directories, and end it")
+	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
-		return said, err
+		return flagged, err
 	}
 	if *showVersion {
 		fmt.Println("kurid", version)
-		return said, flag.ErrHelp
+		return flagged, flag.ErrHelp
 	}
 	if flags.NArg() > 0 {
-		return said, fmt.Errorf("unexpected argument %q; kurid takes flags only, see --help", flags.Arg(0))
+		return flagged, fmt.Errorf("unexpected argument %q: kurid takes only flags, see --help", flags.Arg(0))
 	}
 
 	path := *file
@@ -118,23 +118,23 @@ func configure(args []string) (config.Config, error) {
 	flags.Visit(func(f *flag.Flag) {
 		switch f.Name {
 		case "listen":
-			cfg.Listen = said.Listen
+			cfg.Listen = flagged.Listen
 		case "image-listen":
-			cfg.ImageListen = said.ImageListen
+			cfg.ImageListen = flagged.ImageListen
 		case "root":
-			cfg.Root = said.Root
+			cfg.Root = flagged.Root
 		case "state":
-			cfg.State = said.State
-			// A state directory of its own means a socket of its own, unless that is said otherwise.
+			cfg.State = flagged.State
+			// Another state directory implies another socket, unless --listen or the file names one.
 			if !isSet(flags, "listen") && cfg.Listen == config.Default().Listen {
-				cfg.Listen = strings.TrimSuffix(said.State, "/") + "/kuri.sock"
+				cfg.Listen = strings.TrimSuffix(flagged.State, "/") + "/kuri.sock"
 			}
 		case "log-level":
-			cfg.LogLevel = said.LogLevel
+			cfg.LogLevel = flagged.LogLevel
 		case "log-format":
-			cfg.LogFormat = said.LogFormat
+			cfg.LogFormat = flagged.LogFormat
 		case "cgroup-driver":
-			cfg.CgroupDriver = said.CgroupDriver
+			cfg.CgroupDriver = flagged.CgroupDriver
 		}
 	})
 	cfg.Replace = *replace
@@ -158,13 +158,13 @@ func logTo(cfg config.Config) {
 		h = slog.NewJSONHandler(os.Stderr, opts)
 	}
 	slog.SetDefault(slog.New(h))
-	klog.SetSlogLogger(slog.New(library{h})) // what the libraries of Kubernetes have to say
+	klog.SetSlogLogger(slog.New(libraryLog{h})) // Kubernetes' libraries log through klog
 }
 
-// library takes the log of a library that reads connections which we close: that they are closed is no error.
-type library struct{ slog.Handler }
+// libraryLog drops the errors that a library logs when it reads a connection that Kuri has closed.
+type libraryLog struct{ slog.Handler }
 
-func (l library) Handle(ctx context.Context, r slog.Record) error {
+func (l libraryLog) Handle(ctx context.Context, r slog.Record) error {
 	closed := false
 	r.Attrs(func(a slog.Attr) bool {
 		err, ok := a.Value.Any().(error)
@@ -177,8 +177,8 @@ func (l library) Handle(ctx context.Context, r slog.Record) error {
 	return l.Handler.Handle(ctx, r)
 }
 
-func (l library) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return library{l.Handler.WithAttrs(attrs)}
+func (l libraryLog) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return libraryLog{l.Handler.WithAttrs(attrs)}
 }
 
-func (l library) WithGroup(name string) slog.Handler { return library{l.Handler.WithGroup(name)} }
+func (l libraryLog) WithGroup(name string) slog.Handler { return libraryLog{l.Handler.WithGroup(name)} }

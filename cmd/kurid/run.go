@@ -36,24 +36,24 @@ import (
 	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
-// run serves until ctx ends. Pods go on running, and what is in flight then is answered beside the next daemon.
+// run serves until ctx ends. Pods keep running. Calls in flight are then answered while the next daemon already serves.
 func run(ctx context.Context, cfg config.Config) error {
 	tracer := traces(ctx, cfg)
-	defer tracer.Close() // last of all: its collector may be away, and nobody is to wait for that
-	left, err := serve(ctx, cfg, holder.Connect(cfg.State), tracer)
-	if left != nil {
-		left.finish()
+	defer tracer.Close() // last of all: its collector may not answer, and nothing must wait for it
+	pending, err := serve(ctx, cfg, holder.Connect(cfg.State), tracer)
+	if pending != nil {
+		pending.finish()
 	}
 	return err
 }
 
-// serve builds the parts in order, serves until ctx ends, and closes them in reverse. It returns what has still requests to
-// answer, nil for nothing. The holder keeps the sockets.
-func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *trace.Exporter) (left *rest, err error) {
+// serve builds the parts in order, serves until ctx ends, and closes the parts in reverse. It returns the calls that are
+// still in flight, nil for none. The holder keeps the listening sockets.
+func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *trace.Exporter) (pending *pendingCalls, err error) {
 	defer held.Close()
-	go threads.Trim(ctx, 16, time.Minute) // ends with ctx; touches nothing of what follows
+	go threads.Trim(ctx, 16, time.Minute) // ends with ctx, and uses nothing of what follows
 
-	// 1. What this node is, and what is configured of pods and images.
+	// 1. The node's facts, and the configuration of pods.
 	facts, err := nodeFacts(cfg)
 	if err != nil {
 		return nil, err
@@ -66,8 +66,9 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	if err != nil {
 		return nil, err
 	}
+	podOptions.Node, podOptions.Driver, podOptions.ScopePrefix = facts, driver, cfg.ScopePrefix
 
-	// 2. These directories are ours alone, if no newer version has written in them: before a running one is asked to end.
+	// 2. Lock the directories. Before another daemon is asked to end, make sure that no newer version has written records.
 	if err := checkFormats(cfg); err != nil {
 		return nil, err
 	}
@@ -98,16 +99,12 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	defer net.Close()
 
 	// 5. The keeper, and the pods that it holds.
-	podOptions.Node, podOptions.Driver, podOptions.ScopePrefix = facts, driver, cfg.ScopePrefix
-	keep, err := keeper.Start(ctx, keeper.Options{
-		Program: cfg.Keeper, StateDir: cfg.State, LogLevel: cfg.LogLevel, SystemdCgroup: driver == cgroup.Systemd,
-		Asked: func() *keeper.Predecessor { return pod.Asked(podOptions) },
-	})
+	keep, err := startKeeper(ctx, cfg, podOptions)
 	if err != nil {
-		return nil, fmt.Errorf("start the keeper: %w", err)
+		return nil, err
 	}
 	defer func() {
-		if left == nil {
+		if pending == nil {
 			keep.Close()
 		}
 	}()
@@ -118,14 +115,7 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	}
 	defer pods.Close()
 	settled()
-	for pod, result := range pods.Attached() {
-		if err := net.Restore(pod, result); err != nil {
-			slog.Error("a pod may lose its network", "err", err)
-		}
-	}
-	if err := net.Reclaim(ctx, pods.Networked); err != nil { // not a reason to serve nobody
-		slog.Warn("networks of pods that are gone could not be reclaimed; the next start tries again", "err", err)
-	}
+	restoreNetworks(ctx, net, pods)
 
 	// 6. The streams of exec, attach and port forwarding.
 	streams, err := stream.Open(streamOptions(cfg))
@@ -143,8 +133,9 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	defer sockets.Close()
 	srv, err := server.Listen(server.Options{
 		Socket: sockets.Unix,
-		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen, DebugListen: debugSocket(cfg),
-		Pods: pods, Images: images, Network: net, Streams: streams, Holder: held,
+		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen,
+		DebugListen: debugSocket(cfg),
+		Pods:        pods, Images: images, Network: net, Streams: streams, Holder: held,
 		Trace: tracer.Hook(), SlowAfter: slowAfter(cfg), Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info:       configInfo(cfg, driver, values),
 		About:      (&about{cfg: cfg, node: facts, keeper: keep, holder: held, network: net, images: images, pods: pods, began: time.Now()}).info,
@@ -159,7 +150,7 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	}
 	defer func() {
 		if srv.Drain() {
-			left = &rest{srv, keep}
+			pending = &pendingCalls{srv, keep}
 		}
 		keep.Linger()
 	}()
@@ -169,15 +160,40 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 
 	select {
 	case <-ctx.Done():
-		// systemd is not told STOPPING=1: it would take no other main process from then on (bowOut).
-		slog.Info("kurid ends as asked, the pods go on")
+		// Not STOPPING=1: after it systemd accepts no other main process (replaceMainPID).
+		slog.Info("kurid ends as asked; pods keep running")
 		return nil, nil
 	case err := <-srv.Failed():
 		return nil, err
 	}
 }
 
-// nodeFacts are those of this node, and the block I/O classes that are configured for it.
+// startKeeper connects to the keeper, and starts holder and keeper if they do not run.
+func startKeeper(ctx context.Context, cfg config.Config, pods pod.Options) (*keeper.Client, error) {
+	keep, err := keeper.Start(ctx, keeper.Options{
+		Program: cfg.Keeper, StateDir: cfg.State, LogLevel: cfg.LogLevel, SystemdCgroup: pods.Driver == cgroup.Systemd,
+		Asked: func() *keeper.Predecessor { return pod.Asked(pods) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start the keeper: %w", err)
+	}
+	return keep, nil
+}
+
+// restoreNetworks restores the networks of the recovered pods and releases those of removed ones. A failure is only logged:
+// the daemon still serves.
+func restoreNetworks(ctx context.Context, net *network.Select, pods *pod.Pods) {
+	for pod, result := range pods.Attached() {
+		if err := net.Restore(pod, result); err != nil {
+			slog.Error("a pod may lose its network", "err", err)
+		}
+	}
+	if err := net.Reclaim(ctx, pods.Networked); err != nil {
+		slog.Warn("networks of removed pods could not be released; the next start tries again", "err", err)
+	}
+}
+
+// nodeFacts returns the facts about this node, with its configured block I/O classes.
 func nodeFacts(cfg config.Config) (spec.Node, error) {
 	facts, err := node.Read()
 	if err != nil {
@@ -191,7 +207,7 @@ func nodeFacts(cfg config.Config) (spec.Node, error) {
 	return facts, nil
 }
 
-// podOptions are those that the configuration has: the parts of the daemon come to them.
+// podOptions returns the options that come from the configuration; serve adds the parts of the daemon.
 func podOptions(cfg config.Config) (pod.Options, error) {
 	o := pod.Options{
 		Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot,
@@ -217,16 +233,16 @@ func podOptions(cfg config.Config) (pod.Options, error) {
 	return o, err
 }
 
-// traces returns what sends traces, nil for nothing. That they cannot be sent is no reason to serve nobody.
+// traces returns the exporter of traces, nil for none. An error is only logged: the daemon still serves.
 func traces(ctx context.Context, cfg config.Config) *trace.Exporter {
 	e, err := trace.Open(ctx, cfg.TraceEndpoint, version)
 	if err != nil {
-		slog.Error("no traces are sent", "err", err)
+		slog.Error("traces are not exported", "err", err)
 	}
 	return e
 }
 
-// slowAfter is when methods are slow.
+// slowAfter returns the durations after which calls are logged as slow, by method.
 func slowAfter(cfg config.Config) map[string]time.Duration {
 	after := make(map[string]time.Duration)
 	for method, seconds := range cfg.LogSlow {
@@ -267,7 +283,7 @@ func streamOptions(cfg config.Config) stream.Options {
 	}
 }
 
-// networks returns the choice between CNI and the built-in network.
+// networks returns CNI and the built-in network, behind the configured choice between them.
 func networks(cfg config.Config) (*network.Select, error) {
 	subnets, err := cfg.Network.Prefixes()
 	if err != nil {
@@ -295,7 +311,7 @@ func networks(cfg config.Config) (*network.Select, error) {
 	return network.NewSelect(cni, bridge, network.Choice(cfg.Network.Use)), nil
 }
 
-// handlers are the runtime handlers that are configured.
+// handlers returns the configured runtime handlers by name.
 func handlers(cfg config.Config) (map[string]pod.Handler, error) {
 	out := make(map[string]pod.Handler)
 	for name, h := range cfg.Handlers {
@@ -308,8 +324,8 @@ func handlers(cfg config.Config) (map[string]pod.Handler, error) {
 	return out, nil
 }
 
-// own lists the directories that no other daemon may use.
-func own(cfg config.Config) []string {
+// ownedDirs returns the directories that only one daemon may use.
+func ownedDirs(cfg config.Config) []string {
 	dirs := []string{cfg.Root, cfg.State}
 	if cfg.ContainerRoot != "" {
 		dirs = append(dirs, cfg.ContainerRoot)
@@ -317,8 +333,8 @@ func own(cfg config.Config) []string {
 	return dirs
 }
 
-// checkFormats returns an error that names a record which a newer version of Kuri wrote. Nothing has been changed then, and
-// nothing must be: what this version does not understand it could only take apart.
+// checkFormats returns an error that names a record written by a newer version of Kuri. It must run before anything is
+// changed, because this version could only damage such records.
 func checkFormats(cfg config.Config) error {
 	return cmp.Or(
 		pod.CheckFormats(cfg.Root, cfg.State), keeper.CheckFormats(cfg.State), image.CheckFormats(cfg.Root), layer.CheckFormats(cfg.Root),
@@ -326,6 +342,6 @@ func checkFormats(cfg config.Config) error {
 	)
 }
 
-// bridgeDir and cniDir are where the two networks have their records.
+// bridgeDir and cniDir are the directories of the two networks' records.
 func bridgeDir(cfg config.Config) string { return filepath.Join(cfg.State, "network") }
 func cniDir(cfg config.Config) string    { return filepath.Join(cfg.Root, "cni") }
