@@ -1,9 +1,11 @@
 package network
 
 import (
+	"cmp"
 	"math"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/libcni"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -58,9 +60,12 @@ func (a *attachment) addCapabilities(list *libcni.NetworkConfigList, pod Pod, po
 	return nil
 }
 
-// cniPorts is the shape of the capability portMappings.
+// cniPorts is the shape of the capability portMappings. Mappings for one address come first: the first rule of portmap that
+// matches a packet counts.
 func cniPorts(ports []PortMapping) []map[string]any {
 	var all []map[string]any
+	ports = slices.Clone(ports)
+	slices.SortStableFunc(ports, func(a, b PortMapping) int { return cmp.Compare(a.width(), b.width()) })
 	for _, m := range ports {
 		entry := map[string]any{"hostPort": m.HostPort, "containerPort": m.ContainerPort, "protocol": string(m.Protocol)}
 		if m.HostIP.IsValid() {

@@ -35,7 +35,7 @@ func TestReferencePlugins(t *testing.T) {
 			must(t, cni.Ready(t.Context()))
 			pod, ns := newPod(t)
 			pod.Annotations = map[string]string{IngressBandwidth: "8M"}
-			pod.PortMappings = []PortMapping{{Protocol: TCP, ContainerPort: 80, HostPort: 8080}}
+			pod.PortMappings = []PortMapping{{Protocol: TCP, ContainerPort: 81, HostPort: 8080}, {Protocol: TCP, ContainerPort: 80, HostPort: 8080, HostIP: uplink4}}
 			r := attach(t, cni, pod)
 			if r.IPs[0] != netip.MustParseAddr("10.202.0.2") {
 				t.Errorf("addresses %v, want one of the pod CIDR", r.IPs)

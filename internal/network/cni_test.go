@@ -201,16 +201,18 @@ func TestWhatPluginsAreTold(t *testing.T) {
 	write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[
 		{"type":"first","capabilities":{"dns":true,"portMappings":true,"cgroupPath":true}},{"type":"second"}]}`)
 	pod, _ := newPod(t)
-	pod.PortMappings = []PortMapping{{Protocol: TCP, ContainerPort: 80, HostPort: 8080, HostIP: uplink4}, {Protocol: TCP, ContainerPort: 90}}
+	pod.PortMappings = []PortMapping{
+		{Protocol: TCP, ContainerPort: 81, HostPort: 8080}, {Protocol: TCP, ContainerPort: 80, HostPort: 8080, HostIP: uplink4}, {Protocol: TCP, ContainerPort: 90},
+	}
 	pod.DNS = DNS{Servers: []string{"192.0.2.53"}, Searches: []string{"svc.local"}, Options: []string{"ndots:5"}}
 	pod.CgroupParent = "/kubepods/pod1"
 	r := attach(t, cni, pod)
-	if len(r.HostPorts) != 1 {
+	if len(r.HostPorts) != 2 {
 		t.Errorf("host ports in effect: %v", r.HostPorts)
 	}
 	for _, want := range []string{
 		"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=" + pod.ID + ";K8S_POD_UID=uid-1 eth0 " + pod.ID,
-		`"portMappings":[{"containerPort":80,"hostIP":"198.51.100.1","hostPort":8080,"protocol":"tcp"}]`,
+		`"portMappings":[{"containerPort":80,"hostIP":"198.51.100.1","hostPort":8080,"protocol":"tcp"},{"containerPort":81,"hostPort":8080,"protocol":"tcp"}]`, // the narrower one first
 		`"dns":{"options":["ndots:5"],"searches":["svc.local"],"servers":["192.0.2.53"]}`,
 		`"cgroupPath":"/kubepods/pod1"`,
 	} {

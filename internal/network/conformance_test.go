@@ -345,6 +345,8 @@ func conformHostPorts(t *testing.T, n subject, outside *os.File) {
 		{Protocol: TCP, ContainerPort: 80, HostPort: 8080},
 		{Protocol: UDP, ContainerPort: 53, HostPort: 8053, HostIP: uplink4},
 		{Protocol: TCP, ContainerPort: 443}, // asks for nothing
+		{Protocol: TCP, ContainerPort: 81, HostPort: 8081},
+		{Protocol: TCP, ContainerPort: 82, HostPort: 8081, HostIP: uplink4}, // takes precedence at its address
 	}
 	r, err := n.Attach(ctx, pod)
 	must(t, err)
@@ -357,6 +359,10 @@ func conformHostPorts(t *testing.T, n subject, outside *os.File) {
 	expect(t, outside, "tcp", node, "pod", outside4)
 	expect(t, outside, "udp", netip.AddrPortFrom(uplink4, 8053), "pod", outside4)
 	expect(t, outside, "tcp", netip.AddrPortFrom(uplink6, 8080), "pod", outside6)
+	serve(t, ns, "tcp", ":81", "everywhere")
+	serve(t, ns, "tcp", ":82", "here")
+	expect(t, outside, "tcp", netip.AddrPortFrom(uplink4, 8081), "here", outside4)
+	expect(t, outside, "tcp", netip.AddrPortFrom(uplink6, 8081), "everywhere", outside6)
 	for where, from := range map[string]*os.File{"node": nil, "another pod": nsOther, "itself": ns} {
 		if got, err := ask(from, "tcp", node); err != nil || !strings.HasPrefix(got, "pod ") {
 			t.Errorf("from %s: %q, %v", where, got, err)

@@ -115,12 +115,14 @@ func (p *pool) keep(l *lease, ips []netip.Addr) error {
 	return writeRecord(p.path(l.PodID), leaseVersion, l)
 }
 
-// portsFree refuses a host port that another pod has, or that one pod asks for twice.
+// portsFree refuses a host port that another pod has, or that one pod asks for with two different container ports. One pod
+// may have a mapping for every address of the node and another for one of these, which takes precedence: Kubernetes only warns
+// of that, and containerd and CRI-O run such a pod.
 func (p *pool) portsFree(asked []PortMapping) error {
 	for i, m := range asked {
 		for _, other := range asked[:i] {
-			if m.clash(other) {
-				return fault.New(fault.Invalid, "host port %s is asked for twice", m)
+			if m.contradicts(other) {
+				return fault.New(fault.Invalid, "host port %s is asked for twice, for the container ports %d and %d", m, other.ContainerPort, m.ContainerPort)
 			}
 		}
 		for _, id := range slices.Sorted(maps.Keys(p.leases)) {
@@ -132,6 +134,20 @@ func (p *pool) portsFree(asked []PortMapping) error {
 		}
 	}
 	return nil
+}
+
+// contradicts reports whether the two mappings send the same packets to different ports of their pod, and neither is for a
+// narrower address than the other.
+func (m PortMapping) contradicts(o PortMapping) bool {
+	return m.ContainerPort != o.ContainerPort && m.clash(o) && m.width() == o.width()
+}
+
+// width is 0 for a mapping of one address of the node, and 1 for one of every address.
+func (m PortMapping) width() int {
+	if m.HostIP.IsValid() && !m.HostIP.IsUnspecified() {
+		return 0
+	}
+	return 1
 }
 
 // clash tells whether one packet could be meant for both mappings.

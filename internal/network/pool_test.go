@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -123,6 +124,37 @@ func TestClash(t *testing.T) {
 	} {
 		if c.a.clash(c.b) != c.want || c.b.clash(c.a) != c.want {
 			t.Errorf("%s and %s: want %v", c.a, c.b, c.want)
+		}
+	}
+}
+
+// A pod may ask for a port of one address beside the same port of all addresses, or for the same mapping twice.
+func TestHostPortsOfOnePod(t *testing.T) {
+	port := func(ip string, inPod uint16) PortMapping {
+		m := PortMapping{Protocol: TCP, HostPort: 80, ContainerPort: inPod}
+		if ip != "" {
+			m.HostIP = netip.MustParseAddr(ip)
+		}
+		return m
+	}
+	p, err := openPool(t.TempDir())
+	must(t, err)
+	for _, c := range []struct {
+		name    string
+		asked   []PortMapping
+		refused string
+	}{
+		{"one address beside all", []PortMapping{port("", 1), port("192.0.2.1", 2)}, ""},
+		{"all beside one address", []PortMapping{port("192.0.2.1", 2), port("0.0.0.0", 1)}, ""},
+		{"the same twice", []PortMapping{port("", 1), port("", 1)}, ""},
+		{"the same in two spellings", []PortMapping{port("", 1), port("0.0.0.0", 1)}, ""},
+		{"two container ports", []PortMapping{port("", 1), port("", 2)}, "container ports 1 and 2"},
+		{"two container ports in two spellings", []PortMapping{port("0.0.0.0", 1), port("", 2)}, "container ports 1 and 2"},
+		{"two container ports of one address", []PortMapping{port("192.0.2.1", 1), port("192.0.2.1", 2)}, "container ports 1 and 2"},
+	} {
+		err := p.portsFree(c.asked)
+		if (err == nil) != (c.refused == "") || err != nil && !strings.Contains(err.Error(), c.refused) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.refused)
 		}
 	}
 }

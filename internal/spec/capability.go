@@ -23,17 +23,13 @@ func defaultCapabilities() []string {
 func (t *translation) capabilities() error {
 	const f = "linux.security_context.capabilities."
 	caps := t.security().GetCapabilities()
-	add, addAll, err := capabilityNames(f+"add_capabilities", caps.GetAddCapabilities())
-	if err != nil {
-		return err
-	}
-	drop, dropAll, err := capabilityNames(f+"drop_capabilities", caps.GetDropCapabilities())
-	if err != nil {
-		return err
-	}
-	ambient, ambientAll, err := capabilityNames(f+"add_ambient_capabilities", caps.GetAddAmbientCapabilities())
-	if err != nil {
-		return err
+	add, addAll, unknown := capabilityNames(caps.GetAddCapabilities())
+	t.noteCapabilities(f+"add_capabilities", unknown)
+	ambient, ambientAll, unknown := capabilityNames(caps.GetAddAmbientCapabilities())
+	t.noteCapabilities(f+"add_ambient_capabilities", unknown)
+	drop, dropAll, unknown := capabilityNames(caps.GetDropCapabilities())
+	if len(unknown) > 0 {
+		return invalid(f+"drop_capabilities", "%q is not a capability of Linux that this version of Kuri knows", unknown[0])
 	}
 	if ambientAll {
 		ambient = t.in.Node.Capabilities
@@ -97,8 +93,9 @@ func (t *translation) limited(set map[string]bool) []string {
 	return out
 }
 
-// capabilityNames brings names to the form CAP_X; "ALL" among them is told apart.
-func capabilityNames(field string, names []string) (out []string, all bool, err error) {
+// capabilityNames brings names to the form CAP_X. It reports whether "ALL" is among them, and returns as unknown the names that
+// no capability has.
+func capabilityNames(names []string) (out []string, all bool, unknown []string) {
 	for _, name := range names {
 		n := strings.ToUpper(name)
 		if n == "ALL" {
@@ -106,12 +103,22 @@ func capabilityNames(field string, names []string) (out []string, all bool, err 
 			continue
 		}
 		n = "CAP_" + strings.TrimPrefix(n, "CAP_")
-		if !knownCapability(n) {
-			return nil, false, invalid(field, "%q is not a capability of Linux that this version of Kuri knows", name)
+		if knownCapability(n) {
+			out = append(out, n)
+		} else {
+			unknown = append(unknown, name)
 		}
-		out = append(out, n)
 	}
-	return out, all, nil
+	return out, all, unknown
+}
+
+// noteCapabilities notes names that cannot be granted because no capability has them. The container runs without, as with
+// runc: it has fewer privileges than it asked for. An unknown name to drop is refused, because the container could keep what
+// it meant to drop.
+func (t *translation) noteCapabilities(field string, unknown []string) {
+	if len(unknown) > 0 {
+		t.note("%s: %.200q are passed over: this version of Kuri knows no such capabilities of Linux", field, unknown)
+	}
 }
 
 func knownCapability(name string) bool {

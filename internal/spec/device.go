@@ -14,7 +14,7 @@ func (t *translation) devices() error {
 	rules := []specs.LinuxDeviceCgroup{{Allow: privileged, Access: "rwm"}}
 	seen := make(map[string]int)
 	for _, d := range t.in.Devices {
-		if d.Permissions == "" || strings.Trim(d.Permissions, "rwm") != "" {
+		if strings.Trim(d.Permissions, "rwm") != "" {
 			return invalid("devices", "the permissions of %s are %q, not one or more of r, w and m", d.Path, d.Permissions)
 		}
 		clean, err := absolute("devices", d.Path)
@@ -36,7 +36,11 @@ func (t *translation) devices() error {
 			seen[clean] = len(t.spec.Linux.Devices)
 			t.spec.Linux.Devices = append(t.spec.Linux.Devices, node)
 		}
-		if !privileged {
+		switch {
+		case privileged:
+		case d.Permissions == "":
+			t.note("devices: %s is in the container and cannot be opened: no permissions are asked for", d.Path)
+		default:
 			rules = append(rules, specs.LinuxDeviceCgroup{
 				Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: d.Permissions,
 			})

@@ -31,7 +31,7 @@ func checkDNS(cfg *runtime.DNSConfig) error {
 		return invalid(f+"options", "%d are more than %d", n, maxOptions)
 	}
 	for _, s := range cfg.GetServers() {
-		if _, err := netip.ParseAddr(s); err != nil || !word(s) { // an address's zone may be anything
+		if !word(s) {
 			return invalid(f+"servers", "%q is not an IP address", s)
 		}
 	}
@@ -49,6 +49,16 @@ func checkDNS(cfg *runtime.DNSConfig) error {
 		}
 	}
 	return nil
+}
+
+// noteDNS notes servers that are written as they came and that a resolver may pass over: the kubelet hands on what the node's
+// own file has, and containerd and CRI-O write it.
+func (t *translation) noteDNS(cfg *runtime.DNSConfig) {
+	for _, s := range cfg.GetServers() {
+		if _, err := netip.ParseAddr(s); err != nil {
+			t.note("dns_config.servers: %q is not an IP address", s)
+		}
+	}
 }
 
 // word tells whether s is a single word of printable ASCII that starts no comment.

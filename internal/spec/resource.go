@@ -84,8 +84,6 @@ func (t *translation) memory(r *runtime.LinuxContainerResources) error {
 		return invalid(f+"memory_swap_limit_in_bytes", "it limits memory and swap together, and needs memory_limit_in_bytes")
 	case swap > 0 && swap < limit:
 		return invalid(f+"memory_swap_limit_in_bytes", "%d is less than memory_limit_in_bytes, %d: it limits memory and swap together", swap, limit)
-	case swap > limit && !t.in.Node.Swap:
-		return absent(f+"memory_swap_limit_in_bytes", "this node's kernel does not account for swap (boot it with swapaccount=1)")
 	}
 	memory := &specs.LinuxMemory{}
 	if limit != 0 {
@@ -97,7 +95,7 @@ func (t *translation) memory(r *runtime.LinuxContainerResources) error {
 	case t.in.Node.Swap:
 		memory.Swap = &limit
 	case swap != 0:
-		t.note("memory_swap_limit_in_bytes is not enforced: this node's kernel does not account for swap")
+		t.note("memory_swap_limit_in_bytes is not enforced: this node's kernel does not account for swap (boot it with swapaccount=1)")
 	}
 	t.spec.Linux.Resources.Memory = memory
 	return nil
@@ -111,11 +109,12 @@ func (t *translation) hugepages(r *runtime.LinuxContainerResources) error {
 				specs.LinuxHugepageLimit{Pagesize: l.GetPageSize(), Limit: l.GetLimit()})
 			continue
 		}
-		if l.GetLimit() != 0 {
+		// Without a controller no limit of huge pages can mean anything, as with containerd and CRI-O. A kubelet sends a limit of 0
+		// for every page size of the node, whether or not there is a controller.
+		if l.GetLimit() != 0 && len(t.in.Node.HugepageSizes) > 0 {
 			return absent(f, "this node has no hugetlb controller for pages of %q, it has %q", l.GetPageSize(), t.in.Node.HugepageSizes)
 		}
-		// A kubelet sends a limit of 0 for every page size of the node, whether or not there is a controller.
-		t.note("the limit of 0 huge pages of %s is not enforced: this node has no hugetlb controller for them", l.GetPageSize())
+		t.note("the limit of %d bytes of huge pages of %s is not enforced: this node has no hugetlb controller for them", l.GetLimit(), l.GetPageSize())
 	}
 	return nil
 }

@@ -44,6 +44,7 @@ func SandboxNotes(cfg *runtime.PodSandboxConfig, node Node) []string {
 	if cfg.GetWindows() != nil {
 		t.note(noWindows)
 	}
+	t.noteDNS(cfg.GetDnsConfig())
 	t.noteSELinux(cfg.GetLinux().GetSecurityContext().GetSelinuxOptions())
 	return t.notes
 }

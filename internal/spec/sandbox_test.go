@@ -160,7 +160,8 @@ func TestSandboxNotes(t *testing.T) {
 	}
 	cfg.Windows = &runtime.WindowsPodSandboxConfig{}
 	cfg.Linux.SecurityContext.SelinuxOptions = &runtime.SELinuxOption{Level: "whatever, it is"}
-	for node, want := range map[string][]string{"v1": {"windows", "selinux_options"}, "selinux": {"windows"}} {
+	cfg.DnsConfig = &runtime.DNSConfig{Servers: []string{"10.0.0.10", "010.0.0.10"}}
+	for node, want := range map[string][]string{"v1": {"windows", "dns_config.servers: \"010.0.0.10\"", "selinux_options"}, "selinux": {"windows", "dns_config"}} {
 		notes := SandboxNotes(cfg, testNode(t, node))
 		if len(notes) != len(want) {
 			t.Errorf("%s: %q", node, notes)
@@ -204,6 +205,7 @@ func TestResolvConf(t *testing.T) {
 			"search a.svc b\nnameserver 10.0.0.10\nnameserver ::1\noptions ndots:5\n",
 		},
 		{&runtime.DNSConfig{Servers: []string{"fe80::53%eth0"}}, "nameserver fe80::53%eth0\n"},
+		{&runtime.DNSConfig{Servers: []string{"010.0.0.10", "192.0.2.1:53"}}, "nameserver 010.0.0.10\nnameserver 192.0.2.1:53\n"},
 		{&runtime.DNSConfig{Searches: []string{"a.svc"}}, "search a.svc\n"},
 		{&runtime.DNSConfig{Searches: searches(32, 63)}, "search " + strings.Join(searches(32, 63), " ") + "\n"}, // 32 domains, 2047 characters
 	} {
@@ -217,8 +219,7 @@ func TestResolvConf(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	for name, cfg := range map[string]*runtime.DNSConfig{
-		"a name for a server":    {Servers: []string{"x"}},
-		"a server with a port":   {Servers: []string{"192.0.2.1:53"}},
+		"an empty server":        {Servers: []string{""}},
 		"a line in a server":     {Servers: []string{"192.0.2.1\nnameserver 192.0.2.2"}},
 		"a line in a zone":       {Servers: []string{"fe80::1%eth0\nsearch evil"}},
 		"a space in a zone":      {Servers: []string{"fe80::1%eth0 evil"}},

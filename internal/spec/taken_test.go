@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -55,6 +56,23 @@ func TestWhatIsTakenWithANote(t *testing.T) {
 		{"mount", withMount(&runtime.Mount{HostPath: "/h", ContainerPath: "a/b"}), "/a/b", func(s *specs.Spec) string { return s.Mounts[len(s.Mounts)-1].Destination }, "/a/b"},
 		{"stop signal", func(in *Input) { in.Image.StopSignal = "SIGNOT" }, `"SIGNOT"`, nil, ""},
 		{"windows", func(in *Input) { in.Container.Windows = &runtime.WindowsContainerConfig{} }, "windows", nil, ""},
+		{"capability", withCapabilities(&runtime.Capability{AddCapabilities: []string{"NOT_ONE", "NET_ADMIN"}, DropCapabilities: []string{"ALL"}}), `"NOT_ONE"`,
+			func(s *specs.Spec) string { return strings.Join(s.Process.Capabilities.Bounding, " ") }, "CAP_NET_ADMIN"},
+		{"ambient capability", withCapabilities(&runtime.Capability{AddAmbientCapabilities: []string{"CAP_NOT_ONE", "CHOWN"}}), `"CAP_NOT_ONE"`,
+			func(s *specs.Spec) string { return strings.Join(s.Process.Capabilities.Ambient, " ") }, "CAP_CHOWN"},
+		{"device permissions", func(in *Input) {
+			in.Devices = []ResolvedDevice{{Path: "/dev/a", Source: "/dev/a", Type: "c", Major: 1, Minor: 2}}
+		}, "/dev/a", func(s *specs.Spec) string { return fmt.Sprint(len(s.Linux.Devices), len(s.Linux.Resources.Devices)) }, "1 1"}, // the rule that forbids all
+		{"huge pages", func(in *Input) {
+			in.Node.HugepageSizes = nil
+			withResources(&runtime.LinuxContainerResources{HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB", Limit: 1}}})(in)
+		}, "2MB", func(s *specs.Spec) string { return fmt.Sprint(len(s.Linux.Resources.HugepageLimits)) }, "0"},
+		{"swap", func(in *Input) {
+			in.Node.Swap = false
+			withResources(&runtime.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 10})(in)
+		}, "swapaccount=1", func(s *specs.Spec) string {
+			return fmt.Sprint(*s.Linux.Resources.Memory.Limit, s.Linux.Resources.Memory.Swap)
+		}, "9 <nil>"},
 		{"selinux", func(in *Input) {
 			in.Container.Linux.SecurityContext.SelinuxOptions = &runtime.SELinuxOption{Type: "a b"}
 		}, "selinux_options", func(s *specs.Spec) string { return s.Process.SelinuxLabel }, ""},
@@ -180,4 +198,8 @@ func TestNotesAreBounded(t *testing.T) {
 	if got := some([]string{"a", "b"}); got != `"a" "b"` {
 		t.Errorf("%s", got)
 	}
+}
+
+func withCapabilities(c *runtime.Capability) func(*Input) {
+	return func(in *Input) { in.Container.Linux.SecurityContext.Capabilities = c }
 }
