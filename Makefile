@@ -26,7 +26,7 @@ UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck shellcheck generate generated unit e2e critest kills test soak load quickstart bench bench-check test-kubelet test-conformance test-vm changelog dist dist-check dist-test install uninstall clean
+.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck shellcheck generate generated unit e2e critest kills test soak fuzz load quickstart bench bench-check test-kubelet test-conformance test-vm changelog dist dist-check dist-test install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
@@ -105,6 +105,12 @@ kills: ## the keeper killed 200 times under load, without the race detector; nee
 soak: all ## 500 pods up and down, thousands of killed keepers, and nothing left; needs root
 	KURI_TEST_KILLS=3000 go test -tags $(TAGS) -timeout 60m -count 1 -v -run '^TestKilledAtRandom$$' ./internal/keeper/server/
 	KURI_SOAK=500 go test -tags $(TAGS) -timeout 30m -count 1 -v -run '^TestSoak$$' ./test/e2e/
+
+FUZZ_TIME   ?= 30s
+FUZZ        ?= .
+
+fuzz: ## each fuzz target for FUZZ_TIME (30s); FUZZ=Untar chooses by name
+	scripts/fuzz '$(FUZZ_TIME)' '$(FUZZ)'
 
 load: all ## 200 pods of three containers under a kubelet's load for ten minutes (KURI_LOAD=10m); needs root
 	KURI_LOAD=$${KURI_LOAD:-10m} go test -tags $(TAGS) -timeout 60m -count 1 -v ./test/load/
