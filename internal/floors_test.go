@@ -22,6 +22,7 @@ var floors = map[string]int{
 	"quota": 2, "metric": 2, "verifier": 2, "listen": 2, "trace": 2,
 	"namespace": 1, "holder": 1, "record": 1, "event": 1, "flight": 1, "undo": 1, "config": 1, "sha256": 1,
 	"sysctl":    1,
+	"process":   1,
 	"threads":   1,
 	"profile":   1,
 	"failpoint": 0, // of test builds

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // handOverMode is the argument with which kurid-handover.service runs kurid to end another kurid. systemd stops that unit
@@ -43,10 +43,10 @@ func handOver(id string) error {
 		return fmt.Errorf("hand over: %w", err)
 	}
 	defer os.Remove(handOverFile(pid))
-	pidfd, err := unix.PidfdOpen(pid, 0)
+	pidfd, err := process.Open(pid)
 	if err == nil {
-		defer unix.Close(pidfd)
-		err = unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0)
+		defer pidfd.Close()
+		err = pidfd.Signal(unix.SIGTERM)
 	}
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -55,14 +55,7 @@ func handOver(id string) error {
 		return fmt.Errorf("ask process %d to end: %w", pid, err)
 	}
 	for limit := time.Now().Add(handOverLimit); time.Now().Before(limit); {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10)
-		if err == nil && n > 0 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for the end of process %d: %w", pid, err)
-		}
-		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(name)) == leavingName {
+		if pidfd.Ends(10*time.Millisecond) || process.Name(pid) == leavingName {
 			return nil
 		}
 	}

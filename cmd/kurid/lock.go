@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // lock creates dir and locks it for this process, until unlock or the end of the process. Its error names the process that
@@ -137,8 +139,7 @@ func lockedUnlinked(path string) int {
 
 // isKurid reports whether a process is a kurid in this PID namespace. A process in a container may have the same name.
 func isKurid(pid int) bool {
-	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if err != nil || strings.TrimSpace(string(name)) != "kurid" {
+	if process.Name(pid) != "kurid" {
 		return false
 	}
 	ours, err := os.Readlink("/proc/self/ns/pid")

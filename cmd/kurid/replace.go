@@ -13,6 +13,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/config"
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // replaceLimit bounds the time in which the replaced daemon must unlock its directories. It first answers calls that end
@@ -88,19 +89,19 @@ func endDaemon(d *lockedError) error {
 	if err != nil {
 		return fault.New(fault.Precondition, "%s belongs to another kurid whose process id is unknown here; stop that kurid first", d.dir)
 	}
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err == unix.ESRCH {
+	pidfd, err := process.Open(pid)
+	if errors.Is(err, unix.ESRCH) {
 		return nil // it has exited
 	}
 	if err != nil {
 		return fmt.Errorf("ask process %d to end: %w", pid, err)
 	}
-	defer unix.Close(pidfd)
+	defer pidfd.Close()
 	if now := new(lockedError); !errors.As(probeLock(d.dir), &now) || now.pid != d.pid {
 		return nil // the process id was reused
 	}
 	slog.Info("asking another kurid to end, to take over from it", "pid", pid, "dir", d.dir, "our_pid", os.Getpid())
-	if err := unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0); err != nil && err != unix.ESRCH {
+	if err := pidfd.Signal(unix.SIGTERM); err != nil {
 		return fmt.Errorf("ask process %d to end: %w", pid, err)
 	}
 	return nil

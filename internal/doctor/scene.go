@@ -12,6 +12,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/pod"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // scene is what one look knows.
@@ -130,8 +131,7 @@ func (s *scene) stillUnused(id string) error {
 
 // describe names processes for people.
 func describe(pids []int) string {
-	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pids[0]))
-	text := fmt.Sprintf("process %d (%s)", pids[0], bytes.TrimSpace(comm))
+	text := fmt.Sprintf("process %d (%s)", pids[0], process.Name(pids[0]))
 	if more := len(pids) - 1; more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/holder"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // returnLimit is how long a keeper may take to make anew what somebody has removed of its files.
@@ -74,7 +75,7 @@ func findHolder(ctx context.Context, stateDir string) {
 			}
 		}
 		if !asked {
-			pids := slices.DeleteFunc(living(stateDir), func(pid int) bool { return nameOf(pid) != "kuri-holder" })
+			pids := slices.DeleteFunc(living(stateDir), func(pid int) bool { return process.Name(pid) != "kuri-holder" })
 			if len(pids) == 0 {
 				return
 			}
@@ -125,12 +126,6 @@ func living(stateDir string) (pids []int) {
 // serves reports whether a process is a holder or a keeper of the state directory. One that has ended has no arguments.
 func serves(pid int, stateDir string) bool {
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	name := nameOf(pid)
+	name := process.Name(pid)
 	return err == nil && (name == "kuri-holder" || name == "kuri-keeper") && bytes.Contains(args, []byte("\x00--state\x00"+stateDir+"\x00"))
-}
-
-// nameOf is the name of a process as proc_pid_comm(5) has it, "" when it has ended.
-func nameOf(pid int) string {
-	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	return strings.TrimSpace(string(comm))
 }

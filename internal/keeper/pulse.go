@@ -1,7 +1,7 @@
 package keeper
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // Calls take as long as they take, so no limit on one says that the keeper hangs. While one waits, the keeper is asked who
@@ -67,7 +68,7 @@ func (c *Client) Ready(ctx context.Context, limit time.Duration) error {
 func (c *Client) lockedBy() int {
 	body, _ := os.ReadFile(filepath.Join(filepath.Dir(c.socket), "keeper", "lock"))
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(body)))
-	if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); strings.TrimSpace(string(comm)) != "kuri-keeper" {
+	if process.Name(pid) != "kuri-keeper" {
 		return 0 // it has died
 	}
 	return pid
@@ -180,12 +181,7 @@ func stateOf(pid int) state {
 	if pid == 0 {
 		return "unknown"
 	}
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if _, after, ok := bytes.Cut(status, []byte("\nState:")); ok {
-		line, _, _ := bytes.Cut(after, []byte("\n"))
-		return state(bytes.TrimSpace(line))
-	}
-	return "gone"
+	return state(cmp.Or(process.State(pid), "gone"))
 }
 
 func (s state) stopped() bool {

@@ -21,6 +21,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // An upgrade is a restart with other programs. A kurid that finds a keeper or a holder of another build than the programs
@@ -307,17 +308,16 @@ func (c *Client) replaceAlone(ctx context.Context, o Options, p programs, old *a
 	if len(list.Sandboxes) > 0 {
 		return c.takeOver(ctx, o, p, old, list)
 	}
-	pidfd, err := unix.PidfdOpen(int(old.Pid), 0)
+	pidfd, err := process.Open(int(old.Pid))
 	if err != nil {
 		return fault.New(fault.Unavailable, "the keeper has ended: %w", err)
 	}
-	defer unix.Close(pidfd)
-	if err := unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0); err != nil {
+	defer pidfd.Close()
+	if err := pidfd.Signal(unix.SIGTERM); err != nil {
 		return fault.New(fault.Unavailable, "the keeper has ended: %w", err)
 	}
-	ended := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(ended, int(checkLimit/time.Millisecond)); n == 0 {
-		slog.Warn("the keeper that runs is of another build and does not end as asked: it goes on", "pid", old.Pid, "version", old.Version, "err", err)
+	if !pidfd.Ends(checkLimit) {
+		slog.Warn("the keeper that runs is of another build and does not end as asked: it goes on", "pid", old.Pid, "version", old.Version)
 		return nil
 	}
 	slog.Info("the keeper of another build held nothing and has ended", "pid", old.Pid, "version", old.Version)

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/holder"
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
@@ -50,7 +50,7 @@ func takingOverPath(stateDir string) string {
 func BeginTakeOver(stateDir string, pid int, records []string) (*TakingOver, error) {
 	t := &TakingOver{Pid: pid, Records: records, state: stateDir}
 	var err error
-	if t.Born, err = bornAt(pid); err != nil {
+	if t.Born, err = startedAt(pid); err != nil {
 		return nil, err
 	}
 	if t.lock, err = lockTakeOver(stateDir); err != nil {
@@ -150,14 +150,12 @@ func settleTakeOver(ctx context.Context, stateDir string) error {
 	}
 	slog.Warn("taking over from the keeper of an older release was cut off", "pid", t.Pid, "finish", t.Ending)
 	defer t.thaw() // not before the old keeper ends, if it is to: it would read more, and lose it
-	old, err := unix.PidfdOpen(t.Pid, 0)
-	if err == nil {
-		defer unix.Close(old)
-	}
-	if now, berr := bornAt(t.Pid); err != nil || berr != nil || now != t.Born { // it has ended
+	old, err := process.Reopen(t.Pid, t.Born)
+	if err != nil { // it has ended
 		t.End()
 		return nil
 	}
+	defer old.Close()
 	if t.Ending {
 		if err := endNow(old); err != nil {
 			return fmt.Errorf("end the keeper of an older release, process %d: %w", t.Pid, err)
@@ -185,11 +183,11 @@ func endHolder(stateDir string) error {
 	if err != nil {
 		return nil // there is none any more
 	}
-	pidfd, err := unix.PidfdOpen(info.Pid, 0)
+	pidfd, err := process.Open(info.Pid)
 	if err != nil {
 		return nil
 	}
-	defer unix.Close(pidfd)
+	defer pidfd.Close()
 	if err := endNow(pidfd); err != nil {
 		return fmt.Errorf("end the holder, process %d: %w", info.Pid, err)
 	}
@@ -197,33 +195,26 @@ func endHolder(stateDir string) error {
 }
 
 // endNow kills a process and returns when it has ended.
-func endNow(pidfd int) error {
-	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+func endNow(pidfd *process.Pidfd) error {
+	if err := pidfd.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
-	for limit := time.Now().Add(checkLimit); ; {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(max(time.Until(limit), 0).Milliseconds()))
-		if n > 0 {
-			return nil
-		}
-		if err != unix.EINTR {
-			return errors.Join(errors.New("it was killed and does not end"), err)
-		}
+	if !pidfd.Ends(checkLimit) {
+		return errors.New("it was killed and does not end")
 	}
+	return nil
 }
 
-// bornAt is when a process was started, in the kernel's words; the error is of kind NotFound when there is none.
-func bornAt(pid int) (string, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+// startedAt is [process.StartTime]; the error is of kind NotFound when the process is gone.
+func startedAt(pid int) (string, error) {
+	started, err := process.StartTime(pid)
+	if err == nil && started == "" {
+		err = errors.New("it has ended")
+	}
 	if err != nil {
 		return "", fault.New(fault.NotFound, "look at process %d: %w", pid, err)
 	}
-	const starttime = 22 - 3 // the state, field 3, follows the name, which may be anything
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) <= starttime {
-		return "", fault.New(fault.Corrupt, "process %d: %q", pid, stat)
-	}
-	return fields[starttime], nil
+	return started, nil
 }
 
 // takenOver reports whether a take-over that failed has ended the old keeper all the same: then everything is there for the
@@ -232,6 +223,6 @@ func takenOver(ctx context.Context, stateDir string, pid int) bool {
 	if err := settleTakeOver(ctx, stateDir); err != nil {
 		slog.Error("a take-over that failed cannot be put in order; the next start of kurid tries again", "err", err)
 	}
-	_, err := bornAt(pid)
+	_, err := startedAt(pid)
 	return err != nil
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // A plugin that kurid has started goes on when kurid is killed. A DEL beside an ADD that still runs would find nothing to take
@@ -26,31 +27,24 @@ const orphanLimit = 10 * time.Second
 func endOrphans(podID string) error {
 	orphans, err := findOrphans(podID)
 	for _, o := range orphans {
-		defer unix.Close(o.pidfd)
+		defer o.pidfd.Close()
 		slog.Warn("a CNI plugin that an earlier kurid had started still runs and is ended", "pod", podID, "pid", o.pid)
-		if kerr := unix.PidfdSendSignal(o.pidfd, unix.SIGKILL, nil, 0); kerr != nil && kerr != unix.ESRCH {
+		if kerr := o.pidfd.Signal(unix.SIGKILL); kerr != nil {
 			err = errors.Join(err, fmt.Errorf("end the CNI plugin, process %d: %w", o.pid, kerr))
 		}
 	}
 	for limit := time.Now().Add(orphanLimit); len(orphans) > 0; orphans = orphans[1:] {
-		if !ends(orphans[0].pidfd, time.Until(limit)) {
+		if !orphans[0].pidfd.Ends(time.Until(limit)) {
 			err = errors.Join(err, fault.New(fault.Unavailable, "the CNI plugin of an earlier kurid, process %d, was killed and does not end", orphans[0].pid))
 		}
 	}
 	return err
 }
 
-// ends reports whether the process ends within the limit.
-func ends(pidfd int, limit time.Duration) bool {
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(max(limit, 0).Milliseconds()))
-		if err != unix.EINTR {
-			return err == nil && n > 0
-		}
-	}
+type orphan struct {
+	pid   int
+	pidfd *process.Pidfd
 }
-
-type orphan struct{ pid, pidfd int }
 
 // findOrphans finds the processes with the pod in the environment that CNI gives a plugin, which its children inherit. A
 // daemon that a plugin has left in a session of its own is not one of them. The caller closes the pidfds.
@@ -66,8 +60,8 @@ func findOrphans(podID string) ([]orphan, error) {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		pidfd, err := unix.PidfdOpen(pid, 0)
-		if err == unix.ENOSYS {
+		pidfd, err := process.Open(pid)
+		if errors.Is(err, unix.ENOSYS) {
 			return nil, nil // Linux before 5.3
 		}
 		if err != nil {
@@ -75,7 +69,7 @@ func findOrphans(podID string) ([]orphan, error) {
 		}
 		environ, err := os.ReadFile(filepath.Join(dir, "environ"))
 		if err != nil || !bytes.Contains(append([]byte{0}, environ...), []byte("\x00CNI_CONTAINERID="+podID+"\x00")) {
-			unix.Close(pidfd)
+			pidfd.Close()
 			continue
 		}
 		found, of[pid] = append(found, orphan{pid, pidfd}), true
@@ -83,7 +77,7 @@ func findOrphans(podID string) ([]orphan, error) {
 	var orphans []orphan
 	for _, o := range found {
 		if session, err := unix.Getsid(o.pid); err != nil || of[session] {
-			unix.Close(o.pidfd)
+			o.pidfd.Close()
 			continue
 		}
 		orphans = append(orphans, o)

@@ -1,13 +1,14 @@
 package network
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // inNetns runs fn on a thread that is in the network namespace of file ns. Sockets that fn opens and what it reads below
@@ -62,7 +63,7 @@ func identify(path string) string {
 		return ""
 	}
 	defer ns.Close()
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := process.BootID()
 	if err != nil {
 		return ""
 	}
@@ -81,12 +82,12 @@ func identify(path string) string {
 		if unix.Fstat(int(ns.Fd()), &st) != nil {
 			return ""
 		}
-		return fmt.Sprintf("%s inode %d", bytes.TrimSpace(boot), st.Ino)
+		return fmt.Sprintf("%s inode %d", boot, st.Ino)
 	}
 	if err != nil {
 		return ""
 	}
-	return fmt.Sprintf("%s cookie %d", bytes.TrimSpace(boot), number)
+	return fmt.Sprintf("%s cookie %d", boot, number)
 }
 
 // isNetns tells whether path is a namespace that is still there: a file whose mount is gone is an ordinary file.

@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // Cgroup names the directories of a container's cgroup that are of use without the runtime. It is small, to be kept for
@@ -97,7 +99,7 @@ func (c Cgroup) Kill(limit time.Duration) error {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("process %s does not die", Describe(pids[0]))
+			return fmt.Errorf("process %s does not die", process.Describe(pids[0]))
 		}
 		if err := c.SignalKill(); err != nil {
 			return err
@@ -122,20 +124,6 @@ func (c Cgroup) EndExecs(limit time.Duration, first uint64, spared []*Running) e
 		err = errors.Join(err, r.Kill(limit), r.Leave())
 	}
 	return err
-}
-
-// Describe names a process for a person: its pid, command, state and what it waits for in the kernel.
-func Describe(pid int) string {
-	proc := "/proc/" + strconv.Itoa(pid) + "/"
-	comm, _ := os.ReadFile(proc + "comm")
-	status, _ := os.ReadFile(proc + "status")
-	wchan, _ := os.ReadFile(proc + "wchan")
-	state := "unknown"
-	if _, after, ok := strings.Cut(string(status), "\nState:"); ok {
-		line, _, _ := strings.Cut(after, "\n")
-		state = strings.TrimSpace(line)
-	}
-	return fmt.Sprintf("%d (%s), state %s, waiting in %q", pid, strings.TrimSpace(string(comm)), state, wchan)
 }
 
 // ProcessCgroup is a cgroup for a single process that is not a container's, such as a pod's init.

@@ -181,7 +181,7 @@ func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Sp
 
 // createByLibcontainer is Create the long way, which has all of the specification.
 func (e *Embedded) createByLibcontainer(id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
-	p, err := process(spec.Process)
+	p, err := processOf(spec.Process)
 	if err != nil {
 		return nil, err
 	}
@@ -258,14 +258,6 @@ func (e *Embedded) load(id string) (*libcontainer.Container, error) {
 		return nil, fmt.Errorf("load container %s: %w", id, err)
 	}
 	return c, nil
-}
-
-// ExitCode is the code of an exit as shells and container runtimes tell it.
-func ExitCode(ws unix.WaitStatus) int {
-	if ws.Signaled() {
-		return 128 + int(ws.Signal())
-	}
-	return ws.ExitStatus()
 }
 
 // Kill kills the process and all that it has started, those that made themselves independent of it included.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // Executor starts processes in one running container. It is made from what the container's bundle and the runtime's
@@ -292,23 +293,23 @@ func (r *Running) UnmarshalJSON(body []byte) error {
 	return err
 }
 
-// Exec starts args in the running container of x, whose first process init is a pidfd of. Seq tells concurrent ones of
+// Exec starts args in the running container of x, whose first process is init. Seq tells concurrent ones of
 // one container apart. When ctx ends before the program runs, it is killed and the error is the cause; in a frozen container
 // none is started before it thaws.
 //
 // The fork server starts it, or libcontainer where the container has something that is beyond the former, or the kernel is
 // too old for it.
-func (e *Embedded) Exec(ctx context.Context, x *Executor, init *os.File, seq uint64, args []string, stdio Stdio) (*Running, error) {
+func (e *Embedded) Exec(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio) (*Running, error) {
 	return e.exec(ctx, x, init, seq, args, stdio, false)
 }
 
 // Copy starts the copier with args (see copy.c) in the running container of x, as Exec starts a command. Where it cannot, for
 // only the fork server has one and a filter or a label may forbid it, the error is of kind Unimplemented.
-func (e *Embedded) Copy(ctx context.Context, x *Executor, init *os.File, seq uint64, args []string, stdio Stdio) (*Running, error) {
+func (e *Embedded) Copy(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio) (*Running, error) {
 	return e.exec(ctx, x, init, seq, args, stdio, true)
 }
 
-func (e *Embedded) exec(ctx context.Context, x *Executor, init *os.File, seq uint64, args []string, stdio Stdio, copier bool) (_ *Running, err error) {
+func (e *Embedded) exec(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio, copier bool) (_ *Running, err error) {
 	for _, a := range args {
 		if strings.Contains(a, "\x00") {
 			return nil, fault.New(fault.Invalid, "%q contains a NUL byte, which no program can be given", a)
@@ -336,7 +337,7 @@ func (e *Embedded) exec(ctx context.Context, x *Executor, init *os.File, seq uin
 	return r, err
 }
 
-func (e *Embedded) start(ctx context.Context, x *Executor, init *os.File, r *Running, sub string, args []string, stdio Stdio, copier bool) error {
+func (e *Embedded) start(ctx context.Context, x *Executor, init *process.Pidfd, r *Running, sub string, args []string, stdio Stdio, copier bool) error {
 	if x.beyond == "" {
 		err := e.fork(ctx, x, init, r, args, stdio, copier)
 		if copier {
@@ -400,7 +401,7 @@ func (x *Executor) classifyCopier(err error) error {
 }
 
 // fork has the fork server start a process.
-func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Running, args []string, stdio Stdio, copier bool) error {
+func (e *Embedded) fork(ctx context.Context, x *Executor, init *process.Pidfd, r *Running, args []string, stdio Stdio, copier bool) error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -433,14 +434,9 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *os.File, r *Runn
 	return err
 }
 
-func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, stdio Stdio, copier bool) (server int, err error) {
-	conn, err := init.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var aerr error
-	err = conn.Control(func(pidfd uintptr) {
-		flags, fds := byte(0), []int{talk, int(pidfd)}
+func (e *Embedded) askFork(x *Executor, init *process.Pidfd, r *Running, talk int, stdio Stdio, copier bool) (server int, err error) {
+	err = init.Control(func(pidfd int) (err error) {
+		flags, fds := byte(0), []int{talk, pidfd}
 		if stdio.Console != nil {
 			flags, fds = flags|hasTerminal, append(fds, int(stdio.Console.Fd()))
 		} else {
@@ -457,19 +453,20 @@ func (e *Embedded) askFork(x *Executor, init *os.File, r *Running, talk int, std
 			if x.home.v2 {
 				birth = r.cgroup.procs
 			}
-			var dir int
-			if dir, aerr = unix.Open(birth, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); aerr != nil {
-				return
+			dir, err := unix.Open(birth, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
 			}
 			defer unix.Close(dir)
 			flags, fds = flags|inCgroup, append(fds, dir)
 		}
-		server, aerr = e.forks.ask(flags, 0, fds...)
+		server, err = e.forks.ask(flags, 0, fds...)
+		return err
 	})
-	if err != nil { // the pidfd is closed
+	if errors.Is(err, os.ErrClosed) { // the pidfd
 		return 0, fault.New(fault.Precondition, "container %s has exited", x.id)
 	}
-	return server, aerr
+	return server, err
 }
 
 // body is a whole request.
@@ -500,7 +497,7 @@ func (e *Embedded) execByLibcontainer(ctx context.Context, x *Executor, r *Runni
 	if err != nil {
 		return err
 	}
-	if r.process, err = process(p); err != nil {
+	if r.process, err = processOf(p); err != nil {
 		return err
 	}
 	if err := stdio.give(r.process, c.Config()); err != nil {
@@ -539,17 +536,11 @@ func (r *Running) Wait() (int, error) {
 		if state == nil {
 			return 0, err
 		}
-		return ExitCode(unix.WaitStatus(state.Sys().(syscall.WaitStatus))), nil
+		return process.ExitCode(unix.WaitStatus(state.Sys().(syscall.WaitStatus))), nil
 	}
-	var status unix.WaitStatus
-	for {
-		_, err := unix.Wait4(r.Pid, &status, 0, nil)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return 0, fmt.Errorf("wait for process %d: %w", r.Pid, err)
-		}
-		return ExitCode(status), nil
+	status, err := process.Reap(r.Pid)
+	if err != nil {
+		return 0, fmt.Errorf("wait for process %d: %w", r.Pid, err)
 	}
+	return process.ExitCode(status), nil
 }

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"C" // for forkserver.c
+
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // forkServer is our end of the process that starts processes in containers: see forkserver.c. It is started when it is
@@ -238,9 +240,7 @@ func receive(talk *os.File) (m told, err error) {
 
 // reap waits for a child that ends by itself or was killed. Another may have reaped it.
 func reap(pid int) {
-	for pid > 0 {
-		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
-			return
-		}
+	if pid > 0 {
+		process.Reap(pid)
 	}
 }

@@ -46,8 +46,8 @@ var rlimits = map[string]int{
 	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
-// process says p in libcontainer's terms.
-func process(p *specs.Process) (*libcontainer.Process, error) {
+// processOf says p in libcontainer's terms.
+func processOf(p *specs.Process) (*libcontainer.Process, error) {
 	lp := &libcontainer.Process{
 		Args:            withRawEnv(p.Args, p.Env),
 		Env:             p.Env,

@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // processes lists what is in a container's cgroup, whatever anyone's records say. Where that cannot be read nothing is known
@@ -60,7 +60,7 @@ func (p *Pods) unheld(c *Container, pids []int) {
 
 // awaitEnd returns when a process has ended, or false when the daemon ends first.
 func (p *Pods) awaitEnd(pid int) bool {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	pidfd, err := process.Open(pid)
 	if err != nil {
 		select {
 		case <-p.closing:
@@ -69,16 +69,10 @@ func (p *Pods) awaitEnd(pid int) bool {
 			return true
 		}
 	}
-	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if conn, err := pidfd.SyscallConn(); err == nil {
-			conn.Read(func(fd uintptr) bool {
-				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-				return n > 0 || err != nil && err != unix.EINTR
-			})
-		}
+		pidfd.Wait()
 	}()
 	select {
 	case <-p.closing:

@@ -1,14 +1,14 @@
 package pod
 
 import (
+	"cmp"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // The verbose answers of the CRI are JSON under the key "info": the record, and what tools look for there under the names
@@ -28,23 +28,17 @@ func (p *Pods) ContainerInfo(c *Container) map[string]string {
 	return info(r, more)
 }
 
-// process is what the kernel tells of a container's first process: why one that runs does nothing.
-type process struct {
+// processInfo is what the kernel tells of a container's first process: why one that runs does nothing.
+type processInfo struct {
 	State   string `json:"state"`             // as in /proc/PID/status: "D (disk sleep)"
 	WaitsIn string `json:"waitsIn,omitempty"` // the function of the kernel: /proc/PID/wchan
 	Frozen  bool   `json:"frozen"`            // its cgroup, or one above it
 }
 
-func (p *Pods) process(r *ContainerRecord) process {
-	out := process{State: "gone"}
-	proc := fmt.Sprintf("/proc/%d/", r.Pid)
-	status, _ := os.ReadFile(proc + "status")
-	if _, after, ok := strings.Cut(string(status), "\nState:"); ok {
-		line, _, _ := strings.Cut(after, "\n")
-		out.State = strings.TrimSpace(line)
-	}
-	if wchan, err := os.ReadFile(proc + "wchan"); err == nil && string(wchan) != "0" {
-		out.WaitsIn = string(wchan)
+func (p *Pods) process(r *ContainerRecord) processInfo {
+	out := processInfo{State: cmp.Or(process.State(r.Pid), "gone")}
+	if wchan := process.WaitChannel(r.Pid); wchan != "0" {
+		out.WaitsIn = wchan
 	}
 	if dir, err := p.Driver.Dir(r.CgroupsPath); err == nil {
 		out.Frozen = p.Cgroups.Frozen(dir)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/quota"
 	"github.com/kuri-cri/kuri/internal/record"
 )
@@ -202,8 +203,8 @@ func (r *SandboxRecord) Missing(driver cgroup.Driver, groups *cgroup.Hierarchies
 
 // OfThisBoot reports whether the pod was made since the machine was started.
 func (r *SandboxRecord) OfThisBoot() bool {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return err == nil && r.BootID == strings.TrimSpace(string(boot))
+	boot, err := process.BootID()
+	return err == nil && r.BootID == boot
 }
 
 // RemoveRest removes the directory of a pod or a container that is gone, and the limits of the writable layers in it first.

@@ -23,6 +23,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/quota"
 	"github.com/kuri-cri/kuri/internal/spec"
 )
@@ -125,14 +126,14 @@ func identityOf(m *runtime.PodSandboxMetadata) identity {
 // until Close. A record that cannot be read is set aside and costs only itself.
 func Open(ctx context.Context, o Options) (*Pods, error) {
 	begun := time.Now()
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := process.BootID()
 	if err != nil {
-		return nil, fmt.Errorf("read the boot id: %w", err)
+		return nil, err
 	}
 	p := &Pods{
 		Options: o,
 		paths:   paths{root: o.Root, state: o.State},
-		bootID:  strings.TrimSpace(string(boot)),
+		bootID:  boot,
 		view:    newView(),
 		execs:   newExecTurns(o.MaxExecs),
 		closing: make(chan struct{}),

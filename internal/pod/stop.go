@@ -1,12 +1,10 @@
 package pod
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -16,6 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/namespace"
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
@@ -210,12 +209,10 @@ func (p *Pods) kill(ctx context.Context, c *Container) error {
 
 // stuck tells what a process that does not die is doing.
 func stuck(pid int) string {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
+	stat, err := process.ReadStat(pid)
+	if err != nil || stat.State == 0 {
 		return fmt.Sprintf("its first process %d is gone, others of it may be left", pid)
 	}
-	after := stat[bytes.LastIndexByte(stat, ')')+1:] // the name before it may be anything
-	state, _, _ := bytes.Cut(bytes.TrimLeft(after, " "), []byte(" "))
-	wchan, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", pid))
-	return fmt.Sprintf("process %d is in state %s, waiting in %q; a state D ends only when the device or filesystem that it waits for answers", pid, state, wchan)
+	return fmt.Sprintf("process %d is in state %c, waiting in %q; a state D ends only when the device or filesystem that it waits for answers",
+		pid, stat.State, process.WaitChannel(pid))
 }

@@ -3,18 +3,18 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
@@ -60,12 +60,10 @@ func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.A
 }
 
 func programOf(pid int32) string {
-	proc := "/proc/" + strconv.Itoa(int(pid))
-	if exe, err := os.Readlink(proc + "/exe"); err == nil {
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil {
 		return filepath.Base(exe)
 	}
-	comm, _ := os.ReadFile(proc + "/comm")
-	return strings.TrimSpace(string(comm))
+	return process.Name(int(pid))
 }
 
 // ClientHandshake is not for a server.

@@ -16,6 +16,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // adopt goes on with a container that an earlier keeper has created: it writes its log and waits for its end. What its end
@@ -24,7 +25,7 @@ func (s *Server) adopt(in inheritance, c *container, execs []*oci.Running) {
 	// 1. Its process, if it is that one still.
 	var err error
 	was := c.rec
-	if c.pidfd, err = reopenPidfd(c.made.Pid, c.rec.Born); err != nil {
+	if c.pidfd, err = process.Reopen(c.made.Pid, c.rec.Born); err != nil {
 		slog.Info("a container has ended while no keeper was there", "container", c.id, "pid", c.made.Pid, "why", err)
 	}
 	if begun := in.take(containerName(c.id, startName)); begun != nil {
@@ -104,24 +105,6 @@ func (c *container) lost(what string, err error) {
 		what = c.rec.Note + "; " + what
 	}
 	c.rec.Note = what
-}
-
-// reopenPidfd returns a pidfd of the process of that number which was born then. The error is of kind NotFound when there is
-// no such process any more.
-func reopenPidfd(pid int, when string) (*os.File, error) {
-	pidfd, err := openPidfd(pid)
-	var now string
-	if err == nil {
-		now, err = born(pid)
-	}
-	if errors.Is(err, unix.ESRCH) || err == nil && now != when {
-		err = fault.New(fault.NotFound, "process %d is gone", pid)
-	}
-	if err != nil && pidfd != nil {
-		pidfd.Close()
-		pidfd = nil
-	}
-	return pidfd, err
 }
 
 // inherit returns the container's descriptor of that name, which the holder goes on keeping, or nil when it has none.
@@ -264,7 +247,7 @@ func (s *Server) recoverInit(box *sandbox) error {
 		return fmt.Errorf("find the cgroup of its init: %w", err)
 	}
 	box.init = &namespace.Init{Pid: r.InitPid}
-	if box.initFD, err = reopenPidfd(r.InitPid, r.InitBorn); err != nil {
+	if box.initFD, err = process.Reopen(r.InitPid, r.InitBorn); err != nil {
 		return fmt.Errorf("its init has ended: %w", err)
 	}
 	box.initEnd = make(chan struct{})

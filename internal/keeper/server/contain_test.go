@@ -11,6 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // A panic in a goroutine of a session ends neither the keeper nor another session, and what the goroutine has deferred is
@@ -103,7 +104,7 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.reaper.mine(cmd.Process.Pid)
-	pidfd, err := openPidfd(cmd.Process.Pid)
+	pidfd, err := process.Open(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}

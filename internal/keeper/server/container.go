@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // container is a container from the first step of Create to the last of Delete.
@@ -32,9 +32,9 @@ type container struct {
 
 	// Set by Create before ready, and constant then.
 	made     *oci.Created
-	rootfs   string   // where the root filesystem is mounted; on the host an empty directory
-	pidfd    *os.File // of the first process; closed when its exit has been recorded, nil when it had ended before we began
-	adopted  bool     // an earlier keeper has created it: its first process is no child of ours
+	rootfs   string         // where the root filesystem is mounted; on the host an empty directory
+	pidfd    *process.Pidfd // of the first process; closed when its exit has been recorded, nil when it had ended before we began
+	adopted  bool           // an earlier keeper has created it: its first process is no child of ours
 	stdin    stdin
 	outputs  []*tap
 	terminal *os.File       // the same as that of outputs[0], to write to; nil without a terminal
@@ -135,18 +135,7 @@ func (c *container) signal(sig unix.Signal) error {
 	if c.pidfd == nil {
 		return nil
 	}
-	conn, err := c.pidfd.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var serr error
-	if conn.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }) != nil {
-		return nil // the pidfd is closed: the process has been reaped
-	}
-	if serr == unix.ESRCH {
-		return nil
-	}
-	return serr
+	return c.pidfd.Signal(sig)
 }
 
 // endingLimit is how long a first process may take from where others see its end to where it can be seen itself.
@@ -170,29 +159,7 @@ func (c *container) unlessEnded(err error) error {
 // ended tells whether the first process has ended, or is about to: it waits in the kernel until all in its PID namespace have
 // been reaped.
 func (c *container) ended() bool {
-	conn, err := c.pidfd.SyscallConn()
-	if err != nil {
-		return true // the pidfd is closed
-	}
-	n := 0
-	if err := conn.Control(func(fd uintptr) { n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) }); err != nil {
-		return true
-	}
-	return n > 0 || exiting(c.made.Pid)
-}
-
-// exiting tells whether a process is on its way out, or gone.
-func exiting(pid int) bool {
-	stat, err := processStat(pid)
-	const flags, pfExiting = 9 - 3, 0x4 // of proc_pid_stat(5), where the state is the third
-	if err != nil {
-		return false // nobody knows; its pidfd will tell
-	}
-	if len(stat) <= flags {
-		return true
-	}
-	n, err := strconv.ParseUint(stat[flags], 10, 64)
-	return err == nil && n&pfExiting != 0
+	return c.pidfd.HasEnded() || process.Exiting(c.made.Pid)
 }
 
 // ReopenLog makes the log anew at its path. The container must be running.

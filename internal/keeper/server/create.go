@@ -17,6 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
@@ -140,7 +141,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 
 	// 8. The record, before anyone is told.
 	step.Enter(ctx, "record")
-	when, err := born(c.made.Pid)
+	when, err := process.StartTime(c.made.Pid)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +244,7 @@ func (s *Server) createInside(ctx context.Context, c *container, box *sandbox, s
 		return err
 	}
 	failpoint.At("create: runtime has created")
-	if c.pidfd, err = openPidfd(made.Pid); err != nil {
+	if c.pidfd, err = process.Open(made.Pid); err != nil {
 		return errors.Join(err, unix.Kill(made.Pid, unix.SIGKILL), s.runtime.Delete(c.id))
 	}
 	s.reaper.mine(made.Pid)

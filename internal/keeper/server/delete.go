@@ -9,7 +9,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
-	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // Delete kills what still runs of a container, removes its cgroup and the runtime's records, and forgets it. An unknown
@@ -47,7 +47,7 @@ func (s *Server) delete(id string) error {
 	defer c.verb.Unlock()
 	if err := s.runtime.Delete(id); err != nil {
 		if left, perr := c.made.Cgroup.Pids(); perr == nil && len(left) > 0 {
-			return fault.New(fault.Unavailable, "%w: process %s is still in its cgroup; deleting it can be tried again", err, oci.Describe(left[0]))
+			return fault.New(fault.Unavailable, "%w: process %s is still in its cgroup; deleting it can be tried again", err, process.Describe(left[0]))
 		}
 		return err
 	}
@@ -79,6 +79,6 @@ func (c *container) kill() error {
 		return nil
 	case <-time.After(2 * killLimit): // one for the process itself, one for the rest of its cgroup
 		return fault.New(fault.Unavailable, "container %s cannot be killed: process %s; deleting it can be tried again",
-			c.id, oci.Describe(c.made.Pid))
+			c.id, process.Describe(c.made.Pid))
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/keeper/session"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // execSession runs a process in a running container, whose stdio it hands to the caller, and returns its exit code. When
@@ -206,17 +207,17 @@ func (s *Server) watchExec(x *execution) {
 }
 
 func (s *Server) reapExec(x *execution) (err error) {
-	pidfd, err := openPidfd(x.pid)
+	pidfd, err := process.Open(x.pid)
 	if err == nil {
-		err = awaitExit(pidfd)
+		err = pidfd.Wait()
 		pidfd.Close()
 	}
 	if err != nil {
 		slog.Error("wait for an exec", "pid", x.pid, "err", err)
 	}
 	if x.rec != nil { // before the kernel forgets
-		if code, err := peekStatus(x.pid); err == nil {
-			s.recordExecEnd(x, int(code))
+		if code, err := process.PeekExit(x.pid); err == nil {
+			s.recordExecEnd(x, code)
 		}
 	}
 	failpoint.At("exec: end recorded")
@@ -251,7 +252,7 @@ func (s *Server) await(ctx context.Context, x *execution) error {
 		}
 		return x.err
 	case <-time.After(killPatience):
-		return fault.New(fault.Deadline, "it has been killed and does not end: process %s", oci.Describe(x.pid))
+		return fault.New(fault.Deadline, "it has been killed and does not end: process %s", process.Describe(x.pid))
 	}
 }
 
@@ -292,6 +293,6 @@ func (x *execution) kill() error {
 	case <-x.ended:
 		return nil
 	case <-time.After(killLimit):
-		return fault.New(fault.Deadline, "it cannot be killed: process %s", oci.Describe(x.pid))
+		return fault.New(fault.Deadline, "it cannot be killed: process %s", process.Describe(x.pid))
 	}
 }

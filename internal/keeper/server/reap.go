@@ -1,48 +1,18 @@
 package server
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/process"
 )
-
-// openPidfd returns a pidfd of a child that has not been reaped, which the netpoller can wait for.
-func openPidfd(pid int) (*os.File, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil, fmt.Errorf("pidfd_open (Linux 5.3 or newer) of process %d: %w", pid, err)
-	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "pidfd"), nil
-}
-
-// awaitExit returns when the process of the pidfd has ended. It does not reap it, and no OS thread waits.
-func awaitExit(pidfd *os.File) error {
-	conn, err := pidfd.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return conn.Read(func(fd uintptr) bool {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		return n > 0 || (err != nil && err != unix.EINTR)
-	})
-}
 
 // reaper knows which children are waited for by someone, and reaps the others: orphans of containers without a PID
 // namespace of their own, which come to us because we are a child subreaper.
@@ -107,32 +77,22 @@ func (r *reaper) forget(pid int) {
 
 // collect reaps and forgets a child that is mine and has ended.
 func (r *reaper) collect(pid int) {
-	for {
-		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
-			break
-		}
-	}
+	process.Reap(pid)
 	r.forget(pid)
 }
 
 // await waits for a child that is mine, reaps and forgets it.
-func (r *reaper) await(pid int, pidfd *os.File) unix.WaitStatus {
-	if err := awaitExit(pidfd); err != nil {
+func (r *reaper) await(pid int, pidfd *process.Pidfd) unix.WaitStatus {
+	if err := pidfd.Wait(); err != nil {
 		slog.Error("wait for a process", "pid", pid, "err", err)
 	}
-	var status unix.WaitStatus
-	for {
-		_, err := unix.Wait4(pid, &status, 0, nil)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			slog.Error("reap a process", "pid", pid, "err", err)
-			status = 255 << 8 // exit code 255
-		}
-		r.forget(pid)
-		return status
+	status, err := process.Reap(pid)
+	if err != nil {
+		slog.Error("reap a process", "pid", pid, "err", err)
+		status = 255 << 8 // exit code 255
 	}
+	r.forget(pid)
+	return status
 }
 
 func (r *reaper) run() {
@@ -171,11 +131,11 @@ type suspect struct {
 // what it returned before.
 func (r *reaper) reapStrays(last suspect) suspect {
 	for {
-		pid := zombie()
+		pid := process.Zombie()
 		if pid == 0 {
 			return suspect{}
 		}
-		when, err := born(pid)
+		when, err := process.StartTime(pid)
 		now := suspect{pid: pid, born: when}
 		r.mu.Lock()
 		now.first = r.next
@@ -194,38 +154,4 @@ func (r *reaper) reapStrays(last suspect) suspect {
 			return now // someone waited for it after all; there may be others behind it
 		}
 	}
-}
-
-// born is when a process was started, in the kernel's words; "" for one that has been reaped.
-func born(pid int) (string, error) {
-	stat, err := processStat(pid)
-	const starttime = 22 - 3 // of proc_pid_stat(5), where the state is the third
-	if err != nil || len(stat) <= starttime {
-		return "", err
-	}
-	return stat[starttime], nil
-}
-
-// processStat returns what the kernel tells of a process, from its state on; nil for one that has been reaped. The name
-// before it may be anything. The error says that the kernel was not asked, for want of a descriptor: such a process may
-// well be there.
-func processStat(pid int) ([]string, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), nil
-}
-
-// zombie returns the pid of a child that has ended and not been reaped, 0 for none. It does not reap it.
-func zombie() int {
-	var info unix.Siginfo
-	if err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil {
-		return 0
-	}
-	// si_pid follows three integers and, on 64-bit machines, their padding: see siginfo_t in sigaction(2).
-	return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16)))
 }

@@ -1,13 +1,11 @@
 package server
 
 import (
-	"errors"
-	"os"
 	"os/exec"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // ended starts a child that ends at once, and returns when it is a zombie.
@@ -17,12 +15,12 @@ func ended(t *testing.T) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	pidfd, err := openPidfd(cmd.Process.Pid)
+	pidfd, err := process.Open(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pidfd.Close()
-	if err := awaitExit(pidfd); err != nil {
+	if err := pidfd.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	return cmd
@@ -53,7 +51,7 @@ func TestAStrayIsReapedWhileOthersAreStarted(t *testing.T) {
 	go r.run()
 	defer r.stop()
 	there := func() bool {
-		when, err := born(cmd.Process.Pid)
+		when, err := process.StartTime(cmd.Process.Pid)
 		return err != nil || when != ""
 	}
 	if !there() {
@@ -69,32 +67,5 @@ func TestAStrayIsReapedWhileOthersAreStarted(t *testing.T) {
 	}
 	if err := cmd.Wait(); err == nil {
 		t.Error("it was there to be waited for")
-	}
-}
-
-// A process of which nothing can be read for want of a descriptor is not taken for one that is gone: execs in a container
-// that runs would be told that it has exited, and the next keeper would not find the container's process.
-func TestAProcessIsNotGoneForWantOfADescriptor(t *testing.T) {
-	cmd := ended(t)
-	if err := cmd.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	if !exiting(cmd.Process.Pid) {
-		t.Error("a process that was reaped is there")
-	}
-	var before unix.Rlimit
-	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &before); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: before.Max}, nil); err != nil {
-		t.Fatal(err)
-	}
-	gone := exiting(os.Getpid())
-	when, err := born(os.Getpid())
-	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &before, nil); err != nil {
-		t.Fatal(err)
-	}
-	if gone || when != "" || !errors.Is(err, unix.EMFILE) {
-		t.Errorf("gone: %v, born: %q, %v", gone, when, err)
 	}
 }

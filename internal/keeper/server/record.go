@@ -13,6 +13,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
@@ -41,7 +42,7 @@ type sandboxRecord struct {
 	SystemdCgroup bool   `json:"systemd_cgroup,omitempty"`
 
 	InitPid    int               `json:"init_pid,omitempty"`
-	InitBorn   string            `json:"init_born,omitempty"`  // see born
+	InitBorn   string            `json:"init_born,omitempty"`  // see process.StartTime
 	Namespaces map[string]uint64 `json:"namespaces,omitempty"` // inodes of those that are held by descriptor, by OCI type
 }
 
@@ -68,7 +69,7 @@ type containerRecord struct {
 	StdinGone     bool   `json:"stdin_gone,omitempty"` // it was given away, or closed
 
 	Made  *oci.Created      `json:"made,omitempty"`
-	Born  string            `json:"born,omitempty"`  // when its first process was started: see born
+	Born  string            `json:"born,omitempty"`  // when its first process was started: see process.StartTime
 	Pipes map[string]uint64 `json:"pipes,omitempty"` // inodes of stdin, stdout and stderr
 
 	CreatedAt int64  `json:"created_at,omitempty"` // nanoseconds since the epoch
@@ -79,11 +80,11 @@ type containerRecord struct {
 
 // bootID returns what tells this boot of the machine from others.
 func bootID() string {
-	body, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := process.BootID()
 	if err != nil {
-		slog.Error("read the boot id", "err", err)
+		slog.Error("records of this keeper cannot be told from those of another boot", "err", err)
 	}
-	return strings.TrimSpace(string(body))
+	return boot
 }
 
 // The directories of the records in that of the keeper.

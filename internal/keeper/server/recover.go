@@ -18,6 +18,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // Recover goes on where the keeper before this one has ended, in whatever it was doing. It is called once, before Serve.
@@ -106,13 +107,13 @@ func killStrays(known map[int]bool) {
 		if err != nil || pid == os.Getpid() || pid == os.Getppid() || known[pid] {
 			continue
 		}
-		pidfd, err := openPidfd(pid)
+		pidfd, err := process.Open(pid)
 		if err != nil {
 			continue // it has ended
 		}
 		if slices.ContainsFunc(cgroupsOf(e.Name()), func(line string) bool { return slices.Contains(own, line) }) {
-			slog.Info("killing what an earlier keeper has left", "process", oci.Describe(pid))
-			control(pidfd, func(fd int) error { return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
+			slog.Info("killing what an earlier keeper has left", "process", process.Describe(pid))
+			pidfd.Signal(unix.SIGKILL)
 		}
 		pidfd.Close()
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // execRecord is what a successor needs of an exec whose caller can resume it. It is written when the process has been started,
@@ -16,7 +17,7 @@ type execRecord struct {
 	Session string       `json:"session"`
 	Boot    string       `json:"boot_id"`
 	Running *oci.Running `json:"running"`
-	Born    string       `json:"born"` // see born
+	Born    string       `json:"born"` // see process.StartTime
 	Ended   bool         `json:"ended,omitempty"`
 	Code    int          `json:"code,omitempty"` // when it has
 }
@@ -26,7 +27,7 @@ func (s *Server) recordExec(x *execution, req *api.ExecSession) {
 	if req.Session == "" {
 		return
 	}
-	when, err := born(x.pid)
+	when, err := process.StartTime(x.pid)
 	rec := &execRecord{Session: req.Session, Boot: s.boot, Running: x.running, Born: when}
 	if err == nil {
 		err = writeRecord(s.recordPath(execRecords, req.Session), rec)
@@ -98,10 +99,10 @@ func (s *Server) awaitResumable(x *execution) error {
 		x.code = x.rec.Code
 		return nil
 	}
-	pidfd, err := reopenPidfd(x.pid, x.rec.Born)
+	pidfd, err := process.Reopen(x.pid, x.rec.Born)
 	if err == nil {
 		defer pidfd.Close()
-		err = awaitExit(pidfd)
+		err = pidfd.Wait()
 	}
 	if err != nil {
 		slog.Debug("an exec has ended while no keeper was there", "pid", x.pid, "err", err)
@@ -110,7 +111,7 @@ func (s *Server) awaitResumable(x *execution) error {
 	if err != nil {
 		return fault.New(fault.Unavailable, "%s (%w)", nobodySaw, err)
 	}
-	x.code = oci.ExitCode(status)
+	x.code = process.ExitCode(status)
 	s.recordExecEnd(x, x.code) // another holder would not know
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
@@ -39,8 +40,8 @@ type sandbox struct {
 	shmPath  string // "" without a /dev/shm of its own
 
 	init    *namespace.Init // nil without a shared PID namespace
-	initFD  *os.File        // its pidfd
-	initEnd chan struct{}   // closed when it has ended and been reaped
+	initFD  *process.Pidfd
+	initEnd chan struct{} // closed when it has ended and been reaped
 	cgroup  *oci.ProcessCgroup
 }
 
@@ -181,7 +182,7 @@ func (s *Server) startInit(ctx context.Context, box *sandbox, req *api.CreateSan
 		return 0, err
 	}
 	failpoint.At("create sandbox: init started")
-	if box.initFD, err = openPidfd(box.init.Pid); err != nil {
+	if box.initFD, err = process.Open(box.init.Pid); err != nil {
 		unix.Kill(box.init.Pid, unix.SIGKILL) // and the reaper takes it for a stray
 		return 0, err
 	}
@@ -199,7 +200,7 @@ func (s *Server) watchInit(box *sandbox, pid int) {
 	end := "it cannot be had"
 	err := fault.Contained(func() error {
 		if box.adopted {
-			return awaitExit(box.initFD)
+			return box.initFD.Wait()
 		}
 		switch ws := s.reaper.await(pid, box.initFD); {
 		case ws.Signaled():
@@ -233,7 +234,7 @@ func (s *Server) endInit(box *sandbox) error {
 		return nil
 	}
 	if box.initEnd != nil {
-		if err := unix.PidfdSendSignal(int(box.initFD.Fd()), unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+		if err := box.initFD.Signal(unix.SIGKILL); err != nil {
 			return err
 		}
 		if box.cgroup != nil { // which may be frozen
@@ -244,7 +245,7 @@ func (s *Server) endInit(box *sandbox) error {
 		select {
 		case <-box.initEnd:
 		case <-time.After(killLimit):
-			return fmt.Errorf("the init process of sandbox %s cannot be killed: process %s", box.id, oci.Describe(box.init.Pid))
+			return fmt.Errorf("the init process of sandbox %s cannot be killed: process %s", box.id, process.Describe(box.init.Pid))
 		}
 		box.initFD.Close()
 	}
@@ -330,7 +331,7 @@ func (b *sandbox) keepIn(k keep) (err error) {
 	}
 	if b.init != nil {
 		b.rec.InitPid = b.init.Pid
-		b.rec.InitBorn, err = born(b.init.Pid)
+		b.rec.InitBorn, err = process.StartTime(b.init.Pid)
 	}
 	return err
 }

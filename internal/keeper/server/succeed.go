@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // parent is the holder whose child this keeper is.
 type parent struct {
 	pid   int
-	pidfd *os.File
+	pidfd *process.Pidfd
 	argv  []string // the command line that it was started with
 }
 
@@ -38,13 +39,12 @@ func findParent() (*parent, error) {
 	if told != "" && told != strconv.Itoa(ppid) {
 		return nil, fault.New(fault.Unavailable, "the holder (pid %s) has died before its keeper could begin", told)
 	}
-	pidfd, err := openPidfd(ppid)
+	pidfd, err := process.Open(ppid)
 	if err != nil {
 		return nil, fmt.Errorf("watch the holder: %w", err)
 	}
-	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", ppid))
 	argv, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", ppid))
-	if os.Getppid() != ppid || strings.TrimSpace(string(comm)) != "kuri-holder" || len(argv) == 0 {
+	if os.Getppid() != ppid || process.Name(ppid) != "kuri-holder" || len(argv) == 0 {
 		pidfd.Close()
 		if told != "" {
 			return nil, fault.New(fault.Unavailable, "the holder (pid %s) has died before its keeper could begin", told)
@@ -65,7 +65,7 @@ func (s *Server) succeedHolder() {
 	if s.parent == nil {
 		return
 	}
-	if err := awaitExit(s.parent.pidfd); err != nil {
+	if err := s.parent.pidfd.Wait(); err != nil {
 		slog.Error("wait for the holder's end", "err", err)
 		return
 	}

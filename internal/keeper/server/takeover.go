@@ -21,6 +21,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
@@ -170,7 +171,7 @@ func (s *Server) takeSandbox(old *predecessor, box *api.Sandbox, asked *api.Crea
 	}
 	if r.InitPid = int(box.InitPid); r.InitPid != 0 {
 		var err error
-		if r.InitBorn, err = born(r.InitPid); err != nil {
+		if r.InitBorn, err = process.StartTime(r.InitPid); err != nil {
 			return err
 		}
 	}
@@ -265,11 +266,12 @@ func (s *Server) takeStream(old *predecessor, r *containerRecord, name string, f
 
 // predecessor is the process of a keeper whose descriptors are taken.
 type predecessor struct {
-	pid, pidfd int
-	pipes      map[pipeEnd]int // its descriptors
-	terminals  map[terminal]int
-	mounts     int        // of its mount namespace that is not its own; 0: it has none
-	read       []*os.File // what it reads from containers
+	pid       int
+	pidfd     *process.Pidfd
+	pipes     map[pipeEnd]int // its descriptors
+	terminals map[terminal]int
+	mounts    int        // of its mount namespace that is not its own; 0: it has none
+	read      []*os.File // what it reads from containers
 }
 
 type pipeEnd struct {
@@ -282,7 +284,7 @@ type terminal struct{ device, index uint64 }
 
 func openPredecessor(pid int) (_ *predecessor, err error) {
 	p := &predecessor{pid: pid, pipes: make(map[pipeEnd]int), terminals: make(map[terminal]int)}
-	if p.pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+	if p.pidfd, err = process.Open(pid); err != nil {
 		return nil, err
 	}
 	dir := fmt.Sprintf("/proc/%d", pid)
@@ -335,7 +337,11 @@ func (p *predecessor) take(fd int) (*os.File, error) {
 	if fd == 0 {
 		return nil, fault.New(fault.NotFound, "it has no such descriptor")
 	}
-	dup, err := unix.PidfdGetfd(p.pidfd, fd, 0)
+	var dup int
+	err := p.pidfd.Control(func(pidfd int) (err error) {
+		dup, err = unix.PidfdGetfd(pidfd, fd, 0)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("pidfd_getfd (Linux 5.6 or newer): %w", err)
 	}
@@ -388,12 +394,11 @@ func (p *predecessor) sleeps() bool {
 
 // kill ends it.
 func (p *predecessor) kill() error {
-	if err := unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+	if err := p.pidfd.Signal(unix.SIGKILL); err != nil {
 		return fmt.Errorf("end the keeper, process %d: %w", p.pid, err)
 	}
-	ended := []unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(ended, int(killLimit/time.Millisecond)); n == 0 {
-		return errors.Join(fmt.Errorf("the keeper, process %s, does not end", oci.Describe(p.pid)), err)
+	if !p.pidfd.Ends(killLimit) {
+		return fmt.Errorf("the keeper, process %s, does not end", process.Describe(p.pid))
 	}
 	return nil
 }
@@ -402,5 +407,5 @@ func (p *predecessor) close() {
 	for _, f := range p.read {
 		f.Close()
 	}
-	unix.Close(p.pidfd)
+	p.pidfd.Close()
 }

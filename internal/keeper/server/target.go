@@ -6,7 +6,6 @@ import (
 	"os"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
@@ -30,7 +29,7 @@ func (s *Server) holdTarget(spec *specs.Spec, box *sandbox) (release func(), err
 			return nil, fault.New(fault.Precondition, "share a PID namespace: no running container of the pod has the process %d; it has exited meanwhile", pid)
 		}
 		held, err := os.Open(ns.Path)
-		if err == nil && target.hasEnded() {
+		if err == nil && target.pidfd.HasEnded() {
 			err = errors.Join(errors.New("it has exited meanwhile"), held.Close())
 		}
 		if err != nil {
@@ -52,17 +51,4 @@ func (s *Server) running(box *sandbox, pid int) *container {
 		}
 	}
 	return nil
-}
-
-// hasEnded tells whether the first process of a container has ended. While it has not, its number is its own.
-func (c *container) hasEnded() bool {
-	ended := true
-	conn, err := c.pidfd.SyscallConn()
-	if err == nil {
-		conn.Control(func(fd uintptr) { // not when it has been closed, after the end
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-			ended = n > 0 || err != nil
-		})
-	}
-	return ended
 }

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/namespace"
-	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
 )
 
 // removeUnrecorded gives up what a sandbox has whose record was lost: what is found by its id. Nothing is a success. One that
@@ -42,7 +42,7 @@ func endUnrecordedInit(id string) error {
 			return err
 		}
 		if time.Now().After(limit) {
-			return fmt.Errorf("the init process of sandbox %s cannot be killed: process %s", id, oci.Describe(pids[0]))
+			return fmt.Errorf("the init process of sandbox %s cannot be killed: process %s", id, process.Describe(pids[0]))
 		}
 		for _, pid := range pids {
 			slog.Warn("killing the init of a pod whose record was lost", "pod", id, "pid", pid)
@@ -72,21 +72,11 @@ func initsOf(id string) ([]int, error) {
 				continue
 			}
 			pid := 0
-			if _, err := fmt.Sscanf(path, "/proc/%d/cgroup", &pid); err == nil && !hasEnded(pid) {
+			if _, err := fmt.Sscanf(path, "/proc/%d/cgroup", &pid); err == nil && !process.HasEnded(pid) {
 				pids = append(pids, pid)
 			}
 			break
 		}
 	}
 	return pids, nil
-}
-
-// hasEnded reports whether a process is a zombie, or gone.
-func hasEnded(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	_, after, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')'):]), " ")
-	return strings.HasPrefix(after, "Z") || strings.HasPrefix(after, "X")
 }

@@ -1,0 +1,104 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stat is what the kernel tells of a process, see proc_pid_stat(5).
+type Stat struct {
+	State   byte   // R, S, D, Z, …; 0 when the process is gone
+	Flags   uint64 // PF_EXITING and others of the kernel's linux/sched.h
+	Started string // clock ticks from boot to its start, as the kernel writes them
+}
+
+// The indices of fields of proc_pid_stat(5) behind the name, where the state, its third field, is the first.
+const (
+	stateField   = 3 - 3
+	flagsField   = 9 - 3
+	startedField = 22 - 3
+)
+
+// pfExiting is PF_EXITING of linux/sched.h.
+const pfExiting = 0x4
+
+// ReadStat reads the stat of a process; the zero Stat of one that is gone. An error says that the kernel could not be asked,
+// for want of a descriptor say: such a process may well be there.
+func ReadStat(pid int) (Stat, error) {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return Stat{}, nil
+	}
+	if err != nil {
+		return Stat{}, err
+	}
+	return parseStat(body)
+}
+
+func parseStat(body []byte) (Stat, error) {
+	// The name, in parentheses, may be anything.
+	fields := strings.Fields(string(body[bytes.LastIndexByte(body, ')')+1:]))
+	if len(fields) <= startedField {
+		return Stat{}, fmt.Errorf("stat of a process: %q", body)
+	}
+	flags, err := strconv.ParseUint(fields[flagsField], 10, 64)
+	if err != nil {
+		return Stat{}, fmt.Errorf("stat of a process: flags: %w", err)
+	}
+	return Stat{State: fields[stateField][0], Flags: flags, Started: fields[startedField]}, nil
+}
+
+// StartTime returns when a process was started, in clock ticks since boot as the kernel writes them; "" when the process is
+// gone. With its ID and the boot this names the process for good. An error says that the kernel could not be asked.
+func StartTime(pid int) (string, error) {
+	stat, err := ReadStat(pid)
+	return stat.Started, err
+}
+
+// Exiting reports whether a process is on its way out, or gone. One of which nothing can be read is not.
+func Exiting(pid int) bool {
+	stat, err := ReadStat(pid)
+	return err == nil && (stat.State == 0 || stat.Flags&pfExiting != 0)
+}
+
+// HasEnded reports whether a process is a zombie, or gone. One of which nothing can be read has not.
+func HasEnded(pid int) bool {
+	stat, err := ReadStat(pid)
+	return err == nil && (stat.State == 0 || stat.State == 'Z' || stat.State == 'X')
+}
+
+// Name returns the name of a process, see proc_pid_comm(5); "" when it is gone.
+func Name(pid int) string {
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(comm))
+}
+
+// State returns the state of a process in the kernel's words, "S (sleeping)" say; "" when it is gone.
+func State(pid int) string {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, after, _ := strings.Cut(string(status), "\nState:")
+	line, _, _ := strings.Cut(after, "\n")
+	return strings.TrimSpace(line)
+}
+
+// WaitChannel returns the kernel function in which a process waits, see proc_pid_wchan(5); "0" or "" for none.
+func WaitChannel(pid int) string {
+	wchan, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", pid))
+	return string(wchan)
+}
+
+// Describe names a process for people: its ID, name, state and wait channel.
+func Describe(pid int) string {
+	state := State(pid)
+	if state == "" {
+		state = "unknown"
+	}
+	return fmt.Sprintf("%d (%s), state %s, waiting in %q", pid, Name(pid), state, WaitChannel(pid))
+}
