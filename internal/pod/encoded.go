@@ -6,8 +6,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// encoded keeps what lists tell of a record, as it is on the wire: records are immutable, and lists are asked for every
-// second. It is safe for concurrent use.
+// encoded caches the wire form of a record's list entry: records are immutable, and kubelets list every second. It is safe
+// for concurrent use.
 type encoded[R any] struct {
 	last atomic.Pointer[encodedItem[R]]
 }
@@ -17,12 +17,12 @@ type encodedItem[R any] struct {
 	wire   []byte
 }
 
-// of returns the encoding of a record's message, which is made where there is none of this record yet.
-func (e *encoded[R]) of(record *R, message func() proto.Message) ([]byte, error) {
+// of returns the encoded message of the record, from the cache if it is of this very record.
+func (e *encoded[R]) of(record *R, message func(*R) proto.Message) ([]byte, error) {
 	if last := e.last.Load(); last != nil && last.record == record {
 		return last.wire, nil
 	}
-	wire, err := proto.Marshal(message())
+	wire, err := proto.Marshal(message(record))
 	if err != nil {
 		return nil, err
 	}

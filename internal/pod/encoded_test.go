@@ -8,6 +8,14 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+func sandboxItem(r *SandboxRecord) proto.Message {
+	return &runtime.PodSandbox{Id: r.ID, State: r.SandboxState(), Labels: r.config().GetLabels()}
+}
+
+func containerItem(r *ContainerRecord) proto.Message {
+	return &runtime.Container{Id: r.ID, State: r.ContainerState(), Labels: r.config().GetLabels()}
+}
+
 // What lists tell is encoded once for each record, and anew for the next one.
 func TestEncodedItemsFollowTheirRecords(t *testing.T) {
 	p := eventPods(t, 10)
@@ -17,7 +25,7 @@ func TestEncodedItemsFollowTheirRecords(t *testing.T) {
 	}
 	list := func() ([]byte, *runtime.PodSandbox) {
 		t.Helper()
-		items, err := p.EncodedSandboxes(nil)
+		items, err := p.EncodedSandboxes(nil, sandboxItem)
 		if err != nil || len(items) != 1 {
 			t.Fatalf("%d items: %v", len(items), err)
 		}
@@ -28,7 +36,7 @@ func TestEncodedItemsFollowTheirRecords(t *testing.T) {
 		return items[0], m
 	}
 	first, m := list()
-	if !proto.Equal(m, s.Record().Item()) || m.State != runtime.PodSandboxState_SANDBOX_READY {
+	if !proto.Equal(m, sandboxItem(s.Record())) || m.State != runtime.PodSandboxState_SANDBOX_READY {
 		t.Errorf("%v", m)
 	}
 	if again, _ := list(); &again[0] != &first[0] {
@@ -62,10 +70,10 @@ func BenchmarkLists(b *testing.B) {
 		}
 	}
 	for b.Loop() {
-		if _, err := p.EncodedSandboxes(nil); err != nil {
+		if _, err := p.EncodedSandboxes(nil, sandboxItem); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := p.EncodedContainers(ContainerFilter{}); err != nil {
+		if _, err := p.EncodedContainers(ContainerFilter{}, containerItem); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -53,6 +53,9 @@ const (
 // message stores a CRI message in a record, as the JSON that protobuf defines for it.
 type message[M proto.Message] struct{ msg M }
 
+// Message returns the message, nil if there is none. It must not be changed.
+func (m message[M]) Message() M { return m.msg }
+
 func (m message[M]) MarshalJSON() ([]byte, error) { return protojson.Marshal(m.msg) }
 
 func (m *message[M]) UnmarshalJSON(b []byte) error {

@@ -7,23 +7,46 @@ import (
 	"sync"
 	"time"
 
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/network"
 )
 
-// ContainerStats returns what containers use. What the node's cgroups do not account for is left out, and what could not be
-// read.
-func (p *Pods) ContainerStats(ctx context.Context, containers ...*Container) ([]*runtime.ContainerStats, error) {
+// ContainerUsage is what one container uses.
+type ContainerUsage struct {
+	Record   *ContainerRecord
+	Writable *DiskUsage     // of the writable layer; nil until it has been counted
+	Sample   *cgroup.Sample // nil: it has ended
+	CPURate  *uint64        // nanoseconds of CPU time per second; nil until two samples are far enough apart
+}
+
+// SandboxUsage is what one pod uses.
+type SandboxUsage struct {
+	Record     *SandboxRecord
+	Containers []ContainerUsage
+	Sample     *cgroup.Sample // of the pod's own cgroup, else the sum over its containers; nil: there is no cgroup any more
+	CPURate    *uint64        // as of a container
+	Links      []network.Counter
+	LinksAt    time.Time // zero: the links were not read
+}
+
+// DiskUsage is what a directory took on the disk.
+type DiskUsage struct {
+	At            time.Time
+	Filesystem    string // a directory on it
+	Bytes, Inodes uint64
+}
+
+// ContainerUsages returns what containers use. Resources that the node's cgroups do not account for are left out, and so is
+// what could not be read.
+func (p *Pods) ContainerUsages(ctx context.Context, containers ...*Container) ([]ContainerUsage, error) {
 	from, err := p.readingsOf(ctx, len(containers))
 	if err != nil {
 		return nil, err
 	}
 	p.freshen(ctx, containers...)
-	out := make([]*runtime.ContainerStats, 0, len(containers))
+	out := make([]ContainerUsage, 0, len(containers))
 	for _, c := range containers {
-		out = append(out, p.containerStats(from, c))
+		out = append(out, p.containerUsage(from, c))
 	}
 	return out, nil
 }
@@ -39,44 +62,21 @@ func (p *Pods) readingsOf(ctx context.Context, count int) (*pass, error) {
 	return &pass{}, nil
 }
 
-func (p *Pods) containerStats(from *pass, c *Container) *runtime.ContainerStats {
-	r := c.Record()
-	cfg := r.config()
-	stats := &runtime.ContainerStats{
-		Attributes: &runtime.ContainerAttributes{
-			Id:          r.ID,
-			Metadata:    cfg.GetMetadata(),
-			Labels:      cfg.GetLabels(),
-			Annotations: cfg.GetAnnotations(),
-		},
-		WritableLayer: p.writableUsage(c),
+func (p *Pods) containerUsage(from *pass, c *Container) ContainerUsage {
+	u := ContainerUsage{Record: c.Record(), Writable: p.writableUsage(c)}
+	if use := p.useOf(from, c); use.found {
+		u.Sample, u.CPURate = &use.sample, c.cpu.of(&use.sample)
 	}
-	use := p.useOf(from, c)
-	if !use.found {
-		return stats // it has ended
-	}
-	s := use.sample
-	stats.Cpu = cpuUsage(s, &c.cpu)
-	stats.Memory = memoryUsage(s)
-	stats.Swap = swapUsage(s)
-	if s.IOPSI != nil {
-		stats.Io = &runtime.IoUsage{Timestamp: s.Time.UnixNano(), Psi: psi(s.IOPSI)}
-	}
-	return stats
+	return u
 }
 
-// writableUsage returns what a container's writable layer took when it was counted last, nil when it was not yet.
-func (p *Pods) writableUsage(c *Container) *runtime.FilesystemUsage {
+// writableUsage returns the last count of a container's writable layer, nil when there is none yet.
+func (p *Pods) writableUsage(c *Container) *DiskUsage {
 	disk := c.usage.known()
 	if disk.at.IsZero() {
 		return nil
 	}
-	return &runtime.FilesystemUsage{
-		Timestamp:  disk.at.UnixNano(),
-		FsId:       &runtime.FilesystemIdentifier{Mountpoint: p.writableFilesystem(c.Record().ContainerRoot)},
-		UsedBytes:  value(disk.bytes),
-		InodesUsed: value(disk.inodes),
-	}
+	return &DiskUsage{At: disk.at, Filesystem: p.writableFilesystem(c.Record().ContainerRoot), Bytes: disk.bytes, Inodes: disk.inodes}
 }
 
 // WritableUsage is what the writable layers on one filesystem take on the disk together.
@@ -110,9 +110,8 @@ func (p *Pods) WritableUsage(ctx context.Context) ([]WritableUsage, error) {
 	return all, nil
 }
 
-// SandboxStats returns what pods use: what a pod's own cgroup says, when it has one for itself, else the sum over its
-// containers. Of a pod that has been stopped it is what is left.
-func (p *Pods) SandboxStats(ctx context.Context, sandboxes ...*Sandbox) ([]*runtime.PodSandboxStats, error) {
+// SandboxUsages returns what pods use: the reading of a pod's own cgroup if it has one, else the sum over its containers.
+func (p *Pods) SandboxUsages(ctx context.Context, sandboxes ...*Sandbox) ([]SandboxUsage, error) {
 	from, err := p.readingsOf(ctx, len(sandboxes))
 	if err != nil {
 		return nil, err
@@ -122,119 +121,27 @@ func (p *Pods) SandboxStats(ctx context.Context, sandboxes ...*Sandbox) ([]*runt
 		containers = append(containers, s.list()...)
 	}
 	p.freshen(ctx, containers...)
-	out := make([]*runtime.PodSandboxStats, 0, len(sandboxes))
+	out := make([]SandboxUsage, 0, len(sandboxes))
 	for _, s := range sandboxes {
 		if from.sandboxes[s] == nil {
-			out = append(out, p.sandboxStats(p.sampleOne(s), s))
+			out = append(out, p.sandboxUsage(p.sampleOne(s), s))
 			continue
 		}
-		out = append(out, p.sandboxStats(from, s))
+		out = append(out, p.sandboxUsage(from, s))
 	}
 	return out, nil
 }
 
-func (p *Pods) sandboxStats(from *pass, s *Sandbox) *runtime.PodSandboxStats {
-	r := s.Record()
-	cfg := r.config()
-	linux := &runtime.LinuxPodSandboxStats{}
+func (p *Pods) sandboxUsage(from *pass, s *Sandbox) SandboxUsage {
+	u := SandboxUsage{Record: s.Record()}
 	for _, c := range s.list() {
-		linux.Containers = append(linux.Containers, p.containerStats(from, c))
+		u.Containers = append(u.Containers, p.containerUsage(from, c))
 	}
 	use := from.sandboxes[s]
 	if use.found {
-		used := use.sample
-		linux.Cpu = cpuUsage(used, &s.cpu)
-		linux.Memory = memoryUsage(used)
-		if used.HasPids {
-			linux.Process = &runtime.ProcessUsage{Timestamp: used.Time.UnixNano(), ProcessCount: value(used.Pids)}
-		}
-		if used.IOPSI != nil {
-			linux.Io = &runtime.IoUsage{Timestamp: used.Time.UnixNano(), Psi: psi(used.IOPSI)}
-		}
+		u.Sample, u.CPURate = &use.sample, s.cpu.of(&use.sample)
 	}
-	if !use.linksAt.IsZero() {
-		linux.Network = networkUsage(use.links, use.linksAt)
-	}
-	return &runtime.PodSandboxStats{
-		Attributes: &runtime.PodSandboxAttributes{
-			Id:          r.ID,
-			Metadata:    cfg.GetMetadata(),
-			Labels:      cfg.GetLabels(),
-			Annotations: cfg.GetAnnotations(),
-		},
-		Linux: linux,
-	}
-}
-
-func value(n uint64) *runtime.UInt64Value { return &runtime.UInt64Value{Value: n} }
-
-func cpuUsage(s cgroup.Sample, r *rate) *runtime.CpuUsage {
-	if !s.HasCPU {
-		return nil
-	}
-	u := &runtime.CpuUsage{Timestamp: s.Time.UnixNano(), UsageCoreNanoSeconds: value(s.CPUUsage), Psi: psi(s.CPUPSI)}
-	if nano, ok := r.next(s.Time, s.CPUUsage); ok {
-		u.UsageNanoCores = value(nano)
-	}
-	return u
-}
-
-func memoryUsage(s cgroup.Sample) *runtime.MemoryUsage {
-	if !s.HasMemory {
-		return nil
-	}
-	u := &runtime.MemoryUsage{
-		Timestamp:       s.Time.UnixNano(),
-		UsageBytes:      value(s.Memory),
-		WorkingSetBytes: value(s.WorkingSet),
-		RssBytes:        value(s.RSS),
-		PageFaults:      value(s.PageFaults),
-		MajorPageFaults: value(s.MajorPageFaults),
-		Psi:             psi(s.MemoryPSI),
-	}
-	if s.MemoryLimit > 0 {
-		u.AvailableBytes = value(s.Available)
-	}
-	return u
-}
-
-func swapUsage(s cgroup.Sample) *runtime.SwapUsage {
-	if !s.HasSwap {
-		return nil
-	}
-	u := &runtime.SwapUsage{Timestamp: s.Time.UnixNano(), SwapUsageBytes: value(s.Swap)}
-	if s.HasSwapLimit {
-		u.SwapAvailableBytes = value(s.SwapAvailable)
-	}
-	return u
-}
-
-func psi(p *cgroup.PSI) *runtime.PsiStats {
-	if p == nil {
-		return nil
-	}
-	one := func(p cgroup.Pressure) *runtime.PsiData {
-		return &runtime.PsiData{Total: p.Total, Avg10: p.Avg10, Avg60: p.Avg60, Avg300: p.Avg300}
-	}
-	return &runtime.PsiStats{Some: one(p.Some), Full: one(p.Full)}
-}
-
-func networkUsage(links []network.Counter, at time.Time) *runtime.NetworkUsage {
-	u := &runtime.NetworkUsage{Timestamp: at.UnixNano()}
-	for _, l := range links {
-		one := &runtime.NetworkInterfaceUsage{
-			Name:     l.Name,
-			RxBytes:  value(l.RxBytes),
-			RxErrors: value(l.RxErrors),
-			TxBytes:  value(l.TxBytes),
-			TxErrors: value(l.TxErrors),
-		}
-		if l.Name == network.Interface {
-			u.DefaultInterface = one
-			continue
-		}
-		u.Interfaces = append(u.Interfaces, one)
-	}
+	u.Links, u.LinksAt = use.links, use.linksAt
 	return u
 }
 
@@ -249,6 +156,17 @@ type rate struct {
 
 // rateSpan is the shortest time over which a rate is worth telling.
 const rateSpan = time.Second
+
+// of returns the rate at a sample, nil if it is not known.
+func (r *rate) of(s *cgroup.Sample) *uint64 {
+	if !s.HasCPU {
+		return nil
+	}
+	if nano, ok := r.next(s.Time, s.CPUUsage); ok {
+		return &nano
+	}
+	return nil
+}
 
 func (r *rate) next(at time.Time, count uint64) (nanoCores uint64, ok bool) {
 	r.mu.Lock()

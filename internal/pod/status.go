@@ -9,10 +9,9 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/internal/fault"
-	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// SandboxState is the state in the CRI's words.
+// SandboxState returns the CRI's state.
 func (r *SandboxRecord) SandboxState() runtime.PodSandboxState {
 	if r.State == Ready {
 		return runtime.PodSandboxState_SANDBOX_READY
@@ -20,7 +19,7 @@ func (r *SandboxRecord) SandboxState() runtime.PodSandboxState {
 	return runtime.PodSandboxState_SANDBOX_NOTREADY
 }
 
-// ContainerState is the state in the CRI's words.
+// ContainerState returns the CRI's state.
 func (r *ContainerRecord) ContainerState() runtime.ContainerState {
 	if r.Salvaged && r.State != Exited {
 		return runtime.ContainerState_CONTAINER_UNKNOWN // it runs, and what else there is to tell of it is lost
@@ -36,133 +35,13 @@ func (r *ContainerRecord) ContainerState() runtime.ContainerState {
 	return runtime.ContainerState_CONTAINER_UNKNOWN
 }
 
-// Status is the sandbox as the CRI tells it.
-func (r *SandboxRecord) Status() *runtime.PodSandboxStatus {
-	cfg := r.config()
-	st := &runtime.PodSandboxStatus{
-		Id:        r.ID,
-		Metadata:  cfg.GetMetadata(),
-		State:     r.SandboxState(),
-		CreatedAt: r.CreatedAt,
-		Network:   &runtime.PodSandboxNetworkStatus{},
-		Linux: &runtime.LinuxPodSandboxStatus{
-			Namespaces: &runtime.Namespace{Options: namespaces(cfg)},
-		},
-		Labels:         cfg.GetLabels(),
-		Annotations:    cfg.GetAnnotations(),
-		RuntimeHandler: r.Handler,
-	}
-	if r.Network == nil || r.State != Ready {
-		return st
-	}
-	for i, ip := range r.Network.IPs {
-		if i == 0 {
-			st.Network.Ip = ip.String()
-			continue
-		}
-		st.Network.AdditionalIps = append(st.Network.AdditionalIps, &runtime.PodIP{Ip: ip.String()})
-	}
-	return st
-}
-
-// Item is the sandbox as the CRI lists it.
-func (r *SandboxRecord) Item() *runtime.PodSandbox {
-	cfg := r.config()
-	return &runtime.PodSandbox{
-		Id:             r.ID,
-		Metadata:       cfg.GetMetadata(),
-		State:          r.SandboxState(),
-		CreatedAt:      r.CreatedAt,
-		Labels:         cfg.GetLabels(),
-		Annotations:    cfg.GetAnnotations(),
-		RuntimeHandler: r.Handler,
-	}
-}
-
-// Status is the container as the CRI tells it.
-func (r *ContainerRecord) Status() *runtime.ContainerStatus {
-	cfg := r.config()
-	st := &runtime.ContainerStatus{
-		Id:          r.ID,
-		Metadata:    cfg.GetMetadata(),
-		State:       r.ContainerState(),
-		CreatedAt:   r.CreatedAt,
-		StartedAt:   r.StartedAt,
-		FinishedAt:  r.FinishedAt,
-		ExitCode:    r.ExitCode,
-		Image:       r.imageSpec(),
-		ImageRef:    r.ImageRef,
-		ImageId:     r.ImageID,
-		Reason:      r.Reason,
-		Message:     r.Message,
-		Labels:      cfg.GetLabels(),
-		Annotations: cfg.GetAnnotations(),
-		Mounts:      r.mounts(),
-		LogPath:     r.LogPath,
-		User:        &runtime.ContainerUser{Linux: linuxUser(r.User)},
-		StopSignal:  runtime.Signal(runtime.Signal_value[r.StopName]),
-	}
-	if res := r.resources(); res != nil {
-		st.Resources = &runtime.ContainerResources{Linux: res}
-	}
-	return st
-}
-
-// mounts are those that were asked for, with the digests of the images among them.
-func (r *ContainerRecord) mounts() []*runtime.Mount {
-	asked := r.config().GetMounts()
-	if len(r.VolumeRefs) == 0 {
-		return asked
-	}
-	out := slices.Clone(asked)
-	for i, ref := range r.VolumeRefs {
-		out[i] = proto.CloneOf(asked[i])
-		out[i].Image.ImageRef = ref
-	}
-	return out
-}
-
-// resources are those that the container has now.
-func (r *ContainerRecord) resources() *runtime.LinuxContainerResources {
+// CurrentResources returns the limits that the container has now: those of the last UpdateContainerResources, else those of
+// its configuration.
+func (r *ContainerRecord) CurrentResources() *runtime.LinuxContainerResources {
 	if r.Resources.msg != nil {
 		return r.Resources.msg
 	}
 	return r.config().GetLinux().GetResources()
-}
-
-func linuxUser(u spec.ResolvedUser) *runtime.LinuxContainerUser {
-	out := &runtime.LinuxContainerUser{Uid: int64(u.UID), Gid: int64(u.GID)}
-	for _, g := range u.AdditionalGIDs {
-		out.SupplementalGroups = append(out.SupplementalGroups, int64(g))
-	}
-	return out
-}
-
-// Item is the container as the CRI lists it.
-func (r *ContainerRecord) Item() *runtime.Container {
-	cfg := r.config()
-	return &runtime.Container{
-		Id:           r.ID,
-		PodSandboxId: r.SandboxID,
-		Metadata:     cfg.GetMetadata(),
-		Image:        r.imageSpec(),
-		ImageRef:     r.ImageRef,
-		ImageId:      r.ImageID,
-		State:        r.ContainerState(),
-		CreatedAt:    r.CreatedAt,
-		Labels:       cfg.GetLabels(),
-		Annotations:  cfg.GetAnnotations(),
-	}
-}
-
-func (r *ContainerRecord) imageSpec() *runtime.ImageSpec {
-	asked := r.config().GetImage()
-	return &runtime.ImageSpec{
-		Image:              r.ImageName,
-		Annotations:        asked.GetAnnotations(),
-		UserSpecifiedImage: asked.GetUserSpecifiedImage(),
-		RuntimeHandler:     asked.GetRuntimeHandler(),
-	}
 }
 
 // List returns the sandboxes that match all of filter, newest first.
@@ -186,16 +65,17 @@ func (p *Pods) Sandboxes(filter *runtime.PodSandboxFilter) ([]*Sandbox, error) {
 	return out, err
 }
 
-// EncodedSandboxes returns the sandboxes that match all of filter as the CRI lists them, encoded, newest first, all as they
-// were at one moment. The bytes must not be changed.
-func (p *Pods) EncodedSandboxes(filter *runtime.PodSandboxFilter) ([][]byte, error) {
+// EncodedSandboxes returns the sandboxes that match all of filter, newest first, all as they were at one moment, each as the
+// encoded message that item makes of it. A message is kept until the record changes, so item must depend on nothing but the
+// record. The bytes must not be changed.
+func (p *Pods) EncodedSandboxes(filter *runtime.PodSandboxFilter, item func(*SandboxRecord) proto.Message) ([][]byte, error) {
 	list, err := p.listSandboxes(filter, true)
 	if err != nil {
 		return nil, err
 	}
 	out := make([][]byte, len(list))
 	for i, l := range list {
-		if out[i], err = l.item.of(l.record, func() proto.Message { return l.record.Item() }); err != nil {
+		if out[i], err = l.item.of(l.record, item); err != nil {
 			return nil, err
 		}
 	}
@@ -255,16 +135,15 @@ func (p *Pods) ListContainers(filter ContainerFilter) ([]*Container, error) {
 	return out, err
 }
 
-// EncodedContainers returns the containers that match all of filter as the CRI lists them, encoded, newest first, all as
-// they were at one moment. The bytes must not be changed.
-func (p *Pods) EncodedContainers(filter ContainerFilter) ([][]byte, error) {
+// EncodedContainers is EncodedSandboxes for containers.
+func (p *Pods) EncodedContainers(filter ContainerFilter, item func(*ContainerRecord) proto.Message) ([][]byte, error) {
 	list, err := p.listContainers(filter)
 	if err != nil {
 		return nil, err
 	}
 	out := make([][]byte, len(list))
 	for i, l := range list {
-		if out[i], err = l.item.of(l.record, func() proto.Message { return l.record.Item() }); err != nil {
+		if out[i], err = l.item.of(l.record, item); err != nil {
 			return nil, err
 		}
 	}
@@ -322,7 +201,7 @@ func forgive(err error) error {
 	return err
 }
 
-// matches tells whether labels has all that selector asks for.
+// matches reports whether labels has all that selector asks for.
 func matches(selector, labels map[string]string) bool {
 	for k, v := range selector {
 		if have, ok := labels[k]; !ok || have != v {

@@ -55,7 +55,7 @@ func (p *Pods) update(ctx context.Context, c *Container, change *runtime.LinuxCo
 	}
 
 	// 2. What it comes to, on this node.
-	next := spec.MergeResources(r.resources(), change)
+	next := spec.MergeResources(r.CurrentResources(), change)
 	limits, score, notes, err := spec.Resources(next, p.Node)
 	if err != nil {
 		return err

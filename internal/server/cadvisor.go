@@ -109,8 +109,8 @@ func (s *cadvisorService) find(id string) (*pod.Container, error) {
 	return c, nil
 }
 
-// spec is what cAdvisor wants to read of an OCI spec: it may look for the environment, which is not its business.
-const spec = `{"ociVersion":"1.2.0","process":{"env":[],"cwd":"/"}}`
+// ociSpec is the OCI spec that cAdvisor gets. It may read the environment there, which is none of its business.
+const ociSpec = `{"ociVersion":"1.2.0","process":{"env":[],"cwd":"/"}}`
 
 // container answers with a GetContainerResponse. cAdvisor asks as soon as it sees the cgroup, which is before the container is
 // created, and believes it to be nobody's for good when it is not told then.
@@ -123,8 +123,7 @@ func (s *cadvisorService) container(id string) (wireAnswer, error) {
 		}
 		r = c.Record()
 	}
-	status := r.Status()
-	labels := maps.Clone(status.GetLabels())
+	labels := maps.Clone(r.Config.Message().GetLabels())
 	if labels == nil {
 		labels = make(map[string]string)
 	}
@@ -140,7 +139,7 @@ func (s *cadvisorService) container(id string) (wireAnswer, error) {
 	}
 	out = out.text(3, r.ImageName)
 	out = out.message(4, wireAnswer(nil).text(1, "kuri"))
-	out = out.message(5, wireAnswer(nil).text(1, "types.containerd.io/opencontainers/runtime-spec/1/Spec").text(2, spec))
+	out = out.message(5, wireAnswer(nil).text(1, "types.containerd.io/opencontainers/runtime-spec/1/Spec").text(2, ociSpec))
 	return wireAnswer(nil).message(1, out), nil
 }
 

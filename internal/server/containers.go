@@ -40,7 +40,7 @@ func (s *runtimeService) ContainerStatus(_ context.Context, req *runtime.Contain
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtime.ContainerStatusResponse{Status: c.Record().Status()}
+	resp := &runtime.ContainerStatusResponse{Status: containerStatus(c.Record())}
 	if req.GetVerbose() {
 		resp.Info = s.Pods.ContainerInfo(c)
 		if snap, err := s.Pods.Snapshot(c.Record().SandboxID); err == nil {
@@ -66,11 +66,11 @@ func (s *runtimeService) ContainerStats(ctx context.Context, req *runtime.Contai
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.Pods.ContainerStats(ctx, c)
+	used, err := s.Pods.ContainerUsages(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	return &runtime.ContainerStatsResponse{Stats: stats[0]}, nil
+	return &runtime.ContainerStatsResponse{Stats: containerStats(used[0])}, nil
 }
 
 func (s *runtimeService) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxStatsRequest) (*runtime.PodSandboxStatsResponse, error) {
@@ -78,9 +78,9 @@ func (s *runtimeService) PodSandboxStats(ctx context.Context, req *runtime.PodSa
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.Pods.SandboxStats(ctx, found)
+	used, err := s.Pods.SandboxUsages(ctx, found)
 	if err != nil {
 		return nil, err
 	}
-	return &runtime.PodSandboxStatsResponse{Stats: stats[0]}, nil
+	return &runtime.PodSandboxStatsResponse{Stats: sandboxStats(used[0])}, nil
 }

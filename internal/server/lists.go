@@ -73,12 +73,12 @@ func (a listAnswer) encode() mem.BufferSlice {
 func encodedSize(item []byte) int { return len(item) }
 
 func (s *runtimeService) listPodSandbox(_ context.Context, in any) (any, error) {
-	items, err := s.Pods.EncodedSandboxes(in.(*runtime.ListPodSandboxRequest).GetFilter())
+	items, err := s.Pods.EncodedSandboxes(in.(*runtime.ListPodSandboxRequest).GetFilter(), sandboxItem)
 	return listAnswer(items), err
 }
 
 func (s *runtimeService) StreamPodSandboxes(req *runtime.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
-	items, err := s.Pods.EncodedSandboxes(req.GetFilter())
+	items, err := s.Pods.EncodedSandboxes(req.GetFilter(), sandboxItem)
 	if err != nil {
 		return err
 	}
@@ -90,12 +90,12 @@ func containerFilter(f *runtime.ContainerFilter) pod.ContainerFilter {
 }
 
 func (s *runtimeService) listContainers(_ context.Context, in any) (any, error) {
-	items, err := s.Pods.EncodedContainers(containerFilter(in.(*runtime.ListContainersRequest).GetFilter()))
+	items, err := s.Pods.EncodedContainers(containerFilter(in.(*runtime.ListContainersRequest).GetFilter()), containerItem)
 	return listAnswer(items), err
 }
 
 func (s *runtimeService) StreamContainers(req *runtime.StreamContainersRequest, stream grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
-	items, err := s.Pods.EncodedContainers(containerFilter(req.GetFilter()))
+	items, err := s.Pods.EncodedContainers(containerFilter(req.GetFilter()), containerItem)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,8 @@ func (s *runtimeService) containerStats(ctx context.Context, f *runtime.Containe
 	}
 	// One that has exited uses nothing any more, and the peers leave it out.
 	list = slices.DeleteFunc(list, func(c *pod.Container) bool { return c.Record().State == pod.Exited })
-	return s.Pods.ContainerStats(ctx, list...)
+	used, err := s.Pods.ContainerUsages(ctx, list...)
+	return encodeAll(used, containerStats), err
 }
 
 func (s *runtimeService) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
@@ -135,7 +136,8 @@ func (s *runtimeService) sandboxStats(ctx context.Context, f *runtime.PodSandbox
 	if err != nil {
 		return nil, err
 	}
-	return s.Pods.SandboxStats(ctx, sandboxes...)
+	used, err := s.Pods.SandboxUsages(ctx, sandboxes...)
+	return encodeAll(used, sandboxStats), err
 }
 
 func (s *runtimeService) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {

@@ -43,7 +43,7 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtime.PodSan
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtime.PodSandboxStatusResponse{Status: snap.Sandbox.Status(), ContainersStatuses: statuses(snap), Timestamp: snap.At}
+	resp := podStatus(snap)
 	if req.GetVerbose() {
 		resp.Info = s.Pods.SandboxInfo(snap)
 		resp.Info["operations"] = operations(s.history, snap, "")
