@@ -12,39 +12,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ChangeKind says what a layer does to a path.
+// ChangeKind is what a layer does to a path.
 type ChangeKind int
 
-// The kinds.
+// Kinds of changes.
 const (
-	Added   ChangeKind = iota // nothing was there
-	Changed                   // the content, the kind of file, or the mode or owner of a directory; which of them is not told
-	Deleted                   // and all below it, where it was a directory
+	Added   ChangeKind = iota // there was nothing before
+	Changed                   // the content, the file type, or the mode or owner of a directory
+	Deleted                   // with everything below it, if it was a directory
 )
 
-// Change is what a layer, or the way from one stack to another, does to one path.
+// Change is the change of one path by a layer, or between two stacks of layers.
 type Change struct {
 	Kind ChangeKind
-	Path string // from the root, beginning with a slash
-	Size int64  // bytes of a regular file that was added or changed: of what it is now
+	Path string // absolute, from the root of the image
+	Size int64  // bytes of a regular file that was added or changed, after the change
 
-	OldSize int64 // from [Compare] alone: bytes of a regular file that was changed or deleted: of what it was
+	OldSize int64 // only from [Compare]: bytes of a regular file that was changed or deleted, before the change
 }
 
-// Changes tells what the layer at top does to those below it, given topmost first: the paths in the order of a walk, sorted
-// in each directory. The directories must not change meanwhile. An error of tell ends it.
-func Changes(ctx context.Context, top string, below []string, tell func(Change) error) error {
-	w := &changes{ctx: ctx, tell: tell}
+// Changes reports the changes that the layer at top makes to the layers below, given topmost first.
+// It walks the paths sorted within each directory. The directories must not change meanwhile. An
+// error of report ends the walk.
+func Changes(ctx context.Context, top string, below []string, report func(Change) error) error {
+	w := &changes{ctx: ctx, report: report}
 	return w.directory(top, below, "/", false)
 }
 
 type changes struct {
-	ctx  context.Context
-	tell func(Change) error
+	ctx    context.Context
+	report func(Change) error
 }
 
-// directory compares a directory with what the layers below have in its place. Where the directory, or one above it, is
-// opaque, what it does not have itself is deleted.
+// directory compares a directory with its counterparts in the layers below. If it or a parent is
+// opaque, all names that it does not have itself are deleted.
 func (w *changes) directory(at string, below []string, p string, hides bool) error {
 	entries, err := os.ReadDir(at) // sorted
 	if err != nil {
@@ -70,7 +71,7 @@ func (w *changes) directory(at string, below []string, p string, hides bool) err
 	return nil
 }
 
-// hidden tells what an opaque directory takes away.
+// hidden reports the names that an opaque directory hides.
 func (w *changes) hidden(below []string, own map[string]bool, p string) error {
 	var names []string
 	for _, dir := range below {
@@ -89,10 +90,10 @@ func (w *changes) hidden(below []string, own map[string]bool, p string) error {
 		}
 		_, _, err := lookup(below, name)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // a whiteout of theirs
+			continue // a whiteout of a lower layer
 		}
 		if err == nil {
-			err = w.tell(Change{Kind: Deleted, Path: path.Join(p, name)})
+			err = w.report(Change{Kind: Deleted, Path: path.Join(p, name)})
 		}
 		if err != nil {
 			return err
@@ -116,7 +117,7 @@ func (w *changes) entry(at string, below []string, name, p string, hides bool) e
 	switch {
 	case kind == unix.S_IFCHR && st.Rdev == 0:
 		if !there {
-			return nil // it hides nothing
+			return nil // nothing to hide
 		}
 		c.Kind = Deleted
 	case !there:
@@ -134,14 +135,14 @@ func (w *changes) entry(at string, below []string, name, p string, hides bool) e
 			return w.directory(at, dirs, p, hides)
 		}
 	}
-	if err := w.tell(c); err != nil || kind != unix.S_IFDIR {
+	if err := w.report(c); err != nil || kind != unix.S_IFDIR {
 		return err
 	}
 	return w.directory(at, dirs, p, hides)
 }
 
-// sameDirectory tells whether a directory has the mode and the owner that it had below. A layer has many directories only
-// for what is in them.
+// sameDirectory reports whether a directory has the same mode and owner as below. Many directories
+// are in a layer only for their content.
 func sameDirectory(st *unix.Stat_t, below string) (bool, error) {
 	var old unix.Stat_t
 	if err := unix.Lstat(below, &old); err != nil {

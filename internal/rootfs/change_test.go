@@ -12,7 +12,8 @@ import (
 
 func TestChanges(t *testing.T) {
 	base := layerOf(t, map[string]string{
-		"etc/passwd": "root", "etc/old": "x", "data/a": "1", "data/b": "2", "data/sub/c": "3", "dir/f": "4", "link": "->etc", "gone/deep/f": "5", "kept": "6", "was/file": "7",
+		"etc/passwd": "root", "etc/old": "x", "data/a": "1", "data/b": "2", "data/sub/c": "3", "dir/f": "4",
+		"link": "->etc", "gone/deep/f": "5", "kept": "6", "was/file": "7",
 	})
 	middle := layerOf(t, map[string]string{"data/b": "!", "etc/new": "n"})
 	for _, tt := range []struct {
@@ -22,10 +23,13 @@ func TestChanges(t *testing.T) {
 		want  string
 	}{
 		{"the first layer", map[string]string{"a/b": "xyz"}, nil, "A /a 0, A /a/b 3"},
-		{"files", map[string]string{"etc/passwd": "root2", "etc/shadow": "s", "etc/old": "!", "gone": "!"}, []string{base}, "D /etc/old 0, C /etc/passwd 5, A /etc/shadow 1, D /gone 0"},
+		{"files", map[string]string{"etc/passwd": "root2", "etc/shadow": "s", "etc/old": "!", "gone": "!"},
+			[]string{base}, "D /etc/old 0, C /etc/passwd 5, A /etc/shadow 1, D /gone 0"},
 		{"a whiteout of nothing", map[string]string{"nothing": "!", "data/b": "!"}, []string{middle, base}, ""},
-		{"an opaque directory", map[string]string{"data": "o", "data/a": "new", "data/z": "z"}, []string{middle, base}, "D /data/sub 0, C /data/a 3, A /data/z 1"},
-		{"below an opaque directory", map[string]string{"gone": "o", "gone/deep/g": "1"}, []string{base}, "D /gone/deep/f 0, A /gone/deep/g 1"},
+		{"an opaque directory", map[string]string{"data": "o", "data/a": "new", "data/z": "z"}, []string{middle, base},
+			"D /data/sub 0, C /data/a 3, A /data/z 1"},
+		{"below an opaque directory", map[string]string{"gone": "o", "gone/deep/g": "1"}, []string{base},
+			"D /gone/deep/f 0, A /gone/deep/g 1"},
 		{"a file for a directory", map[string]string{"dir": "file"}, []string{base}, "C /dir 4"},
 		{"a directory for a file", map[string]string{"kept/x": "1"}, []string{base}, "C /kept 0, A /kept/x 1"},
 		{"a directory for a link", map[string]string{"link/x": "1"}, []string{base}, "C /link 0, A /link/x 1"},
@@ -46,7 +50,8 @@ func TestChanges(t *testing.T) {
 	}
 	var got []Change
 	keep := func(c Change) error { got = append(got, c); return nil }
-	if err := Changes(t.Context(), mode, []string{base}, keep); err != nil || len(got) != 1 || got[0] != (Change{Kind: Changed, Path: "/data"}) {
+	if err := Changes(t.Context(), mode, []string{base}, keep); err != nil || len(got) != 1 ||
+		got[0] != (Change{Kind: Changed, Path: "/data"}) {
 		t.Errorf("the mode of a directory: %v %v", got, err)
 	}
 	full := errors.New("full")

@@ -15,30 +15,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Compare tells what leads from the root filesystem of one stack of layers to that of another, each given topmost first:
-// every path that was added, changed or deleted, a directory before what is in it, sorted in each directory. A path is
-// changed when its kind, mode, owner, content, target, device or an extended attribute is another; times do not count.
-// What both have from the same layer is not read. The directories must not change meanwhile. An error of tell ends it.
-func Compare(ctx context.Context, from, to []string, tell func(Change) error) error {
-	w := &comparison{ctx: ctx, tell: tell}
+// Compare reports the changes from the root filesystem of one stack of layers to that of another,
+// each given topmost first: every path that was added, changed or deleted, parents first, sorted
+// within each directory. A path is changed if its type, mode, owner, content, link target, device
+// or an extended attribute differs; times are ignored. Content that both have from the same layer
+// is not read. The directories must not change meanwhile. An error of report ends the walk.
+func Compare(ctx context.Context, from, to []string, report func(Change) error) error {
+	w := &comparison{ctx: ctx, report: report}
 	return w.directories(from, to, "/")
 }
 
 type comparison struct {
-	ctx   context.Context
-	tell  func(Change) error
-	left  [64 << 10]byte
-	right [64 << 10]byte
+	ctx    context.Context
+	report func(Change) error
+	left   [64 << 10]byte
+	right  [64 << 10]byte
 }
 
-// node is what one stack has at a path.
+// node is the file or directory that a stack has at a path.
 type node struct {
 	unix.Stat_t
-	at   string   // the topmost file or directory
-	dirs []string // of a directory: all that are merged
+	at   string   // path in the topmost layer that has it
+	dirs []string // of a directory: all merged directories
 }
 
-// size is that of a regular file, else 0.
+// size returns the size of a regular file, otherwise 0.
 func (n *node) size() int64 {
 	if n.Mode&unix.S_IFMT == unix.S_IFREG {
 		return n.Size
@@ -46,7 +47,7 @@ func (n *node) size() int64 {
 	return 0
 }
 
-// directories compares two merged directories, either of which may be empty: nil.
+// directories compares two merged directories. An absent one is nil.
 func (w *comparison) directories(from, to []string, p string) error {
 	if slices.Equal(from, to) {
 		return nil
@@ -80,7 +81,7 @@ func (w *comparison) directories(from, to []string, p string) error {
 	return nil
 }
 
-// nodes compares what the stacks have at one path, nil for nothing, and below it.
+// nodes compares a path, nil for absent, and everything below it.
 func (w *comparison) nodes(a, b *node, p string) error {
 	c := Change{Kind: Changed, Path: p}
 	var from, to []string
@@ -106,13 +107,13 @@ func (w *comparison) nodes(a, b *node, p string) error {
 			return w.directories(from, to, p)
 		}
 	}
-	if err := w.tell(c); err != nil {
+	if err := w.report(c); err != nil {
 		return err
 	}
 	return w.directories(from, to, p)
 }
 
-// same tells whether two nodes are alike, not looking into directories.
+// same reports whether two nodes are equal, without looking into directories.
 func (w *comparison) same(a, b *node) (bool, error) {
 	if a.Dev == b.Dev && a.Ino == b.Ino {
 		return true, nil
@@ -142,7 +143,7 @@ func (w *comparison) same(a, b *node) (bool, error) {
 	return true, nil
 }
 
-// sameContent compares two regular files of the same size.
+// sameContent reports whether two regular files of the same size have the same content.
 func (w *comparison) sameContent(a, b string) (bool, error) {
 	left, err := openFile(a)
 	if err != nil {
@@ -175,12 +176,14 @@ func (w *comparison) sameContent(a, b string) (bool, error) {
 	}
 }
 
-// openFile opens a file of a layer, whatever its name leads to by then.
+// openFile opens a file of a layer without following a link or blocking on a FIFO that may have
+// taken its place.
 func openFile(at string) (*os.File, error) {
 	return os.OpenFile(at, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 }
 
-// namesIn returns the names in a merged directory, whiteouts too, each with the directories that have it, topmost first.
+// namesIn returns the names in a merged directory, including whiteouts. Each maps to the
+// directories that have it, topmost first.
 func namesIn(dirs []string) (map[string][]string, error) {
 	names := make(map[string][]string)
 	for _, dir := range dirs {
@@ -195,7 +198,7 @@ func namesIn(dirs []string) (map[string][]string, error) {
 	return names, nil
 }
 
-// nodeAt returns what is at a name of a merged directory, nil when nothing is; dirs are those that have the name.
+// nodeAt returns the node for a name, or nil. dirs are the merged directories that have the name.
 func nodeAt(dirs []string, name string) (*node, error) {
 	merged, file, err := lookup(dirs, name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -214,8 +217,8 @@ func nodeAt(dirs []string, name string) (*node, error) {
 	return n, nil
 }
 
-// attributes returns the extended attributes of a file that are the image's own: not what overlayfs keeps in them, nor the
-// label that the node's policy has put on all of the store.
+// attributes returns the extended attributes that belong to the image. Attributes of overlayfs and
+// the SELinux label of the store are left out.
 func attributes(at string) (map[string]string, error) {
 	list, err := sized(func(buf []byte) (int, error) { return unix.Llistxattr(at, buf) })
 	if errors.Is(err, unix.ENOTSUP) {
@@ -238,7 +241,7 @@ func attributes(at string) (map[string]string, error) {
 	return values, nil
 }
 
-// sized calls get for the size, and then for the bytes.
+// sized calls get for the size and then for the value.
 func sized(get func([]byte) (int, error)) ([]byte, error) {
 	n, err := get(nil)
 	if err != nil || n == 0 {

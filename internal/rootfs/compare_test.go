@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// compared returns what Compare tells, in words.
+// compared returns the result of Compare as text.
 func compared(t *testing.T, from, to []string) string {
 	t.Helper()
 	var got []string
@@ -31,25 +31,33 @@ func compared(t *testing.T, from, to []string) string {
 }
 
 func TestCompare(t *testing.T) {
-	base := layerOf(t, map[string]string{"etc/passwd": "root", "etc/old": "xx", "data/a": "1", "data/sub/c": "333", "link": "->etc", "kept": "6", "pipe": "p"})
+	base := layerOf(t, map[string]string{"etc/passwd": "root", "etc/old": "xx", "data/a": "1", "data/sub/c": "333",
+		"link": "->etc", "kept": "6", "pipe": "p"})
 	for _, tt := range []struct {
 		name     string
 		from, to []map[string]string // above base, topmost first
 		want     string
 	}{
 		{"the same", nil, nil, ""},
-		{"one more layer", nil, []map[string]string{{"etc/new": "nnn", "etc/old": "!", "etc/passwd": "root2", "data": "!"}},
-			"D /data 0 0, D /data/a 1 0, D /data/sub 0 0, D /data/sub/c 3 0, A /etc/new 0 3, D /etc/old 2 0, C /etc/passwd 4 5"},
-		{"and back", []map[string]string{{"etc/new": "nnn", "data": "!"}}, nil, "A /data 0 0, A /data/a 0 1, A /data/sub 0 0, A /data/sub/c 0 3, D /etc/new 3 0"},
+		{"one more layer", nil, []map[string]string{{"etc/new": "nnn", "etc/old": "!", "etc/passwd": "root2",
+			"data": "!"}},
+			"D /data 0 0, D /data/a 1 0, D /data/sub 0 0, D /data/sub/c 3 0, A /etc/new 0 3, D /etc/old 2 0, C " +
+				"/etc/passwd 4 5"},
+		{"and back", []map[string]string{{"etc/new": "nnn", "data": "!"}}, nil,
+			"A /data 0 0, A /data/a 0 1, A /data/sub 0 0, A /data/sub/c 0 3, D /etc/new 3 0"},
 		{"the same content again", nil, []map[string]string{{"etc/passwd": "root", "link": "->etc", "pipe": "p"}}, ""},
 		{"of one size", nil, []map[string]string{{"etc/passwd": "toor"}}, "C /etc/passwd 4 4"},
 		{"a link", nil, []map[string]string{{"link": "->data"}}, "C /link 0 0"},
-		{"a file for a directory", nil, []map[string]string{{"data": "file"}}, "C /data 0 4, D /data/a 1 0, D /data/sub 0 0, D /data/sub/c 3 0"},
+		{"a file for a directory", nil, []map[string]string{{"data": "file"}},
+			"C /data 0 4, D /data/a 1 0, D /data/sub 0 0, D /data/sub/c 3 0"},
 		{"a directory for a file", nil, []map[string]string{{"kept/x": "1"}}, "C /kept 1 0, A /kept/x 0 1"},
-		{"an opaque directory", nil, []map[string]string{{"data": "o", "data/a": "1"}}, "D /data/sub 0 0, D /data/sub/c 3 0"},
-		{"a whiteout of a whiteout", []map[string]string{{"kept": "!"}}, []map[string]string{{"kept": "7"}, {"kept": "!"}}, "A /kept 0 1"},
+		{"an opaque directory", nil, []map[string]string{{"data": "o", "data/a": "1"}},
+			"D /data/sub 0 0, D /data/sub/c 3 0"},
+		{"a whiteout of a whiteout", []map[string]string{{"kept": "!"}},
+			[]map[string]string{{"kept": "7"}, {"kept": "!"}}, "A /kept 0 1"},
 		{"a whiteout of nothing", nil, []map[string]string{{"nothing": "!"}}, ""},
-		{"the same by other layers", []map[string]string{{"x/a": "1"}, {"x/b": "2"}}, []map[string]string{{"x/a": "1", "x/b": "2"}}, ""},
+		{"the same by other layers", []map[string]string{{"x/a": "1"}, {"x/b": "2"}},
+			[]map[string]string{{"x/a": "1", "x/b": "2"}}, ""},
 	} {
 		stack := func(layers []map[string]string) []string {
 			var dirs []string
@@ -64,7 +72,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// What of a file's inode counts, and what does not.
+// The attributes of a file that Compare considers, and those that it ignores.
 func TestCompareInodes(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: owners and trusted attributes")
@@ -73,22 +81,25 @@ func TestCompareInodes(t *testing.T) {
 		change func(at string) error
 		counts bool
 	}{
-		"a time":      {func(at string) error { return os.Chtimes(at, time.Unix(1, 0), time.Unix(1, 0)) }, false},
-		"a mode":      {func(at string) error { return os.Chmod(at, 0o600) }, true},
-		"setuid":      {func(at string) error { return unix.Chmod(at, 0o4644) }, true},
-		"an owner":    {func(at string) error { return os.Chown(at, 7, 0) }, true},
-		"a group":     {func(at string) error { return os.Chown(at, 0, 7) }, true},
-		"user's":      {func(at string) error { return unix.Setxattr(at, "user.x", []byte("1"), 0) }, true},
-		"overlayfs's": {func(at string) error { return unix.Setxattr(at, "trusted.overlay.origin", []byte("1"), 0) }, false},
+		"a time":   {func(at string) error { return os.Chtimes(at, time.Unix(1, 0), time.Unix(1, 0)) }, false},
+		"a mode":   {func(at string) error { return os.Chmod(at, 0o600) }, true},
+		"setuid":   {func(at string) error { return unix.Chmod(at, 0o4644) }, true},
+		"an owner": {func(at string) error { return os.Chown(at, 7, 0) }, true},
+		"a group":  {func(at string) error { return os.Chown(at, 0, 7) }, true},
+		"user's":   {func(at string) error { return unix.Setxattr(at, "user.x", []byte("1"), 0) }, true},
+		"overlayfs's": {func(at string) error { return unix.Setxattr(at, "trusted.overlay.origin", []byte("1"), 0) },
+			false},
 		"capability": {func(at string) error {
-			return unix.Setxattr(at, "security.capability", []byte("\x00\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0)
+			return unix.Setxattr(at, "security.capability",
+				[]byte("\x00\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0)
 		}, true},
 	} {
 		for _, p := range []string{"file", "dir"} {
 			if p == "dir" && name == "capability" {
-				continue // files alone have them
+				continue // only files have capabilities
 			}
-			from, to := layerOf(t, map[string]string{"file": "x", "dir": "d"}), layerOf(t, map[string]string{"file": "x", "dir": "d"})
+			from, to := layerOf(t, map[string]string{"file": "x", "dir": "d"}),
+				layerOf(t, map[string]string{"file": "x", "dir": "d"})
 			err := row.change(filepath.Join(to, p))
 			if errors.Is(err, unix.ENOTSUP) {
 				t.Logf("%s: the filesystem has no such attributes", name)
@@ -112,12 +123,13 @@ func TestCompareEnds(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Compare(ended, nil, []string{base}, func(Change) error { return nil }); !errors.Is(err, context.Canceled) {
+	if err := Compare(ended, nil, []string{base}, func(Change) error { return nil }); !errors.Is(err,
+		context.Canceled) {
 		t.Error(err)
 	}
 }
 
-// The kernel's own overlayfs decides what a stack has: over random stacks, Compare tells what a walk of two mounts tells.
+// Compare must find the same differences as a walk of two real overlayfs mounts, for random stacks.
 func TestCompareAgainstOverlayfs(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -145,7 +157,8 @@ func TestCompareAgainstOverlayfs(t *testing.T) {
 	}
 }
 
-// randomLayer makes a layer of few names, so that they meet; with whiteouts and opaque directories where there can be.
+// randomLayer makes a layer with few distinct names, so that layers collide, and with whiteouts and
+// opaque directories if it is not the lowest.
 func randomLayer(t *testing.T, r *rand.Rand, above bool) string {
 	files := make(map[string]string)
 	for range r.IntN(12) {
@@ -154,9 +167,10 @@ func randomLayer(t *testing.T, r *rand.Rand, above bool) string {
 			parts = append(parts, string('a'+rune(r.IntN(3))))
 		}
 		name := strings.Join(parts, "/")
-		free := func(n string) bool { // no file is above or below it
+		free := func(n string) bool { // no other file is above or below it
 			for other := range files {
-				if other == n || strings.HasPrefix(other, n+"/") || strings.HasPrefix(n, other+"/") && files[other] != "o" && files[other] != "d" {
+				if other == n || strings.HasPrefix(other, n+"/") ||
+					strings.HasPrefix(n, other+"/") && files[other] != "o" && files[other] != "d" {
 					return false
 				}
 			}
@@ -174,11 +188,11 @@ func randomLayer(t *testing.T, r *rand.Rand, above bool) string {
 	return layerOf(t, files)
 }
 
-// seen walks the stack as the kernel merges it: path to mode, owner and content.
+// seen walks a stack mounted by the kernel and returns path -> mode, owner and content.
 func seen(t *testing.T, stack []string) map[string]string {
 	t.Helper()
 	at := t.TempDir()
-	options := "lowerdir=" + strings.Join(append(slices.Clone(stack), t.TempDir()), ":") // it wants two at least
+	options := "lowerdir=" + strings.Join(append(slices.Clone(stack), t.TempDir()), ":") // overlayfs needs at least two
 	if err := unix.Mount("overlay", at, "overlay", unix.MS_RDONLY, options); err != nil {
 		t.Skipf("needs to mount overlayfs: %v", err)
 	}
@@ -194,7 +208,7 @@ func seen(t *testing.T, stack []string) map[string]string {
 		}
 		info, err := d.Info()
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // a whiteout in a directory that one layer alone has: it is listed, and is not there
+			return nil // a whiteout in a directory of a single layer is listed but does not exist
 		}
 		if err != nil {
 			return err

@@ -16,7 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// Devices resolves the devices that a container asks for; a privileged one gets all of the node's before them.
+// Devices resolves the requested devices of a container. A privileged container gets all devices of
+// the node first.
 func Devices(devices []*runtime.Device, privileged bool) ([]spec.ResolvedDevice, error) {
 	var out []spec.ResolvedDevice
 	if privileged {
@@ -36,8 +37,8 @@ func Devices(devices []*runtime.Device, privileged bool) ([]spec.ResolvedDevice,
 	return out, nil
 }
 
-// Device returns the device at hostPath, links followed, or all those below it when it is a directory. In the container
-// it is at containerPath, or at the same path as on the host when that is empty.
+// Device returns the device at hostPath, following links, or all devices below it if it is a
+// directory. In the container it is at containerPath, or at hostPath if containerPath is empty.
 func Device(hostPath, containerPath, permissions string) ([]spec.ResolvedDevice, error) {
 	resolved, isDir, err := resolve("device", hostPath)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -62,17 +63,19 @@ func Device(hostPath, containerPath, permissions string) ([]spec.ResolvedDevice,
 	return []spec.ResolvedDevice{d}, nil
 }
 
-// maxEntries bounds what a directory of devices may have below it: /dev has some hundreds, / would take minutes.
+// maxEntries limits the number of files below a directory of devices: /dev has some hundreds, /
+// would take minutes.
 const maxEntries = 10_000
 
-// below returns the devices in dir and its directories. Those that every container has its own of (pts, shm, mqueue,
-// fd, console) are left out, and so is what vanishes meanwhile.
+// below returns the devices in dir and its subdirectories. It leaves out the directories of which
+// every container has its own (pts, shm, mqueue, fd), the console, and files that vanish meanwhile.
 func below(dir, containerDir, permissions string) ([]spec.ResolvedDevice, error) {
 	var out []spec.ResolvedDevice
 	entries := 0
 	err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
 		if entries++; entries > maxEntries {
-			return fault.New(fault.Invalid, "%s has more than %d files below it: name the devices themselves", dir, maxEntries)
+			return fault.New(fault.Invalid, "%s has more than %d files below it: name the devices themselves", dir,
+				maxEntries)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -99,7 +102,7 @@ func below(dir, containerDir, permissions string) ([]spec.ResolvedDevice, error)
 		}
 		return err
 	})
-	return out, fault.As(fault.Precondition, err) // what cannot be read is so on this node
+	return out, fault.As(fault.Precondition, err) // an unreadable directory is a problem of this node
 }
 
 func device(hostPath, containerPath, permissions string) (d spec.ResolvedDevice, ok bool, err error) {

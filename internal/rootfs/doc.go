@@ -1,8 +1,8 @@
-// Package rootfs answers what a container's files say before anything is mounted: who its user is, according to
-// etc/passwd and etc/group of the image's layers; where a host path leads; what device a node is; what a layer changes; in what two
-// root filesystems differ.
+// Package rootfs reads a container's files before anything is mounted: the user in etc/passwd and
+// etc/group of the image, the target of a host path, the type of a device node, the changes of a
+// layer, the differences between two root filesystems.
 //
-// It only reads, and keeps nothing. An image's layers are hostile: their files are read through the overlay's rules (top
-// layer first, whiteouts, opaque directories) with symbolic links resolved inside the stack, never on the host, and with
-// bounds on size and depth.
+// It only reads, and keeps nothing. An image's layers are hostile. Their files are read by the
+// rules of overlayfs (topmost layer first, whiteouts, opaque directories). Symbolic links are
+// resolved inside the stack, never on the host. File size and depth are limited.
 package rootfs

@@ -21,7 +21,8 @@ func TestHostPath(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for name, target := range map[string]string{"to-file": "file", "to-dir": dir, "chain": "to-file", "dangling": "nowhere", "circle": "circle"} {
+	for name, target := range map[string]string{"to-file": "file", "to-dir": dir, "chain": "to-file",
+		"dangling": "nowhere", "circle": "circle"} {
 		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +60,8 @@ func TestMounts(t *testing.T) {
 	if err != nil || len(got) != 2 || got[0].Source != dir || got[1].Source != "" {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	if _, err := Mounts([]*runtime.Mount{{HostPath: dir + "/no", ContainerPath: "/x"}}, false); err == nil || !strings.Contains(err.Error(), "mounts[0] to /x") {
+	if _, err := Mounts([]*runtime.Mount{{HostPath: dir + "/no", ContainerPath: "/x"}}, false); err == nil ||
+		!strings.Contains(err.Error(), "mounts[0] to /x") {
 		t.Errorf("a missing host path: %v", err)
 	}
 }
@@ -76,10 +78,11 @@ func TestPropagationNeedsASharedMount(t *testing.T) {
 		t.Skipf("cannot mount: %v", err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
-	const slave, shared = runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER, runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL
+	const slave, shared = runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
+		runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL
 	for _, c := range []struct {
 		flag          uintptr
-		slave, shared bool // which of them is to succeed
+		slave, shared bool // whether each mode must succeed
 	}{
 		{unix.MS_PRIVATE, false, false},
 		{unix.MS_SHARED, true, true},
@@ -101,10 +104,12 @@ func TestDevices(t *testing.T) {
 	if err != nil || len(got) != 1 {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	if d := got[0]; d.Path != "/dev/nil" || d.Type != "c" || d.Major != 1 || d.Minor != 3 || d.Permissions != "rw" || d.FileMode != 0o666 {
+	if d := got[0]; d.Path != "/dev/nil" || d.Type != "c" || d.Major != 1 || d.Minor != 3 || d.Permissions != "rw" ||
+		d.FileMode != 0o666 {
 		t.Errorf("%+v", d)
 	}
-	for path, kind := range map[string]fault.Kind{"/etc/hostname": fault.Invalid, "/dev/not-there": fault.Precondition} {
+	for path, kind := range map[string]fault.Kind{"/etc/hostname": fault.Invalid,
+		"/dev/not-there": fault.Precondition} {
 		if _, err := Devices([]*runtime.Device{{HostPath: path, Permissions: "r"}}, false); fault.Of(err) != kind {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -116,7 +121,8 @@ func TestDevices(t *testing.T) {
 	has := make(map[string]string)
 	for _, d := range all {
 		has[d.Path] = d.Permissions
-		if strings.HasPrefix(d.Path, "/dev/pts/") || strings.HasPrefix(d.Path, "/dev/shm/") || d.Path == "/dev/console" {
+		if strings.HasPrefix(d.Path, "/dev/pts/") || strings.HasPrefix(d.Path, "/dev/shm/") ||
+			d.Path == "/dev/console" {
 			t.Errorf("%s is the node's own", d.Path)
 		}
 	}
@@ -125,14 +131,15 @@ func TestDevices(t *testing.T) {
 	}
 }
 
-func TestDirectoryThatIsNoneOfDevices(t *testing.T) {
+func TestDirectoryThatIsNotForDevices(t *testing.T) {
 	dir := t.TempDir()
 	for n := range maxEntries {
 		if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(n)), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := Device(dir, "/dev/x", "r"); fault.Of(err) != fault.Invalid || !strings.Contains(err.Error(), "name the devices themselves") {
+	if _, err := Device(dir, "/dev/x", "r"); fault.Of(err) != fault.Invalid ||
+		!strings.Contains(err.Error(), "name the devices themselves") {
 		t.Errorf("%v", err)
 	}
 }
@@ -154,7 +161,7 @@ func TestDeviceDirectory(t *testing.T) {
 	}
 }
 
-// A device that is missing is told as one: advice about volumes would lead nowhere.
+// The error for a missing device must not give advice about volumes.
 func TestMissingDevice(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Symlink("nowhere", filepath.Join(dir, "link")); err != nil {
@@ -162,11 +169,13 @@ func TestMissingDevice(t *testing.T) {
 	}
 	for _, path := range []string{"/dev/no-such-device", filepath.Join(dir, "link"), "/dev/no-such-dir/0"} {
 		_, err := Devices([]*runtime.Device{{HostPath: path, ContainerPath: "/dev/x", Permissions: "rw"}}, false)
-		if fault.Of(err) != fault.Precondition || !strings.Contains(err.Error(), "device "+path+" is not on this node; is its driver loaded?") || strings.Contains(err.Error(), "volume") {
+		if fault.Of(err) != fault.Precondition || !strings.Contains(err.Error(),
+			"device "+path+" is not on this node; is its driver loaded?") || strings.Contains(err.Error(), "volume") {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if _, err := Devices([]*runtime.Device{{HostPath: "dev/null", Permissions: "r"}}, false); fault.Of(err) != fault.Invalid {
+	if _, err := Devices([]*runtime.Device{{HostPath: "dev/null", Permissions: "r"}},
+		false); fault.Of(err) != fault.Invalid {
 		t.Errorf("a relative path: %v", err)
 	}
 }

@@ -14,18 +14,19 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Bounds on what an image can make us do for one file.
+// Limits for one file of an image.
 const (
-	maxFile  = 16 << 20 // bytes that are read: an /etc/passwd with a directory service's users has a few million
-	maxLinks = 40       // symbolic links on the way, as in the kernel
-	maxPath  = 4096     // bytes of a path, as in the kernel
+	maxFile  = 16 << 20 // bytes; an /etc/passwd exported from a directory service has a few million
+	maxLinks = 40       // symbolic links on the path, as in the kernel
+	maxPath  = 4096     // length of a path in bytes, as in the kernel
 )
 
-// stack is the layers of an image, top first: directories that overlayfs takes as lowerdirs.
+// stack is the lowerdirs of an image, topmost first.
 type stack []string
 
-// read returns the content of a file of the image as it will be once the layers are mounted. It does not leave the
-// stack, whatever the links say. The error is fs.ErrNotExist when there is no such file, else of kind Invalid.
+// read returns the content of a file as the merged layers show it. It never leaves the stack,
+// whatever the links say. The error is fs.ErrNotExist if there is no such file, otherwise of kind
+// Invalid.
 func (s stack) read(name string) ([]byte, error) {
 	host, err := s.find(name)
 	if err != nil {
@@ -48,12 +49,13 @@ func (s stack) read(name string) ([]byte, error) {
 		return nil, fmt.Errorf("read %s of the image: %w", name, err)
 	}
 	if len(body) > maxFile {
-		return nil, fault.New(fault.Invalid, "%s of the image is larger than the %d bytes that are read of it", name, maxFile)
+		return nil, fault.New(fault.Invalid, "%s of the image is larger than the limit of %d bytes", name, maxFile)
 	}
 	return body, nil
 }
 
-// find returns the host path of a file of the stack, in the layer that has it. A directory is an error of kind Invalid.
+// find returns the host path of a file in the layer that has it. A directory is an error of kind
+// Invalid.
 func (s stack) find(name string) (string, error) {
 	_, file, err := s.walk(name)
 	if err != nil {
@@ -65,17 +67,17 @@ func (s stack) find(name string) (string, error) {
 	return file, nil
 }
 
-// walk goes from the root of the stack to name, following links. It returns the way that it has come in the end, free of
-// links and relative to the root, and for anything but a directory the host path of the file in the layer that has it.
+// walk resolves name from the root of the stack, following links. It returns the components of the
+// real path and, for anything but a directory, the host path of the file in the layer that has it.
 func (s stack) walk(name string) (way []string, file string, err error) {
 	way, _, file, err = s.reach(name)
 	return way, file, err
 }
 
-// reach is walk, and tells of a name that is not there (fs.ErrNotExist) how far the way goes, and what is left of the name
-// from there on.
+// reach is like walk. For a name that does not exist (fs.ErrNotExist) it also returns the existing
+// part of the path and the remaining components.
 func (s stack) reach(name string) (way, left []string, file string, err error) {
-	trail := [][]string{s} // for each directory on the way, those of the layers that make it up
+	trail := [][]string{s} // for each directory on the path, its merged directories
 	todo := strings.Split(name, "/")
 	for links := 0; len(todo) > 0; {
 		element := todo[0]
@@ -120,9 +122,9 @@ func (s stack) reach(name string) (way, left []string, file string, err error) {
 	return way, nil, "", nil
 }
 
-// lookup finds one name in a merged directory, by the rules of overlayfs: the topmost layer that has the name decides; a
-// directory is merged with those below it, until a layer has it opaque, or has something else there; a character device
-// 0:0 is a whiteout, which hides what is below.
+// lookup finds one name in a merged directory by the rules of overlayfs. The topmost layer that has
+// the name decides. A directory is merged with those below it until a layer has an opaque directory
+// or a non-directory there. A character device 0:0 is a whiteout and hides the layers below.
 func lookup(dirs []string, name string) (found []string, file string, err error) {
 	for _, d := range dirs {
 		p := filepath.Join(d, name)

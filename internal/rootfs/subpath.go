@@ -9,9 +9,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// SubPath returns the path of a file or directory of an image, relative to the image's root and free of symbolic links:
-// those on the way are followed within the image. Lowerdirs are the image's layers, top first. A path that is not there
-// is an error of kind NotFound.
+// SubPath returns the real path of a file or directory of an image, relative to the image's root.
+// Symbolic links are followed within the image. lowerdirs are the image's layers, topmost first. A
+// missing path is an error of kind NotFound.
 func SubPath(lowerdirs []string, path string) (string, error) {
 	way, _, err := stack(lowerdirs).walk(path)
 	if errors.Is(err, fs.ErrNotExist) {

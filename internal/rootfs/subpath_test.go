@@ -9,7 +9,8 @@ import (
 
 func TestSubPath(t *testing.T) {
 	layers := []string{
-		layerOf(t, map[string]string{"a/top": "x", "gone": "!", "link": "->a/deep", "out": "->../../../../../etc", "abs": "->/a", "a/up": "->..", "circle": "->circle"}),
+		layerOf(t, map[string]string{"a/top": "x", "gone": "!", "link": "->a/deep", "out": "->../../../../../etc",
+			"abs": "->/a", "a/up": "->..", "circle": "->circle"}),
 		layerOf(t, map[string]string{"a/deep/file": "x", "gone/file": "x", "b": "d"}),
 	}
 	for _, c := range []struct {
@@ -28,7 +29,7 @@ func TestSubPath(t *testing.T) {
 		{path: "a/up/b", want: "b"},
 		{path: "a/up/a/up/a", want: "a"},
 		{path: "b/../a/top", want: "a/top"},
-		{path: "out", kind: fault.NotFound}, // not the host's
+		{path: "out", kind: fault.NotFound}, // must not reach the host's /etc
 		{path: "gone", kind: fault.NotFound},
 		{path: "gone/file", kind: fault.NotFound},
 		{path: "a/top/x", kind: fault.NotFound},

@@ -17,16 +17,18 @@ import (
 // maxGroups is the kernel's NGROUPS_MAX.
 const maxGroups = 65536
 
-// User returns the user of a container's first process: what the security context asks for (nil asks for nothing), else
-// imageUser (the image configuration's "user[:group]"), else root. Names are looked up in the image's own etc/passwd and
-// etc/group; a number that is not there is as good. lowerdirs are the image's layers, top first.
+// User returns the user of a container's first process: from the security context (nil requests
+// nothing), otherwise imageUser (the image config's "user[:group]"), otherwise root. Names are
+// looked up in the image's etc/passwd and etc/group; a number need not be listed there. lowerdirs
+// are the image's layers, topmost first.
 //
-// The group is that which is asked for, else the user's own in etc/passwd, else 0. The additional groups are the group
-// itself, those asked for, and with the policy Merge those of which etc/group says that the user is a member.
+// The group is the requested one, otherwise the user's group in etc/passwd, otherwise 0. The
+// additional groups are the group itself, the requested ones and, with the policy Merge, those in
+// etc/group that list the user as a member.
 //
-// The error is of kind Invalid, and names the file of the image when a name is not found in it.
+// The error is of kind Invalid. If a name is not found, it names the file of the image.
 func User(lowerdirs []string, sc *runtime.LinuxContainerSecurityContext, imageUser string) (spec.ResolvedUser, error) {
-	w, err := wanted(sc, imageUser)
+	w, err := requestedUser(sc, imageUser)
 	if err != nil {
 		return spec.ResolvedUser{}, err
 	}
@@ -42,8 +44,8 @@ func User(lowerdirs []string, sc *runtime.LinuxContainerSecurityContext, imageUs
 	return w.resolve(users, groups)
 }
 
-// want is who is asked for: a user and perhaps a group, each as a number or by name.
-type want struct {
+// userRequest is the requested user and group, each as a number or a name.
+type userRequest struct {
 	field, user        string
 	byName             bool // user is a name even if it looks like a number
 	groupField, group  string
@@ -51,15 +53,16 @@ type want struct {
 	supplementalGroups []int64
 }
 
-func wanted(sc *runtime.LinuxContainerSecurityContext, imageUser string) (want, error) {
+func requestedUser(sc *runtime.LinuxContainerSecurityContext, imageUser string) (userRequest, error) {
 	const f = "linux.security_context."
-	w := want{supplementalGroups: sc.GetSupplementalGroups()}
+	w := userRequest{supplementalGroups: sc.GetSupplementalGroups()}
 	switch sc.GetSupplementalGroupsPolicy() {
 	case runtime.SupplementalGroupsPolicy_Merge:
 	case runtime.SupplementalGroupsPolicy_Strict:
 		w.strict = true
 	default:
-		return w, fault.New(fault.Invalid, "%ssupplemental_groups_policy: unknown policy %d", f, sc.GetSupplementalGroupsPolicy())
+		return w, fault.New(fault.Invalid, "%ssupplemental_groups_policy: unknown policy %d", f,
+			sc.GetSupplementalGroupsPolicy())
 	}
 	name, uid, gid := sc.GetRunAsUsername(), sc.GetRunAsUser(), sc.GetRunAsGroup()
 	switch {
@@ -81,7 +84,7 @@ func wanted(sc *runtime.LinuxContainerSecurityContext, imageUser string) (want, 
 	return w, nil
 }
 
-func (w want) resolve(users []user, groups []group) (spec.ResolvedUser, error) {
+func (w userRequest) resolve(users []user, groups []group) (spec.ResolvedUser, error) {
 	var out spec.ResolvedUser
 	entry, err := w.findUser(users)
 	if err != nil {
@@ -111,13 +114,15 @@ func (w want) resolve(users []user, groups []group) (spec.ResolvedUser, error) {
 	slices.Sort(out.AdditionalGIDs)
 	out.AdditionalGIDs = slices.Compact(out.AdditionalGIDs)
 	if n := len(out.AdditionalGIDs); n > maxGroups {
-		return out, fault.New(fault.Invalid, "linux.security_context.supplemental_groups: %d groups are more than the %d that Linux allows", n, maxGroups)
+		return out, fault.New(fault.Invalid,
+			"linux.security_context.supplemental_groups: %d groups are more than the %d that Linux allows", n,
+			maxGroups)
 	}
 	return out, nil
 }
 
-// findUser returns the entry of the user, made up for a number that etc/passwd does not know.
-func (w want) findUser(users []user) (user, error) {
+// findUser returns the entry of the user, or a new one for a number that is not in etc/passwd.
+func (w userRequest) findUser(users []user) (user, error) {
 	name := w.user
 	if name == "" {
 		name = "0"
@@ -138,10 +143,11 @@ func (w want) findUser(users []user) (user, error) {
 			return u, nil
 		}
 	}
-	return user{}, fault.New(fault.Invalid, "%s: no user %q in /etc/passwd of the image; name one that is there, or give its number", w.field, name)
+	return user{}, fault.New(fault.Invalid,
+		"%s: no user %q in /etc/passwd of the image; name one that is there, or give its number", w.field, name)
 }
 
-func (w want) findGroup(groups []group) (uint32, error) {
+func (w userRequest) findGroup(groups []group) (uint32, error) {
 	if gid, ok := id(w.group); ok {
 		return gid, nil
 	}
@@ -153,10 +159,11 @@ func (w want) findGroup(groups []group) (uint32, error) {
 			return g.gid, nil
 		}
 	}
-	return 0, fault.New(fault.Invalid, "%s: no group %q in /etc/group of the image; name one that is there, or give its number", w.groupField, w.group)
+	return 0, fault.New(fault.Invalid,
+		"%s: no group %q in /etc/group of the image; name one that is there, or give its number", w.groupField, w.group)
 }
 
-// user is a line of etc/passwd, and group one of etc/group.
+// user is a line of etc/passwd; group is a line of etc/group.
 type user struct {
 	name     string
 	uid, gid uint32
@@ -168,8 +175,8 @@ type group struct {
 	members []string
 }
 
-// passwd reads etc/passwd; an image without one has no users. Lines that are not of its format are passed over, as the
-// C library does.
+// passwd reads etc/passwd. An image without it has no users. Malformed lines are skipped, as the C
+// library does.
 func (s stack) passwd() ([]user, error) {
 	var out []user
 	err := s.lines("etc/passwd", func(fields []string) {
@@ -219,7 +226,8 @@ func (s stack) lines(name string, each func(fields []string)) error {
 	return nil
 }
 
-// id reads a user or group id. The highest number is no id: it means "leave as it is" to the kernel.
+// id parses a user or group id. The highest number is not an id: it means "unchanged" to the
+// kernel.
 func id(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return uint32(n), err == nil && n != math.MaxUint32

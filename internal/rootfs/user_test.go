@@ -14,8 +14,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// layerOf makes a layer: files by name; a value "->x" makes a link to x, "!" a whiteout, "o" an opaque directory, "d" a
-// directory, "p" a named pipe.
+// layerOf makes a layer from files by name. The value "->x" is a link to x, "!" a whiteout, "o" an
+// opaque directory, "d" a directory, "p" a named pipe.
 func layerOf(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -70,14 +70,20 @@ func TestUser(t *testing.T) {
 	}{
 		{name: "root by default, with its groups", want: spec.ResolvedUser{AdditionalGIDs: []uint32{0, 10}}},
 		{name: "image user by number", image: "1002", want: spec.ResolvedUser{UID: 1002, AdditionalGIDs: []uint32{0}}},
-		{name: "image user by name", image: "www-data", want: spec.ResolvedUser{UID: 33, GID: 33, AdditionalGIDs: []uint32{10, 33}}},
-		{name: "image user and group by number", image: "1003:1004", want: spec.ResolvedUser{UID: 1003, GID: 1004, AdditionalGIDs: []uint32{1004}}},
-		{name: "image user by name, group by number", image: "www-data:1004", want: spec.ResolvedUser{UID: 33, GID: 1004, AdditionalGIDs: []uint32{10, 1004}}},
-		{name: "image group by name", image: "5:wheel", want: spec.ResolvedUser{UID: 5, GID: 10, AdditionalGIDs: []uint32{10}}},
+		{name: "image user by name", image: "www-data",
+			want: spec.ResolvedUser{UID: 33, GID: 33, AdditionalGIDs: []uint32{10, 33}}},
+		{name: "image user and group by number", image: "1003:1004",
+			want: spec.ResolvedUser{UID: 1003, GID: 1004, AdditionalGIDs: []uint32{1004}}},
+		{name: "image user by name, group by number", image: "www-data:1004",
+			want: spec.ResolvedUser{UID: 33, GID: 1004, AdditionalGIDs: []uint32{10, 1004}}},
+		{name: "image group by name", image: "5:wheel",
+			want: spec.ResolvedUser{UID: 5, GID: 10, AdditionalGIDs: []uint32{10}}},
 		{name: "image group alone", image: ":33", want: spec.ResolvedUser{GID: 33, AdditionalGIDs: []uint32{10, 33}}},
-		{name: "last line without an end", image: "odd", want: spec.ResolvedUser{UID: 7, GID: 9, AdditionalGIDs: []uint32{9}}},
+		{name: "last line without an end", image: "odd",
+			want: spec.ResolvedUser{UID: 7, GID: 9, AdditionalGIDs: []uint32{9}}},
 		{
-			name: "merge", sc: &security{RunAsUser: &number64{Value: 1000}, SupplementalGroups: []int64{1234, 1234, 1000}},
+			name: "merge", sc: &security{RunAsUser: &number64{Value: 1000},
+				SupplementalGroups: []int64{1234, 1234, 1000}},
 			want: spec.ResolvedUser{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 1234, 50000}},
 		},
 		{
@@ -95,16 +101,20 @@ func TestUser(t *testing.T) {
 			name: "asked name and group", sc: &security{RunAsUsername: "www-data", RunAsGroup: &number64{Value: 0}},
 			want: spec.ResolvedUser{UID: 33, AdditionalGIDs: []uint32{0, 10}},
 		},
-		{name: "no such name", sc: &security{RunAsUsername: "nobody-here"}, err: `run_as_username: no user "nobody-here" in /etc/passwd`},
+		{name: "no such name", sc: &security{RunAsUsername: "nobody-here"},
+			err: `run_as_username: no user "nobody-here" in /etc/passwd`},
 		{name: "a number is no name", sc: &security{RunAsUsername: "1000"}, err: `no user "1000"`},
 		{name: "no such image user", image: "ghost", err: `the image's user: no user "ghost" in /etc/passwd`},
 		{name: "no such image group", image: "0:ghost", err: `the image's group: no group "ghost" in /etc/group`},
 		{name: "uid too high", image: "4294967295", err: "is not a user id"},
 		{name: "uid far too high", image: "99999999999999999999", err: "is not a user id"},
 		{name: "negative uid", sc: &security{RunAsUser: &number64{Value: -1}}, err: "is not a user id"},
-		{name: "negative gid", sc: &security{RunAsUser: &number64{}, RunAsGroup: &number64{Value: -1}}, err: "is not a group id"},
-		{name: "bad supplemental group", sc: &security{SupplementalGroups: []int64{1 << 32}}, err: "supplemental_groups"},
-		{name: "group without user", sc: &security{RunAsGroup: &number64{Value: 1}}, image: "1000", err: "run_as_group"},
+		{name: "negative gid", sc: &security{RunAsUser: &number64{}, RunAsGroup: &number64{Value: -1}},
+			err: "is not a group id"},
+		{name: "bad supplemental group", sc: &security{SupplementalGroups: []int64{1 << 32}},
+			err: "supplemental_groups"},
+		{name: "group without user", sc: &security{RunAsGroup: &number64{Value: 1}}, image: "1000",
+			err: "run_as_group"},
 		{name: "user twice", sc: &security{RunAsUser: &number64{}, RunAsUsername: "root"}, err: "run_as_username"},
 		{name: "unknown policy", sc: &security{SupplementalGroupsPolicy: 9}, err: "supplemental_groups_policy"},
 		{name: "entry with an id that is none", image: "big", err: `no user "big"`},
@@ -116,7 +126,8 @@ func TestUser(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || got.UID != c.want.UID || got.GID != c.want.GID || !slices.Equal(got.AdditionalGIDs, c.want.AdditionalGIDs) {
+		if err != nil || got.UID != c.want.UID || got.GID != c.want.GID ||
+			!slices.Equal(got.AdditionalGIDs, c.want.AdditionalGIDs) {
 			t.Errorf("%s: %+v, %v, want %+v", c.name, got, err, c.want)
 		}
 	}
@@ -125,9 +136,9 @@ func TestUser(t *testing.T) {
 	}
 }
 
-// TestFilesAreReadAsOverlayfsWouldShowThem has the image's user in the file that the merged view shows, and another
-// number in each that it hides.
-func TestFilesAreReadAsOverlayfsWouldShowThem(t *testing.T) {
+// TestFilesAreReadAsOverlayfsShowsThem puts the right uid into the file that overlayfs shows, and a
+// wrong one into each hidden file.
+func TestFilesAreReadAsOverlayfsShowsThem(t *testing.T) {
 	const right, wrong = "u:x:1:1:::\n", "u:x:666:666:::\n"
 	type files = map[string]string
 	for _, c := range []struct {
@@ -137,20 +148,27 @@ func TestFilesAreReadAsOverlayfsWouldShowThem(t *testing.T) {
 		err    string
 	}{
 		{name: "the top one counts", layers: []files{{"etc/passwd": right}, {"etc/passwd": wrong}}},
-		{name: "a directory is merged", layers: []files{{"etc/group": "g:x:1:\n"}, {"etc/passwd": right}, {"etc/passwd": wrong}}},
+		{name: "a directory is merged", layers: []files{{"etc/group": "g:x:1:\n"}, {"etc/passwd": right},
+			{"etc/passwd": wrong}}},
 		{name: "a whiteout hides", layers: []files{{"etc/passwd": "!"}, {"etc/passwd": wrong}}, absent: true},
 		{name: "a whiteout of the directory hides", layers: []files{{"etc": "!"}, {"etc/passwd": wrong}}, absent: true},
 		{name: "an opaque directory hides", layers: []files{{"etc": "o"}, {"etc/passwd": wrong}}, absent: true},
-		{name: "made anew over a whiteout", layers: []files{{"etc/passwd": right}, {"etc": "!"}, {"etc/passwd": wrong}}},
+		{name: "made anew over a whiteout", layers: []files{{"etc/passwd": right}, {"etc": "!"},
+			{"etc/passwd": wrong}}},
 		{name: "a file hides a directory", layers: []files{{"etc": "x"}, {"etc/passwd": wrong}}, absent: true},
 		{name: "a directory over a file", layers: []files{{"etc/passwd": right}, {"etc": "x"}, {"etc/passwd": wrong}}},
 		{name: "a relative link", layers: []files{{"etc/passwd": "->../usr/passwd"}, {"usr/passwd": right}}},
-		{name: "a link to a directory of a lower layer", layers: []files{{"etc": "->/usr/etc"}, {"usr/etc/passwd": right}}},
-		{name: "a link up and out stays inside", layers: []files{{"etc/passwd": "->../../../../../usr/passwd", "usr/passwd": right}}},
-		{name: "a link is hidden by a directory above", layers: []files{{"etc/passwd": right}, {"etc": "->/wrong"}, {"wrong/passwd": wrong}}},
-		{name: "the host's own file is out of reach", layers: []files{{"etc/passwd": "->/proc/self/root/etc/passwd"}}, absent: true},
+		{name: "a link to a directory of a lower layer",
+			layers: []files{{"etc": "->/usr/etc"}, {"usr/etc/passwd": right}}},
+		{name: "a link up and out stays inside",
+			layers: []files{{"etc/passwd": "->../../../../../usr/passwd", "usr/passwd": right}}},
+		{name: "a link is hidden by a directory above",
+			layers: []files{{"etc/passwd": right}, {"etc": "->/wrong"}, {"wrong/passwd": wrong}}},
+		{name: "the host's own file is out of reach", layers: []files{{"etc/passwd": "->/proc/self/root/etc/passwd"}},
+			absent: true},
 		{name: "a dangling link", layers: []files{{"etc/passwd": "->nowhere"}}, absent: true},
-		{name: "a circle", layers: []files{{"etc/passwd": "->group", "etc/group": "->passwd"}}, err: "too many symbolic links"},
+		{name: "a circle", layers: []files{{"etc/passwd": "->group", "etc/group": "->passwd"}},
+			err: "too many symbolic links"},
 		{name: "a directory", layers: []files{{"etc/passwd": "d"}}, err: "is a directory"},
 		{name: "a pipe", layers: []files{{"etc/passwd": "p"}}, err: "not a regular file"},
 		{name: "too large", layers: []files{{"etc/passwd": strings.Repeat("x", maxFile+1)}}, err: "larger than"},
@@ -180,14 +198,14 @@ func TestFilesAreReadAsOverlayfsWouldShowThem(t *testing.T) {
 	}
 }
 
-// compareWithOverlay mounts the layers and looks whether the kernel shows the same.
+// compareWithOverlay mounts the layers and compares with the kernel's view.
 func compareWithOverlay(t *testing.T, dirs []string, absent bool) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("not root: the kernel's view is not compared")
 	}
 	target := t.TempDir()
-	lower := strings.Join(append(slices.Clone(dirs), t.TempDir(), t.TempDir()), ":") // overlayfs wants two
+	lower := strings.Join(append(slices.Clone(dirs), t.TempDir(), t.TempDir()), ":") // overlayfs needs two
 	if err := unix.Mount("overlay", target, "overlay", unix.MS_RDONLY, "lowerdir="+lower); err != nil {
 		t.Skipf("no overlayfs to compare with: %v", err)
 	}
@@ -197,7 +215,8 @@ func compareWithOverlay(t *testing.T, dirs []string, absent bool) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	file, err := unix.Openat2(fd, "etc/passwd", &unix.OpenHow{Flags: unix.O_RDONLY, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	file, err := unix.Openat2(fd, "etc/passwd", &unix.OpenHow{Flags: unix.O_RDONLY,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
 	if err == nil {
 		unix.Close(file)
 	}

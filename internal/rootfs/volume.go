@@ -14,20 +14,22 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// maxVolumes bounds what an image can make us look for and mount. Images have a handful.
+// maxVolumes limits the VOLUMEs of an image. Real images have a handful.
 const maxVolumes = 500
 
-// Volumes returns the directories of an image's VOLUMEs that are to be there in a container and to be writable: absolute, free
-// of links, each once, in the order of their names. They may be missing in the image, whose layers are lowerdirs, top first.
+// Volumes returns the directories that an image's VOLUMEs require in a container: absolute, free of
+// links, each once, sorted by name. They may be missing in the image, whose layers are lowerdirs,
+// topmost first.
 //
-// A volume that is at one of the container's mounts or below it is left out: there the mount counts. So is one at a place that
-// Kuri fills itself, or that cannot be a directory; notes say why, but for the files in /etc, which nobody misses.
+// A volume at or below one of the container's mounts is left out, because the mount takes
+// precedence. A volume where Kuri mounts something itself, or where no directory is possible, is
+// left out too. notes give the reasons, except for the files in /etc, which nobody misses.
 func Volumes(lowerdirs []string, volumes map[string]struct{}, mounts []*runtime.Mount) (dirs, notes []string) {
 	if len(volumes) == 0 {
 		return nil, nil
 	}
 	image := stack(lowerdirs)
-	var taken []string // by mounts: as they were asked for, and where the image's links lead
+	var taken []string // by mounts: the requested path, and where the image's links lead
 	for _, m := range mounts {
 		asked := rooted(m.GetContainerPath())
 		taken = append(taken, asked)
@@ -38,7 +40,8 @@ func Volumes(lowerdirs []string, volumes map[string]struct{}, mounts []*runtime.
 	taken = append(taken, "/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 	names := slices.Sorted(maps.Keys(volumes))
 	if len(names) > maxVolumes {
-		notes = append(notes, fmt.Sprintf("the image has %d VOLUMEs, and those after the first %d are left out", len(names), maxVolumes))
+		notes = append(notes, fmt.Sprintf("the image has %d VOLUMEs; those after the first %d are ignored",
+			len(names), maxVolumes))
 		names = names[:maxVolumes]
 	}
 	for _, name := range names {
@@ -48,7 +51,7 @@ func Volumes(lowerdirs []string, volumes map[string]struct{}, mounts []*runtime.
 		}
 		dir, err := image.volume(name)
 		if err != nil {
-			notes = append(notes, fmt.Sprintf("the image's VOLUME %.100q is left out: %v", name, err))
+			notes = append(notes, fmt.Sprintf("the image's VOLUME %.100q is ignored: %v", name, err))
 			continue
 		}
 		if !belowAny(dir, taken) && !slices.Contains(dirs, dir) {
@@ -58,7 +61,8 @@ func Volumes(lowerdirs []string, volumes map[string]struct{}, mounts []*runtime.
 	return dirs, notes
 }
 
-// volume returns where the image's links lead a VOLUME to, or why it cannot be there.
+// volume returns the real path of a VOLUME in the image, or an error if it cannot be a directory
+// there.
 func (s stack) volume(name string) (string, error) {
 	if strings.ContainsRune(name, 0) {
 		return "", errors.New("its name has a NUL byte")
@@ -70,13 +74,13 @@ func (s stack) volume(name string) (string, error) {
 	case dir == "/":
 		return "", errors.New("it is the whole root filesystem")
 	case belowAny(dir, []string{"/proc", "/sys", "/dev"}):
-		return "", errors.New("what is there comes from the kernel")
+		return "", errors.New("it is in a file system of the kernel")
 	}
 	return dir, nil
 }
 
-// place returns the path of a directory with the image's links followed, as far as there is anything: what is missing in the
-// image is taken for directories to come. Something else than a directory is an error.
+// place resolves the image's links in a directory path as far as it exists; the missing rest is
+// taken as directories to be created. A non-directory is an error.
 func (s stack) place(name string) (string, error) {
 	for range maxLinks {
 		way, left, file, err := s.reach(name)
@@ -97,10 +101,10 @@ func (s stack) place(name string) (string, error) {
 	return "", fault.New(fault.Invalid, "%s of the image: too many symbolic links", name)
 }
 
-// rooted is the clean absolute form of a path in a container.
+// rooted returns the clean absolute form of a path in a container.
 func rooted(p string) string { return path.Clean("/" + p) }
 
-// belowAny reports whether p is one of dirs or below one.
+// belowAny reports whether p is one of dirs or below one of them.
 func belowAny(p string, dirs []string) bool {
 	return slices.ContainsFunc(dirs, func(d string) bool { return p == d || strings.HasPrefix(p, d+"/") })
 }

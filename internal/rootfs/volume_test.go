@@ -22,7 +22,8 @@ func TestVolumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, target := range map[string]string{
-		"var/run": "/run", "dangling": "/new/../newer/place", "up": "../../../..", "loop": "loop", "toproc": "/proc/x", "abs": "/srv/data/",
+		"var/run": "/run", "dangling": "/new/../newer/place", "up": "../../../..", "loop": "loop", "toproc": "/proc/x",
+		"abs": "/srv/data/",
 	} {
 		if err := os.Symlink(target, filepath.Join(lower, name)); err != nil {
 			t.Fatal(err)
@@ -33,11 +34,12 @@ func TestVolumes(t *testing.T) {
 		volumes []string
 		mounts  []string
 		want    string
-		left    int // that the notes tell of
+		left    int // number of notes
 	}{
 		{"none", nil, nil, "", 0},
 		{"there, and not", []string{"/srv/data", "/a/b"}, nil, "/a/b /srv/data", 0},
-		{"two spellings", []string{"/srv/data", "/srv/data/", "srv//data", "/x/../srv/data", "/abs"}, nil, "/srv/data", 0},
+		{"two spellings", []string{"/srv/data", "/srv/data/", "srv//data", "/x/../srv/data", "/abs"}, nil, "/srv/data",
+			0},
 		{"one in another", []string{"/srv", "/srv/data"}, nil, "/srv /srv/data", 0},
 		{"through links", []string{"/var/run/a", "/dangling/x"}, nil, "/newer/place/x /run/a", 0},
 		{"at a mount", []string{"/srv/data"}, []string{"/srv/data/"}, "", 0},
@@ -47,7 +49,8 @@ func TestVolumes(t *testing.T) {
 		{"a mount through a link", []string{"/run/a"}, []string{"/var/run/a"}, "", 0},
 		{"a volume through a link", []string{"/var/run/a"}, []string{"/run"}, "", 0},
 		{"a relative mount", []string{"/srv/data"}, []string{"srv"}, "", 0},
-		{"what the kubelet mounts", []string{"/etc/hosts", "/etc/resolv.conf", "/dev/termination-log", "/var/run/secrets/kubernetes.io/serviceaccount"},
+		{"what the kubelet mounts", []string{"/etc/hosts", "/etc/resolv.conf", "/dev/termination-log",
+			"/var/run/secrets/kubernetes.io/serviceaccount"},
 			[]string{"/etc/hosts", "/dev/termination-log", "/var/run/secrets/kubernetes.io/serviceaccount"}, "", 0},
 		{"what Kuri mounts", []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}, nil, "", 0},
 		{"the directory of those", []string{"/etc"}, nil, "/etc", 0},
@@ -73,7 +76,7 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
-// However many an image names, and however long their names are.
+// The number of volumes and the length of a note are limited.
 func TestVolumesAreBounded(t *testing.T) {
 	volumes := make(map[string]struct{})
 	for i := range 100_000 {
