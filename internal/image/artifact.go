@@ -85,7 +85,7 @@ func fileName(d imagespec.Descriptor) (string, error) {
 // artifactBlob is the layer with the artifact's files. Its stream is a tar that is made while the blobs arrive, each
 // verified at its end.
 func artifactBlob(doc *document, id digest.Digest, open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error)) layer.Blob {
-	return layer.Blob{DiffID: id, Size: -1, MadeUp: true, Open: func(ctx context.Context) (io.ReadCloser, error) {
+	return layer.Blob{DiffID: id, Size: -1, Generated: true, Open: func(ctx context.Context) (io.ReadCloser, error) {
 		ctx, stop := context.WithCancel(ctx)
 		from, to := io.Pipe()
 		done := make(chan struct{})

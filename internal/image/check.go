@@ -312,7 +312,7 @@ func (s *Store) knownHolders(img *Image, diffID digest.Digest) int {
 
 // putBack replaces a layer of img, for good, unless somebody has begun to use it meanwhile.
 func (s *Store) putBack(ctx context.Context, img *Image, b layer.Blob) error {
-	writing, err := s.layers.BeginWriting()
+	writing, err := s.layers.BeginWrite()
 	if err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 		}
 	}()
 
-	writing, err := s.layers.BeginWriting()
+	writing, err := s.layers.BeginWrite()
 	if err != nil {
 		return nil, err
 	}

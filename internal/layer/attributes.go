@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// xattrPrefix is how extended attributes appear among a tar entry's PAX records.
+// xattrPrefix marks extended attributes among the PAX records of a tar entry.
 const xattrPrefix = "SCHILY.xattr."
 
-// attributes sets owner, mode and extended attributes of an open file or directory, in the order in which the one does
-// not undo the other.
+// attributes sets the owner, the mode and the extended attributes of an open file or directory, in
+// this order: chown clears the setuid bits and file capabilities.
 func (u *unpacker) attributes(fd int, hdr *tar.Header) error {
 	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
 		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
@@ -27,7 +27,8 @@ func (u *unpacker) attributes(fd int, hdr *tar.Header) error {
 	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
 }
 
-// attributesAt does the same, and the time, for what is not opened: a symlink, device or fifo.
+// attributesAt does the same, and sets the time, for an entry that cannot be opened: a symlink,
+// device or FIFO.
 func (u *unpacker) attributesAt(parent int, name string, hdr *tar.Header) error {
 	if err := unix.Fchownat(parent, name, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
@@ -45,8 +46,8 @@ func (u *unpacker) attributesAt(parent int, name string, hdr *tar.Header) error 
 	return setTime(parent, name, hdr.ModTime)
 }
 
-// xattrs hands the entry's extended attributes to set: those that mean something in a container. Attributes of
-// overlayfs and of the node's security modules are not the image's to set.
+// xattrs calls set for the extended attributes that an image may set. Attributes of overlayfs and
+// of the node's security modules are skipped.
 func (u *unpacker) xattrs(hdr *tar.Header, set func(string, []byte) error) error {
 	total := 0
 	for key, value := range hdr.PAXRecords {
@@ -55,16 +56,16 @@ func (u *unpacker) xattrs(hdr *tar.Header, set func(string, []byte) error) error
 			continue
 		}
 		if total += len(name) + len(value); total > u.limits.xattrs {
-			return refused("its extended attributes have more than %d bytes", u.limits.xattrs)
+			return refuse("its extended attributes have more than %d bytes", u.limits.xattrs)
 		}
 		u.tree.xattrs = true
 		if !wantXattr(name) {
-			u.skip(name, "not an attribute that an image may set")
+			u.skip(name, "an image must not set it")
 			continue
 		}
 		err := set(name, []byte(value))
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) && hdr.Typeflag == tar.TypeSymlink {
-			u.skip(name, "the filesystem does not take it")
+			u.skip(name, "not supported by the filesystem")
 			continue
 		}
 		if err != nil {
@@ -88,11 +89,11 @@ func (u *unpacker) skip(xattr, why string) {
 	}
 	if !u.skipped[xattr] && len(u.skipped) < 16 {
 		u.skipped[xattr] = true
-		slog.Warn("an extended attribute of a layer is left out", "name", clip(xattr), "why", why)
+		slog.Warn("skipping an extended attribute of a layer", "name", clip(xattr), "why", why)
 	}
 }
 
-// hasXattrs tells whether the entry has extended attributes.
+// hasXattrs reports whether the entry has extended attributes.
 func hasXattrs(hdr *tar.Header) bool {
 	for key := range hdr.PAXRecords {
 		if strings.HasPrefix(key, xattrPrefix) {
@@ -102,7 +103,7 @@ func hasXattrs(hdr *tar.Header) bool {
 	return false
 }
 
-// setTime sets both times of the entry name of dir, or of dir itself when name is "".
+// setTime sets both times of entry name in dir, or of dir itself if name is "".
 func setTime(dir int, name string, mtime time.Time) error {
 	at := unix.Timespec{Sec: mtime.Unix(), Nsec: int64(mtime.Nanosecond())}
 	times := [2]unix.Timespec{at, at}
@@ -115,13 +116,13 @@ func setTime(dir int, name string, mtime time.Time) error {
 func checkOwner(hdr *tar.Header) error {
 	for _, id := range []int{hdr.Uid, hdr.Gid} {
 		if id < 0 || id >= math.MaxUint32 {
-			return refused("its owner %d:%d does not exist on Linux", hdr.Uid, hdr.Gid)
+			return refuse("its owner %d:%d does not exist on Linux", hdr.Uid, hdr.Gid)
 		}
 	}
 	return nil
 }
 
-// isSparse reports whether the entry's content is stored without its holes.
+// isSparse reports whether the entry is stored without its holes.
 func isSparse(hdr *tar.Header) bool {
 	if hdr.Typeflag == tar.TypeGNUSparse {
 		return true

@@ -13,8 +13,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// Check reads all files of a layer and compares them with the checksum from when it was unpacked. The caller holds the
-// layer. The error is of kind NotFound when it is not there and of kind Corrupt when it is damaged.
+// Check reads all files of a layer and compares them with the checksum taken when it was unpacked.
+// The caller holds the layer. The error is of kind NotFound if the layer is missing and of kind
+// Corrupt if it is damaged.
 func (s *Store) Check(ctx context.Context, id digest.Digest) error {
 	if !s.Has(id) {
 		return fault.New(fault.NotFound, "layer %s is missing", id)
@@ -29,28 +30,30 @@ func (s *Store) Check(ctx context.Context, id digest.Digest) error {
 	if err := s.checkRecipe(info); err != nil {
 		return fault.New(fault.Corrupt, "layer %s cannot be written as it came: %w", id, err)
 	}
-	look := survey{xattrs: true, content: func(dir int, name string, st *unix.Stat_t) (uint64, error) {
+	tree := treeSum{xattrs: true, content: func(dir int, name string, st *unix.Stat_t) (uint64, error) {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
 		return readSum(dir, name, st)
 	}}
-	_, sum, err := look.take(filepath.Join(s.dir(id), "fs"))
+	_, sum, err := tree.walk(filepath.Join(s.dir(id), "fs"))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
 		return fault.New(fault.Corrupt, "layer %s cannot be read: %w", id, err)
 	case sum != info.Sum:
-		return fault.New(fault.Corrupt, "layer %s is not as it was unpacked: files of it were changed, or the disk is failing", id)
+		return fault.New(fault.Corrupt,
+			"layer %s is not as it was unpacked: files of it were changed, or the disk is failing", id)
 	}
 	return nil
 }
 
-// Replace unpacks the blob and puts it in the place of the layer that is there, at once; the files of the old one go away.
-// The caller holds the layer. When the new one is ready, within is called to call swap with the number of holders that do
-// not use the layer's files: with more of them there is no exchange, and the error is of kind Precondition. Other errors
-// are those of Unpack and of within.
+// Replace unpacks the blob and exchanges it with the existing layer in one step; the files of the
+// old one are removed. The caller holds the layer. When the new layer is ready, within is called
+// and must call swap with the number of holders that do not use the layer's files. With more
+// holders than that there is no exchange and the error is of kind Precondition. Other errors are
+// those of Unpack and of within.
 func (s *Store) Replace(ctx context.Context, b Blob, within func(swap func(holders int) error) error) error {
 	if err := s.life.Err(); err != nil {
 		return fault.New(fault.Unavailable, "replace layer %s: the store is closing", b.DiffID)
@@ -64,7 +67,7 @@ func (s *Store) Replace(ctx context.Context, b Blob, within func(swap func(holde
 	return nil
 }
 
-// Holders tells how often the layer is held.
+// Holders returns how many times the layer is held.
 func (s *Store) Holders(id digest.Digest) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

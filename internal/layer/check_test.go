@@ -14,12 +14,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// rich is a layer with one of everything.
-func rich() []ent {
+// sampleLayer has one entry of every kind.
+func sampleLayer() []ent {
 	return []ent{
 		dir("bin/"), reg("bin/sh", strings.Repeat("x", 100)), link("bin/ash", "bin/sh"), symlink("sh", "bin/sh"),
-		reg("big", strings.Repeat("0123456789abcdef", flushBytes/16+9)), reg("zeros", strings.Repeat("\x00", 1<<20)), reg("empty", ""),
-		{Header: tar.Header{Name: "ping", Typeflag: tar.TypeReg, Mode: 0o4755, PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}, body: "p"},
+		reg("big", strings.Repeat("0123456789abcdef", flushBytes/16+9)), reg("zeros", strings.Repeat("\x00", 1<<20)),
+		reg("empty", ""),
+		{Header: tar.Header{Name: "ping", Typeflag: tar.TypeReg, Mode: 0o4755,
+			PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}, body: "p"},
 		{Header: tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}},
 		reg("gone/.wh..wh..opq", ""), reg(".wh.hidden", ""), reg("over", "first"), reg("over", "second"),
 	}
@@ -27,18 +29,21 @@ func rich() []ent {
 
 func TestCheckFindsDamage(t *testing.T) {
 	needRoot(t)
-	body := tarOf(t, rich()...)
+	body := tarOf(t, sampleLayer()...)
 	for what, damage := range map[string]func(fs string) error{
 		"content": func(fs string) error {
 			return os.WriteFile(filepath.Join(fs, "bin/sh"), []byte(strings.Repeat("y", 100)), 0o644)
 		},
-		"cut off":   func(fs string) error { return os.Truncate(filepath.Join(fs, "big"), 5) },
-		"mode":      func(fs string) error { return os.Chmod(filepath.Join(fs, "ping"), 0o755) },
-		"owner":     func(fs string) error { return os.Chown(filepath.Join(fs, "empty"), 1, 0) },
-		"removed":   func(fs string) error { return os.Remove(filepath.Join(fs, "sh")) },
-		"added":     func(fs string) error { return os.WriteFile(filepath.Join(fs, "bin/more"), nil, 0o644) },
-		"renamed":   func(fs string) error { return os.Rename(filepath.Join(fs, "sh"), filepath.Join(fs, "si")) },
-		"xattr":     func(fs string) error { return unix.Setxattr(filepath.Join(fs, "ping"), "user.a", []byte("c"), 0) },
+		"cut off": func(fs string) error { return os.Truncate(filepath.Join(fs, "big"), 5) },
+		"mode":    func(fs string) error { return os.Chmod(filepath.Join(fs, "ping"), 0o755) },
+		"owner":   func(fs string) error { return os.Chown(filepath.Join(fs, "empty"), 1, 0) },
+		"removed": func(fs string) error { return os.Remove(filepath.Join(fs, "sh")) },
+		"added":   func(fs string) error { return os.WriteFile(filepath.Join(fs, "bin/more"), nil, 0o644) },
+		"renamed": func(fs string) error { return os.Rename(filepath.Join(fs, "sh"), filepath.Join(fs, "si")) },
+		"xattr": func(fs string) error {
+			return unix.Setxattr(filepath.Join(fs, "ping"), "user.a", []byte("c"),
+				0)
+		},
 		"not whole": func(fs string) error { return os.RemoveAll(fs) },
 		"all gone":  func(fs string) error { return os.RemoveAll(filepath.Dir(fs)) },
 		"no record": func(fs string) error { return os.Remove(filepath.Join(filepath.Dir(fs), "layer.json")) },
@@ -69,8 +74,9 @@ func TestCheckFindsDamage(t *testing.T) {
 	}
 }
 
-// Small files are written beside the reading; entries that touch the same path must still come in order.
-func TestOrderOfEntriesIsKept(t *testing.T) {
+// Small files are written in parallel with reading; entries that touch the same path must still be
+// applied in order.
+func TestEntriesAreAppliedInOrder(t *testing.T) {
 	needRoot(t)
 	var entries []ent
 	for n := range 300 {
@@ -82,7 +88,7 @@ func TestOrderOfEntriesIsKept(t *testing.T) {
 			reg(fmt.Sprintf("f%d", n), fmt.Sprint(n)),               // replaces a file
 			reg(fmt.Sprintf("d/x%d", n), "x"),                       // replaced through a symlink
 			reg(fmt.Sprintf("way/x%d", n), fmt.Sprint("y", n)),      //
-			link(fmt.Sprintf("l%d", n), fmt.Sprintf("f%d", n)),      // to a file that is under way
+			link(fmt.Sprintf("l%d", n), fmt.Sprintf("f%d", n)),      // to a file that is being written
 			reg(fmt.Sprintf("t%d", n), "file"),                      // a file becomes a directory
 			dir(fmt.Sprintf("t%d/", n)),                             //
 			reg(fmt.Sprintf("t%d/in", n), "in"),                     //
@@ -98,7 +104,8 @@ func TestOrderOfEntriesIsKept(t *testing.T) {
 	}
 	for n := range 300 {
 		for name, want := range map[string]string{
-			fmt.Sprintf("f%d", n): fmt.Sprint(n), fmt.Sprintf("d/x%d", n): fmt.Sprint("y", n), fmt.Sprintf("l%d", n): fmt.Sprint(n),
+			fmt.Sprintf("f%d", n): fmt.Sprint(n), fmt.Sprintf("d/x%d", n): fmt.Sprint("y", n),
+			fmt.Sprintf("l%d", n):    fmt.Sprint(n),
 			fmt.Sprintf("t%d/in", n): "in", fmt.Sprintf("u%d", n): fmt.Sprint("now a file", n),
 		} {
 			got, err := os.ReadFile(filepath.Join(fs, name))

@@ -17,23 +17,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A survey walks over a layer's files once. It counts what they take on the disk, and makes one checksum of the tree:
-// sha256 over every entry, in the order of names, with all that a container can see of it, and for a regular file the
-// xxhash64 of its content. When a layer is unpacked the contents have just passed by, so that its checksum costs no
-// reading; the contents are read when the store is checked. It finds damage; against forgery there is the diffID.
-type survey struct {
+// treeSum walks a layer's files once. It counts their disk usage and computes one checksum of the
+// tree: sha256 over all entries, sorted by name, with everything that a container can see of them,
+// including the xxhash64 of file contents. During an unpack the contents have just been hashed, so
+// the checksum needs no reading. It detects damage; the diffID protects against forgery.
+type treeSum struct {
 	// content returns the checksum of a regular file's content.
 	content func(dir int, name string, st *unix.Stat_t) (uint64, error)
-	xattrs  bool // some entry may have extended attributes
+	xattrs  bool // entries may have extended attributes
 
 	usage  Usage
 	sum    hash.Hash
-	linked map[uint64]bool // inodes with several names that have been counted
+	linked map[uint64]bool // inodes with several names, already counted
 	fields bytes.Buffer
 }
 
-// take walks over the directory.
-func (s *survey) take(dir string) (Usage, digest.Digest, error) {
+// walk computes the usage and the checksum of the tree at dir.
+func (s *treeSum) walk(dir string) (Usage, digest.Digest, error) {
 	s.sum, s.linked = sha256.New(), make(map[uint64]bool)
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -54,8 +54,8 @@ func (s *survey) take(dir string) (Usage, digest.Digest, error) {
 	return s.usage, digest.NewDigest(digest.SHA256, s.sum), nil
 }
 
-// children surveys what is in the open directory at p.
-func (s *survey) children(dir *os.File, p string) error {
+// children adds the entries of the open directory p.
+func (s *treeSum) children(dir *os.File, p string) error {
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return err
@@ -81,7 +81,7 @@ func (s *survey) children(dir *os.File, p string) error {
 	return nil
 }
 
-func (s *survey) directory(parent int, name, p string, st *unix.Stat_t) error {
+func (s *treeSum) directory(parent int, name, p string, st *unix.Stat_t) error {
 	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: p, Err: err}
@@ -94,8 +94,8 @@ func (s *survey) directory(parent int, name, p string, st *unix.Stat_t) error {
 	return s.children(f, p)
 }
 
-// entry takes in one entry. open is the descriptor of a directory.
-func (s *survey) entry(parent int, name, p string, st *unix.Stat_t, open int) error {
+// entry adds one entry. open is the descriptor of a directory, -1 for other entries.
+func (s *treeSum) entry(parent int, name, p string, st *unix.Stat_t, open int) error {
 	if st.Nlink < 2 || open >= 0 || !s.linked[st.Ino] {
 		s.usage.Bytes += st.Blocks * 512
 		s.usage.Inodes++
@@ -106,7 +106,7 @@ func (s *survey) entry(parent int, name, p string, st *unix.Stat_t, open int) er
 	s.fields.Reset()
 	s.text(p)
 	at := st.Mtim
-	if isWhiteout(st) { // nobody sees its time, which is that of the unpacking
+	if isWhiteout(st) { // its time is invisible and is that of the unpacking
 		at = unix.Timespec{}
 	}
 	s.number(uint64(st.Mode), uint64(st.Uid), uint64(st.Gid), uint64(at.Sec), uint64(at.Nsec))
@@ -141,18 +141,18 @@ func (s *survey) entry(parent int, name, p string, st *unix.Stat_t, open int) er
 			s.text(found[key])
 		}
 	}
-	s.number(^uint64(0)) // the entry's end
+	s.number(^uint64(0)) // end of the entry
 	s.sum.Write(s.fields.Bytes())
 	return nil
 }
 
-// text and number write in a form that cannot be read in two ways.
-func (s *survey) text(t string) {
+// text and number write an unambiguous encoding.
+func (s *treeSum) text(t string) {
 	s.number(uint64(len(t)))
 	s.fields.WriteString(t)
 }
 
-func (s *survey) number(numbers ...uint64) {
+func (s *treeSum) number(numbers ...uint64) {
 	for _, n := range numbers {
 		var b [8]byte
 		binary.LittleEndian.PutUint64(b[:], n)
@@ -160,7 +160,7 @@ func (s *survey) number(numbers ...uint64) {
 	}
 }
 
-// readSum reads a file for its content's checksum.
+// readSum reads a file and returns the checksum of its content.
 func readSum(dir int, name string, _ *unix.Stat_t) (uint64, error) {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 	if err != nil {

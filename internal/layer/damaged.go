@@ -12,17 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// damagedMark follows the name of a layer in that of its directory when layer.json cannot be read, with a number. Its files
-// stay as long as a container may run on them: what is removed below a mounted overlay is gone from the container.
+// damagedMark separates the name of a layer from a number in the name of a directory whose
+// layer.json cannot be read. Its files stay while a container may run on them: removing files below
+// a mounted overlay removes them from the container.
 const damagedMark = ".damaged-"
 
-// damagedLayer is a layer whose directory is set aside.
+// damagedLayer is a layer whose directory was renamed because its record cannot be read.
 type damagedLayer struct {
 	id  digest.Digest
 	dir string
 }
 
-// setAside gives the directory of a layer that cannot be read another name, under which a mount keeps it.
+// setAside renames the directory of an unreadable layer. Existing mounts keep working.
 func (s *Store) setAside(id digest.Digest) {
 	for n := 0; ; n++ {
 		dir := fmt.Sprintf("%s%s%d", s.dir(id), damagedMark, n)
@@ -31,15 +32,17 @@ func (s *Store) setAside(id digest.Digest) {
 		case err == nil:
 			s.damaged = append(s.damaged, damagedLayer{id, dir})
 			return
-		case !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTEMPTY): // it is in nobody's way but a pull's, which tries again
-			slog.Error("a layer that cannot be read cannot be set aside", "layer", id, "err", err)
+		// it only blocks a pull, which tries again
+		case !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTEMPTY):
+			slog.Error("an unreadable layer cannot be set aside", "layer", id, "err", err)
 			return
 		}
 	}
 }
 
-// OpenHeld is Open, but keeps every layer from being removed until settled is called: when images and containers have
-// said which they use. Then what nobody holds goes that was unpacked before this boot, or cannot be read.
+// OpenHeld is like Open, but keeps all layers until settled is called, after images and containers
+// have held theirs. settled then removes unheld layers that are unreadable or were unpacked before
+// this boot.
 func OpenHeld(root string) (s *Store, settled func(), err error) {
 	if s, err = open(root); err != nil {
 		return nil, nil, err
@@ -67,7 +70,7 @@ func (s *Store) holdAll() (settled func()) {
 	}
 }
 
-// All returns the layers that are there, the damaged ones with them.
+// All returns all layers, including damaged ones.
 func (s *Store) All() []digest.Digest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,13 +81,13 @@ func (s *Store) All() []digest.Digest {
 	return all
 }
 
-// pruneDamaged removes the damaged layers that nobody holds. The others are looked at again at the next start.
+// pruneDamaged removes damaged layers that nobody holds. The rest is tried again at the next start.
 func (s *Store) pruneDamaged() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range s.damaged {
 		if s.held[d.id] > 0 {
-			slog.Warn("a damaged layer is kept, for a container uses it", "dir", d.dir)
+			slog.Warn("keeping a damaged layer that a container uses", "dir", d.dir)
 			continue
 		}
 		if err := os.RemoveAll(d.dir); err != nil {

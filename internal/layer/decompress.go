@@ -16,27 +16,27 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// maxWindow is the largest zstd window that is accepted, in bytes: what "zstd --long=27" makes.
+// maxWindow is the largest accepted zstd window, in bytes: that of "zstd --long=27".
 const maxWindow = 128 << 20
 
-// usualWindow is the largest window that zstd itself chooses below its level 20, in bytes. A decoder takes a little
-// more memory than its window.
+// usualWindow is the largest window that zstd chooses below level 20, in bytes. A decoder takes a
+// little more memory than its window.
 const usualWindow = 8 << 20
 
-// usualDecoders is how many layers are decoded with a usual window at once, at the most. Each takes a core and unpacks more
-// than a GB a second; more of them would be memory for nothing.
+// usualDecoders is the maximum number of concurrent decoders with a usual window. Each takes one
+// core and unpacks more than 1 GB a second; more of them would only take memory.
 const usualDecoders = 3
 
-// headBytes is the size of the buffer through which a stream is looked at to see what it is packed with, in bytes. gzip reads
-// on through it; zstd reads what is longer into its own buffers, without the copy.
+// headBytes is the size in bytes of the buffer in which the compression format is detected. gzip
+// reads through it; zstd bypasses it for large reads.
 const headBytes = 4 << 10
 
-// decoders are zstd decoders to use again, while layers are being unpacked: each has megabytes of memory.
+// decoders recycles zstd decoders between layers, because each has megabytes of memory.
 type decoders struct {
-	usual chan *zstd.Decoder // those that are free; nil where none has been made yet
-	wide  chan struct{}      // its only place is for who has a larger window than usual
+	usual chan *zstd.Decoder // free ones; nil: not created yet
+	wide  chan struct{}      // one slot, for a stream with a larger window
 
-	digested bool // what they give is verified by its digest; zstd's own checksum is not looked at
+	digested bool // the caller verifies a digest, so zstd's own checksum is skipped
 }
 
 func newDecoders(digested bool) *decoders {
@@ -48,7 +48,7 @@ func newDecoders(digested bool) *decoders {
 	return d
 }
 
-// drop lets the memory of those that are free go.
+// drop frees the memory of unused decoders.
 func (d *decoders) drop() {
 	for range cap(d.usual) {
 		select {
@@ -63,7 +63,7 @@ func (d *decoders) drop() {
 	}
 }
 
-// take waits for a decoder. The caller releases it.
+// take waits for a decoder. The caller calls release.
 func (d *decoders) take(ctx context.Context, wide bool) (z *zstd.Decoder, release func(), err error) {
 	if wide {
 		select {
@@ -90,16 +90,17 @@ func (d *decoders) take(ctx context.Context, wide bool) (z *zstd.Decoder, releas
 		}
 	}
 	if z == nil {
-		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow), zstd.IgnoreChecksum(d.digested))
+		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(maxWindow), zstd.IgnoreChecksum(d.digested))
 		if err != nil {
-			panic(err) // a wrong option, found by the first test
+			panic(err) // an invalid option, which the first test would find
 		}
 	}
 	return z, release, nil
 }
 
-// open returns the content of the zstd stream.
-func (d *decoders) open(ctx context.Context, in *bufio.Reader) (*packed, error) {
+// open returns the decompressed zstd stream.
+func (d *decoders) open(ctx context.Context, in *bufio.Reader) (*decompressor, error) {
 	var head zstd.Header
 	start, _ := in.Peek(zstd.HeaderMaxSize)
 	z, release, err := d.take(ctx, head.Decode(start) != nil || head.Skippable || head.WindowSize > usualWindow)
@@ -110,12 +111,12 @@ func (d *decoders) open(ctx context.Context, in *bufio.Reader) (*packed, error) 
 		release()
 		return nil, fault.New(fault.Corrupt, "not a zstd stream: %w", err)
 	}
-	return &packed{format: "zstd", from: z, close: release}, nil
+	return &decompressor{format: "zstd", from: z, close: release}, nil
 }
 
-// Decompress returns the content of from, which may be packed with gzip, zstd, xz or bzip2 or not at all. It goes by the first
-// bytes: media types are wrong too often. An error of the packed data has kind Corrupt. The caller closes the content,
-// and from by itself.
+// Decompress returns the decompressed content of from, which may be compressed with gzip, zstd, xz,
+// bzip2 or not at all. The first bytes decide, because media types are often wrong. Errors in the
+// compressed data are of kind Corrupt. The caller closes the result and, separately, from.
 func Decompress(from io.Reader) (io.ReadCloser, error) {
 	return newDecoders(false).decompress(context.Background(), from)
 }
@@ -132,7 +133,7 @@ func (d *decoders) decompress(ctx context.Context, from io.Reader) (io.ReadClose
 		if err != nil {
 			return nil, fault.New(fault.Corrupt, "not a gzip stream: %w", err)
 		}
-		return &packed{format: "gzip", from: z, close: func() { z.Close() }}, nil
+		return &decompressor{format: "gzip", from: z, close: func() { z.Close() }}, nil
 	case isZstd(magic):
 		return d.open(ctx, in)
 	case bytes.HasPrefix(magic, []byte("\xfd7zX")):
@@ -146,7 +147,8 @@ func (d *decoders) decompress(ctx context.Context, from io.Reader) (io.ReadClose
 	return io.NopCloser(in), nil
 }
 
-// looksLikeTar reports whether the stream begins with the header of a tar: its first file may have any name.
+// looksLikeTar reports whether the stream begins with a tar header: the name of the first file
+// could look like another format's magic.
 func looksLikeTar(in *bufio.Reader) bool {
 	block, err := in.Peek(512)
 	if err != nil {
@@ -156,20 +158,21 @@ func looksLikeTar(in *bufio.Reader) bool {
 	return err == nil || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// isZstd knows a frame of data, or a skippable frame, with which some tools begin.
+// isZstd reports whether magic begins a zstd frame, or a skippable frame, which some tools write
+// first.
 func isZstd(magic []byte) bool {
 	return bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
 		len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})
 }
 
-// packed reads a decompressor and gives its errors a kind.
-type packed struct {
+// decompressor gives the errors of a decompressing reader a kind.
+type decompressor struct {
 	format string
 	from   io.Reader
 	close  func()
 }
 
-func (p *packed) Read(b []byte) (int, error) {
+func (p *decompressor) Read(b []byte) (int, error) {
 	n, err := p.from.Read(b)
 	if err != nil && err != io.EOF {
 		err = damaged(p.format, err)
@@ -177,24 +180,26 @@ func (p *packed) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (p *packed) Close() error {
+func (p *decompressor) Close() error {
 	p.close()
 	return nil
 }
 
-// bounded stops a stream that unpacks to far more than its packed bytes can honestly hold.
-type bounded struct {
+// ratioLimiter stops a stream that decompresses to far more than its compressed size can justify.
+type ratioLimiter struct {
 	from   io.Reader
 	packed *atomic.Int64
 	plain  int64
 	limits limits
 }
 
-func (b *bounded) Read(p []byte) (int, error) {
+func (b *ratioLimiter) Read(p []byte) (int, error) {
 	n, err := b.from.Read(p)
 	b.plain += int64(n)
 	if b.plain > b.limits.freeBytes && b.plain/b.limits.ratio > b.packed.Load() {
-		return 0, fault.New(fault.Exhausted, "the layer unpacks to more than %d times its size (%d bytes so far): it looks like an archive bomb", b.limits.ratio, b.plain)
+		return 0, fault.New(fault.Exhausted,
+			"the layer unpacks to more than %d times its size (%d bytes so far): it looks like an archive bomb",
+			b.limits.ratio, b.plain)
 	}
 	return n, err
 }

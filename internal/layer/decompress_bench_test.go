@@ -14,8 +14,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// BenchmarkDecompress unpacks a program, this one, with what we use, with the standard library, and with the programs that
-// containerd calls where it finds them. CPU time includes that of the program called.
+// BenchmarkDecompress decompresses this test binary with Kuri's decoders, with the standard
+// library, and with the programs that containerd uses if they are installed. CPU time includes that
+// of child processes.
 func BenchmarkDecompress(b *testing.B) {
 	plain, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -66,7 +67,8 @@ func drainOurs(r io.Reader) (int64, error) {
 	return io.Copy(io.Discard, plain)
 }
 
-// drainProgram returns how to unpack through the program, nil when it is not installed.
+// drainProgram returns a function that decompresses with the program, or nil if it is not
+// installed.
 func drainProgram(name string, args ...string) func(io.Reader) (int64, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -111,7 +113,7 @@ func pack(b *testing.B, plain []byte, to packer) []byte {
 	return packed.Bytes()
 }
 
-// cpuTime is what this process and its children that have ended have used.
+// cpuTime returns the CPU time of this process and its finished children.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var sum int64

@@ -14,17 +14,17 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// Directory is what lies in one directory of layers.
+// Directory is one directory below layers/.
 type Directory struct {
 	ID    digest.Digest
 	Path  string
-	Bytes int64 // on the disk, as its record says
-	Aside bool  // it was set aside because its record could not be read
-	// Problem says why it is not a whole layer, nil when it looks like one. No file of the layer is read: see [Store.Check].
+	Bytes int64 // disk usage according to its record
+	Aside bool  // set aside because its record is unreadable
+	// Problem is nil for an apparently complete layer. The files are not read; see [Store.Check].
 	Problem error
 }
 
-// Directories lists the directories of layers below root, whole ones and others. It changes nothing.
+// Directories lists the directories below <root>/layers, complete or not. It changes nothing.
 func Directories(root string) ([]Directory, error) {
 	top := filepath.Join(root, "layers")
 	entries, err := os.ReadDir(top)
@@ -43,34 +43,36 @@ func Directories(root string) ([]Directory, error) {
 	return all, nil
 }
 
-// quickCheck compares a directory with its record as far as that takes no reading of files.
+// quickCheck compares a directory with its record without reading files.
 func quickCheck(d Directory) (bytes int64, err error) {
 	var info Info
 	if err := record.Read(filepath.Join(d.Path, "layer.json"), recordVersion, &info); err != nil {
 		return 0, err
 	}
 	if info.DiffID != d.ID {
-		return 0, fault.New(fault.Corrupt, "layer.json is of %s", info.DiffID)
+		return 0, fault.New(fault.Corrupt, "layer.json belongs to %s", info.DiffID)
 	}
 	if st, err := os.Stat(filepath.Join(d.Path, "fs")); err != nil || !st.IsDir() {
-		return info.Bytes, fault.New(fault.Corrupt, "its files are gone: %s is not there", filepath.Join(d.Path, "fs"))
+		return info.Bytes, fault.New(fault.Corrupt, "the layer's files are gone: %s does not exist",
+			filepath.Join(d.Path, "fs"))
 	}
 	if info.Recipe != "" {
 		if _, err := os.Stat(filepath.Join(d.Path, recipeFile)); err != nil {
-			return info.Bytes, fault.New(fault.Corrupt, "%s is gone, without which it cannot be saved as it came", recipeFile)
+			return info.Bytes, fault.New(fault.Corrupt, "%s is gone: the layer cannot be saved as it was pulled",
+				recipeFile)
 		}
 	}
 	return info.Bytes, nil
 }
 
-// Idle reports whether nobody holds the layer, or waits for it.
+// Idle reports whether nobody holds the layer or waits for it.
 func (s *Store) Idle(id digest.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.held[id] == 0 && !s.wanted(id)
+	return s.held[id] == 0 && !s.inFlight(id)
 }
 
-// Discard removes a layer that nobody holds. One that somebody does, or that is not there, is left alone.
+// Discard removes an unheld layer. A layer that is held or missing is left alone.
 func (s *Store) Discard(id digest.Digest) {
 	s.prune(func(Info) bool { return true }, []digest.Digest{id})
 }

@@ -1,38 +1,43 @@
-// Package layer keeps unpacked image layers, each once, by the digest of its uncompressed tar (the diffID).
+// Package layer stores unpacked image layers, each once, by the digest of its uncompressed tar (the
+// diffID).
 //
-// It owns <root>/layers/<diffID>/{fs/, layer.json} and <root>/tmp, both of mode 0700, for what is in a layer (setuid
-// programs, device nodes) is meant for containers alone. A layer's fs directory is an overlayfs lowerdir: a whiteout of
-// the image is a character device 0:0 there, an opaque directory has the xattr trusted.overlay.opaque, so a layer does
-// not depend on the layers below it and all layers of an image unpack at once.
+// It owns <root>/layers/<diffID>/{fs/, layer.json} and <root>/tmp. Both have mode 0700, because
+// setuid programs and device nodes of a layer are meant for containers only. The fs directory is an
+// overlayfs lowerdir: a whiteout is a character device 0:0, and an opaque directory has the xattr
+// trusted.overlay.opaque. A layer therefore does not depend on the layers below it, and all layers
+// of an image are unpacked at once.
 //
-// A layer comes to be in one pass: download, sha256, decompress, sha256, untar into <root>/tmp, verify both digests,
-// write layer.json, rename into layers/. A directory under layers/ is therefore complete, but it is on the disk for
-// good only after [Writing.Sync]; package image calls that once before it records an image. What is found in tmp when the
-// store opens belongs to a daemon that was killed and is removed.
+// A layer is made in one pass: download, sha256, decompress, sha256, untar into <root>/tmp, verify
+// both digests, write layer.json, rename into layers/. A directory below layers/ is therefore
+// complete. It is durable only after [WriteSession.Sync], which package image calls once before it
+// records an image. Entries in tmp at open belong to a killed daemon and are removed.
 //
-// Fetching, decompressing and the reading of the tar each have a goroutine, with a few hundred KiB between them, whose
-// hashes are worked out on the way, those of two streams at once (package sha256); small files are made by a few more
-// goroutines (writers.go), and large ones are sent on their way to the disk while the rest unpacks
-// (flush.go). A layer that is being unpacked takes about 2 MiB of memory, whatever its size.
+// Fetching, decompressing and reading the tar run in one goroutine each, with a few hundred KiB of
+// buffers between them (prefetch.go). The hashes of two streams are computed at once (package
+// sha256). A few more goroutines create small files (writers.go). Writeback of large files starts
+// while the rest is unpacked (flush.go). Unpacking a layer takes about 2 MiB of memory, whatever
+// its size.
 //
-// The tar itself is not kept; beside fs/ there is what it takes to write it again, byte for byte ([Store.Tar], recipe.go).
+// The tar itself is not kept. A recipe beside fs/ allows to write it again, byte for byte
+// ([Store.Tar], recipe.go).
 //
-// layer.json has a checksum of the layer's tree, made on the way ([Store.Check], survey.go).
+// layer.json has a checksum of the layer's tree ([Store.Check], checksum.go).
 //
-// What a layer cannot know of the layers below it, how a directory looks that it has no entry for, is put right by one
-// more small layer on top of the stack ([Store.Patch]).
+// A directory that a layer contains only implicitly must look as in the layers below, which the
+// layer cannot know. A patch layer on top of the stack corrects such directories ([Store.Patch],
+// implied.go).
 //
-// An image's tar is hostile: every entry's path is resolved by the kernel within the layer's directory (openat2), the
-// last component is never followed, and entries, path lengths and the ratio of unpacked to packed bytes are bounded. An
-// entry that will not do is refused by its name.
+// An image's tar is hostile. The kernel resolves every path within the layer's directory (openat2),
+// and the last component is never followed. The number of entries, the length of paths and the
+// ratio of decompressed to compressed bytes are limited. An error names the offending entry.
 //
-// References are counted in memory: image records and containers hold their layers, and a layer that nobody holds is
-// removed when the last of them lets go, or by [Store.Prune]. After a restart the owners hold theirs again before the
-// first Prune.
+// References are counted in memory: image records and containers hold their layers. An unheld layer
+// is removed when its last holder releases it, or by [Store.Prune]. After a restart the owners hold
+// their layers again before the first Prune.
 //
-// A directory whose layer.json cannot be read is set aside as long as somebody holds the layer: a container may run on it
-// (damaged.go).
+// A directory whose layer.json cannot be read is set aside while somebody holds the layer, because
+// a container may run on it (damaged.go).
 //
-// A Store is safe for concurrent use. Its lock is never held while a layer is unpacked or deleted, unless the disk is so full
-// that a layer can only be deleted where it is.
+// A Store is safe for concurrent use. Its lock is not held while a layer is unpacked or deleted,
+// unless the disk is so full that a layer must be deleted in place.
 package layer

@@ -18,9 +18,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// Export writes the layer as the tar of an image: what [Store.Unpack] would make the same files of. It is not the tar
-// that the layer came as, for that is not kept, so its digest is another. The caller holds the layer. The error is of
-// kind NotFound when it is not there.
+// Export writes the layer as an image tar that [Store.Unpack] would turn into the same files. It is
+// not the original tar, so its digest differs. The caller holds the layer. The error is of kind
+// NotFound if the layer is missing.
 func (s *Store) Export(ctx context.Context, id digest.Digest, to io.Writer) error {
 	if _, err := s.Lowerdirs([]digest.Digest{id}); err != nil {
 		return err
@@ -34,7 +34,8 @@ func (s *Store) Export(ctx context.Context, id digest.Digest, to io.Writer) erro
 		e.implied[p] = true
 	}
 	if info.Opaque {
-		if err := e.out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: whiteoutOpaque, Format: tar.FormatPAX}); err != nil {
+		if err := e.out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: whiteoutOpaque,
+			Format: tar.FormatPAX}); err != nil {
 			return err
 		}
 	}
@@ -45,15 +46,15 @@ func (s *Store) Export(ctx context.Context, id digest.Digest, to io.Writer) erro
 	return e.out.Close()
 }
 
-// exporter walks over a layer's directory, which nobody changes.
+// exporter walks a layer's directory, which nobody changes meanwhile.
 type exporter struct {
 	ctx     context.Context
 	out     *tar.Writer
-	linked  map[uint64]string // inode with several names -> the first of them
+	linked  map[uint64]string // inode with several names -> the first name
 	implied map[string]bool
 }
 
-// directory writes the directory at p, which is at path on the disk, with all that is in it.
+// directory writes the directory p of the layer, located at at, with everything below it.
 func (e *exporter) directory(at, p string) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(at, &st); err != nil {
@@ -65,7 +66,8 @@ func (e *exporter) directory(at, p string) error {
 		}
 	}
 	if isOpaque(at) {
-		if err := e.out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(p, whiteoutOpaque), Format: tar.FormatPAX}); err != nil {
+		if err := e.out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(p, whiteoutOpaque),
+			Format: tar.FormatPAX}); err != nil {
 			return err
 		}
 	}
@@ -90,14 +92,15 @@ func (e *exporter) directory(at, p string) error {
 	return nil
 }
 
-// entry writes what is not a directory.
+// entry writes anything but a directory.
 func (e *exporter) entry(at, p string) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(at, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: at, Err: err}
 	}
 	if isWhiteout(&st) {
-		return e.out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(path.Dir(p), whiteoutPrefix+path.Base(p)), Format: tar.FormatPAX})
+		return e.out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg,
+			Name: path.Join(path.Dir(p), whiteoutPrefix+path.Base(p)), Format: tar.FormatPAX})
 	}
 	if first, ok := e.linked[st.Ino]; ok {
 		return e.out.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: p, Linkname: first, Format: tar.FormatPAX})
@@ -124,7 +127,7 @@ func (e *exporter) entry(at, p string) error {
 		device.Typeflag = tar.TypeBlock
 		return e.header(at, p, &st, device)
 	}
-	return nil // a socket, which no tar has
+	return nil // a socket, which tar cannot represent
 }
 
 func (e *exporter) file(at, p string, st *unix.Stat_t) error {
@@ -140,7 +143,7 @@ func (e *exporter) file(at, p string, st *unix.Stat_t) error {
 	return err
 }
 
-// header writes hdr, completed by what all entries have.
+// header writes hdr with the common fields filled in.
 func (e *exporter) header(at, p string, st *unix.Stat_t, hdr tar.Header) error {
 	hdr.Name, hdr.Format = p, tar.FormatPAX
 	hdr.Mode, hdr.Uid, hdr.Gid = int64(st.Mode&0o7777), int(st.Uid), int(st.Gid)

@@ -9,7 +9,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// What is exported unpacks to the same files: the checksums of the two trees are equal.
+// An exported layer unpacks to the same tree: the checksums are equal.
 func TestExportedLayerIsTheSame(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
@@ -24,7 +24,7 @@ func TestExportedLayerIsTheSame(t *testing.T) {
 		}
 		return info
 	}
-	files := func(i Info) int64 { // that were replaced, and their directory
+	files := func(i Info) int64 { // the replaced files and their directory
 		left, _ := os.ReadDir(filepath.Join(s.dir(i.DiffID), replacedDir))
 		if len(left) == 0 {
 			return 0
@@ -32,7 +32,7 @@ func TestExportedLayerIsTheSame(t *testing.T) {
 		return int64(len(left)) + 1
 	}
 	for name, entries := range map[string][]ent{
-		"rich":    append([]ent{dir("./"), dir("gone/")}, rich()...),
+		"rich":    append([]ent{dir("./"), dir("gone/")}, sampleLayer()...),
 		"implied": {reg("a/b/c", "x"), dir("a/d/")},
 		"opaque":  {reg(".wh..wh..opq", ""), dir("./"), reg("a", "b")},
 	} {
@@ -44,10 +44,11 @@ func TestExportedLayerIsTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := sumOf(blobOf(tar.Bytes(), tar.Bytes()))
-		if name != "implied" && got.Sum != want.Sum { // an implied directory has the time of its unpacking
+		if name != "implied" && got.Sum != want.Sum { // implied directories have the time of their unpacking
 			t.Errorf("%s: the trees differ", name)
 		}
-		if got.Opaque != want.Opaque || len(got.Implied) != len(want.Implied) || got.Inodes-files(got) != want.Inodes-files(want) {
+		if got.Opaque != want.Opaque || len(got.Implied) != len(want.Implied) ||
+			got.Inodes-files(got) != want.Inodes-files(want) {
 			t.Errorf("%s: %+v, want %+v", name, got, want)
 		}
 	}

@@ -6,36 +6,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// flushFile is the size from which on a file is worth a request of its own to the disk, in bytes. For smaller ones that
-// takes longer than leaving them to the sync.
+// flushFile is the minimum size in bytes of a file that is flushed by its own request. Smaller
+// files are cheaper to leave to the final sync.
 const flushFile = 32 << 10
 
-// A burst is what the disk is set to work on in a row: this many bytes, or ranges, and a little more.
+// A burst is a series of flush requests: at least this many bytes or ranges.
 const (
 	flushBytes  = 2 << 20
 	flushRanges = 64
 )
 
-// flusher has the disk write files while the layer is still being unpacked, so that the sync before the image is recorded
-// finds little to do, and no more memory is dirty than the disk keeps up with. Small files go to the disk many in a row, which
-// takes less CPU time than one by one. The zero value is ready.
+// flusher starts writeback of files while the layer is still being unpacked. The sync before the
+// image is recorded then has little to do, and dirty memory stays within what the disk can absorb.
+// Small files are flushed in a row, which takes less CPU time than one by one. The zero value is
+// ready to use.
 type flusher struct {
-	mu      sync.Mutex // also held while there is much to do already, which all who write files are to wait for
+	mu      sync.Mutex // also held while bursts is full, to slow down all writers
 	waiting []flushRange
-	bytes   int64             // of waiting
-	bursts  chan []flushRange // in the order in which they were added; nil until the first
+	bytes   int64             // in waiting
+	bursts  chan []flushRange // in order; nil until the first
 	done    chan struct{}
 }
 
-// flushRange is a part of a file that has been written.
+// flushRange is a range of a file that has been written.
 type flushRange struct {
 	fd        int
 	from, end int64
 	last      bool // close the file
 }
 
-// add has the disk set to work on r soon, waiting when there is much to do already. With its last range it takes over the
-// file. It is for any goroutine.
+// add queues r for writeback and blocks while the queue is full. With the last range of a file the
+// flusher takes over its descriptor. Safe for concurrent use.
 func (f *flusher) add(r flushRange) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -63,7 +64,7 @@ func (f *flusher) run() {
 func (f *flusher) start(burst []flushRange) {
 	for _, r := range burst {
 		if r.end > r.from {
-			// An error is met again by the sync.
+			// The sync reports the same error again.
 			_ = unix.SyncFileRange(r.fd, r.from, r.end-r.from, unix.SYNC_FILE_RANGE_WRITE)
 		}
 	}
@@ -74,7 +75,7 @@ func (f *flusher) start(burst []flushRange) {
 	}
 }
 
-// close returns when all files are closed. Nothing is added any more.
+// close returns when all files are closed. add must not be called any more.
 func (f *flusher) close() {
 	if f.bursts != nil {
 		close(f.bursts)

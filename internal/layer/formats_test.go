@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// packedBy packs the bytes with a program of the system.
+// packedBy compresses body with an installed program.
 func packedBy(t *testing.T, body []byte, program string, args ...string) []byte {
 	t.Helper()
 	path, err := exec.LookPath(program)
@@ -50,30 +50,31 @@ func decompressed(packed []byte) ([]byte, error) {
 	return io.ReadAll(plain)
 }
 
-// What a stream has is all there, in however many members, frames, streams and blocks.
-func TestAllOfAStreamIsUnpacked(t *testing.T) {
+// A stream is decompressed completely, with any number of members, frames, streams and blocks.
+func TestWholeStreamIsDecompressed(t *testing.T) {
 	one, two := bytes.Repeat([]byte("one "), 100_000), []byte(strings.Repeat("two ", 10))
 	both := slices.Concat(one, two)
 	xz := func(body []byte, args ...string) []byte {
 		return packedBy(t, body, "xz", append([]string{"-c"}, args...)...)
 	}
 	for name, packed := range map[string][]byte{
-		"gzip members":           slices.Concat(gzipped(t, one), gzipped(t, two)),
-		"gzip, an empty member":  slices.Concat(gzipped(t, one), gzipped(t, nil), gzipped(t, two)),
-		"zstd frames":            slices.Concat(zstded(t, one), zstded(t, two)),
-		"zstd, skippable frames": slices.Concat([]byte("\x50\x2a\x4d\x18\x03\x00\x00\x00abc"), zstded(t, one), []byte("\x5f\x2a\x4d\x18\x01\x00\x00\x00a"), zstded(t, two)),
-		"bzip2":                  packedBy(t, both, "bzip2", "-c"),
-		"bzip2 streams":          slices.Concat(packedBy(t, one, "bzip2", "-c"), packedBy(t, two, "bzip2", "-c")),
-		"xz":                     xz(both),
-		"xz -9":                  xz(both, "-9"),
-		"xz streams":             slices.Concat(xz(one), xz(two)),
-		"xz streams, padding":    slices.Concat(xz(one), make([]byte, 8), xz(two)),
-		"xz blocks":              xz(both, "--block-size=10000"),
-		"xz threads":             xz(both, "-T4", "--block-size=70000"),
-		"xz sha256":              xz(both, "--check=sha256"),
-		"xz without a check":     xz(both, "--check=none"),
-		"xz of what is random":   nil,
-		"plain":                  both,
+		"gzip members":          slices.Concat(gzipped(t, one), gzipped(t, two)),
+		"gzip, an empty member": slices.Concat(gzipped(t, one), gzipped(t, nil), gzipped(t, two)),
+		"zstd frames":           slices.Concat(zstded(t, one), zstded(t, two)),
+		"zstd, skippable frames": slices.Concat([]byte("\x50\x2a\x4d\x18\x03\x00\x00\x00abc"), zstded(t, one),
+			[]byte("\x5f\x2a\x4d\x18\x01\x00\x00\x00a"), zstded(t, two)),
+		"bzip2":                packedBy(t, both, "bzip2", "-c"),
+		"bzip2 streams":        slices.Concat(packedBy(t, one, "bzip2", "-c"), packedBy(t, two, "bzip2", "-c")),
+		"xz":                   xz(both),
+		"xz -9":                xz(both, "-9"),
+		"xz streams":           slices.Concat(xz(one), xz(two)),
+		"xz streams, padding":  slices.Concat(xz(one), make([]byte, 8), xz(two)),
+		"xz blocks":            xz(both, "--block-size=10000"),
+		"xz threads":           xz(both, "-T4", "--block-size=70000"),
+		"xz sha256":            xz(both, "--check=sha256"),
+		"xz without a check":   xz(both, "--check=none"),
+		"xz of what is random": nil,
+		"plain":                both,
 	} {
 		want := both
 		if packed == nil {
@@ -89,18 +90,20 @@ func TestAllOfAStreamIsUnpacked(t *testing.T) {
 	}
 }
 
-// A stream that is cut off or goes on with something else is an error, and never less than it was.
-func TestNothingOfAStreamIsLostInSilence(t *testing.T) {
+// A truncated stream or one with trailing garbage is an error, never a shorter layer.
+func TestNoPartOfAStreamIsDroppedSilently(t *testing.T) {
 	body := bytes.Repeat([]byte("content "), 1000)
 	for name, packed := range map[string][]byte{
-		"gzip": gzipped(t, body), "zstd": zstded(t, body), "bzip2": packedBy(t, body, "bzip2", "-c"), "xz": packedBy(t, body, "xz", "-c"),
+		"gzip": gzipped(t, body), "zstd": zstded(t, body), "bzip2": packedBy(t, body, "bzip2", "-c"),
+		"xz": packedBy(t, body, "xz", "-c"),
 	} {
 		for cut := 5; cut < len(packed); cut += 7 {
 			if got, err := decompressed(packed[:cut]); !errors.Is(err, fault.Corrupt) {
 				t.Errorf("%s, %d of %d bytes: %d bytes, %v", name, cut, len(packed), len(got), err)
 			}
 		}
-		if _, err := decompressed(slices.Concat(packed, []byte("what is this?"))); !errors.Is(err, fault.Corrupt) || !strings.Contains(err.Error(), name) {
+		if _, err := decompressed(slices.Concat(packed, []byte("what is this?"))); !errors.Is(err, fault.Corrupt) ||
+			!strings.Contains(err.Error(), name) {
 			t.Errorf("%s and more: %v", name, err)
 		}
 	}
@@ -114,18 +117,22 @@ func TestXzIsBounded(t *testing.T) {
 		kind   fault.Kind
 		says   string
 	}{
-		"dictionary":                    {packedBy(t, body, "xz", "-c", "--lzma2=dict=512MiB"), fault.Exhausted, "dictionary"},
-		"dictionary of a second block":  {slices.Concat(small, packedBy(t, body, "xz", "-c", "--lzma2=dict=512MiB")), fault.Exhausted, "dictionary"},
+		"dictionary": {packedBy(t, body, "xz", "-c", "--lzma2=dict=512MiB"), fault.Exhausted,
+			"dictionary"},
+		"dictionary of a second block": {slices.Concat(small, packedBy(t, body, "xz", "-c", "--lzma2=dict=512MiB")),
+			fault.Exhausted, "dictionary"},
 		"dictionary that is just right": {packedBy(t, body, "xz", "-c", "--lzma2=dict=128MiB"), "", ""},
-		"filter":                        {packedBy(t, body, "xz", "-c", "--x86", "--lzma2"), fault.Unimplemented, "filter"},
+		"filter": {packedBy(t, body, "xz", "-c", "--x86", "--lzma2"), fault.Unimplemented,
+			"filter"},
 	} {
-		if _, err := decompressed(row.packed); fault.Of(err) != row.kind || err != nil && !strings.Contains(err.Error(), row.says) {
+		if _, err := decompressed(row.packed); fault.Of(err) != row.kind ||
+			err != nil && !strings.Contains(err.Error(), row.says) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
-// FuzzXz asserts that no stream makes the guard stumble where the decoder does not.
+// FuzzXz asserts that xzGuard accepts every stream without a panic or a hang.
 func FuzzXz(f *testing.F) {
 	f.Add([]byte("\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4F\x02\x00!\x01\x16\x00\x00\x00t/\xe5\xa3\x01\x00\x02abc\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -136,9 +143,11 @@ func FuzzXz(f *testing.F) {
 	})
 }
 
-func TestOtherFormatsAreNamed(t *testing.T) {
-	for magic, says := range map[string]string{"\x04\x22\x4d\x18....": "lz4", "LZIP\x01": "lzip -dc", "\x5d\x00\x00\x80\x00": "xz -dc", "PK\x03\x04....": "zip", "\x1f\x9d\x90": "compress", "Rar!": "rar"} {
-		if _, err := decompressed([]byte(magic)); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), says) {
+func TestUnsupportedFormatsAreNamed(t *testing.T) {
+	for magic, says := range map[string]string{"\x04\x22\x4d\x18....": "lz4", "LZIP\x01": "lzip -dc",
+		"\x5d\x00\x00\x80\x00": "xz -dc", "PK\x03\x04....": "zip", "\x1f\x9d\x90": "compress", "Rar!": "rar"} {
+		if _, err := decompressed([]byte(magic)); !errors.Is(err, fault.Invalid) ||
+			!strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v", magic, err)
 		}
 	}

@@ -25,7 +25,7 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// ent is one tar entry: the header, with what is usual filled in, and a regular file's body.
+// ent is a tar entry: a header, completed with defaults, and the body of a regular file.
 type ent struct {
 	tar.Header
 	body string
@@ -82,7 +82,7 @@ func gzipped(t testing.TB, body []byte) []byte {
 	return buf.Bytes()
 }
 
-// blobOf is the blob with the given tar, packed as it is.
+// blobOf returns the blob of the tar plain, compressed as packed.
 func blobOf(plain, packed []byte) Blob {
 	return Blob{
 		DiffID: digest.FromBytes(plain),
@@ -107,7 +107,7 @@ func openStore(t testing.TB, root string) *Store {
 	return s
 }
 
-// unpacked unpacks a layer of the entries and returns its directory.
+// unpacked unpacks a layer with the entries and returns its directory.
 func unpacked(t testing.TB, s *Store, entries ...ent) (fs string, err error) {
 	t.Helper()
 	body := tarOf(t, entries...)
@@ -119,7 +119,7 @@ func unpacked(t testing.TB, s *Store, entries ...ent) (fs string, err error) {
 	return filepath.Join(s.dir(b.DiffID), "fs"), nil
 }
 
-// nothingLeft asserts that neither a temporary directory nor a layer is there.
+// nothingLeft asserts that the store has no temporary directory and no layer.
 func nothingLeft(t testing.TB, s *Store) {
 	t.Helper()
 	for _, dir := range []string{"tmp", "layers"} {
@@ -150,7 +150,7 @@ func xattr(path, name string) string {
 
 func deep(n int) string { return strings.Repeat("d/", n) }
 
-// measure counts what is in dir, and dir itself. A file with several names counts once.
+// measure counts dir and everything below it. A file with several names counts once.
 func measure(dir string) (Usage, error) {
 	var u Usage
 	linked := make(map[uint64]bool)

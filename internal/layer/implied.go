@@ -20,22 +20,23 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// A layer may have a file whose directory has no entry of its own: the directory is implied, and looks as it does in the
-// layers below. But overlayfs shows a directory as the topmost layer has it, and a layer is unpacked without knowing what
-// will be below. So layer.json lists the implied directories, and where a stack of layers would show one wrongly, one
-// more layer on top, made here, shows it right.
+// A layer may contain a file whose directory has no entry of its own. Such a directory is implied
+// and must look as in the layers below. But overlayfs shows the attributes of the topmost layer,
+// and a layer is unpacked without knowing the layers below. layer.json therefore lists the implied
+// directories. If overlayfs would show one of them wrongly, a patch layer on top of the stack
+// corrects it.
 
-// Patch returns the layer to put on top of the stack, given bottom first and all there, so that implied directories
-// have the attributes that they have further down; nil when nothing is amiss. A stack of no layers, which cannot be
-// mounted, gets an empty one. It is a layer like any other: the same
-// stack gives the same diffID. Its blob is in memory.
+// Patch returns the patch layer for a stack, given bottom first, all of it unpacked. It gives
+// implied directories the attributes that they have further down. It is nil if nothing needs
+// correction. An empty stack, which cannot be mounted, gets an empty patch layer. The same stack
+// always yields the same diffID. The blob is in memory.
 func (s *Store) Patch(diffIDs []digest.Digest) (*Blob, error) {
 	stack, err := s.stack(diffIDs)
 	if err != nil {
 		return nil, err
 	}
-	wrong := make(map[string]*unix.Stat_t) // path -> as it should look
-	from := make(map[string]string)        // path -> where it looks so
+	wrong := make(map[string]*unix.Stat_t) // path -> the right attributes
+	from := make(map[string]string)        // path -> the layer that has them
 	for _, l := range stack {
 		for p := range l.implied {
 			if st, dir := stack.truth(p); st != nil {
@@ -46,7 +47,7 @@ func (s *Store) Patch(diffIDs []digest.Digest) (*Blob, error) {
 	if len(wrong) == 0 && len(diffIDs) > 0 {
 		return nil, nil
 	}
-	// A directory above one of them must not be implied again, by the patch.
+	// Directories above them must not be implied by the patch layer.
 	for p := range maps.Clone(wrong) {
 		for up := path.Dir(p); up != "."; up = path.Dir(up) {
 			if wrong[up] == nil {
@@ -57,13 +58,13 @@ func (s *Store) Patch(diffIDs []digest.Digest) (*Blob, error) {
 	return patchBlob(wrong, from)
 }
 
-// unpackedLayer is a layer of a stack.
+// unpackedLayer is one layer of a stack.
 type unpackedLayer struct {
 	fs      string
 	implied map[string]bool
 }
 
-// stack is the layers of an image, topmost first.
+// stack is an image's layers, topmost first.
 type stack []unpackedLayer
 
 func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
@@ -86,7 +87,8 @@ func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
 	return st, nil
 }
 
-// truth returns how the implied directory p should look and where it does, when overlayfs would show it otherwise.
+// truth returns the right attributes of the implied directory p and the layer that has them, or nil
+// if overlayfs shows it correctly.
 func (st stack) truth(p string) (*unix.Stat_t, string) {
 	var shown *unix.Stat_t
 	for _, l := range st {
@@ -101,7 +103,8 @@ func (st stack) truth(p string) (*unix.Stat_t, string) {
 			}
 		case shown == nil: // the topmost one is explicit
 			return nil, ""
-		case at.Mode == shown.Mode && at.Uid == shown.Uid && at.Gid == shown.Gid && len(listXattrs(filepath.Join(l.fs, p))) == 0:
+		case at.Mode == shown.Mode && at.Uid == shown.Uid && at.Gid == shown.Gid &&
+			len(listXattrs(filepath.Join(l.fs, p))) == 0:
 			return nil, ""
 		default:
 			return at, l.fs
@@ -113,7 +116,7 @@ func (st stack) truth(p string) (*unix.Stat_t, string) {
 	return nil, ""
 }
 
-// look returns how overlayfs shows the directory p, which is in some layer, and where it takes that from.
+// look returns the attributes that overlayfs shows for directory p, and the layer that has them.
 func (st stack) look(p string) (*unix.Stat_t, string) {
 	for _, l := range st {
 		if at, _ := l.find(p); at != nil {
@@ -123,7 +126,8 @@ func (st stack) look(p string) (*unix.Stat_t, string) {
 	return nil, ""
 }
 
-// find looks p up in one layer. at is nil when it is not there. ends tells that nothing of p shows from further down.
+// find looks p up in one layer and returns nil if it is not there. ends reports that p is not
+// merged with the layers below.
 func (l *unpackedLayer) find(p string) (at *unix.Stat_t, ends bool) {
 	for end := 0; end < len(p); {
 		if next := strings.IndexByte(p[end+1:], '/'); next >= 0 {
@@ -154,7 +158,8 @@ func isOpaque(dir string) bool {
 	return err == nil && n == 1 && value[0] == 'y'
 }
 
-// patchBlob makes the layer of the directories. Their parents come first, so that no directory is implied.
+// patchBlob returns a layer that contains only these directories. Parents come first, so no
+// directory is implied.
 func patchBlob(dirs map[string]*unix.Stat_t, from map[string]string) (*Blob, error) {
 	var body bytes.Buffer
 	w := tar.NewWriter(&body)
@@ -181,7 +186,7 @@ func patchBlob(dirs map[string]*unix.Stat_t, from map[string]string) (*Blob, err
 	}}, nil
 }
 
-// listXattrs returns the extended attributes of a directory that an image may have.
+// listXattrs returns the extended attributes of dir that an image may set.
 func listXattrs(dir string) map[string]string {
 	found := make(map[string]string)
 	names := readXattr(func(p []byte) (int, error) { return unix.Llistxattr(dir, p) })
@@ -193,7 +198,7 @@ func listXattrs(dir string) map[string]string {
 	return found
 }
 
-// readXattr calls get with a buffer that is large enough. What cannot be read is taken for empty.
+// readXattr calls get with a growing buffer. An unreadable attribute counts as empty.
 func readXattr(get func([]byte) (int, error)) []byte {
 	for size := 256; ; size *= 4 {
 		buf := make([]byte, size)

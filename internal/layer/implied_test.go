@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestImpliedDirectoriesLookAsBelow(t *testing.T) {
+func TestImpliedDirectoriesLookAsInTheLayersBelow(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
 	add := func(entries ...ent) digest.Digest {
@@ -31,8 +31,10 @@ func TestImpliedDirectoriesLookAsBelow(t *testing.T) {
 	withXattr := owned("acl", 0o755, 0)
 	withXattr.PAXRecords = map[string]string{"SCHILY.xattr.user.note": "n"}
 	base := add(
-		owned("tmp", 0o1777, 0), owned("home", 0o755, 0), owned("home/u", 0o700, 1000), owned("home/u/deep", 0o750, 1000),
-		owned("same", 0o755, 0), withXattr, owned("explicit", 0o700, 5), owned("opaque", 0o700, 5), owned("gone", 0o700, 5),
+		owned("tmp", 0o1777, 0), owned("home", 0o755, 0), owned("home/u", 0o700, 1000),
+		owned("home/u/deep", 0o750, 1000),
+		owned("same", 0o755, 0), withXattr, owned("explicit", 0o700, 5), owned("opaque", 0o700, 5),
+		owned("gone", 0o700, 5),
 		reg("was-file", ""), owned("later", 0o711, 9), symlink("link", "home"),
 	)
 	middle := add(reg("later/m", ""))
@@ -65,8 +67,9 @@ func TestImpliedDirectoriesLookAsBelow(t *testing.T) {
 
 	root := overlay(t, s, ids...)
 	for name, want := range map[string]struct{ mode, uid uint32 }{
-		"tmp": {0o1777, 0}, "home": {0o755, 0}, "home/u": {0o700, 1000}, "home/u/deep": {0o750, 1000}, "same": {0o755, 0},
-		"acl": {0o755, 0}, "new": {0o755, 0}, "explicit": {0o755, 6}, "opaque": {0o755, 0}, "gone": {0o755, 0},
+		"tmp": {0o1777, 0}, "home": {0o755, 0}, "home/u": {0o700, 1000}, "home/u/deep": {0o750, 1000},
+		"same": {0o755, 0},
+		"acl":  {0o755, 0}, "new": {0o755, 0}, "explicit": {0o755, 6}, "opaque": {0o755, 0}, "gone": {0o755, 0},
 		"was-file": {0o755, 0}, "later": {0o711, 9}, "link": {0o755, 0},
 	} {
 		st := lstat(t, filepath.Join(root, name))

@@ -25,57 +25,59 @@ import (
 // recordVersion is the format version of layer.json.
 const recordVersion = 1
 
-// CheckFormats returns an error of kind Precondition when a newer version of Kuri wrote the record of a layer below root. It
-// changes nothing.
+// CheckFormats returns an error of kind Precondition if a layer below root was recorded by a newer
+// version of Kuri. It changes nothing.
 func CheckFormats(root string) error {
 	return record.Newer(recordVersion, root, "layers/*/layer.json")
 }
 
-// Info is what layer.json says of a layer.
+// Info is the content of layer.json.
 type Info struct {
 	DiffID digest.Digest `json:"diff_id"`
-	Bytes  int64         `json:"bytes"`   // on the disk: allocated blocks of the layer's directory and all in it
-	Inodes int64         `json:"inodes"`  // files and directories, the layer's directory and layer.json with them
-	Opaque bool          `json:"opaque"`  // nothing of the layers below shows
+	Bytes  int64         `json:"bytes"`   // allocated blocks of the layer's directory and everything below it
+	Inodes int64         `json:"inodes"`  // files and directories, including the layer's directory and layer.json
+	Opaque bool          `json:"opaque"`  // hides all layers below
 	BootID string        `json:"boot_id"` // the boot in which it was unpacked
-	Sum    digest.Digest `json:"sum"`     // checksum of the tree; see survey.go. On the disk alone
+	Sum    digest.Digest `json:"sum"`     // of the tree; see checksum.go. Not kept in memory
 
-	TarBytes int64         `json:"tar_bytes,omitempty"` // of the tar that it came as; 0: that cannot be made again
-	Recipe   digest.Digest `json:"recipe,omitempty"`    // digest of the file; see recipe.go. On the disk alone
+	TarBytes int64         `json:"tar_bytes,omitempty"` // size of the original tar; 0: it cannot be written again
+	Recipe   digest.Digest `json:"recipe,omitempty"`    // digest of the recipe; see recipe.go. Not kept in memory
 
-	// Implied are the directories without an entry of their own, in order; see implied.go. On the disk alone.
+	// Implied lists the directories without an entry of their own, sorted; see implied.go. Not kept
+	// in memory.
 	Implied []string `json:"implied,omitempty"`
 }
 
-// brief is what of it is kept in memory.
-func (i Info) brief() Info {
+// summary returns the part of Info that is kept in memory.
+func (i Info) summary() Info {
 	i.Implied, i.Sum, i.Recipe = nil, "", ""
 	return i
 }
 
-// Store is the layers under one root directory. See [Open].
+// Store is the set of layers below one root directory. See [Open].
 type Store struct {
 	root   string
 	bootID string
 	limits limits
 
-	life context.Context // ends with Close; unpacking stops then
+	life context.Context // cancelled by Close; stops all unpacking
 	end  context.CancelFunc
 
-	flights  flight.Group[identity, Info]
+	flights  flight.Group[blobKey, Info]
 	decoders *decoders
-	blocks   blocks
+	buffers  bufferPool
 	hasher   sha256.Hasher
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	layers  map[digest.Digest]Info
 	held    map[digest.Digest]int
 	damaged []damagedLayer
-	fetches map[identity]*fetch
+	fetches map[blobKey]*fetch
 }
 
-// Open opens the store under root, which is created when missing, and removes what a killed daemon left half-made, and
-// what cannot be read. The caller closes the store. Where containers may run on the layers, [OpenHeld] opens it.
+// Open opens the store at root, creating it if missing, and removes unfinished and unreadable
+// layers. The caller closes the store. A store whose layers containers may be using is opened with
+// [OpenHeld].
 func Open(root string) (*Store, error) {
 	s, err := open(root)
 	if err == nil {
@@ -91,7 +93,7 @@ func open(root string) (*Store, error) {
 		decoders: newDecoders(true),
 		layers:   make(map[digest.Digest]Info),
 		held:     make(map[digest.Digest]int),
-		fetches:  make(map[identity]*fetch),
+		fetches:  make(map[blobKey]*fetch),
 	}
 	s.life, s.end = context.WithCancel(context.Background())
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -99,19 +101,20 @@ func open(root string) (*Store, error) {
 		return nil, fmt.Errorf("open layer store %s: %w", root, err)
 	}
 	s.bootID = string(boot)
-	// A disk that is full, or can only be read, is no reason not to serve what is there: pulls will say what is wrong.
+	// A full or read-only disk must not stop the daemon from serving existing layers; pulls will
+	// report it.
 	if err := os.RemoveAll(s.tmp()); err != nil {
-		slog.Error("what a killed daemon left of layers cannot be removed", "dir", s.tmp(), "err", err)
+		slog.Error("unfinished layers of a killed daemon cannot be removed", "dir", s.tmp(), "err", err)
 	}
 	for _, dir := range []string{s.tmp(), filepath.Join(root, "layers")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			slog.Error("a directory of the layer store cannot be made", "err", err)
+			slog.Error("a directory of the layer store cannot be created", "err", err)
 		}
 	}
 	return s, s.scan()
 }
 
-// scan reads the layers that are there. A directory without a readable record is no layer; it is set aside, for a
+// scan reads the existing layers. A directory without a readable record is set aside, because a
 // container may run on it.
 func (s *Store) scan() error {
 	entries, err := os.ReadDir(filepath.Join(s.root, "layers"))
@@ -127,19 +130,20 @@ func (s *Store) scan() error {
 		var info Info
 		err := record.Read(filepath.Join(s.root, "layers", e.Name(), "layer.json"), recordVersion, &info)
 		if err == nil && info.DiffID != id {
-			err = fault.New(fault.Corrupt, "layer.json is of %s", info.DiffID)
+			err = fault.New(fault.Corrupt, "layer.json belongs to %s", info.DiffID)
 		}
 		if err != nil {
-			slog.Warn("a layer cannot be read and is set aside; its images must be pulled again", "layer", e.Name(), "err", err)
+			slog.Warn("setting aside an unreadable layer; its images must be pulled again", "layer", e.Name(), "err",
+				err)
 			s.setAside(id)
 			continue
 		}
-		s.layers[id] = info.brief()
+		s.layers[id] = info.summary()
 	}
 	return nil
 }
 
-// idOf returns the diffID whose layer has a directory of this name. The number of digits says what made the digest.
+// idOf returns the diffID of a layer directory. The number of digits determines the algorithm.
 func idOf(name string) digest.Digest {
 	for _, a := range []digest.Algorithm{digest.SHA384, digest.SHA512} {
 		if len(name) == 2*a.Size() {
@@ -149,13 +153,13 @@ func idOf(name string) digest.Digest {
 	return digest.NewDigestFromEncoded(digest.SHA256, name)
 }
 
-// Close stops what is being unpacked and waits for it. The layers stay.
+// Close stops all unpacking and waits for it. Layers stay.
 func (s *Store) Close() {
 	s.end()
 	s.flights.Wait()
 }
 
-// Has tells whether the layer is there, whole. It stays while it is held.
+// Has reports whether the layer is unpacked. A held layer stays.
 func (s *Store) Has(diffID digest.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,10 +167,10 @@ func (s *Store) Has(diffID digest.Digest) bool {
 	return ok
 }
 
-// Lowerdirs returns the directories to mount as overlayfs lowerdirs, topmost first, for the layers given bottom first
-// as an image's config lists them. A layer that the list has several times counts at its topmost place only: overlayfs
-// refuses the same directory twice, and a layer hides the same layer further down completely. The caller holds the
-// layers. The error is of kind NotFound and names the layer that is missing.
+// Lowerdirs returns the overlayfs lowerdirs, topmost first, of layers given bottom first, as in an
+// image's config. A layer that is listed several times counts only at its topmost place: overlayfs
+// refuses duplicate directories, and the upper one hides the lower one completely. The caller holds
+// the layers. The error is of kind NotFound and names the missing layer.
 func (s *Store) Lowerdirs(diffIDs []digest.Digest) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +183,8 @@ func (s *Store) Lowerdirs(diffIDs []digest.Digest) ([]string, error) {
 		seen[diffIDs[i]] = true
 		info, ok := s.layers[diffIDs[i]]
 		if !ok {
-			return nil, fault.New(fault.NotFound, "layer %s is missing from %s: remove the image and pull it again", diffIDs[i], s.root)
+			return nil, fault.New(fault.NotFound, "layer %s is missing from %s: remove the image and pull it again",
+				diffIDs[i], s.root)
 		}
 		dirs = append(dirs, filepath.Join(s.dir(diffIDs[i]), "fs"))
 		if info.Opaque {
@@ -189,8 +194,8 @@ func (s *Store) Lowerdirs(diffIDs []digest.Digest) ([]string, error) {
 	return dirs, nil
 }
 
-// Hold keeps the layers from being removed until release is called, be they there already or still to come. release
-// removes those that nobody else holds; calling it again does nothing.
+// Hold protects the layers from removal until release is called, whether they are unpacked yet or
+// not. release removes those that nobody else holds; further calls do nothing.
 func (s *Store) Hold(diffIDs []digest.Digest) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,11 +214,11 @@ func (s *Store) Hold(diffIDs []digest.Digest) (release func()) {
 	})
 }
 
-// Prune removes the layers that nobody holds: those of a pull that failed or was killed.
+// Prune removes all unheld layers, such as those of a failed pull.
 func (s *Store) Prune() { s.prune(func(Info) bool { return true }, s.all()) }
 
-// PruneStale removes the layers that nobody holds and that were unpacked before this boot: whether all of their files
-// had reached the disk is not known.
+// PruneStale removes unheld layers that were unpacked before this boot, because their files may not
+// have reached the disk.
 func (s *Store) PruneStale() {
 	s.prune(func(i Info) bool { return i.BootID != s.bootID }, s.all())
 }
@@ -228,40 +233,42 @@ func (s *Store) all() []digest.Digest {
 	return ids
 }
 
-// prune removes those of ids that are there, held by nobody, not being waited for, and wanted gone.
+// prune removes the layers among ids that exist, are unheld, are not being waited for, and match
+// gone.
 func (s *Store) prune(gone func(Info) bool, ids []digest.Digest) {
 	for _, id := range ids {
 		s.mu.Lock()
 		info, there := s.layers[id]
-		if !there || s.held[id] > 0 || s.wanted(id) || !gone(info) {
+		if !there || s.held[id] > 0 || s.inFlight(id) || !gone(info) {
 			s.mu.Unlock()
 			continue
 		}
 		delete(s.layers, id)
-		grave, err := s.bury(s.dir(id))
+		trash, err := s.moveToTrash(s.dir(id))
 		s.mu.Unlock()
 		failpoint.At("remove layer: buried")
 		if err == nil {
-			err = os.RemoveAll(grave)
+			err = os.RemoveAll(trash)
 		}
 		failpoint.At("remove layer: removed")
 		if err != nil {
-			slog.Error("a layer that is no longer used cannot be removed", "layer", id, "err", err)
+			slog.Error("an unused layer cannot be removed", "layer", id, "err", err)
 		}
 	}
 }
 
-// bury moves a layer's directory out of layers/, which is quick, so that it can be deleted without the lock. Where the disk
-// has no room for that, it is deleted where it is: a layer that goes makes room.
-func (s *Store) bury(dir string) (string, error) {
-	grave, err := os.MkdirTemp(s.tmp(), "removed-")
+// moveToTrash moves a layer's directory out of layers/, which is quick, so that it can be deleted
+// without the lock. If the disk is too full for that, the directory is deleted in place, which
+// frees space.
+func (s *Store) moveToTrash(dir string) (string, error) {
+	trash, err := os.MkdirTemp(s.tmp(), "removed-")
 	if err == nil {
-		if err = os.Rename(dir, filepath.Join(grave, filepath.Base(dir))); err == nil {
-			return grave, nil
+		if err = os.Rename(dir, filepath.Join(trash, filepath.Base(dir))); err == nil {
+			return trash, nil
 		}
-		os.Remove(grave)
+		os.Remove(trash)
 	}
-	// Without its record what is left is no layer, should we be killed meanwhile.
+	// Without its record, the rest is not a layer even if the daemon is killed now.
 	if rerr := os.Remove(filepath.Join(dir, "layer.json")); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 		return "", errors.Join(err, rerr)
 	}
@@ -271,14 +278,14 @@ func (s *Store) bury(dir string) (string, error) {
 // Usage is disk space: bytes of allocated blocks, and inodes.
 type Usage struct{ Bytes, Inodes int64 }
 
-// Count returns how many layers there are.
+// Count returns the number of layers.
 func (s *Store) Count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.layers)
 }
 
-// Usage is what all layers take together.
+// Usage returns the disk space of all layers.
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -290,7 +297,7 @@ func (s *Store) Usage() Usage {
 	return u
 }
 
-// Size is what the given layers take together, each counted once, in bytes of allocated blocks.
+// Size returns the allocated bytes of the given layers, each counted once.
 func (s *Store) Size(diffIDs []digest.Digest) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -305,46 +312,49 @@ func (s *Store) Size(diffIDs []digest.Digest) int64 {
 	return size
 }
 
-// Writing is a time in which files are written that are to be durable at its end.
-type Writing struct {
+// WriteSession covers writes that Sync makes durable.
+type WriteSession struct {
 	dir  *os.File
 	root string
 }
 
-// BeginWriting begins one: an error that the disk has from now on is told by its Sync, though it may be met long before,
-// while the kernel writes back. The caller closes it.
-func (s *Store) BeginWriting() (*Writing, error) {
+// BeginWrite begins a session. Its Sync reports any disk error since now, even one that the kernel
+// met long before, during writeback. The caller closes the session.
+func (s *Store) BeginWrite() (*WriteSession, error) {
 	dir, err := os.Open(s.root)
 	if err != nil {
 		return nil, fmt.Errorf("write layers: %w", err)
 	}
-	return &Writing{dir, s.root}, nil
+	return &WriteSession{dir, s.root}, nil
 }
 
-// Sync makes all that has been written durable. It may take seconds. It knows of errors since the writing began
-// (syncfs(2), "Reporting of errors").
-func (w *Writing) Sync() error {
+// Sync makes everything written durable. It may take seconds. It reports errors since the session
+// began (syncfs(2), "Reporting of errors").
+func (w *WriteSession) Sync() error {
 	if err := unix.Syncfs(int(w.dir.Fd())); err != nil {
 		return DiskError(w.root, fmt.Errorf("sync layers in %s: %w", w.root, err))
 	}
 	return nil
 }
 
-// Close ends the writing.
-func (w *Writing) Close() { w.dir.Close() }
+// Close ends the session.
+func (w *WriteSession) Close() { w.dir.Close() }
 
 func (s *Store) dir(id digest.Digest) string { return filepath.Join(s.root, "layers", id.Encoded()) }
 func (s *Store) tmp() string                 { return filepath.Join(s.root, "tmp") }
 
-// DiskError gives an error of a full disk or quota, met while something was written below dir, its kind, and says what to
-// do. A filesystem without free inodes says that it has no space, too.
+// DiskError gives the error of a full disk or quota below dir its kind and adds advice. A
+// filesystem without free inodes also returns ENOSPC.
 func DiskError(dir string, err error) error {
 	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		return err
 	}
 	var s unix.Statfs_t
 	if unix.Statfs(dir, &s) == nil && s.Files > 0 && s.Ffree == 0 {
-		return fault.As(fault.Exhausted, fmt.Errorf("%w: all %d inodes of the filesystem of %s are in use; remove files there, or images that are not used", err, s.Files, dir))
+		return fault.As(fault.Exhausted,
+			fmt.Errorf("%w: all %d inodes of the filesystem of %s are in use; remove files there, or images that are "+
+				"not used", err, s.Files, dir))
 	}
-	return fault.As(fault.Exhausted, fmt.Errorf("%w; free space on the filesystem of %s, or remove images that are not used", err, dir))
+	return fault.As(fault.Exhausted,
+		fmt.Errorf("%w; free space on the filesystem of %s, or remove images that are not used", err, dir))
 }

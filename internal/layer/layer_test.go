@@ -23,7 +23,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-func TestEveryPackingUnpacks(t *testing.T) {
+func TestAllCompressionFormatsUnpack(t *testing.T) {
 	needRoot(t)
 	plain := tarOf(t, reg("a", "content"))
 	var z bytes.Buffer
@@ -57,7 +57,7 @@ func TestEveryPackingUnpacks(t *testing.T) {
 	}
 }
 
-func TestWhatDoesNotMatchIsRefused(t *testing.T) {
+func TestMismatchIsRefused(t *testing.T) {
 	needRoot(t)
 	plain := tarOf(t, reg("a", strings.Repeat("content", 1000)))
 	packed := gzipped(t, plain)
@@ -89,7 +89,7 @@ func TestWhatDoesNotMatchIsRefused(t *testing.T) {
 	}
 }
 
-// overlay mounts the layers as a container's root and returns where.
+// overlay mounts the layers as a container's root and returns its path.
 func overlay(t *testing.T, s *Store, diffIDs ...digest.Digest) string {
 	t.Helper()
 	lower, err := s.Lowerdirs(diffIDs)
@@ -97,7 +97,8 @@ func overlay(t *testing.T, s *Store, diffIDs ...digest.Digest) string {
 		t.Fatal(err)
 	}
 	at := t.TempDir()
-	if err := unix.Mount("overlay", at, "overlay", 0, "lowerdir="+strings.Join(lower, ":")+":"+t.TempDir()); err != nil {
+	if err := unix.Mount("overlay", at, "overlay", 0,
+		"lowerdir="+strings.Join(lower, ":")+":"+t.TempDir()); err != nil {
 		t.Skipf("overlayfs cannot be mounted here: %v", err)
 	}
 	t.Cleanup(func() {
@@ -135,16 +136,17 @@ func TestWhiteoutsWorkInOverlayfs(t *testing.T) {
 		reg("dir/.wh.gone", ""), reg("dir/new", "above"), reg(".wh..wh.plnk", ""),
 		dir("opaque"), reg("opaque/.wh..wh..opq", ""), reg("opaque/new", "above"),
 		reg(".wh.wiped", ""),
-		reg(".wh.again", ""), dir("again"), reg("again/new", "above"), // removed and made anew
-		dir("late"), reg("late/new", "above"), reg(".wh.late", ""), // the same, told the other way round
-		reg(".wh.implied", ""), reg("implied/new", "above"), // the same, without an entry for the directory
+		reg(".wh.again", ""), dir("again"), reg("again/new", "above"), // removed and recreated
+		dir("late"), reg("late/new", "above"), reg(".wh.late", ""), // the same in reverse order
+		reg(".wh.implied", ""), reg("implied/new", "above"), // the same without an entry for the directory
 		reg(".wh.never-there", ""),
 	)
 	root := overlay(t, s, below, above)
 	for name, want := range map[string]string{
 		"keep": "below", "replaced": "above", "dir/keep": "below", "dir/new": "above", "opaque/new": "above",
 		"again/new": "above", "late/new": "above", "implied/new": "above",
-		"gone": "", "dir/gone": "", "opaque/old": "", "opaque/sub": "", "wiped": "", "again/old": "", "late/old": "", "implied/old": "",
+		"gone": "", "dir/gone": "", "opaque/old": "", "opaque/sub": "", "wiped": "", "again/old": "", "late/old": "",
+		"implied/old": "",
 	} {
 		got, err := os.ReadFile(filepath.Join(root, name))
 		if want == "" && !errors.Is(err, os.ErrNotExist) {
@@ -170,14 +172,14 @@ func awaitWaiters(s *Store, b Blob, n int) {
 	for have := -1; have != n; time.Sleep(time.Millisecond) {
 		s.mu.Lock()
 		have = 0
-		if f := s.fetches[b.identity()]; f != nil {
+		if f := s.fetches[b.key()]; f != nil {
 			have = f.waiters
 		}
 		s.mu.Unlock()
 	}
 }
 
-func TestOneFetchForAllWhoWant(t *testing.T) {
+func TestConcurrentCallersShareOneFetch(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
 	plain := tarOf(t, reg("a", "x"))
@@ -204,7 +206,7 @@ func TestOneFetchForAllWhoWant(t *testing.T) {
 		})
 	}
 	awaitWaiters(s, b, 10)
-	leave() // one gives up; the others' work goes on
+	leave() // one gives up; the work goes on for the others
 	awaitWaiters(s, b, 9)
 	close(gate)
 	wg.Wait()
@@ -215,8 +217,8 @@ func TestOneFetchForAllWhoWant(t *testing.T) {
 	nothingLeft(t, s)
 }
 
-// Callers come while the work of others ends: whoever is too late to join it finds the layer, and does not begin again.
-func TestCallersWhoComeAtTheEnd(t *testing.T) {
+// A caller that is too late to join a finished fetch finds the layer and does not start again.
+func TestCallersAtTheEndOfAFetch(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
 	for n := range 150 {
@@ -231,7 +233,7 @@ func TestCallersWhoComeAtTheEnd(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 8 {
 			wg.Go(func() {
-				for range i * 50 { // at other times of the work
+				for range i * 50 { // at different times
 					s.Fetched(b)
 				}
 				if err := s.Unpack(t.Context(), b); err != nil {
@@ -247,22 +249,22 @@ func TestCallersWhoComeAtTheEnd(t *testing.T) {
 	}
 }
 
-// stuck is a stream that brings a little and then nothing until its context ends.
-type stuck struct {
+// stuckStream delivers some data and then blocks until its context ends.
+type stuckStream struct {
 	ctx   context.Context
 	begin io.Reader
 }
 
-func (s *stuck) Read(p []byte) (int, error) {
+func (s *stuckStream) Read(p []byte) (int, error) {
 	if n, err := s.begin.Read(p); err == nil {
 		return n, nil
 	}
 	<-s.ctx.Done()
 	return 0, s.ctx.Err()
 }
-func (s *stuck) Close() error { return nil }
+func (s *stuckStream) Close() error { return nil }
 
-func TestLastCallerWhoLeavesStopsTheWork(t *testing.T) {
+func TestLastCallerToLeaveStopsTheFetch(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
 	plain := tarOf(t, reg("a", strings.Repeat("x", 1<<20)))
@@ -270,7 +272,7 @@ func TestLastCallerWhoLeavesStopsTheWork(t *testing.T) {
 	reading := make(chan struct{})
 	b.Open = func(ctx context.Context) (io.ReadCloser, error) {
 		close(reading)
-		return &stuck{ctx, bytes.NewReader(plain[:len(plain)/2])}, nil
+		return &stuckStream{ctx, bytes.NewReader(plain[:len(plain)/2])}, nil
 	}
 	ctx, leave := context.WithCancel(t.Context())
 	go func() {
@@ -282,13 +284,13 @@ func TestLastCallerWhoLeavesStopsTheWork(t *testing.T) {
 	}
 	nothingLeft(t, s)
 
-	// The next one starts afresh.
+	// The next caller starts again.
 	if err := s.Unpack(t.Context(), blobOf(plain, plain)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func TestFailureOfOneIsNotTheOthers(t *testing.T) {
+func TestAFailedFetchDoesNotFailOtherCallers(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
 	plain := tarOf(t, reg("a", "x"))
@@ -330,13 +332,14 @@ func TestHeldLayersStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	image()
-	image() // once is enough
+	image() // a second call does nothing
 	s.Prune()
 	if _, err := s.Lowerdirs(ids); err != nil {
 		t.Fatal(err)
 	}
 	container()
-	if _, err := s.Lowerdirs(ids); !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), b.DiffID.String()) {
+	if _, err := s.Lowerdirs(ids); !errors.Is(err, fault.NotFound) ||
+		!strings.Contains(err.Error(), b.DiffID.String()) {
 		t.Errorf("%v", err)
 	}
 	nothingLeft(t, s)
@@ -362,7 +365,8 @@ func TestOpenAfterAKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		if record != "" {
-			if err := os.WriteFile(filepath.Join(root, "layers", name, "layer.json"), []byte(record), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(root, "layers", name, "layer.json"), []byte(record),
+				0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -424,19 +428,19 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// bug is a stream in whose reading there is one.
-type bug struct{}
+// panicStream panics when it is read.
+type panicStream struct{}
 
-func (bug) Read([]byte) (int, error) { panic("a bug") }
-func (bug) Close() error             { return nil }
+func (panicStream) Read([]byte) (int, error) { panic("a bug") }
+func (panicStream) Close() error             { return nil }
 
-func TestABugInAStreamCostsItsLayerOnly(t *testing.T) {
+func TestPanicInAStreamFailsOnlyItsLayer(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, t.TempDir())
 	plain := tarOf(t, reg("f", "x"))
 	good := blobOf(plain, gzipped(t, plain))
 	bad := good
-	bad.Open = func(context.Context) (io.ReadCloser, error) { return bug{}, nil }
+	bad.Open = func(context.Context) (io.ReadCloser, error) { return panicStream{}, nil }
 	defer s.Hold([]digest.Digest{good.DiffID})()
 	if err := s.Unpack(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "a bug in Kuri") {
 		t.Errorf("Unpack: %v", err)
@@ -447,7 +451,7 @@ func TestABugInAStreamCostsItsLayerOnly(t *testing.T) {
 	}
 }
 
-// Who wants a decoder while all are in use waits, and can give up.
+// A caller waits while all decoders are in use, and can give up.
 func TestDecodersAreBounded(t *testing.T) {
 	d := newDecoders(true)
 	plain := bytes.Repeat([]byte("layer"), 1000)
@@ -478,7 +482,7 @@ func TestDecodersAreBounded(t *testing.T) {
 	if _, err := open(impatient); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("one more than there are: %v", err)
 	}
-	d.drop() // takes none that is in use
+	d.drop() // does not close a decoder in use
 	for _, r := range held {
 		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, plain) {
 			t.Errorf("%d bytes, %v", len(got), err)
@@ -486,7 +490,7 @@ func TestDecodersAreBounded(t *testing.T) {
 		r.Close()
 	}
 	d.drop()
-	for range 2 * cap(d.usual) { // those that were used, and what drop has left
+	for range 2 * cap(d.usual) { // used and dropped ones
 		r, err := open(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -498,7 +502,8 @@ func TestDecodersAreBounded(t *testing.T) {
 	}
 }
 
-// A layer of many files takes few descriptors, be they empty and reached through a symlink, which are made one by one.
+// A layer with many files needs few descriptors, even if the files are empty and reached through a
+// symlink, which makes them be written one by one.
 func TestDescriptorsAreFew(t *testing.T) {
 	needRoot(t)
 	entries := []ent{dir("usr"), symlink("alias", "usr")}

@@ -17,8 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Digests may be of any kind that the digest library verifies; those of layers too, also after a restart.
-func TestOtherDigests(t *testing.T) {
+// Any algorithm of the digest library works, for blobs and for layers, also after a restart.
+func TestOtherDigestAlgorithms(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
 	s := openStore(t, root)
@@ -55,7 +55,8 @@ func TestOtherDigests(t *testing.T) {
 	nothingLeft(t, s)
 }
 
-// A layer that a stack has several times is mounted once, at its topmost place, and what shows is the same.
+// A layer that occurs several times in a stack is mounted once, at its topmost place, without a
+// visible difference.
 func TestALayerTwiceInAStack(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
@@ -100,7 +101,8 @@ func TestALayerTwiceInAStack(t *testing.T) {
 			t.Errorf("%s: patch: %v", name, err)
 		}
 		at := t.TempDir()
-		if err := unix.Mount("overlay", at, "overlay", unix.MS_RDONLY, "lowerdir="+strings.Join(append(dirs, t.TempDir()), ":")); err != nil {
+		if err := unix.Mount("overlay", at, "overlay", unix.MS_RDONLY,
+			"lowerdir="+strings.Join(append(dirs, t.TempDir()), ":")); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		seen, err := os.ReadDir(at)
@@ -116,7 +118,7 @@ func TestALayerTwiceInAStack(t *testing.T) {
 	}
 }
 
-// A sparse file costs nothing in the tar, and must not cost hours.
+// A sparse file is tiny in the tar and must not take hours to read.
 func TestSparseFilesAreBounded(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
@@ -135,15 +137,16 @@ func TestSparseFilesAreBounded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Unpack(t.Context(), blobOf(plain, plain)); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "sparse") {
+		if err := s.Unpack(t.Context(), blobOf(plain, plain)); !errors.Is(err, fault.Exhausted) ||
+			!strings.Contains(err.Error(), "sparse") {
 			t.Errorf("%s: %v", format, err)
 		}
 		nothingLeft(t, s)
 	}
 }
 
-// Two blobs of one content are one layer, wherever they meet.
-func TestOneLayerPackedInTwoWays(t *testing.T) {
+// Two blobs with the same content become one layer, even when they are unpacked at once.
+func TestOneLayerFromTwoBlobs(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
 	plain := tarOf(t, reg("f", "content"))

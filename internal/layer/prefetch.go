@@ -10,72 +10,74 @@ import (
 	"github.com/kuri-cri/kuri/internal/sha256"
 )
 
-const aheadDepth = 3 // blocks that are read ahead
+const prefetchDepth = 3 // buffers per stream
 
-// blockBytes is the size of the buffers that layers on their way have, in bytes.
+// blockBytes is the size in bytes of the buffers between the goroutines of an unpacking.
 const blockBytes = 128 << 10
 
-// blocks are buffers that all layers of a store use in turns: an image of many layers would leave megabytes of them to
-// the garbage collector, which lets as much again lie as is in use. Safe for concurrent use.
-type blocks struct{ free sync.Pool }
+// bufferPool recycles the buffers of all layers of a store. Otherwise an image with many layers
+// would leave megabytes to the garbage collector, which lets the heap grow to twice the memory in
+// use. Safe for concurrent use.
+type bufferPool struct{ free sync.Pool }
 
-func (b *blocks) get() []byte {
+func (b *bufferPool) get() []byte {
 	if p, ok := b.free.Get().(*[blockBytes]byte); ok {
 		return p[:]
 	}
 	return make([]byte, blockBytes)
 }
 
-// put takes back what get has given; nobody may use it any more.
-func (b *blocks) put(p []byte) { b.free.Put((*[blockBytes]byte)(p[:blockBytes])) }
+// put returns a buffer of get to the pool. The caller must not use it any more.
+func (b *bufferPool) put(p []byte) { b.free.Put((*[blockBytes]byte)(p[:blockBytes])) }
 
-// ahead reads a stream in a goroutine of its own, a few blocks ahead of who reads it, so that fetching, decompressing
-// and writing files go on at once, and hashing. It is read by one goroutine, and closed by the same one.
-type ahead struct {
-	blocks *blocks
-	hash   *sha256.Stream // run's, until done
-	full   chan block     // read, in order; closed after the stream's end
-	free   chan []byte    // to be filled
-	quit   chan struct{}
-	done   chan struct{}
+// prefetcher reads a stream in its own goroutine, a few buffers ahead of its reader, and hashes it.
+// Fetching, decompressing, hashing and writing files therefore run at the same time. One goroutine
+// reads it and closes it.
+type prefetcher struct {
+	buffers *bufferPool
+	hash    *sha256.Stream // belongs to run until done
+	full    chan block     // filled, in order; closed at the end of the stream
+	free    chan []byte    // to be filled
+	quit    chan struct{}
+	done    chan struct{}
 
-	now  block // being handed out
+	now  block // the block being read
 	left []byte
 }
 
-// block is a piece of the stream and how the stream went on after it.
+// block is a part of the stream and the error that followed it.
 type block struct {
 	bytes []byte
 	err   error
 }
 
-// readAhead starts reading from, which must be left alone until close has returned.
-func readAhead(from io.Reader, b *blocks, h *sha256.Hasher) *ahead {
-	a := &ahead{
-		blocks: b,
-		hash:   h.NewStream(),
-		full:   make(chan block, aheadDepth),
-		free:   make(chan []byte, aheadDepth),
-		quit:   make(chan struct{}),
-		done:   make(chan struct{}),
+// prefetch starts reading from, which nobody else may use until close has returned.
+func prefetch(from io.Reader, b *bufferPool, h *sha256.Hasher) *prefetcher {
+	a := &prefetcher{
+		buffers: b,
+		hash:    h.NewStream(),
+		full:    make(chan block, prefetchDepth),
+		free:    make(chan []byte, prefetchDepth),
+		quit:    make(chan struct{}),
+		done:    make(chan struct{}),
 	}
 	go a.run(from)
 	return a
 }
 
-func (a *ahead) run(from io.Reader) {
+func (a *prefetcher) run(from io.Reader) {
 	defer close(a.done)
-	defer a.hash.Wait() // it has a block
+	defer a.hash.Wait() // hash may still use the last buffer
 	defer close(a.full)
-	var hashed []byte // the last of which hash was given a piece
+	var hashed []byte // the buffer given to hash last
 	for made := 0; ; {
 		var buf []byte
 		select {
 		case buf = <-a.free:
 		default:
-			if made < aheadDepth {
+			if made < prefetchDepth {
 				made++
-				buf = a.blocks.get()
+				buf = a.buffers.get()
 				break
 			}
 			select {
@@ -93,7 +95,7 @@ func (a *ahead) run(from io.Reader) {
 			a.hash.Write(buf[:n])
 			hashed = buf
 		case <-a.quit:
-			a.blocks.put(buf)
+			a.buffers.put(buf)
 			return
 		}
 		if err != nil {
@@ -102,8 +104,9 @@ func (a *ahead) run(from io.Reader) {
 	}
 }
 
-// fill reads into at least half of the buffer, for a network gives the stream in crumbs. A bug in what decompresses it is
-// met by who made the image, so it must cost no more than that.
+// fill reads into at least half of the buffer, because a network delivers a stream in small pieces.
+// A panic in a decompressor can be provoked by the author of an image, so it becomes an error of
+// this stream.
 func fill(buf []byte, from io.Reader) (n int, err error) {
 	err = fault.Contained(func() (err error) {
 		n, err = io.ReadAtLeast(from, buf, len(buf)/2)
@@ -115,8 +118,8 @@ func fill(buf []byte, from io.Reader) (n int, err error) {
 	return n, err
 }
 
-// Read gives what has been read, and the stream's own error after it.
-func (a *ahead) Read(p []byte) (int, error) {
+// Read returns the prefetched data, and then the error of the stream.
+func (a *prefetcher) Read(p []byte) (int, error) {
 	for len(a.left) == 0 {
 		if a.now.err != nil {
 			return 0, a.now.err
@@ -126,7 +129,7 @@ func (a *ahead) Read(p []byte) (int, error) {
 		}
 		var ok bool
 		if a.now, ok = <-a.full; !ok {
-			return 0, io.ErrClosedPipe // closed, or being closed
+			return 0, io.ErrClosedPipe // closed, or about to be
 		}
 		a.left = a.now.bytes
 	}
@@ -135,25 +138,25 @@ func (a *ahead) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// digest returns the stream's sha256. Its end must have been read.
-func (a *ahead) digest() digest.Digest {
+// digest returns the stream's sha256. The stream must have been read to its end.
+func (a *prefetcher) digest() digest.Digest {
 	<-a.done
 	return digest.NewDigestFromBytes(digest.SHA256, a.hash.Sum())
 }
 
-// close stops the reading, waits for it, and gives the blocks back. A Read of the source that hangs must have been ended
-// before.
-func (a *ahead) close() {
+// close stops reading, waits for the goroutine and returns the buffers to the pool. A hanging Read
+// of the source must be interrupted first.
+func (a *prefetcher) close() {
 	close(a.quit)
 	<-a.done
 	for b := range a.full {
-		a.blocks.put(b.bytes)
+		a.buffers.put(b.bytes)
 	}
 	for len(a.free) > 0 {
-		a.blocks.put(<-a.free)
+		a.buffers.put(<-a.free)
 	}
 	if a.now.bytes != nil {
-		a.blocks.put(a.now.bytes)
+		a.buffers.put(a.now.bytes)
 	}
 	a.now, a.left = block{err: io.ErrClosedPipe}, nil
 }

@@ -22,14 +22,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// The tar of a layer is not kept, but it can be made again, byte for byte, so that its digest is the diffID: a recipe
-// beside the layer's files has all of the tar that is not the content of a file (headers, padding, the end), and says
-// which file's content goes where. A file that a later entry of the same layer replaced is kept below "replaced" for
-// that. Docker's tar-split serves the same purpose.
+// The tar of a layer is not kept, but can be written again byte for byte, with the diffID as its
+// digest. The recipe beside the layer's files contains all bytes of the tar outside of file
+// contents (headers, padding, trailer) and references to the files whose contents go between. A
+// file that a later entry of the same layer replaces is kept below "replaced". Docker's tar-split
+// serves the same purpose.
 //
-// A recipe is a zstd stream of pieces. A piece is a kind and a length, as varints, and then for pieceBytes that many
-// bytes of the tar, for pieceFile the path of a file of that many bytes, behind the path's length and the file's
-// xxhash64.
+// A recipe is a zstd stream of pieces. A piece begins with its kind and length, as varints.
+// pieceBytes is followed by that many bytes of the tar. pieceFile stands for a file of that length
+// and is followed by the length of its path, the xxhash64 of the file, and the path.
 const (
 	recipeFile  = "tar.recipe"
 	replacedDir = "replaced"
@@ -37,23 +38,23 @@ const (
 	pieceBytes = 0
 	pieceFile  = 1
 
-	maxPiece     = 32 << 10 // bytes of the tar in a piece
+	maxPiece     = 32 << 10 // maximum bytes of the tar in one piece
 	recipeWindow = 128 << 10
 )
 
-// recipe writes a recipe while the layer is unpacked. Its methods are for the goroutine that reads the tar, but for
-// keep.
+// recipe writes the recipe of a layer that is being unpacked. Except for keep, its methods are
+// called by the goroutine that reads the tar.
 type recipe struct {
-	dir   string // the layer's
+	dir   string // the layer's directory
 	file  *os.File
-	sum   hash.Hash // of the file
+	sum   hash.Hash // of the recipe file
 	zip   *zstd.Encoder
 	piece []byte
-	bytes int64 // of the tar so far
-	err   error // the first
+	bytes int64 // of the tar, so far
+	err   error // the first error
 
-	mu       sync.Mutex // guards what follows
-	replaced int        // descriptor of the directory of replaced files; -1: there is none yet
+	mu       sync.Mutex // guards the fields below
+	replaced int        // descriptor of replacedDir; -1: not created yet
 }
 
 // newRecipe begins the recipe of the layer in dir. The caller closes it.
@@ -63,7 +64,8 @@ func newRecipe(dir string) (*recipe, error) {
 		return nil, err
 	}
 	r := &recipe{dir: dir, file: f, sum: digest.SHA256.Hash(), piece: make([]byte, 0, maxPiece), replaced: -1}
-	r.zip, err = zstd.NewWriter(io.MultiWriter(f, r.sum), zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
+	r.zip, err = zstd.NewWriter(io.MultiWriter(f, r.sum), zstd.WithEncoderConcurrency(1),
+		zstd.WithLowerEncoderMem(true),
 		zstd.WithWindowSize(recipeWindow), zstd.WithEncoderLevel(zstd.SpeedFastest))
 	if err != nil {
 		f.Close()
@@ -80,8 +82,8 @@ func (r *recipe) close() {
 	}
 }
 
-// add takes in bytes of the tar.
-func (r *recipe) add(b []byte) {
+// addBytes adds bytes of the tar.
+func (r *recipe) addBytes(b []byte) {
 	r.bytes += int64(len(b))
 	for len(b) > 0 {
 		n := min(len(b), cap(r.piece)-len(r.piece))
@@ -93,8 +95,8 @@ func (r *recipe) add(b []byte) {
 	}
 }
 
-// content takes in that the content of a file comes next.
-func (r *recipe) content(p string, size int64, sum uint64) {
+// addFile adds a reference to a file's content.
+func (r *recipe) addFile(p string, size int64, sum uint64) {
 	r.bytes += size
 	r.flush()
 	head := binary.AppendUvarint(nil, pieceFile)
@@ -120,7 +122,7 @@ func (r *recipe) write(b []byte) {
 	}
 }
 
-// finish writes the rest and returns the size of the tar and the digest of the recipe.
+// finish writes the rest. It returns the size of the tar and the digest of the recipe.
 func (r *recipe) finish() (bytes int64, sum digest.Digest, err error) {
 	r.flush()
 	if err := r.zip.Close(); r.err == nil {
@@ -132,8 +134,8 @@ func (r *recipe) finish() (bytes int64, sum digest.Digest, err error) {
 	return r.bytes, digest.NewDigest(digest.SHA256, r.sum), nil
 }
 
-// keep moves a file that is replaced to where the recipe finds it. Of a file that has other names it makes a copy, or a
-// container would see a link too many. It is for any goroutine.
+// keep moves a file that is being replaced to replacedDir. A file with other names is copied
+// instead, because a container would see a link too many. Safe for concurrent use.
 func (r *recipe) keep(parent int, name string, st *unix.Stat_t, sum uint64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -173,87 +175,91 @@ func copyFile(parent int, name, to string) error {
 	return errors.Join(err, f.Close())
 }
 
-// note has the recipe, if one is written, say that the content of the entry was that of the file at p.
+// note records in the recipe, if there is one, that the entry's content is that of the file p.
 func (u *unpacker) note(p string, hdr *tar.Header, sum uint64) {
 	if u.from.recipe != nil && u.from.content && hdr.Size > 0 {
-		u.from.recipe.content(p, hdr.Size, sum)
+		u.from.recipe.addFile(p, hdr.Size, sum)
 	}
 }
 
-// keep moves a file that an entry replaces to where the recipe finds it, and removes anything else. It is for any
-// goroutine.
+// keep moves a file that an entry replaces to where the recipe finds it, and removes anything else.
+// Safe for concurrent use.
 func (u *unpacker) keep(parent int, name string, st *unix.Stat_t) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size > 0 {
 		u.sumLock.Lock()
 		sum, ok := u.sums[st.Ino]
 		u.sumLock.Unlock()
 		if !ok {
-			return fault.New(fault.Corrupt, "%q, which it replaces, has no checksum", clip(name))
+			return fault.New(fault.Corrupt, "the file %q that it replaces has no checksum", clip(name))
 		}
 		return u.from.recipe.keep(parent, name, st, sum)
 	}
 	return unix.Unlinkat(parent, name, 0)
 }
 
-// replacedName is what a replaced file with the content is called.
+// replacedName returns the name below replacedDir of a file with this content.
 func replacedName(size int64, sum uint64) string {
 	return strconv.FormatUint(sum, 16) + "-" + strconv.FormatInt(size, 10)
 }
 
-// source is the tar stream of a layer on its way to who unpacks it.
-type source struct {
+// tarSource is the tar stream of a layer. It feeds the recipe with everything that the unpacker
+// reads.
+type tarSource struct {
 	from    io.Reader
-	read    int64   // bytes
-	recipe  *recipe // nil: none is written
-	content bool    // what is read now is the content of a file, which the recipe does not have
+	read    int64   // bytes so far
+	recipe  *recipe // nil: not recorded
+	content bool    // file content is being read, which the recipe leaves out
 }
 
-func (s *source) Read(p []byte) (int, error) {
+func (s *tarSource) Read(p []byte) (int, error) {
 	n, err := s.from.Read(p)
 	s.read += int64(n)
 	if s.recipe != nil && !s.content {
-		s.recipe.add(p[:n])
+		s.recipe.addBytes(p[:n])
 	}
 	return n, err
 }
 
-// TarSize returns the size in bytes of the tar that the layer came as, when [Store.Tar] can make it again.
+// TarSize returns the size in bytes of the original tar. ok reports whether [Store.Tar] can write
+// it.
 func (s *Store) TarSize(id digest.Digest) (bytes int64, ok bool) {
 	info, err := s.info(id)
 	return info.TarBytes, err == nil && info.TarBytes > 0
 }
 
-// info reads the record of a layer.
+// info reads the layer's record.
 func (s *Store) info(id digest.Digest) (Info, error) {
 	var info Info
 	err := record.Read(filepath.Join(s.dir(id), "layer.json"), recordVersion, &info)
 	return info, err
 }
 
-// Tar writes the tar that the layer came as, whose digest is the diffID. The caller holds the layer. The error is of kind
-// NotFound when TarSize has none, and of kind Corrupt when files of the layer were changed; then what has been written is
-// not the layer.
+// Tar writes the original tar of the layer, whose digest is the diffID. The caller holds the layer.
+// The error is of kind NotFound if TarSize reports false, and of kind Corrupt if files of the layer
+// have changed; the output is then invalid.
 func (s *Store) Tar(ctx context.Context, id digest.Digest, to io.Writer) error {
 	if _, ok := s.TarSize(id); !ok {
-		return fault.New(fault.NotFound, "layer %s was unpacked without what its tar can be made of again", id)
+		return fault.New(fault.NotFound, "layer %s has no recipe: its tar cannot be written again", id)
 	}
 	verify := id.Verifier()
 	a := &assembler{ctx: ctx, dir: s.dir(id), out: io.MultiWriter(to, verify), buf: make([]byte, blockBytes)}
 	if err := a.run(); err != nil {
-		return fmt.Errorf("make the tar of layer %s: %w", id, err)
+		return fmt.Errorf("write the tar of layer %s: %w", id, err)
 	}
 	if !verify.Verified() {
-		return fault.New(fault.Corrupt, "layer %s is not as it was unpacked: files of it were changed, or the disk is failing; kuri check --images --repair fetches it again", id)
+		return fault.New(fault.Corrupt,
+			"layer %s is not as it was unpacked: files of it were changed, or the disk is failing; kuri check "+
+				"--images --repair fetches it again", id)
 	}
 	return nil
 }
 
-// assembler makes a tar by its recipe.
+// assembler writes a tar from its recipe.
 type assembler struct {
 	ctx  context.Context
-	dir  string // the layer's
+	dir  string // the layer's directory
 	out  io.Writer
-	root int // descriptor of the layer's fs
+	root int // descriptor of the layer's fs directory
 	buf  []byte
 }
 
@@ -263,11 +269,13 @@ func (a *assembler) run() error {
 		return err
 	}
 	defer f.Close()
-	if a.root, err = unix.Open(filepath.Join(a.dir, "fs"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+	if a.root, err = unix.Open(filepath.Join(a.dir, "fs"),
+		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
 		return &os.PathError{Op: "open", Path: filepath.Join(a.dir, "fs"), Err: err}
 	}
 	defer unix.Close(a.root)
-	z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(recipeWindow))
+	z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(recipeWindow))
 	if err != nil {
 		return err
 	}
@@ -320,7 +328,7 @@ func (a *assembler) piece(kind uint64, in *bufio.Reader) error {
 	return fault.New(fault.Corrupt, "%s has a piece of the unknown kind %d", recipeFile, kind)
 }
 
-// content writes the content that the file had when the layer was unpacked.
+// content writes the content of file p as it was unpacked.
 func (a *assembler) content(p string, size int64, sum uint64) error {
 	f, err := a.open(p, size, sum)
 	if err != nil {
@@ -343,7 +351,7 @@ func (a *assembler) content(p string, size int64, sum uint64) error {
 	return nil
 }
 
-// open opens the replaced file with the content, if there is one, or else the file at p.
+// open opens the replaced file with this content if there is one, or else the file p.
 func (a *assembler) open(p string, size int64, sum uint64) (*os.File, error) {
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	f, err := os.OpenFile(filepath.Join(a.dir, replacedDir, replacedName(size, sum)), flags, 0)
@@ -361,7 +369,7 @@ func (a *assembler) open(p string, size int64, sum uint64) (*os.File, error) {
 	f = os.NewFile(uintptr(fd), p)
 	st, err := f.Stat()
 	if err == nil && (!st.Mode().IsRegular() || st.Size() != size) {
-		err = errors.New("it is not the file that was unpacked")
+		err = errors.New("not the file that was unpacked")
 	}
 	if err != nil {
 		f.Close()
@@ -370,7 +378,7 @@ func (a *assembler) open(p string, size int64, sum uint64) (*os.File, error) {
 	return f, nil
 }
 
-// checkRecipe compares the recipe of a layer with its digest.
+// checkRecipe compares a layer's recipe with its digest.
 func (s *Store) checkRecipe(info Info) error {
 	if info.TarBytes == 0 {
 		return nil
@@ -385,7 +393,7 @@ func (s *Store) checkRecipe(info Info) error {
 		return err
 	}
 	if !verify.Verified() {
-		return errors.New(recipeFile + " is not as it was written")
+		return errors.New(recipeFile + " has changed since it was written")
 	}
 	return nil
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// remade unpacks a layer and returns its tar, made again.
-func remade(t *testing.T, s *Store, plain []byte) []byte {
+// rewritten unpacks a layer and returns its tar, written again from the recipe.
+func rewritten(t *testing.T, s *Store, plain []byte) []byte {
 	t.Helper()
 	b := blobOf(plain, plain)
 	t.Cleanup(s.Hold([]digest.Digest{b.DiffID}))
@@ -36,7 +36,7 @@ func remade(t *testing.T, s *Store, plain []byte) []byte {
 	return again.Bytes()
 }
 
-func TestTheTarCanBeMadeAgain(t *testing.T) {
+func TestTarIsWrittenAgainByteForByte(t *testing.T) {
 	needRoot(t)
 	large := strings.Repeat("large ", 40_000)
 	pax := reg("pax", "x")
@@ -46,13 +46,18 @@ func TestTheTarCanBeMadeAgain(t *testing.T) {
 		many = append(many, reg(fmt.Sprintf("many/%d", i), strings.Repeat("x", i)))
 	}
 	for name, entries := range map[string][]ent{
-		"nothing":   nil,
-		"all kinds": {dir("d"), reg("d/f", "f"), reg("d/large", large), link("l", "d/f"), symlink("s", "d"), reg("s/through", "t"), reg(".wh.x", ""), pax, {Header: tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}}},
-		"many":      many,
-		"twice":     {reg("f", "one"), reg("f", "two"), reg("f", "three"), reg("g", large), reg("g", "small"), reg("h", "small"), reg("h", large)},
-		"replaced":  {reg("a", "a"), symlink("a", "b"), reg("b", "b"), dir("b"), reg("c", "c"), link("d", "c"), reg("c", "other"), reg("d", "also"), reg("e", "e"), link("e", "a/../c")},
+		"nothing": nil,
+		"all kinds": {dir("d"), reg("d/f", "f"), reg("d/large", large), link("l", "d/f"), symlink("s", "d"),
+			reg("s/through", "t"), reg(".wh.x", ""), pax,
+			{Header: tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}}},
+		"many": many,
+		"twice": {reg("f", "one"), reg("f", "two"), reg("f", "three"), reg("g", large), reg("g", "small"),
+			reg("h", "small"), reg("h", large)},
+		"replaced": {reg("a", "a"), symlink("a", "b"), reg("b", "b"), dir("b"), reg("c", "c"), link("d", "c"),
+			reg("c", "other"), reg("d", "also"), reg("e", "e"), link("e", "a/../c")},
 		"directories": {
-			dir("d"), reg("d/f", "f"), dir("d/e"), reg("d/e/g", large), symlink("d/s", "f"), link("kept", "d/f"), reg("d/empty", ""), reg("d", "a file now"),
+			dir("d"), reg("d/f", "f"), dir("d/e"), reg("d/e/g", large), symlink("d/s", "f"), link("kept", "d/f"),
+			reg("d/empty", ""), reg("d", "a file now"),
 			dir("x"), reg("x/y", "y"), symlink("x", "d"), reg("z/z", "small"), link("z", "d"),
 		},
 		"linked": {reg("c", "c"), link("d", "c"), link("d", "c"), link("c", "d")},
@@ -64,7 +69,7 @@ func TestTheTarCanBeMadeAgain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := openStore(t, "")
 			plain := tarOf(t, entries...)
-			if !bytes.Equal(remade(t, s, plain), plain) {
+			if !bytes.Equal(rewritten(t, s, plain), plain) {
 				t.Error("another tar")
 			}
 		})
@@ -72,8 +77,9 @@ func TestTheTarCanBeMadeAgain(t *testing.T) {
 	t.Run("odd ends", func(t *testing.T) {
 		s := openStore(t, "")
 		plain := tarOf(t, reg("f", "f"))
-		for _, odd := range [][]byte{plain[:len(plain)-1024], plain[:len(plain)-512], append(bytes.Clone(plain), plain...), append(bytes.Clone(plain), make([]byte, 9000)...)} {
-			if !bytes.Equal(remade(t, s, odd), odd) {
+		for _, odd := range [][]byte{plain[:len(plain)-1024], plain[:len(plain)-512],
+			append(bytes.Clone(plain), plain...), append(bytes.Clone(plain), make([]byte, 9000)...)} {
+			if !bytes.Equal(rewritten(t, s, odd), odd) {
 				t.Errorf("another tar than one of %d bytes", len(odd))
 			}
 		}
@@ -93,20 +99,20 @@ func TestTheTarCanBeMadeAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := openStore(t, "")
-			if !bytes.Equal(remade(t, s, plain), plain) {
+			if !bytes.Equal(rewritten(t, s, plain), plain) {
 				t.Error("another tar")
 			}
 		}
 	})
 }
 
-// A layer that an older Kuri unpacked has no recipe, and the store says so.
-func TestATarThatCannotBeMadeAgain(t *testing.T) {
+// A layer unpacked by an older Kuri has no recipe, and the store says so.
+func TestLayerWithoutARecipe(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
 	s := openStore(t, root)
 	plain := tarOf(t, reg("f", "f"))
-	remade(t, s, plain)
+	rewritten(t, s, plain)
 	id := digest.FromBytes(plain)
 	info, err := s.info(id)
 	if err != nil {
@@ -131,7 +137,7 @@ func TestATarThatCannotBeMadeAgain(t *testing.T) {
 	}
 }
 
-func TestADamagedLayerIsNotWritten(t *testing.T) {
+func TestTarOfADamagedLayerIsAnError(t *testing.T) {
 	needRoot(t)
 	plain := tarOf(t, reg("f", "content"), reg("g", "x"))
 	for name, damage := range map[string]func(dir string) error{
@@ -139,14 +145,15 @@ func TestADamagedLayerIsNotWritten(t *testing.T) {
 		"size":    func(dir string) error { return os.WriteFile(filepath.Join(dir, "fs/f"), []byte("c"), 0o600) },
 		"gone":    func(dir string) error { return os.Remove(filepath.Join(dir, "fs/f")) },
 		"link": func(dir string) error {
-			return errors.Join(os.Remove(filepath.Join(dir, "fs/f")), os.Symlink("/etc/hostname", filepath.Join(dir, "fs/f")))
+			return errors.Join(os.Remove(filepath.Join(dir, "fs/f")),
+				os.Symlink("/etc/hostname", filepath.Join(dir, "fs/f")))
 		},
 		"recipe":    func(dir string) error { return os.Truncate(filepath.Join(dir, recipeFile), 20) },
 		"no recipe": func(dir string) error { return os.Remove(filepath.Join(dir, recipeFile)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openStore(t, "")
-			remade(t, s, plain)
+			rewritten(t, s, plain)
 			id := digest.FromBytes(plain)
 			if err := damage(s.dir(id)); err != nil {
 				t.Fatal(err)
@@ -161,12 +168,12 @@ func TestADamagedLayerIsNotWritten(t *testing.T) {
 	}
 }
 
-// The layer's size has what its tar is made of.
-func TestARecipeCounts(t *testing.T) {
+// The recipe and the replaced files count as part of the layer's size.
+func TestUsageIncludesTheRecipe(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
 	plain := tarOf(t, reg("f", strings.Repeat("x", 50_000)), reg("f", "y"))
-	remade(t, s, plain)
+	rewritten(t, s, plain)
 	want, err := measure(s.dir(digest.FromBytes(plain)))
 	if err != nil {
 		t.Fatal(err)
@@ -176,7 +183,7 @@ func TestARecipeCounts(t *testing.T) {
 	}
 }
 
-// FuzzRecipe asserts of any stream that is unpacked that it can be made again.
+// FuzzRecipe asserts that every stream that unpacks can be written again.
 func FuzzRecipe(f *testing.F) {
 	needRoot(f)
 	for _, seed := range [][]ent{
@@ -198,8 +205,8 @@ func FuzzRecipe(f *testing.F) {
 		defer r.close()
 		l := defaultLimits
 		l.entries, l.freeBytes = 200, 1<<20
-		from := &source{from: bytes.NewReader(body), recipe: r}
-		if _, err := untar(t.Context(), from, filepath.Join(dir, "fs"), l, new(blocks)); err != nil {
+		from := &tarSource{from: bytes.NewReader(body), recipe: r}
+		if _, err := untar(t.Context(), from, filepath.Join(dir, "fs"), l, new(bufferPool)); err != nil {
 			return
 		}
 		if _, err := drain(from); err != nil {

@@ -16,40 +16,41 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// opaqueXattr on a directory tells overlayfs that nothing of the layers below shows in it.
+// opaqueXattr marks a directory as opaque for overlayfs: it hides the layers below.
 const opaqueXattr = "trusted.overlay.opaque"
 
-// refused makes the error for what an image may not do; the caller adds the entry's name.
-func refused(format string, args ...any) error {
+// refuse returns an error for something that an image must not do. The caller adds the entry's
+// name.
+func refuse(format string, args ...any) error {
 	return fault.New(fault.Invalid, format, args...)
 }
 
-// tree is a directory in which paths from outside are resolved, by the kernel, as if it were the root: neither ".." nor
-// a symlink leads out of it. It belongs to one goroutine. The descriptor of the last parent is kept, for entries of one
-// directory come one after another.
+// tree is a directory within which the kernel resolves untrusted paths as if it were the root:
+// neither ".." nor a symlink leads out of it. It belongs to one goroutine. It caches the last
+// parent directory, because entries of one directory follow each other.
 type tree struct {
 	root     int // descriptor of the root directory
 	rootDir  *dirRef
 	realRoot string
 	limits   limits
-	implied  map[string]bool // directories that were made for what is in them
-	xattrs   bool            // something in it may have got extended attributes
+	implied  map[string]bool // directories created only for entries below them
+	xattrs   bool            // some entry may have extended attributes
 
-	last       string  // path of the parent that is kept; "": it may have been removed since
-	lastDir    *dirRef // nil: none
+	last       string  // path of lastDir; "": it may have been removed since
+	lastDir    *dirRef // the cached parent; nil if there is no cached one
 	lastLinked bool
 
-	// settle is called before a path is followed through a symlink, and before a directory is removed with all that is
-	// in it: what others have under way in the tree is to be finished.
+	// settle is called before a path is followed through a symlink and before a directory is
+	// removed with its content. It must finish all pending writes in the tree.
 	settle func() error
-	// retire removes what is not a directory, because an entry replaces it. It is called for what is in a directory that
-	// is replaced, too.
+	// retire removes a non-directory that an entry replaces, including those in a replaced
+	// directory.
 	retire    func(parent int, name string, st *unix.Stat_t) error
-	retireAll bool // it is called for each file that goes with a directory
-	linked    bool // the path that was opened last leads through a symlink
+	retireAll bool // call retire for every file of a replaced directory
+	linked    bool // the last opened path leads through a symlink
 }
 
-// dirRef is an open directory, closed when the last who has it lets go.
+// dirRef is a reference-counted open directory.
 type dirRef struct {
 	fd   int
 	refs atomic.Int32
@@ -61,7 +62,7 @@ func newDirRef(fd int) *dirRef {
 	return d
 }
 
-// share keeps it open for one more, who releases it.
+// share adds a reference, which the caller releases.
 func (d *dirRef) share() *dirRef {
 	d.refs.Add(1)
 	return d
@@ -73,7 +74,7 @@ func (d *dirRef) release() {
 	}
 }
 
-// openTree makes the directory at dir and opens it.
+// openTree creates the directory dir and opens it.
 func openTree(dir string, l limits) (*tree, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
@@ -97,7 +98,7 @@ func (t *tree) close() {
 	t.rootDir.release()
 }
 
-// forget closes the kept parent.
+// forget drops the cached parent.
 func (t *tree) forget() {
 	if t.lastDir != nil {
 		t.lastDir.release()
@@ -105,16 +106,17 @@ func (t *tree) forget() {
 	t.last, t.lastDir = "", nil
 }
 
-// shown returns the directory that parent has just returned. Who uses it later shares it.
-func (t *tree) shown(parent int) *dirRef {
+// refOf returns the dirRef for the descriptor that parent has just returned. A caller that keeps it
+// must share it.
+func (t *tree) refOf(parent int) *dirRef {
 	if parent == t.rootDir.fd {
 		return t.rootDir
 	}
 	return t.lastDir
 }
 
-// parent returns a descriptor of the directory p, made if need be together with the directories above it; "." is the
-// root. The descriptor is good until the next call and is not to be closed.
+// parent returns a descriptor of directory p, creating it and the directories above it if missing.
+// "." is the root. The descriptor is valid until the next call and must not be closed.
 func (t *tree) parent(p string) (int, error) {
 	fd, err := t.existing(p)
 	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
@@ -127,7 +129,7 @@ func (t *tree) parent(p string) (int, error) {
 	return fd, nil
 }
 
-// existing is parent for a directory that must be there.
+// existing is like parent, but does not create p.
 func (t *tree) existing(p string) (int, error) {
 	if p == "." {
 		t.linked = false
@@ -150,8 +152,8 @@ func (t *tree) remember(p string, fd int) {
 	t.last, t.lastDir, t.lastLinked = p, newDirRef(fd), t.linked
 }
 
-// open opens the directory p. A symlink on the way counts as in a chroot; where one is used, the real path must be
-// within bounds too.
+// open opens directory p. A symlink is followed as in a chroot; the resulting real path must also
+// be within the limits.
 func (t *tree) open(p string) (int, error) {
 	fd, err := t.openat2(p, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_SYMLINKS)
 	t.linked = errors.Is(err, unix.ELOOP)
@@ -186,7 +188,7 @@ func (t *tree) openat2(p string, resolve uint64) (int, error) {
 	}
 }
 
-// makeAll makes the directory p and those above it that are missing, with mode 0755, owned by root.
+// makeAll creates directory p and all missing parents, with mode 0755 and owned by root.
 func (t *tree) makeAll(p string) (int, error) {
 	fd := t.root
 	defer func() {
@@ -207,11 +209,13 @@ func (t *tree) makeAll(p string) (int, error) {
 		switch {
 		case errors.Is(err, unix.ENOENT):
 			if len(t.implied) >= t.limits.implied {
-				return -1, fault.New(fault.Exhausted, "the layer has more than %d directories without an entry of their own: it looks like an archive bomb", t.limits.implied)
+				return -1, fault.New(fault.Exhausted,
+					"the layer has more than %d directories without an entry of their own: it looks like an archive "+
+						"bomb", t.limits.implied)
 			}
 			t.implied[p[:end]] = true
 			if err = unix.Mkdirat(fd, name, 0o755); errors.Is(err, unix.EEXIST) {
-				return -1, refused("its directory %s is a symlink to something that is not in this layer", p[:end])
+				return -1, refuse("its directory %s is a symlink to something outside this layer", p[:end])
 			}
 		case errors.Is(err, unix.ENOTDIR):
 			err = t.dirOverWhiteout(fd, name, p[:end])
@@ -232,14 +236,15 @@ func (t *tree) makeAll(p string) (int, error) {
 	return made, nil
 }
 
-// dirOverWhiteout puts a directory where this layer has removed something of the layers below: that stays removed.
+// dirOverWhiteout replaces a whiteout of this layer by an opaque directory, so that the layers
+// below stay hidden.
 func (t *tree) dirOverWhiteout(parent int, name, p string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	if !isWhiteout(&st) {
-		return refused("its directory %s is not a directory", p)
+		return refuse("its directory %s is not a directory", p)
 	}
 	if err := unix.Unlinkat(parent, name, 0); err != nil {
 		return err
@@ -250,7 +255,7 @@ func (t *tree) dirOverWhiteout(parent int, name, p string) error {
 	return t.setOpaque(parent, name)
 }
 
-// clear removes what an entry replaces, if there is anything.
+// clear removes whatever an entry replaces.
 func (t *tree) clear(parent int, name string) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -265,17 +270,17 @@ func (t *tree) clear(parent int, name string) error {
 	if err := t.settle(); err != nil {
 		return err
 	}
-	t.last = "" // it may be below what is removed
+	t.last = "" // it may be below the removed directory
 	if t.retireAll {
-		if err := t.empty(procPath(parent, name)); err != nil {
+		if err := t.retireFiles(procPath(parent, name)); err != nil {
 			return err
 		}
 	}
 	return os.RemoveAll(procPath(parent, name))
 }
 
-// empty retires all files below the directory.
-func (t *tree) empty(dir string) error {
+// retireFiles retires all files below the directory.
+func (t *tree) retireFiles(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -288,11 +293,12 @@ func (t *tree) empty(dir string) error {
 	})
 }
 
-// clean turns an entry's name into a path relative to the root, "." for the root itself, or refuses it. As docker and
-// containerd do, it takes ".." by the name alone: "a/../b" is "b", whatever "a" is.
+// clean turns an entry's name into a path relative to the root ("." for the root itself), or
+// refuses it. Like docker and containerd it resolves ".." lexically: "a/../b" is "b", whatever "a"
+// is.
 func (t *tree) clean(name string) (string, error) {
 	if strings.IndexByte(name, 0) >= 0 {
-		return "", refused("its name has a NUL byte")
+		return "", refuse("its name has a NUL byte")
 	}
 	depth := 0
 	for part := range strings.SplitSeq(name, "/") {
@@ -300,7 +306,7 @@ func (t *tree) clean(name string) (string, error) {
 		case "", ".":
 		case "..":
 			if depth--; depth < 0 {
-				return "", refused("its name climbs out with \"..\"")
+				return "", refuse("path escapes the layer's root directory by \"..\"")
 			}
 		default:
 			depth++
@@ -315,15 +321,15 @@ func (t *tree) clean(name string) (string, error) {
 
 func (t *tree) withinBounds(p string) error {
 	if len(p) > t.limits.path {
-		return refused("its path is longer than %d bytes", t.limits.path)
+		return refuse("its path is longer than %d bytes", t.limits.path)
 	}
 	if strings.Count(p, "/") >= t.limits.depth {
-		return refused("its path has more than %d components", t.limits.depth)
+		return refuse("its path has more than %d components", t.limits.depth)
 	}
 	return nil
 }
 
-// isWhiteout tells whether overlayfs sees a removed name in it: a character device 0:0.
+// isWhiteout reports whether st is a whiteout of overlayfs: a character device 0:0.
 func isWhiteout(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
 }
@@ -336,8 +342,8 @@ func (t *tree) setOpaque(parent int, name string) error {
 	return nil
 }
 
-// procPath names an entry of an open directory for system calls that know no descriptors. The last component is not
-// followed by the calls that it is used with.
+// procPath names an entry of an open directory for system calls without a descriptor argument. They
+// must not follow the last component.
 func procPath(dir int, name string) string {
 	return "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name
 }

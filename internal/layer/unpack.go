@@ -21,35 +21,37 @@ import (
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
-// Blob is a layer as it is had from outside.
+// Blob is the compressed form of a layer, as a registry or an archive has it.
 type Blob struct {
-	DiffID digest.Digest // of the uncompressed tar
-	Digest digest.Digest // of the stream that Open gives; "" when only DiffID is known
-	Size   int64         // of that stream, in bytes; -1 when it is not known
-	MadeUp bool          // the stream is made up here, of content that it verifies itself; DiffID is but a name for it
-	// Open starts the stream. It is called at most once per unpacking, by whoever unpacks first; the stream is closed.
+	DiffID    digest.Digest // of the uncompressed tar
+	Digest    digest.Digest // of the stream that Open returns; "" if unknown
+	Size      int64         // of the same stream, in bytes; -1 if unknown
+	Generated bool          // generated here from verified content; DiffID is only a name
+	// Open starts the stream, which the store closes. It is called at most once per unpacking, by
+	// the first caller.
 	Open func(context.Context) (io.ReadCloser, error)
 }
 
-// identity is what makes two blobs the same piece of work.
-type identity struct{ diffID, digest digest.Digest }
+// blobKey identifies blobs that are the same work.
+type blobKey struct{ diffID, digest digest.Digest }
 
-func (b Blob) identity() identity { return identity{b.DiffID, b.Digest} }
+func (b Blob) key() blobKey { return blobKey{b.DiffID, b.Digest} }
 
-// fetch is a layer on its way, with those who wait for it. It is stopped when the last of them has left.
+// fetch is a layer in flight. It is cancelled when its last waiter leaves.
 type fetch struct {
 	ctx     context.Context // of the work, not of a caller
 	cancel  context.CancelFunc
 	waiters int          // guarded by Store.mu
-	fetched atomic.Int64 // bytes of the blob
+	fetched atomic.Int64 // bytes of the blob received
 }
 
-// Unpack makes the layer be there. When another caller's Unpack of the same blob is under way it waits for that one.
-// The work stops when ctx of every caller has ended; Unpack then returns after all traces of it are gone. The caller
-// holds the layer's diffID.
+// Unpack returns when the layer is unpacked. If another caller is already unpacking the same blob,
+// it waits for that one. The work is cancelled when the contexts of all callers have ended; Unpack
+// then returns after everything has been removed. The caller holds the layer's diffID.
 //
-// The error is of kind Corrupt when content differs from its digests or is not a tar, Invalid when an entry is refused
-// (it is named), Exhausted when the disk is full or a bound is passed, or whatever Open and its stream returned.
+// The error is of kind Corrupt if the content does not match its digests or is not a tar, Invalid
+// if an entry is refused (it is named), Exhausted if the disk is full or a limit is exceeded, or
+// the error of Open and its stream.
 func (s *Store) Unpack(ctx context.Context, b Blob) error {
 	for {
 		if s.Has(b.DiffID) {
@@ -62,32 +64,33 @@ func (s *Store) Unpack(ctx context.Context, b Blob) error {
 			return fault.New(fault.Unavailable, "unpack layer %s: the store is closing", b.DiffID)
 		}
 		joined, err := s.join(ctx, b)
-		if err == nil || !joined || !personal(err) {
+		if err == nil || !joined || !callerSpecific(err) {
 			return err
 		}
-		// Another's attempt failed, where ours may not.
+		// Another caller's attempt failed; this one may succeed.
 	}
 }
 
-// personal tells whether the failure was due to who asked: other credentials, another repository, a caller that left.
-func personal(err error) bool {
+// callerSpecific reports whether the failure may be due to the caller: its credentials, its
+// repository, its cancellation.
+func callerSpecific(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, fault.Unauthenticated) ||
 		errors.Is(err, fault.PermissionDenied) || errors.Is(err, fault.NotFound)
 }
 
-// join takes part in the fetch of b, starting it when there is none.
+// join waits for the fetch of b and starts it if it is not running.
 func (s *Store) join(ctx context.Context, b Blob) (joined bool, err error) {
-	f := s.enter(b.identity())
-	patience, leave := context.WithCancel(context.WithoutCancel(ctx))
-	defer leave()
-	left := sync.OnceValue(func() (last bool) { return s.leave(b.identity(), f) })
+	f := s.enter(b.key())
+	waitCtx, stopWaiting := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWaiting()
+	left := sync.OnceValue(func() (last bool) { return s.leave(b.key(), f) })
 	gone := context.AfterFunc(ctx, func() {
 		if last := left(); !last {
-			leave() // others go on; we need not wait for them
+			stopWaiting() // others go on; this caller need not wait for them
 		}
 	})
-	_, joined, err = s.flights.Do(patience, b.identity(), func(context.Context) (Info, error) {
-		// Another's work may have ended, well or not, since we looked.
+	_, joined, err = s.flights.Do(waitCtx, b.key(), func(context.Context) (Info, error) {
+		// Another fetch may have ended, successfully or not, since the last look.
 		if s.Has(b.DiffID) {
 			return Info{}, nil
 		}
@@ -95,14 +98,14 @@ func (s *Store) join(ctx context.Context, b Blob) (joined bool, err error) {
 		return s.unpack(f.ctx, b, &f.fetched, nil)
 	})
 	ended := !gone()
-	left() // before the caller lets go of the layer: what somebody waits for is not pruned
+	left() // before the caller releases the layer: a layer with waiters is not pruned
 	if ended && err != nil {
 		return false, ctx.Err()
 	}
 	return joined, err
 }
 
-func (s *Store) enter(id identity) *fetch {
+func (s *Store) enter(id blobKey) *fetch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.fetches[id]
@@ -115,8 +118,8 @@ func (s *Store) enter(id identity) *fetch {
 	return f
 }
 
-// leave takes a waiter off f and stops the work when it was the last.
-func (s *Store) leave(id identity, f *fetch) (last bool) {
+// leave removes a waiter from f and cancels the work after the last one.
+func (s *Store) leave(id blobKey, f *fetch) (last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f.waiters--; f.waiters > 0 {
@@ -132,8 +135,8 @@ func (s *Store) leave(id identity, f *fetch) (last bool) {
 	return true
 }
 
-// wanted tells whether somebody is waiting for the layer. The caller has s.mu.
-func (s *Store) wanted(diffID digest.Digest) bool {
+// inFlight reports whether somebody waits for the layer. The caller holds s.mu.
+func (s *Store) inFlight(diffID digest.Digest) bool {
 	for id := range s.fetches {
 		if id.diffID == diffID {
 			return true
@@ -142,23 +145,24 @@ func (s *Store) wanted(diffID digest.Digest) bool {
 	return false
 }
 
-// Fetched tells how many bytes of the blob have been received by the unpacking under way, 0 when there is none.
+// Fetched returns how many bytes of the blob the current fetch has received, or 0.
 func (s *Store) Fetched(b Blob) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f := s.fetches[b.identity()]; f != nil {
+	if f := s.fetches[b.key()]; f != nil {
 		return f.fetched.Load()
 	}
 	return 0
 }
 
-// unpack is the one pass from the stream to the layer's directory. With replace, which is the caller's of [Store.Replace],
-// it takes the place of the layer that is there.
-func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, replace func(swap func(holders int) error) error) (Info, error) {
+// unpack turns the stream into the layer's directory in one pass. With replace (see
+// [Store.Replace]) it takes the place of an existing layer.
+func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64,
+	replace func(swap func(holders int) error) error) (Info, error) {
 	back := undo.New(ctx)
 	defer back.Run()
 
-	// 1. A directory of our own, on the same filesystem.
+	// 1. Create a temporary directory on the same filesystem.
 	dir, err := os.MkdirTemp(s.tmp(), "layer-")
 	if err != nil {
 		return Info{}, DiskError(s.root, fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
@@ -166,7 +170,7 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, repla
 	back.Add("remove the half-made layer", func(context.Context) error { return os.RemoveAll(dir) })
 	failpoint.At("unpack layer: directory made")
 
-	// 2. The stream, counted and hashed on both sides of the decompressor, becomes files.
+	// 2. Unpack the stream, which is counted and hashed on both sides of the decompressor.
 	out, err := s.stream(ctx, b, dir, fetched)
 	if err != nil {
 		return Info{}, DiskError(s.root, fmt.Errorf("unpack layer %s: %w", b.DiffID, err))
@@ -174,7 +178,7 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, repla
 
 	failpoint.At("unpack layer: files written")
 
-	// 3. The record.
+	// 3. Write the record.
 	info, err := s.describe(dir, Info{
 		DiffID: b.DiffID, Bytes: 1 << 20, Inodes: 1 << 10, Opaque: out.opaque, BootID: s.bootID, Implied: out.implied,
 		TarBytes: out.tarBytes, Recipe: out.recipe,
@@ -185,31 +189,33 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64, repla
 
 	failpoint.At("unpack layer: recorded")
 
-	// 4. One rename makes it a layer. Another blob with the same content may have been quicker.
+	// 4. Rename it into place. Another blob with the same content may have been faster.
 	if replace != nil {
-		return info.brief(), replace(func(holders int) error { return s.swap(dir, info, holders, back) })
+		return info.summary(), replace(func(holders int) error { return s.swap(dir, info, holders, back) })
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if there, ok := s.layers[b.DiffID]; ok {
 		return there, nil
 	}
-	return info.brief(), s.put(dir, info, back)
+	return info.summary(), s.put(dir, info, back)
 }
 
-// put makes the directory a layer. The caller has s.mu, and has seen that there is no such layer.
+// put renames the directory into layers/. The caller holds s.mu and has checked that the layer does
+// not exist.
 func (s *Store) put(dir string, info Info, back *undo.Stack) error {
 	if err := os.Rename(dir, s.dir(info.DiffID)); err != nil {
 		return fmt.Errorf("put layer %s in its place: %w", info.DiffID, err)
 	}
 	failpoint.At("unpack layer: in its place")
-	s.layers[info.DiffID] = info.brief()
+	s.layers[info.DiffID] = info.summary()
 	back.Release()
 	return nil
 }
 
-// swap puts the directory in the place of the layer that is there, if no more than holders hold it: between the look and
-// the exchange nobody can begin to. What was there is removed by the undo.
+// swap exchanges the directory with the existing layer, unless more than holders hold that one. The
+// lock prevents new holders between the check and the exchange. The undo step removes the old
+// layer.
 func (s *Store) swap(dir string, info Info, holders int, back *undo.Stack) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -223,13 +229,14 @@ func (s *Store) swap(dir string, info Info, holders int, back *undo.Stack) error
 	if err != nil {
 		return fmt.Errorf("put layer %s in its place: %w", info.DiffID, err)
 	}
-	s.layers[info.DiffID] = info.brief()
+	s.layers[info.DiffID] = info.summary()
 	return nil
 }
 
-// describe surveys the unpacked layer and writes its record, which counts itself.
-func (s *Store) describe(dir string, info Info, out outcome) (Info, error) {
-	look := survey{xattrs: out.xattrs, content: func(at int, name string, st *unix.Stat_t) (uint64, error) {
+// describe computes the layer's checksum and usage and writes its record, whose own size counts
+// too.
+func (s *Store) describe(dir string, info Info, out unpackResult) (Info, error) {
+	tree := treeSum{xattrs: out.xattrs, content: func(at int, name string, st *unix.Stat_t) (uint64, error) {
 		if sum, ok := out.sums[st.Ino]; ok {
 			return sum, nil
 		}
@@ -237,7 +244,7 @@ func (s *Store) describe(dir string, info Info, out outcome) (Info, error) {
 	}}
 	var err error
 	var u Usage
-	if u, info.Sum, err = look.take(filepath.Join(dir, "fs")); err != nil {
+	if u, info.Sum, err = tree.walk(filepath.Join(dir, "fs")); err != nil {
 		return info, err
 	}
 	path := filepath.Join(dir, "layer.json")
@@ -266,8 +273,8 @@ func (s *Store) describe(dir string, info Info, out outcome) (Info, error) {
 	return info, record.Write(path, recordVersion, info)
 }
 
-// stream reads the blob into dir/fs and verifies its digests.
-func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.Int64) (out outcome, err error) {
+// stream unpacks the blob into dir/fs and verifies its digests.
+func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.Int64) (out unpackResult, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	body, err := b.Open(ctx)
@@ -276,19 +283,20 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 	}
 	defer body.Close()
 
-	// Fetching, decompressing and writing files each have a goroutine; hashing goes on beside them.
-	packed := &meter{from: body, count: fetched}
+	// Fetching, decompressing and writing files run in one goroutine each; hashing runs in the
+	// background.
+	packed := &countingReader{from: body, count: fetched}
 	blobSum, packedTee := tee(b.Digest, packed)
-	arriving := readAhead(packedTee, &s.blocks, &s.hasher)
+	arriving := prefetch(packedTee, &s.buffers, &s.hasher)
 	defer arriving.close()
-	defer stop() // or a fetch that hangs would be waited for
+	defer stop() // so that close does not wait for a hanging fetch
 	plain, err := s.decoders.decompress(ctx, arriving)
 	if err != nil {
-		return out, packed.blame(err)
+		return out, packed.cause(err)
 	}
 	defer plain.Close()
-	tarSum, plainTee := tee(b.DiffID, &bounded{from: plain, packed: fetched, limits: s.limits})
-	unpacked := readAhead(plainTee, &s.blocks, &s.hasher)
+	tarSum, plainTee := tee(b.DiffID, &ratioLimiter{from: plain, packed: fetched, limits: s.limits})
+	unpacked := prefetch(plainTee, &s.buffers, &s.hasher)
 	defer unpacked.close()
 	defer stop()
 
@@ -296,52 +304,57 @@ func (s *Store) stream(ctx context.Context, b Blob, dir string, fetched *atomic.
 		_, err = io.Copy(io.Discard, arriving)
 	}
 	if err != nil {
-		return out, packed.blame(err)
+		return out, packed.cause(err)
 	}
 	if b.Size >= 0 && fetched.Load() != b.Size {
-		return out, fault.New(fault.Corrupt, "the blob %s has %d bytes, its manifest says %d", b.Digest, fetched.Load(), b.Size)
+		return out, fault.New(fault.Corrupt, "the blob %s has %d bytes, its manifest says %d", b.Digest, fetched.Load(),
+			b.Size)
 	}
 	if got := blobSum(arriving); b.Digest != "" && got != b.Digest {
-		return out, fault.New(fault.Corrupt, "the blob %s arrived with digest %s: it was changed on the way or in the registry; pull again, or ask the registry's owner", b.Digest, got)
+		return out, fault.New(fault.Corrupt,
+			"the blob %s arrived with digest %s: it was changed on the way or in the registry; pull again, or ask "+
+				"the registry's owner", b.Digest, got)
 	}
-	if got := tarSum(unpacked); got != b.DiffID && !b.MadeUp {
-		return out, fault.New(fault.Corrupt, "the content of blob %s has digest %s, the image's config says %s: the image is built wrong", b.Digest, got, b.DiffID)
+	if got := tarSum(unpacked); got != b.DiffID && !b.Generated {
+		return out, fault.New(fault.Corrupt,
+			"the content of blob %s has digest %s, the image's config says %s: the image is built wrong", b.Digest, got,
+			b.DiffID)
 	}
 	return out, nil
 }
 
-// tee returns the stream, and what returns its digest, of the kind that want is of, at its end. A read-ahead stream has
-// its sha256 anyway.
-func tee(want digest.Digest, from io.Reader) (sum func(*ahead) digest.Digest, through io.Reader) {
+// tee returns the stream and a function that returns its digest at the end, with the algorithm of
+// want. A prefetched stream has its sha256 anyway.
+func tee(want digest.Digest, from io.Reader) (sum func(*prefetcher) digest.Digest, through io.Reader) {
 	if want == "" || want.Algorithm() == digest.SHA256 {
-		return (*ahead).digest, from
+		return (*prefetcher).digest, from
 	}
 	hash := want.Algorithm().Hash()
-	return func(a *ahead) digest.Digest {
+	return func(a *prefetcher) digest.Digest {
 		<-a.done
 		return digest.NewDigest(want.Algorithm(), hash)
 	}, io.TeeReader(from, hash)
 }
 
-// untar reads the plain tar to its end: into dir/fs, and the recipe beside it.
-func (s *Store) untar(ctx context.Context, b Blob, plain io.Reader, dir string) (out outcome, err error) {
-	from := &source{from: plain}
-	if !b.MadeUp { // what is made up is not asked for again
+// untar reads the uncompressed tar to its end and writes dir/fs and the recipe.
+func (s *Store) untar(ctx context.Context, b Blob, plain io.Reader, dir string) (out unpackResult, err error) {
+	from := &tarSource{from: plain}
+	if !b.Generated { // generated layers are never exported
 		if from.recipe, err = newRecipe(dir); err != nil {
 			return out, err
 		}
 		defer from.recipe.close()
 	}
-	if out, err = untar(ctx, from, filepath.Join(dir, "fs"), s.limits, &s.blocks); err != nil {
+	if out, err = untar(ctx, from, filepath.Join(dir, "fs"), s.limits, &s.buffers); err != nil {
 		return out, err
 	}
-	// What follows the tar's end is part of both digests. Peers pass over it, too.
+	// Data after the end of the tar is part of both digests. Other runtimes ignore it, too.
 	left, err := drain(from)
 	if err != nil {
 		return out, err
 	}
 	if left > 0 {
-		slog.Warn("a layer goes on after the end of its tar; what follows is left out", "layer", b.DiffID, "blob", b.Digest, "bytes", left)
+		slog.Warn("ignoring data after the end of a layer's tar", "layer", b.DiffID, "blob", b.Digest, "bytes", left)
 	}
 	if from.recipe != nil {
 		out.tarBytes, out.recipe, err = from.recipe.finish()
@@ -349,8 +362,8 @@ func (s *Store) untar(ctx context.Context, b Blob, plain io.Reader, dir string) 
 	return out, err
 }
 
-// drain reads a tar stream from the end of its last entry to its own end, and returns how many bytes there are from the
-// first that is not zero.
+// drain reads a tar stream from its last entry to its end. It returns the number of bytes from the
+// first non-zero byte on.
 func drain(from io.Reader) (left int64, err error) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -369,14 +382,14 @@ func drain(from io.Reader) (left int64, err error) {
 	}
 }
 
-// meter counts what passes, and remembers how the source ended.
-type meter struct {
+// countingReader counts bytes and remembers the error of its source.
+type countingReader struct {
 	from  io.Reader
 	count *atomic.Int64
-	err   atomic.Pointer[error] // of from, other than io.EOF
+	err   atomic.Pointer[error] // of from, except io.EOF
 }
 
-func (m *meter) Read(p []byte) (int, error) {
+func (m *countingReader) Read(p []byte) (int, error) {
 	n, err := m.from.Read(p)
 	m.count.Add(int64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -385,8 +398,9 @@ func (m *meter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// blame returns the source's own error when there is one: what the decompressor and the tar reader make of it says less.
-func (m *meter) blame(err error) error {
+// cause returns the source's own error if there is one, because errors of the decompressor and the
+// tar reader say less.
+func (m *countingReader) cause(err error) error {
 	if own := m.err.Load(); own != nil {
 		return *own
 	}

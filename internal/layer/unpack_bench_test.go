@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// BenchmarkUnpack unpacks images from memory into a store below $TMPDIR, four layers at once, and syncs: what a pull does
-// but for the network. Each goes into a store of its own, and none is removed before the end, for a filesystem is slow
-// to make files where it has just removed many.
+// BenchmarkUnpack unpacks images from memory into a store below $TMPDIR, four layers at once, and
+// syncs: a pull without the network. Each image gets its own store, and all stores are removed at
+// the end, because a filesystem creates files slowly where many have just been removed.
 func BenchmarkUnpack(b *testing.B) {
 	needRoot(b)
 	root := b.TempDir()
@@ -58,12 +58,12 @@ func BenchmarkUnpack(b *testing.B) {
 	}
 }
 
-// unpackAll unpacks the blobs, four at once, as package image does, and makes them durable. It returns how long the first
-// took.
+// unpackAll unpacks the blobs, four at once like package image, and syncs. It returns the time
+// before the sync.
 func unpackAll(b *testing.B, s *Store, blobs []Blob) time.Duration {
 	b.Helper()
 	began := time.Now()
-	writing, err := s.BeginWriting()
+	writing, err := s.BeginWrite()
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func unpackAll(b *testing.B, s *Store, blobs []Blob) time.Duration {
 	return made
 }
 
-// noiseAndWords is a layer that packs about as programs do.
+// noiseAndWords is a layer that compresses about as well as programs do.
 func noiseAndWords(b *testing.B, seed uint64, files, size int) []byte {
 	b.Helper()
 	random := rand.New(rand.NewPCG(seed, 1))
@@ -104,7 +104,8 @@ func noiseAndWords(b *testing.B, seed uint64, files, size int) []byte {
 				data = append(data, words[random.UintN(uint(len(words)))]...)
 			}
 		}
-		hdr := tar.Header{Name: fmt.Sprintf("usr/lib/%d/%d/lib%d.so", seed, n/100, n), Mode: 0o755, Typeflag: tar.TypeReg, Size: int64(size), ModTime: then}
+		hdr := tar.Header{Name: fmt.Sprintf("usr/lib/%d/%d/lib%d.so", seed, n/100, n), Mode: 0o755,
+			Typeflag: tar.TypeReg, Size: int64(size), ModTime: then}
 		if err := w.WriteHeader(&hdr); err != nil {
 			b.Fatal(err)
 		}

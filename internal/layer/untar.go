@@ -22,27 +22,27 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Names with a meaning in a layer's tar (OCI image specification, "Image Layer Filesystem Changeset").
+// Special names in a layer's tar (OCI image specification, "Image Layer Filesystem Changeset").
 const (
 	whiteoutPrefix = ".wh."
-	whiteoutMeta   = ".wh..wh." // AUFS's own files; of these only the next has a meaning
+	whiteoutMeta   = ".wh..wh." // files of AUFS; only the next one has a meaning
 	whiteoutOpaque = ".wh..wh..opq"
 )
 
-// outcome is what a layer's directory does not tell of itself.
-type outcome struct {
-	opaque  bool     // the layer hides all below
+// unpackResult describes an unpacked layer beyond its directory.
+type unpackResult struct {
+	opaque  bool     // hides all layers below
 	implied []string // directories without an entry of their own
 
 	sums   map[uint64]uint64 // inode number of each regular file -> checksum of its content
-	xattrs bool              // something in it may have extended attributes
+	xattrs bool              // entries may have extended attributes
 
-	tarBytes int64 // of the tar, 0 when no recipe was written, and the digest of the recipe
-	recipe   digest.Digest
+	tarBytes int64         // size of the tar; 0: no recipe was written
+	recipe   digest.Digest // digest of the recipe
 }
 
-// untar makes the directory dir and unpacks the tar stream from into it.
-func untar(ctx context.Context, from *source, dir string, l limits, b *blocks) (o outcome, err error) {
+// untar creates the directory dir and unpacks the tar stream from into it.
+func untar(ctx context.Context, from *tarSource, dir string, l limits, b *bufferPool) (o unpackResult, err error) {
 	t, err := openTree(dir, l)
 	if err != nil {
 		return o, err
@@ -50,10 +50,10 @@ func untar(ctx context.Context, from *source, dir string, l limits, b *blocks) (
 	defer t.close()
 	u := &unpacker{tree: t, ctx: ctx, from: from, in: tar.NewReader(from), buf: b.get(), sums: make(map[uint64]uint64)}
 	defer b.put(u.buf)
-	u.files = newWriters(u.small, b)
+	u.files = newWriters(u.writeSmall, b)
 	defer u.flush.close()
-	defer u.files.close() // before: the writers add to it
-	t.settle = u.settled
+	defer u.files.close() // first, because the writers use flush
+	t.settle = u.waitForFiles
 	if from.recipe != nil {
 		t.retire, t.retireAll = u.keep, true
 	}
@@ -66,10 +66,13 @@ func untar(ctx context.Context, from *source, dir string, l limits, b *blocks) (
 			break
 		}
 		if err != nil {
-			return o, fault.As(fault.Corrupt, fmt.Errorf("the layer is not a valid tar, at its entry number %d: %w", n, err))
+			return o, fault.As(fault.Corrupt, fmt.Errorf("the layer is not a valid tar, at its entry number %d: %w", n,
+				err))
 		}
 		if n > l.entries {
-			return o, fault.New(fault.Exhausted, "entry %q: the layer has more than %d entries: it looks like an archive bomb", clip(hdr.Name), l.entries)
+			return o, fault.New(fault.Exhausted,
+				"entry %q: the layer has more than %d entries: it looks like an archive bomb", clip(hdr.Name),
+				l.entries)
 		}
 		if err := u.files.failed(); err != nil {
 			return o, err
@@ -81,29 +84,30 @@ func untar(ctx context.Context, from *source, dir string, l limits, b *blocks) (
 			return o, fmt.Errorf("entry %q: %w", clip(hdr.Name), err)
 		}
 	}
-	if err := u.settled(); err != nil {
+	if err := u.waitForFiles(); err != nil {
 		return o, err
 	}
 	if err := u.finish(); err != nil {
 		return o, err
 	}
-	return outcome{opaque: u.opaque, implied: slices.Sorted(maps.Keys(u.implied)), sums: u.sums, xattrs: u.tree.xattrs}, nil
+	return unpackResult{opaque: u.opaque, implied: slices.Sorted(maps.Keys(u.implied)), sums: u.sums,
+		xattrs: u.tree.xattrs}, nil
 }
 
-// unpacker makes files out of tar entries. It belongs to the goroutine that reads the tar; its writers run
-// [unpacker.small] beside it.
+// unpacker turns tar entries into files. It belongs to the goroutine that reads the tar. Its
+// writers call [unpacker.writeSmall] in other goroutines.
 type unpacker struct {
 	*tree
 	ctx     context.Context // of the unpacking
-	from    *source
-	sparse  int64 // bytes that sparse files have, with their holes
+	from    *tarSource
+	sparse  int64 // total size of sparse files, including holes
 	files   *writers
 	flush   flusher
 	in      *tar.Reader
-	buf     []byte    // what of a large file is read and written at once
-	dirs    []dirTime // whose times are set last, when nothing changes in them any more
+	buf     []byte    // copy buffer for large files
+	dirs    []dirTime // their times are set last, when their content is complete
 	opaque  bool
-	skipped map[string]bool // extended attributes of a kind that is not taken over, named in the log once
+	skipped map[string]bool // extended attributes that were skipped, each logged once
 
 	sumLock sync.Mutex
 	sums    map[uint64]uint64
@@ -117,7 +121,7 @@ type dirTime struct {
 // entry unpacks one entry.
 func (u *unpacker) entry(hdr *tar.Header) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
-		return nil // a comment, as git archive makes them
+		return nil // a comment, as written by git archive
 	}
 	p, err := u.clean(hdr.Name)
 	if err != nil {
@@ -129,8 +133,8 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 	if p == "." {
 		return u.rootEntry(hdr)
 	}
-	if len(u.files.paths) >= maxPaths || u.files.concerns(p) {
-		if err := u.settled(); err != nil {
+	if len(u.files.paths) >= maxPaths || u.files.conflicts(p) {
+		if err := u.waitForFiles(); err != nil {
 			return err
 		}
 	}
@@ -145,7 +149,7 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 	switch hdr.Typeflag {
 	case tar.TypeDir:
 		return u.directory(parent, p, name, hdr)
-	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont: // POSIX: a contiguous file is a regular one where there are none
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont: // POSIX: treat contiguous files as regular ones
 		return u.regular(parent, p, name, hdr)
 	case tar.TypeLink:
 		return u.hardLink(parent, p, name, hdr)
@@ -154,22 +158,23 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		return u.node(parent, name, hdr)
 	}
-	return refused("it is of type %q, which has no place in an image", hdr.Typeflag)
+	return refuse("entries of type %q are not allowed in an image", hdr.Typeflag)
 }
 
-// rootEntry takes over the attributes of the layer's root directory.
+// rootEntry applies the attributes of the layer's root directory.
 func (u *unpacker) rootEntry(hdr *tar.Header) error {
 	if hdr.Typeflag != tar.TypeDir {
 		if hdr.Name == "" {
-			return refused("it has no name")
+			return refuse("it has no name")
 		}
-		return refused("it would replace the root directory")
+		return refuse("it would replace the root directory")
 	}
 	u.dirs = append(u.dirs, dirTime{".", hdr.ModTime})
 	return u.attributes(u.root, hdr)
 }
 
-// whiteout hides a name, or all names of a directory, of the layers below. What this layer has itself stays.
+// whiteout hides one name, or all names of a directory, of the layers below. Entries of this layer
+// stay.
 func (u *unpacker) whiteout(parent int, p, name string) error {
 	if name == whiteoutOpaque {
 		if path.Dir(p) == "." {
@@ -183,10 +188,10 @@ func (u *unpacker) whiteout(parent int, p, name string) error {
 	}
 	hidden := strings.TrimPrefix(name, whiteoutPrefix)
 	if hidden == "" || hidden == "." || hidden == ".." {
-		return refused("it is a whiteout of no name")
+		return refuse("a whiteout without a name")
 	}
-	if u.files.concerns(path.Join(path.Dir(p), hidden)) {
-		if err := u.settled(); err != nil {
+	if u.files.conflicts(path.Join(path.Dir(p), hidden)) {
+		if err := u.waitForFiles(); err != nil {
 			return err
 		}
 	}
@@ -219,7 +224,8 @@ func (u *unpacker) directory(parent int, p, name string, hdr *tar.Header) error 
 	return u.attributes(fd, hdr)
 }
 
-// directoryOver makes a directory where there is something: another entry of the same directory only changes it.
+// directoryOver creates a directory over an existing entry. An existing directory only gets new
+// attributes.
 func (u *unpacker) directoryOver(parent int, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -240,23 +246,25 @@ func (u *unpacker) directoryOver(parent int, name string) error {
 	return nil
 }
 
-// createFlags make a new file and nothing else.
+// createFlags create a new file and never open an existing one.
 const createFlags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
 
 func (u *unpacker) regular(parent int, p, name string, hdr *tar.Header) error {
 	attr := fileAttr{uint32(hdr.Mode & 0o7777), hdr.Uid, hdr.Gid, hdr.ModTime}
 	sparse := isSparse(hdr)
 	if sparse {
-		// Its holes have no bytes in the tar, so the ratio of the stream does not bound them.
+		// Holes are not in the tar, so the ratio of the stream does not limit them.
 		if u.sparse += hdr.Size; u.sparse > u.limits.freeBytes && u.sparse/u.limits.ratio > u.from.read {
-			return fault.New(fault.Exhausted, "the layer's sparse files have more than %d times the bytes that it has: it looks like an archive bomb", u.limits.ratio)
+			return fault.New(fault.Exhausted,
+				"the layer's sparse files have more than %d times the bytes that it has: it looks like an archive bomb",
+				u.limits.ratio)
 		}
 	}
 	u.from.content = !sparse
 	defer func() { u.from.content = false }()
-	if hdr.Size <= smallFile && !u.linked && !hasXattrs(hdr) {
-		j := small{path: p, name: name, label: hdr.Name, attr: attr}
-		sum, err := u.files.add(u.shown(parent), j, u.in, hdr.Size)
+	if hdr.Size <= maxSmallFile && !u.linked && !hasXattrs(hdr) {
+		j := smallFile{path: p, name: name, label: hdr.Name, attr: attr}
+		sum, err := u.files.add(u.refOf(parent), j, u.in, hdr.Size)
 		if err != nil {
 			return cutOff(err)
 		}
@@ -291,8 +299,8 @@ func (u *unpacker) regular(parent int, p, name string, hdr *tar.Header) error {
 	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
 }
 
-// small makes a small file. It is for any goroutine.
-func (u *unpacker) small(dir int, j *small) error {
+// writeSmall creates a small file. Safe for concurrent use.
+func (u *unpacker) writeSmall(dir int, j *smallFile) error {
 	fd, err := unix.Openat(dir, j.name, createFlags, j.attr.mode&0o777)
 	if errors.Is(err, unix.EEXIST) {
 		var st unix.Stat_t
@@ -300,7 +308,7 @@ func (u *unpacker) small(dir int, j *small) error {
 			return err
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			return errTaken
+			return errIsDir
 		}
 		if err := u.retire(dir, j.name, &st); err != nil {
 			return err
@@ -321,30 +329,30 @@ func (u *unpacker) small(dir int, j *small) error {
 	return err
 }
 
-// settled waits for the small files under way.
-func (u *unpacker) settled() error {
-	return u.files.settle(func(dir int, j *small) error {
+// waitForFiles waits for all pending small files.
+func (u *unpacker) waitForFiles() error {
+	return u.files.settle(func(dir int, j *smallFile) error {
 		if err := u.clear(dir, j.name); err != nil {
 			return err
 		}
-		return u.small(dir, j)
+		return u.writeSmall(dir, j)
 	})
 }
 
-// finishFile gives a file that has its content the attributes, in the order in which the one does not undo the other,
-// and remembers its checksum. It is for any goroutine.
+// finishFile sets the attributes of a file with complete content (chown first, because it clears
+// setuid bits) and stores its checksum. Safe for concurrent use.
 func (u *unpacker) finishFile(fd int, a fileAttr, sum uint64) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	moved := int(st.Uid) != a.uid || int(st.Gid) != a.gid // a directory can pass on its group
+	moved := int(st.Uid) != a.uid || int(st.Gid) != a.gid // a setgid directory passes on its group
 	if moved {
 		if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
 			return fmt.Errorf("change owner to %d:%d: %w", a.uid, a.gid, err)
 		}
 	}
-	if moved || st.Mode&0o7777 != a.mode { // a umask, a default ACL
+	if moved || st.Mode&0o7777 != a.mode { // changed by a umask or a default ACL
 		if err := unix.Fchmod(fd, a.mode); err != nil {
 			return fmt.Errorf("change mode: %w", err)
 		}
@@ -359,10 +367,11 @@ func cutOff(err error) error {
 	return fault.As(fault.Corrupt, fmt.Errorf("its content is cut off: %w", err))
 }
 
-// zeros tells whether all bytes are zero; there is one at least.
+// zeros reports whether all bytes are zero. p must not be empty.
 func zeros(p []byte) bool { return p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1]) }
 
-// content writes an entry's bytes to fd, leaves out what can be a hole, tells how far it is, and returns their checksum.
+// content copies an entry's content to fd and returns its checksum. It leaves holes for zeros and
+// reports its progress to written.
 func (u *unpacker) content(fd int, hdr *tar.Header, written func(int64)) (uint64, error) {
 	sum := xxhash.New()
 	hole := false
@@ -401,15 +410,15 @@ func (u *unpacker) hardLink(parent int, p, name string, hdr *tar.Header) error {
 	if target == p {
 		return u.linkToItself(parent, name)
 	}
-	if u.files.concerns(target) {
-		if err := u.settled(); err != nil {
+	if u.files.conflicts(target) {
+		if err := u.waitForFiles(); err != nil {
 			return err
 		}
 	}
 	dir := u.root
 	if d := path.Dir(target); d != "." {
 		if dir, err = u.open(d); err != nil {
-			return refused("hard link to %q: %w", clip(hdr.Linkname), err)
+			return refuse("hard link to %q: %w", clip(hdr.Linkname), err)
 		}
 		defer unix.Close(dir)
 	}
@@ -417,13 +426,13 @@ func (u *unpacker) hardLink(parent int, p, name string, hdr *tar.Header) error {
 		return err
 	}
 	if err := unix.Linkat(dir, path.Base(target), parent, name, 0); err != nil {
-		return refused("hard link to %q, which must be a file of the same layer: %w", clip(hdr.Linkname), err)
+		return refuse("hard link to %q, which must be a file of the same layer: %w", clip(hdr.Linkname), err)
 	}
 	return nil
 }
 
-// linkToItself takes an entry that links a file to itself and changes nothing. GNU tar writes one when it is given a file
-// with several names twice.
+// linkToItself accepts an entry that links a file to itself, which changes nothing. GNU tar writes
+// such an entry if it is given a file with several names twice.
 func (u *unpacker) linkToItself(parent int, name string) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -431,7 +440,7 @@ func (u *unpacker) linkToItself(parent int, name string) error {
 		err = unix.EISDIR
 	}
 	if err != nil {
-		return refused("it is a hard link to itself, which must be a file of the same layer: %w", err)
+		return refuse("it is a hard link to itself, which must be a file of the same layer: %w", err)
 	}
 	return nil
 }
@@ -450,11 +459,13 @@ func (u *unpacker) node(parent int, name string, hdr *tar.Header) error {
 	if err := u.clear(parent, name); err != nil {
 		return err
 	}
-	kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[hdr.Typeflag]
+	kind := map[byte]uint32{
+		tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO,
+	}[hdr.Typeflag]
 	device := 0
 	if hdr.Typeflag != tar.TypeFifo {
 		if hdr.Devmajor < 0 || hdr.Devmajor > math.MaxUint32 || hdr.Devminor < 0 || hdr.Devminor > math.MaxUint32 {
-			return refused("its device number %d:%d does not exist", hdr.Devmajor, hdr.Devminor)
+			return refuse("its device number %d:%d does not exist", hdr.Devmajor, hdr.Devminor)
 		}
 		device = int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor)))
 	}
@@ -472,14 +483,14 @@ func (u *unpacker) finish() error {
 		if err == nil {
 			err = setTime(parent, path.Base(d.path), d.mtime)
 		}
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) { // a later entry has replaced it
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) { // replaced by a later entry
 			return fmt.Errorf("entry %q: set its time: %w", clip(d.path), err)
 		}
 	}
 	return nil
 }
 
-// clip bounds a text of the image's, for an error message.
+// clip shortens untrusted text for an error message.
 func clip(s string) string {
 	if len(s) > 200 {
 		s = s[:200] + "…"

@@ -17,7 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-func TestAttributesAreTakenOver(t *testing.T) {
+func TestAttributesAreApplied(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
 	capability := string([]byte{1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}) // cap_net_raw+ep
@@ -35,19 +35,25 @@ func TestAttributesAreTakenOver(t *testing.T) {
 			h.Uid = 9
 			h.PAXRecords = map[string]string{
 				"SCHILY.xattr.security.capability": capability, "SCHILY.xattr.user.note": "n",
-				"SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.user.overlay.opaque": "y", "SCHILY.xattr.security.selinux": "evil",
+				"SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.user.overlay.opaque": "y",
+				"SCHILY.xattr.security.selinux": "evil",
 			}
 		}),
 		with(dir("opt/dir"), func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.trusted.overlay.opaque": "y"} }),
-		with(reg("opt/late", strings.Repeat("a", 3*blockBytes+5)), func(h *tar.Header) { h.ModTime, h.Format = at, tar.FormatPAX }),
-		with(reg("opt/big-owner", ""), func(h *tar.Header) { h.Uid, h.Gid, h.Format = math.MaxUint32-1, 3_000_000_000, tar.FormatGNU }),
+		with(reg("opt/late", strings.Repeat("a", 3*blockBytes+5)),
+			func(h *tar.Header) { h.ModTime, h.Format = at, tar.FormatPAX }),
+		with(reg("opt/big-owner", ""), func(h *tar.Header) {
+			h.Uid, h.Gid, h.Format = math.MaxUint32-1, 3_000_000_000,
+				tar.FormatGNU
+		}),
 		with(reg(long, "deep"), func(h *tar.Header) { h.Format = tar.FormatGNU }),
 		with(reg("pax/"+long, "deep"), func(h *tar.Header) { h.Format = tar.FormatPAX }),
 		link("opt/hard", "opt/setuid"),
 		link("/opt/hard2", "/opt/setuid"),
 		with(symlink("opt/sym", "/nowhere/../x"), func(h *tar.Header) { h.Uid, h.ModTime = 77, at }),
 		ent{Header: tar.Header{Name: "dev/null", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3}},
-		ent{Header: tar.Header{Name: "dev/loop9", Typeflag: tar.TypeBlock, Mode: 0o660, Devmajor: 7, Devminor: 300, Gid: 6}},
+		ent{Header: tar.Header{Name: "dev/loop9", Typeflag: tar.TypeBlock, Mode: 0o660, Devmajor: 7, Devminor: 300,
+			Gid: 6}},
 		ent{Header: tar.Header{Name: "dev/pipe", Typeflag: tar.TypeFifo, Mode: 0o622}},
 		reg("/rooted", "r"),
 	)
@@ -90,7 +96,8 @@ func TestAttributesAreTakenOver(t *testing.T) {
 			t.Errorf("long name: %q, %v", body, err)
 		}
 	}
-	if to, _ := os.Readlink(filepath.Join(fs, "opt/sym")); to != "/nowhere/../x" || is("opt/sym", unix.S_IFLNK|0o777, 77, 0).Mtim.Sec != at.Unix() {
+	if to, _ := os.Readlink(filepath.Join(fs, "opt/sym")); to != "/nowhere/../x" ||
+		is("opt/sym", unix.S_IFLNK|0o777, 77, 0).Mtim.Sec != at.Unix() {
 		t.Errorf("symlink to %q", to)
 	}
 	if st := is("dev/null", unix.S_IFCHR|0o666, 0, 0); st.Rdev != unix.Mkdev(1, 3) {
@@ -134,15 +141,16 @@ func TestLaterEntryReplacesEarlier(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"a": "second", "d": "a file now", "l": "not through the link", "f/in": "in", "same/kept": ""} {
+	for name, want := range map[string]string{"a": "second", "d": "a file now", "l": "not through the link",
+		"f/in": "in", "same/kept": ""} {
 		if body, err := os.ReadFile(filepath.Join(fs, name)); err != nil || string(body) != want {
 			t.Errorf("%s: %q, %v", name, body, err)
 		}
 	}
 }
 
-// Each row is a layer that must not do what it tries; inside tells what may come of it within the layer, "" that it is
-// refused with the entry's name.
+// Each row is a layer that must not succeed in its attempt. refuses is the entry named by the
+// error. If it is empty, the attempt is harmless and inside names the file within the layer.
 func TestHostileTar(t *testing.T) {
 	needRoot(t)
 	outside := filepath.Join(t.TempDir(), "outside")
@@ -158,39 +166,49 @@ func TestHostileTar(t *testing.T) {
 	rows := []struct {
 		name    string
 		entries []ent
-		refuses string // entry that the error names; "": contained
-		inside  string // file that is in the layer then
+		refuses string // the entry that the error names; "": unpacked
+		inside  string // the resulting file in the layer
 	}{
 		{name: "dot-dot", entries: []ent{reg("../evil", "x")}, refuses: "../evil"},
 		{name: "dot-dot within", entries: []ent{dir("a"), reg("a/../b", "x")}, inside: "b"},
 		{name: "dot-dot from what is not there", entries: []ent{reg("a/b/../../c/./d", "x")}, inside: "c/d"},
 		{name: "dot-dot by a symlink", entries: []ent{symlink("s", up), reg("s/../b", "x")}, inside: "b"},
 		{name: "dot-dot out and in again", entries: []ent{reg("a/../../fs/b", "x")}, refuses: "a/../../fs/b"},
-		{name: "dot-dot in a hard link", entries: []ent{reg("f", "x"), link("d/h", "a/../f"), reg("f", "y")}, inside: "d/h"},
+		{name: "dot-dot in a hard link", entries: []ent{reg("f", "x"), link("d/h", "a/../f"), reg("f", "y")},
+			inside: "d/h"},
 		{name: "dot-dot out in a hard link", entries: []ent{reg("f", ""), link("h", "a/../../f")}, refuses: "h"},
 		{name: "dot-dot in a whiteout", entries: []ent{reg("f", "x"), reg("a/../.wh.g", "")}, inside: "f"},
 		{name: "no name", entries: []ent{reg("", "x")}, refuses: "it has no name"},
 		{name: "directory without a name", entries: []ent{dir(""), reg("f", "")}, inside: "f"},
 		{name: "slashes at the end, and two", entries: []ent{dir("a//"), reg("a//b", "x")}, inside: "a/b"},
-		{name: "one name in many spellings", entries: []ent{reg("./a/b", "1"), reg("/a/b", "2"), reg("a//b", "3"), reg("a/x/../b", "4")}, inside: "a/b"},
-		{name: "contiguous file", entries: []ent{{Header: tar.Header{Name: "f", Typeflag: tar.TypeCont, Mode: 0o644}}}, inside: "f"},
+		{name: "one name in many spellings", entries: []ent{reg("./a/b", "1"), reg("/a/b", "2"), reg("a//b", "3"),
+			reg("a/x/../b", "4")}, inside: "a/b"},
+		{name: "contiguous file", entries: []ent{{Header: tar.Header{Name: "f", Typeflag: tar.TypeCont, Mode: 0o644}}},
+			inside: "f"},
 		{name: "dot-dot deep", entries: []ent{reg("a/b/"+up+"evil", "x")}, refuses: "evil"},
 		{name: "dot-dot alone", entries: []ent{dir("..")}, refuses: ".."},
 		{name: "absolute name", entries: []ent{reg(outside, "x")}, inside: outside},
 		{name: "file over the root", entries: []ent{reg(".", "x")}, refuses: "."},
 		{name: "symlink for the root", entries: []ent{symlink("./", "/etc")}, refuses: "./"},
-		{name: "absolute symlink, write through", entries: []ent{symlink("s", filepath.Dir(outside)), reg("s/outside", "x")}, refuses: "s/outside"},
-		{name: "climbing symlink, write through", entries: []ent{symlink("s", up+"etc"), reg("s/passwd", "x")}, refuses: "s/passwd"},
-		{name: "climbing symlink is the layer's root", entries: []ent{dir("etc"), symlink("s", up+"etc"), reg("s/x", "x")}, inside: "etc/x"},
-		{name: "absolute symlink within", entries: []ent{dir("usr/lib"), symlink("lib", "/usr/lib"), reg("lib/x", "x")}, inside: "usr/lib/x"},
+		{name: "absolute symlink, write through", entries: []ent{symlink("s", filepath.Dir(outside)),
+			reg("s/outside", "x")}, refuses: "s/outside"},
+		{name: "climbing symlink, write through", entries: []ent{symlink("s", up+"etc"), reg("s/passwd", "x")},
+			refuses: "s/passwd"},
+		{name: "climbing symlink is the layer's root",
+			entries: []ent{dir("etc"), symlink("s", up+"etc"), reg("s/x", "x")}, inside: "etc/x"},
+		{name: "absolute symlink within", entries: []ent{dir("usr/lib"), symlink("lib", "/usr/lib"), reg("lib/x", "x")},
+			inside: "usr/lib/x"},
 		{name: "symlink as the last component", entries: []ent{symlink("s", outside), reg("s", "x")}, inside: "s"},
 		{name: "symlink loop", entries: []ent{symlink("a", "b"), symlink("b", "a"), reg("a/x", "x")}, refuses: "a/x"},
 		{name: "through /proc", entries: []ent{symlink("s", "/proc/self/root/etc"), reg("s/x", "x")}, refuses: "s/x"},
-		{name: "directory over a symlink", entries: []ent{symlink("s", filepath.Dir(outside)), dir("s"), reg("s/outside", "x")}, inside: "s/outside"},
+		{name: "directory over a symlink", entries: []ent{symlink("s", filepath.Dir(outside)), dir("s"),
+			reg("s/outside", "x")}, inside: "s/outside"},
 		{name: "hard link out", entries: []ent{link("h", secret)}, refuses: "h"},
 		{name: "hard link absolute", entries: []ent{link("h", outside)}, refuses: "h"},
-		{name: "hard link through a symlink", entries: []ent{symlink("s", filepath.Dir(outside)), link("h", "s/outside")}, refuses: "h"},
-		{name: "hard link to a symlink out, write", entries: []ent{symlink("s", outside), link("h", "s"), reg("h", "x")}, inside: "h"},
+		{name: "hard link through a symlink", entries: []ent{symlink("s", filepath.Dir(outside)),
+			link("h", "s/outside")}, refuses: "h"},
+		{name: "hard link to a symlink out, write", entries: []ent{symlink("s", outside), link("h", "s"),
+			reg("h", "x")}, inside: "h"},
 		{name: "hard link to itself", entries: []ent{reg("h", "x"), link("h", "./h")}, inside: "h"},
 		{name: "hard link to itself, of a directory", entries: []ent{dir("h"), link("h", "./h")}, refuses: "h"},
 		{name: "hard link to itself, not there", entries: []ent{link("h", "h")}, refuses: "h"},
@@ -199,16 +217,23 @@ func TestHostileTar(t *testing.T) {
 		{name: "whiteout of dot-dot", entries: []ent{reg("a/.wh...", "")}, refuses: ".wh..."},
 		{name: "whiteout of dot", entries: []ent{reg("a/.wh..", "")}, refuses: ".wh.."},
 		{name: "whiteout of no name", entries: []ent{reg(".wh.", "")}, refuses: ".wh."},
-		{name: "whiteout through a symlink", entries: []ent{symlink("s", filepath.Dir(outside)), reg("s/.wh.outside", "")}, refuses: "s/.wh.outside"},
+		{name: "whiteout through a symlink", entries: []ent{symlink("s", filepath.Dir(outside)),
+			reg("s/.wh.outside", "")}, refuses: "s/.wh.outside"},
 		{name: "file as a directory", entries: []ent{reg("f", ""), reg("f/x", "")}, refuses: "f/x"},
 		{name: "path too long", entries: []ent{reg(strings.Repeat("0123456789/", 280)+"x", "")}, refuses: "0123456789"},
 		{name: "component too long", entries: []ent{reg(strings.Repeat("n", 300), "")}, refuses: "nnn"},
 		{name: "too deep", entries: []ent{reg(deep(300)+"x", "")}, refuses: "d/d/d"},
-		{name: "too deep by symlinks", entries: []ent{dir(deep(200)), symlink("s", deep(200)), dir("s/" + deep(100))}, refuses: "s/d/"},
-		{name: "too much in xattrs", entries: []ent{{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, PAXRecords: manyXattrs}}}, refuses: "x"},
-		{name: "negative owner", entries: []ent{{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Uid: -1, Format: tar.FormatGNU}}}, refuses: "x"},
-		{name: "owner above 32 bits", entries: []ent{{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Uid: 1 << 32, Format: tar.FormatGNU}}}, refuses: "x"},
-		{name: "owner that means no change", entries: []ent{{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Gid: math.MaxUint32, Format: tar.FormatGNU}}}, refuses: "x"},
+		{name: "too deep by symlinks", entries: []ent{dir(deep(200)), symlink("s", deep(200)), dir("s/" + deep(100))},
+			refuses: "s/d/"},
+		{name: "too much in xattrs", entries: []ent{{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg,
+			PAXRecords: manyXattrs}}}, refuses: "x"},
+		{name: "negative owner", entries: []ent{{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Uid: -1,
+			Format: tar.FormatGNU}}}, refuses: "x"},
+		{name: "owner above 32 bits", entries: []ent{{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Uid: 1 << 32,
+			Format: tar.FormatGNU}}}, refuses: "x"},
+		{name: "owner that means no change",
+			entries: []ent{{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Gid: math.MaxUint32,
+				Format: tar.FormatGNU}}}, refuses: "x"},
 		{name: "unknown type", entries: []ent{{Header: tar.Header{Name: "x", Typeflag: 'Z'}}}, refuses: "x"},
 	}
 	for _, row := range rows {
@@ -235,7 +260,7 @@ func TestHostileTar(t *testing.T) {
 	}
 }
 
-func TestBounds(t *testing.T) {
+func TestLimits(t *testing.T) {
 	needRoot(t)
 	t.Run("entries", func(t *testing.T) {
 		s := openStore(t, "")
@@ -251,12 +276,13 @@ func TestBounds(t *testing.T) {
 		s.limits.freeBytes = 1 << 20
 		plain := tarOf(t, reg("zeros", strings.Repeat("\x00", 4<<20)))
 		err := s.Unpack(t.Context(), blobOf(plain, gzipped(t, plain)))
-		if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "bomb") || !strings.Contains(err.Error(), `entry "zeros"`) {
+		if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "bomb") ||
+			!strings.Contains(err.Error(), `entry "zeros"`) {
 			t.Errorf("%v", err)
 		}
 		nothingLeft(t, s)
 	})
-	// Of a small file the content is read before it is made, which is another way.
+	// A small file is read before it is created, which is a separate code path.
 	t.Run("ratio by small files", func(t *testing.T) {
 		s := openStore(t, "")
 		s.limits.freeBytes = 1 << 20
@@ -283,14 +309,15 @@ func TestBounds(t *testing.T) {
 	})
 }
 
-// FuzzUntar asserts of any stream that nothing of it gets out of the layer's directory and that nothing hangs.
+// FuzzUntar asserts that no stream escapes from the layer's directory or hangs.
 func FuzzUntar(f *testing.F) {
 	needRoot(f)
 	for _, seed := range [][]ent{
 		{dir("a"), reg("a/b", "x"), symlink("a/s", "../../.."), reg("a/s/e", "x"), link("h", "a/b")},
 		{reg(".wh.x", ""), dir("x"), reg("x/.wh..wh..opq", ""), reg("x", "")},
 		{symlink("s", "/"), dir("s/s/s"), link("s/l", "s")},
-		{{Header: tar.Header{Name: "p", Typeflag: tar.TypeReg, PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}}},
+		{{Header: tar.Header{Name: "p", Typeflag: tar.TypeReg,
+			PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}}},
 		{{Header: tar.Header{Name: "c", Typeflag: tar.TypeChar, Devmajor: 1}}},
 	} {
 		f.Add(tarOf(f, seed...))
@@ -306,7 +333,8 @@ func FuzzUntar(f *testing.F) {
 		}
 		l := defaultLimits
 		l.entries, l.freeBytes = 200, 1<<20
-		_, _ = untar(t.Context(), &source{from: bytes.NewReader(body)}, filepath.Join(base, "fs"), l, new(blocks))
+		_, _ = untar(t.Context(), &tarSource{from: bytes.NewReader(body)}, filepath.Join(base, "fs"), l,
+			new(bufferPool))
 		left, err := os.ReadDir(base)
 		if err != nil || len(left) != 2 {
 			t.Fatalf("beside the layer: %v, %v", left, err)

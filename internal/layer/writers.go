@@ -16,79 +16,81 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Making a small file is mostly the kernel's work: so while the tar is read on, other goroutines make them, a batch of one
-// directory's at a time. Order matters only between entries that touch the same path. The reader knows the paths that are
-// under way and waits before an entry that has to do with one of them; where a path leads through a symlink, so that it
-// may be another's under another name, it waits for all and does the entry itself.
+// Creating a small file is mostly work of the kernel. Other goroutines therefore create them in
+// batches of one directory while the tar is read on. Order only matters between entries that touch
+// the same path. The reader knows the pending paths and waits before an entry that conflicts with
+// one of them. A path that leads through a symlink may be another file's under a second name, so
+// the reader waits for all pending files and handles that entry itself.
 
-// errTaken tells that there is a directory where a file is to be.
-var errTaken = errors.New("there is a directory of that name")
+// errIsDir is returned for a file whose name is taken by a directory.
+var errIsDir = errors.New("there is a directory of that name")
 
 const (
-	smallFile    = 64 << 10 // bytes; a larger file is written by the reader itself, piece by piece
-	batchFiles   = 64       // small files of a batch, at the most; together they have no more than a block of bytes
-	batchesAhead = 3        // batches under way, of one layer
-	maxPaths     = 4096     // paths that are remembered as under way
+	maxSmallFile = 64 << 10 // bytes; the reader writes larger files itself
+	batchFiles   = 64       // maximum number of files in a batch, whose contents share one buffer
+	batchesAhead = 3        // pending batches per layer
+	maxPaths     = 4096     // maximum number of pending paths
 )
 
-// small is a small file that is to be made.
-type small struct {
+// smallFile is a small file to be created.
+type smallFile struct {
 	path  string
 	name  string // last component of path
-	label string // of the entry, for errors
+	label string // name of the entry, for errors
 	attr  fileAttr
 	data  []byte
 	sum   uint64 // xxhash64 of data
 }
 
-// fileAttr is what a regular file gets beside its content.
+// fileAttr has the attributes of a regular file.
 type fileAttr struct {
 	mode     uint32 // permission bits, with setuid, setgid and sticky
 	uid, gid int
 	mtime    time.Time
 }
 
-// batch is small files of one directory.
+// batch is a set of small files in one directory.
 type batch struct {
 	dir   *dirRef
-	files []small
-	block []byte // what their data is in
-	used  int    // bytes of it
+	files []smallFile
+	block []byte // buffer for their contents
+	used  int    // bytes used of block
 }
 
-// takes tells whether one more file fits in.
+// takes reports whether one more file fits.
 func (b *batch) takes(dir *dirRef, size int64) bool {
 	return b.dir == dir && len(b.files) < batchFiles && int64(b.used)+size <= int64(len(b.block))
 }
 
-// lateFile is a small file that waits until nothing else is under way.
-type lateFile struct {
+// deferredFile is a small file that is created when nothing else is pending.
+type deferredFile struct {
 	dir  *dirRef
-	file small
+	file smallFile
 }
 
-// writers make the small files of one layer. All methods are for the goroutine that reads the tar.
+// writers create the small files of one layer. The goroutine that reads the tar calls all methods.
 type writers struct {
-	blocks *blocks
-	write  func(dir int, file *small) error
-	now    *batch      // being filled; nil: none
-	jobs   chan *batch // nil until the first
-	free   chan *batch
-	ended  sync.WaitGroup
-	busy   sync.WaitGroup
-	paths  map[string]struct{} // under way, or done since the last settle
+	buffers *bufferPool
+	write   func(dir int, file *smallFile) error
+	now     *batch      // being filled, or nil
+	jobs    chan *batch // nil until the first
+	free    chan *batch
+	ended   sync.WaitGroup
+	busy    sync.WaitGroup
+	paths   map[string]struct{} // pending, or done since the last settle
 
-	mu   sync.Mutex // guards what follows
-	err  error      // the first
-	late []lateFile // those whose name is taken by a directory
+	mu       sync.Mutex     // guards the fields below
+	err      error          // the first error
+	deferred []deferredFile // files whose name is taken by a directory
 }
 
-func newWriters(write func(dir int, file *small) error, b *blocks) *writers {
-	return &writers{blocks: b, write: write, paths: make(map[string]struct{})}
+func newWriters(write func(dir int, file *smallFile) error, b *bufferPool) *writers {
+	return &writers{buffers: b, write: write, paths: make(map[string]struct{})}
 }
 
-// add reads the file's content from the tar, has it made in the directory, and returns the content's checksum.
-func (w *writers) add(dir *dirRef, file small, from io.Reader, size int64) (sum uint64, err error) {
+// add reads the file's content from the tar, queues the file and returns the checksum of its
+// content.
+func (w *writers) add(dir *dirRef, file smallFile, from io.Reader, size int64) (sum uint64, err error) {
 	if w.now != nil && !w.now.takes(dir, size) {
 		w.send()
 	}
@@ -108,7 +110,7 @@ func (w *writers) add(dir *dirRef, file small, from io.Reader, size int64) (sum 
 	return file.sum, nil
 }
 
-// next returns a batch to fill, waiting until one is free.
+// next waits for a free batch.
 func (w *writers) next() *batch {
 	if w.jobs == nil {
 		w.jobs = make(chan *batch, batchesAhead)
@@ -122,12 +124,12 @@ func (w *writers) next() *batch {
 	}
 	b := <-w.free
 	if b.block == nil {
-		b.block = w.blocks.get()
+		b.block = w.buffers.get()
 	}
 	return b
 }
 
-// send hands what has been filled to the writers.
+// send hands the current batch to the writers.
 func (w *writers) send() {
 	w.busy.Add(1)
 	w.jobs <- w.now
@@ -144,31 +146,31 @@ func (w *writers) run() {
 	}
 }
 
-// create makes one file of a batch.
-func (w *writers) create(dir *dirRef, file *small) {
+// create creates one file of a batch.
+func (w *writers) create(dir *dirRef, file *smallFile) {
 	err := fault.Contained(func() error { return w.write(dir.fd, file) })
 	if err == nil {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err == errTaken {
-		later := lateFile{dir.share(), *file}
-		later.file.data = bytes.Clone(file.data) // the batch is filled again
-		w.late = append(w.late, later)
+	if err == errIsDir {
+		later := deferredFile{dir.share(), *file}
+		later.file.data = bytes.Clone(file.data) // the batch will be reused
+		w.deferred = append(w.deferred, later)
 		return
 	}
 	w.fail(file, err)
 }
 
-// fail remembers the first error. The caller has w.mu.
-func (w *writers) fail(file *small, err error) {
+// fail keeps the first error. The caller holds w.mu.
+func (w *writers) fail(file *smallFile, err error) {
 	if w.err == nil {
 		w.err = fmt.Errorf("entry %q: %w", clip(file.label), err)
 	}
 }
 
-// reset makes the batch be free.
+// reset returns the batch to the free ones.
 func (w *writers) reset(b *batch) {
 	b.dir.release()
 	clear(b.files)
@@ -176,8 +178,8 @@ func (w *writers) reset(b *batch) {
 	w.free <- b
 }
 
-// concerns tells whether the path, or what is above it, is under way.
-func (w *writers) concerns(p string) bool {
+// conflicts reports whether the path or one of its parents is pending.
+func (w *writers) conflicts(p string) bool {
 	if len(w.paths) == 0 {
 		return false
 	}
@@ -189,9 +191,9 @@ func (w *writers) concerns(p string) bool {
 	return false
 }
 
-// settle waits until nothing is under way and returns the first error that there was. replace makes a file where a
-// directory is.
-func (w *writers) settle(replace func(dir int, file *small) error) error {
+// settle waits for all pending files and returns the first error. replace creates a file in place
+// of a directory.
+func (w *writers) settle(replace func(dir int, file *smallFile) error) error {
 	if len(w.paths) == 0 {
 		return nil
 	}
@@ -201,10 +203,10 @@ func (w *writers) settle(replace func(dir int, file *small) error) error {
 	w.busy.Wait()
 	clear(w.paths)
 	w.mu.Lock()
-	late, err := w.late, w.err
-	w.late = nil
+	deferred, err := w.deferred, w.err
+	w.deferred = nil
 	w.mu.Unlock()
-	for _, l := range late {
+	for _, l := range deferred {
 		if err == nil {
 			if err = replace(l.dir.fd, &l.file); err != nil {
 				err = fmt.Errorf("entry %q: %w", clip(l.file.label), err)
@@ -222,7 +224,7 @@ func (w *writers) failed() error {
 	return w.err
 }
 
-// close ends the writers. What has been filled and not sent is not made.
+// close ends the writers. Files that were not sent are dropped.
 func (w *writers) close() {
 	if w.jobs == nil {
 		return
@@ -234,15 +236,15 @@ func (w *writers) close() {
 	w.ended.Wait()
 	for range batchesAhead {
 		if b := <-w.free; b.block != nil {
-			w.blocks.put(b.block)
+			w.buffers.put(b.block)
 		}
 	}
-	for _, l := range w.late {
+	for _, l := range w.deferred {
 		l.dir.release()
 	}
 }
 
-// writeAll writes the bytes at the file's position.
+// writeAll writes all bytes at the file's position.
 func writeAll(fd int, part []byte) error {
 	for len(part) > 0 {
 		n, err := unix.Write(fd, part)

@@ -11,11 +11,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// A layer or an archive may be packed with xz or bzip2, as docker and Podman take them. Both are slow and rare, so one
-// stream of them is unpacked at a time.
+// Layers and archives may be compressed with xz or bzip2, as with docker and Podman. Both are slow
+// and rare, so only one such stream is decompressed at a time.
 
-// openXz returns the content of the xz stream.
-func (d *decoders) openXz(ctx context.Context, in io.Reader) (*packed, error) {
+// openXz returns the decompressed xz stream.
+func (d *decoders) openXz(ctx context.Context, in io.Reader) (*decompressor, error) {
 	release, err := d.takeWide(ctx)
 	if err != nil {
 		return nil, err
@@ -25,19 +25,19 @@ func (d *decoders) openXz(ctx context.Context, in io.Reader) (*packed, error) {
 		release()
 		return nil, damaged("xz", err)
 	}
-	return &packed{format: "xz", from: z, close: release}, nil
+	return &decompressor{format: "xz", from: z, close: release}, nil
 }
 
-// openBzip2 returns the content of the bzip2 stream.
-func (d *decoders) openBzip2(ctx context.Context, in io.Reader) (*packed, error) {
+// openBzip2 returns the decompressed bzip2 stream.
+func (d *decoders) openBzip2(ctx context.Context, in io.Reader) (*decompressor, error) {
 	release, err := d.takeWide(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &packed{format: "bzip2", from: bzip2.NewReader(in), close: release}, nil
+	return &decompressor{format: "bzip2", from: bzip2.NewReader(in), close: release}, nil
 }
 
-// takeWide waits for the place of those that take much memory.
+// takeWide waits for the slot of streams that need much memory.
 func (d *decoders) takeWide(ctx context.Context) (release func(), err error) {
 	select {
 	case d.wide <- struct{}{}:
@@ -47,28 +47,29 @@ func (d *decoders) takeWide(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// xzGuard passes an xz stream on to the decoder and refuses a block that needs a larger dictionary than is accepted: the
-// decoder takes what a block asks for, up to 4 GiB. It knows as much of the format as it takes to find the blocks (The
-// .xz File Format, version 1.2.1); whatever else is wrong with the stream is for the decoder to say.
+// xzGuard passes an xz stream through to the decoder and refuses a block with too large a
+// dictionary: the decoder allocates whatever a block asks for, up to 4 GiB. It parses only as much
+// of the format as it needs to find the blocks (The .xz File Format, version 1.2.1). All other
+// errors are left to the decoder.
 type xzGuard struct {
 	from          io.Reader
 	maxDictionary int64
 
-	state   func(*xzGuard, byte) error // takes the next byte; nil: at the beginning
-	skip    uint64                     // bytes that nothing is to be learned from
-	then    func(*xzGuard, byte) error // state behind them
-	head    []byte                     // of a header that is being read
-	want    int                        // bytes that it has
+	state   func(*xzGuard, byte) error // handles the next byte; nil: at the beginning
+	skip    uint64                     // bytes to skip
+	then    func(*xzGuard, byte) error // the state after skip
+	head    []byte                     // of the header being read
+	want    int                        // its length in bytes
 	offset  uint64                     // bytes since the beginning of the block or index
-	check   uint64                     // bytes of a block's checksum
+	check   uint64                     // length in bytes of a block's checksum
 	varints uint64                     // left in the index
-	counted bool                       // the index has told how many there are
+	counted bool                       // the number of records in the index is known
 	varint  uint64
 	shift   uint
-	whole   bool // nothing but padding, or the beginning of another stream, has come since the footer of the last
+	whole   bool // nothing but padding, or an incomplete stream header, since the last footer
 }
 
-// xzChecks is how many bytes the checksum has, by the kind of check.
+// xzChecks maps the check type to the length of the checksum in bytes.
 var xzChecks = [16]uint64{0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64}
 
 func (g *xzGuard) Read(p []byte) (int, error) {
@@ -94,7 +95,7 @@ func (g *xzGuard) Read(p []byte) (int, error) {
 		b = b[1:]
 	}
 	if err == io.EOF && !g.ended() {
-		err = io.ErrUnexpectedEOF // the decoder takes a stream that ends before its first block for an empty one
+		err = io.ErrUnexpectedEOF // the decoder treats a stream that ends before its first block as empty
 	}
 	return n, err
 }
@@ -107,7 +108,7 @@ func (g *xzGuard) ended() bool {
 	return g.whole && g.skip == 0 && len(g.head) == 0
 }
 
-// skipTo goes on to state after n bytes.
+// skipTo skips n bytes and continues with state.
 func (g *xzGuard) skipTo(n uint64, state func(*xzGuard, byte) error) {
 	if g.skip, g.then = n, nil; n == 0 {
 		g.state = state
@@ -116,7 +117,7 @@ func (g *xzGuard) skipTo(n uint64, state func(*xzGuard, byte) error) {
 	g.then = state
 }
 
-// begin is at the beginning of a stream.
+// begin is the state at the beginning of a stream.
 func (g *xzGuard) begin() { g.head, g.want, g.state = g.head[:0], 12, (*xzGuard).streamHeader }
 
 func (g *xzGuard) streamHeader(b byte) error {
@@ -168,23 +169,25 @@ func (g *xzGuard) blockHeader(b byte) error {
 	for range flags&3 + 1 {
 		id, size := next(), next()
 		if size > uint64(len(at)) {
-			return fmt.Errorf("a block's header is cut off")
+			return fmt.Errorf("truncated block header")
 		}
 		if id != 0x21 || size != 1 {
-			return fault.New(fault.Unimplemented, "it has the filter %#x, where only LZMA2 is supported: pack it again with xz without filters", id)
+			return fault.New(fault.Unimplemented,
+				"filter %#x is not supported, only LZMA2 is: compress it again with xz without filters", id)
 		}
 		if bits := at[0] & 0x3f; int64(2|bits&1)<<(bits/2+11) > g.maxDictionary {
-			return fault.New(fault.Exhausted, "its dictionary is larger than the %d MiB that are accepted: pack it again with xz -9 or less", g.maxDictionary>>20)
+			return fault.New(fault.Exhausted,
+				"its dictionary exceeds the limit of %d MiB: compress it again with xz -9 or less", g.maxDictionary>>20)
 		}
 		at = at[size:]
 	}
 	return nil
 }
 
-// chunk is at the control byte of an LZMA2 chunk.
+// chunk is the state at the control byte of an LZMA2 chunk.
 func (g *xzGuard) chunk(b byte) error {
 	switch {
-	case b == 0: // the last one; padding and checksum follow
+	case b == 0: // the last chunk; padding and checksum follow
 		g.skipTo(-g.offset&3+g.check, (*xzGuard).blockOrIndex)
 	case b >= 0x80:
 		g.head, g.want, g.state = g.head[:0], 4, (*xzGuard).chunkSize
@@ -208,7 +211,7 @@ func (g *xzGuard) chunkSize(b byte) error {
 	return nil
 }
 
-// index is within a stream's index: the number of its records, and two numbers for each.
+// index is the state within a stream's index: the number of records, and two numbers for each.
 func (g *xzGuard) index(b byte) error {
 	g.varint |= uint64(b&0x7f) << (g.shift & 63)
 	if g.shift += 7; b&0x80 != 0 {
@@ -220,14 +223,15 @@ func (g *xzGuard) index(b byte) error {
 	}
 	g.varint, g.shift = 0, 0
 	if g.varints == 0 {
-		const footer = 4 + 12 // checksum of the index, and the stream's footer
+		const footer = 4 + 12 // checksum of the index, and the stream footer
 		g.skipTo(-g.offset&3+footer, (*xzGuard).streamHeader)
 		g.head, g.want, g.whole = g.head[:0], 12, true
 	}
 	return nil
 }
 
-// otherFormats are what archives are sometimes packed with and what is not unpacked, by their first bytes.
+// otherFormats are unsupported formats that archives are sometimes compressed with, by their first
+// bytes.
 var otherFormats = []struct{ magic, name, tool string }{
 	{"\x04\x22\x4d\x18", "lz4", "lz4 -dc"},
 	{"LZIP", "lzip", "lzip -dc"},
@@ -239,22 +243,23 @@ var otherFormats = []struct{ magic, name, tool string }{
 	{"Rar!", "rar", ""},
 }
 
-// refuseOther names a format that is known and not unpacked.
+// refuseOther returns an error that names an unsupported format, or nil for unknown bytes.
 func refuseOther(magic []byte) error {
 	for _, f := range otherFormats {
 		if len(magic) < len(f.magic) || string(magic[:len(f.magic)]) != f.magic {
 			continue
 		}
-		todo := "unpack it, and make a tar of what is in it"
+		todo := "unpack it, and make a tar of its content"
 		if f.tool != "" {
-			todo = "unpack it first, with " + f.tool
+			todo = "decompress it first with " + f.tool
 		}
-		return fault.New(fault.Invalid, "it is packed with %s, which is not supported (gzip, zstd, xz and bzip2 are): %s", f.name, todo)
+		return fault.New(fault.Invalid, "compressed with %s, which is not supported (gzip, zstd, xz and bzip2 are): %s",
+			f.name, todo)
 	}
 	return nil
 }
 
-// damaged gives an error of packed data its kind, unless it has one.
+// damaged gives an error of compressed data the kind Corrupt, unless it has a kind.
 func damaged(format string, err error) error {
 	if fault.Of(err) != "" {
 		return fmt.Errorf("the %s stream: %w", format, err)
