@@ -1,22 +1,22 @@
-// kuri-holder outlives the keeper for it: it is the keeper's parent, starts it anew when it dies, reaps what the dead one
-// has left, and holds descriptors by name so that no pipe of a container breaks and no socket refuses a connection.
+// kuri-holder is the parent of the keeper. It starts another keeper when one dies, reaps the processes of the dead one, and
+// holds descriptors by name, so that no container's pipe breaks and no socket refuses a connection.
 //
 //	kuri-holder --state DIR [--cgroup DIR]... -- KEEPER ARGUMENT...
 //
-// It does almost nothing, so that there is almost nothing to die of: no policy, no memory of any pod but names and
-// process ids, one thread, one loop over poll(2). protocol.h has what it is asked.
+// It does almost nothing, so it has almost no reason to die: no policy, no state of pods except names and process ids, one
+// thread, one loop around poll(2). protocol.h has its requests.
 //
-// Descriptor 0 is the gate: the keeper is started when it has reached its end of file, so that the starter can first move
-// this process into its cgroup, or hand descriptors over. With --cgroup (one for each hierarchy) the holder enters the
-// cgroups itself, which spares the wait that moving another process takes, and removes them when it ends. Descriptors 1
-// and 2 are given to the first keeper, which reports over them that it is ready, or its error.
+// Descriptor 0 is the gate: the keeper starts when it reads end of file. Before that the starter can move this process into
+// its cgroup or pass descriptors. With --cgroup (one for each hierarchy) the holder enters the cgroups itself, which avoids
+// the kernel's delay for moving another process, and removes them when it exits. The first keeper inherits descriptors 1 and
+// 2, on which it reports that it is ready, or its error.
 //
-// It ends when a keeper ends with status 0, which says that the node is empty, and when a keeper fails that left nothing
-// to hold. TERM and INT are passed on to the keeper, who decides. HUP has it look for its lock and its socket, and make them
-// anew where somebody has removed them.
+// It exits when a keeper exits with status 0, which means that the node has no pods, and when a keeper fails and has left
+// nothing to hold. It forwards SIGTERM and SIGINT to the keeper, which decides. On SIGHUP it restores its lock and its socket
+// if they were removed.
 //
-// When the holder dies alone, the keeper executes this program in its own process, with the state that an earlier holder
-// leaves to a new one (take_over): so the parent of the containers becomes the holder, and starts a keeper.
+// When the holder dies alone, the keeper executes this program in its own process, with the state that a holder passes to its
+// replacement (take_over). So the parent of the containers becomes the holder, and starts a keeper.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -49,12 +49,12 @@
 #endif
 
 #define CGROUPS_MAX 32
-#define SETTLED_MS 10000   // a keeper that has lived this long is started at once when it ends
-#define DELAY_FIRST_MS 50  // before the second start of one that ended earlier; doubled each time
+#define SETTLED_MS 10000   // a keeper that has lived this long is replaced at once when it ends
+#define DELAY_FIRST_MS 50  // first delay before replacing one that ended earlier; doubled each time
 #define DELAY_MAX_MS 5000
-#define DELAY_KILLED_MS 200 // at most, of one that was killed: it did not fail by itself
-#define STATE_ENV "_KURI_HOLDER_STATE" // the descriptor of the state that a new program takes over
-#define PID_ENV "_KURI_HOLDER_PID"     // tells a keeper whose child it was born as
+#define DELAY_KILLED_MS 200 // maximum delay after SIGKILL: the keeper did not fail by itself
+#define STATE_ENV "_KURI_HOLDER_STATE" // descriptor of the state for the next holder program
+#define PID_ENV "_KURI_HOLDER_PID"     // tells a keeper which process started it
 
 struct held {
 	uint32_t hash;
@@ -71,32 +71,32 @@ struct watched {
 struct holder {
 	char **argv;          // of this program
 	char **keeper_argv;
-	char *keeper_path;    // keeper_argv[0] where PROGRAM has changed it, else NULL
-	char *keeper_held;    // the descriptor by whose name keepers are started; NULL: from keeper_argv[0]
+	char *keeper_path;    // keeper_argv[0] if PROGRAM has changed it, else NULL
+	char *keeper_held;    // name of the descriptor of the keeper's program; NULL: use keeper_argv[0]
 	const char *state;
 	pid_t pid; // ours
 	const char *cgroups[CGROUPS_MAX];
 	int ncgroups;
 
-	int lock, listener, signals, gate; // gate: -1 once it is open
+	int lock, listener, signals, gate; // gate: -1 once open
 	int clients[HOLDER_CLIENTS_MAX];
 	int nclients;
-	struct rlimit files; // as they were at the start, for the keeper
+	struct rlimit files; // the limits at the start, for the keeper
 
 	struct held *held;
 	size_t nheld, room_held;
 	struct watched *watched;
 	size_t nwatched, room_watched;
 
-	pid_t keeper; // 0: there is none
+	pid_t keeper; // 0: none runs
 	bool started_before;
-	bool replacing;     // it was killed to be replaced, so another starts whatever is held
+	bool replacing;     // the keeper was killed to be replaced: start another even if nothing is held
 	int64_t started_ms; // of the newest keeper
-	int64_t due_ms;     // when the next one is started; with keeper 0 and the gate open
+	int64_t due_ms;     // when to start the next one, if keeper is 0 and the gate is open
 	int64_t delay_ms;
 };
 
-// --- words ---
+// --- time and log ---
 
 static int64_t now_ms(void)
 {
@@ -106,7 +106,7 @@ static int64_t now_ms(void)
 	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-// open_log opens the keeper's log for appending; the keeper renames it when it is large.
+// open_log opens the keeper's log for appending. The keeper rotates it.
 static int open_log(const struct holder *h)
 {
 	char path[PATH_MAX];
@@ -124,7 +124,7 @@ __attribute__((format(printf, 2, 3))) static void say(const struct holder *h, co
 	int fd = open_log(h);
 
 	if (fd < 0)
-		return; // nobody else is there to be told
+		return; // there is nowhere else to log to
 	va_start(arguments, format);
 	vsnprintf(text, sizeof(text), format, arguments);
 	va_end(arguments);
@@ -176,7 +176,7 @@ static bool valid_name(const char *name, size_t n)
 	return true;
 }
 
-// grow makes room for one more element and returns the array, NULL when there is no memory.
+// grow makes room for one more element and returns the array, NULL if there is no memory.
 static void *grow(void *array, size_t count, size_t *room, size_t size)
 {
 	if (count < *room)
@@ -187,7 +187,7 @@ static void *grow(void *array, size_t count, size_t *room, size_t size)
 	return array;
 }
 
-// put takes fd over; it returns 0 or an errno, and then fd is the caller's still.
+// put takes ownership of fd and returns 0. On an error it returns an errno, and the caller keeps fd.
 static int put(struct holder *h, const char *name, size_t n, int fd)
 {
 	struct held *e, *more;
@@ -230,8 +230,7 @@ static bool in_room(const char *name, const char *room)
 	return strncmp(name, room, strlen(room)) == 0;
 }
 
-// holds_anything reports whether a dead keeper has left anything to a successor. Listening sockets and programs do not
-// count.
+// holds_anything reports whether a dead keeper has left anything for a successor, other than listening sockets and programs.
 static bool holds_anything(const struct holder *h)
 {
 	for (size_t i = 0; i < h->nheld; i++)
@@ -275,8 +274,8 @@ static void forget(struct holder *h, pid_t pid)
 		*e = h->watched[--h->nwatched];
 }
 
-// leave_cgroups removes the cgroups that this process is in, by which it was told them. Where there is no way out of one it
-// stays for the next holder: on version 2 the root of a cgroup namespace takes no process once controllers are enabled.
+// leave_cgroups moves this process out of its cgroups and removes them. A cgroup that it cannot leave stays for the next
+// holder: on version 2 the root of a cgroup namespace accepts no process once controllers are enabled.
 static void leave_cgroups(const struct holder *h)
 {
 	char path[PATH_MAX];
@@ -290,13 +289,13 @@ static void leave_cgroups(const struct holder *h)
 			continue;
 		if (write(fd, "0", 1) == 1)
 			for (int tries = 0; rmdir(h->cgroups[i]) != 0 && errno == EBUSY && tries < 200; tries++)
-				usleep(10000); // a process that was killed leaves it a moment later
+				usleep(10000); // a killed process leaves its cgroup a moment later
 		close(fd);
 	}
 }
 
-// see_off waits a moment for children that end with the keeper, whose parent we have become.
-static void see_off(void)
+// reap_orphans waits up to two seconds for children of the keeper that exit with it.
+static void reap_orphans(void)
 {
 	for (int tries = 0; tries < 200; tries++) {
 		pid_t pid = waitpid(-1, NULL, WNOHANG);
@@ -312,7 +311,7 @@ __attribute__((noreturn)) static void end(const struct holder *h, int status)
 {
 	char path[PATH_MAX];
 
-	see_off();
+	reap_orphans();
 	snprintf(path, sizeof(path), "%s/holder.sock", h->state);
 	unlink(path);
 	leave_cgroups(h);
@@ -342,7 +341,7 @@ static void keeper_ended(struct holder *h, int status)
 		h->delay_ms = DELAY_MAX_MS;
 }
 
-// reap takes all children that have ended: the keeper, and what a dead keeper has left to us.
+// reap reaps all children that have exited: the keeper, and the children of dead keepers.
 static void reap(struct holder *h)
 {
 	int status;
@@ -360,8 +359,8 @@ static void reap(struct holder *h)
 	}
 }
 
-// become_keeper runs in the child. The first keeper has descriptors 1 and 2 of our starter; what a later one says goes
-// to its log. Program is the descriptor of the keeper's program; -1: it is at its path.
+// become_keeper runs in the child. The first keeper inherits the starter's descriptors 1 and 2; later ones write to their
+// log. program is the descriptor of the keeper's program, -1 to use its path.
 __attribute__((noreturn)) static void become_keeper(const struct holder *h, int program)
 {
 	sigset_t none;
@@ -386,7 +385,7 @@ __attribute__((noreturn)) static void become_keeper(const struct holder *h, int 
 	_exit(127);
 }
 
-// set_program has keepers started from a file, by its path, or from a descriptor that is held. It returns 0 or an errno.
+// set_program makes future keepers start from a path or from a held descriptor. It returns 0 or an errno.
 static int set_program(struct holder *h, const char *name, size_t n)
 {
 	char *copy;
@@ -425,7 +424,7 @@ static void start_keeper(struct holder *h)
 	h->keeper = pid;
 	h->replacing = false;
 	h->started_ms = now_ms();
-	if (!h->started_before) { // our starter reads them to their end
+	if (!h->started_before) { // the starter reads them to the end
 		int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
 		dup2(null, 1);
@@ -436,7 +435,7 @@ static void start_keeper(struct holder *h)
 	h->started_before = true;
 }
 
-// --- the change to a new program ---
+// --- replacing the holder's program ---
 
 static int state_line(int fd, const char *format, ...)
 {
@@ -502,9 +501,8 @@ static int reexec(struct holder *h, const char *path, size_t n)
 	return failed;
 }
 
-// take_over reads the state that an earlier program of this process has left, a holder or a keeper (which leaves no limits
-// of files: they are those of this process). A line that this version does not know is
-// logged. If the end of the state is missing, what has been read is kept.
+// take_over reads the state that the previous program of this process has left: a holder, or a keeper, which leaves no file
+// limits because the process already has them. Unknown lines are logged. If the end is missing, the part that was read counts.
 static void take_over(struct holder *h, int fd)
 {
 	char line[HOLDER_NAME_MAX + 64], name[HOLDER_NAME_MAX + 1];
@@ -546,14 +544,14 @@ struct request {
 	int32_t pid;
 	const char *name;
 	size_t name_length;
-	int fd; // -1: none came
+	int fd; // -1: none
 };
 
 struct answer {
 	int32_t error, first, second;
 	char data[HOLDER_ANSWER_MAX - 3 * sizeof(int32_t)];
 	size_t length;
-	int fd; // -1: none goes
+	int fd; // -1: none
 };
 
 static void names_from(const struct holder *h, struct answer *a, size_t index)
@@ -608,7 +606,7 @@ static void serve(struct holder *h, struct request *q, struct answer *a)
 		a->error = watch(h, q->pid);
 		return;
 	case HOLDER_EXITED:
-		reap(h); // the asker may know of the end before we have been told
+		reap(h); // the client may know of the exit before SIGCHLD has arrived
 		w = find_watched(h, q->pid);
 		a->error = w ? 0 : ENOENT;
 		a->first = w && w->exited;
@@ -633,7 +631,7 @@ static void serve(struct holder *h, struct request *q, struct answer *a)
 	}
 }
 
-// send_answer reports whether the client took it. One that does not read its answers is left.
+// send_answer reports whether the answer was sent. It never waits for a client that does not read.
 static bool send_answer(int client, const struct answer *a)
 {
 	char control[CMSG_SPACE(sizeof(int))] = {0};
@@ -672,13 +670,13 @@ static int take_descriptors(struct msghdr *message)
 	return first;
 }
 
-// answer_client serves one request. It reports whether the connection goes on.
+// answer_client serves one request. It reports whether the connection stays open.
 static bool answer_client(struct holder *h, int client)
 {
 	struct {
 		uint32_t version, operation;
 		int32_t pid;
-		char name[HOLDER_NAME_MAX + 1]; // one more, to tell a name that is too long
+		char name[HOLDER_NAME_MAX + 1]; // one more, to detect a name that is too long
 	} packet;
 	const size_t head = 3 * sizeof(uint32_t);
 	char control[CMSG_SPACE(8 * sizeof(int))];
@@ -724,7 +722,7 @@ static void accept_client(struct holder *h)
 
 // --- the lock and the socket ---
 
-// open_lock locks the lock's file and writes our pid into it. It returns the descriptor, or -1 with the reason in why.
+// open_lock locks the lock file and writes the holder's pid to it. It returns the descriptor, or -1 with the reason in why.
 static int open_lock(const struct holder *h, char *why, size_t size)
 {
 	char path[PATH_MAX], pid[16] = "";
@@ -749,7 +747,7 @@ static int open_lock(const struct holder *h, char *why, size_t size)
 	return -1;
 }
 
-// open_listener replaces the socket's file. The caller has the lock. It returns the descriptor, or -1 with the reason in why.
+// open_listener replaces the socket. The caller has the lock. It returns the descriptor, or -1 with the reason in why.
 static int open_listener(const struct holder *h, char *why, size_t size)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -774,8 +772,8 @@ static int open_listener(const struct holder *h, char *why, size_t size)
 
 // --- the loop ---
 
-// restore makes the lock and the socket anew where somebody has removed them, with the state directory or alone. The
-// directory itself is for those who ask for this by HUP to make: the keeper, or kurid.
+// restore creates the lock and the socket again if they were removed, alone or with the state directory. The sender of
+// SIGHUP, the keeper or kurid, has created the directory before.
 static void restore(struct holder *h)
 {
 	char path[PATH_MAX], why[512];
@@ -786,7 +784,7 @@ static void restore(struct holder *h)
 	if (fstat(h->lock, &ours) != 0 || stat(path, &there) != 0 || ours.st_dev != there.st_dev || ours.st_ino != there.st_ino) {
 		fd = open_lock(h, why, sizeof(why));
 		if (fd < 0) {
-			say(h, "the lock was removed and cannot be made anew: %s", why);
+			say(h, "the lock was removed and cannot be restored: %s", why);
 			return;
 		}
 		close(h->lock);
@@ -797,12 +795,12 @@ static void restore(struct holder *h)
 		return;
 	fd = open_listener(h, why, sizeof(why));
 	if (fd < 0) {
-		say(h, "the socket was removed and cannot be made anew: %s", why);
+		say(h, "the socket was removed and cannot be restored: %s", why);
 		return;
 	}
 	close(h->listener);
 	h->listener = fd;
-	say(h, "the socket was removed, and was made anew");
+	say(h, "the socket was removed, and has been restored");
 }
 
 static void take_signal(struct holder *h)
@@ -819,7 +817,7 @@ static void take_signal(struct holder *h)
 		kill(h->keeper, info.ssi_signo);
 }
 
-// open_gate reports whether the gate has been opened: the starter has closed its end.
+// open_gate reports whether the gate is open: the starter has closed its end.
 static bool open_gate(struct holder *h)
 {
 	char byte;
@@ -849,7 +847,7 @@ __attribute__((noreturn)) static void run(struct holder *h)
 
 		fds[0] = (struct pollfd){h->signals, POLLIN, 0};
 		fds[1] = (struct pollfd){h->listener, POLLIN, 0};
-		fds[2] = (struct pollfd){h->gate, POLLIN, 0}; // a negative one is passed over
+		fds[2] = (struct pollfd){h->gate, POLLIN, 0}; // poll ignores a negative one
 		for (int i = 0; i < nclients; i++)
 			fds[3 + i] = (struct pollfd){h->clients[i], POLLIN, 0};
 		if (poll(fds, 3 + nclients, wait_ms(h)) < 0 && errno != EINTR)
@@ -914,14 +912,14 @@ static void take_signals(struct holder *h)
 	sigaddset(&set, SIGCHLD);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGHUP); // not ignored: containers would inherit that
+	sigaddset(&set, SIGHUP); // not ignored: containers would inherit an ignored signal
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	h->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (h->signals < 0)
 		die("signalfd: %s", strerror(errno));
 }
 
-// raise_files raises our own limit of descriptors as far as it goes. The keeper starts with the limit that we had.
+// raise_files raises the holder's own limit of open files to the hard limit. The keeper starts with the original limit.
 static void raise_files(struct holder *h, bool remembered)
 {
 	struct rlimit now;
@@ -966,7 +964,7 @@ int main(int argc, char **argv)
 	h.gate = -1;
 	h.pid = getpid();
 	if (!inherited)
-		syscall(SYS_close_range, 3, ~0U, 0); // what the starter has left open
+		syscall(SYS_close_range, 3, ~0U, 0); // descriptors that the starter has left open
 	prctl(PR_SET_NAME, "kuri-holder");
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0)
 		die("become the reaper of the containers: %s", strerror(errno));
@@ -979,13 +977,13 @@ int main(int argc, char **argv)
 		unsetenv(STATE_ENV);
 		raise_files(&h, h.files.rlim_max != 0);
 	} else {
-		setsid(); // a starter that has done so already makes this fail
+		setsid(); // fails if the starter has already done so
 		take_lock(&h);
 		start_listening(&h);
 		enter_cgroups(&h);
 		raise_files(&h, false);
 		h.gate = 0;
 	}
-	reap(&h); // what ended before the signals were ours
+	reap(&h); // children that exited before the signals were blocked
 	run(&h);
 }
