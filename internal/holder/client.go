@@ -40,16 +40,16 @@ const (
 // answerLimit bounds the wait for an answer. A holder that takes longer has been stopped.
 const answerLimit = 5 * time.Second
 
-// Client speaks with the holder of one state directory. The connection is made at the first call, and made anew when the
-// holder has been replaced.
+// Client is a connection to the holder of one state directory. It connects at the first call, and again after the holder was
+// replaced.
 type Client struct {
 	socket string
 
-	mu sync.Mutex // guards fd; held over one exchange, which answerLimit bounds
+	mu sync.Mutex // guards fd; held during an exchange, which answerLimit bounds
 	fd int        // -1 for none
 }
 
-// Connect returns a client of the holder that serves a state directory, if one does.
+// Connect returns a client of the holder of a state directory. It does not require that one runs.
 func Connect(stateDir string) *Client {
 	return &Client{socket: filepath.Join(stateDir, "holder.sock"), fd: -1}
 }
@@ -61,38 +61,38 @@ func (c *Client) Close() {
 	c.disconnect()
 }
 
-// Info is what a holder says about itself.
+// Info describes a running holder.
 type Info struct {
 	Pid     int
-	Keeper  int // pid of the keeper; 0 while none runs
+	Keeper  int // pid of the keeper; 0 if none runs
 	Version string
 }
 
-// Info asks the holder who it is. The error is of kind Unavailable when none serves.
+// Info returns the holder's pid and version. The error is of kind Unavailable if no holder serves.
 func (c *Client) Info() (Info, error) {
 	a, err := c.ask(opInfo, 0, "", nil)
 	return Info{Pid: int(a.first), Keeper: int(a.second), Version: string(a.data)}, err
 }
 
-// Put has the holder keep a duplicate of f under name, in place of what it had there.
+// Put makes the holder keep a duplicate of f under name, instead of an older descriptor of that name.
 func (c *Client) Put(name string, f *os.File) error {
 	_, err := c.ask(opPut, 0, name, f)
 	return err
 }
 
-// Get returns a duplicate of the descriptor of that name, which is the caller's to close; NotFound when there is none.
+// Get returns a duplicate of the named descriptor, which the caller closes. The error is of kind NotFound if there is none.
 func (c *Client) Get(name string) (*os.File, error) {
 	a, err := c.ask(opGet, 0, name, nil)
 	if err != nil {
 		return nil, err
 	}
 	if a.fd < 0 {
-		return nil, fault.New(fault.Exhausted, "descriptor %s came from the holder and could not be taken; has this process reached its limit of open files?", name)
+		return nil, fault.New(fault.Exhausted, "descriptor %s from the holder could not be received: this process may have reached its limit of open files", name)
 	}
 	return os.NewFile(uintptr(a.fd), name), nil
 }
 
-// Drop has the holder close what it keeps under these names. Unknown ones are a success.
+// Drop makes the holder close the named descriptors. Unknown names are ignored.
 func (c *Client) Drop(names ...string) error {
 	var errs []error
 	for _, name := range names {
@@ -102,7 +102,7 @@ func (c *Client) Drop(names ...string) error {
 	return errors.Join(errs...)
 }
 
-// Names lists all names. It is for a time at which nobody puts or drops any, the start of a keeper.
+// Names lists all names. No name may be put or dropped during the call; the keeper calls it at its start.
 func (c *Client) Names() ([]string, error) {
 	var all []string
 	for next := int32(0); ; {
@@ -121,41 +121,41 @@ func (c *Client) Names() ([]string, error) {
 	}
 }
 
-// Watch has the holder keep the exit status of a process, should the holder be the one to reap it, until Forget. A status
-// that is kept for an earlier process of that pid is lost.
+// Watch makes the holder keep the exit status of a process, if the holder reaps it, until Forget. It discards the status of an
+// earlier process with that pid.
 func (c *Client) Watch(pid int) error {
 	_, err := c.ask(opWatch, int32(pid), "", nil)
 	return err
 }
 
-// Exited returns the wait status of a watched process that the holder has reaped; known is false when it has not, and the
-// error of kind NotFound when the process is not watched.
+// Exited returns the wait status of a watched process. known is false if the holder has not reaped it. The error is of kind
+// NotFound if the process is not watched.
 func (c *Client) Exited(pid int) (status unix.WaitStatus, known bool, err error) {
 	a, err := c.ask(opExited, int32(pid), "", nil)
 	return unix.WaitStatus(a.second), err == nil && a.first == 1, err
 }
 
-// Forget ends the watch of a process. One that is not watched is a success.
+// Forget stops watching a process. It does nothing if the process is not watched.
 func (c *Client) Forget(pid int) error {
 	_, err := c.ask(opForget, int32(pid), "", nil)
 	return err
 }
 
-// Program has the holder start keepers from another program from now on: name is the absolute path of one, or the name of a
-// descriptor that the holder has (NotFound when it has none). The keeper that runs is left alone.
+// Program sets the program of future keepers: name is an absolute path, or the name of a descriptor that the holder has
+// (NotFound if it has none). The running keeper is not affected.
 func (c *Client) Program(name string) error {
 	_, err := c.ask(opProgram, 0, name, nil)
 	return err
 }
 
-// RestartKeeper kills the keeper. The holder starts another at once.
+// RestartKeeper kills the keeper. The holder starts another one at once.
 func (c *Client) RestartKeeper() error {
 	_, err := c.ask(opRestart, 0, "", nil)
 	return err
 }
 
-// Reexec has the holder start its program anew in its own process, from the program at path, or from its file if path is "".
-// It keeps its pid, its children and all that it holds. With an error it goes on as it was, unless that is of kind
+// Reexec makes the holder execute the program at path in its own process, or its own program again if path is "". The holder
+// keeps its pid, its children and its descriptors. On an error it continues unchanged, unless the error is of kind
 // Unavailable.
 func (c *Client) Reexec(path string) error {
 	c.mu.Lock()
@@ -165,7 +165,7 @@ func (c *Client) Reexec(path string) error {
 	}
 	a, err := c.exchange(opReexec, 0, path, nil)
 	if err == nil {
-		return a.failed("start the holder anew", path)
+		return a.failed("replace the holder's program", path)
 	}
 	if !errors.Is(err, errEnded) {
 		return err
@@ -176,13 +176,13 @@ func (c *Client) Reexec(path string) error {
 	}
 	a, err = c.exchange(opInfo, 0, "", nil)
 	if err == nil {
-		err = a.failed("ask the new holder who it is", "")
+		err = a.failed("ask the new holder for its version", "")
 	}
 	return err
 }
 
-// Ended returns a channel that is closed when the holder which serves now has ended or been started anew, or ctx has. The error
-// is of kind Unavailable when none serves.
+// Ended returns a channel that is closed when the current holder exits or executes another program, or when ctx ends. The
+// error is of kind Unavailable if no holder serves.
 func (c *Client) Ended(ctx context.Context) (<-chan struct{}, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unixpacket", c.socket)
@@ -194,25 +194,25 @@ func (c *Client) Ended(ctx context.Context) (<-chan struct{}, error) {
 		defer close(ended)
 		defer conn.Close()
 		defer context.AfterFunc(ctx, func() { conn.Close() })()
-		conn.Read(make([]byte, 1)) // the holder says nothing that it is not asked
+		conn.Read(make([]byte, 1)) // the holder never sends anything unasked
 	}()
 	return ended, nil
 }
 
-// answer is one packet of the holder's.
+// answer is one packet from the holder.
 type answer struct {
 	errno         unix.Errno
 	first, second int32
 	data          []byte
-	fd            int // -1: none came
+	fd            int // -1: none
 }
 
-// operations say what was asked for, in errors.
+// operations names the operations, for errors.
 var operations = map[uint32]string{
-	opInfo: "ask the holder who it is", opPut: "have the holder keep descriptor", opGet: "get from the holder descriptor",
-	opDrop: "have the holder close descriptor", opNames: "list what the holder keeps", opWatch: "have the holder watch a process",
-	opExited: "ask the holder for an exit status", opForget: "have the holder forget a process",
-	opRestart: "have the holder replace the keeper", opProgram: "have the holder start keepers from",
+	opInfo: "ask the holder for its version", opPut: "pass to the holder descriptor", opGet: "get from the holder descriptor",
+	opDrop: "make the holder close descriptor", opNames: "list the holder's descriptors", opWatch: "make the holder watch a process",
+	opExited: "ask the holder for an exit status", opForget: "make the holder forget a process",
+	opRestart: "make the holder replace the keeper", opProgram: "make the holder start keepers from",
 }
 
 func (a answer) failed(what, name string) error {
@@ -222,12 +222,12 @@ func (a answer) failed(what, name string) error {
 	case unix.ENOENT:
 		return fault.New(fault.NotFound, "%s %s: %w", what, name, a.errno)
 	case unix.ENOSYS, unix.EPROTO:
-		return fault.New(fault.Unimplemented, "%s: not supported by the holder that runs, which is of another version: %w", what, a.errno)
+		return fault.New(fault.Unimplemented, "%s: not supported by the running holder, which has another version: %w", what, a.errno)
 	}
 	return fmt.Errorf("%s %s: %w", what, name, a.errno)
 }
 
-// ask makes one request, and once more on a new connection when the first was lost: the operations are idempotent.
+// ask sends a request, and sends it again on a new connection if the first one was lost: all operations are idempotent.
 func (c *Client) ask(op uint32, pid int32, name string, f *os.File) (answer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -238,7 +238,7 @@ func (c *Client) ask(op uint32, pid int32, name string, f *os.File) (answer, err
 			a, err = c.exchange(op, pid, name, f)
 		}
 		if err != nil {
-			c.disconnect() // an answer that comes late must not be taken for that to another request
+			c.disconnect() // a late answer must not be mistaken for the answer to another request
 		}
 	}
 	if err != nil {
@@ -277,7 +277,7 @@ func (c *Client) disconnect() {
 	}
 }
 
-// exchange sends one request and receives its answer. The lock is held.
+// exchange sends one request and receives its answer. The caller holds c.mu.
 func (c *Client) exchange(op uint32, pid int32, name string, f *os.File) (answer, error) {
 	body := binary.NativeEndian.AppendUint32(nil, version)
 	body = binary.NativeEndian.AppendUint32(body, op)
@@ -315,17 +315,17 @@ func (c *Client) send(body []byte, f *os.File) error {
 	return serr
 }
 
-// parse reads an answer, or what has come instead.
+// parse decodes an answer.
 func parse(packet, control []byte, err error) (answer, error) {
 	switch {
 	case err == unix.EAGAIN:
-		return answer{}, fmt.Errorf("no answer within %s: has the holder been stopped?", answerLimit)
+		return answer{}, fmt.Errorf("no answer within %s: the holder may be stopped", answerLimit)
 	case err == unix.ECONNRESET || err == nil && len(packet) == 0:
 		return answer{}, errEnded
 	case err != nil:
 		return answer{}, err
 	case len(packet) < 12:
-		return answer{}, fmt.Errorf("an answer of %d bytes", len(packet))
+		return answer{}, fmt.Errorf("the answer has only %d bytes", len(packet))
 	}
 	word := func(i int) int32 { return int32(binary.NativeEndian.Uint32(packet[4*i:])) }
 	a := answer{errno: unix.Errno(word(0)), first: word(1), second: word(2), data: packet[12:], fd: -1}

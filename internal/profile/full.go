@@ -12,13 +12,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Quiet keeps this process from sampling its memory until a profile of it is taken. To be called first of all.
+// Quiet turns off memory sampling until a profile is requested. It must be called first in main.
 func Quiet() { runtime.MemProfileRate = 0 }
 
-// sampleEvery is the mean number of bytes between two samples of memory, while one is taken of a quiet process.
+// sampleEvery is the mean number of bytes between memory samples during a request to a quiet process.
 const sampleEvery = 4 << 10
 
-// begin begins to take a profile, and returns what waits for its end and writes it.
+// begin starts a profile, and returns a function that waits for its end and writes it.
 func begin(r Request, out io.Writer) (func(context.Context) error, error) {
 	wait := func(ctx context.Context) {
 		select {
@@ -39,7 +39,7 @@ func begin(r Request, out io.Writer) (func(context.Context) error, error) {
 				wait(ctx)
 				defer Quiet() // the profile is scaled by the rate
 			}
-			runtime.GC() // what is in use is known as of the last collection
+			runtime.GC() // the heap profile is as of the last collection
 			return pprof.Lookup(r.Name).WriteTo(out, r.Debug)
 		}, nil
 	}

@@ -13,14 +13,14 @@ import (
 // Quiet does nothing: a program that does not link Go's profiles samples no memory.
 func Quiet() {}
 
-// stacksMax bounds the text of all stacks, in bytes.
+// stacksMax bounds the dump of all stacks, in bytes.
 const stacksMax = 64 << 20
 
-// begin has the stacks alone, as text. An error of kind Unimplemented says how to have the others.
+// begin supports only stacks as text. For others it returns an error of kind Unimplemented that says how to get them.
 func begin(r Request, out io.Writer) (func(context.Context) error, error) {
 	if r.Name != "goroutine" || r.Debug != 2 {
-		return nil, fault.New(fault.Unimplemented, "this program is built without profiles, which would take memory on every node, and tells its stacks alone; "+
-			"make kuri-keeper LEAN= builds a keeper with them: put it in the place of this one and restart kurid, which changes keepers with everything running")
+		return nil, fault.New(fault.Unimplemented, "this program is built without profiles, to save memory, and has only stacks; "+
+			"make kuri-keeper LEAN= builds a keeper with profiles: install it and restart kurid, which replaces the keeper under running pods")
 	}
 	return func(context.Context) error {
 		for size := 64 << 10; ; size *= 2 {

@@ -15,23 +15,23 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// All are the profiles that there can be, as net/http/pprof names them.
+// All lists the supported profiles, with the names of net/http/pprof.
 var All = []string{"allocs", "goroutine", "heap", "profile", "threadcreate"}
 
-// Request says which profile is wanted.
+// Request selects a profile.
 type Request struct {
 	Name    string // one of All
-	Seconds int    // over which "profile" is taken, and memory is sampled where it is not always; 1 to SecondsMax
-	Debug   int    // of "goroutine": 2 for the stacks as text
+	Seconds int    // duration of a CPU profile, and of memory sampling in a quiet process; 1 to SecondsMax
+	Debug   int    // for "goroutine": 2 for stacks as text
 }
 
-// SecondsMax bounds the time over which a profile is taken.
+// SecondsMax bounds Request.Seconds.
 const SecondsMax = 600
 
-// Check returns why r cannot be had, an error of kind Invalid.
+// Check returns an error of kind Invalid for an invalid request.
 func (r Request) Check() error {
 	if !slices.Contains(All, r.Name) {
-		return fault.New(fault.Invalid, "there is no profile %q here; there are %s", r.Name, strings.Join(All, ", "))
+		return fault.New(fault.Invalid, "unknown profile %q; use one of %s", r.Name, strings.Join(All, ", "))
 	}
 	if r.Seconds < 1 || r.Seconds > SecondsMax {
 		return fault.New(fault.Invalid, "seconds: %d is not from 1 to %d", r.Seconds, SecondsMax)
@@ -42,15 +42,14 @@ func (r Request) Check() error {
 	return nil
 }
 
-// taking is held while a profile is taken over a time: Go has one of each at once.
+// taking is held during a profile: the Go runtime takes only one of each kind at a time.
 var taking sync.Mutex
 
-// slack is how long the reader of a profile may take beyond the time over which it is taken.
+// slack is the time that a reader may take beyond Request.Seconds.
 const slack = 30 * time.Second
 
-// Begin opens the pipe at path, /proc/PID/fd/N, and begins to take a profile. finish writes it, when the time is over, and
-// closes the pipe. Error kinds: Invalid, Unavailable (another is being taken), Unimplemented (a
-// lean program, which has it not).
+// Begin opens the pipe at path, /proc/PID/fd/N, and starts a profile. finish waits for its end, writes it and closes the pipe.
+// Error kinds: Invalid, Unavailable (another profile is being taken), Unimplemented (a lean program).
 func Begin(r Request, path string) (finish func(context.Context) error, err error) {
 	if err := r.Check(); err != nil {
 		return nil, err
@@ -62,7 +61,7 @@ func Begin(r Request, path string) (finish func(context.Context) error, err erro
 	out.SetWriteDeadline(time.Now().Add(time.Duration(r.Seconds)*time.Second + slack))
 	if !taking.TryLock() {
 		out.Close()
-		return nil, fault.New(fault.Unavailable, "another profile of this process is being taken; ask again when that is done")
+		return nil, fault.New(fault.Unavailable, "another profile of this process is being taken; try again later")
 	}
 	release := func() {
 		taking.Unlock()
@@ -82,7 +81,7 @@ func Begin(r Request, path string) (finish func(context.Context) error, err erro
 	}, nil
 }
 
-// openPipe opens the writing end of a pipe of another process. The error is of kind Invalid.
+// openPipe opens the write end of another process's pipe. The error is of kind Invalid.
 func openPipe(path string) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -96,10 +95,10 @@ func openPipe(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// lookEvery is how often the writer of a profile looks whether anybody reads it still.
+// lookEvery is the interval at which the writer checks that the pipe still has a reader.
 const lookEvery = 250 * time.Millisecond
 
-// whileRead calls gone when nobody has the other end of the pipe any more. It ends with ctx.
+// whileRead calls gone when the pipe has no reader any more. It ends with ctx.
 func whileRead(ctx context.Context, pipe *os.File, gone func()) {
 	conn, err := pipe.SyscallConn()
 	if err != nil {
@@ -126,8 +125,8 @@ func whileRead(ctx context.Context, pipe *os.File, gone func()) {
 	}
 }
 
-// Receive copies to out the profile that ask has another process write: ask is given the path of the pipe, and returns when
-// the other has opened it, or later. When ctx ends nobody reads any more, and so the other process ends the profile.
+// Receive copies a profile of another process to out. ask passes the path of the pipe to that process, and must not return
+// before it has opened the pipe. When ctx ends the pipe loses its reader, so the other process stops the profile.
 func Receive(ctx context.Context, out io.Writer, r Request, ask func(path string) error) error {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -139,7 +138,7 @@ func Receive(ctx context.Context, out io.Writer, r Request, ask func(path string
 	copied := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(out, read)
-		read.Close() // who writes is told that nobody reads any more
+		read.Close() // the writer sees that the pipe has no reader
 		copied <- err
 	}()
 	fd, err := descriptor(write)
@@ -161,7 +160,7 @@ func Receive(ctx context.Context, out io.Writer, r Request, ask func(path string
 	return nil
 }
 
-// descriptor returns the number of f's, which stays as it is: Fd would make it blocking.
+// descriptor returns f's descriptor without changing it: File.Fd would make it blocking.
 func descriptor(f *os.File) (n uintptr, err error) {
 	conn, err := f.SyscallConn()
 	if err != nil {

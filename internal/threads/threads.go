@@ -1,8 +1,7 @@
-// Package threads ends threads that a burst of work has left behind. The Go runtime starts a thread for each goroutine
-// that is in a system call at the same time, and ends none by itself: a daemon that has started fifty pods at once would have
-// sixty threads for the rest of its life.
+// Package threads ends the threads that a burst of work has left behind. The Go runtime starts a thread for each goroutine in
+// a concurrent system call and never ends one: a daemon that has started fifty pods at once would keep sixty threads.
 //
-// The package owns nothing and keeps nothing.
+// The package has no state.
 package threads
 
 import (
@@ -13,16 +12,16 @@ import (
 	"time"
 )
 
-// longest is how many looks there are at most between two that end threads, where those that there are do work.
-const longest = 64
+// maxPause bounds the number of ticks between two attempts, when the threads are busy and ending them does not help.
+const maxPause = 64
 
-// Trim looks once every period, until ctx ends, and ends idle threads when there were more than most at two looks in a row.
-// Threads that work are left alone.
+// Trim counts the threads once every period, until ctx ends. If it finds more than most twice in a row it ends idle threads.
+// Busy threads are left alone.
 func Trim(ctx context.Context, most int, period time.Duration) {
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
-	high := false       // at the last look
-	pause, skip := 1, 0 // looks
+	high := false       // at the last tick
+	pause, skip := 1, 0 // in ticks
 	for {
 		select {
 		case <-ctx.Done():
@@ -38,12 +37,12 @@ func Trim(ctx context.Context, most int, period time.Duration) {
 			high = true
 		default:
 			end(n - most)
-			skip, pause = pause, min(2*pause, longest)
+			skip, pause = pause, min(2*pause, maxPause)
 		}
 	}
 }
 
-// count returns how many threads this process has, 0 when that cannot be read.
+// count returns the number of threads of this process, 0 if it cannot be read.
 func count() int {
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
@@ -52,8 +51,8 @@ func count() int {
 	return len(tasks)
 }
 
-// end ends n threads. A goroutine that ends while it is locked to its thread takes the thread with it. All must have theirs
-// before the first ends, or one thread would serve several.
+// end ends n threads. A goroutine that exits while locked to its thread ends the thread. All n goroutines must be locked
+// before the first one exits, or one thread would serve several of them.
 func end(n int) {
 	var have, ended sync.WaitGroup
 	all := make(chan struct{})

@@ -25,21 +25,21 @@ import (
 
 // Exporter sends spans. A nil one sends none. It is safe for concurrent use.
 type Exporter struct {
-	provider *sdk.TracerProvider
-	tracer   trace.Tracer
-	told     atomic.Int64 // when the log was told of an error last, in seconds since the epoch
+	provider    *sdk.TracerProvider
+	tracer      trace.Tracer
+	lastWarning atomic.Int64 // of the last logged error, in seconds since the epoch
 }
 
-// Open returns what sends spans to the collector at a URL, http or https, or, when that is "", to the one that the standard
-// environment variables name (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT); nil when none does, or
-// tracing is disabled (OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER=none). The other variables hold in both cases: headers,
-// certificates, timeouts, samplers, attributes of the resource. The collector need not be there. The error is of kind Invalid.
+// Open returns an exporter to the collector at url, http or https. If url is "" it uses the collector in the standard
+// environment variables (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT). It returns nil if none is set, or if
+// tracing is disabled (OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER=none). The other standard variables always apply: headers,
+// certificates, timeouts, samplers, resource attributes. The collector need not be running. The error is of kind Invalid.
 func Open(ctx context.Context, url, version string) (*Exporter, error) {
-	if url == "" && !asked() || disabled() {
+	if url == "" && !configured() || disabled() {
 		return nil, nil
 	}
 	if p := first("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"); p != "" && p != "grpc" {
-		return nil, fault.New(fault.Invalid, "traces are sent by OTLP over gRPC alone: set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc, not %q, and the collector's port for it, 4317", p)
+		return nil, fault.New(fault.Invalid, "traces are only sent by OTLP over gRPC: set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc, not %q, and the collector's port for it, 4317", p)
 	}
 	var options []otlptracegrpc.Option
 	if url != "" {
@@ -49,20 +49,20 @@ func Open(ctx context.Context, url, version string) (*Exporter, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "send traces: %w", err)
 	}
-	// What the environment says of the resource comes last, and so has the last word.
+	// Attributes from the environment come last, so they override the others.
 	about, err := resource.New(ctx, resource.WithHost(), resource.WithAttributes(
 		attribute.String("service.name", "kurid"), attribute.String("service.version", version), attribute.Int("process.pid", os.Getpid())), resource.WithFromEnv())
 	if err != nil {
-		slog.Warn("what traces say of this node is not all there", "err", err)
+		slog.Warn("some resource attributes of traces are missing", "err", err)
 	}
-	e := &Exporter{provider: sdk.NewTracerProvider(sdk.WithBatcher(exporter), sdk.WithResource(about))} // the sampler is the environment's
+	e := &Exporter{provider: sdk.NewTracerProvider(sdk.WithBatcher(exporter), sdk.WithResource(about))} // the sampler comes from the environment
 	e.tracer = e.provider.Tracer("github.com/kuri-cri/kuri", trace.WithInstrumentationVersion(version))
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(e.failed)) // the batcher has no other way to tell
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(e.failed)) // the batcher reports errors nowhere else
 	return e, nil
 }
 
-// asked reports whether the environment names a collector.
-func asked() bool {
+// configured reports whether the environment names a collector.
+func configured() bool {
 	return first("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT") != ""
 }
 
@@ -70,7 +70,7 @@ func disabled() bool {
 	return strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none"
 }
 
-// first returns the value of the first variable that has one.
+// first returns the first non-empty value of the variables.
 func first(names ...string) string {
 	for _, name := range names {
 		if v := os.Getenv(name); v != "" {
@@ -80,18 +80,18 @@ func first(names ...string) string {
 	return ""
 }
 
-// failed logs that spans could not be sent, once a minute at most.
+// failed logs that spans could not be sent, at most once a minute.
 func (e *Exporter) failed(err error) {
 	now := time.Now().Unix()
-	if last := e.told.Load(); now-last >= 60 && e.told.CompareAndSwap(last, now) {
+	if last := e.lastWarning.Load(); now-last >= 60 && e.lastWarning.CompareAndSwap(last, now) {
 		slog.Warn("traces cannot be sent", "err", err)
 	}
 }
 
-// closeLimit bounds the wait for the last spans to be sent.
+// closeLimit bounds the sending of the last spans.
 const closeLimit = 2 * time.Second
 
-// Close sends what is left, within a time.
+// Close sends the remaining spans, within closeLimit.
 func (e *Exporter) Close() {
 	if e == nil {
 		return
@@ -103,7 +103,7 @@ func (e *Exporter) Close() {
 	}
 }
 
-// Hook returns Ended, or nil when no spans are sent.
+// Hook returns Ended, or nil for a nil exporter.
 func (e *Exporter) Hook() func(context.Context, string, step.Report) {
 	if e == nil {
 		return nil
@@ -111,11 +111,11 @@ func (e *Exporter) Hook() func(context.Context, string, step.Report) {
 	return e.Ended
 }
 
-// Ended sends the spans of an operation that is over. full is its method with the service: "/runtime.v1.RuntimeService/Status".
-// ctx is that of the request; its metadata may name the span that it belongs to.
+// Ended sends the spans of a finished operation. full is its full method name, "/runtime.v1.RuntimeService/Status". ctx is the
+// context of the request; its metadata may have the caller's span.
 func (e *Exporter) Ended(ctx context.Context, full string, r step.Report) {
 	end := r.Began.Add(r.Took)
-	if n := len(r.Steps); n > 0 { // what its caller has given up goes on longer
+	if n := len(r.Steps); n > 0 { // an operation continues after its caller has given up
 		if last := r.Steps[n-1].Began.Add(r.Steps[n-1].Took); last.After(end) {
 			end = last
 		}
@@ -136,7 +136,7 @@ func (e *Exporter) Ended(ctx context.Context, full string, r step.Report) {
 	span.End(trace.WithTimestamp(end))
 }
 
-// below sends a span for each step below that of ctx, and below each those of its parts: "CreateContainer process init".
+// below sends a child span for each step, and recursively for its parts: "CreateContainer process init".
 func (e *Exporter) below(ctx context.Context, name string, steps []step.Step) {
 	for _, one := range steps {
 		name := name + " " + one.Name
@@ -146,7 +146,7 @@ func (e *Exporter) below(ctx context.Context, name string, steps []step.Step) {
 	}
 }
 
-// attributes are what is known of an operation, by OpenTelemetry's names where it has one.
+// attributes returns the attributes of an operation, with OpenTelemetry's names where it defines one.
 func attributes(r step.Report) (all []attribute.KeyValue) {
 	s := r.Subject
 	for _, a := range [][2]string{
@@ -160,7 +160,7 @@ func attributes(r step.Report) (all []attribute.KeyValue) {
 	return all
 }
 
-// incoming is the metadata of a request, as a carrier of the trace context.
+// incoming is a request's metadata as a carrier of the trace context.
 type incoming metadata.MD
 
 func carrier(ctx context.Context) incoming {
@@ -176,8 +176,8 @@ func (c incoming) Get(key string) string {
 	return ""
 }
 
-// Set does nothing: nothing is sent on.
+// Set does nothing: the context is only extracted.
 func (incoming) Set(string, string) {}
 
-// Keys returns nothing: who extracts knows what it looks for.
+// Keys returns nothing: the extractor knows its keys.
 func (incoming) Keys() []string { return nil }
