@@ -1,18 +1,16 @@
-// Package namespace makes the namespaces of a pod and holds them.
+// Package namespace creates and holds the namespaces of a pod.
 //
-// A network namespace is pinned by a bind mount of its file at a path under /run/netns, where `ip netns` and CNI plugins
-// look for it; it survives the keeper. IPC, UTS and PID namespaces are held by descriptor, and containers join them by
-// the path /proc/<keeper>/fd/N; they live as long as the descriptor or a process in them. A pod's /dev/shm is a tmpfs
-// that is mounted only in the mount namespace of a [Holder], which has nothing else in it, so the host's mount table gets
-// no entry for it; each container gets a clone.
+// A network namespace is pinned by a bind mount of its file under /run/netns, where `ip netns` and CNI plugins look for it. It
+// survives the keeper. IPC, UTS and PID namespaces are held by descriptor, and containers join them through
+// /proc/<keeper>/fd/N. They live as long as a descriptor or a process in them. A pod's /dev/shm is a tmpfs that is mounted only
+// in the mount namespace of a [Holder], so the host's mount table has no entry for it. Each container gets a clone of the mount.
 //
-// A PID namespace needs a process 1. It is a mode of the keeper's own program, in C and entered before the Go runtime
-// starts (init.c), so that it costs a few pages: it reaps what is left to it and ends on TERM.
+// A shared PID namespace needs a process 1. It is a mode of the keeper's own program, written in C and entered before the Go
+// runtime starts (init.c), so it costs only a few pages. It reaps orphans and exits on SIGTERM.
 //
-// A pod with a user namespace has it made by a process, for no thread of a Go program can: by the process 1 just
-// mentioned, or by one that is killed before it runs. It owns the pod's other namespaces, so the pod's root rules there.
+// No thread of a Go program can create a user namespace, so a process creates the one of a pod: the process 1 above, or one
+// that is killed before it runs. The user namespace owns the pod's other namespaces, so root in the pod has privileges there.
 //
-// Namespaces belong to threads. Everything here that enters one does so on an OS thread of its own which ends afterwards
-// ([OnThread]); no other goroutine ever runs in it. The package has no state and no locks. What makes or enters
-// namespaces is the keeper's alone.
+// Namespaces belong to threads. Code here that enters one runs on a separate OS thread that exits afterwards ([OnThread]); no
+// other goroutine ever runs on it. The package has no state and no locks. Only the keeper creates and enters namespaces.
 package namespace

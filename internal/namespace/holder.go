@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Holder is a mount namespace without processes. Its root is a tmpfs, with one mounted tmpfs for each pod: the pod's
-// /dev/shm. It is gone when the last descriptor of it is closed.
+// Holder is a mount namespace without processes. Its root is a tmpfs, in which each pod's /dev/shm is mounted, also a tmpfs.
+// The namespace ends when its last descriptor is closed.
 type Holder struct {
 	own, host *os.File
 }
 
-// NewHolder makes the mount namespace. Scratch is a directory, any, that it may mount over within the new namespace.
+// NewHolder creates the mount namespace. scratch is any directory; it is used as a mount point inside the new namespace.
 func NewHolder(scratch string) (*Holder, error) {
 	host, err := os.Open("/proc/self/ns/mnt")
 	if err != nil {
@@ -39,7 +39,7 @@ func NewHolder(scratch string) (*Holder, error) {
 		if err := unix.Chdir(scratch); err != nil {
 			return err
 		}
-		// Without the host's mounts, so that none is kept busy. An initramfs cannot be left; there it stays.
+		// Leave the host's mounts, to keep none busy. That is impossible from an initramfs: chroot there instead.
 		if err := unix.PivotRoot(".", "."); err == nil {
 			if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 				return err
@@ -54,12 +54,12 @@ func NewHolder(scratch string) (*Holder, error) {
 			h.own.Close()
 		}
 		host.Close()
-		return nil, fmt.Errorf("make the mount namespace that holds /dev/shm of pods: %w", err)
+		return nil, fmt.Errorf("create the mount namespace for the pods' /dev/shm: %w", err)
 	}
 	return h, nil
 }
 
-// AdoptHolder returns the holder whose mount namespace own is, which it then owns.
+// AdoptHolder returns the holder of the mount namespace own, and takes ownership of own.
 func AdoptHolder(own *os.File) (*Holder, error) {
 	host, err := os.Open("/proc/self/ns/mnt")
 	if err != nil {
@@ -69,10 +69,10 @@ func AdoptHolder(own *os.File) (*Holder, error) {
 	return &Holder{own: own, host: host}, nil
 }
 
-// File is the mount namespace, which stays the holder's.
+// File returns the mount namespace. The holder keeps ownership.
 func (h *Holder) File() *os.File { return h.own }
 
-// Pods lists the pods that have a /dev/shm here, and the device (st_dev) of each.
+// Pods returns the device (st_dev) of each pod's /dev/shm by pod id.
 func (h *Holder) Pods() (map[string]uint64, error) {
 	pods := make(map[string]uint64)
 	err := h.inside(func() error {
@@ -87,16 +87,16 @@ func (h *Holder) Pods() (map[string]uint64, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list /dev/shm of pods: %w", err)
+		return nil, fmt.Errorf("list the pods' /dev/shm: %w", err)
 	}
 	return pods, nil
 }
 
-// Close gives all of it up.
+// Close closes the holder's descriptors.
 func (h *Holder) Close() error { return errors.Join(h.own.Close(), h.host.Close()) }
 
-// AddShm makes the /dev/shm of the pod id, of at most size bytes, which belongs to the given user and group of the host.
-// All that is in it has the SELinux label, unless that is "". It returns the device (st_dev) that it is.
+// AddShm mounts a /dev/shm for the pod id: at most size bytes, owned by the host's uid and gid, with mountLabel as the SELinux
+// label of its files unless that is "". It returns the device (st_dev).
 func (h *Holder) AddShm(id string, size int64, uid, gid int, mountLabel string) (device uint64, err error) {
 	options := label.FormatMountLabel(fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid), mountLabel)
 	err = h.inside(func() error {
@@ -114,13 +114,13 @@ func (h *Holder) AddShm(id string, size int64, uid, gid int, mountLabel string) 
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("make /dev/shm of pod %s: %w", id, err)
+		return 0, fmt.Errorf("mount /dev/shm of pod %s: %w", id, err)
 	}
 	return device, nil
 }
 
-// TakeShm makes the mount at target in the mount namespace of the process pid the /dev/shm of the pod id, if it is that
-// device (st_dev).
+// TakeShm clones the mount at target in the mount namespace of the process pid as the /dev/shm of the pod id. It must be the
+// given device (st_dev).
 func (h *Holder) TakeShm(id string, pid int, target string, device uint64) error {
 	theirs, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	if err != nil {
@@ -144,7 +144,7 @@ func (h *Holder) TakeShm(id string, pid int, target string, device uint64) error
 			return err
 		}
 		if st.Dev != device {
-			return fmt.Errorf("%s of process %d is another file system", target, pid)
+			return fmt.Errorf("%s of process %d is another filesystem", target, pid)
 		}
 		if err := unix.Setns(int(h.own.Fd()), unix.CLONE_NEWNS); err != nil {
 			return err
@@ -160,10 +160,10 @@ func (h *Holder) TakeShm(id string, pid int, target string, device uint64) error
 	return nil
 }
 
-// RemoveShm gives the /dev/shm of the pod id up. One that is not there is a success.
+// RemoveShm unmounts the /dev/shm of the pod id. It does nothing if there is none.
 func (h *Holder) RemoveShm(id string) error {
 	err := h.inside(func() error {
-		// EINVAL: its removal was cut off after this step.
+		// EINVAL: an earlier removal was interrupted after this step.
 		if err := unix.Unmount("/"+id, unix.MNT_DETACH); err != nil && err != unix.ENOENT && err != unix.EINVAL {
 			return err
 		}
@@ -178,16 +178,16 @@ func (h *Holder) RemoveShm(id string) error {
 	return nil
 }
 
-// CloneShm returns a detached mount of the /dev/shm of the pod id, to be attached with move_mount(2) in any mount
-// namespace. It is called on a thread of its own (see [OnThread]) which has its own root and working directory
-// (CLONE_FS); the thread is back in the host's mount namespace afterwards.
+// CloneShm returns a detached mount of the /dev/shm of the pod id, which move_mount(2) can attach in any mount namespace. It
+// must be called on a thread of its own ([OnThread]) with its own root and working directory (CLONE_FS), and leaves that
+// thread in the host's mount namespace.
 func (h *Holder) CloneShm(id string) (*os.File, error) {
 	if err := unix.Setns(int(h.own.Fd()), unix.CLONE_NEWNS); err != nil {
 		return nil, fmt.Errorf("enter the holder of /dev/shm: %w", err)
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, "/"+id, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if serr := unix.Setns(int(h.host.Fd()), unix.CLONE_NEWNS); serr != nil {
-		err = errors.Join(err, fmt.Errorf("come back from the holder of /dev/shm: %w", serr))
+		err = errors.Join(err, fmt.Errorf("return from the holder of /dev/shm: %w", serr))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("clone /dev/shm of pod %s: %w", id, err)

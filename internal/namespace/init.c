@@ -1,7 +1,6 @@
-// The first process of a pod's shared PID namespace. It runs instead of the Go program, in a constructor, when the
-// environment has _KURI_POD_INIT, the mount options of its root: so it costs a few pages of memory. It reaps what is left
-// to it and ends on TERM or INT.
-// Descriptor 3 takes the reason when it cannot begin, and is closed once it has begun.
+// Process 1 of a pod's shared PID namespace. It runs instead of the Go program, in a constructor, if the environment has
+// _KURI_POD_INIT, the mount options of its root filesystem. So it costs only a few pages of memory. It reaps orphans and exits
+// on SIGTERM or SIGINT. If it cannot start it writes the reason to descriptor 3, which it closes once it has started.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <grp.h>
@@ -18,7 +17,7 @@
 #include <unistd.h>
 
 #define REPORT_FD 3
-#define NOBODY 65535 // as the pause images have it
+#define NOBODY 65535 // the user of the pause images
 
 static void must(int ok, const char *what)
 {
@@ -28,8 +27,8 @@ static void must(int ok, const char *what)
 	_exit(1);
 }
 
-// Leaves the host's file system for an empty one with /proc of this PID namespace, so that /proc/1/root shows nothing
-// and no mount of the host is kept busy.
+// leave_host_root changes to a root filesystem with nothing but /proc of this PID namespace, so that /proc/1/root shows nothing
+// and no mount of the host stays busy.
 static void leave_host_root(const char *options)
 {
 	const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;

@@ -14,24 +14,24 @@ import (
 
 import "C" // for init.c, the program of a pod's process 1
 
-// Init is the process 1 of a pod's PID namespace. Its parent, who reaps it, is this process.
+// Init is process 1 of a pod's PID namespace. It is a child of this process, which must reap it.
 type Init struct {
 	Pid   int      // in the PID namespace of this process
 	PidNS *os.File // the namespace; containers can join it while the process lives
 }
 
-// initLimit bounds the start of the process.
+// initLimit bounds the start of an Init.
 const initLimit = 10 * time.Second
 
-// StartInit starts process 1 of a new PID namespace. It is called on a thread that is in the pod's other namespaces,
-// which the process is then in as well; or with attributes, not nil, with which the process makes them. It has a root of
-// its own with /proc and nothing else, which has the SELinux label mountLabel unless that is "", no capabilities, and the
-// user 65535. OOMScoreAdj is -1000 to 1000; the kernel refuses to lower ours without CAP_SYS_RESOURCE.
+// StartInit starts process 1 of a new PID namespace. It must be called on a thread in the pod's other namespaces, which the
+// process inherits, or with a non-nil attr, with which the process creates them. The process has a root filesystem with
+// nothing but /proc, with the SELinux label mountLabel unless that is "". It has no capabilities and runs as user 65535.
+// oomScoreAdj is -1000 to 1000; without CAP_SYS_RESOURCE the kernel does not accept less than the keeper's own.
 func StartInit(oomScoreAdj int, mountLabel string, attr *syscall.SysProcAttr) (_ *Init, err error) {
 	if attr == nil {
 		attr = &syscall.SysProcAttr{}
 	} else {
-		attr.Credential = &syscall.Credential{} // the root of the new user namespace
+		attr.Credential = &syscall.Credential{} // root of the new user namespace
 	}
 	attr.Cloneflags |= syscall.CLONE_NEWPID | syscall.CLONE_NEWNS
 	attr.Setsid = true
@@ -59,7 +59,7 @@ func StartInit(oomScoreAdj int, mountLabel string, attr *syscall.SysProcAttr) (_
 			cmd.Wait()
 			return
 		}
-		// From here on the process is waited for by its pid.
+		// From here on the caller waits for the process by its pid.
 		cmd.Process.Release()
 	}()
 	said.SetReadDeadline(time.Now().Add(initLimit))

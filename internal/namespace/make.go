@@ -12,33 +12,33 @@ import (
 	"github.com/kuri-cri/kuri/internal/sysctl"
 )
 
-// Config says which namespaces a pod has of its own and how they begin.
+// Config selects the namespaces that a pod does not share with the host, and their initial settings.
 type Config struct {
 	Network   bool
-	NetnsPath string // where the network namespace is pinned; with Network only
+	NetnsPath string // where the network namespace is pinned; only with Network
 	IPC       bool
 	UTS       bool
-	Hostname  string            // of the new UTS namespace; "" leaves the host's
+	Hostname  string            // of the new UTS namespace; "" keeps the host's
 	User      *Mapping          // of a user namespace, which then owns the others; nil for the host's
 	Sysctls   map[string]string // kernel parameters by name; see [CheckSysctl]
 
-	// SysctlDefaults are parameters that are set unless Sysctls has them, as far as the kernel lets us.
+	// SysctlDefaults are set unless Sysctls has them. Those that the kernel does not accept are only logged.
 	SysctlDefaults map[string]string
 }
 
-// Set holds the namespaces of a pod. A field is nil or empty for a namespace that the pod shares with the host.
+// Set holds the namespaces of a pod. The field of a namespace that the pod shares with the host is nil or "".
 type Set struct {
 	NetnsPath string
 	IPC, UTS  *os.File
 	User      *os.File
 }
 
-// Make makes the namespaces of cfg: the loopback interface is up, hostname and sysctls are set. When anything fails
-// nothing stays.
+// Make creates the namespaces of cfg, brings the loopback interface up, and sets hostname and sysctls. On an error nothing is
+// left behind.
 //
-// Inside, when not nil, may start a process in them. It runs last, on the thread that is in them. With a user namespace,
-// which no thread of a Go program can make or enter, it runs first and gets attributes with which the process that it
-// starts makes all of them; it returns that process's id, or 0 for none.
+// inside, unless nil, may start a process in the namespaces. It runs last, on the thread that is in them. With a user
+// namespace, which no thread of a Go program can create or enter, it runs first: it gets the attributes with which its process
+// creates all namespaces, and returns the pid of that process, or 0 for none.
 func Make(cfg Config, inside func(*syscall.SysProcAttr) (pid int, err error)) (*Set, error) {
 	asked, err := checkSysctls(cfg.Sysctls, cfg)
 	if err != nil {
@@ -65,10 +65,10 @@ func (s *Set) make(cfg Config, asked, defaults sysctl.Values, inside func(*sysca
 	}
 	if cfg.User != nil {
 		if err := s.enterNew(flags, cfg.User, inside); err != nil {
-			return fmt.Errorf("make namespaces: %w", err)
+			return fmt.Errorf("create namespaces: %w", err)
 		}
 	} else if err := unix.Unshare(flags); err != nil {
-		return fmt.Errorf("make namespaces: %w", err)
+		return fmt.Errorf("create namespaces: %w", err)
 	}
 	if cfg.UTS && cfg.Hostname != "" {
 		if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
@@ -105,7 +105,7 @@ func (s *Set) make(cfg Config, asked, defaults sysctl.Values, inside func(*sysca
 	return err
 }
 
-// Close gives the namespaces up. Processes that are in them keep them. Closing twice is fine.
+// Close releases the namespaces; processes in them keep them alive. It may be called twice.
 func (s *Set) Close() error {
 	var errs []error
 	if s.NetnsPath != "" {
@@ -121,12 +121,12 @@ func (s *Set) Close() error {
 	return errors.Join(errs...)
 }
 
-// pin binds a namespace file at path. The calling thread is in the host's mount namespace, so all see it.
+// pin bind-mounts a namespace file at path. The calling thread is in the host's mount namespace, so the mount is visible there.
 func pin(ns, path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	// What a killed keeper left of the same pod is replaced.
+	// Replace what a killed keeper has left for the same pod.
 	if err := Unpin(path); err != nil {
 		return err
 	}

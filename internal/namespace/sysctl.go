@@ -12,8 +12,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/sysctl"
 )
 
-// CheckSysctl returns the key of the kernel parameter name, and an error of kind Invalid unless the parameter belongs to a
-// namespace that cfg makes.
+// CheckSysctl returns the key of a kernel parameter. The error is of kind Invalid unless the parameter belongs to a namespace
+// that cfg creates.
 func CheckSysctl(name string, cfg Config) (key string, err error) {
 	key, ns, err := sysctl.Parse(name)
 	if err != nil {
@@ -26,7 +26,7 @@ func CheckSysctl(name string, cfg Config) (key string, err error) {
 	return key, nil
 }
 
-// checkSysctls returns the values of names by their keys, checked.
+// checkSysctls checks all parameters and returns their values by key.
 func checkSysctls(names map[string]string, cfg Config) (sysctl.Values, error) {
 	values := make(sysctl.Values, len(names))
 	for name, value := range names {
@@ -39,15 +39,15 @@ func checkSysctls(names map[string]string, cfg Config) (sysctl.Values, error) {
 	return values, nil
 }
 
-// writeSysctls sets kernel parameters from a thread inside the namespaces. Those of the network that do not exist yet are
-// left for the caller of [Make]: an interface may bring them. Defaults that this kernel does not take are only logged.
+// writeSysctls sets kernel parameters from a thread inside the namespaces. It skips network parameters that do not exist yet:
+// they may come with an interface, and the caller of [Make] sets them later. Defaults that the kernel refuses are only logged.
 func writeSysctls(asked, defaults sysctl.Values, user *Mapping) error {
 	for _, key := range defaults.Keys() {
 		if _, given := asked[key]; given {
 			continue
 		}
 		if _, err := (sysctl.Values{key: defaults[key]}).Write(); err != nil {
-			slog.Warn("a pod runs without a default of Kuri's", "err", err)
+			slog.Warn("a default kernel parameter of a pod cannot be set", "err", err)
 		}
 	}
 	if name, ok := asked.DomainName(); ok {
@@ -61,8 +61,8 @@ func writeSysctls(asked, defaults sysctl.Values, user *Mapping) error {
 	return writeIPC(asked.Of(sysctl.IPC), user)
 }
 
-// writeIPC sets the parameters of the IPC namespace. They belong to the root of the user namespace that owns it, and from
-// Linux 6.0 on nobody else may change them, whatever capabilities he has.
+// writeIPC sets the parameters of the IPC namespace. They belong to root of the owning user namespace; since Linux 6.0 no one
+// else may change them, whatever their capabilities.
 func writeIPC(values sysctl.Values, user *Mapping) error {
 	missing, err := values.Write()
 	if user != nil && errors.Is(err, fs.ErrPermission) {
@@ -76,12 +76,12 @@ func writeIPC(values sysctl.Values, user *Mapping) error {
 	return errors.Join(err, sysctl.Missing(missing))
 }
 
-// asUser runs fn with the effective ids uid and gid on the calling thread alone, which must be locked to its goroutine.
+// asUser runs fn with the effective ids uid and gid, only on the calling thread, which must be locked to its goroutine.
 func asUser(uid, gid int, fn func() error) error {
-	// The kernel makes a process whose ids change undumpable, which closes its /proc to helpers without CAP_SYS_PTRACE.
+	// Changing ids makes the process undumpable, and then helpers without CAP_SYS_PTRACE cannot read its /proc.
 	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	if err != nil {
-		return fmt.Errorf("ask whether this process is dumpable: %w", err)
+		return fmt.Errorf("read the dumpable attribute of this process: %w", err)
 	}
 	defer unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable), 0, 0, 0)
 	if err := setEffective(unix.SYS_SETRESGID, gid); err != nil {
@@ -95,7 +95,7 @@ func asUser(uid, gid int, fn func() error) error {
 	return fn()
 }
 
-// setEffective is a raw system call, because the functions of package syscall change the ids of all threads.
+// setEffective makes a raw system call, because the functions of package syscall change the ids of all threads.
 func setEffective(call uintptr, id int) error {
 	const unchanged = ^uintptr(0)
 	if _, _, errno := unix.RawSyscall(call, unchanged, uintptr(id), unchanged); errno != 0 {

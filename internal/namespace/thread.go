@@ -6,11 +6,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// OnThread runs fn on an OS thread that no other goroutine uses, and which ends when fn returns. What fn does to the
-// thread (unshare, setns, chdir after unshare(CLONE_FS)) ends with it, and processes that fn starts inherit it.
+// OnThread runs fn on an OS thread that no other goroutine uses, and which exits when fn returns. Changes that fn makes to the
+// thread (unshare, setns, chdir after unshare(CLONE_FS)) end with it. Processes that fn starts inherit them.
 //
-// The program's main thread must not be lent out: a thread that is a process's first cannot end, and would keep the
-// namespaces. The keeper locks its main goroutine to it.
+// fn must not run on the main thread, which cannot exit and would stay in the namespaces. So the keeper locks its main
+// goroutine to the main thread.
 func OnThread(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {

@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mapping says which ids of the host the ids of a user namespace are.
+// Mapping maps the ids of a user namespace to ids of the host.
 type Mapping struct {
 	UIDs, GIDs []syscall.SysProcIDMap
 }
 
-// Root returns the host's ids of the namespace's root: 0 without a namespace, or when it has none.
+// Root returns the host's ids for root in the namespace. It returns 0 for a nil Mapping, or if root is not mapped.
 func (m *Mapping) Root() (uid, gid int) {
 	if m == nil {
 		return 0, 0
@@ -31,8 +31,7 @@ func hostID(maps []syscall.SysProcIDMap) int {
 	return 0
 }
 
-// attributes are those of a process that makes a user namespace, and with it the namespaces of flags, which the user
-// namespace owns then.
+// attributes returns the attributes of a process that creates a user namespace and, owned by it, the namespaces in flags.
 func (m *Mapping) attributes(flags int) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{
 		Cloneflags:                 uintptr(flags) | syscall.CLONE_NEWUSER,
@@ -42,8 +41,8 @@ func (m *Mapping) attributes(flags int) *syscall.SysProcAttr {
 	}
 }
 
-// enterNew makes a user namespace and those of flags, holds the user namespace in s, and moves the calling thread into
-// the others. They are made by the process that inside starts, or else by one that never runs.
+// enterNew creates a user namespace and the namespaces in flags, keeps the user namespace in s, and moves the calling thread
+// into the others. The process that inside starts creates them, or else a process that never runs.
 func (s *Set) enterNew(flags int, m *Mapping, inside func(*syscall.SysProcAttr) (int, error)) (err error) {
 	pid := 0
 	if inside != nil {
@@ -54,15 +53,15 @@ func (s *Set) enterNew(flags int, m *Mapping, inside func(*syscall.SysProcAttr) 
 	if pid == 0 {
 		attr := m.attributes(flags)
 		attr.Ptrace, attr.Pdeathsig = true, syscall.SIGKILL // it stops before its first instruction
-		passing := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"kuri-user"}, Dir: "/", SysProcAttr: attr}
-		if err := passing.Start(); err != nil {
-			return fmt.Errorf("make a user namespace: %w", err)
+		creator := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"kuri-user"}, Dir: "/", SysProcAttr: attr}
+		if err := creator.Start(); err != nil {
+			return fmt.Errorf("create a user namespace: %w", err)
 		}
 		defer func() {
-			passing.Process.Kill()
-			passing.Wait()
+			creator.Process.Kill()
+			creator.Wait()
 		}()
-		pid = passing.Process.Pid
+		pid = creator.Process.Pid
 	}
 	dir := fmt.Sprintf("/proc/%d/ns/", pid)
 	if s.User, err = os.Open(dir + "user"); err != nil {

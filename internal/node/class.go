@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// RDT lists the RDT classes of this node: the groups below resctrl, as they are now. It is nil where none is mounted.
+// RDT returns the current RDT classes of this node, the groups in resctrl. It returns nil if resctrl is not mounted.
 func RDT() []string { return rdt("/sys/fs/resctrl") }
 
 func rdt(root string) []string {
@@ -21,18 +21,18 @@ func rdt(root string) []string {
 	classes := []string{}
 	entries, _ := os.ReadDir(root)
 	for _, e := range entries {
-		if exists(filepath.Join(root, e.Name(), "schemata")) { // "info" and the groups of monitoring have none
+		if exists(filepath.Join(root, e.Name(), "schemata")) { // "info" and monitoring groups have no schemata
 			classes = append(classes, e.Name())
 		}
 	}
 	return classes
 }
 
-// BlockIO reads a file of block I/O classes, as goresctrl and the other runtimes have it, and finds the devices that it
-// means. Devices that are not there are left out, and the log says so. An error is of kind Invalid.
+// BlockIO reads a file of block I/O classes in goresctrl's format, which the other runtimes use too, and resolves its devices.
+// Missing devices are skipped and logged. The error is of kind Invalid.
 func BlockIO(path string) (map[string]*specs.LinuxBlockIO, error) {
 	blockio.SetLogger(slog.Default())
-	// The library keeps what it has read; nobody else asks it.
+	// The library keeps the configuration in a global, which only this function uses.
 	if err := blockio.SetConfigFromFile(path, false); err != nil {
 		return nil, fault.As(fault.Invalid, err)
 	}

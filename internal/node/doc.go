@@ -1,4 +1,4 @@
-// Package node reads, once at start, what this machine's kernel has and what this process may do on it.
+// Package node reads, once at start, the features of this machine's kernel and the privileges of this process.
 //
-// It only reads (/proc, /sys, prctl) and keeps nothing. What kuri check asks too is asked by package probe.
+// It only reads (/proc, /sys, prctl) and has no state. Checks that it shares with kuri check are in package probe.
 package node

@@ -17,8 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/probe"
 )
 
-// Read returns the facts of this node. A feature that cannot be asked for counts as absent; the error is for what every
-// Linux tells.
+// Read returns the facts about this node. A feature that cannot be determined counts as absent. An error is returned only for
+// facts that every Linux provides.
 func Read() (spec.Node, error) {
 	n := spec.Node{
 		CPUQuota:     exists("/proc/sys/kernel/sched_cfs_bandwidth_slice_us"),
@@ -26,11 +26,11 @@ func Read() (spec.Node, error) {
 		AppArmor:     probe.AppArmor(),
 		SELinux:      selinux.GetEnabled(),
 		MountSetattr: probe.MountSetattr() == nil,
-		Systemd:      exists("/run/systemd/system"), // what sd_booted(3) looks at
+		Systemd:      exists("/run/systemd/system"), // the test of sd_booted(3)
 	}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		return n, fmt.Errorf("ask for the kernel's name: %w", err)
+		return n, fmt.Errorf("read the kernel's version: %w", err)
 	}
 	n.KernelVersion = unix.ByteSliceToString(uts.Release[:])
 	n.Hostname = unix.ByteSliceToString(uts.Nodename[:])
@@ -61,8 +61,8 @@ func Read() (spec.Node, error) {
 	return n, nil
 }
 
-// cgroupOptions are the options of cgroup v2 itself, not of single mounts of it, that the node's mount has. None when it
-// cannot be asked for, or has cgroup v1.
+// cgroupOptions returns the options of the cgroup v2 filesystem itself, not of single mounts of it. It returns nothing on
+// cgroup v1, or if mountinfo cannot be read.
 func cgroupOptions(mountinfo string) (out []string) {
 	body, err := os.ReadFile(mountinfo)
 	if err != nil {
@@ -74,7 +74,7 @@ func cgroupOptions(mountinfo string) (out []string) {
 		if !ok || len(fields) < 5 || fields[4] != "/sys/fs/cgroup" || len(how) < 3 || how[0] != "cgroup2" {
 			continue
 		}
-		out = nil // of two mounts at one place the later hides the other
+		out = nil // a later mount hides an earlier one at the same place
 		for o := range strings.SplitSeq(how[2], ",") {
 			if slices.Contains([]string{"nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot", "memory_hugetlb_accounting", "pids_localevents"}, o) {
 				out = append(out, o)
@@ -84,7 +84,7 @@ func cgroupOptions(mountinfo string) (out []string) {
 	return out
 }
 
-// grantable lists the capabilities that a child of ours can be given: those in our bounding set that we have.
+// grantable returns the capabilities that this process can give to a child: the permitted ones in its bounding set.
 func grantable(status string) ([]string, error) {
 	set := ^uint64(0)
 	for _, field := range []string{"CapBnd:", "CapPrm:"} {
@@ -105,8 +105,8 @@ func grantable(status string) ([]string, error) {
 	return names, nil
 }
 
-// minOOMScoreAdj is what we may lower oom_score_adj to. Without CAP_SYS_RESOURCE no process may go below where a
-// privileged one has put it, which is taken to be where we are.
+// minOOMScoreAdj returns the lowest oom_score_adj that this process can set. Without CAP_SYS_RESOURCE that is the last value set
+// by a privileged process, which is assumed to be the current one.
 func minOOMScoreAdj(capabilities []string) (int, error) {
 	if slices.Contains(capabilities, "CAP_SYS_RESOURCE") {
 		return -1000, nil
@@ -122,7 +122,7 @@ func minOOMScoreAdj(capabilities []string) (int, error) {
 	return n, nil
 }
 
-// ulimits are our own, which the keeper and its containers inherit.
+// ulimits returns the limits of this process, which the keeper and its containers inherit.
 func ulimits() (spec.Ulimits, error) {
 	out := make(spec.Ulimits)
 	for name, resource := range map[string]int{
@@ -134,14 +134,14 @@ func ulimits() (spec.Ulimits, error) {
 	} {
 		var l unix.Rlimit
 		if err := unix.Getrlimit(resource, &l); err != nil {
-			return nil, fmt.Errorf("ask for our %s: %w", name, err)
+			return nil, fmt.Errorf("read the limit %s: %w", name, err)
 		}
 		out[name] = spec.Ulimit{Soft: l.Cur, Hard: l.Max}
 	}
 	return out, nil
 }
 
-// hugepageSizes lists the kernel's sizes of huge pages as the cgroup files spell them: "64KB", "2MB", "1GB".
+// hugepageSizes returns the kernel's huge page sizes, spelled as in cgroup files: "64KB", "2MB", "1GB".
 func hugepageSizes() []string {
 	dirs, _ := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")
 	var out []string

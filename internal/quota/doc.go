@@ -1,17 +1,14 @@
-// Package quota limits what a directory takes on its filesystem, by the project quotas of ext4 and xfs.
+// Package quota limits the disk usage of a directory with the project quotas of ext4 and xfs.
 //
-// A project is a number that a directory and all that is made in it carry; the filesystem counts bytes and inodes for
-// each number and refuses what is above its limits (EDQUOT, or ENOSPC on xfs) to whoever writes, without a look at other
-// projects.
+// A project is a number that a directory and everything created in it carry. The filesystem counts bytes and inodes for each
+// number, and refuses writes above its limits (EDQUOT, or ENOSPC on xfs) without affecting other projects.
 //
-// The package owns nothing on disk but the project of each directory that [Projects.Limit] was given. There is no list
-// of projects that could be lost: a number is free when the filesystem counts nothing for it and knows no limit of it. A
-// directory is its own record, and [Release] finds the number there; so what a crash leaves behind is given back by who
-// removes the directory, in any process, at any time.
+// The package owns nothing on disk except the projects of the directories given to [Projects.Limit]. There is no list of
+// projects that could be lost. A number is free if the filesystem counts nothing for it and has no limit for it. [Release]
+// reads the number from the directory itself, so any process can clean up after a crash when it removes the directory.
 //
-// Numbers are random ones of a range that only Kuri uses: other users of project quotas on the same filesystem (a
-// kubelet that counts emptyDirs, another kurid) are not disturbed, and an administrator's project above the directories
-// is never touched.
+// Numbers are random, from a range that only Kuri uses. So Kuri does not interfere with other users of project quotas on the
+// filesystem (a kubelet that counts emptyDirs, another kurid), and it never changes an administrator's project.
 //
-// Linux 5.14 is needed, for quotactl_fd(2): no device node has to be found.
+// The package needs Linux 5.14 for quotactl_fd(2), which needs no device node.
 package quota

@@ -15,23 +15,23 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// The numbers that Kuri uses: [first, first+count). A kubelet's begin at 1048577 and go up one by one.
+// Kuri's range of project numbers: [first, first+count). A kubelet counts up from 1048577.
 const (
 	first = 1 << 30
 	count = 1 << 30
 )
 
-// Limits are those of a project; zero is none.
+// Limits are the limits of a project; zero means no limit.
 type Limits struct {
 	Bytes  uint64 // rounded up to KiB
 	Inodes uint64
 }
 
-// Usage is what the filesystem counts for a project.
+// Usage is the usage of a project, as the filesystem counts it.
 type Usage struct{ Bytes, Inodes uint64 }
 
-// Check tells why directories below dir cannot be limited, nil when they can. The error is of kind Unimplemented and says
-// what the administrator can do. A dir that has not been made yet will be on the filesystem of its nearest parent.
+// Check returns an error of kind Unimplemented if directories below dir cannot be limited; it says what the administrator can
+// do. If dir does not exist, Check uses its nearest existing parent.
 func Check(dir string) error {
 	f, err := os.Open(dir)
 	for at := dir; errors.Is(err, fs.ErrNotExist) && filepath.Dir(at) != at; {
@@ -47,11 +47,11 @@ func Check(dir string) error {
 	const how = "mount it with the option prjquota (ext4 needs its features first, unmounted: tune2fs -O project,quota DEVICE; xfs is ready)"
 	switch {
 	case errors.Is(err, unix.ENOSYS) && !hasQuotactlFd(f):
-		return fault.New(fault.Unimplemented, "this kernel has no quotactl_fd(2), which Linux 5.14 brought")
+		return fault.New(fault.Unimplemented, "this kernel has no quotactl_fd(2), which needs Linux 5.14")
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
 		return fault.New(fault.Unimplemented, "the filesystem of %s (%s) has no project quotas; use ext4 or xfs and %s", dir, kind(f), how)
 	case err != nil:
-		return fmt.Errorf("ask the filesystem of %s for its quotas: %w", dir, err)
+		return fmt.Errorf("read the quota state of the filesystem of %s: %w", dir, err)
 	case state.flags&enforced == 0 && state.flags&accounted != 0:
 		return fault.New(fault.Unimplemented, "the filesystem of %s counts projects but does not limit them; %s", dir, how)
 	case state.flags&enforced == 0:
@@ -60,7 +60,7 @@ func Check(dir string) error {
 	return nil
 }
 
-// hasQuotactlFd: a command that there is not is another error than a system call that there is not.
+// hasQuotactlFd reports whether the kernel has quotactl_fd(2): an unknown command has another error than a missing system call.
 func hasQuotactlFd(f *os.File) bool {
 	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, ^uintptr(0), 0, 0, 0, 0, 0)
 	return errno != unix.ENOSYS
@@ -82,12 +82,12 @@ func kind(f *os.File) string {
 	return fmt.Sprintf("type %#x", st.Type)
 }
 
-// Projects gives directories projects of their own. The zero value is ready; it is safe for concurrent use.
+// Projects assigns projects to directories. The zero value is ready to use. It is safe for concurrent use.
 type Projects struct {
-	mu sync.Mutex // held while a free number is looked for and taken: a few system calls
+	mu sync.Mutex // held while a free number is found and taken: a few system calls
 }
 
-// Limit makes dirs, which are empty and on one filesystem, a project of their own with limits, and returns its number.
+// Limit puts dirs, which must be empty and on one filesystem, into a new project with limits, and returns its number.
 func (p *Projects) Limit(l Limits, dirs ...string) (uint32, error) {
 	files, err := open(dirs)
 	if err != nil {
@@ -99,14 +99,14 @@ func (p *Projects) Limit(l Limits, dirs ...string) (uint32, error) {
 		return 0, err
 	}
 	q := diskQuota{blocksHard: (l.Bytes + 1023) / 1024, inodesHard: l.Inodes, valid: validBlockLimits | validInodeLimits}
-	// Where a soft limit is not set there is only the hard one, and no time of grace.
+	// Without a soft limit there is no grace period: only the hard limit applies.
 	if err := quotactl(files[0], setQuota, project, unsafe.Pointer(&q)); err != nil {
 		return 0, fmt.Errorf("limit %s to %d bytes and %d inodes: %w", dirs[0], l.Bytes, l.Inodes, err)
 	}
 	return project, nil
 }
 
-// take finds a number that nobody uses and gives it to all of files.
+// take finds an unused number and assigns it to all files.
 func (p *Projects) take(files []*os.File) (uint32, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -124,7 +124,7 @@ func (p *Projects) take(files []*os.File) (uint32, error) {
 				return 0, err
 			}
 		}
-		// Who else has found it free at the same moment, in another process, is counted now.
+		// Another process that has taken the same number at the same moment is counted now.
 		alone, err := unused(files[0], project, uint64(len(files)))
 		if err != nil {
 			return 0, err
@@ -133,10 +133,10 @@ func (p *Projects) take(files []*os.File) (uint32, error) {
 			return project, nil
 		}
 	}
-	return 0, fault.New(fault.Exhausted, "a hundred project numbers of the filesystem of %s are all in use", files[0].Name())
+	return 0, fault.New(fault.Exhausted, "a hundred random project numbers of the filesystem of %s are all in use", files[0].Name())
 }
 
-// unused tells whether the filesystem of f counts no more than ours for a project, and has no limit of it.
+// unused reports whether a project has at most ours inodes and no limits on the filesystem of f.
 func unused(f *os.File, project uint32, ours uint64) (bool, error) {
 	q, err := read(f, project)
 	return q.inodes <= ours && q.blocksHard|q.blocksSoft|q.inodesHard|q.inodesSoft == 0, err
@@ -145,7 +145,7 @@ func unused(f *os.File, project uint32, ours uint64) (bool, error) {
 func read(f *os.File, project uint32) (diskQuota, error) {
 	var q diskQuota
 	err := quotactl(f, getQuota, project, unsafe.Pointer(&q))
-	if errors.Is(err, unix.ENOENT) { // xfs has never heard of it
+	if errors.Is(err, unix.ENOENT) { // xfs has no entry for it
 		return diskQuota{}, nil
 	}
 	if err != nil {
@@ -154,7 +154,7 @@ func read(f *os.File, project uint32) (diskQuota, error) {
 	return q, nil
 }
 
-// Used returns what the project of dir takes, and whether dir has one of Kuri's.
+// Used returns the usage of dir's project. limited is false if dir has no project of Kuri's.
 func Used(dir string) (u Usage, limited bool, err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -169,8 +169,8 @@ func Used(dir string) (u Usage, limited bool, err error) {
 	return Usage{Bytes: q.space, Inodes: q.inodes}, true, err
 }
 
-// Release takes the limits from the project of dir, which is about to be removed with all that is in it: then the number
-// is free. A directory that is not there, or has no project of Kuri's, is a success.
+// Release removes the limits of dir's project. The caller then removes dir with its content, which frees the number. Release
+// does nothing if dir does not exist or has no project of Kuri's.
 func Release(dir string) error {
 	f, err := os.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -185,14 +185,14 @@ func Release(dir string) error {
 		return nil
 	}
 	q := diskQuota{valid: validBlockLimits | validInodeLimits}
-	// ESRCH, ENOSYS: mounted without quotas since, so that there is no limit either.
+	// ESRCH, ENOSYS: the filesystem is now mounted without quotas, so there is no limit either.
 	if err := quotactl(f, setQuota, project, unsafe.Pointer(&q)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("release project %d of %s: %w", project, dir, err)
 	}
 	return nil
 }
 
-// ours returns the project of f, when it is one of Kuri's.
+// ours returns the project of f, and whether it is in Kuri's range.
 func ours(f *os.File) (uint32, bool) {
 	var x fileXattr
 	if err := ioctl(f, fsGetXattr, unsafe.Pointer(&x)); err != nil {
@@ -207,9 +207,9 @@ func setProject(f *os.File, project uint32) error {
 		return fmt.Errorf("read the project of %s: %w", f.Name(), err)
 	}
 	x.project = project
-	x.flags |= flagProjectInherit // what is made in it belongs to the project too
+	x.flags |= flagProjectInherit // new files in it belong to the project too
 	if err := ioctl(f, fsSetXattr, unsafe.Pointer(&x)); err != nil {
-		return fmt.Errorf("give %s to project %d: %w", f.Name(), project, err)
+		return fmt.Errorf("put %s into project %d: %w", f.Name(), project, err)
 	}
 	return nil
 }

@@ -1,10 +1,11 @@
-// Package sysctl knows which kernel parameters a pod can have of its own: those of its network, IPC and UTS namespaces.
+// Package sysctl lists the kernel parameters that a pod can set: those of its network, IPC and UTS namespaces. Any other
+// parameter would change the whole node.
 //
-// It is the only list of them: package spec judges by it what a pod asks for, package namespace what the keeper is sent, and
-// package network writes those of a network namespace. A parameter that is not in it would change the whole node.
+// It is the only such list. Package spec checks a pod's request with it, package namespace checks the keeper's requests, and
+// package network writes the parameters of a network namespace.
 //
-// A name is written with dots or slashes, as for sysctl(8). Its key is the path below /proc/sys, so that two spellings of one
-// parameter are the same key.
+// Names are written with dots or slashes, as for sysctl(8). The key of a parameter is its path below /proc/sys, so two
+// spellings of a name have the same key.
 //
-// The package keeps nothing and has no locks.
+// The package has no state and no locks.
 package sysctl

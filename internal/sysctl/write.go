@@ -12,13 +12,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Root is where the kernel has its parameters. Those of a namespace are what a thread in it sees there.
+// Root is the directory of kernel parameters. A thread sees the parameters of its own namespaces there.
 const Root = "/proc/sys"
 
-// Values are parameters by their keys.
+// Values maps keys of parameters to values.
 type Values map[string]string
 
-// Of returns the values that belong to one kind of namespace.
+// Of returns the values of one kind of namespace.
 func (v Values) Of(ns Namespace) Values {
 	out := make(Values)
 	for key, value := range v {
@@ -29,15 +29,15 @@ func (v Values) Of(ns Namespace) Values {
 	return out
 }
 
-// DomainName returns the NIS domain name that is to be set. It is set by setdomainname(2) and not by [Values.Write]: the
-// file is writable for the root of the node's user namespace alone.
+// DomainName returns the NIS domain name in v. It must be set with setdomainname(2) instead of [Values.Write], because only
+// root of the node's user namespace can write the file.
 func (v Values) DomainName() (name string, ok bool) {
 	name, ok = v[domainName]
 	return name, ok
 }
 
-// Keys returns the keys in the order in which they are to be written: what is about one network interface comes last, and
-// before it what is about all of them, for writing that changes each.
+// Keys returns the keys in the order in which they must be written: "all" interfaces come before single ones, because writing
+// "all" changes each of them.
 func (v Values) Keys() []string {
 	rank := func(key string) int {
 		switch interfaceOf(key) {
@@ -55,8 +55,8 @@ func (v Values) Keys() []string {
 	})
 }
 
-// Write sets the values in the calling thread's namespaces. A value that the kernel does not take is an error of kind
-// Invalid. Parameters that do not exist are left out and returned.
+// Write sets the values in the calling thread's namespaces. The error is of kind Invalid if the kernel refuses a value.
+// Parameters that do not exist are skipped and returned.
 func (v Values) Write() (missing []string, err error) {
 	for _, key := range v.Keys() {
 		err := write(key, v[key])
@@ -71,7 +71,7 @@ func (v Values) Write() (missing []string, err error) {
 	return missing, nil
 }
 
-// Missing is the error of kind Invalid for parameters that this node's kernel does not have, nil for none.
+// Missing returns an error of kind Invalid for parameters that do not exist on this node, nil if keys is empty.
 func Missing(keys []string) error {
 	if len(keys) == 0 {
 		return nil
@@ -79,7 +79,7 @@ func Missing(keys []string) error {
 	return fault.New(fault.Invalid, "kernel parameter %s does not exist on this node: a kernel module or a network interface may be missing", Name(keys[0]))
 }
 
-// write sets one parameter. It never makes a file, and reports what the kernel said.
+// write sets one parameter. It never creates a file.
 func write(key, value string) error {
 	f, err := os.OpenFile(filepath.Join(Root, key), os.O_WRONLY, 0)
 	if err != nil {
