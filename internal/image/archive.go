@@ -22,49 +22,52 @@ import (
 
 const (
 	maxArchiveFiles = 50_000
-	maxArchiveLinks = 8 // symlinks from one file to the next
+	maxArchiveLinks = 8 // maximum number of symlinks to follow for one file
 
-	// An archive may unpack to so many times its bytes, beyond so many bytes. Its layers may be plain, and packed together.
+	// An archive may expand to this many times its size once it exceeds freeArchive bytes. Its
+	// layers may be uncompressed and the archive compressed as a whole.
 	maxArchiveRatio = 250
 	freeArchive     = 1 << 30
 
-	maxDocuments = 64 << 20 // bytes of manifests, indexes and configs that are read of an archive
-	maxImages    = 10_000   // in an archive
+	maxDocuments = 64 << 20 // bytes of manifests, indexes and configs read from an archive
+	maxImages    = 10_000   // maximum number of images in an archive
 )
 
-// archive is an image archive, spooled to the disk. Its files are numbered there: a name of the archive is never a path.
+// archive is an image archive that has been spooled to disk. The spooled files are numbered: names
+// from the archive are never used as paths.
 type archive struct {
-	dir   string
-	files map[string]string // cleaned name in the archive -> path on the disk
-	links map[string]string // symlink or hard link -> cleaned name of its target
-	twice map[string]bool   // names that the archive gives to different contents
-	used  map[string]bool   // names of files that images have
-	flat  bool              // blobs are beside the manifest, called by the digits of their digest
+	dir       string
+	files     map[string]string // cleaned name in the archive -> path on disk
+	links     map[string]string // symlink or hard link -> cleaned name of its target
+	ambiguous map[string]bool   // names used for several different contents
+	used      map[string]bool   // names of files that belong to an image
+	flat      bool              // blobs are beside the manifest, named by the hex digits of their digest
 
-	arrived counted // bytes of the archive as it came
-	spooled int64   // bytes of its files
-	parsed  int64   // bytes of documents that were read
+	arrived countingReader // compressed bytes read
+	spooled int64          // bytes of its files on disk
+	parsed  int64          // bytes of documents read
 }
 
-// counted counts what is read.
-type counted struct {
+// countingReader counts the bytes read.
+type countingReader struct {
 	from io.Reader
 	n    int64
 }
 
-func (c *counted) Read(p []byte) (int, error) {
+func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.from.Read(p)
 	c.n += int64(n)
 	return n, err
 }
 
-// spool reads the tar to its end, into a temporary directory under root.
+// spool reads the tar to its end into a temporary directory below root.
 func spool(ctx context.Context, from io.Reader, root string) (*archive, error) {
 	dir, err := os.MkdirTemp(filepath.Join(root, "tmp"), "load-")
 	if err != nil {
 		return nil, err
 	}
-	a := &archive{dir: dir, files: make(map[string]string), links: make(map[string]string), twice: make(map[string]bool), used: make(map[string]bool)}
+	a := &archive{dir: dir, files: make(map[string]string), links: make(map[string]string),
+		ambiguous: make(map[string]bool), used: make(map[string]bool)}
 	if err := a.fill(ctx, from); err != nil {
 		a.close()
 		return nil, err
@@ -91,13 +94,13 @@ func (a *archive) fill(ctx context.Context, from io.Reader) error {
 			return atEnd(plain)
 		}
 		if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return fault.New(fault.Invalid, "it is not a tar, or it is cut off: %w", err)
+			return fault.New(fault.Invalid, "not a tar archive, or truncated: %w", err)
 		}
 		if err != nil {
 			return err
 		}
 		if n == maxArchiveFiles {
-			return fault.New(fault.Exhausted, "it has more than %d files", maxArchiveFiles)
+			return fault.New(fault.Exhausted, "the archive has more than %d files", maxArchiveFiles)
 		}
 		if err := a.add(ctx, in, hdr, n); err != nil {
 			return err
@@ -105,13 +108,15 @@ func (a *archive) fill(ctx context.Context, from io.Reader) error {
 	}
 }
 
-// atEnd refuses an archive that goes on after its end: what follows would be lost in silence. Zeros are padding.
+// atEnd refuses data after the end of the archive, which would be dropped silently. Zeros are
+// padding.
 func atEnd(plain io.Reader) error {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := plain.Read(buf)
 		if len(bytes.TrimLeft(buf[:n], "\x00")) > 0 {
-			return fault.New(fault.Invalid, "it goes on after its end: if several archives were joined, load them one by one")
+			return fault.New(fault.Invalid,
+				"data after the end of the archive: if several archives were concatenated, load them one by one")
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -122,11 +127,11 @@ func atEnd(plain io.Reader) error {
 	}
 }
 
-// add takes in entry number n.
+// add adds entry number n.
 func (a *archive) add(ctx context.Context, in io.Reader, hdr *tar.Header, n int) error {
 	name := cleanName(hdr.Name)
 	switch hdr.Typeflag {
-	case tar.TypeSymlink: // old docker-archives have a layer that occurs twice as a link
+	case tar.TypeSymlink: // old docker-archives link a layer that occurs twice
 		a.link(name, cleanName(path.Join(path.Dir(name), hdr.Linkname)))
 	case tar.TypeLink:
 		a.link(name, cleanName(hdr.Linkname))
@@ -140,19 +145,19 @@ func (a *archive) add(ctx context.Context, in io.Reader, hdr *tar.Header, n int)
 	return nil
 }
 
-// link takes in that a name stands for another.
+// link records that name stands for target.
 func (a *archive) link(name, target string) {
 	before, linked := a.links[name]
 	switch _, is := a.files[name]; {
-	case name == target: // as GNU tar writes a file with several names that it is given twice
+	case name == target: // written by GNU tar for a file with several names that is given twice
 	case is, linked && before != target:
-		a.twice[name] = true
+		a.ambiguous[name] = true
 	default:
 		a.links[name] = target
 	}
 }
 
-// file takes in a file that has been spooled. The same file twice is one.
+// file adds a spooled file. Identical files with the same name count once.
 func (a *archive) file(name, spooled string) error {
 	before, is := a.files[name]
 	if is {
@@ -165,7 +170,7 @@ func (a *archive) file(name, spooled string) error {
 		}
 	}
 	if _, linked := a.links[name]; is || linked {
-		a.twice[name] = true
+		a.ambiguous[name] = true
 	}
 	a.files[name] = spooled
 	return nil
@@ -177,27 +182,29 @@ func (a *archive) spool(ctx context.Context, in io.Reader, to string) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(&spooler{ctx, a, f}, in)
+	_, err = io.Copy(&limitedWriter{ctx, a, f}, in)
 	if errors.Is(err, io.ErrUnexpectedEOF) && fault.Of(err) == "" {
-		err = fault.New(fault.Invalid, "it is cut off: %w", err)
+		err = fault.New(fault.Invalid, "truncated: %w", err)
 	}
 	return errors.Join(err, f.Close())
 }
 
-// spooler bounds what is written.
-type spooler struct {
+// limitedWriter limits the bytes written for an archive.
+type limitedWriter struct {
 	ctx     context.Context
 	archive *archive
 	to      io.Writer
 }
 
-func (s *spooler) Write(p []byte) (int, error) {
+func (s *limitedWriter) Write(p []byte) (int, error) {
 	if err := s.ctx.Err(); err != nil {
 		return 0, err
 	}
 	a := s.archive
 	if a.spooled += int64(len(p)); a.spooled > freeArchive && a.spooled/maxArchiveRatio > a.arrived.n {
-		return 0, fault.New(fault.Exhausted, "the archive unpacks to more than %d times its size (%d bytes so far): it looks like an archive bomb", maxArchiveRatio, a.spooled)
+		return 0, fault.New(fault.Exhausted,
+			"the archive unpacks to more than %d times its size (%d bytes so far): it looks like an archive bomb",
+			maxArchiveRatio, a.spooled)
 	}
 	return s.to.Write(p)
 }
@@ -219,15 +226,17 @@ func sameFile(one, other string) (bool, error) {
 	return sums[0] == sums[1], nil
 }
 
-// cleanName gives a name one spelling: "./a", "/a" and "a" are the same.
+// cleanName normalises a name: "./a", "/a" and "a" are the same.
 func cleanName(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
-// find returns the path on the disk of a file of the archive.
+// find returns the path on disk of a file of the archive.
 func (a *archive) find(name string) (string, error) {
 	at := cleanName(name)
 	for range maxArchiveLinks {
-		if a.twice[at] {
-			return "", fault.New(fault.Invalid, "the archive has the name %q for different files: if several archives were joined, load them one by one", clip(at))
+		if a.ambiguous[at] {
+			return "", fault.New(fault.Invalid,
+				"the archive has different files with the name %q: if several archives were concatenated, load them "+
+					"one by one", clip(at))
 		}
 		if spooled, ok := a.files[at]; ok {
 			return spooled, nil
@@ -241,11 +250,12 @@ func (a *archive) find(name string) (string, error) {
 	return "", fault.New(fault.Invalid, "the archive lacks the file %q that it refers to", clip(name))
 }
 
-// use takes in that an image has the file. It is not for the goroutines that unpack layers.
+// use marks a file as belonging to an image. It is not safe for use by the goroutines that unpack
+// layers.
 func (a *archive) use(name string) { a.used[cleanName(name)] = true }
 
-// unused returns how many blobs of an OCI layout belong to no image that was loaded: to images for other platforms, or to
-// none that index.json names.
+// unused returns the number of blobs in an OCI layout that belong to no loaded image: they are of
+// images for other platforms, or not in index.json.
 func (a *archive) unused() int {
 	n := 0
 	for name := range a.files {
@@ -256,13 +266,13 @@ func (a *archive) unused() int {
 	return n
 }
 
-// has reports whether the archive has a file, or several, of the name.
+// has reports whether the archive has at least one file of that name.
 func (a *archive) has(name string) bool {
 	_, err := a.find(name)
-	return err == nil || a.twice[name]
+	return err == nil || a.ambiguous[name]
 }
 
-// read returns a small file of the archive.
+// read returns the content of a small file.
 func (a *archive) read(name string, limit int64) ([]byte, error) {
 	a.use(name)
 	spooled, err := a.find(name)
@@ -279,10 +289,12 @@ func (a *archive) read(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(body)) > limit {
-		return nil, fault.New(fault.Exhausted, "the file %q has more than the %d bytes that are accepted", clip(name), limit)
+		return nil, fault.New(fault.Exhausted, "the file %q exceeds the limit of %d bytes", clip(name), limit)
 	}
 	if a.parsed += int64(len(body)); a.parsed > maxDocuments {
-		return nil, fault.New(fault.Exhausted, "the archive has more than the %d MiB of manifests and configs that are accepted: load its images from several archives", maxDocuments>>20)
+		return nil, fault.New(fault.Exhausted,
+			"the manifests and configs of the archive exceed the limit of %d MiB: load its images from several "+
+				"archives", maxDocuments>>20)
 	}
 	return body, nil
 }
@@ -299,7 +311,7 @@ func (a *archive) blob(d imagespec.Descriptor, limit int64) ([]byte, error) {
 	return body, nil
 }
 
-// blobPath is where the archive keeps a blob.
+// blobPath returns the name of a blob in the archive.
 func (a *archive) blobPath(d digest.Digest) string {
 	if a.flat {
 		return d.Encoded()
@@ -307,5 +319,5 @@ func (a *archive) blobPath(d digest.Digest) string {
 	return blobPath(d)
 }
 
-// blobPath is where an OCI image layout keeps a blob.
+// blobPath returns the name of a blob in an OCI image layout.
 func blobPath(d digest.Digest) string { return path.Join("blobs", d.Algorithm().String(), d.Encoded()) }

@@ -19,7 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// dockerTar is a docker-archive with the entries and files.
+// dockerTar returns a docker-archive with the entries and files.
 func dockerTar(t *testing.T, entries []dockerEntry, files ...file) []byte {
 	t.Helper()
 	body, err := json.Marshal(entries)
@@ -29,7 +29,7 @@ func dockerTar(t *testing.T, entries []dockerEntry, files ...file) []byte {
 	return tarOf(t, append(files, file{"manifest.json", string(body)})...)
 }
 
-// Every name of an archive is had, once, and every image of it.
+// Every image of an archive is loaded with each of its names once.
 func TestNamesOfAnArchive(t *testing.T) {
 	needRoot(t)
 	d := newDocs(t)
@@ -52,7 +52,8 @@ func TestNamesOfAnArchive(t *testing.T) {
 		return string(body)
 	}
 	docker := func(entries ...dockerEntry) []byte {
-		return dockerTar(t, entries, file{"1.json", config(one)}, file{"1/layer.tar", string(one.plain[0])}, file{"2.json", config(two)}, file{"2.tar", string(two.plain[0])})
+		return dockerTar(t, entries, file{"1.json", config(one)}, file{"1/layer.tar", string(one.plain[0])},
+			file{"2.json", config(two)}, file{"2.tar", string(two.plain[0])})
 	}
 	first := func(tags ...string) dockerEntry {
 		return dockerEntry{Config: "1.json", RepoTags: tags, Layers: []string{"1/layer.tar"}}
@@ -65,57 +66,86 @@ func TestNamesOfAnArchive(t *testing.T) {
 	for name, row := range map[string]struct {
 		body  []byte
 		given string
-		want  string // "one=names", sorted; or what the error says
+		want  string // "one=names", sorted; or part of the error
 	}{
-		"tags alone":                    {d.tar(ref(oneDesc, "v1"), ref(twoDesc, "v2")), "", "one= two="},
-		"tags, a repository":            {d.tar(ref(oneDesc, "v1"), ref(twoDesc, "v2")), "reg.example/x", "one=reg.example/x:v1 two=reg.example/x:v2"},
-		"tags, a name":                  {d.tar(ref(oneDesc, "v1"), ref(twoDesc, "v2")), "reg.example/x:3", "a repository without a tag"},
-		"one tag twice":                 {d.tar(ref(oneDesc, "v1"), ref(oneDesc, "v1")), "x", "one=docker.io/library/x:v1"},
-		"one tag, two images":           {d.tar(ref(oneDesc, "v1"), ref(twoDesc, "v1")), "", "two images have the name"},
-		"one name, two images":          {d.tar(full(oneDesc, "x:1"), full(twoDesc, "docker.io/library/x:1")), "", "two images have the name"},
-		"one name, two platforms":       {d.tar(with(full(twoDesc, "x:1"), "platform", there), with(full(oneDesc, "x:1"), "platform", here)), "", "one=docker.io/library/x:1"},
-		"one name, platforms by config": {d.tar(full(foreignDesc, "x:1"), full(oneDesc, "x:1")), "", "one=docker.io/library/x:1"},
-		"one image, two names":          {d.tar(full(oneDesc, "x:1"), full(oneDesc, "x:2")), "", "one=docker.io/library/x:1,docker.io/library/x:2"},
-		"one name, spelled thrice":      {d.tar(full(oneDesc, "x:1"), full(oneDesc, "docker.io/x:1"), ref(oneDesc, "index.docker.io/library/x:1")), "", "one=docker.io/library/x:1"},
-		"no names":                      {d.tar(oneDesc, twoDesc), "", "one= two="},
-		"no names, given":               {d.tar(oneDesc, twoDesc), "x", "can name one only"},
-		"no name, twice":                {d.tar(oneDesc, oneDesc), "x", "one=docker.io/library/x:latest"},
-		"no names, two platforms":       {d.tar(with(twoDesc, "platform", there), with(oneDesc, "platform", here)), "x", "one=docker.io/library/x:latest"},
+		"tags alone": {d.tar(ref(oneDesc, "v1"), ref(twoDesc, "v2")), "", "one= two="},
+		"tags, a repository": {d.tar(ref(oneDesc, "v1"), ref(twoDesc, "v2")), "reg.example/x",
+			"one=reg.example/x:v1 two=reg.example/x:v2"},
+		"tags, a name": {d.tar(ref(oneDesc, "v1"), ref(twoDesc, "v2")), "reg.example/x:3",
+			"a repository without a tag"},
+		"one tag twice": {d.tar(ref(oneDesc, "v1"), ref(oneDesc, "v1")), "x",
+			"one=docker.io/library/x:v1"},
+		"one tag, two images": {d.tar(ref(oneDesc, "v1"), ref(twoDesc, "v1")), "",
+			"two images have the name"},
+		"one name, two images": {d.tar(full(oneDesc, "x:1"), full(twoDesc, "docker.io/library/x:1")), "",
+			"two images have the name"},
+		"one name, two platforms": {d.tar(with(full(twoDesc, "x:1"), "platform", there),
+			with(full(oneDesc, "x:1"), "platform", here)), "", "one=docker.io/library/x:1"},
+		"one name, platforms by config": {d.tar(full(foreignDesc, "x:1"), full(oneDesc, "x:1")), "",
+			"one=docker.io/library/x:1"},
+		"one image, two names": {d.tar(full(oneDesc, "x:1"), full(oneDesc, "x:2")), "",
+			"one=docker.io/library/x:1,docker.io/library/x:2"},
+		"one name, spelled thrice": {d.tar(full(oneDesc, "x:1"), full(oneDesc, "docker.io/x:1"),
+			ref(oneDesc, "index.docker.io/library/x:1")), "", "one=docker.io/library/x:1"},
+		"no names":        {d.tar(oneDesc, twoDesc), "", "one= two="},
+		"no names, given": {d.tar(oneDesc, twoDesc), "x", "can name one only"},
+		"no name, twice":  {d.tar(oneDesc, oneDesc), "x", "one=docker.io/library/x:latest"},
+		"no names, two platforms": {d.tar(with(twoDesc, "platform", there), with(oneDesc, "platform", here)), "x",
+			"one=docker.io/library/x:latest"},
 		"no names, platforms by config": {d.tar(foreignDesc, oneDesc), "", "foreign= one="},
-		"no names, one platform":        {d.tar(with(twoDesc, "platform", here), with(oneDesc, "platform", here)), "", "one= two="},
-		"labelled for others":           {d.tar(with(foreignDesc, "platform", there)), "", "foreign="},
-		"for others only":               {d.tar(with(full(foreignDesc, "x:1"), "platform", there), with(full(twoDesc, "x:1"), "platform", platform("linux", "riscv64"))), "", "linux/s390x"},
-		"too many to be honest":         {d.tar(slices.Repeat([]object{oneDesc}, maxImages+1)...), "", "more than"},
-		"Windows":                       {d.tar(full(windowsDesc, "x:1")), "", "not made for this node"},
-		"named and not":                 {d.tar(full(oneDesc, "x:1"), twoDesc), "y", "one=docker.io/library/x:1 two=docker.io/library/y:latest"},
-		"names that are none":           {d.tar(full(oneDesc, "<none>:<none>"), full(twoDesc, "sha256:"+hex)), "", "one= two="},
-		"with a signature":              {d.tar(d.signature(), full(oneDesc, "x:1")), "", "one=docker.io/library/x:1"},
-		"with a signature, no name":     {d.tar(d.signature(), oneDesc), "x:1", "one=docker.io/library/x:1"},
-		"a digest":                      {d.tar(full(oneDesc, "x@"+oneDesc["digest"].(digest.Digest).String())), "", "one="},
+		"no names, one platform": {d.tar(with(twoDesc, "platform", here), with(oneDesc, "platform", here)),
+			"", "one= two="},
+		"labelled for others": {d.tar(with(foreignDesc, "platform", there)), "", "foreign="},
+		"for others only": {d.tar(with(full(foreignDesc, "x:1"), "platform", there),
+			with(full(twoDesc, "x:1"), "platform", platform("linux", "riscv64"))), "", "linux/s390x"},
+		"too many to be honest": {d.tar(slices.Repeat([]object{oneDesc}, maxImages+1)...), "", "more than"},
+		"Windows":               {d.tar(full(windowsDesc, "x:1")), "", "not made for this node"},
+		"named and not": {d.tar(full(oneDesc, "x:1"), twoDesc), "y",
+			"one=docker.io/library/x:1 two=docker.io/library/y:latest"},
+		"names that are none": {d.tar(full(oneDesc, "<none>:<none>"), full(twoDesc, "sha256:"+hex)),
+			"", "one= two="},
+		"with a signature":          {d.tar(d.signature(), full(oneDesc, "x:1")), "", "one=docker.io/library/x:1"},
+		"with a signature, no name": {d.tar(d.signature(), oneDesc), "x:1", "one=docker.io/library/x:1"},
+		"a digest": {d.tar(full(oneDesc,
+			"x@"+oneDesc["digest"].(digest.Digest).String())), "", "one="},
 
-		"docker":                       {docker(first("x:1"), second("y:1")), "", "one=docker.io/library/x:1 two=docker.io/library/y:1"},
-		"docker: null":                 {docker(first()), "", "one="},
-		"docker: null, given":          {docker(first()), "x", "one=docker.io/library/x:latest"},
-		"docker: one null, given":      {docker(first("x:1"), second()), "y:1", "one=docker.io/library/x:1 two=docker.io/library/y:1"},
-		"docker: two null, given":      {docker(first(), second()), "y:1", "can name one only"},
-		"docker: twice":                {docker(first("x:1", "x:1", "docker.io/library/x:1")), "", "one=docker.io/library/x:1"},
-		"docker: empty":                {docker(first("", "x:1", "<none>:<none>")), "", "one=docker.io/library/x:1"},
-		"docker: one image twice":      {docker(first("x:1"), first("x:2")), "", "one=docker.io/library/x:1,docker.io/library/x:2"},
-		"docker: one name twice":       {docker(first("x:1"), second("x:1")), "", "one= two=docker.io/library/x:1"},
-		"docker: a layer is not there": {docker(first("x:1"), dockerEntry{"2.json", []string{"y:1"}, []string{"3.tar"}}), "", "3.tar"},
-		"docker: a bad name":           {docker(first("Bad Name")), "", "Bad Name"},
-		"docker: an entry of nothing":  {docker(first("x:1"), dockerEntry{}), "", `lacks the file ""`},
-		"docker, and an index of none": {tarOf(t, file{"index.json", `{"manifests":[]}`}, file{"1.json", config(one)}, file{"1.tar", string(one.plain[0])}, file{"manifest.json", `[{"Config":"1.json","RepoTags":["x:1"],"Layers":["1.tar"]}]`}), "", "one=docker.io/library/x:1"},
-		"docker before 1.10":           {tarOf(t, file{"repositories", `{}`}), "", "before 1.10"},
-		"skopeo's dir":                 {dirTar(d, oneDesc), "x:1", "one=docker.io/library/x:1"},
-		"one file in two spellings":    {tarOf(t, file{"./manifest.json", `[{"Config":"1","Layers":["2"]}]`}, file{"a/../manifest.json", `[{"Config":"1","Layers":["2"]}]`}, file{"1", config(one)}, file{"/2", string(one.plain[0])}), "", "one="},
-		"two files of one name":        {tarOf(t, file{"manifest.json", `[{"Config":"1","Layers":["2"]}]`}, file{"./manifest.json", `[]`}), "", "different files"},
-		"two configs of one name":      {tarOf(t, file{"manifest.json", `[{"Config":"1","Layers":["2"]}]`}, file{"1", config(one)}, file{"1", config(two)}, file{"2", string(one.plain[0])}), "", "different files"},
-		"two archives in a row":        {append(docker(first("x:1")), docker(second("y:1"))...), "", "load them one by one"},
-		"zeros behind it":              {append(docker(first("x:1")), make([]byte, 10240)...), "", "one=docker.io/library/x:1"},
-		"something behind it":          {append(docker(first("x:1")), "what is this"...), "", "goes on after its end"},
-		"no end":                       {docker(first("x:1"))[:len(docker(first("x:1")))-1024], "", "one=docker.io/library/x:1"},
-		"cut off in the last file":     {docker(first("x:1"))[:len(docker(first("x:1")))-1024-512], "", "cut off"},
+		"docker": {docker(first("x:1"), second("y:1")), "",
+			"one=docker.io/library/x:1 two=docker.io/library/y:1"},
+		"docker: null":        {docker(first()), "", "one="},
+		"docker: null, given": {docker(first()), "x", "one=docker.io/library/x:latest"},
+		"docker: one null, given": {docker(first("x:1"), second()), "y:1",
+			"one=docker.io/library/x:1 two=docker.io/library/y:1"},
+		"docker: two null, given": {docker(first(), second()), "y:1", "can name one only"},
+		"docker: twice": {docker(first("x:1", "x:1", "docker.io/library/x:1")), "",
+			"one=docker.io/library/x:1"},
+		"docker: empty": {docker(first("", "x:1", "<none>:<none>")), "", "one=docker.io/library/x:1"},
+		"docker: one image twice": {docker(first("x:1"), first("x:2")), "",
+			"one=docker.io/library/x:1,docker.io/library/x:2"},
+		"docker: one name twice": {docker(first("x:1"), second("x:1")), "", "one= two=docker.io/library/x:1"},
+		"docker: a layer is not there": {docker(first("x:1"),
+			dockerEntry{"2.json", []string{"y:1"}, []string{"3.tar"}}), "", "3.tar"},
+		"docker: a bad name":          {docker(first("Bad Name")), "", "Bad Name"},
+		"docker: an entry of nothing": {docker(first("x:1"), dockerEntry{}), "", `lacks the file ""`},
+		"docker, and an index of none": {tarOf(t, file{"index.json", `{"manifests":[]}`}, file{"1.json", config(one)},
+			file{"1.tar", string(one.plain[0])}, file{"manifest.json",
+				`[{"Config":"1.json","RepoTags":["x:1"],"Layers":["1.tar"]}]`}), "", "one=docker.io/library/x:1"},
+		"docker before 1.10": {tarOf(t, file{"repositories", `{}`}), "", "before 1.10"},
+		"skopeo's dir":       {dirTar(d, oneDesc), "x:1", "one=docker.io/library/x:1"},
+		"one file in two spellings": {tarOf(t, file{"./manifest.json", `[{"Config":"1","Layers":["2"]}]`},
+			file{"a/../manifest.json", `[{"Config":"1","Layers":["2"]}]`}, file{"1", config(one)},
+			file{"/2", string(one.plain[0])}), "", "one="},
+		"two files of one name": {tarOf(t, file{"manifest.json", `[{"Config":"1","Layers":["2"]}]`},
+			file{"./manifest.json", `[]`}), "", "different files"},
+		"two configs of one name": {tarOf(t, file{"manifest.json", `[{"Config":"1","Layers":["2"]}]`},
+			file{"1", config(one)}, file{"1", config(two)}, file{"2", string(one.plain[0])}), "", "different files"},
+		"two archives in a row": {append(docker(first("x:1")), docker(second("y:1"))...), "",
+			"load them one by one"},
+		"zeros behind it": {append(docker(first("x:1")), make([]byte, 10240)...), "",
+			"one=docker.io/library/x:1"},
+		"something behind it": {append(docker(first("x:1")), "what is this"...), "", "after the end"},
+		"no end": {docker(first("x:1"))[:len(docker(first("x:1")))-1024], "",
+			"one=docker.io/library/x:1"},
+		"cut off in the last file":     {docker(first("x:1"))[:len(docker(first("x:1")))-1024-512], "", "truncated"},
 		"cut off before the last file": {docker(first("x:1"))[:len(docker(first("x:1")))-1024-1024], "", "neither"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -129,7 +159,7 @@ func TestNamesOfAnArchive(t *testing.T) {
 					for _, img := range s.List() {
 						s.Remove(img.ID)
 					}
-					nothingAtAll(t, s)
+					assertEmpty(t, s)
 					continue
 				}
 				var got []string
@@ -156,17 +186,18 @@ func gzipOf(body []byte) []byte {
 	return packed.Bytes()
 }
 
-// dirTar is what "skopeo copy … dir:" writes, as a tar.
+// dirTar returns the output of "skopeo copy … dir:" as a tar.
 func dirTar(d *docs, desc object) []byte {
-	files := []file{{"version", "Directory Transport Version: 1.1\n"}, {"manifest.json", string(d.blobs[desc["digest"].(digest.Digest)])}}
+	files := []file{{"version", "Directory Transport Version: 1.1\n"},
+		{"manifest.json", string(d.blobs[desc["digest"].(digest.Digest)])}}
 	for id, body := range d.blobs {
 		files = append(files, file{id.Encoded(), string(body)})
 	}
 	return tarOf(d.t, files...)
 }
 
-// An archive in any packing, of one piece or of several, is all there or an error.
-func TestPackingsOfAnArchive(t *testing.T) {
+// An archive is loaded completely or is an error, however it is compressed.
+func TestCompressedArchives(t *testing.T) {
 	needRoot(t)
 	d := newDocs(t)
 	body := d.tar(with(d.image("one").done(d), "annotations", object{"io.containerd.image.name": "x:1"}))
@@ -194,12 +225,14 @@ func TestPackingsOfAnArchive(t *testing.T) {
 		if images, err := s.Load(t.Context(), bytes.NewReader(packed), ""); err != nil || len(images) != 1 {
 			t.Errorf("%s: %v, %v", name, images, err)
 		}
-		for what, bad := range map[string][]byte{"cut off": packed[:len(packed)-9], "and more": append(bytes.Clone(packed), "more of it"...), "twice": append(bytes.Clone(packed), packed...)} {
+		for what, bad := range map[string][]byte{"cut off": packed[:len(packed)-9],
+			"and more": append(bytes.Clone(packed), "more of it"...), "twice": append(bytes.Clone(packed), packed...)} {
 			s := openStore(t, "")
-			if _, err := s.Load(t.Context(), bytes.NewReader(bad), ""); fault.Of(err) != fault.Invalid && fault.Of(err) != fault.Corrupt {
+			if _, err := s.Load(t.Context(), bytes.NewReader(bad), ""); fault.Of(err) != fault.Invalid &&
+				fault.Of(err) != fault.Corrupt {
 				t.Errorf("%s, %s: %v", name, what, err)
 			}
-			nothingAtAll(t, s)
+			assertEmpty(t, s)
 		}
 	}
 	_, err := openStore(t, "").Load(t.Context(), strings.NewReader("PK\x03\x04 a zip"), "")
@@ -208,7 +241,7 @@ func TestPackingsOfAnArchive(t *testing.T) {
 	}
 }
 
-// An archive of zeros does not fill the disk.
+// An archive of zeros must not fill the disk.
 func TestAnArchiveIsBounded(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
@@ -225,15 +258,17 @@ func TestAnArchiveIsBounded(t *testing.T) {
 		}
 		to.Close()
 	}()
-	if _, err := s.Load(t.Context(), from, ""); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "bomb") {
+	if _, err := s.Load(t.Context(), from, ""); !errors.Is(err, fault.Exhausted) ||
+		!strings.Contains(err.Error(), "bomb") {
 		t.Errorf("%v", err)
 	}
 	from.Close()
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }
 
-// Of blobs that no image has there is a word in the log, which is no error: other platforms have them.
-func TestBlobsOfNoImageAreCounted(t *testing.T) {
+// Blobs that belong to no loaded image are counted for the log. They are not an error: other
+// platforms use them.
+func TestUnusedBlobsAreCounted(t *testing.T) {
 	needRoot(t)
 	d := newDocs(t)
 	one := d.image("one").done(d)

@@ -17,13 +17,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/layer"
 )
 
-// An OCI artifact is a manifest whose config is not an image's: its blobs are files, not layers. It is kept as an image
-// of one layer in which each blob is a file, under the title that the manifest gives it, or else its digest; so an image
-// volume shows an artifact as its files. The image's config is made up here, and names the manifest; its ID follows from
-// that. It has no command: a container is not made of it.
+// An OCI artifact is a manifest whose config is not an image config: its blobs are files, not
+// layers. It is stored as an image with one layer, in which each blob is a file named by its title
+// in the manifest, or by its digest. An image volume therefore shows an artifact as its files. The
+// image's config is generated and contains the digest of the manifest, which determines the image
+// ID. The image has no command, because it is not meant for containers.
 
-// artifactContent is the image that stands for the artifact. open opens one of its blobs.
-func artifactContent(doc *document, manifest []byte, open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error)) (*content, error) {
+// artifactContent returns the image that represents the artifact. open opens one of its blobs.
+func artifactContent(doc *document, manifest []byte,
+	open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error)) (*content, error) {
 	files := make(map[string]bool)
 	for _, d := range filesOf(doc) {
 		name, err := fileName(d)
@@ -31,7 +33,7 @@ func artifactContent(doc *document, manifest []byte, open func(imagespec.Descrip
 			return nil, err
 		}
 		if files[name] {
-			return nil, fault.New(fault.Invalid, "the artifact has two files of the name %q", clip(name))
+			return nil, fault.New(fault.Invalid, "the artifact has two files with the name %q", clip(name))
 		}
 		files[name] = true
 	}
@@ -43,19 +45,19 @@ func artifactContent(doc *document, manifest []byte, open func(imagespec.Descrip
 	return newContent(config, manifest, []layer.Blob{artifactBlob(doc, id, open)})
 }
 
-// artifactConfig is the config of the image that stands for the artifact with the manifest.
+// artifactConfig returns the config of the image that represents the artifact with this manifest.
 func artifactConfig(manifest digest.Digest) ([]byte, error) {
 	return json.Marshal(imagespec.Image{RootFS: imagespec.RootFS{Type: "layers", DiffIDs: []digest.Digest{manifest}}})
 }
 
-// isArtifact reports whether the image stands for an artifact.
+// isArtifact reports whether the image represents an artifact.
 func (r *imageRecord) isArtifact() bool {
 	config, err := artifactConfig(r.Manifest)
 	return err == nil && r.Manifest != "" && digest.FromBytes(config) == r.ID
 }
 
-// filesOf is the artifact's blobs without those that stand for nothing (OCI image specification, "Guidance for an Empty
-// Descriptor"), each once.
+// filesOf returns the artifact's blobs, each once, without empty descriptors (OCI image
+// specification, "Guidance for an Empty Descriptor").
 func filesOf(doc *document) []imagespec.Descriptor {
 	seen := make(map[[2]string]bool)
 	return slices.DeleteFunc(slices.Clone(doc.Layers), func(d imagespec.Descriptor) bool {
@@ -67,7 +69,8 @@ func filesOf(doc *document) []imagespec.Descriptor {
 	})
 }
 
-// fileName is what a blob of an artifact is called. Whiteouts, and names that climb, are refused.
+// fileName returns the file name of an artifact's blob. It refuses whiteouts and names that escape
+// the directory.
 func fileName(d imagespec.Descriptor) (string, error) {
 	title := d.Annotations[imagespec.AnnotationTitle]
 	if title == "" {
@@ -76,15 +79,16 @@ func fileName(d imagespec.Descriptor) (string, error) {
 	name := strings.TrimPrefix(path.Clean("/"+title), "/")
 	for part := range strings.SplitSeq(title, "/") {
 		if part == ".." || strings.HasPrefix(part, ".wh.") || name == "" || strings.IndexByte(part, 0) >= 0 {
-			return "", fault.New(fault.Invalid, "the artifact's file %q has a name that is not accepted", clip(title))
+			return "", fault.New(fault.Invalid, "the artifact has a file with the invalid name %q", clip(title))
 		}
 	}
 	return name, nil
 }
 
-// artifactBlob is the layer with the artifact's files. Its stream is a tar that is made while the blobs arrive, each
-// verified at its end.
-func artifactBlob(doc *document, id digest.Digest, open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error)) layer.Blob {
+// artifactBlob returns the layer with the artifact's files. Its stream is a tar that is generated
+// while the blobs arrive. Each blob is verified at its end.
+func artifactBlob(doc *document, id digest.Digest, open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser,
+	error)) layer.Blob {
 	return layer.Blob{DiffID: id, Size: -1, Generated: true, Open: func(ctx context.Context) (io.ReadCloser, error) {
 		ctx, stop := context.WithCancel(ctx)
 		from, to := io.Pipe()
@@ -111,7 +115,8 @@ func (s *artifactStream) Close() error {
 	return nil
 }
 
-func packArtifact(ctx context.Context, doc *document, to io.Writer, open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error)) error {
+func packArtifact(ctx context.Context, doc *document, to io.Writer,
+	open func(imagespec.Descriptor) func(context.Context) (io.ReadCloser, error)) error {
 	w := tar.NewWriter(to)
 	for _, d := range filesOf(doc) {
 		name, err := fileName(d)
@@ -128,7 +133,8 @@ func packArtifact(ctx context.Context, doc *document, to io.Writer, open func(im
 	return w.Close()
 }
 
-func packFile(ctx context.Context, d imagespec.Descriptor, w io.Writer, open func(context.Context) (io.ReadCloser, error)) error {
+func packFile(ctx context.Context, d imagespec.Descriptor, w io.Writer,
+	open func(context.Context) (io.ReadCloser, error)) error {
 	from, err := open(ctx)
 	if err != nil {
 		return err
@@ -138,11 +144,13 @@ func packFile(ctx context.Context, d imagespec.Descriptor, w io.Writer, open fun
 	n, err := io.Copy(io.MultiWriter(w, verify), from)
 	switch {
 	case errors.Is(err, tar.ErrWriteTooLong) || err == nil && n != d.Size:
-		return fault.New(fault.Corrupt, "the blob %s does not have the %d bytes that the manifest says", d.Digest, d.Size)
+		return fault.New(fault.Corrupt, "the blob %s does not have the size of %d bytes that the manifest gives",
+			d.Digest, d.Size)
 	case err != nil:
 		return err
 	case !verify.Verified():
-		return fault.New(fault.Corrupt, "the blob %s arrived with another digest: it was changed on the way or in the registry", d.Digest)
+		return fault.New(fault.Corrupt,
+			"the blob %s arrived with another digest: it was changed in transit or in the registry", d.Digest)
 	}
 	return nil
 }

@@ -19,17 +19,20 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// artifactOf is an artifact with the files, by title.
+// artifactOf returns an artifact with the files. A file without a name has no title.
 func artifactOf(t *testing.T, files ...file) v1.Image {
 	t.Helper()
-	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), "application/vnd.example.model.v1+json")
+	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1),
+		"application/vnd.example.model.v1+json")
 	for _, f := range files {
 		annotations := map[string]string{}
 		if f.name != "" {
 			annotations[imagespec.AnnotationTitle] = f.name
 		}
 		var err error
-		if img, err = mutate.Append(img, mutate.Addendum{Layer: static.NewLayer([]byte(f.body), "application/octet-stream"), Annotations: annotations}); err != nil {
+		if img, err = mutate.Append(img,
+			mutate.Addendum{Layer: static.NewLayer([]byte(f.body), "application/octet-stream"),
+				Annotations: annotations}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -53,7 +56,8 @@ func TestArtifactIsItsFiles(t *testing.T) {
 	}
 	whole := func() {
 		t.Helper()
-		for name, want := range map[string]string{"model/weights.bin": big, untitled.Hex: "no title", "README.md": "read me"} {
+		for name, want := range map[string]string{"model/weights.bin": big, untitled.Hex: "no title",
+			"README.md": "read me"} {
 			if got := fileIn(t, s, img, name); got != want {
 				t.Errorf("%s: %.40q", name, got)
 			}
@@ -95,13 +99,14 @@ func TestBadArtifactsAreRefused(t *testing.T) {
 		if !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v", name, err)
 		}
-		nothingAtAll(t, s)
+		assertEmpty(t, s)
 	}
 	artifact := artifactOf(t, file{"a", "the content"})
 	layers, _ := artifact.Layers()
 	blob, _ := layers[0].Digest()
 	ref := h.push("model:1", artifact)
-	for name, body := range map[string]string{"changed": "the CONTENT", "longer": "the content and more", "shorter": "the"} {
+	for name, body := range map[string]string{"changed": "the CONTENT", "longer": "the content and more",
+		"shorter": "the"} {
 		h.set(func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.HasSuffix(r.URL.Path, blob.String()) {
 				return false
@@ -113,7 +118,7 @@ func TestBadArtifactsAreRefused(t *testing.T) {
 		if _, err := s.Pull(t.Context(), ref, registry.Auth{}); !errors.Is(err, fault.Corrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
-		nothingAtAll(t, s)
+		assertEmpty(t, s)
 	}
 }
 
@@ -121,7 +126,8 @@ func TestPlatformLevels(t *testing.T) {
 	for _, row := range []struct {
 		v2, v3, v4 bool
 		want       string
-	}{{false, false, false, ""}, {true, false, false, "v2"}, {true, true, false, "v3"}, {true, true, true, "v4"}, {false, true, true, ""}} {
+	}{{false, false, false, ""}, {true, false, false, "v2"}, {true, true, false, "v3"}, {true, true, true, "v4"},
+		{false, true, true, ""}} {
 		if got := amd64Level(row.v2, row.v3, row.v4); got != row.want {
 			t.Errorf("%+v: %q", row, got)
 		}
@@ -153,7 +159,7 @@ func TestIndexGivesTheBestVariant(t *testing.T) {
 	}
 }
 
-// first is the entry of an index that is taken for the platform, as far as the index tells.
+// first returns the entry of an index that is chosen for the platform, judging by the index alone.
 func first(d *document, platform string) (imagespec.Descriptor, error) {
 	c := &chooser{platform: platform}
 	found, err := c.candidates(d)

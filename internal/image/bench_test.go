@@ -12,7 +12,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// BenchmarkPull pulls from a registry on loopback into a fresh store each time and prints the speed in bytes of content.
+// BenchmarkPull pulls from a registry on loopback, each time into a new store, and reports the
+// content bytes per second.
 func BenchmarkPull(b *testing.B) {
 	for name, shape := range map[string]struct{ layers, files, size int }{
 		"10x20MiB":   {10, 4, 5 << 20},
@@ -26,7 +27,8 @@ func BenchmarkPull(b *testing.B) {
 			for l := range shape.layers {
 				var files []file
 				for f := range shape.files {
-					files = append(files, file{fmt.Sprintf("d%d/f%d-%d", f%100, l, f), halfRandom(shape.size, uint64(l*shape.files+f))})
+					files = append(files, file{fmt.Sprintf("d%d/f%d-%d", f%100, l, f),
+						halfRandom(shape.size, uint64(l*shape.files+f))})
 				}
 				layers = append(layers, layerOf(b, files...))
 			}
@@ -48,7 +50,7 @@ func BenchmarkPull(b *testing.B) {
 	}
 }
 
-// halfRandom packs to about half its size, as programs do.
+// halfRandom returns data that compresses to about half its size, as programs do.
 func halfRandom(n int, seed uint64) string {
 	r := rand.New(rand.NewPCG(seed, 1))
 	p := make([]byte, n)

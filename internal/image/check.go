@@ -19,55 +19,57 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// Finding is one damage of the store.
+// Finding is one damaged object in the store.
 type Finding struct {
-	Image      string        // ID; "" when it is not known
+	Image      string        // ID; "" if unknown
 	References []string      // of the image
-	Layer      digest.Digest // "" when it is the config, the manifest or the record
+	Layer      digest.Digest // "" for the config, the manifest or the record
 	Problem    error
 	Repaired   bool
-	Unmended   error // why it could not be repaired; nil when that was not tried
+	RepairErr  error // why it could not be repaired; nil if no repair was tried
 }
 
-// Check reads all that is stored and compares it with its digests and checksums: the records, the configs, the
-// manifests, and every file of every layer. It tells each damage to found as it comes upon it; a layer's is told once,
-// with the first image that has it. The store goes on serving meanwhile. The error is that of ctx.
-func (s *Store) Check(ctx context.Context, found func(Finding)) error {
-	return s.inspect(ctx, nil, found)
+// Check reads everything that is stored and compares it with its digests and checksums: records,
+// configs, manifests, and every file of every layer. It reports each damage as it is found. A
+// damaged layer is reported once, with the first image that has it. The store can be used
+// meanwhile. The error is that of ctx.
+func (s *Store) Check(ctx context.Context, report func(Finding)) error {
+	return s.inspect(ctx, nil, report)
 }
 
-// Auths says what is known to prove ourselves to the registry of a reference.
+// Auths returns the credentials for the registry of a reference.
 type Auths func(registry.Reference) registry.Auth
 
-// Repair is Check, and mends what it finds: a config, a manifest or a layer is fetched again from the repository that
-// the image came from, as auths says, and nothing else is. A layer that a container uses is not replaced under it.
-func (s *Store) Repair(ctx context.Context, auths Auths, found func(Finding)) error {
-	return s.inspect(ctx, auths, found)
+// Repair is like Check and repairs what it finds. It fetches a damaged config, manifest or layer
+// again from the repository of the image, with the credentials of auths, and nothing else. A layer
+// that a container uses is not replaced.
+func (s *Store) Repair(ctx context.Context, auths Auths, report func(Finding)) error {
+	return s.inspect(ctx, auths, report)
 }
 
-// inspect checks, and mends when auths is not nil.
+// inspect checks the store, and repairs it if auths is not nil.
 func (s *Store) inspect(ctx context.Context, auths Auths, found func(Finding)) error {
-	tell := func(f Finding, mend func() error) {
+	report := func(f Finding, repair func() error) {
 		if auths != nil {
-			f.Unmended = mend()
-			f.Repaired = f.Unmended == nil
+			f.RepairErr = repair()
+			f.Repaired = f.RepairErr == nil
 		}
 		found(f)
 	}
-	if err := s.inspectAside(ctx, auths, tell); err != nil {
+	if err := s.inspectAside(ctx, auths, report); err != nil {
 		return err
 	}
 	seen := make(map[digest.Digest]bool)
 	for _, img := range s.List() {
-		if err := s.inspectImage(ctx, digest.Digest(img.ID), auths, seen, tell); err != nil {
+		if err := s.inspectImage(ctx, digest.Digest(img.ID), auths, seen, report); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// inspectAside tells of the records that were set aside when the store was opened.
-func (s *Store) inspectAside(ctx context.Context, auths Auths, tell func(Finding, func() error)) error {
+// inspectAside reports the records that were set aside when the store was opened.
+func (s *Store) inspectAside(ctx context.Context, auths Auths, report func(Finding, func() error)) error {
 	files, err := os.ReadDir(s.dir())
 	if err != nil {
 		return err
@@ -79,22 +81,25 @@ func (s *Store) inspectAside(ctx context.Context, auths Auths, tell func(Finding
 		}
 		file := filepath.Join(s.dir(), f.Name())
 		id := digest.NewDigestFromEncoded(digest.SHA256, hex)
-		if s.now.Load().byID[id.String()] != nil { // it has been pulled again since
+		if s.now.Load().byID[id.String()] != nil { // pulled again since
 			os.Remove(file)
 			continue
 		}
 		var rec imageRecord
 		unread := record.Read(file, recordVersion, &rec)
 		tags := tagsOf(rec)
-		tell(Finding{Image: id.String(), References: tags, Problem: fault.New(fault.Corrupt, "the image could not be read at start, its record was set aside as %s", file)}, func() error {
+		report(Finding{Image: id.String(), References: tags,
+			Problem: fault.New(fault.Corrupt, "the image could not be read at start; its record was set aside as %s",
+				file)}, func() error {
 			if unread != nil || len(tags) == 0 {
-				return fault.New(fault.Precondition, "the image's name cannot be read: pull the image again, by its name, and remove the file")
+				return fault.New(fault.Precondition,
+					"the image's name cannot be read: pull the image by its name, and remove the file")
 			}
 			for _, name := range slices.Sorted(maps.Keys(rec.Tags)) {
 				tag, platform := splitName(name)
 				ref, err := registry.ParseReference(tag)
 				if err != nil {
-					continue // no name of ours
+					continue // not a reference
 				}
 				if _, err := s.PullFor(ctx, tag, platform, auths(ref)); err != nil {
 					return err
@@ -120,8 +125,9 @@ func tagsOf(rec imageRecord) []string {
 	return tags
 }
 
-// inspectImage checks one image; the layers that are in seen have been checked with another.
-func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths, seen map[digest.Digest]bool, tell func(Finding, func() error)) error {
+// inspectImage checks one image. Layers in seen have been checked with another image.
+func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths, seen map[digest.Digest]bool,
+	report func(Finding, func() error)) error {
 	s.mu.Lock()
 	e := s.entries[id]
 	if e == nil {
@@ -138,10 +144,10 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 
 	var onDisk imageRecord
 	if err := record.Read(s.recordPath(id), recordVersion, &onDisk); err != nil {
-		tell(finding(fault.New(fault.Corrupt, "record: %w", err)), func() error { return s.rewrite(id) })
+		report(finding(fault.New(fault.Corrupt, "record: %w", err)), func() error { return s.rewrite(id) })
 	}
 	if err := s.checkBlob(rec.ID, "config"); err != nil {
-		tell(finding(err), func() error {
+		report(finding(err), func() error {
 			if rec.isArtifact() {
 				body, err := artifactConfig(rec.Manifest)
 				if err != nil {
@@ -159,7 +165,7 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 		})
 	}
 	if err := s.checkManifest(rec); err != nil {
-		tell(finding(err), func() error {
+		report(finding(err), func() error {
 			return s.fromItsRepository(ctx, rec, auths, func(repo *registry.Repository) error {
 				m, err := repo.ManifestAt(ctx, rec.Manifest)
 				if err != nil {
@@ -171,8 +177,9 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 	}
 	for _, doc := range rec.Documents {
 		if err := s.checkBlob(doc, "document"); err != nil {
-			tell(finding(err), func() error {
-				return s.fromItsRepository(ctx, rec, auths, func(repo *registry.Repository) error { return s.refetch(ctx, repo, doc) })
+			report(finding(err), func() error {
+				return s.fromItsRepository(ctx, rec, auths,
+					func(repo *registry.Repository) error { return s.refetch(ctx, repo, doc) })
 			})
 		}
 	}
@@ -188,7 +195,7 @@ func (s *Store) inspectImage(ctx context.Context, id digest.Digest, auths Auths,
 		if err != nil {
 			f := finding(err)
 			f.Layer = diffID
-			tell(f, func() error { return s.mendLayer(ctx, rec, img, n, auths) })
+			report(f, func() error { return s.repairLayer(ctx, rec, img, n, auths) })
 		}
 	}
 	return ctx.Err()
@@ -206,7 +213,7 @@ func (s *Store) refetch(ctx context.Context, repo *registry.Repository, doc dige
 	return s.keepBlob(doc, body)
 }
 
-// checkManifest compares an image's manifest with its digest, if it came with one.
+// checkManifest compares an image's manifest, if it has one, with its digest.
 func (s *Store) checkManifest(rec imageRecord) error {
 	if rec.Manifest == "" {
 		return nil
@@ -226,7 +233,7 @@ func (s *Store) checkBlob(id digest.Digest, what string) error {
 	return nil
 }
 
-// rewrite writes the record of an image again, from memory.
+// rewrite writes the image's record from memory.
 func (s *Store) rewrite(id digest.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,9 +243,12 @@ func (s *Store) rewrite(id digest.Digest) error {
 	return nil
 }
 
-// fromItsRepository calls fetch with the repositories that the image has a name in, until one has what is wanted.
-func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auths Auths, fetch func(*registry.Repository) error) error {
-	err := error(fault.New(fault.Precondition, "the image came from an archive and has no name in a registry: load it again"))
+// fromItsRepository calls fetch with the repositories in which the image has a name, until one
+// succeeds.
+func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auths Auths,
+	fetch func(*registry.Repository) error) error {
+	err := error(fault.New(fault.Precondition,
+		"the image was loaded from an archive and has no name in a registry: load it again"))
 	for _, name := range slices.Concat(refsOf(rec.Digests), tagsOf(rec)) {
 		ref, perr := registry.ParseReference(name)
 		if perr != nil {
@@ -258,13 +268,13 @@ func (s *Store) fromItsRepository(ctx context.Context, rec imageRecord, auths Au
 	return err
 }
 
-// mendLayer unpacks number n of the image's layers again.
-func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n int, auths Auths) error {
+// repairLayer unpacks layer number n of the image again.
+func (s *Store) repairLayer(ctx context.Context, rec imageRecord, img *Image, n int, auths Auths) error {
 	diffID := img.DiffIDs[n]
 	s.mu.Lock()
 	used := s.layers.Holders(diffID) > s.knownHolders(img, diffID)
 	s.mu.Unlock()
-	if used { // to be asked again when the layer has been fetched
+	if used { // checked again when the layer has been fetched
 		return errLayerInUse
 	}
 	putBack := func(ctx context.Context, b layer.Blob) error { return s.putBack(ctx, img, b) }
@@ -274,7 +284,8 @@ func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n in
 			return err
 		}
 		if patch == nil || patch.DiffID != diffID {
-			return fault.New(fault.Precondition, "the layer was made here and cannot be made again: remove the image and pull it again")
+			return fault.New(fault.Precondition,
+				"the patch layer cannot be generated again: remove the image and pull it again")
 		}
 		return putBack(ctx, *patch)
 	}
@@ -292,10 +303,11 @@ func (s *Store) mendLayer(ctx context.Context, rec imageRecord, img *Image, n in
 	})
 }
 
-var errLayerInUse = fault.New(fault.Precondition, "a container or a pull uses the layer: remove the containers of the images that have it and repair again")
+var errLayerInUse = fault.New(fault.Precondition,
+	"a container or a pull uses the layer: remove the containers of the images that have it and repair again")
 
-// knownHolders is how often the images, and the inspection of img, hold the layer. A stack can have the same layer twice.
-// The caller has s.mu.
+// knownHolders returns how many times the images, and the inspection of img, hold the layer. A
+// stack may contain the same layer twice. The caller holds s.mu.
 func (s *Store) knownHolders(img *Image, diffID digest.Digest) int {
 	known := 0
 	stacks := [][]digest.Digest{img.DiffIDs}
@@ -310,7 +322,7 @@ func (s *Store) knownHolders(img *Image, diffID digest.Digest) int {
 	return known
 }
 
-// putBack replaces a layer of img, for good, unless somebody has begun to use it meanwhile.
+// putBack replaces a layer of img durably, unless somebody has begun to use it meanwhile.
 func (s *Store) putBack(ctx context.Context, img *Image, b layer.Blob) error {
 	writing, err := s.layers.BeginWrite()
 	if err != nil {
@@ -318,7 +330,7 @@ func (s *Store) putBack(ctx context.Context, img *Image, b layer.Blob) error {
 	}
 	defer writing.Close()
 	err = s.layers.Replace(ctx, b, func(swap func(holders int) error) error {
-		s.mu.Lock() // no image comes or goes between the counting and the exchange
+		s.mu.Lock() // no image comes or goes between the count and the exchange
 		defer s.mu.Unlock()
 		err := swap(s.knownHolders(img, b.DiffID))
 		if errors.Is(err, fault.Precondition) {
@@ -332,10 +344,11 @@ func (s *Store) putBack(ctx context.Context, img *Image, b layer.Blob) error {
 	return writing.Sync()
 }
 
-// manifestOf reads the image's manifest, verified.
+// manifestOf reads and verifies the image's manifest.
 func (s *Store) manifestOf(rec imageRecord) (*document, error) {
 	if rec.Manifest == "" {
-		return nil, fault.New(fault.Precondition, "the image came without a manifest, from an archive: load it again")
+		return nil, fault.New(fault.Precondition,
+			"the image was loaded from an archive without a manifest: load it again")
 	}
 	if err := s.checkBlob(rec.Manifest, "manifest"); err != nil {
 		return nil, err
@@ -347,7 +360,8 @@ func (s *Store) manifestOf(rec imageRecord) (*document, error) {
 	return parseDocument(body, "")
 }
 
-// Describe tells more of an image than [Image] holds. The error is of kind NotFound when it is not there.
+// Describe returns details of an image that [Image] does not have. The error is of kind NotFound if
+// the image is not here.
 func (s *Store) Describe(nameOrID string) (*Description, error) {
 	img, err := s.Get(nameOrID)
 	if err != nil {
@@ -363,7 +377,7 @@ func (s *Store) Describe(nameOrID string) (*Description, error) {
 	s.mu.Unlock()
 
 	d, err := s.describeFrom(rec, img)
-	if errors.Is(err, fs.ErrNotExist) && s.now.Load().byID[img.ID] == nil { // it has been removed meanwhile
+	if errors.Is(err, fs.ErrNotExist) && s.now.Load().byID[img.ID] == nil { // removed meanwhile
 		return nil, fault.New(fault.NotFound, "image %q is not on this node", nameOrID)
 	}
 	if err != nil {
@@ -372,7 +386,7 @@ func (s *Store) Describe(nameOrID string) (*Description, error) {
 	return d, nil
 }
 
-// describeFrom reads config and manifest of an image.
+// describeFrom reads the config and the manifest of an image.
 func (s *Store) describeFrom(rec imageRecord, img *Image) (_ *Description, err error) {
 	d := &Description{Image: img}
 	for _, at := range rec.Tags {
@@ -400,25 +414,25 @@ func (s *Store) describeFrom(rec imageRecord, img *Image) (_ *Description, err e
 	return d, nil
 }
 
-// Description is an image with what it is made of.
+// Description is an image with its config, manifest and layers.
 type Description struct {
 	*Image
-	PulledAt int64  // nanoseconds since the epoch: when its newest tag was pointed to it; 0: it has no tag
-	Config   []byte // as it came
-	Manifest []byte // as it came; nil when it came without one
+	PulledAt int64  // nanoseconds since the epoch: when its newest tag was set; 0: no tag
+	Config   []byte // unchanged
+	Manifest []byte // unchanged; nil: it had none
 	Layers   []LayerDescription
 }
 
 // LayerDescription is one layer of an image, bottom first.
 type LayerDescription struct {
 	DiffID digest.Digest
-	Digest digest.Digest // of the compressed blob; "" when it is not known
-	Packed int64         // bytes of that blob
-	Bytes  int64         // on the disk
+	Digest digest.Digest // of the compressed blob; "" if unknown
+	Packed int64         // size of that blob in bytes
+	Bytes  int64         // on disk
 }
 
-// Unused returns the images that are not pinned and of which used says that no container has them, and how many bytes
-// of the disk they alone take.
+// Unused returns the images that are not pinned and that no container has according to used. bytes
+// is the disk space that their removal frees.
 func (s *Store) Unused(used func(id string) bool) (images []*Image, bytes int64) {
 	kept := make(map[digest.Digest]bool)
 	for _, img := range s.List() {
@@ -442,8 +456,8 @@ func (s *Store) Unused(used func(id string) bool) (images []*Image, bytes int64)
 	return images, bytes + s.layers.Size(gone)
 }
 
-// Prune removes the images that Unused names, and returns them with the bytes that they alone took. Those that could not
-// be removed are in the error.
+// Prune removes the images that Unused returns. The images that could not be removed are in the
+// error.
 func (s *Store) Prune(used func(id string) bool) (images []*Image, bytes int64, err error) {
 	images, bytes = s.Unused(used)
 	var errs []error

@@ -21,14 +21,14 @@ import (
 
 func anonymous(registry.Reference) registry.Auth { return registry.Auth{} }
 
-// check returns what Check finds, in a few words each.
+// check returns the findings of Check, or of Repair.
 func check(t *testing.T, s *Store, repair bool) (found []Finding) {
 	t.Helper()
-	tell := func(f Finding) { found = append(found, f) }
-	err := s.Check(t.Context(), tell)
+	report := func(f Finding) { found = append(found, f) }
+	err := s.Check(t.Context(), report)
 	if repair {
 		found = nil
-		err = s.Repair(t.Context(), anonymous, tell)
+		err = s.Repair(t.Context(), anonymous, report)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -41,15 +41,21 @@ func TestCheckAndRepair(t *testing.T) {
 	shared := func() string { return strings.Repeat("shared ", 20_000) }
 	for name, row := range map[string]struct {
 		damage  func(s *Store, img *Image) error
-		layer   bool // the finding is of a layer
-		fetches int  // requests for blobs and manifests that the repair may cost
+		layer   bool // the damage is in a layer
+		fetches int  // requests for blobs and manifests that the repair may take
 	}{
 		"a file's content": {func(s *Store, img *Image) error {
 			return os.WriteFile(inLayer(s, img, 0, "shared"), []byte(strings.Repeat("SHARED ", 20_000)), 0o644)
 		}, true, 1},
-		"a file is gone":  {func(s *Store, img *Image) error { return os.Remove(inLayer(s, img, 2, "own")) }, true, 1},
-		"a layer is gone": {func(s *Store, img *Image) error { return os.RemoveAll(filepath.Dir(inLayer(s, img, 2, "."))) }, true, 1},
-		"the patch":       {func(s *Store, img *Image) error { return os.Chmod(inLayer(s, img, 3, "home"), 0o700) }, true, 0},
+		"a file is gone": {func(s *Store, img *Image) error { return os.Remove(inLayer(s, img, 2, "own")) }, true, 1},
+		"a layer is gone": {func(s *Store,
+			img *Image) error {
+			return os.RemoveAll(filepath.Dir(inLayer(s, img, 2, ".")))
+		}, true, 1},
+		"the patch": {func(s *Store, img *Image) error {
+			return os.Chmod(inLayer(s, img, 3, "home"),
+				0o700)
+		}, true, 0},
 		"the config": {func(s *Store, img *Image) error {
 			return os.WriteFile(s.blob(digest.Digest(img.ID)), []byte("{}"), 0o600)
 		}, false, 1},
@@ -57,17 +63,22 @@ func TestCheckAndRepair(t *testing.T) {
 			_, hex, _ := strings.Cut(img.Digests[0], "@sha256:")
 			return os.Remove(filepath.Join(s.blobs(), hex))
 		}, false, 1},
-		"the record": {func(s *Store, img *Image) error { return os.Truncate(s.recordPath(digest.Digest(img.ID)), 10) }, false, 0},
+		"the record": {func(s *Store, img *Image) error {
+			return os.Truncate(s.recordPath(digest.Digest(img.ID)),
+				10)
+		}, false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHub(t)
 			base := layerOf(t, file{"shared", shared()})
-			home := layerOfTar(t, tarWith(t, &tar.Header{Name: "home/", Typeflag: tar.TypeDir, Mode: 0o711}, &tar.Header{Name: "empty", Typeflag: tar.TypeReg, Mode: 0o600}))
+			home := layerOfTar(t, tarWith(t, &tar.Header{Name: "home/", Typeflag: tar.TypeDir, Mode: 0o711},
+				&tar.Header{Name: "empty", Typeflag: tar.TypeReg, Mode: 0o600}))
 			ref := h.push("app:1", imageOf(t, "1", base, home, layerOf(t, file{"home/own", "o"}, file{"own", "own"})))
 			other := h.push("app:2", imageOf(t, "2", base))
 			s := openStore(t, "")
 			img := pull(t, s, ref)
-			// The topmost layer is the patch: home is implied in the third, and looks otherwise in the second.
+			// The topmost layer is the patch layer: home is implied in the third layer and has
+			// another mode in the second.
 			if len(img.DiffIDs) != 4 {
 				t.Fatal("the image got no patch")
 			}
@@ -84,7 +95,7 @@ func TestCheckAndRepair(t *testing.T) {
 			}
 			h.take("")
 			found = check(t, s, true)
-			if len(found) != 1 || !found[0].Repaired || found[0].Unmended != nil {
+			if len(found) != 1 || !found[0].Repaired || found[0].RepairErr != nil {
 				t.Fatalf("repaired %+v", found)
 			}
 			if asked := h.take("/app/"); len(asked) != row.fetches {
@@ -96,17 +107,17 @@ func TestCheckAndRepair(t *testing.T) {
 			if got := fileIn(t, s, img, "shared"); got != shared() {
 				t.Error("the file is wrong")
 			}
-			nothingHalfMade(t, s)
+			assertNoTempFiles(t, s)
 		})
 	}
 }
 
-// inLayer is the path of a file of the image's layer number n.
+// inLayer returns the path of a file in the image's layer number n.
 func inLayer(s *Store, img *Image, n int, name string) string {
 	return filepath.Join(s.root, "layers", img.DiffIDs[n].Encoded(), "fs", name)
 }
 
-func TestRepairLeavesALayerThatIsInUse(t *testing.T) {
+func TestRepairLeavesALayerInUse(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"a", "a"})))
@@ -117,20 +128,20 @@ func TestRepairLeavesALayerThatIsInUse(t *testing.T) {
 	}
 	release := s.layers.Hold(img.DiffIDs) // as a container does
 	found := check(t, s, true)
-	if len(found) != 1 || found[0].Repaired || !strings.Contains(found[0].Unmended.Error(), "container") {
+	if len(found) != 1 || found[0].Repaired || !strings.Contains(found[0].RepairErr.Error(), "container") {
 		t.Errorf("%+v", found)
 	}
 	release()
 	h.set(func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(http.StatusNotFound); return true })
 	found = check(t, s, true)
-	if len(found) != 1 || found[0].Repaired || !strings.Contains(found[0].Unmended.Error(), h.addr) {
+	if len(found) != 1 || found[0].Repaired || !strings.Contains(found[0].RepairErr.Error(), h.addr) {
 		t.Errorf("%+v", found)
 	}
-	nothingHalfMade(t, s)
+	assertNoTempFiles(t, s)
 }
 
-// A container that is created while the layer is being fetched again keeps the files that it has.
-func TestRepairSeesAContainerThatCameMeanwhile(t *testing.T) {
+// A container that is created while a layer is being fetched again keeps its files.
+func TestRepairNoticesANewContainer(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"a", "a"})))
@@ -147,13 +158,13 @@ func TestRepairSeesAContainerThatCameMeanwhile(t *testing.T) {
 		return false
 	})
 	found := check(t, s, true)
-	if len(found) != 1 || found[0].Repaired || !errors.Is(found[0].Unmended, fault.Precondition) {
+	if len(found) != 1 || found[0].Repaired || !errors.Is(found[0].RepairErr, fault.Precondition) {
 		t.Fatalf("%+v", found)
 	}
 	if got := fileIn(t, s, img, "a"); got != "b" {
 		t.Errorf("the layer was replaced under the container: %q", got)
 	}
-	nothingHalfMade(t, s)
+	assertNoTempFiles(t, s)
 	if len(releases) != 1 {
 		t.Errorf("the layer was fetched %d times", len(releases))
 	}
@@ -167,7 +178,7 @@ func TestRepairSeesAContainerThatCameMeanwhile(t *testing.T) {
 	}
 }
 
-func TestImageThatWasSetAsideIsPulledAgain(t *testing.T) {
+func TestRepairPullsAnImageThatWasSetAside(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"a", "a"})))
@@ -196,7 +207,8 @@ func TestPruneAndDescribe(t *testing.T) {
 	base := layerOf(t, file{"base", strings.Repeat("b", 100_000)})
 	var refs []string
 	for n := range 3 {
-		refs = append(refs, h.push(fmt.Sprintf("app:%d", n), imageOf(t, fmt.Sprint(n), base, layerOf(t, file{"own", strings.Repeat(fmt.Sprint(n), 50_000)}))))
+		refs = append(refs, h.push(fmt.Sprintf("app:%d", n),
+			imageOf(t, fmt.Sprint(n), base, layerOf(t, file{"own", strings.Repeat(fmt.Sprint(n), 50_000)}))))
 	}
 	s := openStore(t, "", func(o *Options) { o.Pinned = refs[:1] })
 	var images []*Image
@@ -204,7 +216,8 @@ func TestPruneAndDescribe(t *testing.T) {
 		images = append(images, pull(t, s, ref))
 	}
 	d, err := s.Describe(refs[1])
-	if err != nil || len(d.Layers) != 2 || d.Layers[0].Digest == "" || d.Layers[0].Bytes < 100_000 || d.Layers[0].Packed == 0 ||
+	if err != nil || len(d.Layers) != 2 || d.Layers[0].Digest == "" || d.Layers[0].Bytes < 100_000 ||
+		d.Layers[0].Packed == 0 ||
 		digest.FromBytes(d.Config).String() != d.ID || len(d.Manifest) == 0 || d.PulledAt == 0 {
 		t.Errorf("%+v, %v", d, err)
 	}
@@ -223,8 +236,9 @@ func TestPruneAndDescribe(t *testing.T) {
 	}
 }
 
-// Whoever describes an image on a slow disk holds up nobody, and is told when it goes meanwhile.
-func TestDescribeHoldsNobodyUp(t *testing.T) {
+// Describing an image on a slow disk blocks nobody and returns NotFound if the image is removed
+// meanwhile.
+func TestDescribeDoesNotBlockRemove(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"own", "1"})))
@@ -243,7 +257,7 @@ func TestDescribeHoldsNobodyUp(t *testing.T) {
 		_, err := s.Describe(ref)
 		described <- err
 	}()
-	disk, err := os.OpenFile(config, os.O_WRONLY, 0) // when the config is being read
+	disk, err := os.OpenFile(config, os.O_WRONLY, 0) // returns when the config is being read
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,8 +277,8 @@ func TestDescribeHoldsNobodyUp(t *testing.T) {
 	}
 }
 
-// A layer that an image has twice is checked once, fetched once, and held as often as it is there.
-func TestRepairOfALayerThatIsThereTwice(t *testing.T) {
+// A layer that an image has twice is checked once, fetched once, and held twice.
+func TestRepairOfALayerThatOccursTwice(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	twice, other := layerOf(t, file{"a", "x"}), layerOf(t, file{"b", "y"})
@@ -294,5 +308,5 @@ func TestRepairOfALayerThatIsThereTwice(t *testing.T) {
 	if err := s.Remove(img.ID); err != nil {
 		t.Fatal(err)
 	}
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }

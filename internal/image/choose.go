@@ -17,46 +17,48 @@ import (
 	"github.com/kuri-cri/kuri/internal/layer"
 )
 
-// origin is where an image is to be had: a repository of a registry, or an archive. What it returns is verified.
+// origin is the source of an image: a repository in a registry, or an archive. It returns verified
+// content.
 type origin interface {
-	// manifest returns a manifest or an index, and what it is called there.
+	// manifest returns a manifest or an index with the media type that the origin gives it.
 	manifest(ctx context.Context, d imagespec.Descriptor) (body []byte, mediaType string, err error)
 	// config returns an image's config.
 	config(ctx context.Context, d imagespec.Descriptor) ([]byte, error)
-	// layer returns a layer, without its diffID. Its stream is verified by who reads it.
+	// layer returns a layer without its diffID. The reader verifies the stream.
 	layer(d imagespec.Descriptor) layer.Blob
-	// distrust returns what is told that a blob came wrong, see content; nil when asking again is no use.
+	// distrust returns the callback content.distrust, or nil if asking again is useless.
 	distrust(doc *document) func(blob digest.Digest) (host string, again bool)
 }
 
-// maxLooked is how many manifests and indexes are read to find an image.
+// maxLooked limits the manifests and indexes read to find an image.
 const maxLooked = 100
 
-// chooser finds in what a reference stands for the image for a platform.
+// chooser finds the image for a platform among everything that a reference resolves to.
 type chooser struct {
 	from     origin
-	platform string // as ParsePlatform returns it
+	platform string // as returned by ParsePlatform
 
-	// strict has an index with two images that fit equally be an error: it is the table of contents of an archive.
+	// strict makes it an error if two images in an index fit equally. It is set for the top-level
+	// index of an archive.
 	strict bool
 
 	looked int
-	others []string // platforms that there are images for
+	others []string // platforms that have an image
 }
 
-// choice is an image, or an artifact, that was found.
+// choice is the image or artifact that was found.
 type choice struct {
 	*content
 	digests  []digest.Digest // of the indexes that led to it, outermost first, and of its manifest
 	artifact bool
-	misfit   string // the platform that it says it is for, where an index might have told and it is another
+	misfit   string // the platform in its config, if it is another one and no index said otherwise
 }
 
-// errMisfit is the error of an index that has nothing for the platform.
+// errMisfit is returned for an index without an image for the platform.
 var errMisfit = errors.New("nothing for the platform")
 
-// choose follows the manifest or index to the image. The error is of kind NotFound, and says for which platforms there
-// is one, when there is none for this.
+// choose follows a manifest or index to the image. If there is none for the platform, the error is
+// of kind NotFound and lists the available platforms.
 func (c *chooser) choose(ctx context.Context, d imagespec.Descriptor, body []byte, mediaType string) (*choice, error) {
 	doc, err := parseDocument(body, mediaType)
 	if err != nil {
@@ -72,27 +74,29 @@ func (c *chooser) choose(ctx context.Context, d imagespec.Descriptor, body []byt
 	if err != nil {
 		return nil, err
 	}
-	found.led(d, doc, body)
+	found.prepend(d, doc, body)
 	return found, nil
 }
 
-// warn says in the log that an image is labelled for another platform.
+// warn logs that the image's config names another platform.
 func (f *choice) warn(name string) {
 	if f.misfit != "" {
-		slog.Warn("the image says that it is made for another platform; it is taken as it is", "image", name, "made for", f.misfit, "node", platforms.Format(nodePlatform()))
+		slog.Warn("the image's config names another platform; using the image anyway", "image", name, "made for",
+			f.misfit, "node", platforms.Format(nodePlatform()))
 	}
 }
 
-// explain says for which platforms there is an image, where there is none for this.
+// explain turns errMisfit into an error that lists the available platforms.
 func (c *chooser) explain(err error) error {
 	if !errors.Is(err, errMisfit) {
 		return err
 	}
-	return fault.New(fault.NotFound, "the image is not made for %s; it is for %s", called(c.platform), orElse(strings.Join(c.others, ", "), "none"))
+	return fault.New(fault.NotFound, "the image is not made for %s; it is for %s", describePlatform(c.platform),
+		orElse(strings.Join(c.others, ", "), "none"))
 }
 
-// led takes in the document that led to the choice.
-func (f *choice) led(d imagespec.Descriptor, doc *document, body []byte) {
+// prepend records the document that led to the choice.
+func (f *choice) prepend(d imagespec.Descriptor, doc *document, body []byte) {
 	f.digests = slices.Insert(f.digests, 0, d.Digest)
 	if doc.index() {
 		f.documents = append(f.documents, body)
@@ -102,12 +106,12 @@ func (f *choice) led(d imagespec.Descriptor, doc *document, body []byte) {
 // candidate is an entry of an index that may be the image.
 type candidate struct {
 	imagespec.Descriptor
-	exact bool // it is for the platform, by what the index says
-	rank  int  // 0 is best; equal ones fit equally
+	exact bool // the index says that it is for the platform
+	rank  int  // 0 is best; entries with the same rank fit equally
 }
 
-// candidates returns the entries that may be the image: those for the platform, the best first, and then those that name
-// no platform.
+// candidates returns the entries that may be the image: first those for the platform, best first,
+// then those without a platform.
 func (c *chooser) candidates(doc *document) (found []candidate, err error) {
 	node := fits(c.platform)
 	var open []candidate
@@ -117,7 +121,7 @@ func (c *chooser) candidates(doc *document) (found []candidate, err error) {
 		case m.Platform == nil || m.Platform.Architecture == "" && (m.Platform.OS == "" || m.Platform.OS == "linux"):
 			open = append(open, candidate{Descriptor: m})
 		case !node.Match(platforms.Normalize(*m.Platform)):
-			c.misses(*m.Platform)
+			c.addOther(*m.Platform)
 		default:
 			found = append(found, candidate{Descriptor: m, exact: true})
 		}
@@ -151,24 +155,25 @@ func btoi(b bool) int {
 	return 0
 }
 
-// misses remembers a platform that there is an image for.
-func (c *chooser) misses(p imagespec.Platform) {
-	if p.OS != "unknown" && len(c.others) < 20 { // an attestation is for an unknown platform
+// addOther remembers a platform that has an image.
+func (c *chooser) addOther(p imagespec.Platform) {
+	if p.OS != "unknown" && len(c.others) < 20 { // attestations have an unknown platform
 		c.others = append(c.others, clip(platforms.FormatAll(p)))
 	}
 }
 
-// shelf is what an index has that is not the image for the platform, but may have to do. Only the first of each is kept.
-type shelf struct {
-	misfit   *choice // an image that names another platform, where the index names none
+// fallbacks are the entries of an index that do not match but may be used if nothing else does.
+// Only the first of each kind is kept.
+type fallbacks struct {
+	misfit   *choice // an image whose config names another platform, where the index names none
 	misfits  []imagespec.Platform
 	artifact *choice
-	missed   bool  // an index for other platforms was among them
-	err      error // of an entry that is no image
+	missed   bool  // there was an index for other platforms
+	err      error // of an entry that is not an image
 }
 
-// put takes in an entry that is not the image.
-func (s *shelf) put(f *choice, err error) {
+// add adds an entry that is not the image.
+func (s *fallbacks) add(f *choice, err error) {
 	switch {
 	case errors.Is(err, errMisfit):
 		s.missed = true
@@ -182,9 +187,9 @@ func (s *shelf) put(f *choice, err error) {
 	}
 }
 
-// fromIndex returns the image for the platform: the best that the index has for it, or else the first image among the
-// entries without a platform whose config fits. Where the index says nothing of platforms and has one image alone, that is
-// it, and where it has no image, an artifact is.
+// fromIndex returns the image for the platform: the best entry that the index has for it, otherwise
+// the first image without a platform in the index whose config fits. If the index names no
+// platforms and has a single image, that image is returned; if it has no image, an artifact.
 func (c *chooser) fromIndex(ctx context.Context, doc *document, depth int) (*choice, error) {
 	if depth > maxNesting {
 		return nil, fault.New(fault.Invalid, "indexes are nested more than %d deep", maxNesting)
@@ -194,7 +199,7 @@ func (c *chooser) fromIndex(ctx context.Context, doc *document, depth int) (*cho
 	if err != nil {
 		return nil, err
 	}
-	var kept shelf
+	var rest fallbacks
 	var found *choice
 	var rank int
 	for _, d := range candidates {
@@ -206,9 +211,10 @@ func (c *chooser) fromIndex(ctx context.Context, doc *document, depth int) (*cho
 		case err != nil && (d.exact || !passable(err)):
 			return nil, err
 		case err != nil, f.artifact, f.misfit != "" && !d.exact:
-			kept.put(f, err)
+			rest.add(f, err)
 		case found != nil && !slices.Equal(found.rawConfig, f.rawConfig):
-			return nil, fault.New(fault.Invalid, "two images have the name and fit this node: %s and %s", found.digests[0], f.digests[0])
+			return nil, fault.New(fault.Invalid, "two images have the name and fit this node: %s and %s",
+				found.digests[0], f.digests[0])
 		case found == nil:
 			found, rank = f, d.rank
 		}
@@ -216,36 +222,39 @@ func (c *chooser) fromIndex(ctx context.Context, doc *document, depth int) (*cho
 	if found != nil {
 		return found, nil
 	}
-	return kept.best(c, len(c.others) > before)
+	return rest.best(c, len(c.others) > before)
 }
 
-// best returns what has to do.
-func (s *shelf) best(c *chooser, toldPlatforms bool) (*choice, error) {
+// best returns the best fallback.
+func (s *fallbacks) best(c *chooser, platformsNamed bool) (*choice, error) {
 	switch {
 	case s.err != nil:
 		return nil, s.err
-	case toldPlatforms || s.missed:
+	case platformsNamed || s.missed:
 	case len(s.misfits) == 1 && checkPlatform(s.misfit.config, c.platform) == nil:
 		return s.misfit, nil
 	case len(s.misfits) == 0 && s.artifact != nil:
 		return s.artifact, nil
 	}
 	for _, p := range s.misfits {
-		c.misses(p)
+		c.addOther(p)
 	}
 	return nil, errMisfit
 }
 
-// passable reports whether an entry that names no platform may be passed over for the error: it is not an image that Kuri
-// runs, or it is not there, as in a mirror that has a part of an index.
+// passable reports whether an entry without a platform may be skipped for this error: it is not an
+// image that Kuri can run, or it is missing, as in a mirror with a part of an index.
 func passable(err error) bool {
-	return errors.Is(err, errMisfit) || errors.Is(err, fault.Invalid) || errors.Is(err, fault.Unimplemented) || errors.Is(err, fault.NotFound)
+	return errors.Is(err, errMisfit) || errors.Is(err, fault.Invalid) || errors.Is(err, fault.Unimplemented) ||
+		errors.Is(err, fault.NotFound)
 }
 
-// candidate looks at one entry of an index.
+// candidate reads one entry of an index.
 func (c *chooser) candidate(ctx context.Context, d candidate, depth int) (*choice, error) {
 	if c.looked++; c.looked > maxLooked {
-		return nil, fault.New(fault.Exhausted, "the index has more than %d entries that would have to be looked at to find an image: name the image's own digest", maxLooked)
+		return nil, fault.New(fault.Exhausted,
+			"more than %d entries of the index would have to be read to find an image: use the digest of the image "+
+				"itself", maxLooked)
 	}
 	body, mediaType, err := c.from.manifest(ctx, d.Descriptor)
 	if err != nil {
@@ -264,7 +273,7 @@ func (c *chooser) candidate(ctx context.Context, d candidate, depth int) (*choic
 	if err != nil {
 		return nil, err
 	}
-	found.led(d.Descriptor, doc, body)
+	found.prepend(d.Descriptor, doc, body)
 	return found, nil
 }
 
@@ -275,7 +284,8 @@ func (c *chooser) fromManifest(ctx context.Context, doc *document, body []byte) 
 		return c.artifact(ctx, doc, body)
 	}
 	if doc.Config.Size > maxConfig {
-		return nil, fault.New(fault.Exhausted, "the image's config has %d bytes, more than the %d that are accepted", doc.Config.Size, maxConfig)
+		return nil, fault.New(fault.Exhausted, "the image's config has %d bytes, more than the limit of %d",
+			doc.Config.Size, maxConfig)
 	}
 	config, err := c.from.config(ctx, *doc.Config)
 	if err != nil {
@@ -299,15 +309,16 @@ func (c *chooser) fromManifest(ctx context.Context, doc *document, body []byte) 
 	return &choice{content: content, misfit: madeFor(content.config, c.platform)}, nil
 }
 
-// artifact returns an artifact. Its own config is kept, where it can be had, for who saves it.
+// artifact returns an artifact. Its own config, if available, is kept for [Store.Save].
 func (c *chooser) artifact(ctx context.Context, doc *document, body []byte) (*choice, error) {
 	blobs := make(map[digest.Digest]func(context.Context) (io.ReadCloser, error))
 	for _, d := range doc.Layers {
 		blobs[d.Digest] = c.from.layer(d).Open
 	}
-	content, err := artifactContent(doc, body, func(d imagespec.Descriptor) func(context.Context) (io.ReadCloser, error) {
-		return blobs[d.Digest]
-	})
+	content, err := artifactContent(doc, body,
+		func(d imagespec.Descriptor) func(context.Context) (io.ReadCloser, error) {
+			return blobs[d.Digest]
+		})
 	if err != nil {
 		return nil, err
 	}

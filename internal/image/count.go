@@ -14,36 +14,38 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// PullBuckets are the upper limits, in seconds, by which the durations of pulls are counted.
+// PullBuckets are the upper bounds in seconds of the histogram of pull durations.
 var PullBuckets = []float64{.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800}
 
-// PullCount is what became of the pulls from one registry since the store was opened.
+// PullCount has the counters of pulls from one registry since the store was opened.
 type PullCount struct {
-	Pulls          uint64 // that have ended
+	Pulls          uint64 // finished pulls
 	Took           time.Duration
-	Within         []uint64          // pulls that took no longer than the limit of that index in PullBuckets
+	Within         []uint64          // pulls within the bound at the same index in PullBuckets
 	Failures       map[string]uint64 // by reason
 	Bytes, Retries uint64
 }
 
-// registriesMax bounds the registries that are counted by name; others are counted together. References name any host.
+// registriesMax limits the number of registries counted by name, because references can name any
+// host. The rest is counted together.
 const registriesMax = 64
 
-// otherRegistries is the name of those.
+// otherRegistries is the name under which the rest is counted.
 const otherRegistries = "other"
 
-// counts are the pulls by registry. The zero value is ready for use, and safe for concurrent use.
+// counts are the counters of pulls by registry. The zero value is ready to use. Safe for concurrent
+// use.
 type counts struct {
 	mu sync.Mutex
 	by map[string]*pullCount
 }
 
 type pullCount struct {
-	PullCount // but for Bytes and Retries
+	PullCount // without Bytes and Retries
 	traffic   registry.Traffic
 }
 
-// of returns the counts of a registry. Those of a known one stay where they are.
+// of returns the counters of a registry. The pointer stays valid.
 func (c *counts) of(host string) *pullCount {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -54,13 +56,14 @@ func (c *counts) of(host string) *pullCount {
 		host = otherRegistries
 	}
 	if c.by[host] == nil {
-		c.by[host] = &pullCount{PullCount: PullCount{Within: make([]uint64, len(PullBuckets)), Failures: make(map[string]uint64)}}
+		c.by[host] = &pullCount{PullCount: PullCount{Within: make([]uint64, len(PullBuckets)),
+			Failures: make(map[string]uint64)}}
 	}
 	return c.by[host]
 }
 
-// ended counts a pull.
-func (c *counts) ended(of *pullCount, took time.Duration, err error) {
+// add counts a finished pull.
+func (c *counts) add(of *pullCount, took time.Duration, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	of.Pulls++
@@ -75,7 +78,7 @@ func (c *counts) ended(of *pullCount, took time.Duration, err error) {
 	}
 }
 
-// reason is why a pull failed, in a word or two: there are no more than kinds of errors.
+// reason returns the label for a failed pull. There are only as many labels as kinds of errors.
 func reason(err error) string {
 	switch kind := fault.Of(err); {
 	case errors.Is(err, context.Canceled):
@@ -88,7 +91,8 @@ func reason(err error) string {
 	return "unknown"
 }
 
-// PullCounts returns the counts of pulls by registry: the host of the reference, whatever mirror has served it.
+// PullCounts returns the counters by registry: the host in the reference, even if a mirror served
+// the pull.
 func (s *Store) PullCounts() map[string]PullCount {
 	s.counts.mu.Lock()
 	defer s.counts.mu.Unlock()
@@ -102,14 +106,14 @@ func (s *Store) PullCounts() map[string]PullCount {
 	return all
 }
 
-// Pulling returns how many pulls are under way.
+// Pulling returns the number of pulls in flight.
 func (s *Store) Pulling() int {
 	s.watch.mu.Lock()
 	defer s.watch.mu.Unlock()
 	return len(s.watch.pulls)
 }
 
-// LayerUsage returns how many layers there are, and what they take together. Nothing is measured for it.
+// LayerUsage returns the number of layers and their total disk space, without measuring.
 func (s *Store) LayerUsage() (layers int, used layer.Usage) {
 	return s.layers.Count(), s.layers.Usage()
 }

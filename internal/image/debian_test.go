@@ -38,7 +38,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// debian is Debian's docker-registry, a process of its own, with TLS, and a token server that it sends clients to.
+// debian is Debian's docker-registry in its own process, with TLS and a token server.
 type debian struct {
 	t     *testing.T
 	addr  string // host:port
@@ -49,7 +49,8 @@ type debian struct {
 	tokens string // URL of the token server
 }
 
-// pusher is a client that has fetched its token beforehand: go-containerregistry asks no token server on loopback.
+// pusher is a transport that fetches its token first: go-containerregistry uses no token server on
+// loopback.
 type pusher struct {
 	http       *http.Transport
 	tokens     string
@@ -57,7 +58,8 @@ type pusher struct {
 }
 
 func (p *pusher) RoundTrip(req *http.Request) (*http.Response, error) {
-	ask, err := http.NewRequestWithContext(req.Context(), http.MethodGet, p.tokens+"/token?scope="+url.QueryEscape("repository:"+p.repository+":pull,push"), nil)
+	ask, err := http.NewRequestWithContext(req.Context(), http.MethodGet,
+		p.tokens+"/token?scope="+url.QueryEscape("repository:"+p.repository+":pull,push"), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +157,8 @@ func (d *debian) push(repo string, img v1.Image) string {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	if err := remote.Write(ref, img, remote.WithTransport(&pusher{d.http, d.tokens, ref.Context().RepositoryStr()})); err != nil {
+	if err := remote.Write(ref, img,
+		remote.WithTransport(&pusher{d.http, d.tokens, ref.Context().RepositoryStr()})); err != nil {
 		d.t.Fatal(err)
 	}
 	return ref.Name()
@@ -167,7 +170,7 @@ func (d *debian) store() *Store {
 	})
 }
 
-// selfSigned makes a certificate for loopback, which signs the tokens, too.
+// selfSigned makes a certificate for loopback. Its key also signs the tokens.
 func selfSigned(t *testing.T) (key, cert *pem.Block, der []byte) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -175,9 +178,11 @@ func selfSigned(t *testing.T) (key, cert *pem.Block, der []byte) {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kuri-test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kuri-test"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	if der, err = x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private); err != nil {
 		t.Fatal(err)
@@ -189,7 +194,8 @@ func selfSigned(t *testing.T) (key, cert *pem.Block, der []byte) {
 	return &pem.Block{Type: "EC PRIVATE KEY", Bytes: body}, &pem.Block{Type: "CERTIFICATE", Bytes: der}, der
 }
 
-// tokenServer gives tokens for what is asked, to user with secret; to others, for repositories under public/ only.
+// tokenServer issues tokens for the requested scopes to user with secret. Anonymous clients get
+// only repositories below public/.
 func tokenServer(t *testing.T, key *pem.Block, cert []byte) string {
 	t.Helper()
 	private, err := x509.ParseECPrivateKey(key.Bytes)
@@ -221,8 +227,10 @@ func tokenServer(t *testing.T, key *pem.Block, cert []byte) string {
 			}
 		}
 		now := time.Now().Unix()
-		token := encode(t, map[string]any{"typ": "JWT", "alg": "ES256", "x5c": []string{base64.StdEncoding.EncodeToString(cert)}}) + "." +
-			encode(t, map[string]any{"iss": "kuri-test", "aud": "kuri-test", "sub": user, "nbf": now - 10, "iat": now, "exp": now + 300, "jti": "1", "access": granted})
+		token := encode(t, map[string]any{"typ": "JWT", "alg": "ES256",
+			"x5c": []string{base64.StdEncoding.EncodeToString(cert)}}) + "." +
+			encode(t, map[string]any{"iss": "kuri-test", "aud": "kuri-test", "sub": user, "nbf": now - 10, "iat": now,
+				"exp": now + 300, "jti": "1", "access": granted})
 		sum := sha256.Sum256([]byte(token))
 		x, y, err := ecdsa.Sign(rand.Reader, private, sum[:])
 		if err != nil {
@@ -230,7 +238,9 @@ func tokenServer(t *testing.T, key *pem.Block, cert []byte) string {
 			return
 		}
 		signature := append(x.FillBytes(make([]byte, 32)), y.FillBytes(make([]byte, 32))...)
-		json.NewEncoder(w).Encode(map[string]any{"access_token": token + "." + base64.RawURLEncoding.EncodeToString(signature), "token": token + "." + base64.RawURLEncoding.EncodeToString(signature), "expires_in": 300})
+		json.NewEncoder(w).Encode(map[string]any{"access_token": token + "." +
+			base64.RawURLEncoding.EncodeToString(signature), "token": token + "." +
+			base64.RawURLEncoding.EncodeToString(signature), "expires_in": 300})
 	}))
 	srv.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: private}}}
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -259,11 +269,13 @@ func TestDebiansRegistryWithTLSAndTokens(t *testing.T) {
 		kind fault.Kind
 		says string
 	}{
-		"with credentials":        {ref: private, auth: known},
-		"in base64":               {ref: private, auth: registry.Auth{Auth: base64.StdEncoding.EncodeToString([]byte("user:secret"))}},
-		"public":                  {ref: public},
-		"without credentials":     {ref: private, kind: fault.Unauthenticated, says: "private/app"},
-		"with wrong ones":         {ref: private, auth: registry.Auth{Username: "user", Password: "x"}, kind: fault.Unauthenticated, says: "/token"},
+		"with credentials": {ref: private, auth: known},
+		"in base64": {ref: private,
+			auth: registry.Auth{Auth: base64.StdEncoding.EncodeToString([]byte("user:secret"))}},
+		"public":              {ref: public},
+		"without credentials": {ref: private, kind: fault.Unauthenticated, says: "private/app"},
+		"with wrong ones": {ref: private, auth: registry.Auth{Username: "user", Password: "x"},
+			kind: fault.Unauthenticated, says: "/token"},
 		"a tag that is not there": {ref: d.addr + "/public/app:2", kind: fault.NotFound, says: "public/app:2"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -285,7 +297,8 @@ func TestDebiansRegistryWithTLSAndTokens(t *testing.T) {
 	}
 }
 
-// A proxy between us and the registry does its worst; the pull comes through, or fails with nothing left behind.
+// A misbehaving proxy in front of the registry: the pull succeeds, or fails and leaves nothing
+// behind.
 func TestBadProxyBeforeDebiansRegistry(t *testing.T) {
 	needRoot(t)
 	d := newDebian(t)
@@ -294,12 +307,15 @@ func TestBadProxyBeforeDebiansRegistry(t *testing.T) {
 	ref := d.push("public/app:1", imageOf(t, "x", layerOf(t, file{"a", string(content)}), layerOf(t, file{"b", "b"})))
 	for name, row := range map[string]struct {
 		change func(n int, body io.ReadCloser, header http.Header) io.ReadCloser
-		kind   fault.Kind // "": it comes through
+		kind   fault.Kind // "": the pull succeeds
 	}{
 		"drops": {change: func(_ int, b io.ReadCloser, _ http.Header) io.ReadCloser {
 			return &cut{b, 500_000, errors.New("dropped")}
 		}},
-		"delays": {change: func(_ int, b io.ReadCloser, _ http.Header) io.ReadCloser { return &late{b, 5 * time.Millisecond} }},
+		"delays": {change: func(_ int, b io.ReadCloser,
+			_ http.Header) io.ReadCloser {
+			return &late{b, 5 * time.Millisecond}
+		}},
 		"stalls": {change: func(n int, b io.ReadCloser, _ http.Header) io.ReadCloser {
 			if n > 2 {
 				return b
@@ -319,7 +335,10 @@ func TestBadProxyBeforeDebiansRegistry(t *testing.T) {
 			}
 			return &flip{ReadCloser: b}
 		}},
-		"corrupts for ever": {change: func(_ int, b io.ReadCloser, _ http.Header) io.ReadCloser { return &flip{ReadCloser: b} }, kind: fault.Corrupt},
+		"corrupts for ever": {change: func(_ int, b io.ReadCloser,
+			_ http.Header) io.ReadCloser {
+			return &flip{ReadCloser: b}
+		}, kind: fault.Corrupt},
 	} {
 		t.Run(name, func(t *testing.T) {
 			proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: d.addr})
@@ -349,7 +368,7 @@ func TestBadProxyBeforeDebiansRegistry(t *testing.T) {
 				if !errors.Is(err, row.kind) {
 					t.Errorf("%v", err)
 				}
-				nothingAtAll(t, s)
+				assertEmpty(t, s)
 				return
 			}
 			if err != nil {
@@ -358,13 +377,13 @@ func TestBadProxyBeforeDebiansRegistry(t *testing.T) {
 			if !slices.Equal([]byte(fileIn(t, s, got, "a")), content) {
 				t.Error("the file is wrong")
 			}
-			nothingHalfMade(t, s)
+			assertNoTempFiles(t, s)
 		})
 	}
 }
 
-// Of two mirrors that are equally slow, the one that has a floor above that is left, and the other, with a lower one, is
-// kept, though the registry behind them is fast.
+// Two mirrors are equally slow. The one with the higher minimum rate is abandoned; the other one is
+// kept, although the registry behind them is fast.
 func TestSlowMirrorsOfDebiansRegistry(t *testing.T) {
 	needRoot(t)
 	d := newDebian(t)
@@ -372,7 +391,7 @@ func TestSlowMirrorsOfDebiansRegistry(t *testing.T) {
 	rand.Read(content)
 	ref := d.push("public/app:1", imageOf(t, "x", layerOf(t, file{"a", string(content)})))
 	var mu sync.Mutex
-	served := make(map[string]int) // large answers, by host
+	served := make(map[string]int) // large responses by host
 	mirror := func() string {
 		proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: d.addr})
 		proxy.Transport, proxy.ErrorLog = d.http, log.New(io.Discard, "", 0)
@@ -394,7 +413,9 @@ func TestSlowMirrorsOfDebiansRegistry(t *testing.T) {
 		return host
 	}
 	hasty, lax := mirror(), mirror()
-	d.hosts(fmt.Sprintf("server = \"https://%s\"\nca = %[2]q\n[host.\"http://%[3]s\"]\nca = %[2]q\n[host.\"http://%[4]s\"]\nca = %[2]q\n", d.addr, d.ca, hasty, lax)) // the CA of the token server
+	// the CA of the token server
+	d.hosts(fmt.Sprintf("server = \"https://%s\"\nca = %[2]q\n[host.\"http://%[3]s\"]\nca = "+
+		"%[2]q\n[host.\"http://%[4]s\"]\nca = %[2]q\n", d.addr, d.ca, hasty, lax))
 	s := openStore(t, "", func(o *Options) {
 		o.Registry = registry.Options{
 			CertsDirs: []string{d.certs}, Limits: registry.Limits{Stall: 2 * time.Second, MinRate: 8 << 20},
@@ -409,11 +430,12 @@ func TestSlowMirrorsOfDebiansRegistry(t *testing.T) {
 		t.Error("the file is wrong")
 	}
 	if served[hasty] != 1 || served[lax] != 1 {
-		t.Errorf("%s, which must be faster, served %d times, and %s %d times, want once each", hasty, served[hasty], lax, served[lax])
+		t.Errorf("%s, which must be faster, served %d times, and %s %d times, want once each", hasty, served[hasty],
+			lax, served[lax])
 	}
 }
 
-// cut ends a stream after so many bytes.
+// cut ends a stream after a number of bytes.
 type cut struct {
 	io.ReadCloser
 	left int
@@ -440,7 +462,7 @@ func (l *late) Read(p []byte) (int, error) {
 	return l.ReadCloser.Read(p)
 }
 
-// flip changes one bit.
+// flip flips one bit.
 type flip struct {
 	io.ReadCloser
 	done bool

@@ -9,9 +9,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/rootfs"
 )
 
-// Diff tells what each layer of an image does to those below it, the bottom one first. The error is of kind NotFound when
-// the image is not here; one of tell ends it.
-func (s *Store) Diff(ctx context.Context, nameOrID string, tell func(layer digest.Digest, c rootfs.Change) error) error {
+// Diff reports the changes that each layer of an image makes to those below, bottom layer first.
+// The error is of kind NotFound if the image is not here. An error of report ends it.
+func (s *Store) Diff(ctx context.Context, nameOrID string,
+	report func(layer digest.Digest, c rootfs.Change) error) error {
 	img, err := s.Get(nameOrID)
 	if err != nil {
 		return err
@@ -27,16 +28,16 @@ func (s *Store) Diff(ctx context.Context, nameOrID string, tell func(layer diges
 		if err != nil {
 			return err
 		}
-		if err := rootfs.Changes(ctx, top[0], below, func(c rootfs.Change) error { return tell(id, c) }); err != nil {
+		if err := rootfs.Changes(ctx, top[0], below, func(c rootfs.Change) error { return report(id, c) }); err != nil {
 			return fmt.Errorf("layer %s of image %s: %w", id, img.ID, err)
 		}
 	}
 	return nil
 }
 
-// Compare tells what leads from the files of one image to those of another. The error is of kind NotFound when one of them is
-// not here; one of tell ends it.
-func (s *Store) Compare(ctx context.Context, from, to string, tell func(rootfs.Change) error) error {
+// Compare reports the changes from the files of one image to those of another. The error is of kind
+// NotFound if one of them is not here. An error of report ends it.
+func (s *Store) Compare(ctx context.Context, from, to string, report func(rootfs.Change) error) error {
 	var stacks [2][]string
 	for n, name := range []string{from, to} {
 		img, err := s.Get(name)
@@ -49,7 +50,7 @@ func (s *Store) Compare(ctx context.Context, from, to string, tell func(rootfs.C
 			return err
 		}
 	}
-	if err := rootfs.Compare(ctx, stacks[0], stacks[1], tell); err != nil {
+	if err := rootfs.Compare(ctx, stacks[0], stacks[1], report); err != nil {
 		return fmt.Errorf("compare image %s with %s: %w", from, to, err)
 	}
 	return nil

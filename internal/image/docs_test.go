@@ -15,7 +15,7 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// docs is a registry, or an archive, of documents that are whatever a test makes them.
+// docs is a registry, or an archive, with arbitrary documents.
 type docs struct {
 	t     *testing.T
 	addr  string
@@ -28,7 +28,8 @@ type docs struct {
 type object = map[string]any
 
 func newDocs(t *testing.T) *docs {
-	d := &docs{t: t, blobs: make(map[digest.Digest][]byte), types: make(map[digest.Digest]string), tags: make(map[string]digest.Digest)}
+	d := &docs{t: t, blobs: make(map[digest.Digest][]byte), types: make(map[digest.Digest]string),
+		tags: make(map[string]digest.Digest)}
 	srv := httptest.NewServer(d)
 	t.Cleanup(srv.Close)
 	d.addr = strings.TrimPrefix(srv.URL, "http://")
@@ -52,7 +53,7 @@ func (d *docs) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 
-// blob keeps the bytes under a digest of the algorithm.
+// blob stores the bytes under a digest of the algorithm.
 func (d *docs) blob(a digest.Algorithm, body []byte) digest.Digest {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -61,7 +62,7 @@ func (d *docs) blob(a digest.Algorithm, body []byte) digest.Digest {
 	return id
 }
 
-// doc keeps a document and returns its descriptor.
+// doc stores a document and returns its descriptor.
 func (d *docs) doc(doc object) object { return d.docBy(digest.SHA256, doc) }
 
 func (d *docs) docBy(a digest.Algorithm, doc object) object {
@@ -86,7 +87,7 @@ func (d *docs) tag(tag string, desc object, mediaType string) string {
 	return d.addr + "/odd:" + tag
 }
 
-// image is the parts of an image, to be changed before it is made.
+// image has the parts of an image, which a test may change before done.
 type image struct {
 	manifest, config, configDesc object
 	layers                       []object
@@ -105,15 +106,17 @@ func (d *docs) image(says string, layers ...[]byte) *image {
 		w.Write(l)
 		w.Close()
 		ids = append(ids, digest.FromBytes(l))
-		i.layers = append(i.layers, object{"mediaType": imagespec.MediaTypeImageLayerGzip, "digest": d.blob(digest.SHA256, packed.Bytes()), "size": packed.Len()})
+		i.layers = append(i.layers, object{"mediaType": imagespec.MediaTypeImageLayerGzip,
+			"digest": d.blob(digest.SHA256, packed.Bytes()), "size": packed.Len()})
 	}
-	i.config = object{"architecture": nodeArch, "os": "linux", "config": object{"Cmd": []string{says}}, "rootfs": object{"type": "layers", "diff_ids": ids}}
+	i.config = object{"architecture": nodeArch, "os": "linux", "config": object{"Cmd": []string{says}},
+		"rootfs": object{"type": "layers", "diff_ids": ids}}
 	i.configDesc = object{"mediaType": imagespec.MediaTypeImageConfig}
 	i.manifest = object{"schemaVersion": 2, "mediaType": imagespec.MediaTypeImageManifest}
 	return i
 }
 
-// done keeps the image and returns the descriptor of its manifest.
+// done stores the image and returns the descriptor of its manifest.
 func (i *image) done(d *docs) object { return i.doneBy(d, digest.SHA256, digest.SHA256) }
 
 func (i *image) doneBy(d *docs, config, manifest digest.Algorithm) object {
@@ -142,7 +145,7 @@ func index(entries ...object) object {
 
 func platform(os, arch string) object { return object{"os": os, "architecture": arch} }
 
-// signature is what cosign and others put beside images.
+// signature returns a signature as cosign and others store it beside images.
 func (d *docs) signature() object {
 	body := d.blob(digest.SHA256, []byte("{}"))
 	layer := object{"mediaType": "application/vnd.dev.cosign.simplesigning.v1+json", "digest": body, "size": 2}
@@ -151,17 +154,18 @@ func (d *docs) signature() object {
 	return i.done(d)
 }
 
-// artifact is one with a file.
+// artifact returns an artifact with one file.
 func (d *docs) artifact(configType string) object {
 	body := []byte("file")
 	return d.doc(object{
 		"schemaVersion": 2, "mediaType": imagespec.MediaTypeImageManifest,
 		"config": object{"mediaType": configType, "digest": d.blob(digest.SHA256, []byte("{}")), "size": 2},
-		"layers": []object{{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": d.blob(digest.SHA256, body), "size": len(body)}},
+		"layers": []object{{"mediaType": "application/vnd.oci.image.layer.v1.tar",
+			"digest": d.blob(digest.SHA256, body), "size": len(body)}},
 	})
 }
 
-// tar packs the documents as an OCI layout with the entries.
+// tar packs the documents as an OCI layout with these entries in index.json.
 func (d *docs) tar(entries ...object) []byte {
 	var files []file
 	top, _ := json.Marshal(index(entries...))

@@ -13,13 +13,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/layer"
 )
 
-// documents are a config and manifests that are written, and not in their places yet.
+// documents are a config and manifests in temporary files.
 type documents struct {
 	store *Store
-	files map[digest.Digest]string // their places are named by these digests
+	files map[digest.Digest]string // by their digest, which will be their name
 }
 
-// stage writes the bodies that are not nil, each once. The caller discards the documents.
+// stage writes the bodies that are not nil, each once, to temporary files. The caller calls
+// discard.
 func (s *Store) stage(bodies ...[]byte) (*documents, error) {
 	d := &documents{s, make(map[digest.Digest]string)}
 	for _, body := range bodies {
@@ -51,7 +52,8 @@ func (d *documents) write(id digest.Digest, body []byte) error {
 	return err
 }
 
-// place puts the documents, which are on the disk, in their places for good. The caller has the store's mu.
+// place renames the documents, which have been synced, to their final names and syncs the
+// directory. The caller holds the store's mu.
 func (d *documents) place() error {
 	for id, file := range d.files {
 		if err := os.Rename(file, d.store.blob(id)); err != nil {
@@ -61,17 +63,18 @@ func (d *documents) place() error {
 	return layer.DiskError(d.store.root, syncFile(d.store.blobs()))
 }
 
-// discard removes what is not in its place.
+// discard removes the temporary files that are left.
 func (d *documents) discard() {
 	for _, file := range d.files {
 		os.Remove(file)
 	}
 }
 
-// keepBlob writes a config or manifest of an image that is there, which may have been damaged.
+// keepBlob writes a config or manifest of an existing image, which may be damaged.
 func (s *Store) keepBlob(id digest.Digest, body []byte) error {
 	if got := digest.FromBytes(body); got != id {
-		return fault.New(fault.Corrupt, "what would take the place of %s has digest %s: remove the image and pull it again", id, got)
+		return fault.New(fault.Corrupt,
+			"the replacement for %s has digest %s: remove the image and pull it again", id, got)
 	}
 	d, err := s.stage(body)
 	if err != nil {
@@ -88,27 +91,27 @@ func (s *Store) keepBlob(id digest.Digest, body []byte) error {
 	return d.place()
 }
 
-// removeBlobs removes what an image that is no longer recorded has below blobs/, unless another has it too. The caller
-// has the store's mu.
+// removeBlobs removes the blobs of an image without a record, except for those that another image
+// uses. The caller holds the store's mu.
 func (s *Store) removeBlobs(rec imageRecord) {
-	for _, id := range rec.papers() {
+	for _, id := range rec.blobIDs() {
 		if !s.inUse(id) {
 			os.Remove(s.blob(id))
 		}
 	}
 }
 
-// inUse reports whether a record names the blob. The caller has the store's mu.
+// inUse reports whether a record names the blob. The caller holds the store's mu.
 func (s *Store) inUse(id digest.Digest) bool {
 	for _, e := range s.entries {
-		if slices.Contains(e.rec.papers(), id) {
+		if slices.Contains(e.rec.blobIDs(), id) {
 			return true
 		}
 	}
 	return false
 }
 
-// syncFile flushes a file or directory to the disk.
+// syncFile flushes a file or directory to disk.
 func syncFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -118,7 +121,7 @@ func syncFile(path string) error {
 	return f.Sync()
 }
 
-// fileBytes is what a file takes on the disk, in bytes; 0 when it is not there.
+// fileBytes returns the allocated size of a file in bytes, or 0 if it does not exist.
 func fileBytes(path string) int64 {
 	var st syscall.Stat_t
 	if syscall.Stat(path, &st) != nil {

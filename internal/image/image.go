@@ -13,29 +13,30 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// Image is one image on this node. It is immutable: a change makes a new one.
+// Image is an image on this node. It is immutable: a change creates a new one.
 type Image struct {
 	ID         string          // "sha256:" and 64 hex digits: the digest of the config
-	References []string        // tags in full, sorted: "docker.io/library/busybox:1"
-	Digests    []string        // "docker.io/library/busybox@sha256:…", sorted; the digest of the manifest or index
-	Size       int64           // bytes on the disk: its layers unpacked, shared ones too, its config and manifest
-	DiffIDs    []digest.Digest // of the layers to mount, bottom first; the topmost may be one that package layer has made
+	References []string        // full tags, sorted: "docker.io/library/busybox:1"
+	Digests    []string        // "docker.io/library/busybox@sha256:…", sorted; digest of the manifest or index
+	Size       int64           // bytes on disk: unpacked layers, including shared ones, config and manifest
+	DiffIDs    []digest.Digest // layers to mount, bottom first; the topmost may be a patch layer
 	Platform   imagespec.Platform
-	Config     imagespec.ImageConfig // user, environment, entrypoint, command, volumes, stop signal …; hostile input
-	Pinned     bool                  // a kubelet must not collect it
-	Platforms  []string              // those it has names for, sorted, as ParsePlatform returns them; "" for the node's
+	Config     imagespec.ImageConfig // user, environment, entrypoint, command, volumes, stop signal, …; untrusted
+	Pinned     bool                  // the kubelet must not collect it
+	// platforms that it has names for, sorted, as returned by ParsePlatform; "" for the node's
+	Platforms []string
 
 	names []string // see nameFor
 }
 
-// MadeFor returns the platform that the image says it is made for, where that is not this node's, or "".
+// MadeFor returns the platform in the image's config if it is not this node's, otherwise "".
 func (i *Image) MadeFor() string { return madeFor(&imagespec.Image{Platform: i.Platform}, "") }
 
-// snapshot is all images at one moment. It is never changed after it was published.
+// snapshot is the set of images at one moment. It does not change after it has been published.
 type snapshot struct {
 	list   []*Image          // sorted by first reference, then ID
 	byID   map[string]*Image // by full ID
-	byName map[string]*Image // by what nameFor makes of tags and digest references
+	byName map[string]*Image // by the names of tags and digest references; see nameFor
 }
 
 func newSnapshot(images []*Image) *snapshot {
@@ -52,7 +53,7 @@ func newSnapshot(images []*Image) *snapshot {
 	return s
 }
 
-// firstName is what an image sorts by; images without a tag come last.
+// firstName returns the sort key of an image. Images without a tag come last.
 func firstName(img *Image) string {
 	for _, names := range [][]string{img.References, img.Digests} {
 		if len(names) > 0 {
@@ -65,12 +66,13 @@ func firstName(img *Image) string {
 // List returns all images, sorted by their first reference. The caller must not change the slice.
 func (s *Store) List() []*Image { return s.now.Load().list }
 
-// Get finds an image by reference (tag or digest, short or full), by ID with or without "sha256:", or by the beginning
-// of an ID that no other image shares. A reference is tried before the beginning of an ID. The error is of kind
-// NotFound, or Invalid when the beginning fits several images.
+// Get finds an image by reference (tag or digest, short or full), by ID with or without "sha256:",
+// or by a unique prefix of an ID. A reference takes precedence over a prefix. The error is of kind
+// NotFound, or Invalid if the prefix is ambiguous.
 func (s *Store) Get(nameOrID string) (*Image, error) { return s.GetFor(nameOrID, "") }
 
-// GetFor is Get for a platform, as [ParsePlatform] returns it: a reference finds the image that was pulled for it.
+// GetFor is like Get for a platform, as returned by [ParsePlatform]: a reference finds the image
+// that was pulled for it.
 func (s *Store) GetFor(nameOrID, platform string) (*Image, error) {
 	now := s.now.Load()
 	if img := now.byID[nameOrID]; img != nil {
@@ -84,7 +86,7 @@ func (s *Store) GetFor(nameOrID, platform string) (*Image, error) {
 	return now.byPrefix(nameOrID)
 }
 
-// idPrefix is what may be the beginning of an ID.
+// idPrefix matches a possible prefix of an ID.
 var idPrefix = regexp.MustCompile(`^(sha256:)?[0-9a-f]{3,64}$`)
 
 func (s *snapshot) byPrefix(prefix string) (*Image, error) {
@@ -99,7 +101,8 @@ func (s *snapshot) byPrefix(prefix string) (*Image, error) {
 			continue
 		}
 		if found != nil {
-			return nil, fault.New(fault.Invalid, "image ID %q is ambiguous: %s and %s begin with it; give more digits", prefix, found.ID, img.ID)
+			return nil, fault.New(fault.Invalid, "image ID %q is ambiguous: %s and %s begin with it; give more digits",
+				prefix, found.ID, img.ID)
 		}
 		found = img
 	}

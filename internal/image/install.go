@@ -26,31 +26,33 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// patience is how long the finished layers of a pull that the registry failed wait for the next attempt.
-const patience = 10 * time.Minute
+// retryWindow is how long finished layers are kept for the next attempt after a pull has failed
+// because of the registry.
+const retryWindow = 10 * time.Minute
 
-// content is an image that is to be on this node: what it is made of, verified but for the layers, and where these come
-// from.
+// content is an image to be installed: verified documents, and the layers, which are verified while
+// they are read.
 type content struct {
 	rawConfig []byte
 	config    *imagespec.Image
-	manifest  []byte       // nil when there is none
-	documents [][]byte     // what else came with it: the indexes that led to it, the config of an artifact
-	layers    []layer.Blob // bottom first, as config lists them
+	manifest  []byte       // nil: none
+	documents [][]byte     // the indexes that led to the image, the config of an artifact
+	layers    []layer.Blob // bottom first, in the order of config
 
-	// distrust tells the source that a blob came wrong. It returns the host that sent it, and whether to ask again. nil: the
-	// blobs are from an archive.
+	// distrust reports a corrupt blob to its source. It returns the host that sent the blob, and
+	// whether to ask again. It is nil for an archive.
 	distrust func(blob digest.Digest) (host string, again bool)
 }
 
-// newContent checks that config and layers fit together. layers come without their DiffIDs.
+// newContent checks that the config fits the layers and sets the layers' diffIDs.
 func newContent(rawConfig, manifest []byte, layers []layer.Blob) (*content, error) {
 	cfg, err := parseConfig(rawConfig)
 	if err != nil {
 		return nil, err
 	}
 	if len(cfg.RootFS.DiffIDs) != len(layers) {
-		return nil, fault.New(fault.Invalid, "the image's config lists %d layers, its manifest %d", len(cfg.RootFS.DiffIDs), len(layers))
+		return nil, fault.New(fault.Invalid, "the image's config lists %d layers, its manifest %d",
+			len(cfg.RootFS.DiffIDs), len(layers))
 	}
 	for i := range layers {
 		layers[i].DiffID = cfg.RootFS.DiffIDs[i]
@@ -58,12 +60,12 @@ func newContent(rawConfig, manifest []byte, layers []layer.Blob) (*content, erro
 	return &content{rawConfig: rawConfig, config: cfg, manifest: manifest, layers: layers}, nil
 }
 
-// names are what is to point to an image; see nameFor.
+// names are the names that will point to an image; see nameFor.
 type names struct{ tags, digests []string }
 
-// install makes the image be on this node.
+// install adds the image to the store.
 func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, err error) {
-	// 1. Nothing of it is removed while we work. What a failure has left is removed when we let go.
+	// 1. Hold the layers. After a failure, layers that nobody else holds are removed on release.
 	layers := s.layers.Hold(c.config.RootFS.DiffIDs)
 	defer func() {
 		if errors.Is(err, fault.Unavailable) {
@@ -79,7 +81,7 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 	}
 	defer writing.Close()
 
-	// 2. All layers at once, bounded by the store's slots. A failure stops the others.
+	// 2. Unpack all layers at once, limited by the store's slots. A failure stops the others.
 	step.Enter(ctx, "layers")
 	g, gctx := errgroup.WithContext(ctx)
 	for _, b := range c.layers {
@@ -91,7 +93,7 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 				if !errors.Is(err, fault.Corrupt) || c.distrust == nil {
 					return err
 				}
-				host, again := c.distrust(b.Digest) // a mirror, or the way from it, has changed the blob: once more, from elsewhere if possible
+				host, again := c.distrust(b.Digest) // corrupted by a mirror or in transit: try another source
 				if !again {
 					return fmt.Errorf("registry host %s: %w", host, err)
 				}
@@ -99,21 +101,22 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 		})
 	}
 	err = g.Wait()
-	s.later.Go(debug.FreeOSMemory) // what unpacking took is megabytes, and the daemon lives long
+	s.later.Go(debug.FreeOSMemory) // unpacking takes megabytes, and the daemon is long-lived
 	if err != nil {
 		return nil, err
 	}
 
 	failpoint.At("pull: layers unpacked")
 
-	// 3. What the layers cannot show rightly without knowing each other.
+	// 3. Add the patch layer for implied directories.
 	patch, release, err := s.patch(ctx, c.config.RootFS.DiffIDs)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 
-	// 4. Config and manifest beside their places, and all on the disk for good, before anything names it.
+	// 4. Write the config and the manifest to temporary files, and sync, before anything names
+	// them.
 	docs, err := s.stage(append([][]byte{c.rawConfig, c.manifest}, c.documents...)...)
 	if err != nil {
 		return nil, err
@@ -127,7 +130,7 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 
 	failpoint.At("pull: synced")
 
-	// 5. Their places, and the record. Now the layers that a killed daemon's pull has left serve nobody.
+	// 5. Rename them and write the record. Remove layers left by a killed daemon's pull.
 	step.Enter(ctx, "record")
 	img, err = s.commit(c, docs, patch, n)
 	failpoint.At("pull: recorded")
@@ -137,7 +140,7 @@ func (s *Store) install(ctx context.Context, c *content, n names) (img *Image, e
 	return img, err
 }
 
-// patch makes the layer to put on top of the stack, if it needs one, and holds it until release.
+// patch unpacks the patch layer of the stack, if it needs one, and holds it until release.
 func (s *Store) patch(ctx context.Context, stack []digest.Digest) (diffID digest.Digest, release func(), err error) {
 	blob, err := s.layers.Patch(stack)
 	if err != nil || blob == nil {
@@ -151,19 +154,20 @@ func (s *Store) patch(ctx context.Context, stack []digest.Digest) (diffID digest
 	return blob.DiffID, release, nil
 }
 
-// releaseLater keeps the layers that are there for a while: the registry failed, and the caller will ask again.
+// releaseLater delays release for a while: the registry has failed, and the caller will retry.
 func (s *Store) releaseLater(release func()) {
 	s.later.Go(func() {
 		select {
-		case <-time.After(patience):
+		case <-time.After(retryWindow):
 			release()
 		case <-s.life.Done():
 		}
 	})
 }
 
-// openInSlot waits for a free slot and opens the stream; closing the stream frees the slot.
-func (s *Store) openInSlot(ctx context.Context, open func(context.Context) (io.ReadCloser, error)) (io.ReadCloser, error) {
+// openInSlot waits for a free slot and opens the stream. Closing the stream frees the slot.
+func (s *Store) openInSlot(ctx context.Context, open func(context.Context) (io.ReadCloser,
+	error)) (io.ReadCloser, error) {
 	select {
 	case s.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -174,20 +178,21 @@ func (s *Store) openInSlot(ctx context.Context, open func(context.Context) (io.R
 		<-s.slots
 		return nil, err
 	}
-	return &slotted{stream, s.slots}, nil
+	return &slotReader{stream, s.slots}, nil
 }
 
-type slotted struct {
+type slotReader struct {
 	io.ReadCloser
 	slots chan struct{}
 }
 
-func (c *slotted) Close() error {
+func (c *slotReader) Close() error {
 	defer func() { <-c.slots }()
 	return c.ReadCloser.Close()
 }
 
-// commit records the image, whose layers, patch and documents are there, held and durable, and points the names to it.
+// commit records an image whose layers, patch layer and documents are durable and held, and points
+// the names to it.
 func (s *Store) commit(c *content, docs *documents, patch digest.Digest, n names) (*Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -203,7 +208,7 @@ func (s *Store) commit(c *content, docs *documents, patch digest.Digest, n names
 	for _, body := range c.documents {
 		rec.Documents = append(rec.Documents, digest.FromBytes(body))
 	}
-	// What is recorded stays as it is until the new record is on the disk.
+	// The existing entry stays unchanged until the new record is on disk.
 	before := s.entries[id]
 	e := &entry{image: s.describe(rec, c.config)}
 	if before == nil {
@@ -213,13 +218,15 @@ func (s *Store) commit(c *content, docs *documents, patch digest.Digest, n names
 		rec.Documents = append(rec.Documents, before.rec.Documents...)
 		if rec.Manifest == "" {
 			rec.Manifest = before.rec.Manifest
-		} else if before.rec.Manifest != "" && before.rec.Manifest != rec.Manifest { // names with its digest stay
+			// digest references of the old manifest remain valid
+		} else if before.rec.Manifest != "" && before.rec.Manifest != rec.Manifest {
 			rec.Documents = append(rec.Documents, before.rec.Manifest)
 		}
 	}
 	slices.Sort(rec.Documents)
-	rec.Documents = slices.DeleteFunc(slices.Compact(rec.Documents), func(d digest.Digest) bool { return d == rec.Manifest || d == id })
-	img, err := s.point(e, rec, n)
+	rec.Documents = slices.DeleteFunc(slices.Compact(rec.Documents),
+		func(d digest.Digest) bool { return d == rec.Manifest || d == id })
+	img, err := s.writeNames(e, rec, n)
 	if err != nil && before == nil {
 		e.release()
 		s.removeBlobs(rec)
@@ -227,8 +234,9 @@ func (s *Store) commit(c *content, docs *documents, patch digest.Digest, n names
 	return img, err
 }
 
-// rename points more names to an image that is there. It returns nil when the image has been removed meanwhile.
-func (s *Store) rename(id string, n names) (*Image, error) {
+// addNames points more names to an existing image. It returns nil if the image was removed
+// meanwhile.
+func (s *Store) addNames(id string, n names) (*Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[digest.Digest(id)]
@@ -238,16 +246,16 @@ func (s *Store) rename(id string, n names) (*Image, error) {
 	if subset(slices.Concat(n.tags, n.digests), e.image.names) {
 		return e.image, nil
 	}
-	return s.point(e, e.rec, n)
+	return s.writeNames(e, e.rec, n)
 }
 
 func subset(some, all []string) bool {
 	return !slices.ContainsFunc(some, func(name string) bool { return !slices.Contains(all, name) })
 }
 
-// point writes rec, with the names added, as the record of e, takes the tags from the images that had them, and
-// publishes. The caller has s.mu.
-func (s *Store) point(e *entry, rec imageRecord, n names) (*Image, error) {
+// writeNames adds the names to rec, writes it as the record of e, removes the tags from other
+// images, and publishes. The caller holds s.mu.
+func (s *Store) writeNames(e *entry, rec imageRecord, n names) (*Image, error) {
 	rec.Tags = maps.Clone(rec.Tags)
 	if rec.Tags == nil {
 		rec.Tags = make(map[string]time.Time)
@@ -263,16 +271,16 @@ func (s *Store) point(e *entry, rec imageRecord, n names) (*Image, error) {
 	}
 	for _, other := range s.entries {
 		if other != e {
-			s.takeTags(other, n.tags)
+			s.removeTags(other, n.tags)
 		}
 	}
 	s.publish()
 	return e.image, nil
 }
 
-// takeTags takes the tags from an image. Should its record not be written, the next start finds two owners of a tag and
-// settles for the later.
-func (s *Store) takeTags(e *entry, tags []string) {
+// removeTags removes the tags from an image. If its record cannot be written, the next start finds
+// two owners of a tag and the later one wins.
+func (s *Store) removeTags(e *entry, tags []string) {
 	rec := e.rec
 	rec.Tags = maps.Clone(rec.Tags)
 	maps.DeleteFunc(rec.Tags, func(tag string, _ time.Time) bool { return slices.Contains(tags, tag) })
@@ -281,22 +289,22 @@ func (s *Store) takeTags(e *entry, tags []string) {
 	}
 	if err := s.write(e, rec); err != nil {
 		e.rec = rec
-		e.image = s.renamed(e)
+		e.image = s.withNames(e)
 	}
 }
 
-// write persists rec as the record of e and gives e its new face.
+// write persists rec as the record of e and updates the image of e.
 func (s *Store) write(e *entry, rec imageRecord) error {
 	if err := record.Write(s.recordPath(rec.ID), recordVersion, rec, record.Sync); err != nil {
 		return layer.DiskError(s.root, err)
 	}
 	e.rec = rec
-	e.image = s.renamed(e)
+	e.image = s.withNames(e)
 	s.entries[rec.ID] = e
 	return nil
 }
 
-// describe makes the image of a record and its config.
+// describe returns the image for a record and its config.
 func (s *Store) describe(rec imageRecord, cfg *imagespec.Image) *Image {
 	stack := rec.stack(cfg)
 	img := &Image{
@@ -306,17 +314,18 @@ func (s *Store) describe(rec imageRecord, cfg *imagespec.Image) *Image {
 		Platform: cfg.Platform,
 		Config:   cfg.Config,
 	}
-	for _, id := range rec.papers() {
+	for _, id := range rec.blobIDs() {
 		img.Size += fileBytes(s.blob(id))
 	}
 	return img
 }
 
-// renamed is the image of e with the names of its record.
-func (s *Store) renamed(e *entry) *Image {
+// withNames returns the image of e with the names in its record.
+func (s *Store) withNames(e *entry) *Image {
 	img := *e.image
 	img.names = slices.Concat(slices.Sorted(maps.Keys(e.rec.Tags)), e.rec.Digests)
-	img.References, img.Digests, img.Platforms = refsOf(slices.Sorted(maps.Keys(e.rec.Tags))), refsOf(e.rec.Digests), nil
+	img.References, img.Digests, img.Platforms = refsOf(slices.Sorted(maps.Keys(e.rec.Tags))),
+		refsOf(e.rec.Digests), nil
 	for _, name := range img.names {
 		_, platform := splitName(name)
 		img.Platforms = append(img.Platforms, platform)
@@ -327,7 +336,7 @@ func (s *Store) renamed(e *entry) *Image {
 	return &img
 }
 
-// isPinned tells whether the reference is one that a kubelet must not collect.
+// isPinned reports whether the reference is configured as pinned.
 func (s *Store) isPinned(name string) bool {
 	return slices.ContainsFunc(s.pinned, func(pattern string) bool {
 		fits, err := path.Match(pattern, name)
@@ -335,7 +344,8 @@ func (s *Store) isPinned(name string) bool {
 	})
 }
 
-// publish makes the present entries visible. The caller has s.mu, or is the only one.
+// publish makes the current entries visible. The caller holds s.mu, or no other goroutine uses the
+// store yet.
 func (s *Store) publish() {
 	images := make([]*Image, 0, len(s.entries))
 	for _, e := range s.entries {
@@ -344,11 +354,12 @@ func (s *Store) publish() {
 	s.now.Store(newSnapshot(images))
 }
 
-// Remove removes an image with all references to it. An image that is not there is no error. Layers that a container
-// still holds stay until it lets go. The error is of kind Invalid when the beginning of an ID is ambiguous.
+// Remove removes an image and all references to it. A missing image is not an error. Layers held by
+// a container stay until it releases them. The error is of kind Invalid if a prefix of an ID is
+// ambiguous.
 func (s *Store) Remove(nameOrID string) error { return s.RemoveFor(nameOrID, "") }
 
-// RemoveFor is Remove of the image that a reference stands for on a platform, as [ParsePlatform] returns it.
+// RemoveFor is like Remove for a platform, as returned by [ParsePlatform].
 func (s *Store) RemoveFor(nameOrID, platform string) error {
 	img, err := s.GetFor(nameOrID, platform)
 	if errors.Is(err, fault.NotFound) {
@@ -357,7 +368,7 @@ func (s *Store) RemoveFor(nameOrID, platform string) error {
 	if err != nil {
 		return err
 	}
-	release, err := s.forget(digest.Digest(img.ID))
+	release, err := s.removeRecord(digest.Digest(img.ID))
 	if err != nil {
 		return fmt.Errorf("remove image %s: %w", nameOrID, err)
 	}
@@ -367,8 +378,9 @@ func (s *Store) RemoveFor(nameOrID, platform string) error {
 	return nil
 }
 
-// forget removes the record, for good, and then what it named but the layers, which release lets go.
-func (s *Store) forget(id digest.Digest) (release func(), err error) {
+// removeRecord durably removes the record, and then the blobs of the image. release releases its
+// layers.
+func (s *Store) removeRecord(id digest.Digest) (release func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[id]
@@ -381,7 +393,7 @@ func (s *Store) forget(id digest.Digest) (release func(), err error) {
 	failpoint.At("remove image: record removed")
 	delete(s.entries, id)
 	s.publish()
-	if err := syncFile(s.dir()); err != nil { // or a power cut would bring back an image without layers
+	if err := syncFile(s.dir()); err != nil { // otherwise a power cut could bring back an image without layers
 		return nil, err
 	}
 	s.removeBlobs(e.rec)
@@ -389,9 +401,9 @@ func (s *Store) forget(id digest.Digest) (release func(), err error) {
 	return e.release, nil
 }
 
-// Usage is what images and their layers take on the disk.
+// Usage is the disk space of all images and layers.
 type Usage struct {
-	Path   string // a directory on the filesystem where they are
+	Path   string // a directory on their filesystem
 	Bytes  uint64 // allocated blocks
 	Inodes uint64
 }

@@ -15,11 +15,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// A child of the tests pulls and removes images in a store until it is killed.
+// The child process of the tests pulls and removes images until it is killed.
 const (
 	childRoot = "KURI_TEST_CHILD_ROOT"
 	childRefs = "KURI_TEST_CHILD_REFS"
-	childOnce = "KURI_TEST_CHILD_ONCE" // pull the first, say so, wait for a line, pull the second
+	childOnce = "KURI_TEST_CHILD_ONCE" // pull the first image, print "idle", wait for a line, pull the second
 )
 
 func TestMain(m *testing.M) {
@@ -110,7 +110,7 @@ func TestKilledAtAnyPoint(t *testing.T) {
 				t.Errorf("kill %d: image %v is not whole", kill, img.References)
 			}
 		}
-		nothingHalfMade(t, s)
+		assertNoTempFiles(t, s)
 	}
 	damaged, _ := os.ReadDir(root + "/images")
 	for _, f := range damaged {
@@ -127,5 +127,5 @@ func TestKilledAtAnyPoint(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }

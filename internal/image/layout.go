@@ -22,12 +22,12 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// dockerIndex is the table of contents of a docker-archive.
+// dockerIndex is the manifest file of a docker-archive.
 const dockerIndex = "manifest.json"
 
-// contents reads the images of the archive, with the names that it gives them.
+// contents reads the images of the archive with the names that it gives them.
 func (a *archive) contents(ctx context.Context) ([]*load, error) {
-	if a.has(imagespec.ImageIndexFile) { // "docker save" of today writes both; this one has digests
+	if a.has(imagespec.ImageIndexFile) { // current "docker save" writes both; this one has digests
 		loads, err := a.layoutImages(ctx)
 		if err != nil || len(loads) > 0 || !a.has(dockerIndex) {
 			return loads, err
@@ -37,20 +37,23 @@ func (a *archive) contents(ctx context.Context) ([]*load, error) {
 	case a.has(dockerIndex):
 		return a.dockerImages(ctx)
 	case a.has("repositories"):
-		return nil, fault.New(fault.Unimplemented, "the archive is of docker before 1.10, which is not supported: load it with docker and save it again")
+		return nil, fault.New(fault.Unimplemented,
+			"the archive was written by docker before 1.10, which is not supported: load it with docker and save it "+
+				"again")
 	}
-	return nil, fault.New(fault.Invalid, "the archive is neither an OCI image layout (it has no index.json) nor a docker-archive (no manifest.json)")
+	return nil, fault.New(fault.Invalid,
+		"the archive is neither an OCI image layout (it has no index.json) nor a docker-archive (no manifest.json)")
 }
 
-// group is the entries of an index.json that are one image.
+// group is a set of entries of index.json that are one image.
 type group struct {
-	name, tag string // "": none
+	name, tag string // "" if there is none
 	entries   []imagespec.Descriptor
 }
 
-// layoutImages reads an OCI image layout: each entry of its index.json is an image, or an index of one for several
-// platforms. Entries that carry the same name are one image for several platforms, and so are entries without a name that
-// are for platforms of their own.
+// layoutImages reads an OCI image layout. Each entry of its index.json is an image, or an index of
+// one for several platforms. Entries with the same name are one image for several platforms. So are
+// entries without a name that have distinct platforms.
 func (a *archive) layoutImages(ctx context.Context) ([]*load, error) {
 	body, err := a.read(imagespec.ImageIndexFile, registry.MaxManifest)
 	if err != nil {
@@ -58,7 +61,7 @@ func (a *archive) layoutImages(ctx context.Context) ([]*load, error) {
 	}
 	top, err := parseDocument(body, imagespec.MediaTypeImageIndex)
 	if err == nil && !top.index() {
-		err = fault.New(fault.Invalid, "it is not an index")
+		err = fault.New(fault.Invalid, "not an image index")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("index.json: %w", err)
@@ -69,7 +72,7 @@ func (a *archive) layoutImages(ctx context.Context) ([]*load, error) {
 	var loads []*load
 	var missed error
 	for _, g := range groupsOf(top) {
-		if len(g.entries) == 1 { // there is nothing to choose: its platform is a label, as in its config
+		if len(g.entries) == 1 { // nothing to choose: its platform is only a label
 			g.entries[0].Platform = nil
 		}
 		c := &chooser{from: a, strict: true}
@@ -83,7 +86,7 @@ func (a *archive) layoutImages(ctx context.Context) ([]*load, error) {
 		}
 		l := &load{choice: found, tag: g.tag}
 		if g.name != "" {
-			if err := l.call(g.name); err != nil {
+			if err := l.addName(g.name); err != nil {
 				return nil, err
 			}
 		}
@@ -94,12 +97,12 @@ func (a *archive) layoutImages(ctx context.Context) ([]*load, error) {
 		return nil, missed
 	}
 	if missed != nil {
-		slog.Warn("an image of an archive is left out", "err", missed)
+		slog.Warn("skipping an image of an archive", "err", missed)
 	}
 	return loads, nil
 }
 
-// groupsOf sorts the entries by name.
+// groupsOf groups the entries by name.
 func groupsOf(top *document) []*group {
 	var groups []*group
 	known := make(map[[2]string]*group)
@@ -150,7 +153,7 @@ func oneImage(entries []imagespec.Descriptor) bool {
 	return len(seen) > 0
 }
 
-// withoutAttachments leaves out artifacts without a name where there are images: signatures, lists of contents.
+// withoutAttachments drops artifacts without a name (signatures, SBOMs) if there are images.
 func withoutAttachments(loads []*load) []*load {
 	var kept, attached []*load
 	for _, l := range loads {
@@ -164,13 +167,14 @@ func withoutAttachments(loads []*load) []*load {
 		return attached
 	}
 	for _, l := range attached {
-		slog.Info("an artifact without a name is left out of what is loaded from an archive with images", "manifest", l.digests[0])
+		slog.Info("skipping an artifact without a name in an archive with images", "manifest", l.digests[0])
 	}
 	return kept
 }
 
-// layoutName is what an entry of index.json is called. The annotation of the OCI specification is a full reference with
-// some tools and a tag alone with others; a tag alone names something only together with a repository.
+// layoutName returns the name or the tag of an entry in index.json. Some tools write a full
+// reference into the annotation of the OCI specification, others a tag alone, which is a name only
+// together with a repository.
 func layoutName(d imagespec.Descriptor) (name, tag string) {
 	if full := d.Annotations["io.containerd.image.name"]; full != "" {
 		if noName(full) {
@@ -188,7 +192,7 @@ func layoutName(d imagespec.Descriptor) (name, tag string) {
 	return "", name
 }
 
-// The archive is the origin of its images.
+// An archive is the origin of its images.
 
 func (a *archive) manifest(_ context.Context, d imagespec.Descriptor) ([]byte, string, error) {
 	body, err := a.blob(d, registry.MaxManifest)
@@ -206,8 +210,8 @@ func (a *archive) layer(d imagespec.Descriptor) layer.Blob {
 
 func (a *archive) distrust(*document) func(digest.Digest) (string, bool) { return nil }
 
-// dockerImages reads a docker-archive. Its layers have no digest but the diffID in the config. What skopeo calls a dir
-// has a manifest under the same name.
+// dockerImages reads a docker-archive, whose layers have no digest but the diffID in the config.
+// The "dir" format of skopeo has its manifest under the same file name.
 func (a *archive) dockerImages(ctx context.Context) ([]*load, error) {
 	body, err := a.read(dockerIndex, registry.MaxManifest)
 	if err != nil {
@@ -224,7 +228,7 @@ func (a *archive) dockerImages(ctx context.Context) ([]*load, error) {
 	}
 	var entries []dockerEntry
 	if err := json.Unmarshal(body, &entries); err != nil {
-		return nil, fault.New(fault.Invalid, "manifest.json is not that of a docker-archive: %w", err)
+		return nil, fault.New(fault.Invalid, "manifest.json is not from a docker-archive: %w", err)
 	}
 	if len(entries) > maxImages {
 		return nil, fault.New(fault.Exhausted, "manifest.json has more than %d images", maxImages)
@@ -272,14 +276,14 @@ func (a *archive) dockerImage(e dockerEntry) (*load, error) {
 		if noName(tag) {
 			continue
 		}
-		if err := l.call(tag); err != nil {
+		if err := l.addName(tag); err != nil {
 			return nil, err
 		}
 	}
 	return l, nil
 }
 
-// opener returns the function that opens a file of the archive as a layer's stream.
+// opener returns a function that opens a file of the archive as a layer's stream.
 func (a *archive) opener(file string) func(context.Context) (io.ReadCloser, error) {
 	return func(context.Context) (io.ReadCloser, error) {
 		path, err := a.find(file)

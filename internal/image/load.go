@@ -15,13 +15,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// Load makes the images of an archive be on this node: the tar of an OCI image layout, or a docker-archive ("docker
-// save"), plain or packed with gzip, zstd, xz or bzip2. The archive names its images; name, which may be "", is for one that it
-// does not name. An image without any name has only its ID. The archive needs its own size of disk space while it is
-// being loaded. All is verified as in a pull.
+// Load adds the images of an archive to the store: the tar of an OCI image layout, or a
+// docker-archive ("docker save"), uncompressed or compressed with gzip, zstd, xz or bzip2. The
+// archive names its images; name, which may be "", is for an image that it does not name. An image
+// without any name has only its ID. During the load the archive takes its own size in disk space.
+// Everything is verified as in a pull.
 //
-// The error is of kind Invalid when it is neither or is damaged, Corrupt when content differs from its digest,
-// Exhausted when the disk is full. Images that came before the one that failed are not kept back.
+// The error is of kind Invalid if from is not such an archive or is damaged, Corrupt if content
+// does not match its digest, and Exhausted if the disk is full. Images loaded before the failure
+// stay.
 func (s *Store) Load(ctx context.Context, from io.Reader, name string) ([]*Image, error) {
 	if name != "" {
 		ref, err := registry.ParseReference(name)
@@ -29,7 +31,8 @@ func (s *Store) Load(ctx context.Context, from io.Reader, name string) ([]*Image
 			return nil, err
 		}
 		if ref.Tag == "" {
-			return nil, fault.New(fault.Invalid, "%q cannot name a loaded image: its digest follows from its content; give a tag", name)
+			return nil, fault.New(fault.Invalid,
+				"%q cannot name a loaded image: its digest follows from its content; give a tag", name)
 		}
 	}
 	a, err := spool(ctx, from, s.root)
@@ -53,12 +56,13 @@ func (s *Store) Load(ctx context.Context, from io.Reader, name string) ([]*Image
 		}
 	}
 	if n := a.unused(); n > 0 {
-		slog.Info("an archive has blobs that belong to none of its images that were loaded", "blobs", n, "images", len(ids))
+		slog.Info("the archive has blobs that belong to no loaded image", "blobs", n, "images", len(ids))
 	}
 	return s.all(ids), nil
 }
 
-// all returns the images with the IDs as they are now: a later image of an archive may have taken the name of an earlier.
+// all returns the current images with these IDs: a later image of the archive may have taken a name
+// from an earlier one.
 func (s *Store) all(ids []string) []*Image {
 	now := s.now.Load()
 	var images []*Image
@@ -74,7 +78,7 @@ func (s *Store) all(ids []string) []*Image {
 type load struct {
 	*choice
 	names names
-	tag   string // what the archive calls it, where that is a tag without a repository
+	tag   string // its tag in the archive, if that has no repository
 }
 
 func (l *load) label() string {
@@ -87,17 +91,18 @@ func (l *load) label() string {
 	return "without a name"
 }
 
-// nameless reports whether the archive gives the image no tag with a repository. It may give it a digest.
+// nameless reports whether the archive gives the image no tag with a repository. It may still have
+// a digest.
 func (l *load) nameless() bool { return len(l.names.tags) == 0 }
 
-// images reads what is in the archive. given is the name for an image without one, or "".
+// images reads the images of the archive. given is the name for an image without one, or "".
 func (a *archive) images(ctx context.Context, given string) ([]*load, error) {
 	loads, err := a.contents(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if len(loads) == 0 {
-		return nil, fault.New(fault.Invalid, "the archive has no image in it")
+		return nil, fault.New(fault.Invalid, "the archive contains no image")
 	}
 	if err := a.restoreNames(loads); err != nil {
 		return nil, err
@@ -105,7 +110,7 @@ func (a *archive) images(ctx context.Context, given string) ([]*load, error) {
 	return loads, nameOthers(loads, given)
 }
 
-// nameOthers gives the images without a name of their own the one that was given.
+// nameOthers gives the name given to the images without a name.
 func nameOthers(loads []*load, given string) error {
 	if given == "" {
 		return nil
@@ -123,24 +128,28 @@ func nameOthers(loads []*load, given string) error {
 			}
 		}
 	}
-	if strings.HasSuffix(given, ":"+ref.Tag) { // it says it all
+	if strings.HasSuffix(given, ":"+ref.Tag) { // it includes a tag
 		if len(nameless) > 1 {
-			return fault.New(fault.Invalid, "the archive has %d images without a name (%s), and %q can name one only: give a repository without a tag, or no name", len(nameless), labels(nameless), given)
+			return fault.New(fault.Invalid,
+				"the archive has %d images without a name (%s), and %q can name one only: give a repository without "+
+					"a tag, or no name", len(nameless), labels(nameless), given)
 		}
 		for _, l := range nameless {
-			return l.call(given)
+			return l.addName(given)
 		}
 		return nil
 	}
 	if len(untagged) > 1 {
-		return fault.New(fault.Invalid, "the archive has %d images without a name and a tag, and %q can name one only: load it without a name, and use the images by their IDs", len(untagged), given)
+		return fault.New(fault.Invalid,
+			"the archive has %d images without a name and a tag, and %q can name one only: load it without a name, "+
+				"and use the images by their IDs", len(untagged), given)
 	}
 	for _, l := range nameless {
 		name := given
 		if l.tag != "" {
 			name += ":" + l.tag
 		}
-		if err := l.call(name); err != nil {
+		if err := l.addName(name); err != nil {
 			return err
 		}
 	}
@@ -155,8 +164,8 @@ func labels(loads []*load) string {
 	return strings.Join(all, ", ")
 }
 
-// call gives the image a name, and the digests that it has in the repository of that name.
-func (l *load) call(name string) error {
+// addName gives the image a name, and its digests in the repository of that name.
+func (l *load) addName(name string) error {
 	ref, err := registry.ParseReference(name)
 	if err != nil {
 		return err
@@ -170,8 +179,8 @@ func (l *load) call(name string) error {
 	return nil
 }
 
-// noName reports whether what an archive calls an image names nothing: docker writes "<none>:<none>" and containerd the
-// ID of an image without a name.
+// noName reports whether a name in an archive is a placeholder: docker writes "<none>:<none>", and
+// containerd the ID of an image without a name.
 func noName(name string) bool {
 	id := digest.Digest(name)
 	return name == "" || strings.HasPrefix(name, "<none>") || id.Validate() == nil

@@ -11,9 +11,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// FuzzLoad loads archives whose documents are anything. INDEX, MANIFEST, CONFIG, LAYER and DIFF in them stand for the
-// digests of the others, so that what refers to what stays whole. An archive is loaded, and then checked and removed, or
-// refused with a kind; nothing stays of either.
+// FuzzLoad loads archives with arbitrary documents. INDEX, MANIFEST, CONFIG, LAYER and DIFF stand
+// for the digests of the others, so that references between documents stay intact. An archive must
+// either load, check and be removed, or be refused with a kind. Neither may leave anything behind.
 func FuzzLoad(f *testing.F) {
 	needRoot(f)
 	config := `{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":["DIFF"]},"config":{"Cmd":["a"]},"history":[{"created_by":"x"}]}`
@@ -27,7 +27,8 @@ func FuzzLoad(f *testing.F) {
 	f.Add(false, index, nested, config, "")
 	f.Add(true, dockers, manifest, config, "")
 	f.Add(true, `[{"Config":"layer","Layers":["config","layer"]}]`, "", config, "")
-	f.Add(false, index, manifest, config, `{"version":1,"images":[{"id":"CONFIG","manifest":"MANIFEST","documents":["INDEX","CONFIG"],"names":["app:1","x@MANIFEST","y@INDEX linux/arm64"]}]}`)
+	f.Add(false, index, manifest, config,
+		`{"version":1,"images":[{"id":"CONFIG","manifest":"MANIFEST","documents":["INDEX","CONFIG"],"names":["app:1","x@MANIFEST","y@INDEX linux/arm64"]}]}`)
 	layers := tarOf(f, file{"etc/a", "x"})
 	s := openStore(f, "")
 	f.Fuzz(func(t *testing.T, docker bool, index, manifest, config, travel string) {
@@ -36,7 +37,8 @@ func FuzzLoad(f *testing.F) {
 			top = "manifest.json"
 		}
 		config = strings.ReplaceAll(config, "DIFF", digest.FromBytes(layers).String())
-		at := map[string]string{"LAYER": digest.FromBytes(layers).String(), "CONFIG": digest.FromString(config).String()}
+		at := map[string]string{"LAYER": digest.FromBytes(layers).String(),
+			"CONFIG": digest.FromString(config).String()}
 		fill := func(doc string) string {
 			for word, d := range at {
 				doc = strings.ReplaceAll(doc, word, d)
@@ -49,7 +51,9 @@ func FuzzLoad(f *testing.F) {
 		at["INDEX"] = digest.FromString(index).String()
 		blob := func(d string) string { return "blobs/sha256/" + strings.TrimPrefix(d, "sha256:") }
 		archive := tarOf(t, file{top, index}, file{"config", config}, file{"layer", string(layers)},
-			file{blob(at["LAYER"]), string(layers)}, file{blob(at["CONFIG"]), config}, file{blob(at["MANIFEST"]), manifest}, file{blob(at["INDEX"]), index}, file{travelFile, fill(travel)})
+			file{blob(at["LAYER"]), string(layers)}, file{blob(at["CONFIG"]), config},
+			file{blob(at["MANIFEST"]), manifest}, file{blob(at["INDEX"]), index},
+			file{provenanceFile, fill(travel)})
 		images, err := s.Load(t.Context(), bytes.NewReader(archive), "")
 		if err != nil && fault.Of(err) == "" {
 			t.Errorf("an error of no kind: %v", err)
@@ -65,11 +69,11 @@ func FuzzLoad(f *testing.F) {
 				t.Error(err)
 			}
 		}
-		for _, img := range s.List() { // of an archive that failed some may be there
+		for _, img := range s.List() { // an archive that failed may have loaded some
 			if err := s.Remove(img.ID); err != nil {
 				t.Error(err)
 			}
 		}
-		nothingAtAll(t, s)
+		assertEmpty(t, s)
 	})
 }

@@ -25,7 +25,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// layoutTar writes the images as an OCI layout, each with the annotations given, and packs its directory.
+// layoutTar packs an OCI layout with the images, each with its annotations.
 func layoutTar(t *testing.T, change func(dir string), images ...mutate.IndexAddendum) []byte {
 	t.Helper()
 	dir := t.TempDir()
@@ -62,7 +62,8 @@ func layoutTar(t *testing.T, change func(dir string), images ...mutate.IndexAdde
 			return err
 		}
 		rel, _ := filepath.Rel(dir, path)
-		if err := w.WriteHeader(&tar.Header{Name: "./" + rel, Mode: 0o644, Size: int64(len(body)), Typeflag: tar.TypeReg}); err != nil {
+		if err := w.WriteHeader(&tar.Header{Name: "./" + rel, Mode: 0o644, Size: int64(len(body)),
+			Typeflag: tar.TypeReg}); err != nil {
 			return err
 		}
 		_, err = w.Write(body)
@@ -105,20 +106,28 @@ func TestLoadLayout(t *testing.T) {
 	for name, row := range map[string]struct {
 		images []mutate.IndexAddendum
 		given  string
-		want   []string // references of the images; "" for one without
+		want   []string // references of the images; "" for an image without any
 	}{
-		"full reference":        {[]mutate.IndexAddendum{annotated(one, refName, "quay.io/a/b:1")}, "", []string{"quay.io/a/b:1"}},
-		"short reference":       {[]mutate.IndexAddendum{annotated(one, refName, "app:1")}, "", []string{"docker.io/library/app:1"}},
-		"containerd's name":     {[]mutate.IndexAddendum{annotated(one, refName, "1", containerName, "quay.io/c:1")}, "", []string{"quay.io/c:1"}},
-		"tag, given repository": {[]mutate.IndexAddendum{annotated(one, refName, "v7")}, "quay.io/d", []string{"quay.io/d:v7"}},
-		"tag, given all":        {[]mutate.IndexAddendum{annotated(one, refName, "v7")}, "quay.io/d:8", []string{"quay.io/d:8"}},
-		"given":                 {[]mutate.IndexAddendum{annotated(one)}, "quay.io/e", []string{"quay.io/e:latest"}},
-		"archive over given":    {[]mutate.IndexAddendum{annotated(one, refName, "quay.io/a/b:1")}, "quay.io/e", []string{"quay.io/a/b:1"}},
-		"no name":               {[]mutate.IndexAddendum{annotated(one)}, "", []string{""}},
-		"tag alone":             {[]mutate.IndexAddendum{annotated(one, refName, "v7")}, "", []string{""}},
-		"two images":            {[]mutate.IndexAddendum{annotated(one, refName, "a:1"), annotated(two, refName, "a:2")}, "", []string{"docker.io/library/a:1", "docker.io/library/a:2"}},
-		"nested index":          {[]mutate.IndexAddendum{annotated(multi, refName, "quay.io/m:1")}, "", []string{"quay.io/m:1"}},
-		"flat index":            {flat, "", []string{"quay.io/f:1"}},
+		"full reference": {[]mutate.IndexAddendum{annotated(one, refName, "quay.io/a/b:1")}, "",
+			[]string{"quay.io/a/b:1"}},
+		"short reference": {[]mutate.IndexAddendum{annotated(one, refName, "app:1")}, "",
+			[]string{"docker.io/library/app:1"}},
+		"containerd's name": {[]mutate.IndexAddendum{annotated(one, refName, "1", containerName, "quay.io/c:1")},
+			"", []string{"quay.io/c:1"}},
+		"tag, given repository": {[]mutate.IndexAddendum{annotated(one, refName, "v7")}, "quay.io/d",
+			[]string{"quay.io/d:v7"}},
+		"tag, given all": {[]mutate.IndexAddendum{annotated(one, refName, "v7")}, "quay.io/d:8",
+			[]string{"quay.io/d:8"}},
+		"given": {[]mutate.IndexAddendum{annotated(one)}, "quay.io/e", []string{"quay.io/e:latest"}},
+		"archive over given": {[]mutate.IndexAddendum{annotated(one, refName, "quay.io/a/b:1")}, "quay.io/e",
+			[]string{"quay.io/a/b:1"}},
+		"no name":   {[]mutate.IndexAddendum{annotated(one)}, "", []string{""}},
+		"tag alone": {[]mutate.IndexAddendum{annotated(one, refName, "v7")}, "", []string{""}},
+		"two images": {[]mutate.IndexAddendum{annotated(one, refName, "a:1"),
+			annotated(two, refName, "a:2")}, "", []string{"docker.io/library/a:1", "docker.io/library/a:2"}},
+		"nested index": {[]mutate.IndexAddendum{annotated(multi, refName, "quay.io/m:1")}, "",
+			[]string{"quay.io/m:1"}},
+		"flat index": {flat, "", []string{"quay.io/f:1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openStore(t, "")
@@ -142,13 +151,13 @@ func TestLoadLayout(t *testing.T) {
 					t.Errorf("digests %v", images[0].Digests)
 				}
 			}
-			nothingHalfMade(t, s)
+			assertNoTempFiles(t, s)
 			for _, img := range images {
 				if err := s.Remove(img.ID); err != nil {
 					t.Error(err)
 				}
 			}
-			nothingAtAll(t, s)
+			assertEmpty(t, s)
 		})
 	}
 }
@@ -168,7 +177,7 @@ func TestLoadedImageServesAPull(t *testing.T) {
 	}
 }
 
-// An image of a docker-archive has no manifest. It is all there nevertheless.
+// An image of a docker-archive has no manifest and is complete without one.
 func TestImageWithoutManifest(t *testing.T) {
 	needRoot(t)
 	tag, err := name.NewTag("app:1")
@@ -184,7 +193,7 @@ func TestImageWithoutManifest(t *testing.T) {
 	if _, err := s.Load(t.Context(), &buf, ""); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // as loaded, and as read again
+	for range 2 { // as loaded, and as read after a restart
 		if err := s.Repair(t.Context(), anonymous, func(f Finding) { t.Errorf("found %+v", f) }); err != nil {
 			t.Error(err)
 		}
@@ -199,7 +208,7 @@ func TestImageWithoutManifest(t *testing.T) {
 	if err := s.Remove("app:1"); err != nil {
 		t.Error(err)
 	}
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }
 
 func TestLoadDockerArchive(t *testing.T) {
@@ -320,16 +329,17 @@ func TestBadArchivesAreRefused(t *testing.T) {
 			if fault.Of(err) != row.kind {
 				t.Errorf("kind %q: %v", fault.Of(err), err)
 			}
-			nothingAtAll(t, s)
+			assertEmpty(t, s)
 		})
 	}
 	t.Run("a sender that goes away", func(t *testing.T) {
 		s := openStore(t, "")
 		gone := errors.New("gone")
-		if _, err := s.Load(t.Context(), io.MultiReader(bytes.NewReader(good[:2000]), failing{gone}), ""); !errors.Is(err, gone) {
+		if _, err := s.Load(t.Context(), io.MultiReader(bytes.NewReader(good[:2000]), failing{gone}),
+			""); !errors.Is(err, gone) {
 			t.Errorf("%v", err)
 		}
-		nothingAtAll(t, s)
+		assertEmpty(t, s)
 	})
 }
 
@@ -337,8 +347,8 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-// FuzzParseDocument asserts of any manifest and config that reading them ends in an error or in something whose digests
-// can be used as names of files.
+// FuzzParseDocument asserts that parsing any manifest or config ends in an error or yields digests
+// that are safe as file names.
 func FuzzParseDocument(f *testing.F) {
 	for _, seed := range []string{
 		`{"schemaVersion":2,"config":{"digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000","size":2},"layers":[{"digest":"sha256:x"}]}`,
@@ -373,7 +383,8 @@ func FuzzParseDocument(f *testing.F) {
 	})
 }
 
-// An archive may nest indexes as deep as a registry may, and no deeper; nor may an index lead back to itself.
+// An archive may nest indexes as deep as a registry, and no deeper. An index must not lead back to
+// itself.
 func TestNestedIndexesOfAnArchive(t *testing.T) {
 	needRoot(t)
 	var nested mutate.Appendable = imageOf(t, "x", layerOf(t, file{"a", "x"}))
@@ -387,29 +398,33 @@ func TestNestedIndexesOfAnArchive(t *testing.T) {
 			if fault.Of(err) != fault.Invalid || !strings.Contains(err.Error(), "nested") {
 				t.Errorf("%d indexes below index.json: %v", depth, err)
 			}
-			nothingAtAll(t, s)
+			assertEmpty(t, s)
 		}
 		nested = mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: nested})
 	}
 }
 
-// No index has its own digest in it, so who claims that is lying about the digest: at the first round, not at the last.
-func TestAnIndexThatLeadsBackToItself(t *testing.T) {
+// No document can contain its own digest, so an index that claims to is caught by its digest in the
+// first round.
+func TestIndexThatLeadsBackToItself(t *testing.T) {
 	needRoot(t)
 	digests := []string{strings.Repeat("a", 64), strings.Repeat("b", 64)}
 	index := func(to string) string {
 		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:%s","size":1}]}`, to)
 	}
 	for name, files := range map[string][]file{
-		"itself":  {{"index.json", index(digests[0])}, {"blobs/sha256/" + digests[0], index(digests[0])}},
-		"in two":  {{"index.json", index(digests[0])}, {"blobs/sha256/" + digests[0], index(digests[1])}, {"blobs/sha256/" + digests[1], index(digests[0])}},
-		"by name": {{"index.json", strings.Replace(index(digests[0]), "sha256:"+digests[0], "sha256:../../index.json", 1)}},
+		"itself": {{"index.json", index(digests[0])}, {"blobs/sha256/" + digests[0], index(digests[0])}},
+		"in two": {{"index.json", index(digests[0])}, {"blobs/sha256/" + digests[0], index(digests[1])},
+			{"blobs/sha256/" + digests[1], index(digests[0])}},
+		"by name": {{"index.json", strings.Replace(index(digests[0]), "sha256:"+digests[0],
+			"sha256:../../index.json", 1)}},
 	} {
 		s := openStore(t, "")
 		_, err := s.Load(t.Context(), bytes.NewReader(tarOf(t, files...)), "")
-		if want := map[bool]fault.Kind{true: fault.Invalid, false: fault.Corrupt}[name == "by name"]; fault.Of(err) != want {
+		if want := map[bool]fault.Kind{true: fault.Invalid,
+			false: fault.Corrupt}[name == "by name"]; fault.Of(err) != want {
 			t.Errorf("%s: %v", name, err)
 		}
-		nothingAtAll(t, s)
+		assertEmpty(t, s)
 	}
 }

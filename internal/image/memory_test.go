@@ -16,17 +16,18 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// largeMemory makes the image of the memory test one of ten layers of so many MiB: 205 for 2 GiB in all. It takes minutes.
+// largeMemory sets the size in MiB of each of the ten layers in the memory test: 205 for 2 GiB in
+// total. That takes minutes.
 const largeMemory = "KURI_TEST_LAYER_MIB"
 
-// The memory that a pull takes does not depend on the image's size. The child pulls a small image, tells that it is
-// idle, and pulls the large one when it is told to.
+// The memory taken by a pull does not depend on the image's size. The child pulls a small image,
+// prints "idle", and pulls the large one when it reads a line.
 func TestMemoryOfAPullIsBounded(t *testing.T) {
 	needRoot(t)
 	if raceDetector {
 		t.Skip("the race detector takes memory of its own")
 	}
-	const mayTake = 56 << 10 // KiB over idle; 64 MiB are what is promised
+	const mayTake = 56 << 10 // KiB above idle; 64 MiB are documented
 	size := 14
 	if large := os.Getenv(largeMemory); large != "" {
 		var err error
@@ -44,7 +45,8 @@ func TestMemoryOfAPullIsBounded(t *testing.T) {
 			for l := range 10 {
 				layers = append(layers, packed(t, tarOf(t, file{fmt.Sprint("f", l), halfRandom(size<<20, uint64(l))})))
 			}
-			small, large := h.push("small:1", imageOf(t, "small", layerOf(t, file{"a", "a"}))), h.push("large:1", imageOf(t, "large", layers...))
+			small, large := h.push("small:1", imageOf(t, "small", layerOf(t, file{"a", "a"}))),
+				h.push("large:1", imageOf(t, "large", layers...))
 			child := exec.Command("/proc/self/exe")
 			child.Env = append(os.Environ(), childRoot+"="+t.TempDir(), childRefs+"="+small+" "+large, childOnce+"=yes")
 			said := new(bytes.Buffer)
@@ -83,7 +85,7 @@ func TestMemoryOfAPullIsBounded(t *testing.T) {
 	}
 }
 
-// status reads a field of /proc/<pid>/status, in KiB.
+// status returns a field of /proc/<pid>/status in KiB.
 func status(t *testing.T, pid int, field string) int {
 	t.Helper()
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

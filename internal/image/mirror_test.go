@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// mirrored opens a store in which registry.example is at hub, behind a mirror that is at mirror.
+// mirrored opens a store for which registry.example is h, behind the given mirror.
 func mirrored(t *testing.T, mirror, h *hub) *Store {
 	t.Helper()
 	certs := t.TempDir()
@@ -23,7 +23,8 @@ func mirrored(t *testing.T, mirror, h *hub) *Store {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	body := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", h.addr, mirror.addr)
+	body := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+		h.addr, mirror.addr)
 	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(body), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +33,7 @@ func mirrored(t *testing.T, mirror, h *hub) *Store {
 	})
 }
 
-func TestCorruptMirrorIsLeftForTheRegistry(t *testing.T) {
+func TestCorruptMirrorIsAbandonedForTheRegistry(t *testing.T) {
 	needRoot(t)
 	for name, change := range map[string]func(p []byte) []byte{
 		"a bit":     func(p []byte) []byte { p[len(p)/2] ^= 1; return p },
@@ -44,7 +45,8 @@ func TestCorruptMirrorIsLeftForTheRegistry(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			good, bad := newHub(t), newHub(t)
-			img := imageOf(t, "x", layerOf(t, file{"a", strings.Repeat("a lot of it ", 10_000)}), layerOf(t, file{"b", "b"}))
+			img := imageOf(t, "x", layerOf(t, file{"a", strings.Repeat("a lot of it ", 10_000)}),
+				layerOf(t, file{"b", "b"}))
 			good.push("app:1", img)
 			bad.push("app:1", img)
 			layers, _ := img.Layers()
@@ -62,7 +64,7 @@ func TestCorruptMirrorIsLeftForTheRegistry(t *testing.T) {
 			if fileIn(t, s, got, "a") != strings.Repeat("a lot of it ", 10_000) {
 				t.Error("the file is wrong")
 			}
-			nothingHalfMade(t, s)
+			assertNoTempFiles(t, s)
 		})
 	}
 }
@@ -104,14 +106,14 @@ func TestPinnedByPattern(t *testing.T) {
 	}
 }
 
-// A mirror whose answer for a tag is no image for this node is left for the registry; so is each of two mirrors that
-// have a layer wrong. Without a good host the error names those that were wrong.
-func TestOddMirrorIsLeftForTheRegistry(t *testing.T) {
+// A mirror whose answer for a tag is not an image for this node is abandoned for the registry. So
+// is each of two mirrors with a corrupt layer. Without a good host, the error names the bad ones.
+func TestOddMirrorIsAbandonedForTheRegistry(t *testing.T) {
 	needRoot(t)
 	foreign := `{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:` +
 		strings.Repeat("a", 64) + `","size":5,"platform":{"os":"linux","architecture":"s390x"}}]}`
 	for name, row := range map[string]struct {
-		at   string // part of the path of what is answered oddly
+		at   string // part of the path that is answered oddly
 		body string
 	}{
 		"a web page":       {"/manifests/1", "<html>log in</html>"},
@@ -139,7 +141,7 @@ func TestOddMirrorIsLeftForTheRegistry(t *testing.T) {
 			if fileIn(t, s, got, "a") != "of the registry" {
 				t.Error("the file is wrong")
 			}
-			nothingHalfMade(t, s)
+			assertNoTempFiles(t, s)
 			_, err := mirrored(t, bad, bad).Pull(t.Context(), "registry.example/app:1", registry.Auth{})
 			if err == nil || !strings.Contains(err.Error(), bad.addr) {
 				t.Errorf("without a good host: %v", err)
@@ -176,7 +178,8 @@ func TestSeveralCorruptMirrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		body := fmt.Sprintf("server = \"http://%s\"\n%s", server, more.String())
-		if err := os.WriteFile(filepath.Join(certs, "registry.example", "hosts.toml"), []byte(body), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(certs, "registry.example", "hosts.toml"), []byte(body),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 		return openStore(t, "", func(o *Options) { o.Registry = registry.Options{CertsDirs: []string{certs}} })
@@ -186,7 +189,8 @@ func TestSeveralCorruptMirrors(t *testing.T) {
 		t.Error("the file is wrong")
 	}
 	_, err := open(bad[0].addr).Pull(t.Context(), "registry.example/app:1", registry.Auth{})
-	if !errors.Is(err, fault.Corrupt) || !strings.Contains(fmt.Sprint(err), "registry host "+bad[0].addr) && !strings.Contains(fmt.Sprint(err), "registry host "+bad[1].addr) {
+	if !errors.Is(err, fault.Corrupt) || !strings.Contains(fmt.Sprint(err), "registry host "+bad[0].addr) &&
+		!strings.Contains(fmt.Sprint(err), "registry host "+bad[1].addr) {
 		t.Errorf("kind %q: %v", fault.Of(err), err)
 	}
 }

@@ -5,11 +5,12 @@ import (
 	"strings"
 )
 
-// A name is what the records and the lookup know an image by: a reference in full, and where the image was pulled for
-// another platform than the node's, a space and that platform behind it ("docker.io/library/busybox:1 linux/arm64"). So
-// one reference may stand for one image for each platform. References have no spaces.
+// A name is the key under which records and lookups know an image: a full reference. For an image
+// that was pulled for another platform than the node's, the name has a space and the platform
+// appended ("docker.io/library/busybox:1 linux/arm64"). One reference can therefore point to one
+// image for each platform. References contain no spaces.
 
-// nameFor returns the name of a reference for a platform, which is as [ParsePlatform] returns it.
+// nameFor returns the name of a reference for a platform, as returned by [ParsePlatform].
 func nameFor(ref, platform string) string {
 	if platform == "" {
 		return ref
@@ -17,13 +18,13 @@ func nameFor(ref, platform string) string {
 	return ref + " " + platform
 }
 
-// splitName returns what nameFor has joined.
+// splitName splits a name made by nameFor.
 func splitName(name string) (ref, platform string) {
 	ref, platform, _ = strings.Cut(name, " ")
 	return ref, platform
 }
 
-// refsOf returns the references of sorted names, sorted, each once.
+// refsOf returns the distinct references of the names, sorted.
 func refsOf(names []string) []string {
 	var refs []string
 	for _, name := range names {

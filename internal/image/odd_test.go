@@ -18,8 +18,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// Images that docker and containerd run, with whatever they lack or have too much of.
-func TestLooseImagesArePulled(t *testing.T) {
+// Sloppy images that docker and containerd run must be pulled.
+func TestSloppyImagesArePulled(t *testing.T) {
 	needRoot(t)
 	d := newDocs(t)
 	s := openStore(t, "")
@@ -45,7 +45,7 @@ func TestLooseImagesArePulled(t *testing.T) {
 		if err := s.Remove(ref); err != nil {
 			t.Error(err)
 		}
-		nothingAtAll(t, s)
+		assertEmpty(t, s)
 	}
 	made := func(change func(i *image)) object {
 		i := d.image("yes")
@@ -86,15 +86,21 @@ func TestLooseImagesArePulled(t *testing.T) {
 		"layer without a size":         func(i *image) { delete(i.layers[0], "size") },
 		"layer of zstd:chunked": func(i *image) {
 			body := zstdChunked(t, i.plain[0])
-			i.layers[0] = object{"mediaType": imagespec.MediaTypeImageLayerZstd, "digest": d.blob(digest.SHA256, body), "size": len(body), "annotations": object{
-				"io.github.containers.zstd-chunked.manifest-checksum": digest.FromString("lie"), "io.github.containers.zstd-chunked.manifest-position": "-1:99999999999:x:0"}}
+			i.layers[0] = object{"mediaType": imagespec.MediaTypeImageLayerZstd, "digest": d.blob(digest.SHA256, body),
+				"size": len(body), "annotations": object{
+					"io.github.containers.zstd-chunked.manifest-checksum": digest.FromString("lie"),
+					"io.github.containers.zstd-chunked.manifest-position": "-1:99999999999:x:0"}}
 		},
 		"layer of eStargz": func(i *image) {
 			body := stargz(i.plain[0])
-			i.layers[0] = object{"mediaType": imagespec.MediaTypeImageLayerGzip, "digest": d.blob(digest.SHA256, body), "size": len(body), "annotations": object{
-				"containerd.io/snapshot/stargz/toc.digest": digest.FromString("lie")}}
+			i.layers[0] = object{"mediaType": imagespec.MediaTypeImageLayerGzip, "digest": d.blob(digest.SHA256, body),
+				"size": len(body), "annotations": object{
+					"containerd.io/snapshot/stargz/toc.digest": digest.FromString("lie")}}
 		},
-		"a history that is too long": func(i *image) { i.config["history"] = []any{object{}, object{"empty_layer": false}, object{}} },
+		"a history that is too long": func(i *image) {
+			i.config["history"] = []any{object{},
+				object{"empty_layer": false}, object{}}
+		},
 		"ports and labels that are odd": func(i *image) {
 			i.config["config"].(object)["ExposedPorts"] = object{"": object{}, "http/tcp": object{}, "80": nil}
 			i.config["config"].(object)["Labels"] = object{"": "", "a": ""}
@@ -105,7 +111,8 @@ func TestLooseImagesArePulled(t *testing.T) {
 		},
 		"an annotation that is null": func(i *image) { i.manifest["annotations"] = object{"a": nil} },
 		"a subject that is not here": func(i *image) {
-			i.manifest["subject"] = object{"mediaType": imagespec.MediaTypeImageManifest, "digest": digest.FromString("gone"), "size": 3}
+			i.manifest["subject"] = object{"mediaType": imagespec.MediaTypeImageManifest,
+				"digest": digest.FromString("gone"), "size": 3}
 		},
 		"an empty artifact type": func(i *image) { i.manifest["artifactType"] = "" },
 		"nothing says what it is": func(i *image) {
@@ -118,18 +125,22 @@ func TestLooseImagesArePulled(t *testing.T) {
 		good(name, imagespec.MediaTypeImageManifest, made(change))
 	}
 	for _, mt := range []string{
-		"application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar", "application/vnd.docker.image.rootfs.diff.tar.zstd",
-		"application/vnd.oci.image.layer.nondistributable.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", "application/vnd.oci.image.layer.v1.tar",
-		"Application/Vnd.OCI.Image.Layer.V1.Tar+GZIP", "application/vnd.oci.image.layer.v1.tar+gzip; charset=binary", "application/x-tar", "application/vnd.example.layer.tar+gzip",
+		"application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar",
+		"application/vnd.docker.image.rootfs.diff.tar.zstd",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", "application/vnd.oci.image.layer.v1.tar",
+		"Application/Vnd.OCI.Image.Layer.V1.Tar+GZIP", "application/vnd.oci.image.layer.v1.tar+gzip; charset=binary",
+		"application/x-tar", "application/vnd.example.layer.tar+gzip",
 	} {
 		good("layer as "+mt, imagespec.MediaTypeImageManifest, made(func(i *image) { i.layers[0]["mediaType"] = mt }))
 	}
 	plain := made(func(*image) {})
-	for _, mt := range []string{"", "application/json", "text/plain; charset=utf-8", "binary/octet-stream", "application/vnd.example", registry.DockerManifest} {
+	for _, mt := range []string{"", "application/json", "text/plain; charset=utf-8", "binary/octet-stream",
+		"application/vnd.example", registry.DockerManifest} {
 		good("sent as "+mt, mt, plain)
 	}
 
-	// Layers more than once, in any place.
+	// The same layer several times, in any position.
 	e, a := tarOf(t), tarOf(t, file{"a", "yes"})
 	for name, layers := range map[string][][]byte{
 		"twice":          {a, a},
@@ -145,10 +156,11 @@ func TestLooseImagesArePulled(t *testing.T) {
 	i := d.image("yes", a, a)
 	z, _ := zstd.NewWriter(nil)
 	packed := z.EncodeAll(a, nil)
-	i.layers[1] = object{"mediaType": imagespec.MediaTypeImageLayerZstd, "digest": d.blob(digest.SHA256, packed), "size": len(packed)}
+	i.layers[1] = object{"mediaType": imagespec.MediaTypeImageLayerZstd, "digest": d.blob(digest.SHA256, packed),
+		"size": len(packed)}
 	good("layers: one content, two blobs", "", i.done(d))
 
-	// Digests of another kind.
+	// Other digest algorithms.
 	for _, by := range []digest.Algorithm{digest.SHA384, digest.SHA512} {
 		i := d.image("yes")
 		i.layers[0]["digest"] = d.blob(by, d.blobs[i.layers[0]["digest"].(digest.Digest)])
@@ -168,7 +180,7 @@ func TestLooseImagesArePulled(t *testing.T) {
 	}
 }
 
-// What an index names that is not the image, wherever it stands.
+// The image is found among other entries of an index, in any order.
 func TestTheImageIsFoundInAnIndex(t *testing.T) {
 	needRoot(t)
 	d := newDocs(t)
@@ -185,19 +197,23 @@ func TestTheImageIsFoundInAnIndex(t *testing.T) {
 	unknown := with(d.signature(), "platform", platform("unknown", "unknown"))
 	attestation := with(no, "annotations", object{"vnd.docker.reference.type": "attestation-manifest"})
 	here, there := platform("linux", nodeArch), platform("linux", "s390x")
-	missing := object{"mediaType": imagespec.MediaTypeImageManifest, "digest": digest.FromString("not there"), "size": 7}
-	old := d.doc(object{"schemaVersion": 1, "mediaType": "application/vnd.docker.distribution.manifest.v1+prettyjws", "fsLayers": []any{}})
+	missing := object{"mediaType": imagespec.MediaTypeImageManifest,
+		"digest": digest.FromString("not there"), "size": 7}
+	old := d.doc(object{"schemaVersion": 1, "mediaType": "application/vnd.docker.distribution.manifest.v1+prettyjws",
+		"fsLayers": []any{}})
 	nested := d.doc(index(with(no, "platform", there), with(yes, "platform", here)))
 	for name, row := range map[string]struct {
 		index object
-		says  string // "yes", "file" for an artifact, or what the error says
+		says  string // "yes", "file" for an artifact, or part of the error
 	}{
-		"an artifact first":                  {index(d.artifact("application/vnd.example+json"), yes), "yes"},
-		"an artifact of ORAS first":          {index(d.artifact(imagespec.MediaTypeEmptyJSON), d.artifact("application/vnd.unknown.config.v1+json"), yes), "yes"},
-		"a signature first":                  {index(d.signature(), yes), "yes"},
-		"a signature last":                   {index(yes, d.signature()), "yes"},
-		"attestations":                       {index(unknown, attestation, yes), "yes"},
-		"attestation of this platform":       {index(with(d.signature(), "platform", here), with(yes, "platform", here)), "yes"},
+		"an artifact first": {index(d.artifact("application/vnd.example+json"), yes), "yes"},
+		"an artifact of ORAS first": {index(d.artifact(imagespec.MediaTypeEmptyJSON),
+			d.artifact("application/vnd.unknown.config.v1+json"), yes), "yes"},
+		"a signature first": {index(d.signature(), yes), "yes"},
+		"a signature last":  {index(yes, d.signature()), "yes"},
+		"attestations":      {index(unknown, attestation, yes), "yes"},
+		"attestation of this platform": {index(with(d.signature(), "platform", here),
+			with(yes, "platform", here)), "yes"},
 		"platformless, another first":        {index(foreign, yes), "yes"},
 		"platformless, another last":         {index(yes, foreign), "yes"},
 		"platformless, two that fit":         {index(yes, no), "yes"},
@@ -215,25 +231,35 @@ func TestTheImageIsFoundInAnIndex(t *testing.T) {
 		"nested, for others":                 {index(d.doc(index(with(no, "platform", there)))), "linux/s390x"},
 		"the same entry twice":               {index(yes, yes), "yes"},
 		"an artifact alone":                  {index(d.artifact("application/vnd.example+json")), "file"},
-		"no schema version, no types":        {object{"manifests": []object{{"digest": yes["digest"], "size": yes["size"]}}}, "yes"},
-		"one platform twice":                 {index(with(yes, "platform", here), with(no, "platform", here)), "yes"},
-		"one platform twice, the first gone": {index(with(missing, "platform", here), with(yes, "platform", here)), "not there"}, // as with containerd
-		"a platform that is null":            {index(with(yes, "platform", nil)), "yes"},
-		"a platform in other letters":        {index(with(no, "platform", there), with(yes, "platform", platform("Linux", strings.ToUpper(nodeArch)))), "yes"},
-		"an operating system alone":          {index(with(yes, "platform", object{"os": "linux"})), "yes"},
-		"a version of the system":            {index(with(yes, "platform", with(here, "os.version", "9"))), "yes"},
-		"a feature that is not here":         {index(with(yes, "platform", with(here, "os.features", []string{"x"}))), "linux(+x)"},
-		"lists of lists":                     {index(d.doc(index(d.doc(index(nested))))), "yes"},
-		"a list in a list of docker's":       {with(index(with(nested, "mediaType", registry.DockerManifestList)), "mediaType", registry.DockerManifestList), "yes"},
-		"a list that is called an image":     {index(with(nested, "mediaType", imagespec.MediaTypeImageManifest)), "yes"},
-		"an image that is called a list":     {index(with(yes, "mediaType", imagespec.MediaTypeImageIndex)), "yes"},
-		"schema 1 beside it":                 {index(old, yes), "yes"},
-		"schema 1 alone":                     {index(with(old, "platform", here)), "schema 1"},
-		"an entry without a digest":          {index(object{"mediaType": imagespec.MediaTypeImageManifest}, yes), "digest"},
-		"an entry of another size":           {index(with(yes, "size", 1)), "yes"},
-		"empty platforms":                    {index(with(yes, "platform", object{"os": "", "architecture": ""})), "yes"},
-		"too many to look at":                {index(slices.Repeat([]object{d.signature()}, maxLooked+1)...), "more than"},
-		"nothing":                            {object{"schemaVersion": 2, "manifests": []any{}}, "none"},
+		"no schema version, no types": {object{"manifests": []object{{"digest": yes["digest"],
+			"size": yes["size"]}}}, "yes"},
+		"one platform twice": {index(with(yes, "platform", here), with(no, "platform", here)), "yes"},
+		// as in containerd
+		"one platform twice, the first gone": {index(with(missing, "platform", here),
+			with(yes, "platform", here)), "not there"},
+		"a platform that is null": {index(with(yes, "platform", nil)), "yes"},
+		"a platform in other letters": {index(with(no, "platform", there),
+			with(yes, "platform", platform("Linux", strings.ToUpper(nodeArch)))), "yes"},
+		"an operating system alone": {index(with(yes, "platform", object{"os": "linux"})), "yes"},
+		"a version of the system":   {index(with(yes, "platform", with(here, "os.version", "9"))), "yes"},
+		"a feature that is not here": {index(with(yes, "platform",
+			with(here, "os.features", []string{"x"}))), "linux(+x)"},
+		"lists of lists": {index(d.doc(index(d.doc(index(nested))))), "yes"},
+		"a list in a list of docker's": {with(index(with(nested, "mediaType", registry.DockerManifestList)),
+			"mediaType", registry.DockerManifestList), "yes"},
+		"a list that is called an image": {index(with(nested, "mediaType",
+			imagespec.MediaTypeImageManifest)), "yes"},
+		"an image that is called a list": {index(with(yes, "mediaType", imagespec.MediaTypeImageIndex)), "yes"},
+		"schema 1 beside it":             {index(old, yes), "yes"},
+		"schema 1 alone":                 {index(with(old, "platform", here)), "schema 1"},
+		"an entry without a digest": {index(object{"mediaType": imagespec.MediaTypeImageManifest},
+			yes), "digest"},
+		"an entry of another size": {index(with(yes, "size", 1)), "yes"},
+		"empty platforms": {index(with(yes, "platform",
+			object{"os": "", "architecture": ""})), "yes"},
+		"too many to look at": {index(slices.Repeat([]object{d.signature()},
+			maxLooked+1)...), "more than"},
+		"nothing": {object{"schemaVersion": 2, "manifests": []any{}}, "none"},
 	} {
 		ref := d.tag("t", d.doc(row.index), "")
 		img, err := s.Pull(t.Context(), ref, registry.Auth{})
@@ -252,15 +278,17 @@ func TestTheImageIsFoundInAnIndex(t *testing.T) {
 		for _, img := range s.List() {
 			s.Remove(img.ID)
 		}
-		nothingAtAll(t, s)
+		assertEmpty(t, s)
 	}
 }
 
-func TestArtifactsAreNoImages(t *testing.T) {
+func TestArtifactsAreNotImages(t *testing.T) {
 	needRoot(t)
 	d := newDocs(t)
 	s := openStore(t, "")
-	for _, configType := range []string{"application/json", "application/octet-stream", "", imagespec.MediaTypeEmptyJSON, "application/vnd.unknown.config.v1+json", "application/vnd.cncf.helm.config.v1+json"} {
+	for _, configType := range []string{"application/json", "application/octet-stream", "",
+		imagespec.MediaTypeEmptyJSON, "application/vnd.unknown.config.v1+json",
+		"application/vnd.cncf.helm.config.v1+json"} {
 		img := pull(t, s, d.tag("t", d.artifact(configType), ""))
 		if got := fileIn(t, s, img, digest.FromString("file").Encoded()); got != "file" {
 			t.Errorf("config of type %q: the file has %q", configType, got)
@@ -278,26 +306,27 @@ func TestArtifactsAreNoImages(t *testing.T) {
 	}
 }
 
-func TestALayerKeptElsewhere(t *testing.T) {
+func TestLayerWithForeignURLs(t *testing.T) {
 	needRoot(t)
 	d := newDocs(t)
 	i := d.image("x")
 	delete(d.blobs, i.layers[0]["digest"].(digest.Digest))
 	i.layers[0]["urls"] = []string{"http://169.254.169.254/latest"}
 	_, err := openStore(t, "").Pull(t.Context(), d.tag("t", i.done(d), ""), registry.Auth{})
-	if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "169.254.169.254") || !strings.Contains(err.Error(), "push the image") {
+	if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "169.254.169.254") ||
+		!strings.Contains(err.Error(), "push the image") {
 		t.Errorf("%v", err)
 	}
 }
 
-// Configs that say next to nothing, of images without layers and with one.
+// Nearly empty configs, of images without layers and with one.
 func TestEmptyConfigs(t *testing.T) {
 	needRoot(t)
 	d := newDocs(t)
 	s := openStore(t, "")
 	for body, row := range map[string]struct {
 		layers int
-		says   string // of the error; "": an image
+		says   string // part of the error; "": it is an image
 	}{
 		`{}`:                     {0, ""},
 		` {"rootfs":null} `:      {0, ""},
@@ -314,20 +343,24 @@ func TestEmptyConfigs(t *testing.T) {
 	} {
 		i := d.image("x")
 		i.layers = i.layers[:row.layers]
-		i.manifest["config"] = object{"mediaType": imagespec.MediaTypeImageConfig, "digest": d.blob(digest.SHA256, []byte(body)), "size": len(body)}
+		i.manifest["config"] = object{"mediaType": imagespec.MediaTypeImageConfig,
+			"digest": d.blob(digest.SHA256, []byte(body)), "size": len(body)}
 		i.manifest["layers"] = i.layers
-		img, err := s.Pull(t.Context(), d.tag("t", d.doc(i.manifest), imagespec.MediaTypeImageManifest), registry.Auth{})
+		img, err := s.Pull(t.Context(), d.tag("t", d.doc(i.manifest), imagespec.MediaTypeImageManifest),
+			registry.Auth{})
 		switch {
-		case row.says == "" && err != nil, row.says != "" && (fault.Of(err) == "" || !strings.Contains(err.Error(), row.says)):
+		case row.says == "" && err != nil, row.says != "" &&
+			(fault.Of(err) == "" || !strings.Contains(err.Error(), row.says)):
 			t.Errorf("%q with %d layers: %v", body, row.layers, err)
 		case err == nil:
 			s.Remove(img.ID)
 		}
-		nothingAtAll(t, s)
+		assertEmpty(t, s)
 	}
 }
 
-// zstdChunked packs a tar as podman does: in frames, with its list of files in frames that a reader has to skip.
+// zstdChunked compresses a tar as podman does: in frames, with the table of contents in skippable
+// frames.
 func zstdChunked(t *testing.T, plain []byte) []byte {
 	t.Helper()
 	z, err := zstd.NewWriter(nil)
@@ -339,10 +372,12 @@ func zstdChunked(t *testing.T, plain []byte) []byte {
 		return append(binary.LittleEndian.AppendUint32(head, uint32(len(body))), body...)
 	}
 	half := len(plain) / 2
-	return slices.Concat(z.EncodeAll(plain[:half], nil), z.EncodeAll(plain[half:], nil), skipped(z.EncodeAll([]byte("{}"), nil)), skipped(make([]byte, 64)))
+	return slices.Concat(z.EncodeAll(plain[:half], nil), z.EncodeAll(plain[half:], nil),
+		skipped(z.EncodeAll([]byte("{}"), nil)), skipped(make([]byte, 64)))
 }
 
-// stargz packs a tar in several members, the last an empty one with an extra field.
+// stargz compresses a tar as several gzip members, the last of which is empty and has an extra
+// field.
 func stargz(plain []byte) []byte {
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)

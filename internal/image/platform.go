@@ -11,18 +11,20 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// nodePlatform is what this node runs, best of all. On amd64 the variant is the microarchitecture level of the psABI.
+// nodePlatform returns the best platform of this node. On amd64 the variant is the
+// microarchitecture level of the psABI.
 func nodePlatform() imagespec.Platform {
 	p := platforms.DefaultSpec()
 	if p.Architecture == "amd64" {
 		p.Variant = amd64Level(cpu.X86.HasCX16 && cpu.X86.HasPOPCNT && cpu.X86.HasSSE42 && cpu.X86.HasSSSE3,
 			cpu.X86.HasAVX2 && cpu.X86.HasBMI1 && cpu.X86.HasBMI2 && cpu.X86.HasFMA && cpu.X86.HasOSXSAVE,
-			cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512CD && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VL)
+			cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512CD && cpu.X86.HasAVX512DQ &&
+				cpu.X86.HasAVX512VL)
 	}
 	return p
 }
 
-// amd64Level names the highest level of which the processor has this and all below.
+// amd64Level returns the highest level whose features, and those of all lower levels, the CPU has.
 func amd64Level(v2, v3, v4 bool) string {
 	switch {
 	case v2 && v3 && v4:
@@ -35,8 +37,8 @@ func amd64Level(v2, v3, v4 bool) string {
 	return ""
 }
 
-// ParsePlatform returns the platform that a runtime handler is for ("linux/arm64", "arm/v7", "linux(6.1+feature)/amd64")
-// in the one spelling that the store uses: "" for what runs on this node anyway. The error is of kind Invalid.
+// ParsePlatform returns the normalised platform of a runtime handler ("linux/arm64", "arm/v7",
+// "linux(6.1+feature)/amd64"), or "" for the node's own. The error is of kind Invalid.
 func ParsePlatform(s string) (string, error) {
 	if s == "" {
 		return "", nil
@@ -49,56 +51,57 @@ func ParsePlatform(s string) (string, error) {
 	if p.OS != "linux" {
 		return "", fault.New(fault.Invalid, "platform %q: its operating system is %s, not linux", s, p.OS)
 	}
-	if ownMachine(p) && p.OSVersion == "" && len(p.OSFeatures) == 0 {
+	if isNode(p) && p.OSVersion == "" && len(p.OSFeatures) == 0 {
 		return "", nil
 	}
 	spelled := platforms.FormatAll(p)
 	if _, err := platforms.Parse(spelled); err != nil {
-		return "", fault.New(fault.Invalid, "platform %q: its version or a feature has a character that cannot be", s)
+		return "", fault.New(fault.Invalid, "platform %q: its version or a feature has an invalid character", s)
 	}
 	return spelled, nil
 }
 
-// ownMachine tells whether p, normalized, names this node's architecture and no variant of it that must be told apart.
-func ownMachine(p imagespec.Platform) bool {
+// isNode reports whether p, normalised, is this node's architecture and variant.
+func isNode(p imagespec.Platform) bool {
 	node := platforms.Normalize(platforms.DefaultSpec())
 	return p.Architecture == node.Architecture && p.Variant == node.Variant
 }
 
-// wanted is the platform that stands behind what ParsePlatform returned.
-func wanted(platform string) imagespec.Platform {
+// requested returns the platform for a result of ParsePlatform.
+func requested(platform string) imagespec.Platform {
 	if platform == "" {
 		return nodePlatform()
 	}
 	p, err := platforms.Parse(platform)
-	if err != nil { // not from ParsePlatform: nothing fits it
+	if err != nil { // not from ParsePlatform: nothing matches it
 		return imagespec.Platform{OS: "unknown", Architecture: platform}
 	}
-	if ownMachine(platforms.Normalize(p)) { // it differs by version or features alone: the best variant still
+	if isNode(platforms.Normalize(p)) { // it differs only by version or features: use the best variant
 		p.Variant = nodePlatform().Variant
 	}
 	return p
 }
 
-// fits matches the platforms whose images serve where platform is wanted, and orders them: itself first, then older
-// variants of it; of one variant, the one that needs most of the features that are wanted, then the one whose version
-// (os.version) agrees best. A feature (os.features) that is not wanted is missing here, so what needs it does not fit.
+// fits matches the platforms whose images run on the given platform, and orders them: the platform
+// itself, then older variants. Within a variant, the image that uses most of the platform's
+// features is best, then the one with the best matching version (os.version). An image that needs a
+// feature (os.features) that the platform does not have does not match.
 func fits(platform string) platforms.MatchComparer {
-	w := wanted(platform)
-	return versioned{platforms.Only(w), w.OSVersion}
+	w := requested(platform)
+	return versionMatcher{platforms.Only(w), w.OSVersion}
 }
 
-// versioned compares versions of the operating system as well, which package platforms does for Windows alone.
-type versioned struct {
+// versionMatcher also compares OS versions, which package platforms does for Windows only.
+type versionMatcher struct {
 	platforms.MatchComparer
-	version string // that is wanted; "": any
+	version string // the requested version; "": any
 }
 
-func (v versioned) Match(p imagespec.Platform) bool {
+func (v versionMatcher) Match(p imagespec.Platform) bool {
 	return v.MatchComparer.Match(p) && v.agreement(p.OSVersion) >= 0
 }
 
-func (v versioned) Less(a, b imagespec.Platform) bool {
+func (v versionMatcher) Less(a, b imagespec.Platform) bool {
 	switch {
 	case v.MatchComparer.Less(a, b):
 		return true
@@ -108,10 +111,11 @@ func (v versioned) Less(a, b imagespec.Platform) bool {
 	return v.agreement(a.OSVersion) > v.agreement(b.OSVersion)
 }
 
-// agreement tells how well a version is what is wanted: -1 when it is not. Nothing orders the versions of Linux, so one
-// agrees with another when they are the same as far as both go, by the dots: 6.1 with 6.1.9, not with 6.10. What names no
-// version is for all; where none is wanted, that is the best.
-func (v versioned) agreement(version string) int {
+// agreement rates how well a version matches the requested one; -1 means not at all. Linux versions
+// have no defined order, so two versions match if one is a prefix of the other by its dotted parts:
+// 6.1 matches 6.1.9, not 6.10. An image without a version matches any, and is best if none is
+// requested.
+func (v versionMatcher) agreement(version string) int {
 	switch {
 	case version == "" && v.version == "":
 		return 1
@@ -129,8 +133,8 @@ func (v versioned) agreement(version string) int {
 	return 2 * both
 }
 
-// called names the platform for an error.
-func called(platform string) string {
+// describePlatform names the platform in an error.
+func describePlatform(platform string) string {
 	if platform == "" {
 		return "this node's platform " + platforms.Format(nodePlatform())
 	}

@@ -49,7 +49,7 @@ func TestParsePlatform(t *testing.T) {
 	}
 }
 
-// ownVariant is how this node's architecture is spelled behind its name.
+// ownVariant returns the suffix with which the node's variant is written.
 func ownVariant() string {
 	if v := platforms.Normalize(platforms.DefaultSpec()).Variant; v != "" {
 		return "/" + v
@@ -57,13 +57,14 @@ func ownVariant() string {
 	return ""
 }
 
-// A handler that differs from the node by a version alone gets the node's own variants.
+// A handler that differs from the node by version only gets the node's own variants.
 func TestVersionKeepsTheVariant(t *testing.T) {
 	platform, err := ParsePlatform("linux(6.1)/" + runtime.GOARCH)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := wanted(platform), nodePlatform(); got.Variant != platforms.Normalize(want).Variant && got.Variant != want.Variant || got.OSVersion != "6.1" {
+	if got, want := requested(platform), nodePlatform(); got.Variant != platforms.Normalize(want).Variant &&
+		got.Variant != want.Variant || got.OSVersion != "6.1" {
 		t.Errorf("%+v, want the variant of %+v", got, want)
 	}
 	best := platforms.Normalize(nodePlatform())
@@ -72,8 +73,9 @@ func TestVersionKeepsTheVariant(t *testing.T) {
 	}
 }
 
-// What a platform gets from an index: itself, or else an older variant of it, or else what names no platform.
-func TestFallbacksOfAPlatform(t *testing.T) {
+// The order of preference in an index: the platform itself, an older variant, an entry without a
+// platform.
+func TestFallbackPlatforms(t *testing.T) {
 	for _, row := range []struct{ wanted, has, want string }{
 		{"linux/arm/v7", "linux/arm/v6 linux/arm/v7 linux/arm/v5", "linux/arm/v7"},
 		{"linux/arm/v7", "linux/arm/v5 linux/arm/v6", "linux/arm/v6"},
@@ -83,7 +85,7 @@ func TestFallbacksOfAPlatform(t *testing.T) {
 		{"linux/riscv64", "- linux/riscv64", "linux/riscv64"},
 		{"linux/riscv64", "windows/riscv64 unknown/unknown", ""},
 
-		// os.version is compared when one is wanted; what has none is for all.
+		// os.version is compared if one is requested; an entry without one matches any.
 		{"linux(6.1)/riscv64", "linux(5.10)/riscv64 linux(6.1)/riscv64", "linux(6.1)/riscv64"},
 		{"linux(6.1)/riscv64", "linux/riscv64 linux(6.1)/riscv64", "linux(6.1)/riscv64"},
 		{"linux(6.1)/riscv64", "linux(6.1)/riscv64 linux/riscv64", "linux(6.1)/riscv64"},
@@ -94,13 +96,14 @@ func TestFallbacksOfAPlatform(t *testing.T) {
 		{"linux(6.1.9)/riscv64", "linux(6)/riscv64 linux(6.1)/riscv64 linux(6.1.8)/riscv64", "linux(6.1)/riscv64"},
 		{"linux/riscv64", "linux(6.1)/riscv64", "linux(6.1)/riscv64"},
 		{"linux/riscv64", "linux(6.1)/riscv64 linux/riscv64", "linux/riscv64"},
-		{"linux(6.1)/arm/v7", "linux/arm/v7 linux(6.1)/arm/v6", "linux/arm/v7"}, // the variant first
+		{"linux(6.1)/arm/v7", "linux/arm/v7 linux(6.1)/arm/v6", "linux/arm/v7"}, // the variant takes precedence
 		{"linux(6.1)/arm/v7", "linux(5.10)/arm/v7 linux(6.1)/arm/v6", "linux(6.1)/arm/v6"},
 
-		// os.features are what an image cannot do without.
+		// os.features are features that an image requires.
 		{"linux/riscv64", "linux(+a)/riscv64", ""},
 		{"linux/riscv64", "linux(+a)/riscv64 linux/riscv64", "linux/riscv64"},
-		{"linux(+a+b)/riscv64", "linux/riscv64 linux(+a)/riscv64 linux(+a+b)/riscv64 linux(+a+b+c)/riscv64", "linux(+a+b)/riscv64"},
+		{"linux(+a+b)/riscv64", "linux/riscv64 linux(+a)/riscv64 linux(+a+b)/riscv64 linux(+a+b+c)/riscv64",
+			"linux(+a+b)/riscv64"},
 		{"linux(6.1+a)/riscv64", "linux(6.1)/riscv64 linux(5.10+a)/riscv64 linux(+a)/riscv64", "linux(+a)/riscv64"},
 	} {
 		d := &document{}
@@ -130,7 +133,7 @@ func TestFallbacksOfAPlatform(t *testing.T) {
 	}
 }
 
-// A config says what the image is made for, also where no index does.
+// The config names a platform, even if no index does.
 func TestVersionOfAConfig(t *testing.T) {
 	for _, row := range []struct {
 		wanted, version string
@@ -144,7 +147,8 @@ func TestVersionOfAConfig(t *testing.T) {
 		{"linux/riscv64", "", []string{"a"}, false},
 		{"linux(+a)/riscv64", "", []string{"a"}, true},
 	} {
-		cfg := &imagespec.Image{Platform: imagespec.Platform{OS: "linux", Architecture: "riscv64", OSVersion: row.version, OSFeatures: row.features}}
+		cfg := &imagespec.Image{Platform: imagespec.Platform{OS: "linux", Architecture: "riscv64",
+			OSVersion: row.version, OSFeatures: row.features}}
 		err := checkPlatform(cfg, row.wanted)
 		if row.fits != (err == nil) || err != nil && !errors.Is(err, fault.NotFound) {
 			t.Errorf("%+v: %v", row, err)
@@ -152,8 +156,9 @@ func TestVersionOfAConfig(t *testing.T) {
 	}
 }
 
-// A tag that moves for one platform stays where it is for the other, also after a restart; and so does what is removed.
-func TestATagForEachPlatform(t *testing.T) {
+// A tag that moves for one platform stays for the other, even after a restart. The same applies to
+// a removal.
+func TestTagPerPlatform(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	const alien = "linux/riscv64"
@@ -168,8 +173,10 @@ func TestATagForEachPlatform(t *testing.T) {
 			t.Fatal(err)
 		}
 		return mutate.AppendManifests(empty.Index,
-			mutate.IndexAddendum{Add: here, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}},
-			mutate.IndexAddendum{Add: there, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "riscv64"}}})
+			mutate.IndexAddendum{Add: here,
+				Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}},
+			mutate.IndexAddendum{Add: there,
+				Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "riscv64"}}})
 	}
 	here := imageOf(t, "here", layerOf(t, file{"a", "here"}))
 	ref := h.pushIndex("app:1", index(here, imageOf(t, "old", layerOf(t, file{"a", "old"}))))
@@ -217,7 +224,7 @@ func TestATagForEachPlatform(t *testing.T) {
 	}
 }
 
-// An index may name indexes, but not without end.
+// Indexes may be nested up to a limit.
 func TestNestedIndexesAreBounded(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)

@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is on a disk when the power goes is what had reached it. Here the disk is a file with a filesystem in it: the
-// store's process is killed, and the file copied before the kernel writes back anything more. In the copy, every image
-// that is listed must be whole. The power goes at any time, and the moment that a record comes into its place.
+// After a power cut a disk has only the data that had reached it. The disk is a file with a
+// filesystem: the test kills the store's process and copies the file before the kernel writes back
+// more. In the copy every listed image must be complete. The cut happens at any time, and right
+// after a record is renamed into place.
 func TestPowerCut(t *testing.T) {
 	disk, refs := newDisk(t), threeImages(t)
 	root := filepath.Join(mountDisk(t, disk), "kuri")
@@ -56,8 +57,8 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// What a pull or a removal has returned for is on the disk.
-func TestPowerCutAfterAVerb(t *testing.T) {
+// A completed pull or removal is on disk.
+func TestPowerCutAfterPullAndRemove(t *testing.T) {
 	disk, refs := newDisk(t), threeImages(t)
 	root := filepath.Join(mountDisk(t, disk), "kuri")
 	s := openStore(t, root)
@@ -89,7 +90,7 @@ func TestPowerCutAfterAVerb(t *testing.T) {
 	look("and pulled again", refs[0], refs[1])
 }
 
-// whole wants every image of the store to be whole, and no record to have been set aside.
+// whole asserts that every image of the store is complete and that no record was set aside.
 func whole(t *testing.T, s *Store) {
 	t.Helper()
 	for _, img := range s.List() {
@@ -102,7 +103,7 @@ func whole(t *testing.T, s *Store) {
 	}
 }
 
-// threeImages serves images that have a layer in common.
+// threeImages serves three images that share a layer.
 func threeImages(t *testing.T) (refs []string) {
 	h := newHub(t)
 	shared := layerOf(t, file{"shared", strings.Repeat("s", 300_000)})
@@ -113,7 +114,7 @@ func threeImages(t *testing.T) (refs []string) {
 	return refs
 }
 
-// nextRecord returns the moment after a record has come into its place in dir.
+// nextRecord returns right after a record has been renamed into dir.
 func nextRecord(t *testing.T, dir string) {
 	t.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
@@ -124,12 +125,13 @@ func nextRecord(t *testing.T, dir string) {
 	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MOVED_TO); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); err != nil && err != unix.EINTR {
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); err != nil &&
+		err != unix.EINTR {
 		t.Fatal(err)
 	}
 }
 
-// newDisk makes a disk with an empty filesystem.
+// newDisk returns a file with an empty filesystem.
 func newDisk(t *testing.T) string {
 	t.Helper()
 	needRoot(t)
@@ -146,7 +148,7 @@ func newDisk(t *testing.T) string {
 	return disk
 }
 
-// cutPower copies what has reached the disk.
+// cutPower returns a copy of the disk as it is now.
 func cutPower(t *testing.T, disk string) string {
 	t.Helper()
 	after := disk + ".cut"
@@ -156,7 +158,7 @@ func cutPower(t *testing.T, disk string) string {
 	return after
 }
 
-// mountDisk mounts the filesystem in the file until the test ends.
+// mountDisk mounts the filesystem until the test ends.
 func mountDisk(t *testing.T, disk string) string {
 	t.Helper()
 	at := t.TempDir()

@@ -18,18 +18,20 @@ import (
 	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
-// Pull makes the image that the reference stands for now be on this node, and points the reference to it. A caller with
-// the same reference and credentials joins a pull that is under way; when ctx ends first, the pull goes on and the error
-// is that of ctx. An image that is whole and unchanged costs one request.
+// Pull fetches the image that the reference resolves to now and points the reference to it. A
+// caller with the same reference and credentials joins a pull in flight. If ctx ends first, the
+// pull goes on and the error is that of ctx. A complete and unchanged image costs one request.
 //
-// Errors have the kinds of packages registry and layer. The text of one of kind Unavailable begins with
-// "RegistryUnavailable: ", and that of an image which a verifier refused, of kind PermissionDenied, with
-// "SignatureValidationFailed: ", which a kubelet knows (cri-api, pkg/errors).
+// Errors have the kinds of packages registry and layer. The text of an error of kind Unavailable
+// begins with "RegistryUnavailable: ". The text for an image that a verifier refused, of kind
+// PermissionDenied, begins with "SignatureValidationFailed: ". A kubelet recognises both (cri-api,
+// pkg/errors).
 func (s *Store) Pull(ctx context.Context, name string, auth registry.Auth) (*Image, error) {
 	return s.PullFor(ctx, name, "", auth)
 }
 
-// PullFor is Pull for a platform, as [ParsePlatform] returns it. The reference points to one image for each platform.
+// PullFor is like Pull for a platform, as returned by [ParsePlatform]. A reference points to one
+// image for each platform.
 func (s *Store) PullFor(ctx context.Context, name, platform string, auth registry.Auth) (*Image, error) {
 	ref, err := registry.ParseReference(name)
 	if err != nil {
@@ -56,16 +58,17 @@ func (s *Store) PullFor(ctx context.Context, name, platform string, auth registr
 	return nil, fmt.Errorf("pull image %s: %w", ref, err)
 }
 
-func (s *Store) pull(ctx context.Context, ref registry.Reference, platform string, auth registry.Auth) (img *Image, err error) {
+func (s *Store) pull(ctx context.Context, ref registry.Reference, platform string,
+	auth registry.Auth) (img *Image, err error) {
 	progress := s.watch.begin(watchKey{ref, platform})
 	count := s.counts.of(ref.Host())
 	began := time.Now()
 	defer func() {
 		progress.end(img, err)
-		s.counts.ended(count, time.Since(began), err)
+		s.counts.add(count, time.Since(began), err)
 	}()
 
-	// 1. The registry and its mirrors, as they are configured now.
+	// 1. Open the registry and its mirrors with the current configuration.
 	step.Enter(ctx, "resolve")
 	options := s.registry
 	options.Traffic = &count.traffic
@@ -75,14 +78,14 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, platform strin
 	}
 	defer repo.Close()
 
-	// 2. Here already?
+	// 2. Return an unchanged image.
 	if img, err := s.unchanged(ctx, repo, ref, platform, auth); img != nil || err != nil {
 		return img, err
 	}
 
-	// 3. The manifest, and whether it may be here. The image may be here under another tag.
+	// 3. Fetch the manifest and ask the verifiers. The image may be here under another tag.
 	step.Enter(ctx, "manifest")
-	m, err := repo.Manifest(ctx, isFor(platform))
+	m, err := repo.Manifest(ctx, checkFor(platform))
 	if err != nil {
 		return nil, err
 	}
@@ -96,20 +99,21 @@ func (s *Store) pull(ctx context.Context, ref registry.Reference, platform strin
 
 	failpoint.At("pull: manifest read")
 
-	// 4. The platform's manifest and config.
+	// 4. Fetch the platform's manifest and the config.
 	step.Enter(ctx, "config")
 	c, err := s.resolve(ctx, repo, m, platform)
 	if err != nil {
 		return nil, err
 	}
 
-	// 5. Layers and record.
+	// 5. Install the layers and the record.
 	progress.layers(s.layers, c.layers)
 	c.warn(ref.String())
 	return s.install(ctx, c.content, namesOf(ref, m.Digest, platform))
 }
 
-// namesOf are the names that a pull of ref gives: its tag if it has one, and the digest that it stood for.
+// namesOf returns the names that a pull of ref sets: its tag, if any, and the digest that it
+// resolved to.
 func namesOf(ref registry.Reference, resolved digest.Digest, platform string) names {
 	n := names{digests: []string{nameFor(ref.Repository+"@"+resolved.String(), platform)}}
 	if ref.Tag != "" {
@@ -118,10 +122,11 @@ func namesOf(ref registry.Reference, resolved digest.Digest, platform string) na
 	return n
 }
 
-// unchanged asks the registry what ref stands for, when ref is known here, and returns the image when that is here too,
-// and the verifiers accept it still. The question is asked for a digest as well: the answer shows that the caller may have
-// the image.
-func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference, platform string, auth registry.Auth) (*Image, error) {
+// unchanged resolves ref, if it is known, and returns the image if that is here and the verifiers
+// still accept it. The registry is asked for a digest reference as well, because the answer shows
+// that the caller may have the image.
+func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref registry.Reference, platform string,
+	auth registry.Auth) (*Image, error) {
 	if s.now.Load().byName[nameFor(ref.String(), platform)] == nil {
 		return nil, nil
 	}
@@ -130,7 +135,7 @@ func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref re
 		return nil, err
 	}
 	if s.verifiers != nil && (desc.Size < 0 || desc.MediaType == "" || !s.knows(ref, desc.Digest, platform)) {
-		return nil, nil // the verifiers are asked with the manifest at hand, once
+		return nil, nil // the verifiers are called once, with the manifest
 	}
 	if err := s.verify(ctx, ref, auth, desc); err != nil {
 		return nil, err
@@ -138,23 +143,24 @@ func (s *Store) unchanged(ctx context.Context, repo *registry.Repository, ref re
 	return s.known(ref, desc.Digest, platform)
 }
 
-// knows tells whether the image that the repository's digest stands for is here.
+// knows reports whether the image for the repository's digest is here.
 func (s *Store) knows(ref registry.Reference, dgst digest.Digest, platform string) bool {
 	return s.now.Load().byName[nameFor(ref.Repository+"@"+dgst.String(), platform)] != nil
 }
 
-// known returns the image that the repository's digest stands for, with ref pointed to it, or nil when it is not here.
+// known returns the image for the repository's digest, with ref pointed to it, or nil if it is not
+// here.
 func (s *Store) known(ref registry.Reference, dgst digest.Digest, platform string) (*Image, error) {
 	img := s.now.Load().byName[nameFor(ref.Repository+"@"+dgst.String(), platform)]
 	if img == nil {
 		return nil, nil
 	}
-	return s.rename(img.ID, namesOf(ref, dgst, platform))
+	return s.addNames(img.ID, namesOf(ref, dgst, platform))
 }
 
-// isFor returns the check of a manifest or index that a reference is said to stand for. A host whose answer cannot be the
-// image for the platform is left for the next one.
-func isFor(platform string) registry.Check {
+// checkFor returns a check of the manifest or index that a reference resolves to. A host whose
+// answer cannot be the image for the platform is skipped.
+func checkFor(platform string) registry.Check {
 	return func(m registry.Manifest) error {
 		doc, err := parseDocument(m.Body, m.MediaType)
 		if err != nil || !doc.index() {
@@ -170,7 +176,8 @@ func isFor(platform string) registry.Check {
 }
 
 // resolve follows the manifest or index m to the image for the platform and fetches its config.
-func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m registry.Manifest, platform string) (*choice, error) {
+func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m registry.Manifest,
+	platform string) (*choice, error) {
 	c := &chooser{from: repository{repo}, platform: platform}
 	return c.choose(ctx, imagespec.Descriptor{Digest: m.Digest}, m.Body, m.MediaType)
 }
@@ -189,7 +196,8 @@ func (r repository) config(ctx context.Context, d imagespec.Descriptor) ([]byte,
 
 func (r repository) layer(d imagespec.Descriptor) layer.Blob { return layerBlob(r.Repository, "", d) }
 
-// distrust distrusts who served the blob. Of an artifact it is not known which blob came wrong.
+// distrust distrusts the host that served the blob. For an artifact the corrupt blob is not known,
+// so all its blobs count.
 func (r repository) distrust(doc *document) func(digest.Digest) (string, bool) {
 	return func(blob digest.Digest) (host string, again bool) {
 		if blob != "" {
@@ -203,16 +211,19 @@ func (r repository) distrust(doc *document) func(digest.Digest) (string, bool) {
 	}
 }
 
-// layerBlob is a layer as the repository has it.
+// layerBlob returns a layer as the repository has it.
 func layerBlob(repo *registry.Repository, diffID digest.Digest, d imagespec.Descriptor) layer.Blob {
-	return layer.Blob{DiffID: diffID, Digest: d.Digest, Size: sizeOf(d), Open: func(ctx context.Context) (io.ReadCloser, error) {
-		stream, err := repo.Blob(ctx, d.Digest, sizeOf(d))
-		if errors.Is(err, fault.NotFound) && len(d.URLs) > 0 {
-			// Whoever makes an image could have the node ask any address of its network.
-			return nil, fmt.Errorf("%w; it is kept elsewhere, at %q, from where Kuri does not fetch layers: push the image with all its layers", err, clip(d.URLs[0]))
-		}
-		return stream, err
-	}}
+	return layer.Blob{DiffID: diffID, Digest: d.Digest, Size: sizeOf(d),
+		Open: func(ctx context.Context) (io.ReadCloser, error) {
+			stream, err := repo.Blob(ctx, d.Digest, sizeOf(d))
+			if errors.Is(err, fault.NotFound) && len(d.URLs) > 0 {
+				// The author of an image could make the node access any address in its network.
+				return nil, fmt.Errorf("%w; the layer is stored at another address, %q, from which Kuri does not "+
+					"fetch "+
+					"layers: push the image with all its layers", err, clip(d.URLs[0]))
+			}
+			return stream, err
+		}}
 }
 
 // artifactSource opens the blobs of an artifact in the repository.

@@ -48,7 +48,7 @@ func pull(t *testing.T, s *Store, ref string) *Image {
 	return img
 }
 
-// content reads a file of the image through its layers, topmost first.
+// fileIn reads a file of the image through its layers, topmost first.
 func fileIn(t *testing.T, s *Store, img *Image, name string) string {
 	t.Helper()
 	dirs, err := s.layers.Lowerdirs(img.DiffIDs)
@@ -66,11 +66,13 @@ func fileIn(t *testing.T, s *Store, img *Image, name string) string {
 func TestPullGetListRemove(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
-	ref := h.push("lib/app:1", imageOf(t, "one", layerOf(t, file{"etc/", ""}, file{"etc/a", "below"}), layerOf(t, file{"b", "above"})))
+	ref := h.push("lib/app:1", imageOf(t, "one", layerOf(t, file{"etc/", ""}, file{"etc/a", "below"}),
+		layerOf(t, file{"b", "above"})))
 	s := openStore(t, "")
 
 	img := pull(t, s, ref)
-	if !slices.Equal(img.References, []string{ref}) || len(img.Digests) != 1 || img.Config.Cmd[0] != "one" || img.Config.User != "7:8" || img.Size == 0 || len(img.DiffIDs) != 2 {
+	if !slices.Equal(img.References, []string{ref}) || len(img.Digests) != 1 || img.Config.Cmd[0] != "one" ||
+		img.Config.User != "7:8" || img.Size == 0 || len(img.DiffIDs) != 2 {
 		t.Errorf("%+v", img)
 	}
 	for _, n := range []string{ref, img.ID, img.ID[7:], img.ID[7:20], "sha256:" + img.ID[7:12], img.Digests[0]} {
@@ -78,7 +80,8 @@ func TestPullGetListRemove(t *testing.T) {
 			t.Errorf("Get(%q) = %v, %v", n, got, err)
 		}
 	}
-	for _, n := range []string{"", "nothing", h.addr + "/lib/app:2", "sha256:", img.ID[7:9], "sha256:" + strings.Repeat("0", 64), "%%"} {
+	for _, n := range []string{"", "nothing", h.addr + "/lib/app:2", "sha256:", img.ID[7:9], "sha256:" +
+		strings.Repeat("0", 64), "%%"} {
 		if _, err := s.Get(n); !errors.Is(err, fault.NotFound) {
 			t.Errorf("Get(%q): %v", n, err)
 		}
@@ -92,11 +95,11 @@ func TestPullGetListRemove(t *testing.T) {
 	if err := s.Remove(img.ID[7:19]); err != nil {
 		t.Fatal(err)
 	}
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }
 
-// nothingAtAll asserts that the store is empty, on the disk too.
-func nothingAtAll(t *testing.T, s *Store) {
+// assertEmpty asserts that the store is empty, on disk too.
+func assertEmpty(t *testing.T, s *Store) {
 	t.Helper()
 	if got := s.List(); len(got) != 0 {
 		t.Errorf("listed: %v", got)
@@ -166,17 +169,17 @@ func TestUnchangedImageCostsOneRequest(t *testing.T) {
 	if got := h.take("GET"); len(got) != 1 { // the manifest
 		t.Errorf("requests %v", got)
 	}
-	h.set(func(w http.ResponseWriter, r *http.Request) bool { // the credentials are no longer good
+	h.set(func(w http.ResponseWriter, r *http.Request) bool { // the credentials are no longer valid
 		w.WriteHeader(http.StatusForbidden)
 		return true
 	})
 	if _, err := s.Pull(t.Context(), ref, registry.Auth{}); !errors.Is(err, fault.PermissionDenied) {
-		t.Errorf("an image that is here was given to one who may not pull it: %v", err)
+		t.Errorf("an existing image was given to a caller who must not pull it: %v", err)
 	}
 	if err := s.Remove(ref); err != nil {
 		t.Fatal(err)
 	}
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }
 
 func TestTagThatMoved(t *testing.T) {
@@ -229,10 +232,14 @@ func TestManifestKinds(t *testing.T) {
 	for name, img := range map[string]v1.Image{
 		"docker": imageOf(t, "docker", layerOf(t, file{"a", "x"})),
 		"oci": mutate.ConfigMediaType(mutate.MediaType(
-			imageOf(t, "oci", layerOfTar(t, plain, tarball.WithMediaType(types.OCILayer))), types.OCIManifestSchema1), types.OCIConfigJSON),
-		"uncompressed": mutate.MediaType(imageOf(t, "plain", static.NewLayer(plain, types.OCIUncompressedLayer)), types.OCIManifestSchema1),
-		"zstd":         mutate.MediaType(imageOf(t, "zstd", &packedLayer{layerOfTar(t, plain), z.Bytes(), types.OCILayerZStd}), types.OCIManifestSchema1),
-		"wrong type":   mutate.MediaType(imageOf(t, "wrong", &packedLayer{layerOfTar(t, plain), z.Bytes(), types.OCILayer}), types.OCIManifestSchema1),
+			imageOf(t, "oci", layerOfTar(t, plain, tarball.WithMediaType(types.OCILayer))), types.OCIManifestSchema1),
+			types.OCIConfigJSON),
+		"uncompressed": mutate.MediaType(imageOf(t, "plain", static.NewLayer(plain, types.OCIUncompressedLayer)),
+			types.OCIManifestSchema1),
+		"zstd": mutate.MediaType(imageOf(t, "zstd",
+			&packedLayer{layerOfTar(t, plain), z.Bytes(), types.OCILayerZStd}), types.OCIManifestSchema1),
+		"wrong type": mutate.MediaType(imageOf(t, "wrong",
+			&packedLayer{layerOfTar(t, plain), z.Bytes(), types.OCILayer}), types.OCIManifestSchema1),
 		"two the same": imageOf(t, "same", layerOf(t, file{"a", "x"}), layerOf(t, file{"a", "x"})),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -244,7 +251,7 @@ func TestManifestKinds(t *testing.T) {
 	}
 }
 
-// packedLayer is a layer packed in a way that the library does not know.
+// packedLayer is a layer with a compression that the library does not support.
 type packedLayer struct {
 	v1.Layer
 	packed []byte
@@ -272,7 +279,8 @@ func TestIndexGivesThisNodesImage(t *testing.T) {
 	idx := mutate.AppendManifests(empty.Index,
 		mutate.IndexAddendum{Add: there, Descriptor: v1.Descriptor{Platform: &other}},
 		mutate.IndexAddendum{Add: here, Descriptor: v1.Descriptor{Platform: &mine}},
-		mutate.IndexAddendum{Add: imageOf(t, "attest"), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "unknown", Architecture: "unknown"}}},
+		mutate.IndexAddendum{Add: imageOf(t, "attest"),
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "unknown", Architecture: "unknown"}}},
 	)
 	for name, idx := range map[string]v1.ImageIndex{
 		"oci":    idx,
@@ -299,9 +307,11 @@ func TestIndexGivesThisNodesImage(t *testing.T) {
 		})
 	}
 	t.Run("for others only", func(t *testing.T) {
-		ref := h.pushIndex("multi/other:1", mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: there, Descriptor: v1.Descriptor{Platform: &other}}))
+		ref := h.pushIndex("multi/other:1", mutate.AppendManifests(empty.Index,
+			mutate.IndexAddendum{Add: there, Descriptor: v1.Descriptor{Platform: &other}}))
 		_, err := s.Pull(t.Context(), ref, registry.Auth{})
-		if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "linux/s390x") || !strings.Contains(err.Error(), nodeArch) {
+		if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "linux/s390x") ||
+			!strings.Contains(err.Error(), nodeArch) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -313,11 +323,12 @@ func TestIndexGivesThisNodesImage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ref := h.push("multi/single:1", img) // no index has chosen it: the label is taken for wrong
+		ref := h.push("multi/single:1", img) // no index chose it: its platform is taken as wrong
 		if got := pull(t, s, ref); got.Platform.Architecture != "s390x" || fileIn(t, s, got, "a") != "there" {
 			t.Errorf("%+v", got)
 		}
-		if _, err := s.PullFor(t.Context(), ref, "linux/riscv64", registry.Auth{}); !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "linux/s390x") {
+		if _, err := s.PullFor(t.Context(), ref, "linux/riscv64", registry.Auth{}); !errors.Is(err, fault.NotFound) ||
+			!strings.Contains(err.Error(), "linux/s390x") {
 			t.Errorf("for a handler of another platform: %v", err)
 		}
 	})
@@ -352,7 +363,7 @@ func TestImpliedDirectoryIsPatched(t *testing.T) {
 	if err := s.Remove(ref); err != nil {
 		t.Fatal(err)
 	}
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }
 
 func TestConcurrentPullsFetchOnce(t *testing.T) {
@@ -386,7 +397,7 @@ func TestConcurrentPullsFetchOnce(t *testing.T) {
 	if _, err := s.Get(one); !errors.Is(err, fault.NotFound) { // reading does not wait
 		t.Errorf("%v", err)
 	}
-	time.Sleep(50 * time.Millisecond) // for the others to come
+	time.Sleep(50 * time.Millisecond) // for the others to arrive
 	close(gate)
 	pulls.Wait()
 	got := h.take("GET")
@@ -456,31 +467,44 @@ func TestBadImagesAreRefused(t *testing.T) {
 	stream, _ := layer0[0].Compressed()
 	blob, _ := io.ReadAll(stream)
 	for name, row := range map[string]struct {
-		path string // suffix of the request that is answered differently
+		path string // suffix of the request that gets another answer
 		body []byte
 		mt   string
 		kind fault.Kind
 		says string
 	}{
-		"not JSON":          {"/manifests/1", []byte("<html>"), "", fault.Invalid, "JSON"},
-		"schema 1":          {"/manifests/1", []byte(`{"schemaVersion":1,"fsLayers":[]}`), "", fault.Unimplemented, "schema 1"},
-		"schema 1 by type":  {"/manifests/1", []byte(`{}`), "application/vnd.docker.distribution.manifest.v1+prettyjws", fault.Unimplemented, "schema 1"},
-		"no config":         {"/manifests/1", []byte(`{"schemaVersion":2}`), "", fault.Invalid, "config"},
-		"both at once":      {"/manifests/1", change(func(d map[string]any) { d["manifests"] = []any{d["config"]} }), "", fault.Invalid, "ambiguous"},
-		"type against body": {"/manifests/1", change(func(d map[string]any) { d["mediaType"] = "application/vnd.oci.image.index.v1+json" }), "", fault.Invalid, "calls itself"},
-		"nydus layer":       {"/manifests/1", layerField("mediaType", "application/vnd.oci.image.layer.nydus.blob.v1"), "", fault.Unimplemented, "nydus"},
-		"encrypted layer":   {"/manifests/1", layerField("mediaType", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), "", fault.Unimplemented, "encrypted"},
-		"layer path":        {"/manifests/1", layerField("digest", "sha256:../../etc"), "", fault.Invalid, "digest"},
-		"negative size":     {"/manifests/1", layerField("size", -5), "", fault.Invalid, "-5"},
-		"wrong layer size":  {"/manifests/1", layerField("size", m.Layers[0].Size-1), "", fault.Corrupt, m.Layers[0].Digest.String()},
-		"other size":        {"/manifests/1", layerField("size", m.Layers[0].Size+1), "", fault.Corrupt, m.Layers[0].Digest.String()},
-		"one layer less":    {"/manifests/1", change(func(d map[string]any) { d["layers"] = d["layers"].([]any)[:1] }), "", fault.Invalid, "2 layers"},
+		"not JSON": {"/manifests/1", []byte("<html>"), "", fault.Invalid, "JSON"},
+		"schema 1": {"/manifests/1", []byte(`{"schemaVersion":1,"fsLayers":[]}`), "",
+			fault.Unimplemented, "schema 1"},
+		"schema 1 by type": {"/manifests/1", []byte(`{}`), "application/vnd.docker.distribution.manifest.v1+prettyjws",
+			fault.Unimplemented, "schema 1"},
+		"no config": {"/manifests/1", []byte(`{"schemaVersion":2}`), "", fault.Invalid, "config"},
+		"both at once": {"/manifests/1", change(func(d map[string]any) { d["manifests"] = []any{d["config"]} }),
+			"", fault.Invalid, "ambiguous"},
+		"type against body": {"/manifests/1",
+			change(func(d map[string]any) { d["mediaType"] = "application/vnd.oci.image.index.v1+json" }), "",
+			fault.Invalid, "calls itself"},
+		"nydus layer": {"/manifests/1", layerField("mediaType", "application/vnd.oci.image.layer.nydus.blob.v1"),
+			"", fault.Unimplemented, "nydus"},
+		"encrypted layer": {"/manifests/1", layerField("mediaType",
+			"application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), "", fault.Unimplemented, "encrypted"},
+		"layer path":    {"/manifests/1", layerField("digest", "sha256:../../etc"), "", fault.Invalid, "digest"},
+		"negative size": {"/manifests/1", layerField("size", -5), "", fault.Invalid, "-5"},
+		"wrong layer size": {"/manifests/1", layerField("size", m.Layers[0].Size-1), "", fault.Corrupt,
+			m.Layers[0].Digest.String()},
+		"other size": {"/manifests/1", layerField("size", m.Layers[0].Size+1), "", fault.Corrupt,
+			m.Layers[0].Digest.String()},
+		"one layer less": {"/manifests/1", change(func(d map[string]any) { d["layers"] = d["layers"].([]any)[:1] }),
+			"", fault.Invalid, "2 layers"},
 		"layers swapped": {"/manifests/1", change(func(d map[string]any) {
 			l := d["layers"].([]any)
 			l[0], l[1] = l[1], l[0]
 		}), "", fault.Corrupt, "the image's config says"},
-		"large config":   {"/manifests/1", change(func(d map[string]any) { d["config"].(map[string]any)["size"] = 1 << 30 }), "", fault.Exhausted, "config"},
-		"huge manifest":  {"/manifests/1", bytes.Repeat([]byte(" "), registry.MaxManifest+1), "", fault.Exhausted, "larger"},
+		"large config": {"/manifests/1",
+			change(func(d map[string]any) { d["config"].(map[string]any)["size"] = 1 << 30 }), "",
+			fault.Exhausted, "config"},
+		"huge manifest": {"/manifests/1", bytes.Repeat([]byte(" "), registry.MaxManifest+1), "",
+			fault.Exhausted, "larger"},
 		"changed config": {m.Config.Digest.String(), flipped(config), "", fault.Corrupt, m.Config.Digest.String()},
 		"changed layer":  {m.Layers[0].Digest.String(), flipped(blob), "", fault.Corrupt, "layer"},
 		"missing layer":  {m.Layers[0].Digest.String(), nil, "", fault.NotFound, m.Layers[0].Digest.String()},
@@ -502,24 +526,27 @@ func TestBadImagesAreRefused(t *testing.T) {
 				return true
 			})
 			_, err := s.Pull(t.Context(), ref, registry.Auth{})
-			if fault.Of(err) != row.kind || !strings.Contains(fmt.Sprint(err), row.says) || !strings.Contains(fmt.Sprint(err), ref) {
+			if fault.Of(err) != row.kind || !strings.Contains(fmt.Sprint(err), row.says) ||
+				!strings.Contains(fmt.Sprint(err), ref) {
 				t.Errorf("kind %q: %v", fault.Of(err), err)
 			}
-			nothingAtAll(t, s)
+			assertEmpty(t, s)
 		})
 	}
 }
 
 func TestMalformedReferenceAndDeadRegistry(t *testing.T) {
 	s := openStore(t, "")
-	if _, err := s.Pull(t.Context(), "Not A Reference", registry.Auth{}); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Not A Reference") {
+	if _, err := s.Pull(t.Context(), "Not A Reference", registry.Auth{}); !errors.Is(err, fault.Invalid) ||
+		!strings.Contains(err.Error(), "Not A Reference") {
 		t.Errorf("%v", err)
 	}
 	if _, err := s.WatchPull(t.Context(), "Not A Reference", ""); !errors.Is(err, fault.Invalid) {
 		t.Errorf("%v", err)
 	}
 	_, err := s.Pull(t.Context(), "127.0.0.1:1/app:1", registry.Auth{})
-	if !errors.Is(err, fault.Unavailable) || !strings.HasPrefix(err.Error(), "RegistryUnavailable: ") || !strings.Contains(err.Error(), "127.0.0.1:1") {
+	if !errors.Is(err, fault.Unavailable) || !strings.HasPrefix(err.Error(), "RegistryUnavailable: ") ||
+		!strings.Contains(err.Error(), "127.0.0.1:1") {
 		t.Errorf("%v", err)
 	}
 }
@@ -592,7 +619,8 @@ func TestWatchPull(t *testing.T) {
 	if err := <-pulled; err != nil {
 		t.Fatal(err)
 	}
-	if !last.Done || len(last.Layers) != 2 || !last.Layers[0].Done || last.Layers[0].Fetched != last.Layers[0].Size || last.Image != ref ||
+	if !last.Done || len(last.Layers) != 2 || !last.Layers[0].Done || last.Layers[0].Fetched != last.Layers[0].Size ||
+		last.Image != ref ||
 		last.Phase != Ended || last.ID != s.List()[0].ID || last.Err != nil || !last.Started.Before(last.At) {
 		t.Errorf("%+v", last)
 	}
@@ -605,9 +633,9 @@ func TestWatchPull(t *testing.T) {
 	}
 }
 
-// Giving memory back to the node costs a garbage collection of the whole heap. It belongs to unpacking: a pull that finds
-// its image here does without.
-func TestOnlyUnpackingForcesACollection(t *testing.T) {
+// Returning memory to the node takes a garbage collection of the whole heap. Only a pull that
+// unpacks does it.
+func TestOnlyUnpackingForcesAGarbageCollection(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	s := openStore(t, "")

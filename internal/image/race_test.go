@@ -2,5 +2,5 @@
 
 package image
 
-// raceDetector tells whether the tests run with it.
+// raceDetector reports whether the race detector is on.
 const raceDetector = true

@@ -25,7 +25,7 @@ import (
 	kuriregistry "github.com/kuri-cri/kuri/internal/registry"
 )
 
-// hub is a real registry behind a handler that a test may put in the way.
+// hub is a real registry behind a handler that tests can override.
 type hub struct {
 	t    testing.TB
 	addr string // host:port on loopback
@@ -53,14 +53,14 @@ func newHub(t testing.TB) *hub {
 	return h
 }
 
-// set puts a handler in the way of all requests to come; nil takes it away.
+// set overrides the handler of all further requests; nil restores it.
 func (h *hub) set(disturb func(http.ResponseWriter, *http.Request) bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.disturb = disturb
 }
 
-// take returns the requests since the last call whose text contains part.
+// take returns the requests since the last call that contain part.
 func (h *hub) take(part string) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -74,7 +74,7 @@ func (h *hub) take(part string) []string {
 	return found
 }
 
-// push puts img in the registry under repo:tag and returns the full reference.
+// push pushes img to repo:tag and returns the full reference.
 func (h *hub) push(repo string, img v1.Image) string {
 	h.t.Helper()
 	ref, err := name.ParseReference(h.addr + "/" + repo)
@@ -101,7 +101,7 @@ func (h *hub) pushIndex(repo string, idx v1.ImageIndex) string {
 	return ref.Name()
 }
 
-// file is one entry of a layer; a body is a regular file's, a name that ends in "/" is a directory.
+// file is an entry of a layer: a regular file with a body, or a directory if name ends in "/".
 type file struct {
 	name, body string
 }
@@ -150,14 +150,17 @@ func layerOf(t testing.TB, files ...file) v1.Layer {
 
 func layerOfTar(t testing.TB, body []byte, opts ...tarball.LayerOption) v1.Layer {
 	t.Helper()
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }, opts...)
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser,
+		error) {
+		return io.NopCloser(bytes.NewReader(body)), nil
+	}, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return l
 }
 
-// imageOf builds an image for this platform with a command of its own, so that its ID is its own too.
+// imageOf returns an image for this platform. A distinct command gives it a distinct ID.
 func imageOf(t testing.TB, cmd string, layers ...v1.Layer) v1.Image {
 	t.Helper()
 	img, err := mutate.AppendLayers(empty.Image, layers...)
@@ -180,7 +183,7 @@ func imageOf(t testing.TB, cmd string, layers ...v1.Layer) v1.Image {
 	return img
 }
 
-// openStore opens an image store and its layer store under root, which is made when it is "".
+// openStore opens an image store and its layer store below root, or below a new directory.
 func openStore(t testing.TB, root string, change ...func(*Options)) *Store {
 	t.Helper()
 	if root == "" {
@@ -190,7 +193,8 @@ func openStore(t testing.TB, root string, change ...func(*Options)) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := Options{Root: root, Layers: layers, Registry: kuriregistry.Options{CertsDirs: []string{filepath.Join(root, "certs.d")}}}
+	o := Options{Root: root, Layers: layers,
+		Registry: kuriregistry.Options{CertsDirs: []string{filepath.Join(root, "certs.d")}}}
 	for _, c := range change {
 		c(&o)
 	}
@@ -205,8 +209,8 @@ func openStore(t testing.TB, root string, change ...func(*Options)) *Store {
 	return s
 }
 
-// nothingHalfMade asserts that no temporary file is left.
-func nothingHalfMade(t testing.TB, s *Store) {
+// assertNoTempFiles asserts that no temporary file is left.
+func assertNoTempFiles(t testing.TB, s *Store) {
 	t.Helper()
 	left, err := os.ReadDir(filepath.Join(s.root, "tmp"))
 	if err != nil || len(left) > 0 {
@@ -214,7 +218,7 @@ func nothingHalfMade(t testing.TB, s *Store) {
 	}
 }
 
-// blobBytes is a layer as the registry has it.
+// blobBytes returns the compressed layer.
 func blobBytes(t testing.TB, l v1.Layer) []byte {
 	t.Helper()
 	from, err := l.Compressed()

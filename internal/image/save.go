@@ -24,17 +24,20 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// Save writes the images as the tar of an OCI image layout, which is a docker-archive too. An image has the ID and the
-// layers that it came with, the layers as plain tars, and what [Store.Load] of another Kuri takes its names with a digest
-// from (travel.go). One that is saved by a tag has this tag and the digests in its repository, by a digest the digests,
-// by its ID all its names.
+// Save writes the images as the tar of an OCI image layout that is a docker-archive as well. An
+// image keeps its ID and its layers, which are written as uncompressed tars. The archive also
+// contains the data from which [Store.Load] of another Kuri restores its digest references
+// (provenance.go). An image saved by a tag has this tag and the digests in its repository, by a
+// digest the digests, and by its ID all its names.
 //
-// An image whose layers cannot be written as they came, because an older Kuri unpacked them, has the same content under
-// another ID, and its tags. One of its layers at a time needs its own size of disk space.
+// An image unpacked by an older Kuri, whose original layers cannot be written, gets the same
+// content under another ID, and its tags. Each of its layers needs its own size in temporary disk
+// space.
 //
-// The error is of kind NotFound when an image is not here, Exhausted when the disk is full, Corrupt when it is damaged.
+// The error is of kind NotFound if an image is not here, Exhausted if the disk is full, and Corrupt
+// if the image is damaged.
 func (s *Store) Save(ctx context.Context, to io.Writer, namesOrIDs ...string) error {
-	w := &saver{store: s, out: tar.NewWriter(to), has: make(map[digest.Digest]bool)}
+	w := &archiveWriter{store: s, out: tar.NewWriter(to), has: make(map[digest.Digest]bool)}
 	for _, name := range namesOrIDs {
 		if err := w.image(ctx, name); err != nil {
 			return layer.DiskError(s.root, fmt.Errorf("save image %s: %w", name, err))
@@ -43,29 +46,30 @@ func (s *Store) Save(ctx context.Context, to io.Writer, namesOrIDs ...string) er
 	return w.finish()
 }
 
-// saver is an archive that is being written.
-type saver struct {
-	store   *Store
-	out     *tar.Writer
-	has     map[digest.Digest]bool // blobs that are written
-	index   []imagespec.Descriptor
-	dockers []dockerEntry
-	travels []travelImage
+// archiveWriter writes an archive.
+type archiveWriter struct {
+	store       *Store
+	out         *tar.Writer
+	has         map[digest.Digest]bool // blobs already written
+	index       []imagespec.Descriptor
+	dockers     []dockerEntry
+	provenances []imageProvenance
 }
 
-// finish writes the tables of contents.
-func (w *saver) finish() error {
+// finish writes index.json, manifest.json and the other tables of contents.
+func (w *archiveWriter) finish() error {
 	tables := []struct {
 		name string
 		body any
 	}{
-		{imagespec.ImageIndexFile, imagespec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageIndex, Manifests: w.index}},
+		{imagespec.ImageIndexFile, imagespec.Index{Versioned: specs.Versioned{SchemaVersion: 2},
+			MediaType: imagespec.MediaTypeImageIndex, Manifests: w.index}},
 		{dockerIndex, w.dockers},
-		{travelFile, travels{travelVersion, w.travels}},
+		{provenanceFile, provenance{provenanceVersion, w.provenances}},
 		{imagespec.ImageLayoutFile, imagespec.ImageLayout{Version: imagespec.ImageLayoutVersion}},
 	}
 	for _, t := range tables {
-		if t.name == dockerIndex && len(w.dockers) == 0 || t.name == travelFile && len(w.travels) == 0 {
+		if t.name == dockerIndex && len(w.dockers) == 0 || t.name == provenanceFile && len(w.provenances) == 0 {
 			continue
 		}
 		body, err := json.Marshal(t.body)
@@ -79,16 +83,16 @@ func (w *saver) finish() error {
 	return w.out.Close()
 }
 
-// saved is an image that is being saved.
-type saved struct {
+// exportImage is an image to be saved.
+type exportImage struct {
 	*Description
 	rec   imageRecord
 	cfg   *imagespec.Image
-	names []string // that it is to have
+	names []string // names to be saved
 }
 
 // image writes one image.
-func (w *saver) image(ctx context.Context, name string) error {
+func (w *archiveWriter) image(ctx context.Context, name string) error {
 	img, release, err := w.store.forSaving(name)
 	if err != nil {
 		return err
@@ -97,19 +101,19 @@ func (w *saver) image(ctx context.Context, name string) error {
 	switch {
 	case img.rec.isArtifact():
 		err = w.artifact(ctx, img)
-	case w.asItCame(img):
+	case w.hasOriginalTars(img):
 		err = w.container(ctx, img)
 	default:
-		return w.remade(ctx, img)
+		return w.rebuild(ctx, img)
 	}
 	if err != nil {
 		return err
 	}
-	return w.travel(img)
+	return w.provenance(img)
 }
 
 // forSaving finds an image and holds its layers.
-func (s *Store) forSaving(name string) (img *saved, release func(), err error) {
+func (s *Store) forSaving(name string) (img *exportImage, release func(), err error) {
 	d, err := s.Describe(name)
 	if err != nil {
 		return nil, nil, err
@@ -120,7 +124,7 @@ func (s *Store) forSaving(name string) (img *saved, release func(), err error) {
 	if e == nil {
 		return nil, nil, fault.New(fault.NotFound, "image %q is not on this node", name)
 	}
-	img = &saved{Description: d, rec: e.rec, names: namesToSave(e, name)}
+	img = &exportImage{Description: d, rec: e.rec, names: namesToSave(e, name)}
 	if err := errors.Join(s.checkBlob(e.rec.ID, "config"), s.checkManifest(e.rec)); err != nil {
 		return nil, nil, fault.As(fault.Corrupt, fmt.Errorf("%w; kuri check --images --repair fetches it again", err))
 	}
@@ -130,7 +134,8 @@ func (s *Store) forSaving(name string) (img *saved, release func(), err error) {
 	return img, s.layers.Hold(e.image.DiffIDs), nil
 }
 
-// namesToSave returns the names that an image is saved with, when it is asked for by one of them or by its ID.
+// namesToSave returns the names with which an image is saved if it is requested by asked, a name or
+// an ID.
 func namesToSave(e *entry, asked string) []string {
 	ref, err := registry.ParseReference(asked)
 	if err != nil || !slices.Contains(e.image.names, ref.String()) {
@@ -147,8 +152,8 @@ func namesToSave(e *entry, asked string) []string {
 	return names
 }
 
-// tags returns the names of the image that are tags, for this node's platform.
-func (img *saved) tags() []registry.Reference {
+// tags returns the tags of the image for this node's platform.
+func (img *exportImage) tags() []registry.Reference {
 	var tags []registry.Reference
 	for _, name := range img.names {
 		full, platform := splitName(name)
@@ -159,16 +164,16 @@ func (img *saved) tags() []registry.Reference {
 	return tags
 }
 
-// asItCame reports whether the tars of the image's layers can be written as they came.
-func (w *saver) asItCame(img *saved) bool {
+// hasOriginalTars reports whether the original tars of all layers can be written.
+func (w *archiveWriter) hasOriginalTars(img *exportImage) bool {
 	return !slices.ContainsFunc(img.cfg.RootFS.DiffIDs, func(id digest.Digest) bool {
 		_, ok := w.store.layers.TarSize(id)
 		return !ok
 	})
 }
 
-// container writes an image as it came, but for its manifest.
-func (w *saver) container(ctx context.Context, img *saved) error {
+// container writes an image with its original config and layers and a new manifest.
+func (w *archiveWriter) container(ctx context.Context, img *exportImage) error {
 	var layers []imagespec.Descriptor
 	for _, id := range img.cfg.RootFS.DiffIDs {
 		size, _ := w.store.layers.TarSize(id)
@@ -187,9 +192,11 @@ func (w *saver) container(ctx context.Context, img *saved) error {
 	return w.list(img, img.Description.Config, layers)
 }
 
-// list writes the config, and a manifest of it and the layers, and names them in the tables of contents.
-func (w *saver) list(img *saved, config []byte, layers []imagespec.Descriptor) error {
-	manifest := imagespec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageManifest, Layers: layers}
+// list writes the config and a manifest for it and the layers, and adds both to the tables of
+// contents.
+func (w *archiveWriter) list(img *exportImage, config []byte, layers []imagespec.Descriptor) error {
+	manifest := imagespec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: imagespec.MediaTypeImageManifest, Layers: layers}
 	if layers == nil {
 		manifest.Layers = []imagespec.Descriptor{}
 	}
@@ -213,17 +220,19 @@ func (w *saver) list(img *saved, config []byte, layers []imagespec.Descriptor) e
 		entry.Layers = append(entry.Layers, blobPath(l.Digest))
 	}
 	w.dockers = append(w.dockers, entry)
-	desc.Platform = &imagespec.Platform{OS: orElse(img.Platform.OS, nodePlatform().OS), Architecture: orElse(img.Platform.Architecture, nodePlatform().Architecture), Variant: img.Platform.Variant}
+	desc.Platform = &imagespec.Platform{OS: orElse(img.Platform.OS, nodePlatform().OS),
+		Architecture: orElse(img.Platform.Architecture, nodePlatform().Architecture), Variant: img.Platform.Variant}
 	w.name(img, desc)
 	return nil
 }
 
-// name puts a manifest into index.json, once for each tag.
-func (w *saver) name(img *saved, desc imagespec.Descriptor) {
+// name adds a manifest to index.json, once for each tag.
+func (w *archiveWriter) name(img *exportImage, desc imagespec.Descriptor) {
 	tags := img.tags()
 	for _, tag := range tags {
 		named := desc
-		named.Annotations = map[string]string{"io.containerd.image.name": tag.String(), imagespec.AnnotationRefName: tag.Tag}
+		named.Annotations = map[string]string{"io.containerd.image.name": tag.String(),
+			imagespec.AnnotationRefName: tag.Tag}
 		w.index = append(w.index, named)
 	}
 	if len(tags) == 0 {
@@ -231,8 +240,8 @@ func (w *saver) name(img *saved, desc imagespec.Descriptor) {
 	}
 }
 
-// artifact writes an artifact as it came: its files are its blobs.
-func (w *saver) artifact(ctx context.Context, img *saved) error {
+// artifact writes an artifact unchanged: its files are its blobs.
+func (w *archiveWriter) artifact(ctx context.Context, img *exportImage) error {
 	doc, err := parseDocument(img.Manifest, "")
 	if err != nil {
 		return err
@@ -251,7 +260,8 @@ func (w *saver) artifact(ctx context.Context, img *saved) error {
 			return err
 		}
 	}
-	if slices.ContainsFunc(doc.Layers, func(d imagespec.Descriptor) bool { return d.Digest == imagespec.DescriptorEmptyJSON.Digest }) {
+	if slices.ContainsFunc(doc.Layers,
+		func(d imagespec.Descriptor) bool { return d.Digest == imagespec.DescriptorEmptyJSON.Digest }) {
 		if _, err := w.blob("", imagespec.DescriptorEmptyJSON.Data); err != nil {
 			return err
 		}
@@ -264,7 +274,7 @@ func (w *saver) artifact(ctx context.Context, img *saved) error {
 	return nil
 }
 
-func (w *saver) artifactFile(ctx context.Context, root *os.Root, d imagespec.Descriptor) error {
+func (w *archiveWriter) artifactFile(ctx context.Context, root *os.Root, d imagespec.Descriptor) error {
 	if w.has[d.Digest] {
 		return nil
 	}
@@ -284,10 +294,11 @@ func (w *saver) artifactFile(ctx context.Context, root *os.Root, d imagespec.Des
 	return packFile(ctx, d, w.out, func(context.Context) (io.ReadCloser, error) { return f, nil })
 }
 
-// travel writes what another Kuri takes the image's names with a digest from: those that can be shown.
-func (w *saver) travel(img *saved) error {
-	t := travelImage{ID: img.rec.ID, Manifest: img.rec.Manifest}
-	p := newPapers(img.Description.Config, len(img.cfg.RootFS.DiffIDs))
+// provenance writes the data from which another Kuri restores the image's digest references, if
+// they can be proven.
+func (w *archiveWriter) provenance(img *exportImage) error {
+	t := imageProvenance{ID: img.rec.ID, Manifest: img.rec.Manifest}
+	p := newProver(img.Description.Config, len(img.cfg.RootFS.DiffIDs))
 	if t.Manifest != "" {
 		p.add(img.Manifest)
 		if _, err := w.blob("", img.Manifest); err != nil {
@@ -297,7 +308,8 @@ func (w *saver) travel(img *saved) error {
 	for _, id := range img.rec.Documents {
 		body, err := os.ReadFile(w.store.blob(id))
 		if err != nil || digest.FromBytes(body) != id {
-			slog.Warn("a document of an image is damaged; it is saved without the names that this shows", "image", img.ID, "document", id)
+			slog.Warn("a document of an image is damaged; saving the image without the names that depend on it",
+				"image", img.ID, "document", id)
 			continue
 		}
 		p.add(body)
@@ -308,22 +320,23 @@ func (w *saver) travel(img *saved) error {
 	}
 	for _, name := range img.names {
 		full, _ := splitName(name)
-		if ref, err := registry.ParseReference(full); err == nil && (ref.Tag != "" || p.show(ref.Digest)) {
+		if ref, err := registry.ParseReference(full); err == nil && (ref.Tag != "" || p.proves(ref.Digest)) {
 			t.Names = append(t.Names, name)
 		}
 	}
-	for i := range w.travels { // asked for by another of its names, too
-		if w.travels[i].ID == t.ID {
-			w.travels[i].Names = slices.Compact(slices.Sorted(slices.Values(append(w.travels[i].Names, t.Names...))))
+	for i := range w.provenances { // saved by another name as well
+		if w.provenances[i].ID == t.ID {
+			w.provenances[i].Names = slices.Compact(slices.Sorted(slices.Values(append(w.provenances[i].Names,
+				t.Names...))))
 			return nil
 		}
 	}
-	w.travels = append(w.travels, t)
+	w.provenances = append(w.provenances, t)
 	return nil
 }
 
-// remade writes an image whose layers are made anew of their files.
-func (w *saver) remade(ctx context.Context, img *saved) error {
+// rebuild writes an image with layers generated from their files.
+func (w *archiveWriter) rebuild(ctx context.Context, img *exportImage) error {
 	var layers []imagespec.Descriptor
 	var diffIDs []digest.Digest
 	for _, id := range img.DiffIDs {
@@ -341,15 +354,15 @@ func (w *saver) remade(ctx context.Context, img *saved) error {
 	return w.list(img, config, layers)
 }
 
-// layer writes a layer, by way of a temporary file, for its size and digest come before it.
-func (w *saver) layer(ctx context.Context, id digest.Digest) (imagespec.Descriptor, error) {
+// layer writes a layer through a temporary file, because its size and digest come first.
+func (w *archiveWriter) layer(ctx context.Context, id digest.Digest) (imagespec.Descriptor, error) {
 	desc := imagespec.Descriptor{MediaType: imagespec.MediaTypeImageLayer}
 	f, err := os.CreateTemp(filepath.Join(w.store.root, "tmp"), "save-")
 	if err != nil {
 		return desc, err
 	}
 	defer f.Close()
-	if err := os.Remove(f.Name()); err != nil { // it goes when it is closed
+	if err := os.Remove(f.Name()); err != nil { // deleted when it is closed
 		return desc, err
 	}
 	sum := sha256.New()
@@ -367,13 +380,13 @@ func (w *saver) layer(ctx context.Context, id digest.Digest) (imagespec.Descript
 }
 
 // blob writes a small blob.
-func (w *saver) blob(mediaType string, body []byte) (imagespec.Descriptor, error) {
+func (w *archiveWriter) blob(mediaType string, body []byte) (imagespec.Descriptor, error) {
 	desc := imagespec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(body), Size: int64(len(body))}
 	return desc, w.write(desc, bytes.NewReader(body))
 }
 
-// write writes a blob from a stream, unless it is written already.
-func (w *saver) write(desc imagespec.Descriptor, from io.Reader) error {
+// write writes a blob from a stream, unless it has been written already.
+func (w *archiveWriter) write(desc imagespec.Descriptor, from io.Reader) error {
 	if w.has[desc.Digest] {
 		return nil
 	}
@@ -385,7 +398,7 @@ func (w *saver) write(desc imagespec.Descriptor, from io.Reader) error {
 	return err
 }
 
-func (w *saver) file(name string, body []byte) error {
+func (w *archiveWriter) file(name string, body []byte) error {
 	if err := w.header(name, int64(len(body))); err != nil {
 		return err
 	}
@@ -393,12 +406,13 @@ func (w *saver) file(name string, body []byte) error {
 	return err
 }
 
-func (w *saver) header(name string, size int64) error {
-	return w.out.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: size, ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
+func (w *archiveWriter) header(name string, size int64) error {
+	return w.out.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: size,
+		ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
 }
 
-// withDiffIDs is the config with other layers; all else stays as it came. A layer more than it had, made here, gets a
-// line in the history.
+// withDiffIDs returns the config with other layers and all else unchanged. An additional patch
+// layer gets an entry in the history.
 func withDiffIDs(raw []byte, diffIDs []digest.Digest) ([]byte, error) {
 	cfg, err := parseConfig(raw)
 	if err != nil {
@@ -409,8 +423,9 @@ func withDiffIDs(raw []byte, diffIDs []digest.Digest) ([]byte, error) {
 		return nil, fault.New(fault.Corrupt, "the image's config is not a JSON object: %w", err)
 	}
 	var history []json.RawMessage
-	if json.Unmarshal(fields["history"], &history) == nil && len(history) > 0 && len(diffIDs) > len(cfg.RootFS.DiffIDs) {
-		line, err := json.Marshal(imagespec.History{CreatedBy: "kuri", Comment: "directories as the layers below have them"})
+	if json.Unmarshal(fields["history"], &history) == nil && len(history) > 0 &&
+		len(diffIDs) > len(cfg.RootFS.DiffIDs) {
+		line, err := json.Marshal(imagespec.History{CreatedBy: "kuri", Comment: "attributes of implied directories"})
 		if err != nil {
 			return nil, err
 		}

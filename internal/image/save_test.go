@@ -23,18 +23,18 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// savedBy returns the archive of the images.
+// savedBy returns an archive of the images.
 func savedBy(t *testing.T, s *Store, names ...string) []byte {
 	t.Helper()
 	var out bytes.Buffer
 	if err := s.Save(t.Context(), &out, names...); err != nil {
 		t.Fatal(err)
 	}
-	nothingHalfMade(t, s)
+	assertNoTempFiles(t, s)
 	return out.Bytes()
 }
 
-// loadedFrom loads an archive into a store of its own.
+// loadedFrom loads an archive into a new store.
 func loadedFrom(t *testing.T, archive []byte, given string) *Store {
 	t.Helper()
 	s := openStore(t, "")
@@ -47,15 +47,17 @@ func loadedFrom(t *testing.T, archive []byte, given string) *Store {
 	return s
 }
 
-// indexOf is an index with the image for this node and another for others.
+// indexOf returns an index with the image for this node and another one for another platform.
 func indexOf(t *testing.T, img v1.Image) v1.ImageIndex {
 	return mutate.AppendManifests(empty.Index,
-		mutate.IndexAddendum{Add: imageOf(t, "alien", layerOf(t, file{"a", "alien"})), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}}},
-		mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: nodeArch}}})
+		mutate.IndexAddendum{Add: imageOf(t, "alien", layerOf(t, file{"a", "alien"})),
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}}},
+		mutate.IndexAddendum{Add: img,
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: nodeArch}}})
 }
 
-// An image that is saved and loaded is the same: its ID, its layers, and its names, those with a digest too, so that a node
-// without a network runs pods that pin digests.
+// An image that is saved and loaded keeps its ID, its layers and its names, including digest
+// references: a node without a network can run pods that pin digests.
 func TestSavedImageIsTheSame(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
@@ -71,14 +73,18 @@ func TestSavedImageIsTheSame(t *testing.T) {
 		ref string
 		has string
 	}{
-		"image":              {h.push("app:1", whole), "base"},
-		"index":              {h.pushIndex("app:2", indexOf(t, imageOf(t, "2", base))), "base"},
-		"nested index":       {h.pushIndex("app:3", mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: indexOf(t, imageOf(t, "3", base, base))})), "base"},
-		"artifact":           {h.push("model:1", artifactOf(t, file{"a", "x"}, file{"dir/b", "y"}, file{"again", "x"}, file{"empty", ""})), "dir/b"},
-		"odd manifest":       {d.tag("t1", odd.done(d), ""), "a"},
-		"config by sha512":   {d.tag("t2", d.image("by sha512").doneBy(d, digest.SHA512, digest.SHA256), ""), "a"},
-		"manifest by sha512": {d.addr + "/odd@" + d.image("too").doneBy(d, digest.SHA256, digest.SHA512)["digest"].(digest.Digest).String(), "a"},
-		"child by sha512":    {d.tag("t3", d.doc(index(d.image("child").doneBy(d, digest.SHA256, digest.SHA512))), ""), "a"},
+		"image": {h.push("app:1", whole), "base"},
+		"index": {h.pushIndex("app:2", indexOf(t, imageOf(t, "2", base))), "base"},
+		"nested index": {h.pushIndex("app:3", mutate.AppendManifests(empty.Index,
+			mutate.IndexAddendum{Add: indexOf(t, imageOf(t, "3", base, base))})), "base"},
+		"artifact": {h.push("model:1", artifactOf(t, file{"a", "x"}, file{"dir/b", "y"}, file{"again", "x"},
+			file{"empty", ""})), "dir/b"},
+		"odd manifest":     {d.tag("t1", odd.done(d), ""), "a"},
+		"config by sha512": {d.tag("t2", d.image("by sha512").doneBy(d, digest.SHA512, digest.SHA256), ""), "a"},
+		"manifest by sha512": {d.addr + "/odd@" + d.image("too").doneBy(d, digest.SHA256,
+			digest.SHA512)["digest"].(digest.Digest).String(), "a"},
+		"child by sha512": {d.tag("t3",
+			d.doc(index(d.image("child").doneBy(d, digest.SHA256, digest.SHA512))), ""), "a"},
 	} {
 		t.Run(kind, func(t *testing.T) {
 			s := openStore(t, "")
@@ -93,8 +99,10 @@ func TestSavedImageIsTheSame(t *testing.T) {
 				if name == img.Digests[0] {
 					want = nil
 				}
-				if !slices.Equal(got.References, want) || !slices.Equal(got.Digests, img.Digests) || !slices.Equal(got.DiffIDs, img.DiffIDs) {
-					t.Errorf("saved by %s: names %v %v, want %v %v", name, got.References, got.Digests, want, img.Digests)
+				if !slices.Equal(got.References, want) || !slices.Equal(got.Digests, img.Digests) ||
+					!slices.Equal(got.DiffIDs, img.DiffIDs) {
+					t.Errorf("saved by %s: names %v %v, want %v %v", name, got.References, got.Digests,
+						want, img.Digests)
 				}
 				if fileIn(t, other, got, row.has) != fileIn(t, s, img, row.has) {
 					t.Errorf("saved by %s: another file", name)
@@ -127,8 +135,8 @@ func TestSavedImageIsTheSame(t *testing.T) {
 	}
 }
 
-// Names go along as they do with docker, but for those with a digest.
-func TestNamesThatAreSaved(t *testing.T) {
+// Tags are saved as by docker; digest references of the same repository are saved as well.
+func TestSavedNames(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	src := imageOf(t, "1", layerOf(t, file{"a", "x"}))
@@ -164,7 +172,7 @@ func TestNamesThatAreSaved(t *testing.T) {
 	}
 }
 
-// What a Kuri saves is a docker-archive too, of the same image.
+// A saved archive is also a docker-archive of the same image.
 func TestSavedImageForOtherTools(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
@@ -201,7 +209,7 @@ func TestSavedImageForOtherTools(t *testing.T) {
 	}
 }
 
-// repacked changes files of an archive; a nil body takes one away.
+// repacked changes files of an archive. A nil body removes a file.
 func repacked(t *testing.T, archive []byte, change func(name string, body []byte) []byte) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -233,20 +241,20 @@ func repacked(t *testing.T, archive []byte, change func(name string, body []byte
 	return out.Bytes()
 }
 
-// An archive cannot give an image a name with a digest that is not its own.
-func TestNamesWithADigestAreShown(t *testing.T) {
+// An archive cannot give an image a digest reference that is not its own.
+func TestDigestReferencesMustBeProven(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	s := openStore(t, "")
 	img := pull(t, s, h.pushIndex("app:1", indexOf(t, imageOf(t, "1", layerOf(t, file{"a", "x"})))))
 	other := pull(t, s, h.push("app:2", imageOf(t, "2", layerOf(t, file{"a", "y"}))))
 	good := savedBy(t, s, img.ID, other.ID)
-	travel := func(change func(t *travels)) []byte {
+	travel := func(change func(t *provenance)) []byte {
 		return repacked(t, good, func(name string, body []byte) []byte {
-			if name != travelFile {
+			if name != provenanceFile {
 				return body
 			}
-			var doc travels
+			var doc provenance
 			if err := json.Unmarshal(body, &doc); err != nil {
 				t.Fatal(err)
 			}
@@ -271,19 +279,24 @@ func TestNamesWithADigestAreShown(t *testing.T) {
 		body []byte
 		kind fault.Kind
 	}{
-		"a digest of nothing":   {travel(func(d *travels) { d.Images[0].Names = []string{made} }), fault.Corrupt},
-		"the digest of another": {travel(func(d *travels) { d.Images[0].Names = other.Digests }), fault.Corrupt},
-		"another's manifest":    {travel(func(d *travels) { d.Images[0].Manifest = d.Images[1].Manifest }), fault.Corrupt},
-		"another's manifest too": {travel(func(d *travels) {
+		"a digest of nothing":   {travel(func(d *provenance) { d.Images[0].Names = []string{made} }), fault.Corrupt},
+		"the digest of another": {travel(func(d *provenance) { d.Images[0].Names = other.Digests }), fault.Corrupt},
+		"another's manifest": {travel(func(d *provenance) { d.Images[0].Manifest = d.Images[1].Manifest }),
+			fault.Corrupt},
+		"another's manifest too": {travel(func(d *provenance) {
 			d.Images[0].Documents = append(d.Images[0].Documents, d.Images[1].Manifest)
 			d.Images[0].Names = other.Digests
 		}), fault.Corrupt},
-		"no index":                    {travel(func(d *travels) { d.Images[0].Documents = nil }), fault.Corrupt},
-		"no name":                     {travel(func(d *travels) { d.Images[0].Names = []string{"Bad Name"} }), fault.Invalid},
-		"no platform":                 {travel(func(d *travels) { d.Images[0].Names = []string{"x:1 what/is/this/then"} }), fault.Invalid},
-		"an odd digest":               {travel(func(d *travels) { d.Images[0].Manifest = "sha256:../../x" }), fault.Invalid},
-		"an odd digest of a document": {travel(func(d *travels) { d.Images[0].Documents = []digest.Digest{"x:y"} }), fault.Invalid},
-		"too many documents": {travel(func(d *travels) {
+		"no index": {travel(func(d *provenance) { d.Images[0].Documents = nil }), fault.Corrupt},
+		"no name": {travel(func(d *provenance) { d.Images[0].Names = []string{"Bad Name"} }),
+			fault.Invalid},
+		"no platform": {travel(func(d *provenance) { d.Images[0].Names = []string{"x:1 what/is/this/then"} }),
+			fault.Invalid},
+		"an odd digest": {travel(func(d *provenance) { d.Images[0].Manifest = "sha256:../../x" }),
+			fault.Invalid},
+		"an odd digest of a document": {travel(func(d *provenance) { d.Images[0].Documents = []digest.Digest{"x:y"} }),
+			fault.Invalid},
+		"too many documents": {travel(func(d *provenance) {
 			d.Images[0].Documents = slices.Repeat(d.Images[0].Documents, 400_000/len(d.Images[0].Documents))
 		}), fault.Exhausted},
 		"the manifest is gone":    {blob(rec.Manifest, gone), fault.Invalid},
@@ -293,7 +306,7 @@ func TestNamesWithADigestAreShown(t *testing.T) {
 		"a layer is damaged":      {blob(img.DiffIDs[0], damage), fault.Corrupt},
 		"a layer is gone":         {blob(img.DiffIDs[0], gone), fault.Invalid},
 		"not JSON": {repacked(t, good, func(name string, body []byte) []byte {
-			return map[bool][]byte{true: []byte("{"), false: body}[name == travelFile]
+			return map[bool][]byte{true: []byte("{"), false: body}[name == provenanceFile]
 		}), fault.Invalid},
 	} {
 		into := openStore(t, "")
@@ -305,19 +318,22 @@ func TestNamesWithADigestAreShown(t *testing.T) {
 		}
 	}
 	newer := openStore(t, "")
-	if images, err := newer.Load(t.Context(), bytes.NewReader(travel(func(d *travels) { d.Version = 99 })), ""); err != nil || len(images) != 2 {
+	if images, err := newer.Load(t.Context(), bytes.NewReader(travel(func(d *provenance) { d.Version = 99 })),
+		""); err != nil || len(images) != 2 {
 		t.Errorf("%v, %v", images, err)
 	}
 }
 
-// The index of an image can be another's too; it goes with the last of them.
+// Images can share an index, which is removed with the last of them.
 func TestDocumentsAreShared(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	alien := imageOf(t, "alien", layerOf(t, file{"a", "alien"}))
 	ref := h.pushIndex("app:1", mutate.AppendManifests(empty.Index,
-		mutate.IndexAddendum{Add: alien, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "riscv64"}}},
-		mutate.IndexAddendum{Add: imageOf(t, "1", layerOf(t, file{"a", "x"})), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: nodeArch}}}))
+		mutate.IndexAddendum{Add: alien,
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "riscv64"}}},
+		mutate.IndexAddendum{Add: imageOf(t, "1", layerOf(t, file{"a", "x"})),
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: nodeArch}}}))
 	root := t.TempDir()
 	s := openStore(t, root)
 	here := pull(t, s, ref)
@@ -345,11 +361,11 @@ func TestDocumentsAreShared(t *testing.T) {
 	if err := s.Remove(there.ID); err != nil {
 		t.Fatal(err)
 	}
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }
 
-// An image whose layers cannot be written as they came is saved with layers that are made anew.
-func TestSavingWhatAnOlderKuriPulled(t *testing.T) {
+// An image whose original layers cannot be written is saved with generated layers.
+func TestSaveImageOfAnOlderKuri(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	ref := h.push("app:1", imageOf(t, "1", layerOf(t, file{"d/f", "x"}, file{"d", "file"}), layerOf(t, file{"b", "y"})))
@@ -370,7 +386,7 @@ func TestSavingWhatAnOlderKuriPulled(t *testing.T) {
 	}
 }
 
-// An image without layers has an empty root.
+// An image without layers has an empty root filesystem.
 func TestImageWithoutLayers(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
@@ -395,11 +411,12 @@ func TestImageWithoutLayers(t *testing.T) {
 	if err := s.Remove(ref); err != nil {
 		t.Fatal(err)
 	}
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }
 
-// What is damaged is not saved as if it were whole: an index costs the names that it shows, the rest the image.
-func TestSavingWhatIsDamaged(t *testing.T) {
+// A damaged image is not saved as if it were intact: a damaged index costs the digest references
+// that depend on it, anything else the image.
+func TestSaveDamagedImage(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	ref := h.pushIndex("app:1", indexOf(t, imageOf(t, "1", layerOf(t, file{"a", "x"}))))

@@ -31,36 +31,36 @@ import (
 // recordVersion is the format version of an image's record.
 const recordVersion = 1
 
-// CheckFormats returns an error of kind Precondition when a newer version of Kuri wrote the record of an image below root. It
-// changes nothing.
+// CheckFormats returns an error of kind Precondition if an image below root was recorded by a newer
+// version of Kuri. It changes nothing.
 func CheckFormats(root string) error {
 	return record.Newer(recordVersion, root, "images/*.json")
 }
 
-// Options say where images are kept and how they are had.
+// Options configure the store.
 type Options struct {
-	Root      string       // the same as that of Layers; on one filesystem
-	Layers    *layer.Store // stays the caller's, who closes it after the image store
+	Root      string       // the root of Layers, on the same filesystem
+	Layers    *layer.Store // owned by the caller, who closes it after the image store
 	Registry  registry.Options
-	MaxLayers int      // layers fetched and unpacked at once, over all pulls; 0: as many as serve this machine
-	Pinned    []string // references of images that a kubelet must not collect, or patterns with * and ? (path.Match)
+	MaxLayers int      // maximum of layers unpacked at once, over all pulls; 0: depends on the machine
+	Pinned    []string // references of images that the kubelet must not collect, or patterns with * and ? (path.Match)
 
-	Verifiers *verifier.Programs // that must accept an image before it is pulled; nil: none
+	Verifiers *verifier.Programs // must accept an image before it is pulled; may be nil
 }
 
-// imageRecord is what is persisted of an image beside its config and manifest.
+// imageRecord is the content of an image's record.
 type imageRecord struct {
 	ID       digest.Digest `json:"id"`
-	Manifest digest.Digest `json:"manifest,omitempty"` // "" when it came without one, in a docker-archive
-	// Documents are the indexes that led to the image, other manifests that it has had, the config of an artifact. With
-	// them a saved image has its names with a digest. Another image may have the same.
+	Manifest digest.Digest `json:"manifest,omitempty"` // "": loaded from a docker-archive without one
+	// Documents are the indexes that led to the image, its former manifests, and the config of an
+	// artifact. They prove the digest references of a saved image. Images can share them.
 	Documents []digest.Digest      `json:"documents,omitempty"`
-	Patch     digest.Digest        `json:"patch,omitempty"` // layer on top that is not the image's own; see layer.Store.Patch
-	Tags      map[string]time.Time `json:"tags"`            // names (see nameFor) with a tag, and when each was pointed here
+	Patch     digest.Digest        `json:"patch,omitempty"` // patch layer on top; see layer.Store.Patch
+	Tags      map[string]time.Time `json:"tags"`            // names with a tag (see nameFor) and when each was set
 	Digests   []string             `json:"digests"`         // names with a digest
 }
 
-// stack is the layers to mount, bottom first.
+// stack returns the layers to mount, bottom first.
 func (r *imageRecord) stack(cfg *imagespec.Image) []digest.Digest {
 	if r.Patch == "" {
 		return cfg.RootFS.DiffIDs
@@ -68,8 +68,8 @@ func (r *imageRecord) stack(cfg *imagespec.Image) []digest.Digest {
 	return append(slices.Clone(cfg.RootFS.DiffIDs), r.Patch)
 }
 
-// papers are the files of the image below blobs/.
-func (r *imageRecord) papers() []digest.Digest {
+// blobIDs returns the image's files below blobs/.
+func (r *imageRecord) blobIDs() []digest.Digest {
 	all := append([]digest.Digest{r.ID}, r.Documents...)
 	if r.Manifest != "" {
 		all = append(all, r.Manifest)
@@ -77,11 +77,11 @@ func (r *imageRecord) papers() []digest.Digest {
 	return all
 }
 
-// entry is an image that is recorded.
+// entry is a recorded image.
 type entry struct {
 	rec     imageRecord
 	image   *Image
-	release func() // of its layers
+	release func() // releases its layers
 }
 
 type pullKey struct {
@@ -90,30 +90,30 @@ type pullKey struct {
 	auth     registry.Auth
 }
 
-// Store is the images of one node. See [Open].
+// Store is the set of images of one node. See [Open].
 type Store struct {
 	root      string
 	layers    *layer.Store
 	registry  registry.Options
-	verifiers *verifier.Programs // nil: there are none
-	pinned    []string           // references in full, or patterns
-	slots     chan struct{}      // one for each layer that may be on its way
+	verifiers *verifier.Programs // may be nil
+	pinned    []string           // full references, or patterns
+	slots     chan struct{}      // one for each layer that may be fetched at once
 
-	life   context.Context // ends with Close
+	life   context.Context // cancelled by Close
 	end    context.CancelFunc
 	pulls  flight.Group[pullKey, *Image]
 	watch  watch
 	counts counts         // of pulls
-	later  sync.WaitGroup // what is done after pulls: layers of failed ones are kept for a while
+	later  sync.WaitGroup // work after pulls: delayed release of layers, returning memory
 
 	now atomic.Pointer[snapshot]
 
-	mu      sync.Mutex // guards what follows and the files in images/
+	mu      sync.Mutex // guards the fields below and the files in images/
 	entries map[digest.Digest]*entry
 }
 
-// Open opens the store. Records that cannot be read, and images whose files are not all there, are set aside with a word
-// in the log; they never keep the store from opening. The caller closes it.
+// Open opens the store. Unreadable records, and images with missing files, are set aside and
+// logged; they never prevent the store from opening. The caller closes it.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		root:      o.Root,
@@ -123,7 +123,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		entries:   make(map[digest.Digest]*entry),
 	}
 	if o.MaxLayers <= 0 {
-		o.MaxLayers = min(max(4, runtime.NumCPU()), 8) // each takes some 3 MiB
+		o.MaxLayers = min(max(4, runtime.NumCPU()), 8) // each takes about 3 MiB
 	}
 	s.slots = make(chan struct{}, o.MaxLayers)
 	for _, name := range o.Pinned {
@@ -141,8 +141,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.pinned = append(s.pinned, ref.String())
 	}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
-	if err := os.MkdirAll(s.blobs(), 0o700); err != nil { // a pull will say so; what is there can be served
-		slog.Error("a directory of the image store cannot be made", "err", err)
+	if err := os.MkdirAll(s.blobs(), 0o700); err != nil { // pulls will report it; existing images can be served
+		slog.Error("a directory of the image store cannot be created", "err", err)
 	}
 	if err := s.recover(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", s.root, err)
@@ -151,7 +151,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-// Close stops the pulls under way and waits for them. What has been pulled stays.
+// Close stops all pulls and waits for them. Pulled images stay.
 func (s *Store) Close() {
 	s.end()
 	s.pulls.Wait()
@@ -159,7 +159,7 @@ func (s *Store) Close() {
 	s.watch.wait()
 }
 
-// recover reads the records that are there.
+// recover reads the existing records.
 func (s *Store) recover() error {
 	files, err := os.ReadDir(s.dir())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -168,11 +168,11 @@ func (s *Store) recover() error {
 	for _, f := range files {
 		file := filepath.Join(s.dir(), f.Name())
 		switch {
-		case strings.HasPrefix(f.Name(), "."): // a record that was being written when the daemon was killed
+		case strings.HasPrefix(f.Name(), "."): // temporary file of a record from a killed daemon
 			os.Remove(file)
 		case strings.HasSuffix(f.Name(), ".json"):
 			if err := s.recoverOne(file); err != nil {
-				slog.Error("an image's record is set aside; pull the image again", "record", file, "err", err)
+				slog.Error("setting aside an image's record; pull the image again", "record", file, "err", err)
 				if err := record.SetAside(file); err != nil {
 					slog.Error("a damaged record cannot be set aside", "err", err)
 				}
@@ -190,12 +190,13 @@ func (s *Store) recoverOne(file string) error {
 	if err := record.Read(file, recordVersion, &rec); err != nil {
 		return err
 	}
-	if rec.ID.Validate() != nil || rec.Manifest != "" && rec.Manifest.Validate() != nil || rec.ID.Encoded()+".json" != filepath.Base(file) {
-		return fault.New(fault.Corrupt, "the record is of another image, %q", rec.ID)
+	if rec.ID.Validate() != nil || rec.Manifest != "" && rec.Manifest.Validate() != nil ||
+		rec.ID.Encoded()+".json" != filepath.Base(file) {
+		return fault.New(fault.Corrupt, "the record belongs to another image, %q", rec.ID)
 	}
 	for _, id := range rec.Documents {
 		if id.Validate() != nil || id.Algorithm() != digest.SHA256 {
-			return fault.New(fault.Corrupt, "the record names no document with %q", id)
+			return fault.New(fault.Corrupt, "the record names a document with the invalid digest %q", id)
 		}
 	}
 	raw, err := os.ReadFile(s.blob(rec.ID))
@@ -210,18 +211,19 @@ func (s *Store) recoverOne(file string) error {
 		return err
 	}
 	if rec.Patch != "" && rec.Patch.Validate() != nil {
-		return fault.New(fault.Corrupt, "the record names no layer with %q", rec.Patch)
+		return fault.New(fault.Corrupt, "the record names a layer with the invalid digest %q", rec.Patch)
 	}
 	for _, id := range rec.stack(cfg) {
 		if !s.layers.Has(id) {
-			return fault.New(fault.NotFound, "the image's layer %s is not there", id)
+			return fault.New(fault.NotFound, "the image's layer %s is missing", id)
 		}
 	}
 	s.entries[rec.ID] = &entry{rec: rec, image: s.describe(rec, cfg), release: s.layers.Hold(rec.stack(cfg))}
 	return nil
 }
 
-// settleTags leaves a tag that two records claim with the one that got it later: the daemon was killed in between.
+// settleTags assigns a tag that two records claim to the later owner: the daemon was killed between
+// the two writes.
 func (s *Store) settleTags() {
 	owner := make(map[string]*entry)
 	for _, e := range s.entries {
@@ -234,7 +236,7 @@ func (s *Store) settleTags() {
 	for _, e := range s.entries {
 		e.rec.Tags = maps.Clone(e.rec.Tags)
 		maps.DeleteFunc(e.rec.Tags, func(tag string, _ time.Time) bool { return owner[tag] != e })
-		e.image = s.renamed(e)
+		e.image = s.withNames(e)
 	}
 }
 
@@ -242,7 +244,7 @@ func (s *Store) settleTags() {
 func (s *Store) dropBlobs() {
 	used := make(map[string]bool)
 	for _, e := range s.entries {
-		for _, id := range e.rec.papers() {
+		for _, id := range e.rec.blobIDs() {
 			used[id.Encoded()] = true
 		}
 	}

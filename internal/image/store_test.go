@@ -44,7 +44,8 @@ func TestImagesAreThereAfterARestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if after.ID != before.ID || after.Size != before.Size || !slices.Equal(after.Digests, before.Digests) || after.Config.User != "7:8" || after.Pinned {
+	if after.ID != before.ID || after.Size != before.Size || !slices.Equal(after.Digests, before.Digests) ||
+		after.Config.User != "7:8" || after.Pinned {
 		t.Errorf("%+v, was %+v", after, before)
 	}
 	if len(list) != 2 || len(s.List()) != 2 || s.List()[0].ID != list[0].ID {
@@ -55,8 +56,9 @@ func TestImagesAreThereAfterARestart(t *testing.T) {
 	}
 }
 
-// Each row damages one image's files; the store opens, has the other image, and has set the record aside.
-func TestDamageCostsOnlyItsOwnImage(t *testing.T) {
+// Each row damages the files of one image. The store opens with the other image and sets the
+// damaged record aside.
+func TestDamageAffectsOnlyItsOwnImage(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	bad := h.push("bad:1", imageOf(t, "bad", layerOf(t, file{"a", "bad"})))
@@ -69,12 +71,13 @@ func TestDamageCostsOnlyItsOwnImage(t *testing.T) {
 		}
 	}
 	for name, damage := range map[string]func(*testing.T, *Store, *Image){
-		"record cut off":    overwrite((*Store).recordPath, `{"version":1,"da`),
-		"record empty":      overwrite((*Store).recordPath, ``),
-		"record of another": overwrite((*Store).recordPath, `{"version":1,"data":{"id":"sha256:`+strings.Repeat("0", 64)+`"}}`),
-		"record nonsense":   overwrite((*Store).recordPath, `{"version":1,"data":{"id":"nonsense"}}`),
-		"config changed":    overwrite((*Store).blob, `{}`),
-		"config gone":       func(t *testing.T, s *Store, img *Image) { os.Remove(s.blob(digest.Digest(img.ID))) },
+		"record cut off": overwrite((*Store).recordPath, `{"version":1,"da`),
+		"record empty":   overwrite((*Store).recordPath, ``),
+		"record of another": overwrite((*Store).recordPath,
+			`{"version":1,"data":{"id":"sha256:`+strings.Repeat("0", 64)+`"}}`),
+		"record nonsense": overwrite((*Store).recordPath, `{"version":1,"data":{"id":"nonsense"}}`),
+		"config changed":  overwrite((*Store).blob, `{}`),
+		"config gone":     func(t *testing.T, s *Store, img *Image) { os.Remove(s.blob(digest.Digest(img.ID))) },
 		"layer gone": func(t *testing.T, s *Store, img *Image) {
 			os.RemoveAll(filepath.Join(s.root, "layers", img.DiffIDs[0].Encoded()))
 		},
@@ -116,7 +119,8 @@ func TestKilledBetweenTwoRecords(t *testing.T) {
 	if err := record.Write(s.recordPath(digest.Digest(old.ID)), recordVersion, stale); err != nil {
 		t.Fatal(err)
 	}
-	for _, junk := range []string{"images/.x.json.123", "images/blobs/sha256/.new-1", "images/blobs/sha256/" + strings.Repeat("1", 64)} {
+	for _, junk := range []string{"images/.x.json.123", "images/blobs/sha256/.new-1", "images/blobs/sha256/" +
+		strings.Repeat("1", 64)} {
 		if err := os.WriteFile(filepath.Join(root, junk), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -147,12 +151,13 @@ func TestLayersHeldByAContainerOutliveTheImage(t *testing.T) {
 		t.Errorf("a = %q", got)
 	}
 	release()
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 }
 
-func TestAmbiguousBeginningOfAnID(t *testing.T) {
+func TestAmbiguousPrefixOfAnID(t *testing.T) {
 	s := &Store{}
-	s.now.Store(newSnapshot([]*Image{{ID: "sha256:abc1" + strings.Repeat("0", 60)}, {ID: "sha256:abc2" + strings.Repeat("0", 60)}}))
+	s.now.Store(newSnapshot([]*Image{{ID: "sha256:abc1" + strings.Repeat("0", 60)},
+		{ID: "sha256:abc2" + strings.Repeat("0", 60)}}))
 	for _, id := range []string{"abc", "sha256:abc"} {
 		if _, err := s.Get(id); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v", id, err)
@@ -166,7 +171,7 @@ func TestAmbiguousBeginningOfAnID(t *testing.T) {
 	}
 }
 
-func TestUsageIsTrue(t *testing.T) {
+func TestUsageMatchesTheDisk(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	s := openStore(t, "")
@@ -221,14 +226,16 @@ func TestFullDiskGivesItsSpaceBack(t *testing.T) {
 	}
 	s := openStore(t, root)
 	ref := h.push("app:1", imageOf(t, "one", layerOf(t, file{"small", "x"}), layerOf(t, file{"big", string(random)})))
-	if _, err := s.Pull(t.Context(), ref, registry.Auth{}); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "remove images") {
+	if _, err := s.Pull(t.Context(), ref, registry.Auth{}); !errors.Is(err, fault.Exhausted) ||
+		!strings.Contains(err.Error(), "remove images") {
 		t.Errorf("%v", err)
 	}
-	nothingAtAll(t, s)
+	assertEmpty(t, s)
 	pull(t, s, h.push("app:2", imageOf(t, "two", layerOf(t, file{"small", "x"}))))
 }
 
-// The image comes again, from another repository, and its record cannot be written: it keeps the names that it had.
+// An image is pulled again from another repository, and its record cannot be written: it keeps its
+// names.
 func TestImageKeepsItsNamesWhenItsRecordCannotBeWritten(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
@@ -248,7 +255,8 @@ func TestImageKeepsItsNamesWhenItsRecordCannotBeWritten(t *testing.T) {
 		t.Fatal("pulled, without a record")
 	}
 	pull(t, s, h.push("app:2", imageOf(t, "two", layerOf(t, file{"b", "y"})))) // publishes
-	if after, err := s.Get(ref); err != nil || !slices.Equal(after.References, before.References) || !slices.Equal(after.Digests, before.Digests) {
+	if after, err := s.Get(ref); err != nil || !slices.Equal(after.References, before.References) ||
+		!slices.Equal(after.Digests, before.Digests) {
 		t.Errorf("was %+v, is %+v, %v", before, after, err)
 	}
 
@@ -260,7 +268,7 @@ func TestImageKeepsItsNamesWhenItsRecordCannotBeWritten(t *testing.T) {
 	}
 }
 
-func TestCloseEndsWhatIsUnderWay(t *testing.T) {
+func TestCloseEndsPulls(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	ref := h.push("app:1", imageOf(t, "one", layerOf(t, file{"a", "x"})))
@@ -297,5 +305,5 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	if _, open := <-told; open {
 		t.Error("a watcher was told something")
 	}
-	nothingHalfMade(t, s)
+	assertNoTempFiles(t, s)
 }

@@ -14,17 +14,18 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// Stored is one image as its files say.
+// Stored is an image according to its files.
 type Stored struct {
 	Record  string // path
-	ID      string // "" where the record cannot be read
+	ID      string // "" if the record cannot be read
 	Names   []string
-	Layers  []digest.Digest // that are mounted, bottom first
+	Layers  []digest.Digest // the layers to mount, bottom first
 	Aside   bool            // the record was set aside
 	Problem error           // why it cannot be read
 }
 
-// ReadStored lists the images that have a record below root. It changes nothing, and does not look at layers.
+// ReadStored lists the images with a record below root. It changes nothing and does not check
+// layers.
 func ReadStored(root string) ([]Stored, error) {
 	look := &Store{root: root}
 	files, err := os.ReadDir(look.dir())
@@ -58,7 +59,7 @@ func (s *Store) readStored(path string) Stored {
 	out.ID, out.Names = rec.ID.String(), tagsOf(rec)
 	raw, err := os.ReadFile(s.blob(rec.ID))
 	if err != nil {
-		out.Problem = fault.New(fault.Corrupt, "its config is gone: %w", err)
+		out.Problem = fault.New(fault.Corrupt, "the image's config is missing: %w", err)
 		return out
 	}
 	cfg, err := parseConfig(raw)

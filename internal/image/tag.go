@@ -7,10 +7,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// Tag points more names to an image, for each platform that it has names for, and returns them in full. A name that another
-// image has goes over to this one. All names are checked before any is given.
+// Tag points more names to an image, for each platform that it has names for, and returns the full
+// names. A name of another image moves to this one. All names are checked before any is set.
 //
-// Errors: Invalid for a name that cannot be a tag, NotFound where the image is not there.
+// Errors: Invalid for a name that cannot be a tag, NotFound if the image is not here.
 func (s *Store) Tag(nameOrID string, given []string) ([]string, error) {
 	if len(given) == 0 {
 		return nil, fault.New(fault.Invalid, "names: a name to give to image %q is needed", nameOrID)
@@ -22,7 +22,8 @@ func (s *Store) Tag(nameOrID string, given []string) ([]string, error) {
 			return nil, err
 		}
 		if ref.Tag == "" || strings.Contains(name, "@") {
-			return nil, fault.New(fault.Invalid, "%q cannot name an image: its digest follows from its content; give a tag", name)
+			return nil, fault.New(fault.Invalid,
+				"%q cannot name an image: its digest follows from its content; give a tag", name)
 		}
 		full = append(full, ref.String())
 	}
@@ -40,7 +41,7 @@ func (s *Store) Tag(nameOrID string, given []string) ([]string, error) {
 			n.tags = append(n.tags, nameFor(ref, platform))
 		}
 	}
-	named, err := s.rename(img.ID, n)
+	named, err := s.addNames(img.ID, n)
 	if err == nil && named == nil {
 		err = fault.New(fault.NotFound, "image %s was removed meanwhile", nameOrID)
 	}

@@ -13,9 +13,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
-// verify asks the verifiers, where there are any, whether what ref stands for may be here. The error of a refusal is of
-// kind PermissionDenied and holds a [*verifier.Refusal].
-func (s *Store) verify(ctx context.Context, ref registry.Reference, auth registry.Auth, resolved imagespec.Descriptor) error {
+// verify asks the verifiers, if there are any, whether the image that ref resolves to may be used.
+// A refusal is an error of kind PermissionDenied that wraps a [*verifier.Refusal].
+func (s *Store) verify(ctx context.Context, ref registry.Reference, auth registry.Auth,
+	resolved imagespec.Descriptor) error {
 	if s.verifiers == nil {
 		return nil
 	}
@@ -33,11 +34,12 @@ func (s *Store) verify(ctx context.Context, ref registry.Reference, auth registr
 	return nil
 }
 
-// descriptorOf describes a manifest or index as its registry has it.
+// descriptorOf returns the descriptor of a manifest or index of a registry.
 func descriptorOf(m registry.Manifest) imagespec.Descriptor {
 	var says struct {
 		MediaType string `json:"mediaType"`
 	}
-	json.Unmarshal(m.Body, &says) // what it is will be seen; here it is what it calls itself
-	return imagespec.Descriptor{MediaType: cmp.Or(m.MediaType, says.MediaType), Digest: m.Digest, Size: int64(len(m.Body))}
+	json.Unmarshal(m.Body, &says) // the media type that it claims; it is validated later
+	return imagespec.Descriptor{MediaType: cmp.Or(m.MediaType, says.MediaType), Digest: m.Digest,
+		Size: int64(len(m.Body))}
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/verifier"
 )
 
-// verified opens a store with one verifier, a program that notes what it is asked and refuses while the file "refuse" is
-// beside its notes.
+// verified opens a store with one verifier, a program that records its input and refuses if the
+// file "refuse" is beside its notes.
 func verified(t *testing.T) (s *Store, notes string) {
 	t.Helper()
 	dir, notes := t.TempDir(), t.TempDir()
@@ -42,7 +42,7 @@ func refuse(t *testing.T, notes string) {
 	}
 }
 
-// asked returns the descriptors that the verifier was asked about since the last call.
+// asked returns the descriptors that the verifier has been given since the last call.
 func asked(t *testing.T, notes string) []imagespec.Descriptor {
 	t.Helper()
 	body, _ := os.ReadFile(filepath.Join(notes, "asked"))
@@ -60,14 +60,15 @@ func asked(t *testing.T, notes string) []imagespec.Descriptor {
 
 func wantRefused(t *testing.T, err error, ref string) {
 	t.Helper()
-	if !errors.Is(err, fault.PermissionDenied) || !strings.HasPrefix(err.Error(), "SignatureValidationFailed: pull image "+ref) ||
+	if !errors.Is(err, fault.PermissionDenied) || !strings.HasPrefix(err.Error(),
+		"SignatureValidationFailed: pull image "+ref) ||
 		!strings.Contains(err.Error(), "verifier signed: refused with exit code 1: "+ref+" is not signed") {
 		t.Errorf("%v", err)
 	}
 }
 
-// What is refused costs its manifest and nothing else.
-func TestARefusedImageIsNotFetched(t *testing.T) {
+// A refused image costs its manifest and nothing else.
+func TestRefusedImageIsNotFetched(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	s, notes := verified(t)
@@ -81,14 +82,15 @@ func TestARefusedImageIsNotFetched(t *testing.T) {
 	if len(s.List()) != 0 {
 		t.Errorf("there are images: %+v", s.List())
 	}
-	nothingHalfMade(t, s)
+	assertNoTempFiles(t, s)
 	if d := asked(t, notes); len(d) != 1 {
 		t.Errorf("asked about %v", d)
 	}
 }
 
-// An image that is here is verified again, each time it is pulled, by whatever name; and what is refused stays as it was.
-func TestAnImageThatIsHereIsVerified(t *testing.T) {
+// An existing image is verified again at each pull, under any name, and stays unchanged if it is
+// refused.
+func TestExistingImageIsVerified(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	s, notes := verified(t)
@@ -96,7 +98,8 @@ func TestAnImageThatIsHereIsVerified(t *testing.T) {
 	ref := h.push("app:1", content)
 	img := pull(t, s, ref)
 	first := asked(t, notes)
-	if len(first) != 1 || first[0].Digest.Validate() != nil || first[0].Size <= 0 || !strings.HasSuffix(first[0].MediaType, "json") ||
+	if len(first) != 1 || first[0].Digest.Validate() != nil || first[0].Size <= 0 ||
+		!strings.HasSuffix(first[0].MediaType, "json") ||
 		!strings.HasSuffix(img.Digests[0], first[0].Digest.String()) {
 		t.Fatalf("asked about %+v for %+v", first, img)
 	}
@@ -110,7 +113,7 @@ func TestAnImageThatIsHereIsVerified(t *testing.T) {
 		t.Errorf("fetched again: %v", got)
 	}
 
-	// A registry that does not tell the size, or anything, when it is asked without fetching.
+	// A registry whose HEAD response lacks the size, or that does not support HEAD.
 	for _, code := range []int{http.StatusOK, http.StatusMethodNotAllowed} {
 		h.set(func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Method != http.MethodHead {
@@ -141,8 +144,8 @@ func TestAnImageThatIsHereIsVerified(t *testing.T) {
 	}
 }
 
-// The verifier can ask the registry as the pull can, and one host's credentials are no other's.
-func TestAVerifierHasTheCredentials(t *testing.T) {
+// The verifier gets the credentials of the pull, and only those for the registry's host.
+func TestVerifierGetsTheCredentials(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	s, notes := verified(t)

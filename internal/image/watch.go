@@ -9,83 +9,83 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// watchInterval is how often a watcher hears of a pull's progress.
+// watchInterval is the interval between progress messages.
 const watchInterval = 200 * time.Millisecond
 
-// Progress is how far the pull of a reference is.
+// Progress is the state of the pull of a reference.
 type Progress struct {
-	Image   string          // the reference as the watcher gave it
-	Layers  []LayerProgress // bottom first; empty until the manifest is there
-	Done    bool            // the pull has ended, well or not
+	Image   string          // the reference as given by the watcher
+	Layers  []LayerProgress // bottom first; empty until the manifest has been fetched
+	Done    bool            // the pull has ended, successfully or not
 	Phase   PullPhase
-	At      time.Time // when it was so far
+	At      time.Time // when this state was taken
 	Started time.Time // when the pull began
-	ID      string    // of the image, with Done; "" when the pull failed
-	Err     error     // why it failed, with Done
+	ID      string    // ID of the image, if Done; "" if the pull failed
+	Err     error     // why the pull failed, if Done
 }
 
-// PullPhase is what a pull is at.
+// PullPhase is a phase of a pull.
 type PullPhase int
 
-// The phases of a pull, in their order.
+// The phases of a pull, in order.
 const (
-	Resolving PullPhase = iota // the registry is asked for the manifest
-	Fetching                   // layers are fetched and unpacked
-	Storing                    // all layers are unpacked; the image is made durable and recorded
+	Resolving PullPhase = iota // fetching the manifest
+	Fetching                   // fetching and unpacking layers
+	Storing                    // syncing and recording the image
 	Ended
 )
 
-// LayerProgress is how far one layer is.
+// LayerProgress is the state of one layer.
 type LayerProgress struct {
 	Digest  string // of the blob in the registry
-	Size    int64  // of the blob, in bytes; 0 when it is not known
-	Fetched int64  // bytes of it received; Size when the layer was here already
+	Size    int64  // size of the blob in bytes; 0 if unknown
+	Fetched int64  // bytes received; Size if the layer was already here
 	Done    bool   // unpacked and verified
 	Phase   LayerPhase
 }
 
-// LayerPhase is what a layer of a pull is at.
+// LayerPhase is a phase of a layer.
 type LayerPhase int
 
 // The phases of a layer.
 const (
 	LayerWaiting   LayerPhase = iota // for its turn, or for the first byte
-	LayerFetching                    // and unpacking, at the same time
-	LayerUnpacking                   // all bytes are here
+	LayerFetching                    // fetching and unpacking at the same time
+	LayerUnpacking                   // everything has been received
 	LayerReady                       // unpacked and verified
 	LayerPresent                     // it was here before the pull
 )
 
-// watch knows the pulls under way, for those who look on.
+// watch knows the pulls in flight, for watchers.
 type watch struct {
 	mu       sync.Mutex
 	pulls    map[watchKey]*progress
-	begun    chan struct{} // closed and renewed when a pull begins
+	begun    chan struct{} // closed and replaced when a pull begins
 	watchers sync.WaitGroup
 }
 
-// watchKey is what a pull is watched by.
+// watchKey identifies a pull for watchers.
 type watchKey struct {
 	ref      registry.Reference
 	platform string
 }
 
-// progress is one pull, for those who look on.
+// progress is the state of one pull, for watchers.
 type progress struct {
 	watch   *watch
 	key     watchKey
 	started time.Time
-	done    chan struct{} // closed at its end, after id and err are set
+	done    chan struct{} // closed at the end, after id and err are set
 	id      string
 	err     error
 
 	mu      sync.Mutex
 	store   *layer.Store
 	blobs   []layer.Blob
-	present []bool // which of them were here before
+	present []bool // whether each blob's layer was here before
 }
 
-// begin announces a pull.
+// begin registers a pull.
 func (w *watch) begin(key watchKey) *progress {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -101,7 +101,7 @@ func (w *watch) begin(key watchKey) *progress {
 	return p
 }
 
-// layers tells what the pull is about to fetch.
+// layers sets the layers that the pull is going to fetch.
 func (p *progress) layers(store *layer.Store, blobs []layer.Blob) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -111,7 +111,7 @@ func (p *progress) layers(store *layer.Store, blobs []layer.Blob) {
 	}
 }
 
-// end announces that the pull has ended, with an image or an error.
+// end unregisters the pull, with its image or error.
 func (p *progress) end(img *Image, err error) {
 	if p.err = err; err == nil {
 		p.id = img.ID
@@ -124,7 +124,7 @@ func (p *progress) end(img *Image, err error) {
 	close(p.done)
 }
 
-// now is how far the pull is.
+// now returns the current state.
 func (p *progress) now(image string) Progress {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,9 +142,10 @@ func (p *progress) now(image string) Progress {
 	return now
 }
 
-// layer is how far one layer is.
+// layer returns the current state of one layer.
 func (p *progress) layer(b layer.Blob, present bool) LayerProgress {
-	l := LayerProgress{Digest: b.Digest.String(), Size: max(b.Size, 0), Fetched: p.store.Fetched(b), Done: p.store.Has(b.DiffID)}
+	l := LayerProgress{Digest: b.Digest.String(), Size: max(b.Size, 0), Fetched: p.store.Fetched(b),
+		Done: p.store.Has(b.DiffID)}
 	switch {
 	case l.Done:
 		l.Fetched, l.Phase = l.Size, LayerReady
@@ -161,7 +162,7 @@ func (p *progress) layer(b layer.Blob, present bool) LayerProgress {
 	return l
 }
 
-// find returns the pull of key that is under way, or a channel that is closed when some pull begins.
+// find returns the pull of key in flight, or a channel that is closed when any pull begins.
 func (w *watch) find(key watchKey) (*progress, <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -176,9 +177,10 @@ func (w *watch) find(key watchKey) (*progress, <-chan struct{}) {
 
 func (w *watch) wait() { w.watchers.Wait() }
 
-// WatchPull tells how far the pull of the reference for the platform is, a few times a second, until the pull ends; the last message has
-// Done set. When none is under way it waits for one to begin. The channel is closed after the last message, or when ctx
-// or the store ends; the caller reads on or ends ctx. The error is of kind Invalid for a malformed reference.
+// WatchPull reports the progress of the pull of a reference for a platform, a few times a second,
+// until the pull ends; the last message has Done set. If no such pull is in flight, it waits for
+// one. The channel is closed after the last message, or when ctx or the store ends. The caller must
+// read on or end ctx. The error is of kind Invalid for a malformed reference.
 func (s *Store) WatchPull(ctx context.Context, name, platform string) (<-chan Progress, error) {
 	ref, err := registry.ParseReference(name)
 	if err != nil {
@@ -197,7 +199,7 @@ func (s *Store) WatchPull(ctx context.Context, name, platform string) (<-chan Pr
 	return out, nil
 }
 
-// await returns the pull of key, as soon as there is one, or nil when ctx ends.
+// await waits for a pull of key and returns it, or nil if ctx ends.
 func (w *watch) await(ctx context.Context, key watchKey) *progress {
 	for {
 		p, begun := w.find(key)
@@ -212,7 +214,7 @@ func (w *watch) await(ctx context.Context, key watchKey) *progress {
 	}
 }
 
-// report sends how far p is until it ends.
+// report sends the state of p until it ends.
 func (p *progress) report(ctx context.Context, image string, out chan<- Progress) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()

@@ -13,9 +13,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/registry"
 )
 
-// What a bar needs: a layer that was here counts as nothing to fetch, one that is coming says how much of how much, and
-// the end says how it ended.
-func TestWatchPullTellsPhases(t *testing.T) {
+// Data for a progress bar: a layer that was already here needs no fetching, a layer being fetched
+// has its progress, and the last message has the outcome.
+func TestWatchPullReportsPhases(t *testing.T) {
 	needRoot(t)
 	h := newHub(t)
 	base, top := layerOf(t, file{"a", "base"}), layerOf(t, file{"b", strings.Repeat("0123456789abcdef", 1<<16)})
@@ -63,7 +63,8 @@ func TestWatchPullTellsPhases(t *testing.T) {
 		if p.Layers[0].Phase != LayerPresent || p.Layers[0].Fetched != p.Layers[0].Size {
 			t.Errorf("the layer that was here: %+v", p.Layers[0])
 		}
-		if l := p.Layers[1]; l.Phase == LayerFetching && l.Fetched == int64(len(body)/2) && l.Size == int64(len(body)) && !seen {
+		if l := p.Layers[1]; l.Phase == LayerFetching && l.Fetched == int64(len(body)/2) &&
+			l.Size == int64(len(body)) && !seen {
 			seen = true
 			close(half)
 		}

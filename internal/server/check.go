@@ -22,8 +22,8 @@ func (s *archiveService) Check(req *kuriv1.CheckRequest, stream grpc.ServerStrea
 		msg := &kuriv1.Finding{
 			ImageId: f.Image, References: f.References, Layer: f.Layer.String(), Problem: f.Problem.Error(), Repaired: f.Repaired,
 		}
-		if f.Unmended != nil {
-			msg.RepairError = f.Unmended.Error()
+		if f.RepairErr != nil {
+			msg.RepairError = f.RepairErr.Error()
 		}
 		if err := stream.Send(msg); err != nil {
 			cancel(err)
