@@ -25,6 +25,9 @@ import (
 // insideLimit is how long the child may take: a module that must be loaded takes a second or two.
 const insideLimit = 30 * time.Second
 
+// errSlow says that the child did not finish in time, which is a fact about the load of the node and not about its kernel.
+var errSlow = errors.New("the node is too busy to tell: try again later")
+
 // holdArgument makes Inside wait for the end of its input, instead of a directory: a process that has a user namespace.
 const holdArgument = "hold"
 
@@ -59,6 +62,9 @@ func (m *machine) runInside(ctx context.Context) (map[string]string, error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", errSlow, ctx.Err())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w %s", err, bytes.TrimSpace(stderr.Bytes()))
 	}

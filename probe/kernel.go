@@ -161,6 +161,8 @@ func MountSetattr() error {
 func (m *machine) fromInside(name, good string, bad func(string, ...any) Result) Result {
 	text, told := m.inside[name]
 	switch {
+	case errors.Is(m.insideErr, errSlow):
+		return unknown("%v", m.insideErr)
 	case m.insideErr != nil && m.root && name == "namespaces":
 		return missing("%v", m.insideErr)
 	case m.insideErr != nil && !m.root:

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -288,6 +289,20 @@ func TestJudgements(t *testing.T) {
 	} {
 		if tt.got.State != tt.want {
 			t.Errorf("%d: %+v, want %s", i, tt.got, tt.want)
+		}
+	}
+}
+
+// A child that is killed for its time says nothing about the kernel.
+func TestSlowChildIsUnknown(t *testing.T) {
+	needRoot(t)
+	m := &machine{Options: Options{Root: t.TempDir(), Child: []string{"sh", "-c", "exec sleep 60", "child"}}, root: true}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	m.inside, m.insideErr = m.runInside(ctx)
+	for _, name := range []string{"namespaces", "overlay"} {
+		if r := m.fromInside(name, "", missing); r.State != Unknown || !strings.Contains(r.Detail, "busy") {
+			t.Errorf("%s is %v: %s", name, r.State, r.Detail)
 		}
 	}
 }
