@@ -21,18 +21,36 @@ BUILD       := go build -trimpath
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
+# ARCH=arm64 builds for that machine in bin-arm64, with what scripts/cross has fetched. CROSS is its directory.
+BIN         := bin
+MUSL_GCC    := musl-gcc
+STRIP       := strip
+ifeq ($(ARCH),arm64)
+BIN         := bin-arm64
+MUSL_GCC    := $(CROSS)/bin/musl-gcc
+STRIP       := $(CROSS)/bin/strip
+export GOARCH := arm64
+export CGO_ENABLED := 1
+export CC   := $(CROSS)/bin/gcc
+export PATH := $(CROSS)/exec:$(PATH)
+export PKG_CONFIG_SYSROOT_DIR := $(CROSS)
+export PKG_CONFIG_LIBDIR := $(CROSS)/usr/lib/aarch64-linux-gnu/pkgconfig
+else ifneq ($(ARCH),)
+$(error ARCH is arm64, or empty for this machine, not $(ARCH))
+endif
+
 # The packages with unit tests: all but those below test/, which need the programs and root.
 UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all $(PROGRAMS) help deps test-deps check fmt vet staticcheck shellcheck generate generated unit e2e critest kills test soak fuzz load quickstart bench bench-check test-kubelet test-conformance test-vm changelog dist dist-check dist-test install uninstall clean
+.PHONY: all arm64 arm64-test arm64-unit $(PROGRAMS) help deps test-deps check fmt vet staticcheck shellcheck generate generated unit e2e critest kills test soak fuzz load quickstart bench bench-check test-kubelet test-conformance test-vm changelog dist dist-check dist-test install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
 $(GO_PROGRAMS):
-	@mkdir -p bin
-	$(BUILD) -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/$@ ./cmd/$@
+	@mkdir -p $(BIN)
+	$(BUILD) -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $(BIN)/$@ ./cmd/$@
 
 # kurid and kuri have no C in them: a static program needs nothing of the node but its kernel, and runs on every distribution.
 kurid kuri: export CGO_ENABLED := 0
@@ -45,10 +63,25 @@ kuri-keeper: LDFLAGS += -linkmode external -extldflags -static
 
 # The holder is C, and linked with musl: what it takes of memory while it waits is a thirtieth of what it takes with glibc.
 kuri-holder: cmd/kuri-holder/holder.c cmd/kuri-holder/protocol.h
-	@mkdir -p bin
-	musl-gcc -static -Os -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' -o bin/$@.new $<
-	strip bin/$@.new
-	mv bin/$@.new bin/$@
+	@mkdir -p $(BIN)
+	$(MUSL_GCC) -static -Os -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' -o $(BIN)/$@.new $<
+	$(STRIP) $(BIN)/$@.new
+	mv $(BIN)/$@.new $(BIN)/$@
+
+# Where arm64 programs cannot be built, none of an earlier build may be taken for them.
+arm64: ## build the programs for arm64 into bin-arm64/, with Debian's cross compiler in .cache/cross
+	@if cross=$$(scripts/cross); then $(MAKE) --no-print-directory ARCH=arm64 CROSS="$$cross" all; \
+	else rm -rf bin-arm64; echo 'SKIP arm64: the cross compiler is not available (scripts/cross)'; fi
+
+# The unit tests that QEMU can run for an emulated processor: it does not know openat2(2), the mount API and clone3(2).
+ARM64_UNIT  ?= $(addprefix ./,certsd challenge spelling internal/fault internal/flight internal/undo internal/step \
+                 internal/sha256 internal/event internal/record internal/config internal/spec)
+
+arm64-test: arm64 ## unit tests of arm64 programs, under QEMU
+	@if cross=$$(scripts/cross); then $(MAKE) --no-print-directory ARCH=arm64 CROSS="$$cross" arm64-unit; fi
+
+arm64-unit:
+	scripts/tally arm64 -tags $(TAGS) -timeout 30m $(ARM64_UNIT)
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -133,14 +166,14 @@ test-conformance: all ## Kubernetes' node conformance suite against kurid; needs
 test-vm: all ## stories in virtual machines: cgroup v2, systemd as process 1, SELinux, the .deb; needs root, takes a quarter of an hour
 	test/vm/run $(MACHINES)
 
-dist: all ## packages in dist/: .deb, .rpm, static tar, bill of materials, checksums; the same bytes each time
+dist: all arm64 ## packages in dist/ for amd64 and arm64: .deb, .rpm, static tar, bill of materials, checksums; the same bytes each time
 	VERSION='$(VERSION)' scripts/dist
 
 dist-check: dist ## build the packages again from nothing and compare; lintian and rpmlint; takes minutes
 	VERSION='$(VERSION)' scripts/dist-check
 
 dist-test: all ## what is in the .deb, and what dpkg does with it; needs root
-	scripts/tally dist -tags $(TAGS) -timeout 30m ./test/dist/...
+	scripts/tally dist -count 1 -tags $(TAGS) -timeout 30m ./test/dist/...
 
 changelog: ## print the next section of CHANGELOG.md; with VERSION=1.2.3 on the command line, write it there
 	@go run ./changelog $(if $(filter command line,$(origin VERSION)),release '$(VERSION)',show)
@@ -157,4 +190,4 @@ uninstall: ## take the built-in network away, remove what install put there; con
 	rm -f '$(DESTDIR)$(PREFIX)'/bin/kuri{d,,-keeper,-holder} '$(DESTDIR)$(UNITDIR)'/kurid{,-handover}.service
 
 clean: ## remove what was built; .cache/ (critest, kubelet, test images) too
-	rm -rf bin dist .cache
+	rm -rf bin bin-arm64 dist .cache

@@ -1,11 +1,12 @@
 // Command parts says what the programs of a release are made of: the licences that they are distributed under, and a
 // bill of materials in CycloneDX 1.5.
 //
-//	parts -version VERSION -time SECONDS -licenses FILE -sbom FILE PROGRAM...
+//	parts -version VERSION -time SECONDS -licenses FILE -sbom FILE [-cross DIRECTORY] PROGRAM...
 //
 // The Go modules are read from the programs themselves, as the linker has recorded them; their licences lie in the module
-// cache. The C libraries that are linked statically are described by their Debian packages. A module or library without a
-// licence file is an error: it must not be shipped.
+// cache. The C libraries that are linked statically are described by their Debian packages: those installed here, or those
+// that scripts/cross has unpacked into DIRECTORY. A module or library without a licence file is an error: it must not be
+// shipped.
 package main
 
 import (
@@ -48,24 +49,28 @@ var static = map[string][]string{
 	"kuri-holder": {"musl-dev"},
 }
 
+// crossName has the packages whose names differ in a cross compiler's sysroot.
+var crossName = map[string]string{"libc6-dev": "libc6-dev-arm64-cross"}
+
 func main() {
 	version := flag.String("version", "", "`version` of the release")
 	seconds := flag.Int64("time", 0, "time of the release, `seconds` since the epoch")
 	licenses := flag.String("licenses", "", "`file` to write the licences to")
 	sbom := flag.String("sbom", "", "`file` to write the bill of materials to")
+	cross := flag.String("cross", "", "`directory` of scripts/cross, for programs that it built")
 	flag.Parse()
 	if flag.NArg() == 0 || *version == "" || *licenses == "" || *sbom == "" {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := run(flag.Args(), *version, time.Unix(*seconds, 0), *licenses, *sbom); err != nil {
+	if err := run(flag.Args(), *version, time.Unix(*seconds, 0), *licenses, *sbom, *cross); err != nil {
 		fmt.Fprintln(os.Stderr, "parts:", err)
 		os.Exit(1)
 	}
 }
 
-func run(programs []string, version string, at time.Time, licenses, sbom string) error {
-	parts, err := collect(programs)
+func run(programs []string, version string, at time.Time, licenses, sbom, cross string) error {
+	parts, err := collect(programs, cross)
 	if err != nil {
 		return err
 	}
@@ -78,8 +83,8 @@ func run(programs []string, version string, at time.Time, licenses, sbom string)
 		os.WriteFile(sbom, append(bill, '\n'), 0o644))
 }
 
-// collect returns the parts of the programs, sorted by name.
-func collect(programs []string) ([]part, error) {
+// collect returns the parts of the programs, sorted by name. cross is the directory of scripts/cross, or "".
+func collect(programs []string, cross string) ([]part, error) {
 	dirs, err := moduleDirs()
 	if err != nil {
 		return nil, err
@@ -96,7 +101,7 @@ func collect(programs []string) ([]part, error) {
 	for _, path := range programs {
 		program := filepath.Base(path)
 		for _, lib := range static[program] {
-			p, err := debian(lib)
+			p, err := debian(lib, cross)
 			bad = append(bad, err)
 			add(program, p)
 		}
@@ -168,22 +173,45 @@ func standard(version string) (part, error) {
 	return p, err
 }
 
-// debian is a C library, as it is installed here.
-func debian(name string) (part, error) {
-	p := part{name: name}
-	out, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", name).Output()
-	if err != nil {
-		return p, fmt.Errorf("ask for the version of the Debian package %s: %w", name, err)
+// debian is a C library: an installed Debian package, or with cross not "" one that scripts/cross has unpacked there.
+func debian(name, cross string) (part, error) {
+	if other := crossName[name]; other != "" && cross != "" {
+		name = other
 	}
-	p.version = strings.TrimSpace(string(out))
+	p := part{name: name}
+	var err error
+	if p.version, err = packageVersion(name, cross); err != nil {
+		return p, err
+	}
 	p.purl = "pkg:deb/debian/" + name + "@" + p.version
-	file := filepath.Join("/usr/share/doc", name, "copyright")
+	file := filepath.Join(cmp.Or(cross, "/"), "usr/share/doc", name, "copyright")
 	body, err := os.ReadFile(file)
 	if err != nil {
 		return p, fmt.Errorf("read the licence of %s: %w", name, err)
 	}
 	p.licences = []licence{{"copyright", string(body)}}
 	return p, nil
+}
+
+// packageVersion returns the version of a Debian package, installed or listed in cross/packages.
+func packageVersion(name, cross string) (string, error) {
+	if cross == "" {
+		out, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", name).Output()
+		if err != nil {
+			return "", fmt.Errorf("ask for the version of the Debian package %s: %w", name, err)
+		}
+		return strings.TrimSpace(string(out)), nil
+	}
+	body, err := os.ReadFile(filepath.Join(cross, "packages"))
+	if err != nil {
+		return "", fmt.Errorf("ask for the version of the Debian package %s: %w", name, err)
+	}
+	for line := range strings.Lines(string(body)) {
+		if version, ok := strings.CutPrefix(line, name+" "); ok {
+			return strings.TrimSpace(version), nil
+		}
+	}
+	return "", fmt.Errorf("ask for the version of the Debian package %s: %s/packages does not list it", name, cross)
 }
 
 // read returns the licences and notices in a directory. Without a licence it is an error.

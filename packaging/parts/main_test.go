@@ -47,3 +47,35 @@ func TestDescribe(t *testing.T) {
 		t.Errorf("%+v", b)
 	}
 }
+
+// The C libraries of programs that were cross-built are those of the cross compiler's directory, under their names there.
+func TestDebianOfACrossCompiler(t *testing.T) {
+	cross := t.TempDir()
+	for name, body := range map[string]string{
+		"packages": "libc6-dev-arm64-cross 2.36-8cross1\nmusl-dev 1.2.3-1\nmusl 9\nlibseccomp-dev 2.5.4-1\n",
+		"usr/share/doc/libc6-dev-arm64-cross/copyright": "of glibc",
+		"usr/share/doc/musl-dev/copyright":              "of musl",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(cross, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(cross, name), []byte(body), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		"libc6-dev": "pkg:deb/debian/libc6-dev-arm64-cross@2.36-8cross1 of glibc",
+		"musl-dev":  "pkg:deb/debian/musl-dev@1.2.3-1 of musl",
+	} {
+		p, err := debian(name, cross)
+		if err != nil || len(p.licences) != 1 || p.purl+" "+p.licences[0].text != want {
+			t.Errorf("%s: %+v, %v", name, p, err)
+		}
+	}
+	if _, err := debian("libseccomp-dev", cross); err == nil {
+		t.Error("a library without a licence is accepted")
+	}
+	if _, err := debian("libisl-dev", cross); err == nil {
+		t.Error("a library that is not there is accepted")
+	}
+}

@@ -2,6 +2,7 @@ package dist
 
 import (
 	"bytes"
+	"debug/elf"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,7 +24,7 @@ var made struct {
 func TestMain(m *testing.M) {
 	var err error
 	if made.dir, err = os.MkdirTemp("", "kuri-dist"); err == nil {
-		made.deb, made.err = build(made.dir, "UTC", 0o22)
+		made.deb, made.err = build(made.dir, "amd64", "UTC", 0o22)
 	} else {
 		made.err = err
 	}
@@ -32,16 +33,16 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// build runs scripts/dist for a .deb in a directory below dir.
-func build(dir, zone string, umask int) (string, error) {
-	out := filepath.Join(dir, strings.ReplaceAll(zone, "/", "-"))
+// build runs scripts/dist for a .deb of an architecture in a directory below dir.
+func build(dir, arch, zone string, umask int) (string, error) {
+	out := filepath.Join(dir, arch+"-"+strings.ReplaceAll(zone, "/", "-"))
 	cmd := exec.Command("bash", "-c", fmt.Sprintf(`umask %#o; exec scripts/dist "$1"`, umask), "dist", out)
 	cmd.Dir = harness.Repository()
 	version, err := exec.Command(filepath.Join(cmd.Dir, "bin", "kuri"), "--version").Output()
 	if err != nil {
 		return "", fmt.Errorf("bin/kuri does not tell its version, make all builds it: %w", err)
 	}
-	cmd.Env = append(os.Environ(), "DIST_ONLY=deb", "SOURCE_DATE_EPOCH=1796000000", "TZ="+zone, "VERSION="+strings.TrimPrefix(strings.TrimSpace(string(version)), "kuri "))
+	cmd.Env = append(os.Environ(), "DIST_ONLY=deb", "DIST_ARCH="+arch, "SOURCE_DATE_EPOCH=1796000000", "TZ="+zone, "VERSION="+strings.TrimPrefix(strings.TrimSpace(string(version)), "kuri "))
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("scripts/dist: %w\n%s", err, text)
 	}
@@ -71,8 +72,13 @@ func output(t *testing.T, name string, args ...string) string {
 
 // The time zone, the umask and the moment of the build make no difference.
 func TestSameBytesTwice(t *testing.T) {
-	first := deb(t)
-	second, err := build(t.TempDir(), "Asia/Kathmandu", 0o77)
+	sameBytes(t, deb(t), "amd64")
+}
+
+// sameBytes fails t unless the package of an architecture is made of the same bytes again, elsewhere.
+func sameBytes(t *testing.T, first, arch string) {
+	t.Helper()
+	second, err := build(t.TempDir(), arch, "Asia/Kathmandu", 0o77)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +93,53 @@ func TestSameBytesTwice(t *testing.T) {
 	if !bytes.Equal(a, b) || filepath.Base(first) != filepath.Base(second) {
 		t.Errorf("%s has %d bytes, %s has %d, and they differ", first, len(a), second, len(b))
 	}
+}
+
+// The package for arm64 has the same files. Its programs are static ones for that processor, which QEMU runs, and the
+// licences are those of the libraries that are in them.
+func TestArm64(t *testing.T) {
+	bin := filepath.Join(harness.Repository(), "bin-arm64")
+	if _, err := os.Stat(filepath.Join(bin, "kurid")); err != nil {
+		t.Skipf("SKIP: %v (make arm64)", err)
+	}
+	cross, err := exec.Command(filepath.Join(harness.Repository(), "scripts", "cross")).Output()
+	if err != nil {
+		t.Skipf("SKIP: scripts/cross: %v", err)
+	}
+	arm64, err := build(t.TempDir(), "arm64", "UTC", 0o22)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := contents(t, arm64), strings.Split(strings.TrimSpace(files), "\n"); !sameFiles(got, want) {
+		t.Errorf("the package has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	dir := filepath.Join(t.TempDir(), "package")
+	output(t, "dpkg-deb", "--raw-extract", arm64, dir)
+	if control := output(t, "cat", filepath.Join(dir, "DEBIAN", "control")); !strings.Contains(control, "\nArchitecture: arm64\n") {
+		t.Errorf("control is\n%s", control)
+	}
+	for _, name := range []string{"kuri", "kurid", "kuri-keeper", "kuri-holder"} {
+		path := filepath.Join(dir, "usr", "bin", name)
+		program, err := elf.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		interpreted := slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
+		if program.Machine != elf.EM_AARCH64 || interpreted {
+			t.Errorf("%s is for %v, with an interpreter: %v", name, program.Machine, interpreted)
+		}
+		program.Close()
+		if said := output(t, filepath.Join(strings.TrimSpace(string(cross)), "exec", "go_linux_arm64_exec"), path, "--version"); !strings.HasPrefix(said, name+" ") {
+			t.Errorf("%s --version says %q", name, said)
+		}
+	}
+	licences := output(t, "gzip", "-dc", filepath.Join(dir, "usr/share/doc/kuri/third-party-licenses.gz"))
+	for _, part := range []string{"github.com/opencontainers/runc ", "libc6-dev-arm64-cross ", "libseccomp-dev ", "musl-dev "} {
+		if !strings.Contains(licences, "\n"+part) {
+			t.Errorf("the licences lack that of %s", part)
+		}
+	}
+	sameBytes(t, arm64, "arm64")
 }
 
 // files is what the package puts on a node, directories that every Debian has aside.
@@ -121,8 +174,17 @@ drwxr-xr-x /usr/share/doc/kuri/
 var entry = regexp.MustCompile(`(?m)^(\S+) (\S+) +\d+ \S+ \S+ \.(/\S*)$`)
 
 func TestContents(t *testing.T) {
-	var got []string
-	for _, m := range entry.FindAllStringSubmatch(output(t, "dpkg-deb", "--contents", deb(t)), -1) {
+	got, want := contents(t, deb(t)), strings.Split(strings.TrimSpace(files), "\n")
+	if !sameFiles(got, want) {
+		t.Errorf("the package has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// contents lists the files of a package with their modes, and the directories of its own. It fails t for a file that is not
+// root's and a directory that is not for all to read.
+func contents(t *testing.T, deb string) (files []string) {
+	t.Helper()
+	for _, m := range entry.FindAllStringSubmatch(output(t, "dpkg-deb", "--contents", deb), -1) {
 		mode, owner, path := m[1], m[2], m[3]
 		if owner != "root/root" && owner != "0/0" {
 			t.Errorf("%s belongs to %s", path, owner)
@@ -135,14 +197,17 @@ func TestContents(t *testing.T) {
 				continue
 			}
 		}
-		got = append(got, mode+" "+path)
+		files = append(files, mode+" "+path)
 	}
-	want := strings.Split(strings.TrimSpace(files), "\n")
-	slices.SortFunc(got, func(a, b string) int { return strings.Compare(a[11:], b[11:]) })
-	slices.SortFunc(want, func(a, b string) int { return strings.Compare(a[11:], b[11:]) })
-	if !slices.Equal(got, want) {
-		t.Errorf("the package has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
+	return files
+}
+
+// sameFiles reports whether two lists have the same lines, whatever their order, and sorts both by path.
+func sameFiles(a, b []string) bool {
+	byPath := func(a, b string) int { return strings.Compare(a[11:], b[11:]) }
+	slices.SortFunc(a, byPath)
+	slices.SortFunc(b, byPath)
+	return slices.Equal(a, b)
 }
 
 func TestControl(t *testing.T) {
