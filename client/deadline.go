@@ -9,7 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// deadlines bounds the unary calls that come without a deadline.
+// deadlines sets deadlines for unary calls without one.
 func deadlines(timeout time.Duration) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		if _, has := ctx.Deadline(); !has {
@@ -23,7 +23,7 @@ func deadlines(timeout time.Duration) grpc.UnaryClientInterceptor {
 	}
 }
 
-// limitOf returns how long a call may take, 0 for as long as it likes. The rules are the kubelet's.
+// limitOf returns the limit of a call by the kubelet's rules, 0 for none.
 func limitOf(method string, req any, timeout time.Duration) time.Duration {
 	if timeout <= 0 {
 		return 0
@@ -48,7 +48,7 @@ func limitOf(method string, req any, timeout time.Duration) time.Duration {
 	return timeout
 }
 
-// seconds turns a grace period of the API, in seconds, into a duration that cannot overflow.
+// seconds converts a timeout of the API to a duration, without overflow.
 func seconds(n int64) time.Duration {
 	const year = 365 * 24 * 60 * 60
 	return time.Duration(min(max(n, 0), year)) * time.Second

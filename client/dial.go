@@ -19,7 +19,7 @@ import (
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
 )
 
-// What a kubelet uses for its connections.
+// The kubelet's connection parameters.
 const (
 	maxMessage        = 16 << 20 // bytes; a list of all containers of a large node is a few MiB
 	firstRedial       = 100 * time.Millisecond
@@ -27,22 +27,22 @@ const (
 	minConnectTimeout = 5 * time.Second
 )
 
-// Options says how an endpoint is dialled and used. The zero value is good: calls have the caller's deadlines only, and
-// an endpoint that nobody serves is an error at once.
+// Options configures a connection. With the zero value calls have only the caller's deadlines, and dialling an endpoint that
+// is not served fails at once.
 type Options struct {
-	// Timeout bounds each unary call whose context has no deadline, by the kubelet's rules: RunPodSandbox gets twice
-	// Timeout, StopContainer and ExecSync get Timeout and the time that the request itself allows, and PullImage,
-	// ExecSync without a timeout of its own and CheckpointContainer are not bounded. 0 bounds nothing.
+	// Timeout limits unary calls whose context has no deadline, by the kubelet's rules: RunPodSandbox gets twice Timeout.
+	// StopContainer and ExecSync get Timeout plus the timeout in the request. PullImage, CheckpointContainer and ExecSync
+	// without a timeout have no limit. 0 means no limits.
 	Timeout time.Duration
-	// Wait lets dialling wait, until its context ends, for an endpoint that is not served yet.
+	// Wait makes dialling wait for an endpoint that is not yet served, until the context ends.
 	Wait bool
 }
 
 // Runtime is a connection to a runtime endpoint. Its methods are those of runtime.v1.RuntimeService.
 type Runtime struct {
 	runtimeapi.RuntimeServiceClient
-	// Network, Files and Doctor are Kuri's own additions to the RuntimeService, see api/kuri/v1. On another runtime their
-	// calls answer Unimplemented.
+	// Network, Files and Doctor are Kuri's extensions of the RuntimeService, see api/kuri/v1. Other runtimes return
+	// Unimplemented.
 	Network kuriv1.NetworkClient
 	Files   kuriv1.FilesClient
 	Doctor  kuriv1.DoctorClient
@@ -52,17 +52,15 @@ type Runtime struct {
 // Images is a connection to an image endpoint. Its methods are those of runtime.v1.ImageService.
 type Images struct {
 	runtimeapi.ImageServiceClient
-	// Kuri is Kuri's own addition to the ImageService, see api/kuri/v1. On another runtime its calls answer
-	// Unimplemented.
+	// Kuri is Kuri's extension of the ImageService, see api/kuri/v1. Other runtimes return Unimplemented.
 	Kuri kuriv1.ImagesClient
 	*conn
 }
 
-// DialRuntime connects to the runtime endpoint and chooses the API version by asking for its Version.
+// DialRuntime connects to a runtime endpoint and chooses the API version with a Version call.
 //
-// ctx bounds the dialling alone. Errors: [*UnreachableError] when nothing answers on the socket, [*NotServedError] when
-// what answers is not a RuntimeService in a version that this package speaks, and otherwise the runtime's own answer,
-// with its gRPC status in the chain.
+// ctx bounds only the dialling. The error is an [*UnreachableError] if nothing answers on the socket, a [*NotServedError] if the
+// endpoint serves no supported version of the RuntimeService, and otherwise wraps the runtime's gRPC status.
 func DialRuntime(ctx context.Context, endpoint string, o Options) (*Runtime, error) {
 	c, err := dial(ctx, endpoint, o, runtimeService)
 	if err != nil {
@@ -77,8 +75,8 @@ func DialRuntime(ctx context.Context, endpoint string, o Options) (*Runtime, err
 	}, nil
 }
 
-// DialImages connects to the image endpoint and chooses the API version by asking for its ImageFsInfo. For ctx and
-// errors see [DialRuntime].
+// DialImages connects to an image endpoint and chooses the API version with an ImageFsInfo call. See [DialRuntime] for ctx and
+// errors.
 func DialImages(ctx context.Context, endpoint string, o Options) (*Images, error) {
 	c, err := dial(ctx, endpoint, o, imageService)
 	if err != nil {
@@ -91,22 +89,22 @@ func DialImages(ctx context.Context, endpoint string, o Options) (*Images, error
 	}, nil
 }
 
-// conn is what Runtime and Images have in common.
+// conn is the common part of Runtime and Images.
 type conn struct {
 	endpoint string
 	version  string
 	grpc     *grpc.ClientConn
-	dialErr  atomic.Pointer[error] // why the last attempt to connect failed; nil after one that succeeded
-	heard    atomic.Bool           // whether anything ever came over the socket
+	dialErr  atomic.Pointer[error] // error of the last attempt to connect; nil after success
+	heard    atomic.Bool           // whether anything was ever received
 }
 
-// APIVersion returns the version that was chosen, "v1" or "v1alpha2".
+// APIVersion returns the negotiated version, "v1" or "v1alpha2".
 func (c *conn) APIVersion() string { return c.version }
 
-// Endpoint returns the endpoint as it was given.
+// Endpoint returns the endpoint as it was passed to the Dial function.
 func (c *conn) Endpoint() string { return c.endpoint }
 
-// Close ends the connection and all calls on it.
+// Close closes the connection and ends all calls on it.
 func (c *conn) Close() error { return c.grpc.Close() }
 
 func dial(ctx context.Context, endpoint string, o Options, s service) (*conn, error) {
@@ -136,7 +134,7 @@ func dial(ctx context.Context, endpoint string, o Options, s service) (*conn, er
 	return c, nil
 }
 
-// connect opens the socket and remembers why it could not: gRPC folds the reason into a text.
+// connect opens the socket and stores the error, because gRPC passes it on only as text.
 func (c *conn) connect(ctx context.Context, socket string) (net.Conn, error) {
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "unix", socket)
@@ -145,29 +143,28 @@ func (c *conn) connect(ctx context.Context, socket string) (net.Conn, error) {
 		return nil, err
 	}
 	c.dialErr.Store(nil)
-	return &listened{nc, &c.heard}, nil
+	return &observedConn{nc, &c.heard}, nil
 }
 
-// listened is a connection that notes whether anything comes.
-type listened struct {
+// observedConn is a connection that records whether anything was received.
+type observedConn struct {
 	net.Conn
 	heard *atomic.Bool
 }
 
-func (l *listened) Read(b []byte) (int, error) {
-	n, err := l.Conn.Read(b)
-	if n > 0 && !l.heard.Load() {
-		l.heard.Store(true)
+func (o *observedConn) Read(b []byte) (int, error) {
+	n, err := o.Conn.Read(b)
+	if n > 0 && !o.heard.Load() {
+		o.heard.Store(true)
 	}
 	return n, err
 }
 
-// errSilent is the reason of an UnreachableError for a socket that is open while nobody serves it, as it may be while a
-// runtime is stopped.
-var errSilent = errors.New("the socket is open and nobody answers")
+// errSilent is the reason of an UnreachableError if the socket is open but not served, as while a socket-activated runtime is
+// stopped.
+var errSilent = errors.New("the socket is open, but nobody answers")
 
-// explain turns the failure of a first call into an UnreachableError when the socket could not be opened, or nobody answered
-// on it.
+// explain turns the error of a first call into an UnreachableError if the socket could not be opened or did not answer.
 func (c *conn) explain(err error) error {
 	code := status.Code(err)
 	if code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Canceled {
@@ -182,21 +179,21 @@ func (c *conn) explain(err error) error {
 	return err
 }
 
-// UnreachableError says that the socket of an endpoint could not be opened, or that nobody answered on it.
+// UnreachableError reports that the socket of an endpoint could not be opened, or that nothing answered on it.
 type UnreachableError struct {
 	Endpoint string
 	Reason   error // of the last attempt; errors.Is finds os.ErrNotExist, os.ErrPermission or syscall.ECONNREFUSED in it
-	status   error // the gRPC status of the call that had to wait for it
+	status   error // the gRPC status of the failed call
 }
 
 func (e *UnreachableError) Error() string {
 	reason := e.Reason
 	var call *os.SyscallError
 	if errors.As(reason, &call) {
-		reason = call.Err // what was called, and for which address, is said already
+		reason = call.Err // Endpoint already says the address
 	}
 	return fmt.Sprintf("cannot reach a CRI runtime at %s: %v", e.Endpoint, reason)
 }
 
-// Unwrap gives the reason and the gRPC status to errors.Is and errors.As.
+// Unwrap returns the reason and the gRPC status.
 func (e *UnreachableError) Unwrap() []error { return []error{e.Reason, e.status} }

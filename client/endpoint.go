@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// maxSocketPath is the longest path that fits sun_path with its closing zero byte, see unix(7).
+// maxSocketPath is the longest path, in bytes, that fits sun_path with a terminating NUL: unix(7).
 const maxSocketPath = 107
 
-// SocketPath returns the path of the unix socket that endpoint names: "unix:///path", "unix:/path" or a bare absolute
-// path (which kubelets call deprecated).
+// SocketPath returns the path of the unix socket in an endpoint: "unix:///path", "unix:/path" or an absolute path (deprecated
+// in kubelets).
 //
-// It refuses other schemes, relative paths and paths that are longer than a socket's address may be, 107 bytes. It does
-// not look whether the socket exists.
+// It refuses other schemes, relative paths, and paths longer than a socket address allows, 107 bytes. It does not check that
+// the socket exists.
 func SocketPath(endpoint string) (string, error) {
 	if endpoint == "" {
 		return "", fmt.Errorf("no endpoint given: expected unix:///path/of/a.sock")
@@ -43,7 +43,7 @@ func SocketPath(endpoint string) (string, error) {
 		return "", fmt.Errorf("endpoint %q: the path of a socket is missing", endpoint)
 	}
 	if len(p) > maxSocketPath {
-		return "", fmt.Errorf("endpoint %q: the path has %d bytes, a unix socket's may have %d: use a shorter one", endpoint, len(p), maxSocketPath)
+		return "", fmt.Errorf("endpoint %q: the path has %d bytes, but a unix socket's can have only %d: use a shorter one", endpoint, len(p), maxSocketPath)
 	}
 	return p, nil
 }

@@ -17,7 +17,7 @@ const (
 	v1alpha2 = "v1alpha2"
 )
 
-// service is one of the two services of the CRI and the call that shows whether it is served.
+// service is one of the two CRI services, with a call that shows whether it is served.
 type service struct {
 	name  string
 	probe func(context.Context, grpc.ClientConnInterface, ...grpc.CallOption) error
@@ -34,7 +34,7 @@ var (
 	}}
 )
 
-// in returns the service's name in one API version, as gRPC knows it.
+// in returns the full gRPC name of the service in an API version.
 func (s service) in(version string) string { return "runtime." + version + "." + s.name }
 
 // negotiate returns the newest version of s that the endpoint serves.
@@ -55,8 +55,8 @@ func (c *conn) negotiate(ctx context.Context, s service, opts ...grpc.CallOption
 	return "", missing
 }
 
-// offered asks for everything of the CRI that the endpoint might serve. It is for the error text of an endpoint that does
-// not serve what was wanted: most often somebody mixed up a runtime and an image endpoint.
+// offered returns the CRI services that the endpoint serves. It is for error messages: most often a runtime endpoint was
+// confused with an image endpoint.
 func (c *conn) offered(ctx context.Context) []string {
 	var names []string
 	for _, s := range []service{runtimeService, imageService} {
@@ -69,12 +69,12 @@ func (c *conn) offered(ctx context.Context) []string {
 	return names
 }
 
-// NotServedError says that an endpoint answers but serves the wanted service in no version that this package speaks.
+// NotServedError reports that an endpoint answers, but serves no supported version of the requested service.
 type NotServedError struct {
 	Endpoint string
-	Tried    []string // full names of the services asked for, in order
-	Answers  []string // what the server said to each of them
-	Offered  []string // full names of the CRI services that it does serve
+	Tried    []string // full names of the services that were tried, in order
+	Answers  []string // the server's answer to each of them
+	Offered  []string // full names of the CRI services that it serves
 }
 
 func (e *NotServedError) Error() string {
@@ -86,27 +86,26 @@ func (e *NotServedError) Error() string {
 		e.Endpoint, strings.Join(e.Tried, " nor "), offered, strings.Join(e.Answers, "; "))
 }
 
-// GRPCStatus makes status.Code of the error Unimplemented, which it is.
+// GRPCStatus makes status.Code return Unimplemented for the error.
 func (e *NotServedError) GRPCStatus() *status.Status {
 	return status.New(codes.Unimplemented, e.Error())
 }
 
-// in returns the connection as it speaks one API version.
+// in returns the connection for an API version.
 func (c *conn) in(version string) grpc.ClientConnInterface {
 	if version == v1 {
 		return c.grpc
 	}
-	return renamed{to: c.grpc, version: version}
+	return versionedConn{to: c.grpc, version: version}
 }
 
-// renamed is a connection that calls the methods of runtime.v1 under another version's name: the messages are the same,
-// see doc.go.
-type renamed struct {
+// versionedConn calls the methods of runtime.v1 under the name of another version. The messages are identical, see doc.go.
+type versionedConn struct {
 	to      grpc.ClientConnInterface
 	version string
 }
 
-func (r renamed) method(full string) string {
+func (r versionedConn) method(full string) string {
 	if rest, ok := strings.CutPrefix(full, "/runtime.v1."); ok {
 		return "/runtime." + r.version + "." + rest
 	}
@@ -114,11 +113,11 @@ func (r renamed) method(full string) string {
 }
 
 // Invoke makes a unary call.
-func (r renamed) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+func (r versionedConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	return r.to.Invoke(ctx, r.method(method), args, reply, opts...)
 }
 
 // NewStream begins a streaming call.
-func (r renamed) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+func (r versionedConn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	return r.to.NewStream(ctx, desc, r.method(method), opts...)
 }

@@ -1,6 +1,6 @@
-// Package failpoint ends the process at a named step of a workflow, as kill -9 would, in programs that are built with the
-// tag "failpoint", and does nothing in others.
+// Package failpoint kills the process, like kill -9, at a named step of a workflow. It does so only in programs built with the
+// tag "failpoint"; in others it does nothing.
 //
-// A test writes the name of a step into the file "failpoint" of the directory that was given to Arm. The first process that
-// comes to that step removes the file and kills itself. The package owns nothing else, and holds no lock.
+// A test writes the name of a step to the file "failpoint" in the directory passed to Arm. The first process that reaches this
+// step removes the file and kills itself. The package has no other state and no lock.
 package failpoint

@@ -12,13 +12,13 @@ import (
 
 var file atomic.Pointer[string]
 
-// Arm says in which directory the file is.
+// Arm sets the directory of the file.
 func Arm(dir string) {
 	path := filepath.Join(dir, "failpoint")
 	file.Store(&path)
 }
 
-// At kills this process if the step is the one that the file names.
+// At kills this process if the file names the step.
 func At(step string) {
 	path := file.Load()
 	if path == nil {
@@ -27,7 +27,7 @@ func At(step string) {
 	if body, err := os.ReadFile(*path); err != nil || strings.TrimSpace(string(body)) != step {
 		return
 	}
-	if os.Remove(*path) == nil { // of two that come at the same time one does it
+	if os.Remove(*path) == nil { // only one of two concurrent processes succeeds
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}

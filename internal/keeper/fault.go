@@ -12,7 +12,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// wire pairs each kind of error with the code that carries it through ttrpc.
+// wire maps each kind of error to its code in the protocol.
 var wire = [...]struct {
 	kind fault.Kind
 	code codes.Code
@@ -29,16 +29,16 @@ var wire = [...]struct {
 	{fault.Deadline, codes.DeadlineExceeded},
 	{fault.Incomplete, codes.Aborted},
 	{fault.Corrupt, codes.DataLoss},
-	{fault.Unstartable, codes.OutOfRange}, // a code that no other kind has
+	{fault.Unstartable, codes.OutOfRange}, // a code that no other kind uses
 }
 
-// EncodeError gives err the form in which the keeper sends it: a gRPC status with the code of its kind. Nil stays nil.
+// EncodeError converts err to the form in which the keeper sends it, a gRPC status with the code of its kind. nil stays nil.
 func EncodeError(err error) error {
 	if err == nil {
 		return nil
 	}
 	code := codes.Unknown
-	// An error that tells of the node (no descriptors, a full disk) is that, whatever was being done when it came.
+	// An errno about the node (out of descriptors, a full disk) takes precedence over the kind.
 	kind := fault.OfErrno(err)
 	if kind == "" {
 		kind = fault.Of(err)
@@ -51,8 +51,8 @@ func EncodeError(err error) error {
 	return status.Error(code, err.Error()+fault.Hint(err))
 }
 
-// decodeError is the other direction: an error with the kind that the keeper gave it. A call's own context error keeps
-// its identity; a lost connection is of kind Unavailable.
+// decodeError is the inverse of EncodeError. A context error of the call itself is returned unchanged; a lost connection is of
+// kind Unavailable.
 func decodeError(err error) error {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

@@ -18,21 +18,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// returnLimit is how long a keeper may take to make anew what somebody has removed of its files.
+// returnLimit bounds the time in which a keeper restores its removed files.
 const returnLimit = 10 * time.Second
 
-// holderLimit is the same for a holder, which does nothing that takes time.
+// holderLimit is the same for a holder, whose work takes no time.
 const holderLimit = 2 * time.Second
 
-// findLiving looks for a holder or a keeper of the state directory whose sockets are gone from it: somebody has removed the
-// directory while they live. It has them make their files anew and waits until the keeper answers. Found is false when
-// neither lives. One that lives and cannot be reached is a [Hung]: beside it none must be started, for it has the containers.
+// findLiving looks for a running holder or keeper whose sockets were removed from the state directory. It makes them restore
+// their files and waits until the keeper answers. found is false if neither runs. The error is a [Hung] if one runs but does not
+// answer; no second one must be started then, because the first one has the containers.
 func findLiving(ctx context.Context, stateDir string) (found bool, err error) {
 	pids := living(stateDir)
 	if len(pids) == 0 {
 		return false, nil
 	}
-	slog.Warn("a keeper lives whose sockets are gone; it is asked to make them anew", "state", stateDir, "processes", pids)
+	slog.Warn("the sockets of a running keeper were removed; asking it to restore them", "state", stateDir, "processes", pids)
 	c := Connect(stateDir)
 	defer c.Close()
 	for limit := time.Now().Add(returnLimit); ; {
@@ -52,17 +52,17 @@ func findLiving(ctx context.Context, stateDir string) (found bool, err error) {
 			}
 		}
 		if pids = living(stateDir); len(pids) == 0 {
-			return false, nil // they have ended
+			return false, nil // they have exited
 		}
 		if time.Now().After(limit) {
-			return true, &Hung{fmt.Sprintf("the keeper of %s lives (%s) and does not answer at %s, also asked to make its files anew; "+
-				"containers go on, nothing can be started or stopped; see keeper.log in that directory", stateDir, describe(pids), c.socket)}
+			return true, &Hung{fmt.Sprintf("the keeper of %s runs (%s) but does not answer at %s, even after it was asked to restore its files; "+
+				"containers keep running, but nothing can be started or stopped; see keeper.log in that directory", stateDir, describe(pids), c.socket)}
 		}
 	}
 }
 
-// findHolder has a holder whose socket is gone make it anew, for it has the sockets that kurid serves. Where none lives, or
-// none answers in time, kurid goes on without.
+// findHolder makes a running holder restore its socket if that was removed, because the holder has kurid's listening sockets.
+// If no holder runs, or it does not answer in time, kurid continues without it.
 func findHolder(ctx context.Context, stateDir string) {
 	h := holder.Connect(stateDir)
 	defer h.Close()
@@ -79,7 +79,7 @@ func findHolder(ctx context.Context, stateDir string) {
 			if len(pids) == 0 {
 				return
 			}
-			slog.Warn("the holder lives and its socket is gone; it is asked to make it anew", "state", stateDir, "process", pids[0], "err", err)
+			slog.Warn("the socket of the running holder was removed; asking it to restore it", "state", stateDir, "process", pids[0], "err", err)
 			unix.Kill(pids[0], unix.SIGHUP)
 			asked = true
 		}
@@ -91,7 +91,7 @@ func findHolder(ctx context.Context, stateDir string) {
 	}
 }
 
-// describe names processes and their states.
+// describe returns the process ids and states, for an error.
 func describe(pids []int) string {
 	var all []string
 	for _, pid := range pids {
@@ -100,8 +100,8 @@ func describe(pids []int) string {
 	return strings.Join(all, "; ")
 }
 
-// living lists the holders and keepers of a state directory. They are looked for in the cgroup that is theirs alone, which no
-// process of a container is in.
+// living returns the running holders and keepers of a state directory. It looks in their own cgroup, in which no process of a
+// container can be.
 func living(stateDir string) (pids []int) {
 	mounts, err := cgroupMounts()
 	if err != nil {
@@ -123,7 +123,7 @@ func living(stateDir string) (pids []int) {
 	return pids
 }
 
-// serves reports whether a process is a holder or a keeper of the state directory. One that has ended has no arguments.
+// serves reports whether a process is a holder or keeper of the state directory. A zombie has no arguments and is neither.
 func serves(pid int, stateDir string) bool {
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	name := process.Name(pid)

@@ -17,31 +17,31 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// Calls take as long as they take, so no limit on one says that the keeper hangs. While one waits, the keeper is asked who
-// it is now and then: not to answer that is to hang. A stopped process (signal(7)) is known by its state.
+// A call may take any time, so a slow call does not mean that the keeper hangs. While a call waits, the keeper is pinged with
+// Info; a keeper that does not answer hangs. A stopped process (signal(7)) is recognised by its state.
 const (
-	firstBeat = time.Second      // after the beginning of a call
+	firstBeat = time.Second      // after the start of a call
 	nextBeat  = 5 * time.Second  // after the last answer
-	beatLimit = 10 * time.Second // for the answer
-	startBeat = 5 * time.Second  // for the first answer of a keeper that was there before us
+	beatLimit = 10 * time.Second // to answer
+	startBeat = 5 * time.Second  // to answer the first time, for a keeper that was already running
 	hungBeat  = 200 * time.Millisecond
 )
 
-// pulse knows whether the keeper answers. It is safe for concurrent use.
+// pulse tracks whether the keeper answers. It is safe for concurrent use.
 type pulse struct {
 	mu      sync.Mutex // guards all below
 	pid     int        // of the keeper, 0 before its first answer
-	hung    bool       // it did not give the last answer that it was asked for
+	hung    bool       // it did not answer the last ping
 	waiting map[*context.CancelCauseFunc]struct{}
 
-	replaced uint64 // times that another keeper has answered than before
-	lost     uint64 // times that events were lost
+	replaced uint64 // number of times that a new keeper has answered
+	lost     uint64 // number of times that events were lost
 
-	timer *time.Timer // nil while nobody waits
+	timer *time.Timer // nil if no call waits
 }
 
-// Ready returns nil when the keeper answers within limit, or else an error of kind Unavailable that says what it does
-// instead. Of one that is known to hang the answer comes at once.
+// Ready returns nil if the keeper answers within limit, else an error of kind Unavailable that describes its state. For a
+// keeper that is known to hang it returns at once.
 func (c *Client) Ready(ctx context.Context, limit time.Duration) error {
 	c.pulse.mu.Lock()
 	pid, hung := c.pulse.pid, c.pulse.hung
@@ -64,7 +64,7 @@ func (c *Client) Ready(ctx context.Context, limit time.Duration) error {
 	return err
 }
 
-// lockedBy returns the process that has locked the state directory as its keeper, 0 for none.
+// lockedBy returns the pid of the keeper that has locked the state directory, 0 for none.
 func (c *Client) lockedBy() int {
 	body, _ := os.ReadFile(filepath.Join(filepath.Dir(c.socket), "keeper", "lock"))
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(body)))
@@ -74,7 +74,7 @@ func (c *Client) lockedBy() int {
 	return pid
 }
 
-// hangs notes that the keeper does not answer, gives up the connection on which what was asked waits, and says so.
+// hangs records that the keeper does not answer, closes the connection so that waiting calls end, and returns the error.
 func (c *Client) hangs(pid int, st state) error {
 	c.pulse.mu.Lock()
 	already := c.pulse.hung
@@ -90,30 +90,29 @@ func (c *Client) hangs(pid int, st state) error {
 	}
 	switch {
 	case pid == 0:
-		return &Hung{fmt.Sprintf("the keeper at %s does not answer; containers go on, nothing can be started or stopped; restart kurid", c.socket)}
+		return &Hung{fmt.Sprintf("the keeper at %s does not answer; containers keep running, but nothing can be started or stopped; restart kurid", c.socket)}
 	case st.stopped():
-		return &Hung{fmt.Sprintf("the keeper, process %d at %s, is stopped and does not answer; continue it: kill -CONT %[1]d", pid, c.socket)}
+		return &Hung{fmt.Sprintf("the keeper, process %d at %s, is stopped and does not answer; continue it with kill -CONT %[1]d", pid, c.socket)}
 	}
-	return &Hung{fmt.Sprintf("the keeper, process %d at %s, does not answer: its state is %s; containers go on, nothing can be started or stopped; kill -9 %[1]d has another one go on with all of them", pid, c.socket, st)}
+	return &Hung{fmt.Sprintf("the keeper, process %d at %s, does not answer: its state is %s; containers keep running, but nothing can be started or stopped; kill -9 %[1]d makes another keeper take over", pid, c.socket, st)}
 }
 
-// Hung is the error of a keeper that is there and does not answer. Its kind is Unavailable.
+// Hung is the error for a keeper that runs but does not answer. Its kind is Unavailable.
 type Hung struct{ text string }
 
 func (h *Hung) Error() string { return h.text }
 
-// Unwrap gives it its kind.
+// Unwrap returns the error's kind.
 func (h *Hung) Unwrap() error { return fault.Unavailable }
 
-// Losses returns how often another keeper has answered than before, and how often events were lost, since this client was
-// made.
+// Losses returns how often the keeper was replaced and how often events were lost since this client was created.
 func (c *Client) Losses() (replaced, events uint64) {
 	c.pulse.mu.Lock()
 	defer c.pulse.mu.Unlock()
 	return c.pulse.replaced, c.pulse.lost
 }
 
-// answered notes an answer, and who gave it.
+// answered records an answer to a ping.
 func (p *pulse) answered(info *api.InfoResponse) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -123,8 +122,8 @@ func (p *pulse) answered(info *api.InfoResponse) {
 	p.pid, p.hung = int(info.Pid), false
 }
 
-// watched returns a context that ends with a [Hung] as its cause when the keeper hangs, until done. Of a keeper that is
-// known to hang nothing is asked: the error is a Hung.
+// watched returns a context that ends, with a [Hung] as its cause, if the keeper hangs before done is called. If the keeper is
+// already known to hang, it returns a Hung.
 func (c *Client) watched(ctx context.Context) (_ context.Context, done func(), err error) {
 	p := &c.pulse
 	p.mu.Lock()
@@ -156,7 +155,7 @@ func (c *Client) watched(ctx context.Context) (_ context.Context, done func(), e
 	}, nil
 }
 
-// beat asks the keeper for a sign of life, and ends what waits when there is none.
+// beat pings the keeper, and ends the waiting calls if it does not answer.
 func (c *Client) beat() {
 	err := c.Ready(context.Background(), beatLimit)
 	p := &c.pulse
@@ -174,7 +173,7 @@ func (c *Client) beat() {
 	}
 }
 
-// state is the letter and word of a process's state, as /proc/PID/status has it.
+// state is a process's state as in /proc/PID/status, a letter and a word.
 type state string
 
 func stateOf(pid int) state {

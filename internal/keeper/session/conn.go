@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// The bounds of a message. A command line has 2 MiB at most where the stack limit is usual (execve(2)).
+// The limits of a message. With the usual stack limit a command line has at most 2 MiB (execve(2)).
 const (
 	maxMessage = 4 << 20 // bytes
 	maxFiles   = 4
@@ -23,17 +23,17 @@ type Conn struct {
 	unix *net.UnixConn
 }
 
-// NewConn returns the end of a session over a connected stream socket, which it then owns.
+// NewConn returns one end of a session over a connected stream socket, and takes ownership of the socket.
 func NewConn(c *net.UnixConn) *Conn { return &Conn{c} }
 
-// Send sends a message and duplicates of files, which stay the caller's.
+// Send sends a message and duplicates of files. The caller keeps ownership of files.
 func (c *Conn) Send(m proto.Message, files ...*os.File) error {
 	body, err := proto.Marshal(m)
 	if err != nil {
 		return err
 	}
 	if len(body) > maxMessage {
-		return fmt.Errorf("a message of %d bytes is longer than the %d that a session takes", len(body), maxMessage)
+		return fmt.Errorf("the message has %d bytes, more than the maximum of %d", len(body), maxMessage)
 	}
 	var fds []int
 	defer func() {
@@ -54,7 +54,7 @@ func (c *Conn) Send(m proto.Message, files ...*os.File) error {
 	}
 	framed := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
 	n, _, err := c.unix.WriteMsgUnix(framed, rights, nil)
-	if err == nil && n < len(framed) { // a write of nothing fails, too, when the other side has answered and gone
+	if err == nil && n < len(framed) { // even an empty write would fail after the other side has answered and closed
 		_, err = c.unix.Write(framed[n:])
 	}
 	return err
@@ -71,8 +71,8 @@ func duplicate(f *os.File) (int, error) {
 	return dup, errors.Join(err, derr)
 }
 
-// Receive fills m with the next message and returns the files that came with it, which are the caller's to close. The
-// error is io.EOF when the other side has no more to say.
+// Receive decodes the next message into m and returns its files, which the caller closes. The error is io.EOF after the other
+// side's Finish or Close.
 func (c *Conn) Receive(m proto.Message) ([]*os.File, error) {
 	head, control := make([]byte, 4), make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, cn, flags, _, err := c.unix.ReadMsgUnix(head, control)
@@ -84,7 +84,7 @@ func (c *Conn) Receive(m proto.Message) ([]*os.File, error) {
 	}
 	files, err := filesOf(control[:cn])
 	if err == nil && flags&unix.MSG_CTRUNC != 0 {
-		if err = errors.New("more descriptors came than a message can have"); len(files) < maxFiles { // the rest found no number
+		if err = errors.New("the message has too many descriptors"); len(files) < maxFiles { // the rest did not fit the limit of open files
 			err = fmt.Errorf("receive descriptors: %w", unix.EMFILE)
 		}
 	}
@@ -100,7 +100,7 @@ func (c *Conn) Receive(m proto.Message) ([]*os.File, error) {
 	return files, nil
 }
 
-// receive reads the rest of a message of whose length n bytes are there.
+// receive reads the rest of a message. n bytes of its length are already in head.
 func (c *Conn) receive(head []byte, n int, m proto.Message) error {
 	if n == 0 {
 		return io.EOF
@@ -110,7 +110,7 @@ func (c *Conn) receive(head []byte, n int, m proto.Message) error {
 	}
 	length := binary.BigEndian.Uint32(head)
 	if length > maxMessage {
-		return fmt.Errorf("a message of %d bytes is longer than the %d that a session takes", length, maxMessage)
+		return fmt.Errorf("the message has %d bytes, more than the maximum of %d", length, maxMessage)
 	}
 	body := make([]byte, length)
 	if _, err := io.ReadFull(c.unix, body); err != nil {
@@ -119,7 +119,7 @@ func (c *Conn) receive(head []byte, n int, m proto.Message) error {
 	return proto.Unmarshal(body, m)
 }
 
-// filesOf takes the descriptors out of a control message. They do not block, and the netpoller can wait for them.
+// filesOf returns the descriptors in a control message, non-blocking, so that the netpoller can wait for them.
 func filesOf(control []byte) (files []*os.File, err error) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
@@ -136,10 +136,10 @@ func filesOf(control []byte) (files []*os.File, err error) {
 	return files, err
 }
 
-// Finish says that this side has no more to say: the other side's Receive and AwaitEnd return.
+// Finish ends this side's messages: the other side's Receive and AwaitEnd return.
 func (c *Conn) Finish() error { return c.unix.CloseWrite() }
 
-// AwaitEnd returns when the other side has finished or is gone, or when this one is closed.
+// AwaitEnd returns when the other side has finished or closed, or when this side is closed.
 func (c *Conn) AwaitEnd() {
 	var b [1]byte
 	for {

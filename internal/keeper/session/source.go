@@ -10,20 +10,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DrainLimit bounds the wait for output after the process that was to write it has ended. It is met only when someone
-// else holds the other end open.
+// DrainLimit bounds the wait for output after the process has exited. It applies only if another process holds the other end
+// open.
 const DrainLimit = 100 * time.Millisecond
 
-// buffers are for reading pipes. One is taken when there is something to read, and given back.
+// buffers are read buffers. One is taken when there is something to read, and then returned.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 
-// Source is our end of a process's output: a pipe or a terminal.
+// Source is the outer end of a process's output: a pipe or a terminal.
 type Source struct {
 	Stream string // stdout or stderr
 	File   *os.File
 }
 
-// NewSource makes a source of a descriptor that it then owns.
+// NewSource returns a source, which takes ownership of fd.
 func NewSource(fd int, stream string) (*Source, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		unix.Close(fd)
@@ -32,8 +32,8 @@ func NewSource(fd int, stream string) (*Source, error) {
 	return &Source{stream, os.NewFile(uintptr(fd), stream)}, nil
 }
 
-// CopyTo gives each piece that is read to use, until the other end is closed by all who hold it, or until Finish; then it
-// closes the source. No buffer is held while there is nothing to read.
+// CopyTo passes each chunk to use, until every holder of the other end has closed it, or until Finish. Then it closes the
+// source. It holds no buffer while there is nothing to read.
 func (s *Source) CopyTo(use func([]byte)) {
 	defer s.File.Close()
 	for {
@@ -48,12 +48,12 @@ func (s *Source) CopyTo(use func([]byte)) {
 	}
 }
 
-// Finish lets CopyTo end after limit even when someone holds the other end open. What has been written by then is read.
+// Finish makes CopyTo end after limit even if another process holds the other end open. Output written by then is read.
 func (s *Source) Finish(limit time.Duration) {
-	s.File.SetReadDeadline(time.Now().Add(limit)) // fails when CopyTo has ended already
+	s.File.SetReadDeadline(time.Now().Add(limit)) // fails if CopyTo has already ended
 }
 
-// drainMax bounds what is read of a stream that someone goes on writing to after its process has ended, in pieces.
+// drainMax bounds the number of chunks read after Finish, in case another process keeps writing.
 const drainMax = 64
 
 func (s *Source) drain(use func([]byte)) {
@@ -65,8 +65,8 @@ func (s *Source) drain(use func([]byte)) {
 	}
 }
 
-// read reads once, into a buffer that it takes when there is data, and gives that to use. Without wait it returns EAGAIN
-// when there is none.
+// read reads one chunk and passes it to use. It takes a buffer only when there is data. Without wait it returns EAGAIN if there
+// is none.
 func (s *Source) read(use func([]byte), wait bool) error {
 	conn, err := s.File.SyscallConn()
 	if err != nil {
@@ -89,7 +89,7 @@ func (s *Source) read(use func([]byte), wait bool) error {
 	switch {
 	case err != nil:
 		return err
-	case rerr != nil: // EIO is how a terminal says that its other end is closed
+	case rerr != nil: // EIO: the other end of the terminal is closed
 		return rerr
 	case n == 0:
 		return io.EOF
