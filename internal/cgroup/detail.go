@@ -35,6 +35,7 @@ type Detail struct {
 	CPUQuota           Value // microseconds of a period; not OK without a limit
 
 	Cache, MappedFile, KernelMemory Value // bytes
+	ActiveFile, InactiveFile        Value // bytes of page cache, by whether it was used lately
 	MaxMemory                       Value // bytes: the most that was in use
 	MemoryFailures                  Value // how often the limit was met
 	OwnPageFaults                   Value // without those of cgroups below
@@ -208,6 +209,10 @@ func (d *Detail) memoryStat(key string, value uint64) {
 		d.Cache = Value{value, true}
 	case "file_mapped", "total_mapped_file":
 		d.MappedFile = Value{value, true}
+	case "active_file", "total_active_file": // v1 tells its own first and the sum after it
+		d.ActiveFile = Value{value, true}
+	case "inactive_file", "total_inactive_file":
+		d.InactiveFile = Value{value, true}
 	case "kernel":
 		d.KernelMemory = Value{value, true}
 	case "pgfault": // v2 tells the sum alone

@@ -46,7 +46,7 @@ var detailV1 = map[string]string{
 	"memory/c/memory.soft_limit_in_bytes":               "9223372036854771712\n",
 	"memory/c/memory.memsw.limit_in_bytes":              "70000\n",
 	"memory/c/memory.oom_control":                       "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
-	"memory/c/memory.stat":                              "cache 1\nmapped_file 1\npgfault 11\npgmajfault 12\ntotal_cache 21\ntotal_rss 22\ntotal_mapped_file 23\ntotal_pgfault 24\ntotal_pgmajfault 25\ntotal_inactive_file 0\nhierarchical_memory_limit 50000\n",
+	"memory/c/memory.stat":                              "cache 1\nmapped_file 1\ninactive_file 1\nactive_file 1\npgfault 11\npgmajfault 12\ntotal_cache 21\ntotal_rss 22\ntotal_mapped_file 23\ntotal_pgfault 24\ntotal_pgmajfault 25\ntotal_inactive_file 26\ntotal_active_file 27\nhierarchical_memory_limit 50000\n",
 	"pids/c/pids.current":                               "6\n",
 	"pids/c/pids.max":                                   "max\n",
 	"blkio/c/blkio.throttle.io_service_bytes_recursive": "8:0 Read 4096\n8:0 Write 8192\n8:0 Total 12288\n253:1 Read 1\nTotal 12289\n",
@@ -76,7 +76,7 @@ func TestDetailV1(t *testing.T) {
 	want := &Detail{
 		CPUUser: ok(3000), CPUSystem: ok(2000), Periods: ok(7), Throttled: ok(3), ThrottledTime: ok(900),
 		CPUShares: ok(512), CPUPeriod: ok(100000), CPUQuota: ok(20000),
-		Cache: ok(21), MappedFile: ok(23), KernelMemory: ok(1234), MaxMemory: ok(20000), MemoryFailures: ok(4),
+		Cache: ok(21), MappedFile: ok(23), InactiveFile: ok(26), ActiveFile: ok(27), KernelMemory: ok(1234), MaxMemory: ok(20000), MemoryFailures: ok(4),
 		OwnPageFaults: ok(11), OwnMajorPageFaults: ok(12), Reservation: ok(0), MemoryAndSwapLimit: ok(70000), OOMKills: ok(2), PidsLimit: ok(0),
 		IO: []DeviceIO{
 			{8, 0, []IOOperation{{"Read", 4096, 1}, {"Total", 12288, 3}, {"Write", 8192, 2}}},
@@ -110,7 +110,7 @@ func TestDetailV2(t *testing.T) {
 		"c/memory.swap.current": "1\n",
 		"c/memory.swap.max":     "1000\n",
 		"c/memory.events":       "low 0\nhigh 0\nmax 4\noom 3\noom_kill 2\n",
-		"c/memory.stat":         "anon 22\nfile 21\nkernel 1234\nfile_mapped 23\npgfault 24\npgmajfault 25\n",
+		"c/memory.stat":         "anon 22\nfile 21\nkernel 1234\nfile_mapped 23\ninactive_file 26\nactive_file 27\npgfault 24\npgmajfault 25\n",
 		"c/pids.current":        "6\n",
 		"c/pids.max":            "99\n",
 		"c/io.stat":             "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=3 dios=4 cost.usage=5\n253:1 \n",
@@ -128,7 +128,7 @@ func TestDetailV2(t *testing.T) {
 	want := &Detail{
 		CPUUser: ok(3000), CPUSystem: ok(2000), Periods: ok(7), Throttled: ok(3), ThrottledTime: ok(9000),
 		CPUShares: ok(2597), CPUPeriod: ok(100000), CPUQuota: ok(20000),
-		Cache: ok(21), MappedFile: ok(23), KernelMemory: ok(1234), MaxMemory: ok(20000), MemoryFailures: ok(4),
+		Cache: ok(21), MappedFile: ok(23), InactiveFile: ok(26), ActiveFile: ok(27), KernelMemory: ok(1234), MaxMemory: ok(20000), MemoryFailures: ok(4),
 		OwnPageFaults: ok(24), OwnMajorPageFaults: ok(25), Reservation: ok(0), MemoryAndSwapLimit: ok(51000), OOMKills: ok(2), PidsLimit: ok(99),
 		IO: []DeviceIO{{8, 0, []IOOperation{{"Discard", 3, 4}, {"Read", 4096, 1}, {"Write", 8192, 2}}}},
 	}

@@ -42,7 +42,7 @@ func TestTheTable(t *testing.T) {
 		}
 	}
 	golden(t, "table.txt", b.String())
-	if len(Rows()) != 56 || !slices.IsSortedFunc(Rows(), func(a, b *Row) int { return strings.Compare(a.Name, b.Name) }) {
+	if len(Rows()) != 58 || !slices.IsSortedFunc(Rows(), func(a, b *Row) int { return strings.Compare(a.Name, b.Name) }) {
 		t.Errorf("%d rows", len(Rows()))
 	}
 }
@@ -64,7 +64,7 @@ func full() *Reading {
 			},
 			CPUUser: ok(2e9), CPUSystem: ok(3e9), Periods: ok(201), Throttled: ok(202), ThrottledTime: ok(4e9),
 			CPUShares: ok(203), CPUPeriod: ok(204), CPUQuota: ok(205),
-			Cache: ok(206), MappedFile: ok(207), KernelMemory: ok(208), MaxMemory: ok(209), MemoryFailures: ok(210),
+			Cache: ok(206), MappedFile: ok(207), ActiveFile: ok(223), InactiveFile: ok(224), KernelMemory: ok(208), MaxMemory: ok(209), MemoryFailures: ok(210),
 			OwnPageFaults: ok(211), OwnMajorPageFaults: ok(212), Reservation: ok(213), MemoryAndSwapLimit: ok(214), OOMKills: ok(215),
 			PidsLimit: ok(216), HugePages: []cgroup.HugePages{{Size: "2MB", Usage: ok(217), Most: ok(218)}},
 			IO: []cgroup.DeviceIO{{Major: 8, Minor: 1, Operations: []cgroup.IOOperation{{Name: "Read", Bytes: 219, Count: 220}, {Name: "Write", Bytes: 221, Count: 222}}}},

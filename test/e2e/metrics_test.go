@@ -205,6 +205,8 @@ func TestMetrics(t *testing.T) {
 	near("container_memory_cache", kernelValue(t, stat, either("total_cache", "file")), page)
 	near("container_memory_rss", kernelValue(t, stat, either("total_rss", "anon")), page)
 	near("container_memory_mapped_file", kernelValue(t, stat, either("total_mapped_file", "file_mapped")), page)
+	near("container_memory_total_active_file_bytes", kernelValue(t, stat, either("total_active_file", "active_file")), page)
+	near("container_memory_total_inactive_file_bytes", kernelValue(t, stat, either("total_inactive_file", "inactive_file")), page)
 	near("container_memory_usage_bytes", kernelValue(t, file("memory", "memory.usage_in_bytes", "memory.current"), ""), page)
 	near("container_memory_max_usage_bytes", kernelValue(t, file("memory", "memory.max_usage_in_bytes", "memory.peak"), ""), page)
 	near("container_memory_failures_total,pgfault,hierarchy", kernelValue(t, stat, either("total_pgfault", "pgfault")), 100)
@@ -272,7 +274,7 @@ func TestMetrics(t *testing.T) {
 
 	// All that the table has, but for what this kernel does not count.
 	descs, err := s.Runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
-	if err != nil || len(descs.Descriptors) != 56 {
+	if err != nil || len(descs.Descriptors) != 58 {
 		t.Fatalf("%d descriptors, %v", len(descs.GetDescriptors()), err)
 	}
 	for _, desc := range descs.Descriptors {
