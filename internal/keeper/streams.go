@@ -49,11 +49,11 @@ const endWait = 3 * time.Second
 // returns the context's cause, or the write's error. One that does not begin, or does not end, is killed behind it, and
 // the error is of kind Deadline and says why. Without a deadline in ctx the program has 10 seconds to begin.
 //
-// It goes on beside the next keeper when one dies. A program that had hardly begun by then, so that nobody had its output yet,
-// is killed and begun again.
+// It goes on beside the next keeper when one dies, and is never run twice. Where it cannot be known whether a keeper that died had
+// begun it, the error is of kind Unavailable and says so; that is so only of containers whose execs libcontainer starts.
 func (c *Client) Exec(ctx context.Context, id string, args []string, tty bool, with Streams) (int32, error) {
 	return c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
-		Id: id, Args: args, Tty: tty, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx), Session: newSession(),
+		Id: id, Args: args, Tty: tty, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx), Session: newSession(), Starts: true,
 	}}})
 }
 
@@ -100,8 +100,8 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	// 1. A connection of its own, and what comes over it: our ends of the process's stdio. What a keeper that dies before
-	// that has begun, the next one begins again.
+	// 1. A connection of its own, and what comes over it: our ends of the process's stdio, and what lets it go. A keeper that
+	// dies before that has executed nothing, and the next one begins anew.
 	conn, p, err := c.open(ctx, req)
 	for lost := 0; errors.Is(err, errCut) && ctx.Err() == nil && lost < keepersMax; lost++ {
 		conn, p, err = c.open(ctx, req)
@@ -312,12 +312,15 @@ func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 		return nil, fault.New(fault.Unavailable, "the keeper ended a session before it began: %w", errors.Join(errCut, err))
 	}
 	p := &stdio{}
+	var start *os.File
 	for i, f := range files {
 		switch name := reply.Files[min(i, len(reply.Files)-1)]; name {
 		case "terminal":
 			p.terminal = f
 		case "stdin":
 			p.stdin = f
+		case "start":
+			start = f
 		default:
 			p.outputs = append(p.outputs, &session.Source{Stream: name, File: f})
 		}
@@ -329,7 +332,14 @@ func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 			p.outputs = append(p.outputs, &session.Source{Stream: "stdout", File: p.terminal})
 		}
 	}
-	if err := replyError(reply); err != nil {
+	err = replyError(reply)
+	if start != nil {
+		if err == nil {
+			start.Write([]byte{'S'}) // where the process has ended already, the last reply tells how
+		}
+		start.Close()
+	}
+	if err != nil {
 		p.close()
 		return nil, err
 	}

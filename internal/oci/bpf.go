@@ -74,8 +74,13 @@ func run(program, data []byte) (answer uint32, ok bool) {
 // early tells whether the fork server may load the filter before the process is among those of the container, which
 // keeps CAP_SYS_ADMIN out of their reach: it lets pass what is done between that and the exec.
 func (f *filter) early() bool {
-	const talk = 3
-	return f.allows(unix.SYS_CAPSET) && f.allows(unix.SYS_CLONE, unix.CLONE_PARENT) && f.allows(unix.SYS_WRITE, talk) &&
+	return f.allows(unix.SYS_CAPSET) && f.allows(unix.SYS_CLONE, unix.CLONE_PARENT) && f.talks() &&
 		f.allows(unix.SYS_EXIT_GROUP) && f.allows(unix.SYS_SETSID) && f.allows(unix.SYS_PRLIMIT64) &&
 		f.allows(unix.SYS_IOCTL, 0, unix.TIOCSCTTY)
+}
+
+// talks reports whether a process under the filter can say that it is at its start line, and be told to go on.
+func (f *filter) talks() bool {
+	const talk = 3
+	return f.allows(unix.SYS_WRITE, talk) && f.allows(unix.SYS_READ, talk)
 }

@@ -75,7 +75,7 @@ func TestWhatAFilterAllows(t *testing.T) {
 			t.Errorf("%s: it is loaded late", name)
 		}
 	}
-	for _, call := range []string{"clone", "write", "capset", "setsid", "prlimit64", "ioctl", "exit_group"} {
+	for _, call := range []string{"clone", "read", "write", "capset", "setsid", "prlimit64", "ioctl", "exit_group"} {
 		if f := filterOf(profile(configs.Errno, call)); f.loadEarly != 0 {
 			t.Errorf("a filter that forbids %s is loaded early", call)
 		}

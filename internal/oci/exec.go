@@ -70,6 +70,10 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 			x.beyond = err.Error()
 			return x, nil
 		}
+		if !spec.Process.NoNewPrivileges && !x.filter.talks() { // which a process has before its start line
+			x.beyond = "a seccomp filter that forbids read or write"
+			return x, nil
+		}
 	}
 	x.request, x.env, err = request(id, spec, &config, x.home, state.CgroupPaths)
 	return x, err
@@ -266,8 +270,13 @@ func capabilityMask(names []string) (mask uint64, err error) {
 var execControllers = []string{"freezer", "pids", "name=systemd", "devices"}
 
 // Running is a process that Exec has started.
+//
+// Unless libcontainer has started it, it waits at its start line: it executes its program when anyone writes a byte to Line. When
+// every copy of that is closed before, it ends with exit code 255 and has executed nothing.
 type Running struct {
 	Pid     int                   // in the PID namespace of this process
+	line    *os.File              // see Line
+	failed  func(error) error     // classifies what the process could not do
 	process *libcontainer.Process // nil when the fork server has started it
 	cgroup  Cgroup                // of the process and its children alone; without procs when there is none
 	home    string                // the container's cgroup, of which it is a part
@@ -294,22 +303,24 @@ func (r *Running) UnmarshalJSON(body []byte) error {
 }
 
 // Exec starts args in the running container of x, whose first process is init. Seq tells concurrent ones of
-// one container apart. When ctx ends before the program runs, it is killed and the error is the cause; in a frozen container
-// none is started before it thaws.
+// one container apart. When ctx ends before the process is at its start line, it is killed and the error is the cause; in a frozen
+// container none is started before it thaws.
 //
 // The fork server starts it, or libcontainer where the container has something that is beyond the former, or the kernel is
-// too old for it.
-func (e *Embedded) Exec(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio) (*Running, error) {
-	return e.exec(ctx, x, init, seq, args, stdio, false)
+// too old for it. libcontainer has no start line: unwaiting is called before it starts the process, and an error of unwaiting is
+// Exec's.
+func (e *Embedded) Exec(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio, unwaiting func() error) (*Running, error) {
+	return e.exec(ctx, x, init, seq, args, stdio, unwaiting)
 }
 
 // Copy starts the copier with args (see copy.c) in the running container of x, as Exec starts a command. Where it cannot, for
 // only the fork server has one and a filter or a label may forbid it, the error is of kind Unimplemented.
 func (e *Embedded) Copy(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio) (*Running, error) {
-	return e.exec(ctx, x, init, seq, args, stdio, true)
+	return e.exec(ctx, x, init, seq, args, stdio, nil)
 }
 
-func (e *Embedded) exec(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio, copier bool) (_ *Running, err error) {
+// exec starts a command, or the copier where unwaiting is nil.
+func (e *Embedded) exec(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio, unwaiting func() error) (_ *Running, err error) {
 	for _, a := range args {
 		if strings.Contains(a, "\x00") {
 			return nil, fault.New(fault.Invalid, "%q contains a NUL byte, which no program can be given", a)
@@ -332,23 +343,28 @@ func (e *Embedded) exec(ctx context.Context, x *Executor, init *process.Pidfd, s
 			err = errors.Join(err, r.Kill(killLimit), r.Leave())
 		}
 	}()
-	err = e.start(ctx, x, init, r, sub, args, stdio, copier)
+	err = e.start(ctx, x, init, r, sub, args, stdio, unwaiting)
 	started = err == nil
 	return r, err
 }
 
-func (e *Embedded) start(ctx context.Context, x *Executor, init *process.Pidfd, r *Running, sub string, args []string, stdio Stdio, copier bool) error {
+func (e *Embedded) start(ctx context.Context, x *Executor, init *process.Pidfd, r *Running, sub string, args []string, stdio Stdio, unwaiting func() error) error {
+	copier := unwaiting == nil
+	r.failed = func(err error) error { return x.classify(args[0], err) }
+	if copier {
+		r.failed = x.classifyCopier
+	}
 	if x.beyond == "" {
 		err := e.fork(ctx, x, init, r, args, stdio, copier)
-		if copier {
-			return x.classifyCopier(err)
-		}
-		if !unable(err) {
-			return x.classify(args[0], err)
+		if copier || !unable(err) {
+			return r.failed(err)
 		}
 	}
 	if copier {
 		return fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
+	}
+	if err := unwaiting(); err != nil {
+		return err
 	}
 	return e.execByLibcontainer(ctx, x, r, sub, args, stdio)
 }
@@ -408,7 +424,11 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *process.Pidfd, r
 	}
 	err = errors.Join(unix.SetNonblock(pair[0], true), unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 	talk := os.NewFile(uintptr(pair[0]), "talk")
-	defer talk.Close()
+	defer func() {
+		if r.line == nil {
+			talk.Close()
+		}
+	}()
 	var server int
 	if err == nil {
 		server, err = e.askFork(x, init, r, pair[1], stdio, copier)
@@ -419,7 +439,7 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *process.Pidfd, r
 	}
 
 	defer context.AfterFunc(ctx, func() { talk.SetDeadline(time.Unix(1, 0)) })()
-	b, err := converse(talk, server, x.body(r, args, stdio.Console != nil))
+	b, err := converse(talk, server, x.body(r, args, stdio.Console != nil), true)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -431,6 +451,9 @@ func (e *Embedded) fork(ctx context.Context, x *Executor, init *process.Pidfd, r
 	}
 	reap(b.passing)
 	r.Pid = b.pid
+	if err == nil {
+		r.line = talk
+	}
 	return err
 }
 

@@ -625,6 +625,21 @@ static void lower_limits(void)
 		must(setrlimit(r.limits[i].type, &r.limits[i].to) == 0, LIMIT);
 }
 
+// wait_at_start_line says that only the exec is left to do, and returns when a byte comes from the other end. When every copy of
+// that end is closed the process exits, and has executed nothing.
+static void wait_at_start_line(void)
+{
+	int32_t ready[] = {'R', 0};
+	char byte;
+	ssize_t n;
+
+	tell(ready, sizeof(ready));
+	while ((n = read(TALK, &byte, 1)) < 0 && errno == EINTR)
+		;
+	if (n != 1)
+		_exit(255);
+}
+
 // The copier is copy.c; the container's environment is none of its.
 static char *const copier_env[] = {"_KURI_COPY=1", NULL};
 
@@ -640,6 +655,7 @@ static void become(void)
 	if (filter_takes() && !r.filter_early)
 		load_privileged_filter();
 	file = r.flags & COPIER ? "" : program();
+	wait_at_start_line();
 	if (!filter_takes())
 		load_filter();
 	if (r.flags & COPIER)

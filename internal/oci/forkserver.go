@@ -153,12 +153,13 @@ type begun struct {
 	ready        int // the one that is at its start line; 0 for none
 }
 
-// converse sends the body of a request and receives what is told, until the process has executed its program.
+// converse sends the body of a request and receives what is told, until the process has executed its program, or with toLine until
+// it is at its start line.
 //
 // The process has the other end, too, until then, and it may be in the hands of the container. So what is told is believed
 // of whom it concerns, by the pid that the kernel gives with it: of the server which process it has forked, and of that one
 // which it has forked in turn. These are our children, to be waited for.
-func converse(talk *os.File, server int, body []byte) (b begun, err error) {
+func converse(talk *os.File, server int, body []byte, toLine bool) (b begun, err error) {
 	if _, err := talk.Write(binary.NativeEndian.AppendUint32(nil, uint32(len(body)))); err != nil {
 		return b, err
 	}
@@ -188,11 +189,15 @@ func converse(talk *os.File, server int, body []byte) (b begun, err error) {
 		case err != nil:
 			return b, err
 		case m.kind == 'E' && failed == nil:
-			failed = &startError{m.words[0], unix.Errno(m.words[1]), m.words[2]}
+			failed = m.failure()
 		case m.kind == 'R':
 			ready = m.from
 		case m.kind == 'A' || m.kind == 'P':
 			forked[m.from] = int(m.words[0])
+		}
+		b = begun{passing: forked[server], pid: forked[forked[server]], ready: ready}
+		if toLine && failed == nil && b.pid != 0 && ready == b.pid {
+			return b, nil
 		}
 	}
 }
@@ -204,26 +209,38 @@ type told struct {
 	words [3]int32
 }
 
+func (m told) failure() error {
+	return &startError{m.words[0], unix.Errno(m.words[1]), m.words[2]}
+}
+
 // receive receives one. The error is io.EOF when all that had the other end have closed it.
 func receive(talk *os.File) (m told, err error) {
 	conn, err := talk.SyscallConn()
 	if err != nil {
 		return m, err
 	}
-	message, control := make([]byte, 16), make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // and no descriptors
-	var n, cn int
 	var rerr error
 	err = conn.Read(func(fd uintptr) bool {
-		for {
-			if n, cn, _, _, rerr = unix.Recvmsg(int(fd), message, control, unix.MSG_CMSG_CLOEXEC); rerr != unix.EINTR {
-				return rerr != unix.EAGAIN
-			}
-		}
+		m, rerr = receiveNow(int(fd))
+		return rerr != unix.EAGAIN
 	})
-	if err != nil {
+	if err == nil {
+		err = rerr
+	}
+	return m, err
+}
+
+// receiveNow is receive for a descriptor that does not block: where nothing has come the error is EAGAIN.
+func receiveNow(fd int) (m told, err error) {
+	message, control := make([]byte, 16), make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // and no descriptors
+	n, cn, _, _, err := unix.Recvmsg(fd, message, control, unix.MSG_CMSG_CLOEXEC)
+	for err == unix.EINTR {
+		n, cn, _, _, err = unix.Recvmsg(fd, message, control, unix.MSG_CMSG_CLOEXEC)
+	}
+	if err == unix.EAGAIN {
 		return m, err
 	}
-	if rerr != nil || n == 0 && cn == 0 { // an end with an error is one that has not read all of the request
+	if err != nil || n == 0 && cn == 0 { // an end with an error is one that has not read all of the request
 		return m, io.EOF
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:cn])

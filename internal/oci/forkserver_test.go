@@ -63,7 +63,7 @@ func TestWhoIsBelieved(t *testing.T) {
 				}
 				unix.Close(pair[1])
 			}()
-			b, err := converse(talk, c.server, []byte("x"))
+			b, err := converse(talk, c.server, []byte("x"), false)
 			if b != c.want {
 				t.Errorf("%+v, not %+v", b, c.want)
 			}

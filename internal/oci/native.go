@@ -321,7 +321,7 @@ func (n *native) fork(e *Embedded, spec *specs.Spec, config *configs.Config, sta
 		return err
 	}
 	talk.SetDeadline(time.Now().Add(initLimit))
-	b, err := converse(talk, server, body)
+	b, err := converse(talk, server, body, false)
 	if b.pid == 0 { // it has not been born in another's PID namespace
 		b = begun{pid: b.passing, ready: b.ready}
 	}

@@ -133,8 +133,11 @@ type ExecSession struct {
 	Stdin bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"` // give it a stdin; else it is /dev/null. A terminal has one always
 	Copy  []string               `protobuf:"bytes,5,rep,name=copy,proto3" json:"copy,omitempty"`    // in place of args: the process is no program of the container's but the copier, and these are
 	// its arguments (internal/oci/copy.c). Where it cannot run the error is UNIMPLEMENTED
-	BeginMs       int64  `protobuf:"varint,6,opt,name=begin_ms,json=beginMs,proto3" json:"begin_ms,omitempty"` // how long it may take until the program runs; 0: 10 seconds
-	Session       string `protobuf:"bytes,7,opt,name=session,proto3" json:"session,omitempty"`                 // a random id of the caller's, by which it resumes the session when the keeper dies; a request
+	BeginMs int64  `protobuf:"varint,6,opt,name=begin_ms,json=beginMs,proto3" json:"begin_ms,omitempty"` // how long it may take until the program runs; 0: 10 seconds
+	Session string `protobuf:"bytes,7,opt,name=session,proto3" json:"session,omitempty"`                 // a random id of the caller's, by which it resumes the session when the keeper dies. A request
+	// with one that an earlier request had begins anew what has executed nothing; what may have
+	// is killed, and the error is UNAVAILABLE. "": it cannot be resumed
+	Starts        bool `protobuf:"varint,8,opt,name=starts,proto3" json:"starts,omitempty"` // the caller lets the process go: where one of the files is "start", the process executes its
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -216,6 +219,13 @@ func (x *ExecSession) GetSession() string {
 		return x.Session
 	}
 	return ""
+}
+
+func (x *ExecSession) GetStarts() bool {
+	if x != nil {
+		return x.Starts
+	}
+	return false
 }
 
 // ResumeSession goes on with an exec beside the keeper that has taken the place of the one that began it. The descriptors are
@@ -441,7 +451,7 @@ const file_internal_keeper_api_session_proto_rawDesc = "" +
 	"\x04exec\x18\x01 \x01(\v2\x1b.kuri.keeper.v1.ExecSessionH\x00R\x04exec\x127\n" +
 	"\x06attach\x18\x02 \x01(\v2\x1d.kuri.keeper.v1.AttachSessionH\x00R\x06attach\x127\n" +
 	"\x06resume\x18\x03 \x01(\v2\x1d.kuri.keeper.v1.ResumeSessionH\x00R\x06resumeB\x05\n" +
-	"\x03ask\"\xa2\x01\n" +
+	"\x03ask\"\xba\x01\n" +
 	"\vExecSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
@@ -449,7 +459,8 @@ const file_internal_keeper_api_session_proto_rawDesc = "" +
 	"\x05stdin\x18\x04 \x01(\bR\x05stdin\x12\x12\n" +
 	"\x04copy\x18\x05 \x03(\tR\x04copy\x12\x19\n" +
 	"\bbegin_ms\x18\x06 \x01(\x03R\abeginMs\x12\x18\n" +
-	"\asession\x18\a \x01(\tR\asession\")\n" +
+	"\asession\x18\a \x01(\tR\asession\x12\x16\n" +
+	"\x06starts\x18\b \x01(\bR\x06starts\")\n" +
 	"\rResumeSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\"5\n" +
 	"\rAttachSession\x12\x0e\n" +

@@ -63,7 +63,7 @@ func TestAPanicKillsWhatWasExecuted(t *testing.T) {
 	s.serving(func() { s.watchExec(x) })
 	s.serving(func() {
 		defer s.stop(x)
-		x.stdio.handOver(nil)
+		x.stdio.handOver(nil, nil)
 	})
 	s.sessions.Wait()
 	if !gone(x.pid) || !x.reaped || x.code != 128+9 {

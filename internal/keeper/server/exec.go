@@ -33,7 +33,8 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 		return 0, forget, fault.New(fault.Invalid, "no command to execute in container %s", req.Id)
 	}
 
-	if err := s.endResumable(req.Session); err != nil {
+	// 1. What an earlier keeper has begun for it.
+	if forget, err := s.beginAnew(req.Session); err != nil {
 		return 0, forget, err
 	}
 
@@ -45,21 +46,31 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 		}
 	}
 
-	// 1. The process.
+	// 2. The process, which waits at its start line.
 	if err := s.startExec(ctx, c, x, req); err != nil {
 		return 0, forget, c.unlessEnded(err)
 	}
 
-	// 2. Our ends of its stdio, which are the caller's from now on.
-	if err := x.stdio.handOver(conn); err != nil {
+	// 3. Our ends of its stdio, which are the caller's from now on, and its start line: the process executes nothing before its
+	// caller has both, whenever this keeper dies.
+	if err := x.stdio.handOver(conn, x.line(req)); err != nil {
 		return 0, forget, fmt.Errorf("hand the stdio of an exec over: %w", err)
 	}
+	failpoint.At("exec: handed over")
 
-	// 3. Its end, or the caller's.
+	// 4. Its end, or the caller's.
 	if err := s.await(ctx, x); err != nil {
-		return 0, forget, err
+		return 0, forget, c.unlessEnded(err)
 	}
 	return x.code, forget, nil
+}
+
+// line returns the start line for the caller, nil when the process has left it already.
+func (x *execution) line(req *api.ExecSession) *os.File {
+	if !req.Starts {
+		return nil
+	}
+	return x.running.Line()
 }
 
 // execution is a process that runs for a session.
@@ -67,6 +78,8 @@ type execution struct {
 	stdio     *stdio // nil until it has been made
 	abandoned bool   // its time was over before it began: who starts it ends it
 	killing   bool   // it has been tried
+
+	begins time.Time // deadline for its program to begin, once its caller lets it go; zero: it has begun
 
 	rec     *execRecord   // nil when a successor cannot go on with it
 	running *oci.Running  // nil until it has been started
@@ -90,6 +103,9 @@ func (s *Server) startExec(ctx context.Context, c *container, x *execution, req 
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	if req.Starts {
+		x.begins = time.Now().Add(limit)
+	}
 	if x.stdio, err = openStdio(req.Tty, req.Stdin); err != nil {
 		return err
 	}
@@ -113,13 +129,17 @@ func (s *Server) startExec(ctx context.Context, c *container, x *execution, req 
 				s.forgetExec(x)
 			}
 		})
-		why := "it may be short of CPU, or its file system hangs"
-		if c.made.Cgroup.Frozen() {
-			why = "the container is frozen"
-		}
-		return fault.New(fault.Deadline, "the command had not begun when its time was over: %s", why)
+		return errNotBegun(c.made.Cgroup.Frozen())
 	}
 	return x.stdio.receiveConsole()
+}
+
+func errNotBegun(frozen bool) error {
+	why := "it may be short of CPU, or its file system hangs"
+	if frozen {
+		why = "the container is frozen"
+	}
+	return fault.New(fault.Deadline, "the command had not begun when its time was over: %s", why)
 }
 
 // beginExec starts the process and watches it.
@@ -128,24 +148,34 @@ func (s *Server) beginExec(ctx context.Context, c *container, x *execution, req 
 	if err != nil {
 		return err
 	}
-	start, args := s.runtime.Exec, req.Args
-	if len(req.Copy) > 0 {
-		start, args = s.runtime.Copy, req.Copy
-	}
-	err = s.reaper.during(func() error {
-		running, err := start(ctx, executor, c.pidfd, s.execs.Add(1), args, x.stdio.theirs)
+	err = s.reaper.during(func() (err error) {
+		var running *oci.Running
+		if len(req.Copy) > 0 {
+			running, err = s.runtime.Copy(ctx, executor, c.pidfd, s.execs.Add(1), req.Copy, x.stdio.theirs)
+		} else {
+			running, err = s.runtime.Exec(ctx, executor, c.pidfd, s.execs.Add(1), req.Args, x.stdio.theirs, func() error { return s.intendExec(x, req) })
+		}
 		if err == nil {
 			s.reaper.mine(running.Pid)
 			x.running, x.pid = running, running.Pid
 		}
 		return err
 	})
-	if err == nil {
-		s.recordExec(x, req)
-		failpoint.At("exec: recorded")
-		s.serving(func() { s.watchExec(x) })
+	if err != nil {
+		return err
 	}
-	return err
+	failpoint.At("exec: begun")
+	s.recordExec(x, req)
+	failpoint.At("exec: recorded")
+	s.serving(func() { s.watchExec(x) })
+	if req.Starts {
+		return nil
+	}
+	if err := x.running.Release(ctx); err != nil {
+		s.endExec(x)
+		return err
+	}
+	return nil
 }
 
 // executor returns what starts processes in a container. It is made at the first exec, and given up at the exit and when
@@ -176,7 +206,7 @@ func (s *Server) executor(c *container) (*oci.Executor, error) {
 }
 
 // handOver gives our ends to the other side of a session and closes them here.
-func (s *stdio) handOver(conn *session.Conn) error {
+func (s *stdio) handOver(conn *session.Conn, line *os.File) error {
 	defer s.close()
 	reply, files := &api.SessionReply{}, []*os.File{}
 	add := func(name string, f *os.File) {
@@ -191,6 +221,7 @@ func (s *stdio) handOver(conn *session.Conn) error {
 			add(src.Stream, src.File)
 		}
 	}
+	add("start", line)
 	return conn.Send(reply, files...)
 }
 
@@ -229,12 +260,12 @@ func (s *Server) reapExec(x *execution) (err error) {
 // killPatience is how long a caller waits for the end of what is killed for it. The killing goes on behind it.
 const killPatience = 2 * time.Second
 
-// await returns when the process has ended; when ctx ends first it kills it and all that it has started.
+// await returns when the process has ended; when ctx ends first, or the time that the program has to begin, it kills it and all
+// that it has started.
 func (s *Server) await(ctx context.Context, x *execution) error {
-	select {
-	case <-x.ended:
-		return x.err
-	case <-ctx.Done():
+	late, err := x.awaitEnd(ctx)
+	if !late {
+		return err
 	}
 	x.killing = true
 	killed := make(chan error, 1)
@@ -246,13 +277,47 @@ func (s *Server) await(ctx context.Context, x *execution) error {
 		killed <- err
 	})
 	select {
-	case err := <-killed:
-		if err != nil {
-			return err
+	case kerr := <-killed:
+		if kerr != nil {
+			return kerr
 		}
-		return x.err
+		if err == nil {
+			err = x.err
+		}
+		return err
 	case <-time.After(killPatience):
 		return fault.New(fault.Deadline, "it has been killed and does not end: process %s", process.Describe(x.pid))
+	}
+}
+
+// awaitEnd waits for the end of the process. It is late when ctx ends before that, or when the program has not begun in time,
+// which is the error then.
+func (x *execution) awaitEnd(ctx context.Context) (late bool, err error) {
+	var begins <-chan time.Time
+	if !x.begins.IsZero() {
+		t := time.NewTimer(time.Until(x.begins))
+		defer t.Stop()
+		begins = t.C
+	}
+	for {
+		select {
+		case <-x.ended:
+			if x.running != nil && x.err == nil {
+				_, err := x.running.Begun()
+				return false, err
+			}
+			return false, x.err
+		case <-begins:
+			begun, err := x.running.Begun()
+			if err != nil {
+				return true, err
+			}
+			if !begun {
+				return true, errNotBegun(x.running.Frozen())
+			}
+		case <-ctx.Done():
+			return true, nil
+		}
 	}
 }
 
@@ -261,13 +326,18 @@ func (s *Server) stop(x *execution) {
 	if x.stdio != nil {
 		x.stdio.close()
 	}
-	if !x.abandoned && !x.killing && x.running != nil {
+	if x.abandoned || x.running == nil {
+		return
+	}
+	x.running.Abandon()
+	if !x.killing {
 		s.endExec(x)
 	}
 }
 
 // endExec ends what runs for a session that has ended.
 func (s *Server) endExec(x *execution) {
+	x.running.Abandon()
 	select {
 	case <-x.ended:
 		if x.reaped {

@@ -2,24 +2,44 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/oci"
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// execRecord is what a successor needs of an exec whose caller can resume it. It is written when the process has been started,
+// execRecord is what a successor needs of an exec whose caller can resume it. It is written when the process is at its start line,
 // before the caller has its stdio, and once more when it has ended, before it is reaped; and it goes when the end has been told.
+// For a process without a start line it is also written before the process is started: a successor cannot know how far that came.
 type execRecord struct {
 	Session string       `json:"session"`
 	Boot    string       `json:"boot_id"`
-	Running *oci.Running `json:"running"`
-	Born    string       `json:"born"` // see process.StartTime
-	Ended   bool         `json:"ended,omitempty"`
-	Code    int          `json:"code,omitempty"` // when it has
+	Running *oci.Running `json:"running"` // nil: it may run, or not
+	Born    string       `json:"born"`    // see process.StartTime
+	// Again says that it may be begun again for a caller who did not get its stdio: it has executed nothing by then, or only what
+	// may be repeated.
+	Again bool `json:"again,omitempty"`
+	Ended bool `json:"ended,omitempty"`
+	Code  int  `json:"code,omitempty"` // when it has
+}
+
+// intendExec records that a process without a start line is about to be started. On an error it must not be started.
+func (s *Server) intendExec(x *execution, req *api.ExecSession) error {
+	if req.Session == "" {
+		return nil
+	}
+	rec := &execRecord{Session: req.Session, Boot: s.boot}
+	if err := writeRecord(s.recordPath(execRecords, req.Session), rec); err != nil {
+		return fmt.Errorf("record an exec: %w", err)
+	}
+	x.rec = rec
+	failpoint.At("exec: intended")
+	return nil
 }
 
 // recordExec lets a successor go on with the exec. Where it cannot be recorded, it ends with this keeper.
@@ -29,6 +49,7 @@ func (s *Server) recordExec(x *execution, req *api.ExecSession) {
 	}
 	when, err := process.StartTime(x.pid)
 	rec := &execRecord{Session: req.Session, Boot: s.boot, Running: x.running, Born: when}
+	rec.Again = len(req.Copy) > 0 || req.Starts && x.running.Line() != nil
 	if err == nil {
 		err = writeRecord(s.recordPath(execRecords, req.Session), rec)
 	}
@@ -56,7 +77,9 @@ func (s *Server) forgetExec(x *execution) {
 	if err := removeRecord(s.recordPath(execRecords, x.rec.Session)); err != nil {
 		slog.Warn("forget an exec", "err", err)
 	}
-	s.keep.forget(x.pid)
+	if x.pid != 0 {
+		s.keep.forget(x.pid)
+	}
 }
 
 // resumeLimit is how long after the start of a keeper the callers of the one before may resume their execs.
@@ -69,8 +92,14 @@ func (s *Server) recoverExecs() (running []*oci.Running) {
 		slog.Error("the execs of an earlier keeper cannot be resumed", "err", err)
 	}
 	for _, rec := range records {
-		if rec.Boot != s.boot || rec.Running == nil {
+		if rec.Boot != s.boot {
 			removeRecord(s.recordPath(execRecords, rec.Session))
+			continue
+		}
+		if rec.Running == nil {
+			x := &execution{rec: rec, ended: make(chan struct{}), err: errMayHaveRun}
+			close(x.ended)
+			s.resumable[rec.Session] = x
 			continue
 		}
 		x := &execution{rec: rec, running: rec.Running, pid: rec.Running.Pid, ended: make(chan struct{})}
@@ -139,16 +168,28 @@ func (s *Server) resumeSession(ctx context.Context, req *api.ResumeSession) (cod
 	return x.code, forget, nil
 }
 
-// endResumable ends what an earlier keeper has begun for a session that is begun anew: its caller never had the stdio.
-func (s *Server) endResumable(session string) error {
+// errMayHaveRun is the error for a command that is not executed again, as an earlier keeper may have executed it.
+var errMayHaveRun = fault.New(fault.Unavailable, "the keeper died while the command was being started: it may have run, and is not run again")
+
+// beginAnew kills what an earlier keeper has begun for a session that is begun anew: its caller never had the stdio. Where that may
+// have executed something the error is errMayHaveRun, and forget must be called after the caller was told.
+func (s *Server) beginAnew(session string) (forget func(), err error) {
+	forget = func() {}
 	if session != "" && checkID(session) != nil {
-		return fault.New(fault.Invalid, "session %q is not an id", session)
+		return forget, fault.New(fault.Invalid, "session %q is not an id", session)
 	}
-	if x := s.takeResumable(session); x != nil {
+	x := s.takeResumable(session)
+	if x == nil {
+		return forget, nil
+	}
+	if x.running != nil {
 		s.endExec(x)
-		s.forgetExec(x)
 	}
-	return nil
+	if !x.rec.Again {
+		return func() { s.forgetExec(x) }, errMayHaveRun
+	}
+	s.forgetExec(x)
+	return forget, nil
 }
 
 // endUnresumed ends what nobody has asked for: the callers are gone too.
@@ -162,7 +203,9 @@ func (s *Server) endUnresumed() {
 	for _, session := range sessions {
 		fault.Contained(func() error {
 			slog.Info("ending an exec of an earlier keeper that nobody has resumed", "session", session)
-			return s.endResumable(session)
+			forget, _ := s.beginAnew(session)
+			forget()
+			return nil
 		})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -174,7 +175,7 @@ func TestExecsOutliveTheKeeper(t *testing.T) {
 	}
 }
 
-// Execs that come one after the other, as probes do, do not fail because keepers are killed under them.
+// Execs that come one after the other, as probes do, do not fail because keepers are killed under them, and run once each.
 func TestExecsUnderKills(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
@@ -190,7 +191,8 @@ func TestExecsUnderKills(t *testing.T) {
 				default:
 				}
 				var out bytes.Buffer
-				code, err := n.Exec(t.Context(), j.Id, []string{"/bin/sh", "-c", "echo one; sleep 0.03; echo two; exit 3"}, false, keeper.Streams{Stdout: &out})
+				script := fmt.Sprintf("echo %d-%d >>/ran; echo one; sleep 0.03; echo two; exit 3", prober, counts[prober])
+				code, err := n.Exec(t.Context(), j.Id, []string{"/bin/sh", "-c", script}, false, keeper.Streams{Stdout: &out})
 				if err != nil || code != 3 || out.String() != "one\ntwo\n" {
 					t.Errorf("code %d, %v, output %q", code, err, out.String())
 					return
@@ -209,5 +211,10 @@ func TestExecsUnderKills(t *testing.T) {
 	close(stop)
 	probing.Wait()
 	t.Logf("%v execs", counts)
+	ran := n.ran(j)
+	slices.Sort(ran)
+	if once := slices.Compact(slices.Clone(ran)); len(once) != len(ran) || len(ran) != counts[0]+counts[1]+counts[2] {
+		t.Errorf("%v execs ran %d times, %d of them once", counts, len(ran), len(once))
+	}
 	n.wantNoExecs(j)
 }
