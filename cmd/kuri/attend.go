@@ -84,7 +84,7 @@ func (r *run) prefix(p *runningPod, ct runningContainer) string {
 func (r *run) outcome(ctx context.Context, ids []string) (int32, error) {
 	var last *runtimeapi.ContainerStatus
 	for _, id := range ids {
-		st, err := r.wait(ctx, id)
+		st, err := waitExit(ctx, r.rt, id)
 		if isGone(err) { // somebody else removed it
 			continue
 		}

@@ -42,11 +42,11 @@ With --images it verifies what is stored of the images instead, as kuri image ch
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case images && c.format != formatTable:
-				return usageError{errors.New("--images has no other output: leave -o away")}
+				return usagef("--images has no other output: leave -o away")
 			case images:
 				return c.checkImages(cmd.Context(), repair)
 			case repair:
-				return usageError{errors.New("--repair goes with --images")}
+				return usagef("--repair goes with --images")
 			}
 			return c.checkNode(cmd.Context(), probe.Options{Root: root, State: state}, problems)
 		},

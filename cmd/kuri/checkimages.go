@@ -10,8 +10,6 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
@@ -133,12 +131,4 @@ func (c *cli) keptAuths(ctx context.Context, img *client.Images) ([]*kuriv1.Regi
 		}
 	}
 	return auths, nil
-}
-
-// onlyKuri explains the error of a call that only Kuri's own runtime serves.
-func onlyKuri(img *client.Images, what string, err error) error {
-	if status.Code(err) == codes.Unimplemented {
-		return fmt.Errorf("%s is not Kuri's runtime, and the CRI has no call for %s", img.Endpoint(), what)
-	}
-	return fmt.Errorf("%s: %w", what, err)
 }

@@ -38,16 +38,16 @@ On Kuri's own runtime nothing is needed of the image. On others, and where --tar
 there. In both cases it is a process of the container, as its own user. What comes out is made new below the target and nowhere else, whatever the container sends: without owners, setuid bits and
 devices.`,
 		Args:              takes(2, 2),
-		ValidArgsFunction: c.completeCopy,
+		ValidArgsFunction: c.completePlaces(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from, to := parsePlace(args[0]), parsePlace(args[1])
 			switch {
 			case from.container == "" && to.container == "":
-				return usageError{errors.New("neither of the two is in a container: write CONTAINER:PATH")}
+				return usagef("neither of the two is in a container: write CONTAINER:PATH")
 			case from.container != "" && to.container != "":
-				return usageError{errors.New("both are in containers: copy to a local place first")}
+				return usagef("both are in containers: copy to a local place first")
 			case from.path == "" || to.path == "":
-				return usageError{errors.New("which path? CONTAINER:PATH")}
+				return usagef("which path? CONTAINER:PATH")
 			}
 			return c.cp(cmd.Context(), from, to, owner, useTar)
 		},
@@ -57,13 +57,16 @@ devices.`,
 	return cmd
 }
 
-// completeCopy completes containers, with the colon; what follows is files, ours or the shell's affair.
-func (c *cli) completeCopy(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	names, _ := c.completeContainers(2)(cmd, args, prefix)
-	for i := range names {
-		names[i] += ":"
+// completePlaces completes the names of containers, with the colon. Local paths are left to the shell.
+func (c *cli) completePlaces() completion {
+	containers := c.completeContainers(2)
+	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		names, _ := containers(cmd, args, prefix)
+		for i := range names {
+			names[i] += ":"
+		}
+		return names, cobra.ShellCompDirectiveNoSpace
 	}
-	return names, cobra.ShellCompDirectiveNoSpace
 }
 
 // place is one side of a copy.
@@ -107,7 +110,7 @@ func (c *cli) cp(ctx context.Context, from, to place, owner, useTar bool) error 
 	switch {
 	case to.path == "-" && to.container == "":
 		if f, ok := c.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-			return usageError{errors.New("a tar is not for a terminal")}
+			return usagef("a tar is not for a terminal")
 		}
 		return b.pack(ctx, from.path, c.out)
 	case from.path == "-" && from.container == "":
@@ -226,7 +229,7 @@ func padding(r io.Reader) error {
 func (b box) in(ctx context.Context, from, to string, owner bool) error {
 	info, err := os.Stat(from)
 	if errors.Is(err, fs.ErrNotExist) {
-		return notFoundError{err}
+		return notFound("%w", err)
 	}
 	if err != nil {
 		return err

@@ -33,10 +33,10 @@ this terminal.`,
 		ValidArgsFunction: c.completeNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.tty && !o.stdin {
-				return usageError{errors.New("-t gives a terminal to type at, so it goes with -i: -it")}
+				return usagef("-t gives a terminal to type at, so it goes with -i: -it")
 			}
 			if !o.stdin && len(args) == 1 {
-				return usageError{fmt.Errorf("what is to be run? kuri debug -it %[1]s for a shell, or kuri debug %[1]s -- COMMAND", args[0])}
+				return usagef("what is to be run? kuri debug -it %[1]s for a shell, or kuri debug %[1]s -- COMMAND", args[0])
 			}
 			return c.debug(cmd.Context(), o, args[0], args[1:])
 		},
@@ -52,11 +52,6 @@ this terminal.`,
 	detachFlag(cmd, &o.keys)
 	c.ownLetters(cmd)
 	c.authFileFlag(cmd)
-	for _, old := range c.daemonVerbs() { // what they were called before
-		old.Hidden = true
-		old.Short += " (now kuri daemon " + old.Name() + ")"
-		cmd.AddCommand(old)
-	}
 	return cmd
 }
 
@@ -239,7 +234,7 @@ func (d *debugRun) start(ctx context.Context, image string, command []string) er
 	for _, e := range d.o.env {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok || name == "" {
-			return usageError{fmt.Errorf("--env %q: expected NAME=VALUE", e)}
+			return usagef("--env %q: expected NAME=VALUE", e)
 		}
 		config.Envs = append(config.Envs, &runtimeapi.KeyValue{Key: name, Value: []byte(value)})
 	}
@@ -283,7 +278,7 @@ func (d *debugRun) security() *runtimeapi.LinuxContainerSecurityContext {
 
 // outcome waits for the end of the container and returns its exit code as an error.
 func (d *debugRun) outcome(ctx context.Context) error {
-	st, err := d.wait(ctx, d.id)
+	st, err := waitExit(ctx, d.rt, d.id)
 	if err == nil && st.ExitCode != 0 {
 		return exitCode(st.ExitCode)
 	}
@@ -297,7 +292,7 @@ func (d *debugRun) remove(ctx context.Context) error {
 	var errs []error
 	if d.id != "" {
 		if err := removeContainer(ctx, d.rt, d.id); err != nil {
-			errs = append(errs, leftError{fmt.Errorf("remove container %s: %w", d.name, err)})
+			errs = append(errs, leftover("remove container %s: %w", d.name, err))
 		}
 	}
 	if d.logDir != "" {

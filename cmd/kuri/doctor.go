@@ -48,7 +48,7 @@ everywhere. This needs Kuri's own runtime.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			report, err := c.examine(cmd.Context(), fix, config)
 			if err != nil {
-				return codedError{err, exitBlind}
+				return withCode(err, exitBlind)
 			}
 			return c.tellDamages(report)
 		},

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -28,7 +26,7 @@ The directories of PersistentVolumeClaims stay, unless --volumes is given.`,
 		Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.grace < ownGrace {
-				return usageError{fmt.Errorf("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", o.grace)}
+				return usagef("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", o.grace)
 			}
 			return c.down(cmd.Context(), args[0], o)
 		},
@@ -71,13 +69,13 @@ func (c *cli) down(ctx context.Context, path string, o *downOptions) error {
 		if len(pods) == 0 {
 			fmt.Fprintf(c.err, "kuri: there is no pod %s\n", printable(full))
 		}
-		for _, pod := range pods {
-			err := c.downPod(ctx, rt, have, pod, o.grace)
+		for _, p := range pods {
+			err := c.downPod(ctx, rt, have, p, o.grace)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", full, err))
 				break
 			}
-			fmt.Fprintln(c.out, podName(pod))
+			fmt.Fprintln(c.out, podName(p))
 		}
 		if o.volumes && len(errs) == 0 {
 			errs = append(errs, c.removeClaims(r))
@@ -86,28 +84,13 @@ func (c *cli) down(ctx context.Context, path string, o *downOptions) error {
 	return errors.Join(errs...)
 }
 
-func (c *cli) downPod(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, grace int64) error {
-	if pod.Annotations[manifest.AnnotationRun] == "" {
+func (c *cli) downPod(ctx context.Context, rt *client.Runtime, have *inventory, p *runtimeapi.PodSandbox, grace int64) error {
+	if p.Annotations[manifest.AnnotationRun] == "" {
 		return errors.New("this pod is not one of kuri run: kuri rm removes it")
 	}
-	defer c.sayThatItWaits(pod, nil)()
-	if err := c.stopPod(ctx, rt, have, pod, grace); err != nil {
+	defer c.sayThatItWaits(p, nil)()
+	if err := c.stopPod(ctx, rt, have, p, grace); err != nil {
 		return err
 	}
-	return c.removePod(ctx, rt, pod)
-}
-
-// removeClaims removes the directories of a pod's claims.
-func (c *cli) removeClaims(r manifest.Ref) error {
-	var errs []error
-	for _, claim := range r.Claims {
-		dir := filepath.Join(c.podsDir, claimsDir, r.Namespace)
-		if err := unmountBelow(filepath.Join(dir, claim)); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		errs = append(errs, removeBelow(dir, claim))
-		_ = os.Remove(dir) // where it was the last one
-	}
-	return errors.Join(errs...)
+	return c.removePod(ctx, rt, p)
 }

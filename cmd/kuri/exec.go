@@ -33,7 +33,7 @@ exits with 127, one that cannot be run with 126. In a terminal ctrl-p ctrl-q (--
 			name, command := args[0], args[1:]
 			if strings.HasPrefix(command[0], "-") && command[0] != "--" { // kubectl's order: flags after the name
 				if err := cmd.Flags().Parse(command); err != nil {
-					return usageError{flagError(cmd, err)}
+					return wrongUsage(flagError(cmd, err))
 				}
 				if command = cmd.Flags().Args(); len(command) == 0 {
 					command = []string{"--"}
@@ -46,10 +46,10 @@ exits with 127, one that cannot be run with 126. In a terminal ctrl-p ctrl-q (--
 				command = command[1:]
 			}
 			if len(command) == 0 {
-				return usageError{errors.New("which command? kuri exec CONTAINER -- COMMAND")}
+				return usagef("which command? kuri exec CONTAINER -- COMMAND")
 			}
 			if limit < 0 {
-				return usageError{fmt.Errorf("--time-limit %s: it cannot be negative", limit)}
+				return usagef("--time-limit %s: it cannot be negative", limit)
 			}
 			detach, err := parseKeys(keys)
 			if err != nil {
@@ -72,7 +72,7 @@ exits with 127, one that cannot be run with 126. In a terminal ctrl-p ctrl-q (--
 			tty := c.withoutTerminal(stdin, tty)
 			if stdin || tty {
 				if limit != 0 {
-					return usageError{errors.New("--time-limit is for a command without -i and -t")}
+					return usagef("--time-limit is for a command without -i and -t")
 				}
 				resp, err := rt.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: ct.Id, Cmd: command, Stdin: stdin, Stdout: true, Stderr: !tty, Tty: tty})
 				if err != nil {

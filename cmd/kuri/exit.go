@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -30,6 +31,12 @@ type usageError struct{ error }
 
 func (u usageError) Unwrap() error { return u.error }
 
+// usagef returns an error in how the program was called.
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// wrongUsage makes err an error in how the program was called.
+func wrongUsage(err error) error { return usageError{err} }
+
 // notFoundError says that what was named is not there.
 type notFoundError struct{ error }
 
@@ -39,10 +46,12 @@ func notFound(format string, args ...any) error {
 	return notFoundError{fmt.Errorf(format, args...)}
 }
 
-// leftError says that something which kuri run made could not be removed again.
-type leftError struct{ error }
+// leftoverError says that something which kuri run made could not be removed again.
+type leftoverError struct{ error }
 
-func (l leftError) Unwrap() error { return l.error }
+func (l leftoverError) Unwrap() error { return l.error }
+
+func leftover(format string, args ...any) error { return leftoverError{fmt.Errorf(format, args...)} }
 
 // exitCode ends the program with the code of what it ran. There is nothing to say about it.
 type exitCode int
@@ -61,7 +70,7 @@ func (c *cli) exit(ctx context.Context, err error) int {
 	var by interrupted
 	if errors.As(context.Cause(ctx), &by) {
 		fmt.Fprintln(c.err, "kuri:", by)
-		var left leftError
+		var left leftoverError
 		if errors.As(err, &left) {
 			c.say(left)
 		}
@@ -163,3 +172,30 @@ func lost(err error) bool {
 	}
 	return false
 }
+
+// onlyKuri explains the error of a call that only Kuri's own runtime serves.
+func onlyKuri(img *client.Images, what string, err error) error {
+	if status.Code(err) == codes.Unimplemented {
+		return fmt.Errorf("%s is not Kuri's runtime, and the CRI has no call for %s", img.Endpoint(), what)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// interrupted is why a context ended: the user, or the system, wants the program to end.
+type interrupted struct{ syscall.Signal }
+
+func (i interrupted) Error() string { return fmt.Sprintf("interrupted (%s)", i.Signal) }
+
+// isGone tells whether a call failed because what it was about is not there any more.
+func isGone(err error) bool { return status.Code(err) == codes.NotFound }
+
+// codedError is an error with an exit code of its own.
+type codedError struct {
+	error
+	code int
+}
+
+func (c codedError) Unwrap() error { return c.error }
+
+// withCode gives an error an exit code.
+func withCode(err error, code int) error { return codedError{err, code} }

@@ -1,23 +1,15 @@
 package main
 
 import (
-	"archive/tar"
-	"bytes"
-	"context"
-	"errors"
-	"io"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/kuri-cri/kuri/cmd/kuri/internal/crilog"
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
@@ -179,101 +171,5 @@ func TestHostPath(t *testing.T) {
 		if _, err := os.Stat(tt.path); tt.ok && err != nil {
 			t.Errorf("%s as %q: %v", tt.path, tt.kind, err)
 		}
-	}
-}
-
-func TestPack(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]string{"oci-layout": "{}", "index.json": "[]", "blobs/sha256/aa": strings.Repeat("x", 100)}
-	for name, content := range want {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var b bytes.Buffer
-	if err := pack(&b, dir); err != nil {
-		t.Fatal(err)
-	}
-	r, got := tar.NewReader(&b), 0
-	for {
-		h, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		content, err := io.ReadAll(r)
-		if err != nil || string(content) != want[h.Name] {
-			t.Errorf("%s: %q %v", h.Name, content, err)
-		}
-		got++
-	}
-	if got != len(want) {
-		t.Errorf("%d files", got)
-	}
-	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "blobs/sha256/bb")); err != nil {
-		t.Fatal(err)
-	}
-	if err := pack(io.Discard, dir); err == nil {
-		t.Error("a link out of the layout was followed")
-	}
-}
-
-func TestLogPrinter(t *testing.T) {
-	when := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
-	entries := []crilog.Entry{
-		{Time: when, Stream: crilog.Stdout, Partial: true, Text: []byte("he")},
-		{Time: when, Stream: crilog.Stderr, Text: []byte("oops")},
-		{Time: when, Stream: crilog.Stdout, Text: []byte("llo")},
-		{Time: when, Stream: crilog.Stdout, Text: nil},
-		{Time: when, Stream: crilog.Stdout, Partial: true, Text: []byte("cut")},
-	}
-	for _, tt := range []struct {
-		prefix    string
-		stamps    bool
-		out, errs string
-	}{
-		{"", false, "hello\n\ncut", "oops\n"},
-		{"", true, "2026-01-02T03:04:05.000000006Z hello\n2026-01-02T03:04:05.000000006Z \n2026-01-02T03:04:05.000000006Z cut", "2026-01-02T03:04:05.000000006Z oops\n"},
-		{"a", false, "[a] hello\n[a] \n[a] cut\n", "[a] oops\n"},
-	} {
-		var out, errs bytes.Buffer
-		s := &logSource{prefix: tt.prefix, printer: &logPrinter{out: &out, err: &errs, stamps: tt.stamps}}
-		for _, e := range entries {
-			if err := s.entry(e); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := s.flush(); err != nil {
-			t.Fatal(err)
-		}
-		if out.String() != tt.out || errs.String() != tt.errs {
-			t.Errorf("%+v: %q and %q", tt, out.String(), errs.String())
-		}
-	}
-}
-
-func TestManifestFromStandardInput(t *testing.T) {
-	c, _, errs := newCLI(nil)
-	c.in = strings.NewReader("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {restartPolicy: Always, containers: [{name: c, image: i}]}\n")
-	pods, err := c.manifest(t.Context(), "-", &runOptions{name: "b"})
-	if err != nil || len(pods) != 1 || pods[0].Name() != "b" {
-		t.Fatalf("%v %v", pods, err)
-	}
-	if want := "kuri: pod b: spec.restartPolicy is ignored: a container that exits is not started again\n"; errs.String() != want {
-		t.Errorf("says %q", errs)
-	}
-	if _, err := c.manifest(t.Context(), filepath.Join(t.TempDir(), "none"), &runOptions{}); !errors.Is(err, fs.ErrNotExist) {
-		t.Error(err)
-	}
-	if uid := newUID(); !uidForm.MatchString(uid) || uid == newUID() {
-		t.Errorf("uid %q", uid)
-	}
-	if code := c.main(context.Background(), []string{"run", "/dev/null"}); code != exitError {
-		t.Errorf("an empty manifest: exit code %d", code)
 	}
 }

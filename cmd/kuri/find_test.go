@@ -4,59 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
-
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-const (
-	ready    = runtimeapi.PodSandboxState_SANDBOX_READY
-	notReady = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
-	running  = runtimeapi.ContainerState_CONTAINER_RUNNING
-	exited   = runtimeapi.ContainerState_CONTAINER_EXITED
-)
-
-func sandbox(id, namespace, name string, state runtimeapi.PodSandboxState, created int64) *runtimeapi.PodSandbox {
-	return &runtimeapi.PodSandbox{Id: id, State: state, CreatedAt: created, Metadata: &runtimeapi.PodSandboxMetadata{Namespace: namespace, Name: name}}
-}
-
-func container(id, pod, name string, state runtimeapi.ContainerState, attempt uint32) *runtimeapi.Container {
-	return &runtimeapi.Container{Id: id, PodSandboxId: pod, State: state, Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt}}
-}
-
-// stock is a node with names that are easy, names that are used twice, and names that look like ids.
-func stock() *inventory {
-	return &inventory{
-		pods: []*runtimeapi.PodSandbox{
-			sandbox("aaa1", "default", "web", ready, 1),
-			sandbox("aaa2", "default", "db", ready, 2),
-			sandbox("bbb1", "shop", "db", ready, 3),
-			sandbox("ccc1", "default", "again", notReady, 4),
-			sandbox("ccc2", "default", "again", ready, 3), // the older one is the ready one
-			sandbox("ddd1", "default", "aaa", ready, 5),   // a name that is the beginning of ids
-			sandbox("ddd2", "default", "e9", ready, 6),
-			sandbox("ddd3", "default", "gone2", ready, 7), // and the name of a container elsewhere
-			sandbox("fff1", "default", "anew", notReady, 1),
-			sandbox("fff2", "default", "anew", ready, 2),
-		},
-		containers: []*runtimeapi.Container{
-			container("111a", "aaa1", "web", running, 0),
-			container("111b", "aaa1", "log", running, 0),
-			container("222a", "aaa2", "main", exited, 0),
-			container("222b", "aaa2", "main", running, 1), // restarted
-			container("333a", "bbb1", "main", exited, 0),
-			container("444a", "ccc2", "only", exited, 0),
-			container("bbb7", "ddd1", "x", running, 0), // an id that begins like a pod's
-
-			container("e9e9e9e9e9e9", "ddd2", "x", running, 0), // ids that begin like names
-			container("5f6a7b8c9d0e", "ddd3", "gone", exited, 0),
-			container("0a0a0a0a0a0a", "ddd3", "two", running, 0),
-			container("0b0b0b0b0b0b", "ddd2", "gone2", running, 0),
-			container("90e0e0e0e0e0", "ddd2", "gone", running, 0),
-			container("77777777aaaa", "fff1", "again-main", exited, 3), // of an older sandbox
-			container("77777777bbbb", "fff2", "again-main", running, 0),
-		},
-	}
-}
 
 func TestFind(t *testing.T) {
 	v := stock()
@@ -157,28 +105,5 @@ func TestShortIDsAreHinted(t *testing.T) {
 	}
 	if _, _, err := stock().either("none"); !errors.As(err, &missing) || strings.Contains(err.Error(), "id:") {
 		t.Errorf("no id at all: %v", err)
-	}
-}
-
-func TestByChance(t *testing.T) {
-	i := &runtimeapi.Image{Id: "sha256:cafe0123456789", RepoTags: []string{"docker.io/library/caf:latest"}}
-	for name, want := range map[string]bool{"cafe": true, "caf": false, "cafe0123": false, "sha256:caf": false, "web": false} {
-		if got := byChance(i, name); got != want {
-			t.Errorf("%q: %t", name, got)
-		}
-	}
-}
-
-func TestLoggedOfAPod(t *testing.T) {
-	v := stock()
-	for name, want := range map[string]string{"web": "111a 111b", "web/log": "111b", "default/db": "222b", "again": "444a"} {
-		list, err := v.logged([]string{name}, false)
-		if got := strings.Join(texts(list, (*runtimeapi.Container).GetId), " "); err != nil || got != want {
-			t.Errorf("%s: %q %v, want %q", name, got, err, want)
-		}
-	}
-	var missing notFoundError
-	if _, err := v.logged([]string{"ccc1"}, false); !errors.As(err, &missing) {
-		t.Errorf("a pod without containers: %v", err)
 	}
 }

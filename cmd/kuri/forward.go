@@ -88,7 +88,7 @@ func parsePorts(args []string) ([]forwardedPort, error) {
 			}
 		}
 		if err != nil || to == 0 {
-			return nil, usageError{fmt.Errorf("%q: expected PORT or LOCAL:PORT, each a number from 1 to 65535, LOCAL 0 for any free port", arg)}
+			return nil, usagef("%q: expected PORT or LOCAL:PORT, each a number from 1 to 65535, LOCAL 0 for any free port", arg)
 		}
 		out = append(out, forwardedPort{uint16(from), uint16(to)})
 	}

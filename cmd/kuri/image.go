@@ -3,7 +3,7 @@ package main
 import "github.com/spf13/cobra"
 
 // imageCommand is the group of what concerns images. What is also a verb of its own is the same here.
-func (c *cli) imageCommand() *cobra.Command {
+func imageCommand(c *cli) *cobra.Command {
 	verbs := group(&cobra.Command{
 		Use:   "image",
 		Short: "Everything about images: ls, pull, load, save, inspect, history, diff, tag, rm, prune, check",
@@ -17,22 +17,4 @@ func (c *cli) imageCommand() *cobra.Command {
 		named("rm IMAGE...", c.rmiCommand()), c.pruneCommand(), c.imageCheckCommand(),
 	)
 	return verbs
-}
-
-func (c *cli) imageInspectCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:               "inspect IMAGE",
-		Short:             "Show what an image is, or all that the runtime tells about it",
-		Args:              takes(1, 1),
-		ValidArgsFunction: c.completeImages(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			v, err := c.inspectImage(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return c.printSubject(v)
-		},
-	}
-	c.formatFlag(cmd)
-	return cmd
 }

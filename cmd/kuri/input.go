@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/term"
 )
@@ -62,4 +65,18 @@ func readPassword(ctx context.Context, terminal *os.File) ([]byte, error) {
 		_ = term.Restore(fd, before)
 		return nil, context.Cause(ctx)
 	}
+}
+
+// confirmed asks and reads the answer; no answer is a no.
+func (c *cli) confirmed(ctx context.Context, question string) bool {
+	fmt.Fprint(c.err, question)
+	line, _ := bufio.NewReader(c.input(ctx)).ReadString('\n')
+	answer := strings.ToLower(strings.TrimSpace(line))
+	return answer == "y" || answer == "yes"
+}
+
+// terminalIn reports whether the program's input is a terminal.
+func (c *cli) terminalIn() bool {
+	file, ok := c.in.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
 }

@@ -133,3 +133,21 @@ func (c *cli) inspectImage(ctx context.Context, name string) (subject, error) {
 		page: func(p *page) { p.image(st.Image, readImageDetail(st.Info)) },
 	}, nil
 }
+
+func (c *cli) imageInspectCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "inspect IMAGE",
+		Short:             "Show what an image is, or all that the runtime tells about it",
+		Args:              takes(1, 1),
+		ValidArgsFunction: c.completeImages(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			v, err := c.inspectImage(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return c.printSubject(v)
+		},
+	}
+	c.formatFlag(cmd)
+	return cmd
+}

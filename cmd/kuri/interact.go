@@ -21,7 +21,7 @@ func (c *cli) runImage(ctx context.Context, o *runOptions, image string, command
 		return err
 	}
 	if o.rm && o.image.detach {
-		return usageError{errors.New("--rm removes the pod when its container has ended, and -d does not wait for that: leave out one of them")}
+		return usagef("--rm removes the pod when its container has ended, and -d does not wait for that: leave out one of them")
 	}
 	attach := o.image.stdin && !o.image.detach
 	if attach {
@@ -92,7 +92,7 @@ func (r *run) interact(ctx context.Context, o *runOptions, keys []byte) error {
 	}
 	if err == nil {
 		var st *runtimeapi.ContainerStatus
-		if st, err = r.wait(ctx, id); err == nil {
+		if st, err = waitExit(ctx, r.rt, id); err == nil {
 			code = st.ExitCode
 		}
 	}
@@ -136,7 +136,7 @@ func (r *run) attach(ctx context.Context, id string, want streams) error {
 func (r *run) endsNow(ctx context.Context, id string) bool {
 	ctx, cancel := context.WithTimeout(ctx, lastWords)
 	defer cancel()
-	_, err := r.wait(ctx, id)
+	_, err := waitExit(ctx, r.rt, id)
 	return err == nil
 }
 

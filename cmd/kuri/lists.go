@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -34,11 +33,11 @@ func (o *listOptions) listFlags(cmd *cobra.Command, orders ...string) {
 	format := cmd.PreRunE
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		if !slices.Contains(orders, o.sort) {
-			return usageError{fmt.Errorf("--sort %q: expected %s", o.sort, strings.Join(orders, ", "))}
+			return usagef("--sort %q: expected %s", o.sort, strings.Join(orders, ", "))
 		}
 		var err error
 		if o.pattern, err = regexp.Compile(o.name); err != nil {
-			return usageError{fmt.Errorf("--name %q: not a regular expression: %s", o.name, strings.TrimPrefix(err.Error(), "error parsing regexp: "))}
+			return usagef("--name %q: not a regular expression: %s", o.name, strings.TrimPrefix(err.Error(), "error parsing regexp: "))
 		}
 		return format(cmd, args)
 	}
@@ -52,7 +51,7 @@ func stateFlag(cmd *cobra.Command, state *string, states ...string) {
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		*state = strings.ToLower(strings.ReplaceAll(*state, "_", ""))
 		if *state != "" && !slices.Contains(states, *state) {
-			return usageError{fmt.Errorf("--state %q: expected %s", *state, strings.Join(states, ", "))}
+			return usagef("--state %q: expected %s", *state, strings.Join(states, ", "))
 		}
 		return before(cmd, args)
 	}
@@ -97,7 +96,7 @@ const watchEvery = time.Second
 // watch prints a table and then each row that changes, a row without its age. Of what goes a last row is printed.
 func (c *cli) watch(ctx context.Context, o *listOptions, list func(context.Context) (*listing, error)) error {
 	if !c.tabular() || o.quiet {
-		return usageError{errors.New("--watch is for tables")}
+		return usagef("--watch is for tables")
 	}
 	shown := map[string]string{} // rows, by their first cells
 	var widths []int
@@ -186,3 +185,14 @@ func hasLabels(labels, want map[string]string) bool {
 	}
 	return true
 }
+
+// The values of --sort.
+const (
+	byAge       = "age"
+	byName      = "name"
+	byNamespace = "namespace"
+	byState     = "state"
+	byPod       = "pod"
+	byImage     = "image"
+	bySize      = "size"
+)

@@ -138,7 +138,7 @@ func (c *cli) archive(ctx context.Context, path string) (io.ReadCloser, error) {
 	}
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, notFoundError{err}
+		return nil, notFound("%w", err)
 	}
 	if err != nil {
 		return nil, err

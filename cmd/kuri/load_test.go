@@ -1,6 +1,11 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -32,5 +37,46 @@ func TestLoadLines(t *testing.T) {
 		if named(i, name) != want {
 			t.Errorf("%s: %t", name, !want)
 		}
+	}
+}
+
+func TestPack(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"oci-layout": "{}", "index.json": "[]", "blobs/sha256/aa": strings.Repeat("x", 100)}
+	for name, content := range want {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var b bytes.Buffer
+	if err := pack(&b, dir); err != nil {
+		t.Fatal(err)
+	}
+	r, got := tar.NewReader(&b), 0
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(r)
+		if err != nil || string(content) != want[h.Name] {
+			t.Errorf("%s: %q %v", h.Name, content, err)
+		}
+		got++
+	}
+	if got != len(want) {
+		t.Errorf("%d files", got)
+	}
+	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "blobs/sha256/bb")); err != nil {
+		t.Fatal(err)
+	}
+	if err := pack(io.Discard, dir); err == nil {
+		t.Error("a link out of the layout was followed")
 	}
 }

@@ -125,7 +125,7 @@ func registryName(args []string) (string, error) {
 	}
 	named, err := reference.ParseNormalizedNamed(host + "/x")
 	if err != nil || reference.Path(named) != "x" || reference.Domain(named) != host {
-		return "", usageError{fmt.Errorf("%q is not a registry: expected a host such as registry.example or localhost:5000", args[0])}
+		return "", usagef("%q is not a registry: expected a host such as registry.example or localhost:5000", args[0])
 	}
 	return host, nil
 }
@@ -151,9 +151,9 @@ func (c *cli) askLogin(ctx context.Context, registry, user, password string, fro
 	}
 	switch {
 	case fromStdin && (user == "" || password != ""):
-		return none, usageError{errors.New("--password-stdin goes with --username and without --password")}
+		return none, usagef("--password-stdin goes with --username and without --password")
 	case !fromStdin && terminal == nil && (user == "" || password == ""):
-		return none, usageError{errors.New("there is no terminal to ask on: --username and --password-stdin")}
+		return none, usagef("there is no terminal to ask on: --username and --password-stdin")
 	}
 	in := bufio.NewReader(io.LimitReader(c.input(ctx), 64<<10))
 	if user == "" {

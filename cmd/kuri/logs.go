@@ -39,7 +39,7 @@ What a container wrote to its standard error goes to standard error. The files a
 				err = fmt.Errorf("--tail %d: expected a number of lines, or -1 for all", tail)
 			}
 			if err != nil {
-				return usageError{err}
+				return wrongUsage(err)
 			}
 			for i := range names {
 				if of != "" {
@@ -221,24 +221,6 @@ func (s *logSource) follow(ctx context.Context, rt *client.Runtime, o crilog.Opt
 		return state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING, nil
 	}
 	return s.read(ctx, rt, o)
-}
-
-// patience is for how long a runtime may be away while a container is followed or waited for: a restart, an upgrade.
-const patience = 30 * time.Second
-
-// patientStatus asks for a container's status, and asks again while the connection to the runtime is broken.
-func patientStatus(ctx context.Context, rt *client.Runtime, id string) (*runtimeapi.ContainerStatus, error) {
-	for begun := time.Now(); ; {
-		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
-		if err == nil || !lost(err) || time.Since(begun) > patience {
-			return st.GetStatus(), err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(lastAsk):
-		}
-	}
 }
 
 func (s *logSource) path(ctx context.Context, rt *client.Runtime) (string, error) {

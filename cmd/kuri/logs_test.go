@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -12,25 +14,6 @@ import (
 
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/crilog"
 )
-
-// loggedInventory has pod a, whose sandbox was made anew, with container c at its third attempt, and pod b with c and d.
-func loggedInventory() *inventory {
-	pod := func(id, name, uid string, at int64, state runtimeapi.PodSandboxState) *runtimeapi.PodSandbox {
-		return &runtimeapi.PodSandbox{Id: id, Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: uid, Namespace: "default"}, CreatedAt: at, State: state}
-	}
-	ct := func(id, pod, name string, attempt uint32) *runtimeapi.Container {
-		return &runtimeapi.Container{Id: id, PodSandboxId: pod, Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt}, CreatedAt: int64(attempt)}
-	}
-	return &inventory{
-		pods: []*runtimeapi.PodSandbox{
-			pod("a-old", "a", "uid-a", 1, runtimeapi.PodSandboxState_SANDBOX_NOTREADY), pod("a-new", "a", "uid-a", 2, runtimeapi.PodSandboxState_SANDBOX_READY),
-			pod("b", "b", "uid-b", 3, runtimeapi.PodSandboxState_SANDBOX_READY),
-		},
-		containers: []*runtimeapi.Container{
-			ct("a0", "a-old", "c", 0), ct("a1", "a-old", "c", 1), ct("a2", "a-new", "c", 2), ct("bc", "b", "c", 0), ct("bd", "b", "d", 1), ct("bd-old", "b", "d", 0),
-		},
-	}
-}
 
 func TestLogged(t *testing.T) {
 	for _, tt := range []struct {
@@ -74,5 +57,69 @@ func TestOthersWordsAreSafe(t *testing.T) {
 	}
 	if got := string((&logPrinter{}).head(crilog.Entry{}, "pod/\x1b[31mred")); got != "[pod/?[31mred] " {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestParseSince(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for in, want := range map[string]time.Time{
+		"": {}, "10m": now.Add(-10 * time.Minute), "2026-01-01T00:00:00Z": time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+	} {
+		if got, err := parseSince(in, now); err != nil || !got.Equal(want) {
+			t.Errorf("%q: %s %v", in, got, err)
+		}
+	}
+	for _, in := range []string{"-5m", "yesterday", "2026-01-01"} {
+		if _, err := parseSince(in, now); err == nil {
+			t.Errorf("%q: no error", in)
+		}
+	}
+}
+
+func TestLogPrinter(t *testing.T) {
+	when := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+	entries := []crilog.Entry{
+		{Time: when, Stream: crilog.Stdout, Partial: true, Text: []byte("he")},
+		{Time: when, Stream: crilog.Stderr, Text: []byte("oops")},
+		{Time: when, Stream: crilog.Stdout, Text: []byte("llo")},
+		{Time: when, Stream: crilog.Stdout, Text: nil},
+		{Time: when, Stream: crilog.Stdout, Partial: true, Text: []byte("cut")},
+	}
+	for _, tt := range []struct {
+		prefix    string
+		stamps    bool
+		out, errs string
+	}{
+		{"", false, "hello\n\ncut", "oops\n"},
+		{"", true, "2026-01-02T03:04:05.000000006Z hello\n2026-01-02T03:04:05.000000006Z \n2026-01-02T03:04:05.000000006Z cut", "2026-01-02T03:04:05.000000006Z oops\n"},
+		{"a", false, "[a] hello\n[a] \n[a] cut\n", "[a] oops\n"},
+	} {
+		var out, errs bytes.Buffer
+		s := &logSource{prefix: tt.prefix, printer: &logPrinter{out: &out, err: &errs, stamps: tt.stamps}}
+		for _, e := range entries {
+			if err := s.entry(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.flush(); err != nil {
+			t.Fatal(err)
+		}
+		if out.String() != tt.out || errs.String() != tt.errs {
+			t.Errorf("%+v: %q and %q", tt, out.String(), errs.String())
+		}
+	}
+}
+
+func TestLoggedOfAPod(t *testing.T) {
+	v := stock()
+	for name, want := range map[string]string{"web": "111a 111b", "web/log": "111b", "default/db": "222b", "again": "444a"} {
+		list, err := v.logged([]string{name}, false)
+		if got := strings.Join(texts(list, (*runtimeapi.Container).GetId), " "); err != nil || got != want {
+			t.Errorf("%s: %q %v, want %q", name, got, err, want)
+		}
+	}
+	var missing notFoundError
+	if _, err := v.logged([]string{"ccc1"}, false); !errors.As(err, &missing) {
+		t.Errorf("a pod without containers: %v", err)
 	}
 }

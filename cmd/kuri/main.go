@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -17,16 +16,11 @@ var version = "dev"
 func main() {
 	silenceLibraries()
 	ctx, stop := interruptible()
-	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv}
-	code := c.main(ctx, os.Args[1:])
+	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv, version: version}
+	code := c.main(ctx, root(c), os.Args[1:])
 	stop()
 	os.Exit(code)
 }
-
-// interrupted is why a context ended: the user, or the system, wants the program to end.
-type interrupted struct{ syscall.Signal }
-
-func (i interrupted) Error() string { return fmt.Sprintf("interrupted (%s)", i.Signal) }
 
 // interruptible returns a context that ends with the first SIGINT or SIGTERM, which is its cause.
 func interruptible() (context.Context, func()) {

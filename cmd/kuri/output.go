@@ -3,16 +3,20 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"text/template"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/client-go/util/jsonpath"
 	"sigs.k8s.io/yaml"
 )
@@ -41,14 +45,14 @@ func (c *cli) formatFlag(cmd *cobra.Command) {
 			}
 		case formatPath, formatTemplate:
 			if !templated || text == "" {
-				return usageError{fmt.Errorf("-o %s: expected a template, %s=TEMPLATE", c.format, name)}
+				return usagef("-o %s: expected a template, %s=TEMPLATE", c.format, name)
 			}
 			if _, err := newTemplate(c.format); err != nil {
-				return usageError{fmt.Errorf("-o %s: %w", c.format, err)}
+				return usagef("-o %s: %w", c.format, err)
 			}
 			return nil
 		}
-		return usageError{fmt.Errorf("-o %s: expected table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE", c.format)}
+		return usagef("-o %s: expected table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE", c.format)
 	}
 }
 
@@ -260,4 +264,47 @@ func trim(id string, full bool) string {
 		hex = id
 	}
 	return hex[:min(len(hex), shortID)]
+}
+
+// ago tells for how long something has been there, given when it began in nanoseconds since the epoch.
+func ago(nanos int64) string {
+	if nanos <= 0 {
+		return "-"
+	}
+	return short(time.Since(time.Unix(0, nanos)))
+}
+
+// dockerBytes reads a number of bytes as docker does, where m is 1024 times 1024, or as Kubernetes does where the unit says so.
+func dockerBytes(s string) (resource.Quantity, error) {
+	number := strings.TrimRight(s, "bBkKmMgGtTi")
+	unit := strings.ToLower(s[len(number):])
+	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")]
+	f, err := strconv.ParseFloat(number, 64)
+	if err != nil || !ok || f <= 0 || f*float64(uint64(1)<<shift) > 1<<50 {
+		return resource.Quantity{}, errors.New("expected a number of bytes such as 64m, 1.5g or 64Mi")
+	}
+	const least = 1 << 20
+	bytes := int64(f * float64(uint64(1)<<shift))
+	if bytes < least {
+		return resource.Quantity{}, fmt.Errorf("that is %d bytes, in which nothing runs: did you mean %sm?", bytes, number)
+	}
+	return *resource.NewQuantity(bytes, resource.BinarySI), nil
+}
+
+// columns is the width of the terminal that the output is, or a good one for a file.
+func (c *cli) columns() int {
+	if file, ok := c.out.(interface{ Fd() uintptr }); ok {
+		if width, _, err := term.GetSize(int(file.Fd())); err == nil && width > 0 {
+			return width
+		}
+	}
+	return 100
+}
+
+// cut shortens a text to at most n characters.
+func cut(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n-1]) + "…"
+	}
+	return s
 }

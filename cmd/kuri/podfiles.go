@@ -39,6 +39,9 @@ func (c *cli) filesOf(namespace, name, uid string) podFiles {
 	return podFiles{podsDir: c.podsDir, logsDir: c.logsDir, namespace: namespace, name: name, uid: uid}
 }
 
+// oldLogsDir had the logs of pods that an earlier kuri has run.
+const oldLogsDir = "/var/log/pods"
+
 var (
 	uidForm  = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 	nameForm = regexp.MustCompile(`^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$`) // of a DNS subdomain, and of a label

@@ -14,17 +14,6 @@ import (
 	"github.com/kuri-cri/kuri/client"
 )
 
-// The values of --sort.
-const (
-	byAge       = "age"
-	byName      = "name"
-	byNamespace = "namespace"
-	byState     = "state"
-	byPod       = "pod"
-	byImage     = "image"
-	bySize      = "size"
-)
-
 func (c *cli) podsCommand() *cobra.Command {
 	o := &listOptions{}
 	var state string
@@ -108,13 +97,6 @@ func labelText(labels map[string]string) string {
 	return strings.Join(out, ",")
 }
 
-func podState(s runtimeapi.PodSandboxState) string {
-	if s == runtimeapi.PodSandboxState_SANDBOX_READY {
-		return "ready"
-	}
-	return "not ready"
-}
-
 // podIP returns the primary address of a pod, "" when it has none or is gone by now.
 func podIP(ctx context.Context, rt *client.Runtime, p *runtimeapi.PodSandbox) string {
 	st, err := rt.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
@@ -122,19 +104,4 @@ func podIP(ctx context.Context, rt *client.Runtime, p *runtimeapi.PodSandbox) st
 		return ""
 	}
 	return st.GetStatus().GetNetwork().GetIp()
-}
-
-// countIn tells how many of a pod's containers run, "2/3".
-func countIn(p *runtimeapi.PodSandbox, containers []*runtimeapi.Container) string {
-	running, all := 0, 0
-	for _, ct := range latest(containers) {
-		if ct.PodSandboxId != p.Id {
-			continue
-		}
-		all++
-		if ct.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
-			running++
-		}
-	}
-	return fmt.Sprintf("%d/%d", running, all)
 }

@@ -124,3 +124,18 @@ func makeBelow(dir, path string) error {
 	}
 	return root.Chmod(path, info.Mode().Perm()|info.Mode()&os.ModeSetgid)
 }
+
+// removeClaims removes the directories of a pod's claims.
+func (c *cli) removeClaims(r manifest.Ref) error {
+	var errs []error
+	for _, claim := range r.Claims {
+		dir := filepath.Join(c.podsDir, claimsDir, r.Namespace)
+		if err := unmountBelow(filepath.Join(dir, claim)); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, removeBelow(dir, claim))
+		_ = os.Remove(dir) // where it was the last one
+	}
+	return errors.Join(errs...)
+}

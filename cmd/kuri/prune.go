@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -188,12 +187,4 @@ func (c *cli) showPruned(p *kuriv1.PruneResponse) error {
 		rows = append(rows, []string{strings.Join(i.References, ", "), trim(i.Id, false), size(uint64(i.Size))})
 	}
 	return table(c.out, rows)
-}
-
-// confirmed asks and reads the answer; no answer is a no.
-func (c *cli) confirmed(ctx context.Context, question string) bool {
-	fmt.Fprint(c.err, question)
-	line, _ := bufio.NewReader(c.input(ctx)).ReadString('\n')
-	answer := strings.ToLower(strings.TrimSpace(line))
-	return answer == "y" || answer == "yes"
 }

@@ -136,15 +136,6 @@ func (c *cli) containerRows(ctx context.Context, rt *client.Runtime, have *inven
 	return rows
 }
 
-// imageName returns the name by which a container's image was asked for, as far as the runtime tells it.
-func imageName(i *runtimeapi.ImageSpec, full bool) string {
-	name := cmp.Or(i.GetUserSpecifiedImage(), i.GetImage())
-	if strings.HasPrefix(name, "sha256:") {
-		return trim(name, full)
-	}
-	return name
-}
-
 // stateOf returns a container's state for people. How one ended is not in the list, so that is asked for.
 func stateOf(ctx context.Context, rt *client.Runtime, ct *runtimeapi.Container) string {
 	if ct.State == runtimeapi.ContainerState_CONTAINER_EXITED {
@@ -153,14 +144,4 @@ func stateOf(ctx context.Context, rt *client.Runtime, ct *runtimeapi.Container) 
 		}
 	}
 	return containerState(&runtimeapi.ContainerStatus{State: ct.State})
-}
-
-func containerState(s *runtimeapi.ContainerStatus) string {
-	if s.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
-		return strings.ToLower(strings.TrimPrefix(s.GetState().String(), "CONTAINER_"))
-	}
-	if s.Reason == "" || s.Reason == "Completed" || s.Reason == "Error" { // the code says it
-		return fmt.Sprintf("exited (%d)", s.ExitCode)
-	}
-	return fmt.Sprintf("exited (%d, %s)", s.ExitCode, s.Reason)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -74,7 +73,7 @@ func (c *cli) credentials(ctx context.Context, s string) (*runtimeapi.AuthConfig
 	}
 	user, password, ok := strings.Cut(s, ":")
 	if !ok {
-		return nil, usageError{errors.New("--creds: expected USER:PASSWORD")}
+		return nil, usagef("--creds: expected USER:PASSWORD")
 	}
 	return &runtimeapi.AuthConfig{Username: user, Password: password}, nil
 }

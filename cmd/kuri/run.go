@@ -146,26 +146,26 @@ func (r *run) pullMissing(ctx context.Context, p *runningPod, images map[string]
 		if _, done := images[want.name]; done {
 			continue
 		}
-		image, err := r.imageStatus(ctx, p, want.name)
+		found, err := r.imageStatus(ctx, p, want.name)
 		if err != nil {
 			return err
 		}
 		switch {
-		case want.pull == manifest.PullAlways, image == nil && want.pull == manifest.PullMissing:
+		case want.pull == manifest.PullAlways, found == nil && want.pull == manifest.PullMissing:
 			req := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: want.name, RuntimeHandler: p.Handler()}, SandboxConfig: p.Sandbox(p.facts), Auth: r.authFor(ctx, want.name)}
 			if _, err := r.pull(ctx, r.img, req); err != nil {
-				return fmt.Errorf("%s: %w%s", want.of, err, here(image, want))
+				return fmt.Errorf("%s: %w%s", want.of, err, here(found, want))
 			}
-			if image, err = r.imageStatus(ctx, p, want.name); err != nil {
+			if found, err = r.imageStatus(ctx, p, want.name); err != nil {
 				return err
 			}
-			if image == nil {
+			if found == nil {
 				return fmt.Errorf("%s: the runtime does not find the image %s which it has just pulled", want.of, want.name)
 			}
-		case image == nil:
+		case found == nil:
 			return notFound("%s: there is no image %q, and its pull policy is Never: use kuri load or kuri pull", want.of, want.name)
 		}
-		images[want.name] = *image
+		images[want.name] = *found
 	}
 	p.facts.VolumeImages = map[string]string{}
 	for _, v := range p.ImageVolumes() {
@@ -336,7 +336,7 @@ func about(what string, err error) error {
 
 // finish waits for an init container. One that fails takes the pod with it, so the end of its log is shown.
 func (r *run) finish(ctx context.Context, ct manifest.Container, id string) error {
-	st, err := r.wait(ctx, id)
+	st, err := waitExit(ctx, r.rt, id)
 	if err != nil {
 		return fmt.Errorf("wait for init container %s: %w", ct.Name, err)
 	}
@@ -352,33 +352,6 @@ func (r *run) finish(ctx context.Context, ct manifest.Container, id string) erro
 	return fmt.Errorf("init container %s failed: %s", ct.Name, containerState(st))
 }
 
-// How often a container is asked for while its end is waited for.
-const (
-	firstAsk = 10 * time.Millisecond
-	lastAsk  = 500 * time.Millisecond
-)
-
-// wait returns the status of a container that has ended.
-func (r *run) wait(ctx context.Context, id string) (*runtimeapi.ContainerStatus, error) {
-	for pause := firstAsk; ; pause = min(2*pause, lastAsk) {
-		st, err := patientStatus(ctx, r.rt, id)
-		if err != nil {
-			return nil, err
-		}
-		switch st.GetState() {
-		case runtimeapi.ContainerState_CONTAINER_EXITED:
-			return st, nil
-		case runtimeapi.ContainerState_CONTAINER_UNKNOWN:
-			return nil, fmt.Errorf("the runtime does not know its state: %s", st.GetMessage())
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(pause):
-		}
-	}
-}
-
 // undoLimit bounds the removal of one pod.
 const undoLimit = time.Minute
 
@@ -391,7 +364,7 @@ func (r *run) remove(ctx context.Context) error {
 			continue
 		}
 		if err := r.removePod(ctx, p); err != nil {
-			errs = append(errs, leftError{fmt.Errorf("remove pod %s: %w", p.Name(), err)})
+			errs = append(errs, leftover("remove pod %s: %w", p.Name(), err))
 		}
 	}
 	return errors.Join(errs...)

@@ -62,11 +62,11 @@ func (c *cli) runWhat(cmd *cobra.Command, o *runOptions, args []string) error {
 	path, rest := o.file, args
 	if path == "" {
 		if len(args) == 0 {
-			return usageError{takes(1, many)(cmd, args)}
+			return wrongUsage(takes(1, many)(cmd, args))
 		}
 		if !looksLikeFile(args[0], args[1:]) {
 			if len(o.configs) > 0 {
-				return usageError{errors.New("--configmap is for a manifest: an image has -e and --env-file")}
+				return usagef("--configmap is for a manifest: an image has -e and --env-file")
 			}
 			return c.runImage(cmd.Context(), o, args[0], args[1:])
 		}
@@ -76,7 +76,7 @@ func (c *cli) runWhat(cmd *cobra.Command, o *runOptions, args []string) error {
 		return err
 	}
 	if f := o.image.used(cmd); f != "" {
-		return usageError{fmt.Errorf("--%s is for an image: of a manifest, %s says it", f, path)}
+		return usagef("--%s is for an image: of a manifest, %s says it", f, path)
 	}
 	return c.runManifest(cmd.Context(), o, path)
 }
@@ -101,10 +101,10 @@ func (c *cli) flagsAfterFile(cmd *cobra.Command, rest []string) error {
 	f := cmd.Flags()
 	f.SetInterspersed(true)
 	if err := f.Parse(rest); err != nil {
-		return usageError{flagError(cmd, err)}
+		return wrongUsage(flagError(cmd, err))
 	}
 	if f.NArg() > 0 {
-		return usageError{fmt.Errorf("%q is one too many: kuri run FILE takes one manifest, which says the command itself", f.Arg(0))}
+		return usagef("%q is one too many: kuri run FILE takes one manifest, which says the command itself", f.Arg(0))
 	}
 	if help, _ := f.GetBool("help"); help {
 		return errors.Join(cmd.Help(), exitCode(exitOK))
@@ -187,7 +187,7 @@ func (c *cli) manifestFile(ctx context.Context, path string) ([]byte, error) {
 	if path != "-" {
 		file, err := os.Open(path)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, notFoundError{err}
+			return nil, notFound("%w", err)
 		}
 		if err != nil {
 			return nil, err

@@ -98,7 +98,7 @@ func (o *imageOptions) used(cmd *cobra.Command) string {
 func (o *imageOptions) pod(name, image string, command []string, env func(string) string) (*manifest.Pod, error) {
 	ref, err := reference.ParseDockerRef(image)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("%q is neither a file nor the name of an image: %w", image, err)}
+		return nil, usagef("%q is neither a file nor the name of an image: %w", image, err)
 	}
 	base := labelOf(filepath.Base(reference.Path(ref)))
 	if name == "" {
@@ -109,13 +109,13 @@ func (o *imageOptions) pod(name, image string, command []string, env func(string
 	b.pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	for _, step := range []func(*imageOptions) error{b.process, b.variables, b.publish, b.mounts, b.namespaces, b.identity, b.limits, b.security} {
 		if err := step(o); err != nil {
-			return nil, usageError{err}
+			return nil, wrongUsage(err)
 		}
 	}
 	b.pod.Spec.Containers = []corev1.Container{b.ctr}
 	p, err := manifest.FromPod(b.pod)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, wrongUsage(err)
 	}
 	return p, nil
 }
@@ -376,23 +376,6 @@ func (b *podBuilder) limits(o *imageOptions) error {
 		b.ctr.Resources.Limits = limits
 	}
 	return nil
-}
-
-// dockerBytes reads a number of bytes as docker does, where m is 1024 times 1024, or as Kubernetes does where the unit says so.
-func dockerBytes(s string) (resource.Quantity, error) {
-	number := strings.TrimRight(s, "bBkKmMgGtTi")
-	unit := strings.ToLower(s[len(number):])
-	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")]
-	f, err := strconv.ParseFloat(number, 64)
-	if err != nil || !ok || f <= 0 || f*float64(uint64(1)<<shift) > 1<<50 {
-		return resource.Quantity{}, errors.New("expected a number of bytes such as 64m, 1.5g or 64Mi")
-	}
-	const least = 1 << 20
-	bytes := int64(f * float64(uint64(1)<<shift))
-	if bytes < least {
-		return resource.Quantity{}, fmt.Errorf("that is %d bytes, in which nothing runs: did you mean %sm?", bytes, number)
-	}
-	return *resource.NewQuantity(bytes, resource.BinarySI), nil
 }
 
 func (b *podBuilder) security(o *imageOptions) error {

@@ -108,7 +108,7 @@ type saveTarget interface {
 func (c *cli) saveTarget(to string) (saveTarget, error) {
 	if to == "-" {
 		if f, ok := c.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-			return nil, usageError{errors.New("an archive is not for a terminal: -o FILE writes a file, and a pipe takes it too")}
+			return nil, usagef("an archive is not for a terminal: -o FILE writes a file, and a pipe takes it too")
 		}
 		return outStream{c.out}, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 
 	"github.com/kuri-cri/kuri/client"
@@ -41,11 +42,11 @@ func (c *cli) settings() (settings, error) {
 	}
 	s.Image = cmp.Or(c.flags.Image, c.env("IMAGE_SERVICE_ENDPOINT"), file.Image, s.Runtime)
 	if s.Timeout < 0 {
-		return settings{}, usageError{fmt.Errorf("the timeout %s is negative", s.Timeout)}
+		return settings{}, usagef("the timeout %s is negative", s.Timeout)
 	}
 	for _, endpoint := range []string{s.Runtime, s.Image} {
 		if _, err := client.SocketPath(endpoint); err != nil {
-			return settings{}, usageError{err}
+			return settings{}, wrongUsage(err)
 		}
 	}
 	return s, nil
@@ -95,4 +96,11 @@ func secondsOf(n float64) time.Duration {
 		return math.MaxInt64
 	}
 	return time.Duration(n * float64(time.Second))
+}
+
+// ownLetters lets -i and -t mean for cmd what they mean in every other program: the root's flags of these letters go by
+// their long names after the verb.
+func (c *cli) ownLetters(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.flags.Image, "image-endpoint", "", "`SOCKET` of the image service")
+	cmd.Flags().DurationVar(&c.flags.Timeout, "timeout", 0, "how long a call to the runtime may take")
 }

@@ -33,9 +33,9 @@ func (c *cli) statsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, names []string) error {
 			switch {
 			case !slices.Contains([]string{byCPU, byMemory, byDisk, byName}, order):
-				return usageError{fmt.Errorf("--sort %q: expected cpu, memory, disk, name", order)}
+				return usagef("--sort %q: expected cpu, memory, disk, name", order)
 			case period < 100*time.Millisecond:
-				return usageError{fmt.Errorf("--period %s: expected 100ms or more", period)}
+				return usagef("--period %s: expected 100ms or more", period)
 			}
 			ctx := cmd.Context()
 			rt, err := c.runtime(ctx)

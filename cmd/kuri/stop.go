@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/client"
@@ -34,7 +32,7 @@ image names, and after the grace period SIGKILL. A pod's name comes before a con
 		ValidArgsFunction: c.completeNames(anyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if grace < ownGrace {
-				return usageError{fmt.Errorf("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", grace)}
+				return usagef("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", grace)
 			}
 			return c.each(cmd.Context(), names, all, func(ctx context.Context, rt *client.Runtime, have *inventory, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) error {
 				defer c.sayThatItWaits(pod, ct)()
@@ -76,7 +74,7 @@ func (c *cli) sayThatItWaits(pod *runtimeapi.PodSandbox, ct *runtimeapi.Containe
 func (c *cli) each(ctx context.Context, names []string, all bool,
 	do func(context.Context, *client.Runtime, *inventory, *runtimeapi.PodSandbox, *runtimeapi.Container) error) error {
 	if all == (len(names) > 0) {
-		return usageError{errors.New("either names, or --all for all pods")}
+		return usagef("either names, or --all for all pods")
 	}
 	rt, err := c.runtime(ctx)
 	if err != nil {
@@ -173,6 +171,3 @@ func graceOf(annotations map[string]string) int64 {
 	}
 	return defaultGrace
 }
-
-// isGone tells whether a call failed because what it was about is not there any more.
-func isGone(err error) bool { return status.Code(err) == codes.NotFound }

@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
@@ -104,14 +103,6 @@ const (
 	exitNoCommand     = 127
 )
 
-// codedError is an error with an exit code of its own.
-type codedError struct {
-	error
-	code int
-}
-
-func (c codedError) Unwrap() error { return c.error }
-
 // What runtimes say of a command that is not in the container, or is there and cannot be run, be it for its directory.
 var (
 	workingDirectory = regexp.MustCompile(`exec: "[^"]*": .*working directory|chdir to cwd`)
@@ -126,18 +117,11 @@ func notRun(err error) error {
 	case err == nil || errors.As(err, &code):
 		return err
 	case workingDirectory.MatchString(err.Error()):
-		return codedError{err, exitNotExecutable}
+		return withCode(err, exitNotExecutable)
 	case noCommand.MatchString(err.Error()):
-		return codedError{err, exitNoCommand}
+		return withCode(err, exitNoCommand)
 	case notExecutable.MatchString(err.Error()):
-		return codedError{err, exitNotExecutable}
+		return withCode(err, exitNotExecutable)
 	}
 	return err
-}
-
-// ownLetters lets -i and -t mean for cmd what they mean in every other program: the root's flags of these letters go by
-// their long names after the verb.
-func (c *cli) ownLetters(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&c.flags.Image, "image-endpoint", "", "`SOCKET` of the image service")
-	cmd.Flags().DurationVar(&c.flags.Timeout, "timeout", 0, "how long a call to the runtime may take")
 }

@@ -14,12 +14,6 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 )
 
-// terminalIn reports whether the program's input is a terminal.
-func (c *cli) terminalIn() bool {
-	file, ok := c.in.(*os.File)
-	return ok && term.IsTerminal(int(file.Fd()))
-}
-
 // withoutTerminal says that -t is not followed, because there is no terminal that -i could read from: a program that is
 // told it has one would wait for its keys for ever.
 func (c *cli) withoutTerminal(stdin, tty bool) (still bool) {
@@ -106,7 +100,7 @@ func parseKeys(s string) ([]byte, error) {
 		case len(key) == 1:
 			out = append(out, key[0])
 		default:
-			return nil, usageError{fmt.Errorf("--detach-keys %q: expected keys such as ctrl-p or q, with commas between them: %q is neither a character nor ctrl- and one of a-z @ [ \\ ] ^ _", s, key)}
+			return nil, usagef("--detach-keys %q: expected keys such as ctrl-p or q, with commas between them: %q is neither a character nor ctrl- and one of a-z @ [ \\ ] ^ _", s, key)
 		}
 	}
 	return out, nil

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -59,11 +58,11 @@ Without a terminal, use -b: a table for each sample. It works with any runtime; 
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case !slices.Contains(names, o.order):
-				return usageError{fmt.Errorf("--sort %q: expected %s", o.order, strings.Join(names, ", "))}
+				return usagef("--sort %q: expected %s", o.order, strings.Join(names, ", "))
 			case o.delay < leastDelay || o.delay > mostDelay:
-				return usageError{fmt.Errorf("--delay %s: expected %s to %s", o.delay, leastDelay, mostDelay)}
+				return usagef("--delay %s: expected %s to %s", o.delay, leastDelay, mostDelay)
 			case o.count < 0:
-				return usageError{fmt.Errorf("--count %d: expected a number of samples, 0 for no end", o.count)}
+				return usagef("--count %d: expected a number of samples, 0 for no end", o.count)
 			}
 			if !c.tabular() {
 				if o.batch = true; !cmd.Flags().Changed("count") {
@@ -100,7 +99,7 @@ func (c *cli) top(ctx context.Context, o topOptions) error {
 	in, inOK := c.in.(*os.File)
 	out, outOK := c.out.(*os.File)
 	if !inOK || !outOK || !term.IsTerminal(int(in.Fd())) || !term.IsTerminal(int(out.Fd())) {
-		return usageError{errors.New("kuri top needs a terminal for its input and output; -b prints tables without one")}
+		return usagef("kuri top needs a terminal for its input and output; -b prints tables without one")
 	}
 	s, err := openScreen(in, out)
 	defer s.close() // also when this panics

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/client"
@@ -146,16 +145,6 @@ func (t *trace) askInit(ctx context.Context, rt *client.Runtime, containers []*r
 	return nil
 }
 
-// columns is the width of the terminal that the output is, or a good one for a file.
-func (c *cli) columns() int {
-	if file, ok := c.out.(interface{ Fd() uintptr }); ok {
-		if width, _, err := term.GetSize(int(file.Fd())); err == nil && width > 0 {
-			return width
-		}
-	}
-	return 100
-}
-
 // The columns of a trace: the name of a request or a step, its time, and the bar in what is left.
 const (
 	traceName = 30
@@ -234,12 +223,4 @@ func took(nanos int64) string {
 	default:
 		return d.Round(time.Second).String()
 	}
-}
-
-// cut shortens a text to at most n characters.
-func cut(s string, n int) string {
-	if r := []rune(s); len(r) > n {
-		return string(r[:n-1]) + "…"
-	}
-	return s
 }

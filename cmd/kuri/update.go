@@ -25,7 +25,7 @@ no manifest is changed.`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			limits, err := limitsOf(memory, cpus, shares)
 			if err != nil {
-				return usageError{err}
+				return wrongUsage(err)
 			}
 			ctx := cmd.Context()
 			rt, err := c.runtime(ctx)

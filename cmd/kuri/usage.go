@@ -63,10 +63,10 @@ func helpCommand() *cobra.Command {
 			of, rest, err := cmd.Root().Find(args)
 			switch {
 			case err != nil:
-				return usageError{err}
+				return wrongUsage(err)
 			case len(rest) > 0 && of.HasSubCommands():
 				if err := of.Args(of, rest); err != nil {
-					return usageError{err}
+					return wrongUsage(err)
 				}
 			}
 			of.InitDefaultHelpFlag()

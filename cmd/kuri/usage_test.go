@@ -12,7 +12,7 @@ import (
 func TestUsageErrorsArePlain(t *testing.T) {
 	for _, args := range []string{"logs --tail x web", "-t x pods", "stop -g x y", "ps -a=x", "pods -l x", "logs --nope", "exec", "run", "port-forward a b", "port-forward a 1:b", "-t"} {
 		c, _, errs := newCLI(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
-		if code := c.main(context.Background(), strings.Fields(args)); code != exitUsage {
+		if code := c.main(context.Background(), root(c), strings.Fields(args)); code != exitUsage {
 			t.Errorf("%s: exit code %d: %s", args, code, errs)
 		}
 		for _, raw := range []string{"strconv", "parsing", "arg(s)", "time: ", "invalid syntax", "stringToString", "int64"} {
@@ -42,9 +42,8 @@ func TestExamples(t *testing.T) {
 			for _, end := range []string{"|", "<"} {
 				line, _, _ = strings.Cut(line, end)
 			}
-			began := false
 			c, _, _ := newCLI(nil)
-			root := c.root(&began)
+			root := root(c)
 			of, rest, err := root.Find(strings.Fields(line))
 			if err != nil || !ok || of == root {
 				t.Errorf("%s: the example %q is of no verb: %v", cmd.CommandPath(), line, err)
@@ -55,7 +54,6 @@ func TestExamples(t *testing.T) {
 			}
 		}
 	}
-	began := false
 	c, _, _ := newCLI(nil)
-	walk(c.root(&began))
+	walk(root(c))
 }

@@ -20,7 +20,7 @@ func (c *cli) versionCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
 			if c.tabular() {
-				fmt.Fprintln(c.out, "kuri     ", version)
+				fmt.Fprintln(c.out, "kuri     ", c.version)
 			}
 			rt, err := c.runtime(ctx)
 			if err != nil {

@@ -50,10 +50,10 @@ to ask on and no --yes; 4 no runtime answers and none can be started.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if w.grace < ownGrace {
-				return usageError{fmt.Errorf("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", w.grace)}
+				return usagef("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", w.grace)
 			}
 			if !w.yes && !c.terminalIn() {
-				return usageError{errors.New("there is no terminal to ask on: --yes removes everything without a question")}
+				return usagef("there is no terminal to ask on: --yes removes everything without a question")
 			}
 			return w.run(cmd.Context())
 		},
@@ -129,7 +129,7 @@ func (w *wipe) connectAlone(ctx context.Context) (done func(), err error) {
 	cmd, err := kuridCommand(context.WithoutCancel(ctx), w.kurid, "alone", "--listen", socket)
 	if err != nil {
 		os.RemoveAll(dir)
-		return nil, codedError{err, exitUnreachable}
+		return nil, withCode(err, exitUnreachable)
 	}
 	var said bytes.Buffer
 	cmd.Stderr = &said
@@ -139,7 +139,7 @@ func (w *wipe) connectAlone(ctx context.Context) (done func(), err error) {
 	}
 	if err != nil {
 		os.RemoveAll(dir)
-		return nil, codedError{fmt.Errorf("start kurid: %w", err), exitUnreachable}
+		return nil, withCode(fmt.Errorf("start kurid: %w", err), exitUnreachable)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
@@ -151,7 +151,7 @@ func (w *wipe) connectAlone(ctx context.Context) (done func(), err error) {
 	err = w.dialAlone(ctx, socket, ended)
 	if err != nil {
 		stop()
-		return nil, codedError{fmt.Errorf("start kurid: %w: %s", err, strings.TrimSpace(said.String())), exitUnreachable}
+		return nil, withCode(fmt.Errorf("start kurid: %w: %s", err, strings.TrimSpace(said.String())), exitUnreachable)
 	}
 	return func() { w.img.Close(); w.rt.Close(); stop() }, nil
 }
