@@ -10,6 +10,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/clitest"
 )
 
 func TestExitCodesOfUsageAndReach(t *testing.T) {
@@ -106,8 +109,8 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"-r " + none + " -i " + none + " images", 4, "cannot reach"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
-			c, _, errs := newCLI(config)
-			if code := c.main(context.Background(), root(c), strings.Fields(tt.args)); code != tt.code {
+			c, _, errs := clitest.New(config)
+			if code := c.Main(context.Background(), root(c), strings.Fields(tt.args)); code != tt.code {
 				t.Errorf("exit code %d, want %d", code, tt.code)
 			}
 			if !strings.Contains(errs.String(), tt.says) || tt.code == 0 && errs.Len() > 0 {
@@ -133,14 +136,14 @@ func TestInterrupted(t *testing.T) {
 	}
 	defer l.Close()
 	ctx, cancel := context.WithCancelCause(context.Background())
-	time.AfterFunc(100*time.Millisecond, func() { cancel(interrupted{syscall.SIGTERM}) })
-	c, _, errs := newCLI(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
-	if code := c.main(ctx, root(c), []string{"-r", "unix://" + path, "pods"}); code != 128+15 || !strings.Contains(errs.String(), "interrupted (terminated)") {
+	time.AfterFunc(100*time.Millisecond, func() { cancel(cli.Interrupt{Signal: syscall.SIGTERM}) })
+	c, _, errs := clitest.New(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
+	if code := c.Main(ctx, root(c), []string{"-r", "unix://" + path, "pods"}); code != 128+15 || !strings.Contains(errs.String(), "interrupted (terminated)") {
 		t.Errorf("exit code %d: %s", code, errs)
 	}
-	c, _, errs = newCLI(nil)
-	left := errors.Join(ctx.Err(), leftover("remove pod p: stuck"))
-	if code := c.exit(ctx, left); code != 128+15 || !strings.Contains(errs.String(), "remove pod p: stuck") {
+	c, _, errs = clitest.New(nil)
+	left := errors.Join(ctx.Err(), cli.Leftover("remove pod p: stuck"))
+	if code := c.Exit(ctx, left); code != 128+15 || !strings.Contains(errs.String(), "remove pod p: stuck") {
 		t.Errorf("exit code %d: %s", code, errs)
 	}
 }

@@ -1,10 +1,16 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/image"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/inspect"
+)
 
 // imageCommand is the group of what concerns images. What is also a verb of its own is the same here.
-func imageCommand(c *cli) *cobra.Command {
-	verbs := group(&cobra.Command{
+func imageCommand(c *cli.CLI) *cobra.Command {
+	verbs := cli.CommandGroup(&cobra.Command{
 		Use:   "image",
 		Short: "Everything about images: ls, pull, load, save, inspect, history, diff, tag, rm, prune, check",
 	})
@@ -13,8 +19,8 @@ func imageCommand(c *cli) *cobra.Command {
 		return cmd
 	}
 	verbs.AddCommand(
-		named("ls", c.imagesCommand()), c.pullCommand(), c.loadCommand(), c.saveCommand(), c.imageInspectCommand(), c.historyCommand(), c.imageDiffCommand(), c.tagCommand(),
-		named("rm IMAGE...", c.rmiCommand()), c.pruneCommand(), c.imageCheckCommand(),
+		named("ls", image.ListCommand(c)), image.PullCommand(c), image.LoadCommand(c), image.SaveCommand(c), inspect.ImageCommand(c), image.HistoryCommand(c), image.DiffCommand(c), image.TagCommand(c),
+		named("rm IMAGE...", image.RemoveCommand(c)), image.PruneCommand(c), image.CheckCommand(c),
 	)
 	return verbs
 }

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"k8s.io/klog/v2"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
 // version is set by the build.
@@ -16,8 +18,8 @@ var version = "dev"
 func main() {
 	silenceLibraries()
 	ctx, stop := interruptible()
-	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv, version: version}
-	code := c.main(ctx, root(c), os.Args[1:])
+	c := &cli.CLI{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Env: os.Getenv, Version: version}
+	code := c.Main(ctx, root(c), os.Args[1:])
 	stop()
 	os.Exit(code)
 }
@@ -30,7 +32,7 @@ func interruptible() (context.Context, func()) {
 	go func() {
 		select {
 		case s := <-signals:
-			cancel(interrupted{s.(syscall.Signal)})
+			cancel(cli.Interrupt{Signal: s.(syscall.Signal)})
 		case <-ctx.Done():
 		}
 	}()

@@ -6,13 +6,16 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/clitest"
 )
 
 // No error of usage has the words of a library, or the type of a value in Go's words.
 func TestUsageErrorsArePlain(t *testing.T) {
 	for _, args := range []string{"logs --tail x web", "-t x pods", "stop -g x y", "ps -a=x", "pods -l x", "logs --nope", "exec", "run", "port-forward a b", "port-forward a 1:b", "-t"} {
-		c, _, errs := newCLI(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
-		if code := c.main(context.Background(), root(c), strings.Fields(args)); code != exitUsage {
+		c, _, errs := clitest.New(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
+		if code := c.Main(context.Background(), root(c), strings.Fields(args)); code != cli.ExitUsage {
 			t.Errorf("%s: exit code %d: %s", args, code, errs)
 		}
 		for _, raw := range []string{"strconv", "parsing", "arg(s)", "time: ", "invalid syntax", "stringToString", "int64"} {
@@ -42,7 +45,7 @@ func TestExamples(t *testing.T) {
 			for _, end := range []string{"|", "<"} {
 				line, _, _ = strings.Cut(line, end)
 			}
-			c, _, _ := newCLI(nil)
+			c, _, _ := clitest.New(nil)
 			root := root(c)
 			of, rest, err := root.Find(strings.Fields(line))
 			if err != nil || !ok || of == root {
@@ -54,6 +57,6 @@ func TestExamples(t *testing.T) {
 			}
 		}
 	}
-	c, _, _ := newCLI(nil)
+	c, _, _ := clitest.New(nil)
 	walk(root(c))
 }

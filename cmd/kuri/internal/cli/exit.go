@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"regexp"
+	"strings"
+	"syscall"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kuri-cri/kuri/client"
+)
+
+// The program's exit codes. They are part of its interface, see docs/cli.md.
+const (
+	ExitOK          = 0
+	ExitError       = 1
+	ExitUsage       = 2
+	exitNotFound    = 3
+	ExitUnreachable = 4
+	ExitSignal      = 128 // plus the signal's number, when the program was interrupted
+)
+
+// usageError is an error in how the program was called.
+type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
+
+// Usagef returns an error in how the program was called.
+func Usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// WrongUsage makes err an error in how the program was called.
+func WrongUsage(err error) error { return usageError{err} }
+
+// NotFoundError says that what was named is not there.
+type NotFoundError struct{ error }
+
+func (n NotFoundError) Unwrap() error { return n.error }
+
+func NotFound(format string, args ...any) error {
+	return NotFoundError{fmt.Errorf(format, args...)}
+}
+
+// LeftoverError says that something which kuri run made could not be removed again.
+type LeftoverError struct{ error }
+
+func (l LeftoverError) Unwrap() error { return l.error }
+
+func Leftover(format string, args ...any) error { return LeftoverError{fmt.Errorf(format, args...)} }
+
+// ExitCode ends the program with the code of what it ran. There is nothing to say about it.
+type ExitCode int
+
+func (e ExitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// Exit says what went wrong, if anything, and returns the exit code for it.
+func (c *CLI) Exit(ctx context.Context, err error) int {
+	var code ExitCode
+	if err == nil {
+		return ExitOK
+	}
+	if errors.As(err, &code) {
+		return int(code)
+	}
+	var by Interrupt
+	if errors.As(context.Cause(ctx), &by) {
+		fmt.Fprintln(c.Err, "kuri:", by)
+		var left LeftoverError
+		if errors.As(err, &left) {
+			c.Report(left)
+		}
+		return ExitSignal + int(by.Signal)
+	}
+	c.Report(err)
+	var coded codedError
+	var usage usageError
+	var missing NotFoundError
+	var unreachable *client.UnreachableError
+	switch {
+	case errors.As(err, &coded):
+		return coded.code
+	case errors.As(err, &usage):
+		fmt.Fprintf(c.Err, "kuri: see %s --help\n", cmp.Or(c.verb, "kuri"))
+		return ExitUsage
+	case errors.As(err, &unreachable), ConnectionLost(err):
+		return ExitUnreachable
+	case errors.As(err, &missing), status.Code(err) == codes.NotFound:
+		return exitNotFound
+	}
+	return ExitError
+}
+
+// Report writes an error's text to standard error, without what a terminal would take for a command: much of it is others' words.
+func (c *CLI) Report(err error) {
+	for _, line := range strings.Split(Describe(err), "\n") {
+		fmt.Fprintln(c.Err, "kuri:", Printable(line))
+	}
+}
+
+// Describe returns the text of an error for people: without the words of gRPC, and with what to do where that is known.
+func Describe(err error) string {
+	text := err.Error()
+	if s := StatusOf(err); s != nil {
+		// "stop pod x: rpc error: code = Unknown desc = why" becomes "stop pod x: why"
+		text = strings.Replace(text, fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
+		if s.Code() == codes.DeadlineExceeded && strings.HasPrefix(s.Message(), "context deadline exceeded") { // ours, not the runtime's
+			text += " (see --timeout)"
+		}
+	}
+	if ConnectionLost(err) {
+		text += "\nthe connection broke: the runtime has ended, or was started again meanwhile"
+	}
+	var unreachable *client.UnreachableError
+	if errors.As(err, &unreachable) {
+		text = unreachable.Error()
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			text += "\nonly root may use it: try sudo"
+		case strings.Contains(unreachable.Endpoint, "kuri"):
+			text += "\nis kurid running? (systemctl start kurid; --runtime-endpoint names another socket)"
+		default:
+			text += "\nis the runtime running? (--runtime-endpoint names another socket)"
+		}
+	}
+	return plainNetwork(text)
+}
+
+// The words of Go's network and HTTP packages around what a reader needs: the address, and why it was not reached.
+var networkWords = []struct {
+	form *regexp.Regexp
+	to   string
+}{
+	{regexp.MustCompile(`(Get|Head|Post) "[^"]*": `), ""},
+	{regexp.MustCompile(`dial tcp: lookup (\S+)( on \S+)?: no such host`), "there is no host $1"},
+	{regexp.MustCompile(`dial tcp: lookup (\S+)( on \S+)?: (?:[^\n]*: )?([^:\n]+)`), "look up the host $1$2: $3"},
+	{regexp.MustCompile(`dial (?:tcp|udp) (\S+): (?:connect: )?`), "$1: "},
+	{regexp.MustCompile(`\bRegistryUnavailable: `), ""}, // a reason for kubelets, which the words after it say again
+}
+
+func plainNetwork(text string) string {
+	for _, w := range networkWords {
+		text = w.form.ReplaceAllString(text, w.to)
+	}
+	return text
+}
+
+// StatusOf returns what a failed call was answered, nil when err is not of a call. (status.FromError puts all of err's text
+// into the message.)
+func StatusOf(err error) *status.Status {
+	var s interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &s) {
+		return s.GRPCStatus()
+	}
+	return nil
+}
+
+// ConnectionLost tells whether a call failed because its connection broke. A server may answer Unavailable too, about something else.
+func ConnectionLost(err error) bool {
+	s := StatusOf(err)
+	if s == nil || s.Code() != codes.Unavailable {
+		return false
+	}
+	for _, text := range []string{"connection error: ", "error reading from server: ", "closing transport due to: ", "transport is closing"} {
+		if strings.HasPrefix(s.Message(), text) {
+			return true
+		}
+	}
+	return false
+}
+
+// NeedsKuri explains the error of a call that only Kuri's own runtime serves.
+func NeedsKuri(img *client.Images, what string, err error) error {
+	if status.Code(err) == codes.Unimplemented {
+		return fmt.Errorf("%s is not Kuri's runtime, and the CRI has no call for %s", img.Endpoint(), what)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// Interrupt is why a context ended: the user, or the system, wants the program to end.
+type Interrupt struct{ syscall.Signal }
+
+func (i Interrupt) Error() string { return fmt.Sprintf("interrupted (%s)", i.Signal) }
+
+// IsGone tells whether a call failed because what it was about is not there any more.
+func IsGone(err error) bool { return status.Code(err) == codes.NotFound }
+
+// codedError is an error with an exit code of its own.
+type codedError struct {
+	error
+	code int
+}
+
+func (c codedError) Unwrap() error { return c.error }
+
+// WithCode gives an error an exit code.
+func WithCode(err error, code int) error { return codedError{err, code} }

@@ -1,0 +1,310 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"text/template"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/client-go/util/jsonpath"
+	"sigs.k8s.io/yaml"
+)
+
+// The formats of -o. Those with a template are followed by =TEMPLATE.
+const (
+	FormatTable    = "table"
+	FormatWide     = "wide"
+	FormatJSON     = "json"
+	FormatYAML     = "yaml"
+	formatPath     = "jsonpath"
+	formatTemplate = "go-template"
+)
+
+// FormatFlag gives cmd the flag -o.
+func (c *CLI) FormatFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&c.Format, "output", "o", FormatTable, "`FORMAT`: table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
+		[]string{FormatTable, FormatWide, FormatJSON, FormatYAML, formatPath + "=", formatTemplate + "="}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		name, text, templated := strings.Cut(c.Format, "=")
+		switch name {
+		case FormatTable, FormatWide, FormatJSON, FormatYAML:
+			if !templated {
+				return nil
+			}
+		case formatPath, formatTemplate:
+			if !templated || text == "" {
+				return Usagef("-o %s: expected a template, %s=TEMPLATE", c.Format, name)
+			}
+			if _, err := newTemplate(c.Format); err != nil {
+				return Usagef("-o %s: %w", c.Format, err)
+			}
+			return nil
+		}
+		return Usagef("-o %s: expected table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE", c.Format)
+	}
+}
+
+// Tabular reports whether the output is for people.
+func (c *CLI) Tabular() bool { return c.Format == FormatTable || c.Format == FormatWide }
+
+// Wide returns cells that are in a wide table only.
+func (c *CLI) Wide(cells ...string) []string {
+	if c.Format == FormatWide {
+		return cells
+	}
+	return nil
+}
+
+// newTemplate returns what writes a value by the template of a format.
+func newTemplate(format string) (func(io.Writer, any) error, error) {
+	name, text, _ := strings.Cut(format, "=")
+	if name == formatTemplate {
+		t, err := template.New("template").Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		return t.Execute, nil
+	}
+	if !strings.Contains(text, "{") { // as kubectl takes it
+		text = "{." + strings.TrimPrefix(text, ".") + "}"
+	}
+	path := jsonpath.New("template").AllowMissingKeys(true)
+	if err := path.Parse(text); err != nil {
+		return nil, err
+	}
+	return path.Execute, nil
+}
+
+// Print writes v in the format that was asked for, or calls table.
+func (c *CLI) Print(v any, table func() error) error {
+	if c.Tabular() {
+		return table()
+	}
+	return c.PrintData(v)
+}
+
+// PrintData writes v as JSON or YAML, or by a template. v may be a message of the CRI, or a map or slice of such messages.
+func (c *CLI) PrintData(v any) error {
+	raw, err := Marshal(v)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	switch c.Format {
+	case FormatYAML:
+		if raw, err = yaml.JSONToYAML(raw); err != nil {
+			return err
+		}
+		out.Write(raw)
+	case FormatJSON:
+		if err := json.Indent(&out, raw, "", "  "); err != nil {
+			return err
+		}
+		out.WriteByte('\n')
+	default:
+		if err := byTemplate(&out, c.Format, raw); err != nil {
+			return fmt.Errorf("-o %s: %w", c.Format, err)
+		}
+	}
+	_, err = c.Out.Write(out.Bytes())
+	return err
+}
+
+// byTemplate writes JSON by the template of a format, with a newline at its end.
+func byTemplate(out *bytes.Buffer, format string, raw []byte) error {
+	write, err := newTemplate(format)
+	if err != nil {
+		return err
+	}
+	var v any
+	in := json.NewDecoder(bytes.NewReader(raw))
+	if err := in.Decode(&v); err != nil {
+		return err
+	}
+	if err := write(out, v); err != nil {
+		return err
+	}
+	if text := out.Bytes(); len(text) > 0 && text[len(text)-1] != '\n' {
+		out.WriteByte('\n')
+	}
+	return nil
+}
+
+// Marshal encodes messages as the CRI's JSON, with fields that have their zero value: 0 is a state too.
+func Marshal(v any) ([]byte, error) {
+	switch v := v.(type) {
+	case proto.Message:
+		return protojson.MarshalOptions{EmitUnpopulated: true}.Marshal(v)
+	case map[string]any:
+		out := make(map[string]json.RawMessage, len(v))
+		for k, e := range v {
+			raw, err := Marshal(e)
+			if err != nil {
+				return nil, err
+			}
+			out[k] = raw
+		}
+		return json.Marshal(out)
+	case []any:
+		out := make([]json.RawMessage, 0, len(v))
+		for _, e := range v {
+			raw, err := Marshal(e)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, raw)
+		}
+		return json.Marshal(out)
+	}
+	return json.Marshal(v)
+}
+
+// UnpackInfo turns the info of a verbose answer into what it holds: its values are most often JSON in a string.
+func UnpackInfo(info map[string]string) map[string]any {
+	out := make(map[string]any, len(info))
+	for k, s := range info {
+		if json.Valid([]byte(s)) {
+			out[k] = json.RawMessage(s)
+		} else {
+			out[k] = s
+		}
+	}
+	return out
+}
+
+// Table writes rows in columns. The first row is the head.
+func Table(w io.Writer, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	for _, row := range rows {
+		cells := make([]string, len(row))
+		for i, cell := range row {
+			if cells[i] = Printable(cell); cell == "" {
+				cells[i] = "-"
+			}
+		}
+		fmt.Fprintln(tw, strings.Join(cells, "\t"))
+	}
+	return tw.Flush()
+}
+
+// Printable takes out what could confuse a table or a terminal: names and labels come from other people.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// ShortDuration renders a duration in at most two units, as kubectl does: 45s, 3m20s, 25m, 5h12m, 3d4h, 40d.
+func ShortDuration(d time.Duration) string {
+	const day = 24 * time.Hour
+	two := func(big, small time.Duration, bigUnit, smallUnit string) string {
+		s := fmt.Sprintf("%d%s", d/big, bigUnit)
+		if rest := d % big / small; rest > 0 {
+			s += fmt.Sprintf("%d%s", rest, smallUnit)
+		}
+		return s
+	}
+	switch {
+	case d < time.Second:
+		return "0s"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < 10*time.Minute:
+		return two(time.Minute, time.Second, "m", "s")
+	case d < 3*time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 8*time.Hour:
+		return two(time.Hour, time.Minute, "h", "m")
+	case d < 2*day:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d < 8*day:
+		return two(day, time.Hour, "d", "h")
+	}
+	return fmt.Sprintf("%dd", d/day)
+}
+
+// Size renders a number of bytes.
+func Size(n uint64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, u := float64(n)/1024, 0
+	for f >= 1023.95 && u < len(units)-1 {
+		f /= 1024
+		u++
+	}
+	return fmt.Sprintf("%.1f %ciB", f, units[u])
+}
+
+const ShortIDLength = 12
+
+// TrimID shortens an id for a table, without the name of its algorithm.
+func TrimID(id string, full bool) string {
+	if full {
+		return id
+	}
+	_, hex, ok := strings.Cut(id, ":")
+	if !ok {
+		hex = id
+	}
+	return hex[:min(len(hex), ShortIDLength)]
+}
+
+// Age tells for how long something has been there, given when it began in nanoseconds since the epoch.
+func Age(nanos int64) string {
+	if nanos <= 0 {
+		return "-"
+	}
+	return ShortDuration(time.Since(time.Unix(0, nanos)))
+}
+
+// ParseBytes reads a number of bytes as docker does, where m is 1024 times 1024, or as Kubernetes does where the unit says so.
+func ParseBytes(s string) (resource.Quantity, error) {
+	number := strings.TrimRight(s, "bBkKmMgGtTi")
+	unit := strings.ToLower(s[len(number):])
+	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")]
+	f, err := strconv.ParseFloat(number, 64)
+	if err != nil || !ok || f <= 0 || f*float64(uint64(1)<<shift) > 1<<50 {
+		return resource.Quantity{}, errors.New("expected a number of bytes such as 64m, 1.5g or 64Mi")
+	}
+	const least = 1 << 20
+	bytes := int64(f * float64(uint64(1)<<shift))
+	if bytes < least {
+		return resource.Quantity{}, fmt.Errorf("that is %d bytes, in which nothing runs: did you mean %sm?", bytes, number)
+	}
+	return *resource.NewQuantity(bytes, resource.BinarySI), nil
+}
+
+// Columns is the width of the terminal that the output is, or a good one for a file.
+func (c *CLI) Columns() int {
+	if file, ok := c.Out.(interface{ Fd() uintptr }); ok {
+		if width, _, err := term.GetSize(int(file.Fd())); err == nil && width > 0 {
+			return width
+		}
+	}
+	return 100
+}
+
+// Cut shortens a text to at most n characters.
+func Cut(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n-1]) + "…"
+	}
+	return s
+}

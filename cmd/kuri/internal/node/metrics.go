@@ -1,0 +1,85 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/spf13/cobra"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/client"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
+)
+
+func MetricsCommand(c *cli.CLI) *cobra.Command {
+	return &cobra.Command{
+		Use:   "metrics",
+		Short: "Show what the daemon tells Prometheus of itself",
+		Long: `metrics prints what kurid tells Prometheus: its requests with their errors and times, the steps of what it does, pulls,
+pods and containers by state, exits by reason, what is stored, its keeper and its own process. Prometheus itself gets it when
+metrics_listen is set in kurid's configuration; this command asks kurid on its debug socket, which is root's.`,
+		Example: `  kuri metrics
+  kuri metrics | grep ^kuri_rpc_in_flight`,
+		Args:              cli.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return askDaemonShortly(cmd.Context(), c, "/metrics", c.Out)
+		},
+	}
+}
+
+// askDaemon writes what is at a path of kurid's debug socket to out.
+func askDaemon(ctx context.Context, c *cli.CLI, path string, out io.Writer) error {
+	rt, err := c.Runtime(ctx)
+	if err != nil {
+		return err
+	}
+	defer rt.Close()
+	socket, err := debugSocket(ctx, rt)
+	if err != nil {
+		return err
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://kurid"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DialContext: dial}}).Do(req)
+	if err != nil {
+		return fmt.Errorf("ask kurid at %s: %w", socket, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+		if said := strings.TrimSpace(string(why)); said != "" {
+			return fmt.Errorf("ask kurid at %s for %s: %s", socket, path, cli.Printable(said))
+		}
+		return fmt.Errorf("ask kurid at %s for %s: %s", socket, path, resp.Status)
+	}
+	_, err = io.Copy(out, resp.Body)
+	return err
+}
+
+// debugSocket asks the runtime where its debug socket is.
+func debugSocket(ctx context.Context, rt *client.Runtime) (string, error) {
+	status, err := rt.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		return "", err
+	}
+	var info struct {
+		DebugSocket string `json:"debugSocket"`
+	}
+	// What another runtime has there is not for us.
+	if err := json.Unmarshal([]byte(status.GetInfo()["config"]), &info); err != nil || info.DebugSocket == "" {
+		return "", errors.New("this runtime has no debug socket: only kurid does, from the version on that this kuri is of")
+	}
+	return info.DebugSocket, nil
+}

@@ -1,0 +1,335 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
+	"github.com/kuri-cri/kuri/client"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/pod"
+)
+
+// wipe is one call of kuri wipe.
+type wipe struct {
+	*cli.CLI
+	rt  *client.Runtime
+	img *client.Images
+
+	yes, keepImages bool
+	grace           int64
+	kurid           string // path of the daemon's configuration, for while it is stopped; "" for the usual one
+}
+
+func WipeCommand(c *cli.CLI) *cobra.Command {
+	w := &wipe{CLI: c}
+	cmd := &cobra.Command{
+		Use:   "wipe",
+		Short: "Remove all pods, images and networks, so that the node starts afresh",
+		Long: `wipe tells what there is of Kuri on this node, asks, and removes it: all pods with their containers, volumes and logs of
+kuri run, all images, the built-in network with its rules, and what kuri doctor finds. Containers that run are stopped with
+their grace period first. The configuration stays.
+
+It works while the daemon runs, and while it is stopped: then it starts one for itself, which nobody else can reach. A kubelet
+makes its pods again: stop it first. This needs Kuri's own runtime.
+
+Exit codes: 0 all is gone; 1 it was not agreed to, or something is left, which is told; 2 wrong usage, or there is no terminal
+to ask on and no --yes; 4 no runtime answers and none can be started.`,
+		Example: `  kuri wipe                        tell, ask, and remove
+  kuri wipe --yes --keep-images    for scripts; images stay
+  kuri wipe --yes -g 0             containers are killed`,
+		Args:              cli.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if w.grace < pod.OwnGrace {
+				return cli.Usagef("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", w.grace)
+			}
+			if !w.yes && !c.TerminalIn() {
+				return cli.Usagef("there is no terminal to ask on: --yes removes everything without a question")
+			}
+			return w.run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&w.yes, "yes", "y", false, "do not ask")
+	f.BoolVar(&w.keepImages, "keep-images", false, "leave the images")
+	f.Int64VarP(&w.grace, "grace", "g", pod.OwnGrace, "seconds between SIGTERM and SIGKILL; -1 for the container's own, or 30")
+	f.StringVar(&w.kurid, "kurid-config", "", "`FILE` with the daemon's configuration, for while it is stopped (default: the daemon's own)")
+	return cmd
+}
+
+func (w *wipe) run(ctx context.Context) error {
+	// 1. The daemon, or one of our own.
+	done, err := w.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+
+	// 2. What there is, and whether it is to go.
+	agreed, err := w.ask(ctx)
+	if err != nil || !agreed {
+		return err
+	}
+
+	// 3. Pods, until none comes any more.
+	if err := w.removePods(ctx); err != nil {
+		return err
+	}
+
+	// 4. Images, the network, and what is left of earlier ones.
+	if !w.keepImages {
+		if err := w.removeImages(ctx); err != nil {
+			return err
+		}
+	}
+	if err := w.removeNetwork(ctx); err != nil {
+		return err
+	}
+	return w.removeRest(ctx)
+}
+
+// connect dials the daemon; where none answers it starts one. Done ends what it has opened.
+func (w *wipe) connect(ctx context.Context) (done func(), err error) {
+	rt, err := w.Runtime(ctx)
+	var unreachable *client.UnreachableError
+	if errors.As(err, &unreachable) && !errors.Is(err, os.ErrPermission) {
+		fmt.Fprintln(w.Err, "kuri: kurid does not run, starting one that nobody else can reach")
+		return w.connectAlone(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	w.rt = rt
+	if w.img, err = w.Images(ctx); err != nil {
+		rt.Close()
+		return nil, err
+	}
+	return func() { w.img.Close(); w.rt.Close() }, nil
+}
+
+// aloneLimit bounds the time in which a daemon of our own must serve.
+const aloneLimit = time.Minute
+
+// connectAlone starts a daemon on a socket of its own.
+func (w *wipe) connectAlone(ctx context.Context) (done func(), err error) {
+	dir, err := os.MkdirTemp("", "kuri-wipe-")
+	if err != nil {
+		return nil, err
+	}
+	socket := filepath.Join(dir, "kuri.sock")
+	cmd, err := kuridCommand(context.WithoutCancel(ctx), w.kurid, "alone", "--listen", socket)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, cli.WithCode(err, cli.ExitUnreachable)
+	}
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	hold, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, cli.WithCode(fmt.Errorf("start kurid: %w", err), cli.ExitUnreachable)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	stop := sync.OnceFunc(func() {
+		hold.Close() // which ends it
+		<-ended
+		os.RemoveAll(dir)
+	})
+	err = w.dialAlone(ctx, socket, ended)
+	if err != nil {
+		stop()
+		return nil, cli.WithCode(fmt.Errorf("start kurid: %w: %s", err, strings.TrimSpace(said.String())), cli.ExitUnreachable)
+	}
+	return func() { w.img.Close(); w.rt.Close(); stop() }, nil
+}
+
+// dialAlone waits until the daemon serves, or has ended.
+func (w *wipe) dialAlone(ctx context.Context, socket string, ended chan error) error {
+	s, err := w.Settings()
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(aloneLimit)
+	for !isSocket(socket) {
+		select {
+		case err := <-ended:
+			ended <- err
+			return errors.Join(errors.New("it has ended"), err)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("it does not serve after %s", aloneLimit)
+		}
+	}
+	o := client.Options{Timeout: s.Timeout}
+	if w.rt, err = client.DialRuntime(ctx, "unix://"+socket, o); err != nil {
+		return err
+	}
+	if w.img, err = client.DialImages(ctx, "unix://"+socket, o); err != nil {
+		w.rt.Close()
+	}
+	return err
+}
+
+func isSocket(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode()&os.ModeSocket != 0
+}
+
+// ask tells what there is, and reports whether it is to go. A no is an exit code.
+func (w *wipe) ask(ctx context.Context) (bool, error) {
+	found, err := w.rt.Doctor.Examine(ctx, &kuriv1.ExamineRequest{})
+	if err != nil {
+		return false, cli.NeedsKuri(w.img, "wiping a node", err)
+	}
+	have, err := cli.TakeInventory(ctx, w.rt)
+	if err != nil {
+		return false, err
+	}
+	images, err := w.img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return false, err
+	}
+	running, taken := 0, uint64(0)
+	for _, ct := range have.Containers {
+		if ct.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			running++
+		}
+	}
+	for _, i := range images.Images {
+		taken += i.Size
+	}
+	fmt.Fprintln(w.Out, "This is removed from the node:")
+	fmt.Fprintf(w.Out, "  %d pods with %d containers, of which %d run\n", len(have.Pods), len(have.Containers), running)
+	for _, p := range have.Pods {
+		fmt.Fprintln(w.Out, "    "+cli.Printable(cli.PodText(p)))
+	}
+	if w.keepImages {
+		fmt.Fprintf(w.Out, "  no image: %d stay\n", len(images.Images))
+	} else {
+		fmt.Fprintf(w.Out, "  %d images, of %s at most\n", len(images.Images), cli.Size(taken))
+	}
+	fmt.Fprintln(w.Out, "  the built-in network: its bridge, its addresses and its nftables rules")
+	fmt.Fprintf(w.Out, "  %d things that nobody owns or that are broken (kuri doctor tells which)\n", len(found.Damages))
+	fmt.Fprintln(w.Out, "The configuration stays.")
+	if w.yes || w.Confirmed(ctx, "remove all of it? [y/N] ") {
+		return true, nil
+	}
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
+	fmt.Fprintln(w.Out, "nothing was removed")
+	return false, cli.ExitCode(cli.ExitError)
+}
+
+// wipeRounds is how often pods may come back while they are removed.
+const wipeRounds = 3
+
+// wipeLanes is how many pods are stopped at once.
+const wipeLanes = 16
+
+// removePods stops and removes all pods.
+func (w *wipe) removePods(ctx context.Context) error {
+	for range wipeRounds {
+		have, err := cli.TakeInventory(ctx, w.rt)
+		if err != nil {
+			return err
+		}
+		if len(have.Pods) == 0 {
+			return nil
+		}
+		turns := make(chan struct{}, wipeLanes)
+		errs := make([]error, len(have.Pods))
+		var all sync.WaitGroup
+		for i, p := range have.Pods {
+			turns <- struct{}{}
+			all.Go(func() {
+				defer func() { <-turns }()
+				errs[i] = w.removeOne(ctx, have, p)
+			})
+		}
+		all.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		fmt.Fprintf(w.Out, "removed %d pods\n", len(have.Pods))
+	}
+	return errors.New("pods come back while they are removed: somebody makes them, a kubelet perhaps; stop that first, and wipe again")
+}
+
+func (w *wipe) removeOne(ctx context.Context, have *cli.Inventory, p *runtimeapi.PodSandbox) error {
+	defer pod.NoteSlowStop(w.CLI, p, nil)()
+	if err := pod.Stop(ctx, w.CLI, w.rt, have, p, w.grace); err != nil {
+		return fmt.Errorf("%s: %w", cli.PodName(p), err)
+	}
+	if err := pod.Remove(ctx, w.CLI, w.rt, p); err != nil {
+		return fmt.Errorf("%s: %w", cli.PodName(p), err)
+	}
+	return nil
+}
+
+// removeImages removes all images, those that are pinned, too.
+func (w *wipe) removeImages(ctx context.Context) error {
+	list, err := w.img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return err
+	}
+	for _, i := range list.Images {
+		if _, err := w.img.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil && !cli.IsGone(err) {
+			return fmt.Errorf("remove image %s: %w", cli.TrimID(i.Id, false), err)
+		}
+	}
+	fmt.Fprintf(w.Out, "removed %d images\n", len(list.Images))
+	return nil
+}
+
+func (w *wipe) removeNetwork(ctx context.Context) error {
+	r, err := w.rt.Network.Prune(ctx, &kuriv1.PruneNetworkRequest{})
+	if err != nil {
+		return fmt.Errorf("take the network away: %w", err)
+	}
+	if len(r.Users) > 0 {
+		return fmt.Errorf("the network is left: pods use it that have come meanwhile: %s", strings.Join(r.Users, ", "))
+	}
+	fmt.Fprintln(w.Out, "removed the built-in network")
+	return nil
+}
+
+// removeRest mends what nobody owns, and tells what is left.
+func (w *wipe) removeRest(ctx context.Context) error {
+	r, err := w.rt.Doctor.Examine(ctx, &kuriv1.ExamineRequest{Fix: true})
+	if err != nil {
+		return fmt.Errorf("look for what is left: %w", err)
+	}
+	left := &kuriv1.ExamineResponse{Blind: r.Blind}
+	for _, d := range r.Damages {
+		if !d.Fixed {
+			left.Damages = append(left.Damages, d)
+		}
+	}
+	if len(left.Damages)+len(left.Blind) == 0 {
+		fmt.Fprintln(w.Out, "the node is as it was before Kuri ran a pod on it")
+		return nil
+	}
+	if err := damageText(w.CLI, left); err != nil {
+		return err
+	}
+	return fmt.Errorf("%d things are left", len(left.Damages)+len(left.Blind))
+}

@@ -1,0 +1,243 @@
+package poddir
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
+)
+
+// Files is what one pod of kuri run has on the node:
+//
+//	<pods-dir>/<uid>/volumes/<volume>/            an emptyDir, or the files of ConfigMaps, Secrets and fields of the pod; a tmpfs is
+//	                                              mounted where it is in memory, and for secrets
+//	<pods-dir>/<uid>/subpaths/<container>/<n>     a path within a volume, mounted here for the n-th mount of a container
+//	<pods-dir>/<uid>/hosts                        /etc/hosts of a pod with hostAliases
+//	<pods-dir>/claims/<namespace>/<claim>/        a PersistentVolumeClaim: it stays when the pod goes
+//	<logs-dir>/<namespace>_<name>_<uid>/<container>/0.log
+//
+// The directories are named by the pod's names and never noted elsewhere, so nothing that a runtime or an annotation says is
+// a path here: the names are checked to be what Kubernetes allows, each is one element below its directory, and removing does
+// not follow links and does not go into what others have mounted.
+type Files struct {
+	podsDir, logsDir     string
+	namespace, name, uid string
+}
+
+func Of(c *cli.CLI, namespace, name, uid string) Files {
+	return Files{podsDir: c.PodsDir, logsDir: c.LogsDir, namespace: namespace, name: name, uid: uid}
+}
+
+// oldLogsDir had the logs of pods that an earlier kuri has run.
+const oldLogsDir = "/var/log/pods"
+
+var (
+	UIDForm  = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+	nameForm = regexp.MustCompile(`^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$`) // of a DNS subdomain, and of a label
+)
+
+// check refuses names that kuri run cannot have given.
+func (f Files) check() error {
+	if !UIDForm.MatchString(f.uid) || !nameForm.MatchString(f.namespace) || !nameForm.MatchString(f.name) {
+		return fmt.Errorf("namespace %q, name %q, uid %q are not those of a pod of kuri run: its files are left alone", f.namespace, f.name, f.uid)
+	}
+	return nil
+}
+
+func (f Files) dir() string    { return filepath.Join(f.podsDir, f.uid) }
+func (f Files) Hosts() string  { return filepath.Join(f.dir(), "hosts") }
+func (f Files) logDir() string { return f.namespace + "_" + f.name + "_" + f.uid } // below logsDir
+
+// Make makes the pod's volumes and the directories of its logs, and returns the host path of each volume. What it has made
+// when it fails is taken away by remove.
+func (f Files) Make(volumes []manifest.Volume, containers []manifest.Container) (map[string]string, error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(f.dir(), "volumes"), 0o700); err != nil {
+		return nil, err
+	}
+	for _, ct := range containers {
+		if err := os.MkdirAll(filepath.Join(f.logsDir, f.logDir(), filepath.Dir(ct.LogPath())), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	paths := map[string]string{}
+	for _, v := range volumes {
+		path := v.HostPath
+		var err error
+		switch {
+		case path != "":
+			err = hostPath(path, v.Type)
+		case v.Claim != "":
+			path, err = f.claim(v)
+		default:
+			path = filepath.Join(f.dir(), "volumes", v.Name)
+			if err = emptyDir(path, v); err == nil {
+				err = writeFiles(path, v)
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("volume %s: %w", v.Name, err)
+		}
+		paths[v.Name] = path
+	}
+	return paths, nil
+}
+
+func emptyDir(path string, v manifest.Volume) error {
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	if v.Memory {
+		options := "mode=0700"
+		if v.SizeLimit > 0 {
+			options += ",size=" + strconv.FormatInt(v.SizeLimit, 10)
+		}
+		if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+			return fmt.Errorf("mount a tmpfs at %s: %w", path, err)
+		}
+	}
+	return own(path, v)
+}
+
+// own gives a volume's directory its mode and, where the pod has an fsGroup, its group.
+func own(path string, v manifest.Volume) error {
+	mode := v.Mode
+	if v.Group != nil { // what is made inside belongs to the group too
+		if err := os.Chown(path, 0, int(*v.Group)); err != nil {
+			return err
+		}
+		if mode |= unix.S_ISGID | 0o770; v.Files != nil {
+			mode &^= 0o20 // nobody writes there
+		}
+	}
+	return unix.Chmod(path, mode) // os.Chmod has its own idea of the bits above 0777
+}
+
+// hostPath makes sure that what a hostPath volume's type asks for is there.
+func hostPath(path string, kind corev1.HostPathType) error {
+	info, err := os.Stat(path)
+	missing := errors.Is(err, fs.ErrNotExist)
+	switch {
+	case missing && kind == corev1.HostPathDirectoryOrCreate:
+		return os.MkdirAll(path, 0o755)
+	case missing && kind == corev1.HostPathFileOrCreate:
+		file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+		if err != nil {
+			return err
+		}
+		return file.Close()
+	case err != nil:
+		return fmt.Errorf("hostPath: %w", err)
+	}
+	is, want := info.Mode().Type(), fs.FileMode(0)
+	switch kind {
+	case corev1.HostPathUnset:
+		return nil
+	case corev1.HostPathDirectory, corev1.HostPathDirectoryOrCreate:
+		want = fs.ModeDir
+	case corev1.HostPathSocket:
+		want = fs.ModeSocket
+	case corev1.HostPathCharDev:
+		want = fs.ModeDevice | fs.ModeCharDevice
+	case corev1.HostPathBlockDev:
+		want = fs.ModeDevice
+	}
+	if is != want {
+		return fmt.Errorf("hostPath %s is not of type %s", path, kind)
+	}
+	return nil
+}
+
+// Remove takes away all that make made, and may be called again.
+func (f Files) Remove() error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	if err := unmountBelow(f.dir()); err != nil {
+		return err
+	}
+	errs := []error{RemoveBelow(f.podsDir, f.uid), RemoveBelow(f.logsDir, f.logDir())}
+	if f.logsDir == cli.DefaultLogsDir {
+		errs = append(errs, RemoveBelow(oldLogsDir, f.logDir()))
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveBelow removes the directory name, one path element, in dir.
+func RemoveBelow(dir, name string) error {
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return root.RemoveAll(name)
+}
+
+// unmountBelow takes off whatever is mounted at or below dir: our tmpfs, and what a container with Bidirectional propagation
+// has left in a volume. Otherwise removing the directory would empty somebody else's filesystem.
+func unmountBelow(dir string) error {
+	dir, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	mounts, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(mounts) { // the last mounted first
+		if err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", m, err)
+		}
+	}
+	if left, err := mountsBelow(dir); err != nil || len(left) > 0 {
+		return fmt.Errorf("%v still mounted, nothing is removed: %w", left, errors.Join(err, unix.EBUSY))
+	}
+	return nil
+}
+
+// mountsBelow returns the mount points at and below dir, in the order of their mounting.
+func mountsBelow(dir string) ([]string, error) {
+	file, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	var out []string
+	lines := bufio.NewScanner(file)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 5 {
+			continue
+		}
+		if at := unescape(fields[4]); at == dir || strings.HasPrefix(at, dir+"/") {
+			out = append(out, at)
+		}
+	}
+	return out, lines.Err()
+}
+
+// unescape decodes the octal escapes of mountinfo, see proc_pid_mountinfo(5).
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}

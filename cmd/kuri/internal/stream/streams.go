@@ -1,0 +1,129 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+	utilexec "k8s.io/client-go/util/exec"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
+)
+
+// restConfig is for the streaming server of a runtime on this node, which no proxy stands before. Where it has TLS its
+// certificate is one of its own making; the URL came over the runtime's socket, and has the secret in it.
+func restConfig(u *url.URL) *rest.Config {
+	return &rest.Config{
+		Host: u.Host, TLSClientConfig: rest.TLSClientConfig{Insecure: true},
+		Proxy: func(*http.Request) (*url.URL, error) { return nil, nil },
+	}
+}
+
+// Options says which streams of a process the program has, and how.
+type Options struct {
+	Stdin, TTY bool
+	noOutput   bool   // stdin alone
+	Detach     []byte // keys that leave a terminal, none if empty
+}
+
+// Copy opens the streams of a URL that the runtime gave, until they end. A command's exit code is the program's. It
+// returns errDetached where the user left.
+func Copy(ctx context.Context, c *cli.CLI, address string, want Options) error {
+	u, err := url.Parse(address)
+	if err != nil {
+		return fmt.Errorf("the runtime's URL for the streams: %w", err)
+	}
+	x, err := remotecommand.NewSPDYExecutor(restConfig(u), http.MethodPost, u)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	with := remotecommand.StreamOptions{Tty: want.TTY}
+	if !want.noOutput {
+		with.Stdout, with.Stderr = c.Out, c.Err
+	}
+	if want.Stdin {
+		with.Stdin = c.In
+	}
+	if want.TTY {
+		with.Stderr = nil // a terminal has one output
+		restore, sizes, err := raw(c, want.Stdin)
+		if err != nil {
+			return err
+		}
+		defer restore()
+		with.TerminalSizeQueue = sizes
+		if want.Stdin && c.TerminalIn() && len(want.Detach) > 0 {
+			with.Stdin = &keyWatch{in: c.In, keys: want.Detach, detach: func() { cancel(ErrDetached) }}
+		}
+	}
+	err = x.StreamWithContext(ctx, with)
+	var exit utilexec.CodeExitError
+	switch {
+	case errors.As(err, &exit):
+		return cli.ExitCode(exit.Code)
+	case err != nil && errors.Is(context.Cause(ctx), ErrDetached):
+		return ErrDetached
+	}
+	return streamingError(u, err)
+}
+
+// streamingError leaves the URL, which is a secret, out of an error of asking for it.
+func streamingError(u *url.URL, err error) error {
+	if err == nil || !strings.Contains(err.Error(), u.RequestURI()) {
+		return err
+	}
+	_, why, _ := strings.Cut(err.Error(), u.RequestURI())
+	return fmt.Errorf("reach the runtime's streaming server at %s: %s", u.Host, strings.TrimLeft(why, `": `))
+}
+
+// streamed is what API machinery writes before the error of a runtime whose streams were asked for.
+var streamed = regexp.MustCompile(`Internal error occurred: (error [a-z ]+: )?`)
+
+// Annotate says of an error of streams, which is the runtime's own text with other words before it, what was being done.
+func Annotate(what string, err error) error {
+	var code cli.ExitCode
+	if err == nil || errors.As(err, &code) {
+		return err
+	}
+	if text := streamed.ReplaceAllString(err.Error(), ""); text != err.Error() {
+		err = errors.New(text)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// The exit codes of shells for a command that cannot be run.
+const (
+	exitNotExecutable = 126
+	exitNoCommand     = 127
+)
+
+// What runtimes say of a command that is not in the container, or is there and cannot be run, be it for its directory.
+var (
+	workingDirectory = regexp.MustCompile(`exec: "[^"]*": .*working directory|chdir to cwd`)
+	noCommand        = regexp.MustCompile("executable file .*not found|exec: \"[^\"]*\": .*no such file or directory")
+	notExecutable    = regexp.MustCompile(`(exec: "[^"]*": |exec failed: |exec format error).*(permission denied|is a directory|not a directory|exec format error)|exec format error`)
+)
+
+// NotRun gives the error of an exec the exit code that a shell would have, where the command could not be run.
+func NotRun(err error) error {
+	var code cli.ExitCode
+	switch {
+	case err == nil || errors.As(err, &code):
+		return err
+	case workingDirectory.MatchString(err.Error()):
+		return cli.WithCode(err, exitNotExecutable)
+	case noCommand.MatchString(err.Error()):
+		return cli.WithCode(err, exitNoCommand)
+	case notExecutable.MatchString(err.Error()):
+		return cli.WithCode(err, exitNotExecutable)
+	}
+	return err
+}

@@ -1,0 +1,111 @@
+package top
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// screen is a terminal that a program has to itself: in raw mode, on the other buffer, without a cursor. Close gives it back
+// as it was, however the program ends.
+type screen struct {
+	in, out *os.File
+
+	mu  sync.Mutex  // guards old
+	old *term.State // as it was found; nil while the terminal is not ours
+}
+
+const (
+	enterScreen = "\x1b[?1049h\x1b[?25l\x1b[H\x1b[2J"
+	leaveScreen = "\x1b[0m\x1b[?25h\x1b[?1049l"
+)
+
+func openScreen(in, out *os.File) (*screen, error) {
+	s := &screen{in: in, out: out}
+	return s, s.enter()
+}
+
+func (s *screen) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old, err := term.MakeRaw(int(s.in.Fd()))
+	if err != nil {
+		return fmt.Errorf("set the terminal up: %w", err)
+	}
+	s.old = old
+	_, err = s.out.WriteString(enterScreen)
+	return err
+}
+
+// close gives the terminal back. It may be repeated.
+func (s *screen) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.old == nil {
+		return
+	}
+	s.out.WriteString(leaveScreen) // one that is gone needs nothing
+	term.Restore(int(s.in.Fd()), s.old)
+	s.old = nil
+}
+
+// suspend gives the terminal back and stops the program, as Ctrl-Z does, until it is continued.
+func (s *screen) suspend() error {
+	s.close()
+	continued := make(chan os.Signal, 1)
+	signal.Notify(continued, syscall.SIGCONT)
+	defer signal.Stop(continued)
+	if err := syscall.Kill(0, syscall.SIGTSTP); err != nil { // the whole group, as the terminal would
+		return err
+	}
+	select {
+	case <-continued:
+	case <-time.After(unstopped):
+	}
+	return s.enter()
+}
+
+// unstopped is how long a program runs after SIGTSTP that was not stopped: the kernel stops none of a group without a shell
+// that could continue it.
+const unstopped = 200 * time.Millisecond
+
+// size returns the columns and lines, 80 by 24 where the terminal does not know them.
+func (s *screen) size() (width, height int) {
+	width, height, err := term.GetSize(int(s.out.Fd()))
+	if err != nil || width <= 0 || height <= 0 {
+		return 80, 24
+	}
+	return width, height
+}
+
+// styles are the sequences that begin a style; those for color only where colors are wanted.
+var styles = map[int]string{heading: "\x1b[1m", chosen: "\x1b[7m", alarm: "\x1b[31;1m"}
+
+// draw puts lines on the screen, in one write.
+func (s *screen) draw(lines []line, width, height int, colors bool) error {
+	var out bytes.Buffer
+	out.WriteString("\x1b[H")
+	for i, l := range lines {
+		if i > 0 {
+			out.WriteString("\r\n")
+		}
+		style := styles[l.style]
+		if l.style == alarm && !colors {
+			style = "\x1b[1m"
+		}
+		text := l.text
+		if l.style == chosen { // as wide as the screen
+			text = fmt.Sprintf("%-*s", width, text)
+		}
+		out.WriteString(style + text + "\x1b[0m\x1b[K")
+	}
+	out.WriteString("\x1b[J")
+	_, err := s.out.Write(out.Bytes())
+	return err
+}
