@@ -18,11 +18,12 @@ const module = "github.com/kuri-cri/kuri/"
 var floors = map[string]int{
 	"server": 4,
 	"pod":    3, "image": 3, "doctor": 3,
-	"spec": 2, "keeper": 2, "oci": 2, "network": 2, "layer": 2, "registry": 2, "cgroup": 2, "stream": 2, "node": 2, "rootfs": 2,
+	"spec": 2, "keeper": 2, "oci": 2, "network": 2, "layer": 2, "registry": 2, "stream": 2, "node": 2, "rootfs": 2,
 	"quota": 2, "metric": 2, "verifier": 2, "listen": 2, "trace": 2,
 	"namespace": 1, "holder": 1, "record": 1, "event": 1, "flight": 1, "undo": 1, "config": 1, "sha256": 1,
 	"sysctl":    1,
 	"process":   1,
+	"cgroup":    1,
 	"threads":   1,
 	"profile":   1,
 	"failpoint": 0, // of test builds
@@ -37,12 +38,11 @@ var neighbours = map[string]string{
 	"doctor image":   "what the node has is compared with the records of images",
 	"stream keeper":  "a client's streams are those of a session of the keeper",
 	"keeper oci":     "the keeper's server half runs containers by an OCI runtime",
-	"metric cgroup":  "metrics follow from what is read of a cgroup",
 	"metric network": "and from what is read of a pod's links",
-	"node cgroup":    "what the cgroup hierarchies offer is a fact about the node",
 	"node spec":      "spec says which facts about the node it needs",
 	"rootfs spec":    "spec says what it needs of a root filesystem",
 
+	"cgroup process":   "a cgroup that does not die names a process for people",
 	"namespace sysctl": "a namespace begins with its kernel parameters",
 }
 

@@ -61,9 +61,10 @@ var detailV1 = map[string]string{
 
 func TestDetailV1(t *testing.T) {
 	root := cgroupDir(t, detailV1)
-	h := &Hierarchies{roots: make(map[string]string)}
+	roots := make(map[string]string)
+	h := &Hierarchies{layoutV1{roots}}
 	for _, c := range []string{"cpuacct", "cpu", "memory", "pids", "blkio"} {
-		h.roots[c] = filepath.Join(root, c)
+		roots[c] = filepath.Join(root, c)
 	}
 	d, err := h.Detail("/c")
 	if err != nil {
@@ -116,7 +117,7 @@ func TestDetailV2(t *testing.T) {
 		"c/io.stat":             "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=3 dios=4 cost.usage=5\n253:1 \n",
 		"free/cpu.max":          "max 100000\n",
 	})
-	h := &Hierarchies{v2: true, roots: map[string]string{"": root}}
+	h := &Hierarchies{layoutV2{root}}
 	d, err := h.Detail("/c")
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +128,7 @@ func TestDetailV2(t *testing.T) {
 	d.Sample = Sample{}
 	want := &Detail{
 		CPUUser: ok(3000), CPUSystem: ok(2000), Periods: ok(7), Throttled: ok(3), ThrottledTime: ok(9000),
-		CPUShares: ok(2597), CPUPeriod: ok(100000), CPUQuota: ok(20000),
+		CPUShares: ok(2597), CPUWeighted: true, CPUPeriod: ok(100000), CPUQuota: ok(20000),
 		Cache: ok(21), MappedFile: ok(23), InactiveFile: ok(26), ActiveFile: ok(27), KernelMemory: ok(1234), MaxMemory: ok(20000), MemoryFailures: ok(4),
 		OwnPageFaults: ok(24), OwnMajorPageFaults: ok(25), Reservation: ok(0), MemoryAndSwapLimit: ok(51000), OOMKills: ok(2), PidsLimit: ok(99),
 		IO: []DeviceIO{{8, 0, []IOOperation{{"Discard", 3, 4}, {"Read", 4096, 1}, {"Write", 8192, 2}}}},
@@ -146,14 +147,10 @@ func TestProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := h.roots["pids"]
-	if h.v2 {
-		root = h.roots[""]
+	dir := h.Group("/kuri-processes-test").Dir()
+	if dir == "" {
+		t.Skip("SKIP: no hierarchy here that lists processes")
 	}
-	if root == "" {
-		t.Skip("no pids controller here")
-	}
-	dir := filepath.Join(root, "kuri-processes-test")
 	var pids []int
 	for _, d := range []string{dir, filepath.Join(dir, "below")} {
 		if err := os.Mkdir(d, 0o755); err != nil {
@@ -170,13 +167,13 @@ func TestProcesses(t *testing.T) {
 			t.Skip("processes cannot be moved here:", err)
 		}
 	}
-	got, err := h.Processes("/kuri-processes-test")
+	got, err := h.Group("/kuri-processes-test").Procs()
 	slices.Sort(got)
 	slices.Sort(pids)
 	if err != nil || !slices.Equal(got, pids) {
 		t.Errorf("%v, want %v: %v", got, pids, err)
 	}
-	if got, err := h.Processes("/kuri-none"); err != nil || len(got) > 0 {
+	if got, err := h.Group("/kuri-none").Procs(); err != nil || len(got) > 0 {
 		t.Errorf("of a cgroup that is not there: %v, %v", got, err)
 	}
 }

@@ -20,26 +20,44 @@ import (
 const unifiedRoot = "/sys/fs/cgroup"
 
 // Hierarchies is the set of mounted cgroup hierarchies. It is immutable and safe for concurrent use.
-type Hierarchies struct {
-	v2    bool
-	roots map[string]string // mount points by v1 controller ("name=systemd" too); "" is the unified hierarchy
+type Hierarchies struct{ layout layout }
+
+// layout is what differs between the versions in a node's hierarchies as a whole. It is chosen once, by [Open].
+type layout interface {
+	unified() bool
+	// main lists the mount points of the hierarchies that limit pods.
+	main() []string
+	// mounts lists the mount points of all hierarchies, each once: controllers can share one.
+	mounts() []string
+	has(controller string) bool
+	accountsSwap() bool
+	// paths returns the directories of a cgroup by controller, as OCI runtimes record them.
+	paths(dir string) map[string]string
+	// read fills r.s, and r.detail when it is there, with what the cgroup dir uses.
+	read(r *reader, dir string)
 }
 
 // Open finds the mounted hierarchies.
 func Open() (*Hierarchies, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(unifiedRoot, &st); err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-		return &Hierarchies{v2: true, roots: map[string]string{"": unifiedRoot}}, nil
+	if Unified() {
+		return &Hierarchies{layoutV2{unifiedRoot}}, nil
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
-	h := &Hierarchies{roots: parseMounts(string(mounts))}
-	if len(h.roots) == 0 {
+	roots := parseMounts(string(mounts))
+	if len(roots) == 0 {
 		return nil, fault.New(fault.Precondition, "no cgroup hierarchy is mounted on this node; mount cgroup2 at %s", unifiedRoot)
 	}
-	return h, nil
+	return &Hierarchies{layoutV1{roots}}, nil
+}
+
+// Unified reports whether the node has one hierarchy with all controllers. Where no [Hierarchies] are at hand it asks the
+// kernel.
+func Unified() bool {
+	var st unix.Statfs_t
+	return unix.Statfs(unifiedRoot, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
 // parseMounts reads /proc/self/mountinfo: the mount point of each v1 controller, the first where there are several, and
@@ -69,48 +87,21 @@ func parseMounts(mountinfo string) map[string]string {
 	return roots
 }
 
-// Unified tells whether cgroup v2 is alone, with all controllers.
-func (h *Hierarchies) Unified() bool { return h.v2 }
+// Unified reports whether there is one hierarchy with all controllers: cgroup v2 alone.
+func (h *Hierarchies) Unified() bool { return h.layout.unified() }
 
-// Has tells whether containers can be limited by a controller, "memory" or "hugetlb" say.
-func (h *Hierarchies) Has(controller string) bool {
-	if !h.v2 {
-		return h.roots[controller] != ""
-	}
-	body, err := os.ReadFile(filepath.Join(h.roots[""], "cgroup.controllers"))
-	return err == nil && slices.Contains(strings.Fields(string(body)), controller)
-}
+// Has reports whether containers can be limited by a controller, "memory" or "hugetlb" say.
+func (h *Hierarchies) Has(controller string) bool { return h.layout.has(controller) }
 
-// AccountsSwap tells whether the memory controller counts and limits swap.
-func (h *Hierarchies) AccountsSwap() bool {
-	if !h.v2 {
-		_, err := os.Stat(filepath.Join(h.roots["memory"], "memory.memsw.limit_in_bytes"))
-		return h.roots["memory"] != "" && err == nil
-	}
-	// The root cgroup has no such file; any child with the memory controller shows whether the kernel has it. Where there
-	// is no such child yet, a kernel with swap is taken to account for it, as it does unless told otherwise at boot.
-	if swap, _ := filepath.Glob(filepath.Join(h.roots[""], "*", "memory.swap.max")); len(swap) > 0 {
-		return true
-	}
-	memory, _ := filepath.Glob(filepath.Join(h.roots[""], "*", "memory.current"))
-	_, err := os.Stat("/proc/swaps")
-	return len(memory) == 0 && err == nil && h.Has("memory")
-}
+// AccountsSwap reports whether the memory controller counts and limits swap.
+func (h *Hierarchies) AccountsSwap() bool { return h.layout.accountsSwap() }
 
-// Main lists the mount points of the hierarchies that limit pods: of v2, or of v1's memory, cpu and pids.
-func (h *Hierarchies) Main() []string {
-	controllers := []string{"memory", "cpu", "pids"}
-	if h.v2 {
-		controllers = []string{""}
-	}
-	var out []string
-	for _, c := range controllers {
-		if root := h.roots[c]; root != "" && !slices.Contains(out, root) {
-			out = append(out, root)
-		}
-	}
-	return out
-}
+// Group returns the cgroup dir, which need not be there.
+func (h *Hierarchies) Group(dir string) Group { return Of(h.layout.paths(dir)) }
+
+// Main lists the mount points of the hierarchies that limit pods: the one that has all controllers, or those of memory, cpu
+// and pids.
+func (h *Hierarchies) Main() []string { return h.layout.main() }
 
 // Roots lists those of Main that have the cgroup dir.
 func (h *Hierarchies) Roots(dir string) []string {
@@ -118,16 +109,6 @@ func (h *Hierarchies) Roots(dir string) []string {
 		_, err := os.Stat(filepath.Join(root, dir))
 		return err != nil
 	})
-}
-
-// mounts lists the mount points, each once: controllers can share one.
-func (h *Hierarchies) mounts() []string {
-	var out []string
-	for _, root := range h.roots {
-		out = append(out, root)
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
 }
 
 // Remove removes the directory dir, and the empty ones below it, from every hierarchy. What is not there is a success;
@@ -145,7 +126,7 @@ func (h *Hierarchies) Remove(dir string) error {
 		}
 	}
 	var errs []error
-	for _, root := range h.mounts() {
+	for _, root := range h.layout.mounts() {
 		err := removeTree(filepath.Join(root, dir))
 		// A process that has just been killed leaves its cgroup a moment later.
 		for wait := 10 * time.Millisecond; errors.Is(err, unix.EBUSY) && wait <= 160*time.Millisecond; wait *= 2 {

@@ -1,14 +1,12 @@
 package cgroup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,27 +14,8 @@ import (
 // Pids lists the processes that are in the cgroup dir, or in one below it, in any hierarchy. A cgroup that is gone has none.
 func (h *Hierarchies) Pids(dir string) ([]int, error) {
 	var pids []int
-	for _, root := range h.mounts() {
-		top := filepath.Join(root, dir)
-		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-				return nil // it is gone, or is going
-			}
-			if err != nil || !d.IsDir() {
-				return err
-			}
-			body, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EOPNOTSUPP) { // a threaded one
-				return err
-			}
-			for _, field := range strings.Fields(string(body)) {
-				if pid, err := strconv.Atoi(field); err == nil {
-					pids = append(pids, pid)
-				}
-			}
-			return nil
-		})
-		if err != nil {
+	for _, root := range h.layout.mounts() {
+		if err := processes(filepath.Join(root, dir), &pids); err != nil {
 			return nil, fmt.Errorf("list the processes of cgroup %s: %w", dir, err)
 		}
 	}
@@ -44,12 +23,37 @@ func (h *Hierarchies) Pids(dir string) ([]int, error) {
 	return slices.Compact(pids), nil
 }
 
-// Frozen reports whether the cgroup dir, or one above it, is frozen: its processes do not run.
-func (h *Hierarchies) Frozen(dir string) bool {
-	if h.v2 {
-		events, err := os.ReadFile(filepath.Join(h.roots[""], dir, "cgroup.events"))
-		return err == nil && strings.Contains(string(events), "frozen 1")
+// processes appends the processes of the cgroup dir, an absolute path, and of those below it to pids. A cgroup that is gone
+// has none.
+func processes(dir string, pids *[]int) error {
+	body, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if Gone(err) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil // removed, or threaded: then its processes are counted above
 	}
-	state, err := os.ReadFile(filepath.Join(h.roots["freezer"], dir, "freezer.state"))
-	return err == nil && strings.TrimSpace(string(state)) != "THAWED"
+	if err != nil {
+		return err
+	}
+	for field := range bytes.FieldsSeq(body) {
+		pid := 0
+		for _, c := range field {
+			pid = pid*10 + int(c-'0')
+		}
+		*pids = append(*pids, pid)
+	}
+	var st unix.Stat_t
+	if unix.Stat(dir, &st) == nil && st.Nlink <= 2 {
+		return nil // there is none below it
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !Gone(err) {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := processes(filepath.Join(dir, e.Name()), pids); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -92,12 +91,7 @@ func (s Sample) Add(o Sample) Sample {
 // error of another kind comes what could be read.
 func (h *Hierarchies) Sample(dir string) (Sample, error) {
 	r := reader{s: Sample{Time: time.Now()}}
-	if h.v2 {
-		r.dir = filepath.Join(h.roots[""], dir)
-		r.readV2()
-	} else {
-		r.readV1(h.roots, dir)
-	}
+	h.layout.read(&r, dir)
 	if !r.found && r.err == nil {
 		return Sample{}, fault.New(fault.NotFound, "no cgroup %s", dir)
 	}
@@ -115,93 +109,6 @@ type reader struct {
 	buf    [8192]byte
 	found  bool // a file was there
 	err    error
-}
-
-func (r *reader) readV1(roots map[string]string, dir string) {
-	if root := roots["cpuacct"]; root != "" {
-		r.dir = filepath.Join(root, dir)
-		r.s.CPUUsage, r.s.HasCPU = r.number("cpuacct.usage")
-	}
-	if root := roots["memory"]; root != "" {
-		r.dir = filepath.Join(root, dir)
-		r.memoryV1()
-	}
-	if root := roots["pids"]; root != "" {
-		r.dir = filepath.Join(root, dir)
-		r.s.Pids, r.s.HasPids = r.number("pids.current")
-	}
-}
-
-func (r *reader) memoryV1() {
-	s := &r.s
-	if s.Memory, s.HasMemory = r.number("memory.usage_in_bytes"); !s.HasMemory {
-		return
-	}
-	var inactive, limit, both uint64
-	r.pairs("memory.stat", func(key []byte, value uint64) {
-		if r.detail != nil {
-			r.detail.memoryStat(string(key), value)
-		}
-		switch string(key) {
-		case "total_inactive_file":
-			inactive = value
-		case "total_rss":
-			s.RSS = value
-		case "total_pgfault":
-			s.PageFaults = value
-		case "total_pgmajfault":
-			s.MajorPageFaults = value
-		case "total_swap":
-			s.Swap = value
-		case "hierarchical_memory_limit":
-			limit = value
-		case "hierarchical_memsw_limit": // only there when swap is accounted for
-			both, s.HasSwap = value, true
-		}
-	})
-	s.memory(inactive, limit)
-	// Version 1 limits memory and swap together: swap may have what memory cannot.
-	if s.HasSwap && both < unlimited && limit < unlimited {
-		s.swap(both - min(both, limit))
-	}
-}
-
-func (r *reader) readV2() {
-	s := &r.s
-	r.pairs("cpu.stat", func(key []byte, value uint64) {
-		if string(key) == "usage_usec" {
-			s.CPUUsage, s.HasCPU = value*1000, true
-		}
-	})
-	s.CPUPSI = r.pressure("cpu.pressure")
-	if s.Memory, s.HasMemory = r.number("memory.current"); s.HasMemory {
-		var inactive uint64
-		r.pairs("memory.stat", func(key []byte, value uint64) {
-			if r.detail != nil {
-				r.detail.memoryStat(string(key), value)
-			}
-			switch string(key) {
-			case "inactive_file":
-				inactive = value
-			case "anon":
-				s.RSS = value
-			case "pgfault":
-				s.PageFaults = value
-			case "pgmajfault":
-				s.MajorPageFaults = value
-			}
-		})
-		limit, _ := r.number("memory.max")
-		s.memory(inactive, limit)
-		s.MemoryPSI = r.pressure("memory.pressure")
-	}
-	if s.Swap, s.HasSwap = r.number("memory.swap.current"); s.HasSwap {
-		if limit, ok := r.number("memory.swap.max"); ok && limit < unlimited {
-			s.swap(limit)
-		}
-	}
-	s.Pids, s.HasPids = r.number("pids.current")
-	s.IOPSI = r.pressure("io.pressure")
 }
 
 // memory fills in what follows from the usage.

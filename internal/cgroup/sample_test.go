@@ -16,7 +16,7 @@ import (
 )
 
 func TestSampleV2(t *testing.T) {
-	h := &Hierarchies{v2: true, roots: map[string]string{"": "testdata/v2"}}
+	h := &Hierarchies{layoutV2{"testdata/v2"}}
 	s, err := h.Sample("/pod/ctr")
 	if err != nil {
 		t.Fatal(err)
@@ -100,8 +100,8 @@ garbage
 			t.Errorf("%q is at %q, want %q", c, got[c], want)
 		}
 	}
-	h := &Hierarchies{roots: map[string]string{"cpu": "/x", "cpuacct": "/x", "": "/y"}}
-	if m := h.mounts(); len(m) != 2 {
+	h := &Hierarchies{layoutV1{map[string]string{"cpu": "/x", "cpuacct": "/x", "": "/y"}}}
+	if m := h.layout.mounts(); len(m) != 2 {
 		t.Errorf("mounts %v", m)
 	}
 }
@@ -132,7 +132,7 @@ func TestThisMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cmd.Process.Kill()
-	for _, root := range h.mounts() {
+	for _, root := range h.layout.mounts() {
 		makeCgroup(t, root, dir)
 		makeCgroup(t, root, ctr)
 		if err := os.WriteFile(filepath.Join(root, ctr, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
@@ -165,7 +165,7 @@ func TestThisMachine(t *testing.T) {
 	if err := h.Remove(dir); err != nil {
 		t.Errorf("remove while the process ends: %v", err)
 	}
-	for _, root := range h.mounts() {
+	for _, root := range h.layout.mounts() {
 		if _, err := os.Stat(filepath.Join(root, dir)); err == nil {
 			t.Errorf("%s%s is left", root, dir)
 		}
@@ -198,7 +198,7 @@ func makeCgroup(t *testing.T, root, dir string) {
 }
 
 func BenchmarkSample(b *testing.B) {
-	h := &Hierarchies{v2: true, roots: map[string]string{"": "testdata/v2"}}
+	h := &Hierarchies{layoutV2{"testdata/v2"}}
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := h.Sample("/pod/ctr"); err != nil {

@@ -8,12 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/process"
 )
@@ -102,25 +102,9 @@ func describe(pids []int) string {
 
 // living returns the running holders and keepers of a state directory. It looks in their own cgroup, in which no process of a
 // container can be.
-func living(stateDir string) (pids []int) {
-	mounts, err := cgroupMounts()
-	if err != nil {
-		return nil
-	}
-	for _, m := range mounts {
-		for _, dir := range []string{cgroupName(stateDir), filepath.Join("system.slice", cgroupName(stateDir)+".scope")} {
-			body, err := os.ReadFile(filepath.Join(m.path, dir, "cgroup.procs"))
-			if err != nil {
-				continue
-			}
-			for field := range strings.FieldsSeq(string(body)) {
-				if pid, err := strconv.Atoi(field); err == nil && serves(pid, stateDir) && !slices.Contains(pids, pid) {
-					pids = append(pids, pid)
-				}
-			}
-		}
-	}
-	return pids
+func living(stateDir string) []int {
+	all := cgroup.ProcsEverywhere(cgroupName(stateDir), filepath.Join("system.slice", cgroupName(stateDir)+".scope"))
+	return slices.DeleteFunc(all, func(pid int) bool { return !serves(pid, stateDir) })
 }
 
 // serves reports whether a process is a holder or keeper of the state directory. A zombie has no arguments and is neither.

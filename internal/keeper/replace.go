@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
@@ -338,7 +339,7 @@ func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.I
 			return err
 		}
 		if o.SystemdCgroup { // the scope is there
-			if err := joinCgroups(holder, of.Pid); err != nil {
+			if err := cgroup.Join(holder, of.Pid); err != nil {
 				return err
 			}
 		}

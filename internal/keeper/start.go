@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/holder"
 )
@@ -123,7 +124,9 @@ func spawnAfter(ctx context.Context, o Options, placed func(holder int) error) e
 	}
 	args := []string{"--state", o.StateDir}
 	if !o.SystemdCgroup {
-		dirs, err := makeCgroups(o.StateDir)
+		// So what ends or limits kurid does not reach them. The holder enters these cgroups itself, and removes them when it
+		// ends. One that a killed holder has left is as good as new.
+		dirs, err := cgroup.MakeEverywhere(cgroupName(o.StateDir))
 		if err != nil {
 			return fmt.Errorf("make a cgroup for the keeper: %w", err)
 		}

@@ -53,35 +53,12 @@ func Read() (spec.Node, error) {
 		return n, err
 	}
 	n.CgroupV2 = groups.Unified()
-	n.CgroupOptions = cgroupOptions("/proc/self/mountinfo")
+	n.CgroupOptions = cgroup.MountOptions()
 	n.Swap = groups.AccountsSwap()
 	if groups.Has("hugetlb") {
 		n.HugepageSizes = hugepageSizes()
 	}
 	return n, nil
-}
-
-// cgroupOptions returns the options of the cgroup v2 filesystem itself, not of single mounts of it. It returns nothing on
-// cgroup v1, or if mountinfo cannot be read.
-func cgroupOptions(mountinfo string) (out []string) {
-	body, err := os.ReadFile(mountinfo)
-	if err != nil {
-		return nil
-	}
-	for line := range strings.Lines(string(body)) {
-		mount, super, ok := strings.Cut(line, " - ")
-		fields, how := strings.Fields(mount), strings.Fields(super)
-		if !ok || len(fields) < 5 || fields[4] != "/sys/fs/cgroup" || len(how) < 3 || how[0] != "cgroup2" {
-			continue
-		}
-		out = nil // a later mount hides an earlier one at the same place
-		for o := range strings.SplitSeq(how[2], ",") {
-			if slices.Contains([]string{"nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot", "memory_hugetlb_accounting", "pids_localevents"}, o) {
-				out = append(out, o)
-			}
-		}
-	}
-	return out
 }
 
 // grantable returns the capabilities that this process can give to a child: the permitted ones in its bounding set.

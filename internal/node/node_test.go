@@ -2,9 +2,7 @@ package node
 
 import (
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -57,22 +55,5 @@ func TestMinOOMScoreAdj(t *testing.T) {
 	}
 	if own < -1000 || own > 1000 {
 		t.Errorf("without: %d", own)
-	}
-}
-
-func TestCgroupOptions(t *testing.T) {
-	const v1 = "30 25 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755\n31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n"
-	const v2 = "30 25 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,seclabel,nsdelegate,memory_recursiveprot\n"
-	for body, want := range map[string]string{"": "", v1: "", v2: "nsdelegate memory_recursiveprot", "junk\n - \n" + v2: "nsdelegate memory_recursiveprot"} {
-		file := filepath.Join(t.TempDir(), "mountinfo")
-		if err := os.WriteFile(file, []byte(body), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := strings.Join(cgroupOptions(file), " "); got != want {
-			t.Errorf("%q: %q, want %q", body, got, want)
-		}
-	}
-	if got := cgroupOptions("/no/such/file"); got != nil {
-		t.Errorf("%q", got)
 	}
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
 )
 
 // Left is what the runtime's records say of a container that a process before this one has created.
@@ -46,7 +48,7 @@ func (e *Embedded) Left(id string) (*Left, error) {
 	}
 	l := &Left{
 		Created: Created{
-			Pid: state.InitProcessPid, PrivatePID: state.Config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroupOf(state.CgroupPaths),
+			Pid: state.InitProcessPid, PrivatePID: state.Config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(state.CgroupPaths),
 		},
 		Born: strconv.FormatUint(state.InitProcessStartTime, 10),
 	}

@@ -68,14 +68,6 @@ func explain(dir string, err error) error {
 	return err
 }
 
-// pidsCgroup returns the cgroup that bounds the processes of a container, by the paths of its controllers.
-func pidsCgroup(paths map[string]string) string {
-	if dir := paths["pids"]; dir != "" {
-		return dir
-	}
-	return paths[""]
-}
-
 // startThreads is how many processes and threads a container's start may need.
 const startThreads = 16
 

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/step"
 )
@@ -51,7 +52,7 @@ func NewEmbedded(root string) *Embedded {
 // learnNames has the cgroup library find out, on v1, how the kernel calls the files of block I/O weights. It keeps that in a
 // variable without a lock, at the first container's start, while others may be reading it. Nothing is set.
 func learnNames() {
-	if cgroups.IsCgroup2UnifiedMode() {
+	if cgroup.Unified() {
 		return
 	}
 	dir, _ := cgroups.GetOwnCgroupPath("blkio") // where there is none, no weight can be set
@@ -121,10 +122,10 @@ func (s Stdio) chown(config configs.Config) error {
 
 // Created is what create makes.
 type Created struct {
-	Pid        int    `json:"pid"` // of the first process, in the PID namespace of this process
-	PrivatePID bool   `json:"private_pid,omitempty"`
-	Cgroup     Cgroup `json:"cgroup"`
-	Init       string `json:"init,omitempty"` // who made the process, for people: InitNative, or InitLibcontainer with the reason
+	Pid        int          `json:"pid"` // of the first process, in the PID namespace of this process
+	PrivatePID bool         `json:"private_pid,omitempty"`
+	Cgroup     cgroup.Group `json:"cgroup"`
+	Init       string       `json:"init,omitempty"` // who made the process, for people: InitNative, or InitLibcontainer with the reason
 }
 
 // The ways in which a container's first process is made. The second is followed by a colon and why.
@@ -198,7 +199,7 @@ func (e *Embedded) createByLibcontainer(id string, spec *specs.Spec, config *con
 	if err != nil {
 		return nil, err
 	}
-	pids := pidsCgroup(planned.CgroupPaths)
+	pids := cgroup.ControllerDir(planned.CgroupPaths, "pids")
 	if err := c.Start(p); err != nil {
 		err = explain(pids, err)
 		// The process is gone and its cgroup too, the state directory is not.
@@ -221,7 +222,7 @@ func (e *Embedded) createByLibcontainer(id string, spec *specs.Spec, config *con
 		p.Wait() // it says that the process was killed
 		return nil, errors.Join(fault.As(fault.Precondition, fmt.Errorf("create container %s: %w", id, err)), kerr, c.Destroy())
 	}
-	return &Created{Pid: pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroupOf(state.CgroupPaths)}, nil
+	return &Created{Pid: pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(state.CgroupPaths)}, nil
 }
 
 // Delete removes what the runtime keeps of a container whose processes have ended, its cgroup included. An unknown id is
@@ -262,7 +263,7 @@ func (e *Embedded) load(id string) (*libcontainer.Container, error) {
 
 // Kill kills the process and all that it has started, those that made themselves independent of it included.
 func (r *Running) Kill(limit time.Duration) error {
-	if r.cgroup.procs == "" {
+	if r.cgroup.Dir() == "" {
 		if r.Pid == 0 {
 			return nil
 		}
@@ -276,31 +277,5 @@ const leaveLimit = 10 * time.Second
 
 // Leave removes the process's own cgroup after its end. Children that live on are moved to the container's.
 func (r *Running) Leave() error {
-	if r.cgroup.procs == "" {
-		return nil
-	}
-	deadline := time.Now().Add(leaveLimit)
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		err := os.Remove(r.cgroup.procs)
-		if err == nil || errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		pids, err := r.cgroup.Pids()
-		if err != nil {
-			return err
-		}
-		for _, pid := range pids {
-			err := cgroups.WriteCgroupProc(r.home, pid)
-			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) { // both may go meanwhile
-				return err
-			}
-		}
-		if len(pids) > 0 && os.Remove(r.cgroup.procs) == nil {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("cgroup %s stays in use", r.cgroup.procs)
-		}
-		time.Sleep(pause)
-	}
+	return r.cgroup.RemoveInto(r.home, leaveLimit)
 }

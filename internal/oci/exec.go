@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/process"
 )
@@ -33,7 +33,7 @@ type Executor struct {
 	filter  *filter // theirs, which containers with one profile share; nil for none
 	cwd     string
 	cgroups map[string]string // the container's cgroup, by controller
-	home    Cgroup
+	home    cgroup.Group
 	beyond  string // why libcontainer starts its processes, "" when the fork server does
 	bundle  string
 }
@@ -56,7 +56,7 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 		return nil, err
 	}
 	config := c.Config()
-	x := &Executor{id: id, bundle: bundle, cwd: spec.Process.Cwd, cgroups: state.CgroupPaths, home: cgroupOf(state.CgroupPaths)}
+	x := &Executor{id: id, bundle: bundle, cwd: spec.Process.Cwd, cgroups: state.CgroupPaths, home: cgroup.Of(state.CgroupPaths)}
 	if x.beyond = beyond(spec, x.home); x.beyond != "" {
 		return x, nil
 	}
@@ -75,15 +75,15 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 			return x, nil
 		}
 	}
-	x.request, x.env, err = request(id, spec, &config, x.home, state.CgroupPaths)
+	x.request, x.env, err = request(id, spec, &config, cgroup.Entries(state.CgroupPaths, x.home.Dir()))
 	return x, err
 }
 
 // beyond names what the fork server does not do, "" when it does all of a container's specification.
-func beyond(spec *specs.Spec, home Cgroup) string {
+func beyond(spec *specs.Spec, home cgroup.Group) string {
 	p := spec.Process
 	switch {
-	case home.procs == "":
+	case home.Dir() == "":
 		return "it has no cgroup"
 	case spec.Linux.Seccomp != nil && notifies(spec.Linux.Seccomp):
 		return "a seccomp filter with a listener"
@@ -147,8 +147,9 @@ func (m *message) strs(all []string) {
 	}
 }
 
-// request writes what the processes of a container have in common, in the order in which forkserver.c reads it.
-func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, paths map[string]string) ([]byte, environ, error) {
+// request writes what the processes of a container have in common, in the order in which forkserver.c reads it. The entries
+// are the files by which they enter its cgroups, see [cgroup.Entries].
+func request(id string, spec *specs.Spec, config *configs.Config, entries []string) ([]byte, environ, error) {
 	p := spec.Process
 	env, hasHome, err := environment(p.Env)
 	if err != nil {
@@ -218,21 +219,8 @@ func request(id string, spec *specs.Spec, config *configs.Config, home Cgroup, p
 	at := environ{start: len(m), entries: len(env), hasTerm: hasTerm(env)}
 	m.strs(env)
 	at.end = len(m)
-	m.cgroups(home, paths)
+	m.strs(entries)
 	return slices.Clone(m), at, nil
-}
-
-// cgroups are the files by which a process enters the container's cgroup: none in a hierarchy of v2, where it is born in
-// it, and on v1 one in each hierarchy but that of home, of which it has a part of its own.
-func (m *message) cgroups(home Cgroup, paths map[string]string) {
-	var files []string
-	for controller, dir := range paths {
-		if controller != "" && dir != "" && dir != home.procs {
-			files = append(files, filepath.Join(dir, "tasks"))
-		}
-	}
-	slices.Sort(files)
-	m.strs(slices.Compact(files))
 }
 
 // owner returns whose the pipes of a process are, in ids of the host: its user's, and the container's root's group.
@@ -265,10 +253,6 @@ func capabilityMask(names []string) (mask uint64, err error) {
 	return mask, nil
 }
 
-// execControllers are the v1 hierarchies in which a cgroup of its own has no effect on a process but to name it, best
-// first: in the freezer's a tree can be killed without a gap.
-var execControllers = []string{"freezer", "pids", "name=systemd", "devices"}
-
 // Running is a process that Exec has started.
 //
 // Unless libcontainer has started it, it waits at its start line: it executes its program when anyone writes a byte to Line. When
@@ -278,15 +262,15 @@ type Running struct {
 	line    *os.File              // see Line
 	failed  func(error) error     // classifies what the process could not do
 	process *libcontainer.Process // nil when the fork server has started it
-	cgroup  Cgroup                // of the process and its children alone; without procs when there is none
-	home    string                // the container's cgroup, of which it is a part
+	cgroup  cgroup.Group          // of the process and its children alone; the zero Group when there is none
+	home    string                // the directory of the container's cgroup, of which it is a part
 }
 
 // runningJSON is a Running in a record.
 type runningJSON struct {
-	Pid    int    `json:"pid"`
-	Cgroup Cgroup `json:"cgroup"`
-	Home   string `json:"home,omitempty"`
+	Pid    int          `json:"pid"`
+	Cgroup cgroup.Group `json:"cgroup"`
+	Home   string       `json:"home,omitempty"`
 }
 
 // MarshalJSON makes a Running a part of a record.
@@ -326,14 +310,14 @@ func (e *Embedded) exec(ctx context.Context, x *Executor, init *process.Pidfd, s
 			return nil, fault.New(fault.Invalid, "%q contains a NUL byte, which no program can be given", a)
 		}
 	}
-	if err := x.home.awaitThaw(ctx); err != nil {
+	if err := x.home.AwaitThaw(ctx); err != nil {
 		return nil, err
 	}
-	r := &Running{home: x.home.procs}
+	r := &Running{home: x.home.Dir()}
 	sub := fmt.Sprintf("exec-%d", seq)
-	if x.home.procs != "" {
-		r.cgroup = Cgroup{procs: filepath.Join(x.home.procs, sub), v2: x.home.v2}
-		if err := os.Mkdir(r.cgroup.procs, 0o755); err != nil {
+	if x.home.Dir() != "" {
+		r.cgroup = x.home.Sub(sub)
+		if err := r.cgroup.Make(); err != nil {
 			return nil, fmt.Errorf("make a cgroup in that of the container: %w", err)
 		}
 	}
@@ -472,10 +456,7 @@ func (e *Embedded) askFork(x *Executor, init *process.Pidfd, r *Running, talk in
 			flags, fds = flags|hasStdin, append(fds, int(stdio.Stdin.Fd()))
 		}
 		// On a hybrid node the container has a directory in the hierarchy of v2, too.
-		if birth := x.cgroups[""]; birth != "" {
-			if x.home.v2 {
-				birth = r.cgroup.procs
-			}
+		if birth := r.cgroup.Birth(x.cgroups); birth != "" {
 			dir, err := unix.Open(birth, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return err
@@ -497,11 +478,7 @@ func (x *Executor) body(r *Running, args []string, terminal bool) []byte {
 	m := x.begin(terminal)
 	m.filter(x.filter)
 	m.strs(args)
-	file := ""
-	if !x.home.v2 {
-		file = filepath.Join(r.cgroup.procs, "tasks")
-	}
-	m.str(file)
+	m.str(r.cgroup.Entry())
 	return m
 }
 
@@ -526,8 +503,8 @@ func (e *Embedded) execByLibcontainer(ctx context.Context, x *Executor, r *Runni
 	if err := stdio.give(r.process, c.Config()); err != nil {
 		return err
 	}
-	if x.home.procs != "" {
-		r.process.SubCgroupPaths = map[string]string{controllerOf(x.cgroups, x.home): sub}
+	if x.home.Dir() != "" {
+		r.process.SubCgroupPaths = map[string]string{cgroup.ProcsController(x.cgroups): sub}
 	}
 	defer context.AfterFunc(ctx, func() { r.Kill(killLimit) })()
 	if err := c.Start(r.process); err != nil {
@@ -538,17 +515,6 @@ func (e *Embedded) execByLibcontainer(ctx context.Context, x *Executor, r *Runni
 	}
 	r.Pid, err = r.process.Pid()
 	return err
-}
-
-func controllerOf(paths map[string]string, c Cgroup) string {
-	if !c.v2 {
-		for _, controller := range execControllers {
-			if paths[controller] == c.procs {
-				return controller
-			}
-		}
-	}
-	return ""
 }
 
 // Wait waits for the process, reaps it and returns its exit code: 128 + n when signal n ended it. It holds an OS thread,

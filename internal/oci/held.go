@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
@@ -48,10 +49,11 @@ var heldNames = []string{"cpu.idle", "io.bfq.weight", "io.weight", "memory.oom.g
 
 // toHold lists the files that a container's limits say something of and no property of its scope does.
 func toHold(config *configs.Config, paths map[string]string) map[string]string {
-	dir, v2 := paths[""]
-	if !config.Cgroups.Systemd || !v2 || len(paths) != 1 {
+	group := cgroup.Of(paths)
+	if !config.Cgroups.Systemd || !group.Unified() {
 		return nil
 	}
+	dir := group.Dir()
 	r := config.Cgroups.Resources
 	files := make(map[string]string)
 	if r.BlkioWeight != 0 {
@@ -186,7 +188,7 @@ func (f heldFile) putBack() error {
 			return fmt.Errorf("%s was set to %q, and the kernel made %q of it", f.path, f.want, strings.TrimSpace(string(got)))
 		}
 	}
-	if errors.Is(gone(err), fault.NotFound) {
+	if cgroup.Gone(err) {
 		return nil
 	}
 	return err

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/step"
 )
@@ -32,7 +33,7 @@ func beyondInit(spec *specs.Spec, config *configs.Config, systemd bool) string {
 		return "a cgroup that systemd makes"
 	case config.Namespaces.IsPrivate(configs.NEWUSER):
 		return "a user namespace that is not the pod's"
-	case config.Namespaces.Contains(configs.NEWUSER) && cgroups.IsCgroup2UnifiedMode() && !config.Namespaces.Contains(configs.NEWCGROUP):
+	case config.Namespaces.Contains(configs.NEWUSER) && cgroup.Unified() && !config.Namespaces.Contains(configs.NEWCGROUP):
 		return "a user namespace without a cgroup namespace"
 	case !config.Namespaces.IsPrivate(configs.NEWNS):
 		return "a mount namespace that is not its own"
@@ -40,7 +41,7 @@ func beyondInit(spec *specs.Spec, config *configs.Config, systemd bool) string {
 		return "a network that the runtime sets up"
 	case config.Namespaces.Contains(configs.NEWTIME):
 		return "a time namespace"
-	case config.Namespaces.Contains(configs.NEWCGROUP) && !cgroups.IsCgroup2UnifiedMode():
+	case config.Namespaces.Contains(configs.NEWCGROUP) && !cgroup.Unified():
 		return "a cgroup namespace on cgroup v1"
 	case len(config.Hooks) > 0 && slices.ContainsFunc(hookLists(config), func(h configs.HookList) bool { return len(h) > 0 }):
 		return "hooks"
@@ -203,7 +204,7 @@ func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spe
 		return nil, err
 	}
 	made = true
-	return &Created{Pid: n.pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroupOf(n.paths)}, nil
+	return &Created{Pid: n.pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(n.paths)}, nil
 }
 
 // native is a container that is being made.
@@ -221,7 +222,7 @@ type native struct {
 func (n *native) discard() error {
 	var errs []error
 	if len(n.paths) > 0 {
-		errs = append(errs, cgroupOf(n.paths).Kill(killLimit))
+		errs = append(errs, cgroup.Of(n.paths).Kill(killLimit))
 	}
 	if n.pid > 0 {
 		unix.Kill(n.pid, unix.SIGKILL)
@@ -383,7 +384,7 @@ func (n *native) ask(e *Embedded, config *configs.Config, talk int, start *os.Fi
 	if config.Namespaces.IsPrivate(configs.NEWPID) && !config.Namespaces.Contains(configs.NEWUSER) {
 		flags |= newPIDs
 	}
-	if birth := n.paths[""]; birth != "" {
+	if birth := cgroup.Of(n.paths).Birth(n.paths); birth != "" {
 		dir, err := unix.Open(birth, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return 0, fmt.Errorf("open the container's cgroup: %w", err)

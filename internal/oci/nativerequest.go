@@ -13,6 +13,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
 )
 
 // Kinds and flags of mounts, as in containerinit.h.
@@ -34,7 +36,8 @@ const (
 // request writes what the init of a container is to do, and returns the namespaces that it joins, open, which the caller
 // closes.
 func (n *native) request(spec *specs.Spec, config *configs.Config) (body []byte, joined []*os.File, err error) {
-	common, _, err := request(n.id, spec, config, Cgroup{}, n.without("cpu"))
+	entries, last := cgroup.EntriesCPULast(n.paths)
+	common, _, err := request(n.id, spec, config, entries)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -78,10 +81,6 @@ func (n *native) request(spec *specs.Spec, config *configs.Config) (body []byte,
 	m.str(config.Rootfs)
 	m.str(config.Hostname)
 	m.str(config.Domainname)
-	last := ""
-	if cpu := n.paths["cpu"]; cpu != "" {
-		last = filepath.Join(cpu, "tasks")
-	}
 	m.str(last)
 	m.strs(once(config.MaskPaths))
 	m.strs(config.ReadonlyPaths)
@@ -94,17 +93,6 @@ func (n *native) request(spec *specs.Spec, config *configs.Config) (body []byte,
 	}
 	m.devices(config.Devices)
 	return m, joined, nil
-}
-
-// without returns the paths of the cgroups but those of the hierarchy of a v1 controller, which is entered last.
-func (n *native) without(controller string) map[string]string {
-	left := make(map[string]string)
-	for name, path := range n.paths {
-		if path != n.paths[controller] {
-			left[name] = path
-		}
-	}
-	return left
 }
 
 func flag(on bool) uint32 {
@@ -165,7 +153,7 @@ func (m *message) devices(all []*devices.Device) {
 func mountList(config *configs.Config, paths map[string]string) (list []*configs.Mount, err error) {
 	for _, m := range config.Mounts {
 		switch {
-		case m.Device == "cgroup" && !cgroups.IsCgroup2UnifiedMode():
+		case m.Device == "cgroup" && !cgroup.Unified():
 			all, err := cgroupMounts(m, paths)
 			if err != nil {
 				return nil, err

@@ -41,7 +41,7 @@ func (p *Pods) process(r *ContainerRecord) processInfo {
 		out.WaitsIn = wchan
 	}
 	if dir, err := p.Driver.Dir(r.CgroupsPath); err == nil {
-		out.Frozen = p.Cgroups.Frozen(dir)
+		out.Frozen = p.Cgroups.Group(dir).Frozen()
 	}
 	return out
 }

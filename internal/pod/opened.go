@@ -26,7 +26,7 @@ func (p *Pods) readOpen(r *ContainerRecord) *opened {
 	if err != nil {
 		return o
 	}
-	pids, err := p.Cgroups.Processes(dir)
+	pids, err := p.Cgroups.Group(dir).Procs()
 	p.warnOfSample("list the processes of "+r.name(), err)
 	if err == nil {
 		o.processes = &metric.Processes{Count: uint64(len(pids))}

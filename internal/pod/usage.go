@@ -180,8 +180,7 @@ func (p *Pods) sampleContainer(c *Container, detailed bool) *containerUse {
 	}
 	if detailed && use.found {
 		use.open = p.readOpen(r)
-		// cgroup v2 keeps a weight, from which the shares that were asked for do not follow exactly.
-		if shares := r.CurrentResources().GetCpuShares(); shares > 0 && p.Cgroups.Unified() && use.details != nil {
+		if shares := r.CurrentResources().GetCpuShares(); shares > 0 && use.details != nil && use.details.CPUWeighted {
 			use.details.CPUShares = cgroup.Value{N: uint64(shares), OK: true}
 		}
 	}

@@ -81,7 +81,7 @@ func (s *Server) resume(c *container, begun *os.File) {
 // tidy does for an adopted container what need not be done before it is served.
 func (s *Server) tidy(c *container, systemd bool, execs []*oci.Running) {
 	fault.Contained(func() error {
-		if err := c.made.Cgroup.EndExecs(killLimit, s.firstExec, execs); err != nil {
+		if err := oci.EndExecs(c.made.Cgroup, killLimit, s.firstExec, execs); err != nil {
 			slog.Warn("end what was executed by an earlier keeper", "container", c.id, "err", err)
 		}
 		if systemd {
@@ -210,7 +210,7 @@ func (c *container) reopen(stream string, mode int) *os.File {
 	if inode == 0 || c.pidfd == nil {
 		return nil
 	}
-	pids, err := c.made.Cgroup.Pids()
+	pids, err := c.made.Cgroup.Procs()
 	if err != nil {
 		slog.Warn("list the processes of a container", "container", c.id, "err", err)
 	}

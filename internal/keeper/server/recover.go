@@ -8,11 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
@@ -94,7 +94,7 @@ func (s *Server) Recover() error {
 // and containers on their way into their own cgroups, and helpers. (A container that has not been started is not in the last
 // of its cgroups yet.)
 func killStrays(known map[int]bool) {
-	own := cgroupsOf("self")
+	own := cgroup.Memberships(os.Getpid(), "/kuri-keeper")
 	if len(own) == 0 {
 		return // it has none
 	}
@@ -111,32 +111,12 @@ func killStrays(known map[int]bool) {
 		if err != nil {
 			continue // it has ended
 		}
-		if slices.ContainsFunc(cgroupsOf(e.Name()), func(line string) bool { return slices.Contains(own, line) }) {
+		if slices.ContainsFunc(cgroup.Memberships(pid, "/kuri-keeper"), func(line string) bool { return slices.Contains(own, line) }) {
 			slog.Info("killing what an earlier keeper has left", "process", process.Describe(pid))
 			pidfd.Signal(unix.SIGKILL)
 		}
 		pidfd.Close()
 	}
-}
-
-// cgroupsOf returns the lines of /proc/PID/cgroup that name a keeper's cgroup in a hierarchy that every container and every
-// init is moved in: on v1 they are moved in one after the other.
-func cgroupsOf(pid string) []string {
-	body, err := os.ReadFile("/proc/" + pid + "/cgroup")
-	if err != nil {
-		return nil // it has ended
-	}
-	lines := strings.Split(string(body), "\n")
-	unified := strings.HasPrefix(lines[0], "0::")
-	return slices.DeleteFunc(lines, func(line string) bool {
-		fields := strings.SplitN(line, ":", 3)
-		if len(fields) < 3 || !strings.Contains(fields[2], "/kuri-keeper") {
-			return true
-		}
-		return !unified && !slices.ContainsFunc([]string{"cpuset", "memory", "cpu", "pids", "freezer"}, func(c string) bool {
-			return slices.Contains(strings.Split(fields[1], ","), c)
-		})
-	})
 }
 
 // control runs fn with the descriptor of a file.

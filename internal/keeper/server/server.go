@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 
+	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/flight"
@@ -39,7 +40,7 @@ type Server struct {
 	parent  *parent // nil when this process was not started by a holder
 	events  *events
 	reaper  *reaper
-	ooms    oci.OOMLedger
+	ooms    cgroup.OOMLedger
 	execs   atomic.Uint64
 	// firstExec is below the numbers of all execs of this keeper, and above those of earlier ones; constant after Recover.
 	firstExec  uint64

@@ -98,7 +98,7 @@ func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 		return err
 	}
 	for _, r := range living {
-		resume := r.Made.Cgroup.Pause()
+		resume := r.Made.Cgroup.Freeze()
 		defer resume()
 	}
 	failpoint.At("take over: frozen")
@@ -211,7 +211,7 @@ func (s *Server) takeContainer(old *predecessor, c *api.Container, asked *api.Cr
 
 // takeStdio finds our ends of a container's pipes, or of its terminal, by the other ends that its processes have.
 func (s *Server) takeStdio(old *predecessor, r *containerRecord) error {
-	pids, err := r.Made.Cgroup.Pids()
+	pids, err := r.Made.Cgroup.Procs()
 	if err != nil {
 		return err
 	}

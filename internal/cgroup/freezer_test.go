@@ -1,4 +1,4 @@
-package oci
+package cgroup
 
 import (
 	"context"
@@ -14,21 +14,21 @@ import (
 )
 
 // freezers returns the roots of the hierarchies of this machine that have a freezer.
-func freezers(t *testing.T) map[string]Cgroup {
+func freezers(t *testing.T) map[string]Group {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("SKIP: making cgroups needs root")
 	}
-	found := make(map[string]Cgroup)
+	found := make(map[string]Group)
 	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/freezer"} {
 		probe := filepath.Join(dir, "kuri-freezertest-"+strconv.Itoa(os.Getpid()))
 		if os.Mkdir(probe, 0o755) != nil {
 			continue
 		}
 		if _, err := os.Stat(filepath.Join(probe, "freezer.state")); err == nil {
-			found["v1"] = Cgroup{procs: probe}
+			found["v1"] = Group{procs: probe}
 		} else if _, err := os.Stat(filepath.Join(probe, "cgroup.freeze")); err == nil {
-			found["v2"] = Cgroup{procs: probe, v2: true}
+			found["v2"] = Group{procs: probe, v2: true}
 		} else {
 			os.Remove(probe)
 			continue
@@ -45,24 +45,24 @@ func freezers(t *testing.T) map[string]Cgroup {
 	return found
 }
 
-func (c Cgroup) below(t *testing.T, name string) Cgroup {
+func (g Group) below(t *testing.T, name string) Group {
 	t.Helper()
-	c.procs = filepath.Join(c.procs, name)
-	if err := os.Mkdir(c.procs, 0o755); err != nil {
+	g.procs = filepath.Join(g.procs, name)
+	if err := os.Mkdir(g.procs, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.Remove(c.procs) })
-	return c
+	t.Cleanup(func() { os.Remove(g.procs) })
+	return g
 }
 
 // sleeper starts a process in the cgroup. It is killed when the test ends.
-func (c Cgroup) sleeper(t *testing.T) (ended chan struct{}, process *os.Process) {
+func (g Group) sleeper(t *testing.T) (ended chan struct{}, process *os.Process) {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(c.procs, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+	if err := os.WriteFile(filepath.Join(g.procs, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
 		t.Fatal(err)
 	}
 	ended = make(chan struct{})
@@ -79,11 +79,11 @@ func (c Cgroup) sleeper(t *testing.T) (ended chan struct{}, process *os.Process)
 }
 
 // awaitFrozen waits for it: freezing takes a moment.
-func (c Cgroup) awaitFrozen(t *testing.T) {
+func (g Group) awaitFrozen(t *testing.T) {
 	t.Helper()
-	for until := time.Now().Add(30 * time.Second); !c.Frozen(); time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(30 * time.Second); !g.Frozen(); time.Sleep(time.Millisecond) {
 		if time.Now().After(until) {
-			t.Fatalf("%s does not freeze", c.procs)
+			t.Fatalf("%s does not freeze", g.procs)
 		}
 	}
 }
@@ -91,11 +91,11 @@ func (c Cgroup) awaitFrozen(t *testing.T) {
 // A frozen or stopped process is killed, wherever the freezing comes from, and a cgroup above stays as it is.
 func TestKillOfFrozen(t *testing.T) {
 	for version, root := range freezers(t) {
-		for name, stop := range map[string]func(above, own, part Cgroup, p *os.Process) (frozen Cgroup){
-			"own":     func(_, own, _ Cgroup, _ *os.Process) Cgroup { return own },
-			"part":    func(_, _, part Cgroup, _ *os.Process) Cgroup { return part },
-			"above":   func(above, _, _ Cgroup, _ *os.Process) Cgroup { return above },
-			"stopped": func(_, _, _ Cgroup, p *os.Process) Cgroup { p.Signal(unix.SIGSTOP); return Cgroup{} },
+		for name, stop := range map[string]func(above, own, part Group, p *os.Process) (frozen Group){
+			"own":     func(_, own, _ Group, _ *os.Process) Group { return own },
+			"part":    func(_, _, part Group, _ *os.Process) Group { return part },
+			"above":   func(above, _, _ Group, _ *os.Process) Group { return above },
+			"stopped": func(_, _, _ Group, p *os.Process) Group { p.Signal(unix.SIGSTOP); return Group{} },
 		} {
 			t.Run(version+" "+name, func(t *testing.T) {
 				above := root.below(t, "above")
@@ -130,18 +130,18 @@ func TestAwaitThaw(t *testing.T) {
 	for version, root := range freezers(t) {
 		c := root.below(t, "thaw")
 		c.sleeper(t)
-		if err := c.awaitThaw(t.Context()); err != nil {
+		if err := c.AwaitThaw(t.Context()); err != nil {
 			t.Errorf("%s: %v", version, err)
 		}
 		c.freeze()
 		c.awaitFrozen(t)
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("long enough"))
-		if err := c.awaitThaw(ctx); err == nil || err.Error() != "long enough" {
+		if err := c.AwaitThaw(ctx); err == nil || err.Error() != "long enough" {
 			t.Errorf("%s: of a frozen one: %v", version, err)
 		}
 		cancel()
 		time.AfterFunc(20*time.Millisecond, c.thaw)
-		if err := c.awaitThaw(t.Context()); err != nil || c.Frozen() {
+		if err := c.AwaitThaw(t.Context()); err != nil || c.Frozen() {
 			t.Errorf("%s: %v", version, err)
 		}
 	}

@@ -1,4 +1,4 @@
-package oci
+package cgroup
 
 import (
 	"errors"
@@ -37,15 +37,15 @@ type account struct {
 	open  map[string]struct{} // those of containers that have not been told of
 }
 
-// Open begins to count for a container whose processes are in c, until [OOMLedger.Close].
-func (l *OOMLedger) Open(c Cgroup) error {
-	if !c.v2 || c.memory == "" {
+// Open begins to count for a container whose processes are in g, until [OOMLedger.Close].
+func (l *OOMLedger) Open(g Group) error {
+	if !g.files().oomBelow() || g.memory == "" {
 		return nil
 	}
-	dir, name := filepath.Split(c.memory)
+	dir, name := filepath.Split(g.memory)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, err := os.Stat(filepath.Join(dir, "memory.events")); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, oomEventsV2)); errors.Is(err, fs.ErrNotExist) {
 		return nil // the root does not count
 	}
 	total, below, err := killsBelow(dir)
@@ -69,13 +69,13 @@ func (l *OOMLedger) Open(c Cgroup) error {
 	return nil
 }
 
-// Close returns how many processes of c the kernel has killed. It is called once, when all of them have ended. An error of
-// kind NotFound says that c is gone and nothing else can tell.
-func (l *OOMLedger) Close(c Cgroup) (uint64, error) {
-	dir, name := filepath.Split(c.memory)
+// Close returns how many processes of g the kernel has killed. It is called once, when all of them have ended. An error of
+// kind NotFound says that g is gone and nothing else can tell.
+func (l *OOMLedger) Close(g Group) (uint64, error) {
+	dir, name := filepath.Split(g.memory)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	kills, err := c.OOMKills()
+	kills, err := g.OOMKills()
 	a := l.parents[dir]
 	if a == nil {
 		return kills, err
@@ -141,13 +141,13 @@ func (a *account) lost(below map[string]uint64) bool {
 func killsBelow(dir string) (total uint64, below map[string]uint64, err error) {
 	const tries = 100 // each is some microseconds, and one in which something happens is rare
 	for range tries {
-		if total, err = readKills(dir, "memory.events"); err != nil {
+		if total, err = readKills(dir, oomEventsV2); err != nil {
 			return 0, nil, err
 		}
 		if below, err = childKills(dir); err != nil {
 			return 0, nil, err
 		}
-		again, err := readKills(dir, "memory.events")
+		again, err := readKills(dir, oomEventsV2)
 		if err != nil {
 			return 0, nil, err
 		}
@@ -169,7 +169,7 @@ func childKills(dir string) (map[string]uint64, error) {
 		if !e.IsDir() {
 			continue
 		}
-		kills, err := readKills(filepath.Join(dir, e.Name()), "memory.events")
+		kills, err := readKills(filepath.Join(dir, e.Name()), oomEventsV2)
 		if errors.Is(err, fault.NotFound) {
 			return nil, nil
 		}
@@ -183,15 +183,11 @@ func childKills(dir string) (map[string]uint64, error) {
 
 // OOMKills returns how many processes of the cgroup the kernel has killed for want of memory. An error of kind NotFound
 // says that the cgroup is gone.
-func (c Cgroup) OOMKills() (uint64, error) {
-	switch {
-	case c.memory == "":
+func (g Group) OOMKills() (uint64, error) {
+	if g.memory == "" {
 		return 0, nil
-	case c.v2:
-		return readKills(c.memory, "memory.events")
-	default:
-		return readKills(c.memory, "memory.oom_control")
 	}
+	return readKills(g.memory, g.files().oomEvents())
 }
 
 // readKills reads the count from a file with lines "key number". Where the memory controller is not at work it is 0.
@@ -213,9 +209,13 @@ func readKills(dir, file string) (uint64, error) {
 	return 0, nil // before 4.13 the kernel did not count
 }
 
-// gone gives the error of reading a file of a removed cgroup its kind. ENODEV: it was removed while the file was open.
+// Gone reports whether the error of using a file of a cgroup says that the cgroup was removed. ENODEV: it was removed while
+// the file was open.
+func Gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
+
+// gone gives the error of reading a file of a removed cgroup its kind.
 func gone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+	if Gone(err) {
 		return fault.As(fault.NotFound, fmt.Errorf("the cgroup is gone: %w", err))
 	}
 	return err

@@ -1,4 +1,4 @@
-package oci
+package cgroup
 
 import (
 	"errors"
@@ -10,21 +10,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// slice is a directory that looks like a v2 cgroup with others below it. That the kernel counts as it does is shown in
+// countingSlice is a directory that looks like a v2 cgroup with others below it. That the kernel counts as it does is shown in
 // test/vm.
-type slice struct {
+type countingSlice struct {
 	t     *testing.T
 	dir   string
 	total int
 }
 
-func newSlice(t *testing.T) *slice {
-	s := &slice{t: t, dir: t.TempDir()}
+func newSlice(t *testing.T) *countingSlice {
+	s := &countingSlice{t: t, dir: t.TempDir()}
 	s.write("", 0)
 	return s
 }
 
-func (s *slice) write(name string, kills int) {
+func (s *countingSlice) write(name string, kills int) {
 	s.t.Helper()
 	dir := filepath.Join(s.dir, name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -39,30 +39,30 @@ func (s *slice) write(name string, kills int) {
 }
 
 // kill has the kernel kill in a child, which has been killed in before so many times.
-func (s *slice) kill(name string, before int) {
+func (s *countingSlice) kill(name string, before int) {
 	s.total++
 	s.write(name, before+1)
 	s.write("", s.total)
 }
 
-func (s *slice) remove(name string) {
+func (s *countingSlice) remove(name string) {
 	if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
 		s.t.Fatal(err)
 	}
 }
 
-func (s *slice) open(l *OOMLedger, name string) Cgroup {
+func (s *countingSlice) open(l *OOMLedger, name string) Group {
 	s.t.Helper()
 	s.write(name, 0)
 	dir := filepath.Join(s.dir, name)
-	c := Cgroup{procs: dir, memory: dir, v2: true}
+	c := Group{procs: dir, memory: dir, v2: true}
 	if err := l.Open(c); err != nil {
 		s.t.Fatal(err)
 	}
 	return c
 }
 
-func (s *slice) closed(l *OOMLedger, c Cgroup, want uint64) {
+func (s *countingSlice) closed(l *OOMLedger, c Group, want uint64) {
 	s.t.Helper()
 	if got, err := l.Close(c); err != nil || got != want {
 		s.t.Errorf("%s: %d kills, %v; want %d", filepath.Base(c.memory), got, err, want)
@@ -149,7 +149,7 @@ func TestOOMLedger(t *testing.T) {
 	})
 	t.Run("v1", func(t *testing.T) {
 		l, dir := &OOMLedger{}, t.TempDir()
-		c := Cgroup{procs: dir, memory: dir}
+		c := Group{procs: dir, memory: dir}
 		if err := os.WriteFile(filepath.Join(dir, "memory.oom_control"), []byte("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,93 @@
+package cgroup
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Frozen reports whether the cgroup, or one above it, is frozen: its processes do not run, and a new one does not begin.
+func (g Group) Frozen() bool {
+	return g.procs != "" && g.files().frozen(g.procs)
+}
+
+// AwaitThaw returns when the cgroup is not frozen, or with the cause when ctx ends.
+func (g Group) AwaitThaw(ctx context.Context) error {
+	for pause := 5 * time.Millisecond; g.Frozen(); pause = min(2*pause, 100*time.Millisecond) { // v1 tells nobody
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
+	return nil
+}
+
+// freeze asks for it where there is a freezer; it does not matter whether it succeeds.
+func (g Group) freeze() {
+	file, text := g.files().freezing()
+	put(filepath.Join(g.procs, file), text)
+}
+
+// freezeLimit is how long Freeze waits for the processes to stand still. One in an uninterruptible sleep does so later.
+const freezeLimit = time.Second
+
+// Freeze freezes the cgroup until thaw is called. One that is frozen already, or has no freezer, is left as it is.
+func (g Group) Freeze() (thaw func()) {
+	if g.procs == "" || g.Frozen() {
+		return func() {}
+	}
+	g.freeze()
+	for limit := time.Now().Add(freezeLimit); !g.files().still(g.procs) && time.Now().Before(limit); {
+		time.Sleep(time.Millisecond)
+	}
+	file, text := g.thawing()
+	return func() { put(file, text) }
+}
+
+// Thawing returns the file that lets the cgroup run after [Group.Freeze], and what to write into it, for another process to
+// do should this one be killed; "" where Freeze leaves it as it is.
+func (g Group) Thawing() (file, text string) {
+	if g.procs == "" || g.Frozen() {
+		return "", ""
+	}
+	return g.thawing()
+}
+
+func (g Group) thawing() (file, text string) {
+	file, text = g.files().thawing()
+	return filepath.Join(g.procs, file), text
+}
+
+// thaw lets killed processes run, whoever has frozen them: they may not die before. A cgroup below may be frozen by
+// itself. Where one above is, which is not ours to thaw, the processes are moved out of it.
+func (g Group) thaw() {
+	file, value := g.files().thawing()
+	filepath.WalkDir(g.procs, func(dir string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			put(filepath.Join(dir, file), value)
+		}
+		return nil
+	})
+	if g.files().killFrozen() || !g.Frozen() {
+		return
+	}
+	above := filepath.Dir(g.procs)
+	for g.files().frozen(above) {
+		above = filepath.Dir(above)
+	}
+	pids, _ := g.Procs()
+	for _, pid := range pids {
+		move(pid, above) // one that is gone needs it no more
+	}
+}
+
+// put writes text into a file that is there.
+func put(path, text string) {
+	if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
+		f.WriteString(text)
+		f.Close()
+	}
+}

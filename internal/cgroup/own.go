@@ -1,0 +1,181 @@
+package cgroup
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// The cgroups that Kuri's own processes are in, which the OCI runtime has no part in.
+
+// MakeEverywhere makes the cgroup name right below the root of each hierarchy, and returns the directories. One that is
+// there is a success.
+func MakeEverywhere(name string) ([]string, error) {
+	hierarchies, err := mounted()
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, h := range hierarchies {
+		dir := filepath.Join(h.path, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, err
+		}
+		if h.cpuset {
+			if err := copyCpuset(h.path, dir); err != nil {
+				return nil, err
+			}
+		}
+		dirs = append(dirs, dir)
+	}
+	return dirs, nil
+}
+
+// ProcsEverywhere lists the processes in the cgroups dirs, below the root of each hierarchy, and not in those below them. What
+// cannot be read is left out. A process is listed once.
+func ProcsEverywhere(dirs ...string) (pids []int) {
+	hierarchies, err := mounted()
+	if err != nil {
+		return nil
+	}
+	for _, h := range hierarchies {
+		for _, dir := range dirs {
+			body, err := os.ReadFile(filepath.Join(h.path, dir, "cgroup.procs"))
+			if err != nil {
+				continue
+			}
+			for field := range strings.FieldsSeq(string(body)) {
+				if pid, err := strconv.Atoi(field); err == nil && !slices.Contains(pids, pid) {
+					pids = append(pids, pid)
+				}
+			}
+		}
+	}
+	return pids
+}
+
+// hierarchy is one that is mounted.
+type hierarchy struct {
+	path   string
+	cpuset bool // a v1 hierarchy with the cpuset controller, whose new cgroups have no CPUs
+}
+
+// mounted lists the hierarchies that are mounted and not hidden under another mount, each once: of v1, v2 or both.
+func mounted() ([]hierarchy, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var mounts []hierarchy
+	seen := make(map[string]bool)
+	for s := bufio.NewScanner(f); s.Scan(); {
+		// 36 35 98:0 /root /mountpoint options optional… - fstype source superoptions, see proc_pid_mountinfo(5)
+		left, right, ok := strings.Cut(s.Text(), " - ")
+		fields, fs := strings.Fields(left), strings.Fields(right)
+		if !ok || len(fields) < 6 || len(fs) < 3 || (fs[0] != "cgroup" && fs[0] != "cgroup2") || fields[3] != "/" || seen[fields[2]] {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(fields[4], &st) != nil || fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)) != fields[2] {
+			continue // hidden under another mount
+		}
+		seen[fields[2]] = true
+		v1cpuset := fs[0] == "cgroup" && strings.Contains(","+fs[2]+",", ",cpuset,")
+		mounts = append(mounts, hierarchy{path: fields[4], cpuset: v1cpuset})
+	}
+	if len(mounts) == 0 {
+		return nil, errors.New("no cgroup hierarchy is mounted on this machine")
+	}
+	return mounts, nil
+}
+
+func copyCpuset(parent, dir string) error {
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		have, err := os.ReadFile(filepath.Join(parent, name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), have, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Join moves a process into the cgroups of another one. Hierarchies that are not mounted where they usually are do not count.
+func Join(pid, other int) error {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", other))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(body)) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3) // ID:controllers:path, see cgroups(7)
+		if len(fields) < 3 {
+			continue
+		}
+		root := filepath.Join("/sys/fs/cgroup", strings.TrimPrefix(fields[1], "name="))
+		if fields[1] == "" && unix.Access("/sys/fs/cgroup/unified", unix.F_OK) == nil {
+			root = "/sys/fs/cgroup/unified"
+		}
+		err := os.WriteFile(filepath.Join(root, fields[2], "cgroup.procs"), []byte(fmt.Sprint(pid)), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("move process %d to where process %d is: %w", pid, other, err)
+		}
+	}
+	return nil
+}
+
+// Memberships returns the cgroups of a process whose path contains part, as lines of /proc/PID/cgroup: those in hierarchies
+// into which every container and every pod's init is moved. (On v1 they are moved into one after the other.) It returns
+// none for a process that has ended.
+func Memberships(pid int, part string) []string {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil
+	}
+	lines := strings.Split(string(body), "\n")
+	unified := strings.HasPrefix(lines[0], "0::")
+	return slices.DeleteFunc(lines, func(line string) bool {
+		fields := strings.SplitN(line, ":", 3) // ID:controllers:path, see cgroups(7)
+		if len(fields) < 3 || !strings.Contains(fields[2], part) {
+			return true
+		}
+		return !unified && !slices.ContainsFunc([]string{"cpuset", "memory", "cpu", "pids", "freezer"}, func(c string) bool {
+			return slices.Contains(strings.Split(fields[1], ","), c)
+		})
+	})
+}
+
+// MountOptions returns the options of cgroup v2 itself, not of single mounts of it, that the node's mount has. None when
+// they cannot be read, or the node has several hierarchies.
+func MountOptions() []string { return mountOptions("/proc/self/mountinfo") }
+
+// mountOptions are [MountOptions], from a file like /proc/self/mountinfo.
+func mountOptions(mountinfo string) (out []string) {
+	body, err := os.ReadFile(mountinfo)
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(body)) {
+		mount, super, ok := strings.Cut(line, " - ")
+		fields, how := strings.Fields(mount), strings.Fields(super)
+		if !ok || len(fields) < 5 || fields[4] != "/sys/fs/cgroup" || len(how) < 3 || how[0] != "cgroup2" {
+			continue
+		}
+		out = nil // a later mount hides an earlier one at the same place
+		for o := range strings.SplitSeq(how[2], ",") {
+			if slices.Contains([]string{"nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot", "memory_hugetlb_accounting", "pids_localevents"}, o) {
+				out = append(out, o)
+			}
+		}
+	}
+	return out
+}
