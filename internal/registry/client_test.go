@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// clientCertificate makes a certificate and its key, as two PEM files, and returns the certificate.
+// clientCertificate writes a certificate and its key to two PEM files and returns the certificate.
 func clientCertificate(t *testing.T, certFile, keyFile string) *x509.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -38,7 +38,8 @@ func clientCertificate(t *testing.T, certFile, keyFile string) *x509.Certificate
 	if err != nil {
 		t.Fatal(err)
 	}
-	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "EC PRIVATE KEY", Bytes: secret}} {
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der},
+		keyFile: {Type: "EC PRIVATE KEY", Bytes: secret}} {
 		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -50,8 +51,9 @@ func clientCertificate(t *testing.T, certFile, keyFile string) *x509.Certificate
 	return cert
 }
 
-// A host that asks for a client certificate gets the one that hosts.toml names, and the headers that it names come with
-// each request. Without them the same host refuses, so that the test would notice.
+// A host that requires a client certificate gets the one in hosts.toml, and each request has the
+// configured headers. The same host refuses requests without them, which proves that the test
+// works.
 func TestClientCertificateAndHeaders(t *testing.T) {
 	c := newContent(t)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -81,7 +83,7 @@ func TestClientCertificateAndHeaders(t *testing.T) {
 		"neither of these": {"", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			// The file is read when a conversation begins: that it has changed counts for the next one.
+			// hosts.toml is read when a Repository is opened, so a change affects the next one.
 			body := fmt.Sprintf("server = %q\nskip_verify = true\n%s", srv.URL, row.more)
 			if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(body), 0o600); err != nil {
 				t.Fatal(err)

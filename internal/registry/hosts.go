@@ -12,18 +12,18 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// connsPerHost is how many idle connections to one host are kept while a pull lasts: about as many as layers that are
-// fetched at once.
+// connsPerHost is the maximum number of idle connections to one host during a pull, about the
+// number of layers fetched at once.
 const connsPerHost = 16
 
-// source is a host that serves the repository, as hosts.toml says.
+// source is a host that serves the repository according to hosts.toml.
 type source struct {
 	docker.RegistryHost
 	mirror bool          // not the registry itself
-	either *eitherScheme // nil: Scheme is what it speaks
+	either *eitherScheme // nil: Scheme is known
 }
 
-// scheme is "http" or "https".
+// scheme returns "http" or "https".
 func (h *source) scheme() string {
 	if h.either != nil {
 		return h.either.scheme()
@@ -31,7 +31,7 @@ func (h *source) scheme() string {
 	return h.Scheme
 }
 
-// origins are those of the host: two where it is not known whether it speaks TLS.
+// origins returns the host's origins: two if it is not known whether it uses TLS.
 func (h *source) origins() []origin {
 	schemes := []string{h.Scheme}
 	if h.either != nil {
@@ -46,9 +46,9 @@ func (h *source) origins() []origin {
 	return all
 }
 
-// lookupHosts returns the hosts that serve the registry, mirrors first, each with a client of its own configuration,
-// the transports behind the clients, and what the file says beside. The error is of kind Precondition when the node's
-// configuration is wrong.
+// lookupHosts returns the hosts that serve the registry, mirrors first, each with its own HTTP
+// client; the transports of these clients; and the rest of the configuration. The error is of kind
+// Precondition if the node's configuration is wrong.
 func lookupHosts(ctx context.Context, o Options, registry string) ([]*source, []*http.Transport, *hostsConfig, error) {
 	file, err := readHostsFile(o.CertsDirs, registry)
 	if err != nil {
@@ -60,35 +60,39 @@ func lookupHosts(ctx context.Context, o Options, registry string) ([]*source, []
 		UpdateClient: c.update,
 	})(registry)
 	if err != nil {
-		return nil, nil, nil, fault.New(fault.Precondition, "configuration of registry %s in %s: %w", registry, file.dir, err)
+		return nil, nil, nil, fault.New(fault.Precondition, "configuration of registry %s in %s: %w",
+			registry, file.dir, err)
 	}
 	if file.mirrors > 0 && len(found) != file.mirrors+1 {
-		return nil, nil, nil, fault.New(fault.Precondition, "configuration of registry %s: %s has a value that is not understood (a capability, ca, client, header or dial_timeout)",
+		return nil, nil, nil, fault.New(fault.Precondition,
+			"configuration of registry %s: %s has a value that is not understood (a capability, ca, client, header "+
+				"or dial_timeout)",
 			registry, file.path())
 	}
 	if len(found) == 0 {
-		return nil, nil, nil, fault.New(fault.Precondition, "configuration of registry %s in %s leaves no host to ask", registry, file.dir)
+		return nil, nil, nil, fault.New(fault.Precondition, "configuration of registry %s in %s leaves no host to ask",
+			registry, file.dir)
 	}
 	hosts := make([]*source, len(found))
 	for i, f := range found {
 		hosts[i] = &source{RegistryHost: f}
 		c.prepare(hosts[i], registry, file)
 	}
-	own := hosts[len(hosts)-1] // the registry itself may have a table beside, with what it takes to reach it
+	own := hosts[len(hosts)-1] // hosts.toml may also have a table for the registry itself
 	for _, h := range hosts {
 		h.mirror = h.Host != own.Host
 	}
 	return hosts, c.all, file, nil
 }
 
-// clients prepares the HTTP clients of the hosts.
+// clients configures the HTTP clients of the hosts.
 type clients struct {
-	longest time.Duration // hosts share transports: what each may take is seen to at the request
+	longest time.Duration // hosts share transports; each host's own limit is applied per request
 	of      map[*http.Client]*http.Transport
 	all     []*http.Transport
 }
 
-// update is what containerd's reading of hosts.toml calls for each client.
+// update is called by containerd's hosts.toml code for each client.
 func (c *clients) update(client *http.Client) error {
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // see follow
 	t, ok := client.Transport.(*http.Transport)
@@ -98,7 +102,7 @@ func (c *clients) update(client *http.Client) error {
 	t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, connsPerHost
 	t.ReadBufferSize = 64 << 10
 	t.ResponseHeaderTimeout = c.longest
-	t.DisableCompression = true // a blob has the digest of its bytes as they are
+	t.DisableCompression = true // the digest of a blob is that of its bytes on the wire
 	if dial := t.DialContext; dial != nil {
 		t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, c.longest)
@@ -111,8 +115,9 @@ func (c *clients) update(client *http.Client) error {
 	return nil
 }
 
-// prepare puts our own transport in the place of containerd's, where that would take http for https: containerd's knows
-// but few of the answers that a host without TLS gives, and does the same to every host that is redirected to.
+// prepare replaces containerd's transport for hosts that may use either scheme. That transport
+// recognises only few of the answers of a host without TLS, and also downgrades hosts that are
+// redirected to.
 func (c *clients) prepare(h *source, registry string, file *hostsConfig) {
 	if _, plain := h.Client.Transport.(*http.Transport); plain {
 		return
@@ -120,7 +125,7 @@ func (c *clients) prepare(h *source, registry string, file *hostsConfig) {
 	t := c.of[h.Client]
 	t.TLSHandshakeTimeout = min(handshakeLimit, t.TLSHandshakeTimeout)
 	h.either = &eitherScheme{host: h.Host, transport: t, elsewhere: t}
-	if h.Host == registry && !file.skipVerify { // certificates are not looked at because this is a loopback address
+	if h.Host == registry && !file.skipVerify { // certificates are not verified because this is a loopback address
 		strict := t.Clone()
 		strict.TLSClientConfig.InsecureSkipVerify = false
 		c.all = append(c.all, strict)

@@ -20,26 +20,26 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// hostsConfig is what a registry's directory says beside what containerd's reading takes from it.
+// hostsConfig is the part of a registry's configuration that containerd's code does not return.
 type hostsConfig struct {
-	dir        string // "": there is none
-	mirrors    int    // [host] tables
+	dir        string // "": there is no directory
+	mirrors    int    // number of [host] tables
 	skipVerify bool   // for the registry itself
 	own        map[origin]*credentials
 	shared     map[origin]bool // mirrors that get the credentials of the pull
-	unknown    []string        // keys, each with its line
+	unknown    []string        // unknown keys with their lines
 }
 
 func (c *hostsConfig) path() string { return filepath.Join(c.dir, "hosts.toml") }
 
-// hostDir finds the directory that configures the registry, in the first of certsDirs that has one by its name, else
-// the first "_default"; "" when there is none.
+// hostDir returns the directory that configures the registry: the first one in certsDirs with its
+// name, otherwise the first "_default", otherwise "".
 func hostDir(certsDirs []string, registry string) string {
 	fallback := ""
 	for _, root := range certsDirs {
 		found, err := config.HostDirFromRoot(root)(registry)
 		if err != nil {
-			continue // none there
+			continue // no such directory
 		}
 		if filepath.Base(found) != "_default" {
 			return found
@@ -51,7 +51,8 @@ func hostDir(certsDirs []string, registry string) string {
 	return fallback
 }
 
-// hostsFile is where the configuration of the registry is, or would be first looked for.
+// hostsFile returns the path of the registry's hosts.toml, or the first path at which it would be
+// found.
 func hostsFile(certsDirs []string, registry string) string {
 	dir := hostDir(certsDirs, registry)
 	if (dir == "" || filepath.Base(dir) == "_default") && len(certsDirs) > 0 {
@@ -60,17 +61,18 @@ func hostsFile(certsDirs []string, registry string) string {
 	return filepath.Join(dir, "hosts.toml")
 }
 
-// readHostsFile reads the registry's hosts.toml. A file that is not TOML is an error: without it, mirrors would be passed
-// over in silence. So is a misspelt key. A key that is nothing like ours may be another program's: it is named in the log,
-// and in the error of a pull that fails.
+// readHostsFile reads the registry's hosts.toml. Invalid TOML is an error, because mirrors would be
+// skipped silently. So is a misspelt key. Any other unknown key may belong to another program: it
+// is logged, and named in the error of a failed pull.
 func readHostsFile(certsDirs []string, registry string) (*hostsConfig, error) {
-	c := &hostsConfig{dir: hostDir(certsDirs, registry), own: make(map[origin]*credentials), shared: make(map[origin]bool)}
+	c := &hostsConfig{dir: hostDir(certsDirs, registry), own: make(map[origin]*credentials),
+		shared: make(map[origin]bool)}
 	if c.dir == "" {
 		return c, nil
 	}
 	body, err := os.ReadFile(c.path())
 	if errors.Is(err, fs.ErrNotExist) {
-		return c, nil // certificates alone, in docker's layout
+		return c, nil // only certificates, in docker's layout
 	}
 	if err != nil {
 		return nil, fault.New(fault.Precondition, "configuration of registry %s: %w", registry, err)
@@ -82,13 +84,14 @@ func readHostsFile(certsDirs []string, registry string) (*hostsConfig, error) {
 		} `toml:"host"`
 	}
 	if err := toml.Unmarshal(body, &file); err != nil {
-		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s is not valid TOML: %w", registry, c.path(), err)
+		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s is not valid TOML: %w",
+			registry, c.path(), err)
 	}
 	if c.unknown, err = certsd.Check(body); err != nil {
 		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s: %w", registry, c.path(), err)
 	}
 	if len(c.unknown) > 0 {
-		slog.Warn("hosts.toml has keys that Kuri does not know, and passes over", "file", c.path(), "keys", strings.Join(c.unknown, ", "))
+		slog.Warn("ignoring unknown keys in hosts.toml", "file", c.path(), "keys", strings.Join(c.unknown, ", "))
 	}
 	c.mirrors, c.skipVerify = len(file.Host), file.SkipVerify
 	for address, h := range file.Host {
@@ -96,13 +99,14 @@ func readHostsFile(certsDirs []string, registry string) (*hostsConfig, error) {
 			continue
 		}
 		if err := c.mirrorAuth(address, h.Auth); err != nil {
-			return nil, fault.New(fault.Precondition, "configuration of registry %s: %s: [host.%q.auth]: %w", registry, c.path(), new(secrets).clip(address), err)
+			return nil, fault.New(fault.Precondition, "configuration of registry %s: %s: [host.%q.auth]: %w", registry,
+				c.path(), new(secrets).clip(address), err)
 		}
 	}
 	return c, nil
 }
 
-// parseAddress reads the address of a host in hosts.toml.
+// parseAddress parses the address of a host in hosts.toml.
 func parseAddress(address string) (*url.URL, error) {
 	if !strings.Contains(address, "://") {
 		address = "https://" + address
@@ -114,8 +118,9 @@ func parseAddress(address string) (*url.URL, error) {
 	return u, nil
 }
 
-// mirrorAuth reads the table [host."…".auth], which is our own; containerd passes over it. Beside the fields of
-// [Auth] it may have "file": a file of docker's format, from which the host's entry is taken; or from = "pull".
+// mirrorAuth parses the table [host."…".auth], an extension of Kuri that containerd ignores. In
+// addition to the fields of [Auth] it supports "file", a docker config.json from which the host's
+// entry is taken, and from = "pull".
 func (c *hostsConfig) mirrorAuth(address string, table map[string]string) error {
 	u, err := parseAddress(address)
 	if err != nil {
@@ -124,7 +129,8 @@ func (c *hostsConfig) mirrorAuth(address string, table map[string]string) error 
 	at := originOf(u)
 	if from, ok := table["from"]; ok {
 		if from != "pull" || len(table) > 1 {
-			return errors.New("the key from stands alone, and its one value is \"pull\": the credentials of the pull")
+			return errors.New("the key from must be the only one, and its only value is \"pull\": the credentials of " +
+				"the pull")
 		}
 		c.shared[at] = true
 		return nil
@@ -150,17 +156,18 @@ func (c *hostsConfig) mirrorAuth(address string, table map[string]string) error 
 				return err
 			}
 		default:
-			return fmt.Errorf("the key %q is not known; there are username, password, auth, identity_token, registry_token, file and from", key)
+			return fmt.Errorf("the key %q is not known; there are username, password, auth, identity_token, "+
+				"registry_token, file and from", key)
 		}
 	}
 	if _, ok := table["file"]; ok && len(table) > 1 {
-		return errors.New("the key file stands alone")
+		return errors.New("the key file must be the only one")
 	}
 	c.own[at], err = a.decode()
 	return err
 }
 
-// dockerAuth takes a host's credentials from a file as "docker login" writes it.
+// dockerAuth reads a host's credentials from a docker config.json.
 func dockerAuth(path, host string) (Auth, error) {
 	body, err := os.ReadFile(path)
 	if err != nil {
@@ -173,15 +180,16 @@ func dockerAuth(path, host string) (Auth, error) {
 		}
 	}
 	if err := json.Unmarshal(body, &file); err != nil {
-		return Auth{}, fmt.Errorf("%s is not a file of docker's format", path) // its content is secret
+		return Auth{}, fmt.Errorf("%s is not a file in docker's format", path) // its content is secret
 	}
 	for _, address := range slices.Sorted(maps.Keys(file.Auths)) {
 		a := file.Auths[address]
 		if a.Username+a.Password+a.Auth+a.IdentityToken+a.RegistryToken == "" {
-			continue // a helper has them
+			continue // in a credential helper
 		}
 		if at, ok := addressHost(address); ok && sameHost(at, host) {
-			return Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}, nil
+			return Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken,
+				RegistryToken: a.RegistryToken}, nil
 		}
 	}
 	return Auth{}, fmt.Errorf("%s has no credentials for %s", path, host)

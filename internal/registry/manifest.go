@@ -19,40 +19,41 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Manifest is a manifest or index as the registry sent it. Body has the digest Digest.
+// Manifest is a manifest or index of a registry. Digest is the digest of Body.
 type Manifest struct {
-	MediaType string // of the response; "" when the registry did not say, or called it by no type of its own
+	MediaType string // of the response; "" if missing or not specific
 	Digest    digest.Digest
 	Body      []byte
 }
 
-// Check is the caller's word on a manifest that a host has sent: an error when it is not what was asked for. The next host
-// is asked then.
+// Check is the caller's check of a manifest. If it returns an error, the next host is tried.
 type Check func(Manifest) error
 
-// errWrongAnswer marks the error of a host that sent something else than was asked for.
-var errWrongAnswer = errors.New("not what was asked for")
+// errWrongAnswer marks the error for an answer that is not what was requested.
+var errWrongAnswer = errors.New("not what was requested")
 
-// wrong is an error of the kind, or of that of its cause, for something else than was asked for.
-type wrong struct{ error }
+// wrongError is an error for an answer that is not what was requested. Its kind is that of the
+// wrapped error.
+type wrongError struct{ error }
 
-func (w wrong) Unwrap() []error { return []error{w.error, errWrongAnswer} }
+func (w wrongError) Unwrap() []error { return []error{w.error, errWrongAnswer} }
 
 func wrongAnswer(kind fault.Kind, format string, args ...any) error {
-	return wrong{fault.As(kind, fmt.Errorf(format, args...))}
+	return wrongError{fault.As(kind, fmt.Errorf(format, args...))}
 }
 
-// Resolve asks for what the reference stands for now, without fetching the manifest: a HEAD request. The digest is ""
-// when no host tells it this way, the size -1, and the media type "". An error means that asking for the manifest would
-// fail, too.
+// Resolve resolves the reference with a HEAD request. The digest is "", the size -1 and the media
+// type "" if no host supports that. An error means that fetching the manifest would fail as well.
 func (r *Repository) Resolve(ctx context.Context) (imagespec.Descriptor, error) {
 	desc := imagespec.Descriptor{Size: -1}
 	refused := false
 	err := r.eachHost(ctx, r.capability(r.ref.target()), func(h *source) error {
-		resp, err := r.send(ctx, h, http.MethodHead, "manifests/"+r.ref.target(), http.Header{"Accept": {acceptManifests}})
+		resp, err := r.send(ctx, h, http.MethodHead, "manifests/"+r.ref.target(),
+			http.Header{"Accept": {acceptManifests}})
 		if err != nil {
-			status := refusedWith(err)
-			refused = refused || status != 0 && status != http.StatusTooManyRequests && status != http.StatusUnauthorized
+			status := statusOf(err)
+			refused = refused || status != 0 && status != http.StatusTooManyRequests &&
+				status != http.StatusUnauthorized
 			return err
 		}
 		resp.Body.Close()
@@ -67,17 +68,18 @@ func (r *Repository) Resolve(ctx context.Context) (imagespec.Descriptor, error) 
 		return nil
 	})
 	if err != nil && refused && ctx.Err() == nil {
-		return imagespec.Descriptor{Size: -1}, nil // some refuse HEAD alone
+		return imagespec.Descriptor{Size: -1}, nil // some registries refuse HEAD only
 	}
 	return desc, err
 }
 
-// Manifest fetches what the reference stands for, verified against the digest, when the reference has one, and by checks.
+// Manifest fetches the manifest of the reference and verifies it with the reference's digest, if it
+// has one, and with checks.
 func (r *Repository) Manifest(ctx context.Context, checks ...Check) (Manifest, error) {
 	return r.manifest(ctx, r.ref.target(), checks)
 }
 
-// ManifestAt fetches the manifest with the digest, verified against that and by checks.
+// ManifestAt fetches the manifest with the digest and verifies it with the digest and checks.
 func (r *Repository) ManifestAt(ctx context.Context, dgst digest.Digest, checks ...Check) (Manifest, error) {
 	return r.manifest(ctx, dgst.String(), checks)
 }
@@ -89,7 +91,8 @@ func (r *Repository) manifest(ctx context.Context, target string, checks []Check
 		}
 		for _, check := range checks {
 			if err := check(m); err != nil {
-				return wrong{fmt.Errorf("registry host %s, repository %s: the answer for %s (%s): %w", h.Host, r.ref.Path(), target, r.called(m), err)}
+				return wrongError{fmt.Errorf("registry host %s, repository %s: the answer for %s (%s): %w", h.Host,
+					r.ref.Path(), target, r.describe(m), err)}
 			}
 		}
 		return nil
@@ -97,8 +100,8 @@ func (r *Repository) manifest(ctx context.Context, target string, checks []Check
 	return m, err
 }
 
-// called is how an error names the answer.
-func (r *Repository) called(m Manifest) string {
+// describe returns a description of the answer for an error.
+func (r *Repository) describe(m Manifest) string {
 	if m.MediaType == "" {
 		return fmt.Sprintf("%d bytes", len(m.Body))
 	}
@@ -111,7 +114,8 @@ func (r *Repository) manifestFrom(ctx context.Context, h *source, target string)
 	if want.Validate() != nil {
 		want = ""
 	}
-	resp, body, err := r.whole(ctx, h, "manifests/"+target, http.Header{"Accept": {acceptManifests}}, MaxManifest, want, what)
+	resp, body, err := r.fetchDocument(ctx, h, "manifests/"+target, http.Header{"Accept": {acceptManifests}},
+		MaxManifest, want, what)
 	if err != nil {
 		return Manifest{}, err
 	}
@@ -121,15 +125,17 @@ func (r *Repository) manifestFrom(ctx context.Context, h *source, target string)
 		return m, nil
 	}
 	if err := notDocument(body, resp.Header.Get("Content-Type")); err != nil {
-		return Manifest{}, wrong{fmt.Errorf("%s: %w", what, err)}
+		return Manifest{}, wrongError{fmt.Errorf("%s: %w", what, err)}
 	}
-	if told := digest.Digest(resp.Header.Get("Docker-Content-Digest")); told.Validate() == nil && told != told.Algorithm().FromBytes(body) {
-		return Manifest{}, wrongAnswer(fault.Corrupt, "%s has digest %s, and the host says that it has %s", what, m.Digest, told)
+	if told := digest.Digest(resp.Header.Get("Docker-Content-Digest")); told.Validate() == nil &&
+		told != told.Algorithm().FromBytes(body) {
+		return Manifest{}, wrongAnswer(fault.Corrupt, "%s has digest %s, but the host claims %s", what, m.Digest, told)
 	}
 	return m, nil
 }
 
-// notDocument returns what an answer is that is no JSON document at all, or one about an error. The error has a kind.
+// notDocument returns an error if the answer is not a JSON document, or is an error document. The
+// error has a kind.
 func notDocument(body []byte, contentType string) error {
 	start := bytes.TrimLeft(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")), " \t\r\n")
 	calls := new(secrets).clip(contentType)
@@ -137,7 +143,8 @@ func notDocument(body []byte, contentType string) error {
 	case len(body) == 0:
 		return fault.New(fault.Unavailable, "the answer is empty")
 	case bytes.HasPrefix(start, []byte("<")):
-		return fault.New(fault.Invalid, "the answer is not valid JSON but a web page (%s): a proxy's, or a login's", calls)
+		return fault.New(fault.Invalid,
+			"the answer is not valid JSON but a web page (%s), probably from a proxy or a login", calls)
 	case !bytes.HasPrefix(start, []byte("{")):
 		return fault.New(fault.Invalid, "the answer is not valid JSON (%s)", calls)
 	}
@@ -145,13 +152,15 @@ func notDocument(body []byte, contentType string) error {
 	if said == "" {
 		return nil
 	}
-	return fault.New(saidKind(said), "the answer is an error%s", new(secrets).clip(said))
+	return fault.New(kindOfErrors(said), "the answer is an error%s", new(secrets).clip(said))
 }
 
-// saidKind is the kind of what an answer says about an error, as [errorsIn] returns it; Unavailable where it says none.
-func saidKind(said string) fault.Kind {
+// kindOfErrors returns the kind for the text of [errorsIn], Unavailable if there is no specific
+// one.
+func kindOfErrors(said string) fault.Kind {
 	kind := fault.Unavailable
-	for code, is := range map[string]fault.Kind{"_UNKNOWN": fault.NotFound, "UNAUTHORIZED": fault.Unauthenticated, "DENIED": fault.PermissionDenied} {
+	for code, is := range map[string]fault.Kind{"_UNKNOWN": fault.NotFound, "UNAUTHORIZED": fault.Unauthenticated,
+		"DENIED": fault.PermissionDenied} {
 		if strings.Contains(said, code) {
 			kind = is
 		}
@@ -159,7 +168,8 @@ func saidKind(said string) fault.Kind {
 	return kind
 }
 
-// mediaType is what the response calls its content; "" when it does not say, or says what a web server says of any file.
+// mediaType returns the media type of the response, or "" if it is missing or a generic one of a
+// web server.
 func mediaType(resp *http.Response) string {
 	mt, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if err != nil || !strings.HasPrefix(mt, "application/vnd.") {
@@ -168,20 +178,21 @@ func mediaType(resp *http.Response) string {
 	return mt
 }
 
-// Config fetches a small blob whole, verified: an image's config. The error is of kind Exhausted when it has more than
-// limit bytes.
+// Config fetches and verifies a small blob, such as an image's config. The error is of kind
+// Exhausted if it is larger than limit bytes.
 func (r *Repository) Config(ctx context.Context, dgst digest.Digest, limit int64) (body []byte, err error) {
 	err = r.eachHost(ctx, docker.HostCapabilityPull, func(h *source) error {
 		what := fmt.Sprintf("blob %s of %s from registry host %s", dgst, r.ref.Repository, h.Host)
-		_, body, err = r.whole(ctx, h, "blobs/"+dgst.String(), http.Header{}, limit, dgst, what)
+		_, body, err = r.fetchDocument(ctx, h, "blobs/"+dgst.String(), http.Header{}, limit, dgst, what)
 		return err
 	})
 	return body, err
 }
 
-// whole fetches a document of at most limit bytes from a host, verified against the digest want unless that is "". What
-// breaks off is asked for again.
-func (r *Repository) whole(ctx context.Context, h *source, endpoint string, header http.Header, limit int64, want digest.Digest, what string) (*http.Response, []byte, error) {
+// fetchDocument fetches a document of at most limit bytes from a host and verifies it with the
+// digest want, if that is not "". An interrupted transfer is repeated.
+func (r *Repository) fetchDocument(ctx context.Context, h *source, endpoint string, header http.Header, limit int64,
+	want digest.Digest, what string) (*http.Response, []byte, error) {
 	for try := 1; ; try++ {
 		resp, err := r.send(ctx, h, http.MethodGet, endpoint, header)
 		if err != nil {
@@ -193,7 +204,8 @@ func (r *Repository) whole(ctx context.Context, h *source, endpoint string, head
 			body, err = decodeDocument(resp, body, limit, want, what)
 			return resp, body, err
 		}
-		if fault.Of(err) != fault.Unavailable || try == attempts || ctx.Err() != nil || timedOut(err) && r.alternative(h.Host) {
+		if fault.Of(err) != fault.Unavailable || try == attempts || ctx.Err() != nil ||
+			timedOut(err) && r.hasAlternative(h.Host) {
 			return nil, nil, err
 		}
 		select {
@@ -210,12 +222,13 @@ func readBounded(from io.Reader, limit int64, what string) ([]byte, error) {
 		return nil, fault.As(fault.Unavailable, fmt.Errorf("read %s: %w", what, err))
 	}
 	if int64(len(body)) > limit {
-		return nil, wrongAnswer(fault.Exhausted, "%s is larger than %d bytes, which is more than any image needs", what, limit)
+		return nil, wrongAnswer(fault.Exhausted, "%s is larger than the limit of %d bytes", what, limit)
 	}
 	return body, nil
 }
 
-// decodeDocument verifies a document, unpacked if the host has packed it, which it was not asked to.
+// decodeDocument verifies a document. It decompresses a document that the host has compressed
+// although not asked to.
 func decodeDocument(resp *http.Response, body []byte, limit int64, want digest.Digest, what string) ([]byte, error) {
 	if want != "" && want.Algorithm().FromBytes(body) == want {
 		return body, nil
@@ -239,7 +252,7 @@ func decodeDocument(resp *http.Response, body []byte, limit int64, want digest.D
 	return body, nil
 }
 
-// packed reports whether a response says that it is packed with gzip.
+// packed reports whether the response's content encoding is gzip.
 func packed(resp *http.Response) bool {
 	switch strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding"))) {
 	case "gzip", "x-gzip":

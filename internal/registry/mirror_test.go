@@ -20,21 +20,25 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// openImpatient opens library/app:1 of registry.example, which is at server, with a mirror before it that must be quick.
-func openImpatient(t *testing.T, mirror, server, more string, auth Auth) *Repository {
+// openWithTightLimits opens library/app:1 of registry.example, which is at server behind a mirror,
+// with tight limits.
+func openWithTightLimits(t *testing.T, mirror, server, more string, auth Auth) *Repository {
 	t.Helper()
 	return openMirrored(t, mirror, server, more, auth, Limits{Stall: 400 * time.Millisecond, MinRate: 1 << 20})
 }
 
-// openPatient is openImpatient for tests that ask nothing of the time: a busy machine takes some.
-func openPatient(t *testing.T, mirror, server, more string, auth Auth) *Repository {
+// openWithMirror is like openWithTightLimits with the default limits, for tests that do not depend
+// on time: a machine may be busy.
+func openWithMirror(t *testing.T, mirror, server, more string, auth Auth) *Repository {
 	t.Helper()
 	return openMirrored(t, mirror, server, more, auth, Limits{})
 }
 
 func openMirrored(t *testing.T, mirror, server, more string, auth Auth, limits Limits) *Repository {
 	t.Helper()
-	certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n%s", server, mirror, more))
+	certs := configure(t, "registry.example",
+		fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n%s",
+			server, mirror, more))
 	ref, err := ParseReference("registry.example/library/app:1")
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +51,7 @@ func openMirrored(t *testing.T, mirror, server, more string, auth Auth, limits L
 	return r
 }
 
-func TestBadMirrorIsLeftForTheNextHost(t *testing.T) {
+func TestBadMirrorIsSkipped(t *testing.T) {
 	c := newContent(t)
 	blob := "/blobs/" + c.layer.String()
 	for name, misbehave := range map[string]func(w http.ResponseWriter, r *http.Request){
@@ -80,7 +84,7 @@ func TestBadMirrorIsLeftForTheNextHost(t *testing.T) {
 				}
 				c.ServeHTTP(w, r)
 			})
-			r := openImpatient(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
+			r := openWithTightLimits(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
 			began := time.Now()
 			for range 3 {
 				if err := readBlob(t.Context(), r, c); err != nil {
@@ -122,8 +126,8 @@ func TestSlowIsBetterThanNothing(t *testing.T) {
 	}
 }
 
-// Each source has limits of its own: of two mirrors that are equally slow, the one that must be faster is left, and the one
-// that may be so slow is kept, though the registry itself would be faster.
+// Each source has its own limits: of two equally slow mirrors, the one with the higher minimum rate
+// is abandoned and the other one is kept, although the registry itself would be faster.
 func TestLimitsOfASource(t *testing.T) {
 	c := newContent(t)
 	blob := "/blobs/" + c.layer.String()
@@ -142,7 +146,8 @@ func TestLimitsOfASource(t *testing.T) {
 		own.Add(1)
 		c.ServeHTTP(w, r)
 	})
-	certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n[host.\"http://%s\"]\n", server, hasty, lax))
+	certs := configure(t, "registry.example",
+		fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n[host.\"http://%s\"]\n", server, hasty, lax))
 	ref, err := ParseReference("registry.example/library/app:1")
 	if err != nil {
 		t.Fatal(err)
@@ -152,7 +157,8 @@ func TestLimitsOfASource(t *testing.T) {
 		for _, n := range []*atomic.Int32{&first, &second, &own} {
 			n.Store(0)
 		}
-		r, err := Open(t.Context(), Options{CertsDirs: certs, Limits: Limits{Stall: 400 * time.Millisecond, MinRate: 1 << 10}, Sources: limits}, ref, Auth{})
+		r, err := Open(t.Context(), Options{CertsDirs: certs,
+			Limits: Limits{Stall: 400 * time.Millisecond, MinRate: 1 << 10}, Sources: limits}, ref, Auth{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -165,16 +171,19 @@ func TestLimitsOfASource(t *testing.T) {
 	}
 	read(map[string]Limits{hasty: {MinRate: 1 << 20}})
 	if first.Load() != 1 || second.Load() != 2 || own.Load() != 0 {
-		t.Errorf("the mirrors were asked %d and %d times, the registry %d: want 1, 2, 0", first.Load(), second.Load(), own.Load())
+		t.Errorf("the mirrors were asked %d and %d times, the registry %d: want 1, 2, 0", first.Load(),
+			second.Load(), own.Load())
 	}
 	read(map[string]Limits{hasty: {MinRate: 1 << 20}, lax: {MinRate: 1 << 20}})
 	if first.Load() != 1 || second.Load() != 1 || own.Load() != 2 {
-		t.Errorf("the mirrors were asked %d and %d times, the registry %d: want 1, 1, 2", first.Load(), second.Load(), own.Load())
+		t.Errorf("the mirrors were asked %d and %d times, the registry %d: want 1, 1, 2", first.Load(),
+			second.Load(), own.Load())
 	}
 }
 
-// The time without progress is a source's own, too, from the dialling to the last byte: here of the answer.
-func TestPatienceWithASource(t *testing.T) {
+// The stall limit is per source and applies from dialling to the last byte; here to the response
+// header.
+func TestStallLimitOfASource(t *testing.T) {
 	c := newContent(t)
 	const late = 600 * time.Millisecond
 	var asked atomic.Int32
@@ -191,7 +200,8 @@ func TestPatienceWithASource(t *testing.T) {
 		own.Add(1)
 		c.ServeHTTP(w, r)
 	})
-	certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n", server, mirror))
+	certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n",
+		server, mirror))
 	ref, err := ParseReference("registry.example/library/app:1")
 	if err != nil {
 		t.Fatal(err)
@@ -207,24 +217,27 @@ func TestPatienceWithASource(t *testing.T) {
 	} {
 		asked.Store(0)
 		own.Store(0)
-		r, err := Open(t.Context(), Options{CertsDirs: certs, Limits: Limits{Stall: row.general}, Sources: map[string]Limits{mirror: {Stall: row.source}}}, ref, Auth{})
+		r, err := Open(t.Context(), Options{CertsDirs: certs, Limits: Limits{Stall: row.general},
+			Sources: map[string]Limits{mirror: {Stall: row.source}}}, ref, Auth{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()
 		err = readBlob(t.Context(), r, c)
 		r.Close()
-		if took := time.Since(began); err != nil || asked.Load() != 1 || (own.Load() == 0) != row.fromMirror || took > 8*time.Second {
-			t.Errorf("%s, the mirror %s: %v after %s, the mirror was asked %d times and the registry %d", row.general, row.source, err, took, asked.Load(), own.Load())
+		if took := time.Since(began); err != nil || asked.Load() != 1 || (own.Load() == 0) != row.fromMirror ||
+			took > 8*time.Second {
+			t.Errorf("%s, the mirror %s: %v after %s, the mirror was asked %d times and the registry %d", row.general,
+				row.source, err, took, asked.Load(), own.Load())
 		}
 	}
 }
 
-// containerd's own key for the time that a connection may take.
+// containerd's key for the connect timeout.
 func TestDialTimeout(t *testing.T) {
 	c := newContent(t)
 	mirror := silentPort(t)
-	r := openImpatient(t, mirror, serve(t, c.ServeHTTP), "dial_timeout = \"150ms\"\n", Auth{})
+	r := openWithTightLimits(t, mirror, serve(t, c.ServeHTTP), "dial_timeout = \"150ms\"\n", Auth{})
 	r.options.Stall = 20 * time.Second
 	began := time.Now()
 	if err := readBlob(t.Context(), r, c); err != nil {
@@ -235,7 +248,7 @@ func TestDialTimeout(t *testing.T) {
 	}
 }
 
-// silentPort is an address that answers no SYN: a listener whose queue is full.
+// silentPort returns an address that answers no SYN: a listener whose backlog is full.
 func silentPort(t *testing.T) string {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -265,7 +278,7 @@ func silentPort(t *testing.T) string {
 	return ""
 }
 
-func TestMirrorHasCredentialsOfItsOwn(t *testing.T) {
+func TestMirrorHasItsOwnCredentials(t *testing.T) {
 	c := newContent(t)
 	guarded := func(user, password string, seen *atomic.Value) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -284,13 +297,15 @@ func TestMirrorHasCredentialsOfItsOwn(t *testing.T) {
 	mirror, server := serve(t, guarded("m", "secret", &toMirror)), serve(t, guarded("u", "p", &toServer))
 	table := fmt.Sprintf("[host.\"http://%s\".auth]\n", mirror)
 	file := filepath.Join(t.TempDir(), "config.json")
-	if err := os.WriteFile(file, []byte(fmt.Sprintf(`{"auths":{"http://%s/v1/":{"auth":"bTpzZWNyZXQ="}}}`, mirror)), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(`{"auths":{"http://%s/v1/":{"auth":"bTpzZWNyZXQ="}}}`, mirror)),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, auth := range []string{"username = \"m\"\npassword = \"secret\"\n", "auth = \"bTpzZWNyZXQ=\"\n", fmt.Sprintf("file = %q\n", file)} {
+	for _, auth := range []string{"username = \"m\"\npassword = \"secret\"\n", "auth = \"bTpzZWNyZXQ=\"\n",
+		fmt.Sprintf("file = %q\n", file)} {
 		toMirror.Store("")
 		toServer.Store("")
-		r := openPatient(t, mirror, server, table+auth, Auth{Username: "u", Password: "p"})
+		r := openWithMirror(t, mirror, server, table+auth, Auth{Username: "u", Password: "p"})
 		if err := readBlob(t.Context(), r, c); err != nil {
 			t.Fatal(err)
 		}
@@ -299,8 +314,9 @@ func TestMirrorHasCredentialsOfItsOwn(t *testing.T) {
 		}
 	}
 
-	// The wrong ones cost the mirror, not the pull, and each host sees its own alone.
-	r := openPatient(t, mirror, server, table+"username = \"m\"\npassword = \"stale\"\n", Auth{Username: "u", Password: "p"})
+	// Wrong credentials cost the mirror, not the pull. Each host sees only its own.
+	r := openWithMirror(t, mirror, server, table+"username = \"m\"\npassword = \"stale\"\n",
+		Auth{Username: "u", Password: "p"})
 	if err := readBlob(t.Context(), r, c); err != nil {
 		t.Fatal(err)
 	}
@@ -310,21 +326,22 @@ func TestMirrorHasCredentialsOfItsOwn(t *testing.T) {
 
 	ref, _ := ParseReference("registry.example/a:1")
 	for _, wrong := range []string{"pasword = \"x\"\n", "file = \"nowhere.json\"\n", "auth = \"!\"\n"} {
-		_, err := Open(t.Context(), Options{CertsDirs: configure(t, "registry.example", "[host.\"https://m.example\"]\n[host.\"https://m.example\".auth]\n"+wrong)}, ref, Auth{})
+		_, err := Open(t.Context(), Options{CertsDirs: configure(t, "registry.example",
+			"[host.\"https://m.example\"]\n[host.\"https://m.example\".auth]\n"+wrong)}, ref, Auth{})
 		if !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "hosts.toml") {
 			t.Errorf("%q: %v", wrong, err)
 		}
 	}
 }
 
-func TestDistrustedHostIsAskedLast(t *testing.T) {
+func TestDistrustedHostIsTriedLast(t *testing.T) {
 	c := newContent(t)
 	var bad atomic.Int32
 	mirror := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		bad.Add(1)
 		w.Write(make([]byte, c.size))
 	})
-	r := openPatient(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
+	r := openWithMirror(t, mirror, serve(t, c.ServeHTTP), "", Auth{})
 	if err := readBlob(t.Context(), r, c); err == nil {
 		t.Fatal("the mirror was to send something else")
 	}
@@ -334,8 +351,8 @@ func TestDistrustedHostIsAskedLast(t *testing.T) {
 	}
 }
 
-// hosts.toml may name the registry itself, with what it takes to reach it. Then what it answered there counts, not that
-// it cannot be reached without.
+// hosts.toml may have a table for the registry itself that says how to reach it. Its answer there
+// counts, not the failure to reach it without the table.
 func TestRegistryAmongItsOwnHosts(t *testing.T) {
 	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("WWW-Authenticate", `Basic realm="here"`)
@@ -345,7 +362,8 @@ func TestRegistryAmongItsOwnHosts(t *testing.T) {
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	certs := configure(t, "example.com", fmt.Sprintf("server = %q\n[host.%q]\nskip_verify = true\n", srv.URL, srv.URL))
 	_, err := open(t, certs, "example.com/library/app:1", Auth{Username: "u", Password: "x"}).Manifest(t.Context())
-	if !errors.Is(err, fault.Unauthenticated) || !strings.Contains(err.Error(), "were refused") || strings.Contains(err.Error(), "x509") {
+	if !errors.Is(err, fault.Unauthenticated) || !strings.Contains(err.Error(), "were refused") ||
+		strings.Contains(err.Error(), "x509") {
 		t.Errorf("kind %q: %v", fault.Of(err), err)
 	}
 }

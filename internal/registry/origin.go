@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// origin is where a request goes: scheme, host and port. Secrets belong to an origin, as in a browser: another port of
-// the same host is another program.
+// origin is the scheme, host and port of a request. Secrets belong to an origin, as in a browser:
+// another port of the same host is another program.
 type origin struct{ scheme, host, port string }
 
-// originOf returns the origin of a URL. The scheme's own port is always given.
+// originOf returns the origin of a URL. The port is always set.
 func originOf(u *url.URL) origin {
 	o := origin{strings.ToLower(u.Scheme), strings.TrimSuffix(strings.ToLower(u.Hostname()), "."), u.Port()}
 	if o.port == "" {
@@ -25,7 +25,7 @@ func originOf(u *url.URL) origin {
 	return o
 }
 
-// String is the host, with the port unless that is the scheme's own.
+// String returns the host, with the port unless it is the scheme's default.
 func (o origin) String() string {
 	host := o.host
 	if strings.Contains(host, ":") {
@@ -37,24 +37,24 @@ func (o origin) String() string {
 	return net.JoinHostPort(o.host, o.port)
 }
 
-// upgrade reports whether to is the same host as o with TLS, each at the port that is usual: the one change of origin
-// that loses nothing.
+// upgrade reports whether to is the same host with TLS, both at default ports: the only change of
+// origin that loses nothing.
 func (o origin) upgrade(to origin) bool {
 	return o.scheme == "http" && o.port == "80" && to == origin{"https", o.host, "443"}
 }
 
-// loopback reports whether the origin is on this machine, where nobody listens in between.
+// loopback reports whether the origin is on this machine, where no network is in between.
 func (o origin) loopback() bool { return isLoopback(o.host) }
 
-// isLoopback reports whether a host name without a port is of this machine.
+// isLoopback reports whether a host name without a port is on this machine.
 func isLoopback(host string) bool {
 	ip := net.ParseIP(strings.Trim(host, "[]"))
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// addressHost takes the host out of the address of a registry as credentials are kept under it: a host or a URL, in any
-// case, with or without scheme, port and path. A scheme's own port is left out, and the names of Docker's registry have
-// one spelling.
+// addressHost returns the host in a registry address under which credentials are stored: a host or
+// URL, in any case, with or without scheme, port and path. A default port is removed. The names of
+// Docker's registry are unified.
 func addressHost(address string) (string, bool) {
 	full := strings.TrimSpace(address)
 	if !strings.Contains(full, "://") {
@@ -67,7 +67,7 @@ func addressHost(address string) (string, bool) {
 	return canonicalHost(originOf(u).String()), true
 }
 
-// canonicalHost gives the names of Docker's registry one spelling.
+// canonicalHost unifies the names of Docker's registry.
 func canonicalHost(host string) string {
 	host = strings.ToLower(host)
 	switch strings.TrimSuffix(host, ":443") {
@@ -77,8 +77,8 @@ func canonicalHost(host string) string {
 	return host
 }
 
-// sameHost reports whether pattern, an address in canonical form, is that of host. Parts of a name may be patterns, as a
-// kubelet has them: "*.azurecr.io".
+// sameHost reports whether pattern, a canonical address, matches host. Parts of the name may be
+// patterns, as with the kubelet: "*.azurecr.io".
 func sameHost(pattern, host string) bool {
 	host = canonicalHost(host)
 	if pattern == host || pattern == strings.TrimSuffix(host, ":443") {

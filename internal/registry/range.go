@@ -11,15 +11,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// errNoRange says that a host was asked for a part and refused, or sent another, or did not say which.
-var errNoRange = errors.New("it does not serve ranges")
+// errNoRange is returned if a host refuses a range, sends another one, or does not say which.
+var errNoRange = errors.New("the host does not serve ranges")
 
-// byteRange is a part of a blob: from begin, without end. size is that of the whole blob, -1 when it is not told.
+// byteRange is the part [begin, end) of a blob. size is the size of the blob, -1 if unknown.
 type byteRange struct{ begin, end, size int64 }
 
-// contentRange reads the header of that name: "bytes 0-99/1000" (RFC 9110, section 14.4).
+// contentRange parses the Content-Range header: "bytes 0-99/1000" (RFC 9110, section 14.4).
 func contentRange(header http.Header) (byteRange, error) {
-	bad := errors.New("no Content-Range that can be read")
+	bad := errors.New("invalid Content-Range")
 	unit, rest, ok := strings.Cut(strings.TrimSpace(header.Get("Content-Range")), " ")
 	if !ok || !strings.EqualFold(unit, "bytes") {
 		return byteRange{}, bad
@@ -45,35 +45,38 @@ func contentRange(header http.Header) (byteRange, error) {
 	return r, nil
 }
 
-// position reads a number of bytes.
+// position parses a byte position.
 func position(text string) (int64, bool) {
 	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
 	return n, err == nil && n >= 0
 }
 
-// decoded is the response's body without the packing that the host says it has put around, unasked. What is called gzip
-// may be the blob itself: stores tell so of what was uploaded as .tar.gz. The length shows it, or the digest, at the
-// second try.
-func (b *blob) decoded(h *source, resp *http.Response) (body io.ReadCloser, decoded bool, err error) {
+// decode returns the response's body without a content encoding that was not requested. Content
+// declared as gzip may be the blob itself: stores do so for uploads named .tar.gz. The length
+// reveals it, or the digest, at the second attempt.
+func (b *blob) decode(h *source, resp *http.Response) (body io.ReadCloser, decoded bool, err error) {
 	encoding := strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding")))
 	whole := resp.StatusCode == http.StatusOK && resp.ContentLength >= 0 && resp.ContentLength == b.size
 	switch {
 	case encoding == "", encoding == "identity", whole, resp.StatusCode == http.StatusPartialContent:
 		return resp.Body, false, nil
 	case !packed(resp):
-		return nil, false, fault.New(fault.Unavailable, "registry host %s sent blob %s in the encoding %q, which it was not asked for", h.Host, b.digest, b.repo.secrets.clip(encoding))
-	case b.repo.asItIs(b.digest, h.Host):
+		return nil, false, fault.New(fault.Unavailable,
+			"registry host %s sent blob %s with the encoding %q, which was not requested", h.Host, b.digest,
+			b.repo.secrets.clip(encoding))
+	case b.repo.keepGzip(b.digest, h.Host):
 		return resp.Body, false, nil
 	}
 	unpack, err := gzip.NewReader(resp.Body)
 	if err != nil {
-		return nil, false, fault.New(fault.Unavailable, "registry host %s sent blob %s as gzip, and it is not: %w", h.Host, b.digest, err)
+		return nil, false, fault.New(fault.Unavailable, "registry host %s sent blob %s as gzip, which it is not: %w",
+			h.Host, b.digest, err)
 	}
-	return &unpacked{unpack, resp.Body}, true, nil
+	return &gzipBody{unpack, resp.Body}, true, nil
 }
 
-// unpacked is a body that is unpacked while it is read.
-type unpacked struct {
+// gzipBody is a body that is decompressed while it is read.
+type gzipBody struct {
 	io.Reader
 	io.Closer
 }

@@ -35,12 +35,14 @@ func TestParseReference(t *testing.T) {
 			t.Errorf("%q: host %q, path %q", in, ref.Host(), ref.Path())
 		}
 	}
-	for _, in := range []string{"", " ", "UPPER", "a:", "a@sha256:12", ":tag", "a b", "http://a/b", hex64, "a//b", "-a", "a:\x00"} {
+	for _, in := range []string{"", " ", "UPPER", "a:", "a@sha256:12", ":tag", "a b", "http://a/b", hex64, "a//b",
+		"-a", "a:\x00"} {
 		if _, err := ParseReference(in); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%q: %v", in, err)
 		}
 	}
-	if ref, err := ParseReference("a@sha512:" + hex64 + hex64); err != nil || ref.String() != "docker.io/library/a@sha512:"+hex64+hex64 {
+	if ref, err := ParseReference("a@sha512:" + hex64 + hex64); err != nil ||
+		ref.String() != "docker.io/library/a@sha512:"+hex64+hex64 {
 		t.Errorf("sha512: %v, %v", ref, err)
 	}
 }
@@ -79,17 +81,20 @@ func TestAuthDecode(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, c, err)
 		}
 	}
-	for _, a := range []Auth{{Auth: "!!"}, {Auth: "bm9jb2xvbg=="}, {ServerAddress: "http://"}, {ServerAddress: "a b\x7f"}} {
+	for _, a := range []Auth{{Auth: "!!"}, {Auth: "bm9jb2xvbg=="}, {ServerAddress: "http://"},
+		{ServerAddress: "a b\x7f"}} {
 		if _, err := a.decode(); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v", a, err)
 		}
 	}
 }
 
-func TestReferenceErrorsHaveNoPassword(t *testing.T) {
-	for _, in := range []string{"user:secret@registry.example/a:1", "https://user:secret@registry.example/a:1", "https://secret@registry.example/a", "u:se@secret@registry.example"} {
+func TestReferenceErrorsContainNoPassword(t *testing.T) {
+	for _, in := range []string{"user:secret@registry.example/a:1", "https://user:secret@registry.example/a:1",
+		"https://secret@registry.example/a", "u:se@secret@registry.example"} {
 		_, err := ParseReference(in)
-		if err == nil || strings.Contains(err.Error(), "secret@") || !strings.Contains(err.Error(), "registry.example") {
+		if err == nil || strings.Contains(err.Error(), "secret@") ||
+			!strings.Contains(err.Error(), "registry.example") {
 			t.Errorf("%s: %v", in, err)
 		}
 	}
@@ -98,11 +103,11 @@ func TestReferenceErrorsHaveNoPassword(t *testing.T) {
 	}
 }
 
-func TestCredentialsAreShownToTheirHostAlone(t *testing.T) {
+func TestCredentialsAreSentToTheirHostOnly(t *testing.T) {
 	const toml = "[host.\"https://mirror.example\"]\n[host.\"https://shared.example\".auth]\nfrom = \"pull\"\n"
 	certs := configure(t, "docker.io", toml)
 	for _, row := range []struct {
-		address, sees string // server address of the credentials, and where they go
+		address, sees string // server address of the credentials, and the origins that get them
 	}{
 		{"", "https://registry-1.docker.io https://shared.example"},
 		{"https://index.docker.io/v1/", "https://registry-1.docker.io"},
@@ -122,8 +127,10 @@ func TestCredentialsAreShownToTheirHostAlone(t *testing.T) {
 		r := open(t, certs, "busybox", Auth{Username: "u", Password: "p", ServerAddress: row.address})
 		var seen []string
 		for _, address := range []string{
-			"https://registry-1.docker.io", "http://registry-1.docker.io", "https://registry-1.docker.io:5000", "https://mirror.example", "http://mirror.example",
-			"https://mirror.example:5000", "https://shared.example", "https://shared.example:8443", "https://elsewhere.example",
+			"https://registry-1.docker.io", "http://registry-1.docker.io", "https://registry-1.docker.io:5000",
+			"https://mirror.example", "http://mirror.example",
+			"https://mirror.example:5000", "https://shared.example", "https://shared.example:8443",
+			"https://elsewhere.example",
 		} {
 			u, err := url.Parse(address)
 			if err != nil {

@@ -14,22 +14,23 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// refusal is an answer that is not what was asked for. The error in it has a kind.
+// refusal is an unsuccessful response. The error in it has a kind.
 type refusal struct {
 	error
 	status int
-	wait   time.Duration // as Retry-After says
+	wait   time.Duration // from Retry-After
 }
 
 func (r *refusal) Unwrap() error { return r.error }
 
-// passing reports whether such an answer may pass by itself.
-func (r *refusal) passing() bool {
-	return r.status == http.StatusTooManyRequests || r.status == http.StatusRequestTimeout || r.status >= 500 && r.status != http.StatusNotImplemented
+// temporary reports whether a retry may succeed.
+func (r *refusal) temporary() bool {
+	return r.status == http.StatusTooManyRequests || r.status == http.StatusRequestTimeout ||
+		r.status >= 500 && r.status != http.StatusNotImplemented
 }
 
-// refusedWith returns the status of the answer that err is about; 0 when there was none.
-func refusedWith(err error) int {
+// statusOf returns the status of the response that caused err, or 0 if there was no response.
+func statusOf(err error) int {
 	var refused *refusal
 	if errors.As(err, &refused) {
 		return refused.status
@@ -37,14 +38,14 @@ func refusedWith(err error) int {
 	return 0
 }
 
-// refusal turns a response that is not a success into an error and closes it.
+// refusal turns an unsuccessful response into an error and closes it.
 func (r *Repository) refusal(h *source, resp *http.Response, endpoint string) error {
 	defer resp.Body.Close()
 	wait := retryAfter(resp.Header)
 	return &refusal{r.refusalText(h, resp, endpoint, wait), resp.StatusCode, wait}
 }
 
-// refusalText says what was refused, why, and what to do.
+// refusalText returns the error for a refusal: what was refused, why, and what to do.
 func (r *Repository) refusalText(h *source, resp *http.Response, endpoint string, wait time.Duration) error {
 	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	said := r.secrets.clip(resp.Status + errorsIn(raw))
@@ -55,14 +56,19 @@ func (r *Repository) refusalText(h *source, resp *http.Response, endpoint string
 	}
 	switch code := resp.StatusCode; {
 	case code == http.StatusUnauthorized && r.credentialsAt(at).anonymous():
-		return fault.New(fault.Unauthenticated, "%s: credentials are needed, or the repository does not exist (%s%s); %s",
+		return fault.New(fault.Unauthenticated,
+			"%s: credentials are needed, or the repository does not exist (%s%s); %s",
 			where, said, r.challenge(resp), r.credentialsAdvice(h))
 	case code == http.StatusUnauthorized:
-		return fault.New(fault.Unauthenticated, "%s: the credentials were refused (%s%s); check user, password or token", where, said, r.challenge(resp))
+		return fault.New(fault.Unauthenticated,
+			"%s: the credentials were refused (%s%s); check user, password or token", where, said, r.challenge(resp))
 	case code == http.StatusForbidden:
-		return fault.New(fault.PermissionDenied, "%s: access is denied (%s); ask the registry's owner for the right to pull, or use other credentials", where, said)
+		return fault.New(fault.PermissionDenied,
+			"%s: access is denied (%s); ask the registry's owner for the right to pull, or use other credentials",
+			where, said)
 	case code == http.StatusNotFound && strings.HasPrefix(endpoint, "blobs/"):
-		return fault.New(fault.NotFound, "%s: %s of the image is not there (%s); the image is not whole, push it again", where, endpoint, said)
+		return fault.New(fault.NotFound, "%s: %s of the image is not there (%s); the image is not whole, push it again",
+			where, endpoint, said)
 	case code == http.StatusNotFound:
 		return fault.New(fault.NotFound, "%s: %s is not there (%s); check the name and the tag", where, r.ref, said)
 	case code == http.StatusMethodNotAllowed || code == http.StatusNotImplemented:
@@ -72,22 +78,24 @@ func (r *Repository) refusalText(h *source, resp *http.Response, endpoint string
 		if wait > 0 {
 			later = "again in " + wait.Round(time.Second).String()
 		}
-		return fault.New(fault.Unavailable, "%s: too many requests (%s); pull with credentials, through a mirror, or %s", where, said, later)
+		return fault.New(fault.Unavailable,
+			"%s: too many requests (%s); pull with credentials, through a mirror, or %s", where, said, later)
 	default:
 		return fault.New(fault.Unavailable, "%s: unexpected answer (%s)", where, said)
 	}
 }
 
-// credentialsAdvice says where the host's credentials would come from.
+// credentialsAdvice says where to configure credentials for the host.
 func (r *Repository) credentialsAdvice(h *source) string {
 	if h.mirror && !r.caller.anonymous() {
-		return fmt.Sprintf("those of the pull go to the registry alone: give this mirror its own in the table [host.\"%s://%s\".auth] of %s",
+		return fmt.Sprintf("those of the pull go to the registry alone: give this mirror its own in the table "+
+			"[host.\"%s://%s\".auth] of %s",
 			h.Scheme, h.Host, hostsFile(r.options.CertsDirs, r.ref.Host()))
 	}
 	return "give the pod an imagePullSecret for this registry"
 }
 
-// challenge names the realm and scope of a 401.
+// challenge returns the challenge of a 401 for an error.
 func (r *Repository) challenge(resp *http.Response) string {
 	if c := resp.Header.Get("WWW-Authenticate"); c != "" {
 		return ", it asks for " + r.secrets.clip(c)
@@ -95,7 +103,8 @@ func (r *Repository) challenge(resp *http.Response) string {
 	return ""
 }
 
-// errorsIn is what a body says in the form of the distribution specification, after a comma; "" when it is not of that form.
+// errorsIn returns the errors in a body in the format of the distribution specification, after a
+// comma. It returns "" for another format.
 func errorsIn(raw []byte) string {
 	var body struct {
 		Errors []struct{ Code, Message string }
@@ -110,7 +119,8 @@ func errorsIn(raw []byte) string {
 	return said
 }
 
-// retryAfter reads the header of that name: seconds or a date; 0 when there is none, or it is over.
+// retryAfter parses the Retry-After header: seconds or a date. It returns 0 if there is none or it
+// has passed.
 func retryAfter(header http.Header) time.Duration {
 	value := header.Get("Retry-After")
 	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {

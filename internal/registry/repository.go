@@ -28,62 +28,64 @@ const (
 	DockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 )
 
-// MaxManifest is the largest manifest or index that is read, in bytes: what the distribution specification asks
-// registries to accept.
+// MaxManifest is the maximum size of a manifest or index in bytes: the size that the distribution
+// specification requires registries to accept.
 const MaxManifest = 4 << 20
 
-// acceptManifests lists what the manifest endpoint may answer with. The last makes a registry answer with whatever it
-// has, so that an old or foreign manifest can be refused by its name.
+// acceptManifests lists the accepted media types. The last one makes a registry send whatever it
+// has, so that an old or foreign manifest can be refused by its type.
 var acceptManifests = strings.Join([]string{
 	imagespec.MediaTypeImageIndex, imagespec.MediaTypeImageManifest, DockerManifestList, DockerManifest, "*/*",
 }, ", ")
 
-// Repository is a conversation with the hosts of one repository. See [Open].
+// Repository is a client for one repository and its hosts. See [Open].
 type Repository struct {
 	ref        Reference
 	hosts      []*source // mirrors first
 	transports []*http.Transport
 	caller     *credentials            // of the pull
-	creds      map[origin]*credentials // what each origin may see; one that is not in it: nothing
+	creds      map[origin]*credentials // the credentials for each origin; others get none
 	options    Options
-	unknown    []string // keys of hosts.toml
+	unknown    []string // unknown keys of hosts.toml
 	secrets    *secrets
 
-	mu     sync.Mutex
-	late   map[string]bool                       // hosts that were slow, wrong or did not answer: they are asked last
-	served map[digest.Digest]map[string]*serving // who has served a blob, by host
-	from   map[digest.Digest]string              // host that has served a blob last
-	proofs map[proofKey]*proof
+	mu sync.Mutex
+	// hosts that were slow, wrong or did not answer: they are tried last
+	deprioritized  map[string]bool
+	served         map[digest.Digest]map[string]*serving // how hosts have served each blob
+	from           map[digest.Digest]string              // host that served a blob last
+	authenticators map[authKey]*authenticator
 }
 
-// proofKey names a proof: the client differs from host to host, and a redirect may lead to another's origin.
-type proofKey struct {
+// authKey identifies an authenticator. Hosts have different clients, and a redirect may lead to
+// another host's origin.
+type authKey struct {
 	host *source
 	at   origin
 }
 
-// serving is how a host has served a blob.
+// serving describes how a host has served a blob.
 type serving struct {
-	wrong   int  // times that it was not the blob
-	decoded bool // it called the last one gzip, and it was unpacked
-	asItIs  bool // what it calls gzip is the blob's own
+	wrong    int  // how often it was corrupt
+	decoded  bool // the last response was declared as gzip and decompressed
+	keepGzip bool // its declared gzip is the blob's own compression
 }
 
-// Options say how the hosts of a registry are found, and when one is given up.
+// Options configure how the hosts of a registry are found, and when one is given up.
 type Options struct {
-	CertsDirs []string          // where <host>/hosts.toml is looked for, in order
-	Limits                      // of every host; 0: a minute, 16 KiB
-	Traffic   *Traffic          // counts what comes; nil: nobody counts
-	Sources   map[string]Limits // of single hosts, "mirror.example:5000", registries and mirrors alike; 0: as of every host
+	CertsDirs []string          // directories in which <host>/hosts.toml is looked for, in order
+	Limits                      // for all hosts; defaults: one minute, 16 KiB
+	Traffic   *Traffic          // counts received data; may be nil
+	Sources   map[string]Limits // for single hosts, such as "mirror.example:5000"; 0: as for all hosts
 }
 
-// Limits say when a host is given up.
+// Limits determine when a host is given up.
 type Limits struct {
-	Stall   time.Duration // it sends nothing for so long: it is left for the next
-	MinRate int64         // it sends fewer bytes per second over a quarter of Stall: so it is, when there is a next
+	Stall   time.Duration // without any data, the next host is tried
+	MinRate int64         // bytes per second over a quarter of Stall; below, the next host is tried, if there is one
 }
 
-// orElse fills the fields that are 0 from defaults.
+// orElse replaces zero fields by defaults.
 func (l Limits) orElse(defaults Limits) Limits {
 	return Limits{Stall: cmp.Or(l.Stall, defaults.Stall), MinRate: cmp.Or(l.MinRate, defaults.MinRate)}
 }
@@ -91,7 +93,7 @@ func (l Limits) orElse(defaults Limits) Limits {
 // at returns the limits of a host.
 func (o Options) at(host string) Limits { return o.Sources[canonicalHost(host)].orElse(o.Limits) }
 
-// longestStall is how long the most patient limits wait.
+// longestStall returns the longest stall limit of any host.
 func (o Options) longestStall() time.Duration {
 	longest := o.Stall
 	for _, l := range o.Sources {
@@ -100,7 +102,7 @@ func (o Options) longestStall() time.Duration {
 	return longest
 }
 
-// withDefaults are the options with nothing left open.
+// withDefaults returns the options with defaults filled in and canonical host names.
 func (o Options) withDefaults() Options {
 	o.Limits = o.Limits.orElse(Limits{Stall: time.Minute, MinRate: 16 << 10})
 	named := o.Sources
@@ -111,23 +113,26 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Open reads the configuration of ref's registry and prepares to talk to it as auth says. It sends nothing. The caller
-// closes the Repository. The error is of kind Invalid (auth) or Precondition (hosts.toml).
+// Open reads the configuration of ref's registry and prepares a client with the credentials of
+// auth. It sends nothing. The caller closes the Repository. The error is of kind Invalid (auth) or
+// Precondition (hosts.toml).
 func Open(ctx context.Context, o Options, ref Reference, auth Auth) (*Repository, error) {
 	o = o.withDefaults()
 	caller, err := auth.decode()
 	if err != nil {
 		return nil, err
 	}
-	silent := logrus.New() // containerd's packages would log what our errors say
+	silent := logrus.New() // containerd's packages would log the errors that we return
 	silent.SetOutput(io.Discard)
 	hosts, transports, file, err := lookupHosts(log.WithLogger(ctx, logrus.NewEntry(silent)), o, ref.Host())
 	if err != nil {
 		return nil, err
 	}
 	r := &Repository{
-		ref: ref, hosts: hosts, transports: transports, caller: caller, creds: make(map[origin]*credentials), options: o, unknown: file.unknown, secrets: &secrets{},
-		late: make(map[string]bool), from: make(map[digest.Digest]string), served: make(map[digest.Digest]map[string]*serving), proofs: make(map[proofKey]*proof),
+		ref: ref, hosts: hosts, transports: transports, caller: caller, creds: make(map[origin]*credentials),
+		options: o, unknown: file.unknown, secrets: &secrets{},
+		deprioritized: make(map[string]bool), from: make(map[digest.Digest]string),
+		served: make(map[digest.Digest]map[string]*serving), authenticators: make(map[authKey]*authenticator),
 	}
 	for _, h := range hosts {
 		for _, at := range h.origins() {
@@ -139,8 +144,9 @@ func Open(ctx context.Context, o Options, ref Reference, auth Auth) (*Repository
 	return r, nil
 }
 
-// credentialsFor returns what a host may see: what hosts.toml has for it; else, where it is the registry itself, or the
-// host that the caller or hosts.toml gives them to, those of the caller; else nothing.
+// credentialsFor returns the credentials for a host: those configured in hosts.toml; otherwise
+// those of the caller, if the host is the registry itself or the host to which the caller or
+// hosts.toml assigns them; otherwise none.
 func (r *Repository) credentialsFor(h *source, at origin, file *hostsConfig) *credentials {
 	if own := file.own[at]; own != nil {
 		return own
@@ -157,7 +163,7 @@ func (r *Repository) credentialsFor(h *source, at origin, file *hostsConfig) *cr
 	return r.caller
 }
 
-// credentialsAt returns what the origin may see.
+// credentialsAt returns the credentials for the origin.
 func (r *Repository) credentialsAt(at origin) *credentials {
 	if c := r.creds[at]; c != nil {
 		return c
@@ -165,21 +171,21 @@ func (r *Repository) credentialsAt(at origin) *credentials {
 	return &credentials{}
 }
 
-// ownOrigin reports whether at is one of the host's.
+// ownOrigin reports whether at is an origin of the host.
 func (r *Repository) ownOrigin(h *source, at origin) bool {
 	return slices.ContainsFunc(h.origins(), func(o origin) bool { return o == at || o.upgrade(at) })
 }
 
-// proofAt returns the proof of who asks for an origin that is asked on the way of a request to h. An upgrade of h to TLS
-// is h.
-func (r *Repository) proofAt(h *source, at origin) *proof {
+// authenticatorFor returns the authenticator for an origin in a request to h. An upgrade of h to
+// TLS counts as h.
+func (r *Repository) authenticatorFor(h *source, at origin) *authenticator {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if h.either != nil && r.ownOrigin(h, at) {
-		at = h.origins()[0] // one proof for either scheme
+		at = h.origins()[0] // one authenticator for both schemes
 	}
-	key := proofKey{h, at}
-	p := r.proofs[key]
+	key := authKey{h, at}
+	p := r.authenticators[key]
 	if p == nil {
 		creds := r.credentialsAt(at)
 		for _, own := range h.origins() {
@@ -187,21 +193,21 @@ func (r *Repository) proofAt(h *source, at origin) *proof {
 				creds = r.credentialsAt(own)
 			}
 		}
-		p = newProof(at, creds, r.ref.Path(), h.Client, r.secrets)
-		r.proofs[key] = p
+		p = newAuthenticator(at, creds, r.ref.Path(), h.Client, r.secrets)
+		r.authenticators[key] = p
 	}
 	return p
 }
 
-// Close drops the idle connections.
+// Close closes the idle connections.
 func (r *Repository) Close() {
 	for _, t := range r.transports {
 		t.CloseIdleConnections()
 	}
 }
 
-// capability is what a host must be allowed to do to answer for target: a mirror that may serve content is not always
-// trusted to say what a tag stands for.
+// capability returns the capability that a host needs to answer for target: a mirror that may serve
+// content is not always trusted to resolve tags.
 func (r *Repository) capability(target string) docker.HostCapabilities {
 	if strings.Contains(target, ":") {
 		return docker.HostCapabilityPull
@@ -209,21 +215,24 @@ func (r *Repository) capability(target string) docker.HostCapabilities {
 	return docker.HostCapabilityPull | docker.HostCapabilityResolve
 }
 
-// eachHost tries the hosts in order until ask succeeds. When none does, the error has the kind that the registry itself
-// gave it, and the text of all. A host that does not answer is asked last from then on.
+// eachHost calls ask with the hosts in order until it succeeds. If it fails for all, the error has
+// the kind of the registry's own error and the text of all. A host that does not answer is tried
+// last from then on.
 //
-// hosts.toml may name the registry itself, to say how it is reached; it is asked again at the end, as the file's server
-// and without that. When it has answered, not being reached then says nothing.
+// hosts.toml may have a table for the registry itself that says how to reach it. The registry is
+// then tried twice, the second time without that table. If it has answered, failing to reach it the
+// second time is ignored.
 func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities, ask func(*source) error) error {
 	var texts []string
 	var last error
-	answered := make(map[string]bool) // addresses
+	answered := make(map[string]bool) // by address
 	for _, h := range r.order(need) {
 		err := ask(h)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) { // the host's deadline, not the caller's
+		// the host's deadline, not the caller's
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 			err = fault.As(fault.Of(err), errors.New(err.Error()))
 		}
 		address := h.Scheme + "://" + h.Host + h.Path
@@ -231,7 +240,7 @@ func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities,
 			continue
 		}
 		if errors.Is(err, fault.Unavailable) || errors.Is(err, errWrongAnswer) {
-			r.shun(h.Host)
+			r.deprioritize(h.Host)
 		}
 		answered[address] = answered[address] || !errors.Is(err, fault.Unavailable)
 		texts = append(texts, err.Error())
@@ -241,7 +250,8 @@ func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities,
 	}
 	switch len(texts) {
 	case 0:
-		return fault.New(fault.Precondition, "no host of registry %s is allowed to serve %s: look at the capabilities in hosts.toml", r.ref.Host(), r.ref)
+		return fault.New(fault.Precondition,
+			"no host of registry %s is allowed to serve %s: check the capabilities in hosts.toml", r.ref.Host(), r.ref)
 	case 1:
 		if len(r.unknown) == 0 {
 			return last
@@ -249,20 +259,22 @@ func (r *Repository) eachHost(ctx context.Context, need docker.HostCapabilities,
 	}
 	text := strings.Join(texts, "; then ")
 	if len(r.unknown) > 0 {
-		text += fmt.Sprintf("; %s has keys that are not known: %s", hostsFile(r.options.CertsDirs, r.ref.Host()), strings.Join(r.unknown, ", "))
+		text += fmt.Sprintf("; %s has keys that are not known: %s", hostsFile(r.options.CertsDirs, r.ref.Host()),
+			strings.Join(r.unknown, ", "))
 	}
-	return &several{fault.As(fault.Of(last), errors.New(text)), last}
+	return &hostErrors{fault.As(fault.Of(last), errors.New(text)), last}
 }
 
-// several is the error of several hosts: the text of all, and the cause of the one that counts.
-type several struct {
+// hostErrors is the error of several hosts: the text of all, and the cause that determines the
+// kind.
+type hostErrors struct {
 	error
 	cause error
 }
 
-func (s *several) Unwrap() []error { return []error{s.error, s.cause} }
+func (s *hostErrors) Unwrap() []error { return []error{s.error, s.cause} }
 
-// order is the hosts that may do what is needed: as they are configured, but those that were shunned last.
+// order returns the hosts with the capability, in configured order, deprioritized ones last.
 func (r *Repository) order(need docker.HostCapabilities) []*source {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -270,7 +282,7 @@ func (r *Repository) order(need docker.HostCapabilities) []*source {
 	for _, h := range r.hosts {
 		switch {
 		case !h.Capabilities.Has(need):
-		case r.late[h.Host]:
+		case r.deprioritized[h.Host]:
 			last = append(last, h)
 		default:
 			first = append(first, h)
@@ -279,29 +291,30 @@ func (r *Repository) order(need docker.HostCapabilities) []*source {
 	return append(first, last...)
 }
 
-// shun has the host asked last from now on, for as long as this conversation.
-func (r *Repository) shun(host string) {
+// deprioritize makes the host be tried last from now on.
+func (r *Repository) deprioritize(host string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.late[host] = true
+	r.deprioritized[host] = true
 }
 
-// Distrust has the host that served the blob last asked last from now on: what it sent was not the blob. It returns the
-// host, "" when there is none, and whether the blob is worth to be asked for again: each host gets a second chance.
+// Distrust makes the host that served the blob last be tried last from now on, because the blob was
+// corrupt. It returns the host ("" if unknown) and whether to request the blob again: each host
+// gets a second chance.
 func (r *Repository) Distrust(blob digest.Digest) (host string, again bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if host = r.from[blob]; host == "" {
 		return "", false
 	}
-	r.late[host] = true
+	r.deprioritized[host] = true
 	s := r.served[blob][host]
 	s.wrong++
-	s.asItIs = s.asItIs != s.decoded
+	s.keepGzip = s.keepGzip != s.decoded
 	return host, s.wrong < 2
 }
 
-// servedBy notes who serves a blob.
+// servedBy records which host serves a blob.
 func (r *Repository) servedBy(blob digest.Digest, host string, decoded bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -315,24 +328,25 @@ func (r *Repository) servedBy(blob digest.Digest, host string, decoded bool) {
 	r.served[blob][host].decoded = decoded
 }
 
-// asItIs reports whether what the host calls gzip is to be taken for the blob's own compression.
-func (r *Repository) asItIs(blob digest.Digest, host string) bool {
+// keepGzip reports whether the host's declared gzip is the blob's own compression.
+func (r *Repository) keepGzip(blob digest.Digest, host string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.served[blob][host]
-	return s != nil && s.asItIs
+	return s != nil && s.keepGzip
 }
 
-// alternative tells whether there is a host to serve blobs that has not been shunned, beside this one.
-func (r *Repository) alternative(name string) bool {
+// hasAlternative reports whether another host that has not been deprioritized can serve blobs.
+func (r *Repository) hasAlternative(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.ContainsFunc(r.hosts, func(h *source) bool {
-		return h.Host != name && !r.late[h.Host] && h.Capabilities.Has(docker.HostCapabilityPull)
+		return h.Host != name && !r.deprioritized[h.Host] && h.Capabilities.Has(docker.HostCapabilityPull)
 	})
 }
 
-// url builds the address of an endpoint of this repository at h. A mirror is told which registry it stands for.
+// url returns the URL of an endpoint of this repository at h. A mirror is told the registry that it
+// stands for.
 func (r *Repository) url(h *source, endpoint string) *url.URL {
 	u := &url.URL{Scheme: h.scheme(), Host: h.Host, Path: h.Path + "/" + r.ref.Path() + "/" + endpoint}
 	if canonicalHost(h.Host) != r.ref.Host() {

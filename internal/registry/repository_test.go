@@ -29,7 +29,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// content is a registry with one image, and how to find it.
+// content is a registry with one image.
 type content struct {
 	http.Handler
 	manifest digest.Digest
@@ -37,7 +37,7 @@ type content struct {
 	size     int64
 }
 
-// newContent makes a real registry that has library/app:1.
+// newContent returns a real registry that has library/app:1.
 func newContent(t *testing.T) *content {
 	t.Helper()
 	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
@@ -78,7 +78,7 @@ func serve(t *testing.T, h http.HandlerFunc) string {
 	return host(srv)
 }
 
-// configure writes a hosts.toml for the registry and returns the directory of such directories.
+// configure writes a hosts.toml for the registry and returns the certs directories.
 func configure(t *testing.T, registry, body string) []string {
 	t.Helper()
 	root := t.TempDir()
@@ -163,7 +163,8 @@ func TestMirrorsInOrderThenTheRegistry(t *testing.T) {
 		"the server":        {fmt.Sprintf("server = %q\n[host.%q]\n", good, empty), "empty good"},
 	} {
 		asked = nil
-		r := open(t, configure(t, "registry.example", row.toml), "registry.example/library/app@"+c.manifest.String(), Auth{})
+		r := open(t, configure(t, "registry.example", row.toml),
+			"registry.example/library/app@"+c.manifest.String(), Auth{})
 		if _, err := r.Manifest(t.Context()); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -174,7 +175,8 @@ func TestMirrorsInOrderThenTheRegistry(t *testing.T) {
 
 	t.Run("capabilities", func(t *testing.T) {
 		asked = nil
-		certs := configure(t, "registry.example", fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = [\"pull\"]\n", good, empty))
+		certs := configure(t, "registry.example",
+			fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = [\"pull\"]\n", good, empty))
 		r := open(t, certs, "registry.example/library/app:1", Auth{})
 		if _, err := r.Manifest(t.Context()); err != nil {
 			t.Error(err)
@@ -186,7 +188,8 @@ func TestMirrorsInOrderThenTheRegistry(t *testing.T) {
 	t.Run("all fail", func(t *testing.T) {
 		certs := configure(t, "registry.example", fmt.Sprintf("server = %q\n[host.%q]\n", empty, dead))
 		_, err := open(t, certs, "registry.example/library/app:1", Auth{}).Manifest(t.Context())
-		if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), dead[7:]) || !strings.Contains(err.Error(), empty[7:]) {
+		if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), dead[7:]) ||
+			!strings.Contains(err.Error(), empty[7:]) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -196,7 +199,8 @@ func TestMirrorsInOrderThenTheRegistry(t *testing.T) {
 		if _, err := open(t, certs, ref, Auth{}).Manifest(t.Context()); !errors.Is(err, fault.NotFound) {
 			t.Errorf("%v", err)
 		}
-		if err := os.WriteFile(filepath.Join(certs[1], "registry.example/hosts.toml"), fmt.Appendf(nil, "server = %q\n", good), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(certs[1], "registry.example/hosts.toml"),
+			fmt.Appendf(nil, "server = %q\n", good), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := open(t, certs, ref, Auth{}).Manifest(t.Context()); err != nil {
@@ -251,18 +255,20 @@ func TestTLSWithConfiguredCA(t *testing.T) {
 
 	certs = configure(t, "example.com", fmt.Sprintf("server = %q\n", srv.URL))
 	_, err := open(t, certs, "example.com/library/app:1", Auth{}).Manifest(t.Context())
-	if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "certificate") || !strings.Contains(err.Error(), certs[1]+"/example.com/hosts.toml") {
+	if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "certificate") ||
+		!strings.Contains(err.Error(), certs[1]+"/example.com/hosts.toml") {
 		t.Errorf("unknown authority: %v", err)
 	}
 }
 
-// A host that speaks plain HTTP where HTTPS is asked for is told with what to do about it.
-func TestPlainHTTPUnasked(t *testing.T) {
+// The error for plain HTTP instead of HTTPS says what to do.
+func TestUnexpectedPlainHTTP(t *testing.T) {
 	c := newContent(t)
 	plain := serve(t, c.ServeHTTP)
 	certs := configure(t, "example.com", fmt.Sprintf("server = \"https://%s\"\n", plain))
 	_, err := open(t, certs, "example.com/library/app:1", Auth{}).Manifest(t.Context())
-	if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "http://"+plain) || !strings.Contains(err.Error(), certs[1]+"/example.com/hosts.toml") {
+	if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "http://"+plain) ||
+		!strings.Contains(err.Error(), certs[1]+"/example.com/hosts.toml") {
 		t.Errorf("kind %q: %v", fault.Of(err), err)
 	}
 }
@@ -288,7 +294,8 @@ func TestCredentials(t *testing.T) {
 			w.WriteHeader(http.StatusForbidden)
 		default:
 			issued.Add(1)
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="svc",scope="repository:library/app:pull"`, tokens))
+			w.Header().Set("WWW-Authenticate",
+				fmt.Sprintf(`Bearer realm="http://%s/token",service="svc",scope="repository:library/app:pull"`, tokens))
 			w.WriteHeader(http.StatusUnauthorized)
 		}
 	})
@@ -298,20 +305,27 @@ func TestCredentials(t *testing.T) {
 		kind fault.Kind
 		says string
 	}{
-		"basic":                    {addr: basic, auth: Auth{Username: "u", Password: "p"}},
-		"basic, base64":            {addr: basic, auth: Auth{Auth: "dTpw"}},
-		"basic, for this server":   {addr: basic, auth: Auth{Username: "u", Password: "p", ServerAddress: "http://" + basic + "/v2/"}},
-		"basic, for another":       {addr: basic, auth: Auth{Username: "u", Password: "p", ServerAddress: "quay.io"}, kind: fault.Unauthenticated, says: "imagePullSecret"},
-		"basic, none":              {addr: basic, kind: fault.Unauthenticated, says: "who are you"},
-		"basic, wrong":             {addr: basic, auth: Auth{Username: "u", Password: "x"}, kind: fault.Unauthenticated, says: "were refused"},
-		"token, password":          {addr: bearer, auth: Auth{Username: "u", Password: "p"}},
-		"token, wrong password":    {addr: bearer, auth: Auth{Username: "u", Password: "x"}, kind: fault.Unauthenticated, says: "/token"},
-		"token, anonymous":         {addr: bearer, kind: fault.PermissionDenied, says: "library/app"},
-		"token, identity":          {addr: bearer, auth: Auth{IdentityToken: "refresh"}},
-		"token, wrong identity":    {addr: bearer, auth: Auth{IdentityToken: "stale"}, kind: fault.Unauthenticated, says: "repository:library/app:pull"},
-		"registry token":           {addr: bearer, auth: Auth{RegistryToken: "good-token"}},
-		"registry token, stale":    {addr: bearer, auth: Auth{RegistryToken: "stale"}, kind: fault.Unauthenticated, says: "realm="},
-		"registry token, to basic": {addr: basic, auth: Auth{RegistryToken: "good-token"}, kind: fault.Unauthenticated, says: "were refused"},
+		"basic":         {addr: basic, auth: Auth{Username: "u", Password: "p"}},
+		"basic, base64": {addr: basic, auth: Auth{Auth: "dTpw"}},
+		"basic, for this server": {addr: basic, auth: Auth{Username: "u", Password: "p", ServerAddress: "http://" +
+			basic + "/v2/"}},
+		"basic, for another": {addr: basic, auth: Auth{Username: "u", Password: "p", ServerAddress: "quay.io"},
+			kind: fault.Unauthenticated, says: "imagePullSecret"},
+		"basic, none": {addr: basic, kind: fault.Unauthenticated, says: "who are you"},
+		"basic, wrong": {addr: basic, auth: Auth{Username: "u", Password: "x"}, kind: fault.Unauthenticated,
+			says: "were refused"},
+		"token, password": {addr: bearer, auth: Auth{Username: "u", Password: "p"}},
+		"token, wrong password": {addr: bearer, auth: Auth{Username: "u", Password: "x"},
+			kind: fault.Unauthenticated, says: "/token"},
+		"token, anonymous": {addr: bearer, kind: fault.PermissionDenied, says: "library/app"},
+		"token, identity":  {addr: bearer, auth: Auth{IdentityToken: "refresh"}},
+		"token, wrong identity": {addr: bearer, auth: Auth{IdentityToken: "stale"}, kind: fault.Unauthenticated,
+			says: "repository:library/app:pull"},
+		"registry token": {addr: bearer, auth: Auth{RegistryToken: "good-token"}},
+		"registry token, stale": {addr: bearer, auth: Auth{RegistryToken: "stale"}, kind: fault.Unauthenticated,
+			says: "realm="},
+		"registry token, to basic": {addr: basic, auth: Auth{RegistryToken: "good-token"}, kind: fault.Unauthenticated,
+			says: "were refused"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, nil, row.addr+"/library/app:1", row.auth)
@@ -325,7 +339,8 @@ func TestCredentials(t *testing.T) {
 				}
 				return
 			}
-			if !errors.Is(err, row.kind) || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), row.addr) {
+			if !errors.Is(err, row.kind) || !strings.Contains(err.Error(), row.says) ||
+				!strings.Contains(err.Error(), row.addr) {
 				t.Errorf("kind %q: %v", fault.Of(err), err)
 			}
 		})
@@ -344,7 +359,8 @@ func TestCredentials(t *testing.T) {
 	})
 }
 
-// tokenServer issues good tokens for u:p and for the refresh token "refresh", poor ones for nobody.
+// tokenServer issues good tokens for u:p and for the refresh token "refresh", and poor ones for
+// anonymous clients.
 func tokenServer(t *testing.T) string {
 	return serve(t, func(w http.ResponseWriter, r *http.Request) {
 		give := func(token string) {
@@ -409,7 +425,7 @@ func TestRedirectDoesNotCarryCredentials(t *testing.T) {
 	}
 }
 
-// drop ends a connection in the middle of an answer.
+// drop closes a connection in the middle of a response.
 func drop(w http.ResponseWriter) {
 	conn, _, err := w.(http.Hijacker).Hijack()
 	if err == nil {
@@ -417,7 +433,7 @@ func drop(w http.ResponseWriter) {
 	}
 }
 
-// cutAfter passes on n bytes of a blob's body and then drops the connection.
+// cutAfter passes n bytes of a blob's body and then drops the connection.
 type cutAfter struct {
 	http.ResponseWriter
 	left int
@@ -433,7 +449,7 @@ func (c *cutAfter) Write(p []byte) (int, error) {
 	return c.ResponseWriter.Write(p)
 }
 
-func TestBlobGoesOnWhereItStopped(t *testing.T) {
+func TestBlobResumesWhereItStopped(t *testing.T) {
 	c := newContent(t)
 	var ranges []string
 	ranged := true
@@ -504,14 +520,15 @@ func TestBlobThatNeverComes(t *testing.T) {
 			t.Errorf("%d tries", tries)
 		}
 	})
-	// Whoever waits for the bytes of an answer waits no longer than the registry may stall, be it a refusal or a token.
+	// The stall limit applies to every response, including a refusal or a token.
 	for _, where := range []string{"/v2/", "/token"} {
 		t.Run("stalls in the answer of "+where, func(t *testing.T) {
 			hang := make(chan struct{})
 			var addr string
 			addr = serve(t, func(w http.ResponseWriter, r *http.Request) {
 				if strings.HasPrefix(r.URL.Path, "/v2/") {
-					w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="svc"`, addr))
+					w.Header().Set("WWW-Authenticate",
+						fmt.Sprintf(`Bearer realm="http://%s/token",service="svc"`, addr))
 				}
 				if strings.HasPrefix(r.URL.Path, where) {
 					w.Header().Set("Content-Length", "100")
@@ -529,7 +546,8 @@ func TestBlobThatNeverComes(t *testing.T) {
 			r.options.Stall = 50 * time.Millisecond
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			if err := readBlob(ctx, r, c); !errors.Is(err, fault.Unavailable) && !errors.Is(err, fault.Unauthenticated) || ctx.Err() != nil {
+			if err := readBlob(ctx, r, c); !errors.Is(err, fault.Unavailable) &&
+				!errors.Is(err, fault.Unauthenticated) || ctx.Err() != nil {
 				t.Errorf("%v", err)
 			}
 		})
@@ -560,7 +578,8 @@ func TestBlobThatNeverComes(t *testing.T) {
 		addr := serve(t, func(w http.ResponseWriter, r *http.Request) { drop(w) })
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		if err := readBlob(ctx, open(t, nil, addr+"/library/app:1", Auth{}), c); !errors.Is(err, context.DeadlineExceeded) {
+		if err := readBlob(ctx, open(t, nil, addr+"/library/app:1", Auth{}), c); !errors.Is(err,
+			context.DeadlineExceeded) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -573,7 +592,7 @@ func TestServerErrors(t *testing.T) {
 		header string // Retry-After
 		times  int
 		kind   fault.Kind
-		least  time.Duration // that it takes
+		least  time.Duration // minimum duration
 	}{
 		"503 with a time":     {status: 503, header: "2", times: 1, least: 2 * time.Second},
 		"429 with a date":     {status: 429, header: "a date", times: 1, least: 2 * time.Second},
@@ -634,11 +653,13 @@ func TestManifestIsVerifiedAndBounded(t *testing.T) {
 	if _, err = open(t, nil, addr+"/library/app:1", Auth{}).Manifest(t.Context()); !errors.Is(err, fault.Exhausted) {
 		t.Errorf("%v", err)
 	}
-	if _, err = open(t, nil, addr+"/library/app:1", Auth{}).Config(t.Context(), c.layer, 100); !errors.Is(err, fault.Exhausted) {
+	if _, err = open(t, nil, addr+"/library/app:1", Auth{}).Config(t.Context(), c.layer, 100); !errors.Is(err,
+		fault.Exhausted) {
 		t.Errorf("%v", err)
 	}
 	answer = []byte("short")
-	if _, err = open(t, nil, addr+"/library/app:1", Auth{}).Config(t.Context(), c.layer, 100); !errors.Is(err, fault.Corrupt) {
+	if _, err = open(t, nil, addr+"/library/app:1", Auth{}).Config(t.Context(), c.layer, 100); !errors.Is(err,
+		fault.Corrupt) {
 		t.Errorf("%v", err)
 	}
 }

@@ -13,23 +13,23 @@ import (
 	"time"
 )
 
-// handshakeLimit is how long a host that may speak TLS or not may take for the handshake. One that speaks plain HTTP
-// may wait for the end of what it takes for a line.
+// handshakeLimit bounds the TLS handshake with a host that may not use TLS. A plain HTTP server may
+// take the handshake for an incomplete line and wait.
 const handshakeLimit = 3 * time.Second
 
-// eitherScheme is the transport to a host of which it is not known whether it speaks TLS: a registry on a loopback
-// address, or one that hosts.toml gives http:// and a certificate. The first request finds out, with TLS first; what it
-// finds holds. Where TLS has once worked, nothing is ever sent without.
+// eitherScheme is the transport to a host that may or may not use TLS: a registry on a loopback
+// address, or one for which hosts.toml has http:// and a certificate. The first request tries TLS
+// first, and its result is kept. Once TLS has worked, nothing is ever sent without it.
 type eitherScheme struct {
-	host      string // that this is about, as in a URL
+	host      string // the host, as in a URL
 	transport *http.Transport
-	elsewhere http.RoundTripper // to all others
+	elsewhere http.RoundTripper // for all other hosts
 	found     atomic.Pointer[string]
 }
 
 var schemeTLS, schemePlain = "https", "http"
 
-// scheme is what the host speaks; "https" as long as it is not known.
+// scheme returns the scheme of the host, "https" while it is unknown.
 func (e *eitherScheme) scheme() string {
 	if found := e.found.Load(); found != nil {
 		return *found
@@ -37,7 +37,8 @@ func (e *eitherScheme) scheme() string {
 	return schemeTLS
 }
 
-// RoundTrip is that of [http.RoundTripper]. The response's Request has the URL with the scheme that was used.
+// RoundTrip implements [http.RoundTripper]. The response's Request has the URL with the scheme that
+// was used.
 func (e *eitherScheme) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !strings.EqualFold(req.URL.Host, e.host) {
 		if isLoopback(req.URL.Hostname()) {
@@ -67,7 +68,7 @@ func (e *eitherScheme) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	var late net.Error
 	if errors.As(err, &late) && late.Timeout() && resp.StatusCode == http.StatusBadRequest {
-		resp.Body.Close() // a slow host that wants TLS
+		resp.Body.Close() // a slow host that requires TLS
 		return nil, err
 	}
 	e.found.CompareAndSwap(nil, &schemePlain)
@@ -80,8 +81,9 @@ func (e *eitherScheme) plain(req *http.Request) (*http.Response, error) {
 	return e.transport.RoundTrip(plain)
 }
 
-// notTLS reports whether err, of a connection on which no handshake came to its end, may be of a host that does not know
-// TLS. One that cannot be reached says nothing, and one that sends an alert or a certificate knows TLS.
+// notTLS reports whether err, from a connection without a completed handshake, may come from a host
+// without TLS. A host that cannot be reached reveals nothing. One that sends an alert or a
+// certificate uses TLS.
 func notTLS(ctx context.Context, err error) bool {
 	var op *net.OpError
 	var certificate *tls.CertificateVerificationError
@@ -90,7 +92,7 @@ func notTLS(ctx context.Context, err error) bool {
 	}
 	if errors.As(err, &op) {
 		switch op.Op {
-		case "dial", "remote error", "local error": // the latter are alerts, from either side
+		case "dial", "remote error", "local error": // the latter two are alerts, from either side
 			return false
 		}
 	}

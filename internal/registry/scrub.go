@@ -10,17 +10,18 @@ import (
 	"sync"
 )
 
-// secrets are what no message may show: passwords, tokens, and whatever stands behind the "?" of a URL, where stores have
-// their signatures.
+// secrets are the texts that no message may contain: passwords, tokens, and the query of URLs,
+// which may contain signatures.
 type secrets struct {
 	mu    sync.Mutex
 	known []string // longest first
 }
 
-// shortestSecret is the length from which a secret is looked for in texts. Shorter ones would be found in every text.
+// shortestSecret is the minimum length of a secret that is removed from texts. Shorter ones would
+// match everywhere.
 const shortestSecret = 4
 
-// add names more secrets.
+// add registers more secrets.
 func (s *secrets) add(texts ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,7 +33,7 @@ func (s *secrets) add(texts ...string) {
 	slices.SortFunc(s.known, func(a, b string) int { return len(b) - len(a) })
 }
 
-// addCredentials names what the credentials have, in the forms in which it is sent.
+// addCredentials registers the secrets in c, in the forms in which they are sent.
 func (s *secrets) addCredentials(c *credentials) {
 	s.add(c.secret, c.bearer, url.QueryEscape(c.secret))
 	if c.user != "" {
@@ -57,7 +58,8 @@ func (s *secrets) scrub(text string) string {
 	return text
 }
 
-// clip makes a text that comes from outside fit for an error message: without secrets, of one line, and bounded.
+// clip makes untrusted text safe for an error message: without secrets, on one line, and of bounded
+// length.
 func (s *secrets) clip(text string) string {
 	text = strings.Map(func(c rune) rune {
 		if c < ' ' || c == 0x7f {
@@ -72,23 +74,24 @@ func (s *secrets) clip(text string) string {
 	return text
 }
 
-// scrubbed is an error whose text has been scrubbed. The cause is there for errors.Is and errors.As alone.
-type scrubbed struct {
+// scrubbedError is an error with a scrubbed text. The cause is only for errors.Is and errors.As.
+type scrubbedError struct {
 	text  string
 	cause error
 }
 
-func (e *scrubbed) Error() string { return e.text }
-func (e *scrubbed) Unwrap() error { return e.cause }
+func (e *scrubbedError) Error() string { return e.text }
+func (e *scrubbedError) Unwrap() error { return e.cause }
 
-// transportError is an error of an HTTP client without the URL, which may be a signed one, and without secrets.
+// transportError returns an error of an HTTP client without the URL, which may be signed, and
+// without secrets.
 func (s *secrets) transportError(err error) error {
 	var at *url.Error
 	if errors.As(err, &at) {
 		err = at.Err
 	}
 	if text := s.clip(err.Error()); text != err.Error() {
-		return &scrubbed{text, err}
+		return &scrubbedError{text, err}
 	}
 	return err
 }

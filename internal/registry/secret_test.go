@@ -17,27 +17,27 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// listener notes what a server is told of whoever asks.
-type listener struct {
+// headerRecorder records the headers that a server receives and must not receive.
+type headerRecorder struct {
 	mu   sync.Mutex
-	told []string
+	seen []string
 }
 
-func (l *listener) note(r *http.Request) {
+func (l *headerRecorder) note(r *http.Request) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, name := range []string{"Authorization", "Cookie", "Referer", "X-Team"} {
 		if v := r.Header.Get(name); v != "" {
-			l.told = append(l.told, name+": "+v)
+			l.seen = append(l.seen, name+": "+v)
 		}
 	}
 }
 
-func (l *listener) take() string {
+func (l *headerRecorder) take() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	told := strings.Join(l.told, "; ")
-	l.told = nil
+	told := strings.Join(l.seen, "; ")
+	l.seen = nil
 	return told
 }
 
@@ -61,20 +61,20 @@ func serveAt(t *testing.T, ip string, withTLS bool, h http.HandlerFunc) string {
 	return srv.URL
 }
 
-// Where a registry redirects to gets nothing that is the registry's: no credentials, no headers of hosts.toml, not the
-// address before. The same origin gets all.
+// The target of a redirect gets no credentials, no headers of hosts.toml and no referrer. A
+// redirect within the same origin keeps them.
 func TestRedirectsCarryNothingSecret(t *testing.T) {
 	c := newContent(t)
-	var there listener
+	var there headerRecorder
 	store := func(w http.ResponseWriter, r *http.Request) {
 		there.note(r)
 		if r.URL.Query().Get("on") != "" {
-			http.Redirect(w, r, r.URL.Path, http.StatusFound) // in two steps
+			http.Redirect(w, r, r.URL.Path, http.StatusFound) // that port speaks TLS and refuses in plain text
 			return
 		}
 		c.ServeHTTP(w, r)
 	}
-	var here listener
+	var here headerRecorder
 	to := ""
 	registry := func(w http.ResponseWriter, r *http.Request) {
 		if u, p, _ := r.BasicAuth(); (u != "u" || p != "password") && !strings.HasPrefix(r.URL.Path, "/open/") {
@@ -106,7 +106,8 @@ func TestRedirectsCarryNothingSecret(t *testing.T) {
 		} {
 			t.Run(scheme+" to "+name, func(t *testing.T) {
 				to = target
-				certs := configure(t, "example.com", fmt.Sprintf("server = %q\nskip_verify = true\n[header]\nX-Team = \"nuts\"\n", base))
+				certs := configure(t, "example.com",
+					fmt.Sprintf("server = %q\nskip_verify = true\n[header]\nX-Team = \"nuts\"\n", base))
 				r := open(t, certs, "example.com/library/app:1", Auth{Username: "u", Password: "password"})
 				if err := readBlob(t.Context(), r, c); err != nil {
 					t.Fatal(err)
@@ -120,7 +121,8 @@ func TestRedirectsCarryNothingSecret(t *testing.T) {
 				if told := there.take(); told != "" {
 					t.Errorf("it was told %q", told)
 				}
-				if told := here.take(); strings.HasPrefix(name, "the same") != strings.Contains(told, "X-Team: nuts") || strings.Contains(told, "Referer") {
+				if told := here.take(); strings.HasPrefix(name, "the same") != strings.Contains(told, "X-Team: nuts") ||
+					strings.Contains(told, "Referer") {
 					t.Errorf("the registry itself was told %q", told)
 				}
 			})
@@ -131,7 +133,8 @@ func TestRedirectsCarryNothingSecret(t *testing.T) {
 			}
 			to = "http://127.0.0.1" + port // where TLS is spoken: it refuses, in the clear
 			certs := configure(t, "example.com", fmt.Sprintf("server = %q\nskip_verify = true\n", base))
-			err := readBlob(t.Context(), open(t, certs, "example.com/library/app:1", Auth{Username: "u", Password: "password"}), c)
+			err := readBlob(t.Context(), open(t, certs, "example.com/library/app:1",
+				Auth{Username: "u", Password: "password"}), c)
 			if err == nil || strings.Contains(err.Error(), "abcdef") || !strings.Contains(err.Error(), "redirects to") {
 				t.Errorf("%v", err)
 			}
@@ -139,12 +142,12 @@ func TestRedirectsCarryNothingSecret(t *testing.T) {
 	}
 }
 
-// Credentials that a pull comes with are for the registry alone. A mirror gets those of its own, or, when hosts.toml says
-// so, the pull's; the error of one that wants some says so.
+// The credentials of a pull are for the registry only. A mirror gets its own, or those of the pull
+// if hosts.toml says so. The error of a mirror that requires some says what to do.
 func TestMirrorsGetNoCredentialsOfThePull(t *testing.T) {
 	c := newContent(t)
-	var toMirror, toServer listener
-	guarded := func(l *listener) http.HandlerFunc {
+	var toMirror, toServer headerRecorder
+	guarded := func(l *headerRecorder) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			l.note(r)
 			if _, _, ok := r.BasicAuth(); !ok {
@@ -157,35 +160,35 @@ func TestMirrorsGetNoCredentialsOfThePull(t *testing.T) {
 	}
 	mirror, server := serve(t, guarded(&toMirror)), serve(t, guarded(&toServer))
 	auth := Auth{Username: "u", Password: "password"}
-	r := openPatient(t, mirror, server, "", auth)
+	r := openWithMirror(t, mirror, server, "", auth)
 	if err := readBlob(t.Context(), r, c); err != nil || toMirror.take() != "" || toServer.take() == "" {
 		t.Errorf("%v", err)
 	}
-	_, err := openPatient(t, mirror, mirror+"1", "", auth).Manifest(t.Context())
+	_, err := openWithMirror(t, mirror, mirror+"1", "", auth).Manifest(t.Context())
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("[host.\"http://%s\".auth]", mirror)) {
 		t.Errorf("%v", err)
 	}
-	r = openPatient(t, mirror, server, fmt.Sprintf("[host.\"http://%s\".auth]\nfrom = \"pull\"\n", mirror), auth)
+	r = openWithMirror(t, mirror, server, fmt.Sprintf("[host.\"http://%s\".auth]\nfrom = \"pull\"\n", mirror), auth)
 	if err := readBlob(t.Context(), r, c); err != nil || toMirror.take() == "" || toServer.take() != "" {
 		t.Errorf("%v", err)
 	}
 	auth.ServerAddress = "http://" + mirror
-	r = openPatient(t, mirror, server, "", auth)
+	r = openWithMirror(t, mirror, server, "", auth)
 	if err := readBlob(t.Context(), r, c); err != nil || toMirror.take() == "" || toServer.take() != "" {
 		t.Errorf("%v", err)
 	}
 }
 
-// The headers of hosts.toml are for the host, not for its token server; and credentials do not go to a token server in the
-// clear when the registry is asked over TLS.
+// The headers of hosts.toml are for the host, not for its token server. Credentials are not sent in
+// plain text to a token server if the registry uses TLS.
 func TestTokenServerElsewhere(t *testing.T) {
 	c := newContent(t)
-	var there listener
+	var there headerRecorder
 	tokens := func(w http.ResponseWriter, r *http.Request) {
 		there.note(r)
 		if r.ContentLength > 0 {
 			body, _ := io.ReadAll(r.Body)
-			there.told = append(there.told, string(body))
+			there.seen = append(there.seen, string(body))
 		}
 		io.WriteString(w, `{"token":"good"}`)
 	}
@@ -198,7 +201,8 @@ func TestTokenServerElsewhere(t *testing.T) {
 		}
 		c.ServeHTTP(w, r)
 	})
-	certs := configure(t, "example.com", fmt.Sprintf("server = %q\nskip_verify = true\n[header]\nX-Team = \"nuts\"\n", base))
+	certs := configure(t, "example.com",
+		fmt.Sprintf("server = %q\nskip_verify = true\n[header]\nX-Team = \"nuts\"\n", base))
 	ask := func(auth Auth) error {
 		return readBlob(t.Context(), open(t, certs, "example.com/library/app:1", auth), c)
 	}
@@ -216,13 +220,14 @@ func TestTokenServerElsewhere(t *testing.T) {
 	}
 
 	realm = serveAt(t, "127.0.0.2", false, tokens)
-	if err := ask(Auth{Username: "u", Password: "password"}); err != nil { // loopback: nobody listens in between
+	if err := ask(Auth{Username: "u", Password: "password"}); err != nil { // loopback: no network in between
 		t.Error(err)
 	}
 	there.take()
 	realm = "http://tokens.example:8080/t"
 	err := ask(Auth{Username: "u", Password: "password"})
-	if fault.Of(err) != fault.Unauthenticated || !strings.Contains(err.Error(), "tokens.example:8080") || !strings.Contains(err.Error(), "not sent") {
+	if fault.Of(err) != fault.Unauthenticated || !strings.Contains(err.Error(), "tokens.example:8080") ||
+		!strings.Contains(err.Error(), "not sent") {
 		t.Errorf("%v", err)
 	}
 	for _, realm = range []string{"", "tokens", "file:///etc/passwd", "https://"} {
@@ -232,10 +237,10 @@ func TestTokenServerElsewhere(t *testing.T) {
 	}
 }
 
-// Where a registry redirects to may want a token for anybody, and gets no more.
-func TestTokenForWhereARedirectLeads(t *testing.T) {
+// The target of a redirect may require an anonymous token, and gets no other.
+func TestAnonymousTokenForARedirect(t *testing.T) {
 	c := newContent(t)
-	var told listener
+	var told headerRecorder
 	var store string
 	store = serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/token" {
@@ -270,8 +275,8 @@ func TestTokenForWhereARedirectLeads(t *testing.T) {
 	}
 }
 
-// No message has a secret in it, whoever says it.
-func TestMessagesHaveNoSecrets(t *testing.T) {
+// No error contains a secret, whatever the host answers.
+func TestErrorsContainNoSecrets(t *testing.T) {
 	const password, refresh = "pass=word!", "refresh-token"
 	dead := deadAddr(t)
 	answers := map[string]http.HandlerFunc{
@@ -279,7 +284,8 @@ func TestMessagesHaveNoSecrets(t *testing.T) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="`+strings.ReplaceAll(fmt.Sprint(r.Header), `"`, "")+`"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			u, p, _ := r.BasicAuth()
-			fmt.Fprintf(w, `{"errors":[{"code":"UNAUTHORIZED","message":%q}]}`, u+" "+p+" "+r.Header.Get("Authorization"))
+			fmt.Fprintf(w, `{"errors":[{"code":"UNAUTHORIZED","message":%q}]}`,
+				u+" "+p+" "+r.Header.Get("Authorization"))
 		},
 		"redirects to the dead": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://else:where-secret@"+dead+"/x?X-Signature=where-secret", http.StatusFound)
@@ -300,18 +306,21 @@ func TestMessagesHaveNoSecrets(t *testing.T) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+dead+`/token?key=where-secret"`)
 			w.WriteHeader(http.StatusUnauthorized)
 		},
-		"has control characters": say(403, "application/json", `{"errors":[{"code":"A\nlevel=ERROR","message":"\u001b[31m`+password+`"}]}`),
+		"has control characters": say(403, "application/json",
+			`{"errors":[{"code":"A\nlevel=ERROR","message":"\u001b[31m`+password+`"}]}`),
 	}
 	for name, answer := range answers {
 		t.Run(name, func(t *testing.T) {
 			addr := serve(t, answer)
-			for _, auth := range []Auth{{Username: "user", Password: password}, {IdentityToken: refresh}, {RegistryToken: "access-token"}, {}} {
+			for _, auth := range []Auth{{Username: "user", Password: password}, {IdentityToken: refresh},
+				{RegistryToken: "access-token"}, {}} {
 				r := open(t, nil, addr+"/library/app:1", auth)
 				_, manifest := r.Manifest(t.Context())
 				_, blob := r.Config(t.Context(), "sha256:"+digestOfNothing, 10)
 				for _, err := range []error{manifest, blob} {
 					text := fmt.Sprint(err)
-					for _, secret := range []string{password, refresh, "access-token", "where-secret", "dXNlcjpwYXNzPXdvcmQh"} {
+					for _, secret := range []string{password, refresh, "access-token", "where-secret",
+						"dXNlcjpwYXNzPXdvcmQh"} {
 						if strings.Contains(text, secret) && !(secret == password && auth.Password == "") {
 							t.Errorf("%q is told: %s", secret, text)
 						}
@@ -327,16 +336,22 @@ func TestMessagesHaveNoSecrets(t *testing.T) {
 
 const digestOfNothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// A registry on loopback may speak TLS or not, and answers a hello as it likes.
+// A registry on loopback may use TLS or not, and may react to a ClientHello in many ways.
 func TestLoopbackWithAndWithoutTLS(t *testing.T) {
 	c := newContent(t)
 	plain := serve(t, c.ServeHTTP)
 	for name, hello := range map[string]func(net.Conn){
-		"closes":             func(conn net.Conn) {},
-		"resets":             func(conn net.Conn) { conn.(*net.TCPConn).SetLinger(0) },
-		"no status line":     func(conn net.Conn) { io.WriteString(conn, "<!DOCTYPE HTML>\n<html>Error code: 400</html>\n") },
-		"one letter":         func(conn net.Conn) { io.WriteString(conn, "?") },
-		"a status line":      func(conn net.Conn) { io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n") },
+		"closes": func(conn net.Conn) {},
+		"resets": func(conn net.Conn) { conn.(*net.TCPConn).SetLinger(0) },
+		"no status line": func(conn net.Conn) {
+			io.WriteString(conn,
+				"<!DOCTYPE HTML>\n<html>Error code: 400</html>\n")
+		},
+		"one letter": func(conn net.Conn) { io.WriteString(conn, "?") },
+		"a status line": func(conn net.Conn) {
+			io.WriteString(conn,
+				"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+		},
 		"another protocol":   func(conn net.Conn) { io.WriteString(conn, "220 mail.example ESMTP\r\n") },
 		"what looks like it": func(conn net.Conn) { conn.Write([]byte{0x16, 3, 3, 0xff, 0xff, 0, 0}) },
 		"waits":              func(conn net.Conn) { io.Copy(io.Discard, conn) },
@@ -382,7 +397,7 @@ func TestLoopbackWithAndWithoutTLS(t *testing.T) {
 	})
 }
 
-// splitter is a server that passes on what begins like HTTP, and gives each other connection to hello.
+// splitter is a server that forwards HTTP connections and passes TLS connections to hello.
 func splitter(t *testing.T, to string, hello func(net.Conn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -425,7 +440,8 @@ func TestHostsFileKeys(t *testing.T) {
 	c := newContent(t)
 	server := serve(t, c.ServeHTTP)
 	for name, row := range map[string]struct{ toml, says string }{
-		"capabilites":     {"[host.\"http://m.example\"]\ncapabilites = [\"pull\"]\n", `line 3: the key "capabilites" is not known: is capabilities meant?`},
+		"capabilites": {"[host.\"http://m.example\"]\ncapabilites = [\"pull\"]\n",
+			`line 3: the key "capabilites" is not known: is capabilities meant?`},
 		"skip-verify":     {"[host.\"http://m.example\"]\nskip-verify = true\n", "is skip_verify meant?"},
 		"insecure":        {"insecure_skip_verify = true\n", "is skip_verify meant?"},
 		"hosts":           {"[hosts.\"http://m.example\"]\ncapabilities = [\"pull\"]\n", "is host meant?"},
@@ -438,14 +454,16 @@ func TestHostsFileKeys(t *testing.T) {
 		"from elsewhere":  {"[host.\"http://m.example\".auth]\nfrom = \"env\"\n", `"pull"`},
 		"user in address": {"[host.\"http://u:secret@m.example\".auth]\nfrom = \"env\"\n", `"pull"`},
 		"a header's name": {"[header]\nhots = \"x\"\nserver = \"y\"\n", ""},
-		"all right":       {"[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\"]\nca = []\nclient = []\nskip_verify = false\noverride_path = true\ndial_timeout = \"1s\"\n", ""},
+		"all right": {"[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\"]\nca = []\nclient = " +
+			"[]\nskip_verify = false\noverride_path = true\ndial_timeout = \"1s\"\n", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n", server)+row.toml)
 			ref, _ := ParseReference("registry.example/library/app:1")
 			r, err := Open(t.Context(), Options{CertsDirs: certs}, ref, Auth{})
 			if row.says != "" {
-				if fault.Of(err) != fault.Precondition || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "hosts.toml") || strings.Contains(err.Error(), "secret") {
+				if fault.Of(err) != fault.Precondition || !strings.Contains(err.Error(), row.says) ||
+					!strings.Contains(err.Error(), "hosts.toml") || strings.Contains(err.Error(), "secret") {
 					t.Errorf("%v", err)
 				}
 				return
@@ -460,7 +478,9 @@ func TestHostsFileKeys(t *testing.T) {
 		})
 	}
 	t.Run("another program's", func(t *testing.T) {
-		certs := configure(t, "registry.example", fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n[host.\"http://%s\".rewrite]\n\"^a\" = \"b\"\n", server, server, server))
+		certs := configure(t, "registry.example",
+			fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n[host.\"http://%s\".rewrite]\n\"^a\" = \"b\"\n",
+				server, server, server))
 		r := open(t, certs, "registry.example/library/app:1", Auth{})
 		if _, err := r.Manifest(t.Context()); err != nil {
 			t.Error(err)
@@ -472,7 +492,8 @@ func TestHostsFileKeys(t *testing.T) {
 	})
 	t.Run("credentials in a file", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "config.json")
-		if err := os.WriteFile(file, []byte(`{"auths":{"HTTPS://M.example:443/v2/":{"auth":"dTpw"},"m.example":{}}}`), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(`{"auths":{"HTTPS://M.example:443/v2/":{"auth":"dTpw"},"m.example":{}}}`),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 		a, err := dockerAuth(file, "m.example")

@@ -17,16 +17,17 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// guard is a registry that wants tokens, with its token server at /token.
+// guard is a registry that requires tokens, with its token server at /token.
 type guard struct {
 	addr string
 
 	mu      sync.Mutex
-	valid   string // the token that is taken now
+	valid   string // the token that is accepted now
 	issued  int
-	expires any                                                      // expires_in of the tokens to come
-	refuse  func(w http.ResponseWriter, challenge string)            // how it refuses; nil: 401 with a challenge
-	tokens  func(w http.ResponseWriter, r *http.Request) (done bool) // before its token server
+	expires any // expires_in of further tokens
+	// how it refuses a token; nil: 401 with a challenge
+	refuse func(w http.ResponseWriter, challenge string)
+	tokens func(w http.ResponseWriter, r *http.Request) (done bool) // overrides its token server
 }
 
 func newGuard(t *testing.T, c *content) *guard {
@@ -43,7 +44,8 @@ func newGuard(t *testing.T, c *content) *guard {
 			return
 		}
 		if got := r.Header.Get("Authorization"); got == "" || got != "Bearer "+valid {
-			challenge := fmt.Sprintf(`Bearer realm="http://%s/token",service="svc",scope="repository:library/app:pull"`, g.addr)
+			challenge := fmt.Sprintf(`Bearer realm="http://%s/token",service="svc",scope="repository:library/app:pull"`,
+				g.addr)
 			if refuse != nil && got != "" {
 				refuse(w, challenge)
 				return
@@ -73,7 +75,7 @@ func (g *guard) issue(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(answer)
 }
 
-// expire ends the token that is out.
+// expire invalidates the current token.
 func (g *guard) expire() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -86,8 +88,8 @@ func (g *guard) set(f func()) {
 	f()
 }
 
-// A token may end while a pull goes on, however the registry says so.
-func TestTokenEndsDuringAPull(t *testing.T) {
+// A token may expire during a pull, and registries report that in different ways.
+func TestTokenExpiresDuringAPull(t *testing.T) {
 	c := newContent(t)
 	for name, refuse := range map[string]func(w http.ResponseWriter, challenge string){
 		"401 with an error": func(w http.ResponseWriter, challenge string) {
@@ -125,8 +127,8 @@ func TestTokenEndsDuringAPull(t *testing.T) {
 	}
 }
 
-// So may one end between two parts of a blob.
-func TestTokenEndsBeforeARangeIsAskedFor(t *testing.T) {
+// A token may expire between two ranges of a blob.
+func TestTokenExpiresBetweenRanges(t *testing.T) {
 	c := newContent(t)
 	body := bytesOf(t, c)
 	var g *guard
@@ -146,8 +148,8 @@ func TestTokenEndsBeforeARangeIsAskedFor(t *testing.T) {
 	}
 }
 
-// A token is not shown when its time is over, and its time is told in more than one way.
-func TestTokenHasATime(t *testing.T) {
+// An expired token is not used, and its lifetime is given in different formats.
+func TestTokenLifetime(t *testing.T) {
 	c := newContent(t)
 	for _, expires := range []any{1, "1", 1.0, 0, -1, "", "soon", nil, 1e300} {
 		t.Run(fmt.Sprint(expires), func(t *testing.T) {
@@ -170,7 +172,7 @@ func TestTokenHasATime(t *testing.T) {
 				t.Error(err)
 			}
 			over := expires == 1 || expires == "1" || expires == 1.0
-			// A busy machine takes longer than a second between two requests, too.
+			// A busy machine may take longer than a second between two requests.
 			if over != (g.issued > 1) || refused.Load() {
 				t.Errorf("%d tokens; one was refused: %v", g.issued, refused.Load())
 			}
@@ -178,8 +180,8 @@ func TestTokenHasATime(t *testing.T) {
 	}
 }
 
-// Whoever is refused with a token that was made for the request is refused.
-func TestFreshTokenIsRefused(t *testing.T) {
+// A refusal of a token that was fetched for the request is final.
+func TestRefusalOfAFreshTokenIsFinal(t *testing.T) {
 	c := newContent(t)
 	for _, status := range []int{401, 403} {
 		g := newGuard(t, c)
@@ -199,7 +201,7 @@ func TestFreshTokenIsRefused(t *testing.T) {
 	}
 }
 
-// A token server may fail once, as a registry may, and knows one way of asking or the other.
+// A token server may fail temporarily, and may support only one request method.
 func TestOddTokenServer(t *testing.T) {
 	c := newContent(t)
 	elsewhere := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -222,14 +224,25 @@ func TestOddTokenServer(t *testing.T) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return true
 		}},
-		"503 for ever": {tokens: func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(503); return true }, kind: fault.Unavailable, says: "503"},
+		"503 for ever": {tokens: func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(503); return true },
+			kind: fault.Unavailable, says: "503"},
 		"429 for an hour": {tokens: func(w http.ResponseWriter, r *http.Request) bool {
 			w.Header().Set("Retry-After", "3600")
 			w.WriteHeader(429)
 			return true
 		}, kind: fault.Unavailable, says: "429"},
-		"no token":   {tokens: func(w http.ResponseWriter, r *http.Request) bool { io.WriteString(w, `{}`); return true }, kind: fault.Unavailable, says: "without a token"},
-		"a web page": {tokens: func(w http.ResponseWriter, r *http.Request) bool { io.WriteString(w, `<html>`); return true }, kind: fault.Unavailable, says: "without a token"},
+		"no token": {tokens: func(w http.ResponseWriter,
+			r *http.Request) bool {
+			io.WriteString(w, `{}`)
+			return true
+		}, kind: fault.Unavailable,
+			says: "without a token"},
+		"a web page": {tokens: func(w http.ResponseWriter,
+			r *http.Request) bool {
+			io.WriteString(w, `<html>`)
+			return true
+		}, kind: fault.Unavailable,
+			says: "without a token"},
 		"its words": {tokens: func(w http.ResponseWriter, r *http.Request) bool {
 			w.WriteHeader(http.StatusForbidden)
 			io.WriteString(w, `{"errors":[{"code":"DENIED","message":"the password password is of no use"}]}`)
@@ -239,10 +252,11 @@ func TestOddTokenServer(t *testing.T) {
 			http.Redirect(w, r, "http://"+elsewhere+"/token?secret=abcdef", http.StatusTemporaryRedirect)
 			return true
 		}, kind: fault.Unauthenticated, says: "not sent there"},
-		"redirects an identity token": {auth: Auth{IdentityToken: "refresh"}, tokens: func(w http.ResponseWriter, r *http.Request) bool {
-			http.Redirect(w, r, "http://"+elsewhere+"/token", http.StatusPermanentRedirect)
-			return true
-		}, kind: fault.Unauthenticated, says: "not sent there"},
+		"redirects an identity token": {auth: Auth{IdentityToken: "refresh"},
+			tokens: func(w http.ResponseWriter, r *http.Request) bool {
+				http.Redirect(w, r, "http://"+elsewhere+"/token", http.StatusPermanentRedirect)
+				return true
+			}, kind: fault.Unauthenticated, says: "not sent there"},
 		"redirects to itself": {tokens: func(w http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Query().Get("again") != "" {
 				return false
@@ -267,16 +281,17 @@ func TestOddTokenServer(t *testing.T) {
 				auth = Auth{Username: "u", Password: "password"}
 			}
 			_, err := open(t, nil, g.addr+"/library/app:1", auth).Manifest(t.Context())
-			if fault.Of(err) != row.kind || row.says != "" && !strings.Contains(fmt.Sprint(err), row.says) || strings.Contains(fmt.Sprint(err), "abcdef") {
+			if fault.Of(err) != row.kind || row.says != "" && !strings.Contains(fmt.Sprint(err), row.says) ||
+				strings.Contains(fmt.Sprint(err), "abcdef") {
 				t.Errorf("kind %q: %v", fault.Of(err), err)
 			}
 		})
 	}
 }
 
-// Who gives up while another fetches the token is told at once, and who has begun to fetch it and gives up costs the others
-// nothing.
-func TestTokenFetchedByOneWhoGivesUp(t *testing.T) {
+// A caller that is cancelled while another one fetches the token returns at once. If the caller
+// that fetches the token is cancelled, the others are not affected.
+func TestCancellationWhileATokenIsFetched(t *testing.T) {
 	c := newContent(t)
 	g := newGuard(t, c)
 	asked, gate := make(chan struct{}, 10), make(chan struct{})
@@ -305,7 +320,7 @@ func TestTokenFetchedByOneWhoGivesUp(t *testing.T) {
 	}
 }
 
-// Tokens come before passwords, and a challenge may be the second of a header.
+// Tokens take precedence over passwords, and a challenge may be the second one in a header.
 func TestSeveralChallenges(t *testing.T) {
 	c := newContent(t)
 	g := newGuard(t, c)
@@ -320,7 +335,8 @@ func TestSeveralChallenges(t *testing.T) {
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Basic realm="x", Bearer realm="http://%s/token"`, g.addr))
 		w.WriteHeader(http.StatusUnauthorized)
 	})
-	if err := readBlob(t.Context(), open(t, nil, addr+"/library/app:1", Auth{Username: "u", Password: "password"}), c); err != nil {
+	if err := readBlob(t.Context(), open(t, nil, addr+"/library/app:1", Auth{Username: "u", Password: "password"}),
+		c); err != nil {
 		t.Error(err)
 	}
 }
@@ -330,30 +346,35 @@ func TestAuthSpellings(t *testing.T) {
 	for name, row := range map[string]struct {
 		auth Auth
 		want want
-		says string // of the error
+		says string // part of the error
 	}{
-		"none":                       {},
-		"password":                   {auth: Auth{Username: "u", Password: "p:q"}, want: want{"u", "p:q", ""}},
-		"no password":                {auth: Auth{Username: "u"}, want: want{"u", "", ""}},
-		"colon in the password":      {auth: Auth{Auth: "dTpwOnE="}, want: want{"u", "p:q", ""}},
-		"without padding":            {auth: Auth{Auth: "dTpwOnE"}, want: want{"u", "p:q", ""}},
-		"with a line break":          {auth: Auth{Auth: "dTpw\nOnE=\n"}, want: want{"u", "p:q", ""}},
-		"other alphabet":             {auth: Auth{Auth: "dTo_Pz4-"}, want: want{"u", "??>>", ""}},
-		"NUL behind it":              {auth: Auth{Auth: "dTpwAAA="}, want: want{"u", "p", ""}},
-		"empty password":             {auth: Auth{Auth: "dTo="}, want: want{"u", "", ""}},
-		"username beside auth":       {auth: Auth{Username: "u", Auth: "dTpwOnE="}, want: want{"u", "p:q", ""}},
-		"password beside auth":       {auth: Auth{Username: "x", Password: "y", Auth: "dTpwOnE="}, want: want{"x", "y", ""}},
-		"identity token beside user": {auth: Auth{Username: "00000000-0000-0000-0000-000000000000", Auth: "eDo=", IdentityToken: "refresh"}, want: want{"", "refresh", ""}},
-		"registry token first":       {auth: Auth{Username: "u", Password: "p", IdentityToken: "refresh", RegistryToken: "access"}, want: want{"", "", "access"}},
-		"no user":                    {auth: Auth{Auth: "OnNlY3JldA=="}, says: "no username"},
-		"password alone":             {auth: Auth{Password: "secret"}, says: "no username"},
-		"not base64":                 {auth: Auth{Auth: "secret!"}, says: "base64"},
-		"no colon":                   {auth: Auth{Auth: "c2VjcmV0"}, says: "colon"},
-		"server is a secret URL":     {auth: Auth{Username: "u", Password: "p", ServerAddress: "https://u:secret@ :x"}, says: "neither a host nor a URL"},
+		"none":                  {},
+		"password":              {auth: Auth{Username: "u", Password: "p:q"}, want: want{"u", "p:q", ""}},
+		"no password":           {auth: Auth{Username: "u"}, want: want{"u", "", ""}},
+		"colon in the password": {auth: Auth{Auth: "dTpwOnE="}, want: want{"u", "p:q", ""}},
+		"without padding":       {auth: Auth{Auth: "dTpwOnE"}, want: want{"u", "p:q", ""}},
+		"with a line break":     {auth: Auth{Auth: "dTpw\nOnE=\n"}, want: want{"u", "p:q", ""}},
+		"other alphabet":        {auth: Auth{Auth: "dTo_Pz4-"}, want: want{"u", "??>>", ""}},
+		"NUL behind it":         {auth: Auth{Auth: "dTpwAAA="}, want: want{"u", "p", ""}},
+		"empty password":        {auth: Auth{Auth: "dTo="}, want: want{"u", "", ""}},
+		"username beside auth":  {auth: Auth{Username: "u", Auth: "dTpwOnE="}, want: want{"u", "p:q", ""}},
+		"password beside auth": {auth: Auth{Username: "x", Password: "y", Auth: "dTpwOnE="},
+			want: want{"x", "y", ""}},
+		"identity token beside user": {auth: Auth{Username: "00000000-0000-0000-0000-000000000000", Auth: "eDo=",
+			IdentityToken: "refresh"}, want: want{"", "refresh", ""}},
+		"registry token first": {auth: Auth{Username: "u", Password: "p", IdentityToken: "refresh",
+			RegistryToken: "access"}, want: want{"", "", "access"}},
+		"no user":        {auth: Auth{Auth: "OnNlY3JldA=="}, says: "no username"},
+		"password alone": {auth: Auth{Password: "secret"}, says: "no username"},
+		"not base64":     {auth: Auth{Auth: "secret!"}, says: "base64"},
+		"no colon":       {auth: Auth{Auth: "c2VjcmV0"}, says: "colon"},
+		"server is a secret URL": {auth: Auth{Username: "u", Password: "p", ServerAddress: "https://u:secret@ :x"},
+			says: "neither a host nor a URL"},
 	} {
 		c, err := row.auth.decode()
 		if err != nil {
-			if row.says == "" || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "secret") || fault.Of(err) != fault.Invalid {
+			if row.says == "" || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "secret") ||
+				fault.Of(err) != fault.Invalid {
 				t.Errorf("%s: %v", name, err)
 			}
 			continue
@@ -364,7 +385,7 @@ func TestAuthSpellings(t *testing.T) {
 	}
 }
 
-// Words of a token server that are odd and tell a token all the same, and those that tell none.
+// Odd answers of a token server, with and without a usable token.
 func TestOddTokens(t *testing.T) {
 	c := newContent(t)
 	for name, row := range map[string]struct {
@@ -388,9 +409,11 @@ func TestOddTokens(t *testing.T) {
 		"a number":                    {answer: `{"token":5}`, kind: fault.Unavailable, says: "without a token"},
 		"a list":                      {answer: `["good"]`, kind: fault.Unavailable, says: "without a token"},
 		"nothing":                     {answer: ``, kind: fault.Unavailable, says: "without a token"},
-		"another header's line":       {answer: `{"token":"good\r\nX-Evil: 1"}`, kind: fault.Unavailable, says: "control characters"},
-		"a denial with 200":           {answer: `{"errors":[{"code":"DENIED","message":"not for you"}]}`, kind: fault.PermissionDenied, says: "DENIED: not for you"},
-		"cut off":                     {answer: `{"token":"go`, kind: fault.Unavailable, says: "without a token"},
+		"another header's line": {answer: `{"token":"good\r\nX-Evil: 1"}`, kind: fault.Unavailable,
+			says: "control characters"},
+		"a denial with 200": {answer: `{"errors":[{"code":"DENIED","message":"not for you"}]}`,
+			kind: fault.PermissionDenied, says: "DENIED: not for you"},
+		"cut off": {answer: `{"token":"go`, kind: fault.Unavailable, says: "without a token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -408,19 +431,21 @@ func TestOddTokens(t *testing.T) {
 				}
 			})
 			_, err := open(t, nil, addr+"/library/app:1", Auth{}).Manifest(t.Context())
-			if fault.Of(err) != row.kind || row.kind != "" && (!strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), addr)) || strings.Contains(fmt.Sprint(err), "good") {
+			if fault.Of(err) != row.kind || row.kind != "" &&
+				(!strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), addr)) ||
+				strings.Contains(fmt.Sprint(err), "good") {
 				t.Errorf("kind %q: %v", fault.Of(err), err)
 			}
 		})
 	}
 }
 
-// A challenge may be spelt in many ways. One that names a path is of the registry itself; one that names neither that nor
-// a URL says so in the error.
+// Odd spellings of a challenge. A realm that is only a path belongs to the registry itself. The
+// error names a realm that is neither a path nor a URL.
 func TestOddChallenges(t *testing.T) {
 	c := newContent(t)
 	for name, row := range map[string]struct {
-		challenge string // HOST is the registry
+		challenge string // HOST stands for the registry
 		says      string // "": it is met
 	}{
 		"a path":                      {`Bearer realm="/token"`, ""},
@@ -457,7 +482,8 @@ func TestOddChallenges(t *testing.T) {
 				}
 			})
 			_, err := open(t, nil, addr+"/library/app:1", Auth{}).Manifest(t.Context())
-			if (err == nil) != (row.says == "") || err != nil && (!strings.Contains(err.Error(), row.says) || fault.Of(err) != fault.Unauthenticated) {
+			if (err == nil) != (row.says == "") ||
+				err != nil && (!strings.Contains(err.Error(), row.says) || fault.Of(err) != fault.Unauthenticated) {
 				t.Errorf("%v", err)
 			}
 		})

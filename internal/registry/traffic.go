@@ -2,10 +2,11 @@ package registry
 
 import "sync/atomic"
 
-// Traffic counts what comes from the hosts of a registry. It is safe for concurrent use; of a nil one nothing is counted.
+// Traffic counts the data received from the hosts of a registry. It is safe for concurrent use. A
+// nil Traffic counts nothing.
 type Traffic struct {
-	Bytes   atomic.Uint64 // of blobs, as their readers have had them
-	Retries atomic.Uint64 // requests that were made once more
+	Bytes   atomic.Uint64 // of blobs, as returned to their readers
+	Retries atomic.Uint64 // repeated requests
 }
 
 func (t *Traffic) received(n int) {

@@ -13,29 +13,29 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Some registries, and the networks before them, give each connection only so much. So where one connection turns out to
-// be what a large blob waits for, the rest is fetched by several ranged requests at once, each into a window in memory.
-// Where one is fast enough, that would only cost requests.
+// Some registries and networks limit the rate of each connection. If a large blob turns out to be
+// limited by its connection, the rest is fetched by several range requests at once, each into a
+// buffer in memory. With a fast connection that would only cost requests.
 const (
-	boostTrial   = time.Second // of waiting for the one connection, before it is judged
-	boostBelow   = 32 << 20    // bytes per second that are fast enough
-	boostLeast   = 16 << 20    // bytes that must be left
-	boostWindow  = 4 << 20     // bytes
-	boostWindows = 3           // at once
+	parallelTrial   = time.Second // time spent waiting for a connection before it is judged
+	parallelBelow   = 32 << 20    // bytes per second that are fast enough
+	parallelLeast   = 16 << 20    // minimum of remaining bytes
+	parallelWindow  = 4 << 20     // bytes per request
+	parallelWindows = 3           // concurrent requests
 )
 
-// boost reads the rest of a blob by ranged requests. It belongs to one goroutine.
-type boost struct {
+// parallelReader reads the rest of a blob with range requests. It belongs to one goroutine.
+type parallelReader struct {
 	repo   *Repository
 	digest digest.Digest
-	next   int64 // where the next window begins
-	size   int64 // of the blob
+	next   int64 // offset of the next window
+	size   int64 // size of the blob
 
 	ctx   context.Context // of the requests
 	stop  context.CancelFunc
-	ahead []*window // in order
+	ahead []*window // requested windows, in order
 	spare [][]byte
-	left  []byte // of the window that is being read
+	left  []byte // unread part of now
 	now   *window
 }
 
@@ -45,20 +45,21 @@ type window struct {
 	done  chan error
 }
 
-func newBoost(ctx context.Context, repo *Repository, dgst digest.Digest, offset, size int64) *boost {
-	b := &boost{repo: repo, digest: dgst, next: offset, size: size}
+func newParallelReader(ctx context.Context, repo *Repository, dgst digest.Digest, offset, size int64) *parallelReader {
+	b := &parallelReader{repo: repo, digest: dgst, next: offset, size: size}
 	b.ctx, b.stop = context.WithCancel(ctx)
 	return b
 }
 
-// Read returns the next bytes. After an error the stream can go on by other means, behind the bytes that were returned.
-func (b *boost) Read(p []byte) (int, error) {
+// Read returns the next bytes. After an error the stream can be continued by other means, after the
+// bytes returned so far.
+func (b *parallelReader) Read(p []byte) (int, error) {
 	for len(b.left) == 0 {
 		if b.now != nil {
 			b.spare = append(b.spare, b.now.bytes[:cap(b.now.bytes)])
 			b.now = nil
 		}
-		for len(b.ahead) < boostWindows && b.next < b.size {
+		for len(b.ahead) < parallelWindows && b.next < b.size {
 			b.start()
 		}
 		if len(b.ahead) == 0 {
@@ -77,15 +78,15 @@ func (b *boost) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// start asks for the next window.
-func (b *boost) start() {
+// start requests the next window.
+func (b *parallelReader) start() {
 	var buf []byte
 	if last := len(b.spare) - 1; last >= 0 {
 		buf, b.spare = b.spare[last], b.spare[:last]
 	} else {
-		buf = make([]byte, boostWindow)
+		buf = make([]byte, parallelWindow)
 	}
-	w := &window{bytes: buf[:min(boostWindow, b.size-b.next)], done: make(chan error, 1)}
+	w := &window{bytes: buf[:min(parallelWindow, b.size-b.next)], done: make(chan error, 1)}
 	offset := b.next
 	b.next += int64(len(w.bytes))
 	b.ahead = append(b.ahead, w)
@@ -93,7 +94,7 @@ func (b *boost) start() {
 }
 
 // fetch fills p with the blob's bytes from offset on.
-func (b *boost) fetch(p []byte, offset int64) error {
+func (b *parallelReader) fetch(p []byte, offset int64) error {
 	end := offset + int64(len(p))
 	header := http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", offset, end-1)}}
 	return b.repo.eachHost(b.ctx, docker.HostCapabilityPull, func(h *source) error {
@@ -103,7 +104,8 @@ func (b *boost) fetch(p []byte, offset int64) error {
 		}
 		defer resp.Body.Close()
 		part, err := contentRange(resp.Header)
-		if err != nil || resp.StatusCode != http.StatusPartialContent || part.begin != offset || part.end != end || resp.Header.Get("Content-Encoding") != "" {
+		if err != nil || resp.StatusCode != http.StatusPartialContent || part.begin != offset || part.end != end ||
+			resp.Header.Get("Content-Encoding") != "" {
 			return fault.New(fault.Unavailable, "registry host %s does not serve ranges of blob %s", h.Host, b.digest)
 		}
 		b.repo.servedBy(b.digest, h.Host, false)
@@ -112,8 +114,8 @@ func (b *boost) fetch(p []byte, offset int64) error {
 	})
 }
 
-// close ends the requests and waits for them.
-func (b *boost) close() {
+// close cancels the requests and waits for them.
+func (b *parallelReader) close() {
 	b.stop()
 	for _, w := range b.ahead {
 		<-w.done

@@ -13,13 +13,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// throttled gives each connection so many bytes per second.
-type throttled struct {
+// throttledWriter limits the rate of a connection, in bytes per second.
+type throttledWriter struct {
 	http.ResponseWriter
 	rate int
 }
 
-func (w *throttled) Write(p []byte) (int, error) {
+func (w *throttledWriter) Write(p []byte) (int, error) {
 	const piece = 64 << 10
 	for done := 0; done < len(p); {
 		n, err := w.ResponseWriter.Write(p[done:min(done+piece, len(p))])
@@ -31,7 +31,7 @@ func (w *throttled) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func TestSeveralRequestsWhereOneIsSlow(t *testing.T) {
+func TestParallelRequestsIfOneIsSlow(t *testing.T) {
 	body := make([]byte, 40<<20)
 	random := rand.New(rand.NewPCG(1, 2))
 	for i := range body {
@@ -40,9 +40,9 @@ func TestSeveralRequestsWhereOneIsSlow(t *testing.T) {
 	sum := digest.FromBytes(body)
 	for name, row := range map[string]struct {
 		rate    int  // bytes per second of one connection
-		ranges  bool // the server has them
-		broken  bool // after a few
-		several bool // requests are expected
+		ranges  bool // the server supports ranges
+		broken  bool // it drops some requests
+		several bool // parallel requests are expected
 	}{
 		"slow":                  {8 << 20, true, false, true},
 		"fast":                  {1 << 30, true, false, false},
@@ -65,7 +65,7 @@ func TestSeveralRequestsWhereOneIsSlow(t *testing.T) {
 					drop(w)
 					return
 				}
-				http.ServeContent(&throttled{w, row.rate}, r, "", time.Time{}, bytes.NewReader(body))
+				http.ServeContent(&throttledWriter{w, row.rate}, r, "", time.Time{}, bytes.NewReader(body))
 			})
 			r := open(t, nil, addr+"/library/app:1", Auth{})
 			stream, err := r.Blob(t.Context(), sum, int64(len(body)))
@@ -83,7 +83,7 @@ func TestSeveralRequestsWhereOneIsSlow(t *testing.T) {
 			}
 			took := time.Since(began)
 			t.Logf("%d requests, %d at once, %s", requests.Load(), most.Load(), took.Round(time.Millisecond))
-			if !row.several && took > boostTrial {
+			if !row.several && took > parallelTrial {
 				t.Skipf("SKIP: this machine is too busy to be a fast server: %s for %d MiB", took, len(body)>>20)
 			}
 			if (requests.Load() > 1) != row.several {
@@ -93,13 +93,13 @@ func TestSeveralRequestsWhereOneIsSlow(t *testing.T) {
 	}
 }
 
-func TestSeveralRequestsEndWithTheirReader(t *testing.T) {
+func TestParallelRequestsEndWithTheirReader(t *testing.T) {
 	body := make([]byte, 40<<20)
 	var at atomic.Int32
 	addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		at.Add(1)
 		defer at.Add(-1)
-		http.ServeContent(&throttled{w, 8 << 20}, r, "", time.Time{}, bytes.NewReader(body))
+		http.ServeContent(&throttledWriter{w, 8 << 20}, r, "", time.Time{}, bytes.NewReader(body))
 	})
 	r := open(t, nil, addr+"/library/app:1", Auth{})
 	stream, err := r.Blob(t.Context(), digest.FromBytes(body), int64(len(body)))
