@@ -22,50 +22,53 @@ import (
 // Sockets opens the sockets of one daemon.
 type Sockets struct {
 	holder  *holder.Client
-	systemd map[string]*net.UnixListener // by path, those not opened yet
-	end     context.CancelFunc           // of renew and watch
-	renewed sync.WaitGroup               // renew and watch
+	systemd map[string]*net.UnixListener // by path; not opened yet
+	end     context.CancelFunc           // stops renew and watch
+	running sync.WaitGroup               // renew and watch
 
-	opened chan struct{} // has one element when there is a socket that watch does not know
+	opened chan struct{} // has an element if there is a socket that watch does not know yet
 
-	mu   sync.Mutex          // guards what follows; held over kept's being given to the holder, which is bounded
-	kept map[string]*os.File // what the holder keeps, by its name
-	open []*lasting
+	// guards the fields below; held while kept sockets are passed to the holder, which is bounded
+	mu   sync.Mutex
+	kept map[string]*os.File // sockets kept by the holder, by name
+	open []*persistentListener
 }
 
-// New takes what systemd has opened for this process. The holder need not serve: then sockets end with this process.
+// New takes the sockets that systemd has opened for this process. Without a running holder, sockets
+// end with this process.
 func New(h *holder.Client) *Sockets {
 	ctx, end := context.WithCancel(context.Background())
-	s := &Sockets{holder: h, systemd: make(map[string]*net.UnixListener), end: end, opened: make(chan struct{}, 1), kept: make(map[string]*os.File)}
-	s.renewed.Go(func() { s.renew(ctx) })
-	s.renewed.Go(func() { s.watch(ctx) })
+	s := &Sockets{holder: h, systemd: make(map[string]*net.UnixListener), end: end, opened: make(chan struct{}, 1),
+		kept: make(map[string]*os.File)}
+	s.running.Go(func() { s.renew(ctx) })
+	s.running.Go(func() { s.watch(ctx) })
 	for _, f := range activation.Files(true) {
 		l, err := net.FileListener(f)
 		f.Close()
 		if err != nil {
-			slog.Warn("systemd has passed a descriptor that is not a listening socket", "name", f.Name(), "err", err)
+			slog.Warn("ignoring a descriptor from systemd that is not a listening socket", "name", f.Name(), "err", err)
 			continue
 		}
 		if u, ok := l.(*net.UnixListener); ok {
 			u.SetUnlinkOnClose(false)
 			s.systemd[u.Addr().String()] = u
 		} else {
-			slog.Warn("systemd has passed a socket that is not a Unix socket; kurid serves on those alone", "address", l.Addr())
+			slog.Warn("ignoring a socket from systemd that is not a Unix socket", "address", l.Addr())
 			l.Close()
 		}
 	}
 	return s
 }
 
-// Unix returns the listening Unix socket at path, an absolute one, which only its owner may use. A socket that another
-// process serves is an error of kind Precondition; one that a dead process left is replaced. Where somebody removes its
-// file, that is made anew.
+// Unix returns the listening Unix socket at path, which must be absolute. Only the owner may use
+// it. A socket that another process serves is an error of kind Precondition. A socket left by a
+// dead process is replaced. If somebody removes the file, it is recreated.
 func (s *Sockets) Unix(path string) (net.Listener, error) {
-	l := &lasting{path: path}
+	l := &persistentListener{path: path}
 	inherited := s.systemd[path]
 	delete(s.systemd, path)
 	switch {
-	case s.taken(l): // before systemd's: the file of that may have been removed, and made anew
+	case s.takeKept(l): // before systemd's, whose file may have been removed and recreated
 		if inherited != nil {
 			inherited.Close()
 		}
@@ -89,10 +92,10 @@ func (s *Sockets) Unix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Close gives up what systemd has passed and nobody has asked for, and looks after the others no longer.
+// Close closes unused sockets of systemd and stops watching the others.
 func (s *Sockets) Close() {
 	s.end()
-	s.renewed.Wait()
+	s.running.Wait()
 	for _, f := range s.kept {
 		f.Close()
 	}
@@ -102,15 +105,17 @@ func (s *Sockets) Close() {
 	}
 }
 
-// taken makes l the socket at its path if the holder has it, and drops earlier ones of that path.
-func (s *Sockets) taken(l *lasting) bool {
+// takeKept makes l the socket at its path that the holder keeps, if there is one, and drops
+// outdated ones of that path.
+func (s *Sockets) takeKept(l *persistentListener) bool {
 	names, err := s.holder.Names()
 	if err != nil {
 		return false
 	}
 	want := nameOf(l.path)
 	for _, name := range names {
-		if !strings.HasPrefix(name, "listen/") || !strings.HasSuffix(name, l.path) || strings.Count(name, "/") != strings.Count(l.path, "/")+1 {
+		if !strings.HasPrefix(name, "listen/") || !strings.HasSuffix(name, l.path) ||
+			strings.Count(name, "/") != strings.Count(l.path, "/")+1 {
 			continue
 		}
 		if name != want {
@@ -133,8 +138,9 @@ func (s *Sockets) taken(l *lasting) bool {
 	return l.now != nil
 }
 
-// keep gives l's socket to the holder. Where that does not take it, its file goes with this process.
-func (s *Sockets) keep(l *lasting, socket *net.UnixListener) {
+// keep gives l's socket to the holder. If the holder does not take it, the file is removed with
+// this process.
+func (s *Sockets) keep(l *persistentListener, socket *net.UnixListener) {
 	f, err := socket.File()
 	if err == nil {
 		name := nameOf(l.path)
@@ -148,7 +154,8 @@ func (s *Sockets) keep(l *lasting, socket *net.UnixListener) {
 		f.Close()
 	}
 	if !errors.Is(err, fault.Unavailable) {
-		slog.Warn("the holder cannot keep a socket: clients are refused while no daemon runs", "socket", l.path, "err", err)
+		slog.Warn("the holder cannot keep a socket: clients are refused while no daemon runs", "socket",
+			l.path, "err", err)
 	}
 }
 
@@ -163,7 +170,7 @@ func (s *Sockets) forget(name string) {
 	s.holder.Drop(name)
 }
 
-// note takes over what the next holder is given, too.
+// note registers a socket to be passed to the next holder.
 func (s *Sockets) note(name string, f *os.File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,10 +180,10 @@ func (s *Sockets) note(name string, f *os.File) {
 	s.kept[name] = f
 }
 
-// lookAgain is how often a holder is looked for while none serves.
+// lookAgain is the interval of looking for a holder while none is running.
 const lookAgain = 100 * time.Millisecond
 
-// renew gives the sockets to the holder that takes the place of one that has died.
+// renew passes the sockets to the successor of a holder that has died.
 func (s *Sockets) renew(ctx context.Context) {
 	for ctx.Err() == nil {
 		ended, err := s.holder.Ended(ctx)
@@ -187,8 +194,8 @@ func (s *Sockets) renew(ctx context.Context) {
 			}
 			continue
 		}
-		s.giveAll() // which changes nothing where it has them
-		<-ended     // or ctx has
+		s.giveAll() // changes nothing if the holder has them
+		<-ended     // or ctx has ended
 	}
 }
 
@@ -197,12 +204,13 @@ func (s *Sockets) giveAll() {
 	defer s.mu.Unlock()
 	for name, f := range s.kept {
 		if err := s.holder.Put(name, f); err != nil {
-			slog.Warn("a socket cannot be given to the new holder: clients are refused while no daemon runs", "name", name, "err", err)
+			slog.Warn("a socket cannot be given to the new holder: clients are refused while no daemon runs", "name",
+				name, "err", err)
 		}
 	}
 }
 
-// nameOf is the name under which the holder keeps the socket whose file is at path now; "" when there is none.
+// nameOf returns the name under which the holder keeps the socket whose file is at path now, or "".
 func nameOf(path string) string {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -211,19 +219,22 @@ func nameOf(path string) string {
 	return fmt.Sprintf("listen/%d.%d%s", st.Dev, st.Ino, path)
 }
 
-// open makes a socket at path.
+// open creates a socket at path.
 func open(path string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
-		return nil, fmt.Errorf("make the directory of the socket: %w", err)
+		return nil, fmt.Errorf("create the directory of the socket: %w", err)
 	}
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		conn.Close()
-		return nil, fault.New(fault.Precondition, "listen on %s: another process serves it already; end that one, or give this one another path with --listen", path)
+		return nil, fault.New(fault.Precondition,
+			"listen on %s: another process serves it already; end that one, or give this one another path with "+
+				"--listen", path)
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
-		return nil, fault.New(fault.Precondition, "listen on %s: it is there and is not a socket; remove it or give another path", path)
+		return nil, fault.New(fault.Precondition,
+			"listen on %s: it is there and is not a socket; remove it or give another path", path)
 	}
-	// The socket is made beside its name and renamed, so that it never stands there with the wrong mode.
+	// The socket is created under another name and renamed, so that path never has the wrong mode.
 	tmp := path + ".new"
 	for _, old := range []string{tmp, path} {
 		if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -234,7 +245,7 @@ func open(path string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	l.SetUnlinkOnClose(false) // its name is not tmp any more
+	l.SetUnlinkOnClose(false) // tmp no longer exists
 	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("listen on %s: %w", path, err)

@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/holder"
 )
 
-// nobody is a client of a holder that does not serve.
+// nobody returns a client of a holder that does not run.
 func nobody(t *testing.T) *holder.Client { return holder.Connect(t.TempDir()) }
 
 func dir(t *testing.T) string {
@@ -27,7 +27,7 @@ func dir(t *testing.T) string {
 	return d
 }
 
-// Without a holder the socket is this process's alone, and its file goes with it.
+// Without a holder, the socket's file is removed with the process.
 func TestWithoutAHolder(t *testing.T) {
 	path := filepath.Join(dir(t), "sub", "kuri.sock")
 	l, err := New(nobody(t)).Unix(path)
@@ -46,7 +46,7 @@ func TestWithoutAHolder(t *testing.T) {
 	}
 }
 
-func TestFileThatIsNoSocket(t *testing.T) {
+func TestFileThatIsNotASocket(t *testing.T) {
 	path := filepath.Join(dir(t), "file")
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
@@ -59,7 +59,8 @@ func TestFileThatIsNoSocket(t *testing.T) {
 	}
 }
 
-// TestSystemd passes a socket as systemd does, to this program: who dials before it is opened is answered then.
+// TestSystemd passes a socket like systemd to this program. A client that dials before the program
+// opens the socket is served.
 func TestSystemd(t *testing.T) {
 	path := filepath.Join(dir(t), "kuri.sock")
 	if os.Getenv("KURI_LISTEN_AT") != "" {
@@ -103,8 +104,8 @@ func TestSystemd(t *testing.T) {
 	}
 }
 
-// A socket whose file is removed is made anew, at the same path: also with its whole directory, and more than once. What
-// was connected goes on.
+// A removed socket file is recreated at the same path, even if its directory is removed, and
+// repeatedly. Existing connections go on.
 func TestRemovedFileComesBack(t *testing.T) {
 	path := filepath.Join(dir(t), "sub", "kuri.sock")
 	all := New(nobody(t))

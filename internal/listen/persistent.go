@@ -15,27 +15,28 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// lasting is a listening socket whose file comes back when somebody has removed it: with another socket behind it, since a
-// socket has its name from the beginning or never. Connections that were accepted go on. It is safe for concurrent use.
-type lasting struct {
+// persistentListener is a listening socket whose file is recreated when somebody removes it. The
+// recreated file belongs to a new socket, because a socket is bound only once. Accepted connections
+// go on. It is safe for concurrent use.
+type persistentListener struct {
 	path string
 
-	mu       sync.Mutex // guards what follows; held over nothing that waits
+	mu       sync.Mutex // guards the fields below; not held over anything that blocks
 	now      *net.UnixListener
-	name     string    // under which the holder has now; "" when it does not
-	own      bool      // the file goes with the socket: nobody else has that
-	deadline time.Time // of Accept
+	name     string    // name of the socket in the holder; "": not kept
+	own      bool      // the file goes with the socket: nobody else keeps it
+	deadline time.Time // for Accept
 	closed   bool
 }
 
-func (l *lasting) current() *net.UnixListener {
+func (l *persistentListener) current() *net.UnixListener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.now
 }
 
 // Accept returns the next connection.
-func (l *lasting) Accept() (net.Conn, error) {
+func (l *persistentListener) Accept() (net.Conn, error) {
 	for {
 		from := l.current()
 		c, err := from.Accept()
@@ -45,17 +46,17 @@ func (l *lasting) Accept() (net.Conn, error) {
 	}
 }
 
-// SetDeadline has Accept fail from then on.
-func (l *lasting) SetDeadline(t time.Time) error {
+// SetDeadline makes Accept fail after the deadline.
+func (l *persistentListener) SetDeadline(t time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.deadline = t
 	return l.now.SetDeadline(t)
 }
 
-// Close closes the socket. One that is this process's alone loses its file before: who dials then is told that nobody is
-// there.
-func (l *lasting) Close() error {
+// Close closes the socket. If no one else keeps the socket, its file is removed first, so that
+// clients are refused.
+func (l *persistentListener) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.own && !l.closed {
@@ -65,19 +66,19 @@ func (l *lasting) Close() error {
 	return l.now.Close()
 }
 
-func (l *lasting) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+func (l *persistentListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
-// gone reports whether the file is not there, and should be.
-func (l *lasting) gone() bool {
+// gone reports whether the file is missing although the listener is open.
+func (l *persistentListener) gone() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, err := os.Lstat(l.path)
 	return !l.closed && errors.Is(err, os.ErrNotExist)
 }
 
-// replace has the listener go on with another socket. It returns the name under which the holder has the one before, and
-// false when the listener has been closed meanwhile.
-func (l *lasting) replace(with *net.UnixListener) (before string, ok bool) {
+// replace continues with another socket. It returns the name of the old one in the holder, and
+// false if the listener has been closed meanwhile.
+func (l *persistentListener) replace(with *net.UnixListener) (before string, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -86,23 +87,23 @@ func (l *lasting) replace(with *net.UnixListener) (before string, ok bool) {
 	with.SetDeadline(l.deadline)
 	old := l.now
 	before, l.now, l.name, l.own = l.name, with, "", true
-	old.Close() // whose Accept returns
+	old.Close() // makes its Accept return
 	return before, true
 }
 
-// What was removed is made anew once nothing more has been removed for settleAfter: rm -r takes a moment. What could not
-// be made anew, or not be watched, is looked at again after tryAgain.
+// A removed file is recreated settleAfter later, because rm -r takes a moment. A failure to
+// recreate or watch a file is retried after tryAgain.
 const (
 	settleAfter = 100 * time.Millisecond
 	tryAgain    = 5 * time.Second
 )
 
-// watch makes the files of sockets anew that somebody removes, until ctx ends.
+// watch recreates removed socket files until ctx ends.
 func (s *Sockets) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		pause := settleAfter
 		if err := s.watchOnce(ctx); err != nil {
-			slog.Warn("the files of the sockets cannot be watched; they are looked at now and then", "err", err)
+			slog.Warn("the socket files cannot be watched; checking them periodically", "err", err)
 			pause = tryAgain
 		}
 		select {
@@ -115,25 +116,26 @@ func (s *Sockets) watch(ctx context.Context) {
 				continue
 			}
 			if err := s.restore(l); err != nil {
-				slog.Error("a socket was removed and is not made anew: nobody can dial it", "socket", l.path, "err", err)
+				slog.Error("a socket was removed and cannot be recreated: nobody can dial it", "socket",
+					l.path, "err", err)
 				select {
 				case <-ctx.Done():
 				case <-time.After(tryAgain):
 				}
 				continue
 			}
-			slog.Warn("a socket was removed, and was made anew", "socket", l.path)
+			slog.Warn("a socket was removed and has been recreated", "socket", l.path)
 		}
 	}
 }
 
-func (s *Sockets) all() []*lasting {
+func (s *Sockets) all() []*persistentListener {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.open)
 }
 
-// watchOnce returns when a socket's file has been removed, when there is another socket, and when ctx has ended.
+// watchOnce returns when a socket file has been removed, a socket has been added, or ctx has ended.
 func (s *Sockets) watchOnce(ctx context.Context) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -149,8 +151,8 @@ func (s *Sockets) watchOnce(ctx context.Context) error {
 			return fmt.Errorf("watch %s: %w", dir, err)
 		}
 	}
-	if slices.ContainsFunc(all, (*lasting).gone) {
-		return nil // it went before the watch was there
+	if slices.ContainsFunc(all, (*persistentListener).gone) {
+		return nil // removed before the watch was set up
 	}
 	for {
 		select {
@@ -168,8 +170,8 @@ func (s *Sockets) watchOnce(ctx context.Context) error {
 	}
 }
 
-// restore makes the socket anew.
-func (s *Sockets) restore(l *lasting) error {
+// restore recreates the socket.
+func (s *Sockets) restore(l *persistentListener) error {
 	fresh, err := open(l.path)
 	if err != nil {
 		return err
