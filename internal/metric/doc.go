@@ -1,6 +1,6 @@
-// Package metric is the table of the metrics of containers and pods: names, types and labels as cAdvisor has them, which is
-// what dashboards, alerts and autoscalers ask for, and how each follows from a reading.
+// Package metric defines the metrics of containers and pods. Names, types and labels are those of
+// cAdvisor, which dashboards, alerts and autoscalers query.
 //
-// It is pure: it reads nothing, keeps nothing, and may be called by anyone at any time. A value that a reading lacks has no
-// row; the others have theirs.
+// It is pure: it reads nothing, keeps nothing, and is safe for concurrent use. A value that is
+// missing from a reading is omitted from the output.
 package metric

@@ -7,12 +7,12 @@ import (
 	"github.com/kuri-cri/kuri/internal/network"
 )
 
-// Type says how values change.
+// Type is the type of a metric.
 type Type int
 
-// The types.
+// The types of metrics.
 const (
-	Counter Type = iota // only goes up
+	Counter Type = iota // never decreases
 	Gauge
 )
 
@@ -20,17 +20,17 @@ const (
 type Row struct {
 	Name, Help string
 	Type       Type
-	Keys       []string // of labels beside those that all have
+	Keys       []string // keys of additional labels
 	values     func(*Reading, func(value uint64, labels ...string))
 }
 
-// LabelKeys returns the keys of a metric's labels, in the order in which its values have them.
+// LabelKeys returns all label keys of the metric, in the order of the values.
 func (r *Row) LabelKeys() []string { return append(append([]string(nil), labelKeys...), r.Keys...) }
 
 // Rows returns the table, sorted by name.
 func Rows() []*Row { return table }
 
-// Each calls emit with each value of a reading, and its labels beside those that all have.
+// Each calls emit with each value of a reading and its additional labels.
 func Each(r *Reading, emit func(row *Row, value uint64, labels ...string)) {
 	for _, row := range table {
 		row.values(r, func(value uint64, labels ...string) { emit(row, value, labels...) })
@@ -42,10 +42,10 @@ type (
 	emit    = func(value uint64, labels ...string)
 )
 
-// The CRI's values are whole numbers; times are in seconds, rounded down.
+// The CRI's values are integers; times are in seconds, rounded down.
 const second = 1e9
 
-// one makes the values of a metric that has a single one, told by a cgroup.
+// one returns the values function of a metric with a single value from the cgroup.
 func one(get func(*cgroup.Detail) cgroup.Value) func(reading, emit) {
 	return func(r reading, emit emit) {
 		if r.Cgroup == nil {
@@ -57,7 +57,7 @@ func one(get func(*cgroup.Detail) cgroup.Value) func(reading, emit) {
 	}
 }
 
-// seconds does so for a time in nanoseconds.
+// seconds is like one for a time in nanoseconds.
 func seconds(get func(*cgroup.Detail) cgroup.Value) func(reading, emit) {
 	return one(func(c *cgroup.Detail) cgroup.Value {
 		v := get(c)
@@ -66,7 +66,8 @@ func seconds(get func(*cgroup.Detail) cgroup.Value) func(reading, emit) {
 	})
 }
 
-// pressure does so for pressure stall information; stalled is its line "full", waiting "some".
+// pressure is like one for pressure stall information; stalled selects the line "full", otherwise
+// "some".
 func pressure(of func(*cgroup.Detail) *cgroup.PSI, stalled bool) func(reading, emit) {
 	return seconds(func(c *cgroup.Detail) cgroup.Value {
 		p := of(c)
@@ -84,12 +85,12 @@ func cpuPressure(c *cgroup.Detail) *cgroup.PSI    { return c.CPUPSI }
 func memoryPressure(c *cgroup.Detail) *cgroup.PSI { return c.MemoryPSI }
 func ioPressure(c *cgroup.Detail) *cgroup.PSI     { return c.IOPSI }
 
-// memory makes the values of a metric that a node without a memory controller does not have.
+// memory is like one for a metric that needs the memory controller.
 func memory(get func(*cgroup.Detail) uint64) func(reading, emit) {
 	return one(func(c *cgroup.Detail) cgroup.Value { return cgroup.Value{N: get(c), OK: c.HasMemory} })
 }
 
-// link makes the values of a metric that each network interface has.
+// link returns the values function of a metric per network interface.
 func link(get func(network.Counter) uint64) func(reading, emit) {
 	return func(r reading, emit emit) {
 		for _, l := range r.Links {
@@ -98,7 +99,7 @@ func link(get func(network.Counter) uint64) func(reading, emit) {
 	}
 }
 
-// disk makes the values of a metric of the filesystem.
+// disk returns the values function of a metric of the filesystem.
 func disk(get func(*Disk) cgroup.Value) func(reading, emit) {
 	return func(r reading, emit emit) {
 		if r.Disk == nil {
@@ -110,7 +111,7 @@ func disk(get func(*Disk) cgroup.Value) func(reading, emit) {
 	}
 }
 
-// transfers makes the values of a metric that each block device has, for one operation.
+// transfers returns the values function of a metric per block device, for one operation.
 func transfers(operation string, get func(cgroup.IOOperation) uint64) func(reading, emit) {
 	return func(r reading, emit emit) {
 		if r.Cgroup == nil {
@@ -142,7 +143,8 @@ func deviceUsage(r reading, emit emit) {
 	}
 	for _, io := range r.Cgroup.IO {
 		for _, op := range io.Operations {
-			emit(op.Bytes, r.device(io), strconv.FormatUint(uint64(io.Major), 10), strconv.FormatUint(uint64(io.Minor), 10), op.Name)
+			emit(op.Bytes, r.device(io), strconv.FormatUint(uint64(io.Major), 10),
+				strconv.FormatUint(uint64(io.Minor), 10), op.Name)
 		}
 	}
 }
