@@ -18,10 +18,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// scopePrefix matches what can stand before "-<id>.scope" in a unit's name.
+// scopePrefix matches the part before "-<id>.scope" in a unit's name.
 var scopePrefix = regexp.MustCompile(`^[A-Za-z]([A-Za-z0-9_-]{0,30}[A-Za-z0-9_])?$`)
 
-// Check tells what is wrong with the values, each by its key.
+// Check validates the values. Each error names the key.
 func (c *Config) Check() error {
 	var found problems
 	c.checkPaths(&found)
@@ -31,7 +31,8 @@ func (c *Config) Check() error {
 	c.checkSlow(&found)
 	found.oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
 	if !scopePrefix.MatchString(c.ScopePrefix) {
-		found.bad("scope_prefix", "%q cannot begin a scope's name: letters, digits, _ and - are allowed, at most 32, with a letter first and no - last", c.ScopePrefix)
+		found.bad("scope_prefix", "%q cannot begin a scope's name: letters, digits, _ and - are allowed, at most 32, "+
+			"with a letter first and no - last", c.ScopePrefix)
 	}
 	if c.MetricsListen != "" {
 		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
@@ -39,7 +40,8 @@ func (c *Config) Check() error {
 		}
 	}
 	if c.TraceEndpoint != "" {
-		if u, err := url.Parse(c.TraceEndpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		if u, err := url.Parse(c.TraceEndpoint); err != nil ||
+			u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 			found.bad("trace_endpoint", "%q is not a URL, as http://127.0.0.1:4317", c.TraceEndpoint)
 		}
 	}
@@ -51,7 +53,7 @@ func (c *Config) Check() error {
 	return errors.Join(found...)
 }
 
-// checkSlow knows the methods by the defaults.
+// checkSlow validates the methods against the defaults.
 func (c *Config) checkSlow(found *problems) {
 	known := defaultSlow()
 	for _, method := range slices.Sorted(maps.Keys(c.LogSlow)) {
@@ -64,10 +66,10 @@ func (c *Config) checkSlow(found *problems) {
 	}
 }
 
-// problems are what has been found wrong.
+// problems are the errors found so far.
 type problems []error
 
-// bad says what is wrong with the value of a key.
+// bad adds an error for the value of a key.
 func (p *problems) bad(key, format string, args ...any) {
 	*p = append(*p, fault.New(fault.Invalid, "%s: "+format, append([]any{key}, args...)...))
 }
@@ -78,16 +80,18 @@ func (p *problems) oneOf(key, value string, allowed ...string) {
 	}
 }
 
-// checkPaths makes the paths clean ones, too.
+// checkPaths validates and cleans the paths.
 func (c *Config) checkPaths(found *problems) {
 	paths := map[string]*string{
 		"listen": &c.Listen, "image_listen": &c.ImageListen, "root": &c.Root, "state": &c.State, "keeper": &c.Keeper,
 		"container_root": &c.ContainerRoot, "cadvisor_listen": &c.CadvisorListen,
 	}
-	for _, key := range []string{"listen", "image_listen", "root", "state", "keeper", "container_root", "cadvisor_listen"} {
+	for _, key := range []string{"listen", "image_listen", "root", "state", "keeper", "container_root",
+		"cadvisor_listen"} {
 		p := paths[key]
 		*p = strings.TrimPrefix(*p, "unix://")
-		if *p == "" && (key == "image_listen" || key == "keeper" || key == "container_root" || key == "cadvisor_listen") {
+		if *p == "" && (key == "image_listen" || key == "keeper" || key == "container_root" ||
+			key == "cadvisor_listen") {
 			continue
 		}
 		if !filepath.IsAbs(*p) || filepath.Clean(*p) == "/" {
@@ -95,8 +99,10 @@ func (c *Config) checkPaths(found *problems) {
 		}
 		*p = filepath.Clean(*p)
 	}
-	// A socket's path has 108 bytes at most (unix(7)), and the kernel says no more than "invalid argument".
-	for key, p := range map[string]string{"listen": c.Listen, "image_listen": c.ImageListen, "cadvisor_listen": c.CadvisorListen, "state": filepath.Join(c.State, "keeper.sock")} {
+	// The limit for the path of a socket is 108 bytes (unix(7)), and the kernel only says "invalid
+	// argument".
+	for key, p := range map[string]string{"listen": c.Listen, "image_listen": c.ImageListen,
+		"cadvisor_listen": c.CadvisorListen, "state": filepath.Join(c.State, "keeper.sock")} {
 		if len(p) > 107 {
 			found.bad(key, "%q is longer than the 107 bytes that a socket's path can have", p)
 		}
@@ -112,8 +118,8 @@ func (c *Config) checkPaths(found *problems) {
 	}
 }
 
-// checkContainerRoot tells why writable layers cannot lie in container_root: what Kuri keeps elsewhere, and what it
-// removes there, must not be mixed up.
+// checkContainerRoot checks that container_root does not overlap with directories in which Kuri
+// keeps or removes other things.
 func (c *Config) checkContainerRoot(found *problems) {
 	if c.ContainerRoot == "" {
 		return
@@ -124,7 +130,8 @@ func (c *Config) checkContainerRoot(found *problems) {
 	}
 	for _, dir := range taken {
 		if within(c.ContainerRoot, dir) {
-			found.bad("container_root", "%q is in %s, which has other things; take a directory outside", c.ContainerRoot, dir)
+			found.bad("container_root", "%q is in %s, which has other things; take a directory outside",
+				c.ContainerRoot, dir)
 		}
 	}
 	if c.ContainerRoot == c.Root {
@@ -132,12 +139,13 @@ func (c *Config) checkContainerRoot(found *problems) {
 	}
 	for _, dir := range []string{c.Root, c.State} {
 		if within(dir, filepath.Join(c.ContainerRoot, "containers")) {
-			found.bad("container_root", "%s lies among the writable layers of %q; take another directory", dir, c.ContainerRoot)
+			found.bad("container_root", "%s lies among the writable layers of %q; take another directory", dir,
+				c.ContainerRoot)
 		}
 	}
 }
 
-// within tells whether a clean path is dir or lies below it.
+// within reports whether a clean path is dir or below dir.
 func within(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, dir+"/")
 }
@@ -167,7 +175,7 @@ func (c *Config) checkImage(found *problems) {
 	}
 }
 
-// limits are of one source of images, or of all.
+// limits checks the limits of one source of images, or of all.
 func (p *problems) limits(key string, stallTimeout int, minRate int64) {
 	if stallTimeout < 1 || stallTimeout > 3600 {
 		p.bad(key+".stall_timeout", "%d is not between 1 and 3600 seconds", stallTimeout)
@@ -244,22 +252,25 @@ func (c *Config) checkStream(found *problems) {
 	if c.Stream.TLSClientCA != "" && c.Stream.TLSCert == "" {
 		found.bad("stream.tls_client_ca", "it needs tls_cert and tls_key")
 	}
-	for key, path := range map[string]string{"tls_cert": c.Stream.TLSCert, "tls_key": c.Stream.TLSKey, "tls_client_ca": c.Stream.TLSClientCA} {
+	for key, path := range map[string]string{"tls_cert": c.Stream.TLSCert, "tls_key": c.Stream.TLSKey,
+		"tls_client_ca": c.Stream.TLSClientCA} {
 		if path != "" && !filepath.IsAbs(path) {
 			found.bad("stream."+key, "%q must be an absolute path", path)
 		}
 	}
 }
 
-// handlerName is what a RuntimeClass can name as its handler: a DNS label (RFC 1123), as the Kubernetes API has it.
+// handlerName matches a handler name in a RuntimeClass: a DNS label (RFC 1123), as required by the
+// Kubernetes API.
 var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
-// checkHandlers tells what is wrong with the runtime handlers.
+// checkHandlers validates the runtime handlers.
 func (c *Config) checkHandlers(found *problems) {
 	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
 		key := "handler." + name
 		if !handlerName.MatchString(name) {
-			found.bad(key, "%q is not the name of a runtime handler: at most 63 lower-case letters, digits and -, at both ends a letter or a digit", name)
+			found.bad(key, "%q is not the name of a runtime handler: at most 63 lower-case letters, digits and -, at "+
+				"both ends a letter or a digit", name)
 		}
 		if dir := c.Handlers[name].CNIConfDir; dir != "" && !filepath.IsAbs(dir) {
 			found.bad(key+".cni_conf_dir", "%q must be an absolute path", dir)

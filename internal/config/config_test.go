@@ -17,7 +17,7 @@ func TestDefaultIsValid(t *testing.T) {
 	}
 }
 
-func TestReadChangesOnlyWhatItNames(t *testing.T) {
+func TestReadOverridesOnlyTheGivenKeys(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config.toml")
 	body := "log_level = 'debug'\n[network]\nsubnets = ['10.9.0.0/16', 'fd00:9::/64']\n"
 	if err := os.WriteFile(path, []byte(body), 0o600); err != nil {
@@ -27,7 +27,8 @@ func TestReadChangesOnlyWhatItNames(t *testing.T) {
 	if err != nil || c.Check() != nil {
 		t.Fatal(err, c.Check())
 	}
-	if c.LogLevel != "debug" || len(c.Network.Subnets) != 2 || c.Network.Bridge != "kuri0" || c.Root != "/var/lib/kuri" {
+	if c.LogLevel != "debug" || len(c.Network.Subnets) != 2 || c.Network.Bridge != "kuri0" ||
+		c.Root != "/var/lib/kuri" {
 		t.Fatalf("%+v", c)
 	}
 	if _, err := Read(path + ".absent"); !errors.Is(err, fault.NotFound) {
@@ -35,7 +36,7 @@ func TestReadChangesOnlyWhatItNames(t *testing.T) {
 	}
 }
 
-func TestMapSpeaksTheFilesKeys(t *testing.T) {
+func TestMapHasTheKeysOfTheFile(t *testing.T) {
 	m, err := Default().Map()
 	if err != nil || m["log_level"] != "info" || m["network"].(map[string]any)["bridge"] != "kuri0" {
 		t.Fatalf("%v, %v", m, err)
@@ -57,7 +58,8 @@ func TestContainerRoot(t *testing.T) {
 
 func TestHandlers(t *testing.T) {
 	c := Default()
-	if err := c.parse("config.toml", []byte("[handler.blue]\ncni_conf_dir = '/etc/cni/blue.d'\n[handler.0]\n")); err != nil || c.Check() != nil {
+	if err := c.parse("config.toml",
+		[]byte("[handler.blue]\ncni_conf_dir = '/etc/cni/blue.d'\n[handler.0]\n")); err != nil || c.Check() != nil {
 		t.Fatal(err, c.Check())
 	}
 	if len(c.Handlers) != 2 || c.Handlers["blue"].CNIConfDir != "/etc/cni/blue.d" {
@@ -67,18 +69,21 @@ func TestHandlers(t *testing.T) {
 
 func TestSources(t *testing.T) {
 	c := Default()
-	body := "[image.source.'m.example:5000']\nmin_rate = 1048576\n[image.source.'docker.io']\nstall_timeout = 5\n[image.source.'[::1]:5000']\n"
+	body := "[image.source.'m.example:5000']\nmin_rate = 1048576\n[image.source.'docker.io']\nstall_timeout = " +
+		"5\n[image.source.'[::1]:5000']\n"
 	if err := c.parse("config.toml", []byte(body)); err != nil || c.Check() != nil {
 		t.Fatal(err, c.Check())
 	}
-	if c.Image.Sources["m.example:5000"].MinRate != 1<<20 || c.Image.Sources["docker.io"].StallTimeout != 5 || len(c.Image.Sources) != 3 {
+	if c.Image.Sources["m.example:5000"].MinRate != 1<<20 || c.Image.Sources["docker.io"].StallTimeout != 5 ||
+		len(c.Image.Sources) != 3 {
 		t.Fatalf("%+v", c.Image.Sources)
 	}
 }
 
 func TestSlowMethods(t *testing.T) {
 	c := Default()
-	if err := c.parse("config.toml", []byte("[log_slow]\nPullImage = 60\nRunPodSandbox = 0.5\n")); err != nil || c.Check() != nil {
+	if err := c.parse("config.toml", []byte("[log_slow]\nPullImage = 60\nRunPodSandbox = 0.5\n")); err != nil ||
+		c.Check() != nil {
 		t.Fatal(err, c.Check())
 	}
 	if c.LogSlow["PullImage"] != 60 || c.LogSlow["RunPodSandbox"] != 0.5 || c.LogSlow["StartContainer"] != 5 {

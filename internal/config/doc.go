@@ -1,8 +1,9 @@
-// Package config reads what an operator may set: one struct, one TOML file, flags above it.
+// Package config reads the operator's configuration: one struct, one TOML file, overridden by
+// flags.
 //
-// Zero configuration works: [Default] is complete, a file only changes what it names. A key that Kuri does not know, a
-// value out of its range, and two values that contradict each other are errors that name the key. The package is
-// imported by cmd/kurid alone; every other package gets the values it needs from there.
+// No configuration is required: [Default] is complete, and a file only changes the keys that it
+// names. An unknown key, a value out of range, and contradicting values are errors that name the
+// key. Only cmd/kurid imports the package; it passes the values to the other packages.
 //
-// It keeps no state and touches nothing but the file that it is given.
+// It keeps no state and reads only the given file.
 package config

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestPages: what the pages and the installed file show as configuration is accepted as it stands there.
+// TestPages: all configuration shown in the docs and in the installed file is valid.
 func TestPages(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil || len(pages) == 0 {
@@ -22,7 +22,7 @@ func TestPages(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range block.FindAllStringSubmatch(string(body), -1) {
-			if !strings.Contains(m[1], "[host.") { // hosts.toml is another file
+			if !strings.Contains(m[1], "[host.") { // hosts.toml is another format
 				shown[filepath.Base(page)] = append(shown[filepath.Base(page)], m[1])
 			}
 		}
