@@ -14,7 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
-// strayCgroups finds cgroups without processes of pods and containers that are gone.
+// strayCgroups finds empty cgroups of pods and containers that are gone.
 func strayCgroups(s *scene) ([]Finding, error) {
 	dirs, err := s.ownCgroups()
 	if err != nil {
@@ -27,7 +27,7 @@ func strayCgroups(s *scene) ([]Finding, error) {
 			return nil, err
 		}
 		if len(pids) > 0 {
-			continue // strayProcesses tells of them
+			continue // reported by strayProcesses
 		}
 		found = append(found, Finding{
 			Subject: dir, Problem: "it is the cgroup of a pod or a container that is gone, and has no process",
@@ -38,8 +38,9 @@ func strayCgroups(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// ownCgroups lists the cgroups that are Kuri's by their names and whose pod or container is not known, with its id: those
-// of pods without a parent of their own, those with Kuri's prefix anywhere, and containers below a pod that is known.
+// ownCgroups returns the cgroups that belong to Kuri by their names but to no known pod or
+// container, with the id: those of pods without a cgroup parent, those with Kuri's prefix anywhere,
+// and those of containers below a known pod.
 func (s *scene) ownCgroups() (map[string]string, error) {
 	parents := map[string]bool{}
 	for _, r := range s.pods.Sandboxes {
@@ -51,7 +52,7 @@ func (s *scene) ownCgroups() (map[string]string, error) {
 	for _, root := range s.Cgroups.Main() {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if err != nil {
-				return nil // it went while we looked
+				return nil // removed meanwhile
 			}
 			if !d.IsDir() || path == root {
 				return nil
@@ -74,7 +75,7 @@ func (s *scene) ownCgroups() (map[string]string, error) {
 	return own, nil
 }
 
-// cgroupID returns the id in the name of a cgroup that Kuri alone gives, "" for any other name.
+// cgroupID returns the id in a cgroup name that only Kuri uses, or "".
 func cgroupID(name string) string {
 	for _, form := range [][2]string{{"kuri-", ""}, {"kuri_", ".slice"}, {"kuri-", ".scope"}} {
 		id, ok := strings.CutPrefix(name, form[0])
@@ -85,10 +86,10 @@ func cgroupID(name string) string {
 	return ""
 }
 
-// containerForm is that of the cgroups of containers, with either driver and any scope prefix.
+// containerForm matches the cgroup names of containers, with either driver and any scope prefix.
 var containerForm = regexp.MustCompile(`^(?:.*-)?([0-9a-f]{64})(?:\.scope)?$`)
 
-// containerID returns the id in the name of a container's cgroup, "" for any other name.
+// containerID returns the id in the name of a container's cgroup, or "".
 func containerID(name string) string {
 	if m := containerForm.FindStringSubmatch(name); m != nil {
 		return m[1]
@@ -96,8 +97,8 @@ func containerID(name string) string {
 	return ""
 }
 
-// strayProcesses finds processes in cgroups of Kuri's that no container has, or whose container has exited. They are never
-// ended.
+// strayProcesses finds processes in Kuri's cgroups that belong to no container or to an exited one.
+// They are never killed.
 func strayProcesses(s *scene) ([]Finding, error) {
 	dirs, err := s.ownCgroups()
 	if err != nil {
@@ -117,7 +118,9 @@ func strayProcesses(s *scene) ([]Finding, error) {
 		if len(pids) == 0 {
 			continue
 		}
-		f := Finding{Subject: fmt.Sprintf("%s in cgroup %s", describe(pids), dir), Problem: "it runs, and no pod has it", Advice: fmt.Sprintf("look at it; kill %d ends it, and kuri doctor --fix removes the rest", pids[0])}
+		f := Finding{Subject: fmt.Sprintf("%s in cgroup %s", describe(pids), dir),
+			Problem: "it runs, and no pod has it",
+			Advice:  fmt.Sprintf("look at it; kill %d ends it, and kuri doctor --fix removes the rest", pids[0])}
 		if r := s.pods.Containers[id]; r != nil {
 			f.Problem = "it runs, and " + r.Name() + " is told as exited"
 			f.Advice = fmt.Sprintf("look at it; kill %d ends it, and so does removing the container", pids[0])
@@ -128,18 +131,20 @@ func strayProcesses(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// brokenPods finds pods that have lost what their containers share, and what the keeper holds alone.
+// brokenPods finds pods whose shared resources are gone, and pods and containers that only the
+// keeper knows.
 func brokenPods(s *scene) ([]Finding, error) {
 	var found []Finding
 	for _, id := range s.pods.SandboxIDs() {
 		r := s.pods.Sandboxes[id]
 		if !r.OfThisBoot() {
-			continue // kurid settles it when it starts
+			continue // kurid handles it at start
 		}
 		if why := r.Missing(s.Driver, s.Cgroups); why != "" {
 			found = append(found, Finding{
 				Subject: r.Name(), Problem: why,
-				Advice: fmt.Sprintf("kuri rm -f id:%.13s removes the pod with what is left of it; a kubelet makes another by itself", id),
+				Advice: fmt.Sprintf("kuri rm -f id:%.13s removes the pod with what is left of it; a kubelet makes "+
+					"another by itself", id),
 			})
 		}
 	}
@@ -152,7 +157,7 @@ func brokenPods(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// brokenContainers finds containers that are told as running and have no cgroup or no process.
+// brokenContainers finds containers with state running but without a cgroup or a process.
 func brokenContainers(s *scene) ([]Finding, error) {
 	var found []Finding
 	for _, id := range s.pods.ContainerIDs() {
@@ -167,7 +172,8 @@ func brokenContainers(s *scene) ([]Finding, error) {
 		if err != nil {
 			return nil, err
 		}
-		f := Finding{Subject: r.Name(), Advice: fmt.Sprintf("kuri rm -f id:%.13s removes it; a kubelet makes another by itself", id)}
+		f := Finding{Subject: r.Name(),
+			Advice: fmt.Sprintf("kuri rm -f id:%.13s removes it; a kubelet makes another by itself", id)}
 		pids, err := s.Cgroups.Pids(dir)
 		switch {
 		case err != nil:

@@ -17,11 +17,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
-// damagedRecords finds records that were set aside. One whose place has a record again, or whose pod is gone, can go.
+// damagedRecords finds records that were set aside. They can be removed if there is a new record or
+// the pod is gone.
 func damagedRecords(s *scene) ([]Finding, error) {
 	var found []Finding
 	for _, d := range s.pods.Damaged {
-		f := Finding{Subject: d.Path, Problem: "a record could not be read and was set aside; there is a good one in its place"}
+		f := Finding{Subject: d.Path, Problem: "a record could not be read and was set aside; there is a good one in " +
+			"its place"}
 		if d.Replaced {
 			f.fix = func(context.Context) error { return remove(d.Path) }
 			found = append(found, f)
@@ -34,13 +36,15 @@ func damagedRecords(s *scene) ([]Finding, error) {
 		}
 		for _, path := range paths {
 			id := strings.TrimSuffix(strings.TrimSuffix(filepath.Base(path), ".damaged"), ".json")
-			f := Finding{Subject: path, Problem: "a record could not be read and was set aside; it is of a pod or a container that is gone"}
+			f := Finding{Subject: path, Problem: "a record could not be read and was set aside; it is of a pod or a " +
+				"container that is gone"}
 			switch {
 			case fileExists(strings.TrimSuffix(path, ".damaged")):
 				f.Problem = "a record could not be read and was set aside; there is a good one in its place"
 			case !s.unowned(id) || len(s.runs[id]) > 0:
 				f.Problem = "a record could not be read and was set aside"
-				f.Advice = fmt.Sprintf("remove what it is of, id:%.13s, and the record goes with it or by kuri doctor --fix", id)
+				f.Advice = fmt.Sprintf("remove what it is of, id:%.13s, and the record goes with it or by kuri "+
+					"doctor --fix", id)
 				found = append(found, f)
 				continue
 			}
@@ -63,7 +67,7 @@ func remove(path string) error {
 	return nil
 }
 
-// restsOfPods finds directories of pods and containers that have no record which can be read.
+// restsOfPods finds directories of pods and containers without a readable record.
 func restsOfPods(s *scene) ([]Finding, error) {
 	var found []Finding
 	for _, r := range s.pods.Rests {
@@ -91,7 +95,7 @@ func restsOfPods(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// strayWritables finds writable layers below the container_root whose containers are gone.
+// strayWritables finds writable layers below container_root whose containers are gone.
 func strayWritables(s *scene) ([]Finding, error) {
 	dirs, err := pod.OrphanedWritables(s.Root, s.ContainerRoot)
 	if err != nil {
@@ -116,7 +120,7 @@ func strayWritables(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// layers finds layers that no image and no container has, and layers that are not whole.
+// layers finds unused layers and incomplete layers.
 func layers(s *scene) ([]Finding, error) {
 	dirs, err := layer.Directories(s.Root)
 	if err != nil {
@@ -132,14 +136,17 @@ func layers(s *scene) ([]Finding, error) {
 		unused := idle != nil && idle(d.ID)
 		switch {
 		case d.Aside:
-			f.Problem, f.Advice = "a layer could not be read and was set aside, for a container may run on it", "remove the containers that run on it, and restart kurid: it removes it then"
+			f.Problem, f.Advice = "a layer could not be read and was set aside, for a container may run on it",
+				"remove the containers that run on it, and restart kurid: it removes it then"
 		case d.Problem != nil && unused:
 			f.Problem = "no image and no container has this layer, and it is not whole: " + d.Problem.Error()
 			f.fix = func(context.Context) error { return s.discard(d) }
 		case d.Problem != nil:
-			f.Problem, f.Advice = d.Problem.Error(), "kuri check --images --repair fetches it again; containers that run on it have to be removed first"
+			f.Problem, f.Advice = d.Problem.Error(),
+				"kuri check --images --repair fetches it again; containers that run on it have to be removed first"
 		case unused:
-			f.Problem = fmt.Sprintf("no image and no container has this layer (%d KiB): a pull failed or was killed", d.Bytes>>10)
+			f.Problem = fmt.Sprintf("no image and no container has this layer (%d KiB): a pull failed or was killed",
+				d.Bytes>>10)
 			f.fix = func(context.Context) error { return s.discard(d) }
 		default:
 			continue
@@ -149,7 +156,8 @@ func layers(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// idleLayers returns what reports whether nobody has a layer; nil where that is not certain.
+// idleLayers returns a function that reports whether a layer is unused. It is nil if that cannot be
+// decided.
 func (s *scene) idleLayers() (func(digest.Digest) bool, error) {
 	if s.Layers != nil {
 		return s.Layers.Idle, nil
@@ -161,7 +169,7 @@ func (s *scene) idleLayers() (func(digest.Digest) bool, error) {
 	used := map[digest.Digest]bool{}
 	for _, i := range images {
 		if i.Problem != nil || i.Aside {
-			return nil, nil // which layers it has is not known
+			return nil, nil // its layers are not known
 		}
 		for _, id := range i.Layers {
 			used[id] = true
@@ -189,13 +197,14 @@ func (s *scene) discard(d layer.Directory) error {
 	if s.Layers.Has(d.ID) {
 		return fault.New(fault.Precondition, "somebody uses it now")
 	}
-	if s.Layers.Idle(d.ID) { // it was not known to the store
+	if s.Layers.Idle(d.ID) { // the store did not know it
 		return os.RemoveAll(d.Path)
 	}
 	return nil
 }
 
-// brokenImages finds images whose record cannot be read, or whose layers are missing, and containers that run on those.
+// brokenImages finds images with unreadable records or missing layers, and containers that use
+// those layers.
 func brokenImages(s *scene) ([]Finding, error) {
 	images, err := image.ReadStored(s.Root)
 	if err != nil {
@@ -207,7 +216,7 @@ func brokenImages(s *scene) ([]Finding, error) {
 	}
 	there := map[digest.Digest]bool{}
 	for _, d := range dirs {
-		there[d.ID] = true // one that is not whole is told of already
+		there[d.ID] = true // an incomplete layer has already been reported
 	}
 	const advice = "kuri check --images --repair fetches what is missing; or pull it again by its name"
 	var found []Finding
@@ -218,13 +227,16 @@ func brokenImages(s *scene) ([]Finding, error) {
 		}
 		switch {
 		case i.Aside:
-			found = append(found, Finding{Subject: name, Problem: "the record of an image could not be read and was set aside", Advice: advice})
+			found = append(found, Finding{Subject: name,
+				Problem: "the record of an image could not be read and was set aside", Advice: advice})
 		case i.Problem != nil:
-			found = append(found, Finding{Subject: name, Problem: "the image cannot be read: " + i.Problem.Error(), Advice: advice})
+			found = append(found, Finding{Subject: name, Problem: "the image cannot be read: " + i.Problem.Error(),
+				Advice: advice})
 		}
 		for _, id := range i.Layers {
 			if !there[id] {
-				found = append(found, Finding{Subject: name, Problem: fmt.Sprintf("layer %s of the image is missing", id), Advice: advice})
+				found = append(found, Finding{Subject: name,
+					Problem: fmt.Sprintf("layer %s of the image is missing", id), Advice: advice})
 			}
 		}
 	}
@@ -232,7 +244,9 @@ func brokenImages(s *scene) ([]Finding, error) {
 		r := s.pods.Containers[id]
 		for _, l := range r.Layers {
 			if !there[l] && r.State != pod.Exited {
-				found = append(found, Finding{Subject: r.Name(), Problem: fmt.Sprintf("layer %s below it is missing: its files are not whole", l), Advice: advice + "; then remove the container"})
+				found = append(found, Finding{Subject: r.Name(),
+					Problem: fmt.Sprintf("layer %s below it is missing: its files are not whole", l), Advice: advice +
+						"; then remove the container"})
 			}
 		}
 	}

@@ -14,35 +14,35 @@ import (
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
-// Node is what is examined.
+// Node is the node to be examined.
 type Node struct {
 	Root, State   string
 	ContainerRoot string // "" for none
 	Driver        cgroup.Driver
 	Cgroups       *cgroup.Hierarchies
 	Pods          func() (*pod.Inventory, error)
-	Layers        *layer.Store // nil while kurid is stopped
+	Layers        *layer.Store // nil if kurid is stopped
 	Network       *network.Select
 
-	RunDir  string   // of kuri run; "" for the usual one
-	LogDirs []string // of kuri run; none for the usual ones
+	RunDir  string   // of kuri run; "": default
+	LogDirs []string // of kuri run; empty: defaults
 }
 
-// Finding is one thing that nobody owns, or that is broken.
+// Finding is a resource that nobody owns or that is broken.
 type Finding struct {
-	Check   string // the row of the table that found it
+	Check   string // the check that found it
 	Subject string // a path or a name
-	Problem string // what is wrong, as a sentence without its end
+	Problem string // a sentence without the final period
 	Advice  string // what to do
-	Fixable bool   // by a fix
+	Fixable bool   // by --fix
 
 	Fixed bool
-	Err   error // why it could not be fixed; nil where that was not tried
+	Err   error // why the fix failed; nil if it was not tried
 
 	fix func(context.Context) error
 }
 
-// Blind is a check that could not look.
+// Blind is a check that failed to run.
 type Blind struct {
 	Check string
 	Err   error
@@ -60,7 +60,8 @@ type check struct {
 	look func(*scene) ([]Finding, error)
 }
 
-// checks is the table, in the order in which fixes run: what holds something else comes first.
+// checks is the table of checks, in the order in which fixes run: resources that hold others come
+// first.
 var checks = []check{
 	{"pods", brokenPods},
 	{"containers", brokenContainers},
@@ -80,10 +81,10 @@ var checks = []check{
 	{"files of kuri run", strayRunFiles},
 }
 
-// looks are the times of a second look and of those after it, counted from the look before.
+// looks are the delays before further passes, each counted from the previous one.
 var looks = []time.Duration{250 * time.Millisecond, 900 * time.Millisecond}
 
-// Examine looks at the node, and with fix mends what can be mended. The error is that of ctx.
+// Examine checks the node and, if fix is set, fixes what it can. The error is that of ctx.
 func Examine(ctx context.Context, n Node, fix bool) (Report, error) {
 	n.RunDir = orUsual(n.RunDir, "/var/lib/kuri-run")
 	if len(n.LogDirs) == 0 {
@@ -150,7 +151,7 @@ func look(n Node) Report {
 	return r
 }
 
-// both returns what two looks agree on, as the second one has it.
+// both returns the findings on which two passes agree, as in the second one.
 func both(first, second Report) Report {
 	seen := map[[2]string]bool{}
 	for _, f := range first.Findings {
@@ -165,12 +166,14 @@ func both(first, second Report) Report {
 	return agreed
 }
 
-// Stopped returns the Node of a data directory whose kurid is stopped. The caller holds its locks.
-func Stopped(root, state, containerRoot string, driver cgroup.Driver, groups *cgroup.Hierarchies, n *network.Select) Node {
+// Stopped returns the Node for data directories whose kurid is stopped. The caller holds their
+// locks.
+func Stopped(root, state, containerRoot string, driver cgroup.Driver, groups *cgroup.Hierarchies,
+	n *network.Select) Node {
 	return Node{
 		Root: root, State: state, ContainerRoot: containerRoot, Driver: driver, Cgroups: groups, Network: n,
 		Pods: func() (*pod.Inventory, error) {
-			// Of a root that is not there at all nothing is known, unless this Kuri has never run here.
+			// Without the root directory nothing is known, unless this Kuri has never run here.
 			if _, err := os.Stat(root); err != nil {
 				return nil, fmt.Errorf("look for the records: %w", err)
 			}
@@ -179,7 +182,7 @@ func Stopped(root, state, containerRoot string, driver cgroup.Driver, groups *cg
 	}
 }
 
-// within reports whether path is below dir, and returns the first name below it.
+// within reports whether path is below dir, and returns the first path element below it.
 func within(path, dir string) (first string, ok bool) {
 	rel, err := filepath.Rel(dir, path)
 	if err != nil || rel == "." || !filepath.IsLocal(rel) {

@@ -19,7 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// staleSockets finds sockets in the state directory at which nobody listens.
+// staleSockets finds sockets in the state directory on which nobody listens.
 func staleSockets(s *scene) ([]Finding, error) {
 	paths, err := filepath.Glob(filepath.Join(s.State, "*.sock"))
 	if err != nil {
@@ -43,7 +43,7 @@ func staleSockets(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// refused reports whether a socket is there, of any type, and nobody listens.
+// refused reports whether path is a socket of any type on which nobody listens.
 func refused(path string) bool {
 	if st, err := os.Lstat(path); err != nil || st.Mode()&fs.ModeSocket == 0 {
 		return false
@@ -64,8 +64,8 @@ func refused(path string) bool {
 	return false
 }
 
-// StaleLocks finds locks of a data directory whose owner has ended: another process has inherited the open file. It needs
-// no lock itself.
+// StaleLocks finds locks of a data directory whose owner has ended while another process has
+// inherited the open file. It needs no lock itself.
 func StaleLocks(root, state string) ([]Finding, error) {
 	found, err := staleLocks(&scene{Node: Node{Root: root, State: state}})
 	for i := range found {
@@ -104,8 +104,8 @@ func staleLocks(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// flocks reads which files are locked by a process that lives, by device and inode (proc_locks(5)). The kernel leaves out
-// those whose owner has ended.
+// flocks returns the files locked by living processes, by device and inode (proc_locks(5)). The
+// kernel omits locks whose owner has ended.
 func flocks() (map[string]bool, error) {
 	f, err := os.Open("/proc/locks")
 	if err != nil {
@@ -123,7 +123,7 @@ func flocks() (map[string]bool, error) {
 	return owned, lines.Err()
 }
 
-// isLocked reports whether somebody has locked the file.
+// isLocked reports whether the file is locked.
 func isLocked(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
@@ -133,7 +133,7 @@ func isLocked(path string) bool {
 	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
-// whoHas returns a process that has the file open, 0 for none that can be seen.
+// whoHas returns a process that has the file open, or 0 if none is visible.
 func whoHas(dev uint64, ino uint64) int {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, fd := range fds {
@@ -146,14 +146,15 @@ func whoHas(dev uint64, ino uint64) int {
 	return 0
 }
 
-// uidForm is that of the uids that kuri run gives.
+// uidForm matches the pod uids of kuri run.
 var uidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// runFilesAge is how long the files of a pod of kuri run may be there before the pod is: it pulls the images in between.
+// runFilesAge is the maximum time between the creation of the files of a kuri run pod and of the
+// pod, during which images are pulled.
 const runFilesAge = time.Hour
 
-// strayRunFiles finds volumes and log directories of pods of kuri run that are gone. The log directories of other pods are
-// the kubelet's, which removes them.
+// strayRunFiles finds volumes and log directories of kuri run pods that are gone. Log directories
+// of other pods are removed by the kubelet.
 func strayRunFiles(s *scene) ([]Finding, error) {
 	entries, err := os.ReadDir(s.RunDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -166,7 +167,8 @@ func strayRunFiles(s *scene) ([]Finding, error) {
 	var found []Finding
 	for _, e := range entries {
 		info, err := e.Info()
-		if err != nil || !e.IsDir() || !uidForm.MatchString(e.Name()) || uids[e.Name()] || time.Since(info.ModTime()) < runFilesAge {
+		if err != nil || !e.IsDir() || !uidForm.MatchString(e.Name()) || uids[e.Name()] ||
+			time.Since(info.ModTime()) < runFilesAge {
 			continue
 		}
 		dir := filepath.Join(s.RunDir, e.Name())
@@ -178,7 +180,8 @@ func strayRunFiles(s *scene) ([]Finding, error) {
 			}
 			logs = append(logs, found...)
 		}
-		f := Finding{Subject: strings.Join(append([]string{dir}, logs...), ", "), Problem: "they are the volumes and the logs of a pod of kuri run that is gone"}
+		f := Finding{Subject: strings.Join(append([]string{dir}, logs...), ", "),
+			Problem: "they are the volumes and the logs of a pod of kuri run that is gone"}
 		if mounted(dir) {
 			f.Advice = "something is mounted below: unmount it, and ask again"
 		} else if s.unknownRuns() {
@@ -188,7 +191,7 @@ func strayRunFiles(s *scene) ([]Finding, error) {
 				if mounted(dir) {
 					return fault.New(fault.Precondition, "something is mounted below")
 				}
-				// The directory that tells whose the logs are goes last.
+				// The directory that identifies the logs is removed last.
 				for _, path := range logs {
 					if err := os.RemoveAll(path); err != nil {
 						return err
@@ -202,7 +205,7 @@ func strayRunFiles(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// mounted reports whether something is mounted below dir, or cannot say that nothing is.
+// mounted reports whether something is mounted below dir, or whether that is unknown.
 func mounted(dir string) bool {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

@@ -15,7 +15,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/namespace"
 )
 
-// strayNetwork finds addresses, links and rules of pods that are gone, and pods whose link or rules are.
+// strayNetwork finds addresses, links and rules of pods that are gone, and pods whose link or rules
+// are gone.
 func strayNetwork(s *scene) ([]Finding, error) {
 	if s.Network == nil {
 		return nil, nil
@@ -26,7 +27,8 @@ func strayNetwork(s *scene) ([]Finding, error) {
 	}
 	var found []Finding
 	for _, x := range strays {
-		found = append(found, Finding{Subject: x.Kind + " " + x.Subject, Problem: x.Problem, Advice: x.Advice, fix: x.Fix})
+		found = append(found, Finding{Subject: x.Kind + " " + x.Subject, Problem: x.Problem,
+			Advice: x.Advice, fix: x.Fix})
 	}
 	return found, nil
 }
@@ -68,7 +70,8 @@ func (s *scene) unpinUnused(id, path string) error {
 	return namespace.Unpin(path)
 }
 
-// netnsLink is what /proc/PID/ns/net of a process in the namespace at path reads, "" where there is no namespace.
+// netnsLink returns the content of /proc/PID/ns/net for processes in the namespace at path, or ""
+// if there is no namespace.
 func netnsLink(path string) string {
 	var fs unix.Statfs_t
 	var st unix.Stat_t
@@ -78,7 +81,7 @@ func netnsLink(path string) string {
 	return fmt.Sprintf("net:[%d]", st.Ino)
 }
 
-// strayMounts finds mounts of the node, below Kuri's directories, for pods or containers that are gone.
+// strayMounts finds mounts below Kuri's directories for pods or containers that are gone.
 func strayMounts(s *scene) ([]Finding, error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -106,19 +109,19 @@ func strayMounts(s *scene) ([]Finding, error) {
 					if err := s.stillUnused(id); err != nil {
 						return err
 					}
-					return unix.Unmount(point, unix.UMOUNT_NOFOLLOW) // one that is in use stays
+					return unix.Unmount(point, unix.UMOUNT_NOFOLLOW) // fails if it is in use
 				},
 			})
 		}
 	}
-	// What is mounted last is unmounted first.
+	// Unmount in reverse order.
 	for i, j := 0, len(found)-1; i < j; i, j = i+1, j-1 {
 		found[i], found[j] = found[j], found[i]
 	}
 	return found, nil
 }
 
-// idOf returns the id of the container, or of the pod, that path below top belongs to.
+// idOf returns the id of the container or pod to which path, below top, belongs.
 func idOf(path, top string) string {
 	id, ok := within(path, top)
 	if !ok || !isID(id) {
@@ -130,13 +133,13 @@ func idOf(path, top string) string {
 	return id
 }
 
-// unescape reads a path in mountinfo (proc_pid_mountinfo(5)).
+// unescape decodes a path in mountinfo (proc_pid_mountinfo(5)).
 func unescape(path string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
 }
 
-// strayMountPoints finds the directories over which a container's root filesystem was mounted, and the OCI runtime's
-// records, of containers that are gone.
+// strayMountPoints finds mount points of root filesystems and records of the OCI runtime whose
+// containers are gone.
 func strayMountPoints(s *scene) ([]Finding, error) {
 	var found []Finding
 	mounts := filepath.Join(s.State, "mounts")
@@ -150,7 +153,8 @@ func strayMountPoints(s *scene) ([]Finding, error) {
 			if !s.unowned(id) {
 				continue
 			}
-			f := Finding{Subject: dir, Problem: "it is what is left in the keeper's directory of a container or a pod that is gone"}
+			f := Finding{Subject: dir, Problem: "it is what is left in the keeper's directory of a container or a " +
+				"pod that is gone"}
 			if pids := s.runs[id]; len(pids) > 0 {
 				f.Advice = "end " + describe(pids) + ", which runs, and ask again"
 			} else {
@@ -162,8 +166,8 @@ func strayMountPoints(s *scene) ([]Finding, error) {
 	return found, nil
 }
 
-// removeSmall removes a directory of the keeper's: empty directories, and the OCI runtime's record. What is mounted below
-// it keeps it.
+// removeSmall removes a directory of the keeper, which contains only empty directories and the OCI
+// runtime's record. It fails if something is mounted below.
 func removeSmall(dir string) error {
 	var dirs []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -15,13 +15,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// scene is what one look knows.
+// scene is the state of the node in one pass.
 type scene struct {
 	Node
 	pods   *pod.Inventory
-	runs   map[string][]int // processes by the ids in the paths of their cgroups
-	netns  map[string][]int // processes by their network namespace, as its link in /proc reads
-	others []string         // state directories of other Kuris whose keeper runs
+	runs   map[string][]int // processes by the ids in their cgroup paths
+	netns  map[string][]int // processes by network namespace, as in their /proc link
+	others []string         // state directories of other Kuris with a running keeper
 }
 
 func newScene(n Node) (*scene, error) {
@@ -36,14 +36,14 @@ func newScene(n Node) (*scene, error) {
 	return s, nil
 }
 
-// idForm is that of the ids of pods and containers.
+// idForm matches the ids of pods and containers.
 var idForm = regexp.MustCompile(`[0-9a-f]{64}`)
 
 // isID reports whether name is the id of a pod or a container.
 func isID(name string) bool { return len(name) == 64 && idForm.MatchString(name) }
 
-// processes reads which processes there are: by id, by network namespace, and the state directories of other keepers than
-// that of state.
+// processes returns the running processes by id and by network namespace, and the state directories
+// of keepers other than that of state.
 func processes(state string) (byID, byNetns map[string][]int, others []string, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -74,7 +74,8 @@ func processes(state string) (byID, byNetns map[string][]int, others []string, e
 	return byID, byNetns, others, nil
 }
 
-// keeperState returns the state directory of a process that is a keeper or a holder, "" of any other.
+// keeperState returns the state directory of a keeper or holder process, or "" for any other
+// process.
 func keeperState(pid string) string {
 	line, err := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
 	if err != nil {
@@ -92,13 +93,15 @@ func keeperState(pid string) string {
 	return ""
 }
 
-// unowned reports whether the id is that of a pod or a container of which nothing is known, here or by another Kuri.
+// unowned reports whether id is the id of a pod or container that is unknown, here and to other
+// Kuris.
 func (s *scene) unowned(id string) bool {
 	if !isID(id) || s.pods.Known(id) {
 		return false
 	}
 	for _, state := range s.others {
-		for _, path := range []string{"pods/" + id, "keeper/sandboxes/" + id + ".json", "keeper/containers/" + id + ".json"} {
+		for _, path := range []string{"pods/" + id, "keeper/sandboxes/" + id + ".json",
+			"keeper/containers/" + id + ".json"} {
 			if _, err := os.Lstat(filepath.Join(state, path)); err == nil {
 				return false
 			}
@@ -110,14 +113,14 @@ func (s *scene) unowned(id string) bool {
 	return true
 }
 
-// unknownRuns reports whether a pod or a container may run of which it is not known what it has.
+// unknownRuns reports whether a pod or container may be running whose resources are not known.
 func (s *scene) unknownRuns() bool {
 	return len(s.pods.HeldAlone()) > 0 || slices.ContainsFunc(s.pods.Rests, func(r pod.Rest) bool {
 		return s.pods.Held[r.ID] || len(s.runs[r.ID]) > 0
 	})
 }
 
-// stillUnused is an error when a process is in a cgroup of the id now.
+// stillUnused returns an error if a process is in a cgroup of the id now.
 func (s *scene) stillUnused(id string) error {
 	byID, _, _, err := processes(s.State)
 	if err != nil {
@@ -129,7 +132,7 @@ func (s *scene) stillUnused(id string) error {
 	return nil
 }
 
-// describe names processes for people.
+// describe names processes for a message.
 func describe(pids []int) string {
 	text := fmt.Sprintf("process %d (%s)", pids[0], process.Name(pids[0]))
 	if more := len(pids) - 1; more > 0 {
