@@ -8,14 +8,20 @@ import (
 )
 
 var cgroupRows = []row{
-	{"cgroups", "version", (*machine).cgroupVersion, "no container can be limited", "mount cgroup2 at /sys/fs/cgroup (systemd.unified_cgroup_hierarchy=1 on the kernel's command line)"},
-	{"cgroups", "controllers", (*machine).controllers, "limits of these resources cannot be set", "enable them: cgroup_enable=memory on the kernel's command line, Delegate=yes for the unit"},
-	{"cgroups", "delegation", (*machine).makeCgroup, "no container can be created", "run as root, or let the unit's cgroup be delegated (Delegate=yes); in a container, mount /sys/fs/cgroup writable"},
-	{"cgroups", "swap accounting", (*machine).swapAccounting, "limits of swap are refused, where a pod asks for one", "swapaccount=1 on the kernel's command line"},
-	{"cgroups", "pressure", (*machine).pressure, "stats have no pressure (PSI)", "cgroup v2, and psi=1 on the kernel's command line"},
+	{"cgroups", "version", (*machine).cgroupVersion, "no container can be limited",
+		"mount cgroup2 at /sys/fs/cgroup (systemd.unified_cgroup_hierarchy=1 on the kernel's command line)"},
+	{"cgroups", "controllers", (*machine).controllers, "limits of these resources cannot be set",
+		"enable them: cgroup_enable=memory on the kernel's command line, Delegate=yes for the unit"},
+	{"cgroups", "delegation", (*machine).makeCgroup, "no container can be created",
+		"run as root, or let the unit's cgroup be delegated (Delegate=yes); in a container, mount /sys/fs/cgroup " +
+			"writable"},
+	{"cgroups", "swap accounting", (*machine).swapAccounting, "limits of swap are refused, where a pod asks for one",
+		"swapaccount=1 on the kernel's command line"},
+	{"cgroups", "pressure", (*machine).pressure, "stats have no pressure (PSI)",
+		"cgroup v2, and psi=1 on the kernel's command line"},
 }
 
-// unified reports whether cgroup v2 is alone.
+// unified reports whether only cgroup v2 is mounted.
 func (m *machine) unified() bool { return m.exists("/sys/fs/cgroup/cgroup.controllers") }
 
 func (m *machine) cgroupVersion() Result {
@@ -27,13 +33,14 @@ func (m *machine) cgroupVersion() Result {
 		if m.exists("/sys/fs/cgroup/unified/cgroup.procs") {
 			r.Detail = "v1 (hybrid)"
 		}
-		r.Fails = "pressure, memory QoS and out-of-memory kills of whole containers are not there; kubelets refuse v1 from 1.35 on, unless failCgroupV1 is false"
+		r.Fails = "pressure, memory QoS and out-of-memory kills of whole containers are not available; kubelets " +
+			"refuse v1 from 1.35 on, unless failCgroupV1 is false"
 		return r
 	}
 	return missing("no cgroups are mounted at /sys/fs/cgroup")
 }
 
-// needed are the controllers without which a kubelet's pods cannot be made; wanted ones have their use.
+// neededControllers are required for a kubelet's pods; wantedControllers are optional.
 var (
 	neededControllers = []string{"cpu", "cpuset", "memory", "pids"}
 	wantedControllers = []string{"io", "hugetlb"}
@@ -46,7 +53,8 @@ func (m *machine) controllers() Result {
 			has[c] = true
 		}
 	} else {
-		for _, c := range append([]string{"blkio", "devices", "freezer"}, append(neededControllers, wantedControllers...)...) {
+		for _, c := range append([]string{"blkio", "devices", "freezer"},
+			append(neededControllers, wantedControllers...)...) {
 			has[c] = m.exists("/sys/fs/cgroup/" + c + "/cgroup.procs")
 		}
 		has["io"] = has["blkio"]
@@ -70,7 +78,7 @@ func (m *machine) controllers() Result {
 	return ok("cpu, cpuset, memory, pids, io, hugetlb")
 }
 
-// makeCgroup makes a cgroup beside those that pods get, and removes it.
+// makeCgroup creates a cgroup beside those of pods and removes it.
 func (m *machine) makeCgroup() Result {
 	root := m.path("/sys/fs/cgroup")
 	if !m.unified() {
@@ -94,7 +102,7 @@ func (m *machine) swapAccounting() Result {
 	}
 	found, err := filepath.Glob(filepath.Join(root, file))
 	if err == nil && len(found) == 0 {
-		found, err = filepath.Glob(filepath.Join(root, "*", file)) // the root itself has none on v2
+		found, err = filepath.Glob(filepath.Join(root, "*", file)) // on v2 the root cgroup itself has none
 	}
 	if err != nil || len(found) == 0 {
 		return limited("the memory controller does not count swap")

@@ -22,23 +22,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insideLimit is how long the child may take: a module that must be loaded takes a second or two.
+// insideLimit is the time limit of the child: loading a module may take a second or two.
 const insideLimit = 30 * time.Second
 
-// errSlow says that the child did not finish in time, which is a fact about the load of the node and not about its kernel.
+// errSlow is the error for a child that exceeded insideLimit. It is a fact about the load of the
+// node, not about its kernel.
 var errSlow = errors.New("the node is too busy to tell: try again later")
 
-// holdArgument makes Inside wait for the end of its input, instead of a directory: a process that has a user namespace.
+// holdArgument makes Inside wait for the end of its input, to keep a user namespace alive.
 const holdArgument = "hold"
 
-// runInside starts the child in new namespaces, with a directory of its own on the filesystem of the root, and returns what
-// it found.
+// runInside starts the child in new namespaces, with a temporary directory on the filesystem of the
+// root, and returns its results.
 func (m *machine) runInside(ctx context.Context) (map[string]string, error) {
 	if len(m.Child) == 0 {
 		return nil, errors.New("this program has no child for it")
 	}
 	dir, err := os.MkdirTemp(m.existing(m.Root), ".kuri-check-")
-	if err != nil && !m.root { // another filesystem, most likely, and better than nothing
+	if err != nil && !m.root { // most likely another filesystem, but better than nothing
 		dir, err = os.MkdirTemp("", "kuri-check-")
 	}
 	if err != nil {
@@ -50,14 +51,15 @@ func (m *machine) runInside(ctx context.Context) (map[string]string, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, m.Child[0], append(m.Child[1:len(m.Child):len(m.Child)], dir)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS, Pdeathsig: unix.SIGKILL,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		Pdeathsig:  unix.SIGKILL,
 	}
 	if !m.root {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
-	runtime.LockOSThread() // Pdeathsig is of the thread
+	runtime.LockOSThread() // Pdeathsig is bound to the thread
 	defer runtime.UnlockOSThread()
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -70,13 +72,13 @@ func (m *machine) runInside(ctx context.Context) (map[string]string, error) {
 	}
 	found := map[string]string{}
 	if err := json.Unmarshal(out, &found); err != nil {
-		return nil, fmt.Errorf("read what the child found: %w", err)
+		return nil, fmt.Errorf("decode the results of the child: %w", err)
 	}
 	return found, nil
 }
 
-// Inside tries, in the namespaces that [Run] has started this process in, what changes them, and writes what it found. dir
-// is an empty directory.
+// Inside runs the probes that change namespaces, in those in which [Run] has started this process,
+// and writes the results. dir is an empty directory.
 func Inside(dir string, in io.Reader, out io.Writer) error {
 	if dir == holdArgument {
 		_, err := io.Copy(io.Discard, in)
@@ -119,7 +121,7 @@ func makeDirs(dir string, names ...string) (err error) {
 	return err
 }
 
-// tryOverlay mounts an overlay with two layers and changes what is in a lower one.
+// tryOverlay mounts an overlay with two layers and removes a file of a lower one.
 func tryOverlay(dir string) error {
 	if err := makeDirs(dir, "a", "b", "upper", "work", "merged"); err != nil {
 		return err
@@ -146,7 +148,8 @@ func mountOverlay(dir, a, b string) error {
 	return nil
 }
 
-// tryMapped mounts layers with mapped ids, and an overlay of them: Linux 5.19, and a filesystem that can.
+// tryMapped mounts layers with mapped ids, and an overlay of them. This needs Linux 5.19 and
+// support by the filesystem.
 func tryMapped(dir string) error {
 	if err := makeDirs(dir, "a", "b", "ma", "mb", "upper", "work", "merged"); err != nil {
 		return err
@@ -161,7 +164,8 @@ func tryMapped(dir string) error {
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1 << 16}}
 	args := append(os.Args[1:len(os.Args)-1:len(os.Args)-1], holdArgument)
 	hold := exec.Command(self, args...)
-	hold.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, Pdeathsig: unix.SIGKILL}
+	hold.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids,
+		Pdeathsig: unix.SIGKILL}
 	end, err := hold.StdinPipe()
 	if err != nil {
 		return err
@@ -184,7 +188,8 @@ func tryMapped(dir string) error {
 	return mountOverlay(dir, filepath.Join(dir, "ma"), filepath.Join(dir, "mb"))
 }
 
-// cloneMount mounts a directory at another, with the ids of a user namespace unless that is nil.
+// cloneMount mounts a directory at another one, with the ids of a user namespace unless user is
+// nil.
 func cloneMount(from, to string, user *os.File) error {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -192,7 +197,8 @@ func cloneMount(from, to string, user *os.File) error {
 	}
 	defer unix.Close(fd)
 	if user != nil {
-		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(user.Fd())}); err != nil {
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH,
+			&unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(user.Fd())}); err != nil {
 			return fmt.Errorf("map the ids of a mount of %s: %w", from, err)
 		}
 	}
@@ -209,9 +215,10 @@ func tryMoveMount(dir string) error {
 	return cloneMount(filepath.Join(dir, "from"), filepath.Join(dir, "to"), nil)
 }
 
-// tryMounts mounts what each container has beside /proc and /sys.
+// tryMounts mounts the filesystems that every container has in addition to /proc and /sys.
 func tryMounts(dir string) error {
-	for kind, options := range map[string]string{"tmpfs": "size=64k", "devpts": "newinstance,ptmxmode=0666", "mqueue": ""} {
+	for kind, options := range map[string]string{"tmpfs": "size=64k",
+		"devpts": "newinstance,ptmxmode=0666", "mqueue": ""} {
 		at := filepath.Join(dir, kind)
 		if err := os.Mkdir(at, 0o755); err != nil {
 			return err
@@ -223,7 +230,7 @@ func tryMounts(dir string) error {
 	return nil
 }
 
-// tryBridge makes what the built-in network makes: a bridge with a pair of links.
+// tryBridge creates the devices of the built-in network: a bridge with a veth pair.
 func tryBridge(string) error {
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "check0"}}
 	if err := netlink.LinkAdd(bridge); err != nil {
@@ -236,7 +243,7 @@ func tryBridge(string) error {
 	return nil
 }
 
-// tryNftables makes a rule that masquerades, as the built-in network does.
+// tryNftables creates a masquerading rule, as in the built-in network.
 func tryNftables(string) error {
 	conn, err := nftables.New()
 	if err != nil {
@@ -244,7 +251,8 @@ func tryNftables(string) error {
 	}
 	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "kuri-check"})
 	chain := conn.AddChain(&nftables.Chain{
-		Name: "nat", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+		Name: "nat", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting,
+		Priority: nftables.ChainPriorityNATSource,
 	})
 	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Masq{}}})
 	if err := conn.Flush(); err != nil {
@@ -253,18 +261,19 @@ func tryNftables(string) error {
 	return nil
 }
 
-// trySeccomp gives a thread a filter that fails getpgid with an error of our own, and calls it.
+// trySeccomp installs a filter in a thread that fails getpgid with a distinct error, and calls
+// getpgid.
 func trySeccomp(string) error {
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocks: the thread ends with its filter
+		runtime.LockOSThread() // never unlocked: the thread ends with its filter
 		result <- filtered()
 	}()
 	return <-result
 }
 
 func filtered() error {
-	const number, marker = 0, 1234 // offset of the call's number in struct seccomp_data; an errno that nothing has
+	const number, marker = 0, 1234 // offset of nr in struct seccomp_data; an unused errno
 	program := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_GETPGID, Jf: 1},
@@ -275,7 +284,8 @@ func filtered() error {
 		return fmt.Errorf("no_new_privs: %w", err)
 	}
 	f := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&f))); errno != 0 {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0,
+		uintptr(unsafe.Pointer(&f))); errno != 0 {
 		return fmt.Errorf("set a seccomp filter: %w", errno)
 	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_GETPGID, 0, 0, 0); errno != marker {

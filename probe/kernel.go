@@ -13,17 +13,25 @@ import (
 )
 
 var kernelRows = []row{
-	{"kernel", "version", (*machine).kernelVersion, "what the rows below say", "boot a newer kernel"},
-	{"kernel", "namespaces", func(m *machine) Result { return m.fromInside("namespaces", "mount, network, IPC and UTS", missing) },
-		"no pod can be made", "boot a kernel with these namespaces; in a container, run it privileged"},
-	{"kernel", "user namespaces", (*machine).userNamespaces, "pods with hostUsers: false are refused", "sysctl -w user.max_user_namespaces=15000, and kernel.unprivileged_userns_clone=1 where that is there"},
+	{"kernel", "version", (*machine).kernelVersion, "see the checks below", "boot a newer kernel"},
+	{"kernel", "namespaces", func(m *machine) Result {
+		return m.fromInside("namespaces",
+			"mount, network, IPC and UTS", missing)
+	},
+		"no pod can be created", "boot a kernel with these namespaces; in a container, run it privileged"},
+	{"kernel", "user namespaces", (*machine).userNamespaces, "pods with hostUsers: false are refused",
+		"sysctl -w user.max_user_namespaces=15000, and kernel.unprivileged_userns_clone=1 where that is there"},
 	{"kernel", "clone3", func(m *machine) Result { return m.tried(Clone3(), "works", limited) },
-		"processes are not born in their cgroup and start later on a busy node", "Linux 5.7; in a container, let its seccomp filter pass clone3"},
-	{"kernel", "pidfd", func(m *machine) Result { return m.tried(pidfdOpen(), "works", missing) }, "processes cannot be waited for safely", "Linux 5.3"},
-	{"kernel", "exit status by pidfd", func(m *machine) Result { return m.tried(PidfdExit(), "PIDFD_GET_INFO works", limited) },
+		"processes are not started in their cgroup, which takes longer on a busy node",
+		"Linux 5.7; in a container, let its seccomp filter pass clone3"},
+	{"kernel", "pidfd", func(m *machine) Result { return m.tried(pidfdOpen(), "works", missing) },
+		"processes cannot be waited for safely", "Linux 5.3"},
+	{"kernel", "exit status by pidfd",
+		func(m *machine) Result { return m.tried(PidfdExit(), "PIDFD_GET_INFO works", limited) },
 		"exit codes of containers that end while keeper and holder are both down are unknown", "Linux 6.15"},
 	{"kernel", "openat2", func(m *machine) Result { return m.tried(Openat2(), "works", missing) },
-		"paths within containers cannot be opened safely", "Linux 5.6; in a container, let its seccomp filter pass openat2"},
+		"paths within containers cannot be opened safely",
+		"Linux 5.6; in a container, let its seccomp filter pass openat2"},
 	{"kernel", "move_mount", func(m *machine) Result { return m.fromInside("move_mount", "works", limited) },
 		"containers start the slower way, by libcontainer", "Linux 5.2"},
 	{"kernel", "mount_setattr", func(m *machine) Result { return m.tried(MountSetattr(), "works", limited) },
@@ -32,7 +40,7 @@ var kernelRows = []row{
 		"no container can be started", "boot a kernel with these filesystems (modprobe NAME)"},
 }
 
-// kernelVersion needs Linux 5.6, for openat2.
+// kernelVersion requires Linux 5.6, for openat2.
 func (m *machine) kernelVersion() Result {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
@@ -44,7 +52,7 @@ func (m *machine) kernelVersion() Result {
 func judgeKernel(release string) Result {
 	var major, minor int
 	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n != 2 {
-		return unknown("%q is no version of Linux", release)
+		return unknown("%q is not a version of Linux", release)
 	}
 	since := func(a, b int) bool { return major > a || major == a && minor >= b }
 	switch {
@@ -72,7 +80,7 @@ func (m *machine) userNamespaces() Result {
 	return ok("work")
 }
 
-// stopped starts a traced command, which has run nothing yet, and kills it.
+// stopped starts a traced command, which stops before its first instruction, and kills it.
 func stopped(cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		var pathErr *os.PathError
@@ -86,9 +94,10 @@ func stopped(cmd *exec.Cmd) error {
 	return nil
 }
 
-// Clone3 returns why a process cannot be made with clone3(2).
+// Clone3 returns an error if clone3(2) does not work.
 func Clone3() error {
-	// Size 0 is EINVAL to a kernel that knows the call; a seccomp filter that hides it answers ENOSYS or EPERM.
+	// A kernel with clone3 returns EINVAL for size 0. A seccomp filter that hides it returns ENOSYS
+	// or EPERM.
 	if _, _, errno := unix.Syscall(unix.SYS_CLONE3, 0, 0, 0); errno != unix.EINVAL {
 		return fmt.Errorf("clone3: %w", errno)
 	}
@@ -113,11 +122,12 @@ type pidfdInfo struct {
 
 const (
 	pidfdInfoExit = 1 << 3
-	pidfdGetInfo  = 3<<30 | uintptr(unsafe.Sizeof(pidfdInfo{}))<<16 | 0xff<<8 | 11 // _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
+	// _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
+	pidfdGetInfo = 3<<30 | uintptr(unsafe.Sizeof(pidfdInfo{}))<<16 | 0xff<<8 | 11
 )
 
-// PidfdExit returns why the exit status of a process cannot be asked for by its pidfd after it was reaped (Linux 6.15). It
-// starts a process and ends it.
+// PidfdExit returns an error if the exit status of a reaped process cannot be read from its pidfd
+// (Linux 6.15). It starts a process and kills it.
 func PidfdExit() error {
 	pidfd := -1
 	cmd := exec.Command("/proc/self/exe")
@@ -135,21 +145,22 @@ func PidfdExit() error {
 	case errno != 0:
 		return fmt.Errorf("PIDFD_GET_INFO: %w", errno)
 	case info.mask&pidfdInfoExit == 0 || unix.WaitStatus(info.exitCode).Signal() != unix.SIGKILL:
-		return errors.New("PIDFD_GET_INFO does not tell how a process has ended")
+		return errors.New("PIDFD_GET_INFO does not return the exit status")
 	}
 	return nil
 }
 
-// Openat2 returns why paths cannot be opened within a root by openat2(2).
+// Openat2 returns an error if openat2(2) cannot open paths within a root.
 func Openat2() error {
-	fd, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	fd, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
 	if err != nil {
 		return fmt.Errorf("openat2: %w", err)
 	}
 	return unix.Close(fd)
 }
 
-// MountSetattr returns why the kernel cannot change the attributes of mounts by mount_setattr(2).
+// MountSetattr returns an error if mount_setattr(2) does not work.
 func MountSetattr() error {
 	if err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{}); errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("mount_setattr: %w", err)
@@ -157,7 +168,7 @@ func MountSetattr() error {
 	return nil
 }
 
-// fromInside is the result of a probe that the child made.
+// fromInside returns the result of a probe of the child.
 func (m *machine) fromInside(name, good string, bad func(string, ...any) Result) Result {
 	text, told := m.inside[name]
 	switch {

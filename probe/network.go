@@ -19,16 +19,24 @@ var networkRows = []row{
 	{"network", "nftables", func(m *machine) Result {
 		return m.fromInside("nftables", "a rule that masquerades can be made", m.unlessCNI())
 	},
-		"pods of the built-in network reach nothing outside, host ports do not work", "modprobe nf_tables nft_chain_nat nft_masq"},
-	{"network", "ip_forward", (*machine).ipForward, "kubeadm's preflight check fails; kurid itself switches it on for the built-in network", "sysctl -w net.ipv4.ip_forward=1, and in /etc/sysctl.d"},
-	{"network", "br_netfilter", (*machine).bridgeFilter, "with CNI's bridge plugin, services are not reached by pods of the same node (kube-proxy with iptables or IPVS)", "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1"},
-	{"network", "IPv6", (*machine).ipv6, "pods have IPv4 addresses alone", "sysctl -w net.ipv6.conf.all.disable_ipv6=0"},
+		"pods of the built-in network reach nothing outside, host ports do not work",
+		"modprobe nf_tables nft_chain_nat nft_masq"},
+	{"network", "ip_forward", (*machine).ipForward,
+		"kubeadm's preflight check fails; kurid itself switches it on for the built-in network",
+		"sysctl -w net.ipv4.ip_forward=1, and in /etc/sysctl.d"},
+	{"network", "br_netfilter", (*machine).bridgeFilter,
+		"with CNI's bridge plugin, services are not reached by pods of the same node (kube-proxy with iptables or " +
+			"IPVS)", "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1"},
+	{"network", "IPv6", (*machine).ipv6, "pods have IPv4 addresses alone",
+		"sysctl -w net.ipv6.conf.all.disable_ipv6=0"},
 	{"network", "SCTP", (*machine).sctp, "pods cannot use SCTP", "modprobe sctp"},
-	{"network", "CNI", (*machine).cni, "pods have no network", "install the network add-on, or its plugins in the directory"},
-	{"network", "connection tracking", (*machine).conntrack, "new connections are dropped when the table is full", "sysctl -w net.netfilter.nf_conntrack_max=262144"},
+	{"network", "CNI", (*machine).cni, "pods have no network",
+		"install the network add-on, or its plugins in the directory"},
+	{"network", "connection tracking", (*machine).conntrack, "new connections are dropped when the table is full",
+		"sysctl -w net.netfilter.nf_conntrack_max=262144"},
 }
 
-// unlessCNI says how bad it is that the built-in network lacks something.
+// unlessCNI returns the result for a missing feature of the built-in network.
 func (m *machine) unlessCNI() func(string, ...any) Result {
 	if m.NeedCNI {
 		return limited
@@ -74,7 +82,7 @@ func (m *machine) sctp() Result {
 	return ok("works")
 }
 
-// cniFiles returns the CNI configurations, in the order in which a runtime takes them.
+// cniFiles returns the CNI configurations, in the order of precedence.
 func (m *machine) cniFiles() ([]string, error) {
 	entries, err := os.ReadDir(m.path(m.CNIConfig))
 	if err != nil {
@@ -86,10 +94,10 @@ func (m *machine) cniFiles() ([]string, error) {
 			out = append(out, filepath.Join(m.path(m.CNIConfig), e.Name()))
 		}
 	}
-	return out, nil // ReadDir sorts
+	return out, nil // sorted by ReadDir
 }
 
-// cni reads the first configuration, which is the one that is used, and looks for its plugins.
+// cni reads the first configuration, which is the effective one, and looks for its plugins.
 func (m *machine) cni() Result {
 	files, err := m.cniFiles()
 	switch {
@@ -110,7 +118,7 @@ func (m *machine) cni() Result {
 	}
 	if err := json.Unmarshal(body, &list); err != nil {
 		r := missing("%s: %v", files[0], err)
-		r.Mend = "write the file anew: it is not JSON"
+		r.Mend = "rewrite the file: it is not valid JSON"
 		return r
 	}
 	types := []string{}
@@ -130,7 +138,8 @@ func (m *machine) cni() Result {
 	case len(types) == 0:
 		return missing("%s has no plugins", files[0])
 	case len(lost) > 0:
-		return missing("%s needs %s, which is not in %s", files[0], strings.Join(lost, ", "), strings.Join(m.CNIPlugins, ", "))
+		return missing("%s needs %s, which is not in %s", files[0], strings.Join(lost, ", "),
+			strings.Join(m.CNIPlugins, ", "))
 	}
 	return ok("%s (%s), with %s", files[0], list.Name, strings.Join(types, ", "))
 }

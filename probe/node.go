@@ -14,15 +14,21 @@ import (
 )
 
 var nodeRows = []row{
-	{"node", "swap", (*machine).swap, "a kubelet does not start, unless failSwapOn is false", "swapoff -a and /etc/fstab, or failSwapOn: false in the kubelet's configuration"},
-	{"node", "clock", (*machine).clock, "certificates and tokens are refused, and logs have wrong times", "run chrony or systemd-timesyncd"},
-	{"node", "kubelet", (*machine).kubelet, "the kubelet does not use this runtime as it should", "mend /var/lib/kubelet/config.yaml and restart the kubelet"},
-	{"node", "port 10250", (*machine).kubeletPort, "a kubelet does not start", "end what listens there: ss -ltnp sport = :10250"},
-	{"node", "other runtimes", (*machine).otherRuntimes, "kubeadm refuses to guess which runtime is meant, and kubelet and tools may use the other one", "name the socket: criSocket for kubeadm, containerRuntimeEndpoint for the kubelet; or stop the other runtime"},
+	{"node", "swap", (*machine).swap, "a kubelet does not start, unless failSwapOn is false",
+		"swapoff -a and /etc/fstab, or failSwapOn: false in the kubelet's configuration"},
+	{"node", "clock", (*machine).clock, "certificates and tokens are refused, and logs have wrong times",
+		"run chrony or systemd-timesyncd"},
+	{"node", "kubelet", (*machine).kubelet, "the kubelet does not use this runtime correctly",
+		"fix /var/lib/kubelet/config.yaml and restart the kubelet"},
+	{"node", "port 10250", (*machine).kubeletPort, "a kubelet does not start",
+		"end what listens there: ss -ltnp sport = :10250"},
+	{"node", "other runtimes", (*machine).otherRuntimes,
+		"kubeadm refuses to guess which runtime is meant, and kubelet and tools may use the other one",
+		"name the socket: criSocket for kubeadm, containerRuntimeEndpoint for the kubelet; or stop the other runtime"},
 }
 
 func (m *machine) swap() Result {
-	n := max(0, strings.Count(m.read("/proc/swaps"), "\n")) // the first line is the head
+	n := max(0, strings.Count(m.read("/proc/swaps"), "\n")) // without the header line
 	switch failOn := m.kubeletConfig()["failSwapOn"]; {
 	case n == 0:
 		return ok("none")
@@ -32,7 +38,7 @@ func (m *machine) swap() Result {
 	return limited("%d swap areas are in use", n)
 }
 
-// The beginning of 2026: a clock before it is wrong.
+// A clock before the beginning of 2026 is wrong.
 var built = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func (m *machine) clock() Result {
@@ -54,7 +60,7 @@ func judgeClock(now time.Time, synchronized bool) Result {
 	return ok("synchronized")
 }
 
-// kubeletConfig is the kubelet's configuration, empty when there is none that can be read.
+// kubeletConfig returns the kubelet's configuration, or an empty map if it cannot be read.
 func (m *machine) kubeletConfig() map[string]any {
 	out := map[string]any{}
 	_ = yaml.Unmarshal([]byte(m.read("/var/lib/kubelet/config.yaml")), &out)
@@ -76,10 +82,11 @@ func (m *machine) kubelet() Result {
 	}
 	if socket := strings.TrimPrefix(endpoint, "unix://"); socket != "" && socket != m.RuntimeSocket {
 		r := limited("it uses %s", endpoint)
-		r.Mend = "containerRuntimeEndpoint: unix://" + m.RuntimeSocket + " in /var/lib/kubelet/config.yaml, if it is to use Kuri"
+		r.Mend = "containerRuntimeEndpoint: unix://" + m.RuntimeSocket +
+			" in /var/lib/kubelet/config.yaml, if it is to use Kuri"
 		return r
 	}
-	// A kubelet since 1.34 asks the runtime for the driver; an older one takes its own.
+	// Since 1.34 a kubelet gets the driver from the runtime; an older one uses its own setting.
 	if driver, _ := config["cgroupDriver"].(string); driver != "" && m.CgroupDriver != "" && driver != m.CgroupDriver {
 		return limited("its cgroupDriver is %s, the runtime's is %s", driver, m.CgroupDriver)
 	}
@@ -113,9 +120,10 @@ func (m *machine) kubeletRuns() bool {
 	return false
 }
 
-// runtimes are the sockets at which kubeadm looks for a runtime, and docker's own.
+// runtimes are the sockets at which kubeadm looks for runtimes, including cri-dockerd.
 var runtimes = map[string]string{
-	"/run/containerd/containerd.sock": "containerd", "/run/crio/crio.sock": "CRI-O", "/run/cri-dockerd.sock": "cri-dockerd",
+	"/run/containerd/containerd.sock": "containerd", "/run/crio/crio.sock": "CRI-O",
+	"/run/cri-dockerd.sock": "cri-dockerd",
 }
 
 func (m *machine) otherRuntimes() Result {

@@ -12,59 +12,59 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// State says how far the machine has what a check asks for.
+// State is the state of a check.
 type State string
 
 // The states of a check.
 const (
 	OK      State = "ok"
-	Limited State = "limited" // the node works, and something on it would fail
-	Missing State = "missing" // the node is of no use without it
-	Unknown State = "unknown" // it could not be tried; the detail says why
+	Limited State = "limited" // the node works, but something on it would fail
+	Missing State = "missing" // the node is unusable without it
+	Unknown State = "unknown" // it could not be tried; see the detail
 )
 
-// Result is one check and how it ended.
+// Result is the result of one check.
 type Result struct {
 	Group  string `json:"group"`
 	Name   string `json:"name"`
 	State  State  `json:"state"`
-	Detail string `json:"detail"`          // what was found
-	Fails  string `json:"fails,omitempty"` // what would fail; "" when nothing does
-	Mend   string `json:"mend,omitempty"`  // what to do about it
+	Detail string `json:"detail"`          // findings
+	Fails  string `json:"fails,omitempty"` // consequence; "" if there is none
+	Mend   string `json:"mend,omitempty"`  // remedy
 }
 
-// Options say which places are meant. The zero value means those that kurid has without a configuration.
+// Options are the settings of the runtime. The zero value stands for the defaults of kurid.
 type Options struct {
 	Root, State   string   // kurid's directories; they need not exist
 	CNIConfig     string   // directory of CNI configurations
 	CNIPlugins    []string // directories of CNI plugins
 	NeedCNI       bool     // pods have no other network
-	CgroupDriver  string   // of the runtime, "systemd" or "cgroupfs"; "" when it is not known
-	RuntimeSocket string   // of the runtime that is meant: it is no other runtime
-	// Child is a command line of this program that calls [Inside] with its last argument, which is added. Without it
-	// what needs namespaces is Unknown.
+	CgroupDriver  string   // of the runtime, "systemd" or "cgroupfs"; "" if unknown
+	RuntimeSocket string   // of the runtime itself, which does not count as another runtime
+	// Child is a command line of this program that calls [Inside] with its last argument, which is
+	// appended. Without it, probes that need namespaces are Unknown.
 	Child []string
 
-	sys string // in place of /, for tests
+	sys string // replaces / in tests
 }
 
-// machine is what the probes share.
+// machine has the state shared by the probes.
 type machine struct {
 	Options
-	root      bool              // we are root
-	tryDir    string            // where the child made its directory
-	inside    map[string]string // what Inside found: "" or an error's text, by probe
-	insideErr error             // why there is nothing
+	root      bool              // running as root
+	tryDir    string            // parent of the child's directory
+	inside    map[string]string // results of Inside by probe: "" or an error
+	insideErr error             // why there are no results
 }
 
-// row is a check: its words, and what finds out.
+// row is a check with its default texts.
 type row struct {
 	group, name string
 	probe       func(*machine) Result
-	fails, mend string // unless the probe says it better
+	fails, mend string // defaults for Result.Fails and Result.Mend
 }
 
-// Run makes all checks, in the order of their groups.
+// Run runs all checks, in the order of their groups.
 func Run(ctx context.Context, o Options) []Result {
 	m := newMachine(ctx, o)
 	var out []Result
@@ -124,10 +124,10 @@ func unknown(format string, args ...any) Result {
 	return Result{State: Unknown, Detail: fmt.Sprintf(format, args...)}
 }
 
-// onlyRoot is the result where the kernel refuses others than root.
+// onlyRoot returns the result of a probe that the kernel permits only to root.
 func onlyRoot() Result { return unknown("only root can try this: sudo kuri check") }
 
-// tried turns an error into a result: bad says which.
+// tried turns an error into a result with bad.
 func (m *machine) tried(err error, good string, bad func(string, ...any) Result) Result {
 	switch {
 	case err == nil:
@@ -138,10 +138,10 @@ func (m *machine) tried(err error, good string, bad func(string, ...any) Result)
 	return bad("%v", err)
 }
 
-// path returns where a file of the machine is.
+// path returns the path of a file of the machine.
 func (m *machine) path(name string) string { return filepath.Join("/", m.sys, name) }
 
-// read returns a file of the machine without its last newline, "" when it cannot be read.
+// read returns a file of the machine without its last newline, or "" if it cannot be read.
 func (m *machine) read(name string) string {
 	body, err := os.ReadFile(m.path(name))
 	if err != nil {
@@ -150,7 +150,7 @@ func (m *machine) read(name string) string {
 	return strings.TrimSpace(string(body))
 }
 
-// number returns what a file of the machine holds, false when that is no number.
+// number returns the number in a file of the machine, and false if there is none.
 func (m *machine) number(name string) (int64, bool) {
 	n, err := strconv.ParseInt(m.read(name), 10, 64)
 	return n, err == nil
@@ -161,7 +161,7 @@ func (m *machine) exists(name string) bool {
 	return err == nil
 }
 
-// existing returns the nearest directory that exists: dir itself, or one above it.
+// existing returns the nearest existing directory: dir itself, or one above it.
 func (m *machine) existing(dir string) string {
 	for dir = m.path(dir); ; dir = filepath.Dir(dir) {
 		if info, err := os.Stat(dir); err == nil && info.IsDir() || dir == "/" {

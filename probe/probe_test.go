@@ -45,10 +45,10 @@ func of(t *testing.T, results []Result, name string) Result {
 	return results[i]
 }
 
-// child is this program as the child, started through another one if that is given.
+// child returns the command line of this program as the child, optionally through another program.
 func child(by ...string) []string { return append(by, os.Args[0], "inside") }
 
-// Every check of this machine has its words, and leaves nothing behind.
+// Every check on this machine has complete texts and leaves nothing behind.
 func TestRunOnThisMachine(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
@@ -66,8 +66,9 @@ func TestRunOnThisMachine(t *testing.T) {
 		}
 		seen[r.Group+r.Name] = true
 	}
-	// The tests of Kuri need these themselves.
-	for _, name := range []string{"namespaces", "pidfd", "openat2", "overlayfs", "mounts", "delegation", "seccomp", "bridge", "nftables", "privileges"} {
+	// The tests of Kuri require these.
+	for _, name := range []string{"namespaces", "pidfd", "openat2", "overlayfs", "mounts", "delegation", "seccomp",
+		"bridge", "nftables", "privileges"} {
 		if r := of(t, results, name); r.State != OK {
 			t.Errorf("%s: %+v", name, r)
 		}
@@ -80,7 +81,7 @@ func TestRunOnThisMachine(t *testing.T) {
 	}
 }
 
-// What a process may not do is found, by what the kernel says when it is tried.
+// A missing privilege is detected from the kernel's error.
 func TestWithoutACapability(t *testing.T) {
 	needRoot(t)
 	setpriv, err := exec.LookPath("setpriv")
@@ -95,8 +96,8 @@ func TestWithoutACapability(t *testing.T) {
 	}
 }
 
-// An overlay cannot have its writable layer on another overlay that has whiteouts of its own.
-func TestRootOnAFilesystemThatOverlayRefuses(t *testing.T) {
+// overlayfs refuses an upper directory on another overlay with whiteouts.
+func TestRootOnAFilesystemThatOverlayfsRefuses(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
 	for _, name := range []string{"lower", "upper", "work", "merged"} {
@@ -105,7 +106,8 @@ func TestRootOnAFilesystemThatOverlayRefuses(t *testing.T) {
 		}
 	}
 	merged := filepath.Join(dir, "merged")
-	if err := unix.Mount("overlay", merged, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir)); err != nil {
+	if err := unix.Mount("overlay", merged, "overlay", 0,
+		fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir)); err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(merged, unix.MNT_DETACH)
@@ -115,8 +117,9 @@ func TestRootOnAFilesystemThatOverlayRefuses(t *testing.T) {
 	}
 }
 
-// A call that a seccomp filter hides, as Docker's profile does with calls that it does not know, is found to be missing.
-func TestHiddenCalls(t *testing.T) {
+// A system call hidden by a seccomp filter, as Docker's profile does with unknown calls, counts as
+// missing.
+func TestHiddenSystemCalls(t *testing.T) {
 	for name, hidden := range map[string]struct {
 		call  uint32
 		probe func() error
@@ -125,11 +128,11 @@ func TestHiddenCalls(t *testing.T) {
 		"mount_setattr": {unix.SYS_MOUNT_SETATTR, MountSetattr}, "pidfd_open": {unix.SYS_PIDFD_OPEN, pidfdOpen},
 	} {
 		if err := hidden.probe(); err != nil {
-			t.Logf("%s: this kernel has it not: %v", name, err)
+			t.Logf("%s: not supported by this kernel: %v", name, err)
 		}
 		result := make(chan error)
 		go func() {
-			runtime.LockOSThread() // for good: the thread has a filter
+			runtime.LockOSThread() // never unlocked: the thread has a filter
 			if err := hide(hidden.call); err != nil {
 				t.Error(err)
 			}
@@ -152,13 +155,14 @@ func hide(call uint32) error {
 		return err
 	}
 	f := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&f))); errno != 0 {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0,
+		uintptr(unsafe.Pointer(&f))); errno != 0 {
 		return errno
 	}
 	return nil
 }
 
-// fake returns a machine whose files are those.
+// fake returns a machine with these files.
 func fake(t *testing.T, files map[string]string) *machine {
 	t.Helper()
 	sys := t.TempDir()
@@ -186,43 +190,57 @@ func TestReadings(t *testing.T) {
 		says  string
 	}{
 		{"version", map[string]string{v2: ""}, OK, "v2"},
-		{"version", map[string]string{"/sys/fs/cgroup/cpu/cgroup.procs": "", "/sys/fs/cgroup/unified/cgroup.procs": ""}, Limited, "v1 (hybrid)"},
+		{"version", map[string]string{"/sys/fs/cgroup/cpu/cgroup.procs": "", "/sys/fs/cgroup/unified/cgroup.procs": ""},
+			Limited, "v1 (hybrid)"},
 		{"version", nil, Missing, "no cgroups"},
 		{"controllers", map[string]string{v2: "cpuset cpu io memory hugetlb pids rdma\n"}, OK, ""},
 		{"controllers", map[string]string{v2: "cpuset cpu io pids\n"}, Missing, "there is no memory"},
 		{"controllers", map[string]string{v2: "cpuset cpu memory pids\n"}, Limited, "no io, hugetlb"},
 		{"controllers", map[string]string{"/sys/fs/cgroup/cpu/cgroup.procs": ""}, Missing, "cpuset, memory, pids"},
 		{"swap accounting", map[string]string{"/proc/swaps": "Filename Type\n"}, OK, "no swap"},
-		{"swap accounting", map[string]string{"/proc/swaps": "Filename Type\n/dev/sda2 partition\n", v2: "memory"}, Limited, "does not count"},
-		{"swap accounting", map[string]string{"/proc/swaps": "Filename Type\n/dev/sda2 partition\n", v2: "", "/sys/fs/cgroup/x/memory.swap.max": "max"}, OK, "counted"},
+		{"swap accounting", map[string]string{"/proc/swaps": "Filename Type\n/dev/sda2 partition\n", v2: "memory"},
+			Limited, "does not count"},
+		{"swap accounting", map[string]string{"/proc/swaps": "Filename Type\n/dev/sda2 partition\n", v2: "",
+			"/sys/fs/cgroup/x/memory.swap.max": "max"}, OK, "counted"},
 		{"pressure", map[string]string{v2: "", "/proc/pressure/cpu": ""}, OK, ""},
 		{"pressure", map[string]string{v2: ""}, Limited, "no such file"},
 		{"AppArmor", nil, OK, "not used"},
 		{"AppArmor", map[string]string{"/sys/module/apparmor/parameters/enabled": "Y\n"}, Limited, "cannot be read"},
-		{"AppArmor", map[string]string{"/sys/module/apparmor/parameters/enabled": "Y\n", "/sys/kernel/security/apparmor/profiles": ""}, Limited, "no apparmor_parser"},
-		{"AppArmor", map[string]string{"/sys/module/apparmor/parameters/enabled": "Y\n", "/sys/kernel/security/apparmor/profiles": "", "/sbin/apparmor_parser": ""}, OK, "enabled"},
+		{"AppArmor", map[string]string{"/sys/module/apparmor/parameters/enabled": "Y\n",
+			"/sys/kernel/security/apparmor/profiles": ""}, Limited, "no apparmor_parser"},
+		{"AppArmor", map[string]string{"/sys/module/apparmor/parameters/enabled": "Y\n",
+			"/sys/kernel/security/apparmor/profiles": "", "/sbin/apparmor_parser": ""}, OK, "enabled"},
 		{"SELinux", map[string]string{"/sys/fs/selinux/enforce": "1"}, OK, "enforcing"},
 		{"ip_forward", map[string]string{"/proc/sys/net/ipv4/ip_forward": "0\n"}, Limited, "off"},
 		{"ip_forward", map[string]string{"/proc/sys/net/ipv4/ip_forward": "1\n"}, OK, "on"},
 		{"br_netfilter", nil, OK, "does not need it"},
 		{"br_netfilter", map[string]string{"/etc/cni/net.d/1.conflist": conflist}, Limited, "off"},
-		{"IPv6", map[string]string{"/proc/net/if_inet6": "", "/proc/sys/net/ipv6/conf/all/disable_ipv6": "1"}, Limited, "off"},
+		{"IPv6", map[string]string{"/proc/net/if_inet6": "", "/proc/sys/net/ipv6/conf/all/disable_ipv6": "1"},
+			Limited, "off"},
 		{"CNI", nil, OK, "not configured"},
-		{"CNI", map[string]string{"/etc/cni/net.d/1.conflist": conflist, "/opt/cni/bin/bridge": ""}, Missing, "needs portmap"},
-		{"CNI", map[string]string{"/etc/cni/net.d/1.conflist": conflist, "/opt/cni/bin/bridge": "", "/opt/cni/bin/portmap": ""}, OK, "(pods), with bridge, portmap"},
+		{"CNI", map[string]string{"/etc/cni/net.d/1.conflist": conflist, "/opt/cni/bin/bridge": ""}, Missing,
+			"needs portmap"},
+		{"CNI", map[string]string{"/etc/cni/net.d/1.conflist": conflist, "/opt/cni/bin/bridge": "",
+			"/opt/cni/bin/portmap": ""}, OK, "(pods), with bridge, portmap"},
 		{"CNI", map[string]string{"/etc/cni/net.d/1.conf": "{"}, Missing, "1.conf"},
 		{"CNI", map[string]string{"/etc/cni/net.d/1.conf": "{}"}, Missing, "no plugins"},
-		{"connection tracking", map[string]string{"/proc/sys/net/netfilter/nf_conntrack_max": "100", "/proc/sys/net/netfilter/nf_conntrack_count": "90"}, Limited, "90 of 100"},
+		{"connection tracking", map[string]string{"/proc/sys/net/netfilter/nf_conntrack_max": "100",
+			"/proc/sys/net/netfilter/nf_conntrack_count": "90"}, Limited, "90 of 100"},
 		{"inotify instances", map[string]string{"/proc/sys/fs/inotify/max_user_instances": "128\n"}, Limited, "128"},
 		{"inotify watches", map[string]string{"/proc/sys/fs/inotify/max_user_watches": "524288\n"}, OK, "524288"},
 		{"processes", nil, Unknown, "pid_max"},
 		{"keyrings", map[string]string{"/proc/sys/kernel/keys/maxkeys": "2"}, Limited, "2, and 200"},
 		{"swap", map[string]string{"/proc/swaps": "Filename Type\n/dev/sda2 partition\n"}, Limited, "1 swap area"},
-		{"swap", map[string]string{"/proc/swaps": "Filename\n/dev/sda2\n", "/var/lib/kubelet/config.yaml": "failSwapOn: false\n"}, OK, "failSwapOn"},
+		{"swap", map[string]string{"/proc/swaps": "Filename\n/dev/sda2\n",
+			"/var/lib/kubelet/config.yaml": "failSwapOn: false\n"}, OK, "failSwapOn"},
 		{"kubelet", nil, OK, "not configured"},
-		{"kubelet", map[string]string{"/var/lib/kubelet/config.yaml": "containerRuntimeEndpoint: unix:///run/kuri/kuri.sock\n"}, OK, "kuri.sock"},
-		{"kubelet", map[string]string{"/var/lib/kubelet/config.yaml": "containerRuntimeEndpoint: unix:///run/crio/crio.sock\n"}, Limited, "crio.sock"},
-		{"kubelet", map[string]string{"/var/lib/kubelet/config.yaml": "a: b\n", "/var/lib/kubelet/kubeadm-flags.env": `X="--container-runtime-endpoint=unix:///run/x.sock --y"`}, Limited, "unix:///run/x.sock"},
+		{"kubelet", map[string]string{"/var/lib/kubelet/config.yaml": "containerRuntimeEndpoint: " +
+			"unix:///run/kuri/kuri.sock\n"}, OK, "kuri.sock"},
+		{"kubelet", map[string]string{"/var/lib/kubelet/config.yaml": "containerRuntimeEndpoint: " +
+			"unix:///run/crio/crio.sock\n"}, Limited, "crio.sock"},
+		{"kubelet", map[string]string{"/var/lib/kubelet/config.yaml": "a: b\n",
+			"/var/lib/kubelet/kubeadm-flags.env": `X="--container-runtime-endpoint=unix:///run/x.sock --y"`}, Limited,
+			"unix:///run/x.sock"},
 		{"other runtimes", map[string]string{"/run/containerd/containerd.sock": "not a socket"}, OK, "none"},
 	} {
 		m := fake(t, tt.files)
@@ -279,12 +297,17 @@ func TestJudgements(t *testing.T) {
 		got  Result
 		want State
 	}{
-		{judgeKernel("6.18.44-x"), OK}, {judgeKernel("5.10.0"), Limited}, {judgeKernel("5.4.1"), Missing}, {judgeKernel("4.19"), Missing}, {judgeKernel("x"), Unknown},
-		{judgeSpace("/", "ext4", false, 50*gib, 100*gib, 10*gib, gib), OK}, {judgeSpace("/", "ext4", false, 5*gib, 100*gib, 10*gib, gib), Limited},
-		{judgeSpace("/", "ext4", false, 50*gib, 1000*gib, 10*gib, gib), Limited}, {judgeSpace("/", "ext4", false, 1, 100*gib, 10*gib, gib), Missing},
+		{judgeKernel("6.18.44-x"), OK}, {judgeKernel("5.10.0"), Limited}, {judgeKernel("5.4.1"), Missing},
+		{judgeKernel("4.19"), Missing}, {judgeKernel("x"), Unknown},
+		{judgeSpace("/", "ext4", false, 50*gib, 100*gib, 10*gib, gib), OK},
+		{judgeSpace("/", "ext4", false, 5*gib, 100*gib, 10*gib, gib), Limited},
+		{judgeSpace("/", "ext4", false, 50*gib, 1000*gib, 10*gib, gib), Limited},
+		{judgeSpace("/", "ext4", false, 1, 100*gib, 10*gib, gib), Missing},
 		{judgeSpace("/", "ext4", true, 50*gib, 100*gib, 10*gib, gib), Missing},
-		{judgeInodes("/", 1e6, 2e6), OK}, {judgeInodes("/", 0, 0), OK}, {judgeInodes("/", 50_000, 2e6), Limited}, {judgeInodes("/", 9, 2e6), Missing},
-		{judgeClock(built.Add(time.Hour), true), OK}, {judgeClock(built.Add(time.Hour), false), Limited}, {judgeClock(time.Unix(0, 0), true), Missing},
+		{judgeInodes("/", 1e6, 2e6), OK}, {judgeInodes("/", 0, 0), OK}, {judgeInodes("/", 50_000, 2e6), Limited},
+		{judgeInodes("/", 9, 2e6), Missing},
+		{judgeClock(built.Add(time.Hour), true), OK}, {judgeClock(built.Add(time.Hour), false), Limited},
+		{judgeClock(time.Unix(0, 0), true), Missing},
 		{judgeFiles(1 << 20), OK}, {judgeFiles(20000), Limited}, {judgeFiles(1024), Missing},
 	} {
 		if tt.got.State != tt.want {

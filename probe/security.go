@@ -7,14 +7,17 @@ import (
 )
 
 var securityRows = []row{
-	{"security", "privileges", (*machine).privileges, "containers cannot be made", "run kurid as root, outside of a user namespace"},
+	{"security", "privileges", (*machine).privileges, "containers cannot be made",
+		"run kurid as root, outside of a user namespace"},
 	{"security", "seccomp", func(m *machine) Result { return m.fromInside("seccomp", "a filter works", missing) },
 		"pods with the profile RuntimeDefault are refused", "boot a kernel with seccomp filters"},
-	{"security", "AppArmor", (*machine).appArmor, "profiles that pods ask for cannot be loaded", "install the package apparmor"},
-	{"security", "SELinux", (*machine).seLinux, "labels that pods ask for are refused", "boot with selinux=1 where the distribution has a policy"},
+	{"security", "AppArmor", (*machine).appArmor, "profiles that pods ask for cannot be loaded",
+		"install the package apparmor"},
+	{"security", "SELinux", (*machine).seLinux, "labels that pods ask for are refused",
+		"boot with selinux=1 where the distribution has a policy"},
 }
 
-// capabilities that kurid and the keeper use themselves, by their numbers in linux/capability.h.
+// neededCapabilities are used by kurid and the keeper themselves (linux/capability.h).
 const neededCapabilities = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_KILL | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID |
 	1<<unix.CAP_SETPCAP | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_CHROOT | 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_MKNOD
 
@@ -44,11 +47,13 @@ func (m *machine) privileges() Result {
 	return unknown("/proc/self/status has no capabilities")
 }
 
-// AppArmor reports whether the kernel has AppArmor and its profiles can be read, as where securityfs is mounted.
+// AppArmor reports whether the kernel has AppArmor and its profiles are readable, which requires
+// securityfs.
 func AppArmor() bool { return (&machine{}).hasAppArmor() }
 
 func (m *machine) hasAppArmor() bool {
-	return strings.HasPrefix(m.read("/sys/module/apparmor/parameters/enabled"), "Y") && m.exists("/sys/kernel/security/apparmor/profiles")
+	return strings.HasPrefix(m.read("/sys/module/apparmor/parameters/enabled"), "Y") &&
+		m.exists("/sys/kernel/security/apparmor/profiles")
 }
 
 func (m *machine) appArmor() Result {
@@ -75,5 +80,5 @@ func (m *machine) seLinux() Result {
 	return ok("not used by this kernel")
 }
 
-// Seccomp reports whether the kernel has seccomp filters.
+// Seccomp reports whether the kernel supports seccomp filters.
 func Seccomp() bool { return (&machine{}).exists("/proc/sys/kernel/seccomp/actions_avail") }

@@ -9,26 +9,33 @@ import (
 
 var storageRows = []row{
 	{"storage", "overlayfs", func(m *machine) Result { return m.fromInside("overlay", "works in "+m.tryDir, missing) },
-		"no container can be created", "modprobe overlay, or put kurid's root on ext4, xfs (ftype=1), btrfs or tmpfs (--root): overlay cannot be on overlay or NFS"},
+		"no container can be created",
+		"modprobe overlay, or put kurid's root on ext4, xfs (ftype=1), btrfs or tmpfs (--root): overlay cannot " +
+			"be on overlay or NFS"},
 	{"storage", "mapped mounts", func(m *machine) Result {
 		return m.fromInside("mapped", "layers can be mounted with mapped ids in "+m.tryDir, limited)
 	}, "pods with hostUsers: false are refused", "Linux 5.19, and a root directory on ext4, xfs, btrfs or tmpfs"},
 	{"storage", "root", func(m *machine) Result { return m.filesystem(m.Root, 10<<30, 1<<30) },
-		"images cannot be pulled, and the kubelet evicts pods", "make room (kuri prune), or another root directory (--root)"},
+		"images cannot be pulled, and the kubelet evicts pods",
+		"make room (kuri prune), or another root directory (--root)"},
 	{"storage", "root's inodes", func(m *machine) Result { return m.inodes(m.Root) },
-		"images cannot be pulled although there is room", "remove files (kuri prune), or make the filesystem anew with more inodes"},
+		"images cannot be pulled although there is room",
+		"remove files (kuri prune), or recreate the filesystem with more inodes"},
 	{"storage", "state", func(m *machine) Result { return m.filesystem(m.State, 64<<20, 8<<20) },
-		"pods cannot be made", "make room, or another state directory (--state)"},
-	{"storage", "state's mode", (*machine).passable, "pods with hostUsers: false are refused", "chmod o+x the directory, or another state directory (--state)"},
+		"pods cannot be created", "make room, or another state directory (--state)"},
+	{"storage", "state's mode", (*machine).passable, "pods with hostUsers: false are refused",
+		"chmod o+x the directory, or another state directory (--state)"},
 }
 
-// filesystems are names of f_type of statfs(2); see linux/magic.h.
+// filesystems maps f_type of statfs(2) to names; see linux/magic.h.
 var filesystems = map[int64]string{
-	unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs",
-	unix.OVERLAYFS_SUPER_MAGIC: "overlay", unix.NFS_SUPER_MAGIC: "nfs", 0x2fc12fc1: "zfs", unix.RAMFS_MAGIC: "ramfs", unix.F2FS_SUPER_MAGIC: "f2fs",
+	unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs",
+	unix.TMPFS_MAGIC:           "tmpfs",
+	unix.OVERLAYFS_SUPER_MAGIC: "overlay", unix.NFS_SUPER_MAGIC: "nfs", 0x2fc12fc1: "zfs", unix.RAMFS_MAGIC: "ramfs",
+	unix.F2FS_SUPER_MAGIC: "f2fs",
 }
 
-// filesystem judges the free space where a directory is or would be, in bytes.
+// filesystem checks the free space, in bytes, on the filesystem of a directory that need not exist.
 func (m *machine) filesystem(dir string, enough, least uint64) Result {
 	at := m.existing(dir)
 	f, err := FilesystemOf(at)
@@ -38,17 +45,17 @@ func (m *machine) filesystem(dir string, enough, least uint64) Result {
 	return judgeSpace(dir, f.Kind, f.ReadOnly, f.Free, f.Total, enough, least)
 }
 
-// Filesystem is the one that a directory is on.
+// Filesystem describes the filesystem of a directory.
 type Filesystem struct {
 	Kind        string `json:"kind"` // as in /proc/filesystems, or "another filesystem"
 	ReadOnly    bool   `json:"readOnly"`
-	Free        uint64 `json:"free"`  // bytes, for others than root
+	Free        uint64 `json:"free"`  // bytes available to other users than root
 	Total       uint64 `json:"total"` // bytes
 	InodesFree  uint64 `json:"inodesFree"`
-	InodesTotal uint64 `json:"inodesTotal"` // 0 without a limit
+	InodesTotal uint64 `json:"inodesTotal"` // 0: no limit
 }
 
-// FilesystemOf returns the filesystem of a directory that exists.
+// FilesystemOf returns the filesystem of an existing directory.
 func FilesystemOf(dir string) (Filesystem, error) {
 	var s unix.Statfs_t
 	if err := unix.Statfs(dir, &s); err != nil {
@@ -59,7 +66,8 @@ func FilesystemOf(dir string) (Filesystem, error) {
 		kind = "another filesystem"
 	}
 	return Filesystem{
-		Kind: kind, ReadOnly: uint64(s.Flags)&unix.ST_RDONLY != 0, Free: s.Bavail * uint64(s.Bsize), Total: s.Blocks * uint64(s.Bsize),
+		Kind: kind, ReadOnly: uint64(s.Flags)&unix.ST_RDONLY != 0, Free: s.Bavail * uint64(s.Bsize),
+		Total:      s.Blocks * uint64(s.Bsize),
 		InodesFree: s.Ffree, InodesTotal: s.Files,
 	}, nil
 }
@@ -100,7 +108,8 @@ func judgeInodes(dir string, free, total uint64) Result {
 	return ok("%s: %d of %d free", dir, free, total)
 }
 
-// passable looks whether every user may pass to the state directory, as the root of a user namespace has to.
+// passable checks that all users can traverse to the state directory, as required for the root of a
+// user namespace.
 func (m *machine) passable() Result {
 	for dir := m.existing(m.State); ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
