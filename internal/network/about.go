@@ -33,34 +33,16 @@ type CNIPlugin struct {
 	Source string // JSON
 }
 
-// Current returns the network that new pods get, ByBridge or ByCNI.
-func (s *Select) Current() (string, error) {
-	n, err := s.current()
-	if err != nil {
-		return "", err
-	}
-	if n == Network(s.cni) {
-		return ByCNI, nil
-	}
-	return ByBridge, nil
-}
-
-// CNI returns the configuration for CNI that counts now, and why it cannot be used. Both are without an error where none is
-// configured and none is needed.
-func (s *Select) CNI() (CNIAbout, error) {
-	c := s.cni
-	about := CNIAbout{
+// unconfigured is what there is to tell without a configuration.
+func (c *CNI) unconfigured() CNIAbout {
+	return CNIAbout{
 		PluginDirs: c.config.BinDirs, PluginConfDir: c.config.ConfDir, PluginMaxConfNum: 1, Prefix: "eth", Networks: []CNINetwork{},
 	}
-	configured, err := c.Configured()
-	switch {
-	case err != nil:
-		return about, err
-	case !configured && s.cluster.Load():
-		return about, s.awaitCNI()
-	case !configured && s.choice != OnlyCNI:
-		return about, nil
-	}
+}
+
+// about returns the configuration that counts now, and why it cannot be used.
+func (c *CNI) about() (CNIAbout, error) {
+	about := c.unconfigured()
 	list, err := load(c.config.ConfDir)
 	if err != nil {
 		return about, err

@@ -1,9 +1,7 @@
 package network
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,45 +11,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-// Stray is something of a pod's network that no pod has, or that is not as the leases want it.
-type Stray struct {
-	Kind    string // "address", "link", "bridge", "nftables" or "CNI attachment"
-	Subject string
-	Problem string
-	Advice  string                      // what to do where Fix is nil
-	Fix     func(context.Context) error // nil: nothing can be done about it without the pod
-}
-
-// Audit compares the kernel's links and rules with the leases, and the leases with the pods that are known. It changes
-// nothing. Of other networks than these it says nothing.
-func (s *Select) Audit(known func(podID string) bool) ([]Stray, error) {
-	found, err := s.bridge.audit(known)
-	if err != nil {
-		return nil, err
-	}
-	attached, err := s.cni.Attached()
-	if err != nil {
-		return nil, fmt.Errorf("list what CNI plugins have attached: %w", err)
-	}
-	for _, id := range attached {
-		if known(id) || s.detaching(id) {
-			continue
-		}
-		found = append(found, Stray{
-			Kind: "CNI attachment", Subject: s.cni.path(id), Problem: "a CNI plugin has attached a pod that is gone, and may keep its addresses",
-			Fix: func(ctx context.Context) error { return s.Detach(ctx, Pod{ID: id}, &Result{By: ByCNI}) },
-		})
-	}
-	return found, nil
-}
-
-// detaching reports whether a pod is being detached, or is in the retry queue.
-func (s *Select) detaching(podID string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.retries[podID] != nil || s.busy[podID] != nil
-}
 
 func (b *Bridge) audit(known func(string) bool) ([]Stray, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -157,11 +116,12 @@ func (b *Bridge) auditRules(bridge, table bool) ([]Stray, error) {
 		wrong.Kind, wrong.Subject, wrong.Problem = "nftables", "inet "+b.table, "the table of the built-in network is gone: pods reach nothing beyond the node, and have no host ports"
 		return []Stray{wrong}, nil
 	}
-	want, err := b.wantedElements()
+	rules := b.rules(b.pool.hostPorts())
+	want, err := rules.wanted()
 	if err != nil {
 		return nil, err
 	}
-	have, err := b.elements()
+	have, err := rules.present()
 	if err != nil {
 		return nil, err
 	}
@@ -190,42 +150,4 @@ func (b *Bridge) rebuild(context.Context) error {
 	defer b.mu.Unlock()
 	b.link.index = 0 // which has ensure build it
 	return b.ensure()
-}
-
-// wantedElements are those of the table's maps and sets for the leases, each with the name of its map.
-func (b *Bridge) wantedElements() (map[string]bool, error) {
-	all := map[string]bool{}
-	err := b.rules(b.pool.hostPorts()).apply(func(set *nftables.Set, some []nftables.SetElement) error {
-		for _, e := range some {
-			all[elementName(set, e)] = true
-		}
-		return nil
-	})
-	return all, err
-}
-
-// elements are those that the table has.
-func (b *Bridge) elements() (map[string]bool, error) {
-	c, err := roomy()
-	if err != nil {
-		return nil, err
-	}
-	all := map[string]bool{}
-	for _, set := range b.rules(nil).maps().all() {
-		some, err := c.GetSetElements(set)
-		if errors.Is(err, unix.ENOENT) {
-			continue // which is too few, where there should be one
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the host ports in the nftables table %s: %w", b.table, err)
-		}
-		for _, e := range some {
-			all[elementName(set, e)] = true
-		}
-	}
-	return all, nil
-}
-
-func elementName(set *nftables.Set, e nftables.SetElement) string {
-	return set.Name + " " + string(bytes.TrimRight(e.Key, "\x00")) + " " + string(bytes.TrimRight(e.Val, "\x00"))
 }

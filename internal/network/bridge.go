@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -54,7 +55,9 @@ type Bridge struct {
 	closed  bool
 
 	unplugged []string // links of detached pods, which may go with the pods' namespaces
-	firewall           // which locks for itself
+	firewall  *firewall
+
+	workers sync.WaitGroup // background work; Close waits for it
 }
 
 // built describes the bridge link in the kernel.
@@ -66,6 +69,10 @@ type built struct {
 	ranges []netip.Prefix // whose gateways it has, and that are masqueraded
 
 	overLoopback bool // the table has host ports serve [::1]
+}
+
+func (l built) forFirewall() firewallBridge {
+	return firewallBridge{Name: l.name, Index: l.index, Ranges: l.ranges}
 }
 
 var linkName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$`)
@@ -97,6 +104,7 @@ func NewBridge(config BridgeConfig) (*Bridge, error) {
 	}
 	key := sha256.Sum256([]byte(filepath.Clean(config.StateDir)))
 	b := &Bridge{config: config, key: key, table: "kuri-" + hex.EncodeToString(key[:4]), pool: pool, numbers: map[string]uint32{}, fixed: ordered(config.Subnets)}
+	b.firewall = newFirewall(firewallConfig{StateDir: config.StateDir, Comment: b.table, Names: b.names(), Open: config.OpenFirewall})
 	if len(b.fixed) == 0 {
 		if b.fixed, err = readPodCIDR(config.StateDir); err != nil {
 			return nil, err
@@ -105,14 +113,10 @@ func NewBridge(config BridgeConfig) (*Bridge, error) {
 	return b, nil
 }
 
-// ordered puts IPv4 before IPv6, which makes the IPv4 address the pod's primary one.
-func ordered(ranges []netip.Prefix) []netip.Prefix {
-	var sorted []netip.Prefix
-	for _, r := range ranges {
-		sorted = append(sorted, r.Masked())
-	}
-	slices.SortFunc(sorted, netip.Prefix.Compare)
-	return sorted
+// checkBridgeFormats returns an error of kind Precondition when a newer version of Kuri wrote a record below the state
+// directory. It changes nothing.
+func checkBridgeFormats(stateDir string) error {
+	return errors.Join(checkLeaseFormats(filepath.Join(stateDir, "leases")), checkPodCIDRFormat(stateDir), checkFirewallFormat(stateDir))
 }
 
 // SetPodCIDR sets the ranges that pods attached from now on get their addresses from, as a kubelet gives them with
@@ -148,9 +152,9 @@ func (b *Bridge) SetPodCIDR(ranges []netip.Prefix) error {
 func (b *Bridge) Ready(context.Context) error {
 	if b.mu.TryLock() {
 		if !b.closed && (len(b.pool.leases) > 0 || b.lastErr.Load() != nil) {
-			if b.ensure() == nil && b.stale() { // an error is kept in lastErr
-				on := b.link
-				b.workers.Go(func() { b.lookAtFirewall(context.Background(), on) })
+			if b.ensure() == nil && b.firewall.Stale() { // an error is kept in lastErr
+				on := b.link.forFirewall()
+				b.workers.Go(func() { b.firewall.Look(context.Background(), on) })
 			}
 			b.startIdle()
 		}
@@ -161,6 +165,9 @@ func (b *Bridge) Ready(context.Context) error {
 	}
 	return nil
 }
+
+// Notice implements [Network].
+func (b *Bridge) Notice() string { return b.firewall.Notice() }
 
 // Close stops the timer that prunes and removes the links of pods that were detached just now. Pods keep their
 // network, and the bridge goes when there are none.

@@ -7,20 +7,17 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/undo"
 )
-
-var podIDPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // vethName is the name of the host's end of a pod's link.
 func vethName(podID string) string {
@@ -101,16 +98,14 @@ func (b *Bridge) attach(ctx context.Context, pod Pod) (*Result, error) {
 	complain(forgetBefore(lease.HostPorts))
 
 	// 7. The node's firewall, when the bridge is new.
-	if b.unseen.CompareAndSwap(true, false) {
-		b.lookAtFirewall(ctx, on)
-	}
+	b.firewall.LookOnce(ctx, on.forFirewall())
 	back.Release()
 	return result, nil
 }
 
 // reserve gives the pod a lease, and makes the bridge if need be. A lease keeps the bridge from being pruned.
 func (b *Bridge) reserve(pod Pod) (built, *lease, error) {
-	if !podIDPattern.MatchString(pod.ID) {
+	if !validID(pod.ID) {
 		return built{}, nil, fault.New(fault.Invalid, "pod ID %q is not 64 lower-case hex digits", pod.ID)
 	}
 	for _, m := range pod.hostPorts() {
@@ -144,7 +139,7 @@ func removeOld(h *netlink.Handle, name string, ns *os.File) bool {
 	if l, err := h.LinkByName(name); err == nil {
 		return removeUnused(h, l)
 	}
-	inside, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
+	inside, err := netlink.NewHandleAt(vnetns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return false
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -108,7 +107,7 @@ func (b *Bridge) build() error {
 	if err := b.keepApart(); err != nil {
 		return err
 	}
-	b.unseen.Store(true)
+	b.firewall.Expect()
 	// 5. A bridge that was made anew gets the ports of the pods that run.
 	return b.adopt(h)
 }
@@ -417,17 +416,4 @@ func (b *Bridge) adopt(h *netlink.Handle) error {
 		}
 	}
 	return nil
-}
-
-// addressOf makes a netlink address that is usable at once.
-func addressOf(p netip.Prefix) *netlink.Addr {
-	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
-	if p.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD
-	}
-	return a
-}
-
-func hasFamily(ranges []netip.Prefix, v4 bool) bool {
-	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Addr().Is4() == v4 })
 }

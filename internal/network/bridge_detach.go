@@ -41,38 +41,6 @@ func (b *Bridge) Detach(ctx context.Context, pod Pod, _ *Result) error {
 	return nil
 }
 
-// unplug takes a link of the host off its bridge, and down. None is no error.
-func unplug(name string) error {
-	return onLink("take off the bridge", name, func(h *netlink.Handle, l netlink.Link) error {
-		return errors.Join(h.LinkSetNoMaster(l), h.LinkSetDown(l))
-	})
-}
-
-// removeLink removes a link of the host, and with it the other end in the pod. None is no error.
-func removeLink(name string) error {
-	return onLink("remove", name, (*netlink.Handle).LinkDel)
-}
-
-// onLink does something to a link of the host. A link that is not there, or no more, is left out.
-func onLink(what, name string, do func(*netlink.Handle, netlink.Link) error) error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	l, err := h.LinkByName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
-	if err == nil {
-		err = do(h, l)
-	}
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("%s: link %s: %w", what, name, err)
-	}
-	return nil
-}
-
 // removeLater removes a link that is still there after linger, or at Close. If this process is killed before, the next one
 // does (sweep).
 func (b *Bridge) removeLater(name string) {
@@ -148,9 +116,7 @@ func (b *Bridge) Reclaim(ctx context.Context, keep func(podID string) bool) erro
 		}
 	}
 	errs = append(errs, b.settle())
-	if b.unseen.CompareAndSwap(true, false) {
-		b.lookAtFirewall(ctx, b.current())
-	}
+	b.firewall.LookOnce(ctx, b.current().forFirewall())
 	return errors.Join(errs...)
 }
 
@@ -216,7 +182,7 @@ func (b *Bridge) Prune(ctx context.Context) error {
 	if err != nil || !unused {
 		return err
 	}
-	return errors.Join(b.distrust(ctx), b.closeAgain(ctx))
+	return b.firewall.TakeBack(ctx)
 }
 
 func (b *Bridge) prune() error {
@@ -240,8 +206,7 @@ func (b *Bridge) prune() error {
 		return fmt.Errorf("remove the bridge of the built-in network: %w", err)
 	}
 	b.link, b.ranges, b.numbers = built{}, nil, map[string]uint32{}
-	b.unseen.Store(false)
-	b.notice.Store(nil)
+	b.firewall.Forget()
 	return nil
 }
 
@@ -267,5 +232,12 @@ func (b *Bridge) stopIdle() {
 	if b.idle != nil {
 		b.idle.Stop()
 		b.idle = nil
+	}
+}
+
+// complain logs what keeps flows from being forgotten (a kernel without nf_conntrack_netlink): it costs old flows alone.
+func complain(err error) {
+	if err != nil {
+		slog.Warn("clients that sent to a UDP host port before may not reach the pod that has it now", "err", err)
 	}
 }

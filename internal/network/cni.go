@@ -66,6 +66,12 @@ type attachment struct {
 	Runtime map[string]any `json:"runtime"` // capability arguments
 }
 
+// checkCNIFormats returns an error of kind Precondition when a newer version of Kuri wrote a record below the cache directory.
+// It changes nothing.
+func checkCNIFormats(cacheDir string) error {
+	return errors.Join(checkPodCIDRFormat(cacheDir), record.Newer(attachmentVersion, cacheDir, "attachments/*.json"))
+}
+
 // NewCNI makes the directories that it needs below CacheDir. It reads no configuration yet.
 func NewCNI(config CNIConfig) (*CNI, error) {
 	if config.Timeout == 0 {
@@ -183,7 +189,7 @@ func (c *CNI) attach(ctx context.Context, pod Pod) (*Result, error) {
 // newAttachment puts together what the plugins are told about the pod.
 func newAttachment(list *libcni.NetworkConfigList, pod Pod, podCIDR []netip.Prefix) (*attachment, error) {
 	a := &attachment{List: list.Bytes, PodID: pod.ID, Netns: pod.NetnsPath, Runtime: map[string]any{}}
-	if !podIDPattern.MatchString(pod.ID) {
+	if !validID(pod.ID) {
 		return nil, fault.New(fault.Invalid, "pod ID %q is not 64 lower-case hex digits", pod.ID)
 	}
 	for _, arg := range [][2]string{
@@ -251,7 +257,7 @@ func (c *CNI) Detach(ctx context.Context, pod Pod, _ *Result) error {
 }
 
 func (c *CNI) del(ctx context.Context, id string) error {
-	if !podIDPattern.MatchString(id) {
+	if !validID(id) {
 		return nil // never attached, and not the name of a record
 	}
 	a, list, err := c.kept(id)
@@ -319,6 +325,9 @@ func (c *CNI) Attached() ([]string, error) {
 	}
 	return files, nil
 }
+
+// recordPath returns the path of the record of a pod's ADD.
+func (c *CNI) recordPath(podID string) string { return c.path(podID) }
 
 func (c *CNI) path(podID string) string {
 	return filepath.Join(c.config.CacheDir, "attachments", podID+".json")

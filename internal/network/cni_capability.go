@@ -2,22 +2,13 @@ package network
 
 import (
 	"cmp"
-	"math"
 	"net"
 	"net/netip"
 	"slices"
 
 	"github.com/containernetworking/cni/libcni"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/kuri-cri/kuri/internal/fault"
-)
-
-// The annotations of a pod that networks heed, each only where a plugin declares the capability.
-const (
-	IngressBandwidth = "kubernetes.io/ingress-bandwidth" // bits per second, a Kubernetes quantity: "10M"
-	EgressBandwidth  = "kubernetes.io/egress-bandwidth"
-	MAC              = "network.kuri.dev/mac" // of eth0: "0a:58:0a:00:00:02"
 )
 
 // addCapabilities puts together the runtimeConfig of the plugins, by the CNI conventions; libcni gives each plugin what it
@@ -83,35 +74,4 @@ func cniRanges(podCIDR []netip.Prefix) [][]map[string]string {
 		sets = append(sets, []map[string]string{{"subnet": r.String()}})
 	}
 	return sets
-}
-
-// The bounds that Kubernetes sets for bandwidths, in bits per second, and the burst, in bits: what a second lets through,
-// but enough for the largest packets (64 KiB), which would never pass otherwise, and no more than the plugin takes.
-const (
-	minBandwidth = 1e3
-	maxBandwidth = 1e15
-	minBurst     = 1 << 20
-	maxBurst     = math.MaxUint32
-)
-
-// bandwidth is the shape of the capability bandwidth; nil when the annotations ask for none.
-func bandwidth(annotations map[string]string) (map[string]int64, error) {
-	limits := map[string]int64{}
-	for key, direction := range map[string]string{IngressBandwidth: "ingress", EgressBandwidth: "egress"} {
-		asked := annotations[key]
-		if asked == "" {
-			continue
-		}
-		q, err := resource.ParseQuantity(asked)
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "annotation %s: %q: %w", key, asked, err)
-		}
-		rate := q.Value()
-		if rate < minBandwidth || rate > maxBandwidth {
-			return nil, fault.New(fault.Invalid, "annotation %s: %q bits per second is not between 1k and 1P", key, asked)
-		}
-		limits[direction+"Rate"] = rate
-		limits[direction+"Burst"] = min(max(rate, minBurst), maxBurst)
-	}
-	return limits, nil
 }

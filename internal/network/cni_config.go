@@ -22,6 +22,9 @@ func (c *CNI) Configured() (bool, error) {
 	return file != "", err
 }
 
+// confDir returns the node's configuration directory.
+func (c *CNI) confDir() string { return c.config.ConfDir }
+
 // configFile returns the first configuration file of a directory by name, "" when there is none.
 func configFile(dir string) (string, error) {
 	files, err := libcni.ConfFiles(dir, []string{".conflist", ".conf", ".json"})

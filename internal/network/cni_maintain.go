@@ -25,6 +25,9 @@ func (c *CNI) GC(ctx context.Context) error {
 	return c.gcIn(ctx, append([]string{c.config.ConfDir}, c.config.HandlerDirs...))
 }
 
+// gcHandlers is GC for the directories of runtime handlers alone.
+func (c *CNI) gcHandlers(ctx context.Context) error { return c.gcIn(ctx, c.config.HandlerDirs) }
+
 func (c *CNI) gcIn(ctx context.Context, dirs []string) error {
 	var errs []error
 	for _, dir := range dirs {

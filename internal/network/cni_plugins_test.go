@@ -105,13 +105,6 @@ func TestLoopbackBesideBridge(t *testing.T) {
 	}
 }
 
-// emptyTables are those that the reference plugins make and leave; nat and filter are iptables', which they look into
-// where it is installed.
-var emptyTables = []string{
-	"table 2 cni_plugins_masquerade", "table 1 cni_plugins_masquerade", "table 2 cni_hostport", "table 10 cni_hostport",
-	"table 2 nat", "table 10 nat", "table 2 filter", "table 10 filter",
-}
-
 // shapedRates lists the rates, in bytes per second, that links of the node are shaped to.
 func shapedRates(t *testing.T) (rates []uint64) {
 	qdiscs, err := again(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })

@@ -19,27 +19,6 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// plugin writes a CNI plugin of the test's own: a shell script, with the verb in $CNI_COMMAND and $log to write to. It
-// returns what reads the log.
-func plugin(t *testing.T, bin, name, script string) (log func() string) {
-	t.Helper()
-	if _, err := os.Stat("/bin/sh"); err != nil {
-		t.Skip("SKIP: no /bin/sh for the test's own CNI plugins")
-	}
-	path := filepath.Join(t.TempDir(), "log")
-	must(t, os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\nlog="+path+"\necho \"$CNI_COMMAND\" >>$log\n"+script), 0o755))
-	return func() string {
-		body, err := os.ReadFile(path)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
-		return strings.TrimSpace(string(body))
-	}
-}
-
-// answer is what a plugin prints when it is content.
-const answer = `{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","mac":"0a:00:00:00:00:01","sandbox":"'$CNI_NETNS'"}],"ips":[{"address":"10.7.0.2/24","gateway":"10.7.0.1","interface":0}]}`
-
 // newCNI is a CNI network with empty directories.
 func newCNI(t *testing.T) (c *CNI, conf, bin string) {
 	t.Helper()
@@ -54,52 +33,6 @@ func newCNIWithin(t *testing.T, limit time.Duration) (c *CNI, conf, bin string) 
 	c, err := NewCNI(CNIConfig{ConfDir: conf, BinDirs: []string{bin}, CacheDir: t.TempDir(), Timeout: limit})
 	must(t, err)
 	return c, conf, bin
-}
-
-func write(t *testing.T, dir, name, body string) {
-	t.Helper()
-	must(t, os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600))
-}
-
-// TestBrokenConfigurations: Ready and Attach name the file and the error, and pods do not get another network.
-func TestBrokenConfigurations(t *testing.T) {
-	for name, c := range map[string]struct{ file, body, says string }{
-		"empty":              {"10-x.conflist", "", "unexpected end"},
-		"not JSON":           {"10-x.conflist", "{{{", "invalid character"},
-		"not an object":      {"10-x.conflist", `[1]`, "cannot unmarshal"},
-		"no name":            {"10-x.conflist", `{"cniVersion":"1.0.0","plugins":[{"type":"p"}]}`, "no name"},
-		"name of two kinds":  {"10-x.conflist", `{"name":7,"plugins":[{"type":"p"}]}`, "name"},
-		"no plugins":         {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n"}`, "no plugin"},
-		"empty plugins":      {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[]}`, "no plugins"},
-		"no type":            {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{}]}`, "type"},
-		"plugins no list":    {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":{}}`, "plugins"},
-		"conf without type":  {"10-x.conf", `{"cniVersion":"1.0.0","name":"n"}`, "type"},
-		"conf without name":  {"10-x.conf", `{"cniVersion":"1.0.0","type":"p"}`, "name"},
-		"list as a conf":     {"10-x.conf", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"p"}]}`, "type"},
-		"missing plugin":     {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"nowhere"}]}`, `"nowhere"`},
-		"type with a path":   {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"../../bin/sh"}]}`, "../../bin/sh"},
-		"huge":               {"10-x.conflist", strings.Repeat(" ", maxConfig+1), "at most"},
-		"unreadable version": {"10-x.conflist", `{"cniVersion":["1"],"name":"n","plugins":[{"type":"p"}]}`, "cniVersion"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			requireRoot(t)
-			leftovers(t)
-			cni, conf, _ := newCNI(t)
-			write(t, conf, c.file, c.body)
-			write(t, conf, "20-later.conflist", `{"cniVersion":"1.0.0","name":"later","plugins":[{"type":"p"}]}`)
-			s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
-			err := s.Ready(t.Context())
-			wants(t, err, fault.Precondition, c.says)
-			if !strings.Contains(err.Error(), c.file) && !strings.Contains(name, "type with") && !strings.Contains(name, "missing") {
-				t.Errorf("error %q does not name the file", err)
-			}
-			pod, _ := newPod(t)
-			if _, err := s.Attach(t.Context(), pod); err == nil {
-				t.Error("attached")
-			}
-			must(t, s.Detach(t.Context(), pod, nil))
-		})
-	}
 }
 
 // hung is what an error says of a plugin that does not end.
@@ -232,48 +165,6 @@ func TestWhatPluginsAreTold(t *testing.T) {
 	write(t, conf, "05.conflist", `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"second"}]}`)
 	_, err = cni.Attach(t.Context(), pod)
 	wants(t, err, fault.Precondition, "8080/tcp", "portMappings", "plain")
-}
-
-// TestDeleteGoesToWhatAdded: the configuration changes or vanishes while a pod runs, the daemon is started again, a DEL
-// fails: the plugins that added the pod delete it, with the same configuration, until they have.
-func TestDeleteGoesToWhatAdded(t *testing.T) {
-	requireRoot(t)
-	leftovers(t)
-	cni, conf, bin := newCNI(t)
-	fail := filepath.Join(t.TempDir(), "fail")
-	log := plugin(t, bin, "own", `grep -o '"wire":"[a-z]*"' >>$log; [ $CNI_COMMAND = DEL ] && { [ -e `+fail+` ] && exit 9; exit 0; }; echo '`+answer+`'`)
-	write(t, conf, "10.conf", `{"cniVersion":"1.0.0","name":"wires","type":"own","wire":"red"}`)
-	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
-	pod, ns := newPod(t)
-	r, err := s.Attach(t.Context(), pod)
-	must(t, err)
-	if r.By != ByCNI || r.Network != "wires" {
-		t.Errorf("attached by %s to %s", r.By, r.Network)
-	}
-	must(t, os.Remove(filepath.Join(conf, "10.conf")))
-	built, _ := newPod(t) // without a configuration, the bridge serves
-	rb, err := s.Attach(t.Context(), built)
-	must(t, err)
-	if rb.By != ByBridge {
-		t.Errorf("attached by %s", rb.By)
-	}
-	write(t, conf, "10.conf", `{"cniVersion":"1.0.0","name":"wires","type":"own","wire":"blue"}`)
-
-	again, err := NewCNI(cni.config)
-	must(t, err)
-	s = newSelect(t, again, s.bridge)
-	ns.Close()
-	must(t, syscall.Unmount(pod.NetnsPath, syscall.MNT_DETACH))
-	must(t, os.WriteFile(fail, nil, 0o600))
-	wants(t, s.Detach(t.Context(), pod, r), fault.Unavailable, "exit status 9")
-	wants(t, s.Detach(t.Context(), Pod{ID: pod.ID}, r), fault.Unavailable, "detach pod "+pod.ID) // its record is gone
-	must(t, os.Remove(fail))
-	must(t, s.Detach(t.Context(), pod, r))
-	must(t, s.Detach(t.Context(), pod, r))
-	must(t, s.Detach(t.Context(), built, rb))
-	if got, want := log(), "ADD\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\"\nDEL\n\"wire\":\"red\""; got != want {
-		t.Errorf("the plugin was called as %q, want %q", got, want)
-	}
 }
 
 // TestStatus: plugins of version 1.1 are asked, others are not, and an answer is kept for a while.
@@ -570,54 +461,6 @@ func TestTimeOfPlugins(t *testing.T) {
 	}
 	if seen.left["DEL"] < time.Minute {
 		t.Errorf("DEL after a failed ADD may take %s", seen.left["DEL"])
-	}
-}
-
-// TestConfigurationIsReadOnUse: a configuration that is changed, half written, taken away and put back counts from the next
-// Status and the next pod on.
-func TestConfigurationIsReadOnUse(t *testing.T) {
-	requireRoot(t)
-	leftovers(t)
-	cni, conf, bin := newCNI(t)
-	plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] || echo '`+answer+`'`)
-	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
-	good := `{"cniVersion":"1.0.0","name":"%s","plugins":[{"type":"own"}]}`
-	for _, step := range []struct {
-		what    string
-		do      func()
-		network string // of a pod that comes then; "": it is refused
-	}{
-		{"an empty directory", func() {}, DefaultBridge},
-		{"written", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "red")) }, "red"},
-		{"changed", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "blue")) }, "blue"},
-		{"half written", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "green")[:30]) }, ""},
-		{"written to its end", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "green")) }, "green"},
-		{"one before it by name", func() { write(t, conf, "05.conf", `{"cniVersion":"1.0.0","name":"first","type":"own"}`) }, "first"},
-		{"a file that is no configuration", func() { write(t, conf, "00.conflist.swp", "x"); write(t, conf, "00-README", "x") }, "first"},
-		{"renamed over it", func() {
-			write(t, conf, ".new", fmt.Sprintf(good, "renamed"))
-			must(t, os.Rename(filepath.Join(conf, ".new"), filepath.Join(conf, "05.conf")+"list"))
-			must(t, os.Remove(filepath.Join(conf, "05.conf")))
-		}, "renamed"},
-		{"all taken away", func() { must(t, os.RemoveAll(conf)) }, DefaultBridge},
-		{"the directory is back", func() { must(t, os.Mkdir(conf, 0o700)) }, DefaultBridge},
-		{"and the configuration", func() { write(t, conf, "10.conflist", fmt.Sprintf(good, "back")) }, "back"},
-	} {
-		step.do()
-		pod, _ := newPod(t)
-		ready := s.Ready(t.Context())
-		r, err := s.Attach(t.Context(), pod)
-		if step.network == "" {
-			if ready == nil || err == nil {
-				t.Errorf("%s: ready %v, attach %v", step.what, ready, err)
-			}
-			continue
-		}
-		if ready != nil || err != nil || r.Network != step.network {
-			t.Errorf("%s: ready %v, attached to %+v, %v; want %s", step.what, ready, r, err, step.network)
-			continue
-		}
-		must(t, s.Detach(t.Context(), pod, r))
 	}
 }
 

@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -24,83 +23,17 @@ type subject struct {
 	reopen  func(t *testing.T) subject
 }
 
-func bridgeSubject(t *testing.T) subject { return bridgeAt(t, t.TempDir()) }
-
-func bridgeAt(t *testing.T, dir string) subject {
-	b := newBridge(t, BridgeConfig{StateDir: dir})
-	return subject{b, b.Reclaim, func(t *testing.T) subject { return bridgeAt(t, dir) }}
-}
-
-func cniSubject(t *testing.T) subject {
-	bin := realPlugins(t)
-	conf := t.TempDir()
-	// The bridge plugin does not wait until its bridge has its IPv6 address, for seconds, so the test's node does not check it.
-	must(t, setSysctl("ipv6/conf/default/accept_dad", "0"))
-	t.Cleanup(func() { must(t, setSysctl("ipv6/conf/default/accept_dad", "1")) })
-	t.Cleanup(func() { // the CNI bridge plugin never removes its bridge
-		if l, err := netlink.LinkByName("cnitest0"); err == nil {
-			_ = netlink.LinkDel(l)
-		}
-	})
-	must(t, os.WriteFile(filepath.Join(conf, "10-test.conflist"), []byte(`{
-		"cniVersion": "1.0.0", "name": "test",
-		"plugins": [
-			{"type": "bridge", "bridge": "cnitest0", "isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "hairpinMode": true,
-			 "ipam": {"type": "host-local", "dataDir": "`+t.TempDir()+`",
-			          "ranges": [[{"subnet": "10.201.0.0/24"}], [{"subnet": "fd00:201::/64"}]],
-			          "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
-			{"type": "portmap", "capabilities": {"portMappings": true}, "backend": "nftables"}
-		]}`), 0o600))
-	return cniAt(t, CNIConfig{ConfDir: conf, BinDirs: []string{bin}, CacheDir: t.TempDir()})
-}
-
-func cniAt(t *testing.T, config CNIConfig) subject {
-	c, err := NewCNI(config)
-	must(t, err)
-	reclaim := func(ctx context.Context, keep func(string) bool) error {
-		ids, err := c.Attached()
-		for _, id := range ids {
-			if !keep(id) {
-				err = errors.Join(err, c.Detach(ctx, Pod{ID: id}, nil))
-			}
-		}
-		return err
-	}
-	return subject{c, reclaim, func(t *testing.T) subject { return cniAt(t, config) }}
-}
-
-func selectSubject(t *testing.T) subject {
-	return selectAt(t, t.TempDir(), CNIConfig{ConfDir: t.TempDir(), CacheDir: t.TempDir()})
-}
-
-func selectAt(t *testing.T, dir string, config CNIConfig) subject {
-	c, err := NewCNI(config)
-	must(t, err)
-	s := newSelect(t, c, newBridge(t, BridgeConfig{StateDir: dir}))
-	return subject{s, s.Reclaim, func(t *testing.T) subject { return selectAt(t, dir, config) }}
-}
-
-func newSelect(t *testing.T, c *CNI, b *Bridge) *Select {
-	s := NewSelect(c, b, Auto)
-	t.Cleanup(func() { must(t, s.Close()) })
-	return s
-}
-
-// TestConformance is what every network has to do.
-func TestConformance(t *testing.T) {
-	for name, open := range map[string]func(*testing.T) subject{"bridge": bridgeSubject, "cni": cniSubject, "select": selectSubject} {
-		t.Run(name, func(t *testing.T) {
-			for part, test := range map[string]func(*testing.T, subject, *os.File){
-				"traffic": conformTraffic, "result": conformResult, "detach": conformDetach, "restart": conformRestart,
-				"reclaim": conformReclaim, "failure": conformFailure, "concurrent": conformConcurrent, "host ports": conformHostPorts,
-			} {
-				t.Run(part, func(t *testing.T) {
-					requireRoot(t)
-					leftoversBut(t, emptyTables...)
-					outside := newUplink(t)
-					test(t, open(t), outside)
-				})
-			}
+// conformance runs the suite: what every network must do. open makes the network under test, once for each part.
+func conformance(t *testing.T, open func(*testing.T) subject) {
+	for part, test := range map[string]func(*testing.T, subject, *os.File){
+		"traffic": conformTraffic, "result": conformResult, "detach": conformDetach, "restart": conformRestart,
+		"reclaim": conformReclaim, "failure": conformFailure, "concurrent": conformConcurrent, "host ports": conformHostPorts,
+	} {
+		t.Run(part, func(t *testing.T) {
+			requireRoot(t)
+			leftoversBut(t, emptyTables...)
+			outside := newUplink(t)
+			test(t, open(t), outside)
 		})
 	}
 }

@@ -2,7 +2,6 @@ package network
 
 import (
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 
@@ -12,13 +11,6 @@ import (
 
 // The kernel translates the packets of a UDP flow as it did its first one, for as long as they come. So a client that keeps
 // sending from one port never notices that a host port was added, or went to another pod, unless the flow is forgotten.
-
-// complain logs what keeps flows from being forgotten (a kernel without nf_conntrack_netlink): it costs old flows alone.
-func complain(err error) {
-	if err != nil {
-		slog.Warn("clients that sent to a UDP host port before may not reach the pod that has it now", "err", err)
-	}
-}
 
 // forgetBefore forgets flows to addresses of the node that came before the mappings were there.
 func forgetBefore(ports []PortMapping) error {
@@ -38,7 +30,7 @@ func forgetBefore(ports []PortMapping) error {
 	}
 	return forget(func(f *netlink.ConntrackFlow) bool {
 		to, answers := flowAddr(f.Forward.DstIP), flowAddr(f.Reverse.SrcIP)
-		return to == answers && local[to] && slices.ContainsFunc(ports, func(m PortMapping) bool { return m.meant(f, to) })
+		return to == answers && local[to] && slices.ContainsFunc(ports, func(m PortMapping) bool { return meant(m, f, to) })
 	})
 }
 
@@ -51,12 +43,12 @@ func forgetAfter(ports []PortMapping, addresses []netip.Prefix) error {
 	return forget(func(f *netlink.ConntrackFlow) bool {
 		answers := flowAddr(f.Reverse.SrcIP)
 		return slices.ContainsFunc(addresses, func(a netip.Prefix) bool { return a.Addr() == answers }) &&
-			slices.ContainsFunc(ports, func(m PortMapping) bool { return m.meant(f, flowAddr(f.Forward.DstIP)) })
+			slices.ContainsFunc(ports, func(m PortMapping) bool { return meant(m, f, flowAddr(f.Forward.DstIP)) })
 	})
 }
 
-// meant tells whether the flow's client used the mapping.
-func (m PortMapping) meant(f *netlink.ConntrackFlow, to netip.Addr) bool {
+// meant reports whether the flow's client used the mapping.
+func meant(m PortMapping, f *netlink.ConntrackFlow, to netip.Addr) bool {
 	return f.Forward.DstPort == m.HostPort && (!m.HostIP.IsValid() || m.HostIP.IsUnspecified() || m.HostIP == to)
 }
 

@@ -7,7 +7,7 @@ import (
 	"strconv"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,7 +27,7 @@ func Counters(path string) ([]Counter, error) {
 		return nil, fmt.Errorf("open the network namespace: %w", err)
 	}
 	defer f.Close()
-	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	h, err := netlink.NewHandleAt(vnetns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open a socket in the network namespace %s: %w", path, err)
 	}

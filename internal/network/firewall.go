@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,16 +19,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// firewall is what a Bridge knows of the node's own firewall. Each table of the kernel is asked about a packet, and one that
-// drops it has the last word, so no rule in a table of ours opens another's: that one has to accept the bridge. firewalld is
-// asked to, over its own interface (see trust); into others rules are put where the configuration says so (see open), and else the
-// owner of the node is told, with the command.
+// firewallConfig configures a firewall.
+type firewallConfig struct {
+	StateDir string        // where the record of what firewalld was asked is kept
+	Comment  string        // of rules in tables of others, by which they are known as ours
+	Names    []string      // that the bridge may have
+	Open     bool          // put rules into others' chains that drop packets from the bridge
+	Every    time.Duration // how long a look is good for; 0: 30 s
+}
+
+// firewallBridge is the bridge whose packets must pass.
+type firewallBridge struct {
+	Name   string
+	Index  int
+	Ranges []netip.Prefix
+}
+
+// has reports whether the bridge has a range of IPv4, or of IPv6.
+func (on firewallBridge) has(v4 bool) bool {
+	return slices.ContainsFunc(on.Ranges, func(r netip.Prefix) bool { return r.Addr().Is4() == v4 })
+}
+
+// firewall is the node's own firewall, as far as it concerns the bridge. Each table of the kernel decides on a packet by
+// itself, and a drop is final, so no rule in a table of ours opens another's: that one has to accept the bridge. firewalld is
+// asked to, over D-Bus (see trust). Into other tables rules are put where the configuration says so (see open); else the
+// operator is told, with the command. It is safe for concurrent use.
 type firewall struct {
-	unseen  atomic.Bool // the bridge was made and the firewall not looked at since
-	busy    atomic.Bool // somebody is looking
-	seenAt  atomic.Int64
-	notice  atomic.Pointer[string] // for the owner of the node; nil: nothing
-	workers sync.WaitGroup         // those who look in the background; Close waits for them
+	firewallConfig
+	unseen atomic.Bool // the bridge was made and the firewall not looked at since
+	busy   atomic.Bool // somebody is looking
+	seenAt atomic.Int64
+	notice atomic.Pointer[string] // for the operator; nil: nothing
 }
 
 const (
@@ -36,7 +57,14 @@ const (
 	firewallLimit = 5 * time.Second  // for firewalld's answers
 )
 
-// Notice implements [Network].
+func newFirewall(config firewallConfig) *firewall {
+	if config.Every == 0 {
+		config.Every = firewallEvery
+	}
+	return &firewall{firewallConfig: config}
+}
+
+// Notice returns what the operator should know, "" when there is nothing.
 func (f *firewall) Notice() string {
 	if text := f.notice.Load(); text != nil {
 		return *text
@@ -44,24 +72,40 @@ func (f *firewall) Notice() string {
 	return ""
 }
 
-// stale tells whether it is time to look again.
-func (f *firewall) stale() bool {
-	return time.Since(time.Unix(0, f.seenAt.Load())) > firewallEvery
+// Stale reports whether it is time to look again.
+func (f *firewall) Stale() bool {
+	return time.Since(time.Unix(0, f.seenAt.Load())) > f.Every
 }
 
-// lookAtFirewall finds what keeps pods from what is beyond the node, and has it opened where that can be asked for.
-func (b *Bridge) lookAtFirewall(ctx context.Context, on built) {
-	if !b.busy.CompareAndSwap(false, true) {
+// Expect says that the bridge was made, so that the next LookOnce looks.
+func (f *firewall) Expect() { f.unseen.Store(true) }
+
+// Forget says that the bridge is gone, and the notice with it.
+func (f *firewall) Forget() {
+	f.unseen.Store(false)
+	f.notice.Store(nil)
+}
+
+// LookOnce is Look, once after each Expect.
+func (f *firewall) LookOnce(ctx context.Context, on firewallBridge) {
+	if f.unseen.CompareAndSwap(true, false) {
+		f.Look(ctx, on)
+	}
+}
+
+// Look finds the chains that keep pods from what is beyond the node, and has them opened where that is possible.
+func (f *firewall) Look(ctx context.Context, on firewallBridge) {
+	if !f.busy.CompareAndSwap(false, true) {
 		return
 	}
-	defer b.busy.Store(false)
-	b.seenAt.Store(time.Now().UnixNano())
+	defer f.busy.Store(false)
+	f.seenAt.Store(time.Now().UnixNano())
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), firewallLimit)
 	defer cancel()
 	found, err := barriers(on)
 	for _, open := range []func([]barrier) (bool, error){
-		func([]barrier) (bool, error) { return b.trust(ctx, on.name) },
-		func(found []barrier) (bool, error) { return b.open(ctx, found, on.name) },
+		func([]barrier) (bool, error) { return f.trust(ctx, on.Name) },
+		func(found []barrier) (bool, error) { return f.open(ctx, found, on.Name) },
 	} {
 		if err != nil || len(found) == 0 {
 			break
@@ -76,11 +120,16 @@ func (b *Bridge) lookAtFirewall(ctx context.Context, on built) {
 	if err != nil {
 		slog.Warn("the node's firewall cannot be looked at; if pods do not reach what is beyond the node, see docs/network.md", "err", err)
 	}
-	text := tell(found, on.name)
-	if text != "" && text != b.Notice() {
+	text := tell(found, on.Name)
+	if text != "" && text != f.Notice() {
 		slog.Warn(text)
 	}
-	b.notice.Store(&text)
+	f.notice.Store(&text)
+}
+
+// TakeBack takes back what Look has changed in others' tables, also in an earlier process.
+func (f *firewall) TakeBack(ctx context.Context) error {
+	return errors.Join(f.distrust(ctx), f.closeAgain(ctx))
 }
 
 // tell makes one text of what was found.
@@ -105,21 +154,21 @@ type barrier struct {
 
 // barriers lists those of nftables, and with it iptables-nft and firewalld, and those of iptables-legacy, which nftables does
 // not see.
-func barriers(on built) ([]barrier, error) {
+func barriers(on firewallBridge) ([]barrier, error) {
 	found, err := nftBarriers(on)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range []legacy{legacy4, legacy6} {
-		if !hasFamily(on.ranges, l == legacy4) {
+		if !on.has(l == legacy4) {
 			continue
 		}
-		drops, err := l.dropsFrom(on.name)
+		drops, err := l.dropsFrom(on.Name)
 		if err != nil {
 			return nil, err
 		}
 		if drops {
-			found = append(found, barrier{where: "chain FORWARD of " + l.program, mend: acceptBridge(l.program, on.name), program: l.program})
+			found = append(found, barrier{where: "chain FORWARD of " + l.program, mend: acceptBridge(l.program, on.Name), program: l.program})
 		}
 	}
 	slices.SortFunc(found, func(a, b barrier) int { return strings.Compare(a.where, b.where) })
@@ -133,7 +182,7 @@ func acceptBridge(program, bridge string) string {
 
 // nftBarriers walks each chain of another's that sees what is forwarded as a packet from the bridge does that no rule for
 // some packets alone is about.
-func nftBarriers(on built) ([]barrier, error) {
+func nftBarriers(on firewallBridge) ([]barrier, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return nil, err
@@ -156,7 +205,7 @@ func nftBarriers(on built) ([]barrier, error) {
 			end = dropped
 		}
 		if end == dropped {
-			found = append(found, nftBarrier(ch, on.name))
+			found = append(found, nftBarrier(ch, on.Name))
 		}
 	}
 	return found, nil
@@ -168,14 +217,14 @@ func seesForwarded(ch *nftables.Chain) bool {
 }
 
 // concerns tells whether a table sees packets of a family that the bridge has.
-func concerns(t *nftables.Table, on built) bool {
+func concerns(t *nftables.Table, on firewallBridge) bool {
 	switch t.Family {
 	case nftables.TableFamilyINet:
 		return true
 	case nftables.TableFamilyIPv4:
-		return hasFamily(on.ranges, true)
+		return on.has(true)
 	case nftables.TableFamilyIPv6:
-		return hasFamily(on.ranges, false)
+		return on.has(false)
 	}
 	return false
 }
@@ -241,7 +290,7 @@ func (w walk) fateIn(chain string, depth int) (fate, error) {
 }
 
 // nftSteps reads the rules of a chain.
-func nftSteps(c *nftables.Conn, t *nftables.Table, chain string, on built) ([]step, error) {
+func nftSteps(c *nftables.Conn, t *nftables.Table, chain string, on firewallBridge) ([]step, error) {
 	rules, err := c.GetRules(t, &nftables.Chain{Name: chain, Table: t})
 	if err != nil {
 		return nil, fmt.Errorf("list the rules of table %s chain %s: %w", t.Name, chain, err)
@@ -272,7 +321,7 @@ func nftSteps(c *nftables.Conn, t *nftables.Table, chain string, on built) ([]st
 
 // nftStep returns what a rule does with every packet from the bridge; ok is false when it is for some of them, or does
 // nothing with them.
-func nftStep(exprs []expr.Any, sets setReader, on built) (s step, ok bool, err error) {
+func nftStep(exprs []expr.Any, sets setReader, on firewallBridge) (s step, ok bool, err error) {
 	loaded := map[uint32]expr.MetaKey{}
 	for _, e := range exprs {
 		switch e := e.(type) {
@@ -324,12 +373,12 @@ type setReader func(name string) (*nftables.Set, []nftables.SetElement, error)
 // lookUp tells whether what a rule looks up holds for every packet that comes from the bridge and goes elsewhere, and what the
 // verdict map says of these, nil when it is a set. Sets of ranges (names with a wildcard) and of several things are for some
 // packets alone.
-func lookUp(key expr.MetaKey, l *expr.Lookup, sets setReader, on built) (verdict *expr.Verdict, holds bool, err error) {
-	bridge := binaryutil.NativeEndian.PutUint32(uint32(on.index))
+func lookUp(key expr.MetaKey, l *expr.Lookup, sets setReader, on firewallBridge) (verdict *expr.Verdict, holds bool, err error) {
+	bridge := binaryutil.NativeEndian.PutUint32(uint32(on.Index))
 	switch key {
 	case expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME:
 		bridge = make([]byte, unix.IFNAMSIZ)
-		copy(bridge, on.name)
+		copy(bridge, on.Name)
 	case expr.MetaKeyIIF, expr.MetaKeyOIF:
 	default:
 		return nil, false, nil
@@ -389,13 +438,13 @@ func verdictStep(v *expr.Verdict) (step, bool) {
 }
 
 // fromBridge tells whether a comparison holds for every packet that comes from the bridge and goes elsewhere.
-func fromBridge(key expr.MetaKey, c *expr.Cmp, on built) bool {
+func fromBridge(key expr.MetaKey, c *expr.Cmp, on firewallBridge) bool {
 	same := false
 	switch key {
 	case expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME:
-		same = isName(c.Data, on.name)
+		same = isName(c.Data, on.Name)
 	case expr.MetaKeyIIF, expr.MetaKeyOIF:
-		same = slices.Equal(c.Data, binaryutil.NativeEndian.PutUint32(uint32(on.index)))
+		same = slices.Equal(c.Data, binaryutil.NativeEndian.PutUint32(uint32(on.Index)))
 	default:
 		return false
 	}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,40 +16,40 @@ import (
 // open puts rules of ours at the head of others' chains that drop what comes from the bridge, when the configuration says so:
 // all that comes from the bridge or goes to it is accepted there. A comment, the name of our table, tells them from others'. It
 // reports whether it has opened any.
-func (b *Bridge) open(ctx context.Context, found []barrier, bridge string) (opened bool, err error) {
-	if !b.config.OpenFirewall {
+func (f *firewall) open(ctx context.Context, found []barrier, bridge string) (opened bool, err error) {
+	if !f.Open {
 		return false, nil
 	}
 	var errs []error
-	for _, f := range found {
+	for _, w := range found {
 		switch {
-		case f.chain != nil:
-			err = b.openChain(f.chain, bridge)
-		case f.program != "":
-			err = b.openLegacy(ctx, f.program, bridge)
+		case w.chain != nil:
+			err = f.openChain(w.chain, bridge)
+		case w.program != "":
+			err = f.openLegacy(ctx, w.program, bridge)
 		default:
 			continue // firewalld's, whose owner wants another zone for the bridge
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("let the bridge %s pass in %s: %w", bridge, f.where, err))
+			errs = append(errs, fmt.Errorf("let the bridge %s pass in %s: %w", bridge, w.where, err))
 			continue
 		}
 		opened = true
-		slog.Info("the node's firewall has rules of ours that let the bridge pass, until the built-in network is pruned", "in", f.where, "bridge", bridge, "comment", b.table)
+		slog.Info("the node's firewall has rules of ours that let the bridge pass, until the built-in network is pruned", "in", w.where, "bridge", bridge, "comment", f.Comment)
 	}
 	return opened, errors.Join(errs...)
 }
 
 // openChain writes the rules as iptables-nft does, so that it lists them as its own.
-func (b *Bridge) openChain(ch *nftables.Chain, bridge string) error {
+func (f *firewall) openChain(ch *nftables.Chain, bridge string) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
 	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
-		c.InsertRule(&nftables.Rule{Table: ch.Table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment, b.table), Exprs: []expr.Any{
-			&expr.Meta{Key: key, Register: reg1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte(bridge + "\x00")},
+		c.InsertRule(&nftables.Rule{Table: ch.Table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment, f.Comment), Exprs: []expr.Any{
+			&expr.Meta{Key: key, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(bridge + "\x00")},
 			&expr.Counter{},
 			&expr.Verdict{Kind: expr.VerdictAccept},
 		}})
@@ -57,21 +58,21 @@ func (b *Bridge) openChain(ch *nftables.Chain, bridge string) error {
 }
 
 // openLegacy runs the program, for there is no other way to change one rule of iptables-legacy.
-func (b *Bridge) openLegacy(ctx context.Context, program, bridge string) error {
+func (f *firewall) openLegacy(ctx context.Context, program, bridge string) error {
 	for _, direction := range []string{"-i", "-o"} {
-		if out, err := b.legacyRule(ctx, program, "-I", direction, bridge); err != nil {
-			return fmt.Errorf("%w: %s", err, excerpt(out))
+		if out, err := f.legacyRule(ctx, program, "-I", direction, bridge); err != nil {
+			return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
 		}
 	}
 	return nil
 }
 
-func (b *Bridge) legacyRule(ctx context.Context, program, verb, direction, bridge string) ([]byte, error) {
-	return exec.CommandContext(ctx, program, "-w", "3", verb, "FORWARD", direction, bridge, "-m", "comment", "--comment", b.table, "-j", "ACCEPT").CombinedOutput()
+func (f *firewall) legacyRule(ctx context.Context, program, verb, direction, bridge string) ([]byte, error) {
+	return exec.CommandContext(ctx, program, "-w", "3", verb, "FORWARD", direction, bridge, "-m", "comment", "--comment", f.Comment, "-j", "ACCEPT").CombinedOutput()
 }
 
 // closeAgain takes the rules of ours out of others' chains, also those of an earlier process.
-func (b *Bridge) closeAgain(ctx context.Context) error {
+func (f *firewall) closeAgain(ctx context.Context) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
@@ -89,7 +90,7 @@ func (b *Bridge) closeAgain(ctx context.Context) error {
 			return fmt.Errorf("list the rules of table %s chain %s: %w", ch.Table.Name, ch.Name, err)
 		}
 		for _, r := range rules {
-			if comment, ok := userdata.GetString(r.UserData, userdata.TypeComment); !ok || comment != b.table {
+			if comment, ok := userdata.GetString(r.UserData, userdata.TypeComment); !ok || comment != f.Comment {
 				continue
 			}
 			if err := c.DelRule(r); err != nil {
@@ -100,10 +101,10 @@ func (b *Bridge) closeAgain(ctx context.Context) error {
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("take our rules out of the node's firewall: %w", err)
 	}
-	return b.closeLegacy(ctx)
+	return f.closeLegacy(ctx)
 }
 
-func (b *Bridge) closeLegacy(ctx context.Context) error {
+func (f *firewall) closeLegacy(ctx context.Context) error {
 	for _, l := range []legacy{legacy4, legacy6} {
 		used, err := l.used()
 		if err != nil {
@@ -112,10 +113,10 @@ func (b *Bridge) closeLegacy(ctx context.Context) error {
 		if _, err := exec.LookPath(l.program); !used || err != nil {
 			continue // without the program none of ours are there
 		}
-		for _, bridge := range b.names() {
+		for _, bridge := range f.Names {
 			for _, direction := range []string{"-i", "-o"} {
 				for range 16 { // one, or what crashes have left
-					if _, err := b.legacyRule(ctx, l.program, "-D", direction, bridge); err != nil {
+					if _, err := f.legacyRule(ctx, l.program, "-D", direction, bridge); err != nil {
 						break
 					}
 				}

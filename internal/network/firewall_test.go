@@ -105,7 +105,7 @@ func TestFirewallsThatDrop(t *testing.T) {
 				sh(t, command)
 			}
 			expect(t, ns, "tcp", at, "world", source)
-			n.seenAt.Store(0) // as after half a minute
+			n.firewall.Every = 1 // as after half a minute
 			must(t, n.Ready(t.Context()))
 			n.workers.Wait()
 			if got := n.Notice(); got != "" {
@@ -154,7 +154,7 @@ func TestFirewallsAreOpened(t *testing.T) {
 			// A reload of the firewall.
 			resetFirewall(t)
 			sh(t, c.firewall)
-			n.seenAt.Store(0)
+			n.firewall.Every = 1
 			must(t, n.Ready(t.Context()))
 			n.workers.Wait()
 			expect(t, ns, "tcp", at, "world", source)
@@ -202,46 +202,6 @@ func TestFirewallsThatPass(t *testing.T) {
 			must(t, n.Detach(t.Context(), pod, r))
 		})
 	}
-}
-
-// TestLegacyTableIsNotMade: looking at iptables-legacy makes no table of it, which the kernel does for whoever asks.
-func TestLegacyTableIsNotMade(t *testing.T) {
-	ns := newNetns(t)
-	must(t, inNetns(ns, func() error {
-		if _, err := os.Stat(legacy4.names); err != nil {
-			t.Skip("SKIP: the kernel has no ip_tables")
-		}
-		for _, l := range []legacy{legacy4, legacy6} {
-			drops, err := l.dropsFrom(DefaultBridge)
-			if err != nil || drops {
-				t.Errorf("%s: %t, %v", l.program, drops, err)
-			}
-			if got, err := os.ReadFile(l.names); err != nil || len(got) > 0 {
-				t.Errorf("%s has tables now: %q, %v", l.program, got, err)
-			}
-		}
-		return nil
-	}))
-}
-
-// FuzzLegacy: no table makes the walk run away or read beyond it.
-func FuzzLegacy(f *testing.F) {
-	entry := func(target int32, next int) []byte {
-		e := make([]byte, 112+40)
-		e[84+4], e[84+6], e[112], e[112+32] = 112, byte(next), 40, byte(target)
-		return e
-	}
-	f.Add(entry(-1, 152), 0, false)
-	f.Add(append(entry(0, 152), entry(0, 152)...), 152, false) // jumps to itself
-	f.Add(make([]byte, 500), 0, true)
-	f.Fuzz(func(t *testing.T, entries []byte, at int, six bool) {
-		l := legacy4
-		if six {
-			l = legacy6
-		}
-		w := walk{rules: func(at string) ([]step, error) { return l.steps(entries, at, DefaultBridge) }, known: map[string]fate{}}
-		_, _ = w.fateIn(fmt.Sprint(at), 0)
-	})
 }
 
 // realFirewalld starts firewalld on the node of the test, with a bus of its own that stands for the system's. It comes from
@@ -367,7 +327,7 @@ func TestFirewalld(t *testing.T) {
 		t.Errorf("zone %q", zone)
 	}
 	look := func() {
-		n.seenAt.Store(0)
+		n.firewall.Every = 1
 		must(t, n.Ready(t.Context()))
 		n.workers.Wait()
 	}
@@ -381,7 +341,7 @@ func TestFirewalld(t *testing.T) {
 	works("without firewalld")
 	must(t, n.Detach(t.Context(), pod, r))
 	must(t, n.Prune(t.Context()))
-	if _, err := os.Stat(n.trustPath()); err == nil {
+	if _, err := os.Stat(filepath.Join(n.config.StateDir, "firewalld.json")); err == nil {
 		t.Error("a record is left")
 	}
 }

@@ -36,11 +36,16 @@ type trusted struct {
 	Zone      string `json:"zone"`
 }
 
-func (b *Bridge) trustPath() string { return filepath.Join(b.config.StateDir, trustFile) }
+// checkFirewallFormat returns an error of kind Precondition when a newer version of Kuri wrote the record in stateDir.
+func checkFirewallFormat(stateDir string) error {
+	return record.Newer(trustVersion, stateDir, trustFile)
+}
+
+func (f *firewall) trustPath() string { return filepath.Join(f.StateDir, trustFile) }
 
 // trust puts the bridge into firewalld's zone trusted. opened is false where no firewalld serves, and where somebody has put
 // the bridge into another zone, which is his to decide.
-func (b *Bridge) trust(ctx context.Context, bridge string) (opened bool, err error) {
+func (f *firewall) trust(ctx context.Context, bridge string) (opened bool, err error) {
 	conn, err := reachFirewalld(ctx)
 	if err != nil || conn == nil {
 		return false, err
@@ -54,7 +59,7 @@ func (b *Bridge) trust(ctx context.Context, bridge string) (opened bool, err err
 	if zone != "" {
 		return false, nil
 	}
-	if err := writeRecord(b.trustPath(), trustVersion, trusted{bridge, firewalldTrusted}); err != nil {
+	if err := writeRecord(f.trustPath(), trustVersion, trusted{bridge, firewalldTrusted}); err != nil {
 		return false, err
 	}
 	if err := zones.CallWithContext(ctx, firewalldZones+".addInterface", 0, firewalldTrusted, bridge).Store(&zone); err != nil {
@@ -65,9 +70,9 @@ func (b *Bridge) trust(ctx context.Context, bridge string) (opened bool, err err
 }
 
 // distrust takes back what trust did.
-func (b *Bridge) distrust(ctx context.Context) error {
+func (f *firewall) distrust(ctx context.Context) error {
 	var was trusted
-	err := record.Read(b.trustPath(), trustVersion, &was)
+	err := record.Read(f.trustPath(), trustVersion, &was)
 	if errors.Is(err, fault.NotFound) {
 		return nil
 	}
@@ -87,7 +92,7 @@ func (b *Bridge) distrust(ctx context.Context) error {
 			return fmt.Errorf("take %s out of firewalld's zone %s: %w", was.Interface, was.Zone, err)
 		}
 	}
-	if err := os.Remove(b.trustPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(f.trustPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil

@@ -33,9 +33,9 @@ func init() { runtime.LockOSThread() }
 // with it whatever has that number by then, such as the listener of a test.
 var machineNetns *os.File
 
-// TestMain runs the tests in a network and a mount namespace of their own: the machine is not touched, and nothing of its
+// mainInNamespaces is a TestMain that runs the tests in a network and a mount namespace of their own: the machine is not touched, and nothing of its
 // network can be reached.
-func TestMain(m *testing.M) {
+func mainInNamespaces(m *testing.M) {
 	switch os.Getenv(inside) {
 	case "new":
 		machineNetns = os.NewFile(3, "the machine's network namespace") // the first of ExtraFiles
@@ -88,23 +88,6 @@ func onMachine(t testing.TB, fn func() error) error {
 		t.Skip("SKIP: this process does not have the machine's network namespace")
 	}
 	return inNetns(machineNetns, fn)
-}
-
-// TestMachineNetnsStays: the descriptor of the machine's namespace outlives garbage collections. It was closed by one, and
-// then a listener that had got its number by another, and connections to that listener's pod were refused.
-func TestMachineNetnsStays(t *testing.T) {
-	requireRoot(t)
-	for range 3 {
-		must(t, onMachine(t, func() error { return nil }))
-		runtime.GC()
-		runtime.GC() // cleanups run after the first
-		time.Sleep(10 * time.Millisecond)
-	}
-	var st unix.Statfs_t
-	must(t, unix.Fstatfs(3, &st))
-	if st.Type != unix.NSFS_MAGIC {
-		t.Errorf("descriptor 3 is no namespace: filesystem type %x", st.Type)
-	}
 }
 
 func loopbackUp() error {

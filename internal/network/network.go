@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"regexp"
 )
+
+var podIDPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // Interface is the name of the link that a pod sees.
 const Interface = "eth0"
@@ -110,4 +113,38 @@ func (p Pod) hostPorts() []PortMapping {
 		}
 	}
 	return asked
+}
+
+// contradicts reports whether the two mappings send the same packets to different ports of their pod, and neither is for a
+// narrower address than the other.
+func (m PortMapping) contradicts(o PortMapping) bool {
+	return m.ContainerPort != o.ContainerPort && m.clash(o) && m.width() == o.width()
+}
+
+// width is 0 for a mapping of one address of the node, and 1 for one of every address.
+func (m PortMapping) width() int {
+	if m.HostIP.IsValid() && !m.HostIP.IsUnspecified() {
+		return 0
+	}
+	return 1
+}
+
+// clash tells whether one packet could be meant for both mappings.
+func (m PortMapping) clash(o PortMapping) bool {
+	if m.Protocol != o.Protocol || m.HostPort != o.HostPort {
+		return false
+	}
+	everywhere := func(a, b netip.Addr) bool { // a is a wildcard that includes b
+		return !a.IsValid() || a.IsUnspecified() && (!b.IsValid() || a.Is4() == b.Is4())
+	}
+	return m.HostIP == o.HostIP || everywhere(m.HostIP, o.HostIP) || everywhere(o.HostIP, m.HostIP)
+}
+
+// validID reports whether id is the ID of a pod, 64 lower-case hex digits.
+func validID(id string) bool { return podIDPattern.MatchString(id) }
+
+// hostPort is one mapping to one address of a pod.
+type hostPort struct {
+	PortMapping
+	pod netip.Addr
 }

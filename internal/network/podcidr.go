@@ -13,6 +13,11 @@ import (
 // The node's pod CIDR is a record in the directory of each network, for a kubelet tells it only once.
 const podCIDRVersion = 1
 
+// checkPodCIDRFormat returns an error of kind Precondition when a newer version of Kuri wrote the pod CIDR in dir.
+func checkPodCIDRFormat(dir string) error {
+	return record.Newer(podCIDRVersion, dir, filepath.Base(podCIDRPath(dir)))
+}
+
 func podCIDRPath(dir string) string { return filepath.Join(dir, "podcidr.json") }
 
 func writePodCIDR(dir string, ranges []netip.Prefix) error {

@@ -18,6 +18,9 @@ import (
 
 const leaseVersion = 1
 
+// checkLeaseFormats returns an error of kind Precondition when a newer version of Kuri wrote a lease below dir.
+func checkLeaseFormats(dir string) error { return record.Newer(leaseVersion, dir, "*.json") }
+
 // lease is what the bridge network holds for one pod; a record on disk from before the first step of Attach until after
 // the last one of Detach.
 type lease struct {
@@ -107,6 +110,12 @@ func (p *pool) lease(pod Pod, ranges []netip.Prefix) (*lease, error) {
 	return l, nil
 }
 
+// restore takes up a lease that was lost, and writes its record.
+func (p *pool) restore(l *lease) error {
+	p.hold(l)
+	return writeRecord(p.path(l.PodID), leaseVersion, l)
+}
+
 // keep gives back the addresses of a lease that are not in ips.
 func (p *pool) keep(l *lease, ips []netip.Addr) error {
 	p.drop(l)
@@ -134,31 +143,6 @@ func (p *pool) portsFree(asked []PortMapping) error {
 		}
 	}
 	return nil
-}
-
-// contradicts reports whether the two mappings send the same packets to different ports of their pod, and neither is for a
-// narrower address than the other.
-func (m PortMapping) contradicts(o PortMapping) bool {
-	return m.ContainerPort != o.ContainerPort && m.clash(o) && m.width() == o.width()
-}
-
-// width is 0 for a mapping of one address of the node, and 1 for one of every address.
-func (m PortMapping) width() int {
-	if m.HostIP.IsValid() && !m.HostIP.IsUnspecified() {
-		return 0
-	}
-	return 1
-}
-
-// clash tells whether one packet could be meant for both mappings.
-func (m PortMapping) clash(o PortMapping) bool {
-	if m.Protocol != o.Protocol || m.HostPort != o.HostPort {
-		return false
-	}
-	everywhere := func(a, b netip.Addr) bool { // a is a wildcard that includes b
-		return !a.IsValid() || a.IsUnspecified() && (!b.IsValid() || a.Is4() == b.Is4())
-	}
-	return m.HostIP == o.HostIP || everywhere(m.HostIP, o.HostIP) || everywhere(o.HostIP, m.HostIP)
 }
 
 // free finds the next address of r that nobody has, going round: an address that was given back rests as long as it can,
@@ -211,3 +195,25 @@ func (p *pool) ranges() []netip.Prefix {
 }
 
 func (p *pool) path(podID string) string { return filepath.Join(p.dir, podID+".json") }
+
+// hostPorts lists the mappings of the leases.
+func (p *pool) hostPorts() []hostPort {
+	var all []hostPort
+	for _, l := range p.leases {
+		all = append(all, l.mappings()...)
+	}
+	return all
+}
+
+// mappings lists those of a lease, each to the pod's address of its family.
+func (l *lease) mappings() []hostPort {
+	var all []hostPort
+	for _, m := range l.HostPorts {
+		for _, a := range l.Addresses {
+			if !m.HostIP.IsValid() || m.HostIP.Is4() == a.Addr().Is4() {
+				all = append(all, hostPort{PortMapping: m, pod: a.Addr()})
+			}
+		}
+	}
+	return all
+}

@@ -9,15 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Restore makes sure that what Attach gave to a pod that runs is the pod's still: a lease that was lost, or could not be read,
-// is made again from the result. Call it before Reclaim, which takes away what has no lease.
-func (s *Select) Restore(pod Pod, result *Result) error {
-	if result == nil || result.By != ByBridge {
-		return nil
-	}
-	return s.bridge.Restore(pod, result)
-}
-
 // Restore makes the lease of a pod that runs again, if it is not there.
 func (b *Bridge) Restore(pod Pod, result *Result) error {
 	b.mu.Lock()
@@ -44,8 +35,7 @@ func (b *Bridge) Restore(pod Pod, result *Result) error {
 		l.Addresses = append(l.Addresses, netip.PrefixFrom(ip, bits))
 	}
 	slog.Warn("a pod's lease was lost and is made again from its record", "pod", pod.label(), "addresses", l.Addresses)
-	b.pool.hold(l)
-	return writeRecord(b.pool.path(l.PodID), leaseVersion, l)
+	return b.pool.restore(l)
 }
 
 // servedRanges are the ranges that the bridge has addresses in, or is configured for.

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -41,12 +42,6 @@ type ruleset struct {
 	ranges       []netip.Prefix
 	ports        []hostPort
 	overLoopback bool // host ports serve [::1] too
-}
-
-// hostPort is one mapping to one address of a pod.
-type hostPort struct {
-	PortMapping
-	pod netip.Addr
 }
 
 // install replaces the table as a whole, in one transaction: other tables are not read or changed, connections go on.
@@ -190,7 +185,7 @@ func (s ruleset) apply(do change) error {
 		if p.pod.Is6() {
 			on, every, back = maps.on6, maps.any6, maps.back6
 		}
-		proto, port := []byte{p.number()}, binaryutil.BigEndian.PutUint16(p.HostPort)
+		proto, port := []byte{protocolNumber(p.Protocol)}, binaryutil.BigEndian.PutUint16(p.HostPort)
 		inPod := binaryutil.BigEndian.PutUint16(p.ContainerPort)
 		to := words(p.pod.AsSlice(), inPod)
 		if p.HostIP.IsValid() && !p.HostIP.IsUnspecified() {
@@ -320,8 +315,9 @@ func localAddress() []expr.Any {
 	}
 }
 
-func (p hostPort) number() byte {
-	switch p.Protocol {
+// protocolNumber returns the number of the protocol in the IP header.
+func protocolNumber(p Protocol) byte {
+	switch p {
 	case UDP:
 		return unix.IPPROTO_UDP
 	case SCTP:
@@ -375,24 +371,40 @@ func (f family) translated() []expr.Any {
 	return append(f.destination(), &expr.Ct{Register: word(f.length + 8), Key: expr.CtKeyPROTODST, Direction: 0}) // of the original direction
 }
 
-// hostPorts lists the mappings of the leases.
-func (p *pool) hostPorts() []hostPort {
-	var all []hostPort
-	for _, l := range p.leases {
-		all = append(all, l.mappings()...)
-	}
-	return all
+// wanted returns the elements that the table's maps and sets must have, each with the name of its map.
+func (s ruleset) wanted() (map[string]bool, error) {
+	all := map[string]bool{}
+	err := s.apply(func(set *nftables.Set, some []nftables.SetElement) error {
+		for _, e := range some {
+			all[elementName(set, e)] = true
+		}
+		return nil
+	})
+	return all, err
 }
 
-// mappings lists those of a lease, each to the pod's address of its family.
-func (l *lease) mappings() []hostPort {
-	var all []hostPort
-	for _, m := range l.HostPorts {
-		for _, a := range l.Addresses {
-			if !m.HostIP.IsValid() || m.HostIP.Is4() == a.Addr().Is4() {
-				all = append(all, hostPort{m, a.Addr()})
-			}
+// present returns the elements that the table has, as wanted does.
+func (s ruleset) present() (map[string]bool, error) {
+	c, err := roomy()
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]bool{}
+	for _, set := range s.maps().all() {
+		some, err := c.GetSetElements(set)
+		if errors.Is(err, unix.ENOENT) {
+			continue // the caller finds its elements missing
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the host ports in the nftables table %s: %w", s.table, err)
+		}
+		for _, e := range some {
+			all[elementName(set, e)] = true
 		}
 	}
-	return all
+	return all, nil
+}
+
+func elementName(set *nftables.Set, e nftables.SetElement) string {
+	return set.Name + " " + string(bytes.TrimRight(e.Key, "\x00")) + " " + string(bytes.TrimRight(e.Val, "\x00"))
 }

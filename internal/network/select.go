@@ -75,7 +75,7 @@ const (
 // the other nodes for as long as it lives. From the first such pod on the node's network is not ready, so that a kubelet
 // reports it and the scheduler sends no more.
 func (s *Select) awaitCNI() error {
-	return fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s, and the API server's pods do not get the built-in network, which other nodes cannot reach; install the cluster's network plugin, or set network.use = \"builtin\" in a cluster of one node", s.cni.config.ConfDir)
+	return fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s, and the API server's pods do not get the built-in network, which other nodes cannot reach; install the cluster's network plugin, or set network.use = \"builtin\" in a cluster of one node", s.cni.confDir())
 }
 
 // current is the network for a pod that comes now, without a directory of its own.

@@ -146,7 +146,7 @@ func (s *Select) maintain(kept []string) {
 		kept, wait = nil, gcEvery
 		gc := s.cni.GC
 		if s.choice == BuiltIn { // the node's own directory is somebody else's
-			gc = func(ctx context.Context) error { return s.cni.gcIn(ctx, s.cni.config.HandlerDirs) }
+			gc = s.cni.gcHandlers
 		}
 		switch err := gc(s.life); {
 		case errors.Is(err, errBusy):

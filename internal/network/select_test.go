@@ -11,32 +11,41 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// eventually waits for what happens in the background.
-func eventually(t *testing.T, what string, ok func() bool) {
+// openCNI is a CNI network with empty directories.
+func openCNI(t *testing.T) (c *CNI, conf, bin string) {
 	t.Helper()
-	for began := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Since(began) > 15*time.Second {
-			t.Fatalf("not within 15 s: %s", what)
-		}
-	}
+	conf, bin = t.TempDir(), t.TempDir()
+	c, err := NewCNI(CNIConfig{ConfDir: conf, BinDirs: []string{bin}, CacheDir: t.TempDir(), Timeout: 30 * time.Second})
+	must(t, err)
+	return c, conf, bin
+}
+
+// openBridge is a built-in network with its leases in dir.
+func openBridge(t *testing.T, dir string) *Bridge {
+	t.Helper()
+	requireRoot(t)
+	b, err := NewBridge(BridgeConfig{StateDir: dir})
+	must(t, err)
+	t.Cleanup(func() { must(t, b.Close()) })
+	return b
 }
 
 // detachable is a CNI network whose DEL fails as long as the file is there.
-func detachable(t *testing.T) (cni *CNI, fail string, log func() string) {
-	cni, conf, bin := newCNI(t)
+func detachable(t *testing.T) (plugins *CNI, fail string, log func() string) {
+	plugins, conf, bin := openCNI(t)
 	fail = filepath.Join(t.TempDir(), "fail")
 	log = plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && { [ -e `+fail+` ] && exit 9; exit 0; }; echo '`+answer+`'`)
 	write(t, conf, "10.conflist", `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own"}]}`)
-	return cni, fail, log
+	return plugins, fail, log
 }
 
 // TestDetachedInTheBackground: a DEL that failed is done again without anybody asking; by the next daemon, when this one
 // ends before.
 func TestDetachedInTheBackground(t *testing.T) {
 	requireRoot(t)
-	cni, fail, _ := detachable(t)
-	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
-	gone := func() bool { ids, err := cni.Attached(); return err == nil && len(ids) == 0 }
+	plugins, fail, _ := detachable(t)
+	s := newSelect(t, plugins, openBridge(t, t.TempDir()))
+	gone := func() bool { ids, err := plugins.Attached(); return err == nil && len(ids) == 0 }
 	pod, _ := newPod(t)
 	r, err := s.Attach(t.Context(), pod)
 	must(t, err)
@@ -54,7 +63,7 @@ func TestDetachedInTheBackground(t *testing.T) {
 	}
 	must(t, s.Close())
 	must(t, os.Remove(fail))
-	next := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	next := newSelect(t, plugins, openBridge(t, t.TempDir()))
 	must(t, next.Reclaim(t.Context(), func(string) bool { return false }))
 	eventually(t, "the pod is detached by the next daemon", gone)
 }
@@ -63,17 +72,20 @@ func TestDetachedInTheBackground(t *testing.T) {
 // while the daemon serves; and Close does not wait for them either.
 func TestStartDoesNotWaitForPlugins(t *testing.T) {
 	requireRoot(t)
-	cni, conf, bin := newCNI(t)
+	config := CNIConfig{ConfDir: t.TempDir(), BinDirs: []string{t.TempDir()}, CacheDir: t.TempDir(), Timeout: 30 * time.Second}
+	conf, bin := config.ConfDir, config.BinDirs[0]
+	plugins, err := NewCNI(config)
+	must(t, err)
 	plugin(t, bin, "own", `[ $CNI_COMMAND = ADD ] || sleep 100; echo '`+answer+`'`)
 	write(t, conf, "10.conflist", `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own"}]}`)
 	for range 3 {
 		pod, _ := newPod(t)
-		attach(t, cni, pod)
+		attach(t, plugins, pod)
 	}
-	cni.config.Timeout = time.Minute
-	cni, err := NewCNI(cni.config)
+	config.Timeout = time.Minute
+	plugins, err = NewCNI(config)
 	must(t, err)
-	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	s := newSelect(t, plugins, openBridge(t, t.TempDir()))
 	began := time.Now()
 	must(t, s.Reclaim(t.Context(), func(string) bool { return false }))
 	time.Sleep(100 * time.Millisecond)
@@ -81,7 +93,7 @@ func TestStartDoesNotWaitForPlugins(t *testing.T) {
 	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("it took %s", took)
 	}
-	if ids, err := cni.Attached(); err != nil || len(ids) != 3 {
+	if ids, err := plugins.Attached(); err != nil || len(ids) != 3 {
 		t.Errorf("owed to the next daemon: %v, %v", ids, err)
 	}
 }
@@ -89,10 +101,10 @@ func TestStartDoesNotWaitForPlugins(t *testing.T) {
 // TestMaintained: after a start the pods that go on are checked, and plugins hear who they are.
 func TestMaintained(t *testing.T) {
 	requireRoot(t)
-	cni, _, log := detachable(t)
+	plugins, _, log := detachable(t)
 	pod, _ := newPod(t)
-	attach(t, cni, pod)
-	s := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	attach(t, plugins, pod)
+	s := newSelect(t, plugins, openBridge(t, t.TempDir()))
 	must(t, s.Reclaim(t.Context(), func(string) bool { return true }))
 	eventually(t, "CHECK and GC", func() bool { return strings.HasPrefix(log(), "ADD\nCHECK\nGC") })
 	must(t, s.Detach(t.Context(), pod, nil))
@@ -102,9 +114,9 @@ func TestMaintained(t *testing.T) {
 func TestChoice(t *testing.T) {
 	requireRoot(t)
 	leftovers(t)
-	cni, _, _ := detachable(t)
-	empty, _, _ := newCNI(t)
-	builtin, only := NewSelect(cni, newBridge(t, BridgeConfig{}), BuiltIn), NewSelect(empty, newBridge(t, BridgeConfig{}), OnlyCNI)
+	plugins, _, _ := detachable(t)
+	empty, _, _ := openCNI(t)
+	builtin, only := NewSelect(plugins, openBridge(t, t.TempDir()), BuiltIn), NewSelect(empty, openBridge(t, t.TempDir()), OnlyCNI)
 	defer func() { must(t, builtin.Close()); must(t, only.Close()) }()
 	pod, _ := newPod(t)
 	r, err := builtin.Attach(t.Context(), pod)
@@ -124,8 +136,8 @@ func TestChoice(t *testing.T) {
 func TestPodsOfAnAPIServerWaitForCNI(t *testing.T) {
 	requireRoot(t)
 	leftovers(t)
-	cni, conf, bin := newCNI(t)
-	auto := newSelect(t, cni, newBridge(t, BridgeConfig{}))
+	plugins, conf, bin := openCNI(t)
+	auto := newSelect(t, plugins, openBridge(t, t.TempDir()))
 	static, _ := newPod(t)
 	static.Annotations = map[string]string{configSource: "file"}
 	r, err := auto.Attach(t.Context(), static)
@@ -151,8 +163,8 @@ func TestPodsOfAnAPIServerWaitForCNI(t *testing.T) {
 	}
 	must(t, auto.Detach(t.Context(), pod, r))
 
-	empty, _, _ := newCNI(t)
-	builtin := NewSelect(empty, newBridge(t, BridgeConfig{}), BuiltIn)
+	empty, _, _ := openCNI(t)
+	builtin := NewSelect(empty, openBridge(t, t.TempDir()), BuiltIn)
 	defer func() { must(t, builtin.Close()) }()
 	r, err = builtin.Attach(t.Context(), pod)
 	must(t, err)
@@ -166,14 +178,16 @@ func TestPodsOfAnAPIServerWaitForCNI(t *testing.T) {
 func TestHandlerDirectory(t *testing.T) {
 	requireRoot(t)
 	leftovers(t)
-	cni, conf, bin := newCNI(t)
 	own := t.TempDir()
+	config := CNIConfig{ConfDir: t.TempDir(), HandlerDirs: []string{own}, BinDirs: []string{t.TempDir()}, CacheDir: t.TempDir(), Timeout: 30 * time.Second}
+	conf, bin := config.ConfDir, config.BinDirs[0]
+	plugins, err := NewCNI(config)
+	must(t, err)
 	log := plugin(t, bin, "own", `grep -o '"wire":"[a-z]*"' >>$log; [ $CNI_COMMAND = ADD ] && echo '`+answer+`'; exit 0`)
 	const list = `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own","wire":"%s"}]}`
-	cni.config.HandlerDirs = []string{own}
 	for _, choice := range []Choice{Auto, BuiltIn} {
 		write(t, conf, "10.conflist", fmt.Sprintf(list, "common"))
-		s := NewSelect(cni, newBridge(t, BridgeConfig{}), choice)
+		s := NewSelect(plugins, openBridge(t, t.TempDir()), choice)
 		defer func() { must(t, s.Close()) }()
 		pod, _ := newPod(t)
 		pod.CNIConfDir = own
@@ -187,10 +201,10 @@ func TestHandlerDirectory(t *testing.T) {
 			t.Errorf("attached by %s", r.By)
 		}
 		must(t, os.Remove(filepath.Join(own, "10.conflist")))
-		next, err := NewCNI(cni.config)
+		next, err := NewCNI(config)
 		must(t, err)
 		write(t, own, "10.conflist", fmt.Sprintf(list, "green"))
-		after := NewSelect(next, newBridge(t, BridgeConfig{}), choice)
+		after := NewSelect(next, openBridge(t, t.TempDir()), choice)
 		must(t, after.Reclaim(t.Context(), func(string) bool { return true }))
 		eventually(t, "CHECK and GC", func() bool { return strings.Contains(log()[len(before):], "GC\n\"wire\":\"green\"") })
 		pod.CNIConfDir = "" // the handler is configured no more

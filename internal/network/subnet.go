@@ -2,12 +2,10 @@ package network
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -104,29 +102,6 @@ func occupiedRanges(h *netlink.Handle, own int) ([]occupied, error) {
 	return taken, nil
 }
 
-// again repeats a listing that changed while the kernel wrote it out.
-func again[T any](list func() (T, error)) (v T, err error) {
-	for range 5 {
-		if v, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return v, err
-		}
-	}
-	return v, err
-}
-
-func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	a, ok := netip.AddrFromSlice(n.IP)
-	ones, _ := n.Mask.Size()
-	if ok && a.Is4In6() {
-		a = a.Unmap()
-	}
-	p := netip.PrefixFrom(a, ones)
-	return p, ok && p.IsValid()
-}
-
 // checkRanges refuses configured ranges that the bridge cannot use: at most one of each family, with room for a gateway
 // and a pod.
 func checkRanges(ranges []netip.Prefix) error {
@@ -169,20 +144,17 @@ func lastOf(r netip.Prefix) netip.Addr {
 	return last
 }
 
-// The hardware addresses are made from what they belong to (all locally administered, unicast). A pod that gets an IP
-// address which another had before has its hardware address too, so no neighbour's cache is ever wrong; and the bridge
-// keeps one address whatever joins it, by which its daemon knows it.
-func podMAC(a netip.Addr) net.HardwareAddr  { return addrMAC(0x0a, a) }
-func hostMAC(a netip.Addr) net.HardwareAddr { return addrMAC(0x0e, a) }
-func bridgeMAC(key [32]byte) net.HardwareAddr {
-	return net.HardwareAddr{0x06, key[8], key[9], key[10], key[11], key[12]}
+// ordered puts IPv4 before IPv6, which makes the IPv4 address the pod's primary one.
+func ordered(ranges []netip.Prefix) []netip.Prefix {
+	var sorted []netip.Prefix
+	for _, r := range ranges {
+		sorted = append(sorted, r.Masked())
+	}
+	slices.SortFunc(sorted, netip.Prefix.Compare)
+	return sorted
 }
 
-func addrMAC(first byte, a netip.Addr) net.HardwareAddr {
-	four := a.AsSlice()
-	if len(four) > 4 {
-		sum := sha256.Sum256(four)
-		four = sum[:4]
-	}
-	return binary.BigEndian.AppendUint32(net.HardwareAddr{first, 0x4b}, binary.BigEndian.Uint32(four))
+// hasFamily reports whether there is a range of IPv4, or of IPv6.
+func hasFamily(ranges []netip.Prefix, v4 bool) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Addr().Is4() == v4 })
 }

@@ -1,0 +1,5 @@
+package network
+
+import "testing"
+
+func TestMain(m *testing.M) { mainInNamespaces(m) }

@@ -1,0 +1,36 @@
+package network
+
+import (
+	"context"
+	"fmt"
+)
+
+// Audit compares the kernel's links and rules with the leases, and the leases with the pods that are known. It changes
+// nothing. Of other networks than these it says nothing.
+func (s *Select) Audit(known func(podID string) bool) ([]Stray, error) {
+	found, err := s.bridge.audit(known)
+	if err != nil {
+		return nil, err
+	}
+	attached, err := s.cni.Attached()
+	if err != nil {
+		return nil, fmt.Errorf("list what CNI plugins have attached: %w", err)
+	}
+	for _, id := range attached {
+		if known(id) || s.detaching(id) {
+			continue
+		}
+		found = append(found, Stray{
+			Kind: "CNI attachment", Subject: s.cni.recordPath(id), Problem: "a CNI plugin has attached a pod that is gone, and may keep its addresses",
+			Fix: func(ctx context.Context) error { return s.Detach(ctx, Pod{ID: id}, &Result{By: ByCNI}) },
+		})
+	}
+	return found, nil
+}
+
+// detaching reports whether a pod is being detached, or is in the retry queue.
+func (s *Select) detaching(podID string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.retries[podID] != nil || s.busy[podID] != nil
+}

@@ -1,0 +1,10 @@
+package network
+
+// Restore makes sure that what Attach gave to a pod that runs is the pod's still: a lease that was lost, or could not be read,
+// is made again from the result. Call it before Reclaim, which takes away what has no lease.
+func (s *Select) Restore(pod Pod, result *Result) error {
+	if result == nil || result.By != ByBridge {
+		return nil
+	}
+	return s.bridge.Restore(pod, result)
+}
