@@ -37,8 +37,31 @@ func picture() string {
 			line += " " + room
 		}
 		b.WriteString(line + "\n" + strings.Join(within, ""))
+		for _, room := range rooms {
+			b.WriteString(inside(room))
+		}
 	}
 	return b.String()
+}
+
+// inside draws the floors within a room, in one line; "" for a room without any.
+func inside(room string) string {
+	if _, listed := insideFloors[room]; !listed {
+		return ""
+	}
+	var floors []string
+	for floor := slices.Max(slices.Collect(maps.Values(insideFloors))); floor >= 0; floor-- {
+		var names []string
+		for _, name := range slices.Sorted(maps.Keys(insideFloors)) {
+			if first, _, _ := strings.Cut(name, "/"); first == room && insideFloors[name] == floor {
+				names = append(names, name)
+			}
+		}
+		if len(names) > 0 {
+			floors = append(floors, strings.Join(names, " "))
+		}
+	}
+	return fmt.Sprintf("%9s%s has floors of its own:\n%11s%s\n", "", room, "", strings.Join(floors, fmt.Sprintf("\n%11s", "")))
 }
 
 // TestPicture compares the picture of docs/architecture.md with the tables. With KURI_GENERATE set it writes it: make generate.

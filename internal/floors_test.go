@@ -46,6 +46,16 @@ var neighbours = map[string]string{
 	"namespace sysctl": "a namespace begins with its kernel parameters",
 }
 
+// insideFloors are the floors within rooms that have packages of their own: here too an import goes to a lower floor.
+var insideFloors = map[string]int{
+	"network/selector": 3,
+	"network/bridge":   2, "network/cni": 2,
+	"network/networktest": 2, // for tests
+	"network/conntrack":   1, "network/firewall": 1, "network/ipam": 1, "network/nft": 1,
+	"network":      0, // the interface and its words
+	"network/link": 0, "network/netns": 0,
+}
+
 // criSpeakers may use the messages of the CRI; further in, a field of the API is a field of ours.
 var criSpeakers = []string{"internal/server", "internal/pod", "internal/spec", "internal/rootfs", "client", "cmd/kuri", "test", "bench"}
 
@@ -99,6 +109,9 @@ func check(from, path string) error {
 	case within(from, "internal") && (within(to, "client") || within(to, "cmd") || within(to, "test") || within(to, "bench")):
 		return errors.New("the daemon's packages need nothing of what is built on them")
 	case within(from, "internal") && within(to, "internal"):
+		if room(from) == room(to) {
+			return checkInside(strings.TrimPrefix(from, "internal/"), strings.TrimPrefix(to, "internal/"))
+		}
 		return checkFloor(room(from), room(to))
 	}
 	return nil
@@ -106,9 +119,6 @@ func check(from, path string) error {
 
 // checkFloor compares the floors of two packages directly below internal/.
 func checkFloor(from, to string) error {
-	if from == to {
-		return nil
-	}
 	above, known := floors[from]
 	if !known {
 		return fmt.Errorf("%s has no floor yet: give it one in internal/floors_test.go and in docs/architecture.md", from)
@@ -121,6 +131,22 @@ func checkFloor(from, to string) error {
 		return nil
 	}
 	return fmt.Errorf("imports go down, and %s is on floor %d, %s on floor %d; an import within a floor needs its reason in neighbours", from, above, to, below)
+}
+
+// checkInside compares the floors of two packages of one room, if insideFloors has the room.
+func checkInside(from, to string) error {
+	if _, listed := insideFloors[room(from)]; !listed {
+		return nil
+	}
+	for _, name := range []string{from, to} {
+		if _, known := insideFloors[name]; !known {
+			return fmt.Errorf("%s has no floor yet: give it one in insideFloors of internal/floors_test.go", name)
+		}
+	}
+	if insideFloors[to] < insideFloors[from] {
+		return nil
+	}
+	return fmt.Errorf("imports go down, and %s is on floor %d of its room, %s on floor %d", from, insideFloors[from], to, insideFloors[to])
 }
 
 // checkLinked returns why the program or package named from must not link path, directly or not.
@@ -181,6 +207,9 @@ func TestCheckRefuses(t *testing.T) {
 		{"probe", module + "internal/node", "needs neither"},
 		{"cmd/kuri", module + "internal/pod", "through client alone"},
 		{"internal/pod", module + "internal/newcomer", "no floor yet"},
+		{"internal/network/nft", module + "internal/network/bridge", "imports go down"},
+		{"internal/network/bridge", module + "internal/network/cni", "imports go down"},
+		{"internal/network/bridge", module + "internal/network/newcomer", "no floor yet"},
 	} {
 		if err := check(test.from, test.to); err == nil || !strings.Contains(err.Error(), test.why) {
 			t.Errorf("check(%q, %q) = %v, want something with %q", test.from, test.to, err, test.why)
@@ -188,6 +217,7 @@ func TestCheckRefuses(t *testing.T) {
 	}
 	for _, good := range [][2]string{
 		{"internal/server", module + "internal/pod"}, {"internal/pod", module + "internal/image"},
+		{"internal/network/bridge", module + "internal/network"}, {"internal/keeper/server", module + "internal/keeper"},
 		{"internal/pod", "k8s.io/cri-api/pkg/apis/runtime/v1"}, {"cmd/kurid", module + "internal/config"},
 	} {
 		if err := check(good[0], good[1]); err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/selector"
 	"github.com/kuri-cri/kuri/internal/pod"
 	"github.com/kuri-cri/kuri/internal/server"
 	"github.com/kuri-cri/kuri/internal/spec"
@@ -36,7 +36,7 @@ type about struct {
 	node    spec.Node
 	keeper  *keeper.Client
 	holder  *holder.Client
-	network *network.Select
+	network *selector.Selector
 	images  *image.Store
 	pods    *pod.Pods
 	began   time.Time

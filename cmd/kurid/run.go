@@ -23,7 +23,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/layer"
 	"github.com/kuri-cri/kuri/internal/listen"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/bridge"
+	"github.com/kuri-cri/kuri/internal/network/cni"
+	"github.com/kuri-cri/kuri/internal/network/selector"
 	"github.com/kuri-cri/kuri/internal/node"
 	"github.com/kuri-cri/kuri/internal/pod"
 	"github.com/kuri-cri/kuri/internal/quota"
@@ -182,7 +184,7 @@ func startKeeper(ctx context.Context, cfg config.Config, pods pod.Options) (*kee
 
 // restoreNetworks restores the networks of the recovered pods and releases those of removed ones. A failure is only logged:
 // the daemon still serves.
-func restoreNetworks(ctx context.Context, net *network.Select, pods *pod.Pods) {
+func restoreNetworks(ctx context.Context, net *selector.Selector, pods *pod.Pods) {
 	for pod, result := range pods.Attached() {
 		if err := net.Restore(pod, result); err != nil {
 			slog.Error("a pod may lose its network", "err", err)
@@ -284,12 +286,12 @@ func streamOptions(cfg config.Config) stream.Options {
 }
 
 // networks returns CNI and the built-in network, behind the configured choice between them.
-func networks(cfg config.Config) (*network.Select, error) {
+func networks(cfg config.Config) (*selector.Selector, error) {
 	subnets, err := cfg.Network.Prefixes()
 	if err != nil {
 		return nil, err
 	}
-	bridge, err := network.NewBridge(network.BridgeConfig{
+	builtin, err := bridge.New(bridge.Config{
 		StateDir: bridgeDir(cfg), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU, Isolate: cfg.Network.Isolate,
 		OpenFirewall: cfg.Network.OpenFirewall,
 	})
@@ -302,13 +304,13 @@ func networks(cfg config.Config) (*network.Select, error) {
 			own = append(own, dir)
 		}
 	}
-	cni, err := network.NewCNI(network.CNIConfig{
+	plugins, err := cni.New(cni.Config{
 		ConfDir: cfg.Network.CNIConfDir, HandlerDirs: own, BinDirs: cfg.Network.CNIBinDirs, CacheDir: cniDir(cfg),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare CNI: %w", err)
 	}
-	return network.NewSelect(cni, bridge, network.Choice(cfg.Network.Use)), nil
+	return selector.New(plugins, builtin, selector.Choice(cfg.Network.Use)), nil
 }
 
 // handlers returns the configured runtime handlers by name.
@@ -338,7 +340,7 @@ func ownedDirs(cfg config.Config) []string {
 func checkFormats(cfg config.Config) error {
 	return cmp.Or(
 		pod.CheckFormats(cfg.Root, cfg.State), keeper.CheckFormats(cfg.State), image.CheckFormats(cfg.Root), layer.CheckFormats(cfg.Root),
-		network.CheckFormats(bridgeDir(cfg), cniDir(cfg)),
+		selector.CheckFormats(bridgeDir(cfg), cniDir(cfg)),
 	)
 }
 

@@ -10,7 +10,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/layer"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/selector"
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
@@ -22,7 +22,7 @@ type Node struct {
 	Cgroups       *cgroup.Hierarchies
 	Pods          func() (*pod.Inventory, error)
 	Layers        *layer.Store // nil if kurid is stopped
-	Network       *network.Select
+	Network       *selector.Selector
 
 	RunDir  string   // of kuri run; "": default
 	LogDirs []string // of kuri run; empty: defaults
@@ -169,7 +169,7 @@ func both(first, second Report) Report {
 // Stopped returns the Node for data directories whose kurid is stopped. The caller holds their
 // locks.
 func Stopped(root, state, containerRoot string, driver cgroup.Driver, groups *cgroup.Hierarchies,
-	n *network.Select) Node {
+	n *selector.Selector) Node {
 	return Node{
 		Root: root, State: state, ContainerRoot: containerRoot, Driver: driver, Cgroups: groups, Network: n,
 		Pods: func() (*pod.Inventory, error) {

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/link"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -79,7 +79,7 @@ func full() *Reading {
 		Disk:      &Disk{Device: "/dev/vda", Used: ok(301), Limit: ok(302), InodesTotal: ok(303), InodesFree: ok(304)},
 		Processes: &Processes{Count: 401, Files: 402, Sockets: 403},
 		OpenFiles: ok(404),
-		Links: []network.Counter{{Name: "eth0", RxBytes: 501, TxBytes: 502, RxPackets: 503, TxPackets: 504,
+		Links: []link.Counter{{Name: "eth0", RxBytes: 501, TxBytes: 502, RxPackets: 503, TxPackets: 504,
 			RxErrors: 505, TxErrors: 506,
 			RxDropped: 507, TxDropped: 508}},
 		Device: func(major, minor uint32) string { return fmt.Sprintf("/dev/%d-%d", major, minor) },

@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/link"
 )
 
 // Labels are the labels of every metric. They are empty where cAdvisor's are: a pod has no
@@ -34,7 +34,7 @@ type Reading struct {
 	Disk      *Disk
 	Processes *Processes
 	OpenFiles cgroup.Value // soft limit of the first process
-	Links     []network.Counter
+	Links     []link.Counter
 	Device    func(major, minor uint32) string // returns the path of a block device, "" if unknown
 }
 

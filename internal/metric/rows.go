@@ -2,7 +2,7 @@ package metric
 
 import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/link"
 )
 
 // table has a row for each metric, sorted by name.
@@ -74,27 +74,27 @@ var table = []*Row{
 	{"container_memory_working_set_bytes", "Bytes of memory in use, without page cache that is inactive.", Gauge, nil,
 		memory(func(c *cgroup.Detail) uint64 { return c.WorkingSet })},
 	{"container_network_receive_bytes_total", "Bytes received, by interface.", Counter, []string{"interface"},
-		link(func(l network.Counter) uint64 { return l.RxBytes })},
+		perLink(func(l link.Counter) uint64 { return l.RxBytes })},
 	{"container_network_receive_errors_total",
 		"Number of packets that were not received because of errors, by interface.", Counter, []string{"interface"},
-		link(func(l network.Counter) uint64 { return l.RxErrors })},
+		perLink(func(l link.Counter) uint64 { return l.RxErrors })},
 	{"container_network_receive_packets_dropped_total",
 		"Number of packets that were dropped instead of received, by interface.", Counter, []string{"interface"},
-		link(func(l network.Counter) uint64 { return l.RxDropped })},
+		perLink(func(l link.Counter) uint64 { return l.RxDropped })},
 	{"container_network_receive_packets_total", "Number of packets received, by interface.", Counter,
 		[]string{"interface"},
-		link(func(l network.Counter) uint64 { return l.RxPackets })},
+		perLink(func(l link.Counter) uint64 { return l.RxPackets })},
 	{"container_network_transmit_bytes_total", "Bytes sent, by interface.", Counter, []string{"interface"},
-		link(func(l network.Counter) uint64 { return l.TxBytes })},
+		perLink(func(l link.Counter) uint64 { return l.TxBytes })},
 	{"container_network_transmit_errors_total", "Number of packets that were not sent because of errors, by interface.",
 		Counter, []string{"interface"},
-		link(func(l network.Counter) uint64 { return l.TxErrors })},
+		perLink(func(l link.Counter) uint64 { return l.TxErrors })},
 	{"container_network_transmit_packets_dropped_total",
 		"Number of packets that were dropped instead of sent, by interface.", Counter, []string{"interface"},
-		link(func(l network.Counter) uint64 { return l.TxDropped })},
+		perLink(func(l link.Counter) uint64 { return l.TxDropped })},
 	{"container_network_transmit_packets_total", "Number of packets sent, by interface.", Counter,
 		[]string{"interface"},
-		link(func(l network.Counter) uint64 { return l.TxPackets })},
+		perLink(func(l link.Counter) uint64 { return l.TxPackets })},
 	{"container_oom_events_total", "Number of processes that the kernel killed for want of memory.", Counter, nil,
 		one(func(c *cgroup.Detail) cgroup.Value { return c.OOMKills })},
 	{"container_pressure_cpu_stalled_seconds_total",

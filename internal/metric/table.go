@@ -4,7 +4,7 @@ import (
 	"strconv"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/link"
 )
 
 // Type is the type of a metric.
@@ -90,8 +90,8 @@ func memory(get func(*cgroup.Detail) uint64) func(reading, emit) {
 	return one(func(c *cgroup.Detail) cgroup.Value { return cgroup.Value{N: get(c), OK: c.HasMemory} })
 }
 
-// link returns the values function of a metric per network interface.
-func link(get func(network.Counter) uint64) func(reading, emit) {
+// perLink returns the values function of a metric per network interface.
+func perLink(get func(link.Counter) uint64) func(reading, emit) {
 	return func(r reading, emit emit) {
 		for _, l := range r.Links {
 			emit(get(l), l.Name)

@@ -18,14 +18,14 @@ const (
 // The bounds that Kubernetes sets for bandwidths, in bits per second, and the burst, in bits: what a second lets through,
 // but enough for the largest packets (64 KiB), which would never pass otherwise, and no more than the plugin takes.
 const (
-	minBandwidth = 1e3
-	maxBandwidth = 1e15
+	MinBandwidth = 1e3
+	MaxBandwidth = 1e15
 	minBurst     = 1 << 20
 	maxBurst     = math.MaxUint32
 )
 
-// bandwidth is the shape of the capability bandwidth; nil when the annotations ask for none.
-func bandwidth(annotations map[string]string) (map[string]int64, error) {
+// Bandwidth is the shape of the capability bandwidth; nil when the annotations ask for none.
+func Bandwidth(annotations map[string]string) (map[string]int64, error) {
 	limits := map[string]int64{}
 	for key, direction := range map[string]string{IngressBandwidth: "ingress", EgressBandwidth: "egress"} {
 		asked := annotations[key]
@@ -37,7 +37,7 @@ func bandwidth(annotations map[string]string) (map[string]int64, error) {
 			return nil, fault.New(fault.Invalid, "annotation %s: %q: %w", key, asked, err)
 		}
 		rate := q.Value()
-		if rate < minBandwidth || rate > maxBandwidth {
+		if rate < MinBandwidth || rate > MaxBandwidth {
 			return nil, fault.New(fault.Invalid, "annotation %s: %q bits per second is not between 1k and 1P", key, asked)
 		}
 		limits[direction+"Rate"] = rate

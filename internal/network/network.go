@@ -96,16 +96,16 @@ const (
 	ByCNI    = "cni"
 )
 
-// label names the pod for people; of one whose record is gone the id is all that is known.
-func (p Pod) label() string {
+// Label names the pod for people; of one whose record is gone the id is all that is known.
+func (p Pod) Label() string {
 	if p.Name == "" {
 		return p.ID
 	}
 	return p.Namespace + "/" + p.Name
 }
 
-// hostPorts returns the mappings that ask for a port of the node.
-func (p Pod) hostPorts() []PortMapping {
+// HostPorts returns the mappings that ask for a port of the node.
+func (p Pod) HostPorts() []PortMapping {
 	var asked []PortMapping
 	for _, m := range p.PortMappings {
 		if m.HostPort != 0 {
@@ -115,22 +115,22 @@ func (p Pod) hostPorts() []PortMapping {
 	return asked
 }
 
-// contradicts reports whether the two mappings send the same packets to different ports of their pod, and neither is for a
+// Contradicts reports whether the two mappings send the same packets to different ports of their pod, and neither is for a
 // narrower address than the other.
-func (m PortMapping) contradicts(o PortMapping) bool {
-	return m.ContainerPort != o.ContainerPort && m.clash(o) && m.width() == o.width()
+func (m PortMapping) Contradicts(o PortMapping) bool {
+	return m.ContainerPort != o.ContainerPort && m.Clash(o) && m.Width() == o.Width()
 }
 
-// width is 0 for a mapping of one address of the node, and 1 for one of every address.
-func (m PortMapping) width() int {
+// Width is 0 for a mapping of one address of the node, and 1 for one of every address.
+func (m PortMapping) Width() int {
 	if m.HostIP.IsValid() && !m.HostIP.IsUnspecified() {
 		return 0
 	}
 	return 1
 }
 
-// clash tells whether one packet could be meant for both mappings.
-func (m PortMapping) clash(o PortMapping) bool {
+// Clash tells whether one packet could be meant for both mappings.
+func (m PortMapping) Clash(o PortMapping) bool {
 	if m.Protocol != o.Protocol || m.HostPort != o.HostPort {
 		return false
 	}
@@ -140,11 +140,11 @@ func (m PortMapping) clash(o PortMapping) bool {
 	return m.HostIP == o.HostIP || everywhere(m.HostIP, o.HostIP) || everywhere(o.HostIP, m.HostIP)
 }
 
-// validID reports whether id is the ID of a pod, 64 lower-case hex digits.
-func validID(id string) bool { return podIDPattern.MatchString(id) }
+// ValidID reports whether id is the ID of a pod, 64 lower-case hex digits.
+func ValidID(id string) bool { return podIDPattern.MatchString(id) }
 
-// hostPort is one mapping to one address of a pod.
-type hostPort struct {
+// HostPort is one mapping to one address of a pod.
+type HostPort struct {
 	PortMapping
-	pod netip.Addr
+	Pod netip.Addr
 }

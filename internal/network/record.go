@@ -9,9 +9,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// writeRecord writes a record. Its directory was made when the network was opened; where somebody has removed that since, it is
+// WriteRecord writes a record. Its directory was made when the network was opened; where somebody has removed that since, it is
 // made again: pods can be attached all the same.
-func writeRecord(path string, version int, v any) error {
+func WriteRecord(path string, version int, v any) error {
 	err := record.Write(path, version, v)
 	if errors.Is(err, fs.ErrNotExist) && os.MkdirAll(filepath.Dir(path), 0o711) == nil {
 		err = record.Write(path, version, v)

@@ -18,6 +18,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/netns"
 	"github.com/kuri-cri/kuri/internal/spec"
 	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/sysctl"
@@ -266,7 +267,7 @@ func (p *Pods) setSysctls(r *SandboxRecord) error {
 	if len(values) == 0 {
 		return nil
 	}
-	return network.SetSysctls(r.NetnsPath, values)
+	return netns.SetSysctls(r.NetnsPath, values)
 }
 
 func mappings(asked []*runtime.IDMapping) []*api.IDMapping {

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/link"
 )
 
 // ContainerUsage is what one container uses.
@@ -25,7 +25,7 @@ type SandboxUsage struct {
 	Containers []ContainerUsage
 	Sample     *cgroup.Sample // of the pod's own cgroup, else the sum over its containers; nil: there is no cgroup any more
 	CPURate    *uint64        // as of a container
-	Links      []network.Counter
+	Links      []link.Counter
 	LinksAt    time.Time // zero: the links were not read
 }
 

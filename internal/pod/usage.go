@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/flight"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/link"
 )
 
 // The kernel is asked what pods use by one sampler, for all who ask: one pass over all of them every samplePeriod, while
@@ -44,7 +44,7 @@ type sandboxUse struct {
 	sample  cgroup.Sample // of its own cgroup, else the sum over its containers
 	found   bool
 	details *cgroup.Detail // of a detailed pass, and of its own cgroup only
-	links   []network.Counter
+	links   []link.Counter
 	linksAt time.Time // zero when they were not read
 }
 
@@ -231,13 +231,13 @@ func (p *Pods) sampleLinks(s *Sandbox, use *sandboxUse, pid int) {
 	}
 	at := time.Now()
 	if pid > 0 {
-		links, err := network.CountersOf(pid)
+		links, err := link.CountersOf(pid)
 		if err == nil && s.runs(pid) { // so that it was this pod's
 			use.links, use.linksAt = links, at
 			return
 		}
 	}
-	links, err := network.Counters(r.NetnsPath)
+	links, err := link.Counters(r.NetnsPath)
 	switch {
 	case err == nil:
 		use.links, use.linksAt = links, at

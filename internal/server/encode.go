@@ -9,6 +9,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/link"
 	"github.com/kuri-cri/kuri/internal/pod"
 	"github.com/kuri-cri/kuri/internal/spec"
 )
@@ -297,7 +298,7 @@ func psi(p *cgroup.PSI) *runtime.PsiStats {
 	return &runtime.PsiStats{Some: one(p.Some), Full: one(p.Full)}
 }
 
-func networkUsage(links []network.Counter, at time.Time) *runtime.NetworkUsage {
+func networkUsage(links []link.Counter, at time.Time) *runtime.NetworkUsage {
 	u := &runtime.NetworkUsage{Timestamp: at.UnixNano()}
 	for _, l := range links {
 		one := &runtime.NetworkInterfaceUsage{

@@ -11,7 +11,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/metric"
-	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/link"
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
@@ -35,7 +35,7 @@ func TestMetricsAreWhatTheCRISays(t *testing.T) {
 			OOMKills: cgroup.Value{N: 1, OK: true},
 			IO:       []cgroup.DeviceIO{{Major: 8, Operations: []cgroup.IOOperation{{Name: "Read", Bytes: 128, Count: 127}}}},
 		},
-		Links: []network.Counter{{Name: "eth0", RxBytes: 1 << 40}},
+		Links: []link.Counter{{Name: "eth0", RxBytes: 1 << 40}},
 	}
 	labels := metric.Labels{Container: "c", ID: "/kubepods/" + string(bytes.Repeat([]byte("x"), 200)), Name: "id", Namespace: "ns", Pod: "ü"}
 	list := []*pod.Metrics{

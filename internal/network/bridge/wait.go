@@ -1,0 +1,28 @@
+package bridge
+
+import (
+	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/ipam"
+	"github.com/kuri-cri/kuri/internal/network/link"
+)
+
+// podUp waits until the pod's end of a link carries packets, in the pod's namespace.
+func podUp(result *network.Result) error {
+	if err := link.WaitUp(network.Interface); err != nil {
+		return err
+	}
+	for _, ip := range result.IPs {
+		if err := link.WaitAddress(network.Interface, ip); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hostUp waits until the node's end and the bridge carry packets, in the order in which they come up.
+func hostUp(on built, l *ipam.Lease) error {
+	if err := link.WaitUp(vethName(l.PodID)); err != nil {
+		return err
+	}
+	return link.WaitUp(on.name)
+}

@@ -1,0 +1,62 @@
+package cni
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
+
+	"github.com/kuri-cri/kuri/internal/fault"
+)
+
+// The answer of STATUS holds for statusFor, and may take statusLimit: kubelets ask every few seconds.
+const (
+	statusFor   = 5 * time.Second
+	statusLimit = 10 * time.Second
+)
+
+// Ready implements [network.Network]: of the default handler's directory, for a node has one condition and a kubelet gives no pods
+// to a node whose network is not ready. A handler whose own directory is wrong fails its own pods. The configuration is right, its plugins are there, and they say yes to STATUS where the
+// configuration is of a version (1.1) that has it.
+func (c *Network) Ready(ctx context.Context) error {
+	list, err := load(c.config.ConfDir)
+	if err != nil {
+		return err
+	}
+	if err := c.installed(list); err != nil {
+		return err
+	}
+	return c.askStatus(ctx, list)
+}
+
+// Notice implements [network.Network]. What plugins have to say they say to STATUS.
+func (c *Network) Notice() string { return "" }
+
+// installed refuses a configuration whose plugins are not all there.
+func (c *Network) installed(list *libcni.NetworkConfigList) error {
+	for _, p := range list.Plugins {
+		if _, err := invoke.FindInPath(p.Network.Type, c.config.BinDirs); err != nil {
+			return fault.New(fault.Precondition, "CNI network %s: plugin %q is not in %s; install it", list.Name, p.Network.Type, strings.Join(c.config.BinDirs, ", "))
+		}
+	}
+	return nil
+}
+
+func (c *Network) askStatus(ctx context.Context, list *libcni.NetworkConfigList) error {
+	c.statusMu.Lock()
+	defer c.statusMu.Unlock()
+	if c.statusOf == string(list.Bytes) && time.Since(c.statusAt) < statusFor {
+		return c.status
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusLimit)
+	defer cancel()
+	err := c.cni.GetStatusNetworkList(ctx, list)
+	if err != nil {
+		err = fault.As(fault.Unavailable, fmt.Errorf("CNI network %s: %w", list.Name, err))
+	}
+	c.statusOf, c.statusAt, c.status = string(list.Bytes), time.Now(), err
+	return err
+}

@@ -1,5 +1,0 @@
-package network
-
-import "testing"
-
-func TestMain(m *testing.M) { mainInNamespaces(m) }

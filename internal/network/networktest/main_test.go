@@ -1,0 +1,5 @@
+package networktest
+
+import "testing"
+
+func TestMain(m *testing.M) { Main(m) }

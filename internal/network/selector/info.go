@@ -1,0 +1,33 @@
+package selector
+
+import (
+	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/cni"
+)
+
+// Current returns the network that new pods get, ByBridge or ByCNI.
+func (s *Selector) Current() (string, error) {
+	n, err := s.current()
+	if err != nil {
+		return "", err
+	}
+	if n == network.Network(s.cni) {
+		return network.ByCNI, nil
+	}
+	return network.ByBridge, nil
+}
+
+// CNI returns the configuration for CNI that counts now, and why it cannot be used. Both are without an error where none is
+// configured and none is needed.
+func (s *Selector) CNI() (cni.Info, error) {
+	configured, err := s.cni.Configured()
+	switch {
+	case err != nil:
+		return s.cni.Unconfigured(), err
+	case !configured && s.cluster.Load():
+		return s.cni.Unconfigured(), s.awaitCNI()
+	case !configured && s.choice != OnlyCNI:
+		return s.cni.Unconfigured(), nil
+	}
+	return s.cni.Info()
+}

@@ -1,0 +1,9 @@
+package selector
+
+import (
+	"testing"
+
+	"github.com/kuri-cri/kuri/internal/network/networktest"
+)
+
+func TestMain(m *testing.M) { networktest.Main(m) }
