@@ -80,6 +80,9 @@ func run() error {
 		}
 		return server.TakeOver(context.Background(), filepath.Clean(*state), of)
 	}
+	// Catch SIGHUP from the beginning: it would kill this process. It is not ignored, because containers would inherit that.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	if err := seal(); err != nil {
 		return err
 	}
@@ -110,7 +113,7 @@ func run() error {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go endOnSignal(s, cancel)
+	go endOnSignal(s, signals, cancel)
 	go threads.Trim(ctx, 16, time.Minute)
 	if err := s.Serve(ctx, func() { sayReady(log) }); err != nil {
 		return err
@@ -120,10 +123,7 @@ func run() error {
 }
 
 // endOnSignal ends a keeper without pods on SIGTERM or SIGINT. On SIGHUP it restores the keeper's files that were removed.
-func endOnSignal(s *server.Server, end func()) {
-	signals := make(chan os.Signal, 1)
-	// Catch SIGHUP instead of ignoring it: containers would inherit an ignored signal.
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+func endOnSignal(s *server.Server, signals <-chan os.Signal, end func()) {
 	for sig := range signals {
 		if sig == syscall.SIGHUP {
 			if err := fault.Contained(s.Restore); err != nil {

@@ -28,6 +28,8 @@ type Client struct {
 	socket   string
 	starting sync.Mutex                  // guards start; held over a start, which is bounded
 	start    func(context.Context) error // starts a keeper where none serves; nil: this client starts none
+	// startFailed is when start last failed and nobody else's keeper appeared. starting guards it too.
+	startFailed time.Time
 
 	mu     sync.Mutex // guards conn; held over a dial of a local socket, which does not hang
 	conn   *ttrpc.Client
@@ -248,15 +250,42 @@ func (c *Client) expected(ctx context.Context) bool {
 	if _, err := h.Info(); err == nil { // another call was quicker
 		return true
 	}
-	slog.Warn("neither a keeper nor a holder serves any more, new ones are started")
-	if err := c.start(ctx); err != nil {
-		if _, err := h.Info(); err == nil { // a keeper has become the holder meanwhile, or another kurid was quicker
-			return true
-		}
-		slog.Error("start a keeper in place of one that has died", "err", err)
+	if time.Since(c.startFailed) < appearLimit { // a caller before this one has waited for one already
 		return false
 	}
-	return true
+	slog.Warn("neither a keeper nor a holder serves any more; starting new ones")
+	err := c.start(ctx)
+	if err == nil || c.appears(ctx, h) {
+		return true
+	}
+	slog.Error("start a keeper in place of one that has died", "err", err)
+	c.startFailed = time.Now()
+	return false
+}
+
+// appearLimit bounds the wait for a keeper or a holder that another process starts.
+const appearLimit = time.Second
+
+// appears reports whether a holder or a keeper comes to serve that this client has not started: a keeper that is becoming the
+// holder, or one that another kurid starts. For a moment neither of its sockets answers.
+func (c *Client) appears(ctx context.Context, h *holder.Client) bool {
+	for limit := time.Now().Add(appearLimit); ; {
+		if _, err := h.Info(); err == nil {
+			return true
+		}
+		if conn, err := dial(ctx, c.socket); err == nil {
+			conn.Close()
+			return true
+		}
+		if time.Now().After(limit) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 func (c *Client) isClosed() bool {

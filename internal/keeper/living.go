@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,7 +38,7 @@ func findLiving(ctx context.Context, stateDir string) (found bool, err error) {
 	defer c.Close()
 	for limit := time.Now().Add(returnLimit); ; {
 		for _, pid := range pids {
-			unix.Kill(pid, unix.SIGHUP)
+			hangUp(pid)
 		}
 		for again := time.Now().Add(time.Second); time.Now().Before(again); {
 			conn, err := dial(ctx, c.socket)
@@ -80,8 +81,7 @@ func findHolder(ctx context.Context, stateDir string) {
 				return
 			}
 			slog.Warn("the socket of the running holder was removed; asking it to restore it", "state", stateDir, "process", pids[0], "err", err)
-			unix.Kill(pids[0], unix.SIGHUP)
-			asked = true
+			asked = hangUp(pids[0])
 		}
 		select {
 		case <-ctx.Done():
@@ -89,6 +89,33 @@ func findHolder(ctx context.Context, stateDir string) {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// hangUp sends SIGHUP to a keeper or holder that takes it, and reports whether it did. The signal would kill one that has just
+// been executed: a keeper that becomes the holder, or the next keeper.
+func hangUp(pid int) bool {
+	if !takesHangUp(pid) {
+		return false
+	}
+	return unix.Kill(pid, unix.SIGHUP) == nil
+}
+
+// takesHangUp reports whether a process handles SIGHUP: it catches the signal, or blocks it to read it (signalfd).
+func takesHangUp(pid int) bool {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(body)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigBlk" && name != "SigCgt" {
+			continue
+		}
+		if mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64); err == nil && mask&(1<<(unix.SIGHUP-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // describe returns the process ids and states, for an error.

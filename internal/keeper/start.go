@@ -73,7 +73,7 @@ func (c *Client) startNew(ctx context.Context, o Options) error {
 		return nil
 	}
 	err := spawn(ctx, o)
-	if err != nil && c.Ready(ctx, startBeat) == nil { // one that started at the same time as ours has won
+	if err != nil && c.appears(ctx, h) && c.Ready(ctx, startBeat) == nil { // one that started at the same time as ours has won
 		return nil
 	}
 	return err

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -116,6 +117,11 @@ func (s *Server) becomeHolder() error {
 		defer unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC)
 	}
 	env := append(os.Environ(), fmt.Sprintf("%s=%d", holderStateEnv, state))
+	restore, err := blockHangUp()
+	if err != nil {
+		return err
+	}
+	defer restore()
 	return fmt.Errorf("execute %s: %w", s.parent.argv[0], unix.Exec(s.parent.argv[0], s.parent.argv, env))
 }
 
@@ -167,4 +173,19 @@ func (l *ledger) stateOf(lock, listener int) (memfd int, fds []int, err error) {
 		return 0, nil, fmt.Errorf("write the holder's state: %w", err)
 	}
 	return memfd, fds, nil
+}
+
+// blockHangUp blocks SIGHUP in the calling thread. The holder takes that signal, and a program begins with the mask of the
+// thread that executed it: without this one that comes before the holder has blocked it would kill the holder.
+func blockHangUp() (restore func(), err error) {
+	runtime.LockOSThread()
+	set, old := unix.Sigset_t{Val: [16]uint64{1 << (unix.SIGHUP - 1)}}, unix.Sigset_t{}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("block SIGHUP: %w", err)
+	}
+	return func() {
+		unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+		runtime.UnlockOSThread()
+	}, nil
 }

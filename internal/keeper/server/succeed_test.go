@@ -211,3 +211,28 @@ func TestHolderKilledAtRandom(t *testing.T) {
 	n.wantCount(beside, 100, false)
 	n.wantNoInits()
 }
+
+// A kurid that finds no socket asks the processes of the keeper by SIGHUP to restore them. That does not kill a keeper which is
+// becoming the holder.
+func TestHangUpDoesNotKillANewHolder(t *testing.T) {
+	n := newNode(t)
+	n.sandbox()
+	for range 5 {
+		old, err := n.holderInfo()
+		n.must(err)
+		n.must(unix.Kill(old.Pid, syscall.SIGKILL))
+		for until := time.Now().Add(300 * time.Millisecond); time.Now().Before(until); {
+			if err := unix.Kill(old.Keeper, syscall.SIGHUP); err != nil {
+				t.Fatalf("the keeper, process %d, that was to become the holder is gone: %v", old.Keeper, err)
+			}
+		}
+		if !eventually(func() bool {
+			now, err := n.holderInfo()
+			return err == nil && now.Pid == old.Keeper && now.Keeper != 0
+		}) {
+			now, err := n.holderInfo()
+			t.Fatalf("the holder is %+v, %v, and not process %d", now, err, old.Keeper)
+		}
+		n.awaitKeeper(old.Keeper)
+	}
+}
