@@ -23,6 +23,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -80,28 +81,30 @@ func put(path string, body []byte, durable bool) error {
 	return nil
 }
 
+// replace uses system calls directly: os.File needs five more for each file, to find out that it
+// cannot be polled.
 func replace(path string, body []byte, durable bool) (err error) {
-	f, err := create(path)
+	tmp, fd, err := create(path)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(f.Name())
+			unix.Unlink(tmp)
 		}
 	}()
-	_, err = f.Write(body)
+	err = writeAll(fd, body)
 	if err == nil && durable {
-		err = f.Sync()
+		err = retry(func() error { return unix.Fsync(fd) })
 	}
-	if cerr := f.Close(); err == nil {
+	if cerr := unix.Close(fd); err == nil {
 		err = cerr
 	}
 	if err != nil {
-		return err
+		return &os.PathError{Op: "write", Path: tmp, Err: err}
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
+	if err := retry(func() error { return unix.Rename(tmp, path) }); err != nil {
+		return &os.LinkError{Op: "rename", Old: tmp, New: path, Err: err}
 	}
 	if durable {
 		return syncDir(filepath.Dir(path))
@@ -109,9 +112,49 @@ func replace(path string, body []byte, durable bool) (err error) {
 	return nil
 }
 
-// create makes the temporary file that will replace the record at path.
-func create(path string) (*os.File, error) {
-	return os.CreateTemp(filepath.Dir(path), fmt.Sprintf(".%s.%d-*", filepath.Base(path), os.Getpid()))
+// create makes the temporary file that will replace the record at path and opens it for writing.
+func create(path string) (tmp string, fd int, err error) {
+	prefix := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+strconv.Itoa(os.Getpid())+"-")
+	const attempts = 10000 // as os.CreateTemp
+	for range attempts {
+		tmp = prefix + strconv.FormatUint(uint64(rand.Uint32()), 10)
+		err = retry(func() error {
+			fd, err = unix.Open(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+			return err
+		})
+		if err == nil {
+			return tmp, fd, nil
+		}
+		if err != unix.EEXIST {
+			break
+		}
+	}
+	return "", -1, &os.PathError{Op: "open", Path: tmp, Err: err}
+}
+
+func writeAll(fd int, body []byte) error {
+	for len(body) > 0 {
+		n, err := unix.Write(fd, body)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return err
+		case n == 0:
+			return io.ErrUnexpectedEOF
+		default:
+			body = body[n:]
+		}
+	}
+	return nil
+}
+
+// retry repeats a system call that a signal interrupted, which some network file systems allow.
+func retry(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // Sweep removes the temporary files of killed writers from dir. Files of living processes stay: a

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
@@ -157,13 +159,40 @@ func TestSweep(t *testing.T) {
 // Sweep recognises the temporary files of Write.
 func TestSweepRecognisesTemporaryFilesOfWrite(t *testing.T) {
 	dir := t.TempDir()
-	f, err := create(filepath.Join(dir, "r.json"))
+	_, fd, err := create(filepath.Join(dir, "r.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Close()
+	unix.Close(fd)
 	Sweep(dir)
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Errorf("%v is left", left)
+	}
+}
+
+// A record that cannot be written leaves no temporary file and an error with the cause.
+func TestWriteThatFails(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "r.json")
+	if err := os.MkdirAll(filepath.Join(path, "sub"), 0o700); err != nil { // nothing can be renamed over it
+		t.Fatal(err)
+	}
+	if err := Write(path, 1, sample{"a"}); !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EEXIST) {
+		t.Errorf("over a directory: %v", err)
+	}
+	if err := Write(filepath.Join(dir, "none", "r.json"), 1, sample{"a"}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("in a missing directory: %v", err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("left in the directory: %v", left)
+	}
+}
+
+func BenchmarkWrite(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "r.json")
+	for b.Loop() {
+		if err := Write(path, 1, sample{"a"}); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
