@@ -34,6 +34,8 @@ type Embedded struct {
 	filters filters
 	held    held
 	pins    pins
+
+	hierarchies hierarchies
 }
 
 // NewEmbedded returns a runtime that keeps its records below root, which it makes when it needs it. It is called in the

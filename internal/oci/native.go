@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/cgroups"
-	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/system"
@@ -158,16 +157,11 @@ func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spe
 		}
 	}
 	step.Enter(ctx, "config")
-	// libcontainer checks the configuration, and that neither id nor cgroup is in use, and makes the directory of its records.
-	c, err := libcontainer.Create(e.root, id, config)
+	dir, manager, err := e.prepare(id, config)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(e.root, id)
-	n := &native{id: id, dir: dir, mounts: mounts, filter: f}
-	if n.cgroups, err = manager.New(config.Cgroups); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
+	n := &native{id: id, dir: dir, mounts: mounts, filter: f, cgroups: manager}
 	made := false
 	defer func() {
 		if !made {
@@ -177,10 +171,10 @@ func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spe
 
 	// 1. The cgroups, with all limits before anyone is in them.
 	step.Enter(ctx, "cgroup")
-	if err := n.cgroups.Apply(-1); err != nil {
+	if err := makeCgroup(n.cgroups, config.Cgroups.Resources); err != nil {
 		return nil, classify(fmt.Errorf("unable to apply cgroup configuration: %w", err))
 	}
-	if err := n.cgroups.Set(config.Cgroups.Resources); err != nil {
+	if err := limit(n.cgroups, config.Cgroups.Resources); err != nil {
 		return nil, classify(fmt.Errorf("setting cgroup config: %w", err))
 	}
 	n.paths = n.cgroups.GetPaths()
@@ -200,7 +194,7 @@ func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spe
 
 	// 4. The record, by which libcontainer does all else.
 	step.Enter(ctx, "record")
-	if err := n.record(c.Config()); err != nil {
+	if err := n.record(*config); err != nil {
 		return nil, err
 	}
 	made = true
