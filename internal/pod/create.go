@@ -231,6 +231,7 @@ func newContainerRecord(s *SandboxRecord, cfg *runtime.ContainerConfig, img *ima
 		Layers:    img.DiffIDs,
 		CreatedAt: time.Now().UnixNano(),
 	}
+	r.configJSON = encodeConfig(r.Config)
 	r.ImageRef = imageRef(img)
 	// A kubelet compares the name in the status with the pod's own: it is the one that the user wrote, where we are told.
 	r.ImageName = cfg.GetImage().GetUserSpecifiedImage()

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"encoding/json"
 	"errors"
 	"path/filepath"
 	"strconv"
@@ -96,6 +97,8 @@ type SandboxRecord struct {
 	// Overhead and Resources are what UpdatePodSandboxResources has said last; until then the configuration's count.
 	Overhead  message[*runtime.LinuxContainerResources] `json:"overhead,omitzero"`
 	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
+
+	configJSON json.RawMessage // of Config, while the sandbox is being made; else nil
 }
 
 // ContainerRecord is all that is kept of a container. It is immutable once it is published.
@@ -144,6 +147,41 @@ type ContainerRecord struct {
 	Init       string `json:"init,omitempty"`    // who made its first process, as the keeper tells it: "native", "libcontainer: WHY"
 	Reason     string `json:"reason,omitempty"`  // one word: Completed, Error, OOMKilled, StartError, ContainerStatusUnknown
 	Message    string `json:"message,omitempty"` // a sentence for people
+
+	configJSON json.RawMessage // of Config, until the container has been started; else nil
+}
+
+// stored returns what is written of a record to the disk. The JSON of its configuration, which takes most of the work, is made
+// once for all states of a start.
+func (r *SandboxRecord) stored() any {
+	if r.configJSON == nil {
+		return r
+	}
+	type fields SandboxRecord
+	return struct {
+		*fields
+		Config json.RawMessage `json:"config"` // in place of that of fields
+	}{(*fields)(r), r.configJSON}
+}
+
+func (r *ContainerRecord) stored() any {
+	if r.configJSON == nil {
+		return r
+	}
+	type fields ContainerRecord
+	return struct {
+		*fields
+		Config json.RawMessage `json:"config"`
+	}{(*fields)(r), r.configJSON}
+}
+
+// encodeConfig returns the JSON of a configuration, nil if it cannot be encoded; the error is then the record's.
+func encodeConfig(config json.Marshaler) json.RawMessage {
+	text, err := config.MarshalJSON()
+	if err != nil {
+		return nil
+	}
+	return text
 }
 
 // paths tells where what belongs to a pod or a container lies.

@@ -154,6 +154,7 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 		CreatedAt: time.Now().UnixNano(),
 		BootID:    p.bootID,
 	}
+	r.configJSON = encodeConfig(r.Config)
 	asked := cfg.GetLinux().GetCgroupParent()
 	parent, only, err := p.Driver.Parent(asked, r.ID, cfg.GetMetadata().GetUid())
 	if err != nil {

@@ -34,14 +34,14 @@ func (p paths) containerCopy(pod, c string) string {
 
 // writeSandbox writes a sandbox's record, and its copy. The error is the record's.
 func (p paths) writeSandbox(r *SandboxRecord) error {
-	err, copyErr := record.WriteTwice(p.podRecord(r.ID), p.podCopy(r.ID), sandboxFormat, r)
+	err, copyErr := record.WriteTwice(p.podRecord(r.ID), p.podCopy(r.ID), sandboxFormat, r.stored())
 	noteCopy(copyErr)
 	return err
 }
 
 // writeContainer writes a container's record, and its copy. The error is the record's.
 func (p paths) writeContainer(r *ContainerRecord) error {
-	err, copyErr := record.WriteTwice(p.containerRecord(r.SandboxID, r.ID), p.containerCopy(r.SandboxID, r.ID), containerFormat, r)
+	err, copyErr := record.WriteTwice(p.containerRecord(r.SandboxID, r.ID), p.containerCopy(r.SandboxID, r.ID), containerFormat, r.stored())
 	noteCopy(copyErr)
 	return err
 }

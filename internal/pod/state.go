@@ -80,6 +80,7 @@ func (s *Sandbox) becomeLocked(next State, change func(*SandboxRecord)) error {
 		change(&r)
 	}
 	err := s.paths.writeSandbox(&r)
+	r.configJSON = nil
 	if err == nil || next == NotReady {
 		s.publish(&r)
 	}
@@ -159,6 +160,9 @@ func (c *Container) becomeLocked(next State, change func(*ContainerRecord)) erro
 		change(&r)
 	}
 	err := c.paths.writeContainer(&r)
+	if next != Created {
+		r.configJSON = nil
+	}
 	if err == nil || next == Exited || next == Running {
 		c.publish(&r)
 	}
