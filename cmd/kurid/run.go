@@ -280,7 +280,7 @@ func streamOptions(cfg config.Config) stream.Options {
 	return stream.Options{
 		Address: cfg.Stream.Address, Port: cfg.Stream.Port, StateDir: cfg.State,
 		TLS:   stream.TLS{Cert: cfg.Stream.TLSCert, Key: cfg.Stream.TLSKey, ClientCA: cfg.Stream.TLSClientCA},
-		Drain: time.Duration(cfg.Stream.Drain) * time.Second, Most: cfg.Stream.MaxStreams,
+		Drain: time.Duration(cfg.Stream.Drain) * time.Second, MaxStreams: cfg.Stream.MaxStreams,
 		Flags: []string{"--log-level", cfg.LogLevel, "--log-format", cfg.LogFormat},
 	}
 }

@@ -15,7 +15,7 @@ func (s *runtimeService) Exec(_ context.Context, req *runtime.ExecRequest) (*run
 	if err != nil {
 		return nil, err
 	}
-	url, err := s.Streams.Exec(c.Stream(), req.GetCmd(), streaming.Wanted{
+	url, err := s.Streams.Exec(c.Stream(), req.GetCmd(), streaming.StreamSet{
 		Stdin: req.GetStdin(), Stdout: req.GetStdout(), Stderr: req.GetStderr(), TTY: req.GetTty(),
 	})
 	return &runtime.ExecResponse{Url: url}, err
@@ -26,7 +26,7 @@ func (s *runtimeService) Attach(_ context.Context, req *runtime.AttachRequest) (
 	if err != nil {
 		return nil, err
 	}
-	url, err := s.Streams.Attach(c.Stream(), streaming.Wanted{
+	url, err := s.Streams.Attach(c.Stream(), streaming.StreamSet{
 		Stdin: req.GetStdin(), Stdout: req.GetStdout(), Stderr: req.GetStderr(), TTY: req.GetTty(),
 	})
 	return &runtime.AttachResponse{Url: url}, err

@@ -14,8 +14,8 @@ import (
 
 const megabyte = 1 << 20
 
-// BenchmarkForward compares the throughput of a forwarded port with that of a plain proxy, in both directions. The client
-// does as little as can be done, so that what is measured is the server:
+// BenchmarkForward compares the throughput of a forwarded port with that of a plain proxy, in both
+// directions. The client does the minimum, so the server is what is measured:
 //
 //	go test -tags seccomp ./internal/stream -run '^$' -bench Forward -count 5
 func BenchmarkForward(b *testing.B) {
@@ -48,13 +48,13 @@ func BenchmarkForward(b *testing.B) {
 	}
 }
 
-// forwardedConn is a client's end of a forwarded connection.
+// forwardedConn is the client's end of a forwarded connection.
 type forwardedConn struct {
-	receive func() (int64, error) // to the end
+	receive func() (int64, error) // until the end
 	send    func(megabytes int) error
 }
 
-// send sends so much and ends its direction.
+// send sends that many megabytes and closes the write side.
 func send(c *net.TCPConn, megabytes int) error {
 	for piece := make([]byte, megabyte); megabytes > 0; megabytes-- {
 		if _, err := c.Write(piece); err != nil {
@@ -64,7 +64,7 @@ func send(c *net.TCPConn, megabytes int) error {
 	return c.CloseWrite()
 }
 
-// pod serves one connection.
+// pod serves a single connection and returns its port.
 func pod(b *testing.B, serve func(*net.TCPConn)) int {
 	b.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -81,7 +81,7 @@ func pod(b *testing.B, serve func(*net.TCPConn)) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// openPlain connects through a proxy that is nothing but io.Copy.
+// openPlain connects through a proxy of two io.Copy.
 func openPlain(b *testing.B, port int) forwardedConn {
 	b.Helper()
 	through := pod(b, func(client *net.TCPConn) {
@@ -116,7 +116,7 @@ func openPlain(b *testing.B, port int) forwardedConn {
 // openSPDY connects through a forwarded port.
 func openSPDY(b *testing.B, port int) forwardedConn {
 	b.Helper()
-	s, err := newServer(serverOptions{Address: "127.0.0.1", Most: testMost, Runtime: local{}})
+	s, err := newServer(serverOptions{Address: "127.0.0.1", MaxStreams: testMaxStreams, Runtime: local{}})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -134,7 +134,8 @@ func openSPDY(b *testing.B, port int) forwardedConn {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { c.Close() })
-	fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n", u.Path)
+	fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: "+
+		"SPDY/3.1\r\nX-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n", u.Path)
 	from := bufio.NewReaderSize(c, 64<<10)
 	if resp, err := http.ReadResponse(from, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		b.Fatalf("%v %v", resp, err)
@@ -170,7 +171,7 @@ func openSPDY(b *testing.B, port int) forwardedConn {
 			}
 		},
 		send: func(megabytes int) error {
-			frame := make([]byte, 8+pieceMax) // as clients do, and with one write
+			frame := make([]byte, 8+pieceMax) // the frame size of common clients, in one write
 			frame[3], frame[6], frame[7] = 3, pieceMax>>8, pieceMax&0xff
 			for range megabytes * (megabyte / pieceMax) {
 				if _, err := c.Write(frame); err != nil {

@@ -1,53 +1,65 @@
-// Package stream serves the streams of the CRI: exec, attach and port forwarding, over SPDY and WebSocket.
+// Package stream serves the streams of the CRI: exec, attach and port forwarding, over SPDY and
+// WebSocket.
 //
-// The CRI answers Exec, Attach and PortForward with a URL, at which the kubelet, or who it speaks for, opens the streams.
-// One holds a token of 256 random bits that is good once and for one minute; it is all the access control that there is
-// unless clients need certificates, so the server listens on the loopback address unless it is told otherwise.
+// The CRI answers Exec, Attach and PortForward with a URL. The kubelet, or the client it acts for,
+// opens the streams there. The URL holds a token of 256 random bits, valid once and for one minute.
+// This token is the only access control unless client certificates are required, so the server
+// listens on the loopback address by default.
 //
 // # Two processes
 //
-// A [Client] is kurid's half: it has URLs given. The streams are served by a process of their own, our program in the
-// [Mode] (its main calls [Serve]), which is started for the first URL and ends after a minute without anything to do. It
-// needs the keeper alone. So open streams go on when kurid is restarted, replaced or killed, and the next kurid has a
-// process of its own beside it; and what a client sends that should not be sent is read by a process that has nothing
-// but streams.
+// A [Client] is kurid's half: it requests the URLs. The streams are served by a separate process,
+// our program in [Mode] (its main calls [Serve]). It is started for the first URL, ends after a
+// minute without work, and needs only the keeper. Open streams therefore survive a restart, an
+// upgrade or a crash of kurid; the next kurid starts a process of its own beside the old one.
+// Malicious input from a client is parsed by a process that holds nothing but streams.
 //
-// They speak JSON over a socket pair: a message, an answer. The end of that connection is the end of kurid. The process
-// then listens no more, and lives until its last stream has ended or the time for them (Options.Drain) is over. SIGTERM
-// ends it at once, with its streams. When it is killed, the keeper sees the ends of its sessions and kills what was
-// executed for them. It shares no file, no lock and no record with kurid, old or new.
+// The two speak JSON over a socket pair: one answer to each message. The end of that connection
+// means the end of kurid. The process then stops listening, and lives until its last stream has
+// ended or Options.Drain has passed. SIGTERM ends it at once, with its streams. When it is killed,
+// the keeper sees the ends of its sessions and kills the commands that were executed for them. It
+// shares no file, no lock and no record with any kurid.
 //
-//	(none) ──first URL──> serving ──a minute of nothing, or kurid's end without streams──> (none)
-//	                         └──────kurid's end──> draining ──last stream, time, SIGTERM──> (none)
+//	(none) ──first URL──> serving ──a minute idle, or kurid ends without streams──> (none)
+//	                         └──────kurid ends──> draining ──last stream, Drain, SIGTERM──> (none)
 //
 // # Protocols
 //
-// They are k8s.io/cri-streaming's: remotecommand v1 to v4 over SPDY, its channels with and without base64 over
-// WebSocket, and port forwarding over both. Over WebSocket there is v5 too, with which a client can end its stdin, and SPDY
-// tunnelled through it for ports (SPDY/3.1+portforward.k8s.io).
+// They are those of k8s.io/cri-streaming: remotecommand v1 to v4 over SPDY, its channels with and
+// without base64 over WebSocket, and port forwarding over both. Over WebSocket there are two more:
+// v5, with which a client can close its stdin, and SPDY tunnelled through WebSocket for ports
+// (SPDY/3.1+portforward.k8s.io).
 //
-// A kubelet hands a client's request on as it is, whatever its transport. From 1.36 on (ExtendWebSocketsToKubelet) it
-// makes SPDY of v5 and of SPDY tunnelled through WebSocket itself, as the API server did from 1.30 on.
+// A kubelet passes a client's request on unchanged, whatever its transport. From 1.36 on
+// (ExtendWebSocketsToKubelet) it translates v5 and tunnelled SPDY to SPDY itself, as the API server
+// has done since 1.30.
 //
-// What is served is a [Runtime]'s: the streams of an exec end at descriptors of the process (package keeper), those of a
-// port at a socket in the pod's network namespace. Nothing is queued in between. A client that does not read blocks the
-// one write to its connection, and with that the pipe of its own process. What the SPDY library queues of a client's is at
-// most 250 frames, which are cut to 32 KiB ([frames]): 8 MiB. A client that sends much is read 128 KiB ahead, and a pod that
-// does through a forwarded port has a buffer of 256 KiB, as then has the connection. A message over WebSocket has 32 MiB at most.
+// # Memory
 //
-// How many streams are open or have been promised is bounded, in each process that streams (Options.Most): whoever may exec
-// could else take the memory of the node, 8 MiB with each client that sends to what does not read, and the keeper's
-// descriptors. So are the connections to ports of one client. The processes of execs are bounded by their containers'
-// limits (pod.pids_limit).
+// The other end of a stream is a [Runtime]'s: the streams of an exec end at descriptors of the
+// process (package keeper), those of a port at a socket in the pod's network namespace. Nothing is
+// queued in between. A client that does not read blocks the one write to its connection, and with
+// it the pipe of its own process. The SPDY library queues at most 250 frames of a client, each cut
+// to 32 KiB ([frames]): 8 MiB. A client that sends much is read 128 KiB ahead. A pod that sends
+// much through a forwarded port has a buffer of 256 KiB, and so has the connection. A WebSocket
+// message has at most 32 MiB.
 //
-// A pod that does not read from one forwarded connection holds up the others of its client, which come over the same one. When
-// it has taken nothing for ten seconds and there are others, it is given up, and only that connection is reset.
+// Options.MaxStreams bounds the streams that are open or promised, in each process. Without it,
+// whoever may exec could take the memory of the node (8 MiB with each client whose input is not
+// read) and the keeper's descriptors. The connections of one client to ports are bounded, too. The
+// processes of execs are bounded by the limits of their containers (pod.pids_limit).
 //
-// A client that is gone ends the context of its streams at once when its connection is read, and within seconds when it is
-// not, for its input waits to be taken.
+// # Slow and lost peers
+//
+// A pod that does not read from one forwarded connection blocks the others of that client, because
+// all share one connection. A connection whose pod has read nothing for ten seconds is reset if the
+// client has others.
+//
+// When a client disconnects, the context of its streams ends: at once if its connection is being
+// read, within seconds if it is not, because input is still unread.
 //
 // # Concurrency
 //
-// A Client and a [Server] are safe for concurrent use. Each connection has a goroutine of the HTTP server's, which Close
-// waits for.
+// A Client and a [Server] are safe for concurrent use. Each connection has a goroutine of the HTTP
+// server; Close waits for them.
 package stream

@@ -11,32 +11,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watching makes connections that tell when the other side is gone. The HTTP server does not, once it has given a
-// connection away to an upgrade.
-type watching struct {
+// watchListener accepts connections that notice when the peer disconnects. The HTTP server stops
+// watching for that once a connection is hijacked.
+type watchListener struct {
 	*net.TCPListener
-	open context.Context // its end closes all connections
+	open context.Context // closes all connections when it ends
 }
 
-func (l watching) Accept() (net.Conn, error) {
+func (l watchListener) Accept() (net.Conn, error) {
 	c, err := l.AcceptTCP() // with keep-alive probes, Go's default
 	if err != nil {
 		return nil, err
 	}
 	ctx, gone := context.WithCancel(l.open)
-	w := &watched{TCPConn: c, ctx: ctx, gone: gone}
+	w := &watchedConn{TCPConn: c, ctx: ctx, gone: gone}
 	go w.watch()
 	return w, nil
 }
 
-// watched is a connection whose context ends when it is closed from either side.
-type watched struct {
+// watchedConn is a connection whose context ends when either side closes it.
+type watchedConn struct {
 	*net.TCPConn
-	ctx  context.Context // the connection's own life, not that of a call
+	ctx  context.Context // the lifetime of the connection, not of a call
 	gone context.CancelFunc
 }
 
-func (w *watched) Read(b []byte) (int, error) {
+func (w *watchedConn) Read(b []byte) (int, error) {
 	n, err := w.TCPConn.Read(b)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		w.gone()
@@ -44,17 +44,18 @@ func (w *watched) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (w *watched) Close() error {
+func (w *watchedConn) Close() error {
 	w.gone()
 	return w.TCPConn.Close()
 }
 
-// watchEvery is how often a connection is looked at that may have nobody reading it.
+// watchEvery is the interval at which a connection is polled for its end, in case nobody reads it.
 const watchEvery = 2 * time.Second
 
-// watch ends the context when the other side has closed the connection although nobody reads it: who writes to the
-// connection, or waits for the process that should take the input, learns of it by that alone.
-func (w *watched) watch() {
+// watch ends the context when the peer has closed the connection and nobody reads it. A goroutine
+// that only writes to the connection, or that waits for the process to take the input, would not
+// notice otherwise.
+func (w *watchedConn) watch() {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	conn, err := w.SyscallConn()
@@ -64,7 +65,7 @@ func (w *watched) watch() {
 	for {
 		select {
 		case <-w.ctx.Done():
-			w.TCPConn.Close() // a write that waits for a client which is gone ends
+			w.TCPConn.Close() // unblocks a write to the client that is gone
 			return
 		case <-tick.C:
 		}
@@ -80,12 +81,12 @@ func (w *watched) watch() {
 	}
 }
 
-// untilGone is the context of the requests of a connection.
-func untilGone(ctx context.Context, c net.Conn) context.Context {
+// connContext returns the context for the requests of a connection.
+func connContext(ctx context.Context, c net.Conn) context.Context {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	context.AfterFunc(c.(*watched).ctx, cancel)
+	context.AfterFunc(c.(*watchedConn).ctx, cancel)
 	return ctx
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/namespace"
 )
 
-// node is the runtime of this node: its keeper, and the network namespaces of its pods. It needs no kurid, and so goes on
-// without one.
+// node is the runtime of this node: its keeper, and the network namespaces of its pods. It works
+// without kurid.
 type node struct {
 	keeper *keeper.Client
 }
@@ -35,9 +35,9 @@ func (n node) Attach(ctx context.Context, c Container, with keeper.Streams) erro
 	return nil
 }
 
-// Dial connects to a TCP port of the pod on its loopback addresses: 127.0.0.1 and, if nothing listens there, ::1. A pod of
-// the host's network is the host. The error is of kind Precondition when nothing listens on either, or when the pod has
-// been stopped.
+// Dial connects to a TCP port of the pod on its loopback addresses: 127.0.0.1 and, if nothing
+// listens there, ::1. For a pod in the host network that is the host's loopback. The error is of
+// kind Precondition if nothing listens on either address or the pod has been stopped.
 func (n node) Dial(ctx context.Context, p Pod, port uint16) (*net.TCPConn, error) {
 	if err := n.ready(ctx, p); err != nil {
 		return nil, err
@@ -55,13 +55,14 @@ func (n node) Dial(ctx context.Context, p Pod, port uint16) (*net.TCPConn, error
 	case errors.Is(err, unix.ENOENT):
 		return nil, fault.New(fault.Precondition, "%s has been stopped: %w", p.Name, errs[0])
 	case errors.Is(err, unix.ECONNREFUSED):
-		return nil, fault.New(fault.Precondition, "nothing listens on port %d of %s, on 127.0.0.1 or on ::1: %w", port, p.Name, err)
+		return nil, fault.New(fault.Precondition, "nothing listens on port %d of %s, on 127.0.0.1 or on ::1: %w",
+			port, p.Name, err)
 	}
 	return nil, fmt.Errorf("connect to port %d of %s: %w", port, p.Name, err)
 }
 
-// ready tells whether a pod of the host's network has been stopped, which only the keeper knows: the network namespace of
-// another is gone then.
+// ready returns an error if a pod in the host network has been stopped, which only the keeper
+// knows. Any other pod loses its network namespace, which Dial notices.
 func (n node) ready(ctx context.Context, p Pod) error {
 	if p.Netns != "" {
 		return nil
@@ -78,8 +79,9 @@ func (n node) ready(ctx context.Context, p Pod) error {
 	return fault.New(fault.Precondition, "%s has been stopped", p.Name)
 }
 
-// dialIn connects to a literal address from a network namespace, or from our own when netns is empty. A socket belongs to
-// the namespace in which it was made, so a thread that enters it makes the socket, and is then given up.
+// dialIn connects to a literal address from a network namespace, or from our own if netns is empty.
+// A socket belongs to the namespace of the thread that creates it, so a thread enters the
+// namespace, creates the socket, and is discarded.
 func dialIn(ctx context.Context, netns, address string) (*net.TCPConn, error) {
 	var d net.Dialer
 	if netns == "" {
@@ -99,7 +101,7 @@ func dialIn(ctx context.Context, netns, address string) (*net.TCPConn, error) {
 		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter the network namespace %s: %w", netns, err)
 		}
-		conn, err = d.DialContext(ctx, "tcp", address) // one literal address: on this thread, without a resolver
+		conn, err = d.DialContext(ctx, "tcp", address) // a literal address: resolved on this thread
 		return err
 	})
 	if err != nil {

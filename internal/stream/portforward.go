@@ -18,8 +18,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// PortForward returns a URL at which a client can connect to TCP ports of a pod. Over WebSocket these are the given ones,
-// over SPDY the client names them for each connection.
+// PortForward returns a URL at which a client can connect to TCP ports of a pod. Over WebSocket the
+// ports are those given, over SPDY the client names one for each connection.
 func (s *Server) PortForward(p Pod, ports []int32) (string, error) {
 	if err := checkPorts(ports); err != nil {
 		return "", err
@@ -27,7 +27,8 @@ func (s *Server) PortForward(p Pod, ports []int32) (string, error) {
 	return s.ticket("portforward", func(w http.ResponseWriter, r *http.Request) {
 		f := forwarder{s.runtime, p, r, new(atomic.Int32)}
 		serve := func(w http.ResponseWriter, r *http.Request) {
-			portforward.ServePortForward(w, r, f, p.ID, "", &portforward.V4Options{Ports: ports}, idleLimit, creationLimit, portforward.SupportedProtocols)
+			portforward.ServePortForward(w, r, f, p.ID, "", &portforward.V4Options{Ports: ports}, idleLimit,
+				creationLimit, portforward.SupportedProtocols)
 		}
 		switch {
 		case wsstream.IsWebSocketRequestWithTunnelingProtocol(r):
@@ -35,16 +36,16 @@ func (s *Server) PortForward(p Pod, ports []int32) (string, error) {
 		case wsstream.IsWebSocketRequest(r):
 			serve(w, r)
 		default:
-			serve(framed{w}, r)
+			serve(framedResponse{w}, r)
 		}
 	})
 }
 
-// checkPorts refuses what the CRI excludes.
+// checkPorts rejects ports that the CRI excludes.
 func checkPorts(ports []int32) error {
 	for _, port := range ports {
 		if port < 1 || port > 65535 {
-			return fault.New(fault.Invalid, "port: %d is not a port", port)
+			return fault.New(fault.Invalid, "port %d: not between 1 and 65535", port)
 		}
 	}
 	return nil
@@ -54,22 +55,24 @@ func checkPorts(ports []int32) error {
 type forwarder struct {
 	runtime Runtime
 	pod     Pod
-	request *http.Request // its context ends with the client, the one that the library gives does not
-	open    *atomic.Int32 // connections
+	request *http.Request // its context ends with the client; that of the library does not
+	open    *atomic.Int32 // number of connections
 }
 
-// lingering is how long a client whose connection the pod has closed may say nothing before the rest of it is closed, too.
-const lingering = 10 * time.Second
+// lingerLimit is how long a client may be silent after the pod has closed its side, before the rest
+// of the connection is closed.
+const lingerLimit = 10 * time.Second
 
-// maxConnections is how many connections to ports one client may have at once.
+// maxConnections is the maximum number of connections to ports for one client.
 const maxConnections = 1000
 
-// PortForward copies between a stream and a port. Each direction ends on its own; when the pod has ended its own, the
-// other goes on as long as the client uses it.
+// PortForward copies between a stream and a port. Each direction ends on its own. After the pod has
+// ended its own, the other stays open as long as the client uses it.
 func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
 	defer f.open.Add(-1)
 	if f.open.Add(1) > maxConnections {
-		return fmt.Errorf("port %d: the client has %d connections open, as many as one may have; end some, or forward the port by another client", port, maxConnections)
+		return fmt.Errorf("port %d: the client has %d connections open, as many as one may have; end some, or "+
+			"forward the port by another client", port, maxConnections)
 	}
 	ctx, cancel := context.WithCancelCause(f.request.Context())
 	defer cancel(nil)
@@ -80,60 +83,61 @@ func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, strea
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
-	heard := make(chan struct{}, 1) // from the client
+	received := make(chan struct{}, 1) // a piece from the client has arrived
 	toPod := make(chan error, 1)
-	go func() { // ends when the stream is reset, which it is when we return
-		err := fault.Contained(func() error { return copyIn(f.patiently(conn), stream, heard) })
-		if errors.Is(err, errHoldsUp) {
+	go func() { // ends when the stream is reset, at our return at the latest
+		err := fault.Contained(func() error { return copyIn(podWriter{conn, f.open}, stream, received) })
+		if errors.Is(err, errBlocksOthers) {
 			cancel(err)
 		}
 		toPod <- errors.Join(err, conn.CloseWrite())
 	}()
 	err = copyOut(stream, conn)
-	if cause := context.Cause(ctx); errors.Is(cause, errHoldsUp) {
+	if cause := context.Cause(ctx); errors.Is(cause, errBlocksOthers) {
 		return fmt.Errorf("port %d: %w", port, cause)
 	}
 	if err != nil {
 		return ended(ctx, fmt.Errorf("port %d: %w", port, err))
 	}
-	// Of a WebSocket's channel the two directions cannot be closed apart.
+	// The two directions of a WebSocket channel cannot be closed separately.
 	half, ok := stream.(httpstream.Stream)
 	if !ok {
 		return nil
 	}
 	half.Close()
-	// The library does not do this without an error: the next that the client sends, which nobody would read, would hold up
-	// all of its connections for ever. The client, which has been told the end, hears nothing of it.
+	// The library resets a stream only after an error. Unread data on this one would block all
+	// connections of the client for ever. The client does not see the reset: it has been sent the
+	// end already.
 	defer half.Reset()
 	for {
 		select {
 		case err := <-toPod:
-			if errors.Is(err, errHoldsUp) {
+			if errors.Is(err, errBlocksOthers) {
 				return fmt.Errorf("port %d: %w", port, err)
 			}
-			return nil // what the pod did not want to hear is no error: it has closed its side
-		case <-heard:
-		case <-time.After(lingering):
+			return nil // not an error: the pod has closed its side
+		case <-received:
+		case <-time.After(lingerLimit):
 			return nil
 		}
 	}
 }
 
-// holdLimit is how long a pod may take nothing of what one connection sends while its client has others. They wait behind it:
-// neither SPDY, as it is spoken here, nor a WebSocket can tell a client to send nothing for one of them.
+// holdLimit is how long a pod may read nothing of one connection while its client has others. They
+// wait behind it: neither SPDY, as used here, nor WebSocket has flow control for each connection.
 const holdLimit = 10 * time.Second
 
-var errHoldsUp = fmt.Errorf("the pod has taken nothing for %s, and the client's other connections wait behind this one", holdLimit)
+var errBlocksOthers = fmt.Errorf("the pod has taken nothing for %s, and the client's other connections wait behind "+
+	"this one", holdLimit)
 
-// patiently is a writer to a pod that gives up a pod which holds up others. One that holds up nobody is waited for.
-func (f forwarder) patiently(conn *net.TCPConn) io.Writer { return patient{conn, f.open} }
-
-type patient struct {
+// podWriter writes to a pod, and fails with errBlocksOthers if the pod does not read and other
+// connections wait. It waits without limit if there are no others.
+type podWriter struct {
 	conn *net.TCPConn
 	open *atomic.Int32
 }
 
-func (p patient) Write(b []byte) (written int, err error) {
+func (p podWriter) Write(b []byte) (written int, err error) {
 	for progress := time.Now(); ; {
 		p.conn.SetWriteDeadline(time.Now().Add(holdLimit / 10))
 		n, err := p.conn.Write(b[written:])
@@ -144,12 +148,12 @@ func (p patient) Write(b []byte) (written int, err error) {
 		if n > 0 {
 			progress = time.Now()
 		} else if time.Since(progress) >= holdLimit && p.open.Load() > 1 {
-			return written, errHoldsUp
+			return written, errBlocksOthers
 		}
 	}
 }
 
-// ended hides an error that is but the client's end.
+// ended drops an error that only reports that the client has disconnected.
 func ended(ctx context.Context, err error) error {
 	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 		return nil
@@ -157,14 +161,14 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// copyIn copies to a pod what its client sends until its end, and tells of each piece.
-func copyIn(w io.Writer, r io.Reader, heard chan<- struct{}) error {
+// copyIn copies from the client to the pod until the end, and signals received for each piece.
+func copyIn(w io.Writer, r io.Reader, received chan<- struct{}) error {
 	read := reads(r)
 	for {
 		b, err := read()
 		if len(b) > 0 {
 			select {
-			case heard <- struct{}{}:
+			case received <- struct{}{}:
 			default:
 			}
 			if _, err := w.Write(b); err != nil {
@@ -180,8 +184,8 @@ func copyIn(w io.Writer, r io.Reader, heard chan<- struct{}) error {
 	}
 }
 
-// reads returns a function that gives the next piece, which is good until the next call: of SPDY what a frame holds, without
-// a copy.
+// reads returns a function that returns the next piece, valid until the next call. For SPDY that is
+// the payload of a frame, without a copy.
 func reads(r io.Reader) func() ([]byte, error) {
 	if s, ok := r.(interface{ ReadData() ([]byte, error) }); ok {
 		return s.ReadData
@@ -193,8 +197,8 @@ func reads(r io.Reader) func() ([]byte, error) {
 	}
 }
 
-// copyOut copies what a pod sends until its end. What one read gives is one frame, whose cost depends little on its length:
-// a pod that fills the buffer gets a longer one.
+// copyOut copies from the pod until the end. Each read becomes one frame, whose cost depends little
+// on its length. The buffer therefore grows when a read fills it.
 func copyOut(w io.Writer, r io.Reader) error {
 	for b := make([]byte, outMin); ; {
 		n, err := r.Read(b)
@@ -215,7 +219,7 @@ func copyOut(w io.Writer, r io.Reader) error {
 	}
 }
 
-// The buffers of copyOut, in bytes.
+// Buffer sizes of copyOut, in bytes.
 const (
 	outMin = 16 << 10
 	outMax = 256 << 10

@@ -18,7 +18,7 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// pods serves connections until the test ends, each by serve, and returns the port.
+// pods serves connections with serve until the test ends, and returns the port.
 func pods(t *testing.T, serve func(*net.TCPConn)) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -54,13 +54,14 @@ func TestConnectionsOfAClientAreBounded(t *testing.T) {
 		client, ours := net.Pipe()
 		client.Close()
 		err := f.PortForward(t.Context(), "", "", port, ours)
-		if refused := err != nil && strings.Contains(err.Error(), "connections open"); refused != bounded || f.open.Load() != before {
+		if refused := err != nil && strings.Contains(err.Error(), "connections open"); refused != bounded ||
+			f.open.Load() != before {
 			t.Errorf("with %d open: %v, and %d are counted afterwards", before, err, f.open.Load())
 		}
 	}
 }
 
-// forwarding is a client's connection to a server, over which it opens those to ports.
+// forwarding is a client's SPDY connection to a server, over which it opens connections to ports.
 type forwarding struct {
 	t    *testing.T
 	conn httpstream.Connection
@@ -81,7 +82,8 @@ func openForwarding(t *testing.T, s *Server) *forwarding {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, _, err := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, u).Dial(portforward.ProtocolV1Name)
+	conn, _, err := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost,
+		u).Dial(portforward.ProtocolV1Name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,24 +91,26 @@ func openForwarding(t *testing.T, s *Server) *forwarding {
 	return &forwarding{t: t, conn: conn}
 }
 
-// open opens a connection to a port; what goes wrong with it is read from the second stream.
+// open opens a connection to a port. The second stream carries its errors.
 func (f *forwarding) open(port int) (data, errs httpstream.Stream) {
 	f.t.Helper()
 	f.next++
 	create := func(kind string) httpstream.Stream {
-		s, err := f.conn.CreateStream(http.Header{"Streamtype": {kind}, "Port": {strconv.Itoa(port)}, "Requestid": {strconv.Itoa(f.next)}})
+		s, err := f.conn.CreateStream(http.Header{"Streamtype": {kind}, "Port": {strconv.Itoa(port)},
+			"Requestid": {strconv.Itoa(f.next)}})
 		if err != nil {
 			f.t.Fatal(err)
 		}
 		return s
 	}
 	errs = create("error")
-	errs.Close() // nothing is written to it
+	errs.Close() // half: nothing is written to it
 	return create("data"), errs
 }
 
-// A pod that reads nothing holds up the other connections of its client for a while, and then is given up.
-func TestAPodThatDoesNotReadIsGivenUp(t *testing.T) {
+// A pod that reads nothing blocks the other connections of its client for holdLimit. Then its
+// connection is reset.
+func TestAConnectionWhosePodDoesNotReadIsReset(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	silent := pods(t, func(c *net.TCPConn) {
@@ -133,24 +137,25 @@ func TestAPodThatDoesNotReadIsGivenUp(t *testing.T) {
 	go other.Write(request)
 	answer := make([]byte, len(request))
 	if _, err := io.ReadFull(other, answer); err != nil || !bytes.Equal(answer, request) {
-		t.Errorf("the other: %v", err)
+		t.Errorf("the other connection: %v", err)
 	}
 	if took := time.Since(begin); took < holdLimit/2 || took > 5*holdLimit {
-		t.Errorf("the other was held up for %s", took)
+		t.Errorf("the other was blocked for %s", took)
 	}
 	if said, _ := io.ReadAll(errs); !strings.Contains(string(said), "taken nothing") {
-		t.Errorf("the client is told %q", said)
+		t.Errorf("error sent to the client: %q", said)
 	}
-	// The client goes on.
+	// The client's connection still works.
 	again, _ := f.open(echo)
 	go again.Write(request)
 	if _, err := io.ReadFull(again, answer); err != nil || !bytes.Equal(answer, request) {
-		t.Errorf("a new one: %v", err)
+		t.Errorf("a new connection: %v", err)
 	}
 }
 
-// What a client still sends to a pod that has closed its connection is thrown away, and holds up nothing.
-func TestAPodThatHasEndedHoldsUpNobody(t *testing.T) {
+// Data that a client sends to a pod that has closed its connection is discarded, and blocks
+// nothing.
+func TestDataForAClosedPodConnectionBlocksNothing(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	answers := pods(t, func(c *net.TCPConn) {
@@ -171,8 +176,8 @@ func TestAPodThatHasEndedHoldsUpNobody(t *testing.T) {
 	}
 }
 
-// One that holds up nobody is waited for.
-func TestAPodThatHoldsUpNobodyIsWaitedFor(t *testing.T) {
+// A pod that blocks no other connection is waited for.
+func TestASlowPodThatBlocksNoOtherIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	port := pods(t, func(c *net.TCPConn) {
@@ -183,7 +188,7 @@ func TestAPodThatHoldsUpNobodyIsWaitedFor(t *testing.T) {
 	})
 	f := openForwarding(t, s)
 	data, _ := f.open(port)
-	const size = 32 << 20 // more than anyone buffers
+	const size = 32 << 20 // more than all buffers together
 	for range size / pieceMax {
 		if _, err := data.Write(make([]byte, pieceMax)); err != nil {
 			t.Fatal(err)

@@ -20,32 +20,34 @@ import (
 	"github.com/kuri-cri/kuri/internal/profile"
 )
 
-// Mode is the first argument of our own program when it is to be the process that streams: its main calls [Serve] then.
+// Mode is the first argument of our program that makes it the streaming process: its main then
+// calls [Serve].
 const Mode = "streams"
 
-// Options say what is served. All fields are needed but Port, TLS, Drain and Flags.
+// Options are required except for Port, TLS, Drain and Flags.
 type Options struct {
-	Address  string        // an IP address
-	Port     int           // 0: any free one
-	TLS      TLS           // certificates; none: plain HTTP
-	StateDir string        // of the keeper
-	Drain    time.Duration // how long open streams may go on after Client.Close or our end
-	Most     int           // streams that may be open or promised at once, in one process
-	Flags    []string      // of our program in the mode
+	Address    string        // an IP address
+	Port       int           // 0: any free one
+	TLS        TLS           // certificates; empty: plain HTTP
+	StateDir   string        // the keeper's
+	Drain      time.Duration // how long open streams may continue after Client.Close or the end of kurid
+	MaxStreams int           // maximum number of streams open or promised, in one process
+	Flags      []string      // of our program in Mode
 }
 
-// Client has a process stream for it: URLs come from here, and what is at them is served there.
+// Client requests URLs from the streaming process, which serves the streams at them.
 type Client struct {
 	options Options
 	files   *files // nil: plain HTTP
 
-	mu      sync.Mutex // guards all below; held over an exchange with the process, which is bounded by askLimit
-	process *process   // nil: none
+	mu      sync.Mutex // guards all below; held during an exchange with the process, at most askLimit
+	process *process   // nil: not running
 	closed  bool
 }
 
-// Open returns a client. The process is started when the first URL is asked for, and ends when there has been nothing to
-// do for a while. An address that cannot be listened on, or certificates that cannot be used, are an error now.
+// Open returns a client. The process is started when the first URL is requested, and ends when it
+// has been idle for a while. Open returns an error if the address cannot be listened on or the
+// certificates are unusable.
 func Open(o Options) (*Client, error) {
 	c := &Client{options: o}
 	if o.TLS.Cert != "" {
@@ -61,36 +63,40 @@ func Open(o Options) (*Client, error) {
 	return c, l.Close()
 }
 
-// Exec returns a URL at which a client can run cmd in a container. Error kinds: Invalid, Exhausted, Unavailable.
-func (c *Client) Exec(container Container, cmd []string, want Wanted) (string, error) {
+// Exec returns a URL at which a client can run cmd in a container. Error kinds: Invalid, Exhausted,
+// Unavailable.
+func (c *Client) Exec(container Container, cmd []string, want StreamSet) (string, error) {
 	return c.url(message{Kind: "exec", Container: container, Cmd: cmd, Want: want})
 }
 
 // Attach returns a URL at which a client can attach to a container.
-func (c *Client) Attach(container Container, want Wanted) (string, error) {
+func (c *Client) Attach(container Container, want StreamSet) (string, error) {
 	return c.url(message{Kind: "attach", Container: container, Want: want})
 }
 
-// PortForward returns a URL at which a client can connect to TCP ports of a pod. Over WebSocket's channels these are the
-// given ones; over SPDY, tunnelled or not, the client names them for each connection.
+// PortForward returns a URL at which a client can connect to TCP ports of a pod. Over the channels
+// of WebSocket the ports are those given; over SPDY, tunnelled or not, the client names one for
+// each connection.
 func (c *Client) PortForward(pod Pod, ports []int32) (string, error) {
 	return c.url(message{Kind: "portforward", Pod: pod, Ports: ports})
 }
 
-// Profile copies a profile of the process that streams to out, which takes the time that r says. Error kinds: NotFound (no
-// process streams now), Invalid, Unavailable.
+// Profile writes a profile of the streaming process to out, which takes the time given in r. Error
+// kinds: NotFound (no such process is running), Invalid, Unavailable.
 func (c *Client) Profile(ctx context.Context, r profile.Request, out io.Writer) error {
 	return profile.Receive(ctx, out, r, func(path string) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.process == nil {
-			return fault.New(fault.NotFound, "no process streams now: there is one while exec, attach or port forwarding is in use, and a minute longer")
+			return fault.New(fault.NotFound,
+				"no process streams now: there is one while exec, attach or port forwarding is in use, "+
+					"and for a minute after that")
 		}
-		a, err := c.process.exchange(message{Kind: "profile", Profile: &profileOf{r, path}}, askLimit)
+		a, err := c.process.exchange(message{Kind: "profile", Profile: &profileRequest{r, path}}, askLimit)
 		if err != nil {
-			c.process.control.Close() // it goes on with what it has, without us
+			c.process.control.Close() // the process continues with its streams, without us
 			c.process = nil
-			return fault.New(fault.Unavailable, "the process that streams does not answer: %w", err)
+			return fault.New(fault.Unavailable, "the streaming process does not answer: %w", err)
 		}
 		return a.err()
 	})
@@ -104,25 +110,25 @@ func (c *Client) url(m message) (string, error) {
 	}
 	pem := c.files.current()
 	var err error
-	for range 2 { // one that has just ended, for it had nothing to do, gets a successor
+	for range 2 { // a process that has just ended because it was idle is replaced
 		if c.process == nil {
 			if c.process, err = start(c.options, pem); err != nil {
-				return "", fault.As(fault.Unavailable, fmt.Errorf("start the process that streams: %w", err))
+				return "", fault.As(fault.Unavailable, fmt.Errorf("start the streaming process: %w", err))
 			}
 		}
-		m.PEM = c.process.news(pem)
+		m.PEM = c.process.newCertificates(pem)
 		var a answer
 		if a, err = c.process.exchange(m, askLimit); err == nil {
 			return a.URL, a.err()
 		}
-		c.process.control.Close() // it goes on with what it has, without us
+		c.process.control.Close() // the process continues with its streams, without us
 		c.process = nil
 	}
-	return "", fault.New(fault.Unavailable, "the process that streams does not answer: %w", err)
+	return "", fault.New(fault.Unavailable, "the streaming process does not answer: %w", err)
 }
 
-// Close gives no URL any more. Streams that are open go on in their process, for as long as Options.Drain; without one
-// they are ended, and Close waits for that.
+// Close stops giving out URLs. Open streams continue in their process for at most Options.Drain. If
+// that is zero they are ended, and Close waits for the process.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -136,56 +142,57 @@ func (c *Client) Close() error {
 	a, err := p.exchange(message{Kind: "end"}, endLimit)
 	switch {
 	case err == nil && a.Open > 0:
-		slog.Info("open streams go on in a process of their own until they end", "streams", a.Open, "pid", p.pid, "limit", c.options.Drain)
+		slog.Info("open streams continue in their own process until they end", "streams", a.Open, "pid", p.pid,
+			"limit", c.options.Drain)
 		return nil
 	case err != nil:
-		err = fmt.Errorf("end the process that streams, %d: %w", p.pid, err)
+		err = fmt.Errorf("end the streaming process %d: %w", p.pid, err)
 	}
 	select {
 	case <-p.ended:
 	case <-time.After(endLimit):
-		err = errors.Join(err, fmt.Errorf("the process that streams, %d, does not end", p.pid))
+		err = errors.Join(err, fmt.Errorf("the streaming process %d does not end", p.pid))
 	}
 	return err
 }
 
 const (
-	askLimit = 10 * time.Second // for a start with an address that is being given up, and a URL
-	endLimit = 30 * time.Second // for the end of all streams, and of what they ran
+	askLimit = 10 * time.Second // for a URL, and a start while the old process still holds the address
+	endLimit = 30 * time.Second // for the end of all streams and the commands they run
 )
 
-// message is what is said to the process that streams. The first one has Start.
+// message is a request to the streaming process. The first one has Start.
 type message struct {
 	Kind      string
-	Start     *starting `json:",omitempty"`
-	PEM       *PEM      `json:",omitempty"` // certificates, when they are new
+	Start     *startRequest `json:",omitempty"`
+	PEM       *PEM          `json:",omitempty"` // certificates, if they have changed
 	Container Container
 	Cmd       []string `json:",omitempty"`
-	Want      Wanted
+	Want      StreamSet
 	Pod       Pod
-	Ports     []int32    `json:",omitempty"`
-	Profile   *profileOf `json:",omitempty"`
+	Ports     []int32         `json:",omitempty"`
+	Profile   *profileRequest `json:",omitempty"`
 }
 
-// profileOf is a profile that is wanted, and the pipe for it.
-type profileOf struct {
+// profileRequest asks for a profile, written to the pipe Into.
+type profileRequest struct {
 	profile.Request
 	Into string
 }
 
-type starting struct {
-	Address  string
-	Port     int
-	StateDir string
-	Drain    time.Duration
-	Most     int
+type startRequest struct {
+	Address    string
+	Port       int
+	StateDir   string
+	Drain      time.Duration
+	MaxStreams int
 }
 
-// answer is what it says to each.
+// answer is the reply to each message.
 type answer struct {
 	URL  string
-	Open int        // of streams that go on
-	Err  string     // what went wrong
+	Open int        // number of streams that continue
+	Err  string     // the error's message, if any
 	Kind fault.Kind // of Err
 }
 
@@ -206,16 +213,16 @@ func (a answer) err() error {
 	return fault.New(a.Kind, "%s", a.Err)
 }
 
-// process is our end of one that streams.
+// process is kurid's end of a streaming process.
 type process struct {
 	pid     int
 	control *net.UnixConn
 	decode  *json.Decoder
-	knows   *PEM          // the certificates that it has
+	pem     *PEM          // the certificates last sent to it
 	ended   chan struct{} // closed when it has been reaped
 }
 
-// start starts our own program to stream, and returns when it listens.
+// start starts our own program as the streaming process, and returns when it listens.
 func start(o Options, pem *PEM) (*process, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -226,28 +233,30 @@ func start(o Options, pem *PEM) (*process, error) {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // not the service manager's socket
 	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{theirs}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // what a terminal sends to us is not for it
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // protects it from signals of our terminal
 	if err := cmd.Start(); err != nil {
 		ours.Close()
 		return nil, err
 	}
-	p := &process{pid: cmd.Process.Pid, control: ours, decode: json.NewDecoder(ours), knows: pem, ended: make(chan struct{})}
-	go func() { // ends with it, or with us
+	p := &process{pid: cmd.Process.Pid, control: ours, decode: json.NewDecoder(ours), pem: pem,
+		ended: make(chan struct{})}
+	go func() { // ends with the process, or with us
 		defer close(p.ended)
 		if err := cmd.Wait(); err != nil {
-			slog.Error("the process that streams has ended, and its streams with it", "pid", p.pid, "err", err)
+			slog.Error("the streaming process has ended, and its streams with it", "pid", p.pid, "err", err)
 		}
 	}()
-	a, err := p.exchange(message{Kind: "start", PEM: pem, Start: &starting{o.Address, o.Port, o.StateDir, o.Drain, o.Most}}, askLimit)
+	a, err := p.exchange(message{Kind: "start", PEM: pem,
+		Start: &startRequest{o.Address, o.Port, o.StateDir, o.Drain, o.MaxStreams}}, askLimit)
 	if err = errors.Join(err, a.err()); err != nil {
 		ours.Close()
 		return nil, err
 	}
-	slog.Debug("a process streams", "pid", p.pid)
+	slog.Debug("started a streaming process", "pid", p.pid)
 	return p, nil
 }
 
-// socketPair makes the connection to the process: our end, and the descriptor that it gets.
+// socketPair returns our end of the control connection, and the file that the process inherits.
 func socketPair() (*net.UnixConn, *os.File, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -264,16 +273,17 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 	return conn.(*net.UnixConn), theirs, nil
 }
 
-// news returns certificates that the process does not have yet.
-func (p *process) news(pem *PEM) *PEM {
-	if pem == p.knows {
+// newCertificates returns pem unless the process has it already.
+func (p *process) newCertificates(pem *PEM) *PEM {
+	if pem == p.pem {
 		return nil
 	}
-	p.knows = pem
+	p.pem = pem
 	return pem
 }
 
-// exchange says a message and returns the answer. After an error nothing more can be said.
+// exchange sends a message and returns the answer. After an error the connection must not be used
+// again.
 func (p *process) exchange(m message, limit time.Duration) (a answer, err error) {
 	body, err := json.Marshal(m)
 	if err != nil {
@@ -287,11 +297,11 @@ func (p *process) exchange(m message, limit time.Duration) (a answer, err error)
 	return a, err
 }
 
-// control is the other end, in the process.
+// controlConn opens the process's end of the control connection.
 func controlConn(fd uintptr) (*net.UnixConn, error) {
 	f := os.NewFile(fd, "streams")
 	if f == nil {
-		return nil, errors.New("it has no descriptor")
+		return nil, errors.New("there is no control descriptor")
 	}
 	defer f.Close()
 	conn, err := net.FileConn(f)
@@ -301,12 +311,12 @@ func controlConn(fd uintptr) (*net.UnixConn, error) {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
 		conn.Close()
-		return nil, errors.New("it is no Unix socket")
+		return nil, errors.New("the control descriptor is not a Unix socket")
 	}
 	return unixConn, nil
 }
 
-// waitUntil waits for a condition, and returns false when ctx ends first.
+// waitUntil polls a condition. It returns false if ctx ends first.
 func waitUntil(ctx context.Context, met func() bool) bool {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()

@@ -29,10 +29,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// The main thread cannot end, so it must not be one that enters another namespace (see namespace.OnThread).
+// The main thread cannot exit, so it must not be one that enters another namespace (see
+// namespace.OnThread).
 func init() { runtime.LockOSThread() }
 
-// TestMain is also the process that streams, as kurid's main is.
+// TestMain is also the streaming process, like kurid's main.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == Mode {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -48,7 +49,7 @@ func TestMain(m *testing.M) {
 
 func open(t *testing.T, o Options) *Client {
 	t.Helper()
-	o.Address, o.StateDir, o.Most = "127.0.0.1", t.TempDir(), testMost
+	o.Address, o.StateDir, o.MaxStreams = "127.0.0.1", t.TempDir(), testMaxStreams
 	c, err := Open(o)
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +58,7 @@ func open(t *testing.T, o Options) *Client {
 	return c
 }
 
-// get opens a URL as a client that knows no upgrade, and returns the status: 400 or 403 for one that is good.
+// get requests a URL without an upgrade and returns the status: 400 or 403 for a valid token.
 func get(t *testing.T, client *http.Client, address string) int {
 	t.Helper()
 	resp, err := client.Get(address)
@@ -68,30 +69,30 @@ func get(t *testing.T, client *http.Client, address string) int {
 	return resp.StatusCode
 }
 
-func TestTheProcessIsReplaced(t *testing.T) {
+func TestADeadProcessIsReplaced(t *testing.T) {
 	c := open(t, Options{})
 	if c.process != nil {
-		t.Error("there is a process before there is something to do")
+		t.Error("a process was started before the first request")
 	}
-	address, err := c.Exec(Container{ID: "c"}, []string{"true"}, Wanted{Stdout: true})
+	address, err := c.Exec(Container{ID: "c"}, []string{"true"}, StreamSet{Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if code := get(t, http.DefaultClient, address); code == http.StatusNotFound {
 		t.Errorf("%s: %d", address, code)
 	}
-	if _, err := c.Exec(Container{ID: "c"}, []string{"true"}, Wanted{}); !errors.Is(err, fault.Invalid) {
-		t.Errorf("no stream: %v", err)
+	if _, err := c.Exec(Container{ID: "c"}, []string{"true"}, StreamSet{}); !errors.Is(err, fault.Invalid) {
+		t.Errorf("without a stream: %v", err)
 	}
 	if _, err := c.PortForward(Pod{ID: "p"}, []int32{70000}); !errors.Is(err, fault.Invalid) {
-		t.Errorf("no port: %v", err)
+		t.Errorf("port 70000: %v", err)
 	}
 	first := c.process
 	if err := syscall.Kill(first.pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	<-first.ended
-	address, err = c.Attach(Container{ID: "c"}, Wanted{Stdout: true})
+	address, err = c.Attach(Container{ID: "c"}, StreamSet{Stdout: true})
 	if err != nil {
 		t.Fatalf("after it was killed: %v", err)
 	}
@@ -105,15 +106,16 @@ func TestTheProcessIsReplaced(t *testing.T) {
 	select {
 	case <-last.ended:
 	default:
-		t.Error("the process is still there")
+		t.Error("the process is still running")
 	}
-	if _, err := c.Attach(Container{ID: "c"}, Wanted{Stdout: true}); !errors.Is(err, fault.Unavailable) {
+	if _, err := c.Attach(Container{ID: "c"}, StreamSet{Stdout: true}); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("after Close: %v", err)
 	}
 }
 
-// forwarded opens a port forwarding of the host's network over WebSocket channels, without a library, and returns the
-// connection. The keeper is asked for the pod, and there is none here: a pod with a network namespace is not asked for.
+// forwarded opens a port forwarding of the host's network over WebSocket channels, without a
+// library, and returns the connection. The pod has a network namespace: for one without, the keeper
+// would be asked, and none runs here.
 func forwarded(t *testing.T, c *Client, port int) net.Conn {
 	t.Helper()
 	address, err := c.PortForward(Pod{ID: "p", Name: "p", Netns: "/proc/self/ns/net"}, []int32{int32(port)})
@@ -130,13 +132,14 @@ func forwarded(t *testing.T, c *Client, port int) net.Conn {
 	}
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nOrigin: http://x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"+
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nOrigin: http://x\r\nConnection: Upgrade\r\nUpgrade: "+
+		"websocket\r\nSec-WebSocket-Version: 13\r\n"+
 		"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n", u.Path)
 	await(t, conn, "\r\n\r\n")
 	return conn
 }
 
-// await reads until text has come.
+// await reads until text has arrived.
 func await(t *testing.T, conn net.Conn, text string) {
 	t.Helper()
 	var all []byte
@@ -151,13 +154,13 @@ func await(t *testing.T, conn net.Conn, text string) {
 // say sends a message on a channel.
 func say(t *testing.T, conn net.Conn, channel byte, text string) {
 	t.Helper()
-	frame := append([]byte{0x82, 0x80 | byte(len(text)+1), 0, 0, 0, 0, channel}, text...) // masked with nothing
+	frame := append([]byte{0x82, 0x80 | byte(len(text)+1), 0, 0, 0, 0, channel}, text...) // the mask is zero
 	if _, err := conn.Write(frame); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// echo serves what it is told.
+// echo serves connections that send back their input, and returns the port.
 func echo(t *testing.T) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -180,7 +183,7 @@ func echo(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-func TestOpenStreamsGoOnWithoutUs(t *testing.T) {
+func TestOpenStreamsOutliveKurid(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it enters a network namespace")
 	}
@@ -193,7 +196,7 @@ func TestOpenStreamsGoOnWithoutUs(t *testing.T) {
 	fixed.Close()
 	for name, leave := range map[string]func(*Client){
 		"closed": func(c *Client) { c.Close() },
-		"killed": func(c *Client) { c.process.control.Close() }, // what is seen of it from there
+		"killed": func(c *Client) { c.process.control.Close() }, // what the process sees of a killed kurid
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := open(t, Options{Port: at, Drain: time.Minute})
@@ -212,23 +215,23 @@ func TestOpenStreamsGoOnWithoutUs(t *testing.T) {
 			await(t, conn, "after")
 			select {
 			case <-p.ended:
-				t.Error("it has ended")
+				t.Error("the process has ended")
 			default:
 			}
 			conn.Close()
 			select {
 			case <-p.ended:
 			case <-time.After(time.Minute):
-				t.Error("it does not end with its last stream")
+				t.Error("the process did not end with its last stream")
 			}
-			if err := next.Close(); err != nil { // its stream goes on until the test closes it
+			if err := next.Close(); err != nil { // its stream stays open until the test closes it
 				t.Error(err)
 			}
 		})
 	}
 }
 
-func TestStreamsEndWhenTheTimeForThemIsOver(t *testing.T) {
+func TestStreamsEndAtTheDrainLimit(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it enters a network namespace")
 	}
@@ -244,7 +247,7 @@ func TestStreamsEndWhenTheTimeForThemIsOver(t *testing.T) {
 		select {
 		case <-p.ended:
 		case <-time.After(time.Minute):
-			t.Errorf("%s: it does not end", limit)
+			t.Errorf("%s: the process did not end", limit)
 		}
 		if rest, err := io.ReadAll(conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("%s: %q %v", limit, rest, err)
@@ -252,7 +255,7 @@ func TestStreamsEndWhenTheTimeForThemIsOver(t *testing.T) {
 	}
 }
 
-// certificate makes one for 127.0.0.1 that signs itself, and returns it and its key.
+// certificate creates a self-signed certificate for 127.0.0.1 and returns it and its key.
 func certificate(t *testing.T, serial int64) (cert, key []byte) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -260,9 +263,11 @@ func certificate(t *testing.T, serial int64) (cert, key []byte) {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "streams"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "streams"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
@@ -272,12 +277,14 @@ func certificate(t *testing.T, serial int64) (cert, key []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})
 }
 
 func TestCertificates(t *testing.T) {
 	dir := t.TempDir()
-	o := Options{TLS: TLS{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"), ClientCA: filepath.Join(dir, "ca")}}
+	o := Options{TLS: TLS{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"),
+		ClientCA: filepath.Join(dir, "ca")}}
 	write := func(path string, body []byte) {
 		t.Helper()
 		if err := os.WriteFile(path, body, 0o600); err != nil {
@@ -297,10 +304,11 @@ func TestCertificates(t *testing.T) {
 	}
 	use(1)
 	c := open(t, o)
-	// ask opens a new URL with a configuration and returns the serial number of the server's certificate.
+	// ask opens a new URL with a configuration and returns the serial number of the server's
+	// certificate.
 	ask := func(config *tls.Config) (int64, error) {
 		t.Helper()
-		address, err := c.Exec(Container{ID: "c"}, []string{"true"}, Wanted{Stdout: true})
+		address, err := c.Exec(Container{ID: "c"}, []string{"true"}, StreamSet{Stdout: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,7 +326,8 @@ func TestCertificates(t *testing.T) {
 		}
 		return resp.TLS.PeerCertificates[0].SerialNumber.Int64(), nil
 	}
-	known := &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}} // the serial number says which it is
+	// the serial number identifies the certificate
+	known := &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}
 	want := func(serial int64) {
 		t.Helper()
 		if got, err := ask(known); err != nil || got != serial {
@@ -332,19 +341,19 @@ func TestCertificates(t *testing.T) {
 	want(2)
 	syscall.Kill(c.process.pid, syscall.SIGKILL)
 	<-c.process.ended
-	want(2) // a new process has the old one, too
+	want(2) // a new process gets the last good one, too
 	use(3)
 	want(3)
 	if _, err := ask(&tls.Config{InsecureSkipVerify: true}); err == nil {
-		t.Error("a client without a certificate is let in")
+		t.Error("a client without a certificate was accepted")
 	}
 	old := known.Clone()
 	old.MaxVersion = tls.VersionTLS11
 	if _, err := ask(old); err == nil {
-		t.Error("TLS 1.1 is spoken")
+		t.Error("TLS 1.1 was accepted")
 	}
 	write(o.TLS.Cert, []byte("broken"))
 	if _, err := Open(Options{Address: "127.0.0.1", TLS: o.TLS}); !errors.Is(err, fault.Invalid) {
-		t.Errorf("a start with a broken certificate: %v", err)
+		t.Errorf("Open with a broken certificate: %v", err)
 	}
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// check refuses what the CRI excludes.
-func (w Wanted) check() error {
+// check rejects combinations that the CRI excludes.
+func (w StreamSet) check() error {
 	if w.TTY && w.Stderr {
 		return fault.New(fault.Invalid, "tty and stderr cannot both be true: a terminal has one output")
 	}
@@ -31,7 +31,7 @@ func (w Wanted) check() error {
 }
 
 // Exec returns a URL at which a client can run cmd in a container.
-func (s *Server) Exec(c Container, cmd []string, want Wanted) (string, error) {
+func (s *Server) Exec(c Container, cmd []string, want StreamSet) (string, error) {
 	return s.remoteCommand("exec", want, func(ctx context.Context, with keeper.Streams) error {
 		code, err := s.runtime.Exec(ctx, c, cmd, want.TTY, with)
 		if err == nil && code != 0 {
@@ -42,14 +42,14 @@ func (s *Server) Exec(c Container, cmd []string, want Wanted) (string, error) {
 }
 
 // Attach returns a URL at which a client can attach to a container.
-func (s *Server) Attach(c Container, want Wanted) (string, error) {
+func (s *Server) Attach(c Container, want StreamSet) (string, error) {
 	return s.remoteCommand("attach", want, func(ctx context.Context, with keeper.Streams) error {
 		return s.runtime.Attach(ctx, c, with)
 	})
 }
 
 // remoteCommand returns a URL at which run is called with a client's streams.
-func (s *Server) remoteCommand(kind string, want Wanted, run command) (string, error) {
+func (s *Server) remoteCommand(kind string, want StreamSet, run command) (string, error) {
 	if err := want.check(); err != nil {
 		return "", err
 	}
@@ -59,24 +59,27 @@ func (s *Server) remoteCommand(kind string, want Wanted, run command) (string, e
 			return
 		}
 		if !wsstream.IsWebSocketRequest(r) {
-			w = framed{w}
+			w = framedResponse{w}
 		}
 		opts := &remotecommand.Options{Stdin: want.Stdin, Stdout: want.Stdout, Stderr: want.Stderr, TTY: want.TTY}
-		remotecommand.ServeExec(w, r, run, "", "", "", nil, opts, idleLimit, creationLimit, remotecommand.SupportedStreamingProtocols)
+		remotecommand.ServeExec(w, r, run, "", "", "", nil, opts, idleLimit, creationLimit,
+			remotecommand.SupportedStreamingProtocols)
 	})
 }
 
-// command is an exec or an attachment, to be run with a client's streams. Its error may have an exit code.
+// command runs an exec or an attachment with a client's streams. Its error may hold an exit code.
 type command func(context.Context, keeper.Streams) error
 
-// ExecInContainer runs it, with the streams of the library. Names and timeout are the kubelet's, and empty here.
-func (run command) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errOut io.WriteCloser, _ bool,
+// ExecInContainer runs it with the streams of the library. The names and the timeout are the
+// kubelet's, and empty here.
+func (run command) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out,
+	errOut io.WriteCloser, _ bool,
 	resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
-	client := ctx // ends when the client is gone
+	client := ctx // ends when the client disconnects
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	with := keeper.Streams{Resize: sizes(ctx, resize)}
-	// A nil stream of the library's must not become one that is not nil.
+	// A nil stream of the library must not become a non-nil interface.
 	if in != nil {
 		with.Stdin = in
 	}
@@ -87,14 +90,14 @@ func (run command) ExecInContainer(ctx context.Context, _, _, _ string, _ []stri
 		with.Stderr = errOut
 	}
 	err := run(ctx, with)
-	if err != nil && client.Err() != nil { // nobody is there to be told, and the library would log an error
-		slog.Debug("the client of a stream has left", "err", err)
+	if err != nil && client.Err() != nil { // nobody is left to read it, and the library would log an error
+		slog.Debug("the client of a stream has disconnected", "err", err)
 		return nil
 	}
 	return err
 }
 
-// sizes passes sizes on until ctx or in ends.
+// sizes passes sizes on until ctx ends or in is closed.
 func sizes(ctx context.Context, in <-chan remotecommand.TerminalSize) <-chan keeper.Size {
 	out := make(chan keeper.Size)
 	go func() {
@@ -118,7 +121,7 @@ func sizes(ctx context.Context, in <-chan remotecommand.TerminalSize) <-chan kee
 	return out
 }
 
-// The channels of remote commands over WebSocket.
+// Channels of remote commands over WebSocket.
 const (
 	stdinChannel = iota
 	stdoutChannel
@@ -127,9 +130,11 @@ const (
 	resizeChannel
 )
 
-// serveV5 serves the protocol that client-go speaks over WebSocket. k8s.io/cri-streaming has those before it alone.
-func serveV5(w http.ResponseWriter, r *http.Request, want Wanted, run command) {
-	kinds := []wsstream.ChannelType{wsstream.IgnoreChannel, wsstream.IgnoreChannel, wsstream.IgnoreChannel, wsstream.WriteChannel, wsstream.ReadChannel}
+// serveV5 serves the protocol of client-go over WebSocket. k8s.io/cri-streaming has only the older
+// ones.
+func serveV5(w http.ResponseWriter, r *http.Request, want StreamSet, run command) {
+	kinds := []wsstream.ChannelType{wsstream.IgnoreChannel, wsstream.IgnoreChannel, wsstream.IgnoreChannel,
+		wsstream.WriteChannel, wsstream.ReadChannel}
 	greet := errorChannel
 	if want.Stdin {
 		kinds[stdinChannel] = wsstream.ReadChannel
@@ -146,11 +151,11 @@ func serveV5(w http.ResponseWriter, r *http.Request, want Wanted, run command) {
 	conn.SetIdleTimeout(idleLimit)
 	_, channels, err := conn.Open(w, r)
 	if err != nil {
-		slog.Debug("a stream over WebSocket", "err", err)
+		slog.Debug("open a stream over WebSocket", "err", err)
 		return
 	}
 	defer conn.Close()
-	channels[greet].Write(nil) // says that the connection is there, as the protocols before did
+	channels[greet].Write(nil) // announces the connection, like the older protocols
 
 	resize := make(chan remotecommand.TerminalSize)
 	go decodeSizes(r.Context(), channels[resizeChannel], resize)
@@ -160,17 +165,18 @@ func serveV5(w http.ResponseWriter, r *http.Request, want Wanted, run command) {
 			streams[i] = channels[i]
 		}
 	}
-	err = run.ExecInContainer(r.Context(), "", "", "", nil, reader(streams[0]), writer(streams[1]), writer(streams[2]), want.TTY, resize, 0)
+	err = run.ExecInContainer(r.Context(), "", "", "", nil, reader(streams[0]), writer(streams[1]), writer(streams[2]),
+		want.TTY, resize, 0)
 	body, err := json.Marshal(statusOf(err))
 	if err == nil {
 		_, err = channels[errorChannel].Write(body)
 	}
 	if err != nil {
-		slog.Debug("tell the end of a stream", "err", err)
+		slog.Debug("send the end of a stream", "err", err)
 	}
 }
 
-// reader and writer keep nil what is nil.
+// reader and writer return a nil interface for nil.
 func reader(rwc io.ReadWriteCloser) io.Reader {
 	if rwc == nil {
 		return nil
@@ -200,7 +206,7 @@ func decodeSizes(ctx context.Context, from io.Reader, to chan<- remotecommand.Te
 	}
 }
 
-// exitStatus is the Kubernetes API's meta/v1 Status, as far as it is used for the end of a command.
+// exitStatus is the part of the Kubernetes API's meta/v1 Status that reports the end of a command.
 type exitStatus struct {
 	Status  string       `json:"status"`
 	Message string       `json:"message,omitempty"`
@@ -214,11 +220,11 @@ type exitDetails struct {
 }
 
 type exitCause struct {
-	Type    string `json:"reason"` // so it is named there
+	Type    string `json:"reason"` // so named in the API
 	Message string `json:"message"`
 }
 
-// statusOf says the end of a command as remotecommand v4 and v5 do.
+// statusOf reports the end of a command in the format of remotecommand v4 and v5.
 func statusOf(err error) exitStatus {
 	var exit utilexec.CodeExitError
 	switch {
@@ -231,5 +237,6 @@ func statusOf(err error) exitStatus {
 			Details: &exitDetails{[]exitCause{{remotecommand.ExitCodeCauseType, strconv.Itoa(exit.Code)}}},
 		}
 	}
-	return exitStatus{Status: "Failure", Reason: "InternalError", Message: "error executing command in container: " + err.Error(), Code: http.StatusInternalServerError}
+	return exitStatus{Status: "Failure", Reason: "InternalError", Message: "error executing command in container: " +
+		err.Error(), Code: http.StatusInternalServerError}
 }

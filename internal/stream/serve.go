@@ -19,76 +19,82 @@ import (
 const (
 	controlFD = 3 // the first of exec.Cmd.ExtraFiles
 
-	// restLimit is how long a process stays that has nothing to do.
+	// restLimit is how long the process stays when idle.
 	restLimit = time.Minute
-	// promiseLimit is how long a URL that has been given may still be used after kurid has ended, where that keeps no
-	// address from the next one.
+	// promiseLimit is how long URLs already given out stay valid after kurid has ended. It applies
+	// only if the port is not fixed, so that the next kurid never waits for its address.
 	promiseLimit = 3 * time.Second
 )
 
-// Serve is the process that streams. It ends when it has had nothing to do for a while, or when kurid has ended, by
-// whatever cause, and the last of its streams or the time for them; or with ctx, and the streams with it.
+// Serve is the streaming process. It returns when the process has been idle for restLimit, or when
+// ctx ends, which ends all streams. When kurid has ended for whatever reason, it returns after the
+// last stream or after Drain.
 func Serve(ctx context.Context) error {
 	control, err := controlConn(controlFD)
 	if err != nil {
-		return fault.New(fault.Invalid, "this is kurid's own way to start the process that streams, not one for you: %w", err)
+		return fault.New(fault.Invalid, "only kurid starts the streaming process: %w", err)
 	}
 	defer control.Close()
-	bearable()
-	defer runtime.KeepAlive(seldomCollected())
+	resetOOMScore()
+	defer runtime.KeepAlive(gcBallast())
 
-	// 1. What is to be served.
-	said := json.NewDecoder(control)
+	// 1. Start the server.
+	decode := json.NewDecoder(control)
 	var first message
-	if err := said.Decode(&first); err != nil || first.Start == nil {
-		return fmt.Errorf("be told what to stream: %w", err)
+	if err := decode.Decode(&first); err != nil {
+		return fmt.Errorf("read the start message: %w", err)
+	}
+	if first.Start == nil {
+		return errors.New("the first message starts nothing")
 	}
 	o := *first.Start
-	s, err := newServer(serverOptions{Address: o.Address, Port: o.Port, PEM: first.PEM, Most: o.Most, Runtime: node{keeper.Connect(o.StateDir)}})
+	s, err := newServer(serverOptions{Address: o.Address, Port: o.Port, PEM: first.PEM, MaxStreams: o.MaxStreams,
+		Runtime: node{keeper.Connect(o.StateDir)}})
 	if json.NewEncoder(control).Encode(answerOf("", err)) != nil || err != nil {
-		return err // which kurid tells, where it still can
+		return err // kurid reports it, if it still can
 	}
 	defer s.Close()
 
-	// 2. URLs, for as long as kurid is there.
-	if s.obey(ctx, control, said, o) != orphaned {
+	// 2. Give out URLs while kurid lives.
+	if s.serveControl(ctx, control, decode, o) != orphaned {
 		return nil
 	}
 
-	// 3. The streams that it has left.
+	// 3. Finish the open streams.
 	drain(ctx, s, o)
 	return nil
 }
 
-// bearable makes us an ordinary process to the kernel when memory is short: kurid may not be.
-func bearable() {
+// resetOOMScore gives us the score of an ordinary process: we may have inherited kurid's lower one.
+func resetOOMScore() {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0); err != nil {
-		slog.Debug("be no better than others when memory is short", "err", err)
+		slog.Debug("reset the OOM score", "err", err)
 	}
 }
 
-// seldomCollected is memory that nobody touches, so that it takes none, but that the garbage collector counts as live: it
-// works only when as much garbage has come together. The SPDY library makes garbage of each frame, and collecting it
-// every 4 MiB was a tenth of what sending through a forwarded port took.
-func seldomCollected() []byte { return make([]byte, 12<<20) }
+// gcBallast is never touched, so it takes no memory, but the garbage collector counts it as live
+// and runs less often. The SPDY library makes garbage of each frame; collecting every 4 MiB was a
+// tenth of the cost of sending through a forwarded port.
+func gcBallast() []byte { return make([]byte, 12<<20) }
 
-// why the answering has ended.
-type why int
+// endReason is why serveControl returned.
+type endReason int
 
 const (
-	atRest   why = iota // there has been nothing to do
-	atEnd               // kurid or a signal wants an end of everything
-	orphaned            // kurid has ended
+	idle     endReason = iota // idle for restLimit
+	stopped                   // kurid or a signal ends everything
+	orphaned                  // kurid has ended
 )
 
-// obey answers kurid.
-func (s *Server) obey(ctx context.Context, control *net.UnixConn, said *json.Decoder, o starting) why {
+// serveControl answers the messages of kurid.
+func (s *Server) serveControl(ctx context.Context, control *net.UnixConn, decode *json.Decoder,
+	o startRequest) endReason {
 	messages := make(chan message)
-	go func() { // ends when the connection is closed, which our caller does before the process ends
+	go func() { // ends when the connection is closed, which the caller does before the process exits
 		defer close(messages)
 		for {
 			var m message
-			if said.Decode(&m) != nil {
+			if decode.Decode(&m) != nil {
 				return
 			}
 			select {
@@ -103,10 +109,10 @@ func (s *Server) obey(ctx context.Context, control *net.UnixConn, said *json.Dec
 	for {
 		select {
 		case <-ctx.Done():
-			return atEnd
+			return stopped
 		case <-rest.C:
 			if _, _, since := s.Load(); since > restLimit {
-				return atRest
+				return idle
 			}
 		case m, ok := <-messages:
 			if !ok {
@@ -118,7 +124,7 @@ func (s *Server) obey(ctx context.Context, control *net.UnixConn, said *json.Dec
 			}
 			if m.Kind == "end" {
 				if a.Open == 0 {
-					return atEnd
+					return stopped
 				}
 				return orphaned
 			}
@@ -126,11 +132,11 @@ func (s *Server) obey(ctx context.Context, control *net.UnixConn, said *json.Dec
 	}
 }
 
-// answer does what a message asks for.
-func (s *Server) answer(ctx context.Context, m message, o starting) answer {
+// answer handles one message.
+func (s *Server) answer(ctx context.Context, m message, o startRequest) answer {
 	if m.PEM != nil && s.tls != nil {
 		if err := s.tls.use(*m.PEM); err != nil {
-			return answerOf("", err) // kurid has seen that they can be used
+			return answerOf("", err) // unexpected: kurid has checked them
 		}
 	}
 	switch m.Kind {
@@ -149,13 +155,13 @@ func (s *Server) answer(ctx context.Context, m message, o starting) answer {
 		streams, _, _ := s.Load()
 		return answer{Open: streams}
 	}
-	return answerOf("", fault.New(fault.Unimplemented, "%q is nothing that can be streamed", m.Kind))
+	return answerOf("", fault.New(fault.Unimplemented, "unknown kind of stream: %q", m.Kind))
 }
 
-// profileSelf begins to take a profile of this process, which is written while URLs are given. It ends with ctx.
-func profileSelf(ctx context.Context, of *profileOf) error {
+// profileSelf starts a profile of this process. It is written in the background, until ctx ends.
+func profileSelf(ctx context.Context, of *profileRequest) error {
 	if of == nil {
-		return fault.New(fault.Invalid, "which profile is not said")
+		return fault.New(fault.Invalid, "the message names no profile")
 	}
 	finish, err := profile.Begin(of.Request, of.Into)
 	if err != nil {
@@ -163,19 +169,21 @@ func profileSelf(ctx context.Context, of *profileOf) error {
 	}
 	go func() {
 		if err := finish(ctx); err != nil {
-			slog.Warn("a profile of the process that streams could not be written", "profile", of.Name, "err", err)
+			slog.Warn("write a profile of the streaming process", "profile", of.Name, "err", err)
 		}
 	}()
 	return nil
 }
 
-// drain serves what is open until it ends, for as long as it may. A fixed address is the next process's at once.
-func drain(ctx context.Context, s *Server, o starting) {
+// drain serves the open streams until they end, for at most Drain. It gives up a fixed port at
+// once, for the next process.
+func drain(ctx context.Context, s *Server, o startRequest) {
 	if o.Drain <= 0 {
 		return
 	}
 	streams, promised, _ := s.Load()
-	slog.Info("kurid has ended, its open streams go on in this process", "pid", os.Getpid(), "streams", streams, "limit", o.Drain)
+	slog.Info("kurid has ended, its open streams continue in this process", "pid", os.Getpid(), "streams", streams,
+		"limit", o.Drain)
 	ctx, cancel := context.WithTimeout(ctx, o.Drain)
 	defer cancel()
 	if o.Port == 0 && promised > 0 {
@@ -187,9 +195,10 @@ func drain(ctx context.Context, s *Server, o starting) {
 		slog.Warn("stop listening for streams", "err", err)
 	}
 	if waitUntil(ctx, func() bool { streams, _, _ := s.Load(); return streams == 0 }) {
-		slog.Info("the last stream of a kurid that has ended is over", "pid", os.Getpid())
+		slog.Info("the last stream of an ended kurid is over", "pid", os.Getpid())
 		return
 	}
 	streams, _, _ = s.Load()
-	slog.Warn("the time for the streams of a kurid that has ended is over, they are ended", "pid", os.Getpid(), "streams", streams)
+	slog.Warn("the time limit for the streams of an ended kurid has passed, ending them", "pid", os.Getpid(),
+		"streams", streams)
 }

@@ -20,9 +20,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// Runtime is what is streamed to and from.
+// Runtime connects streams to containers and pods.
 type Runtime interface {
-	// Exec runs a command in a container with these streams and returns its exit code. It is killed when ctx ends.
+	// Exec runs a command in a container with these streams and returns its exit code. The command
+	// is killed when ctx ends.
 	Exec(ctx context.Context, c Container, cmd []string, tty bool, with keeper.Streams) (code int32, err error)
 	// Attach copies between these streams and a container until it exits or ctx ends.
 	Attach(ctx context.Context, c Container, with keeper.Streams) error
@@ -30,60 +31,60 @@ type Runtime interface {
 	Dial(ctx context.Context, p Pod, port uint16) (*net.TCPConn, error)
 }
 
-// Container is one that is streamed to and from: its id, and how messages call it.
+// Container identifies a container; Name is used in messages.
 type Container struct{ ID, Name string }
 
-// Pod is one whose ports are forwarded.
+// Pod identifies a pod whose ports are forwarded.
 type Pod struct {
 	ID, Name string
-	Netns    string // the path of its network namespace; "" for the host's
+	Netns    string // path of its network namespace; "" for the host's
 }
 
-// Wanted are the streams that a client will open.
-type Wanted struct{ Stdin, Stdout, Stderr, TTY bool }
+// StreamSet selects the streams that a client will open.
+type StreamSet struct{ Stdin, Stdout, Stderr, TTY bool }
 
-// Server gives URLs and serves them.
+// Server gives out URLs and serves the streams at them.
 type Server struct {
-	runtime  Runtime
-	listener net.Listener
-	hangUp   context.CancelFunc // closes all connections
-	most     int                // streams that may be open or promised
-	http     *http.Server
-	tls      *credentials // nil: plain HTTP
-	base     url.URL
-	accept   sync.WaitGroup // of connections
-	serving  sync.WaitGroup // of requests
+	runtime    Runtime
+	listener   net.Listener
+	hangUp     context.CancelFunc // closes all connections
+	maxStreams int                // open or promised
+	http       *http.Server
+	tls        *credentials // nil: plain HTTP
+	base       url.URL
+	accept     sync.WaitGroup // goroutine of the HTTP server
+	serving    sync.WaitGroup // requests
 
-	mu      sync.Mutex // guards all below
-	tickets map[string]ticket
-	open    int       // requests that are being served: streams
-	rested  time.Time // since when there has been neither a stream nor a ticket that is good
-	closed  bool      // and nothing is served any more
+	mu        sync.Mutex // guards all below
+	tickets   map[string]ticket
+	open      int       // number of requests being served: streams
+	idleSince time.Time // the start of the idle time, without a stream or a valid ticket
+	closed    bool      // no request is served any more
 }
 
-// ticket is what a token stands for.
+// ticket is the request that a token authorizes.
 type ticket struct {
 	serve   http.HandlerFunc
 	expires time.Time
 }
 
 const (
-	ticketLife = time.Minute // from the CRI call to the first request of the client
+	ticketLife = time.Minute // from the CRI call to the client's first request
 
-	idleLimit     = 4 * time.Hour    // of a connection without a byte in either direction; the kubelet's own default
-	creationLimit = 30 * time.Second // in which a SPDY client opens all of its streams
+	idleLimit     = 4 * time.Hour    // of a connection without a byte in either direction; the kubelet's default
+	creationLimit = 30 * time.Second // for a SPDY client to open all of its streams
 )
 
-// serverOptions say where to listen. All fields are needed but Port and PEM.
+// serverOptions are required except for Port and PEM.
 type serverOptions struct {
-	Address string // an IP address
-	Port    int    // 0: any free one
-	PEM     *PEM   // nil: plain HTTP
-	Most    int    // streams at once
-	Runtime Runtime
+	Address    string // an IP address
+	Port       int    // 0: any free one
+	PEM        *PEM   // nil: plain HTTP
+	MaxStreams int    // open or promised
+	Runtime    Runtime
 }
 
-// newServer begins to serve, until Close.
+// newServer starts a server, which runs until Close.
 func newServer(o serverOptions) (*Server, error) {
 	l, err := listen(o.Address, o.Port)
 	if err != nil {
@@ -91,8 +92,8 @@ func newServer(o serverOptions) (*Server, error) {
 	}
 	ctx, hangUp := context.WithCancel(context.Background())
 	s := &Server{
-		runtime: o.Runtime, listener: watching{l, ctx}, hangUp: hangUp, most: o.Most,
-		tickets: make(map[string]ticket), rested: time.Now(),
+		runtime: o.Runtime, listener: watchListener{l, ctx}, hangUp: hangUp, maxStreams: o.MaxStreams,
+		tickets: make(map[string]ticket), idleSince: time.Now(),
 		base: url.URL{Scheme: "http", Host: reachable(l.Addr().(*net.TCPAddr).AddrPort()).String()},
 	}
 	if o.PEM != nil {
@@ -103,15 +104,17 @@ func newServer(o serverOptions) (*Server, error) {
 		}
 		s.base.Scheme, s.listener = "https", s.tls.over(s.listener)
 	}
-	s.http = &http.Server{Handler: s, ReadHeaderTimeout: creationLimit, IdleTimeout: creationLimit, ConnContext: untilGone}
+	s.http = &http.Server{Handler: s, ReadHeaderTimeout: creationLimit, IdleTimeout: creationLimit,
+		ConnContext: connContext}
 	s.accept.Go(func() { s.http.Serve(s.listener) })
 	return s, nil
 }
 
-// busyWait is how long an address may be in use by the process that served before, which is giving it up.
+// busyWait is how long the address may still be in use by the previous process, which is giving it
+// up.
 const busyWait = 3 * time.Second
 
-// listen opens the address. The error is of kind Invalid when it is none.
+// listen opens the address. The error is of kind Invalid if the address cannot be parsed.
 func listen(address string, port int) (*net.TCPListener, error) {
 	addr, err := netip.ParseAddr(address)
 	if err != nil {
@@ -129,7 +132,8 @@ func listen(address string, port int) (*net.TCPListener, error) {
 	}
 }
 
-// reachable is where a listener is reached from this node: by loopback when it listens everywhere.
+// reachable returns the address at which this node reaches the listener: loopback if it listens on
+// all addresses.
 func reachable(bound netip.AddrPort) netip.AddrPort {
 	if !bound.Addr().IsUnspecified() {
 		return bound
@@ -141,18 +145,18 @@ func reachable(bound netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(loopback, bound.Port())
 }
 
-// StopListening takes no connection any more. What is open goes on.
+// StopListening stops accepting connections. Open streams continue.
 func (s *Server) StopListening() error {
 	err := s.listener.Close()
 	s.accept.Wait()
 	return err
 }
 
-// closeLimit is how long Close waits. The SPDY library waits for ever where a client has filled its queue with what nobody
-// reads: data on the stream for errors.
+// closeLimit bounds how long Close waits. The SPDY library blocks for ever once a client has filled
+// its queue with data that nobody reads, such as data on the error stream.
 const closeLimit = 5 * time.Second
 
-// Close ends all streams and waits until what they ran has ended, but not longer than closeLimit.
+// Close ends all streams and waits for their commands to end, at most closeLimit.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -168,12 +172,13 @@ func (s *Server) Close() error {
 	select {
 	case <-ended:
 	case <-time.After(closeLimit):
-		slog.Warn("streams whose connections are closed do not end, and are left")
+		slog.Warn("streams did not end after their connections were closed, leaving them")
 	}
 	return err
 }
 
-// Load tells how many streams are open, how many URLs may still be used, and for how long there has been none of both.
+// Load returns how many streams are open, how many URLs are still valid, and how long both have
+// been zero.
 func (s *Server) Load() (streams, promised int, idle time.Duration) {
 	now := time.Now()
 	s.mu.Lock()
@@ -182,11 +187,11 @@ func (s *Server) Load() (streams, promised int, idle time.Duration) {
 	if s.open+len(s.tickets) > 0 {
 		return s.open, len(s.tickets), 0
 	}
-	return 0, 0, now.Sub(s.rested)
+	return 0, 0, now.Sub(s.idleSince)
 }
 
-// ticket remembers serve under a new token and returns the URL of it. Exhausted when as many streams as may be are
-// open, or were promised and not opened yet.
+// ticket stores serve under a new token and returns its URL. The error is of kind Exhausted if the
+// maximum number of streams is open or promised.
 func (s *Server) ticket(kind string, serve http.HandlerFunc) (string, error) {
 	var secret [32]byte
 	rand.Read(secret[:]) // never fails, see its documentation
@@ -194,27 +199,30 @@ func (s *Server) ticket(kind string, serve http.HandlerFunc) (string, error) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open+len(s.tickets) >= s.most {
-		if s.expire(now); s.open+len(s.tickets) >= s.most {
-			return "", fault.New(fault.Exhausted, "%d streams of exec, attach and port forwarding are open and %d more have been asked for within a minute, "+
-				"as many as may be at once on the node (stream.max_streams); end some, or raise it", s.open, len(s.tickets))
+	if s.open+len(s.tickets) >= s.maxStreams {
+		if s.expire(now); s.open+len(s.tickets) >= s.maxStreams {
+			return "", fault.New(fault.Exhausted,
+				"%d streams of exec, attach and port forwarding are open and %d more have been asked for within a "+
+					"minute, "+
+					"as many as may be at once on the node (stream.max_streams); end some, or raise it",
+				s.open, len(s.tickets))
 		}
 	}
 	s.tickets[token] = ticket{serve, now.Add(ticketLife)}
 	return s.base.JoinPath(kind, token).String(), nil
 }
 
-// expire forgets old tickets. It is called with mu held.
+// expire removes expired tickets. The caller must hold mu.
 func (s *Server) expire(now time.Time) {
 	for token, t := range s.tickets {
 		if now.After(t.expires) {
 			delete(s.tickets, token)
-			s.rested = now
+			s.idleSince = now
 		}
 	}
 }
 
-// ServeHTTP serves what the token in the path stands for, once.
+// ServeHTTP serves the request that the token in the path authorizes, once.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodPost {
 		http.Error(w, "GET or POST, with an upgrade to SPDY or WebSocket", http.StatusMethodNotAllowed)
@@ -222,14 +230,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	serve, ok := s.begin(r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:])
 	if !ok {
-		http.Error(w, "this URL is unknown, was used already, or is older than a minute; ask the runtime for a new one", http.StatusNotFound)
+		http.Error(w, "this URL is unknown, was used already, or is older than a minute; ask the runtime for a new one",
+			http.StatusNotFound)
 		return
 	}
 	defer s.end()
 	serve(w, r)
 }
 
-// begin takes the ticket of a token. When it is good, a stream is open until end.
+// begin redeems the ticket of a token. If it is valid, the stream counts as open until end.
 func (s *Server) begin(token string) (http.HandlerFunc, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -246,7 +255,7 @@ func (s *Server) begin(token string) (http.HandlerFunc, bool) {
 func (s *Server) end() {
 	s.mu.Lock()
 	s.open--
-	s.rested = time.Now()
+	s.idleSince = time.Now()
 	s.mu.Unlock()
 	s.serving.Done()
 }

@@ -20,7 +20,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// The streams themselves are told end to end, in test/e2e/stream_test.go, with the real keeper and kubectl's client.
+// The streams themselves are tested in test/e2e/stream_test.go, with the real keeper and kubectl's
+// client.
 
 // local is a runtime whose pods are this process.
 type local struct{}
@@ -44,7 +45,7 @@ func (local) Dial(ctx context.Context, _ Pod, port uint16) (*net.TCPConn, error)
 
 func serve(t *testing.T) *Server {
 	t.Helper()
-	s, err := newServer(serverOptions{Address: "127.0.0.1", Most: testMost, Runtime: local{}})
+	s, err := newServer(serverOptions{Address: "127.0.0.1", MaxStreams: testMaxStreams, Runtime: local{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +59,7 @@ func serve(t *testing.T) *Server {
 
 func TestTokensAreGoodOnce(t *testing.T) {
 	s := serve(t)
-	address, err := s.Exec(Container{ID: "c"}, []string{"true"}, Wanted{Stdout: true})
+	address, err := s.Exec(Container{ID: "c"}, []string{"true"}, StreamSet{Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +78,8 @@ func TestTokensAreGoodOnce(t *testing.T) {
 	if code := get(http.MethodDelete, address); code != http.StatusMethodNotAllowed {
 		t.Errorf("DELETE: %d", code)
 	}
-	if code := get(http.MethodGet, address); code != http.StatusBadRequest && code != http.StatusForbidden { // no upgrade, but it was known
+	// no upgrade, but a known token
+	if code := get(http.MethodGet, address); code != http.StatusBadRequest && code != http.StatusForbidden {
 		t.Errorf("the first: %d", code)
 	}
 	for _, again := range []string{address, address + "x", s.base.String(), s.base.JoinPath("exec").String()} {
@@ -87,32 +89,33 @@ func TestTokensAreGoodOnce(t *testing.T) {
 	}
 }
 
-// testMost is how many streams the servers of tests allow.
-const testMost = 20
+// testMaxStreams is the limit of the servers in tests.
+const testMaxStreams = 20
 
 func TestStreamsAreBoundedAndTokensExpire(t *testing.T) {
 	s := serve(t)
-	for range testMost - 1 {
-		if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); err != nil {
+	for range testMaxStreams - 1 {
+		if _, err := s.Attach(Container{ID: "c"}, StreamSet{Stdin: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	used, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true})
+	used, err := s.Attach(Container{ID: "c"}, StreamSet{Stdin: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := s.begin(path.Base(used)); !ok {
 		t.Fatal("the stream cannot be opened")
 	}
-	// One is open, the others have been promised.
-	if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "stream.max_streams") {
+	// One is open, the others are promised.
+	if _, err := s.Attach(Container{ID: "c"}, StreamSet{Stdin: true}); !errors.Is(err, fault.Exhausted) ||
+		!strings.Contains(err.Error(), "stream.max_streams") {
 		t.Errorf("one more: %v", err)
 	}
 	s.end()
-	if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); err != nil {
+	if _, err := s.Attach(Container{ID: "c"}, StreamSet{Stdin: true}); err != nil {
 		t.Errorf("when one has ended: %v", err)
 	}
-	if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); !errors.Is(err, fault.Exhausted) {
+	if _, err := s.Attach(Container{ID: "c"}, StreamSet{Stdin: true}); !errors.Is(err, fault.Exhausted) {
 		t.Errorf("one more: %v", err)
 	}
 	s.mu.Lock()
@@ -121,14 +124,14 @@ func TestStreamsAreBoundedAndTokensExpire(t *testing.T) {
 		s.tickets[token] = ticket
 	}
 	s.mu.Unlock()
-	if _, err := s.Attach(Container{ID: "c"}, Wanted{Stdin: true}); err != nil || len(s.tickets) != 1 {
+	if _, err := s.Attach(Container{ID: "c"}, StreamSet{Stdin: true}); err != nil || len(s.tickets) != 1 {
 		t.Errorf("after a minute: %d tickets, %v", len(s.tickets), err)
 	}
 }
 
-func TestWhatTheCRIExcludesIsRefused(t *testing.T) {
+func TestRequestsTheCRIExcludesAreRejected(t *testing.T) {
 	s := serve(t)
-	for _, w := range []Wanted{{}, {TTY: true}, {TTY: true, Stdout: true, Stderr: true}} {
+	for _, w := range []StreamSet{{}, {TTY: true}, {TTY: true, Stdout: true, Stderr: true}} {
 		if _, err := s.Exec(Container{ID: "c"}, []string{"true"}, w); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v", w, err)
 		}
@@ -143,8 +146,8 @@ func TestWhatTheCRIExcludesIsRefused(t *testing.T) {
 	}
 }
 
-// A connection that nobody reads tells of its end, too.
-func TestAClientThatIsGoneIsNoticed(t *testing.T) {
+// The end of a connection is noticed even if nobody reads it.
+func TestADisconnectedClientIsNoticed(t *testing.T) {
 	tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -154,28 +157,29 @@ func TestAClientThatIsGoneIsNoticed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := watching{tcp, t.Context()}.Accept()
+	c, err := watchListener{tcp, t.Context()}.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := untilGone(t.Context(), c)
+	ctx := connContext(t.Context(), c)
 	io.WriteString(client, "not read")
 	client.Close()
 	select {
 	case <-ctx.Done():
 	case <-time.After(5 * watchEvery):
-		t.Error("it was not noticed")
+		t.Error("the disconnect was not noticed")
 	}
 	if _, err := c.Write(bytes.Repeat([]byte("x"), 1<<24)); err == nil {
 		t.Error("a write to a client that is gone did not end")
 	}
 }
 
-func TestStatusOfTheEnd(t *testing.T) {
+func TestExitStatus(t *testing.T) {
 	if s := statusOf(nil); s.Status != "Success" {
 		t.Errorf("%+v", s)
 	}
-	if s := statusOf(utilexec.CodeExitError{Err: errors.New("exit code 7"), Code: 7}); s.Reason != "NonZeroExitCode" || s.Details.Causes[0].Message != "7" {
+	if s := statusOf(utilexec.CodeExitError{Err: errors.New("exit code 7"), Code: 7}); s.Reason != "NonZeroExitCode" ||
+		s.Details.Causes[0].Message != "7" {
 		t.Errorf("%+v", s)
 	}
 	if s := statusOf(errors.New("no such program")); s.Code != 500 || !strings.Contains(s.Message, "no such program") {
@@ -183,8 +187,8 @@ func TestStatusOfTheEnd(t *testing.T) {
 	}
 }
 
-// A client that has filled a stream which nobody reads does not keep the server from closing.
-func TestCloseDespiteAStreamThatNobodyReads(t *testing.T) {
+// The server closes although a client has filled a stream that nobody reads.
+func TestCloseDespiteAnUnreadStream(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	f := openForwarding(t, s)
@@ -200,7 +204,7 @@ func TestCloseDespiteAStreamThatNobodyReads(t *testing.T) {
 			}
 		}
 	}()
-	for before := int64(-1); before != written.Load(); time.Sleep(time.Second) { // until the library reads no more
+	for before := int64(-1); before != written.Load(); time.Sleep(time.Second) { // until the library stops reading
 		before = written.Load()
 	}
 	closed := make(chan struct{})
@@ -211,6 +215,6 @@ func TestCloseDespiteAStreamThatNobodyReads(t *testing.T) {
 	select {
 	case <-closed:
 	case <-time.After(time.Minute):
-		t.Fatal("the server does not close")
+		t.Fatal("the server did not close")
 	}
 }

@@ -17,33 +17,35 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-// frames is a connection between the SPDY library and a client. The library queues frames, 250 of a connection, by number
-// alone; so that this bounds the memory, long ones are given to it in pieces. And it writes a frame in three parts, which
-// are put together here: a frame is one write.
+// frames is a connection between the SPDY library and a client. The library limits its queue by the
+// number of frames alone, 250 for each connection; long frames are split, so that this limits the
+// memory, too. The library also writes a frame in three parts, which are joined here into one
+// write.
 //
-// A frame is eight bytes, of which the last three say how much follows. The first bit tells control frames from those of
-// data; of these the fifth byte has flags, and bit 0 of it says that the stream ends with this frame.
+// A frame has a header of eight bytes, whose last three hold the length of the rest. The first bit
+// is set in control frames and clear in data frames. The fifth byte of a data frame holds flags;
+// bit 0 ends the stream.
 type frames struct {
 	net.Conn
 	from io.Reader
 
-	// Of the reader. A piece is what is left of head, and then body bytes of the connection.
+	// State of the reader. A piece is the rest of head, followed by body bytes of the connection.
 	header [8]byte
 	head   []byte
 	body   int
 	rest   int  // bytes of the data frame after this piece
 	flags  byte // of the data frame
-	ahead  bool // the connection is read as far ahead as aheadMax
+	ahead  bool // from has a buffer of aheadMax
 
-	// Of the writer.
-	out  []byte // the beginning of a frame
-	owed int    // bytes that it still lacks, once its header is there
+	// State of the writer.
+	out      []byte // the beginning of a frame
+	bodyLeft int    // bytes still missing, once the header is complete
 }
 
 const (
-	pieceMax = 32 << 10  // bytes; what clients send at once
-	bulk     = 16 << 10  // bytes; who sends frames so long sends many
-	aheadMax = 128 << 10 // bytes; of such a client
+	pieceMax = 32 << 10  // bytes; the frame size of common clients
+	bulk     = 16 << 10  // bytes; a client that sends frames this long sends many
+	aheadMax = 128 << 10 // bytes read ahead of such a client
 	finFlag  = 0x01
 )
 
@@ -63,7 +65,7 @@ func (f *frames) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// next begins a piece: the next of the data frame, or the next frame.
+// next starts a piece: the next of the data frame, or the next frame.
 func (f *frames) next() error {
 	if f.rest == 0 {
 		if _, err := io.ReadFull(f.from, f.header[:]); err != nil {
@@ -71,7 +73,7 @@ func (f *frames) next() error {
 		}
 		length := lengthOf(f.header[:])
 		if f.header[0]&0x80 != 0 {
-			f.head, f.body = f.header[:], length // the library bounds these itself
+			f.head, f.body = f.header[:], length // the library limits their length itself
 			return nil
 		}
 		f.flags, f.rest = f.header[4], length
@@ -92,7 +94,8 @@ func (f *frames) next() error {
 
 func lengthOf(header []byte) int { return int(binary.BigEndian.Uint32(header[4:]) & 0xffffff) }
 
-// Write takes a part of a frame, and writes the frame when it is whole. The library has a lock around it.
+// Write collects the parts of a frame, and writes it when it is complete. The library serializes
+// calls.
 func (f *frames) Write(b []byte) (int, error) {
 	for left := b; len(left) > 0; {
 		if missing := len(f.header) - len(f.out); missing > 0 {
@@ -101,11 +104,11 @@ func (f *frames) Write(b []byte) (int, error) {
 			if n < missing {
 				break
 			}
-			f.owed = lengthOf(f.out)
+			f.bodyLeft = lengthOf(f.out)
 		}
-		n := min(f.owed, len(left))
-		f.out, left, f.owed = append(f.out, left[:n]...), left[n:], f.owed-n
-		if f.owed > 0 {
+		n := min(f.bodyLeft, len(left))
+		f.out, left, f.bodyLeft = append(f.out, left[:n]...), left[n:], f.bodyLeft-n
+		if f.bodyLeft > 0 {
 			break
 		}
 		if _, err := f.Conn.Write(f.out); err != nil {
@@ -116,28 +119,28 @@ func (f *frames) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// framed answers a request whose connection is given away as one of SPDY frames.
-type framed struct{ http.ResponseWriter }
+// framedResponse is a ResponseWriter whose hijacked connection is wrapped in frames.
+type framedResponse struct{ http.ResponseWriter }
 
-func (w framed) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+func (w framedResponse) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	h, ok := w.ResponseWriter.(http.Hijacker)
 	if !ok {
-		return nil, nil, errors.New("the connection cannot be given away")
+		return nil, nil, errors.New("the connection cannot be hijacked")
 	}
 	conn, rw, err := h.Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
-	return hijacked(conn, rw.Reader)
+	return framedConn(conn, rw.Reader)
 }
 
-func hijacked(conn net.Conn, from io.Reader) (net.Conn, *bufio.ReadWriter, error) {
+func framedConn(conn net.Conn, from io.Reader) (net.Conn, *bufio.ReadWriter, error) {
 	f := &frames{Conn: conn, from: from}
 	return f, bufio.NewReadWriter(bufio.NewReader(f), bufio.NewWriter(f)), nil
 }
 
-// tunnel serves SPDY that is tunnelled through the binary messages of a WebSocket: serve is called with a request to
-// upgrade to SPDY, whose connection the WebSocket is.
+// tunnel serves SPDY tunnelled through the binary messages of a WebSocket. It calls serve with a
+// request to upgrade to SPDY, whose connection is the WebSocket.
 func tunnel(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) {
 	server := websocket.Server{
 		Handshake: func(c *websocket.Config, _ *http.Request) error {
@@ -156,30 +159,32 @@ func tunnel(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) {
 			inner.Header.Del(wsstream.WebSocketProtocolHeader)
 			inner.Header.Set(httpstream.HeaderConnection, httpstream.HeaderUpgrade)
 			inner.Header.Set(httpstream.HeaderUpgrade, spdy.HeaderSpdy31)
-			inner.Header.Set(httpstream.HeaderProtocolVersion, strings.TrimPrefix(ws.Config().Protocol[0], portforward.WebsocketsSPDYTunnelingPrefix))
-			serve(&tunnelled{ws: ws, header: http.Header{}}, inner)
+			inner.Header.Set(httpstream.HeaderProtocolVersion,
+				strings.TrimPrefix(ws.Config().Protocol[0], portforward.WebsocketsSPDYTunnelingPrefix))
+			serve(&tunnelResponse{ws: ws, header: http.Header{}}, inner)
 		},
 	}
 	server.ServeHTTP(w, r)
 }
 
-// tunnelled answers a request within a tunnel. The client has its answer already, that to the WebSocket.
-type tunnelled struct {
+// tunnelResponse is the ResponseWriter of a request inside a tunnel. The client already has its
+// answer, that to the WebSocket request.
+type tunnelResponse struct {
 	ws     *websocket.Conn
 	header http.Header
 }
 
-func (t *tunnelled) Header() http.Header { return t.header }
+func (t *tunnelResponse) Header() http.Header { return t.header }
 
-func (t *tunnelled) WriteHeader(status int) {
+func (t *tunnelResponse) WriteHeader(status int) {
 	if status != http.StatusSwitchingProtocols {
 		slog.Debug("a request in a tunnel was refused", "status", status)
 	}
 }
 
-func (t *tunnelled) Write(b []byte) (int, error) {
+func (t *tunnelResponse) Write(b []byte) (int, error) {
 	slog.Debug("a request in a tunnel was refused", "text", string(b))
 	return len(b), nil
 }
 
-func (t *tunnelled) Hijack() (net.Conn, *bufio.ReadWriter, error) { return hijacked(t.ws, t.ws) }
+func (t *tunnelResponse) Hijack() (net.Conn, *bufio.ReadWriter, error) { return framedConn(t.ws, t.ws) }

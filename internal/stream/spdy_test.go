@@ -11,7 +11,7 @@ import (
 	"github.com/moby/spdystream/spdy"
 )
 
-// encode writes frames and returns the bytes of them.
+// encode returns the bytes of frames.
 func encode(t testing.TB, list ...spdy.Frame) []byte {
 	t.Helper()
 	var buf bytes.Buffer
@@ -27,12 +27,13 @@ func encode(t testing.TB, list ...spdy.Frame) []byte {
 	return buf.Bytes()
 }
 
-func TestLongFramesComeInPieces(t *testing.T) {
-	long := bytes.Repeat([]byte("0123456789abcdef"), 7000) // 112000 bytes: three pieces and a rest
+func TestLongFramesAreSplit(t *testing.T) {
+	long := bytes.Repeat([]byte("0123456789abcdef"), 7000) // 112000 bytes: three pieces and a remainder
 	open := &spdy.SynStreamFrame{StreamId: 1, Headers: http.Header{"Streamtype": {"data"}}}
 	raw := encode(t, open, &spdy.DataFrame{StreamId: 1, Data: []byte("short")}, &spdy.DataFrame{StreamId: 1, Data: nil},
 		&spdy.DataFrame{StreamId: 3, Data: long, Flags: spdy.DataFlagFin}, &spdy.PingFrame{Id: 7})
-	for name, from := range map[string]io.Reader{"whole": bytes.NewReader(raw), "byte by byte": iotest.OneByteReader(bytes.NewReader(raw))} {
+	for name, from := range map[string]io.Reader{"whole": bytes.NewReader(raw),
+		"byte by byte": iotest.OneByteReader(bytes.NewReader(raw))} {
 		f, err := spdy.NewFramer(io.Discard, &frames{from: from})
 		if err != nil {
 			t.Fatal(err)
@@ -70,7 +71,7 @@ func TestLongFramesComeInPieces(t *testing.T) {
 	}
 }
 
-// writes is a connection that keeps what is written to it, write by write.
+// writes is a connection that records each write to it.
 type writes struct {
 	net.Conn
 	each [][]byte
@@ -101,9 +102,10 @@ func TestAFrameIsOneWrite(t *testing.T) {
 	}
 }
 
-// Whatever a client sends, it comes through with the same meaning, and in pieces that are bounded.
+// Any input of a client arrives with the same meaning, in pieces of bounded length.
 func FuzzFrames(f *testing.F) {
-	f.Add(encode(f, &spdy.DataFrame{StreamId: 1, Data: make([]byte, 40000), Flags: spdy.DataFlagFin}, &spdy.PingFrame{Id: 1}))
+	f.Add(encode(f, &spdy.DataFrame{StreamId: 1, Data: make([]byte, 40000), Flags: spdy.DataFlagFin},
+		&spdy.PingFrame{Id: 1}))
 	f.Add([]byte{0, 0, 0, 1, 1, 0xff, 0xff, 0xff, 'x'})
 	f.Add([]byte{0x80})
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -117,7 +119,8 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// payload is what frames say, without regard to how data is cut; nil and a failure when a data frame is longer than most.
+// payload returns the content of frames, independent of how data is split. It returns "too long" if
+// a data frame exceeds most.
 func payload(raw []byte, most int) (out []byte) {
 	for len(raw) >= 8 {
 		length := lengthOf(raw)

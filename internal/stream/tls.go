@@ -15,57 +15,58 @@ import (
 
 // TLS names the files of a certificate, in PEM. Without Cert, streams are served over plain HTTP.
 type TLS struct {
-	Cert     string // the certificate, and those between it and the root
+	Cert     string // the certificate and the intermediate ones
 	Key      string // its private key
-	ClientCA string // roots of the certificates that clients must show; "": they need none
+	ClientCA string // root certificates for clients; "": no client certificate is required
 }
 
-// PEM is what is in the files.
+// PEM holds the contents of the files.
 type PEM struct{ Cert, Key, ClientCA []byte }
 
-// config returns what a listener does with it. The error is of kind Invalid.
+// config returns the configuration of a listener. The error is of kind Invalid.
 func (p PEM) config() (*tls.Config, error) {
 	pair, err := tls.X509KeyPair(p.Cert, p.Key)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the certificate of the streaming server: %w", err)
 	}
-	// Not HTTP/2: it has no upgrade to SPDY or WebSocket.
-	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}
+	// HTTP/2 is left out: it has no upgrade to SPDY or WebSocket.
+	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair},
+		NextProtos: []string{"http/1.1"}}
 	if len(p.ClientCA) > 0 {
 		c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
 		if !c.ClientCAs.AppendCertsFromPEM(p.ClientCA) {
-			return nil, fault.New(fault.Invalid, "the client CA of the streaming server: there is no certificate in it")
+			return nil, fault.New(fault.Invalid, "the client CA of the streaming server: the file holds no certificate")
 		}
 	}
 	return c, nil
 }
 
-// files reads certificates again when their files have changed.
+// files reads the certificates again when their files have changed.
 type files struct {
 	TLS
 
 	mu   sync.Mutex // guards all below
-	good *PEM       // the last that could be used
-	seen string     // what the files looked like when they were read
+	good *PEM       // the last usable one
+	seen string     // their state when they were last read
 }
 
-// look describes the files as they are: a change of one is one of this.
-func (f *files) look() string {
-	var look string
+// state describes the files as they are now. It changes when one of them does.
+func (f *files) state() string {
+	var now string
 	for _, path := range []string{f.Cert, f.Key, f.ClientCA} {
 		if path == "" {
 			continue
 		}
-		if info, err := os.Stat(path); err == nil { // through symlinks, as a secret's volume has them
-			look += fmt.Sprint(info.ModTime().UnixNano(), info.Size(), info.Sys(), ";")
+		if info, err := os.Stat(path); err == nil { // through symlinks, which volumes of secrets use
+			now += fmt.Sprint(info.ModTime().UnixNano(), info.Size(), info.Sys(), ";")
 		} else {
-			look += err.Error() + ";"
+			now += err.Error() + ";"
 		}
 	}
-	return look
+	return now
 }
 
-// read reads them, and has them from then on if they can be used.
+// read reads the files and keeps the certificates if they are usable.
 func (f *files) read() (*PEM, error) {
 	p := &PEM{}
 	for path, into := range map[string]*[]byte{f.Cert: &p.Cert, f.Key: &p.Key, f.ClientCA: &p.ClientCA} {
@@ -89,18 +90,20 @@ func (f *files) read() (*PEM, error) {
 	return p, nil
 }
 
-// current returns the certificates of the files, or the last that could be used, and says so then. Nil without files.
+// current returns the certificates in the files. If those are unusable it logs that and returns the
+// last good ones. It returns nil without files.
 func (f *files) current() *PEM {
 	if f == nil {
 		return nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if look := f.look(); look != f.seen {
+	if now := f.state(); now != f.seen {
 		first := f.seen == ""
-		f.seen = look
+		f.seen = now
 		if _, err := f.read(); err != nil {
-			slog.Error("the new certificate of the streaming server cannot be used, the old one stays", "cert", f.Cert, "err", err)
+			slog.Error("the new certificate of the streaming server cannot be used, the old one stays", "cert",
+				f.Cert, "err", err)
 		} else if !first {
 			slog.Info("the streaming server has a new certificate", "cert", f.Cert)
 		}
@@ -108,12 +111,12 @@ func (f *files) current() *PEM {
 	return f.good
 }
 
-// credentials are what a listener has now.
+// credentials hold the current configuration of a listener.
 type credentials struct {
 	config atomic.Pointer[tls.Config]
 }
 
-// use has connections from now on be made with these.
+// use sets the certificates for new connections.
 func (c *credentials) use(p PEM) error {
 	config, err := p.config()
 	if err == nil {
@@ -122,7 +125,7 @@ func (c *credentials) use(p PEM) error {
 	return err
 }
 
-// over returns a listener of connections with TLS.
+// over returns a listener for connections with TLS.
 func (c *credentials) over(l net.Listener) net.Listener {
 	return tls.NewListener(l, &tls.Config{
 		MinVersion:         tls.VersionTLS12,
