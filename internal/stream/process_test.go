@@ -357,3 +357,28 @@ func TestCertificates(t *testing.T) {
 		t.Errorf("Open with a broken certificate: %v", err)
 	}
 }
+
+// A self-signed certificate can be the client CA, too, and one file can hold all three.
+func TestCertificatesInOneFile(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := certificate(t, 1)
+	write := func(name string, body []byte) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, body, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	certPath, keyPath, both := write("cert", cert), write("key", key), write("both", append(bytes.Clone(cert), key...))
+	for name, o := range map[string]TLS{
+		"the certificate is the client CA": {Cert: certPath, Key: keyPath, ClientCA: certPath},
+		"the key is in the same file":      {Cert: both, Key: both},
+		"all are in the same file":         {Cert: both, Key: both, ClientCA: both},
+	} {
+		c := open(t, Options{TLS: o})
+		if p := c.files.current(); p == nil || len(p.Cert) == 0 || len(p.Key) == 0 || o.ClientCA != "" && len(p.ClientCA) == 0 {
+			t.Errorf("%s: %+v", name, p)
+		}
+	}
+}

@@ -69,19 +69,19 @@ func (f *files) state() string {
 // read reads the files and keeps the certificates if they are usable.
 func (f *files) read() (*PEM, error) {
 	p := &PEM{}
-	for path, into := range map[string]*[]byte{f.Cert: &p.Cert, f.Key: &p.Key, f.ClientCA: &p.ClientCA} {
-		if path == "" {
+	// A list: the three may name the same file.
+	for _, file := range []struct {
+		path string
+		into *[]byte
+	}{{f.Cert, &p.Cert}, {f.Key, &p.Key}, {f.ClientCA, &p.ClientCA}} {
+		if file.path == "" {
 			continue
 		}
-		body, err := os.ReadFile(path)
+		body, err := os.ReadFile(file.path)
 		if err != nil {
 			return nil, fmt.Errorf("the certificate of the streaming server: %w", err)
 		}
-		*into = body
-	}
-	if f.Cert == f.Key { // one file with both
-		p.Cert = append(p.Cert, p.Key...)
-		p.Key = p.Cert
+		*file.into = body
 	}
 	if _, err := p.config(); err != nil {
 		return nil, err
