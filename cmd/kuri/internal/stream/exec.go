@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,107 +11,131 @@ import (
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/client"
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
 // maxExecAnswer bounds the answer to ExecSync, in bytes: the CRI lets each of the two streams have 16 MiB.
 const maxExecAnswer = 2*(16<<20) + 1<<20
 
+// execOptions are the flags of kuri exec.
+type execOptions struct {
+	container, keys string
+	stdin, tty      bool
+	limit           time.Duration
+}
+
+// ExecCommand is kuri exec.
 func ExecCommand(c *cli.CLI) *cobra.Command {
-	var limit time.Duration
-	var stdin, tty bool
-	var keys, of string
+	o := &execOptions{}
 	cmd := &cobra.Command{
 		Use:   "exec [flags] CONTAINER [--] COMMAND [ARG...]",
 		Short: "Run a command in a container and return its exit code",
-		Long: `Run a command in a running container. The exit code is the command's own. Without -i and -t it has no input, and what it
-wrote is printed once it has ended; with one of them its streams are those of the program. A command that is not there
-exits with 127, one that cannot be run with 126. In a terminal ctrl-p ctrl-q (--detach-keys) leaves, which hangs the command up.`,
+		Long: `Run a command in a running container. The exit code is that of the command: 127 if it does not exist, 126 if it cannot be
+executed. Without -i and -t the command has no input, and its output is printed when it has ended. With either flag its
+streams are connected as it runs. In a terminal ctrl-p ctrl-q (--detach-keys) detaches, which hangs up the command.`,
 		Example: `  kuri exec web -- ls /etc         run a command in the container of the pod web
   kuri exec -it web/server sh      a shell
   kuri exec -i web -- tee /f <f    with input`,
 		Args:              cli.RangeArgs(2, cli.Many),
 		ValidArgsFunction: c.CompleteContainers(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name, command := args[0], args[1:]
-			if strings.HasPrefix(command[0], "-") && command[0] != "--" { // kubectl's order: flags after the name
-				if err := cmd.Flags().Parse(command); err != nil {
-					return cli.WrongUsage(cli.FlagError(cmd, err))
-				}
-				if command = cmd.Flags().Args(); len(command) == 0 {
-					command = []string{"--"}
-				}
-			}
-			if of != "" {
-				name += "/" + of
-			}
-			if command[0] == "--" {
-				command = command[1:]
-			}
-			if len(command) == 0 {
-				return cli.Usagef("which command? kuri exec CONTAINER -- COMMAND")
-			}
-			if limit < 0 {
-				return cli.Usagef("--time-limit %s: it cannot be negative", limit)
-			}
-			detach, err := ParseKeys(keys)
+			command, err := execWords(cmd, args[1:])
 			if err != nil {
 				return err
 			}
-			ctx := cmd.Context()
-			rt, err := c.Runtime(ctx)
-			if err != nil {
-				return err
+			if o.limit < 0 {
+				return cli.Usagef("--time-limit %s: it cannot be negative", o.limit)
 			}
-			defer rt.Close()
-			have, err := cli.TakeInventory(ctx, rt)
-			if err != nil {
-				return err
+			name := args[0]
+			if o.container != "" {
+				name += "/" + o.container
 			}
-			ct, err := c.FindRunning(have, name)
-			if err != nil {
-				return err
-			}
-			tty := WithoutTerminal(c, stdin, tty)
-			if stdin || tty {
-				if limit != 0 {
-					return cli.Usagef("--time-limit is for a command without -i and -t")
-				}
-				resp, err := rt.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: ct.Id, Cmd: command, Stdin: stdin, Stdout: true, Stderr: !tty, Tty: tty})
-				if err != nil {
-					return NotRun(fmt.Errorf("exec in %s: %w", name, err))
-				}
-				err = Copy(ctx, c, resp.Url, Options{Stdin: stdin, TTY: tty, Detach: detach})
-				if errors.Is(err, ErrDetached) {
-					fmt.Fprintf(c.Err, "\nkuri: detached: %s is hung up, %s goes on\n", cli.Printable(command[0]), cli.Printable(name))
-					return nil
-				}
-				return NotRun(Annotate("exec in "+name, err))
-			}
-			seconds := int64((limit + time.Second - 1) / time.Second)
-			r, err := rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: ct.Id, Cmd: command, Timeout: seconds}, grpc.MaxCallRecvMsgSize(maxExecAnswer))
-			if err != nil {
-				return NotRun(fmt.Errorf("exec in %s: %w", name, err))
-			}
-			if _, err := c.Out.Write(r.Stdout); err != nil {
-				return err
-			}
-			if _, err := c.Err.Write(r.Stderr); err != nil {
-				return err
-			}
-			if r.ExitCode != 0 {
-				return cli.ExitCode(r.ExitCode)
-			}
-			return nil
+			return exec(cmd.Context(), c, o, name, command)
 		},
 	}
 	f := cmd.Flags()
-	f.SetInterspersed(false) // what follows the container is the command's
-	f.DurationVar(&limit, "time-limit", 0, "kill the command after this time, in whole seconds (default: none)")
-	f.BoolVarP(&stdin, "stdin", "i", false, "pass the input on")
-	f.BoolVarP(&tty, "tty", "t", false, "give the command a terminal")
-	f.StringVarP(&of, "container", "c", "", "`CONTAINER` of the pod that is named, as POD/CONTAINER names it too")
-	DetachFlag(cmd, &keys)
+	f.SetInterspersed(false) // flags after the container are the command's
+	f.DurationVar(&o.limit, "time-limit", 0, "kill the command after this time, in whole seconds (default: none)")
+	f.BoolVarP(&o.stdin, "stdin", "i", false, "connect standard input")
+	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
+	f.StringVarP(&o.container, "container", "c", "", "`CONTAINER` of the named pod, the same as POD/CONTAINER")
+	DetachFlag(cmd, &o.keys)
 	c.FreeShortFlags(cmd)
 	return cmd
+}
+
+// execWords returns the words of the command. Flags before it are parsed: kubectl takes them after the container's name.
+func execWords(cmd *cobra.Command, words []string) ([]string, error) {
+	if strings.HasPrefix(words[0], "-") && words[0] != "--" {
+		if err := cmd.Flags().Parse(words); err != nil {
+			return nil, cli.WrongUsage(cli.FlagError(cmd, err))
+		}
+		words = cmd.Flags().Args()
+	}
+	if len(words) > 0 && words[0] == "--" {
+		words = words[1:]
+	}
+	if len(words) == 0 {
+		return nil, cli.Usagef("which command? kuri exec CONTAINER -- COMMAND")
+	}
+	return words, nil
+}
+
+// exec runs a command in the named container, with streams or, without -i and -t, by ExecSync.
+func exec(ctx context.Context, c *cli.CLI, o *execOptions, name string, command []string) error {
+	detach, err := ParseKeys(o.keys)
+	if err != nil {
+		return err
+	}
+	rt, err := c.Runtime(ctx)
+	if err != nil {
+		return err
+	}
+	defer rt.Close()
+	have, err := cli.TakeInventory(ctx, rt)
+	if err != nil {
+		return err
+	}
+	ct, err := c.FindRunning(have, name)
+	if err != nil {
+		return err
+	}
+	tty := WithoutTerminal(c, o.stdin, o.tty)
+	if !o.stdin && !tty {
+		return execSync(ctx, c, rt, ct.Id, name, command, o.limit)
+	}
+	if o.limit != 0 {
+		return cli.Usagef("--time-limit is for a command without -i and -t")
+	}
+	resp, err := rt.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: ct.Id, Cmd: command, Stdin: o.stdin, Stdout: true, Stderr: !tty, Tty: tty})
+	if err != nil {
+		return NotRun(fmt.Errorf("exec in %s: %w", name, err))
+	}
+	err = Copy(ctx, c, resp.Url, Options{Stdin: o.stdin, TTY: tty, Detach: detach})
+	if errors.Is(err, ErrDetached) {
+		fmt.Fprintf(c.Err, "\nkuri: detached: %s is hung up, %s goes on\n", cli.Printable(command[0]), cli.Printable(name))
+		return nil
+	}
+	return NotRun(Annotate("exec in "+name, err))
+}
+
+// execSync runs a command without input and prints its output when it has ended. A limit of 0 is none; others are rounded up
+// to whole seconds, as the CRI counts in these.
+func execSync(ctx context.Context, c *cli.CLI, rt *client.Runtime, id, name string, command []string, limit time.Duration) error {
+	req := &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: int64((limit + time.Second - 1) / time.Second)}
+	r, err := rt.ExecSync(ctx, req, grpc.MaxCallRecvMsgSize(maxExecAnswer))
+	if err != nil {
+		return NotRun(fmt.Errorf("exec in %s: %w", name, err))
+	}
+	if _, err := c.Out.Write(r.Stdout); err != nil {
+		return err
+	}
+	if _, err := c.Err.Write(r.Stderr); err != nil {
+		return err
+	}
+	if r.ExitCode != 0 {
+		return cli.ExitCode(r.ExitCode)
+	}
+	return nil
 }
