@@ -60,3 +60,21 @@ func TestExamples(t *testing.T) {
 	c, _, _ := clitest.New(nil)
 	walk(root(c))
 }
+
+// Each verb is in a group of the program's help; help and completion are beside them.
+func TestEveryVerbHasAGroup(t *testing.T) {
+	c, out, _ := clitest.New(nil)
+	if code := c.Main(t.Context(), root(c), []string{"--help"}); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	for _, verb := range root(c).Commands() {
+		if verb.GroupID == "" {
+			t.Errorf("%s has no group", verb.CommandPath())
+		}
+	}
+	for _, title := range []string{"Running:", "Pods and containers:", "Observing:", "Images:", "Node and daemon:"} {
+		if !strings.Contains(out.String(), "\n"+title+"\n") {
+			t.Errorf("there is no %q in:\n%s", title, out)
+		}
+	}
+}

@@ -35,17 +35,24 @@ type page struct {
 // help is what the program says of a verb, by the headings of its help. What stands above the first heading is below "".
 type help map[string][]string
 
-// headings are all that a help may have.
-var headings = []string{"Usage", "Aliases", "Examples", "Available Commands", "Flags", "Global Flags"}
+// commands is the heading of the verbs below one. A program with groups of verbs has the groups' titles instead.
+const commands = "Available Commands"
+
+// headings are those of a help that are no groups of verbs.
+var headings = []string{"Usage", "Aliases", "Examples", commands, "Flags", "Global Flags"}
 
 // read splits a help. It is an error when there is no usage in it.
 func read(text string) (help, error) {
 	h, at := help{}, ""
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, " \n")
-		if name, ok := strings.CutSuffix(line, ":"); ok && known(name) {
-			at = name
-			h[at] = []string{}
+		if name, ok := strings.CutSuffix(line, ":"); ok && (known(name) || at != "" && !strings.HasPrefix(name, " ")) {
+			if at = name; !known(at) { // the title of a group
+				at = commands
+			}
+			if h[at] == nil {
+				h[at] = []string{}
+			}
 			continue
 		}
 		if strings.HasPrefix(line, `Use "`) {
@@ -87,13 +94,13 @@ func (p page) of(verb ...string) (help, error) {
 	return h, nil
 }
 
-// command is the first word of a line below "Available Commands".
+// command is the first word of a line below the heading of commands.
 var command = regexp.MustCompile(`^  ([a-z][a-z-]*) `)
 
 // verbs returns the names of the verbs below one.
 func (h help) verbs() []string {
 	var names []string
-	for _, line := range h["Available Commands"] {
+	for _, line := range h[commands] {
 		if m := command.FindStringSubmatch(line); m != nil && m[1] != "help" {
 			names = append(names, m[1])
 		}

@@ -83,3 +83,33 @@ USER:PASSWORD
 		t.Errorf("%s\nwant\n%s", got, want)
 	}
 }
+
+// The titles of groups of verbs take the place of one heading.
+func TestGroups(t *testing.T) {
+	h, err := read(`kuri talks to a runtime. Two words:
+
+Usage:
+  kuri [command]
+
+Running:
+  run         Run pods
+
+Pods and containers:
+  ps          List containers
+
+Additional Commands:
+  completion  For shells
+
+Flags:
+  -h, --help   help
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(h.verbs(), " "); got != "run ps completion" {
+		t.Errorf("the verbs are %q", got)
+	}
+	if got := len(h["Flags"]); got != 1 {
+		t.Errorf("%d flags", got)
+	}
+}
