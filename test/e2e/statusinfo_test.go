@@ -89,7 +89,7 @@ func TestStatusInfo(t *testing.T) {
 		t.Errorf("without CNI: %s", st.Info["lastCNILoadStatus"])
 	}
 	out, stderr, code := s.Kuri(t, "info")
-	for _, want := range []string{fmt.Sprintf("process %d, for ", s.Pid()), fmt.Sprintf("process %d\n", s.HolderPid()), s.Root + ", ", "1, of which 1 run", "built-in, bridge "} {
+	for _, want := range []string{fmt.Sprintf("process %d, for ", s.Pid()), fmt.Sprintf("process %d\n", s.HolderPid()), s.Root + ", ", "1 (1 running)", "built-in, bridge "} {
 		if code != 0 || !strings.Contains(out, want) {
 			t.Errorf("kuri info has no %q: exit code %d\n%s%s", want, code, out, stderr)
 		}

@@ -252,6 +252,14 @@ func Size(n uint64) string {
 	return fmt.Sprintf("%.1f %ciB", f, units[u])
 }
 
+// Count returns a number with a noun, which gets an s unless there is one of it: "1 image", "2 images".
+func Count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
 const ShortIDLength = 12
 
 // TrimID shortens an id for a table, without the name of its algorithm.

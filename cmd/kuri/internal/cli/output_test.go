@@ -72,3 +72,11 @@ func TestTemplates(t *testing.T) {
 		}
 	}
 }
+
+func TestCount(t *testing.T) {
+	for n, want := range map[int]string{0: "0 images", 1: "1 image", 2: "2 images"} {
+		if got := Count(n, "image"); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}

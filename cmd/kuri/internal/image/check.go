@@ -51,9 +51,9 @@ func CheckImages(ctx context.Context, c *cli.CLI, repair bool) error {
 	case found == 0:
 		fmt.Fprintln(c.Out, "all images are as they were pulled")
 	case left > 0 && !repair:
-		return fmt.Errorf("%d of what is stored is damaged; kuri check --images --repair fetches it again", left)
+		return fmt.Errorf("found %s; kuri check --images --repair fetches them again", cli.Count(left, "damaged item"))
 	case left > 0:
-		return fmt.Errorf("%d of %d damages could not be repaired", left, found)
+		return fmt.Errorf("%d of %s could not be repaired", left, cli.Count(found, "damaged item"))
 	}
 	return nil
 }

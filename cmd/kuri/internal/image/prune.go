@@ -54,7 +54,7 @@ func prune(ctx context.Context, c *cli.CLI, force bool) error {
 	if err := showPruned(c, unused); err != nil {
 		return err
 	}
-	if !force && !c.Confirmed(ctx, fmt.Sprintf("remove them and give back %s? [y/N] ", cli.Size(uint64(unused.Bytes)))) {
+	if !force && !c.Confirmed(ctx, fmt.Sprintf("remove them and free %s? [y/N] ", cli.Size(uint64(unused.Bytes)))) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -67,7 +67,7 @@ func prune(ctx context.Context, c *cli.CLI, force bool) error {
 	}
 	removed, err := by.remove(ctx, shown)
 	if removed != nil {
-		fmt.Fprintf(c.Out, "removed %d images, %s given back\n", len(removed.Images), cli.Size(uint64(removed.Bytes)))
+		fmt.Fprintf(c.Out, "removed %s, freed %s\n", cli.Count(len(removed.Images), "image"), cli.Size(uint64(removed.Bytes)))
 	}
 	if err != nil {
 		return fmt.Errorf("remove unused images: %w", err)

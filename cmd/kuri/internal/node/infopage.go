@@ -95,8 +95,8 @@ func (i *info) rows() [][]string {
 	}
 	rows = append(rows, storeRows("image store:", i.usage.ImageFilesystems)...)
 	rows = append(rows, storeRows("container store:", i.usage.ContainerFilesystems)...)
-	add("pods", fmt.Sprintf("%d, of which %d are ready", i.pods, i.ready))
-	add("containers", fmt.Sprintf("%d, of which %d run", i.containers, i.running))
+	add("pods", fmt.Sprintf("%d (%d ready)", i.pods, i.ready))
+	add("containers", fmt.Sprintf("%d (%d running)", i.containers, i.running))
 	add("images", fmt.Sprint(i.images))
 	return rows
 }

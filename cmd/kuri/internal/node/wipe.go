@@ -43,8 +43,8 @@ their grace period first. The configuration stays.
 It works while the daemon runs, and while it is stopped: then it starts one for itself, which nobody else can reach. A kubelet
 makes its pods again: stop it first. This needs Kuri's own runtime.
 
-Exit codes: 0 all is gone; 1 it was not agreed to, or something is left, which is told; 2 wrong usage, or there is no terminal
-to ask on and no --yes; 4 no runtime answers and none can be started.`,
+Exit codes: 0 everything was removed, or the answer was no; 1 something could not be removed; 2 wrong usage, or there is no
+terminal to ask on and no --yes; 4 no runtime answers and none can be started.`,
 		Example: `  kuri wipe                        tell, ask, and remove
   kuri wipe --yes --keep-images    for scripts; images stay
   kuri wipe --yes -g 0             containers are killed`,
@@ -193,7 +193,7 @@ func isSocket(path string) bool {
 	return err == nil && st.Mode()&os.ModeSocket != 0
 }
 
-// ask tells what there is, and reports whether it is to go. A no is an exit code.
+// ask prints what would be removed, and reports whether the user agrees.
 func (w *wipe) ask(ctx context.Context) (bool, error) {
 	found, err := w.rt.Doctor.Examine(ctx, &kuriv1.ExamineRequest{})
 	if err != nil {
@@ -217,17 +217,17 @@ func (w *wipe) ask(ctx context.Context) (bool, error) {
 		taken += i.Size
 	}
 	fmt.Fprintln(w.Out, "This is removed from the node:")
-	fmt.Fprintf(w.Out, "  %d pods with %d containers, of which %d run\n", len(have.Pods), len(have.Containers), running)
+	fmt.Fprintf(w.Out, "  %s with %s, %d running\n", cli.Count(len(have.Pods), "pod"), cli.Count(len(have.Containers), "container"), running)
 	for _, p := range have.Pods {
 		fmt.Fprintln(w.Out, "    "+cli.Printable(cli.PodText(p)))
 	}
 	if w.keepImages {
-		fmt.Fprintf(w.Out, "  no image: %d stay\n", len(images.Images))
+		fmt.Fprintf(w.Out, "  no images: %d are kept\n", len(images.Images))
 	} else {
-		fmt.Fprintf(w.Out, "  %d images, of %s at most\n", len(images.Images), cli.Size(taken))
+		fmt.Fprintf(w.Out, "  %s, at most %s\n", cli.Count(len(images.Images), "image"), cli.Size(taken))
 	}
 	fmt.Fprintln(w.Out, "  the built-in network: its bridge, its addresses and its nftables rules")
-	fmt.Fprintf(w.Out, "  %d things that nobody owns or that are broken (kuri doctor tells which)\n", len(found.Damages))
+	fmt.Fprintf(w.Out, "  %s without an owner or broken (kuri doctor lists them)\n", cli.Count(len(found.Damages), "item"))
 	fmt.Fprintln(w.Out, "The configuration stays.")
 	if w.yes || w.Confirmed(ctx, "remove all of it? [y/N] ") {
 		return true, nil
@@ -236,7 +236,7 @@ func (w *wipe) ask(ctx context.Context) (bool, error) {
 		return false, context.Cause(ctx)
 	}
 	fmt.Fprintln(w.Out, "nothing was removed")
-	return false, cli.ExitCode(cli.ExitError)
+	return false, nil
 }
 
 // wipeRounds is how often pods may come back while they are removed.
@@ -269,7 +269,7 @@ func (w *wipe) removePods(ctx context.Context) error {
 		if err := errors.Join(errs...); err != nil {
 			return err
 		}
-		fmt.Fprintf(w.Out, "removed %d pods\n", len(have.Pods))
+		fmt.Fprintln(w.Out, "removed", cli.Count(len(have.Pods), "pod"))
 	}
 	return errors.New("pods come back while they are removed: somebody makes them, a kubelet perhaps; stop that first, and wipe again")
 }
@@ -296,7 +296,7 @@ func (w *wipe) removeImages(ctx context.Context) error {
 			return fmt.Errorf("remove image %s: %w", cli.TrimID(i.Id, false), err)
 		}
 	}
-	fmt.Fprintf(w.Out, "removed %d images\n", len(list.Images))
+	fmt.Fprintln(w.Out, "removed", cli.Count(len(list.Images), "image"))
 	return nil
 }
 
@@ -331,5 +331,5 @@ func (w *wipe) removeRest(ctx context.Context) error {
 	if err := damageText(w.CLI, left); err != nil {
 		return err
 	}
-	return fmt.Errorf("%d things are left", len(left.Damages)+len(left.Blind))
+	return fmt.Errorf("%s could not be removed", cli.Count(len(left.Damages)+len(left.Blind), "item"))
 }
