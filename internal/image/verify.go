@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,7 +26,7 @@ func (s *Store) verify(ctx context.Context, ref registry.Reference, auth registr
 		return err
 	}
 	err = s.verifiers.Judge(ctx, verifier.Image{Reference: ref.String(), Descriptor: resolved, Auth: config})
-	if refusal, ok := err.(*verifier.Refusal); ok {
+	if refusal := (*verifier.Refusal)(nil); errors.As(err, &refusal) {
 		return fault.New(fault.PermissionDenied, "digest %s: %w", resolved.Digest, refusal)
 	}
 	if err != nil {

@@ -174,7 +174,7 @@ type decompressor struct {
 
 func (p *decompressor) Read(b []byte) (int, error) {
 	n, err := p.from.Read(b)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = damaged(p.format, err)
 	}
 	return n, err

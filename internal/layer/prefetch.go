@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"errors"
 	"io"
 	"sync"
 
@@ -112,7 +113,7 @@ func fill(buf []byte, from io.Reader) (n int, err error) {
 		n, err = io.ReadAtLeast(from, buf, len(buf)/2)
 		return err
 	})
-	if err == io.ErrUnexpectedEOF {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = io.EOF
 	}
 	return n, err

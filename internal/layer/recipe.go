@@ -283,7 +283,7 @@ func (a *assembler) run() error {
 	in := bufio.NewReader(z)
 	for {
 		kind, err := binary.ReadUvarint(in)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err == nil {
@@ -360,7 +360,7 @@ func (a *assembler) open(p string, size int64, sum uint64) (*os.File, error) {
 	}
 	how := unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	fd, err := unix.Openat2(a.root, p, &how)
-	for err == unix.EINTR || err == unix.EAGAIN { // EAGAIN: a rename elsewhere raced with the lookup
+	for errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) { // EAGAIN: a rename elsewhere raced with the lookup
 		fd, err = unix.Openat2(a.root, p, &how)
 	}
 	if err != nil {

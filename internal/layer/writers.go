@@ -154,7 +154,7 @@ func (w *writers) create(dir *dirRef, file *smallFile) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err == errIsDir {
+	if errors.Is(err, errIsDir) {
 		later := deferredFile{dir.share(), *file}
 		later.file.data = bytes.Clone(file.data) // the batch will be reused
 		w.deferred = append(w.deferred, later)

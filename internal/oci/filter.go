@@ -233,7 +233,7 @@ func (i interceptor) catch() (*filter, error) {
 	for {
 		var n notification // which the kernel wants to be zero
 		err := i.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n))
-		if err == unix.EINTR || err == unix.ENOENT {
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
@@ -242,7 +242,7 @@ func (i interceptor) catch() (*filter, error) {
 		loaded, err := n.read()
 		a := answer{id: n.id, errno: -int32(errCaught)}
 		serr := i.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&a))
-		if serr == unix.ENOENT {
+		if errors.Is(serr, unix.ENOENT) {
 			continue
 		}
 		if err == nil && serr != nil {

@@ -182,9 +182,9 @@ func converse(talk *os.File, server int, body []byte, toLine bool) (b begun, err
 		m, err := receive(talk)
 		b = begun{passing: forked[server], pid: forked[forked[server]], ready: ready}
 		switch {
-		case err == io.EOF && failed == nil && b.pid == 0 && ready == 0:
+		case errors.Is(err, io.EOF) && failed == nil && b.pid == 0 && ready == 0:
 			return b, errKilled
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return b, failed
 		case err != nil:
 			return b, err

@@ -60,7 +60,7 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 	if err != nil {
 		out.discard()
 	}
-	if errors.Is(err, fault.Deadline) && context.Cause(ctx) == errTimeout {
+	if errors.Is(err, fault.Deadline) && errors.Is(context.Cause(ctx), errTimeout) {
 		return nil, fmt.Errorf("exec in %s: %q, with a timeout of %s: %w", r.name(), cmd[0], timeout, err)
 	}
 	if errors.Is(err, errTimeout) {

@@ -99,7 +99,7 @@ func (p *Pidfd) ExitStatus() (unix.WaitStatus, error) {
 		return nil
 	})
 	switch {
-	case err == unix.ESRCH: // 6.13 and 6.14 know the call, and nothing of the dead
+	case errors.Is(err, unix.ESRCH): // 6.13 and 6.14 know the call, and nothing of the dead
 		return 0, fmt.Errorf("this kernel tells nothing of a process that has ended: %w", err)
 	case err != nil:
 		return 0, fmt.Errorf("ask the kernel for an exit status: %w", err)

@@ -71,7 +71,7 @@ func (p *Pidfd) Control(fn func(fd int) error) error {
 // Signal sends a signal to the process. One that has ended is a success, and so is a closed pidfd.
 func (p *Pidfd) Signal(sig unix.Signal) error {
 	err := p.Control(func(fd int) error { return unix.PidfdSendSignal(fd, sig, nil, 0) })
-	if err == unix.ESRCH || errors.Is(err, os.ErrClosed) {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrClosed) {
 		return nil
 	}
 	return err

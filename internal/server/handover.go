@@ -181,7 +181,7 @@ func (h *handover) unary(path string) grpc.UnaryServerInterceptor {
 		stop := context.AfterFunc(end, func() { cancel(errClosing) })
 		resp, err := guarded(func() (any, error) { return handler(own, req) })
 		stop()
-		moved := err != nil && context.Cause(own) == errClosing
+		moved := err != nil && errors.Is(context.Cause(own), errClosing)
 		cancel(nil)
 		leave()
 		if moved {
@@ -256,7 +256,7 @@ func (s *Server) handoverStream(srv any, ss grpc.ServerStream, info *grpc.Stream
 	}
 	defer context.AfterFunc(end, func() { cancel(errClosing) })()
 	err := handler(srv, &endingStream{ss, ctx})
-	if errors.Is(err, context.Canceled) && context.Cause(ctx) == errClosing {
+	if errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errClosing) {
 		return errClosing
 	}
 	return err

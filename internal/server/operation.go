@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"time"
@@ -29,7 +30,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	done := s.telemetry.observe(ss.Context())
 	ctx, op := s.operations.Begin(ss.Context(), methodOf(info.FullMethod), step.Subject{}, step.Caller(callerOf(ss.Context())))
 	_, err := guarded(func() (any, error) { return nil, handler(srv, &endingStream{ss, ctx}) })
-	if err == errClosing { // nothing that anyone has to look at
+	if errors.Is(err, errClosing) { // nothing that anyone has to look at
 		err = coded(err)
 		done(err)
 		slog.Debug("ended a stream, for kurid is ending", "method", info.FullMethod, "took", op.Answer(nil).Took)

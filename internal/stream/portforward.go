@@ -175,7 +175,7 @@ func copyIn(w io.Writer, r io.Reader, received chan<- struct{}) error {
 				return err
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

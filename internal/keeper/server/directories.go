@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -37,7 +38,7 @@ func makeDirectory(root, path string) error {
 	}
 	for _, name := range split(path) {
 		next, err := unix.Openat(fd, name, flags, 0)
-		if err == unix.ENOENT {
+		if errors.Is(err, unix.ENOENT) {
 			next, err = makeIn(fd, name, &owner)
 		}
 		unix.Close(fd)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -101,7 +102,7 @@ func peek(pipe int, buf []byte) (n int, taken bool, err error) {
 	}
 	var seen int64
 	for {
-		if seen, err = unix.Tee(pipe, p.write, len(buf), unix.SPLICE_F_NONBLOCK); err != unix.EINTR {
+		if seen, err = unix.Tee(pipe, p.write, len(buf), unix.SPLICE_F_NONBLOCK); !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}

@@ -94,7 +94,7 @@ func (s *stdio) receiveConsole() error {
 	}
 	name, control := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(fd, name, control, unix.MSG_CMSG_CLOEXEC)
-	for err == unix.EINTR { // which a limit makes of any signal: signal(7)
+	for errors.Is(err, unix.EINTR) { // which a limit makes of any signal: signal(7)
 		_, n, _, _, err = unix.Recvmsg(fd, name, control, unix.MSG_CMSG_CLOEXEC)
 	}
 	if err != nil {

@@ -120,7 +120,7 @@ func (t *tap) copy(wait bool) error {
 		} else {
 			cerr = t.copyFrom(int(fd))
 		}
-		return cerr != unix.EAGAIN || !wait
+		return !errors.Is(cerr, unix.EAGAIN) || !wait
 	})
 	return errors.Join(err, cerr)
 }
@@ -139,11 +139,10 @@ func (t *tap) copyTerminal(fd int, wait bool) error {
 
 func (t *tap) copyTransit() error {
 	for {
-		switch err := t.copyFrom(t.transit.read); err {
-		case nil:
-		case unix.EAGAIN:
+		switch err := t.copyFrom(t.transit.read); {
+		case errors.Is(err, unix.EAGAIN):
 			return nil
-		default:
+		case err != nil:
 			return err
 		}
 	}

@@ -78,7 +78,7 @@ func (s *Source) read(use func([]byte), wait bool) error {
 		buf := buffers.Get().(*[]byte)
 		defer buffers.Put(buf)
 		n, rerr = ReadTerminal(wait, func() (int, error) { return readOnce(int(fd), *buf) })
-		if rerr == unix.EAGAIN {
+		if errors.Is(rerr, unix.EAGAIN) {
 			return !wait
 		}
 		if n > 0 {

@@ -1,6 +1,10 @@
 package session
 
-import "golang.org/x/sys/unix"
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
 
 // ReadTerminal reads from a terminal's master end with read, which returns the number of bytes. A read returns EIO if the other
 // end is closed, and EAGAIN if there is no output. If that would end the reading, ReadTerminal reads a second time to confirm
@@ -12,7 +16,7 @@ import "golang.org/x/sys/unix"
 // read finds that last write.
 func ReadTerminal(wait bool, read func() (int, error)) (int, error) {
 	n, err := read()
-	if err == unix.EIO || err == unix.EAGAIN && !wait {
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EAGAIN) && !wait {
 		n, err = read()
 	}
 	return n, err
