@@ -8,11 +8,13 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// DefaultAppArmor is the name of the AppArmor profile of containers that ask for the runtime's default, or for none.
+// DefaultAppArmor is the AppArmor profile of containers that request the runtime's default, or no
+// profile.
 const DefaultAppArmor = "kuri-default"
 
-// AppArmor returns the profile that confines a container, "" for none, and whether it was asked for: the default is for
-// those that ask for nothing, too. The caller sees to it that the profile is loaded. A privileged container has none.
+// AppArmor returns the profile of a container, "" for unconfined, and whether the container
+// requested one. The default also applies to containers that request nothing. The caller must load
+// the profile. A privileged container is unconfined.
 func AppArmor(sc *runtime.LinuxContainerSecurityContext, node Node) (profile string, asked bool, err error) {
 	const f = "linux.security_context."
 	if sc.GetPrivileged() {
@@ -21,7 +23,8 @@ func AppArmor(sc *runtime.LinuxContainerSecurityContext, node Node) (profile str
 	return appArmor(f, sc.GetApparmor(), sc.GetApparmorProfile(), node)
 }
 
-func appArmor(field string, p *runtime.SecurityProfile, deprecated string, node Node) (profile string, asked bool, err error) {
+func appArmor(field string, p *runtime.SecurityProfile, deprecated string, node Node) (profile string,
+	asked bool, err error) {
 	field += "apparmor"
 	if p == nil {
 		field += "_profile"
@@ -34,16 +37,17 @@ func appArmor(field string, p *runtime.SecurityProfile, deprecated string, node 
 	case p.GetProfileType() == runtime.SecurityProfile_Unconfined:
 		return "", true, nil
 	case p.GetProfileType() == runtime.SecurityProfile_Localhost && !node.AppArmor:
-		return "", true, absent(field, "AppArmor is not enabled on this node")
+		return "", true, unsupported(field, "AppArmor is not enabled on this node")
 	case p.GetProfileType() == runtime.SecurityProfile_Localhost:
-		// Some clients, critest among them, write the reference as the deprecated field has it; the other runtimes take both.
+		// Some clients, critest among them, use the syntax of the deprecated field; other runtimes
+		// accept both.
 		name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
 		if name == "" {
 			return "", true, invalid(field, "%q names no profile", p.GetLocalhostRef())
 		}
 		return name, true, nil
 	case !node.AppArmor:
-		return "", p != nil, nil // "equivalent to not specifying a profile", and there is nothing to apply one with
+		return "", p != nil, nil // "equivalent to not specifying a profile": the node cannot apply one
 	}
 	return DefaultAppArmor, p != nil, nil
 }

@@ -8,18 +8,20 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// defaultCapabilities are those that a container has when it asks for nothing: the set that Docker chose and that every
-// runtime of the field grants since.
+// defaultCapabilities returns the capabilities of a container that requests none: Docker's set,
+// which other runtimes have adopted.
 func defaultCapabilities() []string {
 	return []string{
 		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
-		"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+		"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
+		"CAP_AUDIT_WRITE",
 	}
 }
 
-// capabilities grants the default set, or none or all of it for "ALL", and then what is added and not dropped: a name
-// that is in both lists is dropped. Nobody gets what the node's bounding set has not: that is noted when a container asks
-// for it by name, and is what "ALL" and privileged mean.
+// capabilities starts from the default set, or from none or all capabilities if "ALL" is dropped or
+// added. It then adds and drops by name; a name in both lists is dropped. No container gets more
+// than the node's bounding set: "ALL" and privileged mean that set, and a missing capability
+// requested by name is noted.
 func (t *translation) capabilities() error {
 	const f = "linux.security_context.capabilities."
 	caps := t.security().GetCapabilities()
@@ -29,7 +31,8 @@ func (t *translation) capabilities() error {
 	t.noteCapabilities(f+"add_ambient_capabilities", unknown)
 	drop, dropAll, unknown := capabilityNames(caps.GetDropCapabilities())
 	if len(unknown) > 0 {
-		return invalid(f+"drop_capabilities", "%q is not a capability of Linux that this version of Kuri knows", unknown[0])
+		return invalid(f+"drop_capabilities",
+			"%q is not a Linux capability known to this version of Kuri", unknown[0])
 	}
 	if ambientAll {
 		ambient = t.in.Node.Capabilities
@@ -61,7 +64,7 @@ func (t *translation) capabilities() error {
 	}
 	for _, n := range slices.Concat(add, ambient) {
 		if has[n] && !slices.Contains(t.in.Node.Capabilities, n) {
-			t.note("capability %s is not granted: this node has it not in its bounding set", n)
+			t.note("capability %s is not granted: it is not in this node's bounding set", n)
 		}
 	}
 
@@ -74,15 +77,15 @@ func (t *translation) capabilities() error {
 		for _, n := range ambient {
 			raised[n] = has[n]
 		}
-		// The kernel keeps a capability ambient only while it is inheritable too.
+		// The kernel keeps a capability ambient only while it is also inheritable.
 		t.spec.Process.Capabilities.Ambient = t.limited(raised)
 		t.spec.Process.Capabilities.Inheritable = t.limited(raised)
 	}
 	return nil
 }
 
-// limited lists the names of set that the node has, in the kernel's order; never nil, so that the lists of a container
-// without capabilities read "[]", not "as the parent".
+// limited returns the capabilities of set that the node has, in the kernel's order. The result is
+// never nil: a container without capabilities needs "[]", because null means those of the parent.
 func (t *translation) limited(set map[string]bool) []string {
 	out := []string{}
 	for _, n := range t.in.Node.Capabilities {
@@ -93,8 +96,8 @@ func (t *translation) limited(set map[string]bool) []string {
 	return out
 }
 
-// capabilityNames brings names to the form CAP_X. It reports whether "ALL" is among them, and returns as unknown the names that
-// no capability has.
+// capabilityNames converts names to the form CAP_X. It reports whether "ALL" is among them, and
+// returns names that are not capabilities as unknown.
 func capabilityNames(names []string) (out []string, all bool, unknown []string) {
 	for _, name := range names {
 		n := strings.ToUpper(name)
@@ -112,12 +115,12 @@ func capabilityNames(names []string) (out []string, all bool, unknown []string) 
 	return out, all, unknown
 }
 
-// noteCapabilities notes names that cannot be granted because no capability has them. The container runs without, as with
-// runc: it has fewer privileges than it asked for. An unknown name to drop is refused, because the container could keep what
-// it meant to drop.
+// noteCapabilities notes unknown capabilities to add. The container runs without them, as with
+// runc: it has fewer privileges than requested. An unknown capability to drop is an error instead,
+// because the container could keep a privilege that it meant to drop.
 func (t *translation) noteCapabilities(field string, unknown []string) {
 	if len(unknown) > 0 {
-		t.note("%s: %.200q are passed over: this version of Kuri knows no such capabilities of Linux", field, unknown)
+		t.note("%s: ignoring %.200q: this version of Kuri does not know these capabilities", field, unknown)
 	}
 }
 

@@ -8,12 +8,12 @@ import (
 	"tags.cncf.io/container-device-interface/pkg/parser"
 )
 
-// cdiAnnotation begins the keys of annotations that ask for CDI devices, as device plugins before the CRI had a field for
-// them do. The value is a list of names, with commas between.
+// cdiAnnotation is the key prefix of annotations that request CDI devices. Device plugins used them
+// before the CRI had a field. The value is a comma-separated list of names.
 const cdiAnnotation = "cdi.k8s.io/"
 
-// CDIDevices returns the qualified names (vendor/class=name) of the CDI devices that a container asks for, by the field
-// and by annotation, each once: kubelets send some both ways.
+// CDIDevices returns the qualified names (vendor/class=name) of the CDI devices that a container
+// requests, by field or annotation. Duplicates are removed: kubelets send some devices both ways.
 func CDIDevices(c *runtime.ContainerConfig) ([]string, error) {
 	var names []string
 	add := func(field, name string) error {

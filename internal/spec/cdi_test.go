@@ -17,9 +17,12 @@ func TestCDIDevices(t *testing.T) {
 		kind        fault.Kind
 	}{
 		{},
-		{field: []string{"vendor.com/gpu=0", "vendor.com/gpu=1"}, want: []string{"vendor.com/gpu=0", "vendor.com/gpu=1"}},
-		{annotations: map[string]string{"cdi.k8s.io/b": "v.com/c=2", "cdi.k8s.io/a": "v.com/c=1,v.com/c=0", "other": "x"}, want: []string{"v.com/c=1", "v.com/c=0", "v.com/c=2"}},
-		{field: []string{"v.com/c=1"}, annotations: map[string]string{"cdi.k8s.io/a": "v.com/c=1"}, want: []string{"v.com/c=1"}},
+		{field: []string{"vendor.com/gpu=0", "vendor.com/gpu=1"},
+			want: []string{"vendor.com/gpu=0", "vendor.com/gpu=1"}},
+		{annotations: map[string]string{"cdi.k8s.io/b": "v.com/c=2", "cdi.k8s.io/a": "v.com/c=1,v.com/c=0",
+			"other": "x"}, want: []string{"v.com/c=1", "v.com/c=0", "v.com/c=2"}},
+		{field: []string{"v.com/c=1"}, annotations: map[string]string{"cdi.k8s.io/a": "v.com/c=1"},
+			want: []string{"v.com/c=1"}},
 		{field: []string{"/dev/null"}, kind: fault.Invalid},
 		{field: []string{""}, kind: fault.Invalid},
 		{annotations: map[string]string{"cdi.k8s.io/a": "v.com/c=1,"}, kind: fault.Invalid},

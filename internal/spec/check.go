@@ -12,13 +12,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// invalid says what is wrong with a field of the request.
+// invalid returns an error for a field that is wrong in itself.
 func invalid(field, format string, args ...any) error {
 	return fault.New(fault.Invalid, "%s: %s", field, fmt.Sprintf(format, args...))
 }
 
-// absent says that a field asks for what this version, or this node, has not.
-func absent(field, format string, args ...any) error {
+// unsupported returns an error for a field that requests a feature missing in this version or on
+// this node.
+func unsupported(field, format string, args ...any) error {
 	return fault.New(fault.Unimplemented, "%s: %s", field, fmt.Sprintf(format, args...))
 }
 
@@ -30,7 +31,7 @@ func (t *translation) security() *runtime.LinuxContainerSecurityContext {
 	return t.in.Container.GetLinux().GetSecurityContext()
 }
 
-// check refuses what is wrong in itself, or not there yet, in the fields that no other step looks at.
+// check validates the fields that no other step reads.
 func (t *translation) check() error {
 	c := t.in.Container
 	if c.GetMetadata().GetName() == "" {
@@ -50,7 +51,7 @@ func (t *translation) check() error {
 	}
 	if named := t.in.Image.StopSignal; named != "" && c.GetStopSignal() == runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
 		if _, ok := imageSignal(named); !ok {
-			t.note("the image names the stop signal %.100q, which is none: it is stopped by SIGTERM", named)
+			t.note("the image's stop signal %.100q is unknown: using SIGTERM", named)
 		}
 	}
 	return t.checkSecurity()
@@ -61,12 +62,16 @@ func (t *translation) checkSecurity() error {
 	sc := t.security()
 	own, pod := sc.GetNamespaceOptions().GetUsernsOptions(), t.userns()
 	if own != nil && (own.GetMode() != pod.GetMode() || !sameMappings(own, pod)) {
-		return invalid(f+"namespace_options.userns_options", "it differs from the pod's: a container cannot leave its pod's user namespace")
+		return invalid(f+"namespace_options.userns_options",
+			"it differs from the pod's: a container cannot leave its pod's user namespace")
 	}
 	if sc.GetPrivileged() {
-		// The CRI has it that the pod must have been told; a pod's own precautions depend on it.
+		// The CRI requires that the pod allows privileged containers; the pod's own isolation
+		// depends on it.
 		if !t.in.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
-			return invalid(f+"privileged", "the pod was not made for privileged containers; set linux.security_context.privileged in its configuration")
+			return invalid(f+"privileged",
+				"the pod was not made for privileged containers; set linux.security_context.privileged in its "+
+					"configuration")
 		}
 		if sc.GetApparmor() != nil || sc.GetApparmorProfile() != "" || sc.GetSelinuxOptions() != nil {
 			t.note("apparmor and selinux_options have no effect on a privileged container")
@@ -77,8 +82,8 @@ func (t *translation) checkSecurity() error {
 	return checkSELinux(f, sc.GetSelinuxOptions(), t.in.Node)
 }
 
-// securityProfile is p, or what the deprecated string field of kubelets before 1.24 says when p is not set; nil when
-// neither is.
+// securityProfile returns p or, if p is nil, the value of the deprecated string field of kubelets
+// before 1.24. It returns nil if neither is set.
 func securityProfile(field string, p *runtime.SecurityProfile, deprecated string) (*runtime.SecurityProfile, error) {
 	if p == nil {
 		switch {
@@ -94,7 +99,8 @@ func securityProfile(field string, p *runtime.SecurityProfile, deprecated string
 				LocalhostRef: strings.TrimPrefix(deprecated, "localhost/"),
 			}
 		default:
-			return nil, invalid(field, "profile %q is none of runtime/default, unconfined, localhost/<profile>", deprecated)
+			return nil, invalid(field, "profile %q is none of runtime/default, unconfined, localhost/<profile>",
+				deprecated)
 		}
 	}
 	switch p.GetProfileType() {
@@ -112,7 +118,7 @@ func securityProfile(field string, p *runtime.SecurityProfile, deprecated string
 	return p, nil
 }
 
-// absolute returns the clean form of a path inside a container.
+// absolute returns the clean form of a path in a container, which must be absolute.
 func absolute(field, p string) (string, error) {
 	if !path.IsAbs(p) {
 		return "", invalid(field, "%q is not an absolute path", p)

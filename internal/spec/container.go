@@ -4,15 +4,15 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// translation is one container's spec while it is being put together.
+// translation is the state while building a container's spec.
 type translation struct {
 	in    Input
 	spec  *specs.Spec
 	notes []string
 }
 
-// Container returns the OCI runtime spec of a container, and notes: sentences, for the log, about what this node honours
-// in part only. Errors name the field of ContainerConfig.
+// Container returns the OCI runtime spec of a container, and notes: sentences for the log about
+// requests that this node honours only in part. Errors name the field of ContainerConfig.
 func Container(in Input) (spec *specs.Spec, notes []string, err error) {
 	t := &translation{in: in, spec: &specs.Spec{
 		Version: specs.Version,
@@ -21,19 +21,19 @@ func Container(in Input) (spec *specs.Spec, notes []string, err error) {
 		Linux:   &specs.Linux{CgroupsPath: in.CgroupsPath, Resources: &specs.LinuxResources{}},
 	}}
 	for _, step := range []func() error{
-		t.check,        // what is wrong, or not there yet
+		t.check,        // validation
 		t.process,      // args, env, working directory, user
-		t.ulimits,      // how much each process may use
-		t.capabilities, // what the process may do; before seccomp, whose default profile depends on it
+		t.ulimits,      // limits of each process
+		t.capabilities, // before seccomp, whose default profile depends on them
 		t.apparmor,     // what it may touch
 		t.selinux,      // likewise
 		t.seccomp,      // which system calls it may make
 		t.namespaces,   // what it shares with the pod and the node
 		t.mounts,       // what it sees
-		t.devices,      // which devices it may use
-		t.resources,    // how much it may use
-		t.classes,      // likewise, by the classes that the node has
-		t.annotate,     // who it is
+		t.devices,      // device nodes and access to them
+		t.resources,    // limits of the container
+		t.classes,      // classes of the node
+		t.annotate,     // identity, for hooks and tools
 	} {
 		if err := step(); err != nil {
 			return nil, nil, err
@@ -42,7 +42,8 @@ func Container(in Input) (spec *specs.Spec, notes []string, err error) {
 	return t.spec, t.notes, nil
 }
 
-// annotate names the container and its pod as the other runtimes do, for OCI hooks and for tools that read bundles.
+// annotate identifies the container and its pod with the annotations of other runtimes, for OCI
+// hooks and for tools that read bundles.
 func (t *translation) annotate() error {
 	pod := t.in.Pod.GetMetadata()
 	t.spec.Annotations = map[string]string{

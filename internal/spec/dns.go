@@ -9,8 +9,9 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Bounds of a pod's DNS configuration: those of Kubernetes, and for the options, which it does not bound, a generous one.
-// The resolver of the C library uses three servers and ignores the rest.
+// Bounds of a pod's DNS configuration: those of Kubernetes, and a generous one for the options,
+// which Kubernetes does not bound. The C library's resolver uses three servers and ignores the
+// rest.
 const (
 	maxSearches  = 32
 	maxSearchLen = 2048
@@ -18,7 +19,7 @@ const (
 	maxOptions   = 64
 )
 
-// checkDNS keeps whatever would break the lines of a resolv.conf out of it.
+// checkDNS rejects text that would break the lines of a resolv.conf.
 func checkDNS(cfg *runtime.DNSConfig) error {
 	const f = "dns_config."
 	if n := len(cfg.GetServers()); n > maxServers {
@@ -51,8 +52,8 @@ func checkDNS(cfg *runtime.DNSConfig) error {
 	return nil
 }
 
-// noteDNS notes servers that are written as they came and that a resolver may pass over: the kubelet hands on what the node's
-// own file has, and containerd and CRI-O write it.
+// noteDNS notes servers that a resolver may ignore. They are written unchanged, as containerd and
+// CRI-O do: a kubelet passes on the contents of the node's own file.
 func (t *translation) noteDNS(cfg *runtime.DNSConfig) {
 	for _, s := range cfg.GetServers() {
 		if _, err := netip.ParseAddr(s); err != nil {
@@ -61,7 +62,7 @@ func (t *translation) noteDNS(cfg *runtime.DNSConfig) {
 	}
 }
 
-// word tells whether s is a single word of printable ASCII that starts no comment.
+// word reports whether s is a single word of printable ASCII that does not start a comment.
 func word(s string) bool {
 	for _, c := range []byte(s) {
 		if c <= ' ' || c > '~' {
@@ -71,7 +72,8 @@ func word(s string) bool {
 	return s != "" && s[0] != '#' && s[0] != ';'
 }
 
-// ResolvConf returns the resolv.conf of a pod: what cfg says, or the node's own file when cfg is nil or says nothing.
+// ResolvConf returns the resolv.conf of a pod: the contents of cfg, or the node's own file if cfg
+// is nil or empty.
 func ResolvConf(cfg *runtime.DNSConfig, host []byte) ([]byte, error) {
 	if err := checkDNS(cfg); err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// fieldTable reads testdata/fields.txt: what becomes of each field of a request.
+// fieldTable reads testdata/fields.txt: the outcome for each field of a request.
 func fieldTable(t *testing.T) map[string]string {
 	t.Helper()
 	f, err := os.Open("testdata/fields.txt")
@@ -41,8 +41,10 @@ func fieldTable(t *testing.T) map[string]string {
 	return table
 }
 
-// walk calls each for every field of the message and of the messages in it, by the message's and the field's name.
-func walk(m protoreflect.MessageDescriptor, seen map[protoreflect.FullName]bool, each func(name string, f protoreflect.FieldDescriptor)) {
+// walk calls each for every field of a message and of its nested messages, with "message.field" as
+// the name.
+func walk(m protoreflect.MessageDescriptor, seen map[protoreflect.FullName]bool,
+	each func(name string, f protoreflect.FieldDescriptor)) {
 	if seen[m.FullName()] {
 		return
 	}
@@ -56,7 +58,7 @@ func walk(m protoreflect.MessageDescriptor, seen map[protoreflect.FullName]bool,
 	}
 }
 
-// TestEveryFieldIsInTheTable fails when cri-api grows a field that nobody has decided about.
+// TestEveryFieldIsInTheTable fails when cri-api has a new field without an outcome.
 func TestEveryFieldIsInTheTable(t *testing.T) {
 	table := fieldTable(t)
 	seen := make(map[protoreflect.FullName]bool)
@@ -76,7 +78,8 @@ func TestEveryFieldIsInTheTable(t *testing.T) {
 	}
 }
 
-// TestRefusedFieldsAreRefusedByName holds the table's "refused" to what the refusal tests show.
+// TestRefusedFieldsAreRefusedByName checks that each field listed as "refused" has a test of its
+// rejection.
 func TestRefusedFieldsAreRefusedByName(t *testing.T) {
 	var shown []string
 	for _, r := range refusals() {
@@ -87,18 +90,20 @@ func TestRefusedFieldsAreRefusedByName(t *testing.T) {
 	}
 	for name, what := range fieldTable(t) {
 		_, field, _ := strings.Cut(name, ".")
-		if what == "refused" && !slices.ContainsFunc(shown, func(s string) bool { return s == field || strings.HasSuffix(s, "."+field) }) {
+		if what == "refused" && !slices.ContainsFunc(shown,
+			func(s string) bool { return s == field || strings.HasSuffix(s, "."+field) }) {
 			t.Errorf("%s is to be refused, but no test shows it", name)
 		}
 	}
 }
 
-// TestHonouredFieldsTakeEffect takes each honoured field of a container in turn out of configurations that have all of
+// TestHonouredFieldsTakeEffect removes each honoured field from configurations that have all of
 // them: the spec, the notes or the error must change.
 func TestHonouredFieldsTakeEffect(t *testing.T) {
 	table := fieldTable(t)
 	effective := make(map[string]bool)
-	for _, file := range []string{"kubelet", "privileged-poor-node", "own-namespaces", "target", "mounts", "capabilities", "devices", "node-namespaces", "userns", "defaults"} {
+	for _, file := range []string{"kubelet", "privileged-poor-node", "own-namespaces", "target", "mounts",
+		"capabilities", "devices", "node-namespaces", "userns", "defaults"} {
 		c := readCase(t, "testdata/golden/"+file+".yaml")
 		outcome := func(in Input) string {
 			spec, notes, err := Container(in)
@@ -119,7 +124,7 @@ func TestHonouredFieldsTakeEffect(t *testing.T) {
 			for _, path := range setFields(pick(c.input(t)), nil) {
 				in := c.input(t)
 				name := clearField(pick(in), path)
-				// What belongs to a mount or a device is handed in resolved, besides.
+				// A mount or a device also has a resolved counterpart.
 				in.Mounts = in.Mounts[:len(in.Container.GetMounts())]
 				if outcome(in) != full {
 					effective[name] = true
@@ -134,7 +139,7 @@ func TestHonouredFieldsTakeEffect(t *testing.T) {
 	}
 }
 
-// setFields lists the ways to each set field of m: field numbers, and in lists the first element's.
+// setFields returns the path to each set field of m.
 func setFields(m protoreflect.Message, prefix []protoreflect.FieldDescriptor) [][]protoreflect.FieldDescriptor {
 	var out [][]protoreflect.FieldDescriptor
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
@@ -145,7 +150,10 @@ func setFields(m protoreflect.Message, prefix []protoreflect.FieldDescriptor) []
 		case f.IsList():
 			for i := range v.List().Len() {
 				for _, p := range setFields(v.List().Get(i).Message(), path) {
-					if !slices.ContainsFunc(out, func(o []protoreflect.FieldDescriptor) bool { return slices.Equal(o, p) }) {
+					if !slices.ContainsFunc(out, func(o []protoreflect.FieldDescriptor) bool {
+						return slices.Equal(o,
+							p)
+					}) {
 						out = append(out, p)
 					}
 				}
@@ -158,7 +166,8 @@ func setFields(m protoreflect.Message, prefix []protoreflect.FieldDescriptor) []
 	return out
 }
 
-// clearField takes the field at the end of path out of m, in every element of the lists on the way, and returns its name.
+// clearField clears the field at the end of path in m, in every element of the lists on the way,
+// and returns its name.
 func clearField(m protoreflect.Message, path []protoreflect.FieldDescriptor) string {
 	f := path[0]
 	if len(path) == 1 {

@@ -6,8 +6,9 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// LogPath returns the host path of a container's log: its log_path below the pod's log_directory. It is "" when either
-// is not set: then no log is kept, as the CRI has it. A log_path that leads out of the directory is refused.
+// LogPath returns the host path of a container's log: its log_path below the pod's log_directory.
+// It returns "" if either is empty: the CRI then wants no log. A log_path outside the directory is
+// rejected.
 func LogPath(pod *runtime.PodSandboxConfig, ctr *runtime.ContainerConfig) (string, error) {
 	dir, name := pod.GetLogDirectory(), ctr.GetLogPath()
 	if dir == "" || name == "" {

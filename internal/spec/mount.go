@@ -11,24 +11,25 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// shmSize is that of a container's own /dev/shm, in the form that tmpfs takes.
+// shmSize is the size of a container's own /dev/shm, as a tmpfs option.
 const shmSize = "size=65536k"
 
-// mounts puts together the file systems every container has, the pod's files, and what the container asks for. They
-// are mounted in the order of their depth, so that none hides one above it.
+// mounts combines the filesystems that every container has, the pod's files, and the requested
+// mounts. They are ordered by depth, so that none hides another.
 func (t *translation) mounts() error {
-	asked, err := t.askedMounts()
+	asked, err := t.requestedMounts()
 	if err != nil {
 		return err
 	}
-	// A file system of ours gives way to an asked mount at its place or above it: who mounts the node's /dev or /sys
-	// wants to see all of it.
+	// A requested mount at or above the place of a system mount replaces it: a container that
+	// mounts the node's /dev or /sys expects all of it.
 	for _, m := range t.systemMounts() {
 		if !slices.ContainsFunc(asked, func(a specs.Mount) bool { return within(m.Destination, a.Destination) }) {
 			t.spec.Mounts = append(t.spec.Mounts, m)
 		}
 	}
-	// A file of the pod gives way to an asked mount at its place only: an emptyDir on /etc still gets a resolv.conf.
+	// A requested mount replaces a file of the pod only at the same path: an emptyDir on /etc still
+	// gets a resolv.conf.
 	var bound []specs.Mount
 	for _, m := range t.podMounts() {
 		if !slices.ContainsFunc(asked, func(a specs.Mount) bool { return m.Destination == a.Destination }) {
@@ -38,41 +39,48 @@ func (t *translation) mounts() error {
 	bound = append(bound, asked...)
 	byDepth := func(a, b specs.Mount) int { return depth(a.Destination) - depth(b.Destination) }
 	slices.SortStableFunc(bound, byDepth)
-	// No volume is at an asked mount or below one, and links of the image may lead an asked mount into one: volumes come first.
+	// Volumes come first: none is at or below a requested mount, and symbolic links in the image
+	// may lead a requested mount into a volume.
 	volumes := t.volumeMounts()
 	slices.SortStableFunc(volumes, byDepth)
 	t.spec.Mounts = append(append(t.spec.Mounts, volumes...), bound...)
 	return t.paths()
 }
 
-// systemMounts are those that a Linux program expects.
+// systemMounts returns the mounts that a Linux program expects.
 func (t *translation) systemMounts() []specs.Mount {
 	mode := "ro"
 	if t.security().GetPrivileged() {
 		mode = "rw"
 	}
-	sys := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}}
+	sys := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs",
+		Options: []string{"nosuid", "noexec", "nodev", mode}}
 	if _, own := t.namespaceOf(specs.NetworkNamespace); t.mapped() && !own {
-		// A sysfs shows a network namespace, and the root of a user namespace may not mount that of the node's.
-		sys = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", mode}}
+		// A sysfs shows a network namespace. The root of a user namespace may not mount the sysfs
+		// of the node's.
+		sys = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys",
+			Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", mode}}
 	}
 	cgroup := []string{"nosuid", "noexec", "nodev", "relatime", mode}
 	if _, own := t.namespaceOf(specs.CgroupNamespace); t.in.Node.CgroupV2 && !own {
-		// In the node's cgroup namespace a mount of cgroup2 sets the options of all of them: without these it would take
-		// nsdelegate and memory_recursiveprot from the node.
+		// In the node's cgroup namespace, a mount of cgroup2 sets the options of all such mounts.
+		// Without these options it would remove nsdelegate and memory_recursiveprot from the
+		// node's.
 		cgroup = append(cgroup, t.in.Node.CgroupOptions...)
 	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs",
+			Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
+			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		sys,
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: cgroup},
 	}
 }
 
-// podMounts are the pod's /dev/shm and its files in /etc.
+// podMounts returns the pod's /dev/shm and its files in /etc.
 func (t *translation) podMounts() []specs.Mount {
 	mounts := []specs.Mount{t.shmMount()}
 	mode := "rw"
@@ -86,14 +94,16 @@ func (t *translation) podMounts() []specs.Mount {
 	} {
 		if f.source != "" {
 			mounts = append(mounts, specs.Mount{
-				Destination: f.destination, Type: "bind", Source: f.source, Options: []string{"rbind", "rprivate", mode},
+				Destination: f.destination, Type: "bind", Source: f.source,
+				Options: []string{"rbind", "rprivate", mode},
 			})
 		}
 	}
 	return mounts
 }
 
-// shmMount is the /dev/shm that goes with the IPC namespace: the node's, the pod's, or one of the container's own.
+// shmMount returns the /dev/shm that matches the IPC namespace: the node's, the pod's, or the
+// container's own.
 func (t *translation) shmMount() specs.Mount {
 	ipc, ok := t.namespaceOf(specs.IPCNamespace)
 	m := specs.Mount{Destination: "/dev/shm", Type: "bind", Source: t.in.Shm, Options: []string{"rbind", "rprivate"}}
@@ -101,13 +111,14 @@ func (t *translation) shmMount() specs.Mount {
 	case !ok:
 		m.Source = "/dev/shm"
 	case ipc == "" || t.in.Shm == "":
-		return specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", shmSize}}
+		return specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", shmSize}}
 	}
 	return m
 }
 
-// volumeMounts keep the image's VOLUMEs writable below a root filesystem that is not: each is a mount of its own of the
-// directory that it is.
+// volumeMounts keeps the image's VOLUMEs writable below a read-only root filesystem. Each directory
+// is bind-mounted on itself.
 func (t *translation) volumeMounts() []specs.Mount {
 	if !t.security().GetReadonlyRootfs() {
 		return nil
@@ -115,17 +126,19 @@ func (t *translation) volumeMounts() []specs.Mount {
 	var out []specs.Mount
 	for _, dir := range t.in.Volumes {
 		out = append(out, specs.Mount{
-			Destination: dir, Type: "bind", Source: filepath.Join(t.in.Rootfs, dir), Options: []string{"bind", "rprivate", "rw"},
+			Destination: dir, Type: "bind", Source: filepath.Join(t.in.Rootfs, dir),
+			Options: []string{"bind", "rprivate", "rw"},
 		})
 	}
 	return out
 }
 
-// askedMounts are those of the container's configuration.
-func (t *translation) askedMounts() ([]specs.Mount, error) {
+// requestedMounts returns the mounts that the container's configuration requests.
+func (t *translation) requestedMounts() ([]specs.Mount, error) {
 	asked := t.in.Container.GetMounts()
 	if len(asked) != len(t.in.Mounts) {
-		return nil, fmt.Errorf("mounts: %d asked for, %d resolved, a bug in Kuri: please report it", len(asked), len(t.in.Mounts))
+		return nil, fmt.Errorf("mounts: %d requested, %d resolved, a bug in Kuri: please report it", len(asked),
+			len(t.in.Mounts))
 	}
 	out := make([]specs.Mount, 0, len(asked))
 	for i, m := range asked {
@@ -156,7 +169,7 @@ func (t *translation) askedMounts() ([]specs.Mount, error) {
 			Destination: destination, Type: "bind", Source: t.in.Mounts[i].Source,
 			Options: append([]string{"rbind", propagation, mountMode(m)}, m.GetMountOptions()...),
 		}
-		if m.GetImage() == nil { // an image's layers are mapped already
+		if m.GetImage() == nil { // the layers of an image are mapped already
 			mount.UIDMappings, mount.GIDMappings = ociMappings(m.GetUidMappings()), ociMappings(m.GetGidMappings())
 		}
 		out = append(out, mount)
@@ -164,7 +177,8 @@ func (t *translation) askedMounts() ([]specs.Mount, error) {
 	return out, nil
 }
 
-// destination returns where a mount goes. A relative path begins at the container's root, as in the other runtimes.
+// destination returns the mount point in the container. A relative path starts at the container's
+// root, as in other runtimes.
 func (t *translation) destination(field, p string) (string, error) {
 	if p == "" {
 		return "", invalid(field+".container_path", "it is empty")
@@ -176,7 +190,7 @@ func (t *translation) destination(field, p string) (string, error) {
 	return absolute(field+".container_path", p)
 }
 
-// mountMode says how far a mount is read-only: not at all, its top, or all that is mounted below it too.
+// mountMode returns the option for writable, read-only, or recursively read-only.
 func mountMode(m *runtime.Mount) string {
 	switch {
 	case m.GetRecursiveReadOnly():
@@ -187,7 +201,7 @@ func mountMode(m *runtime.Mount) string {
 	return "rw"
 }
 
-// checkMount refuses what contradicts itself, and what this node has not.
+// checkMount rejects contradictions, and features that this node lacks.
 func checkMount(field string, m *runtime.Mount, node Node) error {
 	if err := checkMountSource(field, m); err != nil {
 		return err
@@ -203,14 +217,17 @@ func checkMount(field string, m *runtime.Mount, node Node) error {
 	case !m.GetReadonly():
 		return invalid(field+".recursive_read_only", "it needs readonly as well")
 	case m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
-		return invalid(field+".recursive_read_only", "it needs propagation PROPAGATION_PRIVATE: what is mounted on the node later would not be read-only")
+		return invalid(field+".recursive_read_only",
+			"it needs propagation PROPAGATION_PRIVATE: what is mounted on the node later would not be read-only")
 	case !node.MountSetattr:
-		return absent(field+".recursive_read_only", "this node's kernel cannot make mounts read-only recursively: it has no mount_setattr(2), which Linux 5.12 brought")
+		return unsupported(field+".recursive_read_only",
+			"this node's kernel cannot make mounts read-only recursively: it has no mount_setattr(2), which Linux "+
+				"5.12 brought")
 	}
 	return nil
 }
 
-// checkMountSource: a mount has a path of the host, or an image and perhaps a path in it.
+// checkMountSource requires a host path or an image, the latter with an optional path in it.
 func checkMountSource(field string, m *runtime.Mount) error {
 	switch {
 	case m.GetImage() == nil && m.GetImageSubPath() != "":
@@ -233,13 +250,13 @@ func checkMountSource(field string, m *runtime.Mount) error {
 	return nil
 }
 
-// localPath tells whether p is empty or a relative path that does not climb.
+// localPath reports whether p is empty or a relative path that stays below its base.
 func localPath(p string) bool {
 	return p == "" || filepath.IsLocal(p) && !strings.ContainsRune(p, 0)
 }
 
-// propagation names the propagation of a mount as OCI does, and lets the container's root take part in it: what is to
-// come from or go to the node must pass the root's own propagation first.
+// propagation returns the OCI name of a mount's propagation. It also adjusts the propagation of the
+// container's root, which mount events to and from the node must pass.
 func (t *translation) propagation(field string, p runtime.MountPropagation) (string, error) {
 	root := &t.spec.Linux.RootfsPropagation
 	switch p {
@@ -257,9 +274,10 @@ func (t *translation) propagation(field string, p runtime.MountPropagation) (str
 	return "", invalid(field+".propagation", "unknown mode %d", p)
 }
 
-// paths masks what no container needs to see and makes read-only what it need not change. An unprivileged container
-// that names none gets the usual ones: on the wire an empty list is an unset one. In a pod with a user namespace two empty
-// lists mean what they say: that is how a kubelet asks for procMount Unmasked, which is for such pods alone.
+// paths masks files that no container needs to see and makes others read-only. An unprivileged
+// container without lists gets the usual ones: an empty list cannot be told from an unset one on
+// the wire. In a pod with a user namespace, two empty lists mean none: this is how a kubelet
+// requests procMount Unmasked, which is limited to such pods.
 func (t *translation) paths() error {
 	sc := t.security()
 	if sc.GetPrivileged() {
@@ -303,10 +321,10 @@ func absolutes(field string, paths []string) ([]string, error) {
 	return out, nil
 }
 
-// within tells whether p is dir or below it; both are clean.
+// within reports whether p is dir or below it; both must be clean.
 func within(p, dir string) bool {
 	return p == dir || strings.HasPrefix(p, dir+"/")
 }
 
-// depth is the number of elements of a clean path.
+// depth returns the number of elements of a path.
 func depth(p string) int { return strings.Count(path.Clean(p), "/") }

@@ -7,8 +7,8 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// namespaces says what the container shares. Its own namespace options count when it has any, else the pod's; the
-// namespace of a pod that is in mode NODE is the node's.
+// namespaces selects the container's namespaces. The container's own namespace options have
+// priority over the pod's. A namespace for which the pod is in mode NODE is the node's.
 func (t *translation) namespaces() error {
 	const f = "linux.security_context.namespace_options."
 	pod := t.in.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions()
@@ -26,17 +26,19 @@ func (t *translation) namespaces() error {
 	if err := t.pidNamespace(f, opts, pod); err != nil {
 		return err
 	}
-	// The CRI has no option for the host name's namespace: it goes with the network, as in Kubernetes.
+	// The CRI has no option for the UTS namespace: it follows the network namespace, as in
+	// Kubernetes.
 	if _, err := t.namespace(specs.UTSNamespace, f+"network", network, pod.GetNetwork()); err != nil {
 		return err
 	}
 	if path, ok := t.namespaceOf(specs.UTSNamespace); ok && path == "" {
-		t.spec.Hostname = t.in.Pod.GetHostname() // nobody else sets it in a namespace that the container has alone
+		t.spec.Hostname = t.in.Pod.GetHostname() // the container's own UTS namespace starts with the node's name
 	}
 	if t.mapped() {
 		path := t.in.Namespaces[string(specs.UserNamespace)]
 		if path == "" {
-			return fmt.Errorf("%suserns_options: the pod's user namespace is not known, a bug in Kuri: please report it", f)
+			return fmt.Errorf("%suserns_options: the pod's user namespace is not known, a bug in Kuri: please report "+
+				"it", f)
 		}
 		t.join(specs.UserNamespace, path)
 	}
@@ -62,8 +64,9 @@ func (t *translation) pidNamespace(f string, opts, pod *runtime.NamespaceOption)
 	return nil
 }
 
-// namespace joins or makes the namespace of type typ, and returns the mode that came of it.
-func (t *translation) namespace(typ specs.LinuxNamespaceType, field string, mode, pod runtime.NamespaceMode) (runtime.NamespaceMode, error) {
+// namespace joins or creates the namespace of type typ, and returns the effective mode.
+func (t *translation) namespace(typ specs.LinuxNamespaceType, field string, mode,
+	pod runtime.NamespaceMode) (runtime.NamespaceMode, error) {
 	switch mode {
 	case runtime.NamespaceMode_POD:
 		if pod == runtime.NamespaceMode_NODE {
@@ -71,17 +74,19 @@ func (t *translation) namespace(typ specs.LinuxNamespaceType, field string, mode
 		}
 		path, shared := t.in.Namespaces[string(typ)]
 		if !shared && pod == runtime.NamespaceMode_POD {
-			return mode, fmt.Errorf("%s: the pod's %s namespace is not known, a bug in Kuri: please report it", field, typ)
+			return mode, fmt.Errorf("%s: the pod's %s namespace is not known, a bug in Kuri: please report it", field,
+				typ)
 		}
 		if !shared {
-			t.note("%s is POD, but the containers of this pod have one each: the container gets its own", field)
+			t.note("%s is POD, but the pod does not share this namespace: the container gets its own", field)
 		}
 		t.join(typ, path)
 	case runtime.NamespaceMode_CONTAINER:
 		t.join(typ, "")
 	case runtime.NamespaceMode_NODE:
 		if pod != runtime.NamespaceMode_NODE {
-			return mode, invalid(field, "it is NODE, but the pod's is %s: a container cannot leave its pod; make the pod with NODE", pod)
+			return mode, invalid(field, "it is NODE, but the pod's is %s: a container cannot leave its pod; make the "+
+				"pod with NODE", pod)
 		}
 	default:
 		return mode, invalid(field, "%s is not a mode of this namespace", mode)
@@ -89,12 +94,13 @@ func (t *translation) namespace(typ specs.LinuxNamespaceType, field string, mode
 	return mode, nil
 }
 
-// join adds a namespace: the one at path, or a new one for "".
+// join adds the namespace at path, or a new one if path is empty.
 func (t *translation) join(typ specs.LinuxNamespaceType, path string) {
 	t.spec.Linux.Namespaces = append(t.spec.Linux.Namespaces, specs.LinuxNamespace{Type: typ, Path: path})
 }
 
-// namespaceOf returns the path of the namespace of type typ, "" for one of the container's own; not ok means the node's.
+// namespaceOf returns the path of the namespace of type typ, "" for a new one. ok is false if it is
+// the node's.
 func (t *translation) namespaceOf(typ specs.LinuxNamespaceType) (path string, ok bool) {
 	for _, ns := range t.spec.Linux.Namespaces {
 		if ns.Type == typ {

@@ -12,7 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// defaultPath is the PATH of a container whose image and configuration set none.
+// defaultPath is the PATH of a container if neither the image nor the configuration sets one.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 func (t *translation) process() error {
@@ -40,13 +40,14 @@ func (t *translation) process() error {
 	return nil
 }
 
-// args follows Kubernetes: a command replaces the image's entrypoint and its cmd; args replace the cmd alone.
+// args follows Kubernetes: a command replaces the image's entrypoint and cmd, args replace only the
+// cmd.
 func (t *translation) args() ([]string, error) {
 	command, args := t.in.Container.GetCommand(), t.in.Container.GetArgs()
 	if len(command) == 0 {
 		command = t.in.Image.Entrypoint
 		if len(command) == 1 && command[0] == "" {
-			command = nil // how a Dockerfile's ENTRYPOINT [""] takes the entrypoint of its base image away
+			command = nil // a Dockerfile's ENTRYPOINT [""] clears the entrypoint of its base image
 		}
 		if len(args) == 0 {
 			args = t.in.Image.Cmd
@@ -55,13 +56,14 @@ func (t *translation) args() ([]string, error) {
 	all := slices.Concat(command, args)
 	switch {
 	case len(all) == 0:
-		return nil, invalid("command", "there is nothing to run: neither the container's configuration nor the image names a command")
+		return nil, invalid("command",
+			"there is nothing to run: neither the container's configuration nor the image names a command")
 	case all[0] == "":
 		return nil, invalid("command", "the name of the program is empty")
 	}
 	for _, a := range all {
 		if strings.ContainsRune(a, 0) {
-			return nil, invalid("command", "%q contains a NUL byte, which no program can be given", a)
+			return nil, invalid("command", "%q contains a NUL byte", a)
 		}
 	}
 	return all, nil
@@ -78,8 +80,8 @@ func (t *translation) cwd() (string, error) {
 	return absolute("the image's working directory", path.Join("/", dir))
 }
 
-// env is what the runtime sets, then what the image sets, then what the container's configuration sets; the later wins
-// and keeps the place of the earlier.
+// env merges the variables of the runtime, the image and the container's configuration. A later one
+// replaces an earlier one at its place.
 func (t *translation) env() ([]string, error) {
 	e := environment{at: make(map[string]int)}
 	e.set("PATH", defaultPath)
@@ -100,9 +102,9 @@ func (t *translation) env() ([]string, error) {
 		case strings.ContainsAny(key, "=\x00"):
 			return nil, invalid("envs", "the name %q contains \"=\" or a NUL byte", key)
 		case strings.ContainsRune(value, 0):
-			return nil, invalid("envs", "the value of %s contains a NUL byte, which no program can be given", key)
+			return nil, invalid("envs", "the value of %s contains a NUL byte", key)
 		case strings.HasPrefix(key, rawEnv):
-			return nil, invalid("envs", "names that begin with %s are Kuri's own", rawEnv)
+			return nil, invalid("envs", "names that begin with %s are reserved", rawEnv)
 		}
 		e.set(key, value)
 	}
@@ -114,8 +116,8 @@ func (t *translation) env() ([]string, error) {
 	return e.entries, nil
 }
 
-// imageEnv sets the variables of the image. Entries that no environment can have are left out, so that the image runs as it
-// does elsewhere.
+// imageEnv adds the variables of the image. Invalid entries are left out, so that the image runs as
+// with other runtimes.
 func (t *translation) imageEnv(e *environment) {
 	var bad []string
 	for _, kv := range t.in.Image.Env {
@@ -127,11 +129,11 @@ func (t *translation) imageEnv(e *environment) {
 		e.set(key, value)
 	}
 	if len(bad) > 0 {
-		t.note("the image's environment has entries that are not NAME=value and are left out: %s", some(bad))
+		t.note("ignoring entries of the image's environment that are not NAME=value: %s", some(bad))
 	}
 }
 
-// some quotes the first of what an image says, and of each no more than a line of the log can have.
+// some quotes the first few strings of an image for the log, each shortened.
 func some(all []string) string {
 	const most = 5
 	var b strings.Builder
@@ -145,8 +147,9 @@ func some(all []string) string {
 	return strings.TrimPrefix(b.String(), " ")
 }
 
-// rawEnv begins the names of environment entries that JSON, and so an OCI spec, cannot carry: the values of the CRI are
-// bytes. Their number follows, and the entry "KEY=value" in hex; the embedded OCI runtime decodes them.
+// rawEnv is the name prefix of encoded environment entries. The values of the CRI are bytes, which
+// JSON, and therefore an OCI spec, cannot always represent. The prefix is followed by the entry's
+// index, and its value is "KEY=value" in hex; the embedded OCI runtime decodes it.
 const rawEnv = "_KURI_RAW_"
 
 type environment struct {

@@ -9,7 +9,8 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// resources limits what the container uses. Zero means "not specified" for every number, as the CRI has it.
+// resources sets the limits of the container. Zero means "not specified" for every number in the
+// CRI.
 func (t *translation) resources() error {
 	r := t.in.Container.GetLinux().GetResources()
 	for _, step := range []func(*runtime.LinuxContainerResources) error{
@@ -44,7 +45,7 @@ func (t *translation) cpu(r *runtime.LinuxContainerResources) error {
 	case v < -1:
 		return invalid(f+"cpu_quota", "%d is neither a time in microseconds nor -1 for no limit", v)
 	case v > 0 && !t.in.Node.CPUQuota:
-		return absent(f+"cpu_quota", "this node's kernel has no CFS bandwidth control in the cpu controller")
+		return unsupported(f+"cpu_quota", "this node's kernel has no CFS bandwidth control in the cpu controller")
 	case v != 0 && t.in.Node.CPUQuota:
 		cpu.Quota = &v
 	}
@@ -61,7 +62,7 @@ func (t *translation) cpu(r *runtime.LinuxContainerResources) error {
 	return nil
 }
 
-// cpuList lets through only what the kernel's list format is written with; the kernel checks the rest.
+// cpuList accepts only the characters of the kernel's list format; the kernel checks the rest.
 func cpuList(field, list string) (string, error) {
 	if strings.Trim(list, "0123456789,-") != "" {
 		return "", invalid(field, "%q is not a list like 0-3,7", list)
@@ -69,7 +70,7 @@ func cpuList(field, list string) (string, error) {
 	return list, nil
 }
 
-// memory limits memory and swap together. A limit without a swap limit means: no swap.
+// memory limits memory and swap together. A memory limit without a swap limit means no swap.
 func (t *translation) memory(r *runtime.LinuxContainerResources) error {
 	const f = "linux.resources."
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
@@ -81,9 +82,11 @@ func (t *translation) memory(r *runtime.LinuxContainerResources) error {
 	case limit == 0 && swap == 0:
 		return nil
 	case swap > 0 && limit <= 0:
-		return invalid(f+"memory_swap_limit_in_bytes", "it limits memory and swap together, and needs memory_limit_in_bytes")
+		return invalid(f+"memory_swap_limit_in_bytes",
+			"it limits memory and swap together, and needs memory_limit_in_bytes")
 	case swap > 0 && swap < limit:
-		return invalid(f+"memory_swap_limit_in_bytes", "%d is less than memory_limit_in_bytes, %d: it limits memory and swap together", swap, limit)
+		return invalid(f+"memory_swap_limit_in_bytes",
+			"%d is less than memory_limit_in_bytes, %d: it limits memory and swap together", swap, limit)
 	}
 	memory := &specs.LinuxMemory{}
 	if limit != 0 {
@@ -95,7 +98,8 @@ func (t *translation) memory(r *runtime.LinuxContainerResources) error {
 	case t.in.Node.Swap:
 		memory.Swap = &limit
 	case swap != 0:
-		t.note("memory_swap_limit_in_bytes is not enforced: this node's kernel does not account for swap (boot it with swapaccount=1)")
+		t.note("memory_swap_limit_in_bytes is not enforced: this node's kernel does not account for swap (boot it " +
+			"with swapaccount=1)")
 	}
 	t.spec.Linux.Resources.Memory = memory
 	return nil
@@ -109,12 +113,14 @@ func (t *translation) hugepages(r *runtime.LinuxContainerResources) error {
 				specs.LinuxHugepageLimit{Pagesize: l.GetPageSize(), Limit: l.GetLimit()})
 			continue
 		}
-		// Without a controller no limit of huge pages can mean anything, as with containerd and CRI-O. A kubelet sends a limit of 0
-		// for every page size of the node, whether or not there is a controller.
+		// Without the controller there is nothing to limit, as with containerd and CRI-O. A kubelet
+		// sends a limit of 0 for every page size of the node, whether or not there is a controller.
 		if l.GetLimit() != 0 && len(t.in.Node.HugepageSizes) > 0 {
-			return absent(f, "this node has no hugetlb controller for pages of %q, it has %q", l.GetPageSize(), t.in.Node.HugepageSizes)
+			return unsupported(f, "this node has no hugetlb controller for pages of %q, it has %q", l.GetPageSize(),
+				t.in.Node.HugepageSizes)
 		}
-		t.note("the limit of %d bytes of huge pages of %s is not enforced: this node has no hugetlb controller for them", l.GetLimit(), l.GetPageSize())
+		t.note("the limit of %d bytes of huge pages of %s is not enforced: this node has no hugetlb controller for "+
+			"them", l.GetLimit(), l.GetPageSize())
 	}
 	return nil
 }
@@ -125,10 +131,11 @@ func (t *translation) unified(r *runtime.LinuxContainerResources) error {
 		return nil
 	}
 	if !t.in.Node.CgroupV2 {
-		return absent(f, "it sets files of cgroup v2, and this node runs with cgroup v1 controllers")
+		return unsupported(f, "it sets files of cgroup v2, and this node runs with cgroup v1 controllers")
 	}
 	for k := range r.GetUnified() {
-		if controller, file, ok := strings.Cut(k, "."); !ok || controller == "" || file == "" || strings.ContainsAny(k, "/\x00") {
+		if controller, file, ok := strings.Cut(k, "."); !ok || controller == "" || file == "" ||
+			strings.ContainsAny(k, "/\x00") {
 			return invalid(f, "%q is not the name of a cgroup v2 file", k)
 		}
 	}
@@ -136,7 +143,7 @@ func (t *translation) unified(r *runtime.LinuxContainerResources) error {
 	return nil
 }
 
-// oomScoreAdj is always set: a container must not inherit ours.
+// oomScoreAdj always sets a value: a container must not inherit ours.
 func (t *translation) oomScoreAdj(r *runtime.LinuxContainerResources) error {
 	want := r.GetOomScoreAdj()
 	if want < -1000 || want > 1000 {

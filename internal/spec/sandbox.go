@@ -14,9 +14,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/sysctl"
 )
 
-// CheckSandbox refuses a sandbox configuration that is wrong, or that asks for something which is not there yet, by the
-// name of the field. Port mappings are the network's to judge. Namespace and uid may be empty: a kubelet sends them, the
-// examples for crictl that people copy do not.
+// CheckSandbox rejects an invalid or unsupported sandbox configuration; errors name the field.
+// Package network checks the port mappings. Namespace and uid may be empty: kubelets send them, but
+// the common examples for crictl do not.
 func CheckSandbox(cfg *runtime.PodSandboxConfig, node Node) error {
 	if cfg.GetMetadata().GetName() == "" {
 		return invalid("metadata.name", "it is empty; a pod is known by its name, namespace, uid and attempt")
@@ -38,7 +38,8 @@ func CheckSandbox(cfg *runtime.PodSandboxConfig, node Node) error {
 	return err
 }
 
-// SandboxNotes returns sentences for the log about what a pod asks for and this node cannot give, where the pod runs without it.
+// SandboxNotes returns sentences for the log about requests of a pod that this node cannot honour
+// and that the pod runs without.
 func SandboxNotes(cfg *runtime.PodSandboxConfig, node Node) []string {
 	t := translation{in: Input{Node: node}}
 	if cfg.GetWindows() != nil {
@@ -49,16 +50,18 @@ func SandboxNotes(cfg *runtime.PodSandboxConfig, node Node) []string {
 	return t.notes
 }
 
-// noWindows is what is said of a section that has no meaning on Linux.
-const noWindows = "windows: this node runs Linux, and the section is passed over"
+// noWindows is the note for a section that has no meaning on Linux.
+const noWindows = "windows: ignoring the section, because this node runs Linux"
 
-// checkSandboxSecurity looks at the security of the sandbox's own process. The only one there can be is the reaping init
-// of a shared PID namespace, which is Kuri's own program: no image, user, group or root file system applies to it, and
-// a seccomp profile bounds the containers, which name it again.
+// checkSandboxSecurity checks the security context of the sandbox's own process. The only such
+// process is the init of a shared PID namespace, which is Kuri's own program: no image, user, group
+// or root filesystem applies to it. A seccomp profile applies to the containers, which name it
+// again.
 func checkSandboxSecurity(sc *runtime.LinuxSandboxSecurityContext, node Node) error {
 	const f = "linux.security_context."
 	o := sc.GetNamespaceOptions()
-	for field, mode := range map[string]runtime.NamespaceMode{"network": o.GetNetwork(), "pid": o.GetPid(), "ipc": o.GetIpc()} {
+	for field, mode := range map[string]runtime.NamespaceMode{"network": o.GetNetwork(), "pid": o.GetPid(),
+		"ipc": o.GetIpc()} {
 		switch mode {
 		case runtime.NamespaceMode_POD, runtime.NamespaceMode_CONTAINER, runtime.NamespaceMode_NODE:
 		default:
@@ -85,7 +88,7 @@ func checkSandboxSecurity(sc *runtime.LinuxSandboxSecurityContext, node Node) er
 	if sc.GetPrivileged() && !node.SELinux {
 		return nil
 	}
-	// Those of a privileged pod's containers that are not privileged have its labels.
+	// Unprivileged containers of a privileged pod have its labels.
 	if err := checkSELinux(f, sc.GetSelinuxOptions(), node); err != nil || sc.GetPrivileged() {
 		return err
 	}
@@ -96,13 +99,14 @@ func checkSandboxSecurity(sc *runtime.LinuxSandboxSecurityContext, node Node) er
 // hostnameMax is the kernel's HOST_NAME_MAX, in bytes.
 const hostnameMax = 64
 
-// checkHostname takes what the kernel takes, but for what would break the lines of the pod's files in /etc. Whether DNS could
-// have the name is not ours to judge: a kubelet without a cluster domain sends "web-0.sub.ns.svc.", with a dot at the end.
-// Empty means the node's.
+// checkHostname accepts any name that the kernel accepts, unless it would break the lines of the
+// pod's files in /etc. DNS rules do not apply: a kubelet without a cluster domain sends
+// "web-0.sub.ns.svc.", with a trailing dot. Empty means the node's.
 func checkHostname(name string) error {
 	const field = "hostname"
 	if len(name) > hostnameMax {
-		return invalid(field, "%q has %d bytes, and Linux allows %d; give the pod a shorter hostname or subdomain", name, len(name), hostnameMax)
+		return invalid(field, "%q has %d bytes, and Linux allows %d; give the pod a shorter hostname or subdomain",
+			name, len(name), hostnameMax)
 	}
 	if i := strings.IndexFunc(name, unicode.IsControl); i >= 0 {
 		return invalid(field, "%q has a control character", name)
@@ -110,12 +114,13 @@ func checkHostname(name string) error {
 	return nil
 }
 
-// Sysctls returns the kernel parameters that a pod asks for, by their keys, each once. A parameter that belongs to no
-// namespace of the pod's own is refused: it would change the node.
+// Sysctls returns the sysctls of a pod by key. A sysctl outside the pod's own namespaces is
+// rejected: it would change the node.
 func Sysctls(cfg *runtime.PodSandboxConfig) (sysctl.Values, error) {
 	o := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	// The host name's namespace goes with the network, as in Kubernetes.
-	modes := map[sysctl.Namespace]runtime.NamespaceMode{sysctl.Network: o.GetNetwork(), sysctl.UTS: o.GetNetwork(), sysctl.IPC: o.GetIpc()}
+	// The UTS namespace follows the network namespace, as in Kubernetes.
+	modes := map[sysctl.Namespace]runtime.NamespaceMode{sysctl.Network: o.GetNetwork(), sysctl.UTS: o.GetNetwork(),
+		sysctl.IPC: o.GetIpc()}
 	asked := cfg.GetLinux().GetSysctls()
 	values, names := make(sysctl.Values), make(map[string]string)
 	for _, name := range slices.Sorted(maps.Keys(asked)) {
@@ -131,7 +136,8 @@ func Sysctls(cfg *runtime.PodSandboxConfig) (sysctl.Values, error) {
 			return nil, invalid(field, "it has no value: the kernel would leave the parameter as it is")
 		}
 		if mode := modes[ns]; mode != runtime.NamespaceMode_POD {
-			return nil, invalid(field, "the pod has no %s namespace of its own (mode %s): setting it would change more than the pod", ns, mode)
+			return nil, invalid(field, "the pod has no %s namespace of its own (mode %s): setting it would change "+
+				"more than the pod", ns, mode)
 		}
 		if before, twice := values[key]; twice && before != value {
 			return nil, invalid(field, "it is set to %q, and as %s to %q", value, names[key], before)

@@ -76,10 +76,14 @@ func sandboxRefusals() []sandboxRefusal {
 		{"namespace_options.network", fault.Invalid, options(&runtime.NamespaceOption{Network: 9})},
 		{"namespace_options.target_id", fault.Invalid, options(&runtime.NamespaceOption{TargetId: "x"})},
 		{"userns_options.uids", fault.Invalid, userns(&runtime.UserNamespace{Gids: one})},
-		{"userns_options.gids", fault.Invalid, userns(&runtime.UserNamespace{Uids: one, Gids: []*runtime.IDMapping{one[0], one[0]}})},
-		{"userns_options.uids", fault.Invalid, userns(&runtime.UserNamespace{Uids: []*runtime.IDMapping{{ContainerId: 1, Length: 1}}, Gids: one})},
-		{"userns_options.gids", fault.Invalid, userns(&runtime.UserNamespace{Uids: one, Gids: []*runtime.IDMapping{{HostId: 1}}})},
-		{"userns_options.uids", fault.Invalid, userns(&runtime.UserNamespace{Uids: []*runtime.IDMapping{{HostId: 1<<32 - 1, Length: 1}}, Gids: one})},
+		{"userns_options.gids", fault.Invalid,
+			userns(&runtime.UserNamespace{Uids: one, Gids: []*runtime.IDMapping{one[0], one[0]}})},
+		{"userns_options.uids", fault.Invalid,
+			userns(&runtime.UserNamespace{Uids: []*runtime.IDMapping{{ContainerId: 1, Length: 1}}, Gids: one})},
+		{"userns_options.gids", fault.Invalid,
+			userns(&runtime.UserNamespace{Uids: one, Gids: []*runtime.IDMapping{{HostId: 1}}})},
+		{"userns_options.uids", fault.Invalid,
+			userns(&runtime.UserNamespace{Uids: []*runtime.IDMapping{{HostId: 1<<32 - 1, Length: 1}}, Gids: one})},
 		{"userns_options", fault.Invalid, userns(&runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE, Uids: one})},
 		{"namespace_options.pid", fault.Invalid, options(&runtime.NamespaceOption{
 			Pid: runtime.NamespaceMode_NODE, UsernsOptions: &runtime.UserNamespace{Uids: one, Gids: one},
@@ -88,8 +92,10 @@ func sandboxRefusals() []sandboxRefusal {
 			Ipc: runtime.NamespaceMode_NODE, UsernsOptions: &runtime.UserNamespace{Uids: one, Gids: one},
 		})},
 		{"userns_options", fault.Invalid, userns(&runtime.UserNamespace{Mode: runtime.NamespaceMode_CONTAINER})},
-		{"run_as_group", fault.Invalid, security(&runtime.LinuxSandboxSecurityContext{RunAsGroup: &runtime.Int64Value{}})},
-		{"supplemental_groups_policy", fault.Invalid, security(&runtime.LinuxSandboxSecurityContext{SupplementalGroupsPolicy: 9})},
+		{"run_as_group", fault.Invalid,
+			security(&runtime.LinuxSandboxSecurityContext{RunAsGroup: &runtime.Int64Value{}})},
+		{"supplemental_groups_policy", fault.Invalid,
+			security(&runtime.LinuxSandboxSecurityContext{SupplementalGroupsPolicy: 9})},
 		{"seccomp", fault.Invalid, security(&runtime.LinuxSandboxSecurityContext{SeccompProfilePath: "x"})},
 		{"apparmor", fault.Unimplemented, security(&runtime.LinuxSandboxSecurityContext{
 			Apparmor: &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "p"},
@@ -101,7 +107,8 @@ func goodSandbox() *runtime.PodSandboxConfig {
 	return &runtime.PodSandboxConfig{
 		Metadata: &runtime.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u1"},
 		Hostname: "Web-1.example", LogDirectory: "/var/log/pods/x",
-		DnsConfig: &runtime.DNSConfig{Servers: []string{"10.0.0.10", "fe80::1%eth0"}, Searches: []string{"a.svc", "."}, Options: []string{"ndots:5"}},
+		DnsConfig: &runtime.DNSConfig{Servers: []string{"10.0.0.10", "fe80::1%eth0"}, Searches: []string{"a.svc", "."},
+			Options: []string{"ndots:5"}},
 		Linux: &runtime.LinuxPodSandboxConfig{
 			Sysctls: map[string]string{
 				"kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "100", "net.ipv4.conf.eth0/1.forwarding": "1",
@@ -110,7 +117,8 @@ func goodSandbox() *runtime.PodSandboxConfig {
 			},
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtime.NamespaceOption{
-					Pid: runtime.NamespaceMode_CONTAINER, UsernsOptions: &runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE},
+					Pid:           runtime.NamespaceMode_CONTAINER,
+					UsernsOptions: &runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE},
 				},
 				Seccomp:  &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "/p"},
 				Apparmor: &runtime.SecurityProfile{},
@@ -139,10 +147,11 @@ func TestCheckSandbox(t *testing.T) {
 	}
 }
 
-// What the kernel takes for a host name a pod can have, whatever DNS has to say to it.
+// A pod can have any host name that the kernel accepts, valid in DNS or not.
 func TestHostnamesThatTheKernelTakes(t *testing.T) {
 	for _, name := range []string{
-		"", "a", "web-0.sub.ns.svc.", "a_b", "-a", "a..b", ".", "ünïcode", "a b", strings.Repeat("a", 64), strings.Repeat("a.", 32),
+		"", "a", "web-0.sub.ns.svc.", "a_b", "-a", "a..b", ".", "ünïcode", "a b", strings.Repeat("a", 64),
+		strings.Repeat("a.", 32),
 	} {
 		cfg := goodSandbox()
 		cfg.Hostname = name
@@ -152,7 +161,7 @@ func TestHostnamesThatTheKernelTakes(t *testing.T) {
 	}
 }
 
-// What has no meaning on this node is noted, and the pod runs without it.
+// A setting without meaning on this node is noted, and the pod runs without it.
 func TestSandboxNotes(t *testing.T) {
 	cfg := goodSandbox()
 	if notes := SandboxNotes(cfg, testNode(t, "v1")); len(notes) > 0 {
@@ -161,7 +170,8 @@ func TestSandboxNotes(t *testing.T) {
 	cfg.Windows = &runtime.WindowsPodSandboxConfig{}
 	cfg.Linux.SecurityContext.SelinuxOptions = &runtime.SELinuxOption{Level: "whatever, it is"}
 	cfg.DnsConfig = &runtime.DNSConfig{Servers: []string{"10.0.0.10", "010.0.0.10"}}
-	for node, want := range map[string][]string{"v1": {"windows", "dns_config.servers: \"010.0.0.10\"", "selinux_options"}, "selinux": {"windows", "dns_config"}} {
+	for node, want := range map[string][]string{"v1": {"windows", "dns_config.servers: \"010.0.0.10\"",
+		"selinux_options"}, "selinux": {"windows", "dns_config"}} {
 		notes := SandboxNotes(cfg, testNode(t, node))
 		if len(notes) != len(want) {
 			t.Errorf("%s: %q", node, notes)
@@ -181,12 +191,14 @@ func TestSandboxNotes(t *testing.T) {
 	}
 }
 
-// Two spellings of one parameter are one, with one value.
+// Two spellings of one sysctl are the same, with one value.
 func TestSysctls(t *testing.T) {
 	cfg := goodSandbox()
-	cfg.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1", "net/ipv4/ip_forward": "1", "net.ipv4.conf.eth0/1.forwarding": "0"}
+	cfg.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1", "net/ipv4/ip_forward": "1",
+		"net.ipv4.conf.eth0/1.forwarding": "0"}
 	got, err := Sysctls(cfg)
-	if err != nil || len(got) != 2 || got["net/ipv4/ip_forward"] != "1" || got["net/ipv4/conf/eth0.1/forwarding"] != "0" {
+	if err != nil || len(got) != 2 || got["net/ipv4/ip_forward"] != "1" ||
+		got["net/ipv4/conf/eth0.1/forwarding"] != "0" {
 		t.Errorf("%q, %v", got, err)
 	}
 }
@@ -201,21 +213,25 @@ func TestResolvConf(t *testing.T) {
 		{&runtime.DNSConfig{}, "nameserver 9.9.9.9\n"},
 		{&runtime.DNSConfig{Options: []string{"ndots:5", "edns0"}}, "options ndots:5 edns0\n"},
 		{
-			&runtime.DNSConfig{Servers: []string{"10.0.0.10", "::1"}, Searches: []string{"a.svc", "b"}, Options: []string{"ndots:5"}},
+			&runtime.DNSConfig{Servers: []string{"10.0.0.10", "::1"}, Searches: []string{"a.svc", "b"},
+				Options: []string{"ndots:5"}},
 			"search a.svc b\nnameserver 10.0.0.10\nnameserver ::1\noptions ndots:5\n",
 		},
 		{&runtime.DNSConfig{Servers: []string{"fe80::53%eth0"}}, "nameserver fe80::53%eth0\n"},
-		{&runtime.DNSConfig{Servers: []string{"010.0.0.10", "192.0.2.1:53"}}, "nameserver 010.0.0.10\nnameserver 192.0.2.1:53\n"},
+		{&runtime.DNSConfig{Servers: []string{"010.0.0.10", "192.0.2.1:53"}},
+			"nameserver 010.0.0.10\nnameserver 192.0.2.1:53\n"},
 		{&runtime.DNSConfig{Searches: []string{"a.svc"}}, "search a.svc\n"},
-		{&runtime.DNSConfig{Searches: searches(32, 63)}, "search " + strings.Join(searches(32, 63), " ") + "\n"}, // 32 domains, 2047 characters
+		// 32 domains, 2047 characters
+		{&runtime.DNSConfig{Searches: searches(32, 63)}, "search " + strings.Join(searches(32, 63), " ") + "\n"},
 	} {
 		got, err := ResolvConf(c.cfg, host)
 		if err != nil || string(got) != c.want {
 			t.Errorf("%v: %q, %v", c.cfg, got, err)
 		}
 	}
-	full := append(searches(31, 63), strings.Repeat("z", 64)) // 2048 characters, as many as Kubernetes allows
-	if got, err := ResolvConf(&runtime.DNSConfig{Searches: full}, host); err != nil || len(got) != len("search \n")+2048 {
+	full := append(searches(31, 63), strings.Repeat("z", 64)) // 2048 characters, the limit of Kubernetes
+	if got, err := ResolvConf(&runtime.DNSConfig{Searches: full}, host); err != nil ||
+		len(got) != len("search \n")+2048 {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	for name, cfg := range map[string]*runtime.DNSConfig{
@@ -239,7 +255,7 @@ func TestResolvConf(t *testing.T) {
 	}
 }
 
-// searches are count different domains of a length.
+// searches returns count different domains of a given length.
 func searches(count, length int) (all []string) {
 	for i := range count {
 		all = append(all, fmt.Sprintf("%0*d", length, i))
@@ -283,17 +299,19 @@ func TestStopSignal(t *testing.T) {
 		{runtime.Signal_SIGNAL_SIGUSR1, "SIGQUIT", 10, runtime.Signal_SIGNAL_SIGUSR1},
 		{runtime.Signal_SIGNAL_SIGRTMIN, "", 34, runtime.Signal_SIGNAL_SIGRTMIN},
 	} {
-		n, name, err := StopSignal(&runtime.ContainerConfig{StopSignal: c.asked}, imagespec.ImageConfig{StopSignal: c.image})
+		n, name, err := StopSignal(&runtime.ContainerConfig{StopSignal: c.asked},
+			imagespec.ImageConfig{StopSignal: c.image})
 		if err != nil || int(n) != c.number || name != c.name {
 			t.Errorf("%s, image %q: %d, %s, %v", c.asked, c.image, n, name, err)
 		}
 	}
 	for _, bad := range []string{"", "0", "65", "-1", "SIGNOT", "RTMIN+31", "RTMIN+x", "RTMAX--1"} {
-		if n, name, err := StopSignal(nil, imagespec.ImageConfig{StopSignal: bad}); err != nil || n != 15 || name != runtime.Signal_SIGNAL_SIGTERM {
+		if n, name, err := StopSignal(nil, imagespec.ImageConfig{StopSignal: bad}); err != nil || n != 15 ||
+			name != runtime.Signal_SIGNAL_SIGTERM {
 			t.Errorf("image %q: %d, %s, %v", bad, n, name, err)
 		}
 	}
-	// Every signal of the CRI has a number here.
+	// Every signal of the CRI has a number on this machine.
 	for s, name := range runtime.Signal_name {
 		n, _, err := StopSignal(&runtime.ContainerConfig{StopSignal: runtime.Signal(s)}, imagespec.ImageConfig{})
 		if err != nil || n < 1 || n > 64 {
@@ -312,10 +330,12 @@ func TestSeccompFile(t *testing.T) {
 		{&runtime.LinuxContainerSecurityContext{SeccompProfilePath: "localhost//a/b"}, "/a/b"},
 		{&runtime.LinuxContainerSecurityContext{SeccompProfilePath: "localhost//a/b", Privileged: true}, ""},
 		{&runtime.LinuxContainerSecurityContext{
-			Seccomp: &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "localhost//d"},
+			Seccomp: &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost,
+				LocalhostRef: "localhost//d"},
 		}, "/d"},
 		{&runtime.LinuxContainerSecurityContext{
-			Seccomp:            &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "/c"},
+			Seccomp: &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost,
+				LocalhostRef: "/c"},
 			SeccompProfilePath: "localhost//a/b",
 		}, "/c"},
 	} {

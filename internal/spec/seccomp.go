@@ -10,8 +10,8 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// SeccompFile returns the host path of the seccomp profile that a container names, whose content goes into
-// Input.LocalhostSeccomp; "" when it names none.
+// SeccompFile returns the host path of the seccomp profile that a container names, or "". The
+// caller puts its contents into Input.LocalhostSeccomp.
 func SeccompFile(ctr *runtime.ContainerConfig) (string, error) {
 	sc := ctr.GetLinux().GetSecurityContext()
 	if sc.GetPrivileged() {
@@ -36,7 +36,7 @@ func seccompProfile(p *runtime.SecurityProfile, deprecated string) (*runtime.Sec
 	if p.GetProfileType() != runtime.SecurityProfile_Localhost {
 		return p, nil
 	}
-	// Some clients write the reference as the deprecated field has it; the other runtimes take both.
+	// Some clients use the syntax of the deprecated field; other runtimes accept both.
 	path := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
 	if !filepath.IsAbs(path) {
 		return nil, invalid(field, "%q is not an absolute path of a profile", p.GetLocalhostRef())
@@ -44,9 +44,9 @@ func seccompProfile(p *runtime.SecurityProfile, deprecated string) (*runtime.Sec
 	return &runtime.SecurityProfile{ProfileType: p.GetProfileType(), LocalhostRef: path}, nil
 }
 
-// seccomp sets the filter of system calls. An unset profile is unconfined, as the CRI has it (a kubelet sends
-// RuntimeDefault when it wants the default). RuntimeDefault is Docker's profile, which allows more or less depending on
-// the capabilities granted. A privileged container has no filter, whatever it asks for.
+// seccomp sets the seccomp filter. An unset profile means unconfined in the CRI (a kubelet sends
+// RuntimeDefault for the default). RuntimeDefault is Docker's profile, which depends on the granted
+// capabilities. A privileged container has no filter, even if it requests one.
 func (t *translation) seccomp() error {
 	const field = "linux.security_context.seccomp"
 	profile, err := seccompProfile(t.security().GetSeccomp(), t.security().GetSeccompProfilePath())
@@ -61,7 +61,7 @@ func (t *translation) seccomp() error {
 		return nil
 	}
 	if !t.in.Node.Seccomp {
-		return absent(field, "this node's kernel has no seccomp filters; use Unconfined")
+		return unsupported(field, "this node's kernel has no seccomp filters; use Unconfined")
 	}
 	if profile.GetProfileType() == runtime.SecurityProfile_RuntimeDefault {
 		t.spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(t.spec)

@@ -18,7 +18,8 @@ func TestLabelOptions(t *testing.T) {
 		{nil, nil},
 		{&runtime.SELinuxOption{}, nil},
 		{&runtime.SELinuxOption{Level: "s0:c1,c2"}, []string{"level:s0:c1,c2"}},
-		{&runtime.SELinuxOption{User: "u", Role: "r", Type: "t", Level: "s0"}, []string{"user:u", "role:r", "type:t", "level:s0"}},
+		{&runtime.SELinuxOption{User: "u", Role: "r", Type: "t", Level: "s0"},
+			[]string{"user:u", "role:r", "type:t", "level:s0"}},
 	} {
 		if got := LabelOptions(c.o); !slices.Equal(got, c.want) {
 			t.Errorf("%v: %q, want %q", c.o, got, c.want)
@@ -26,14 +27,15 @@ func TestLabelOptions(t *testing.T) {
 	}
 }
 
-// The parts of a context go into the options of a mount, so nothing may pass that ends one.
+// The parts of a context become mount options, so a character that ends an option must be rejected.
 func TestCheckSELinux(t *testing.T) {
 	for _, c := range []struct {
 		o    *runtime.SELinuxOption
-		want string // the field that is refused
+		want string // the field that is rejected
 	}{
 		{nil, ""},
-		{&runtime.SELinuxOption{User: "system_u", Role: "system_r", Type: "container.logger_t", Level: "s0-s0:c0.c1023"}, ""},
+		{&runtime.SELinuxOption{User: "system_u", Role: "system_r", Type: "container.logger_t",
+			Level: "s0-s0:c0.c1023"}, ""},
 		{&runtime.SELinuxOption{Level: "s0:c1,c2"}, ""},
 		{&runtime.SELinuxOption{User: "a:b"}, "user"},
 		{&runtime.SELinuxOption{Role: "a b"}, "role"},
@@ -43,7 +45,8 @@ func TestCheckSELinux(t *testing.T) {
 		{&runtime.SELinuxOption{Level: "s0\n"}, "level"},
 	} {
 		err := checkSELinux("f.", c.o, Node{SELinux: true})
-		if (err == nil) != (c.want == "") || err != nil && (fault.Of(err) != fault.Invalid || !strings.HasPrefix(err.Error(), "f.selinux_options."+c.want+": ")) {
+		if (err == nil) != (c.want == "") || err != nil &&
+			(fault.Of(err) != fault.Invalid || !strings.HasPrefix(err.Error(), "f.selinux_options."+c.want+": ")) {
 			t.Errorf("%v: %v", c.o, err)
 		}
 	}
@@ -53,12 +56,14 @@ func TestCheckSELinux(t *testing.T) {
 }
 
 func TestCheckRelabel(t *testing.T) {
-	for _, path := range []string{"/", "/usr", "/usr/local/x", "/etc", "/etc/passwd", "/bin", "/lib64", "/proc/1", "/sys", "/dev/shm", "/var", "/var/lib", "/var/lib/kubelet", "/var/lib/kuri", "/home", "/root", "/tmp", "/run"} {
+	for _, path := range []string{"/", "/usr", "/usr/local/x", "/etc", "/etc/passwd", "/bin", "/lib64", "/proc/1",
+		"/sys", "/dev/shm", "/var", "/var/lib", "/var/lib/kubelet", "/var/lib/kuri", "/home", "/root", "/tmp", "/run"} {
 		if err := checkRelabel("f", path); fault.Of(err) != fault.Invalid {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	for _, path := range []string{"/var/lib/kubelet/pods/x/volumes/v", "/tmp/x", "/home/me/data", "/data", "/usrlocal", "/var/log/pods", "/run/x"} {
+	for _, path := range []string{"/var/lib/kubelet/pods/x/volumes/v", "/tmp/x", "/home/me/data", "/data", "/usrlocal",
+		"/var/log/pods", "/run/x"} {
 		if err := checkRelabel("f", path); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}

@@ -10,15 +10,16 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// The range of real-time signals as C programs know it: glibc and musl keep 32 and 33 (musl 34 too) for themselves.
+// The range of real-time signals in C programs: glibc and musl reserve 32 and 33 (musl 34 too).
 const (
 	rtMin = 34
 	rtMax = 64
 )
 
-// StopSignal returns the signal that stops a container, by its number on this machine and by its CRI name: the one that
-// the container's configuration names, else the image's, else SIGTERM. Of several CRI names for one number the first
-// counts. What the image names and is no signal is passed over, as in the other runtimes: the image runs there.
+// StopSignal returns the signal that stops a container, as the number on this machine and as the
+// CRI name: that of the container's configuration, else the image's, else SIGTERM. If several CRI
+// names have the same number, the first is returned. An invalid signal in the image is ignored, as
+// in other runtimes.
 func StopSignal(ctr *runtime.ContainerConfig, image imagespec.ImageConfig) (syscall.Signal, runtime.Signal, error) {
 	if s := ctr.GetStopSignal(); s != runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
 		n, ok := signalNumber(strings.TrimPrefix(s.String(), "SIGNAL_"))
@@ -34,7 +35,8 @@ func StopSignal(ctr *runtime.ContainerConfig, image imagespec.ImageConfig) (sysc
 	return n, SignalName(n), nil
 }
 
-// imageSignal reads a signal as a Dockerfile's STOPSIGNAL has it: "SIGQUIT", "QUIT", "RTMIN+3" or "3".
+// imageSignal parses a signal in the syntax of a Dockerfile's STOPSIGNAL: "SIGQUIT", "QUIT",
+// "RTMIN+3" or "3".
 func imageSignal(s string) (syscall.Signal, bool) {
 	if n, err := strconv.Atoi(s); err == nil {
 		return syscall.Signal(n), n > 0 && n <= rtMax
@@ -44,7 +46,8 @@ func imageSignal(s string) (syscall.Signal, bool) {
 	return signalNumber(s)
 }
 
-// signalNumber reads a signal as the CRI has it, without the prefix SIGNAL_: "SIGTERM", "SIGRTMINPLUS3".
+// signalNumber parses a signal in the syntax of the CRI, without the prefix SIGNAL_: "SIGTERM",
+// "SIGRTMINPLUS3".
 func signalNumber(s string) (syscall.Signal, bool) {
 	if offset, ok := strings.CutPrefix(s, "SIGRTMIN"); ok {
 		return realTime(rtMin, strings.TrimPrefix(offset, "PLUS"), 1)
@@ -52,7 +55,7 @@ func signalNumber(s string) (syscall.Signal, bool) {
 	if offset, ok := strings.CutPrefix(s, "SIGRTMAX"); ok {
 		return realTime(rtMax, strings.TrimPrefix(offset, "MINUS"), -1)
 	}
-	switch s { // second names, which unix does not know
+	switch s { // aliases that package unix does not know
 	case "SIGCLD":
 		return unix.SIGCHLD, true
 	case "SIGIOT":
@@ -76,7 +79,7 @@ func realTime(base int, offset string, sign int) (syscall.Signal, bool) {
 	return syscall.Signal(n), n >= rtMin && n <= rtMax
 }
 
-// SignalName is the CRI's name of a signal number, SIGNAL_RUNTIME_DEFAULT when it has none.
+// SignalName returns the CRI name of a signal number, or SIGNAL_RUNTIME_DEFAULT if it has none.
 func SignalName(n syscall.Signal) runtime.Signal {
 	for s := runtime.Signal_SIGNAL_SIGABRT; s <= runtime.Signal_SIGNAL_SIGRTMAX; s++ {
 		if m, ok := signalNumber(strings.TrimPrefix(s.String(), "SIGNAL_")); ok && m == n {

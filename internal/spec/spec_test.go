@@ -24,9 +24,10 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// testCase is an Input as testdata/golden/*.yaml writes it; pod and container in the JSON of their messages.
+// testCase is an Input in the format of testdata/golden/*.yaml; pod and container are the JSON of
+// their messages.
 type testCase struct {
-	Node             string // of testNode
+	Node             string // name for testNode
 	Pod, Container   json.RawMessage
 	Image            imagespec.ImageConfig
 	Namespaces       map[string]string
@@ -41,8 +42,8 @@ type testCase struct {
 	PidsLimit        int64
 }
 
-// testNode returns one of four nodes: "v1" has all that cgroup v1 offers, "v2" likewise with the unified hierarchy,
-// "selinux" is v1 with SELinux, "poor" is a machine that lacks nearly everything.
+// testNode returns one of four nodes: "v1" has everything that cgroup v1 offers, "v2" the same with
+// the unified hierarchy, "selinux" is v1 with SELinux, "poor" lacks nearly everything.
 func testNode(t testing.TB, name string) Node {
 	t.Helper()
 	all, _, unknown := capabilityNames([]string{
@@ -81,10 +82,12 @@ func (c testCase) input(t testing.TB) Input {
 		Labels: c.Labels, LocalhostSeccomp: []byte(c.LocalhostSeccomp), PidsLimit: c.PidsLimit,
 	}
 	if in.Namespaces == nil {
-		in.Namespaces = map[string]string{"network": "/run/netns/kuri-a", "ipc": "/proc/7/fd/3", "uts": "/proc/7/fd/4", "pid": "/proc/7/fd/5"}
+		in.Namespaces = map[string]string{"network": "/run/netns/kuri-a", "ipc": "/proc/7/fd/3", "uts": "/proc/7/fd/4",
+			"pid": "/proc/7/fd/5"}
 	}
 	if c.Files {
-		in.ResolvConf, in.Hosts, in.Hostname = "/run/kuri/pods/a/resolv.conf", "/run/kuri/pods/a/hosts", "/run/kuri/pods/a/hostname"
+		in.ResolvConf, in.Hosts, in.Hostname = "/run/kuri/pods/a/resolv.conf", "/run/kuri/pods/a/hosts",
+			"/run/kuri/pods/a/hostname"
 	}
 	for _, s := range c.Sources {
 		in.Mounts = append(in.Mounts, ResolvedMount{Source: s})
@@ -115,8 +118,9 @@ func readCase(t testing.TB, file string) testCase {
 	return c
 }
 
-// TestGolden translates each testdata/golden/*.yaml and compares the spec with the .json beside it. The system calls of
-// a seccomp profile are left out: they are a library's, hundreds, and differ by architecture.
+// TestGolden translates each testdata/golden/*.yaml and compares the spec with the .json file
+// beside it. The system calls of a seccomp profile are left out: hundreds, defined by a library,
+// different for each architecture.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/golden/*.yaml")
 	if err != nil || len(files) == 0 {
@@ -129,7 +133,8 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			if s := spec.Linux.Seccomp; s != nil {
-				spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: s.DefaultAction, DefaultErrnoRet: s.DefaultErrnoRet}
+				spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: s.DefaultAction,
+					DefaultErrnoRet: s.DefaultErrnoRet}
 			}
 			got, err := json.MarshalIndent(struct {
 				Notes []string    `json:"notes"`
@@ -156,9 +161,10 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// refusal is a configuration that Container or CheckSandbox must refuse, by the name of the field.
+// refusal is a configuration that Container or CheckSandbox must reject with an error that names
+// the field.
 type refusal struct {
-	field string // as in the error; also the name in testdata/fields.txt when the table says "refused"
+	field string // as in the error; also the name in testdata/fields.txt if that says "refused"
 	kind  fault.Kind
 	input func(*Input)
 }
@@ -200,52 +206,78 @@ func refusals() []refusal {
 		{"command", fault.Invalid, container(func(c *ctr, _ *sec) { c.Command = []string{""} })},
 		{"command", fault.Invalid, container(func(c *ctr, _ *sec) { c.Args = []string{"a\x00b"} })},
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "A=B"}} })},
-		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte{0}}} })},
+		{"envs", fault.Invalid, container(func(c *ctr,
+			_ *sec) {
+			c.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte{0}}}
+		})},
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{}} })},
 		{"envs", fault.Invalid, container(func(c *ctr, _ *sec) { c.Envs = []*runtime.KeyValue{{Key: "_KURI_RAW_7"}} })},
 		{"working_dir", fault.Invalid, container(func(c *ctr, _ *sec) { c.WorkingDir = "a/b" })},
 		{"working directory", fault.Invalid, func(in *Input) { in.Image.WorkingDir = "/a\x00b" }},
-		{"log_path", fault.Invalid, func(in *Input) { in.Pod.LogDirectory, in.Container.LogPath = "/var/log/pods/a", "../b.log" }},
+		{"log_path", fault.Invalid, func(in *Input) {
+			in.Pod.LogDirectory,
+				in.Container.LogPath = "/var/log/pods/a", "../b.log"
+		}},
 		{"stop_signal", fault.Invalid, container(func(c *ctr, _ *sec) { c.StopSignal = 99 })},
-		{"CDI_devices", fault.Invalid, container(func(c *ctr, _ *sec) { c.CDIDevices = []*runtime.CDIDevice{{Name: "/dev/d"}} })},
-		{"annotations", fault.Unimplemented, container(func(c *ctr, _ *sec) { c.Annotations = map[string]string{"io.kubernetes.cri.rdt-class": "x"} })},
-		{"devices", fault.Invalid, func(in *Input) { in.Devices = []ResolvedDevice{{Path: "/dev/x", Permissions: "rx"}} }},
+		{"CDI_devices", fault.Invalid,
+			container(func(c *ctr, _ *sec) { c.CDIDevices = []*runtime.CDIDevice{{Name: "/dev/d"}} })},
+		{"annotations", fault.Unimplemented,
+			container(func(c *ctr, _ *sec) { c.Annotations = map[string]string{"io.kubernetes.cri.rdt-class": "x"} })},
+		{"devices", fault.Invalid, func(in *Input) {
+			in.Devices = []ResolvedDevice{{Path: "/dev/x",
+				Permissions: "rx"}}
+		}},
 
 		{"mounts[0].container_path", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a"})},
 		{"mounts[0].container_path", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/x/.."})},
 		{"mounts[0].host_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b"})},
-		{"mounts[0].propagation", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", Propagation: 7})},
-		{"mounts[0].gidMappings", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", UidMappings: id})},
-		{"mounts[0].uidMappings", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", GidMappings: id})},
+		{"mounts[0].propagation", fault.Invalid,
+			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", Propagation: 7})},
+		{"mounts[0].gidMappings", fault.Invalid,
+			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", UidMappings: id})},
+		{"mounts[0].uidMappings", fault.Invalid,
+			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", GidMappings: id})},
 		{"mounts[0].gidMappings", fault.Invalid, withMount(&runtime.Mount{
 			HostPath: "/a", ContainerPath: "/b", UidMappings: id, GidMappings: []*runtime.IDMapping{{}},
 		})},
 		{"mounts[0].uidMappings", fault.Invalid, withMount(&runtime.Mount{
-			Image: &runtime.ImageSpec{Image: "x"}, Readonly: true, ContainerPath: "/b", UidMappings: id, GidMappings: id,
+			Image: &runtime.ImageSpec{Image: "x"}, Readonly: true, ContainerPath: "/b", UidMappings: id,
+			GidMappings: id,
 		})},
 		{"mounts[0].uidMappings", fault.Unimplemented, func(in *Input) {
 			in.Node.MountSetattr = false
 			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", UidMappings: id, GidMappings: id})(in)
 		}},
-		{"mounts[0].recursive_read_only", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", RecursiveReadOnly: true})},
+		{"mounts[0].recursive_read_only", fault.Invalid,
+			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", RecursiveReadOnly: true})},
 		{"mounts[0].recursive_read_only", fault.Invalid, withMount(&runtime.Mount{
-			HostPath: "/a", ContainerPath: "/b", Readonly: true, RecursiveReadOnly: true, Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
+			HostPath: "/a", ContainerPath: "/b", Readonly: true, RecursiveReadOnly: true,
+			Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
 		})},
 		{"mounts[0].recursive_read_only", fault.Unimplemented, func(in *Input) {
 			in.Node.MountSetattr = false
 			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", Readonly: true, RecursiveReadOnly: true})(in)
 		}},
 		{"mounts[0].image", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{}})},
-		{"mounts[0].image", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", HostPath: "/a", Image: &runtime.ImageSpec{Image: "x"}})},
+		{"mounts[0].image", fault.Invalid,
+			withMount(&runtime.Mount{ContainerPath: "/b", HostPath: "/a", Image: &runtime.ImageSpec{Image: "x"}})},
 		{"mounts[0].propagation", fault.Invalid, withMount(&runtime.Mount{
-			ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL,
+			ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"},
+			Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL,
 		})},
-		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", ImageSubPath: "x"})},
-		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "../x"})},
-		{"mounts[0].image_sub_path", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "/x"})},
-		{"mounts[0].readonly", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}})},
-		{"mounts[0].readonly", fault.Invalid, withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "x"})},
-		{"mounts[0].mount_options", fault.Invalid, withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", MountOptions: []string{"suid"}})},
+		{"mounts[0].image_sub_path", fault.Invalid,
+			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", ImageSubPath: "x"})},
+		{"mounts[0].image_sub_path", fault.Invalid,
+			withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"},
+				ImageSubPath: "../x"})},
+		{"mounts[0].image_sub_path", fault.Invalid,
+			withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "/x"})},
+		{"mounts[0].readonly", fault.Invalid,
+			withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}})},
+		{"mounts[0].readonly", fault.Invalid,
+			withMount(&runtime.Mount{ContainerPath: "/b", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "x"})},
+		{"mounts[0].mount_options", fault.Invalid,
+			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", MountOptions: []string{"suid"}})},
 		{"mounts[0].selinux_relabel", fault.Invalid, func(in *Input) {
 			in.Node.SELinux = true
 			withMount(&runtime.Mount{HostPath: "/a", ContainerPath: "/b", SelinuxRelabel: true})(in)
@@ -263,12 +295,20 @@ func refusals() []refusal {
 			in.Container.Linux.SecurityContext.SelinuxOptions = &runtime.SELinuxOption{Type: "a,b"}
 		}},
 		{"apparmor", fault.Unimplemented, container(func(_ *ctr, s *sec) { s.Apparmor = localhost })},
-		{"apparmor_profile", fault.Unimplemented, container(func(_ *ctr, s *sec) { s.ApparmorProfile = "localhost/x" })},
+		{"apparmor_profile", fault.Unimplemented,
+			container(func(_ *ctr, s *sec) { s.ApparmorProfile = "localhost/x" })},
 		{"apparmor_profile", fault.Invalid, container(func(_ *ctr, s *sec) { s.ApparmorProfile = "x" })},
 		{"seccomp", fault.Invalid, container(func(_ *ctr, s *sec) { s.Seccomp = localhost })}, // no content given
-		{"seccomp_profile_path", fault.Invalid, container(func(_ *ctr, s *sec) { s.SeccompProfilePath = "localhost/relative" })},
-		{"seccomp", fault.Invalid, container(func(_ *ctr, s *sec) { s.Seccomp = &runtime.SecurityProfile{LocalhostRef: "/p"} })},
-		{"seccomp", fault.Invalid, container(func(_ *ctr, s *sec) { s.Seccomp = &runtime.SecurityProfile{ProfileType: 9} })},
+		{"seccomp_profile_path", fault.Invalid,
+			container(func(_ *ctr, s *sec) { s.SeccompProfilePath = "localhost/relative" })},
+		{"seccomp", fault.Invalid, container(func(_ *ctr,
+			s *sec) {
+			s.Seccomp = &runtime.SecurityProfile{LocalhostRef: "/p"}
+		})},
+		{"seccomp", fault.Invalid, container(func(_ *ctr,
+			s *sec) {
+			s.Seccomp = &runtime.SecurityProfile{ProfileType: 9}
+		})},
 		{"seccomp", fault.Unimplemented, func(in *Input) {
 			in.Node.Seccomp = false
 			in.Container.Linux.SecurityContext.Seccomp = &runtime.SecurityProfile{}
@@ -277,7 +317,8 @@ func refusals() []refusal {
 		{"user 70000", fault.Invalid, func(in *Input) { userNamespace(in, 65536); in.User.UID = 70000 }},
 		{"user 65536", fault.Invalid, func(in *Input) { userNamespace(in, 65536); in.User.UID = 65536 }},
 		{"group 70000", fault.Invalid, func(in *Input) { userNamespace(in, 65536); in.User.GID = 70000 }},
-		{"supplemental group 4294967294", fault.Invalid, func(in *Input) { userNamespace(in, 65536); in.User.AdditionalGIDs = []uint32{5, 4294967294} }},
+		{"supplemental group 4294967294", fault.Invalid,
+			func(in *Input) { userNamespace(in, 65536); in.User.AdditionalGIDs = []uint32{5, 4294967294} }},
 
 		{"namespace_options.network", fault.Invalid, container(func(_ *ctr, s *sec) {
 			s.NamespaceOptions = &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE}
@@ -310,13 +351,17 @@ func refusals() []refusal {
 		}},
 		{"cpuset_cpus", fault.Invalid, withResources(&runtime.LinuxContainerResources{CpusetCpus: "a"})},
 		{"cpuset_mems", fault.Invalid, withResources(&runtime.LinuxContainerResources{CpusetMems: "0\n"})},
-		{"memory_limit_in_bytes", fault.Invalid, withResources(&runtime.LinuxContainerResources{MemoryLimitInBytes: -5})},
-		{"memory_swap_limit_in_bytes", fault.Invalid, withResources(&runtime.LinuxContainerResources{MemorySwapLimitInBytes: 5})},
-		{"memory_swap_limit_in_bytes", fault.Invalid, withResources(&runtime.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 5})},
+		{"memory_limit_in_bytes", fault.Invalid,
+			withResources(&runtime.LinuxContainerResources{MemoryLimitInBytes: -5})},
+		{"memory_swap_limit_in_bytes", fault.Invalid,
+			withResources(&runtime.LinuxContainerResources{MemorySwapLimitInBytes: 5})},
+		{"memory_swap_limit_in_bytes", fault.Invalid,
+			withResources(&runtime.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 5})},
 		{"hugepage_limits", fault.Unimplemented, withResources(&runtime.LinuxContainerResources{
 			HugepageLimits: []*runtime.HugepageLimit{{PageSize: "3MB", Limit: 1}},
 		})},
-		{"unified", fault.Unimplemented, withResources(&runtime.LinuxContainerResources{Unified: map[string]string{"memory.high": "1"}})},
+		{"unified", fault.Unimplemented,
+			withResources(&runtime.LinuxContainerResources{Unified: map[string]string{"memory.high": "1"}})},
 		{"unified", fault.Invalid, func(in *Input) {
 			in.Node.CgroupV2 = true
 			withResources(&runtime.LinuxContainerResources{Unified: map[string]string{"../x.y": "1"}})(in)
@@ -325,7 +370,7 @@ func refusals() []refusal {
 	}
 }
 
-func TestContainerRefuses(t *testing.T) {
+func TestContainerRejects(t *testing.T) {
 	for i, r := range refusals() {
 		in := testCase{}.input(t)
 		in.Image.Cmd = []string{"sh"}
@@ -388,7 +433,8 @@ func FuzzContainer(f *testing.F) {
 			Image: imagespec.ImageConfig{Cmd: []string{"sh"}}, LocalhostSeccomp: []byte(seccomp),
 			Namespaces: map[string]string{"network": "/n", "ipc": "/i", "uts": "/u", "pid": "/p"},
 		}
-		if protojson.Unmarshal([]byte(container), in.Container) != nil || protojson.Unmarshal([]byte(pod), in.Pod) != nil {
+		if protojson.Unmarshal([]byte(container), in.Container) != nil ||
+			protojson.Unmarshal([]byte(pod), in.Pod) != nil {
 			return
 		}
 		in.Mounts = make([]ResolvedMount, len(in.Container.GetMounts()))
@@ -413,7 +459,7 @@ func FuzzContainer(f *testing.F) {
 	})
 }
 
-// What JSON cannot carry goes into the spec encoded, at its place; the rest stays as it is.
+// Values that JSON cannot represent are encoded in the spec, at their place; the rest is unchanged.
 func TestEnvironmentOfBytes(t *testing.T) {
 	in := testCase{}.input(t)
 	in.Image.Cmd = []string{"sh"}
@@ -424,7 +470,8 @@ func TestEnvironmentOfBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := len(s.Process.Env)
-	if want := fmt.Sprintf("_KURI_RAW_%d=42494e3dff78", n-1); s.Process.Env[n-2] != "A=b" || s.Process.Env[n-1] != want {
+	if want := fmt.Sprintf("_KURI_RAW_%d=42494e3dff78", n-1); s.Process.Env[n-2] != "A=b" ||
+		s.Process.Env[n-1] != want {
 		t.Errorf("%q, want %q at the end", s.Process.Env, want)
 	}
 }

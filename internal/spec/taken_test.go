@@ -11,7 +11,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// A mount of cgroup2 in the node's cgroup namespace sets the options of the node's own.
+// A mount of cgroup2 in the node's cgroup namespace sets the options of the node's own mount.
 func TestCgroupMountKeepsTheNodesOptions(t *testing.T) {
 	for _, c := range []struct {
 		node       string
@@ -39,8 +39,8 @@ func TestCgroupMountKeepsTheNodesOptions(t *testing.T) {
 	}
 }
 
-// What an image says that no process can have is left out and noted; what a container asks for and no kernel has, likewise.
-func TestWhatIsTakenWithANote(t *testing.T) {
+// Invalid settings of an image, and requests that no kernel can honour, are left out and noted.
+func TestInvalidSettingsAreIgnoredWithANote(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		change func(*Input)
@@ -52,20 +52,29 @@ func TestWhatIsTakenWithANote(t *testing.T) {
 			in.Image.Env = []string{"A=1", "NOEQ", "", "=x", "A=2", "B=\x00", "_KURI_RAW_1=00", "C="}
 		}, `"NOEQ" "" "=x" "B=\x00" "_KURI_RAW_1=00"`,
 			func(s *specs.Spec) string { return strings.Join(s.Process.Env[2:], " ") }, "A=2 C="},
-		{"working directory", func(in *Input) { in.Image.WorkingDir = "a/../b" }, "relative", func(s *specs.Spec) string { return s.Process.Cwd }, "/b"},
-		{"mount", withMount(&runtime.Mount{HostPath: "/h", ContainerPath: "a/b"}), "/a/b", func(s *specs.Spec) string { return s.Mounts[len(s.Mounts)-1].Destination }, "/a/b"},
+		{"working directory", func(in *Input) { in.Image.WorkingDir = "a/../b" }, "relative",
+			func(s *specs.Spec) string { return s.Process.Cwd }, "/b"},
+		{"mount", withMount(&runtime.Mount{HostPath: "/h", ContainerPath: "a/b"}), "/a/b",
+			func(s *specs.Spec) string { return s.Mounts[len(s.Mounts)-1].Destination }, "/a/b"},
 		{"stop signal", func(in *Input) { in.Image.StopSignal = "SIGNOT" }, `"SIGNOT"`, nil, ""},
 		{"windows", func(in *Input) { in.Container.Windows = &runtime.WindowsContainerConfig{} }, "windows", nil, ""},
-		{"capability", withCapabilities(&runtime.Capability{AddCapabilities: []string{"NOT_ONE", "NET_ADMIN"}, DropCapabilities: []string{"ALL"}}), `"NOT_ONE"`,
+		{"capability", withCapabilities(&runtime.Capability{AddCapabilities: []string{"NOT_ONE", "NET_ADMIN"},
+			DropCapabilities: []string{"ALL"}}), `"NOT_ONE"`,
 			func(s *specs.Spec) string { return strings.Join(s.Process.Capabilities.Bounding, " ") }, "CAP_NET_ADMIN"},
-		{"ambient capability", withCapabilities(&runtime.Capability{AddAmbientCapabilities: []string{"CAP_NOT_ONE", "CHOWN"}}), `"CAP_NOT_ONE"`,
+		{"ambient capability", withCapabilities(&runtime.Capability{AddAmbientCapabilities: []string{"CAP_NOT_ONE",
+			"CHOWN"}}), `"CAP_NOT_ONE"`,
 			func(s *specs.Spec) string { return strings.Join(s.Process.Capabilities.Ambient, " ") }, "CAP_CHOWN"},
 		{"device permissions", func(in *Input) {
 			in.Devices = []ResolvedDevice{{Path: "/dev/a", Source: "/dev/a", Type: "c", Major: 1, Minor: 2}}
-		}, "/dev/a", func(s *specs.Spec) string { return fmt.Sprint(len(s.Linux.Devices), len(s.Linux.Resources.Devices)) }, "1 1"}, // the rule that forbids all
+			// the rule that forbids all
+		}, "/dev/a", func(s *specs.Spec) string {
+			return fmt.Sprint(len(s.Linux.Devices),
+				len(s.Linux.Resources.Devices))
+		}, "1 1"},
 		{"huge pages", func(in *Input) {
 			in.Node.HugepageSizes = nil
-			withResources(&runtime.LinuxContainerResources{HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB", Limit: 1}}})(in)
+			withResources(&runtime.LinuxContainerResources{HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB",
+				Limit: 1}}})(in)
 		}, "2MB", func(s *specs.Spec) string { return fmt.Sprint(len(s.Linux.Resources.HugepageLimits)) }, "0"},
 		{"swap", func(in *Input) {
 			in.Node.Swap = false
@@ -96,7 +105,8 @@ func TestWhatIsTakenWithANote(t *testing.T) {
 	}
 }
 
-// procMount Unmasked of a kubelet are two empty lists, for pods with a user namespace; one that is given is taken as it is.
+// A kubelet sends two empty lists for procMount Unmasked, which is limited to pods with a user
+// namespace. A list that is not empty is used unchanged.
 func TestEmptyListsOfPaths(t *testing.T) {
 	for _, c := range []struct {
 		userns           bool
@@ -125,14 +135,15 @@ func TestEmptyListsOfPaths(t *testing.T) {
 	}
 }
 
-// A VOLUME is a mount of its own only where the root filesystem cannot be written.
+// A VOLUME is a separate mount only if the root filesystem is read-only.
 func TestVolumesBelowAReadOnlyRoot(t *testing.T) {
 	for readonly, want := range map[bool]string{false: "", true: "/srv/data</run/kuri/mounts/b/rootfs/srv/data"} {
 		in := testCase{Image: imagespec.ImageConfig{Cmd: []string{"sh"}}}.input(t)
 		in.Volumes = []string{"/srv/data"}
 		in.Container.Metadata = &runtime.ContainerMetadata{Name: "c"}
 		in.Container.Linux = &runtime.LinuxContainerConfig{SecurityContext: &runtime.LinuxContainerSecurityContext{ReadonlyRootfs: readonly}}
-		in.Container.Mounts = []*runtime.Mount{{HostPath: "/h", ContainerPath: "/link"}} // of the image, into the volume
+		// a symbolic link of the image into the volume
+		in.Container.Mounts = []*runtime.Mount{{HostPath: "/h", ContainerPath: "/link"}}
 		in.Mounts = []ResolvedMount{{Source: "/h"}}
 		s, _, err := Container(in)
 		if err != nil {
@@ -156,7 +167,8 @@ func TestVolumesBelowAReadOnlyRoot(t *testing.T) {
 	}
 }
 
-// The terminal of a container that mounts the node's /dev is mounted over the node's console, and that one alone.
+// If a container mounts the node's /dev, its terminal is mounted over the node's console, and
+// access is granted to that device alone.
 func TestConsoleOfTheNode(t *testing.T) {
 	for _, c := range []struct {
 		tty    bool
@@ -181,10 +193,11 @@ func TestConsoleOfTheNode(t *testing.T) {
 	}
 }
 
-// What an image says goes into the log, but not all of it.
+// Notes quote the image's settings, but with a bounded length.
 func TestNotesAreBounded(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
-	in := testCase{Image: imagespec.ImageConfig{Cmd: []string{"sh"}, Env: slices.Repeat([]string{long}, 20), StopSignal: long, WorkingDir: long}}.input(t)
+	in := testCase{Image: imagespec.ImageConfig{Cmd: []string{"sh"}, Env: slices.Repeat([]string{long}, 20),
+		StopSignal: long, WorkingDir: long}}.input(t)
 	in.Container.Metadata = &runtime.ContainerMetadata{Name: "c"}
 	_, notes, err := Container(in)
 	if err != nil || len(notes) != 3 {

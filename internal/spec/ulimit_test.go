@@ -30,7 +30,8 @@ func TestParseUlimits(t *testing.T) {
 		{"nofile=1:2:3", nil, true},
 	} {
 		got, err := ParseUlimits("f", c.list)
-		if (err != nil) != c.bad || !c.bad && !reflect.DeepEqual(got, c.want) || c.bad && fault.Of(err) != fault.Invalid {
+		if (err != nil) != c.bad || !c.bad && !reflect.DeepEqual(got, c.want) ||
+			c.bad && fault.Of(err) != fault.Invalid {
 			t.Errorf("%q: %v, %v", c.list, got, err)
 		}
 	}
@@ -46,15 +47,21 @@ func TestUlimits(t *testing.T) {
 		kind        fault.Kind
 	}{
 		{name: "none"},
-		{name: "configured", configured: Ulimits{"RLIMIT_NOFILE": {10, 20}}, want: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 20}}},
+		{name: "configured", configured: Ulimits{"RLIMIT_NOFILE": {10, 20}},
+			want: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 20}}},
 		{name: "the pod's, then the container's", configured: Ulimits{"RLIMIT_NOFILE": {10, 20}},
-			annotations: map[string]string{"kuri-cri.io/ulimits": "nofile=1:2,core=0", "ulimits.kuri-cri.io/c": "nofile=3:4", "ulimits.kuri-cri.io/other": "core=9"},
-			want:        []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}, {Type: "RLIMIT_NOFILE", Soft: 3, Hard: 4}}},
-		{name: "above the configuration", configured: Ulimits{"RLIMIT_NOFILE": {10, 20}}, annotations: map[string]string{"kuri-cri.io/ulimits": "nofile=21"}, kind: fault.Invalid},
-		{name: "above the node", annotations: map[string]string{"kuri-cri.io/ulimits": "nofile=1001"}, capable: true, kind: fault.Invalid},
+			annotations: map[string]string{"kuri-cri.io/ulimits": "nofile=1:2,core=0",
+				"ulimits.kuri-cri.io/c": "nofile=3:4", "ulimits.kuri-cri.io/other": "core=9"},
+			want: []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}, {Type: "RLIMIT_NOFILE", Soft: 3, Hard: 4}}},
+		{name: "above the configuration", configured: Ulimits{"RLIMIT_NOFILE": {10, 20}},
+			annotations: map[string]string{"kuri-cri.io/ulimits": "nofile=21"}, kind: fault.Invalid},
+		{name: "above the node", annotations: map[string]string{"kuri-cri.io/ulimits": "nofile=1001"}, capable: true,
+			kind: fault.Invalid},
 		{name: "not a limit", annotations: map[string]string{"ulimits.kuri-cri.io/c": "x"}, kind: fault.Invalid},
-		{name: "configured above the node, without the capability", configured: Ulimits{"RLIMIT_NOFILE": {10, 2000}}, kind: fault.Unimplemented},
-		{name: "configured above the node, with the capability", configured: Ulimits{"RLIMIT_NOFILE": {10, 2000}}, capable: true,
+		{name: "configured above the node, without the capability", configured: Ulimits{"RLIMIT_NOFILE": {10, 2000}},
+			kind: fault.Unimplemented},
+		{name: "configured above the node, with the capability",
+			configured: Ulimits{"RLIMIT_NOFILE": {10, 2000}}, capable: true,
 			want: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 2000}}},
 	} {
 		in := testCase{Image: imagespec.ImageConfig{Cmd: []string{"sh"}}}.input(t)

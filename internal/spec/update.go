@@ -8,10 +8,10 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// MergeResources returns the resources that a container with have shall have after change, in which zero means "as it
-// is". Neither is changed.
+// MergeResources returns the resources of a container after change is applied to have; zero in
+// change means "unchanged". Neither argument is modified.
 //
-// A container that had no swap still has none when its memory limit alone is changed.
+// If the container had no swap and only its memory limit changes, it still has no swap.
 func MergeResources(have, change *runtime.LinuxContainerResources) *runtime.LinuxContainerResources {
 	out := &runtime.LinuxContainerResources{}
 	if have != nil {
@@ -62,7 +62,8 @@ func mergeHugepages(limits []*runtime.HugepageLimit, one *runtime.HugepageLimit)
 	return append(limits, proto.CloneOf(one))
 }
 
-// CheckResources refuses what no node can have: of a pod's resources, which are only kept.
+// CheckResources rejects values that are invalid on any node. It is used for a pod's resources,
+// which are only stored.
 func CheckResources(r *runtime.LinuxContainerResources) error {
 	for _, f := range []struct {
 		field      string
@@ -81,9 +82,10 @@ func CheckResources(r *runtime.LinuxContainerResources) error {
 	return nil
 }
 
-// Resources returns resources alone in OCI's terms, as [Container] would, and the oom_score_adj of the container's
-// processes. Errors name the field of LinuxContainerResources.
-func Resources(resources *runtime.LinuxContainerResources, node Node) (limits *specs.LinuxResources, oomScoreAdj int, notes []string, err error) {
+// Resources translates only resources, in the same way as [Container], and returns the
+// oom_score_adj of the container's processes. Errors name the field of LinuxContainerResources.
+func Resources(resources *runtime.LinuxContainerResources, node Node) (limits *specs.LinuxResources, oomScoreAdj int,
+	notes []string, err error) {
 	t := &translation{
 		in: Input{Node: node, Container: &runtime.ContainerConfig{Linux: &runtime.LinuxContainerConfig{Resources: resources}}},
 		spec: &specs.Spec{

@@ -10,15 +10,16 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// userns is the pod's user namespace, as it was asked for; mode NODE when it was not.
+// userns returns the pod's user namespace options; mode NODE if it requests none.
 func (t *translation) userns() *runtime.UserNamespace {
 	return UserNamespace(t.in.Pod)
 }
 
-// mapped tells whether the container's ids are not the node's.
+// mapped reports whether the container's ids differ from the node's.
 func (t *translation) mapped() bool { return t.userns().GetMode() == runtime.NamespaceMode_POD }
 
-// UserNamespace is what a pod asks for, mode NODE when it says nothing: then it has the node's.
+// UserNamespace returns the user namespace options of a pod; mode NODE, the node's namespace, if it
+// requests none.
 func UserNamespace(pod *runtime.PodSandboxConfig) *runtime.UserNamespace {
 	u := pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
 	if u == nil {
@@ -27,17 +28,18 @@ func UserNamespace(pod *runtime.PodSandboxConfig) *runtime.UserNamespace {
 	return u
 }
 
-// HostRoot returns the ids of the node that the root of a pod's containers has.
+// HostRoot returns the node's ids of root in a pod's containers.
 func HostRoot(pod *runtime.PodSandboxConfig) (uid, gid uint32) {
 	u := UserNamespace(pod)
 	if u.GetMode() != runtime.NamespaceMode_POD {
 		return 0, 0
 	}
-	return u.GetUids()[0].GetHostId(), u.GetGids()[0].GetHostId() // checked: one each, from 0
+	return u.GetUids()[0].GetHostId(), u.GetGids()[0].GetHostId() // checked: one mapping each, from 0
 }
 
-// checkUserns takes what KEP-127 allows: the node's, or one of the pod with one mapping that begins with 0. The namespaces
-// of the node that remain must be such that what belongs to them can be mounted without rights over them.
+// checkUserns accepts the options of KEP-127: the node's user namespace, or one for the pod with a
+// single mapping that starts at 0. The remaining namespaces of the node must allow the mounts that
+// belong to them without privileges over them.
 func checkUserns(field string, o *runtime.NamespaceOption, node Node) error {
 	u := o.GetUsernsOptions()
 	field += "namespace_options."
@@ -64,12 +66,14 @@ func checkUserns(field string, o *runtime.NamespaceOption, node Node) error {
 	case o.GetIpc() == runtime.NamespaceMode_NODE:
 		return invalid(field+"ipc", "it is NODE: a pod with a user namespace cannot have the node's IPC")
 	case node.NoUserNamespaces != "":
-		return absent(field+"userns_options", "this node cannot run pods with user namespaces: %s; set mode NODE (hostUsers: true in the pod's manifest)", node.NoUserNamespaces)
+		return unsupported(field+"userns_options",
+			"this node cannot run pods with user namespaces: %s; set mode NODE (hostUsers: true in the pod's manifest)",
+			node.NoUserNamespaces)
 	}
 	return nil
 }
 
-// checkMapping takes the one mapping that a user namespace of a pod has.
+// checkMapping accepts exactly one mapping, for a pod's user namespace.
 func checkMapping(field string, mappings []*runtime.IDMapping) error {
 	if len(mappings) != 1 {
 		return invalid(field, "there must be one mapping, not %d", len(mappings))
@@ -77,7 +81,8 @@ func checkMapping(field string, mappings []*runtime.IDMapping) error {
 	m := mappings[0]
 	switch {
 	case m.GetContainerId() != 0:
-		return invalid(field, "the mapping begins with %d and not with 0: the containers would have no root", m.GetContainerId())
+		return invalid(field, "the mapping begins with %d and not with 0: the containers would have no root",
+			m.GetContainerId())
 	case m.GetLength() == 0:
 		return invalid(field, "the mapping has no ids")
 	case uint64(m.GetHostId())+uint64(m.GetLength()) > math.MaxUint32:
@@ -102,7 +107,7 @@ func equalMappings(a, b []*runtime.IDMapping) bool {
 	return true
 }
 
-// checkIDs refuses a user and groups that the pod's user namespace does not have.
+// checkIDs rejects a user and groups outside the pod's user namespace.
 func (t *translation) checkIDs() error {
 	if !t.mapped() {
 		return nil
@@ -110,7 +115,8 @@ func (t *translation) checkIDs() error {
 	uids, gids := idCount(t.userns().GetUids()), idCount(t.userns().GetGids())
 	outside := func(what string, id, length uint32) error {
 		return fault.New(fault.Invalid, "%s %d is outside the pod's user namespace, which has %d ids from 0 on; "+
-			"take a lower one, or give the pod a longer mapping (namespace_options.userns_options) or none (hostUsers: true in its manifest)", what, id, length)
+			"take a lower one, or give the pod a longer mapping (namespace_options.userns_options) or none "+
+			"(hostUsers: true in its manifest)", what, id, length)
 	}
 	if t.in.User.UID >= uids {
 		return outside("user", t.in.User.UID, uids)
@@ -126,7 +132,7 @@ func (t *translation) checkIDs() error {
 	return nil
 }
 
-// idCount is the number of ids of a mapping that [checkMapping] takes.
+// idCount returns the number of ids in a mapping accepted by [checkMapping].
 func idCount(mappings []*runtime.IDMapping) uint32 {
 	if len(mappings) == 0 {
 		return 0
@@ -134,7 +140,8 @@ func idCount(mappings []*runtime.IDMapping) uint32 {
 	return mappings[0].GetLength()
 }
 
-// checkMountMappings refuses mapped ids of a volume that contradict themselves, and those that this node has not.
+// checkMountMappings rejects contradictory id mappings of a volume, and those that this node does
+// not support.
 func (t *translation) checkMountMappings(field string, m *runtime.Mount) error {
 	uids, gids := m.GetUidMappings(), m.GetGidMappings()
 	if len(uids) == 0 && len(gids) == 0 {
@@ -150,20 +157,24 @@ func (t *translation) checkMountMappings(field string, m *runtime.Mount) error {
 			}
 		}
 	}
-	if m.GetImage() != nil && !(t.mapped() && equalMappings(uids, t.userns().GetUids()) && equalMappings(gids, t.userns().GetGids())) {
-		return invalid(field+".uidMappings", "an image is mounted with the mapping of the pod's user namespace, and no other")
+	if m.GetImage() != nil && !(t.mapped() && equalMappings(uids, t.userns().GetUids()) &&
+		equalMappings(gids, t.userns().GetGids())) {
+		return invalid(field+".uidMappings",
+			"an image is mounted with the mapping of the pod's user namespace, and no other")
 	}
 	if !t.in.Node.MountSetattr {
-		return absent(field+".uidMappings", "this node's kernel cannot mount with mapped ids: it has no mount_setattr(2), which Linux 5.12 brought")
+		return unsupported(field+".uidMappings",
+			"this node's kernel cannot mount with mapped ids: it has no mount_setattr(2), which Linux 5.12 brought")
 	}
 	return nil
 }
 
-// ociMappings says mappings in OCI's terms.
+// ociMappings converts mappings to those of OCI.
 func ociMappings(mappings []*runtime.IDMapping) []specs.LinuxIDMapping {
 	var out []specs.LinuxIDMapping
 	for _, m := range mappings {
-		out = append(out, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength()})
+		out = append(out, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(),
+			Size: m.GetLength()})
 	}
 	return out
 }

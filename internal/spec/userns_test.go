@@ -25,7 +25,8 @@ func TestUserNamespaceNeedsTheNode(t *testing.T) {
 		t.Errorf("the root of the pod is %d:%d", uid, gid)
 	}
 	node.NoUserNamespaces = "it is too old"
-	if err := CheckSandbox(pod, node); fault.Of(err) != fault.Unimplemented || !strings.Contains(err.Error(), "it is too old") {
+	if err := CheckSandbox(pod, node); fault.Of(err) != fault.Unimplemented ||
+		!strings.Contains(err.Error(), "it is too old") {
 		t.Errorf("%v", err)
 	}
 	if uid, gid := HostRoot(&runtime.PodSandboxConfig{}); uid != 0 || gid != 0 {

@@ -8,21 +8,23 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Annotations of a pod that limit the writable layers of its containers: the first of all of them, the second, which ends
-// in a container's name, of that one. Kubelets hand a pod's annotations to the sandbox.
+// Annotations of a pod that limit the writable layers of its containers. The first applies to all
+// containers, the second, which ends with a container's name, to that one. Kubelets pass a pod's
+// annotations to the sandbox.
 const (
 	writableAnnotation   = "kuri-cri.io/writable-layer"
 	writableOfAnnotation = "writable-layer.kuri-cri.io/"
 )
 
-// WritableLimits limit a container's writable layer; zero is none.
+// WritableLimits limit a container's writable layer; zero means unlimited.
 type WritableLimits struct {
 	Bytes  uint64
 	Inodes uint64
 }
 
-// WritableLayer returns the limits of the writable layer of a container of that name: those of the configuration, which
-// the pod's annotations can only lower. Errors are of kind Invalid and name the annotation.
+// WritableLayer returns the limits of the writable layer of the named container: those of the
+// configuration, which the pod's annotations can only lower. Errors are of kind Invalid and name
+// the annotation.
 func WritableLayer(pod *runtime.PodSandboxConfig, container string, configured WritableLimits) (WritableLimits, error) {
 	limits := configured
 	for _, key := range []string{writableAnnotation, writableOfAnnotation + container} {
@@ -44,9 +46,11 @@ func WritableLayer(pod *runtime.PodSandboxConfig, container string, configured W
 			}
 			switch {
 			case limit == nil || !ok || err != nil || n == 0:
-				return limits, invalid(field, "%q is not bytes=NUMBER or inodes=NUMBER; a number can end in Ki, Mi, Gi or Ti", one)
+				return limits, invalid(field, "%q is not bytes=NUMBER or inodes=NUMBER; a number can end in Ki, Mi, "+
+					"Gi or Ti", one)
 			case most > 0 && n > most:
-				return limits, invalid(field, "%s can be %d at most here; the node's administrator can raise it (pod.writable_layer_%s in Kuri's configuration)", name, most, name)
+				return limits, invalid(field, "%s can be %d at most here; the node's administrator can raise it "+
+					"(pod.writable_layer_%s in Kuri's configuration)", name, most, name)
 			}
 			*limit = n
 		}
@@ -54,7 +58,8 @@ func WritableLayer(pod *runtime.PodSandboxConfig, container string, configured W
 	return limits, nil
 }
 
-// quantity reads a number as Kubernetes writes it, as far as whole ones with a suffix for a power of 1024 go.
+// quantity parses a Kubernetes quantity, limited to integers with an optional suffix for a power of
+// 1024.
 func quantity(s string) (uint64, error) {
 	shift := 0
 	for i, suffix := range []string{"Ki", "Mi", "Gi", "Ti"} {
