@@ -8,15 +8,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// The annotations of a pod that networks heed, each only where a plugin declares the capability.
+// The annotations of a pod that networks honour; with CNI only if a plugin declares the capability.
 const (
 	IngressBandwidth = "kubernetes.io/ingress-bandwidth" // bits per second, a Kubernetes quantity: "10M"
 	EgressBandwidth  = "kubernetes.io/egress-bandwidth"
 	MAC              = "network.kuri.dev/mac" // of eth0: "0a:58:0a:00:00:02"
 )
 
-// The bounds that Kubernetes sets for bandwidths, in bits per second, and the burst, in bits: what a second lets through,
-// but enough for the largest packets (64 KiB), which would never pass otherwise, and no more than the plugin takes.
+// Kubernetes' bounds of a bandwidth, in bits per second, and the bounds of a burst, in bits. A burst is the rate of one
+// second, but at least one packet of 64 KiB, which would never pass otherwise, and at most the limit of the CNI plugin.
 const (
 	MinBandwidth = 1e3
 	MaxBandwidth = 1e15
@@ -24,7 +24,7 @@ const (
 	maxBurst     = math.MaxUint32
 )
 
-// Bandwidth is the shape of the capability bandwidth; nil when the annotations ask for none.
+// Bandwidth returns the limits that the annotations ask for, in the form of the CNI capability bandwidth; empty for none.
 func Bandwidth(annotations map[string]string) (map[string]int64, error) {
 	limits := map[string]int64{}
 	for key, direction := range map[string]string{IngressBandwidth: "ingress", EgressBandwidth: "egress"} {

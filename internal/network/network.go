@@ -12,28 +12,28 @@ var podIDPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // Interface is the name of the link that a pod sees.
 const Interface = "eth0"
 
-// Network attaches pods. Both implementations are safe for concurrent use by different pods; the caller sees to it that
-// one pod has one call at a time.
+// Network attaches pods to a network. Implementations are safe for concurrent use by different pods; the caller must not run
+// two calls for one pod at once. package networktest has the conformance suite.
 type Network interface {
-	// Attach gives the pod its eth0, with addresses and default routes that work when it returns. When it fails it has
-	// taken back everything that it did. An error is of kind Exhausted when no address is left, Invalid when the pod asks
-	// for what can never be given, Precondition when the node is not set up for it, Exists when the pod has a network already.
+	// Attach gives the pod its eth0, with addresses and default routes that work when it returns. If it fails, it has undone
+	// everything that it did. Error kinds: Exhausted (no address is left), Invalid (the request can never be met),
+	// Precondition (the node is not set up for it), Exists (the pod has a network already).
 	Attach(ctx context.Context, pod Pod) (*Result, error)
 
-	// Detach takes the pod's network away and gives its addresses back. It may be repeated, and works when the network
-	// namespace is gone and when result is nil (the daemon died before it had one). What was never attached is no error.
+	// Detach removes the pod's network and releases its addresses. It is idempotent, and needs neither the network namespace
+	// nor a result (nil: the daemon died before it had one). It is no error if the pod was never attached.
 	Detach(ctx context.Context, pod Pod, result *Result) error
 
-	// Ready returns nil, or why a pod could not be attached now, as a sentence for the NetworkReady condition. It is cheap
-	// and changes nothing that a pod would notice.
+	// Ready returns nil, or the reason why a pod cannot be attached now, for the message of the NetworkReady condition. It is
+	// cheap and has no effect that a pod would notice.
 	Ready(ctx context.Context) error
 
-	// Notice returns what whoever looks after the node should know although pods can be attached, with what to do, as
-	// sentences for the message of a NetworkReady condition that is true; "" when there is nothing.
+	// Notice returns a warning for the operator of a node whose pods can be attached, with the remedy, for the message of a
+	// NetworkReady condition that is true; "" for none.
 	Notice() string
 }
 
-// Pod is what a network has to know of a sandbox.
+// Pod describes a sandbox to a network.
 type Pod struct {
 	ID           string // 64 lower-case hex digits
 	Namespace    string // of the Kubernetes API
@@ -42,9 +42,9 @@ type Pod struct {
 	NetnsPath    string // the bind-mounted nsfs file; may be gone at Detach
 	PortMappings []PortMapping
 	DNS          DNS               // for CNI plugins that ask for it; the pod's resolv.conf is not made from it
-	CgroupParent string            // the same; "" when the pod has none
-	Annotations  map[string]string // of the pod; see IngressBandwidth and what stands with it
-	CNIConfDir   string            // where the CNI configurations for this pod are, by its runtime handler; "": the node's
+	CgroupParent string            // for CNI plugins that ask for it; "": none
+	Annotations  map[string]string // of the pod; see IngressBandwidth, EgressBandwidth and MAC
+	CNIConfDir   string            // directory of CNI configurations of the pod's runtime handler; "": the node's
 }
 
 // Protocol is the transport protocol of a host port.
@@ -57,8 +57,8 @@ const (
 	SCTP Protocol = "sctp"
 )
 
-// PortMapping makes ContainerPort of the pod reachable at HostPort of the node. A mapping whose HostPort is 0 asks for
-// nothing and is left out (CRI PortMapping).
+// PortMapping makes ContainerPort of the pod reachable at HostPort of the node. A mapping whose HostPort is 0 is
+// ignored (CRI PortMapping).
 type PortMapping struct {
 	Protocol      Protocol   `json:"protocol"`
 	ContainerPort uint16     `json:"container_port"`
@@ -79,7 +79,7 @@ type DNS struct {
 	Servers, Searches, Options []string
 }
 
-// Result says what Attach has done. The caller keeps it as JSON with the pod's record and gives it back to Detach.
+// Result describes an attachment. The caller keeps it as JSON in the pod's record and passes it to Detach.
 type Result struct {
 	By        string        `json:"by"`        // which implementation attached the pod: ByBridge or ByCNI
 	Network   string        `json:"network"`   // the bridge's name, or the name in the CNI configuration
@@ -96,7 +96,7 @@ const (
 	ByCNI    = "cni"
 )
 
-// Label names the pod for people; of one whose record is gone the id is all that is known.
+// Label returns namespace/name, or the ID if the name is not known.
 func (p Pod) Label() string {
 	if p.Name == "" {
 		return p.ID
@@ -104,7 +104,7 @@ func (p Pod) Label() string {
 	return p.Namespace + "/" + p.Name
 }
 
-// HostPorts returns the mappings that ask for a port of the node.
+// HostPorts returns the mappings with a host port.
 func (p Pod) HostPorts() []PortMapping {
 	var asked []PortMapping
 	for _, m := range p.PortMappings {
@@ -121,7 +121,7 @@ func (m PortMapping) Contradicts(o PortMapping) bool {
 	return m.ContainerPort != o.ContainerPort && m.Clash(o) && m.Width() == o.Width()
 }
 
-// Width is 0 for a mapping of one address of the node, and 1 for one of every address.
+// Width is 0 for a mapping of one address of the node, 1 for one of all addresses.
 func (m PortMapping) Width() int {
 	if m.HostIP.IsValid() && !m.HostIP.IsUnspecified() {
 		return 0
@@ -129,7 +129,7 @@ func (m PortMapping) Width() int {
 	return 1
 }
 
-// Clash tells whether one packet could be meant for both mappings.
+// Clash reports whether a packet can match both mappings.
 func (m PortMapping) Clash(o PortMapping) bool {
 	if m.Protocol != o.Protocol || m.HostPort != o.HostPort {
 		return false

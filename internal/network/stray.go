@@ -7,6 +7,6 @@ type Stray struct {
 	Kind    string // "address", "link", "bridge", "nftables" or "CNI attachment"
 	Subject string
 	Problem string
-	Advice  string                      // what to do where Fix is nil
+	Advice  string                      // for the operator, if Fix is nil
 	Fix     func(context.Context) error // nil: nothing can be done about it without the pod
 }

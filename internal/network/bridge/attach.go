@@ -53,7 +53,7 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 	}
 	defer ns.Close()
 
-	// 2. Addresses, on a bridge that is there as long as somebody has one.
+	// 2. Addresses. The bridge exists as long as a pod has one.
 	on, lease, err := b.reserve(pod)
 	if err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 	failpoint.At("attach network: link made")
 	back.Add("remove the pod's link", func(context.Context) error { return link.Remove(vethName(pod.ID)) })
 
-	// 4. The pod's end of it, where what the pod sends is bounded.
+	// 4. The pod's end, with the limit of its egress.
 	result := &network.Result{By: network.ByBridge, Network: on.name, Interface: network.Interface, HostPorts: lease.HostPorts}
 	err = netns.Do(ns, func() error {
 		if err := configurePod(lease.Addresses, result); err != nil {
@@ -85,7 +85,7 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 
 	failpoint.At("attach network: pod's end up")
 
-	// 5. The node's end, where what the pod receives is bounded.
+	// 5. The node's end, with the limit of the pod's ingress.
 	if err := hostUp(on, lease); err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 
 	failpoint.At("attach network: node's end up")
 
-	// 6. Its namespace's pods, and host ports.
+	// 6. Isolation and host ports.
 	if err := b.publish(lease, result); err != nil {
 		return nil, err
 	}
@@ -138,8 +138,8 @@ func (b *Network) reserve(pod network.Pod) (built, *ipam.Lease, error) {
 	return built{}, nil, err
 }
 
-// removeOld removes what an earlier attachment has left off the bridge: the link of the same pod, and the one whose other
-// end is in the same namespace, of whatever pod. It reports whether a new pair may be made now.
+// removeOld removes the remains of an earlier attachment that are off the bridge: the link of the same pod, and the one
+// whose other end is in the same namespace, of whatever pod. It reports whether a new pair may be made now.
 func removeOld(h *netlink.Handle, name string, ns *os.File) bool {
 	if l, err := h.LinkByName(name); err == nil {
 		return removeUnused(h, l)
@@ -202,8 +202,8 @@ func makeVeth(on built, l *ipam.Lease, ns *os.File) error {
 	return nil
 }
 
-// configurePod gives eth0 its addresses and default routes. It runs in the pod's namespace, and puts into result what the
-// pod has got: no IPv6 where the pod's sysctls disable it.
+// configurePod gives eth0 its addresses and default routes. It runs in the pod's namespace, and records in result
+// the addresses that the pod got: no IPv6 if the pod's sysctls disable it.
 func configurePod(addresses []netip.Prefix, result *network.Result) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -245,7 +245,8 @@ func configurePod(addresses []netip.Prefix, result *network.Result) error {
 	return nil
 }
 
-// publish lets the pod in where namespaces are kept apart, and puts the lease's host ports into effect, to those addresses that the pod has taken.
+// publish adds the pod to its namespace's sets, if namespaces are isolated, and puts the lease's host ports into effect for
+// the addresses that the pod got.
 func (b *Network) publish(l *ipam.Lease, result *network.Result) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

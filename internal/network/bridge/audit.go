@@ -147,7 +147,7 @@ func (b *Network) auditRules(bridge, table bool) ([]network.Stray, error) {
 	return []network.Stray{wrong}, nil
 }
 
-// rebuild makes what is missing of the bridge, and writes the table anew.
+// rebuild makes missing parts of the bridge, and rewrites the table.
 func (b *Network) rebuild(context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

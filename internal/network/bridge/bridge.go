@@ -23,13 +23,13 @@ import (
 
 // BridgeConfig configures the built-in network.
 type Config struct {
-	StateDir string         // where the leases are kept, absolute; made if missing. It is also what tells two daemons apart
+	StateDir string         // absolute directory of the leases, made if missing; it also distinguishes two daemons
 	Name     string         // of the bridge link, at most 15 characters; "" is kuri0. When the node has another link of that name, a name made from StateDir is used
-	Subnets  []netip.Prefix // at most one of each family; empty: a free IPv4 range and, where the kernel has IPv6, a unique local /64
+	Subnets  []netip.Prefix // at most one of each family; empty: a free IPv4 range and, if the kernel has IPv6, a unique local /64
 	MTU      int            // in bytes, of the bridge and of the pods' links; 0: that of the link with the default route
 	Isolate  bool           // keep pods of different Kubernetes namespaces from reaching each other
 
-	OpenFirewall bool // put rules for the bridge into chains of the node's firewall that drop what comes from it; else it is told
+	OpenFirewall bool // put accept rules for the bridge into chains of the node's firewall that drop its packets; else Notice names them
 
 	Idle time.Duration // how long the bridge and the nftables table stay after the last address was given back; 0: 10 s
 }
@@ -39,7 +39,7 @@ const DefaultName = "kuri0"
 
 const defaultIdle = 10 * time.Second
 
-// Bridge is the built-in network. See the package comment for what it owns.
+// Bridge is the built-in network. See the package comment for the resources that it owns.
 type Network struct {
 	config Config
 	key    [32]byte // of StateDir
@@ -47,7 +47,7 @@ type Network struct {
 
 	lastErr atomic.Pointer[error] // why the bridge could not be built last time; nil when it could
 
-	mu      sync.Mutex // guards what follows, the bridge link and the table; held for calls into the local kernel only
+	mu      sync.Mutex // guards the fields below, the bridge link and the tables; held for calls into the local kernel only
 	pool    *ipam.Pool
 	fixed   []netip.Prefix    // set by configuration or as pod CIDR; empty: the bridge chooses
 	numbers map[string]uint32 // of namespaces, see isolation
@@ -122,8 +122,8 @@ func CheckFormats(stateDir string) error {
 }
 
 // SetPodCIDR sets the ranges that pods attached from now on get their addresses from, as a kubelet gives them with
-// UpdateRuntimeConfig; at most one of each family, none changes nothing. Pods that run keep what they have. A range in the
-// configuration wins. The ranges are kept over a restart of the daemon, for the kubelet gives them only once.
+// UpdateRuntimeConfig; at most one of each family; an empty list changes nothing. Running pods keep their addresses.
+// Ranges of the configuration take precedence. The ranges survive a restart of the daemon: the kubelet sends them only once.
 func (b *Network) SetPodCIDR(ranges []netip.Prefix) error {
 	if err := ipam.CheckRanges(ranges); err != nil {
 		return fmt.Errorf("pod CIDR: %w", err)
@@ -148,9 +148,9 @@ func (b *Network) SetPodCIDR(ranges []netip.Prefix) error {
 	return nil
 }
 
-// Ready implements [network.Network]: whether the bridge could be built when it was last needed. When it could not it tries again,
-// for no pod may come until Ready says yes; and with pods on the bridge it puts back what somebody has taken away (a reload
-// of the node's firewall flushes all tables). It never waits for an attachment under way.
+// Ready implements [network.Network]: it returns the error of the last attempt to build the bridge, and tries again after an
+// error, because no pod comes before Ready succeeds. With pods on the bridge it restores what was removed behind its back:
+// a reload of the node's firewall flushes all tables. It never waits for an attachment in progress.
 func (b *Network) Ready(context.Context) error {
 	if b.mu.TryLock() {
 		if !b.closed && (len(b.pool.Leases) > 0 || b.lastErr.Load() != nil) {
@@ -171,8 +171,8 @@ func (b *Network) Ready(context.Context) error {
 // Notice implements [network.Network].
 func (b *Network) Notice() string { return b.firewall.Notice() }
 
-// Close stops the timer that prunes and removes the links of pods that were detached just now. Pods keep their
-// network, and the bridge goes when there are none.
+// Close stops the idle timer and removes the links of pods that were just detached. Pods keep their network; a bridge
+// without pods is removed.
 func (b *Network) Close() error {
 	b.mu.Lock()
 	b.closed = true

@@ -38,7 +38,7 @@ func (b *Network) ensure() error {
 
 var errIncomplete = errors.New("something is missing")
 
-// verify looks, cheaply, whether what was built is still there and enough.
+// verify returns errIncomplete unless the bridge and the tables still exist and serve all ranges. It is cheap.
 func (b *Network) verify() error {
 	if b.link.index == 0 || !slices.Equal(b.link.ranges, b.wanted()) {
 		return errIncomplete
@@ -67,13 +67,14 @@ func (b *Network) wanted() []netip.Prefix {
 	return slices.Compact(all)
 }
 
-// owns tells whether l is this daemon's bridge. The hardware address says it: it is set in the call that makes the link.
+// owns reports whether l is this daemon's bridge. Its hardware address identifies it, which is set in the call that makes
+// the link.
 func (b *Network) owns(l netlink.Link) bool {
 	return l.Type() == "bridge" && bytes.Equal(l.Attrs().HardwareAddr, bridgeMAC(b.key))
 }
 
-// build makes what is missing. One process of the host does this at a time, so that two daemons do not choose one range.
-// What it leaves when it fails is taken up by the next attempt or by prune.
+// build makes what is missing. One process of the host does this at a time, so that two daemons do not choose the same range.
+// After a failure the next attempt, or prune, continues from the state it left.
 func (b *Network) build() error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -116,8 +117,8 @@ func (b *Network) build() error {
 	return b.adopt(h)
 }
 
-// names are those that the bridge may have, the one for when another has the configured name first: it may have been made
-// at such a time.
+// names returns the possible names of the bridge. The fallback, for a node with another link of the configured name, comes
+// first: the bridge may have been made at such a time.
 func (b *Network) names() []string {
 	return []string{"kuri-" + hex.EncodeToString(b.key[4:8]), b.config.Name}
 }
@@ -278,7 +279,7 @@ func (b *Network) rules(ports []network.HostPort) nft.PortRules {
 	return nft.PortRules{Table: b.table, Bridge: b.link.name, Ranges: b.link.ranges, Ports: ports, OverLoopback: b.link.overLoopback}
 }
 
-// openPorts puts a pod's mappings into effect. Where the table is not as it should be, it is written anew.
+// openPorts puts a pod's mappings into effect. If the table cannot be updated, it is rewritten.
 func (b *Network) openPorts(l *ipam.Lease) error {
 	ports := l.Mappings()
 	if b.link.overLoopback == loopback6Reachable() && b.rules(ports).Add() == nil {
@@ -328,8 +329,8 @@ func (b *Network) keepApart() error {
 	return b.isolation().Install(all)
 }
 
-// letIn makes a pod one of those that its namespace's pods reach. Where the tables are not as they should be, they are
-// written anew.
+// letIn makes a pod one of those that its namespace's pods reach. If the tables cannot be updated, they are
+// rewritten.
 func (b *Network) letIn(l *ipam.Lease) error {
 	if !b.config.Isolate {
 		return nil
@@ -340,7 +341,7 @@ func (b *Network) letIn(l *ipam.Lease) error {
 	return b.keepApart()
 }
 
-// hasNeighbour tells whether another pod of the namespace is there, and with it the namespace's chains and sets.
+// hasNeighbour reports whether another pod of the namespace is there, and with it the namespace's chains and sets.
 func (b *Network) hasNeighbour(l *ipam.Lease) bool {
 	for id, other := range b.pool.Leases {
 		if id != l.PodID && b.number(other) == b.number(l) {
@@ -378,7 +379,7 @@ func (b *Network) number(l *ipam.Lease) uint32 {
 	return b.numbers[namespace]
 }
 
-// loopback6Reachable tells whether host ports can serve [::1]. They cannot where the kernel filters bridged packets
+// loopback6Reachable reports whether host ports can serve [::1]. They cannot if the kernel filters bridged packets
 // (br_netfilter): it translates the pod's answer back to ::1 before the packet has left the bridge, and then drops it as
 // one from outside that claims to be for ::1.
 func loopback6Reachable() bool { return netns.Sysctl("bridge/bridge-nf-call-ip6tables") != "1" }
@@ -400,7 +401,7 @@ func reachLoopback6(on built) error {
 	return nil
 }
 
-// adopt makes the host's ends of the pods' links ports of the bridge, in our group, where they are not.
+// adopt makes the host's ends of the pods' links ports of the bridge and members of our group.
 func (b *Network) adopt(h *netlink.Handle) error {
 	for id := range b.pool.Leases {
 		l, err := h.LinkByName(vethName(id))

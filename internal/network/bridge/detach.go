@@ -24,11 +24,11 @@ import (
 // that has ended.
 const linger = time.Second
 
-// Detach implements [network.Network]. What it needs to know is in the pod's lease and in its link's name, not in the result.
+// Detach implements [network.Network]. It uses the pod's lease and the name of its link, not the result.
 //
-// The pod's link is taken off the bridge and goes with the pod's namespace. To remove it here would take 12 to 18 ms, in
-// which the kernel waits for an RCU grace period and no other link of the node can be changed. A namespace that
-// stays loses its link after linger.
+// The pod's link is removed from the bridge, and vanishes with the pod's namespace. Removing it here would take 12 to 18 ms, in
+// which the kernel waits for an RCU grace period and no other link of the node can be changed. If the namespace stays, the
+// link is removed after linger.
 func (b *Network) Detach(ctx context.Context, pod network.Pod, _ *network.Result) error {
 	name := vethName(pod.ID)
 	err := link.Unplug(name)
@@ -78,7 +78,7 @@ func (b *Network) removeUnpluggedLocked() {
 	})
 }
 
-// giveBack ends the pod's lease: its host ports first, then its record.
+// giveBack ends the pod's lease: first its host ports, then its record.
 func (b *Network) giveBack(podID string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -106,8 +106,8 @@ func (b *Network) giveBack(podID string) error {
 	return nil
 }
 
-// Reclaim takes away what an earlier process has left for pods that keep does not want, makes sure that what the others
-// have is there, and removes the bridge if nobody uses it. Call it once, before the first Attach.
+// Reclaim removes the links and leases of an earlier process for which keep returns false, restores those of the other
+// pods, and removes the bridge if it is unused. Call it once, before the first Attach.
 func (b *Network) Reclaim(ctx context.Context, keep func(podID string) bool) error {
 	var errs []error
 	b.mu.Lock()
@@ -123,7 +123,7 @@ func (b *Network) Reclaim(ctx context.Context, keep func(podID string) bool) err
 	return errors.Join(errs...)
 }
 
-// settle brings the bridge and its ports to what the leases want.
+// settle makes the bridge and its ports match the leases.
 func (b *Network) settle() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -140,7 +140,7 @@ func (b *Network) current() built {
 	return b.link
 }
 
-// sweep removes links of ours that no lease names: the pod was detached, or its record was lost.
+// sweep removes links of ours without a lease: the pod was detached, or its record was lost.
 func (b *Network) sweep() error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -176,7 +176,7 @@ func (b *Network) leased() map[string]bool {
 	return names
 }
 
-// Prune removes the bridge and the table now, if no pod has an address, and what the node's firewall has for the bridge.
+// Prune removes the bridge, the tables and our rules in the node's firewall, unless a pod has an address.
 func (b *Network) Prune(ctx context.Context) error {
 	b.mu.Lock()
 	err := b.prune()
@@ -213,7 +213,7 @@ func (b *Network) prune() error {
 	return nil
 }
 
-// startIdle makes prune run after a while, if no pod has an address by then.
+// startIdle schedules a prune after Config.Idle, unless a pod has an address.
 func (b *Network) startIdle() {
 	b.stopIdle()
 	if len(b.pool.Leases) > 0 || b.closed {
@@ -238,7 +238,7 @@ func (b *Network) stopIdle() {
 	}
 }
 
-// complain logs what keeps flows from being forgotten (a kernel without nf_conntrack_netlink): it costs old flows alone.
+// complain logs a failure to delete conntrack entries (a kernel without nf_conntrack_netlink): only old flows suffer.
 func complain(err error) {
 	if err != nil {
 		slog.Warn("clients that sent to a UDP host port before may not reach the pod that has it now", "err", err)

@@ -40,7 +40,7 @@ func newTenant(t *testing.T, n network.Network, namespace string, host ...networ
 
 func (a *tenant) mac() net.HardwareAddr { return podMAC(a.r.IPs[0]) }
 
-// reaches tells whether a connection from a to b works over IPv4 and over IPv6, which must be the same.
+// reaches reports whether a connection from a to b works over IPv4 and over IPv6, which must be the same.
 func (a *tenant) reaches(t *testing.T, b *tenant) bool {
 	t.Helper()
 	var works [2]bool
@@ -277,7 +277,7 @@ func checksum(parts ...[]byte) uint16 {
 	return ^uint16(sum)
 }
 
-// heard tells whether the node gets a datagram that send makes, from that address.
+// heard reports whether the node gets a datagram that send makes, from that address.
 func heard(t *testing.T, at, from netip.Addr, send func(port uint16)) bool {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: at.AsSlice()})
@@ -289,7 +289,7 @@ func heard(t *testing.T, at, from netip.Addr, send func(port uint16)) bool {
 	return err == nil && got.Addr().Unmap() == from
 }
 
-// sendsAs tells whether the node takes a datagram of a's for one of b's.
+// sendsAs reports whether the node takes a datagram of a's for one of b's.
 func (a *tenant) sendsAs(t *testing.T, b *tenant) bool {
 	gw := a.r.Gateways[0]
 	own := func(port uint16) { a.frame(t, unix.ETH_P_IP, a.gatewayMAC(t), a.mac(), udp4(a.r.IPs[0], gw, port)) }
@@ -301,7 +301,7 @@ func (a *tenant) sendsAs(t *testing.T, b *tenant) bool {
 	})
 }
 
-// sendsFrom tells whether the node takes a datagram from a hardware address that is not a's, which would also have the bridge
+// sendsFrom reports whether the node takes a datagram from a hardware address that is not a's, which would also have the bridge
 // send to a what is for the other.
 func (a *tenant) sendsFrom(t *testing.T, mac net.HardwareAddr) bool {
 	return heard(t, a.r.Gateways[0], a.r.IPs[0], func(port uint16) {
@@ -309,7 +309,7 @@ func (a *tenant) sendsFrom(t *testing.T, mac net.HardwareAddr) bool {
 	})
 }
 
-// poisons tells whether the node believes, after lie, that b's address is at a's hardware address; the truth is put back.
+// poisons reports whether the node believes, after lie, that b's address is at a's hardware address; the truth is put back.
 func (a *tenant) poisons(t *testing.T, b *tenant, i int, lie func()) bool {
 	t.Helper()
 	l, err := netlink.LinkByName(a.r.Network)

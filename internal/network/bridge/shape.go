@@ -17,8 +17,8 @@ const nanosecondsPerTick = 64
 // queueTime is for how long a packet may wait in a pod's queue before others are dropped, in seconds.
 const queueTime = 0.025
 
-// shape bounds what leaves by a link of the calling thread's network namespace, with a token bucket (tc-tbf(8)): the rate is in
-// bits a second, the burst in bits. A rate of 0 is no bound. Where the kernel has no token buckets, the log says so.
+// shape limits the egress of a link of the calling thread's network namespace, with a token bucket (tc-tbf(8)): rate in bits
+// per second, burst in bits. A rate of 0 is no limit. A kernel without token buckets is logged, and is no error.
 func shape(link string, rate, burst int64, pod network.Pod) error {
 	if rate == 0 {
 		return nil

@@ -11,8 +11,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/network"
 )
 
-// addCapabilities puts together the runtimeConfig of the plugins, by the CNI conventions; libcni gives each plugin what it
-// declares. What a pod cannot do without is an error where no plugin declares it; what is advice is not.
+// addCapabilities fills in the runtimeConfig of the plugins, by the CNI conventions; libcni passes each plugin the parts that
+// it declares. Host ports and a hardware address that no plugin takes are an error; the rest is advice.
 func (a *attachment) addCapabilities(list *libcni.NetworkConfigList, pod network.Pod, podCIDR []netip.Prefix) error {
 	if ports := pod.HostPorts(); len(ports) > 0 {
 		if !takes(list, "portMappings") {

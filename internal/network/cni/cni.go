@@ -29,17 +29,17 @@ import (
 
 // CNIConfig configures the network of CNI plugins.
 type Config struct {
-	ConfDir     string        // where configurations are; the first by name counts. Usually /etc/cni/net.d
+	ConfDir     string        // directory of configurations; the first by name is used. Usually /etc/cni/net.d
 	HandlerDirs []string      // the same for pods of runtime handlers that have directories of their own, see Pod.CNIConfDir: GC goes there too
-	BinDirs     []string      // where plugins are searched, in order. Usually /opt/cni/bin
-	CacheDir    string        // what has been added is kept here; absolute, made if missing
+	BinDirs     []string      // search path of plugins. Usually /opt/cni/bin
+	CacheDir    string        // directory of attachments; absolute, made if missing
 	Timeout     time.Duration // for one run of one plugin; 0: 2 minutes
 }
 
 const defaultCNITimeout = 2 * time.Minute
 
-// CNI attaches pods through the plugins of a CNI configuration, which is read anew for every pod. It keeps, for each pod,
-// the configuration that it used, so that DEL does with the same plugins what ADD has done.
+// Network attaches pods by the plugins of a CNI configuration, which is read for every pod. It records the configuration of
+// each ADD, so that DEL runs the same plugins.
 type Network struct {
 	config Config
 	cni    *libcni.CNIConfig
@@ -51,7 +51,7 @@ type Network struct {
 	rangesMu sync.Mutex     // guards ranges
 	ranges   []netip.Prefix // the node's pod CIDR, for plugins that ask for it
 
-	statusMu sync.Mutex // one STATUS at a time; guards what follows
+	statusMu sync.Mutex // one STATUS at a time; guards the fields below
 	statusAt time.Time
 	statusOf string
 	status   error
@@ -64,7 +64,7 @@ type attachment struct {
 	List    []byte         `json:"list"` // the configuration, as JSON
 	PodID   string         `json:"pod_id"`
 	Netns   string         `json:"netns"`
-	NetnsID string         `json:"netns_id,omitempty"` // see identify; records of earlier versions have none
+	NetnsID string         `json:"netns_id,omitempty"` // see netns.Identify; "" in records of earlier versions
 	Args    [][2]string    `json:"args"`
 	Runtime map[string]any `json:"runtime"` // capability arguments
 }
@@ -103,13 +103,13 @@ func New(config Config) (*Network, error) {
 	return c, nil
 }
 
-// inherits reports whether an earlier daemon attached the pod, and this one has not looked yet what it left running.
+// inherits reports whether an earlier daemon attached the pod and its plugins may still run.
 func (c *Network) inherits(id string) bool {
 	_, ok := c.inherited.Load(id)
 	return ok
 }
 
-// SetPodCIDR sets what plugins with the capability ipRanges are told, for pods attached from now on; kept over a restart.
+// SetPodCIDR sets the ranges for plugins with the capability ipRanges, for pods attached from now on. It survives a restart.
 func (c *Network) SetPodCIDR(ranges []netip.Prefix) error {
 	if len(ranges) == 0 {
 		return nil
@@ -147,7 +147,7 @@ func (c *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 	back := undo.New(ctx)
 	defer back.Run()
 
-	// 1. What is to be done, on disk before it is begun.
+	// 1. Record the intent.
 	list, err := load(c.dirOf(pod))
 	if err != nil {
 		return nil, err
@@ -189,7 +189,7 @@ func (c *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 	return result, nil
 }
 
-// newAttachment puts together what the plugins are told about the pod.
+// newAttachment returns the record of an ADD, with the arguments for the plugins.
 func newAttachment(list *libcni.NetworkConfigList, pod network.Pod, podCIDR []netip.Prefix) (*attachment, error) {
 	a := &attachment{List: list.Bytes, PodID: pod.ID, Netns: pod.NetnsPath, Runtime: map[string]any{}}
 	if !network.ValidID(pod.ID) {
@@ -217,7 +217,7 @@ func (a *attachment) runtimeConf() *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: a.PodID, NetNS: a.Netns, IfName: network.Interface, Args: a.Args, CapabilityArgs: a.Runtime}
 }
 
-// readResult takes from a plugin's result what belongs to the pod's eth0.
+// readResult returns the part of a plugin's result that belongs to the pod's eth0.
 func readResult(added types.Result, netns string) (*network.Result, error) {
 	r, err := types100.NewResultFromResult(added)
 	if err != nil {
@@ -282,7 +282,7 @@ func (c *Network) del(ctx context.Context, id string) error {
 	}
 	rt := a.runtimeConf()
 	if !a.netnsThere() {
-		rt.NetNS = "" // as the specification has it for a namespace that is gone
+		rt.NetNS = "" // the specification's value for a namespace that is gone
 	}
 	if err := c.cni.DelNetworkList(ctx, list, rt); err != nil {
 		return fault.As(fault.Unavailable, fmt.Errorf("network %s: %w", list.Name, err))
@@ -295,8 +295,8 @@ func (c *Network) del(ctx context.Context, id string) error {
 	return nil
 }
 
-// netnsThere tells whether the pod's namespace is still at its path. Another one there is somebody else's, and no plugin must
-// take that one's links away.
+// netnsThere reports whether the pod's namespace is still at its path. If another namespace is there, no plugin
+// may remove its links.
 func (a *attachment) netnsThere() bool {
 	if a.NetnsID == "" {
 		return netns.Is(a.Netns)

@@ -15,8 +15,8 @@ import (
 // maxConfig bounds a configuration file, in bytes.
 const maxConfig = 1 << 20
 
-// Configured tells whether there is a CNI configuration, right or wrong: a broken one is not a reason to give pods
-// another network.
+// Configured reports whether there is a CNI configuration, valid or not: a broken one is no reason to attach pods
+// to another network.
 func (c *Network) Configured() (bool, error) {
 	file, err := configFile(c.config.ConfDir)
 	return file != "", err
@@ -25,7 +25,7 @@ func (c *Network) Configured() (bool, error) {
 // ConfDir returns the node's configuration directory.
 func (c *Network) ConfDir() string { return c.config.ConfDir }
 
-// configFile returns the first configuration file of a directory by name, "" when there is none.
+// configFile returns the first configuration file of a directory by name, "" for none.
 func configFile(dir string) (string, error) {
 	files, err := libcni.ConfFiles(dir, []string{".conflist", ".conf", ".json"})
 	if err != nil {
@@ -37,7 +37,7 @@ func configFile(dir string) (string, error) {
 	return slices.Min(files), nil
 }
 
-// dirOf is where the configurations for the pod are.
+// dirOf returns the directory of configurations for the pod.
 func (c *Network) dirOf(pod network.Pod) string {
 	if pod.CNIConfDir != "" {
 		return pod.CNIConfDir
@@ -45,7 +45,7 @@ func (c *Network) dirOf(pod network.Pod) string {
 	return c.config.ConfDir
 }
 
-// load reads the configuration of a directory that counts now. Its errors name the file.
+// load reads the current configuration of a directory. Its errors name the file.
 func load(dir string) (*libcni.NetworkConfigList, error) {
 	file, err := configFile(dir)
 	if err != nil {
@@ -118,7 +118,7 @@ func parseList(l listJSON) (*libcni.NetworkConfigList, error) {
 	return libcni.NetworkConfFromBytes(body)
 }
 
-// takes tells whether a plugin of the list declares the capability.
+// takes reports whether a plugin of the list declares the capability.
 func takes(l *libcni.NetworkConfigList, capability string) bool {
 	return slices.ContainsFunc(l.Plugins, func(p *libcni.PluginConfig) bool { return p.Network.Capabilities[capability] })
 }

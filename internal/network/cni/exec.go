@@ -17,8 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// plugins runs CNI plugins for libcni. libcni's own runner waits for ever when a child of the plugin keeps its output
-// open, and keeps whatever a plugin prints; this one does neither.
+// plugins runs CNI plugins for libcni. libcni's own runner waits forever if a child of the plugin keeps its output
+// open, and buffers any amount of output; this one does neither.
 type plugins struct {
 	version.PluginDecoder
 	timeout time.Duration
@@ -35,7 +35,7 @@ func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	defer cancel()
 	for retries := 0; ; retries++ {
 		out, err := run(ctx, path, stdin, environ)
-		if !errors.Is(err, syscall.ETXTBSY) || retries == 5 { // somebody is just installing it
+		if !errors.Is(err, syscall.ETXTBSY) || retries == 5 { // it is being installed
 			return out, err
 		}
 		time.Sleep(200 * time.Millisecond)
@@ -58,9 +58,9 @@ func run(ctx context.Context, path string, stdin []byte, environ []string) ([]by
 	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it ended well; a child of it keeps the pipe, which is not its answer
 		return stdout.kept.Bytes(), nil
 	}
-	var told types.Error // a plugin tells what went wrong on stdout
-	if json.Unmarshal(stdout.kept.Bytes(), &told) == nil && told.Msg != "" {
-		return nil, &told
+	var reported types.Error // plugins report errors on stdout
+	if json.Unmarshal(stdout.kept.Bytes(), &reported) == nil && reported.Msg != "" {
+		return nil, &reported
 	}
 	return nil, fmt.Errorf("plugin %s: %w: %q", path, err, excerpt(append(stderr.kept.Bytes(), stdout.kept.Bytes()...)))
 }
@@ -84,7 +84,7 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return b.kept.Write(p)
 }
 
-// excerpt shortens what a plugin printed to what a person reads.
+// excerpt shortens a plugin's output for an error message.
 func excerpt(out []byte) []byte {
 	out = bytes.TrimSpace(out)
 	const most = 500

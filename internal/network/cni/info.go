@@ -5,7 +5,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/network"
 )
 
-// CNIAbout is the CNI configuration that counts now, in the form that containerd and CRI tools know as "cniconfig".
+// Info is the CNI current configuration, in the form that containerd and CRI tools know as "cniconfig".
 type Info struct {
 	PluginDirs       []string
 	PluginConfDir    string
@@ -14,13 +14,13 @@ type Info struct {
 	Networks         []InfoNetwork
 }
 
-// CNINetwork is one network of a [CNIAbout].
+// InfoNetwork is one network of an [Info].
 type InfoNetwork struct {
 	Config InfoConfig
 	IFName string
 }
 
-// CNINetworkConfig is a list of plugins, as it was configured.
+// InfoConfig is a list of plugins, as it was configured.
 type InfoConfig struct {
 	Name       string
 	CNIVersion string
@@ -28,7 +28,7 @@ type InfoConfig struct {
 	Source     string // JSON
 }
 
-// CNIPlugin is one plugin of a list.
+// InfoPlugin is one plugin of a list.
 type InfoPlugin struct {
 	Network struct {
 		Type string `json:"type"`
@@ -36,14 +36,14 @@ type InfoPlugin struct {
 	Source string // JSON
 }
 
-// Unconfigured is what there is to tell without a configuration.
+// Unconfigured returns the Info of a node without a configuration.
 func (c *Network) Unconfigured() Info {
 	return Info{
 		PluginDirs: c.config.BinDirs, PluginConfDir: c.config.ConfDir, PluginMaxConfNum: 1, Prefix: "eth", Networks: []InfoNetwork{},
 	}
 }
 
-// Info returns the configuration that counts now, and why it cannot be used.
+// Info returns the current configuration, and an error if it cannot be used.
 func (c *Network) Info() (Info, error) {
 	about := c.Unconfigured()
 	list, err := load(c.config.ConfDir)

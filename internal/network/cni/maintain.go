@@ -15,12 +15,12 @@ import (
 // gcLimit bounds one GC: no pod can be attached meanwhile.
 const gcLimit = 30 * time.Second
 
-// ErrBusy says that GC has to wait until no pod is being attached or detached.
+// ErrBusy is returned by GC while a pod is being attached or detached.
 var ErrBusy = fault.New(fault.Unavailable, "pods are being attached or detached")
 
-// GC has the plugins of each directory's configuration give back what belongs to no pod of this daemon (CNI 1.1; plugins of older
-// versions are told nothing). Pods whose DEL has not succeeded yet count as pods. It returns errBusy rather than wait. A
-// configuration says "disableGC" where another runtime of the node uses the same network.
+// GC runs GC of the plugins in each directory's configuration (CNI 1.1; older versions have no GC), which releases resources of
+// pods that this daemon does not have. Pods whose DEL has not succeeded yet count as pods. It returns ErrBusy rather than wait.
+// A configuration shared with another runtime of the node must have "disableGC".
 func (c *Network) GC(ctx context.Context) error {
 	return c.gcIn(ctx, append([]string{c.config.ConfDir}, c.config.HandlerDirs...))
 }

@@ -16,14 +16,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// A plugin that kurid has started goes on when kurid is killed. A DEL beside an ADD that still runs would find nothing to take
-// away, and the ADD would then leave what it makes.
+// A plugin that kurid has started goes on when kurid is killed. A DEL beside an ADD that still runs would find nothing to
+// remove, and the ADD would leak.
 
 // orphanLimit bounds the wait for plugins that were killed.
 const orphanLimit = 10 * time.Second
 
-// endOrphans kills what still runs of the plugins that an earlier daemon had started for the pod, and waits for its end. The
-// pod is one that an earlier daemon attached, and no plugin of this daemon runs for it.
+// endOrphans kills plugins that an earlier daemon started for the pod and that still run, and waits for their end. The pod is
+// one that an earlier daemon attached, and no plugin of this daemon runs for it.
 func endOrphans(podID string) error {
 	orphans, err := findOrphans(podID)
 	for _, o := range orphans {

@@ -12,15 +12,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// The answer of STATUS holds for statusFor, and may take statusLimit: kubelets ask every few seconds.
+// The result of STATUS is cached for statusFor, and may take statusLimit: kubelets ask every few seconds.
 const (
 	statusFor   = 5 * time.Second
 	statusLimit = 10 * time.Second
 )
 
-// Ready implements [network.Network]: of the default handler's directory, for a node has one condition and a kubelet gives no pods
-// to a node whose network is not ready. A handler whose own directory is wrong fails its own pods. The configuration is right, its plugins are there, and they say yes to STATUS where the
-// configuration is of a version (1.1) that has it.
+// Ready implements [network.Network]: the node's configuration is valid, its plugins are installed, and their STATUS succeeds,
+// if the configuration's version (1.1) has STATUS. Directories of runtime handlers do not count: the node has one condition,
+// and a kubelet sends no pods at all to a node whose network is not ready. A broken handler fails its own pods.
 func (c *Network) Ready(ctx context.Context) error {
 	list, err := load(c.config.ConfDir)
 	if err != nil {
@@ -32,7 +32,7 @@ func (c *Network) Ready(ctx context.Context) error {
 	return c.askStatus(ctx, list)
 }
 
-// Notice implements [network.Network]. What plugins have to say they say to STATUS.
+// Notice implements [network.Network]. Plugins report by STATUS, see Ready.
 func (c *Network) Notice() string { return "" }
 
 // installed refuses a configuration whose plugins are not all there.

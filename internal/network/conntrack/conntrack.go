@@ -75,8 +75,8 @@ func (match udpFlow) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	return f.Forward.Protocol == unix.IPPROTO_UDP && match(f)
 }
 
-// forget looks first, once for both families: to walk its table takes the kernel some ten milliseconds, and nearly always there
-// is nothing to forget.
+// forget lists the flows first, once for both families: a deletion takes the kernel some ten milliseconds, and nearly always
+// there is nothing to delete.
 func forget(match udpFlow) error {
 	flows, err := link.List(func() ([]*netlink.ConntrackFlow, error) {
 		return netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_UNSPEC)

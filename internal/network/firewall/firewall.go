@@ -21,7 +21,7 @@ import (
 
 // Config configures a firewall.
 type Config struct {
-	StateDir string        // where the record of what firewalld was asked is kept
+	StateDir string        // directory of firewalld.json
 	Comment  string        // of rules in tables of others, by which they are known as ours
 	Names    []string      // that the bridge may have
 	Open     bool          // put rules into others' chains that drop packets from the bridge
@@ -46,14 +46,14 @@ func (on Bridge) has(v4 bool) bool {
 // operator is told, with the command. It is safe for concurrent use.
 type Firewall struct {
 	Config
-	unseen atomic.Bool // the bridge was made and the firewall not looked at since
-	busy   atomic.Bool // somebody is looking
+	unseen atomic.Bool // the bridge is newer than the last Look
+	busy   atomic.Bool // a Look is running
 	seenAt atomic.Int64
 	notice atomic.Pointer[string] // for the operator; nil: nothing
 }
 
 const (
-	lookEvery = 30 * time.Second // how often it is looked at while pods are there and somebody asks for the status
+	lookEvery = 30 * time.Second // between two looks, while there are pods and status requests
 	dbusLimit = 5 * time.Second  // for firewalld's answers
 )
 
@@ -64,7 +64,7 @@ func New(config Config) *Firewall {
 	return &Firewall{Config: config}
 }
 
-// Notice returns what the operator should know, "" when there is nothing.
+// Notice returns a warning for the operator, "" for none.
 func (f *Firewall) Notice() string {
 	if text := f.notice.Load(); text != nil {
 		return *text
@@ -127,12 +127,12 @@ func (f *Firewall) Look(ctx context.Context, on Bridge) {
 	f.notice.Store(&text)
 }
 
-// TakeBack takes back what Look has changed in others' tables, also in an earlier process.
+// TakeBack reverts the changes that Look, of this or an earlier process, made to tables of others.
 func (f *Firewall) TakeBack(ctx context.Context) error {
 	return errors.Join(f.distrust(ctx), f.closeAgain(ctx))
 }
 
-// tell makes one text of what was found.
+// tell returns the notice for the chains.
 func tell(found []barrier, bridge string) string {
 	if len(found) == 0 {
 		return ""
@@ -180,8 +180,8 @@ func acceptBridge(program, bridge string) string {
 	return fmt.Sprintf("%[1]s -I FORWARD -i %[2]s -j ACCEPT; %[1]s -I FORWARD -o %[2]s -j ACCEPT", program, bridge)
 }
 
-// nftBarriers walks each chain of another's that sees what is forwarded as a packet from the bridge does that no rule for
-// some packets alone is about.
+// nftBarriers walks each base chain of others on the forward hook as a packet from the bridge would, but skips rules that
+// match only some of these packets.
 func nftBarriers(on Bridge) ([]barrier, error) {
 	c, err := nftables.New()
 	if err != nil {
@@ -211,12 +211,12 @@ func nftBarriers(on Bridge) ([]barrier, error) {
 	return found, nil
 }
 
-// seesForwarded tells whether a chain is another's and sees what the node forwards.
+// seesForwarded reports whether a chain of others filters forwarded packets.
 func seesForwarded(ch *nftables.Chain) bool {
 	return ch.Type == nftables.ChainTypeFilter && ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && !strings.HasPrefix(ch.Table.Name, "kuri-")
 }
 
-// concerns tells whether a table sees packets of a family that the bridge has.
+// concerns reports whether a table sees packets of a family that the bridge has.
 func concerns(t *nftables.Table, on Bridge) bool {
 	switch t.Family {
 	case nftables.TableFamilyINet:
@@ -241,7 +241,7 @@ func nftBarrier(ch *nftables.Chain, bridge string) barrier {
 	return barrier{where: where, chain: ch, mend: fmt.Sprintf("nft insert rule %[1]s %[2]s %[3]s iifname %[4]s accept; nft insert rule %[1]s %[2]s %[3]s oifname %[4]s accept", family, ch.Table.Name, ch.Name, bridge)}
 }
 
-// fate is what becomes of a packet in a chain.
+// fate is the verdict on a packet at the end of a chain.
 type fate int
 
 const (
@@ -254,7 +254,7 @@ const (
 type step struct {
 	fate fate   // undecided: go on in another chain
 	to   string // that chain; "" is back to where this one was called
-	last bool   // what follows is not looked at when the other chain has not decided
+	last bool   // goto: rules after it do not count
 }
 
 // walk goes through chains as a packet from the bridge does.
@@ -319,8 +319,8 @@ func nftSteps(c *nftables.Conn, t *nftables.Table, chain string, on Bridge) ([]s
 	return steps, nil
 }
 
-// nftStep returns what a rule does with every packet from the bridge; ok is false when it is for some of them, or does
-// nothing with them.
+// nftStep returns the effect of a rule on every packet from the bridge; ok is false if the rule matches only some of them, or
+// has no effect.
 func nftStep(exprs []expr.Any, sets setReader, on Bridge) (s step, ok bool, err error) {
 	loaded := map[uint32]expr.MetaKey{}
 	for _, e := range exprs {
@@ -370,7 +370,7 @@ func nftStep(exprs []expr.Any, sets setReader, on Bridge) (s step, ok bool, err 
 // setReader reads a set or map of a table.
 type setReader func(name string) (*nftables.Set, []nftables.SetElement, error)
 
-// lookUp tells whether what a rule looks up holds for every packet that comes from the bridge and goes elsewhere, and what the
+// lookUp reports whether what a rule looks up holds for every packet that comes from the bridge and goes elsewhere, and what the
 // verdict map says of these, nil when it is a set. Sets of ranges (names with a wildcard) and of several things are for some
 // packets alone.
 func lookUp(key expr.MetaKey, l *expr.Lookup, sets setReader, on Bridge) (verdict *expr.Verdict, holds bool, err error) {
@@ -399,7 +399,7 @@ func lookUp(key expr.MetaKey, l *expr.Lookup, sets setReader, on Bridge) (verdic
 	case comes:
 		return nil, (at >= 0) != l.Invert, nil
 	}
-	return nil, l.Invert && (len(elements) == 0 || at == 0 && len(elements) == 1), nil // where to is not known, but that it is not the bridge
+	return nil, l.Invert && (len(elements) == 0 || at == 0 && len(elements) == 1), nil // the outgoing link is unknown, but is not the bridge
 }
 
 // verdictOf reads the verdict of an element of a map, which the library leaves as the attributes that it came in.
@@ -437,7 +437,7 @@ func verdictStep(v *expr.Verdict) (step, bool) {
 	return step{}, false
 }
 
-// fromBridge tells whether a comparison holds for every packet that comes from the bridge and goes elsewhere.
+// fromBridge reports whether a comparison holds for every packet that comes from the bridge and goes elsewhere.
 func fromBridge(key expr.MetaKey, c *expr.Cmp, on Bridge) bool {
 	same := false
 	switch key {
@@ -458,7 +458,7 @@ func fromBridge(key expr.MetaKey, c *expr.Cmp, on Bridge) bool {
 	return false
 }
 
-// isName tells whether what a rule has is the name of the link: with its zero byte, or without one the beginning of it.
+// isName reports whether data of a rule matches the name of the link: as a whole with a zero byte, else as a prefix.
 func isName(data []byte, link string) bool {
 	name, _, whole := strings.Cut(string(data), "\x00")
 	return name == link || !whole && strings.HasPrefix(link, name)

@@ -16,8 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// firewalld of a node is asked, over D-Bus as its own tools ask it, to have our bridge in its zone trusted, in what it runs
-// and not in its files: https://firewalld.org/documentation/man-pages/firewalld.dbus.html
+// firewalld's D-Bus interface, as its own tools use it. The bridge is put into the zone trusted of the running
+// configuration, not of its files: https://firewalld.org/documentation/man-pages/firewalld.dbus.html
 const (
 	BusName          = "org.fedoraproject.FirewallD1"
 	BusPath          = "/org/fedoraproject/FirewallD1"
@@ -30,7 +30,7 @@ const trustVersion = 1
 // trustFile is the record's name.
 const trustFile = "firewalld.json"
 
-// trusted is the record of what firewalld was asked.
+// trusted is the record of a request to firewalld.
 type trusted struct {
 	Interface string `json:"interface"`
 	Zone      string `json:"zone"`
@@ -43,8 +43,8 @@ func CheckFormat(stateDir string) error {
 
 func (f *Firewall) trustPath() string { return filepath.Join(f.StateDir, trustFile) }
 
-// trust puts the bridge into firewalld's zone trusted. opened is false where no firewalld serves, and where somebody has put
-// the bridge into another zone, which is his to decide.
+// trust puts the bridge into firewalld's zone trusted. opened is false if no firewalld runs, or if
+// the operator has put the bridge into another zone.
 func (f *Firewall) trust(ctx context.Context, bridge string) (opened bool, err error) {
 	conn, err := Connect(ctx)
 	if err != nil || conn == nil {
@@ -69,7 +69,7 @@ func (f *Firewall) trust(ctx context.Context, bridge string) (opened bool, err e
 	return true, nil
 }
 
-// distrust takes back what trust did.
+// distrust reverts trust.
 func (f *Firewall) distrust(ctx context.Context) error {
 	var was trusted
 	err := record.Read(f.trustPath(), trustVersion, &was)
@@ -98,7 +98,7 @@ func (f *Firewall) distrust(ctx context.Context) error {
 	return nil
 }
 
-// Connect opens a connection to the system's bus; nil where no firewalld is on it.
+// Connect opens a connection to the system bus, nil if firewalld is not on it.
 func Connect(ctx context.Context) (*dbus.Conn, error) {
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {

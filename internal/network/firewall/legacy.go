@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// legacy is an iptables that is not nftables: its tables are told by getsockopt alone. The numbers are those of the kernel's
+// legacy is an iptables that is not nftables: its tables are read by getsockopt. The numbers are those of the kernel's
 // linux/netfilter_ipv4/ip_tables.h, linux/netfilter_ipv6/ip6_tables.h and linux/netfilter/x_tables.h.
 type legacy struct {
 	program string
@@ -53,7 +53,7 @@ type legacyTable struct {
 	Size      uint32 // of the entries, in bytes
 }
 
-// dropsFrom tells whether the table's chain FORWARD drops what comes from the bridge.
+// dropsFrom reports whether the table's chain FORWARD drops what comes from the bridge.
 func (l legacy) dropsFrom(bridge string) (bool, error) {
 	// Not before it is known to be there: the kernel makes a table that is asked for.
 	if used, err := l.used(); !used {
@@ -71,7 +71,7 @@ func (l legacy) dropsFrom(bridge string) (bool, error) {
 	return end == dropped, err
 }
 
-// used tells whether there is a table filter.
+// used reports whether there is a table filter.
 func (l legacy) used() (bool, error) {
 	tables, err := os.ReadFile(l.names)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -80,7 +80,7 @@ func (l legacy) used() (bool, error) {
 	return slices.Contains(strings.Fields(string(tables)), "filter"), err
 }
 
-// read gets the table's entries. Another process may change the table meanwhile, which the kernel tells by EAGAIN.
+// read gets the table's entries. If another process changes the table meanwhile, the kernel returns EAGAIN.
 func (l legacy) read() (legacyTable, []byte, error) {
 	var table legacyTable
 	fd, err := unix.Socket(l.family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -157,7 +157,7 @@ func (l legacy) steps(entries []byte, from, bridge string) ([]step, error) {
 	return steps, nil
 }
 
-// target is what a rule does. Offsets and verdicts are those of struct xt_standard_target.
+// target returns the effect of a rule. Offsets and verdicts are those of struct xt_standard_target.
 func (l legacy) target(e []byte, at int) (s step, ok bool) {
 	name, _, _ := bytes.Cut(e[at+2:at+2+29], []byte{0}) // XT_EXTENSION_MAXNAMELEN
 	switch string(name) {
@@ -189,7 +189,7 @@ func (l legacy) flags() int {
 	return 4*l.address + 4*unix.IFNAMSIZ + 2
 }
 
-// fromBridge tells whether a rule is about every packet from the bridge. The entry begins with two addresses, their two
+// fromBridge reports whether a rule is about every packet from the bridge. The entry begins with two addresses, their two
 // masks, the names of two links, their two masks, and the protocol.
 func (l legacy) fromBridge(e []byte, bridge string) bool {
 	masks := e[2*l.address : 4*l.address]
@@ -205,7 +205,7 @@ func (l legacy) fromBridge(e []byte, bridge string) bool {
 	return comes && elsewhere && l.onlyComments(e[l.fixed:])
 }
 
-// sameLink tells whether a rule's name of a link, as far as its mask goes, is that of the bridge.
+// sameLink reports whether a rule's name of a link, as far as its mask goes, is that of the bridge.
 func sameLink(name, mask []byte, bridge string) bool {
 	ours := make([]byte, unix.IFNAMSIZ)
 	copy(ours, bridge)
@@ -217,7 +217,7 @@ func sameLink(name, mask []byte, bridge string) bool {
 	return true
 }
 
-// onlyComments tells whether the matches of a rule, each a struct xt_entry_match, are comments.
+// onlyComments reports whether the matches of a rule, each a struct xt_entry_match, are comments.
 func (l legacy) onlyComments(matches []byte) bool {
 	for len(matches) > 0 {
 		if len(matches) < legacyName {

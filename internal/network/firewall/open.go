@@ -13,9 +13,8 @@ import (
 	"github.com/google/nftables/userdata"
 )
 
-// open puts rules of ours at the head of others' chains that drop what comes from the bridge, when the configuration says so:
-// all that comes from the bridge or goes to it is accepted there. A comment, the name of our table, tells them from others'. It
-// reports whether it has opened any.
+// open inserts two rules into each of the chains, if the configuration allows it: they accept packets from and to the bridge.
+// Their comment, Config.Comment, identifies them. It reports whether it opened a chain.
 func (f *Firewall) open(ctx context.Context, found []barrier, bridge string) (opened bool, err error) {
 	if !f.Open {
 		return false, nil
@@ -111,7 +110,7 @@ func (f *Firewall) closeLegacy(ctx context.Context) error {
 			return err
 		}
 		if _, err := exec.LookPath(l.program); !used || err != nil {
-			continue // without the program none of ours are there
+			continue // without the program there are no rules of ours
 		}
 		for _, bridge := range f.Names {
 			for _, direction := range []string{"-i", "-o"} {

@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// The node's pod CIDR is a record in the directory of each network, for a kubelet tells it only once.
+// The node's pod CIDR is a record in the directory of each network, because a kubelet sends it only once.
 const podCIDRVersion = 1
 
 // CheckPodCIDR returns an error of kind Precondition when a newer version of Kuri wrote the pod CIDR in dir.
@@ -25,7 +25,7 @@ func WritePodCIDR(dir string, ranges []netip.Prefix) error {
 	return network.WriteRecord(podCIDRPath(dir), podCIDRVersion, ranges)
 }
 
-// ReadPodCIDR returns none when none was told, or when the record cannot be read, which is then set aside.
+// ReadPodCIDR returns the recorded pod CIDR, nil if there is none. A record that cannot be read is set aside.
 func ReadPodCIDR(dir string) ([]netip.Prefix, error) {
 	var ranges []netip.Prefix
 	err := record.Read(podCIDRPath(dir), podCIDRVersion, &ranges)

@@ -22,8 +22,8 @@ const leaseVersion = 1
 // CheckLeases returns an error of kind Precondition when a newer version of Kuri wrote a lease below dir.
 func CheckLeases(dir string) error { return record.Newer(leaseVersion, dir, "*.json") }
 
-// Lease is what the bridge network holds for one pod; a record on disk from before the first step of Attach until after
-// the last one of Detach.
+// Lease has the addresses and host ports of one pod. Its record is on disk from before the first step of Attach until after
+// the last step of Detach.
 type Lease struct {
 	PodID     string                `json:"pod_id"`
 	Pod       string                `json:"pod"`       // namespace/name, for people
@@ -31,12 +31,12 @@ type Lease struct {
 	HostPorts []network.PortMapping `json:"host_ports,omitempty"`
 }
 
-// Pool gives out addresses. It is not safe for concurrent use: Bridge's lock guards it.
+// Pool allocates addresses and host ports. It is not safe for concurrent use.
 type Pool struct {
 	dir    string                      // one <podID>.json for each lease
 	Leases map[string]*Lease           // by pod ID
 	Used   map[netip.Addr]string       // pod ID by address
-	next   map[netip.Prefix]netip.Addr // where to look for the next free address of a range
+	next   map[netip.Prefix]netip.Addr // the first address to try, by range
 }
 
 // Open reads the leases that an earlier process has left in dir. A record that cannot be read is set aside.
@@ -88,7 +88,8 @@ func (p *Pool) Hold(l *Lease) {
 	}
 }
 
-// Lease gives the pod one address of each range and the host ports that it asks for.
+// Lease allocates one address of each range and the pod's host ports. Error kinds: Exists, Exhausted, Invalid (one host port
+// for two container ports), Precondition (a host port of another pod).
 func (p *Pool) Lease(pod network.Pod, ranges []netip.Prefix) (*Lease, error) {
 	if p.Leases[pod.ID] != nil {
 		return nil, fault.New(fault.Exists, "the pod has a network already; detach it first")
@@ -111,13 +112,13 @@ func (p *Pool) Lease(pod network.Pod, ranges []netip.Prefix) (*Lease, error) {
 	return l, nil
 }
 
-// Restore takes up a lease that was lost, and writes its record.
+// Restore adds a lease that was lost, and writes its record.
 func (p *Pool) Restore(l *Lease) error {
 	p.Hold(l)
 	return network.WriteRecord(p.Path(l.PodID), leaseVersion, l)
 }
 
-// Keep gives back the addresses of a lease that are not in ips.
+// Keep releases the addresses of a lease that are not in ips.
 func (p *Pool) Keep(l *Lease, ips []netip.Addr) error {
 	p.Drop(l)
 	l.Addresses = slices.DeleteFunc(l.Addresses, func(a netip.Prefix) bool { return !slices.Contains(ips, a.Addr()) })
@@ -146,8 +147,8 @@ func (p *Pool) portsFree(asked []network.PortMapping) error {
 	return nil
 }
 
-// free finds the next address of r that nobody has, going round: an address that was given back rests as long as it can,
-// so that what still talks to a pod that is gone does not reach another.
+// free returns the next free address of r, round robin: a released address is reused as late as possible, so that clients of
+// a pod that is gone do not reach another.
 func (p *Pool) free(r netip.Prefix) (netip.Addr, bool) {
 	first, last := Gateway(r).Next(), lastOf(r)
 	start := p.next[r]
@@ -168,7 +169,7 @@ func (p *Pool) free(r netip.Prefix) (netip.Addr, bool) {
 	}
 }
 
-// Drop forgets a lease; erase removes its record. Between the two the addresses are free in memory only.
+// Drop removes a lease from memory, Erase its record from the disk.
 func (p *Pool) Drop(l *Lease) {
 	delete(p.Leases, l.PodID)
 	for _, a := range l.Addresses {
@@ -197,7 +198,7 @@ func (p *Pool) Ranges() []netip.Prefix {
 
 func (p *Pool) Path(podID string) string { return filepath.Join(p.dir, podID+".json") }
 
-// HostPorts lists the mappings of the leases.
+// HostPorts returns the host ports of all leases.
 func (p *Pool) HostPorts() []network.HostPort {
 	var all []network.HostPort
 	for _, l := range p.Leases {
@@ -206,7 +207,7 @@ func (p *Pool) HostPorts() []network.HostPort {
 	return all
 }
 
-// Mappings lists those of a lease, each to the pod's address of its family.
+// Mappings returns the host ports of a lease, each to the pod's address of its family.
 func (l *Lease) Mappings() []network.HostPort {
 	var all []network.HostPort
 	for _, m := range l.HostPorts {

@@ -14,7 +14,7 @@ import (
 )
 
 // Candidates4 are the ranges that the bridge takes its IPv4 addresses from when none is configured: the first one that
-// overlaps nothing of the node's. They keep clear of what other tools take without asking (Docker 172.17–172.31 and
+// overlaps nothing of the node's. They avoid the default ranges of other tools (Docker 172.17–172.31 and
 // 192.168.0–240, Podman 10.88, CRI-O 10.85, flannel 10.244, k3s 10.42 and 10.43, services 10.96), as long as others are free.
 func Candidates4() []netip.Prefix {
 	var c []netip.Prefix
@@ -34,7 +34,7 @@ func Candidates4() []netip.Prefix {
 // node keeps its range and two nodes differ.
 func Candidates6(key [32]byte) []netip.Prefix {
 	machine, _ := os.ReadFile("/etc/machine-id")
-	if len(machine) < 32 { // none on this node, or an image's that was never started: until the next boot will do
+	if len(machine) < 32 { // missing, or that of an image before its first boot: a range until the next boot will do
 		machine, _ = os.ReadFile("/proc/sys/kernel/random/boot_id")
 	}
 	var c []netip.Prefix
@@ -48,13 +48,13 @@ func Candidates6(key [32]byte) []netip.Prefix {
 	return c
 }
 
-// Occupied is a range that the node uses already.
+// Occupied is a range in use on the node.
 type Occupied struct {
 	prefix netip.Prefix
-	What   string // who uses it: "route 10.0.0.0/8 dev eth0"
+	What   string // its user: "route 10.0.0.0/8 dev eth0"
 }
 
-// Pick returns the first candidate that overlaps nothing.
+// Pick returns the first candidate that overlaps no range in use. Error kinds: Precondition.
 func Pick(candidates []netip.Prefix, taken []Occupied) (netip.Prefix, error) {
 	for _, c := range candidates {
 		if Collision(c, taken) == nil {
@@ -74,8 +74,8 @@ func Collision(p netip.Prefix, taken []Occupied) *Occupied {
 	return nil
 }
 
-// InUse lists the addresses and routes of the host, but not those of link own. Default routes, also those that a
-// VPN writes as two halves, are no collision: anything shorter than 7 bits counts as one.
+// InUse returns the ranges of the node's addresses and routes, except those of the link with index own. Prefixes shorter
+// than 7 bits are left out: they are default routes, or the halves of one that a VPN writes.
 func InUse(h *netlink.Handle, own int) ([]Occupied, error) {
 	addrs, err := link.List(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -102,8 +102,8 @@ func InUse(h *netlink.Handle, own int) ([]Occupied, error) {
 	return taken, nil
 }
 
-// CheckRanges refuses configured ranges that the bridge cannot use: at most one of each family, with room for a gateway
-// and a pod.
+// CheckRanges returns an error of kind Invalid unless the ranges can be used: at most one of each family, each with room for
+// a gateway and a pod.
 func CheckRanges(ranges []netip.Prefix) error {
 	var v4, v6 int
 	for _, r := range ranges {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Counter is what went through one link of a pod since the link was made.
+// Counter has the counters of one link, from its creation on.
 type Counter struct {
 	Name                 string // as the pod sees it
 	RxBytes, TxBytes     uint64
@@ -52,8 +52,7 @@ func Counters(path string) ([]Counter, error) {
 }
 
 // CountersOf reads the counters of all links but the loopback in the network namespace of a process, which is cheaper than
-// to enter the namespace. The process may have ended meanwhile, and its number be another's: the caller makes sure of it
-// afterwards.
+// entering the namespace. The process may end and its pid be reused meanwhile: the caller must check that afterwards.
 func CountersOf(pid int) ([]Counter, error) {
 	path := fmt.Sprintf("/proc/%d/net/dev", pid)
 	body, err := os.ReadFile(path)

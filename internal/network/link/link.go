@@ -10,19 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unplug takes a link of the host off its bridge, and down. None is no error.
+// Unplug removes a link of the host from its bridge and sets it down. A missing link is no error.
 func Unplug(name string) error {
 	return onLink("take off the bridge", name, func(h *netlink.Handle, l netlink.Link) error {
 		return errors.Join(h.LinkSetNoMaster(l), h.LinkSetDown(l))
 	})
 }
 
-// Remove removes a link of the host, and with it the other end in the pod. None is no error.
+// Remove removes a link of the host, and with it the peer in the pod. A missing link is no error.
 func Remove(name string) error {
 	return onLink("remove", name, (*netlink.Handle).LinkDel)
 }
 
-// onLink does something to a link of the host. A link that is not there, or no more, is left out.
+// onLink runs do on a link of the host, unless the link is missing or vanishes meanwhile.
 func onLink(what, name string, do func(*netlink.Handle, netlink.Link) error) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -42,7 +42,7 @@ func onLink(what, name string, do func(*netlink.Handle, netlink.Link) error) err
 	return nil
 }
 
-// List repeats a listing that changed while the kernel wrote it out.
+// List calls list again if the kernel reports that its dump was interrupted by a change (NLM_F_DUMP_INTR).
 func List[T any](list func() (T, error)) (v T, err error) {
 	for range 5 {
 		if v, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -65,7 +65,7 @@ func Prefix(n *net.IPNet) (netip.Prefix, bool) {
 	return p, ok && p.IsValid()
 }
 
-// Address makes a netlink address that is usable at once.
+// Address returns p as a netlink address without duplicate address detection, so that it is usable at once.
 func Address(p netip.Prefix) *netlink.Addr {
 	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
 	if p.Addr().Is6() {

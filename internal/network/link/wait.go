@@ -14,15 +14,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// The kernel finishes two things in the background after it has said yes, and loses packets until then, so that a
-// client's first one would be sent again a second later: a link takes note of its carrier, and an IPv6 address joins the
-// multicast group that neighbours ask for it. Both take microseconds, and milliseconds on a busy machine.
+// The kernel finishes two things in the background, and drops packets until then, so that a client would retransmit its
+// first packet a second later: a link detects its carrier, and an IPv6 address joins its solicited-node multicast group. Both
+// take microseconds, on a busy machine milliseconds.
 const (
 	waitStep  = 500 * time.Microsecond
 	waitLimit = 5 * time.Second
 )
 
-// WaitUp waits until the link can carry packets.
+// WaitUp waits until the link is operationally up. Error kinds: Unavailable.
 func WaitUp(name string) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -30,7 +30,7 @@ func WaitUp(name string) error {
 	}
 	defer h.Close()
 	return wait("link "+name+" has no carrier", func() (bool, error) {
-		link, err := h.LinkByName(name) // newer kernels (6.8) finish what is in the background when they are asked
+		link, err := h.LinkByName(name) // Linux 6.8 and later finish pending link events for this request
 		if err != nil {
 			return false, fmt.Errorf("look for link %s: %w", name, err)
 		}
@@ -38,7 +38,7 @@ func WaitUp(name string) error {
 	})
 }
 
-// WaitAddress waits until neighbours that ask for an address of the link are heard.
+// WaitAddress waits until the link receives neighbour solicitations for the address. Error kinds: Unavailable.
 func WaitAddress(link string, ip netip.Addr) error {
 	if ip.Is4() {
 		return nil

@@ -11,8 +11,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// Do runs fn on a thread that is in the network namespace of file ns. Sockets that fn opens and what it reads below
-// /proc/sys/net are of that namespace. fn must not start goroutines that count on it.
+// Do runs fn on a thread that is in the network namespace of file ns. Sockets that fn opens belong to that
+// namespace, and so does /proc/sys/net. Goroutines that fn starts run elsewhere.
 func Do(ns *os.File, fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- enter(ns, fn) }()
@@ -38,8 +38,8 @@ func enter(ns *os.File, fn func() error) error {
 	return err
 }
 
-// LockHost makes one process at a time choose names and ranges in this network namespace: it holds a flock on the
-// namespace's own inode, which every process of the namespace can open and no file has to be made for.
+// LockHost serialises the choice of link names and address ranges between the processes of this network namespace, by a
+// flock on the namespace's inode, which all of them can open.
 func LockHost() (unlock func(), err error) {
 	ns, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -52,8 +52,8 @@ func LockHost() (unlock func(), err error) {
 	return func() { ns.Close() }, nil
 }
 
-// Identify names the network namespace at path, for as long as the machine runs: the name is never another's, as a path or an
-// inode number may be. It is "" when there is no network namespace at path.
+// Identify returns a name of the network namespace at path that is unique until the next boot, unlike a path or an inode
+// number; "" if there is no network namespace at path.
 func Identify(path string) string {
 	if !Is(path) {
 		return ""
@@ -68,7 +68,7 @@ func Identify(path string) string {
 		return ""
 	}
 	var number uint64
-	err = Do(ns, func() error { // which also tells a network namespace from others
+	err = Do(ns, func() error { // fails for a namespace of another type
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -90,7 +90,7 @@ func Identify(path string) string {
 	return fmt.Sprintf("%s cookie %d", boot, number)
 }
 
-// Is tells whether path is a namespace that is still there: a file whose mount is gone is an ordinary file.
+// Is reports whether path is a namespace: a file whose bind mount is gone is an ordinary file.
 func Is(path string) bool {
 	var s unix.Statfs_t
 	return unix.Statfs(path, &s) == nil && s.Type == unix.NSFS_MAGIC

@@ -13,7 +13,7 @@ import (
 
 const sysctlNet = "/proc/sys/net"
 
-// Sysctl reads net/<name> of the calling thread's network namespace; "" when the kernel has it not.
+// Sysctl reads net/<name> of the calling thread's network namespace; "" if the kernel does not have it.
 func Sysctl(name string) string {
 	body, err := os.ReadFile(filepath.Join(sysctlNet, name))
 	if err != nil {
@@ -22,7 +22,7 @@ func Sysctl(name string) string {
 	return strings.TrimSpace(string(body))
 }
 
-// SetSysctl writes net/<name>, unless it has that value already: /proc/sys may be read-only and right.
+// SetSysctl writes net/<name>, unless it has that value already: a read-only /proc/sys is no error then.
 func SetSysctl(name, value string) error {
 	if Sysctl(name) == value {
 		return nil
@@ -34,7 +34,7 @@ func SetSysctl(name, value string) error {
 }
 
 // SetSysctls sets kernel parameters in the network namespace at path. Error kinds: Invalid (a parameter that does not exist
-// there, or a value that the kernel does not take).
+// there, or a value that the kernel refuses).
 func SetSysctls(path string, values sysctls.Values) error {
 	ns, err := os.Open(path)
 	if err != nil {
@@ -47,13 +47,13 @@ func SetSysctls(path string, values sysctls.Values) error {
 	})
 }
 
-// HasIPv6 tells whether new links of the calling thread's network namespace get IPv6.
+// HasIPv6 reports whether new links of the calling thread's network namespace get IPv6.
 func HasIPv6() bool {
 	return Sysctl("ipv6/conf/all/disable_ipv6") == "0" && Sysctl("ipv6/conf/default/disable_ipv6") == "0"
 }
 
-// QuietIPv6 makes a link of ours neither wait for duplicates of its addresses, which nobody else gives out, nor take
-// routes from router advertisements, which on the bridge only another pod can send.
+// QuietIPv6 disables duplicate address detection on a link of ours, whose addresses are unique, and router advertisements,
+// which on the bridge only another pod can send.
 func QuietIPv6(link string) error {
 	for _, key := range []string{"accept_dad", "accept_ra"} {
 		if err := SetSysctl("ipv6/conf/"+link+"/"+key, "0"); err != nil {
@@ -63,7 +63,7 @@ func QuietIPv6(link string) error {
 	return nil
 }
 
-// EnableForwarding lets the host forward packets of the families in use.
+// EnableForwarding enables forwarding on the host for the families in use.
 func EnableForwarding(ipv4, ipv6 bool) error {
 	if ipv4 {
 		if err := SetSysctl("ipv4/ip_forward", "1"); err != nil {

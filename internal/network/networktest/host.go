@@ -36,8 +36,8 @@ func init() { runtime.LockOSThread() }
 // with it whatever has that number by then, such as the listener of a test.
 var machineNetns *os.File
 
-// Main is a TestMain that runs the tests in a network and a mount namespace of their own: the machine is not touched, and nothing of its
-// network can be reached.
+// Main is a TestMain that runs the tests in a network and a mount namespace of their own: the machine is not touched, and
+// nothing of its network can be reached.
 func Main(m *testing.M) {
 	switch os.Getenv(inside) {
 	case "new":

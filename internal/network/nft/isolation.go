@@ -38,22 +38,22 @@ import (
 //	  chain nsN        { ip daddr @members4N accept; ip6 daddr @members6N accept; drop }
 //	}
 //
-// Only what nft(8) can list is used, for whoever lists the node's rules lists these too.
+// The tables use only features that nft(8) can list, because operators list all rules of the node.
 //
 // The first one is for frames from one port of the bridge to another, broadcasts and ARP among them. The second one is for
 // who sends to another pod's address by way of the gateway. On a node that filters bridged packets (br_netfilter) what goes
 // from port to port passes the second and then the first, with all that is for neighbours, which no router passes on. Host
 // ports stay open to all: they are open to the world. On such a node their packets, translated, go from port to port too; the
-// mark lets them, and is set when nothing is left to be routed by it. A pod that is in no set reaches nobody and is reached by nobody. The
-// group is that of the links of this daemon's pods, and sets them apart from the ports of other bridges of the node: matching
-// the bridge by its name would need a kernel with nft_meta_bridge.
+// mark lets them, and is set when nothing is left to be routed by it. A pod that is in no set reaches nobody and is reached
+// by nobody. The group is that of the links of this daemon's pods, and sets them apart from the ports of other bridges of
+// the node: matching the bridge by its name would need a kernel with nft_meta_bridge.
 type Isolation struct {
 	Table  string
 	Bridge string
 	Links  uint32 // the group
 }
 
-// Resident is a pod as the sets have it.
+// Resident is a pod in the sets.
 type Resident struct {
 	Link      string // the node's end
 	MAC       net.HardwareAddr
@@ -101,7 +101,7 @@ func (s Isolation) members(namespace uint32) members {
 
 func chainOf(namespace uint32) string { return fmt.Sprint("ns", namespace) }
 
-// change says what is to be done with elements of one set.
+// change adds elements to a set or deletes them from it.
 type change func(*nftables.Set, []nftables.SetElement) error
 
 // apply does it with all elements of the residents. A key has its parts at multiples of four bytes.
@@ -188,7 +188,7 @@ func (s Isolation) Install(all []Resident) error {
 	return nil
 }
 
-// chain adds a chain, a base chain where there is a hook, and returns what adds rules to it.
+// chain adds a chain, with a hook a base chain, and returns a function that adds rules to it.
 func chain(c *nftables.Conn, t *nftables.Table, name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) func(parts ...[]expr.Any) {
 	ch := &nftables.Chain{Name: name, Table: t}
 	if hook != nil {
@@ -253,8 +253,8 @@ func (s Isolation) addNamespaces(c *nftables.Conn, residents []Resident) error {
 	return nil
 }
 
-// spoofing adds the rules for what a port of the bridge sends: IPv4, IPv6 and ARP, from its own hardware address and IP
-// addresses. No pod says that another's address, or the gateway's, is at its own hardware address (ARP; neighbour
+// spoofing adds the rules for packets that a port of the bridge may send: IPv4, IPv6 and ARP, from its own hardware address
+// and IP addresses. No pod says that another's address, or the gateway's, is at its own hardware address (ARP; neighbour
 // advertisements), or that it is a router.
 func (s Isolation) spoofing(rule func(parts ...[]expr.Any), known sets) {
 	const (
@@ -325,7 +325,7 @@ func (s Isolation) update(residents []Resident, of func(*nftables.Conn) change) 
 	return nil
 }
 
-// Installed tells whether both tables are.
+// Installed reports whether both tables exist.
 func (s Isolation) Installed() (bool, error) {
 	l2, l3 := s.tables()
 	for _, t := range []*nftables.Table{l2, l3} {
@@ -336,7 +336,7 @@ func (s Isolation) Installed() (bool, error) {
 	return true, nil
 }
 
-// Uninstall removes the tables; none is no error.
+// Uninstall removes the tables. A missing table is no error.
 func (s Isolation) Uninstall() error {
 	l2, l3 := s.tables()
 	return errors.Join(RemoveTable(l2.Name, l2.Family), RemoveTable(l3.Name, l3.Family))
@@ -361,12 +361,12 @@ func ip(offset, length, register uint32) []expr.Any {
 	return []expr.Any{&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}}
 }
 
-// vmap goes where a map of verdicts says for what is in register 1.
+// vmap looks up register 1 in a verdict map.
 func vmap(m *nftables.Set) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg1, DestRegister: 0, IsDestRegSet: true, SetName: m.Name, SetID: m.ID}}
 }
 
-// in1 and notIn1 match what is in register 1, and goes on behind it, against a set.
+// in1 and notIn1 match register 1, and those behind it, against a set.
 func in1(s *nftables.Set) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg1, SetName: s.Name, SetID: s.ID}}
 }
@@ -382,7 +382,7 @@ const (
 	translatedMark = 1 << 3
 )
 
-// masked matches when one of the bits is set in what load loads.
+// masked matches if load loads a value with one of the bits set.
 func masked(load expr.Any, bits uint32) []expr.Any {
 	four := binaryutil.NativeEndian.PutUint32
 	return []expr.Any{

@@ -37,7 +37,8 @@ import (
 //
 // The last rules are for a client on the bridge or on the node's loopback that uses a host port: the answer has to come
 // back the way the question went. route_localnet lets packets for 127/8 travel over the bridge for that, and guard keeps a
-// pod from using it to reach what listens on the node's loopback only. IPv6 has no such sysctl: see reachLoopback6.
+// pod from using it to reach what listens on the node's loopback only. IPv6 has no such sysctl: see reachLoopback6 in
+// package bridge.
 type PortRules struct {
 	Table        string
 	Bridge       string
@@ -216,7 +217,7 @@ func words(parts ...[]byte) (all []byte) {
 }
 
 // socketBuffer is the size of each of a socket's buffers, in bytes: a transaction goes into one as a whole, and the
-// acknowledgements of all its messages, some hundreds of bytes each, into the other. What the kernel gives by default is
+// acknowledgements of all its messages, some hundreds of bytes each, into the other. The kernel's default is
 // full with those of twenty pods with host ports.
 const socketBuffer = 8 << 20
 
@@ -227,7 +228,7 @@ func roomy() (*nftables.Conn, error) {
 	}))
 }
 
-// HasTable tells whether the table is there.
+// HasTable reports whether the table exists.
 func HasTable(name string, family nftables.TableFamily) (bool, error) {
 	c, err := nftables.New()
 	if err != nil {
@@ -243,7 +244,7 @@ func HasTable(name string, family nftables.TableFamily) (bool, error) {
 	return true, nil
 }
 
-// RemoveTable removes the table; none is no error. It looks first: to refuse the deletion of what is not there takes the
+// RemoveTable removes the table. A missing table is no error; it is looked for first, because a failed deletion takes the
 // kernel some milliseconds, and most daemons start and end without a table.
 func RemoveTable(name string, family nftables.TableFamily) error {
 	if found, err := HasTable(name, family); err != nil || !found {
@@ -274,7 +275,7 @@ func multicast(r netip.Prefix) netip.Prefix {
 	return multicast6
 }
 
-// side is where in an IP header an address stands.
+// side has the offsets of an address in the IP headers, in bytes.
 type side struct{ offset4, offset6 uint32 }
 
 var (
@@ -329,7 +330,7 @@ func protocolNumber(p network.Protocol) byte {
 	}
 }
 
-// family says where things of a mapping are: in the header of IP, and in the registers. A register of sixteen bytes is four of
+// family has the offsets and lengths of a mapping's parts, in the IP header and in registers. A register of sixteen bytes is four of
 // four bytes, which have numbers of their own.
 type family struct {
 	number byte
@@ -342,7 +343,7 @@ var (
 	family6 = family{unix.NFPROTO_IPV6, dst.offset6, 16}
 )
 
-// word is the register of four bytes that stands so many bytes behind the beginning of register 1.
+// word returns the 4-byte register at an offset in bytes from the beginning of register 1.
 func word(bytes uint32) uint32 { return unix.NFT_REG32_00 + bytes/4 }
 
 // port loads the transport protocol and the destination port, which TCP, UDP and SCTP have in the same place, into a register
@@ -359,7 +360,7 @@ func (f family) destination() []expr.Any {
 	return append(ip(f.offset, f.length, reg1), f.port(word(f.length))...)
 }
 
-// translate looks up in a map what is in register 1, and has the packet go there.
+// translate translates the packet's destination to the value of register 1 in a map.
 func (f family) translate(m *nftables.Set) []expr.Any {
 	const at = 32 // bytes, behind the longest key
 	return []expr.Any{
@@ -368,7 +369,7 @@ func (f family) translate(m *nftables.Set) []expr.Any {
 	}
 }
 
-// translated loads, after the translation, what tells a packet through a mapping: where it goes, and which port the client used.
+// translated loads the key of the back sets, after the translation: the destination, and the port that the client used.
 func (f family) translated() []expr.Any {
 	return append(f.destination(), &expr.Ct{Register: word(f.length + 8), Key: expr.CtKeyPROTODST, Direction: 0}) // of the original direction
 }

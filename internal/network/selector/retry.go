@@ -128,14 +128,13 @@ func (s *Selector) retryOne(r *retry) {
 	}
 }
 
-// How often the plugins are asked to give back what belongs to no pod, and how soon again when pods were coming or going.
+// The intervals of GC, and of the next attempt if pods were being attached or detached.
 const (
 	gcEvery = time.Hour
 	gcAgain = 10 * time.Second
 )
 
-// maintain does, after the start and then every hour, what keeps a node right over months: CHECK for the pods that an
-// earlier process attached, once, and GC.
+// maintain runs CHECK once for the pods that an earlier process attached, and GC after the start and then every hour.
 func (s *Selector) maintain(kept []string) {
 	for wait := time.Duration(0); ; {
 		select {
@@ -148,7 +147,7 @@ func (s *Selector) maintain(kept []string) {
 		}
 		kept, wait = nil, gcEvery
 		gc := s.cni.GC
-		if s.choice == BuiltIn { // the node's own directory is somebody else's
+		if s.choice == BuiltIn { // other software owns the node's own directory
 			gc = s.cni.GCHandlers
 		}
 		switch err := gc(s.life); {

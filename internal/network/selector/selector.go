@@ -25,8 +25,8 @@ const (
 	BuiltIn Choice = "builtin" // the bridge, whatever is configured for CNI
 )
 
-// Select is the network of the daemon. It sends each pod to the network that is to have it, and goes on detaching, in the
-// background, what could not be detached: see retryLater.
+// Selector is the network of the daemon. It sends each pod to its network, and retries failed detachments in the background
+// (retryLater).
 type Selector struct {
 	cni     *cni.Network
 	bridge  *bridge.Network
@@ -37,7 +37,7 @@ type Selector struct {
 	end     context.CancelFunc
 	workers sync.WaitGroup
 
-	mu       sync.Mutex               // guards what follows; never held over a call
+	mu       sync.Mutex               // guards the fields below; never held over a call
 	busy     map[string]chan struct{} // pods that are being detached or checked; closed when that is done
 	retries  map[string]*retry        // the retry queue of detachments, by pod ID
 	retrying bool                     // whether the queue's worker runs
@@ -45,14 +45,14 @@ type Selector struct {
 	closed   bool
 }
 
-// NewSelect joins the two networks; Close closes the bridge.
+// New joins the two networks; Close closes the bridge.
 func New(cni *cni.Network, bridge *bridge.Network, choice Choice) *Selector {
 	s := &Selector{cni: cni, bridge: bridge, choice: choice, busy: map[string]chan struct{}{}, retries: map[string]*retry{}, wake: make(chan struct{}, 1)}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s
 }
 
-// of is the network for the pod. A handler with a directory of CNI configurations has its pods attached by CNI, whatever is
+// of returns the network for the pod. A handler with a directory of CNI configurations has its pods attached by CNI, whatever is
 // chosen for the others: a pod that is to be kept apart must not get the common network while that directory is empty.
 func (s *Selector) of(pod network.Pod) (network.Network, error) {
 	if pod.CNIConfDir != "" {
@@ -81,7 +81,7 @@ func (s *Selector) awaitCNI() error {
 	return fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s, and the API server's pods do not get the built-in network, which other nodes cannot reach; install the cluster's network plugin, or set network.use = \"builtin\" in a cluster of one node", s.cni.ConfDir())
 }
 
-// current is the network for a pod that comes now, without a directory of its own.
+// current returns the network for a new pod whose handler has no CNI directory of its own.
 func (s *Selector) current() (network.Network, error) {
 	switch s.choice {
 	case OnlyCNI:
@@ -125,7 +125,7 @@ func (s *Selector) Detach(ctx context.Context, pod network.Pod, result *network.
 	return nil
 }
 
-// detach goes to the network that attached the pod; when nobody knows, to both, for each knows what it has begun.
+// detach calls the network that attached the pod, or both if that is not known: each has a record of its attachments.
 func (s *Selector) detach(ctx context.Context, pod network.Pod, result *network.Result) error {
 	switch {
 	case result == nil:
@@ -158,8 +158,8 @@ func (s *Selector) Notice() string {
 	return n.Notice()
 }
 
-// Reclaim takes away what an earlier process has left for pods that keep does not want. Call it once, before the first
-// Attach. What the bridge has left is gone when it returns; plugins, which may take minutes, run in the background.
+// Reclaim detaches the pods of an earlier process for which keep returns false. Call it once, before the first Attach. The
+// bridge is done when it returns; CNI plugins, which may take minutes, run in the background.
 func (s *Selector) Reclaim(ctx context.Context, keep func(podID string) bool) error {
 	err := s.bridge.Reclaim(ctx, keep)
 	attached, errCNI := s.cni.Attached()
@@ -188,7 +188,7 @@ func (s *Selector) SetPodCIDR(ranges []netip.Prefix) error {
 	return nil
 }
 
-// Close ends the daemon's part and what runs in the background; pods keep their network.
+// Close ends background work and waits for it. Pods keep their network.
 func (s *Selector) Close() error {
 	s.mu.Lock()
 	s.closed = true
