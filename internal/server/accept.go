@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// acceptor counts the connections that gRPC has accepted and does not serve yet. gRPC closes those when it stops, without a
-// word, and their clients' calls fail; one that was never accepted waits for the next daemon. It is safe for concurrent use.
+// acceptor counts the connections that gRPC has accepted and does not serve yet. When gRPC stops, it closes them without
+// GOAWAY, and their clients' calls fail. A connection that was never accepted waits for the next daemon. It is safe for concurrent use.
 type acceptor struct {
 	mu      sync.Mutex
 	pending int
 	parked  map[*countedListener]bool // those that accept nothing more
-	changed *sync.Cond                // pending, parked, or the patience of pause
+	changed *sync.Cond                // pending or parked has changed, or the timeout of pause has passed
 }
 
 func newAcceptor() *acceptor {
@@ -23,16 +23,16 @@ func newAcceptor() *acceptor {
 	return a
 }
 
-// pause accepts nothing more from the listeners, and returns when what they had accepted is served, or after patience: a
-// client may have said nothing yet.
-func (a *acceptor) pause(listeners []net.Listener, patience time.Duration) {
+// pause stops accepting from the listeners. It returns when all accepted connections are served, or after the timeout: a
+// client may not have sent anything yet.
+func (a *acceptor) pause(listeners []net.Listener, timeout time.Duration) {
 	for _, l := range listeners {
 		if d, ok := l.(interface{ SetDeadline(time.Time) error }); ok {
 			d.SetDeadline(time.Unix(1, 0)) // Accept fails; gRPC tries again until it is stopped
 		}
 	}
-	until := time.Now().Add(patience)
-	defer time.AfterFunc(patience, a.changed.Broadcast).Stop()
+	until := time.Now().Add(timeout)
+	defer time.AfterFunc(timeout, a.changed.Broadcast).Stop()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for (a.pending > 0 || len(a.parked) < len(listeners)) && time.Now().Before(until) {

@@ -12,7 +12,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
-// archiveService is kuri.v1.Images: what the CRI has no RPC for.
+// archiveService is kuri.v1.Images: operations on images that the CRI lacks.
 type archiveService struct {
 	kuriv1.UnimplementedImagesServer
 	store *image.Store
@@ -65,11 +65,11 @@ func (s *archiveService) WatchPull(req *kuriv1.WatchPullRequest, stream grpc.Ser
 	if err != nil {
 		return err
 	}
-	told, err := s.store.WatchPull(stream.Context(), req.GetImage(), handler.Platform)
+	progress, err := s.store.WatchPull(stream.Context(), req.GetImage(), handler.Platform)
 	if err != nil {
 		return err
 	}
-	for now := range told {
+	for now := range progress {
 		if err := stream.Send(pullProgress(now)); err != nil {
 			return err
 		}
@@ -94,7 +94,7 @@ func pullProgress(now image.Progress) *kuriv1.PullProgress {
 	return p
 }
 
-// What the phases are called in the protocol.
+// The names of the phases in the protocol.
 var (
 	pullPhases = [...]kuriv1.PullPhase{
 		image.Resolving: kuriv1.PullPhase_PULL_PHASE_RESOLVING,

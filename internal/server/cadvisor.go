@@ -113,7 +113,7 @@ func (s *cadvisorService) find(id string) (*pod.Container, error) {
 const ociSpec = `{"ociVersion":"1.2.0","process":{"env":[],"cwd":"/"}}`
 
 // container answers with a GetContainerResponse. cAdvisor asks as soon as it sees the cgroup, which is before the container is
-// created, and believes it to be nobody's for good when it is not told then.
+// created, and ignores the container for good if the answer is an error.
 func (s *cadvisorService) container(id string) (wireAnswer, error) {
 	r := s.pods.Coming(id)
 	if r == nil {

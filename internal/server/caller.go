@@ -22,7 +22,7 @@ import (
 // Its program is the name of its file, or of the process where that cannot be read.
 type caller step.Caller
 
-// AuthType makes a caller what gRPC keeps of a connection.
+// AuthType implements credentials.AuthInfo.
 func (caller) AuthType() string { return "SO_PEERCRED" }
 
 // LogValue is how the log shows a caller.
@@ -30,11 +30,12 @@ func (c caller) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("pid", int(c.Pid)), slog.Int64("uid", int64(c.UID)), slog.String("program", c.Program))
 }
 
-// peerCredentials are transport credentials that let everybody in whom the socket lets in, note who it is, and count what
+// peerCredentials are transport credentials that admit everybody who could open the socket, record the caller, and count what
 // a connection has half-sent.
 type peerCredentials struct{ partial *partial }
 
-// ServerHandshake notes who has opened the connection. One that is not of a Unix socket has no caller.
+// ServerHandshake records the process at the other end of the connection. A connection of another kind than a Unix socket has
+// no caller.
 func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	if a, ok := conn.(*acceptedConn); ok {
 		conn = a.Conn
@@ -82,7 +83,7 @@ func (p peerCredentials) Clone() credentials.TransportCredentials { return p }
 // OverrideServerName does nothing.
 func (peerCredentials) OverrideServerName(string) error { return nil }
 
-// callerOf returns who makes a request.
+// callerOf returns the caller of a request.
 func callerOf(ctx context.Context) caller {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -128,7 +129,7 @@ func (s *Server) subjectOf(message any) step.Subject {
 	return is
 }
 
-// detailsOf returns what else the log says of a request or an answer.
+// detailsOf returns further log attributes of a request or an answer.
 func detailsOf(message any) []any {
 	switch r := message.(type) {
 	case *runtime.RunPodSandboxRequest:

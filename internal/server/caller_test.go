@@ -87,7 +87,7 @@ func TestTheLogNamesTheSlowestStep(t *testing.T) {
 				step.Enter(ctx, steps[i].(string))
 				time.Sleep(steps[i+1].(time.Duration))
 			}
-			s.told(grpc.NewContextWithServerTransportStream(ctx, inMethod("/runtime.v1.RuntimeService/"+method)), op.Answer(nil), nil)
+			s.logOperation(grpc.NewContextWithServerTransportStream(ctx, inMethod("/runtime.v1.RuntimeService/"+method)), op.Answer(nil), nil)
 			return log.String()
 		}
 		got := run("RunPodSandbox", "namespaces", 100*time.Millisecond, "network", 2*time.Second, "files", time.Millisecond)

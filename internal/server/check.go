@@ -107,7 +107,7 @@ func (s *archiveService) Describe(_ context.Context, req *kuriv1.DescribeRequest
 	return resp, nil
 }
 
-// usedImages tells of an image whether a container is made of it, or mounts it.
+// usedImages returns a function that reports whether a container was made of an image, or mounts it.
 func (s *archiveService) usedImages() (func(id string) bool, error) {
 	containers, err := s.pods.ListContainers(pod.ContainerFilter{})
 	if err != nil {
@@ -139,7 +139,7 @@ func (s *archiveService) Save(req *kuriv1.SaveRequest, stream grpc.ServerStreami
 	return out.Flush()
 }
 
-// chunkWriter sends what is written.
+// chunkWriter sends each write as a message.
 type chunkWriter struct {
 	stream grpc.ServerStreamingServer[kuriv1.SaveChunk]
 }

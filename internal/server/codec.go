@@ -15,21 +15,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// What requests may take once they are decoded, in bytes. A message on the wire can be a hundredth of that: two bytes make
-// an empty message, which takes more than a hundred.
+// Limits of the memory of decoded requests, in bytes. A message on the wire can be a hundredth of that: two bytes encode an
+// empty message, which takes more than a hundred.
 const (
 	maxDecoded = 64 << 20 // one request
 	allDecoded = 96 << 20 // all large ones at once
-	small      = 64 << 10 // on the wire; not looked at
+	small      = 64 << 10 // on the wire; smaller ones are not checked
 )
 
-// codec is gRPC's, for Protocol Buffers, with a bound on what requests cost. It is safe for concurrent use.
+// codec is gRPC's codec for Protocol Buffers, with limits on the memory of requests. It is safe for concurrent use.
 type codec struct {
 	encoding.CodecV2
 
 	mu      sync.Mutex
 	used    int           // bytes
-	held    map[any]int   // what decoded messages take, until their requests are answered
+	held    map[any]int   // size of each decoded message, until its request is answered
 	refused map[any]error // why messages were not decoded: gRPC would make another error of it
 }
 
@@ -109,7 +109,7 @@ func (c *codec) release(v any) {
 	delete(c.held, v)
 }
 
-// unary gives back what a request takes when it has been answered.
+// unary releases a request's size when it has been answered.
 func (c *codec) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	if err := c.refusal(req); err != nil {
 		return nil, err
@@ -136,7 +136,7 @@ func (r releasing) RecvMsg(m any) error {
 	return r.c.refusal(m)
 }
 
-// What decoding takes beside the bytes themselves: for a message, for an entry of a list (which is copied as the list
+// The memory of decoding, beside the bytes themselves: for a message, for an entry of a list (which is copied as the list
 // grows), and for one of a map.
 const (
 	messageCost = 160

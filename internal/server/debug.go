@@ -20,13 +20,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// serveDebug serves, on a Unix socket that is root's alone, what helps to find a fault of kurid, until the server closes:
+// serveDebug serves profiles and state for debugging kurid, on a Unix socket for root alone, until the server closes:
 //
 //	/metrics         as at metrics_listen
 //	/debug/pprof/    profiles, for go tool pprof
 //	/debug/keeper/pprof/, /debug/streams/pprof/
 //	                 likewise of the keeper, and of the process that streams
-//	/debug/state     what there is and what is under way, as JSON
+//	/debug/state     pods, containers, images and operations in progress, as JSON
 func (s *Server) serveDebug(path string, o Options) error {
 	l, err := o.Socket(path)
 	if err != nil {

@@ -46,7 +46,7 @@ func (b *changeBatches) add(layer digest.Digest, c rootfs.Change) error {
 	return nil
 }
 
-// send sends what there is, and begins the next message.
+// send sends the buffered entries, and begins the next message.
 func (b *changeBatches) send() error {
 	full := b.next
 	b.next = &kuriv1.DiffResponse{}

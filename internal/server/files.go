@@ -19,7 +19,7 @@ func (s *filesService) Pack(req *kuriv1.PackRequest, stream grpc.ServerStreaming
 	return s.pods.PackFiles(stream.Context(), req.GetContainerId(), req.GetDirectory(), req.GetName(), packStream{stream})
 }
 
-// packStream sends what is written to it.
+// packStream sends each write as a message.
 type packStream struct {
 	stream grpc.ServerStreamingServer[kuriv1.PackChunk]
 }
@@ -43,7 +43,7 @@ func (s *filesService) Unpack(stream grpc.ClientStreamingServer[kuriv1.UnpackChu
 	return stream.SendAndClose(&kuriv1.UnpackResponse{})
 }
 
-// unpackStream reads what is sent.
+// unpackStream reads the data of the messages received.
 type unpackStream struct {
 	stream grpc.ClientStreamingServer[kuriv1.UnpackChunk, kuriv1.UnpackResponse]
 	left   []byte

@@ -19,19 +19,19 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// A daemon that is asked to end fails no call, and keeps its successor waiting for none. Only one of the two may write
-// records, so each call in flight goes one of three ways:
+// A daemon that is asked to end fails no call, and delays its successor for none. Only one of the two may write records, so
+// each call in flight takes one of three ways:
 //
 //   - it ends soon, and is answered;
-//   - it needs no record (lingers): it goes on in this process until its own end, beside the successor;
-//   - it is relayed: its waiting ends, and the same request is made of the successor, whose answer is the client's. Every
-//     verb is idempotent, so the successor joins or finds what has been done.
+//   - it needs no record (lingers): it goes on in this process to its end, beside the successor;
+//   - it is relayed: this process stops waiting and sends the same request to the successor, whose answer the client gets.
+//     Every verb is idempotent, so the successor joins the work or finds its result.
 //
 // The order is Drain, the closing of all that owns records, Released, Wait.
 
 // Limits of a handover.
 const (
-	goodbyeWait   = 250 * time.Millisecond // without a call, from clients that do not know yet that they have to dial anew
+	goodbyeWait   = 250 * time.Millisecond // without a call from a client that has not yet got GOAWAY
 	goodbyeLimit  = 2 * time.Second        // for that
 	longWait      = time.Second            // until a call that may take long is relayed
 	closeWait     = 10 * time.Second       // until any other is, and a stream is cut
@@ -77,8 +77,8 @@ func lingers(method string) bool {
 	return strings.HasSuffix(method, "/ExecSync") || strings.HasPrefix(method, "/kuri.v1.Files/")
 }
 
-// long reports whether a method may take long and writes nothing that its flight does not finish or take back: what it has
-// done by then is found by the successor.
+// long reports whether a method may take long and can be relayed early: its flight finishes or undoes everything that it
+// writes, and the successor finds the result.
 func long(method string) bool {
 	return strings.HasSuffix(method, "/PullImage") || strings.HasSuffix(method, "/StopContainer")
 }
@@ -105,8 +105,8 @@ func (h *handover) enter(method string) (leave func(), ok bool) {
 	}, true
 }
 
-// settle lets no further call use a record, and returns when none does, or else false after closeWait. Closed says that all
-// connections are: then nobody can call.
+// settle stops calls from using records. It returns true when no call uses one any more, false after closeWait. The channel
+// closed reports that all connections are closed, so that there are no further calls.
 func (h *handover) settle(closed <-chan struct{}) bool {
 	quick := time.AfterFunc(longWait, h.relay)
 	defer quick.Stop()

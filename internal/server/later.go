@@ -8,7 +8,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// The RPCs that a later version brings. Each answers Unimplemented, so that a kubelet falls back where it can.
+// The RPCs that are not supported yet. Each answers Unimplemented, so that a kubelet falls back if it can.
 
 func later(what string) error {
 	return fault.New(fault.Unimplemented, "this version of Kuri has no %s yet; docs/cri.md tells what there is", what)

@@ -21,7 +21,7 @@ const (
 	chunkBytes = 1 << 20 // exceeded by one item
 )
 
-// inChunks sends items, each once and in order; size is about what one takes on the wire, in bytes.
+// inChunks sends items, each once and in order; size estimates the bytes of one on the wire.
 func inChunks[T any](items []T, size func(T) int, send func([]T) error) error {
 	begin, bytes := 0, 0
 	for i, item := range items {
@@ -36,13 +36,13 @@ func inChunks[T any](items []T, size func(T) int, send func([]T) error) error {
 	return nil
 }
 
-// described is an item with what users write: that makes it large.
+// described is an item with labels and annotations, which make up most of its size.
 type described interface {
 	GetLabels() map[string]string
 	GetAnnotations() map[string]string
 }
 
-// sizeOf is about what an item takes on the wire, in bytes.
+// sizeOf estimates the bytes of an item on the wire.
 func sizeOf(d described) int {
 	size := 512
 	for k, v := range d.GetLabels() {

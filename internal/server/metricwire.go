@@ -39,7 +39,7 @@ func encodePodMetrics(m *pod.Metrics) []byte {
 	return out
 }
 
-// metricRoom is about what the metrics of one container take, in bytes.
+// metricRoom estimates the bytes of one container's metrics.
 const metricRoom = 28 << 10
 
 // appendMetrics appends field 2 of a PodSandboxMetrics, or of a ContainerMetrics: a Metric for each value.

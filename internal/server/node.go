@@ -58,7 +58,7 @@ func runtimeCondition(err error) *runtime.RuntimeCondition {
 	}
 	c.Reason, c.Message = "KeeperNotReady", err.Error()
 	var hung *keeper.Hung
-	if !errors.As(err, &hung) { // what to do about that one it says itself
+	if !errors.As(err, &hung) { // whose message has its own remedy
 		c.Message += "; another is started within seconds; if this stays, look at the log of kurid and restart it"
 	}
 	return c
@@ -75,15 +75,15 @@ func (s *runtimeService) networkCondition(ctx context.Context) *runtime.RuntimeC
 	return c
 }
 
-// verbose returns what operators and tools want to know beyond the API, by key. Values are JSON, but lastCNILoadStatus,
+// verbose returns the info map of a verbose Status, by key. Values are JSON, but lastCNILoadStatus,
 // which is text in containerd too.
 func (s *runtimeService) verbose(ctx context.Context, ready error) (map[string]string, error) {
-	told := map[string]any{"config": s.Info, "golang": goruntime.Version()}
+	values := map[string]any{"config": s.Info, "golang": goruntime.Version()}
 	if s.About != nil {
-		maps.Copy(told, s.About(ctx, ready))
+		maps.Copy(values, s.About(ctx, ready))
 	}
-	info := make(map[string]string, len(told))
-	for key, value := range told {
+	info := make(map[string]string, len(values))
+	for key, value := range values {
 		if text, ok := value.(Text); ok {
 			info[key] = string(text)
 			continue
@@ -97,7 +97,7 @@ func (s *runtimeService) verbose(ctx context.Context, ready error) (map[string]s
 	return info, nil
 }
 
-// Text is a value of [Options].About that is told as it is, not as JSON.
+// Text is a value of [Options].About that is returned verbatim, not as JSON.
 type Text string
 
 func (s *runtimeService) RuntimeConfig(context.Context, *runtime.RuntimeConfigRequest) (*runtime.RuntimeConfigResponse, error) {

@@ -22,7 +22,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	err = coded(err)
 	done(err)
 	op.Know(s.subjectOf(resp))
-	s.told(ctx, op.Answer(err), append(detailsOf(req), detailsOf(resp)...))
+	s.logOperation(ctx, op.Answer(err), append(detailsOf(req), detailsOf(resp)...))
 	return resp, err
 }
 
@@ -38,17 +38,17 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	}
 	err = coded(err)
 	done(err)
-	s.told(ctx, op.Answer(err), nil)
+	s.logOperation(ctx, op.Answer(err), nil)
 	return err
 }
 
 // methodOf returns the method of a full one, without its service.
 func methodOf(full string) string { return full[strings.LastIndexByte(full, '/')+1:] }
 
-// told logs what a request came to: aloud what failed here, as a warning what the client, its pod or its registry can mend,
-// and what was slow, with its slowest step; what has changed something; and the rest for who debugs. Who called, about what,
-// and how long each step took is said of all that changes something.
-func (s *Server) told(ctx context.Context, r step.Report, details []any) {
+// logOperation logs the outcome of a request. The level is error for a failure of Kuri's own; warning for one that the client,
+// its pod or its registry can mend, and for a slow request, with its slowest step; info for a change; debug for the rest.
+// Changes are logged with the caller, the subject and the duration of each step.
+func (s *Server) logOperation(ctx context.Context, r step.Report, details []any) {
 	method, _ := grpc.Method(ctx)
 	level := slog.LevelDebug
 	attrs := append([]any{"method", method, "took", r.Took}, subjectAttrs(r.Subject)...)
@@ -112,7 +112,7 @@ func (s *Server) ended(ctx context.Context, r step.Report) {
 // givenUp is how much longer than its answer an operation goes on that its caller has not waited for.
 const givenUp = 100 * time.Millisecond
 
-// subjectAttrs are what the log says of a subject.
+// subjectAttrs are the log attributes of a subject.
 func subjectAttrs(s step.Subject) (attrs []any) {
 	for _, a := range [][2]string{
 		{"namespace", s.Namespace}, {"pod", s.Pod}, {"pod_id", s.PodID}, {"container", s.Container}, {"container_id", s.ContainerID}, {"image", s.Image},
@@ -124,7 +124,7 @@ func subjectAttrs(s step.Subject) (attrs []any) {
 	return attrs
 }
 
-// stepAttrs are the times of an operation's steps, as a group; nothing when there are none.
+// stepAttrs are the times of an operation's steps, as a group; empty if there are no steps.
 func stepAttrs(r step.Report) []any {
 	steps := times(r.Totals())
 	if steps == nil {

@@ -16,21 +16,21 @@ const (
 	fairPartial = 64 << 10  // of one connection: with no more than that it is never the one that is closed
 )
 
-var errPartial = errors.New("too much is held of requests that are not whole: of the connections that have sent much of one this is closed")
+var errPartial = errors.New("incomplete requests take too much memory; this connection, which sent a large part of one, is closed")
 
-// partial counts what all connections have sent of messages that are not whole yet, in bytes. It is safe for concurrent use.
+// partial counts the bytes of incomplete messages on all connections. It is safe for concurrent use.
 type partial struct {
-	limit int64 // more is too much
+	limit int64 // bytes
 	total atomic.Int64
 }
 
-// partialConn is a connection of HTTP/2 whose half-sent messages are counted. A connection that adds to them while there
-// are too many is closed.
+// partialConn is an HTTP/2 connection whose incomplete messages are counted. A connection that sends more of them while the
+// limit is exceeded is closed.
 type partialConn struct {
 	net.Conn
 	all *partial
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	in, out frames
 	open    map[uint32]*unfinished // by stream
 	own     int64                  // bytes of them all
@@ -40,9 +40,9 @@ type partialConn struct {
 // unfinished is the message that a stream is sending: five bytes, the last four of which are its length, and the message.
 type unfinished struct {
 	head [5]byte
-	have int // of head
-	left int // bytes of the message that have not come
-	held int // bytes that have
+	have int // bytes of head received
+	left int // bytes of the message to come
+	held int // bytes of the message received
 }
 
 func (p *partial) watch(conn net.Conn) net.Conn {
@@ -56,7 +56,7 @@ func (c *partialConn) Read(p []byte) (int, error) {
 	defer c.mu.Unlock()
 	c.in.feed(p[:n], c)
 	if n > 0 && c.own > fairPartial && c.all.total.Load() > c.all.limit {
-		slog.Warn("a connection is closed: of requests that are not whole too much is held", "of_this_one", c.own, "of_all", c.all.total.Load(), "limit", c.all.limit)
+		slog.Warn("a connection is closed: incomplete requests take too much memory", "of_this_one", c.own, "of_all", c.all.total.Load(), "limit", c.all.limit)
 		return 0, errPartial
 	}
 	return n, err
@@ -131,7 +131,7 @@ type ends struct{ *partialConn }
 func (ends) begin(uint32)        {}
 func (ends) data(uint32, []byte) {}
 
-// sides is told what the frames of one direction say.
+// sides receives the frames of one direction.
 type sides interface {
 	begin(stream uint32)
 	data(stream uint32, payload []byte)
@@ -200,7 +200,7 @@ func (f *frames) feed(p []byte, to sides) {
 
 func (f *frames) stream() uint32 { return binary.BigEndian.Uint32(f.head[5:]) &^ (1 << 31) }
 
-// started tells what the head of a frame says already.
+// started handles the header of a frame.
 func (f *frames) started(to sides) {
 	switch f.head[3] {
 	case frameHeaders:

@@ -9,7 +9,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// runtimeService is runtime.v1.RuntimeService. What it does not define answers from later.go.
+// runtimeService is runtime.v1.RuntimeService.
 type runtimeService struct {
 	runtime.UnimplementedRuntimeServiceServer
 	Options
@@ -55,7 +55,7 @@ func (s *runtimeService) UpdatePodSandboxResources(_ context.Context, req *runti
 	return &runtime.UpdatePodSandboxResourcesResponse{}, s.Pods.UpdateSandbox(req.GetPodSandboxId(), req.GetOverhead(), req.GetResources())
 }
 
-// named refuses an empty id, which would otherwise read as "whatever there is not" and succeed.
+// named refuses an empty id, for which a stop or a removal would otherwise succeed.
 func named(field, id string) error {
 	if id == "" {
 		return fault.New(fault.Invalid, "%s: an id is needed", field)

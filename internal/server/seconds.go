@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// seconds returns n seconds, and the longest duration there is, some 292 years, for what is longer.
+// seconds returns n seconds as a duration, at most the longest one, some 292 years.
 func seconds(n int64) time.Duration {
 	const most = int64(math.MaxInt64 / time.Second)
 	switch {

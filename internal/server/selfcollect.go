@@ -21,23 +21,23 @@ func (s sink) value(r *selfRow, value float64, labels ...string) {
 	s <- prometheus.MustNewConstMetric(r.desc(), kind, value, labels...)
 }
 
-// collector tells at a scrape what read finds then.
+// collector runs read at each scrape.
 type collector struct {
 	rows []*selfRow
 	read func(sink)
 }
 
-// Describe sends what there can be.
+// Describe sends the descriptions of all rows.
 func (c collector) Describe(to chan<- *prometheus.Desc) {
 	for _, r := range c.rows {
 		to <- r.desc()
 	}
 }
 
-// Collect sends what there is.
+// Collect sends the current values.
 func (c collector) Collect(to chan<- prometheus.Metric) { c.read(to) }
 
-// collectOperations tells of the changes that are under way.
+// collectOperations collects the changes in progress.
 func collectOperations(ops *step.Operations) collector {
 	return collector{[]*selfRow{&rowOperation, &rowOldest}, func(to sink) {
 		count, oldest := make(map[string]int), make(map[string]time.Duration)
@@ -52,7 +52,7 @@ func collectOperations(ops *step.Operations) collector {
 	}}
 }
 
-// collectPods tells of pods, containers, their writable layers, and events.
+// collectPods collects pods, containers, their writable layers, and events.
 func collectPods(pods *pod.Pods) collector {
 	rows := []*selfRow{&rowPods, &rowContainers, &rowExits, &rowReaders, &rowLag, &rowEventsMissed, &rowWritable, &rowWritableNodes}
 	return collector{rows, func(to sink) {
@@ -75,7 +75,7 @@ func collectPods(pods *pod.Pods) collector {
 	}}
 }
 
-// collectImages tells of images, their layers, and pulls.
+// collectImages collects images, their layers, and pulls.
 func collectImages(images *image.Store) collector {
 	rows := []*selfRow{&rowImages, &rowLayers, &rowLayerBytes, &rowLayerNodes, &rowPulls, &rowPullFailures, &rowPullBytes, &rowPullRetries, &rowPullsFlying}
 	return collector{rows, func(to sink) {

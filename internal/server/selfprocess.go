@@ -11,21 +11,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// Limits of what a scrape asks the keeper.
+// Limits of a scrape's requests to the keeper.
 const (
 	keeperLimit = 2 * time.Second  // for each answer
-	heldAge     = 15 * time.Second // it is asked what it holds no more often
+	heldAge     = 15 * time.Second // the least interval between two listings of its pods and containers
 )
 
-// processes tells of the keeper and the holder.
+// processes collects the metrics of the keeper and the holder.
 type processes struct {
 	keeper *keeper.Client
 	holder *holder.Client
 
-	mu       sync.Mutex // guards what follows; held over a scrape, whose questions have limits
+	mu       sync.Mutex // guards the fields below; held over a scrape, whose requests have time limits
 	holderIs int        // its pid when it was asked last
 	replaced uint64     // holders
-	held     time.Time  // when the keeper was asked what it holds
+	held     time.Time  // time of the last listing
 	pods     int
 	inside   int
 }
@@ -69,7 +69,7 @@ func (p *processes) read(to sink) {
 	readProcess(to, "holder", info.Pid)
 }
 
-// readHeld tells what the keeper holds. The list may be long, so it is not asked for at each scrape.
+// readHeld collects the numbers of the keeper's pods and containers. The list may be long, so it is not read at each scrape.
 func (p *processes) readHeld(ctx context.Context, to sink) {
 	if time.Since(p.held) > heldAge {
 		list, err := p.keeper.List(ctx)
@@ -82,7 +82,7 @@ func (p *processes) readHeld(ctx context.Context, to sink) {
 	to.value(&rowHeld, float64(p.inside))
 }
 
-// readProcess tells what a process uses; that it is not up when pid is 0. What cannot be read is left out.
+// readProcess collects the resources of a process; with pid 0, that it is not up. Values that cannot be read are left out.
 func readProcess(to sink, name string, pid int) {
 	if pid == 0 {
 		to.value(&rowUp, 0, name)

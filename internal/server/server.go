@@ -37,22 +37,22 @@ const (
 // maxStreams bounds the requests at once of one connection; a client's library keeps the others back.
 const maxStreams = 1000
 
-// Options are what is served. All fields are needed but ImageListen, Info and About.
+// Options configure a server. All fields are required except ImageListen, Info and About.
 type Options struct {
 	Listen      string // path of the socket of the RuntimeService, and of the ImageService when ImageListen is empty
 	ImageListen string // path of a socket for the ImageService alone
-	// CadvisorListen is the path of another socket of the RuntimeService, at which cAdvisor finds what it asks containerd
-	// for; "" for none.
+	// CadvisorListen is the path of another socket of the RuntimeService, which also serves the calls that cAdvisor makes to
+	// containerd; "" for none.
 	CadvisorListen string
 	// DebugListen is the path of a socket for metrics, profiles and the state dump; "" for none.
 	DebugListen   string
-	MetricsListen string // TCP address at which Prometheus gets what kurid tells of itself; "" for none
+	MetricsListen string // TCP address of kurid's own metrics, for Prometheus; "" for none
 
 	Pods    *pod.Pods
 	Images  *image.Store
 	Network network.Network
 	Streams *streaming.Client
-	Holder  *holder.Client                          // is asked who it is
+	Holder  *holder.Client                          // for its version and pid
 	Socket  func(path string) (net.Listener, error) // opens a listening socket
 
 	Version string // of kurid
@@ -62,9 +62,9 @@ type Options struct {
 	// longer. One that is not named is never slow.
 	SlowAfter     map[string]time.Duration
 	SystemdCgroup bool
-	// Info is told by a verbose Status under the key "config": what operators and tools want to know of this daemon.
+	// Info is returned by a verbose Status under the key "config": the configuration of this daemon.
 	Info map[string]any
-	// About returns what a verbose Status tells beside that, by key; ready is why the keeper cannot be asked, nil when it can.
+	// About returns further keys of a verbose Status; ready is the error of the keeper, nil if it answers.
 	About func(ctx context.Context, ready error) map[string]any
 	// SetPodCIDR takes the pod CIDRs that UpdateRuntimeConfig brings, at most one of each IP version.
 	SetPodCIDR func([]netip.Prefix) error
@@ -90,7 +90,7 @@ type Server struct {
 	trace     func(context.Context, string, step.Report) // nil for none
 
 	operations *step.Operations
-	history    *step.History // of what has started pods
+	history    *step.History // of operations on pods
 	telemetry  *telemetry
 	web        []*http.Server // of the telemetry and for debugging
 }
@@ -134,7 +134,7 @@ func Listen(o Options) (*Server, error) {
 		}
 	}
 	if o.DebugListen != "" {
-		if err := s.serveDebug(o.DebugListen, o); err != nil { // not a reason to serve nobody
+		if err := s.serveDebug(o.DebugListen, o); err != nil { // no reason not to serve the CRI
 			slog.Warn("there is no socket for debugging", "err", err)
 		}
 	}
@@ -161,7 +161,7 @@ func (s *Server) serve(g *grpc.Server, path string, open func(string) (net.Liste
 	return nil
 }
 
-// Failed tells an error that ended the serving before Close.
+// Failed returns a channel of errors that ended serving before Close.
 func (s *Server) Failed() <-chan error { return s.failed }
 
 // Drain takes no more requests and ends endless streams. It returns true when no request uses a record any more; what has
@@ -198,7 +198,7 @@ func (s *Server) Released() int {
 // Wait returns when every request has been answered.
 func (s *Server) Wait() { s.served.Wait() }
 
-// Close ends the server: it is Drain, Released and Wait, without patience for requests that do not end.
+// Close ends the server: Drain, Released and Wait, but requests that do not end are cut off.
 func (s *Server) Close() {
 	settled := s.Drain()
 	s.Released()

@@ -34,7 +34,7 @@ var (
 	stepBuckets    = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 )
 
-// newTelemetry returns what tells of the server's operations and of what it serves.
+// newTelemetry returns the telemetry of the server's operations, pods and images.
 func newTelemetry(s *Server, o Options) *telemetry {
 	t := &telemetry{
 		registry: prometheus.NewRegistry(),
@@ -57,7 +57,7 @@ func newTelemetry(s *Server, o Options) *telemetry {
 	return t
 }
 
-// observe notes that a request has begun, and returns what notes its end.
+// observe records the begin of a request, and returns a function that records its end.
 func (t *telemetry) observe(ctx context.Context) func(error) {
 	full, _ := grpc.Method(ctx)
 	service, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
@@ -89,7 +89,7 @@ const (
 	scrapesAtOnce = 4
 )
 
-// handler serves what is gathered.
+// handler serves the metrics.
 func (t *telemetry) handler() http.Handler {
 	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{
 		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTimeout,

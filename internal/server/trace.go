@@ -21,7 +21,7 @@ const historySize = 1000
 // pulls first, a kubelet later.
 const pulledBefore = time.Minute
 
-// operation is a step.Report as the key "operations" of a verbose status tells it. Times are nanoseconds.
+// operation is a step.Report in the key "operations" of a verbose status. Times are nanoseconds.
 type operation struct {
 	Kind        string          `json:"kind"`
 	Container   string          `json:"container,omitempty"`
@@ -78,7 +78,7 @@ func operations(h *step.History, snap *pod.Snapshot, container string) string {
 func toldOperation(r step.Report) operation {
 	o := operation{
 		Kind: r.Kind, Container: r.Subject.Container, ContainerID: r.Subject.ContainerID, Began: r.Began.UnixNano(), Took: int64(r.Took),
-		Steps: toldSteps(r.Steps, r.Began), Caller: r.Caller.Program,
+		Steps: jsonSteps(r.Steps, r.Began), Caller: r.Caller.Program,
 	}
 	if r.Kind == "PullImage" {
 		o.Image = r.Subject.Image
@@ -89,13 +89,13 @@ func toldOperation(r step.Report) operation {
 	return o
 }
 
-func toldSteps(steps []step.Step, began time.Time) []operationStep {
-	told := make([]operationStep, len(steps))
+func jsonSteps(steps []step.Step, began time.Time) []operationStep {
+	out := make([]operationStep, len(steps))
 	for i, one := range steps {
-		told[i] = operationStep{Name: one.Name, After: int64(one.Began.Sub(began)), Took: int64(one.Took)}
+		out[i] = operationStep{Name: one.Name, After: int64(one.Began.Sub(began)), Took: int64(one.Took)}
 		if len(one.Parts) > 0 {
-			told[i].Parts = toldSteps(one.Parts, began)
+			out[i].Parts = jsonSteps(one.Parts, began)
 		}
 	}
-	return told
+	return out
 }
