@@ -125,12 +125,12 @@ const nativeFile = "native"
 // for the node's, as it would lose its root with the init's change of root; when the error says that the other way may do it
 // (unable), it is back.
 func (e *Embedded) createNative(ctx context.Context, id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
-	mounts, err := os.Open("/proc/thread-self/ns/mnt")
+	mounts, err := openNamespace("/proc/thread-self/ns/mnt")
 	if err != nil {
 		return nil, err
 	}
 	defer mounts.Close()
-	node, err := os.Open("/proc/self/ns/mnt")
+	node, err := openNamespace("/proc/self/ns/mnt")
 	if err != nil {
 		return nil, err
 	}
@@ -145,6 +145,15 @@ func (e *Embedded) createNative(ctx context.Context, id string, spec *specs.Spec
 		}
 	}
 	return made, err
+}
+
+// openNamespace opens a namespace's file, which nobody can poll, without asking whether one can, as os.Open does.
+func openNamespace(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // createIn makes the container in a mount namespace that is prepared for it.
@@ -232,8 +241,8 @@ func (n *native) startLine() (*os.File, error) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		return nil, fmt.Errorf("make the start line: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(n.dir, nativeFile), nil, 0o600); err != nil {
-		return nil, err
+	if err := unix.Mknod(filepath.Join(n.dir, nativeFile), unix.S_IFREG|0o600, 0); err != nil { // an empty file
+		return nil, fmt.Errorf("mark the container as made by the keeper's own init: %w", err)
 	}
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
