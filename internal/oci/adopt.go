@@ -22,8 +22,8 @@ type Left struct {
 }
 
 // All lists the ids of the containers that the runtime has records of, unfinished ones too.
-func (e *Embedded) All() ([]string, error) {
-	entries, err := os.ReadDir(e.root)
+func (l *Libcontainer) All() ([]string, error) {
+	entries, err := os.ReadDir(l.root)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -37,8 +37,8 @@ func (e *Embedded) All() ([]string, error) {
 }
 
 // Left reads the runtime's record of a container. The error is of kind NotFound when there is none, or half of one.
-func (e *Embedded) Left(id string) (*Left, error) {
-	c, err := e.load(id)
+func (l *Libcontainer) Left(id string) (*Left, error) {
+	c, err := l.load(id)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func (e *Embedded) Left(id string) (*Left, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Left{
+	left := &Left{
 		Created: Created{
 			Pid: state.InitProcessPid, PrivatePID: state.Config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(state.CgroupPaths),
 		},
@@ -54,15 +54,15 @@ func (e *Embedded) Left(id string) (*Left, error) {
 	}
 	for _, label := range state.Config.Labels {
 		if bundle, ok := strings.CutPrefix(label, "bundle="); ok {
-			l.Bundle = bundle
+			left.Bundle = bundle
 		}
 	}
-	return l, nil
+	return left, nil
 }
 
 // Rehold watches the limits of an adopted container that systemd writes over, as Create does.
-func (e *Embedded) Rehold(id string) error {
-	c, err := e.load(id)
+func (l *Libcontainer) Rehold(id string) error {
+	c, err := l.load(id)
 	if err != nil {
 		return err
 	}
@@ -71,11 +71,11 @@ func (e *Embedded) Rehold(id string) error {
 		return err
 	}
 	config := c.Config()
-	return e.held.hold(id, toHold(&config, state.CgroupPaths))
+	return l.held.hold(id, toHold(&config, state.CgroupPaths))
 }
 
 // TakeBack removes what a Create that was cut off has left: processes, the cgroup, the records. Nothing there is a success.
-func (e *Embedded) TakeBack(id, cgroupsPath string, systemd bool, limit time.Duration) error {
+func (l *Libcontainer) TakeBack(id, cgroupsPath string, systemd bool, limit time.Duration) error {
 	cgroup, err := OpenCgroup(cgroupsPath, id, systemd)
 	if err != nil {
 		return err
@@ -83,7 +83,7 @@ func (e *Embedded) TakeBack(id, cgroupsPath string, systemd bool, limit time.Dur
 	if err := cgroup.Kill(limit); err != nil {
 		return err
 	}
-	c, err := libcontainer.Load(e.root, id)
+	c, err := libcontainer.Load(l.root, id)
 	if err == nil {
 		err = c.Destroy()
 	} else {
@@ -92,5 +92,5 @@ func (e *Embedded) TakeBack(id, cgroupsPath string, systemd bool, limit time.Dur
 	if err == nil {
 		err = cgroup.Remove()
 	}
-	return errors.Join(err, os.RemoveAll(filepath.Join(e.root, id)))
+	return errors.Join(err, os.RemoveAll(filepath.Join(l.root, id)))
 }

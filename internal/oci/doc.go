@@ -1,12 +1,15 @@
 // Package oci runs containers with an OCI runtime: create, start, kill, delete, exec, as the runtime specification names
 // the verbs.
 //
-// [Embedded] is the runtime that is linked into the keeper: runc's libcontainer. It keeps its records below one directory
-// (<root>/<id>/state.json and the exec fifo) and the containers' cgroups; both go with Delete. But for the execs nothing is kept in memory
-// between two verbs: a container's configuration with its seccomp profile is some 100 KB, so a verb that needs it reads
-// it again.
+// [Runtime] says what a runtime is, and package ocitest has the suite that each passes. There are two, which are linked into
+// the keeper and have the same records: [Embedded], which the keeper uses, and [Libcontainer], to which Embedded leaves what
+// is beyond it. Both keep their records below one directory (<root>/<id>/state.json and the exec fifo) and the containers'
+// cgroups, and Delete removes both. But for the execs nothing is kept in memory between two verbs: a container's
+// configuration with its seccomp profile is some 100 KB, so a verb that needs it reads it again.
 //
-// A container's init is our own where its specification is one that a kubelet asks for (containerinit.h, native.go), and
+// Runtimes by their command line (runc, crun) would be a third: their verbs are those of Runtime, with the ID as argument.
+//
+// With Embedded a container's init is our own where its specification is one that a kubelet asks for (containerinit.h, native.go), and
 // libcontainer's otherwise: cgroups that systemd makes, SELinux labels, hooks. The function beyondInit decides, and names
 // the reason. Our own is a child of the fork server: no program is started before the container's, the seccomp program is
 // made once for each profile, and the process enters its cgroups itself, which spares the wait of 8 to 12 ms that moving

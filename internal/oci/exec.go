@@ -41,22 +41,40 @@ type Executor struct {
 // Beyond says why libcontainer, ten times slower, starts the processes; "" when the fork server does.
 func (x *Executor) Beyond() string { return x.beyond }
 
-// Executor prepares the execs of a running container.
-func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
-	spec, err := e.ReadSpec(bundle)
-	if err != nil {
-		return nil, err
+// Executor prepares the execs of a running container. See [Runtime].
+func (l *Libcontainer) Executor(id, bundle string) (*Executor, error) {
+	x, _, _, err := l.executor(id, bundle)
+	if err == nil {
+		x.beyond = alone
 	}
-	c, err := e.load(id)
+	return x, err
+}
+
+// executor makes an Executor without a request, and returns of what.
+func (l *Libcontainer) executor(id, bundle string) (*Executor, *specs.Spec, *configs.Config, error) {
+	spec, err := ReadSpec(bundle)
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
+	}
+	c, err := l.load(id)
+	if err != nil {
+		return nil, nil, nil, err
 	}
 	state, err := c.State()
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	config := c.Config()
 	x := &Executor{id: id, bundle: bundle, cwd: spec.Process.Cwd, cgroups: state.CgroupPaths, home: cgroup.Of(state.CgroupPaths)}
+	return x, spec, &config, nil
+}
+
+// Executor prepares the execs of a running container, for the fork server unless they are beyond it. See [Runtime].
+func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
+	x, spec, config, err := e.executor(id, bundle)
+	if err != nil {
+		return nil, err
+	}
 	if x.beyond = beyond(spec, x.home); x.beyond != "" {
 		return x, nil
 	}
@@ -75,7 +93,7 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 			return x, nil
 		}
 	}
-	x.request, x.env, err = request(id, spec, &config, cgroup.Entries(state.CgroupPaths, x.home.Dir()))
+	x.request, x.env, err = request(id, spec, config, cgroup.Entries(x.cgroups, x.home.Dir()))
 	return x, err
 }
 
@@ -286,25 +304,34 @@ func (r *Running) UnmarshalJSON(body []byte) error {
 	return err
 }
 
-// Exec starts args in the running container of x, whose first process is init. Seq tells concurrent ones of
-// one container apart. When ctx ends before the process is at its start line, it is killed and the error is the cause; in a frozen
-// container none is started before it thaws.
-//
-// The fork server starts it, or libcontainer where the container has something that is beyond the former, or the kernel is
-// too old for it. libcontainer has no start line: unwaiting is called before it starts the process, and an error of unwaiting is
-// Exec's.
+// Exec starts args by libcontainer, which has no start line. See [Runtime].
+func (l *Libcontainer) Exec(ctx context.Context, x *Executor, _ *process.Pidfd, seq uint64, args []string, stdio Stdio, unwaiting func() error) (*Running, error) {
+	return x.exec(ctx, seq, args, func(r *Running, sub string) error {
+		if err := unwaiting(); err != nil {
+			return err
+		}
+		return l.execByLibcontainer(ctx, x, r, sub, args, stdio)
+	})
+}
+
+// Copy is not supported: only the fork server has a copier.
+func (l *Libcontainer) Copy(_ context.Context, x *Executor, _ *process.Pidfd, _ uint64, _ []string, _ Stdio) (*Running, error) {
+	return nil, x.noCopier()
+}
+
+// Exec starts args by the fork server, or by libcontainer where the container has something that is beyond the former, or
+// the kernel is too old for it. See [Runtime].
 func (e *Embedded) Exec(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio, unwaiting func() error) (*Running, error) {
-	return e.exec(ctx, x, init, seq, args, stdio, unwaiting)
+	return x.exec(ctx, seq, args, func(r *Running, sub string) error { return e.start(ctx, x, init, r, sub, args, stdio, unwaiting) })
 }
 
-// Copy starts the copier with args (see copy.c) in the running container of x, as Exec starts a command. Where it cannot, for
-// only the fork server has one and a filter or a label may forbid it, the error is of kind Unimplemented.
+// Copy starts the copier by the fork server. A filter or a label may forbid it. See [Runtime].
 func (e *Embedded) Copy(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio) (*Running, error) {
-	return e.exec(ctx, x, init, seq, args, stdio, nil)
+	return x.exec(ctx, seq, args, func(r *Running, sub string) error { return e.start(ctx, x, init, r, sub, args, stdio, nil) })
 }
 
-// exec starts a command, or the copier where unwaiting is nil.
-func (e *Embedded) exec(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio, unwaiting func() error) (_ *Running, err error) {
+// exec makes a cgroup for a process of its own, sub of the container's, and calls start with it.
+func (x *Executor) exec(ctx context.Context, seq uint64, args []string, start func(r *Running, sub string) error) (_ *Running, err error) {
 	for _, a := range args {
 		if strings.Contains(a, "\x00") {
 			return nil, fault.New(fault.Invalid, "%q contains a NUL byte, which no program can be given", a)
@@ -327,11 +354,12 @@ func (e *Embedded) exec(ctx context.Context, x *Executor, init *process.Pidfd, s
 			err = errors.Join(err, r.Kill(killLimit), r.Leave())
 		}
 	}()
-	err = e.start(ctx, x, init, r, sub, args, stdio, unwaiting)
+	err = start(r, sub)
 	started = err == nil
 	return r, err
 }
 
+// start starts a command, or the copier where unwaiting is nil.
 func (e *Embedded) start(ctx context.Context, x *Executor, init *process.Pidfd, r *Running, sub string, args []string, stdio Stdio, unwaiting func() error) error {
 	copier := unwaiting == nil
 	r.failed = func(err error) error { return x.classify(args[0], err) }
@@ -345,12 +373,17 @@ func (e *Embedded) start(ctx context.Context, x *Executor, init *process.Pidfd, 
 		}
 	}
 	if copier {
-		return fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
+		return x.noCopier()
 	}
 	if err := unwaiting(); err != nil {
 		return err
 	}
 	return e.execByLibcontainer(ctx, x, r, sub, args, stdio)
+}
+
+// noCopier says why there is no copier, where execs are beyond the fork server.
+func (x *Executor) noCopier() error {
+	return fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
 }
 
 // unable says that the other way may do it: this program is not sealed, or the kernel lacks a call (clone3 into a cgroup:
@@ -483,8 +516,8 @@ func (x *Executor) body(r *Running, args []string, terminal bool) []byte {
 }
 
 // execByLibcontainer starts a process the long way.
-func (e *Embedded) execByLibcontainer(ctx context.Context, x *Executor, r *Running, sub string, args []string, stdio Stdio) error {
-	spec, err := e.ReadSpec(x.bundle)
+func (l *Libcontainer) execByLibcontainer(ctx context.Context, x *Executor, r *Running, sub string, args []string, stdio Stdio) error {
+	spec, err := ReadSpec(x.bundle)
 	if err != nil {
 		return err
 	}
@@ -493,7 +526,7 @@ func (e *Embedded) execByLibcontainer(ctx context.Context, x *Executor, r *Runni
 	if p.Terminal && !hasTerm(p.Env) {
 		p.Env = append(p.Env, defaultTerm)
 	}
-	c, err := e.load(x.id)
+	c, err := l.load(x.id)
 	if err != nil {
 		return err
 	}

@@ -252,8 +252,8 @@ func (n *native) startLine() (*os.File, error) {
 }
 
 // startNative lets a container go that our own init has made; false when libcontainer has.
-func (e *Embedded) startNative(id string, ended func() bool) (bool, error) {
-	dir := filepath.Join(e.root, id)
+func (l *Libcontainer) startNative(id string, ended func() bool) (bool, error) {
+	dir := filepath.Join(l.root, id)
 	if _, err := os.Stat(filepath.Join(dir, nativeFile)); err != nil {
 		return false, nil
 	}

@@ -67,16 +67,16 @@ func (p *pins) read(id string) ([]byte, error) {
 const stateFile = "state.json"
 
 // Pin has the records of a container that an earlier process has made held open, as Create does.
-func (e *Embedded) Pin(id string) { e.pins.pin(e.root, id) }
+func (l *Libcontainer) Pin(id string) { l.pins.pin(l.root, id) }
 
 // Restore writes the runtime's records of a container again where somebody has removed them. Pid is that of its first
 // process, and waits says that it has not been started. Records that are there stay as they are.
-func (e *Embedded) Restore(id string, pid int, waits bool) error {
-	dir := filepath.Join(e.root, id)
+func (l *Libcontainer) Restore(id string, pid int, waits bool) error {
+	dir := filepath.Join(l.root, id)
 	if _, err := os.Stat(filepath.Join(dir, stateFile)); err == nil {
 		return nil
 	}
-	body, err := e.pins.read(id)
+	body, err := l.pins.read(id)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (e *Embedded) Restore(id string, pid int, waits bool) error {
 	if err := errors.Join(os.WriteFile(tmp, body, 0o600), os.Rename(tmp, filepath.Join(dir, stateFile))); err != nil {
 		return fmt.Errorf("write the record of container %s again: %w", id, err)
 	}
-	e.pins.pin(e.root, id)
+	l.pins.pin(l.root, id)
 	return nil
 }
 

@@ -155,7 +155,7 @@ func TestPrepareRefuses(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("SKIP: making a cgroup takes root")
 	}
-	e := &Embedded{root: filepath.Join(t.TempDir(), "runtime")}
+	e := &Embedded{Libcontainer: Libcontainer{root: filepath.Join(t.TempDir(), "runtime")}}
 	r := &cgroups.Resources{}
 	rootfs := t.TempDir()
 	config := func(name string) *configs.Config {

@@ -15,7 +15,7 @@ import (
 )
 
 // ReadSpec reads config.json of a bundle. One that cannot be run whatever the runtime is of kind Invalid.
-func (e *Embedded) ReadSpec(bundle string) (*specs.Spec, error) {
+func ReadSpec(bundle string) (*specs.Spec, error) {
 	path := filepath.Join(bundle, "config.json")
 	body, err := os.ReadFile(path)
 	if err != nil {

@@ -20,13 +20,13 @@ const lookAgain = 100 * time.Millisecond
 // Start lets the process of a created container go (runtime specification, "start"). Ended reports whether it has ended.
 //
 // libcontainer's init opens the start line for writing, which waits for a reader, writes a byte and executes the container's
-// program. Begun is called with the descriptor that lets it go: as long as anyone has it, the process does not fail for want of this one, and [Embedded.Resume] brings a start to
+// program. Begun is called with the descriptor that lets it go: as long as anyone has it, the process does not fail for want of this one, and [Libcontainer.Resume] brings a start to
 // its end that was cut off. (Our own init waits for a byte from anyone, and has both ends.)
-func (e *Embedded) Start(id string, begun func(*os.File), ended func() bool) error {
-	if native, err := e.startNative(id, ended); native {
+func (l *Libcontainer) Start(id string, begun func(*os.File), ended func() bool) error {
+	if native, err := l.startNative(id, ended); native {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(e.root, id, startFile), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(filepath.Join(l.root, id, startFile), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fault.New(fault.Precondition, "start container %s: it is not waiting for its start", id)
 	}
@@ -34,11 +34,11 @@ func (e *Embedded) Start(id string, begun func(*os.File), ended func() bool) err
 		return fmt.Errorf("start container %s: %w", id, err)
 	}
 	begun(f)
-	return e.Resume(id, f, ended)
+	return l.Resume(id, f, ended)
 }
 
 // Resume waits until the process has gone on, with the descriptor that Start has given away. It closes that.
-func (e *Embedded) Resume(id string, f *os.File, ended func() bool) error {
+func (l *Libcontainer) Resume(id string, f *os.File, ended func() bool) error {
 	defer f.Close()
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -67,7 +67,7 @@ func (e *Embedded) Resume(id string, f *os.File, ended func() bool) error {
 		err := conn.Read(read)
 		switch {
 		case err == nil && said:
-			return os.Remove(filepath.Join(e.root, id, startFile))
+			return os.Remove(filepath.Join(l.root, id, startFile))
 		case err == nil:
 			return fmt.Errorf("start container %s: %w", id, rerr)
 		case !errors.Is(err, os.ErrDeadlineExceeded):
@@ -79,8 +79,8 @@ func (e *Embedded) Resume(id string, f *os.File, ended func() bool) error {
 }
 
 // Waits reports whether the process of a container is at its start line still.
-func (e *Embedded) Waits(id string, pid int) bool {
-	path := filepath.Join(e.root, id, startFile)
+func (l *Libcontainer) Waits(id string, pid int) bool {
+	path := filepath.Join(l.root, id, startFile)
 	if _, err := os.Stat(path); err != nil {
 		return false
 	}

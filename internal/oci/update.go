@@ -31,8 +31,8 @@ import (
 // All of it applies, or nothing: what the kernel has taken is read back, and when it refuses something, or has made
 // something else of it, everything is put back as it was and the error says which and why. A memory limit below what the
 // container uses and the kernel cannot drop is an error of kind Precondition before anything is changed.
-func (e *Embedded) Update(id string, limits *specs.LinuxResources, oomScoreAdj *int) error {
-	c, err := e.load(id)
+func (l *Libcontainer) Update(id string, limits *specs.LinuxResources, oomScoreAdj *int) error {
+	c, err := l.load(id)
 	if err != nil {
 		return err
 	}
@@ -61,17 +61,17 @@ func (e *Embedded) Update(id string, limits *specs.LinuxResources, oomScoreAdj *
 		return err
 	}
 
-	e.held.release(id)
-	defer e.pins.pin(e.root, id) // the record is replaced
+	l.held.release(id)
+	defer l.pins.pin(l.root, id) // the record is replaced
 	err = apply(c, next, want, scores)
 	if err == nil {
-		if err = e.held.hold(id, toHold(&next, state.CgroupPaths)); err == nil {
+		if err = l.held.hold(id, toHold(&next, state.CgroupPaths)); err == nil {
 			return nil
 		}
 	}
 	// The runtime's own record of the limits goes back first; what it does not know of, the files tell.
 	_ = set(c, old)
-	if back := errors.Join(before.Restore(), scores.restore(), e.held.hold(id, toHold(&old, state.CgroupPaths))); back != nil {
+	if back := errors.Join(before.Restore(), scores.restore(), l.held.hold(id, toHold(&old, state.CgroupPaths))); back != nil {
 		return fmt.Errorf("%w; and not all could be put back: %w", err, back)
 	}
 	return fmt.Errorf("%w; nothing was changed", err)

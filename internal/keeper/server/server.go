@@ -32,7 +32,7 @@ import (
 type Server struct {
 	state   string
 	version string
-	runtime *oci.Embedded
+	runtime oci.Runtime
 	shm     *namespace.Holder // has the pods' /dev/shm
 	keep    keep
 	boot    string // which boot of the machine this is

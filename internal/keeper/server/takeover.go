@@ -183,7 +183,7 @@ func (s *Server) takeContainer(old *predecessor, c *api.Container, asked *api.Cr
 	if err != nil {
 		return nil, err
 	}
-	spec, err := s.runtime.ReadSpec(left.Bundle)
+	spec, err := oci.ReadSpec(left.Bundle)
 	if err != nil {
 		return nil, err
 	}

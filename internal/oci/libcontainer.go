@@ -1,0 +1,161 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/step"
+)
+
+// Libcontainer is the [Runtime] that does all by runc's libcontainer, which has all of the specification. Each container and
+// each exec starts this program as libcontainer's init.
+type Libcontainer struct {
+	root string
+	held held
+	pins pins
+}
+
+// NewLibcontainer returns a runtime that keeps its records below root, which it makes when it needs it. It is called in the
+// host's mount namespace.
+func NewLibcontainer(root string) *Libcontainer {
+	primeLibraries()
+	return &Libcontainer{root: root}
+}
+
+// Close gives up what the runtime has in memory. Containers and their processes go on.
+func (l *Libcontainer) Close() { l.held.close() }
+
+// alone is why libcontainer makes what our own init could make.
+const alone = "a runtime that is libcontainer alone"
+
+// Create makes a container by libcontainer. See [Runtime].
+func (l *Libcontainer) Create(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (*Created, error) {
+	config, err := configure(ctx, id, bundle, spec, systemdCgroup)
+	if err != nil {
+		return nil, err
+	}
+	return l.create(ctx, id, spec, config, stdio, alone)
+}
+
+// create makes a container by libcontainer. Why says why our own init does not.
+func (l *Libcontainer) create(ctx context.Context, id string, spec *specs.Spec, config *configs.Config, stdio Stdio, why string) (*Created, error) {
+	step.Enter(ctx, "libcontainer")
+	made, err := l.createByLibcontainer(id, spec, config, stdio)
+	if err == nil {
+		made.Init = InitLibcontainer + ": " + why
+		l.pins.pin(l.root, id)
+	}
+	return made, err
+}
+
+// configure says a specification in libcontainer's terms. It enters the bundle.
+func configure(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool) (*configs.Config, error) {
+	step.Enter(ctx, "config")
+	// The bundle is the working directory, by the specification; libcontainer takes it from there.
+	if err := unix.Chdir(bundle); err != nil {
+		return nil, fmt.Errorf("enter bundle %s: %w", bundle, err)
+	}
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName:       id,
+		UseSystemdCgroup: systemdCgroup,
+		Spec:             spec,
+	})
+	if err != nil {
+		return nil, fault.As(fault.Invalid, fmt.Errorf("configuration of container %s: %w", id, err))
+	}
+	if p := swapProperty(config.Cgroups); p != nil {
+		config.Cgroups.SystemdProps = append(config.Cgroups.SystemdProps, *p)
+	}
+	return config, nil
+}
+
+func (l *Libcontainer) createByLibcontainer(id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
+	p, err := processOf(spec.Process)
+	if err != nil {
+		return nil, err
+	}
+	p.Init = true
+	if err := stdio.give(p, *config); err != nil {
+		return nil, err
+	}
+
+	c, err := libcontainer.Create(l.root, id, config)
+	if err != nil {
+		return nil, err
+	}
+	planned, err := c.State()
+	if err != nil {
+		return nil, err
+	}
+	pids := cgroup.ControllerDir(planned.CgroupPaths, "pids")
+	if err := c.Start(p); err != nil {
+		err = explain(pids, err)
+		// The process is gone and its cgroup too, the state directory is not.
+		if derr := c.Destroy(); derr != nil {
+			err = fmt.Errorf("%w (and then: %w)", err, derr)
+		}
+		return nil, classifyCreate(err)
+	}
+	pid, err := p.Pid()
+	if err != nil {
+		return nil, err
+	}
+	state, err := c.State()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.held.hold(id, toHold(config, state.CgroupPaths)); err != nil {
+		l.held.release(id)
+		kerr := unix.Kill(pid, unix.SIGKILL)
+		p.Wait() // it says that the process was killed
+		return nil, errors.Join(fault.As(fault.Precondition, fmt.Errorf("create container %s: %w", id, err)), kerr, c.Destroy())
+	}
+	return &Created{Pid: pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(state.CgroupPaths)}, nil
+}
+
+// Delete removes what the runtime keeps of a container whose processes have ended, its cgroup included. An unknown id is
+// a success.
+func (l *Libcontainer) Delete(id string) error {
+	err := l.delete(id)
+	if err == nil {
+		l.pins.unpin(id)
+	}
+	return err
+}
+
+func (l *Libcontainer) delete(id string) error {
+	c, err := l.load(id)
+	if errors.Is(err, fault.NotFound) { // or the rest of what was being deleted by one who was killed
+		return os.RemoveAll(filepath.Join(l.root, id))
+	}
+	if err != nil {
+		return err
+	}
+	l.held.release(id)
+	if err := c.Destroy(); err != nil {
+		return fmt.Errorf("delete container %s: %w", id, err)
+	}
+	return nil
+}
+
+func (l *Libcontainer) load(id string) (*libcontainer.Container, error) {
+	c, err := libcontainer.Load(l.root, id)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "the runtime has no container %s", id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load container %s: %w", id, err)
+	}
+	return c, nil
+}

@@ -1,0 +1,619 @@
+// Package ocitest is the conformance suite of [oci.Runtime]: what package keeper/server relies on, shown with real containers
+// on this machine. Each implementation passes it unchanged; that two of them make the same container is shown elsewhere
+// (TestInitConformance of keeper/server).
+//
+// The calling program has to be what a keeper is: the init and the filter of [oci.Init] and [oci.Filter], sealed, a child
+// subreaper, with its first thread locked. It needs root, busybox-static and cgroups that can be written, or skips.
+package ocitest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/oci"
+	"github.com/kuri-cri/kuri/internal/process"
+)
+
+// limit bounds each wait. It is long, for machines are slow.
+const limit = time.Minute
+
+// Implementation is a runtime that is to pass the suite.
+type Implementation struct {
+	Open func(root string) oci.Runtime // with its records below root
+	Init string                        // who makes the first process: how [oci.Created.Init] begins
+}
+
+// Run runs the suite.
+func Run(t *testing.T, of Implementation) {
+	for name, test := range map[string]func(*node){
+		"life":             life,
+		"refused":          refused,
+		"killed at start":  killedAtItsStart,
+		"unknown":          unknown,
+		"execs":            execs,
+		"execs in frozen":  execsInAFrozenContainer,
+		"execs not begun":  execsAtTheirStartLine,
+		"limits":           limits,
+		"a later process":  laterProcess,
+		"records restored": restored,
+		"taken back":       takenBack,
+	} {
+		t.Run(name, func(t *testing.T) { test(newNode(t, of)) })
+	}
+}
+
+// life is a container from Create to Delete.
+func life(n *node) {
+	c := n.create("echo out; echo err >&2; exit 7")
+	if !strings.HasPrefix(c.made.Init, n.of.Init) {
+		n.t.Fatalf("made by %q, want %q: another way than this suite is to show", c.made.Init, n.of.Init)
+	}
+	if !c.made.PrivatePID {
+		n.t.Error("a container with a PID namespace of its own does not say so")
+	}
+	if pids, err := c.made.Cgroup.Procs(); err != nil || !slices.Contains(pids, c.made.Pid) && n.of.Init == oci.InitLibcontainer {
+		n.t.Errorf("processes %v, %v, want %d", pids, err, c.made.Pid)
+	}
+	time.Sleep(20 * time.Millisecond) // what runs too early says something
+	if !n.runtime.Waits(c.id, c.made.Pid) || c.pidfd.HasEnded() || c.output() != "" {
+		n.t.Errorf("it does not wait for its start; it said %q", c.output())
+	}
+	c.start()
+	if code := c.wait(); code != 7 {
+		n.t.Errorf("exit code %d, want 7", code)
+	}
+	if out := c.output(); out != "out\nerr\n" {
+		n.t.Errorf("it said %q", out)
+	}
+	if n.runtime.Waits(c.id, c.made.Pid) {
+		n.t.Error("a container that has ended waits for its start")
+	}
+	if err := n.start(c); !errors.Is(err, fault.Precondition) {
+		n.t.Errorf("started again: %v", err)
+	}
+	for range 2 {
+		n.must(n.runtime.Delete(c.id))
+	}
+	n.nothingLeft(c)
+}
+
+// refused are containers that cannot be made.
+func refused(n *node) {
+	for name, change := range map[string]func(*specs.Spec){
+		"no such program":   func(s *specs.Spec) { s.Process.Args = []string{"/bin/none"} },
+		"not executable":    func(s *specs.Spec) { s.Process.Args = []string{"/plain"} },
+		"no such volume":    func(s *specs.Spec) { s.Mounts = append(s.Mounts, bind("/none", "/volume")) },
+		"no such directory": func(s *specs.Spec) { s.Process.Cwd = "/plain" },
+	} {
+		c := n.container("true", change)
+		err := c.create()
+		if err == nil {
+			c.start()
+			c.wait()
+			n.t.Errorf("%s: it is made", name)
+			n.must(n.runtime.Delete(c.id))
+		} else if !errors.Is(err, fault.Unstartable) {
+			n.t.Errorf("%s: %v of kind %q, want %q", name, err, fault.Of(err), fault.Unstartable)
+		}
+		n.nothingLeft(c)
+	}
+	n.must(n.runs("echo after")) // and the next one is made
+}
+
+// killedAtItsStart is a container whose process is killed before it is started.
+func killedAtItsStart(n *node) {
+	c := n.create("echo never")
+	n.must(c.pidfd.Signal(unix.SIGKILL))
+	if code := c.wait(); code != 128+int(unix.SIGKILL) {
+		n.t.Errorf("exit code %d", code)
+	}
+	if err := n.start(c); !errors.Is(err, fault.Precondition) {
+		n.t.Errorf("started: %v", err)
+	}
+	n.must(n.runtime.Delete(c.id))
+	n.nothingLeft(c)
+}
+
+// unknown are verbs on a container that is not there.
+func unknown(n *node) {
+	c := n.container("true")
+	n.must(n.runtime.Delete(c.id))
+	n.must(n.runtime.TakeBack(c.id, c.spec.Linux.CgroupsPath, false, limit))
+	if err := n.start(c); !errors.Is(err, fault.Precondition) {
+		n.t.Errorf("start: %v", err)
+	}
+	if n.runtime.Waits(c.id, os.Getpid()) {
+		n.t.Error("it waits for its start")
+	}
+	if _, err := n.runtime.Left(c.id); !errors.Is(err, fault.NotFound) {
+		n.t.Errorf("left: %v", err)
+	}
+	if _, err := n.runtime.Executor(c.id, c.bundle); !errors.Is(err, fault.NotFound) {
+		n.t.Errorf("executor: %v", err)
+	}
+	if err := n.runtime.Update(c.id, &specs.LinuxResources{}, nil); !errors.Is(err, fault.NotFound) {
+		n.t.Errorf("update: %v", err)
+	}
+	n.nothingLeft(c)
+}
+
+// execs are processes that are started in a running container.
+func execs(n *node) {
+	c := n.run("read line </fifo")
+	x, err := n.runtime.Executor(c.id, c.bundle)
+	n.must(err)
+	if code, out, err := c.exec(n.t.Context(), x, 1, "/bin/sh", "-c", "echo $((6 * 7)); hostname; exit 5"); err != nil || code != 5 || !strings.HasPrefix(out, "42\n") {
+		n.t.Errorf("code %d, output %q, %v", code, out, err)
+	}
+	// It is within the container: its processes, its files, and an own part of its cgroup.
+	if code, out, err := c.exec(n.t.Context(), x, 2, "/bin/sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '; cat /plain; grep -c exec-2 /proc/self/cgroup"); err != nil || code != 0 ||
+		!strings.HasPrefix(out, "/bin/sh -c read line") || !strings.Contains(out, "plain\n1\n") {
+		n.t.Errorf("code %d, output %q, %v", code, out, err)
+	}
+	for name, args := range map[string][]string{"no such program": {"/bin/none"}, "not executable": {"/plain"}, "a NUL byte": {"/bin/echo", "a\x00b"}} {
+		if _, _, err := c.exec(n.t.Context(), x, 3, args...); !errors.Is(err, fault.Invalid) {
+			n.t.Errorf("%s: %v", name, err)
+		}
+	}
+	// What an exec has left behind goes on, in the container's own cgroup.
+	if code, _, err := c.exec(n.t.Context(), x, 4, "/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & exit 0"); err != nil || code != 0 {
+		n.t.Errorf("code %d, %v", code, err)
+	}
+	pids, err := c.made.Cgroup.Procs()
+	if left := entries(filepath.Join(c.made.Cgroup.Dir(), "exec-*")); err != nil || len(pids) != 2 || len(left) > 0 {
+		n.t.Errorf("processes %v, %v, cgroups of execs %v", pids, err, left)
+	}
+	n.must(c.made.Cgroup.Kill(limit))
+	c.wait()
+	if _, _, err := c.exec(n.t.Context(), x, 5, "/bin/true"); err == nil {
+		n.t.Error("something is executed in a container that has ended")
+	}
+	n.must(n.runtime.Delete(c.id))
+	n.nothingLeft(c)
+}
+
+// execsAtTheirStartLine have not run, and do not run for a caller who gives them up.
+func execsAtTheirStartLine(n *node) {
+	c := n.run("read line </fifo")
+	x, err := n.runtime.Executor(c.id, c.bundle)
+	n.must(err)
+	no := errors.New("it must not run without a start line")
+	ours, theirs, err := os.Pipe()
+	n.must(err)
+	defer ours.Close()
+	running, err := n.runtime.Exec(n.t.Context(), x, c.pidfd, 1, []string{"/bin/echo", "ran"}, oci.Stdio{Stdout: theirs, Stderr: theirs}, func() error { return no })
+	theirs.Close()
+	switch {
+	case err == nil:
+		if begun, err := running.Begun(); begun || err != nil {
+			n.t.Errorf("begun: %v, %v", begun, err)
+		}
+		running.Abandon()
+		if code, err := running.Wait(); code != 255 || err != nil {
+			n.t.Errorf("exit code %d, %v, want 255", code, err)
+		}
+		n.must(running.Leave())
+	case !errors.Is(err, no):
+		n.t.Errorf("%v, want %v", err, no)
+	}
+	if out, err := io.ReadAll(ours); len(out) > 0 || err != nil {
+		n.t.Errorf("it said %q, %v", out, err)
+	}
+	if left := entries(filepath.Join(c.made.Cgroup.Dir(), "exec-*")); len(left) > 0 {
+		n.t.Errorf("cgroups of execs are left: %v", left)
+	}
+	n.must(c.made.Cgroup.Kill(limit))
+	c.wait()
+	n.must(n.runtime.Delete(c.id))
+}
+
+// execsInAFrozenContainer begin when it thaws, or not at all.
+func execsInAFrozenContainer(n *node) {
+	c := n.run("read line </fifo")
+	x, err := n.runtime.Executor(c.id, c.bundle)
+	n.must(err)
+	thaw := c.made.Cgroup.Freeze()
+	if !c.made.Cgroup.Frozen() {
+		n.t.Skip("SKIP: no freezer here")
+	}
+	enough := errors.New("long enough")
+	ctx, cancel := context.WithTimeoutCause(n.t.Context(), 50*time.Millisecond, enough)
+	defer cancel()
+	if _, _, err := c.exec(ctx, x, 1, "/bin/true"); !errors.Is(err, enough) {
+		n.t.Errorf("in a frozen container: %v", err)
+	}
+	time.AfterFunc(20*time.Millisecond, thaw)
+	if code, _, err := c.exec(n.t.Context(), x, 2, "/bin/true"); err != nil || code != 0 {
+		n.t.Errorf("code %d, %v", code, err)
+	}
+	n.must(c.made.Cgroup.Kill(limit))
+	c.wait()
+	n.must(n.runtime.Delete(c.id))
+}
+
+// limits are changed all or not at all.
+func limits(n *node) {
+	c := n.run("read line </fifo")
+	shares := func(want uint64) {
+		n.t.Helper()
+		d, err := n.groups.Detail(c.spec.Linux.CgroupsPath)
+		n.must(err)
+		// A weight stands for a range of shares.
+		if got := d.CPUShares.N; !d.CPUShares.OK || got != want && !d.CPUWeighted || got > want+want/8 || got < want-want/8 {
+			n.t.Errorf("shares %d, want %d", got, want)
+		}
+	}
+	score := func(want string) {
+		n.t.Helper()
+		if body, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.made.Pid)); err != nil || strings.TrimSpace(string(body)) != want {
+			n.t.Errorf("oom_score_adj %q, want %s; %v", body, want, err)
+		}
+	}
+	one, other, bytes, adj := uint64(512), uint64(2048), int64(4096), 333
+	n.must(n.runtime.Update(c.id, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &one}}, &adj))
+	shares(512)
+	score("333")
+	if err := n.runtime.Update(c.id, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &other}, Memory: &specs.LinuxMemory{Limit: &bytes}}, nil); !errors.Is(err, fault.Precondition) {
+		n.t.Errorf("a memory limit below what it uses: %v", err)
+	}
+	if err := n.runtime.Update(c.id, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &other, Cpus: "4095"}}, nil); !errors.Is(err, fault.Precondition) {
+		n.t.Errorf("a CPU that the node has not: %v", err)
+	}
+	shares(512)
+	score("333")
+	n.must(c.pidfd.Signal(unix.SIGKILL))
+	c.wait()
+	n.must(n.runtime.Delete(c.id))
+	n.nothingLeft(c)
+}
+
+// laterProcess is a runtime with the records of one before it.
+func laterProcess(n *node) {
+	c, d := n.create("echo started; exit 3"), n.run("read line </fifo")
+	later := n.of.Open(n.root)
+	defer later.Close()
+	n.runtime = later
+	ids, err := later.All()
+	slices.Sort(ids)
+	if want := slices.Sorted(slices.Values([]string{c.id, d.id})); err != nil || !slices.Equal(ids, want) {
+		n.t.Errorf("containers %v, %v, want %v", ids, err, want)
+	}
+	for _, each := range []*container{c, d} {
+		left, err := later.Left(each.id)
+		n.must(err)
+		started, err := process.StartTime(each.made.Pid)
+		n.must(err)
+		if left.Pid != each.made.Pid || left.Born != started || left.Bundle != each.bundle || left.Cgroup != each.made.Cgroup || !left.PrivatePID {
+			n.t.Errorf("left %+v, made %+v at %s with bundle %s", left, each.made, started, each.bundle)
+		}
+		later.Pin(each.id)
+		n.must(later.Rehold(each.id))
+	}
+	if !later.Waits(c.id, c.made.Pid) || later.Waits(d.id, d.made.Pid) {
+		n.t.Error("what waits for its start is not known")
+	}
+	c.start()
+	if code := c.wait(); code != 3 || c.output() != "started\n" {
+		n.t.Errorf("code %d, output %q", code, c.output())
+	}
+	x, err := later.Executor(d.id, d.bundle)
+	n.must(err)
+	if code, out, err := d.exec(n.t.Context(), x, 9, "/bin/echo", "hello"); err != nil || code != 0 || out != "hello\n" {
+		n.t.Errorf("code %d, output %q, %v", code, out, err)
+	}
+	n.must(d.pidfd.Signal(unix.SIGKILL))
+	d.wait()
+	for _, each := range []*container{c, d} {
+		n.must(later.Delete(each.id))
+		n.nothingLeft(each)
+	}
+}
+
+// restored are records that somebody has removed.
+func restored(n *node) {
+	c, d := n.create("echo started"), n.run("read line </fifo")
+	n.must(os.RemoveAll(n.root))
+	n.must(n.runtime.Restore(c.id, c.made.Pid, true))
+	n.must(n.runtime.Restore(d.id, d.made.Pid, false))
+	for range 2 { // what is there stays as it is
+		n.must(n.runtime.Restore(d.id, d.made.Pid, false))
+	}
+	if !n.runtime.Waits(c.id, c.made.Pid) || n.runtime.Waits(d.id, d.made.Pid) {
+		n.t.Error("what waits for its start is not known")
+	}
+	c.start()
+	c.wait()
+	if out := c.output(); out != "started\n" {
+		n.t.Errorf("it said %q", out)
+	}
+	n.must(d.pidfd.Signal(unix.SIGKILL))
+	d.wait()
+	for _, each := range []*container{c, d} {
+		n.must(n.runtime.Delete(each.id))
+		n.nothingLeft(each)
+	}
+}
+
+// takenBack is what a Create has left of which nobody knows the result.
+func takenBack(n *node) {
+	c := n.create("echo never")
+	for range 2 {
+		n.must(n.runtime.TakeBack(c.id, c.spec.Linux.CgroupsPath, false, limit))
+	}
+	if code := c.wait(); code != 128+int(unix.SIGKILL) {
+		n.t.Errorf("exit code %d", code)
+	}
+	n.nothingLeft(c)
+}
+
+// node is a runtime, and what containers are made of.
+type node struct {
+	t       *testing.T
+	of      Implementation
+	runtime oci.Runtime
+	root    string // of the runtime's records
+	layer   string // the files of all containers
+	cgroup  string // the parent of all cgroups
+	groups  *cgroup.Hierarchies
+	next    int
+}
+
+func newNode(t *testing.T, of Implementation) *node {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIP: containers need root")
+	}
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Skip("SKIP: /bin/busybox (busybox-static) is not installed")
+	}
+	n := &node{t: t, of: of, root: filepath.Join(t.TempDir(), "records"), layer: t.TempDir(), cgroup: fmt.Sprintf("/kuri-ocitest-%d", os.Getpid())}
+	if n.groups, err = cgroup.Open(); err != nil {
+		t.Skipf("SKIP: %v", err)
+	}
+	for _, dir := range []string{"bin", "proc", "dev"} {
+		n.must(os.MkdirAll(filepath.Join(n.layer, dir), 0o755))
+	}
+	n.must(os.WriteFile(filepath.Join(n.layer, "bin/busybox"), busybox, 0o755))
+	out, err := exec.Command("/bin/busybox", "--list").Output()
+	n.must(err)
+	for name := range strings.FieldsSeq(string(out)) {
+		if name != "busybox" {
+			n.must(os.Symlink("busybox", filepath.Join(n.layer, "bin", name)))
+		}
+	}
+	n.must(os.WriteFile(filepath.Join(n.layer, "plain"), []byte("plain\n"), 0o644))
+	n.must(unix.Mkfifo(filepath.Join(n.layer, "fifo"), 0o600))
+	n.runtime = of.Open(n.root)
+	first := n.runtime
+	t.Cleanup(func() {
+		first.Close()
+		if err := n.groups.Remove(n.cgroup); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+func (n *node) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// start starts a container. What lets it go is duplicated meanwhile, as the keeper's holder does.
+func (n *node) start(c *container) error {
+	return n.runtime.Start(c.id, func(f *os.File) {
+		if _, err := f.Stat(); err != nil {
+			n.t.Errorf("what lets the container go: %v", err)
+		}
+	}, c.pidfd.HasEnded)
+}
+
+// runs makes, starts and removes a container.
+func (n *node) runs(script string) error {
+	c := n.run(script)
+	c.wait()
+	return n.runtime.Delete(c.id)
+}
+
+// nothingLeft looks for what is left of a container.
+func (n *node) nothingLeft(c *container) {
+	n.t.Helper()
+	if ids, err := n.runtime.All(); err != nil || slices.Contains(ids, c.id) {
+		n.t.Errorf("records are left: %v, %v", ids, err)
+	}
+	if _, err := n.runtime.Left(c.id); !errors.Is(err, fault.NotFound) {
+		n.t.Errorf("left: %v", err)
+	}
+	if roots := n.groups.Roots(c.spec.Linux.CgroupsPath); len(roots) > 0 {
+		n.t.Errorf("cgroups are left in %v", roots)
+	}
+}
+
+// container is one from its bundle on.
+type container struct {
+	*node
+	id, bundle string
+	spec       *specs.Spec
+	made       *oci.Created
+	pidfd      *process.Pidfd
+	ended      bool
+	said       string // the file of its standard output and error
+}
+
+func bind(source, target string) specs.Mount {
+	return specs.Mount{Type: "bind", Source: source, Destination: target, Options: []string{"rbind"}}
+}
+
+// container writes the bundle of a container that runs a shell script.
+func (n *node) container(script string, change ...func(*specs.Spec)) *container {
+	n.t.Helper()
+	n.next++
+	dir := n.t.TempDir()
+	c := &container{node: n, id: fmt.Sprintf("c%d", n.next), bundle: filepath.Join(dir, "bundle"), said: filepath.Join(dir, "said")}
+	caps := []string{"CAP_CHOWN", "CAP_KILL"}
+	c.spec = &specs.Spec{
+		Version: specs.Version,
+		Root:    &specs.Root{Path: filepath.Join(dir, "rootfs")},
+		Process: &specs.Process{
+			Args: []string{"/bin/sh", "-c", script}, Cwd: "/", Env: []string{"PATH=/bin"}, NoNewPrivileges: true,
+			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "newinstance", "ptmxmode=0666", "mode=0620"}},
+		},
+		Linux: &specs.Linux{
+			CgroupsPath: n.cgroup + "/" + c.id,
+			Namespaces:  []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}},
+			Resources:   &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}},
+		},
+	}
+	for _, fn := range change {
+		fn(c.spec)
+	}
+	n.must(os.MkdirAll(c.spec.Root.Path, 0o755))
+	n.must(os.MkdirAll(c.bundle, 0o755))
+	body, err := json.Marshal(c.spec)
+	n.must(err)
+	n.must(os.WriteFile(filepath.Join(c.bundle, "config.json"), body, 0o600))
+	return c
+}
+
+func (n *node) create(script string) *container {
+	n.t.Helper()
+	c := n.container(script)
+	n.must(c.create())
+	return c
+}
+
+func (n *node) run(script string) *container {
+	n.t.Helper()
+	c := n.create(script)
+	c.start()
+	return c
+}
+
+// create has the runtime make the container on a thread of its own, as Runtime says.
+func (c *container) create() error {
+	said, err := os.OpenFile(c.said, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	c.must(err)
+	defer said.Close()
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and the thread ends with the goroutine
+		failed <- func() (err error) {
+			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+				return err
+			}
+			if err := unix.Mount(c.layer, c.spec.Root.Path, "", unix.MS_BIND, ""); err != nil {
+				return err
+			}
+			spec, err := oci.ReadSpec(c.bundle)
+			if err != nil {
+				return err
+			}
+			c.made, err = c.runtime.Create(context.Background(), c.id, c.bundle, spec, false, oci.Stdio{Stdout: said, Stderr: said})
+			return err
+		}()
+	}()
+	if err := <-failed; err != nil {
+		return err
+	}
+	c.pidfd, err = process.Open(c.made.Pid)
+	c.must(err)
+	c.t.Cleanup(func() {
+		if !c.ended {
+			c.made.Cgroup.Kill(limit)
+			c.pidfd.Signal(unix.SIGKILL)
+			process.Reap(c.made.Pid)
+			c.runtime.Delete(c.id)
+		}
+		c.pidfd.Close()
+	})
+	return nil
+}
+
+func (c *container) start() {
+	c.t.Helper()
+	c.must(c.node.start(c))
+}
+
+// wait returns the exit code, and reaps the first process.
+func (c *container) wait() int {
+	c.t.Helper()
+	if !c.pidfd.Ends(limit) {
+		c.t.Fatalf("process %s does not end", process.Describe(c.made.Pid))
+	}
+	status, err := process.Reap(c.made.Pid)
+	c.must(err)
+	c.ended = true
+	return process.ExitCode(status)
+}
+
+// output is what the container has said so far.
+func (c *container) output() string {
+	c.t.Helper()
+	body, err := os.ReadFile(c.said)
+	c.must(err)
+	return string(body)
+}
+
+// exec runs a command in the container to its end.
+func (c *container) exec(ctx context.Context, x *oci.Executor, seq uint64, args ...string) (code int, out string, err error) {
+	c.t.Helper()
+	ours, theirs, err := os.Pipe()
+	c.must(err)
+	defer ours.Close()
+	told := 0
+	running, err := c.runtime.Exec(ctx, x, c.pidfd, seq, args, oci.Stdio{Stdout: theirs, Stderr: theirs}, func() error { told++; return nil })
+	theirs.Close()
+	if err != nil {
+		return 0, "", err
+	}
+	if told > 1 || (told == 1) != (running.Line() == nil) {
+		c.t.Errorf("told %d times that there is no start line, which there is: %v", told, running.Line() != nil)
+	}
+	if err := running.Release(ctx); err != nil {
+		running.Abandon()
+		c.must(running.Kill(limit))
+		running.Wait()
+		c.must(running.Leave())
+		return 0, "", err
+	}
+	var said bytes.Buffer
+	if _, err := io.Copy(&said, ours); err != nil {
+		c.t.Error(err)
+	}
+	code, err = running.Wait()
+	c.must(err)
+	c.must(running.Leave())
+	return code, said.String(), nil
+}
+
+func entries(pattern string) []string {
+	found, _ := filepath.Glob(pattern)
+	return found
+}
