@@ -21,7 +21,7 @@ type Stat struct {
 
 // The indices of fields of proc_pid_stat(5) behind the name, where the state, its third field, is the first.
 const (
-	stateField   = 3 - 3
+	stateField   = 0
 	flagsField   = 9 - 3
 	startedField = 22 - 3
 )
