@@ -1,7 +1,6 @@
-// Package cgroup is all that Kuri knows about cgroups: where those of pods and containers are, what they use, and how their
-// processes are listed, signalled, killed and frozen. It is the only package that knows what the versions of cgroups do
-// differently: v1.go and v2.go have that side by side. It makes no cgroups of pods and containers but those of execs, and
-// sets no limits: the OCI runtime does.
+// Package cgroup locates the cgroups of pods and containers, reads their usage, and lists, signals, kills and freezes their
+// processes. It is the only package that knows the differences between cgroup v1 and v2, in v1.go and v2.go. It creates
+// cgroups for execs and for Kuri's own processes. Those of pods and containers, and all limits, are the OCI runtime's.
 //
 // Paths come in two syntaxes. The OCI syntax (linux.cgroupsPath) depends on the driver: "/kuri-<pod>/<container>" for
 // cgroupfs, "slice:<scope prefix>:<container>" for systemd. A directory, as [Driver.Dir] returns it, is absolute below the root of

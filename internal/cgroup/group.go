@@ -16,9 +16,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// Group is a cgroup with processes: a container's, or a part of it. It names directories, and whether they are there is
-// known when they are used: a Group whose cgroup is gone has no processes. It is small, to be kept for each container, and
-// can be a part of a record. The zero Group is of processes without a cgroup.
+// Group is the cgroup of a container, or one below it. It holds directory names, and does not keep the cgroup alive: a Group
+// whose cgroup was removed has no processes. It is small enough to keep one for each container, and can be stored in a
+// record. The zero Group stands for no cgroup.
 type Group struct {
 	procs  string // the directory that lists the processes: on v1 in the freezer's hierarchy, or another's
 	memory string // the directory of the memory controller; "" when there is none
@@ -52,7 +52,7 @@ func Of(paths map[string]string) Group {
 	return Group{procs: paths[ProcsController(paths)], memory: paths["memory"]}
 }
 
-// files is what differs between the versions in a single cgroup: by which files, and with what effect.
+// files abstracts the differences between v1 and v2 in a single cgroup: file names, and their effect.
 type files interface {
 	// frozen reports whether the cgroup dir, or one above it, is frozen or about to be.
 	frozen(dir string) bool

@@ -22,7 +22,7 @@ const unifiedRoot = "/sys/fs/cgroup"
 // Hierarchies is the set of mounted cgroup hierarchies. It is immutable and safe for concurrent use.
 type Hierarchies struct{ layout layout }
 
-// layout is what differs between the versions in a node's hierarchies as a whole. It is chosen once, by [Open].
+// layout abstracts the differences between v1 and v2 in the node's hierarchies. [Open] chooses it once.
 type layout interface {
 	unified() bool
 	// main lists the mount points of the hierarchies that limit pods.

@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNotReaped says that an exit status is not available yet: nobody has reaped the process.
+// ErrNotReaped means that an exit status is not available yet because the process has not been reaped.
 var ErrNotReaped = errors.New("the process has not been reaped")
 
-// ExitCode is the code of an exit as shells and container runtimes tell it: 128 + n when signal n ended the process.
+// ExitCode returns the exit code in the convention of shells and container runtimes: 128 + n if signal n killed the process.
 func ExitCode(ws unix.WaitStatus) int {
 	if ws.Signaled() {
 		return 128 + int(ws.Signal())
@@ -84,9 +84,9 @@ const (
 	pidfdGetInfo  = 3<<30 | uintptr(unsafe.Sizeof(pidfdInfo{}))<<16 | 0xff<<8 | 11 // _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
 )
 
-// ExitStatus asks the kernel how the process has ended, which need not be a child (PIDFD_GET_INFO, Linux 6.15). It does not
-// wait: the error is [ErrNotReaped] until the parent has reaped the process. A nil p stands for a process that had ended
-// before it could be opened.
+// ExitStatus returns the wait status of a process that need not be a child (PIDFD_GET_INFO, Linux 6.15). It does not wait:
+// the error is [ErrNotReaped] until the parent has reaped the process. A nil p stands for a process that had ended before it
+// could be opened.
 func (p *Pidfd) ExitStatus() (unix.WaitStatus, error) {
 	if p == nil {
 		return 0, errors.New("the process had ended before it could be looked at")

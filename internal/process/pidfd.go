@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Pidfd is a descriptor of a process. It goes on naming that process after its end, and never a later one with the same ID.
+// Pidfd is a descriptor of a process. It refers to that process even after its end, never to a later one with the same ID.
 // It is safe for concurrent use, Close included.
 type Pidfd struct{ file *os.File }
 
@@ -51,7 +51,7 @@ func Reopen(pid int, started string) (*Pidfd, error) {
 	return p, nil
 }
 
-// Close gives the descriptor up. A Wait that is under way returns an error.
+// Close closes the descriptor. A Wait in progress returns an error.
 func (p *Pidfd) Close() error { return p.file.Close() }
 
 // Control calls fn with the descriptor, which fn must neither keep nor close. The error is [os.ErrClosed] when the
@@ -68,7 +68,7 @@ func (p *Pidfd) Control(fn func(fd int) error) error {
 	return ferr
 }
 
-// Signal sends a signal to the process. One that has ended is a success, and so is a closed pidfd.
+// Signal sends a signal to the process. It returns nil if the process has ended or the pidfd is closed.
 func (p *Pidfd) Signal(sig unix.Signal) error {
 	err := p.Control(func(fd int) error { return unix.PidfdSendSignal(fd, sig, nil, 0) })
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrClosed) {
@@ -110,8 +110,8 @@ func (p *Pidfd) HasEnded() bool {
 	return ended || err != nil
 }
 
-// poll reports whether the process of a pidfd ends within limit. A signal does not end the wait: it would look like a
-// process that lives, and the netpoller tells of an end only once.
+// poll reports whether the process of a pidfd ends within limit. It retries after EINTR: the netpoller signals an exit only
+// once, so Wait must not take EINTR for a process that still runs.
 func poll(pidfd int, limit time.Duration) (ended bool, err error) {
 	for until := time.Now().Add(limit); ; {
 		ms := max(time.Until(until), 0).Milliseconds()

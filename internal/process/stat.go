@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stat is what the kernel tells of a process, see proc_pid_stat(5).
+// Stat holds fields of proc_pid_stat(5).
 type Stat struct {
 	State   byte   // R, S, D, Z, …; 0 when the process is gone
 	Flags   uint64 // PF_EXITING and others of the kernel's linux/sched.h
@@ -29,8 +29,8 @@ const (
 // pfExiting is PF_EXITING of linux/sched.h.
 const pfExiting = 0x4
 
-// ReadStat reads the stat of a process; the zero Stat of one that is gone. An error says that the kernel could not be asked,
-// for want of a descriptor say: such a process may well be there.
+// ReadStat reads the stat of a process. It returns the zero Stat for a process that is gone. An error means that /proc could
+// not be read, for example for lack of a descriptor: the process may exist.
 func ReadStat(pid int) (Stat, error) {
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
@@ -56,19 +56,19 @@ func parseStat(body []byte) (Stat, error) {
 }
 
 // StartTime returns when a process was started, in clock ticks since boot as the kernel writes them; "" when the process is
-// gone. With its ID and the boot this names the process for good. An error says that the kernel could not be asked.
+// gone. Together with its ID and the boot ID it identifies the process. An error means that /proc could not be read.
 func StartTime(pid int) (string, error) {
 	stat, err := ReadStat(pid)
 	return stat.Started, err
 }
 
-// Exiting reports whether a process is on its way out, or gone. One of which nothing can be read is not.
+// Exiting reports whether a process is exiting, or gone. It returns false if the stat cannot be read.
 func Exiting(pid int) bool {
 	stat, err := ReadStat(pid)
 	return err == nil && (stat.State == 0 || stat.Flags&pfExiting != 0)
 }
 
-// HasEnded reports whether a process is a zombie, or gone. One of which nothing can be read has not.
+// HasEnded reports whether a process is a zombie, or gone. It returns false if the stat cannot be read.
 func HasEnded(pid int) bool {
 	stat, err := ReadStat(pid)
 	return err == nil && (stat.State == 0 || stat.State == 'Z' || stat.State == 'X')
