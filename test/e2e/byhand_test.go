@@ -1,0 +1,245 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kuri-cri/kuri/test/harness"
+)
+
+// handled is a running pod of which something is removed by hand.
+type handled struct {
+	*shell
+	pod, container string
+	pid            int
+	link           string // the node's end of its veth pair
+	logs, volume   string // a directory, and one with a tmpfs mounted on it
+}
+
+// links lists the node's ends of the pods' veth pairs.
+func links(t *testing.T) []string {
+	t.Helper()
+	paths, err := filepath.Glob("/sys/class/net/kuri?*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, path := range paths {
+		names = append(names, filepath.Base(path))
+	}
+	return names
+}
+
+func (s *shell) handled(t *testing.T, name string) *handled {
+	t.Helper()
+	h := &handled{shell: s, logs: filepath.Join(t.TempDir(), "logs"), volume: filepath.Join(t.TempDir(), "volume")}
+	mkdirAll(t, h.logs)
+	mkdirAll(t, h.volume)
+	run(t, "mount", "-t", "tmpfs", "volume", h.volume)
+	t.Cleanup(func() { exec.Command("umount", "-l", h.volume).Run() })
+	config := harness.Pod(name)
+	config.LogDirectory = h.logs
+	config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 18080}}
+	before := links(t)
+	h.pod = s.RunPod(t, config)
+	for _, l := range links(t) {
+		if !slices.Contains(before, l) {
+			h.link = l
+		}
+	}
+	c := harness.Container("main", s.image, "sh", "-c", "echo line; exec sleep 1000")
+	c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/volume", HostPath: h.volume}}
+	h.container = s.Run(t, h.pod, c, config)
+	h.pid = firstPid(t, s.Daemon, h.container)
+	return h
+}
+
+// unmountShm unmounts the pod's /dev/shm in the mount namespace that the holder keeps, in which there is nothing else.
+func (h *handled) unmountShm(t *testing.T) {
+	t.Helper()
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", h.HolderPid()))
+	err := errors.New("the holder has no mount namespace")
+	for _, path := range files {
+		if to, _ := os.Readlink(path); !strings.HasPrefix(to, "mnt:[") {
+			continue
+		}
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread() // for good: the thread ends with the goroutine
+			f, err := os.Open(path)
+			if err == nil {
+				defer f.Close()
+				err = unix.Unshare(unix.CLONE_FS)
+			}
+			if err == nil {
+				err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNS)
+			}
+			if err == nil {
+				err = unix.Unmount("/"+h.pod, unix.MNT_DETACH)
+			}
+			done <- err
+		}()
+		err = <-done
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// makeElsewhere makes the cgroups into which leave moves a process that a root cgroup does not take.
+func makeElsewhere(t *testing.T) {
+	t.Helper()
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		if exists(filepath.Join(root, "cgroup.controllers"))() {
+			mkdirAll(t, filepath.Join(root, "elsewhere"))
+			t.Cleanup(func() { os.Remove(filepath.Join(root, "elsewhere")) })
+		}
+	}
+}
+
+// Something of a running pod is removed by hand. Its status is what the kernel has, kuri doctor names what is broken, and the pod
+// can be stopped and removed with nothing left.
+func TestRemovedByHand(t *testing.T) {
+	s := newShell(t)
+	s.Exec(t, s.run(t, nil, "sleep", "1000"), "true") // the keeper has its fork server now
+	harness.Eventually(t, 30*time.Second, "the pod's link has its address", func() error {
+		if text := run(t, "ip", "-o", "-6", "address", "show", "scope", "link"); strings.Contains(text, "tentative") || !strings.Contains(text, links(t)[len(links(t))-1]) {
+			return fmt.Errorf("%s", text)
+		}
+		return nil
+	})
+	for _, c := range []struct {
+		name     string
+		remove   func(*testing.T, *handled)
+		notReady string // the pod's reason; "" for one that stays ready
+		doctor   string // of what it says
+		mend     func(*testing.T, *handled)
+	}{
+		{name: "network namespace", notReady: "its network namespace is gone", doctor: "its network namespace is gone", remove: func(t *testing.T, h *handled) {
+			unpinNetns(t, "/run/netns/kuri-"+h.pod)
+		}},
+		{name: "cgroup", notReady: "its cgroup is gone", doctor: "its cgroup is gone", remove: func(t *testing.T, h *handled) {
+			for _, dir := range cgroupsOf(t, h.pid) {
+				leave(t, filepath.Dir(filepath.Dir(dir)), h.pid)
+			}
+			harness.RemoveCgroup(t, "/kuri-"+h.pod)
+		}},
+		{name: "link", doctor: "is gone: it reaches nobody", remove: func(t *testing.T, h *handled) {
+			run(t, "ip", "link", "delete", h.link)
+		}},
+		{name: "rules", doctor: "entries too many", remove: func(t *testing.T, h *handled) {
+			run(t, "nft", "flush", "map", "inet", kuriTable(t), "any4")
+		}},
+		{name: "table", doctor: "table of the built-in network is gone", remove: func(t *testing.T, h *handled) {
+			run(t, "nft", "delete", "table", "inet", kuriTable(t))
+		}, mend: func(t *testing.T, h *handled) { doctor(t, h.Daemon, "--fix") }},
+		{name: "directory in the state directory", remove: func(t *testing.T, h *handled) {
+			removeTree(t, filepath.Join(h.State, "pods", h.pod))
+		}},
+		{name: "directory in the root", remove: func(t *testing.T, h *handled) {
+			removeTree(t, filepath.Join(h.Root, "pods", h.pod))
+		}},
+		{name: "log directory", remove: func(t *testing.T, h *handled) { removeTree(t, h.logs) }},
+		{name: "mounted volume", remove: func(t *testing.T, h *handled) {
+			run(t, "umount", "-l", h.volume)
+			removeTree(t, h.volume)
+		}},
+		{name: "shm", remove: func(t *testing.T, h *handled) { h.unmountShm(t) }},
+		{name: "layer", doctor: "below it is missing", remove: func(t *testing.T, h *handled) {
+			for _, layer := range globbed(t, h.Root, "layers", "*") {
+				if err := os.Rename(layer, filepath.Join(h.Dir, "away-"+filepath.Base(layer))); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, mend: func(t *testing.T, h *handled) {
+			for _, away := range globbed(t, h.Dir, "away-*") {
+				if err := os.Rename(away, filepath.Join(h.Root, "layers", strings.TrimPrefix(filepath.Base(away), "away-"))); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.name == "cgroup" {
+				makeElsewhere(t)
+			}
+			before, err := harness.Observe(s.Leaky()...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := s.handled(t, "handled")
+			c.remove(t, h)
+
+			// 1. What it is told as. Its process goes on.
+			want := runtimeapi.PodSandboxState_SANDBOX_READY
+			if c.notReady != "" {
+				want = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+			}
+			if st := s.PodStatus(t, h.pod); st.State != want {
+				t.Errorf("the pod is %v, want %v", st.State, want)
+			}
+			if st := s.ContainerStatus(t, h.container); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, s.Daemon, h.container) != h.pid {
+				t.Errorf("the container is %v, process %d of %d", st.State, firstPid(t, s.Daemon, h.container), h.pid)
+			}
+			if c.notReady != "" {
+				_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+					PodSandboxId: h.pod, Config: harness.Container("more", s.image, "true"), SandboxConfig: harness.Pod("handled"),
+				})
+				if err == nil || !strings.Contains(err.Error(), c.notReady) {
+					t.Errorf("another container in it: %v", err)
+				}
+			}
+
+			// 2. What kuri doctor says of it.
+			r, _ := doctor(t, s.Daemon)
+			said := fmt.Sprintf("%+v", r.Damages)
+			if c.doctor != "" && !strings.Contains(said, c.doctor) || c.doctor == "" && len(r.Damages) > 0 {
+				t.Errorf("kuri doctor, which was to say %q: %s", c.doctor, said)
+			}
+
+			// 3. Its end.
+			s.RemovePod(t, h.pod)
+			if c.mend != nil {
+				c.mend(t, h)
+			}
+			if exec.Command("umount", "-l", h.volume).Run() != nil && c.name != "mounted volume" {
+				t.Error("the volume is not mounted any more")
+			}
+			if exists(fmt.Sprintf("/proc/%d", h.pid))() {
+				t.Errorf("process %d goes on", h.pid)
+			}
+			harness.CheckLeaks(t, "after the pod was removed", before, s.Leaky()...)
+			if r, code := doctor(t, s.Daemon); code != 0 {
+				t.Errorf("kuri doctor after that: exit code %d, %+v", code, r)
+			}
+		})
+	}
+}
+
+func removeTree(t *testing.T, dir string) {
+	t.Helper()
+	if !exists(dir)() {
+		t.Fatalf("%s is not there", dir)
+	}
+	run(t, "rm", "-rf", dir)
+}
+
+func globbed(t *testing.T, parts ...string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(parts...))
+	if err != nil || len(found) == 0 {
+		t.Fatal(found, err)
+	}
+	return found
+}
