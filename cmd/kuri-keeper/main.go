@@ -104,7 +104,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	slog.SetDefault(slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: logLevel})))
+	at := new(slog.LevelVar)
+	slog.SetDefault(slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: at})))
+	s.LogAt(at, logLevel)
 	logrus.SetOutput(log) // libcontainer's
 	logrus.SetLevel(logrus.WarnLevel)
 	if err := s.Recover(); err != nil {

@@ -51,6 +51,7 @@ func Start(ctx context.Context, o Options) (*Client, error) {
 		err = c.startNew(ctx, o)
 	}
 	if err == nil {
+		setLogLevel(o.StateDir, o.LogLevel)
 		err = c.check(ctx)
 	}
 	if errors.As(err, &hung) {

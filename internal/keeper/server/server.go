@@ -48,6 +48,9 @@ type Server struct {
 	sessions   sync.WaitGroup
 	rest       *time.Timer // fires when nothing has been asked for a while
 
+	logLevel     *slog.LevelVar // see LogAt, before Serve; nil: none is set
+	logOtherwise slog.Level
+
 	sandboxFlights   flight.Group[string, *api.Sandbox]
 	containerFlights flight.Group[string, *api.Container]
 	removals         flight.Group[string, struct{}]
@@ -171,10 +174,23 @@ func checkID(id string) error {
 	return nil
 }
 
+// LogAt has the Server keep level at what kurid says, from now on; it is otherwise where no kurid has said.
+func (s *Server) LogAt(level *slog.LevelVar, otherwise slog.Level) {
+	s.logLevel, s.logOtherwise = level, otherwise
+	s.setLogLevel()
+}
+
+func (s *Server) setLogLevel() {
+	if s.logLevel != nil {
+		s.logLevel.Set(keeper.LogLevel(s.state, s.logOtherwise))
+	}
+}
+
 // wire is the Server as its protocol sees it: each verb with its messages, and errors as codes.
 type wire struct{ s *Server }
 
 func (w *wire) Info(context.Context, *api.InfoRequest) (*api.InfoResponse, error) {
+	w.s.setLogLevel()
 	return &api.InfoResponse{
 		Protocol: keeper.Protocol, Version: w.s.version, Pid: int32(os.Getpid()), LastEvent: w.s.events.last(),
 	}, nil
