@@ -36,14 +36,14 @@ func inChunks[T any](items []T, size func(T) int, send func([]T) error) error {
 	return nil
 }
 
-// described is an item with labels and annotations, which make up most of its size.
-type described interface {
+// metadataItem is an item with labels and annotations, which make up most of its size.
+type metadataItem interface {
 	GetLabels() map[string]string
 	GetAnnotations() map[string]string
 }
 
 // sizeOf estimates the bytes of an item on the wire.
-func sizeOf(d described) int {
+func sizeOf(d metadataItem) int {
 	size := 512
 	for k, v := range d.GetLabels() {
 		size += len(k) + len(v) + 8

@@ -100,7 +100,7 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 		return nil, err
 	}
 	failpoint.At("attach network: ports published")
-	complain(conntrack.ForgetBefore(lease.HostPorts))
+	logConntrack(conntrack.ForgetBefore(lease.HostPorts))
 
 	// 7. The node's firewall, when the bridge is new.
 	b.firewall.LookOnce(ctx, on.forFirewall())
@@ -109,22 +109,22 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 }
 
 // reserve gives the pod a lease, and makes the bridge if need be. A lease keeps the bridge from being pruned.
-func (b *Network) reserve(pod network.Pod) (built, *ipam.Lease, error) {
+func (b *Network) reserve(pod network.Pod) (bridgeLink, *ipam.Lease, error) {
 	if !network.ValidID(pod.ID) {
-		return built{}, nil, fault.New(fault.Invalid, "pod ID %q is not 64 lower-case hex digits", pod.ID)
+		return bridgeLink{}, nil, fault.New(fault.Invalid, "pod ID %q is not 64 lower-case hex digits", pod.ID)
 	}
 	for _, m := range pod.HostPorts() {
 		if m.Protocol != network.TCP && m.Protocol != network.UDP && m.Protocol != network.SCTP {
-			return built{}, nil, fault.New(fault.Unimplemented, "host port %s: the protocol is none of tcp, udp and sctp", m)
+			return bridgeLink{}, nil, fault.New(fault.Unimplemented, "host port %s: the protocol is none of tcp, udp and sctp", m)
 		}
 		if m.ContainerPort == 0 {
-			return built{}, nil, fault.New(fault.Invalid, "host port %s: it has no container port", m)
+			return bridgeLink{}, nil, fault.New(fault.Invalid, "host port %s: it has no container port", m)
 		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return built{}, nil, fault.New(fault.Unavailable, "the daemon is stopping")
+		return bridgeLink{}, nil, fault.New(fault.Unavailable, "the daemon is stopping")
 	}
 	b.stopIdle()
 	err := b.ensure()
@@ -135,7 +135,7 @@ func (b *Network) reserve(pod network.Pod) (built, *ipam.Lease, error) {
 		}
 	}
 	b.startIdle()
-	return built{}, nil, err
+	return bridgeLink{}, nil, err
 }
 
 // removeOld removes the remains of an earlier attachment that are off the bridge: the link of the same pod, and the one
@@ -170,7 +170,7 @@ func removeUnused(h *netlink.Handle, l netlink.Link) bool {
 }
 
 // makeVeth makes the pair in one call, with the pod's end in the pod's namespace from the start.
-func makeVeth(on built, l *ipam.Lease, ns *os.File) error {
+func makeVeth(on bridgeLink, l *ipam.Lease, ns *os.File) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -260,7 +260,7 @@ func (b *Network) publish(l *ipam.Lease, result *network.Result) error {
 			return fault.New(fault.Precondition, "host port %s: the pod has no address of that family", m)
 		}
 	}
-	if err := b.letIn(l); err != nil {
+	if err := b.addToIsolation(l); err != nil {
 		return err
 	}
 	if len(l.HostPorts) == 0 {

@@ -52,7 +52,7 @@ type Network struct {
 	fixed   []netip.Prefix    // set by configuration or as pod CIDR; empty: the bridge chooses
 	numbers map[string]uint32 // of namespaces, see isolation
 	ranges  []netip.Prefix    // for new pods, IPv4 first; empty until build
-	link    built             // as it was made or found last
+	link    bridgeLink        // as it was made or found last
 	idle    *time.Timer       // prunes; nil when none is set
 	closed  bool
 
@@ -62,8 +62,8 @@ type Network struct {
 	workers sync.WaitGroup // background work; Close waits for it
 }
 
-// built describes the bridge link in the kernel.
-type built struct {
+// bridgeLink describes the bridge link in the kernel.
+type bridgeLink struct {
 	name   string
 	index  int
 	mtu    int
@@ -73,7 +73,7 @@ type built struct {
 	overLoopback bool // the table has host ports serve [::1]
 }
 
-func (l built) forFirewall() firewall.Bridge {
+func (l bridgeLink) forFirewall() firewall.Bridge {
 	return firewall.Bridge{Name: l.name, Index: l.index, Ranges: l.ranges}
 }
 

@@ -109,7 +109,7 @@ func (b *Network) build() error {
 	if err := b.installRules(); err != nil {
 		return err
 	}
-	if err := b.keepApart(); err != nil {
+	if err := b.installIsolation(); err != nil {
 		return err
 	}
 	b.firewall.Expect()
@@ -173,7 +173,7 @@ func (b *Network) chooseRanges(h *netlink.Handle, own netlink.Link) error {
 }
 
 // checkFree refuses given ranges that the node uses for something else, or that the kernel cannot serve.
-func (b *Network) checkFree(taken []ipam.Occupied, inUse []netip.Prefix) error {
+func (b *Network) checkFree(taken []ipam.UsedRange, inUse []netip.Prefix) error {
 	if ipam.HasFamily(b.ranges, false) && !netns.HasIPv6() {
 		return fault.New(fault.Precondition, "range %v: the kernel has IPv6 disabled (sysctl net.ipv6.conf.all.disable_ipv6); enable it or remove the range", b.ranges)
 	}
@@ -185,7 +185,7 @@ func (b *Network) checkFree(taken []ipam.Occupied, inUse []netip.Prefix) error {
 	return nil
 }
 
-func (b *Network) pickRanges(taken []ipam.Occupied) error {
+func (b *Network) pickRanges(taken []ipam.UsedRange) error {
 	r4, err := ipam.Pick(ipam.Candidates4(), taken)
 	if err != nil {
 		return err
@@ -201,40 +201,40 @@ func (b *Network) pickRanges(taken []ipam.Occupied) error {
 }
 
 // makeLink makes the bridge, if own is nil, brings it up and gives it the gateways' addresses.
-func (b *Network) makeLink(h *netlink.Handle, own netlink.Link) (built, error) {
+func (b *Network) makeLink(h *netlink.Handle, own netlink.Link) (bridgeLink, error) {
 	mtu, err := b.mtu(h)
 	if err != nil {
-		return built{}, err
+		return bridgeLink{}, err
 	}
 	if own == nil {
 		attrs := netlink.NewLinkAttrs()
 		attrs.HardwareAddr, attrs.MTU = bridgeMAC(b.key), mtu
 		if attrs.Name, err = b.freeName(h); err != nil {
-			return built{}, err
+			return bridgeLink{}, err
 		}
 		snoop := false // there is no querier here, and neighbour discovery must reach every port
 		own = &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snoop}
 		if err := h.LinkAdd(own); err != nil {
-			return built{}, fmt.Errorf("make the bridge %s (the kernel needs module bridge): %w", attrs.Name, err)
+			return bridgeLink{}, fmt.Errorf("make the bridge %s (the kernel needs module bridge): %w", attrs.Name, err)
 		}
 	}
-	made := built{name: own.Attrs().Name, index: own.Attrs().Index, mtu: mtu, group: b.group(), ranges: b.wanted()}
+	made := bridgeLink{name: own.Attrs().Name, index: own.Attrs().Index, mtu: mtu, group: b.group(), ranges: b.wanted()}
 	if netns.HasIPv6() {
 		if err := netns.QuietIPv6(made.name); err != nil { // a pod must not become the node's router
-			return built{}, err
+			return bridgeLink{}, err
 		}
 	}
 	if err := h.LinkSetUp(own); err != nil {
-		return built{}, fmt.Errorf("bring up bridge %s: %w", made.name, err)
+		return bridgeLink{}, fmt.Errorf("bring up bridge %s: %w", made.name, err)
 	}
 	for _, r := range made.ranges {
 		if err := h.AddrReplace(own, link.Address(netip.PrefixFrom(ipam.Gateway(r), r.Bits()))); err != nil {
-			return built{}, fmt.Errorf("give %s to bridge %s: %w", ipam.Gateway(r), made.name, err)
+			return bridgeLink{}, fmt.Errorf("give %s to bridge %s: %w", ipam.Gateway(r), made.name, err)
 		}
 	}
 	for _, r := range made.ranges {
 		if err := link.WaitAddress(made.name, ipam.Gateway(r)); err != nil {
-			return built{}, err
+			return bridgeLink{}, err
 		}
 	}
 	return made, nil
@@ -316,9 +316,9 @@ func (b *Network) isolation() nft.Isolation {
 	return nft.Isolation{Table: b.table, Bridge: b.link.name, Links: b.group()}
 }
 
-// keepApart writes the tables that keep namespaces apart for the leases there are, or removes those of an earlier
+// installIsolation writes the tables that keep namespaces apart for the leases there are, or removes those of an earlier
 // configuration.
-func (b *Network) keepApart() error {
+func (b *Network) installIsolation() error {
 	if !b.config.Isolate {
 		return b.isolation().Uninstall()
 	}
@@ -329,16 +329,16 @@ func (b *Network) keepApart() error {
 	return b.isolation().Install(all)
 }
 
-// letIn makes a pod one of those that its namespace's pods reach. If the tables cannot be updated, they are
+// addToIsolation makes a pod one of those that its namespace's pods reach. If the tables cannot be updated, they are
 // rewritten.
-func (b *Network) letIn(l *ipam.Lease) error {
+func (b *Network) addToIsolation(l *ipam.Lease) error {
 	if !b.config.Isolate {
 		return nil
 	}
 	if b.hasNeighbour(l) && b.isolation().Add(b.resident(l)) == nil {
 		return nil
 	}
-	return b.keepApart()
+	return b.installIsolation()
 }
 
 // hasNeighbour reports whether another pod of the namespace is there, and with it the namespace's chains and sets.
@@ -351,15 +351,15 @@ func (b *Network) hasNeighbour(l *ipam.Lease) bool {
 	return false
 }
 
-// letOut is called when the lease is dropped already.
-func (b *Network) letOut(l *ipam.Lease) error {
+// removeFromIsolation is called when the lease is dropped already.
+func (b *Network) removeFromIsolation(l *ipam.Lease) error {
 	if !b.config.Isolate || b.link.index == 0 {
 		return nil
 	}
 	if b.hasNeighbour(l) && b.isolation().Remove(b.resident(l)) == nil {
 		return nil
 	}
-	return b.keepApart()
+	return b.installIsolation()
 }
 
 func (b *Network) resident(l *ipam.Lease) nft.Resident {
@@ -387,7 +387,7 @@ func loopback6Reachable() bool { return netns.Sysctl("bridge/bridge-nf-call-ip6t
 // reachLoopback6 lets answers come back to [::1] over the bridge: the kernel looks for ::1 on the link where the packet came
 // in, and finds it by this route. It is behind the loopback's own for everything else, and goes with the bridge. A packet
 // that has ::1 in it when it comes in is dropped all the same.
-func reachLoopback6(on built) error {
+func reachLoopback6(on bridgeLink) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err

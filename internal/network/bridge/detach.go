@@ -90,10 +90,10 @@ func (b *Network) giveBack(podID string) error {
 	var err error
 	if len(l.HostPorts) > 0 && b.link.index != 0 {
 		err = b.closePorts(l)
-		complain(conntrack.ForgetAfter(l.HostPorts, l.Addresses))
+		logConntrack(conntrack.ForgetAfter(l.HostPorts, l.Addresses))
 	}
 	if err == nil {
-		err = b.letOut(l)
+		err = b.removeFromIsolation(l)
 	}
 	if err == nil {
 		err = b.pool.Erase(l)
@@ -134,7 +134,7 @@ func (b *Network) settle() error {
 	return errors.Join(err, b.prune())
 }
 
-func (b *Network) current() built {
+func (b *Network) current() bridgeLink {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.link
@@ -208,7 +208,7 @@ func (b *Network) prune() error {
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove the bridge of the built-in network: %w", err)
 	}
-	b.link, b.ranges, b.numbers = built{}, nil, map[string]uint32{}
+	b.link, b.ranges, b.numbers = bridgeLink{}, nil, map[string]uint32{}
 	b.firewall.Forget()
 	return nil
 }
@@ -238,8 +238,8 @@ func (b *Network) stopIdle() {
 	}
 }
 
-// complain logs a failure to delete conntrack entries (a kernel without nf_conntrack_netlink): only old flows suffer.
-func complain(err error) {
+// logConntrack logs a failure to delete conntrack entries (a kernel without nf_conntrack_netlink): only old flows suffer.
+func logConntrack(err error) {
 	if err != nil {
 		slog.Warn("clients that sent to a UDP host port before may not reach the pod that has it now", "err", err)
 	}

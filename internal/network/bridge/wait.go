@@ -20,7 +20,7 @@ func podUp(result *network.Result) error {
 }
 
 // hostUp waits until the node's end and the bridge carry packets, in the order in which they come up.
-func hostUp(on built, l *ipam.Lease) error {
+func hostUp(on bridgeLink, l *ipam.Lease) error {
 	if err := link.WaitUp(vethName(l.PodID)); err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 }
 
 func run(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
-	var stdout, stderr bounded
+	var stdout, stderr limitedBuffer
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), &stdout, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -70,13 +70,13 @@ func (p *plugins) FindInPath(plugin string, paths []string) (string, error) {
 	return invoke.FindInPath(plugin, paths)
 }
 
-// bounded keeps the first maxOutput bytes and refuses more. The buffer is not embedded: its ReadFrom would know no bound.
-type bounded struct {
+// limitedBuffer keeps the first maxOutput bytes and refuses more. The buffer is not embedded: its ReadFrom would know no bound.
+type limitedBuffer struct {
 	kept bytes.Buffer
 	over bool
 }
 
-func (b *bounded) Write(p []byte) (int, error) {
+func (b *limitedBuffer) Write(p []byte) (int, error) {
 	if b.kept.Len()+len(p) > maxOutput {
 		b.over = true
 		return 0, errors.New("too much output")

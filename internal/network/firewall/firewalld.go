@@ -30,8 +30,8 @@ const trustVersion = 1
 // trustFile is the record's name.
 const trustFile = "firewalld.json"
 
-// trusted is the record of a request to firewalld.
-type trusted struct {
+// trustRecord is the record of a request to firewalld.
+type trustRecord struct {
 	Interface string `json:"interface"`
 	Zone      string `json:"zone"`
 }
@@ -59,7 +59,7 @@ func (f *Firewall) trust(ctx context.Context, bridge string) (opened bool, err e
 	if zone != "" {
 		return false, nil
 	}
-	if err := network.WriteRecord(f.trustPath(), trustVersion, trusted{bridge, firewalldTrusted}); err != nil {
+	if err := network.WriteRecord(f.trustPath(), trustVersion, trustRecord{bridge, firewalldTrusted}); err != nil {
 		return false, err
 	}
 	if err := zones.CallWithContext(ctx, BusZones+".addInterface", 0, firewalldTrusted, bridge).Store(&zone); err != nil {
@@ -71,7 +71,7 @@ func (f *Firewall) trust(ctx context.Context, bridge string) (opened bool, err e
 
 // distrust reverts trust.
 func (f *Firewall) distrust(ctx context.Context) error {
-	var was trusted
+	var was trustRecord
 	err := record.Read(f.trustPath(), trustVersion, &was)
 	if errors.Is(err, fault.NotFound) {
 		return nil

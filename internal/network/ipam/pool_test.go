@@ -28,9 +28,9 @@ func TestPick(t *testing.T) {
 		"all":               {[]string{"10.0.0.0/8", "172.16.0.0/12"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var taken []Occupied
+			var taken []UsedRange
 			for _, p := range c.taken {
-				taken = append(taken, Occupied{netip.MustParsePrefix(p), "route " + p})
+				taken = append(taken, UsedRange{netip.MustParsePrefix(p), "route " + p})
 			}
 			got, err := Pick(candidates, taken)
 			if c.want == "" {

@@ -48,14 +48,14 @@ func Candidates6(key [32]byte) []netip.Prefix {
 	return c
 }
 
-// Occupied is a range in use on the node.
-type Occupied struct {
+// UsedRange is a range in use on the node.
+type UsedRange struct {
 	prefix netip.Prefix
 	What   string // its user: "route 10.0.0.0/8 dev eth0"
 }
 
 // Pick returns the first candidate that overlaps no range in use. Error kinds: Precondition.
-func Pick(candidates []netip.Prefix, taken []Occupied) (netip.Prefix, error) {
+func Pick(candidates []netip.Prefix, taken []UsedRange) (netip.Prefix, error) {
 	for _, c := range candidates {
 		if Collision(c, taken) == nil {
 			return c, nil
@@ -65,7 +65,7 @@ func Pick(candidates []netip.Prefix, taken []Occupied) (netip.Prefix, error) {
 		candidates[0], Collision(candidates[0], taken).What)
 }
 
-func Collision(p netip.Prefix, taken []Occupied) *Occupied {
+func Collision(p netip.Prefix, taken []UsedRange) *UsedRange {
 	for i := range taken {
 		if taken[i].prefix.Overlaps(p) {
 			return &taken[i]
@@ -76,15 +76,15 @@ func Collision(p netip.Prefix, taken []Occupied) *Occupied {
 
 // InUse returns the ranges of the node's addresses and routes, except those of the link with index own. Prefixes shorter
 // than 7 bits are left out: they are default routes, or the halves of one that a VPN writes.
-func InUse(h *netlink.Handle, own int) ([]Occupied, error) {
+func InUse(h *netlink.Handle, own int) ([]UsedRange, error) {
 	addrs, err := link.List(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list the node's addresses: %w", err)
 	}
-	var taken []Occupied
+	var taken []UsedRange
 	for _, a := range addrs {
 		if p, ok := link.Prefix(a.IPNet); ok && a.LinkIndex != own {
-			taken = append(taken, Occupied{p, fmt.Sprintf("address %s", a.IPNet)})
+			taken = append(taken, UsedRange{p, fmt.Sprintf("address %s", a.IPNet)})
 		}
 	}
 	everyTable := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
@@ -96,7 +96,7 @@ func InUse(h *netlink.Handle, own int) ([]Occupied, error) {
 	}
 	for _, r := range routes {
 		if p, ok := link.Prefix(r.Dst); ok && p.Bits() >= 7 && (r.LinkIndex != own || own == 0) {
-			taken = append(taken, Occupied{p, fmt.Sprintf("route %s", r.Dst)})
+			taken = append(taken, UsedRange{p, fmt.Sprintf("route %s", r.Dst)})
 		}
 	}
 	return taken, nil
