@@ -36,8 +36,9 @@ func TestExpectedWaitsForAKeeperThatAppears(t *testing.T) {
 	c = Connect(t.TempDir())
 	starts = 0
 	c.start = func(context.Context) error { starts++; return errors.New("no program") }
-	if c.expected(t.Context()) || c.expected(t.Context()) || starts != 1 {
-		t.Errorf("a keeper was expected, or started %d times", starts)
+	first, again := c.expected(t.Context()), c.expected(t.Context())
+	if first || again || starts != 1 {
+		t.Errorf("a keeper was expected (%t, %t), or started %d times", first, again, starts)
 	}
 }
 
