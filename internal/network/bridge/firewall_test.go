@@ -278,8 +278,12 @@ func realFirewalld(t *testing.T) (stop func()) {
 	for range 200 {
 		if ok, _ := nft.HasTable("firewalld", 1); ok { // NFPROTO_INET
 			if conn, err := firewall.Connect(t.Context()); err == nil && conn != nil {
+				// It has its name and its table before its rules.
+				state, err := conn.Object(firewall.BusName, firewall.BusPath).GetProperty(firewall.BusName + ".state")
 				conn.Close()
-				return stopped
+				if err == nil && state.Value() == "RUNNING" {
+					return stopped
+				}
 			}
 		}
 		time.Sleep(50 * time.Millisecond)
