@@ -37,7 +37,7 @@ func killable(t *testing.T) string {
 // workflowSteps are the steps of kurid's workflows at which it can be killed, from the source.
 func workflowSteps(t *testing.T) (all []string) {
 	t.Helper()
-	for _, room := range []string{"pod", "network", "image", "layer"} {
+	for _, room := range []string{"pod", "network", "network/*", "image", "layer"} {
 		files, err := filepath.Glob(filepath.Join("../../internal", room, "*.go"))
 		if err != nil {
 			t.Fatal(err)
