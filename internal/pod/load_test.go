@@ -46,7 +46,7 @@ func writeMany(t testing.TB, p paths, count int) (pods []string) {
 		for i := range 3 {
 			c := &ContainerRecord{ID: newID(), SandboxID: s.ID, State: Running, ImageID: "sha256:1", ImageName: "registry.k8s.io/web:1", Pid: 100,
 				Layers: []digest.Digest{digest.FromString("a"), digest.FromString("b"), digest.FromString("c")}, CgroupsPath: s.CgroupParent + "/x",
-				StopSignal: 15, StopName: "SIGTERM", CreatedAt: s.CreatedAt, StartedAt: s.CreatedAt}
+				StopSignal: 15, StopName: "SIGNAL_SIGTERM", CreatedAt: s.CreatedAt, StartedAt: s.CreatedAt}
 			config := &runtime.ContainerConfig{
 				Metadata: &runtime.ContainerMetadata{Name: fmt.Sprint("c", i)}, Image: &runtime.ImageSpec{Image: "sha256:1"}, Command: []string{"/web"},
 				Args: []string{"--port", "8080"}, WorkingDir: "/", Labels: podLabels(meta), LogPath: "c/0.log",

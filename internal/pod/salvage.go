@@ -165,7 +165,7 @@ func (p *Pods) salvageContainer(held *api.Container) {
 	}
 	r := &ContainerRecord{
 		ID: held.Id, SandboxID: s.Record().ID, State: Running, Pid: int(held.Pid), CreatedAt: held.CreatedAt, StartedAt: held.StartedAt,
-		StopSignal: 15, StopName: "SIGTERM", ContainerRoot: p.ContainerRoot, Salvaged: true,
+		StopSignal: 15, StopName: runtime.Signal_SIGNAL_SIGTERM.String(), ContainerRoot: p.ContainerRoot, Salvaged: true,
 		Reason: "RecordDamaged", Message: fmt.Sprintf(salvagedWhy, p.paths.containerDir(s.Record().ID, held.Id)),
 	}
 	if held.State == api.State_CREATED {
