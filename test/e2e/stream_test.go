@@ -124,7 +124,7 @@ func TestStreamsThatEndAreNoErrors(t *testing.T) {
 		leave()
 	}
 	harness.Eventually(t, 20*time.Second, "two clients that have left", func() error {
-		if n := strings.Count(s.Log(t), "the client of a stream has left"); n != len(transports) {
+		if n := strings.Count(s.Log(t), "the client of a stream has disconnected"); n != len(transports) {
 			return fmt.Errorf("there are %d", n)
 		}
 		return nil
