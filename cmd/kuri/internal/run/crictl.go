@@ -191,6 +191,9 @@ func readMessage(ctx context.Context, c *cli.CLI, path string, to proto.Message)
 	if err != nil {
 		return fmt.Errorf("%s is neither JSON nor YAML: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
 	}
+	if !strings.HasPrefix(string(raw), "{") { // YAML takes any text for a string
+		return fmt.Errorf("%s is not a %s of the CRI: expected an object with fields such as metadata", path, what)
+	}
 	if err := protojson.Unmarshal(raw, to); err != nil {
 		text := strings.TrimLeft(strings.TrimPrefix(err.Error(), protoPrefix), " \u00a0")
 		if _, field, ok := strings.Cut(text, "unknown field "); ok {

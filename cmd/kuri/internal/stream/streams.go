@@ -75,13 +75,17 @@ func Copy(ctx context.Context, c *cli.CLI, address string, want Options) error {
 	return streamingError(u, err)
 }
 
-// streamingError leaves the URL, which is a secret, out of an error of asking for it.
+// dialed matches the beginning of net.OpError's text for a connection that could not be made.
+var dialed = regexp.MustCompile(`^dial tcp \S+: (connect: )?`)
+
+// streamingError removes the URL, which contains a secret, from the error of a request for it.
 func streamingError(u *url.URL, err error) error {
 	if err == nil || !strings.Contains(err.Error(), u.RequestURI()) {
 		return err
 	}
 	_, why, _ := strings.Cut(err.Error(), u.RequestURI())
-	return fmt.Errorf("reach the runtime's streaming server at %s: %s", u.Host, strings.TrimLeft(why, `": `))
+	why = dialed.ReplaceAllString(strings.TrimLeft(why, `": `), "") // the address is in the text already
+	return fmt.Errorf("reach the runtime's streaming server at %s: %s", u.Host, why)
 }
 
 // streamed is what API machinery writes before the error of a runtime whose streams were asked for.

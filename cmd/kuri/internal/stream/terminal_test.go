@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -63,5 +64,17 @@ func TestExecCodes(t *testing.T) {
 	}
 	if err := Annotate("exec in web", errors.New("Internal error occurred: error executing command in container: why")); err.Error() != "exec in web: why" {
 		t.Error(err)
+	}
+}
+
+// The error of a streaming server that does not answer has its address once, and nothing of the URL's secret.
+func TestStreamingError(t *testing.T) {
+	u, err := url.Parse("http://127.0.0.1:39593/exec/secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := streamingError(u, errors.New(`error sending request: Post "http://127.0.0.1:39593/exec/secret": dial tcp 127.0.0.1:39593: connect: connection refused`))
+	if want := "reach the runtime's streaming server at 127.0.0.1:39593: connection refused"; got.Error() != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
