@@ -8,11 +8,11 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/inspect"
 )
 
-// imageCommand is the group of what concerns images. What is also a verb of its own is the same here.
+// imageCommand is kuri image, the group of all verbs for images. Most of them exist without the group too.
 func imageCommand(c *cli.CLI) *cobra.Command {
 	verbs := cli.CommandGroup(&cobra.Command{
 		Use:   "image",
-		Short: "Everything about images: ls, pull, load, save, inspect, history, diff, tag, rm, prune, check",
+		Short: "Work with images: ls, pull, load, save, inspect, history, diff, tag, rm, prune, check",
 	})
 	named := func(use string, cmd *cobra.Command) *cobra.Command {
 		cmd.Use = use

@@ -359,7 +359,7 @@ func TestKuriDetaches(t *testing.T) {
 	x.press("\x10")
 	time.Sleep(100 * time.Millisecond)
 	x.press("\x11")
-	x.expect("detached, talk goes on")
+	x.expect("detached; talk keeps running")
 	if code := x.exit(); code != 0 || !x.cooked() {
 		t.Errorf("exit code %d, the terminal is as before: %t", code, x.cooked())
 	}
@@ -375,7 +375,7 @@ func TestKuriDetaches(t *testing.T) {
 	z.press("echo three$((1+1))\r")
 	z.expect("three2")
 	z.press("\x10\x11")
-	z.expect("detached: sh is hung up, talk goes on")
+	z.expect("detached; sh was hung up, talk keeps running")
 	if code := z.exit(); code != 0 || !z.cooked() {
 		t.Errorf("exit code %d, the terminal is as before: %t", code, z.cooked())
 	}
@@ -409,7 +409,7 @@ func TestKuriRunOnATerminal(t *testing.T) {
 	y.expect("leaves stays running")
 	y.expect("ready> ")
 	y.press("\x10\x11")
-	y.expect("detached, stays goes on")
+	y.expect("detached; stays keeps running")
 	if code := y.exit(); code != 0 || !y.cooked() {
 		t.Errorf("detached: exit code %d, the terminal is as before: %t", code, y.cooked())
 	}

@@ -88,7 +88,7 @@ exit code of what they ran.`,
 	return root
 }
 
-// Absolute makes the directories' paths independent of where the program was started: the runtime is told of them.
+// Absolute makes the paths of the directories absolute, since they are passed to the runtime.
 func (c *CLI) Absolute() (err error) {
 	for _, dir := range []*string{&c.PodsDir, &c.LogsDir} {
 		if *dir, err = filepath.Abs(*dir); err != nil {

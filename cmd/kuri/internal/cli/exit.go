@@ -37,7 +37,7 @@ func Usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 // WrongUsage makes err an error in how the program was called.
 func WrongUsage(err error) error { return usageError{err} }
 
-// NotFoundError says that what was named is not there.
+// NotFoundError reports that a named object does not exist.
 type NotFoundError struct{ error }
 
 func (n NotFoundError) Unwrap() error { return n.error }
@@ -46,7 +46,7 @@ func NotFound(format string, args ...any) error {
 	return NotFoundError{fmt.Errorf(format, args...)}
 }
 
-// LeftoverError says that something which kuri run made could not be removed again.
+// LeftoverError reports that something that kuri run had made could not be removed.
 type LeftoverError struct{ error }
 
 func (l LeftoverError) Unwrap() error { return l.error }
@@ -58,7 +58,7 @@ type ExitCode int
 
 func (e ExitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// Exit says what went wrong, if anything, and returns the exit code for it.
+// Exit reports an error, if any, and returns its exit code.
 func (c *CLI) Exit(ctx context.Context, err error) int {
 	var code ExitCode
 	if err == nil {
@@ -95,7 +95,7 @@ func (c *CLI) Exit(ctx context.Context, err error) int {
 	return ExitError
 }
 
-// Report writes an error's text to standard error, without what a terminal would take for a command: much of it is others' words.
+// Report prints an error to standard error, without control characters: much of its text comes from elsewhere.
 func (c *CLI) Report(err error) {
 	for _, line := range strings.Split(Describe(err), "\n") {
 		fmt.Fprintln(c.Err, "kuri:", Printable(line))
@@ -113,14 +113,14 @@ func Describe(err error) string {
 		}
 	}
 	if ConnectionLost(err) {
-		text += "\nthe connection broke: the runtime has ended, or was started again meanwhile"
+		text += "\nthe connection broke: the runtime has stopped or was restarted"
 	}
 	var unreachable *client.UnreachableError
 	if errors.As(err, &unreachable) {
 		text = unreachable.Error()
 		switch {
 		case errors.Is(err, fs.ErrPermission):
-			text += "\nonly root may use it: try sudo"
+			text += "\nonly root can use it: try sudo"
 		case strings.Contains(unreachable.Endpoint, "kuri"):
 			text += "\nis kurid running? (systemctl start kurid; --runtime-endpoint names another socket)"
 		default:
@@ -159,7 +159,8 @@ func StatusOf(err error) *status.Status {
 	return nil
 }
 
-// ConnectionLost tells whether a call failed because its connection broke. A server may answer Unavailable too, about something else.
+// ConnectionLost reports whether a call failed because its connection broke. A server may return Unavailable for other reasons
+// too.
 func ConnectionLost(err error) bool {
 	s := StatusOf(err)
 	if s == nil || s.Code() != codes.Unavailable {
@@ -186,7 +187,7 @@ type Interrupt struct{ syscall.Signal }
 
 func (i Interrupt) Error() string { return fmt.Sprintf("interrupted (%s)", i.Signal) }
 
-// IsGone tells whether a call failed because what it was about is not there any more.
+// IsGone reports whether a call failed because its object no longer exists.
 func IsGone(err error) bool { return status.Code(err) == codes.NotFound }
 
 // codedError is an error with an exit code of its own.

@@ -67,7 +67,7 @@ func ReadPassword(ctx context.Context, terminal *os.File) ([]byte, error) {
 	}
 }
 
-// Confirmed asks and reads the answer; no answer is a no.
+// Confirmed asks a question and reports whether the answer is yes.
 func (c *CLI) Confirmed(ctx context.Context, question string) bool {
 	fmt.Fprint(c.Err, question)
 	line, _ := bufio.NewReader(c.Input(ctx)).ReadString('\n')

@@ -274,7 +274,7 @@ func TrimID(id string, full bool) string {
 	return hex[:min(len(hex), ShortIDLength)]
 }
 
-// Age tells for how long something has been there, given when it began in nanoseconds since the epoch.
+// Age returns the time since nanos, which is in nanoseconds since the epoch, or "-" for 0.
 func Age(nanos int64) string {
 	if nanos <= 0 {
 		return "-"

@@ -90,7 +90,7 @@ func (c *CLI) file() (settings, error) {
 	return s, nil
 }
 
-// Seconds returns a number of seconds as a duration, the longest there is, some 292 years, for what is longer.
+// Seconds returns n seconds as a duration, capped at the maximum of some 292 years.
 func Seconds(n float64) time.Duration {
 	if n >= math.MaxInt64/float64(time.Second) {
 		return math.MaxInt64

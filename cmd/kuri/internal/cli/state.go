@@ -15,7 +15,7 @@ func PodState(s runtimeapi.PodSandboxState) string {
 	return "not ready"
 }
 
-// CountIn tells how many of a pod's containers run, "2/3".
+// CountIn returns how many of a pod's containers are running, such as "2/3".
 func CountIn(p *runtimeapi.PodSandbox, containers []*runtimeapi.Container) string {
 	running, all := 0, 0
 	for _, ct := range latest(containers) {

@@ -23,11 +23,11 @@ func RangeArgs(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < least && len(args) == 0:
-			return fmt.Errorf("arguments are missing: %s", cmd.UseLine())
+			return fmt.Errorf("missing arguments: %s", cmd.UseLine())
 		case len(args) < least:
-			return fmt.Errorf("something is missing after %q: %s", args[len(args)-1], cmd.UseLine())
+			return fmt.Errorf("missing argument after %q: %s", args[len(args)-1], cmd.UseLine())
 		case len(args) > most:
-			return fmt.Errorf("%q is one too many: %s", args[most], cmd.UseLine())
+			return fmt.Errorf("unexpected argument %q: %s", args[most], cmd.UseLine())
 		}
 		return nil
 	}
@@ -54,7 +54,7 @@ func CommandGroup(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// helpCommand shows a command's help, and refuses what is no command.
+// helpCommand is kuri help. Unlike cobra's own it fails for an unknown command.
 func helpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
@@ -120,7 +120,7 @@ func foreignVerb(args []string) error {
 	return nil
 }
 
-// notSupported begins what is said of a verb of which there is no like here.
+// notSupported begins the hint for a verb without a counterpart in kuri.
 const notSupported = "not supported"
 
 func suggest(names []string) string {
@@ -130,7 +130,7 @@ func suggest(names []string) string {
 	return ": did you mean " + strings.Join(names, " or ") + "?"
 }
 
-// FlagError says what is wrong with a flag without the words of the library that parses it.
+// FlagError rewords the errors of pflag in the words of kuri.
 func FlagError(cmd *cobra.Command, err error) error {
 	var value *pflag.InvalidValueError
 	var unknown *pflag.NotExistError

@@ -15,7 +15,7 @@ import (
 	"strings"
 )
 
-// Credential is what one registry is told. The zero value is none.
+// Credential authenticates to one registry. The zero value means anonymous access.
 type Credential struct {
 	Username, Password string
 	IdentityToken      string // stands for both: it is exchanged for an access token
@@ -224,7 +224,7 @@ func (f *File) Keep(ctx context.Context, registry string, c Credential) error {
 	return f.write()
 }
 
-// Forget takes away what is kept of a registry and tells whether there was anything.
+// Forget removes the credentials of a registry and reports whether there were any.
 func (f *File) Forget(ctx context.Context, registry string) (bool, error) {
 	had := false
 	spellings := f.spellings(registry)

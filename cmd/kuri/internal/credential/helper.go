@@ -94,7 +94,7 @@ func firstLine(texts ...[]byte) string {
 	return "it says nothing"
 }
 
-// bounded keeps what is written up to a bound, and fails beyond. (The buffer is not embedded: its ReadFrom has no bound.)
+// bounded is a buffer that fails when it exceeds a bound. (The buffer is not embedded: its ReadFrom has no bound.)
 type bounded struct{ kept bytes.Buffer }
 
 func (b *bounded) Write(p []byte) (int, error) {

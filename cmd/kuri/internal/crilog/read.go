@@ -22,7 +22,7 @@ const (
 // All is the Tail that wants all lines.
 const All = -1
 
-// Options says what of a log is read.
+// Options selects the entries of a log.
 type Options struct {
 	Tail  int       // how many of the file's lines, counted from its end; All for the whole file
 	Since time.Time // entries from then on; zero for all
@@ -69,7 +69,7 @@ type reader struct {
 	file   *os.File
 	offset int64  // how far file has been read
 	newest string // of the rotated files, when file was opened: file itself will get a later name
-	buf    []byte // what has been read of a line that is not complete
+	buf    []byte // the beginning of an incomplete line
 	cont   *Entry // of a line longer than maxLine: what its first piece said
 	asked  time.Time
 }
@@ -199,7 +199,7 @@ func (r *reader) between(ctx context.Context, last fs.FileInfo) error {
 	return nil
 }
 
-// drain reads what there is.
+// drain reads to the current end.
 func (r *reader) drain(ctx context.Context) error {
 	n, err := r.copy(ctx, r.file)
 	r.offset += n

@@ -17,7 +17,7 @@ import (
 )
 
 // rotatedSuffix is what a rotated log has after the log's own name: a kubelet's time, Kuri's own to the nanosecond, and .gz
-// once a kubelet has compressed it. What is being compressed has .tmp after it, and is there under its older name, too.
+// once a kubelet has compressed it. A file being compressed exists under its old name too, and the new one ends in .tmp.
 var rotatedSuffix = regexp.MustCompile(`^\.[0-9]{8}-[0-9]{6}(\.[0-9]{9})?(\.gz)?$`)
 
 // rotated is a log file that was renamed.

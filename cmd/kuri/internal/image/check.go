@@ -23,7 +23,7 @@ func CheckCommand(c *cli.CLI) *cobra.Command {
 	var repair bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Verify what is stored of the images, and repair it",
+		Short: "Verify the stored images, and repair them",
 		Long: `Read all that is stored of the images and compare it with its digests and checksums. Each damage is told as it is found.
 With --repair what is damaged is fetched again from where it came, with what kuri login keeps, and nothing else. The exit code is 1 when damage is left.
 This needs Kuri's own runtime.`,
@@ -100,7 +100,7 @@ func check(ctx context.Context, c *cli.CLI, img *client.Images, repair bool) (fo
 	}
 }
 
-// keptAuths returns what is kept of the registries that the images came from, and of those that the file has an entry for:
+// keptAuths returns the stored credentials of the registries that the images came from, and of those with an entry in the file:
 // an image whose record is damaged is not in the list. What cannot be read is said, and no reason not to repair the rest.
 func keptAuths(ctx context.Context, c *cli.CLI, img *client.Images) ([]*kuriv1.RegistryAuth, error) {
 	file := login.KeptCredentials(c, "repairing")

@@ -81,7 +81,7 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 	return cmd
 }
 
-// loadLines says what a load has done: which names are new, which have moved, and what was here already.
+// loadLines describes the result of a load: names that are new, names that have moved, and images that were present.
 func loadLines(loaded []*kuriv1.LoadedImage, before []*runtimeapi.Image) []string {
 	owner, was := map[string]string{}, map[string]bool{}
 	for _, i := range before {
@@ -132,7 +132,7 @@ func named(i *kuriv1.LoadedImage, name string) bool {
 	})
 }
 
-// archive opens what is to be loaded.
+// archive opens the archive to load.
 func archive(ctx context.Context, c *cli.CLI, path string) (io.ReadCloser, error) {
 	if path == "-" {
 		return io.NopCloser(c.Input(ctx)), nil

@@ -61,7 +61,7 @@ func prune(ctx context.Context, c *cli.CLI, force bool) error {
 		fmt.Fprintln(c.Out, "nothing was removed")
 		return nil
 	}
-	var shown []string // what has come meanwhile was not asked about
+	var shown []string // images pulled in the meantime were not agreed to
 	for _, i := range unused.Images {
 		shown = append(shown, i.Id)
 	}

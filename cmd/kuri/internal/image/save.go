@@ -103,13 +103,13 @@ func (s *savedTar) Read(p []byte) (int, error) {
 // saveTarget is where a layout goes. Under its name it is there whole or not at all.
 type saveTarget interface {
 	fill(from io.Reader) error
-	abandon() // takes away what is not complete; after fill has succeeded it does nothing
+	abandon() // removes an incomplete target; does nothing after fill has succeeded
 }
 
 func openTarget(c *cli.CLI, to string) (saveTarget, error) {
 	if to == "-" {
 		if f, ok := c.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-			return nil, cli.Usagef("an archive is not for a terminal: -o FILE writes a file, and a pipe takes it too")
+			return nil, cli.Usagef("an archive is binary and not written to a terminal: use -o FILE or a pipe")
 		}
 		return outStream{c.Out}, nil
 	}

@@ -28,7 +28,7 @@ type detail struct {
 }
 
 func readDetail(info map[string]string) (d detail) {
-	_ = json.Unmarshal([]byte(info["info"]), &d) // what is of another form is left out
+	_ = json.Unmarshal([]byte(info["info"]), &d) // fields of other types are left out
 	return d
 }
 

@@ -203,7 +203,7 @@ func KeptCredentials(c *cli.CLI, doing string) *credential.File {
 func AuthFor(ctx context.Context, c *cli.CLI, image string) *runtimeapi.AuthConfig {
 	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
-		return nil // the runtime says what is wrong with it
+		return nil // the runtime reports the error
 	}
 	file := KeptCredentials(c, "pulling")
 	if file == nil {

@@ -21,8 +21,8 @@ func DaemonCommand(c *cli.CLI) *cobra.Command {
 	cmd := cli.CommandGroup(&cobra.Command{
 		Use:   "daemon",
 		Short: "Look into Kuri's daemon: its state, stacks and profiles",
-		Long: `Ask kurid, on its debug socket, which is root's, for what helps to find a fault. This changes nothing, and what is printed has
-no environment and no credential of a pod.`,
+		Long: `Print debugging data from kurid's debug socket, which only root can use. Nothing is changed, and the output contains no
+environment variables and no credentials of pods.`,
 	})
 	cmd.AddCommand(DaemonVerbs(c)...)
 	return cmd
@@ -151,7 +151,7 @@ memory only while it is asked for: its "heap" and "allocs" are those of --second
 func profileTo(c *cli.CLI, file string, write func(io.Writer) error) error {
 	if file == "" {
 		if f, ok := c.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-			return errors.New("a profile is not for a terminal: say -o FILE, or redirect the output")
+			return errors.New("a profile is binary and not written to a terminal: use -o FILE, or redirect the output")
 		}
 		return write(c.Out)
 	}
@@ -166,7 +166,7 @@ func profileTo(c *cli.CLI, file string, write func(io.Writer) error) error {
 	return nil
 }
 
-// askDaemonShortly is askDaemon for what is answered at once.
+// askDaemonShortly is askDaemon with the timeout of a call.
 func askDaemonShortly(ctx context.Context, c *cli.CLI, path string, out io.Writer) error {
 	s, err := c.Settings()
 	if err != nil {

@@ -101,7 +101,7 @@ func examineStopped(ctx context.Context, fix bool, config string) (*kuriv1.Exami
 	return report, nil
 }
 
-// kuridCommand runs kurid, which is beside this program or in PATH, with its own configuration or the one that is given.
+// kuridCommand runs kurid, which is beside this program or in PATH, with its default configuration or the given one.
 func kuridCommand(ctx context.Context, config string, args ...string) (*exec.Cmd, error) {
 	program := "kurid"
 	if self, err := os.Executable(); err == nil {

@@ -20,8 +20,8 @@ import (
 func MetricsCommand(c *cli.CLI) *cobra.Command {
 	return &cobra.Command{
 		Use:   "metrics",
-		Short: "Show what the daemon tells Prometheus of itself",
-		Long: `metrics prints what kurid tells Prometheus: its requests with their errors and times, the steps of what it does, pulls,
+		Short: "Show the daemon's own Prometheus metrics",
+		Long: `metrics prints kurid's Prometheus metrics: its requests with their errors and times, the steps of what it does, pulls,
 pods and containers by state, exits by reason, what is stored, its keeper and its own process. Prometheus itself gets it when
 metrics_listen is set in kurid's configuration; this command asks kurid on its debug socket, which is root's.`,
 		Example: `  kuri metrics
@@ -34,7 +34,7 @@ metrics_listen is set in kurid's configuration; this command asks kurid on its d
 	}
 }
 
-// askDaemon writes what is at a path of kurid's debug socket to out.
+// askDaemon copies the response of kurid's debug socket for a path to out.
 func askDaemon(ctx context.Context, c *cli.CLI, path string, out io.Writer) error {
 	rt, err := c.Runtime(ctx)
 	if err != nil {
@@ -77,9 +77,9 @@ func debugSocket(ctx context.Context, rt *client.Runtime) (string, error) {
 	var info struct {
 		DebugSocket string `json:"debugSocket"`
 	}
-	// What another runtime has there is not for us.
+	// Other runtimes may have a different structure under this key.
 	if err := json.Unmarshal([]byte(status.GetInfo()["config"]), &info); err != nil || info.DebugSocket == "" {
-		return "", errors.New("this runtime has no debug socket: only kurid does, from the version on that this kuri is of")
+		return "", errors.New("this runtime has no debug socket: only kurid of this version or later has one")
 	}
 	return info.DebugSocket, nil
 }

@@ -15,12 +15,12 @@ import (
 func NetworkCommand(c *cli.CLI) *cobra.Command {
 	verbs := cli.CommandGroup(&cobra.Command{
 		Use:   "network",
-		Short: "What there is of Kuri's built-in network: prune",
+		Short: "Manage Kuri's built-in network: prune",
 	})
 	verbs.AddCommand(&cobra.Command{
 		Use:   "prune",
-		Short: "Take away the bridge and the nftables table of the built-in network",
-		Long: `Take away the bridge and the nftables table of the built-in network, which no pod may use any more. The next pod brings them
+		Short: "Remove the bridge and the nftables table of the built-in network",
+		Long: `Remove the bridge and the nftables table of the built-in network, which no pod may use any more. The next pod brings them
 back. Where the daemon does not run, kurid network prune does the same. This needs Kuri's own runtime.`,
 		Args:              cli.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -34,11 +34,11 @@ back. Where the daemon does not run, kurid network prune does the same. This nee
 			r, err := rt.Network.Prune(ctx, &kuriv1.PruneNetworkRequest{})
 			switch {
 			case status.Code(err) == codes.Unimplemented:
-				return fmt.Errorf("%s is not Kuri's runtime, or is an older one: its network is its own affair", rt.Endpoint())
+				return fmt.Errorf("%s is not Kuri's runtime, or is an older one: kuri cannot manage its network", rt.Endpoint())
 			case err != nil:
-				return fmt.Errorf("take the network away: %w", err)
+				return fmt.Errorf("remove the network: %w", err)
 			case len(r.Users) > 0:
-				return fmt.Errorf("nothing was taken away: pods use the network: %s", strings.Join(r.Users, ", "))
+				return fmt.Errorf("the network was kept: pods use it: %s", strings.Join(r.Users, ", "))
 			}
 			fmt.Fprintln(c.Out, "the built-in network has no bridge and no nftables table on this node")
 			return nil

@@ -45,7 +45,7 @@ own runtime.`,
 	return cmd
 }
 
-// trace is what has started a pod or a container.
+// trace is the record of the requests that started a pod or a container.
 type trace struct {
 	Name       string           `json:"name"`
 	Began      int64            `json:"began"` // nanoseconds since the epoch, as all times
@@ -74,7 +74,7 @@ type traceStep struct {
 	Parts []traceStep `json:"parts,omitempty"` // the keeper's own steps; After counts from the same moment
 }
 
-// showTrace asks for what has started the pod or the container that name means.
+// showTrace asks for the trace of the named pod or container.
 func showTrace(ctx context.Context, c *cli.CLI, name string) (*trace, error) {
 	rt, err := c.Runtime(ctx)
 	if err != nil {
@@ -146,7 +146,7 @@ func (t *trace) askInit(ctx context.Context, rt *client.Runtime, containers []*r
 	return nil
 }
 
-// The columns of a trace: the name of a request or a step, its time, and the bar in what is left.
+// The columns of a trace: the name of a request or a step, its time, and a bar in the rest of the line.
 const (
 	traceName = 30
 	traceTime = 9

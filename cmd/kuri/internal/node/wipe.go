@@ -36,7 +36,7 @@ func WipeCommand(c *cli.CLI) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wipe",
 		Short: "Remove all pods, images and networks, so that the node starts afresh",
-		Long: `wipe tells what there is of Kuri on this node, asks, and removes it: all pods with their containers, volumes and logs of
+		Long: `wipe lists everything of Kuri on this node, asks, and removes it: all pods with their containers, volumes and logs of
 kuri run, all images, the built-in network with its rules, and what kuri doctor finds. Containers that run are stopped with
 their grace period first. The configuration stays.
 
@@ -69,25 +69,25 @@ terminal to ask on and no --yes; 4 no runtime answers and none can be started.`,
 }
 
 func (w *wipe) run(ctx context.Context) error {
-	// 1. The daemon, or one of our own.
+	// 1. Connect to the daemon, or start one.
 	done, err := w.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
 
-	// 2. What there is, and whether it is to go.
+	// 2. Show everything that would be removed, and ask.
 	agreed, err := w.ask(ctx)
 	if err != nil || !agreed {
 		return err
 	}
 
-	// 3. Pods, until none comes any more.
+	// 3. Remove pods, until no new ones appear.
 	if err := w.removePods(ctx); err != nil {
 		return err
 	}
 
-	// 4. Images, the network, and what is left of earlier ones.
+	// 4. Remove images, the network, and leftovers.
 	if !w.keepImages {
 		if err := w.removeImages(ctx); err != nil {
 			return err
@@ -104,7 +104,7 @@ func (w *wipe) connect(ctx context.Context) (done func(), err error) {
 	rt, err := w.Runtime(ctx)
 	var unreachable *client.UnreachableError
 	if errors.As(err, &unreachable) && !errors.Is(err, os.ErrPermission) {
-		fmt.Fprintln(w.Err, "kuri: kurid does not run, starting one that nobody else can reach")
+		fmt.Fprintln(w.Err, "kuri: kurid is not running: starting one on a private socket")
 		return w.connectAlone(ctx)
 	}
 	if err != nil {
@@ -271,7 +271,7 @@ func (w *wipe) removePods(ctx context.Context) error {
 		}
 		fmt.Fprintln(w.Out, "removed", cli.Count(len(have.Pods), "pod"))
 	}
-	return errors.New("pods come back while they are removed: somebody makes them, a kubelet perhaps; stop that first, and wipe again")
+	return errors.New("new pods appear while the old ones are removed, probably made by a kubelet: stop it first, and wipe again")
 }
 
 func (w *wipe) removeOne(ctx context.Context, have *cli.Inventory, p *runtimeapi.PodSandbox) error {
@@ -303,20 +303,20 @@ func (w *wipe) removeImages(ctx context.Context) error {
 func (w *wipe) removeNetwork(ctx context.Context) error {
 	r, err := w.rt.Network.Prune(ctx, &kuriv1.PruneNetworkRequest{})
 	if err != nil {
-		return fmt.Errorf("take the network away: %w", err)
+		return fmt.Errorf("remove the network: %w", err)
 	}
 	if len(r.Users) > 0 {
-		return fmt.Errorf("the network is left: pods use it that have come meanwhile: %s", strings.Join(r.Users, ", "))
+		return fmt.Errorf("the network was kept: new pods use it: %s", strings.Join(r.Users, ", "))
 	}
 	fmt.Fprintln(w.Out, "removed the built-in network")
 	return nil
 }
 
-// removeRest mends what nobody owns, and tells what is left.
+// removeRest removes leftovers without an owner, and prints those that remain.
 func (w *wipe) removeRest(ctx context.Context) error {
 	r, err := w.rt.Doctor.Examine(ctx, &kuriv1.ExamineRequest{Fix: true})
 	if err != nil {
-		return fmt.Errorf("look for what is left: %w", err)
+		return fmt.Errorf("look for leftovers: %w", err)
 	}
 	left := &kuriv1.ExamineResponse{Blind: r.Blind}
 	for _, d := range r.Damages {

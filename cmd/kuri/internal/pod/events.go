@@ -26,7 +26,7 @@ func EventsCommand(c *cli.CLI) *cobra.Command {
 	var count int
 	cmd := &cobra.Command{
 		Use:   "events",
-		Short: "Show what happens to pods and containers, as it happens",
+		Short: "Print events of pods and containers as they happen",
 		Long: `events prints a line for each container and pod that is created, started, stopped or deleted from now on. It ends with
 the runtime, or after the number of events that --count says; with --follow it waits for the runtime to come back. With
 -o json each event is a line, with the status of the pod and of its containers at that moment.`,

@@ -100,8 +100,8 @@ func requestHook(ctx context.Context, get *corev1.HTTPGetAction, ip string) erro
 // leastGrace is what a container has between SIGTERM and SIGKILL when its preStop hook has taken the whole grace period.
 const leastGrace = 2 * time.Second
 
-// preStop runs the preStop hook that kuri run has noted on a container, within the grace period, and returns what is left of
-// that in seconds. A hook that fails is told and does not keep the container from being stopped.
+// preStop runs the preStop hook that kuri run has noted on a container, within the grace period, and returns the rest of the
+// period in seconds. A failing hook is reported and does not prevent the stop.
 func preStop(ctx context.Context, c *cli.CLI, rt *client.Runtime, st *runtimeapi.ContainerStatus, grace int64) int64 {
 	note := st.GetAnnotations()[manifest.AnnotationPreStop]
 	if note == "" || grace <= 0 || st.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {

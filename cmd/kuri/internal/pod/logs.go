@@ -25,7 +25,7 @@ func LogsCommand(c *cli.CLI) *cobra.Command {
 	var since, of string
 	cmd := &cobra.Command{
 		Use:   "logs NAME...",
-		Short: "Print what containers, or all containers of pods, have written",
+		Short: "Print the logs of containers, or of all containers of pods",
 		Long: `Print the logs of containers, or of all containers of pods, with their names before each line where there are several.
 What a container wrote to its standard error goes to standard error. The files are read on this node, the rotated ones too.`,
 		Example: `  kuri logs web              all containers of the pod web
@@ -70,7 +70,7 @@ What a container wrote to its standard error goes to standard error. The files a
 	f.BoolVar(&stamps, "timestamps", false, "print when each line was written")
 	f.StringVarP(&of, "container", "c", "", "`CONTAINER` of the pods that are named, as POD/CONTAINER names it too")
 	f.IntVarP(&tail, "tail", "n", crilog.All, "print the last `LINES` of each log only; -1 for all")
-	f.StringVar(&since, "since", "", "print what is younger than `TIME`: a duration such as 10m, or a time in RFC 3339")
+	f.StringVar(&since, "since", "", "print entries newer than `TIME`: a duration such as 10m, or a time in RFC 3339")
 	return cmd
 }
 
@@ -141,7 +141,7 @@ func before(v *cli.Inventory, list []*runtimeapi.Container) []*runtimeapi.Contai
 	return out
 }
 
-// samePod tells whether two containers are of one pod, be it of different sandboxes.
+// samePod reports whether two containers belong to one pod, possibly in different sandboxes.
 func samePod(v *cli.Inventory, a, b *runtimeapi.Container) bool {
 	if a.PodSandboxId == b.PodSandboxId {
 		return true
@@ -211,7 +211,7 @@ func (s *LogSource) Read(ctx context.Context, rt *client.Runtime, o crilog.Optio
 // Follow reads until the container has ended or is gone.
 func (s *LogSource) Follow(ctx context.Context, rt *client.Runtime, o crilog.Options) error {
 	o.Follow = func(ctx context.Context) (bool, error) {
-		st, err := PatientStatus(ctx, rt, s.ID)
+		st, err := StatusThroughRestarts(ctx, rt, s.ID)
 		if cli.IsGone(err) {
 			return true, nil
 		}
@@ -261,7 +261,7 @@ func (s *LogSource) entry(e crilog.Entry) error {
 	return s.Printer.write(e.Stream, s.Printer.head(e, s.Prefix), held, true)
 }
 
-// flush prints what was held of lines that never ended.
+// flush prints the held beginnings of lines that never ended.
 func (s *LogSource) flush() error {
 	var errs []error
 	for stream, held := range s.held {

@@ -27,7 +27,7 @@ func StatsCommand(c *cli.CLI) *cobra.Command {
 	var period time.Duration
 	cmd := &cobra.Command{
 		Use:   "stats [NAME...]",
-		Short: "Show what containers use: CPU, memory, disk",
+		Short: "Show the resource usage of containers: CPU, memory, disk",
 		Long: `Show what running containers use, all of them or those of the pods and containers that are named. CPU is that of the last
 --period, in percent of one core. With -f the table is shown again after each period.`,
 		ValidArgsFunction: c.CompleteNames(cli.AnyNumber),
@@ -116,14 +116,14 @@ func sample(ctx context.Context, c *cli.CLI, rt *client.Runtime, names []string)
 	return out, have, nil
 }
 
-// usage is what one container uses.
+// usage is the resource usage of one container.
 type usage struct {
 	id, name           string
 	cpu                float64 // percent of one core; below 0 where it is not known
 	memory, disk, inos uint64  // bytes, bytes, files
 }
 
-// usages compares two samples; what is in the second alone has no CPU yet.
+// usages compares two samples. Containers that are only in the second one have no CPU value yet.
 func usages(before, now []*runtimeapi.ContainerStats, order string) []usage {
 	var out []usage
 	for _, s := range now {

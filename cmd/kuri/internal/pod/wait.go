@@ -11,14 +11,14 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// patience is for how long a runtime may be away while a container is followed or waited for: a restart, an upgrade.
-const patience = 30 * time.Second
+// reconnectLimit is how long a runtime may be unreachable, as during a restart or an upgrade, while a container is followed.
+const reconnectLimit = 30 * time.Second
 
-// PatientStatus asks for a container's status, and asks again while the connection to the runtime is broken.
-func PatientStatus(ctx context.Context, rt *client.Runtime, id string) (*runtimeapi.ContainerStatus, error) {
+// StatusThroughRestarts asks for a container's status, and asks again while the connection to the runtime is broken.
+func StatusThroughRestarts(ctx context.Context, rt *client.Runtime, id string) (*runtimeapi.ContainerStatus, error) {
 	for begun := time.Now(); ; {
 		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
-		if err == nil || !cli.ConnectionLost(err) || time.Since(begun) > patience {
+		if err == nil || !cli.ConnectionLost(err) || time.Since(begun) > reconnectLimit {
 			return st.GetStatus(), err
 		}
 		select {
@@ -38,7 +38,7 @@ const (
 // WaitExit waits for the end of a container and returns its status then.
 func WaitExit(ctx context.Context, rt *client.Runtime, id string) (*runtimeapi.ContainerStatus, error) {
 	for pause := firstAsk; ; pause = min(2*pause, lastAsk) {
-		st, err := PatientStatus(ctx, rt, id)
+		st, err := StatusThroughRestarts(ctx, rt, id)
 		if err != nil {
 			return nil, err
 		}

@@ -116,7 +116,7 @@ func emptyDir(path string, v manifest.Volume) error {
 // own gives a volume's directory its mode and, where the pod has an fsGroup, its group.
 func own(path string, v manifest.Volume) error {
 	mode := v.Mode
-	if v.Group != nil { // what is made inside belongs to the group too
+	if v.Group != nil { // files made inside belong to the group too
 		if err := os.Chown(path, 0, int(*v.Group)); err != nil {
 			return err
 		}

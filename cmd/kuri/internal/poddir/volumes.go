@@ -61,7 +61,7 @@ func writeFiles(dir string, v manifest.Volume) error {
 
 // SubPath mounts a path within a volume at a place that is this pod's, and returns that. The path is opened below the volume
 // by the kernel, which refuses links that lead out of it: what a container of the pod has put there counts for nothing, now
-// and later. What is not there becomes a directory, as with a kubelet.
+// and later. A missing path becomes a directory, as with a kubelet.
 func (f Files) SubPath(container string, s manifest.SubPath, volume string) (string, error) {
 	fd, err := openBelow(volume, s.Path)
 	if errors.Is(err, unix.ENOENT) {

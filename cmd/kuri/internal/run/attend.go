@@ -17,8 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/pod"
 )
 
-// lastWords is how long the logs are followed after the containers have ended.
-const lastWords = 2 * time.Second
+// logDrainLimit is how long the logs are followed after the containers have ended.
+const logDrainLimit = 2 * time.Second
 
 // attend follows the logs of a run's containers until those that are not sidecars have ended, or until ctx ends and it has
 // stopped them. It returns the exit code of the container that failed last, 0 when none did.
@@ -53,7 +53,7 @@ func (r *run) attend(ctx context.Context) (int32, error) {
 	go func() { following.Wait(); close(ended) }()
 	select {
 	case <-ended:
-	case <-time.After(lastWords): // a sidecar has more to say, or a log cannot be read
+	case <-time.After(logDrainLimit): // a sidecar has more to say, or a log cannot be read
 		stopLogs()
 		<-ended
 	}

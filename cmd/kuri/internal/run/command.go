@@ -106,7 +106,7 @@ func flagsAfterFile(c *cli.CLI, cmd *cobra.Command, rest []string) error {
 		return cli.WrongUsage(cli.FlagError(cmd, err))
 	}
 	if f.NArg() > 0 {
-		return cli.Usagef("%q is one too many: kuri run FILE takes one manifest, which says the command itself", f.Arg(0))
+		return cli.Usagef("unexpected argument %q: kuri run FILE takes one manifest, which says the command itself", f.Arg(0))
 	}
 	if help, _ := f.GetBool("help"); help {
 		return errors.Join(cmd.Help(), cli.ExitCode(cli.ExitOK))
@@ -151,10 +151,10 @@ func (r *run) toTheEnd(ctx context.Context) error {
 	return nil
 }
 
-// maxManifest bounds what is read of a file, in bytes; Decode has its own word about the size.
+// maxManifest is the read limit for a file, in bytes. Decode has a limit of its own.
 const maxManifest = 4 << 20
 
-// readManifest reads the pods of a file and says on standard error what of it is passed over and ignored.
+// readManifest reads the pods of a file, and warns on standard error about skipped documents and ignored fields.
 func readManifest(ctx context.Context, c *cli.CLI, path string, o *runOptions) ([]*manifest.Pod, error) {
 	data, err := manifestFile(ctx, c, path)
 	if err != nil {

@@ -42,7 +42,7 @@ this terminal.`,
 				return cli.Usagef("-t gives a terminal to type at, so it goes with -i: -it")
 			}
 			if !o.stdin && len(args) == 1 {
-				return cli.Usagef("what is to be run? kuri debug -it %[1]s for a shell, or kuri debug %[1]s -- COMMAND", args[0])
+				return cli.Usagef("which command? kuri debug -it %[1]s for a shell, or kuri debug %[1]s -- COMMAND", args[0])
 			}
 			return debug(cmd.Context(), c, o, args[0], args[1:])
 		},
@@ -120,7 +120,7 @@ func debug(ctx context.Context, c *cli.CLI, o *debugOptions, name string, comman
 	if o.stdin {
 		err := d.attach(ctx, d.id, stream.Options{Stdin: true, TTY: o.tty, Detach: keys})
 		if errors.Is(err, stream.ErrDetached) {
-			fmt.Fprintf(c.Err, "\nkuri: left, and what ran beside %s is removed\n", cli.Printable(name))
+			fmt.Fprintf(c.Err, "\nkuri: detached; the debug container beside %s is removed\n", cli.Printable(name))
 			return nil
 		}
 		var exit cli.ExitCode

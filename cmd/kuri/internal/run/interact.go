@@ -129,7 +129,7 @@ func (r *run) attach(ctx context.Context, id string, want stream.Options) error 
 	if !r.endsNow(ctx, id) {
 		return err
 	}
-	if st, statusErr := pod.PatientStatus(ctx, r.rt, id); statusErr == nil && st.GetLogPath() == "" {
+	if st, statusErr := pod.StatusThroughRestarts(ctx, r.rt, id); statusErr == nil && st.GetLogPath() == "" {
 		return nil // it has ended, and what it said is kept nowhere
 	}
 	return (&pod.LogSource{ID: id, Printer: &pod.LogPrinter{Out: r.Out, Err: r.Err}}).Read(ctx, r.rt, crilog.Options{Tail: crilog.All})
@@ -137,7 +137,7 @@ func (r *run) attach(ctx context.Context, id string, want stream.Options) error 
 
 // endsNow reports whether a container has ended, or does so within a moment.
 func (r *run) endsNow(ctx context.Context, id string) bool {
-	ctx, cancel := context.WithTimeout(ctx, lastWords)
+	ctx, cancel := context.WithTimeout(ctx, logDrainLimit)
 	defer cancel()
 	_, err := pod.WaitExit(ctx, r.rt, id)
 	return err == nil

@@ -25,7 +25,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/poddir"
 )
 
-// run is one kuri run: its pods, and what there is of them so far.
+// run is one invocation of kuri run, with its pods in whatever step they are.
 type run struct {
 	*cli.CLI
 	rt   *client.Runtime
@@ -87,7 +87,7 @@ func (r *run) close() {
 	r.img.Close()
 }
 
-// start brings all pods up. When it fails, remove takes away what is there by then.
+// start starts all pods. If it fails, remove undoes the steps that were done.
 func (r *run) start(ctx context.Context) error {
 	if err := r.free(ctx); err != nil {
 		return err
@@ -145,7 +145,7 @@ func (p *runningPod) wantedImages() []wantedImage {
 	return out
 }
 
-// pullMissing sees to the images of a pod, by each one's pull policy, and notes them by name.
+// pullMissing pulls the images of a pod as their pull policies require, and adds them to images by name.
 func (r *run) pullMissing(ctx context.Context, p *runningPod, images map[string]manifest.Image) error {
 	for _, want := range p.wantedImages() {
 		if _, done := images[want.name]; done {
@@ -179,7 +179,7 @@ func (r *run) pullMissing(ctx context.Context, p *runningPod, images map[string]
 	return nil
 }
 
-// here returns what to do about an image that cannot be pulled and need not be, because it is on the node.
+// here returns advice for an image that cannot be pulled but is on the node.
 func here(image *manifest.Image, want wantedImage) string {
 	if image == nil {
 		return ""
@@ -188,7 +188,7 @@ func here(image *manifest.Image, want wantedImage) string {
 	if !want.given {
 		why = ": without a pull policy that is done each time for an image whose tag is latest or none"
 	}
-	return fmt.Sprintf("\nthe image %s is on this node, and was to be pulled all the same%s; imagePullPolicy: IfNotPresent uses the one that is here", want.name, why)
+	return fmt.Sprintf("\nthe image %s is on this node, and would have been pulled anyway%s; imagePullPolicy: IfNotPresent uses the one that is here", want.name, why)
 }
 
 // imageStatus returns what the translation needs to know of an image, nil when it is not there.
@@ -211,7 +211,7 @@ func (r *run) imageStatus(ctx context.Context, p *runningPod, ref string) (*mani
 //
 //  1. make its directories
 //  2. run the sandbox
-//  3. look up what was not known before: addresses, features of the handler
+//  3. look up the addresses and the features of the handler
 //  4. run the init containers, each to its end
 //  5. start the containers
 func (r *run) startPod(ctx context.Context, p *runningPod, images map[string]manifest.Image) (err error) {
@@ -331,7 +331,7 @@ func (p *runningPod) withSubPaths(ct manifest.Container) (manifest.Facts, error)
 	return facts, nil
 }
 
-// about says what was being done where the runtime's error does not say it itself.
+// about prefixes an error with the operation, unless the runtime's message begins with it.
 func about(what string, err error) error {
 	if s := cli.StatusOf(err); s != nil && strings.HasPrefix(s.Message(), what) {
 		return err

@@ -20,7 +20,7 @@ func AttachCommand(c *cli.CLI) *cobra.Command {
 	var keys, of string
 	cmd := &cobra.Command{
 		Use:   "attach [flags] CONTAINER",
-		Short: "Follow what a container says, and type to it",
+		Short: "Follow the output of a container, and send it input",
 		Long: `Copy what a container writes from now on, until it ends. With -i the input goes to the container, which must have been
 created with stdin. When the container ends the exit code is its own. -t is for one that has a terminal: with -i every key goes there then, and ctrl-p ctrl-q (--detach-keys)
 leaves it. SIGTERM leaves too. The container goes on in both cases.`,
@@ -60,7 +60,7 @@ leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 			}
 			err = Copy(ctx, c, resp.Url, Options{Stdin: stdin, TTY: tty, Detach: detach})
 			if errors.Is(err, ErrDetached) {
-				fmt.Fprintf(c.Err, "\nkuri: detached, %s goes on\n", cli.Printable(args[0]))
+				fmt.Fprintf(c.Err, "\nkuri: detached; %s keeps running\n", cli.Printable(args[0]))
 				return nil
 			}
 			if err != nil {
@@ -97,7 +97,7 @@ func endOf(ctx context.Context, c *cli.CLI, rt *client.Runtime, id, name string)
 			return nil
 		}
 		if time.Now().After(limit) {
-			fmt.Fprintf(c.Err, "kuri: the streams of %s have ended, it goes on\n", cli.Printable(name))
+			fmt.Fprintf(c.Err, "kuri: the streams of %s have ended; it keeps running\n", cli.Printable(name))
 			return nil
 		}
 		select {

@@ -144,7 +144,7 @@ func (b box) hasFiles(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// split takes a path apart as tar is told of it: where it goes, and what it packs there. Of dir/. and / that is ".".
+// split returns the directory and the name for tar to pack there. The name is "." for dir/. and /.
 func split(p string) (dir, base string) {
 	clean := path.Clean(p)
 	if strings.HasSuffix(p, "/.") || clean == "/" || clean == "." || clean == ".." || strings.HasSuffix(clean, "/..") {
@@ -214,7 +214,7 @@ func notADirectory(target string) error {
 // maxPadding bounds what may come after the end of a tar, in bytes. GNU's pads to 10 KiB.
 const maxPadding = 1 << 20
 
-// padding reads to the end, which tells whether all is here.
+// padding reads to the end, and so finds a truncated archive.
 func padding(r io.Reader) error {
 	n, err := io.CopyN(io.Discard, r, maxPadding)
 	if errors.Is(err, io.EOF) {
@@ -355,7 +355,7 @@ func (b box) unpackFiles(ctx context.Context, dir string, from io.Reader) error 
 			return fmt.Errorf("copy into %s: %w", b.name, err)
 		}
 		chunk.Data = buf[:n]
-		if serr := stream.Send(chunk); serr != nil || err != nil { // what is wrong comes with the answer
+		if serr := stream.Send(chunk); serr != nil || err != nil { // the response has the error
 			break
 		}
 	}
@@ -374,8 +374,8 @@ func (b box) copied(ctx context.Context, direction string, err error) error {
 	return fmt.Errorf("copy %s %s: %w", direction, b.name, err)
 }
 
-// maxWords bounds what is kept of what tar says, in bytes.
-const maxWords = 4 << 10
+// maxMessages bounds the kept part of tar's messages, in bytes.
+const maxMessages = 4 << 10
 
 // tar runs the container's tar.
 func (b box) tar(ctx context.Context, in io.Reader, out io.Writer, args ...string) error {
@@ -408,10 +408,10 @@ func (b box) tar(ctx context.Context, in io.Reader, out io.Writer, args ...strin
 	return fmt.Errorf("run tar in %s: %w", b.name, err)
 }
 
-// words keeps the beginning of what is said. (The buffer is not embedded: its ReadFrom has no bound.)
+// words keeps the beginning of the text that is written to it. (The buffer is not embedded: its ReadFrom has no bound.)
 type words struct{ kept bytes.Buffer }
 
 func (w *words) Write(p []byte) (int, error) {
-	w.kept.Write(p[:min(len(p), max(0, maxWords-w.kept.Len()))])
+	w.kept.Write(p[:min(len(p), max(0, maxMessages-w.kept.Len()))])
 	return len(p), nil
 }

@@ -48,7 +48,7 @@ func TestWordsAreBounded(t *testing.T) {
 			t.Fatal(n, err)
 		}
 	}
-	if w.kept.Len() != maxWords {
+	if w.kept.Len() != maxMessages {
 		t.Error(w.kept.Len())
 	}
 }

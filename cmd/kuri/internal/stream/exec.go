@@ -114,7 +114,7 @@ func exec(ctx context.Context, c *cli.CLI, o *execOptions, name string, command 
 	}
 	err = Copy(ctx, c, resp.Url, Options{Stdin: o.stdin, TTY: tty, Detach: detach})
 	if errors.Is(err, ErrDetached) {
-		fmt.Fprintf(c.Err, "\nkuri: detached: %s is hung up, %s goes on\n", cli.Printable(command[0]), cli.Printable(name))
+		fmt.Fprintf(c.Err, "\nkuri: detached; %s was hung up, %s keeps running\n", cli.Printable(command[0]), cli.Printable(name))
 		return nil
 	}
 	return NotRun(Annotate("exec in "+name, err))

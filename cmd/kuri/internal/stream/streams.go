@@ -91,7 +91,7 @@ func streamingError(u *url.URL, err error) error {
 // streamed is what API machinery writes before the error of a runtime whose streams were asked for.
 var streamed = regexp.MustCompile(`Internal error occurred: (error [a-z ]+: )?`)
 
-// Annotate says of an error of streams, which is the runtime's own text with other words before it, what was being done.
+// Annotate prefixes an error of streams with the operation, in place of the prefix of Kubernetes' API machinery.
 func Annotate(what string, err error) error {
 	var code cli.ExitCode
 	if err == nil || errors.As(err, &code) {
@@ -109,14 +109,14 @@ const (
 	exitNoCommand     = 127
 )
 
-// What runtimes say of a command that is not in the container, or is there and cannot be run, be it for its directory.
+// The messages of runtimes for a command that does not exist, or cannot be executed.
 var (
 	workingDirectory = regexp.MustCompile(`exec: "[^"]*": .*working directory|chdir to cwd`)
 	noCommand        = regexp.MustCompile("executable file .*not found|exec: \"[^\"]*\": .*no such file or directory")
 	notExecutable    = regexp.MustCompile(`(exec: "[^"]*": |exec failed: |exec format error).*(permission denied|is a directory|not a directory|exec format error)|exec format error`)
 )
 
-// NotRun gives the error of an exec the exit code that a shell would have, where the command could not be run.
+// NotRun gives an error the exit code of a shell if the error means that the command could not be executed.
 func NotRun(err error) error {
 	var code cli.ExitCode
 	switch {

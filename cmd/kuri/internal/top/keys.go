@@ -77,12 +77,12 @@ func sequenceLength(in []byte) int {
 	return 1
 }
 
-// pressed is what a key asks for beyond the view.
-type pressed int
+// action is the effect of a key on the loop.
+type action int
 
-// What keys ask for.
+// The actions. Keys that only change the view have none.
 const (
-	goOn pressed = iota
+	goOn action = iota
 	quit
 	sampleNow
 	suspend
@@ -92,7 +92,7 @@ const (
 const topPage = 10
 
 // press changes the view as a key says.
-func (v *topView) press(key rune) pressed {
+func (v *topView) press(key rune) action {
 	v.notice = ""
 	switch {
 	case key == 3: // Ctrl-C
@@ -164,8 +164,8 @@ func (v *topView) show(containers bool, within string) {
 	v.containers, v.within, v.selected, v.first = containers, within, "", 0
 }
 
-// typing takes a key for what is being typed in.
-func (v *topView) typing(key rune) pressed {
+// typing handles a key while a prompt is open.
+func (v *topView) typing(key rune) action {
 	switch {
 	case key == keyEscape:
 		if v.prompt == "/" {
@@ -190,7 +190,7 @@ func (v *topView) typing(key rune) pressed {
 	return goOn
 }
 
-func (v *topView) typedIn() pressed {
+func (v *topView) typedIn() action {
 	prompt := v.prompt
 	v.prompt = ""
 	if prompt == "/" || v.typed == "" {

@@ -16,10 +16,10 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// unknown stands for a number that the runtime does not tell.
+// unknown stands for a number that the runtime does not report.
 const unknown = -1
 
-// load is what one pod or container uses: a row of kuri top. Numbers that are not told are unknown.
+// load is what one pod or container uses: a row of kuri top. Numbers that the runtime does not report are unknown.
 type load struct {
 	Pod       string  `json:"pod"` // namespace/name, without "default/"
 	Container string  `json:"container,omitempty"`
@@ -143,7 +143,7 @@ func (s *sampler) sample(ctx context.Context) (*sampling, error) {
 	return out, nil
 }
 
-// podStats returns the stats of pods by id. What is gone, or cannot be asked for, is not among them.
+// podStats returns the stats of pods by id. Pods that are gone, or whose stats cannot be read, are left out.
 func (s *sampler) podStats(ctx context.Context, have *cli.Inventory) (map[string]*runtimeapi.PodSandboxStats, error) {
 	out := make(map[string]*runtimeapi.PodSandboxStats)
 	if s.podless {

@@ -49,7 +49,7 @@ func Command(c *cli.CLI) *cobra.Command {
 network, disk, pressure and name, R the other way round; Tab changes between pods and containers, Enter shows the containers
 of a pod; / filters; d changes the delay; h has them all; q quits.
 
-Without a terminal, use -b: a table for each sample. It works with any runtime; a dash is what that does not tell.`,
+Without a terminal, use -b: a table for each sample. It works with any runtime; a dash stands for a value that the runtime does not report.`,
 		Example: `  kuri top
   kuri top -c --sort memory       containers, the largest first
   kuri top -b -n 3 -d 5s          three tables, five seconds apart
@@ -170,22 +170,22 @@ type topLoop struct {
 	colors bool
 }
 
-// sampled is what came of asking for a sample.
-type sampled struct {
+// sampleResult is a sample, or the error of taking it.
+type sampleResult struct {
 	now *sampling
 	err error
 }
 
-// errPanicked is what a goroutine beside the loop ends it with, so that the terminal is given back.
-type errPanicked struct{ text string }
+// panicError ends the loop after a panic in another goroutine, so that the terminal is restored first.
+type panicError struct{ text string }
 
-func (e errPanicked) Error() string { return e.text }
+func (e panicError) Error() string { return e.text }
 
 // run shows the view until a key, a signal or the last sample ends it.
 func (t *topLoop) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	wanted, samples := make(chan struct{}, 1), make(chan sampled, 1)
+	wanted, samples := make(chan struct{}, 1), make(chan sampleResult, 1)
 	input := make(chan []byte)
 	guarded(cancel, func() { t.sampleWhenWanted(ctx, wanted, samples) })
 	guarded(cancel, func() { readInput(ctx, t.screen.in, input) })
@@ -268,7 +268,7 @@ func (t *topLoop) run(ctx context.Context) error {
 const escapeWait = 50 * time.Millisecond
 
 // take takes a sample, and reports whether it was the last one.
-func (t *topLoop) take(s sampled) (last bool) {
+func (t *topLoop) take(s sampleResult) (last bool) {
 	if s.err != nil {
 		t.trouble = strings.ReplaceAll(cli.Describe(s.err), "\n", "; ")
 		return false
@@ -286,9 +286,9 @@ func (t *topLoop) draw() error {
 	return t.screen.draw(t.lines(width, height), width, height, t.colors)
 }
 
-// sampleWhenWanted asks the runtime whenever it is wanted. A runtime that is gone is asked again the next time: the
-// connection is made anew when there is something to connect to.
-func (t *topLoop) sampleWhenWanted(ctx context.Context, wanted <-chan struct{}, to chan<- sampled) {
+// sampleWhenWanted takes a sample for each request on wanted. After an error it tries again on the next request; gRPC
+// reconnects by itself.
+func (t *topLoop) sampleWhenWanted(ctx context.Context, wanted <-chan struct{}, to chan<- sampleResult) {
 	s := newSampler(t.rt)
 	for {
 		select {
@@ -298,15 +298,15 @@ func (t *topLoop) sampleWhenWanted(ctx context.Context, wanted <-chan struct{}, 
 		}
 		now, err := s.sample(ctx)
 		select {
-		case to <- sampled{now, err}:
+		case to <- sampleResult{now, err}:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// readInput sends what comes from the terminal, and closes to at its end. A read goes on when ctx has ended: the program's
-// end ends it.
+// readInput sends the terminal's input, and closes to at its end. A pending read is not interrupted when ctx ends; it ends
+// with the program.
 func readInput(ctx context.Context, in *os.File, to chan<- []byte) {
 	defer close(to)
 	for {
@@ -325,12 +325,13 @@ func readInput(ctx context.Context, in *os.File, to chan<- []byte) {
 	}
 }
 
-// guarded runs fn in a goroutine whose panic ends the program by cancel, and not at once with the terminal as it is.
+// guarded runs fn in a goroutine. A panic in it cancels the context, so that the terminal is restored before the program
+// ends.
 func guarded(cancel context.CancelCauseFunc, fn func()) {
 	go func() {
 		defer func() {
 			if r := recover(); r != nil {
-				cancel(errPanicked{fmt.Sprintf("panic: %v\n%s", r, debug.Stack())})
+				cancel(panicError{fmt.Sprintf("panic: %v\n%s", r, debug.Stack())})
 			}
 		}()
 		fn()

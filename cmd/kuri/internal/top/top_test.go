@@ -248,7 +248,7 @@ func TestScreenIsGivenBackAfterAPanic(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	guarded(cancel, func() { panic("beside it") })
 	<-ctx.Done()
-	var panicked errPanicked
+	var panicked panicError
 	if !errors.As(context.Cause(ctx), &panicked) || !strings.Contains(panicked.text, "beside it") {
 		t.Errorf("%v", context.Cause(ctx))
 	}

@@ -28,7 +28,7 @@ type topView struct {
 	selected   string // id of the row
 	first      int    // row at the top
 	help       bool
-	prompt     string // what is being typed in; "" for nothing: "/" a filter, "d" a delay
+	prompt     string // the prompt that is open: "/" for a filter, "d" for a delay, "" if none is
 	typed      string
 	notice     string // what the last key came to
 }

@@ -73,7 +73,7 @@ func KindOf(m fs.FileMode) string {
 	return "none of these"
 }
 
-// maxUnsized bounds what is read of a file that says it is empty, as those of /proc do, in bytes.
+// maxUnsized is the read limit, in bytes, for a file that reports a size of 0, as those of /proc do.
 const maxUnsized = 16 << 20
 
 // pack writes one entry.
@@ -311,7 +311,7 @@ func (u *unpacker) file(h *tar.Header, name string, content io.Reader) (err erro
 	return u.root.Rename(fresh, name)
 }
 
-// clear removes what has the name, but for a directory with something in it.
+// clear removes the named file or empty directory.
 func (u *unpacker) clear(name string) error {
 	if err := u.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
