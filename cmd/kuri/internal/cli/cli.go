@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/client"
 )
 
-// Where kuri run keeps what its pods need on the node, unless told otherwise.
+// The default directories for the files of the pods of kuri run.
 const (
 	defaultPodsDir = "/var/lib/kuri-run"
 	DefaultLogsDir = "/var/log/kuri-run" // not below /var/log/pods, which a kubelet on the node sweeps

@@ -13,7 +13,7 @@ import (
 	"github.com/kuri-cri/kuri/client"
 )
 
-// completionLimit is how long a shell is let wait for a runtime.
+// completionLimit bounds the time that a completion waits for the runtime.
 const completionLimit = 2 * time.Second
 
 // AnyNumber lets a completion go on however many names there are already.

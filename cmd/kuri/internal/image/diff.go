@@ -18,7 +18,7 @@ import (
 func DiffCommand(c *cli.CLI) *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff IMAGE [OTHER]",
-		Short: "Show in which files two images differ, or which files each layer of one adds, changes and deletes",
+		Short: "Compare the files of two images, or of the layers of one image",
 		Long: `Of two images, show which files the second has more (A), otherwise (C) and not any more (D), with the size of files in bytes: a
 path is changed when its kind, mode, owner, content, target or an extended attribute is another. Of one image, show the same
 of each layer, the bottom one first; there, a file that a layer has again is changed, be its content the same, and what is

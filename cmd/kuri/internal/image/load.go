@@ -30,7 +30,7 @@ func LoadCommand(c *cli.CLI) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use:   "load PATH",
-		Short: "Load images from an archive, so that no registry is needed",
+		Short: "Load images from an archive or a directory",
 		Long: `Load the images of an archive: a tar of an OCI image layout or of "docker save", plain or packed with gzip, zstd, xz or bzip2, an
 OCI image layout as a directory, or - for an archive on standard input. This needs Kuri's own runtime.`,
 		Example: `  kuri load web.tar

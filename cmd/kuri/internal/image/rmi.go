@@ -20,7 +20,7 @@ func RemoveCommand(c *cli.CLI) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:               "rmi IMAGE...",
-		Short:             "Remove images, each with all its names",
+		Short:             "Remove images with all their names",
 		Long:              `Remove images, each with all its names. One that a container uses, be it an ended one, is refused unless --force is given.`,
 		Args:              cli.RangeArgs(1, cli.Many),
 		ValidArgsFunction: c.CompleteImages(cli.AnyNumber),

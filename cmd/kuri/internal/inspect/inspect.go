@@ -16,7 +16,7 @@ import (
 func Command(c *cli.CLI) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect NAME",
-		Short: "Show what a pod, a container or an image is, or all that the runtime tells about it",
+		Short: "Show a pod, a container or an image, as a page or as data",
 		Long: `Show a pod, a container or an image, whichever the name means, as a page: a pod's name comes before a container's, and that
 before an image's. -o json, yaml, jsonpath= and go-template= have all that the runtime tells, its status and its info.`,
 		Args:              cli.RangeArgs(1, 1),
@@ -139,7 +139,7 @@ func inspectImage(ctx context.Context, c *cli.CLI, name string) (subject, error)
 func ImageCommand(c *cli.CLI) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "inspect IMAGE",
-		Short:             "Show what an image is, or all that the runtime tells about it",
+		Short:             "Show an image, as a page or as data",
 		Args:              cli.RangeArgs(1, 1),
 		ValidArgsFunction: c.CompleteImages(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

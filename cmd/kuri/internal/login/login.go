@@ -26,7 +26,7 @@ func Command(c *cli.CLI) *cobra.Command {
 	var certsDirs []string
 	cmd := &cobra.Command{
 		Use:   "login [flags] [REGISTRY]",
-		Short: "Keep the credentials of a registry for kuri pull and kuri run",
+		Short: "Store the credentials of a registry for kuri pull and kuri run",
 		Long: `Ask for the credentials of a registry, docker.io when none is named, try them, and keep them where docker does, for kuri pull
 and kuri run: in the file of --authfile, of REGISTRY_AUTH_FILE, in config.json of DOCKER_CONFIG or of ~/.docker, or with the
 credential helper that this file names. A kubelet has its own way to credentials and does not read these. The registry is
@@ -85,7 +85,7 @@ asked with the certificates that --certs-dir has for it, never a mirror.`,
 func LogoutCommand(c *cli.CLI) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "logout [REGISTRY]",
-		Short:             "Forget the credentials of a registry",
+		Short:             "Delete the stored credentials of a registry",
 		Args:              cli.RangeArgs(0, 1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {

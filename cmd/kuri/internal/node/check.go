@@ -29,7 +29,7 @@ func CheckCommand(c *cli.CLI) *cobra.Command {
 	var root, state string
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Say what this node can and cannot do, and how to mend it",
+		Short: "Check the features that this node needs for containers, and show how to fix them",
 		Long: `Try what a node needs: the kernel, storage, cgroups, security, network, limits, clock, kubelet and other runtimes. Each line is ok,
 limited (the node works, and something on it would fail), missing (the node is of no use without it) or unknown (it could not be tried),
 with what would fail and how to mend it.

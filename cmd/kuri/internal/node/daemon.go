@@ -20,7 +20,7 @@ import (
 func DaemonCommand(c *cli.CLI) *cobra.Command {
 	cmd := cli.CommandGroup(&cobra.Command{
 		Use:   "daemon",
-		Short: "Look into Kuri's daemon: its state, stacks and profiles",
+		Short: "Debug Kuri's daemon: state, stacks and profiles",
 		Long: `Print debugging data from kurid's debug socket, which only root can use. Nothing is changed, and the output contains no
 environment variables and no credentials of pods.`,
 	})
@@ -36,7 +36,7 @@ func DaemonVerbs(c *cli.CLI) []*cobra.Command {
 func daemonStateCommand(c *cli.CLI) *cobra.Command {
 	return &cobra.Command{
 		Use:   "state",
-		Short: "Print pods, containers and what is under way, as JSON",
+		Short: "Print pods, containers and operations in flight, as JSON",
 		Long: `state prints what kurid knows: the operations in flight with the step that each is at and since when, pods and containers with
 their states and processes, the keeper and the holder, goroutines and memory.`,
 		Example:           "  kuri daemon state\n  kuri daemon state | jq .operations",

@@ -31,7 +31,7 @@ func DoctorCommand(c *cli.CLI) *cobra.Command {
 	var config string
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Find what nobody owns on this node, and what is broken",
+		Short: "Find leftovers without an owner and broken state on this node",
 		Long: `doctor compares what the node has with what the runtime knows: network namespaces, links, addresses, nftables rules, mounts,
 cgroups, processes, layers, writable layers, records, sockets, locks, and the files of kuri run. It tells what nobody owns
 and what is owned and broken, each with what to do. --fix mends what is certainly Kuri's own and not in use. It ends no

@@ -20,7 +20,7 @@ import (
 func InfoCommand(c *cli.CLI) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "info",
-		Short: "Say whether the runtime is ready, what it can do and how it is configured",
+		Short: "Show whether the runtime is ready, its features and its configuration",
 		Long: `Print the runtime at a glance: its conditions, versions, node, storage, network, handlers, features, and how much is there. What
 a runtime does not tell is left out. -o json has all that it tells, -o wide also the keys that there is no line for.`,
 		Args:              cli.NoArgs,

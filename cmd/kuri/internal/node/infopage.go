@@ -11,9 +11,9 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// told is what runtimes tell about themselves in a verbose status, of Kuri's, containerd's and CRI-O's keys those that a line
-// is made of. Each is read by itself: one of another form is left out.
-type told struct {
+// verboseInfo has the fields of a verbose status that info prints, by the keys of Kuri, containerd and CRI-O. A key with a
+// value of another type is left out.
+type verboseInfo struct {
 	config struct {
 		StateDir, RootDir, ContainerdRootDir string
 		SandboxImage                         string
@@ -47,7 +47,7 @@ type told struct {
 	golang string
 }
 
-func readTold(info map[string]string) (t told) {
+func readVerboseInfo(info map[string]string) (t verboseInfo) {
 	for key, into := range map[string]any{
 		"config": &t.config, "programs": &t.programs, "node": &t.node, "storage": &t.storage, "network": &t.network, "cniconfig": &t.cni, "golang": &t.golang,
 	} {
@@ -58,7 +58,7 @@ func readTold(info map[string]string) (t told) {
 
 // rows are the page for people.
 func (i *info) rows() [][]string {
-	t := readTold(i.status.Info)
+	t := readVerboseInfo(i.status.Info)
 	rows := [][]string{
 		{"runtime:", fmt.Sprintf("%s %s (runtime.%s, %s)", i.version.RuntimeName, i.version.RuntimeVersion, i.api, i.endpoint)},
 		{"image service:", fmt.Sprintf("runtime.%s, %s", i.imageAPI, i.imageEndpoint)},
@@ -110,7 +110,7 @@ func prefixed(prefix, text string) string {
 	return prefix + text
 }
 
-func (t *told) kernel() string {
+func (t *verboseInfo) kernel() string {
 	if t.node.Kernel == "" {
 		return ""
 	}
@@ -141,7 +141,7 @@ func (i *info) features() string {
 }
 
 // networkText is which network new pods get.
-func (t *told) networkText(loaded string) string {
+func (t *verboseInfo) networkText(loaded string) string {
 	var names []string
 	for _, n := range t.cni.Networks {
 		var plugins []string
@@ -167,7 +167,7 @@ func (t *told) networkText(loaded string) string {
 }
 
 // directory is where the runtime keeps something, and how much room is there.
-func (t *told) directory(name string) string {
+func (t *verboseInfo) directory(name string) string {
 	if p, ok := t.storage[name]; ok {
 		if p.Error != "" {
 			return p.Dir + ": " + p.Error

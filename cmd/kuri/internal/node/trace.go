@@ -19,7 +19,7 @@ import (
 func TraceCommand(c *cli.CLI) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trace NAME",
-		Short: "Show where the time of a pod's or a container's start went, step by step",
+		Short: "Show the time of each step of a pod's or a container's start",
 		Long: `Show the requests that have started a pod, or one container, as bars on one time line: the sandbox, the pulls of its images,
 and its containers, each with its steps, and the keeper's own below the step that waits for it. What is between two requests is the client's time, a kubelet's for example. The
 way in which a container's first process was made is named, with the reason where it was the longer one.

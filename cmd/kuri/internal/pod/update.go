@@ -17,7 +17,7 @@ func UpdateCommand(c *cli.CLI) *cobra.Command {
 	var shares int64
 	cmd := &cobra.Command{
 		Use:   "update [flags] CONTAINER...",
-		Short: "Change the limits of containers as they run",
+		Short: "Change the limits of running containers",
 		Long: `Change the limits of CPU and memory of containers. What is not named stays as it is. They hold until the container ends:
 no manifest is changed.`,
 		Example: `  kuri update --memory 256m --cpus 1.5 web

@@ -162,7 +162,7 @@ func hostPath(path string, kind corev1.HostPathType) error {
 	return nil
 }
 
-// Remove takes away all that make made, and may be called again.
+// Remove removes the directories that Make made. It is idempotent.
 func (f Files) Remove() error {
 	if err := f.check(); err != nil {
 		return err

@@ -26,7 +26,7 @@ func DebugCommand(c *cli.CLI) *cobra.Command {
 	o := &debugOptions{}
 	cmd := &cobra.Command{
 		Use:   "debug [flags] NAME [-- COMMAND [ARG...]]",
-		Short: "Look into a pod with a container of any image beside those it has",
+		Short: "Run a debug container of any image in a pod",
 		Long: `Run a container of any image in a pod, with the pod's network, IPC and host name, and with the processes of a container of the
 pod: it sees them, may trace them (SYS_PTRACE), and finds their files below /proc/1/root. NAME is that container, or the pod,
 of which the only container that runs is meant. What is run beside it ends and is removed with the command; with -it it has
@@ -291,7 +291,7 @@ func (d *debugRun) outcome(ctx context.Context) error {
 	return err
 }
 
-// remove takes away the container and its log.
+// remove removes the container and its log.
 func (d *debugRun) remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()

@@ -19,7 +19,7 @@ func DownCommand(c *cli.CLI) *cobra.Command {
 	o := &downOptions{}
 	cmd := &cobra.Command{
 		Use:   "down FILE",
-		Short: "Stop and remove the pods of a manifest that kuri run has run",
+		Short: "Stop and remove the pods of a manifest",
 		Long: `Stop the pods of a manifest, each with its own grace period and its preStop hooks, and remove them with their volumes and
 logs. The manifest is read for the names of its pods, so it may have changed otherwise. A pod that is not there is no error.
 The directories of PersistentVolumeClaims stay, unless --volumes is given.`,

@@ -81,7 +81,7 @@ func (r *run) interact(ctx context.Context, o *runOptions, keys []byte) error {
 	}
 	err := r.attach(ctx, id, stream.Options{Stdin: true, TTY: o.image.tty, Detach: keys})
 	if errors.Is(err, stream.ErrDetached) {
-		fmt.Fprintf(r.Err, "\nkuri: detached, %[1]s goes on: kuri attach -it %[1]s, kuri rm -f %[1]s\n", p.Name())
+		fmt.Fprintf(r.Err, "\nkuri: detached; %[1]s keeps running: kuri attach -it %[1]s, kuri rm -f %[1]s\n", p.Name())
 		return nil
 	}
 	var code int32

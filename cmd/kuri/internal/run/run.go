@@ -360,7 +360,7 @@ func (r *run) finish(ctx context.Context, ct manifest.Container, id string) erro
 // undoLimit bounds the removal of one pod.
 const undoLimit = time.Minute
 
-// remove takes away the pods and all that was made for them. It runs also when the user has interrupted the program.
+// remove removes the pods and their files. It runs to its end even after the user has interrupted the program.
 func (r *run) remove(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
@@ -469,7 +469,7 @@ func nodeIPs() []string {
 	return out
 }
 
-// memoryTotal returns the node's memory in bytes, 0 when it cannot be told.
+// memoryTotal returns the node's memory in bytes, or 0 if it is unknown.
 func memoryTotal() int64 {
 	var s unix.Sysinfo_t
 	if unix.Sysinfo(&s) != nil {

@@ -84,8 +84,8 @@ func rangesOf(st *runtimeapi.PodSandboxStatus) []idRange {
 	return out
 }
 
-// freeRange returns a range that overlaps none of those taken. It begins to look at a place by chance, so that two programs
-// at once seldom choose the same.
+// freeRange returns a range that overlaps none of those taken. The search begins at a random place, so that two
+// concurrent programs seldom choose the same range.
 func freeRange(taken []idRange) (idRange, error) {
 	const all = (endOfIDs - firstRange) / manifest.IDsPerPod
 	begin := rand.IntN(all)

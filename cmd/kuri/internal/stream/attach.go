@@ -78,7 +78,7 @@ leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 	return cmd
 }
 
-// endLimit is how long the exit of a container may take to be told after the end of its streams. One that has closed them
+// endLimit bounds the time between the end of a container's streams and its reported exit. One that has closed them
 // itself and goes on has no exit code.
 const endLimit = 5 * time.Second
 

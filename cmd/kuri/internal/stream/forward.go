@@ -31,7 +31,7 @@ func ForwardCommand(c *cli.CLI) *cobra.Command {
 	var addresses []string
 	cmd := &cobra.Command{
 		Use:   "port-forward POD [LOCAL:]PORT...",
-		Short: "Reach TCP ports of a pod at ports of this machine's loopback address",
+		Short: "Forward local TCP ports to ports of a pod",
 		Long: `Listen on 127.0.0.1 and [::1] and forward each connection to a port of a pod, until interrupted or until the pod ends. LOCAL
 is PORT when it is not given, and any free port when it is 0 or empty. A connection that the pod refuses is told, and ends alone.`,
 		Example: `  kuri port-forward web 8080             port 8080 here is port 8080 of the pod web

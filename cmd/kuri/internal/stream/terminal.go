@@ -16,8 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// WithoutTerminal says that -t is not followed, because there is no terminal that -i could read from: a program that is
-// told it has one would wait for its keys for ever.
+// WithoutTerminal says that -t is not followed, because there is no terminal that -i could read from: a program with a
+// terminal would wait for its keys for ever.
 func WithoutTerminal(c *cli.CLI, stdin, tty bool) (still bool) {
 	if stdin && tty && !c.TerminalIn() {
 		fmt.Fprintln(c.Err, "kuri: the input is not a terminal: going on without one (-i alone says the same)")

@@ -44,7 +44,7 @@ func Command(c *cli.CLI) *cobra.Command {
 	}
 	cmd := &cobra.Command{
 		Use:   "top",
-		Short: "Watch what pods and containers use: cpu, memory, network, disk, pressure",
+		Short: "Watch the resource usage of pods and containers",
 		Long: `Show what pods and containers use, again and again. Keys are those of top and k9s: P, M, T, D, W and N sort by cpu, memory,
 network, disk, pressure and name, R the other way round; Tab changes between pods and containers, Enter shows the containers
 of a pod; / filters; d changes the delay; h has them all; q quits.
