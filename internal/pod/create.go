@@ -27,10 +27,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
-// Create makes a container whose process waits at its start line. Asked again for the same container (pod, name and
-// attempt) it joins the work in flight, or returns the container that is created already. Error kinds: NotFound (no such
-// pod, image or path), Precondition (the pod is not ready), Exists (the name is taken by another configuration), Invalid
-// and Unimplemented (a field), Exhausted (the disk is full).
+// Create creates a container whose process waits for Start. A repeated call for the same container (pod, name and
+// attempt) joins the work in flight, or returns the container that is already created. Error kinds: NotFound (no such
+// pod, image or path), Precondition (the pod is not ready), Exists (a container with another configuration has the
+// name), Invalid and Unimplemented (a field), Exhausted (the disk is full).
 func (p *Pods) Create(ctx context.Context, sandboxID string, cfg *runtime.ContainerConfig) (*Container, error) {
 	s, err := p.Sandbox(sandboxID)
 	if err != nil {
@@ -60,7 +60,8 @@ func (p *Pods) Create(ctx context.Context, sandboxID string, cfg *runtime.Contai
 }
 
 func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerConfig) (*Container, error) {
-	// 1. The same container, asked for again, is the answer; and the pod stays ready until this is done.
+	// 1. If the same container is already created, return it. Otherwise keep the pod from being torn down until this is
+	// done.
 	if c, err := s.named(cfg.GetMetadata()); c != nil || err != nil {
 		return c, err
 	}
@@ -77,7 +78,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	back := undo.New(ctx)
 	defer back.Run()
 
-	// 2. The image, whose layers stay as long as the container does.
+	// 2. The image. Its layers are held until the container is removed.
 	step.Enter(ctx, "image")
 	img, lowerdirs, release, err := p.hold(cfg.GetImage(), p.handlerOf(s.Record()))
 	if err != nil {
@@ -85,7 +86,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	}
 	back.Add("release the layers of "+img.ID, func(context.Context) error { release(); return nil })
 
-	// 3. The images that it mounts, likewise.
+	// 3. The image volumes, held likewise.
 	r := newContainerRecord(s.Record(), cfg, img)
 	r.ContainerRoot = p.ContainerRoot
 	r.CgroupsPath = p.Driver.Path(s.Record().CgroupParent, p.ScopePrefix, r.ID)
@@ -95,20 +96,20 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	}
 	back.Add("release the layers of its image volumes", func(context.Context) error { volumes.release(); return nil })
 
-	// 4. Its labels.
+	// 4. The SELinux labels.
 	if err := p.labelContainer(s.Record(), r); err != nil {
 		return nil, err
 	}
 	back.Add("release the labels of "+r.name(), func(context.Context) error { p.labels.release(r.ID); return nil })
 
-	// 5. What the request means on this node and in this image.
+	// 5. Resolve the request for this node and this image.
 	step.Enter(ctx, "resolve")
 	oci, err := p.resolve(s, r, img, lowerdirs, volumes)
 	if err != nil {
 		return nil, err
 	}
 
-	// 6. The intent, its directories and the bundle.
+	// 6. The intent, the directories and the bundle.
 	step.Enter(ctx, "bundle")
 	back.Add("remove the directories of "+r.name(), func(context.Context) error { return p.removeContainerDirs(r) })
 	if err := p.writeBundle(s.Record(), r, oci); err != nil {
@@ -119,14 +120,14 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	c.release = func() { release(); volumes.release() }
 	defer p.expect(c.Record())()
 
-	// 7. The process, in its namespaces, up to its start line.
+	// 7. The process, in its namespaces, up to the point where it waits for Start.
 	step.Enter(ctx, "process")
 	back.Add("delete "+r.name()+" at the keeper", func(ctx context.Context) error { return p.Keeper.Delete(ctx, r.ID) })
 	req := p.containerRequest(s.Record(), r)
 	req.Rootfs, req.Overlays = p.rootfs(r, lowerdirs, volumes), volumes.overlays
 	made, err := p.Keeper.Create(ctx, req)
 	failure := ""
-	if errors.Is(err, fault.Unstartable) { // which its start says: a pod that never restarts then fails, as with containerd
+	if errors.Is(err, fault.Unstartable) { // Start reports it: so a pod that never restarts fails, as with containerd
 		made, failure, err = &api.Container{CreatedAt: time.Now().UnixNano()}, err.Error(), nil
 	}
 	if err != nil {
@@ -135,7 +136,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 
 	failpoint.At("create container: process made")
 
-	// 8. Created, if the pod was not stopped meanwhile.
+	// 8. Created, unless the pod was stopped meanwhile.
 	step.Enter(ctx, "record")
 	if err := c.become(Created, func(r *ContainerRecord) {
 		r.Pid = int(made.Pid)
@@ -152,7 +153,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	return c, nil
 }
 
-// rootfs is what the keeper makes a container's root filesystem of.
+// rootfs returns the parts from which the keeper mounts a container's root filesystem.
 func (p *Pods) rootfs(r *ContainerRecord, lowerdirs []string, volumes *imageVolumes) *api.Rootfs {
 	root := &api.Rootfs{Lowerdirs: lowerdirs, Upperdir: p.paths.upper(r), Workdir: p.paths.work(r)}
 	for _, dir := range volumes.dirs {
@@ -161,8 +162,8 @@ func (p *Pods) rootfs(r *ContainerRecord, lowerdirs []string, volumes *imageVolu
 	return root
 }
 
-// named returns the container of that name and attempt which waits to be started, or nil. One that has been started
-// already holds its name until it is removed: the error is of kind Exists.
+// named returns the container with that name and attempt if it waits for Start, or nil if there is none. A container
+// that was already started keeps its name until it is removed: the error is of kind Exists.
 func (s *Sandbox) named(m *runtime.ContainerMetadata) (*Container, error) {
 	for _, c := range s.list() {
 		r := c.Record()
@@ -177,7 +178,8 @@ func (s *Sandbox) named(m *runtime.ContainerMetadata) (*Container, error) {
 	return nil, nil
 }
 
-// begin keeps the sandbox from being torn down until creates.Done, or says that it is not ready.
+// begin keeps the sandbox from being torn down until creates.Done. The error is of kind Precondition if it is not
+// ready.
 func (s *Sandbox) begin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,7 +190,7 @@ func (s *Sandbox) begin() error {
 	return nil
 }
 
-// join makes the container visible, unless its pod has been stopped since.
+// join makes the container visible. The error is of kind Precondition if its pod was stopped meanwhile.
 func (p *Pods) join(s *Sandbox, c *Container) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -202,7 +204,7 @@ func (p *Pods) join(s *Sandbox, c *Container) error {
 }
 
 // hold finds an image and keeps its layers from being removed until release. A reference stands for the image that was
-// pulled for the platform of the runtime handler: the one that the image names, else the pod's.
+// pulled for the platform of the runtime handler. The handler is the one in the image spec, else the pod's.
 func (p *Pods) hold(want *runtime.ImageSpec, handler Handler) (img *image.Image, lowerdirs []string, release func(), err error) {
 	if want.GetImage() == "" {
 		return nil, nil, nil, fault.New(fault.Invalid, "config.image.image: a container needs an image")
@@ -233,7 +235,8 @@ func newContainerRecord(s *SandboxRecord, cfg *runtime.ContainerConfig, img *ima
 	}
 	r.configJSON = encodeConfig(r.Config)
 	r.ImageRef = imageRef(img)
-	// A kubelet compares the name in the status with the pod's own: it is the one that the user wrote, where we are told.
+	// A kubelet compares the name in the status with the one in the pod spec: report what the user wrote, if we know
+	// it.
 	r.ImageName = cfg.GetImage().GetUserSpecifiedImage()
 	if r.ImageName == "" {
 		r.ImageName = cfg.GetImage().GetImage()
@@ -241,7 +244,7 @@ func newContainerRecord(s *SandboxRecord, cfg *runtime.ContainerConfig, img *ima
 	return r
 }
 
-// imageRef is a digest by which an image can be pulled again, else its id.
+// imageRef returns a digest reference by which an image can be pulled again, else the image's id.
 func imageRef(img *image.Image) string {
 	if len(img.Digests) > 0 {
 		return img.Digests[0]
@@ -249,7 +252,8 @@ func imageRef(img *image.Image) string {
 	return img.ID
 }
 
-// resolve looks up what the request means here (users, paths, devices, the target's process) and has it translated.
+// resolve looks up the users, paths, devices and target process of the request on this node, and translates the request
+// into an OCI spec.
 func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdirs []string, volumes *imageVolumes) (*specs.Spec, error) {
 	cfg := r.config()
 	security := cfg.GetLinux().GetSecurityContext()
@@ -328,8 +332,8 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 	return oci, p.relabel(r, mounts)
 }
 
-// limitWritable notes the limits of the container's writable layer in the record. Where the filesystem has no quotas,
-// asking for one is an error of kind Unimplemented.
+// limitWritable stores the limits of the container's writable layer in the record. The error is of kind Unimplemented
+// if a limit is requested and the filesystem has no quotas.
 func (p *Pods) limitWritable(s *SandboxRecord, r *ContainerRecord) error {
 	limits, err := spec.WritableLayer(s.config(), r.config().GetMetadata().GetName(), p.WritableLayer)
 	if err != nil || limits == (spec.WritableLimits{}) {
@@ -346,7 +350,7 @@ func (p *Pods) limitWritable(s *SandboxRecord, r *ContainerRecord) error {
 	return nil
 }
 
-// target returns the first process of the container whose PID namespace is to be shared, 0 when none is.
+// target returns the first process of the container whose PID namespace is to be shared, 0 if none is.
 func (p *Pods) target(s *Sandbox, ns *runtime.NamespaceOption) (int32, error) {
 	if ns.GetPid() != runtime.NamespaceMode_TARGET {
 		return 0, nil
@@ -365,10 +369,10 @@ func (p *Pods) target(s *Sandbox, ns *runtime.NamespaceOption) (int32, error) {
 	return int32(r.Pid), nil
 }
 
-// seccompLimit bounds the size of a seccomp profile in bytes.
+// seccompLimit bounds the size of a seccomp profile, in bytes.
 const seccompLimit = 1 << 20
 
-// localhostSeccomp reads the profile file that a container names, nil when it names none.
+// localhostSeccomp reads the seccomp profile file that a container names. It returns nil if the container names none.
 func localhostSeccomp(cfg *runtime.ContainerConfig) ([]byte, error) {
 	path, err := spec.SeccompFile(cfg)
 	if path == "" || err != nil {
@@ -387,14 +391,14 @@ func localhostSeccomp(cfg *runtime.ContainerConfig) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// writeBundle makes the container's first record, its directories, and the bundle that the keeper reads.
+// writeBundle creates the container's first record, its directories, and the bundle that the keeper reads.
 func (p *Pods) writeBundle(s *SandboxRecord, r *ContainerRecord, oci *specs.Spec) error {
 	for _, dir := range []string{p.paths.containerDir(r.SandboxID, r.ID), p.paths.bundle(r.SandboxID, r.ID)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("make the container's directories: %w", err)
 		}
 	}
-	// The record comes first: it tells where the writable layer is.
+	// The record comes first: it says where the writable layer is.
 	if err := p.paths.writeContainer(r); err != nil {
 		return err
 	}

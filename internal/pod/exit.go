@@ -12,20 +12,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// How long one question for events waits at the keeper, and how long the next one waits after an error.
+// eventWait is how long the keeper may hold a request for events. eventRetry is the delay before the next request after
+// an error.
 const (
 	eventWait  = 30 * time.Second
 	eventRetry = 200 * time.Millisecond
 )
 
-// follow reacts to the keeper's events, from the one after seen, until the daemon closes. With todo, not nil, a recovery
-// comes first.
+// follow handles the keeper's events after the number seen, until the daemon closes. If todo is not nil, it recovers
+// first.
 func (p *Pods) follow(todo *recovery, seen uint64) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	p.followers.Go(func() { <-p.closing; cancel() })
 	complaint := ""
-	behind := false // events may be missing, or calls given up that the keeper has answered since
+	behind := false // events may be missing, or the keeper may have completed calls that were given up
 	for {
 		var resp *api.EventsResponse
 		var err error
@@ -51,7 +52,7 @@ func (p *Pods) follow(todo *recovery, seen uint64) {
 			return
 		}
 		if err != nil {
-			if said := err.Error(); said != complaint { // not five times a second
+			if said := err.Error(); said != complaint { // log a repeated error once, not five times a second
 				slog.Error("the keeper does not tell its events, asking again", "err", err)
 				complaint = said
 			}
@@ -71,14 +72,14 @@ func (p *Pods) follow(todo *recovery, seen uint64) {
 	}
 }
 
-// exited is the one place that reacts to an exit: it records it, and has the keeper forget the container.
+// exited is the only place that handles an exit: it records the exit and has the keeper forget the container.
 func (p *Pods) exited(told *api.Container) {
 	if told.GetExit() == nil {
 		return
 	}
 	c, err := p.Container(told.Id)
 	if err != nil {
-		return // it is being created, and whoever creates it will find it gone; or it has been removed
+		return // it is being created, and its creator will notice; or it has been removed
 	}
 	failpoint.At("exit: told")
 	p.recordExit(c, keeper.Exit{
@@ -118,7 +119,7 @@ func (p *Pods) recordExit(c *Container, e keeper.Exit) {
 	}
 }
 
-// lost makes a sandbox notready of which the keeper says that it is gone.
+// lost makes a sandbox notready if the keeper reports it gone.
 func (p *Pods) lost(told *api.Sandbox) {
 	if told.GetGone() == "" {
 		return
@@ -131,7 +132,7 @@ func (p *Pods) lost(told *api.Sandbox) {
 	}
 }
 
-// vanished records the end of a container of which nobody knows how it ended.
+// vanished records the end of a container whose exit status is unknown.
 func (p *Pods) vanished(c *Container, why string) {
 	err := c.become(Exited, func(r *ContainerRecord) {
 		r.Pid = 0
@@ -145,10 +146,10 @@ func (p *Pods) vanished(c *Container, why string) {
 	}
 }
 
-// resync compares all pods and containers with what the keeper holds, after events were missed, and returns the number of the
-// newest event that the comparison has seen. What the keeper made for a call that was given up is taken back.
+// resync compares all pods and containers with what the keeper holds, after events were missed. It returns the number
+// of the newest event that the comparison covers. It undoes what the keeper created for calls that were given up.
 func (p *Pods) resync(ctx context.Context) (uint64, error) {
-	// Ours come first: what is created while we ask is not taken for lost.
+	// List ours first: a container that is created while the keeper answers must not be taken for lost.
 	sandboxes, containers := p.allSandboxes(), p.all()
 	held, err := p.ask(ctx)
 	if err != nil {
@@ -168,7 +169,7 @@ func (p *Pods) resync(ctx context.Context) (uint64, error) {
 	return held.seen, nil
 }
 
-// reconcile brings a container in line with what the keeper says of it, nil for nothing.
+// reconcile updates a container to the keeper's state of it, nil if the keeper does not hold it.
 func (p *Pods) reconcile(c *Container, held *api.Container) {
 	r := c.Record()
 	if held.GetNote() != "" && held.GetNote() != r.Message && r.State != Exited {

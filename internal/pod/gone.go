@@ -11,11 +11,12 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// A record is a copy of what the kernel has. A ready pod whose namespaces or cgroup somebody has taken away is not ready:
-// the kubelet then makes another. The keeper tells the end of a pod's init; the rest tells nobody, and is looked at whenever
-// somebody asks for the pod. That takes some microseconds and cannot hang: the files are the kernel's own.
+// A record is a copy of the kernel's state. A ready pod whose namespaces or cgroup were removed is not ready: the
+// kubelet then creates another. The keeper reports the end of a pod's init. Nothing reports the other losses, so they
+// are checked on each request for the pod. That takes some microseconds and cannot hang: the files are the kernel's
+// own.
 
-// look makes the sandbox notready if something of it is gone.
+// look makes the sandbox notready if part of it is gone.
 func (p *Pods) look(s *Sandbox) {
 	r := s.Record()
 	if r.State != Ready {
@@ -30,12 +31,12 @@ func (p *Pods) look(s *Sandbox) {
 	}
 }
 
-// lose makes a ready sandbox notready because something of it is gone. What still runs in it goes on until it is stopped.
+// lose makes a ready sandbox notready because part of it is gone. Its processes keep running until it is stopped.
 func (s *Sandbox) lose(why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.Record().State != Ready {
-		return // it is being stopped, and that is why
+		return // it is being stopped, which explains the loss
 	}
 	slog.Warn("a pod is not ready any more", "pod", s.Record().name(), "why", why)
 	if err := s.becomeLocked(NotReady, func(r *SandboxRecord) { r.Gone = why }); err != nil {
@@ -43,7 +44,7 @@ func (s *Sandbox) lose(why string) {
 	}
 }
 
-// missingNetns says that no network namespace is pinned at path, "" when one is or path is "".
+// missingNetns returns why no network namespace is pinned at path. It returns "" if one is, or if path is "".
 func missingNetns(path string) string {
 	if path == "" {
 		return ""
@@ -58,11 +59,11 @@ func missingNetns(path string) string {
 	return ""
 }
 
-// missingCgroup says that the cgroup above the pod's containers is not there any more, "" when it is or never was. Lacks
-// reports whether a file is not there.
+// missingCgroup returns a reason if the cgroup above the pod's containers was removed. It returns "" if the cgroup
+// exists, or never did. lacks reports whether a path does not exist.
 func (p *Pods) missingCgroup(s *Sandbox, r *SandboxRecord, lacks func(path string) bool) string {
 	roots := r.CgroupRoots
-	if len(roots) == 0 && s.hadCgroup.Load() && p.Driver != cgroup.Systemd { // which removes empty slices that it made itself
+	if len(roots) == 0 && s.hadCgroup.Load() && p.Driver != cgroup.Systemd { // systemd removes empty slices that it created
 		roots = p.Cgroups.Main()
 	}
 	if len(roots) == 0 {
@@ -80,14 +81,14 @@ func (p *Pods) missingCgroup(s *Sandbox, r *SandboxRecord, lacks func(path strin
 	return ""
 }
 
-// noteCgroup notes that the sandbox's cgroup was made, when a container of it was that has one.
+// noteCgroup notes that the sandbox's cgroup was created, if the container has a cgroup.
 func (s *Sandbox) noteCgroup(r *ContainerRecord) {
 	if r.StartFailure == "" {
 		s.hadCgroup.Store(true)
 	}
 }
 
-// cgroupRoots lists the hierarchies in which the cgroup above a sandbox's containers is.
+// cgroupRoots returns the hierarchies in which the cgroup above a sandbox's containers exists.
 func (p *Pods) cgroupRoots(r *SandboxRecord) []string {
 	dir, err := p.Driver.Dir(r.CgroupParent)
 	if err != nil {
@@ -96,7 +97,7 @@ func (p *Pods) cgroupRoots(r *SandboxRecord) []string {
 	return p.Cgroups.Roots(dir)
 }
 
-// ready returns nil for a ready sandbox, for any other an error of kind Precondition that says what it is, and why.
+// ready returns nil if the sandbox is ready, else an error of kind Precondition with its state and the reason.
 func (r *SandboxRecord) ready() error {
 	switch {
 	case r.State == Ready:

@@ -9,22 +9,22 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// found is what the disk has of a pod.
+// found is the result of reading the records of a pod.
 type found struct {
 	id         string
-	record     *SandboxRecord // nil when it cannot be read
+	record     *SandboxRecord // valid only if err is nil
 	err        error
 	containers []foundContainer
 }
 
-// foundContainer is what the disk has of a container.
+// foundContainer is the result of reading the record of a container.
 type foundContainer struct {
 	id     string
 	record *ContainerRecord
 	err    error
 }
 
-// load reads all records into the maps. Most of its time goes into decoding: it uses every processor.
+// load reads all records into the maps. Most of the time goes into decoding, so it uses all processors.
 func (p *Pods) load() *recovery {
 	ids := namesIn(filepath.Join(p.Root, "pods"), filepath.Join(p.State, "pods"))
 	read := make([]found, len(ids))
@@ -46,7 +46,8 @@ func (p *Pods) load() *recovery {
 	todo := &recovery{}
 	for _, f := range read {
 		if errors.Is(f.err, fault.NotFound) {
-			// The record goes first when a pod is removed, and comes first when it is made: this is the rest of one.
+			// A pod's record is written first and removed first, so this is the remainder of an interrupted creation or
+			// removal.
 			todo.pods = append(todo.pods, f.id)
 		}
 		if f.err != nil {
@@ -80,7 +81,7 @@ func (p *Pods) readContainers(pod string) (all []foundContainer) {
 	return all
 }
 
-// addContainers adds a sandbox's containers, and notes what is to be removed.
+// addContainers adds a sandbox's containers, and notes in todo those that must be removed.
 func (p *Pods) addContainers(s *Sandbox, all []foundContainer, todo *recovery) {
 	for _, f := range all {
 		r := f.record

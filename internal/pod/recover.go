@@ -16,30 +16,31 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// settlers is how many pods are settled at once: one whose CNI plugin hangs must not keep the others.
+// settlers is how many pods are settled at once: a hanging CNI plugin of one must not delay the others.
 const settlers = 8
 
-// recovery is what a start has still to do when the keeper can be asked.
+// recovery is the part of a start that needs the keeper.
 type recovery struct {
-	rests  []*ContainerRecord // of containers that were being made or removed when the last daemon ended, or whose record is lost
-	pods   []string           // likewise, of pods
-	exited []string           // containers that the keeper holds still
+	rests  []*ContainerRecord // of containers whose creation or removal was interrupted, or whose record is lost
+	pods   []string           // ids, likewise
+	exited []string           // ids of exited containers without a record that the keeper still holds
 }
 
-// recover brings the records in line with what the keeper holds. It returns the number of the newest event that it has seen,
-// and what is left to do then, which may take long and need not be waited for: what is told of pods and containers is right
-// already. What goes wrong with one pod costs that pod alone; an error means that the keeper cannot be asked.
+// recover brings the records in line with what the keeper holds. It returns the number of the newest event that this
+// covers, and settle, the remaining work. settle may take long and need not be waited for: the reported states of pods
+// and containers are already right. An error with one pod affects only that pod; the returned error means that the
+// keeper does not answer.
 func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, settle func(context.Context), err error) {
-	// 1. What the keeper holds, with the number of an event that is not newer.
+	// 1. The keeper's pods and containers, and the number of an event that is not newer.
 	held, err := p.ask(ctx)
 	if err != nil {
 		return 0, nil, err
 	}
 
-	// 2. What the keeper holds without a record that can be read goes on running.
+	// 2. The keeper's pods and containers without a readable record keep running.
 	p.salvage(held, todo)
 
-	// 3. Each pod and container as it is now. After a reboot that writes every record anew.
+	// 3. Each pod and container as it is now. After a reboot this rewrites every record.
 	var each errgroup.Group
 	each.SetLimit(2 * goruntime.GOMAXPROCS(0))
 	for _, s := range p.allSandboxes() {
@@ -58,7 +59,7 @@ func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, settle
 	}
 	each.Wait()
 
-	// 4. In a pod with the rest of a container none is made until that is gone.
+	// 4. In a pod with the remainder of a container, no container may be created until the remainder is gone.
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	for _, r := range todo.rests {
@@ -69,18 +70,20 @@ func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, settle
 	return held.seen, func(ctx context.Context) { p.settleAll(ctx, todo, held) }, nil
 }
 
-// settling is a sandbox of which an earlier daemon has left something that is not in order yet.
+// settling marks a sandbox in which an earlier daemon has left incomplete work.
 type settling struct {
 	done chan struct{}
-	stop bool // the sandbox cannot stay as it is, either
+	stop bool // the sandbox itself must be stopped or removed
 }
 
-// settleAll takes back what was half-made when the last daemon ended, and gives back what pods have that are gone.
+// settleAll undoes work that was incomplete when the last daemon ended, and releases the resources of pods that are
+// gone.
 func (p *Pods) settleAll(ctx context.Context, todo *recovery, held *holdings) {
 	if ctx.Err() != nil {
-		return // the daemon ends already
+		return // the daemon is already closing
 	}
-	// 1. What was being made or removed. What the keeper holds was not, unless its record says so.
+	// 1. Interrupted creations and removals. A pod or container that the keeper holds is not one, unless its record
+	// says so.
 	for _, id := range todo.pods {
 		if held.sandboxes[id] == nil {
 			p.complain("remove the rest of a pod", p.removeDirs(id))
@@ -94,7 +97,7 @@ func (p *Pods) settleAll(ctx context.Context, todo *recovery, held *holdings) {
 	// 2. Writable layers whose containers are gone.
 	p.complain("remove writable layers without a container", p.sweepWritable())
 
-	// 3. Pods that nobody can run in any more.
+	// 3. Pods in which nothing can run any more.
 	var all errgroup.Group
 	all.SetLimit(settlers)
 	for _, s := range p.allSandboxes() { // settling may remove one
@@ -113,7 +116,7 @@ func (p *Pods) settleAll(ctx context.Context, todo *recovery, held *holdings) {
 	all.Wait()
 }
 
-// inOrder reports whether nothing is left of an earlier daemon's work on the sandbox.
+// inOrder reports whether no incomplete work of an earlier daemon is left in the sandbox.
 func (s *Sandbox) inOrder() bool {
 	left := s.settling.Load()
 	if left == nil {
@@ -127,7 +130,7 @@ func (s *Sandbox) inOrder() bool {
 	}
 }
 
-// settled returns when the sandbox is in order.
+// settled waits until the sandbox is in order or ctx ends.
 func (s *Sandbox) settled(ctx context.Context) error {
 	if s.inOrder() {
 		return nil
@@ -140,7 +143,7 @@ func (s *Sandbox) settled(ctx context.Context) error {
 	}
 }
 
-// settledAs returns when all sandboxes of that identity, in any attempt, are in order.
+// settledAs waits until all sandboxes with that identity, in any attempt, are in order.
 func (p *Pods) settledAs(ctx context.Context, id identity) error {
 	for _, s := range p.allSandboxes() {
 		if s.inOrder() {
@@ -157,14 +160,14 @@ func (p *Pods) settledAs(ctx context.Context, id identity) error {
 	return nil
 }
 
-// holdings are what the keeper holds, by id.
+// holdings are the keeper's sandboxes and containers, by id.
 type holdings struct {
-	seen       uint64 // the number of an event that is not newer
+	seen       uint64 // number of an event that is not newer than the maps
 	sandboxes  map[string]*api.Sandbox
 	containers map[string]*api.Container
 }
 
-// ask asks the keeper what it holds.
+// ask requests the holdings from the keeper.
 func (p *Pods) ask(ctx context.Context) (*holdings, error) {
 	if err := p.Keeper.Ready(ctx, keeperWait); err != nil {
 		return nil, err
@@ -187,22 +190,22 @@ func (p *Pods) ask(ctx context.Context) (*holdings, error) {
 	return held, nil
 }
 
-// keeperWait is how long the keeper may take to answer before it counts as one that hangs.
+// keeperWait is how long the keeper may take to answer before it counts as hung.
 const keeperWait = 10 * time.Second
 
-// salvage takes in what the keeper holds without a record that can be read. (Records come before and go after what the keeper
-// is asked for: one that is not there was lost.)
+// salvage takes over the sandboxes and containers that the keeper holds and that have no readable record. (A record is
+// written before the request to the keeper and removed after it, so a missing record was lost.)
 func (p *Pods) salvage(held *holdings, todo *recovery) {
 	for id, box := range held.sandboxes {
 		if _, err := p.Sandbox(id); err != nil {
-			// Its containers' own records may be whole.
+			// The records of its containers may be intact.
 			p.addContainers(p.salvageSandbox(box), p.readContainers(id), todo)
 		}
 	}
 	for id, c := range held.containers {
 		_, err := p.Container(id)
 		switch {
-		case err == nil || todo.creating(id): // the latter is taken back
+		case err == nil || todo.creating(id): // one in creation will be undone
 		case c.State == api.State_EXITED:
 			todo.exited = append(todo.exited, id)
 		default:
@@ -211,13 +214,14 @@ func (p *Pods) salvage(held *holdings, todo *recovery) {
 	}
 }
 
-// creating reports whether a container was being made.
+// creating reports whether the container was being created.
 func (t *recovery) creating(id string) bool {
 	return slices.ContainsFunc(t.rests, func(r *ContainerRecord) bool { return r.ID == id && r.State == Creating })
 }
 
-// sweep takes back what a running daemon had the keeper make and has given up: what the keeper holds and that is neither known
-// nor has a record, or the rest of one. (A verb writes its record first and removes it last.)
+// sweep undoes calls to the keeper that a running daemon has given up. It deletes the keeper's sandboxes and containers
+// that are unknown here and have neither a record nor a trace of one. (A verb writes its record first and removes it
+// last.)
 func (p *Pods) sweep(ctx context.Context, held *holdings) {
 	for id, c := range held.containers {
 		if _, err := p.Container(id); err == nil || recorded(p.paths.containerRecord(c.SandboxId, id), p.paths.containerCopy(c.SandboxId, id)) {
@@ -236,7 +240,7 @@ func (p *Pods) sweep(ctx context.Context, held *holdings) {
 	}
 }
 
-// recorded reports whether there is a record at path, was one that cannot be read, or is its copy.
+// recorded reports whether there is a record at path, a damaged one that was set aside, or a copy.
 func recorded(path, copyPath string) bool {
 	for _, name := range []string{path, path + ".damaged", copyPath} {
 		if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
@@ -250,7 +254,8 @@ func unknownSandbox(id string) *SandboxRecord {
 	return &SandboxRecord{ID: id, NetnsPath: netnsPath(id), Config: message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{}}}
 }
 
-// adopt takes over how containers join a sandbox that the keeper holds, and what is gone of it.
+// adopt takes over the namespace paths of a sandbox that the keeper holds, and makes the sandbox notready if part of it
+// is gone. It restores the files of a ready sandbox.
 func (p *Pods) adopt(s *Sandbox, held *api.Sandbox) {
 	if held == nil {
 		return
@@ -269,14 +274,15 @@ func (p *Pods) complain(what string, err error) {
 	}
 }
 
-// unsettled reports whether a sandbox cannot stay as it is: one that was being made or stopped when the last daemon ended, and
-// one whose namespaces are gone, after a reboot, which is not ready from now on.
+// unsettled reports whether a sandbox must be stopped or removed. That is so if its creation or stop was interrupted by
+// the end of the last daemon. It is also so if its namespaces are gone, after a reboot; unsettled then makes it
+// notready.
 func (p *Pods) unsettled(s *Sandbox, held *api.Sandbox) bool {
 	r := s.Record()
 	switch {
 	case r.State == Creating:
 		return true
-	case r.State == Ready && held == nil && p.lives(s): // and is left to whoever stops it
+	case r.State == Ready && held == nil && p.lives(s): // it is left running until a client stops it
 		s.lose("the keeper does not know it any more: the state directory, or the keeper's records in it, were removed; what runs in it goes on")
 		return false
 	case r.State == Ready && held == nil:
@@ -287,11 +293,11 @@ func (p *Pods) unsettled(s *Sandbox, held *api.Sandbox) bool {
 		s.lose(why)
 		return true
 	}
-	return r.State == NotReady && r.Gone == "" && held != nil // its stop was cut off
+	return r.State == NotReady && r.Gone == "" && held != nil // its stop was interrupted
 }
 
-// settle makes a sandbox what it can still be: one that was being made is taken back whole; another is stopped, so that its
-// addresses come back and the kubelet makes another.
+// settle removes a sandbox whose creation was interrupted. It stops any other, so that its addresses are released and
+// the kubelet creates another.
 func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
 	r := s.Record()
 	if r.State == Creating {
@@ -305,21 +311,21 @@ func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
 	p.complain("stop "+r.name(), p.stopSandbox(ctx, s))
 }
 
-// removeRests removes what is left of containers that were being made or removed.
+// removeRests removes the remainders of containers whose creation or removal was interrupted.
 func (p *Pods) removeRests(ctx context.Context, todo *recovery, held *holdings) {
 	for _, r := range todo.rests {
 		if r.State == Creating || held.containers[r.ID] == nil {
 			err := p.removeRest(ctx, r)
 			p.complain("remove the rest of a container", err)
-			if err == nil { // it is not to be taken for one whose record is lost
+			if err == nil { // it must not count as a container whose record is lost
 				delete(held.containers, r.ID)
 			}
 		}
 	}
 }
 
-// removeRest removes what is left of a container that was being removed, or made. The keeper may still be making it, and
-// does not list it until it is made; asked to delete it, it waits for that.
+// removeRest removes the remainder of a container whose creation or removal was interrupted. The keeper may still be
+// creating the container and lists it only afterwards; its Delete waits for that.
 func (p *Pods) removeRest(ctx context.Context, r *ContainerRecord) error {
 	if err := p.Keeper.Delete(ctx, r.ID); err != nil {
 		return err

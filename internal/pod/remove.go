@@ -13,7 +13,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// Remove stops a sandbox if need be and removes its containers and all that belongs to it. An unknown id is a success.
+// Remove stops a sandbox if necessary and removes its containers and everything that belongs to it. It succeeds for an
+// unknown id.
 func (p *Pods) Remove(ctx context.Context, id string) error {
 	s, err := p.Sandbox(id)
 	if errors.Is(err, fault.NotFound) {
@@ -52,7 +53,7 @@ func (p *Pods) remove(ctx context.Context, s *Sandbox) error {
 	return nil
 }
 
-// removeSandbox takes away what is on disk of a pod, and gives its labels back.
+// removeSandbox removes a pod's files and releases its labels.
 func (p *Pods) removeSandbox(r *SandboxRecord) error {
 	if err := p.removeDirs(r.ID); err != nil {
 		return err
@@ -61,8 +62,7 @@ func (p *Pods) removeSandbox(r *SandboxRecord) error {
 	return nil
 }
 
-// removeDirs takes away a pod's directories, the record first: what is left without a record is rubbish to the next
-// start.
+// removeDirs removes a pod's directories, the record first: the next start discards directories without a record.
 func (p *Pods) removeDirs(pod string) error {
 	if err := removeFile(p.paths.podCopy(pod)); err != nil {
 		return err
@@ -71,8 +71,8 @@ func (p *Pods) removeDirs(pod string) error {
 		return err
 	}
 	failpoint.At("remove pod: record removed")
-	// Containers are removed before their pod; what is left of one that was being made, or removed, may hold a quota, or
-	// have a writable layer elsewhere.
+	// Containers are removed before their pod. A container whose creation or removal was interrupted may still hold a
+	// quota, or have a writable layer elsewhere.
 	entries, err := os.ReadDir(filepath.Join(p.paths.podDir(pod), "containers"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -85,7 +85,7 @@ func (p *Pods) removeDirs(pod string) error {
 	return errors.Join(os.RemoveAll(p.paths.podState(pod)), os.RemoveAll(p.paths.podDir(pod)))
 }
 
-// removeFile removes a file; none is no error.
+// removeFile removes a file. It succeeds if there is none.
 func removeFile(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -93,8 +93,8 @@ func removeFile(path string) error {
 	return nil
 }
 
-// RemoveContainer kills a container if it runs, and removes all that belongs to it but its log, which is the caller's.
-// An unknown id is a success.
+// RemoveContainer kills a container if it runs, and removes everything that belongs to it except its log, which belongs
+// to the caller. It succeeds for an unknown id.
 func (p *Pods) RemoveContainer(ctx context.Context, id string) error {
 	c, err := p.Container(id)
 	if errors.Is(err, fault.NotFound) {
@@ -109,13 +109,13 @@ func (p *Pods) RemoveContainer(ctx context.Context, id string) error {
 func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 	r := c.Record()
 	_, _, err := p.removes.Do(ctx, r.ID, func(ctx context.Context) (struct{}, error) {
-		// 1. Nothing of it runs.
+		// 1. Its processes.
 		step.Enter(ctx, "kill")
 		if err := p.kill(ctx, c); err != nil {
 			return struct{}{}, err
 		}
 		failpoint.At("remove container: ended")
-		// 2. The keeper forgets it, and with it its cgroup goes.
+		// 2. The keeper's state of it, and its cgroup.
 		step.Enter(ctx, "delete")
 		if err := p.Keeper.Delete(ctx, r.ID); err != nil {
 			return struct{}{}, err
@@ -142,8 +142,8 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 	return nil
 }
 
-// removeContainerDirs takes away a container's directories. A writable layer that lies elsewhere goes before the record
-// that tells where; the rest goes after it, as rubbish to the next start.
+// removeContainerDirs removes a container's directories. A writable layer elsewhere is removed before the record, which
+// says where it is. The rest is removed after the record: the next start discards it.
 func (p *Pods) removeContainerDirs(r *ContainerRecord) error {
 	if r.ContainerRoot != "" {
 		if err := removeWritable(p.paths.writable(r)); err != nil {
@@ -156,7 +156,7 @@ func (p *Pods) removeContainerDirs(r *ContainerRecord) error {
 		}
 	}
 	failpoint.At("remove container: record removed")
-	// The limits go before the directory that tells whose they are.
+	// Release the limits first: they are identified by the directory.
 	dir := p.paths.containerDir(r.SandboxID, r.ID)
 	if err := quota.Release(filepath.Join(dir, "upper")); err != nil {
 		return err

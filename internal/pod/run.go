@@ -25,10 +25,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
-// Run makes the sandbox that cfg asks for and returns it when it is ready. Asked again for the same pod (namespace,
-// name, uid and attempt) it joins the work in flight, or returns the sandbox that is ready already. Error kinds: Invalid,
-// Unimplemented (a field that this Kuri or this kernel has not), Exists (the same pod is there with another
-// configuration), Exhausted (no address left), and what the kernel says.
+// Run creates the sandbox that cfg describes, and returns it once it is ready. A repeated call for the same pod
+// (namespace, name, uid and attempt) joins the work in flight, or returns the sandbox that is already ready. Error
+// kinds: NotFound (the handler), Invalid, Unimplemented (a field that this version of Kuri or this kernel does not
+// support), Exists (the same pod runs with another configuration), Exhausted (no free address); and errors of the
+// kernel.
 func (p *Pods) Run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
 	if _, err := p.Handler(handler); err != nil {
 		return nil, err
@@ -56,7 +57,7 @@ func (p *Pods) Run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 }
 
 func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
-	// 1. The same pod, asked for again, is the answer.
+	// 1. If the same pod is already ready, return it.
 	if s := p.ready(identityOf(cfg.GetMetadata())); s != nil {
 		if p.look(s); s.Record().State == Ready {
 			return s, nil
@@ -68,7 +69,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	back := undo.New(ctx)
 	defer back.Run()
 
-	// 2. Record the intent, so that a daemon that starts after a kill knows what to take back.
+	// 2. Record the intent, so that after a kill the next daemon knows what to undo.
 	step.Enter(ctx, "intent")
 	s, err := p.intend(cfg, handler)
 	if err != nil {
@@ -81,10 +82,10 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	failpoint.At("run pod: intent recorded")
 	back.Add("remove the record of "+r.name(), func(context.Context) error { return p.removeSandbox(r) })
 
-	// 3. The cgroup above the containers comes with the first of them; ours goes with the last.
+	// 3. The first container creates the cgroup above the containers. If Kuri chose that cgroup, Kuri must remove it.
 	back.Add("remove the cgroup of "+r.name(), func(context.Context) error { return p.removeCgroup(r) })
 
-	// 4. The namespaces, made and held by the keeper.
+	// 4. The keeper creates and holds the namespaces.
 	step.Enter(ctx, "namespaces")
 	back.Add("release the namespaces of "+r.name(), func(ctx context.Context) error { return p.Keeper.RemoveSandbox(ctx, r.ID) })
 	made, err := p.Keeper.CreateSandbox(ctx, p.sandboxRequest(r))
@@ -107,13 +108,14 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 		failpoint.At("run pod: network attached")
 	}
 
-	// 6. Once more the kernel parameters of its network: those of interfaces, and what the network's own setup has changed.
+	// 6. Set the network's kernel parameters again: interfaces have brought new ones, and the network setup may have
+	// changed others.
 	step.Enter(ctx, "sysctls")
 	if err := p.setSysctls(r); err != nil {
 		return nil, err
 	}
 
-	// 7. The files that containers see in /etc.
+	// 7. Write the files that containers see in /etc.
 	step.Enter(ctx, "files")
 	if err := p.writeFiles(r, attached); err != nil {
 		return nil, err
@@ -131,7 +133,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	return s, nil
 }
 
-// ready returns the sandbox of that identity that is ready, or nil.
+// ready returns the ready sandbox with that identity, or nil.
 func (p *Pods) ready(id identity) *Sandbox {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -143,7 +145,7 @@ func (p *Pods) ready(id identity) *Sandbox {
 	return nil
 }
 
-// intend makes the directories and the first record of a sandbox.
+// intend creates the directories and the first record of a sandbox.
 func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, error) {
 	r := &SandboxRecord{
 		ID:        newID(),
@@ -183,11 +185,11 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 	return s, nil
 }
 
-// initOOMScoreAdj makes the init of a shared PID namespace the last of the pod that the kernel picks when memory runs
-// out, as the other runtimes do for their pause process.
+// initOOMScoreAdj is the OOM score adjustment of the init of a shared PID namespace. It makes the kernel kill that
+// process last of the pod. Other runtimes do the same for their pause process.
 const initOOMScoreAdj = -998
 
-// removeCgroup removes the cgroup above a sandbox's containers, when Kuri chose it.
+// removeCgroup removes the cgroup above a sandbox's containers, if Kuri chose it.
 func (p *Pods) removeCgroup(r *SandboxRecord) error {
 	if !r.OwnCgroup {
 		return nil
@@ -206,7 +208,7 @@ func namespaces(cfg *runtime.PodSandboxConfig) *runtime.NamespaceOption {
 func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
 	cfg := r.config()
 	ns := namespaces(cfg)
-	asked, _ := spec.Sysctls(cfg) // Run has refused what is wrong
+	asked, _ := spec.Sysctls(cfg) // Run has validated them
 	req := &api.CreateSandboxRequest{
 		Id:            r.ID,
 		Network:       r.NetnsPath != "",
@@ -234,11 +236,12 @@ func (p *Pods) sandboxRequest(r *SandboxRecord) *api.CreateSandboxRequest {
 	return req
 }
 
-// maxGroup is the highest group id that net.ipv4.ping_group_range takes.
+// maxGroup is the highest group id that net.ipv4.ping_group_range accepts.
 const maxGroup = math.MaxInt32
 
-// defaultSysctls are the kernel parameters of a pod that has a network namespace of its own, unless it sets them itself:
-// without any capability its users can listen on ports below 1024 and send pings. The network is theirs alone, so that takes nothing from anybody.
+// defaultSysctls returns the kernel parameters that a pod with its own network namespace gets unless it sets them
+// itself. With them its users can listen on ports below 1024 and send pings without any capability. This is safe: the
+// network namespace belongs to the pod alone.
 func (p *Pods) defaultSysctls(cfg *runtime.PodSandboxConfig) map[string]string {
 	values := make(map[string]string)
 	if p.UnprivilegedPorts {
@@ -246,8 +249,8 @@ func (p *Pods) defaultSysctls(cfg *runtime.PodSandboxConfig) map[string]string {
 	}
 	if p.UnprivilegedPing {
 		first, last := int64(0), int64(maxGroup)
-		if u := spec.UserNamespace(cfg); u.GetMode() == runtime.NamespaceMode_POD { // in ids of the node
-			groups := u.GetGids()[0] // checked: one, from 0
+		if u := spec.UserNamespace(cfg); u.GetMode() == runtime.NamespaceMode_POD { // ids of the node
+			groups := u.GetGids()[0] // validated: one mapping, from 0
 			first = int64(groups.GetHostId())
 			last = min(first+int64(groups.GetLength())-1, maxGroup)
 		}
@@ -258,7 +261,7 @@ func (p *Pods) defaultSysctls(cfg *runtime.PodSandboxConfig) map[string]string {
 	return values
 }
 
-// setSysctls sets the kernel parameters of a pod's network that the pod asks for, when the network is attached.
+// setSysctls sets the network's kernel parameters that the pod requests. The network must be attached.
 func (p *Pods) setSysctls(r *SandboxRecord) error {
 	asked, err := spec.Sysctls(r.config())
 	if err != nil {
@@ -279,11 +282,11 @@ func mappings(asked []*runtime.IDMapping) []*api.IDMapping {
 	return out
 }
 
-// networkPod is what the network has to know of a sandbox.
+// networkPod returns the description of a sandbox for package network.
 func (p *Pods) networkPod(r *SandboxRecord) network.Pod {
 	cfg := r.config()
 	m, dns := cfg.GetMetadata(), cfg.GetDnsConfig()
-	ports, _ := portMappings(cfg) // Run has refused what is wrong
+	ports, _ := portMappings(cfg) // Run has validated them
 	return network.Pod{
 		ID: r.ID, Namespace: m.GetNamespace(), Name: m.GetName(), UID: m.GetUid(),
 		NetnsPath:    r.NetnsPath,
@@ -295,7 +298,8 @@ func (p *Pods) networkPod(r *SandboxRecord) network.Pod {
 	}
 }
 
-// portMappings returns the ports of the node that a pod asks for; a mapping without one asks for nothing.
+// portMappings returns the mappings of a pod that have a host port. A mapping without one has no effect. The error is
+// of kind Invalid.
 func portMappings(cfg *runtime.PodSandboxConfig) ([]network.PortMapping, error) {
 	var out []network.PortMapping
 	for i, pm := range cfg.GetPortMappings() {

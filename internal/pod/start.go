@@ -12,9 +12,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// Start lets a created container run. Starting one that runs is a success; one that has exited is an error of kind
-// Precondition, and so is one whose pod has been stopped. One that cannot be started, for its own program, mounts or limits,
-// has exited then, and the error is of kind Unstartable.
+// Start starts a created container. It succeeds if the container already runs. The error is of kind Precondition if the
+// container has exited or its pod has been stopped. It is of kind Unstartable if the container cannot be started
+// because of its program, mounts or limits; the container is then exited.
 func (p *Pods) Start(ctx context.Context, id string) error {
 	c, err := p.Container(id)
 	if err != nil {
@@ -48,7 +48,7 @@ func (p *Pods) start(ctx context.Context, c *Container) error {
 	step.Enter(ctx, "process")
 	started, err := p.Keeper.Start(ctx, c.Record().ID)
 	if err != nil {
-		// A process that died at its start line, before anyone listened for it, left its exit.
+		// A process that died while it waited for Start, before anyone followed its exit, has left an exit record.
 		if e, rerr := keeper.ReadExit(p.paths.bundle(c.Record().SandboxID, c.Record().ID)); rerr == nil {
 			p.recordExit(c, e)
 		}
@@ -56,8 +56,8 @@ func (p *Pods) start(ctx context.Context, c *Container) error {
 	}
 	failpoint.At("start container: begun")
 	step.Enter(ctx, "record")
-	// The exit of a short program may have been told before this answer came: then it has the last word. It runs, even
-	// when that cannot be recorded: the next daemon finds it out from the keeper.
+	// The exit of a short program may have been reported before this answer came: then the exit stands. The container
+	// runs even if that cannot be recorded: the next daemon learns it from the keeper.
 	if err := c.become(Running, func(r *ContainerRecord) { r.StartedAt = started.StartedAt }); err != nil && c.Record().State != Exited {
 		slog.Error("a start could not be recorded", "container", c.Record().name(), "err", err)
 	}
@@ -65,10 +65,10 @@ func (p *Pods) start(ctx context.Context, c *Container) error {
 	return nil
 }
 
-// startErrorCode is the exit code of a container that could not be started, as containerd and Docker have it.
+// startErrorCode is the exit code of a container that could not be started. containerd and Docker use the same code.
 const startErrorCode = 128
 
-// failStart makes a container that cannot be started an exited one that never ran.
+// failStart records a container that cannot be started as exited.
 func (c *Container) failStart() {
 	err := c.become(Exited, func(r *ContainerRecord) {
 		r.Pid, r.ExitCode, r.FinishedAt = 0, startErrorCode, time.Now().UnixNano()

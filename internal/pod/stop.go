@@ -18,15 +18,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// killWait is how long a process may take to be gone after SIGKILL before that is an error.
+// killWait is how long a process may survive SIGKILL before that is an error.
 const killWait = 10 * time.Second
 
-// exitLook is how often the record of an exit is looked for while a kill waits: a daemon that recovers follows no events yet.
+// exitLook is how often a kill checks for the exit record: a daemon that is still recovering follows no events.
 const exitLook = 50 * time.Millisecond
 
-// Stop kills the containers of a sandbox, gives back its network and its namespaces, and makes it notready. An unknown
-// id and a stopped sandbox are successes. Where a step fails the sandbox is notready all the same, and asking again goes
-// on with what is left.
+// Stop kills the containers of a sandbox, releases its network and namespaces, and makes it notready. It succeeds for
+// an unknown id and for a stopped sandbox. If a step fails the sandbox is notready all the same, and another call
+// continues with the remaining steps.
 func (p *Pods) Stop(ctx context.Context, id string) error {
 	s, err := p.Sandbox(id)
 	if errors.Is(err, fault.NotFound) {
@@ -50,7 +50,7 @@ func (p *Pods) stopSandbox(ctx context.Context, s *Sandbox) error {
 }
 
 func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
-	// 1. From here on no container is created in it, and those being created are taken back by who creates them.
+	// 1. From here on no container is created in the pod. Creations in flight undo their own work.
 	step.Enter(ctx, "creations")
 	if err := s.become(NotReady, nil); err != nil {
 		slog.Error("the stop of a pod could not be recorded", "pod", s.Record().name(), "err", err)
@@ -58,14 +58,14 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 	s.creates.Wait()
 	failpoint.At("stop pod: not ready")
 
-	// 2. No container runs, and the keeper has let go of all.
+	// 2. No container runs, and the keeper has released all of them.
 	step.Enter(ctx, "containers")
 	if err := p.endAll(ctx, s); err != nil {
 		return err
 	}
 	failpoint.At("stop pod: containers ended")
 
-	// 3. The network, while the namespace is still there to be looked into.
+	// 3. The network, while the namespace still exists.
 	r := s.Record()
 	if r.NetnsPath != "" {
 		step.Enter(ctx, "network")
@@ -81,12 +81,12 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 		return fmt.Errorf("release the namespaces: %w", err)
 	}
 	s.namespaces.Store(new(map[string]string))
-	if err := (&namespace.Set{NetnsPath: r.NetnsPath}).Close(); err != nil { // of a pod that the keeper had lost
+	if err := (&namespace.Set{NetnsPath: r.NetnsPath}).Close(); err != nil { // if the keeper did not know the pod
 		return fmt.Errorf("release the network namespace: %w", err)
 	}
 	failpoint.At("stop pod: namespaces released")
 
-	// 5. The cgroup, when it is ours.
+	// 5. The cgroup, if Kuri chose it.
 	step.Enter(ctx, "cgroup")
 	if err := p.removeCgroup(r); err != nil {
 		return fmt.Errorf("remove the cgroup: %w", err)
@@ -95,7 +95,7 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 	return nil
 }
 
-// endAll kills what runs and has the keeper delete every container, so that nothing holds on to the namespaces.
+// endAll kills the running containers and has the keeper delete all containers, so that nothing holds the namespaces.
 func (p *Pods) endAll(ctx context.Context, s *Sandbox) error {
 	list := s.list()
 	errs := make([]error, len(list))
@@ -114,9 +114,9 @@ func (p *Pods) endAll(ctx context.Context, s *Sandbox) error {
 	return errors.Join(errs...)
 }
 
-// StopContainer asks a container to end with its stop signal, waits for grace, and kills it. An unknown id and a
-// container that does not run are successes. Each call counts its own grace from when it came, so of two calls the one
-// that ends first kills.
+// StopContainer sends a container its stop signal, waits for grace, and then kills it. It succeeds for an unknown id
+// and for a container that does not run. The grace of each call begins with that call, so of two calls the one whose
+// grace ends first kills.
 func (p *Pods) StopContainer(ctx context.Context, id string, grace time.Duration) error {
 	c, err := p.Container(id)
 	if errors.Is(err, fault.NotFound) {
@@ -139,17 +139,17 @@ func (p *Pods) stopContainer(ctx context.Context, c *Container, grace time.Durat
 		return p.kill(ctx, c)
 	}
 	step.Enter(ctx, "signal")
-	// Unknown to the keeper is what has exited since we looked.
+	// The keeper does not know the container if it has exited meanwhile.
 	if err := p.Keeper.Signal(ctx, r.ID, unix.Signal(r.StopSignal), false); err != nil && !errors.Is(err, fault.NotFound) {
 		return fmt.Errorf("send %s: %w", r.StopName, err)
 	}
 	if c.unheld.Load() {
 		if pids := p.processes(r); len(pids) > 0 {
-			unix.Kill(pids[0], unix.Signal(r.StopSignal)) // one that has ended meanwhile needs none
+			unix.Kill(pids[0], unix.Signal(r.StopSignal)) // an error means that it has ended meanwhile
 		}
 	}
 	failpoint.At("stop container: signalled")
-	// The caller may give up, the stop goes on.
+	// The stop continues if the caller gives up.
 	step.Enter(ctx, step.Grace)
 	_, _, err := p.graces.Do(ctx, stopping{r.ID, grace}, func(ctx context.Context) (struct{}, error) {
 		timer := time.NewTimer(grace)
@@ -167,7 +167,7 @@ func (p *Pods) stopContainer(ctx context.Context, c *Container, grace time.Durat
 	return err
 }
 
-// kill ends a container's processes and returns when its exit is recorded.
+// kill kills a container's processes and returns once its exit is recorded.
 func (p *Pods) kill(ctx context.Context, c *Container) error {
 	r := c.Record()
 	if r.State == Exited {
@@ -184,7 +184,7 @@ func (p *Pods) kill(ctx context.Context, c *Container) error {
 	if err != nil && !errors.Is(err, fault.NotFound) {
 		return fmt.Errorf("kill %s: %w", r.name(), err)
 	}
-	// What ended while it was created was told before it was known here.
+	// The exit of a container that ended during its creation was reported before the container was known here.
 	if e, err := keeper.ReadExit(p.paths.bundle(r.SandboxID, r.ID)); err == nil {
 		p.recordExit(c, e)
 	}
@@ -207,7 +207,7 @@ func (p *Pods) kill(ctx context.Context, c *Container) error {
 	}
 }
 
-// stuck tells what a process that does not die is doing.
+// stuck describes the state of a process that survives SIGKILL.
 func stuck(pid int) string {
 	stat, err := process.ReadStat(pid)
 	if err != nil || stat.State == 0 {
