@@ -13,8 +13,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// processes lists what is in a container's cgroup, whatever anyone's records say. Where that cannot be read nothing is known
-// to live.
+// processes returns the pids in a container's cgroup, whatever the records say. If the cgroup cannot be read, no
+// process counts as alive.
 func (p *Pods) processes(r *ContainerRecord) []int {
 	dir, err := p.Driver.Dir(r.CgroupsPath)
 	if err != nil {
@@ -28,7 +28,7 @@ func (p *Pods) processes(r *ContainerRecord) []int {
 	return pids
 }
 
-// lives reports whether a container of the sandbox has processes that this boot has begun.
+// lives reports whether a container of the sandbox has processes that were started in this boot.
 func (p *Pods) lives(s *Sandbox) bool {
 	return s.Record().BootID == p.bootID && slices.ContainsFunc(s.list(), func(c *Container) bool {
 		r := c.Record()
@@ -36,11 +36,11 @@ func (p *Pods) lives(s *Sandbox) bool {
 	})
 }
 
-// unheld is a container that lives and that the keeper does not know: it goes on running, and its end is told when its
-// last process has ended. How it ended nobody knows then.
+// unheld watches a container that runs and that the keeper does not know. The container keeps running. Its end is
+// recorded when its last process has ended; its exit status is lost.
 func (p *Pods) unheld(c *Container, pids []int) {
 	if !c.unheld.CompareAndSwap(false, true) {
-		return // somebody waits already
+		return // it is watched already
 	}
 	r := c.Record()
 	slog.Warn("the keeper does not know a container that lives; its end is watched", "container", r.name(), "processes", pids)
@@ -51,21 +51,21 @@ func (p *Pods) unheld(c *Container, pids []int) {
 	p.followers.Go(func() {
 		for ; len(pids) > 0; pids = p.processes(r) {
 			if !p.awaitEnd(pids[0]) {
-				return // of the daemon
+				return // the daemon closes
 			}
 		}
 		p.vanished(c, "the keeper lost this container before its end, and nobody saw how it ended")
 	})
 }
 
-// awaitEnd returns when a process has ended, or false when the daemon ends first.
+// awaitEnd waits for the end of a process. It returns false if the daemon closes first.
 func (p *Pods) awaitEnd(pid int) bool {
 	pidfd, err := process.Open(pid)
 	if err != nil {
 		select {
 		case <-p.closing:
 			return false
-		case <-time.After(10 * time.Millisecond): // it is on its way out of the cgroup
+		case <-time.After(10 * time.Millisecond): // the process is leaving the cgroup
 			return true
 		}
 	}
@@ -85,7 +85,8 @@ func (p *Pods) awaitEnd(pid int) bool {
 	}
 }
 
-// endProcesses kills what is left in a container's cgroup, known to the keeper or not, and returns when nothing is.
+// endProcesses kills the processes that are left in a container's cgroup, known to the keeper or not. It returns once
+// there are none. If they survive SIGKILL for killWait, the error is of kind Unavailable.
 func (p *Pods) endProcesses(ctx context.Context, r *ContainerRecord) error {
 	for until := time.Now().Add(killWait); ; time.Sleep(5 * time.Millisecond) {
 		pids := p.processes(r)
@@ -98,7 +99,7 @@ func (p *Pods) endProcesses(ctx context.Context, r *ContainerRecord) error {
 			return fault.New(fault.Unavailable, "%s has not ended %s after SIGKILL: %s", r.name(), killWait, stuck(pids[0]))
 		}
 		for _, pid := range pids {
-			unix.Kill(pid, unix.SIGKILL) // one that has ended meanwhile needs none
+			unix.Kill(pid, unix.SIGKILL) // an error means that it has ended meanwhile
 		}
 	}
 }

@@ -11,9 +11,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// loadAppArmor sees to it that the AppArmor profile of a container is loaded into the kernel, and returns the node as the
-// container can have it: without AppArmor when it asked for no profile and the default cannot be loaded. A profile of the
-// node's administrator that is not loaded is an error of kind Precondition.
+// loadAppArmor loads the AppArmor profile of a container into the kernel if necessary. It returns the node as the
+// container may use it: without AppArmor if the container requested no profile and the default cannot be loaded. The
+// error is of kind Precondition if a profile of the node's administrator is not loaded, or if the requested default
+// cannot be loaded.
 func (p *Pods) loadAppArmor(sc *runtime.LinuxContainerSecurityContext) (spec.Node, error) {
 	profile, asked, err := spec.AppArmor(sc, p.Node)
 	if err != nil || profile == "" {

@@ -9,11 +9,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// scopePrefixBefore began the names of systemd scopes before that could be configured.
+// scopePrefixBefore is the prefix of systemd scope names in releases in which it was not configurable.
 const scopePrefixBefore = "kuri"
 
-// Asked returns how the keeper of a release that kept no records was asked for the pods and containers that have records here.
-// It changes nothing, and leaves out what cannot be read.
+// Asked returns the requests with which the recorded pods and containers were created, for a predecessor of the keeper
+// that kept no records. It changes nothing, and leaves out records that cannot be read.
 func Asked(o Options) *keeper.Predecessor {
 	o.ScopePrefix = scopePrefixBefore
 	p := &Pods{Options: o, paths: paths{root: o.Root, state: o.State}}
@@ -34,7 +34,7 @@ func Asked(o Options) *keeper.Predecessor {
 	return of
 }
 
-// containerRequest asks the keeper for a container, without its root filesystem.
+// containerRequest returns the request to the keeper for a container, without the root filesystem.
 func (p *Pods) containerRequest(pod *SandboxRecord, r *ContainerRecord) *api.CreateRequest {
 	cfg := r.config()
 	return &api.CreateRequest{

@@ -14,9 +14,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// injectDevices changes a container's spec as the CDI specifications of the devices say that it asks for: device nodes,
-// mounts, environment, hooks. The specifications are read anew each time, so that what a driver has written a moment ago
-// counts. A device that none of them has is an error of kind NotFound.
+// injectDevices applies the CDI specifications of a container's devices to its OCI spec: device nodes, mounts,
+// environment, hooks. It reads the specifications on each call, so that a file that a driver has just written counts.
+// The error is of kind NotFound if no specification has a device.
 func (p *Pods) injectDevices(oci *specs.Spec, cfg *runtime.ContainerConfig, pod *runtime.PodSandboxConfig) error {
 	names, err := spec.CDIDevices(cfg)
 	if err != nil || len(names) == 0 {
@@ -44,8 +44,9 @@ func (p *Pods) injectDevices(oci *specs.Spec, cfg *runtime.ContainerConfig, pod 
 	return nil
 }
 
-// samePaths checks that devices are on the node where they will be in the container. In a user namespace no device can be
-// made: the OCI runtime binds what the node has at the same path, which must not be another one.
+// samePaths checks that devices have the same paths on the node as in the container. Devices cannot be created in a
+// user namespace: the OCI runtime binds the node's device at the same path, which must not be another one. The error is
+// of kind Unimplemented.
 func samePaths(devices []specs.LinuxDevice) error {
 	for _, d := range devices {
 		var st unix.Stat_t
@@ -57,7 +58,7 @@ func samePaths(devices []specs.LinuxDevice) error {
 	return nil
 }
 
-// unreadable names the specifications that are wrong: the device that is missing may be in one of them.
+// unreadable lists the specifications with errors: the missing device may be in one of them.
 func unreadable(registry *cdi.Cache) string {
 	var out strings.Builder
 	for path, errs := range registry.GetErrors() {

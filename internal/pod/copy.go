@@ -11,29 +11,29 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// copierWords is how much is kept of what the copier says, in bytes.
+// copierWords is how much of the copier's error output is kept, in bytes.
 const copierWords = 4 << 10
 
-// The copier's exit codes that say something, see internal/oci/copy.c.
+// Exit codes of the copier with a meaning of their own, see internal/oci/copy.c.
 const (
 	copierInPart       = 1
 	copierMissing      = 3
 	copierNotDirectory = 4
 )
 
-// PackFiles writes the tar of a name in a directory of a running container. What could not be read is an error of kind
-// Incomplete after all the rest was written; a directory or name that is not there is one of kind NotFound,
-// a file where a directory is needed one of kind Precondition; where there is no copier, of kind Unimplemented.
+// PackFiles writes a tar of name, an entry of the directory dir in a running container. Error kinds: Incomplete (a part
+// could not be read, and the rest was written), NotFound (dir or name does not exist), Precondition (a file instead of
+// a directory, or the container does not run), Unimplemented (there is no copier).
 func (p *Pods) PackFiles(ctx context.Context, id, dir, name string, to io.Writer) error {
 	return p.copyFiles(ctx, id, keeper.Streams{Stdout: to}, "pack", dir, name)
 }
 
-// UnpackFiles makes files of a tar (GNU's) below a directory of a running container. Its errors are those of PackFiles.
+// UnpackFiles extracts a tar (GNU format) below a directory of a running container. Its errors are those of PackFiles.
 func (p *Pods) UnpackFiles(ctx context.Context, id, dir string, from io.Reader) error {
 	return p.copyFiles(ctx, id, keeper.Streams{Stdin: from}, "unpack", dir)
 }
 
-// IsDirectory tells whether a path in a running container is a directory, or a link to one.
+// IsDirectory reports whether a path in a running container is a directory, or a link to one.
 func (p *Pods) IsDirectory(ctx context.Context, id, path string) (bool, error) {
 	code, _, err := p.copier(ctx, id, keeper.Streams{}, "isdir", path)
 	if err == nil && code > 1 {
@@ -61,7 +61,7 @@ func (p *Pods) copyFiles(ctx context.Context, id string, with keeper.Streams, ar
 	return nil
 }
 
-// copier runs the copier in a container, as one of its processes.
+// copier runs the copier as a process of a container. It returns the exit code and the error output, as one line.
 func (p *Pods) copier(ctx context.Context, id string, with keeper.Streams, args ...string) (code int32, said string, err error) {
 	for _, a := range args {
 		if a == "" {
@@ -84,8 +84,8 @@ func (p *Pods) copier(ctx context.Context, id string, with keeper.Streams, args 
 	return code, strings.Join(strings.Split(strings.TrimSpace(words.kept.String()), "\n"), "; "), nil
 }
 
-// limited keeps the first bytes that are written to it and drops the rest. (It embeds no buffer: whoever copies would find
-// that one's ReadFrom, which takes in everything.)
+// limited keeps the first bytes that are written to it and drops the rest. (It must not embed the buffer: io.Copy would
+// use the buffer's ReadFrom, which keeps everything.)
 type limited struct {
 	kept bytes.Buffer
 	left int

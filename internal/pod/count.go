@@ -5,13 +5,13 @@ import (
 	"sync"
 )
 
-// Count is how many pods and containers there are, and what has become of them.
+// Count has the numbers of pods and containers by state, and the counters of exits and events.
 type Count struct {
 	Sandboxes, Containers map[State]int
-	Exits                 map[string]uint64 // containers that have exited since this daemon began, by reason
+	Exits                 map[string]uint64 // containers that have exited since this daemon started, by reason
 	EventReaders          int
 	EventLag              int    // events by which the slowest reader is behind
-	EventsMissed          uint64 // by readers that were told so
+	EventsMissed          uint64 // events that slow readers have missed
 }
 
 // exits counts containers that have exited, by reason. It is safe for concurrent use.
@@ -29,14 +29,14 @@ func (e *exits) add(reason string) {
 	e.count[reason]++
 }
 
-// exitReasons are counted from the beginning, at 0.
+// exitReasons are the reasons that are reported even before the first exit, with 0.
 var exitReasons = []string{"Completed", "Error", "OOMKilled", "StartError", "ContainerStatusUnknown"}
 
-// DiskCount is what directories take on the disk, as of when each was counted.
+// DiskCount is the disk usage of directories, each as of its last count.
 type DiskCount struct{ Bytes, Inodes uint64 }
 
-// CountWritable returns what all writable layers took when they were counted last, and has those counted again, in the
-// background, for which it is time.
+// CountWritable returns the disk usage of all writable layers as of their last counts. It starts those counts that are
+// due, in the background.
 func (p *Pods) CountWritable() DiskCount {
 	var sum DiskCount
 	for _, c := range p.all() {
@@ -48,7 +48,7 @@ func (p *Pods) CountWritable() DiskCount {
 	return sum
 }
 
-// Count returns how many there are of each, now.
+// Count returns the current numbers.
 func (v *view) Count() Count {
 	c := Count{
 		Sandboxes:  map[State]int{Ready: 0, NotReady: 0},

@@ -12,21 +12,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/quota"
 )
 
-// What a directory takes on the disk is counted in the background, while someone asks. Requests are told the last count,
+// The disk usage of directories is counted in the background, while clients ask for it. Requests get the last count,
 // with its time.
 const (
-	countAge   = 10 * time.Second      // the least time between two counts of a directory
-	countShare = 20                    // a count is repeated after this many times what it took, at the earliest
-	countSlice = 5 * time.Millisecond  // one directory is counted this long before the next has its turn
-	countPause = 15 * time.Millisecond // between two slices of directories that take longer than one
-	countWait  = 50 * time.Millisecond // a request may wait this long for counts that are quick
+	countAge   = 10 * time.Second      // minimum interval between two counts of a directory
+	countShare = 20                    // minimum interval as a multiple of the duration of the last count
+	countSlice = 5 * time.Millisecond  // time slice of a directory before the next one's turn
+	countPause = 15 * time.Millisecond // pause between slices, if directories take more than one
+	countWait  = 50 * time.Millisecond // how long a request may wait for quick counts
 )
 
-// diskUsage is what a directory took on the disk at a time.
+// diskUsage is one count of a directory's disk usage.
 type diskUsage struct {
 	at            time.Time
 	bytes, inodes uint64
-	took          time.Duration // to count
+	took          time.Duration // duration of the count
 }
 
 // usage is the disk usage of one directory. The zero value has not been counted.
@@ -35,10 +35,10 @@ type usage struct {
 	long atomic.Bool // the last count took, or the first one takes, longer than a slice
 
 	mu      sync.Mutex
-	counted chan struct{} // closed when the count that is under way or awaited is done; nil when there is none
+	counted chan struct{} // closed when the queued or running count is done; nil if there is none
 }
 
-// known returns the last count. When there is none yet its time is zero.
+// known returns the last count. Its time is zero if there is none yet.
 func (u *usage) known() diskUsage {
 	if last := u.last.Load(); last != nil {
 		return *last
@@ -46,7 +46,7 @@ func (u *usage) known() diskUsage {
 	return diskUsage{}
 }
 
-// stale reports whether it is time to count again.
+// stale reports whether a new count is due.
 func (u *usage) stale(now time.Time) bool {
 	last := u.last.Load()
 	return last == nil || now.Sub(last.at) >= max(countAge, countShare*last.took)
@@ -55,18 +55,19 @@ func (u *usage) stale(now time.Time) bool {
 // quick reports whether the next count is likely to take no longer than a slice.
 func (u *usage) quick() bool { return !u.long.Load() }
 
-// counter counts directories, one at a time, as long as there are any to count. It is safe for concurrent use.
+// counter counts directories in one goroutine, which runs as long as there are any to count. It is safe for concurrent
+// use.
 type counter struct {
 	mu     sync.Mutex
-	quick  []*count // before the others
-	slow   []*count // each has a slice in turn
-	awake  bool     // a goroutine counts
+	quick  []*count // counted before the slow ones
+	slow   []*count // counted in turn, a slice each
+	awake  bool     // the goroutine runs
 	closed bool
-	woken  chan struct{} // has a token when a quick one has come
+	woken  chan struct{} // has a token after wake: ends a pause
 	done   sync.WaitGroup
 }
 
-// count is one directory that is to be counted.
+// count is the queued or running count of one directory.
 type count struct {
 	dir   string
 	of    *usage
@@ -75,7 +76,8 @@ type count struct {
 	took  time.Duration
 }
 
-// refresh has u counted if it is time for that, and returns what is closed when it is done; nil when there is nothing to do.
+// refresh queues a count of u if one is due. It returns a channel that is closed when the count is done, or nil if none
+// is due or the counter is closed.
 func (c *counter) refresh(u *usage, dir string) <-chan struct{} {
 	if !u.stale(time.Now()) {
 		return nil
@@ -101,7 +103,7 @@ func (c *counter) refresh(u *usage, dir string) <-chan struct{} {
 	return u.counted
 }
 
-// wake starts the goroutine that counts, or lets it know of a quick one. The caller holds mu.
+// wake starts the goroutine, or ends its pause. The caller holds mu.
 func (c *counter) wake() {
 	if c.woken == nil {
 		c.woken = make(chan struct{}, 1)
@@ -129,7 +131,7 @@ func (c *counter) close() {
 	c.done.Wait()
 }
 
-// next returns the directory whose turn it is, nil when there is none.
+// next returns the next directory to count, nil if there is none.
 func (c *counter) next() *count {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -156,7 +158,7 @@ func (c *counter) run() {
 	}
 }
 
-// pause leaves the CPU to others, until a quick one comes.
+// pause leaves the CPU to others for countPause. It ends early if a quick count is queued.
 func (c *counter) pause() {
 	c.mu.Lock()
 	wait := len(c.quick) == 0 && !c.closed
@@ -172,7 +174,7 @@ func (c *counter) pause() {
 	}
 }
 
-// slice counts for a while, and reports whether that was the end.
+// slice counts for one time slice, and reports whether the count is complete.
 func (one *count) slice() bool {
 	begin := time.Now()
 	if one.walk == nil {
@@ -198,7 +200,8 @@ func (one *count) slice() bool {
 	return true
 }
 
-// finish publishes the count. A directory that is gone takes nothing; what cannot be counted keeps its last count.
+// finish publishes the count. A directory that is gone counts as empty. A directory that cannot be counted keeps its
+// last count.
 func (one *count) finish(bytes, inodes uint64, err error, begin time.Time) {
 	now := &diskUsage{at: one.began, bytes: bytes, inodes: inodes, took: one.took + time.Since(begin)}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -216,8 +219,8 @@ func (one *count) finish(bytes, inodes uint64, err error, begin time.Time) {
 	one.of.counted = nil
 }
 
-// freshen has the writable layers of containers counted where it is time for that. It waits for those that are quick, all
-// together no longer than countWait: a large one delays nobody.
+// freshen starts the counts of containers' writable layers that are due. It waits for the quick ones, no longer than
+// countWait for all of them: a large layer delays no one.
 func (p *Pods) freshen(ctx context.Context, containers ...*Container) {
 	var quick []<-chan struct{}
 	for _, c := range containers {

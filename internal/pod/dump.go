@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// PodDump is a pod as a state dump tells it: what it is and how it is, and nothing of what it was asked to be. So it has no
-// environment, no annotation and no credential.
+// PodDump is a pod in a state dump: its identity and state, but not its configuration. So it has no environment,
+// annotations or credentials.
 type PodDump struct {
 	ID         string          `json:"id"`
 	Namespace  string          `json:"namespace"`
@@ -14,11 +14,11 @@ type PodDump struct {
 	State      State           `json:"state"`
 	Gone       string          `json:"gone,omitempty"`
 	Salvaged   bool            `json:"salvaged,omitempty"`
-	CreatedAt  int64           `json:"created_at"` // nanoseconds since the epoch, as the others
+	CreatedAt  int64           `json:"created_at"` // nanoseconds since the epoch, as all times here
 	Containers []ContainerDump `json:"containers,omitempty"`
 }
 
-// ContainerDump is a container likewise.
+// ContainerDump is a container in a state dump.
 type ContainerDump struct {
 	ID         string `json:"id"`
 	Name       string `json:"name"`
@@ -32,7 +32,7 @@ type ContainerDump struct {
 	Reason     string `json:"reason,omitempty"`
 }
 
-// Dump returns all pods and containers at one moment, the oldest first.
+// Dump returns all pods and containers at one moment, oldest pod first.
 func (v *view) Dump() []PodDump {
 	v.mu.RLock()
 	defer v.mu.RUnlock()

@@ -17,7 +17,7 @@ type encodedItem[R any] struct {
 	wire   []byte
 }
 
-// of returns the encoded message of the record, from the cache if it is of this very record.
+// of returns the encoded message of the record. It comes from the cache if that holds the same record.
 func (e *encoded[R]) of(record *R, message func(*R) proto.Message) ([]byte, error) {
 	if last := e.last.Load(); last != nil && last.record == record {
 		return last.wire, nil

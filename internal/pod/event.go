@@ -8,10 +8,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// EventType is what has happened to a container, or to a sandbox.
+// EventType is the kind of change of a container or a sandbox.
 type EventType string
 
-// The types. A sandbox is created and started when it is ready, and stopped when it is not any more.
+// The event types. A sandbox is created and started when it becomes ready, and stopped when it ceases to be ready.
 const (
 	EventCreated EventType = "created"
 	EventStarted EventType = "started"
@@ -19,38 +19,38 @@ const (
 	EventDeleted EventType = "deleted"
 )
 
-// Event is one change, with the pod and its containers as they were right after it. It is immutable.
+// Event is one change, with a snapshot of the pod and its containers right after it. It is immutable.
 type Event struct {
 	Type EventType
 	ID   string // of the container, or of the sandbox itself
 	*Snapshot
 }
 
-// eventsKept is how many events a reader may be behind: those of sixteen thousand containers.
+// eventsKept is how many events a reader may lag behind: those of sixteen thousand containers.
 const eventsKept = 1 << 16
 
-// events is the log of what happens, kept for those who read it and only until they have. It is safe for concurrent use.
+// events is the log of events. It keeps an event only until all readers have taken it. It is safe for concurrent use.
 type events struct {
 	most uint64
 	log  *event.Log[*Event]
 
 	mu      sync.Mutex
-	readers map[*EventReader]uint64 // the number of the last event that each has taken
-	missed  uint64                  // events that readers were told they have missed
+	readers map[*EventReader]uint64 // number of the last event that each has taken
+	missed  uint64                  // number of events that readers have missed and got an error for
 }
 
 func newEvents(most int) events {
 	return events{most: uint64(most), log: event.New[*Event](most), readers: make(map[*EventReader]uint64)}
 }
 
-// tell logs an event, if anybody reads them. The caller holds mu for writing.
+// tell logs an event if there are readers. The caller holds mu for writing.
 func (v *view) tell(what EventType, id string, s *Sandbox) {
 	if v.events.read() {
 		v.events.log.Append(&Event{what, id, v.snapshot(s)})
 	}
 }
 
-// read reports whether there is a reader that has not lost any event.
+// read reports whether there is a reader that has lost no event.
 func (e *events) read() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -64,12 +64,12 @@ func (e *events) read() bool {
 	return false
 }
 
-// EventReader returns events one after another. It belongs to one goroutine.
+// EventReader returns events one after another. Only one goroutine may use it.
 type EventReader struct{ of *events }
 
-// Events returns a reader of what happens from now on. It must be closed.
+// Events returns a reader of the events from now on. It must be closed.
 func (v *view) Events() *EventReader {
-	v.mu.RLock() // so that it is between two events
+	v.mu.RLock() // so that no event is logged meanwhile
 	defer v.mu.RUnlock()
 	e := &v.events
 	r := &EventReader{e}
@@ -79,11 +79,11 @@ func (v *view) Events() *EventReader {
 	return r
 }
 
-// eventBatch is how many events Next returns at most.
+// eventBatch is the maximum number of events that Next returns.
 const eventBatch = 64
 
-// Next returns the next events, oldest first, and waits until there is one. A reader that was so slow that events are gone
-// gets an error of kind Exhausted, then and from then on; one whose ctx ends gets its error.
+// Next returns the next events, oldest first, and waits until there is one. If the reader is so slow that events were
+// dropped, this and all later calls return an error of kind Exhausted. If ctx ends, Next returns its cause.
 func (r *EventReader) Next(ctx context.Context) ([]*Event, error) {
 	e := r.of
 	for {
@@ -107,7 +107,7 @@ func (r *EventReader) Next(ctx context.Context) ([]*Event, error) {
 	}
 }
 
-// lost notes that a reader which has taken the events up to after misses those that are not kept any more.
+// lost counts the events that a reader has missed: those later than after that are no longer in the log.
 func (e *events) lost(after uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -116,7 +116,7 @@ func (e *events) lost(after uint64) {
 	}
 }
 
-// taken notes how far a reader is, and forgets what all have taken.
+// taken stores the position of a reader, and drops the events that all readers have taken.
 func (e *events) taken(r *EventReader, n uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -124,7 +124,7 @@ func (e *events) taken(r *EventReader, n uint64) {
 	e.trim()
 }
 
-// trim drops what nobody needs: what all have taken, but for those that have lost events anyway.
+// trim drops the events that all readers have taken. A reader that has already lost events does not count.
 func (e *events) trim() {
 	last := e.log.Last()
 	least := last
@@ -136,7 +136,7 @@ func (e *events) trim() {
 	e.log.Forget(least)
 }
 
-// Close ends the reading.
+// Close removes the reader.
 func (r *EventReader) Close() {
 	e := r.of
 	e.mu.Lock()

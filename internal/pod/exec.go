@@ -14,25 +14,26 @@ import (
 	"github.com/kuri-cri/kuri/internal/stream"
 )
 
-// execLimit is how much of each of stdout and stderr an ExecSync answers with, as the CRI has it: 16 MiB.
+// execLimit is the CRI's limit for each of stdout and stderr of an ExecSync: 16 MiB.
 const execLimit = 16 << 20
 
-// Output is what an exec'd process left. Every piece must be freed: the memory of all outputs together is bounded.
+// Output is the output and exit code of a command. Each piece must be freed: the memory of all outputs together is
+// bounded.
 type Output struct {
 	Stdout, Stderr []*Piece // at most 16 MiB each, the rest was dropped
 	Code           int32
 }
 
-// ExecSync runs a command in a running container and returns when the command has ended; what it left running in the
-// background is not waited for. When timeout passes (0 for none) or ctx ends, it and all that it started are killed; the
-// timeout is an error of kind Deadline.
+// ExecSync runs a command in a running container and returns when the command has ended. It does not wait for
+// background processes that the command leaves running. When timeout passes (0 for none) or ctx ends, the command and
+// all processes that it started are killed. For the timeout, the error is of kind Deadline.
 //
-// The outputs of all ExecSyncs share one bounded memory. A command whose output finds none waits for it, within its timeout
-// and for at most execPatience, and then fails with an error of kind Exhausted.
+// The outputs of all ExecSyncs share one bounded memory. A command that finds it full waits, within its timeout and for
+// at most execPatience, and then fails with an error of kind Exhausted.
 //
-// At most MaxExecs run at once. The others wait for their turn, first come first served, as long as they would have run:
-// for their timeout, which begins anew with the command, or without one for execPatience. One that had no turn by then is
-// an error of kind Exhausted, which a kubelet does not take for a probe that failed.
+// At most MaxExecs run at once. The others wait for their turn, first come, first served, for their timeout, or for
+// execPatience if they have none. The timeout starts again with the command. Without a turn by then the error is of
+// kind Exhausted, which a kubelet does not count as a failed probe.
 func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (*Output, error) {
 	if timeout < 0 {
 		return nil, fault.New(fault.Invalid, "timeout: %s is negative", timeout)
@@ -72,10 +73,10 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 	return &Output{out.stdout.pieces, out.stderr.pieces, code}, nil
 }
 
-// execPatience is how long an exec without a timeout waits for its turn.
+// execPatience is how long an exec without a timeout waits for its turn, and any exec for output memory.
 const execPatience = 30 * time.Second
 
-// execTurns bounds how many run at once. It is safe for concurrent use.
+// execTurns bounds how many ExecSyncs run at once. It is safe for concurrent use.
 type execTurns struct {
 	most  int
 	turns *semaphore.Weighted // first come, first served
@@ -83,7 +84,7 @@ type execTurns struct {
 
 func newExecTurns(most int) *execTurns { return &execTurns{most, semaphore.NewWeighted(int64(most))} }
 
-// take waits for a turn, for at most the given time (0: execPatience) or until ctx ends, and returns what ends it.
+// take waits for a turn, for at most patience (0: execPatience) or until ctx ends. done ends the turn.
 func (t *execTurns) take(ctx context.Context, patience time.Duration) (done func(), err error) {
 	if patience == 0 {
 		patience = execPatience
@@ -100,16 +101,17 @@ func (t *execTurns) take(ctx context.Context, patience time.Duration) (done func
 		"raise pod.max_execs, or see which commands hang", t.most, patience)
 }
 
-// errTimeout is why the context of an exec ends when the exec's own time is over, not the caller's.
+// errTimeout is the cause of the end of an exec's context if the exec's own timeout has passed, not the caller's.
 var errTimeout = errors.New("the exec's time is over")
 
-// Stream returns what a client's streams are those of.
+// Stream returns the container for package stream.
 func (c *Container) Stream() stream.Container {
 	r := c.Record()
 	return stream.Container{ID: r.ID, Name: r.name()}
 }
 
-// Executable returns the container if a command can be executed in it: if it runs.
+// Executable returns the container if it runs, so that a command can be executed in it. Else the error is of kind
+// Precondition. It is of kind Invalid if cmd is empty.
 func (p *Pods) Executable(id string, cmd []string) (*Container, error) {
 	if len(cmd) == 0 || cmd[0] == "" {
 		return nil, fault.New(fault.Invalid, "cmd: an exec needs a command")
@@ -117,7 +119,8 @@ func (p *Pods) Executable(id string, cmd []string) (*Container, error) {
 	return p.running(id)
 }
 
-// Attachable returns the container if it can be attached to: if it runs, and has the stdin that is wanted.
+// Attachable returns the container if it runs and, if stdin is wanted, was created with stdin. Else the error is of
+// kind Precondition.
 func (p *Pods) Attachable(id string, stdin bool) (*Container, error) {
 	c, err := p.running(id)
 	if err != nil {
@@ -129,8 +132,8 @@ func (p *Pods) Attachable(id string, stdin bool) (*Container, error) {
 	return c, nil
 }
 
-// ReopenLog has the container's log file made anew, after a rotation. A container that does not run is an error of kind
-// Precondition, and then no file is made.
+// ReopenLog has the container's log file created again, after a rotation. If the container does not run, the error is
+// of kind Precondition and no file is created.
 func (p *Pods) ReopenLog(ctx context.Context, id string) error {
 	c, err := p.running(id)
 	if err != nil {
@@ -142,7 +145,7 @@ func (p *Pods) ReopenLog(ctx context.Context, id string) error {
 	return nil
 }
 
-// running returns the container if it runs.
+// running returns the container if it runs. Else the error is of kind Precondition.
 func (p *Pods) running(id string) (*Container, error) {
 	c, err := p.Container(id)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// hostname is what the pod's containers see as their host name.
+// hostname returns the host name that the pod's containers see.
 func hostname(r *SandboxRecord) string {
 	if name := r.config().GetHostname(); name != "" {
 		return name
@@ -28,7 +28,7 @@ func hostname(r *SandboxRecord) string {
 	return "localhost"
 }
 
-// writeFiles makes the pod's own resolv.conf, hosts and hostname. A kubelet mounts a hosts file of its own over ours.
+// writeFiles writes the pod's own resolv.conf, hosts and hostname. A kubelet mounts its own hosts file over ours.
 func (p *Pods) writeFiles(r *SandboxRecord, attached *network.Result) error {
 	host, err := nodeResolvConf(attached != nil)
 	if err != nil {
@@ -58,7 +58,7 @@ func (p *Pods) writeFiles(r *SandboxRecord, attached *network.Result) error {
 	return p.labelFiles(r, false)
 }
 
-// ensureFiles makes the pod's files and the copy of its record anew where somebody has removed them from the state directory.
+// ensureFiles restores the pod's files and the copy of its record if they were removed from the state directory.
 func (p *Pods) ensureFiles(r *SandboxRecord) error {
 	if _, err := os.Lstat(p.paths.podFile(r.ID, "hostname")); !errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -71,7 +71,7 @@ func (p *Pods) ensureFiles(r *SandboxRecord) error {
 	return p.writeFiles(r, r.Network)
 }
 
-// giveToRoot makes the root of the pod's containers the owner of a file.
+// giveToRoot makes root of the pod's containers the owner of a file.
 func giveToRoot(path string, pod *runtime.PodSandboxConfig) error {
 	uid, gid := spec.HostRoot(pod)
 	if uid == 0 && gid == 0 {
@@ -81,7 +81,7 @@ func giveToRoot(path string, pod *runtime.PodSandboxConfig) error {
 }
 
 func hostsFile(r *SandboxRecord, attached *network.Result) ([]byte, error) {
-	if attached == nil { // the node's network: its names too
+	if attached == nil { // on the node's network, with the node's names
 		body, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("read the node's /etc/hosts: %w", err)
@@ -92,7 +92,7 @@ func hostsFile(r *SandboxRecord, attached *network.Result) ([]byte, error) {
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 	name := hostname(r)
 	if strings.ContainsAny(name, " \t#") {
-		return b.Bytes(), nil // the kernel takes such a name, and no line of hosts(5) can have it
+		return b.Bytes(), nil // the kernel accepts such a name, but no line of hosts(5) can contain it
 	}
 	for _, ip := range attached.IPs {
 		fmt.Fprintf(&b, "%s\t%s\n", ip, name)
@@ -100,7 +100,7 @@ func hostsFile(r *SandboxRecord, attached *network.Result) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// diskKind tells the kind of an error that a full disk can cause.
+// diskKind returns the kind of an error of a full disk or quota, "" for any other error.
 func diskKind(err error) fault.Kind {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return fault.Exhausted

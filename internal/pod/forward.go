@@ -4,7 +4,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/stream"
 )
 
-// Forwardable returns the sandbox if connections can be forwarded into it: if it is ready.
+// Forwardable returns the sandbox if it is ready, so that connections can be forwarded into it. Else the error is of
+// kind Precondition.
 func (p *Pods) Forwardable(id string) (*Sandbox, error) {
 	s, err := p.Sandbox(id)
 	if err != nil {
@@ -16,7 +17,7 @@ func (p *Pods) Forwardable(id string) (*Sandbox, error) {
 	return s, nil
 }
 
-// Stream returns what a client's connections are forwarded to.
+// Stream returns the sandbox for package stream.
 func (s *Sandbox) Stream() stream.Pod {
 	r := s.Record()
 	return stream.Pod{ID: r.ID, Name: r.name(), Netns: r.NetnsPath}
