@@ -8,17 +8,17 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Handler is a runtime handler, what a RuntimeClass of the cluster names. The default one has the empty name, is always
-// there and is the zero Handler: the embedded OCI runtime, the node's networks.
+// Handler is a runtime handler, which a RuntimeClass of the cluster names. The default handler always exists. Its name
+// is empty and it is the zero Handler: the embedded OCI runtime and the node's networks.
 //
-// A pod keeps the handler that it was made with, whatever becomes of the configuration: its record has the whole of it.
+// A pod keeps the handler with which it was created, even if the configuration changes: its record has a copy.
 type Handler struct {
 	Platform   string `json:"platform,omitempty"`     // of the images of its containers, as image.ParsePlatform returns it; "": this node's
-	CNIConfDir string `json:"cni_conf_dir,omitempty"` // where the CNI configurations of its pods are; "": where those of the default handler are
+	CNIConfDir string `json:"cni_conf_dir,omitempty"` // directory of the CNI configurations of its pods; "": that of the default handler
 }
 
-// handlerOf returns the handler of a pod. In records of earlier versions there is but its name, which may be configured no
-// more: then it is the default one.
+// handlerOf returns the handler of a pod. Records of earlier versions have only its name. If that is no longer
+// configured, handlerOf returns the default handler.
 func (p *Pods) handlerOf(r *SandboxRecord) Handler {
 	if r.Resolved != nil {
 		return *r.Resolved
@@ -26,19 +26,19 @@ func (p *Pods) handlerOf(r *SandboxRecord) Handler {
 	return p.Handlers[r.Handler]
 }
 
-// withDefault is the configured handlers and the default one.
+// withDefault returns the configured handlers and the default one.
 func withDefault(configured map[string]Handler) map[string]Handler {
 	all := map[string]Handler{"": {}}
 	maps.Copy(all, configured)
 	return all
 }
 
-// HandlerNames returns the names of all runtime handlers, sorted: the default one, "", is the first.
+// HandlerNames returns the names of all runtime handlers, sorted. The first is the default one, "".
 func (p *Pods) HandlerNames() []string {
 	return slices.Sorted(maps.Keys(p.Handlers))
 }
 
-// Handler returns the runtime handler of that name. The error is of kind NotFound and says which there are.
+// Handler returns the runtime handler with that name. The error is of kind NotFound and lists the handlers.
 func (p *Pods) Handler(name string) (Handler, error) {
 	h, ok := p.Handlers[name]
 	if ok {

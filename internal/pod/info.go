@@ -11,14 +11,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// The verbose answers of the CRI are JSON under the key "info": the record, and what tools look for there under the names
-// that containerd has given it (crictl's users have scripts that read .info.pid and .info.runtimeSpec).
+// The verbose answers of the CRI are JSON under the key "info": the record, with further keys that have containerd's
+// names (users of crictl have scripts that read .info.pid and .info.runtimeSpec).
 
-// ContainerInfo returns what a verbose ContainerStatus tells beside the status.
+// ContainerInfo returns the additional information of a verbose ContainerStatus.
 func (p *Pods) ContainerInfo(c *Container) map[string]string {
 	r := c.Record()
 	more := map[string]any{"sandboxID": r.SandboxID, "removing": false}
-	// The bundle goes with the container's pod: there is none after a reboot.
+	// The bundle is lost with the state directory: there is none after a reboot.
 	if spec, err := os.ReadFile(filepath.Join(p.paths.bundle(r.SandboxID, r.ID), "config.json")); err == nil && json.Valid(spec) {
 		more["runtimeSpec"] = json.RawMessage(spec)
 	}
@@ -28,11 +28,11 @@ func (p *Pods) ContainerInfo(c *Container) map[string]string {
 	return info(r, more)
 }
 
-// processInfo is what the kernel tells of a container's first process: why one that runs does nothing.
+// processInfo is the kernel's view of a container's first process. It shows why a running container does nothing.
 type processInfo struct {
 	State   string `json:"state"`             // as in /proc/PID/status: "D (disk sleep)"
-	WaitsIn string `json:"waitsIn,omitempty"` // the function of the kernel: /proc/PID/wchan
-	Frozen  bool   `json:"frozen"`            // its cgroup, or one above it
+	WaitsIn string `json:"waitsIn,omitempty"` // kernel function, from /proc/PID/wchan
+	Frozen  bool   `json:"frozen"`            // whether its cgroup or one above it is frozen
 }
 
 func (p *Pods) process(r *ContainerRecord) processInfo {
@@ -46,13 +46,13 @@ func (p *Pods) process(r *ContainerRecord) processInfo {
 	return out
 }
 
-// podNamespace is an entry of a runtime spec's list.
+// podNamespace is an entry in the namespace list of a runtime spec.
 type podNamespace struct {
 	Type string `json:"type"`
 	Path string `json:"path,omitempty"`
 }
 
-// SandboxInfo returns what a verbose PodSandboxStatus tells beside the status.
+// SandboxInfo returns the additional information of a verbose PodSandboxStatus.
 func (p *Pods) SandboxInfo(snap *Snapshot) map[string]string {
 	r := snap.Sandbox
 	more := map[string]any{
@@ -74,7 +74,8 @@ func (p *Pods) SandboxInfo(snap *Snapshot) map[string]string {
 	return info(r, more)
 }
 
-// pid returns a process that is in the pod's namespaces: the first one of its oldest container that runs, 0 when none does.
+// pid returns a process in the pod's namespaces: the first process of its oldest running container. It returns 0 if
+// none runs.
 func (s *Snapshot) pid() int {
 	for _, c := range slices.Backward(s.Containers) {
 		if c.State == Running {
@@ -84,7 +85,7 @@ func (s *Snapshot) pid() int {
 	return 0
 }
 
-// cniResult is a pod's network in the form of containerd's: the addresses by interface.
+// cniResult returns a pod's network in containerd's form: the addresses by interface.
 func cniResult(n *network.Result) map[string]any {
 	type address struct{ IP string }
 	var ips []address
@@ -94,7 +95,7 @@ func cniResult(n *network.Result) map[string]any {
 	return map[string]any{"Interfaces": map[string]any{network.Interface: map[string]any{"IPConfigs": ips}}}
 }
 
-// info renders a record with more keys for the verbose answers of the CRI; a key of the record itself stays.
+// info renders a record with additional keys for the verbose answers of the CRI. A key of the record takes precedence.
 func info(record any, more map[string]any) map[string]string {
 	all := make(map[string]any)
 	b, err := json.Marshal(record)

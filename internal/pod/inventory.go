@@ -16,7 +16,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// Inventory lists the pods and containers of this node, and the remains of those that are gone. Taking one changes nothing.
+// Inventory lists the pods and containers of this node, and the remains of removed ones. Reading it changes nothing.
 type Inventory struct {
 	Sandboxes  map[string]*SandboxRecord   // by id
 	Containers map[string]*ContainerRecord // by id
@@ -27,25 +27,26 @@ type Inventory struct {
 	known map[string]bool
 }
 
-// Rest is a directory of a pod or a container that has no record which can be read.
+// Rest is a directory of a pod or a container without a readable record.
 type Rest struct {
 	Dir     string
 	ID      string // of the container, or of the pod
-	Damaged bool   // it has a record, which was set aside
+	Damaged bool   // it has a record that is damaged or was set aside
 }
 
 // Damaged is a record that was set aside.
 type Damaged struct {
 	Path     string
 	ID       string
-	Replaced bool // a record that can be read is in its place
+	Replaced bool // there is a readable record or copy of it
 }
 
-// Known reports whether a pod or a container of that id has a record, be it a damaged one, or is held by the keeper.
+// Known reports whether the id is that of a pod or a container which has a record, even a damaged one, or which the
+// keeper holds.
 func (v *Inventory) Known(id string) bool { return v.known[id] }
 
-// ReadInventory reads the records below root and state. The error says which directory cannot be read: what is in it is not
-// known then, and nothing must be taken for unowned.
+// ReadInventory reads the records below root and state. The error names a directory that cannot be read. Its content is
+// unknown then, so nothing may be taken for unowned.
 func ReadInventory(root, state string) (*Inventory, error) {
 	v := &Inventory{
 		Sandboxes: map[string]*SandboxRecord{}, Containers: map[string]*ContainerRecord{},
@@ -78,7 +79,7 @@ func ReadInventory(root, state string) (*Inventory, error) {
 	return v, nil
 }
 
-// readHeld reads which pods and containers the keeper has records of.
+// readHeld reads the ids of the keeper's records.
 func (v *Inventory) readHeld(state string) error {
 	for _, kind := range []string{"sandboxes", "containers"} {
 		entries, err := os.ReadDir(filepath.Join(state, "keeper", kind))
@@ -94,8 +95,8 @@ func (v *Inventory) readHeld(state string) error {
 	return nil
 }
 
-// read reads a record or its copy into r, notes what is set aside, and reports whether there is one that can be read. Dirs
-// are remains when there is none.
+// read reads a record or its copy into r, notes a record that was set aside, and reports whether one of them is
+// readable. If none is, the existing dirs are remains.
 func (v *Inventory) read(id, path, copyPath string, format int, r any, dirs ...string) bool {
 	_, err := os.Lstat(path + ".damaged")
 	aside := err == nil
@@ -117,7 +118,8 @@ func (v *Inventory) read(id, path, copyPath string, format int, r any, dirs ...s
 	return false
 }
 
-// subdirectories returns the names of the directories in dirs, once each. A directory that is not there has none.
+// subdirectories returns the names of the directories in dirs, sorted and without duplicates. A missing directory has
+// none.
 func subdirectories(dirs ...string) ([]string, error) {
 	var names []string
 	for _, dir := range dirs {
@@ -135,7 +137,7 @@ func subdirectories(dirs ...string) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// Inventory is ReadInventory with what this daemon has in memory, which counts where the two differ.
+// Inventory returns the same as ReadInventory, but the pods and containers in memory take precedence.
 func (p *Pods) Inventory() (*Inventory, error) {
 	if err := p.compared(); err != nil {
 		return nil, err
@@ -146,7 +148,7 @@ func (p *Pods) Inventory() (*Inventory, error) {
 	}
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	// A record without a pod in memory is one that is being made, or that is being removed.
+	// A record without a pod in memory is one of a pod that is being created or removed.
 	for id, s := range p.sandboxes {
 		v.Sandboxes[id], v.known[id] = s.Record(), true
 	}
@@ -159,7 +161,7 @@ func (p *Pods) Inventory() (*Inventory, error) {
 	return v, nil
 }
 
-// HeldAlone lists what the keeper holds and no record tells of.
+// HeldAlone returns the ids that the keeper holds and no readable record has, sorted.
 func (v *Inventory) HeldAlone() []string {
 	var ids []string
 	for id := range v.Held {
@@ -171,22 +173,23 @@ func (v *Inventory) HeldAlone() []string {
 	return ids
 }
 
-// SandboxIDs and ContainerIDs are in order, so that two looks say the same.
+// SandboxIDs returns the ids of the sandboxes, sorted, so that the output is stable.
 func (v *Inventory) SandboxIDs() []string { return slices.Sorted(maps.Keys(v.Sandboxes)) }
 
 // ContainerIDs returns the ids of the containers, sorted.
 func (v *Inventory) ContainerIDs() []string { return slices.Sorted(maps.Keys(v.Containers)) }
 
-// Name is how messages call the sandbox.
+// Name returns the sandbox's name in messages.
 func (r *SandboxRecord) Name() string { return r.name() }
 
-// UID is the pod's uid, as the API server, or kuri run, gave it.
+// UID returns the pod's uid, as set by the API server or by kuri run.
 func (r *SandboxRecord) UID() string { return r.config().GetMetadata().GetUid() }
 
-// Name is how messages call the container.
+// Name returns the container's name in messages.
 func (r *ContainerRecord) Name() string { return r.name() }
 
-// Missing says what of a ready pod the kernel has no more, "" when all is there.
+// Missing returns what is gone from the kernel of a pod that is ready, or that became notready for that reason. It
+// returns "" if nothing is gone.
 func (r *SandboxRecord) Missing(driver cgroup.Driver, groups *cgroup.Hierarchies) string {
 	switch {
 	case r.Gone != "" && r.State == NotReady:
@@ -201,13 +204,14 @@ func (r *SandboxRecord) Missing(driver cgroup.Driver, groups *cgroup.Hierarchies
 	return look.missingCgroup(&Sandbox{}, r, lacksFile)
 }
 
-// OfThisBoot reports whether the pod was made since the machine was started.
+// OfThisBoot reports whether the pod was created in the current boot.
 func (r *SandboxRecord) OfThisBoot() bool {
 	boot, err := process.BootID()
 	return err == nil && r.BootID == boot
 }
 
-// RemoveRest removes the directory of a pod or a container that is gone, and the limits of the writable layers in it first.
+// RemoveRest removes the directory of a removed pod or container. It first releases the limits of the writable layers
+// in it.
 func RemoveRest(dir string) error {
 	uppers, err := filepath.Glob(filepath.Join(dir, "containers", "*", "upper"))
 	if err != nil {
@@ -221,7 +225,7 @@ func RemoveRest(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// OrphanedWritables lists the writable layers below containerRoot that belong to records below root which are gone.
+// OrphanedWritables returns the writable layers below containerRoot whose records below root are gone.
 func OrphanedWritables(root, containerRoot string) ([]string, error) {
 	if containerRoot == "" {
 		return nil, nil
@@ -244,5 +248,5 @@ func OrphanedWritables(root, containerRoot string) ([]string, error) {
 	return orphans, nil
 }
 
-// RemoveWritable removes a writable layer that lies below a container_root.
+// RemoveWritable removes a writable layer below a container_root.
 func RemoveWritable(dir string) error { return removeWritable(dir) }

@@ -8,9 +8,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// makeLogDir makes the directory of a container's log, which is below the pod's log directory; "" is no log. A pod that
-// mounts the node's directory of logs can put a link in place of its own log directory, or of one below it: a link there is an
-// error of kind Invalid. (The keeper, which opens the log, follows none either, should one come meanwhile.)
+// makeLogDir creates the directory of a container's log, which is below the pod's log directory. log is "" for no log.
+// The error is of kind Invalid if the pod's log directory, or one below it, is a symlink. A pod that mounts the node's
+// log directory can create such a link. (The keeper opens the log and follows no link either, in case one is created
+// meanwhile.)
 func makeLogDir(logDirectory, log string) error {
 	if log == "" {
 		return nil

@@ -8,16 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lists is what a look at every pod keeps from one to the next. A kubelet lists all pods every second, so a look at a
-// thousand of them must not make a call for each file: the mount table says when it has changed, and a
-// directory of cgroups is read once for all pods in it.
+// lists is the state between two checks of all pods. A kubelet lists all pods every second, so a check of a thousand
+// pods must not make a system call for each file. The mount table reports when it has changed, and a directory of
+// cgroups is read once for all pods in it.
 type lists struct {
-	mu     sync.Mutex // held over a look: who lists meanwhile sees what it has found
-	opened bool       // the mount table
-	mounts int        // its descriptor. Go's poller must not have it: who polls first is told of a change, and nobody else
+	mu     sync.Mutex // held during a check: concurrent lists see its result
+	opened bool       // whether mounts is open
+	mounts int        // descriptor of the mount table. Go's poller must not use it: only the first poll reports a change
 }
 
-// lookAll looks at every sandbox.
+// lookAll checks every sandbox, as look does.
 func (p *Pods) lookAll() {
 	p.lists.mu.Lock()
 	defer p.lists.mu.Unlock()
@@ -44,10 +44,10 @@ func (p *Pods) lookAll() {
 func (l *lists) mountsChanged() bool {
 	if !l.opened {
 		fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		l.opened, l.mounts = err == nil, fd // tells of changes after this; without it every look is a full one
+		l.opened, l.mounts = err == nil, fd // reports later changes; without it every check is a full one
 		return true
 	}
-	// See proc_pid_mountinfo(5): a change is told once.
+	// See proc_pid_mountinfo(5): a change is reported once.
 	poll := []unix.PollFd{{Fd: int32(l.mounts), Events: unix.POLLPRI}}
 	_, err := unix.Poll(poll, 0)
 	return err != nil || poll[0].Revents != 0
@@ -62,13 +62,13 @@ func (l *lists) close() {
 	}
 }
 
-// lacksFile reports whether there is no file at path.
+// lacksFile reports whether path does not exist.
 func lacksFile(path string) bool { return unix.Access(path, unix.F_OK) == unix.ENOENT }
 
-// directories are the names in directories, each read once.
+// directories caches the names in directories. Each directory is read once.
 type directories map[string]map[string]bool
 
-// lacks is [lacksFile] of a path that was there before the first call.
+// lacks is [lacksFile] for a path that existed before the first call.
 func (d directories) lacks(path string) bool {
 	parent, name := filepath.Split(path)
 	names, read := d[parent]
@@ -79,7 +79,7 @@ func (d directories) lacks(path string) bool {
 	return !names[name] && lacksFile(path)
 }
 
-// entriesOf returns the names in a directory, none when it cannot be read.
+// entriesOf returns the names in a directory, nil if it cannot be read.
 func entriesOf(dir string) map[string]bool {
 	f, err := os.Open(dir)
 	if err != nil {

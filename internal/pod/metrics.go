@@ -9,7 +9,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/metric"
 )
 
-// Metrics is what was read of a pod and its containers, for metrics.
+// Metrics has the readings of a pod and its containers.
 type Metrics struct {
 	SandboxID  string
 	Labels     metric.Labels
@@ -17,14 +17,14 @@ type Metrics struct {
 	Containers []ContainerMetrics
 }
 
-// ContainerMetrics is what was read of a container.
+// ContainerMetrics has the reading of a container.
 type ContainerMetrics struct {
 	ID      string
 	Labels  metric.Labels
 	Reading *metric.Reading
 }
 
-// Metrics returns what was read of all pods and of their containers that run, newest pod first.
+// Metrics returns the readings of all pods and of their running containers, newest pod first.
 func (p *Pods) Metrics(ctx context.Context) ([]*Metrics, error) {
 	from, err := p.sampled(ctx, true)
 	if err != nil {

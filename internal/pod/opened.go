@@ -13,13 +13,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/metric"
 )
 
-// opened is what the processes of a container have open, and what they may.
+// opened has the number of files that the processes of a container have open, and their limit.
 type opened struct {
 	processes *metric.Processes
 	files     cgroup.Value // soft limit of the first process
 }
 
-// readOpen counts what the processes of a container have open.
+// readOpen counts the files and sockets that the processes of a container have open.
 func (p *Pods) readOpen(r *ContainerRecord) *opened {
 	o := &opened{}
 	dir, err := p.Driver.Dir(r.CgroupsPath)
@@ -41,7 +41,7 @@ func (p *Pods) readOpen(r *ContainerRecord) *opened {
 	return o
 }
 
-// countOpen adds the descriptors of a process. One that has ended has none.
+// countOpen adds the descriptors of a process. A process that has ended has none.
 func countOpen(pid int, to *metric.Processes) {
 	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -69,10 +69,10 @@ func countOpen(pid int, to *metric.Processes) {
 type devices struct {
 	mu    sync.Mutex
 	names map[[2]uint32]string
-	roots map[string]string // the device of the filesystem of a directory
+	roots map[string]string // source of the filesystem of a directory
 }
 
-// name returns the path of a block device, "" when the kernel does not tell.
+// name returns the path of a block device, "" if the kernel reports none.
 func (d *devices) name(major, minor uint32) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,7 +93,7 @@ func (d *devices) name(major, minor uint32) string {
 	return name
 }
 
-// of returns the source of the filesystem of a directory, as the mount table has it.
+// of returns the source of the filesystem of a directory, from the mount table.
 func (d *devices) of(dir string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -113,7 +113,7 @@ func (d *devices) of(dir string) string {
 	return source
 }
 
-// sourceOf finds the source of a filesystem by its device number, "8:1", in /proc/self/mountinfo.
+// sourceOf returns the source of the filesystem with the given device number, such as "8:1", in /proc/self/mountinfo.
 func sourceOf(mountinfo, device string) string {
 	for line := range strings.Lines(mountinfo) {
 		left, right, ok := strings.Cut(line, " - ")
@@ -125,7 +125,7 @@ func sourceOf(mountinfo, device string) string {
 	return ""
 }
 
-// writableDisk returns the filesystem of a writable layer, and what the layer takes of it.
+// writableDisk returns the filesystem of a writable layer, and the disk usage of the layer.
 func (p *Pods) writableDisk(c *Container) *metric.Disk {
 	r := c.Record()
 	root := p.writableFilesystem(r.ContainerRoot)

@@ -10,34 +10,36 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// The memory of ExecSync's outputs, in bytes. All commands together fill outputShared; when that is full, one of them at a
-// time may go on to its own limit. So at least one always comes to its end, and no more than the sum is ever in use.
+// The memory of ExecSync's outputs, in bytes. All commands share outputShared. When that is full, one command at a time
+// may continue up to its own limit. So at least one command can always finish, and the memory in use never exceeds the
+// sum.
 const (
 	outputShared = 32 << 20
 	outputMost   = 2 * execLimit // of one command
 )
 
-// Pieces in which an output is kept, in bytes: most commands print a line.
+// Sizes of the pieces of an output, in bytes. The first one is small: most commands print a line.
 const (
 	firstPiece = 4 << 10
 	laterPiece = 64 << 10
 )
 
-// outputQuiet is how long no output is in use before its memory goes back to the kernel.
+// outputQuiet is how long all output memory must be unused before it is returned to the kernel.
 const outputQuiet = time.Second
 
 // outputs bounds the memory of all outputs together. It is safe for concurrent use.
 type outputs struct {
 	mu      sync.Mutex
-	used    int             // bytes handed out
-	peak    int             // the most that were in use since memory was last given back
-	turn    *account        // may exceed outputShared, until its memory is given back
-	waiting []chan struct{} // closed to look again
-	spare   []*[]byte       // pieces of laterPiece for reuse
+	used    int             // bytes in use
+	peak    int             // maximum of used since memory was last returned to the kernel
+	turn    *account        // may exceed outputShared, until its memory is freed
+	waiting []chan struct{} // closed to wake a waiter
+	spare   []*[]byte       // free memory of laterPiece bytes each
 	idle    *time.Timer
 }
 
-// account is what one command's output takes. It refers to no piece, so that a piece that is lost can be collected.
+// account counts the memory of one command's output. It has no reference to a piece, so that a lost piece can be
+// collected.
 type account struct {
 	all     *outputs
 	ctx     context.Context // of the command; ends the wait for memory
@@ -45,7 +47,7 @@ type account struct {
 	writing bool            // guarded by all.mu
 }
 
-// output is what one command has printed. One goroutine at a time writes to each of its streams.
+// output is the output of one command. Only one goroutine at a time may write to each of its streams.
 type output struct {
 	*account
 	stdout, stderr kept
@@ -58,7 +60,7 @@ type kept struct {
 	left    int // bytes until the limit of the stream
 }
 
-// Piece is a part of an output. Its memory counts until Free, which must be called once.
+// Piece is a part of an output. Its memory is in use until Free, which must be called once.
 type Piece struct {
 	Bytes   []byte
 	backing *[]byte
@@ -71,8 +73,8 @@ func (o *outputs) begin(ctx context.Context) *output {
 	return &output{a, kept{account: a, left: execLimit}, kept{account: a, left: execLimit}}
 }
 
-// Write keeps what is below the limit and drops the rest. While the memory of all outputs is in use it waits, and with it
-// the command, whose pipe fills up.
+// Write keeps the bytes below the limit and drops the rest. It waits while the memory of all outputs is in use; so does
+// the command once its pipe is full.
 func (k *kept) Write(b []byte) (int, error) {
 	rest := b[:min(len(b), k.left)]
 	for len(rest) > 0 {
@@ -106,7 +108,7 @@ func (k *kept) size() int {
 	return min(laterPiece, execLimit-firstPiece-(len(k.pieces)-1)*laterPiece)
 }
 
-// take returns an empty piece, as soon as there is memory for it.
+// take returns an empty piece, as soon as there is memory for it. After execPatience the error is of kind Exhausted.
 func (a *account) take(size int) (*Piece, error) {
 	o := a.all
 	patience := time.NewTimer(execPatience)
@@ -121,7 +123,7 @@ func (a *account) take(size int) (*Piece, error) {
 		select {
 		case <-wait:
 		case <-collect.C:
-			// An answer that was cut off by the end of its connection is given back by the garbage collector.
+			// The pieces of an answer whose connection broke are freed by the garbage collector.
 			go runtime.GC()
 		case <-a.ctx.Done():
 			return nil, context.Cause(a.ctx)
@@ -132,7 +134,7 @@ func (a *account) take(size int) (*Piece, error) {
 	}
 }
 
-// tryTake returns a piece, or what to wait for.
+// tryTake returns a piece, or a channel that is closed when there may be memory.
 func (o *outputs) tryTake(a *account, size int) (<-chan struct{}, *Piece) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -153,7 +155,7 @@ func (o *outputs) tryTake(a *account, size int) (<-chan struct{}, *Piece) {
 	return nil, p
 }
 
-// backing returns memory for a piece: what was used before, if it fits.
+// backing returns memory for a piece. It reuses free memory of the right size.
 func (o *outputs) backing(size int) *[]byte {
 	if n := len(o.spare); n > 0 && size == laterPiece {
 		b := o.spare[n-1]
@@ -164,7 +166,7 @@ func (o *outputs) backing(size int) *[]byte {
 	return &b
 }
 
-// Free gives the piece's memory back.
+// Free releases the piece's memory.
 func (p *Piece) Free() {
 	p.cleanup.Stop()
 	p.account.all.giveBack(p.account, cap(p.Bytes), p.backing)
@@ -184,7 +186,7 @@ func (o *outputs) giveBack(a *account, size int, backing *[]byte) {
 	}
 }
 
-// end says that nothing more is written.
+// end marks the output as complete.
 func (a *account) end() {
 	a.all.mu.Lock()
 	defer a.all.mu.Unlock()
@@ -192,7 +194,7 @@ func (a *account) end() {
 	a.all.pass(a)
 }
 
-// pass gives the turn up when a has it and needs it no more, and has those that wait look again.
+// pass ends the turn if a has it and no longer needs it, and wakes the waiters.
 func (o *outputs) pass(a *account) {
 	if o.turn == a && !a.writing && a.held == 0 {
 		o.turn = nil
@@ -206,8 +208,8 @@ func (o *outputs) pass(a *account) {
 	o.waiting = nil
 }
 
-// rest gives the memory back to the kernel, when none has been needed for a while. The runtime by itself would keep the
-// pages for minutes.
+// rest returns the memory to the kernel after outputQuiet without use. The Go runtime by itself would keep the pages
+// for minutes.
 func (o *outputs) rest() {
 	if o.peak < 8*laterPiece {
 		return // it is not worth a collection
@@ -229,7 +231,7 @@ func (o *outputs) rest() {
 	})
 }
 
-// discard gives everything back: there is nobody to take it.
+// discard frees all pieces, because no one will read them.
 func (out *output) discard() {
 	for _, k := range []*kept{&out.stdout, &out.stderr} {
 		for _, p := range k.pieces {

@@ -28,10 +28,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// Options are what pods are made with. All fields but ContainerRoot and Handlers are needed.
+// Options configure Pods. All fields but ContainerRoot and Handlers are required.
 type Options struct {
 	Root, State string
-	// ContainerRoot is the directory below which the writable layers of new containers lie, "" for beside their records.
+	// ContainerRoot is the directory of the writable layers of new containers; "" puts them beside their records.
 	ContainerRoot string
 	Keeper        *keeper.Client
 	Images        *image.Store
@@ -42,24 +42,25 @@ type Options struct {
 	ScopePrefix   string // of the systemd scopes of containers
 	Cgroups       *cgroup.Hierarchies
 	ShmSize       int64        // bytes of a pod's /dev/shm
-	CDIDirs       []string     // of CDI specifications; of two that have a device the later directory's counts
+	CDIDirs       []string     // of CDI specifications; a device in two of them comes from the later one
 	Ulimits       spec.Ulimits // of containers' processes; an annotation of the pod may lower them
-	// Limits of a container's log: bytes before it is rotated, rotated files that are kept, bytes a second. 0 for none.
+	// Limits of a container's log: bytes before rotation, number of rotated files, bytes a second. 0 for none.
 	LogMaxSize      int64
 	LogMaxFiles     int
 	LogRate         int64
-	PidsLimit       int64 // of containers that ask for none, 0 for no limit
-	MaxExecs        int   // ExecSyncs at once; more wait for their turn
-	CreateHostPaths bool  // host paths of mounts that do not exist are made
-	// In pods with a network of their own, every user may listen on ports below 1024, and send pings.
+	PidsLimit       int64 // of containers that request none, 0 for no limit
+	MaxExecs        int   // maximum of concurrent ExecSyncs; others wait for their turn
+	CreateHostPaths bool  // create host paths of mounts that do not exist
+	// Whether every user may listen on ports below 1024, and send pings, in pods with their own network namespace.
 	UnprivilegedPorts, UnprivilegedPing bool
-	// WritableLayer limits what each container writes; a pod's annotations can lower it, or set it where it is zero.
+	// WritableLayer limits the writable layer of each container. A pod's annotations can lower a limit, or set one that
+	// is zero.
 	WritableLayer spec.WritableLimits
 
-	Handlers map[string]Handler // runtime handlers by name; the default one, "", comes by itself
+	Handlers map[string]Handler // runtime handlers by name; Open adds the default one, ""
 }
 
-// Pods is all pods and containers of this node. It is safe for concurrent use.
+// Pods holds all pods and containers of this node. It is safe for concurrent use.
 type Pods struct {
 	Options
 	paths  paths
@@ -68,10 +69,10 @@ type Pods struct {
 	view // of the pods and containers
 
 	labels    labels         // of SELinux
-	noRelabel sync.Once      // the log says that volumes are not relabelled
-	projects  quota.Projects // of writable layers that are limited
+	noRelabel sync.Once      // logs once that volumes are not relabelled
+	projects  quota.Projects // of writable layers with limits
 
-	// The verbs in flight, by what they work on.
+	// The verbs in flight, by subject.
 	runs    flight.Group[identity, *Sandbox]
 	stops   flight.Group[string, struct{}]
 	removes flight.Group[string, struct{}]
@@ -82,32 +83,32 @@ type Pods struct {
 
 	execs   *execTurns
 	outputs outputs // of ExecSyncs
-	counts  counter // of what writable layers take
-	sampler sampler // of what pods use
+	counts  counter // of the disk usage of writable layers
+	sampler sampler // of the resource usage of pods
 	devices devices
-	lists   lists // what looks at every pod keep
+	lists   lists // state between checks of all pods
 
-	// pending says why the pods were not compared with what the keeper holds yet, nil when they were.
+	// pending is why the pods have not been compared with what the keeper holds yet. It is nil once they have.
 	pending atomic.Pointer[keeper.Hung]
 
-	closing   chan struct{} // closed when the daemon ends: waiting stops, what is done stays done
+	closing   chan struct{} // closed when the daemon ends: ends waits, undoes nothing
 	followers sync.WaitGroup
 	settles   sync.WaitGroup // of recoveries; they start flights
 }
 
-// identity is what makes two requests for a sandbox the same one.
+// identity is the key of a sandbox request: equal keys mean the same sandbox.
 type identity struct {
 	namespace, name, uid string
 	attempt              uint32
 }
 
-// stopping is a stop with its grace: one with another grace counts for itself.
+// stopping is the key of a stop. Stops with different graces run separately.
 type stopping struct {
 	container string
 	grace     time.Duration
 }
 
-// updating is an update with what it asks for: one that asks for something else counts for itself.
+// updating is the key of an update. Updates with different changes run separately.
 type updating struct {
 	container string
 	change    string // the message's JSON
@@ -122,8 +123,8 @@ func identityOf(m *runtime.PodSandboxMetadata) identity {
 	return identity{m.GetNamespace(), m.GetName(), m.GetUid(), m.GetAttempt()}
 }
 
-// Open reads the records, brings them in line with what the keeper holds, and starts to follow the keeper's events
-// until Close. A record that cannot be read is set aside and costs only itself.
+// Open reads the records, brings them in line with what the keeper holds, and follows the keeper's events until Close.
+// A record that cannot be read is set aside and affects nothing else.
 func Open(ctx context.Context, o Options) (*Pods, error) {
 	begun := time.Now()
 	boot, err := process.BootID()
@@ -140,14 +141,14 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	}
 	p.Handlers = withDefault(o.Handlers)
 	for _, dir := range []string{filepath.Join(o.Root, "pods"), filepath.Join(o.State, "pods")} {
-		if err := os.MkdirAll(dir, 0o711); err != nil { // a pod will say so; what runs can be served
+		if err := os.MkdirAll(dir, 0o711); err != nil { // creating a pod will report it; running pods can be served
 			slog.Error("the directory of the pods cannot be made", "err", err)
 		}
 	}
 	if err := p.prepareWritable(); err != nil {
 		slog.Error("the directory of the writable layers cannot be made", "err", err)
 	}
-	// The records come first: beside a keeper that hangs they are what can be served.
+	// Read the records first: beside a keeper that hangs, only they can be served.
 	todo := p.load()
 	var hung *keeper.Hung
 	switch p.Node.NoUserNamespaces, err = p.probe(ctx); {
@@ -157,7 +158,7 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 		p.pending.Store(hung)
 		p.followers.Go(func() { p.follow(todo, 0) })
 		return p, nil
-	case err != nil: // a full disk is no reason to serve nobody
+	case err != nil: // serve even if the disk is full
 		slog.Error("what the kernel can is not known: pods with user namespaces are refused until the next start", "err", err)
 		p.Node.NoUserNamespaces = "it could not be tried at the start of kurid: " + err.Error()
 	}
@@ -173,7 +174,8 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	return p, nil
 }
 
-// compared returns nil when the pods are as the keeper has them, or else why they may not be, of kind Unavailable.
+// compared returns nil if the pods have been compared with what the keeper holds. Else the error is of kind Unavailable
+// and has the reason.
 func (p *Pods) compared() error {
 	if hung := p.pending.Load(); hung != nil {
 		return fmt.Errorf("kurid was started beside a keeper that hung, and has not seen yet what it holds: %w", hung)
@@ -181,7 +183,7 @@ func (p *Pods) compared() error {
 	return nil
 }
 
-// probe returns why pods cannot have user namespaces, "" when they can.
+// probe returns why pods cannot have user namespaces, "" if they can.
 func (p *Pods) probe(ctx context.Context) (string, error) {
 	probed, err := p.Keeper.Probe(ctx, filepath.Join(p.Root, "pods"), p.ContainerRoot)
 	if err != nil {
@@ -190,7 +192,7 @@ func (p *Pods) probe(ctx context.Context) (string, error) {
 	return probed.NoUserNamespaces, nil
 }
 
-// Close stops following events and waits for the verbs in flight. Pods go on running.
+// Close stops following events and waits for the verbs in flight. Pods keep running.
 func (p *Pods) Close() {
 	p.runs.Wait()
 	p.creates.Wait()
@@ -214,7 +216,8 @@ func newID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// find returns the entry of m whose key is id or begins with it, when there is just one such.
+// find returns the entry of m whose key is id, or else the only entry whose key begins with id, of at least 4
+// characters. Error kinds: NotFound, Invalid (more than one begins with it).
 func find[T any](m map[string]T, what, id string) (T, error) {
 	if v, ok := m[id]; ok {
 		return v, nil
@@ -238,8 +241,8 @@ func find[T any](m map[string]T, what, id string) (T, error) {
 	return none, fault.New(fault.Invalid, "%q begins the ids of %d %ss; give more digits", id, n, what)
 }
 
-// Sandbox returns the sandbox, as the kernel has it, by its id or the unambiguous beginning of one. Error kinds: NotFound,
-// Invalid.
+// Sandbox returns the sandbox by its id or an unambiguous prefix of it. It first checks whether part of it is gone from
+// the kernel. Error kinds: NotFound, Invalid.
 func (p *Pods) Sandbox(id string) (*Sandbox, error) {
 	p.mu.RLock()
 	s, err := find(p.sandboxes, "pod sandbox", id)
@@ -251,7 +254,7 @@ func (p *Pods) Sandbox(id string) (*Sandbox, error) {
 	return s, nil
 }
 
-// Snapshot returns a pod with its containers, as the kernel has it. Ids and errors are as for Sandbox.
+// Snapshot returns a pod with its containers, after the same check. Ids and errors are as for Sandbox.
 func (p *Pods) Snapshot(id string) (*Snapshot, error) {
 	if _, err := p.Sandbox(id); err != nil {
 		return nil, err
@@ -259,7 +262,7 @@ func (p *Pods) Snapshot(id string) (*Snapshot, error) {
 	return p.snapshotOf(id)
 }
 
-// Container returns the container by its id or the unambiguous beginning of one. Error kinds: NotFound, Invalid.
+// Container returns the container by its id or an unambiguous prefix of it. Error kinds: NotFound, Invalid.
 func (p *Pods) Container(id string) (*Container, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -274,26 +277,26 @@ func (p *Pods) forgetContainer(c *Container) {
 	delete(c.sandbox.containers, c.Record().ID)
 }
 
-// name is how messages call a sandbox.
+// name returns the sandbox's name in messages.
 func (r *SandboxRecord) name() string {
 	m := r.config().GetMetadata()
 	return fmt.Sprintf("pod %s/%s (%.13s)", m.GetNamespace(), m.GetName(), r.ID)
 }
 
-// name is how messages call a container.
+// name returns the container's name in messages.
 func (r *ContainerRecord) name() string {
 	return fmt.Sprintf("container %s (%.13s)", r.config().GetMetadata().GetName(), r.ID)
 }
 
-// readyWait is how long the keeper may take to answer before the runtime does not count as ready.
+// readyWait is how long the keeper may take to answer before the runtime counts as not ready.
 const readyWait = 2 * time.Second
 
-// Ready tells why pods cannot be run now, nil when they can.
+// Ready returns why pods cannot be run now, nil if they can.
 func (p *Pods) Ready(ctx context.Context) error {
 	return p.Keeper.Ready(ctx, readyWait)
 }
 
-// Networked reports whether the sandbox of that id is there and has a network of its own, or has still to give it back.
+// Networked reports whether the sandbox with that id exists and has its own network, or has still to release one.
 func (p *Pods) Networked(id string) bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -10,10 +10,11 @@ import (
 	"os"
 )
 
-// Where systemd-resolved lists the servers that its stub at 127.0.0.53 asks.
+// resolvedUpstream lists the servers to which systemd-resolved's stub at 127.0.0.53 forwards.
 const resolvedUpstream = "/run/systemd/resolve/resolv.conf"
 
-// nodeResolvConf reads the node's resolv.conf, for a pod on the node's network or on one of its own. Absent files are empty.
+// nodeResolvConf returns the node's resolv.conf, for a pod with its own network or for one on the node's. A missing
+// file counts as empty.
 func nodeResolvConf(ownNetwork bool) ([]byte, error) {
 	host, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -33,9 +34,9 @@ func nodeResolvConf(ownNetwork bool) ([]byte, error) {
 	return body, nil
 }
 
-// reachable returns what of host serves a pod on a network of its own: upstream, when host names no server but such that a pod
-// does not reach, or one on the loopback, and upstream has others; else host without such servers, unless it has no others.
-// Then it stays as it is, and ok is false.
+// reachable returns the resolv.conf of a pod with its own network. It returns upstream if host has a server on the
+// loopback or none that the pod can reach, and upstream has one that it can reach. Otherwise it returns host without
+// the servers that the pod cannot reach. If that leaves none, it returns host unchanged, and ok is false.
 func reachable(host, upstream []byte) (body []byte, ok bool) {
 	rest, here := withoutLocal(host)
 	if here.loopback == 0 && here.others > 0 {
@@ -53,8 +54,9 @@ func reachable(host, upstream []byte) (body []byte, ok bool) {
 // servers counts the name servers of a resolv.conf.
 type servers struct{ loopback, onLink, others int }
 
-// withoutLocal leaves out the name servers that a pod does not reach: a loopback address is the pod's own, and a link-local
-// one is on a link of the node, whose name after the % is another link's in the pod. Those of IPv4 the node routes.
+// withoutLocal removes the name servers that a pod cannot reach. A loopback address is the pod's own. A link-local IPv6
+// address is on a link of the node, and its zone (after the %) names another link in the pod. Link-local IPv4 addresses
+// stay: the node routes them.
 func withoutLocal(file []byte) (rest []byte, n servers) {
 	for line := range bytes.Lines(file) {
 		if f := bytes.Fields(line); len(f) > 1 && string(f[0]) == "nameserver" {
