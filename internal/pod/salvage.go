@@ -21,41 +21,43 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// What runs is never killed because its record cannot be read. So each record has a copy in the state directory, which is
-// mostly on another filesystem and lasts as long as the boot, as processes do. The copy is read where the record is damaged,
-// or lost with the root directory; it goes before the record does, so a copy alone is never the rest of what was removed.
-// What the keeper holds without either is salvaged: told as far as the keeper and the bundle know it, with a reason, and
-// left to run.
+// A running container is never killed because its record cannot be read. So each record has a copy in the state
+// directory. That is usually on another filesystem and lasts as long as the boot, as processes do. The copy is read if
+// the record is damaged, or was lost with the root directory. It is removed before the record, so a copy alone is never
+// the remainder of a removal. What the keeper holds without either is salvaged: reported as far as the keeper and the
+// bundle know it, with a reason, and left running.
 
 func (p paths) podCopy(pod string) string { return p.podFile(pod, "pod.json") }
 func (p paths) containerCopy(pod, c string) string {
 	return filepath.Join(p.bundle(pod, c), "container.json")
 }
 
-// writeSandbox writes a sandbox's record, and its copy. The error is the record's.
+// writeSandbox writes a sandbox's record and its copy. The error is that of the record; an error of the copy is logged.
 func (p paths) writeSandbox(r *SandboxRecord) error {
 	err, copyErr := record.WriteTwice(p.podRecord(r.ID), p.podCopy(r.ID), sandboxFormat, r.stored())
 	noteCopy(copyErr)
 	return err
 }
 
-// writeContainer writes a container's record, and its copy. The error is the record's.
+// writeContainer writes a container's record and its copy. The error is that of the record; an error of the copy is
+// logged.
 func (p paths) writeContainer(r *ContainerRecord) error {
 	err, copyErr := record.WriteTwice(p.containerRecord(r.SandboxID, r.ID), p.containerCopy(r.SandboxID, r.ID), containerFormat, r.stored())
 	noteCopy(copyErr)
 	return err
 }
 
-// noteCopy logs the error of a copy, which is no reason to do less. Where the directory is gone the pod is being removed.
+// noteCopy logs the error of writing a copy, which must not fail a verb. If the directory is missing, the pod is being
+// removed: then it logs nothing.
 func noteCopy(err error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		slog.Warn("the copy of a record cannot be written", "err", err)
 	}
 }
 
-// readRecord reads a record into r, or its copy where there is no record that can be read, and reports which. A record that
-// cannot be read is set aside, and the copy written in its place. The error is of kind NotFound when there is neither, and
-// never was; else it is that of the record.
+// readRecord reads a record into r, or its copy if there is no readable record, and reports whether it used the copy. A
+// damaged record is set aside, and the copy is written in its place. The error is of kind NotFound if neither exists,
+// or ever did. Else it is the error of the record.
 func readRecord[R any](path, copyPath string, format int, r *R) (copied bool, err error) {
 	err = record.Read(path, format, r)
 	if err == nil {
@@ -87,7 +89,8 @@ func readRecord[R any](path, copyPath string, format int, r *R) (copied bool, er
 	return true, nil
 }
 
-// namesIn returns the names of directories in either directory, once each. One that cannot be read has none.
+// namesIn returns the names of the directories in dirs, sorted and without duplicates. A directory that cannot be read
+// has none.
 func namesIn(dirs ...string) []string {
 	var names []string
 	for _, dir := range dirs {
@@ -108,7 +111,7 @@ func namesIn(dirs ...string) []string {
 // salvagedWhy is the message of a container whose record is lost.
 const salvagedWhy = "its record in %s could not be read: what is told of it is what the keeper and its bundle know; remove it to have it made anew"
 
-// salvageSandbox takes in a pod that the keeper holds and that has no record that can be read.
+// salvageSandbox takes over a pod that the keeper holds and that has no readable record.
 func (p *Pods) salvageSandbox(held *api.Sandbox) *Sandbox {
 	r := &SandboxRecord{ID: held.Id, State: Ready, BootID: p.bootID, Salvaged: true}
 	if held.Namespaces["network"] != "" {
@@ -126,7 +129,7 @@ func (p *Pods) salvageSandbox(held *api.Sandbox) *Sandbox {
 			break
 		}
 	}
-	own, _, _ := p.Driver.Parent("", held.Id, meta.Uid) // what a pod gets whose caller has given none
+	own, _, _ := p.Driver.Parent("", held.Id, meta.Uid) // the parent of a pod whose caller gave none
 	r.CgroupParent, r.PodCgroup, r.OwnCgroup = own, true, true
 	if parent != "" && parent != own {
 		r.CgroupParent, r.OwnCgroup = parent, false
@@ -142,7 +145,7 @@ func (p *Pods) salvageSandbox(held *api.Sandbox) *Sandbox {
 	return s
 }
 
-// cgroupAbove is the parent of a container's cgroup, in the driver's syntax.
+// cgroupAbove returns the parent of a container's cgroup, in the driver's syntax.
 func (p *Pods) cgroupAbove(cgroupsPath string) string {
 	if p.Driver == cgroup.Systemd {
 		slice, _, _ := strings.Cut(cgroupsPath, ":")
@@ -151,13 +154,13 @@ func (p *Pods) cgroupAbove(cgroupsPath string) string {
 	return filepath.Dir(cgroupsPath)
 }
 
-// podLabels are those that a kubelet puts on a pod, and looks for.
+// podLabels returns the labels that a kubelet sets on a pod, and by which it finds the pod.
 func podLabels(m *runtime.PodSandboxMetadata) map[string]string {
 	return map[string]string{"io.kubernetes.pod.name": m.GetName(), "io.kubernetes.pod.namespace": m.GetNamespace(), "io.kubernetes.pod.uid": m.GetUid()}
 }
 
-// salvageContainer takes in a container that the keeper holds and that has no record that can be read. Which layers it runs
-// on is not known: all are kept as long as it is there.
+// salvageContainer takes over a container that the keeper holds and that has no readable record. The layers that it
+// runs on are unknown, so all layers are held until it is removed.
 func (p *Pods) salvageContainer(held *api.Container) {
 	s := p.sandboxes[held.SandboxId]
 	if s == nil {
@@ -195,7 +198,7 @@ func (p *Pods) salvageContainer(held *api.Container) {
 	p.addContainer(c)
 }
 
-// rewrite calls write when dir is there, which is made.
+// rewrite creates dir and then calls write.
 func (p *Pods) rewrite(dir string, write func() error) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
@@ -203,7 +206,7 @@ func (p *Pods) rewrite(dir string, write func() error) error {
 	return write()
 }
 
-// readBundle reads the OCI spec that a container was made by.
+// readBundle reads the OCI spec with which a container was created.
 func (p *Pods) readBundle(pod, id string) (*specs.Spec, error) {
 	body, err := os.ReadFile(filepath.Join(p.paths.bundle(pod, id), "config.json"))
 	if err != nil {
@@ -213,7 +216,7 @@ func (p *Pods) readBundle(pod, id string) (*specs.Spec, error) {
 	return &oci, json.Unmarshal(body, &oci)
 }
 
-// Attached returns the pods that are ready with a network of their own, and what each was given.
+// Attached returns the ready pods that have their own network, each with its network result.
 func (p *Pods) Attached() iter.Seq2[network.Pod, *network.Result] {
 	return func(yield func(network.Pod, *network.Result) bool) {
 		p.mu.RLock()

@@ -16,16 +16,16 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// labels hands out SELinux labels. A pod that asks for no level gets one of two categories that no other has, so that
-// none can use the files of another. The zero value has handed out nothing.
+// labels allocates SELinux labels. A pod that requests no level gets a level of two categories that no other pod has,
+// so that pods cannot use each other's files. The zero value has no labels allocated.
 type labels struct {
 	mu     sync.Mutex
-	levels map[string]string // by the id of the pod or container that has it
+	levels map[string]string // by the id of the pod or container that holds it
 }
 
-// take returns the labels that a pod or container asks for, and keeps others from being given their level until release.
-// The level is the given one, where it asks for none. Error kinds: Invalid (the policy does not know the context),
-// Precondition (it knows no containers).
+// take returns the labels that a pod or container requests, and keeps their level from being allocated again until
+// release. If the request has no level, it is the given one. Error kinds: Invalid (the policy does not know the
+// context), Precondition (the policy has no contexts for containers).
 func (l *labels) take(id string, o *runtime.SELinuxOption, level string) (spec.Labels, error) {
 	const field = "linux.security_context.selinux_options"
 	asked := spec.LabelOptions(o)
@@ -55,7 +55,7 @@ func (l *labels) take(id string, o *runtime.SELinuxOption, level string) (spec.L
 	return spec.Labels{Process: process, Mount: mount}, nil
 }
 
-// keep has the pod or container hold labels that are handed out already: before a restart, or to its pod.
+// keep has the pod or container hold labels that are already allocated: before a restart, or to its pod.
 func (l *labels) keep(id string, had spec.Labels) {
 	if had.Process == "" {
 		return
@@ -68,7 +68,7 @@ func (l *labels) keep(id string, had spec.Labels) {
 	l.hold(id, had.Process)
 }
 
-// release gives back what take or keep has the pod or container hold. Calling it again does nothing.
+// release releases the level that the pod or container holds through take or keep. It may be called again.
 func (l *labels) release(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,7 +84,7 @@ func (l *labels) hold(id, context string) {
 	}
 }
 
-// drop frees a level with the last who holds it.
+// drop frees a level once no one holds it any more.
 func (l *labels) drop(id string) {
 	level, ok := l.levels[id]
 	if !ok {
@@ -96,10 +96,10 @@ func (l *labels) drop(id string) {
 			return
 		}
 	}
-	selinux.ReleaseLabel("u:r:t:" + level) // of a context, its level alone is reserved
+	selinux.ReleaseLabel("u:r:t:" + level) // only the level of a context is reserved
 }
 
-// levelOf is the level of a context, "" when it has none.
+// levelOf returns the level of a context, "" if it has none.
 func levelOf(context string) string {
 	c, err := selinux.NewContext(context)
 	if err != nil {
@@ -108,7 +108,7 @@ func levelOf(context string) string {
 	return c["level"]
 }
 
-// labelPod gives a pod its labels, which are the record's from then on.
+// labelPod allocates the labels of a pod and stores them in its record.
 func (p *Pods) labelPod(r *SandboxRecord) (err error) {
 	if p.Node.SELinux {
 		r.Labels, err = p.labels.take(r.ID, r.config().GetLinux().GetSecurityContext().GetSelinuxOptions(), "")
@@ -116,7 +116,8 @@ func (p *Pods) labelPod(r *SandboxRecord) (err error) {
 	return err
 }
 
-// labelContainer gives a container its labels, and the files of its pod one with which it can use them.
+// labelContainer allocates the labels of a container. If its level differs from its pod's, it also labels the files of
+// the pod so that the container can use them.
 func (p *Pods) labelContainer(s *SandboxRecord, r *ContainerRecord) error {
 	if !p.Node.SELinux {
 		return nil
@@ -138,7 +139,7 @@ func (p *Pods) labelContainer(s *SandboxRecord, r *ContainerRecord) error {
 	return p.labelFiles(s, true)
 }
 
-// labelFiles labels the pod's files in /etc for its containers: for those of its own level, or of any.
+// labelFiles labels the pod's files in /etc for containers of the pod's level, or of any level if shared.
 func (p *Pods) labelFiles(r *SandboxRecord, shared bool) error {
 	if r.Labels.Mount == "" {
 		return nil
@@ -151,11 +152,11 @@ func (p *Pods) labelFiles(r *SandboxRecord, shared bool) error {
 	return nil
 }
 
-// relabel gives the volumes that ask for it the container's label, with all that is in them. A filesystem that stores no
-// labels stays as it is.
+// relabel sets the container's label on the volumes that request it, and on all their files. It leaves a filesystem
+// that stores no labels as it is.
 func (p *Pods) relabel(r *ContainerRecord, mounts []spec.ResolvedMount) error {
 	if !p.Node.SELinux && slices.ContainsFunc(r.config().GetMounts(), (*runtime.Mount).GetSelinuxRelabel) {
-		// A kubelet asks for it with nearly every volume: once is enough.
+		// A kubelet requests it for nearly every volume: log it only once.
 		p.noRelabel.Do(func() {
 			slog.Info("SELinux is not enabled on this node: volumes are not relabelled", "container", r.name())
 		})

@@ -14,27 +14,27 @@ type Sandbox struct {
 	paths paths
 	view  *view
 	rec   atomic.Pointer[SandboxRecord] // stored by publish
-	shown []*Container                  // those that others see, oldest first; guarded by view.mu
+	shown []*Container                  // the visible ones, oldest first; guarded by view.mu
 	item  encoded[SandboxRecord]
-	// namespaces are the paths by which containers join the pod's namespaces, by OCI type. They are the keeper's and
-	// change with it.
+	// namespaces are the paths by which containers join the pod's namespaces, by OCI type. They belong to the keeper
+	// and change with each new keeper.
 	namespaces atomic.Pointer[map[string]string]
 	cpu        rate // see stats.go
-	// hadCgroup says that a container of it was made, and so the cgroup above.
+	// hadCgroup is true once a container of the sandbox was created, and with it the cgroup above.
 	hadCgroup atomic.Bool
-	settling  atomic.Pointer[settling] // nil when an earlier daemon has left nothing to do; stored by recover
+	settling  atomic.Pointer[settling] // nil if an earlier daemon left no incomplete work; stored by recover
 
 	mu         sync.Mutex
-	containers map[string]*Container // by id, those being created too
-	creates    sync.WaitGroup        // containers being created; no Add once the state is not Ready
+	containers map[string]*Container // by id; not those in state Creating
+	creates    sync.WaitGroup        // creations in flight; no Add once the state is not Ready
 }
 
-// Record returns the sandbox as it is now.
+// Record returns the current record of the sandbox.
 func (s *Sandbox) Record() *SandboxRecord { return s.rec.Load() }
 
 func (r *SandboxRecord) config() *runtime.PodSandboxConfig { return r.Config.msg }
 
-// sandboxEdges are the allowed changes of a sandbox's state; a state may always be kept while other fields change.
+// sandboxEdges are the allowed state transitions of a sandbox. Other fields may change without a transition.
 var sandboxEdges = map[State][]State{
 	Creating: {Ready, NotReady},
 	Ready:    {NotReady},
@@ -58,9 +58,9 @@ func allowed(edges map[State][]State, from, to State) bool {
 	return false
 }
 
-// become makes the one transition: it checks the edge, lets change fill in the rest, writes the record and publishes it.
-// The error is of kind Precondition when the edge is not there. An end happens even when it cannot be recorded, for the disk
-// may be full: the error says so, and the next daemon finds it out by itself.
+// become is the only state transition. It checks the edge, lets change set the other fields, writes the record and
+// publishes it. The error is of kind Precondition if the edge does not exist. An end is published even if it cannot be
+// recorded, because the disk may be full: the error reports that, and the next daemon finds the end out by itself.
 func (s *Sandbox) become(next State, change func(*SandboxRecord)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,7 +73,7 @@ func (s *Sandbox) becomeLocked(next State, change func(*SandboxRecord)) error {
 		return fault.New(fault.Precondition, "pod %s is %s and cannot become %s", r.ID, r.State, next)
 	}
 	if r.State == next && change == nil {
-		return nil // and who stops a pod while another removes it does not write a record anew
+		return nil // and a stop does not write the record again while the pod is being removed
 	}
 	r.State = next
 	if change != nil {
@@ -87,7 +87,7 @@ func (s *Sandbox) becomeLocked(next State, change func(*SandboxRecord)) error {
 	return err
 }
 
-// list returns the sandbox's containers, those being created too, in no order.
+// list returns the sandbox's containers in no order, without those in state Creating.
 func (s *Sandbox) list() []*Container {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,12 +104,12 @@ type Container struct {
 	sandbox *Sandbox
 	rec     atomic.Pointer[ContainerRecord] // stored by publish
 	item    encoded[ContainerRecord]
-	release func() // gives the layers back
+	release func() // releases the layers
 	usage   usage  // of the writable layer, see stats.go
 	cpu     rate   // see stats.go
 
-	unheld   atomic.Bool   // it lives, and the keeper does not know it
-	updating chan struct{} // holds a token while an update of the resources is under way
+	unheld   atomic.Bool   // it runs, and the keeper does not know it
+	updating chan struct{} // holds a token during an update of the resources
 
 	mu     sync.Mutex
 	exited chan struct{} // closed when the state is Exited
@@ -124,19 +124,19 @@ func newContainer(p paths, s *Sandbox, r *ContainerRecord) *Container {
 	return c
 }
 
-// Record returns the container as it is now.
+// Record returns the current record of the container.
 func (c *Container) Record() *ContainerRecord { return c.rec.Load() }
 
 func (r *ContainerRecord) config() *runtime.ContainerConfig { return r.Config.msg }
 
-// become makes the one transition, as Sandbox.become does.
+// become is the only state transition, as Sandbox.become is. A start, too, is published even if it cannot be recorded.
 func (c *Container) become(next State, change func(*ContainerRecord)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.becomeLocked(next, change)
 }
 
-// amend changes the record of a container that has not exited; else the error is of kind Precondition.
+// amend changes the record of a container that has not exited. Else the error is of kind Precondition.
 func (c *Container) amend(change func(*ContainerRecord)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -153,7 +153,7 @@ func (c *Container) becomeLocked(next State, change func(*ContainerRecord)) erro
 		return fault.New(fault.Precondition, "container %s is %s and cannot become %s", r.ID, r.State, next)
 	}
 	if r.State == Exited {
-		return nil // told twice, and the second time perhaps when its record has been removed
+		return nil // reported twice, the second time perhaps after its record was removed
 	}
 	r.State = next
 	if change != nil {

@@ -11,33 +11,33 @@ import (
 	"github.com/kuri-cri/kuri/internal/network/link"
 )
 
-// ContainerUsage is what one container uses.
+// ContainerUsage is the resource usage of one container.
 type ContainerUsage struct {
 	Record   *ContainerRecord
 	Writable *DiskUsage     // of the writable layer; nil until it has been counted
-	Sample   *cgroup.Sample // nil: it has ended
+	Sample   *cgroup.Sample // nil if it has ended
 	CPURate  *uint64        // nanoseconds of CPU time per second; nil until two samples are far enough apart
 }
 
-// SandboxUsage is what one pod uses.
+// SandboxUsage is the resource usage of one pod.
 type SandboxUsage struct {
 	Record     *SandboxRecord
 	Containers []ContainerUsage
-	Sample     *cgroup.Sample // of the pod's own cgroup, else the sum over its containers; nil: there is no cgroup any more
-	CPURate    *uint64        // as of a container
+	Sample     *cgroup.Sample // of the pod's own cgroup, else the sum over its containers; nil if there is no cgroup any more
+	CPURate    *uint64        // as for a container
 	Links      []link.Counter
-	LinksAt    time.Time // zero: the links were not read
+	LinksAt    time.Time // zero if the links were not read
 }
 
-// DiskUsage is what a directory took on the disk.
+// DiskUsage is one count of the disk usage of a directory.
 type DiskUsage struct {
 	At            time.Time
-	Filesystem    string // a directory on it
+	Filesystem    string // a directory on the filesystem
 	Bytes, Inodes uint64
 }
 
-// ContainerUsages returns what containers use. Resources that the node's cgroups do not account for are left out, and so is
-// what could not be read.
+// ContainerUsages returns the resource usage of containers, without resources that the node's cgroups do not account
+// for and values that could not be read.
 func (p *Pods) ContainerUsages(ctx context.Context, containers ...*Container) ([]ContainerUsage, error) {
 	from, err := p.readingsOf(ctx, len(containers))
 	if err != nil {
@@ -51,7 +51,8 @@ func (p *Pods) ContainerUsages(ctx context.Context, containers ...*Container) ([
 	return out, nil
 }
 
-// readingsOf returns the last pass for a list; for a question about a single thing one that is fresh, or an empty one.
+// readingsOf returns the last pass for a list. For a single pod or container it returns the last pass if that is fresh,
+// else an empty one.
 func (p *Pods) readingsOf(ctx context.Context, count int) (*pass, error) {
 	if count != 1 {
 		return p.sampled(ctx, false)
@@ -70,7 +71,7 @@ func (p *Pods) containerUsage(from *pass, c *Container) ContainerUsage {
 	return u
 }
 
-// writableUsage returns the last count of a container's writable layer, nil when there is none yet.
+// writableUsage returns the last count of a container's writable layer, nil if there is none yet.
 func (p *Pods) writableUsage(c *Container) *DiskUsage {
 	disk := c.usage.known()
 	if disk.at.IsZero() {
@@ -79,14 +80,14 @@ func (p *Pods) writableUsage(c *Container) *DiskUsage {
 	return &DiskUsage{At: disk.at, Filesystem: p.writableFilesystem(c.Record().ContainerRoot), Bytes: disk.bytes, Inodes: disk.inodes}
 }
 
-// WritableUsage is what the writable layers on one filesystem take on the disk together.
+// WritableUsage is the disk usage of all writable layers on one filesystem.
 type WritableUsage struct {
 	Path          string // a directory on the filesystem; the root directory, if images are there too
 	Bytes, Inodes uint64
 }
 
-// WritableUsage returns what the writable layers of all containers take: of the filesystem where new ones are made, and
-// then of others that still have some.
+// WritableUsage returns the disk usage of the writable layers of all containers: first that on the filesystem for new
+// ones, then that on other filesystems that still have some.
 func (p *Pods) WritableUsage(ctx context.Context) ([]WritableUsage, error) {
 	containers, err := p.ListContainers(ContainerFilter{})
 	if err != nil {
@@ -110,7 +111,8 @@ func (p *Pods) WritableUsage(ctx context.Context) ([]WritableUsage, error) {
 	return all, nil
 }
 
-// SandboxUsages returns what pods use: the reading of a pod's own cgroup if it has one, else the sum over its containers.
+// SandboxUsages returns the resource usage of pods: that of a pod's own cgroup if it has one, else the sum over its
+// containers.
 func (p *Pods) SandboxUsages(ctx context.Context, sandboxes ...*Sandbox) ([]SandboxUsage, error) {
 	from, err := p.readingsOf(ctx, len(sandboxes))
 	if err != nil {
@@ -145,19 +147,19 @@ func (p *Pods) sandboxUsage(from *pass, s *Sandbox) SandboxUsage {
 	return u
 }
 
-// rate makes a speed of a counter: nanoseconds of CPU time per second.
+// rate computes a rate from a counter: nanoseconds of CPU time per second.
 type rate struct {
 	mu    sync.Mutex
 	at    time.Time
 	count uint64
-	last  uint64 // the rate told before, for a question that comes too soon
+	last  uint64 // the last rate, returned if the next request comes too soon
 	known bool
 }
 
-// rateSpan is the shortest time over which a rate is worth telling.
+// rateSpan is the shortest time over which a rate is computed.
 const rateSpan = time.Second
 
-// of returns the rate at a sample, nil if it is not known.
+// of returns the rate at a sample, nil if it is unknown.
 func (r *rate) of(s *cgroup.Sample) *uint64 {
 	if !s.HasCPU {
 		return nil
@@ -173,7 +175,7 @@ func (r *rate) next(at time.Time, count uint64) (nanoCores uint64, ok bool) {
 	defer r.mu.Unlock()
 	span := at.Sub(r.at)
 	switch {
-	case at.Before(r.at): // a reading of the sampler, after one that was made for a single question
+	case at.Before(r.at): // a reading of the sampler that is older than one for a single request
 	case r.at.IsZero() || count < r.count:
 		r.at, r.count, r.known = at, count, false
 	case span >= rateSpan:

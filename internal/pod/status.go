@@ -22,7 +22,7 @@ func (r *SandboxRecord) SandboxState() runtime.PodSandboxState {
 // ContainerState returns the CRI's state.
 func (r *ContainerRecord) ContainerState() runtime.ContainerState {
 	if r.Salvaged && r.State != Exited {
-		return runtime.ContainerState_CONTAINER_UNKNOWN // it runs, and what else there is to tell of it is lost
+		return runtime.ContainerState_CONTAINER_UNKNOWN // it runs, but its record is lost
 	}
 	switch r.State {
 	case Created:
@@ -35,8 +35,8 @@ func (r *ContainerRecord) ContainerState() runtime.ContainerState {
 	return runtime.ContainerState_CONTAINER_UNKNOWN
 }
 
-// CurrentResources returns the limits that the container has now: those of the last UpdateContainerResources, else those of
-// its configuration.
+// CurrentResources returns the current limits of the container: those of the last UpdateContainerResources, else those
+// of its configuration.
 func (r *ContainerRecord) CurrentResources() *runtime.LinuxContainerResources {
 	if r.Resources.msg != nil {
 		return r.Resources.msg
@@ -44,7 +44,7 @@ func (r *ContainerRecord) CurrentResources() *runtime.LinuxContainerResources {
 	return r.config().GetLinux().GetResources()
 }
 
-// List returns the sandboxes that match all of filter, newest first.
+// List returns the records of the sandboxes that match all of filter, newest first.
 func (p *Pods) List(filter *runtime.PodSandboxFilter) ([]*SandboxRecord, error) {
 	list, err := p.listSandboxes(filter, true)
 	out := make([]*SandboxRecord, len(list))
@@ -54,8 +54,8 @@ func (p *Pods) List(filter *runtime.PodSandboxFilter) ([]*SandboxRecord, error) 
 	return out, err
 }
 
-// Sandboxes returns the sandboxes that match all of filter, newest first, as their records have them: what is gone of them in
-// the kernel is not looked for.
+// Sandboxes returns the sandboxes that match all of filter, newest first. It relies on the records and does not check
+// whether part of a sandbox is gone from the kernel.
 func (p *Pods) Sandboxes(filter *runtime.PodSandboxFilter) ([]*Sandbox, error) {
 	list, err := p.listSandboxes(filter, false)
 	out := make([]*Sandbox, len(list))
@@ -65,9 +65,9 @@ func (p *Pods) Sandboxes(filter *runtime.PodSandboxFilter) ([]*Sandbox, error) {
 	return out, err
 }
 
-// EncodedSandboxes returns the sandboxes that match all of filter, newest first, all as they were at one moment, each as the
-// encoded message that item makes of it. A message is kept until the record changes, so item must depend on nothing but the
-// record. The bytes must not be changed.
+// EncodedSandboxes returns the sandboxes that match all of filter at one moment, newest first. Each is the encoded
+// message that item returns for the record. A message is cached until the record changes, so item must depend only on
+// the record. The bytes must not be changed.
 func (p *Pods) EncodedSandboxes(filter *runtime.PodSandboxFilter, item func(*SandboxRecord) proto.Message) ([][]byte, error) {
 	list, err := p.listSandboxes(filter, true)
 	if err != nil {
@@ -118,9 +118,9 @@ func (p *Pods) listSandboxes(filter *runtime.PodSandboxFilter, look bool) ([]lis
 	return out, nil
 }
 
-// ContainerFilter says which containers; a zero field says nothing.
+// ContainerFilter selects containers. A zero field selects all.
 type ContainerFilter struct {
-	ID, SandboxID string // whole or unambiguous beginnings
+	ID, SandboxID string // complete or unambiguous prefixes
 	State         *runtime.ContainerStateValue
 	Labels        map[string]string
 }
@@ -186,14 +186,14 @@ func (p *Pods) listContainers(filter ContainerFilter) ([]listed, error) {
 	return out, nil
 }
 
-// keeps reports whether the filter lets a container pass; its ID is not looked at, and its SandboxID is a whole one.
+// keeps reports whether a container passes the filter. It ignores the ID; the SandboxID must be complete.
 func (f *ContainerFilter) keeps(r *ContainerRecord) bool {
 	return (f.SandboxID == "" || f.SandboxID == r.SandboxID) &&
 		(f.State == nil || r.ContainerState() == f.State.GetState()) &&
 		matches(f.Labels, r.config().GetLabels())
 }
 
-// forgive makes a filter for an id that does not exist an empty list and not an error.
+// forgive returns nil for an error of kind NotFound: a filter for an unknown id gives an empty list, not an error.
 func forgive(err error) error {
 	if errors.Is(err, fault.NotFound) {
 		return nil
@@ -201,7 +201,7 @@ func forgive(err error) error {
 	return err
 }
 
-// matches reports whether labels has all that selector asks for.
+// matches reports whether labels has all labels of selector.
 func matches(selector, labels map[string]string) bool {
 	for k, v := range selector {
 		if have, ok := labels[k]; !ok || have != v {

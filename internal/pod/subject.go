@@ -2,8 +2,8 @@ package pod
 
 import "github.com/kuri-cri/kuri/internal/step"
 
-// Subject returns s with the names that belong to its ids, and the pod of its container. An id that is not known, or the
-// beginning of one that is not unambiguous, stays as it is. It takes no lock that a verb holds.
+// Subject returns s with complete ids, the names that belong to them, and the pod of its container. An id that is
+// unknown, or an ambiguous prefix of one, stays as it is. It takes no lock that a verb holds.
 func (v *view) Subject(s step.Subject) step.Subject {
 	v.mu.RLock()
 	defer v.mu.RUnlock()

@@ -18,9 +18,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// UpdateContainer changes the resources of a container that is created or runs; zero means "as it is". All of it applies,
-// or none of it and the error says which and why. Error kinds: NotFound, Precondition (it has exited; the kernel does not
-// take a value), Invalid and Unimplemented (a field). The work goes on when ctx ends; asking for the same again joins it.
+// UpdateContainer changes the resources of a container that is created or runs. A zero field stays as it is. Either all
+// of the change applies, or none of it and the error says which field and why. Error kinds: NotFound, Precondition (it
+// has exited; the kernel does not accept a value), Invalid and Unimplemented (a field). The work continues when ctx
+// ends; another call for the same change joins it.
 func (p *Pods) UpdateContainer(ctx context.Context, id string, change *runtime.LinuxContainerResources, annotations map[string]string) error {
 	c, err := p.Container(id)
 	if err != nil {
@@ -46,7 +47,7 @@ func (p *Pods) UpdateContainer(ctx context.Context, id string, change *runtime.L
 }
 
 func (p *Pods) update(ctx context.Context, c *Container, change *runtime.LinuxContainerResources) error {
-	// 1. One after the other: each builds on what the one before has left.
+	// 1. One update after the other: each builds on the result of the one before.
 	c.updating <- struct{}{}
 	defer func() { <-c.updating }()
 	r := c.Record()
@@ -54,7 +55,7 @@ func (p *Pods) update(ctx context.Context, c *Container, change *runtime.LinuxCo
 		return fault.New(fault.Precondition, "it is %s; only a created or running container has resources to change", r.State)
 	}
 
-	// 2. What it comes to, on this node.
+	// 2. The resulting limits on this node.
 	next := spec.MergeResources(r.CurrentResources(), change)
 	limits, score, notes, err := spec.Resources(next, p.Node)
 	if err != nil {
@@ -72,7 +73,7 @@ func (p *Pods) update(ctx context.Context, c *Container, change *runtime.LinuxCo
 		req.OomScoreAdj = proto.Int32(int32(score))
 	}
 
-	// 3. The intent: what a killed daemon has begun its successor finishes, see [Pods.resumeUpdate].
+	// 3. The intent. If the daemon is killed, its successor finishes the change, see [Pods.resumeUpdate].
 	if err := c.amend(func(r *ContainerRecord) { r.Change.msg = change }); err != nil {
 		return err
 	}
@@ -80,24 +81,24 @@ func (p *Pods) update(ctx context.Context, c *Container, change *runtime.LinuxCo
 
 	// 4. The kernel, all or nothing.
 	if err := p.Keeper.Update(ctx, req); err != nil {
-		if !errors.Is(err, fault.Unavailable) { // else nobody knows whether it applies
+		if !errors.Is(err, fault.Unavailable) { // else it is unknown whether it applies
 			p.complain("forget the change of "+r.name(), c.amend(func(r *ContainerRecord) { r.Change.msg = nil }))
 		}
 		return err
 	}
 	failpoint.At("update container: applied")
 
-	// 5. The record, which the status tells.
+	// 5. The record, which the status reports.
 	err = c.amend(func(r *ContainerRecord) { r.Resources.msg, r.Change.msg = next, nil })
 	failpoint.At("update container: recorded")
 	return err
 }
 
-// resumeWait bounds how long a start waits for changes of resources that were cut off.
+// resumeWait bounds how long a start waits for an interrupted change of a container's resources.
 const resumeWait = 5 * time.Second
 
-// resumeUpdate finishes an update during which the last daemon was killed: the kernel has the change or has it not, and the
-// status must tell what the kernel has. One that cannot be made is given up: then nothing of it applies.
+// resumeUpdate finishes an update during which the last daemon was killed. The kernel may have the change or not, and
+// the status must report the kernel's values. A change that fails is given up, and then nothing of it applies.
 func (p *Pods) resumeUpdate(ctx context.Context, c *Container) {
 	r := c.Record()
 	if r.Change.msg == nil || r.State != Created && r.State != Running {
@@ -109,8 +110,8 @@ func (p *Pods) resumeUpdate(ctx context.Context, c *Container) {
 	p.complain("change the resources of "+r.name(), p.UpdateContainer(ctx, r.ID, r.Change.msg, nil))
 }
 
-// UpdateSandbox keeps what the pod's resources and its overhead have become. The caller has set the pod's cgroup itself,
-// as the CRI has it. An unknown sandbox is NotFound, a stopped one a Precondition error.
+// UpdateSandbox records the new resources and overhead of a pod. The caller has already set the pod's cgroup, as the
+// CRI requires. Error kinds: NotFound (an unknown sandbox), Precondition (a stopped one).
 func (p *Pods) UpdateSandbox(id string, overhead, resources *runtime.LinuxContainerResources) error {
 	s, err := p.Sandbox(id)
 	if err != nil {

@@ -14,38 +14,38 @@ import (
 	"github.com/kuri-cri/kuri/internal/network/link"
 )
 
-// The kernel is asked what pods use by one sampler, for all who ask: one pass over all of them every samplePeriod, while
-// somebody has asked within sampleLinger. While metrics are asked for, every second pass has what they need beside. Lists
-// are answered from the last pass, whatever their number.
+// One sampler reads the resource usage of all pods, for all clients. It makes one pass over all pods every
+// samplePeriod, as long as the last request is no older than sampleLinger. While metrics are requested, every second
+// pass is detailed. Lists are answered from the last pass, whatever their number.
 const (
 	samplePeriod = 5 * time.Second
 	sampleLinger = 30 * time.Second
-	sampleFresh  = time.Second // a question about one pod or container is answered by nothing older
+	sampleFresh  = time.Second // maximum age of the answer to a request for one pod or container
 )
 
-// pass is what was read of all pods at one time. It is immutable.
+// pass has the readings of all pods at one time. It is immutable.
 type pass struct {
 	began      time.Time
-	detailed   bool // has what metrics need
+	detailed   bool // has the details for metrics
 	containers map[*Container]*containerUse
 	sandboxes  map[*Sandbox]*sandboxUse
 }
 
-// containerUse is what was read of a container that runs, or waits to.
+// containerUse is the reading of a running or created container.
 type containerUse struct {
 	sample  cgroup.Sample
 	found   bool           // the cgroup was there
-	details *cgroup.Detail // of a detailed pass, as are those below
+	details *cgroup.Detail // of a detailed pass, as is open
 	open    *opened
 }
 
-// sandboxUse is what was read of a pod.
+// sandboxUse is the reading of a pod.
 type sandboxUse struct {
 	sample  cgroup.Sample // of its own cgroup, else the sum over its containers
 	found   bool
 	details *cgroup.Detail // of a detailed pass, and of its own cgroup only
 	links   []link.Counter
-	linksAt time.Time // zero when they were not read
+	linksAt time.Time // zero if they were not read
 }
 
 // sampler makes the passes. It is safe for concurrent use.
@@ -61,7 +61,7 @@ type sampler struct {
 	warned        time.Time
 }
 
-// sampled returns a pass that is not older than the sampler makes them.
+// sampled returns a pass that is at most three sample periods old. It starts the sampler if that does not run.
 func (p *Pods) sampled(ctx context.Context, detailed bool) (*pass, error) {
 	now := time.Now()
 	s := &p.sampler
@@ -90,14 +90,14 @@ func (p *Pods) sampled(ctx context.Context, detailed bool) (*pass, error) {
 	return made, err
 }
 
-// stop closes closing: no goroutine is started after that.
+// stop closes closing: no goroutine of the sampler is started after that.
 func (s *sampler) stop(closing chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	close(closing)
 }
 
-// keepSampling makes passes while somebody asks.
+// keepSampling makes passes as long as there are requests.
 func (p *Pods) keepSampling() {
 	tick := time.NewTicker(samplePeriod)
 	defer tick.Stop()
@@ -124,7 +124,7 @@ func (p *Pods) keepSampling() {
 	}
 }
 
-// samplePass reads what all pods use.
+// samplePass reads the resource usage of all pods.
 func (p *Pods) samplePass(detailed bool) *pass {
 	made := &pass{
 		began: time.Now(), detailed: detailed,
@@ -140,7 +140,7 @@ func (p *Pods) samplePass(detailed bool) *pass {
 	return made
 }
 
-// sampleSandbox reads what a pod and its containers use.
+// sampleSandbox reads the resource usage of a pod and its containers.
 func (p *Pods) sampleSandbox(made *pass, s *Sandbox) {
 	use := &sandboxUse{}
 	made.sandboxes[s] = use
@@ -187,7 +187,7 @@ func (p *Pods) sampleContainer(c *Container, detailed bool) *containerUse {
 	return use
 }
 
-// readCgroup reads a cgroup. What cannot be read is left out, and logged now and then.
+// readCgroup reads a cgroup. Values that cannot be read are left out, and logged at most once per sampleWarnings.
 func (p *Pods) readCgroup(path, name string, detailed bool) (sample cgroup.Sample, details *cgroup.Detail, found bool) {
 	dir, err := p.Driver.Dir(path)
 	if err == nil && detailed {
@@ -204,7 +204,7 @@ func (p *Pods) readCgroup(path, name string, detailed bool) (sample cgroup.Sampl
 	return sample, details, err == nil || !sample.Time.IsZero()
 }
 
-// sampleWarnings is the least time between two warnings of the sampler.
+// sampleWarnings is the minimum interval between two warnings of the sampler.
 const sampleWarnings = time.Minute
 
 func (p *Pods) warnOfSample(what string, err error) {
@@ -223,7 +223,7 @@ func (p *Pods) warnOfSample(what string, err error) {
 	}
 }
 
-// sampleLinks reads the counters of a pod's links, by a process of one of its containers where there is one.
+// sampleLinks reads the counters of a pod's links, through a process of one of its containers if there is one.
 func (p *Pods) sampleLinks(s *Sandbox, use *sandboxUse, pid int) {
 	r := s.Record()
 	if r.NetnsPath == "" || r.State == Creating {
@@ -232,7 +232,7 @@ func (p *Pods) sampleLinks(s *Sandbox, use *sandboxUse, pid int) {
 	at := time.Now()
 	if pid > 0 {
 		links, err := link.CountersOf(pid)
-		if err == nil && s.runs(pid) { // so that it was this pod's
+		if err == nil && s.runs(pid) { // so the process was this pod's
 			use.links, use.linksAt = links, at
 			return
 		}
@@ -241,7 +241,7 @@ func (p *Pods) sampleLinks(s *Sandbox, use *sandboxUse, pid int) {
 	switch {
 	case err == nil:
 		use.links, use.linksAt = links, at
-	case s.Record().State == Ready: // and was not stopped meanwhile
+	case s.Record().State == Ready: // it was not stopped meanwhile
 		p.warnOfSample("read the links of "+r.name(), err)
 	}
 }
@@ -256,7 +256,7 @@ func (s *Sandbox) runs(pid int) bool {
 	return false
 }
 
-// useOf returns what was read of a container, which the pass may not have seen.
+// useOf returns the reading of a container. It makes one if the pass has none.
 func (p *Pods) useOf(from *pass, c *Container) *containerUse {
 	if use := from.containers[c]; use != nil && use.found {
 		return use
@@ -267,7 +267,7 @@ func (p *Pods) useOf(from *pass, c *Container) *containerUse {
 	return p.sampleContainer(c, from.detailed)
 }
 
-// useOfSandbox returns what was read of a pod, which the pass may not have seen.
+// useOfSandbox returns the reading of a pod. It makes one if the pass has none.
 func (p *Pods) useOfSandbox(from *pass, s *Sandbox) *sandboxUse {
 	if use := from.sandboxes[s]; use != nil {
 		return use
@@ -276,7 +276,7 @@ func (p *Pods) useOfSandbox(from *pass, s *Sandbox) *sandboxUse {
 	return own.sandboxes[s]
 }
 
-// sampleOne reads one pod alone.
+// sampleOne returns a pass over one pod only.
 func (p *Pods) sampleOne(s *Sandbox) *pass {
 	own := &pass{began: time.Now(), containers: make(map[*Container]*containerUse), sandboxes: make(map[*Sandbox]*sandboxUse)}
 	p.sampleSandbox(own, s)

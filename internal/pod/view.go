@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// view is what others see of all pods and containers. Every change of a record becomes visible in publish, together with
-// its event; so whoever holds mu, if only for reading, sees all pods as they were at one moment.
+// view is the visible state of all pods and containers. publish makes each change of a record visible together with its
+// event. So a holder of mu, even for reading, sees all pods as they were at one moment.
 type view struct {
-	mu         sync.RWMutex // held for a few instructions; comes after the mutexes of sandboxes and containers
+	mu         sync.RWMutex // held for a few instructions; locked after the mutexes of sandboxes and containers
 	sandboxes  map[string]*Sandbox
 	containers map[string]*Container
-	coming     map[string]*ContainerRecord // containers whose cgroups may be seen before they are created
+	coming     map[string]*ContainerRecord // containers in creation, whose cgroups may already be visible
 
 	events events
 	exits  exits
@@ -31,13 +31,13 @@ func newView() view {
 
 // Snapshot is a pod with its containers at one moment.
 type Snapshot struct {
-	At         int64 // nanoseconds since the epoch; what changes later has a later time
+	At         int64 // nanoseconds since the epoch; later changes have later times
 	Sandbox    *SandboxRecord
 	Containers []*ContainerRecord // newest first
 }
 
-// stamp returns the time, in nanoseconds since the epoch. It never returns the same time twice, and never an earlier one,
-// whatever becomes of the clock.
+// stamp returns the time, in nanoseconds since the epoch. Each call returns a later time than the one before, even if
+// the clock is set back.
 func (v *view) stamp() int64 {
 	for {
 		last := v.newest.Load()
@@ -48,7 +48,7 @@ func (v *view) stamp() int64 {
 	}
 }
 
-// snapshot returns a pod as it is. The caller holds mu.
+// snapshot returns the current state of a pod. The caller holds mu.
 func (v *view) snapshot(s *Sandbox) *Snapshot {
 	snap := &Snapshot{At: v.stamp(), Sandbox: s.rec.Load(), Containers: make([]*ContainerRecord, 0, len(s.shown))}
 	for _, c := range slices.Backward(s.shown) {
@@ -57,7 +57,7 @@ func (v *view) snapshot(s *Sandbox) *Snapshot {
 	return snap
 }
 
-// publish makes a new record of a sandbox visible, and tells what that means to others.
+// publish makes a new record of a sandbox visible, and logs the event of its change of state.
 func (s *Sandbox) publish(r *SandboxRecord) {
 	v := s.view
 	v.mu.Lock()
@@ -69,7 +69,7 @@ func (s *Sandbox) publish(r *SandboxRecord) {
 	}
 }
 
-// publish makes a new record of a container visible, and tells what that means to others.
+// publish makes a new record of a container visible, and logs the event of its change of state.
 func (c *Container) publish(r *ContainerRecord) {
 	v := c.sandbox.view
 	v.mu.Lock()
@@ -100,7 +100,7 @@ func (v *view) add(s *Sandbox) {
 	}
 }
 
-// forget takes a sandbox out of sight.
+// forget hides a sandbox.
 func (v *view) forget(s *Sandbox) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -123,7 +123,7 @@ func (v *view) addContainer(c *Container) {
 	v.tell(EventCreated, r.ID, c.sandbox)
 }
 
-// expect makes the record of a container that is being created known to Coming until the function that it returns is called.
+// expect makes the record of a container in creation available to Coming, until done is called.
 func (v *view) expect(r *ContainerRecord) (done func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -135,14 +135,14 @@ func (v *view) expect(r *ContainerRecord) (done func()) {
 	}
 }
 
-// Coming returns the record of a container that is being created, by its whole id; nil for any other.
+// Coming returns the record of a container in creation, by its complete id. It returns nil for any other id.
 func (v *view) Coming(id string) *ContainerRecord {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.coming[id]
 }
 
-// hideContainer takes a container out of sight.
+// hideContainer hides a container.
 func (v *view) hideContainer(c *Container) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -151,12 +151,13 @@ func (v *view) hideContainer(c *Container) {
 		return
 	}
 	delete(v.containers, id)
-	// The slice is made anew: it stays as it was for whoever reads it.
+	// Change a copy of the slice: readers may still have the old one.
 	c.sandbox.shown = slices.DeleteFunc(slices.Clone(c.sandbox.shown), func(o *Container) bool { return o == c })
 	v.tell(EventDeleted, id, c.sandbox)
 }
 
-// snapshotOf returns a pod as it is, by its id or the unambiguous beginning of one. Error kinds: NotFound, Invalid.
+// snapshotOf returns the current state of a pod, by its id or an unambiguous prefix of it. Error kinds: NotFound,
+// Invalid.
 func (v *view) snapshotOf(id string) (*Snapshot, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()

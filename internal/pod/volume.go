@@ -12,16 +12,16 @@ import (
 	"github.com/kuri-cri/kuri/internal/rootfs"
 )
 
-// imageVolumes are the images that a container mounts beside its own, and the VOLUMEs of its own.
+// imageVolumes are the image volumes of a container, and the VOLUMEs of its own image.
 type imageVolumes struct {
 	dirs     []string       // of its own image's VOLUMEs
-	overlays []*api.Overlay // each image once for each mount of it
-	sources  map[int]string // what to bind, by the index of the mount
+	overlays []*api.Overlay // one for each mount of an image
+	sources  map[int]string // path to bind, by the index of the mount
 	releases []func()
 }
 
-// imageVolumes finds the images of the container's mounts and the paths in them, keeps their layers from being removed
-// until release, and notes both in the record. A missing image or path is an error of kind NotFound.
+// imageVolumes finds the images of the container's mounts and the paths in them. It holds their layers until release,
+// and stores the images' ids and layers in the record. A missing image or path is an error of kind NotFound.
 func (p *Pods) imageVolumes(r *ContainerRecord, handler Handler) (_ *imageVolumes, err error) {
 	v := &imageVolumes{sources: make(map[int]string)}
 	defer func() {
@@ -31,7 +31,7 @@ func (p *Pods) imageVolumes(r *ContainerRecord, handler Handler) (_ *imageVolume
 	}()
 	for i, m := range r.config().GetMounts() {
 		if m.GetImage().GetImage() == "" {
-			continue // package spec says what is wrong with an image that has no name
+			continue // package spec reports an image without a name
 		}
 		if err := p.addImageVolume(v, r, i, m, handler); err != nil {
 			return nil, fmt.Errorf("mounts[%d] to %s: image: %w", i, m.GetContainerPath(), err)
@@ -64,10 +64,10 @@ func (p *Pods) addImageVolume(v *imageVolumes, r *ContainerRecord, i int, m *run
 	return nil
 }
 
-// find looks for the VOLUMEs of the container's own image, and logs which of them it cannot have.
+// find finds the VOLUMEs of the container's own image, and logs those that cannot be provided.
 func (v *imageVolumes) find(r *ContainerRecord, img *image.Image, lowerdirs []string) {
 	dirs, notes := rootfs.Volumes(lowerdirs, img.Config.Volumes, r.config().GetMounts())
-	const most = 10 // lines of the log that one image can make
+	const most = 10 // maximum of log lines for one image
 	for i, note := range notes {
 		if i == most {
 			note = fmt.Sprintf("and %d VOLUMEs more are left out", len(notes)-most)
@@ -80,7 +80,7 @@ func (v *imageVolumes) find(r *ContainerRecord, img *image.Image, lowerdirs []st
 	v.dirs = dirs
 }
 
-// release lets go of the layers. Calling it again does nothing.
+// release releases the layers. It may be called again.
 func (v *imageVolumes) release() {
 	for _, release := range v.releases {
 		release()

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// walk adds up what a directory and all below it take on the disk, a while at a time. What changes meanwhile is counted or
-// not; links are not followed, other filesystems not entered. Of a file with several names one counts.
+// walk adds up the disk usage of a directory and everything below it, in time slices. A concurrent change may or may
+// not be counted. Symlinks are not followed, and other filesystems not entered. A file with several names counts once.
 type walk struct {
 	root   int // descriptor
 	device uint64
@@ -53,7 +53,8 @@ func (w *walk) add(st *unix.Stat_t) {
 	w.bytes += uint64(st.Blocks) * 512
 }
 
-// step goes on until the time, or a little longer to the end of a directory's buffer, and reports whether it is done.
+// step continues until the given time, and then to the end of the directory that it reads. It reports whether the walk
+// is complete.
 func (w *walk) step(until time.Time) (done bool, err error) {
 	for len(w.dirs) > 0 {
 		last := len(w.dirs) - 1
@@ -69,7 +70,7 @@ func (w *walk) step(until time.Time) (done bool, err error) {
 	return len(w.dirs) == 0, nil
 }
 
-// read counts the entries of one directory. One that is gone, or is none any more, is left out.
+// read counts the entries of one directory. It skips a directory that is gone or has been replaced.
 func (w *walk) read(dir string) error {
 	fd, err := w.open(dir)
 	if gone(err) {
@@ -105,10 +106,10 @@ func (w *walk) read(dir string) error {
 	}
 }
 
-// openStep is how long a path may be that is opened at once, in bytes; trees can be deeper than PATH_MAX.
+// openStep is the maximum length of a path that is opened at once, in bytes. Trees can be deeper than PATH_MAX.
 const openStep = 3000
 
-// open opens a directory below the root, whatever those who write there put in its way.
+// open opens a directory below the root. A process that writes in the tree cannot lead it elsewhere.
 func (w *walk) open(dir string) (int, error) {
 	at := w.root
 	for len(dir) > openStep {
@@ -136,7 +137,7 @@ func openBelow(at int, dir string, flags uint64) (int, error) {
 	})
 }
 
-// gone reports whether an error says that a name is not what it was.
+// gone reports whether an error means that a name no longer refers to the same directory.
 func gone(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV)
 }

@@ -17,10 +17,12 @@ import (
 )
 
 // owner is the name of the link from a writable layer below a container_root to the directory of its container's
-// record. A layer whose link leads to nothing is an orphan; one without such a link is not this daemon's to remove.
+// record. A layer with a dangling link is an orphan. Without such a link a layer is not this daemon's to remove, unless
+// it is empty (isUnclaimed).
 const owner = "owner"
 
-// makeWritable makes the container's writable layer, with its limits. Below a container_root it is claimed before anything is in it.
+// makeWritable creates the container's writable layer with its limits. Below a container_root the layer is claimed
+// before anything else is created in it.
 func (p *Pods) makeWritable(s *SandboxRecord, r *ContainerRecord) error {
 	upper, work := p.paths.upper(r), p.paths.work(r)
 	if r.ContainerRoot != "" {
@@ -33,7 +35,7 @@ func (p *Pods) makeWritable(s *SandboxRecord, r *ContainerRecord) error {
 			return fmt.Errorf("make the writable layer: %w", err)
 		}
 	}
-	// The writable layer's top is the container's "/": it has the mode that a root directory has.
+	// The top of the writable layer is the container's "/", so it has the mode of a root directory.
 	if err := errors.Join(os.Chmod(upper, 0o755), giveToRoot(upper, s.config())); err != nil {
 		return fmt.Errorf("make the writable layer: %w", err)
 	}
@@ -44,7 +46,7 @@ func (p *Pods) makeWritable(s *SandboxRecord, r *ContainerRecord) error {
 	return err
 }
 
-// claimWritable makes the directory of a writable layer below a container_root and says in it whose it is.
+// claimWritable creates the directory of a writable layer below a container_root, with its owner link.
 func (p *Pods) claimWritable(r *ContainerRecord) error {
 	dir := p.paths.writable(r)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -56,8 +58,8 @@ func (p *Pods) claimWritable(r *ContainerRecord) error {
 	return nil
 }
 
-// removeWritable removes a writable layer that lies below a container_root: the limits before the directory that tells
-// whose they are, and the link that tells whose the layer is last.
+// removeWritable removes a writable layer below a container_root. It releases the limits before it removes the
+// directory that identifies them, and removes the owner link last.
 func removeWritable(dir string) error {
 	upper := filepath.Join(dir, "upper")
 	if err := quota.Release(upper); err != nil {
@@ -69,7 +71,7 @@ func removeWritable(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// recordOf returns what is recorded of a container, or as much as is known of one whose record is gone or damaged.
+// recordOf returns the record of a container. If that is gone or damaged, it returns as much of it as is known.
 func (p *Pods) recordOf(pod, id string) *ContainerRecord {
 	r := &ContainerRecord{}
 	if err := record.Read(p.paths.containerRecord(pod, id), containerFormat, r); err != nil {
@@ -79,8 +81,8 @@ func (p *Pods) recordOf(pod, id string) *ContainerRecord {
 	return r
 }
 
-// sweepWritable removes the writable layers below the container_root whose containers are gone: what was left when their
-// records were lost, or when they lay below a container_root that has been another one for a while.
+// sweepWritable removes the writable layers below the container_root whose containers are gone. Such layers are left if
+// records are lost, also those lost while another container_root was configured.
 func (p *Pods) sweepWritable() error {
 	if p.ContainerRoot == "" {
 		return nil
@@ -103,7 +105,7 @@ func (p *Pods) sweepWritable() error {
 	return errors.Join(errs...)
 }
 
-// isOrphan tells whether dir is a writable layer of this daemon's whose container is gone.
+// isOrphan reports whether dir is a writable layer of this daemon whose container is gone.
 func (p *Pods) isOrphan(dir string) (bool, error) {
 	container, err := os.Readlink(filepath.Join(dir, owner))
 	switch {
@@ -114,7 +116,7 @@ func (p *Pods) isOrphan(dir string) (bool, error) {
 	case err != nil:
 		return false, err
 	case !strings.HasPrefix(container, filepath.Join(p.Root, "pods")+"/"):
-		return false, nil // another daemon's, or of this one with another root
+		return false, nil // of another daemon, or of this one with another root
 	}
 	_, err = os.Lstat(container)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -123,7 +125,7 @@ func (p *Pods) isOrphan(dir string) (bool, error) {
 	return false, err
 }
 
-// isUnclaimed tells whether dir, which says of nobody that it is theirs, was made by claimWritable and nothing more.
+// isUnclaimed reports whether dir, which has no owner link, was created by an interrupted claimWritable.
 func isUnclaimed(dir string) (bool, error) {
 	if len(filepath.Base(dir)) != len(newID()) {
 		return false, nil
@@ -132,8 +134,8 @@ func isUnclaimed(dir string) (bool, error) {
 	return err == nil && len(entries) == 0, err
 }
 
-// writableFilesystem returns a directory on the filesystem of a container's writable layer. A kubelet takes the same
-// directory as the images' for one filesystem, and another directory for another one.
+// writableFilesystem returns a directory on the filesystem of a container's writable layer. A kubelet compares it with
+// the directory of the images: the same directory means one filesystem, another directory another filesystem.
 func (p *Pods) writableFilesystem(containerRoot string) string {
 	var images, containers unix.Stat_t
 	if containerRoot == "" || unix.Stat(p.Root, &images) == nil && unix.Stat(containerRoot, &containers) == nil && images.Dev == containers.Dev {
@@ -142,7 +144,7 @@ func (p *Pods) writableFilesystem(containerRoot string) string {
 	return containerRoot
 }
 
-// prepareWritable makes the directory of the writable layers below the container_root.
+// prepareWritable creates the directory of the writable layers below the container_root.
 func (p *Pods) prepareWritable() error {
 	if p.ContainerRoot == "" {
 		return nil
