@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// measure counts a directory at once.
+// measure counts a directory without pauses.
 func measure(dir string) diskUsage {
 	one := &count{dir: dir, of: &usage{counted: make(chan struct{})}}
 	for !one.slice() {
@@ -54,7 +54,7 @@ func TestWhatIsOnTheDiskIsCounted(t *testing.T) {
 	}
 }
 
-// Who writes in a container can make trees deeper than any path.
+// A process in a container can create trees that are deeper than PATH_MAX.
 func TestADeepTreeIsCounted(t *testing.T) {
 	dir := t.TempDir()
 	at, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -80,7 +80,7 @@ func TestADeepTreeIsCounted(t *testing.T) {
 	}
 }
 
-// A directory that becomes a link while it waits to be read leads nowhere.
+// A directory that is replaced by a link while it waits to be read must not be followed.
 func TestALinkInADirectorysPlaceIsNotFollowed(t *testing.T) {
 	dir, other := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(other, "secret"), nil, 0o600); err != nil {
@@ -100,7 +100,7 @@ func TestALinkInADirectorysPlaceIsNotFollowed(t *testing.T) {
 	}
 }
 
-// many makes count files below dir.
+// many creates count files below dir.
 func many(t *testing.T, dir string, count int) {
 	t.Helper()
 	for i := range count {
@@ -147,7 +147,7 @@ func TestALargeDirectoryDelaysNobody(t *testing.T) {
 	if want := uint64(files + files/500 + 1); got.inodes != want || of.quick() {
 		t.Errorf("%d inodes, want %d, quick: %t", got.inodes, want, of.quick())
 	}
-	// It is counted again after a multiple of the time that it took.
+	// The next count is due after a multiple of the duration of the last one.
 	if of.stale(time.Now()) || of.stale(got.at.Add(countShare*got.took-1)) || !of.stale(got.at.Add(max(countAge, countShare*got.took))) {
 		t.Errorf("stale: %+v", got)
 	}

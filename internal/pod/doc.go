@@ -34,6 +34,6 @@
 //
 // # Restart
 //
-// Records and everything that they describe survive a restart of the daemon. [Pods.recover] compares the records with what
-// the keeper holds and undoes incomplete work. A running container keeps running, even if its record cannot be read.
+// Records and everything that they describe survive a restart of the daemon. [Pods.recover] compares the records with the
+// keeper's state and undoes incomplete work. A container keeps running even if its record cannot be read.
 package pod

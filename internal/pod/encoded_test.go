@@ -16,7 +16,7 @@ func containerItem(r *ContainerRecord) proto.Message {
 	return &runtime.Container{Id: r.ID, State: r.ContainerState(), Labels: r.config().GetLabels()}
 }
 
-// What lists tell is encoded once for each record, and anew for the next one.
+// A list entry is encoded once for each record, and again for the next record.
 func TestEncodedItemsFollowTheirRecords(t *testing.T) {
 	p := eventPods(t, 10)
 	s := p.testSandbox(t)

@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// eventPods are pods without a keeper.
+// eventPods returns Pods without a keeper, with an event log of keep events.
 func eventPods(t *testing.T, keep int) *Pods {
 	t.Helper()
 	p := &Pods{view: newView(), paths: paths{root: t.TempDir(), state: t.TempDir()}}
@@ -31,7 +31,7 @@ func (p *Pods) testSandbox(t *testing.T) *Sandbox {
 	return s
 }
 
-// live takes a container through its life.
+// live takes a container through all its states and returns its id.
 func (p *Pods) live(t *testing.T, s *Sandbox) string {
 	r := &ContainerRecord{ID: newID(), SandboxID: s.Record().ID, State: Creating, CreatedAt: time.Now().UnixNano(),
 		Config: message[*runtime.ContainerConfig]{&runtime.ContainerConfig{Metadata: &runtime.ContainerMetadata{Name: "c"}}}}
@@ -55,7 +55,7 @@ func (p *Pods) live(t *testing.T, s *Sandbox) string {
 	return r.ID
 }
 
-// take reads until there have been count events.
+// take reads events until it has count of them.
 func take(t *testing.T, r *EventReader, count int) []*Event {
 	var all []*Event
 	for len(all) < count {
@@ -71,7 +71,7 @@ func take(t *testing.T, r *EventReader, count int) []*Event {
 
 func TestEventsTellALifeInOrder(t *testing.T) {
 	p := eventPods(t, 100)
-	p.testSandbox(t) // nobody reads yet
+	p.testSandbox(t) // there is no reader yet
 	r := p.Events()
 	defer r.Close()
 	s := p.testSandbox(t)
@@ -102,7 +102,7 @@ func TestEventsTellALifeInOrder(t *testing.T) {
 			t.Errorf("event %d: %s of %.8s, pod %s, containers %v; want %+v", i, e.Type, e.ID, e.Sandbox.State, states, w)
 		}
 	}
-	// A status is newer than the events before it, and older than those after it.
+	// The time of a status is later than that of events before it, and earlier than that of events after it.
 	s = p.testSandbox(t)
 	snap, err := p.Snapshot(s.Record().ID)
 	if err != nil {
@@ -115,7 +115,7 @@ func TestEventsTellALifeInOrder(t *testing.T) {
 	}
 }
 
-// Ten thousand containers as fast as it goes, from several sides, and readers that come and go.
+// Ten thousand containers as fast as possible, from several goroutines, with readers that come and go.
 func TestNoEventIsLost(t *testing.T) {
 	const sides, each = 8, 1250
 	p := eventPods(t, eventsKept)
@@ -153,7 +153,7 @@ func TestNoEventIsLost(t *testing.T) {
 		readers.Go(func() { check(r, i == 0) })
 	}
 	stop := make(chan struct{})
-	readers.Go(func() { // one that comes and goes
+	readers.Go(func() { // a reader that comes and goes
 		for {
 			r := p.Events()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
@@ -201,7 +201,7 @@ func TestASlowReaderIsTold(t *testing.T) {
 			t.Errorf("a slow reader: %v", err)
 		}
 	}
-	// The one that keeps up is not disturbed, and nothing is kept for the one that has lost.
+	// A reader that keeps up is not affected, and no events are kept for one that has lost some.
 	p.live(t, s)
 	take(t, quick, 4)
 	if _, _, lost := p.events.log.Since(p.events.log.Last()-1, 1); !lost {

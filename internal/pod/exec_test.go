@@ -22,13 +22,13 @@ func TestExecsTakeTurns(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// One too many waits as long as it was given, and hears what to do.
+	// One exec too many waits for its timeout, and its error says what to do.
 	begin := time.Now()
 	_, err = turns.take(t.Context(), 50*time.Millisecond)
 	if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "pod.max_execs") || time.Since(begin) < 50*time.Millisecond {
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}
-	// Or as long as its caller does.
+	// Or it waits as long as its caller.
 	gone, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err = turns.take(gone, time.Minute); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, fault.Exhausted) {
@@ -45,10 +45,10 @@ func TestExecsTakeTurns(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			order = append(order, n) // one at a time: second is not given back yet
+			order = append(order, n) // one at a time: second still has its turn
 			done()
 		})
-		time.Sleep(20 * time.Millisecond) // it stands in the line
+		time.Sleep(20 * time.Millisecond) // it is in the queue
 	}
 	first()
 	wait.Wait()

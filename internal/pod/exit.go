@@ -146,8 +146,8 @@ func (p *Pods) vanished(c *Container, why string) {
 	}
 }
 
-// resync compares all pods and containers with what the keeper holds, after events were missed. It returns the number
-// of the newest event that the comparison covers. It undoes what the keeper created for calls that were given up.
+// resync compares all pods and containers with the keeper's state, after events were missed. It returns the number of
+// the newest event that the comparison covers. It also undoes the keeper's work for calls that were given up.
 func (p *Pods) resync(ctx context.Context) (uint64, error) {
 	// List ours first: a container that is created while the keeper answers must not be taken for lost.
 	sandboxes, containers := p.allSandboxes(), p.all()

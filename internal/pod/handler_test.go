@@ -30,7 +30,8 @@ func TestHandlers(t *testing.T) {
 	}
 }
 
-// A pod's handler is what it was when the pod was made; of a record that has its name alone it is what that means now.
+// A pod keeps the handler as of its creation. If its record has only the name, the currently configured handler
+// applies.
 func TestAPodKeepsItsHandler(t *testing.T) {
 	config := message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{}}
 	p := &Pods{Options: Options{Handlers: withDefault(map[string]Handler{"blue": {CNIConfDir: "/etc/cni/blue.d", Platform: "linux/arm64"}})}}

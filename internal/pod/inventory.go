@@ -188,8 +188,8 @@ func (r *SandboxRecord) UID() string { return r.config().GetMetadata().GetUid() 
 // Name returns the container's name in messages.
 func (r *ContainerRecord) Name() string { return r.name() }
 
-// Missing returns what is gone from the kernel of a pod that is ready, or that became notready for that reason. It
-// returns "" if nothing is gone.
+// Missing returns the part of a ready pod that is gone from the kernel. For a pod that became notready for such a loss
+// it returns the recorded one. It returns "" if nothing is gone.
 func (r *SandboxRecord) Missing(driver cgroup.Driver, groups *cgroup.Hierarchies) string {
 	switch {
 	case r.Gone != "" && r.State == NotReady:

@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/layer"
 )
 
-// loadable returns pods that have nothing but directories: enough to load records.
+// loadable returns Pods with directories only, enough to load records.
 func loadable(t testing.TB, root, state string) *Pods {
 	t.Helper()
 	layers, err := layer.Open(root)
@@ -26,7 +26,7 @@ func loadable(t testing.TB, root, state string) *Pods {
 	return &Pods{Options: Options{Root: root, State: state, Layers: layers}, paths: paths{root: root, state: state}, view: newView(), closing: make(chan struct{})}
 }
 
-// writeMany writes the records of pods with three containers each, as a kubelet's are.
+// writeMany writes the records of pods with three containers each, of the size of a kubelet's.
 func writeMany(t testing.TB, p paths, count int) (pods []string) {
 	t.Helper()
 	for n := range count {
@@ -77,8 +77,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// A record that is damaged or missing costs nothing else; where there is a copy, not even itself. The rest is rubbish, and none
-// that has a process.
+// A damaged or missing record affects only its own pod or container, and not even that if there is a copy. A container
+// directory with neither is discarded.
 func TestManyRecordsAreLoaded(t *testing.T) {
 	root, state := t.TempDir(), t.TempDir()
 	p := loadable(t, root, state)
@@ -114,8 +114,8 @@ func TestManyRecordsAreLoaded(t *testing.T) {
 	}
 }
 
-// BenchmarkLoad reads the records of a thousand pods with three containers each, as a start does. The figure that counts on a
-// busy machine is cpu-ms.
+// BenchmarkLoad reads the records of a thousand pods with three containers each, as a start does. On a busy machine the
+// relevant number is cpu-ms.
 func BenchmarkLoad(b *testing.B) {
 	root, state := b.TempDir(), b.TempDir()
 	p := loadable(b, root, state)
@@ -131,7 +131,7 @@ func BenchmarkLoad(b *testing.B) {
 	b.ReportMetric(float64((cpuTime()-before).Milliseconds())/float64(b.N), "cpu-ms/op")
 }
 
-// cpuTime is what this process has used of the processors.
+// cpuTime returns the CPU time that this process has used.
 func cpuTime() time.Duration {
 	var r unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &r) != nil {

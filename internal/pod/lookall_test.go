@@ -31,7 +31,7 @@ func TestMountsChanged(t *testing.T) {
 	if !l.mountsChanged() {
 		t.Error("an unmount is no change")
 	}
-	// Others on this machine mount, too.
+	// Other processes on this machine mount, too.
 	for range 100 {
 		if !l.mountsChanged() {
 			return
@@ -61,7 +61,7 @@ func TestDirectoriesLack(t *testing.T) {
 	}
 }
 
-// BenchmarkLackingCgroups compares a look at the cgroups of a thousand pods file by file with one by directories.
+// BenchmarkLackingCgroups compares checks of the cgroups of a thousand pods: file by file, and by directory.
 func BenchmarkLackingCgroups(b *testing.B) {
 	dir, paths := b.TempDir(), []string{}
 	for n := range 1000 {

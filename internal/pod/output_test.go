@@ -46,7 +46,7 @@ func TestAnOutputIsKeptUpToItsLimit(t *testing.T) {
 	}
 }
 
-// Thirty commands that print all that may be kept, on both streams, come to their ends within the bound.
+// Thirty commands that each print up to the limit on both streams finish within the bound.
 func TestOutputsShareOneMemory(t *testing.T) {
 	var all outputs
 	block := make([]byte, 32<<10)
@@ -69,7 +69,7 @@ func TestOutputsShareOneMemory(t *testing.T) {
 	if all.used != 0 || all.turn != nil || all.peak > outputShared+outputMost || all.peak < outputShared {
 		t.Errorf("in use: %d, at most %d", all.used, all.peak)
 	}
-	// And it is given back when nobody has needed it for a while.
+	// And the memory is returned after a while without use.
 	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		all.mu.Lock()
 		spare := len(all.spare)
@@ -83,7 +83,7 @@ func TestOutputsShareOneMemory(t *testing.T) {
 	}
 }
 
-// fill takes the memory that there is for all.
+// fill takes all output memory.
 func fill(t *testing.T, all *outputs) *output {
 	t.Helper()
 	out := all.begin(t.Context())
@@ -92,7 +92,7 @@ func fill(t *testing.T, all *outputs) *output {
 			t.Fatal(err)
 		}
 	}
-	for all.turn == nil { // somebody has the turn, too
+	for all.turn == nil { // and takes the turn
 		if _, err := all.begin(t.Context()).stdout.Write(make([]byte, firstPiece)); err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +114,8 @@ func TestAnOutputWaitsForMemoryAndGivesUpWithItsCommand(t *testing.T) {
 	}
 }
 
-// An answer whose connection ended is never freed; its memory counts no more when it is collected.
+// The pieces of an answer whose connection broke are never freed. Their memory must be counted as free once they are
+// collected.
 func TestMemoryThatIsLostIsFoundAgain(t *testing.T) {
 	var all outputs
 	all.begin(t.Context()).stdout.Write(make([]byte, 1<<20))

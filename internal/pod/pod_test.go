@@ -58,7 +58,7 @@ func TestATransitionThatCannotBeRecordedDoesNotHappen(t *testing.T) {
 	}
 }
 
-// On a full disk pods and containers can be ended nevertheless.
+// Pods and containers can be ended even on a full disk.
 func TestAnEndThatCannotBeRecordedHappens(t *testing.T) {
 	s := testSandbox(t, Ready)
 	c := newContainer(s.paths, s, &ContainerRecord{ID: newID(), SandboxID: s.Record().ID, State: Running,
@@ -73,7 +73,7 @@ func TestAnEndThatCannotBeRecordedHappens(t *testing.T) {
 		t.Errorf("err %v, state %s", err, c.Record().State)
 	}
 	<-c.exited
-	// Told again, perhaps while it is removed, nothing is written.
+	// A repeated end, perhaps during the removal, writes nothing.
 	if err := errors.Join(s.become(NotReady, nil), c.become(Exited, nil)); err != nil {
 		t.Error(err)
 	}
@@ -90,7 +90,7 @@ func TestAContainerExitsOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := c.Record()
-	for _, code := range []int32{3, 4} { // told twice: once by the event, once by a comparison
+	for _, code := range []int32{3, 4} { // reported twice: by the event and by a comparison
 		if err := c.become(Exited, func(r *ContainerRecord) { r.ExitCode = code }); err != nil {
 			t.Fatal(err)
 		}
@@ -121,7 +121,7 @@ func TestRecordsSurviveWithEveryByte(t *testing.T) {
 	if !proto.Equal(got.config(), cfg) || got.StopSignal != 15 {
 		t.Fatalf("%+v", got)
 	}
-	// A newer Kuri may have written a field of the CRI that this one does not know.
+	// A newer version of Kuri may have written a CRI field that this version does not know.
 	var m message[*runtime.ContainerConfig]
 	if err := json.Unmarshal([]byte(`{"tty": true, "hologram": {"depth": 3}}`), &m); err != nil || !m.msg.Tty {
 		t.Fatalf("%v, %v", m.msg, err)

@@ -88,7 +88,7 @@ type Pods struct {
 	devices devices
 	lists   lists // state between checks of all pods
 
-	// pending is why the pods have not been compared with what the keeper holds yet. It is nil once they have.
+	// pending is why the pods have not been compared with the keeper's state yet. It is nil once they have.
 	pending atomic.Pointer[keeper.Hung]
 
 	closing   chan struct{} // closed when the daemon ends: ends waits, undoes nothing
@@ -123,8 +123,8 @@ func identityOf(m *runtime.PodSandboxMetadata) identity {
 	return identity{m.GetNamespace(), m.GetName(), m.GetUid(), m.GetAttempt()}
 }
 
-// Open reads the records, brings them in line with what the keeper holds, and follows the keeper's events until Close.
-// A record that cannot be read is set aside and affects nothing else.
+// Open reads the records, brings them in line with the keeper's state, and follows the keeper's events until Close. A
+// record that cannot be read is set aside and affects nothing else.
 func Open(ctx context.Context, o Options) (*Pods, error) {
 	begun := time.Now()
 	boot, err := process.BootID()
@@ -174,7 +174,7 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	return p, nil
 }
 
-// compared returns nil if the pods have been compared with what the keeper holds. Else the error is of kind Unavailable
+// compared returns nil if the pods have been compared with the keeper's state. Else the error is of kind Unavailable
 // and has the reason.
 func (p *Pods) compared() error {
 	if hung := p.pending.Load(); hung != nil {

@@ -89,7 +89,7 @@ type SandboxRecord struct {
 	CgroupRoots []string `json:"cgroup_roots,omitempty"`
 	// Gone is why the pod is not ready, if part of it is gone from the kernel. It is "" for a pod that was stopped.
 	Gone string `json:"gone,omitempty"`
-	// Salvaged is true if the record was lost and created again from what the keeper holds.
+	// Salvaged is true if the record was lost and created again from the keeper's state.
 	Salvaged bool `json:"salvaged,omitempty"`
 
 	// Labels are the SELinux labels of those containers that request none, on a node with SELinux.

@@ -26,7 +26,7 @@ type recovery struct {
 	exited []string           // ids of exited containers without a record that the keeper still holds
 }
 
-// recover brings the records in line with what the keeper holds. It returns the number of the newest event that this
+// recover brings the records in line with the keeper's state. It returns the number of the newest event that this
 // covers, and settle, the remaining work. settle may take long and need not be waited for: the reported states of pods
 // and containers are already right. An error with one pod affects only that pod; the returned error means that the
 // keeper does not answer.

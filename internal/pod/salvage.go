@@ -24,8 +24,8 @@ import (
 // A running container is never killed because its record cannot be read. So each record has a copy in the state
 // directory. That is usually on another filesystem and lasts as long as the boot, as processes do. The copy is read if
 // the record is damaged, or was lost with the root directory. It is removed before the record, so a copy alone is never
-// the remainder of a removal. What the keeper holds without either is salvaged: reported as far as the keeper and the
-// bundle know it, with a reason, and left running.
+// the remainder of a removal. A pod or container that the keeper holds without either is salvaged: reported as far as
+// the keeper and the bundle know it, with a reason, and left running.
 
 func (p paths) podCopy(pod string) string { return p.podFile(pod, "pod.json") }
 func (p paths) containerCopy(pod, c string) string {

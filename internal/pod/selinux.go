@@ -24,8 +24,8 @@ type labels struct {
 }
 
 // take returns the labels that a pod or container requests, and keeps their level from being allocated again until
-// release. If the request has no level, it is the given one. Error kinds: Invalid (the policy does not know the
-// context), Precondition (the policy has no contexts for containers).
+// release. If the request has no level, level is used. Error kinds: Invalid (the policy does not know the context),
+// Precondition (the policy has no contexts for containers).
 func (l *labels) take(id string, o *runtime.SELinuxOption, level string) (spec.Labels, error) {
 	const field = "linux.security_context.selinux_options"
 	asked := spec.LabelOptions(o)

@@ -9,7 +9,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// A level is free again when the last of those who hold it gives it back, and not earlier. (What reserves levels needs no
+// A level is free once its last holder has released it, and no earlier. (Reserving levels needs no support of the
 // kernel.)
 func TestLevelsAreHeld(t *testing.T) {
 	const context = "system_u:system_r:container_t:s0:c1,c2"
@@ -33,7 +33,7 @@ func TestLevelsAreHeld(t *testing.T) {
 			t.Errorf("after %q gave it back: free is %v, want %v", step.id, got, step.free)
 		}
 	}
-	// Somebody else may have it now, and keeps it whatever the former ones say.
+	// Another pod may have the level now, and keeps it even if a former holder releases it again.
 	l.keep("next", spec.Labels{Process: context})
 	l.release("pod")
 	if free() {

@@ -12,7 +12,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// A record whose configuration was encoded before is read like any other, and the encoding is not kept once it is of no use.
+// A record with a configuration that was encoded before is read like any other. The encoding is dropped once it is no
+// longer of use.
 func TestConfigIsEncodedOnce(t *testing.T) {
 	p := paths{t.TempDir(), t.TempDir()}
 	pod := &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "p", Uid: "u"}, Labels: map[string]string{"a": "<&>"}}

@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// writablePods are pods with a container_root and without a keeper.
+// writablePods returns Pods with a container_root and without a keeper.
 func writablePods(t *testing.T) *Pods {
 	t.Helper()
 	p := &Pods{Options: Options{Root: t.TempDir(), State: t.TempDir(), ContainerRoot: t.TempDir()}}
@@ -22,7 +22,7 @@ func writablePods(t *testing.T) *Pods {
 	return p
 }
 
-// container makes the directories of a container as Create does, with a file in its writable layer.
+// container creates the directories of a container as Create does, with a file in the writable layer.
 func (p *Pods) container(t *testing.T) *ContainerRecord {
 	t.Helper()
 	r := &ContainerRecord{ID: newID(), SandboxID: newID(), ContainerRoot: p.ContainerRoot, State: Exited,
@@ -37,7 +37,7 @@ func (p *Pods) container(t *testing.T) *ContainerRecord {
 	return r
 }
 
-// left lists what lies below the container_root.
+// left returns the names below the container_root.
 func (p *Pods) left(t *testing.T) []string {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(p.ContainerRoot, "containers"))
@@ -61,7 +61,7 @@ func TestTheSweepTakesWhatLostItsContainerAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(p.ContainerRoot, "containers")
-	half, full, foreign := newID(), newID(), newID() // made and not claimed; not Kuri's; of a daemon with another root
+	half, full, foreign := newID(), newID(), newID() // created and not claimed; not Kuri's; of a daemon with another root
 	for _, sub := range []string{half, full + "/upper", foreign + "/upper", "storage", "cache/x"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o711); err != nil {
 			t.Fatal(err)
@@ -88,7 +88,7 @@ func TestTheSweepTakesWhatLostItsContainerAndNothingElse(t *testing.T) {
 	}
 }
 
-// The record tells where a writable layer is until the layer is gone, whatever is configured by then.
+// The record has the path of a writable layer until the layer is gone, even if the configuration changes.
 func TestAWritableLayerIsRemovedBeforeItsRecord(t *testing.T) {
 	p := writablePods(t)
 	root := p.ContainerRoot
@@ -98,7 +98,7 @@ func TestAWritableLayerIsRemovedBeforeItsRecord(t *testing.T) {
 		t.Fatalf("the writable layer is looked for in %s", p.paths.upper(got))
 	}
 
-	// What keeps the layer from being removed keeps the record.
+	// If the layer cannot be removed, the record stays.
 	link := filepath.Join(root, "containers", r.ID, owner)
 	if err := os.Remove(link); err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ func TestAWritableLayerIsRemovedBeforeItsRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A removal that was cut off after the layer was gone, and before the record was, is done again.
+	// A removal that was interrupted between the layer and the record is repeated.
 	if err := removeWritable(p.paths.writable(r)); err != nil {
 		t.Fatal(err)
 	}
