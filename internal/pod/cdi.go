@@ -45,8 +45,8 @@ func (p *Pods) injectDevices(oci *specs.Spec, cfg *runtime.ContainerConfig, pod 
 }
 
 // samePaths checks that devices have the same paths on the node as in the container. Devices cannot be created in a
-// user namespace: the OCI runtime binds the node's device at the same path, which must not be another one. The error is
-// of kind Unimplemented.
+// user namespace: the OCI runtime binds the node's device at the same path, so that must be the same device. The error
+// is of kind Unimplemented.
 func samePaths(devices []specs.LinuxDevice) error {
 	for _, d := range devices {
 		var st unix.Stat_t

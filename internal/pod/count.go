@@ -48,7 +48,7 @@ func (p *Pods) CountWritable() DiskCount {
 	return sum
 }
 
-// Count returns the current numbers.
+// Count returns the numbers of this moment.
 func (v *view) Count() Count {
 	c := Count{
 		Sandboxes:  map[State]int{Ready: 0, NotReady: 0},

@@ -6,8 +6,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// encoded caches the wire form of a record's list entry: records are immutable, and kubelets list every second. It is safe
-// for concurrent use.
+// encoded caches the wire form of a record's list entry: records are immutable, and kubelets list every second. It is
+// safe for concurrent use.
 type encoded[R any] struct {
 	last atomic.Pointer[encodedItem[R]]
 }

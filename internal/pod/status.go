@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// SandboxState returns the CRI's state.
+// SandboxState returns the CRI's state of the sandbox.
 func (r *SandboxRecord) SandboxState() runtime.PodSandboxState {
 	if r.State == Ready {
 		return runtime.PodSandboxState_SANDBOX_READY
@@ -19,7 +19,7 @@ func (r *SandboxRecord) SandboxState() runtime.PodSandboxState {
 	return runtime.PodSandboxState_SANDBOX_NOTREADY
 }
 
-// ContainerState returns the CRI's state.
+// ContainerState returns the CRI's state of the container.
 func (r *ContainerRecord) ContainerState() runtime.ContainerState {
 	if r.Salvaged && r.State != Exited {
 		return runtime.ContainerState_CONTAINER_UNKNOWN // it runs, but its record is lost
