@@ -19,10 +19,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// adopt goes on with a container that an earlier keeper has created: it writes its log and waits for its end. What its end
-// was, if it has come, is told as any other. What was executed in it is ended but for execs.
+// adopt takes over a container that an earlier keeper created: it writes its log and waits for its
+// exit. An exit that has already happened is reported as any other. Execs of earlier keepers are
+// killed, except those in execs.
 func (s *Server) adopt(in inheritance, c *container, execs []*oci.Running) {
-	// 1. Its process, if it is that one still.
+	// 1. Its process, if the pid still belongs to it.
 	var err error
 	was := c.rec
 	if c.pidfd, err = process.Reopen(c.made.Pid, c.rec.Born); err != nil {
@@ -32,7 +33,7 @@ func (s *Server) adopt(in inheritance, c *container, execs []*oci.Running) {
 		go s.resume(c, begun)
 		c.rec.State = api.State_RUNNING
 	} else if s.runtime.Waits(c.id, c.made.Pid) {
-		c.rec.State, c.rec.StartedAt = api.State_CREATED, 0 // the start was cut off before it had begun
+		c.rec.State, c.rec.StartedAt = api.State_CREATED, 0 // the start was interrupted before it began
 	} else {
 		c.rec.State = api.State_RUNNING
 	}
@@ -47,7 +48,7 @@ func (s *Server) adopt(in inheritance, c *container, execs []*oci.Running) {
 	s.adoptStdin(in, c)
 	s.adoptOutputs(in, c)
 
-	// 3. Those who wait for it and write its log, and what is watched.
+	// 3. The exit watcher and the log writers.
 	s.runtime.Pin(c.id)
 	if c.rec.State != was.State || c.rec.StartedAt != was.StartedAt || c.rec.Note != was.Note {
 		if err := c.amend(func(*containerRecord) {}); err != nil {
@@ -67,7 +68,7 @@ func (s *Server) adopt(in inheritance, c *container, execs []*oci.Running) {
 	go s.tidy(c, systemd, execs)
 }
 
-// resume brings the start of a container to its end that was cut off in an earlier keeper.
+// resume finishes a start that was interrupted when an earlier keeper died.
 func (s *Server) resume(c *container, begun *os.File) {
 	fault.Contained(func() error {
 		if err := s.runtime.Resume(c.id, begun, c.ended); err != nil {
@@ -78,7 +79,7 @@ func (s *Server) resume(c *container, begun *os.File) {
 	})
 }
 
-// tidy does for an adopted container what need not be done before it is served.
+// tidy does the parts of an adoption that need not finish before the container is served.
 func (s *Server) tidy(c *container, systemd bool, execs []*oci.Running) {
 	fault.Contained(func() error {
 		if err := oci.EndExecs(c.made.Cgroup, killLimit, s.firstExec, execs); err != nil {
@@ -95,7 +96,7 @@ func (s *Server) tidy(c *container, systemd bool, execs []*oci.Running) {
 	})
 }
 
-// lost notes what a container has lost, for its status and for the log.
+// lost records in the container's note, and in the log, what was lost with an earlier keeper.
 func (c *container) lost(what string, err error) {
 	if strings.Contains(c.rec.Note, what) {
 		return
@@ -107,7 +108,8 @@ func (c *container) lost(what string, err error) {
 	c.rec.Note = what
 }
 
-// inherit returns the container's descriptor of that name, which the holder goes on keeping, or nil when it has none.
+// inherit returns the container's descriptor with that name, or nil if the holder does not have it.
+// The holder keeps its copy.
 func (c *container) inherit(in inheritance, name string) *os.File {
 	f := in.take(containerName(c.id, name))
 	if f != nil {
@@ -181,7 +183,7 @@ func (s *Server) adoptOutput(in inheritance, c *container, stream string, f *os.
 	c.outputs = append(c.outputs, t)
 }
 
-// adoptPipe returns a pipe that an earlier keeper has left data in, nil for none.
+// adoptPipe returns a pipe in which an earlier keeper left data, or nil if there is none.
 func (c *container) adoptPipe(in inheritance, name string) *pipePair {
 	f := c.inherit(in, name)
 	if f == nil {
@@ -203,8 +205,8 @@ func (c *container) adoptPipe(in inheritance, name string) *pipePair {
 	return pair
 }
 
-// reopen opens the pipe that was one of the container's standard streams anew, by a descriptor that one of its processes
-// has. It returns nil when none has it.
+// reopen reopens the pipe of a standard stream through a descriptor of one of the container's
+// processes. It returns nil if no process has it open.
 func (c *container) reopen(stream string, mode int) *os.File {
 	inode := c.rec.Pipes[stream]
 	if inode == 0 || c.pidfd == nil {
@@ -216,7 +218,7 @@ func (c *container) reopen(stream string, mode int) *os.File {
 	}
 	for _, pid := range append([]int{c.made.Pid}, pids...) {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
-		entries, _ := os.ReadDir(dir) // it may have ended
+		entries, _ := os.ReadDir(dir) // the process may have exited
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())
 			var st unix.Stat_t
@@ -235,7 +237,7 @@ func (c *container) reopen(stream string, mode int) *os.File {
 	return nil
 }
 
-// --- what a pod's containers share ---
+// --- resources that a pod's containers share ---
 
 func (s *Server) recoverInit(box *sandbox) error {
 	r := box.rec
@@ -269,7 +271,8 @@ func (b *sandbox) recoverNetns() error {
 	return nil
 }
 
-// recoverNamespaces opens the namespaces that are held by descriptor: the holder has them, or a process of the pod.
+// recoverNamespaces opens the namespaces that are held by descriptor, from the holder or from a
+// process of the pod.
 func (s *Server) recoverNamespaces(in inheritance, box *sandbox) error {
 	var errs []error
 	for kind, inode := range box.rec.Namespaces {
@@ -297,8 +300,8 @@ func (s *Server) recoverNamespaces(in inheritance, box *sandbox) error {
 	return errors.Join(errs...)
 }
 
-// living are the first processes of the pod that live: they cannot be other processes with their numbers meanwhile, for
-// whoever has their pidfds waits for them.
+// living returns the live first processes of the pod. Their pids cannot have been reused, because
+// the owners of their pidfds have not reaped them.
 func (s *Server) living(box *sandbox) []int {
 	var pids []int
 	if box.initFD != nil {
@@ -312,7 +315,7 @@ func (s *Server) living(box *sandbox) []int {
 	return pids
 }
 
-// namespaceOf returns the namespace of that kind and inode, from a process of the pod that is in it.
+// namespaceOf returns the namespace of that kind and inode from a process of the pod that is in it.
 func (s *Server) namespaceOf(box *sandbox, kind string, inode uint64) *os.File {
 	for _, pid := range s.living(box) {
 		f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns", kind))
@@ -327,7 +330,8 @@ func (s *Server) namespaceOf(box *sandbox, kind string, inode uint64) *os.File {
 	return nil
 }
 
-// recoverPodShm makes sure that the pod's /dev/shm is mounted: it is, or a process of the pod has it, or nobody uses it.
+// recoverPodShm ensures that the pod's /dev/shm is mounted: it already is, it is cloned from a
+// process of the pod, or a new one is mounted.
 func (s *Server) recoverPodShm(box *sandbox, shm map[string]uint64) error {
 	r := &box.rec
 	if device, ok := shm[r.ID]; r.ShmPath == "" || ok && device == r.ShmDevice {

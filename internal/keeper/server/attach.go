@@ -14,8 +14,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/session"
 )
 
-// attachSession copies a container's output to the caller, from now on, until the container's exit, whose code it
-// returns, or until ctx ends. The caller has its stdin, too, if it wants it.
+// attachSession copies a container's output to the caller from now on, and passes it the
+// container's stdin if requested. It returns the exit code when the container exits, or an error
+// when ctx ends.
 func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api.AttachSession) (code int, err error) {
 	c, err := s.container(req.Id)
 	if err != nil {
@@ -30,14 +31,14 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	}
 	defer l.close()
 
-	// 1. What it may write to.
+	// 1. Its standard input.
 	in, err := c.input(req.Stdin)
 	if err != nil {
 		closeAll(theirs)
 		return 0, err
 	}
 
-	// 2. All that the container says, from before it can be asked: the answer may be its last word.
+	// 2. All output, from before the caller can write input: the reply may be the last output.
 	c.audience.join(l)
 	defer c.audience.leave(l)
 	if err := c.invite(conn, in, theirs); err != nil {
@@ -53,7 +54,8 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	}
 }
 
-// input is what one who attaches writes to; the zero value when there is nothing or it wants nothing.
+// input returns the file to which an attached client writes. It is the zero value if the client
+// requests no stdin and the container has no terminal.
 func (c *container) input(want bool) (taken, error) {
 	switch {
 	case c.terminal != nil:
@@ -64,7 +66,7 @@ func (c *container) input(want bool) (taken, error) {
 	return taken{}, nil
 }
 
-// invite hands over what one who attaches reads from and, if there is one, what it writes to.
+// invite passes the client its ends of the output pipes and, if there is one, its input.
 func (c *container) invite(conn *session.Conn, in taken, outputs []*os.File) error {
 	defer closeAll(outputs)
 	reply := &api.SessionReply{Files: []string{"stdout", "stderr"}[:len(outputs)]}
@@ -89,23 +91,23 @@ func closeAll(files []*os.File) {
 
 // stdin is our end of a container's stdin.
 type stdin struct {
-	left func()     // called when it is given away or closed; constant, nil for nothing
+	left func()     // called when it is passed on or closed; constant; nil: do nothing
 	mu   sync.Mutex // guards all below
-	file *os.File   // nil when it is /dev/null, or was given away
-	once bool       // it is given to the first who attaches, and closed with that
-	gone bool       // given away, or closed
+	file *os.File   // nil if it is /dev/null or was passed on
+	once bool       // passed to the first client that attaches, and closed with it
+	gone bool       // passed on, or closed
 }
 
-// set is called once, before the container is seen by others.
+// set is called once, before the container is visible to others.
 func (s *stdin) set(file *os.File, once bool) { s.file, s.once = file, once }
 
-// taken is a stdin to write to.
+// taken is an input to write to.
 type taken struct {
 	file *os.File
-	ours bool // nobody else here has it: closing it, and what was sent of it, is the end of the stdin
+	ours bool // no one else in this process has it: closing it and all copies of it ends the stdin
 }
 
-// take returns the stdin for someone who attaches. The error is of kind Precondition.
+// take returns the stdin for an attaching client. The error is of kind Precondition.
 func (s *stdin) take(id string) (taken, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,45 +136,46 @@ func (s *stdin) close() {
 	}
 }
 
-// What the output of a container may wait for one who is attached: patience, which comes back at a rate of one second
-// in recovery. So who goes on reading too slowly is detached, as is who reads nothing, and the application is held up
-// for 2 s once and for a tenth of its time at most.
+// A slow client may delay the output of a container by patience in total. The credit recovers by
+// one second in recovery seconds. So a client that reads too slowly or not at all is detached, and
+// the application is delayed by 2 s once and by at most a tenth of its time after that.
 const (
 	patience = 2 * time.Second
 	recovery = 10
 )
 
-// slack is how much a listener may be behind before anyone waits for it, in bytes of each stream. The kernel takes the
-// memory only when it is behind.
+// slack is how far a client may lag before the container waits for it, in bytes per stream. The
+// kernel allocates the memory only if the client lags.
 const slack = 1 << 20
 
-// keptMax bounds what is kept of the output before the first one attaches, in bytes of each stream.
+// keptMax limits the output kept for the first client to attach, in bytes per stream.
 const keptMax = 16 << 10
 
-// audience is those who are attached to a container's output.
+// audience is the fan-out of a container's output to its attached clients.
 type audience struct {
 	mu        sync.Mutex // guards all below
 	listeners []*listener
-	keeping   bool // until the first joins
+	keeping   bool // until the first client joins
 	kept      [2][]byte
 	ended     bool
 }
 
-// listener is one of them. It has a pipe for each stream, or for a terminal's only one; we have the ends to write to.
+// listener is an attached client. It has one pipe per stream, only one for a terminal; the keeper
+// has the write ends.
 type listener struct {
-	mu     sync.Mutex // guards all below; held over a write to pipes, which is bounded by patience
+	mu     sync.Mutex // guards all below; held over a write to the pipes, which patience limits
 	pipes  []*os.File
-	credit time.Duration // that may be waited for it
-	since  time.Time     // when there was that credit
-	late   chan struct{} // closed when it was too slow
+	credit time.Duration // how long writers may still wait for it
+	since  time.Time     // when credit was computed
+	late   chan struct{} // closed if it was too slow
 	gone   bool          // late is closed
 }
 
-// newListener makes a listener, and the ends of its pipes that it reads from.
+// newListener creates a listener and returns the read ends of its pipes.
 func newListener(tty bool) (_ *listener, theirs []*os.File, err error) {
 	l := &listener{late: make(chan struct{}), credit: patience, since: time.Now()}
 	for len(l.pipes) == 0 || len(l.pipes) == 1 && !tty {
-		read, write, err := os.Pipe() // both close on exec, and do not block
+		read, write, err := os.Pipe() // both are close-on-exec and non-blocking
 		if err != nil {
 			l.close()
 			closeAll(theirs)
@@ -184,21 +187,21 @@ func newListener(tty bool) (_ *listener, theirs []*os.File, err error) {
 	return l, theirs, nil
 }
 
-// close ends what the listener hears. Whoever writes to it right now stops.
+// close ends the listener's output. A blocked write to it returns.
 func (l *listener) close() {
 	for _, f := range l.pipes {
 		f.Close()
 	}
 }
 
-// grow gives a pipe room for slack. Where the kernel gives less, the listener has less.
+// grow enlarges a pipe to slack bytes. If the kernel refuses, the pipe keeps its size.
 func grow(pipe *os.File) {
 	if conn, err := pipe.SyscallConn(); err == nil {
 		conn.Control(func(fd uintptr) { unix.FcntlInt(fd, unix.F_SETPIPE_SZ, slack) })
 	}
 }
 
-// hear writes to the listener's pipe, and waits for it as long as it has credit.
+// hear writes to the listener's pipe, and waits at most as long as its credit lasts.
 func (l *listener) hear(stream int, data []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -235,10 +238,11 @@ func (l *listener) giveUpLocked() {
 	}
 }
 
-// keep keeps the latest output for the first to join. It is called before there is any.
+// keep keeps the latest output for the first listener to join. It must be called before there is
+// any output.
 func (a *audience) keep() { a.keeping = true }
 
-// tell gives a piece of output to all. It returns when all have it.
+// tell writes a piece of output to all listeners, and returns when all have it.
 func (a *audience) tell(stream string, data []byte) {
 	number := 0
 	if stream == "stderr" {
@@ -258,16 +262,16 @@ func (a *audience) tell(stream string, data []byte) {
 	}
 }
 
-// empty reports whether what is told reaches nobody, now or later.
+// empty reports whether output reaches no listener, now or later.
 func (a *audience) empty() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return !a.keeping && len(a.listeners) == 0
 }
 
-// join adds a listener. The first has what was kept.
+// join adds a listener. The first one gets the kept output.
 func (a *audience) join(l *listener) {
-	l.mu.Lock() // what comes meanwhile waits for what was kept
+	l.mu.Lock() // new output waits until the kept output is written
 	defer l.mu.Unlock()
 	for number, data := range a.add(l) {
 		if len(data) > 0 { // a terminal has no second stream
@@ -285,7 +289,7 @@ func (a *audience) add(l *listener) (kept [2][]byte) {
 	}
 	kept = a.kept
 	a.keeping, a.kept = false, [2][]byte{}
-	a.listeners = append(slices.Clip(a.listeners), l) // tell may be reading the old one
+	a.listeners = append(slices.Clip(a.listeners), l) // tell may be reading the old slice
 	return kept
 }
 
@@ -300,7 +304,7 @@ func (a *audience) leave(l *listener) {
 	l.close()
 }
 
-// end closes all, for there will be no more output.
+// end closes all listeners: there is no more output.
 func (a *audience) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -21,30 +21,30 @@ import (
 //
 //	(creating) -> created -> running -> exited -> (deleted)
 //	                 |                    ^
-//	                 +--------------------+   its process was killed before it was started
+//	                 +--------------------+   its process was killed before the start
 type container struct {
 	id, sandboxID, bundle string
-	recordPath            string // "" in tests, for no record
+	recordPath            string // "" in tests: no record
 	keep                  keep
 
-	verb  sync.Mutex    // keeps Start, ReopenLog and the removal of the container apart
-	ready chan struct{} // closed when Create has ended, well or not
+	verb  sync.Mutex    // serializes Start, ReopenLog and the removal of the container
+	ready chan struct{} // closed when Create has ended, successfully or not
 
-	// Set by Create before ready, and constant then.
+	// Set by Create before ready is closed, constant after that.
 	made     *oci.Created
-	rootfs   string         // where the root filesystem is mounted; on the host an empty directory
-	pidfd    *process.Pidfd // of the first process; closed when its exit has been recorded, nil when it had ended before we began
-	adopted  bool           // an earlier keeper has created it: its first process is no child of ours
+	rootfs   string         // mount point of the root filesystem; an empty directory on the host
+	pidfd    *process.Pidfd // of the first process; closed after its exit is recorded; nil if it exited before adoption
+	adopted  bool           // created by an earlier keeper: its first process is not our child
 	stdin    stdin
 	outputs  []*tap
-	terminal *os.File       // the same as that of outputs[0], to write to; nil without a terminal
-	audience audience       // who is attached
-	pumps    sync.WaitGroup // those that copy the outputs to the log
+	terminal *os.File       // the file of outputs[0], to write to; nil without a terminal
+	audience audience       // attached clients
+	pumps    sync.WaitGroup // the goroutines that copy the outputs to the log
 	log      *logFile       // nil without a log
 	exited   chan struct{}  // closed when the state is EXITED
 
 	heldMu sync.Mutex // guards held
-	held   []string   // names under which the holder has descriptors of the container
+	held   []string   // names of the container's descriptors in the holder
 
 	executor atomic.Pointer[oci.Executor] // nil before the first exec and after the exit
 
@@ -53,14 +53,14 @@ type container struct {
 	exit keeper.Exit
 }
 
-// message is what a caller is told of the container.
+// message returns the container as reported to callers.
 func (c *container) message() *api.Container {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m := &api.Container{
 		Id: c.id, SandboxId: c.sandboxID, State: c.rec.State, CreatedAt: c.rec.CreatedAt, StartedAt: c.rec.StartedAt, Note: c.rec.Note,
 	}
-	if c.rec.State != api.State_UNKNOWN { // Create is not setting it any more
+	if c.rec.State != api.State_UNKNOWN { // Create no longer sets it
 		m.Pid, m.Init = int32(c.made.Pid), c.made.Init
 	}
 	if c.rec.State == api.State_EXITED {
@@ -75,7 +75,8 @@ func (c *container) currentState() api.State {
 	return c.rec.State
 }
 
-// container returns the container of that id. One that is being created is not there yet: NotFound.
+// container returns the container with that id. The error is of kind NotFound, also while the
+// container is being created.
 func (s *Server) container(id string) (*container, error) {
 	s.mu.Lock()
 	c := s.containers[id]
@@ -86,7 +87,7 @@ func (s *Server) container(id string) (*container, error) {
 	return c, nil
 }
 
-// List tells all sandboxes and all containers that have been created.
+// List returns all sandboxes and all containers that have been created.
 func (s *Server) List() *api.ListResponse {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,7 +103,8 @@ func (s *Server) List() *api.ListResponse {
 	return resp
 }
 
-// Signal sends a signal to the container's first process, or to all in its cgroup. One that has exited is a success.
+// Signal sends a signal to the container's first process, or to all processes in its cgroup. It
+// succeeds if the container has exited.
 func (s *Server) Signal(id string, sig unix.Signal, all bool) error {
 	if sig < 1 || sig > 64 {
 		return fault.New(fault.Invalid, "there is no signal %d", int(sig))
@@ -124,13 +126,13 @@ func (s *Server) Signal(id string, sig unix.Signal, all bool) error {
 	return c.signal(sig)
 }
 
-// signalKill sends SIGKILL to the first process, wherever it has moved itself, and to all in the cgroup. Frozen ones are
-// let run, so that they die.
+// signalKill sends SIGKILL to the first process, whichever cgroup it moved to, and to all processes
+// in the container's cgroup. It thaws frozen processes, so that they die.
 func (c *container) signalKill() error {
 	return errors.Join(c.signal(unix.SIGKILL), c.made.Cgroup.SignalKill())
 }
 
-// signal sends a signal to the first process. One that has ended is a success.
+// signal sends a signal to the first process. It succeeds if the process has ended.
 func (c *container) signal(sig unix.Signal) error {
 	if c.pidfd == nil {
 		return nil
@@ -138,31 +140,33 @@ func (c *container) signal(sig unix.Signal) error {
 	return c.pidfd.Signal(sig)
 }
 
-// endingLimit is how long a first process may take from where others see its end to where it can be seen itself.
+// endingLimit limits the wait for the end of a first process to become visible: others may notice
+// it earlier.
 const endingLimit = 200 * time.Millisecond
 
-// unlessEnded tells what an error of unknown kind comes from, of something done to the container, when that has ended
-// meanwhile: its exit need not have been told yet.
+// unlessEnded explains an error of unknown kind from an operation on the container: if the
+// container has ended, possibly before its exit is reported, the error is of kind Precondition.
 func (c *container) unlessEnded(err error) error {
 	if err == nil || fault.Of(err) != "" || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	for until := time.Now().Add(endingLimit); time.Now().Before(until); time.Sleep(time.Millisecond) {
 		if c.ended() {
-			// What the kernel said tells of the end alone: fork(2) in a dead PID namespace wants memory.
+			// The kernel's error follows from the exit: fork(2) in a dead PID namespace returns
+			// ENOMEM.
 			return fault.New(fault.Precondition, "it has exited meanwhile (%v)", err)
 		}
 	}
 	return err
 }
 
-// ended tells whether the first process has ended, or is about to: it waits in the kernel until all in its PID namespace have
-// been reaped.
+// ended reports whether the first process has ended or is exiting. An exiting one waits in the
+// kernel until all processes in its PID namespace are reaped.
 func (c *container) ended() bool {
 	return c.pidfd.HasEnded() || process.Exiting(c.made.Pid)
 }
 
-// ReopenLog makes the log anew at its path. The container must be running.
+// ReopenLog creates the log again at its path. The container must be running.
 func (s *Server) ReopenLog(id string) error {
 	c, err := s.container(id)
 	if err != nil {

@@ -23,8 +23,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
-// Create makes a container whose process waits at its start line, or answers with the container of that id. The work
-// goes on when ctx ends; asking again joins it. When it fails nothing of the container stays.
+// Create creates a container whose process waits at its start line, or returns the existing
+// container with that id. The work continues when ctx ends; a repeated request joins it. If it
+// fails, nothing of the container remains.
 func (s *Server) Create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
 	if err := checkID(req.Id); err != nil {
 		return nil, err
@@ -75,7 +76,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 		return nil, err
 	}
 
-	// 3. The record of the intent, so that a successor takes back what it finds of it.
+	// 3. The record of the intent, so that a successor can revert incomplete work.
 	step.Enter(ctx, "record")
 	if err := c.amend(func(r *containerRecord) { r.Rootfs, r.CgroupsPath = spec.Root.Path, spec.Linux.CgroupsPath }); err != nil {
 		return nil, err
@@ -83,7 +84,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	failpoint.At("create: intent recorded")
 	back.Add("remove the record", func(context.Context) error { return removeRecord(c.recordPath) })
 
-	// 4. Its log and stdio, which the holder has, too.
+	// 4. Its log and stdio, which the holder keeps as well.
 	step.Enter(ctx, "stdio")
 	if req.LogPath != "" {
 		if c.log, err = openLog(logPlace{req.LogPath, req.LogDirectory}, limitsOf(req)); err != nil {
@@ -103,7 +104,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	pipes := stdio.keepIn(c)
 	failpoint.At("create: log and stdio opened")
 
-	// 5. The directories over which its root filesystem and its other layers are mounted.
+	// 5. The mount points of its root filesystem and its other layers.
 	step.Enter(ctx, "mounts")
 	c.rootfs = spec.Root.Path
 	back.Add("remove the mount points", func(context.Context) error { return removeMountPoints(filepath.Dir(c.rootfs)) })
@@ -113,7 +114,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 
 	failpoint.At("create: mount points made")
 
-	// 6. The process, from a thread in a mount namespace of its own.
+	// 6. The process, from a thread in a new mount namespace.
 	err = namespace.OnThread(func() error { return s.createInside(ctx, c, box, spec, req, stdio) })
 	stdio.closeTheirs()
 	if err != nil {
@@ -129,7 +130,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 
 	failpoint.At("create: process created")
 
-	// 7. Those who wait for it and write its log.
+	// 7. Its stdin and the writers of its log.
 	step.Enter(ctx, "stdio")
 	c.stdin.set(stdio.stdin, req.StdinOnce)
 	c.stdin.left = c.stdinLeft
@@ -140,7 +141,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 		c.audience.keep()
 	}
 
-	// 8. The record, before anyone is told.
+	// 8. The record, before the container is reported.
 	step.Enter(ctx, "record")
 	when, err := process.StartTime(c.made.Pid)
 	if err != nil {
@@ -162,7 +163,7 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	return c.message(), nil
 }
 
-// reserve registers the container, so that its sandbox stays.
+// reserve registers the container. From then on its sandbox cannot be removed.
 func (s *Server) reserve(req *api.CreateRequest) (*container, *sandbox, error) {
 	c := &container{
 		id: req.Id, sandboxID: req.SandboxId, bundle: req.Bundle, ready: make(chan struct{}), exited: make(chan struct{}),
@@ -209,9 +210,9 @@ func (s *Server) readSpec(req *api.CreateRequest) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// createInside runs on a thread of its own. It leaves the host's mount namespace, mounts what the container needs there,
-// and creates the container, which inherits it. All else of the mount table stays as shared as it was, so that volumes
-// propagate as the spec says.
+// createInside runs on its own thread. It leaves the host's mount namespace, mounts the container's
+// filesystems in a new one, and creates the container, which inherits that one. The propagation of
+// all other mounts is unchanged, so that volumes propagate as the specification says.
 func (s *Server) createInside(ctx context.Context, c *container, box *sandbox, spec *specs.Spec, req *api.CreateRequest, stdio *stdio) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
@@ -250,7 +251,7 @@ func (s *Server) createInside(ctx context.Context, c *container, box *sandbox, s
 	}
 	s.reaper.mine(made.Pid)
 	c.made = made
-	if req.SystemdCgroup { // else nobody removes the cgroup but us
+	if req.SystemdCgroup { // otherwise only the keeper removes the cgroup
 		if err := s.ooms.Open(made.Cgroup); err != nil {
 			slog.Warn("an OOM kill of a container may not be told", "container", c.id, "err", err)
 		}
@@ -258,7 +259,7 @@ func (s *Server) createInside(ctx context.Context, c *container, box *sandbox, s
 	return nil
 }
 
-// discard kills a process that Create has made before it failed, and removes the runtime's part.
+// discard kills the process of a Create that failed later, and removes the runtime's part.
 func (s *Server) discard(c *container) error {
 	if err := c.signal(unix.SIGKILL); err != nil {
 		return err
@@ -293,7 +294,7 @@ func (c *container) tapOutputs(stdio *stdio) error {
 	return nil
 }
 
-// hold has a descriptor of the container's kept outside this process.
+// hold stores a descriptor of the container in the holder.
 func (c *container) hold(name string, f *os.File) error {
 	c.heldMu.Lock()
 	defer c.heldMu.Unlock()
@@ -303,7 +304,7 @@ func (c *container) hold(name string, f *os.File) error {
 	return nil
 }
 
-// dropHeld is the opposite, of all at once.
+// dropHeld removes all of the container's descriptors from the holder.
 func (c *container) dropHeld() {
 	c.heldMu.Lock()
 	defer c.heldMu.Unlock()
@@ -311,7 +312,7 @@ func (c *container) dropHeld() {
 	c.held = nil
 }
 
-// keepIn has our ends kept outside this process, and returns the inodes of those that are pipes.
+// keepIn stores our ends in the holder, and returns the inodes of the pipes by name.
 func (s *stdio) keepIn(c *container) map[string]uint64 {
 	inodes := make(map[string]uint64)
 	keep := func(name string, f *os.File) {
@@ -327,7 +328,8 @@ func (s *stdio) keepIn(c *container) map[string]uint64 {
 	return inodes
 }
 
-// stdinLeft notes that the stdin was given away: its end is the end of what was written to it, so that nobody else has it.
+// stdinLeft records that the stdin was passed to a client. The holder drops its copy, so that the
+// stdin ends when the client closes it.
 func (c *container) stdinLeft() {
 	if err := c.amend(func(r *containerRecord) { r.StdinGone = true }); err != nil {
 		slog.Warn("note that a stdin was given away", "container", c.id, "err", err)
@@ -335,8 +337,8 @@ func (c *container) stdinLeft() {
 	c.keep.drop(containerName(c.id, "stdin"))
 }
 
-// namespacePaths puts the descriptors of this keeper in the place of those of an earlier one, for which the namespaces of the pod
-// were asked.
+// namespacePaths replaces the descriptor paths of an earlier keeper, which the caller may still use
+// for the pod's namespaces, by those of this keeper.
 func (s *Server) namespacePaths(spec *specs.Spec, box *sandbox) error {
 	for i := range spec.Linux.Namespaces {
 		ns := &spec.Linux.Namespaces[i]

@@ -12,8 +12,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// Delete kills what still runs of a container, removes its cgroup and the runtime's records, and forgets it. An unknown
-// id is a success. A process that cannot be killed is an error that names it; the container stays then, to ask again.
+// Delete kills the remaining processes of a container, removes its cgroup and the runtime's
+// records, and forgets it. It succeeds for an unknown id. If a process cannot be killed, the error
+// names it and the container stays, so that Delete can be repeated.
 func (s *Server) Delete(ctx context.Context, id string) error {
 	_, _, err := s.removals.Do(ctx, "container "+id, func(context.Context) (struct{}, error) {
 		return struct{}{}, s.delete(id)
@@ -27,14 +28,14 @@ func (s *Server) delete(id string) error {
 	c, box := s.containers[id], s.sandboxes[id]
 	s.mu.Unlock()
 	if c == nil && box == nil && checkID(id) == nil {
-		return removeMountPoints(filepath.Join(s.mounts(), id)) // of one whose record was lost
+		return removeMountPoints(filepath.Join(s.mounts(), id)) // of a container whose record was lost
 	}
 	if c == nil {
 		return nil
 	}
-	<-c.ready // a Create that is under way ends first
+	<-c.ready // wait for a Create in progress
 	if c.made == nil {
-		return nil // and it has failed
+		return nil // Create has failed
 	}
 	if c.currentState() != api.State_EXITED {
 		c.outlive()
@@ -64,7 +65,7 @@ func (s *Server) delete(id string) error {
 	return nil
 }
 
-// kill ends the container's processes and waits until its exit has been recorded.
+// kill kills the container's processes and waits until its exit is recorded.
 func (c *container) kill() error {
 	select {
 	case <-c.exited:

@@ -11,8 +11,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// makeDirectories makes directories in a root filesystem where they are missing. They belong to whom the root belongs to,
-// the root of the pod's user namespace. No link is followed.
+// makeDirectories creates missing directories in a root filesystem. Their owner is that of the
+// root: root of the pod's user namespace. It follows no symlinks.
 func makeDirectories(root string, paths []string) error {
 	for _, path := range paths {
 		if !filepath.IsLocal(path) {
@@ -50,7 +50,7 @@ func makeDirectory(root, path string) error {
 	return unix.Close(fd)
 }
 
-// makeIn makes one directory and opens it.
+// makeIn creates one directory and opens it.
 func makeIn(dir int, name string, owner *unix.Stat_t) (int, error) {
 	if err := unix.Mkdirat(dir, name, 0o755); err != nil {
 		return -1, err
@@ -59,7 +59,7 @@ func makeIn(dir int, name string, owner *unix.Stat_t) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	err = unix.Fchmod(fd, 0o755) // whatever our umask is
+	err = unix.Fchmod(fd, 0o755) // regardless of our umask
 	if err == nil {
 		err = unix.Fchown(fd, int(owner.Uid), int(owner.Gid))
 	}
@@ -70,7 +70,7 @@ func makeIn(dir int, name string, owner *unix.Stat_t) (int, error) {
 	return fd, nil
 }
 
-// split returns the elements of a clean relative path, none for ".".
+// split returns the elements of a clean relative path, and nil for ".".
 func split(path string) []string {
 	if path = filepath.Clean(path); path == "." {
 		return nil

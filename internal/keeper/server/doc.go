@@ -1,53 +1,67 @@
-// Package server is the keeper: the parent of every container of the node.
+// Package server is the keeper: the parent of every container on the node.
 //
-// It makes pods' namespaces and holds them, starts containers, holds their stdio and writes their logs, runs execs,
-// collects exit codes and tells them. It has no policy: bundles in, events out.
+// It creates and holds the namespaces of pods, starts containers, holds their stdio, writes their
+// logs, runs execs, and collects and reports exit codes. It has no policy: it takes bundles and
+// emits events.
 //
-// What it owns:
+// It owns these files:
 //
-//	<state>/keeper.sock     its protocol (package keeper/api), mode 0600
-//	<state>/keeper-session.sock  execs and attachments (package keeper/session)
-//	<state>/keeper/lock     locked while it serves, with its pid in it
-//	<state>/keeper/sandboxes/<id>.json, containers/<id>.json  what a successor needs, written before anyone is told
-//	<state>/keeper/execs/<session>.json  what a successor needs of an exec, until its end has been told (resume.go)
-//	<state>/mounts/         one private tmpfs, its only mount on the host; below it are empty directories, over which a
-//	                        container's own mount namespace has its root filesystem (<container>/rootfs), the images that it
-//	                        mounts (<container>/volume-N), for a moment the layers with mapped ids (<container>/layers), and the
-//	                        /dev/shm of its pod (<pod>/shm)
-//	<state>/mounts/.oci/    the OCI runtime's records
-//	<bundle>/exit.json      of each container that has exited, written before anyone is told
+//	<state>/keeper.sock          socket of its protocol (package keeper/api), mode 0600
+//	<state>/keeper-session.sock  socket for exec and attach (package keeper/session)
+//	<state>/keeper/lock          locked while the keeper serves; contains its pid
+//	<state>/keeper/sandboxes/<id>.json, containers/<id>.json
+//	                             records for a successor, written before the change is reported
+//	<state>/keeper/execs/<session>.json
+//	                             record of an exec, kept until its exit is reported (resume.go)
+//	<state>/mounts/              one private tmpfs, the keeper's only mount on the host. It has
+//	                             empty directories as mount points for a container's mount
+//	                             namespace: the root filesystem (<container>/rootfs), mounted
+//	                             images (<container>/volume-N), briefly the layers with mapped
+//	                             ids (<container>/layers), and the pod's /dev/shm (<pod>/shm)
+//	<state>/mounts/.oci/         records of the OCI runtime
+//	<bundle>/exit.json           exit record of a container, written before the exit is reported
 //
-// and in the kernel: the namespaces of package namespace, the containers' cgroups, a pidfd for each process and the
-// descriptors of their stdio. All of it is reachable from Server.sandboxes and Server.containers.
+// In the kernel it owns the namespaces of package namespace, the containers' cgroups, a pidfd for
+// each process, and the descriptors of their stdio. All of it is reachable from Server.sandboxes
+// and Server.containers.
 //
-// Locks: files.mu guards the sockets and is taken first of all, by Restore; Server.mu guards the two maps, container.mu a container's state, and container.verb keeps two verbs on one
-// container apart, and Server.ooms has its own; none is held over anything that can hang, such as the death of a process.
-// container.mu is held over the write of one small record. Operations run to their end
-// whatever becomes of the caller; one that asks again joins (package flight).
+// Locks: files.mu guards the sockets; Restore takes it before all other locks. Server.mu guards the
+// two maps. container.mu guards the state of a container, and is held over the write of one small
+// record. container.verb serializes the verbs on one container. Server.ooms has its own lock. No
+// lock is held over anything that can hang, such as the death of a process. An operation continues
+// if its caller disconnects; a repeated request joins it (package flight).
 //
-// The keeper may be killed at any moment. Its successor (Recover) reads the records, gets the descriptors that the holder has
-// by name (hold.go: "container/<id>/stdout", "sandbox/<id>/ipc", "keeper/shm"), goes on with what was made, takes back what was
-// half-made, and kills what is in the keeper's own cgroup and known to nobody. Without the holder it opens pipes and
-// namespaces anew by a process that has them. When the holder dies alone, the keeper becomes the holder (succeed.go) with what it
-// had given to that one (ledger), and starts its own successor. A container's state changes in [container.become] alone; of an exit exit.json is
-// the record, and it is written before the process is reaped. A container's output stays in its pipe until the log has it
-// (tap). Steps of the workflows have names (package failpoint), and TestKilledAtEachStep kills the keeper at each.
+// The keeper may be killed at any moment. Its successor (Recover) reads the records and gets the
+// descriptors by name from the holder (hold.go: "container/<id>/stdout", "sandbox/<id>/ipc",
+// "keeper/shm"). It adopts complete pods and containers, reverts incomplete ones, and kills unknown
+// processes in the keeper's own cgroup. Without the holder it reopens pipes and namespaces through
+// a process that still uses them. If only the holder dies, the keeper becomes the holder
+// (succeed.go) with everything that the dead one held for it (ledger), and starts its own
+// successor. Only [container.become] changes the state of a container. The record of an exit is
+// exit.json; it is written before the process is reaped. Output stays in the container's pipe until
+// it is in the log (tap). Workflow steps have names (package failpoint); TestKilledAtEachStep kills
+// the keeper at each.
 //
-// Its files may be removed while it lives. Restore, which inotify and HUP call, makes them anew (restore.go).
+// The keeper's files may be removed while it runs. Restore creates them again (restore.go); inotify
+// and SIGHUP trigger it.
 //
-// Takeover.go is another process, kuri-keeper --take-over: it ends a keeper of a release that had no holder and no records, and
-// leaves both for the next keeper.
+// takeover.go is a separate process, kuri-keeper --take-over. It ends a keeper of a release without
+// holder and records, and leaves both for the next keeper.
 //
-// A session (exec, attach) hands descriptors over: the bytes of an exec never come by here. Of a container's output the
-// keeper is the reader, for the log; it writes a copy into the pipe of each one who is attached.
+// A session (exec, attach) passes descriptors to the client, so the bytes of an exec never go
+// through the keeper. The keeper reads the output of a container for its log, and copies it to the
+// pipe of each attached client.
 //
-// What a container's execs have in common is made at the first and kept until the container's exit (container.executor). A
-// keeper that was started anew makes it again. The process that forks execs (package oci) is a child of the keeper's.
+// The state that all execs of a container share (container.executor) is created at the first exec
+// and kept until the container exits. A restarted keeper creates it again. The process that forks
+// execs (package oci) is a child of the keeper.
 //
-// Goroutines: each container has one that waits for its exit, and one for each stream of its output; they sleep in the
-// netpoller, no OS thread waits. No buffer is held while there is nothing to read. Those of sessions are started by
-// Server.serving, and a panic in one, in a verb of the protocol, or in the reading of an output is an error of that alone;
-// what was executed for the session is killed. A panic in what waits for an exit, reaps or takes signals leaves out that step
-// and no other. The keeper ends by one where it accepts sessions or requests, for it could not be reached any more, in what
-// reads the output of a container, outside of the use of a piece, and in threads and goroutines of libraries.
+// Goroutines: each container has one that waits for its exit and one for each output stream. They
+// wait in the netpoller and block no OS thread, and they hold no buffer while there is nothing to
+// read. Server.serving starts the goroutines of sessions. A panic in one of those, in a verb of the
+// protocol, or while output is read fails only that operation, and the session's process is killed.
+// Exit watchers, the reaper and signal handling survive a panic: only the failing step is skipped.
+// A panic ends the keeper in three places: in the accept loops, without which it could not be
+// reached; in the read loop of a container's output, outside the handling of one piece; and in
+// threads and goroutines of libraries.
 package server

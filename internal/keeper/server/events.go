@@ -10,21 +10,22 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// eventsKept bounds the ring of events.
+// eventsKept is the capacity of the event ring.
 const eventsKept = 1024
 
-// events is the ring of the newest events, with ascending numbers. They begin above those of any earlier keeper of this
-// boot, so that one who knows an earlier keeper's is told that events were lost.
+// events is the ring of the latest events, numbered in ascending order. Numbers start above those
+// of earlier keepers of this boot, so that a reader with a number of an earlier keeper learns that
+// events were lost.
 type events struct {
 	mu   sync.Mutex // guards all below
 	ring []*api.Event
 	seq  uint64
-	more chan struct{} // closed, and replaced, when an event comes
+	more chan struct{} // closed and replaced at each event
 }
 
 func newEvents() *events { return &events{seq: sinceBoot(), more: make(chan struct{})} }
 
-// sinceBoot is the time since the machine was booted, in nanoseconds. No keeper has as many events a second.
+// sinceBoot returns the time since boot in nanoseconds. No keeper has that many events per second.
 func sinceBoot() uint64 {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
@@ -33,7 +34,7 @@ func sinceBoot() uint64 {
 	return uint64(now.Nano())
 }
 
-// publish gives an event its number and tells it.
+// publish numbers an event and adds it to the ring.
 func (e *events) publish(event *api.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -53,7 +54,8 @@ func (e *events) last() uint64 {
 	return e.seq
 }
 
-// after returns the events after seq, and waits for one up to waitMs milliseconds.
+// after returns the events after seq. If there are none it waits for one, for at most waitMs
+// milliseconds.
 func (e *events) after(ctx context.Context, seq uint64, waitMs int64) *api.EventsResponse {
 	timer := time.NewTimer(time.Duration(waitMs) * time.Millisecond)
 	defer timer.Stop()
@@ -74,9 +76,9 @@ func (e *events) after(ctx context.Context, seq uint64, waitMs int64) *api.Event
 	}
 }
 
-// since is called with mu held.
+// since must be called with mu held.
 func (e *events) since(seq uint64) *api.EventsResponse {
-	oldest := e.seq - uint64(len(e.ring)) // the newest event that is not in the ring any more
+	oldest := e.seq - uint64(len(e.ring)) // the newest event that is no longer in the ring
 	resp := &api.EventsResponse{}
 	switch {
 	case seq > e.seq: // of another keeper

@@ -17,9 +17,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// execSession runs a process in a running container, whose stdio it hands to the caller, and returns its exit code. When
-// ctx ends (the caller has had enough, or is gone) the process and all that it has started are killed. A child that it
-// leaves behind on an ordinary exit lives on and delays nothing. Forget is called when the end has been told.
+// execSession runs a process in a running container, passes its stdio to the caller, and returns
+// its exit code. If ctx ends, because the caller cancels or disconnects, the process and all its
+// descendants are killed. Descendants that outlive an ordinary exit keep running and delay nothing.
+// The caller must call forget once it has reported the exit.
 func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.ExecSession) (code int, forget func(), err error) {
 	forget = func() {}
 	c, err := s.container(req.Id)
@@ -33,7 +34,7 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 		return 0, forget, fault.New(fault.Invalid, "no command to execute in container %s", req.Id)
 	}
 
-	// 1. What an earlier keeper has begun for it.
+	// 1. An exec that an earlier keeper started for this session.
 	if forget, err := s.beginAnew(req.Session); err != nil {
 		return 0, forget, err
 	}
@@ -41,7 +42,7 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 	x := &execution{ended: make(chan struct{})}
 	defer s.stop(x)
 	forget = func() {
-		if !x.abandoned { // else it may be starting still
+		if !x.abandoned { // otherwise it may still be starting
 			s.forgetExec(x)
 		}
 	}
@@ -51,21 +52,21 @@ func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.E
 		return 0, forget, c.unlessEnded(err)
 	}
 
-	// 3. Our ends of its stdio, which are the caller's from now on, and its start line: the process executes nothing before its
-	// caller has both, whenever this keeper dies.
+	// 3. Our ends of its stdio and its start line, which the caller owns from now on. The process
+	// runs nothing before the caller has both, even if this keeper dies.
 	if err := x.stdio.handOver(conn, x.line(req)); err != nil {
 		return 0, forget, fmt.Errorf("hand the stdio of an exec over: %w", err)
 	}
 	failpoint.At("exec: handed over")
 
-	// 4. Its end, or the caller's.
+	// 4. The end of the process or of the session.
 	if err := s.await(ctx, x); err != nil {
 		return 0, forget, c.unlessEnded(err)
 	}
 	return x.code, forget, nil
 }
 
-// line returns the start line for the caller, nil when the process has left it already.
+// line returns the start line for the caller, or nil if the process has already left it.
 func (x *execution) line(req *api.ExecSession) *os.File {
 	if !req.Starts {
 		return nil
@@ -73,29 +74,30 @@ func (x *execution) line(req *api.ExecSession) *os.File {
 	return x.running.Line()
 }
 
-// execution is a process that runs for a session.
+// execution is the process of an exec session.
 type execution struct {
-	stdio     *stdio // nil until it has been made
-	abandoned bool   // its time was over before it began: who starts it ends it
-	killing   bool   // it has been tried
+	stdio     *stdio // nil until created
+	abandoned bool   // it timed out before it started: the goroutine that starts it ends it
+	killing   bool   // a kill was attempted
 
-	begins time.Time // deadline for its program to begin, once its caller lets it go; zero: it has begun
+	begins time.Time // deadline for its program to start, once the caller releases it; zero: already started
 
-	rec     *execRecord   // nil when a successor cannot go on with it
-	running *oci.Running  // nil until it has been started
-	pid     int           // its
-	ended   chan struct{} // closed when nobody waits for it any more; then the rest is set
+	rec     *execRecord   // nil if a successor cannot resume it
+	running *oci.Running  // nil until started
+	pid     int           // of running
+	ended   chan struct{} // closed when nothing waits for it any more; the fields below are set by then
 	reaped  bool
 	code    int
 	err     error
 }
 
-// beginLimit bounds what a process does up to its exec, where the caller gives no time for it: it may find a working
-// directory on a dead file server.
+// beginLimit limits the time up to the exec of a process if the caller sets no limit: its working
+// directory may be on a dead file server.
 const beginLimit = 10 * time.Second
 
-// startExec starts the process within the time that the caller gives it. When that is over, or ctx ends, it returns at
-// once, and what has begun is ended behind it: a process that hangs in the kernel is no reason to let the caller wait.
+// startExec starts the process within the caller's time limit. If that expires or ctx ends, it
+// returns at once and the started process is killed in the background: a process that hangs in the
+// kernel must not make the caller wait.
 func (s *Server) startExec(ctx context.Context, c *container, x *execution, req *api.ExecSession) (err error) {
 	limit := beginLimit
 	if req.BeginMs > 0 {
@@ -142,7 +144,7 @@ func errNotBegun(frozen bool) error {
 	return fault.New(fault.Deadline, "the command had not begun when its time was over: %s", why)
 }
 
-// beginExec starts the process and watches it.
+// beginExec starts the process and a watcher for it.
 func (s *Server) beginExec(ctx context.Context, c *container, x *execution, req *api.ExecSession) error {
 	executor, err := s.executor(c)
 	if err != nil {
@@ -178,16 +180,17 @@ func (s *Server) beginExec(ctx context.Context, c *container, x *execution, req 
 	return nil
 }
 
-// executor returns what starts processes in a container. It is made at the first exec, and given up at the exit and when
-// the container's resources change, for its oom_score_adj is part of it.
+// executor returns the container's executor, which starts processes in it. It is created at the
+// first exec. It is dropped at the exit and when the container's resources change, because it
+// includes the oom_score_adj.
 func (s *Server) executor(c *container) (*oci.Executor, error) {
 	if x := c.executor.Load(); x != nil {
 		return x, nil
 	}
-	c.verb.Lock() // no update between the reading and the keeping
+	c.verb.Lock() // no update between reading and storing
 	defer c.verb.Unlock()
 	var x *oci.Executor
-	err := s.reaper.during(func() (err error) { // it may start a process, and waits for that
+	err := s.reaper.during(func() (err error) { // it may start a process and wait for it
 		x, err = s.runtime.Executor(c.id, c.bundle)
 		return err
 	})
@@ -200,12 +203,12 @@ func (s *Server) executor(c *container) (*oci.Executor, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.rec.State == api.State_RUNNING {
-		c.executor.Store(x) // of two that are made at once either will do
+		c.executor.Store(x) // of two created at the same time, either will do
 	}
 	return x, nil
 }
 
-// handOver gives our ends to the other side of a session and closes them here.
+// handOver passes our ends and the start line to the session's client, and closes our ends here.
 func (s *stdio) handOver(conn *session.Conn, line *os.File) error {
 	defer s.close()
 	reply, files := &api.SessionReply{}, []*os.File{}
@@ -228,9 +231,9 @@ func (s *stdio) handOver(conn *session.Conn, line *os.File) error {
 // watchExec waits for the process and reaps it.
 func (s *Server) watchExec(x *execution) {
 	x.err = fault.Contained(func() error { return s.reapExec(x) })
-	s.reaper.forget(x.pid) // which reaps it if we have not
+	s.reaper.forget(x.pid) // the reaper reaps it if we have not
 	close(x.ended)
-	if x.reaped { // what it has left behind, and may be on its way out, delays nobody
+	if x.reaped { // processes left behind may still be exiting, and delay nothing
 		if err := x.running.Leave(); err != nil {
 			slog.Warn("remove the cgroup of an exec", "err", err)
 		}
@@ -246,7 +249,7 @@ func (s *Server) reapExec(x *execution) (err error) {
 	if err != nil {
 		slog.Error("wait for an exec", "pid", x.pid, "err", err)
 	}
-	if x.rec != nil { // before the kernel forgets
+	if x.rec != nil { // before the kernel forgets it
 		if code, err := process.PeekExit(x.pid); err == nil {
 			s.recordExecEnd(x, code)
 		}
@@ -257,11 +260,11 @@ func (s *Server) reapExec(x *execution) (err error) {
 	return err
 }
 
-// killPatience is how long a caller waits for the end of what is killed for it. The killing goes on behind it.
+// killPatience is how long a caller waits for a kill. The kill continues in the background.
 const killPatience = 2 * time.Second
 
-// await returns when the process has ended; when ctx ends first, or the time that the program has to begin, it kills it and all
-// that it has started.
+// await returns when the process has ended. If ctx or the start deadline of the program ends first,
+// it kills the process and all its descendants.
 func (s *Server) await(ctx context.Context, x *execution) error {
 	late, err := x.awaitEnd(ctx)
 	if !late {
@@ -290,8 +293,8 @@ func (s *Server) await(ctx context.Context, x *execution) error {
 	}
 }
 
-// awaitEnd waits for the end of the process. It is late when ctx ends before that, or when the program has not begun in time,
-// which is the error then.
+// awaitEnd waits for the end of the process. late is true if ctx ends first, or if the program has
+// not started in time; the latter is an error.
 func (x *execution) awaitEnd(ctx context.Context) (late bool, err error) {
 	var begins <-chan time.Time
 	if !x.begins.IsZero() {
@@ -321,7 +324,7 @@ func (x *execution) awaitEnd(ctx context.Context) (late bool, err error) {
 	}
 }
 
-// stop is the end of a session, whichever way it has come: nothing runs on for it but what an ordinary exit left behind.
+// stop ends a session. Only processes that an ordinary exit left behind keep running.
 func (s *Server) stop(x *execution) {
 	if x.stdio != nil {
 		x.stdio.close()
@@ -335,7 +338,7 @@ func (s *Server) stop(x *execution) {
 	}
 }
 
-// endExec ends what runs for a session that has ended.
+// endExec kills the process of a session that has ended.
 func (s *Server) endExec(x *execution) {
 	x.running.Abandon()
 	select {
@@ -354,7 +357,7 @@ func (s *Server) endExec(x *execution) {
 	}
 }
 
-// kill kills the process and all that it has started, and waits until it has been reaped, within killLimit.
+// kill kills the process and all its descendants, and waits at most killLimit until it is reaped.
 func (x *execution) kill() error {
 	if err := x.running.Kill(killLimit); err != nil {
 		return fault.New(fault.Deadline, "kill it: %w", err)

@@ -14,13 +14,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/session"
 )
 
-// watch waits for the end of a container's first process and does what follows from it, in this order. A panic in one step
-// leaves the others to be done: whoever waits for the container must be told.
+// watch waits for the exit of a container's first process, and then takes the steps below in order.
+// A panic skips only the step that panics: clients that wait for the container must be notified.
 func (s *Server) watch(c *container) {
 	defer s.stir()
-	exit := keeper.Exit{Code: 255} // when it cannot be had
+	exit := keeper.Exit{Code: 255} // if the code is not available
 	step := func(fn func()) (ok bool) {
-		return fault.Contained(func() error { fn(); return nil }) == nil // which has logged a panic
+		return fault.Contained(func() error { fn(); return nil }) == nil // Contained has logged a panic
 	}
 
 	// 1. The exit status.
@@ -29,7 +29,7 @@ func (s *Server) watch(c *container) {
 
 	failpoint.At("exit: status read")
 
-	// 2. With a PID namespace of its own the kernel has killed the rest; without, it lives on.
+	// 2. The remaining processes. With a private PID namespace the kernel has killed them.
 	if !c.made.PrivatePID || !known {
 		step(func() {
 			if err := c.made.Cgroup.Kill(killLimit); err != nil {
@@ -40,7 +40,7 @@ func (s *Server) watch(c *container) {
 
 	failpoint.At("exit: rest killed")
 
-	// 3. Was it the kernel, for want of memory?
+	// 3. The OOM verdict.
 	step(func() {
 		kills, err := s.ooms.Close(c.made.Cgroup)
 		if err != nil {
@@ -53,7 +53,7 @@ func (s *Server) watch(c *container) {
 
 	failpoint.At("exit: OOM kills counted")
 
-	// 4. The last of its output.
+	// 4. The rest of its output.
 	for _, t := range c.outputs {
 		step(func() { t.finish(session.DrainLimit) })
 	}
@@ -62,7 +62,7 @@ func (s *Server) watch(c *container) {
 
 	failpoint.At("exit: output read")
 
-	// 5. The record, before anyone is told, and before the kernel forgets.
+	// 5. The record, before the exit is reported and before the kernel forgets it.
 	c.mu.Lock()
 	exit.StartedAt = c.rec.StartedAt
 	c.mu.Unlock()
@@ -90,7 +90,7 @@ func (s *Server) watch(c *container) {
 	failpoint.At("exit: told")
 }
 
-// writeExit writes the record of the exit, in a bundle that is made anew where somebody has removed it.
+// writeExit writes the exit record. It creates the bundle directory again if that was removed.
 func (c *container) writeExit(exit keeper.Exit) error {
 	err := keeper.WriteExit(c.bundle, exit)
 	if errors.Is(err, fs.ErrNotExist) && os.MkdirAll(c.bundle, 0o711) == nil {
@@ -99,7 +99,8 @@ func (c *container) writeExit(exit keeper.Exit) error {
 	return err
 }
 
-// reap lets the kernel and the holder forget how the container ended. Whoever has died before that asks them again.
+// reap makes the kernel and the holder forget the exit status. If this keeper dies earlier, its
+// successor can query them again.
 func (s *Server) reap(c *container) {
 	if !c.adopted {
 		s.reaper.collect(c.made.Pid)
@@ -107,7 +108,8 @@ func (s *Server) reap(c *container) {
 	c.keep.forget(c.made.Pid)
 }
 
-// outlive notes the OOM kills that the container has outlived when it is asked to end: what follows is not their doing.
+// outlive records the OOM kills so far when the container is asked to end, because those did not
+// cause its exit.
 func (c *container) outlive() {
 	kills, err := c.made.Cgroup.OOMKills()
 	if err != nil {
@@ -123,7 +125,7 @@ func (c *container) outlive() {
 	}
 }
 
-// closeFiles gives up the descriptors of a container that has exited.
+// closeFiles closes the descriptors of a container that has exited.
 func (c *container) closeFiles() {
 	if c.pidfd != nil {
 		c.pidfd.Close()

@@ -15,17 +15,19 @@ import (
 	"github.com/kuri-cri/kuri/internal/holder"
 )
 
-// keep is what the holder keeps for this keeper, so that a successor finds it: descriptors by name, and exit statuses. The
-// holder may be gone: then nothing fails, and only what dies with this process as well is lost.
+// keep is the holder as this keeper uses it: it keeps descriptors by name and exit statuses for a
+// successor. If there is no holder, nothing fails; the only loss is the state that ends with this
+// process.
 type keep struct {
 	client *holder.Client // nil in tests: keeps nothing
-	// rests is until when, in nanoseconds since the epoch, a holder that hangs is asked nothing: no start is to wait for it.
+	// rests is the time, in nanoseconds since the epoch, until which a hanging holder is not
+	// called, so that no start waits for it.
 	rests *atomic.Int64
-	own   *ledger // nil with client
+	own   *ledger // nil if client is nil
 }
 
-// ledger is what the holder has of this keeper, for the next holder when that one dies: duplicates of the descriptors by
-// name, and the processes that are watched. It is safe for concurrent use.
+// ledger is a copy of what the holder has of this keeper, for the next holder if that one dies:
+// duplicates of the descriptors by name, and the watched processes. It is safe for concurrent use.
 type ledger struct {
 	mu      sync.Mutex // guards both
 	files   map[string]int
@@ -36,7 +38,7 @@ func newLedger() *ledger {
 	return &ledger{files: make(map[string]int), watched: make(map[int]struct{})}
 }
 
-// add notes a descriptor, in place of one of that name.
+// add stores a duplicate of a descriptor, and replaces one with the same name.
 func (l *ledger) add(name string, f *os.File) error {
 	return control(f, func(fd int) error {
 		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
@@ -72,7 +74,7 @@ func (l *ledger) watch(pid int, on bool) {
 	}
 }
 
-// A holder that takes longer than slow to answer hangs, and is asked again after rest.
+// A holder that does not answer within slow is considered hanging, and is called again after rest.
 const (
 	slow = time.Second
 	rest = time.Minute
@@ -80,7 +82,7 @@ const (
 
 func newKeep(state string) keep { return keep{holder.Connect(state), new(atomic.Int64), newLedger()} }
 
-// ask makes a call to the holder, unless that is known to hang.
+// ask calls the holder, unless it is known to hang.
 func (k keep) ask(what, name string, call func() error) {
 	begun := time.Now()
 	if k.client == nil || begun.UnixNano() < k.rests.Load() {
@@ -100,7 +102,7 @@ const shmName = "keeper/shm"
 func containerName(id, what string) string { return "container/" + id + "/" + what }
 func sandboxName(id, what string) string   { return "sandbox/" + id + "/" + what }
 
-// put has a descriptor kept under that name.
+// put stores a descriptor in the holder under that name.
 func (k keep) put(name string, f *os.File) {
 	if f == nil {
 		return
@@ -109,7 +111,7 @@ func (k keep) put(name string, f *os.File) {
 	k.ask("a descriptor is not kept outside the keeper, whose end would lose it", name, func() error { return k.client.Put(name, f) })
 }
 
-// note has a descriptor that the holder has given to the next one, should that one die.
+// note adds a descriptor that the holder has to the ledger, for the next holder.
 func (k keep) note(name string, f *os.File) {
 	if k.own == nil {
 		return
@@ -119,7 +121,7 @@ func (k keep) note(name string, f *os.File) {
 	}
 }
 
-// drop has descriptors kept no longer.
+// drop removes descriptors from the holder.
 func (k keep) drop(names ...string) {
 	for _, name := range names {
 		if k.own != nil {
@@ -129,7 +131,7 @@ func (k keep) drop(names ...string) {
 	}
 }
 
-// watch has the exit status of a process kept, should this keeper not live to see it.
+// watch makes the holder keep the exit status of a process, in case this keeper dies first.
 func (k keep) watch(pid int) {
 	if k.own != nil {
 		k.own.watch(pid, true)
@@ -154,10 +156,10 @@ func (k keep) complain(what, name string, err error) {
 	}
 }
 
-// inheritance is what the holder kept for the keeper before this one.
+// inheritance is the set of descriptors that the holder kept for the previous keeper.
 type inheritance struct {
 	keep
-	names map[string]bool // true once it has been taken
+	names map[string]bool // true once taken
 }
 
 func (k keep) inheritance() inheritance {
@@ -175,7 +177,7 @@ func (k keep) inheritance() inheritance {
 	return in
 }
 
-// take returns the descriptor of that name, nil when there is none.
+// take returns the descriptor with that name, or nil if there is none.
 func (in inheritance) take(name string) *os.File {
 	if _, ok := in.names[name]; !ok {
 		return nil
@@ -190,7 +192,7 @@ func (in inheritance) take(name string) *os.File {
 	return f
 }
 
-// closeRest drops what nobody has taken. Names of others than keepers stay.
+// closeRest drops the descriptors that were not taken. Names that belong to no keeper stay.
 func (in inheritance) closeRest() {
 	for name, taken := range in.names {
 		room, _, _ := strings.Cut(name, "/")

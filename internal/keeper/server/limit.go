@@ -12,18 +12,18 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// logLimits bound what a container writes to its log. The zero value does not.
+// logLimits limits the log of a container. The zero value is no limit.
 type logLimits struct {
-	size  int64 // bytes that the file may have; before it grows beyond, it is rotated
-	files int   // rotated files that are kept beside it; the oldest go
-	rate  int64 // bytes a second in the long run; what is above is dropped and said in the log
+	size  int64 // maximum size of the file in bytes; it is rotated before it exceeds that
+	files int   // number of rotated files to keep; the oldest are removed
+	rate  int64 // bytes per second in the long run; output above it is dropped, which the log reports
 }
 
 func limitsOf(req *api.CreateRequest) logLimits {
 	return logLimits{size: req.LogMaxBytes, files: int(req.LogMaxFiles), rate: req.LogRateBytes}
 }
 
-// rateBurst is for how many seconds the rate may be used at once.
+// rateBurst is how many seconds of the rate may be used at once.
 const rateBurst = 10
 
 // allowance is a token bucket of bytes. The zero value is full at its first use.
@@ -31,11 +31,11 @@ type allowance struct {
 	left float64
 	at   time.Time
 
-	bytes, lines uint64 // dropped since the last that was let through
-	unread       bool   // more lines were, which nobody has counted; see skim
+	bytes, lines uint64 // dropped since the last entry that was written
+	unread       bool   // more lines were dropped, but not counted; see skim
 }
 
-// take tells whether n bytes may be written now.
+// take reports whether n bytes may be written now, and takes them if so.
 func (a *allowance) take(n int, rate int64, now time.Time) bool {
 	most := float64(rate) * rateBurst
 	if a.at.IsZero() {
@@ -51,16 +51,16 @@ func (a *allowance) take(n int, rate int64, now time.Time) bool {
 	return true
 }
 
-// line is how far the log has come in the line of a stream.
+// line is the state of the log within a line of a stream.
 type line struct {
 	open bool // the last entry is partial
-	cut  bool // what followed that entry was dropped
+	cut  bool // the rest of its line was dropped
 }
 
 var streams = [...]string{"stdout", "stderr"}
 
-// limited returns what is to be written of entries: nothing when the log's rate is used up, and a note about what was
-// dropped before the first entry that is let through again. The lock is held.
+// limited returns the entries to write: none if the log's rate is used up. Before the first entries
+// after a gap it inserts a note about the dropped output. The lock must be held.
 func (l *logFile) limited(stream string, entries []byte, partial bool) []byte {
 	at := &l.lines[slices.Index(streams[:], stream)]
 	if l.limits.rate > 0 && !l.allowed.take(len(entries), l.limits.rate, time.Now()) {
@@ -76,8 +76,9 @@ func (l *logFile) limited(stream string, entries []byte, partial bool) []byte {
 	return entries
 }
 
-// confession is an entry that tells what was dropped since the last one, empty when nothing was. It ends the lines whose
-// rest was dropped, and goes to a stream whose line has ended, if there is one: else it would become part of a line.
+// confession returns an entry that reports the output dropped since the last one, or nothing if
+// none was. It ends lines whose rest was dropped. If possible it uses a stream that is not within
+// a line, because otherwise the entry would become part of that line.
 func (l *logFile) confession() []byte {
 	if l.allowed.bytes == 0 {
 		return nil
@@ -106,13 +107,13 @@ func (l *logFile) confession() []byte {
 	return out
 }
 
-// rotatedName is how a rotated log is called, after the log's own name: as a kubelet calls those that it rotates, but that
-// two can be of one second.
+// rotatedName is the suffix of a rotated log. It is that of a kubelet, with nanoseconds added so
+// that two rotations can happen in one second.
 const rotatedName = ".20060102-150405.000000000"
 
-// rotated makes room for n more bytes: a file that would grow beyond its size is renamed and made anew, which a kubelet
-// that follows it understands. When that fails it goes on growing, for output is worth more than a limit. The lock is
-// held.
+// rotated makes room for n more bytes. A file that would exceed its size is renamed and created
+// again; a kubelet that follows the log supports that. If the rotation fails, the file keeps
+// growing, because output matters more than the limit. The lock must be held.
 func (l *logFile) rotated(n int) {
 	if l.limits.size <= 0 || l.written == 0 || l.written+int64(n) <= l.limits.size {
 		return
@@ -136,7 +137,7 @@ func (l *logFile) rotated(n int) {
 	l.file, l.torn, l.written = f, false, 0
 }
 
-// prune removes the oldest rotated files beyond those that are kept, a kubelet's among them.
+// prune removes the oldest rotated files beyond the limit, including those of a kubelet.
 func (l *logFile) prune(log string) {
 	all, err := filepath.Glob(globEscape(log) + ".[0-9]*")
 	if err != nil {
@@ -151,7 +152,7 @@ func (l *logFile) prune(log string) {
 	}
 }
 
-// globEscape takes the meaning from the characters that filepath.Glob knows.
+// globEscape escapes the special characters of filepath.Glob.
 func globEscape(path string) string {
 	var out []rune
 	for _, r := range path {

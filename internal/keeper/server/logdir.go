@@ -11,15 +11,16 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// logPlace is where a log is. A pod that mounts the node's directory of logs could put a link to anywhere in place of its own
-// log directory; so neither that nor anything below it may be one. Links above it are the administrator's.
+// logPlace is the location of a log. A pod that mounts the node's log directory could replace its
+// own log directory by a symlink to anywhere. So neither that directory nor anything below it may
+// be a symlink. Symlinks above it are the administrator's.
 type logPlace struct {
 	path      string
-	directory string // the pod's log directory, above path; "": only the log itself may not be a link
+	directory string // the pod's log directory, above path; "": only the log itself must not be a symlink
 }
 
-// within opens the directory of the log and calls fn with a path of the log that leads through the open directory, whatever is
-// renamed meanwhile.
+// within opens the directory of the log, and calls fn with a path to the log through the open
+// directory, which renames do not affect.
 func (p logPlace) within(fn func(log string) error) error {
 	fd, err := p.openDir()
 	if fault.Of(err) != "" {

@@ -16,9 +16,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// makeMountPoint mounts a small tmpfs at dir, private: what a mount namespace copied from the host's mounts below it, the
-// host does not see. A tmpfs, for its directories come and go with each container, which costs a disk's filesystem more
-// than all the rest of a start. A keeper that was killed left the mount; it serves on.
+// makeMountPoint mounts a small private tmpfs at dir, so that mounts below it in a mount namespace
+// copied from the host's are not visible on the host. It is a tmpfs because each container creates
+// and removes directories in it, which on a disk filesystem takes longer than the rest of a start.
+// A mount that a killed keeper left is used again.
 func makeMountPoint(dir string) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
@@ -64,7 +65,7 @@ func isMountPoint(dir string) (bool, error) {
 	return false, s.Err()
 }
 
-// makeMountPoints makes the empty directories over which a container's mount namespace has its file systems.
+// makeMountPoints creates the empty directories that a container's mount namespace mounts over.
 func makeMountPoints(rootfs string, overlays []*api.Overlay) error {
 	for _, dir := range []string{rootfs, filepath.Join(filepath.Dir(rootfs), mappedDir)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -82,7 +83,7 @@ func makeMountPoints(rootfs string, overlays []*api.Overlay) error {
 	return nil
 }
 
-// removeMountPoints removes the directory of a container with the empty ones in it.
+// removeMountPoints removes the directory of a container and the empty directories in it.
 func removeMountPoints(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -94,9 +95,9 @@ func removeMountPoints(dir string) error {
 	return errors.Join(err, os.Remove(dir))
 }
 
-// mountRootfs mounts a container's root filesystem at target, and the other layers that it needs, in the calling thread's
-// mount namespace. All files have the SELinux label, unless that is "". With a user namespace, the layers show the ids of
-// the host that the namespace maps theirs to.
+// mountRootfs mounts a container's root filesystem at target, and its other layers, in the calling
+// thread's mount namespace. mountLabel is the SELinux label of all files, unless it is "". With a
+// user namespace, the owners of the layers' files are mapped to the host ids of that namespace.
 func mountRootfs(target string, req *api.CreateRequest, mountLabel string, user *os.File) error {
 	root, overlays := req.Rootfs, req.Overlays
 	if user != nil {
@@ -108,7 +109,7 @@ func mountRootfs(target string, req *api.CreateRequest, mountLabel string, user 
 		if err != nil {
 			return err
 		}
-		defer unmount() // the overlays keep what they use
+		defer unmount() // the overlays keep the mounts they use
 		root = &api.Rootfs{Lowerdirs: mapped[:len(root.Lowerdirs)], Upperdir: root.Upperdir, Workdir: root.Workdir}
 		mapped = mapped[len(root.Lowerdirs):]
 		overlays = nil
@@ -131,8 +132,8 @@ func mountRootfs(target string, req *api.CreateRequest, mountLabel string, user 
 	return nil
 }
 
-// mapLayers mounts the directory that all layers are in once more, over dir, with the ids mapped as in the user
-// namespace, and returns the layers' paths there. One mount serves all layers.
+// mapLayers mounts the common directory of all layers again, over dir, with ids mapped as in the
+// user namespace, and returns the paths of the layers there. One mount serves all layers.
 func mapLayers(dir string, layers []string, user *os.File) (mapped []string, unmount func(), err error) {
 	common := commonDir(layers)
 	fd, err := unix.OpenTree(unix.AT_FDCWD, common, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -154,10 +155,10 @@ func mapLayers(dir string, layers []string, user *os.File) (mapped []string, unm
 	return mapped, func() { unix.Unmount(at, unix.MNT_DETACH) }, nil
 }
 
-// mappedDir is the name of the directory over which mapLayers mounts, beside the container's root filesystem.
+// mappedDir is the name of the mount point of mapLayers, beside the container's root filesystem.
 const mappedDir = "layers"
 
-// commonDir is the deepest directory that all paths are in or are.
+// commonDir returns the deepest directory that is, or contains, each of the paths.
 func commonDir(paths []string) string {
 	common := paths[0]
 	for _, p := range paths[1:] {
@@ -168,20 +169,20 @@ func commonDir(paths []string) string {
 	return common
 }
 
-// overlayOptionsMax is what mount(2) takes: one page, less the closing zero.
+// overlayOptionsMax is the limit of mount(2): one page less the terminating zero.
 var overlayOptionsMax = os.Getpagesize() - 1
 
 // mountOverlay mounts a root filesystem at target in the calling thread's mount namespace.
 //
-// The layers are named by their paths where that fits into a page, and by descriptor where it does not (or a path has a
-// character that overlayfs takes for its own): so 128 layers fit, on any kernel.
+// Layers are named by path if the options fit into a page. Otherwise, or if a path has a character
+// that is special to overlayfs, they are named by descriptor. So 128 layers fit on any kernel.
 func mountOverlay(target string, root *api.Rootfs, mountLabel string) error {
 	if options := overlayOptions(root.Lowerdirs, root.Upperdir, root.Workdir, mountLabel); plain(root) && len(options) <= overlayOptionsMax {
 		err := overlay(target, options)
 		if !errors.Is(err, unix.ENOENT) {
 			return err
 		}
-		// One of them is missing; what follows finds out which.
+		// One layer is missing. The code below finds out which.
 	}
 	all := append([]string{root.Upperdir, root.Workdir}, root.Lowerdirs...)
 	short := make([]string, len(all))
@@ -200,11 +201,11 @@ func mountOverlay(target string, root *api.Rootfs, mountLabel string) error {
 	return overlay(target, options)
 }
 
-// mountReadOnly mounts layers without a writable one in the calling thread's mount namespace.
+// mountReadOnly mounts layers without a writable layer in the calling thread's mount namespace.
 func mountReadOnly(o *api.Overlay, mountLabel string) error {
 	lower := o.Lowerdirs
 	if len(lower) == 1 {
-		lower = append(lower, o.Target) // overlayfs wants two; this one is empty
+		lower = append(lower, o.Target) // overlayfs needs two; this one is empty
 	}
 	// By descriptor: see mountOverlay.
 	short := make([]string, len(lower))
@@ -230,7 +231,7 @@ func overlayOptions(lower []string, upper, work, mountLabel string) string {
 func overlay(target, options string) error {
 	err := unix.Mount("overlay", target, "overlay", 0, options)
 	if err == unix.EINVAL {
-		// A kernel without the index feature does not know how to switch it off.
+		// A kernel without the index feature rejects the option that disables it.
 		err = unix.Mount("overlay", target, "overlay", 0, strings.TrimPrefix(options, "index=off,"))
 	}
 	if err == unix.ENODEV {
@@ -242,7 +243,7 @@ func overlay(target, options string) error {
 	return nil
 }
 
-// plain tells whether no path has a character with a meaning in overlayfs's options.
+// plain reports whether no path has a character that is special in the options of overlayfs.
 func plain(root *api.Rootfs) bool {
 	return !strings.ContainsAny(root.Upperdir+root.Workdir+strings.Join(root.Lowerdirs, ""), `,:\`)
 }
