@@ -14,13 +14,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// partMax is the longest content of one entry of a log, in bytes; a longer line is written in parts (tag P).
+// partMax is the maximum content of one log entry in bytes. Longer lines are written in parts (tag
+// P).
 const partMax = 16 << 10
 
-// pieceMax is how much of a stream is read at once, in bytes.
+// pieceMax is the maximum read from a stream at once, in bytes.
 const pieceMax = 32 << 10
 
-// buffers are for reading output and for writing logs. One is taken when there is something to do, and given back.
+// buffers are for reading output and writing logs. Goroutines hold one only while there is work.
 var buffers = sync.Pool{New: func() any { b := make([]byte, pieceMax); return &b }}
 
 // logFile is a container's log in the CRI's format: "RFC3339Nano stream P|F content".
@@ -30,15 +31,15 @@ type logFile struct {
 
 	mu      sync.Mutex // guards all below; held over a write to the file
 	file    *os.File
-	closed  bool      // file is, for the container has exited
+	closed  bool      // the file is closed: the container has exited
 	written int64     // bytes in the file
 	allowed allowance // see limit.go
-	torn    bool      // the last write was cut off in an entry
+	torn    bool      // the last write ended within an entry
 	lines   [2]line   // of stdout and stderr
-	dropped uint64    // bytes of entries that could not be written since the last that could
+	dropped uint64    // bytes of entries lost to write errors since the last successful write
 }
 
-// openLog opens or makes the file. Its directory exists; a symlink in its place is not followed.
+// openLog opens or creates the file. Its directory must exist. It does not follow a symlink.
 func openLog(place logPlace, limits logLimits) (*logFile, error) {
 	f, err := place.open()
 	if err != nil {
@@ -51,8 +52,8 @@ func openLog(place logPlace, limits logLimits) (*logFile, error) {
 	return l, nil
 }
 
-// reopenLog opens the log of a container whose last keeper was killed. An entry that it had not written to its end is
-// removed: its bytes are in the pipe still.
+// reopenLog opens the log of a container whose last keeper was killed. It removes an incomplete
+// last entry, whose bytes are still in the pipe.
 func reopenLog(place logPlace, limits logLimits) (*logFile, error) {
 	l, err := openLog(place, limits)
 	if err != nil {
@@ -67,21 +68,21 @@ func reopenLog(place logPlace, limits logLimits) (*logFile, error) {
 	return l, nil
 }
 
-// wholeEntries returns how many of the first size bytes of a log are entries that have an end.
+// wholeEntries returns how many of the first size bytes of a log are complete entries.
 func wholeEntries(path string, size int64) (int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return size, err
 	}
 	defer f.Close()
-	from := max(0, size-2*partMax) // more than an entry has
+	from := max(0, size-2*partMax) // longer than any entry
 	tail := make([]byte, size-from)
 	if _, err := f.ReadAt(tail, from); err != nil {
 		return size, err
 	}
 	end := bytes.LastIndexByte(tail, '\n')
 	if end < 0 && from > 0 {
-		return size, nil // not a log of ours
+		return size, nil // not written by the keeper
 	}
 	return from + int64(end) + 1, nil
 }
@@ -94,10 +95,10 @@ func (p logPlace) open() (f *os.File, err error) {
 	return f, err
 }
 
-// openAt opens the log by a path that leads to its directory.
+// openAt opens the log by a path through its open directory.
 func (p logPlace) openAt(log string) (*os.File, error) {
 	path := p.path
-	// O_NONBLOCK: a FIFO in its place must not hold us up.
+	// O_NONBLOCK: a FIFO at the path must not block us.
 	f, err := os.OpenFile(log, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
 	if errors.Is(err, unix.ELOOP) {
 		return nil, fault.New(fault.Invalid, "the log %s is a symlink, which is not followed", path)
@@ -112,8 +113,8 @@ func (p logPlace) openAt(log string) (*os.File, error) {
 	return f, nil
 }
 
-// reopen closes the file and makes it anew at its path. When the log is closed already the error is of kind Precondition, and
-// no file is made.
+// reopen closes the file and creates it again at its path. If the log is already closed, it creates
+// no file and returns an error of kind Precondition.
 func (l *logFile) reopen() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -140,8 +141,9 @@ func (l *logFile) close() {
 	l.closed = true
 }
 
-// write appends whole entries of one stream, of which the last is partial or not. It does not fail: what cannot be
-// written, for the disk is full, is dropped and counted, and the application goes on.
+// write appends complete entries of one stream; partial reports whether the last is a partial line.
+// It does not fail: if the disk is full, entries are dropped and counted, and the application
+// continues.
 func (l *logFile) write(stream string, entries []byte, partial bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -172,18 +174,18 @@ func (l *logFile) write(stream string, entries []byte, partial bool) {
 	}
 }
 
-// lines makes log entries of one stream. It belongs to one goroutine.
+// lines converts one stream to log entries. It belongs to one goroutine.
 type lines struct {
 	stream  string // stdout or stderr
 	log     *logFile
-	pending []byte // the beginning of a line, of at most partMax bytes
+	pending []byte // the beginning of a line, at most partMax bytes
 }
 
-// add takes a piece of output, and writes the entries that it completes with one write.
+// add takes a piece of output, and writes the entries that it completes in one write.
 func (l *lines) add(data []byte) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	out := (*buf)[:0] // grows beyond the buffer when entries are many and short; that one is not kept
+	out := (*buf)[:0] // many short entries grow it beyond the buffer; the grown slice is not kept
 	now, partial := time.Now(), false
 	for len(data) > 0 {
 		end := bytes.IndexByte(data, '\n')
@@ -205,15 +207,15 @@ func (l *lines) add(data []byte) {
 	}
 }
 
-// flush writes the beginning of a line that has no end. Its entry is partial, as containerd and CRI-O have it: a kubelet
-// then adds no newline to what the container wrote.
+// flush writes the beginning of a line without an end. Its entry is partial, as in containerd and
+// CRI-O, so that a kubelet adds no newline to the container's output.
 func (l *lines) flush() {
 	if len(l.pending) > 0 {
 		l.log.write(l.stream, l.entry(nil, time.Now(), 'P', nil), true)
 	}
 }
 
-// entry appends an entry whose content is what is pending and then rest.
+// entry appends an entry with the pending bytes and then rest as its content.
 func (l *lines) entry(out []byte, now time.Time, tag byte, rest []byte) []byte {
 	out = now.UTC().AppendFormat(out, time.RFC3339Nano)
 	out = append(out, ' ')
@@ -221,6 +223,6 @@ func (l *lines) entry(out []byte, now time.Time, tag byte, rest []byte) []byte {
 	out = append(out, ' ', tag, ' ')
 	out = append(out, l.pending...)
 	out = append(out, rest...)
-	l.pending = nil // given back: a stream that ends its lines holds nothing
+	l.pending = nil // freed: a stream between lines holds no memory
 	return append(out, '\n')
 }

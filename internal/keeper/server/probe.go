@@ -13,8 +13,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/namespace"
 )
 
-// Probe tries what a pod with a user namespace needs: the namespace, and an overlay whose layers, in dir, are mounted
-// with mapped ids under a writable layer in writable. Nothing of it stays.
+// Probe tests the requirements of a pod with a user namespace: the namespace, and an overlay with
+// layers in dir, mounted with mapped ids, and a writable layer in writable. It leaves nothing
+// behind.
 func (s *Server) Probe(req *api.ProbeRequest) (*api.ProbeResponse, error) {
 	if !filepath.IsAbs(req.Dir) {
 		return nil, fault.New(fault.Invalid, "dir %q is not an absolute path", req.Dir)
@@ -44,7 +45,8 @@ func (s *Server) Probe(req *api.ProbeRequest) (*api.ProbeResponse, error) {
 	return &api.ProbeResponse{}, nil
 }
 
-// probeDirs makes a directory in parent, with others in it. The caller removes it, also after an error.
+// probeDirs creates a directory in parent with subdirectories. The caller must remove it, also
+// after an error.
 func probeDirs(parent string, names ...string) (string, error) {
 	dir, err := os.MkdirTemp(parent, "probe-")
 	if err != nil {
@@ -58,19 +60,20 @@ func probeDirs(parent string, names ...string) (string, error) {
 	return dir, nil
 }
 
-// probeID is the id of the host that the root of the user namespace has.
+// probeID is the host id of root in the user namespace.
 const probeID = 1 << 16
 
-// passable returns why a user of the host without privileges does not get to dir. The init of a container in a user
-// namespace is one, and its root filesystem is mounted below dir.
+// passable returns an error if an unprivileged user of the host cannot reach dir. The init of a
+// container in a user namespace is such a user, and its root filesystem is mounted below dir.
 func passable(dir string, id uintptr) error {
 	return namespace.OnThread(func() error {
-		// The kernel makes a process whose ids change undumpable, which closes its /proc to helpers without CAP_SYS_PTRACE.
+		// Changing ids makes the process undumpable, and then helpers without CAP_SYS_PTRACE cannot
+		// read its /proc.
 		if dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err == nil {
 			defer unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable), 0, 0, 0)
 		}
 		for _, call := range [][4]uintptr{
-			{unix.SYS_SETGROUPS, 0, 0, 0}, {unix.SYS_SETRESGID, id, id, id}, {unix.SYS_SETRESUID, id, id, id}, // of this thread alone
+			{unix.SYS_SETGROUPS, 0, 0, 0}, {unix.SYS_SETRESGID, id, id, id}, {unix.SYS_SETRESUID, id, id, id}, // this thread only
 		} {
 			if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
 				return fmt.Errorf("become user %d: %w", id, errno)

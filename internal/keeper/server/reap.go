@@ -14,23 +14,24 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// reaper knows which children are waited for by someone, and reaps the others: orphans of containers without a PID
-// namespace of their own, which come to us because we are a child subreaper.
+// reaper reaps the children that nothing waits for: orphans of containers without a private PID
+// namespace, which are reparented to the keeper because it is a child subreaper.
 //
-// A process that is being started has passing children, which libcontainer waits for and nobody has told us of. A zombie
-// may be one of them only if that start had begun before the zombie was first seen: so it is let be until all starts that
-// were under way then are over, however long they take.
+// Starting a process creates short-lived children that libcontainer waits for, without the reaper
+// knowing them. A zombie can be one of those only if the start began before the zombie was first
+// seen. So it is left alone until all starts that were in progress then have ended, however long
+// they take.
 type reaper struct {
 	mu     sync.Mutex // guards all below
 	known  map[int]struct{}
-	starts map[uint64]struct{} // those under way, by number
-	next   uint64              // the number of the next one
+	starts map[uint64]struct{} // starts in progress, by number
+	next   uint64              // number of the next start
 
 	children chan os.Signal
 	quit     chan struct{}
 }
 
-// lookAgain is how often a zombie is looked at that may be waited for.
+// lookAgain is the interval at which a zombie that may be waited for is examined again.
 const lookAgain = 250 * time.Millisecond
 
 func newReaper() *reaper {
@@ -42,7 +43,8 @@ func newReaper() *reaper {
 	return r
 }
 
-// hold says that a process is being started. Release is called once it is mine, or gone.
+// hold marks a process as being started. The caller must call release once the process is marked by
+// mine, or gone.
 func (r *reaper) hold() (release func()) {
 	r.mu.Lock()
 	number := r.next
@@ -56,13 +58,13 @@ func (r *reaper) hold() (release func()) {
 	}
 }
 
-// during holds while fn starts a process.
+// during runs fn, which starts a process, between hold and its release.
 func (r *reaper) during(fn func() error) error {
 	defer r.hold()()
 	return fn()
 }
 
-// mine says that a child will be waited for, until forget.
+// mine marks a child that will be waited for, until forget.
 func (r *reaper) mine(pid int) {
 	r.mu.Lock()
 	r.known[pid] = struct{}{}
@@ -75,13 +77,13 @@ func (r *reaper) forget(pid int) {
 	r.mu.Unlock()
 }
 
-// collect reaps and forgets a child that is mine and has ended.
+// collect reaps and forgets a marked child that has ended.
 func (r *reaper) collect(pid int) {
 	process.Reap(pid)
 	r.forget(pid)
 }
 
-// await waits for a child that is mine, reaps and forgets it.
+// await waits for a marked child, reaps it and forgets it.
 func (r *reaper) await(pid int, pidfd *process.Pidfd) unix.WaitStatus {
 	if err := pidfd.Wait(); err != nil {
 		slog.Error("wait for a process", "pid", pid, "err", err)
@@ -98,7 +100,7 @@ func (r *reaper) await(pid int, pidfd *process.Pidfd) unix.WaitStatus {
 func (r *reaper) run() {
 	var last suspect
 	for {
-		// After a panic it looks again when the next child ends.
+		// After a panic, look again when the next child ends.
 		if fault.Contained(func() error { last = r.reapStrays(last); return nil }) != nil {
 			last = suspect{}
 		}
@@ -120,15 +122,15 @@ func (r *reaper) stop() {
 	close(r.quit)
 }
 
-// suspect is a zombie that somebody may wait for.
+// suspect is a zombie that something may wait for.
 type suspect struct {
-	pid   int    // 0: there is none
-	born  string // tells it from a later process of that pid
-	first uint64 // the number of the first start that was not under way when it was seen
+	pid   int    // 0: none
+	born  string // start time: distinguishes it from a later process with that pid
+	first uint64 // number of the first start that began after it was seen
 }
 
-// reapStrays reaps the zombies that nobody waits for, up to the first that somebody may wait for, which it returns. Last is
-// what it returned before.
+// reapStrays reaps the zombies that nothing waits for, up to the first that something may wait for.
+// It returns that one. last is the result of the previous call.
 func (r *reaper) reapStrays(last suspect) suspect {
 	for {
 		pid := process.Zombie()
@@ -151,7 +153,7 @@ func (r *reaper) reapStrays(last suspect) suspect {
 			return now
 		}
 		if n, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); n != pid && err != unix.EINTR {
-			return now // someone waited for it after all; there may be others behind it
+			return now // it was waited for after all; more zombies may follow
 		}
 	}
 }

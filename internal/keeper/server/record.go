@@ -20,11 +20,11 @@ import (
 // recordFormat is the newest format version of the records.
 const recordFormat = 1
 
-// sandboxRecord is what a successor needs of a sandbox. It is written before the sandbox is begun, and once more before
-// anyone is told of it.
+// sandboxRecord is the record of a sandbox for a successor. It is written before the sandbox is
+// created, and again before it is reported.
 type sandboxRecord struct {
 	ID   string `json:"id"`
-	Made bool   `json:"made"` // false: it was being made
+	Made bool   `json:"made"` // false: it is being created
 	Boot string `json:"boot_id"`
 
 	NetnsPath     string `json:"netns_path,omitempty"` // "" without a network namespace
@@ -43,11 +43,12 @@ type sandboxRecord struct {
 
 	InitPid    int               `json:"init_pid,omitempty"`
 	InitBorn   string            `json:"init_born,omitempty"`  // see process.StartTime
-	Namespaces map[string]uint64 `json:"namespaces,omitempty"` // inodes of those that are held by descriptor, by OCI type
+	Namespaces map[string]uint64 `json:"namespaces,omitempty"` // inodes, by OCI type, of those held by descriptor
 }
 
-// containerRecord is what a successor needs of a container. It is written before the container is begun, and with each
-// change of its state before anyone is told; exit.json is the record of its exit.
+// containerRecord is the record of a container for a successor. It is written before the container
+// is created, and at each change of its state before that is reported. The record of its exit is
+// exit.json.
 type containerRecord struct {
 	ID        string    `json:"id"`
 	SandboxID string    `json:"sandbox_id"`
@@ -66,19 +67,19 @@ type containerRecord struct {
 	TTY           bool   `json:"tty,omitempty"`
 	Stdin         bool   `json:"stdin,omitempty"`
 	StdinOnce     bool   `json:"stdin_once,omitempty"`
-	StdinGone     bool   `json:"stdin_gone,omitempty"` // it was given away, or closed
+	StdinGone     bool   `json:"stdin_gone,omitempty"` // it was passed on, or closed
 
 	Made  *oci.Created      `json:"made,omitempty"`
-	Born  string            `json:"born,omitempty"`  // when its first process was started: see process.StartTime
+	Born  string            `json:"born,omitempty"`  // start time of its first process: see process.StartTime
 	Pipes map[string]uint64 `json:"pipes,omitempty"` // inodes of stdin, stdout and stderr
 
 	CreatedAt int64  `json:"created_at,omitempty"` // nanoseconds since the epoch
 	StartedAt int64  `json:"started_at,omitempty"`
 	Outlived  uint64 `json:"outlived,omitempty"` // OOM kills before it was last asked to end
-	Note      string `json:"note,omitempty"`     // what was lost with an earlier keeper
+	Note      string `json:"note,omitempty"`     // resources lost with an earlier keeper
 }
 
-// bootID returns what tells this boot of the machine from others.
+// bootID returns the id of this boot of the machine.
 func bootID() string {
 	boot, err := process.BootID()
 	if err != nil {
@@ -87,7 +88,7 @@ func bootID() string {
 	return boot
 }
 
-// The directories of the records in that of the keeper.
+// Directories of the records in the keeper's directory.
 const (
 	sandboxRecords   = "sandboxes"
 	containerRecords = "containers"
@@ -98,8 +99,8 @@ func (s *Server) recordPath(kind, id string) string {
 	return filepath.Join(s.state, "keeper", kind, id+".json")
 }
 
-// makeRecordDirs makes the directories of the records. That of the state is not private: containers with a user namespace
-// find their files below it.
+// makeRecordDirs creates the directories of the records. The state directory itself is not private,
+// because containers with a user namespace open their files below it.
 func (s *Server) makeRecordDirs() error {
 	if err := os.MkdirAll(s.state, 0o711); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
@@ -121,8 +122,9 @@ func removeRecord(path string) error {
 	return nil
 }
 
-// CheckRecords reports whether this keeper can go on with what an earlier one has recorded in the state directory. It changes
-// nothing. The error is of kind Precondition when a newer keeper has written there, and names what is too new.
+// CheckRecords reports whether this keeper can use the records of an earlier one in the state
+// directory. It changes nothing. The error is of kind Precondition if a newer keeper has written
+// there, and names the record that is too new.
 func CheckRecords(state string) error {
 	for _, kind := range []string{sandboxRecords, containerRecords} {
 		records, err := filepath.Glob(filepath.Join(state, "keeper", kind, "*.json"))
@@ -146,8 +148,9 @@ func tooNew(path string) error {
 	return nil
 }
 
-// readRecords reads all records of a kind. One that cannot be read is set aside, and costs the others nothing. One of a newer
-// version of Kuri is an error of kind Precondition: an older keeper must not take what it does not understand apart.
+// readRecords reads all records of a kind. An unreadable record is set aside and does not affect
+// the others. A record of a newer version of Kuri is an error of kind Precondition: an older keeper
+// must not remove resources that it does not know.
 func readRecords[R any](s *Server, kind string, id func(*R) string) ([]*R, error) {
 	dir := filepath.Join(s.state, "keeper", kind)
 	entries, err := os.ReadDir(dir)
@@ -185,16 +188,16 @@ func readRecords[R any](s *Server, kind string, id func(*R) string) ([]*R, error
 	return all, nil
 }
 
-// edges are the changes of a container's state.
+// edges are the possible changes of a container's state.
 var edges = map[api.State][]api.State{
 	api.State_UNKNOWN: {api.State_CREATED},
 	api.State_CREATED: {api.State_RUNNING, api.State_EXITED},
-	api.State_RUNNING: {api.State_CREATED, api.State_EXITED}, // back when it could not be started
+	api.State_RUNNING: {api.State_CREATED, api.State_EXITED}, // back if the start failed
 }
 
-// become is the only way from one state of a container to another: it checks the edge, lets change fill in the rest, and
-// writes the record before anyone can see the new state. Of an exit exit.json is the record. The error is of kind
-// Precondition when there is no such edge.
+// become is the only function that changes the state of a container. It checks the edge, calls
+// change for the other fields, and writes the record before the new state is visible. An exit is
+// recorded in exit.json instead. The error is of kind Precondition if there is no such edge.
 func (c *container) become(next api.State, change func(*containerRecord)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -207,8 +210,8 @@ func (c *container) become(next api.State, change func(*containerRecord)) error 
 	})
 }
 
-// becomeRunning is become for a start, which a full disk does not keep from it: a keeper after this one sees by the process
-// that a container which its record tells as created has been started.
+// becomeRunning is become for a start, but succeeds on a full disk. The record then stays at
+// "created"; a later keeper sees from the process that the container was started.
 func (c *container) becomeRunning(at int64) error {
 	change := func(r *containerRecord) { r.StartedAt = at }
 	err := c.become(api.State_RUNNING, change)
@@ -226,7 +229,7 @@ func (c *container) becomeRunning(at int64) error {
 	return nil
 }
 
-// amend changes the record of a container and nothing of its state.
+// amend changes the record of a container, but not its state.
 func (c *container) amend(change func(*containerRecord)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

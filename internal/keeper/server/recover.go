@@ -21,21 +21,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// Recover goes on where the keeper before this one has ended, in whatever it was doing. It is called once, before Serve.
-// What goes wrong with one pod costs that pod alone.
+// Recover takes over from the previous keeper, whatever that was doing when it ended. It must be
+// called once, before Serve. A failure with one pod affects only that pod.
 func (s *Server) Recover() error {
-	s.firstExec = sinceBoot() // names of cgroups that no keeper before has used
+	s.firstExec = sinceBoot() // no earlier keeper has used cgroups with these names
 	s.execs.Store(s.firstExec)
 
 	keeper.ThawTakenOver(s.state)
 
-	// 1. What the holder has.
+	// 1. The descriptors in the holder.
 	in := s.keep.inheritance()
 	if err := s.recoverShm(in); err != nil {
 		return err
 	}
 
-	// 2. What the records say.
+	// 2. The records.
 	boxes, err := readRecords(s, sandboxRecords, func(r *sandboxRecord) string { return r.ID })
 	if err != nil {
 		return err
@@ -50,7 +50,7 @@ func (s *Server) Recover() error {
 	}
 	containers = append(containers, s.unrecorded(known)...)
 
-	// 3. What an earlier keeper was starting when it was killed, and nobody knows yet.
+	// 3. Unrecorded processes that an earlier keeper was starting when it was killed.
 	first := make(map[int]bool)
 	for _, r := range containers {
 		if r.Made != nil {
@@ -64,7 +64,7 @@ func (s *Server) Recover() error {
 
 	execs := s.recoverExecs()
 
-	// 4. Containers first: their processes have what a pod may have lost.
+	// 4. Containers first: their processes may still have resources that a pod has lost.
 	for _, r := range containers {
 		if err := s.recoverContainer(in, r, execs); err != nil {
 			slog.Error("a container of an earlier keeper cannot be adopted", "container", r.ID, "err", err)
@@ -80,7 +80,7 @@ func (s *Server) Recover() error {
 		}
 	}
 
-	// 5. What nobody knows.
+	// 5. Resources that no pod or container uses.
 	in.closeRest()
 	s.sweepShm()
 	go s.reaper.run()
@@ -90,13 +90,13 @@ func (s *Server) Recover() error {
 	return nil
 }
 
-// killStrays kills the processes in this keeper's own cgroup but itself, the holder and those that are known: inits of pods
-// and containers on their way into their own cgroups, and helpers. (A container that has not been started is not in the last
-// of its cgroups yet.)
+// killStrays kills the processes in this keeper's own cgroup, except itself, the holder and known
+// processes. Strays are helpers, and inits of pods and containers on their way to their own cgroups.
+// (A known container may still be there, too: until it is started it is not in its final cgroup.)
 func killStrays(known map[int]bool) {
 	own := cgroup.Memberships(os.Getpid(), "/kuri-keeper")
 	if len(own) == 0 {
-		return // it has none
+		return // the keeper has no cgroup
 	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -109,7 +109,7 @@ func killStrays(known map[int]bool) {
 		}
 		pidfd, err := process.Open(pid)
 		if err != nil {
-			continue // it has ended
+			continue // it has exited
 		}
 		if slices.ContainsFunc(cgroup.Memberships(pid, "/kuri-keeper"), func(line string) bool { return slices.Contains(own, line) }) {
 			slog.Info("killing what an earlier keeper has left", "process", process.Describe(pid))
@@ -129,7 +129,7 @@ func control(f *os.File, fn func(fd int) error) error {
 	return errors.Join(conn.Control(func(fd uintptr) { ferr = fn(int(fd)) }), ferr)
 }
 
-// inodeOf returns the inode of an open file, 0 when it cannot be had.
+// inodeOf returns the inode of an open file, or 0 on an error.
 func inodeOf(f *os.File) (inode uint64) {
 	control(f, func(fd int) error {
 		var st unix.Stat_t
@@ -152,7 +152,7 @@ func (s *Server) recoverShm(in inheritance) (err error) {
 	return nil
 }
 
-// sweepShm removes each /dev/shm whose pod is gone.
+// sweepShm removes each /dev/shm without a pod.
 func (s *Server) sweepShm() {
 	pods, err := s.shm.Pods()
 	if err != nil {
@@ -167,8 +167,8 @@ func (s *Server) sweepShm() {
 	}
 }
 
-// unrecorded are records of containers that the OCI runtime knows and the keeper does not: their own records were lost, or
-// the keeper was of a version that wrote none.
+// unrecorded returns records of containers that only the OCI runtime knows: their records were
+// lost, or the keeper was of a version that wrote none.
 func (s *Server) unrecorded(known map[string]bool) []*containerRecord {
 	ids, err := s.runtime.All()
 	if err != nil {
@@ -180,7 +180,7 @@ func (s *Server) unrecorded(known map[string]bool) []*containerRecord {
 			continue
 		}
 		left, err := s.runtime.Left(id)
-		if errors.Is(err, fault.NotFound) { // the rest of one
+		if errors.Is(err, fault.NotFound) { // remains of a container
 			err = s.runtime.Delete(id)
 			if err == nil {
 				continue
@@ -205,7 +205,8 @@ func (s *Server) unrecorded(known map[string]bool) []*containerRecord {
 	return all
 }
 
-// recoverContainer adopts a container, or takes it back when it was being created. Execs are those that go on.
+// recoverContainer adopts a container, or reverts its creation if that is incomplete. execs are the
+// execs that continue.
 func (s *Server) recoverContainer(in inheritance, r *containerRecord, execs []*oci.Running) error {
 	c := &container{
 		id: r.ID, sandboxID: r.SandboxID, bundle: r.Bundle, recordPath: s.recordPath(containerRecords, r.ID), keep: s.keep,
@@ -213,7 +214,7 @@ func (s *Server) recoverContainer(in inheritance, r *containerRecord, execs []*o
 	}
 	close(c.ready)
 	switch {
-	case r.Boot != s.boot: // its processes are gone, and nobody saw how they ended
+	case r.Boot != s.boot: // its processes are gone; their exit statuses are unknown
 		return removeRecord(c.recordPath)
 	case r.State == api.State_UNKNOWN || r.Made == nil:
 		return s.takeBackContainer(c)
@@ -245,7 +246,8 @@ func (s *Server) takeBackContainer(c *container) error {
 	return removeRecord(c.recordPath)
 }
 
-// recoverSandbox adopts a sandbox, or takes it back when it was being made. Shm has the device of each pod's /dev/shm.
+// recoverSandbox adopts a sandbox, or reverts its creation if that is incomplete. shm is the device
+// of each pod's /dev/shm.
 func (s *Server) recoverSandbox(in inheritance, r *sandboxRecord, shm map[string]uint64) error {
 	box := &sandbox{id: r.ID, rec: *r, set: &namespace.Set{NetnsPath: r.NetnsPath}, shmPath: r.ShmPath, adopted: true}
 	if r.Boot != s.boot || !r.Made {
@@ -253,7 +255,7 @@ func (s *Server) recoverSandbox(in inheritance, r *sandboxRecord, shm map[string
 	}
 	s.sandboxes[box.id] = box
 	err := errors.Join(s.recoverInit(box), box.recoverNetns(), s.recoverNamespaces(in, box), s.recoverPodShm(box, shm))
-	s.mu.Lock() // the init may end just now
+	s.mu.Lock() // the init may be exiting right now
 	defer s.mu.Unlock()
 	box.told = box.message()
 	if err != nil {

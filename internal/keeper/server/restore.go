@@ -19,11 +19,12 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// Somebody may remove the state directory, or files of ours in it, while pods run. Nothing of them is in those files alone:
-// what the next keeper and the next kurid look for there is made anew from what this process has in memory and holds open.
+// The state directory, or files in it, may be removed while pods run. Nothing exists only in those
+// files: the keeper restores them, for the next keeper and the next kurid, from memory and from
+// open descriptors.
 
-// Restore makes anew what is gone of the keeper's files. Where nothing is gone it does nothing. What goes wrong with one
-// container costs that alone; the error is that of what all need.
+// Restore creates missing files of the keeper again, and does nothing if none is missing. A failure
+// with one container affects only that one; the error is that of the files that all share.
 func (s *Server) Restore() error {
 	s.files.mu.Lock()
 	defer s.files.mu.Unlock()
@@ -31,7 +32,7 @@ func (s *Server) Restore() error {
 		return nil // it is ending, or not serving yet
 	}
 
-	// 1. The directories, and the lock in them.
+	// 1. The directories and the lock.
 	if err := s.makeRecordDirs(); err != nil {
 		return err
 	}
@@ -40,15 +41,15 @@ func (s *Server) Restore() error {
 		return err
 	}
 
-	// 2. The holder's lock and socket, which it makes itself.
+	// 2. The holder's lock and socket, which the holder creates itself.
 	s.askHolder()
 
-	// 3. Where the containers' root filesystems are mounted.
+	// 3. The mount point of the containers' root filesystems.
 	if err := makeMountPoint(s.mounts()); err != nil {
 		return err
 	}
 
-	// 4. The records of pods and containers, ours and the runtime's.
+	// 4. The records of pods and containers, of the keeper and of the runtime.
 	for _, box := range s.allSandboxes() {
 		complain("pod", box.id, s.restoreSandbox(box))
 	}
@@ -56,7 +57,8 @@ func (s *Server) Restore() error {
 		complain("container", c.id, s.restoreContainer(c))
 	}
 
-	// 5. The sockets, last: who gets an answer finds all of it.
+	// 5. The sockets. They come last, so that a client that gets an answer finds everything
+	// restored.
 	if err := s.files.again(); err != nil {
 		return err
 	}
@@ -72,8 +74,8 @@ func complain(what, id string, err error) {
 	}
 }
 
-// lockAgain takes the lock's file if it is not the one that we have locked, and reports whether it was not. Another keeper
-// that has it meanwhile is an error.
+// lockAgain locks the lock file if it is not the one we have locked, and reports whether it was
+// not. It is an error if another keeper has locked it.
 func (s *Server) lockAgain() (lost bool, err error) {
 	path := filepath.Join(s.state, "keeper", "lock")
 	there, err := os.Stat(path)
@@ -92,7 +94,7 @@ func (s *Server) lockAgain() (lost bool, err error) {
 	return true, nil
 }
 
-// askHolder has the holder make its lock and socket anew, if those are gone and there is a holder.
+// askHolder makes the holder create its lock and socket again if one is missing.
 func (s *Server) askHolder() {
 	for _, name := range []string{"holder.lock", "holder.sock"} {
 		if _, err := os.Lstat(filepath.Join(s.state, name)); err == nil {
@@ -125,7 +127,7 @@ func (s *Server) allContainers() (all []*container) {
 	return all
 }
 
-// restoreSandbox writes the record of a pod again, and makes the directory over which its /dev/shm is mounted.
+// restoreSandbox writes the record of a pod again, and creates the mount point of its /dev/shm.
 func (s *Server) restoreSandbox(box *sandbox) error {
 	if box.shmPath != "" {
 		if err := os.MkdirAll(box.shmPath, 0o755); err != nil {
@@ -139,7 +141,8 @@ func (s *Server) restoreSandbox(box *sandbox) error {
 	return writeRecord(path, &box.rec)
 }
 
-// restoreContainer writes the records of a container again. One that is being created or deleted is left to that.
+// restoreContainer writes the records of a container again. It skips a container that is being
+// created or deleted.
 func (s *Server) restoreContainer(c *container) error {
 	state := c.currentState()
 	if state == api.State_UNKNOWN || !c.verb.TryLock() {
@@ -170,14 +173,15 @@ func (s *Server) restoreContainer(c *container) error {
 	return writeRecord(c.recordPath, &c.rec)
 }
 
-// What was removed is made anew once nothing more has been removed for settleAfter, and looked at once more lookAfter that:
-// rm -r takes a moment, and may remove what was made anew.
+// Files are restored once no more have been removed for settleAfter, and checked again after
+// lookAfter: rm -r takes a moment, and may remove restored files.
 const (
 	settleAfter = 100 * time.Millisecond
 	lookAfter   = time.Second
 )
 
-// watchFiles calls Restore when somebody removes or moves the state directory or what is directly in it, until ctx ends.
+// watchFiles calls Restore whenever the state directory or an entry of it is removed or moved,
+// until ctx ends.
 func (s *Server) watchFiles(ctx context.Context) {
 	pause := func(d time.Duration) {
 		select {
@@ -206,7 +210,7 @@ func (s *Server) watchFiles(ctx context.Context) {
 	}
 }
 
-// watchOnce returns when something has been removed.
+// watchOnce returns when one of the keeper's files has been removed.
 func (s *Server) watchOnce(ctx context.Context) error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -218,14 +222,14 @@ func (s *Server) watchOnce(ctx context.Context) error {
 	const gone = unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
 	for _, dir := range []string{s.state, filepath.Join(s.state, "keeper")} {
 		if _, err := unix.InotifyAddWatch(fd, dir, gone|unix.IN_ONLYDIR); errors.Is(err, fs.ErrNotExist) {
-			return nil // already
+			return nil // already removed
 		} else if err != nil {
 			return fmt.Errorf("watch %s: %w", dir, err)
 		}
 	}
 	for _, name := range s.ownFiles() {
 		if _, err := os.Lstat(name); err != nil {
-			return nil // it went before the watch was there
+			return nil // removed before the watch was added
 		}
 	}
 	for events := make([]byte, 4096); ; {
@@ -241,7 +245,7 @@ func (s *Server) watchOnce(ctx context.Context) error {
 	}
 }
 
-// ownFiles lists what must be there while the keeper serves.
+// ownFiles returns the paths that must exist while the keeper serves.
 func (s *Server) ownFiles() []string {
 	var all []string
 	names := []string{"keeper.sock", "keeper-session.sock", "keeper/lock", "keeper/" + sandboxRecords, "keeper/" + containerRecords, "mounts"}
@@ -254,8 +258,8 @@ func (s *Server) ownFiles() []string {
 	return all
 }
 
-// tellsOfOurs reports whether events (inotify(7)) tell of the end of something of ours: of the directories themselves, or of
-// a name in them that is gone now.
+// tellsOfOurs reports whether events (inotify(7)) mean that one of our files is gone: a watched
+// directory itself, or a name in it.
 func (s *Server) tellsOfOurs(events []byte) bool {
 	for len(events) >= unix.SizeofInotifyEvent {
 		mask, size := binary.NativeEndian.Uint32(events[4:]), int(binary.NativeEndian.Uint32(events[12:]))

@@ -13,22 +13,25 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// execRecord is what a successor needs of an exec whose caller can resume it. It is written when the process is at its start line,
-// before the caller has its stdio, and once more when it has ended, before it is reaped; and it goes when the end has been told.
-// For a process without a start line it is also written before the process is started: a successor cannot know how far that came.
+// execRecord is the record of an exec for a successor, with which the caller can resume it. It is
+// written when the process is at its start line, before the caller has its stdio. It is written
+// again when the process has ended, before it is reaped, and removed once the exit is reported. For
+// a process without a start line it is also written before the process is started, because a
+// successor cannot know how far that got.
 type execRecord struct {
 	Session string       `json:"session"`
 	Boot    string       `json:"boot_id"`
-	Running *oci.Running `json:"running"` // nil: it may run, or not
+	Running *oci.Running `json:"running"` // nil: it may have run, or not
 	Born    string       `json:"born"`    // see process.StartTime
-	// Again says that it may be begun again for a caller who did not get its stdio: it has executed nothing by then, or only what
-	// may be repeated.
+	// Again permits starting it again for a caller who did not get its stdio: it has executed
+	// nothing by then, or only something that may be repeated.
 	Again bool `json:"again,omitempty"`
 	Ended bool `json:"ended,omitempty"`
-	Code  int  `json:"code,omitempty"` // when it has
+	Code  int  `json:"code,omitempty"` // if ended
 }
 
-// intendExec records that a process without a start line is about to be started. On an error it must not be started.
+// intendExec records that a process without a start line is about to be started. After an error it
+// must not be started.
 func (s *Server) intendExec(x *execution, req *api.ExecSession) error {
 	if req.Session == "" {
 		return nil
@@ -42,7 +45,8 @@ func (s *Server) intendExec(x *execution, req *api.ExecSession) error {
 	return nil
 }
 
-// recordExec lets a successor go on with the exec. Where it cannot be recorded, it ends with this keeper.
+// recordExec records an exec so that a successor can resume it. If that fails, the exec ends with
+// this keeper.
 func (s *Server) recordExec(x *execution, req *api.ExecSession) {
 	if req.Session == "" {
 		return
@@ -69,7 +73,7 @@ func (s *Server) recordExecEnd(x *execution, code int) {
 	}
 }
 
-// forgetExec gives up what a successor would need of an exec that is over.
+// forgetExec removes the record of an exec that is over.
 func (s *Server) forgetExec(x *execution) {
 	if x.rec == nil {
 		return
@@ -82,10 +86,10 @@ func (s *Server) forgetExec(x *execution) {
 	}
 }
 
-// resumeLimit is how long after the start of a keeper the callers of the one before may resume their execs.
+// resumeLimit is how long callers have to resume their execs after a new keeper has started.
 const resumeLimit = 10 * time.Second
 
-// recoverExecs goes on with the execs of an earlier keeper and returns those that run.
+// recoverExecs takes over the execs of an earlier keeper and returns the running ones.
 func (s *Server) recoverExecs() (running []*oci.Running) {
 	records, err := readRecords(s, execRecords, func(r *execRecord) string { return r.Session })
 	if err != nil {
@@ -113,7 +117,7 @@ func (s *Server) recoverExecs() (running []*oci.Running) {
 	return running
 }
 
-// watchResumable waits for the process, which is no child of ours.
+// watchResumable waits for the process, which is not our child.
 func (s *Server) watchResumable(x *execution) {
 	x.err = fault.Contained(func() error { return s.awaitResumable(x) })
 	x.reaped = true
@@ -141,11 +145,12 @@ func (s *Server) awaitResumable(x *execution) error {
 		return fault.New(fault.Unavailable, "%s (%w)", nobodySaw, err)
 	}
 	x.code = process.ExitCode(status)
-	s.recordExecEnd(x, x.code) // another holder would not know
+	s.recordExecEnd(x, x.code) // another holder would not know it
 	return nil
 }
 
-// takeResumable returns the exec of that session, which is the caller's from then on; nil when there is none.
+// takeResumable returns the exec of that session, which belongs to the caller from then on, or nil
+// if there is none.
 func (s *Server) takeResumable(session string) *execution {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,7 +159,8 @@ func (s *Server) takeResumable(session string) *execution {
 	return x
 }
 
-// resumeSession goes on with an exec that an earlier keeper has begun, as execSession does with one of its own.
+// resumeSession continues an exec that an earlier keeper started, as execSession does with a new
+// one.
 func (s *Server) resumeSession(ctx context.Context, req *api.ResumeSession) (code int, forget func(), err error) {
 	x := s.takeResumable(req.Session)
 	if x == nil {
@@ -168,11 +174,13 @@ func (s *Server) resumeSession(ctx context.Context, req *api.ResumeSession) (cod
 	return x.code, forget, nil
 }
 
-// errMayHaveRun is the error for a command that is not executed again, as an earlier keeper may have executed it.
+// errMayHaveRun is the error for a command that is not started again because an earlier keeper may
+// have run it.
 var errMayHaveRun = fault.New(fault.Unavailable, "the keeper died while the command was being started: it may have run, and is not run again")
 
-// beginAnew kills what an earlier keeper has begun for a session that is begun anew: its caller never had the stdio. Where that may
-// have executed something the error is errMayHaveRun, and forget must be called after the caller was told.
+// beginAnew kills the exec that an earlier keeper started for a session that starts again: its
+// caller never had the stdio. If the exec may have run something, the error is errMayHaveRun, and
+// forget must be called once the error is reported.
 func (s *Server) beginAnew(session string) (forget func(), err error) {
 	forget = func() {}
 	if session != "" && checkID(session) != nil {
@@ -192,7 +200,7 @@ func (s *Server) beginAnew(session string) (forget func(), err error) {
 	return forget, nil
 }
 
-// endUnresumed ends what nobody has asked for: the callers are gone too.
+// endUnresumed ends the execs that no caller has resumed: the callers are gone, too.
 func (s *Server) endUnresumed() {
 	s.mu.Lock()
 	var sessions []string

@@ -25,27 +25,27 @@ import (
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
-// killLimit bounds the wait for a process to die of SIGKILL.
+// killLimit limits the wait for a process to die after SIGKILL.
 const killLimit = 10 * time.Second
 
 // sandbox is a pod: its namespaces and, with a shared PID namespace, its init.
 type sandbox struct {
 	id       string
 	rec      sandboxRecord // constant once the sandbox is in Server.sandboxes
-	adopted  bool          // an earlier keeper has made it: its init is no child of ours
-	told     *api.Sandbox  // what a caller is told, immutable; guarded by Server.mu, as the next two
-	gone     string        // why no process can begin in it any more; "" while one can
-	removing bool          // it takes no containers any more
+	adopted  bool          // created by an earlier keeper: its init is not our child
+	told     *api.Sandbox  // as reported to callers, immutable; guarded by Server.mu, as are the next two
+	gone     string        // why no process can start in it any more; "" if one can
+	removing bool          // it accepts no new containers
 	set      *namespace.Set
 	shmPath  string // "" without a /dev/shm of its own
 
 	init    *namespace.Init // nil without a shared PID namespace
 	initFD  *process.Pidfd
-	initEnd chan struct{} // closed when it has ended and been reaped
+	initEnd chan struct{} // closed when the init has ended and been reaped
 	cgroup  *oci.ProcessCgroup
 }
 
-// CreateSandbox makes what req asks for, or answers with the sandbox of that id.
+// CreateSandbox creates a sandbox, or returns the existing sandbox with that id.
 func (s *Server) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
 	if err := checkID(req.Id); err != nil {
 		return nil, err
@@ -60,7 +60,7 @@ func (s *Server) CreateSandbox(ctx context.Context, req *api.CreateSandboxReques
 			s.mu.Unlock()
 			made, steps, err := stepped(ctx, s, "CreateSandbox", func(ctx context.Context) (*api.Sandbox, error) { return s.createSandbox(ctx, req) })
 			if err == nil {
-				made = proto.CloneOf(made) // what others are told has no steps
+				made = proto.CloneOf(made) // other callers get no steps
 				made.Steps = steps
 			}
 			return made, err
@@ -80,7 +80,7 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	back := undo.New(ctx)
 	defer back.Run()
 
-	// 1. The record of the intent, so that a successor takes back what it finds of it.
+	// 1. The record of the intent, so that a successor can revert incomplete work.
 	step.Enter(ctx, "record")
 	box.rec = s.recordOf(req)
 	path := s.recordPath(sandboxRecords, req.Id)
@@ -91,7 +91,7 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 
 	failpoint.At("create sandbox: intent recorded")
 
-	// 2. The namespaces, and in them the init.
+	// 2. The namespaces and the init in them.
 	step.Enter(ctx, "namespaces")
 	config := namespace.Config{
 		Network: req.Network, NetnsPath: req.NetnsPath, IPC: req.Ipc, UTS: req.Uts, Hostname: req.Hostname,
@@ -115,7 +115,8 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 
 	failpoint.At("create sandbox: namespaces made")
 
-	// 3. Its /dev/shm, and the directory over which containers will mount it, each in its own mount namespace.
+	// 3. Its /dev/shm, and the directory on which containers mount it in their own mount
+	// namespaces.
 	if req.ShmBytes > 0 {
 		step.Enter(ctx, "shm")
 		box.rec.ShmUID, box.rec.ShmGID = config.User.Root()
@@ -133,7 +134,7 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 
 	failpoint.At("create sandbox: /dev/shm made")
 
-	// 4. The holder has its namespaces, too, and the record says which they are.
+	// 4. The holder keeps its namespaces as well, and the record has their inodes.
 	step.Enter(ctx, "holder")
 	back.Add("have the namespaces kept no longer", func(context.Context) error { box.dropFrom(s.keep); return nil })
 	if err := box.keepIn(s.keep); err != nil {
@@ -148,7 +149,7 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 
 	failpoint.At("create sandbox: recorded")
 
-	// 5. From here on it is known.
+	// 5. The sandbox becomes visible.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.retired {
@@ -171,8 +172,8 @@ func idMap(mappings []*api.IDMapping) []syscall.SysProcIDMap {
 	return out
 }
 
-// startInit runs on the thread that is in the new namespaces, or with attributes with which the init makes them. It
-// returns the init's process id, 0 for none.
+// startInit runs on the thread that is in the new namespaces, or with the attributes with which the
+// init creates them. It returns the pid of the init, or 0 if there is none.
 func (s *Server) startInit(ctx context.Context, box *sandbox, req *api.CreateSandboxRequest, attr *syscall.SysProcAttr) (pid int, err error) {
 	if !req.Pid {
 		return 0, nil
@@ -183,7 +184,7 @@ func (s *Server) startInit(ctx context.Context, box *sandbox, req *api.CreateSan
 	}
 	failpoint.At("create sandbox: init started")
 	if box.initFD, err = process.Open(box.init.Pid); err != nil {
-		unix.Kill(box.init.Pid, unix.SIGKILL) // and the reaper takes it for a stray
+		unix.Kill(box.init.Pid, unix.SIGKILL) // the reaper collects it as a stray
 		return 0, err
 	}
 	s.reaper.mine(box.init.Pid)
@@ -193,8 +194,8 @@ func (s *Server) startInit(ctx context.Context, box *sandbox, req *api.CreateSan
 	return box.init.Pid, err
 }
 
-// watchInit waits for the end of the init and reaps it. Unless the sandbox is being removed, that is told: no process can
-// begin in the PID namespace any more (pid_namespaces(7)).
+// watchInit waits for the end of the init and reaps it. Unless the sandbox is being removed, it
+// publishes an event: no process can start in the PID namespace any more (pid_namespaces(7)).
 func (s *Server) watchInit(box *sandbox, pid int) {
 	defer close(box.initEnd)
 	end := "it cannot be had"
@@ -211,7 +212,7 @@ func (s *Server) watchInit(box *sandbox, pid int) {
 		return nil
 	})
 	if err != nil && !box.adopted {
-		s.reaper.forget(pid) // which reaps it
+		s.reaper.forget(pid) // this also reaps it
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -220,7 +221,7 @@ func (s *Server) watchInit(box *sandbox, pid int) {
 	}
 	box.gone = fmt.Sprintf("the init of its PID namespace, process %d, has ended (%s)", pid, end)
 	if box.told == nil {
-		return // it is being made, and that fails
+		return // it is being created, and that will fail
 	}
 	box.told = proto.CloneOf(box.told)
 	box.told.Gone = box.gone
@@ -228,7 +229,7 @@ func (s *Server) watchInit(box *sandbox, pid int) {
 	s.events.publish(&api.Event{Sandbox: box.told})
 }
 
-// endInit kills the init, and with it all that is in its PID namespace, and removes its cgroup.
+// endInit kills the init, and with it all processes in its PID namespace, and removes its cgroup.
 func (s *Server) endInit(box *sandbox) error {
 	if box.init == nil {
 		return nil
@@ -237,7 +238,7 @@ func (s *Server) endInit(box *sandbox) error {
 		if err := box.initFD.Signal(unix.SIGKILL); err != nil {
 			return err
 		}
-		if box.cgroup != nil { // which may be frozen
+		if box.cgroup != nil { // it may be frozen
 			if err := box.cgroup.SignalKill(); err != nil {
 				return err
 			}
@@ -259,7 +260,8 @@ func (s *Server) endInit(box *sandbox) error {
 	return nil
 }
 
-// RemoveSandbox gives everything up that CreateSandbox made. Containers have to go first.
+// RemoveSandbox releases all resources that CreateSandbox created. Containers must be deleted
+// first.
 func (s *Server) RemoveSandbox(ctx context.Context, id string) error {
 	_, _, err := s.removals.Do(ctx, "sandbox "+id, func(context.Context) (struct{}, error) {
 		return struct{}{}, s.removeSandbox(id)
@@ -312,7 +314,7 @@ func (s *Server) recordOf(req *api.CreateSandboxRequest) sandboxRecord {
 	return r
 }
 
-// held are the namespaces that are held by descriptor, by OCI type.
+// held returns the namespaces that are held by descriptor, by OCI type.
 func (b *sandbox) held() map[string]*os.File {
 	all := map[string]*os.File{"ipc": b.set.IPC, "uts": b.set.UTS, "user": b.set.User}
 	if b.init != nil {
@@ -322,7 +324,7 @@ func (b *sandbox) held() map[string]*os.File {
 	return all
 }
 
-// keepIn has the sandbox's namespaces kept outside this process, and notes which they are.
+// keepIn stores the sandbox's namespaces in the holder, and their inodes in the record.
 func (b *sandbox) keepIn(k keep) (err error) {
 	b.rec.Namespaces = make(map[string]uint64)
 	for kind, f := range b.held() {
@@ -342,8 +344,8 @@ func (b *sandbox) dropFrom(k keep) {
 	}
 }
 
-// beginRemoval closes the sandbox for new containers; nil when there is none of that id, or with an error when it has
-// containers still.
+// beginRemoval closes the sandbox for new containers. It returns nil if the sandbox does not exist,
+// and an error if it still has containers.
 func (s *Server) beginRemoval(id string) (*sandbox, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -373,7 +375,8 @@ func (s *Server) endRemoval(box *sandbox, done bool) {
 	}
 }
 
-// removeDirs removes the directory <state>/mounts/<id>/<name> and its parent if that is empty then.
+// removeDirs removes the directory <state>/mounts/<id>/<name>, and then its parent if that is
+// empty.
 func removeDirs(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -390,8 +393,8 @@ func (b *sandbox) message() *api.Sandbox {
 		m.Namespaces[kind] = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 	}
 	if b.set.User != nil {
-		// libcontainer takes any path that begins with /proc/<pid> for one of that process's own namespace, and ours is the
-		// host's.
+		// libcontainer takes any path with the prefix /proc/<pid> for the process's own namespace.
+		// The keeper's own is the host's.
 		m.Namespaces["user"] = "/" + m.Namespaces["user"]
 	}
 	if b.set.NetnsPath != "" {

@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// Serve listens and answers until ctx ends. Ready is called once when the sockets take connections.
+// Serve serves requests until ctx ends. ready is called once, when the sockets accept connections.
 func (s *Server) Serve(ctx context.Context, ready func()) error {
 	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(contain))
 	if err != nil {
@@ -23,7 +23,8 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 	}
 	api.RegisterKeeperService(srv, &wire{s})
 
-	// 1. The sockets. Restore listens anew on one whose file was removed; connections to the old one go on.
+	// 1. The sockets. If a file was removed, Restore listens on a new socket; existing connections
+	// continue.
 	var served sync.WaitGroup
 	defer served.Wait()
 	failed := make(chan error, 1)
@@ -32,7 +33,7 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 			if err := srv.Serve(ctx, l); ctx.Err() == nil && !errors.Is(err, ttrpc.ErrServerClosed) {
 				select {
 				case failed <- err:
-				default: // another has failed already
+				default: // another server has already failed
 				}
 			}
 		},
@@ -44,7 +45,7 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 			if err != nil {
 				return err
 			}
-			if l == nil { // it is there
+			if l == nil { // it exists
 				continue
 			}
 			served.Go(func() { serve(l) })
@@ -59,7 +60,7 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 		return err
 	}
 
-	// 2. Whoever removes our files is noticed.
+	// 2. The watch for removed files.
 	served.Go(func() { s.watchFiles(ctx) })
 	go s.succeedHolder() // ends with this process
 	ready()
@@ -72,17 +73,18 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 	}
 }
 
-// files are the keeper's sockets, which Restore makes anew. The zero value is ready for use.
+// files is the set of the keeper's sockets, which Restore creates again. The zero value is ready
+// for use.
 type files struct {
 	mu      sync.Mutex        // guards all below; held over Restore, which waits for no container
 	sockets map[string]fileID // ours, by path
-	again   func() error      // listens on each socket that is not there; nil while nobody serves
+	again   func() error      // listens on each missing socket; nil while the keeper does not serve
 }
 
-// fileID tells one file from another at the same path.
+// fileID distinguishes files at the same path.
 type fileID struct{ dev, ino uint64 }
 
-// idOf returns the file at path, the zero value for none.
+// idOf returns the identity of the file at path, or the zero value if there is none.
 func idOf(path string) fileID {
 	var st unix.Stat_t
 	if unix.Lstat(path, &st) != nil {
@@ -91,7 +93,7 @@ func idOf(path string) fileID {
 	return fileID{st.Dev, st.Ino}
 }
 
-// serve calls listen, as each Restore does from now on, until end.
+// serve calls listen, and makes each Restore call it, until end.
 func (f *files) serve(listen func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -99,7 +101,7 @@ func (f *files) serve(listen func() error) error {
 	return listen()
 }
 
-// end removes the sockets' files; nothing is made anew any more.
+// end removes the socket files. They are not restored any more.
 func (f *files) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -111,13 +113,13 @@ func (f *files) end() {
 	}
 }
 
-// listen makes a socket at path; nil when ours is there already. It is made beside its name and renamed, so that it never
-// stands there with the wrong mode. The lock is held.
+// listen creates a socket at path, or returns nil if ours exists. It is created under another name
+// and renamed, so that it never has the wrong mode at path. The lock must be held.
 func (f *files) listen(path string) (net.Listener, error) {
 	if id := idOf(path); id != (fileID{}) && id == f.sockets[path] {
 		return nil, nil
 	}
-	tmp := filepath.Join(filepath.Dir(path), ".new.sock") // shorter than any name: a socket's path is limited
+	tmp := filepath.Join(filepath.Dir(path), ".new.sock") // the shortest name: socket paths have a length limit
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -125,7 +127,7 @@ func (f *files) listen(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	l.SetUnlinkOnClose(false) // its name is not tmp any more
+	l.SetUnlinkOnClose(false) // its name is no longer tmp
 	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
