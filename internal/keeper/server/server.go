@@ -33,22 +33,23 @@ type Server struct {
 	state   string
 	version string
 	runtime oci.Runtime
-	shm     *namespace.Holder // has the pods' /dev/shm
+	shm     *namespace.Holder // contains the pods' /dev/shm
 	keep    keep
-	boot    string // which boot of the machine this is
+	boot    string // id of this boot of the machine
 	lock    *os.File
-	parent  *parent // nil when this process was not started by a holder
+	parent  *parent // nil if this process was not started by a holder
 	events  *events
 	reaper  *reaper
 	ooms    cgroup.OOMLedger
 	execs   atomic.Uint64
-	// firstExec is below the numbers of all execs of this keeper, and above those of earlier ones; constant after Recover.
+	// firstExec is less than the numbers of all execs of this keeper, and greater than those of
+	// earlier ones. Constant after Recover.
 	firstExec  uint64
-	operations *step.Operations // of the verbs whose answers tell their steps
+	operations *step.Operations // of the verbs whose answers include their steps
 	sessions   sync.WaitGroup
-	rest       *time.Timer // fires when nothing has been asked for a while
+	rest       *time.Timer // fires when there has been no request for a while
 
-	logLevel     *slog.LevelVar // see LogAt, before Serve; nil: none is set
+	logLevel     *slog.LevelVar // set by LogAt, before Serve; nil: not set
 	logOtherwise slog.Level
 
 	sandboxFlights   flight.Group[string, *api.Sandbox]
@@ -58,14 +59,14 @@ type Server struct {
 	files files // see restore.go
 
 	mu         sync.Mutex // guards all below
-	retired    bool       // takes no sandboxes any more
+	retired    bool       // accepts no new sandboxes
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
-	resumable  map[string]*execution // begun by an earlier keeper, by session; taken out by whoever goes on with one
+	resumable  map[string]*execution // started by an earlier keeper, by session; removed by the caller that resumes it
 }
 
-// Open takes the state directory, an absolute path, for this keeper. Another keeper on it is an error that names its pid.
-// Recover comes next, and then Serve.
+// Open claims the state directory, an absolute path, for this keeper. If another keeper serves it,
+// the error names its pid. The caller must call Recover next, and then Serve.
 func Open(state, version string) (_ *Server, err error) {
 	s := &Server{
 		state:      state,
@@ -101,7 +102,8 @@ func Open(state, version string) (_ *Server, err error) {
 	return s, nil
 }
 
-// takeLock locks the file of the keeper or the holder for as long as it is open, and writes our pid into it.
+// takeLock locks the lock file of the keeper or the holder while it is open, and writes our pid to
+// it.
 func takeLock(path, of string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -125,7 +127,8 @@ func writeAt(f *os.File, text string) error {
 	return err
 }
 
-// contain calls a verb. A panic in it is its error: a bug must not end the parent of every container.
+// contain calls a verb. A panic in it becomes an error of that verb: a bug must not end the parent
+// of every container.
 func contain(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
 	err = fault.Contained(func() (err error) {
 		resp, err = method(ctx, unmarshal)
@@ -134,11 +137,12 @@ func contain(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnarySer
 	return resp, err
 }
 
-// Retire tells whether the keeper holds nothing and so may end; it takes no sandbox from then on.
+// Retire reports whether the keeper holds nothing and so may exit. If so, it accepts no sandboxes
+// from then on.
 func (s *Server) Retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.retired = s.retired || len(s.sandboxes) == 0 // and no sandbox, no container
+	s.retired = s.retired || len(s.sandboxes) == 0 // a container implies a sandbox
 	return s.retired
 }
 
@@ -148,7 +152,7 @@ func (s *Server) isRetired() bool {
 	return s.retired
 }
 
-// Close gives up what a retired keeper has: its mount point and its lock. (Its socket went with Serve.)
+// Close releases the mount point and the lock of a retired keeper. (Serve has removed its sockets.)
 func (s *Server) Close() error {
 	s.reaper.stop()
 	s.rest.Stop()
@@ -157,16 +161,16 @@ func (s *Server) Close() error {
 	return errors.Join(s.shm.Close(), removeMountPoint(s.mounts()), s.lock.Close())
 }
 
-// restAfter is how long nothing must be asked before the memory that the work took is given back to the kernel.
+// restAfter is how long the keeper must be idle before it returns free memory to the kernel.
 const restAfter = 2 * time.Second
 
-// stir is called by each verb that takes memory.
+// stir must be called by each verb that allocates memory.
 func (s *Server) stir() { s.rest.Reset(restAfter) }
 
 func (s *Server) mounts() string { return filepath.Join(s.state, "mounts") }
 
-// checkID refuses what cannot be an id: it becomes a file name. (Written out, for a regular expression would be compiled
-// at the start of every container's init, which is this program.)
+// checkID rejects invalid ids, because an id becomes a file name. (It uses no regular expression,
+// which would be compiled at the start of every container's init, which is this program.)
 func checkID(id string) error {
 	if len(id) < 1 || len(id) > 128 || strings.Trim(id, "0123456789abcdefghijklmnopqrstuvwxyz") != "" {
 		return fault.New(fault.Invalid, "%q is not an id", id)
@@ -174,7 +178,8 @@ func checkID(id string) error {
 	return nil
 }
 
-// LogAt has the Server keep level at what kurid says, from now on; it is otherwise where no kurid has said.
+// LogAt makes the Server set level to the level that kurid requests, or to otherwise if kurid has
+// requested none.
 func (s *Server) LogAt(level *slog.LevelVar, otherwise slog.Level) {
 	s.logLevel, s.logOtherwise = level, otherwise
 	s.setLogLevel()
@@ -186,7 +191,7 @@ func (s *Server) setLogLevel() {
 	}
 }
 
-// wire is the Server as its protocol sees it: each verb with its messages, and errors as codes.
+// wire adapts the Server to its protocol: verbs with messages, and errors as codes.
 type wire struct{ s *Server }
 
 func (w *wire) Info(context.Context, *api.InfoRequest) (*api.InfoResponse, error) {
@@ -248,7 +253,7 @@ func (w *wire) Events(ctx context.Context, req *api.EventsRequest) (*api.EventsR
 	return w.s.events.after(ctx, req.After, req.WaitMs), nil
 }
 
-// told logs an error, for debugging: the caller has to tell it to someone, we need not.
+// told encodes the error of a verb. It logs it only for debugging, because the caller reports it.
 func told(verb, id string, err error) error {
 	if err != nil {
 		slog.Debug("a request was refused", "verb", verb, "id", id, "err", fmt.Sprint(err))

@@ -16,10 +16,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/session"
 )
 
-// acceptAgain is how long the next session waits when one could not be taken.
+// acceptAgain is the delay after a failed accept.
 const acceptAgain = 100 * time.Millisecond
 
-// serveSessions answers on the session socket until the listener is closed and the last session has ended.
+// serveSessions serves the session socket until the listener is closed and all sessions have ended.
 func (s *Server) serveSessions(l *net.UnixListener) {
 	defer s.sessions.Wait()
 	for {
@@ -27,7 +27,7 @@ func (s *Server) serveSessions(l *net.UnixListener) {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // no descriptors, no memory: that passes
+		if err != nil { // out of descriptors or memory, which is temporary
 			slog.Error("take a session", "err", fmt.Sprint(err, fault.Hint(err)))
 			time.Sleep(acceptAgain)
 			continue
@@ -37,18 +37,19 @@ func (s *Server) serveSessions(l *net.UnixListener) {
 	}
 }
 
-// serving starts a goroutine that serves a session, or a part of one. All of them are started here: a bug in what one
-// client asked for must not end the parent of every container. What fn has deferred is done in any case.
+// serving starts a goroutine that serves a session or a part of one. All of them start here: a bug
+// in one client's request must not end the parent of every container. Deferred calls of fn always
+// run.
 func (s *Server) serving(fn func()) {
 	s.sessions.Go(func() {
-		fault.Contained(func() error { // which has logged a panic
+		fault.Contained(func() error { // Contained has logged a panic
 			fn()
 			return nil
 		})
 	})
 }
 
-// session serves one, until it has ended or the caller has had enough or is gone, which ends its context.
+// session serves one session until it ends. Its context ends if the client cancels or disconnects.
 func (s *Server) session(conn *session.Conn) {
 	defer s.stir()
 	defer conn.Close()

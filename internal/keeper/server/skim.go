@@ -8,17 +8,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A container whose log has used up its rate is skimmed: what it prints is taken out of its pipe by the kernel, unread, and
-// not at each write but every skimPause. So a container that prints as fast as it can costs the keeper little. The pipe is
-// made large enough that the container seldom waits meanwhile.
+// Output is skimmed while a container's log has used up its rate: the kernel discards it unread,
+// not at each write but every skimPause. So a container that prints as fast as it can costs the
+// keeper little CPU. The pipe is enlarged so that the container seldom blocks between two skims.
 const (
 	skimPause = 50 * time.Millisecond
 	skimPipe  = 256 << 10 // bytes
 	skimUntil = 2 * pieceMax
 )
 
-// starved reports whether output is to be dropped unread: something was dropped, and not enough of the rate has come back
-// to be worth reading.
+// starved reports whether output is to be dropped unread: some was dropped, and the rate has not
+// recovered enough to be worth reading.
 func (l *logFile) starved(now time.Time) bool {
 	if l.limits.rate <= 0 {
 		return false
@@ -29,17 +29,18 @@ func (l *logFile) starved(now time.Time) bool {
 	return a.bytes > 0 && a.at.Add(a.wait(min(float64(l.limits.rate)*rateBurst/2, skimUntil), l.limits.rate)).After(now)
 }
 
-// pauseSkimming returns when it is time to skim again. All containers have the same times: the keeper is woken once for all.
+// pauseSkimming returns when it is time to skim again. The times are the same for all containers,
+// so the keeper wakes up once for all.
 func pauseSkimming() {
 	time.Sleep(skimPause - time.Duration(time.Now().UnixNano())%skimPause)
 }
 
-// wait returns how long after its last use the bucket has n bytes.
+// wait returns how long after its last use the bucket contains n bytes.
 func (a *allowance) wait(n float64, rate int64) time.Duration {
 	return time.Duration(max(0, n-a.left) / float64(rate) * float64(time.Second))
 }
 
-// skip counts output that is dropped unread: its lines are not known.
+// skip counts output that is dropped unread, without its number of lines.
 func (l *logFile) skip(stream string, n int) {
 	if n == 0 {
 		return
@@ -55,16 +56,17 @@ func (l *logFile) skip(stream string, n int) {
 	}
 }
 
-// skims reports whether the output is skimmed now. Who is attached gets all of it.
+// skims reports whether the output is skimmed now. It is not while a client is attached, which gets
+// all of it.
 func (t *tap) skims() bool {
 	return t.transit == nil && t.log.starved(time.Now()) && (t.unheard == nil || t.unheard())
 }
 
-// skim drops all that is in the pipe. The errors are those of copyFrom.
+// skim drops everything in the pipe. Its errors are those of copyFrom.
 func (t *tap) skim(pipe int) error {
 	if !t.wide {
 		t.wide = true
-		unix.FcntlInt(uintptr(pipe), unix.F_SETPIPE_SZ, skimPipe) // where it may not grow the container waits sooner
+		unix.FcntlInt(uintptr(pipe), unix.F_SETPIPE_SZ, skimPipe) // if it may not grow, the container blocks earlier
 	}
 	null, err := devNull()
 	if err != nil {
@@ -84,7 +86,7 @@ func (t *tap) skim(pipe int) error {
 	case taken == 0:
 		return err
 	}
-	// The line that has begun has lost its rest: it is dropped, too.
+	// The current line has lost its rest. Drop its beginning, too.
 	if t.kept > 0 {
 		drop(t.rest.read, t.kept)
 	}
@@ -94,8 +96,8 @@ func (t *tap) skim(pipe int) error {
 	return nil
 }
 
-// resync drops the rest of a line whose beginning was skimmed. It returns what is left of data, and whether the pipe has
-// to be looked at anew.
+// resync drops the rest of a line whose beginning was skimmed. It returns the remaining data, and
+// whether the pipe must be read again.
 func (t *tap) resync(pipe int, data []byte, taken bool) (rest []byte, again bool) {
 	if !t.torn {
 		return data, false

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipePair is both ends of a pipe, which do not block. It is for data that wait in the kernel.
+// pipePair is both ends of a non-blocking pipe, for data that waits in the kernel.
 type pipePair struct{ read, write int }
 
 func newPipePair() (*pipePair, error) {
@@ -20,7 +20,7 @@ func newPipePair() (*pipePair, error) {
 	return &pipePair{p[0], p[1]}, nil
 }
 
-// pipePairOf makes a pair of the reading end of a pipe, which it then owns.
+// pipePairOf creates a pair from the read end of a pipe, and takes ownership of that.
 func pipePairOf(read int) (*pipePair, error) {
 	write, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", read), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err == nil {
@@ -33,7 +33,7 @@ func pipePairOf(read int) (*pipePair, error) {
 	return &pipePair{read, write}, nil
 }
 
-// hold has the pipe kept under that name.
+// hold stores the pipe in the holder under that name.
 func (p *pipePair) hold(hold holdFunc, name string) error {
 	fd, err := unix.FcntlInt(uintptr(p.read), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -49,16 +49,18 @@ func (p *pipePair) close() {
 	unix.Close(p.write)
 }
 
-// scratch are empty pipes for peek.
+// scratch is the pool of empty pipes for peek.
 var scratch struct {
 	mu   sync.Mutex // guards free
 	free []*pipePair
 }
 
-// scratchKept is how many are kept: more are made when so many streams are read at once, and closed again.
+// scratchKept is the size of the pool. If more streams are read at once, more pipes are created and
+// then closed.
 const scratchKept = 2
 
-// openScratch opens what reading output takes, so that it is there when descriptors become few.
+// openScratch opens the descriptors that reading output needs, so that they are available when the
+// process runs out of descriptors.
 func openScratch() error {
 	for range scratchKept {
 		p, err := newPipePair()
@@ -92,8 +94,9 @@ func giveScratch(p *pipePair) {
 	scratch.free = append(scratch.free, p)
 }
 
-// peek reads what is in a pipe and leaves it there. Where it cannot (this process may open no more descriptors) it takes
-// what it reads. It returns 0 when the pipe is empty and nobody can write to it, and EAGAIN when it is only empty.
+// peek reads the content of a pipe and leaves it there. If it cannot, because this process is out
+// of descriptors, it consumes what it reads. It returns 0 if the pipe is empty and has no writer,
+// and EAGAIN if it is only empty.
 func peek(pipe int, buf []byte) (n int, taken bool, err error) {
 	p, err := takeScratch()
 	if err != nil {
@@ -127,7 +130,7 @@ func peek(pipe int, buf []byte) (n int, taken bool, err error) {
 
 var devNull = sync.OnceValues(func() (int, error) { return unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0) })
 
-// drop takes n bytes, which are there, out of a pipe.
+// drop removes n bytes, which must be there, from a pipe.
 func drop(pipe, n int) {
 	null, err := devNull()
 	for n > 0 && err == nil {
@@ -142,7 +145,7 @@ func drop(pipe, n int) {
 	}
 }
 
-// move moves up to n bytes from one descriptor to another, one of which is a pipe, without waiting.
+// move moves up to n bytes between two descriptors, one of which must be a pipe, without blocking.
 func move(from, to, n int) (int, error) {
 	for {
 		m, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_NONBLOCK)

@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// Start lets a created container run. One that runs is a success.
+// Start runs the process of a created container. It succeeds if the container is already running.
 func (s *Server) Start(ctx context.Context, id string) (*api.Container, error) {
 	c, err := s.container(id)
 	if err != nil {
@@ -27,7 +27,8 @@ func (s *Server) Start(ctx context.Context, id string) (*api.Container, error) {
 	return m, err
 }
 
-// startName is the name under which the holder has what lets the container's process go, while it is being started.
+// startName is the holder's name for the descriptor that releases the container's process, kept
+// while it is being started.
 const startName = "start"
 
 func (s *Server) start(ctx context.Context, c *container) (*api.Container, error) {
@@ -40,12 +41,12 @@ func (s *Server) start(ctx context.Context, c *container) (*api.Container, error
 	case api.State_CREATED:
 	default:
 		if m := c.message(); c.adopted && m.StartedAt != 0 {
-			return m, nil // the keeper that has started it died before it could say so
+			return m, nil // the keeper that started it died before it could reply
 		}
 		return nil, fault.New(fault.Precondition, "container %s cannot be started: it has exited", c.id)
 	}
 	step.Enter(ctx, "record")
-	// The state goes first: a short-lived process may have been reaped before the runtime returns.
+	// The state changes first: a short-lived process may be reaped before the runtime returns.
 	if err := c.becomeRunning(time.Now().UnixNano()); err != nil {
 		return nil, err
 	}

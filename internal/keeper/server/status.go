@@ -12,8 +12,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// exitOf waits for the end of a container's first process and returns its exit code. It reaps nothing: a successor asks
-// the kernel again if this keeper dies before the exit has been recorded. Unknown says why the code could not be had.
+// exitOf waits for the end of a container's first process and returns its exit code. It does not
+// reap the process, so that a successor can query the kernel again if this keeper dies before the
+// exit is recorded. unknown is the reason if the code is not available.
 func (s *Server) exitOf(c *container) (code int32, unknown string) {
 	if c.pidfd != nil {
 		if err := c.pidfd.Wait(); err != nil {
@@ -35,13 +36,14 @@ func (s *Server) exitOf(c *container) (code int32, unknown string) {
 	return int32(process.ExitCode(status)), ""
 }
 
-// nobodySaw is why an exit code is not known.
+// nobodySaw is the reason for an unknown exit code.
 const nobodySaw = "nobody saw how it ended: its keeper and its holder had died before; Linux 6.15 and newer tell it to the next keeper"
 
-// statusLimit bounds the wait until whoever is the parent of an adopted process has reaped it.
+// statusLimit limits the wait for the parent of an adopted process to reap it.
 const statusLimit = 5 * time.Second
 
-// inheritedStatus asks those who may know how a process has ended that is no child of ours.
+// inheritedStatus asks the holder and the kernel for the exit status of a process that is not our
+// child.
 func (s *Server) inheritedStatus(pid int, pidfd *process.Pidfd) (unix.WaitStatus, error) {
 	for until := time.Now().Add(statusLimit); ; time.Sleep(2 * time.Millisecond) {
 		status, herr := s.keep.exited(pid)
@@ -58,7 +60,7 @@ func (s *Server) inheritedStatus(pid int, pidfd *process.Pidfd) (unix.WaitStatus
 	}
 }
 
-// exited asks the holder for the exit status of a process that it was asked to watch.
+// exited asks the holder for the exit status of a process that it watches.
 func (k keep) exited(pid int) (unix.WaitStatus, error) {
 	if k.client == nil {
 		return 0, fault.New(fault.Unavailable, "there is no holder")

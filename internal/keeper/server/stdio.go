@@ -14,14 +14,15 @@ import (
 // stdio is both ends of a process's standard streams.
 type stdio struct {
 	theirs   oci.Stdio         // given to the process, then closed here
-	stdin    *os.File          // ours; nil when theirs is /dev/null
+	stdin    *os.File          // ours; nil if theirs is /dev/null
 	outputs  []*session.Source // ours: stdout and stderr, or the terminal
-	terminal *os.File          // the same as outputs[0], to write to; nil without one
-	console  *os.File          // our end of the socket over which the terminal comes; nil without one
+	terminal *os.File          // the file of outputs[0], to write to; nil without a terminal
+	console  *os.File          // our end of the socket that receives the terminal; nil without one
 }
 
-// openStdio makes pipes, or prepares for a terminal. Only our ends of pipes do not block; theirs are what a process
-// expects. libcontainer gives theirs to the user of the process, so that /dev/stdout can be opened.
+// openStdio creates pipes, or prepares for a terminal. Only our ends of pipes are non-blocking;
+// processes expect blocking ones. libcontainer makes the process's user the owner of theirs, so
+// that /dev/stdout can be opened.
 func openStdio(tty, stdin bool) (_ *stdio, err error) {
 	s := &stdio{}
 	defer func() {
@@ -58,7 +59,7 @@ func openStdio(tty, stdin bool) (_ *stdio, err error) {
 	return s, nil
 }
 
-// openOutput makes a pipe for one stream and returns the process's end.
+// openOutput creates a pipe for one stream and returns the process's end.
 func (s *stdio) openOutput(stream string) (*os.File, error) {
 	read, write, err := pipe()
 	if err != nil {
@@ -81,7 +82,7 @@ func pipe() (read, write int, err error) {
 	return p[0], p[1], nil
 }
 
-// receiveConsole takes the terminal that the process's init has sent.
+// receiveConsole receives the terminal that the process's init has sent.
 func (s *stdio) receiveConsole() error {
 	if s.console == nil {
 		return nil
@@ -94,7 +95,7 @@ func (s *stdio) receiveConsole() error {
 	}
 	name, control := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(fd, name, control, unix.MSG_CMSG_CLOEXEC)
-	for errors.Is(err, unix.EINTR) { // which a limit makes of any signal: signal(7)
+	for errors.Is(err, unix.EINTR) { // with a timeout, any signal causes it: signal(7)
 		_, n, _, _, err = unix.Recvmsg(fd, name, control, unix.MSG_CMSG_CLOEXEC)
 	}
 	if err != nil {
@@ -116,7 +117,7 @@ func (s *stdio) receiveConsole() error {
 	return nil
 }
 
-// closeTheirs closes what the process has by now.
+// closeTheirs closes the process's ends, which the process has by now.
 func (s *stdio) closeTheirs() {
 	for _, f := range []*os.File{s.theirs.Stdin, s.theirs.Stdout, s.theirs.Stderr, s.theirs.Console} {
 		if f != nil {

@@ -7,7 +7,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// stepped does the work of a verb, which says where its steps begin (package step), and returns them for its answer.
+// stepped runs work, which marks the beginning of its steps (package step), and returns the steps
+// for the verb's answer.
 func stepped[R any](ctx context.Context, s *Server, verb string, work func(context.Context) (R, error)) (R, []*api.Step, error) {
 	ctx, op := s.operations.Begin(ctx, verb, step.Subject{}, step.Caller{})
 	defer op.Answer(nil)

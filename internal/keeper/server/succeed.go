@@ -18,21 +18,22 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// parent is the holder whose child this keeper is.
+// parent is the holder, the keeper's parent process.
 type parent struct {
 	pid   int
 	pidfd *process.Pidfd
-	argv  []string // the command line that it was started with
+	argv  []string // its command line
 }
 
-// The variables of the environment that cmd/kuri-holder shares with the keeper.
+// Environment variables that cmd/kuri-holder shares with the keeper.
 const (
-	holderPidEnv   = "_KURI_HOLDER_PID"   // whose child a keeper was born as
-	holderStateEnv = "_KURI_HOLDER_STATE" // the descriptor of the state that a new holder takes over
+	holderPidEnv   = "_KURI_HOLDER_PID"   // pid of the holder that started the keeper
+	holderStateEnv = "_KURI_HOLDER_STATE" // descriptor of the state that a new holder takes over
 )
 
-// findParent returns the holder that has started this process; nil when somebody else has. A holder that has died before that
-// is an error: whoever finds neither a holder nor a keeper starts both.
+// findParent returns the holder that started this process, or nil if another process did. It is an
+// error if the holder has already died: a client that finds neither a holder nor a keeper starts
+// both.
 func findParent() (*parent, error) {
 	ppid := os.Getppid()
 	told := os.Getenv(holderPidEnv)
@@ -55,13 +56,13 @@ func findParent() (*parent, error) {
 	return &parent{ppid, pidfd, strings.Split(strings.TrimSuffix(string(argv), "\x00"), "\x00")}, nil
 }
 
-// The keeper tries again after a delay when it cannot become the holder; the delay is doubled each time.
+// Delay before the keeper tries again to become the holder. It doubles with each attempt.
 const (
 	succeedFirst = 20 * time.Millisecond
 	succeedMax   = 5 * time.Second
 )
 
-// succeedHolder waits for the holder's death and takes its place.
+// succeedHolder waits for the holder to die and takes its place.
 func (s *Server) succeedHolder() {
 	if s.parent == nil {
 		return
@@ -75,20 +76,21 @@ func (s *Server) succeedHolder() {
 		if s.isRetired() {
 			return
 		}
-		err := fault.Contained(s.becomeHolder) // which does not return when it succeeds
+		err := fault.Contained(s.becomeHolder) // does not return on success
 		slog.Error("become the holder in place of the one that has died; until then this keeper's death costs what the holder had",
 			"err", err, "again_in", delay)
 		time.Sleep(delay)
 	}
 }
 
-// becomeHolder executes the holder's program in this process. So the parent of the containers is a holder again, which has
-// their exit codes, and all that the dead one had of this keeper's; for everybody else the keeper has died, and the holder
-// starts another. It returns only when it fails, and then nothing has changed.
+// becomeHolder executes the holder's program in this process. So the parent of the containers is a
+// holder again; it has their exit codes and everything that the dead one held for this keeper. For
+// all others the keeper has died, and the holder starts a new one. It returns only if it fails, and
+// then nothing has changed.
 func (s *Server) becomeHolder() error {
 	lock, err := takeLock(filepath.Join(s.state, "holder.lock"), "holder")
 	if err != nil {
-		return err // another holder has been started meanwhile, which ends when it finds a keeper here
+		return err // another holder has started meanwhile; it exits when it finds a keeper here
 	}
 	defer lock.Close()
 	listener, err := s.listenAsHolder()
@@ -99,7 +101,7 @@ func (s *Server) becomeHolder() error {
 
 	s.mu.Lock() // against Retire
 	defer s.mu.Unlock()
-	s.keep.own.mu.Lock() // what is given up or begun from here on the next keeper takes back
+	s.keep.own.mu.Lock() // the next keeper reverts changes from here on
 	defer s.keep.own.mu.Unlock()
 	if s.retired {
 		return errors.New("the keeper is ending")
@@ -110,7 +112,7 @@ func (s *Server) becomeHolder() error {
 	}
 	defer unix.Close(state)
 
-	syscall.ForkLock.Lock() // a child that is forked now would have all of it
+	syscall.ForkLock.Lock() // a child forked now would inherit all of it
 	defer syscall.ForkLock.Unlock()
 	for _, fd := range append(fds, state) {
 		unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
@@ -125,7 +127,7 @@ func (s *Server) becomeHolder() error {
 	return fmt.Errorf("execute %s: %w", s.parent.argv[0], unix.Exec(s.parent.argv[0], s.parent.argv, env))
 }
 
-// listenAsHolder makes the holder's socket, whose lock is ours.
+// listenAsHolder creates the holder's socket. We must have the holder's lock.
 func (s *Server) listenAsHolder() (fd int, err error) {
 	path := filepath.Join(s.state, "holder.sock")
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -136,7 +138,7 @@ func (s *Server) listenAsHolder() (fd int, err error) {
 	}
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 	if err == nil {
-		err = os.Chmod(path, 0o600) // before it listens nobody can connect
+		err = os.Chmod(path, 0o600) // nobody can connect before listen
 	}
 	if err == nil {
 		err = unix.Listen(fd, 64)
@@ -148,8 +150,8 @@ func (s *Server) listenAsHolder() (fd int, err error) {
 	return fd, nil
 }
 
-// stateOf writes the state that cmd/kuri-holder takes over into a memfd, and returns that and the descriptors that it names.
-// The lock is held.
+// stateOf writes the state for cmd/kuri-holder to a memfd. It returns the memfd and the descriptors
+// that the state names. The lock must be held.
 func (l *ledger) stateOf(lock, listener int) (memfd int, fds []int, err error) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "holder 1\nlock %d\nlistener %d\nkeeper 0 1\n", lock, listener)
@@ -175,8 +177,9 @@ func (l *ledger) stateOf(lock, listener int) (memfd int, fds []int, err error) {
 	return memfd, fds, nil
 }
 
-// blockHangUp blocks SIGHUP in the calling thread. The holder takes that signal, and a program begins with the mask of the
-// thread that executed it: without this one that comes before the holder has blocked it would kill the holder.
+// blockHangUp blocks SIGHUP in the calling thread. The holder handles that signal, but starts with
+// the signal mask of the thread that called exec. Without this, a SIGHUP that arrives before the
+// holder blocks it would kill the holder.
 func blockHangUp() (restore func(), err error) {
 	runtime.LockOSThread()
 	set, old := unix.Sigset_t{Val: [16]uint64{1 << (unix.SIGHUP - 1)}}, unix.Sigset_t{}

@@ -25,12 +25,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
-// takenOverNote is told of containers that a keeper without a holder has had.
+// takenOverNote is the note on containers of a keeper without a holder.
 const takenOverNote = "taken over from a keeper of an older release: a line that it had not ended yet may lack its beginning in the log"
 
-// TakeOver ends a keeper that has no holder, in a way that the next keeper finds all that it had: its descriptors are
-// duplicated (pidfd_getfd(2)) into the holder, which serves already, and records are written of its pods and containers. For
-// a moment its containers are frozen, so that all they have printed is in their logs. With an error nothing has changed.
+// TakeOver ends a keeper that has no holder so that the next keeper finds all its resources. It
+// duplicates the descriptors (pidfd_getfd(2)) into the holder, which already serves, and writes
+// records of the pods and containers. It freezes the containers for a moment, so that all their
+// output is in their logs. After an error nothing has changed.
 func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 	s := &Server{
 		state: state, runtime: oci.NewEmbedded(filepath.Join(state, "mounts", ".oci")), keep: newKeep(state), boot: bootID(),
@@ -54,7 +55,7 @@ func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 	defer back.Run()
 	failpoint.At("take over: begun")
 
-	// 1. What its pods share.
+	// 1. The resources that containers of a pod share.
 	devices, err := s.takeShm(old)
 	if err != nil {
 		return err
@@ -88,7 +89,8 @@ func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 
 	failpoint.At("take over: containers taken")
 
-	// 3. Its end, when all that was printed is written. Who finds that we have been killed thaws them.
+	// 3. Its end, when all output is written. If this process is killed, a later one thaws the
+	// containers.
 	for _, r := range living {
 		if file, text := r.Made.Cgroup.Thawing(); file != "" {
 			doing.Frozen = append(doing.Frozen, keeper.Thaw{File: file, Text: text})
@@ -116,7 +118,7 @@ func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 	return nil
 }
 
-// recordsFor are the paths of the records that are written of what a keeper holds.
+// recordsFor returns the paths of the records of all pods and containers that a keeper holds.
 func (s *Server) recordsFor(held *api.ListResponse) (paths []string) {
 	for _, box := range held.Sandboxes {
 		paths = append(paths, s.recordPath(sandboxRecords, box.Id))
@@ -156,7 +158,7 @@ func (s *Server) takeSandbox(old *predecessor, box *api.Sandbox, asked *api.Crea
 	for kind, path := range box.Namespaces {
 		var pid, fd int
 		if n, _ := fmt.Sscanf(strings.TrimLeft(path, "/"), "proc/%d/fd/%d", &pid, &fd); n != 2 || pid != old.pid {
-			continue // it has a path of its own
+			continue // it is not held by descriptor
 		}
 		f, err := old.take(fd)
 		if err != nil {
@@ -197,7 +199,7 @@ func (s *Server) takeContainer(old *predecessor, c *api.Container, asked *api.Cr
 		TTY: asked.Tty, Stdin: asked.Stdin, StdinOnce: asked.StdinOnce,
 		Made: &left.Created, Born: left.Born, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt,
 	}
-	if c.State != api.State_CREATED { // of an exit exit.json is the record
+	if c.State != api.State_CREATED { // the record of an exit is exit.json
 		r.State = api.State_RUNNING
 	}
 	if c.State != api.State_EXITED {
@@ -209,7 +211,7 @@ func (s *Server) takeContainer(old *predecessor, c *api.Container, asked *api.Cr
 	return r, writeRecord(s.recordPath(containerRecords, c.Id), r)
 }
 
-// takeStdio finds our ends of a container's pipes, or of its terminal, by the other ends that its processes have.
+// takeStdio finds our ends of a container's pipes or terminal, by the other ends in its processes.
 func (s *Server) takeStdio(old *predecessor, r *containerRecord) error {
 	pids, err := r.Made.Cgroup.Procs()
 	if err != nil {
@@ -222,7 +224,7 @@ func (s *Server) takeStdio(old *predecessor, r *containerRecord) error {
 		for _, pid := range pids {
 			var st unix.Stat_t
 			if unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, n), &st) != nil {
-				continue // it has ended, or closed it
+				continue // the process has exited, or closed it
 			}
 			name, fd, ok := stream, 0, false
 			switch st.Mode & unix.S_IFMT {
@@ -264,14 +266,14 @@ func (s *Server) takeStream(old *predecessor, r *containerRecord, name string, f
 	return s.keep.client.Put(containerName(r.ID, name), f)
 }
 
-// predecessor is the process of a keeper whose descriptors are taken.
+// predecessor is the process of a keeper whose descriptors are taken over.
 type predecessor struct {
 	pid       int
 	pidfd     *process.Pidfd
 	pipes     map[pipeEnd]int // its descriptors
 	terminals map[terminal]int
-	mounts    int        // of its mount namespace that is not its own; 0: it has none
-	read      []*os.File // what it reads from containers
+	mounts    int        // of the mount namespace that it holds but is not in; 0: none
+	read      []*os.File // files from which it reads output of containers
 }
 
 type pipeEnd struct {
@@ -279,7 +281,7 @@ type pipeEnd struct {
 	writable bool
 }
 
-// terminal is one of an instance of devpts.
+// terminal identifies a terminal by the devpts instance and its index.
 type terminal struct{ device, index uint64 }
 
 func openPredecessor(pid int) (_ *predecessor, err error) {
@@ -316,7 +318,8 @@ func openPredecessor(pid int) (_ *predecessor, err error) {
 	return p, nil
 }
 
-// descriptor reads proc_pid_fdinfo(5): the flags with which it was opened, and the terminal whose master it is, -1 for none.
+// descriptor reads proc_pid_fdinfo(5): the open flags, and the index of the terminal if it is a
+// master or -1 if it is not.
 func descriptor(path string) (flags uint64, tty int, err error) {
 	body, err := os.ReadFile(path)
 	tty = -1
@@ -332,7 +335,7 @@ func descriptor(path string) (flags uint64, tty int, err error) {
 	return flags, tty, err
 }
 
-// take duplicates a descriptor of its.
+// take duplicates one of its descriptors.
 func (p *predecessor) take(fd int) (*os.File, error) {
 	if fd == 0 {
 		return nil, fault.New(fault.NotFound, "it has no such descriptor")
@@ -348,13 +351,14 @@ func (p *predecessor) take(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(dup), "taken"), nil
 }
 
-// drainLimit is how long a keeper that ends may take to write what its containers, which are frozen, have printed.
+// drainLimit limits the wait for an ending keeper to write the output of its frozen containers.
 const (
 	drainLimit = 2 * time.Second
-	quietLooks = 3 // in a row that must find nothing to read and no thread running
+	quietLooks = 3 // consecutive checks that must find nothing to read and no running thread
 )
 
-// drain waits until it has read all there is to read, and sleeps: what it has read is written.
+// drain waits until the keeper has read everything and sleeps. By then it has written everything,
+// too.
 func (p *predecessor) drain(ctx context.Context) {
 	for limit, quiet := time.Now().Add(drainLimit), 0; quiet < quietLooks; time.Sleep(2 * time.Millisecond) {
 		if p.unread() > 0 || !p.sleeps() {
@@ -380,7 +384,7 @@ func (p *predecessor) unread() (bytes int) {
 	return bytes
 }
 
-// sleeps reports whether none of its threads runs.
+// sleeps reports whether none of its threads is running.
 func (p *predecessor) sleeps() bool {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.pid))
 	for _, path := range threads {
@@ -392,7 +396,7 @@ func (p *predecessor) sleeps() bool {
 	return err == nil
 }
 
-// kill ends it.
+// kill kills the keeper and waits until it has exited.
 func (p *predecessor) kill() error {
 	if err := p.pidfd.Signal(unix.SIGKILL); err != nil {
 		return fmt.Errorf("end the keeper, process %d: %w", p.pid, err)

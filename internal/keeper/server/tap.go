@@ -13,44 +13,47 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/session"
 )
 
-// tap copies one stream of a container to its log without taking a byte before the log has it: a keeper that is killed
-// loses no output, and its successor, which gets the same pipes from the holder, writes at most one piece twice.
+// tap copies one output stream of a container to its log, and removes no byte from the pipe before
+// it is in the log. So a killed keeper loses no output. Its successor gets the same pipes from the
+// holder and writes at most one piece twice.
 //
-// A piece is duplicated with tee(2) into a scratch pipe and read there. When its complete lines are in the log, the
-// piece is dropped from the container's pipe. The beginning of a line goes into a second pipe, rest, because a pipe
-// that keeps data does not wake the netpoller when a writer fills it. What a terminal prints is moved into a third pipe,
-// transit, and treated as a pipe's output from there on.
+// tee(2) duplicates a piece into a scratch pipe, from which it is read. Once its complete lines are
+// in the log, the piece is dropped from the container's pipe. The beginning of a line moves to a
+// second pipe, rest, because a pipe that is not empty does not wake the netpoller at a write. The
+// output of a terminal is moved into a third pipe, transit, and then handled like that of a pipe.
 type tap struct {
 	stream  string    // stdout or stderr
 	file    *os.File  // our end of the container's pipe, or the terminal
-	log     *logFile  // nil without a log: then the output is taken, for those who are attached
-	transit *pipePair // of a terminal with a log, else nil
+	log     *logFile  // nil without a log: then output is consumed, for attached clients
+	transit *pipePair // of a terminal with a log, otherwise nil
 	rest    *pipePair // nil until a line's beginning had to wait
 	kept    int       // bytes in rest
-	hold    holdFunc  // has the holder keep a pipe, too
-	lines   lines     // pending is what is in rest
-	failed  bool      // rest could not be made or written, which has been logged
+	hold    holdFunc  // stores a pipe in the holder
+	lines   lines     // its pending bytes are those in rest
+	failed  bool      // rest could not be created or written, which has been logged
 	tell    func([]byte)
-	unheard func() bool // reports whether nobody hears what tell tells; nil for always
+	unheard func() bool // reports whether tell has no listener; nil: it never has one
 
-	wide    bool // the pipe was made larger, see skim
-	torn    bool // what comes next is the rest of a line that was skimmed
-	skimmed bool // the last piece was
+	wide    bool // the pipe was enlarged, see skim
+	torn    bool // the next data are the rest of a line that was skimmed
+	skimmed bool // the last piece was skimmed
 }
 
-// holdFunc has a descriptor kept under a name of the container's by a process that outlives this one.
+// holdFunc stores a descriptor of a container under name in a process that outlives this one.
 type holdFunc func(name string, f *os.File) error
 
-// restSuffix and transitSuffix follow the stream's name in the names of pipes that the holder keeps.
+// restSuffix and transitSuffix are appended to the stream's name in the holder's names of pipes.
 const (
 	restSuffix    = "-rest"
 	transitSuffix = "-transit"
 )
 
-// drainMax bounds what is read of a stream that someone goes on writing to after its process has ended, in pieces.
+// drainMax limits, in pieces, what is read from a stream that is still written after its process
+// ended.
 const drainMax = 64
 
-// follow copies until the other end is closed by all who have it, or until finish; then it closes what the tap has.
+// follow copies until all writers have closed the stream or until finish. Then it closes the tap's
+// files.
 func (t *tap) follow() {
 	defer t.close()
 	if t.log == nil {
@@ -82,17 +85,19 @@ func (t *tap) follow() {
 	}
 }
 
-// finish lets follow end after limit even when someone has the other end open. What has been written by then is read.
+// finish ends follow after limit, even if the stream still has writers. Output written by then is
+// read.
 func (t *tap) finish(limit time.Duration) {
-	t.file.SetReadDeadline(time.Now().Add(limit)) // fails when follow has ended already
+	t.file.SetReadDeadline(time.Now().Add(limit)) // fails if follow has ended
 }
 
-// contain survives a panic in fn: the piece is lost, and nobody else reads what the container writes.
+// contain survives a panic in fn: only that piece is lost. No one else reads the container's
+// output.
 func (t *tap) contain(fn func()) {
 	fault.Contained(func() error { fn(); return nil })
 }
 
-// resume goes on with what a keeper before this one has left in the pipes.
+// resume continues with the data that an earlier keeper left in the pipes.
 func (t *tap) resume() {
 	if t.rest != nil {
 		buf := buffers.Get().(*[]byte)
@@ -107,7 +112,7 @@ func (t *tap) resume() {
 	}
 }
 
-// copy waits for output and copies one piece. Without wait it returns EAGAIN when there is none.
+// copy waits for output and copies one piece. If wait is false and there is none it returns EAGAIN.
 func (t *tap) copy(wait bool) error {
 	conn, err := t.file.SyscallConn()
 	if err != nil {
@@ -125,11 +130,11 @@ func (t *tap) copy(wait bool) error {
 	return errors.Join(err, cerr)
 }
 
-// copyTerminal moves what a terminal has printed into transit, and copies it from there.
+// copyTerminal moves the output of a terminal into transit, and copies it from there.
 func (t *tap) copyTerminal(fd int, wait bool) error {
 	n, err := session.ReadTerminal(wait, func() (int, error) { return move(fd, t.transit.write, pieceMax) })
 	if err != nil {
-		return err // EIO is how a terminal says that its other end is closed
+		return err // EIO: the other end of the terminal is closed
 	}
 	if n == 0 {
 		return io.EOF
@@ -148,8 +153,8 @@ func (t *tap) copyTransit() error {
 	}
 }
 
-// copyFrom copies one piece from a pipe to the log and to those who are attached, and then drops it from the pipe. The
-// error is EAGAIN when the pipe is empty, and io.EOF when it is and nobody can write to it.
+// copyFrom copies one piece from a pipe to the log and to the attached clients, and then drops it
+// from the pipe. The error is EAGAIN if the pipe is empty, and io.EOF if it also has no writer.
 func (t *tap) copyFrom(pipe int) error {
 	if t.skims() {
 		return t.skim(pipe)
@@ -181,10 +186,10 @@ func (t *tap) copyFrom(pipe int) error {
 	return nil
 }
 
-// settle leaves in the pipes what the log does not have: the beginning of a line, in rest. Before is how much of a line
-// was pending before data came; taken data are in the pipe no more.
+// settle leaves the beginning of a line, which is not in the log, in rest. before is the number of
+// pending bytes before data arrived. If taken is true, data are no longer in the pipe.
 func (t *tap) settle(pipe int, data []byte, before int, taken bool) {
-	if len(t.lines.pending) < before+len(data) { // an entry was written, and what was pending with it
+	if len(t.lines.pending) < before+len(data) { // an entry was written, including the pending bytes
 		if t.kept > 0 {
 			drop(t.rest.read, t.kept)
 		}
@@ -199,18 +204,19 @@ func (t *tap) settle(pipe int, data []byte, before int, taken bool) {
 	}
 }
 
-// keep moves the beginning of a line, or more of it, into rest. Where that fails the line is in memory alone.
+// keep moves the beginning of a line, or more of it, into rest. If that fails, it is only in
+// memory.
 func (t *tap) keep(pipe int, data []byte, taken bool) {
 	err := t.openRest()
 	if err == nil && t.kept == 0 && !taken {
 		var n int
-		n, err = move(pipe, t.rest.write, len(data)) // at once, so that no byte is in both
+		n, err = move(pipe, t.rest.write, len(data)) // atomically, so that no byte is in both pipes
 		t.kept += n
 		data = data[n:]
 	}
 	if err == nil && !t.failed {
 		var n int
-		n, err = write(t.rest.write, data) // which needs no more pages than the data do, however small the pieces are
+		n, err = write(t.rest.write, data) // needs no more pages than the data do, however small the pieces are
 		t.kept += n
 	}
 	if !taken {

@@ -11,9 +11,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// holdTarget opens the PID namespace of another container of the sandbox that the spec wants shared, by the path
-// /proc/PID/ns/pid, and puts the descriptor's path in its place, until release: the container may exit meanwhile, and
-// another process get its number. The error is of kind Precondition when no container of the sandbox has that process.
+// holdTarget opens the PID namespace of another container of the sandbox, which the spec names by
+// the path /proc/PID/ns/pid, and replaces the path by that of the descriptor. It is valid until
+// release: the container may exit in the meantime, and its pid may be reused. The error is of kind
+// Precondition if no container of the sandbox has that process.
 func (s *Server) holdTarget(spec *specs.Spec, box *sandbox) (release func(), err error) {
 	for i := range spec.Linux.Namespaces {
 		ns := &spec.Linux.Namespaces[i]
@@ -22,7 +23,7 @@ func (s *Server) holdTarget(spec *specs.Spec, box *sandbox) (release func(), err
 			continue
 		}
 		if n, _ := fmt.Sscanf(ns.Path, "/proc/%d/ns/pid", &pid); n != 1 || ns.Path != fmt.Sprintf("/proc/%d/ns/pid", pid) {
-			continue // one of its own, or the pod's
+			continue // a private one, or the pod's
 		}
 		target := s.running(box, pid)
 		if target == nil {
@@ -41,7 +42,7 @@ func (s *Server) holdTarget(spec *specs.Spec, box *sandbox) (release func(), err
 	return func() {}, nil
 }
 
-// running returns the container of the sandbox whose first process has that number, nil when there is none.
+// running returns the container of the sandbox with that first process, or nil if there is none.
 func (s *Server) running(box *sandbox, pid int) *container {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -15,8 +15,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// removeUnrecorded gives up what a sandbox has whose record was lost: what is found by its id. Nothing is a success. One that
-// has a record, and is not known yet, is being made.
+// removeUnrecorded releases the resources of a sandbox whose record was lost, which it finds by the
+// sandbox's id. It succeeds if there are none. A sandbox with a record is being created, and is
+// left alone.
 func (s *Server) removeUnrecorded(id string) error {
 	path := s.recordPath(sandboxRecords, id)
 	if _, err := os.Lstat(path); err == nil {
@@ -29,8 +30,9 @@ func (s *Server) removeUnrecorded(id string) error {
 		removeRecord(path+".damaged"))
 }
 
-// endUnrecordedInit kills the processes in the cgroup of a pod's init, and waits until they have ended. It looks only where
-// the network namespace of such a pod is still pinned: most often there is nothing, and /proc is long.
+// endUnrecordedInit kills the processes in the cgroup of a pod's init, and waits until they have
+// exited. To avoid reading all of /proc, it does so only if the network namespace of the pod is
+// still pinned.
 func endUnrecordedInit(id string) error {
 	if _, err := os.Lstat(namespace.Pin(id)); err != nil {
 		return nil
@@ -54,7 +56,7 @@ func endUnrecordedInit(id string) error {
 	}
 }
 
-// initsOf lists the processes in the cgroup that is named after a pod.
+// initsOf returns the pids of the processes in the cgroup named after a pod.
 func initsOf(id string) ([]int, error) {
 	groups, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
@@ -64,7 +66,7 @@ func initsOf(id string) ([]int, error) {
 	for _, path := range groups {
 		body, err := os.ReadFile(path)
 		if err != nil {
-			continue // it has ended
+			continue // the process has exited
 		}
 		for line := range strings.Lines(string(body)) {
 			base := filepath.Base(strings.TrimSpace(line))

@@ -9,8 +9,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// Update changes the limits of a container that is created or runs: all that is asked for, or nothing with an error that
-// says what could not be set and why.
+// Update changes the limits of a created or running container: all that are requested, or none. The
+// error names the limit that could not be set and the reason.
 func (s *Server) Update(req *api.UpdateRequest) error {
 	defer s.stir()
 	limits := &specs.LinuxResources{}
