@@ -10,8 +10,9 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// cgroupName is the name of the keeper's own cgroup: kuri-keeper, with a hash of the state directory when that is not
-// the usual one, so that keepers side by side do not share one.
+// cgroupName returns the name of the keeper's own cgroup: kuri-keeper, with a hash of the state
+// directory unless that is the default one, so that keepers of different state directories do not
+// share a cgroup.
 func cgroupName(stateDir string) string {
 	if stateDir == "/run/kuri" {
 		return "kuri-keeper"
@@ -26,7 +27,7 @@ func startScope(ctx context.Context, name string, pid int) error {
 		return fmt.Errorf("reach systemd: %w", err)
 	}
 	defer conn.Close()
-	// A scope of a killed keeper may be there in state failed.
+	// The scope of a killed keeper may still exist in state failed.
 	_ = conn.ResetFailedUnitContext(ctx, name)
 	done := make(chan string, 1)
 	_, err = conn.StartTransientUnitContext(ctx, name, "fail", []systemd.Property{

@@ -23,12 +23,12 @@ import (
 // Protocol is the version of the protocol that this package speaks.
 const Protocol = 1
 
-// Client speaks with the keeper of one state directory.
+// Client is a client of the keeper of one state directory.
 type Client struct {
 	socket   string
 	starting sync.Mutex                  // guards start; held over a start, which is bounded
-	start    func(context.Context) error // starts a keeper where none serves; nil: this client starts none
-	// startFailed is when start last failed and nobody else's keeper appeared. starting guards it too.
+	start    func(context.Context) error // starts a keeper if none serves; nil: this client starts none
+	// startFailed is when start last failed and no other keeper appeared. starting guards it, too.
 	startFailed time.Time
 
 	mu     sync.Mutex // guards conn; held over a dial of a local socket, which does not hang
@@ -38,10 +38,10 @@ type Client struct {
 	pulse pulse
 }
 
-// Connect returns a client of the keeper that serves a state directory, if one does: it starts none.
+// Connect returns a client of the keeper that serves a state directory. It starts no keeper.
 func Connect(stateDir string) *Client { return &Client{socket: filepath.Join(stateDir, "keeper.sock")} }
 
-// Info tells which keeper answers: its protocol, version, process id and newest event.
+// Info returns the keeper's protocol, version, process id and latest event number.
 func (c *Client) Info(ctx context.Context) (*api.InfoResponse, error) {
 	info, err := ask(ctx, c, api.KeeperService.Info, &api.InfoRequest{})
 	if err == nil {
@@ -50,72 +50,75 @@ func (c *Client) Info(ctx context.Context) (*api.InfoResponse, error) {
 	return info, err
 }
 
-// Probe tells what this kernel lets the keeper do with layers in dir and writable layers in writable, "" for dir too. Both
-// exist.
+// Probe reports what the kernel supports for layers in dir and writable layers in writable; if
+// writable is "", for both in dir. Both directories must exist.
 func (c *Client) Probe(ctx context.Context, dir, writable string) (*api.ProbeResponse, error) {
 	return call(ctx, c, api.KeeperService.Probe, &api.ProbeRequest{Dir: dir, Writable: writable})
 }
 
-// CreateSandbox makes the namespaces of a pod, or answers with those that it has.
+// CreateSandbox creates the namespaces of a pod, or returns the existing ones.
 func (c *Client) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
 	return stepped(ctx, func() (*api.Sandbox, error) { return call(ctx, c, api.KeeperService.CreateSandbox, req) })
 }
 
-// RemoveSandbox ends the pod's init process and gives its namespaces up. An unknown id is a success; a pod that still
-// has containers is a Precondition error.
+// RemoveSandbox ends the pod's init process and releases its namespaces. It succeeds for an unknown
+// id. The error is of kind Precondition if the pod still has containers.
 func (c *Client) RemoveSandbox(ctx context.Context, id string) error {
 	_, err := call(ctx, c, api.KeeperService.RemoveSandbox, &api.RemoveSandboxRequest{Id: id})
 	return err
 }
 
-// List tells all sandboxes and containers that the keeper holds.
+// List returns all sandboxes and containers that the keeper holds.
 func (c *Client) List(ctx context.Context) (*api.ListResponse, error) {
 	return call(ctx, c, api.KeeperService.List, &api.ListRequest{})
 }
 
-// Create makes a container whose process waits at its start line. When it fails nothing of the container stays. The
-// keeper's work goes on when ctx ends first; asking again joins it.
+// Create creates a container whose process waits at its start line. If it fails, nothing of the
+// container remains. If ctx ends first, the keeper continues; a repeated call joins its work.
 func (c *Client) Create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
 	return stepped(ctx, func() (*api.Container, error) { return call(ctx, c, api.KeeperService.Create, req) })
 }
 
-// Start lets a created process run. Starting one that runs is a success; one that has exited is a Precondition error.
+// Start runs the process of a created container. It succeeds if the process is already running. The
+// error is of kind Precondition if it has exited.
 func (c *Client) Start(ctx context.Context, id string) (*api.Container, error) {
 	return stepped(ctx, func() (*api.Container, error) {
 		return call(ctx, c, api.KeeperService.Start, &api.StartRequest{Id: id})
 	})
 }
 
-// Update changes limits of a container that is created or runs: all that is asked for, or nothing. An error of kind
-// Precondition says which limit the kernel does not take and why.
+// Update changes limits of a created or running container: all that are requested, or none. An
+// error of kind Precondition names the limit that the kernel rejects and the reason.
 func (c *Client) Update(ctx context.Context, req *api.UpdateRequest) error {
 	_, err := call(ctx, c, api.KeeperService.Update, req)
 	return err
 }
 
-// Signal sends sig to the container's first process, or with all to every process in its cgroup. A container that has
-// exited is a success, an unknown one NotFound.
+// Signal sends sig to the container's first process or, with all, to every process in its cgroup.
+// It succeeds if the container has exited. The error is of kind NotFound if it is unknown.
 func (c *Client) Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error {
 	_, err := call(ctx, c, api.KeeperService.Signal, &api.SignalRequest{Id: id, Signal: int32(sig), All: all})
 	return err
 }
 
-// Delete kills what still runs of a container and forgets it. An unknown id is a success. An error names the process
-// that could not be killed, its state and what it waits for.
+// Delete kills the remaining processes of a container and forgets it. It succeeds for an unknown
+// id. The error names a process that could not be killed, its state, and the kernel function in
+// which it waits.
 func (c *Client) Delete(ctx context.Context, id string) error {
 	_, err := call(ctx, c, api.KeeperService.Delete, &api.DeleteRequest{Id: id})
 	return err
 }
 
-// ReopenLog makes the container's log file anew at its path, after a rotation. Precondition when it does not run.
+// ReopenLog creates the container's log file again at its path, after a rotation. The error is of
+// kind Precondition if the container is not running.
 func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	_, err := call(ctx, c, api.KeeperService.ReopenLog, &api.ReopenLogRequest{Id: id})
 	return err
 }
 
-// Profile copies a profile of the keeper to out, which takes the time that r says. Error kinds: Invalid, Unavailable (another
-// is being taken), Unimplemented (a keeper that is built without profiles, or of an
-// earlier release).
+// Profile copies a profile of the keeper to out, which takes the time in r. The error is of kind
+// Invalid, of kind Unavailable if another profile is being taken, or of kind Unimplemented if the
+// keeper was built without profiles or is of an earlier release.
 func (c *Client) Profile(ctx context.Context, r profile.Request, out io.Writer) error {
 	return profile.Receive(ctx, out, r, func(path string) error {
 		_, err := call(ctx, c, api.KeeperService.Profile, &api.ProfileRequest{Name: r.Name, Seconds: int32(r.Seconds), Debug: int32(r.Debug), Into: path})
@@ -123,8 +126,9 @@ func (c *Client) Profile(ctx context.Context, r profile.Request, out io.Writer) 
 	})
 }
 
-// Events returns the events after a sequence number as soon as there is one, or none after wait. It does not ask again when
-// the connection is lost: its caller may have missed more than events.
+// Events returns the events after a sequence number as soon as there is one, or no events after
+// wait. It does not repeat the call if the connection is lost, because its caller may then have
+// missed more than events.
 func (c *Client) Events(ctx context.Context, after uint64, wait time.Duration) (*api.EventsResponse, error) {
 	conn, err := c.connection(ctx)
 	if err != nil {
@@ -142,14 +146,14 @@ func (c *Client) Events(ctx context.Context, after uint64, wait time.Duration) (
 	return resp, decodeError(err)
 }
 
-// Linger has the client start no keeper any more: that is for another kurid to do.
+// Linger makes the client start no keepers any more. Another kurid will start them.
 func (c *Client) Linger() {
 	c.starting.Lock()
 	defer c.starting.Unlock()
 	c.start = nil
 }
 
-// Close ends the connection. The keeper goes on.
+// Close closes the connection. The keeper continues.
 func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -160,14 +164,14 @@ func (c *Client) Close() {
 	}
 }
 
-// A call waits so long for the keeper that takes the place of one that has died, and it outlives so many keepers: one that
-// ends each would go on for ever.
+// replaceLimit is how long a call waits for the successor of a keeper that died. keepersMax is how
+// many keepers it survives: a call that ends each keeper would otherwise be repeated for ever.
 const (
 	replaceLimit = 5 * time.Second
 	keepersMax   = 10
 )
 
-// call makes one call. A keeper that hangs ends it with a [Hung].
+// call makes one call. If the keeper hangs, the error is a [Hung].
 func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error), req *Q) (*R, error) {
 	ctx, done, err := c.watched(ctx)
 	if err != nil {
@@ -181,8 +185,8 @@ func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService,
 	return resp, err
 }
 
-// ask makes one call, and makes it again when the connection is lost: every verb is idempotent, and a keeper that has died is
-// replaced at once.
+// ask makes one call, and repeats it if the connection is lost: every verb is idempotent, and a
+// keeper that dies is replaced at once.
 func ask[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error), req *Q) (*R, error) {
 	var resp *R
 	err := c.again(ctx, func() error {
@@ -202,9 +206,10 @@ func ask[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, 
 	return resp, nil
 }
 
-// again calls fn until it does not fail for want of a keeper, or until no keeper is to be expected any more.
+// again calls fn until it succeeds or fails for another reason than a missing keeper, or until no
+// keeper is expected any more.
 func (c *Client) again(ctx context.Context, fn func() error) error {
-	var limit time.Time // since no keeper has answered
+	var limit time.Time // while no keeper answers
 	for lost := 0; ; {
 		err := fn()
 		switch {
@@ -232,10 +237,11 @@ func (c *Client) again(ctx context.Context, fn func() error) error {
 	}
 }
 
-// errNoKeeper says that nobody listens.
+// errNoKeeper is the error if no keeper listens on the socket.
 var errNoKeeper = errors.New("no keeper listens")
 
-// expected reports whether a keeper will serve soon: the holder starts one, or this client, where it may, starts both.
+// expected reports whether a keeper will serve soon. The holder starts one, or this client starts
+// both if it may.
 func (c *Client) expected(ctx context.Context) bool {
 	h := holder.Connect(filepath.Dir(c.socket))
 	defer h.Close()
@@ -247,10 +253,10 @@ func (c *Client) expected(ctx context.Context) bool {
 	if c.start == nil {
 		return false
 	}
-	if _, err := h.Info(); err == nil { // another call was quicker
+	if _, err := h.Info(); err == nil { // another call was faster
 		return true
 	}
-	if time.Since(c.startFailed) < appearLimit { // a caller before this one has waited for one already
+	if time.Since(c.startFailed) < appearLimit { // an earlier caller has already waited
 		return false
 	}
 	slog.Warn("neither a keeper nor a holder serves any more; starting new ones")
@@ -263,11 +269,12 @@ func (c *Client) expected(ctx context.Context) bool {
 	return false
 }
 
-// appearLimit bounds the wait for a keeper or a holder that another process starts.
+// appearLimit limits the wait for a keeper or a holder that another process starts.
 const appearLimit = time.Second
 
-// appears reports whether a holder or a keeper comes to serve that this client has not started: a keeper that is becoming the
-// holder, or one that another kurid starts. For a moment neither of its sockets answers.
+// appears reports whether a holder or a keeper starts to serve that this client has not started: a
+// keeper that is becoming the holder, or a keeper of another kurid. For a moment neither socket
+// answers.
 func (c *Client) appears(ctx context.Context, h *holder.Client) bool {
 	for limit := time.Now().Add(appearLimit); ; {
 		if _, err := h.Info(); err == nil {
@@ -310,7 +317,7 @@ func (c *Client) connection(ctx context.Context) (*ttrpc.Client, error) {
 	return c.conn, nil
 }
 
-// drop forgets a connection that was lost, unless another caller has replaced it already.
+// drop forgets a lost connection, unless another caller has already replaced it.
 func (c *Client) drop(conn *ttrpc.Client) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -329,9 +336,9 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 	return conn, nil
 }
 
-// unreachable is the error of a socket of the keeper's that cannot be connected to.
+// unreachable returns the error for a socket of the keeper to which this process cannot connect.
 func unreachable(socket string, err error) error {
-	if fault.OfErrno(err) != "" { // of this process, which is short of descriptors
+	if fault.OfErrno(err) != "" { // this process is out of descriptors
 		return fmt.Errorf("ask the keeper: %w", err)
 	}
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {

@@ -25,24 +25,25 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// An upgrade is a restart with other programs. A kurid that finds a keeper or a holder of another build than the programs
-// beside it replaces them: the holder by execve of itself, the keeper by the way that it takes when it is killed. Versions
-// are told to people; what is compared is the content of the programs.
+// An upgrade is a restart with other programs. If the running keeper or holder is of another build
+// than the programs beside kurid, kurid replaces it: the holder by execve in its own process, the
+// keeper by killing it, which its successor handles as any death. Versions are only for people;
+// kurid compares the content of the programs.
 
-// TooOld is the exit code of a kuri-keeper that was asked whether it can go on with the records of the one that runs, and
-// cannot read them.
+// TooOld is the exit code of kuri-keeper --check if it cannot read the records of the running
+// keeper.
 const TooOld = 3
 
-// previousProgram is the name under which the holder has the program of the keeper that is being replaced.
+// previousProgram is the holder's name for the program of the keeper that is being replaced.
 const previousProgram = "program/previous"
 
 const (
-	checkLimit = 10 * time.Second       // for a program that says whether it fits
-	answerTime = 100 * time.Millisecond // between two looks at a keeper that starts
+	checkLimit = 10 * time.Second       // for a program to report whether it fits
+	answerTime = 100 * time.Millisecond // timeout of one Info call to a keeper that is starting
 	missingMax = 3
 )
 
-// programs are those beside this kurid.
+// programs is the pair of programs beside this kurid, by path.
 type programs struct{ keeper, holder string }
 
 func findPrograms(o Options) (programs, error) {
@@ -54,11 +55,12 @@ func findPrograms(o Options) (programs, error) {
 	return programs{keeper, holder}, err
 }
 
-// replace has the holder and the keeper replaced where they run another build than the programs beside this kurid. What
-// runs goes on with either. An error of kind Precondition says that the programs are too old, and nothing has been changed;
-// one of kind Unavailable that no keeper serves any more, for it held nothing.
+// replace replaces the holder and the keeper if they run another build than the programs beside
+// this kurid. Running containers are not affected. If the error is of kind Precondition, the
+// programs are too old and nothing was changed. If it is of kind Unavailable, no keeper serves any
+// more, because the old one held nothing.
 func (c *Client) replace(ctx context.Context, o Options) error {
-	// 1. Who runs.
+	// 1. The running programs.
 	old, err := c.Info(ctx)
 	if err != nil {
 		return err
@@ -72,13 +74,13 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 		return nil
 	}
 
-	// 2. Which are to be replaced.
+	// 2. The ones to be replaced.
 	otherKeeper, otherHolder := differs(old.Pid, p.keeper), herr == nil && differs(int32(held.Pid), p.holder)
 	if !otherKeeper && !otherHolder {
 		return nil
 	}
 
-	// 3. Their successors work, and can go on with what there is.
+	// 3. The check that their successors work and can read the records.
 	err = errors.Join(works(ctx, p.holder, "--version"), works(ctx, p.keeper, "--state", o.StateDir, "--check"))
 	switch {
 	case errors.Is(err, fault.Precondition):
@@ -91,7 +93,7 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 		return c.replaceAlone(ctx, o, p, old)
 	}
 
-	// 4. The holder first: a new keeper may ask more of it than an old one.
+	// 4. The holder first: a new keeper may need features that an old holder lacks.
 	if otherHolder {
 		replaceHolder(h, p.holder, held)
 	}
@@ -101,7 +103,8 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 	return nil
 }
 
-// differs reports whether a process runs another program than the one at path. Where that cannot be told it does not.
+// differs reports whether a process runs another program than the one at path. It returns false if
+// it cannot compare them.
 func differs(pid int32, path string) bool {
 	running, err := os.Open(fmt.Sprintf("/proc/%d/exe", pid))
 	if err != nil {
@@ -125,9 +128,10 @@ func differs(pid int32, path string) bool {
 	return err == nil && !same
 }
 
-// CopyName names a copy of the program of a keeper that runs from one, so that the next kurid need not read both to see that
-// they are the same: which file it is of, and when that was last changed. A file that was changed a moment ago may be changed
-// again within the resolution of its time; its copy is not named so.
+// CopyName returns the name of the memfd copy of its program file, of, from which a keeper runs. The
+// name identifies the file and its change time, so that the next kurid need not read both to see
+// that they are the same. A file that has just changed may change again within the resolution of
+// its times; the name of its copy identifies nothing.
 func CopyName(of os.FileInfo) string {
 	id, changed := fileState(of)
 	if id == "" || time.Since(changed) < settleTime {
@@ -138,11 +142,11 @@ func CopyName(of os.FileInfo) string {
 
 const copyName = "kuri-keeper"
 
-// settleTime is more than the resolution of any filesystem's times.
+// settleTime exceeds the resolution of any filesystem's timestamps.
 const settleTime = 3 * time.Second
 
-// fileState identifies a file and its content, and says when that was last changed, which nobody can set. It is "" where the
-// system does not say.
+// fileState returns an identifier of a file and its content, and its ctime, which nobody can set.
+// id is "" if the system does not provide them.
 func fileState(file os.FileInfo) (id string, changed time.Time) {
 	st, ok := file.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -152,7 +156,8 @@ func fileState(file os.FileInfo) (id string, changed time.Time) {
 	return fmt.Sprintf("%d-%d-%d-%d", st.Dev, st.Ino, st.Size, changed.UnixNano()), changed
 }
 
-// isCopyOf reports whether the program behind exe, of /proc/PID/exe, is a copy of the file as it is now, by the copy's name.
+// isCopyOf reports whether the program behind exe (/proc/PID/exe) is a copy of the file in its
+// current state, judging by the copy's name.
 func isCopyOf(exe string, file os.FileInfo) bool {
 	name, err := os.Readlink(exe)
 	id, _ := fileState(file)
@@ -185,7 +190,8 @@ func equal(a, b *os.File) (bool, error) {
 	}
 }
 
-// works runs a program that only says something. The error is of kind Precondition if it says that it is too old.
+// works runs a program that only checks and reports. The error is of kind Precondition if it
+// reports that it is too old.
 func works(ctx context.Context, program string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
@@ -200,7 +206,8 @@ func works(ctx context.Context, program string, args ...string) error {
 	return fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, said)
 }
 
-// replaceHolder has the holder start its new program in its own process. One that cannot goes on as it is.
+// replaceHolder makes the holder execute its new program. If that fails, the holder continues
+// unchanged.
 func replaceHolder(h *holder.Client, program string, old holder.Info) {
 	err := h.Reexec(program)
 	if errors.Is(err, fault.Unavailable) {
@@ -216,8 +223,8 @@ func replaceHolder(h *holder.Client, program string, old holder.Info) {
 	slog.Info("the holder was replaced", "pid", now.Pid, "version", now.Version, "was", old.Version, "err", err)
 }
 
-// replaceKeeper has the holder start the keeper's new program in place of the old keeper, which is killed. When the new one
-// does not come to serve, the old program is started again, from a descriptor that the holder has of it.
+// replaceKeeper makes the holder kill the old keeper and start the new program. If the new keeper
+// does not serve, the old program is started again, from a descriptor of it that the holder keeps.
 func (c *Client) replaceKeeper(ctx context.Context, h *holder.Client, program string, old *api.InfoResponse) {
 	begun := time.Now()
 	err := keepProgram(h, old.Pid)
@@ -240,7 +247,7 @@ func (c *Client) replaceKeeper(ctx context.Context, h *holder.Client, program st
 	}
 }
 
-// keepProgram gives the holder the program that a process runs.
+// keepProgram stores the program of a process in the holder.
 func keepProgram(h *holder.Client, pid int32) error {
 	exe, err := os.Open(fmt.Sprintf("/proc/%d/exe", pid))
 	if err != nil {
@@ -250,7 +257,8 @@ func keepProgram(h *holder.Client, pid int32) error {
 	return h.Put(previousProgram, exe)
 }
 
-// fallBack starts the program of the keeper before, if the holder has it, and reports whether it serves.
+// fallBack starts the previous keeper's program, if the holder has it, and reports whether it
+// serves.
 func (c *Client) fallBack(ctx context.Context, h *holder.Client) bool {
 	err := h.Program(previousProgram)
 	if err == nil {
@@ -266,7 +274,8 @@ func (c *Client) fallBack(ctx context.Context, h *holder.Client) bool {
 	return false
 }
 
-// restart has the keeper killed and waits until another one serves than that with the pid old.
+// restart kills the keeper through the holder, and waits until one with another pid than old
+// serves.
 func (c *Client) restart(ctx context.Context, h *holder.Client, old int32) (*api.InfoResponse, error) {
 	before, err := h.Info()
 	if err == nil {
@@ -275,7 +284,7 @@ func (c *Client) restart(ctx context.Context, h *holder.Client, old int32) (*api
 	if err != nil {
 		return nil, err
 	}
-	missing := 0 // times that there was no keeper: the next one is started at once, unless it has ended, too
+	missing := 0 // checks without a keeper: the next one starts at once, unless it has also exited
 	for limit := time.Now().Add(startLimit); time.Now().Before(limit) && ctx.Err() == nil; {
 		answer, cancel := context.WithTimeout(ctx, answerTime)
 		now, err := c.Info(answer)
@@ -298,9 +307,9 @@ func (c *Client) restart(ctx context.Context, h *holder.Client, old int32) (*api
 	return nil, errors.Join(fmt.Errorf("it does not serve within %s", startLimit), ctx.Err())
 }
 
-// replaceAlone replaces a keeper that has no holder: that of a release before there was one. A holder is started first, and
-// gets what the keeper has before that is ended. One that holds nothing ends as asked. The error is of kind Unavailable when
-// no keeper serves any more.
+// replaceAlone replaces a keeper without a holder, from a release that had none. It starts a
+// holder, which receives the keeper's resources before the keeper is ended. A keeper that holds
+// nothing is only terminated. The error is of kind Unavailable if no keeper serves any more.
 func (c *Client) replaceAlone(ctx context.Context, o Options, p programs, old *api.InfoResponse) error {
 	list, err := c.List(ctx)
 	if err != nil {
@@ -325,7 +334,7 @@ func (c *Client) replaceAlone(ctx context.Context, o Options, p programs, old *a
 	return fault.New(fault.Unavailable, "the keeper, process %d, has ended as asked", old.Pid)
 }
 
-// takeOver ends a keeper that has no holder, and starts one that goes on with what it had.
+// takeOver ends a keeper without a holder, and starts one that continues with its resources.
 func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.InfoResponse, list *api.ListResponse) error {
 	if o.Asked == nil || keepsRecords(o.StateDir, list) {
 		slog.Warn("the keeper that runs is of another build, and its holder has died: it goes on, and becomes the holder itself", "pid", old.Pid, "version", old.Version)
@@ -338,7 +347,7 @@ func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.I
 		if err := awaitHolder(ctx, o.StateDir, holder); err != nil {
 			return err
 		}
-		if o.SystemdCgroup { // the scope is there
+		if o.SystemdCgroup { // the scope exists
 			if err := cgroup.Join(holder, of.Pid); err != nil {
 				return err
 			}
@@ -352,21 +361,22 @@ func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.I
 	})
 	if err != nil {
 		slog.Error("the keeper that runs is of an older release, and cannot be replaced", "pid", old.Pid, "version", old.Version, "err", err)
-		return c.Ready(ctx, startBeat) // it goes on, unless it has ended
+		return c.Ready(ctx, startBeat) // it continues, unless it has exited
 	}
 	slog.Info("the keeper of an older release was replaced, and has a holder from now on", "was", old.Version, "was_pid", old.Pid,
 		"pods", len(list.Sandboxes), "containers", len(list.Containers), "took", time.Since(begun))
 	return nil
 }
 
-// keepsRecords reports whether the keeper writes records of what it holds, as all do since there are holders.
+// keepsRecords reports whether the keeper writes records, as all keepers with a holder do.
 func keepsRecords(stateDir string, held *api.ListResponse) bool {
 	return slices.ContainsFunc(held.Sandboxes, func(box *api.Sandbox) bool {
 		return exists(filepath.Join(stateDir, "keeper", "sandboxes", box.Id+".json"))
 	})
 }
 
-// endPredecessor has the new keeper's program take what the old keeper has, and end it.
+// endPredecessor runs the new keeper's program, which takes over the old keeper's resources and
+// ends it.
 func endPredecessor(ctx context.Context, program, stateDir string, of *Predecessor) error {
 	body, err := json.Marshal(of)
 	if err != nil {

@@ -18,24 +18,26 @@ import (
 	"github.com/kuri-cri/kuri/internal/holder"
 )
 
-// Options say which keeper serves.
+// Options configure which keeper serves.
 type Options struct {
-	Program       string // path of kuri-keeper; "" looks beside our own executable, then in PATH
-	StateDir      string // absolute; the keeper listens on keeper.sock in it
+	Program       string // path of kuri-keeper; "": look beside our own executable, then in PATH
+	StateDir      string // absolute; contains keeper.sock, the keeper's socket
 	LogLevel      string // debug, info, warn or error; "" is info
-	SystemdCgroup bool   // put a keeper that is started into a systemd scope, not into cgroups made by hand
+	SystemdCgroup bool   // start the keeper in a systemd scope, not in cgroups that we create
 
-	// Asked returns how the pods and containers of this node were asked for, for a keeper that takes over from one that kept
-	// no records. Its Pid and Held are not set. Nil: such a keeper is not replaced.
+	// Asked returns the requests that created this node's pods and containers, for a keeper that
+	// takes over from one without records. Its Pid and Held are not set. Nil: such a keeper is not
+	// replaced.
 	Asked func() *Predecessor
 }
 
-// startLimit bounds the time in which a new keeper must be ready.
+// startLimit limits the time until a new keeper must be ready.
 const startLimit = 20 * time.Second
 
-// Start returns a client of the keeper that serves o.StateDir, and starts one when none does. One of another build than the
-// program that would be started is replaced, and so is its holder. Of two that start one at the same time, one keeper stays and
-// both clients have it. One that hangs is not replaced: it has the containers. Calls of the client fail until it goes on.
+// Start returns a client of the keeper that serves o.StateDir, and starts a keeper if none does. It
+// replaces a keeper and a holder of another build than the installed programs. If two processes
+// start one at the same time, one keeper stays and both clients use it. A hanging keeper is not
+// replaced, because it has the containers; calls of the client fail until it continues.
 func Start(ctx context.Context, o Options) (*Client, error) {
 	if err := settleTakeOver(ctx, o.StateDir); err != nil {
 		slog.Error("a take-over that was cut off cannot be put in order; the next start of kurid tries again", "err", err)
@@ -66,21 +68,21 @@ func Start(ctx context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
-// startNew starts a keeper where none serves.
+// startNew starts a keeper if none serves.
 func (c *Client) startNew(ctx context.Context, o Options) error {
 	h := holder.Connect(o.StateDir)
 	defer h.Close()
-	if _, err := h.Info(); err == nil && c.fallBack(ctx, h) { // a kurid was killed while it replaced the keeper
+	if _, err := h.Info(); err == nil && c.fallBack(ctx, h) { // a kurid was killed while replacing the keeper
 		return nil
 	}
 	err := spawn(ctx, o)
-	if err != nil && c.appears(ctx, h) && c.Ready(ctx, startBeat) == nil { // one that started at the same time as ours has won
+	if err != nil && c.appears(ctx, h) && c.Ready(ctx, startBeat) == nil { // one started at the same time has won
 		return nil
 	}
 	return err
 }
 
-// check asks the keeper who it is and refuses one whose protocol we do not speak.
+// check returns an error if the keeper speaks another protocol version.
 func (c *Client) check(ctx context.Context) error {
 	info, err := c.Info(ctx)
 	if err != nil {
@@ -93,8 +95,8 @@ func (c *Client) check(ctx context.Context) error {
 	return nil
 }
 
-// spawn starts the holder in a session and cgroups of its own, which starts the keeper, and waits until that serves. Where
-// either lives, and only cannot be reached, none is started.
+// spawn starts the holder in a new session and new cgroups, and waits until the keeper that it
+// starts serves. It starts none if a holder or a keeper is alive but unreachable.
 func spawn(ctx context.Context, o Options) error {
 	if err := os.MkdirAll(o.StateDir, 0o711); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
@@ -113,7 +115,8 @@ func spawn(ctx context.Context, o Options) error {
 	})
 }
 
-// spawnAfter starts a holder in a state directory that is there, calls placed with its pid, and lets it start the keeper.
+// spawnAfter starts a holder in an existing state directory, calls placed with its pid, and then
+// lets it start the keeper.
 func spawnAfter(ctx context.Context, o Options, placed func(holder int) error) error {
 	p, err := findPrograms(o)
 	if err != nil {
@@ -125,8 +128,9 @@ func spawnAfter(ctx context.Context, o Options, placed func(holder int) error) e
 	}
 	args := []string{"--state", o.StateDir}
 	if !o.SystemdCgroup {
-		// So what ends or limits kurid does not reach them. The holder enters these cgroups itself, and removes them when it
-		// ends. One that a killed holder has left is as good as new.
+		// Separate cgroups, so that whatever ends or limits kurid does not affect them. The holder
+		// enters them itself and removes them when it exits. Those of a killed holder can be used
+		// again.
 		dirs, err := cgroup.MakeEverywhere(cgroupName(o.StateDir))
 		if err != nil {
 			return fmt.Errorf("make a cgroup for the keeper: %w", err)
@@ -141,7 +145,7 @@ func spawnAfter(ctx context.Context, o Options, placed func(holder int) error) e
 	return await(ctx, cmd, p.keeper, func() error { return placed(cmd.Process.Pid) })
 }
 
-// awaitHolder returns when the holder with that pid serves.
+// awaitHolder waits until the holder with that pid serves.
 func awaitHolder(ctx context.Context, stateDir string, pid int) error {
 	h := holder.Connect(stateDir)
 	defer h.Close()
@@ -159,8 +163,8 @@ func awaitHolder(ctx context.Context, stateDir string, pid int) error {
 	}
 }
 
-// await starts the holder, lets it start the keeper once placed has returned, and reads what the keeper says: "ready", or
-// what is wrong. Both close their ends of the pipe after that.
+// await starts the holder, lets it start the keeper once placed has returned, and reads the
+// keeper's message: "ready" or an error. After that both close their ends of the pipe.
 func await(ctx context.Context, cmd *exec.Cmd, program string, placed func() error) error {
 	said, say, err := os.Pipe()
 	if err != nil {
@@ -177,7 +181,7 @@ func await(ctx context.Context, cmd *exec.Cmd, program string, placed func() err
 	if err != nil {
 		return fault.New(fault.Unavailable, "start the holder: %w", err)
 	}
-	go cmd.Wait() // reaps it if it ends before we do; nobody else would
+	go cmd.Wait() // reaps it if it exits before we do
 	if err := placed(); err != nil {
 		cmd.Process.Kill()
 		return err

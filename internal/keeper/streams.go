@@ -24,47 +24,53 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/session"
 )
 
-// Streams are a caller's ends of a session. Each may be nil: output is read and dropped then, a nil Stdin is no stdin.
+// Streams are the caller's ends of a session. Each may be nil: output is then read and dropped, and
+// there is no stdin.
 //
-// A write that fails means that the caller is gone. Stdin is read until it ends or fails, which is its end for the
-// process; a Read under way when the session ends is left to whoever owns the stream, to be ended by closing it.
+// A failed write means that the caller is gone. Stdin is read until it ends or fails, which closes
+// the stdin of the process. A Read in progress at the end of the session is not interrupted: the
+// owner of the stream must close it.
 type Streams struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
-	Resize         <-chan Size // of the terminal; closed or abandoned when there will be no more
+	Resize         <-chan Size // of the terminal; closed or abandoned after the last change
 }
 
-// Size is that of a terminal, in characters.
+// Size is the size of a terminal in characters.
 type Size struct{ Width, Height uint16 }
 
-// endWait is how long the keeper may take to answer when its caller has had enough. It answers within 2 seconds, also when
-// what a session ran does not end.
+// endWait limits the wait for the keeper's answer after a cancellation. The keeper answers within 2
+// seconds, even if the session's process does not end.
 const endWait = 3 * time.Second
 
-// Exec runs args in the running container id, copies its streams until it ends, and returns its exit code: 128 + n when
-// signal n ended it. With tty it has a terminal, whose output is Stdout. What it left in the background lives on and is
-// not waited for.
+// Exec runs args in the running container id, copies its streams until it ends, and returns its
+// exit code: 128 + n if signal n ended it. With tty it has a terminal, and Stdout gets the
+// terminal's output. Processes that it leaves in the background keep running; Exec does not wait
+// for them.
 //
-// When ctx ends or a write to Stdout or Stderr fails, the process and all that it has started are killed before Exec
-// returns the context's cause, or the write's error. One that does not begin, or does not end, is killed behind it, and
-// the error is of kind Deadline and says why. Without a deadline in ctx the program has 10 seconds to begin.
+// If ctx ends or a write to Stdout or Stderr fails, the process and all its descendants are killed
+// before Exec returns the context's cause or the write's error. If the process does not start or
+// does not end, it is killed in the background, and the error is of kind Deadline and gives the
+// reason. Without a deadline in ctx the program has 10 seconds to start.
 //
-// It goes on beside the next keeper when one dies, and is never run twice. Where it cannot be known whether a keeper that died had
-// begun it, the error is of kind Unavailable and says so; that is so only of containers whose execs libcontainer starts.
+// If the keeper dies, the exec continues with the next one, and never runs twice. If it is unknown
+// whether the dead keeper had started it, the error is of kind Unavailable and says so. That
+// happens only in containers whose execs libcontainer starts.
 func (c *Client) Exec(ctx context.Context, id string, args []string, tty bool, with Streams) (int32, error) {
 	return c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
 		Id: id, Args: args, Tty: tty, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx), Session: newSession(), Starts: true,
 	}}})
 }
 
-// newSession returns what an exec is resumed by.
+// newSession returns a random id with which an exec can be resumed.
 func newSession() string {
 	id := make([]byte, 16)
 	rand.Read(id)
 	return hex.EncodeToString(id)
 }
 
-// beginMs is how long a program may take to begin, in milliseconds: until ctx ends, 0 when it has no deadline.
+// beginMs returns the time limit for a program to start, in milliseconds: the time until ctx ends,
+// or 0 if ctx has no deadline.
 func beginMs(ctx context.Context) int64 {
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -73,23 +79,25 @@ func beginMs(ctx context.Context) int64 {
 	return max(time.Until(deadline).Milliseconds(), 1)
 }
 
-// Copy runs the copier with args in the running container id, as Exec runs a command; where it cannot the error is of kind
-// Unimplemented. Args are "pack", a directory and a name in it, for a tar at Stdout; "unpack" and a directory, for the tar at
-// Stdin; "isdir" and a path. See internal/oci/copy.c, also for the exit codes.
+// Copy runs the copier with args in the running container id, as Exec runs a command. The error is
+// of kind Unimplemented if the copier cannot be used. args are "pack", a directory and a name in
+// it, for a tar to Stdout; "unpack" and a directory, for the tar from Stdin; or "isdir" and a path.
+// See internal/oci/copy.c, also for the exit codes.
 func (c *Client) Copy(ctx context.Context, id string, args []string, with Streams) (int32, error) {
 	code, err := c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{
 		Id: id, Copy: args, Stdin: with.Stdin != nil, BeginMs: beginMs(ctx), Session: newSession(),
 	}}})
-	if errors.Is(err, fault.Invalid) && strings.HasPrefix(err.Error(), "no command to execute") { // what a keeper of before knows
+	if errors.Is(err, fault.Invalid) && strings.HasPrefix(err.Error(), "no command to execute") { // an old keeper
 		err = fault.New(fault.Unimplemented, "this keeper is of an earlier version, which has no copier")
 	}
 	return code, err
 }
 
-// Attach copies the output of a running container from now on to with, and with.Stdin to its stdin, until it exits; the
-// exit code is returned. It goes on beside the next keeper when one dies; what the container prints between the two is in its
-// log alone. When ctx ends or a write fails, the caller is detached and the container goes on. An end of
-// Stdin is one for a container whose stdin is open once.
+// Attach copies the output of a running container from now on to with, and with.Stdin to its stdin,
+// until it exits, and returns the exit code. If the keeper dies, Attach continues with the next
+// one; output between the two is only in the container's log. If ctx ends or a write fails, the
+// caller is detached and the container continues. The end of Stdin closes the container's stdin
+// only if the container has stdin_once.
 func (c *Client) Attach(ctx context.Context, id string, with Streams) (int32, error) {
 	return c.session(ctx, with, &api.SessionRequest{Ask: &api.SessionRequest_Attach{Attach: &api.AttachSession{
 		Id: id, Stdin: with.Stdin != nil,
@@ -100,8 +108,8 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	// 1. A connection of its own, and what comes over it: our ends of the process's stdio, and what lets it go. A keeper that
-	// dies before that has executed nothing, and the next one begins anew.
+	// 1. A new connection, over which our ends of the process's stdio and its start line arrive. A
+	// keeper that dies before that has executed nothing, and the next one starts again.
 	conn, p, err := c.open(ctx, req)
 	for lost := 0; errors.Is(err, errCut) && ctx.Err() == nil && lost < keepersMax; lost++ {
 		conn, p, err = c.open(ctx, req)
@@ -110,7 +118,7 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 		return 0, endOf(ctx, err)
 	}
 
-	// 2. Copy, until the end is told.
+	// 2. Copy until the keeper reports the end.
 	pumps := p.copy(with, cancel)
 	code, err = conn.end()
 	for lost := 0; errors.Is(err, errCut) && ctx.Err() == nil && lost < keepersMax; lost++ {
@@ -121,7 +129,7 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 		}
 	}
 
-	if errors.Is(err, errCut) && req.GetExec() != nil { // we had enough while no keeper was there
+	if errors.Is(err, errCut) && req.GetExec() != nil { // ctx ended while there was no keeper
 		c.abandon(ctx, req.GetExec().Session)
 	}
 
@@ -130,17 +138,17 @@ func (c *Client) session(ctx context.Context, with Streams, req *api.SessionRequ
 	return code, endOf(ctx, err)
 }
 
-// errCut says that the keeper died in the middle of a session.
+// errCut is the error if the keeper died during a session.
 var errCut = errors.New("the connection was cut")
 
-// live is a session that has begun.
+// live is a session that has started.
 type live struct {
 	*session.Conn
 	stop func() bool
 }
 
-// open begins a session on a connection of its own. When ctx ends, because we have had enough, the keeper makes an end; it may be
-// that nothing has begun by then.
+// open starts a session on a new connection. If ctx ends, the keeper ends the session, possibly
+// before it has started.
 func (c *Client) open(ctx context.Context, req *api.SessionRequest) (live, *stdio, error) {
 	s, err := c.dialSession(ctx)
 	if err != nil {
@@ -154,7 +162,7 @@ func (c *Client) open(ctx context.Context, req *api.SessionRequest) (live, *stdi
 	return s, p, nil
 }
 
-// dialSession makes the connection of a session.
+// dialSession opens the connection of a session.
 func (c *Client) dialSession(ctx context.Context) (live, error) {
 	conn, err := c.openSession(ctx)
 	if err != nil {
@@ -166,7 +174,7 @@ func (c *Client) dialSession(ctx context.Context) (live, error) {
 	})}, nil
 }
 
-// end waits for the end of the session, and closes it.
+// end waits for the end of the session and closes the connection.
 func (s live) end() (int32, error) {
 	defer s.close()
 	return end(s.Conn)
@@ -177,8 +185,8 @@ func (s live) close() {
 	s.Close()
 }
 
-// resume goes on with an exec beside the next keeper, which tells how it ends: the process's stdio is ours. Where it cannot the
-// error is of kind Unavailable.
+// resume continues an exec with the next keeper, which reports its exit; we still have the
+// process's stdio. The error is of kind Unavailable if the next keeper cannot resume it.
 func (c *Client) resume(ctx context.Context, id string) (int32, error) {
 	s, err := c.dialSession(ctx)
 	if err != nil {
@@ -196,7 +204,8 @@ func (c *Client) resume(ctx context.Context, id string) (int32, error) {
 	return code, err
 }
 
-// abandon has the next keeper kill what was executed, if it comes soon; else it does so by itself.
+// abandon makes the next keeper kill the exec at once, if it starts soon; otherwise that keeper
+// does so later by itself.
 func (c *Client) abandon(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWait)
 	defer cancel()
@@ -212,8 +221,8 @@ func (c *Client) abandon(ctx context.Context, id string) {
 	}
 }
 
-// reattach goes on with an attachment beside the next keeper. Only the output has to be asked for: what is typed still goes
-// into the container's own pipe or terminal.
+// reattach continues an attach with the next keeper. It requests only the output: input still goes
+// directly to the container's pipe or terminal.
 func (c *Client) reattach(ctx context.Context, id string, with Streams, cancel context.CancelCauseFunc) (int32, error) {
 	s, p, err := c.open(ctx, &api.SessionRequest{Ask: &api.SessionRequest_Attach{Attach: &api.AttachSession{Id: id}}})
 	if errors.Is(err, fault.Precondition) {
@@ -237,7 +246,8 @@ func (p *stdio) finish(pumps *sync.WaitGroup) {
 	p.closeInput()
 }
 
-// exitCode returns that of a container that has exited while it could not be attached to, or else why.
+// exitCode returns the exit code of a container that exited before it could be attached to.
+// Otherwise it returns the error why.
 func (c *Client) exitCode(ctx context.Context, id string, why error) (int32, error) {
 	list, err := c.List(ctx)
 	if err != nil {
@@ -251,8 +261,8 @@ func (c *Client) exitCode(ctx context.Context, id string, why error) (int32, err
 	return 0, why
 }
 
-// endOf returns why a session has ended: when ctx has, that is its cause, unless the keeper says that it could not make an
-// end.
+// endOf returns the error of an ended session. If ctx has ended that is its cause, unless the
+// keeper reports that it could not end the process.
 func endOf(ctx context.Context, err error) error {
 	if ctx.Err() != nil && !errors.Is(err, fault.Deadline) {
 		return context.Cause(ctx)
@@ -272,14 +282,15 @@ func (c *Client) openSession(ctx context.Context) (*session.Conn, error) {
 	return session.NewConn(conn.(*net.UnixConn)), nil
 }
 
-// stdio is our ends of a process's streams.
+// stdio is our end of a process's streams.
 type stdio struct {
 	terminal *os.File // or nil
 	outputs  []*session.Source
-	stdin    *os.File // nil when there is none; the terminal when that is it
+	stdin    *os.File // nil if there is none; may be the terminal
 }
 
-// begin asks for a session and receives the first reply. A keeper that hangs ends that with a [Hung].
+// begin requests a session and receives the first reply. If the keeper hangs, the error is a
+// [Hung].
 func (c *Client) begin(ctx context.Context, conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 	watched, done, err := c.watched(ctx)
 	if err != nil {
@@ -298,14 +309,14 @@ func (c *Client) begin(ctx context.Context, conn *session.Conn, req *api.Session
 	return p, err
 }
 
-// begin asks for a session and receives the first reply.
+// begin requests a session and receives the first reply.
 func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 	if err := conn.Send(req); err != nil {
 		return nil, fault.New(fault.Unavailable, "ask the keeper for a session: %w", errors.Join(errCut, err))
 	}
 	reply := &api.SessionReply{}
 	files, err := conn.Receive(reply)
-	if fault.OfErrno(err) != "" { // of this process
+	if fault.OfErrno(err) != "" { // an error of this process
 		return nil, fmt.Errorf("begin a session with the keeper: %w", err)
 	}
 	if err != nil {
@@ -325,7 +336,8 @@ func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 			p.outputs = append(p.outputs, &session.Source{Stream: name, File: f})
 		}
 	}
-	// A terminal is an input, too; and the output when there is no other: what is attached to has a pipe for that.
+	// A terminal is also an input. It is the output as well, unless there is a pipe for that, as
+	// for attach.
 	if p.terminal != nil && p.stdin == nil {
 		p.stdin = p.terminal
 		if len(p.outputs) == 0 {
@@ -335,7 +347,7 @@ func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 	err = replyError(reply)
 	if start != nil {
 		if err == nil {
-			start.Write([]byte{'S'}) // where the process has ended already, the last reply tells how
+			start.Write([]byte{'S'}) // if the process has already ended, the last reply has its exit code
 		}
 		start.Close()
 	}
@@ -366,10 +378,10 @@ func replyError(r *api.SessionReply) error {
 	return decodeError(status.Error(codes.Code(r.Code), r.Message))
 }
 
-// copy starts the copying. The group is done when the outputs have been read to their end; fail is called when the caller
-// does not take them any more.
+// copy starts the copying. The group is done when all outputs have been read to the end. fail is
+// called if the caller no longer accepts output.
 func (p *stdio) copy(with Streams, fail context.CancelCauseFunc) *sync.WaitGroup {
-	// A bug in a part of one session, or in what the caller gave us for it, ends that session.
+	// A bug in one part of a session, or in a stream of the caller, ends only that session.
 	part := func(fn func()) func() {
 		return func() {
 			if err := fault.Contained(func() error { fn(); return nil }); err != nil {
@@ -389,7 +401,7 @@ func (p *stdio) copy(with Streams, fail context.CancelCauseFunc) *sync.WaitGroup
 					return
 				}
 				if _, err := to.Write(data); err != nil {
-					to = nil // what still comes is dropped
+					to = nil // drop all further output
 					fail(err)
 				}
 			})
@@ -416,17 +428,18 @@ func (p *stdio) copy(with Streams, fail context.CancelCauseFunc) *sync.WaitGroup
 	return &pumps
 }
 
-// onlyWriter hides what a file could do better with a socket, such as splice: the reader is none.
+// onlyWriter hides the ReadFrom of a file. Its fast path, splice(2), needs a socket as the reader,
+// and the reader here is none.
 type onlyWriter struct{ io.Writer }
 
-// closeStdin tells the process that there is no more input. A terminal has no such thing.
+// closeStdin closes the process's stdin. A terminal has no such end.
 func (p *stdio) closeStdin() {
 	if p.stdin != nil && p.stdin != p.terminal {
 		p.stdin.Close()
 	}
 }
 
-// closeInput gives up what is written to.
+// closeInput closes the files that input is written to.
 func (p *stdio) closeInput() {
 	p.closeStdin()
 	if p.terminal != nil {
@@ -441,7 +454,7 @@ func (p *stdio) close() {
 	}
 }
 
-// resize sets the size of the terminal; the processes in its foreground are told (SIGWINCH).
+// resize sets the size of the terminal. The kernel sends SIGWINCH to its foreground processes.
 func (p *stdio) resize(size Size) error {
 	conn, err := p.terminal.SyscallConn()
 	if err != nil {

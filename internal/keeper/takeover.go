@@ -19,24 +19,26 @@ import (
 	"github.com/kuri-cri/kuri/internal/record"
 )
 
-// TakingOver is the record of a take-over from a keeper that has no holder (kuri-keeper --take-over), from before its first
-// step until after its last. Who finds it when that process has been killed puts its work in order: see [settleTakeOver].
+// TakingOver is the record of a take-over from a keeper without a holder (kuri-keeper --take-over).
+// It exists from before the first step until after the last. If that process is killed,
+// [settleTakeOver] finishes or reverts the take-over.
 type TakingOver struct {
 	Pid     int      `json:"pid"`     // of the old keeper
 	Born    string   `json:"born"`    // its start time, field 22 of proc_pid_stat(5)
-	Records []string `json:"records"` // paths of what is recorded for the next keeper
+	Records []string `json:"records"` // paths of the records written for the next keeper
 	Frozen  []Thaw   `json:"frozen"`  // cgroups that the take-over freezes
-	// Ending says that all that the next keeper needs is recorded and held: the old one is to end.
+	// Ending is set once everything that the next keeper needs is recorded and held: the old one
+	// must end.
 	Ending bool `json:"ending"`
 
 	state string
 	lock  *os.File
 }
 
-// Thaw is what lets a frozen cgroup run.
+// Thaw is the write that thaws a frozen cgroup.
 type Thaw struct {
 	File string `json:"file"`
-	Text string `json:"text"` // to write into it
+	Text string `json:"text"` // to write to File
 }
 
 const takingOverFormat = 1
@@ -45,8 +47,8 @@ func takingOverPath(stateDir string) string {
 	return filepath.Join(stateDir, "keeper", "take-over.json")
 }
 
-// BeginTakeOver records that the old keeper is being taken over, and locks that for as long as this process lives. The
-// error is of kind Exists when another process does it.
+// BeginTakeOver records that the old keeper is being taken over, and holds a lock while this
+// process lives. The error is of kind Exists if another process holds it.
 func BeginTakeOver(stateDir string, pid int, records []string) (*TakingOver, error) {
 	t := &TakingOver{Pid: pid, Records: records, state: stateDir}
 	var err error
@@ -59,10 +61,10 @@ func BeginTakeOver(stateDir string, pid int, records []string) (*TakingOver, err
 	return t, t.Write()
 }
 
-// Write records a change of t.
+// Write writes the record after a change of t.
 func (t *TakingOver) Write() error { return record.Write(takingOverPath(t.state), takingOverFormat, t) }
 
-// End removes the record: everything is in order.
+// End removes the record of a complete take-over.
 func (t *TakingOver) End() {
 	if err := os.Remove(takingOverPath(t.state)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		slog.Error("the record of a take-over stays", "err", err)
@@ -70,7 +72,7 @@ func (t *TakingOver) End() {
 	t.lock.Close()
 }
 
-// lockTakeOver takes the lock of whoever takes over or puts a take-over in order. Nobody removes the file.
+// lockTakeOver locks take-overs and their settlement. The lock file is never removed.
 func lockTakeOver(stateDir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(stateDir, "keeper", "take-over.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -83,8 +85,8 @@ func lockTakeOver(stateDir string) (*os.File, error) {
 	return f, nil
 }
 
-// readTakeOver returns the record of a take-over whose process has ended, locked, and nil when there is none. One that is
-// under way is waited for until ctx ends, and then of kind Exists.
+// readTakeOver returns the locked record of a take-over whose process has ended, or nil if there is
+// none. It waits for a take-over in progress until ctx ends; the error is then of kind Exists.
 func readTakeOver(ctx context.Context, stateDir string) (*TakingOver, error) {
 	for {
 		if !exists(takingOverPath(stateDir)) {
@@ -113,12 +115,12 @@ func readTakeOver(ctx context.Context, stateDir string) (*TakingOver, error) {
 	}
 }
 
-// ThawTakenOver lets the containers run that a take-over which was killed has frozen.
+// ThawTakenOver thaws the containers that a killed take-over has frozen.
 func ThawTakenOver(stateDir string) {
 	now, cancel := context.WithCancel(context.Background())
 	cancel()
 	t, err := readTakeOver(now, stateDir)
-	if errors.Is(err, fault.Exists) { // it goes on, and does so itself
+	if errors.Is(err, fault.Exists) { // it is in progress and thaws them itself
 		return
 	}
 	if err != nil {
@@ -126,7 +128,7 @@ func ThawTakenOver(stateDir string) {
 	}
 	if t != nil {
 		t.thaw()
-		t.lock.Close() // the record is for kurid
+		t.lock.Close() // kurid needs the record
 	}
 }
 
@@ -138,9 +140,9 @@ func (t *TakingOver) thaw() {
 	}
 }
 
-// settleTakeOver puts in order what a take-over has left that was killed: its containers run again. One that had all it
-// needs is finished; any other is taken back, so that it can be tried again: the old keeper goes on as if nothing had been.
-// It waits for a take-over that is under way.
+// settleTakeOver settles a take-over that was killed, and thaws its containers. If the take-over
+// had everything it needed, it is finished. Otherwise it is reverted, so that it can be tried
+// again, and the old keeper continues unchanged. settleTakeOver waits for a take-over in progress.
 func settleTakeOver(ctx context.Context, stateDir string) error {
 	wait, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
@@ -149,9 +151,9 @@ func settleTakeOver(ctx context.Context, stateDir string) error {
 		return err
 	}
 	slog.Warn("taking over from the keeper of an older release was cut off", "pid", t.Pid, "finish", t.Ending)
-	defer t.thaw() // not before the old keeper ends, if it is to: it would read more, and lose it
+	defer t.thaw() // not before the old keeper ends, if it must end: it would read more output and lose it
 	old, err := process.Reopen(t.Pid, t.Born)
-	if err != nil { // it has ended
+	if err != nil { // it has exited
 		t.End()
 		return nil
 	}
@@ -175,7 +177,7 @@ func settleTakeOver(ctx context.Context, stateDir string) error {
 	return nil
 }
 
-// endHolder ends the holder of a take-over that was cut off: it has nothing but duplicates.
+// endHolder ends the holder of an interrupted take-over. That holder has only duplicates.
 func endHolder(stateDir string) error {
 	h := holder.Connect(stateDir)
 	defer h.Close()
@@ -194,7 +196,7 @@ func endHolder(stateDir string) error {
 	return nil
 }
 
-// endNow kills a process and returns when it has ended.
+// endNow kills a process and waits until it has exited.
 func endNow(pidfd *process.Pidfd) error {
 	if err := pidfd.Signal(unix.SIGKILL); err != nil {
 		return err
@@ -205,7 +207,7 @@ func endNow(pidfd *process.Pidfd) error {
 	return nil
 }
 
-// startedAt is [process.StartTime]; the error is of kind NotFound when the process is gone.
+// startedAt is [process.StartTime]. The error is of kind NotFound if the process does not exist.
 func startedAt(pid int) (string, error) {
 	started, err := process.StartTime(pid)
 	if err == nil && started == "" {
@@ -217,8 +219,8 @@ func startedAt(pid int) (string, error) {
 	return started, nil
 }
 
-// takenOver reports whether a take-over that failed has ended the old keeper all the same: then everything is there for the
-// next one. Otherwise the old one goes on.
+// takenOver reports whether a failed take-over has nevertheless ended the old keeper: then the next
+// one has everything it needs. Otherwise the old keeper continues.
 func takenOver(ctx context.Context, stateDir string, pid int) bool {
 	if err := settleTakeOver(ctx, stateDir); err != nil {
 		slog.Error("a take-over that failed cannot be put in order; the next start of kurid tries again", "err", err)
