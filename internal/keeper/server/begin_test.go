@@ -19,10 +19,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/namespace"
 )
 
-// The main thread cannot end, so it must not be one that enters the namespaces of a container.
+// The main thread cannot exit, so it must not enter the namespaces of a container.
 func init() { runtime.LockOSThread() }
 
-// pid returns the first process of a container.
+// pid returns the pid of a container's first process.
 func (n *node) pid(j *job) int {
 	n.t.Helper()
 	list, err := n.List(n.t.Context())
@@ -36,8 +36,8 @@ func (n *node) pid(j *job) int {
 	return 0
 }
 
-// hang mounts a file system over a directory of the container that answers nothing, as one whose server is gone. It ends
-// when the test does.
+// hang mounts a filesystem that never answers, like one with a dead server, over a directory of the
+// container until the test ends.
 func (n *node) hang(j *job, dir string) {
 	n.t.Helper()
 	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -62,14 +62,14 @@ func (n *node) hang(j *job, dir string) {
 		}
 		return unix.Mount("hung", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", device))
 	}))
-	// The first request, INIT, is answered: struct fuse_init_out of protocol 7.31. Those that follow are taken and kept,
-	// so that who waits for them cannot be killed.
+	// Answer the first request, INIT, with struct fuse_init_out of protocol 7.31. Later requests
+	// are read but not answered, so that processes that wait for them cannot be killed.
 	unix.Poll([]unix.PollFd{{Fd: int32(device), Events: unix.POLLIN}}, 5000)
 	_, err = unix.Read(device, in)
 	n.must(err)
 	out := make([]byte, 16+64)
 	binary.NativeEndian.PutUint32(out, uint32(len(out)))
-	copy(out[8:16], in[8:16]) // the request's number
+	copy(out[8:16], in[8:16]) // id of the request
 	binary.NativeEndian.PutUint32(out[16:], 7)
 	binary.NativeEndian.PutUint32(out[20:], 31)
 	binary.NativeEndian.PutUint32(out[36:], 4096) // max_write
@@ -89,7 +89,8 @@ func (n *node) hang(j *job, dir string) {
 	}()
 }
 
-// An exec that cannot begin ends at its caller's time, says why, and leaves nothing that runs.
+// An exec that cannot start ends at its caller's deadline, reports the reason, and leaves no
+// process.
 func TestAnExecThatCannotBegin(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -106,7 +107,7 @@ func TestAnExecThatCannotBegin(t *testing.T) {
 				n.t = t
 				j := n.run(box, "echo up; sleep 1000", change, func(j *job) { j.spec.Process.Cwd = "/work" })
 				n.waitOutput(j, "up")
-				n.exec(j, "true") // what a first exec makes is made
+				n.exec(j, "true") // creates the state that the first exec creates
 				c.hold(j)
 				ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 				defer cancel()
@@ -123,7 +124,7 @@ func TestAnExecThatCannotBegin(t *testing.T) {
 				case !errors.Is(err, fault.Deadline) || !strings.Contains(err.Error(), c.want):
 					t.Errorf("error %v, want one with %q", err, c.want)
 				}
-				if name != "hung" { // where nothing can be killed
+				if name != "hung" { // a hung process cannot be killed
 					n.wantNoExecCgroups(j)
 				}
 			})
@@ -131,7 +132,7 @@ func TestAnExecThatCannotBegin(t *testing.T) {
 	}
 }
 
-// An exec in a container that is frozen for a moment runs when that is over.
+// An exec in a container that is frozen for a moment runs once it is thawed.
 func TestAnExecWaitsForTheThaw(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "echo up; sleep 1000")
@@ -143,7 +144,7 @@ func TestAnExecWaitsForTheThaw(t *testing.T) {
 	}
 }
 
-// What has begun and cannot be killed does not hold its caller up either.
+// A process that was started and cannot be killed does not make its caller wait.
 func TestAnExecThatCannotEnd(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "mkdir /mnt; echo up; sleep 1000")
@@ -162,7 +163,7 @@ func TestAnExecThatCannotEnd(t *testing.T) {
 	}
 }
 
-// A working directory that was removed is named.
+// The error names a working directory that was removed.
 func TestExecNamesTheWorkingDirectory(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()

@@ -14,8 +14,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// A panic in a goroutine of a session ends neither the keeper nor another session, and what the goroutine has deferred is
-// done.
+// A panic in a goroutine of a session ends neither the keeper nor another session, and the deferred
+// calls of the goroutine run.
 func TestAPanicEndsItsSessionOnly(t *testing.T) {
 	s := &Server{}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -30,7 +30,7 @@ func TestAPanicEndsItsSessionOnly(t *testing.T) {
 	s.sessions.Wait()
 }
 
-// started is an execution whose process sleeps, as startExec leaves it.
+// started returns an execution with a sleeping process, as startExec leaves it.
 func started(t *testing.T, s *Server) *execution {
 	t.Helper()
 	cmd := exec.Command("sleep", "4360")
@@ -42,7 +42,7 @@ func started(t *testing.T, s *Server) *execution {
 	return x
 }
 
-// gone tells whether a child is not there any more, reaped by whom it may be.
+// gone reports whether a child no longer exists, whoever reaped it.
 func gone(pid int) bool {
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if syscall.Kill(pid, 0) == syscall.ESRCH {
@@ -52,13 +52,13 @@ func gone(pid int) bool {
 	return false
 }
 
-// What was executed for a session that panics is killed and reaped, wherever the bug is.
+// The process of a session that panics is killed and reaped, wherever the bug is.
 func TestAPanicKillsWhatWasExecuted(t *testing.T) {
 	s := &Server{reaper: newReaper()}
 	go s.reaper.run()
 	defer s.reaper.stop()
 
-	// In the session: it has no connection.
+	// A panic in the session: it has no connection.
 	x := started(t, s)
 	s.serving(func() { s.watchExec(x) })
 	s.serving(func() {
@@ -70,7 +70,7 @@ func TestAPanicKillsWhatWasExecuted(t *testing.T) {
 		t.Errorf("the session panics: reaped %t, code %d", x.reaped, x.code)
 	}
 
-	// In what waits for the process, while that lives: it has nothing to wait for.
+	// A panic in the watcher of a live process: it has nothing to wait for.
 	x = started(t, s)
 	running, pid := x.running, x.pid
 	s.reaper.forget(pid)
@@ -89,7 +89,7 @@ func TestAPanicKillsWhatWasExecuted(t *testing.T) {
 	}
 }
 
-// Whoever waits for a container is told of its exit, whatever panics on the way, and its process is reaped.
+// The exit of a container is reported and its process reaped, whichever step panics.
 func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	s := &Server{reaper: newReaper(), events: newEvents(), rest: time.NewTimer(time.Hour)}
 	defer s.rest.Stop()
@@ -108,7 +108,7 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	end.Close() // not before: the reaper takes a stranger that has ended
+	end.Close() // not earlier: the reaper collects unmarked zombies
 	c := &container{
 		id: "broken", bundle: t.TempDir(), rec: containerRecord{State: api.State_RUNNING}, pidfd: pidfd, exited: make(chan struct{}),
 		made:    &oci.Created{Pid: cmd.Process.Pid}, // without a cgroup
@@ -128,7 +128,7 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	}
 }
 
-// A verb of the protocol that panics is answered with an error.
+// A verb of the protocol that panics returns an error.
 func TestAPanicInAVerbIsItsError(t *testing.T) {
 	w := &wire{} // without a server
 	_, err := contain(t.Context(), nil, nil, func(ctx context.Context, _ func(any) error) (any, error) {
@@ -139,7 +139,7 @@ func TestAPanicInAVerbIsItsError(t *testing.T) {
 	}
 }
 
-// Who hears a container's output and panics is detached; the others hear it all.
+// A listener that panics is detached; the others get all of the output.
 func TestAPanicInAListenerIsItsOwn(t *testing.T) {
 	broken, _, err := newListener(true)
 	if err != nil {

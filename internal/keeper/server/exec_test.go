@@ -22,7 +22,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// report, with the numbers of some calls, prints what a process is in its container, but for what differs from one process to the next.
+// report, with the numbers of some system calls, prints the attributes of a process in its
+// container that do not differ between processes.
 const report = `
 id
 grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Uid|Gid|Sig[BIC]|Umask|Speculation|Cpus_allowed|CoreDump)' /proc/self/status
@@ -40,7 +41,7 @@ echo written >/dev/stderr
 set -- $(cut -d' ' -f1,5,6 /proc/self/stat); test $2 = $3 && echo its own session
 `
 
-// screenReport prints what the terminal of a process is.
+// screenReport prints the attributes of a process's terminal.
 const screenReport = `
 stty -a; stty size
 stat -c '%F %u %g %a %t %T' $(tty) /dev/tty /dev/ptmx
@@ -49,12 +50,13 @@ set -- $(cut -d' ' -f5,6,7,8 /proc/self/stat); test $1 = $2 -a $1 = $4 && echo i
 echo seen >/dev/tty
 `
 
-// byLibcontainer has the keeper leave a container's execs to libcontainer: its own personality is not a change.
+// byLibcontainer makes the keeper run a container's execs by libcontainer: the personality set here
+// is the current one.
 func byLibcontainer(j *job) {
 	j.spec.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux}
 }
 
-// filtered gives a container the filter of RuntimeDefault, for the capabilities that it has.
+// filtered gives a container the seccomp filter of RuntimeDefault for its capabilities.
 func filtered(j *job) {
 	profile, err := seccomp.GetDefaultProfile(j.spec)
 	if err != nil {
@@ -63,7 +65,8 @@ func filtered(j *job) {
 	j.spec.Linux.Seccomp = profile
 }
 
-// ownFilter changes the filter to one that fails calls in ways of its own, by their arguments, and kills.
+// ownFilter changes the filter so that calls fail with other errors, fail depending on arguments,
+// or kill.
 func ownFilter(j *job) {
 	failure := uint(unix.EDOM)
 	profile := j.spec.Linux.Seccomp
@@ -83,7 +86,7 @@ func ownFilter(j *job) {
 	)
 }
 
-// build builds a program of testdata.
+// build builds a program in testdata.
 func build(t *testing.T, name string) []byte {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), name)
@@ -97,7 +100,8 @@ func build(t *testing.T, name string) []byte {
 	return body
 }
 
-// TestExecConformance has the fork server and libcontainer start the same process: it cannot tell the difference.
+// TestExecConformance starts the same process by the fork server and by libcontainer. The process
+// must see no difference.
 func TestExecConformance(t *testing.T) {
 	n, calls := newNode(t), build(t, "calls")
 	caps := []string{"CAP_NET_BIND_SERVICE", "CAP_CHOWN"}
@@ -178,7 +182,7 @@ func TestExecConformance(t *testing.T) {
 			}
 			box := n.sandbox(change...)
 			var reports [2]string
-			nap := fmt.Sprint(1_000_000 + os.Getpid()) // among the host's processes, other tests' sleep too
+			nap := fmt.Sprint(1_000_000 + os.Getpid()) // unique on the host, where other tests' processes sleep, too
 			for i, way := range []func(*job){func(*job) {}, byLibcontainer} {
 				j := n.run(box, "sleep "+nap, c.change, way, func(j *job) {
 					n.must(os.MkdirAll(filepath.Join(j.Rootfs.Upperdir, "etc"), 0o755))
@@ -220,7 +224,7 @@ func TestExecConformance(t *testing.T) {
 	}
 }
 
-// differences are the lines in which two reports differ.
+// differences returns the lines in which two reports differ.
 func differences(a, b string) (lines []string) {
 	theirs := strings.Split(b, "\n")
 	for n, line := range strings.Split(a, "\n") {
@@ -233,7 +237,7 @@ func differences(a, b string) (lines []string) {
 	return lines
 }
 
-// An exec has its container's filter: the default's answers, those of its own, and the one to calls that are newer.
+// An exec has its container's filter: the default results, other results, and that for newer calls.
 func TestExecsAreFiltered(t *testing.T) {
 	n := newNode(t)
 	calls := build(t, "calls")
@@ -267,7 +271,7 @@ func TestExecsAreFiltered(t *testing.T) {
 	}
 }
 
-// What is wrong with a request is told alike, too: the kind of the error and the program.
+// Both ways report a wrong request alike: the kind of the error and the program.
 func TestExecErrorsEitherWay(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -280,7 +284,7 @@ func TestExecErrorsEitherWay(t *testing.T) {
 				t.Errorf("%s: %v", program, err)
 			}
 		}
-		// What only the kernel finds out, libcontainer does not tell.
+		// libcontainer does not report errors that only the kernel detects.
 		if _, err := n.Exec(t.Context(), j.Id, []string{"/tmp/text"}, false, keeper.Streams{}); i == 0 && !errors.Is(err, fault.Invalid) {
 			t.Errorf("not a program: %v", err)
 		}
@@ -288,13 +292,14 @@ func TestExecErrorsEitherWay(t *testing.T) {
 	}
 }
 
-// CVE-2019-5736: a program of the container that is a script for the program which starts it does not get hold of that.
+// CVE-2019-5736: a program in the container whose interpreter is the program that starts it must
+// not get access to that program.
 func TestExecGivesNoHoldOnTheKeeper(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), `printf '#!/proc/self/exe\n' >/tmp/trap; chmod 755 /tmp/trap; echo ready; sleep 1000`)
 	n.waitOutput(j, "ready")
-	n.Exec(t.Context(), j.Id, []string{"/tmp/trap"}, false, keeper.Streams{}) // the keeper's program, without what it needs
-	// While one starts, the container tries to open what it runs from.
+	n.Exec(t.Context(), j.Id, []string{"/tmp/trap"}, false, keeper.Streams{}) // the keeper's program, without its arguments
+	// While an exec starts, the container tries to open its program.
 	var stop sync.WaitGroup
 	stop.Go(func() {
 		for range 100 {
@@ -315,8 +320,8 @@ func TestExecGivesNoHoldOnTheKeeper(t *testing.T) {
 	}
 }
 
-// What a container that may trace its processes finds in one that is about to execute is what the program will have. A
-// long PATH gives it the time to look.
+// A container that may trace its processes finds nothing in one that is about to exec beyond what
+// the program will have. A long PATH gives it time to look.
 func TestExecIsBornWithNothingOfTheHost(t *testing.T) {
 	n, look := newNode(t), build(t, "look")
 	caps := []string{"CAP_CHOWN", "CAP_SYS_PTRACE"}
@@ -356,7 +361,8 @@ func TestExecIsBornWithNothingOfTheHost(t *testing.T) {
 	}
 }
 
-// A container that prepares another thing for the maker of terminals gets none, and holds nothing up.
+// A container that replaces the files from which its terminals are created gets no terminal, and
+// delays nothing.
 func TestTerminalOfAHostileContainer(t *testing.T) {
 	n := newNode(t)
 	caps := []string{"CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_OVERRIDE"}
@@ -387,8 +393,8 @@ func TestTerminalOfAHostileContainer(t *testing.T) {
 	}
 }
 
-// What the container has at /proc is asked for nothing: its processes have the groups, the label, the score and the terminal
-// that they are to have.
+// Execs do not depend on the container's /proc: they have the right groups, label, oom_score_adj
+// and terminal.
 func TestExecAsksNothingOfTheContainersProc(t *testing.T) {
 	n := newNode(t)
 	ids := []*api.IDMapping{{HostId: 1 << 20, Length: 5000}}
@@ -414,11 +420,12 @@ func TestExecAsksNothingOfTheContainersProc(t *testing.T) {
 	}
 }
 
-// The end of what leads a terminal's session is the terminal's: who is left on it is told, and it is gone.
+// When its session leader exits, a terminal hangs up: the remaining processes are signalled, and
+// the terminal is removed.
 func TestTerminalHangsUp(t *testing.T) {
 	n := newNode(t)
 	for _, way := range []func(*job){func(*job) {}, byLibcontainer} {
-		j := n.run(n.sandbox(), "while sleep 0.1; do :; done", way) // which reaps
+		j := n.run(n.sandbox(), "while sleep 0.1; do :; done", way) // it reaps
 		code, out := n.execOnTerminal(j, "sleep 4350 & (trap '' HUP; until [ -e /tmp/ended ]; do sleep 0.1; done; echo too late; echo $? >/tmp/late) & sleep 0.2; ls /dev/pts; exit 21")
 		if code != 21 || out != "0     ptmx\r\n" {
 			t.Errorf("%d %q", code, out)
@@ -428,7 +435,7 @@ func TestTerminalHangsUp(t *testing.T) {
 		if !eventually(func() bool { _, out, _ = n.exec(j, "cat /tmp/late; ls /dev/pts"); return out == "1\nptmx\n" }) {
 			t.Errorf("after the end: %q", out)
 		}
-		// One that is killed by a signal hangs up, too.
+		// A leader that is killed by a signal hangs up, too.
 		if code, _ := n.execOnTerminal(j, "sleep 4351 & kill -9 $$"); code != 128+9 {
 			t.Errorf("killed: %d", code)
 		}
@@ -437,12 +444,12 @@ func TestTerminalHangsUp(t *testing.T) {
 	}
 }
 
-// CVE-2024-21626: no descriptor of the host's can be a working directory.
+// CVE-2024-21626: no descriptor of the host can be a working directory.
 func TestExecEntersNoDirectoryOfTheHost(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
 	for fd := range 12 {
-		// Its init finds a directory there, its execs find what they have at that number.
+		// The init's descriptor may be a directory. The execs have their own files at that number.
 		j := n.run(box, "sleep 1000", func(j *job) {
 			n.must(os.Symlink(fmt.Sprintf("/proc/self/fd/%d", fd), filepath.Join(j.Rootfs.Upperdir, "dir")))
 			j.spec.Process.Cwd = "/tmp"
@@ -457,7 +464,7 @@ func TestExecEntersNoDirectoryOfTheHost(t *testing.T) {
 	}
 }
 
-// forkServer is the pid of the keeper's.
+// forkServer returns the pid of the keeper's fork server, or 0.
 func (n *node) forkServer() int {
 	n.t.Helper()
 	info, err := n.Info(n.t.Context())
@@ -496,7 +503,7 @@ func TestForkServerIsStartedAnew(t *testing.T) {
 	}
 }
 
-// Execs do not make the keeper grow, nor leave anything of theirs.
+// Execs do not make the keeper grow and leave nothing behind.
 func TestManyExecs(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
@@ -514,7 +521,7 @@ func TestManyExecs(t *testing.T) {
 			})
 		}
 		all.Wait()
-		time.Sleep(2500 * time.Millisecond) // it gives back what it does not need
+		time.Sleep(2500 * time.Millisecond) // the keeper returns free memory
 	}
 	run(200)
 	before, descriptors := memory(t, int(info.Pid)), n.descriptors()
@@ -532,7 +539,7 @@ func TestManyExecs(t *testing.T) {
 	}
 }
 
-// Of a container that may have no more processes that is said.
+// The error says that the container has reached its process limit.
 func TestExecBeyondTheProcessLimit(t *testing.T) {
 	n := newNode(t)
 	limit := int64(1)
@@ -544,8 +551,8 @@ func TestExecBeyondTheProcessLimit(t *testing.T) {
 	n.wantNoExecCgroups(j)
 }
 
-// A container ends while execs are being started in it: they are told so, whatever step it was that failed. Those that
-// have begun end with it, by its SIGKILL.
+// A container exits while execs start in it. They report that, whichever step failed. Started ones
+// end with the container, by its SIGKILL.
 func TestExecsThatMeetTheExit(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()

@@ -20,7 +20,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// steps are all steps of the keeper's workflows at which it can be killed, from the source.
+// steps returns all failpoints of the keeper's workflows, from the source.
 func steps(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob("*.go")
@@ -34,7 +34,7 @@ func steps(t *testing.T) []string {
 			t.Fatal(err)
 		}
 		for _, m := range regexp.MustCompile(`failpoint\.At\("(.*)"\)`).FindAllStringSubmatch(string(body), -1) {
-			if !strings.HasPrefix(m[1], "take over: ") { // those are TestTakeOverKilledAtEachStep's, of test/e2e
+			if !strings.HasPrefix(m[1], "take over: ") { // covered by TestTakeOverKilledAtEachStep of test/e2e
 				all = append(all, m[1])
 			}
 		}
@@ -42,7 +42,7 @@ func steps(t *testing.T) []string {
 	return all
 }
 
-// killableKeeper builds a keeper that can be killed at its steps.
+// killableKeeper builds a keeper that can be killed at its failpoints.
 func killableKeeper(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -62,8 +62,8 @@ func killableKeeper(t *testing.T) string {
 	return killed
 }
 
-// The keeper is killed at each step of each workflow. The caller sees nothing of it, who runs beside runs on, and nothing is
-// left at the end.
+// The keeper is killed at each step of each workflow. The caller does not notice, other containers
+// continue, and nothing is left at the end.
 func TestKilledAtEachStep(t *testing.T) {
 	killed := killableKeeper(t)
 	all := steps(t)
@@ -71,7 +71,7 @@ func TestKilledAtEachStep(t *testing.T) {
 		t.Fatalf("there are %d steps", len(all))
 	}
 	for _, step := range all {
-		if step == "exec: intended" { // which only libcontainer's have: TestExecsRunOnce
+		if step == "exec: intended" { // only execs by libcontainer have it: TestExecsRunOnce
 			continue
 		}
 		kill := func(t *testing.T, way func(*job)) {
@@ -111,7 +111,7 @@ func TestKilledAtEachStep(t *testing.T) {
 			n.wantNoInits()
 			n.wantNoExecs(beside)
 		}
-		if step != "start: begun" { // which our own init has not
+		if step != "start: begun" { // our own init does not have it
 			t.Run(step, func(t *testing.T) { kill(t, func(*job) {}) })
 		}
 		if strings.HasPrefix(step, "create: ") || strings.HasPrefix(step, "start: ") {
@@ -130,7 +130,7 @@ func (n *node) wantNothingOf(ids ...string) {
 		left = nil
 		names, err := h.Names()
 		if err != nil {
-			left = append(left, err.Error()) // another holder comes
+			left = append(left, err.Error()) // another holder is starting
 		}
 		for _, id := range ids {
 			for _, name := range names {
@@ -174,7 +174,8 @@ func (n *node) wantNoInits() {
 	}
 }
 
-// The keeper is killed at random moments while containers come and go. KURI_TEST_KILLS says how often.
+// The keeper is killed at random moments while containers are created and deleted, KURI_TEST_KILLS
+// times.
 func TestKilledAtRandom(t *testing.T) {
 	kills := 25
 	if n, err := strconv.Atoi(os.Getenv("KURI_TEST_KILLS")); err == nil {

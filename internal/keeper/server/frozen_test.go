@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// freeze freezes the cgroup of that path below the roots of the hierarchies, until thaw or the end of the test.
+// freeze freezes the cgroup with that path in all hierarchies, until thaw or the end of the test.
 func (n *node) freeze(path string) (thaw func()) {
 	n.t.Helper()
 	file, frozen, thawed := filepath.Join("/sys/fs/cgroup/freezer", path, "freezer.state"), "FROZEN", "THAWED"
@@ -21,7 +21,7 @@ func (n *node) freeze(path string) (thaw func()) {
 	thaw = func() { os.WriteFile(file, []byte(thawed), 0) }
 	n.t.Cleanup(thaw)
 	if !eventually(func() bool {
-		os.WriteFile(file, []byte(thawed), 0) // v1 does not always come to an end by itself
+		os.WriteFile(file, []byte(thawed), 0) // v1 does not always finish on its own
 		os.WriteFile(file, []byte(frozen), 0)
 		state, _ := os.ReadFile(file)
 		events, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup.events"))
@@ -32,7 +32,7 @@ func (n *node) freeze(path string) (thaw func()) {
 	return thaw
 }
 
-// Whatever keeps a container's processes from running does not keep them from being killed.
+// Processes of a container that are kept from running can still be killed.
 func TestContainersThatDoNotRunAreEnded(t *testing.T) {
 	n := newNode(t)
 	alone, shared := n.sandbox(), n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
@@ -71,5 +71,5 @@ func TestContainersThatDoNotRunAreEnded(t *testing.T) {
 	}
 	n.t = t
 	n.freeze(n.cgroup)
-	n.must(n.RemoveSandbox(t.Context(), shared.Id)) // and its init, which is frozen
+	n.must(n.RemoveSandbox(t.Context(), shared.Id)) // including its init, which is frozen
 }

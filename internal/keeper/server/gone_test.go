@@ -18,7 +18,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// The end of the init of a shared PID namespace is told, by an event and in the list, and no container is made in it.
+// The end of the init of a shared PID namespace is reported by an event and by List, and no
+// container can be created in it.
 func TestTheEndOfAPodsInitIsTold(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
@@ -56,7 +57,7 @@ func TestTheEndOfAPodsInitIsTold(t *testing.T) {
 	n.must(n.Delete(t.Context(), j.Id))
 	n.must(n.RemoveSandbox(t.Context(), box.Id))
 
-	// One that is removed tells nothing.
+	// A sandbox that is being removed reports nothing.
 	box = n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
 	info, err := n.Info(t.Context())
 	n.must(err)
@@ -66,7 +67,7 @@ func TestTheEndOfAPodsInitIsTold(t *testing.T) {
 	}
 }
 
-// What keeps a container's own program from running is an error of a kind of its own.
+// Each reason for which a container's program cannot run has its own error kind.
 func TestContainersThatCannotBeStarted(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -88,7 +89,7 @@ func TestContainersThatCannotBeStarted(t *testing.T) {
 	}
 }
 
-// A keeper without descriptors says so, and serves on when there are some.
+// A keeper without free descriptors reports that, and continues once there are some.
 func TestAKeeperWithoutDescriptors(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -98,7 +99,7 @@ func TestAKeeperWithoutDescriptors(t *testing.T) {
 	n.must(err)
 	var before unix.Rlimit
 	n.must(unix.Prlimit(int(info.Pid), unix.RLIMIT_NOFILE, nil, &before))
-	// Some calls need one descriptor, some more: each limit is met by another step.
+	// Calls need different numbers of descriptors: each limit fails another step.
 	for more := range 12 {
 		limit := unix.Rlimit{Cur: uint64(n.descriptors() + more), Max: before.Max}
 		n.must(unix.Prlimit(int(info.Pid), unix.RLIMIT_NOFILE, &limit, nil))
@@ -127,7 +128,8 @@ func TestAKeeperWithoutDescriptors(t *testing.T) {
 	}
 }
 
-// A state directory that others do not get to is no place for user namespaces, and the reason names the directory.
+// User namespaces do not work below a state directory that others cannot enter, and the reason
+// names the directory.
 func TestUserNamespacesBelowAPrivateDirectory(t *testing.T) {
 	n := newNode(t)
 	private := filepath.Dir(n.state)

@@ -26,14 +26,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// program is the real kuri-keeper, built once; the real kuri-holder lies beside it.
+// program is the path of the real kuri-keeper, built once, with the real kuri-holder beside it.
 var program string
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
 	if os.Geteuid() != 0 || os.Getenv("KURI_TEST_TAP") != "" {
-		return m.Run() // each test skips, or needs no keeper
+		return m.Run() // each test skips or needs no keeper
 	}
 	dir, err := os.MkdirTemp("", "kuri-keeper-test-")
 	if err != nil {
@@ -66,7 +66,7 @@ func buildKeeper(program, tags string) error {
 	return nil
 }
 
-// node is a keeper on a state directory of its own, with layers to run containers from.
+// node is a keeper with its own state directory, and layers to run containers from.
 type node struct {
 	*keeper.Client
 	t      *testing.T
@@ -80,7 +80,7 @@ func newNode(t *testing.T) *node {
 	return newNodeOf(t, program)
 }
 
-// newNodeOf is newNode with a keeper of another build.
+// newNodeOf is newNode with another build of the keeper.
 func newNodeOf(t *testing.T, program string) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -93,7 +93,7 @@ func newNodeOf(t *testing.T, program string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The root of a user namespace must get to its root filesystem.
+	// The root of a user namespace must be able to reach its root filesystem.
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func newNodeOf(t *testing.T, program string) *node {
 	return n
 }
 
-// makeLayers makes two: busybox, and one on top with /etc.
+// makeLayers creates two layers: busybox, and one on top with /etc.
 func (n *node) makeLayers() {
 	base, top := filepath.Join(n.t.TempDir(), "base"), filepath.Join(n.t.TempDir(), "top")
 	for _, dir := range []string{"bin", "proc", "sys", "dev", "tmp"} {
@@ -136,7 +136,7 @@ func (n *node) makeLayers() {
 	n.layers = []string{top, base}
 }
 
-// stop ends the keeper, which must be empty.
+// stop ends the keeper, which must hold nothing.
 func (n *node) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
@@ -172,13 +172,13 @@ func (n *node) stop() {
 	}
 }
 
-// ownCgroup is the keeper's.
+// ownCgroup returns the keeper's own cgroup.
 func (n *node) ownCgroup() string {
 	sum := sha256.Sum256([]byte(n.state))
 	return "/kuri-keeper-" + hex.EncodeToString(sum[:4])
 }
 
-// checkNothingLeft compares the host with what it was.
+// checkNothingLeft compares the host with its state before the test.
 func (n *node) checkNothingLeft() {
 	if left := n.mounts(); len(left) > 0 {
 		n.t.Errorf("mounts are left:\n%s", strings.Join(left, "\n"))
@@ -193,7 +193,7 @@ func (n *node) checkNothingLeft() {
 				left = append(left, found...)
 			}
 		}
-		// The parent is the pod layer's to remove; here it is ours.
+		// The pod layer must remove the parent. Here the test does.
 		for _, dir := range left {
 			os.Remove(dir)
 		}
@@ -219,7 +219,7 @@ func (n *node) must(err error) {
 	}
 }
 
-// sandbox makes a pod with namespaces of its own.
+// sandbox creates a pod with its own namespaces.
 func (n *node) sandbox(change ...func(*api.CreateSandboxRequest)) *api.Sandbox {
 	n.t.Helper()
 	id := newID()
@@ -235,7 +235,7 @@ func (n *node) sandbox(change ...func(*api.CreateSandboxRequest)) *api.Sandbox {
 	return box
 }
 
-// job is a container to be made.
+// job is a container to create.
 type job struct {
 	*api.CreateRequest
 	spec *specs.Spec
@@ -320,7 +320,7 @@ func (n *node) wait(j *job) *api.Container {
 			resp, err = &api.EventsResponse{Lost: true}, nil
 		}
 		n.must(err)
-		if resp.Lost { // as a new keeper says
+		if resp.Lost { // as a new keeper reports
 			if info, err := n.Info(n.t.Context()); err == nil && len(resp.Events) == 0 {
 				after = info.LastEvent
 			}
@@ -342,7 +342,7 @@ func (n *node) wait(j *job) *api.Container {
 	return nil
 }
 
-// finish runs a script to its end and returns its exit and its output, without the log's decoration.
+// finish runs a script to its end, and returns its exit and its output without the log's prefixes.
 func (n *node) finish(box *api.Sandbox, script string, change ...func(*job)) (*api.Exit, string) {
 	n.t.Helper()
 	j := n.run(box, script, change...)
@@ -359,7 +359,7 @@ func (n *node) output(j *job) string {
 	var out strings.Builder
 	for line := range strings.Lines(string(body)) {
 		if !strings.HasSuffix(line, "\n") {
-			break // it is being written
+			break // the entry is being written
 		}
 		parts := strings.SplitN(line, " ", 4)
 		if len(parts) != 4 {
@@ -385,7 +385,7 @@ func (n *node) exec(j *job, script string) (int32, string, string) {
 	return code, stdout.String(), stderr.String()
 }
 
-// execOnTerminal runs a script on a terminal and returns its exit code and what the terminal shows.
+// execOnTerminal runs a script on a terminal, and returns its exit code and the terminal's output.
 func (n *node) execOnTerminal(j *job, script string) (int32, string) {
 	n.t.Helper()
 	var out bytes.Buffer
@@ -394,7 +394,7 @@ func (n *node) execOnTerminal(j *job, script string) (int32, string) {
 	return code, out.String()
 }
 
-// mounts lists the host's mounts that are of this node. Those of others on the machine come and go.
+// mounts returns the host's mounts that belong to this node. Others come and go.
 func (n *node) mounts() []string {
 	n.t.Helper()
 	body, err := os.ReadFile("/proc/self/mountinfo")
@@ -440,7 +440,8 @@ func (n *node) waitOutput(j *job, want string) {
 	}
 }
 
-// wantNoProcess asserts that no process of the container has arg in its command line, as pgrep in it sees it.
+// wantNoProcess asserts that no process of the container has arg in its command line, according to
+// pgrep in the container.
 func (n *node) wantNoProcess(j *job, arg string) {
 	n.t.Helper()
 	var ps string
@@ -466,7 +467,7 @@ func (n *node) wantNoExecCgroups(j *job) {
 	}
 }
 
-// descriptors counts the keeper's.
+// descriptors returns the number of the keeper's open descriptors.
 func (n *node) descriptors() int {
 	n.t.Helper()
 	info, err := n.Info(n.t.Context())
@@ -476,7 +477,7 @@ func (n *node) descriptors() int {
 	return len(fds)
 }
 
-// processes lists those whose command line begins with "sleep <arg>".
+// processes returns the processes whose command line begins with "sleep <arg>".
 func (n *node) processes(arg string) []string {
 	var found []string
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -484,7 +485,7 @@ func (n *node) processes(arg string) []string {
 		if body, _ := os.ReadFile(f); !bytes.HasPrefix(body, []byte("sleep\x00"+arg)) {
 			continue
 		}
-		// Those of others who run this test at the same time come and go.
+		// Other runs of this test may have such processes, too.
 		if of, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cgroup")); bytes.Contains(of, []byte(n.cgroup)) {
 			found = append(found, filepath.Base(filepath.Dir(f)))
 		}
@@ -523,7 +524,7 @@ func memory(t *testing.T, pid int) int {
 	return 0
 }
 
-// cpu returns the time that a process and its children that have been reaped have computed.
+// cpu returns the CPU time of a process and its reaped children.
 func cpu(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -12,7 +12,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// Beside a keeper that hangs every call ends, soon and with what is wrong, and goes on when the keeper does.
+// While the keeper hangs, each call soon ends with an error that says so. Calls succeed again when
+// the keeper continues.
 func TestAKeeperThatHangs(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -36,7 +37,7 @@ func TestAKeeperThatHangs(t *testing.T) {
 	}
 	waiting := make(chan error, 1)
 	n.must(syscall.Kill(pid, syscall.SIGSTOP))
-	go func() { // who waits for events is told that some may be missing
+	go func() { // Events reports that some may be missing
 		_, err := n.Events(t.Context(), info.LastEvent, 3*time.Second)
 		waiting <- err
 	}()
@@ -56,7 +57,7 @@ func TestAKeeperThatHangs(t *testing.T) {
 		t.Error("a call of a caller without time succeeds")
 	}
 
-	// A kurid that starts meanwhile starts no other keeper.
+	// A kurid that starts in the meantime starts no other keeper.
 	start := time.Now()
 	other, err := keeper.Start(t.Context(), keeper.Options{Program: program, StateDir: n.state})
 	n.must(err)

@@ -16,7 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// initReport prints what the first process of a container is and sees, but for what differs from one container to the next.
+// initReport prints the attributes and the environment of a container's first process that do not
+// differ between containers.
 const initReport = `
 id
 grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Uid|Gid|Sig[BIC]|Umask|Speculation|Cpus_allowed|CoreDump)' /proc/self/status
@@ -42,7 +43,8 @@ grep -E ' /new/dir | /a | /etc/hosts | /proc/sys ' /proc/self/mountinfo | cut -d
 true
 `
 
-// normal takes out of a report what differs from one container to the next, and what may differ between the two ways.
+// normal removes from a report what differs between containers, and allowed differences between the
+// two ways.
 func normal(report string) string {
 	var out []string
 	in := ""
@@ -64,7 +66,8 @@ func normal(report string) string {
 
 var idPattern = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// normalMount is a line of mountinfo (proc_pid_mountinfo(5)) without ids, devices and the numbers of peer groups.
+// normalMount returns a line of mountinfo (proc_pid_mountinfo(5)) without ids, devices and peer
+// group numbers.
 func normalMount(f []string) string {
 	dash := slices.Index(f, "-")
 	var peers []string
@@ -79,7 +82,8 @@ func normalMount(f []string) string {
 	return strings.Join([]string{root, f[4], f[5], fmt.Sprint(peers), f[dash+1], super}, " ")
 }
 
-// TestInitConformance has our own init and libcontainer's make the same container: it cannot tell the difference.
+// TestInitConformance creates the same container by our own init and by libcontainer's. The
+// container must see no difference.
 func TestInitConformance(t *testing.T) {
 	n := newNode(t)
 	src := t.TempDir()
@@ -192,7 +196,7 @@ func TestInitConformance(t *testing.T) {
 		{"links of the image at mount points", nil, all(link("link", "/etc"), link("etc2", "../../../../etc/deep/../deeper"), link("abs", "/tmp"),
 			fs("tmpfs", "/link"), bind("file", "/abs/file", "bind"))},
 		{"/dev of the image is a link", nil, all(image("dev", func(path string) error { return os.Symlink("/tmp/dev", path) }), fs("tmpfs", "/tmp/dev"))},
-		// What libcontainer refuses, our own init refuses.
+		// Our own init rejects what libcontainer rejects.
 		{"/proc is a link", nil, link("proc", "/tmp")},
 		{"/proc is a file", nil, file("proc")},
 		{"/sys is a link", nil, all(link("sys", "tmp"), fs("sysfs", "/sys", "ro"))},
@@ -212,8 +216,8 @@ func TestInitConformance(t *testing.T) {
 		}, image("dev", func(path string) error { return os.MkdirAll(path, 0o755) }), file("dev/null"))},
 	}
 
-	// All of it in a user namespace, too, and what is only there. Its root may not enter the directory of some volumes, and
-	// cannot take off attributes that the node's mounts have.
+	// The same in a user namespace, and cases specific to it. Its root may not enter the
+	// directories of some volumes, and cannot clear attributes of the node's mounts.
 	ids := []*api.IDMapping{{HostId: 1 << 20, Length: 1 << 16}}
 	inUserns := func(req *api.CreateSandboxRequest) { req.UidMappings, req.GidMappings = ids, ids }
 	own := func(j *job) {
@@ -322,7 +326,7 @@ func TestInitConformance(t *testing.T) {
 	}
 }
 
-// oneSided are the lines that only one of two reports has, in their order.
+// oneSided returns the lines that only one of two reports has, in order.
 func oneSided(a, b string) (lines []string) {
 	for sign, pair := range map[string][2]string{"-": {a, b}, "+": {b, a}} {
 		rest := strings.Split(pair[1], "\n")
@@ -337,7 +341,7 @@ func oneSided(a, b string) (lines []string) {
 	return lines
 }
 
-// native reports whether our own init has made a container.
+// native reports whether our own init has created a container.
 func (n *node) native(j *job) bool {
 	_, err := os.Stat(filepath.Join(n.state, "mounts", ".oci", j.Id, "native"))
 	return err == nil

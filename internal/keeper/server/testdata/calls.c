@@ -1,5 +1,5 @@
-// Makes system calls by number and says how each ends. Arguments: number[:argument…], or first-last; what is not given
-// is -1, with which no call does anything.
+// Makes system calls by number and prints the result of each. Arguments: number[:argument…], or
+// first-last. A missing argument is -1, with which no call has an effect.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>

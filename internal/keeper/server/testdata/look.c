@@ -1,6 +1,7 @@
-// Looks at processes that run a program of the host and are not the container's first, as soon as they are there: at five, or for ten seconds. It says what
-// differs from its own user, groups, capabilities, root and working directory, which descriptors are not those of standard
-// streams, and whether the program can be written to; "looked" for each.
+// Examines processes that run a program of the host and are not the container's init, as soon as
+// they appear: five of them, or for ten seconds. It prints differences from its own user, groups and
+// capabilities, a root or working directory other than "/", descriptors that are not those of
+// standard streams, and whether the program is writable; then "looked" for each process.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
@@ -77,7 +78,7 @@ static int look(const char *pid)
 	char path[300];
 	int n = read_status(pid, theirs), fd;
 
-	// What was read was of that program if it runs it still.
+	// The status is that of the host program if the process still runs it.
 	if (n == 0 || n != read_status("self", own) || !program_of_the_host(pid))
 		return 0;
 	for (int i = 0; i < n; i++)
