@@ -47,7 +47,7 @@ func TestLogIsRotatedBeforeItGrowsBeyond(t *testing.T) {
 		}
 		all = append(all, body...)
 	}
-	// What is kept is the end, with no gap.
+	// The end is kept, without a gap.
 	n := bytes.Count(all, []byte("\n"))
 	for i, line := range strings.Split(strings.TrimSpace(string(all)), "\n") {
 		if want := fmt.Sprintf("line %d of", 100-n+i); !strings.Contains(line, want) {
@@ -105,7 +105,7 @@ func TestAllowanceComesBack(t *testing.T) {
 	}
 }
 
-// A note about what was dropped must not become part of a line, nor join one line with another.
+// A note about dropped output must not become part of a line, and must not join two lines.
 func TestTheNoteOnDropsIsALineOfItsOwn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	log, err := openLog(logPlace{path: path}, logLimits{rate: 4000})
@@ -113,8 +113,8 @@ func TestTheNoteOnDropsIsALineOfItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, diag := &lines{stream: "stdout", log: log}, &lines{stream: "stderr", log: log}
-	out.add([]byte(strings.Repeat("x", partMax+1))) // its first part is let through
-	out.add([]byte(strings.Repeat("y", 2*partMax))) // and all but the end of the rest is dropped
+	out.add([]byte(strings.Repeat("x", partMax+1))) // its first part is written
+	out.add([]byte(strings.Repeat("y", 2*partMax))) // all of the rest except its end is dropped
 	log.allowed = allowance{bytes: log.allowed.bytes, lines: log.allowed.lines}
 	out.add([]byte("\nnext\n"))
 	diag.add([]byte("question? "))

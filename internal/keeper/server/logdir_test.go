@@ -9,7 +9,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// A pod could put a link in place of its own log directory, or of what is below it; what is above is the administrator's.
+// A pod could put a symlink in place of its own log directory or of a directory below it. Those
+// above are the administrator's.
 func TestLinksAtALogDirectoryAreNotFollowed(t *testing.T) {
 	top := t.TempDir()
 	real := filepath.Join(top, "real")
@@ -24,7 +25,7 @@ func TestLinksAtALogDirectoryAreNotFollowed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	link("real", "logs")               // where the administrator has them
+	link("real", "logs")               // a symlink of the administrator
 	link("victim", "real/linked")      // the log directory of a pod
 	link("victim/ctr", "real/pod/ctx") // a directory in it
 	for _, c := range []struct {
@@ -37,8 +38,8 @@ func TestLinksAtALogDirectoryAreNotFollowed(t *testing.T) {
 		{"logs/linked", "logs/linked/0.log", false},
 		{"logs/linked", "logs/linked/ctr/0.log", false},
 		{"logs/pod", "logs/pod/ctx/0.log", false},
-		{"logs/pod", "logs/other/0.log", false}, // not below it
-		{"", "logs/linked/ctr/0.log", true},     // as a daemon asks that knows no directory
+		{"logs/pod", "logs/other/0.log", false}, // not below its directory
+		{"", "logs/linked/ctr/0.log", true},     // the request of a daemon that sends no directory
 	} {
 		place := logPlace{path: filepath.Join(top, c.log)}
 		if c.directory != "" {
@@ -56,7 +57,7 @@ func TestLinksAtALogDirectoryAreNotFollowed(t *testing.T) {
 		t.Errorf("a file was made behind a link: %s", left)
 	}
 
-	// The same holds for a log that is open: when it is reopened, and when it is rotated.
+	// The same holds for an open log, when it is reopened and when it is rotated.
 	l, err := openLog(logPlace{filepath.Join(real, "pod/ctr/0.log"), filepath.Join(real, "pod")}, logLimits{size: 10, files: 1})
 	if err != nil {
 		t.Fatal(err)

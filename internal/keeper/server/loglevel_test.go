@@ -9,8 +9,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// The keeper logs at the level of the kurid that was started last, and so does the next one, which the holder starts with the
-// arguments of the first.
+// The keeper logs at the level of the most recent kurid. So does its successor, although the holder
+// starts that with the arguments of the first.
 func TestLogLevelOfTheLastKurid(t *testing.T) {
 	n := newNode(t)
 	n.sandbox()
@@ -20,7 +20,7 @@ func TestLogLevelOfTheLastKurid(t *testing.T) {
 		return strings.Count(string(body), "level=DEBUG") + strings.Count(string(body), "level=INFO")
 	}
 	refused := func() {
-		if _, err := n.Start(t.Context(), "unknown"); err == nil { // which is logged for debugging
+		if _, err := n.Start(t.Context(), "unknown"); err == nil { // logged at debug level
 			t.Fatal("an unknown container was started")
 		}
 	}

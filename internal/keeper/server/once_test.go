@@ -16,7 +16,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/session"
 )
 
-// ran returns what commands have appended to a file of the container.
+// ran returns the lines that commands have appended to a file of the container.
 func (n *node) ran(j *job) []string {
 	body, err := os.ReadFile(filepath.Join(j.Rootfs.Upperdir, "ran"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -25,8 +25,9 @@ func (n *node) ran(j *job) []string {
 	return strings.Fields(string(body))
 }
 
-// The keeper is killed at each step of an exec. The command runs once and its caller gets the result. Where nobody can know
-// whether it has run, which is so of libcontainer's execs, it runs once at most and the caller is told.
+// The keeper is killed at each step of an exec. The command runs once, and its caller gets the
+// result. If nobody can know whether it has run, as with libcontainer's execs, it runs at most once
+// and the caller gets an error.
 func TestExecsRunOnce(t *testing.T) {
 	killed := killableKeeper(t)
 	const script = "echo $0 >>/ran; echo said; exit 3"
@@ -63,8 +64,8 @@ func TestExecsRunOnce(t *testing.T) {
 	}
 }
 
-// A kurid of before does not let processes go itself. What a keeper that died had begun for it may have run, and is not begun
-// again.
+// A kurid of an earlier version does not release processes itself. An exec that a dead keeper had
+// started for it may have run, and is not started again.
 func TestExecOfAnEarlierCallerRunsOnce(t *testing.T) {
 	n := newNodeOf(t, killableKeeper(t))
 	j := n.run(n.sandbox(), "sleep 1000")
@@ -98,7 +99,7 @@ func TestExecOfAnEarlierCallerRunsOnce(t *testing.T) {
 	}
 	n.wantNoExecs(j)
 
-	// Without a keeper's death it runs, and its end is told.
+	// If the keeper does not die, the command runs and its exit is reported.
 	req.GetExec().Session = newID()
 	conn, reply, err := ask()
 	if err != nil || len(reply.Files) != 2 {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkOutput writes to a log what a process prints as fast as it can, and reports the time that the keeper's side
-// computes for each MiB.
+// BenchmarkOutput logs the output of a process that prints as fast as it can, and reports the
+// keeper's CPU time per MiB.
 func BenchmarkOutput(b *testing.B) {
 	for _, c := range []struct{ name, script string }{
 		{"lines", "yes 'a line of the length that log lines usually have, or so, without any meaning' | head -c 268435456"},

@@ -14,7 +14,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// FuzzLines: whatever pieces output comes in, the log has all of it, in entries that are well-formed and not too long.
+// FuzzLines checks that the log has all of the output in well-formed entries of limited length,
+// however the output is split into pieces.
 func FuzzLines(f *testing.F) {
 	f.Add([]byte("one\ntwo"), uint16(3))
 	f.Add([]byte("\n\n\x00\xff"), uint16(1))
@@ -72,7 +73,7 @@ func checkLog(t *testing.T, path string, data []byte) {
 	}
 }
 
-// A rotation that meets the container's exit, which closes the log before it is told.
+// A rotation races with the container's exit, which closes the log before the exit is reported.
 func TestAClosedLogIsNotMadeAnew(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	log, err := openLog(logPlace{path: path}, logLimits{})
@@ -125,7 +126,7 @@ func TestATornEntryIsEnded(t *testing.T) {
 	}
 }
 
-// The last line without a newline is partial, whatever became of the file before it.
+// A last line without a newline is partial, whatever happened to the file before.
 func TestTheRestOfALineIsPartial(t *testing.T) {
 	for name, between := range map[string]func(*testing.T, *lines){
 		"nothing":  func(*testing.T, *lines) {},

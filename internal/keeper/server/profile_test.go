@@ -9,7 +9,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/profile"
 )
 
-// A keeper that is built with profiles takes each.
+// A keeper that is built with profiles serves each of them.
 func TestProfilesOfTheKeeper(t *testing.T) {
 	n := newNode(t)
 	for _, name := range profile.All {

@@ -2,5 +2,5 @@
 
 package server_test
 
-// raceDetector tells that the tests run with -race, and so shall the program that they start.
+// raceDetector reports whether the tests, and so the program that they start, run with -race.
 const raceDetector = true

@@ -8,7 +8,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// ended starts a child that ends at once, and returns when it is a zombie.
+// ended starts a child that exits at once, and returns when it is a zombie.
 func ended(t *testing.T) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("true")
@@ -26,15 +26,15 @@ func ended(t *testing.T) *exec.Cmd {
 	return cmd
 }
 
-// A slow machine must not make strays of the children that libcontainer is about to wait for.
+// On a slow machine, children that libcontainer is about to wait for must not be reaped as strays.
 func TestAPassingChildOfASlowStartIsNotReaped(t *testing.T) {
 	r := newReaper()
 	go r.run()
 	defer r.stop()
 	release := r.hold()
 	cmd := ended(t)
-	time.Sleep(6 * lookAgain) // it is seen again and again
-	later := r.hold()         // and another start changes nothing
+	time.Sleep(6 * lookAgain) // it is examined again and again
+	later := r.hold()         // another start changes nothing
 	defer later()
 	time.Sleep(2 * lookAgain)
 	if err := cmd.Wait(); err != nil {
@@ -43,7 +43,7 @@ func TestAPassingChildOfASlowStartIsNotReaped(t *testing.T) {
 	release()
 }
 
-// On a node where something is always being started strays are reaped all the same.
+// Strays are reaped even if processes are being started all the time.
 func TestAStrayIsReapedWhileOthersAreStarted(t *testing.T) {
 	r := newReaper()
 	first := r.hold()
@@ -58,7 +58,7 @@ func TestAStrayIsReapedWhileOthersAreStarted(t *testing.T) {
 		t.Fatal("it is reaped while the start goes on in which it may have begun")
 	}
 	time.Sleep(2 * lookAgain)
-	defer r.hold()() // begins after the stray was seen
+	defer r.hold()() // it begins after the stray was seen
 	first()
 	for end := time.Now().Add(10 * time.Second); there(); time.Sleep(lookAgain / 10) {
 		if time.Now().After(end) {

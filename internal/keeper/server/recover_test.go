@@ -21,7 +21,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// killKeeper kills the keeper, and with it the holder if that is asked for, and returns when another serves.
+// killKeeper kills the keeper, and the holder if requested, and returns when another keeper serves.
 func (n *node) killKeeper(andHolder bool) {
 	n.t.Helper()
 	old, err := n.Info(n.t.Context())
@@ -48,7 +48,7 @@ func (n *node) awaitKeeper(old int) {
 	}
 }
 
-// pids are those of the first processes of the containers that have not exited.
+// pids returns the pids of the first processes of running containers, by container id.
 func (n *node) pids() map[string]int {
 	n.t.Helper()
 	list, err := n.List(n.t.Context())
@@ -64,8 +64,8 @@ func (n *node) pids() map[string]int {
 
 const counting = "i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.01; done"
 
-// wantCount asserts that the log has the numbers from 0 up to at least one, each after the one before, but for a piece that
-// stands twice; or with gaps.
+// wantCount asserts that the log has the numbers from 0 to at least least in order, except that a
+// piece may appear twice or, with gaps, be missing.
 func (n *node) wantCount(j *job, least int, gaps bool) {
 	n.t.Helper()
 	next, again := 0, 0
@@ -94,7 +94,7 @@ func killBoth(both bool) string {
 	return map[bool]string{false: "keeper", true: "keeper and holder"}[both]
 }
 
-// What runs goes on when its keeper is killed, and when the holder dies with it.
+// Containers continue when the keeper is killed, and when the holder dies with it.
 func TestKilledKeeperLosesNothing(t *testing.T) {
 	for _, both := range []bool{false, true} {
 		t.Run(killBoth(both), func(t *testing.T) {
@@ -102,13 +102,13 @@ func TestKilledKeeperLosesNothing(t *testing.T) {
 			alone := n.sandbox()
 			shared := n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
 			script := counting
-			if both { // nobody reads its pipe for a moment
+			if both { // for a moment nobody reads its pipe
 				script = "trap '' PIPE; " + counting
 			}
 			printing := n.run(alone, script)
 			n.finish(alone, "echo one > /dev/shm/file")
 			question := "printf 'tell me: '; read a; echo you said $a; read b; echo and $b; exit 7"
-			if both { // which ends its stdin
+			if both { // this ends its stdin
 				question = "printf 'tell me: '; sleep 1000"
 			}
 			asking := n.run(alone, question, func(j *job) { j.Stdin = true })
@@ -133,7 +133,7 @@ func TestKilledKeeperLosesNothing(t *testing.T) {
 			}
 			n.wantCount(printing, 400, both)
 
-			// What was made before goes on.
+			// Existing resources continue to work.
 			if !both {
 				n.must(n.stdinOf(asking, "that\n"))
 				if c := n.wait(asking); c.Exit.Code != 7 || c.Exit.Unknown != "" {
@@ -152,7 +152,7 @@ func TestKilledKeeperLosesNothing(t *testing.T) {
 				t.Errorf("exec: %d %q", code, out)
 			}
 
-			// What is made after shares it, by the paths of the first keeper.
+			// New containers share them, by the paths of the first keeper.
 			exit, out := n.finish(alone, "hostname; cat /dev/shm/file")
 			if exit.Code != 0 || out != "web\none\n" {
 				t.Errorf("exit %+v, output %q", exit, out)
@@ -197,7 +197,7 @@ func (n *node) stdinOf(j *job, text string) error {
 	n.t.Helper()
 	a := n.attach(j, true)
 	go func() {
-		a.stdin.CloseWithError(<-a.done) // when it ends early
+		a.stdin.CloseWithError(<-a.done) // if it ends early
 		a.done <- nil
 	}()
 	_, err := a.stdin.Write([]byte(text))
@@ -207,7 +207,7 @@ func (n *node) stdinOf(j *job, text string) error {
 	return err
 }
 
-// The exit of what ends while no keeper is there is told by the next one.
+// The next keeper reports exits that happened while there was no keeper.
 func TestExitsWhileNoKeeperIsThere(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -218,7 +218,7 @@ func TestExitsWhileNoKeeperIsThere(t *testing.T) {
 	info, err := n.Info(t.Context())
 	n.must(err)
 	pid := n.pids()[killed.Id]
-	// It is stopped first, so that it sees none of what comes.
+	// Stop the keeper first, so that it notices none of the exits.
 	n.must(unix.Kill(int(info.Pid), syscall.SIGSTOP))
 	n.must(unix.Kill(pid, syscall.SIGKILL))
 	time.Sleep(time.Second)
@@ -237,7 +237,8 @@ func TestExitsWhileNoKeeperIsThere(t *testing.T) {
 	}
 }
 
-// Where the holder has died too and the process with it, nobody knows, and that is what is told.
+// If the holder has also died and the process with it, the exit code is unknown and reported as
+// such.
 func TestExitsThatNobodySaw(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
@@ -258,7 +259,7 @@ func TestExitsThatNobodySaw(t *testing.T) {
 	}
 }
 
-// A record that cannot be read costs nothing that runs.
+// An unreadable record does not affect running containers.
 func TestDamagedRecords(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -284,7 +285,7 @@ func TestDamagedRecords(t *testing.T) {
 	}
 }
 
-// A sandbox whose record was lost leaves nothing when it is removed: neither its network namespace nor its init.
+// The removal of a sandbox whose record was lost leaves neither its network namespace nor its init.
 func TestRemoveSandboxWithDamagedRecord(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/"+r.Id })
@@ -305,7 +306,7 @@ func TestRemoveSandboxWithDamagedRecord(t *testing.T) {
 	if !eventually(func() bool { return unix.Kill(int(box.InitPid), 0) == unix.ESRCH }) {
 		t.Error("its init lives")
 	}
-	for _, root := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} { // above it is the pod's, which is kurid's to remove
+	for _, root := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} { // above it is the pod's, which kurid removes
 		dirs, _ := filepath.Glob(root + n.cgroup + "/" + box.Id)
 		for _, dir := range dirs {
 			os.Remove(dir)
@@ -314,7 +315,7 @@ func TestRemoveSandboxWithDamagedRecord(t *testing.T) {
 	n.must(n.RemoveSandbox(t.Context(), box.Id))
 }
 
-// A holder that hangs is waited for once.
+// Callers wait only once for a hanging holder.
 func TestHangingHolder(t *testing.T) {
 	n := newNode(t)
 	h := holder.Connect(n.state)
@@ -328,14 +329,15 @@ func TestHangingHolder(t *testing.T) {
 	if c := n.wait(j); c.Exit.Code != 3 || n.output(j) != "on\n" {
 		t.Errorf("exit %+v, output %q", c.Exit, n.output(j))
 	}
-	if took := time.Since(begun); took > 20*time.Second { // the limit of one answer (5 s), and what a start takes
+	if took := time.Since(begun); took > 20*time.Second { // the limit of one answer (5 s) plus the time of a start
 		t.Errorf("a start took %s beside a holder that hangs", took)
 	}
 	n.must(unix.Kill(info.Pid, syscall.SIGCONT))
 	n.must(n.Delete(t.Context(), j.Id))
 }
 
-// A keeper is replaced soon, whatever it holds. How soon is printed: in well under a second where nothing else runs.
+// A keeper with many containers is replaced quickly. The test prints the time: well under a second
+// on an idle machine.
 func TestManyAreRecoveredQuickly(t *testing.T) {
 	n := newNode(t)
 	const count = 60
@@ -347,7 +349,7 @@ func TestManyAreRecoveredQuickly(t *testing.T) {
 	n.must(err)
 	n.must(unix.Kill(int(old.Pid), syscall.SIGKILL))
 	begun := time.Now()
-	now, err := n.Info(t.Context()) // which waits for the next keeper
+	now, err := n.Info(t.Context()) // waits for the next keeper
 	n.must(err)
 	took := time.Since(begun)
 	t.Logf("another keeper serves %d pods after %s", count, took)
@@ -360,7 +362,7 @@ func TestManyAreRecoveredQuickly(t *testing.T) {
 	t.Logf("keeper: %d KB, with %d descriptors", memory(t, int(now.Pid)), n.descriptors())
 }
 
-// A terminal is the same one for the next keeper: what is typed is read, what is printed is in the log.
+// A terminal survives the keeper: input is read, and output is in the log.
 func TestTerminalOutlivesTheKeeper(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "echo ready; while read line; do echo \"got $line\"; [ \"$line\" = end ] && exit 4; done", func(j *job) {
@@ -382,7 +384,8 @@ func TestTerminalOutlivesTheKeeper(t *testing.T) {
 	}
 }
 
-// A stdin that was given to the one who attached, and with it closed, is closed for the next keeper too.
+// A stdin that was passed to the first client and closed with it is also closed for the next
+// keeper.
 func TestStdinOnceOutlivesTheKeeper(t *testing.T) {
 	n := newNode(t)
 	once := func(j *job) { j.Stdin, j.StdinOnce = true, true }
@@ -400,7 +403,7 @@ func TestStdinOnceOutlivesTheKeeper(t *testing.T) {
 	}
 }
 
-// Who is attached goes on beside the next keeper, and hears of the container's exit.
+// An attached client continues with the next keeper, and receives the container's exit.
 func TestAttachmentOutlivesTheKeeper(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -427,7 +430,7 @@ func TestAttachmentOutlivesTheKeeper(t *testing.T) {
 				say(word)
 			}
 			n.killKeeper(false)
-			time.Sleep(100 * time.Millisecond) // in which it attaches again
+			time.Sleep(100 * time.Millisecond) // enough for it to attach again
 			fmt.Fprintln(a.stdin, "end")
 			select {
 			case err := <-a.done:
@@ -441,7 +444,8 @@ func TestAttachmentOutlivesTheKeeper(t *testing.T) {
 	}
 }
 
-// A keeper leaves the records of a newer version as they are, and names one. What runs goes on, for a keeper that reads them.
+// A keeper leaves records of a newer version unchanged and names one. Running containers continue,
+// until a keeper that reads the records starts.
 func TestNewerRecordsAreRefused(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), counting)
@@ -473,7 +477,8 @@ func TestNewerRecordsAreRefused(t *testing.T) {
 		t.Error("it is not heard any more")
 	}
 	n.wantCount(j, 100, false)
-	// The keeper that refused has said so where the test looks for errors of its end.
+	// The refusing keeper has logged its error, which the test harness would report as an
+	// unexpected end.
 	log, err := os.ReadFile(filepath.Join(n.state, "keeper.log"))
 	n.must(err)
 	n.must(os.WriteFile(filepath.Join(n.state, "keeper.log"), []byte(strings.ReplaceAll(string(log), "kuri-keeper:", "refused:")), 0o600))

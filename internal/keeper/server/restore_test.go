@@ -8,8 +8,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// A keeper notices that somebody has removed its files, and makes all of them anew: nobody has to ask it. A container that
-// ends while its bundle is gone still leaves its exit.
+// A keeper notices the removal of its files and creates all of them again without a request. A
+// container that exits while its bundle is missing still gets an exit record.
 func TestRestore(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -34,7 +34,7 @@ func TestRestore(t *testing.T) {
 	if left := missing(); len(left) > 0 {
 		t.Fatalf("not there before: %v", left)
 	}
-	os.RemoveAll(n.state) // all but the mount point
+	os.RemoveAll(n.state) // everything except the mount point
 	if !eventually(func() bool { return len(missing()) == 0 }) {
 		t.Fatalf("not made anew: %v", missing())
 	}
