@@ -21,11 +21,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// executed is an exec that runs beside the test.
+// executed is an exec that runs in the background of the test.
 type executed struct {
 	stdin  *io.PipeWriter
 	cancel context.CancelCauseFunc
-	done   chan struct{} // closed at its end; then the rest is set
+	done   chan struct{} // closed at its end; the fields below are set by then
 	code   int32
 	err    error
 
@@ -67,7 +67,7 @@ func (x *executed) says(t *testing.T, want string) {
 	}
 }
 
-// wantNoExecs asserts that nothing is kept for an exec in a container, for that is over.
+// wantNoExecs asserts that nothing is kept of finished execs in a container.
 func (n *node) wantNoExecs(j *job) {
 	n.t.Helper()
 	n.wantNoExecCgroups(j)
@@ -80,8 +80,8 @@ func (n *node) wantNoExecs(j *job) {
 	}
 }
 
-// Execs go on when the keeper is killed, or the holder, and their exit codes are told, also of what ends while no keeper is
-// there.
+// Execs continue when the keeper or the holder is killed. Their exit codes are reported, also if
+// they exit while there is no keeper.
 func TestExecsOutliveTheKeeper(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -116,7 +116,7 @@ func TestExecsOutliveTheKeeper(t *testing.T) {
 			x := held()
 			info, err := n.Info(t.Context())
 			n.must(err)
-			n.must(unix.Kill(int(info.Pid), syscall.SIGSTOP)) // it sees none of what comes
+			n.must(unix.Kill(int(info.Pid), syscall.SIGSTOP)) // it notices none of the exits
 			n.must(os.WriteFile(release, nil, 0o644))
 			x.says(t, "two\n")
 			n.must(unix.Kill(int(info.Pid), syscall.SIGKILL))
@@ -175,7 +175,8 @@ func TestExecsOutliveTheKeeper(t *testing.T) {
 	}
 }
 
-// Execs that come one after the other, as probes do, do not fail because keepers are killed under them, and run once each.
+// Consecutive execs, like those of probes, do not fail when keepers are killed meanwhile, and each
+// runs once.
 func TestExecsUnderKills(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")

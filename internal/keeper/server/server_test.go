@@ -53,7 +53,7 @@ func TestContainerRunsAndIsGone(t *testing.T) {
 	if err != nil || record.Code != 7 || record.FinishedAt != c.Exit.FinishedAt || record.StartedAt != c.StartedAt {
 		t.Errorf("record %+v, %v", record, err)
 	}
-	// What has been done already succeeds; what cannot be is a Precondition.
+	// A repeated operation succeeds; an impossible one is a Precondition error.
 	n.must(n.Signal(t.Context(), j.Id, syscall.SIGTERM, false))
 	_, err = n.Start(t.Context(), j.Id)
 	wantKind(t, err, fault.Precondition)
@@ -67,7 +67,7 @@ func TestContainerRunsAndIsGone(t *testing.T) {
 	if list, err := n.List(t.Context()); err != nil || len(list.Containers)+len(list.Sandboxes) != 0 {
 		t.Errorf("list %+v, %v", list, err)
 	}
-	// The mount points on the host are empty directories, and gone.
+	// The mount points on the host are empty directories, and have been removed.
 	if left, err := filepath.Glob(filepath.Join(n.state, "mounts/[0-9a-f]*")); err != nil || len(left) > 0 {
 		t.Errorf("mounts: %v, %v", left, err)
 	}
@@ -165,7 +165,7 @@ func TestLogNeedsAFileOfItsOwn(t *testing.T) {
 	j = n.job(box, "echo x")
 	n.must(unix.Mkfifo(j.LogPath, 0o600))
 	_, err = n.Create(t.Context(), j.CreateRequest)
-	wantKind(t, err, fault.Precondition) // no reader: the open itself is refused
+	wantKind(t, err, fault.Precondition) // without a reader, the open itself fails
 	j = n.job(box, "echo x", func(j *job) { j.LogPath = "/nonexistent/dir/0.log" })
 	_, err = n.Create(t.Context(), j.CreateRequest)
 	wantKind(t, err, fault.Precondition)
@@ -183,7 +183,8 @@ func TestFullDiskBlocksNobody(t *testing.T) {
 	if !eventually(func() bool { _, err := os.Stat(through); return err == nil }) {
 		t.Fatal("the application is held up")
 	}
-	// Space again: after a rotation the log goes on. What is still in the application's pipe may fill the disk once more.
+	// There is space again: after a rotation, logging continues. The output still in the pipe may
+	// fill the disk once more.
 	if !eventually(func() bool {
 		n.must(os.Remove(j.LogPath))
 		n.must(n.ReopenLog(t.Context(), j.Id))
@@ -245,7 +246,7 @@ func TestStdinIsKeptOpenOrEmpty(t *testing.T) {
 func TestCreateThatFailsLeavesNothing(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
-	n.finish(box, "true") // libraries open things once
+	n.finish(box, "true") // libraries open some descriptors once
 	fds := n.descriptors()
 	for name, change := range map[string]func(*job){
 		"no such program": func(j *job) { j.spec.Process.Args = []string{"nonesuch"} },
@@ -300,7 +301,7 @@ func TestOOM(t *testing.T) {
 		t.Errorf("exit %+v", exit)
 	}
 
-	// A child is killed and the first process goes on.
+	// A child is killed and the first process continues.
 	const child = `(echo 1000 >/proc/self/oom_score_adj; x=a; while :; do x=$x$x; done); echo child $?; `
 	limited := func(j *job) { j.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit} }
 	for _, c := range []struct {
@@ -308,9 +309,9 @@ func TestOOM(t *testing.T) {
 		code   int32
 		killed bool
 	}{
-		{"exit 0", 0, false}, // it has coped
+		{"exit 0", 0, false}, // it survived the OOM kill
 		{"exit 3", 3, true},
-		{"trap 'exit 4' TERM; kill -TERM $$; exit 5", 4, true}, // by itself
+		{"trap 'exit 4' TERM; kill -TERM $$; exit 5", 4, true}, // it ended itself
 	} {
 		exit, out := n.finish(box, child+c.then, limited)
 		if !strings.Contains(out, "child 137") {
@@ -367,7 +368,7 @@ func TestExec(t *testing.T) {
 func TestExecTimeoutKillsTheTree(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
-	// An init that reaps what is left to it.
+	// An init that reaps orphans.
 	j := n.run(box, `while :; do sleep 0.1; done`)
 	script := `sleep 4321 & setsid sleep 4322 & (sleep 4323 & ) ; (setsid sh -c 'sleep 4324 & sleep 4325' &) ; echo started; sleep 4326`
 	start := time.Now()
@@ -435,12 +436,12 @@ func TestPodInit(t *testing.T) {
 	if c.Exit.Code != 0 || !strings.Contains(out, "sleep 4340") || !strings.Contains(out, "kuri-init") {
 		t.Errorf("exit %+v, output %s", c.Exit, out)
 	}
-	// What b has left behind is killed with its cgroup, and reaped by the init: no zombie.
+	// Processes that b left behind are killed with its cgroup and reaped by the init: no zombies.
 	_, ps, _ := n.exec(a, "ps -o pid,stat,args")
 	if strings.Contains(ps, "Z") {
 		t.Errorf("zombies: %s", ps)
 	}
-	// The end of a container without a PID namespace of its own takes its children along.
+	// When a container without a private PID namespace exits, its children are killed.
 	b = n.run(box, "setsid sleep 4341 & exit 0")
 	n.wait(b)
 	n.wantNoProcess(a, "4341")
@@ -456,7 +457,7 @@ func TestHostPIDOrphansAreReaped(t *testing.T) {
 	})
 	info, err := n.Info(t.Context())
 	n.must(err)
-	time.Sleep(300 * time.Millisecond) // until the orphans have ended
+	time.Sleep(300 * time.Millisecond) // until the orphans have exited
 	if !eventually(func() bool { return len(zombies(int(info.Pid))) == 0 }) {
 		t.Errorf("zombies are left: %v", zombies(int(info.Pid)))
 	}
@@ -625,7 +626,7 @@ func TestSecondKeeperIsRefused(t *testing.T) {
 	if !strings.Contains(out, strconv.Itoa(int(info.Pid))) {
 		t.Errorf("the error does not name pid %d: %s", info.Pid, out)
 	}
-	// TERM does not end a keeper that holds a pod.
+	// SIGTERM does not end a keeper that holds a pod.
 	n.sandbox()
 	n.must(unix.Kill(int(info.Pid), syscall.SIGTERM))
 	time.Sleep(100 * time.Millisecond)
@@ -641,7 +642,7 @@ func TestClientRedials(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
 	j := n.run(box, "sleep 0.3; exit 9")
-	// kurid goes away and comes back: what happened meanwhile is told.
+	// After a restart kurid gets the events that it missed.
 	n.Close()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if _, err := keeper.ReadExit(j.Bundle); err == nil {
@@ -683,15 +684,16 @@ func TestEventsWaitAndTellWhatIsLost(t *testing.T) {
 	}
 }
 
-// TestHundredContainers prints what starting takes and what holding costs; the figures are not judged here.
+// TestHundredContainers prints the cost of starting and holding containers. It does not check the
+// figures.
 func TestHundredContainers(t *testing.T) {
 	n := newNode(t)
 	info, err := n.Info(t.Context())
 	n.must(err)
 	warm := n.run(n.sandbox(), "sleep 1000")
-	n.exec(warm, "true") // the fork server is there from now on
+	n.exec(warm, "true") // the fork server exists from now on
 	n.must(n.Delete(t.Context(), warm.Id))
-	time.Sleep(3 * time.Second) // let it rest
+	time.Sleep(3 * time.Second) // let the keeper become idle
 	fds, before, cpuBefore := n.descriptors(), memory(t, int(info.Pid)), cpu(t, int(info.Pid))
 
 	const count = 100
@@ -751,7 +753,7 @@ func TestManyAtOnce(t *testing.T) {
 	t0 := time.Now()
 	made, cancel := context.WithCancel(t.Context())
 	var lists, wg sync.WaitGroup
-	lists.Go(func() { // a daemon that starts asks what there is
+	lists.Go(func() { // as a daemon does at its start
 		for made.Err() == nil {
 			_, err := n.List(t.Context())
 			n.must(err)

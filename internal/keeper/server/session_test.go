@@ -16,7 +16,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// screen is an output that can be looked at while it is written to.
+// screen is an output that can be read while it is written.
 type screen struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -45,12 +45,12 @@ func TestExecReadsStdinToItsEnd(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
 	var stdout bytes.Buffer
-	in := strings.Repeat("0123456789abcdef", 1<<19) // 8 MiB: more than any pipe has
+	in := strings.Repeat("0123456789abcdef", 1<<19) // 8 MiB: more than the capacity of any pipe
 	code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", "cat; exit 3"}, false, keeper.Streams{Stdin: strings.NewReader(in), Stdout: &stdout})
 	if err != nil || code != 3 || stdout.String() != in {
 		t.Errorf("%d, %d bytes, %v", code, stdout.Len(), err)
 	}
-	// A process that does not read is not waited for, and neither is its input.
+	// A process that does not read does not delay the session's end, and neither does its input.
 	never, end := io.Pipe()
 	defer end.Close()
 	if code, err = n.Exec(t.Context(), j.Id, []string{"true"}, false, keeper.Streams{Stdin: never}); err != nil || code != 0 {
@@ -78,7 +78,7 @@ func TestTerminalIsResized(t *testing.T) {
 	out.await(t, "ready")
 	sizes <- keeper.Size{Width: 101, Height: 37}
 	sizes <- keeper.Size{Width: 102, Height: 38}
-	sizes <- keeper.Size{Width: 102, Height: 38} // who takes this one has set the one before
+	sizes <- keeper.Size{Width: 102, Height: 38} // once it is received, the previous size is set
 	io.WriteString(keys, "\n")
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -88,7 +88,8 @@ func TestTerminalIsResized(t *testing.T) {
 	}
 }
 
-// A caller that takes nothing holds up its own exec, and costs the keeper and us no memory.
+// A caller that reads nothing delays only its own exec, and does not use memory of the keeper or of
+// this process.
 func TestASlowCallerHoldsUpItsOwnExec(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
@@ -116,7 +117,7 @@ func TestASlowCallerHoldsUpItsOwnExec(t *testing.T) {
 	default:
 	}
 	cancel()
-	read.Close() // as a server does whose client is gone
+	read.Close() // like a server whose client has disconnected
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
@@ -140,7 +141,7 @@ type broken struct{}
 func (broken) Read([]byte) (int, error)  { panic("a bug") }
 func (broken) Write([]byte) (int, error) { panic("a bug") }
 
-// A panic in what the caller reads from or writes to ends the one exec, and what was executed.
+// A panic in the caller's reader or writer ends only that exec, and kills its process.
 func TestAPanicOfTheCallerKillsTheExec(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
@@ -159,7 +160,7 @@ func TestAPanicOfTheCallerKillsTheExec(t *testing.T) {
 	n.wantNoExecCgroups(j)
 }
 
-// attachment is one that a test has made.
+// attachment is an attach session of a test.
 type attachment struct {
 	screen
 	stdin  *io.PipeWriter
@@ -188,7 +189,8 @@ func (n *node) attach(j *job, stdin bool) *attachment {
 	return a
 }
 
-// pingUntil types pings, which the container answers, until another attachment has heard an answer.
+// pingUntil writes pings, which the container answers, until another attachment has received an
+// answer.
 func (a *attachment) pingUntil(heard <-chan struct{}) {
 	for {
 		io.WriteString(a.stdin, "ping\n")
@@ -205,7 +207,7 @@ func TestManyAttach(t *testing.T) {
 	j := n.run(n.sandbox(), `echo early; while read x; do test $x = end && exit 7; echo got $x; echo err $x >&2; done`, func(j *job) { j.Stdin = true })
 	n.waitOutput(j, "early")
 	a, b, c := n.attach(j, true), n.attach(j, true), n.attach(j, false)
-	// Who has heard one thing hears all from then on.
+	// A client that has received something receives everything from then on.
 	for _, x := range []*attachment{a, b, c} {
 		if !eventually(func() bool { io.WriteString(a.stdin, "ping\n"); return strings.Contains(x.String(), "got ping") }) {
 			t.Fatalf("not attached: %q", x.String())
@@ -219,7 +221,8 @@ func TestManyAttach(t *testing.T) {
 			t.Errorf("what was said before: %q", x.String())
 		}
 	}
-	// Who detaches kills nothing, and its stdin's end is not the container's.
+	// A client that detaches kills nothing, and the end of its stdin is not that of the
+	// container's.
 	a.stdin.Close()
 	a.cancel()
 	if err := <-a.done; !errors.Is(err, context.Canceled) {
@@ -242,7 +245,7 @@ func TestManyAttach(t *testing.T) {
 	}
 }
 
-// Who asks as soon as it has a stdin to ask by hears the answer.
+// A client that writes as soon as it has a stdin receives the answer.
 func TestWhoAttachesHearsTheFirstAnswer(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), `while read x; do echo got $x; done`, func(j *job) { j.Stdin = true })
@@ -263,7 +266,7 @@ func TestStdinOnce(t *testing.T) {
 	j := n.run(n.sandbox(), `echo early; cat; echo eof; sleep 1; exit 5`, func(j *job) { j.Stdin, j.StdinOnce = true, true })
 	n.waitOutput(j, "early")
 	a := n.attach(j, true)
-	a.await(t, "early\n") // kept for the first
+	a.await(t, "early\n") // kept for the first client
 	io.WriteString(a.stdin, "hello\n")
 	a.await(t, "hello\n")
 	b := n.attach(j, true)
@@ -275,7 +278,7 @@ func TestStdinOnce(t *testing.T) {
 	if err := <-a.done; err != nil || a.code != 5 {
 		t.Errorf("%d %v", a.code, err)
 	}
-	// When the first is detached without a word, that is the end of the stdin too.
+	// The stdin also ends if the first client disconnects without closing it.
 	j = n.run(n.sandbox(), `cat; echo eof`, func(j *job) { j.Stdin, j.StdinOnce = true, true })
 	a = n.attach(j, true)
 	io.WriteString(a.stdin, "hello\n")
@@ -300,7 +303,7 @@ func TestAttachToATerminal(t *testing.T) {
 	}
 	a.cancel()
 	<-a.done
-	// Nobody hung up.
+	// The terminal has not hung up.
 	if s := n.attach(j, true); !eventually(func() bool { io.WriteString(s.stdin, "y\n"); return strings.Contains(s.String(), "got y") }) {
 		t.Errorf("%q", s.String())
 	}
@@ -308,7 +311,7 @@ func TestAttachToATerminal(t *testing.T) {
 	n.wait(j)
 }
 
-// Who is attached and reads nothing is detached; container, log and the others go on.
+// A client that reads nothing is detached; the container, its log and other clients continue.
 func TestADeadListenerIsDetached(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), `while read x && test $x != go; do echo pong; done; i=0; while test $i -lt 20000; do echo line $i; i=$((i+1)); done; exit 4`, func(j *job) { j.Stdin = true })
@@ -342,8 +345,8 @@ func TestADeadListenerIsDetached(t *testing.T) {
 	}
 }
 
-// Who reads, but more slowly than the container writes, holds it up for a moment and is then detached. The container writes
-// no faster than the other one reads on a busy machine.
+// A client that reads more slowly than the container writes delays it for a moment, and is then
+// detached. The container writes no faster than another client reads on a busy machine.
 func TestASlowListenerIsDetached(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), `while read x && test $x != go; do echo pong; done; for i in $(seq 40); do dd if=/dev/zero bs=64k count=4 2>/dev/null; sleep 0.05; done; exit 4`, func(j *job) { j.Stdin = true })
@@ -358,7 +361,7 @@ func TestASlowListenerIsDetached(t *testing.T) {
 	go func() {
 		read.Read(make([]byte, 1))
 		close(heard)
-		for buf := make([]byte, 4096); ; time.Sleep(50 * time.Millisecond) { // 80 KiB a second: 10 MiB would take minutes
+		for buf := make([]byte, 4096); ; time.Sleep(50 * time.Millisecond) { // 80 KiB per second: 10 MiB would take minutes
 			if _, err := read.Read(buf); err != nil {
 				return
 			}
@@ -391,7 +394,7 @@ func TestExecsLeaveNoDescriptors(t *testing.T) {
 		if code, _ := n.execOnTerminal(j, "true"); code != 0 {
 			t.Fatal(code)
 		}
-		if _, err := n.Exec(t.Context(), j.Id, []string{"nonesuch"}, true, keeper.Streams{}); err == nil { // after the terminal has been made
+		if _, err := n.Exec(t.Context(), j.Id, []string{"nonesuch"}, true, keeper.Streams{}); err == nil { // after the terminal was created
 			t.Fatal("no error")
 		}
 	}

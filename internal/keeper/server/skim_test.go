@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// What is skimmed is said, what is let through after that is whole lines, and a listener gets all.
+// Skimmed output is reported, output after it starts with a whole line, and a listener gets
+// everything.
 func TestSkim(t *testing.T) {
 	for _, attached := range []bool{false, true} {
 		t.Run(fmt.Sprintf("attached %v", attached), func(t *testing.T) {
@@ -33,7 +34,7 @@ func TestSkim(t *testing.T) {
 			const lines = 100000
 			for i := range lines / 100 {
 				out.WriteString(strings.Repeat(line, 100))
-				if i == lines/100/2 { // half of them later: the rate has come back by then
+				if i == lines/100/2 { // the second half comes later: the rate has recovered by then
 					log.mu.Lock()
 					log.allowed.left = rate * rateBurst
 					log.mu.Unlock()
@@ -62,7 +63,7 @@ func TestSkim(t *testing.T) {
 					t.Fatalf("entry %q", entry)
 				}
 			}
-			// What was read before it was dropped counts with the beginning of its entry.
+			// Output that was read before it was dropped counts with the prefixes of its entries.
 			if all := len(line) * lines; written+dropped < all || written+dropped > all*3/2 || written < 2*rate || written > 5*rate*rateBurst {
 				t.Errorf("%d bytes are written and %d dropped, of %d", written, dropped, all)
 			}

@@ -7,7 +7,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// The answers of the verbs that start something tell their steps, in order; asked again, they did nothing.
+// The answers of verbs that start something include their steps in order. A repeated request has
+// none.
 func TestVerbsTellTheirSteps(t *testing.T) {
 	n := newNode(t)
 	told := func(verb string, steps []*api.Step, want ...string) {

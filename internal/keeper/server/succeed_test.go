@@ -17,7 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
 
-// toldByTheKernel is whether this kernel tells an exit status to whoever has a pidfd: Linux 6.15.
+// toldByTheKernel reports whether this kernel returns an exit status to any holder of a pidfd, as
+// Linux 6.15 does.
 var toldByTheKernel = func() bool {
 	var u unix.Utsname
 	var major, minor int
@@ -27,14 +28,14 @@ var toldByTheKernel = func() bool {
 	return major > 6 || major == 6 && minor >= 15
 }()
 
-// holderInfo asks the holder that serves now.
+// holderInfo returns the info of the serving holder.
 func (n *node) holderInfo() (holder.Info, error) {
 	h := holder.Connect(n.state)
 	defer h.Close()
 	return h.Info()
 }
 
-// killHolder kills the holder alone, and returns when another and its keeper serve.
+// killHolder kills only the holder, and returns when another one and its keeper serve.
 func (n *node) killHolder() {
 	n.t.Helper()
 	old, err := n.holderInfo()
@@ -54,8 +55,8 @@ func (n *node) killHolder() {
 	}
 }
 
-// A holder that dies alone is replaced at once, and the next one has all that it had: whoever is killed after that, nothing
-// that runs is lost.
+// A holder that dies alone is replaced at once. The next one has everything that it had: whichever
+// process is killed after that, nothing that runs is lost.
 func TestKilledHolderIsReplaced(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -92,7 +93,7 @@ func TestKilledHolderIsReplaced(t *testing.T) {
 	}
 	n.wantCount(printing, 600, false)
 
-	// The exit codes of what was begun under the first holder.
+	// The exit codes of containers started under the first holder.
 	for j, code := range map[*job]int32{asking: 7, typing: 8} {
 		n.must(n.stdinOf(j, "end\n"))
 		if c := n.wait(j); c.Exit.Code != code || c.Exit.Unknown != "" {
@@ -105,21 +106,21 @@ func TestKilledHolderIsReplaced(t *testing.T) {
 		t.Errorf("exit %+v, output %q", c.Exit, n.output(waiting))
 	}
 
-	// The new holder has what is named, and no other descriptor of the keeper's that it was.
+	// The new holder has the named descriptors, and no others of the keeper that it was.
 	info, err := n.holderInfo()
 	n.must(err)
 	h := holder.Connect(n.state)
 	defer h.Close()
 	names, err := h.Names()
 	n.must(err)
-	const own = 8 // 0 to 2, lock, listener, signals, two clients at most
+	const own = 8 // 0 to 2, lock, listener, signals, at most two clients
 	if fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", info.Pid)); err != nil || len(fds) > len(names)+own {
 		t.Errorf("the holder has %d descriptors for %d names: %v", len(fds), len(names), err)
 	}
 }
 
-// Where the holder is killed and its keeper a moment later, or the other way round, what runs goes on with its pid, and the
-// node serves again.
+// If the holder is killed and its keeper a moment later, or the other way round, containers
+// continue with their pids and the node serves again.
 func TestHolderAndKeeperKilledInTurn(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
@@ -134,7 +135,7 @@ func TestHolderAndKeeperKilledInTurn(t *testing.T) {
 		}
 		n.must(unix.Kill(victims[0], syscall.SIGKILL))
 		time.Sleep(time.Duration(rand.IntN(120)) * time.Millisecond)
-		unix.Kill(victims[1], syscall.SIGKILL) // it may be the new holder, or gone
+		unix.Kill(victims[1], syscall.SIGKILL) // it may be the new holder, or have exited
 		if !eventually(func() bool {
 			info, err := n.Info(t.Context())
 			now, herr := n.holderInfo()
@@ -154,16 +155,18 @@ func TestHolderAndKeeperKilledInTurn(t *testing.T) {
 		}
 	}
 	n.wantCount(j, 100, true)
-	// A keeper whose holder has died first has said so where the test looks for errors of its end.
+	// A keeper whose holder died before it has logged an error, which the test harness would
+	// report.
 	log, err := os.ReadFile(filepath.Join(n.state, "keeper.log"))
 	n.must(err)
 	n.must(os.WriteFile(filepath.Join(n.state, "keeper.log"), []byte(strings.ReplaceAll(string(log), "kuri-keeper: the holder", "the holder")), 0o600))
 }
 
-// alive reports whether a process of that pid runs.
+// alive reports whether a process with that pid exists.
 func (n *node) alive(pid int) bool { return pid != 0 && unix.Kill(pid, 0) == nil }
 
-// The holder is killed at random moments while containers come and go, and now and then its keeper.
+// The holder, and sometimes its keeper, is killed at random moments while containers are created
+// and deleted.
 func TestHolderKilledAtRandom(t *testing.T) {
 	n := newNode(t)
 	beside := n.run(n.sandbox(), counting)
@@ -212,8 +215,8 @@ func TestHolderKilledAtRandom(t *testing.T) {
 	n.wantNoInits()
 }
 
-// A kurid that finds no socket asks the processes of the keeper by SIGHUP to restore them. That does not kill a keeper which is
-// becoming the holder.
+// A kurid that finds no socket sends SIGHUP to the keeper's processes to restore them. That must
+// not kill a keeper that is becoming the holder.
 func TestHangUpDoesNotKillANewHolder(t *testing.T) {
 	n := newNode(t)
 	n.sandbox()

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A keeper that is ended has written all that it had still to read: the last piece of a log is not lost.
+// A keeper that is ended has written everything it still had to read: the last piece of a log is
+// not lost.
 func TestPredecessorWritesWhatItHasToRead(t *testing.T) {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -25,7 +26,7 @@ func TestPredecessorWritesWhatItHasToRead(t *testing.T) {
 	}
 	read.Close()
 	printed := bytes.Repeat([]byte("a line of a container\n"), 2000)
-	if _, err := write.Write(printed); err != nil { // a pipe takes it all
+	if _, err := write.Write(printed); err != nil { // it fits into the pipe
 		t.Fatal(err)
 	}
 

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tapProcess is set in the environment of a process that is a tap and nothing else, to be killed.
+// tapProcess is set in the environment of a process that is only a tap, which the test kills.
 const tapProcess = "KURI_TEST_TAP"
 
 func newTap(fd int, log *logFile) *tap {
@@ -26,7 +26,8 @@ func newTap(fd int, log *logFile) *tap {
 	}
 }
 
-// Whatever pieces output comes in, the log has all of it, and who is attached hears it once.
+// The log has all of the output, and an attached client receives it once, however it is split into
+// pieces.
 func TestTapCopiesAll(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -60,7 +61,7 @@ func TestTapCopiesAll(t *testing.T) {
 					t.Fatal(err)
 				}
 				if len(c.pieces) < 10 {
-					time.Sleep(5 * time.Millisecond) // so that it comes by itself
+					time.Sleep(5 * time.Millisecond) // so that it arrives as a separate piece
 				}
 			}
 			out.Close()
@@ -78,7 +79,8 @@ func TestTapCopiesAll(t *testing.T) {
 	}
 }
 
-// A tap that may open no pipe takes what it reads, as a last resort, and loses nothing while it lives.
+// As a last resort, a tap that cannot open pipes consumes what it reads, and loses nothing while it
+// lives.
 func TestTapWithoutDescriptors(t *testing.T) {
 	log, err := openLog(logPlace{path: filepath.Join(t.TempDir(), "log")}, logLimits{})
 	if err != nil {
@@ -116,8 +118,8 @@ func TestTapWithoutDescriptors(t *testing.T) {
 	checkLog(t, log.path, []byte("one\ntwo\n"))
 }
 
-// A keeper is killed at any moment, and another goes on: no line is missing, and what stands twice is what the log had
-// from the last piece before a kill.
+// A keeper is killed at any moment, and another continues. No line is missing, and only lines of
+// the last piece before a kill are repeated.
 func TestTapIsKilled(t *testing.T) {
 	if os.Getenv(tapProcess) != "" {
 		runTap()
@@ -136,7 +138,7 @@ func TestTapIsKilled(t *testing.T) {
 	defer rest.close()
 	const lines = 400_000
 	out := os.NewFile(uintptr(write), "output")
-	go func() { // pieces that end anywhere
+	go func() { // pieces end anywhere
 		defer out.Close()
 		var text []byte
 		for i := range lines {
@@ -163,7 +165,7 @@ func TestTapIsKilled(t *testing.T) {
 		}
 		exited := make(chan error, 1)
 		go func() { exited <- cmd.Wait() }()
-		// It gets to work when it has started; the last one finds nothing to do, and ends.
+		// It works once it has started. The last one finds nothing to do and exits.
 		before := size(path)
 		for len(exited) == 0 && size(path) == before {
 			time.Sleep(100 * time.Microsecond)
@@ -179,7 +181,7 @@ func TestTapIsKilled(t *testing.T) {
 			<-exited
 			kills++
 		}
-		if kills == 60 { // the rest in peace
+		if kills == 60 { // no more kills
 			time.Sleep(time.Millisecond)
 		}
 	}
@@ -208,7 +210,7 @@ func size(path string) int64 {
 	return st.Size()
 }
 
-// runTap is the process that is killed.
+// runTap is the main function of the process that is killed.
 func runTap() {
 	log, err := reopenLog(logPlace{path: os.Getenv(tapProcess)}, logLimits{})
 	if err != nil {
@@ -222,7 +224,8 @@ func runTap() {
 	os.Exit(0)
 }
 
-// checkRepeats reads numbered lines: each is the next one, or one of the piece before, which has begun anew.
+// checkRepeats reads numbered lines. Each must be the next one, or one of the previous piece if
+// that is repeated.
 func checkRepeats(t *testing.T, path string, lines int) {
 	t.Helper()
 	body, err := os.ReadFile(path)
@@ -230,7 +233,7 @@ func checkRepeats(t *testing.T, path string, lines int) {
 		t.Fatal(err)
 	}
 	next, repeated, line := 0, 0, ""
-	cut := false // the line before was the end of a number
+	cut := false // the previous line was the end of a number
 	for entry := range strings.Lines(string(body)) {
 		parts := strings.SplitN(strings.TrimSuffix(entry, "\n"), " ", 4)
 		if len(parts) != 4 || !strings.HasSuffix(entry, "\n") {
@@ -242,7 +245,7 @@ func checkRepeats(t *testing.T, path string, lines int) {
 		number, _, _ := strings.Cut(line, " ")
 		n, err := strconv.Atoi(number)
 		if line != number+" is a line" || err != nil {
-			// The end of a line whose beginning stands before it already, or a beginning that came twice.
+			// The end of a line whose beginning is already in the log, or a repeated beginning.
 			repeated++
 			line = ""
 			continue
@@ -269,8 +272,9 @@ func checkRepeats(t *testing.T, path string, lines int) {
 	t.Logf("%d of %d lines stand twice", repeated, lines)
 }
 
-// endsOneOf reports whether digits end one of the numbers from..to-1. A piece that is repeated may begin within a number: what
-// stands before "9064 is a line" may have been written as the end of the piece before.
+// endsOneOf reports whether digits end one of the numbers from..to-1. A repeated piece may begin
+// within a number: the part before "9064 is a line" may have been written as the end of the
+// previous piece.
 func endsOneOf(digits string, from, to int) bool {
 	for n := max(0, from); n < to; n++ {
 		if strings.HasSuffix(strconv.Itoa(n), digits) {
@@ -280,7 +284,7 @@ func endsOneOf(digits string, from, to int) bool {
 	return false
 }
 
-// What a terminal prints goes the same way.
+// The output of a terminal is handled alike.
 func TestTapOfATerminal(t *testing.T) {
 	log, err := openLog(logPlace{path: filepath.Join(t.TempDir(), "log")}, logLimits{})
 	if err != nil {

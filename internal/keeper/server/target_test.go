@@ -13,7 +13,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// A PID namespace is shared with a running container of the sandbox, and never with what has got its process's number.
+// A PID namespace is shared only with a running container of the sandbox, never with another
+// process that has reused its pid.
 func TestSharedPIDNamespaceIsAContainers(t *testing.T) {
 	n := newNode(t)
 	box, other := n.sandbox(), n.sandbox()
@@ -40,7 +41,7 @@ func TestSharedPIDNamespaceIsAContainers(t *testing.T) {
 		t.Errorf("the keeper had %d descriptors after the first of them, and after the second %d", before, n.descriptors())
 	}
 
-	// The process of nobody, in a namespace of its own, as one may be that has got the number.
+	// A process of no container in its own namespace, like one that has reused the pid.
 	stranger := exec.Command("sleep", "4362")
 	stranger.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
 	n.must(stranger.Start())

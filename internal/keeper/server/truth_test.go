@@ -16,8 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// killBothAndEdit kills keeper and holder, neither of which replaces the other, and changes the keeper's record of a container
-// before the next keeper reads it.
+// killBothAndEdit kills keeper and holder so that neither replaces the other, and edits the
+// keeper's record of a container before the next keeper reads it.
 func (n *node) killBothAndEdit(j *job, between func(), replace ...string) {
 	n.t.Helper()
 	info, err := n.holderInfo()
@@ -40,7 +40,8 @@ func (n *node) killBothAndEdit(j *job, between func(), replace ...string) {
 	n.awaitKeeper(info.Keeper)
 }
 
-// innocent is a process that is nobody's container; it must live at the test's end.
+// innocent returns the pid of a process that belongs to no container. It must be alive at the end
+// of the test.
 func (n *node) innocent() int {
 	n.t.Helper()
 	cmd := exec.Command("sleep", "1000")
@@ -56,7 +57,7 @@ func (n *node) innocent() int {
 	return cmd.Process.Pid
 }
 
-// A process that has got the number of a container's is not taken for it, and is never signalled.
+// A process that has reused the pid of a container is never taken for it, and never signalled.
 func TestReusedPid(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
@@ -73,7 +74,8 @@ func TestReusedPid(t *testing.T) {
 	n.must(n.Delete(t.Context(), j.Id))
 }
 
-// A record of an earlier boot is of processes that are gone, whatever has their numbers and start times by chance.
+// The processes of a record of an earlier boot are gone, even if others happen to have their pids
+// and start times.
 func TestRecordOfAnotherBoot(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
@@ -81,7 +83,7 @@ func TestRecordOfAnotherBoot(t *testing.T) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	n.must(err)
 	n.killBothAndEdit(j, func() {
-		// The runtime's own state lies in a tmpfs, which a reboot takes away.
+		// The runtime's own state is in a tmpfs, which a reboot removes.
 		n.must(os.RemoveAll(filepath.Join(n.state, "mounts", ".oci", j.Id)))
 	}, strings.TrimSpace(string(boot)), "00000000-0000-0000-0000-000000000000")
 	if pids := n.pids(); len(pids) != 0 {

@@ -22,7 +22,7 @@ func TestUserNamespace(t *testing.T) {
 	_, err = n.Probe(t.Context(), "relative", "")
 	wantKind(t, err, fault.Invalid)
 
-	ids := []*api.IDMapping{{HostId: 1 << 20, Length: 1000}} // fewer than the init's own id would need
+	ids := []*api.IDMapping{{HostId: 1 << 20, Length: 1000}} // too few for the init's own id
 	before := n.descriptors()
 	for _, pid := range []bool{false, true, false, true} {
 		box := n.sandbox(func(req *api.CreateSandboxRequest) { req.UidMappings, req.GidMappings, req.Pid = ids, ids, pid })
@@ -37,7 +37,7 @@ func TestUserNamespace(t *testing.T) {
 		}
 		n.must(n.RemoveSandbox(t.Context(), box.Id))
 	}
-	// Some are opened once and kept, and those of processes are closed by the garbage collector.
+	// Some are opened once and kept. The garbage collector closes those of processes.
 	if after := n.descriptors(); after > before+4 {
 		t.Errorf("%d descriptors became %d", before, after)
 	}
