@@ -1,29 +1,30 @@
-// The init of a container, for the specifications that a kubelet asks for: the part of forkserver.c that makes a root
-// filesystem and waits at the start line. It does what libcontainer's init does, in that order, and container.go says for
-// which specifications. Everything in the container is opened by openat2(2) below its root, and mounted onto by descriptor,
-// so that links of the image lead nowhere else.
+// The init of a container with a specification like a kubelet's: the part of forkserver.c that
+// builds the root filesystem and waits at the start line. It takes the same steps as libcontainer's
+// init, in the same order. beyondInit in native.go decides which specifications it runs. It opens
+// every path of the container with openat2(2) below the container's root and attaches mounts to
+// descriptors, so symlinks in the image cannot lead out of it.
 //
-// It is included by forkserver.c alone, whose static functions it uses.
+// Only forkserver.c includes this file, which uses its static functions.
 #include <limits.h>
 #include <linux/mount.h>
 #include <sys/mount.h>
 #include <sys/statvfs.h>
 
-// Descriptors of the init: of the starter's mount namespace, the start line, the cgroup that is entered last, and the pod's
-// namespaces.
+// Descriptors of the init: the starter's mount namespace, the start line, the cgroup to enter last,
+// and the pod's namespaces.
 enum { MOUNTS = 4, START = 6, LAST_CGROUP = 9, JOINED = 10, JOINED_MAX = 8 };
 
 enum { FILESYSTEM = 1, BIND }; // kinds of mounts
 enum {
-	RECURSIVE = 1,    // a bind takes what is mounted below its source
-	PLAIN = 2,        // the destination is a directory of that very name, no link on the way
-	COPY_MODE = 4,    // the new root has the mode of the directory that it covers
-	READ_ONLY = 8,    // the filesystem, not the mount alone
-	READ_ONLY_LATE = 16, // the mount, when everything else has been made
-	CHANGE = 32,      // a bind has attributes of its own
-	STAGED = 64,      // its source is opened with the node's privileges, before the user namespace is entered
-	MAPPED = 128,     // its source shows ids as the user namespace maps them
-	MAPPED_DEEP = 256, // and so does what is mounted below it
+	RECURSIVE = 1,    // a bind includes the mounts below its source
+	PLAIN = 2,        // the destination is a directory, and its path has no symlinks
+	COPY_MODE = 4,    // the new root gets the mode of the directory that it covers
+	READ_ONLY = 8,    // the filesystem, not only the mount
+	READ_ONLY_LATE = 16, // the mount, after everything else is in place
+	CHANGE = 32,      // a bind with its own attributes
+	STAGED = 64,      // the source is opened with the node's privileges, before the init enters the user namespace
+	MAPPED = 128,     // ids are mapped as in the user namespace
+	MAPPED_DEEP = 256, // also in mounts below the source
 };
 
 struct mount_request {
@@ -40,7 +41,7 @@ struct device_request {
 
 static struct {
 	uint32_t new_pids, unshared, propagation, parent_propagation, read_only, make_devices, nmounts, ndevices, nmasked, nreadonly, njoined;
-	uint32_t joined[JOINED_MAX]; // types of namespaces, whose descriptors are JOINED and following
+	uint32_t joined[JOINED_MAX]; // namespace types; their descriptors start at JOINED
 	char *stage, *root, *hostname, *domainname, *last_cgroup, **masked, **readonly;
 	struct mount_request *mounts;
 	struct device_request *devices;
@@ -74,7 +75,7 @@ static void read_mount(struct mount_request *m)
 		m->propagation[i] = u32();
 }
 
-// read_container reads the end of a request, in the order in which container.go writes it.
+// read_container reads the end of a request, in the order in which nativerequest.go writes it.
 static void read_container(void)
 {
 	c.new_pids = u32();
@@ -139,7 +140,7 @@ static int option(int context, unsigned command, const char *key, const char *va
 
 // --- paths of the container ---
 
-static int root = -1; // O_PATH; of the root filesystem until it is "/"
+static int root = -1; // O_PATH descriptor of the root filesystem, before and after it becomes "/"
 
 static int open_below(int dir, const char *path, uint64_t flags, uint64_t resolve)
 {
@@ -148,18 +149,18 @@ static int open_below(int dir, const char *path, uint64_t flags, uint64_t resolv
 	return syscall(SYS_openat2, dir, path, &how, sizeof(how));
 }
 
-// inside opens a path as the container sees it.
+// inside opens a path as seen from the container.
 static int inside(const char *path) { return open_below(root, path, 0, 0); }
 
-// A path of the container that is followed name by name, and made on the way.
+// A path of the container that is followed name by name. Missing parts are created.
 struct walk {
-	char at[PATH_MAX];   // where it is: names without links, "" for the root
-	char rest[PATH_MAX]; // what is to be followed yet
-	int links;           // that have been followed
-	int made;            // whether its end had to be made
+	char at[PATH_MAX];   // the current path: names without symlinks, "" for the root
+	char rest[PATH_MAX]; // the names still to follow
+	int links;           // symlinks followed so far
+	int made;            // whether the last name had to be created
 };
 
-// join_path writes a/b, or fails where that is too long.
+// join_path writes a/b to a buffer of PATH_MAX bytes. It fails if that is too long.
 static void join_path(char *to, const char *a, const char *b, int step)
 {
 	errno = ENAMETOOLONG;
@@ -171,7 +172,7 @@ static int open_plain(const char *path, uint64_t flags)
 	return open_below(root, *path ? path : "/", O_NOFOLLOW | flags, RESOLVE_NO_SYMLINKS);
 }
 
-// make_name makes one name below where the walk is: a directory, or a file.
+// make_name creates one name in the walk's current directory: a directory, or a file.
 static void make_name(struct walk *w, const char *name, int file, int step)
 {
 	int dir = open_plain(w->at, O_DIRECTORY), fd;
@@ -187,7 +188,7 @@ static void make_name(struct walk *w, const char *name, int file, int step)
 	w->made = 1;
 }
 
-// follow puts what a link says in front of what is to be followed.
+// follow prepends the target of a symlink to the names still to follow.
 static void follow(struct walk *w, int link, int step)
 {
 	char target[PATH_MAX], rest[PATH_MAX];
@@ -203,7 +204,8 @@ static void follow(struct walk *w, int link, int step)
 	memcpy(w->rest, rest, sizeof(rest));
 }
 
-// walk_on takes the next name. It returns an open descriptor of where that leads, -1 where it is ".", ".." or a link.
+// walk_on follows the next name. It returns a descriptor of the new position, or -1 for ".", ".."
+// and symlinks.
 static int walk_on(struct walk *w, int file, int step)
 {
 	char name[PATH_MAX], next[PATH_MAX], *slash = strchrnul(w->rest, '/'), *cut;
@@ -235,8 +237,9 @@ static int walk_on(struct walk *w, int file, int step)
 	return fd;
 }
 
-// make_inside opens a path and makes what is missing of it, also where links lead to it: directories, and a file at its end if
-// that is wanted. Made says whether its end is new; NULL is fine.
+// make_inside opens a path and creates its missing parts, also those of symlink targets:
+// directories, and a file as the last name if file is set. *made is set to whether the path was
+// missing; made may be NULL.
 static int make_inside(const char *path, int file, int *made, int step)
 {
 	struct walk *w;
@@ -272,7 +275,8 @@ static int same_place(int a, int b)
 	return fstat(a, &x) != 0 || fstat(b, &y) != 0 || (x.st_dev == y.st_dev && x.st_ino == y.st_ino);
 }
 
-// check_target refuses what no mount may cover: the root, and anything in a /proc that has been mounted.
+// check_target refuses destinations that no mount may cover: the root, and anything in a mounted
+// /proc.
 static void check_target(int target)
 {
 	struct statfs fs;
@@ -284,7 +288,7 @@ static void check_target(int target)
 
 // --- the root filesystem ---
 
-// open_target opens the destination of a mount, which is made if it is missing.
+// open_target opens the destination of a mount, and creates it if it is missing.
 static int open_target(const struct mount_request *m, int file, int *made)
 {
 	int target = -1;
@@ -327,7 +331,8 @@ static int new_filesystem(const struct mount_request *m, int target, int fresh)
 	return made;
 }
 
-// staged names the clone of the source of the mount that is being made, in the working directory.
+// staged writes the name of the current mount's staged source: a clone, mounted in the working
+// directory.
 static const char *staged(char name[16])
 {
 	snprintf(name, 16, "%u", c_mount);
@@ -342,7 +347,8 @@ static int is_directory(int fd)
 	return S_ISDIR(st.st_mode);
 }
 
-// existing returns those attributes of a mount that a user namespace cannot take off it: the kernel has locked them.
+// existing returns the attributes of a mount. The kernel has locked those that are on: a user
+// namespace cannot turn them off.
 static uint64_t existing(int mount)
 {
 	struct statvfs fs;
@@ -352,7 +358,8 @@ static uint64_t existing(int mount)
 	       (fs.f_flag & ST_NODEV ? MOUNT_ATTR_NODEV : 0) | (fs.f_flag & ST_NOEXEC ? MOUNT_ATTR_NOEXEC : 0);
 }
 
-// change_bind gives a bind its attributes. It keeps locked ones, unless one of them must be off.
+// change_bind sets the attributes of a bind. Locked ones stay on. It fails if one of those must be
+// off.
 static void change_bind(const struct mount_request *m, int made)
 {
 	uint64_t locked;
@@ -389,8 +396,9 @@ static void make_mount(const struct mount_request *m)
 	close(target);
 }
 
-// stage_source mounts a clone of a bind's source in the working directory, with all that is mounted below it: the kernel
-// refuses a bind of less, which would show what that hides.
+// stage_source mounts a clone of a bind's source in the working directory, with all mounts below
+// it. The kernel refuses to clone less in a user namespace, since that would reveal what those
+// mounts hide.
 static void stage_source(const struct mount_request *m, int user)
 {
 	struct mount_attr mapping = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = user};
@@ -411,9 +419,10 @@ static void stage_source(const struct mount_request *m, int user)
 	close(made);
 }
 
-// stage mounts the sources of binds in a filesystem that becomes the working directory: the root of the user namespace may
-// have no way to them, and cannot map ids. They are mounted, not kept open, so that the mount namespace that the container
-// gets has them locked, as all that it has of the node: their attributes, and what they hide.
+// stage mounts the sources of binds in a tmpfs that becomes the working directory, because root in
+// the user namespace may not reach the sources and cannot map ids. The sources are mounted, not
+// just kept open, so that they are locked in the container's mount namespace like all other mounts
+// of the node: their attributes cannot be changed, and the paths that they hide stay hidden.
 static void stage(int user)
 {
 	int context = syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC), made;
@@ -430,7 +439,8 @@ static void stage(int user)
 	c_mount = 0;
 }
 
-// bind_device mounts the node's own device onto a name, which is made if it is missing. What the image has there is not opened.
+// bind_device binds the node's own device to a name, which is created if it is missing. An existing
+// file of the image is covered without being opened.
 static void bind_device(const struct device_request *d, int dir, const char *name)
 {
 	int made = open_clone(AT_FDCWD, d->path, 0), fd = openat(dir, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_RDONLY, 0);
@@ -450,7 +460,7 @@ static void make_device(const struct device_request *d)
 	must(name != NULL && name[1] != 0, DEVICE);
 	*name++ = 0;
 	dir = make_inside(*parent ? parent : "/", 0, NULL, DEVICE);
-	if (r.switches & USERNS) { // where nobody may make any
+	if (r.switches & USERNS) { // where mknod is not permitted
 		bind_device(d, dir, name);
 	} else if (mknodat(dir, name, d->mode, makedev(d->major, d->minor)) != 0) {
 		must(errno == EEXIST || errno == EPERM, DEVICE);
@@ -477,7 +487,7 @@ static void make_devices(void)
 
 	if (!c.make_devices)
 		return;
-	umask(0); // modes are exact
+	umask(0); // so that device modes are exact
 	for (uint32_t i = 0; i < c.ndevices; i++)
 		make_device(&c.devices[i]);
 	umask(022);
@@ -493,8 +503,8 @@ static void make_devices(void)
 	close(dev);
 }
 
-// prepare_root leaves the propagation of mounts as the specification wants it, and makes the root a mount whose parent is
-// not shared, as pivot_root(2) wants it.
+// prepare_root sets the mount propagation that the specification asks for, and makes the root a
+// mount whose parent is not shared, as pivot_root(2) requires.
 static void prepare_root(void)
 {
 	must(mount(NULL, "/", NULL, c.propagation, NULL) == 0, PIVOT);
@@ -504,13 +514,13 @@ static void prepare_root(void)
 	must(root >= 0, PIVOT);
 }
 
-// enter_root makes the root filesystem "/", and the node's goes from the mount namespace.
+// enter_root makes the root filesystem "/" and removes the node's from the mount namespace.
 static void enter_root(void)
 {
 	int old = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 
 	must(old >= 0 && fchdir(root) == 0 && syscall(SYS_pivot_root, ".", ".") == 0, PIVOT);
-	must(fchdir(old) == 0 && mount(NULL, ".", NULL, MS_SLAVE | MS_REC, NULL) == 0, PIVOT); // no unmount reaches the node
+	must(fchdir(old) == 0 && mount(NULL, ".", NULL, MS_SLAVE | MS_REC, NULL) == 0, PIVOT); // keeps unmounts from the node
 	must(umount2(".", MNT_DETACH) == 0 && chdir("/") == 0, PIVOT);
 	close(old);
 	close(root);
@@ -527,7 +537,7 @@ static int is_null(int fd)
 	return fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3);
 }
 
-// reopen_null has the standard streams that are the node's /dev/null be the container's.
+// reopen_null replaces standard streams that are the node's /dev/null with the container's.
 static void reopen_null(void)
 {
 	int null = -1;
@@ -543,7 +553,7 @@ static void reopen_null(void)
 		close(null);
 }
 
-// make_directory makes the working directory and what leads to it.
+// make_directory creates the working directory and its parents.
 static void make_directory(void)
 {
 	char *path = strdup(r.cwd);
@@ -563,7 +573,7 @@ static void make_directory(void)
 	free(path);
 }
 
-// attach_console mounts the terminal that standard input is onto /dev/console.
+// attach_console binds the terminal at standard input to /dev/console.
 static void attach_console(void)
 {
 	int dev, file, made;
@@ -606,7 +616,7 @@ static void make_read_only(void)
 	}
 }
 
-// new_mask makes an empty filesystem that covers directories, one for all of them.
+// new_mask returns an empty read-only filesystem. One covers all masked directories.
 static int new_mask(void)
 {
 	int context = syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC), made;
@@ -654,8 +664,8 @@ static void mask(void)
 
 // --- the process ---
 
-// arrange_container gives the descriptors of a request, which came in this order, their places. They are moved out of the
-// way first, and what else the server has is closed.
+// arrange_container moves the descriptors of a request, which arrive in this order, to their
+// numbers. It first moves them out of the way and closes the server's other descriptors.
 static void arrange_container(const int *fds, int n, int joins)
 {
 	int moved[32], k = 0;
@@ -681,7 +691,8 @@ static void arrange_container(const int *fds, int n, int joins)
 		close(moved[i]);
 }
 
-// join_namespaces enters the pod's namespaces. That of processes is for the children of this one.
+// join_namespaces enters the pod's namespaces, except the user namespace. The PID namespace applies
+// only to children of this process.
 static void join_namespaces(void)
 {
 	for (uint32_t i = 0; i < c.njoined; i++) {
@@ -700,7 +711,8 @@ static int joins(uint32_t type)
 	return -1;
 }
 
-// join_user enters the pod's user namespace as its root, after the last that takes the node's privileges.
+// join_user enters the pod's user namespace as its root, after the last step that needs the node's
+// privileges.
 static void join_user(void)
 {
 	int user = joins(CLONE_NEWUSER);
@@ -713,8 +725,8 @@ static void join_user(void)
 	become_root();
 }
 
-// begin_in_pids has the init be born in another PID namespace, which a process cannot enter itself: the pod's, or a new one,
-// which belongs to the user namespace.
+// begin_in_pids forks the init into another PID namespace, since a process cannot change its own:
+// the pod's, or a new one that the user namespace owns.
 static void begin_in_pids(void)
 {
 	int32_t message[] = {'P', 0};
@@ -729,8 +741,8 @@ static void begin_in_pids(void)
 	}
 }
 
-// leave_namespaces makes the container's own namespaces. The mount namespace is the starter's, or with a user namespace, to
-// which it must belong, a copy of that.
+// leave_namespaces creates the container's own namespaces. Its mount namespace is the starter's.
+// With a user namespace it is a copy of that, since the user namespace must own it.
 static void leave_namespaces(void)
 {
 	uint32_t unshared = c.unshared;
@@ -743,7 +755,8 @@ static void leave_namespaces(void)
 	must(!unshared || unshare(unshared) == 0, NAMESPACE);
 }
 
-// new_keyring joins the container's session keyring, which its users may search. Where there are no keyrings it has none.
+// new_keyring joins the container's session keyring and lets its users search it. It does nothing
+// more on a kernel without keyrings.
 static void new_keyring(void)
 {
 	enum { SETPERM = 5, DESCRIBE = 6, USER_SEARCH = 0x80000, OTHER_SEARCH = 0x8 };
@@ -767,8 +780,8 @@ static void set_names(void)
 	must(!*c.domainname || setdomainname(c.domainname, strlen(c.domainname)) == 0, NAMESPACE);
 }
 
-// await_start says that the container has been created, and returns when it is to start. Nothing is left by then that
-// could fail with an error that is the caller's.
+// await_start reports that the container has been created, and returns when it may start. After
+// that, no step can fail with an error that is the caller's fault.
 static void await_start(void)
 {
 	int32_t ready[] = {'R', 0};
@@ -785,7 +798,7 @@ static void await_start(void)
 		_exit(255);
 }
 
-// refused ends a process whose program only the kernel would not take, in the words that runc has for it.
+// refused ends a process whose program the kernel refused to execute, with runc's message.
 __attribute__((noreturn)) static void refused(const char *file, const char *why)
 {
 	dprintf(2, "exec %s: %c%s\n", file, *why | 0x20, why + 1);
@@ -798,8 +811,8 @@ static void begin_container(void)
 
 	prctl(PR_SET_NAME, "kuri-start", 0, 0, 0);
 
-	// 1. What takes the node's files and privileges. The cgroup of the CPU's share is entered last: until its start a
-	// container is made at the speed of its maker.
+	// 1. Steps that need the node's files and privileges. The cgroup with the CPU share is entered
+	// last: until its start the container is created at its creator's speed.
 	join_cgroups();
 	if (*c.last_cgroup) {
 		int fd = open(c.last_cgroup, O_WRONLY | O_CLOEXEC);
@@ -822,7 +835,7 @@ static void begin_container(void)
 	leave_namespaces();
 	new_keyring();
 
-	// 3. The root filesystem, from the mount namespace of the starter, which is the container's now.
+	// 3. The root filesystem, built in the starter's mount namespace, which is now the container's.
 	prepare_root();
 	for (c_mount = 0; c_mount < c.nmounts; c_mount++)
 		make_mount(&c.mounts[c_mount]);
@@ -840,7 +853,7 @@ static void begin_container(void)
 	mask();
 	close(root);
 
-	// 4. The user and what it may do.
+	// 4. The user and its privileges.
 	if (r.switches & NNP)
 		must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, CAPABILITY);
 	drop_privileges();
@@ -851,7 +864,7 @@ static void begin_container(void)
 	lower_limits();
 	file = program();
 
-	// 5. The start line. What comes after it is told by the exit code.
+	// 5. The start line. Later errors are reported by the exit code.
 	await_start();
 	if (filter_takes() && !r.filter_early)
 		load_privileged_filter();

@@ -1,15 +1,20 @@
-// The copier: what kuri cp needs in a container that has no tar. The fork server starts it there as any exec, from the
-// keeper's sealed program instead of a file of the container, so it has the container's namespaces, cgroup, user,
-// capabilities, filter and labels, and nothing else: whatever a name leads to is the container's own to read or write.
-// It runs instead of the Go program, in a constructor, when the environment has _KURI_COPY.
+// The copier packs and unpacks files for kuri cp, in containers that have no tar. The fork server
+// starts it like an exec, but from the keeper's sealed program instead of a file of the container.
+// So it has the namespaces, cgroup, user, capabilities, filter and labels of the container and
+// nothing else: every path leads to a file that the container itself may read or write. It runs
+// instead of the Go program, in a constructor, if the environment has _KURI_COPY.
 //
 //   pack DIR NAME   writes a tar of NAME, a name in DIR, to its standard output
-//   unpack DIR      makes files of the tar at its standard input below DIR
-//   isdir PATH      exits with 0 when it is a directory, or a link to one; else with 1
+//   unpack DIR      unpacks the tar at its standard input below DIR
+//   isdir PATH      exits with 0 if PATH is a directory or a link to one, otherwise with 1
 //
-// The tar is GNU's, and only that: what unpack is given was made by kuri. Exit codes: 0; 1 when something could not be
-// copied, which is told, and the rest was; 2 when nothing more can be; 3 when DIR or NAME is not there;
-// 4 when a file stands where a directory is needed.
+// Only GNU tar is supported: kuri creates the tar for unpack. Exit codes:
+//
+//   0  success
+//   1  some files could not be copied, and are reported on standard error
+//   2  the copy was aborted
+//   3  DIR or NAME does not exist
+//   4  a file is in the place of a directory
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -33,8 +38,8 @@ struct header {
 	char uname[32], gname[32], major[8], minor[8], rest[167];
 };
 
-static int status;            // of the exit
-static char buffer[64 << 10]; // of what is copied
+static int status;            // exit status
+static char buffer[64 << 10]; // copy buffer
 
 static void say(const char *what, const char *why)
 {
@@ -42,7 +47,7 @@ static void say(const char *what, const char *why)
 	status = 1;
 }
 
-static const char *pending; // a file that is not complete
+static const char *pending; // the path of an incomplete file
 
 static void give_up(int code, const char *what, const char *why)
 {
@@ -76,7 +81,7 @@ static void put_padding(uint64_t size)
 		put_all(zeros, BLOCK - size % BLOCK);
 }
 
-// put_number writes octal digits, or where they do not fit GNU's binary.
+// put_number writes octal digits, or GNU's binary form if they do not fit.
 static void put_number(char *field, int width, uint64_t value)
 {
 	if (width < 12 ? value >> 3 * (width - 1) == 0 : value >> 33 == 0) {
@@ -100,7 +105,8 @@ static void put_header(struct header *h)
 	put_all(h, sizeof(*h));
 }
 
-// put_long writes a name that is too long for a header before it.
+// put_long writes a name that does not fit into a header, as an entry of its own before that
+// header.
 static void put_long(char type, const char *text, size_t field)
 {
 	struct header h = {.type = type};
@@ -131,7 +137,8 @@ static void put_entry(const char *name, const struct stat *st, char type, uint64
 	put_header(&h);
 }
 
-// read_some reads until the end of the file or until n bytes are there, and returns how many, -1 with errno.
+// read_some reads up to n bytes, less only at the end of the file. It returns their number, or -1
+// with errno.
 static ssize_t read_some(int fd, char *into, size_t n)
 {
 	size_t have = 0;
@@ -150,7 +157,8 @@ static ssize_t read_some(int fd, char *into, size_t n)
 	return have;
 }
 
-// is_made_by_kernel reports whether a file's contents are made as they are read (/proc, /sys): its size says nothing of them.
+// is_made_by_kernel reports whether the kernel generates a file's contents on each read (/proc,
+// /sys). The size of such a file means nothing.
 static bool is_made_by_kernel(int fd, const struct stat *st)
 {
 	static const uint32_t types[] = {
@@ -165,8 +173,8 @@ static bool is_made_by_kernel(int fd, const struct stat *st)
 	return st->st_size == 0;
 }
 
-// pack_unsized writes a file of which the first n bytes are in the buffer and whose size only reading tells. The rest goes
-// through a file in memory, for its size stands before it in a tar.
+// pack_unsized writes a file of unknown size, whose first n bytes are in the buffer. It spools the
+// file in memory, because the size precedes the contents in a tar.
 static void pack_unsized(const char *name, int fd, const struct stat *st, size_t n)
 {
 	int spool = memfd_create("kuri-cp", MFD_CLOEXEC);
@@ -198,8 +206,8 @@ static void pack_unsized(const char *name, int fd, const struct stat *st, size_t
 	close(spool);
 }
 
-// pack_rest writes the file of st_size bytes of which the first have are in the buffer. One that has become shorter meanwhile
-// is filled up with zeros, and named.
+// pack_rest writes the file of st_size bytes, whose first have bytes are in the buffer. A file that
+// has become shorter meanwhile is reported and padded with zeros.
 static void pack_rest(const char *name, int fd, const struct stat *st, size_t have)
 {
 	uint64_t left = st->st_size;
@@ -225,8 +233,9 @@ static void pack_rest(const char *name, int fd, const struct stat *st, size_t ha
 	put_padding(st->st_size);
 }
 
-// pack_file writes as much as the file has when it is opened: one that grows has no end otherwise. Of a file that fits into
-// the buffer, and of one whose contents the kernel makes as they are read, what is read counts and not the size.
+// pack_file writes as many bytes as the file has when it is opened; a growing file would have no
+// end. The bytes read count instead of the size for a file that fits into the buffer, or whose
+// contents the kernel generates.
 static void pack_file(const char *name)
 {
 	int fd = open(name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
@@ -235,11 +244,11 @@ static void pack_file(const char *name)
 
 	if (fd < 0 || fstat(fd, &st) != 0) {
 		say(name, strerror(errno));
-	} else if (!S_ISREG(st.st_mode)) { // it was a moment ago
+	} else if (!S_ISREG(st.st_mode)) { // it has been replaced since lstat
 		say(name, "not a file any more");
 	} else if ((n = read_some(fd, buffer, sizeof(buffer))) < 0) {
 		say(name, strerror(errno));
-	} else if ((size_t)n < sizeof(buffer) && (uint64_t)st.st_size <= sizeof(buffer)) { // all of it
+	} else if ((size_t)n < sizeof(buffer) && (uint64_t)st.st_size <= sizeof(buffer)) { // the whole file
 		put_entry(name, &st, '0', n, "");
 		put_all(buffer, n);
 		put_padding(n);
@@ -285,7 +294,7 @@ static void pack_directory(char *name, size_t length, const struct stat *st, int
 	closedir(dir);
 }
 
-// pack writes what has the name, which is in a buffer of LONGEST + 2.
+// pack writes the file or directory with this name. name is a buffer of LONGEST + 2 bytes.
 static void pack(char *name, size_t length, int depth)
 {
 	char link[LONGEST + 1];
@@ -314,7 +323,7 @@ static void pack(char *name, size_t length, int depth)
 	case S_IFIFO:
 		put_entry(name, &st, '6', 0, "");
 		break;
-	case S_IFCHR: // without its numbers: whoever reads this makes no devices
+	case S_IFCHR: // without numbers: the reader creates no devices
 	case S_IFBLK:
 		put_entry(name, &st, S_ISCHR(st.st_mode) ? '3' : '4', 0, "");
 		break;
@@ -352,7 +361,8 @@ static void pack_all(const char *dir, const char *name)
 
 // --- unpack ---
 
-// get reads n bytes. The end is one only where an entry could begin.
+// get reads exactly n bytes. It returns 0 at the end of the input, which is an error unless may_end
+// is set.
 static size_t get(void *into, size_t n, int may_end)
 {
 	size_t have = 0;
@@ -418,7 +428,8 @@ static void check(const struct header *h)
 		give_up(FAILED, "read the tar", "it is none");
 }
 
-// get_long reads the name that an entry before another one carries. Into has room for LONGEST + 1.
+// get_long reads the name in an entry that precedes another one. into has room for LONGEST + 1
+// bytes.
 static void get_long(uint64_t size, char *into)
 {
 	if (size > LONGEST + 1)
@@ -428,7 +439,8 @@ static void get_long(uint64_t size, char *into)
 	skip(padding(size));
 }
 
-// local takes slashes from the beginning of a name and tells whether it stays below where it is used.
+// local strips leading and trailing slashes from a name. It returns NULL if the name leads out of
+// the directory.
 static char *local(char *name)
 {
 	while (*name == '/')
@@ -441,7 +453,8 @@ static char *local(char *name)
 	return name;
 }
 
-// Directories get their modes and times last, for what comes into them needs the one and changes the other.
+// Directories get their modes and times last, because unpacking into them needs write permission
+// and changes the times.
 static struct directory {
 	struct directory *next;
 	struct stat st;
@@ -458,7 +471,7 @@ static void make_parents(char *name)
 {
 	for (char *p = strchr(name, '/'); p; p = strchr(p + 1, '/')) {
 		*p = 0;
-		mkdir(name, 0755); // what is wrong is found when something is made in it
+		mkdir(name, 0755); // errors are found when a file is created below it
 		*p = '/';
 	}
 }
@@ -486,7 +499,7 @@ static void finish_directories(void)
 		struct timespec times[] = {{.tv_nsec = UTIME_OMIT}, {.tv_sec = d->st.st_mtime}};
 		int fd = open(d->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 
-		if (fd < 0) // a link to one, that was there
+		if (fd < 0) // an existing link to a directory
 			continue;
 		own(fd, &d->st);
 		if (fchmod(fd, d->st.st_mode) != 0 || futimens(fd, times) != 0)
@@ -495,7 +508,7 @@ static void finish_directories(void)
 	}
 }
 
-// unpack_file makes a file under another name until all of it is there.
+// unpack_file writes a file under a temporary name until it is complete.
 static void unpack_file(const char *name, const struct stat *st, uint64_t size)
 {
 	static char fresh[LONGEST + 32];
@@ -505,7 +518,7 @@ static void unpack_file(const char *name, const struct stat *st, uint64_t size)
 	uint64_t left;
 
 	snprintf(fresh, sizeof(fresh), "%.*s.kuri-cp-%d", base ? (int)(base + 1 - name) : 0, name, getpid());
-	unlink(fresh); // of one with our number, that was killed
+	unlink(fresh); // of a killed copier with the same pid
 	fd = open(fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd < 0)
 		failed = errno;
@@ -526,14 +539,14 @@ static void unpack_file(const char *name, const struct stat *st, uint64_t size)
 	}
 	skip(padding(size));
 	if (fd >= 0) {
-		own(fd, st); // which takes setuid away, so it comes first
+		own(fd, st); // before fchmod, since chown clears setuid
 		if (!failed && (fchmod(fd, st->st_mode) != 0 || futimens(fd, times) != 0))
 			failed = errno;
 		if (close(fd) != 0 && !failed)
 			failed = errno;
 		if (!failed && rename(fresh, name) != 0) {
 			failed = errno;
-			if (failed == EISDIR && rmdir(name) == 0) // an empty directory gives way
+			if (failed == EISDIR && rmdir(name) == 0) // replaces an empty directory
 				failed = rename(fresh, name) == 0 ? 0 : errno;
 		}
 		if (failed)

@@ -1,7 +1,8 @@
-// Gives a container's process environment entries that are not UTF-8. libcontainer tells a container's init its
-// environment in JSON, which carries no other bytes; so they come encoded, as "_KURI_RAW_<n>=<hex of KEY=value>", and the
-// init starts this program once more, in the container, to decode them and to start what was asked for. It runs in a
-// constructor, before the Go program. Arguments: this program, the real one, its arguments.
+// Decodes environment entries that are not UTF-8 for a container's process. libcontainer passes the
+// environment to a container's init as JSON, which cannot carry them. So they are encoded as
+// "_KURI_RAW_<n>=<hex of KEY=value>", and the init executes this program in the container, which
+// decodes them and executes the requested program. It runs in a constructor, before the Go program.
+// Arguments: this program, the requested program, its arguments.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
@@ -16,7 +17,7 @@ static int digit(char c)
 	return c <= '9' ? c - '0' : c - 'a' + 10;
 }
 
-// Decodes the hex digits of an entry in place.
+// decode decodes the hex digits of an entry in place.
 static char *decode(char *hex)
 {
 	char *out = hex;

@@ -1,17 +1,21 @@
-// The fork server: a small process of the keeper that starts processes in running containers. It runs instead of the Go
-// program, in a constructor, when the environment has _KURI_FORK_SERVER, and takes requests at descriptor 3.
+// The fork server: a small child process of the keeper that starts processes in running containers.
+// It runs instead of the Go program, in a constructor, if the environment has _KURI_FORK_SERVER. It
+// receives requests on descriptor 3.
 //
-// For each it forks a process A in the container's cgroup, which joins the container's namespaces, gives up what the
-// process that was asked for is not to have, and forks B, which becomes it. Both are children of the keeper
-// (CLONE_PARENT). A stays in the keeper's PID namespace, where no process of the container can reach it. B can be reached,
-// and traced by who has CAP_SYS_PTRACE; so it is born with nothing of the host's: its user, groups, capabilities, root and
-// working directory are those of the process, its memory has this request alone, its program is the keeper's sealed copy,
-// and its descriptors are its stdio, the socket over which it tells errors, and
-// a copier's sealed program; its exec closes the latter two. The one exception is
-// CAP_SYS_ADMIN, which loading a filter takes without no_new_privs. A does that, and forks B under the filter; but where
-// the filter forbids what comes then, B does it, and has the capability until then.
+// For each request it forks a process A in the container's cgroup. A joins the container's
+// namespaces, drops the privileges that the requested process must not have, and forks B, which
+// becomes that process. Both are children of the keeper (CLONE_PARENT). A stays in the keeper's PID
+// namespace, so no process of the container can reach it. B is in the container's: a process there
+// with CAP_SYS_PTRACE can trace it. So B starts with nothing of the host's. Its user, groups,
+// capabilities, root and working directory are those of the requested process. Its memory has only
+// this request, and its program is the keeper's sealed copy. Its descriptors are its stdio, the
+// socket for errors and, for a copier, the sealed program; its exec closes the latter two.
 //
-// Requests are written by exec.go, which has the same order of fields.
+// The one exception is CAP_SYS_ADMIN, which loading a filter requires without no_new_privs. A loads
+// the filter and forks B under it. If the filter forbids a later step, B loads it instead, and has
+// the capability until then.
+//
+// exec.go writes the requests, with the fields in the same order.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -42,11 +46,11 @@
 #define CLONE_INTO_CGROUP 0x200000000ULL
 #endif
 
-enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, PROGRAM = 8, MOST = 32 }; // descriptors of A; a bound on the server's
-enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8, CONTAINER = 16, NEW_PIDS = 32 }; // a request's first byte
-enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS = 64 }; // its switches
+enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, PROGRAM = 8, MOST = 32 }; // of A; bound on the server's
+enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8, CONTAINER = 16, NEW_PIDS = 32 }; // first byte of requests
+enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS = 64 }; // switches of a request
 
-// The steps that can fail, by the numbers that exec.go knows.
+// The steps that can fail. forkserver.go has the same numbers.
 enum {
 	READ = 1, CGROUP, OOM_SCORE, LABEL, GIVE, JOIN, FORK, ROOT, KEYRING, LIMIT, DIRECTORY, BOUND, USER, CAPABILITY,
 	FILTER, SEARCH, EXEC, CONSOLE, MOUNT, DEVICE, PIVOT, MASK, NAMESPACE, IDMAP,
@@ -55,10 +59,10 @@ enum {
 static void tell(const void *message, size_t n)
 {
 	if (write(TALK, message, n) < 0)
-		_exit(255); // the keeper is gone, or the container's filter forbids it
+		_exit(255); // the keeper has ended, or the container's filter forbids the write
 }
 
-static uint32_t c_mount; // of a container, the mount that is being made, by its number
+static uint32_t c_mount; // number of the mount in progress, of a container
 
 static void fail(int step)
 {
@@ -74,7 +78,7 @@ static void must(int ok, int step)
 		fail(step);
 }
 
-// The request, and how far it has been read.
+// The request: the next byte to read, and its end.
 static char *at, *end;
 
 static void *take(size_t n)
@@ -103,7 +107,7 @@ static uint64_t u64(void)
 	return v;
 }
 
-// count is how many of something follow, of which each takes a byte at least.
+// count reads the number of items that follow, of at least one byte each.
 static uint32_t count(void)
 {
 	uint32_t n = u32();
@@ -115,14 +119,14 @@ static uint32_t count(void)
 
 static char *string(void)
 {
-	uint32_t n = u32(); // with the NUL at its end
+	uint32_t n = u32(); // including the terminating NUL
 	char *s = take(n);
 
 	must(n > 0 && s[n - 1] == 0, READ);
 	return s;
 }
 
-// strings has room for one more before the NULL at its end.
+// strings returns an array with room for one more entry before the terminating NULL.
 static char **strings(uint32_t *n)
 {
 	char **all;
@@ -223,7 +227,7 @@ static int put(const char *file, const char *text)
 
 // --- A, in the host's namespaces ---
 
-// Writing "0" moves the writer, without the lock that moving any other process takes.
+// A process that writes "0" moves itself, without the lock that moving another process takes.
 static void join_cgroups(void)
 {
 	static unsigned char all_cpus[8192];
@@ -231,7 +235,7 @@ static void join_cgroups(void)
 	for (uint32_t i = 0; i < r.ncgroups; i++)
 		must(put(r.cgroups[i], "0"), CGROUP);
 	must(!*r.own_cgroup || put(r.own_cgroup, "0"), CGROUP);
-	memset(all_cpus, 0xff, sizeof(all_cpus)); // the kernel takes what the cpuset allows
+	memset(all_cpus, 0xff, sizeof(all_cpus)); // the kernel limits it to the cpuset
 	syscall(SYS_sched_setaffinity, 0, sizeof(all_cpus), all_cpus);
 }
 
@@ -245,8 +249,8 @@ static void set_oom_score(void)
 	must(put("/proc/self/oom_score_adj", text), OOM_SCORE);
 }
 
-// The label for B's exec is one of A's own, which B inherits: so it is written into the host's /proc, not into what the
-// container has at that place.
+// The label for B's exec is an attribute of A, which B inherits. So it is written to the host's
+// /proc, not to the container's, which may be anything.
 static void set_labels(void)
 {
 	if (*r.apparmor) {
@@ -261,7 +265,8 @@ static void set_labels(void)
 	}
 }
 
-// The user of the process owns its pipes, so that it can open /dev/stdout. In the user namespace nobody could give them.
+// The user of the process gets its pipes, to be able to open /dev/stdout. In the user namespace, A
+// could not chown them.
 static void give_stdio(void)
 {
 	struct stat st;
@@ -273,7 +278,7 @@ static void give_stdio(void)
 	}
 }
 
-// Limits are raised here, where that is permitted, and lowered by B.
+// A may still raise limits. B lowers them.
 static void raise_limits(void)
 {
 	for (uint32_t i = 0; i < r.nlimits; i++) {
@@ -287,8 +292,8 @@ static void raise_limits(void)
 	}
 }
 
-// open_ptmx opens what makes terminals in the container's devpts. The container prepares that path, so what is found there
-// is looked at before it is opened, and it is opened by the descriptor.
+// open_ptmx opens the ptmx of the container's devpts. The container controls that path, so the file
+// is checked before it is opened, and is opened through the checked descriptor.
 static int open_ptmx(void)
 {
 	struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS};
@@ -321,8 +326,8 @@ static void send_console(int ptmx)
 	must(sendmsg(KEEPER, &message, MSG_NOSIGNAL) == 1, CONSOLE);
 }
 
-// make_console makes a terminal for the standard streams. It belongs to the user of the process; the group and the mode
-// are what the container's devpts gives.
+// make_console creates a terminal for the standard streams. The user of the process owns it; group
+// and mode are the defaults of the container's devpts.
 static void make_console(void)
 {
 	struct winsize size = {.ws_col = r.width, .ws_row = r.height};
@@ -345,7 +350,8 @@ static void make_console(void)
 	close(KEEPER);
 }
 
-// hold_self keeps this process's directory in the host's /proc as SELF: the container's may say anything.
+// hold_self opens this process's directory in the host's /proc as SELF, since the container's /proc
+// cannot be trusted.
 static void hold_self(void)
 {
 	int fd = open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -355,16 +361,17 @@ static void hold_self(void)
 		must(dup3(fd, SELF, O_CLOEXEC) == SELF && close(fd) == 0, JOIN);
 }
 
-// join enters the container's namespaces, in which there is no A.
+// join enters the container's namespaces, except the PID namespace: that applies only to children
+// of A.
 static void join(void)
 {
 	hold_self();
 	must(setns(INIT, r.namespaces) == 0, JOIN);
-	must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, JOIN); // the new user namespace may have changed it
+	must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, JOIN); // entering a user namespace may have changed it
 	close(INIT);
 }
 
-// --- A, in all of the container's namespaces but that of processes ---
+// --- A, in the container's namespaces except the PID namespace ---
 
 static void become_root(void)
 {
@@ -381,7 +388,7 @@ static void join_keyring(void)
 	must(syscall(SYS_keyctl, join_session_keyring, r.keyring) >= 0 || errno == ENOSYS, KEYRING);
 }
 
-// home is what /etc/passwd of the container has for the user, "/" when it has none.
+// home returns the user's home directory from /etc/passwd of the container, or "/" if it has none.
 static char *home(void)
 {
 	static char line[4096];
@@ -437,7 +444,8 @@ static int set_capability_sets(uint64_t more)
 	return syscall(SYS_capset, &header, data);
 }
 
-// Without no_new_privs a filter is for the privileged to load: filter_takes is what that takes beside what the process has.
+// Loading a filter requires CAP_SYS_ADMIN unless no_new_privs is set. filter_takes returns that
+// capability if it is needed in addition to those of the process.
 static uint64_t filter_takes(void)
 {
 	return r.nfilter && !(r.switches & NNP) ? 1ULL << CAP_SYS_ADMIN : 0;
@@ -463,10 +471,11 @@ static void set_capabilities(void)
 	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 	for (int cap = 0; cap < 64; cap++)
 		if (r.ambient >> cap & 1)
-			prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0); // without what it needs, it is not raised
+			prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0); // fails unless it is permitted and inheritable
 }
 
-// Where no capabilities were asked for they are what the change of the user leaves, and what the filter takes.
+// Without requested capabilities, the process keeps those that the change of user leaves, and the
+// one to load the filter.
 static void keep_capabilities(void)
 {
 	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -483,7 +492,8 @@ static void set_user(void)
 	char setgroups_file[8] = "";
 	int fd;
 
-	// A user namespace can forbid setgroups for good; its processes have no other groups then.
+	// A user namespace can deny setgroups permanently. Its processes then have no supplementary
+	// groups.
 	if (r.switches & USERNS) {
 		fd = openat(SELF, "setgroups", O_RDONLY | O_CLOEXEC);
 		must(fd >= 0 && read(fd, setgroups_file, sizeof(setgroups_file) - 1) > 0, USER);
@@ -491,18 +501,18 @@ static void set_user(void)
 	}
 	if (strncmp(setgroups_file, "deny", 4) != 0)
 		must(setgroups(r.ngroups, r.groups) == 0, USER);
-	must(setgid(r.gid) == 0, USER); // all three of them, for the privileged
+	must(setgid(r.gid) == 0, USER); // sets real, effective and saved id, with CAP_SETGID
 	must(setuid(r.uid) == 0, USER);
 }
 
-// verify_cwd makes sure that the working directory is below the root (CVE-2024-21626).
+// verify_cwd checks that the working directory is below the root (CVE-2024-21626).
 static void verify_cwd(void)
 {
 	static char path[4096 + 16];
 
 	must(syscall(SYS_getcwd, path, sizeof(path)) > 0, DIRECTORY);
 	errno = EXDEV;
-	must(path[0] == '/', DIRECTORY); // "(unreachable)/…" otherwise
+	must(path[0] == '/', DIRECTORY); // otherwise it begins with "(unreachable)"
 }
 
 static void drop_privileges(void)
@@ -515,7 +525,7 @@ static void drop_privileges(void)
 		drop_bounding();
 	must(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0, CAPABILITY);
 	set_user();
-	if (!entered) // a directory that only the user may enter
+	if (!entered) // only the user may enter the directory
 		must(chdir(r.cwd) == 0, DIRECTORY);
 	verify_cwd();
 	must(prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) == 0, CAPABILITY);
@@ -523,12 +533,12 @@ static void drop_privileges(void)
 		set_capabilities();
 	else
 		keep_capabilities();
-	must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, USER); // the new user has changed it
+	must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, USER); // the change of user has changed it
 }
 
 static void become(void);
 
-// hold_program keeps this program's sealed copy for a copier, which is to run from it.
+// hold_program opens this program's sealed copy as PROGRAM, for a copier to run.
 static void hold_program(void)
 {
 	int fd;
@@ -547,7 +557,7 @@ static void enter(void)
 {
 	int32_t message[] = {'P', 0};
 
-	// 1. What takes the host's files and privileges.
+	// 1. Steps that need the host's files and privileges.
 	read_request();
 	join_cgroups();
 	set_oom_score();
@@ -556,7 +566,7 @@ static void enter(void)
 	raise_limits();
 	hold_program();
 
-	// 2. Into the container, where all is as for its own processes.
+	// 2. Steps in the container, with its view of files and ids.
 	join();
 	become_root();
 	make_console();
@@ -569,7 +579,8 @@ static void enter(void)
 	if (filter_takes() && r.filter_early)
 		load_privileged_filter();
 
-	// 3. Among its processes. (Filters know the arguments of the old call.)
+	// 3. The fork into its PID namespace. (Filters can check the arguments of clone, but not of
+	// clone3.)
 	message[1] = syscall(SYS_clone, CLONE_PARENT, 0, 0, 0, 0);
 	must(message[1] >= 0, FORK);
 	if (message[1] == 0)
@@ -593,10 +604,11 @@ static int executable(const char *file)
 	}
 	if (faccessat(AT_FDCWD, file, X_OK, AT_EACCESS) == 0)
 		return 1;
-	return errno == EPERM && st.st_mode & 0111; // the container's filter does not know the call
+	return errno == EPERM && st.st_mode & 0111; // the container's filter does not allow the call
 }
 
-// program is the file to execute, by the PATH that the process will have. A hit in a relative directory is none.
+// program returns the path of the file to execute, searched in the PATH of the new process.
+// Relative directories in it are skipped.
 static char *program(void)
 {
 	char *path = "", *dir, *file;
@@ -625,8 +637,8 @@ static void lower_limits(void)
 		must(setrlimit(r.limits[i].type, &r.limits[i].to) == 0, LIMIT);
 }
 
-// wait_at_start_line says that only the exec is left to do, and returns when a byte comes from the other end. When every copy of
-// that end is closed the process exits, and has executed nothing.
+// wait_at_start_line reports that only the exec is left, and returns when the other end sends a
+// byte. If every copy of that end is closed, the process exits without executing anything.
 static void wait_at_start_line(void)
 {
 	int32_t ready[] = {'R', 0};
@@ -640,7 +652,7 @@ static void wait_at_start_line(void)
 		_exit(255);
 }
 
-// The copier is copy.c; the container's environment is none of its.
+// The copier is copy.c. It does not get the container's environment.
 static char *const copier_env[] = {"_KURI_COPY=1", NULL};
 
 static void become(void)
@@ -650,8 +662,9 @@ static void become(void)
 	setsid();
 	must(!(r.flags & TERMINAL) || ioctl(0, TIOCSCTTY, 0) == 0, CONSOLE);
 	lower_limits();
-	// With no_new_privs a filter comes as late as can be. Where it could not come early, what is done between it and the
-	// exec takes no system call that libcontainer does not make there: a filter may have no other.
+	// With no_new_privs the filter is loaded as late as possible. If it could not be loaded early,
+	// the steps between it and the exec make only the system calls that libcontainer makes there: a
+	// filter may allow no others.
 	if (filter_takes() && !r.filter_early)
 		load_privileged_filter();
 	file = r.flags & COPIER ? "" : program();
@@ -679,8 +692,8 @@ static pid_t clone_process(uint64_t flags, int cgroup)
 	return syscall(SYS_clone3, &args, sizeof(args));
 }
 
-// arrange gives the descriptors of a request, which came in this order and have the numbers from 4 on, their places. With
-// a terminal the standard streams are the server's, /dev/null, until it is there.
+// arrange moves the descriptors of a request, which arrive in this order with numbers from 4 on, to
+// their numbers. Until a terminal is created, the standard streams are the server's, /dev/null.
 static void arrange(const int *fds)
 {
 	int n = 0, spare = KEEPER;
@@ -699,7 +712,7 @@ static void arrange(const int *fds)
 		close(fd);
 }
 
-// descriptors is how many come with a request.
+// descriptors returns how many descriptors belong to a request.
 static int descriptors(int joins)
 {
 	return (r.flags & TERMINAL ? 3 : 4) + !!(r.flags & HAS_STDIN) + !!(r.flags & IN_CGROUP) + (r.flags & CONTAINER ? 1 + joins : 0);
@@ -708,7 +721,7 @@ static int descriptors(int joins)
 static void answer(int sock)
 {
 	char control[CMSG_SPACE(20 * sizeof(int))];
-	unsigned char head[2]; // flags, and how many namespaces a container joins
+	unsigned char head[2]; // flags, and the number of namespaces that a container joins
 	struct iovec body = {head, sizeof(head)};
 	struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
 	struct cmsghdr *first;
@@ -762,7 +775,7 @@ __attribute__((constructor)) static void kuri_fork_server(void)
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	for (int fd = TALK + 1; fd < MOST; fd++)
 		close(fd);
-	syscall(SYS_close_range, MOST, ~0U, 0); // what the starter of the keeper has left open
+	syscall(SYS_close_range, MOST, ~0U, 0); // inherited from the keeper's starter
 	for (;;)
 		answer(sock);
 }

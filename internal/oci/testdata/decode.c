@@ -1,5 +1,6 @@
-// decode reads one request as the fork server's child does, from the socket that is descriptor 3, and prints what it has read.
-// It is built with the sanitizers. The first argument is the request's first byte, its flags.
+// decode reads one request from the socket at descriptor 3, as the fork server's child does, and
+// prints its fields. It is built with the sanitizers. Its first argument is the request's first
+// byte, the flags.
 #include "../forkserver.c"
 
 static void print_strings(const char *name, char **all, uint32_t count)
