@@ -14,14 +14,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
 )
 
-// Left is what the runtime's records say of a container that a process before this one has created.
+// Left is the runtime's record of a container that an earlier process has created.
 type Left struct {
 	Created
-	Born   string // when its first process was started, as in proc_pid_stat(5)
+	Born   string // start time of the first process, as in proc_pid_stat(5)
 	Bundle string
 }
 
-// All lists the ids of the containers that the runtime has records of, unfinished ones too.
+// All returns the ids of all containers with a record, including incomplete ones.
 func (l *Libcontainer) All() ([]string, error) {
 	entries, err := os.ReadDir(l.root)
 	if errors.Is(err, os.ErrNotExist) {
@@ -36,7 +36,8 @@ func (l *Libcontainer) All() ([]string, error) {
 	return ids, err
 }
 
-// Left reads the runtime's record of a container. The error is of kind NotFound when there is none, or half of one.
+// Left reads the runtime's record of a container. The error is of kind NotFound if there is none or
+// it is incomplete.
 func (l *Libcontainer) Left(id string) (*Left, error) {
 	c, err := l.load(id)
 	if err != nil {
@@ -60,7 +61,7 @@ func (l *Libcontainer) Left(id string) (*Left, error) {
 	return left, nil
 }
 
-// Rehold watches the limits of an adopted container that systemd writes over, as Create does.
+// Rehold watches an adopted container's limits that systemd overwrites, as Create does.
 func (l *Libcontainer) Rehold(id string) error {
 	c, err := l.load(id)
 	if err != nil {
@@ -74,7 +75,8 @@ func (l *Libcontainer) Rehold(id string) error {
 	return l.held.hold(id, toHold(&config, state.CgroupPaths))
 }
 
-// TakeBack removes what a Create that was cut off has left: processes, the cgroup, the records. Nothing there is a success.
+// TakeBack removes the remains of an interrupted Create: processes, the cgroup, the records. It
+// does nothing if there are none.
 func (l *Libcontainer) TakeBack(id, cgroupsPath string, systemd bool, limit time.Duration) error {
 	cgroup, err := OpenCgroup(cgroupsPath, id, systemd)
 	if err != nil {

@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// auditArch is this machine's architecture as seccomp(2) tells it to filters; 0 where we do not know.
+// auditArch is this machine's architecture as passed to seccomp(2) filters; 0 if it is unknown.
 var auditArch = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
 
-// allows tells whether the filter lets a system call pass. It is false, too, when the program has an instruction that
-// libseccomp does not write.
+// allows reports whether the filter allows a system call. It is also false if the program has an
+// instruction that libseccomp does not generate.
 func (f *filter) allows(nr uint32, args ...uint64) bool {
 	const size = 64 // struct seccomp_data: number, architecture, instruction pointer, six arguments
 	data := binary.NativeEndian.AppendUint32(make([]byte, 0, size), nr)
@@ -25,7 +25,8 @@ func (f *filter) allows(nr uint32, args ...uint64) bool {
 	return ok && (answer == unix.SECCOMP_RET_ALLOW || answer == unix.SECCOMP_RET_LOG)
 }
 
-// run runs a program of the kernel's classic BPF (linux/filter.h) on data, and returns what it does.
+// run runs a classic BPF program (linux/filter.h) on data and returns its result. ok is false if
+// the program is invalid or has an instruction that libseccomp does not generate.
 func run(program, data []byte) (answer uint32, ok bool) {
 	var a uint32
 	for at := 0; 0 <= at && at+instructionSize <= len(program); at += instructionSize {
@@ -71,15 +72,17 @@ func run(program, data []byte) (answer uint32, ok bool) {
 	return 0, false
 }
 
-// early tells whether the fork server may load the filter before the process is among those of the container, which
-// keeps CAP_SYS_ADMIN out of their reach: it lets pass what is done between that and the exec.
+// early reports whether the fork server may load the filter before the process enters the
+// container's PID namespace, so that processes there cannot get hold of its CAP_SYS_ADMIN. The
+// filter must allow all system calls between that point and the exec.
 func (f *filter) early() bool {
 	return f.allows(unix.SYS_CAPSET) && f.allows(unix.SYS_CLONE, unix.CLONE_PARENT) && f.talks() &&
 		f.allows(unix.SYS_EXIT_GROUP) && f.allows(unix.SYS_SETSID) && f.allows(unix.SYS_PRLIMIT64) &&
 		f.allows(unix.SYS_IOCTL, 0, unix.TIOCSCTTY)
 }
 
-// talks reports whether a process under the filter can say that it is at its start line, and be told to go on.
+// talks reports whether a process under the filter can report that it is at its start line, and can
+// receive the byte that releases it.
 func (f *filter) talks() bool {
 	const talk = 3
 	return f.allows(unix.SYS_WRITE, talk) && f.allows(unix.SYS_READ, talk)

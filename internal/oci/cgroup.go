@@ -17,8 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
 )
 
-// EndExecs kills what an earlier process has executed in the container of the cgroup home, and removes the cgroups that it
-// made for that: those with a number below first that are not of a process in spared.
+// EndExecs kills the execs of an earlier process in the container with the cgroup home and removes
+// their cgroups: those with a number below first, except those of spared.
 func EndExecs(home cgroup.Group, limit time.Duration, first uint64, spared []*Running) error {
 	if home.Dir() == "" {
 		return nil
@@ -35,14 +35,14 @@ func EndExecs(home cgroup.Group, limit time.Duration, first uint64, spared []*Ru
 	return err
 }
 
-// ProcessCgroup is a cgroup for a single process that is not a container's, such as a pod's init.
+// ProcessCgroup is a cgroup for a single process outside containers, such as a pod's init.
 type ProcessCgroup struct {
 	manager cgroups.Manager
 	cgroup  cgroup.Group
 }
 
-// EnterCgroup makes the cgroup of cgroupsPath, in the syntax of the runtime specification, and moves the process into it.
-// Name stands in when the path is empty.
+// EnterCgroup creates the cgroup cgroupsPath, in the syntax of the runtime specification, and moves
+// the process into it. name is used if the path is empty.
 func EnterCgroup(cgroupsPath, name string, systemd bool, pid int) (*ProcessCgroup, error) {
 	c, err := OpenCgroup(cgroupsPath, name, systemd)
 	if err != nil {
@@ -56,7 +56,8 @@ func EnterCgroup(cgroupsPath, name string, systemd bool, pid int) (*ProcessCgrou
 	return c, nil
 }
 
-// OpenCgroup returns the cgroup of that path, which need not be there.
+// OpenCgroup returns the cgroup of a path, in the syntax of the runtime specification. It need not
+// exist.
 func OpenCgroup(cgroupsPath, name string, systemd bool) (*ProcessCgroup, error) {
 	config, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{
 		CgroupName:       name,
@@ -66,7 +67,7 @@ func OpenCgroup(cgroupsPath, name string, systemd bool) (*ProcessCgroup, error) 
 	if err != nil {
 		return nil, err
 	}
-	// Devices are none of its business: it has no capability to make one.
+	// No device rules: the process has no capability to create devices.
 	config.Resources.SkipDevices = true
 	m, err := manager.New(config)
 	if err != nil {
@@ -75,11 +76,12 @@ func OpenCgroup(cgroupsPath, name string, systemd bool) (*ProcessCgroup, error) 
 	return &ProcessCgroup{m, cgroup.Of(m.GetPaths())}, nil
 }
 
-// Kill kills all its processes and returns when none is left, or after limit with an error.
+// Kill kills all processes of the cgroup and returns when they have ended, or with an error after
+// limit.
 func (c *ProcessCgroup) Kill(limit time.Duration) error { return c.cgroup.Kill(limit) }
 
-// SignalKill sends SIGKILL to its processes, as [cgroup.Group.SignalKill] does.
+// SignalKill sends SIGKILL to all processes of the cgroup, as [cgroup.Group.SignalKill] does.
 func (c *ProcessCgroup) SignalKill() error { return c.cgroup.SignalKill() }
 
-// Remove removes the cgroup. Its process has ended.
+// Remove removes the cgroup. Its process must have ended.
 func (c *ProcessCgroup) Remove() error { return c.manager.Destroy() }

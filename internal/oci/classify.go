@@ -13,19 +13,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// ofNode are the errors that tell of the node and not of the container, by the words in which libcontainer passes them on.
+// ofNode are the errors caused by the node and not by the container. libcontainer passes them on as
+// text.
 var ofNode = []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOSPC, unix.EDQUOT, unix.ENOMEM, unix.EIO}
 
-// classifyCreate gives an error of a container's start the kind Unstartable, unless it tells of the node or of a limit that
-// the kernel does not take.
+// classifyCreate gives an error of a container's start the kind Unstartable, unless it is the
+// node's or the kernel has refused a limit.
 func classifyCreate(err error) error { return fault.As(fault.Unstartable, classify(err)) }
 
-// classify gives an error the kind that it has for sure: of the node (no descriptors, full disk), Precondition when the
-// kernel does not take a limit. The container's init, or libcontainer, tells it as text.
+// classify gives an error its kind if that is certain: that of its errno for the node's (no
+// descriptors, full disk), Precondition if the kernel has refused a limit. The container's init and
+// libcontainer report errors as text.
 func classify(err error) error {
-	text := strings.ToLower(err.Error()) // as C and Go have it
+	text := strings.ToLower(err.Error()) // C and Go differ in the case of errno texts
 	switch {
-	case strings.Contains(text, "unable to set memory limit"): // less than starting takes
+	case strings.Contains(text, "unable to set memory limit"): // lower than a start needs
 		return err
 	case strings.Contains(text, "setting cgroup config"), strings.Contains(text, "apply cgroup configuration: failed to write"):
 		return fault.As(fault.Precondition, err)
@@ -36,15 +38,15 @@ func classify(err error) error {
 		switch {
 		case errors.Is(err, errno):
 			return fault.As(fault.OfErrno(errno), err)
-		case strings.Contains(text, errno.Error()): // and nothing else that tells it
+		case strings.Contains(text, errno.Error()): // as text only, without an errno
 			return fault.New(fault.OfErrno(errno), "%w%s", err, fault.Hint(errno))
 		}
 	}
 	return err
 }
 
-// classifyExec gives an error of an exec the kind Invalid when the request is wrong: no such program, not executable, no such
-// directory.
+// classifyExec gives an error of an exec the kind Invalid if the request is wrong: no such program,
+// not executable, no such directory.
 func classifyExec(err error) error {
 	err = classify(err)
 	for _, sign := range []string{"executable file not found", "exec: \"", "no such file or directory", "permission denied", "exec format error", "not a directory"} {
@@ -55,7 +57,8 @@ func classifyExec(err error) error {
 	return err
 }
 
-// explain adds what libcontainer cannot say of a container's start: its init ends without a word where it may start no thread.
+// explain adds the cause of a failed start that libcontainer cannot report: its init exits without
+// an error message if it may start no thread.
 func explain(dir string, err error) error {
 	if !strings.Contains(err.Error(), "procReady not received") {
 		return err
@@ -68,17 +71,18 @@ func explain(dir string, err error) error {
 	return err
 }
 
-// startThreads is how many processes and threads a container's start may need.
+// startThreads bounds the number of processes and threads that a container's start needs.
 const startThreads = 16
 
-// tightPids reports whether a cgroup may have fewer processes more than a start needs, and how many it may have.
+// tightPids reports whether a cgroup has room for fewer processes than a start needs, and returns
+// its limit.
 func tightPids(dir string) (most int, tight bool) {
 	number := func(name string) (int, error) {
 		body, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			return 0, err
 		}
-		return strconv.Atoi(strings.TrimSpace(string(body))) // "max" is none
+		return strconv.Atoi(strings.TrimSpace(string(body))) // "max", no limit, is not a number
 	}
 	most, err := number("pids.max")
 	if err != nil {

@@ -1,39 +1,47 @@
-// Package oci runs containers with an OCI runtime: create, start, kill, delete, exec, as the runtime specification names
-// the verbs.
+// Package oci runs containers with an OCI runtime: create, start, kill, delete and exec, with the
+// names of the runtime specification.
 //
-// [Runtime] says what a runtime is, and package ocitest has the suite that each passes. There are two, which are linked into
-// the keeper and have the same records: [Embedded], which the keeper uses, and [Libcontainer], to which Embedded leaves what
-// is beyond it. Both keep their records below one directory (<root>/<id>/state.json and the exec fifo) and the containers'
-// cgroups, and Delete removes both. But for the execs nothing is kept in memory between two verbs: a container's
-// configuration with its seccomp profile is some 100 KB, so a verb that needs it reads it again.
+// [Runtime] is the contract of a runtime, and package ocitest has its conformance suite. Both
+// implementations are linked into the keeper and share the format of their records: [Embedded],
+// which the keeper uses, and [Libcontainer], which Embedded uses for everything that it does not
+// support itself. They keep their records in one directory (<root>/<id>/state.json and the exec
+// fifo) and the containers' cgroups, and Delete removes both. Nothing is kept in memory between two
+// verbs, except for execs. The configuration of a container with its seccomp profile is about 100
+// KB, so each verb that needs it reads it again.
 //
-// Runtimes by their command line (runc, crun) would be a third: their verbs are those of Runtime, with the ID as argument.
+// Command line runtimes (runc, crun) would be a third implementation: their verbs are those of
+// Runtime, with the ID as argument.
 //
-// With Embedded a container's init is our own where its specification is one that a kubelet asks for (containerinit.h, native.go), and
-// libcontainer's otherwise: cgroups that systemd makes, SELinux labels, hooks. The function beyondInit decides, and names
-// the reason. Our own is a child of the fork server: no program is started before the container's, the seccomp program is
-// made once for each profile, and the process enters its cgroups itself, which spares the wait of 8 to 12 ms that moving
-// another process takes. The records are those of libcontainer, so that all other verbs are its own; the file "native"
-// beside them says who has made the container. TestInitConformance compares the two ways.
+// Embedded uses our own init for specifications like a kubelet's (containerinit.h, native.go), and
+// libcontainer's otherwise: for cgroups created by systemd, SELinux labels, hooks. The function
+// beyondInit decides and returns the reason. Our own init is a child of the fork server. No program
+// is executed before the container's, and each profile is compiled into a seccomp program only
+// once. The process enters its cgroups itself, which saves the 8 to 12 ms that moving another
+// process takes. The records are libcontainer's, so libcontainer implements all other verbs. The
+// file "native" beside them marks a container with our own init. TestInitConformance compares the
+// two inits.
 //
-// Under systemd a limit is a property of the container's scope, or a daemon-reload takes it back. Those that libcontainer
-// makes no property of are watched in the files of the cgroup and put back (held.go); there is one inotify instance for all
-// containers, made when the first asks for such a limit.
+// Under systemd a limit must be a property of the container's scope, or a daemon-reload resets it.
+// The cgroup files of limits that libcontainer does not turn into properties are watched and
+// restored (held.go). All containers share one inotify instance, created for the first such limit.
 //
-// Execs do not go through libcontainer, where a container lets it be. An [Executor] has all that a container's execs have
-// in common, some kilobytes, and the fork server (forkserver.c), a process of a few pages that is started when it is first
-// needed and ends with this one, makes the process from it: no program is started on the way. It is part of this program,
-// run from a copy that nothing can write to (CVE-2019-5736); without such a copy there is no fork server. What is beyond
-// it goes through libcontainer, and takes ten times as long: a seccomp filter with a listener, scheduler and the like
-// (function beyond), kernels before 5.8.
+// Execs use libcontainer only if they must. An [Executor] holds the data that all execs in a
+// container have in common, some kilobytes. From it the fork server (forkserver.c) forks the
+// process without executing a program on the way. The fork server is a process of a few pages,
+// started at first use, and ends with this one. It is part of this program and runs from a copy
+// that nothing can write to (CVE-2019-5736). Without such a copy there is no fork server.
+// Libcontainer, which takes ten times as long, runs the execs that the fork server does not
+// support: with a seccomp filter with a listener, a scheduler and the like (function beyond), or on
+// a kernel before 5.8.
 //
-// The copier (copy.c), which packs and unpacks files in a container, is started by the fork server as an exec is, from the
-// same sealed copy; libcontainer starts none.
+// The copier (copy.c) packs and unpacks files in a container. The fork server starts it like an
+// exec, from the same sealed copy. Libcontainer cannot start it.
 //
-// The seccomp filter of a profile is libcontainer's own, to the instruction: [Filter], a process that lives for some
-// milliseconds, lets libcontainer load it and takes it from the system call. It is made at the first exec in a container
-// with the profile, and shared by all that have it.
+// The seccomp filter of a profile is libcontainer's own, instruction by instruction: [Filter], a
+// process that lives for some milliseconds, lets libcontainer load the filter and takes it from the
+// system call. A filter is compiled when the first container or exec needs it, and shared by all
+// containers with the profile.
 //
-// Two verbs on one container must not run at the same time; that, and the waiting for processes, is the caller's part.
-// The processes are children of this process.
+// Two verbs on one container must not run at the same time. The caller ensures that, and waits for
+// the processes, which are children of this process.
 package oci

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/cgroups"
-	_ "github.com/opencontainers/cgroups/devices" // device rules, which the cgroup library has apart
+	_ "github.com/opencontainers/cgroups/devices" // device rules, a separate package of the cgroup library
 	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -18,11 +18,12 @@ import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
 )
 
-// Init is the program of a container's first process up to its exec, and never returns. The program that links
-// [Embedded] calls it first of all when its first argument is "init".
+// Init runs a container's first process up to its exec, and never returns. A program that links
+// [Embedded] must call it before anything else if its first argument is "init".
 func Init() { libcontainer.Init() }
 
-// Embedded is the [Runtime] that is linked in: our own init and the fork server, and [Libcontainer] for what is beyond them.
+// Embedded is the [Runtime] with our own init and the fork server. It uses [Libcontainer] for
+// everything that they do not support.
 type Embedded struct {
 	Libcontainer
 	forks   forkServer
@@ -31,16 +32,18 @@ type Embedded struct {
 	hierarchies hierarchies
 }
 
-// NewEmbedded is [NewLibcontainer] for an Embedded.
+// NewEmbedded returns an Embedded; see [NewLibcontainer].
 func NewEmbedded(root string) *Embedded {
 	primeLibraries()
 	return &Embedded{Libcontainer: Libcontainer{root: root}, forks: forkServer{sock: -1}}
 }
 
-// primeLibraries does once what must not be done in the mount namespace of a container's start, or beside another start.
+// primeLibraries runs one-time initializations that must not run in the mount namespace of a
+// container's start, or concurrently with another start.
 func primeLibraries() {
-	// The cgroup library opens the cgroup root once, at its first use. That must not be in the mount namespace of a
-	// container's start, which passes. (On v1 the root is a tmpfs, which it opens and then does not give out.)
+	// The cgroup library opens the cgroup root once, at its first use. It must not do so in the
+	// mount namespace of a container's start, which is temporary. (On v1 the root is a tmpfs: the
+	// library opens it, but returns an error.)
 	if f, err := cgroups.OpenFile("/sys/fs/cgroup", "", unix.O_PATH|unix.O_DIRECTORY); err == nil {
 		f.Close()
 	}
@@ -48,27 +51,28 @@ func primeLibraries() {
 	sealed()
 }
 
-// learnNames has the cgroup library find out, on v1, how the kernel calls the files of block I/O weights. It keeps that in a
-// variable without a lock, at the first container's start, while others may be reading it. Nothing is set.
+// learnNames makes the cgroup library detect, on v1, the file names of block I/O weights in this
+// kernel. The library stores them in a variable without a lock at the first container's start,
+// while other starts may read it. No weight is set.
 func learnNames() {
 	if cgroup.Unified() {
 		return
 	}
-	dir, _ := cgroups.GetOwnCgroupPath("blkio") // where there is none, no weight can be set
+	dir, _ := cgroups.GetOwnCgroupPath("blkio") // without a hierarchy no weight can be set
 	none := &cgroups.Resources{SkipDevices: true}
 	if m, err := fs.NewManager(&cgroups.Cgroup{Resources: none}, map[string]string{"blkio": dir}); err == nil {
 		m.Set(none)
 	}
 }
 
-// Close ends the fork server, too.
+// Close also ends the fork server.
 func (e *Embedded) Close() {
 	e.forks.close()
 	e.Libcontainer.Close()
 }
 
-// Stdio is what a process gets as its standard streams. With a Console they are a terminal, whose other end is sent over
-// that socket, and the rest is nil. A nil Stdin is /dev/null.
+// Stdio is the standard streams of a process. With a Console they are a terminal, whose master end
+// is sent over that socket, and the other fields are nil. A nil Stdin is /dev/null.
 type Stdio struct {
 	Stdin, Stdout, Stderr *os.File
 	Console               *os.File
@@ -82,7 +86,7 @@ func (s Stdio) give(p *libcontainer.Process, config configs.Config) error {
 	if err := s.chown(config); err != nil {
 		return fmt.Errorf("give the standard streams to the container's root: %w", err)
 	}
-	// A nil *os.File must not become an io.Reader that is not nil.
+	// A nil *os.File must not become a non-nil io.Reader.
 	if s.Stdin != nil {
 		p.Stdin = s.Stdin
 	}
@@ -95,8 +99,9 @@ func (s Stdio) give(p *libcontainer.Process, config configs.Config) error {
 	return nil
 }
 
-// chown makes the root of a user namespace the owner of the pipes: libcontainer, in the namespace, could not give what
-// belongs to the host's root to the process's user, and the process could not open /dev/stdout.
+// chown makes root of the user namespace the owner of the pipes. libcontainer runs in the namespace
+// and could not give files of the host's root to the process's user, and the process could not open
+// /dev/stdout.
 func (s Stdio) chown(config configs.Config) error {
 	if !config.Namespaces.Contains(configs.NEWUSER) {
 		return nil
@@ -119,21 +124,22 @@ func (s Stdio) chown(config configs.Config) error {
 	return nil
 }
 
-// Created is what create makes.
+// Created describes a container that Create has created.
 type Created struct {
-	Pid        int          `json:"pid"` // of the first process, in the PID namespace of this process
+	Pid        int          `json:"pid"` // of the first process, as seen from this process
 	PrivatePID bool         `json:"private_pid,omitempty"`
 	Cgroup     cgroup.Group `json:"cgroup"`
-	Init       string       `json:"init,omitempty"` // who made the process, for people: InitNative, or InitLibcontainer with the reason
+	Init       string       `json:"init,omitempty"` // for people: InitNative, or InitLibcontainer and the reason
 }
 
-// The ways in which a container's first process is made. The second is followed by a colon and why.
+// The ways to create a container's first process. A colon and the reason follow the second.
 const (
 	InitNative       = "native"
 	InitLibcontainer = "libcontainer"
 )
 
-// Create makes a container by our own init, or by libcontainer where that is beyond it. See [Runtime].
+// Create creates a container with our own init, or with libcontainer if our own does not support
+// it. See [Runtime].
 func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (_ *Created, err error) {
 	config, err := configure(ctx, id, bundle, spec, systemdCgroup)
 	if err != nil {
@@ -157,7 +163,7 @@ func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Sp
 	return e.create(ctx, id, spec, config, stdio, why)
 }
 
-// Kill kills the process and all that it has started, those that made themselves independent of it included.
+// Kill kills the process and all processes that it has started, including daemons.
 func (r *Running) Kill(limit time.Duration) error {
 	if r.cgroup.Dir() == "" {
 		if r.Pid == 0 {
@@ -168,10 +174,12 @@ func (r *Running) Kill(limit time.Duration) error {
 	return r.cgroup.Kill(limit)
 }
 
-// leaveLimit is how long a process may take to be out of its cgroup that is on its way out, and cannot be moved any more.
+// leaveLimit bounds the wait for an exiting process to leave its cgroup. Such a process can no
+// longer be moved.
 const leaveLimit = 10 * time.Second
 
-// Leave removes the process's own cgroup after its end. Children that live on are moved to the container's.
+// Leave removes the process's own cgroup after its end. Remaining children are moved to the
+// container's cgroup.
 func (r *Running) Leave() error {
 	return r.cgroup.RemoveInto(r.home, leaveLimit)
 }

@@ -7,12 +7,12 @@ import (
 	"C" // for env.c
 )
 
-// rawEnv begins the names of environment entries that are encoded because they are not UTF-8: package spec writes them,
-// env.c reads them.
+// rawEnv is the prefix of encoded environment entries, which are not UTF-8. Package spec writes
+// them and env.c reads them.
 const rawEnv = "_KURI_RAW_"
 
-// withRawEnv returns the arguments by which a process with encoded entries in its environment is started: this program,
-// which decodes them, stands before them.
+// withRawEnv returns the arguments of a process. If its environment has encoded entries, they begin
+// with this program, which decodes those.
 func withRawEnv(args, env []string) []string {
 	if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, rawEnv) }) {
 		return args

@@ -10,21 +10,23 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// environ is the place of the environment in a request.
+// environ is the position of the environment in a request.
 type environ struct {
 	start, end int
 	entries    int
 	hasTerm    bool
 }
 
-// defaultTerm is the environment entry of a process with a terminal that has no TERM, as Docker and containerd have it.
+// defaultTerm is added to the environment of a process that has a terminal but no TERM, as Docker
+// and containerd do.
 const defaultTerm = "TERM=xterm"
 
 func hasTerm(env []string) bool {
 	return slices.ContainsFunc(env, func(entry string) bool { return strings.HasPrefix(entry, "TERM=") })
 }
 
-// begin returns the beginning of a request: what all processes of the container have in common, and with a terminal a TERM.
+// begin returns the beginning of a request, which all processes of the container have in common.
+// With a terminal it includes a TERM.
 func (x *Executor) begin(terminal bool) message {
 	if !terminal || x.env.hasTerm {
 		return message(bytes.Clone(x.request))
@@ -37,8 +39,9 @@ func (x *Executor) begin(terminal bool) message {
 	return append(m, x.request[x.env.end:]...)
 }
 
-// environment returns the entries of a process: of several with one name the last, decoded where they are not UTF-8. An
-// empty HOME is none; libcontainer has it so, too.
+// environment returns the environment of a process. The last of several entries with the same name
+// wins. Entries that are not UTF-8 are decoded. hasHome is false for an empty HOME, which is left
+// out, as libcontainer does.
 func environment(entries []string) (env []string, hasHome bool, err error) {
 	seen := make(map[string]bool, len(entries))
 	for _, entry := range slices.Backward(entries) {

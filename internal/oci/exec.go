@@ -23,22 +23,23 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// Executor starts processes in one running container. It is made from what the container's bundle and the runtime's
-// records say, and is a few kilobytes: the beginning of each request to the fork server, for which nothing is computed
-// twice. It is constant, and holds no descriptor.
+// Executor starts processes in one running container. It is built from the container's bundle and
+// the runtime's record, and has a few kilobytes: the beginning of each request to the fork server,
+// computed once. It is immutable and holds no descriptor.
 type Executor struct {
 	id      string
-	request []byte  // all that the processes of the container have in common
-	env     environ // where their environment is in the request
-	filter  *filter // theirs, which containers with one profile share; nil for none
+	request []byte  // common to all processes of the container
+	env     environ // position of the environment in the request
+	filter  *filter // shared by containers with one profile; nil for none
 	cwd     string
 	cgroups map[string]string // the container's cgroup, by controller
 	home    cgroup.Group
-	beyond  string // why libcontainer starts its processes, "" when the fork server does
+	beyond  string // why libcontainer starts its processes; "" if the fork server does
 	bundle  string
 }
 
-// Beyond says why libcontainer, ten times slower, starts the processes; "" when the fork server does.
+// Beyond returns the reason why libcontainer, ten times slower, starts the processes; "" if the
+// fork server does.
 func (x *Executor) Beyond() string { return x.beyond }
 
 // Executor prepares the execs of a running container. See [Runtime].
@@ -50,7 +51,7 @@ func (l *Libcontainer) Executor(id, bundle string) (*Executor, error) {
 	return x, err
 }
 
-// executor makes an Executor without a request, and returns of what.
+// executor returns an Executor without a request, and its specification and configuration.
 func (l *Libcontainer) executor(id, bundle string) (*Executor, *specs.Spec, *configs.Config, error) {
 	spec, err := ReadSpec(bundle)
 	if err != nil {
@@ -69,7 +70,8 @@ func (l *Libcontainer) executor(id, bundle string) (*Executor, *specs.Spec, *con
 	return x, spec, &config, nil
 }
 
-// Executor prepares the execs of a running container, for the fork server unless they are beyond it. See [Runtime].
+// Executor prepares the execs of a running container, for the fork server if that supports them.
+// See [Runtime].
 func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 	x, spec, config, err := e.executor(id, bundle)
 	if err != nil {
@@ -79,7 +81,8 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 		return x, nil
 	}
 	if config.Seccomp != nil {
-		// The process that makes the filter may be seen from a container that has the host's processes: CVE-2019-5736.
+		// A container with the host's PID namespace may see the process that compiles the filter:
+		// CVE-2019-5736.
 		if !sealed() {
 			x.beyond = errNoForkServer.Error()
 			return x, nil
@@ -88,7 +91,7 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 			x.beyond = err.Error()
 			return x, nil
 		}
-		if !spec.Process.NoNewPrivileges && !x.filter.talks() { // which a process has before its start line
+		if !spec.Process.NoNewPrivileges && !x.filter.talks() { // which a process does before its exec
 			x.beyond = "a seccomp filter that forbids read or write"
 			return x, nil
 		}
@@ -97,7 +100,8 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 	return x, err
 }
 
-// beyond names what the fork server does not do, "" when it does all of a container's specification.
+// beyond names the part of a container's specification that the fork server does not support; ""
+// for none.
 func beyond(spec *specs.Spec, home cgroup.Group) string {
 	p := spec.Process
 	switch {
@@ -115,7 +119,8 @@ func beyond(spec *specs.Spec, home cgroup.Group) string {
 	return ""
 }
 
-// notifies tells whether a filter asks another process, which libcontainer gives the listener.
+// notifies reports whether a filter notifies another process, to which libcontainer sends the
+// listener.
 func notifies(s *specs.LinuxSeccomp) bool {
 	return s.ListenerPath != "" || s.DefaultAction == specs.ActNotify ||
 		slices.ContainsFunc(s.Syscalls, func(c specs.LinuxSyscall) bool { return c.Action == specs.ActNotify })
@@ -138,7 +143,7 @@ var namespaceFlags = map[specs.LinuxNamespaceType]uint32{
 	specs.CgroupNamespace: unix.CLONE_NEWCGROUP, specs.TimeNamespace: unix.CLONE_NEWTIME,
 }
 
-// message is a request that is being written.
+// message is a request while it is written.
 type message []byte
 
 func (m *message) u32(values ...uint32) {
@@ -165,8 +170,9 @@ func (m *message) strs(all []string) {
 	}
 }
 
-// request writes what the processes of a container have in common, in the order in which forkserver.c reads it. The entries
-// are the files by which they enter its cgroups, see [cgroup.Entries].
+// request writes the part that the requests of all processes of a container have in common, in the
+// order in which forkserver.c reads it. entries are the files through which they enter its cgroups;
+// see [cgroup.Entries].
 func request(id string, spec *specs.Spec, config *configs.Config, entries []string) ([]byte, environ, error) {
 	p := spec.Process
 	env, hasHome, err := environment(p.Env)
@@ -188,7 +194,7 @@ func request(id string, spec *specs.Spec, config *configs.Config, entries []stri
 		return nil, environ{}, err
 	}
 	var oom int32
-	if config.OomScoreAdj != nil { // the bundle does not know of updates
+	if config.OomScoreAdj != nil { // the bundle does not have updates
 		oom = int32(*config.OomScoreAdj)
 	}
 	if p.User.Umask != nil {
@@ -230,7 +236,7 @@ func request(id string, spec *specs.Spec, config *configs.Config, entries []stri
 		m.u32(uint32(number))
 		m.u64(l.Soft, l.Hard)
 	}
-	m.str("_ses." + id) // the keyring, by the name that libcontainer gives it
+	m.str("_ses." + id) // the keyring, with libcontainer's name
 	m.str(p.ApparmorProfile)
 	m.str(p.SelinuxLabel)
 	m.str(p.Cwd)
@@ -241,7 +247,8 @@ func request(id string, spec *specs.Spec, config *configs.Config, entries []stri
 	return slices.Clone(m), at, nil
 }
 
-// owner returns whose the pipes of a process are, in ids of the host: its user's, and the container's root's group.
+// owner returns the owner of a process's pipes in ids of the host: its user, and the group of root
+// in the container.
 func owner(config *configs.Config, uid uint32) (uint32, uint32, error) {
 	host, err := config.HostUID(int(uid))
 	if err != nil {
@@ -254,7 +261,8 @@ func owner(config *configs.Config, uid uint32) (uint32, uint32, error) {
 	return uint32(host), uint32(group), nil
 }
 
-// capabilityMask returns the named capabilities that this kernel has.
+// capabilityMask returns the mask of the named capabilities, without those that this kernel does
+// not have.
 func capabilityMask(names []string) (mask uint64, err error) {
 	if len(names) == 0 {
 		return 0, nil
@@ -273,30 +281,32 @@ func capabilityMask(names []string) (mask uint64, err error) {
 
 // Running is a process that Exec has started.
 //
-// Unless libcontainer has started it, it waits at its start line: it executes its program when anyone writes a byte to Line. When
-// every copy of that is closed before, it ends with exit code 255 and has executed nothing.
+// Unless libcontainer has started it, it waits at its start line: it executes its program when
+// anyone writes a byte to Line. If every copy of Line is closed before, it exits with code 255
+// without executing anything.
 type Running struct {
-	Pid     int                   // in the PID namespace of this process
+	Pid     int                   // as seen from this process
 	line    *os.File              // see Line
-	failed  func(error) error     // classifies what the process could not do
-	process *libcontainer.Process // nil when the fork server has started it
-	cgroup  cgroup.Group          // of the process and its children alone; the zero Group when there is none
-	home    string                // the directory of the container's cgroup, of which it is a part
+	failed  func(error) error     // classifies an error of the process
+	process *libcontainer.Process // nil if the fork server has started it
+	cgroup  cgroup.Group          // of the process and its children; the zero Group for none
+	home    string                // directory of the container's cgroup, the parent of cgroup
 }
 
-// runningJSON is a Running in a record.
+// runningJSON is the encoding of a Running in a record.
 type runningJSON struct {
 	Pid    int          `json:"pid"`
 	Cgroup cgroup.Group `json:"cgroup"`
 	Home   string       `json:"home,omitempty"`
 }
 
-// MarshalJSON makes a Running a part of a record.
+// MarshalJSON encodes a Running as part of a record.
 func (r *Running) MarshalJSON() ([]byte, error) {
 	return json.Marshal(runningJSON{r.Pid, r.cgroup, r.home})
 }
 
-// UnmarshalJSON reads what MarshalJSON has written. The process is no child of this one's: Wait does not know it.
+// UnmarshalJSON decodes the output of MarshalJSON. The process is not a child of this one, so Wait
+// cannot reap it.
 func (r *Running) UnmarshalJSON(body []byte) error {
 	var j runningJSON
 	err := json.Unmarshal(body, &j)
@@ -304,7 +314,7 @@ func (r *Running) UnmarshalJSON(body []byte) error {
 	return err
 }
 
-// Exec starts args by libcontainer, which has no start line. See [Runtime].
+// Exec starts args with libcontainer, which has no start line. See [Runtime].
 func (l *Libcontainer) Exec(ctx context.Context, x *Executor, _ *process.Pidfd, seq uint64, args []string, stdio Stdio, unwaiting func() error) (*Running, error) {
 	return x.exec(ctx, seq, args, func(r *Running, sub string) error {
 		if err := unwaiting(); err != nil {
@@ -319,18 +329,19 @@ func (l *Libcontainer) Copy(_ context.Context, x *Executor, _ *process.Pidfd, _ 
 	return nil, x.noCopier()
 }
 
-// Exec starts args by the fork server, or by libcontainer where the container has something that is beyond the former, or
-// the kernel is too old for it. See [Runtime].
+// Exec starts args with the fork server, or with libcontainer if the fork server does not support
+// the container or the kernel. See [Runtime].
 func (e *Embedded) Exec(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio, unwaiting func() error) (*Running, error) {
 	return x.exec(ctx, seq, args, func(r *Running, sub string) error { return e.start(ctx, x, init, r, sub, args, stdio, unwaiting) })
 }
 
-// Copy starts the copier by the fork server. A filter or a label may forbid it. See [Runtime].
+// Copy starts the copier with the fork server. A filter or a label may forbid it. See [Runtime].
 func (e *Embedded) Copy(ctx context.Context, x *Executor, init *process.Pidfd, seq uint64, args []string, stdio Stdio) (*Running, error) {
 	return x.exec(ctx, seq, args, func(r *Running, sub string) error { return e.start(ctx, x, init, r, sub, args, stdio, nil) })
 }
 
-// exec makes a cgroup for a process of its own, sub of the container's, and calls start with it.
+// exec creates a cgroup for one process in the container's cgroup, and calls start with the process
+// and the cgroup's name.
 func (x *Executor) exec(ctx context.Context, seq uint64, args []string, start func(r *Running, sub string) error) (_ *Running, err error) {
 	for _, a := range args {
 		if strings.Contains(a, "\x00") {
@@ -359,7 +370,7 @@ func (x *Executor) exec(ctx context.Context, seq uint64, args []string, start fu
 	return r, err
 }
 
-// start starts a command, or the copier where unwaiting is nil.
+// start starts a command, or the copier if unwaiting is nil.
 func (e *Embedded) start(ctx context.Context, x *Executor, init *process.Pidfd, r *Running, sub string, args []string, stdio Stdio, unwaiting func() error) error {
 	copier := unwaiting == nil
 	r.failed = func(err error) error { return x.classify(args[0], err) }
@@ -381,13 +392,13 @@ func (e *Embedded) start(ctx context.Context, x *Executor, init *process.Pidfd, 
 	return e.execByLibcontainer(ctx, x, r, sub, args, stdio)
 }
 
-// noCopier says why there is no copier, where execs are beyond the fork server.
+// noCopier returns the error for a container whose execs the fork server does not support.
 func (x *Executor) noCopier() error {
 	return fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
 }
 
-// unable says that the other way may do it: this program is not sealed, or the kernel lacks a call (clone3 into a cgroup:
-// Linux 5.7, setns of a pidfd: 5.8).
+// unable reports whether libcontainer may succeed instead: this program is not sealed, or the
+// kernel lacks a feature (clone3 into a cgroup: Linux 5.7, setns with a pidfd: 5.8).
 func unable(err error) bool {
 	var failed *startError
 	if !errors.As(err, &failed) {
@@ -400,11 +411,12 @@ func unable(err error) bool {
 	return false
 }
 
-// classify says what went wrong, and that the request is wrong where it is. In which container, the caller says.
+// classify gives an error its kind and message: Invalid if the request is wrong. The caller adds
+// the container.
 func (x *Executor) classify(program string, err error) error {
 	var failed *startError
 	switch {
-	case !errors.As(err, &failed) || fault.OfErrno(failed.errno) != "": // of the node
+	case !errors.As(err, &failed) || fault.OfErrno(failed.errno) != "": // the node's
 		return err
 	case failed.step == stepFork && failed.errno == unix.EAGAIN:
 		return fault.New(fault.Exhausted, "it has as many processes as it may have (pids limit)")
@@ -424,7 +436,8 @@ func (x *Executor) classify(program string, err error) error {
 	return err
 }
 
-// classifyCopier says that there is no copier where its program is forbidden.
+// classifyCopier returns an error of kind Unimplemented if the container does not allow the
+// copier's program.
 func (x *Executor) classifyCopier(err error) error {
 	var failed *startError
 	if unable(err) || errors.As(err, &failed) && (failed.step == stepSearch || failed.step == stepExec) {
@@ -433,7 +446,7 @@ func (x *Executor) classifyCopier(err error) error {
 	return x.classify("the copier", err)
 }
 
-// fork has the fork server start a process.
+// fork makes the fork server start a process.
 func (e *Embedded) fork(ctx context.Context, x *Executor, init *process.Pidfd, r *Running, args []string, stdio Stdio, copier bool) error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -488,7 +501,7 @@ func (e *Embedded) askFork(x *Executor, init *process.Pidfd, r *Running, talk in
 		if stdio.Stdin != nil {
 			flags, fds = flags|hasStdin, append(fds, int(stdio.Stdin.Fd()))
 		}
-		// On a hybrid node the container has a directory in the hierarchy of v2, too.
+		// On a hybrid node the container has a directory in the v2 hierarchy too.
 		if birth := r.cgroup.Birth(x.cgroups); birth != "" {
 			dir, err := unix.Open(birth, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			if err != nil {
@@ -506,7 +519,7 @@ func (e *Embedded) askFork(x *Executor, init *process.Pidfd, r *Running, talk in
 	return server, err
 }
 
-// body is a whole request.
+// body returns a whole request.
 func (x *Executor) body(r *Running, args []string, terminal bool) []byte {
 	m := x.begin(terminal)
 	m.filter(x.filter)
@@ -515,7 +528,7 @@ func (x *Executor) body(r *Running, args []string, terminal bool) []byte {
 	return m
 }
 
-// execByLibcontainer starts a process the long way.
+// execByLibcontainer starts a process with libcontainer, the slow way.
 func (l *Libcontainer) execByLibcontainer(ctx context.Context, x *Executor, r *Running, sub string, args []string, stdio Stdio) error {
 	spec, err := ReadSpec(x.bundle)
 	if err != nil {
@@ -550,8 +563,8 @@ func (l *Libcontainer) execByLibcontainer(ctx context.Context, x *Executor, r *R
 	return err
 }
 
-// Wait waits for the process, reaps it and returns its exit code: 128 + n when signal n ended it. It holds an OS thread,
-// so it is best called when the process has ended.
+// Wait waits for the process, reaps it and returns its exit code: 128 + n if signal n ended it. It
+// blocks an OS thread, so it is best called after the process has ended.
 func (r *Running) Wait() (int, error) {
 	if r.process != nil {
 		state, err := r.process.Wait()

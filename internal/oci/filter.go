@@ -24,29 +24,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filter is a seccomp filter as the kernel takes it: the very program and flags that libcontainer loads for a profile.
-// Nothing changes it, so all containers with the profile have one.
+// filter is a seccomp filter in the kernel's form: the program and flags that libcontainer loads
+// for a profile. It is immutable and shared by all containers with the profile.
 type filter struct {
 	flags     uint32
 	loadEarly uint32 // 1 or 0: early
-	program   []byte // struct sock_filter of the kernel, instruction by instruction
+	program   []byte // instructions: struct sock_filter of the kernel
 }
 
 const instructionSize = unix.SizeofSockFilter
 
-// filters are those that are in use, by the hash of their profile. An entry goes with the last executor that has it, and when
-// it is none of the recent ones: a start has its filter no longer than it takes, and the next one wants the same.
+// filters are the filters in use, by the hash of their profile. An entry is removed when no
+// executor uses the filter and it is not among the recent ones. Those are kept because a start
+// needs its filter only briefly, and the next start usually needs the same one.
 type filters struct {
-	mu     sync.Mutex // guards both; held while a filter is made, so that a profile's is made once
+	mu     sync.Mutex // guards both; held while a filter is compiled, so that each profile is compiled once
 	known  map[[sha256.Size]byte]weak.Pointer[filter]
-	recent []*filter // the last ones that were asked for, the newest last
+	recent []*filter // the last requested ones, the newest last
 }
 
-// recentMax is how many filters are kept for starts to come. A node's containers have one or two profiles; a filter is some
-// ten KiB.
+// recentMax is the number of filters that are kept for future starts. The containers of a node have
+// one or two profiles. A filter takes about 10 KiB.
 const recentMax = 4
 
-// keep makes a filter the newest of the recent ones. The caller holds mu.
+// keep makes a filter the newest recent one. The caller holds mu.
 func (f *filters) keep(one *filter) {
 	f.recent = append(slices.DeleteFunc(f.recent, func(o *filter) bool { return o == one }), one)
 	if len(f.recent) > recentMax {
@@ -54,7 +55,7 @@ func (f *filters) keep(one *filter) {
 	}
 }
 
-// of returns the filter of a profile.
+// of returns the filter of a profile, and compiles it if necessary.
 func (f *filters) of(profile *configs.Seccomp) (*filter, error) {
 	encoded, err := json.Marshal(profile)
 	if err != nil {
@@ -80,7 +81,7 @@ func (f *filters) of(profile *configs.Seccomp) (*filter, error) {
 	return made, nil
 }
 
-// forget drops the entry of a filter that nobody has any more, unless it has been made again.
+// forget removes the entry of an unreferenced filter, unless the filter has been compiled again.
 func (f *filters) forget(key [sha256.Size]byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -89,10 +90,10 @@ func (f *filters) forget(key [sha256.Size]byte) {
 	}
 }
 
-// filterLimit bounds the making of a filter, which takes 25 ms on an idle machine.
+// filterLimit bounds the compilation of a filter, which takes 25 ms on an idle machine.
 const filterLimit = 10 * time.Second
 
-// makeFilter has this program, started once more, make the filter of a profile: see [Filter].
+// makeFilter compiles the filter of a profile in another process of this program; see [Filter].
 func makeFilter(profile []byte) (*filter, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), filterLimit)
 	defer cancel()
@@ -114,14 +115,16 @@ func makeFilter(profile []byte) (*filter, error) {
 	return f, nil
 }
 
-// filterMode is the first argument of this program when it is to make a filter.
+// filterMode is the first argument of this program in a process that compiles a filter.
 const filterMode = "seccomp-filter"
 
-// Filter is the program of a process that makes the seccomp filter of the profile at its standard input, and never
-// returns. The program that links [Embedded] calls it, in its first thread, when its first argument is "seccomp-filter".
+// Filter compiles the seccomp filter of the profile at standard input and writes it to standard
+// output. It never returns. A program that links [Embedded] must call it, on its first thread, if
+// its first argument is "seccomp-filter".
 //
-// It lets libcontainer load the filter, as it does in a container, and takes from the system call what the kernel was to
-// be given: the program with its answers to calls that are newer than the profile, and the flags.
+// It lets libcontainer load the filter as in a container, and takes the arguments for the kernel
+// from the system call: the program, including its return values for calls that are newer than the
+// profile, and the flags.
 func Filter() {
 	if err := writeFilter(os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -135,7 +138,7 @@ func writeFilter(in io.Reader, out io.Writer) error {
 	if err := json.NewDecoder(in).Decode(&profile); err != nil {
 		return fmt.Errorf("read the profile: %w", err)
 	}
-	runtime.LockOSThread() // for good: it is the thread that cannot load filters
+	runtime.LockOSThread() // permanently: only this thread cannot load filters
 	i, err := intercept()
 	if err != nil {
 		return err
@@ -148,7 +151,7 @@ func writeFilter(in io.Reader, out io.Writer) error {
 		caught <- err
 	}()
 	if _, err := seccomp.InitSeccomp(&profile); !errors.Is(err, errCaught) {
-		return fmt.Errorf("libcontainer did not come to load the filter: %w", err) // and nothing is to be caught
+		return fmt.Errorf("libcontainer did not come to load the filter: %w", err) // so there is nothing to catch
 	}
 	if err := <-caught; err != nil {
 		return err
@@ -160,20 +163,20 @@ func writeFilter(in io.Reader, out io.Writer) error {
 	return err
 }
 
-// errCaught is what a load that was intercepted fails with. A load has no such error of its own.
+// errCaught is the error of an intercepted load. No load fails with it otherwise.
 const errCaught = unix.EOWNERDEAD
 
-// interceptor is the listener of the seccomp filter that this thread has: the kernel hands it the thread's loads of
-// filters. While the thread waits for the answer it is in no state that Go's runtime knows of, so the other end needs
-// a processor beside the thread's, and nothing may want the thread to stop, the garbage collection least: makeFilter's
-// environment.
+// interceptor is the listener of this thread's seccomp filter: the kernel passes it the thread's
+// loads of filters. A thread that waits for the answer is in a state unknown to Go's runtime. So
+// the listener needs another processor, and nothing may stop the thread, above all not the garbage
+// collection. makeFilter sets the environment for that.
 type interceptor int
 
-// intercept gives this thread the filter. It asks for nothing but whole loads: libseccomp tries flags without a program,
-// and Go's runtime names memory by prctl.
+// intercept installs that filter on this thread. It intercepts only complete loads: libseccomp
+// tests flags without a program, and Go's runtime names memory with prctl.
 func intercept() (interceptor, error) {
 	const nr, args = 0, 16                                             // offsets in struct seccomp_data
-	half := 4 * (binary.NativeEndian.Uint32([]byte{0, 0, 0, 1}) & 0xf) // where an argument's low half is: after the high one?
+	half := 4 * (binary.NativeEndian.Uint32([]byte{0, 0, 0, 1}) & 0xf) // of an argument's low half; 4 if big-endian
 	low := func(arg uint32) uint32 { return args + 8*arg + half }
 	high := func(arg uint32) uint32 { return args + 8*arg + (4 - half) }
 	load := func(at uint32) unix.SockFilter {
@@ -187,7 +190,7 @@ func intercept() (interceptor, error) {
 		load(nr),
 		equal(unix.SYS_SECCOMP, 0, 2),
 		load(low(0)),
-		equal(unix.SECCOMP_SET_MODE_FILTER, 5, 9), // to the program's address, or let it pass
+		equal(unix.SECCOMP_SET_MODE_FILTER, 5, 9), // check the program's address, or allow
 		equal(unix.SYS_PRCTL, 0, 8),
 		load(low(0)),
 		equal(unix.PR_SET_SECCOMP, 0, 6),
@@ -210,7 +213,7 @@ func intercept() (interceptor, error) {
 	return interceptor(fd), nil
 }
 
-// notification and answer are struct seccomp_notif and seccomp_notif_resp of the kernel.
+// notification and answer are the kernel's struct seccomp_notif and seccomp_notif_resp.
 type notification struct {
 	id         uint64
 	pid, flags uint32
@@ -227,11 +230,11 @@ type answer struct {
 	flags uint32
 }
 
-// catch receives a load, reads what it was to load, and has it fail with errCaught. A signal to the thread takes its call
-// back before the answer, and then it comes again.
+// catch receives a load, reads its filter, and makes it fail with errCaught. A signal to the thread
+// cancels the call before the answer, and then the thread repeats it.
 func (i interceptor) catch() (*filter, error) {
 	for {
-		var n notification // which the kernel wants to be zero
+		var n notification // the kernel requires zeros
 		err := i.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n))
 		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOENT) {
 			continue
@@ -259,8 +262,8 @@ func (i interceptor) ioctl(request uintptr, value unsafe.Pointer) error {
 	return nil
 }
 
-// read reads the program from this process's memory by the address in the call. Seccomp has flags, prctl has none; the
-// address is the third argument of both.
+// read reads the program from this process's memory, at the address in the call. seccomp(2) has
+// flags and prctl(2) does not; the address is the third argument of both.
 func (n *notification) read() (*filter, error) {
 	mem, err := os.Open("/proc/self/mem")
 	if err != nil {

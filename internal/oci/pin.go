@@ -12,15 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pins hold the containers' state.json open, so that it can be written again when somebody removes the state directory while
-// they run. That is one descriptor for each container; the zero value is ready for use, by several goroutines.
+// pins hold the containers' state.json open, to write it again if someone removes the state
+// directory while they run. That takes one descriptor for each container. The zero value is ready
+// for concurrent use.
 type pins struct {
 	mu    sync.Mutex // guards files
 	files map[string]*os.File
 }
 
-// pin takes a container's state.json as it is now. Whoever replaces that file calls it again. One that cannot be had is
-// missed only if the file is removed.
+// pin opens a container's current state.json. Code that replaces the file must call it again. A
+// file that cannot be opened is missed only after a removal.
 func (p *pins) pin(root, id string) {
 	f, err := os.Open(filepath.Join(root, id, stateFile))
 	if err != nil {
@@ -46,7 +47,7 @@ func (p *pins) unpin(id string) {
 	}
 }
 
-// read returns the state.json that is held open of a container; an error wrapping fs.ErrNotExist for none.
+// read returns a container's pinned state.json. The error wraps fs.ErrNotExist if there is none.
 func (p *pins) read(id string) ([]byte, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -66,11 +67,12 @@ func (p *pins) read(id string) ([]byte, error) {
 // stateFile is libcontainer's record of a container.
 const stateFile = "state.json"
 
-// Pin has the records of a container that an earlier process has made held open, as Create does.
+// Pin pins the records of a container of an earlier process, as Create does.
 func (l *Libcontainer) Pin(id string) { l.pins.pin(l.root, id) }
 
-// Restore writes the runtime's records of a container again where somebody has removed them. Pid is that of its first
-// process, and waits says that it has not been started. Records that are there stay as they are.
+// Restore writes the runtime's records of a container again if someone has removed them. pid is its
+// first process, and waits reports whether it is still waiting for its start. Existing records are
+// not changed.
 func (l *Libcontainer) Restore(id string, pid int, waits bool) error {
 	dir := filepath.Join(l.root, id)
 	if _, err := os.Stat(filepath.Join(dir, stateFile)); err == nil {
@@ -96,8 +98,8 @@ func (l *Libcontainer) Restore(id string, pid int, waits bool) error {
 	return nil
 }
 
-// restoreStartLine makes the name of the FIFO anew at which the process waits: a link to the descriptor that the process has
-// of it.
+// restoreStartLine creates the name of the process's start line again: a link to the process's
+// descriptor of the FIFO.
 func restoreStartLine(dir string, pid int) error {
 	fds := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(fds)
@@ -115,7 +117,7 @@ func restoreStartLine(dir string, pid int) error {
 		if err != nil {
 			return err
 		}
-		if string(args) == forkServerName+"\x00" { // our own init, as Waits knows it
+		if string(args) == forkServerName+"\x00" { // our own init; see Waits
 			if err := os.WriteFile(filepath.Join(dir, nativeFile), nil, 0o600); err != nil {
 				return err
 			}

@@ -14,7 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// ReadSpec reads config.json of a bundle. One that cannot be run whatever the runtime is of kind Invalid.
+// ReadSpec reads config.json of a bundle. The error is of kind Invalid if no runtime can run it.
 func ReadSpec(bundle string) (*specs.Spec, error) {
 	path := filepath.Join(bundle, "config.json")
 	body, err := os.ReadFile(path)
@@ -46,7 +46,7 @@ var rlimits = map[string]int{
 	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
-// processOf says p in libcontainer's terms.
+// processOf converts p to libcontainer's process.
 func processOf(p *specs.Process) (*libcontainer.Process, error) {
 	lp := &libcontainer.Process{
 		Args:            withRawEnv(p.Args, p.Env),

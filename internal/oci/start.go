@@ -14,14 +14,17 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// lookAgain is how often a start looks whether the process has died.
+// lookAgain is the interval at which a start checks whether the process has died.
 const lookAgain = 100 * time.Millisecond
 
-// Start lets the process of a created container go (runtime specification, "start"). Ended reports whether it has ended.
+// Start lets the process of a created container execute its program (runtime specification,
+// "start"). ended reports whether the process has ended.
 //
-// libcontainer's init opens the start line for writing, which waits for a reader, writes a byte and executes the container's
-// program. Begun is called with the descriptor that lets it go: as long as anyone has it, the process does not fail for want of this one, and [Libcontainer.Resume] brings a start to
-// its end that was cut off. (Our own init waits for a byte from anyone, and has both ends.)
+// libcontainer's init opens the start line for writing, which blocks until there is a reader. It
+// then writes a byte and executes the container's program. begun is called with the reader's
+// descriptor. As long as anyone holds a duplicate of it, the init does not fail if this process
+// dies, and [Libcontainer.Resume] can complete an interrupted start. (Our own init waits for a byte
+// from anyone, and holds both ends.)
 func (l *Libcontainer) Start(id string, begun func(*os.File), ended func() bool) error {
 	if native, err := l.startNative(id, ended); native {
 		return err
@@ -37,7 +40,8 @@ func (l *Libcontainer) Start(id string, begun func(*os.File), ended func() bool)
 	return l.Resume(id, f, ended)
 }
 
-// Resume waits until the process has gone on, with the descriptor that Start has given away. It closes that.
+// Resume waits until the process executes its program, with the descriptor that Start passed to
+// begun. It closes f.
 func (l *Libcontainer) Resume(id string, f *os.File, ended func() bool) error {
 	defer f.Close()
 	conn, err := f.SyscallConn()
@@ -55,9 +59,9 @@ func (l *Libcontainer) Resume(id string, f *os.File, ended func() bool) error {
 			case rerr == unix.EINTR:
 			case n > 0:
 				said = true
-			case rerr == unix.EAGAIN || rerr == nil && !said: // the process has not come so far
+			case rerr == unix.EAGAIN || rerr == nil && !said: // the process has not got that far
 				return false
-			default: // it has closed its end, to execute its program
+			default: // it has closed its end, for the exec
 				return true
 			}
 		}
@@ -78,17 +82,17 @@ func (l *Libcontainer) Resume(id string, f *os.File, ended func() bool) error {
 	}
 }
 
-// Waits reports whether the process of a container is at its start line still.
+// Waits reports whether the process of a container is still at its start line.
 func (l *Libcontainer) Waits(id string, pid int) bool {
 	path := filepath.Join(l.root, id, startFile)
 	if _, err := os.Stat(path); err != nil {
 		return false
 	}
-	// Up to its exec the process has our own arguments: libcontainer's init, or the fork server's.
+	// Until its exec the process has our own arguments: libcontainer's init, or the fork server's.
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err == nil && (bytes.HasSuffix(args, []byte("\x00init\x00")) || bytes.Equal(args, []byte(forkServerName+"\x00"))) {
 		return true
 	}
-	os.Remove(path) // who started it was killed before it could
+	os.Remove(path) // an earlier start was killed before it could remove the name
 	return false
 }

@@ -24,13 +24,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Update changes the limits of a container that is created or runs: CPU, cpuset, memory and swap, huge pages, unified; a
-// field that is not set stays as it is. OOMScoreAdj, when not nil, is given to the first process, to those that have the
-// same value as it, and to what is exec'd later; a process that has set one of its own keeps it.
+// Update changes limits of a created or running container: CPU, cpuset, memory and swap, huge
+// pages, unified. Fields that are not set stay unchanged. oomScoreAdj, unless nil, applies to the
+// first process, to processes with the same value as that, and to later execs. A process that has
+// set its own value keeps it.
 //
-// All of it applies, or nothing: what the kernel has taken is read back, and when it refuses something, or has made
-// something else of it, everything is put back as it was and the error says which and why. A memory limit below what the
-// container uses and the kernel cannot drop is an error of kind Precondition before anything is changed.
+// Either everything is applied or nothing: the values are read back. If the kernel refuses one or
+// stores another value, all are restored and the error names the limit and the cause. If a memory
+// limit is below the memory in use that the kernel cannot reclaim, the error is of kind
+// Precondition and nothing is changed.
 func (l *Libcontainer) Update(id string, limits *specs.LinuxResources, oomScoreAdj *int) error {
 	c, err := l.load(id)
 	if err != nil {
@@ -62,14 +64,15 @@ func (l *Libcontainer) Update(id string, limits *specs.LinuxResources, oomScoreA
 	}
 
 	l.held.release(id)
-	defer l.pins.pin(l.root, id) // the record is replaced
+	defer l.pins.pin(l.root, id) // the record is replaced by then
 	err = apply(c, next, want, scores)
 	if err == nil {
 		if err = l.held.hold(id, toHold(&next, state.CgroupPaths)); err == nil {
 			return nil
 		}
 	}
-	// The runtime's own record of the limits goes back first; what it does not know of, the files tell.
+	// The runtime's own record of the limits is restored first, then the files and scores that it
+	// does not cover.
 	_ = set(c, old)
 	if back := errors.Join(before.Restore(), scores.restore(), l.held.hold(id, toHold(&old, state.CgroupPaths))); back != nil {
 		return fmt.Errorf("%w; and not all could be put back: %w", err, back)
@@ -87,7 +90,8 @@ func apply(c *libcontainer.Container, next configs.Config, want cgroup.Change, s
 	return want.Check()
 }
 
-// set gives a container these limits: the kernel, and systemd where it has the container's scope.
+// set applies limits to a container: in the kernel, and in systemd if that has the container's
+// scope.
 func set(c *libcontainer.Container, config configs.Config) error {
 	if err := c.Set(config); err != nil {
 		return err
@@ -114,12 +118,12 @@ func set(c *libcontainer.Container, config configs.Config) error {
 	return nil
 }
 
-// systemdLimit is how long systemd may take to change a property.
+// systemdLimit bounds a change of a property by systemd.
 const systemdLimit = 30 * time.Second
 
-// swapProperty is the property of a scope that says that a container may not swap. Libcontainer leaves that one out, and
-// what the unit had instead would come back with the next daemon-reload. Nil when swap is allowed, when the unified limits
-// say how much, and where systemd has no such property.
+// swapProperty returns the property of a scope without swap. libcontainer leaves that one out, and
+// the unit's own value would return with the next daemon-reload. It returns nil if swap is allowed,
+// if the unified limits have a value, or if systemd has no such property.
 func swapProperty(group *cgroups.Cgroup) *systemd.Property {
 	r := group.Resources
 	_, said := r.Unified["memory.swap.max"]
@@ -129,7 +133,7 @@ func swapProperty(group *cgroups.Cgroup) *systemd.Property {
 	return &systemd.Property{Name: "MemorySwapMax", Value: dbus.MakeVariant(uint64(0))}
 }
 
-// changed returns a copy of config with the limits that are set.
+// changed returns a copy of config with those of limits that are set.
 func changed(config configs.Config, limits *specs.LinuxResources, oomScoreAdj *int) (configs.Config, error) {
 	asked, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{
 		CgroupName: "update",
@@ -141,7 +145,7 @@ func changed(config configs.Config, limits *specs.LinuxResources, oomScoreAdj *i
 	group, r := *config.Cgroups, *config.Cgroups.Resources
 	group.Resources = &r
 	config.Cgroups = &group
-	// The devices are not written again: what a plugin has added to them stays.
+	// The devices are not written again, so those that a plugin has added stay.
 	r.SkipDevices = true
 	a := asked.Resources
 	for _, number := range []struct {
@@ -176,7 +180,7 @@ func changed(config configs.Config, limits *specs.LinuxResources, oomScoreAdj *i
 	return config, nil
 }
 
-// scores are the processes whose oom_score_adj is to change.
+// scores is a change of oom_score_adj of several processes.
 type scores struct {
 	pids      []int
 	old, next int
@@ -233,7 +237,7 @@ func readScore(pid int) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(body)))
 }
 
-// writeScore sets the score of a process. One that has ended needs none.
+// writeScore sets the score of a process. It does nothing for one that has ended.
 func writeScore(pid, score int) error {
 	err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
