@@ -18,20 +18,21 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// forkServer is our end of the process that starts processes in containers: see forkserver.c. It is started when it is
-// first needed, and anew when it has died. It ends when our end of its socket is closed.
+// forkServer is the client of the process that starts processes in containers; see forkserver.c.
+// That process is started at first use, and again after it has died. It exits when this end of its
+// socket is closed.
 type forkServer struct {
-	mu   sync.Mutex // guards sock and pid; held over a start of the process, which waits for nothing but the kernel
+	mu   sync.Mutex // guards sock and pid; held over the start of the process, which waits only for the kernel
 	sock int        // -1 for none
 	pid  int
 }
 
-// forkServerName is its only argument, which its children have until they execute a program.
+// forkServerName is the only argument of the process. Its children have it too until their exec.
 const forkServerName = "kuri-forkserver"
 
-// start starts the process. The lock is held.
+// start starts the process. The caller holds mu.
 func (s *forkServer) start() error {
-	// What a container can see of the program must not be the file on the disk: CVE-2019-5736.
+	// The program that a container can see must not be the file on disk: CVE-2019-5736.
 	if !sealed() {
 		return errNoForkServer
 	}
@@ -50,23 +51,23 @@ func (s *forkServer) start() error {
 		return fmt.Errorf("start the fork server: %w", err)
 	}
 	s.pid = cmd.Process.Pid
-	cmd.Process.Release() // the keeper reaps whatever child ends unexpected
+	cmd.Process.Release() // the keeper reaps any child that ends unexpectedly
 	s.sock = pair[0]
 	return nil
 }
 
-// errKilled says that a process has ended without a word.
+// errKilled is the error of a process that has ended without a message.
 var errKilled = errors.New("it was killed before it began; has the container memory left?")
 
-// sealed reports whether this program runs from a copy that nothing can write to. It is asked once: later there may be no
-// descriptor left to find out.
+// sealed reports whether this program runs from a copy that nothing can write to. The answer is
+// cached, because later no descriptor may be left for the check.
 var sealed = sync.OnceValue(exeseal.IsSelfExeCloned)
 
-// errNoForkServer says that this program is not a copy that nothing can write to.
+// errNoForkServer means that this program does not run from a sealed copy.
 var errNoForkServer = errors.New("the program is not sealed")
 
-// ask sends one request: its flags, the number of namespaces that a container joins, and descriptors. It returns the pid of
-// the process that it was sent to.
+// ask sends one request: its flags, the number of namespaces that a container joins, and
+// descriptors. It returns the pid of the fork server that has received the request.
 func (s *forkServer) ask(flags, joins byte, fds ...int) (server int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -80,7 +81,7 @@ func (s *forkServer) ask(flags, joins byte, fds ...int) (server int, err error) 
 		if err == nil {
 			return s.pid, nil
 		}
-		unix.Close(s.sock) // it has died
+		unix.Close(s.sock) // it has exited
 		s.sock = -1
 		if !again {
 			return 0, fmt.Errorf("ask the fork server: %w", err)
@@ -97,27 +98,28 @@ func (s *forkServer) close() {
 	}
 }
 
-// The flags of a request.
+// Flags of a request, as in forkserver.c.
 const (
-	inCgroup = 1 << iota // the last descriptor is the cgroup to be born in
+	inCgroup = 1 << iota // the last descriptor is the cgroup in which the process is created
 	hasStdin
-	hasTerminal // a socket over which the other end of the terminal comes, in place of stdout and stderr
-	isCopier    // what runs is copy.c, from this program
-	isContainer // the init of a container: containerinit.h
-	newPIDs     // in a PID namespace of its own
+	hasTerminal // a socket for the terminal's master end replaces stdout and stderr
+	isCopier    // runs copy.c from this program
+	isContainer // the init of a container, containerinit.h
+	newPIDs     // in a new PID namespace
 )
 
-// killLimit bounds the wait for the end of what was killed before it came to its exec: it may hang in a file system.
+// killLimit bounds the wait for a process that was killed before its exec: it may hang in a
+// filesystem.
 const killLimit = 10 * time.Second
 
-// startError is a step that a process could not do on its way to its exec.
+// startError is a failed step of a process before its exec.
 type startError struct {
 	step   int32
 	errno  unix.Errno
-	detail int32 // of a container, which mount
+	detail int32 // number of the mount, of a container
 }
 
-// Steps by the numbers of forkserver.c.
+// Steps, as in forkserver.c.
 const (
 	stepJoin    = 6
 	stepFork    = 7
@@ -147,18 +149,19 @@ func (e *startError) Error() string {
 
 func (e *startError) Unwrap() error { return e.errno }
 
-// begun is what a request came to.
+// begun is the result of a request.
 type begun struct {
-	passing, pid int // the process that joined the namespaces, and the one that was asked for
-	ready        int // the one that is at its start line; 0 for none
+	passing, pid int // the process that joined the namespaces, and the requested one
+	ready        int // the process at its start line; 0 for none
 }
 
-// converse sends the body of a request and receives what is told, until the process has executed its program, or with toLine until
-// it is at its start line.
+// converse sends the body of a request and receives messages until the process has executed its
+// program or, with toLine, until it is at its start line.
 //
-// The process has the other end, too, until then, and it may be in the hands of the container. So what is told is believed
-// of whom it concerns, by the pid that the kernel gives with it: of the server which process it has forked, and of that one
-// which it has forked in turn. These are our children, to be waited for.
+// Until then the process too has the other end of the socket, and the container may control it. So
+// a message counts only for its sender, by the pid in the credentials that the kernel adds: the
+// server reports which process it has forked, and that one reports its own fork. Both are children
+// of this process, which must reap them.
 func converse(talk *os.File, server int, body []byte, toLine bool) (b begun, err error) {
 	if _, err := talk.Write(binary.NativeEndian.AppendUint32(nil, uint32(len(body)))); err != nil {
 		return b, err
@@ -166,7 +169,7 @@ func converse(talk *os.File, server int, body []byte, toLine bool) (b begun, err
 	const piece = 64 << 10
 	for len(body) > 0 {
 		n := min(len(body), piece)
-		// It may have failed meanwhile, and what it says is better.
+		// On an error, the process may have sent a better one already.
 		if _, err := talk.Write(body[:n]); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				return b, err
@@ -175,7 +178,7 @@ func converse(talk *os.File, server int, body []byte, toLine bool) (b begun, err
 		}
 		body = body[n:]
 	}
-	forked := make(map[int]int) // the last that each has told of
+	forked := make(map[int]int) // the last child that each process has reported
 	ready := 0
 	var failed error
 	for {
@@ -213,7 +216,7 @@ func (m told) failure() error {
 	return &startError{m.words[0], unix.Errno(m.words[1]), m.words[2]}
 }
 
-// receive receives one. The error is io.EOF when all that had the other end have closed it.
+// receive receives one message. The error is io.EOF if every copy of the other end is closed.
 func receive(talk *os.File) (m told, err error) {
 	conn, err := talk.SyscallConn()
 	if err != nil {
@@ -230,9 +233,9 @@ func receive(talk *os.File) (m told, err error) {
 	return m, err
 }
 
-// receiveNow is receive for a descriptor that does not block: where nothing has come the error is EAGAIN.
+// receiveNow is receive for a non-blocking descriptor. The error is EAGAIN if there is no message.
 func receiveNow(fd int) (m told, err error) {
-	message, control := make([]byte, 16), make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // and no descriptors
+	message, control := make([]byte, 16), make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // no room for descriptors
 	n, cn, _, _, err := unix.Recvmsg(fd, message, control, unix.MSG_CMSG_CLOEXEC)
 	for err == unix.EINTR {
 		n, cn, _, _, err = unix.Recvmsg(fd, message, control, unix.MSG_CMSG_CLOEXEC)
@@ -240,7 +243,7 @@ func receiveNow(fd int) (m told, err error) {
 	if err == unix.EAGAIN {
 		return m, err
 	}
-	if err != nil || n == 0 && cn == 0 { // an end with an error is one that has not read all of the request
+	if err != nil || n == 0 && cn == 0 { // an error: the other end was closed with parts of the request unread
 		return m, io.EOF
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:cn])
@@ -255,7 +258,7 @@ func receiveNow(fd int) (m told, err error) {
 	return told{int(from.Pid), word(0), [3]int32{word(1), word(2), word(3)}}, nil
 }
 
-// reap waits for a child that ends by itself or was killed. Another may have reaped it.
+// reap waits for a child that is exiting or has been killed. Someone else may have reaped it.
 func reap(pid int) {
 	if pid > 0 {
 		process.Reap(pid)

@@ -21,33 +21,34 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// held are files of cgroups that systemd writes over, whenever it brings a scope's cgroup in line with the unit's
-// properties (after a daemon-reload, after any property has changed), because no property says what was asked for. They
-// are put back at once: inotify tells of writes to files of cgroups, other than of changes that the kernel makes.
+// held restores files of cgroups that systemd overwrites. systemd does so whenever it applies a
+// unit's properties to a scope's cgroup (after a daemon-reload or a change of any property) and no
+// property has the requested value. Files are restored at once: inotify reports writes to cgroup
+// files, but not changes by the kernel.
 //
-// It is safe for concurrent use. The zero value holds nothing, and makes its inotify instance, and the goroutine that reads
-// from it, when there is something to hold.
+// It is safe for concurrent use. The zero value holds no files. It creates its inotify instance and
+// the goroutine that reads from it when the first file is held.
 type held struct {
 	reader sync.WaitGroup
 
-	mu      sync.Mutex // guards all below; held over reads and writes of cgroup files, which do not hang
+	mu      sync.Mutex // guards the fields below; held over I/O on cgroup files, which does not hang
 	inotify *os.File
-	fd      int                // that of inotify, which File.Fd would make a blocking one
+	fd      int                // of inotify; File.Fd would make it blocking
 	files   map[int32]heldFile // by watch descriptor
 }
 
 type heldFile struct {
-	id   string // of the container
+	id   string // the container's
 	path string
 	want string
 }
 
-// heldNames are files that systemd writes for each scope with a default of its own: memory.oom.group, which scopes have as
-// a property (OOMPolicy) since version 253, and then only from their start on; the rest as libcontainer translates no
-// such limit into a property.
+// heldNames are the files that systemd sets to its own defaults for each scope. For
+// memory.oom.group there is a property (OOMPolicy) of scopes only since version 253, and only at
+// their start. For the others, libcontainer sets no property.
 var heldNames = []string{"cpu.idle", "io.bfq.weight", "io.weight", "memory.oom.group", "memory.zswap.max"}
 
-// toHold lists the files that a container's limits say something of and no property of its scope does.
+// toHold returns the files and values of a container's limits for which its scope has no property.
 func toHold(config *configs.Config, paths map[string]string) map[string]string {
 	group := cgroup.Of(paths)
 	if !config.Cgroups.Systemd || !group.Unified() {
@@ -72,7 +73,7 @@ func toHold(config *configs.Config, paths map[string]string) map[string]string {
 	return files
 }
 
-// hold keeps these files of a container at these values from now on, and puts them back if they have changed already.
+// hold watches a container's files from now on, and restores them if they have already changed.
 func (h *held) hold(id string, files map[string]string) error {
 	if len(files) == 0 {
 		return nil
@@ -96,13 +97,13 @@ func (h *held) hold(id string, files map[string]string) error {
 	return nil
 }
 
-// release lets go of a container's files, those that are gone too.
+// release stops watching a container's files, including removed ones.
 func (h *held) release(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	maps.DeleteFunc(h.files, func(watch int32, f heldFile) bool {
 		if f.id == id {
-			unix.InotifyRmWatch(h.fd, uint32(watch)) // or the file has gone, and the watch with it
+			unix.InotifyRmWatch(h.fd, uint32(watch)) // fails if the file, and so the watch, is gone
 		}
 		return f.id == id
 	})
@@ -122,7 +123,7 @@ func (h *held) open() error {
 	return nil
 }
 
-// close lets go of all files. It returns when the goroutine has ended.
+// close stops watching all files. It returns after the goroutine has ended.
 func (h *held) close() {
 	h.mu.Lock()
 	inotify := h.inotify
@@ -134,7 +135,7 @@ func (h *held) close() {
 	h.reader.Wait()
 }
 
-// read puts files back as they are written, until the instance is closed.
+// read restores files when they are written, until the inotify instance is closed.
 func (h *held) read(inotify *os.File) {
 	buf := make([]byte, 4096)
 	for {
@@ -149,7 +150,7 @@ func (h *held) read(inotify *os.File) {
 			watch := int32(binary.NativeEndian.Uint32(events))
 			mask, name := binary.NativeEndian.Uint32(events[4:]), binary.NativeEndian.Uint32(events[12:])
 			events = events[unix.SizeofInotifyEvent+name:]
-			fault.Contained(func() error { h.written(watch, mask); return nil }) // which has logged a panic
+			fault.Contained(func() error { h.written(watch, mask); return nil }) // a panic has been logged
 		}
 	}
 }
@@ -157,14 +158,14 @@ func (h *held) read(inotify *os.File) {
 func (h *held) written(watch int32, mask uint32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if mask&unix.IN_Q_OVERFLOW != 0 { // events were lost: any file may have been written
+	if mask&unix.IN_Q_OVERFLOW != 0 { // events were lost: any file may have changed
 		for _, f := range h.files {
 			f.restore()
 		}
 		return
 	}
 	f, ok := h.files[watch]
-	if ok && mask&unix.IN_IGNORED != 0 { // the file is gone
+	if ok && mask&unix.IN_IGNORED != 0 { // the file was removed
 		delete(h.files, watch)
 	} else if ok {
 		f.restore()
@@ -177,7 +178,7 @@ func (f heldFile) restore() {
 	}
 }
 
-// putBack writes the file where it does not say what was asked for. One that is gone is right.
+// putBack writes the file if it has another value. It does nothing if the file was removed.
 func (f heldFile) putBack() error {
 	got, err := os.ReadFile(f.path)
 	if err == nil && !says(string(got), f.want) {
@@ -194,7 +195,7 @@ func (f heldFile) putBack() error {
 	return err
 }
 
-// writeLines writes a file of a cgroup, each line by itself, as the kernel wants it.
+// writeLines writes a cgroup file line by line, as the kernel requires.
 func writeLines(path, text string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
@@ -209,7 +210,8 @@ func writeLines(path, text string) error {
 	return nil
 }
 
-// says tells whether each line that was written is in a file: a weight without a device is "default 200" there.
+// says reports whether a file has all lines of want. A weight without a device reads as "default
+// 200".
 func says(got, want string) bool {
 	lines := strings.Split(got, "\n")
 	for i := range lines {

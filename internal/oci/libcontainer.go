@@ -18,28 +18,28 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// Libcontainer is the [Runtime] that does all by runc's libcontainer, which has all of the specification. Each container and
-// each exec starts this program as libcontainer's init.
+// Libcontainer is the [Runtime] that uses only runc's libcontainer, which supports the whole
+// specification. Each container and each exec starts this program as libcontainer's init.
 type Libcontainer struct {
 	root string
 	held held
 	pins pins
 }
 
-// NewLibcontainer returns a runtime that keeps its records below root, which it makes when it needs it. It is called in the
-// host's mount namespace.
+// NewLibcontainer returns a runtime with its records below root, which is created when needed. It
+// must be called in the host's mount namespace.
 func NewLibcontainer(root string) *Libcontainer {
 	primeLibraries()
 	return &Libcontainer{root: root}
 }
 
-// Close gives up what the runtime has in memory. Containers and their processes go on.
+// Close releases the runtime's memory and descriptors. Containers and their processes continue.
 func (l *Libcontainer) Close() { l.held.close() }
 
-// alone is why libcontainer makes what our own init could make.
+// alone is the reason for libcontainer instead of our own init in a [Libcontainer].
 const alone = "a runtime that is libcontainer alone"
 
-// Create makes a container by libcontainer. See [Runtime].
+// Create creates a container with libcontainer. See [Runtime].
 func (l *Libcontainer) Create(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (*Created, error) {
 	config, err := configure(ctx, id, bundle, spec, systemdCgroup)
 	if err != nil {
@@ -48,7 +48,7 @@ func (l *Libcontainer) Create(ctx context.Context, id, bundle string, spec *spec
 	return l.create(ctx, id, spec, config, stdio, alone)
 }
 
-// create makes a container by libcontainer. Why says why our own init does not.
+// create creates a container with libcontainer. why is the reason not to use our own init.
 func (l *Libcontainer) create(ctx context.Context, id string, spec *specs.Spec, config *configs.Config, stdio Stdio, why string) (*Created, error) {
 	step.Enter(ctx, "libcontainer")
 	made, err := l.createByLibcontainer(id, spec, config, stdio)
@@ -59,10 +59,11 @@ func (l *Libcontainer) create(ctx context.Context, id string, spec *specs.Spec, 
 	return made, err
 }
 
-// configure says a specification in libcontainer's terms. It enters the bundle.
+// configure converts a specification to libcontainer's configuration. It changes the working
+// directory to the bundle.
 func configure(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool) (*configs.Config, error) {
 	step.Enter(ctx, "config")
-	// The bundle is the working directory, by the specification; libcontainer takes it from there.
+	// By the specification the bundle is the working directory; libcontainer relies on that.
 	if err := unix.Chdir(bundle); err != nil {
 		return nil, fmt.Errorf("enter bundle %s: %w", bundle, err)
 	}
@@ -101,7 +102,7 @@ func (l *Libcontainer) createByLibcontainer(id string, spec *specs.Spec, config 
 	pids := cgroup.ControllerDir(planned.CgroupPaths, "pids")
 	if err := c.Start(p); err != nil {
 		err = explain(pids, err)
-		// The process is gone and its cgroup too, the state directory is not.
+		// The process and its cgroup are gone, but the state directory is not.
 		if derr := c.Destroy(); derr != nil {
 			err = fmt.Errorf("%w (and then: %w)", err, derr)
 		}
@@ -118,14 +119,14 @@ func (l *Libcontainer) createByLibcontainer(id string, spec *specs.Spec, config 
 	if err := l.held.hold(id, toHold(config, state.CgroupPaths)); err != nil {
 		l.held.release(id)
 		kerr := unix.Kill(pid, unix.SIGKILL)
-		p.Wait() // it says that the process was killed
+		p.Wait() // the error is only that the process was killed
 		return nil, errors.Join(fault.As(fault.Precondition, fmt.Errorf("create container %s: %w", id, err)), kerr, c.Destroy())
 	}
 	return &Created{Pid: pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(state.CgroupPaths)}, nil
 }
 
-// Delete removes what the runtime keeps of a container whose processes have ended, its cgroup included. An unknown id is
-// a success.
+// Delete removes the runtime's records and the cgroup of a container whose processes have ended. It
+// does nothing for an unknown id.
 func (l *Libcontainer) Delete(id string) error {
 	err := l.delete(id)
 	if err == nil {
@@ -136,7 +137,7 @@ func (l *Libcontainer) Delete(id string) error {
 
 func (l *Libcontainer) delete(id string) error {
 	c, err := l.load(id)
-	if errors.Is(err, fault.NotFound) { // or the rest of what was being deleted by one who was killed
+	if errors.Is(err, fault.NotFound) { // or the remains of an interrupted Delete
 		return os.RemoveAll(filepath.Join(l.root, id))
 	}
 	if err != nil {

@@ -10,11 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Line returns the socket over which a byte lets a process at its start line go, whoever writes it; nil for a process that has no
-// start line. It stays the Running's.
+// Line returns the socket on which a byte, from anyone, releases a process at its start line; nil
+// for a process without a start line. The Running keeps ownership.
 func (r *Running) Line() *os.File { return r.line }
 
-// Release lets the process go and waits until it has executed its program, or until ctx ends. Nobody else may have its Line.
+// Release releases the process and waits until it has executed its program or ctx ends. No one else
+// may have a copy of Line.
 func (r *Running) Release(ctx context.Context) error {
 	if r.line == nil {
 		return nil
@@ -40,15 +41,15 @@ func (r *Running) Release(ctx context.Context) error {
 	}
 }
 
-// Begun reports whether the process has executed its program or has ended. The error is the step after the start line at which
-// the process failed.
+// Begun reports whether the process has executed its program or has ended. The error is that of the
+// failed step after the start line.
 func (r *Running) Begun() (bool, error) {
 	if r.line == nil {
 		return true, nil
 	}
 	conn, err := r.line.SyscallConn()
 	if err != nil {
-		return true, nil // abandoned
+		return true, nil // after Abandon
 	}
 	for {
 		var m told
@@ -68,7 +69,7 @@ func (r *Running) Begun() (bool, error) {
 	}
 }
 
-// Abandon gives up this process's copy of Line.
+// Abandon closes this process's copy of Line.
 func (r *Running) Abandon() {
 	if r.line != nil {
 		r.line.Close()

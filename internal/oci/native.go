@@ -23,8 +23,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// beyondInit names what our own init (containerinit.h) does not do; "" when it makes all of a container's specification. It
-// is the one place that decides which way a container is made.
+// beyondInit names the part of a container's specification that our own init (containerinit.h) does
+// not support; "" for none. Only this function decides which init creates a container.
 func beyondInit(spec *specs.Spec, config *configs.Config, systemd bool) string {
 	p := spec.Process
 	switch {
@@ -71,7 +71,8 @@ func hookLists(config *configs.Config) (all []configs.HookList) {
 	return all
 }
 
-// beyondMounts names what our own init does not do of a container's mounts.
+// beyondMounts names the part of a container's mounts that our own init does not support; "" for
+// none.
 func beyondMounts(config *configs.Config) string {
 	if len(config.Mounts) == 0 || config.Mounts[0].Device != "proc" || filepath.Clean(config.Mounts[0].Destination) != "/proc" {
 		return "a first mount that is not /proc"
@@ -94,7 +95,8 @@ func beyondMounts(config *configs.Config) string {
 	return ""
 }
 
-// mappedAsPod reports whether the ids of a mount are mapped as in the user namespace that the container joins.
+// mappedAsPod reports whether a mount has the id mapping of the user namespace that the container
+// joins.
 func mappedAsPod(config *configs.Config, m *configs.Mount) bool {
 	if !m.IsBind() || !config.Namespaces.Contains(configs.NEWUSER) {
 		return false
@@ -111,19 +113,19 @@ const (
 		unix.MS_NODIRATIME | unix.MS_NOSYMFOLLOW
 )
 
-// startFile is the start line of a container that our own init makes, a FIFO; it has the name that libcontainer's has, by
-// which libcontainer knows a container that has been created and not started.
+// startFile is the start line, a FIFO, of a container with our own init. It has the name of
+// libcontainer's, by which libcontainer recognizes a created container that has not been started.
 const startFile = "exec.fifo"
 
-// initLimit bounds what the init does up to its start line: what it mounts may hang.
+// initLimit bounds the init's steps up to its start line: a mount may hang.
 const initLimit = time.Minute
 
-// nativeFile marks the records of a container that our own init has made.
+// nativeFile marks the records of a container with our own init.
 const nativeFile = "native"
 
-// createNative is Create with our own init, which takes over the mount namespace of the calling thread. The thread leaves it
-// for the node's, as it would lose its root with the init's change of root; when the error says that the other way may do it
-// (unable), it is back.
+// createNative creates a container with our own init, which takes over the mount namespace of the
+// calling thread. The thread changes to the node's, because the init's pivot_root would change the
+// thread's root too. It changes back if libcontainer may create the container instead (unable).
 func (e *Embedded) createNative(ctx context.Context, id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
 	mounts, err := openNamespace("/proc/thread-self/ns/mnt")
 	if err != nil {
@@ -147,7 +149,8 @@ func (e *Embedded) createNative(ctx context.Context, id string, spec *specs.Spec
 	return made, err
 }
 
-// openNamespace opens a namespace's file, which nobody can poll, without asking whether one can, as os.Open does.
+// openNamespace opens a namespace file. Unlike os.Open it does not try to poll the file, which is
+// never possible.
 func openNamespace(path string) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -156,7 +159,7 @@ func openNamespace(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// createIn makes the container in a mount namespace that is prepared for it.
+// createIn creates the container in a mount namespace that was prepared for it.
 func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {
 	var f *filter
 	if config.Seccomp != nil {
@@ -178,7 +181,7 @@ func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spe
 		}
 	}()
 
-	// 1. The cgroups, with all limits before anyone is in them.
+	// 1. The cgroups, with all limits set before a process enters.
 	step.Enter(ctx, "cgroup")
 	if err := makeCgroup(n.cgroups, config.Cgroups.Resources); err != nil {
 		return nil, classify(fmt.Errorf("unable to apply cgroup configuration: %w", err))
@@ -201,7 +204,7 @@ func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spe
 		return nil, err
 	}
 
-	// 4. The record, by which libcontainer does all else.
+	// 4. The record, from which libcontainer does everything else.
 	step.Enter(ctx, "record")
 	if err := n.record(*config); err != nil {
 		return nil, err
@@ -210,18 +213,18 @@ func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spe
 	return &Created{Pid: n.pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(n.paths)}, nil
 }
 
-// native is a container that is being made.
+// native is a container during its creation.
 type native struct {
 	id, dir string
-	mounts  *os.File // its mount namespace, which the starter has prepared
+	mounts  *os.File // mount namespace of the container, prepared by the starter
 	filter  *filter
-	list    []*configs.Mount // in the order in which the init makes them
+	list    []*configs.Mount // in the order in which the init mounts them
 	cgroups cgroups.Manager
-	paths   map[string]string // of the cgroups, by controller
+	paths   map[string]string // directories of the cgroups, by controller
 	pid     int
 }
 
-// discard takes all of it back. What may live of it is killed first.
+// discard removes everything, after killing any processes.
 func (n *native) discard() error {
 	var errs []error
 	if len(n.paths) > 0 {
@@ -234,14 +237,14 @@ func (n *native) discard() error {
 	return errors.Join(append(errs, n.cgroups.Destroy(), os.RemoveAll(n.dir))...)
 }
 
-// startLine makes the FIFO at whose other end the init waits. It is open for reading and writing: so it is never at its end,
-// whoever dies.
+// startLine creates the FIFO on which the init waits. Its descriptor is open for reading and
+// writing, so the init never reads an end of file, whichever process dies.
 func (n *native) startLine() (*os.File, error) {
 	path := filepath.Join(n.dir, startFile)
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		return nil, fmt.Errorf("make the start line: %w", err)
 	}
-	if err := unix.Mknod(filepath.Join(n.dir, nativeFile), unix.S_IFREG|0o600, 0); err != nil { // an empty file
+	if err := unix.Mknod(filepath.Join(n.dir, nativeFile), unix.S_IFREG|0o600, 0); err != nil { // creates an empty file
 		return nil, fmt.Errorf("mark the container as made by the keeper's own init: %w", err)
 	}
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -251,7 +254,8 @@ func (n *native) startLine() (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// startNative lets a container go that our own init has made; false when libcontainer has.
+// startNative starts a container with our own init. It returns false for a container of
+// libcontainer's.
 func (l *Libcontainer) startNative(id string, ended func() bool) (bool, error) {
 	dir := filepath.Join(l.root, id)
 	if _, err := os.Stat(filepath.Join(dir, nativeFile)); err != nil {
@@ -259,10 +263,10 @@ func (l *Libcontainer) startNative(id string, ended func() bool) (bool, error) {
 	}
 	path := filepath.Join(dir, startFile)
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err == unix.ENXIO && !ended() { // it was let go by one who was killed before he could say so
+	if err == unix.ENXIO && !ended() { // an earlier start released it and was killed before the removal
 		return true, os.Remove(path)
 	}
-	if err != nil { // ENXIO: nobody waits
+	if err != nil { // ENXIO: no reader
 		return true, fault.New(fault.Precondition, "start container %s: its process has ended: %w", id, err)
 	}
 	defer unix.Close(fd)
@@ -272,7 +276,7 @@ func (l *Libcontainer) startNative(id string, ended func() bool) (bool, error) {
 	return true, os.Remove(path)
 }
 
-// record writes what libcontainer would have written.
+// record writes the record that libcontainer would have written.
 func (n *native) record(config configs.Config) error {
 	stat, err := system.Stat(n.pid)
 	if err != nil {
@@ -302,7 +306,7 @@ func (n *native) record(config configs.Config) error {
 	return os.Rename(tmp, filepath.Join(n.dir, "state.json"))
 }
 
-// fork has the fork server make the process, and waits until it is at the start line.
+// fork makes the fork server create the process, and waits until it is at the start line.
 func (n *native) fork(e *Embedded, spec *specs.Spec, config *configs.Config, start *os.File, stdio Stdio) error {
 	body, joined, err := n.request(spec, config)
 	if err != nil {
@@ -326,7 +330,7 @@ func (n *native) fork(e *Embedded, spec *specs.Spec, config *configs.Config, sta
 	}
 	talk.SetDeadline(time.Now().Add(initLimit))
 	b, err := converse(talk, server, body, false)
-	if b.pid == 0 { // it has not been born in another's PID namespace
+	if b.pid == 0 { // it was not forked again, into a PID namespace
 		b = begun{pid: b.passing, ready: b.ready}
 	}
 	reap(b.passing)
@@ -340,7 +344,7 @@ func (n *native) fork(e *Embedded, spec *specs.Spec, config *configs.Config, sta
 	return n.classify(spec, err)
 }
 
-// classify says what went wrong, and whether the node, a limit or the container is why.
+// classify gives an error its message and kind, by its cause: the node, a limit or the container.
 func (n *native) classify(spec *specs.Spec, err error) error {
 	var failed *startError
 	if !errors.As(err, &failed) {
@@ -383,7 +387,8 @@ func (n *native) ask(e *Embedded, config *configs.Config, talk int, start *os.Fi
 	for _, f := range joined {
 		fds = append(fds, int(f.Fd()))
 	}
-	// The user namespace owns a container's PID namespace, or /proc could not be mounted: there the init makes it later.
+	// The user namespace must own a container's PID namespace, or /proc could not be mounted. So
+	// with one, the init creates the PID namespace later.
 	if config.Namespaces.IsPrivate(configs.NEWPID) && !config.Namespaces.Contains(configs.NEWUSER) {
 		flags |= newPIDs
 	}

@@ -33,8 +33,8 @@ const (
 	mountMappedDeep   = 256
 )
 
-// request writes what the init of a container is to do, and returns the namespaces that it joins, open, which the caller
-// closes.
+// request writes the request to a container's init. It also returns the open namespaces that the
+// init joins, which the caller must close.
 func (n *native) request(spec *specs.Spec, config *configs.Config) (body []byte, joined []*os.File, err error) {
 	entries, last := cgroup.EntriesCPULast(n.paths)
 	common, _, err := request(n.id, spec, config, entries)
@@ -44,7 +44,7 @@ func (n *native) request(spec *specs.Spec, config *configs.Config) (body []byte,
 	m := message(common)
 	m.filter(n.filter)
 	m.strs(spec.Process.Args)
-	m.str("") // no cgroup of its own within the container's
+	m.str("") // no separate cgroup within the container's
 
 	defer func() {
 		if err != nil {
@@ -77,7 +77,7 @@ func (n *native) request(spec *specs.Spec, config *configs.Config) (body []byte,
 	mapped := config.Namespaces.Contains(configs.NEWUSER)
 	m.u32(flag(mapped && config.Namespaces.IsPrivate(configs.NEWPID)), unshared, propagation, parent, flag(config.Readonlyfs), flag(makesDevices(config)), uint32(len(types)))
 	m.u32(types...)
-	m.str(n.dir) // which the container does not see: sources of binds are staged over it
+	m.str(n.dir) // mount point for staged sources of binds, outside the root
 	m.str(config.Rootfs)
 	m.str(config.Hostname)
 	m.str(config.Domainname)
@@ -102,7 +102,7 @@ func flag(on bool) uint32 {
 	return 0
 }
 
-// once returns paths without those that come again in another spelling.
+// once returns paths without duplicates. Different spellings of a path count as one.
 func once(paths []string) []string {
 	var out []string
 	seen := make(map[string]bool)
@@ -121,14 +121,15 @@ var namespaceNames = map[configs.NamespaceType]string{
 	configs.NEWUSER: string(specs.UserNamespace),
 }
 
-// makesDevices reports whether /dev is the container's own, and so has devices and links made in it.
+// makesDevices reports whether /dev is the container's own, so that the init creates devices and
+// links in it.
 func makesDevices(config *configs.Config) bool {
 	return !slices.ContainsFunc(config.Mounts, func(m *configs.Mount) bool {
 		return m.Device == "bind" && filepath.Clean(m.Destination) == "/dev"
 	})
 }
 
-// filter appends a seccomp filter, nil for none.
+// filter appends a seccomp filter; nil means none.
 func (m *message) filter(f *filter) {
 	if f == nil {
 		f = &filter{}
@@ -149,7 +150,7 @@ func (m *message) devices(all []*devices.Device) {
 	}
 }
 
-// mountList lists the mounts that the init makes, in order. One of the cgroups of v1 is several.
+// mountList returns the init's mounts in order. A v1 cgroup mount becomes several.
 func mountList(config *configs.Config, paths map[string]string) (list []*configs.Mount, err error) {
 	for _, m := range config.Mounts {
 		switch {
@@ -170,8 +171,8 @@ func mountList(config *configs.Config, paths map[string]string) (list []*configs
 	return list, nil
 }
 
-// cgroupMounts are what stands for a mount of the cgroups with v1: a tmpfs with a bind of the container's directory in each
-// hierarchy.
+// cgroupMounts returns the mounts for a v1 cgroup mount: a tmpfs, and in it a bind of the
+// container's directory in each hierarchy.
 func cgroupMounts(m *configs.Mount, paths map[string]string) ([]*configs.Mount, error) {
 	hierarchies, err := cgroups.GetCgroupMounts(false)
 	if err != nil {
@@ -190,7 +191,7 @@ func cgroupMounts(m *configs.Mount, paths map[string]string) ([]*configs.Mount, 
 			}
 		}
 		if path == "" {
-			continue // one in which the container has no directory of its own
+			continue // the container has no directory of its own in it
 		}
 		out = append(out, &configs.Mount{
 			Source: path, Device: "bind", Destination: filepath.Join(m.Destination, filepath.Base(h.Mountpoint)),
@@ -200,7 +201,8 @@ func cgroupMounts(m *configs.Mount, paths map[string]string) ([]*configs.Mount, 
 	return out, nil
 }
 
-// mount appends one mount. The source of a staged one is opened before the user namespace is entered.
+// mount appends one mount. If staged is set, its source is opened before the init enters the user
+// namespace.
 func (out *message) mount(m *configs.Mount, staged bool) {
 	kind, flags, set, clear := uint32(mountFilesystem), uint32(0), attributes(m.Flags), uint64(0)
 	if staged {
@@ -218,7 +220,7 @@ func (out *message) mount(m *configs.Mount, staged bool) {
 		if m.Flags&unix.MS_REC != 0 {
 			flags |= mountRecursive
 		}
-		// Like "mount --bind -o": all attributes are those that were asked for, where any was.
+		// Like "mount --bind -o": if any attribute is requested, all others are cleared.
 		if m.Flags&^(unix.MS_BIND|unix.MS_REC) != 0 || m.ClearedFlags != 0 {
 			flags |= mountChange
 			clear = (unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NOSYMFOLLOW) &^ set
@@ -263,7 +265,7 @@ func (out *message) mount(m *configs.Mount, staged bool) {
 	}
 }
 
-// attributes says flags of mount(2) in the words of mount_setattr(2).
+// attributes converts flags of mount(2) to attributes of mount_setattr(2).
 func attributes(flags int) (attr uint64) {
 	for ms, a := range map[int]uint64{
 		unix.MS_RDONLY: unix.MOUNT_ATTR_RDONLY, unix.MS_NOSUID: unix.MOUNT_ATTR_NOSUID, unix.MS_NODEV: unix.MOUNT_ATTR_NODEV,

@@ -22,9 +22,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
 )
 
-// prepare validates the configuration, checks that neither the id nor the cgroup is in use, and makes the directory of the
-// records, as libcontainer.Create does. It differs in two ways: the mount points of the v1 hierarchies are looked up once for
-// all containers, and the state of a freezer is read only where there is one.
+// prepare validates the configuration, checks that neither the id nor the cgroup is in use, and
+// creates the directory of the records, as libcontainer.Create does. It differs in two ways: the
+// mount points of the v1 hierarchies are looked up once for all containers, and the freezer state
+// is read only if there is a freezer.
 func (e *Embedded) prepare(id string, config *configs.Config) (dir string, m cgroups.Manager, err error) {
 	if id == "." || strings.Contains(id, "/") || !filepath.IsLocal(id) {
 		return "", nil, libcontainer.ErrInvalidID
@@ -79,15 +80,17 @@ func unused(m cgroups.Manager) error {
 	return nil
 }
 
-// hierarchies caches the mount points of the cgroup v1 hierarchies: finding them takes more than a hundred system calls. The
-// cache is dropped when an entry of /sys/fs/cgroup comes or goes. The zero value is ready for concurrent use.
+// hierarchies caches the mount points of the cgroup v1 hierarchies, because finding them takes more
+// than a hundred system calls. The cache is dropped when an entry of /sys/fs/cgroup is added or
+// removed. The zero value is ready for concurrent use.
 type hierarchies struct {
-	mu     sync.Mutex // guards the rest; held over system calls on cgroupfs and tmpfs
+	mu     sync.Mutex // guards the fields below; held over system calls on cgroupfs and tmpfs
 	dir    unix.Stat_t
-	points map[string]string // by the cgroup library's names of controllers
+	points map[string]string // by controller, with the cgroup library's names
 }
 
-// paths returns the directories of a cgroup by controller; nil where the cgroup library has to find them itself.
+// paths returns the directories of a cgroup by controller, or nil if the cgroup library must find
+// them itself.
 func (h *hierarchies) paths(config *cgroups.Cgroup) (map[string]string, error) {
 	if cgroup.Unified() || config.Systemd || !filepath.IsAbs(config.Path) || config.Name != "" || config.Parent != "" {
 		return nil, nil
@@ -113,16 +116,17 @@ func (h *hierarchies) paths(config *cgroups.Cgroup) (map[string]string, error) {
 	return paths, nil
 }
 
-// makeCgroup makes the directories of a cgroup, in which nobody is yet. On v1 a directory is made with one system call, and
-// the cpuset is taken from a parent that has one; the cgroup library looks at every directory first, and reads the cpusets of
-// all ancestors. Whatever else is needed is done by the library, on top of what is there.
+// makeCgroup creates the directories of a cgroup without processes. On v1 it creates a directory
+// with one system call, and copies the cpuset from a parent that has one; the cgroup library first
+// checks every directory, and reads the cpusets of all ancestors. In all other cases the library
+// creates the rest of the cgroup.
 func makeCgroup(m cgroups.Manager, r *cgroups.Resources) error {
 	if cgroup.Unified() || r.SkipDevices || r.CpuRtRuntime != 0 || r.CpuRtPeriod != 0 || r.CpusetCpus != "" || r.CpusetMems != "" {
 		return m.Apply(-1)
 	}
 	for controller, dir := range m.GetPaths() {
 		err := os.Mkdir(dir, 0o755)
-		if errors.Is(err, fs.ErrExist) { // as where controllers share a hierarchy
+		if errors.Is(err, fs.ErrExist) { // for example, controllers that share a hierarchy
 			err = nil
 		}
 		if err == nil && controller == "cpuset" {
@@ -137,8 +141,8 @@ func makeCgroup(m cgroups.Manager, r *cgroups.Resources) error {
 
 var errNoCpuset = errors.New("the parent has no cpuset")
 
-// inheritCpuset gives a new cgroup the CPUs and memory nodes of its parent; without them it takes no process. A parent with
-// both has ancestors with both.
+// inheritCpuset gives a new cgroup the CPUs and memory nodes of its parent; without them it accepts
+// no process. If a parent has both, so have its ancestors.
 func inheritCpuset(dir string) error {
 	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
 		value, err := cgroups.ReadFile(filepath.Dir(dir), name)
@@ -155,7 +159,7 @@ func inheritCpuset(dir string) error {
 	return nil
 }
 
-// limit sets all limits of a cgroup that was just made.
+// limit sets all limits of a new cgroup.
 func limit(m cgroups.Manager, r *cgroups.Resources) error {
 	done, err := allowDevices(m, r)
 	if err != nil {
@@ -169,9 +173,11 @@ func limit(m cgroups.Manager, r *cgroups.Resources) error {
 	return m.Set(r)
 }
 
-// allowDevices writes the device rules of a new v1 cgroup and reports whether it did. It takes what kubelets ask for: nothing
-// is allowed but a list of devices. Everything else is the cgroup library's, and so is a result that is not as expected.
-// The library opens devices.allow anew for each of a dozen rules, and reads the list before and after them.
+// allowDevices writes the device rules of a new v1 cgroup and reports whether it did. It supports
+// only the rules of kubelets: a list of allowed devices, and all others denied. It leaves
+// everything else to the cgroup library, also a list that does not read back as written. The
+// library opens devices.allow again for each of a dozen rules, and reads the list before and after
+// them.
 func allowDevices(m cgroups.Manager, r *cgroups.Resources) (bool, error) {
 	dir := m.Path("devices")
 	if cgroup.Unified() || dir == "" || r.SkipDevices {
@@ -191,7 +197,7 @@ func allowDevices(m cgroups.Manager, r *cgroups.Resources) (bool, error) {
 	defer allow.Close()
 	for _, rule := range wanted {
 		if _, err := allow.WriteString(rule); err != nil {
-			return false, nil // as where the parent does not allow it: the library says why
+			return false, nil // for example, the parent denies it: the library returns the reason
 		}
 	}
 	have, err := cgroups.ReadFile(dir, "devices.list")
@@ -201,7 +207,8 @@ func allowDevices(m cgroups.Manager, r *cgroups.Resources) (bool, error) {
 	return slices.Equal(slices.Sorted(strings.Lines(have)), slices.Sorted(strings.Lines(strings.Join(wanted, "\n")+"\n"))), nil
 }
 
-// allowList returns the rules for devices.allow, one for each device; false if the rules are not a list of what is allowed.
+// allowList returns the rules for devices.allow, one for each device; false if the rules are not a
+// list of allowed devices.
 func allowList(rules []*devices.Rule) (list []string, ok bool) {
 	if len(rules) < 2 || rules[0].Allow || rules[0].Type != devices.WildcardDevice || rules[0].Major != devices.Wildcard || rules[0].Minor != devices.Wildcard {
 		return nil, false
