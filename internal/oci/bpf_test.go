@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// defaultProfile is RuntimeDefault's for a container with those capabilities.
+// defaultProfile returns the RuntimeDefault profile of a container with the given capabilities.
 func defaultProfile(t *testing.T, capabilities ...string) *configs.Seccomp {
 	t.Helper()
 	all := &specs.LinuxCapabilities{Bounding: capabilities}
@@ -26,8 +26,8 @@ func defaultProfile(t *testing.T, capabilities ...string) *configs.Seccomp {
 	return p
 }
 
-// What a filter is said to allow is what the kernel allows by it: the calls that the tests of internal/keeper/server make
-// under these filters, and those whose answer the profile says.
+// filter.allows agrees with the kernel: for the calls that tests of internal/keeper/server make
+// under these filters, and for calls whose result the profile specifies.
 func TestWhatAFilterAllows(t *testing.T) {
 	var all filters
 	filterOf := func(p *configs.Seccomp) *filter {
@@ -82,7 +82,7 @@ func TestWhatAFilterAllows(t *testing.T) {
 	}
 }
 
-// A program that is none ends, with no answer.
+// An invalid program ends, without a result.
 func TestRunOfRubbish(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{})
 	codes := []uint16{unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, unix.BPF_JMP | unix.BPF_JA, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, 0xffff}

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copier runs copy.c, which is in the program of this test, too.
+// copier runs copy.c, which is also part of this test program.
 func copier(t testing.TB, in io.Reader, args ...string) (out []byte, said string, code int) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
@@ -37,7 +37,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// listing is what there is below a directory: kind and mode, name, and content or target.
+// listing returns the files below a directory: kind and mode, name, and content or target.
 func listing(t testing.TB, dir string) (all []string) {
 	t.Helper()
 	must(t, filepath.Walk(dir, func(p string, info os.FileInfo, err error) error {
@@ -63,8 +63,8 @@ func listing(t testing.TB, dir string) (all []string) {
 	return all
 }
 
-// TestCopierThereAndBack: what is packed is a tar, and unpacked it is the same again: modes, times, links, long names, files
-// that are empty, a block, one more, or with a hole.
+// Packing creates a tar, and unpacking it restores the same files: modes, times, links, long names,
+// and files that are empty, one block, one byte more, or have a hole.
 func TestCopierThereAndBack(t *testing.T) {
 	src, dst := t.TempDir(), t.TempDir()
 	must(t, os.MkdirAll(filepath.Join(src, "tree/sub/deep"), 0o755))
@@ -101,7 +101,7 @@ func TestCopierThereAndBack(t *testing.T) {
 	if entries != 16 {
 		t.Errorf("%d entries", entries)
 	}
-	for range 2 { // over itself, too
+	for range 2 { // the second time over existing files
 		if _, said, code := copier(t, bytes.NewReader(packed), "unpack", dst); code != 0 || said != "" {
 			t.Fatalf("unpack: exit code %d: %s", code, said)
 		}
@@ -117,8 +117,7 @@ func TestCopierThereAndBack(t *testing.T) {
 	}
 }
 
-// TestCopierPacksWhatIsHostile: what is no file is not opened; a file that grows has an end; what cannot be read is told and
-// costs nothing else.
+// Files whose contents the kernel generates are packed completely.
 func TestCopierPacksWhatHasNoSize(t *testing.T) {
 	for _, path := range []string{"/proc/self/limits", "/proc/kallsyms", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/kernel/ostype"} {
 		want, err := os.ReadFile(path)
@@ -132,7 +131,7 @@ func TestCopierPacksWhatHasNoSize(t *testing.T) {
 			t.Errorf("%s: %d bytes of %d, exit code %d, %q", path, len(body), len(want), code, said)
 		}
 	}
-	// What has no end is not copied, and that is told.
+	// A file without an end is not packed, and is reported.
 	if _, err := os.Stat("/proc/kcore"); err == nil {
 		if out, said, code := copier(t, nil, "pack", "/proc", "kcore"); code != 1 || said == "" || len(out) > 2048 {
 			t.Errorf("/proc/kcore: %d bytes, exit code %d, %q", len(out), code, said)
@@ -140,9 +139,10 @@ func TestCopierPacksWhatHasNoSize(t *testing.T) {
 	}
 }
 
-// A file that changes while it is packed: what was there at the beginning when it grows, filled up and named when it shrinks.
+// A file that changes while it is packed: one that grows is packed up to its first size, one that
+// shrinks is padded and reported.
 func TestCopierPacksWhatChanges(t *testing.T) {
-	const size = 8 << 20 // more than a pipe takes
+	const size = 8 << 20 // more than a pipe holds
 	for name, change := range map[string]struct {
 		change func(path string) error
 		code   int
@@ -168,7 +168,7 @@ func TestCopierPacksWhatChanges(t *testing.T) {
 		must(t, err)
 		must(t, cmd.Start())
 		r := tar.NewReader(stdout)
-		h, err := r.Next() // and the packer waits for a reader of the rest
+		h, err := r.Next() // the packer now waits until the rest is read
 		must(t, err)
 		must(t, change.change(path))
 		body, err := io.ReadAll(r)
@@ -198,6 +198,8 @@ func only(t *testing.T, archive []byte) (*tar.Header, []byte) {
 	return h, body
 }
 
+// Only regular files are opened, and a growing file has an end. Unreadable files are reported and
+// do not affect others.
 func TestCopierPacksWhatIsHostile(t *testing.T) {
 	src := t.TempDir()
 	must(t, os.Mkdir(filepath.Join(src, "d"), 0o755))
@@ -209,7 +211,7 @@ func TestCopierPacksWhatIsHostile(t *testing.T) {
 		must(t, unix.Mknod(filepath.Join(src, "d/zero"), unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))))
 	}
 	deep := filepath.Join(src, "d")
-	for range 2500 { // deeper than a path can say
+	for range 2500 { // longer than PATH_MAX
 		deep = filepath.Join(deep, "dd")
 		if os.Mkdir(deep, 0o755) != nil {
 			break
@@ -278,12 +280,13 @@ func gnuTar(t testing.TB, entries ...tar.Header) []byte {
 	return b.Bytes()
 }
 
-// TestCopierUnpacks: names stay below the directory, by what they say; parents are made; what is in the way gives way or is told.
+// Names cannot lead out of the directory, and parents are created. Existing files are replaced or
+// reported.
 func TestCopierUnpacks(t *testing.T) {
 	file := func(name string) tar.Header { return tar.Header{Typeflag: tar.TypeReg, Name: name} }
 	for name, c := range map[string]struct {
 		entries []tar.Header
-		there   string // a file that comes of it, "" when none does
+		there   string // a resulting file; "" for none
 		code    int
 		says    string
 	}{
@@ -329,13 +332,13 @@ func TestCopierUnpacks(t *testing.T) {
 	}
 }
 
-// TestCopierHalfATar: wherever a tar ends too soon, that is told, and no file is half there.
+// A truncated tar is reported, wherever it ends, and leaves no incomplete file.
 func TestCopierHalfATar(t *testing.T) {
 	whole := gnuTar(t, tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("n", 150)}, tar.Header{Typeflag: tar.TypeReg, Name: "second"})
 	for n := 1; n < len(whole)-1024; n += 61 {
 		dir := t.TempDir()
 		_, said, code := copier(t, bytes.NewReader(whole[:n]), "unpack", dir)
-		complete := n%512 == 0 // nothing tells that more was to come
+		complete := n%512 == 0 // without a sign of more entries
 		if !complete && (code != 2 || !strings.Contains(said, "ends in the middle")) {
 			t.Errorf("after %d bytes: exit code %d: %s", n, code, said)
 		}
@@ -347,7 +350,7 @@ func TestCopierHalfATar(t *testing.T) {
 	}
 }
 
-// TestCopierRefuses: what is no request, no directory and no tar.
+// Invalid arguments, missing directories and input that is not a tar are errors.
 func TestCopierRefuses(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o644))
@@ -376,13 +379,13 @@ func TestCopierRefuses(t *testing.T) {
 	}
 }
 
-// FuzzCopier: no tar makes the copier crash or hang. (It may write beside its directory, by a link that the tar has made, as
-// any process of the container may.)
+// No tar crashes or hangs the copier. (It may write outside its directory through a link in the
+// tar, as any process of the container may.)
 func FuzzCopier(f *testing.F) {
 	f.Add(gnuTar(f, tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("n", 150)}, tar.Header{Typeflag: tar.TypeSymlink, Name: "s", Linkname: strings.Repeat("t", 150)}), 3, byte('x'))
 	f.Add(gnuTar(f, tar.Header{Typeflag: tar.TypeDir, Name: "d"}, tar.Header{Typeflag: tar.TypeLink, Name: "d/f", Linkname: "../x"}), 124, byte(0x80))
 	f.Fuzz(func(t *testing.T, body []byte, at int, with byte) {
-		if at >= 0 && at < len(body) { // and with a checksum that is right
+		if at >= 0 && at < len(body) { // with a correct checksum
 			body = bytes.Clone(body)
 			body[at] = with
 			if from := at / 512 * 512; from+512 <= len(body) {

@@ -30,8 +30,8 @@ func profile(action configs.Action, calls ...string) *configs.Seccomp {
 	return p
 }
 
-// Containers with one profile have one filter, however many ask at once; it goes when the last of them is gone and others
-// have been asked for since. A start that comes later has the same as the one before.
+// Containers with one profile share a filter, also for concurrent requests. It is freed when none
+// of them uses it and others have been requested since. The next start gets the same filter.
 func TestFiltersAreShared(t *testing.T) {
 	var all filters
 	var got [8]*filter
@@ -71,7 +71,7 @@ func TestFiltersAreShared(t *testing.T) {
 	}
 	runtime.KeepAlive(other)
 	runtime.KeepAlive(got[0])
-	number := uintptr(unsafe.Pointer(got[0])) // which keeps nothing
+	number := uintptr(unsafe.Pointer(got[0])) // not a reference
 	clear(got[:])
 	for range 3 {
 		runtime.GC()
@@ -92,7 +92,8 @@ func TestFiltersAreShared(t *testing.T) {
 	}
 }
 
-// The flags are those with which libcontainer loads a filter: by seccomp(2) when there are some, by prctl(2) otherwise.
+// The flags are those with which libcontainer loads a filter: with seccomp(2) if there are any,
+// otherwise with prctl(2).
 func TestFilterFlags(t *testing.T) {
 	for _, c := range []struct {
 		flags []specs.LinuxSeccompFlag
@@ -115,7 +116,7 @@ func TestFilterFlags(t *testing.T) {
 	}
 }
 
-// What libcontainer does not make a filter of is told, and not kept.
+// A profile that libcontainer cannot compile is an error, which is not cached.
 func TestFilterThatCannotBeMade(t *testing.T) {
 	p := profile(configs.Errno, "getpid")
 	p.Architectures = []string{"abacus"}

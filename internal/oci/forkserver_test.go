@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a process of the container says through the socket that it has until its exec is not believed: the pids are of
-// whom the keeper waits for.
+// Messages that a process of the container sends, on the socket that it has until its exec, are not
+// trusted: only the processes that the keeper waits for can report pids.
 func TestWhoIsBelieved(t *testing.T) {
 	own := os.Getpid()
 	words := func(all ...int32) (b []byte) {
@@ -48,13 +48,13 @@ func TestWhoIsBelieved(t *testing.T) {
 				return len(all)
 			}
 			for _, m := range c.messages {
-				// A descriptor comes with each, which nobody wants.
+				// Each message carries an unwanted descriptor.
 				if err := unix.Sendmsg(pair[1], m, unix.UnixRights(pair[1]), nil, 0); err != nil {
 					t.Fatal(err)
 				}
 			}
 			before := descriptors()
-			go func() { // the request is read, and then the other end is closed
+			go func() { // reads the request and then closes the other end
 				for n, buf := 0, make([]byte, 64); n != 1; {
 					var err error
 					if n, err = unix.Read(pair[1], buf); err != nil {

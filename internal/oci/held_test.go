@@ -72,14 +72,14 @@ func TestHeldFiles(t *testing.T) {
 		write(t, group, "0")
 		eventually(group, "1")
 	}
-	// Another value is held from now on.
+	// From now on another value is held.
 	if err := h.hold("one", map[string]string{group: "0", weight: "200"}); err != nil {
 		t.Fatal(err)
 	}
 	write(t, group, "1")
 	eventually(group, "0")
 
-	// A file that is gone is no trouble to the rest, and its watch is forgotten.
+	// A removed file does not disturb the others, and its watch is forgotten.
 	if err := os.Remove(weight); err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
 )
 
-// The cached mount points yield the directories that the cgroup library finds.
+// The cached mount points give the directories that the cgroup library finds.
 func TestHierarchies(t *testing.T) {
 	if cgroup.Unified() {
 		t.Skip("SKIP: cgroup v2 has one hierarchy")
@@ -70,7 +70,7 @@ func TestAllowList(t *testing.T) {
 	}
 }
 
-// The limits of a new cgroup are those that the library sets.
+// A new cgroup gets the limits that the library would set.
 func TestLimitDevices(t *testing.T) {
 	if cgroup.Unified() {
 		t.Skip("SKIP: cgroup v2 has a program for devices")
@@ -108,7 +108,8 @@ func TestLimitDevices(t *testing.T) {
 	}
 }
 
-// A cgroup that Kuri makes has the directories and the cpuset of one that the library makes, also below a new parent.
+// A cgroup that Kuri creates has the directories and the cpuset of one that the library creates,
+// also below a new parent.
 func TestMakeCgroup(t *testing.T) {
 	if cgroup.Unified() {
 		t.Skip("SKIP: on cgroup v2 it is the library's")
@@ -191,7 +192,7 @@ func TestPrepareRefuses(t *testing.T) {
 
 func testPath(name string) string { return fmt.Sprintf("/kuri-test-%d/%s", os.Getpid(), name) }
 
-// testCgroup makes a cgroup that is removed after the test.
+// testCgroup creates a cgroup that is removed after the test.
 func testCgroup(t *testing.T, name string, r *cgroups.Resources) cgroups.Manager {
 	t.Helper()
 	m, err := manager.New(&cgroups.Cgroup{Path: testPath(name), Resources: r})
@@ -202,7 +203,7 @@ func testCgroup(t *testing.T, name string, r *cgroups.Resources) cgroups.Manager
 	t.Cleanup(func() {
 		m.Destroy()
 		for _, p := range paths {
-			os.Remove(filepath.Dir(p)) // the one of this test process, when it is empty
+			os.Remove(filepath.Dir(p)) // of this test process, if it is empty
 		}
 	})
 	if err := m.Apply(-1); err != nil {

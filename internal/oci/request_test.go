@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// decoder builds the C side's reader of requests, with the sanitizers.
+// decoder compiles the C code that reads requests, with the sanitizers.
 func decoder(t testing.TB) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "decode")
@@ -29,7 +29,8 @@ func decoder(t testing.TB) string {
 	return program
 }
 
-// decode has it read a request, and returns what it says. A request that it refuses is an error with its exit code.
+// decode passes a request to program and returns its output. A refused request is an error with the
+// exit code.
 func decode(t testing.TB, program string, flags byte, body []byte) (string, error) {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -41,7 +42,7 @@ func decode(t testing.TB, program string, flags byte, body []byte) (string, erro
 	var out, complaint bytes.Buffer
 	cmd := exec.Command(program, fmt.Sprint(flags))
 	cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = []*os.File{theirs}, &out, &complaint
-	cmd.Env = []string{"ASAN_OPTIONS=detect_leaks=0"} // a process that executes another program frees nothing
+	cmd.Env = []string{"ASAN_OPTIONS=detect_leaks=0"} // a process that calls exec frees nothing
 	err = cmd.Start()
 	theirs.Close()
 	if err != nil {
@@ -63,7 +64,7 @@ func decode(t testing.TB, program string, flags byte, body []byte) (string, erro
 	return out.String(), err
 }
 
-// testRequest is the request for a container that has something of everything.
+// testRequest returns the request for a container with a value in every field.
 func testRequest(t testing.TB) []byte {
 	t.Helper()
 	umask, oom := uint32(0o027), 321
@@ -131,7 +132,7 @@ device [/dev/null] 20666 1:3 0 0
 	}
 }
 
-// FuzzRequest has the C side read what is no request: it is refused, and no memory is touched that is not its own.
+// The C code refuses invalid requests, and accesses no memory out of bounds.
 func FuzzRequest(f *testing.F) {
 	program, body := decoder(f), testRequest(f)
 	f.Add(body, byte(isContainer))
@@ -151,7 +152,7 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// The steps have the numbers of the C side.
+// The steps have the same numbers in the C code.
 func TestStepsAgree(t *testing.T) {
 	source, err := os.ReadFile("forkserver.c")
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/oci"
 )
 
-// TestMain makes this program what a keeper is.
+// TestMain prepares this program as a keeper is.
 func TestMain(m *testing.M) {
 	runtime.LockOSThread()
 	if len(os.Args) > 1 && os.Args[1] == "init" {
@@ -32,7 +32,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// seal starts this program again from a copy that nothing can write to, unless it is one or no such copy can be executed.
+// seal executes this program again from a copy that nothing can write to, unless it is such a copy
+// or the kernel cannot execute one.
 func seal() error {
 	const tried = "_KURI_TEST_SEALED"
 	if exeseal.IsSelfExeCloned() || os.Getenv(tried) != "" {

@@ -1,9 +1,11 @@
-// Package ocitest is the conformance suite of [oci.Runtime]: what package keeper/server relies on, shown with real containers
-// on this machine. Each implementation passes it unchanged; that two of them make the same container is shown elsewhere
-// (TestInitConformance of keeper/server).
+// Package ocitest is the conformance suite of [oci.Runtime]. It tests everything that package
+// keeper/server relies on, with real containers on this machine. Each implementation must pass it
+// unchanged. TestInitConformance of keeper/server tests that two implementations create the same
+// container.
 //
-// The calling program has to be what a keeper is: the init and the filter of [oci.Init] and [oci.Filter], sealed, a child
-// subreaper, with its first thread locked. It needs root, busybox-static and cgroups that can be written, or skips.
+// The calling program must be prepared as a keeper is: it calls [oci.Init] and [oci.Filter], is
+// sealed and a child subreaper, and its first thread is locked. The suite needs root,
+// busybox-static and writable cgroups, and skips without.
 package ocitest
 
 import (
@@ -31,13 +33,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// limit bounds each wait. It is long, for machines are slow.
+// limit bounds each wait. It is long, because machines may be slow.
 const limit = time.Minute
 
-// Implementation is a runtime that is to pass the suite.
+// Implementation is a runtime to test.
 type Implementation struct {
 	Open func(root string) oci.Runtime // with its records below root
-	Init string                        // who makes the first process: how [oci.Created.Init] begins
+	Init string                        // who creates the first process: the prefix of [oci.Created.Init]
 }
 
 // Run runs the suite.
@@ -59,7 +61,7 @@ func Run(t *testing.T, of Implementation) {
 	}
 }
 
-// life is a container from Create to Delete.
+// life tests a container from Create to Delete.
 func life(n *node) {
 	c := n.create("echo out; echo err >&2; exit 7")
 	if !strings.HasPrefix(c.made.Init, n.of.Init) {
@@ -71,7 +73,7 @@ func life(n *node) {
 	if pids, err := c.made.Cgroup.Procs(); err != nil || !slices.Contains(pids, c.made.Pid) && n.of.Init == oci.InitLibcontainer {
 		n.t.Errorf("processes %v, %v, want %d", pids, err, c.made.Pid)
 	}
-	time.Sleep(20 * time.Millisecond) // what runs too early says something
+	time.Sleep(20 * time.Millisecond) // a process that runs too early writes something
 	if !n.runtime.Waits(c.id, c.made.Pid) || c.pidfd.HasEnded() || c.output() != "" {
 		n.t.Errorf("it does not wait for its start; it said %q", c.output())
 	}
@@ -94,7 +96,7 @@ func life(n *node) {
 	n.nothingLeft(c)
 }
 
-// refused are containers that cannot be made.
+// refused tests containers that cannot be created.
 func refused(n *node) {
 	for name, change := range map[string]func(*specs.Spec){
 		"no such program":   func(s *specs.Spec) { s.Process.Args = []string{"/bin/none"} },
@@ -114,10 +116,10 @@ func refused(n *node) {
 		}
 		n.nothingLeft(c)
 	}
-	n.must(n.runs("echo after")) // and the next one is made
+	n.must(n.runs("echo after")) // and the next one can be created
 }
 
-// killedAtItsStart is a container whose process is killed before it is started.
+// killedAtItsStart tests a container whose process is killed before its start.
 func killedAtItsStart(n *node) {
 	c := n.create("echo never")
 	n.must(c.pidfd.Signal(unix.SIGKILL))
@@ -131,7 +133,7 @@ func killedAtItsStart(n *node) {
 	n.nothingLeft(c)
 }
 
-// unknown are verbs on a container that is not there.
+// unknown tests verbs on a container that does not exist.
 func unknown(n *node) {
 	c := n.container("true")
 	n.must(n.runtime.Delete(c.id))
@@ -154,7 +156,7 @@ func unknown(n *node) {
 	n.nothingLeft(c)
 }
 
-// execs are processes that are started in a running container.
+// execs tests processes started in a running container.
 func execs(n *node) {
 	c := n.run("read line </fifo")
 	x, err := n.runtime.Executor(c.id, c.bundle)
@@ -162,7 +164,8 @@ func execs(n *node) {
 	if code, out, err := c.exec(n.t.Context(), x, 1, "/bin/sh", "-c", "echo $((6 * 7)); hostname; exit 5"); err != nil || code != 5 || !strings.HasPrefix(out, "42\n") {
 		n.t.Errorf("code %d, output %q, %v", code, out, err)
 	}
-	// It is within the container: its processes, its files, and an own part of its cgroup.
+	// The process is in the container: it has its processes and files, and a cgroup of its own in
+	// the container's.
 	if code, out, err := c.exec(n.t.Context(), x, 2, "/bin/sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '; cat /plain; grep -c exec-2 /proc/self/cgroup"); err != nil || code != 0 ||
 		!strings.HasPrefix(out, "/bin/sh -c read line") || !strings.Contains(out, "plain\n1\n") {
 		n.t.Errorf("code %d, output %q, %v", code, out, err)
@@ -172,7 +175,7 @@ func execs(n *node) {
 			n.t.Errorf("%s: %v", name, err)
 		}
 	}
-	// What an exec has left behind goes on, in the container's own cgroup.
+	// Processes that an exec leaves behind continue, in the container's own cgroup.
 	if code, _, err := c.exec(n.t.Context(), x, 4, "/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & exit 0"); err != nil || code != 0 {
 		n.t.Errorf("code %d, %v", code, err)
 	}
@@ -189,7 +192,8 @@ func execs(n *node) {
 	n.nothingLeft(c)
 }
 
-// execsAtTheirStartLine have not run, and do not run for a caller who gives them up.
+// execsAtTheirStartLine tests that execs at their start line have not run, and never run if the
+// caller abandons them.
 func execsAtTheirStartLine(n *node) {
 	c := n.run("read line </fifo")
 	x, err := n.runtime.Executor(c.id, c.bundle)
@@ -224,7 +228,8 @@ func execsAtTheirStartLine(n *node) {
 	n.must(n.runtime.Delete(c.id))
 }
 
-// execsInAFrozenContainer begin when it thaws, or not at all.
+// execsInAFrozenContainer tests that execs in a frozen container start after the thaw, or not at
+// all.
 func execsInAFrozenContainer(n *node) {
 	c := n.run("read line </fifo")
 	x, err := n.runtime.Executor(c.id, c.bundle)
@@ -248,14 +253,14 @@ func execsInAFrozenContainer(n *node) {
 	n.must(n.runtime.Delete(c.id))
 }
 
-// limits are changed all or not at all.
+// limits tests that either all limits are changed or none.
 func limits(n *node) {
 	c := n.run("read line </fifo")
 	shares := func(want uint64) {
 		n.t.Helper()
 		d, err := n.groups.Detail(c.spec.Linux.CgroupsPath)
 		n.must(err)
-		// A weight stands for a range of shares.
+		// A weight corresponds to a range of shares.
 		if got := d.CPUShares.N; !d.CPUShares.OK || got != want && !d.CPUWeighted || got > want+want/8 || got < want-want/8 {
 			n.t.Errorf("shares %d, want %d", got, want)
 		}
@@ -284,7 +289,7 @@ func limits(n *node) {
 	n.nothingLeft(c)
 }
 
-// laterProcess is a runtime with the records of one before it.
+// laterProcess tests a runtime with the records of an earlier one.
 func laterProcess(n *node) {
 	c, d := n.create("echo started; exit 3"), n.run("read line </fifo")
 	later := n.of.Open(n.root)
@@ -326,13 +331,13 @@ func laterProcess(n *node) {
 	}
 }
 
-// restored are records that somebody has removed.
+// restored tests records that someone has removed.
 func restored(n *node) {
 	c, d := n.create("echo started"), n.run("read line </fifo")
 	n.must(os.RemoveAll(n.root))
 	n.must(n.runtime.Restore(c.id, c.made.Pid, true))
 	n.must(n.runtime.Restore(d.id, d.made.Pid, false))
-	for range 2 { // what is there stays as it is
+	for range 2 { // existing records are not changed
 		n.must(n.runtime.Restore(d.id, d.made.Pid, false))
 	}
 	if !n.runtime.Waits(c.id, c.made.Pid) || n.runtime.Waits(d.id, d.made.Pid) {
@@ -351,7 +356,7 @@ func restored(n *node) {
 	}
 }
 
-// takenBack is what a Create has left of which nobody knows the result.
+// takenBack tests the removal of a container whose Create was interrupted.
 func takenBack(n *node) {
 	c := n.create("echo never")
 	for range 2 {
@@ -363,7 +368,7 @@ func takenBack(n *node) {
 	n.nothingLeft(c)
 }
 
-// node is a runtime, and what containers are made of.
+// node is a runtime and the parts of containers.
 type node struct {
 	t       *testing.T
 	of      Implementation
@@ -418,7 +423,7 @@ func (n *node) must(err error) {
 	}
 }
 
-// start starts a container. What lets it go is duplicated meanwhile, as the keeper's holder does.
+// start starts a container. begun uses the descriptor, as the keeper's holder does.
 func (n *node) start(c *container) error {
 	return n.runtime.Start(c.id, func(f *os.File) {
 		if _, err := f.Stat(); err != nil {
@@ -427,14 +432,14 @@ func (n *node) start(c *container) error {
 	}, c.pidfd.HasEnded)
 }
 
-// runs makes, starts and removes a container.
+// runs creates, starts and removes a container.
 func (n *node) runs(script string) error {
 	c := n.run(script)
 	c.wait()
 	return n.runtime.Delete(c.id)
 }
 
-// nothingLeft looks for what is left of a container.
+// nothingLeft checks that nothing of a container remains.
 func (n *node) nothingLeft(c *container) {
 	n.t.Helper()
 	if ids, err := n.runtime.All(); err != nil || slices.Contains(ids, c.id) {
@@ -448,7 +453,7 @@ func (n *node) nothingLeft(c *container) {
 	}
 }
 
-// container is one from its bundle on.
+// container is a container from its bundle on.
 type container struct {
 	*node
 	id, bundle string
@@ -456,7 +461,7 @@ type container struct {
 	made       *oci.Created
 	pidfd      *process.Pidfd
 	ended      bool
-	said       string // the file of its standard output and error
+	said       string // the file with its standard output and error
 }
 
 func bind(source, target string) specs.Mount {
@@ -513,14 +518,14 @@ func (n *node) run(script string) *container {
 	return c
 }
 
-// create has the runtime make the container on a thread of its own, as Runtime says.
+// create makes the runtime create the container, on a thread as [oci.Runtime] requires.
 func (c *container) create() error {
 	said, err := os.OpenFile(c.said, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	c.must(err)
 	defer said.Close()
 	failed := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and the thread ends with the goroutine
+		runtime.LockOSThread() // the thread exits with the goroutine
 		failed <- func() (err error) {
 			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 				return err
@@ -561,7 +566,7 @@ func (c *container) start() {
 	c.must(c.node.start(c))
 }
 
-// wait returns the exit code, and reaps the first process.
+// wait reaps the first process and returns its exit code.
 func (c *container) wait() int {
 	c.t.Helper()
 	if !c.pidfd.Ends(limit) {
@@ -573,7 +578,7 @@ func (c *container) wait() int {
 	return process.ExitCode(status)
 }
 
-// output is what the container has said so far.
+// output returns the output of the container so far.
 func (c *container) output() string {
 	c.t.Helper()
 	body, err := os.ReadFile(c.said)
@@ -581,7 +586,7 @@ func (c *container) output() string {
 	return string(body)
 }
 
-// exec runs a command in the container to its end.
+// exec runs a command in the container until it exits.
 func (c *container) exec(ctx context.Context, x *oci.Executor, seq uint64, args ...string) (code int, out string, err error) {
 	c.t.Helper()
 	ours, theirs, err := os.Pipe()
