@@ -13,7 +13,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Value is a number that the kernel tells, or does not.
+// Value is a number from the kernel. OK is false if the kernel does not report it.
 type Value struct {
 	N  uint64
 	OK bool
@@ -21,25 +21,26 @@ type Value struct {
 
 func some(n uint64, ok bool) Value { return Value{n, ok} }
 
-// Detail is all that the kernel tells of a cgroup, at one moment. Limits of memory that are none are 0.
+// Detail is the complete usage and limits of a cgroup at one moment. Memory limits that are not set
+// are 0.
 type Detail struct {
 	Sample
 
 	CPUUser, CPUSystem Value // nanoseconds
-	Periods, Throttled Value // of the CPU limit: those that have passed, and those in which it was met
+	Periods, Throttled Value // elapsed periods of the CPU limit, and throttled ones
 	ThrottledTime      Value // nanoseconds
-	CPUShares          Value // cgroup v1's, or those that the weight stands for
-	CPUWeighted        bool  // the shares follow from a weight, and are not exactly those that were asked for
+	CPUShares          Value // cgroup v1's, or converted from the weight
+	CPUWeighted        bool  // the shares come from a weight, and may differ from the requested ones
 	CPUPeriod          Value // microseconds
-	CPUQuota           Value // microseconds of a period; not OK without a limit
+	CPUQuota           Value // microseconds per period; not OK without a limit
 
 	Cache, MappedFile, KernelMemory Value // bytes
-	ActiveFile, InactiveFile        Value // bytes of page cache, by whether it was used lately
-	MaxMemory                       Value // bytes: the most that was in use
-	MemoryFailures                  Value // how often the limit was met
-	OwnPageFaults                   Value // without those of cgroups below
+	ActiveFile, InactiveFile        Value // bytes of page cache, recently used or not
+	MaxMemory                       Value // bytes: the peak
+	MemoryFailures                  Value // number of times that the limit was reached
+	OwnPageFaults                   Value // without cgroups below
 	OwnMajorPageFaults              Value
-	Reservation                     Value // bytes of memory that are left to it longest
+	Reservation                     Value // bytes of memory that are reclaimed last
 	MemoryAndSwapLimit              Value // bytes
 	OOMKills                        Value
 
@@ -48,26 +49,28 @@ type Detail struct {
 	IO        []DeviceIO
 }
 
-// HugePages is what a cgroup uses of pages of one size.
+// HugePages is the usage of huge pages of one size.
 type HugePages struct {
 	Size        string // "2MB"
-	Usage, Most Value  // bytes
+	Usage, Most Value  // bytes; Most is the peak
 }
 
-// DeviceIO is what a cgroup has read from and written to a block device.
+// DeviceIO is the reads and writes of a cgroup on one block device.
 type DeviceIO struct {
 	Major, Minor uint32
 	Operations   []IOOperation // sorted by name
 }
 
-// IOOperation is one kind: Read, Write, Sync, Async, Discard or Total, where the kernel counts it.
+// IOOperation is one operation: Read, Write, Sync, Async, Discard or Total, if the kernel counts
+// it.
 type IOOperation struct {
 	Name         string
 	Bytes, Count uint64
 }
 
-// Detail reads all that the kernel tells of the cgroup dir, with all below it. A cgroup that is not there is an error of
-// kind NotFound. What cannot be read for another reason is left out, and the error says what it is; the rest is there.
+// Detail reads the usage and limits of the cgroup dir and all cgroups below it. The error is of
+// kind NotFound if the cgroup does not exist. Any other error names a value that cannot be read,
+// and comes with a Detail without it.
 func (h *Hierarchies) Detail(dir string) (*Detail, error) {
 	d := &Detail{}
 	r := reader{s: Sample{Time: time.Now()}, detail: d}
@@ -84,7 +87,7 @@ func (h *Hierarchies) Detail(dir string) (*Detail, error) {
 
 func (r *reader) value(name string) Value { return some(r.number(name)) }
 
-// limit reads a limit in bytes; one that is none is 0.
+// limit reads a limit in bytes; 0 means no limit.
 func (r *reader) limit(name string) Value {
 	v := r.value(name)
 	if v.N >= unlimited {
@@ -98,7 +101,8 @@ func (r *reader) in(root, dir string) bool {
 	return root != ""
 }
 
-// throttling reads cpu.stat for the times in which the CPU limit was met; unit is that of the time, in nanoseconds.
+// throttling reads the throttling of the CPU limit from cpu.stat. unit is the unit of timeKey in
+// nanoseconds.
 func (r *reader) throttling(timeKey string, unit uint64) {
 	d := r.detail
 	r.pairs("cpu.stat", func(key []byte, value uint64) {
@@ -117,27 +121,27 @@ func (r *reader) throttling(timeKey string, unit uint64) {
 	})
 }
 
-// memoryStat takes what memory.stat says beside what a Sample has.
+// memoryStat stores values of memory.stat that are not in a Sample.
 func (d *Detail) memoryStat(key string, value uint64) {
 	switch key {
 	case "file", "total_cache":
 		d.Cache = Value{value, true}
 	case "file_mapped", "total_mapped_file":
 		d.MappedFile = Value{value, true}
-	case "active_file", "total_active_file": // v1 tells its own first and the sum after it
+	case "active_file", "total_active_file": // v1 has the cgroup's own value before the total
 		d.ActiveFile = Value{value, true}
 	case "inactive_file", "total_inactive_file":
 		d.InactiveFile = Value{value, true}
 	case "kernel":
 		d.KernelMemory = Value{value, true}
-	case "pgfault": // v2 tells the sum alone
+	case "pgfault": // v2 has only the total
 		d.OwnPageFaults = Value{value, true}
 	case "pgmajfault":
 		d.OwnMajorPageFaults = Value{value, true}
 	}
 }
 
-// sizes lists the sizes of huge pages by the files hugetlb.SIZEsuffix.
+// sizes returns the sizes of huge pages for which there is a file hugetlb.SIZEsuffix.
 func (r *reader) sizes(suffix string) []string {
 	entries, err := os.ReadDir("/sys/kernel/mm/hugepages")
 	if err != nil {
@@ -164,7 +168,8 @@ func (r *reader) sizes(suffix string) []string {
 	return out
 }
 
-// operation returns the entry for an operation of a device, "8:0", nil when that is no device.
+// operation returns the entry for an operation of a device such as "8:0". It returns nil if that is
+// not a device.
 func (d *Detail) operation(device, name string) *IOOperation {
 	var major, minor uint32
 	if _, err := fmt.Sscanf(device, "%d:%d", &major, &minor); err != nil {

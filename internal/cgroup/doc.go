@@ -1,19 +1,23 @@
-// Package cgroup locates the cgroups of pods and containers, reads their usage, and lists, signals, kills and freezes their
-// processes. It is the only package that knows the differences between cgroup v1 and v2, in v1.go and v2.go. It creates
-// cgroups for execs and for Kuri's own processes. Those of pods and containers, and all limits, are the OCI runtime's.
+// Package cgroup locates the cgroups of pods and containers, reads their usage, and lists, signals,
+// kills and freezes their processes. Only this package knows the differences between cgroup v1 and
+// v2, in v1.go and v2.go. It creates cgroups for execs and for Kuri's own processes. The OCI
+// runtime creates those of pods and containers and sets all limits.
 //
-// Paths come in two syntaxes. The OCI syntax (linux.cgroupsPath) depends on the driver: "/kuri-<pod>/<container>" for
-// cgroupfs, "slice:<scope prefix>:<container>" for systemd. A directory, as [Driver.Dir] returns it, is absolute below the root of
-// each hierarchy: "/kuri-<pod>/<container>", "/kubepods.slice/kubepods-burstable.slice/cri-containerd-<container>.scope".
+// Paths come in two syntaxes. The OCI syntax (linux.cgroupsPath) depends on the driver:
+// "/kuri-<pod>/<container>" for cgroupfs, "slice:<scope prefix>:<container>" for systemd. A
+// directory, as [Driver.Dir] returns it, is absolute below the root of each hierarchy:
+// "/kuri-<pod>/<container>",
+// "/kubepods.slice/kubepods-burstable.slice/cri-containerd-<container>.scope".
 //
-// [Hierarchies] works on directories, in every hierarchy at once: one on cgroup v2, one for each controller on v1 and on
-// the hybrid layout, where the unified hierarchy beside them has no controllers that matter here. Which it is, [Open] decides
-// once. [Group] works on one cgroup, by the directories that the OCI runtime has recorded, and can be a part of a record.
-// own.go has the cgroups of Kuri's own processes.
+// [Hierarchies] works on directories, in every hierarchy at once: one on cgroup v2, one for each
+// controller on v1 and on the hybrid layout. The unified hierarchy of the hybrid layout has no
+// controllers that matter here. [Open] detects the layout once. [Group] works on one cgroup,
+// through the directories in the OCI runtime's record, and can be part of a record. own.go is for
+// the cgroups of Kuri's own processes.
 //
-// A pod for which the CRI client names no parent gets one of its own directly below the root, so that the pod's usage is
-// one reading and nothing shared is left when the last pod is gone.
+// If the CRI client names no parent, the pod gets a cgroup of its own directly below the root. So
+// one reading gives the pod's usage, and nothing shared remains after the last pod.
 //
-// The package keeps no state but the list of mounted hierarchies, read once, and the counts of an [OOMLedger]. It takes no
-// locks but that one's.
+// The package keeps no state except the list of mounted hierarchies, read once, and the counts of
+// an [OOMLedger], which has the only lock.
 package cgroup

@@ -8,14 +8,15 @@ import (
 	"time"
 )
 
-// Frozen reports whether the cgroup, or one above it, is frozen: its processes do not run, and a new one does not begin.
+// Frozen reports whether the cgroup or one above it is frozen: its processes do not run, and a new
+// one does not start.
 func (g Group) Frozen() bool {
 	return g.procs != "" && g.files().frozen(g.procs)
 }
 
 // AwaitThaw returns when the cgroup is not frozen, or with the cause when ctx ends.
 func (g Group) AwaitThaw(ctx context.Context) error {
-	for pause := 5 * time.Millisecond; g.Frozen(); pause = min(2*pause, 100*time.Millisecond) { // v1 tells nobody
+	for pause := 5 * time.Millisecond; g.Frozen(); pause = min(2*pause, 100*time.Millisecond) { // v1 does not notify
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -25,16 +26,18 @@ func (g Group) AwaitThaw(ctx context.Context) error {
 	return nil
 }
 
-// freeze asks for it where there is a freezer; it does not matter whether it succeeds.
+// freeze requests a freeze if there is a freezer, and ignores errors.
 func (g Group) freeze() {
 	file, text := g.files().freezing()
 	put(filepath.Join(g.procs, file), text)
 }
 
-// freezeLimit is how long Freeze waits for the processes to stand still. One in an uninterruptible sleep does so later.
+// freezeLimit bounds Freeze's wait for the processes to stop. A process in an uninterruptible sleep
+// stops later.
 const freezeLimit = time.Second
 
-// Freeze freezes the cgroup until thaw is called. One that is frozen already, or has no freezer, is left as it is.
+// Freeze freezes the cgroup until thaw is called. It does nothing if the cgroup is already frozen
+// or has no freezer.
 func (g Group) Freeze() (thaw func()) {
 	if g.procs == "" || g.Frozen() {
 		return func() {}
@@ -47,8 +50,8 @@ func (g Group) Freeze() (thaw func()) {
 	return func() { put(file, text) }
 }
 
-// Thawing returns the file that lets the cgroup run after [Group.Freeze], and what to write into it, for another process to
-// do should this one be killed; "" where Freeze leaves it as it is.
+// Thawing returns the file and the text to write for a thaw after [Group.Freeze]. Another process
+// can do it if this one is killed. Both are "" if Freeze does nothing.
 func (g Group) Thawing() (file, text string) {
 	if g.procs == "" || g.Frozen() {
 		return "", ""
@@ -61,8 +64,9 @@ func (g Group) thawing() (file, text string) {
 	return filepath.Join(g.procs, file), text
 }
 
-// thaw lets killed processes run, whoever has frozen them: they may not die before. A cgroup below may be frozen by
-// itself. Where one above is, which is not ours to thaw, the processes are moved out of it.
+// thaw lets killed processes run, whoever has frozen them, because they may not die before. It also
+// thaws cgroups below. If a cgroup above is frozen, which must not be thawed, the processes are
+// moved out of it.
 func (g Group) thaw() {
 	file, value := g.files().thawing()
 	filepath.WalkDir(g.procs, func(dir string, d fs.DirEntry, err error) error {
@@ -80,11 +84,11 @@ func (g Group) thaw() {
 	}
 	pids, _ := g.Procs()
 	for _, pid := range pids {
-		move(pid, above) // one that is gone needs it no more
+		move(pid, above) // fails if the process has ended
 	}
 }
 
-// put writes text into a file that is there.
+// put writes text to an existing file.
 func put(path, text string) {
 	if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
 		f.WriteString(text)

@@ -16,26 +16,26 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// Group is the cgroup of a container, or one below it. It holds directory names, and does not keep the cgroup alive: a Group
-// whose cgroup was removed has no processes. It is small enough to keep one for each container, and can be stored in a
-// record. The zero Group stands for no cgroup.
+// Group is the cgroup of a container, or one below it. It holds directory names and does not keep
+// the cgroup alive: if the cgroup was removed, the Group has no processes. It is small enough to
+// keep one for each container, and can be part of a record. The zero Group means no cgroup.
 type Group struct {
-	procs  string // the directory that lists the processes: on v1 in the freezer's hierarchy, or another's
-	memory string // the directory of the memory controller; "" when there is none
+	procs  string // directory that lists the processes: on v1 in the freezer's hierarchy, or another's
+	memory string // directory of the memory controller; "" for none
 	v2     bool
 }
 
-// groupJSON is a Group in a record.
+// groupJSON is the encoding of a Group in a record.
 type groupJSON struct {
 	Procs  string `json:"procs,omitempty"`
 	Memory string `json:"memory,omitempty"`
 	V2     bool   `json:"v2,omitempty"`
 }
 
-// MarshalJSON makes a Group a part of a record.
+// MarshalJSON encodes a Group as part of a record.
 func (g Group) MarshalJSON() ([]byte, error) { return json.Marshal(groupJSON{g.procs, g.memory, g.v2}) }
 
-// UnmarshalJSON reads what MarshalJSON has written.
+// UnmarshalJSON decodes the output of MarshalJSON.
 func (g *Group) UnmarshalJSON(body []byte) error {
 	var j groupJSON
 	err := json.Unmarshal(body, &j)
@@ -43,8 +43,8 @@ func (g *Group) UnmarshalJSON(body []byte) error {
 	return err
 }
 
-// Of returns the Group of the directories of a cgroup by controller, as OCI runtimes record them: absolute paths; on cgroup
-// v2 one, with the key "".
+// Of returns the Group of the cgroup with these directories by controller, as OCI runtimes record
+// them: absolute paths, and on cgroup v2 only one, with the key "".
 func Of(paths map[string]string) Group {
 	if path, ok := paths[""]; ok && len(paths) == 1 {
 		return Group{procs: path, memory: path, v2: true}
@@ -52,25 +52,27 @@ func Of(paths map[string]string) Group {
 	return Group{procs: paths[ProcsController(paths)], memory: paths["memory"]}
 }
 
-// files abstracts the differences between v1 and v2 in a single cgroup: file names, and their effect.
+// files abstracts the differences between v1 and v2 for a single cgroup: file names and semantics.
 type files interface {
 	// frozen reports whether the cgroup dir, or one above it, is frozen or about to be.
 	frozen(dir string) bool
-	// still reports whether all processes of dir are frozen; true where there is no freezer.
+	// still reports whether all processes of dir are frozen. It is true without a freezer.
 	still(dir string) bool
 	freezing() (file, text string)
 	thawing() (file, text string)
-	// killFrozen reports whether frozen processes die when they are killed, and not only when they run again.
+	// killFrozen reports whether frozen processes die when they are killed, without a thaw.
 	killFrozen() bool
-	// killAll kills all processes of dir and below it at once. It reports false where the kernel cannot.
+	// killAll kills all processes of dir and below it at once. It returns false if the kernel does
+	// not support that.
 	killAll(dir string) bool
-	// oomEvents is the file with the count of OOM kills.
+	// oomEvents returns the name of the file with the count of OOM kills.
 	oomEvents() string
-	// oomBelow reports whether that file counts cgroups below, too, removed ones included.
+	// oomBelow reports whether that file also counts cgroups below, including removed ones.
 	oomBelow() bool
-	// entry is the file by which a thread moves itself into dir; "" where processes are born in it (CLONE_INTO_CGROUP).
+	// entry returns the file through which a thread moves itself into dir; "" if processes are
+	// created in it (CLONE_INTO_CGROUP).
 	entry(dir string) string
-	// change returns the files that say a change of limits.
+	// change returns the files and values of a change of limits.
 	change(paths map[string]string, asked *specs.LinuxResources, l Limits) Change
 }
 
@@ -81,22 +83,22 @@ func (g Group) files() files {
 	return filesV1{}
 }
 
-// Dir is the directory that lists the processes, "" for the zero Group.
+// Dir returns the directory that lists the processes; "" for the zero Group.
 func (g Group) Dir() string { return g.procs }
 
-// Entry is the file by which a process enters the cgroup, thread by thread, when it writes "0" there; "" where it is to be
-// born in the cgroup instead.
+// Entry returns the file through which a process enters the cgroup: each thread writes "0" there.
+// It returns "" if the process must be created in the cgroup instead.
 func (g Group) Entry() string { return g.files().entry(g.procs) }
 
-// Sub returns the Group of the cgroup name below. It has no memory controller of its own.
+// Sub returns the Group of the cgroup name below this one. It has no memory controller of its own.
 func (g Group) Sub(name string) Group {
 	return Group{procs: filepath.Join(g.procs, name), v2: g.v2}
 }
 
-// Make makes the directory that lists the processes. One that is there is an error.
+// Make creates the directory that lists the processes. It fails if that exists.
 func (g Group) Make() error { return os.Mkdir(g.procs, 0o755) }
 
-// Procs lists the processes of the cgroup and of those below it. A cgroup that is gone has none.
+// Procs returns the processes of the cgroup and those below it. A removed cgroup has none.
 func (g Group) Procs() ([]int, error) {
 	if g.procs == "" {
 		return nil, nil
@@ -106,7 +108,8 @@ func (g Group) Procs() ([]int, error) {
 	return pids, err
 }
 
-// Signal sends sig to every process of the cgroup. A frozen one takes it when it runs again; see [Group.SignalKill].
+// Signal sends sig to every process of the cgroup. A frozen process receives it after the thaw; see
+// [Group.SignalKill].
 func (g Group) Signal(sig unix.Signal) error {
 	pids, err := g.Procs()
 	if err != nil {
@@ -120,8 +123,8 @@ func (g Group) Signal(sig unix.Signal) error {
 	return nil
 }
 
-// SignalKill sends SIGKILL to every process of the cgroup, those that are being forked included, and lets frozen ones run
-// so that they die of it. It does not wait for their end.
+// SignalKill sends SIGKILL to every process of the cgroup, including processes that are being
+// forked, and thaws frozen ones so that they die. It does not wait for their end.
 func (g Group) SignalKill() error {
 	if g.procs == "" || g.files().killAll(g.procs) {
 		return nil
@@ -132,8 +135,8 @@ func (g Group) SignalKill() error {
 	return g.Signal(unix.SIGKILL)
 }
 
-// Kill kills all processes of the cgroup, those that are being forked included, and returns when none is left or after
-// limit with an error that names one that stays.
+// Kill kills all processes of the cgroup, including processes that are being forked. It returns
+// when none is left, or after limit with an error that names a remaining process.
 func (g Group) Kill(limit time.Duration) error {
 	deadline := time.Now().Add(limit)
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
@@ -151,8 +154,9 @@ func (g Group) Kill(limit time.Duration) error {
 	}
 }
 
-// RemoveInto removes the cgroup, and moves processes that are left in it into the cgroup home. After limit it returns an error: a
-// process on its way out can be moved no more. A cgroup that is gone is a success.
+// RemoveInto removes the cgroup, and moves its remaining processes into the cgroup home. It does
+// nothing if the cgroup is gone. It returns an error after limit, because an exiting process cannot
+// be moved.
 func (g Group) RemoveInto(home string, limit time.Duration) error {
 	if g.procs == "" {
 		return nil
@@ -169,7 +173,7 @@ func (g Group) RemoveInto(home string, limit time.Duration) error {
 		}
 		for _, pid := range pids {
 			err := move(pid, home)
-			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) { // both may go meanwhile
+			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) { // both may be gone by now
 				return err
 			}
 		}
@@ -200,8 +204,9 @@ func move(pid int, dir string) error {
 	return err
 }
 
-// Birth is the directory in which a process of the group is born (CLONE_INTO_CGROUP), of those by controller: on v2 the
-// group's own, in the hybrid layout that of v2, on v1 "" for none.
+// Birth returns the directory in which a process of the group is created (CLONE_INTO_CGROUP), for
+// the directories paths by controller: the group's own on v2, that of the v2 hierarchy in the
+// hybrid layout, and "" on v1.
 func (g Group) Birth(paths map[string]string) string {
 	if g.v2 {
 		return g.procs
@@ -209,8 +214,9 @@ func (g Group) Birth(paths map[string]string) string {
 	return paths[""]
 }
 
-// Entries lists the files by which a process enters a cgroup with those directories by controller, thread by thread, when it
-// writes "0" there: one in each hierarchy of v1 but that of the directory without. None on v2, where it is born in it.
+// Entries returns the files through which a process enters the cgroup with the directories paths by
+// controller: each thread writes "0" there. There is one in each v1 hierarchy, except for the
+// directory without. There are none on v2, where the process is created in the cgroup.
 func Entries(paths map[string]string, without string) []string {
 	var files []string
 	for controller, dir := range paths {
@@ -222,8 +228,9 @@ func Entries(paths map[string]string, without string) []string {
 	return slices.Compact(files)
 }
 
-// EntriesCPULast is [Entries] of all hierarchies, with that of the CPU's share apart, to be entered last: a process with a
-// small share is slow from then on. Last is "" when there is none.
+// EntriesCPULast returns the [Entries] of all hierarchies, with the one of the CPU controller
+// separate as last. It should be entered last, because a small CPU share makes the process slow.
+// last is "" if there is none.
 func EntriesCPULast(paths map[string]string) (files []string, last string) {
 	cpu := paths["cpu"]
 	if cpu != "" {
@@ -232,7 +239,8 @@ func EntriesCPULast(paths map[string]string) (files []string, last string) {
 	return Entries(paths, cpu), last
 }
 
-// ControllerDir returns the directory with the files of a controller, of those by controller; "" when there is none.
+// ControllerDir returns the directory with a controller's files, from the directories paths by
+// controller; "" for none.
 func ControllerDir(paths map[string]string, controller string) string {
 	if dir := paths[controller]; dir != "" {
 		return dir

@@ -16,7 +16,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// unifiedRoot is where cgroup v2 is mounted when it is alone.
+// unifiedRoot is the mount point of cgroup v2 on a node without v1.
 const unifiedRoot = "/sys/fs/cgroup"
 
 // Hierarchies is the set of mounted cgroup hierarchies. It is immutable and safe for concurrent use.
@@ -25,15 +25,16 @@ type Hierarchies struct{ layout layout }
 // layout abstracts the differences between v1 and v2 in the node's hierarchies. [Open] chooses it once.
 type layout interface {
 	unified() bool
-	// main lists the mount points of the hierarchies that limit pods.
+	// main returns the mount points of the hierarchies that limit pods.
 	main() []string
-	// mounts lists the mount points of all hierarchies, each once: controllers can share one.
+	// mounts returns the mount points of all hierarchies without duplicates: controllers can share
+	// one.
 	mounts() []string
 	has(controller string) bool
 	accountsSwap() bool
 	// paths returns the directories of a cgroup by controller, as OCI runtimes record them.
 	paths(dir string) map[string]string
-	// read fills r.s, and r.detail when it is there, with what the cgroup dir uses.
+	// read reads the usage of the cgroup dir into r.s, and into r.detail unless that is nil.
 	read(r *reader, dir string)
 }
 
@@ -53,15 +54,15 @@ func Open() (*Hierarchies, error) {
 	return &Hierarchies{layoutV1{roots}}, nil
 }
 
-// Unified reports whether the node has one hierarchy with all controllers. Where no [Hierarchies] are at hand it asks the
-// kernel.
+// Unified reports whether the node has one hierarchy with all controllers. It asks the kernel; see
+// also [Hierarchies.Unified].
 func Unified() bool {
 	var st unix.Statfs_t
 	return unix.Statfs(unifiedRoot, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
-// parseMounts reads /proc/self/mountinfo: the mount point of each v1 controller, the first where there are several, and
-// under "" that of the unified hierarchy.
+// parseMounts parses /proc/self/mountinfo. It returns the mount point of each v1 controller, the
+// first if there are several, and that of the unified hierarchy under "".
 func parseMounts(mountinfo string) map[string]string {
 	roots := make(map[string]string)
 	for line := range strings.Lines(mountinfo) {
@@ -90,20 +91,20 @@ func parseMounts(mountinfo string) map[string]string {
 // Unified reports whether there is one hierarchy with all controllers: cgroup v2 alone.
 func (h *Hierarchies) Unified() bool { return h.layout.unified() }
 
-// Has reports whether containers can be limited by a controller, "memory" or "hugetlb" say.
+// Has reports whether a controller such as "memory" or "hugetlb" can limit containers.
 func (h *Hierarchies) Has(controller string) bool { return h.layout.has(controller) }
 
 // AccountsSwap reports whether the memory controller counts and limits swap.
 func (h *Hierarchies) AccountsSwap() bool { return h.layout.accountsSwap() }
 
-// Group returns the cgroup dir, which need not be there.
+// Group returns the cgroup dir, which need not exist.
 func (h *Hierarchies) Group(dir string) Group { return Of(h.layout.paths(dir)) }
 
-// Main lists the mount points of the hierarchies that limit pods: the one that has all controllers, or those of memory, cpu
-// and pids.
+// Main returns the mount points of the hierarchies that limit pods: the one with all controllers,
+// or those of memory, cpu and pids.
 func (h *Hierarchies) Main() []string { return h.layout.main() }
 
-// Roots lists those of Main that have the cgroup dir.
+// Roots returns those of Main in which the cgroup dir exists.
 func (h *Hierarchies) Roots(dir string) []string {
 	return slices.DeleteFunc(h.Main(), func(root string) bool {
 		_, err := os.Stat(filepath.Join(root, dir))
@@ -111,9 +112,9 @@ func (h *Hierarchies) Roots(dir string) []string {
 	})
 }
 
-// Remove removes the directory dir, and the empty ones below it, from every hierarchy. What is not there is a success;
-// what still holds processes after a quarter of a second is an error of kind Precondition. A slice of systemd is stopped
-// first, so that its unit goes too.
+// Remove removes the directory dir and empty ones below it from every hierarchy. It does nothing if
+// they do not exist. The error is of kind Precondition if there are processes after a quarter of a
+// second. A systemd slice is stopped first, to remove its unit too.
 func (h *Hierarchies) Remove(dir string) error {
 	if dir == "/" {
 		return fault.New(fault.Invalid, "the root cgroup cannot be removed")
@@ -128,7 +129,7 @@ func (h *Hierarchies) Remove(dir string) error {
 	var errs []error
 	for _, root := range h.layout.mounts() {
 		err := removeTree(filepath.Join(root, dir))
-		// A process that has just been killed leaves its cgroup a moment later.
+		// A killed process leaves its cgroup a moment later.
 		for wait := 10 * time.Millisecond; errors.Is(err, unix.EBUSY) && wait <= 160*time.Millisecond; wait *= 2 {
 			time.Sleep(wait)
 			err = removeTree(filepath.Join(root, dir))
@@ -144,7 +145,8 @@ func (h *Hierarchies) Remove(dir string) error {
 	return nil
 }
 
-// removeTree removes a cgroup and those below it. Only rmdir does: the files in them go by themselves.
+// removeTree removes a cgroup and those below it. Only rmdir works: the files in them cannot be
+// removed.
 func removeTree(dir string) error {
 	err := unix.Rmdir(dir)
 	if err == nil || errors.Is(err, unix.ENOENT) {

@@ -16,28 +16,28 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Limits are the limits of a container as a runtime computes them for either version of cgroups.
+// Limits are a container's limits, computed by a runtime for both versions of cgroups.
 type Limits struct {
-	CPUShares uint64 // of v1
-	CPUWeight uint64 // of v2, for the same
-	CPUQuota  int64  // microseconds of a period; 0 or less for none
+	CPUShares uint64 // for v1
+	CPUWeight uint64 // for v2, the same share
+	CPUQuota  int64  // microseconds per period; 0 or less for none
 	CPUPeriod uint64 // microseconds; 0 for the kernel's default
 
 	Memory     int64 // bytes; -1 for none
 	MemorySwap int64 // bytes of memory and swap together; -1 for none
 }
 
-// Change is a change of limits: files of a cgroup, and what they shall say. Whoever writes them, the change says whether they
-// can be written, whether they were, and takes them back.
+// Change is a change of limits: the files of a cgroup and the new values. Whoever writes them, a
+// Change checks whether they can be written and whether they were, and restores the old values.
 type Change []setting
 
-// Changed returns the change that comes with what was asked for, in the cgroup with those directories by controller (see
-// [Of]). The limits are those that follow from it.
+// Changed returns the change for the requested limits in the cgroup with the directories paths by
+// controller (see [Of]). l has the limits computed from them.
 func Changed(paths map[string]string, asked *specs.LinuxResources, l Limits) Change {
 	return Of(paths).files().change(paths, asked, l)
 }
 
-// setting is a file of a cgroup, and what it shall say.
+// setting is a file of a cgroup and its new value.
 type setting struct {
 	path string
 	want string
@@ -49,7 +49,7 @@ func (c *Change) set(path, want string, same func(want, got string) bool) {
 	*c = append(*c, setting{path, want, same})
 }
 
-// size writes a number of bytes as the files of v2 do, -1 being no limit.
+// size formats a number of bytes for files of v2; -1 means no limit.
 func size(n int64) string {
 	if n == -1 {
 		return "max"
@@ -57,7 +57,8 @@ func size(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// Check reads all files back. What the kernel has made something else of is an error of kind Precondition.
+// Check reads all files back. The error is of kind Precondition if the kernel has stored another
+// value.
 func (c Change) Check() error {
 	for _, s := range c {
 		if err := s.check(); err != nil {
@@ -71,7 +72,7 @@ func (c Change) Check() error {
 func (s setting) check() error {
 	got, err := os.ReadFile(s.path)
 	if errors.Is(err, os.ErrNotExist) && s.want == "0" {
-		return nil // no such thing to be had, and none is allowed: swap on a kernel that has it not
+		return nil // the kernel does not support it and none is allowed, as with swap
 	}
 	if err != nil {
 		return fmt.Errorf("read a limit back: %w", err)
@@ -84,7 +85,7 @@ func (s setting) check() error {
 
 func equal(want, got string) bool { return want == got }
 
-// firstFields compares as many words as want has: the kernel adds a default period to a quota.
+// firstFields compares only the fields of want: the kernel adds a default period to a quota.
 func firstFields(want, got string) bool {
 	w, g := strings.Fields(want), strings.Fields(got)
 	if len(g) < len(w) {
@@ -98,7 +99,8 @@ func firstFields(want, got string) bool {
 	return true
 }
 
-// sameBytes compares sizes, which the kernel rounds down to pages. No limit is "max", on v1 a number beyond all memory.
+// sameBytes compares sizes, which the kernel rounds down to pages. No limit is "max", or on v1 a
+// number larger than all memory.
 func sameBytes(want, got string) bool { return roundedTo(uint64(os.Getpagesize()), want, got) }
 
 func sameHuge(pageSize string) func(want, got string) bool {
@@ -122,7 +124,7 @@ func byteCount(s string) (uint64, bool) {
 	return n, err == nil
 }
 
-// sameList compares lists of CPUs or memory nodes: "0,1" is "0-1".
+// sameList compares lists of CPUs or memory nodes: "0,1" equals "0-1".
 func sameList(want, got string) bool {
 	w, wok := expandList(want)
 	g, gok := expandList(got)
@@ -149,8 +151,9 @@ func expandList(list string) ([]int, bool) {
 	return slices.Compact(out), true
 }
 
-// Fits refuses a memory limit below what the container uses and the kernel cannot drop, with an error of kind Precondition:
-// on v2 it would be killed, on v1 the kernel would refuse after it had tried for long.
+// Fits returns an error of kind Precondition for a memory limit below the memory in use that the
+// kernel cannot reclaim. On v2 the kernel would kill the container; on v1 it would refuse the limit
+// after a long time.
 func (c Change) Fits() error {
 	for _, s := range c {
 		limit, ok := byteCount(s.want)
@@ -174,14 +177,14 @@ func (c Change) Fits() error {
 	return nil
 }
 
-// pageCache is what a memory cgroup holds of files, which the kernel can drop.
+// pageCache returns the size of a memory cgroup's page cache, which the kernel can reclaim.
 func pageCache(dir string) (uint64, error) {
 	f, err := os.Open(filepath.Join(dir, "memory.stat"))
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	// On v1 the plain names leave out the cgroups below, on v2 they count them.
+	// On v1 the plain names do not count cgroups below, on v2 they do.
 	counted := map[string]uint64{}
 	s := bufio.NewScanner(f)
 	for s.Scan() {
@@ -205,8 +208,8 @@ func readNumber(path string) (uint64, error) {
 	return strconv.ParseUint(strings.TrimSpace(string(body)), 10, 64)
 }
 
-// Before returns the change that takes c back: it reads the files that will change. One that is not there is left out:
-// setting it will fail.
+// Before returns the change that reverts c: it reads the files that will change. It leaves out
+// missing files, because setting those will fail.
 func (c Change) Before() (Change, error) {
 	var out Change
 	for _, s := range c {
@@ -222,8 +225,9 @@ func (c Change) Before() (Change, error) {
 	return out, nil
 }
 
-// Restore writes what Before read. Some files depend on others (memory with swap is never below memory, a quota fits its
-// period), so it goes over them until all are as they were.
+// Restore writes the values that Before has read. Some files depend on others (the limit of memory
+// and swap is never below that of memory, a quota must fit its period), so it repeats until all
+// have their old values.
 func (c Change) Restore() error {
 	var errs []error
 	for range 3 {

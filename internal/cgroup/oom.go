@@ -15,29 +15,31 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// OOMLedger tells how many processes of a container the kernel has killed for want of memory, also when the container's
-// cgroup is gone before it can be asked: systemd removes a scope when its last process has ended, which is when we notice.
+// OOMLedger counts the OOM kills of containers, even if a container's cgroup is removed before it
+// can be read. systemd removes a scope when its last process has ended, at the moment when the end
+// is noticed.
 //
-// On cgroup v2 a cgroup counts what is killed in it and in all that are and were below it. The kills of a removed one are
-// those that its parent counts, less what the others below the parent count and what removed ones have been known to have.
-// Two that vanish in the same moment cannot be told apart: each is told what is missing.
+// On cgroup v2 a cgroup counts kills in itself and in all cgroups that are or were below it. The
+// kills of a removed cgroup are the parent's count, less the counts of the other cgroups below the
+// parent, less the known kills of removed ones. If two disappear at the same time, each gets the
+// sum of both.
 //
-// On v1 a parent counts for itself alone, and the kills of a removed cgroup are unknown.
+// On v1 a parent counts only for itself, and the kills of a removed cgroup are unknown.
 //
 // It is safe for concurrent use. The zero value is empty.
 type OOMLedger struct {
-	mu      sync.Mutex // guards all below; held over reads of cgroup files, which do not hang
+	mu      sync.Mutex // guards parents; held over reads of cgroup files, which do not hang
 	parents map[string]*account
 }
 
-// account is of the cgroups below one parent. It is there while one of them is open.
+// account is for the cgroups below one parent. It exists while one of them is open.
 type account struct {
-	past  uint64              // kills of those that are gone
-	known map[string]uint64   // kills of those that are there and are not open, when they were last read
-	open  map[string]struct{} // those of containers that have not been told of
+	past  uint64              // kills of removed cgroups
+	known map[string]uint64   // last count of existing cgroups that are not open
+	open  map[string]struct{} // cgroups between Open and Close
 }
 
-// Open begins to count for a container whose processes are in g, until [OOMLedger.Close].
+// Open starts counting for a container with the processes of g, until [OOMLedger.Close].
 func (l *OOMLedger) Open(g Group) error {
 	if !g.files().oomBelow() || g.memory == "" {
 		return nil
@@ -46,7 +48,7 @@ func (l *OOMLedger) Open(g Group) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, err := os.Stat(filepath.Join(dir, oomEventsV2)); errors.Is(err, fs.ErrNotExist) {
-		return nil // the root does not count
+		return nil // the root has no count
 	}
 	total, below, err := killsBelow(dir)
 	if err != nil {
@@ -63,14 +65,14 @@ func (l *OOMLedger) Open(g Group) error {
 	a.open[name] = struct{}{}
 	a.see(below)
 	if !a.lost(below) {
-		// Whatever else the parent has counted was not ours.
+		// Other kills that the parent has counted are not the container's.
 		a.past += a.missing(total, below)
 	}
 	return nil
 }
 
-// Close returns how many processes of g the kernel has killed. It is called once, when all of them have ended. An error of
-// kind NotFound says that g is gone and nothing else can tell.
+// Close returns the number of OOM kills in g. It must be called once, after all processes have
+// ended. The error is of kind NotFound if g is gone and its kills are unknown.
 func (l *OOMLedger) Close(g Group) (uint64, error) {
 	dir, name := filepath.Split(g.memory)
 	l.mu.Lock()
@@ -103,7 +105,7 @@ func (l *OOMLedger) Close(g Group) (uint64, error) {
 	return kills, nil
 }
 
-// see takes down what is there and is not open, and what of that has gone.
+// see stores the counts of cgroups that are not open, and moves those of removed ones to past.
 func (a *account) see(below map[string]uint64) {
 	for name, kills := range a.known {
 		if _, there := below[name]; !there {
@@ -118,7 +120,7 @@ func (a *account) see(below map[string]uint64) {
 	}
 }
 
-// missing is what the parent counts and nothing accounts for.
+// missing returns the kills in the parent's count that belong to no known cgroup.
 func (a *account) missing(total uint64, below map[string]uint64) uint64 {
 	sum := a.past
 	for _, kills := range below {
@@ -127,7 +129,7 @@ func (a *account) missing(total uint64, below map[string]uint64) uint64 {
 	return total - min(total, sum)
 }
 
-// lost tells whether an open cgroup is gone.
+// lost reports whether an open cgroup is gone.
 func (a *account) lost(below map[string]uint64) bool {
 	for name := range a.open {
 		if _, there := below[name]; !there {
@@ -137,9 +139,9 @@ func (a *account) lost(below map[string]uint64) bool {
 	return false
 }
 
-// killsBelow reads the count of a v2 cgroup and those of the cgroups right below it, as they were at one moment.
+// killsBelow reads the count of a v2 cgroup and those of its children, as of one moment.
 func killsBelow(dir string) (total uint64, below map[string]uint64, err error) {
-	const tries = 100 // each is some microseconds, and one in which something happens is rare
+	const tries = 100 // one takes some microseconds, and rarely has to be repeated
 	for range tries {
 		if total, err = readKills(dir, oomEventsV2); err != nil {
 			return 0, nil, err
@@ -158,7 +160,8 @@ func killsBelow(dir string) (total uint64, below map[string]uint64, err error) {
 	return 0, nil, fault.New(fault.Unavailable, "the OOM kills below cgroup %s do not come to rest", dir)
 }
 
-// childKills reads the counts of the cgroups right below; nil when one has gone meanwhile.
+// childKills reads the counts of the children of a cgroup. It returns nil if one was removed
+// meanwhile.
 func childKills(dir string) (map[string]uint64, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -181,8 +184,8 @@ func childKills(dir string) (map[string]uint64, error) {
 	return below, nil
 }
 
-// OOMKills returns how many processes of the cgroup the kernel has killed for want of memory. An error of kind NotFound
-// says that the cgroup is gone.
+// OOMKills returns the number of OOM kills in the cgroup. The error is of kind NotFound if the
+// cgroup is gone.
 func (g Group) OOMKills() (uint64, error) {
 	if g.memory == "" {
 		return 0, nil
@@ -190,7 +193,8 @@ func (g Group) OOMKills() (uint64, error) {
 	return readKills(g.memory, g.files().oomEvents())
 }
 
-// readKills reads the count from a file with lines "key number". Where the memory controller is not at work it is 0.
+// readKills reads the count from a file with lines "key number". It is 0 without the memory
+// controller.
 func readKills(dir, file string) (uint64, error) {
 	body, err := os.ReadFile(filepath.Join(dir, file))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -206,14 +210,14 @@ func readKills(dir, file string) (uint64, error) {
 			return strconv.ParseUint(strings.TrimSpace(n), 10, 64)
 		}
 	}
-	return 0, nil // before 4.13 the kernel did not count
+	return 0, nil // kernels before 4.13 have no count
 }
 
-// Gone reports whether the error of using a file of a cgroup says that the cgroup was removed. ENODEV: it was removed while
-// the file was open.
+// Gone reports whether an error of a cgroup file means that the cgroup was removed. ENODEV: it was
+// removed while the file was open.
 func Gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
-// gone gives the error of reading a file of a removed cgroup its kind.
+// gone gives an error the kind NotFound if the cgroup was removed.
 func gone(err error) error {
 	if Gone(err) {
 		return fault.As(fault.NotFound, fmt.Errorf("the cgroup is gone: %w", err))

@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The cgroups that Kuri's own processes are in, which the OCI runtime has no part in.
+// The cgroups of Kuri's own processes, which the OCI runtime does not manage.
 
-// MakeEverywhere makes the cgroup name right below the root of each hierarchy, and returns the directories. One that is
-// there is a success.
+// MakeEverywhere creates the cgroup name below the root of each hierarchy, unless it exists, and
+// returns the directories.
 func MakeEverywhere(name string) ([]string, error) {
 	hierarchies, err := mounted()
 	if err != nil {
@@ -38,8 +38,8 @@ func MakeEverywhere(name string) ([]string, error) {
 	return dirs, nil
 }
 
-// ProcsEverywhere lists the processes in the cgroups dirs, below the root of each hierarchy, and not in those below them. What
-// cannot be read is left out. A process is listed once.
+// ProcsEverywhere returns the processes in the cgroups dirs below the root of each hierarchy, but
+// not those in cgroups below them. It skips unreadable files and duplicates.
 func ProcsEverywhere(dirs ...string) (pids []int) {
 	hierarchies, err := mounted()
 	if err != nil {
@@ -61,13 +61,14 @@ func ProcsEverywhere(dirs ...string) (pids []int) {
 	return pids
 }
 
-// hierarchy is one that is mounted.
+// hierarchy is a mounted hierarchy.
 type hierarchy struct {
 	path   string
 	cpuset bool // a v1 hierarchy with the cpuset controller, whose new cgroups have no CPUs
 }
 
-// mounted lists the hierarchies that are mounted and not hidden under another mount, each once: of v1, v2 or both.
+// mounted returns the mounted hierarchies of v1, v2 or both, without duplicates and those hidden
+// under another mount.
 func mounted() ([]hierarchy, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -110,7 +111,8 @@ func copyCpuset(parent, dir string) error {
 	return nil
 }
 
-// Join moves a process into the cgroups of another one. Hierarchies that are not mounted where they usually are do not count.
+// Join moves a process into the cgroups of another one. It ignores hierarchies that are not at
+// their usual mount points.
 func Join(pid, other int) error {
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", other))
 	if err != nil {
@@ -133,9 +135,9 @@ func Join(pid, other int) error {
 	return nil
 }
 
-// Memberships returns the cgroups of a process whose path contains part, as lines of /proc/PID/cgroup: those in hierarchies
-// into which every container and every pod's init is moved. (On v1 they are moved into one after the other.) It returns
-// none for a process that has ended.
+// Memberships returns the cgroups of a process whose path contains part, as lines of
+// /proc/PID/cgroup. It returns only those in hierarchies that every container and every pod's init
+// enters. (On v1 they enter one after the other.) It returns none for a process that has ended.
 func Memberships(pid int, part string) []string {
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
@@ -154,11 +156,11 @@ func Memberships(pid int, part string) []string {
 	})
 }
 
-// MountOptions returns the options of cgroup v2 itself, not of single mounts of it, that the node's mount has. None when
-// they cannot be read, or the node has several hierarchies.
+// MountOptions returns the options of the node's cgroup v2 filesystem, not of single mounts. It
+// returns none if they cannot be read, or if the node has several hierarchies.
 func MountOptions() []string { return mountOptions("/proc/self/mountinfo") }
 
-// mountOptions are [MountOptions], from a file like /proc/self/mountinfo.
+// mountOptions implements [MountOptions] for a file like /proc/self/mountinfo.
 func mountOptions(mountinfo string) (out []string) {
 	body, err := os.ReadFile(mountinfo)
 	if err != nil {

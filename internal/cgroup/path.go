@@ -9,20 +9,20 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Driver says who makes cgroups.
+// Driver determines who creates cgroups.
 type Driver string
 
 // The drivers.
 const (
-	Cgroupfs Driver = "cgroupfs" // Kuri makes the directories itself
-	Systemd  Driver = "systemd"  // Kuri asks the unit manager for slices and scopes
+	Cgroupfs Driver = "cgroupfs" // Kuri creates the directories
+	Systemd  Driver = "systemd"  // the unit manager creates slices and scopes for Kuri
 )
 
-// prefix begins the names of the cgroups that Kuri makes for pods.
+// prefix is the prefix of the cgroups that Kuri creates for pods.
 const prefix = "kuri"
 
-// Choose returns the driver for the configured name: "systemd", "cgroupfs", or "auto" (or ""), which is systemd when the
-// node's unit manager is.
+// Choose returns the driver for the configured name: "systemd", "cgroupfs", or "auto" (or ""),
+// which means systemd if that is the node's unit manager.
 func Choose(configured string, systemd bool) (Driver, error) {
 	switch {
 	case configured == string(Cgroupfs):
@@ -39,10 +39,10 @@ func Choose(configured string, systemd bool) (Driver, error) {
 	return Cgroupfs, nil
 }
 
-// Parent returns the cgroup below which a pod's containers are put, in the driver's syntax (a path, or the name of a
-// slice): cgroupParent as the CRI gives it, in either driver's syntax, or one made for the pod alone when it is empty.
-// own tells whether it holds this pod only, so that the pod's usage can be read from it: a kubelet makes one for each
-// pod and names it after the pod's uid.
+// Parent returns the parent cgroup of a pod's containers in the driver's syntax (a path, or the
+// name of a slice): cgroupParent from the CRI, in either driver's syntax, or a new one for the pod
+// if that is empty. own reports whether it is the pod's alone, so that it has the pod's usage: a
+// kubelet creates one for each pod, named after the pod's uid.
 func (d Driver) Parent(cgroupParent, podID, podUID string) (parent string, own bool, err error) {
 	if strings.ContainsAny(cgroupParent, "\x00\n:") || strings.Contains("/"+cgroupParent+"/", "/../") {
 		return "", false, fault.New(fault.Invalid, "linux.cgroup_parent: %q is not the path of a cgroup", cgroupParent)
@@ -54,7 +54,7 @@ func (d Driver) Parent(cgroupParent, podID, podUID string) (parent string, own b
 	}
 	if d == Systemd {
 		if cgroupParent == "" {
-			// No hyphen: it would make a slice kuri.slice above, which stays when the last pod is gone.
+			// A hyphen would create a slice kuri.slice above, which remains after the last pod.
 			return prefix + "_" + podID + ".slice", true, nil
 		}
 		parent, err = slice(cgroupParent)
@@ -78,7 +78,8 @@ func (d Driver) Path(parent, scopePrefix, id string) string {
 	return path.Join(parent, id)
 }
 
-// Dir returns the directory, below the root of each hierarchy, of an OCI cgroupsPath or of what [Driver.Parent] returned.
+// Dir returns the directory, below the root of each hierarchy, of an OCI cgroupsPath or a result of
+// [Driver.Parent].
 func (d Driver) Dir(cgroupsPath string) (string, error) {
 	if d == Cgroupfs {
 		if !path.IsAbs(cgroupsPath) || path.Clean(cgroupsPath) != cgroupsPath {
@@ -97,8 +98,8 @@ func (d Driver) Dir(cgroupsPath string) (string, error) {
 	return path.Join(dir, parts[1]+"-"+parts[2]+".scope"), nil
 }
 
-// slice returns the name of the slice that a cgroup parent means: the last element when that is a slice's name, else
-// the path with its elements joined as systemd joins them: "/batch/low" is "batch-low.slice".
+// slice returns the name of the slice for a cgroup parent: its last element if that is the name of
+// a slice, otherwise the elements joined as systemd does: "/batch/low" is "batch-low.slice".
 func slice(parent string) (string, error) {
 	parent = path.Clean("/" + parent)
 	if base := path.Base(parent); strings.HasSuffix(base, ".slice") {
@@ -117,7 +118,8 @@ func slice(parent string) (string, error) {
 	return name, err
 }
 
-// escape takes the hyphens out of a name: to systemd each one opens a slice within a slice. A kubelet does the same.
+// escape replaces the hyphens in a name, as a kubelet does: in systemd each one starts a slice
+// within a slice.
 func escape(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
 // expand returns the directory of a slice: "a-b.slice" is "/a.slice/a-b.slice". See systemd.slice(5).

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pids lists the processes that are in the cgroup dir, or in one below it, in any hierarchy. A cgroup that is gone has none.
+// Pids returns the processes of the cgroup dir and all cgroups below it, in any hierarchy. A
+// removed cgroup has none.
 func (h *Hierarchies) Pids(dir string) ([]int, error) {
 	var pids []int
 	for _, root := range h.layout.mounts() {
@@ -23,12 +24,12 @@ func (h *Hierarchies) Pids(dir string) ([]int, error) {
 	return slices.Compact(pids), nil
 }
 
-// processes appends the processes of the cgroup dir, an absolute path, and of those below it to pids. A cgroup that is gone
-// has none.
+// processes appends the processes of the cgroup dir, an absolute path, and those below it to pids.
+// A removed cgroup has none.
 func processes(dir string, pids *[]int) error {
 	body, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	if Gone(err) || errors.Is(err, unix.EOPNOTSUPP) {
-		return nil // removed, or threaded: then its processes are counted above
+		return nil // removed, or threaded: then the parent lists its processes
 	}
 	if err != nil {
 		return err
@@ -42,7 +43,7 @@ func processes(dir string, pids *[]int) error {
 	}
 	var st unix.Stat_t
 	if unix.Stat(dir, &st) == nil && st.Nlink <= 2 {
-		return nil // there is none below it
+		return nil // it has no children
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil && !Gone(err) {

@@ -12,20 +12,22 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// unlimited is where a limit stops being one: cgroup v1 has a number near 2^63 where v2 has "max".
+// unlimited is the smallest value that means no limit: cgroup v1 has a number near 2^63 instead of
+// "max".
 const unlimited = 1 << 60
 
-// Sample is what a cgroup uses, at one moment. What the kernel does not tell is zero, and its Has… is false.
+// Sample is the usage of a cgroup at one moment. A value that the kernel does not report is zero,
+// and its Has… field is false.
 type Sample struct {
 	Time time.Time
 
 	HasCPU   bool
-	CPUUsage uint64 // nanoseconds of one core, since the cgroup was made
-	CPUPSI   *PSI   // cgroup v2 only, as the other two; nil when the kernel does not tell
+	CPUUsage uint64 // nanoseconds of one core, since the cgroup was created
+	CPUPSI   *PSI   // only on cgroup v2, like the other two; nil if the kernel does not report it
 
 	HasMemory       bool
-	Memory          uint64 // bytes, with the page cache
-	WorkingSet      uint64 // bytes: Memory without the page cache that is inactive
+	Memory          uint64 // bytes, including the page cache
+	WorkingSet      uint64 // bytes: Memory less the inactive page cache
 	RSS             uint64 // bytes of anonymous memory
 	Available       uint64 // bytes: MemoryLimit less WorkingSet; 0 without a limit
 	MemoryLimit     uint64 // bytes; 0 without a limit
@@ -35,8 +37,8 @@ type Sample struct {
 
 	HasSwap       bool
 	Swap          uint64 // bytes
-	SwapAvailable uint64 // bytes that the limit leaves; 0 without a limit
-	SwapLimit     uint64 // bytes of swap alone; with HasSwapLimit, for it may be 0
+	SwapAvailable uint64 // bytes: SwapLimit less Swap; 0 without a limit
+	SwapLimit     uint64 // bytes of swap without memory; HasSwapLimit distinguishes 0 from no limit
 	HasSwapLimit  bool
 
 	HasPids bool
@@ -45,17 +47,18 @@ type Sample struct {
 	IOPSI *PSI
 }
 
-// PSI is pressure stall information, as Documentation/accounting/psi.rst of the kernel has it.
+// PSI is pressure stall information; see Documentation/accounting/psi.rst of the kernel.
 type PSI struct{ Some, Full Pressure }
 
-// Pressure is the share of time in which work stood still, in percent over the last 10, 60 and 300 seconds, and in all.
+// Pressure is the share of time in which tasks were stalled, in percent over the last 10, 60 and
+// 300 seconds, and the total time.
 type Pressure struct {
 	Avg10, Avg60, Avg300 float64
 	Total                uint64 // nanoseconds
 }
 
-// Add returns the usage of two cgroups together. Limits add up when both have one. Pressure does not add up and is left
-// out. The time is that of the earlier sample.
+// Add returns the sum of two cgroups' usage. The limits are summed if both have one. Pressure
+// cannot be summed and is left out. The time is that of the earlier sample.
 func (s Sample) Add(o Sample) Sample {
 	if s.Time.IsZero() {
 		o.CPUPSI, o.MemoryPSI, o.IOPSI = nil, nil, nil
@@ -87,8 +90,8 @@ func (s Sample) Add(o Sample) Sample {
 	return s
 }
 
-// Sample reads what the cgroup dir, and all below it, use. A cgroup that is not there is an error of kind NotFound. With an
-// error of another kind comes what could be read.
+// Sample reads the usage of the cgroup dir and all cgroups below it. The error is of kind NotFound
+// if the cgroup does not exist. Any other error comes with the values that could be read.
 func (h *Hierarchies) Sample(dir string) (Sample, error) {
 	r := reader{s: Sample{Time: time.Now()}}
 	h.layout.read(&r, dir)
@@ -101,17 +104,17 @@ func (h *Hierarchies) Sample(dir string) (Sample, error) {
 	return r.s, nil
 }
 
-// reader reads the files of one cgroup, with one buffer for all of them.
+// reader reads the files of one cgroup into a shared buffer.
 type reader struct {
 	s      Sample
-	detail *Detail // to be filled, or nil
-	dir    string  // of the controller that is being read
+	detail *Detail // to fill; may be nil
+	dir    string  // of the current controller
 	buf    [8192]byte
-	found  bool // a file was there
+	found  bool // at least one file exists
 	err    error
 }
 
-// memory fills in what follows from the usage.
+// memory sets the values that follow from the usage.
 func (s *Sample) memory(inactive, limit uint64) {
 	s.WorkingSet = s.Memory - min(s.Memory, inactive)
 	if limit > 0 && limit < unlimited {
@@ -125,8 +128,9 @@ func (s *Sample) swap(limit uint64) {
 	s.SwapAvailable = limit - min(limit, s.Swap)
 }
 
-// read returns the content of a file, valid until the next call; nil when there is none, for the cgroup, the controller
-// or the feature is not there. Of a file larger than the buffer it is the beginning.
+// read returns the contents of a file, valid until the next call. It returns nil if the cgroup, the
+// controller or the feature does not exist. If the file is larger than the buffer, it returns the
+// beginning.
 func (r *reader) read(name string) []byte {
 	fd, err := unix.Open(r.dir+"/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -144,7 +148,7 @@ func (r *reader) read(name string) []byte {
 }
 
 func (r *reader) fail(name string, err error) {
-	// ENODEV: removed while it was open. EOPNOTSUPP: pressure that is switched off, or of a threaded cgroup.
+	// ENODEV: removed while open. EOPNOTSUPP: pressure is disabled, or the cgroup is threaded.
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
 		return
 	}
@@ -153,7 +157,7 @@ func (r *reader) fail(name string, err error) {
 	}
 }
 
-// number reads a file with one number; "max" is the highest one.
+// number reads a file with one number; "max" is the largest number.
 func (r *reader) number(name string) (uint64, bool) {
 	body := bytes.TrimSpace(r.read(name))
 	if len(body) == 0 {
@@ -175,7 +179,8 @@ func (r *reader) pairs(name string, each func(key []byte, value uint64)) {
 	}
 }
 
-// pressure reads a file of two lines "some avg10=0.00 avg60=0.00 avg300=0.00 total=0", the second "full".
+// pressure reads a file with two lines "some avg10=0.00 avg60=0.00 avg300=0.00 total=0"; the second
+// begins with "full".
 func (r *reader) pressure(name string) *PSI {
 	body := r.read(name)
 	if len(body) == 0 {

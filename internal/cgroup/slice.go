@@ -10,8 +10,9 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// stopSlice stops a slice, which systemd made when the first scope was put into it and would keep for ever. One that
-// systemd does not know is a success, and so is any on a node without systemd: there it is a mere directory.
+// stopSlice stops a slice. systemd starts a slice with its first scope and would keep it forever.
+// It does nothing if systemd does not know the slice, or on a node without systemd, where the slice
+// is only a directory.
 func stopSlice(ctx context.Context, name string) error {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		return nil

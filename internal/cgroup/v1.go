@@ -11,10 +11,10 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// layoutV1 is a node with a hierarchy for each controller, or for some together. In the hybrid layout there is one of v2
-// beside them, which has no controllers that matter here.
+// layoutV1 is a node with a hierarchy for each controller, or for some together. The hybrid layout
+// also has a v2 hierarchy, without controllers that matter here.
 type layoutV1 struct {
-	roots map[string]string // mount points by controller ("name=systemd" too); "" is the hierarchy of v2
+	roots map[string]string // mount points by controller, also "name=systemd"; "" is the v2 hierarchy
 }
 
 func (l layoutV1) unified() bool { return false }
@@ -96,12 +96,13 @@ func (r *reader) memoryV1() {
 			s.Swap = value
 		case "hierarchical_memory_limit":
 			limit = value
-		case "hierarchical_memsw_limit": // only there when swap is accounted for
+		case "hierarchical_memsw_limit": // only if swap is accounted for
 			both, s.HasSwap = value, true
 		}
 	})
 	s.memory(inactive, limit)
-	// Version 1 limits memory and swap together: swap may have what memory cannot.
+	// Version 1 limits memory and swap together: swap is limited to the part that memory cannot
+	// use.
 	if s.HasSwap && both < unlimited && limit < unlimited {
 		s.swap(both - min(both, limit))
 	}
@@ -140,7 +141,8 @@ func (r *reader) detailV1(roots map[string]string, dir string) {
 		}
 	}
 	if r.in(roots["blkio"], dir) {
-		// The scheduler's own count, where there is one with a count of its own, has what the throttling does not see.
+		// The counts of the I/O scheduler, if it has its own, include I/O that throttling does not
+		// see.
 		for _, prefix := range []string{"blkio.bfq.", "blkio.throttle."} {
 			if d.IO == nil {
 				r.blkio(prefix)
@@ -157,7 +159,7 @@ func (r *reader) blkio(prefix string) {
 		for line := range bytes.Lines(r.read(name)) {
 			fields := bytes.Fields(line)
 			if len(fields) != 3 {
-				continue // "Total 4096", of all devices
+				continue // "Total 4096", for all devices
 			}
 			n := r.parse(name, fields[2])
 			if op := d.operation(string(fields[0]), string(fields[1])); op != nil && file == "io_serviced_recursive" {
@@ -169,12 +171,12 @@ func (r *reader) blkio(prefix string) {
 	}
 }
 
-// procsControllers are the hierarchies in which a cgroup of its own has no effect on a process but to name it, best first:
-// in the freezer's a tree can be killed without a gap.
+// procsControllers are the hierarchies in which a separate cgroup does not affect a process. The
+// best is first: with a freezer a tree can be killed without a gap.
 var procsControllers = []string{"freezer", "pids", "name=systemd", "devices"}
 
-// ProcsController returns the controller, of those in paths, in whose hierarchy a Group's processes are listed; "" for that
-// of cgroup v2, and when there is none.
+// ProcsController returns the controller in paths whose hierarchy lists a Group's processes; "" for
+// cgroup v2, or if there is none.
 func ProcsController(paths map[string]string) string {
 	for _, controller := range procsControllers {
 		if paths[controller] != "" {
@@ -184,7 +186,7 @@ func ProcsController(paths map[string]string) string {
 	return ""
 }
 
-// filesV1 are the files of a cgroup of v1.
+// filesV1 are the files of a v1 cgroup.
 type filesV1 struct{}
 
 func (filesV1) frozen(dir string) bool {

@@ -11,7 +11,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// layoutV2 is a node with cgroup v2 alone: one hierarchy, mounted at root, with all controllers.
+// layoutV2 is a node with only cgroup v2: one hierarchy with all controllers, mounted at root.
 type layoutV2 struct{ root string }
 
 func (l layoutV2) unified() bool { return true }
@@ -26,8 +26,9 @@ func (l layoutV2) has(controller string) bool {
 }
 
 func (l layoutV2) accountsSwap() bool {
-	// The root cgroup has no such file; any child with the memory controller shows whether the kernel has it. Where there
-	// is no such child yet, a kernel with swap is taken to account for it, as it does unless told otherwise at boot.
+	// The root cgroup has no such file; a child with the memory controller shows whether the kernel
+	// accounts for swap. Without such a child, assume that a kernel with swap does, as is the
+	// default.
 	if swap, _ := filepath.Glob(filepath.Join(l.root, "*", "memory.swap.max")); len(swap) > 0 {
 		return true
 	}
@@ -131,7 +132,7 @@ func (r *reader) ioStat() {
 			names := map[byte]string{'r': "Read", 'w': "Write", 'd': "Discard"}
 			kind := strings.TrimLeft(key, "rwd")
 			if key == "" || names[key[0]] == "" || kind != "bytes" && kind != "ios" || len(key) != len(kind)+1 {
-				continue // what the kernel may add
+				continue // fields of newer kernels
 			}
 			n := r.parse("io.stat", []byte(number))
 			op := r.detail.operation(device, names[key[0]])
@@ -146,7 +147,7 @@ func (r *reader) ioStat() {
 	}
 }
 
-// filesV2 are the files of a cgroup of v2.
+// filesV2 are the files of a v2 cgroup.
 type filesV2 struct{}
 
 func (filesV2) frozen(dir string) bool {
@@ -162,12 +163,12 @@ func (filesV2) thawing() (file, text string) { return "cgroup.freeze", "0" }
 
 func (filesV2) killFrozen() bool { return true }
 
-// killAll needs Linux 5.14. A fork bomb has no gap to slip through.
+// killAll needs Linux 5.14. A fork bomb cannot escape it.
 func (filesV2) killAll(dir string) bool {
 	return os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0) == nil
 }
 
-// oomEventsV2 is the file of a cgroup with its count of OOM kills.
+// oomEventsV2 is the file with the count of a cgroup's OOM kills.
 const oomEventsV2 = "memory.events"
 
 func (filesV2) oomEvents() string { return oomEventsV2 }
@@ -203,7 +204,7 @@ func (filesV2) change(paths map[string]string, asked *specs.LinuxResources, l Li
 	for _, h := range asked.HugepageLimits {
 		c.set(file("hugetlb."+h.Pagesize+".max"), strconv.FormatUint(h.Limit, 10), sameHuge(h.Pagesize))
 	}
-	// These are written last: they hold where a field says otherwise.
+	// These are written last and take precedence over the fields.
 	for name, value := range asked.Unified {
 		path := file(name)
 		c = slices.DeleteFunc(c, func(s setting) bool { return s.path == path })
@@ -223,13 +224,13 @@ func cpuMax(l Limits) string {
 	return quota + " " + strconv.FormatUint(l.CPUPeriod, 10)
 }
 
-// swapAlone is what the limits leave for swap without memory, in bytes: -1 for no limit; 0 where they contradict each other,
-// which the runtime refuses.
+// swapAlone returns the limit of swap without memory in bytes: -1 for no limit, 0 if the limits
+// contradict each other, which the runtime refuses.
 func swapAlone(l Limits) int64 {
 	switch {
-	case l.Memory == -1 && l.MemorySwap == 0, l.MemorySwap == -1: // memory without a limit brings swap without one
+	case l.Memory == -1 && l.MemorySwap == 0, l.MemorySwap == -1: // with unlimited memory, swap is unlimited too
 		return -1
-	case l.Memory == -1: // swap alone is limited
+	case l.Memory == -1: // only swap is limited
 		return l.MemorySwap
 	case l.Memory <= 0 || l.MemorySwap < l.Memory:
 		return 0
