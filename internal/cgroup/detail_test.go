@@ -13,7 +13,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// cgroupDir makes a directory with files as a cgroup has them.
+// cgroupDir creates a directory with files like a cgroup's.
 func cgroupDir(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -90,7 +90,7 @@ func TestDetailV1(t *testing.T) {
 	if d, err := h.Detail("/unlimited"); err != nil || d.CPUQuota.OK || d.CPUPeriod != ok(100000) || d.OOMKills.OK {
 		t.Errorf("without limits: %+v, %v", d, err)
 	}
-	// One file that cannot be read costs its own value.
+	// An unreadable file only loses its own value.
 	if d, err := h.Detail("/broken"); err == nil || d == nil || d.CPUPeriod != ok(100000) {
 		t.Errorf("with a file that is no number: %+v, %v", d, err)
 	}
@@ -141,7 +141,7 @@ func TestDetailV2(t *testing.T) {
 	}
 }
 
-// Processes are counted with those of cgroups below.
+// Processes of cgroups below are counted too.
 func TestProcesses(t *testing.T) {
 	h, err := Open()
 	if err != nil {

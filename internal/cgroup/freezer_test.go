@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// freezers returns the roots of the hierarchies of this machine that have a freezer.
+// freezers returns the roots of this machine's hierarchies with a freezer.
 func freezers(t *testing.T) map[string]Group {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -55,7 +55,7 @@ func (g Group) below(t *testing.T, name string) Group {
 	return g
 }
 
-// sleeper starts a process in the cgroup. It is killed when the test ends.
+// sleeper starts a process in the cgroup, which is killed at the end of the test.
 func (g Group) sleeper(t *testing.T) (ended chan struct{}, process *os.Process) {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
@@ -78,7 +78,7 @@ func (g Group) sleeper(t *testing.T) (ended chan struct{}, process *os.Process) 
 	return ended, cmd.Process
 }
 
-// awaitFrozen waits for it: freezing takes a moment.
+// awaitFrozen waits until the cgroup is frozen, which takes a moment.
 func (g Group) awaitFrozen(t *testing.T) {
 	t.Helper()
 	for until := time.Now().Add(30 * time.Second); !g.Frozen(); time.Sleep(time.Millisecond) {
@@ -88,7 +88,8 @@ func (g Group) awaitFrozen(t *testing.T) {
 	}
 }
 
-// A frozen or stopped process is killed, wherever the freezing comes from, and a cgroup above stays as it is.
+// A frozen or stopped process is killed, whichever cgroup is frozen, and a cgroup above stays
+// frozen.
 func TestKillOfFrozen(t *testing.T) {
 	for version, root := range freezers(t) {
 		for name, stop := range map[string]func(above, own, part Group, p *os.Process) (frozen Group){

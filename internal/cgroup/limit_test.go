@@ -20,7 +20,7 @@ func TestReadBack(t *testing.T) {
 		{sameBytes, "8192", "8192", true},
 		{sameBytes, "8193", "8192", true}, // pages are 4096 bytes, or larger
 		{sameBytes, "max", "max", true},
-		{sameBytes, "max", "9223372036854771712", true}, // as v1 writes it
+		{sameBytes, "max", "9223372036854771712", true}, // on v1
 		{sameBytes, "9223372036854771712", "9223372036854771712", true},
 		{sameBytes, "1048576", "max", false},
 		{sameBytes, "1048576", "0", false},
@@ -83,7 +83,7 @@ func TestWantedFiles(t *testing.T) {
 	}
 }
 
-// A kubelet that lets containers swap limits memory by the field and swap by the file.
+// A kubelet that allows swap sets the memory limit with the field and the swap limit with the file.
 func TestUnifiedHoldsAgainstFields(t *testing.T) {
 	memory := int64(64 << 20)
 	got := Changed(map[string]string{"": "/u"}, &specs.LinuxResources{

@@ -10,8 +10,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// countingSlice is a directory that looks like a v2 cgroup with others below it. That the kernel counts as it does is shown in
-// test/vm.
+// countingSlice is a directory that looks like a v2 cgroup with children. test/vm shows that the
+// kernel counts in this way.
 type countingSlice struct {
 	t     *testing.T
 	dir   string
@@ -38,7 +38,7 @@ func (s *countingSlice) write(name string, kills int) {
 	}
 }
 
-// kill has the kernel kill in a child, which has been killed in before so many times.
+// kill simulates an OOM kill in a child that has had before kills.
 func (s *countingSlice) kill(name string, before int) {
 	s.total++
 	s.write(name, before+1)
@@ -93,7 +93,7 @@ func TestOOMLedger(t *testing.T) {
 	t.Run("others have kills of their own", func(t *testing.T) {
 		l, s := &OOMLedger{}, newSlice(t)
 		s.kill("init", 0) // not a container
-		s.kill("gone", 0) // before we came
+		s.kill("gone", 0) // before the container
 		s.remove("gone")
 		a, b, c := s.open(l, "a"), s.open(l, "b"), s.open(l, "c")
 		s.kill("b", 0)
@@ -101,10 +101,11 @@ func TestOOMLedger(t *testing.T) {
 		s.remove("a")
 		s.closed(l, a, 0)
 		s.closed(l, b, 1)
-		s.remove("b") // after it was told
+		s.remove("b") // after Close
 		s.remove("init")
 		s.remove("c")
-		// What init was killed of since it was last seen would be c's: it was seen when a was told.
+		// Kills of init since it was last read would be counted for c. There are none: it was read
+		// when a was closed.
 		s.closed(l, c, 0)
 	})
 	t.Run("one after another", func(t *testing.T) {
@@ -127,8 +128,8 @@ func TestOOMLedger(t *testing.T) {
 		s.remove("a")
 		s.remove("b")
 		s.closed(l, a, 1)
-		d := s.open(l, "d") // b is not forgotten for it
-		s.closed(l, b, 1)   // one of the two, and nobody knows which
+		d := s.open(l, "d") // must not lose b
+		s.closed(l, b, 1)   // of a or b, which is unknown
 		s.remove("c")
 		s.closed(l, c, 0)
 		s.remove("d")

@@ -77,7 +77,7 @@ func TestMemberships(t *testing.T) {
 	}
 }
 
-// A process enters the hierarchy of the CPU's share last, and is born in that of v2.
+// A process enters the hierarchy of the CPU controller last, and is created in that of v2.
 func TestEntries(t *testing.T) {
 	for name, c := range map[string]struct {
 		paths       map[string]string

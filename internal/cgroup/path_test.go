@@ -97,8 +97,8 @@ func TestParentPathDir(t *testing.T) {
 	}
 }
 
-// Agents find a container's id by these beginnings and ends around 64 hexadecimal digits, at the end of a cgroup's path.
-// They are those of Falco's libraries for CRI runtimes.
+// Agents find a container's id, 64 hexadecimal digits at the end of a cgroup's path, by these
+// prefixes and suffixes. They are those of Falco's libraries for CRI runtimes.
 func TestAgentsFindTheID(t *testing.T) {
 	id := strings.Repeat("0123456789abcdef", 4)
 	known := regexp.MustCompile(`(/|/crio-|:cri-containerd:)[0-9a-f]{64}$|(/cri-containerd-|/crio-)[0-9a-f]{64}\.scope$`)

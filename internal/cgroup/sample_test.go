@@ -106,7 +106,8 @@ garbage
 	}
 }
 
-// TestThisMachine makes a cgroup in every hierarchy of this machine, runs a process in it, samples it and removes it.
+// TestThisMachine creates a cgroup in every hierarchy of this machine, runs a process in it,
+// samples it and removes it.
 func TestThisMachine(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: cannot make cgroups")
@@ -118,7 +119,7 @@ func TestThisMachine(t *testing.T) {
 	dir := "/kuri-test-" + strconv.Itoa(os.Getpid())
 	ctr := dir + "/ctr"
 	t.Cleanup(func() { h.Remove(dir) })
-	// It works, and takes memory that it keeps, once it is told that it has been moved.
+	// It uses CPU and keeps memory, but only after it was moved.
 	cmd := exec.Command("sh", "-c", "read moved; x=$(printf %04000000d 0); i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; read never")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -181,7 +182,8 @@ func TestThisMachine(t *testing.T) {
 	}
 }
 
-// makeCgroup makes a cgroup; on v1 one for cpuset takes no process before it has CPUs and memory nodes.
+// makeCgroup creates a cgroup. On v1 one of the cpuset controller accepts no process before it has
+// CPUs and memory nodes.
 func makeCgroup(t *testing.T, root, dir string) {
 	t.Helper()
 	path := filepath.Join(root, dir)

@@ -71,8 +71,8 @@ func duplicate(f *os.File) (int, error) {
 	return dup, errors.Join(err, derr)
 }
 
-// Receive decodes the next message into m and returns its files, which the caller closes. The error is io.EOF after the other
-// side's Finish or Close.
+// Receive decodes the next message into m and returns its files, which the caller must close. The
+// error is io.EOF after the other side's Finish or Close.
 func (c *Conn) Receive(m proto.Message) ([]*os.File, error) {
 	head, control := make([]byte, 4), make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, cn, flags, _, err := c.unix.ReadMsgUnix(head, control)

@@ -72,7 +72,7 @@ func TestMessagesCarryDescriptors(t *testing.T) {
 	b.AwaitEnd() // returns
 }
 
-// FuzzReceive has hostile bytes come over the socket: they are an error, or a message, and leave no descriptor behind.
+// FuzzReceive receives hostile bytes: they are an error or a message, and no descriptor leaks.
 func FuzzReceive(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 2, 8, 1})
 	f.Add([]byte{255, 255, 255, 255})

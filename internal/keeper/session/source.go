@@ -14,7 +14,7 @@ import (
 // open.
 const DrainLimit = 100 * time.Millisecond
 
-// buffers are read buffers. One is taken when there is something to read, and then returned.
+// buffers are read buffers. A reader takes one only while there is data to read.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 
 // Source is the outer end of a process's output: a pipe or a terminal.

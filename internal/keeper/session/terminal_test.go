@@ -29,14 +29,14 @@ func terminal(t *testing.T) (*Source, *os.File) {
 	return src, os.NewFile(slave, "terminal")
 }
 
-// The last line that is written to a terminal before it is closed is read. The kernel loses it for a reader that believes
-// the first EIO, once in some thousand times on two busy CPUs.
+// The last line written to a terminal before its close is read. A reader that trusts the first EIO
+// loses it about once in some thousand times on two busy CPUs.
 func TestTheLastLineOfATerminalIsRead(t *testing.T) {
 	block := bytes.Repeat([]byte("A"), 1500)
 	for i := range 2000 {
 		src, slave := terminal(t)
 		go func() {
-			for range i % 7 { // at times more than a terminal takes at once: 4096 bytes
+			for range i % 7 { // sometimes more than a terminal buffers: 4096 bytes
 				slave.Write(block)
 			}
 			slave.Write([]byte("seen"))
@@ -50,12 +50,12 @@ func TestTheLastLineOfATerminalIsRead(t *testing.T) {
 	}
 }
 
-// The answers that end the reading are believed at the second time.
+// An error that ends the reading must come twice.
 func TestReadTerminal(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		wait    bool
-		answers []unix.Errno // of the kernel, one for each read; 0 is data
+		answers []unix.Errno // results from the kernel, one for each read; 0 is data
 		want    unix.Errno
 	}{
 		{"data", true, []unix.Errno{0}, 0},
