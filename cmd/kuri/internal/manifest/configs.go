@@ -11,8 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// configs are the ConfigMaps and Secrets of a file, and of the files that were named beside it: by kind, by namespace/name
-// or, of one that names no namespace, by "/name", the values by their keys.
+// configs are the ConfigMaps and Secrets of a file and of the files given beside it. They are
+// indexed by kind, then by namespace/name (or "/name" without a namespace), then by key.
 type configs map[string]map[string]map[string][]byte
 
 const (
@@ -20,7 +20,7 @@ const (
 	kindSecret    = "Secret"
 )
 
-// add takes in a ConfigMap or a Secret.
+// add adds a ConfigMap or a Secret.
 func (c configs) add(o object) error {
 	var meta struct{ name, namespace string }
 	values := map[string][]byte{}
@@ -67,7 +67,7 @@ func (c configs) add(o object) error {
 	return nil
 }
 
-// strictly is into for an object whose problems are all errors.
+// strictly is into, with all problems as an error.
 func (o object) strictly(to any) error {
 	_, problems, err := o.into(to)
 	if err == nil && len(problems) > 0 {
@@ -79,7 +79,7 @@ func (o object) strictly(to any) error {
 	return nil
 }
 
-// checkBase64 names the values of a mapping that are no base64, in a reader's words.
+// checkBase64 returns an error with a hint for a value of a mapping that is not base64.
 func (o object) checkBase64(field string) error {
 	m, _ := o.value[field].(map[string]any)
 	for _, k := range slices.Sorted(maps.Keys(m)) {
@@ -92,7 +92,7 @@ func (o object) checkBase64(field string) error {
 	return nil
 }
 
-// find returns the values of a ConfigMap or Secret that a pod of a namespace names.
+// find returns the values of the ConfigMap or Secret with that name for a pod in a namespace.
 func (c configs) find(kind, namespace, name string) (map[string][]byte, bool) {
 	for _, full := range []string{namespace + "/" + name, "/" + name} {
 		if values, ok := c[kind][full]; ok {
@@ -102,7 +102,8 @@ func (c configs) find(kind, namespace, name string) (map[string][]byte, bool) {
 	return nil, false
 }
 
-// values returns all values of a ConfigMap or Secret. One that is not there is an error, or nothing where it is optional.
+// values returns all values of a ConfigMap or Secret. A missing one is an error, or has no values
+// if it is optional.
 func (p *Pod) values(kind, name string, optional *bool) (map[string][]byte, error) {
 	values, ok := p.configs.find(kind, p.api.Namespace, name)
 	switch {
@@ -114,7 +115,7 @@ func (p *Pod) values(kind, name string, optional *bool) (map[string][]byte, erro
 	return nil, fmt.Errorf("there is no %s %q in the file: put it there, or name its file with --configmap", kind, name)
 }
 
-// value returns one value. A key that is not there is an error, or ok is false where it is optional.
+// value returns one value. A missing key is an error, or ok is false if it is optional.
 func (p *Pod) value(kind, name, key string, optional *bool) (value []byte, ok bool, err error) {
 	values, err := p.values(kind, name, optional)
 	if err != nil {
@@ -126,7 +127,7 @@ func (p *Pod) value(kind, name, key string, optional *bool) (value []byte, ok bo
 	return nil, false, fmt.Errorf("the %s %q has no key %q%s", kind, name, key, hasKeys(values))
 }
 
-// hasKeys lists the keys of values for an error.
+// hasKeys returns the keys of values as the end of an error message.
 func hasKeys[V any](values map[string]V) string {
 	keys := slices.Sorted(maps.Keys(values))
 	const most = 10

@@ -16,7 +16,7 @@ type Container struct {
 	Name    string
 	Image   string
 	Init    bool // runs before the containers that are not Init
-	Sidecar bool // an init container that is started in its turn and not waited for (its restartPolicy is Always)
+	Sidecar bool // an init container with restartPolicy Always: it is started in order and not waited for
 
 	api *corev1.Container
 }
@@ -36,7 +36,7 @@ func (p *Pod) Containers() []Container {
 	return out
 }
 
-// Pull says when an image is pulled.
+// Pull determines when an image is pulled.
 type Pull string
 
 // The values of imagePullPolicy.
@@ -46,13 +46,13 @@ const (
 	PullNever   = Pull(corev1.PullNever)
 )
 
-// Pull returns the container's imagePullPolicy. Where it has none it is Always for an image with the tag latest or with
-// neither tag nor digest, and IfNotPresent for every other, as in Kubernetes.
+// Pull returns the container's imagePullPolicy. Without one it is Always for an image with the tag
+// latest or without tag and digest, and IfNotPresent for all others, as in Kubernetes.
 func (c Container) Pull() Pull {
 	return pullOf(c.Image, c.api.ImagePullPolicy)
 }
 
-// PullIsGiven reports whether the manifest says when the image is pulled.
+// PullIsGiven reports whether the manifest has an imagePullPolicy for the container.
 func (c Container) PullIsGiven() bool { return c.api.ImagePullPolicy != "" }
 
 func pullOf(image string, policy corev1.PullPolicy) Pull {
@@ -69,7 +69,8 @@ func pullOf(image string, policy corev1.PullPolicy) Pull {
 	return PullMissing
 }
 
-// Ports returns the container's ports for people, such as "8080/TCP" or "80→8080/TCP" when the node's port 80 leads there.
+// Ports returns the container's ports for people, such as "8080/TCP", or "80→8080/TCP" if it is
+// published on port 80 of the node.
 func (c Container) Ports() []string {
 	var out []string
 	for _, p := range c.api.Ports {
@@ -82,17 +83,17 @@ func (c Container) Ports() []string {
 	return out
 }
 
-// LogPath returns the container's log, below the pod's log directory.
+// LogPath returns the path of the container's log, relative to the pod's log directory.
 func (c Container) LogPath() string { return c.Name + "/0.log" }
 
-// Image is what the translation needs to know of a container's image, from ImageStatus.
+// Image is the part of a container image's ImageStatus that the translation needs.
 type Image struct {
 	ID       string
-	UID      *int64 // of the image's user, when it is a number
-	Username string // of the image's user, when it is a name
+	UID      *int64 // of the image's user, if it is a number
+	Username string // of the image's user, if it is a name
 }
 
-// user returns the image's user; an image that names none runs as root.
+// user returns the image's user. An image without a user runs as root.
 func (i Image) user() (uid *int64, name string) {
 	if i.UID == nil && i.Username == "" {
 		return new(int64), ""
@@ -158,7 +159,7 @@ func (p *Pod) Config(c Container, image Image, f Facts) (*runtimeapi.ContainerCo
 	return config, nil
 }
 
-// GraceSeconds returns how long the pod's processes have between SIGTERM and SIGKILL.
+// GraceSeconds returns the time between SIGTERM and SIGKILL for the pod's processes.
 func (p *Pod) GraceSeconds() int64 {
 	if g := p.api.Spec.TerminationGracePeriodSeconds; g != nil {
 		return *g
@@ -166,7 +167,7 @@ func (p *Pod) GraceSeconds() int64 {
 	return defaultGrace
 }
 
-// signal translates Kubernetes' name of a signal: SIGRTMIN+1 is SIGNAL_SIGRTMINPLUS1 in the CRI.
+// signal converts a signal name of Kubernetes to the CRI's: SIGRTMIN+1 is SIGNAL_SIGRTMINPLUS1.
 func signal(name corev1.Signal) (runtimeapi.Signal, bool) {
 	s := strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(string(name))
 	n, ok := runtimeapi.Signal_value["SIGNAL_"+s]
@@ -183,7 +184,7 @@ func (p *Pod) mounts(c *corev1.Container, f Facts) ([]*runtimeapi.Mount, error) 
 	var out []*runtimeapi.Mount
 	hosts := f.HostsFile != ""
 	for i, m := range c.VolumeMounts {
-		if image, ok := f.VolumeImages[m.Name]; ok { // is read-only, whatever the manifest says
+		if image, ok := f.VolumeImages[m.Name]; ok { // read-only, whatever the manifest says
 			spec := &runtimeapi.ImageSpec{Image: image, UserSpecifiedImage: p.volumeImage(m.Name)}
 			out = append(out, &runtimeapi.Mount{ContainerPath: m.MountPath, Image: spec, ImageSubPath: m.SubPath, Readonly: true})
 			continue
@@ -212,11 +213,11 @@ func (p *Pod) mounts(c *corev1.Container, f Facts) ([]*runtimeapi.Mount, error) 
 	return out, nil
 }
 
-// NeedsHosts tells whether the pod's hostAliases need an /etc/hosts of their own, see Hosts.
+// NeedsHosts reports whether the pod has hostAliases and so needs its own /etc/hosts; see Hosts.
 func (p *Pod) NeedsHosts() bool { return len(p.api.Spec.HostAliases) > 0 }
 
-// Hosts returns the content of /etc/hosts for a pod with hostAliases. Node is the node's own file, which a pod in the
-// node's network builds upon.
+// Hosts returns the contents of /etc/hosts for a pod with hostAliases. node is the node's own file,
+// to which the aliases are added for a pod in the node's network.
 func (p *Pod) Hosts(f Facts, node []byte) []byte {
 	var b strings.Builder
 	b.WriteString("# made by kuri run\n")

@@ -10,26 +10,26 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// maxSize bounds a manifest file, in bytes. An API server takes 3 MiB.
+// maxSize is the maximum size of a manifest file in bytes. An API server accepts 3 MiB.
 const maxSize = 3 << 20
 
-// Pod is a manifest that has been decoded and checked.
+// Pod is a decoded and validated manifest.
 type Pod struct {
-	// Warnings names the fields that are ignored, each with its reason.
+	// Warnings has the ignored fields, each with its reason.
 	Warnings []string
 
 	api      corev1.Pod
 	configs  configs
-	template bool // the pod stands in the spec.template of another object, where its fields are named
+	template bool // the pod is the spec.template of another object, and its fields are named as such
 }
 
-// Namespace returns the pod's namespace, "default" when the manifest names none.
+// Namespace returns the pod's namespace. It is "default" if the manifest has none.
 func (p *Pod) Namespace() string { return p.api.Namespace }
 
 // Name returns the pod's name.
 func (p *Pod) Name() string { return p.api.Name }
 
-// Handler returns the runtime handler that runtimeClassName names, "" for the runtime's default.
+// Handler returns the runtime handler in runtimeClassName; "" for the runtime's default.
 func (p *Pod) Handler() string {
 	if n := p.api.Spec.RuntimeClassName; n != nil {
 		return *n
@@ -37,15 +37,15 @@ func (p *Pod) Handler() string {
 	return ""
 }
 
-// Problems is the error of a manifest that cannot be run: everything that is wrong with it, each with its field.
+// Problems is the error of a manifest that cannot be run: all its problems, each with its field.
 type Problems []string
 
 func (p Problems) Error() string { return strings.Join(p, "\n") }
 
-// Options says how a file is read.
+// Options are the options of Decode.
 type Options struct {
-	Name    string   // takes the place of metadata.name, in a file with one pod; "" for none
-	Configs []Config // more files, of which the ConfigMaps and Secrets are taken
+	Name    string   // replaces metadata.name, in a file with one pod; "" for none
+	Configs []Config // more files, of which only ConfigMaps and Secrets are used
 }
 
 // Config is a file with ConfigMaps and Secrets.
@@ -54,16 +54,17 @@ type Config struct {
 	Data []byte
 }
 
-// File is what a file asks for.
+// File is a decoded file.
 type File struct {
 	Pods  []*Pod
-	Notes []string // the objects that are passed over, each with the reason
+	Notes []string // the objects that are skipped, each with its reason
 }
 
-// Decode reads a file of one or more YAML documents, or JSON: Pods, objects with the template of a pod, Lists of these, and
-// the ConfigMaps and Secrets that they use. Objects of other kinds are passed over with a note.
+// Decode decodes a file of one or more YAML documents, or JSON: Pods, objects with a pod template,
+// Lists of these, and the ConfigMaps and Secrets that they use. Objects of other kinds are skipped
+// with a note.
 //
-// An error that concerns a manifest's content has [Problems] in its chain.
+// An error in a manifest's contents wraps [Problems].
 func Decode(data []byte, o Options) (*File, error) {
 	drafts, file, conf, err := read(data, o)
 	if err != nil {
@@ -82,14 +83,14 @@ func Decode(data []byte, o Options) (*File, error) {
 	return file, nil
 }
 
-// Ref names a pod of a file, and the directories of its claims.
+// Ref is a pod of a file, with the names of its claims.
 type Ref struct {
 	Namespace, Name string
 	Claims          []string
 }
 
-// Refs returns the pods of a file without a look at what else it says, so that pods of a file that is not to be run any more
-// are found.
+// Refs returns the pods of a file without validating them, so that pods are also found in a file
+// that can no longer be run.
 func Refs(data []byte, name string) ([]Ref, error) {
 	drafts, _, _, err := read(data, Options{})
 	if err != nil {
@@ -113,13 +114,13 @@ func Refs(data []byte, name string) ([]Ref, error) {
 	return out, nil
 }
 
-// placed is a draft with its place in the file.
+// placed is a draft and its place in the file.
 type placed struct {
 	*draft
 	at string
 }
 
-// read sorts the objects of a file, and of the files beside it.
+// read sorts the objects of a file and of the files beside it.
 func read(data []byte, o Options) (drafts []placed, file *File, conf configs, err error) {
 	conf = configs{}
 	for _, more := range o.Configs {
@@ -168,7 +169,7 @@ func read(data []byte, o Options) (drafts []placed, file *File, conf configs, er
 	return drafts, file, conf, nil
 }
 
-// readFile takes the ConfigMaps and Secrets of a file.
+// readFile adds the ConfigMaps and Secrets of a file.
 func (c configs) readFile(data []byte) error {
 	list, err := objects(data)
 	if err != nil {
@@ -192,7 +193,7 @@ func (c configs) readFile(data []byte) error {
 	return nil
 }
 
-// check refuses what the pods of a file cannot have together.
+// check returns an error for pods that cannot be in the same file.
 func (f *File) check(name string) error {
 	if name != "" && len(f.Pods) > 1 {
 		return fmt.Errorf("a name was given for %d pods", len(f.Pods))
@@ -208,7 +209,7 @@ func (f *File) check(name string) error {
 	return nil
 }
 
-// FromPod is Decode for a pod that is not from a file.
+// FromPod is Decode for a pod that is not in a file.
 func FromPod(api corev1.Pod) (*Pod, error) {
 	p := &Pod{api: api}
 	if err := p.finish("", nil); err != nil {
@@ -217,7 +218,7 @@ func FromPod(api corev1.Pod) (*Pod, error) {
 	return p, nil
 }
 
-// finish fills in the defaults and checks all of the pod; wrong is what is known to be wrong already.
+// finish sets the defaults and validates the whole pod. wrong has problems that are already known.
 func (p *Pod) finish(name string, wrong Problems) error {
 	p.defaults(name)
 	p.withoutTokens()
@@ -236,7 +237,8 @@ func (p *Pod) finish(name string, wrong Problems) error {
 	return nil
 }
 
-// placed returns texts that begin with a field of a pod's spec, with its place in the object where that is another one.
+// placed adds the prefix spec.template to texts that begin with a field of the pod's spec, if the
+// pod is from a template.
 func (p *Pod) placed(texts []string) []string {
 	if !p.template {
 		return texts
@@ -250,13 +252,13 @@ func (p *Pod) placed(texts []string) []string {
 	return out
 }
 
-// defaults fills in what an API server would.
+// defaults sets the defaults of an API server.
 func (p *Pod) defaults(name string) {
 	if name != "" {
 		p.api.Name = name
 	}
 	if p.api.Name != "" {
-		p.api.GenerateName = "" // an API server prefers the name too
+		p.api.GenerateName = "" // an API server also prefers the name
 	}
 	if p.api.Namespace == "" {
 		p.api.Namespace = metav1.NamespaceDefault

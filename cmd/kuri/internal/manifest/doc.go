@@ -1,14 +1,16 @@
-// Package manifest reads Kubernetes Pod manifests and says in the CRI's words what they ask for. It is what a kubelet
-// does between its configuration and its runtime, less everything that needs a cluster.
+// Package manifest reads Kubernetes Pod manifests and translates them to the CRI. It does the work
+// of a kubelet between its configuration and its runtime, except for everything that needs a
+// cluster.
 //
-// [Decode] reads strictly: a field that Kubernetes does not know is an error that names it. Every field that Kubernetes
-// knows is in one table, see fields.go: it is honoured; or ignored, with a warning, where the pod does the same work
-// without it; or refused. Nothing is dropped in silence. A test walks the types of k8s.io/api against the table, so a
-// field that a newer Kubernetes brings is noticed when the module is updated, and refused until then.
+// [Decode] is strict: a field unknown to Kubernetes is an error that names it. All fields known to
+// Kubernetes are in one table; see fields.go. A field is honoured, ignored with a warning if the
+// pod works the same without it, or refused. Nothing is dropped silently. A test compares the types
+// of k8s.io/api with the table, so a field of a newer Kubernetes is noticed when the module is
+// updated, and refused until then.
 //
-// The translation is pure. What has to be looked up on the node or in the image comes in as [Facts] and [Image]; what has
-// to be made on the node goes out as [Volume]. A manifest is input from outside: its names become parts of paths and
-// are checked to be DNS labels first.
+// The translation is pure. Data from the node or the image is passed in as [Facts] and [Image];
+// things to create on the node are returned as [Volume]. A manifest is untrusted input: its names
+// become parts of paths, so they are first checked to be DNS labels.
 //
-// The package does no I/O, keeps no state, and its values may be used by one goroutine at a time.
+// The package does no I/O and keeps no state. Its values must not be used concurrently.
 package manifest

@@ -15,17 +15,19 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Bounds of what aliases may make of a file that is small itself.
+// Limits on the expansion of aliases in a small file.
 const (
 	maxValues = 1 << 19
 	maxDepth  = 200
 )
 
-// documents returns the documents of a file as JSON, without the empty ones. The file is one or more YAML documents, or JSON
-// objects one after the other. Every byte of it is read: what comes after a document is another one or an error.
+// documents returns the documents of a file as JSON, without empty ones. The file has one or more
+// YAML documents, or consecutive JSON objects. It is read completely: bytes after a document are
+// another document or an error.
 //
-// YAML is read as Kubernetes' other programs read it, version 1.1, where yes and no are booleans; and merge keys are merged: a
-// key of the mapping itself comes before those that are merged into it, and of several merged mappings the first counts.
+// YAML is read as in other programs of Kubernetes: version 1.1, where yes and no are booleans.
+// Merge keys are merged. A mapping's own keys take precedence over merged ones, and the first of
+// several merged mappings over the others.
 func documents(data []byte) ([][]byte, error) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	if docs, err := jsonDocuments(data); err == nil {
@@ -57,7 +59,7 @@ func documents(data []byte) ([][]byte, error) {
 	}
 }
 
-// jsonDocuments reads JSON objects one after the other.
+// jsonDocuments reads consecutive JSON objects.
 func jsonDocuments(data []byte) ([][]byte, error) {
 	if !bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{")) {
 		return nil, errors.New("not JSON")
@@ -76,10 +78,11 @@ func jsonDocuments(data []byte) ([][]byte, error) {
 	}
 }
 
-// atLine is how the YAML library says where.
+// atLine is the position in an error of the YAML library.
 var atLine = regexp.MustCompile(`^yaml: (line (\d+): )?`)
 
-// syntaxError says what is wrong with the YAML, and names the tab that often is.
+// syntaxError returns the error for invalid YAML. It names a tab in the indentation, a frequent
+// cause.
 func syntaxError(data []byte, err error) error {
 	m := atLine.FindStringSubmatch(err.Error())
 	if m == nil {
@@ -94,7 +97,7 @@ func syntaxError(data []byte, err error) error {
 	}
 	n, _ := strconv.Atoi(m[2])
 	lines := bytes.Split(data, []byte("\n"))
-	for i := max(n-2, 0); i < min(n+1, len(lines)); i++ { // the library's number is near
+	for i := max(n-2, 0); i < min(n+1, len(lines)); i++ { // the library's number may be off by one
 		indent := lines[i][:len(lines[i])-len(bytes.TrimLeft(lines[i], " \t"))]
 		if bytes.ContainsRune(indent, '\t') {
 			return fmt.Errorf("line %d is not YAML: it is indented by a tab, and YAML takes spaces only", i+1)
@@ -103,7 +106,7 @@ func syntaxError(data []byte, err error) error {
 	return fmt.Errorf("line %d is not YAML: %s", n, text)
 }
 
-// converter makes values of JSON of the nodes of a YAML document.
+// converter converts the nodes of a YAML document to JSON values.
 type converter struct{ values int }
 
 func (c *converter) value(n *yaml.Node, depth int) (any, error) {
@@ -165,7 +168,7 @@ func (c *converter) mapping(n *yaml.Node, depth int) (any, error) {
 	return out, nil
 }
 
-// merge adds to a mapping what it has not, of a mapping or of each of a list of them.
+// merge adds the missing keys to a mapping, from another mapping or from each of a list.
 func (c *converter) merge(to map[string]any, from *yaml.Node, depth int) error {
 	v, err := c.value(from, depth)
 	if err != nil {
@@ -189,13 +192,13 @@ func (c *converter) merge(to map[string]any, from *yaml.Node, depth int) error {
 	return nil
 }
 
-// yaml11 are the booleans of YAML 1.1 that 1.2 has no more.
+// yaml11 are the booleans of YAML 1.1 that YAML 1.2 does not have.
 var yaml11 = map[string]bool{
 	"y": true, "Y": true, "yes": true, "Yes": true, "YES": true, "on": true, "On": true, "ON": true,
 	"n": false, "N": false, "no": false, "No": false, "NO": false, "off": false, "Off": false, "OFF": false,
 }
 
-// jsonNumber is what may stand in JSON as it is written.
+// jsonNumber matches numbers that are valid in JSON as written.
 var jsonNumber = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$`)
 
 func scalar(n *yaml.Node) (any, error) {

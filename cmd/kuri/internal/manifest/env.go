@@ -13,8 +13,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// env returns the container's environment: what envFrom names, then env, in which a value may refer to variables that stand
-// before it. Of two of one name the later one is valid, at the place of the first, as with a kubelet.
+// env returns the container's environment: the variables of envFrom, then those of env, whose
+// values may refer to earlier variables. The later of two variables with one name wins, at the
+// position of the first, as with a kubelet.
 func (p *Pod) env(c *corev1.Container, f Facts) ([]*runtimeapi.KeyValue, error) {
 	var out []*runtimeapi.KeyValue
 	values := map[string]string{}
@@ -50,7 +51,7 @@ func (p *Pod) env(c *corev1.Container, f Facts) ([]*runtimeapi.KeyValue, error) 
 	return out, nil
 }
 
-// envFrom returns the values of the ConfigMap or Secret that a source names.
+// envFrom returns the values of the ConfigMap or Secret of a source.
 func (p *Pod) envFrom(from corev1.EnvFromSource) (map[string][]byte, error) {
 	switch {
 	case from.ConfigMapRef != nil:
@@ -61,7 +62,8 @@ func (p *Pod) envFrom(from corev1.EnvFromSource) (map[string][]byte, error) {
 	return nil, errors.New("a configMapRef or a secretRef is needed")
 }
 
-// valueFrom returns the value of a variable from its source. Ok is false where that is optional and not there.
+// valueFrom returns the value of a variable from its source. ok is false if that is optional and
+// missing.
 func (p *Pod) valueFrom(c *corev1.Container, from *corev1.EnvVarSource, f Facts) (value string, ok bool, err error) {
 	switch {
 	case from.FieldRef != nil:
@@ -91,8 +93,9 @@ func (p *Pod) valueFrom(c *corev1.Container, from *corev1.EnvVarSource, f Facts)
 	return "", false, errors.New("a source is needed")
 }
 
-// resourceValue returns a limit or a request of a container in units of the divisor, rounded up. A limit that is not set is
-// what the node has, and a request that is not set is the limit, or 0, as with a kubelet.
+// resourceValue returns a limit or a request of a container in units of the divisor, rounded up. A
+// limit that is not set is the node's capacity. A request that is not set is the limit, or 0, as
+// with a kubelet.
 func resourceValue(c *corev1.Container, r *corev1.ResourceFieldSelector, f Facts) (string, error) {
 	kind, name, _ := strings.Cut(r.Resource, ".")
 	list := map[string]corev1.ResourceList{"limits": c.Resources.Limits, "requests": c.Resources.Requests}[kind]
@@ -135,7 +138,7 @@ func ceilDiv(a, b int64) int64 {
 	return (a-1)/b + 1
 }
 
-// fieldValue returns the value of a field of the pod, by a fieldRef's path.
+// fieldValue returns the value of a field of the pod, with a path as in fieldRef.
 func fieldValue(pod *corev1.Pod, path string, f Facts) (string, error) {
 	if field, key, ok := subscript(path); ok {
 		switch field {
@@ -174,7 +177,7 @@ func fieldValue(pod *corev1.Pod, path string, f Facts) (string, error) {
 	return "", fmt.Errorf("%q is not supported: expected metadata.name, .namespace, .uid, .labels['key'] or .annotations['key'], spec.nodeName, spec.serviceAccountName, status.podIP, .podIPs, .hostIP or .hostIPs", path)
 }
 
-// subscript cuts "metadata.labels['key']" in two.
+// subscript splits "metadata.labels['key']" into the field and the key.
 func subscript(path string) (field, key string, ok bool) {
 	field, rest, ok := strings.Cut(path, "['")
 	if !ok {
@@ -192,8 +195,8 @@ func expandAll(list []string, values map[string]string) []string {
 	return out
 }
 
-// expand replaces $(NAME) by the value of NAME. A name that has none stays as it is written, and $$ is one dollar that
-// begins no reference. See Kubernetes' "Define dependent environment variables".
+// expand replaces $(NAME) with the value of NAME. An unknown name is left unchanged, and $$ is a
+// literal dollar sign. See Kubernetes' "Define dependent environment variables".
 func expand(s string, values map[string]string) string {
 	var b strings.Builder
 	for {

@@ -10,25 +10,26 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// verdict says what becomes of a field.
+// verdict is the treatment of a field.
 type verdict int
 
 const (
-	honoured verdict = iota // it is translated, or it has no effect on a single node either
+	honoured verdict = iota // it is translated, or has no effect on a single node anyway
 	ignored                 // the pod works the same without it; a warning names it
-	refused                 // the pod would be another one without it; an error names it
+	refused                 // the pod would be different without it; an error names it
 )
 
-// rule is one line of the table.
+// rule is a line of the table.
 type rule struct {
 	verdict verdict
 	why     string
-	// unless, if not nil, tells for a field that is set whether its value asks for nothing but what happens anyway.
+	// unless, unless nil, reports whether a set value only asks for the behaviour that applies
+	// anyway.
 	unless func(reflect.Value) bool
 }
 
-// The table: a rule for each field of a Pod or, once, for a field and all that is below it. Elements of lists are written
-// []; init containers have the rules of containers where they have none of their own.
+// table has a rule for each field of a Pod, or one for a field and all fields below it. List
+// elements are written []. Init containers use the rules of containers unless they have their own.
 var table = map[string]rule{
 	"apiVersion": {},
 	"kind":       {},
@@ -55,7 +56,7 @@ var table = map[string]rule{
 	"spec.automountServiceAccountToken":   {ignored, "there are no service accounts", isFalse},
 	"spec.dnsConfig":                      {},
 	"spec.dnsPolicy":                      {ignored, "there is no cluster DNS, the pod gets the node's resolver", isOneOf("Default", "None")},
-	"spec.enableServiceLinks":             {}, // there are no services, so there is nothing to link
+	"spec.enableServiceLinks":             {}, // there are no services to link
 	"spec.ephemeralContainers":            {refused, "Kubernetes too takes them only for a pod that runs already", nil},
 	"spec.evictionResponders":             {ignored, "nothing evicts the pod", nil},
 	"spec.hostAliases":                    {},
@@ -77,7 +78,7 @@ var table = map[string]rule{
 	"spec.resourceClaims":                 {refused, "there is no allocator of devices", nil},
 	"spec.resources":                      {refused, "limits of a whole pod are not supported, give them to its containers", nil},
 	"spec.restartPolicy":                  {ignored, "a container that exits is not started again", isOneOf("Never")},
-	"spec.runtimeClassName":               {}, // taken as the name of the handler
+	"spec.runtimeClassName":               {}, // used as the name of the handler
 	"spec.schedulerName":                  {ignored, "there is no scheduler", nil},
 	"spec.schedulingGates":                {refused, "a gated pod is not meant to run yet", nil},
 	"spec.schedulingGroup":                {ignored, "there is no scheduler", nil},
@@ -110,7 +111,7 @@ var table = map[string]rule{
 	"spec.volumes[].emptyDir.sizeLimit": {}, // with medium Memory, see validator.volumes
 	"spec.volumes[].hostPath":           {},
 
-	"spec.volumes[].configMap":   {}, // what it names is looked for in the file, see Pod.references
+	"spec.volumes[].configMap":   {}, // the file must have it; see Pod.references
 	"spec.volumes[].secret":      {},
 	"spec.volumes[].downwardAPI": {},
 	"spec.volumes[].image":       {},
@@ -124,8 +125,8 @@ var table = map[string]rule{
 	"spec.volumes[].projected.sources[].clusterTrustBundle":  {refused, "there is no API server: put the certificates into a ConfigMap", nil},
 	"spec.volumes[].projected.sources[].podCertificate":      {refused, "there is no API server that issues certificates: use a Secret", nil},
 
-	"spec.volumes[].persistentVolumeClaim": {}, // a directory that stays
-	"spec.volumes[].ephemeral":             {}, // a directory that goes with the pod
+	"spec.volumes[].persistentVolumeClaim": {}, // a directory that survives the pod
+	"spec.volumes[].ephemeral":             {}, // a directory that is removed with the pod
 	"spec.volumes[].csi":                   {refused, noStorage, nil},
 	"spec.volumes[].nfs":                   {refused, noStorage, nil},
 	"spec.volumes[].iscsi":                 {refused, noStorage, nil},
@@ -225,7 +226,7 @@ func isOneOf(values ...string) func(reflect.Value) bool {
 	}
 }
 
-// find returns the rule for a path of the table's form.
+// find returns the rule for a path as written in the table.
 func find(path string) (rule, bool) {
 	if r, ok := table[path]; ok {
 		return r, true
@@ -237,7 +238,8 @@ func find(path string) (rule, bool) {
 	return rule{}, false
 }
 
-// checkFields compares every field that is set in pod with the table. Both results name fields as Kubernetes does.
+// checkFields compares every set field of pod with the table. Both results name fields as
+// Kubernetes does.
 func checkFields(pod *corev1.Pod) (warnings, problems []string) {
 	c := &checker{}
 	c.walk(reflect.ValueOf(pod).Elem(), "", "")
@@ -246,7 +248,7 @@ func checkFields(pod *corev1.Pod) (warnings, problems []string) {
 
 type checker struct{ warnings, problems []string }
 
-// walk visits v, whose place is path in the table's form and shown for people.
+// walk visits v, whose place is path as written in the table, and shown in messages.
 func (c *checker) walk(v reflect.Value, path, shown string) {
 	for v.Kind() == reflect.Pointer && !v.IsNil() {
 		v = v.Elem()
@@ -289,12 +291,12 @@ func (c *checker) apply(r rule, v reflect.Value, shown string) {
 	c.problems = append(c.problems, fmt.Sprintf("%s: %s", shown, r.why))
 }
 
-// isLeaf tells whether values of t are one value to a reader of a manifest.
+// isLeaf reports whether a type is a single value in a manifest.
 func isLeaf(t reflect.Type) bool {
 	return t == reflect.TypeFor[resource.Quantity]() || t == reflect.TypeFor[metav1.Time]()
 }
 
-// jsonName returns a field's name in a manifest; inline fields have none of their own.
+// jsonName returns the name of a field in a manifest. Inline fields have no name.
 func jsonName(f reflect.StructField) (name string, inline bool) {
 	name, _, _ = strings.Cut(f.Tag.Get("json"), ",")
 	return name, f.Anonymous && name == ""

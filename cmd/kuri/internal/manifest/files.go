@@ -12,7 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// defaultFileMode is that of the files of ConfigMaps, Secrets and fields of the pod in volumes.
+// defaultFileMode is the mode of files in volumes of ConfigMaps, Secrets and fields of the pod.
 const defaultFileMode = 0o644
 
 // VolumeFile is a file of a volume.
@@ -20,30 +20,31 @@ type VolumeFile struct {
 	Path string // relative, clean, below the volume
 	Data []byte
 	Mode uint32 // permission bits
-	User int64  // who owns it: an id of the pod's user namespace
+	User int64  // owner, an id in the pod's user namespace
 }
 
-// ownership is a file's mode and owner, as far as they are given.
+// ownership is the mode and the owner of a file, if they are set.
 type ownership struct {
 	mode *int32
 	user *int64
 }
 
-// or fills in what is not given.
+// or returns o with unset fields from more.
 func (o ownership) or(more ownership) ownership {
 	return ownership{cmp.Or(o.mode, more.mode), cmp.Or(o.user, more.user)}
 }
 
-// fileVolume collects the files of a volume that a ConfigMap, a Secret, fields of the pod, or several of these make.
+// fileVolume collects the files of a volume from a ConfigMap, a Secret, fields of the pod, or
+// several of these.
 type fileVolume struct {
 	pod   *Pod
 	facts Facts
-	files map[string]VolumeFile // by their paths; what comes later takes the place of what was there
+	files map[string]VolumeFile // by path; later files replace earlier ones
 
-	problems Problems // with the field that each is about
+	problems Problems // each with its field
 }
 
-// filesOf returns the files of a volume. Ok is false for a volume of another kind.
+// filesOf returns the files of a volume. ok is false for other kinds of volumes.
 func (p *Pod) filesOf(v *corev1.Volume, at string, f Facts) (files []VolumeFile, ok bool, problems Problems) {
 	c := &fileVolume{pod: p, facts: f, files: map[string]VolumeFile{}}
 	switch {
@@ -139,8 +140,8 @@ func (c *fileVolume) fields(at string, items []corev1.DownwardAPIVolumeFile, def
 	}
 }
 
-// field returns a field of the pod for a file: also all labels or annotations, and no address, which nobody knows before the
-// pod runs.
+// field returns a field of the pod for a file. All labels or annotations are also supported, but
+// not addresses, which are unknown before the pod runs.
 func (c *fileVolume) field(fieldPath string) (string, error) {
 	switch fieldPath {
 	case "metadata.labels":
@@ -154,7 +155,7 @@ func (c *fileVolume) field(fieldPath string) (string, error) {
 	return fieldValue(&c.pod.api, fieldPath, c.facts)
 }
 
-// lines writes a mapping as files of the downward API have it, key="value".
+// lines formats a mapping as the downward API does in files: key="value".
 func lines(m map[string]string) string {
 	var b strings.Builder
 	for _, k := range slices.Sorted(maps.Keys(m)) {
@@ -186,7 +187,7 @@ func (c *fileVolume) add(at, name string, data []byte, own ownership) {
 	c.files[file.Path] = file
 }
 
-// nested finds files that stand where others need a directory.
+// nested returns a problem for each file whose path is also a directory of another one.
 func (c *fileVolume) nested(at string) Problems {
 	var out Problems
 	for name := range c.files {
@@ -200,7 +201,7 @@ func (c *fileVolume) nested(at string) Problems {
 	return out
 }
 
-// checkBelow refuses a path that is not one below its directory.
+// checkBelow returns an error for a path that is not below its directory.
 func checkBelow(p string) error {
 	if p == "" || path.IsAbs(p) || path.Clean(p) == "." || slices.Contains(strings.Split(p, "/"), "..") || strings.ContainsRune(p, 0) {
 		return fmt.Errorf("%q: expected a path below the volume, and no \"..\" in it", p)

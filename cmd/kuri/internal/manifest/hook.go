@@ -7,7 +7,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// PostStart returns the hook that is run when the container has been started, with its ports as numbers; nil for none.
+// PostStart returns the hook to run after the container has started, with ports as numbers; nil for
+// none.
 func (c Container) PostStart() *corev1.LifecycleHandler {
 	if c.api.Lifecycle == nil {
 		return nil
@@ -15,7 +16,8 @@ func (c Container) PostStart() *corev1.LifecycleHandler {
 	return withNumbers(c.api, c.api.Lifecycle.PostStart)
 }
 
-// preStop returns the hook that is run before the container is stopped, with its ports as numbers; nil for none.
+// preStop returns the hook to run before the container is stopped, with ports as numbers; nil for
+// none.
 func (c Container) preStop() *corev1.LifecycleHandler {
 	if c.api.Lifecycle == nil {
 		return nil
@@ -23,7 +25,7 @@ func (c Container) preStop() *corev1.LifecycleHandler {
 	return withNumbers(c.api, c.api.Lifecycle.PreStop)
 }
 
-// withNumbers replaces the name of a port by its number.
+// withNumbers replaces a port name with its number.
 func withNumbers(c *corev1.Container, hook *corev1.LifecycleHandler) *corev1.LifecycleHandler {
 	if hook == nil || hook.HTTPGet == nil {
 		return hook
@@ -35,7 +37,7 @@ func withNumbers(c *corev1.Container, hook *corev1.LifecycleHandler) *corev1.Lif
 	return hook
 }
 
-// portNumber returns the number of a port that is named by its number or its name.
+// portNumber returns the number of a port, given by number or name.
 func portNumber(c *corev1.Container, port intstr.IntOrString) (int32, bool) {
 	if port.Type == intstr.Int {
 		return port.IntVal, port.IntVal > 0 && port.IntVal < 1<<16
@@ -48,7 +50,7 @@ func portNumber(c *corev1.Container, port intstr.IntOrString) (int32, bool) {
 	return 0, false
 }
 
-// hooks checks the hooks of a container.
+// hooks validates the hooks of a container.
 func (v *validator) hooks(c *corev1.Container, field string) {
 	if c.Lifecycle == nil {
 		return

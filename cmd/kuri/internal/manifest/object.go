@@ -16,21 +16,21 @@ import (
 
 // object is one object of a file: a document, or an item of a List.
 type object struct {
-	at               string // its place in the file, for errors: "document 2 of 3: items[0]: "
+	at               string // place in the file, for errors: "document 2 of 3: items[0]: "
 	apiVersion, kind string
 	name             string // metadata.name
 	raw              []byte
-	value            map[string]any // raw, decoded without types
+	value            map[string]any // raw, decoded without a type
 }
 
-// apiVersions are those of the kinds that are read, by kind.
+// apiVersions are the API versions of the supported kinds.
 var apiVersions = map[string]string{
 	"Pod": "v1", "ConfigMap": "v1", "Secret": "v1", "List": "v1",
 	"Deployment": "apps/v1", "DaemonSet": "apps/v1", "StatefulSet": "apps/v1", "ReplicaSet": "apps/v1",
 	"ReplicationController": "v1", "Job": "batch/v1",
 }
 
-// passedOver says for some of the kinds that are not read what is done instead, or why nothing needs to be.
+// passedOver has, for some unsupported kinds, what to do instead or why nothing needs to be done.
 var passedOver = map[string]string{
 	"Service":                 "a pod is reached at its own address, by a hostPort, or with kuri port-forward",
 	"Ingress":                 "a pod is reached at its own address, by a hostPort, or with kuri port-forward",
@@ -46,7 +46,7 @@ var passedOver = map[string]string{
 	"ClusterRole": "there is no API server", "ClusterRoleBinding": "there is no API server",
 }
 
-// objects returns the objects of a file, those of Lists one by one.
+// objects returns the objects of a file, including the items of Lists.
 func objects(data []byte) ([]object, error) {
 	if len(data) > maxSize {
 		return nil, fmt.Errorf("the manifest has %d bytes, at most %d are read", len(data), maxSize)
@@ -70,8 +70,8 @@ func objects(data []byte) ([]object, error) {
 	return out, nil
 }
 
-// flatten returns the object of a document, or the items of a List. An item of a typed list, such as a PodList, may leave
-// out apiVersion and kind, which are those of the list then.
+// flatten returns the object of a document, or the items of a List. Items of a typed list, such as
+// a PodList, may omit apiVersion and kind; the list implies them.
 func flatten(doc []byte, at, apiVersion, kind string) ([]object, error) {
 	var value any
 	in := stdjson.NewDecoder(bytes.NewReader(doc))
@@ -102,7 +102,7 @@ func flatten(doc []byte, at, apiVersion, kind string) ([]object, error) {
 	}
 	itemVersion := o.apiVersion
 	if of == "" {
-		itemVersion = "" // a List says of each item what it is
+		itemVersion = "" // each item of a List has its own
 	}
 	var out []object
 	for i, item := range list.Items {
@@ -115,7 +115,7 @@ func flatten(doc []byte, at, apiVersion, kind string) ([]object, error) {
 	return out, nil
 }
 
-// text returns a value as text, or otherwise where there is none.
+// text returns a value as text, or otherwise if it is nil.
 func text(v any, otherwise string) string {
 	if v == nil {
 		return otherwise
@@ -123,7 +123,7 @@ func text(v any, otherwise string) string {
 	return fmt.Sprint(v)
 }
 
-// known reports whether the object is of a kind that is read.
+// known reports whether the object's kind is supported.
 func (o object) known() bool { return apiVersions[o.kind] != "" }
 
 // problem returns an error about the object.
@@ -131,7 +131,8 @@ func (o object) problem(format string, args ...any) error {
 	return fmt.Errorf("%s%w", o.at, Problems{fmt.Sprintf(format, args...)})
 }
 
-// checkVersion refuses a known kind of another API, and what is a known kind but for its spelling.
+// checkVersion returns an error for a supported kind with another API version, and for a misspelled
+// kind.
 func (o object) checkVersion() error {
 	want, known := apiVersions[o.kind], o.known()
 	if !known && strings.HasSuffix(o.kind, "List") {
@@ -159,7 +160,7 @@ func (o object) checkVersion() error {
 	return nil
 }
 
-// note says that the object is passed over.
+// note returns the message that the object is skipped.
 func (o object) note() string {
 	why := passedOver[o.kind]
 	if why == "" {
@@ -168,7 +169,7 @@ func (o object) note() string {
 	return fmt.Sprintf("%s is passed over: %s", o.title(), why)
 }
 
-// title names the object for people, "Service web".
+// title returns the name of the object for people, such as "Service web".
 func (o object) title() string {
 	if o.name == "" {
 		return o.kind
@@ -176,7 +177,8 @@ func (o object) title() string {
 	return o.kind + " " + o.name
 }
 
-// into decodes the object strictly into a type of Kubernetes. The problems name unknown and repeated fields.
+// into strictly decodes the object into a type of Kubernetes. problems has unknown and duplicate
+// fields.
 func (o object) into(to any) (warnings []string, problems Problems, err error) {
 	s := &shape{}
 	s.check(o.value, reflect.TypeOf(to).Elem(), "")

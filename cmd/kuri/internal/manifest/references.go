@@ -10,13 +10,13 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// someFacts are for checks that ask whether there is a value, not which one.
+// someFacts are for checks whether a value exists, not for the value.
 var someFacts = Facts{IPs: []string{"0.0.0.0"}, NodeIPs: []string{"0.0.0.0"}, CPUs: 1, MemoryTotal: 1}
 
-// references looks for all that the pod's variables and volumes name: ConfigMaps, Secrets, containers. What is not there
-// and not optional is a problem, so that no pod begins to start without it.
+// references resolves the ConfigMaps, Secrets and containers that the pod's variables and volumes
+// refer to. A missing one that is not optional is a problem, so that no pod starts without it.
 func (p *Pod) references() (warnings, problems []string) {
-	files := map[string][]VolumeFile{} // of the volumes that have some
+	files := map[string][]VolumeFile{} // of the volumes with files
 	for i := range p.api.Spec.Volumes {
 		v := &p.api.Spec.Volumes[i]
 		at := fmt.Sprintf("spec.volumes[%d]", i)
@@ -50,7 +50,7 @@ func (p *Pod) references() (warnings, problems []string) {
 			}
 			for j, e := range c.Env {
 				if e.ValueFrom == nil || e.ValueFrom.FieldRef != nil || e.ValueFrom.FileKeyRef != nil {
-					continue // the validator and the table have had their word
+					continue // checked by the validator and the table
 				}
 				if _, _, err := p.valueFrom(c, e.ValueFrom, someFacts); err != nil {
 					problems = append(problems, fmt.Sprintf("%s.env[%d].valueFrom: %v", at, j, err))
@@ -62,7 +62,7 @@ func (p *Pod) references() (warnings, problems []string) {
 	return warnings, problems
 }
 
-// hasPath reports whether a path is one of the files, or a directory that has some.
+// hasPath reports whether a path is one of the files, or a directory with files.
 func hasPath(files []VolumeFile, sub string) bool {
 	sub = path.Clean(sub)
 	return slices.ContainsFunc(files, func(f VolumeFile) bool {
@@ -78,11 +78,12 @@ func byPath(files []VolumeFile) map[string]VolumeFile {
 	return out
 }
 
-// tokenVolume begins the name of the volume that an API server adds to each pod: the token of its service account.
+// tokenVolume is the name prefix of the volume that an API server adds to each pod: the token of
+// its service account.
 const tokenVolume = "kube-api-access-"
 
-// withoutTokens leaves out what an API server has added to a pod that was read from a cluster: the volume with a token for
-// that very server.
+// withoutTokens removes the volume that an API server adds to a pod and that is in a pod read from
+// a cluster: it has a token for that server.
 func (p *Pod) withoutTokens() {
 	isToken := func(name string) bool { return strings.HasPrefix(name, tokenVolume) }
 	spec := &p.api.Spec
