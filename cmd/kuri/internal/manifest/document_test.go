@@ -9,11 +9,11 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// TestDocumentsValues: what a file's documents are, as JSON, each on a line.
+// The documents of a file, as JSON, each on a line.
 func TestDocumentsValues(t *testing.T) {
 	for _, tt := range []struct {
 		name, data string
-		want       string // "" when err is
+		want       string // "" if err is set
 		err        string
 	}{
 		{name: "merge", data: "x: &b {name: a, image: i}\nl: [*b, {<<: *b, name: b}]\n", want: `{"l":[{"image":"i","name":"a"},{"image":"i","name":"b"}],"x":{"image":"i","name":"a"}}`},
@@ -86,7 +86,7 @@ func TestDocumentsValues(t *testing.T) {
 	}
 }
 
-// Aliases that multiply cost an error, not the memory.
+// Aliases that multiply are an error, and do not fill the memory.
 func TestAliasesAreBounded(t *testing.T) {
 	data := "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
 	for i := range 12 {
@@ -97,7 +97,7 @@ func TestAliasesAreBounded(t *testing.T) {
 	}
 }
 
-// FuzzDocuments: whatever is read is JSON.
+// Every document is valid JSON.
 func FuzzDocuments(f *testing.F) {
 	for _, seed := range []string{"a: 1\n", "a: &a {b: c}\nd: {<<: *a}\n", "a: [yes, 0x1, ~]\n---\nb: |\n  c\n", "{\"a\":\"\\u00e9\"}", "\ufeffa: b\r\n", "a: 2026-01-02\n", "- 1.0\n- .inf\n"} {
 		f.Add(seed)
@@ -115,7 +115,7 @@ func FuzzDocuments(f *testing.F) {
 	})
 }
 
-// The manifests of this directory are to us what they are to Kubernetes' own reader.
+// The manifests of this directory have the same meaning for Kubernetes' own reader.
 func TestDocumentsAsKubernetes(t *testing.T) {
 	for _, data := range []string{pod("hostNetwork: yes", "env: [{name: A, value: '1'}]\nresources: {limits: {cpu: 0.50, memory: 1e8}}"), "a: [1, 0644, 0x1F, 1e3, on, ~]\nb: {c: \"\\x41\"}\n"} {
 		docs, err := documents([]byte(data))
@@ -136,7 +136,7 @@ func TestDocumentsAsKubernetes(t *testing.T) {
 	}
 }
 
-// TestShapes: what a field cannot be is named by the field's place, and how to write it.
+// A value of the wrong type is reported with its field and with the right way to write it.
 func TestShapes(t *testing.T) {
 	for manifest, want := range map[string]string{
 		pod("", "command: [sleep, 1000]"):                                           `spec.containers[0].command[1]: expected text, and it is a number: write it in quotes, "1000"`,
@@ -216,7 +216,7 @@ func TestLists(t *testing.T) {
 	}
 }
 
-// A pod with a user namespace: its mapping is that of the pod, of its containers, and of every mount.
+// With a user namespace, the pod, its containers and every mount have the same mapping.
 func TestUserNamespaceAndImageVolume(t *testing.T) {
 	pods, err := decode([]byte(pod("hostUsers: false\nvolumes: [{name: v, image: {reference: data:1}}, {name: h, hostPath: {path: /x}}]",
 		"volumeMounts: [{name: v, mountPath: /v, subPath: a/b}, {name: h, mountPath: /h}]")), "")

@@ -20,7 +20,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// facts of a node on which everything is there.
+// facts returns the facts of a node with all features.
 func facts() Facts {
 	return Facts{
 		UID:         "11111111-2222-3333-4444-555555555555",
@@ -58,8 +58,8 @@ func decodeFile(t *testing.T, name string) *Pod {
 	return pods[0]
 }
 
-// TestTranslation compares what a runtime is asked for with testdata/<name>.json. Write these with go test -update, and
-// read them.
+// TestTranslation compares the requests to a runtime with testdata/<name>.json. Update these files
+// with go test -update, and review them.
 func TestTranslation(t *testing.T) {
 	for _, name := range []string{"full", "host"} {
 		t.Run(name, func(t *testing.T) {
@@ -100,7 +100,7 @@ func TestTranslation(t *testing.T) {
 	}
 }
 
-// TestExamples: what the repository shows people can be run.
+// The repository's examples can be run.
 func TestExamples(t *testing.T) {
 	files, err := filepath.Glob("../../../../examples/*.yaml")
 	if err != nil || len(files) == 0 {
@@ -170,7 +170,7 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 		name     string
 		manifest string
 		warnings []string // parts, in order
-		problem  string   // a part; "" when the pod can be run
+		problem  string   // a part; "" if the pod can be run
 	}{
 		{name: "nothing special", manifest: pod("", "")},
 		{name: "probes", manifest: pod("", "livenessProbe: {exec: {command: [x]}}\nreadinessProbe: {}"),
@@ -279,8 +279,8 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 	}
 }
 
-// TestEveryFieldHasARule walks the types of k8s.io/api: a field that nobody decided about fails here, and so does a line
-// of the table that no field matches.
+// TestEveryFieldHasARule compares the types of k8s.io/api with the table. It fails for a field
+// without a rule, and for a rule without a field.
 func TestEveryFieldHasARule(t *testing.T) {
 	used := map[string]bool{}
 	var walk func(typ reflect.Type, path string)
@@ -477,7 +477,7 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
-// FuzzDecode: whatever the bytes, Decode answers, and what it accepts can be translated.
+// Decode returns for all input, and every accepted pod can be translated.
 func FuzzDecode(f *testing.F) {
 	for _, name := range []string{"full", "host"} {
 		data, err := os.ReadFile(filepath.Join("testdata", name+".yaml"))
@@ -521,13 +521,13 @@ func FuzzDecode(f *testing.F) {
 				}
 				c.Pull()
 				c.Ports()
-				subs, _ := p.SubPaths(c, facts) // a variable that is not there is its only error
+				subs, _ := p.SubPaths(c, facts) // fails only for an unknown variable
 				for _, sub := range subs {
 					if !filepath.IsLocal(sub.Path) {
 						t.Errorf("subPath %q", sub.Path)
 					}
 				}
-				p.Config(c, Image{}, facts) // a user that is not allowed is its only error
+				p.Config(c, Image{}, facts) // fails only for a user that is not allowed
 			}
 		}
 	})

@@ -11,7 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// The kubelet's figures, see its cm package.
+// The kubelet's constants; see its cm package.
 const (
 	minShares   = 2
 	maxShares   = 262144
@@ -25,7 +25,8 @@ const (
 
 const hugepages = "hugepages-"
 
-// linuxResources returns the limits of one container as a kubelet sets them. memoryTotal is the node's memory in bytes.
+// linuxResources returns the limits of one container, computed as in a kubelet. memoryTotal is the
+// node's memory in bytes.
 func linuxResources(pod *corev1.Pod, c *corev1.Container, memoryTotal int64) *runtimeapi.LinuxContainerResources {
 	r := resourcesOf(c.Resources)
 	r.OomScoreAdj = oomScoreAdj(pod, c, memoryTotal)
@@ -45,7 +46,7 @@ func resourcesOf(want corev1.ResourceRequirements) *runtimeapi.LinuxContainerRes
 		if size, ok := strings.CutPrefix(string(name), hugepages); ok {
 			limit := want.Limits[name]
 			r.HugepageLimits = append(r.HugepageLimits, &runtimeapi.HugepageLimit{
-				PageSize: strings.TrimSuffix(size, "i") + "B", // "2Mi" to the kernel's "2MB"
+				PageSize: strings.TrimSuffix(size, "i") + "B", // "2Mi" is "2MB" in the kernel
 				Limit:    uint64(limit.Value()),
 			})
 		}
@@ -53,7 +54,7 @@ func resourcesOf(want corev1.ResourceRequirements) *runtimeapi.LinuxContainerRes
 	return r
 }
 
-// request returns what a container asks for of one resource: its request, or else its limit.
+// request returns a container's request for one resource, or its limit if there is no request.
 func request(r corev1.ResourceRequirements, name corev1.ResourceName) resource.Quantity {
 	if q, ok := r.Requests[name]; ok {
 		return q
@@ -65,8 +66,8 @@ func shares(cpu resource.Quantity) int64 {
 	return min(max(cpu.MilliValue()*sharesOfCPU/1000, minShares), maxShares)
 }
 
-// oomScoreAdj returns the kubelet's value: by the pod's class and, within Burstable, by the share of the node's memory
-// that the container asks for.
+// oomScoreAdj returns the kubelet's value: it depends on the pod's class and, if that is Burstable,
+// on the container's share of the node's memory.
 func oomScoreAdj(pod *corev1.Pod, c *corev1.Container, memoryTotal int64) int64 {
 	switch classOf(pod) {
 	case corev1.PodQOSGuaranteed:
@@ -82,7 +83,7 @@ func oomScoreAdj(pod *corev1.Pod, c *corev1.Container, memoryTotal int64) int64 
 	return min(max(adj, 1000+oomGuaranteed), oomBestEffort-1)
 }
 
-// classOf returns the pod's quality of service class as Kubernetes defines it.
+// classOf returns the pod's quality of service class, as defined by Kubernetes.
 func classOf(pod *corev1.Pod) corev1.PodQOSClass {
 	asks, guaranteed := false, true
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
@@ -114,7 +115,7 @@ func (v *validator) resources(r corev1.ResourceRequirements, field string) {
 	}
 }
 
-// What bounds quantities so that no arithmetic on them overflows.
+// Bounds for quantities, so that arithmetic on them cannot overflow.
 const (
 	maxCPU   = 1 << 20 // cores
 	maxBytes = 1 << 50

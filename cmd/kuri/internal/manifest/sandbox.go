@@ -8,7 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// The labels by which kubelets, and all tools that look at their pods, know what a container is.
+// The labels by which kubelets, and tools that read their pods, identify a container.
 const (
 	LabelPodName       = "io.kubernetes.pod.name"
 	LabelPodNamespace  = "io.kubernetes.pod.namespace"
@@ -22,38 +22,38 @@ const (
 	AnnotationRestartCount = "io.kubernetes.container.restartCount"
 )
 
-// AnnotationRun marks the sandboxes that kuri run made, whose directories on the node kuri rm takes away.
+// AnnotationRun marks the sandboxes of kuri run, whose directories on the node kuri rm removes.
 const AnnotationRun = "kuri-cri.github.io/run"
 
-// AnnotationPreStop has the preStop hook of a container that kuri run made, as JSON of Kubernetes' LifecycleHandler, with
-// its ports as numbers. kuri stop and kuri down run it.
+// AnnotationPreStop has the preStop hook of a container of kuri run: Kubernetes' LifecycleHandler
+// as JSON, with ports as numbers. kuri stop and kuri down run it.
 const AnnotationPreStop = "kuri-cri.github.io/pre-stop"
 
 // maxHostname is Linux's limit, in bytes.
 const maxHostname = 63
 
-// defaultGrace is Kubernetes' default of terminationGracePeriodSeconds.
+// defaultGrace is Kubernetes' default for terminationGracePeriodSeconds, in seconds.
 const defaultGrace = 30
 
-// Facts is what a translation needs to know besides the manifest.
+// Facts is the input of a translation apart from the manifest.
 type Facts struct {
 	UID         string                // of this run of the pod
-	LogsDir     string                // the directory of all pods' logs, /var/log/kuri-run
+	LogsDir     string                // directory of all pods' logs, /var/log/kuri-run
 	NodeName    string                // for spec.nodeName
 	MemoryTotal int64                 // of the node, bytes
 	CPUs        int                   // of the node
 	NodeIPs     []string              // the node's addresses, the primary one first
-	Resolver    *runtimeapi.DNSConfig // the node's own; needed for a pod with a dnsConfig only
-	FirstID     uint32                // of the node's ids that are a pod's with a user namespace
+	Resolver    *runtimeapi.DNSConfig // the node's own; only needed for a pod with a dnsConfig
+	FirstID     uint32                // first of the node's ids for a pod with a user namespace
 
 	// Known once the sandbox runs:
 
 	IPs               []string          // the pod's addresses, the primary one first
-	VolumePaths       map[string]string // the host path of each volume, by the volume's name
-	SubPaths          map[int]string    // of the container, the host path of each [SubPath], by its Mount
-	VolumeImages      map[string]string // the id of the image of each volume that is one, by the volume's name
-	HostsFile         string            // to be mounted at /etc/hosts; "" for the runtime's own
-	RecursiveReadOnly bool              // whether the handler has recursive read-only mounts
+	VolumePaths       map[string]string // host path of each volume, by volume name
+	SubPaths          map[int]string    // host path of each [SubPath] of the container, by its Mount
+	VolumeImages      map[string]string // image id of each image volume, by volume name
+	HostsFile         string            // to mount at /etc/hosts; "" for the runtime's own
+	RecursiveReadOnly bool              // whether the handler supports recursive read-only mounts
 }
 
 // LogDir returns the directory of the logs of this run of the pod.
@@ -99,7 +99,7 @@ func (p *Pod) Sandbox(f Facts) *runtimeapi.PodSandboxConfig {
 	return config
 }
 
-// hostname returns the pod's host name: as it says, or its name cut to what Linux takes, as a kubelet does.
+// hostname returns the pod's host name, or its name truncated to Linux's limit, as in a kubelet.
 func (p *Pod) hostname() string {
 	if h := deref(p.api.Spec.HostnameOverride); h != "" {
 		return h
@@ -117,12 +117,13 @@ func (p *Pod) hostname() string {
 	return name
 }
 
-// NeedsResolver tells whether Sandbox needs Facts.Resolver.
+// NeedsResolver reports whether Sandbox needs Facts.Resolver.
 func (p *Pod) NeedsResolver() bool {
 	return p.api.Spec.DNSConfig != nil && p.api.Spec.DNSPolicy != corev1.DNSNone
 }
 
-// dns returns nil where the runtime shall give the pod the node's resolver.
+// dns returns the pod's DNS configuration, or nil if the runtime should give the pod the node's
+// resolver.
 func (p *Pod) dns(node *runtimeapi.DNSConfig) *runtimeapi.DNSConfig {
 	want := p.api.Spec.DNSConfig
 	if want == nil {
@@ -156,7 +157,7 @@ func optionName(option string) string {
 	return option
 }
 
-// unique keeps the first of equal strings.
+// unique removes duplicates and keeps the first of equal strings.
 func unique(list []string) []string {
 	var out []string
 	for _, s := range list {
@@ -173,8 +174,8 @@ var protocols = map[corev1.Protocol]runtimeapi.Protocol{
 	corev1.ProtocolSCTP: runtimeapi.Protocol_SCTP,
 }
 
-// portMappings returns the pod's ports, with host_port 0 for those that are not to be seen on the node. A pod in the
-// node's network needs none.
+// portMappings returns the pod's ports, with host_port 0 for those not published on the node. A pod
+// in the node's network needs none.
 func (p *Pod) portMappings() []*runtimeapi.PortMapping {
 	if p.api.Spec.HostNetwork {
 		return nil

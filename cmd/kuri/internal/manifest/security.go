@@ -9,8 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// What of /proc and /sys a container does not get to see, or not to change, unless its procMount is Unmasked. The CRI
-// leaves these lists to the kubelet.
+// The paths in /proc and /sys that a container cannot see, or not change, unless its procMount is
+// Unmasked. The CRI leaves these lists to the kubelet.
 var (
 	maskedPaths = []string{
 		"/proc/acpi",
@@ -35,13 +35,15 @@ var (
 	}
 )
 
-// IDsPerPod is how many user and group ids a pod with a user namespace has, as with a kubelet.
+// IDsPerPod is the number of user and group ids of a pod with a user namespace, as in a kubelet.
 const IDsPerPod = 65536
 
-// HasUserNamespace reports whether the pod wants a user namespace (hostUsers: false), and so Facts.FirstID.
+// HasUserNamespace reports whether the pod has a user namespace (hostUsers: false) and so needs
+// Facts.FirstID.
 func (p *Pod) HasUserNamespace() bool { return p.api.Spec.HostUsers != nil && !*p.api.Spec.HostUsers }
 
-// idMappings returns which ids of the node are the pod's, nil for a pod without a user namespace.
+// idMappings returns the mapping of the pod's ids to ids of the node; nil for a pod without a user
+// namespace.
 func (p *Pod) idMappings(f Facts) []*runtimeapi.IDMapping {
 	if !p.HasUserNamespace() {
 		return nil
@@ -74,7 +76,7 @@ func (p *Pod) namespaces(f Facts) *runtimeapi.NamespaceOption {
 	return n
 }
 
-// podSecurity returns the pod's security context, empty when it has none.
+// podSecurity returns the pod's security context, or an empty one if it has none.
 func (p *Pod) podSecurity() *corev1.PodSecurityContext {
 	if sc := p.api.Spec.SecurityContext; sc != nil {
 		return sc
@@ -137,7 +139,7 @@ func (p *Pod) containerSecurity(c *corev1.Container, image Image, f Facts) (*run
 	switch {
 	case user != nil:
 		sc.RunAsUser = &runtimeapi.Int64Value{Value: *user}
-	case group != nil && imageUID != nil: // the CRI wants a user with a group
+	case group != nil && imageUID != nil: // the CRI requires a user with a group
 		sc.RunAsUser = &runtimeapi.Int64Value{Value: *imageUID}
 	case group != nil:
 		sc.RunAsUsername = imageName
@@ -148,7 +150,7 @@ func (p *Pod) containerSecurity(c *corev1.Container, image Image, f Facts) (*run
 	return sc, nil
 }
 
-// nonRoot checks a container whose runAsNonRoot is set.
+// nonRoot validates the user of a container whose runAsNonRoot is set.
 func nonRoot(user, imageUID *int64, imageName string) error {
 	switch {
 	case user != nil && *user == 0:
@@ -163,7 +165,8 @@ func nonRoot(user, imageUID *int64, imageName string) error {
 	return nil
 }
 
-// groups returns the supplemental groups of every container. fsGroup is one of them, it gives access to the volumes.
+// groups returns the supplemental groups of every container, including fsGroup, which gives access
+// to the volumes.
 func (p *Pod) groups() []int64 {
 	pod := p.podSecurity()
 	groups := slices.Clone(pod.SupplementalGroups)
@@ -187,7 +190,7 @@ func selinux(o *corev1.SELinuxOptions) *runtimeapi.SELinuxOption {
 	return &runtimeapi.SELinuxOption{User: o.User, Role: o.Role, Type: o.Type, Level: o.Level}
 }
 
-// seccomp returns the profile; one that is not given is the runtime's default, as with a kubelet's seccompDefault.
+// seccomp returns the profile. The default is the runtime's, as with a kubelet's seccompDefault.
 func seccomp(s *corev1.SeccompProfile) *runtimeapi.SecurityProfile {
 	if s == nil {
 		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
@@ -212,7 +215,7 @@ func profile(kind, ref string) *runtimeapi.SecurityProfile {
 	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 }
 
-// or returns the first that is set: a container's own wish before the pod's.
+// or returns the first value that is set: the container's takes precedence over the pod's.
 func or[T any](own, pod *T) *T {
 	if own != nil {
 		return own

@@ -17,8 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// shape compares the values of a manifest with the types of the fields that they stand in, so that what does not fit is
-// named by its place and in a reader's words. Unknown fields are left to the decoder.
+// shape compares the values of a manifest with the types of their fields, so that a value of the
+// wrong type is reported with its place, in plain words. It leaves unknown fields to the decoder.
 type shape struct{ warnings, problems []string }
 
 func (s *shape) wrong(at, format string, args ...any) {
@@ -32,7 +32,7 @@ var (
 	unmarshalerType = reflect.TypeFor[json.Unmarshaler]()
 )
 
-// check visits the value v, whose place is at and whose field has the type t.
+// check visits the value v at the place at, for a field of type t.
 func (s *shape) check(v any, t reflect.Type, at string) {
 	if v == nil {
 		return
@@ -96,7 +96,7 @@ func (s *shape) check(v any, t reflect.Type, at string) {
 	}
 }
 
-// fields checks a mapping against the fields of a struct.
+// fields compares a mapping with the fields of a struct.
 func (s *shape) fields(v any, t reflect.Type, at string) {
 	m, ok := v.(map[string]any)
 	if !ok {
@@ -133,8 +133,7 @@ func (s *shape) integer(v any, t reflect.Type, at string) {
 	s.wrong(at, "expected a whole number such as 7, and it is %s", n)
 }
 
-// mismatch says that a value is of another kind than its field, and how it becomes the right one where that is a matter of
-// quotes.
+// mismatch reports a value of the wrong type, with a hint if quotes or brackets would correct it.
 func (s *shape) mismatch(v any, want, at string) {
 	hint := ""
 	switch text, isText := v.(string); {
@@ -167,7 +166,7 @@ func kindOf(v any) string {
 	return "nothing"
 }
 
-// resourceName is the resource that a quantity's place is of: "limits[memory]".
+// resourceName matches the resource at the end of a quantity's place, such as "limits[memory]".
 var resourceName = regexp.MustCompile(`(?:limits|requests|overhead)\[([^\]]+)\]$`)
 
 func (s *shape) quantity(v any, at string) {
@@ -188,7 +187,7 @@ func (s *shape) quantity(v any, at string) {
 	}
 	number, unit := splitUnit(text)
 	switch {
-	case q.Sign() <= 0: // is the validator's to judge
+	case q.Sign() <= 0: // checked by the validator
 	case bytes && slices.Contains([]string{"m", "u", "n"}, unit):
 		s.wrong(at, "%s is not even whole bytes, as m means a thousandth: did you mean %sMi?", text, number)
 	case bytes && q.CmpInt64(1<<20) < 0 && !strings.Contains(at, "requests["):
@@ -202,16 +201,16 @@ func (s *shape) quantity(v any, at string) {
 	}
 }
 
-// manyCores is how many cores make one wonder whether thousandths were meant.
+// manyCores is the number of cores from which thousandths may have been meant.
 const manyCores = 100
 
-// splitUnit splits "64Mi" in two.
+// splitUnit splits "64Mi" into the number and the unit.
 func splitUnit(text string) (number, unit string) {
 	number = strings.TrimRight(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
 	return number, strings.TrimSpace(text[len(number):])
 }
 
-// suggestion returns what a quantity that cannot be read was meant to be, in the words of a hint.
+// suggestion returns a hint with the probable meaning of an invalid quantity.
 func suggestion(text string, bytes, cpu bool) string {
 	number, unit := splitUnit(strings.TrimSpace(strings.ReplaceAll(text, ",", ".")))
 	if _, err := strconv.ParseFloat(number, 64); err != nil {

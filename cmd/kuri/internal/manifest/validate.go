@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// validate checks what an API server would have checked, as far as the translation relies on it.
-// Its warnings are of the kind that the table of fields cannot give, since they depend on a key or on another field.
+// validate checks what an API server would check, as far as the translation relies on it. Its
+// warnings depend on a key or on another field, and so cannot be in the table of fields.
 func validate(pod *corev1.Pod) (warnings, problems []string) {
 	v := &validator{pod: pod}
 	v.names()
@@ -47,7 +47,7 @@ func (v *validator) wrong(field, format string, args ...any) {
 	v.problems = append(v.problems, field+": "+text)
 }
 
-// form is the regular expression at the end of what Kubernetes says of a name, after it has said it in words.
+// form matches the regular expression that Kubernetes appends to its description of a valid name.
 var form = regexp.MustCompile(` \(e\.g\. .*regex used for validation is .*\)$`)
 
 func (v *validator) names() {
@@ -130,7 +130,7 @@ func (v *validator) volumes() {
 	}
 }
 
-// checkClaim checks the name of a claim, which is that of a directory.
+// checkClaim validates the name of a claim, which becomes the name of a directory.
 func checkClaim(name string) error {
 	for _, e := range validation.IsDNS1123Subdomain(name) {
 		return fmt.Errorf("%q: %s", name, form.ReplaceAllString(e, ""))
@@ -176,7 +176,7 @@ func (v *validator) container(c *corev1.Container, field string, names map[strin
 	}
 }
 
-// image checks the name of an image and when it is pulled, which are the fields name and policy of at.
+// image validates an image name and its pull policy, the fields name and policy of at.
 func (v *validator) image(ref string, pull corev1.PullPolicy, at, name, policy string) {
 	if strings.TrimSpace(ref) != ref || ref == "" {
 		v.wrong(at+"."+name, "%q: an image is needed, without spaces around it", ref)
@@ -238,7 +238,7 @@ func (v *validator) ports(c *corev1.Container, field string) {
 	}
 }
 
-// hostPorts finds ports of the node that the pod asks for twice.
+// hostPorts reports ports of the node that the pod requests twice.
 func (v *validator) hostPorts() {
 	taken := map[string]bool{}
 	for i, c := range v.pod.Spec.Containers {
@@ -379,7 +379,7 @@ func (v *validator) podSpec() {
 // maxID is the largest user or group id of Kubernetes.
 const maxID = 1<<31 - 1
 
-// ids checks user and group ids, which are 0 to 2147483647 in Kubernetes.
+// ids validates user and group ids, which are 0 to 2147483647 in Kubernetes.
 func (v *validator) ids(field string, ids ...*int64) {
 	for _, id := range ids {
 		if id != nil && (*id < 0 || *id > maxID) {

@@ -8,40 +8,41 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// defaultMode of an emptyDir: everybody may use it, whatever user the containers run as.
+// defaultMode is the mode of an emptyDir: any user may write to it, whatever user the containers
+// run as.
 const defaultMode = 0o777
 
-// Volume is something that has to be there on the node before the pod's containers are made: an emptyDir, a directory with
-// files, the directory of a claim, or a path of the node's own.
+// Volume is a directory or file that must exist on the node before the pod's containers are
+// created: an emptyDir, a directory with files, the directory of a claim, or a path of the node.
 type Volume struct {
 	Name string // a DNS label
 
-	// Of an emptyDir, or a directory with files; HostPath and Claim are "" then.
+	// For an emptyDir, or a directory with files, for which HostPath and Claim are "".
 
 	Memory    bool   // a tmpfs instead of a directory on disk
 	SizeLimit int64  // of the tmpfs, bytes; 0 for the kernel's default
-	Mode      uint32 // permission bits, with the sticky bit 01000 where asked for
-	Group     *int64 // the pod's fsGroup, which owns the directory and all that will be made in it; nil for root
+	Mode      uint32 // permission bits, and the sticky bit 01000 if requested
+	Group     *int64 // the pod's fsGroup, which owns the directory and new files in it; nil for root
 
-	ReadOnly bool         // a directory with these files, which containers cannot change
+	ReadOnly bool         // a directory with Files, which containers cannot change
 	Files    []VolumeFile // none for an emptyDir
 
 	Claim string // of a persistentVolumeClaim: its name, a DNS subdomain
 
-	// Of a hostPath.
+	// For a hostPath.
 
 	HostPath string
-	Type     corev1.HostPathType // what must be there, or be made, at HostPath
+	Type     corev1.HostPathType // the type that must exist, or be created, at HostPath
 }
 
-// ImageVolume is a volume that is an image.
+// ImageVolume is a volume with the contents of an image.
 type ImageVolume struct {
 	Name  string
 	Image string
 	Pull  Pull
 }
 
-// ImageVolumes returns the pod's volumes that are images.
+// ImageVolumes returns the pod's image volumes.
 func (p *Pod) ImageVolumes() []ImageVolume {
 	var out []ImageVolume
 	for _, v := range p.api.Spec.Volumes {
@@ -52,7 +53,7 @@ func (p *Pod) ImageVolumes() []ImageVolume {
 	return out
 }
 
-// volumeImage returns the image of a volume as the manifest names it.
+// volumeImage returns the image of a volume as written in the manifest.
 func (p *Pod) volumeImage(name string) string {
 	for _, v := range p.ImageVolumes() {
 		if v.Name == name {
@@ -62,7 +63,8 @@ func (p *Pod) volumeImage(name string) string {
 	return ""
 }
 
-// Volumes returns the pod's volumes that are to be made on the node. The facts needed are those known before the sandbox runs.
+// Volumes returns the pod's volumes to create on the node. It needs only the facts that are known
+// before the sandbox runs.
 func (p *Pod) Volumes(f Facts) ([]Volume, error) {
 	var out []Volume
 	for i := range p.api.Spec.Volumes {
@@ -77,7 +79,7 @@ func (p *Pod) Volumes(f Facts) ([]Volume, error) {
 			continue
 		case hasFiles:
 			vol.ReadOnly, vol.Files = true, files
-			vol.Memory = v.ConfigMap == nil && v.DownwardAPI == nil // secrets do not go to the disk
+			vol.Memory = v.ConfigMap == nil && v.DownwardAPI == nil // secrets must not be written to disk
 			vol.Mode = 0o755
 		case v.PersistentVolumeClaim != nil:
 			vol.Claim = v.PersistentVolumeClaim.ClaimName
@@ -102,7 +104,7 @@ func (p *Pod) Volumes(f Facts) ([]Volume, error) {
 	return out, nil
 }
 
-// readOnlyVolume reports whether no container may change a volume, whatever its mount says.
+// readOnlyVolume reports whether containers cannot change a volume, whatever its mount says.
 func (p *Pod) readOnlyVolume(name string) bool {
 	for _, v := range p.api.Spec.Volumes {
 		if v.Name == name {
@@ -113,15 +115,15 @@ func (p *Pod) readOnlyVolume(name string) bool {
 	return false
 }
 
-// SubPath is a path within a volume that a container mounts in place of the whole volume.
+// SubPath is a path in a volume that a container mounts instead of the whole volume.
 type SubPath struct {
 	Mount  int    // index of the container's volumeMount
 	Volume string // name
-	Path   string // relative, clean, without ..; there may be links on it
+	Path   string // relative, clean, without ..; it may have symlinks
 }
 
-// SubPaths returns the paths within volumes that a container mounts, which [Facts].SubPaths has then. An error is about
-// a variable that a subPathExpr names.
+// SubPaths returns the paths in volumes that a container mounts, for [Facts].SubPaths. An error is
+// about a variable in a subPathExpr.
 func (p *Pod) SubPaths(c Container, f Facts) ([]SubPath, error) {
 	var out []SubPath
 	var values map[string]string

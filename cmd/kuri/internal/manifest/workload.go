@@ -10,17 +10,18 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// draft is a pod as a file describes it, before it has been checked.
+// draft is a pod from a file, before its validation.
 type draft struct {
 	pod      corev1.Pod
-	template bool // the pod stands in the spec.template of another object
+	template bool // the pod is the spec.template of another object
 	warnings []string
 	problems Problems
-	skip     string // why the object is passed over; "" to run it
+	skip     string // why the object is skipped; "" to run it
 }
 
-// draftOf returns the pod of an object: a Pod itself, or the one that a controller would make of its template. A controller
-// makes several and makes them anew, which nobody does here: a warning says so.
+// draftOf returns the pod of an object: a Pod itself, or one that a controller would create from
+// its template. A controller may create several and replaces them, which kuri run does not; a
+// warning says so.
 func draftOf(o object) (*draft, error) {
 	switch o.kind {
 	case "Pod":
@@ -72,7 +73,8 @@ func draftOf(o object) (*draft, error) {
 	return nil, o.problem("a %s has no pods", o.kind)
 }
 
-// fromTemplate decodes a controller into w, and makes a pod of the metadata and the template that take returns.
+// fromTemplate decodes a controller into w, and builds a pod from the metadata and the template
+// that take returns.
 func fromTemplate(o object, w any, take func(*draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec)) (*draft, error) {
 	d := &draft{template: true}
 	var err error
@@ -120,8 +122,9 @@ func (d *draft) job(spec batchv1.JobSpec) {
 	}
 }
 
-// withClaims returns the volumes of a StatefulSet's first pod: those of the template, and a claim for each of its
-// volumeClaimTemplates, named as the controller names it. A claim takes the place of a volume of its name.
+// withClaims returns the volumes of a StatefulSet's first pod: those of the template, and a claim
+// for each of its volumeClaimTemplates, with the name that the controller would use. A claim
+// replaces a volume with the same name.
 func withClaims(w appsv1.StatefulSet) []corev1.Volume {
 	volumes := slices.Clone(w.Spec.Template.Spec.Volumes)
 	for _, t := range w.Spec.VolumeClaimTemplates {

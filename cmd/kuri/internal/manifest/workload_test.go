@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// template is a controller of a kind with more lines in its spec.
+// template returns a controller of a kind with more lines in its spec.
 func template(apiVersion, kind, spec string) string {
 	out := fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: web, namespace: shop}\nspec:\n", apiVersion, kind)
 	for line := range strings.Lines(spec) {
@@ -21,12 +21,13 @@ func template(apiVersion, kind, spec string) string {
 `
 }
 
-// What has the template of a pod is one pod, with a word about what a controller would do more.
+// An object with a pod template is one pod, with a warning about what its controller would do in
+// addition.
 func TestTemplates(t *testing.T) {
 	for _, tt := range []struct {
 		name, manifest string
-		pod            string   // "" when it is passed over
-		words          []string // parts of the warnings or, when it is passed over, of the error
+		pod            string   // "" if it is skipped
+		words          []string // parts of the warnings, or of the error if it is skipped
 	}{
 		{"deployment", template("apps/v1", "Deployment", "replicas: 3\nselector: {matchLabels: {app: web}}\nstrategy: {type: Recreate}"), "web", []string{"one pod of the Deployment is run where its replicas are 3"}},
 		{"deployment of one", template("apps/v1", "Deployment", ""), "web", []string{"the pod of the Deployment is run once, and nothing replaces it"}},
@@ -206,7 +207,7 @@ func TestConfigured(t *testing.T) {
 	}
 }
 
-// ConfigMaps and Secrets come from other files, too, and what is wrong with them is named.
+// ConfigMaps and Secrets can also come from other files. Problems in those are reported.
 func TestConfigFiles(t *testing.T) {
 	needs := pod("", "envFrom: [{configMapRef: {name: m}}, {secretRef: {name: s}}]")
 	m := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {A: b}\n"
