@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// hashed is what htpasswd -B makes of "s3cret:x".
+// hashed is the output of htpasswd -B for "s3cret:x".
 const hashed = "$2b$04$YKvJxQqkYt701WahclL5zOBrqYmus3OTENHLkeg2Rd15oYCSuLbg."
 
 func write(t *testing.T, path, text string, mode os.FileMode) string {
@@ -39,7 +39,7 @@ func open(t *testing.T, text string) *File {
 	return f
 }
 
-// helper puts a credential helper into PATH, which keeps each registry's answer in a file below dir.
+// helper puts a credential helper into PATH. It stores each registry's answer in a file below dir.
 func helper(t *testing.T, name string) (dir string) {
 	t.Helper()
 	bin, dir := t.TempDir(), t.TempDir()
@@ -210,7 +210,7 @@ func TestKeepAndForget(t *testing.T) {
 	}
 }
 
-// TestVerifyWithDebiansRegistry asks a real registry with a password file.
+// TestVerifyWithDebiansRegistry verifies credentials with a real registry and a password file.
 func TestVerifyWithDebiansRegistry(t *testing.T) {
 	program, err := exec.LookPath("docker-registry")
 	if err != nil {
@@ -248,7 +248,7 @@ func TestVerifyWithDebiansRegistry(t *testing.T) {
 	}
 }
 
-// TestVerifyWithATokenServer asks over TLS, with a token server beside the registry.
+// TestVerifyWithATokenServer verifies credentials over TLS, with a separate token server.
 func TestVerifyWithATokenServer(t *testing.T) {
 	var server *httptest.Server
 	server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -275,7 +275,7 @@ func TestVerifyWithATokenServer(t *testing.T) {
 	}
 }
 
-// A registry is understood as a pull understands it, however it spells what it asks for.
+// Verify understands a registry's challenge in any spelling that a pull does.
 func TestVerifyOddChallenges(t *testing.T) {
 	for _, row := range []struct{ challenge, token string }{
 		{`Bearer realm="/token"`, `{"token":"t0ken"}`},
@@ -309,7 +309,7 @@ func TestVerifyOddChallenges(t *testing.T) {
 	}
 }
 
-// TestVerifySendsNothingInTheClear has a token server that is not asked over TLS and is elsewhere.
+// TestVerifySendsNothingInTheClear uses a token server on another host without TLS.
 func TestVerifySendsNothingInTheClear(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, _, has := r.BasicAuth(); has {
@@ -339,7 +339,7 @@ func FuzzOpen(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		file, err := Open(write(t, filepath.Join(t.TempDir(), "c"), string(data), 0o600))
 		if err == nil {
-			file.store, file.helpers = "", nil // no program of a fuzzer's choice is run
+			file.store, file.helpers = "", nil // do not run programs named by the fuzzer
 			_, _ = file.Find(t.Context(), "a", "b/c")
 		}
 	})

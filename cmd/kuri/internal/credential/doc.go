@@ -1,11 +1,13 @@
-// Package credential keeps and finds what registries are logged in to with, where docker and its relatives do: in a
-// configuration file (config.json, or podman's auth.json) with its auths, and in the credential helpers that the file names,
-// programs docker-credential-NAME that are asked over standard input.
+// Package credential stores and finds the credentials of registries in the same places as docker,
+// podman and others: the auths of a configuration file (config.json, or podman's auth.json), and
+// the credential helpers named in that file. Those are programs docker-credential-NAME that are
+// called with a request on standard input.
 //
-// A [File] is read when it is opened and replaced as a whole when it is changed, with mode 0600; what it has that this
-// package knows nothing of stays as it is. Two programs that change it at once may lose one of the changes, as with docker.
-// Secrets are in the file as docker writes them, in base64, unless the file names a helper.
+// A [File] is read when it is opened. A change replaces the whole file, with mode 0600, and keeps
+// keys that are unknown to this package. If two programs change the file at the same time, one
+// change may be lost, as with docker. The file has secrets in base64, as docker writes them, unless
+// it names a helper.
 //
-// Whether a registry takes a credential is asked of the registry ([Verify]), which is reached as containerd's certs.d says
-// ([Reach]).
+// The registry itself decides whether a credential is valid ([Verify]). It is reached as
+// containerd's certs.d specifies ([Reach]).
 package credential

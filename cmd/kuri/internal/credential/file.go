@@ -18,12 +18,12 @@ import (
 // Credential authenticates to one registry. The zero value means anonymous access.
 type Credential struct {
 	Username, Password string
-	IdentityToken      string // stands for both: it is exchanged for an access token
-	RegistryToken      string // is the access token itself
+	IdentityToken      string // instead of both; it is exchanged for an access token
+	RegistryToken      string // an access token
 }
 
-// Path returns the file that is meant: the one that is named, or that of the environment (REGISTRY_AUTH_FILE, or config.json
-// in DOCKER_CONFIG), or config.json in .docker of the home directory.
+// Path returns the path of the file: named, or from the environment (REGISTRY_AUTH_FILE, or
+// config.json in DOCKER_CONFIG), or .docker/config.json in the home directory.
 func Path(named string, env func(string) string) (string, error) {
 	if path := cmp.Or(named, env("REGISTRY_AUTH_FILE")); path != "" {
 		return path, nil
@@ -41,14 +41,14 @@ func Path(named string, env func(string) string) (string, error) {
 // File is a configuration file in docker's format.
 type File struct {
 	path string
-	rest map[string]json.RawMessage // the whole file, by its keys
+	rest map[string]json.RawMessage // the whole file, by key
 
 	auths   map[string]json.RawMessage
-	store   string            // name of the helper for all registries; "" for none
-	helpers map[string]string // registry -> name of its helper
+	store   string            // the helper for all registries; "" for none
+	helpers map[string]string // helper by registry
 }
 
-// Open reads the file. One that is not there is empty.
+// Open reads the file. A missing file is empty.
 func Open(path string) (*File, error) {
 	f := &File{path: path}
 	data, err := os.ReadFile(path)
@@ -72,10 +72,10 @@ func Open(path string) (*File, error) {
 	return f, nil
 }
 
-// Path returns where the file is.
+// Path returns the path of the file.
 func (f *File) Path() string { return f.path }
 
-// entry is one of auths.
+// entry is an entry of auths.
 type entry struct {
 	Auth          string `json:"auth,omitempty"` // base64 of username:password
 	Username      string `json:"username,omitempty"`
@@ -98,21 +98,23 @@ func (e entry) credential() (Credential, error) {
 	return c, nil
 }
 
-// decodePair decodes base64 as it is found in such files: with or without padding, in either alphabet, with line breaks.
+// decodePair decodes base64 in the variants found in such files: with or without padding, in either
+// alphabet, with line breaks.
 func decodePair(text string) ([]byte, error) {
 	text = strings.TrimRight(strings.Join(strings.Fields(text), ""), "=")
 	return base64.RawStdEncoding.DecodeString(strings.NewReplacer("-", "+", "_", "/").Replace(text))
 }
 
-// Find returns the credential for a repository of a registry, such as "library/busybox" of "docker.io"; the zero value when
-// there is none. The longest of the file's keys that fits decides (registry.example/team before registry.example), in
-// every spelling that docker, podman and people write; a helper of the registry comes before the file's own entries, and
-// those before the helper of all.
+// Find returns the credential for a repository of a registry, such as "library/busybox" of
+// "docker.io", or the zero value if there is none. The longest matching key of the file counts
+// (registry.example/team before registry.example), in any spelling of docker, podman and users. A
+// helper for the registry takes precedence over the file's own entries, and those over the helper
+// for all registries.
 func (f *File) Find(ctx context.Context, registry, repository string) (Credential, error) {
 	at := place{hostOf("", registry), strings.Trim(repository, "/")}
 	for _, key := range keysFor(at, f.helpers) {
 		if f.helpers[key] == "" {
-			continue // the helper of all is not for it
+			continue // exempt from the helper for all registries
 		}
 		if c, found, err := f.ask(ctx, f.helpers[key], registry, key); found || err != nil {
 			return c, err
@@ -131,7 +133,8 @@ func (f *File) Find(ctx context.Context, registry, repository string) (Credentia
 	return c, err
 }
 
-// ask asks a helper for a registry, by the address under which docker keeps it and by those that the file has for it.
+// ask requests a registry's credential from a helper, first by docker's address for it and then by
+// the file's keys.
 func (f *File) ask(ctx context.Context, helper, registry string, keys ...string) (c Credential, found bool, err error) {
 	for _, address := range helperAddresses(registry, keys...) {
 		if c, found, err = get(ctx, helper, address); found || err != nil {
@@ -141,8 +144,9 @@ func (f *File) ask(ctx context.Context, helper, registry string, keys ...string)
 	return c, found, err
 }
 
-// Kept returns what is kept of a registry, by what it is for: the registry, or the beginning of repositories, such as
-// "registry.example/team". The longest that fits a repository has what Find returns for it.
+// Kept returns all credentials for a registry, by their scope: the registry, or a prefix of
+// repositories such as "registry.example/team". For a repository, the longest matching scope has
+// the same credential as Find.
 func (f *File) Kept(ctx context.Context, registry string) (map[string]Credential, error) {
 	kept := make(map[string]Credential)
 	all, err := f.Find(ctx, registry, "")
@@ -168,7 +172,8 @@ func (f *File) Kept(ctx context.Context, registry string) (map[string]Credential
 	return kept, nil
 }
 
-// Registries returns the registries that the file has an entry or a helper for, sorted, each once.
+// Registries returns the registries with an entry or a helper in the file, sorted and without
+// duplicates.
 func (f *File) Registries() []string {
 	var found []string
 	for key := range f.auths {
@@ -181,7 +186,8 @@ func (f *File) Registries() []string {
 	return slices.Compact(found)
 }
 
-// own looks for a key among the file's entries. An empty entry only says that a helper has it.
+// own returns the credential of a key in the file's entries. An empty entry only means that a
+// helper has it.
 func (f *File) own(key string) (Credential, bool, error) {
 	raw, ok := f.auths[key]
 	if !ok {
@@ -198,7 +204,7 @@ func (f *File) own(key string) (Credential, bool, error) {
 	return c, c != Credential{}, nil
 }
 
-// Keep notes the credential of a registry, in the registry's helper where there is one.
+// Keep stores the credential of a registry, in the registry's helper if there is one.
 func (f *File) Keep(ctx context.Context, registry string, c Credential) error {
 	key := address(registry)
 	e := entry{IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken}
@@ -206,7 +212,7 @@ func (f *File) Keep(ctx context.Context, registry string, c Credential) error {
 		if err := store(ctx, helper, key, c); err != nil {
 			return err
 		}
-		e = entry{} // the file says that there is one, as docker's does
+		e = entry{} // marks the registry as logged in, as docker does
 	} else if c.Username != "" {
 		e.Auth = base64.StdEncoding.EncodeToString([]byte(c.Username + ":" + c.Password))
 	}
@@ -257,7 +263,7 @@ func (f *File) spellings(registry string) []string {
 	return keysFor(place{host: hostOf("", registry)}, f.auths)
 }
 
-// helperOf returns the helper that keeps the credentials of a registry; "" when the file does.
+// helperOf returns the helper for a registry; "" if the file itself has its credentials.
 func (f *File) helperOf(registry string) string {
 	for _, key := range keysFor(place{host: hostOf("", registry)}, f.helpers) {
 		return f.helpers[key]
@@ -265,7 +271,7 @@ func (f *File) helperOf(registry string) string {
 	return f.store
 }
 
-// write replaces the file; where it is a link, what it leads to.
+// write replaces the file. If it is a symlink, it replaces the target.
 func (f *File) write() error {
 	if f.rest == nil {
 		f.rest = make(map[string]json.RawMessage)
@@ -285,7 +291,7 @@ func (f *File) write() error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("keep credentials: %w", err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".config.json.*") // with mode 0600
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".config.json.*") // creates it with mode 0600
 	if err != nil {
 		return fmt.Errorf("keep credentials: %w", err)
 	}

@@ -12,17 +12,18 @@ import (
 )
 
 const (
-	helperLimit = time.Minute // for a helper that asks its user, or another machine
+	helperLimit = time.Minute // a helper may ask the user or another machine
 	mostAnswer  = 1 << 20     // bytes
 )
 
-// absent is what helpers say, on standard output, when they have nothing. There is no code for it.
+// absent is in the standard output of helpers without a matching credential. There is no exit code
+// for it.
 const absent = "credentials not found"
 
-// tokenUser stands in the place of a username when the secret is an identity token.
+// tokenUser replaces the username if the secret is an identity token.
 const tokenUser = "<token>"
 
-// get asks a helper for a registry's credential.
+// get requests a registry's credential from a helper.
 func get(ctx context.Context, helper, registry string) (c Credential, found bool, err error) {
 	out, err := call(ctx, helper, "get", []byte(registry))
 	if err != nil {
@@ -41,7 +42,7 @@ func get(ctx context.Context, helper, registry string) (c Credential, found bool
 	return Credential{Username: answer.Username, Password: answer.Secret}, answer.Username != "", nil
 }
 
-// store gives a credential to a helper.
+// store stores a credential in a helper.
 func store(ctx context.Context, helper, registry string, c Credential) error {
 	said := struct{ ServerURL, Username, Secret string }{registry, c.Username, c.Password}
 	if c.IdentityToken != "" {
@@ -60,7 +61,7 @@ func erase(ctx context.Context, helper, registry string) error {
 	return err
 }
 
-// call runs a helper with one of its verbs. Its output is returned with an error, too.
+// call runs a helper with one of its verbs. It also returns the output with an error.
 func call(ctx context.Context, helper, verb string, in []byte) ([]byte, error) {
 	name := "docker-credential-" + helper
 	if strings.ContainsRune(helper, '/') {
@@ -69,7 +70,7 @@ func call(ctx context.Context, helper, verb string, in []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, helperLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, verb)
-	cmd.WaitDelay = time.Second // for a child of its that holds the pipe
+	cmd.WaitDelay = time.Second // for a child of the helper that holds the pipe
 	out, errs := &bounded{}, &bounded{}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), out, errs
 	err := cmd.Run()
@@ -84,7 +85,7 @@ func call(ctx context.Context, helper, verb string, in []byte) ([]byte, error) {
 	return out.kept.Bytes(), nil
 }
 
-// firstLine returns the first line that is said in one of texts.
+// firstLine returns the first line of the first text that is not blank.
 func firstLine(texts ...[]byte) string {
 	for _, t := range texts {
 		if line, _, _ := strings.Cut(strings.TrimSpace(string(t)), "\n"); line != "" {
@@ -94,7 +95,8 @@ func firstLine(texts ...[]byte) string {
 	return "it says nothing"
 }
 
-// bounded is a buffer that fails when it exceeds a bound. (The buffer is not embedded: its ReadFrom has no bound.)
+// bounded is a buffer with a maximum size. (The bytes.Buffer is not embedded, because its ReadFrom
+// has no limit.)
 type bounded struct{ kept bytes.Buffer }
 
 func (b *bounded) Write(p []byte) (int, error) {

@@ -18,16 +18,17 @@ import (
 	"github.com/kuri-cri/kuri/certsd"
 )
 
-// Host is a registry and how it is reached. It is for [Verify].
+// Host is a registry and its connection settings, for [Verify].
 type Host struct {
 	base   *url.URL // "https://registry.example/v2/"
 	client *http.Client
 	header http.Header
 }
 
-// Reach reads how a registry is reached, in the first of the directories that has it: the registry itself, not its mirrors.
-// The format is that of containerd's certs.d: REGISTRY/hosts.toml, or in the place of that, as docker has it, *.crt files
-// with CAs, and *.cert with *.key files of the client; "_default" is for registries without a directory.
+// Reach reads the connection settings of a registry itself, not of its mirrors, from the first of
+// dirs that has them. The format is that of containerd's certs.d: REGISTRY/hosts.toml. Without that
+// file, docker's format is used: *.crt files are CAs, and *.cert and *.key files are client
+// certificates. "_default" is for registries without a directory.
 func Reach(dirs []string, registry string) (*Host, error) {
 	dir, err := hostDir(dirs, registry)
 	if err != nil {
@@ -40,11 +41,11 @@ func Reach(dirs []string, registry string) (*Host, error) {
 	return h, nil
 }
 
-// hostDir returns the directory of a registry; "" when there is none.
+// hostDir returns the directory of a registry; "" for none.
 func hostDir(dirs []string, registry string) (string, error) {
 	names := []string{registry}
 	if n := strings.LastIndex(registry, ":"); n > 0 {
-		names = []string{registry[:n] + "_" + registry[n+1:] + "_", registry} // where a name cannot have a colon
+		names = []string{registry[:n] + "_" + registry[n+1:] + "_", registry} // for filesystems without colons in names
 	}
 	for _, names := range [][]string{names, {"_default"}} {
 		for _, root := range dirs {
@@ -63,16 +64,17 @@ func hostDir(dirs []string, registry string) (string, error) {
 	return "", nil
 }
 
-// hostTable is what hosts.toml may say of one host; keys for pulling alone are passed over.
+// hostTable has the settings of a host in hosts.toml. Settings that only affect pulling are
+// ignored.
 type hostTable struct {
-	CA           any            `toml:"ca"`     // file or files
-	Client       any            `toml:"client"` // file, files, or pairs of a certificate and its key
+	CA           any            `toml:"ca"`     // a file or a list of files
+	Client       any            `toml:"client"` // a file, files, or pairs of a certificate and its key
 	SkipVerify   *bool          `toml:"skip_verify"`
 	Header       map[string]any `toml:"header"`
 	OverridePath bool           `toml:"override_path"`
 }
 
-// readHost reads a registry's directory, which may be "".
+// readHost reads a registry's directory; dir may be "".
 func readHost(dir, registry string) (*Host, error) {
 	server := registry
 	if hostOf("", registry) == "docker.io" {
@@ -100,7 +102,7 @@ func readHost(dir, registry string) (*Host, error) {
 	if err := errors.Join(toml.Unmarshal(body, &file), toml.Unmarshal(body, &own)); err != nil {
 		return nil, fmt.Errorf("hosts.toml: %w", err)
 	}
-	if _, err := certsd.Check(body); err != nil { // as a pull does; keys that are like none are another program's
+	if _, err := certsd.Check(body); err != nil { // as a pull does; unknown keys may be for another program
 		return nil, fmt.Errorf("hosts.toml: %w", err)
 	}
 	if file.Server != "" {
@@ -110,7 +112,7 @@ func readHost(dir, registry string) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	for address, table := range file.Hosts { // the registry may have a table, as its mirrors do
+	for address, table := range file.Hosts { // the registry may have a table, like its mirrors
 		if u, err := parseServer(address); err == nil && u.Host == at.Host {
 			return newHost(address, table, dir)
 		}
@@ -118,7 +120,7 @@ func readHost(dir, registry string) (*Host, error) {
 	return newHost(server, own, dir)
 }
 
-// parseServer reads a host or a URL.
+// parseServer parses a host or a URL.
 func parseServer(server string) (*url.URL, error) {
 	if !strings.Contains(server, "://") {
 		server = "https://" + server
@@ -197,7 +199,7 @@ func (t hostTable) headers() (http.Header, error) {
 	return header, nil
 }
 
-// texts is the value of a key that is one text or several.
+// texts returns the value of a key: one text or a list.
 func texts(key string, value any) ([]string, error) {
 	switch v := value.(type) {
 	case nil:
@@ -218,7 +220,8 @@ func texts(key string, value any) ([]string, error) {
 	return nil, fmt.Errorf("%s: expected a text, or several, not %v", key, value)
 }
 
-// clientPairs is the value of the key client: files of certificates and their keys. A file alone has both.
+// clientPairs returns the value of the key client: files with certificates and their keys. A single
+// file has both.
 func clientPairs(value any) ([][2]string, error) {
 	list, ok := value.([]any)
 	if !ok {
@@ -245,7 +248,7 @@ func clientPairs(value any) ([][2]string, error) {
 	return pairs, nil
 }
 
-// dockersFiles is a directory as docker has it, without a hosts.toml.
+// dockersFiles reads a directory in docker's format, without a hosts.toml.
 func dockersFiles(dir string) (hostTable, error) {
 	var t hostTable
 	entries, err := os.ReadDir(dir)
@@ -269,7 +272,7 @@ func dockersFiles(dir string) (hostTable, error) {
 	return t, nil
 }
 
-// below returns the path of a file that is named relative to dir.
+// below returns the path of a file, which may be relative to dir.
 func below(dir, file string) string {
 	if filepath.IsAbs(file) {
 		return file

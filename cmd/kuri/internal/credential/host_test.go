@@ -22,7 +22,7 @@ import (
 	"time"
 )
 
-// identity is a self-signed certificate for loopback addresses, as server, client and CA in one.
+// identity is a self-signed certificate for loopback addresses, used as server, client and CA.
 type identity struct {
 	cert, key []byte // PEM
 	pair      tls.Certificate
@@ -59,7 +59,8 @@ func newIdentity(t *testing.T) *identity {
 	return i
 }
 
-// guarded starts a registry that wants TLS, a client certificate and a password, and returns its host and port.
+// guarded starts a registry that requires TLS, a client certificate and a password, and returns its
+// host and port.
 func guarded(t *testing.T, own, client *identity) string {
 	t.Helper()
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -90,8 +91,8 @@ func TestReach(t *testing.T) {
 	for _, row := range []struct {
 		name     string
 		registry string
-		hosts    string // hosts.toml; "": docker's files alone
-		says     string // the error; "": the credentials are taken
+		hosts    string // hosts.toml; "" for docker's files only
+		says     string // part of the error; "" if the credentials are accepted
 	}{
 		{"a CA", open, "ca = 'ca.crt'\n", ""},
 		{"several CAs", open, "ca = ['other.crt', 'ca.crt']\n", ""},
@@ -147,7 +148,7 @@ func TestReach(t *testing.T) {
 	}
 }
 
-// A registry without a directory has what _default says, and none has another one's.
+// A registry without a directory uses _default, and never another one's.
 func TestReachByName(t *testing.T) {
 	first, second := t.TempDir(), t.TempDir()
 	for dir, server := range map[string]string{
@@ -178,7 +179,7 @@ func TestReachByName(t *testing.T) {
 	}
 }
 
-// On loopback, a certificate that is not trusted is no reason to speak plain HTTP.
+// An untrusted certificate on loopback does not cause a fallback to plain HTTP.
 func TestNoPlainHTTPInsteadOfTLS(t *testing.T) {
 	registry := guarded(t, newIdentity(t), nil)
 	err := Verify(t.Context(), reach(t, nil, registry), registry, Credential{Username: "me", Password: "right"})

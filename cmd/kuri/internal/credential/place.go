@@ -6,18 +6,19 @@ import (
 	"strings"
 )
 
-// dockerHub is the key that docker has used for its own registry from the beginning.
+// dockerHub is docker's traditional key for its own registry.
 const dockerHub = "https://index.docker.io/v1/"
 
-// place is what a key of a configuration file stands for: a registry, or the beginning of its repositories.
+// place is the meaning of a key in a configuration file: a registry, or a prefix of its
+// repositories.
 type place struct {
-	host string // as hostOf returns it
+	host string // as returned by hostOf
 	path string // "team/app"; "" for all
 }
 
-// placeOf reads a key in any of the spellings that there are: "registry.example", with a scheme, a port, a path of the API
-// and a slash at the end, as docker has written it, or with the beginning of repositories, as podman does. In a key with
-// a scheme the path says nothing, as with docker and podman.
+// placeOf parses a key in any known spelling: "registry.example", also with a scheme, a port, a
+// path of the API and a trailing slash, as docker has written it, or with a prefix of repositories,
+// as podman does. After a scheme the path is ignored, as in docker and podman.
 func placeOf(key string) place {
 	scheme, rest, has := strings.Cut(strings.TrimSpace(key), "://")
 	if !has {
@@ -31,8 +32,8 @@ func placeOf(key string) place {
 	return place{hostOf(scheme, host), path}
 }
 
-// hostOf gives the host of a registry one spelling: lower case, without the scheme's own port, and "docker.io" for all the
-// names of docker's registry.
+// hostOf normalizes the host of a registry: lower case, without the scheme's default port, and
+// "docker.io" for all names of docker's registry.
 func hostOf(scheme, host string) string {
 	host = strings.ToLower(host)
 	if strings.EqualFold(scheme, "http") {
@@ -47,7 +48,7 @@ func hostOf(scheme, host string) string {
 	return host
 }
 
-// address is the key that docker writes for a registry.
+// address returns docker's key for a registry.
 func address(registry string) string {
 	if hostOf("", registry) == "docker.io" {
 		return dockerHub
@@ -55,8 +56,8 @@ func address(registry string) string {
 	return registry
 }
 
-// helperAddresses are the addresses by which a helper may know a registry: docker's own, those that the file has for it,
-// and that of a browser.
+// helperAddresses returns the addresses by which a helper may know a registry: docker's, the file's
+// keys for it, and its URL in a browser.
 func helperAddresses(registry string, keys ...string) []string {
 	all := append([]string{address(registry)}, keys...)
 	if hostOf("", registry) == "docker.io" {
@@ -73,8 +74,8 @@ func helperAddresses(registry string, keys ...string) []string {
 	return once
 }
 
-// keysFor returns the keys of entries that are for a place, the longest path first. Of several spellings of one that of
-// docker comes first.
+// keysFor returns the keys of entries for a place, the longest path first. Of several spellings,
+// docker's is first.
 func keysFor[V any](p place, entries map[string]V) []string {
 	var found []string
 	for key := range entries {

@@ -11,12 +11,12 @@ import (
 	"testing"
 )
 
-// Every spelling of a registry is found, and no other registry's.
+// Every spelling of a registry matches, and no other registry's.
 func TestSpellings(t *testing.T) {
 	me := Credential{Username: "me", Password: "p:q"}
 	for _, row := range []struct {
 		registry, repository string
-		fits, not            []string // keys
+		fits, not            []string // keys that match, and keys that do not
 	}{
 		{"docker.io", "library/busybox",
 			[]string{"https://index.docker.io/v1/", "https://index.docker.io/v1", "https://index.docker.io/v2/", "index.docker.io/v1/", "index.docker.io", "docker.io", "Docker.IO",
@@ -51,7 +51,8 @@ func TestSpellings(t *testing.T) {
 	}
 }
 
-// Of several keys that fit the longest counts, then docker's own spelling; one without credentials hides none.
+// Of several matching keys the longest counts, then docker's own spelling. A key without
+// credentials hides no other.
 func TestSeveralSpellings(t *testing.T) {
 	f := open(t, `{"auths": {
 		"https://index.docker.io/v1/": {"username": "hub", "password": "1"}, "docker.io": {"username": "short", "password": "2"}, "docker.io/team": {"username": "team", "password": "3"},
@@ -115,7 +116,8 @@ func TestEntries(t *testing.T) {
 	}
 }
 
-// A helper is asked by the addresses under which it may know the registry, whatever the file's key for it.
+// A helper is asked with all addresses by which it may know the registry, whatever the file's key
+// for it.
 func TestHelperAddresses(t *testing.T) {
 	dir := helper(t, "kuritest")
 	knows := func(address string) {
@@ -151,7 +153,7 @@ func TestHelperAddresses(t *testing.T) {
 	}
 }
 
-// What is for the registry does not go where it redirects to.
+// Credentials and headers for the registry are not sent to the target of a redirect.
 func TestVerifyIsRedirected(t *testing.T) {
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{"Authorization", "X-Team", "Referer"} {

@@ -16,11 +16,11 @@ import (
 	"github.com/kuri-cri/kuri/challenge"
 )
 
-// RefusedError says that a registry, or its token server, does not take a credential.
+// RefusedError means that a registry, or its token server, has refused a credential.
 type RefusedError struct {
 	By     string // host that refused
-	Status string // of its answer
-	Reason string // its words; "" for none
+	Status string // of its response
+	Reason string // its message; "" for none
 }
 
 func (e *RefusedError) Error() string {
@@ -33,9 +33,10 @@ func (e *RefusedError) Error() string {
 
 const verifyLimit = 30 * time.Second
 
-// Verify asks a registry whether it takes the credential, by its API's base and the token server that it names. Plain HTTP
-// is spoken with registries on loopback addresses, and where certs.d says so. Errors: [*RefusedError]; another when the
-// registry could not be asked.
+// Verify checks a credential with a registry, through the base of its API and the token server that
+// it names. It uses plain HTTP for registries on loopback addresses, and if certs.d says so. The
+// error is a [*RefusedError] if the credential is refused, and another one if it could not be
+// checked.
 func Verify(ctx context.Context, at *Host, registry string, c Credential) error {
 	ctx, cancel := context.WithTimeout(ctx, verifyLimit)
 	defer cancel()
@@ -49,11 +50,11 @@ func Verify(ctx context.Context, at *Host, registry string, c Credential) error 
 	if err != nil {
 		return fmt.Errorf("ask %s whether it takes the credentials: %w", registry, err)
 	}
-	if first.StatusCode != http.StatusUnauthorized { // whoever comes is served
+	if first.StatusCode != http.StatusUnauthorized { // the registry serves anonymous clients
 		return first.check(http.StatusOK)
 	}
 	asked := challenge.Of(first.Header)
-	for _, scheme := range []string{"bearer", "basic"} { // as a pull does
+	for _, scheme := range []string{"bearer", "basic"} { // the order of a pull
 		for _, c := range asked {
 			switch {
 			case c.Scheme != scheme:
@@ -84,7 +85,8 @@ func (v *verifier) basic(ctx context.Context, base string) error {
 
 func (v *verifier) asBasic(req *http.Request) { req.SetBasicAuth(v.c.Username, v.c.Password) }
 
-// bearer gets a token for the credential where the challenge says, and shows it to the registry.
+// bearer requests a token from the challenge's token server with the credential, and presents it to
+// the registry.
 func (v *verifier) bearer(ctx context.Context, base string, said map[string]string) error {
 	at, err := url.Parse(base)
 	if err != nil {
@@ -122,7 +124,7 @@ func (v *verifier) bearer(ctx context.Context, base string, said map[string]stri
 	return a.check(http.StatusOK)
 }
 
-// answer is an HTTP response with the beginning of its body.
+// answer is an HTTP response and the beginning of its body.
 type answer struct {
 	*http.Response
 	body []byte
@@ -153,8 +155,9 @@ func (v *verifier) get(ctx context.Context, address string, with func(*http.Requ
 	return &answer{resp, body}, nil
 }
 
-// redirect takes from a request that goes on to another origin what is for the first one: credentials, and the headers of
-// hosts.toml. (net/http keeps the credentials for other ports of a host, and for the same without TLS.)
+// redirect removes credentials and the headers of hosts.toml from a redirected request to another
+// origin. (net/http would keep credentials for other ports of a host, and for the same host without
+// TLS.)
 func (v *verifier) redirect(req *http.Request, via []*http.Request) error {
 	if len(via) > 5 {
 		return errors.New("it redirects without end")
@@ -181,7 +184,8 @@ func (a *answer) check(want int) error {
 	return fmt.Errorf("%s answers %s", a.Request.URL.Redacted(), a.Status)
 }
 
-// reason returns what the body says, in the format of the distribution specification or of a token server.
+// reason returns the message in the body, in the format of the distribution specification or of a
+// token server.
 func (a *answer) reason() string {
 	var said struct {
 		Errors  []struct{ Code, Message string }

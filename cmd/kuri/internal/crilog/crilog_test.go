@@ -73,7 +73,7 @@ func logFile(t *testing.T, content string) string {
 	return path
 }
 
-// collect returns the texts of all entries; a partial one is marked with a +.
+// collect returns the texts of all entries, partial ones with a + at the end.
 func collect(ctx context.Context, path string, o Options) ([]string, error) {
 	var out []string
 	err := Read(ctx, path, o, func(e Entry) error {
@@ -154,7 +154,7 @@ func TestALineWithoutEndIsBounded(t *testing.T) {
 func TestFollowThroughRotation(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	path := filepath.Join(t.TempDir(), "0.log") // not there yet
+	path := filepath.Join(t.TempDir(), "0.log") // does not exist yet
 	var ended atomic.Bool
 	entries := make(chan string, 100)
 	done := make(chan error, 1)
@@ -194,7 +194,7 @@ func TestFollowThroughRotation(t *testing.T) {
 	write(f, line("one"))
 	expect("one")
 	write(f, stamp+" stdout F tw")
-	time.Sleep(2 * pollEvery) // half a line is not an entry
+	time.Sleep(2 * pollEvery) // an incomplete line is not an entry
 	write(f, "o\n")
 	expect("two")
 

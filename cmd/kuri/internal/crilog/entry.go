@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// Stream is one of the two outputs of a container.
+// Stream is an output stream of a container.
 type Stream string
 
-// The streams, as they are written in a log file.
+// The streams, as written in a log file.
 const (
 	Stdout Stream = "stdout"
 	Stderr Stream = "stderr"
@@ -17,13 +17,13 @@ const (
 
 // Entry is one line of a log file.
 type Entry struct {
-	Time    time.Time // zero for a line that is not in the format
+	Time    time.Time // zero for a line in another format
 	Stream  Stream
-	Partial bool   // the program's line goes on in the stream's next entry
-	Text    []byte // without the newline; valid until the next entry is read
+	Partial bool   // the program's line continues in the stream's next entry
+	Text    []byte // without the newline; valid until the next entry
 }
 
-// Parse reads one line without its newline. The entry's Text is a part of line.
+// Parse parses one line without its newline. The entry's Text refers to line.
 func Parse(line []byte) (Entry, error) {
 	stamp, rest, ok := bytes.Cut(line, []byte{' '})
 	if !ok {
@@ -37,8 +37,8 @@ func Parse(line []byte) (Entry, error) {
 	if s := Stream(stream); !ok || s != Stdout && s != Stderr {
 		return Entry{}, fmt.Errorf("log line of stream %.10q", stream)
 	}
-	tags, text, _ := bytes.Cut(rest, []byte{' '}) // an empty line may end right after its tag
-	tag, _, _ := bytes.Cut(tags, []byte{':'})     // more tags may come one day, after colons
+	tags, text, _ := bytes.Cut(rest, []byte{' '}) // an empty line may end after its tag
+	tag, _, _ := bytes.Cut(tags, []byte{':'})     // future tags may follow, separated by colons
 	if len(tag) != 1 || tag[0] != 'P' && tag[0] != 'F' {
 		return Entry{}, fmt.Errorf("log line with tag %.10q", tag)
 	}

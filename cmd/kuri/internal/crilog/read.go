@@ -13,28 +13,28 @@ import (
 )
 
 const (
-	maxLine   = 1 << 20 // bytes; a longer line is handed on in pieces of this size
+	maxLine   = 1 << 20 // bytes; a longer line is emitted in pieces of this size
 	chunk     = 32 << 10
 	pollEvery = 100 * time.Millisecond
-	askEvery  = 500 * time.Millisecond // how often Done is called
+	askEvery  = 500 * time.Millisecond // interval between calls of Follow
 )
 
-// All is the Tail that wants all lines.
+// All is the Tail for all lines.
 const All = -1
 
 // Options selects the entries of a log.
 type Options struct {
-	Tail  int       // how many of the file's lines, counted from its end; All for the whole file
-	Since time.Time // entries from then on; zero for all
+	Tail  int       // number of lines to read from the end of the log; All for all
+	Since time.Time // only entries from then on; zero for all
 
-	// Follow, if not nil, keeps reading what is added until it tells that the container writes no more. It is called now
-	// and then, and an error of it ends the reading with that error.
+	// Follow, unless nil, makes Read continue with new entries until it returns true: the container
+	// writes no more. It is called from time to time. Its error ends Read.
 	Follow func(context.Context) (ended bool, err error)
 }
 
-// Read hands the entries of the log at path to emit, in their order, those of its rotated files first, until the end of the
-// log, an error of emit, or the end of ctx. With Follow a file that is not there yet is waited for; without it that is an
-// error.
+// Read calls emit for the entries of the log at path in order, beginning with its rotated files. It
+// returns at the end of the log, on an error of emit, or when ctx ends. If the file does not exist,
+// Read waits for it with Follow and otherwise returns an error.
 func Read(ctx context.Context, path string, o Options, emit func(Entry) error) error {
 	r := &reader{path: path, o: o, emit: emit}
 	defer r.close()
@@ -61,16 +61,16 @@ func Read(ctx context.Context, path string, o Options, emit func(Entry) error) e
 	return r.rest()
 }
 
-// reader is one Read.
+// reader is the state of a Read.
 type reader struct {
 	path   string
 	o      Options
 	emit   func(Entry) error
 	file   *os.File
-	offset int64  // how far file has been read
-	newest string // of the rotated files, when file was opened: file itself will get a later name
-	buf    []byte // the beginning of an incomplete line
-	cont   *Entry // of a line longer than maxLine: what its first piece said
+	offset int64  // read position in file
+	newest string // the newest rotated file when file was opened; file itself gets a later name
+	buf    []byte // an incomplete line
+	cont   *Entry // for a line longer than maxLine: the header of its first piece
 	asked  time.Time
 }
 
@@ -80,7 +80,8 @@ func (r *reader) close() {
 	}
 }
 
-// open opens the log, waiting for it when it is followed. A container that ended without a log leaves file nil.
+// open opens the log. With Follow it waits for the log. If the container ended without a log, file
+// is nil.
 func (r *reader) open(ctx context.Context) error {
 	for {
 		f, err := os.Open(r.path)
@@ -104,7 +105,7 @@ func (r *reader) open(ctx context.Context) error {
 	}
 }
 
-// run reads to the end of the file, or of the container when it is followed.
+// run reads to the end of the file or, with Follow, of the container.
 func (r *reader) run(ctx context.Context) error {
 	for {
 		if err := r.drain(ctx); err != nil {
@@ -127,7 +128,7 @@ func (r *reader) run(ctx context.Context) error {
 		if err := sleep(ctx, pollEvery); err != nil {
 			return err
 		}
-		if ended { // its last words may have been on their way to the file
+		if ended { // the last output may not have been in the file yet
 			if _, err := r.turn(ctx); err != nil {
 				return err
 			}
@@ -136,7 +137,7 @@ func (r *reader) run(ctx context.Context) error {
 	}
 }
 
-// ended asks Follow, not too often.
+// ended calls Follow, at most every askEvery.
 func (r *reader) ended(ctx context.Context) (bool, error) {
 	if time.Since(r.asked) < askEvery {
 		return false, nil
@@ -145,14 +146,14 @@ func (r *reader) ended(ctx context.Context) (bool, error) {
 	return r.o.Follow(ctx)
 }
 
-// turn goes over to the file that is at path now if that is another one, or begins again in one that was cut.
+// turn changes to the file at path if that is another one, and starts again in a truncated one.
 func (r *reader) turn(ctx context.Context) (bool, error) {
 	here, err := r.file.Stat()
 	if err != nil {
 		return false, fmt.Errorf("read log: %w", err)
 	}
 	now, err := os.Stat(r.path)
-	if err != nil { // renamed, and the new file not made yet
+	if err != nil { // renamed, and the new file does not exist yet
 		return false, nil
 	}
 	if os.SameFile(here, now) {
@@ -167,7 +168,8 @@ func (r *reader) turn(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, nil
 	}
-	// The runtime writes to the new file since before it could be seen here: the old one is complete.
+	// The runtime has already written to the new file when it is seen here, so the old one is
+	// complete.
 	err = r.drain(ctx)
 	if err == nil {
 		err = r.rest()
@@ -180,7 +182,8 @@ func (r *reader) turn(ctx context.Context) (bool, error) {
 	return true, r.between(ctx, here)
 }
 
-// between reads the files that came and were rotated between the one that was read last and the one that is open now.
+// between reads the files that were created and rotated between the last one read and the one now
+// open.
 func (r *reader) between(ctx context.Context, last fs.FileInfo) error {
 	before := r.newest
 	all, err := r.rotated()
@@ -199,14 +202,14 @@ func (r *reader) between(ctx context.Context, last fs.FileInfo) error {
 	return nil
 }
 
-// drain reads to the current end.
+// drain reads to the current end of the file.
 func (r *reader) drain(ctx context.Context) error {
 	n, err := r.copy(ctx, r.file)
 	r.offset += n
 	return err
 }
 
-// copy hands on the complete lines of in up to its end, and returns how many bytes it has read.
+// copy emits the complete lines of in and returns the number of bytes read.
 func (r *reader) copy(ctx context.Context, in io.Reader) (total int64, err error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -229,7 +232,7 @@ func (r *reader) copy(ctx context.Context, in io.Reader) (total int64, err error
 	}
 }
 
-// lines hands on the complete lines in buf.
+// lines emits the complete lines in buf.
 func (r *reader) lines() error {
 	rest := r.buf
 	for {
@@ -251,7 +254,7 @@ func (r *reader) lines() error {
 	return nil
 }
 
-// rest hands on what stands after the last newline of a file that is complete.
+// rest emits the text after the last newline of a complete file.
 func (r *reader) rest() error {
 	line := r.buf
 	r.buf = nil
@@ -261,10 +264,10 @@ func (r *reader) rest() error {
 	return r.line(line, true)
 }
 
-// line hands on one line, or a piece of one that is too long.
+// line emits one line, or a piece of one that is too long.
 func (r *reader) line(line []byte, complete bool) error {
 	var e Entry
-	if r.cont != nil { // the pieces after the first have no header
+	if r.cont != nil { // only the first piece has a header
 		e = *r.cont
 		e.Text = line
 	} else {
@@ -273,7 +276,7 @@ func (r *reader) line(line []byte, complete bool) error {
 			e = Entry{Stream: Stdout, Text: line}
 		}
 	}
-	last := e.Partial // what the line's own tag said
+	last := e.Partial // the line's own tag
 	r.cont = nil
 	if !complete {
 		r.cont = &Entry{Time: e.Time, Stream: e.Stream, Partial: last}
@@ -285,7 +288,8 @@ func (r *reader) line(line []byte, complete bool) error {
 	return r.emit(e)
 }
 
-// tailOffset returns where the last n lines of f begin, and how many there are from there.
+// tailOffset returns the offset of the last n lines of f, and the number of lines from there, which
+// may be less than n.
 func tailOffset(f *os.File, n int) (offset int64, lines int, err error) {
 	end, err := f.Seek(0, io.SeekEnd)
 	if err != nil || n == 0 || end == 0 {

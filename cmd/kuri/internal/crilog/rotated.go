@@ -16,21 +16,23 @@ import (
 	"strings"
 )
 
-// rotatedSuffix is what a rotated log has after the log's own name: a kubelet's time, Kuri's own to the nanosecond, and .gz
-// once a kubelet has compressed it. A file being compressed exists under its old name too, and the new one ends in .tmp.
+// rotatedSuffix matches the suffix of a rotated log: a kubelet's time, or Kuri's with nanoseconds,
+// and .gz after a kubelet has compressed it. While a file is compressed it also exists under its
+// old name, and the new name ends in .tmp.
 var rotatedSuffix = regexp.MustCompile(`^\.[0-9]{8}-[0-9]{6}(\.[0-9]{9})?(\.gz)?$`)
 
-// rotated is a log file that was renamed.
+// rotated is a renamed log file.
 type rotated struct {
 	path string
 	info fs.FileInfo
-	skip int // lines at its beginning that are not wanted
+	skip int // lines to skip at the beginning
 }
 
-// at sorts by the time of the rotation.
+// at returns the sort key, by the time of the rotation.
 func (f rotated) at() string { return strings.TrimSuffix(f.path, ".gz") }
 
-// rotated lists the rotated files of the log that are older than the one that is open, the oldest first, and notes the newest.
+// rotated returns the rotated files that are older than the open one, the oldest first, and stores
+// the newest.
 func (r *reader) rotated() ([]rotated, error) {
 	all, err := r.list()
 	if err != nil {
@@ -41,7 +43,7 @@ func (r *reader) rotated() ([]rotated, error) {
 		return nil, fmt.Errorf("read log: %w", err)
 	}
 	if i := slices.IndexFunc(all, func(f rotated) bool { return os.SameFile(f.info, here) }); i >= 0 {
-		all = all[:i] // it was rotated meanwhile: what is newer comes after it
+		all = all[:i] // it has been rotated meanwhile; newer ones follow it
 	}
 	if len(all) > 0 {
 		r.newest = all[len(all)-1].at()
@@ -49,8 +51,8 @@ func (r *reader) rotated() ([]rotated, error) {
 	return all, nil
 }
 
-// latest opens the newest of the rotated files, nil when there is none: the log itself is not there between a kubelet's
-// renaming it and the runtime's making it anew.
+// latest opens the newest rotated file, or returns nil if there is none. The log itself does not
+// exist between a kubelet's rename and its creation by the runtime.
 func (r *reader) latest() *os.File {
 	all, err := r.list()
 	if err != nil || len(all) == 0 || strings.HasSuffix(all[len(all)-1].path, ".gz") {
@@ -63,7 +65,7 @@ func (r *reader) latest() *os.File {
 	return f
 }
 
-// list lists all rotated files of the log, the oldest first.
+// list returns all rotated files of the log, the oldest first.
 func (r *reader) list() ([]rotated, error) {
 	entries, err := os.ReadDir(filepath.Dir(r.path))
 	if err != nil {
@@ -77,7 +79,7 @@ func (r *reader) list() ([]rotated, error) {
 		}
 		info, err := e.Info()
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed, or compressed, meanwhile
+			continue // removed or compressed meanwhile
 		}
 		if err != nil {
 			return nil, fmt.Errorf("look for rotated logs: %w", err)
@@ -87,10 +89,11 @@ func (r *reader) list() ([]rotated, error) {
 		}
 	}
 	slices.SortFunc(all, func(a, b rotated) int { return cmp.Or(cmp.Compare(a.at(), b.at()), cmp.Compare(a.path, b.path)) })
-	return slices.CompactFunc(all, func(a, b rotated) bool { return a.at() == b.at() }), nil // but for one that is being compressed
+	return slices.CompactFunc(all, func(a, b rotated) bool { return a.at() == b.at() }), nil // not both names of a file being compressed
 }
 
-// tail goes to where the last lines begin: in the open file, or in a rotated one. It returns those that are to be read.
+// tail seeks to the start of the last lines, in the open file or in a rotated one. It returns the
+// rotated files to read.
 func (r *reader) tail(older []rotated) ([]rotated, error) {
 	offset, have, err := tailOffset(r.file, r.o.Tail)
 	if err != nil {
@@ -113,9 +116,10 @@ func (r *reader) tail(older []rotated) ([]rotated, error) {
 	return older[first:], nil
 }
 
-// whole hands on the entries of a rotated file. One that is gone by now is passed over: the oldest go.
+// whole emits the entries of a rotated file. It skips a file that has been removed: rotation
+// removes the oldest.
 func (r *reader) whole(ctx context.Context, f rotated) error {
-	if f.info.ModTime().Before(r.o.Since) { // its last line is older
+	if f.info.ModTime().Before(r.o.Since) { // the last line is older
 		return nil
 	}
 	in, err := f.open()
@@ -135,7 +139,7 @@ func (r *reader) whole(ctx context.Context, f rotated) error {
 	return r.rest()
 }
 
-// count returns how many lines a rotated file has.
+// count returns the number of lines in a rotated file.
 func (f rotated) count() (n int, err error) {
 	in, err := f.open()
 	if in == nil || err != nil {
@@ -152,7 +156,7 @@ func (f rotated) count() (n int, err error) {
 	}
 }
 
-// skipLine reads to behind the next newline, or to the end.
+// skipLine reads up to and including the next newline, or to the end.
 func skipLine(in *bufio.Reader) error {
 	for {
 		_, err := in.ReadSlice('\n')
@@ -165,7 +169,8 @@ func skipLine(in *bufio.Reader) error {
 	}
 }
 
-// open opens a rotated file for reading as it was written; nil when it is gone, or was compressed meanwhile and is gone then.
+// open opens a rotated file and decompresses it if necessary. It returns nil if the file is gone,
+// also under its compressed name.
 func (f rotated) open() (io.ReadCloser, error) {
 	file, err := os.Open(f.path)
 	if errors.Is(err, fs.ErrNotExist) && !strings.HasSuffix(f.path, ".gz") {

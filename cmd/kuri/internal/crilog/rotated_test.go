@@ -65,12 +65,12 @@ func TestReadRotatedFiles(t *testing.T) {
 	if _, err := collect(context.Background(), path, Options{Tail: All}); err == nil || !strings.Contains(err.Error(), "20260101-000000.gz") {
 		t.Errorf("a damaged file: %v", err)
 	}
-	if got, err := collect(context.Background(), path, Options{Tail: 3}); err != nil || len(got) != 3 { // it is not needed
+	if got, err := collect(context.Background(), path, Options{Tail: 3}); err != nil || len(got) != 3 { // without the damaged one
 		t.Error(got, err)
 	}
 }
 
-// TestBetweenRenameAndReopen has the log away for a moment, as a kubelet's rotation does.
+// TestBetweenRenameAndReopen removes the log for a moment, as a kubelet's rotation does.
 func TestBetweenRenameAndReopen(t *testing.T) {
 	path := logFile(t, line("b"))
 	if err := os.WriteFile(path+".20260101-000000", []byte(line("a")), 0o600); err != nil {
@@ -94,7 +94,7 @@ func TestBetweenRenameAndReopen(t *testing.T) {
 	}
 }
 
-// TestFollowLosesNoRotation rotates much faster than Read looks.
+// TestFollowLosesNoRotation rotates much faster than Read polls.
 func TestFollowLosesNoRotation(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

@@ -1,6 +1,9 @@
-// Package tree turns files of this machine into a tar and the tar that a container sends into files of this machine.
+// Package tree packs files of this machine into a tar, and unpacks the tar of a container into
+// files of this machine.
 //
-// What a container sends is hostile. [Unpack] writes below one directory and nowhere else: the kernel resolves every name
-// from there (os.Root); links are made last, so that none stands on the way of a file; every file is made new, under another name until all of it is there,
-// so that nothing is written into what a name led to before; what is neither file, directory nor link is left out.
+// A container's tar is untrusted. [Unpack] writes only below one directory: the kernel resolves
+// every name from there (os.Root). Symlinks are created last, so that no path leads through one.
+// Every file is created under a temporary name and renamed when it is complete, so that an existing
+// file or link target is never written to. Entries that are not files, directories or links are
+// skipped.
 package tree

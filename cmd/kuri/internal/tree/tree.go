@@ -18,15 +18,17 @@ import (
 	"time"
 )
 
-// The links of one tar are kept until its end: so many, with so many bytes of names.
+// Symlinks are kept until the end of a tar. These are the limits on their number and the bytes of
+// their names.
 const (
 	maxLinks     = 1 << 20
 	maxLinkBytes = 64 << 20
 )
 
-// Pack writes the file or directory at src as a tar whose entries are called name and name/…. A link at src is followed;
-// those below are packed as links. Owners are 0:0, unless keepOwner. Told are the files that are left out: FIFOs, sockets and
-// devices. If src is one itself the error is ErrNothing.
+// Pack writes the file or directory at src as a tar with entries name and name/…. It follows a
+// symlink at src, and packs symlinks below it as symlinks. Owners are 0:0 unless keepOwner is set.
+// left is called for skipped files: FIFOs, sockets and devices. The error is ErrNothing if src is
+// one of those.
 func Pack(ctx context.Context, w io.Writer, src, name string, keepOwner bool, left func(string)) error {
 	src, err := filepath.EvalSymlinks(src)
 	if err != nil {
@@ -60,7 +62,7 @@ func Pack(ctx context.Context, w io.Writer, src, name string, keepOwner bool, le
 	return out.Close()
 }
 
-// KindOf says what a file is that is neither a file nor a directory nor a link.
+// KindOf describes a file that is not a regular file, directory or symlink.
 func KindOf(m fs.FileMode) string {
 	switch {
 	case m&fs.ModeNamedPipe != 0:
@@ -87,7 +89,7 @@ func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) er
 	case info.Mode().IsRegular():
 		if in, err = os.Open(at); err == nil {
 			defer in.Close()
-			info, err = in.Stat() // of what is read
+			info, err = in.Stat() // of the file that is read
 		}
 	}
 	if err != nil {
@@ -122,15 +124,16 @@ func pack(out *tar.Writer, at, name string, info fs.FileInfo, keepOwner bool) er
 	if in == nil {
 		return nil
 	}
-	n, err := io.Copy(out, io.LimitReader(content, h.Size)) // a file that grows meanwhile
+	n, err := io.Copy(out, io.LimitReader(content, h.Size)) // the file may grow meanwhile
 	if err == nil && n < h.Size {
 		err = fmt.Errorf("%s became shorter while it was read", at)
 	}
 	return err
 }
 
-// Again reads a tar of any format and writes its files, directories and links as Pack does, with the owners and modes that they
-// have there. Told are the entries that are left out. A tar that has no others is ErrNothing.
+// Again reads a tar of any format and writes its files, directories and links in the format of
+// Pack, with their owners and modes. left is called for skipped entries. The error is ErrNothing if
+// all are skipped.
 func Again(ctx context.Context, w io.Writer, r io.Reader, left func(string)) error {
 	out := tar.NewWriter(w)
 	written := 0
@@ -166,17 +169,19 @@ func Again(ctx context.Context, w io.Writer, r io.Reader, left func(string)) err
 	}
 }
 
-// ErrNothing says that there is nothing that could be copied.
+// ErrNothing means that there is nothing that can be copied.
 var ErrNothing = errors.New("nothing was copied: only files, directories and links can be")
 
-// gnu makes a header one that every tar reads. busybox's knows no names of PAX, which those that are long or not ASCII would be;
-// and where GNU's may have two more times it looks for a part of the name.
+// gnu changes a header to a format that every tar reads. busybox's tar ignores names in PAX
+// headers, as long or non-ASCII ones would be. It also looks for a part of the name in the place
+// where GNU's format may have two more times.
 func gnu(h *tar.Header) {
 	h.Format, h.ModTime, h.AccessTime, h.ChangeTime = tar.FormatGNU, h.ModTime.Truncate(time.Second), time.Time{}, time.Time{}
 }
 
-// Unpack makes files of a tar whose entries are all called from or from/…: below the directory dir, as to and to/…. With from
-// "." the entries go right into dir, and to is not used. Told are the entries that are left out; files counts the others.
+// Unpack unpacks a tar whose entries are all named from or from/…. It creates them below the
+// directory dir as to and to/…. If from is ".", the entries are created directly in dir, and to is
+// not used. left is called for skipped entries; files is the number of others.
 func Unpack(ctx context.Context, r io.Reader, dir, from, to string, left func(string)) (files int, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -205,13 +210,13 @@ type unpacker struct {
 	left     func(string)
 	made     int
 	links    []link
-	linked   int                    // bytes of links' names
+	linked   int                    // bytes of the links' names
 	dirs     map[string]fs.FileMode // by name below root
 }
 
 type link struct{ target, name string }
 
-// name returns where an entry goes, below root.
+// name returns the path of an entry, relative to root.
 func (u *unpacker) name(of string) (string, error) {
 	clean := path.Clean(of)
 	if path.IsAbs(clean) || !filepath.IsLocal(clean) {
@@ -259,7 +264,8 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	return nil
 }
 
-// directory makes a directory, or takes the one that is there. A link to one is not one.
+// directory creates a directory, or uses an existing one. A symlink to a directory does not count
+// as one.
 func (u *unpacker) directory(h *tar.Header, name string) error {
 	if name != "." {
 		err := u.root.Mkdir(name, 0o700)
@@ -277,8 +283,8 @@ func (u *unpacker) directory(h *tar.Header, name string) error {
 	return nil
 }
 
-// file makes a file under another name and gives it its own when all of it is there: one that comes in part only is none, and
-// does not cost what had the name before.
+// file writes a file under a temporary name and renames it when it is complete. So an incomplete
+// file never appears, and does not replace an existing one.
 func (u *unpacker) file(h *tar.Header, name string, content io.Reader) (err error) {
 	fresh := path.Join(path.Dir(name), ".kuri-cp-"+rand.Text())
 	f, err := u.root.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -294,7 +300,7 @@ func (u *unpacker) file(h *tar.Header, name string, content io.Reader) (err erro
 	if _, err := io.Copy(f, content); err != nil {
 		return err
 	}
-	if err := f.Chmod(h.FileInfo().Mode().Perm()); err != nil { // no setuid here for what a container says
+	if err := f.Chmod(h.FileInfo().Mode().Perm()); err != nil { // never setuid from a container
 		return err
 	}
 	if err := f.Close(); err != nil {
@@ -303,7 +309,7 @@ func (u *unpacker) file(h *tar.Header, name string, content io.Reader) (err erro
 	if err := u.root.Chtimes(fresh, h.ModTime, h.ModTime); err != nil {
 		return err
 	}
-	if info, err := u.root.Lstat(name); err == nil && info.IsDir() { // an empty one gives way
+	if info, err := u.root.Lstat(name); err == nil && info.IsDir() { // replaces an empty directory
 		if err := u.clear(name); err != nil {
 			return err
 		}
@@ -319,7 +325,7 @@ func (u *unpacker) clear(name string) error {
 	return nil
 }
 
-// finish makes the links, and gives the directories their modes, the innermost first.
+// finish creates the symlinks and sets the modes of the directories, the innermost first.
 func (u *unpacker) finish() error {
 	for _, l := range u.links {
 		if err := u.clear(l.name); err != nil {
@@ -331,7 +337,7 @@ func (u *unpacker) finish() error {
 	}
 	for _, name := range slices.Backward(slices.Sorted(maps.Keys(u.dirs))) {
 		info, err := u.root.Lstat(name)
-		if err != nil || !info.IsDir() { // a link has taken its place
+		if err != nil || !info.IsDir() { // a symlink has replaced it
 			continue
 		}
 		if err := u.root.Chmod(name, u.dirs[name]); err != nil {

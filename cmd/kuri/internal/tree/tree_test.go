@@ -48,7 +48,7 @@ func hardlink(name, to string) tar.Header {
 	return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: to}
 }
 
-// list returns all names below a directory.
+// list returns the paths of all files below a directory.
 func list(t *testing.T, dir string) []string {
 	t.Helper()
 	var out []string
@@ -65,8 +65,8 @@ func list(t *testing.T, dir string) []string {
 	return out
 }
 
-// TestUnpackHostile has what a container could send to write elsewhere. Beside the target stand a file and a directory that
-// must stay as they are.
+// TestUnpackHostile unpacks tars with which a container could try to write elsewhere. A file and a
+// directory beside the target must not change.
 func TestUnpackHostile(t *testing.T) {
 	for name, entries := range map[string][]tar.Header{
 		"up":                       {file("src/../../victim")},
@@ -158,7 +158,7 @@ func TestThereAndBack(t *testing.T) {
 	if err := Pack(t.Context(), &b, filepath.Join(src, "a"), "a", false, func(s string) { t.Error(s) }); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // over itself, too
+	for range 2 { // the second time over existing files
 		if _, err := Unpack(t.Context(), bytes.NewReader(b.Bytes()), dst, "a", "a", func(s string) { t.Error(s) }); err != nil {
 			t.Fatal(err)
 		}
@@ -182,8 +182,8 @@ func TestThereAndBack(t *testing.T) {
 	}
 }
 
-// TestNamesForEveryTar: what is packed has no header that only some programs read: busybox's tar passes PAX's over, and the
-// names with them.
+// Pack writes no headers that some programs cannot read: busybox's tar ignores PAX headers, and the
+// names in them.
 func TestNamesForEveryTar(t *testing.T) {
 	src := t.TempDir()
 	names := []string{"Kastanie-süß", strings.Repeat("long", 60), "-f", "with\nline"}
@@ -225,7 +225,7 @@ func TestNamesForEveryTar(t *testing.T) {
 	}
 }
 
-// TestUnpackInPart: a tar that ends within a file leaves nothing of it, and what had its name before.
+// A tar that ends within a file leaves no part of it, and keeps an existing file with its name.
 func TestUnpackInPart(t *testing.T) {
 	parent := t.TempDir()
 	if err := os.WriteFile(filepath.Join(parent, "to"), []byte("before"), 0o644); err != nil {
@@ -249,8 +249,8 @@ func TestUnpackInPart(t *testing.T) {
 	}
 }
 
-// TestUnpackOverWhatIsThere: a file takes the place of a link, of an empty directory and of a file that cannot be written; a
-// directory with something in it stays.
+// A file replaces a symlink, an empty directory and a read-only file. A non-empty directory is
+// kept.
 func TestUnpackOverWhatIsThere(t *testing.T) {
 	parent := t.TempDir()
 	for name, make := range map[string]func(at string) error{
@@ -280,7 +280,7 @@ func TestUnpackOverWhatIsThere(t *testing.T) {
 	}
 }
 
-// TestUnpackIsBounded: directories that come again and again cost no memory each, and links as much as maxLinkBytes.
+// Repeated directories use no memory each, and links at most maxLinkBytes.
 func TestUnpackIsBounded(t *testing.T) {
 	parent := t.TempDir()
 	var entries []tar.Header
@@ -332,7 +332,7 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-// What cannot be copied is an error when there is nothing else, not an empty success.
+// If nothing can be copied the result is an error, not an empty tar.
 func TestNothingToCopy(t *testing.T) {
 	dir := t.TempDir()
 	pipe := filepath.Join(dir, "pipe")
@@ -364,7 +364,7 @@ func TestNothingToCopy(t *testing.T) {
 	}
 }
 
-// A file of /proc says that it is empty, and is not.
+// A file in /proc reports the size 0 but is not empty.
 func TestPackWithoutASize(t *testing.T) {
 	var out bytes.Buffer
 	if err := Pack(t.Context(), &out, "/proc/self/status", "status", false, func(string) {}); err != nil {
