@@ -19,10 +19,12 @@ import (
 // unifiedRoot is the mount point of cgroup v2 on a node without v1.
 const unifiedRoot = "/sys/fs/cgroup"
 
-// Hierarchies is the set of mounted cgroup hierarchies. It is immutable and safe for concurrent use.
+// Hierarchies is the set of mounted cgroup hierarchies. It is immutable and safe for concurrent
+// use.
 type Hierarchies struct{ layout layout }
 
-// layout abstracts the differences between v1 and v2 in the node's hierarchies. [Open] chooses it once.
+// layout abstracts the differences between v1 and v2 in the node's hierarchies. [Open] chooses it
+// once.
 type layout interface {
 	unified() bool
 	// main returns the mount points of the hierarchies that limit pods.

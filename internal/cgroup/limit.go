@@ -27,8 +27,8 @@ type Limits struct {
 	MemorySwap int64 // bytes of memory and swap together; -1 for none
 }
 
-// Change is a change of limits: the files of a cgroup and the new values. Whoever writes them, a
-// Change checks whether they can be written and whether they were, and restores the old values.
+// Change is a change of limits: the files of a cgroup and the new values. It does not write them.
+// It checks whether they can be written and whether they were, and restores the old values.
 type Change []setting
 
 // Changed returns the change for the requested limits in the cgroup with the directories paths by

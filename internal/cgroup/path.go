@@ -69,8 +69,8 @@ func (d Driver) Parent(cgroupParent, podID, podUID string) (parent string, own b
 	return parent, own, nil
 }
 
-// Path returns the OCI cgroupsPath of the container (or the pod's init) id below parent, which [Driver.Parent] returned.
-// With systemd the cgroup is the scope SCOPEPREFIX-ID.scope.
+// Path returns the OCI cgroupsPath of the container (or the pod's init) id below parent, which
+// [Driver.Parent] returned. With systemd the cgroup is the scope SCOPEPREFIX-ID.scope.
 func (d Driver) Path(parent, scopePrefix, id string) string {
 	if d == Systemd {
 		return parent + ":" + scopePrefix + ":" + id
@@ -122,7 +122,8 @@ func slice(parent string) (string, error) {
 // within a slice.
 func escape(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
-// expand returns the directory of a slice: "a-b.slice" is "/a.slice/a-b.slice". See systemd.slice(5).
+// expand returns the directory of a slice: "a-b.slice" is "/a.slice/a-b.slice". See
+// systemd.slice(5).
 func expand(name string) (string, error) {
 	stem, ok := strings.CutSuffix(name, ".slice")
 	if name == "-.slice" {

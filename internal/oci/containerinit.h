@@ -4,7 +4,7 @@
 // every path of the container with openat2(2) below the container's root and attaches mounts to
 // descriptors, so symlinks in the image cannot lead out of it.
 //
-// Only forkserver.c includes this file, which uses its static functions.
+// Only forkserver.c includes this file. It uses the static functions there.
 #include <limits.h>
 #include <linux/mount.h>
 #include <sys/mount.h>

@@ -163,7 +163,8 @@ func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Sp
 	return e.create(ctx, id, spec, config, stdio, why)
 }
 
-// Kill kills the process and all processes that it has started, including daemons.
+// Kill kills the process and all processes that it has started, including daemons. Without a cgroup
+// it kills only the process.
 func (r *Running) Kill(limit time.Duration) error {
 	if r.cgroup.Dir() == "" {
 		if r.Pid == 0 {

@@ -46,9 +46,10 @@
 #define CLONE_INTO_CGROUP 0x200000000ULL
 #endif
 
-enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, PROGRAM = 8, MOST = 32 }; // of A; bound on the server's
-enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8, CONTAINER = 16, NEW_PIDS = 32 }; // first byte of requests
-enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS = 64 }; // switches of a request
+// Descriptors of A. All descriptors of the server are below MOST.
+enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, PROGRAM = 8, MOST = 32 };
+enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8, CONTAINER = 16, NEW_PIDS = 32 }; // a request's flags
+enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS = 64 }; // its switches
 
 // The steps that can fail. forkserver.go has the same numbers.
 enum {

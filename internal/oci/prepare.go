@@ -102,7 +102,8 @@ func (h *hierarchies) paths(config *cgroups.Cgroup) (map[string]string, error) {
 		return nil, nil
 	}
 	if h.points == nil || dir.Dev != h.dir.Dev || dir.Ino != h.dir.Ino || dir.Mtim != h.dir.Mtim {
-		// The paths of the root cgroup are the mount points. Without the devices controller this is an error.
+		// The paths of the root cgroup are the mount points. Without the devices controller this is
+		// an error.
 		root, err := manager.New(&cgroups.Cgroup{Path: "/", Resources: &cgroups.Resources{}})
 		if err != nil {
 			return nil, err

@@ -23,7 +23,8 @@ type Conn struct {
 	unix *net.UnixConn
 }
 
-// NewConn returns one end of a session over a connected stream socket, and takes ownership of the socket.
+// NewConn returns one end of a session over a connected stream socket, and takes ownership of the
+// socket.
 func NewConn(c *net.UnixConn) *Conn { return &Conn{c} }
 
 // Send sends a message and duplicates of files. The caller keeps ownership of files.
@@ -119,7 +120,8 @@ func (c *Conn) receive(head []byte, n int, m proto.Message) error {
 	return proto.Unmarshal(body, m)
 }
 
-// filesOf returns the descriptors in a control message, non-blocking, so that the netpoller can wait for them.
+// filesOf returns the descriptors in a control message, non-blocking, so that the netpoller can
+// wait for them.
 func filesOf(control []byte) (files []*os.File, err error) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DrainLimit bounds the wait for output after the process has exited. It applies only if another process holds the other end
-// open.
+// DrainLimit bounds the wait for output after the process has exited. It applies only if another
+// process holds the other end open.
 const DrainLimit = 100 * time.Millisecond
 
 // buffers are read buffers. A reader takes one only while there is data to read.
@@ -32,8 +32,8 @@ func NewSource(fd int, stream string) (*Source, error) {
 	return &Source{stream, os.NewFile(uintptr(fd), stream)}, nil
 }
 
-// CopyTo passes each chunk to use, until every holder of the other end has closed it, or until Finish. Then it closes the
-// source. It holds no buffer while there is nothing to read.
+// CopyTo passes each chunk to use, until every holder of the other end has closed it, or until
+// Finish. Then it closes the source. It holds no buffer while there is nothing to read.
 func (s *Source) CopyTo(use func([]byte)) {
 	defer s.File.Close()
 	for {
@@ -48,7 +48,8 @@ func (s *Source) CopyTo(use func([]byte)) {
 	}
 }
 
-// Finish makes CopyTo end after limit even if another process holds the other end open. Output written by then is read.
+// Finish makes CopyTo end after limit even if another process holds the other end open. Output
+// written by then is read.
 func (s *Source) Finish(limit time.Duration) {
 	s.File.SetReadDeadline(time.Now().Add(limit)) // fails if CopyTo has already ended
 }
@@ -65,8 +66,8 @@ func (s *Source) drain(use func([]byte)) {
 	}
 }
 
-// read reads one chunk and passes it to use. It takes a buffer only when there is data. Without wait it returns EAGAIN if there
-// is none.
+// read reads one chunk and passes it to use. It takes a buffer only when there is data. Without
+// wait it returns EAGAIN if there is none.
 func (s *Source) read(use func([]byte), wait bool) error {
 	conn, err := s.File.SyscallConn()
 	if err != nil {

@@ -140,7 +140,8 @@ items:
         preStop: {httpGet: {port: http, path: /bye}}
 `
 
-// TestConfigured follows the values of ConfigMaps, Secrets and fields to the variables and files of a pod.
+// TestConfigured follows the values of ConfigMaps, Secrets and fields to the variables and files of
+// a pod.
 func TestConfigured(t *testing.T) {
 	file, err := Decode([]byte(configured), Options{})
 	if err != nil {

@@ -75,7 +75,8 @@ func KindOf(m fs.FileMode) string {
 	return "none of these"
 }
 
-// maxUnsized is the read limit, in bytes, for a file that reports a size of 0, as those of /proc do.
+// maxUnsized is the read limit, in bytes, for a file that reports a size of 0, as those of /proc
+// do.
 const maxUnsized = 16 << 20
 
 // pack writes one entry.

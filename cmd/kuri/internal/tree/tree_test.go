@@ -199,7 +199,7 @@ func TestNamesForEveryTar(t *testing.T) {
 	if err := Pack(t.Context(), &b, src, strings.Repeat("dir/", 40)+"x", true, func(s string) { t.Error(s) }); err != nil {
 		t.Fatal(err)
 	}
-	for body := b.Bytes(); len(body) >= 512; body = body[512:] { // the files are empty: what is there are headers, and long names
+	for body := b.Bytes(); len(body) >= 512; body = body[512:] { // the files are empty: there are only headers and long names
 		if magic := string(body[257:265]); magic == "ustar\x0000" {
 			t.Errorf("entry %.100q is of type %q and not GNU's", body[:100], body[156])
 		}
