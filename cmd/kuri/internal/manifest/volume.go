@@ -12,8 +12,8 @@ import (
 // run as.
 const defaultMode = 0o777
 
-// Volume is a directory or file that must exist on the node before the pod's containers are
-// created: an emptyDir, a directory with files, the directory of a claim, or a path of the node.
+// Volume is a path that must exist on the node before the pod's containers are created: an
+// emptyDir, a directory with files, the directory of a claim, or a path of the node.
 type Volume struct {
 	Name string // a DNS label
 
