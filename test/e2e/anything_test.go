@@ -24,7 +24,7 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// What a client may send that nobody expects.
+// Odd values for fields of any request.
 var (
 	oddStrings = []string{
 		"", "/", "..", "../../x", ".", "//", "/a/../../b", "/nosuch/x/y", "/dev/null", "/dev/nosuch", "/etc/passwd", "/proc/self/exe", "é", "a b", "=", "A=B", "eth0\n", "%s%n", "a\x00b",
@@ -35,10 +35,10 @@ var (
 	oddNumbers = []int64{0, 1, -1, 2, 9, 15, 64, 65, 1000, -1000, 1001, 4096, 65535, 65536, 1 << 20, 1<<31 - 1, 1 << 31, -1 << 31, 1<<63 - 1, -1 << 63}
 )
 
-// TestAnyRequestIsAnswered is a client that asks for anything: pods, containers, changes, execs and images with any fields
-// changed to anything. Each request is done, or refused with a code that says whose mistake it is, in time; and all of it can be
-// removed. KURI_ANYTHING_SECONDS (10) is how long it asks, KURI_ANYTHING_SEED repeats what it asked, but for the order of
-// its clients.
+// TestAnyRequestIsAnswered sends requests for pods, containers, updates, execs and images with random changes
+// to any field. Each request succeeds in time, or fails with a code that names whose mistake it is, and
+// everything created can be removed. KURI_ANYTHING_SECONDS is the duration (default 10). KURI_ANYTHING_SEED
+// repeats the requests, but not the order of its concurrent clients.
 func TestAnyRequestIsAnswered(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.PullBusybox(t)
@@ -87,7 +87,7 @@ type oddClient struct {
 	name          string
 }
 
-// onePod makes a pod, some containers in it, asks for this and that, and removes it.
+// onePod creates a pod with some containers, sends various requests for them, and removes the pod.
 func (c *oddClient) onePod(n int) {
 	pod := harness.Pod(fmt.Sprint(c.name, "-", n))
 	if c.rand.IntN(2) == 0 {
@@ -96,7 +96,7 @@ func (c *oddClient) onePod(n int) {
 	changes := c.change(pod, 4)
 	pod.LogDirectory = filepath.Join(c.Dir, "logs", c.name)
 	if pod.GetLinux() != nil {
-		pod.Linux.CgroupParent = "" // who asks for one, as a kubelet does, removes it
+		pod.Linux.CgroupParent = "" // a client that names a cgroup parent, as a kubelet does, removes it itself
 	}
 	var id string
 	if !c.ask("RunPodSandbox", changes, pod, func(ctx context.Context) error {
@@ -145,7 +145,7 @@ func (c *oddClient) oneContainer(pod string, podConfig *runtimeapi.PodSandboxCon
 	log := config.LogPath
 	changes := c.change(config, 3)
 	config.LogPath = log
-	for _, m := range config.Mounts { // the machine's own directories stay out of it
+	for _, m := range config.Mounts { // keep the machine's own directories out of the container
 		if _, err := os.Stat(m.HostPath); err == nil {
 			m.HostPath = c.volume
 		}
@@ -187,7 +187,7 @@ func (c *oddClient) oneContainer(pod string, podConfig *runtimeapi.PodSandboxCon
 	})
 }
 
-// oneImage pulls an image, asks for it and removes it, by its name or by anything.
+// oneImage pulls an image, asks for its status and removes it, by its name or by an odd one.
 func (c *oddClient) oneImage() {
 	pull := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: c.image}, Auth: &runtimeapi.AuthConfig{}}
 	changes := c.change(pull.Image, 1) + c.change(pull.Auth, 2)
@@ -212,10 +212,10 @@ func (c *oddClient) oneImage() {
 	})
 }
 
-// slow is longer than anything that is asked here may take, on a busy machine.
+// slow is more than any request of this test may take on a busy machine.
 const slow = 15 * time.Second
 
-// ask tells whether a request was done, and judges how it was refused.
+// ask reports whether a request succeeded, and fails the test if the error of a refusal is not acceptable.
 func (c *oddClient) ask(what, changes string, req proto.Message, do func(context.Context) error) bool {
 	ctx, cancel := context.WithTimeout(c.t.Context(), 2*slow)
 	defer cancel()
@@ -223,7 +223,7 @@ func (c *oddClient) ask(what, changes string, req proto.Message, do func(context
 	err := do(ctx)
 	took := time.Since(start)
 	switch code := status.Code(err); {
-	case strings.Contains(status.Convert(err).Message(), "RegistryUnavailable: "): // with the code Unknown, for the kubelet
+	case strings.Contains(status.Convert(err).Message(), "RegistryUnavailable: "): // with Unknown, for the kubelet
 	case code == codes.Internal, code == codes.Unknown, code == codes.Unavailable, code == codes.DataLoss, took > slow:
 		c.t.Errorf("%s took %v: %v\nchanged: %s\n%s", what, took, err, changes, protojson.MarshalOptions{}.Format(req))
 	case err != nil && status.Convert(err).Message() == "":
@@ -232,7 +232,7 @@ func (c *oddClient) ask(what, changes string, req proto.Message, do func(context
 	return err == nil
 }
 
-// change sets up to most fields of a message to anything, and says which.
+// change sets up to most fields of a message to odd values and returns a description of the changes.
 func (c *oddClient) change(m proto.Message, most int) string {
 	var said []string
 	for range c.rand.IntN(most + 1) {
@@ -241,7 +241,7 @@ func (c *oddClient) change(m proto.Message, most int) string {
 	return strings.Join(said, ", ")
 }
 
-// set changes one field of a message, or of one below it.
+// set changes one field of a message or of a nested message and describes the change.
 func (c *oddClient) set(m protoreflect.Message) string {
 	fields := m.Descriptor().Fields()
 	if fields.Len() == 0 {
@@ -276,7 +276,7 @@ func (c *oddClient) set(m protoreflect.Message) string {
 	return fmt.Sprintf("%s=%.40q", name, value)
 }
 
-// odd returns a value for a field that is no message.
+// odd returns an odd value for a field that is not a message.
 func (c *oddClient) odd(f protoreflect.FieldDescriptor) protoreflect.Value {
 	n := oddNumbers[c.rand.IntN(len(oddNumbers))]
 	switch f.Kind() {

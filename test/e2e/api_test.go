@@ -19,7 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// dial connects to a socket without any of what client does.
+// dial connects to a socket with none of the client package's defaults.
 func dial(t *testing.T, socket string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -30,14 +30,14 @@ func dial(t *testing.T, socket string) *grpc.ClientConn {
 	return conn
 }
 
-// call sends a request with no field set.
+// call sends a request with all fields unset.
 func call(t *testing.T, conn *grpc.ClientConn, method string) error {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	return conn.Invoke(ctx, method, &emptypb.Empty{}, &emptypb.Empty{})
 }
 
-// get fetches a page, trying again for a few seconds while nothing listens, and returns its body.
+// get fetches a page and returns its body. While nothing listens it retries for a few seconds.
 func get(t *testing.T, url string) string {
 	t.Helper()
 	var body string
@@ -58,8 +58,8 @@ func get(t *testing.T, url string) string {
 	return body
 }
 
-// Every RPC of both services is there in both versions of the API; what is not done yet says so in a sentence, and no
-// empty request brings the daemon down.
+// Both services serve every RPC in both versions of the API: an unimplemented RPC returns a
+// sentence, and no empty request crashes the daemon.
 func TestEveryRPCInBothVersions(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	conn := dial(t, d.Socket)
@@ -87,7 +87,7 @@ func TestEveryRPCInBothVersions(t *testing.T) {
 	}
 }
 
-// check refuses answers that say that a method is not there, and those without a sentence.
+// check rejects errors without a sentence and errors for a method that does not exist.
 func check(t *testing.T, method string, err error) {
 	t.Helper()
 	s := status.Convert(err)
@@ -120,7 +120,7 @@ func stream(t *testing.T, conn *grpc.ClientConn, method string) error {
 	return nil
 }
 
-// Version answers in the version that it was asked in.
+// Version replies in the API version of the request.
 func TestVersionEchoesTheVersion(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	conn := dial(t, d.Socket)
@@ -135,7 +135,7 @@ func TestVersionEchoesTheVersion(t *testing.T) {
 	}
 }
 
-// A client that speaks v1alpha2 only runs a pod like any other.
+// A client that speaks only v1alpha2 runs a pod like any other client.
 func TestPodOverV1alpha2(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -161,7 +161,7 @@ func TestPodOverV1alpha2(t *testing.T) {
 func TestUnknownIDs(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ctx, none := t.Context(), strings.Repeat("0", 64)
-	// These have nothing to do, and say so by success: a kubelet asks again until they do.
+	// These succeed for an unknown id: a kubelet repeats them until they do.
 	if _, err := d.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: none}); err != nil {
 		t.Errorf("StopPodSandbox: %v", err)
 	}
@@ -180,7 +180,7 @@ func TestUnknownIDs(t *testing.T) {
 	if resp, err := d.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "nobody/has:this"}}); err != nil || resp.Image != nil {
 		t.Errorf("ImageStatus: %v, %v; want no image and no error", resp, err)
 	}
-	// These do not.
+	// These fail for an unknown id.
 	_, err := d.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: none})
 	harness.WantError(t, err, codes.NotFound, none)
 	_, err = d.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: none})

@@ -43,7 +43,7 @@ func TestAppArmor(t *testing.T) {
 		if out := s.says(t, c.change, "sh", "-c", look); out != c.want {
 			t.Errorf("%s: %q, want %q", name, out, c.want)
 		}
-		// Execs are confined as their container is, with a terminal and without.
+		// Execs are confined like their container, with and without a terminal.
 		id := s.run(t, c.change, "sleep", "1000")
 		if out := s.Output(t, id, "sh", "-c", look); out != c.want {
 			t.Errorf("%s, exec: %q, want %q", name, out, c.want)
@@ -58,7 +58,7 @@ func TestAppArmor(t *testing.T) {
 	harness.WantError(t, s.refuses(t, with(runtimeapi.SecurityProfile_Localhost, "kuri-test-absent"), "true"), codes.FailedPrecondition, "kuri-test-absent")
 }
 
-// A kernel without AppArmor cannot confine anybody: who asks for a profile is told so, and nothing stays behind.
+// Without AppArmor in the kernel a request with a profile fails, says why, and leaves nothing behind.
 func TestAppArmorIsMissing(t *testing.T) {
 	if on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && strings.HasPrefix(string(on), "Y") {
 		t.Skip("SKIP: this kernel has AppArmor; TestAppArmor tells its story")

@@ -18,7 +18,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// handled is a running pod of which something is removed by hand.
+// handled is a running pod from which the test removes something by hand.
 type handled struct {
 	*shell
 	pod, container string
@@ -65,7 +65,7 @@ func (s *shell) handled(t *testing.T, name string) *handled {
 	return h
 }
 
-// unmountShm unmounts the pod's /dev/shm in the mount namespace that the holder keeps, in which there is nothing else.
+// unmountShm unmounts the pod's /dev/shm in the holder's mount namespace, which has no other mounts.
 func (h *handled) unmountShm(t *testing.T) {
 	t.Helper()
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", h.HolderPid()))
@@ -76,7 +76,7 @@ func (h *handled) unmountShm(t *testing.T) {
 		}
 		done := make(chan error)
 		go func() {
-			runtime.LockOSThread() // for good: the thread ends with the goroutine
+			runtime.LockOSThread() // never unlocked: the thread exits with the goroutine
 			f, err := os.Open(path)
 			if err == nil {
 				defer f.Close()
@@ -97,7 +97,7 @@ func (h *handled) unmountShm(t *testing.T) {
 	}
 }
 
-// makeElsewhere makes the cgroups into which leave moves a process that a root cgroup does not take.
+// makeElsewhere creates the cgroups into which leave moves a process if the root cgroup refuses it.
 func makeElsewhere(t *testing.T) {
 	t.Helper()
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
@@ -108,11 +108,11 @@ func makeElsewhere(t *testing.T) {
 	}
 }
 
-// Something of a running pod is removed by hand. Its status is what the kernel has, kuri doctor names what is broken, and the pod
-// can be stopped and removed with nothing left.
+// Something of a running pod is removed by hand: the status agrees with the kernel, kuri doctor
+// names the damage, and the pod can be stopped and removed without leaving anything behind.
 func TestRemovedByHand(t *testing.T) {
 	s := newShell(t)
-	s.Exec(t, s.run(t, nil, "sleep", "1000"), "true") // the keeper has its fork server now
+	s.Exec(t, s.run(t, nil, "sleep", "1000"), "true") // so that the keeper has its fork server
 	harness.Eventually(t, 30*time.Second, "the pod's link has its address", func() error {
 		if text := run(t, "ip", "-o", "-6", "address", "show", "scope", "link"); strings.Contains(text, "tentative") || !strings.Contains(text, links(t)[len(links(t))-1]) {
 			return fmt.Errorf("%s", text)
@@ -122,8 +122,8 @@ func TestRemovedByHand(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		remove   func(*testing.T, *handled)
-		notReady string // the pod's reason; "" for one that stays ready
-		doctor   string // of what it says
+		notReady string // the pod's reason; "" if it stays ready
+		doctor   string // part of the report
 		mend     func(*testing.T, *handled)
 	}{
 		{name: "network namespace", notReady: "its network namespace is gone", doctor: "its network namespace is gone", remove: func(t *testing.T, h *handled) {
@@ -181,7 +181,7 @@ func TestRemovedByHand(t *testing.T) {
 			h := s.handled(t, "handled")
 			c.remove(t, h)
 
-			// 1. What it is told as. Its process goes on.
+			// 1. The status. The process keeps running.
 			want := runtimeapi.PodSandboxState_SANDBOX_READY
 			if c.notReady != "" {
 				want = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
@@ -201,14 +201,14 @@ func TestRemovedByHand(t *testing.T) {
 				}
 			}
 
-			// 2. What kuri doctor says of it.
+			// 2. The report of kuri doctor.
 			r, _ := doctor(t, s.Daemon)
 			said := fmt.Sprintf("%+v", r.Damages)
 			if c.doctor != "" && !strings.Contains(said, c.doctor) || c.doctor == "" && len(r.Damages) > 0 {
 				t.Errorf("kuri doctor, which was to say %q: %s", c.doctor, said)
 			}
 
-			// 3. Its end.
+			// 3. The removal.
 			s.RemovePod(t, h.pod)
 			if c.mend != nil {
 				c.mend(t, h)

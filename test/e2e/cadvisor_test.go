@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// rawCodec sends and receives messages as they are on the wire.
+// rawCodec passes encoded messages through unchanged.
 type rawCodec struct{}
 
 func (rawCodec) Name() string                  { return "proto" }
@@ -25,7 +25,7 @@ func (rawCodec) Unmarshal(data []byte, v any) error {
 	return nil
 }
 
-// fields returns the fields of a message: strings and messages as their bytes, numbers in decimal.
+// fields returns the fields of a message: strings and messages as bytes, numbers in decimal.
 func fields(t *testing.T, body []byte) map[protowire.Number][]string {
 	t.Helper()
 	out := make(map[protowire.Number][]string)
@@ -49,7 +49,8 @@ func fields(t *testing.T, body []byte) map[protowire.Number][]string {
 	return out
 }
 
-// cAdvisor's questions are answered at the socket where it asks containerd; the rest of the CRI is there, too.
+// cAdvisor's requests are answered on the socket where it expects containerd, which serves the rest
+// of the CRI too.
 func TestCadvisorFindsLabels(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "containerd.sock")
 	s := newShell(t, harness.Options{Config: fmt.Sprintf("cadvisor_listen = %q\n", socket)})

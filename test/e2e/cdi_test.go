@@ -49,7 +49,7 @@ func TestCDI(t *testing.T) {
 	harness.WantError(t, s.refuses(t, asking("kuri.test/thing=gone"), "true"), codes.FailedPrecondition, "no-such-device")
 	harness.WantError(t, s.refuses(t, asking("thing"), "true"), codes.InvalidArgument, "CDI_devices")
 
-	// One that cannot be read is named.
+	// The error names an unreadable specification.
 	if err := os.WriteFile(filepath.Join(dir, "bad.json"), []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}

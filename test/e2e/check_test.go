@@ -29,7 +29,8 @@ func (c checked) state(group, name string) string {
 	return ""
 }
 
-// kuri check says of the node what kurid says, looks at kurid's directories, and its exit code is that of the worst line.
+// kuri check reports what kurid reports about the node and examines kurid's directories. Its exit
+// code is that of the worst line.
 func TestCheckNode(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	out, stderr, code := d.Kuri(t, "check", "-o", "json")
@@ -72,7 +73,7 @@ func TestCheckNode(t *testing.T) {
 	}
 }
 
-// kuri check works where nothing is installed, and for others than root.
+// kuri check works without an installed runtime, and as a user other than root.
 func TestCheckNodeWithoutRuntime(t *testing.T) {
 	dir := t.TempDir()
 	for _, up := range []string{dir, filepath.Dir(dir)} {
@@ -80,7 +81,7 @@ func TestCheckNodeWithoutRuntime(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	kuri := filepath.Join(dir, "kuri") // where everybody gets to it
+	kuri := filepath.Join(dir, "kuri") // in a place that every user can reach
 	body, err := os.ReadFile(harness.Bin("kuri"))
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +114,7 @@ func TestCheckNodeWithoutRuntime(t *testing.T) {
 	}
 }
 
-// What a node needs and has not makes the exit code 2.
+// If the node lacks something required, the exit code is 2.
 func TestCheckNodeMissing(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "1.conflist"), []byte(`{"name": "pods", "plugins": [{"type": "nowhere"}]}`), 0o644); err != nil {

@@ -21,7 +21,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// kuriProcess is a kuri that runs beside the test.
+// kuriProcess is a kuri that runs while the test continues.
 type kuriProcess struct {
 	cmd    *exec.Cmd
 	out    *bufio.Reader
@@ -61,7 +61,7 @@ func (k *kuriProcess) line(t *testing.T) string {
 	return strings.TrimSpace(line)
 }
 
-// end waits for its end and returns the rest of its output and the exit code.
+// end waits for kuri to exit and returns the rest of its output and its exit code.
 func (k *kuriProcess) end(t *testing.T) (rest string, code int) {
 	t.Helper()
 	timer := time.AfterFunc(30*time.Second, func() { _ = k.cmd.Process.Kill() })
@@ -72,7 +72,8 @@ func (k *kuriProcess) end(t *testing.T) (rest string, code int) {
 	return string(body), k.cmd.ProcessState.ExitCode()
 }
 
-// kuri logs --previous is the attempt before the latest, whose number may have gaps, also when that was in the sandbox before.
+// kuri logs --previous shows the attempt before the latest, even if attempt numbers have gaps or
+// that attempt was in an earlier sandbox of the pod.
 func TestKuriLogsPrevious(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -107,7 +108,7 @@ func TestKuriLogsPrevious(t *testing.T) {
 	}
 	wants("first\n", "-p", "again")
 
-	// The kubelet makes the sandbox anew and counts on.
+	// The kubelet creates the sandbox again and continues the attempt numbers.
 	if _, err := d.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
 		t.Fatal(err)
 	}
@@ -118,8 +119,8 @@ func TestKuriLogsPrevious(t *testing.T) {
 	wants("third\n", "--previous", fourth[:12])
 }
 
-// kuri logs -f of a pod has every line of all of its containers, each in its order, while Kuri rotates their logs; and so has
-// kuri logs when they have ended.
+// kuri logs -f of a pod prints every line of all its containers, each container's in order, while
+// Kuri rotates the logs. After they have exited, kuri logs prints the same.
 func TestKuriLogsThroughRotations(t *testing.T) {
 	d := harness.Start(t, harness.Options{Config: "[pod]\nlog_max_size = 1048576\nlog_max_files = 20"})
 	image := d.PullBusybox(t)
@@ -129,7 +130,7 @@ func TestKuriLogsThroughRotations(t *testing.T) {
 	const lines, names = 40_000, "ab"
 	var ids []string
 	for _, name := range names {
-		// Some tenths of a second of silence now and then, so that it is followed and not only read.
+		// Pauses of some tenths of a second, so that the command also waits for new output.
 		c := harness.Container(string(name), image, "sh", "-c", fmt.Sprintf("sleep 0.5; for n in 0 1 2 3; do seq $((n*%[1]d+1)) $((n*%[1]d+%[1]d)) | sed 's/.*/line-number-&-and-some-more/'; sleep 0.3; done", lines/4))
 		c.LogPath = string(name) + ".log"
 		ids = append(ids, d.Run(t, pod, c, config))
@@ -166,7 +167,7 @@ func TestKuriLogsThroughRotations(t *testing.T) {
 	}
 	out, errs, code := d.Kuri(t, "logs", "busy")
 	check("read", out, code, errs)
-	out, errs, code = d.Kuri(t, "logs", "--tail", "35000", "busy/a") // begins in a rotated file
+	out, errs, code = d.Kuri(t, "logs", "--tail", "35000", "busy/a") // starts in a rotated file
 	if first, _, _ := strings.Cut(out, "\n"); code != 0 || first != "line-number-5001-and-some-more" || strings.Count(out, "\n") != 35000 {
 		t.Errorf("--tail: %q and %d lines, exit code %d: %s", first, strings.Count(out, "\n"), code, errs)
 	}
@@ -188,11 +189,12 @@ func rotatedLog(t *testing.T, path string) bool {
 	return count > 0
 }
 
-// kuri port-forward listens at any free port on both loopback addresses, serves many connections at once, tells in one line
-// which ones the pod refuses and serves the next, and ends with the pod or when it is told to.
+// kuri port-forward listens on a free port on both loopback addresses and serves many connections
+// at once. It reports in one line which connections the pod refuses, serves the next, and exits
+// with the pod or on a signal.
 func TestKuriPortForward(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
-	pod := d.RunPod(t, harness.HostNetwork(harness.Pod("served"))) // whose ports are the test's
+	pod := d.RunPod(t, harness.HostNetwork(harness.Pod("served"))) // so that its ports are the test's
 	l, err := net.Listen("tcp", "127.0.0.1:9000")
 	if err != nil {
 		t.Fatal(err)
@@ -243,11 +245,12 @@ func TestKuriPortForward(t *testing.T) {
 		t.Errorf("interrupted: exit code %d: %s", code, k.errs.String())
 	}
 
-	// Two ports, of which one is nobody's. It is told as often as it is asked for, and the other goes on.
+	// Two ports, of which one has no listener. Each refused connection is reported, and the other
+	// port is still served.
 	k, at = begin("0:9000", ":9001")
 	for range 2 {
 		conn, err := net.Dial("tcp", at[2])
-		if err != nil && !errors.Is(err, syscall.ECONNRESET) { // refused before connect(2) has returned
+		if err != nil && !errors.Is(err, syscall.ECONNRESET) { // refused before connect(2) returned
 			t.Fatal(err)
 		}
 		if err == nil {
@@ -283,7 +286,8 @@ func TestKuriPortForward(t *testing.T) {
 	}
 }
 
-// kuri attach: several follow one container, one that leaves does not end it, and its end is theirs; a terminal, too.
+// kuri attach: several clients follow one container, a client that leaves does not end it, and all
+// exit with it; also on a terminal.
 func TestKuriAttach(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -311,7 +315,7 @@ func TestKuriAttach(t *testing.T) {
 		t.Errorf("its end: exit code %d, …%q; %q", code, rest[max(0, len(rest)-20):], stays.errs.String()[:min(40, stays.errs.Len())])
 	}
 
-	// Whatever ends it is in the exit code; to follow its log is no part in it.
+	// The exit code shows how the container ended; following its log does not change it.
 	killed := d.Run(t, pod, harness.Container("killed", image, "sh", "-c", "while :; do echo tick; sleep 0.1; done"), config)
 	attached, follows := startKuri(t, d, "attach", "talk/killed"), startKuri(t, d, "logs", "-f", "talk/killed")
 	attached.line(t)
@@ -342,7 +346,7 @@ func TestKuriAttach(t *testing.T) {
 	}
 }
 
-// The detach keys leave a terminal: the container of kuri attach goes on, and so does that of kuri exec.
+// The detach keys leave a terminal: the container of kuri attach and that of kuri exec keep running.
 func TestKuriDetaches(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -365,7 +369,7 @@ func TestKuriDetaches(t *testing.T) {
 	}
 	y := onTerminal(t, d, "attach", "-it", "--detach-keys", "ctrl-],q", "talk")
 	y.expect("leaves talk")
-	y.press("\x10\x11echo two$((1+1))\r") // which are the shell's here
+	y.press("\x10\x11echo two$((1+1))\r") // the detach keys are ordinary input for the shell here
 	y.expect("two2")
 	y.press("\x1dq")
 	if code := y.exit(); code != 0 {
@@ -384,8 +388,8 @@ func TestKuriDetaches(t *testing.T) {
 	}
 }
 
-// kuri run -it has the container's terminal from its first word on, and leaves it by the detach keys; without --rm the pod
-// stays, and the exit code is the container's.
+// kuri run -it shows the container's terminal from the first byte and leaves it by the detach keys.
+// Without --rm the pod stays. The exit code is the container's.
 func TestKuriRunOnATerminal(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
@@ -394,7 +398,7 @@ func TestKuriRunOnATerminal(t *testing.T) {
 	prompt := []string{"-e", "PS1=ready> ", image, "sh"}
 
 	x := onTerminal(t, d, append([]string{"run", dir, "-it", "--rm"}, prompt...)...)
-	x.expect("ready> ") // the first word
+	x.expect("ready> ") // the first output
 	x.press("echo one$((1+1)) $(stty size)\r")
 	x.expect("one2 24 80")
 	x.press("exit 7\r")
@@ -430,7 +434,7 @@ func TestKuriRunOnATerminal(t *testing.T) {
 	}
 }
 
-// Ctrl-C ends whatever waits for input at a terminal, which is as it was before.
+// Ctrl-C ends any command that waits for input at a terminal, and the terminal's settings are restored.
 func TestKuriInterruptedAtAQuestion(t *testing.T) {
 	d := harness.Start(t, harness.Options{NoPods: true})
 	d.PullBusybox(t)

@@ -19,10 +19,13 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// TestCLI runs the scripts of testdata, each against a daemon of its own. They find kuri in PATH, the daemon through the
-// environment as crictl would, $BUSYBOX and $WEB as references of images that the registry has and the daemon has not,
-// $PRIVATE of one in a registry that wants to hear me:s3cret, and $ARCHIVE, the example's image as `docker save` would
-// write it, named localhost/kuri-web:1; $LATEST is another one, of 127.0.0.1:1/web:latest, where no registry is.
+// TestCLI runs the scripts of testdata, each against a daemon of its own. Scripts find kuri in PATH
+// and the daemon through the environment, as crictl would. They have these variables:
+//
+//	$BUSYBOX, $WEB  references of images in the registry that the daemon has not pulled
+//	$PRIVATE        the reference of an image in a registry that requires me:s3cret
+//	$ARCHIVE        the example's image as `docker save` would write it, named localhost/kuri-web:1
+//	$LATEST         another archive, of 127.0.0.1:1/web:latest, where no registry listens
 func TestCLI(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(scripts) == 0 {
@@ -57,7 +60,7 @@ func TestCLI(t *testing.T) {
 	}
 }
 
-// saved returns an archive of the example's image under a name, as `docker save` would write it.
+// saved returns an archive of the example's image with the name as, in the format of `docker save`.
 func saved(t *testing.T, as string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "web.tar")
@@ -91,7 +94,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// rotate POD STAMP renames the log of a pod's only container and has it opened anew, as a kubelet does.
+// rotate POD STAMP renames the log of a pod's only container and has it reopened, as a kubelet does.
 func rotate(d *harness.Daemon) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
 		if neg || len(args) != 2 {
@@ -109,7 +112,7 @@ func rotate(d *harness.Daemon) func(*testscript.TestScript, bool, []string) {
 	}
 }
 
-// expand FILE... replaces $NAME in files by the variables of the script.
+// expand FILE... replaces $NAME in files with the variables of the script.
 func expand(ts *testscript.TestScript, neg bool, args []string) {
 	for _, a := range args {
 		path := ts.MkAbs(a)
@@ -119,7 +122,7 @@ func expand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// page POD TEXT fetches http://ADDRESS:8080/ of a pod from the node; what comes must have TEXT.
+// page POD TEXT fetches http://ADDRESS:8080/ of a pod from the node. The response must contain TEXT.
 func page(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: page POD TEXT")
@@ -131,8 +134,8 @@ func page(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// A verb acts on what is named and on nothing else: names come before the beginnings of ids, what has exited keeps its name,
-// and a word that means several is an error.
+// A verb acts on exactly the objects it names: a name takes precedence over an id prefix, an exited
+// container keeps its name, and an ambiguous word is an error.
 func TestKuriNames(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -157,7 +160,7 @@ func TestKuriNames(t *testing.T) {
 	}{
 		{0, "mine", "exec SHORT -- cat /who"},
 		{0, "", "cp FILE SHORT:/x"},
-		{1, "can't open '/x'", "exec other -- cat /x"}, // where no file has come
+		{1, "can't open '/x'", "exec other -- cat /x"}, // where no file was copied to
 		{0, "", "exec id:OTHER -- true"},
 		{3, "id:UNIQUE", "exec UNIQUE -- true"},
 		{3, "id:UNIQUE", "stop UNIQUE"},
@@ -172,7 +175,7 @@ func TestKuriNames(t *testing.T) {
 		{0, "", "exec twin/twin -- true"},
 		{3, "", "stop nobody"},
 		{0, "SHORT", "rm -f SHORT"},
-		{3, "id:SHORT", "exec SHORT -- true"}, // now that the name is nobody's
+		{3, "id:SHORT", "exec SHORT -- true"}, // now that no other container has the name
 		{3, "id:SHORT", "rm -f SHORT"},
 		{0, "", "exec other -- true"},
 	} {

@@ -43,7 +43,7 @@ func newShell(t *testing.T, options ...harness.Options) *shell {
 	return s
 }
 
-// run runs a command in a container that change has had its way with.
+// run runs a command in a container whose configuration change may alter, and returns the container's id.
 func (s *shell) run(t *testing.T, change func(*container, *security), command ...string) string {
 	t.Helper()
 	return s.Run(t, s.pod, s.config(change, command...), s.podConfig)
@@ -58,7 +58,7 @@ func (s *shell) config(change func(*container, *security), command ...string) *c
 	return c
 }
 
-// says runs a command to its end and returns what it wrote to standard output; it must exit 0.
+// says runs a command to completion and returns its standard output. It must exit with 0.
 func (s *shell) says(t *testing.T, change func(*container, *security), command ...string) string {
 	t.Helper()
 	id := s.run(t, change, command...)
@@ -68,7 +68,7 @@ func (s *shell) says(t *testing.T, change func(*container, *security), command .
 	return s.LogText(t, id, "stdout")
 }
 
-// refuses tries to create and start a container that must not run, and returns the error.
+// refuses creates and starts a container that must not run, and returns the error.
 func (s *shell) refuses(t *testing.T, change func(*container, *security), command ...string) error {
 	t.Helper()
 	resp, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: s.config(change, command...), SandboxConfig: s.podConfig})
@@ -79,7 +79,7 @@ func (s *shell) refuses(t *testing.T, change func(*container, *security), comman
 	return err
 }
 
-// The values of environment variables are bytes; a program, and what is exec'd beside it, gets them as they came.
+// The values of environment variables are bytes: a container's process and its execs get them unchanged.
 func TestEnvironmentOfBytes(t *testing.T) {
 	s := newShell(t)
 	env := func(c *container, sec *security) {
@@ -101,7 +101,7 @@ func TestEnvironmentOfBytes(t *testing.T) {
 
 func TestProcess(t *testing.T) {
 	s := newShell(t)
-	// An image that says things of its own.
+	// An image with a configuration of its own.
 	files, err := image.Busybox("/bin/busybox")
 	if err != nil {
 		t.Fatal(err)
@@ -222,7 +222,7 @@ func TestExitCodesAndTimes(t *testing.T) {
 	}
 }
 
-// More memory than the limit is OOMKilled, with the usual exit code.
+// A container that uses more memory than its limit has the reason OOMKilled and the usual exit code.
 func TestOutOfMemory(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, func(c *container, _ *security) {
@@ -242,7 +242,7 @@ func TestStop(t *testing.T) {
 		harness.Eventually(t, 5*time.Second, "its trap is set", func() error {
 			for line := range strings.Lines(s.Output(t, id, "cat", "/proc/1/status")) {
 				if name, ok := strings.CutPrefix(line, "Name:\t"); ok && strings.TrimSpace(name) != "sh" {
-					return fmt.Errorf("the shell has not begun") // the container's init has a handler of its own
+					return fmt.Errorf("the shell has not begun") // the container's init has its own handler
 				}
 				if v, ok := strings.CutPrefix(line, "SigCgt:\t"); ok {
 					if mask, _ := strconv.ParseUint(strings.TrimSpace(v), 16, 64); mask&(1<<(uint(syscall.SIGTERM)-1)) != 0 {
@@ -391,7 +391,7 @@ func TestMounts(t *testing.T) {
 				sec.Privileged = true
 				c.Mounts = []*runtimeapi.Mount{{HostPath: shared, ContainerPath: "/m", Propagation: mode}}
 			}, "sleep", "1000")
-			// Privileged containers need a privileged pod.
+			// A privileged container needs a privileged pod.
 			p := harness.Pod("privileged")
 			p.Linux.SecurityContext.Privileged = true
 			pod := s.RunPod(t, p)
@@ -529,7 +529,8 @@ func TestSecurity(t *testing.T) {
 	})
 }
 
-// What a client says of a container comes back, and lists are filtered by it; removing takes all away.
+// The fields of a container's configuration are returned unchanged, lists are filtered by them, and
+// removal removes everything.
 func TestContainerListsAndRemoval(t *testing.T) {
 	s := newShell(t)
 	run := s.run(t, func(c *container, _ *security) {

@@ -18,7 +18,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// elsewhere is a shell whose writable layers have a filesystem of their own.
+// elsewhere is a shell whose writable layers are on a separate filesystem.
 type elsewhere struct {
 	*shell
 	disk string // the container_root
@@ -38,7 +38,7 @@ func newElsewhere(t *testing.T) *elsewhere {
 	return &elsewhere{newShell(t, harness.Options{Config: fmt.Sprintf("container_root = %q\n", disk)}), disk}
 }
 
-// configured changes the daemon's configuration, while it does not run, to have the container_root or not.
+// configured rewrites the configuration of the stopped daemon, with or without container_root.
 func (e *elsewhere) configured(t *testing.T, with bool) {
 	t.Helper()
 	path := filepath.Join(e.Dir, "config.toml")
@@ -53,7 +53,7 @@ func (e *elsewhere) configured(t *testing.T, with bool) {
 	harness.Write(t, e.Dir, "config.toml", config)
 }
 
-// layers lists the containers that have a writable layer below the container_root.
+// layers lists the containers that have a writable layer below container_root.
 func (e *elsewhere) layers(t *testing.T) []string {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(e.disk, "containers"))
@@ -82,7 +82,8 @@ func (e *elsewhere) remove(t *testing.T, id string) {
 	}
 }
 
-// filesystems returns where images and writable layers are said to lie, and the bytes of the latter.
+// filesystems returns the mount points that ImageFsInfo reports for images and for writable layers,
+// and the bytes used by the latter.
 func (e *elsewhere) filesystems(t *testing.T) (images string, writable []string, bytes []uint64) {
 	t.Helper()
 	resp, err := e.Images.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
@@ -105,7 +106,7 @@ func (e *elsewhere) statsAt(t *testing.T, id string) string {
 	return resp.Stats.WritableLayer.FsId.Mountpoint
 }
 
-// below lists the files of that name below dir.
+// below lists the files with a given name below dir.
 func below(t *testing.T, dir, name string) (found []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -120,8 +121,8 @@ func below(t *testing.T, dir, name string) (found []string) {
 	return found
 }
 
-// Writable layers lie on a filesystem of their own, which stats and ImageFsInfo name, through a restart and until they are
-// removed.
+// Writable layers are on a filesystem of their own, which stats and ImageFsInfo name. That survives
+// a restart and lasts until the containers are removed.
 func TestContainerRoot(t *testing.T) {
 	e := newElsewhere(t)
 	const size = 4 << 20
@@ -162,7 +163,7 @@ func TestContainerRoot(t *testing.T) {
 	}
 }
 
-// The root of a user namespace owns "/", and writes to it.
+// Root in a user namespace owns "/" and can write to it.
 func TestContainerRootWithUserNamespace(t *testing.T) {
 	e := newElsewhere(t)
 	resp, err := e.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
@@ -185,8 +186,8 @@ func TestContainerRootWithUserNamespace(t *testing.T) {
 	e.wantLayers(t, "after the removal")
 }
 
-// Containers that were made with a container_root go on, and go away whole, when it is configured no more; and the other
-// way round.
+// Containers created with a container_root keep running and are removed completely after it is no
+// longer configured, and the reverse.
 func TestContainerRootIsChanged(t *testing.T) {
 	e := newElsewhere(t)
 	there := e.run(t, nil, "sh", "-c", "echo there > /written; sleep 1000")
@@ -224,8 +225,8 @@ func TestContainerRootIsChanged(t *testing.T) {
 	e.RemovePod(t, e.pod)
 }
 
-// kurid is killed while it makes and removes containers. What it comes back with has a writable layer each, and nothing
-// else has one, also when the key is removed before it starts again.
+// kurid is killed while it creates and removes containers. After recovery each container has a writable layer
+// and nothing else has one, even if container_root is removed from the configuration before the restart.
 func TestContainerRootSurvivesCrashes(t *testing.T) {
 	e := newElsewhere(t)
 	var victims []string

@@ -24,7 +24,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// bareImage has one program and a directory that everyone may write to: no shell, no tar, no libraries, no /etc/passwd.
+// bareImage has one program and a directory that every user can write to: no shell, no tar, no
+// libraries, no /etc/passwd.
 func bareImage(t *testing.T) v1.Image {
 	t.Helper()
 	program, err := os.ReadFile("/bin/busybox")
@@ -63,8 +64,8 @@ func bareImage(t *testing.T) v1.Image {
 	return img
 }
 
-// kuri cp needs nothing of the image: files go into and out of containers with one program, whatever user, capabilities,
-// filter, limits and namespaces they have, and belong to the container's own.
+// kuri cp needs no program of the image. It copies files into and out of a container whatever its user,
+// capabilities, seccomp filter, limits and namespaces are, and the files belong to the container's own ids.
 func TestCopyWithoutTar(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.Pull(t, d.Registry.Push(t, "bare:1", bareImage(t)))
@@ -74,7 +75,7 @@ func TestCopyWithoutTar(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(src, "tree/sub"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	big := bytes.Repeat([]byte("chestnuts "), 3<<20) // more than the container below may have memory for
+	big := bytes.Repeat([]byte("chestnuts "), 3<<20) // more than the memory limit of the container below
 	harness.Write(t, src, "tree/big", string(big))
 	harness.Write(t, src, "tree/sub/f", "chestnut\n")
 	for name, change := range map[string]func(*runtimeapi.LinuxContainerConfig, *runtimeapi.LinuxContainerSecurityContext){
@@ -112,7 +113,7 @@ func TestCopyWithoutTar(t *testing.T) {
 					t.Errorf("where its user may not write: exit code %d: %s", code, errs)
 				}
 			}
-			// A container that has no tar needs ours.
+			// With --tar, a container without tar is an error.
 			if _, errs, code := d.Kuri(t, "cp", "--tar", id+":/data/tree/sub/f", back); code != 1 || !strings.Contains(errs, "tar") {
 				t.Errorf("--tar: exit code %d: %s", code, errs)
 			}
@@ -124,7 +125,7 @@ func TestCopyWithoutTar(t *testing.T) {
 	}
 }
 
-// The service under kuri cp: what a client does wrong, and one that leaves, costs nothing.
+// The service behind kuri cp: clients that make mistakes or disconnect leave nothing behind.
 func TestFilesService(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sh", "-c", "mkdir /d; ln -s / /d/root; mkfifo /d/fifo; truncate -s 2G /d/big; echo ready; exec sleep 1000")
@@ -176,7 +177,8 @@ func TestFilesService(t *testing.T) {
 			t.Fatal(name)
 		}
 	}
-	// A name that is a link is the link, and a directory that is one leads to the container's own.
+	// A name that is a symlink means the symlink. A directory that is a symlink is resolved inside
+	// the container.
 	in, err := pack(t.Context(), &kuriv1.PackRequest{ContainerId: id, Directory: "/d", Name: "root"})
 	if err != nil {
 		t.Fatal(err)
@@ -193,12 +195,12 @@ func TestFilesService(t *testing.T) {
 	if is, err := files.IsDirectory(t.Context(), &kuriv1.IsDirectoryRequest{ContainerId: id, Path: "/d/root"}); err != nil || !is.Directory {
 		t.Errorf("%v, %v", is, err)
 	}
-	// The node's files are not there, by whatever way: those of process 1 are the container's.
+	// No path leads to the node's files: process 1 in /proc is the container's.
 	if is, err := files.IsDirectory(t.Context(), &kuriv1.IsDirectoryRequest{ContainerId: id, Path: "/proc/1/root" + s.State}); err != nil || is.Directory {
 		t.Errorf("%v, %v", is, err)
 	}
 
-	// What cannot be made is told when the rest is made.
+	// Files that cannot be created are reported after all others are created.
 	var part bytes.Buffer
 	pw := tar.NewWriter(&part)
 	for _, name := range []string{"d", "made"} { // the first is a directory that is not empty
@@ -220,7 +222,7 @@ func TestFilesService(t *testing.T) {
 	harness.WantError(t, err, codes.Aborted, "d:")
 	s.Output(t, id, "test", "-f", "/made")
 
-	// kuri cp that is interrupted says so, and leaves nothing half-made.
+	// An interrupted kuri cp says so and leaves no partial file behind.
 	into := t.TempDir()
 	k := startKuri(t, s.Daemon, "cp", id+":/d/big", filepath.Join(into, "big"))
 	harness.Eventually(t, 10*time.Second, "it writes", func() error {
@@ -235,7 +237,7 @@ func TestFilesService(t *testing.T) {
 		t.Errorf("interrupted: exit code %d: %s: %v, %v", code, k.errs.String(), entries, err)
 	}
 
-	// A client that reads a little and leaves; one that sends half a tar and leaves.
+	// A client that reads a little and disconnects; one that sends half a tar and disconnects.
 	ctx, cancel := context.WithCancel(t.Context())
 	if in, err = pack(ctx, &kuriv1.PackRequest{ContainerId: id, Directory: "/d", Name: "big"}); err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// With no configuration at all, kurid serves where it says and runs a pod.
+// Without a configuration kurid serves at its default address and runs a pod.
 func TestNoConfiguration(t *testing.T) {
 	d := harness.Start(t, harness.Options{Bare: true})
 	info, err := os.Stat("/run/kuri/kuri.sock")
@@ -80,7 +80,7 @@ func TestBadConfiguration(t *testing.T) {
 	})
 }
 
-// Every key in the configuration file that `make install` puts in place is one that kurid knows.
+// kurid knows every key in the configuration file that `make install` installs.
 func TestPackagedConfiguration(t *testing.T) {
 	packaged, err := os.ReadFile(filepath.Join(harness.Repository(), "packaging", "config.toml"))
 	if err != nil {
@@ -95,14 +95,14 @@ func TestPackagedConfiguration(t *testing.T) {
 		}
 		all.WriteString(line)
 	}
-	// With one value of a flag wrong, kurid ends when it has read the file and not before.
+	// With one invalid flag value kurid reads the file first and then exits.
 	said, code := harness.RunKurid(t, "--config", harness.Write(t, t.TempDir(), "all.toml", all.String()), "--log-level", "loud")
 	if code == 0 || strings.Contains(said, "all.toml") || !strings.Contains(said, "log_level") || keys < 15 {
 		t.Errorf("with %d keys set, kurid exits %d and says:\n%s", keys, code, said)
 	}
 }
 
-// A second daemon on a directory of a first is refused with the pid of the first, which goes on.
+// A second daemon on the directories of a first is refused with the pid of the first, which keeps running.
 func TestSecondDaemon(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	other := t.TempDir()
@@ -122,7 +122,7 @@ func TestSecondDaemon(t *testing.T) {
 	}
 }
 
-// Two daemons with directories of their own do not see or disturb each other.
+// Two daemons with separate directories do not see or disturb each other.
 func TestTwoDaemonsSideBySide(t *testing.T) {
 	web := func(d *harness.Daemon) (pod, ip string) {
 		d.Pull(t, d.Registry.Push(t, "web:1", harness.Web(t)))
@@ -132,7 +132,7 @@ func TestTwoDaemonsSideBySide(t *testing.T) {
 		return pod, d.PodStatus(t, pod).Network.Ip
 	}
 	first := harness.Start(t, harness.Options{})
-	pod, _ := web(first) // its keeper starts the fork server, before the second looks what is there
+	pod, _ := web(first) // its keeper starts the fork server before the second daemon examines the node
 	first.RemovePod(t, pod)
 	second := harness.Start(t, harness.Options{})
 	var ips []string
@@ -155,7 +155,8 @@ func TestTwoDaemonsSideBySide(t *testing.T) {
 	}
 }
 
-// The image service on a socket of its own is all that is there, and the runtime service all that is on the other.
+// With a separate image socket, that socket serves only the image service, and the other only the
+// runtime service.
 func TestSeparateImageEndpoint(t *testing.T) {
 	d := harness.Start(t, harness.Options{Images: true})
 	if d.Socket == d.ImageSocket {
@@ -168,7 +169,7 @@ func TestSeparateImageEndpoint(t *testing.T) {
 	}
 }
 
-// A daemon that is asked to end leaves its pods running, and finds them and its keeper again.
+// A daemon that is stopped leaves its pods running, and after the restart finds them and its keeper again.
 func TestRestartLeavesPods(t *testing.T) {
 	for name, end := range map[string]func(*harness.Daemon, testing.TB){
 		"TERM": (*harness.Daemon).Stop,
@@ -229,7 +230,7 @@ func TestRestartLeavesPods(t *testing.T) {
 	}
 }
 
-// A record that cannot be read costs its own pod and nothing else.
+// An unreadable record affects only its own pod.
 func TestDamagedRecord(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -249,13 +250,14 @@ func TestDamagedRecord(t *testing.T) {
 	if !strings.Contains(d.Log(t), bad) {
 		t.Error("the log does not name the pod whose record is damaged")
 	}
-	// What was set aside is put back, for the test's own cleaning up.
+	// Restore the records that were set aside, for the cleanup of the test.
 	d.Stop(t)
 	harness.Write(t, filepath.Dir(record), "pod.json", string(text))
 	d.Continue(t)
 }
 
-// A keeper of an empty node ends on TERM without complaint, and its holder with it, which removes their cgroups.
+// The keeper of an empty node exits on SIGTERM without an error. So does its holder, which removes
+// their cgroups.
 func TestKeeperEnds(t *testing.T) {
 	d := harness.Start(t, harness.Options{NoPods: true})
 	keeper, holder := d.KeeperPid(), d.HolderPid()

@@ -20,7 +20,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// state is what kuri debug state prints, as far as the test looks at it.
+// state has the fields of the output of kuri debug state that the test checks.
 type state struct {
 	Operations []struct {
 		Method, Step, Caller, Pod, Container string
@@ -43,7 +43,7 @@ type state struct {
 	}
 }
 
-// The state dump says what is under way, at which step, and who asked for it, and gives no secret away.
+// The state dump lists the operations in progress, their steps and their callers, and contains no secrets.
 func TestDebugState(t *testing.T) {
 	s := newShell(t)
 	c := s.run(t, func(c *container, _ *security) {
@@ -126,7 +126,7 @@ func TestDebugProfilesAndStacks(t *testing.T) {
 	}
 }
 
-// The keeper and the process that streams can be looked into as kurid can.
+// The keeper and the streaming process have a debug interface like kurid's.
 func TestDebugOtherProcesses(t *testing.T) {
 	s := newShell(t)
 	c := s.run(t, nil, "sleep", "1000")
@@ -151,7 +151,7 @@ func TestDebugOtherProcesses(t *testing.T) {
 	if said, stderr, code := s.Kuri(t, "daemon", "pprof", "heap", "--of", "streams"); code != 0 || !strings.HasPrefix(said, "\x1f\x8b") {
 		t.Errorf("%.20q, %s", said, stderr)
 	}
-	// URLs are given while a profile is taken, and it ends when nobody waits for it any more.
+	// Streaming URLs are served while a profile is taken. The profile ends when its client disconnects.
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	answered := make(chan string, 1)
@@ -182,7 +182,7 @@ func TestDebugOtherProcesses(t *testing.T) {
 	})
 }
 
-// debugStatus asks the debug socket of a daemon, and returns the HTTP status.
+// debugStatus sends a request to the debug socket of a daemon and returns the HTTP status.
 func debugStatus(ctx context.Context, d *harness.Daemon, path string) (string, error) {
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(d.State, "debug.sock"))

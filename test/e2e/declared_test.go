@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// pushes makes an image of busybox with more files and a configuration, and has the daemon pull it.
+// pushes builds an image of busybox with more files and a configuration, and has the daemon pull it.
 func (s *shell) pushes(t *testing.T, name string, config v1.Config, more ...image.File) (ref string) {
 	t.Helper()
 	files, err := image.Busybox("/bin/busybox")
@@ -31,8 +31,8 @@ func (s *shell) pushes(t *testing.T, name string, config v1.Config, more ...imag
 	return ref
 }
 
-// The VOLUMEs of an image are directories that can be written, with what the image has there, whatever the root is; they are
-// the container's own, and a mount that was asked for comes before them.
+// The VOLUMEs of an image are writable directories with the image's content, even with a read-only
+// root. They belong to one container, and a requested mount takes precedence over them.
 func TestDeclaredVolumes(t *testing.T) {
 	s := newShell(t)
 	volumes := map[string]struct{}{"/srv/data": {}, "/missing/deep/": {}, "relative": {}, "/link/sub": {}, "/mounted/below": {}, "/etc": {}, "/proc/x": {}}
@@ -61,7 +61,8 @@ func TestDeclaredVolumes(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, out, want)
 		}
 	}
-	// Nobody else has it: the next container begins with what the image has, and its user rules it.
+	// Volumes are not shared: the next container starts with the image's content, and its user may
+	// write to it.
 	if out := s.says(t, asked(true, 1000), "sh", "-c", "cat /srv/data/*; echo mine > /srv/data/own && cat /srv/data/own"); out != "of the image\nmine\n" {
 		t.Errorf("a user that is not root, in the next container: %q", out)
 	}
@@ -73,7 +74,7 @@ func TestDeclaredVolumes(t *testing.T) {
 	}
 }
 
-// The same in a user namespace: the directory that is made belongs to the pod's root.
+// The same in a user namespace: the directory belongs to the pod's root.
 func TestDeclaredVolumesOfAUserNamespace(t *testing.T) {
 	s := usernsShell(t, nil)
 	ref := s.pushes(t, "volumes:1", v1.Config{Volumes: map[string]struct{}{"/srv/data": {}, "/missing/deep": {}}},
@@ -88,7 +89,7 @@ func TestDeclaredVolumesOfAUserNamespace(t *testing.T) {
 	}
 }
 
-// Entries of an image's environment that no process can have are left out, and the image runs.
+// Entries of an image's environment that no process can have are skipped, and the image runs.
 func TestOddEnvironmentOfAnImage(t *testing.T) {
 	s := newShell(t)
 	ref := s.pushes(t, "env:1", v1.Config{Env: []string{"PATH=/bin:/usr/bin", "NOEQ", "", "=x", "TWICE=1", "TWICE=2", "_KURI_RAW_3=zz", "EMPTY=", "A=b=c"}})
@@ -108,7 +109,7 @@ func TestOddEnvironmentOfAnImage(t *testing.T) {
 	}
 }
 
-// The log directory of a pod is no link, and nothing is written behind one.
+// A log directory that is a symlink is refused, and nothing is written behind it.
 func TestLogDirectoryThatIsALink(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.PullBusybox(t)

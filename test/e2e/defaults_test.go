@@ -20,8 +20,8 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// What a container has without being asked, as docs/defaults.md says: looked at from inside, in its first process and in one
-// that is executed in it.
+// The defaults of a container are those of docs/defaults.md, as seen from inside by its first
+// process and by an exec.
 func TestDefaults(t *testing.T) {
 	s := newShell(t)
 	id := s.asleep(t, nil)
@@ -57,7 +57,7 @@ func TestDefaults(t *testing.T) {
 		look(t, "readlink /proc/1/fd/0; ls /proc/1/fd | tr '\\n' ' '; stat -Lc %F /proc/1/fd/1", "/dev/null\n0 1 2 fifo\n")
 	})
 	t.Run("capabilities", func(t *testing.T) {
-		const usual = "00000000a80425fb" // the fourteen of Docker
+		const usual = "00000000a80425fb" // the fourteen capabilities of Docker
 		const want = "CapInh:\t0000000000000000\nCapPrm:\t" + usual + "\nCapEff:\t" + usual + "\nCapBnd:\t" + usual + "\nCapAmb:\t0000000000000000\n"
 		look(t, "grep ^Cap /proc/1/status", want)
 		look(t, "grep ^Cap /proc/self/status", want)
@@ -83,7 +83,8 @@ func TestDefaults(t *testing.T) {
 	})
 	t.Run("oom_score_adj", func(t *testing.T) { look(t, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj", "0\n0\n") })
 	t.Run("keyring", func(t *testing.T) {
-		// The keys of a session keyring are found by whoever has it; here it is told by name to the node's root alone.
+		// Whoever possesses a session keyring finds its keys. Here only the node's root finds one,
+		// by its name.
 		node, err := os.ReadFile("/proc/keys")
 		if err != nil {
 			t.Skip("SKIP: this kernel tells nothing of its keys")
@@ -154,8 +155,8 @@ func TestDefaults(t *testing.T) {
 	})
 	t.Run("kernel parameters", func(t *testing.T) {
 		got := kernelParameters(t, s.Daemon, id, "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range", "kernel/shm_rmid_forced", "kernel/domainname", "net/ipv4/ip_forward")
-		// A new network namespace has the ip_forward of the machine's first one, which the test's may not be:
-		// net.core.devconf_inherit_init_net in Documentation/admin-guide/sysctl/net.rst.
+		// A new network namespace copies ip_forward from the machine's initial one, which may not be the
+		// test's: net.core.devconf_inherit_init_net in Documentation/admin-guide/sysctl/net.rst.
 		cat := exec.Command("cat", "/proc/sys/net/ipv4/ip_forward")
 		cat.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}
 		forward, err := cat.Output()
@@ -179,7 +180,7 @@ func TestDefaults(t *testing.T) {
 	})
 }
 
-// asleep runs a container whose first process is sleep, and returns when it has become that.
+// asleep runs a container whose first process is sleep, and returns once that has been executed.
 func (s *shell) asleep(t *testing.T, change func(*container, *security)) string {
 	t.Helper()
 	id := s.run(t, change, "sleep", "1000")
@@ -192,7 +193,7 @@ func (s *shell) asleep(t *testing.T, change func(*container, *security)) string 
 	return id
 }
 
-// limitOf reads a file of the container's cgroup, by its name on v1 or v2; "" where there is none.
+// limitOf reads a file of the container's cgroup, by its name on v1 or v2. It returns "" if there is none.
 func limitOf(t *testing.T, s *shell, id, v1, v2 string) string {
 	t.Helper()
 	for _, name := range []string{v1, v2} {
@@ -220,14 +221,14 @@ func hasOptions(all, want string) bool {
 	return true
 }
 
-// lines are the lines of a text, sorted.
+// lines returns the lines of a text, sorted.
 func lines(text string) string {
 	all := strings.SplitAfter(text, "\n")
 	sort.Strings(all)
 	return strings.Join(all, "")
 }
 
-// What an image says is had without being asked, too; what the container's configuration says comes before it.
+// The settings of an image are defaults too. The container's configuration takes precedence.
 func TestDefaultsOfAnImage(t *testing.T) {
 	s := newShell(t)
 	ref := s.pushes(t, "own:1", v1.Config{
@@ -240,7 +241,7 @@ func TestDefaultsOfAnImage(t *testing.T) {
 	}
 }
 
-// What is asked for and means nothing on this node is passed over, with a line in the log, and the pod runs.
+// Requested settings without a meaning on this node are ignored with a line in the log, and the pod runs.
 func TestWhatHasNoMeaningHere(t *testing.T) {
 	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
 		t.Skip("SKIP: this machine has SELinux, and the labels would mean something")
@@ -261,7 +262,7 @@ func TestWhatHasNoMeaningHere(t *testing.T) {
 	if out != "web-0.sub.ns.svc.\nweb-0.sub.ns.svc.\nweb-0.sub.ns.svc.\nnew\n" {
 		t.Errorf("%q", out)
 	}
-	s.says(t, odd, "true") // once more, for what is said once
+	s.says(t, odd, "true") // again, for messages that are logged once
 	log := s.Log(t)
 	for text, times := range map[string]int{
 		"pod default/odd": 0, "selinux_options: SELinux is not enabled": 3, "windows: ": 3, "is relative: ": 2, "volumes are not relabelled": 1,
@@ -270,7 +271,7 @@ func TestWhatHasNoMeaningHere(t *testing.T) {
 			t.Errorf("%d lines of the log have %q, want %d", n, text, times)
 		}
 	}
-	// A pod is known by its name alone, where a client says no more.
+	// A pod's name identifies it if the client sends no other metadata.
 	alone := harness.Pod("alone")
 	alone.Metadata = &runtimeapi.PodSandboxMetadata{Name: "alone"}
 	c := s.Run(t, s.RunPod(t, alone), harness.Container("main", s.image, "sleep", "1000"), alone)
@@ -289,7 +290,7 @@ func TestWhatHasNoMeaningHere(t *testing.T) {
 
 var testName = regexp.MustCompile("`(Test[A-Za-z0-9]+)`")
 
-// Each row of docs/defaults.md names a test that is there.
+// Each row of docs/defaults.md names an existing test.
 func TestDefaultsPage(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join(harness.Repository(), "docs/defaults.md"))
 	if err != nil {

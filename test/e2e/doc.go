@@ -1,3 +1,3 @@
-// Package e2e is the stories of what Kuri must do, told with the real programs: one file for each chapter, each chapter
-// with what must be refused. What is told by the command line is in testdata, for testscript.
+// Package e2e has the stories of Kuri, told with the real programs: one file for each chapter, which also
+// covers the requests that must be refused. Stories of the command line are in testdata, for testscript.
 package e2e

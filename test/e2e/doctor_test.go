@@ -47,19 +47,20 @@ func doctor(t *testing.T, d *harness.Daemon, flags ...string) (examined, int) {
 	return r, code
 }
 
-// id is one that no pod and no container has.
+// id returns an id that no pod or container has.
 func id(digit string) string { return strings.Repeat(digit, 64) }
 
-// mess is one damage, made by hand.
+// mess is one damage that the test makes by hand.
 type mess struct {
-	check, subject string // the row that finds it, and a part of what it names
+	check, subject string // the check that finds it, and a part of the subject that it reports
 	fixable        bool
 	make           func(*testing.T)
-	there          func() bool // whether it is there still
+	there          func() bool // whether the damage still exists
 }
 
-// TestDoctor damages a node in every way that kuri doctor knows, beside pods that run. All is found and nothing else, what
-// can be mended is, and what is others' or runs stays as it was.
+// TestDoctor damages a node in every way that kuri doctor knows, while pods run. kuri doctor finds
+// all of the damage and nothing else, repairs what can be repaired, and leaves running pods and
+// foreign objects unchanged.
 func TestDoctor(t *testing.T) {
 	scratch := t.TempDir()
 	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("container_root = %q", filepath.Join(scratch, "writable"))})
@@ -69,7 +70,7 @@ func TestDoctor(t *testing.T) {
 	pod := d.RunPod(t, config)
 	c := d.Run(t, pod, harness.Container("main", image, "sleep", "1000"), config)
 
-	// A healthy node with a pod: nothing is found, whether or not kurid serves.
+	// A healthy node with a pod: nothing is found, with and without a running kurid.
 	if out, errs, code := d.Kuri(t, "doctor"); code != 0 || !strings.Contains(out, "nothing is wrong") {
 		t.Errorf("a healthy node: exit code %d: %s%s", code, out, errs)
 	}
@@ -79,7 +80,7 @@ func TestDoctor(t *testing.T) {
 	}
 	d.Continue(t)
 
-	// What somebody has taken from the network of a pod that runs is put back.
+	// Parts removed from the network of a running pod are restored.
 	table := kuriTable(t)
 	run(t, "nft", "delete", "table", "inet", table)
 	if r, code := doctor(t, d, "--fix"); code != 0 || len(r.Damages) != 1 || !r.Damages[0].Fixed || !strings.Contains(r.Damages[0].Problem, "is gone") {
@@ -104,7 +105,7 @@ func TestDoctor(t *testing.T) {
 	}
 
 	r, code = doctor(t, d, "--fix")
-	if code != 1 { // what cannot be mended is left
+	if code != 1 { // some damage cannot be repaired
 		t.Errorf("--fix: exit code %d", code)
 	}
 	for _, dm := range r.Damages {
@@ -123,7 +124,7 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("after --fix this is found: %+v", dm)
 		}
 	}
-	// Nothing else was touched.
+	// Nothing else was changed.
 	for what, there := range foreign {
 		if !there() {
 			t.Errorf("--fix took what is not Kuri's: %s", what)
@@ -137,7 +138,7 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
-// matchDamages fails t unless each mess has its damage and each damage its mess.
+// matchDamages fails t unless each mess matches exactly one damage and each damage a mess.
 func matchDamages(t *testing.T, messes []mess, found []damage) {
 	t.Helper()
 	for _, m := range messes {
@@ -156,7 +157,7 @@ func matchDamages(t *testing.T, messes []mess, found []damage) {
 	}
 }
 
-// kernelMesses are those in the kernel.
+// kernelMesses returns the messes in the kernel.
 func kernelMesses(t *testing.T, d *harness.Daemon) []mess {
 	table := kuriTable(t)
 	netns, busy, group, crowd := "/run/netns/kuri-"+id("a"), "/run/netns/kuri-"+id("b"), "kuri-"+id("c"), "kuri-"+id("d")
@@ -214,7 +215,7 @@ func kernelMesses(t *testing.T, d *harness.Daemon) []mess {
 	}
 }
 
-// kuriTable returns the name of the built-in network's nftables table, "" when there is none.
+// kuriTable returns the name of the built-in network's nftables table, or "" if there is none.
 func kuriTable(t *testing.T) string {
 	t.Helper()
 	for line := range strings.Lines(run(t, "nft", "list", "tables")) {
@@ -225,7 +226,7 @@ func kuriTable(t *testing.T) string {
 	return ""
 }
 
-// diskMesses are those on the disk.
+// diskMesses returns the messes on the disk.
 func diskMesses(t *testing.T, d *harness.Daemon, pod, scratch string) []mess {
 	record := filepath.Join(d.Root, "pods", pod, "pod.json")
 	rest := filepath.Join(d.Root, "pods", id("1"))
@@ -236,7 +237,7 @@ func diskMesses(t *testing.T, d *harness.Daemon, pod, scratch string) []mess {
 	socket := filepath.Join(d.State, "old.sock")
 	runFiles := "/var/lib/kuri-run/12345678-1234-1234-1234-123456789012"
 	logs := "/var/log/kuri-run/default_gone_12345678-1234-1234-1234-123456789012"
-	oldLogs := "/var/log/pods/default_gone_12345678-1234-1234-1234-123456789012" // an earlier kuri kept them there
+	oldLogs := "/var/log/pods/default_gone_12345678-1234-1234-1234-123456789012" // kept there by an earlier kuri
 	write := func(path string) func(*testing.T) {
 		return func(t *testing.T) { harness.Write(t, filepath.Dir(path), filepath.Base(path), "{") }
 	}
@@ -286,7 +287,8 @@ func diskMesses(t *testing.T, d *harness.Daemon, pod, scratch string) []mess {
 	}
 }
 
-// othersThings makes what looks like Kuri's and is not, and returns what tells whether it is there still.
+// othersThings creates objects that look like Kuri's but are not, and returns functions that report
+// whether they still exist.
 func othersThings(t *testing.T, scratch string) map[string]func() bool {
 	t.Helper()
 	pinNetns(t, "/run/netns/cni-1234")
@@ -297,7 +299,7 @@ func othersThings(t *testing.T, scratch string) map[string]func() bool {
 	logs := "/var/log/pods/default_web_87654321-1234-1234-1234-123456789012"
 	mkdirAll(t, unclaimed)
 	mkdirAll(t, logs)
-	fresh := "/var/lib/kuri-run/87654321-4321-4321-4321-123456789012" // kuri run is at work
+	fresh := "/var/lib/kuri-run/87654321-4321-4321-4321-123456789012" // as of a kuri run in progress
 	mkdirAll(t, fresh)
 	t.Cleanup(func() {
 		unpinNetns(t, "/run/netns/cni-1234")
@@ -315,7 +317,7 @@ func othersThings(t *testing.T, scratch string) map[string]func() bool {
 	}
 }
 
-// TestDoctorOfPods damages pods that run: it is told, and nothing is done about it.
+// TestDoctorOfPods damages running pods: kuri doctor reports the damage and does not act.
 func TestDoctorOfPods(t *testing.T) {
 	s := newShell(t)
 	config := harness.Pod("broken")
@@ -323,7 +325,7 @@ func TestDoctorOfPods(t *testing.T) {
 	s.Run(t, pod, harness.Container("main", s.image, "sleep", "1002"), config)
 	pid := harness.FindProcess(t, "sleep 1002")
 
-	// Its cgroup is taken away, its network namespace unpinned.
+	// Its cgroup is removed, its network namespace unpinned.
 	for _, dir := range cgroupsOf(t, pid) {
 		leave(t, filepath.Dir(filepath.Dir(dir)), pid)
 	}
@@ -349,7 +351,7 @@ func TestDoctorOfPods(t *testing.T) {
 	if !exists(fmt.Sprintf("/proc/%d", pid))() {
 		t.Error("the process was ended")
 	}
-	// A layer is taken away below an image and the container that runs on it.
+	// A layer of an image and of a container that uses it is removed.
 	layers, err := filepath.Glob(filepath.Join(s.Root, "layers", "*"))
 	if err != nil || len(layers) == 0 {
 		t.Fatal(layers, err)
@@ -372,7 +374,7 @@ func TestDoctorOfPods(t *testing.T) {
 		t.Errorf("a missing layer: %q of %+v", text, r)
 	}
 
-	// What is advised mends it.
+	// Following the advice repairs it.
 	exec.Command("kill", "-9", strconv.Itoa(pid)).Run()
 	if out, errs, code := s.Kuri(t, "rm", "-f", "id:"+pod[:13]); code != 0 {
 		t.Errorf("kuri rm: %d %s%s", code, out, errs)
@@ -382,7 +384,7 @@ func TestDoctorOfPods(t *testing.T) {
 	}
 }
 
-// TestDoctorWithoutDaemon mends what a stopped kurid has left, while its pod goes on.
+// TestDoctorWithoutDaemon repairs leftovers of a stopped kurid while its pod keeps running.
 func TestDoctorWithoutDaemon(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -407,7 +409,7 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 		t.Error("--fix has mended nothing")
 	}
 
-	// What a newer version has written looks damaged to this one, and is left alone.
+	// A record of a newer version looks damaged to this one and is left alone.
 	newer := filepath.Join(d.Root, "pods", id("5"))
 	harness.Write(t, newer, "pod.json", `{"version":99,"data":{}}`)
 	if said, code := harness.RunKurid(t, "doctor", "--fix", "--config", filepath.Join(d.Dir, "config.toml")); code == 0 || !strings.Contains(said, "version 99") {
@@ -418,7 +420,8 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 	}
 	os.RemoveAll(newer)
 
-	// A lock that outlives its owner is named with who has it; the rest cannot be looked at.
+	// A lock that outlives its owner is reported with the process that holds it. Nothing else can
+	// be examined.
 	lock := filepath.Join(d.State, "kurid.lock")
 	heir := exec.Command("sh", "-c", "exec 9<>"+lock+"; flock 9; exec sleep 1003")
 	if err := heir.Start(); err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// talk is an open stream with someone at each end who answers with what it is told.
+// talk is an open stream to a command that answers each line of input.
 type talk struct {
 	keys *io.PipeWriter
 	out  *harness.Screen
@@ -45,7 +45,8 @@ func converse(t *testing.T, x remotecommand.Executor) *talk {
 	return k
 }
 
-// Streams that are open go on when kurid is restarted or killed, and the next one serves beside them, at the same address.
+// Open streams continue when kurid is restarted or killed. The next kurid serves new ones at the
+// same address.
 func TestStreamsOutliveTheDaemon(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -92,7 +93,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 			}
 			echo("before")
 
-			// 1. Without a daemon, and beside the next.
+			// 1. Without a daemon, and with the next one.
 			end(s.Daemon, t)
 			talks["attach"].say(t, "without")
 			talks["exec over SPDY"].say(t, "without")
@@ -106,7 +107,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 				t.Errorf("a new connection within the old forwarding: %q %v", answer, err)
 			}
 
-			// 2. The next one works, and gives URLs at the same address.
+			// 2. The next daemon serves streams and returns URLs at the same address.
 			beside := converse(t, transports["SPDY"](t, exec()))
 			beside.say(t, "beside")
 			beside.keys.Close()
@@ -117,10 +118,10 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 				t.Errorf("exit %d", code)
 			}
 
-			// 3. They go on beside the next keeper, too, and beside the next holder.
+			// 3. They also continue with the next keeper and with the next holder.
 			killKeeper(t, s.Daemon, false)
 			for what, k := range talks {
-				if what != "attach" { // what a container says while no keeper is there is in its log alone
+				if what != "attach" { // output of a container while no keeper runs is only in its log
 					k.say(t, "keeper "+what)
 				}
 			}
@@ -137,7 +138,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 				return strings.Contains(talks["attach"].out.String(), "got keepers")
 			})
 
-			// 4. The ends are told: that of a command to its client, and that of the container to the new daemon.
+			// 4. Exits are reported: a command's to its client, and the container's to the new daemon.
 			for _, what := range []string{"exec over SPDY", "exec over WebSocket"} {
 				talks[what].keys.Close()
 				if err := <-talks[what].done; err == nil || !strings.Contains(err.Error(), "7") {
@@ -151,7 +152,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 			if status := s.WaitExit(t, id); status.ExitCode != 137 {
 				t.Errorf("exit %d", status.ExitCode)
 			}
-			// 5. A pod that is gone is not forwarded to, although its port forwarding is still open.
+			// 5. Nothing is forwarded to a removed pod, although its port forwarding is still open.
 			s.RemovePod(t, s.pod)
 			if answer, err := ask(local, "x"); answer != "" {
 				t.Errorf("%q %v", answer, err)
@@ -160,7 +161,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 	}
 }
 
-// When the process that streams is killed, the commands of its streams are, and nobody else notices.
+// If the streaming process is killed, the commands of its streams are killed, and nothing else is affected.
 func TestTheEndOfStreamsIsThatOfTheirCommands(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sleep", "1000")
@@ -185,7 +186,7 @@ func TestTheEndOfStreamsIsThatOfTheirCommands(t *testing.T) {
 	}
 }
 
-// streaming is the process that streams.
+// streaming returns the pid of the streaming process.
 func streaming(t *testing.T) int {
 	t.Helper()
 	all := harness.Processes(t, harness.Bin("kurid")+" streams")
@@ -199,7 +200,7 @@ func streaming(t *testing.T) int {
 	return pid
 }
 
-// Clients that take nothing, and send what nobody takes, cost bounded memory and their own streams alone.
+// Clients that read nothing, or send what nobody reads, cost bounded memory and only their own streams.
 func TestSlowClientsCostTheirOwnStreams(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sleep", "1000")
@@ -250,7 +251,7 @@ func TestSlowClientsCostTheirOwnStreams(t *testing.T) {
 	quick()
 }
 
-// anonymous is the memory that a process has for itself, in bytes.
+// anonymous returns the anonymous memory of a process in bytes.
 func anonymous(t *testing.T, pid int) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

@@ -21,7 +21,7 @@ const (
 	deleted = runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT
 )
 
-// listen starts to receive events; the function that it returns waits for the next one.
+// listen subscribes to events and returns a function that waits for the next one.
 func listen(t *testing.T, d *harness.Daemon) func() (*runtimeapi.ContainerEventResponse, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), harness.Patient(60*time.Second))
@@ -30,13 +30,14 @@ func listen(t *testing.T, d *harness.Daemon) func() (*runtimeapi.ContainerEventR
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stream.Header(); err != nil { // then it is heard
+	if _, err := stream.Header(); err != nil { // the subscription is active after that
 		t.Fatal(err)
 	}
 	return stream.Recv
 }
 
-// A pod with two containers, one of which ends by itself, from its first event to its last, seen by two clients.
+// Two clients see all events of a pod with two containers, one of which exits by itself, from the
+// first to the last.
 func TestContainerEvents(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -105,7 +106,7 @@ func TestContainerEvents(t *testing.T) {
 	}
 }
 
-// The streams of lists tell what the lists tell.
+// The streamed lists have the same content as the lists.
 func TestStreamedLists(t *testing.T) {
 	s := newShell(t)
 	for range 3 {
@@ -166,7 +167,7 @@ func TestStreamedLists(t *testing.T) {
 	if resp, err := images.Recv(); err != nil || len(resp.Images) != 1 {
 		t.Errorf("%v, %v", resp, err)
 	}
-	// What cannot be streamed is an error, not an end.
+	// A filter that matches nothing gives an empty stream.
 	none, err := rt.StreamContainers(ctx, &runtimeapi.StreamContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: "none-of-them"}})
 	if err != nil {
 		t.Fatal(err)
@@ -176,7 +177,7 @@ func TestStreamedLists(t *testing.T) {
 	}
 }
 
-// kuri events tells a line for each, and says why it ends.
+// kuri events prints a line for each event, and the reason why it ends.
 func TestEventsOnTheCommandLine(t *testing.T) {
 	s := newShell(t)
 	cmd := exec.CommandContext(t.Context(), harness.Bin("kuri"), "events", "-n", "5", "--pod", "seen")
@@ -212,7 +213,7 @@ func TestEventsOnTheCommandLine(t *testing.T) {
 		t.Errorf("%s", strings.Join(lines, "\n"))
 	}
 
-	// The end of the daemon is the end of it.
+	// kuri events exits with the daemon.
 	cmd = exec.CommandContext(t.Context(), harness.Bin("kuri"), "events")
 	cmd.Env = s.Env()
 	var said strings.Builder

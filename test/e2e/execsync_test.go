@@ -15,8 +15,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// Probes that hang take all turns: one more says so in its own time, is not taken for a failed probe, and the turns come
-// back when the hanging ones are killed.
+// Hanging probes occupy all slots: one more fails within its own timeout with an error that is not
+// a failed probe, and the slots are free again after the hanging ones are killed.
 func TestExecSyncsAreBounded(t *testing.T) {
 	s := newShell(t, harness.Options{Config: "[pod]\nmax_execs = 2"})
 	id := s.run(t, nil, "sleep", "1000")
@@ -44,7 +44,7 @@ func TestExecSyncsAreBounded(t *testing.T) {
 	hanging.Wait()
 }
 
-// wantForkServer asserts that no exec has gone through libcontainer.
+// wantForkServer asserts that no exec used libcontainer.
 func wantForkServer(t *testing.T, d *harness.Daemon) {
 	t.Helper()
 	log, err := os.ReadFile(filepath.Join(d.State, "keeper.log"))

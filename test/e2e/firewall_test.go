@@ -10,10 +10,10 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// A firewall that keeps pods from the world is told to whoever asks how the node is, with the command that opens it, and the
-// network is ready all the same.
+// A firewall that cuts pods off from the outside is reported in the node's status, with the command
+// that opens it, and the network is ready nevertheless.
 func TestFirewallThatDrops(t *testing.T) {
-	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent") // a firewalld of this machine is not that of the test's node
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent") // keep the machine's firewalld out of the test
 	if out, err := exec.Command("nft", "table inet somebodys { chain through { type filter hook forward priority 0; policy drop; }; }").CombinedOutput(); err != nil {
 		t.Skipf("SKIP: nft: %v: %s (make test-deps)", err, out)
 	}
@@ -50,7 +50,8 @@ func TestFirewallThatDrops(t *testing.T) {
 	d.RemovePod(t, pod.PodSandboxId)
 }
 
-// With network.open_firewall rules of Kuri's own let pods through such a firewall, and kuri network prune takes them out again.
+// With network.open_firewall Kuri's own rules let pods through such a firewall, and kuri network
+// prune removes them.
 func TestFirewallIsOpened(t *testing.T) {
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
 	if out, err := exec.Command("nft", "table inet somebodys { chain through { type filter hook forward priority 0; policy drop; }; }").CombinedOutput(); err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// A runtime handler of the configuration is told by Status and taken for pods, and only for those that ask for it.
+// Status lists a configured runtime handler, and only the pods that request it use it.
 func TestRuntimeHandlers(t *testing.T) {
 	d := harness.Start(t, harness.Options{Config: "[handler.blue]\n[handler.red]"})
 	status, err := d.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
@@ -42,7 +42,7 @@ func TestRuntimeHandlers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // and once more after a restart
+	for range 2 { // and again after a restart
 		st, err := d.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: made.PodSandboxId})
 		if err != nil || st.Status.RuntimeHandler != "blue" {
 			t.Fatalf("the pod's handler is %q, %v", st.GetStatus().GetRuntimeHandler(), err)
@@ -65,8 +65,9 @@ func TestRuntimeHandlers(t *testing.T) {
 	harness.WantError(t, err, codes.NotFound)
 }
 
-// The pods of a handler with CNI configurations of its own get that network, the others the node's; it is taken away by the
-// configuration that made it, also by the next daemon and after the configuration has changed.
+// Pods of a handler with its own CNI configurations get that network, other pods the node's. The
+// configuration that attached a pod also detaches it, even under the next daemon and after the
+// configuration has changed.
 func TestHandlerHasItsNetwork(t *testing.T) {
 	blue, bin := t.TempDir(), t.TempDir()
 	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n[handler.blue]\ncni_conf_dir = %q\n", t.TempDir(), bin, blue)})
@@ -107,7 +108,8 @@ exit 0
 	}
 }
 
-// One reference has an image for each platform: the handler that an image is pulled for, and the pod's, decide which.
+// If a reference has images for several platforms, the handler that an image is pulled for and the
+// handler of the pod select the image.
 func TestImagesOfAHandlersPlatform(t *testing.T) {
 	other := "arm64"
 	if goruntime.GOARCH == other {

@@ -34,7 +34,7 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// fileLayer returns a layer with one file, in the compression and of the media type asked for.
+// fileLayer returns a layer with one file, with the given compression and media type.
 func fileLayer(t *testing.T, path, content string, media types.MediaType, with compression.Compression) v1.Layer {
 	t.Helper()
 	var buf bytes.Buffer
@@ -56,7 +56,7 @@ func fileLayer(t *testing.T, path, content string, media types.MediaType, with c
 	return l
 }
 
-// withFile is busybox with one more layer that says content in /hello.
+// withFile returns busybox with one more layer that has content in /hello.
 func withFile(t *testing.T, content string, media types.MediaType, with compression.Compression) v1.Image {
 	t.Helper()
 	img, err := mutate.AppendLayers(harness.Busybox(t), fileLayer(t, "hello", content, media, with))
@@ -73,7 +73,7 @@ func pull(t *testing.T, d *harness.Daemon, ref string, auth *runtimeapi.AuthConf
 	return resp.GetImageRef(), err
 }
 
-// imageStatus returns what ImageStatus says of a reference; nil when there is no such image.
+// imageStatus returns the ImageStatus of a reference, or nil if there is no such image.
 func imageStatus(t *testing.T, d *harness.Daemon, ref string) *runtimeapi.Image {
 	t.Helper()
 	resp, err := d.Images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
@@ -83,7 +83,7 @@ func imageStatus(t *testing.T, d *harness.Daemon, ref string) *runtimeapi.Image 
 	return resp.Image
 }
 
-// layers lists the directories of unpacked layers, and fails t when something half-made lies about.
+// layers lists the directories of unpacked layers, and fails t if there are incomplete ones.
 func layers(t *testing.T, d *harness.Daemon) []string {
 	t.Helper()
 	if tmp, _ := os.ReadDir(filepath.Join(d.Root, "tmp")); len(tmp) > 0 {
@@ -100,7 +100,8 @@ func layers(t *testing.T, d *harness.Daemon) []string {
 	return names
 }
 
-// Every format of manifests and layers that registries hold, by tag and by digest, down to a process that reads the file.
+// Images in every format of manifests and layers are pulled by tag and by digest, and a container
+// reads their file.
 func TestImageFormats(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	docker := func(img v1.Image) v1.Image {
@@ -170,7 +171,7 @@ func TestRemoveImage(t *testing.T) {
 	if s := imageStatus(t, d, id); len(s.GetRepoTags()) != 2 {
 		t.Errorf("two tags, and the status says %v", s)
 	}
-	// A container keeps the layers that it stands on, not the image.
+	// A container keeps the layers that it uses, but not the image.
 	pod, c := d.RunAlone(t, "holds", one, "sleep", "1000")
 	if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: one}}); err != nil {
 		t.Fatal(err)
@@ -229,7 +230,7 @@ func TestImageFsInfo(t *testing.T) {
 	}
 }
 
-// Two pulls of one image at once cost one.
+// Two concurrent pulls of one image download it once.
 func TestPullsJoin(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
@@ -255,7 +256,7 @@ func TestPullsJoin(t *testing.T) {
 	}
 }
 
-// A host's mirror serves its images, under their own names; hosts.toml is read anew for each pull.
+// A mirror serves the images of a host under their own names. hosts.toml is read again for each pull.
 func TestMirror(t *testing.T) {
 	certs := t.TempDir()
 	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[image]\ncerts_dirs = [%q]\n", certs)})
@@ -270,7 +271,8 @@ func TestMirror(t *testing.T) {
 	}
 }
 
-// Verifiers that are configured decide about each pull, in the words that a kubelet knows; what is here already can be run.
+// The configured verifiers decide about each pull and report in terms that a kubelet knows. Images
+// that are already present can be run.
 func TestImageVerifiers(t *testing.T) {
 	dir := t.TempDir()
 	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[image]\nverifier_dir = %q\nverifier_timeout = 2\n", filepath.Join(dir, "bin"))})
@@ -298,7 +300,7 @@ func TestImageVerifiers(t *testing.T) {
 		t.Errorf("kuri pull exits %d and says:\n%s", code, said)
 	}
 
-	// Whatever becomes of a verifier, nothing of it stays: neither when it hangs nor when kurid is killed meanwhile.
+	// A verifier leaves no process behind, whether it hangs or kurid is killed meanwhile.
 	program("(setsid sleep 7351 &) ; sleep 7351")
 	_, err = pull(t, d, ref, nil)
 	harness.WantError(t, err, codes.Unknown, "SignatureValidationFailed: ", "did not answer within 2s")
@@ -331,7 +333,7 @@ func TestImageVerifiers(t *testing.T) {
 	}
 }
 
-// Refused pulls say what is wrong and leave nothing.
+// A pull that fails reports the cause and leaves nothing behind.
 func TestPullsThatFail(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.Registry.Push(t, "app:1", withFile(t, strings.Repeat("some text ", 100000), types.OCILayer, compression.GZip))
@@ -390,7 +392,7 @@ func TestPullsThatFail(t *testing.T) {
 			_, err := pull(t, d, test.ref, nil)
 			harness.WantError(t, err, test.code, test.says...)
 			if left := layers(t, d); len(left) > 0 {
-				// busybox's own layer may be in whole; what counts is that no image is.
+				// busybox's own layer may be complete. No image must exist.
 				t.Logf("layers kept for the next try: %v", left)
 			}
 			if test.ref != "" && imageStatus(t, d, ref) != nil {
@@ -403,7 +405,7 @@ func TestPullsThatFail(t *testing.T) {
 	}
 }
 
-// corrupting flips a bit of what passes when on is set.
+// corrupting flips a bit of the content it passes while on is set.
 type corrupting struct {
 	http.ResponseWriter
 	on bool
@@ -447,7 +449,7 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-// noise returns n bytes that do not compress, the same each time.
+// noise returns n bytes that do not compress, the same bytes each time.
 func noise(n int) []byte {
 	b := make([]byte, n)
 	seed := uint32(1)
@@ -458,7 +460,7 @@ func noise(n int) []byte {
 	return b
 }
 
-// A transfer that is cut goes on where it was.
+// An interrupted download resumes at its offset.
 func TestDroppedConnectionResumes(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	img, err := image.New(v1.Config{}, image.File{Path: "/data", Data: noise(4 << 20)})
@@ -475,7 +477,7 @@ func TestDroppedConnectionResumes(t *testing.T) {
 		if r.Header.Get("Range") != "" {
 			ranges.Add(1)
 		}
-		// The registry of the tests knows only some forms of ranges; the standard library knows all.
+		// The tests' registry supports only some forms of ranges; the standard library supports all.
 		whole := httptest.NewRecorder()
 		bare := r.Clone(r.Context())
 		bare.Header.Del("Range")
@@ -491,7 +493,7 @@ func TestDroppedConnectionResumes(t *testing.T) {
 	}
 }
 
-// cutting ends the connection after left bytes.
+// cutting closes the connection after left bytes.
 type cutting struct {
 	http.ResponseWriter
 	left int
@@ -509,7 +511,7 @@ func (c *cutting) Write(b []byte) (int, error) {
 	panic(http.ErrAbortHandler)
 }
 
-// A disk that is full is said to be, and gets its space back.
+// A pull onto a full disk says so and frees its space.
 func TestFullDisk(t *testing.T) {
 	dir, err := os.MkdirTemp("", "kuri-full")
 	if err != nil {
@@ -556,7 +558,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// What comes while kuri prune waits for an answer was not asked about, and stays.
+// Images that arrive while kuri prune waits for the answer were not in its question, and stay.
 func TestPruneRemovesWhatItShowed(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	shown := d.Registry.Push(t, "shown:1", harness.Busybox(t))
@@ -590,7 +592,8 @@ func TestPruneRemovesWhatItShowed(t *testing.T) {
 	}
 }
 
-// smallDisk is an ext4 filesystem of 64 MiB with 2048 inodes, on a loop device, or skips the test where there is none.
+// smallDisk mounts an ext4 filesystem of 64 MiB with 2048 inodes on a loop device. It skips the
+// test if that is not possible.
 func smallDisk(t *testing.T) string {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -619,8 +622,8 @@ func smallDisk(t *testing.T) string {
 	return dir
 }
 
-// So is a disk of ext4, where blocks are allocated late and inodes run out, too; the images that are there stay whole and
-// can be run, and when there is room again the pull goes through.
+// The same on ext4, which allocates blocks late and also runs out of inodes: the existing images
+// stay complete and can be run, and the pull succeeds when there is space again.
 func TestFullDiskOfExt4(t *testing.T) {
 	root := smallDisk(t)
 	dir := t.TempDir()
@@ -647,7 +650,7 @@ func TestFullDiskOfExt4(t *testing.T) {
 		name  string
 		files []image.File
 		says  []string
-		fill  func(t *testing.T) // takes so much that the image does not fit any more
+		fill  func(t *testing.T) // uses so much space that the image no longer fits
 	}{
 		{"bytes", []image.File{{Path: "/big", Data: noise(24 << 20)}}, []string{"no space left on device", "free space on the filesystem of "}, func(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(root, "ballast"), noise(38<<20), 0o600); err != nil {
@@ -717,7 +720,8 @@ func TestFullDiskOfExt4(t *testing.T) {
 	}
 }
 
-// An index is resolved to this machine's architecture, and one without it is refused by name.
+// An index is resolved to this machine's architecture. The error for an index without it names the
+// architecture.
 func TestIndexWithoutOurPlatform(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	file, err := harness.Busybox(t).ConfigFile()
@@ -737,7 +741,7 @@ func TestIndexWithoutOurPlatform(t *testing.T) {
 	harness.WantError(t, err, codes.NotFound, "s390x")
 }
 
-// emptyIndex returns an index that lists nothing.
+// emptyIndex returns an index without entries.
 func emptyIndex(t *testing.T) v1.ImageIndex {
 	t.Helper()
 	index, err := image.Index(harness.Busybox(t))
@@ -747,7 +751,8 @@ func emptyIndex(t *testing.T) v1.ImageIndex {
 	return mutate.RemoveManifests(index, func(v1.Descriptor) bool { return true })
 }
 
-// Ten pods that start on a cold image at once, each asking for it as a kubelet does, cost one pull.
+// Ten pods that start at once with an image that is not present, and each pull it as a kubelet
+// does, download it once.
 func TestColdStartOfTenPods(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
@@ -756,7 +761,7 @@ func TestColdStartOfTenPods(t *testing.T) {
 		switch {
 		case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/"):
 			blobs.Add(1)
-			time.Sleep(time.Second) // in which all of them have asked
+			time.Sleep(time.Second) // so that all of them have requested it
 		case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/"):
 			manifests.Add(1)
 		}
@@ -795,7 +800,8 @@ func TestColdStartOfTenPods(t *testing.T) {
 	}
 }
 
-// What a container writes is in container_filesystems, not in image_filesystems, and goes with the container.
+// Files that a container writes count in container_filesystems, not in image_filesystems, until the
+// container is removed.
 func TestImageFsInfoOfWritableLayers(t *testing.T) {
 	s := newShell(t)
 	used := func() (images, containers uint64) {
@@ -812,7 +818,7 @@ func TestImageFsInfoOfWritableLayers(t *testing.T) {
 	wait := func(what string, fits func(uint64) bool) {
 		t.Helper()
 		var now uint64
-		for range 150 { // a measure is kept for some seconds
+		for range 150 { // a measurement is cached for some seconds
 			if _, now = used(); fits(now) {
 				return
 			}
@@ -828,7 +834,7 @@ func TestImageFsInfoOfWritableLayers(t *testing.T) {
 	wait("after the removal", func(now uint64) bool { return now == 0 })
 }
 
-// A caller's deadline of a millisecond is its own affair: the pull goes on, and the retry joins it.
+// A caller's deadline of a millisecond does not stop the pull: it continues, and the retry joins it.
 func TestPullOutlivesADeadline(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
@@ -844,7 +850,7 @@ func TestPullOutlivesADeadline(t *testing.T) {
 		next.ServeHTTP(w, r)
 	})
 	var err error
-	for reached := false; !reached; { // a millisecond may end before kurid has heard of it
+	for reached := false; !reached; { // a millisecond may pass before kurid has received the request
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		_, err = d.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 		cancel()
@@ -864,7 +870,8 @@ func TestPullOutlivesADeadline(t *testing.T) {
 	}
 }
 
-// A damaged record costs its own image and is told by a check; kurid starts, and a pull brings the image back.
+// A damaged record affects only its own image and is reported by a check. kurid starts, and a pull
+// restores the image.
 func TestADamagedRecordCostsItsOwnImage(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	var refs, ids []string

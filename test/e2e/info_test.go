@@ -10,7 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// What scripts read of crictl's inspect and inspectp is there, and true.
+// The fields that scripts read of crictl's inspect and inspectp exist and are true.
 func TestVerboseInfo(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sleep", "1000")

@@ -17,7 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// Seccomp profiles by file and by the fields of old kubelets, and the default one with more capabilities.
+// Seccomp profiles by file and by the fields of old kubelets, and the default profile with more capabilities.
 func TestSeccompProfiles(t *testing.T) {
 	s := newShell(t)
 	profile := harness.Write(t, t.TempDir(), "nomkdir.json", `{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}`)
@@ -60,7 +60,7 @@ func TestSeccompProfiles(t *testing.T) {
 	harness.WantError(t, s.refuses(t, old("localhost/relative.json"), "true"), codes.InvalidArgument, "seccomp_profile_path")
 }
 
-// Who a container is: the groups of both policies, the status, and what is not known.
+// The identity of a container: user and groups under both policies, the status, and unknown names.
 func TestIdentity(t *testing.T) {
 	s := newShell(t)
 	files, err := image.Busybox("/bin/busybox")
@@ -105,7 +105,7 @@ func TestIdentity(t *testing.T) {
 			t.Errorf("%s: %q", name, out)
 			continue
 		}
-		// The kernel sorts the groups, and the main one need not be among them.
+		// The kernel sorts the groups, and the primary one may be missing from them.
 		has := map[string]bool{out[1]: true}
 		for _, g := range out[2:] {
 			has[g] = true
@@ -134,7 +134,7 @@ func TestIdentity(t *testing.T) {
 	harness.WantError(t, s.refuses(t, as(func(sc *security) { sc.SupplementalGroupsPolicy = 9 }), "true"), codes.InvalidArgument, "supplemental_groups_policy")
 }
 
-// An ambient capability is what a user that is not root keeps through exec.
+// A user other than root keeps ambient capabilities through exec.
 func TestAmbientCapabilities(t *testing.T) {
 	s := newShell(t)
 	as := func(c *runtimeapi.Capability) func(*container, *security) {
@@ -163,7 +163,7 @@ func TestAmbientCapabilities(t *testing.T) {
 	}
 }
 
-// A device can be used as far as it was given, and no other.
+// A device can be used with exactly the permissions that it was given, and no other device can be used.
 func TestDeviceAccess(t *testing.T) {
 	s := newShell(t)
 	device := func(permissions string) func(*container, *security) {
@@ -180,7 +180,7 @@ func TestDeviceAccess(t *testing.T) {
 			t.Errorf("%q: %q, want %q", permissions, out, want)
 		}
 	}
-	// Whoever makes a node of his own cannot open it.
+	// A device node that a container creates cannot be opened.
 	const forge = "mknod /dev/forged c 10 237 && echo made; (: </dev/forged) 2>/dev/null || echo refused"
 	if out := s.says(t, nil, "sh", "-c", forge); out != "made\nrefused\n" {
 		t.Errorf("a forged device: %q", out)
@@ -192,7 +192,7 @@ func TestDeviceAccess(t *testing.T) {
 	}, "true"), codes.InvalidArgument, "devices[0]", "/etc/passwd")
 }
 
-// A container for debugging shares the processes of another one of its pod.
+// A debug container shares the processes of another container of its pod.
 func TestTargetProcesses(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sleep", "1234")
@@ -204,7 +204,7 @@ func TestTargetProcesses(t *testing.T) {
 	if out := s.says(t, target(id), "sh", "-c", "cat /proc/1/comm; ps -o args | grep -c '[s]leep 1234'; hostname"); out != "sleep\n1\nshell\n" {
 		t.Errorf("%q", out)
 	}
-	// Its end is not that of the target.
+	// Its exit does not end the target.
 	if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("the target is %v", st.State)
 	}
@@ -218,7 +218,7 @@ func TestTargetProcesses(t *testing.T) {
 	harness.WantError(t, s.refuses(t, func(_ *container, sc *security) { sc.NamespaceOptions.TargetId = id }, "true"), codes.InvalidArgument, "target_id")
 }
 
-// Limits that are set at create, or refused by name where the node has them not.
+// Limits are set at create, or refused by name if the node does not support them.
 func TestResourcesAtCreate(t *testing.T) {
 	s := newShell(t)
 	const mb = 1 << 20
@@ -264,7 +264,7 @@ func TestResourcesAtCreate(t *testing.T) {
 			t.Errorf("huge pages: %s", got)
 		}
 	} else {
-		s.run(t, huge, "sleep", "1000") // no limit can mean anything here
+		s.run(t, huge, "sleep", "1000") // no limit can be meant here
 	}
 	harness.WantError(t, s.refuses(t, with(&resources{CpusetCpus: "zero"}), "true"), codes.InvalidArgument, "cpuset_cpus")
 	harness.WantError(t, s.refuses(t, with(&resources{CpusetCpus: "4000"}), "true"), codes.FailedPrecondition, "cpuset")

@@ -18,7 +18,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// firstPid is the process id of a container's first process, as its verbose status tells it.
+// firstPid returns the pid of a container's first process from its verbose status.
 func firstPid(t *testing.T, d *harness.Daemon, container string) int {
 	t.Helper()
 	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: container, Verbose: true})
@@ -34,7 +34,7 @@ func firstPid(t *testing.T, d *harness.Daemon, container string) int {
 	return info.Pid
 }
 
-// killKeeper kills the keeper, and the holder with it if that is asked for, and returns when another keeper serves.
+// killKeeper kills the keeper, and also the holder if holder is true, and returns when another keeper serves.
 func killKeeper(t *testing.T, d *harness.Daemon, holder bool) {
 	t.Helper()
 	old := d.KeeperPid()
@@ -51,7 +51,7 @@ func killKeeper(t *testing.T, d *harness.Daemon, holder bool) {
 	t.Logf("another keeper serves after %s", time.Since(begun).Round(time.Millisecond))
 }
 
-// becomes waits until something is so.
+// becomes waits until ok returns true.
 func becomes(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	harness.Eventually(t, 20*time.Second, what, func() error {
@@ -62,8 +62,8 @@ func becomes(t *testing.T, what string, ok func() bool) {
 	})
 }
 
-// counted reads the numbers that a container printed, each after the one before but for a piece that stands twice, and
-// returns how many there are.
+// counted reads the numbers that a container printed and returns how many there are. They must be
+// consecutive, except that a part of the log may be repeated.
 func counted(t *testing.T, log string) int {
 	t.Helper()
 	body, err := os.ReadFile(log)
@@ -73,7 +73,7 @@ func counted(t *testing.T, log string) int {
 	next := 0
 	for line := range strings.Lines(string(body)) {
 		if !strings.HasSuffix(line, "\n") {
-			break // it is being written
+			break // the line is still being written
 		}
 		parts := strings.SplitN(strings.TrimSpace(line), " ", 4)
 		n, err := strconv.Atoi(parts[len(parts)-1])
@@ -87,7 +87,7 @@ func counted(t *testing.T, log string) int {
 	return next
 }
 
-// The keeper is killed under running pods, several times. Nobody who asks sees it, and nothing is lost.
+// The keeper is killed several times while pods run. No client notices it, and nothing is lost.
 func TestKilledKeeper(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -141,7 +141,7 @@ func TestKilledKeeper(t *testing.T) {
 	reached := counted(t, log)
 	becomes(t, "the log goes on", func() bool { return counted(t, log) > reached+100 })
 
-	// All verbs work on what was made before, and what is made now joins it.
+	// All verbs work on the containers from before, and new containers join them.
 	if _, err := d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
 		t.Fatal(err)
 	}
@@ -164,8 +164,8 @@ func TestKilledKeeper(t *testing.T) {
 	}
 }
 
-// The holder is killed alone. Nobody who asks sees it, another takes its place at once and has the sockets too, and whoever is
-// killed after that, nothing is lost.
+// Only the holder is killed. No client notices it. Another holder takes its place at once and has
+// the sockets too, and nothing is lost if further processes are killed after that.
 func TestKilledHolder(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -187,7 +187,8 @@ func TestKilledHolder(t *testing.T) {
 			return d.HolderPid() == keeper && now != 0 && now != keeper
 		})
 		t.Logf("another holder serves after %s", time.Since(begun).Round(time.Millisecond))
-		// Until the next keeper has what the holder has, the death of the holder is that of both.
+		// Until the next keeper has received everything that the holder keeps, killing the holder
+		// has the effect of killing both.
 		becomes(t, "the keeper serves", func() bool {
 			_, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: count, Cmd: []string{"true"}, Timeout: 10})
 			return err == nil
@@ -200,7 +201,7 @@ func TestKilledHolder(t *testing.T) {
 	}
 	t.Logf("%d calls", calls)
 
-	// The new holder has the socket: nobody is refused while no kurid runs.
+	// The new holder has the socket: no connection is refused while no kurid runs.
 	becomes(t, "the holder has the socket", func() bool { return hasSocket(d.HolderPid(), d.Socket) })
 	d.Kill9(t)
 	waiting, err := net.Dial("unix", d.Socket)
@@ -225,12 +226,13 @@ func TestKilledHolder(t *testing.T) {
 	}
 }
 
-// hasSocket reports whether a process has the listening socket of that path, which may have been made beside it and renamed.
+// hasSocket reports whether a process has the listening socket of that path, which may have been
+// created under another name and renamed.
 func hasSocket(pid int, path string) bool {
 	sockets, _ := os.ReadFile("/proc/net/unix")
 	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 	for line := range strings.Lines(string(sockets)) {
-		fields := strings.Fields(line) // of which the fourth says that it listens; see proc_pid_net(5)
+		fields := strings.Fields(line) // the fourth field has the flag for listening; see proc_pid_net(5)
 		if len(fields) < 8 || fields[3] != "00010000" || !strings.HasPrefix(fields[7], path) {
 			continue
 		}
@@ -243,13 +245,14 @@ func hasSocket(pid int, path string) bool {
 	return false
 }
 
-// All three die at once. What runs is adopted with its pid, by the next kurid and the keeper that it starts.
+// kurid, the keeper and the holder die at once. The next kurid and its keeper adopt the running
+// containers with their pids.
 func TestAllKilled(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
 	config := harness.Pod("adopted")
 	pod := d.RunPod(t, config)
-	// It prints when nobody reads.
+	// It prints while nobody reads.
 	id := d.Run(t, pod, harness.Container("main", image, "sh", "-c", "trap '' PIPE; while :; do echo tick; sleep 0.02; done"), config)
 	gone := d.Run(t, pod, harness.Container("gone", image, "sleep", "100000"), config)
 	pid, gonePid := firstPid(t, d, id), firstPid(t, d, gone)
@@ -293,15 +296,15 @@ func TestAllKilled(t *testing.T) {
 	was := size()
 	becomes(t, "its log goes on", func() bool { return size() > was })
 
-	// A removed pod leaves no process.
+	// A removed pod leaves no process behind.
 	d.RemovePod(t, pod)
 	if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
 		t.Errorf("process %d lives on: %v", pid, err)
 	}
 }
 
-// A container that the keeper knows nothing of, for all that was written of it is lost, is not told as exited while it lives,
-// and does not live on when it is removed.
+// A container unknown to the keeper, because all its records are lost, is not reported as exited
+// while it runs, and does not survive its removal.
 func TestContainerUnknownToTheKeeper(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)

@@ -22,12 +22,13 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// meteredBlobs lets a registry send so many bytes of blobs; what is above waits until the connection is gone.
+// meteredBlobs lets a registry send a limited number of bytes of blobs. Further bytes wait until
+// the connection is closed.
 type meteredBlobs struct {
 	mu      sync.Mutex
-	left    int64         // bytes; -1: no bound
-	reached chan struct{} // closed when the bound was
-	asked   []string      // digests of the blobs that were asked for
+	left    int64         // bytes; -1: no limit
+	reached chan struct{} // closed when the limit is reached
+	asked   []string      // digests of the requested blobs
 }
 
 func (m *meteredBlobs) set(bytes int64) (reached <-chan struct{}) {
@@ -97,9 +98,9 @@ func (w *meteredWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// kurid itself is killed at 30 points of a pull: 24 by how much of the blobs has been sent, the others by time after the
-// last byte, while the image is made durable and recorded. What is there afterwards is whole, nothing half-made is left,
-// and the next pull fetches the layers that are missing and no other.
+// kurid is killed at 30 points of a pull: at 24 by the amount of blobs sent, at the others by the
+// time after the last byte, while the image is synced and recorded. Everything present afterwards
+// is complete, nothing incomplete is left, and the next pull fetches only the missing layers.
 func TestKilledAtAnyPointOfAPull(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	base := harness.Busybox(t)
@@ -176,7 +177,8 @@ func TestKilledAtAnyPointOfAPull(t *testing.T) {
 	}
 }
 
-// blobsOf returns the image's blobs: of the layers by the hex digits of their diffIDs, all their bytes, and the config.
+// blobsOf returns the digests of the image's layers by the hex digits of their diffIDs, the size of
+// all blobs in bytes, and the digest of the config.
 func blobsOf(t *testing.T, img v1.Image) (blobs map[string]string, total int64, config string) {
 	t.Helper()
 	blobs = make(map[string]string)
@@ -200,7 +202,7 @@ func blobsOf(t *testing.T, img v1.Image) (blobs map[string]string, total int64, 
 	return blobs, total, m.Config.Digest.String()
 }
 
-// wholeStore has the daemon check all that it stores, and looks for records that were set aside.
+// wholeStore has the daemon check its whole store, and looks for records that were set aside.
 func wholeStore(t *testing.T, d *harness.Daemon, point int) {
 	t.Helper()
 	found, err := d.Images.Kuri.Check(t.Context(), &kuriv1.CheckRequest{})
