@@ -21,7 +21,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// A command that cannot be started is a container that has exited: so Jobs and pods that are never restarted fail.
+// A container whose command cannot be started has exited, so that Jobs and pods that are never
+// restarted fail.
 func TestContainersThatCannotBeStarted(t *testing.T) {
 	s := newShell(t)
 	file := harness.Write(t, t.TempDir(), "file", "text")
@@ -88,14 +89,15 @@ func wantStartError(t *testing.T, st *runtimeapi.ContainerStatus, says string) {
 	}
 }
 
-// What only the kernel finds out at the exec, runc and so containerd take for a container that has run: exit code 255, and the
-// reason in its log.
+// If only the kernel finds the fault, at execve(2), the container has run, as with runc and so
+// containerd: exit code 255, with the reason in its log.
 func TestProgramsThatTheKernelRefuses(t *testing.T) {
 	s := newShell(t)
 	dir := t.TempDir()
 	for name, content := range map[string]string{
 		"script": "#!/no/such/interpreter\n", "text": "neither a script nor a program\n",
-		"foreign": "\x7fELF\x02\x01\x01" + strings.Repeat("\x00", 9) + "\x02\x00\xfe\xca" + strings.Repeat("\x00", 44), // of a machine that there is not, so that no binfmt_misc of this one takes it
+		// For a machine that does not exist, so that no binfmt_misc of this one runs it.
+		"foreign": "\x7fELF\x02\x01\x01" + strings.Repeat("\x00", 9) + "\x02\x00\xfe\xca" + strings.Repeat("\x00", 44),
 	} {
 		path := harness.Write(t, dir, name, content)
 		if err := os.Chmod(path, 0o755); err != nil {
@@ -113,8 +115,8 @@ func TestProgramsThatTheKernelRefuses(t *testing.T) {
 	}
 }
 
-// A pod of which something is gone in the kernel is not ready, whoever took it away and whenever: the kubelet then makes
-// another. Later calls say what is gone, and the pod can be removed.
+// A pod of which a part is gone from the kernel is not ready, whoever removed it and whenever, so
+// the kubelet creates another one. Later calls name the missing part, and the pod can be removed.
 func TestAPodOfWhichSomethingIsGone(t *testing.T) {
 	s := newShell(t)
 	sharedPID := func(p *runtimeapi.PodSandboxConfig) {
@@ -143,7 +145,7 @@ func TestAPodOfWhichSomethingIsGone(t *testing.T) {
 			forCgroups(func(root string) { os.MkdirAll(root+p.Linux.CgroupParent, 0o755) })
 		}, func(t *testing.T, _ string, p *runtimeapi.PodSandboxConfig) {
 			forCgroups(func(root string) {
-				// The kernel still has it for a moment after the last cgroup below it has gone.
+				// The kernel keeps it for a moment after its last child cgroup is gone.
 				harness.Eventually(t, 10*time.Second, "the cgroup goes", func() error {
 					if err := os.Remove(root + p.Linux.CgroupParent); err != nil && !errors.Is(err, fs.ErrNotExist) {
 						return err
@@ -168,7 +170,7 @@ func TestAPodOfWhichSomethingIsGone(t *testing.T) {
 				}
 				pod := s.RunPod(t, p)
 				var running string
-				if strings.HasPrefix(test.name, "cgroup") { // which is not gone while a container runs
+				if strings.HasPrefix(test.name, "cgroup") { // not gone while a container runs
 					s.WaitExit(t, s.Run(t, pod, harness.Container("ran", s.image, "true"), p))
 					harness.Eventually(t, 5*time.Second, "its cgroup has gone", func() error {
 						if dirs, _ := filepath.Glob("/sys/fs/cgroup/*/kuri-" + pod + "/*-*"); len(dirs) > 0 {
@@ -198,7 +200,7 @@ func TestAPodOfWhichSomethingIsGone(t *testing.T) {
 				}
 				_, err = s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: harness.Container("more", s.image, "true"), SandboxConfig: p})
 				harness.WantError(t, err, codes.FailedPrecondition, test.says, "make another")
-				if running != "" && test.name != "init" { // whose end is that of all others
+				if running != "" && test.name != "init" { // the exit of init ends all others
 					if st := s.ContainerStatus(t, running); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 						t.Errorf("what runs in it was ended: %v, %s", st.State, st.Message)
 					}
@@ -227,7 +229,7 @@ func forCgroups(f func(root string)) {
 	}
 }
 
-// killInit kills the process 1 of a pod with a shared PID namespace, as a container of it may.
+// killInit kills process 1 of a pod with a shared PID namespace, as one of its containers can.
 func killInit(t *testing.T, s *shell, pod string) {
 	t.Helper()
 	files, _ := filepath.Glob("/proc/[0-9]*/cgroup")
@@ -246,7 +248,7 @@ func killInit(t *testing.T, s *shell, pod string) {
 	t.Fatal("the pod has no init")
 }
 
-// freezeContainer freezes a container until thaw or the end of the test.
+// freezeContainer freezes a container until thaw is called or the test ends.
 func freezeContainer(t *testing.T, id string) (thaw func()) {
 	t.Helper()
 	var file, frozen, thawed string
@@ -269,7 +271,7 @@ func freezeContainer(t *testing.T, id string) (thaw func()) {
 	thaw = func() { os.WriteFile(file, []byte(thawed), 0) }
 	t.Cleanup(thaw)
 	harness.Eventually(t, 5*time.Second, "it is frozen", func() error {
-		thaw() // v1 does not always come to an end by itself
+		thaw() // on v1 freezing does not always complete by itself
 		os.WriteFile(file, []byte(frozen), 0)
 		state, _ := os.ReadFile(file)
 		events, _ := os.ReadFile(filepath.Dir(file) + "/cgroup.events")
@@ -327,7 +329,7 @@ func TestFrozenContainers(t *testing.T) {
 	}
 }
 
-// Whatever number of seconds is asked for, it is neither shorter nor forgotten.
+// A timeout of any number of seconds is neither shortened nor ignored.
 func TestTimesOfAnySize(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sh", "-c", "trap 'sleep 0.5; exit 7' TERM; echo up; while :; do sleep 0.05; done")
@@ -336,7 +338,7 @@ func TestTimesOfAnySize(t *testing.T) {
 			t.Errorf("exec with a timeout of %d seconds: %v", timeout, err)
 		}
 	}
-	for _, timeout := range []int64{-1, -1 << 34, math.MinInt64} { // not taken for none
+	for _, timeout := range []int64{-1, -1 << 34, math.MinInt64} { // not taken for no timeout
 		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: timeout})
 		harness.WantError(t, err, codes.InvalidArgument, "negative")
 	}
@@ -354,7 +356,7 @@ func TestTimesOfAnySize(t *testing.T) {
 			t.Errorf("with a grace of %d seconds: exit code %d", grace, st.ExitCode)
 		}
 	}
-	// The command line's own sum of grace and patience does not overflow either.
+	// The command line's sum of grace period and timeout does not overflow either.
 	id = s.run(t, nil, "sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done")
 	becomes(t, "it is up", func() bool { return s.LogText(t, id, "stdout") != "" })
 	kuri(t, s.Daemon, "stop", "--grace", fmt.Sprint(int64(math.MaxInt64)), "id:"+id)
@@ -363,7 +365,8 @@ func TestTimesOfAnySize(t *testing.T) {
 	}
 }
 
-// The last line without a newline is partial, so that a kubelet adds none to a termination message.
+// A last line without a newline is marked partial, so that a kubelet adds no newline to a
+// termination message.
 func TestTheRestOfALineIsPartial(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sh", "-c", "echo begin; printf DONE; false")
@@ -374,7 +377,8 @@ func TestTheRestOfALineIsPartial(t *testing.T) {
 	}
 }
 
-// Beside a keeper that does not answer kurid says so, serves what it can, also after a restart, and goes on with it.
+// While the keeper does not answer, kurid says so and serves the calls that it can, even after a
+// restart, and it continues when the keeper answers again.
 func TestAKeeperThatHangs(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sleep", "1000")
@@ -487,7 +491,7 @@ func TestAKeeperThatHangs(t *testing.T) {
 	if st := s.WaitExit(t, short); st.ExitCode != 5 {
 		t.Errorf("exit code %d, want 5", st.ExitCode)
 	}
-	// What the calls had begun that were given up is taken back.
+	// Work that abandoned calls had begun is undone.
 	harness.Eventually(t, 10*time.Second, "nothing is left of the containers that were given up", func() error {
 		n := 0
 		forCgroups(func(root string) {

@@ -14,7 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// A state directory that is full is what the error names; when there is room again, all goes on.
+// If the state directory is full, the error names it. When there is space again, everything continues.
 func TestFullStateDirectory(t *testing.T) {
 	dir, err := os.MkdirTemp("", "kuri-full-")
 	if err != nil {
@@ -47,7 +47,7 @@ func TestFullStateDirectory(t *testing.T) {
 	p.LogDirectory = t.TempDir()
 	_, err = s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p})
 	harness.WantError(t, err, codes.ResourceExhausted, state, "no space left on device")
-	// What there is goes on, and ends.
+	// Existing containers keep running, and exit.
 	if out := s.Output(t, id, "echo", "here"); out != "here\n" {
 		t.Errorf("an exec says %q", out)
 	}
@@ -66,14 +66,15 @@ func TestFullStateDirectory(t *testing.T) {
 	}
 }
 
-// A kurid that may open no more files says so, serves what it can, and goes on when it may.
+// A kurid that cannot open more files says so, serves the calls that it can, and recovers when the
+// limit is raised.
 func TestKuridWithoutDescriptors(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sleep", "1000")
 	var before unix.Rlimit
 	limit := func(more int) {
 		t.Helper()
-		free := 0 // the lowest number that is
+		free := 0 // the lowest free descriptor number
 		for ; ; free++ {
 			if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", s.Pid(), free)); err != nil {
 				break
@@ -112,7 +113,7 @@ func TestKuridWithoutDescriptors(t *testing.T) {
 	}
 }
 
-// A pod that may have no more processes is what the error is about, and not the command.
+// If a pod may have no more processes, the error says so and does not blame the command.
 func TestPodsProcessLimit(t *testing.T) {
 	s := newShell(t)
 	p := harness.Pod("few")
@@ -129,15 +130,15 @@ func TestPodsProcessLimit(t *testing.T) {
 	set("max")
 	pod := s.RunPod(t, p)
 	s.Run(t, pod, harness.Container("first", s.image, "sleep", "1000"), p)
-	for i, limit := range []string{"1", "2", "3", "5", "1", "2", "3", "5"} { // the first one has a process
+	for i, limit := range []string{"1", "2", "3", "5", "1", "2", "3", "5"} { // the first container has one process
 		set(limit)
 		c := harness.Container(fmt.Sprint("c", i), s.image, "sleep", "1000")
 		if i >= 4 {
 			c.Linux.Resources = &runtimeapi.LinuxContainerResources{}
-			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/proc/sys"}} // which is beyond our own init
+			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/proc/sys"}} // not supported by our own init
 		}
 		made, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: p})
-		if err == nil { // who moves into a cgroup is not counted against its limit, so a start may need no more
+		if err == nil { // a process moved into a cgroup does not count against pids.max, so a start may need no more
 			_, err = s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId})
 			if err != nil {
 				t.Errorf("with %s processes: created, and then %v", limit, err)

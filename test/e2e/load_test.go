@@ -8,8 +8,8 @@ import (
 	"github.com/kuri-cri/kuri/test/load"
 )
 
-// TestLoadShort is the load of `make load` on a small scale: no call fails, and no descriptor is left. (The harness looks
-// for the rest.)
+// TestLoadShort runs the load of `make load` on a small scale: no call fails, and no descriptor
+// leaks. The harness checks for other leaks.
 func TestLoadShort(t *testing.T) {
 	d := harness.Start(t, harness.Options{Config: "[pod]\nlog_max_size = 1048576\nlog_max_files = 1\n"})
 	f := load.Run(t, d, d.PullBusybox(t), load.Plan{

@@ -13,8 +13,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// TestLogIsChargedToTheKeeper sees whose cgroup pays for a log: the page cache of what is written belongs to the cgroup of the
-// process that writes, which is the keeper. docs/sizing.md has the figures that it prints.
+// TestLogIsChargedToTheKeeper shows which cgroup a log is charged to. Page cache belongs to the cgroup of the
+// process that writes, which is the keeper's. The figures that it prints are in docs/sizing.md.
 func TestLogIsChargedToTheKeeper(t *testing.T) {
 	const text, line = 64 << 20, 100
 	s := newShell(t)
@@ -22,7 +22,8 @@ func TestLogIsChargedToTheKeeper(t *testing.T) {
 	before := usageOf(t, keeper)
 	id := s.run(t, nil, "sh", "-c", fmt.Sprintf("yes %s | head -c %d; exec sleep 1000", strings.Repeat("x", line-1), text))
 	path := s.ContainerStatus(t, id).LogPath
-	// Before each line the log has up to 40 bytes: the time, whose last digits are left out when they are 0, stream and tag.
+	// Each line of the log has a prefix of up to 40 bytes: time, stream and tag. Trailing zeros of
+	// the time are omitted.
 	const all = text / line * (line + 39)
 	harness.Eventually(t, 2*time.Minute, "the log has everything", func() error {
 		if st, err := os.Stat(path); err != nil || st.Size() < all {
@@ -45,7 +46,7 @@ func TestLogIsChargedToTheKeeper(t *testing.T) {
 	}
 }
 
-// usage is what the cgroups of a process have been charged with.
+// usage is the memory charged to the cgroups of a process.
 type usage struct {
 	cache int64 // page cache, in bytes
 	cpu   time.Duration
@@ -77,7 +78,8 @@ func usageOf(t *testing.T, pid int) (u usage) {
 	return usage{number("memory", "memory.stat", "cache"), time.Duration(number("cpuacct", "cpuacct.usage", ""))}
 }
 
-// cgroupOf is the directory of a process's cgroup: of a controller on version 1, of "" on version 2.
+// cgroupOf returns the directory of a process's cgroup: that of a controller on version 1, and with
+// controller "" that of version 2.
 func cgroupOf(t *testing.T, pid int, controller string) string {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))

@@ -30,18 +30,19 @@ import (
 
 const (
 	password = "s3cret:x"
-	hashed   = "$2b$04$YKvJxQqkYt701WahclL5zOBrqYmus3OTENHLkeg2Rd15oYCSuLbg." // of it, by bcrypt
+	hashed   = "$2b$04$YKvJxQqkYt701WahclL5zOBrqYmus3OTENHLkeg2Rd15oYCSuLbg." // bcrypt of the password
 )
 
-// debianRegistry is Debian's docker-registry, a process of its own, with TLS, which serves one user. Its files have a
-// certificate that is its own, its clients' and the CA of both.
+// debianRegistry is Debian's docker-registry in a separate process, with TLS, serving a single
+// user. One certificate is the server's, the clients' and the CA of both.
 type debianRegistry struct {
 	addr, dir, user  string
-	caFile, pairFile string // PEM; the second has the key, too
+	caFile, pairFile string // PEM; the second also has the key
 	transport        *http.Transport
 }
 
-// startDebianRegistry starts one that serves user alone and, with mutual set, asks clients for a certificate.
+// startDebianRegistry starts a registry that serves only user. If mutual is set, it requires a
+// client certificate.
 func startDebianRegistry(t *testing.T, user string, mutual bool) *debianRegistry {
 	t.Helper()
 	program, err := exec.LookPath("docker-registry")
@@ -91,7 +92,7 @@ auth: {htpasswd: {realm: test, path: %s}}
 	return r
 }
 
-// certify makes the registry's certificate.
+// certify creates the registry's certificate.
 func (r *debianRegistry) certify(t *testing.T) tls.Certificate {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -133,8 +134,8 @@ func (r *debianRegistry) push(t *testing.T, repository string, img v1.Image) str
 	return ref.String()
 }
 
-// What kuri login keeps, after it has asked the registry with the certificates that certs.d has for it, is what pulls and
-// repairs prove themselves with, each registry with its own; also for an image whose record is gone.
+// kuri login checks the credentials with the registry, using the certificates of certs.d, and stores them.
+// Pulls and repairs then use them, for each registry its own, also for an image whose record is lost.
 func TestLoginPullRepair(t *testing.T) {
 	one, two := startDebianRegistry(t, "one", false), startDebianRegistry(t, "two", true)
 	certs, kept := t.TempDir(), filepath.Join(t.TempDir(), "config.json")
@@ -151,7 +152,7 @@ func TestLoginPullRepair(t *testing.T) {
 		return out + errs
 	}
 
-	// 1. Login, with the certificates of certs.d and without; with a password that is wrong.
+	// 1. Login, with and without the certificates of certs.d, and with a wrong password.
 	for _, r := range []*debianRegistry{one, two} {
 		if said := kuri(1, "login", "-u", r.user, "-p", password, "--certs-dir", t.TempDir(), r.addr); !strings.Contains(said, "certificate in ") {
 			t.Errorf("without the CA: %s", said)
@@ -175,7 +176,7 @@ func TestLoginPullRepair(t *testing.T) {
 		kuri(0, "pull", ref)
 	}
 
-	// 3. Damage is mended with them, and is not without.
+	// 3. Damage is repaired with the credentials, and not without them.
 	damage := func() {
 		t.Helper()
 		files, err := filepath.Glob(filepath.Join(d.Root, "layers", "*", "fs", "file"))
@@ -197,13 +198,13 @@ func TestLoginPullRepair(t *testing.T) {
 	}
 	kuri(0, "check", "--images")
 
-	// 4. So is an image whose record cannot be read any more, which no list has.
+	// 4. So is an image whose record is unreadable, which is in no list.
 	records, err := filepath.Glob(filepath.Join(d.Root, "images", "*.json"))
 	if err != nil || len(records) != 2 {
 		t.Fatal(records, err)
 	}
 	d.Stop(t)
-	for _, path := range records { // the record is whole JSON, but the image's config is not there any more
+	for _, path := range records { // the record is valid JSON, but the image's config is missing
 		blob := filepath.Join(d.Root, "images", "blobs", "sha256", strings.TrimSuffix(filepath.Base(path), ".json"))
 		if err := os.Remove(blob); err != nil {
 			t.Fatal(err)

@@ -23,7 +23,7 @@ func TestLogLimits(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", f, st.Size(), err)
 		}
 	}
-	// The application is not slowed and loses nothing of the end.
+	// The application is not slowed, and the end of its output is not lost.
 	if lines := s.LogLines(t, id); len(lines) == 0 || !strings.HasPrefix("0123456789", lines[len(lines)-1].Text) {
 		t.Errorf("the log ends with %v", lines[len(lines)-1])
 	}

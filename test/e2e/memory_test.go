@@ -18,7 +18,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// memory returns a line of /proc/PID/status of the daemon, in bytes: VmRSS, or VmHWM for the highest one since resetPeak.
+// memory returns a value of /proc/PID/status of the daemon in bytes: VmRSS, or VmHWM, the peak
+// since resetPeak.
 func memory(t *testing.T, d *harness.Daemon, name string) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Pid()))
@@ -40,7 +41,7 @@ func resetPeak(t *testing.T, d *harness.Daemon) {
 	}
 }
 
-// wantGivenBack asserts that the daemon takes no more than 24 MiB above what it took before, within seconds.
+// wantGivenBack asserts that within seconds the daemon uses no more than 24 MiB above before.
 func wantGivenBack(t *testing.T, d *harness.Daemon, before int) {
 	t.Helper()
 	harness.Eventually(t, 8*time.Second, "the memory is given back", func() error {
@@ -51,7 +52,8 @@ func wantGivenBack(t *testing.T, d *harness.Daemon, before int) {
 	})
 }
 
-// Thirty commands at once print more than is kept: each answer has its 16 MiB, and all of them together never had that.
+// Thirty concurrent commands print more than is kept: each response has its 16 MiB, and the daemon
+// never holds all of them at once.
 func TestOutputsOfExecSyncsAreBoundedTogether(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sleep", "1000")
@@ -80,7 +82,7 @@ func TestOutputsOfExecSyncsAreBoundedTogether(t *testing.T) {
 	wantGivenBack(t, s.Daemon, before)
 }
 
-// A client that sends what no pod needs costs the daemon nothing.
+// A request with more content than any pod needs costs the daemon no memory.
 func TestALargeRequestCostsLittle(t *testing.T) {
 	s := newShell(t)
 	before := memory(t, s.Daemon, "VmRSS")
@@ -106,7 +108,8 @@ func TestALargeRequestCostsLittle(t *testing.T) {
 	s.run(t, nil, "true")
 }
 
-// While the files of one container are counted for the first time, the others' stats come at once; and its own come.
+// While the files of one container are counted for the first time, the stats of the others are
+// returned at once. Its own follow.
 func TestManyFilesDelayNoStats(t *testing.T) {
 	s := newShell(t)
 	large := s.run(t, nil, "sh", "-c", "mkdir /d; cd /d; for i in $(seq 60); do mkdir $i; (cd $i; touch $(seq 1000)); done; echo ready; sleep 1000")
@@ -117,7 +120,7 @@ func TestManyFilesDelayNoStats(t *testing.T) {
 		return nil
 	})
 	s.run(t, nil, "sleep", "1000")
-	s.Restart(t) // so that nothing has been counted
+	s.Restart(t) // so that nothing has been counted yet
 	var used uint64
 	harness.Eventually(t, 30*time.Second, "the files are counted", func() error {
 		begin := time.Now()

@@ -31,7 +31,7 @@ func exists(path string) func() bool {
 	}
 }
 
-// pinNetns makes a network namespace and pins it at path.
+// pinNetns creates a network namespace and pins it at path.
 func pinNetns(t *testing.T, path string) {
 	t.Helper()
 	harness.Write(t, filepath.Dir(path), filepath.Base(path), "")
@@ -53,7 +53,7 @@ func mkdirAll(t *testing.T, dir string) {
 	}
 }
 
-// makeCgroups makes a cgroup in the hierarchies that limit pods.
+// makeCgroups creates a cgroup in each hierarchy that limits pods.
 func makeCgroups(t *testing.T, name string) {
 	t.Helper()
 	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"} {
@@ -63,7 +63,8 @@ func makeCgroups(t *testing.T, name string) {
 	}
 }
 
-// leave moves a process into the root cgroup of a hierarchy, or into another one below it where that takes none.
+// leave moves a process into the root cgroup of a hierarchy, or into a cgroup below it if the root
+// refuses processes.
 func leave(t *testing.T, root string, pid int) {
 	t.Helper()
 	if os.WriteFile(filepath.Join(root, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644) == nil {
@@ -77,14 +78,14 @@ func leave(t *testing.T, root string, pid int) {
 	})
 }
 
-// cgroupsNamed lists the directories of a cgroup.
+// cgroupsNamed returns the directories of a cgroup.
 func cgroupsNamed(name string) []string {
 	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
 	v2, _ := filepath.Glob("/sys/fs/cgroup/" + name)
 	return append(v1, v2...)
 }
 
-// cgroupsOf lists the directories of the cgroups that a process is in, but the roots.
+// cgroupsOf returns the directories of the cgroups of a process, except the roots.
 func cgroupsOf(t *testing.T, pid int) []string {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))

@@ -17,10 +17,11 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// metricSet is the metrics of a container or a pod: values by name and the labels that only some have.
+// metricSet has the metrics of a container or a pod: values by name and by the labels that only
+// some metrics have.
 type metricSet map[string]uint64
 
-// readMetrics returns the metrics of a pod and of a container in it, after checking each against its descriptor.
+// readMetrics checks each metric of a pod and of a container in it against its descriptor and returns them.
 func readMetrics(t *testing.T, d *harness.Daemon, pod, container string, want map[string]string) (ofPod, of metricSet) {
 	t.Helper()
 	descs, err := d.Runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
@@ -46,7 +47,7 @@ func readMetrics(t *testing.T, d *harness.Daemon, pod, container string, want ma
 			for i, key := range names {
 				expected, all := want[key]
 				switch {
-				case key == "id" || key == "name": // checked apart
+				case key == "id" || key == "name": // checked separately
 				case key == "container" || key == "image":
 					if (m.LabelValues[i] == "") != (container == "") || container != "" && m.LabelValues[i] != expected {
 						t.Errorf("%s: %s is %q", m.Name, key, m.LabelValues[i])
@@ -83,8 +84,8 @@ func readMetrics(t *testing.T, d *harness.Daemon, pod, container string, want ma
 	return ofPod, of
 }
 
-// inCgroup returns the path of a file of a container's cgroup, by the cgroup of its first process; on cgroup v1 of a
-// controller.
+// inCgroup returns the path of a file in the cgroup of a container's first process. On cgroup v1 it
+// is the cgroup of controller.
 func inCgroup(t *testing.T, pid int, controller, file string) string {
 	t.Helper()
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -109,7 +110,7 @@ func onV1() bool {
 	return err != nil
 }
 
-// kernelValue reads a number from a file, of a line "key number" when there is a key.
+// kernelValue reads a number from a file. If key is set, it is that of the line "key number".
 func kernelValue(t *testing.T, path, key string) uint64 {
 	t.Helper()
 	body, err := os.ReadFile(path)
@@ -132,7 +133,7 @@ func kernelValue(t *testing.T, path, key string) uint64 {
 	return n
 }
 
-// Every metric that dashboards know is there, and each value is what the kernel says.
+// Every metric that dashboards use exists, and its value is the kernel's.
 func TestMetrics(t *testing.T) {
 	s := newShell(t)
 	config := s.config(func(c *container, _ *security) {
@@ -244,7 +245,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 
-	// The network, as the pod itself sees it.
+	// The network, as the pod sees it.
 	dev, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid))
 	if err != nil {
 		t.Fatal(err)
@@ -263,7 +264,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 
-	// The same by the stream.
+	// The same through the stream.
 	stream, err := s.Runtime.StreamPodSandboxMetrics(t.Context(), &runtimeapi.StreamPodSandboxMetricsRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +273,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("%v, %v", resp, err)
 	}
 
-	// All that the table has, but for what this kernel does not count.
+	// All metrics of the table, except those that this kernel does not count.
 	descs, err := s.Runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
 	if err != nil || len(descs.Descriptors) != 58 {
 		t.Fatalf("%d descriptors, %v", len(descs.GetDescriptors()), err)
@@ -295,7 +296,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// firstProcess returns the id of a container's first process, which the verbose status has.
+// firstProcess returns the pid of a container's first process from the verbose status.
 func firstProcess(t *testing.T, d *harness.Daemon, id string) int64 {
 	t.Helper()
 	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
@@ -310,7 +311,7 @@ func firstProcess(t *testing.T, d *harness.Daemon, id string) int64 {
 	return pid
 }
 
-// A pod that has been stopped is in the stats until it is removed.
+// A stopped pod is in the stats until it is removed.
 func TestStatsOfAStoppedPod(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sh", "-c", "head -c 3000000 /dev/zero >/written; sleep 1000")

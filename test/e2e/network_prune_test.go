@@ -11,10 +11,11 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// The built-in network leaves the node when it is told to: by the daemon, and by kurid network prune when there is none.
+// The built-in network is removed from the node on request: by the daemon, or by kurid network
+// prune if none runs.
 func TestNetworkPrune(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
-	// there tells what there is of Kuri's network: the link and the table.
+	// there lists the parts of Kuri's network that exist: the link and the table.
 	there := func() string {
 		t.Helper()
 		links, err := exec.Command("ip", "-o", "link", "show", "type", "bridge").CombinedOutput()
@@ -48,7 +49,7 @@ func TestNetworkPrune(t *testing.T) {
 		return resp.PodSandboxId
 	}
 
-	// While a pod uses it, nothing is taken away, and the pod is named.
+	// While a pod uses the network nothing is removed, and the error names the pod.
 	id := pod("user")
 	if got := there(); got != "link table" {
 		t.Fatalf("with a pod there is %q", got)
@@ -60,7 +61,7 @@ func TestNetworkPrune(t *testing.T) {
 		t.Errorf("beside a daemon: %d %s", code, said)
 	}
 
-	// Without one it goes at once, and comes back with the next pod.
+	// Without a pod it is removed at once, and the next pod restores it.
 	d.RemovePod(t, id)
 	if out, errs, code := d.Kuri(t, "network", "prune"); code != 0 || there() != "" {
 		t.Errorf("without a pod: %d %s%s, there is %q", code, out, errs, there())
@@ -70,7 +71,7 @@ func TestNetworkPrune(t *testing.T) {
 		t.Errorf("with the next pod there is %q", got)
 	}
 
-	// The daemon is stopped: with a pod it is refused, and what the pod has stays.
+	// With the daemon stopped and a pod present, the request is refused and the pod's network stays.
 	d.Stop(t)
 	if said, code := harness.RunKurid(t, offline...); code != 1 || !strings.Contains(said, "/next") || there() != "link table" {
 		t.Errorf("a pod and no daemon: %d %s, there is %q", code, said, there())

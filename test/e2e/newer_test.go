@@ -14,8 +14,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// An older kurid refuses to start on records of a newer one, names the record, and changes nothing: what runs goes on, and the
-// newer one finds all as it left it.
+// An older kurid refuses to start on records of a newer one, names the record, and changes nothing:
+// containers keep running, and the newer kurid finds everything as it left it.
 func TestNewerRecords(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -72,7 +72,7 @@ func TestNewerRecords(t *testing.T) {
 	}
 }
 
-// everything returns a digest of each file below the directories, but of locks and logs.
+// everything returns a digest of each file below the directories, except locks and logs.
 func everything(t *testing.T, dirs ...string) map[string]string {
 	t.Helper()
 	all := make(map[string]string)

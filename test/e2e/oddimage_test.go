@@ -25,7 +25,7 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// Images that other runtimes run, pulled, and saved and loaded, down to a process that reads a file of theirs.
+// Images that other runtimes run are pulled, saved and loaded, and a container reads one of their files.
 func TestOddImagesRun(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	const gzip = compression.GZip
@@ -93,7 +93,7 @@ func TestOddImagesRun(t *testing.T) {
 	}
 }
 
-// kuri runs the command line, which must not fail.
+// kuri runs the command line, which must succeed.
 func kuri(t *testing.T, d *harness.Daemon, args ...string) string {
 	t.Helper()
 	stdout, stderr, code := d.Kuri(t, args...)
@@ -103,7 +103,7 @@ func kuri(t *testing.T, d *harness.Daemon, args ...string) string {
 	return stdout
 }
 
-// A node without a network runs pods that pin digests, of images that another node has saved.
+// A node without a network runs pods that pin digests, with images that another node has saved.
 func TestPinnedDigestsWithoutARegistry(t *testing.T) {
 	one, two := harness.Start(t, harness.Options{}), harness.Start(t, harness.Options{})
 	index, err := image.Index(withFile(t, "pinned", types.OCILayer, compression.GZip))
@@ -131,7 +131,7 @@ func TestPinnedDigestsWithoutARegistry(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 
-	// An index that was made to deceive gives no name.
+	// A forged index gives the image no name.
 	made := strings.Replace(pinned, pinned[strings.Index(pinned, "@"):], "@sha256:"+strings.Repeat("1", 64), 1)
 	file := filepath.Join(dir, "kuri.json")
 	body, err := os.ReadFile(file)
@@ -149,7 +149,7 @@ func TestPinnedDigestsWithoutARegistry(t *testing.T) {
 	}
 }
 
-// Nothing of an archive is dropped without a word.
+// No part of an archive is skipped silently.
 func TestArchivesAreLoadedWhole(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	dir := t.TempDir()
@@ -208,7 +208,7 @@ func TestArchivesAreLoadedWhole(t *testing.T) {
 	}
 }
 
-// dockerArchive is what docker saves of an image.
+// dockerArchive returns an image in the format of docker save.
 func dockerArchive(t *testing.T, img v1.Image) []byte {
 	t.Helper()
 	config, err := img.RawConfigFile()

@@ -17,7 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// spans is an OpenTelemetry collector that keeps what it gets.
+// spans is an OpenTelemetry collector that keeps the spans that it receives.
 type spans struct {
 	collector.UnimplementedTraceServiceServer
 	mu  sync.Mutex
@@ -35,7 +35,7 @@ func (s *spans) Export(_ context.Context, req *collector.ExportTraceServiceReque
 	return &collector.ExportTraceServiceResponse{}, nil
 }
 
-// find returns the span of a name in a trace, nil for none.
+// find returns the span with a name in a trace, or nil.
 func (s *spans) find(name, trace string) *otlp.Span {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -47,7 +47,7 @@ func (s *spans) find(name, trace string) *otlp.Span {
 	return nil
 }
 
-// What a kubelet asks for is in its trace, with the steps.
+// A kubelet's requests are in its trace, with their steps.
 func TestTraces(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

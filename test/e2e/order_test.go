@@ -23,7 +23,7 @@ import (
 
 const waits = "while :; do sleep 0.05; done"
 
-// awaits waits until a container has said that it is ready.
+// awaits waits until a container has reported that it is ready.
 func (s *shell) awaits(t *testing.T, id string) {
 	t.Helper()
 	harness.Eventually(t, 5*time.Second, "it says that it is ready", func() error {
@@ -34,7 +34,7 @@ func (s *shell) awaits(t *testing.T, id string) {
 	})
 }
 
-// Every verb asked twice is one; a name is free when its container is removed.
+// Every verb is idempotent under repetition, and the name of a removed container is free.
 func TestEveryVerbTwice(t *testing.T) {
 	s := newShell(t)
 	ctx := t.Context()
@@ -44,7 +44,7 @@ func TestEveryVerbTwice(t *testing.T) {
 		t.Errorf("created twice: %s and %s", id, again)
 	}
 
-	// Two starts at once, and one more.
+	// Concurrent starts, and one more.
 	var starts sync.WaitGroup
 	errs := make([]error, 8)
 	for i := range errs {
@@ -59,7 +59,7 @@ func TestEveryVerbTwice(t *testing.T) {
 	if _, err := s.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		t.Errorf("start what runs: %v", err)
 	}
-	// It has been let go, which is not to say that it is its own program already.
+	// The container is started, but may not have executed its own program yet.
 	harness.Eventually(t, 10*time.Second, "it runs, once", func() error {
 		if ps := s.Output(t, id, "ps", "-o", "args"); strings.Count(ps, "sleep 1000") != 1 {
 			return fmt.Errorf("after nine starts:\n%s", ps)
@@ -67,7 +67,7 @@ func TestEveryVerbTwice(t *testing.T) {
 		return nil
 	})
 
-	// A running one holds its name, until it is removed, which kills it.
+	// A running container holds its name until its removal, which kills it.
 	_, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: c, SandboxConfig: s.podConfig})
 	harness.WantError(t, err, codes.AlreadyExists, c.Metadata.Name)
 	for range 2 {
@@ -89,7 +89,7 @@ func TestEveryVerbTwice(t *testing.T) {
 		harness.WantError(t, err, codes.FailedPrecondition, "exited")
 	}
 
-	// In a pod that is stopped nothing is created or started; it is stopped, and removed, as often as it is asked.
+	// In a stopped pod nothing is created or started. The pod can be stopped and removed any number of times.
 	made := s.Create(t, s.pod, s.config(nil, "true"), s.podConfig)
 	for range 2 {
 		if _, err := s.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.pod}); err != nil {
@@ -139,7 +139,7 @@ func TestStopsThatMeet(t *testing.T) {
 		defer cancel()
 		_, err := s.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1})
 		harness.WantError(t, err, codes.DeadlineExceeded)
-		if st := s.WaitExit(t, id); st.ExitCode != 137 { // the stop goes on
+		if st := s.WaitExit(t, id); st.ExitCode != 137 { // the stop continues
 			t.Errorf("exit code %d, want 137", st.ExitCode)
 		}
 	})
@@ -159,7 +159,7 @@ func TestStopsThatMeet(t *testing.T) {
 				started <- err
 			}()
 			s.StopContainer(t, id, 0)
-			err := <-started // either came first
+			err := <-started // either the stop or the start was first
 			if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED && err != nil {
 				t.Errorf("the start says %v and it is %v", err, st.State)
 			}
@@ -171,8 +171,8 @@ func TestStopsThatMeet(t *testing.T) {
 	})
 }
 
-// A process in uninterruptible sleep does not die of SIGKILL: the stop says so and what it waits for, nothing else has to
-// wait, and it can be removed as soon as the kernel lets it go.
+// A process in uninterruptible sleep does not die of SIGKILL. The stop names the cause, nothing
+// else has to wait, and the container can be removed as soon as the kernel wakes the process.
 func TestStopOfUninterruptibleSleep(t *testing.T) {
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
 		t.Skip("SKIP: no mkfs.ext4")
@@ -198,7 +198,7 @@ func TestStopOfUninterruptibleSleep(t *testing.T) {
 		return nil
 	}
 
-	// Who writes to a frozen filesystem sleeps until it thaws.
+	// A process that writes to a frozen filesystem sleeps until it is thawed.
 	const script = "echo ready; while [ ! -e /go ]; do sleep 0.05; done; echo x >/v/file"
 	id := s.run(t, mounting(&runtimeapi.Mount{HostPath: disk, ContainerPath: "/v"}), "sh", "-c", script)
 	s.awaits(t, id)

@@ -15,7 +15,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// TestCLIWithContainerd tells the command line's story against containerd, as bench/run has built it: make bench does.
+// TestCLIWithContainerd runs the command line's story against containerd, as bench/run has built
+// it. make bench runs it.
 func TestCLIWithContainerd(t *testing.T) {
 	cache := os.Getenv("KURI_CACHE")
 	if cache == "" {
@@ -44,11 +45,11 @@ func TestCLIWithContainerd(t *testing.T) {
 	})
 }
 
-// startContainerd starts containerd with everything in directories of the test, and returns its socket.
+// startContainerd starts containerd with all its directories inside the test's, and returns its socket.
 func startContainerd(t *testing.T, tools, pause string) (socket string) {
 	t.Helper()
 	dir := t.TempDir()
-	state, err := os.MkdirTemp("/run", "peer") // sockets have short names
+	state, err := os.MkdirTemp("/run", "peer") // the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}

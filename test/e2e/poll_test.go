@@ -39,8 +39,8 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// A CNI configuration that cannot be used makes the network not ready, with the reason, and pods on the node's network
-// run all the same.
+// With an unusable CNI configuration the network is not ready, with the reason, and pods on the
+// node's network run nevertheless.
 func TestNetworkNotReady(t *testing.T) {
 	conf := t.TempDir()
 	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\n", conf)})
@@ -73,7 +73,7 @@ func TestRuntimeConfig(t *testing.T) {
 	}
 }
 
-// UpdateRuntimeConfig's pod range is what pods get addresses from then on; nonsense is refused.
+// After UpdateRuntimeConfig pods get addresses from its pod range. An invalid range is refused.
 func TestUpdateRuntimeConfig(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	update := func(cidr string) error {

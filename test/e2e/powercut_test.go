@@ -20,23 +20,24 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// recorder is a disk that writes down all that is written to it, in the order in which it is on the disk for good: the
-// device mapper's log-writes. (What the disk's cache has is lost in a power cut; what a flush has written is not.)
+// recorder is a disk that logs every write in the order in which it becomes durable, with the device mapper's
+// log-writes. (A power cut loses the disk's cache, but not writes that were flushed.)
 type recorder struct {
-	log string // a file: the log, once the recorder has been closed
-	dir string // where its filesystem is mounted
-	dm  string // its name to the device mapper
+	log string // the path of the log, once the recorder is closed
+	dir string // the mount point of its filesystem
+	dm  string // its device mapper name
 }
 
 const recorderSize = 192 << 20
 
-// record makes a recorder with an ext4 on it, or skips the test where the kernel or dmsetup is not there.
+// record creates a recorder with an ext4 filesystem. It skips the test if the kernel does not
+// support it or dmsetup is missing.
 func record(t *testing.T) *recorder {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to make disks")
 	}
-	exec.Command("modprobe", "dm-log-writes").Run() // it may be there, or part of the kernel
+	exec.Command("modprobe", "dm-log-writes").Run() // may be loaded already, or built in
 	targets, err := exec.Command("dmsetup", "targets").CombinedOutput()
 	if err != nil || !strings.Contains(string(targets), "log-writes") {
 		t.Skip("SKIP: no dmsetup, or no dm-log-writes in this kernel, to record a disk with; make test-vm has both")
@@ -49,15 +50,15 @@ func record(t *testing.T) *recorder {
 	r.dm = fmt.Sprintf("kuri-test-%d", os.Getpid())
 	do(t, "dmsetup", "create", "--noudevsync", r.dm, "--table",
 		fmt.Sprintf("0 %d log-writes %s %s", recorderSize/512, loop(t, disk), loop(t, r.log)))
-	t.Cleanup(func() { exec.Command("dmsetup", "remove", "--noudevsync", r.dm).Run() }) // unless close has
-	// The kernel's own name of the device: another would be udev's to make.
+	t.Cleanup(func() { exec.Command("dmsetup", "remove", "--noudevsync", r.dm).Run() }) // unless close has done so
+	// The kernel's own name of the device: any other name needs udev.
 	dev := "/dev/dm-" + strings.TrimSpace(do(t, "dmsetup", "info", "--columns", "--noheadings", "-o", "minor", r.dm))
 	do(t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", dev)
 	if err := os.Mkdir(r.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	do(t, "mount", dev, r.dir)
-	t.Cleanup(func() { unix.Unmount(r.dir, 0) }) // unless close has
+	t.Cleanup(func() { unix.Unmount(r.dir, 0) }) // unless close has done so
 	r.mark(t, "made")
 	return r
 }
@@ -74,7 +75,7 @@ func sparse(t *testing.T, path string, size int64) {
 	}
 }
 
-// loop makes a disk of a file, until the end of the test.
+// loop attaches a file as a disk until the end of the test.
 func loop(t *testing.T, path string) string {
 	t.Helper()
 	dev := strings.TrimSpace(do(t, "losetup", "--find", "--show", path))
@@ -91,7 +92,7 @@ func do(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// mark writes a name, of one word, into the log, for [recorder.close] to tell when it was.
+// mark writes a name, of one word, into the log. [recorder.close] returns its position.
 func (r *recorder) mark(t *testing.T, name string) {
 	t.Helper()
 	do(t, "dmsetup", "message", r.dm, "0", "mark", name)
@@ -99,13 +100,14 @@ func (r *recorder) mark(t *testing.T, name string) {
 
 // written is an entry of the log.
 type written struct {
-	at, size int64 // in the disk, in bytes
-	data     int64 // where in the log
-	flushed  bool  // what came before is on the disk for good
+	at, size int64 // on the disk, in bytes
+	data     int64 // offset in the log
+	flushed  bool  // all earlier writes are durable
 	mark     string
 }
 
-// close takes the disk away and reads its log. (struct log_write_super and log_write_entry of drivers/md/dm-log-writes.c)
+// close removes the disk and reads its log: struct log_write_super and log_write_entry of
+// drivers/md/dm-log-writes.c.
 func (r *recorder) close(t *testing.T) []written {
 	t.Helper()
 	do(t, "umount", r.dir)
@@ -149,8 +151,8 @@ func (r *recorder) close(t *testing.T) []written {
 	return log
 }
 
-// cut makes a disk as a power cut after the first n writes may have left it: with all of those that were flushed, and of
-// the later ones those that chance has had written.
+// cut creates a disk as a power cut after the first n writes may leave it: with all flushed writes
+// and a random selection of the later ones.
 func (r *recorder) cut(t *testing.T, log []written, n int, chance *rand.Rand) (disk string) {
 	t.Helper()
 	disk = filepath.Join(t.TempDir(), "disk")
@@ -180,13 +182,13 @@ func (r *recorder) cut(t *testing.T, log []written, n int, chance *rand.Rand) (d
 	return disk
 }
 
-// storedImage is an image of the test's own, and what its files say, by layer.
+// storedImage is an image of the test's own with the contents of its files by layer.
 type storedImage struct {
 	ref    string
 	layers map[string]map[string][]byte // by the encoded diffID, by path
 }
 
-// manyFiles makes an image of layers with some files in each; those of one seed are the same.
+// manyFiles creates an image whose layers have some files each. Layers with the same seed are identical.
 func manyFiles(t *testing.T, registry *harness.Registry, repository string, seeds ...uint64) storedImage {
 	t.Helper()
 	out := storedImage{layers: map[string]map[string][]byte{}}
@@ -218,7 +220,7 @@ func manyFiles(t *testing.T, registry *harness.Registry, repository string, seed
 	return out
 }
 
-// missing names a file of the image that is not on the disk as it is in the image, "" when all are.
+// missing returns the name of a file that is not on the disk with the image's content, or "".
 func (i storedImage) missing(root string) string {
 	for layer, files := range i.layers {
 		for path, want := range files {
@@ -231,15 +233,15 @@ func (i storedImage) missing(root string) string {
 	return ""
 }
 
-// After a power cut at any point of pulls and removals, each image that is listed has all its files, and each image whose
-// pull had been answered is listed.
+// After a power cut at any point of pulls and removals, each listed image has all its files, and
+// each image whose pull was answered is listed.
 func TestPowerCut(t *testing.T) {
 	disk := record(t)
 	registry := harness.NewRegistry(t)
 	one, two := manyFiles(t, registry, "one:1", 1, 2, 3), manyFiles(t, registry, "two:1", 3, 4)
 	images := []storedImage{one, two}
 
-	// 1. What is done before the power goes, with a mark in the log after each answer.
+	// 1. The operations before the power cut, with a mark in the log after each response.
 	t.Run("recorded", func(t *testing.T) {
 		d := harness.Start(t, harness.Options{Dir: disk.dir, NoPods: true})
 		for _, step := range []struct {
@@ -272,7 +274,7 @@ func TestPowerCut(t *testing.T) {
 	}
 	t.Logf("%d writes, with marks %v", len(log), when)
 
-	// 2. The points: some between every two marks, the last writes before an answer among them, and the end.
+	// 2. The points: some between every two marks, including the last writes before a response, and the end.
 	var points []int
 	marks := []string{"made", "pulled-one", "pulled-two", "removed-one", "pulled-one-again"}
 	for i := range marks[1:] {
@@ -281,7 +283,7 @@ func TestPowerCut(t *testing.T) {
 	}
 	points = append(points, when["pulled-one-again"]+1)
 	chance := rand.New(rand.NewPCG(1, 2))
-	seen := map[int]int{} // points, by the number of images that were there
+	seen := map[int]int{} // points, by the number of images present
 	for _, n := range points {
 		t.Run(fmt.Sprintf("after %d writes", n), func(t *testing.T) {
 			seen[disk.survives(t, log, n, when, images, chance)]++
@@ -293,7 +295,8 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// survives cuts the power after n writes and returns how many images are there then, all of them whole.
+// survives cuts the power after n writes and returns the number of images present, all of which
+// must be complete.
 func (r *recorder) survives(t *testing.T, log []written, n int, when map[string]int, images []storedImage, chance *rand.Rand) (there int) {
 	dev, dir := loop(t, r.cut(t, log, n, chance)), t.TempDir()
 	do(t, "mount", dev, dir)
@@ -325,7 +328,7 @@ func (r *recorder) survives(t *testing.T, log []written, n int, when map[string]
 		t.Errorf("kuri check --images exits %d: %s%s", code, said, stderr)
 	}
 
-	// What was answered is for good.
+	// A response means that the result is durable.
 	one, two := images[0].ref, images[1].ref
 	switch {
 	case n > when["pulled-two"] && !listed[two]:
@@ -333,7 +336,7 @@ func (r *recorder) survives(t *testing.T, log []written, n int, when map[string]
 	case n > when["pulled-one"] && n <= when["pulled-two"] && !listed[one], n > when["pulled-one-again"] && !listed[one]:
 		t.Errorf("%s had been pulled, and is gone", one)
 	}
-	// And the next pull makes whole what is not.
+	// The next pull repairs incomplete images.
 	for _, i := range images {
 		d.Pull(t, i.ref)
 		if what := i.missing(d.Root); what != "" {

@@ -19,8 +19,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// previousRelease returns a directory with kurid and kuri-keeper of the previous release. scripts/previous has built them before,
-// where there was a network, or builds them now.
+// previousRelease returns a directory with kurid and kuri-keeper of the previous release.
+// scripts/previous has built them earlier, while there was a network, or builds them now.
 func previousRelease(t *testing.T) (dir string) {
 	t.Helper()
 	var said, why bytes.Buffer
@@ -36,7 +36,7 @@ func previousRelease(t *testing.T) (dir string) {
 	return strings.TrimSpace(said.String())
 }
 
-// frozen reports whether the cgroup of a process is frozen, or is to be.
+// frozen reports whether the cgroup of a process is frozen or being frozen.
 func frozen(t *testing.T, pid int) bool {
 	t.Helper()
 	dirs := hierarchiesOf(t, pid)
@@ -52,7 +52,7 @@ func frozen(t *testing.T, pid int) bool {
 	return false
 }
 
-// takeOverSteps are the steps of a take-over at which its process can be killed, from the source.
+// takeOverSteps returns the steps of a take-over at which its process can be killed, read from the source.
 func takeOverSteps(t *testing.T) (all []string) {
 	t.Helper()
 	body, err := os.ReadFile("../../internal/keeper/server/takeover.go")
@@ -68,8 +68,8 @@ func takeOverSteps(t *testing.T) (all []string) {
 	return all
 }
 
-// The process that takes over from the previous release's keeper is killed at each of its steps, and kurid with it or not. No
-// container stays frozen, and the next start of kurid finishes what it began.
+// The process that takes over from the previous release's keeper is killed at each of its steps, with and
+// without kurid. No container stays frozen, and the next start of kurid completes the take-over.
 func TestTakeOverKilledAtEachStep(t *testing.T) {
 	previous := previousRelease(t)
 	killable := filepath.Join(t.TempDir(), "kuri-keeper")
@@ -127,7 +127,7 @@ func TestTakeOverKilledAtEachStep(t *testing.T) {
 					t.Fatal("nothing was killed")
 				}
 
-				d.Bin = "" // today's
+				d.Bin = "" // the current programs
 				d.Continue(t)
 				if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid || strings.Contains(st.Message, "lost") {
 					t.Errorf("it is %s with process %d (%q), was %d", st.State, firstPid(t, d, id), st.Message, pid)
@@ -136,7 +136,7 @@ func TestTakeOverKilledAtEachStep(t *testing.T) {
 				if now := d.KeeperPid(); now == 0 || now == old || d.HolderPid() == 0 {
 					t.Errorf("the keeper was process %d and is %d, with holder %d", old, now, d.HolderPid())
 				}
-				killKeeper(t, d, false) // which has a holder
+				killKeeper(t, d, false) // the new keeper has a holder
 				goesOn()
 				d.RemovePod(t, pod)
 				for _, rest := range []string{point, filepath.Join(d.State, "keeper", "take-over.json")} {
@@ -150,8 +150,9 @@ func TestTakeOverKilledAtEachStep(t *testing.T) {
 	}
 }
 
-// The previous release's keeper has no holder and kept no records. Today's kurid starts a holder, which gets all that the old
-// keeper has, and ends it: what runs goes on with its pipes, terminals and namespaces, and no line of a log is lost.
+// The previous release's keeper has no holder and no records. The current kurid starts a holder,
+// which receives everything that the old keeper has, and ends that keeper. Containers keep their
+// pipes, terminals and namespaces, and no line of a log is lost.
 func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	previous := previousRelease(t)
 	d := harness.Start(t, harness.Options{Bin: previous})
@@ -183,7 +184,7 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	d.Bin = "" // today's
+	d.Bin = "" // the current programs
 	d.Restart(t)
 
 	if now := d.KeeperPid(); now == keeper || now == 0 || d.HolderPid() == 0 {
@@ -214,7 +215,7 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	reached := counted(t, log)
 	becomes(t, "the log goes on", func() bool { return counted(t, log) > reached+100 })
 
-	// Pipes and terminals are the same.
+	// Pipes and terminals are unchanged.
 	for id, said := range map[string]string{attached: "hello", terminal: "echo $((6*7))"} {
 		resp, err := d.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: id == terminal})
 		if err != nil {
@@ -227,11 +228,11 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 		screen.Await(t, map[string]string{attached: "hello\n", terminal: "42"}[id])
 	}
 
-	// All verbs.
+	// All verbs work.
 	if out := d.Output(t, ends, "cat", "/dev/shm/mine"); out != "1\n" {
 		t.Errorf("exec says %q", out)
 	}
-	// The container may end, and the command with it, before the command has.
+	// The container, and with it the command, may be killed before the command has exited.
 	d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: ends, Cmd: []string{"touch", "/tmp/end"}, Timeout: 30})
 	if st := d.WaitExit(t, ends); st.ExitCode != 9 && st.Reason != "ContainerStatusUnknown" { // which it is before Linux 6.15
 		t.Errorf("exit code %d, reason %s, want 9", st.ExitCode, st.Reason)
@@ -252,7 +253,7 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 			t.Errorf("a container of after the upgrade says %q, and not %q", said, want)
 		}
 	}
-	// It is a keeper like any other now.
+	// From now on it is a keeper like any other.
 	killKeeper(t, d, false)
 	for _, id := range []string{count, attached} {
 		if now := firstPid(t, d, id); now != pids[id] {
@@ -266,5 +267,5 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 			t.Errorf("process %d of %s lives on: %v", pid, id, err)
 		}
 	}
-	d.Settle(t) // there is a holder from now on
+	d.Settle(t) // from now on there is a holder
 }

@@ -41,7 +41,7 @@ func prometheusProgram(t *testing.T, name string) string {
 	return path
 }
 
-// freeAddress returns a TCP address of this node that nobody has.
+// freeAddress returns an unused TCP address of this node.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -52,7 +52,8 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// Each query of the dashboard has an answer from a Prometheus that scrapes a kurid which has had something of everything.
+// Each query of the dashboard has a result in a Prometheus that scrapes a kurid after operations of
+// every kind.
 func TestTheDashboardHasData(t *testing.T) {
 	program := prometheusProgram(t, "prometheus")
 	metrics := freeAddress(t)
@@ -80,12 +81,12 @@ func TestTheDashboardHasData(t *testing.T) {
 		if empty == nil {
 			return nil
 		}
-		work() // a rate needs two readings
+		work() // a rate needs two samples
 		return fmt.Errorf("without data:\n%s", strings.Join(empty, "\n"))
 	})
 }
 
-// dashboardQueries returns the queries of all panels, with the variables filled in.
+// dashboardQueries returns the queries of all panels with the variables substituted.
 func dashboardQueries(t *testing.T) (queries []string) {
 	t.Helper()
 	body, err := os.ReadFile(filepath.Join(prometheusDir, "dashboard.json"))
@@ -153,7 +154,7 @@ func startPrometheus(t *testing.T, program, target string) string {
 	return at
 }
 
-// results returns how many results a query has.
+// results returns the number of results of a query.
 func results(at, query string) (int, error) {
 	resp, err := http.Get(at + "/api/v1/query?" + url.Values{"query": {query}}.Encode())
 	if err != nil {
@@ -171,7 +172,7 @@ func results(at, query string) (int, error) {
 	return len(answer.Data.Result), err
 }
 
-// The alert rules are well-formed, and fire when and only when they should.
+// The alert rules are well-formed and fire exactly when they should.
 func TestAlertRules(t *testing.T) {
 	promtool := prometheusProgram(t, "promtool")
 	for _, args := range [][]string{{"check", "rules", "alerts.yml"}, {"test", "rules", "alerts_test.yml"}} {

@@ -17,15 +17,16 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// quotaDisk is an ext4 with project quotas, or skips the test where the kernel has none.
+// quotaDisk mounts an ext4 filesystem with project quotas. It skips the test if the kernel does not
+// support them.
 func quotaDisk(t *testing.T) string {
 	t.Helper()
-	exec.Command("modprobe", "quota_v2").Run() // the format of ext4's quotas; part of the kernel, a module, or not there
+	exec.Command("modprobe", "quota_v2").Run() // the format of ext4's quotas; built in, a module, or missing
 	return quotaDiskOf(t, "256M", "CONFIG_QFMT_V2", "mkfs.ext4", "-q", "-O", "project,quota", "-E", "lazy_itable_init=1,lazy_journal_init=1")
 }
 
-// quotaDiskOf is a filesystem of that size, made by that command, with project quotas. Where there is no such command, or
-// the kernel cannot mount what it makes, the test is skipped.
+// quotaDiskOf mounts a filesystem with project quotas, of the given size and made by the command
+// mkfs. It skips the test if that is not installed or the kernel cannot mount the result.
 func quotaDiskOf(t *testing.T, size, needs string, mkfs ...string) string {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -54,7 +55,7 @@ func quotaDiskOf(t *testing.T, size, needs string, mkfs ...string) string {
 	return dir
 }
 
-// projects lists the projects of a filesystem that have a limit or use something, but that of what has no project.
+// projects lists the projects of a filesystem that have a limit or use space, except project 0, the default.
 func projects(t *testing.T, dir string) []uint32 {
 	t.Helper()
 	f, err := os.Open(dir)
@@ -83,7 +84,7 @@ func projects(t *testing.T, dir string) []uint32 {
 	}
 }
 
-// wantProjects waits until a filesystem has so many projects: xfs counts what is removed for a moment longer.
+// wantProjects waits until a filesystem has n projects: xfs counts removed files for a moment longer.
 func wantProjects(t *testing.T, dir, when string, n int) {
 	t.Helper()
 	harness.Eventually(t, 10*time.Second, fmt.Sprintf("%d projects %s", n, when), func() error {
@@ -97,11 +98,12 @@ func wantProjects(t *testing.T, dir, when string, n int) {
 func TestWritableLayerQuota(t *testing.T) { limitsWritableLayers(t, quotaDisk(t)) }
 
 func TestWritableLayerQuotaOnXFS(t *testing.T) {
-	exec.Command("modprobe", "xfs").Run() // a cell's mount does not load it
+	exec.Command("modprobe", "xfs").Run() // a mount inside a cell does not load the module
 	limitsWritableLayers(t, quotaDiskOf(t, "320M", "CONFIG_XFS_QUOTA", "mkfs.xfs", "-q"))
 }
 
-// limitsWritableLayers tells the story of containers whose writable layers have limits, on a filesystem with project quotas.
+// limitsWritableLayers is the story of containers whose writable layers have limits, on a
+// filesystem with project quotas.
 func limitsWritableLayers(t *testing.T, disk string) {
 	s := &shell{Daemon: harness.Start(t, harness.Options{Dir: disk, Config: "[pod]\nwritable_layer_bytes = 16777216\n"}), podConfig: harness.Pod("quota")}
 	s.image = s.PullBusybox(t)
@@ -127,7 +129,7 @@ func limitsWritableLayers(t *testing.T, disk string) {
 	if ok, _ := write(large, "/more", 12); ok {
 		t.Error("8 and 12 MiB within 16")
 	}
-	// What is removed can be written again; /dev/shm and volumes are not of the layer.
+	// Space freed by a removal can be used again. /dev/shm and volumes do not count.
 	s.Output(t, small, "rm", "/big")
 	if ok, said := write(small, "/big", 3); !ok {
 		t.Errorf("3 MiB within 4, after 8 failed and were removed: %s", said)
@@ -135,7 +137,7 @@ func limitsWritableLayers(t *testing.T, disk string) {
 	if ok, said := write(small, "/dev/shm/big", 8); !ok {
 		t.Errorf("8 MiB of /dev/shm: %s", said)
 	}
-	// What is copied up from the image counts too, and moves between directories of both.
+	// Files copied up from the image count too, and can be moved between directories of both.
 	s.Output(t, large, "sh", "-c", "rm /big /more; mkdir /d && touch /etc/passwd && mv /etc/passwd /d/ && mv /d /var/www/ && cat /var/www/d/passwd >/dev/null")
 	if out := s.Output(t, small, "sh", "-c", "mkdir /many; i=0; while [ $i -lt 400 ] && true 2>/dev/null >/many/$i; do i=$((i+1)); done; echo $i"); strings.TrimSpace(out) == "400" {
 		t.Error("400 files within 300 inodes")
@@ -180,7 +182,7 @@ func limitsWritableLayers(t *testing.T, disk string) {
 				created <- struct{}{}
 			}()
 			if i == 10 {
-				time.Sleep(100 * time.Millisecond) // in the midst of it
+				time.Sleep(100 * time.Millisecond) // while containers are being created
 			}
 		}
 		s.Kill9(t)
@@ -198,7 +200,7 @@ func limitsWritableLayers(t *testing.T, disk string) {
 	})
 }
 
-// The quotas are those of the container_root's filesystem; that of the root needs none.
+// The quotas of the container_root's filesystem apply. That of the root needs none.
 func TestWritableLayerQuotaOfContainerRoot(t *testing.T) {
 	disk := quotaDisk(t)
 	s := newShell(t, harness.Options{Config: fmt.Sprintf("container_root = %q\n[pod]\nwritable_layer_bytes = 4194304\n", disk)})
@@ -217,7 +219,8 @@ func TestWritableLayerQuotaOfContainerRoot(t *testing.T) {
 	}
 	wantProjects(t, disk, "for 1 container", 1)
 
-	// An orphan's project is given back with it: a container that has ended, whose record and its copy are lost.
+	// The project of an orphan is released with it: a container that has exited and whose record
+	// and its copy are lost.
 	s.StopContainer(t, id, 0)
 	s.Stop(t)
 	pod := filepath.Join(s.Root, "pods", s.pod)
@@ -235,7 +238,8 @@ func TestWritableLayerQuotaOfContainerRoot(t *testing.T) {
 	}
 }
 
-// Where the filesystem has no quotas, asking for one is an error that says what to do, and nothing stays behind.
+// On a filesystem without quotas, a request with a quota is an error that says what to do, and
+// nothing is left behind.
 func TestWritableLayerQuotaIsMissing(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {

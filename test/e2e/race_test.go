@@ -18,10 +18,10 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// TestVerbsAtOnce has everything asked of one pod at the same time, each twice, while its container comes to its end by
-// itself: what takes away succeeds whatever the others do, lists succeed, and the rest is done or refused because the pod or
-// the container is gone. KURI_RACE_SECONDS (10) is how long, KURI_RACE_SEED repeats the requests and their times, but not the
-// order in which they meet.
+// TestVerbsAtOnce sends requests of every kind for one pod concurrently, each twice, while its container
+// exits by itself. Stops and removals always succeed, lists succeed, and the others succeed or are refused
+// because the pod or the container is gone. KURI_RACE_SECONDS is the duration (default 10). KURI_RACE_SEED
+// repeats the requests and their times, but not the order in which they meet.
 func TestVerbsAtOnce(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.PullBusybox(t)
@@ -40,9 +40,9 @@ func TestVerbsAtOnce(t *testing.T) {
 	clients.Wait()
 }
 
-// TestImagesAtOnce pulls and removes two images that share a layer, and makes containers of them, all at the same time: a pull
-// gives the image whatever others do, a removal succeeds, and a container is made, or its image is not there. What no image
-// has in the end is gone.
+// TestImagesAtOnce concurrently pulls and removes two images that share a layer, and creates
+// containers from them. A pull always succeeds with the image, a removal succeeds, and a container
+// is created or its image is missing. In the end no data without an image is left.
 func TestImagesAtOnce(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	seed := setting(t, "KURI_RACE_SEED", uint64(time.Now().UnixNano()))
@@ -81,7 +81,7 @@ func TestImagesAtOnce(t *testing.T) {
 				_, err := d.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 				return err
 			}}, request{"CreateContainer", []codes.Code{codes.OK, codes.NotFound, codes.InvalidArgument}, func(ctx context.Context) error {
-				// Its program is missing, so that nothing is left of it but its hold on the layers, for a while.
+				// Its program is missing, so the container only holds the layers, for a while.
 				config := harness.Container(fmt.Sprint("c", n, i), ref)
 				_, err := d.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box, Config: config, SandboxConfig: pod})
 				return err
@@ -111,7 +111,7 @@ type hastyClient struct {
 	rand  *rand.Rand
 }
 
-// How a request may be answered.
+// The permitted codes of a response.
 var (
 	succeeds     = []codes.Code{codes.OK}
 	orIsGone     = []codes.Code{codes.OK, codes.NotFound, codes.FailedPrecondition}
@@ -134,7 +134,7 @@ func (c *hastyClient) onePod(name string) {
 		}
 	}
 
-	// 1. One pod and one container in it, asked for by two.
+	// 1. One pod and one container in it, each created by two clients.
 	c.atOnce(0, request{"RunPodSandbox", succeeds, func(ctx context.Context) error {
 		resp, err := c.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: pod})
 		add(resp.GetPodSandboxId())
@@ -155,7 +155,7 @@ func (c *hastyClient) onePod(name string) {
 		return
 	}
 
-	// 2. All else.
+	// 2. All other requests.
 	all := append(c.uses(box, id), c.ends(box, id)...)
 	start := request{"StartContainer", orIsGone, func(ctx context.Context) error {
 		_, err := c.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
@@ -166,14 +166,14 @@ func (c *hastyClient) onePod(name string) {
 		_, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box, Config: other, SandboxConfig: pod})
 		return err
 	}}
-	if c.rand.IntN(4) > 0 { // or start it while all else comes
+	if c.rand.IntN(4) > 0 { // or start it concurrently with the others
 		c.atOnce(0, start)
 	} else {
 		all = append(all, start)
 	}
 	c.atOnce(80*time.Millisecond, append(all, late)...)
 
-	// 3. Nothing of it is left.
+	// 3. Nothing is left.
 	c.atOnce(0, request{"RemovePodSandbox", succeeds, func(ctx context.Context) error {
 		_, err := c.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: box})
 		return err
@@ -183,7 +183,7 @@ func (c *hastyClient) onePod(name string) {
 	}
 }
 
-// uses are requests that change nothing, or little.
+// uses returns requests that change little or nothing.
 func (c *hastyClient) uses(box, id string) []request {
 	return []request{
 		{"ExecSync", orIsGone, func(ctx context.Context) error {
@@ -233,7 +233,7 @@ func (c *hastyClient) uses(box, id string) []request {
 	}
 }
 
-// ends are requests to end things, some of them.
+// ends returns some of the requests that stop or remove.
 func (c *hastyClient) ends(box, id string) []request {
 	stop := func(grace int64) request {
 		return request{fmt.Sprintf("StopContainer within %d s", grace), succeeds, func(ctx context.Context) error {
@@ -266,7 +266,7 @@ type request struct {
 	ask     func(context.Context) error
 }
 
-// atOnce asks each of the requests twice, at any times within a span, and waits for the answers.
+// atOnce sends each request twice, at random times within span, and waits for the responses.
 func (c *hastyClient) atOnce(span time.Duration, all ...request) {
 	ctx, cancel := context.WithTimeout(c.t.Context(), 2*slow)
 	defer cancel()
@@ -288,7 +288,7 @@ func (c *hastyClient) atOnce(span time.Duration, all ...request) {
 	callers.Wait()
 }
 
-// only returns the id that all were answered with.
+// only returns the one id with which all requests were answered.
 func only(t *testing.T, what string, ids map[string]bool) (id string) {
 	if len(ids) != 1 {
 		t.Errorf("%d %s were made, not 1", len(ids), what)

@@ -19,11 +19,11 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// multiply makes copies of the records of a pod, whose name is "many", as kurid has written them, with ids and names of their
-// own, and changed. It returns the copies' ids.
+// multiply copies the records of a pod named "many", as kurid has written them, with new ids and
+// names and the changes of change. It returns the ids of the copies.
 func multiply(t *testing.T, d *harness.Daemon, pod string, count int, change func(string) string) []string {
 	t.Helper()
-	files := map[string]string{} // contents by path below the pods' directories
+	files := map[string]string{} // contents by path below the directory of pods
 	dirs := []string{filepath.Join(d.Root, "pods"), filepath.Join(d.State, "pods")}
 	var containers []string
 	for n, dir := range dirs {
@@ -70,9 +70,9 @@ func multiply(t *testing.T, d *harness.Daemon, pod string, count int, change fun
 	return ids
 }
 
-// A node that was started anew has the records of many pods, whose containers ran. The daemon answers before it has given back
-// what they had: nothing is taken for alive, not even where a process has the number of one of theirs, and that is left alone.
-// KURI_TEST_RECORDS is how many pods; the time until the first answer is printed.
+// A rebooted node has the records of many pods whose containers were running. The daemon answers before it
+// has released their resources: nothing is reported as running, and a process that now has a recorded pid is
+// left alone. KURI_TEST_RECORDS is the number of pods. The test prints the time until the first response.
 func TestManyPodsAfterAReboot(t *testing.T) {
 	count := 100
 	if n, err := strconv.Atoi(os.Getenv("KURI_TEST_RECORDS")); err == nil {
@@ -132,7 +132,7 @@ func TestManyPodsAfterAReboot(t *testing.T) {
 		}
 	}
 
-	// A kubelet removes what was and makes the same pod again, at once.
+	// A kubelet removes the old pods and creates the same pod again at once.
 	again := harness.Pod("many-0")
 	again.Linux.SecurityContext = config.Linux.SecurityContext
 	if made := d.RunPod(t, again); made == ids[0] {

@@ -22,7 +22,7 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// oddly is a registry of the test's own that has all that its daemon's registry has, and answers as a test wants.
+// oddly is a registry with the content of the daemon's registry that answers as a test wants.
 type oddly struct {
 	addr string
 
@@ -30,7 +30,7 @@ type oddly struct {
 	odd func(w http.ResponseWriter, r *http.Request) (answered bool)
 }
 
-// answerOddly starts one.
+// answerOddly starts an oddly.
 func answerOddly(t *testing.T, d *harness.Daemon) *oddly {
 	t.Helper()
 	o := &oddly{}
@@ -72,7 +72,7 @@ func (o *oddly) set(odd func(w http.ResponseWriter, r *http.Request) bool) {
 	o.odd = odd
 }
 
-// plainly answers with a status and a body.
+// plainly sends a response with a status and a body.
 func plainly(w http.ResponseWriter, status int, body string) bool {
 	w.Header().Set("Content-Length", fmt.Sprint(len(body)))
 	w.WriteHeader(status)
@@ -80,8 +80,8 @@ func plainly(w http.ResponseWriter, status int, body string) bool {
 	return true
 }
 
-// Whatever a mirror sends that is not what was asked for, the pull takes from the registry; without one, the error names
-// the mirror.
+// If a mirror sends anything but the requested content, the pull uses the registry. Without the
+// registry, the error names the mirror.
 func TestOddMirror(t *testing.T) {
 	certs := t.TempDir()
 	d := harness.Start(t, harness.Options{NoPods: true, Config: fmt.Sprintf("[image]\ncerts_dirs = [%q]\nstall_timeout = 3\n", certs)})
@@ -102,7 +102,7 @@ func TestOddMirror(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		odd  func(w http.ResponseWriter, r *http.Request) bool
-		says string // without the registry; "": the mirror does
+		says string // without the registry; "": the mirror's content is used
 	}{
 		{"a web page", always(manifests, 200, "<!DOCTYPE html><html>log in</html>"), "web page"},
 		{"an error document", always(manifests, 200, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"never heard of it"}]}`), "never heard of it"},
@@ -135,7 +135,7 @@ func TestOddMirror(t *testing.T) {
 			mirror.set(row.odd)
 			table := fmt.Sprintf("[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", mirror.addr)
 			harness.Write(t, certs, "registry.example.test/hosts.toml", fmt.Sprintf("server = \"http://%s\"\n", d.Registry.Host)+table)
-			for range 2 { // the second time the image is here: it is asked for with HEAD
+			for range 2 { // the second time the image is present: it is requested with HEAD
 				if out, errs, code := d.Kuri(t, "pull", ref); code != 0 {
 					t.Errorf("kuri pull exits %d: %s%s", code, out, errs)
 				}
@@ -162,7 +162,7 @@ func TestOddMirror(t *testing.T) {
 	}
 }
 
-// A pull of many layers goes through though its tokens live shorter, its blobs are cut, and ranges are refused.
+// A pull of many layers succeeds although its tokens expire, its downloads are cut, and ranges are refused.
 func TestTokensEndAndRangesAreRefused(t *testing.T) {
 	d := harness.Start(t, harness.Options{NoPods: true})
 	var files []image.File
@@ -189,7 +189,7 @@ func TestTokensEndAndRangesAreRefused(t *testing.T) {
 			answer, _ := json.Marshal(map[string]any{"token": fmt.Sprintf("secret-token-%d", issued)})
 			return plainly(w, 200, string(answer))
 		}
-		if uses++; uses > 2 || r.Header.Get("Authorization") != fmt.Sprintf("Bearer secret-token-%d", issued) { // good for two requests
+		if uses++; uses > 2 || r.Header.Get("Authorization") != fmt.Sprintf("Bearer secret-token-%d", issued) { // valid for two requests
 			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="s"`, registry.addr))
 			return plainly(w, http.StatusUnauthorized, "")
 		}
@@ -220,7 +220,8 @@ func TestTokensEndAndRangesAreRefused(t *testing.T) {
 	}
 }
 
-// What is told to a registry stays with it: a redirect to another port, a mirror, and the errors have nothing of it.
+// Credentials stay with their registry: redirects to another port, mirrors and error messages do
+// not receive them.
 func TestSecretsStayWithTheRegistry(t *testing.T) {
 	certs := t.TempDir()
 	d := harness.Start(t, harness.Options{NoPods: true, Config: fmt.Sprintf("[image]\ncerts_dirs = [%q]\n", certs)})

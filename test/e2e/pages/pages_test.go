@@ -23,7 +23,7 @@ import (
 // block is a fenced block of a page.
 type block struct {
 	line int    // of its first line of text
-	info string // what stands behind the opening fence
+	info string // the text after the opening fence
 	text string
 }
 
@@ -63,7 +63,7 @@ func docs(t *testing.T) []string {
 	return paths
 }
 
-// TestCommands runs what is marked as "sh run".
+// TestCommands runs the blocks marked "sh run".
 func TestCommands(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it installs the programs and starts the daemon, in a cell")
@@ -84,7 +84,7 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// busybox writes the archive of an image with a shell, localhost/busybox:1.
+// busybox writes an archive of an image with a shell, localhost/busybox:1.
 func busybox(t *testing.T) string {
 	t.Helper()
 	files, err := image.Busybox("/bin/busybox")
@@ -116,7 +116,7 @@ func run(t *testing.T, script, archive string) {
 	root := harness.Repository()
 	cmd := exec.CommandContext(ctx, filepath.Join(root, "bench", "cell"), filepath.Join(root, "test", "e2e", "pages", "testdata", "prepare"), file, archive)
 	cmd.Dir = root
-	out, err := os.Create(filepath.Join(dir, "output")) // a file: what a daemon holds open keeps nobody waiting
+	out, err := os.Create(filepath.Join(dir, "output")) // a file: open descriptors delay no end
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestFlags(t *testing.T) {
 	}
 }
 
-// known returns what a command line asks of a program that its help does not have.
+// known returns an error for a verb or flag that the program's help does not have.
 func known(words []string) error {
 	args := []string{"--help"}
 	for i := 1; i < len(words); i++ {
@@ -201,7 +201,7 @@ var (
 	punct = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
 )
 
-// TestLinks follows the relative links of all pages, and their anchors.
+// TestLinks follows the relative links of all pages and their anchors.
 func TestLinks(t *testing.T) {
 	root := harness.Repository()
 	paths := append(docs(t), filepath.Join(root, "README.md"), filepath.Join(root, "CONTRIBUTING.md"), filepath.Join(root, "SECURITY.md"))
@@ -225,7 +225,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// anchors are the anchors of a page's headings, as GitHub makes them.
+// anchors returns the anchors of a page's headings as GitHub generates them.
 func anchors(t *testing.T, path string) (out []string) {
 	t.Helper()
 	lines, _ := page(t, path)
