@@ -15,8 +15,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// The state directory is removed under running pods. Everything goes on, nothing is told as exited, no second keeper is
-// started beside the first, and the next kurid does all that it could do before.
+// The state directory is removed while pods run. Everything continues, nothing is reported as exited, no
+// second keeper is started beside the first, and the next kurid can do everything that its predecessor could.
 func TestStateRemoved(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -69,7 +69,7 @@ func TestStateRemoved(t *testing.T) {
 		}
 		d.Continue(t)
 		becomes(t, "the same keeper and holder serve", func() bool { return d.KeeperPid() == keeper && d.HolderPid() == holder })
-		for _, id := range all { // at once, too
+		for _, id := range all { // all at once, too
 			if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != before[id] {
 				t.Fatalf("container %s is %s with pid %d, was running with %d", st.Metadata.Name, st.State, firstPid(t, d, id), before[id])
 			}
@@ -93,7 +93,7 @@ func TestStateRemoved(t *testing.T) {
 		}
 	}
 
-	// What waited for its start all along starts.
+	// The container that has been waiting for its start can be started.
 	if _, err := d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestStateRemoved(t *testing.T) {
 		t.Fatalf("the container that waited ended with %d: %s", st.ExitCode, st.Message)
 	}
 
-	// The keeper made its records anew: another goes on by them.
+	// The keeper has written its records again, and another keeper continues from them.
 	killKeeper(t, d, false)
 	for _, id := range all {
 		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != before[id] {
@@ -123,9 +123,9 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-// The sockets that clients dial are removed under a kurid that lives: they are there again at once, one by one or with
-// their whole directory, and calls under way go on. The holder has the new ones: who dials while no kurid runs waits for
-// the next.
+// The sockets that clients dial are removed while kurid runs, one by one or with their directory.
+// They are restored at once, and calls in progress continue. The holder has the new sockets: a
+// client that connects while no kurid runs waits for the next one.
 func TestSocketsRemoved(t *testing.T) {
 	d := harness.Start(t, harness.Options{Images: true})
 	image := d.PullBusybox(t)
@@ -165,7 +165,7 @@ func TestSocketsRemoved(t *testing.T) {
 				conn.Close()
 			}
 			for _, verb := range []string{"pods", "images"} {
-				if _, _, code := d.Kuri(t, verb); code != 0 { // a client that dials anew
+				if _, _, code := d.Kuri(t, verb); code != 0 { // a client that opens a new connection
 					return false
 				}
 			}
@@ -176,10 +176,10 @@ func TestSocketsRemoved(t *testing.T) {
 				t.Errorf("%s: %v %v", path, info, err)
 			}
 		}
-		if _, err := d.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil { // over the connection from before
+		if _, err := d.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil { // over the old connection
 			t.Errorf("a client that was connected: %v", err)
 		}
-		// What kurid does below the state directory it does below the new one.
+		// kurid's operations below the state directory take place in the new directory.
 		becomes(t, "the keeper and the holder have made their files anew", func() bool { return d.KeeperPid() != 0 && d.HolderPid() != 0 })
 		if out := d.Output(t, kept, "echo", "hi"); strings.TrimSpace(out) != "hi" {
 			t.Errorf("an exec says %q", out)
@@ -211,7 +211,7 @@ func TestSocketsRemoved(t *testing.T) {
 	d.Continue(t)
 	for _, conn := range waiting {
 		conn.SetDeadline(time.Now().Add(harness.Patient(30 * time.Second)))
-		if _, err := conn.Read(make([]byte, 1)); err != nil { // HTTP/2 begins with the server's settings
+		if _, err := conn.Read(make([]byte, 1)); err != nil { // HTTP/2 starts with the server's settings
 			t.Errorf("who dialled while no kurid ran: %v", err)
 		}
 	}
@@ -221,7 +221,7 @@ func TestSocketsRemoved(t *testing.T) {
 	}
 }
 
-// A second kurid is refused while one lives, whatever was removed of the first one's locks.
+// A second kurid is refused while one runs, even if the lock files of the first were removed.
 func TestLockRemoved(t *testing.T) {
 	d := harness.Start(t, harness.Options{NoPods: true})
 	for _, remove := range []string{filepath.Join(d.State, "kurid.lock"), filepath.Join(d.Root, "kurid.lock"), d.State, d.Root} {
@@ -234,8 +234,9 @@ func TestLockRemoved(t *testing.T) {
 	becomes(t, "the keeper and the holder have made their files anew", func() bool { return d.KeeperPid() != 0 && d.HolderPid() != 0 })
 }
 
-// The state directory is removed, and nobody lives who has it in memory: the containers go on and are told as running, with a
-// reason; nobody starts a second copy; they can be stopped and removed.
+// The state directory is removed, and no process is left that has its content in memory. The
+// containers keep running and are reported as running, with a reason; no second copy is started;
+// and they can be stopped and removed.
 func TestStateRemovedWithAll(t *testing.T) {
 	for _, keep := range []string{"", "holder"} {
 		t.Run("left="+keep, func(t *testing.T) {
@@ -258,7 +259,8 @@ func TestStateRemovedWithAll(t *testing.T) {
 			if err := syscall.Kill(pid, 0); err != nil || st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || !strings.Contains(st.Message, "the keeper lost") {
 				t.Errorf("the container's process %d: %v; it is told as %s: %q", pid, err, st.State, st.Message)
 			}
-			// No container can be made in a pod whose namespaces nobody holds: it is not ready, and says why.
+			// No container can be created in a pod whose namespaces nobody holds. The pod is not
+			// ready and says why.
 			if st := d.PodStatus(t, pod); st.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 				t.Errorf("the pod is %s", st.State)
 			}
@@ -268,7 +270,7 @@ func TestStateRemovedWithAll(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "were removed") {
 				t.Errorf("a container in the lost pod: %v", err)
 			}
-			// Its stop signal reaches it: it ends long before the grace period does.
+			// The stop signal reaches the container: it exits long before the grace period ends.
 			if _, err := d.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 60}); err != nil {
 				t.Error(err)
 			}

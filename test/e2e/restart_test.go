@@ -24,7 +24,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// polling calls a daemon as a kubelet does, over connections that it keeps, until its test ends.
+// polling calls a daemon as a kubelet does, over persistent connections, until its test ends.
 type polling struct {
 	calls  atomic.Int64
 	mu     sync.Mutex // guards failed
@@ -101,8 +101,8 @@ func runningContainer(t *testing.T, d *harness.Daemon) (pod, container string) {
 	return pod, d.Run(t, pod, harness.Container("main", image, "sleep", "100000"), config)
 }
 
-// restarts calls restart as often as the issue of restarts asks for, with KURI_TEST_RESTARTS=all; else for some seconds. In
-// between the daemon is polled.
+// restarts calls restart repeatedly for some seconds, or all times if KURI_TEST_RESTARTS=all.
+// Between restarts the daemon is polled.
 func restarts(t *testing.T, all int, restart func()) {
 	t.Helper()
 	limit := time.Now().Add(harness.Patient(7 * time.Second))
@@ -117,7 +117,8 @@ func restarts(t *testing.T, all int, restart func()) {
 	t.Logf("%d restarts", all)
 }
 
-// churn makes and removes pods until its test ends, each call once, or again while a daemon that was killed cuts it.
+// churn creates and removes pods until its test ends. It makes each call once. With again it
+// repeats calls that a killed daemon cut off.
 func (p *polling) churn(ctx context.Context, t *testing.T, d *harness.Daemon, again bool) {
 	t.Helper()
 	rt, err := client.DialRuntime(ctx, "unix://"+d.Socket, client.Options{Timeout: harness.Patient(20 * time.Second)})
@@ -127,7 +128,7 @@ func (p *polling) churn(ctx context.Context, t *testing.T, d *harness.Daemon, ag
 	t.Cleanup(func() { rt.Close() })
 	call := func(verb string, fn func(context.Context) error) bool {
 		for {
-			err := fn(t.Context()) // also when the polling has ended: the pod goes
+			err := fn(t.Context()) // also after the polling has ended, so that the pod is removed
 			p.calls.Add(1)
 			if again && status.Code(err) == codes.Unavailable {
 				continue
@@ -151,7 +152,7 @@ func (p *polling) churn(ctx context.Context, t *testing.T, d *harness.Daemon, ag
 			}) {
 				return
 			}
-			call("ListPodSandbox", func(ctx context.Context) error { // a retry has joined: there is one
+			call("ListPodSandbox", func(ctx context.Context) error { // a retry must have joined: there is one pod
 				r, err := rt.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 				count := 0
 				for _, item := range r.GetItems() {
@@ -176,8 +177,8 @@ func (p *polling) churn(ctx context.Context, t *testing.T, d *harness.Daemon, ag
 	})
 }
 
-// A daemon that is restarted in order fails no call of a client that polls it and makes pods: what is in flight is answered,
-// and what comes meanwhile waits.
+// A daemon that is restarted in order fails no call of a client that polls it and creates pods:
+// calls in progress are answered, and new calls wait.
 func TestRestartFailsNoCall(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	pod, container := runningContainer(t, d)
@@ -191,8 +192,8 @@ func TestRestartFailsNoCall(t *testing.T) {
 	}
 }
 
-// A daemon that is killed cuts the calls in flight, and refuses none: every failure is a connection that broke, and who asks
-// again gets what was begun.
+// A daemon that is killed cuts the calls in progress but refuses no connection: every failure is a
+// broken connection, and a client that retries gets the result of the first attempt.
 func TestKillRefusesNoConnection(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	pod, container := runningContainer(t, d)
@@ -200,7 +201,7 @@ func TestKillRefusesNoConnection(t *testing.T) {
 	p.churn(p.ctx, t, d, true)
 	restarts(t, 40, func() {
 		d.Kill9(t)
-		for range 5 { // nobody serves, and nobody is refused
+		for range 5 { // no daemon runs, and no connection is refused
 			c, err := net.Dial("unix", d.Socket)
 			if err != nil {
 				t.Fatalf("dial while no daemon runs: %v", err)
@@ -221,8 +222,8 @@ func TestKillRefusesNoConnection(t *testing.T) {
 	}
 }
 
-// What takes long goes on when the daemon is asked to end, and keeps the next one waiting for nothing: commands run to
-// their own end, a pull and a stop are the next daemon's, and each caller gets its answer.
+// Long operations continue when the daemon is asked to exit, without delaying the next one: commands run to
+// their end, a pull and a stop are continued by the next daemon, and each caller gets its response.
 func TestRestartAnswersWhatIsInFlight(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	pod, container := runningContainer(t, d)
@@ -231,7 +232,7 @@ func TestRestartAnswersWhatIsInFlight(t *testing.T) {
 	stubborn := d.Run(t, pod, harness.Container("stubborn", image, "sh", "-c", "trap '' TERM; touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.05; done"), config)
 	begun(t, d, stubborn)
 
-	// 1. A command, a pull of a layer that does not come, and a stop with a grace of a minute.
+	// 1. A command, a pull of a layer that does not arrive, and a stop with a grace period of a minute.
 	gate := make(chan struct{})
 	var blobs atomic.Int64
 	d.Registry.Intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -287,7 +288,7 @@ func TestRestartAnswersWhatIsInFlight(t *testing.T) {
 	}
 	inFlight(1)
 
-	// 2. The next daemon serves while the first has all three to answer.
+	// 2. The next daemon serves while the first still has to answer all three.
 	before := blobs.Load()
 	ended := d.Replace(t)
 	if _, err := d.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil {
@@ -301,7 +302,7 @@ func TestRestartAnswersWhatIsInFlight(t *testing.T) {
 		}
 	}
 
-	// 3. The pull is the next daemon's, and who asks it for the same joins.
+	// 3. The next daemon continues the pull, and a request for the same image joins it.
 	inFlight(before + 1)
 	joined := make(chan error, 1)
 	go func() {
@@ -321,7 +322,7 @@ func TestRestartAnswersWhatIsInFlight(t *testing.T) {
 		t.Errorf("the pull answered %q, there is %v", ref, got)
 	}
 
-	// 4. So are the rest's answers the callers'.
+	// 4. The other callers get their responses, too.
 	for _, c := range []string{container, stubborn} {
 		if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
 			t.Error(err)
@@ -340,8 +341,9 @@ func TestRestartAnswersWhatIsInFlight(t *testing.T) {
 	}
 }
 
-// Beside systemd the daemon gives its place as the main process of its unit to one that ends at once: systemd starts the next
-// one then, and the first goes on with what is in flight. (test/vm has the story with systemd.)
+// Under systemd the daemon makes a process that exits at once the main process of its unit. systemd
+// then starts the next daemon, while the first continues the operations in progress. (test/vm has
+// the story with systemd.)
 func TestMainProcessEndsBeforeWhatIsInFlight(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	notified, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -365,7 +367,7 @@ func TestMainProcessEndsBeforeWhatIsInFlight(t *testing.T) {
 			}
 			if messages, err := syscall.ParseSocketControlMessage(oob[:oobn]); err == nil && len(messages) > 0 { // a barrier
 				fds, _ := syscall.ParseUnixRights(&messages[0])
-				// What has been told is not ended before it has been read.
+				// The new main process does not exit before the notification about it has been read.
 				stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 				if err == nil && strings.Contains(string(stat), ") Z ") {
 					err = errors.New(string(stat))
@@ -397,7 +399,8 @@ func TestMainProcessEndsBeforeWhatIsInFlight(t *testing.T) {
 		t.Errorf("the main process that was told ended too early: %v", err)
 	}
 	var status syscall.WaitStatus
-	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || status.ExitStatus() != 0 { // it is a child of kurid's parent
+	// The process is a child of kurid's parent.
+	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || status.ExitStatus() != 0 {
 		t.Errorf("the main process that was told, %d: %v, %v", pid, status, err)
 	}
 	if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
@@ -411,8 +414,8 @@ func TestMainProcessEndsBeforeWhatIsInFlight(t *testing.T) {
 	}
 }
 
-// kurid hand-over returns when another kurid may start, while the one that it asked goes on with a command. It does nothing to a
-// process that is not a kurid.
+// kurid hand-over returns when another kurid may start, while the kurid that it asked continues a
+// command. It has no effect on a process that is not a kurid.
 func TestHandOver(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	_, container := runningContainer(t, d)
@@ -438,7 +441,8 @@ func TestHandOver(t *testing.T) {
 		t.Errorf("the command was answered too early: %v", err)
 	default:
 	}
-	if said, code := harness.RunKurid(t, "hand-over", strconv.Itoa(first)); code != 0 { // it has left: a second TERM would cut the command
+	// The first has handed over already: a second TERM would cut the command off.
+	if said, code := harness.RunKurid(t, "hand-over", strconv.Itoa(first)); code != 0 {
 		t.Errorf("asked once more: exit code %d: %s", code, said)
 	}
 	if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
@@ -447,7 +451,7 @@ func TestHandOver(t *testing.T) {
 	if err := errors.Join(<-executed, ended()); err != nil {
 		t.Error(err)
 	}
-	if err := d.HandOver(t)(); err != nil { // with nothing in flight
+	if err := d.HandOver(t)(); err != nil { // with no operation in progress
 		t.Errorf("the second daemon: %v", err)
 	}
 	for id, want := range map[string]int{"0": 0, strconv.Itoa(os.Getpid()): 0, "kurid": 1, "-1": 1} {
@@ -457,7 +461,7 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
-// begun waits until what runs in a container has made its mark.
+// begun waits until the command in a container has created its mark.
 func begun(t *testing.T, d *harness.Daemon, container string) {
 	t.Helper()
 	harness.Eventually(t, 10*time.Second, "the command runs", func() error {
@@ -469,7 +473,8 @@ func begun(t *testing.T, d *harness.Daemon, container string) {
 	})
 }
 
-// A socket whose file has been removed is made anew by the next daemon; the one that the holder keeps is not it.
+// If the file of a socket was removed, the next daemon creates the socket again and does not use
+// the holder's.
 func TestSocketRemoved(t *testing.T) {
 	d := harness.Start(t, harness.Options{NoPods: true})
 	d.Stop(t)

@@ -27,8 +27,8 @@ const (
 	nsNode      = runtimeapi.NamespaceMode_NODE
 )
 
-// The page of the example comes from the pod's address, over IPv4 and IPv6, to the node and to another pod; what a pod
-// asks of the world outside comes from the node's address.
+// The example's page is served at the pod's address, over IPv4 and IPv6, to the node and to another
+// pod. Requests of a pod to the outside come from the node's address.
 func TestBuiltInNetwork(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	d.Pull(t, d.Registry.Push(t, "web:1", harness.Web(t)))
@@ -56,7 +56,8 @@ func TestBuiltInNetwork(t *testing.T) {
 		}
 	}
 
-	// An outside world: a network namespace behind a veth pair, which knows the node's address and no pod's.
+	// The outside: a network namespace behind a veth pair, with a route to the node's address but
+	// to no pod's.
 	outside := harness.Outside(t, "192.0.2.1/24", "192.0.2.2/24")
 	seen := outside.Serve(t, "192.0.2.2:80")
 	d.Output(t, asks, "wget", "-q", "-O-", "http://192.0.2.2/")
@@ -65,7 +66,8 @@ func TestBuiltInNetwork(t *testing.T) {
 	}
 }
 
-// With network.isolate pods of one Kubernetes namespace reach each other and those of two do not, also after a restart.
+// With network.isolate pods of one Kubernetes namespace reach each other and pods of different ones
+// do not, even after a restart.
 func TestIsolatedNamespaces(t *testing.T) {
 	d := harness.Start(t, harness.Options{Config: "[network]\nisolate = true\n"})
 	d.Pull(t, d.Registry.Push(t, "web:1", harness.Web(t)))
@@ -92,7 +94,7 @@ func TestIsolatedNamespaces(t *testing.T) {
 			if page := d.Output(t, friend, "wget", "-q", "-O-", url); !strings.Contains(page, "A pod runs.") {
 				t.Errorf("%s: a pod of the namespace gets from %s:\n%s", when, url, page)
 			}
-			strangers.Go(func() { // it has no answer, and takes its time
+			strangers.Go(func() { // gets no answer, which takes time
 				if page, _, code := d.Exec(t, stranger, "timeout", "2", "wget", "-q", "-O-", url); code == 0 || code == 127 {
 					t.Errorf("%s: a pod of another namespace gets from %s:\n%s", when, url, page)
 				}
@@ -104,8 +106,8 @@ func TestIsolatedNamespaces(t *testing.T) {
 	check("after a restart")
 }
 
-// A configured range is used, and its addresses are given back: a range of three serves any number of pods in turn, and
-// a fourth at once is refused in words.
+// A configured range is used and its addresses are released: a range of three serves any number of
+// pods one after another, and the error for a fourth concurrent pod says that the range is full.
 func TestConfiguredSubnet(t *testing.T) {
 	d := harness.Start(t, harness.Options{Config: "[network]\nbridge = \"test0\"\nsubnets = [\"10.77.7.0/29\"]\n"})
 	var pods []string
@@ -126,7 +128,7 @@ func TestConfiguredSubnet(t *testing.T) {
 	}
 }
 
-// A plugin that takes longer than its caller waits is run once: the caller that asks again joins, and gets the pod.
+// A plugin that takes longer than its caller's timeout runs once: the retry joins and returns the pod.
 func TestSlowCNIPlugin(t *testing.T) {
 	conf, bin := t.TempDir(), t.TempDir()
 	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n", conf, bin)})
@@ -162,13 +164,13 @@ echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"], "interfaces": [{"n
 	}
 }
 
-// A CNI configuration that appears is used from then on; a pod keeps the network that it was attached to.
+// A CNI configuration is used as soon as it appears. A pod keeps the network that it was attached to.
 func TestCNIConfigurationIsUsed(t *testing.T) {
 	conf, bin := t.TempDir(), t.TempDir()
 	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n", conf, bin)})
 	builtIn := d.RunPod(t, harness.Pod("built-in"))
 
-	// A plugin that gives every pod one address and writes down what it was asked.
+	// A plugin that gives every pod the same address and records its input.
 	plugin := harness.Write(t, bin, "note", `#!/bin/sh
 echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_ARGS" >>`+filepath.Join(bin, "asked")+`
 case $CNI_COMMAND in
@@ -200,7 +202,7 @@ esac
 		t.Error("the plugin was asked about the pod of the built-in network")
 	}
 
-	// A plugin that fails, and one that is not there, are errors that name it, and leave nothing.
+	// The error for a failing plugin and for a missing one names it, and nothing is left behind.
 	harness.Write(t, bin, "note", "#!/bin/sh\necho '{\"cniVersion\": \"1.0.0\", \"code\": 100, \"msg\": \"no luck today\"}'\n[ $CNI_COMMAND = ADD ] && exit 1\nexit 0\n")
 	_, err = d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("fails")})
 	if err == nil || !strings.Contains(err.Error(), "no luck today") {
@@ -211,7 +213,8 @@ esac
 	if err == nil || !strings.Contains(err.Error(), "absent") {
 		t.Errorf("without the plugin: %v", err)
 	}
-	// What cannot be given back without the plugin is remembered, and given back by the next kurid that finds it.
+	// An attachment that cannot be released because the plugin is missing is remembered. The next
+	// kurid that finds the plugin releases it.
 	if err := os.Symlink(plugin, filepath.Join(bin, "absent")); err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +264,7 @@ func sortLines(s string) string {
 	return string(out)
 }
 
-// Which namespaces a container shares, for each mode of each kind.
+// The namespaces that a container shares, for each mode of each kind.
 func TestNamespaceModes(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -305,7 +308,8 @@ func TestNamespaceModes(t *testing.T) {
 					t.Errorf("%s: it is the node's: %v, want %v", kind, ofNode, want)
 				}
 			}
-			harness.Eventually(t, 5*time.Second, "what one container sees of the other's process", func() error { // which was started, and executes a moment later
+			// A started container executes its command a moment later.
+			harness.Eventually(t, 5*time.Second, "what one container sees of the other's process", func() error {
 				ps := d.Output(t, first, "ps")
 				if sees, want := strings.Contains(ps, "sleep 1002"), test.pid != nsContainer; sees != want {
 					return fmt.Errorf("sees it: %v, want %v:\n%s", sees, want, ps)
@@ -320,8 +324,8 @@ func TestNamespaceModes(t *testing.T) {
 	}
 }
 
-// In a pod with a shared process namespace, whoever loses its parent is reaped, and the end of one container ends none of
-// the others.
+// In a pod with a shared process namespace orphans are reaped, and the exit of one container does
+// not end the others.
 func TestSharedProcessesAreReaped(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -344,7 +348,7 @@ func TestSharedProcessesAreReaped(t *testing.T) {
 	}
 }
 
-// What a client says of a pod comes back as it was said, in the status and in lists, and lists are filtered by it.
+// A pod's metadata is returned unchanged in the status and in lists, and lists are filtered by it.
 func TestMetadataVerbatimAndFilters(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	p := harness.Pod("says")
@@ -396,7 +400,7 @@ func TestMetadataVerbatimAndFilters(t *testing.T) {
 	}
 }
 
-// A pod that is asked for twice is one pod.
+// Running the same pod twice gives one pod.
 func TestRunPodIsOne(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	p := harness.Pod("one")
@@ -469,8 +473,7 @@ func TestPodsThatAreRefused(t *testing.T) {
 	}
 }
 
-// Containers live below the cgroup that the client names.
-// firstOf is process 1 of the PID namespace that a process is in.
+// firstOf returns the pid of process 1 of the PID namespace that a process is in.
 func firstOf(t *testing.T, pid int) int {
 	t.Helper()
 	namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
@@ -494,6 +497,7 @@ func firstOf(t *testing.T, pid int) int {
 	return 0
 }
 
+// Containers are in cgroups below the one that the client names.
 func TestCgroupParent(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -505,8 +509,8 @@ func TestCgroupParent(t *testing.T) {
 	config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	c := d.Run(t, pod, config, p)
 	pid := harness.FindProcess(t, "sleep 100001")
-	// What the pod's own process takes counts where the pod's overhead is expected: the parent has it, and no container. (It
-	// has no devices, and so no cgroup for them.)
+	// The pod's own process counts towards the pod's overhead: its usage belongs to the parent
+	// cgroup and to no container. (It uses no devices, so it has no cgroup for them.)
 	for who, process := range map[string]struct {
 		pid int
 		own string
@@ -524,6 +528,7 @@ func TestCgroupParent(t *testing.T) {
 		}
 	}
 	d.RemovePod(t, pod)
-	// The parent is the client's: a kubelet removes it. It was made for the container here, and goes before the check.
+	// The parent belongs to the client: a kubelet removes it. Here the container's start created
+	// it, and it must be gone before the leak check.
 	harness.RemoveCgroup(t, "/kubepods")
 }

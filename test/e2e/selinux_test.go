@@ -16,7 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// needSELinux skips t where the kernel has no policy: "kernel" is what every process is until then.
+// needSELinux skips t unless the kernel has a policy. Until one is loaded every process has the
+// label "kernel".
 func needSELinux(t *testing.T) {
 	t.Helper()
 	own, err := os.ReadFile("/proc/self/attr/current")
@@ -26,7 +27,7 @@ func needSELinux(t *testing.T) {
 	}
 }
 
-// fileLabel is the SELinux context of a file.
+// fileLabel returns the SELinux context of a file.
 func fileLabel(t *testing.T, path string) string {
 	t.Helper()
 	b := make([]byte, 256)
@@ -38,7 +39,7 @@ func fileLabel(t *testing.T, path string) string {
 	return strings.TrimRight(string(b[:n]), "\x00")
 }
 
-// asking has a container ask for parts of a context.
+// asking returns a change that requests parts of a context for a container.
 func asking(o *runtimeapi.SELinuxOption) func(*container, *security) {
 	return func(_ *container, sc *security) { sc.SelinuxOptions = o }
 }
@@ -52,7 +53,7 @@ func TestSELinux(t *testing.T) {
 	needSELinux(t)
 	s := newShell(t)
 
-	// 1. Who asks for nothing has the default context, with two categories that are the pod's.
+	// 1. Without a request the container has the default context, with two categories of its pod.
 	plain := strings.TrimSpace(s.says(t, nil, "sh", "-c", ownLabel))
 	if !regexp.MustCompile(`^system_u:system_r:container_t:s0:c\d+,c\d+$`).MatchString(plain) {
 		t.Fatalf("nothing asked: %q", plain)
@@ -64,7 +65,7 @@ func TestSELinux(t *testing.T) {
 		t.Errorf("another pod has %q, too", plain)
 	}
 
-	// 2. What is asked for counts, part by part.
+	// 2. Each requested part is applied.
 	for name, c := range map[string]struct {
 		change func(*container, *security)
 		want   string
@@ -83,14 +84,14 @@ func TestSELinux(t *testing.T) {
 		harness.WantError(t, s.refuses(t, asking(o), "true"), codes.InvalidArgument, "selinux_options")
 	}
 
-	// 3. A daemon that is replaced knows the pod's level.
+	// 3. After a restart the daemon still knows the pod's level.
 	s.Restart(t)
 	if out := s.says(t, nil, "sh", "-c", ownLabel); out != plain+"\n" {
 		t.Errorf("after a restart: %q, want %q", out, plain)
 	}
 }
 
-// Execs are confined as the container is, and the files that it sees are labelled for it.
+// Execs are confined like the container, and the files that it sees have labels that it may access.
 func TestSELinuxInside(t *testing.T) {
 	needSELinux(t)
 	s := newShell(t)
@@ -113,7 +114,7 @@ func TestSELinuxInside(t *testing.T) {
 			t.Errorf("%s: %q, want %q", path, got, fileType+level)
 		}
 	}
-	// A container with a level of its own reads the pod's files, too.
+	// A container with a level of its own can also read the pod's files.
 	s.says(t, asking(&runtimeapi.SELinuxOption{Level: "s0:c5,c6"}), "true")
 	for _, path := range files {
 		if got := fileLabel(t, root+path); got != fileType+"s0" {
@@ -127,7 +128,7 @@ func TestSELinuxInside(t *testing.T) {
 	wantForkServer(t, s.Daemon)
 }
 
-// A privileged container is not confined: it is what the policy makes of what Kuri starts.
+// A privileged container is not confined: it has the label that the policy gives to children of Kuri.
 func TestSELinuxPrivileged(t *testing.T) {
 	needSELinux(t)
 	s := newShell(t)

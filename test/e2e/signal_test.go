@@ -23,11 +23,11 @@ func TestStopSignals(t *testing.T) {
 	s := newShell(t)
 	for _, c := range []struct {
 		signal runtimeapi.Signal
-		number int // as the shell in the container knows it
+		number int // as the shell in the container numbers it
 	}{
 		{runtimeapi.Signal_SIGNAL_SIGHUP, 1},
 		{runtimeapi.Signal_SIGNAL_SIGWINCH, 28},
-		{runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, 37}, // how systemd in a container is stopped
+		{runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, 37}, // stops systemd in a container
 		{runtimeapi.Signal_SIGNAL_SIGRTMAX, 64},
 	} {
 		id := s.run(t, func(c2 *container, _ *security) { c2.StopSignal = c.signal },
@@ -48,7 +48,7 @@ func TestStopSignals(t *testing.T) {
 	}
 }
 
-// Each signal that the CRI has a name for reaches a container's process as the signal of that name.
+// Every signal that the CRI names reaches a container's process as the signal of that name.
 func TestEverySignal(t *testing.T) {
 	s := newShell(t)
 	program := filepath.Join(t.TempDir(), "signal")
@@ -82,7 +82,8 @@ func TestEverySignal(t *testing.T) {
 				return
 			}
 			want := int32(number)
-			if number == syscall.SIGKILL || number == syscall.SIGSTOP { // the one ends it, the other leaves that to the end of the grace
+			// KILL ends the container; STOP leaves that to the end of the grace period.
+			if number == syscall.SIGKILL || number == syscall.SIGSTOP {
 				want = 128 + int32(syscall.SIGKILL)
 			}
 			if got := resp.Status.ExitCode; got != want {
@@ -99,7 +100,7 @@ func TestEverySignal(t *testing.T) {
 	}
 }
 
-// endsBy runs a container, waits until it says that it is ready, and stops it.
+// endsBy runs a container, waits until it reports that it is ready, and stops it.
 func (s *shell) endsBy(t *testing.T, config *container) (id string, err error) {
 	created, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: config, SandboxConfig: s.podConfig})
 	if err != nil {
@@ -128,8 +129,8 @@ func (s *shell) endsBy(t *testing.T, config *container) (id string, err error) {
 	return created.ContainerId, err
 }
 
-// signalNumber is the number of a signal of the CRI on Linux for x86 and ARM: signal(7), and the C library's real-time
-// signals, which are those of the kernel but for the first two.
+// signalNumber returns the number of a CRI signal on Linux for x86 and ARM: those of signal(7), and
+// the C library's real-time signals, which are the kernel's without the first two.
 func signalNumber(t *testing.T, name string) syscall.Signal {
 	t.Helper()
 	name = strings.TrimPrefix(name, "SIGNAL_")

@@ -14,8 +14,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// TestSoak brings many pods up, with a container each and some with host ports, lets kurid be killed while they run, and
-// takes them down; nothing is left on the machine. KURI_SOAK is how many: `make soak` has 500.
+// TestSoak starts many pods, each with a container and some with host ports, kills kurid while they run, and
+// removes them. Nothing is left on the machine. KURI_SOAK is the number of pods: `make soak` has 500.
 func TestSoak(t *testing.T) {
 	count := 60
 	if n, err := strconv.Atoi(os.Getenv("KURI_SOAK")); err == nil {
@@ -76,7 +76,7 @@ func TestSoak(t *testing.T) {
 	t.Logf("%d pods down in %s", count, time.Since(began).Round(time.Millisecond))
 }
 
-// inLanes runs a function for 0…n-1, fifty at once, and waits for all.
+// inLanes runs a function for 0…n-1, fifty at a time, and waits for all of them.
 func inLanes(n int, f func(int)) {
 	next := make(chan int)
 	var all sync.WaitGroup

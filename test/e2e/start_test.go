@@ -23,7 +23,7 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// fill leaves no byte and no inode of a filesystem, and returns what gives them back.
+// fill uses up all bytes and inodes of a filesystem, and returns a function that frees them.
 func fill(t *testing.T, dir string) (free func()) {
 	t.Helper()
 	ballast := filepath.Join(dir, "ballast")
@@ -49,8 +49,8 @@ func fill(t *testing.T, dir string) (free func()) {
 	}
 }
 
-// A daemon starts where the disk of its root is full: what runs goes on and can be looked at, stopped and removed, and
-// images can be removed, which makes room.
+// A daemon starts although the disk of its root is full. Containers keep running and can be
+// inspected, stopped and removed, and removing images frees space.
 func TestStartWithFullRoot(t *testing.T) {
 	for name, disk := range map[string]func(t *testing.T) string{"ext4": smallDisk, "tmpfs": smallTmpfs} {
 		t.Run(name, func(t *testing.T) {
@@ -73,7 +73,7 @@ func TestStartWithFullRoot(t *testing.T) {
 
 			free := fill(t, root)
 			d.Kill9(t)
-			if err := syscall.Kill(endedPid, syscall.SIGKILL); err != nil { // its exit cannot be recorded by kurid
+			if err := syscall.Kill(endedPid, syscall.SIGKILL); err != nil { // kurid cannot record its exit
 				t.Fatal(err)
 			}
 			d.Continue(t)
@@ -89,7 +89,7 @@ func TestStartWithFullRoot(t *testing.T) {
 			d.StopContainer(t, id, 0)
 			d.RemovePod(t, pod)
 
-			// Images make room, as a kubelet's garbage collection has it.
+			// Removing images frees space, as a kubelet's garbage collection does.
 			before := freeBytes(t, root)
 			if out, errs, code := d.Kuri(t, "rmi", ref); code != 0 {
 				t.Fatalf("kuri rmi exits %d: %s%s", code, out, errs)
@@ -116,7 +116,7 @@ func freeBytes(t *testing.T, dir string) int64 {
 	return int64(s.Bavail) * s.Bsize
 }
 
-// smallTmpfs is a tmpfs of 32 MiB.
+// smallTmpfs mounts a tmpfs of 32 MiB.
 func smallTmpfs(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -131,7 +131,8 @@ func smallTmpfs(t *testing.T) string {
 	return dir
 }
 
-// Whatever record is damaged, the daemon starts, what runs goes on and can be removed, and others are not touched.
+// Whichever record is damaged, the daemon starts, containers keep running and can be removed, and
+// other pods are not affected.
 func TestDamagedRecordsKillNothing(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	busybox := d.PullBusybox(t)
@@ -227,7 +228,7 @@ func TestDamagedRecordsKillNothing(t *testing.T) {
 	}
 }
 
-// gatewayOf is the first address of the /24 that a pod's address is in.
+// gatewayOf returns the first address of the /24 of a pod's address.
 func gatewayOf(ip string) string { return ip[:strings.LastIndex(ip, ".")] + ".1" }
 
 func glob(t *testing.T, dir, pattern string) []string {
@@ -240,7 +241,7 @@ func glob(t *testing.T, dir, pattern string) []string {
 	return found
 }
 
-// A root directory that is gone, for a disk that is not mounted or for what somebody has removed, costs nothing that runs.
+// A missing root directory, unmounted or removed, does not affect running containers.
 func TestRootVanishes(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	pod, id := d.RunAlone(t, "app", d.PullBusybox(t), "sleep", "7000")
@@ -267,7 +268,8 @@ func TestRootVanishes(t *testing.T) {
 	}
 }
 
-// A root directory that can only be read, as one whose filesystem has met an error, is served as far as that goes.
+// With a read-only root directory, as after an error of its filesystem, the daemon serves the calls
+// that it can.
 func TestRootIsReadOnly(t *testing.T) {
 	for _, part := range []string{"", "pods", "images", "layers", "tmp"} {
 		t.Run("part "+part, func(t *testing.T) {
@@ -312,7 +314,8 @@ func TestRootIsReadOnly(t *testing.T) {
 	}
 }
 
-// A state directory whose disk is full costs new pods, with an error that names it, and nothing that runs.
+// If the disk of the state directory is full, new pods fail with an error that names the directory,
+// and running pods are not affected.
 func TestStateIsFull(t *testing.T) {
 	dir := t.TempDir()
 	state := filepath.Join(dir, "state")
@@ -358,8 +361,8 @@ func TestStateIsFull(t *testing.T) {
 	}
 }
 
-// What a dead daemon has left of locks and sockets, or somebody has put there, keeps none from starting; of two daemons on
-// one directory the second names the first, whatever is written in the lock.
+// Locks and sockets left by a dead daemon, or foreign files in their place, do not prevent a start.
+// Of two daemons on one directory the second names the first, whatever the lock file contains.
 func TestStaleLocksAndSockets(t *testing.T) {
 	d := harness.Start(t, harness.Options{NoPods: true})
 	lock := filepath.Join(d.Root, "kurid.lock")

@@ -14,7 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// verbose returns the status of a daemon, and its condition of that type.
+// verbose returns the verbose status of a daemon and its condition of the given type.
 func verbose(t *testing.T, d *harness.Daemon, condition string) (*runtimeapi.StatusResponse, *runtimeapi.RuntimeCondition) {
 	t.Helper()
 	st, err := d.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
@@ -30,7 +30,8 @@ func verbose(t *testing.T, d *harness.Daemon, condition string) (*runtimeapi.Sta
 	return nil, nil
 }
 
-// A verbose status has the keys that tools read of containerd's and CRI-O's, and those of Kuri's own, and they are true.
+// A verbose status has the keys that tools read from containerd and CRI-O, and Kuri's own keys, and
+// their values are true.
 func TestStatusInfo(t *testing.T) {
 	conf := t.TempDir()
 	s := newShell(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\n", conf)})
@@ -42,7 +43,8 @@ func TestStatusInfo(t *testing.T) {
 			t.Errorf("%s: %v: %q", key, err, st.Info[key])
 		}
 	}
-	// What kubeadm reads: without a value it compares no pause image, and says nothing of one.
+	// The field that kubeadm reads: without a value kubeadm does not compare pause images and
+	// prints no warning.
 	var config struct {
 		SandboxImage      *string `json:"sandboxImage"`
 		StateDir, RootDir string
@@ -98,7 +100,8 @@ func TestStatusInfo(t *testing.T) {
 		t.Errorf("kuri info -o jsonpath: %q", out)
 	}
 
-	// With a CNI configuration whose plugin is not there the reason is the one that tools know, and the message says what to do.
+	// If the plugin of a CNI configuration is missing, the reason is the one that tools know, and
+	// the message says what to do.
 	harness.Write(t, conf, "10-pods.conflist", `{"cniVersion": "1.0.0", "name": "wires", "plugins": [{"type": "nowhere"}]}`)
 	st, c := verbose(t, s.Daemon, runtimeapi.NetworkReady)
 	if c.Status || c.Reason != "NetworkPluginNotReady" || !strings.Contains(c.Message, "install it") || st.Info["lastCNILoadStatus"] != c.Message {
@@ -121,7 +124,8 @@ func TestStatusInfo(t *testing.T) {
 	}
 }
 
-// A keeper that is stopped is named by the condition, with what to do, and by the verbose part, without a wait for it.
+// If the keeper is stopped, the condition names it and says what to do. The verbose status says so
+// without waiting for it.
 func TestStatusOfAStoppedKeeper(t *testing.T) {
 	d := harness.Start(t, harness.Options{NoPods: true})
 	pid := d.KeeperPid()

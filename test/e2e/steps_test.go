@@ -34,7 +34,7 @@ func killable(t *testing.T) string {
 	return dir
 }
 
-// workflowSteps are the steps of kurid's workflows at which it can be killed, from the source.
+// workflowSteps returns the steps of kurid's workflows at which it can be killed, read from the source.
 func workflowSteps(t *testing.T) (all []string) {
 	t.Helper()
 	for _, room := range []string{"pod", "network", "network/*", "image", "layer"} {
@@ -58,21 +58,21 @@ func workflowSteps(t *testing.T) (all []string) {
 	return all
 }
 
-// stepper drives a daemon that is killed at a step, as a kubelet does: a call that was cut off is made again.
+// stepper drives a daemon that is killed at a step as a kubelet does: it repeats calls that were cut off.
 type stepper struct {
 	*harness.Daemon
 	t     *testing.T
 	step  string
-	point string // the file that names the step; gone when kurid has been killed there
+	point string // the file that names the step; removed when kurid was killed there
 	kills int
 }
 
-// of reports whether the step is one of these workflows.
+// of reports whether the step belongs to one of these workflows.
 func (s *stepper) of(workflows ...string) bool {
 	return slices.ContainsFunc(workflows, func(w string) bool { return strings.HasPrefix(s.step, w+": ") })
 }
 
-// again makes a call, and once more when kurid was killed under it.
+// again makes a call, and repeats it if kurid was killed meanwhile.
 func (s *stepper) again(what string, call func() error) {
 	s.t.Helper()
 	for tries := 0; ; tries++ {
@@ -123,7 +123,7 @@ func (s *stepper) pull(image string) {
 	}
 }
 
-// setPodCIDR says where pods get their addresses from.
+// setPodCIDR sets the range of the pods' addresses.
 func (s *stepper) setPodCIDR(cidr string) {
 	s.again("set the pod CIDR", func() error {
 		_, err := s.Runtime.UpdateRuntimeConfig(s.t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
@@ -138,8 +138,8 @@ func (s *stepper) setPodCIDR(cidr string) {
 	}
 }
 
-// resize changes the resources of a container and of its pod. Whether or not it is asked again for what was cut off, the
-// status tells what the kernel has.
+// resize changes the resources of a container and of its pod. The status agrees with the kernel,
+// whether or not a call that was cut off is repeated.
 func (s *stepper) resize(pod, container string) {
 	const resized = 256 << 20
 	t, ctx := s.t, s.t.Context()
@@ -175,13 +175,13 @@ func (s *stepper) resize(pod, container string) {
 	})
 }
 
-// Where the pods of the story get their addresses from: usually, and where it is the change that is cut off.
+// The range of the pods' addresses in the story: the usual one, and that of the step which changes it.
 const (
 	usualCIDR   = "10.123.0.0/24"
 	anotherCIDR = "10.124.0.0/24"
 )
 
-// story is the life of a pod, with an image of its own, and what must be true at its end.
+// story runs through the life of a pod with an image of its own, and checks the state at its end.
 func (s *stepper) story(image string) {
 	t, ctx := s.t, s.t.Context()
 	if s.of("pull", "unpack layer", "remove image", "remove layer") {
@@ -192,7 +192,7 @@ func (s *stepper) story(image string) {
 		cidr = anotherCIDR
 		defer func() {
 			s.setPodCIDR(usualCIDR)
-			s.RemovePod(t, s.RunPod(t, harness.Pod("back"))) // the bridge is as before with the next pod
+			s.RemovePod(t, s.RunPod(t, harness.Pod("back"))) // the next pod restores the bridge
 		}()
 	}
 	if s.setPodCIDR(cidr); s.of("attach network by CNI", "detach network by CNI") {
@@ -276,19 +276,19 @@ func (s *stepper) story(image string) {
 	})
 }
 
-// kurid is killed at each step of each of its workflows. Who calls it again sees nothing of it; what runs beside goes on;
-// nothing is there twice, and nothing is left.
+// kurid is killed at each step of each of its workflows. A client that repeats its calls notices
+// nothing, running containers continue, nothing exists twice, and nothing is left behind.
 func TestKuridKilledAtEachStep(t *testing.T) {
 	conf, bin, wires := t.TempDir(), t.TempDir(), t.TempDir()
 	d := harness.Start(t, harness.Options{Bin: killable(t), Config: wiredHandler(t, conf, bin, wires, "")})
 	own := d.Registry.Push(t, "story:1", withFile(t, "a layer of its own", types.OCILayer, compression.GZip))
 	d.Pull(t, own)
-	for _, like := range []string{"pull: ", "attach network by CNI: ", ""} { // what is made once and kept
+	for _, like := range []string{"pull: ", "attach network by CNI: ", ""} { // creates what is created once and kept
 		(&stepper{Daemon: d, t: t, step: like}).story(own)
 	}
 	d.Settle(t)
 	image := d.PullBusybox(t)
-	beside := harness.HostNetwork(harness.Pod("beside")) // whose links would change by themselves
+	beside := harness.HostNetwork(harness.Pod("beside")) // no network namespace, whose links would change by themselves
 	count := d.Run(t, d.RunPod(t, beside), harness.Container("count", image, "sh", "-c",
 		"i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.05; done"), beside)
 	pid, log := firstPid(t, d, count), filepath.Join(beside.LogDirectory, "count.log")
@@ -297,7 +297,7 @@ func TestKuridKilledAtEachStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	delete(idle, "processes") // a kurid has another pid each time; Start looks for those of containers at the end
+	delete(idle, "processes") // kurid's pid changes; Start checks for processes of containers at the end
 	keeper := descriptors(t, d.KeeperPid())
 	for _, step := range workflowSteps(t) {
 		t.Run(step, func(t *testing.T) {
@@ -306,7 +306,7 @@ func TestKuridKilledAtEachStep(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.story(own)
-			if s.kills == 0 { // it does some things after its answer
+			if s.kills == 0 { // some steps come after the response
 				becomes(t, "kurid is killed", s.revive)
 			}
 			pods, err := d.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
@@ -324,8 +324,8 @@ func TestKuridKilledAtEachStep(t *testing.T) {
 	}
 }
 
-// wiredHandler is the configuration of a handler whose pods a CNI plugin attaches: each has a file in wires while it is. The
-// plugin runs the script onADD first.
+// wiredHandler returns the configuration of a handler whose pods are attached by a CNI plugin.
+// While a pod is attached it has a file in wires. The plugin runs the script onADD first.
 func wiredHandler(t *testing.T, conf, bin, wires, onADD string) (config string) {
 	t.Helper()
 	plugin := harness.Write(t, bin, "wire", `#!/bin/sh
@@ -343,7 +343,7 @@ esac
 	return fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n[handler.wired]\ncni_conf_dir = %q\n", t.TempDir(), bin, conf)
 }
 
-// A CNI plugin goes on when kurid is killed. What it makes then is taken away with the pod that it was for.
+// A CNI plugin continues when kurid is killed. Its results are removed with the pod.
 func TestKuridKilledWhileAPluginRuns(t *testing.T) {
 	conf, bin, wires := t.TempDir(), t.TempDir(), t.TempDir()
 	first := filepath.Join(bin, "pid")
@@ -382,7 +382,7 @@ func TestKuridKilledWhileAPluginRuns(t *testing.T) {
 	becomes(t, "there is no wire", has())
 }
 
-// descriptors counts those of a process.
+// descriptors returns the number of descriptors of a process.
 func descriptors(t *testing.T, pid int) int {
 	t.Helper()
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))

@@ -59,7 +59,7 @@ func TestExecStreams(t *testing.T) {
 	id := s.run(t, nil, "sleep", "1000")
 	for name, open := range transports {
 		t.Run(name, func(t *testing.T) {
-			// Stdin to its end, both outputs, and the exit code.
+			// Stdin until end of file, both outputs, and the exit code.
 			var stdout, stderr bytes.Buffer
 			in := strings.Repeat("0123456789abcdef", 1<<17)
 			req := &runtimeapi.ExecRequest{
@@ -84,11 +84,12 @@ func TestExecStreams(t *testing.T) {
 			// No such program.
 			req = &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"nonesuch"}, Stdout: true}
 			err = open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &stdout})
-			if err == nil || !strings.Contains(err.Error(), "nonesuch") || strings.Contains(err.Error(), id) { // its name is there, once
+			// The error contains the name of the program, and no id.
+			if err == nil || !strings.Contains(err.Error(), "nonesuch") || strings.Contains(err.Error(), id) {
 				t.Errorf("no such program: %v", err)
 			}
 
-			// What is left in the background delays nothing.
+			// A background process does not delay the end of the stream.
 			start := time.Now()
 			req = &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 60 & echo started"}, Stdout: true}
 			if err = open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &stdout}); err != nil || time.Since(start) > 20*time.Second {
@@ -98,7 +99,7 @@ func TestExecStreams(t *testing.T) {
 	}
 }
 
-// writes is a writer that calls a function with what it is given.
+// writes is a writer that passes its input to a function.
 type writes func([]byte)
 
 func (f writes) Write(p []byte) (int, error) {
@@ -106,7 +107,7 @@ func (f writes) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A command that ends, or a client that leaves, is no error of the node's.
+// A command that exits, or a client that disconnects, is not logged as an error of the node.
 func TestStreamsThatEndAreNoErrors(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sh", "-c", "while :; do echo on; sleep 0.05; done")
@@ -168,7 +169,7 @@ func TestExecTerminal(t *testing.T) {
 	}
 }
 
-// A client that goes away takes its command along, whether or not anything moves between them.
+// When a client disconnects its command is ended, whether or not the stream is busy.
 func TestExecEndsWithItsClient(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sh", "-c", "while :; do sleep 0.2; done")
@@ -199,8 +200,8 @@ func TestExecEndsWithItsClient(t *testing.T) {
 	}
 }
 
-// line puts a line between a client and the server of a URL, which can be cut: to the server as if the client's process
-// were killed.
+// line puts a connection that can be cut between a client and the server of a URL. To the server a
+// cut looks as if the client's process were killed.
 func line(t *testing.T, address string) (through string, cut func()) {
 	t.Helper()
 	u, err := url.Parse(address)
@@ -233,7 +234,7 @@ func line(t *testing.T, address string) (through string, cut func()) {
 	return u.String(), cancel
 }
 
-// endless is an input without an end, more than anyone takes.
+// endless is an input without an end.
 type endless struct{}
 
 func (endless) Read(b []byte) (int, error) {
@@ -292,7 +293,7 @@ func TestAttachStreams(t *testing.T) {
 			go func() {
 				done <- x.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: keyboard, Stdout: first, Stderr: first})
 			}()
-			first.Await(t, "early") // kept for the first
+			first.Await(t, "early") // output from before is kept for the first client
 			go func() {
 				y.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: other, Stderr: other})
 				done <- nil
@@ -304,7 +305,7 @@ func TestAttachStreams(t *testing.T) {
 				time.Sleep(50 * time.Millisecond)
 				return other.Shows("again")
 			})
-			keys.Close() // half of it: the output goes on
+			keys.Close() // closes one direction: the output continues
 			first.Await(t, "eof")
 			other.Await(t, "eof")
 			for range 2 {
@@ -345,7 +346,7 @@ func (s *shell) forwardURL(t *testing.T, pod string, ports ...int32) *url.URL {
 	return u
 }
 
-// ask sends a request, ends its half of the connection, and returns the answer.
+// ask sends a request, closes its side of the connection, and returns the response.
 func ask(address, request string) (string, error) {
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
@@ -377,7 +378,7 @@ func TestPortForward(t *testing.T) {
 					}
 				}
 			}
-			// Of the host's network; many at once, each with its own bytes.
+			// On the host's network: many connections at once, each with its own bytes.
 			local := s.forwardOver(t, dialer, host, harness.EchoIn(t, fmt.Sprintf("/proc/%d/ns/net", s.Pid()), "127.0.0.1:0"))
 			var wg sync.WaitGroup
 			for i := range 100 {
@@ -398,8 +399,8 @@ func TestPortForward(t *testing.T) {
 	}
 }
 
-// Without SPDY each port has two channels of a WebSocket, for data and for errors, which begin with its number. Clients that
-// cannot have binary messages have them in base64.
+// Without SPDY each port has two channels of a WebSocket, for data and for errors, which start with
+// the port number. Clients that cannot receive binary messages get them in base64.
 func TestPortForwardOverChannels(t *testing.T) {
 	s := newShell(t)
 	ports := []int32{harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0"), 9, harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "[::1]:0")}
@@ -433,8 +434,8 @@ func TestPortForwardOverChannels(t *testing.T) {
 	}
 }
 
-// channels are those of a WebSocket: a message begins with the channel's number, as a byte or a digit, and what is said
-// follows as it is or in base64.
+// channels are the channels of a WebSocket. A message starts with the channel's number, as a byte
+// or a digit; the content follows as it is or in base64.
 type channels struct {
 	t        *testing.T
 	ws       *websocket.Conn
@@ -472,7 +473,7 @@ func (c *channels) send(channel byte, text string) {
 	}
 }
 
-// receiveUntil returns what has been said on each channel, once that is enough.
+// receiveUntil returns the content received on each channel as soon as enough accepts it.
 func (c *channels) receiveUntil(enough func(map[byte]string) bool) map[byte]string {
 	c.t.Helper()
 	said := map[byte]string{}
@@ -494,7 +495,7 @@ func (c *channels) receiveUntil(enough func(map[byte]string) bool) map[byte]stri
 	return said
 }
 
-// Every version of the protocol that a client may speak, from kubelets of long ago on.
+// All versions of the protocol that a client may use, back to those of very old kubelets.
 func TestVersionsOfRemoteCommand(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sleep", "1000")
@@ -519,7 +520,7 @@ func TestVersionsOfRemoteCommand(t *testing.T) {
 			}
 			stdout, stderr := &harness.Screen{}, &harness.Screen{}
 			err = x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: strings.NewReader("x\n"), Stdout: stdout, Stderr: stderr})
-			// The first version loses what is said on its error stream: kubernetes issue 13395.
+			// The first version loses the content of its error stream: kubernetes issue 13395.
 			if protocol != "channel.k8s.io" && (err == nil || !strings.Contains(err.Error(), "42")) {
 				t.Errorf("%v", err)
 			}

@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// kernelParameters reads parameters in a container, by their paths below /proc/sys.
+// kernelParameters reads parameters in a container by their paths below /proc/sys.
 func kernelParameters(t *testing.T, d *harness.Daemon, id string, names ...string) map[string]string {
 	t.Helper()
 	out := make(map[string]string)
@@ -25,7 +25,7 @@ func kernelParameters(t *testing.T, d *harness.Daemon, id string, names ...strin
 	return out
 }
 
-// kernelParametersOfNode reads those of the test's own namespaces, which are the node's.
+// kernelParametersOfNode reads parameters in the test's own namespaces, which are the node's.
 func kernelParametersOfNode(t *testing.T, names ...string) map[string]string {
 	t.Helper()
 	out := make(map[string]string)
@@ -39,8 +39,8 @@ func kernelParametersOfNode(t *testing.T, names ...string) map[string]string {
 	return out
 }
 
-// Each parameter of a pod is set when what it belongs to is there, by whom the kernel lets set it: also where the pod's
-// namespaces belong to a user namespace of its own.
+// Each parameter of a pod is set once its namespace or interface exists and with the credentials
+// that the kernel requires, even if a user namespace of the pod owns its namespaces.
 func TestSysctlsOfAPod(t *testing.T) {
 	asked := map[string]string{
 		"kernel.domainname":                   "lab.test",
@@ -90,8 +90,8 @@ func TestSysctlsOfAPod(t *testing.T) {
 	t.Run("a user namespace", func(t *testing.T) { look(t, usernsShell(t, set), inPod(nil)) })
 }
 
-// Every user of a pod's own network may listen on low ports and send pings, unless the pod or the configuration says
-// otherwise; the node's network stays as it is.
+// In a pod with its own network every user may listen on low ports and send pings, unless the pod
+// or the configuration disables that. The node's network does not change.
 func TestUnprivilegedPortsAndPing(t *testing.T) {
 	const ports, ping = "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range"
 	wants := func(t *testing.T, s *shell, change func(*container, *security), port, group string) string {
@@ -146,7 +146,8 @@ func TestUnprivilegedPortsAndPing(t *testing.T) {
 	})
 }
 
-// pingSocket opens the socket of a ping without capabilities (icmp(7)) in a network namespace, as a group of the node.
+// pingSocket opens a ping socket (icmp(7)) without capabilities in a network namespace, as a group
+// of the node.
 func pingSocket(netns string, group int) error {
 	ns, err := os.Open(netns)
 	if err != nil {
@@ -155,7 +156,7 @@ func pingSocket(netns string, group int) error {
 	defer ns.Close()
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and not unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked: the thread exits with the goroutine
 		done <- func() error {
 			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 				return err
@@ -164,7 +165,7 @@ func pingSocket(netns string, group int) error {
 			if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
 				return errno
 			}
-			for _, call := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} { // of this thread alone
+			for _, call := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} { // only of this thread
 				if _, _, errno := unix.RawSyscall(call, id, id, id); errno != 0 {
 					return errno
 				}

@@ -14,7 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// Prometheus gets what kurid tells of itself, at the address that is configured.
+// Prometheus gets kurid's own metrics at the configured address.
 func TestTelemetry(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -70,7 +70,7 @@ func TestTelemetry(t *testing.T) {
 	}
 }
 
-// Without an address for Prometheus there is the debug socket.
+// Without an address for Prometheus the metrics are on the debug socket.
 func TestMetricsThatAreNotConfigured(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	if said, stderr, code := d.Kuri(t, "metrics"); code != 0 || !strings.Contains(said, "\nkuri_build_info{") {
@@ -78,8 +78,8 @@ func TestMetricsThatAreNotConfigured(t *testing.T) {
 	}
 }
 
-// The log has a line for each change, with what it was about, its steps and its caller; one that takes longer than is
-// configured is a warning.
+// The log has a line for each change, with its object, steps and caller. A change that takes longer
+// than the configured limit is a warning.
 func TestTheLogOfWhatChanges(t *testing.T) {
 	s := newShell(t, harness.Options{Config: "[log_slow]\nStartContainer = 0.000001\n"})
 	c := s.run(t, nil, "sleep", "1000")

@@ -18,13 +18,13 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// terminal is a kuri that runs on a terminal of ours, as in somebody's window.
+// terminal is a kuri that runs on a pseudoterminal of the test, as in a user's window.
 type terminal struct {
 	t     *testing.T
 	cmd   *exec.Cmd
 	fd    int
-	ours  *os.File // the same
-	slave *os.File // kept open, to look at the terminal's settings
+	ours  *os.File // the master
+	slave *os.File // kept open to read the terminal's settings
 	ended chan error
 
 	mu   sync.Mutex // guards seen
@@ -33,7 +33,7 @@ type terminal struct {
 
 func onTerminal(t *testing.T, d *harness.Daemon, args ...string) *terminal {
 	t.Helper()
-	// Not os.OpenFile: asked for its descriptor, that makes reading wait for ever.
+	// Not os.OpenFile: once its descriptor is requested, its reads block forever.
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func (x *terminal) press(keys string) {
 	}
 }
 
-// shows returns an error unless the terminal has shown something since the last expect.
+// shows returns an error unless the terminal has shown want since the last expect.
 func (x *terminal) shows(want string) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -103,7 +103,7 @@ func (x *terminal) shows(want string) error {
 	return nil
 }
 
-// expect waits until the terminal shows something that it has not shown before the last expect.
+// expect waits until the terminal shows want after the end of the last expect.
 func (x *terminal) expect(want string) {
 	x.t.Helper()
 	for deadline := time.Now().Add(harness.Patient(30 * time.Second)); ; time.Sleep(10 * time.Millisecond) {
@@ -124,7 +124,7 @@ func (x *terminal) expect(want string) {
 	}
 }
 
-// exit waits for kuri's end and returns its exit code.
+// exit waits for kuri to exit and returns its exit code.
 func (x *terminal) exit() int {
 	x.t.Helper()
 	select {
@@ -135,7 +135,7 @@ func (x *terminal) exit() int {
 	return x.cmd.ProcessState.ExitCode()
 }
 
-// cooked tells whether the terminal is as it was before kuri: with echo, and Ctrl-C for a signal.
+// cooked reports whether the terminal has its initial settings: echo, and Ctrl-C as a signal.
 func (x *terminal) cooked() bool {
 	x.t.Helper()
 	set, err := unix.IoctlGetTermios(int(x.slave.Fd()), unix.TCGETS)
@@ -145,7 +145,8 @@ func (x *terminal) cooked() bool {
 	return set.Lflag&(unix.ECHO|unix.ICANON|unix.ISIG) == unix.ECHO|unix.ICANON|unix.ISIG
 }
 
-// kuri exec -it as somebody uses it who resizes the window, presses Ctrl-C, is killed, and restarts the daemon meanwhile.
+// kuri exec -it with a user who resizes the window and presses Ctrl-C, a restart of the daemon, and
+// a SIGTERM.
 func TestExecOnATerminal(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -157,7 +158,7 @@ func TestExecOnATerminal(t *testing.T) {
 	x.press("echo size $(stty size)\r")
 	x.expect("size 24 80")
 	x.resize(133, 41)
-	harness.Eventually(t, 10*time.Second, "the new size is there", func() error { // it comes beside what is typed
+	harness.Eventually(t, 10*time.Second, "the new size is there", func() error { // it arrives independently of the input
 		x.press("echo size $(stty size)\r")
 		time.Sleep(50 * time.Millisecond)
 		return x.shows("size 41 133")
@@ -166,7 +167,7 @@ func TestExecOnATerminal(t *testing.T) {
 		t.Error("kuri keeps keys for itself")
 	}
 
-	// Ctrl-C is the command's, not kuri's.
+	// Ctrl-C goes to the command, not to kuri.
 	x.press("trap 'echo tra''pped' INT\r")
 	x.press("sleep 62346\r")
 	harness.Eventually(t, 10*time.Second, "the command runs", func() error {
@@ -187,7 +188,7 @@ func TestExecOnATerminal(t *testing.T) {
 		t.Errorf("exit code %d, the terminal is as before: %t", code, x.cooked())
 	}
 
-	// SIGTERM ends kuri, gives the terminal back, and what was executed ends.
+	// SIGTERM ends kuri, which restores the terminal, and ends the command.
 	y := onTerminal(t, d, "exec", "-it", id, "--", "sh", "-c", "echo here; exec sleep 4321")
 	y.expect("here")
 	if err := y.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -206,7 +207,7 @@ func TestExecOnATerminal(t *testing.T) {
 		}
 	}
 
-	// The command ends when its container does, with the terminal as it was.
+	// The command ends with its container, and the terminal is restored.
 	z := onTerminal(t, d, "exec", "-it", id, "--", "sh", "-c", "echo here; exec sleep 1000")
 	z.expect("here")
 	d.RemovePod(t, pod)
@@ -215,7 +216,8 @@ func TestExecOnATerminal(t *testing.T) {
 	}
 }
 
-// A command on a terminal has a TERM, unless the container sets one; any other has what the container has.
+// A command on a terminal has TERM, unless the container sets it. Other commands have the
+// container's environment.
 func TestTermOfAnExec(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -238,8 +240,8 @@ func TestTermOfAnExec(t *testing.T) {
 	}
 }
 
-// A container that mounts the node's /dev can have a terminal: it is mounted over the node's /dev/console, which that takes
-// the right to open.
+// A container that mounts the node's /dev can have a terminal, which is mounted over the node's
+// /dev/console. That needs permission to open /dev/console.
 func TestTerminalOnTheNodesDev(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, func(c *container, _ *security) {

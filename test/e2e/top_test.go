@@ -17,7 +17,7 @@ import (
 
 var sequence = regexp.MustCompile(`\x1b\[[?0-9;]*[a-zA-Z]`)
 
-// frame waits until what a program has drawn last is as wanted, and returns that, without the terminal's sequences.
+// frame waits until the last frame of a program satisfies wanted, and returns it without terminal sequences.
 func (x *terminal) frame(what string, wanted func(string) bool) string {
 	x.t.Helper()
 	var last string
@@ -51,7 +51,7 @@ func has(texts ...string) func(string) bool {
 	}
 }
 
-// settings are all of the terminal's.
+// settings returns all settings of the terminal.
 func (x *terminal) settings() unix.Termios {
 	x.t.Helper()
 	set, err := unix.IoctlGetTermios(int(x.slave.Fd()), unix.TCGETS)
@@ -61,8 +61,8 @@ func (x *terminal) settings() unix.Termios {
 	return *set
 }
 
-// kuri top on a terminal: its keys, a window that is resized, a daemon that is gone and comes back, and the terminal as it
-// was after each way to end.
+// kuri top on a terminal: its keys, a resized window, a daemon that stops and returns, and a
+// terminal that is restored whichever way it exits.
 func TestTop(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	image := d.PullBusybox(t)
@@ -77,7 +77,7 @@ func TestTop(t *testing.T) {
 		d.Run(t, d.RunPod(t, config), c, config)
 	}
 	x := onTerminal(t, d, "top", "-d", "500ms")
-	before := onTerminal(t, d, "version").settings() // those of a new terminal
+	before := onTerminal(t, d, "version").settings() // of a new terminal
 	x.resize(140, 30)
 	cpu := regexp.MustCompile(`(?m)busy +1/1 +([1-9][0-9]*\.[0-9])`)
 	first := x.frame("a busy pod uses cpu, and comes first", func(s string) bool {
@@ -92,7 +92,7 @@ func TestTop(t *testing.T) {
 
 	x.press("N")
 	x.frame("sorted by name", has("pods by name"))
-	x.press("RP\x1b[B") // and an arrow, whose escape is no key
+	x.press("RP\x1b[B") // and an arrow, whose escape sequence is not a key
 	x.frame("sorted by cpu", has("pods by cpu  "))
 	x.press("c/idle-m")
 	x.frame("containers, filtered as it is typed", func(s string) bool {

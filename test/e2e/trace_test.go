@@ -27,7 +27,8 @@ type traced struct {
 	Operations []tracedOperation
 }
 
-// kuri trace tells which requests have started a pod, with their steps, and who made the containers' first processes.
+// kuri trace shows the requests that started a pod, with their steps, and the program that created
+// each container's first process.
 func TestTrace(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	config := harness.Pod("traced")
@@ -57,7 +58,7 @@ func TestTrace(t *testing.T) {
 		}
 		after := int64(0)
 		for _, s := range o.Steps {
-			if s.After < after || s.After > o.Took { // the last one ends with the operation, a moment after the answer
+			if s.After < after || s.After > o.Took { // the last step ends with the operation, a moment after the response
 				t.Errorf("the step %s of %s begins at %d and takes %d of %d", s.Name, o.Kind, s.After, s.Took, o.Took)
 			}
 			after = s.After + s.Took
@@ -83,7 +84,7 @@ func TestTrace(t *testing.T) {
 		}
 	}
 
-	// What our own init does not make says why.
+	// If our own init cannot create a container, the trace says why.
 	file := filepath.Join(t.TempDir(), "uptime")
 	if err := os.WriteFile(file, []byte("1 1\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -118,7 +119,7 @@ func TestTrace(t *testing.T) {
 		}
 	}
 
-	// It is in memory alone.
+	// Traces are only in memory.
 	d.Restart(t)
 	if _, stderr, code := d.Kuri(t, "trace", "traced"); code != 3 || !strings.Contains(stderr, "since its own start") {
 		t.Errorf("after a restart: exit code %d, %s", code, stderr)

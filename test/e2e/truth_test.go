@@ -19,7 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// processInfo is what a verbose ContainerStatus tells of the first process.
+// processInfo is the information about the first process in a verbose ContainerStatus.
 type processInfo struct {
 	State   string `json:"state"`
 	WaitsIn string `json:"waitsIn"`
@@ -60,7 +60,7 @@ func hierarchiesOf(t *testing.T, pid int) map[string]string {
 	return out
 }
 
-// Whoever does it, and whatever is in the records: a container is what the kernel says.
+// Whatever the records contain and whoever changes a container, its status agrees with the kernel.
 func TestTruthOfTheKernel(t *testing.T) {
 	s := newShell(t)
 	running := func(t *testing.T, id string, pid int) {
@@ -132,7 +132,7 @@ func TestTruthOfTheKernel(t *testing.T) {
 		}
 		harness.Eventually(t, 10*time.Second, "it is told as frozen", func() error {
 			if p := processOf(t, s.Daemon, id); !p.Frozen || p.WaitsIn == "" {
-				os.WriteFile(file, []byte(frozen), 0) // v1 does not always come to an end by itself
+				os.WriteFile(file, []byte(frozen), 0) // on v1 freezing does not always complete by itself
 				return fmt.Errorf("%+v", p)
 			}
 			return nil
@@ -174,7 +174,7 @@ func TestTruthOfTheKernel(t *testing.T) {
 		if changed == 0 {
 			t.Fatal("no record has a time")
 		}
-		killKeeper(t, s.Daemon, false) // so that it reads its records
+		killKeeper(t, s.Daemon, false) // so that the next one reads the records
 		s.Continue(t)
 		running(t, id, pid)
 		if st := s.PodStatus(t, s.pod); st.State != runtimeapi.PodSandboxState_SANDBOX_READY {

@@ -23,13 +23,13 @@ func (s *shell) update(ctx context.Context, id string, change *resources) error 
 	return err
 }
 
-// onV2 tells whether the node's controllers are those of cgroup v2.
+// onV2 reports whether the node's controllers are those of cgroup v2.
 func onV2() bool {
 	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
 	return err == nil
 }
 
-// hasLimit tells whether cgroups have such a file, on v1 or on v2. The root of v2 does not have those of limits.
+// hasLimit reports whether cgroups have such a file, on v1 or on v2. The root of v2 has no files for limits.
 func hasLimit(v1, v2 string) bool {
 	pattern := filepath.Join("/sys/fs/cgroup", strings.SplitN(v1, ".", 2)[0], v1)
 	if onV2() {
@@ -74,7 +74,7 @@ func TestUpdateResources(t *testing.T) {
 	id := s.run(t, with(&resources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 64 * mb}), "sleep", "1000")
 
 	t.Run("of a running container", func(t *testing.T) {
-		s.Output(t, id, "true") // an exec before the change: those after it must not be as it was
+		s.Output(t, id, "true") // an exec before the change: later ones must have the new limits
 		change := &resources{CpuQuota: 70000, MemoryLimitInBytes: 96 * mb, CpusetCpus: "0", OomScoreAdj: 321}
 		if err := s.update(t.Context(), id, change); err != nil {
 			t.Fatal(err)
@@ -111,10 +111,10 @@ func TestUpdateResources(t *testing.T) {
 			{"huge pages of a size that is not there", &resources{CpuQuota: 30000, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3MB", Limit: 3 * mb}}}, codes.Unimplemented, "hugepage_limits"},
 		} {
 			if c.change.CpuShares == 1 && onV2() {
-				continue // v2 takes it
+				continue // v2 accepts it
 			}
 			if len(c.change.HugepageLimits) > 0 && !hasLimit("hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max") {
-				continue // without a controller the limit is passed over
+				continue // without the controller the limit is ignored
 			}
 			err := s.update(t.Context(), id, c.change)
 			harness.WantError(t, err, c.code)
@@ -144,7 +144,7 @@ func TestUpdateResources(t *testing.T) {
 		}{
 			{&resources{CpuShares: 100}, 96 * mb, 32 * mb},
 			{&resources{MemoryLimitInBytes: 80 * mb, MemorySwapLimitInBytes: 80 * mb}, 80 * mb, 0},
-			{&resources{MemoryLimitInBytes: 48 * mb}, 48 * mb, 0}, // what had no swap still has none
+			{&resources{MemoryLimitInBytes: 48 * mb}, 48 * mb, 0}, // a container without swap still has none
 			{&resources{MemoryLimitInBytes: 48 * mb, MemorySwapLimitInBytes: 112 * mb}, 112 * mb, 64 * mb},
 		} {
 			if err := s.update(t.Context(), c, step.change); err != nil {
@@ -247,7 +247,8 @@ func TestUpdateResources(t *testing.T) {
 	})
 }
 
-// A block I/O class by annotation is seen in the container's cgroup; one that the node has not is refused by name.
+// A block I/O class set by annotation is applied to the container's cgroup. A class that the node
+// does not have is refused by name.
 func TestBlockIOClass(t *testing.T) {
 	disk, number := "", ""
 	found, _ := filepath.Glob("/sys/block/*/dev")
@@ -283,7 +284,7 @@ func TestBlockIOClass(t *testing.T) {
 	if got := limit(t, slow, "blkio.throttle.write_iops_device", "io.max"); !strings.HasPrefix(got, number+" ") || !strings.Contains(got, "50") {
 		t.Errorf("the pod's class: %q", got)
 	}
-	// Other limits change, the class stays.
+	// Changes of other limits keep the class.
 	if err := s.update(t.Context(), slow, &resources{CpuShares: 300}); err != nil {
 		t.Error(err)
 	}
@@ -308,7 +309,7 @@ func TestBlockIOClass(t *testing.T) {
 		light := s.run(t, func(c *container, _ *security) {
 			c.Annotations = map[string]string{"io.kubernetes.cri.blockio-class": "light"}
 		}, "sleep", "1000")
-		// 10 to 1000 are 1 to 10000 there.
+		// There 10 to 1000 are mapped to 1 to 10000.
 		if got := limit(t, light, "", "io.weight"); got != "default 304" {
 			t.Errorf("io.weight is %q", got)
 		}

@@ -22,10 +22,10 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// counting prints numbers without pause, as a script of a container.
+// counting is a script for a container that prints numbers without pause.
 const counting = "i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.01; done"
 
-// ownPrograms copies the programs, so that a test can replace them under its daemon.
+// ownPrograms copies the programs, so that a test can replace them while its daemon runs.
 func ownPrograms(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -39,7 +39,8 @@ func ownPrograms(t *testing.T) (dir string) {
 	return dir
 }
 
-// install replaces a program on the disk as install(1) and package managers do: processes that run it keep the old file.
+// install replaces a program on the disk like install(1) and package managers: running processes
+// keep the old file.
 func install(t *testing.T, dir, name string, body []byte) {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -48,7 +49,7 @@ func install(t *testing.T, dir, name string, body []byte) {
 	}
 }
 
-// anotherBuild replaces a program by one that does the same and has another content.
+// anotherBuild replaces programs with copies that have the same function and different content.
 func anotherBuild(t *testing.T, dir string, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -60,7 +61,7 @@ func anotherBuild(t *testing.T, dir string, names ...string) {
 	}
 }
 
-// runsFile reports an error unless a process runs what is in the file.
+// runsFile returns an error unless a process runs the program in the file.
 func runsFile(t *testing.T, pid int, path string) {
 	t.Helper()
 	exe, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
@@ -73,7 +74,7 @@ func runsFile(t *testing.T, pid int, path string) {
 	}
 }
 
-// pollOld asks over v1alpha2, over one connection, until the test or end.
+// pollOld polls over v1alpha2 on one connection until the test ends or end is called.
 func pollOld(t *testing.T, d *harness.Daemon) (end func() (calls int, failed []error)) {
 	t.Helper()
 	conn := dial(t, d.Socket)
@@ -101,8 +102,9 @@ func pollOld(t *testing.T, d *harness.Daemon) (end func() (calls int, failed []e
 	}
 }
 
-// All programs are replaced on the disk under a running daemon, which is then restarted, as a package manager does. The
-// keeper and the holder become the new programs; what runs, who is connected and who is attached notice nothing.
+// All programs are replaced on the disk under a running daemon, which is then restarted, as a
+// package manager does. The keeper and the holder become the new programs, and containers,
+// connections and attached clients are not affected.
 func TestPackageUpgrade(t *testing.T) {
 	bin := ownPrograms(t)
 	d := harness.Start(t, harness.Options{Bin: bin})
@@ -118,7 +120,8 @@ func TestPackageUpgrade(t *testing.T) {
 	pids := map[string]int{count: firstPid(t, d, count), attached: firstPid(t, d, attached)}
 	finished := d.ContainerStatus(t, ended)
 
-	// Who is there before: a kubelet of each API version, an attachment, and one who follows a log.
+	// The clients before the upgrade: a kubelet of each API version, an attached client, and one
+	// that follows a log.
 	newer, older := poll(t, d, pod, count), pollOld(t, d)
 	keyboard, keys := io.Pipe()
 	screen := &harness.Screen{}
@@ -160,12 +163,12 @@ func TestPackageUpgrade(t *testing.T) {
 		runsFile(t, keeper, filepath.Join(bin, "kuri-keeper"))
 		runsFile(t, holder, filepath.Join(bin, "kuri-holder"))
 	}
-	d.Restart(t) // nothing is other
+	d.Restart(t) // without a change
 	if now := d.KeeperPid(); now != keeper {
 		t.Errorf("the keeper was replaced by one of the same program")
 	}
 
-	// What ran runs, and what ended is told as it was.
+	// Running containers still run, and exited ones have the same status.
 	for id, pid := range pids {
 		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid || st.Message != "" {
 			t.Errorf("%s is %s with process %d (%q), was %d", st.Metadata.Name, st.State, firstPid(t, d, id), st.Message, pid)
@@ -201,7 +204,7 @@ func TestPackageUpgrade(t *testing.T) {
 	}
 	t.Logf("%d calls over v1, %d over v1alpha2", calls, oldCalls)
 
-	// The programs' versions are told.
+	// The programs' versions are reported.
 	for _, command := range []string{"info -o json", "version"} {
 		said, _, _ := d.Kuri(t, strings.Fields(command)...)
 		for _, want := range []string{"keeper", "holder", strconv.Itoa(keeper), strconv.Itoa(holder)} {
@@ -216,7 +219,8 @@ func TestPackageUpgrade(t *testing.T) {
 	}
 }
 
-// followLog follows a container's log by kuri and returns what waits for a line of at least that number.
+// followLog follows a container's log with kuri and returns a function that waits for a line with
+// at least that number.
 func followLog(t *testing.T, d *harness.Daemon, id string) func(number int) {
 	t.Helper()
 	cmd := exec.Command(harness.Bin("kuri"), "logs", "-f", id)
@@ -233,7 +237,8 @@ func followLog(t *testing.T, d *harness.Daemon, id string) func(number int) {
 	}
 }
 
-// A keeper that does not work is not taken: the one that runs goes on, or is started again from what ran before.
+// A new keeper that does not work is not used: the old one keeps running, or is started again from
+// the old program.
 func TestUpgradeThatFails(t *testing.T) {
 	bin := ownPrograms(t)
 	works, err := os.ReadFile(filepath.Join(bin, "kuri-keeper"))
@@ -275,7 +280,7 @@ func TestUpgradeThatFails(t *testing.T) {
 	t.Run("does not serve", func(t *testing.T) {
 		install(t, bin, "kuri-keeper", []byte("#!/bin/sh\ncase \"$*\" in *--check*) exit 0;; esac\necho this one is broken >&2\nexit 1\n"))
 		keeper := d.KeeperPid()
-		for range 2 { // each start tries
+		for range 2 { // each start tries the new keeper
 			d.Restart(t)
 			now := d.KeeperPid()
 			if now == keeper {
@@ -290,7 +295,7 @@ func TestUpgradeThatFails(t *testing.T) {
 		if !strings.Contains(d.Log(t), "the program of the one before is started again") {
 			t.Error("the log does not say that the keeper of before is started")
 		}
-		// It is a keeper like any other, and is replaced when it dies.
+		// It is a keeper like any other and is replaced when it dies.
 		killKeeper(t, d, false)
 	})
 	install(t, bin, "kuri-keeper", append(works, '!'))
@@ -298,7 +303,7 @@ func TestUpgradeThatFails(t *testing.T) {
 	runsFile(t, d.KeeperPid(), filepath.Join(bin, "kuri-keeper"))
 }
 
-// A downgrade finds records of a newer keeper: it is refused by name, and nothing has changed.
+// A downgrade that finds records of a newer keeper is refused by name and changes nothing.
 func TestDowngradeOfTheKeeper(t *testing.T) {
 	bin := ownPrograms(t)
 	d := harness.Start(t, harness.Options{Bin: bin})
@@ -309,7 +314,7 @@ func TestDowngradeOfTheKeeper(t *testing.T) {
 	pid, keeper := firstPid(t, d, count), d.KeeperPid()
 	d.Stop(t)
 
-	// As a newer keeper would leave it.
+	// A record as a newer keeper would leave it.
 	record := filepath.Join(d.State, "keeper", "containers", count+".json")
 	was, err := os.ReadFile(record)
 	if err != nil {
@@ -341,8 +346,8 @@ func TestDowngradeOfTheKeeper(t *testing.T) {
 	}
 }
 
-// A kurid beside another one takes over from it with --replace: no call fails, also not one that is under way, and no
-// connection is refused.
+// A second kurid takes over from a running one with --replace: no call fails, including calls in
+// progress, and no connection is refused.
 func TestReplace(t *testing.T) {
 	bin := ownPrograms(t)
 	d := harness.Start(t, harness.Options{Bin: bin})
@@ -403,11 +408,11 @@ func TestReplace(t *testing.T) {
 		t.Errorf("the container is process %d, was %d", now, pid)
 	}
 
-	// Where nobody serves, there is nobody to take over from.
+	// If no kurid runs, there is none to take over from.
 	d.Kill9(t)
 	d.Continue(t)
 
-	// It is an upgrade, too.
+	// It can be an upgrade, too.
 	keeper := d.KeeperPid()
 	anotherBuild(t, bin, "kurid", "kuri-keeper", "kuri-holder")
 	d.TakeOver(t)

@@ -17,7 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-const firstID = 1 << 20 // of the host, for the ids of a pod
+const firstID = 1 << 20 // first host id for the ids of a pod
 
 func idMap() []*runtimeapi.IDMapping {
 	return []*runtimeapi.IDMapping{{HostId: firstID, ContainerId: 0, Length: 65536}}
@@ -27,7 +27,7 @@ func userNamespace() *runtimeapi.UserNamespace {
 	return &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: idMap(), Gids: idMap()}
 }
 
-// usernsShell is a shell whose pod has a user namespace, with change applied to the pod.
+// usernsShell returns a shell whose pod has a user namespace. change is applied to the pod's configuration.
 func usernsShell(t *testing.T, change func(*runtimeapi.PodSandboxConfig)) *shell {
 	t.Helper()
 	s := &shell{Daemon: harness.Start(t, harness.Options{}), podConfig: harness.Pod("userns")}
@@ -65,7 +65,7 @@ func TestUserNamespace(t *testing.T) {
 		if out := s.Output(t, id, "cat", "/proc/self/uid_map", "/proc/self/gid_map"); strings.Join(strings.Fields(out), " ") != fmt.Sprintf("0 %[1]d 65536 0 %[1]d 65536", firstID) {
 			t.Errorf("map: %q", out)
 		}
-		// The image's files belong to the pod's root, and can be changed by it; so can the pod's own files.
+		// The image's files belong to root in the pod, who can change them; so do the pod's own files.
 		const look = "id -u; stat -c %u:%g / /bin/busybox /etc/passwd /etc/resolv.conf /dev/shm; touch /new /etc/passwd && chown 7 /new && stat -c %u /new; echo '#' >> /etc/resolv.conf; echo x > /dev/shm/x; echo out > /dev/stdout"
 		if out := s.says(t, inPod(nil), "sh", "-c", look); out != "0\n0:0\n0:0\n0:0\n0:0\n0:0\n7\nout\n" {
 			t.Errorf("inside: %q", out)
@@ -94,7 +94,7 @@ func TestUserNamespace(t *testing.T) {
 		if out := s.says(t, admin, "sh", "-c", "ip link add dummy9 type dummy 2>&1 && echo made || ip link set lo mtu 1400 && echo set"); !strings.Contains(out, "made") && !strings.Contains(out, "set") {
 			t.Errorf("%q", out)
 		}
-		// A file that only the root of the network namespace's user namespace may write.
+		// A file that only root of the user namespace which owns the network namespace may write.
 		if out := s.says(t, inPod(nil), "sh", "-c", "ip addr show eth0 | grep -c 'inet '"); out != "1\n" {
 			t.Errorf("addresses: %q", out)
 		}
@@ -170,7 +170,8 @@ func TestUserNamespaceSharesProcesses(t *testing.T) {
 	}
 }
 
-// Files that are copied into a container of a user namespace are its root's there, and come out as its own see them.
+// Files copied into a container with a user namespace belong to its root, and files copied out have
+// the ids that the container sees.
 func TestUserNamespaceCopies(t *testing.T) {
 	s := usernsShell(t, nil)
 	id := s.run(t, inPod(nil), "sleep", "1000")
@@ -190,7 +191,8 @@ func TestUserNamespaceCopies(t *testing.T) {
 func TestUserNamespaceOnTheNodesNetwork(t *testing.T) {
 	s := usernsShell(t, func(p *runtimeapi.PodSandboxConfig) { harness.HostNetwork(p) })
 	onNode := inPod(func(_ *container, sc *security) { sc.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE })
-	host, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", s.Pid())) // kurid's: a test may have left our first thread in a pod's
+	// Kurid's namespace: an earlier test may have left our first thread in a pod's.
+	host, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", s.Pid()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +223,8 @@ func TestUserNamespaceRefused(t *testing.T) {
 	}
 }
 
-// Who is outside the pod's user namespace is told so, whoever named him.
+// An id outside the pod's user namespace is an error that says so, whether the image or the
+// configuration names it.
 func TestIDsOutsideAUserNamespace(t *testing.T) {
 	s := usernsShell(t, nil)
 	ref := s.pushes(t, "far:1", v1.Config{User: "70000:5"})
@@ -243,8 +246,8 @@ func TestIDsOutsideAUserNamespace(t *testing.T) {
 	}
 }
 
-// Two empty lists of paths, in a pod with a user namespace, are procMount Unmasked: nothing is mounted below /proc, and what
-// belongs to the pod's own namespaces can be written.
+// In a pod with a user namespace, two empty lists of paths mean procMount Unmasked: nothing is
+// mounted below /proc, and parameters of the pod's own namespaces can be written.
 func TestUnmaskedProc(t *testing.T) {
 	s := usernsShell(t, nil)
 	const look = "grep -c ' /proc/' /proc/mounts; echo 77 > /proc/sys/kernel/msgmax && cat /proc/sys/kernel/msgmax"

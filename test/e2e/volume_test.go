@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// mounting gives a container the mounts.
+// mounting returns a change that adds mounts to a container.
 func mounting(mounts ...*runtimeapi.Mount) func(*container, *security) {
 	return func(c *container, _ *security) { c.Mounts = mounts }
 }
@@ -106,7 +106,8 @@ func TestImageVolume(t *testing.T) {
 	absent.Image = &runtimeapi.ImageSpec{Image: "docker.io/library/absent:1"}
 	harness.WantError(t, s.refuses(t, mounting(absent), "true"), codes.NotFound, "absent")
 
-	// Its layers stay while a container has it, across a restart; the status says which image it is; two can have it.
+	// A container keeps the layers of an image volume across a restart, the status names the image,
+	// and two containers can use it.
 	id := s.run(t, mounting(volume("dir"), &runtimeapi.Mount{ContainerPath: "/w", Readonly: true, Image: &runtimeapi.ImageSpec{Image: ref}}), "sleep", "1000")
 	st := s.ContainerStatus(t, id)
 	for i, m := range st.Mounts {
@@ -132,7 +133,7 @@ func TestImageVolume(t *testing.T) {
 	}
 }
 
-// With the configuration for it, a host path that is not there is made; a link that leads nowhere is not.
+// If configured, a missing host path is created, but not the target of a dangling symlink.
 func TestMissingHostPathsAreMade(t *testing.T) {
 	s := newShell(t, harness.Options{Config: "[pod]\ncreate_missing_host_paths = true"})
 	dir := t.TempDir()
@@ -152,7 +153,7 @@ func TestMissingHostPathsAreMade(t *testing.T) {
 	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: "/proc/no/such", ContainerPath: "/v"}), "true"), codes.FailedPrecondition, "/proc/no/such")
 }
 
-// The pod's /dev/shm has the configured size and is the same for all of its containers.
+// The pod's /dev/shm has the configured size and is shared by all of its containers.
 func TestShmSize(t *testing.T) {
 	s := newShell(t, harness.Options{Config: "[pod]\nshm_size = 1048576"})
 	id := s.run(t, nil, "sleep", "1000")
@@ -164,7 +165,8 @@ func TestShmSize(t *testing.T) {
 	}
 }
 
-// A volume prepared for an fsGroup, as a kubelet does it: a user of that group writes, and what he makes is the group's.
+// A volume prepared for an fsGroup as a kubelet does it: a user of that group can write, and new
+// files belong to the group.
 func TestVolumeOfAGroup(t *testing.T) {
 	s := newShell(t)
 	dir := t.TempDir()

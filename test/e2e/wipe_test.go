@@ -12,13 +12,13 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// TestWipe tells the story of a node that starts afresh: it asks, and leaves nothing but the configuration, whether kurid
-// runs or not.
+// TestWipe wipes a node: kuri wipe asks for confirmation and leaves only the configuration, whether
+// or not kurid runs.
 func TestWipe(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	config := filepath.Join(d.Dir, "config.toml")
 	image := d.PullBusybox(t)
-	// The container tells that it was asked to end, and had its time for that.
+	// The container reports the stop signal, and must have the time to do so.
 	script := "trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.1; done"
 	up := func(name string) (log string) {
 		p := harness.Pod(name)
@@ -53,7 +53,7 @@ func TestWipe(t *testing.T) {
 		}
 	}
 
-	// Without a terminal and without --yes nothing happens; nor does it when the answer is no.
+	// Without a terminal and without --yes nothing is removed, nor if the answer is no.
 	log := up("first")
 	if _, errs, code := d.Kuri(t, "wipe"); code != 2 || !strings.Contains(errs, "--yes") {
 		t.Errorf("without a terminal: exit code %d: %s", code, errs)
@@ -69,7 +69,7 @@ func TestWipe(t *testing.T) {
 		t.Errorf("after a no there are %d pods and %d images", pods, images)
 	}
 
-	// With a yes all is gone but the images, which are to stay.
+	// After a yes everything is removed except the images, which --keep-images keeps.
 	x = onTerminal(t, d, "wipe", "--keep-images")
 	x.expect("1 pod with 1 container, 1 running")
 	x.expect("remove all of it?")
@@ -86,7 +86,7 @@ func TestWipe(t *testing.T) {
 		t.Error("the network is left")
 	}
 
-	// While kurid is stopped and pods run: all goes, and the daemon starts on an empty node.
+	// With kurid stopped and pods running, everything is removed, and the daemon starts on an empty node.
 	log = up("second")
 	mkdirAll(t, filepath.Join(d.Root, "layers", id("4"), "fs"))
 	d.Stop(t)
@@ -107,5 +107,5 @@ func TestWipe(t *testing.T) {
 	d.PullBusybox(t)
 	pod := d.RunPod(t, harness.Pod("third"))
 	d.RemovePod(t, pod)
-	d.Settle(t) // the bridge is there again
+	d.Settle(t) // the bridge exists again
 }
