@@ -14,13 +14,14 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// changes are made to a copy of the suite, by file: every match of the pattern is replaced, and there must be one.
+// changes are applied to a copy of the suite, by file. Each pattern must match at least once; every
+// match is replaced.
 var changes = []struct{ file, pattern, with string }{
 	{"pkg/validate/security_context_linux.go", `net\.Listen\("tcp", ":0"\)`, `net.Listen("tcp", "127.0.0.1:0")`},
 	{"pkg/validate/consts.go", `(test-image-digest@sha256:)9700f9a2[0-9a-f]{56}`, ``}, // with: $1 and the digest
 }
 
-// cacheDir is where built things are kept.
+// cacheDir returns the directory of build results.
 func cacheDir() string {
 	if dir := os.Getenv("KURI_CACHE"); dir != "" {
 		return filepath.Join(dir, "critest")
@@ -28,7 +29,7 @@ func cacheDir() string {
 	return filepath.Join(harness.Repository(), ".cache", "critest")
 }
 
-// Busybox returns the path of a static busybox for images, built when it is not in the cache.
+// Busybox returns the path of a static busybox for images. It builds it unless it is in the cache.
 func Busybox() (string, error) {
 	script := filepath.Join(harness.Repository(), "test", "critest", "build-busybox")
 	text, err := os.ReadFile(script)
@@ -43,8 +44,8 @@ func Busybox() (string, error) {
 	return path, run("", script, path)
 }
 
-// buildSuite returns the path of the suite, built when it is not in the cache, with the digest ("64 hex digits") of the
-// image that it pulls by digest.
+// buildSuite returns the path of the suite, with the digest (64 hex digits) of the image that it
+// pulls by digest. It builds the suite unless it is in the cache.
 func buildSuite(digest string) (string, error) {
 	tools := filepath.Join(harness.Repository(), "test", "critest", "tools")
 	sum, err := os.ReadFile(filepath.Join(tools, "go.sum"))
@@ -78,7 +79,7 @@ func buildSuite(digest string) (string, error) {
 	return path, os.Rename(path+".new", path)
 }
 
-// copySuite puts the tools module into dir and the suite, changed, below it into src.
+// copySuite copies the tools module to dir, and the changed suite to src below dir.
 func copySuite(tools, dir, digest string) error {
 	if err := os.CopyFS(dir, os.DirFS(tools)); err != nil {
 		return err
@@ -121,7 +122,7 @@ func copySuite(tools, dir, digest string) error {
 	return nil
 }
 
-// run runs a program in dir and returns what it said when it fails.
+// run runs a program in dir. Its error includes the program's output.
 func run(dir, program string, args ...string) error {
 	cmd := exec.Command(program, args...)
 	cmd.Dir = dir

@@ -17,7 +17,7 @@ import (
 	"github.com/kuri-cri/kuri/test/suite"
 )
 
-// TestMain builds what is missing outside of the cell, where modules and packages can be had.
+// TestMain builds missing programs outside of the cell, where modules and packages can be downloaded.
 func TestMain(m *testing.M) {
 	if os.Getuid() == 0 && !harness.InCell() {
 		if _, _, err := build(); err != nil {
@@ -75,7 +75,7 @@ func TestCRI(t *testing.T) {
 	}
 	want, err := suite.ReadExpected("expected.txt", map[string]suite.Condition{
 		"apparmor": {Holds: hasAppArmor(), Reason: "AppArmor is not enabled in this kernel; make test-vm has it"},
-		"selinux":  {Holds: hasSELinux()}, // there is no such spec elsewhere
+		"selinux":  {Holds: hasSELinux()}, // without SELinux the suite has no such spec
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +83,7 @@ func TestCRI(t *testing.T) {
 	suite.Compare(t, want, specs, os.Getenv("CRITEST_FOCUS"))
 }
 
-// hasAppArmor asks where critest asks too.
+// hasAppArmor reports whether AppArmor is enabled, by the same check as critest.
 func hasAppArmor() bool {
 	on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	return err == nil && strings.HasPrefix(string(on), "Y")

@@ -15,14 +15,14 @@ import (
 const (
 	e2eImages  = "registry.k8s.io/e2e-test-images/"
 	criImages  = "gcr.io/k8s-staging-cri-tools/"
-	digestName = criImages + "test-image-digest:latest" // pulled by digest alone
+	digestName = criImages + "test-image-digest:latest" // pulled only by digest
 )
 
-// registryHosts are those that the images' names begin with.
+// registryHosts are the hosts in the names of the images.
 var registryHosts = []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io"}
 
-// images returns what the suite pulls, by name, made of the given busybox: indexes for two architectures as the real ones
-// are, but for the images that the suite knows by their manifest.
+// images returns, by name, the images that the suite pulls, built from the given busybox. They are
+// indexes for two architectures like the real ones, except those whose manifest the suite requests.
 func images(busybox string) (map[string]remote.Taggable, error) {
 	m, err := newMaker(busybox)
 	if err != nil {
@@ -74,7 +74,7 @@ func images(busybox string) (map[string]remote.Taggable, error) {
 	add(v1.Config{Cmd: []string{"sh"}}, shell, criImages+"test-image-tags:1", criImages+"test-image-tags:2", criImages+"test-image-tags:3")
 	add(v1.Config{Cmd: []string{"sh"}}, shell, criImages+"test-image-tag:test", criImages+"test-image-tag:all")
 
-	// These are asked for by their manifest, not by an index.
+	// The suite requests the manifests of these, not an index.
 	for _, arch := range []string{"amd64", "arm64"} {
 		img, err := m.image("hostnet-nginx", hostnet, programs...)
 		errs = append(errs, err)
@@ -94,7 +94,7 @@ func images(busybox string) (map[string]remote.Taggable, error) {
 // maker holds the layers that the images share.
 type maker struct {
 	busybox  v1.Layer // busybox with its applets
-	programs v1.Layer // what program/ stands in for
+	programs v1.Layer // replacements from program/
 	group    v1.Layer // the users and groups of test-image-predefined-group
 }
 
@@ -125,8 +125,8 @@ func newMaker(busybox string) (*maker, error) {
 	return m, err
 }
 
-// image makes an image that differs from all with another name. Docker's media types, which most of the real ones have,
-// are not needed: what they are to a runtime is tested elsewhere.
+// image builds an image whose name makes it differ from all others. It uses OCI media types,
+// although most of the real images have Docker's: other tests cover those.
 func (m *maker) image(name string, config v1.Config, layers ...v1.Layer) (v1.Image, error) {
 	config.Labels = map[string]string{"name": name}
 	img, err := image.WithLayers(config, layers...)

@@ -13,11 +13,11 @@ import (
 // inCell is set in the environment of a test program that runs in its cell.
 const inCell = "KURI_TEST_IN_CELL"
 
-// The main thread cannot end, so it must not be one that enters another namespace (see namespace.OnThread).
+// The main thread cannot exit, so it must never enter another namespace (see namespace.OnThread).
 func init() { runtime.LockOSThread() }
 
-// Main runs the tests of a package in a cell of their own and exits. It stands in TestMain. Without root the tests run
-// where they are, and skip themselves.
+// Main runs the tests of a package in a cell of their own and exits. It is called by TestMain.
+// Without root the tests run without a cell and skip themselves.
 func Main(m *testing.M) {
 	switch {
 	case os.Getuid() != 0:
@@ -39,7 +39,7 @@ func enterCell() int {
 		fmt.Fprintln(os.Stderr, "harness:", err)
 		return 1
 	}
-	// The cell must not outlive us, and the kernel ties that to the thread that starts it.
+	// The cell must not outlive this process. The kernel ties that to the thread that starts it.
 	runtime.LockOSThread()
 	cmd := exec.Command(filepath.Join(Repository(), "bench", "cell"), append([]string{"unshare", "--ipc", "--uts", self}, os.Args[1:]...)...)
 	cmd.Env = append(os.Environ(), inCell+"=1")
@@ -55,7 +55,7 @@ func enterCell() int {
 	return 0
 }
 
-// hideHost gives the cell an /etc, /opt and /var/lib that it may write to, and /var/lib/kuri on the disk.
+// hideHost gives the cell a writable /etc, /opt and /var/lib, with /var/lib/kuri on the disk.
 func hideHost() error {
 	scratch := os.Getenv("CELL_DIR")
 	for _, dir := range []string{"/etc", "/opt", "/var/lib"} {
@@ -107,7 +107,7 @@ func Repository() string {
 	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
 }
 
-// need skips t where the tests cannot run, with the reason.
+// need skips t, with the reason, if the tests cannot run here.
 func need(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -118,5 +118,5 @@ func need(t testing.TB) {
 	}
 }
 
-// InCell tells whether this program runs in its cell already.
+// InCell reports whether this program already runs in its cell.
 func InCell() bool { return os.Getenv(inCell) != "" }

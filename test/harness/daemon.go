@@ -22,11 +22,11 @@ import (
 	"github.com/kuri-cri/kuri/client"
 )
 
-// callTimeout bounds each call of the tests that has no deadline of its own.
+// callTimeout bounds each call of a test without a deadline of its own.
 const callTimeout = time.Minute
 
-// Patient is how long to wait where a test waits for limit at most: KURI_TEST_PATIENCE, a whole number, times as long on a
-// machine that is so much slower than others, as an emulated one is.
+// Patient returns the time to wait in place of limit. Set KURI_TEST_PATIENCE to a whole number to
+// multiply limit by it on a slow machine, such as an emulated one.
 func Patient(limit time.Duration) time.Duration {
 	if times, err := strconv.Atoi(os.Getenv("KURI_TEST_PATIENCE")); err == nil && times > 0 {
 		limit *= time.Duration(times)
@@ -34,18 +34,19 @@ func Patient(limit time.Duration) time.Duration {
 	return limit
 }
 
-// Options are what a test wants otherwise than usual. The zero value is a daemon with its own directories and a registry.
+// Options are a test's deviations from the default: a daemon with its own directories and a registry.
 type Options struct {
-	Dir    string   // holds root and state, to start again on what an earlier daemon left; "": a new one
-	Config string   // TOML added to the configuration: keys of tables first need their [table]
-	Flags  []string // further arguments of kurid
+	Dir    string   // with root and state of an earlier daemon to continue from; "": a new one
+	Config string   // TOML to append to the configuration: keys of tables need their [table] first
+	Flags  []string // additional arguments of kurid
 	Images bool     // serve the ImageService on a second socket
-	Bin    string   // directory of the programs, to replace them under the daemon; "": those that make has built
-	Bare   bool     // no configuration and no flags: everything is where it is by default
-	NoPods bool     // the test runs none: no pod is tried at the start, and no leaks are looked for
+	Bin    string   // directory of the programs, so that the test can replace them; "": those built by make
+	Bare   bool     // no configuration and no flags: all paths have their defaults
+	NoPods bool     // the test runs no pods: Start runs none to warm up, and leaks are not checked
 }
 
-// Daemon is a running kurid. Its methods fail the test that is given to them; none may be called at once with Restart.
+// Daemon is a running kurid. Its methods fail the test that they are given. They must not run
+// concurrently with Restart.
 type Daemon struct {
 	Dir, Root, State string
 	Socket           string // of the runtime endpoint
@@ -54,7 +55,7 @@ type Daemon struct {
 	Runtime          *client.Runtime
 	Images           *client.Images
 
-	Bin string // directory of the programs; "": those that make has built. Continue starts kurid from there
+	Bin string // directory of the programs, from which Continue starts kurid; "": those built by make
 
 	idle  Traces
 	flags []string
@@ -63,8 +64,8 @@ type Daemon struct {
 	ended chan error // of cmd
 }
 
-// Start starts a daemon. When the test ends, its pods are removed, leaks are looked for, the daemon and its keeper are
-// ended and leaks are looked for once more.
+// Start starts a daemon. At the end of the test it removes the daemon's pods and checks for leaks,
+// then ends the daemon and its keeper and checks again.
 func Start(t testing.TB, o Options) *Daemon {
 	t.Helper()
 	need(t)
@@ -110,7 +111,7 @@ func Start(t testing.TB, o Options) *Daemon {
 	return d
 }
 
-// finish ends what has not ended yet, and shows what the daemon said if that is of use.
+// finish ends the processes that still run, and prints the daemon's log if that is useful.
 func (d *Daemon) finish(t testing.TB) {
 	if d.cmd != nil {
 		d.Stop(t)
@@ -136,8 +137,8 @@ func (d *Daemon) configure(t testing.TB, o Options) {
 	d.flags = append([]string{"--config", Write(t, d.Dir, "config.toml", config+o.Config+"\n")}, d.flags...)
 }
 
-// warmUp runs and removes a pod, so that what the daemon makes once and keeps, the bridge and its rules, is there when
-// leaks begin to count.
+// warmUp runs and removes a pod. It creates the objects that the daemon creates once and keeps, the
+// bridge and its rules, before the leak check counts.
 func (d *Daemon) warmUp(t testing.TB) {
 	t.Helper()
 	config := Pod("warm-up")
@@ -147,23 +148,24 @@ func (d *Daemon) warmUp(t testing.TB) {
 	}
 }
 
-// Leaky are the directories that pods and containers may leave something in; images stay.
+// Leaky returns the directories in which pods and containers may leave files. Those of images are
+// not included.
 func (d *Daemon) Leaky() []string {
 	return []string{filepath.Join(d.Root, "pods"), filepath.Join(d.Root, "tmp"), d.State}
 }
 
-// Settle takes the traces of now for those that the daemon must come back to when all pods are removed. Start does it; a
-// test that changes what the daemon keeps does it again.
+// Settle records the current traces as the state to which the daemon must return when all pods are
+// removed. Start calls it. A test that changes the daemon's permanent state calls it again.
 func (d *Daemon) Settle(t testing.TB) {
 	t.Helper()
 	var err error
 	if d.idle, err = Observe(d.Leaky()...); err != nil {
 		t.Fatal(err)
 	}
-	delete(d.idle, "processes") // those of the daemon change with a restart
+	delete(d.idle, "processes") // the daemon's own change with a restart
 }
 
-// checkIdle looks for leaks while the daemon still runs.
+// checkIdle checks for leaks while the daemon still runs.
 func (d *Daemon) checkIdle(t testing.TB) {
 	t.Helper()
 	pids, err := d.containerProcesses()
@@ -173,7 +175,7 @@ func (d *Daemon) checkIdle(t testing.TB) {
 	CheckLeaks(t, "after all pods were removed", d.idle, d.Leaky()...)
 }
 
-// containerProcesses lists the processes that are in a cgroup of a pod.
+// containerProcesses lists the processes in cgroups of pods.
 func (d *Daemon) containerProcesses() ([]string, error) {
 	all, err := processes()
 	if err != nil {
@@ -207,7 +209,7 @@ func (d *Daemon) start(t testing.TB) {
 		select {
 		case err := <-d.ended:
 			d.ended <- err
-			cancel() // no use to wait for it
+			cancel() // waiting is pointless
 		case <-ctx.Done():
 		}
 	}()
@@ -223,7 +225,7 @@ func (d *Daemon) start(t testing.TB) {
 	}
 }
 
-// program is the path of kurid.
+// program returns the path of kurid.
 func (d *Daemon) program() string {
 	if d.Bin != "" {
 		return filepath.Join(d.Bin, "kurid")
@@ -231,7 +233,7 @@ func (d *Daemon) program() string {
 	return Bin("kurid")
 }
 
-// Refused starts kurid again, after Stop or Kill9, where it is expected to refuse to serve, and returns what it said.
+// Refused starts kurid again, after Stop or Kill9, which must refuse to serve. It returns kurid's output.
 func (d *Daemon) Refused(t testing.TB) (said string) {
 	t.Helper()
 	said, code := runKurid(t, d.program(), d.flags...)
@@ -241,7 +243,8 @@ func (d *Daemon) Refused(t testing.TB) (said string) {
 	return said
 }
 
-// awaitSocket returns when kurid takes connections, or ctx ends. A client that dials before waits longer than kurid needs.
+// awaitSocket returns when kurid accepts connections or ctx ends. A client that dials earlier backs
+// off for longer than kurid needs.
 func (d *Daemon) awaitSocket(ctx context.Context) {
 	for ctx.Err() == nil {
 		if conn, err := net.Dial("unix", d.Socket); err == nil {
@@ -252,16 +255,16 @@ func (d *Daemon) awaitSocket(ctx context.Context) {
 	}
 }
 
-// Pid returns the process id of kurid.
+// Pid returns the pid of kurid.
 func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
 
-// Stop ends kurid with TERM; the keeper and the pods stay.
+// Stop ends kurid with SIGTERM. The keeper and the pods continue.
 func (d *Daemon) Stop(t testing.TB) {
 	t.Helper()
 	d.end(t, syscall.SIGTERM)
 }
 
-// Kill9 ends kurid with KILL; the keeper and the pods stay.
+// Kill9 ends kurid with SIGKILL. The keeper and the pods continue.
 func (d *Daemon) Kill9(t testing.TB) {
 	t.Helper()
 	d.end(t, syscall.SIGKILL)
@@ -273,7 +276,7 @@ func (d *Daemon) Continue(t testing.TB) {
 	d.start(t)
 }
 
-// Revive starts kurid again when it has died by itself.
+// Revive starts kurid again after it has died by itself.
 func (d *Daemon) Revive(t testing.TB) {
 	t.Helper()
 	d.Runtime.Close()
@@ -293,8 +296,9 @@ func (d *Daemon) Restart(t testing.TB) {
 	d.Continue(t)
 }
 
-// Replace asks kurid to end and starts the next one as soon as the first has given its directories up, which may be long
-// before it has answered all that is in flight. What it returns waits for the first one's end.
+// Replace asks kurid to exit and starts the next one as soon as the first has released its
+// directories. That may be long before the first has answered all calls in progress. The returned
+// function waits for the first to exit.
 func (d *Daemon) Replace(t testing.TB) (ended func() error) {
 	t.Helper()
 	return d.replace(t, func() {
@@ -304,7 +308,8 @@ func (d *Daemon) Replace(t testing.TB) (ended func() error) {
 	})
 }
 
-// HandOver is Replace by kurid hand-over, as systemd's units do it: the directories are given up when that returns.
+// HandOver does the same as Replace with kurid hand-over, as systemd's units do: when that returns,
+// the directories are released.
 func (d *Daemon) HandOver(t testing.TB) (ended func() error) {
 	t.Helper()
 	return d.replace(t, func() {
@@ -338,7 +343,7 @@ func (d *Daemon) replace(t testing.TB, ask func()) (ended func() error) {
 	return func() error { return <-old }
 }
 
-// TakeOver starts another kurid beside this one, with --replace, and waits for the end of the old one.
+// TakeOver starts another kurid beside this one, with --replace, and waits for the old one to exit.
 func (d *Daemon) TakeOver(t testing.TB) {
 	t.Helper()
 	d.Runtime.Close()
@@ -378,13 +383,13 @@ func (d *Daemon) end(t testing.TB, sig syscall.Signal) {
 	d.cmd = nil
 }
 
-// KeeperPid returns the process id of the keeper; 0 when none serves.
+// KeeperPid returns the pid of the keeper, or 0 if none serves.
 func (d *Daemon) KeeperPid() int { return lockedBy(filepath.Join(d.State, "keeper", "lock")) }
 
-// HolderPid returns the process id of the holder; 0 when none serves.
+// HolderPid returns the pid of the holder, or 0 if none serves.
 func (d *Daemon) HolderPid() int { return lockedBy(filepath.Join(d.State, "holder.lock")) }
 
-// lockedBy returns the process that has locked a file and written its id into it, 0 for none.
+// lockedBy returns the pid of the process that has locked a file and written its pid into it, or 0.
 func lockedBy(path string) int {
 	f, err := os.Open(path)
 	if err != nil {
@@ -399,7 +404,7 @@ func lockedBy(path string) int {
 	return pid
 }
 
-// stopKeeper ends the holder, and with it the keeper, with TERM and waits for it.
+// stopKeeper ends the holder, and with it the keeper, with SIGTERM and waits for it.
 func (d *Daemon) stopKeeper(t testing.TB) {
 	t.Helper()
 	pid := d.HolderPid()
@@ -424,7 +429,7 @@ func (d *Daemon) stopKeeper(t testing.TB) {
 	syscall.Kill(-pid, syscall.SIGKILL)
 }
 
-// keeperCgroups are the cgroups that a holder is in with its keeper, in each hierarchy.
+// keeperCgroups returns the cgroups of a holder and its keeper, in each hierarchy.
 func keeperCgroups(pid int) (dirs []string) {
 	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	for line := range strings.Lines(string(body)) {
@@ -441,8 +446,8 @@ func keeperCgroups(pid int) (dirs []string) {
 	return slices.Compact(dirs)
 }
 
-// removeCgroups removes the cgroups of a holder that has ended where it could not do so itself: at the root of a cgroup
-// namespace of version 2. The last of its processes may still be on their way out.
+// removeCgroups removes the cgroups of an exited holder that could not remove them itself: those at
+// the root of a cgroup namespace of version 2. The last of its processes may still be exiting.
 func removeCgroups(dirs []string, deadline time.Time) {
 	for _, dir := range dirs {
 		for errors.Is(os.Remove(dir), syscall.EBUSY) && time.Now().Before(deadline) {
@@ -470,7 +475,7 @@ func (d *Daemon) removeAll(t testing.TB) {
 	}
 }
 
-// Log returns all that kurid and, where it writes there, its keeper have logged so far.
+// Log returns everything that kurid has logged so far, and its keeper if that logs to the same place.
 func (d *Daemon) Log(t testing.TB) string {
 	t.Helper()
 	b, err := os.ReadFile(d.log.Name())
@@ -490,8 +495,7 @@ func (d *Daemon) showLog(t testing.TB) {
 	t.Logf("the log of kurid:\n%s", text)
 }
 
-// Kuri runs bin/kuri against the daemon and returns what it wrote to standard output and standard error, and its exit
-// code.
+// Kuri runs bin/kuri against the daemon and returns its standard output, standard error and exit code.
 func (d *Daemon) Kuri(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -511,8 +515,7 @@ func (d *Daemon) Env() []string {
 	return []string{"CONTAINER_RUNTIME_ENDPOINT=unix://" + d.Socket, "IMAGE_SERVICE_ENDPOINT=unix://" + d.ImageSocket}
 }
 
-// RunKurid runs kurid where it is expected to end by itself, within a few seconds, and returns what it said and its exit
-// code.
+// RunKurid runs a kurid that must exit by itself within a few seconds, and returns its output and exit code.
 func RunKurid(t testing.TB, flags ...string) (said string, code int) {
 	t.Helper()
 	need(t)
@@ -535,7 +538,7 @@ func runKurid(t testing.TB, program string, flags ...string) (said string, code 
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// Bin returns the path of a program built by make. KURI_BIN names another directory than bin/.
+// Bin returns the path of a program built by make. KURI_BIN names a directory other than bin/.
 func Bin(program string) string {
 	if dir := os.Getenv("KURI_BIN"); dir != "" {
 		return filepath.Join(dir, program)
@@ -543,14 +546,14 @@ func Bin(program string) string {
 	return filepath.Join(Repository(), "bin", program)
 }
 
-// tempDir is t.TempDir with a short name: sockets go into it, and a socket's path has at most 107 bytes.
+// tempDir is t.TempDir with a short name: it holds sockets, whose paths are limited to 107 bytes.
 func tempDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "kuri")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The root of a user namespace must get to its root filesystem.
+	// Root in a user namespace must be able to reach its root filesystem.
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-// Package harness runs the real programs for the tests: kurid with the keeper that it starts, a registry, a CRI client.
+// Package harness runs the real programs for the tests: kurid with its keeper, a registry, and a CRI client.
 //
 //	func TestMain(m *testing.M) { harness.Main(m) }
 //
@@ -11,12 +11,14 @@
 //		if got := d.WaitExit(t, c).ExitCode; got != 3 { … }
 //	}
 //
-// [Main] puts the whole test program into a cell (bench/cell): its own process, mount, network, IPC and cgroup namespaces
-// with an empty /run, /etc/kuri, /etc/cni and /var/lib/kuri. So the tests touch nothing of the machine, several may run
-// at once, kurid's defaults can be used as they are, and whatever a crashed test leaves ends with the cell.
+// [Main] runs the whole test program in a cell (bench/cell), with its own process, mount, network,
+// IPC and cgroup namespaces and an empty /run, /etc/kuri, /etc/cni and /var/lib/kuri. So the tests
+// do not touch the machine, several can run at once, kurid's defaults can be used unchanged, and
+// everything that a crashed test leaves behind ends with the cell.
 //
-// Every daemon that a test starts brings a leak check: when the test ends and what it made is removed, mounts, network
-// namespaces, links, addresses, routes, firewall rules, cgroups, processes and files must be what they were before.
+// Every daemon of a test has a leak check. When the test has ended and its objects are removed, the
+// mounts, network namespaces, links, addresses, routes, firewall rules, cgroups, processes and
+// files must be the same as before.
 //
 // The tests need root; without it they are skipped. They need the programs in bin/ (make).
 package harness

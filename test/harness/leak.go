@@ -14,10 +14,11 @@ import (
 	"time"
 )
 
-// Traces is what can be left behind, one line for each thing, by kind of thing. It is comparable over time within a cell.
+// Traces has the objects that can leak, one line for each, by kind. Traces of one cell can be
+// compared over time.
 type Traces map[string][]string
 
-// traceSources are the kinds of traces and where each is read.
+// traceSources has a reader for each kind of trace.
 var traceSources = map[string]func() ([]string, error){
 	"mounts":             mounts,
 	"network namespaces": func() ([]string, error) { return tree("/run/netns") },
@@ -29,7 +30,7 @@ var traceSources = map[string]func() ([]string, error){
 	"processes":          processes,
 }
 
-// Observe reads the traces of everything in the cell, and of the files below dirs.
+// Observe reads the traces of the whole cell, and of the files below dirs.
 func Observe(dirs ...string) (Traces, error) {
 	seen := Traces{}
 	for kind, read := range traceSources {
@@ -50,7 +51,8 @@ func Observe(dirs ...string) (Traces, error) {
 	return seen, nil
 }
 
-// Beyond returns a line, "kind: thing", for each thing that other has not, of the kinds that other has.
+// Beyond returns a line, "kind: object", for each object that other does not have, of the kinds
+// that other has.
 func (seen Traces) Beyond(other Traces) []string {
 	var more []string
 	for kind, lines := range other {
@@ -64,9 +66,9 @@ func (seen Traces) Beyond(other Traces) []string {
 	return more
 }
 
-// CheckLeaks fails t when there is more than before. It gives things half a minute to go: the kernel takes namespaces,
-// links and cgroups away after the last process that used them, not with it, and a keeper keeps the record of an exec for
-// ten seconds whose caller has died together with the keeper before.
+// CheckLeaks fails t if there are more objects than before. It allows half a minute for them to go. The
+// kernel removes namespaces, links and cgroups some time after the last process that used them. A keeper
+// keeps the record of an exec for ten seconds if its caller died together with the previous keeper.
 func CheckLeaks(t testing.TB, when string, before Traces, dirs ...string) {
 	t.Helper()
 	var left []string
@@ -86,13 +88,13 @@ func CheckLeaks(t testing.TB, when string, before Traces, dirs ...string) {
 	t.Errorf("%s, this is left that was not there before:\n\t%s", when, strings.Join(left, "\n\t"))
 }
 
-// unplugged reports whether a trace is the link of a pod that another daemon has detached: it is off the bridge, down, and
-// goes within a second.
+// unplugged reports whether a trace is the link of a pod that another daemon has detached: it is
+// off the bridge and down, and disappears within a second.
 func unplugged(trace string) bool {
 	return strings.HasPrefix(trace, "links: kuri") && strings.Contains(trace, "<BROADCAST,MULTICAST>")
 }
 
-// CheckLosses fails t when something that was there before is not there any more.
+// CheckLosses fails t if an object from before is missing.
 func CheckLosses(t testing.TB, when string, before Traces) {
 	t.Helper()
 	now, err := Observe()
@@ -100,13 +102,13 @@ func CheckLosses(t testing.TB, when string, before Traces) {
 		t.Error(err)
 		return
 	}
-	delete(now, "mounts") // the machine's own go from the cell too, when what they are mounted on is removed
+	delete(now, "mounts") // the machine's own disappear from the cell too, when their mount point is removed
 	if gone := slices.DeleteFunc(before.Beyond(now), unplugged); len(gone) > 0 {
 		t.Errorf("%s, this is gone that was there before:\n\t%s", when, strings.Join(gone, "\n\t"))
 	}
 }
 
-// mounts lists the mounts without their ids, which count up for ever.
+// mounts lists the mounts without their ids, which always increase.
 func mounts() ([]string, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -127,7 +129,7 @@ func cgroups() ([]string, error) {
 	var out []string
 	err := filepath.WalkDir("/sys/fs/cgroup", func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return nil // it went while we looked
+			return nil // it was removed while the walk was running
 		}
 		if d.IsDir() {
 			out = append(out, p)
@@ -137,7 +139,7 @@ func cgroups() ([]string, error) {
 	return out, err
 }
 
-// processes lists every process of the cell with its id; a zombie says so.
+// processes lists every process of the cell with its pid. A zombie is marked.
 func processes() ([]string, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -147,7 +149,7 @@ func processes() ([]string, error) {
 	for _, d := range dirs {
 		stat, err := os.ReadFile(d + "/stat")
 		if err != nil {
-			continue // it ended while we looked
+			continue // it exited while we looked
 		}
 		args, _ := os.ReadFile(d + "/cmdline")
 		text := strings.TrimSpace(string(bytes.ReplaceAll(args, []byte{0}, []byte{' '})))
@@ -155,7 +157,7 @@ func processes() ([]string, error) {
 			text = "zombie " + string(stat[bytes.IndexByte(stat, '('):end+1])
 		}
 		if strings.HasPrefix(text, "ip -o ") || strings.HasPrefix(text, "nft -s ") {
-			continue // ours
+			continue // this process
 		}
 		out = append(out, filepath.Base(d)+" "+text)
 	}
@@ -174,11 +176,11 @@ func routes() ([]string, error) {
 	return out, nil
 }
 
-// id matches the name of what belongs to one pod or container.
+// id matches the id in names that belong to one pod or container.
 var id = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// tree lists what is below dir, dir left out; an absent dir is empty. Directories that belong to no pod are left out: the
-// programs keep them for what comes; what is in them is not.
+// tree lists the files below dir, without dir itself. An absent dir is empty. Directories that belong to no
+// pod are omitted, because the programs keep them for later use; their contents are listed.
 func tree(dir string) ([]string, error) {
 	var out []string
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
@@ -194,8 +196,8 @@ func tree(dir string) ([]string, error) {
 	return out, err
 }
 
-// counting matches what changes by itself in the output of ip and nft: counters, times, the address of a bridge
-// and whether it has a port.
+// counting matches values that change by themselves in the output of ip and nft: counters, times,
+// the address of a bridge and whether it has a port.
 var counting = regexp.MustCompile(`(valid_lft|preferred_lft|expires) \S+|^\d+: |link/ether \S+|NO-CARRIER,|state (UP|DOWN) | linkdown`)
 
 // command returns a reader of the lines that a command prints.

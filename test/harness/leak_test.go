@@ -10,7 +10,7 @@ import (
 
 func TestMain(m *testing.M) { Main(m) }
 
-// TestTracesShowWhatIsLeft leaves one thing of each kind and looks for it, then takes it away and looks again.
+// TestTracesShowWhatIsLeft leaves one object of each kind and looks for it, then removes it and looks again.
 func TestTracesShowWhatIsLeft(t *testing.T) {
 	need(t)
 	run := func(args ...string) {
@@ -70,7 +70,7 @@ func TestTracesShowWhatIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	run("rm", filepath.Join(dir, "left"))
-	run("umount", "/run/netns") // a mount that ip made to share its namespaces
+	run("umount", "/run/netns") // a mount that ip created to share its namespaces
 	run("rmdir", "/run/netns")
 	CheckLeaks(t, "after all was taken away", before, dir)
 	CheckLosses(t, "after all was taken away", before)

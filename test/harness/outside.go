@@ -18,11 +18,11 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// World is a network namespace beside the node's, joined to it by a cable.
+// World is a network namespace outside the node, connected to it by a veth pair.
 type World struct{ ns netns.NsHandle }
 
-// Outside makes a World. Node and there are the addresses of the two ends, with their prefix lengths. It goes with the
-// test.
+// Outside creates a World for the duration of the test. node and there are the addresses of the two
+// ends, with prefix lengths.
 func Outside(t testing.TB, node, there string) *World {
 	t.Helper()
 	runtime.LockOSThread()
@@ -32,7 +32,7 @@ func Outside(t testing.TB, node, there string) *World {
 		t.Fatal(err)
 	}
 	defer home.Close()
-	ns, err := netns.New() // and this thread is in it
+	ns, err := netns.New() // this thread is now in it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func Outside(t testing.TB, node, there string) *World {
 	return &World{ns: ns}
 }
 
-// plug gives a link its address and sets it up.
+// plug assigns a link its address and sets it up.
 func plug(t testing.TB, h *netlink.Handle, name, address string) {
 	t.Helper()
 	link, err := h.LinkByName(name)
@@ -84,7 +84,8 @@ func plug(t testing.TB, h *netlink.Handle, name, address string) {
 	}
 }
 
-// Serve answers HTTP on an address of the World and returns a channel of the addresses that requests came from.
+// Serve serves HTTP on an address of the World and returns a channel of the addresses from which
+// requests came.
 func (w *World) Serve(t testing.TB, address string) <-chan string {
 	t.Helper()
 	listener, err := w.listen(address)
@@ -124,7 +125,7 @@ func (w *World) listen(address string) (net.Listener, error) {
 	return net.Listen("tcp", address)
 }
 
-// FindProcess returns the process id, in the cell, of the process with that command line, which may be about to start.
+// FindProcess waits for the process with the given command line and returns its pid in the cell.
 func FindProcess(t testing.TB, args string) int {
 	t.Helper()
 	found := 0
@@ -144,7 +145,7 @@ func FindProcess(t testing.TB, args string) int {
 	return found
 }
 
-// Processes returns the processes of the cell, "PID COMMAND LINE", whose command line begins with args.
+// Processes returns the processes of the cell whose command line begins with args, as "PID COMMAND LINE".
 func Processes(t testing.TB, args string) []string {
 	t.Helper()
 	all, err := processes()
@@ -160,7 +161,7 @@ func Processes(t testing.TB, args string) []string {
 	return out
 }
 
-// MountPoints lists the mounts that a process of the cell sees.
+// MountPoints lists the mounts visible to a process of the cell.
 func MountPoints(t testing.TB) []string {
 	t.Helper()
 	all, err := mounts()
@@ -170,8 +171,8 @@ func MountPoints(t testing.TB) []string {
 	return all
 }
 
-// CgroupFile returns the content of a file in a process's cgroup: of a version 1 controller, or with version 2 where the
-// controller is not bound to version 1.
+// CgroupFile returns the content of a file in a process's cgroup: v1 of a version 1 controller, or
+// v2 if the controller is not bound to version 1.
 func CgroupFile(t testing.TB, pid int, controller, v1, v2 string) string {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -202,14 +203,14 @@ func readCgroup(t testing.TB, path string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// RemoveCgroup removes an empty cgroup and those below it from every hierarchy.
+// RemoveCgroup removes an empty cgroup and its children from every hierarchy.
 func RemoveCgroup(t testing.TB, path string) {
 	t.Helper()
 	all, err := cgroups()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := len(all) - 1; i >= 0; i-- { // what is below comes later
+	for i := len(all) - 1; i >= 0; i-- { // children come later
 		if strings.Contains(all[i]+"/", path+"/") {
 			if err := os.Remove(all[i]); err != nil {
 				t.Errorf("remove cgroup: %v", err)
@@ -218,7 +219,7 @@ func RemoveCgroup(t testing.TB, path string) {
 	}
 }
 
-// EchoIn serves in the network namespace at path: each connection is told what it has said. It returns the port.
+// EchoIn runs an echo server in the network namespace at path and returns its port.
 func EchoIn(t testing.TB, path, address string) int32 {
 	t.Helper()
 	runtime.LockOSThread()
@@ -245,7 +246,7 @@ func EchoIn(t testing.TB, path, address string) int32 {
 	return int32(l.Addr().(*net.TCPAddr).Port)
 }
 
-// Echo tells each connection what it has said, until the listener is closed.
+// Echo sends back the input of each connection, until the listener is closed.
 func Echo(l net.Listener) {
 	for {
 		conn, err := l.Accept()

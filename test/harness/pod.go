@@ -14,7 +14,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Pod returns the configuration of a pod as a kubelet might send it: all namespaces but the process namespace shared.
+// Pod returns the configuration of a pod as a kubelet might send it: all namespaces except the PID
+// namespace are shared.
 func Pod(name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
@@ -33,7 +34,8 @@ func HostNetwork(p *runtimeapi.PodSandboxConfig) *runtimeapi.PodSandboxConfig {
 	return p
 }
 
-// Container returns the configuration of a container that runs command; none runs what the image says.
+// Container returns the configuration of a container that runs command, or the image's command if
+// there is none.
 func Container(name, image string, command ...string) *runtimeapi.ContainerConfig {
 	return &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name},
@@ -64,7 +66,7 @@ func (d *Daemon) PullBusybox(t testing.TB) string {
 	return ref
 }
 
-// RunPod runs a pod, whose log directory is set to one of the test's when it is empty, and returns its id.
+// RunPod runs a pod and returns its id. If its log directory is empty, it sets one of the test's.
 func (d *Daemon) RunPod(t testing.TB, config *runtimeapi.PodSandboxConfig) string {
 	t.Helper()
 	if config.LogDirectory == "" {
@@ -158,7 +160,7 @@ func (d *Daemon) StopContainer(t testing.TB, id string, grace int64) {
 	}
 }
 
-// Exec runs a command in a container and returns what it wrote and its exit code.
+// Exec runs a command in a container and returns its output and exit code.
 func (d *Daemon) Exec(t testing.TB, id string, command ...string) (stdout, stderr string, code int32) {
 	t.Helper()
 	resp, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: 30})
@@ -168,7 +170,7 @@ func (d *Daemon) Exec(t testing.TB, id string, command ...string) (stdout, stder
 	return string(resp.Stdout), string(resp.Stderr), resp.ExitCode
 }
 
-// Output is the standard output of a command in a container, which must exit 0.
+// Output returns the standard output of a command in a container, which must exit with 0.
 func (d *Daemon) Output(t testing.TB, id string, command ...string) string {
 	t.Helper()
 	stdout, stderr, code := d.Exec(t, id, command...)
@@ -182,11 +184,11 @@ func (d *Daemon) Output(t testing.TB, id string, command ...string) string {
 type LogLine struct {
 	Time   time.Time
 	Stream string // stdout or stderr
-	Full   bool   // F, the line ended; else P
+	Full   bool   // tag F, a complete line; else P
 	Text   string
 }
 
-// LogLines parses the log of a container, by the format that kubelets read.
+// LogLines parses the log of a container in the format that kubelets read.
 func (d *Daemon) LogLines(t testing.TB, id string) []LogLine {
 	t.Helper()
 	b, err := os.ReadFile(d.ContainerStatus(t, id).LogPath)
@@ -208,7 +210,7 @@ func (d *Daemon) LogLines(t testing.TB, id string) []LogLine {
 	return out
 }
 
-// LogText is what a container wrote to a stream ("stdout" or "stderr"), as its log has it.
+// LogText returns a container's output to a stream ("stdout" or "stderr") from its log.
 func (d *Daemon) LogText(t testing.TB, id, stream string) string {
 	t.Helper()
 	var text strings.Builder
@@ -223,11 +225,12 @@ func (d *Daemon) LogText(t testing.TB, id, stream string) string {
 	return text.String()
 }
 
-// eventuallyLeast is how long Eventually waits at least. Waiting is no measurement: a busy machine takes its time, and a test
-// about a bound measures it.
+// eventuallyLeast is the minimum that Eventually waits. Waiting is not measuring: a busy machine
+// needs time, and a test of a time limit measures it separately.
 const eventuallyLeast = 30 * time.Second
 
-// Eventually calls f until it returns nil, and fails t when it has not after limit, or [eventuallyLeast].
+// Eventually calls f until it returns nil. It fails t if that does not happen within limit or
+// [eventuallyLeast], whichever is longer.
 func Eventually(t testing.TB, limit time.Duration, what string, f func() error) {
 	t.Helper()
 	limit = Patient(max(limit, eventuallyLeast))
@@ -242,7 +245,7 @@ func Eventually(t testing.TB, limit time.Duration, what string, f func() error) 
 	}
 }
 
-// WantError fails t unless err has the gRPC code and its text holds each of the words.
+// WantError fails t unless err has the gRPC code and its text contains each of the words.
 func WantError(t testing.TB, err error, code codes.Code, words ...string) {
 	t.Helper()
 	if status.Code(err) != code {
@@ -269,7 +272,7 @@ func Write(t testing.TB, dir, name, content string) string {
 	return p
 }
 
-// Background is a context for what must be done when the test's own has ended, in cleanups.
+// Background returns a context for cleanups, after the test's own has ended.
 func Background(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), Patient(callTimeout))
 	t.Cleanup(cancel)

@@ -17,7 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// Registry is a real registry, in this process, over plain HTTP on the loopback address. It ends with the test.
+// Registry is a real registry in this process, over plain HTTP on the loopback address. It ends
+// with the test.
 type Registry struct {
 	Host string // "127.0.0.1:port"
 
@@ -25,7 +26,7 @@ type Registry struct {
 	intercept func(w http.ResponseWriter, r *http.Request, next http.Handler)
 }
 
-// NewRegistry starts a registry that holds nothing.
+// NewRegistry starts an empty registry.
 func NewRegistry(t testing.TB) *Registry {
 	t.Helper()
 	r := &Registry{}
@@ -45,14 +46,15 @@ func NewRegistry(t testing.TB) *Registry {
 	return r
 }
 
-// Intercept puts f before the registry, for what a registry does wrong; nil takes it away.
+// Intercept puts f in front of the registry to simulate faults; nil removes it.
 func (r *Registry) Intercept(f func(w http.ResponseWriter, req *http.Request, next http.Handler)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.intercept = f
 }
 
-// Push stores content, a v1.Image or a v1.ImageIndex, as repository[:tag] and returns the reference to pull it by.
+// Push stores content, a v1.Image or a v1.ImageIndex, as repository[:tag] and returns the reference
+// for pulling it.
 func (r *Registry) Push(t testing.TB, repository string, content remote.Taggable) string {
 	t.Helper()
 	ref, err := name.NewTag(r.Host+"/"+repository, name.Insecure)

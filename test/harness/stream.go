@@ -21,11 +21,11 @@ import (
 type Transport struct {
 	// Command opens an exec or attach.
 	Command func(*rest.Config, *url.URL) (remotecommand.Executor, error)
-	// Ports opens a port forwarding.
+	// Ports opens a port-forwarding connection.
 	Ports func(*rest.Config, *url.URL) (httpstream.Dialer, error)
 }
 
-// Transports are all of them. Ports over WebSocket are SPDY that is tunnelled.
+// Transports has every transport. Port forwarding over WebSocket tunnels SPDY.
 var Transports = map[string]Transport{
 	"SPDY": {
 		Command: func(c *rest.Config, u *url.URL) (remotecommand.Executor, error) {
@@ -46,8 +46,8 @@ var Transports = map[string]Transport{
 	},
 }
 
-// Forward forwards a port, as kubectl port-forward does, and returns the local address. It ends with the test, or with end,
-// which returns what it came to.
+// Forward forwards a port as kubectl port-forward does and returns the local address. It ends with
+// the test or when end is called, which returns its error.
 func (x Transport) Forward(t testing.TB, c *rest.Config, u *url.URL, port int32) (local string, end func() error) {
 	t.Helper()
 	dialer, err := x.Ports(c, u)
@@ -79,7 +79,7 @@ func (x Transport) Forward(t testing.TB, c *rest.Config, u *url.URL, port int32)
 	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local), end
 }
 
-// Screen is an output that can be looked at while it is written to. It is safe for concurrent use.
+// Screen is an output that can be read while it is written. It is safe for concurrent use.
 type Screen struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -97,7 +97,7 @@ func (s *Screen) String() string {
 	return s.text.String()
 }
 
-// Shows is an error until the screen shows want.
+// Shows returns an error until the screen shows want.
 func (s *Screen) Shows(want string) error {
 	if text := s.String(); !strings.Contains(text, want) {
 		return fmt.Errorf("there is %q", text)
@@ -105,16 +105,16 @@ func (s *Screen) Shows(want string) error {
 	return nil
 }
 
-// Await waits for want on the screen.
+// Await waits until the screen shows want.
 func (s *Screen) Await(t testing.TB, want string) {
 	t.Helper()
 	Eventually(t, 20*time.Second, fmt.Sprintf("%q on the screen", want), func() error { return s.Shows(want) })
 }
 
-// Sizes is a terminal whose size changes when a test says so.
+// Sizes is the queue of a terminal's sizes, which the test sends.
 type Sizes chan remotecommand.TerminalSize
 
-// Next is the next size, nil after the last.
+// Next returns the next size, or nil after the last.
 func (q Sizes) Next() *remotecommand.TerminalSize {
 	size, ok := <-q
 	if !ok {

@@ -16,23 +16,23 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// Plan says how much is to be done.
+// Plan is the amount of load.
 type Plan struct {
 	Pods, Containers int           // and containers in each of them
-	Lanes            int           // pods that come and go at once
+	Lanes            int           // concurrent starts and removals of pods
 	Chatty           int           // containers that print as fast as they can
-	Probe            time.Duration // between two exec probes of a pod
-	Churn            time.Duration // between two pods that are replaced
-	For              time.Duration // how long, after all pods are up
+	Probe            time.Duration // interval of the exec probes of a pod
+	Churn            time.Duration // interval of replacements of a pod
+	For              time.Duration // duration, after all pods are up
 }
 
-// Figures is what a run has measured.
+// Figures has the measurements of a run.
 type Figures struct {
-	Up, Down        time.Duration // until all pods were up, and gone
+	Up, Down        time.Duration // until all pods were up, and removed
 	Probes, Churned int64
 	Status          []time.Duration // of each call of Status, sorted
 	PodStatus       []time.Duration // of each call of PodSandboxStatus, sorted
-	Early, Late     Usage           // at a fifth of the time, and at the end
+	Early, Late     Usage           // after a fifth of the time, and at the end
 	Idle, After     Descriptors     // before the first pod, and after the last
 }
 
@@ -44,7 +44,7 @@ func Percentile(sorted []time.Duration, p float64) time.Duration {
 	return sorted[min(int(float64(len(sorted))*p/100), len(sorted)-1)]
 }
 
-// String tells the figures on a few lines.
+// String returns the figures on a few lines.
 func (f Figures) String() string {
 	return fmt.Sprintf("up in %s, down in %s; %d probes, %d pods replaced\nStatus p50 %s p99 %s of %d; PodSandboxStatus p50 %s p99 %s of %d\n"+
 		"PSS early %v, late %v\ndescriptors idle %+v, after %+v",
@@ -67,14 +67,14 @@ type run struct {
 	probes, churned atomic.Int64
 }
 
-// pod is one that is up.
+// pod is a running pod.
 type pod struct {
 	id, name string
 	probed   string       // container
-	busy     sync.RWMutex // held by who replaces it
+	busy     sync.RWMutex // held while the pod is replaced
 }
 
-// Run does what plan says, with an image that has a shell.
+// Run executes the plan with an image that has a shell.
 func Run(t *testing.T, d *harness.Daemon, image string, plan Plan) Figures {
 	t.Helper()
 	r := &run{Plan: plan, Daemon: d, t: t, image: image, logs: t.TempDir(), pods: make([]*pod, plan.Pods)}
@@ -100,7 +100,7 @@ func Run(t *testing.T, d *harness.Daemon, image string, plan Plan) Figures {
 	return f
 }
 
-// warmUp has the programs open what they keep once they have had a pod.
+// warmUp runs a pod, so that the programs open the files that they then keep open.
 func (r *run) warmUp() {
 	chatty := r.Chatty
 	r.Chatty = 0
@@ -114,14 +114,14 @@ func (r *run) warmUp() {
 	}
 }
 
-// during works on the pods for the time that the plan gives, in all ways at once.
+// during applies every kind of load to the pods for the time of the plan.
 func (r *run) during(f *Figures) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), r.For)
 	defer cancel()
 	var all sync.WaitGroup
 	for n := range r.Pods {
 		all.Go(func() {
-			sleep(ctx, time.Duration(rand.Int64N(int64(r.Probe)))) // as kubelets spread their probes
+			sleep(ctx, time.Duration(rand.Int64N(int64(r.Probe)))) // kubelets spread their probes, too
 			r.every(ctx, r.Probe, func() { r.probe(n) })
 		})
 	}
@@ -138,7 +138,7 @@ func (r *run) during(f *Figures) {
 	f.Late = r.usage()
 }
 
-// every calls fn with pauses until ctx ends. A call goes on to its end.
+// every calls fn with pauses until ctx ends. It does not interrupt a call.
 func (r *run) every(ctx context.Context, pause time.Duration, fn func()) {
 	for ctx.Err() == nil && !r.t.Failed() {
 		fn()
@@ -153,7 +153,7 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// inLanes calls fn for each pod, as many at once as there are lanes.
+// inLanes calls fn for each pod, with as many concurrent calls as there are lanes.
 func (r *run) inLanes(fn func(n int)) {
 	next := make(chan int)
 	var all sync.WaitGroup
@@ -171,7 +171,7 @@ func (r *run) inLanes(fn func(n int)) {
 	all.Wait()
 }
 
-// check notes the error of a call.
+// check records the error of a call and reports whether it succeeded.
 func (r *run) check(what string, err error) bool {
 	if err != nil {
 		r.t.Errorf("%s: %v", what, err)
@@ -179,7 +179,7 @@ func (r *run) check(what string, err error) bool {
 	return err == nil
 }
 
-// up brings the n-th pod up. The first containers of the first pods are the chatty ones.
+// up starts the n-th pod. The first containers of the first pods are the chatty ones.
 func (r *run) up(n int, name string) {
 	ctx := context.Background()
 	config := harness.Pod(name)
@@ -195,7 +195,7 @@ func (r *run) up(n int, name string) {
 			command = []string{"yes", "a line of a log that is as long as many lines are, some eighty characters"}
 		}
 		c := harness.Container(fmt.Sprint("c", i), r.image, command...)
-		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 2} // a kubelet's, for pods that ask for nothing
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 2} // as a kubelet sets for pods without requests
 		created, err := r.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: c, SandboxConfig: config})
 		if !r.check("create a container of "+name, err) {
 			return
@@ -222,7 +222,8 @@ func (r *run) down(p *pod) {
 	r.check("remove pod "+p.name, err)
 }
 
-// at returns the n-th pod, which nobody replaces until leave is called; nil while it is being replaced.
+// at returns the n-th pod and protects it from replacement until leave is called. It returns nil if
+// the pod is being replaced.
 func (r *run) at(n int) (p *pod, leave func()) {
 	r.mu.Lock()
 	p = r.pods[n]
@@ -247,13 +248,13 @@ func (r *run) probe(n int) {
 	r.probes.Add(1)
 }
 
-// replaceOne removes a pod and makes another in its place.
+// replaceOne removes a pod and starts another in its place.
 func (r *run) replaceOne() {
 	n := rand.IntN(r.Pods)
 	r.mu.Lock()
 	p := r.pods[n]
 	r.mu.Unlock()
-	p.busy.Lock() // and nobody takes it again
+	p.busy.Lock() // never unlocked: nobody uses this pod again
 	r.mu.Lock()
 	r.pods[n] = nil
 	r.mu.Unlock()
@@ -261,7 +262,7 @@ func (r *run) replaceOne() {
 	r.up(n, fmt.Sprintf("load-%d-%d", n, r.churned.Add(1)))
 }
 
-// relist asks what a kubelet asks every second.
+// relist makes the calls that a kubelet makes every second.
 func (r *run) relist() {
 	ctx := context.Background()
 	pods, err := r.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
@@ -272,7 +273,7 @@ func (r *run) relist() {
 	r.check("list containers", err)
 }
 
-// stats asks what a kubelet asks every ten seconds.
+// stats makes the calls that a kubelet makes every ten seconds.
 func (r *run) stats() {
 	ctx := context.Background()
 	_, err := r.Runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})

@@ -12,10 +12,11 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// Logs that are bounded: what prints without pause fills no disk.
+// Bounded logs, so that constant output does not fill the disk.
 const smallLogs = "[pod]\nlog_max_size = 10485760\nlog_max_files = 1\n"
 
-// TestLoad is `make load`: 200 pods of three containers, 50 at once, for KURI_LOAD (10m). KURI_LOAD_PODS gives another number.
+// TestLoad is `make load`: 200 pods of three containers, 50 at a time, for KURI_LOAD (10m).
+// KURI_LOAD_PODS sets the number of pods.
 func TestLoad(t *testing.T) {
 	length, err := time.ParseDuration(os.Getenv("KURI_LOAD"))
 	if err != nil {
@@ -40,7 +41,7 @@ func TestLoad(t *testing.T) {
 	flat(t, "the keeper", f.Early.Keeper, f.Late.Keeper)
 }
 
-// flat fails t when a program has grown by more than a fifth and 4 MiB.
+// flat fails t if the memory of a program has grown by more than a fifth and 4 MiB.
 func flat(t *testing.T, who string, early, late int64) {
 	t.Helper()
 	if late > early+early/5+4<<20 {
@@ -48,8 +49,8 @@ func flat(t *testing.T, who string, early, late int64) {
 	}
 }
 
-// TestLogRate compares what the keeper takes of the CPU for twenty containers that print as fast as they can, with
-// pod.log_rate and without it.
+// TestLogRate compares the CPU usage of the keeper for twenty containers that print as fast as they
+// can, with and without pod.log_rate.
 func TestLogRate(t *testing.T) {
 	if os.Getenv("KURI_LOAD") == "" {
 		t.Skip("it measures the CPU: make load")
@@ -62,18 +63,18 @@ func TestLogRate(t *testing.T) {
 	}
 }
 
-// keeperShare returns the CPU seconds a second of a keeper under twenty chatty containers.
+// keeperShare returns the CPU seconds per second of a keeper with twenty chatty containers.
 func keeperShare(t *testing.T, config string) (share float64) {
 	t.Run("", func(t *testing.T) {
 		pod := harness.Pod("chatty")
-		pod.LogDirectory = t.TempDir() // which goes after the pod
+		pod.LogDirectory = t.TempDir() // which is removed after the pod
 		d := harness.Start(t, harness.Options{Config: config})
 		image := d.PullBusybox(t)
 		id := d.RunPod(t, pod)
 		for i := range 20 {
 			d.Run(t, id, harness.Container("c"+strconv.Itoa(i), image, "yes", "a line of a log that is as long as many lines are, some eighty characters"), pod)
 		}
-		time.Sleep(12 * time.Second) // by then the ten seconds' worth that each may write at once are written
+		time.Sleep(12 * time.Second) // by then each container has used up its burst of ten seconds' worth
 		before, began := load.CPU(t, d.KeeperPid()), time.Now()
 		time.Sleep(10 * time.Second)
 		share = (load.CPU(t, d.KeeperPid()) - before).Seconds() / time.Since(began).Seconds()

@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-// Usage is the proportional set size of the two programs in Go, in bytes.
+// Usage has the proportional set sizes of the two Go programs, in bytes.
 type Usage struct{ Kurid, Keeper int64 }
 
 func (u Usage) String() string {
 	return fmt.Sprintf("kurid %.1f MiB keeper %.1f MiB", float64(u.Kurid)/(1<<20), float64(u.Keeper)/(1<<20))
 }
 
-// Descriptors is how many files the programs have open.
+// Descriptors has the numbers of open files of the programs.
 type Descriptors struct{ Kurid, Keeper, Holder int }
 
 func (r *run) usage() Usage {
@@ -27,7 +27,7 @@ func (r *run) descriptors() Descriptors {
 	return Descriptors{files(r.t, r.Pid()), files(r.t, r.KeeperPid()), files(r.t, r.HolderPid())}
 }
 
-// pss reads the proportional set size of a process, in bytes.
+// pss returns the proportional set size of a process, in bytes.
 func pss(t *testing.T, pid int) int64 {
 	t.Helper()
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
@@ -52,14 +52,15 @@ func files(t *testing.T, pid int) int {
 	return len(entries)
 }
 
-// CPU returns the time that a process has had of the CPUs.
+// CPU returns the CPU time that a process has used.
 func CPU(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	// utime and stime are the fields 14 and 15, counted from the one before the name's end (proc_pid_stat(5)).
+	// utime and stime are fields 14 and 15, counted from the field before the end of the name
+	// (proc_pid_stat(5)).
 	fields := strings.Fields(string(body[strings.LastIndexByte(string(body), ')')+1:]))
 	ticks := 0
 	for _, f := range fields[11:13] {

@@ -11,13 +11,13 @@ import (
 // Spec is one spec of a report.
 type Spec struct {
 	Name   string
-	Status string // as ginkgo names it: passed, failed, skipped, timedout, …
+	Status string // in ginkgo's terms: passed, failed, skipped, timedout, …
 	Output string // of a spec that failed
-	Reason string // for which a spec skipped itself; "" when it was left out
+	Reason string // why a spec skipped itself; "" if it was filtered out
 }
 
-// ReadReport reads the specs of a JUnit report as ginkgo writes it, their names without prefix. Setup that failed counts as
-// a spec.
+// ReadReport reads the specs of a JUnit report written by ginkgo, and removes prefix from their
+// names. A failed setup counts as a spec.
 func ReadReport(path, prefix string) ([]Spec, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -60,17 +60,17 @@ func ReadReport(path, prefix string) ([]Spec, error) {
 // Expectation is a line of the list.
 type Expectation struct {
 	Pass   bool
-	Reason string // why not, when it need not pass
+	Reason string // why it need not pass
 }
 
-// Condition is a further verb of the list, for specs that must pass on some machines.
+// Condition is an additional verb of the list, for specs that must pass only on some machines.
 type Condition struct {
 	Holds  bool
-	Reason string // why the specs need not pass where it does not hold; "": the suite does not have them there
+	Reason string // why the specs need not pass unless it holds; "": the suite does not have them then
 }
 
-// ReadExpected reads a list: "pass NAME" for a spec that must pass, "skip NAME # reason" for one that need not, and the
-// verbs of conditions. Lines that begin with "#" are comments.
+// ReadExpected reads a list: "pass NAME" for a spec that must pass, "skip NAME # reason" for one
+// that need not, and the verbs of conditions. Lines that begin with "#" are comments.
 func ReadExpected(path string, conditions map[string]Condition) (map[string]Expectation, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -97,7 +97,7 @@ func ReadExpected(path string, conditions map[string]Condition) (map[string]Expe
 	return out, nil
 }
 
-// parse reads one line; it returns no expectation for a spec that the suite does not have here.
+// parse reads one line. It returns no expectation for a spec that the suite does not have here.
 func parse(verb, rest string, conditions map[string]Condition) (name string, _ *Expectation, err error) {
 	if rest == "" {
 		return "", nil, fmt.Errorf("it names no spec")
@@ -119,7 +119,7 @@ func parse(verb, rest string, conditions map[string]Condition) (name string, _ *
 	return rest[:at], &Expectation{Reason: rest[at+3:]}, nil
 }
 
-// Compare makes a subtest of each spec that has focus in its name, which is part of every name when it is "". It fails t when
+// Compare runs a subtest for each spec whose name contains focus; "" selects all. It fails t if
 // there is none.
 func Compare(t *testing.T, want map[string]Expectation, got []Spec, focus string) {
 	ran := map[string]bool{}

@@ -1,16 +1,17 @@
 // Command tally makes the output of `go test -json` readable and counts it.
 //
-//	go test -json ./... | tally -record FILE    prints a line for each package, all of what a failed test said and the
-//	                                            reason of each test that was skipped; writes its counts to FILE
-//	… -failed LIST                              writes what may be tried again to LIST, a line "PACKAGE TEST FAILURES" each
-//	                                            (subtests counted); nothing when a package failed otherwise than by its
-//	                                            tests, or more than two tests did
+//	go test -json ./... | tally -record FILE    prints a line for each package, the full output of failed tests and the
+//	                                            reason of each skipped test; writes its counts to FILE
+//	… -failed LIST                              writes the tests that may be retried to LIST, one per line as
+//	                                            "PACKAGE TEST FAILURES" (subtests counted). Writes none if a package
+//	                                            failed otherwise than by its tests, or if more than two tests failed
 //	tally -flaky -record FILE PACKAGE TEST FAILURES
-//	                                            says that the test passed when it was tried again, and counts it in FILE
+//	                                            reports that the test passed when retried, and counts it in FILE
 //	tally -total FILE...                        adds up such files and prints "N passed, N failed, N skipped"
 //
-// It exits 1 when a test or a package failed, or when none was run. Tests are counted as go test names them: a test and
-// each of its subtests are one each. A package that fails to build or ends outside its tests counts as one failure.
+// It exits with 1 if a test or a package failed, or if none was run. Tests are counted as go test
+// names them: a test and each of its subtests count one each. A package that fails to build or
+// exits outside its tests counts as one failure.
 package main
 
 import (
@@ -113,21 +114,21 @@ type event struct {
 	FailedBuild                               string
 }
 
-// run is what is known of one test, or with no test name of one package, while it runs.
+// run is the state of a running test, or of a package if the test name is empty.
 type run struct {
 	output    []string
-	hasFailed bool // a test of this package has failed, so the package's own failure says nothing new
-	hasEnded  bool // its test program has reached its end and said FAIL: every test was run
+	hasFailed bool // a test of this package has failed, so the package's own failure adds no information
+	hasEnded  bool // its test program has reached its end and printed FAIL: every test was run
 }
 
-// most is how many failed tests of one run may be tried again.
+// most is the maximum number of failed tests of a run that may be retried.
 const most = 2
 
-// read consumes events until in ends, printing to out. Again are the failed tests, without their subtests, when they are few
-// and nothing else failed.
+// read consumes events until in ends, printing to out. again has the failed tests, without
+// subtests, if they are few and nothing else failed.
 func read(in io.Reader, out io.Writer) (sum counts, again []string, err error) {
 	failures := map[string]int{} // by package and test, its subtests included
-	otherwise := false           // something failed that is no test, or a test that ended its program
+	otherwise := false           // a failure outside of tests, or a test that ended its program
 	runs := map[string]*run{}
 	at := func(key string) *run {
 		if runs[key] == nil {
@@ -150,7 +151,7 @@ func read(in io.Reader, out io.Writer) (sum counts, again []string, err error) {
 		}
 		var e event
 		if json.Unmarshal([]byte(line), &e) != nil {
-			fmt.Fprint(out, line) // not an event: the go command's own words
+			fmt.Fprint(out, line) // not an event: output of the go command itself
 			continue
 		}
 		pkg, key := at(e.Package), e.Package+" "+e.Test
@@ -196,7 +197,7 @@ func read(in io.Reader, out io.Writer) (sum counts, again []string, err error) {
 	}
 }
 
-// reason returns what a skipped test said, on one line.
+// reason returns the output of a skipped test on one line.
 func reason(output []string) string {
 	var words []string
 	for _, l := range output {

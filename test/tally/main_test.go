@@ -45,7 +45,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// A test that failed alone may be tried again; not the whole, and not what ended its program before the rest was run.
+// A test that failed alone may be retried. A whole package, or a test that ended its program early, may not.
 func TestAgain(t *testing.T) {
 	const a, end, pkg = `{"Action":"fail","Package":"p","Test":"TestA/one"}
 {"Action":"fail","Package":"p","Test":"TestA"}

@@ -1,11 +1,11 @@
-// Command program stands in for the programs of the images that critest asks for. The name that it is started under says
-// which:
+// Command program replaces the programs of the images that critest uses. It acts according to the
+// name under which it is started:
 //
-//	nginx         a web server on port 80, or $PORT, that is seen as "nginx: master process nginx -g daemon off;" and
-//	              writes its process id to /var/run/nginx.pid
-//	httpd         a web server on port 80 that complains about its name on standard error, as Apache's does
+//	nginx         a web server on port 80, or $PORT, that is listed as "nginx: master process nginx -g daemon off;" and
+//	              writes its pid to /var/run/nginx.pid
+//	httpd         a web server on port 80 that complains about its name on standard error, like Apache's
 //	nonewprivs    prints "Effective uid: N"
-//	pause         waits for TERM
+//	pause         waits for SIGTERM
 package main
 
 import (
@@ -18,14 +18,15 @@ import (
 	"syscall"
 )
 
-// title is what critest looks for in nginx's command line.
+// title is the text that critest expects in nginx's command line.
 const title = "nginx: master process nginx -g daemon off;"
 
 func main() {
 	var err error
 	switch name := filepath.Base(os.Args[0]); {
 	case name == "nginx":
-		// Only exec changes what others read as our command line; the file's name stays the process's.
+		// Only execve changes the command line that other processes read. The process keeps the
+		// name of the file.
 		err = syscall.Exec("/usr/sbin/nginx", []string{title}, os.Environ())
 	case strings.HasPrefix(os.Args[0], "nginx: "):
 		if err = os.WriteFile("/var/run/nginx.pid", fmt.Appendln(nil, os.Getpid()), 0o644); err == nil {
@@ -48,7 +49,7 @@ func main() {
 	}
 }
 
-// serve answers every request with 200 and logs a line for each, until TERM or QUIT.
+// serve answers every request with 200 and logs a line for each, until SIGTERM or SIGQUIT.
 func serve(port string) error {
 	if port == "" {
 		port = "80"

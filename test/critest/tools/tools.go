@@ -1,7 +1,7 @@
 //go:build tools
 
-// Package tools pins the CRI validation suite and its client, which are built from their module and used by test/critest.
-// It is a module of its own so that what they need stays out of Kuri's go.mod.
+// Package tools pins the CRI validation suite and its client, which test/critest builds from their
+// module. It is a separate module to keep their dependencies out of Kuri's go.mod.
 package tools
 
 import (
