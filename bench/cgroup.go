@@ -14,13 +14,13 @@ import (
 
 const cgroupRoot = "/sys/fs/cgroup"
 
-// unified says whether the machine has cgroup version 2 alone.
+// unified reports whether the machine has only cgroup version 2.
 func unified() bool {
 	_, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers"))
 	return err == nil
 }
 
-// accounting is where a cgroup's CPU time and memory are counted: its directories, one in version 2,
+// accounting returns the directories that count a cgroup's CPU time and memory: one in version 2,
 // two in version 1.
 func accounting(cgroup string) []string {
 	if unified() {
@@ -29,8 +29,8 @@ func accounting(cgroup string) []string {
 	return []string{filepath.Join(cgroupRoot, "cpuacct", cgroup), filepath.Join(cgroupRoot, "memory", cgroup)}
 }
 
-// makeCgroup makes the accounting directories of a cgroup. In version 2 all above it hand on the
-// controllers that count.
+// makeCgroup creates the accounting directories of a cgroup. In version 2 it enables the counting
+// controllers in all of its ancestors.
 func makeCgroup(cgroup string) error {
 	for _, dir := range accounting(cgroup) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -45,7 +45,7 @@ func makeCgroup(cgroup string) error {
 	return nil
 }
 
-// enterCgroup moves this process.
+// enterCgroup moves this process into a cgroup.
 func enterCgroup(cgroup string) error {
 	if err := makeCgroup(cgroup); err != nil {
 		return err
@@ -58,8 +58,8 @@ func enterCgroup(cgroup string) error {
 	return nil
 }
 
-// startIn starts a command in a cgroup, so that nothing that it does is counted elsewhere. In version 1
-// a child begins in the cgroups of the thread that starts it.
+// startIn starts a command in a cgroup, so that all of its usage is counted there. In version 1 a
+// child starts in the cgroups of the thread that starts it.
 func startIn(cmd *exec.Cmd, cgroup string) error {
 	if err := makeCgroup(cgroup); err != nil {
 		return err
@@ -90,13 +90,13 @@ func moveThread(cgroup string) error {
 	return nil
 }
 
-// cpu is the CPU time that a runtime and its pods have used so far, in nanoseconds. Kuri's keeper has a cgroup of
-// its own choice, so Kuri's share is what the cell used beside the others: only the daemon being
-// measured may be at work between two readings.
+// cpu returns the CPU time that a runtime and its pods have used so far, in nanoseconds. Kuri's
+// keeper chooses its own cgroup, so Kuri's share is the usage of the cell minus that of the other
+// cgroups. So only the measured daemon may be active between two readings.
 func cpu(name string) (int64, error) { return share(name, cpuOf) }
 
-// kernelMemory is the memory that the kernel holds for a runtime and its pods, in bytes: slab, kernel stacks, page tables, per-CPU
-// data of cgroups and more.
+// kernelMemory returns the kernel memory of a runtime and its pods, in bytes: slab, kernel stacks,
+// page tables, per-CPU data of cgroups and more.
 func kernelMemory(name string) (int64, error) { return share(name, kernelMemoryOf) }
 
 func share(name string, of func(cgroup string) (int64, error)) (int64, error) {
@@ -135,7 +135,7 @@ func kernelMemoryOf(cgroup string) (int64, error) {
 	return number(filepath.Join(cgroupRoot, "memory", cgroup, "memory.kmem.usage_in_bytes"))
 }
 
-// number reads a file that holds one number.
+// number reads a file that contains one number.
 func number(file string) (int64, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -144,7 +144,7 @@ func number(file string) (int64, error) {
 	return strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
 }
 
-// field reads the number that follows a name in a file of lines.
+// field reads the number after a name in a file of lines.
 func field(file, name string) (int64, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// charted are the rows of the picture: how a measure's name begins, and what the picture calls it.
+// charted has the rows of the chart: the prefix of a measure's name, and its label in the chart.
 var charted = []struct{ prefix, label string }{
 	{"pod ready (Run+Create+Start), host network", "pod ready, host network"},
 	{"pod ready (Run+Create+Start), default network", "pod ready, pod network"},
@@ -20,7 +20,7 @@ var charted = []struct{ prefix, label string }{
 	{"ListContainerStats, ", "ListContainerStats"},
 }
 
-// The picture's measures, in pixels.
+// The dimensions of the chart in pixels.
 const (
 	chartWidth = 760
 	barLeft    = 190
@@ -29,7 +29,7 @@ const (
 	rowHeight  = 46
 )
 
-// chart draws the medians of both runtimes as bars, each row on a scale of its own, into an SVG file.
+// chart draws the medians of both runtimes as bars into an SVG file. Each row has its own scale.
 func (r *report) chart(file string) error {
 	r.conclude()
 	var rows strings.Builder
@@ -64,9 +64,9 @@ func (r *report) chart(file string) error {
 	return os.WriteFile(file, []byte(picture), 0o644)
 }
 
-// escaped is text as XML has it.
+// escaped returns text escaped for XML.
 func escaped(s string) string {
 	var b strings.Builder
-	_ = xml.EscapeText(&b, []byte(s)) // a Builder takes everything
+	_ = xml.EscapeText(&b, []byte(s)) // writing to a Builder does not fail
 	return b.String()
 }

@@ -11,7 +11,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// client speaks the CRI to one runtime. Safe for concurrent use.
+// client is a CRI client of one runtime. It is safe for concurrent use.
 type client struct {
 	runtime.RuntimeServiceClient
 	images runtime.ImageServiceClient
@@ -29,7 +29,7 @@ func dial(socket string) (*client, error) {
 
 func (c *client) close() { c.conn.Close() }
 
-// ready is nil when the runtime would be given pods by a kubelet.
+// ready returns nil if a kubelet would start pods on the runtime.
 func (c *client) ready(ctx context.Context) error {
 	if _, err := c.Version(ctx, &runtime.VersionRequest{}); err != nil {
 		return err
@@ -55,14 +55,14 @@ func (c *client) pull(ctx context.Context, reference string) error {
 // pod is a running pod of one container.
 type pod struct{ sandbox, container string }
 
-// times are how long the parts of one pod's start took.
+// times has the durations of the parts of one pod's start.
 type times struct{ sandbox, container time.Duration }
 
-// podRequest says what to run.
+// podRequest describes a pod to run.
 type podRequest struct {
 	name    string
 	image   string
-	more    int      // containers beside the first, which end at once
+	more    int      // containers beside the first, which exit at once
 	host    bool     // the node's network instead of the default one
 	command []string // instead of the image's, which sleeps
 	filter  bool     // the runtime's default seccomp profile for its container, instead of none
@@ -71,7 +71,7 @@ type podRequest struct {
 	logs    string   // directory
 }
 
-// up starts a pod with its container, as a kubelet does it for a plain pod without limits.
+// up starts a pod with its container as a kubelet starts a plain pod without limits.
 func (c *client) up(ctx context.Context, r podRequest) (pod, times, error) {
 	var p pod
 	var t times
@@ -133,7 +133,7 @@ func (c *client) downSandbox(ctx context.Context, p pod) error {
 	return nil
 }
 
-// exec runs a program that ends at once.
+// exec runs a program that exits at once.
 func (c *client) exec(ctx context.Context, p pod) error {
 	r, err := c.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"/sleeper", "true"}, Timeout: 10})
 	if err == nil && r.ExitCode != 0 {
@@ -190,7 +190,7 @@ func (r podRequest) containerConfig() *runtime.ContainerConfig {
 	}
 }
 
-// namespaces are the pod's and its container's.
+// namespaces returns the namespaces of the pod and its container.
 func (r podRequest) namespaces() *runtime.NamespaceOption {
 	o := &runtime.NamespaceOption{Network: runtime.NamespaceMode_POD, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD}
 	if r.host {

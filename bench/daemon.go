@@ -13,27 +13,27 @@ import (
 	"time"
 )
 
-// daemon is a runtime under measurement: how it is started and where it is spoken to. Not safe for
-// concurrent use; the client that it opens is.
+// daemon is a runtime under measurement, with its command and address. It is not safe for
+// concurrent use, but its client is.
 type daemon struct {
 	name    string
 	program string
 	args    []string
 	env     []string
 	socket  string // path
-	root    string // directory of what it keeps on the disk
-	cgroup  string // of the daemon; its pods live below it, in /pods
-	lasting string // name of a program that serves the node and outlives the daemon, "" for none
+	root    string // directory of its data on the disk
+	cgroup  string // of the daemon; those of its pods are below it, in /pods
+	lasting string // name of a program that serves the node and outlives the daemon; "" for none
 	verbose bool
 
-	cniFile, cniList string // Kuri's CNI configuration, where it goes and what it says: see choose
+	cniFile, cniList string // the path and content of Kuri's CNI configuration: see choose
 
 	cmd    *exec.Cmd  // nil: not running
 	ended  chan error // of cmd, once
 	client *client
 }
 
-// newDaemon prepares a runtime by its name: directories and configuration, nothing is started.
+// newDaemon creates the directories and configuration of a runtime by its name. It starts nothing.
 func newDaemon(name string, o *options, images *images) (*daemon, error) {
 	dir, state := filepath.Join(o.dir, name), filepath.Join("/run", name+"-bench")
 	for _, d := range []string{dir, state} {
@@ -52,9 +52,10 @@ func newDaemon(name string, o *options, images *images) (*daemon, error) {
 	return nil, fmt.Errorf("-only: %q is not containerd or kuri", name)
 }
 
-// kuri needs no configuration: that is the point of it. The file that it gets says where a CNI configuration would be.
+// kuri prepares Kuri, which needs no configuration. The file that it gets only sets the path of a
+// CNI configuration.
 func (d *daemon) kuri(dir, state, bin, tools string) (err error) {
-	d.program, d.lasting = filepath.Join(bin, "kurid"), "kuri-holder" // which ends with its keeper
+	d.program, d.lasting = filepath.Join(bin, "kurid"), "kuri-holder" // its keeper exits with it
 	d.socket = filepath.Join(state, "kuri.sock")
 	conf, ipam := cniPlaces(dir)
 	d.cniFile = filepath.Join(conf, "10-bench.conflist")
@@ -77,7 +78,7 @@ func (d *daemon) kuri(dir, state, bin, tools string) (err error) {
 	return nil
 }
 
-// start starts the daemon and returns once it says that it is ready for pods, with the time that took.
+// start starts the daemon and waits until it is ready for pods. It returns the time that took.
 func (d *daemon) start(ctx context.Context) (time.Duration, error) {
 	cmd := exec.Command(d.program, d.args...)
 	cmd.Env = d.env
@@ -98,7 +99,7 @@ func (d *daemon) start(ctx context.Context) (time.Duration, error) {
 	return time.Since(begin), nil
 }
 
-// ready waits for the socket, then for Version and Status with every condition true.
+// ready waits for the socket, then until Version succeeds and every condition of Status is true.
 func (d *daemon) ready(ctx context.Context) error {
 	const often = 500 * time.Microsecond
 	for {
@@ -127,8 +128,8 @@ func (d *daemon) ready(ctx context.Context) error {
 	}
 }
 
-// stop ends the daemon with TERM, as a service manager does, and, when whole is true, also what of it
-// would go on running.
+// stop ends the daemon with SIGTERM, as a service manager does. If whole is true it also ends the
+// programs that outlive it.
 func (d *daemon) stop(whole bool) error {
 	if d.client != nil {
 		d.client.close()
@@ -167,7 +168,7 @@ func (d *daemon) stop(whole bool) error {
 	return fmt.Errorf("stop %s: %s does not end", d.name, d.lasting)
 }
 
-// died is an error when the daemon is no longer there although nobody stopped it.
+// died returns an error if the daemon has exited although nobody stopped it.
 func (d *daemon) died() error {
 	if d.cmd == nil {
 		return nil
@@ -176,19 +177,20 @@ func (d *daemon) died() error {
 	case err := <-d.ended:
 		d.ended <- err // for stop
 		return fmt.Errorf("%s is gone: %v (-v shows its log)", d.name, d.cmd.ProcessState)
-	case <-time.After(100 * time.Millisecond): // its connections break a little earlier than it ends
+	case <-time.After(100 * time.Millisecond): // its connections break slightly before it exits
 		return nil
 	}
 }
 
-// end stops everything of the runtime; what does not end goes with the cell.
+// end stops all processes of the runtime; those that do not exit end with the cell.
 func (d *daemon) end() {
 	if err := d.stop(true); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 	}
 }
 
-// containerd gets the configuration of an ordinary node, with what this machine asks for.
+// containerd prepares containerd with the configuration of an ordinary node and the settings that
+// this machine needs.
 func (d *daemon) containerd(dir, state, tools string, images *images) error {
 	d.program = filepath.Join(tools, "containerd")
 	d.socket = filepath.Join(state, "containerd.sock")
@@ -215,8 +217,9 @@ func (d *daemon) containerd(dir, state, tools string, images *images) error {
 	return nil
 }
 
-// containerdConfig differs from the defaults in places, in the cgroup driver's being cgroupfs for both,
-// and in restrict_oom_score_adj, without which nothing starts where CAP_SYS_RESOURCE is missing.
+// containerdConfig returns a configuration that differs from the defaults in its paths, in cgroupfs
+// as the cgroup driver of both runtimes, and in restrict_oom_score_adj, without which nothing
+// starts if CAP_SYS_RESOURCE is missing.
 func containerdConfig(dir, root, state, tools, socket, pause string) string {
 	return fmt.Sprintf(`version = 4
 root = %[1]q
@@ -248,9 +251,8 @@ state = %[2]q
 		filepath.Join(tools, "runc"), filepath.Join(dir, "opt"), socket)
 }
 
-// cniConfig is the usual network of a node: a bridge with addresses from host-local, masquerading and
-// portmap. The plugins call nft, or iptables where nft is missing; without either they would refuse
-// to masquerade.
+// cniConfig returns the usual network of a node: a bridge with addresses from host-local, masquerading and
+// portmap. The plugins call nft, or iptables if nft is missing. Without either they cannot masquerade.
 func cniConfig(ipam, bridge, subnet string) (string, error) {
 	masquerade, ports := "", `"snat": true`
 	if _, err := exec.LookPath("nft"); err == nil {
@@ -272,7 +274,7 @@ func cniConfig(ipam, bridge, subnet string) (string, error) {
 }`, bridge, masquerade, ipam, subnet, ports)), nil
 }
 
-// sleep waits, or returns the context's error.
+// sleep waits for d, or returns the context's error.
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():

@@ -1,11 +1,12 @@
-// Command bench does the same work on containerd and on Kuri, in one run, and prints what each takes
-// and the ratio. bench/run builds what it needs and starts it in a cell (bench/cell): process, mount,
-// network and cgroup namespaces of its own, so it may assume that every process it sees is its own and
-// that nothing it leaves behind survives it.
+// Command bench runs the same operations on containerd and on Kuri, and prints the cost of each and
+// the ratio. bench/run builds the programs and starts it in a cell (bench/cell) with process,
+// mount, network and cgroup namespaces of its own. So it may assume that all visible processes
+// belong to it, and that nothing it leaves behind outlives the cell.
 //
-// Both daemons run at the same time, each idle while the other works, and take turns in rounds, so that
-// what disturbs the machine disturbs both. Both are spoken to by the same client over the CRI, pull
+// Both daemons run at the same time and take turns in rounds. One is idle while the other works, so
+// that disturbances of the machine affect both. The same client calls both over the CRI. They pull
 // the same images from the same registry (in this process, on loopback) and write to the same disk.
 //
-// On disk it owns $CELL_DIR; in the kernel the cgroups /bench (itself), /containerd and /kuri.
+// On disk it owns $CELL_DIR. In the kernel it owns the cgroups /bench (its own process),
+// /containerd and /kuri.
 package main

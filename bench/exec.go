@@ -7,14 +7,15 @@ import (
 	"time"
 )
 
-// The execs phase runs in this many pods, and this many times at once. Containerd's pods cost CPU time while they
-// idle, so there are no more of them than it takes to spread the execs.
+// The number of pods of the execs phase, and of concurrent execs. Containerd's pods use CPU time
+// while they are idle, so there are only as many as are needed to spread the execs.
 const (
 	execPods   = 10
 	execAtOnce = 50
 )
 
-// execsPhase runs a program that ends at once in pods that stay: as exec probes do, one at a time and many at once.
+// execsPhase runs a program that exits at once in existing pods: one at a time, as exec probes do,
+// and many concurrently.
 func (b *bench) execsPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
@@ -27,8 +28,8 @@ func (b *bench) execsPhase(ctx context.Context) error {
 	return nil
 }
 
-// execsIn measures execs in containers without a seccomp filter, or with the runtime's default one, as most pods of a
-// cluster have it.
+// execsIn measures execs in containers with the runtime's default seccomp filter, as in most pods
+// of a cluster, or without a filter.
 func (b *bench) execsIn(ctx context.Context, filter bool) error {
 	pods := map[*daemon][]pod{}
 	for _, d := range b.runtimes {
@@ -98,7 +99,7 @@ func (b *bench) execsRound(ctx context.Context, d *daemon, pods []pod, suffix st
 	})
 }
 
-// execsMeasured reports how long each of count execs took, and the CPU time of one of them.
+// execsMeasured reports the durations of count execs and the average CPU time of one.
 func (b *bench) execsMeasured(d *daemon, name string, round, count int, run func(record func(time.Duration)) error) error {
 	before, err := cpu(d.name)
 	if err != nil {
@@ -115,7 +116,7 @@ func (b *bench) execsMeasured(d *daemon, name string, round, count int, run func
 	return nil
 }
 
-// execTimed runs a program that ends at once and says how long that took.
+// execTimed runs a program that exits at once and returns the duration.
 func (c *client) execTimed(ctx context.Context, p pod) (time.Duration, error) {
 	begin := time.Now()
 	err := c.exec(ctx, p)

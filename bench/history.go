@@ -11,11 +11,11 @@ import (
 	"strings"
 )
 
-// worse is how much worse than in the last kept result a ratio may be: the machines are shared, and a ratio of one run
-// differs from that of the next by a fifth.
+// worse is the factor by which a ratio may exceed the last kept result. The machines are shared,
+// and the ratio of one run differs from that of the next by a fifth.
 const worse = 4.0 / 3
 
-// keep adds the report, without the single values, to a directory of results: DATE-TIME.json.
+// keep adds the report, without single values, to a directory of results as DATE-TIME.json.
 func (r *report) keep(dir string) error {
 	r.conclude()
 	short := *r
@@ -36,7 +36,7 @@ func (r *report) keep(dir string) error {
 	return short.write(filepath.Join(dir, r.Time.Format("2006-01-02-1504")+".json"))
 }
 
-// lastKept reads the newest result of a directory that keep has filled.
+// lastKept reads the newest result in a directory filled by keep.
 func lastKept(dir string) (*report, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil {
@@ -45,7 +45,7 @@ func lastKept(dir string) (*report, error) {
 	if len(files) == 0 {
 		return nil, fmt.Errorf("%s has no results to compare with: bench/run -keep %s makes one", dir, dir)
 	}
-	file := slices.Max(files) // their names are times
+	file := slices.Max(files) // the names are times
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -57,8 +57,8 @@ func lastKept(dir string) (*report, error) {
 	return last, nil
 }
 
-// compare prints how the ratios of the rows that both have differ from the last ones, and is an error when one is
-// worse by more than a third.
+// compare prints the changes of the ratios of all rows that both reports have. It returns an error
+// if one is worse by more than a third.
 func (r *report) compare(last *report, w io.Writer) error {
 	r.conclude()
 	var found []error
@@ -85,5 +85,5 @@ func (r *report) compare(last *report, w io.Writer) error {
 	return errors.Join(found...)
 }
 
-// rate reports whether more is better.
+// rate reports whether a greater value is better.
 func (m *measure) rate() bool { return strings.HasSuffix(m.Unit, "/s") }

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// result is a report in which Kuri takes the given part of containerd's time, and makes as many times as many pods.
+// result returns a report in which Kuri takes the fraction time of containerd's time and starts
+// rate times as many pods.
 func result(time, rate float64) *report {
 	r := newReport(&options{only: []string{"containerd", "kuri"}})
 	r.add("pod ready (Run+Create+Start), host network", "ms", "containerd", 0, 100)

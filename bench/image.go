@@ -21,7 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// The images in the registry that pods run; [shapes] has those that are only pulled.
+// The images that pods run. [shapes] has those that are only pulled.
 const (
 	sleeperImage = "bench/sleeper:1"
 	pauseImage   = "bench/pause:1" // containerd's sandbox container; Kuri has none
@@ -33,8 +33,8 @@ type images struct {
 	server  *http.Server
 }
 
-// serveImages starts the registry with everything in it. pulled adds the images that are only pulled, which take seconds
-// to make.
+// serveImages starts the registry with all images. pulled includes the images that are only pulled,
+// which take seconds to build.
 func serveImages(sleeper string, pulled bool) (*images, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -57,7 +57,7 @@ func serveImages(sleeper string, pulled bool) (*images, error) {
 
 func (i *images) close() { i.server.Close() }
 
-// reference is an image's name as a client of the runtimes gives it.
+// reference returns the reference of an image for clients of the runtimes.
 func (i *images) reference(image string) string { return i.address + "/" + image }
 
 func (i *images) pushAll(program []byte, pulled bool) error {
@@ -84,7 +84,7 @@ func (i *images) pushAll(program []byte, pulled bool) error {
 	return nil
 }
 
-// push makes an image of uncompressed layers, packs them and sends it to the registry.
+// push builds an image from uncompressed layers, compresses them and pushes it to the registry.
 func (i *images) push(image string, config v1.Config, p packing, archives ...[]byte) error {
 	var layers []v1.Layer
 	for _, a := range archives {
@@ -127,7 +127,8 @@ type file struct {
 	data []byte
 }
 
-// archive is a tar of executable files, each directory before what is in it, in memory, where writing does not fail.
+// archive returns a tar of executable files, with each directory before its contents. Writing to
+// memory does not fail.
 func archive(files ...file) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

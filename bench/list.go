@@ -15,12 +15,12 @@ import (
 )
 
 const (
-	listStarts = 20 // pods that are started at once; more would measure the start
+	listStarts = 20 // pods that are started concurrently; more would be a test of the start
 	listCalls  = 20 // of each method in a round
-	eventPods  = 20 // whose events are timed
+	eventPods  = 20 // pods whose events are timed
 )
 
-// listsPhase asks for lists, stats and metrics of many pods, as kubelets and monitoring agents do all day.
+// listsPhase calls for lists, stats and metrics of many pods, as kubelets and monitoring agents do all day.
 func (b *bench) listsPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
@@ -48,7 +48,7 @@ func (b *bench) listsPhase(ctx context.Context) error {
 	return nil
 }
 
-// manyPods starts as many pods as are to be listed.
+// manyPods starts the pods to be listed.
 func (b *bench) manyPods(ctx context.Context, d *daemon) ([]pod, error) {
 	pods := make([]pod, b.listed)
 	err := inTurns(b.listed, func(n int) (err error) {
@@ -60,7 +60,7 @@ func (b *bench) manyPods(ctx context.Context, d *daemon) ([]pod, error) {
 	return pods, err
 }
 
-// inTurns runs a function for 0…n-1, a few at once.
+// inTurns runs a function for 0…n-1, a few at a time.
 func inTurns(n int, f func(int) error) error {
 	for from := 0; from < n; from += listStarts {
 		err := each(min(listStarts, n-from), func(k int) error { return f(from + k) })
@@ -71,8 +71,9 @@ func inTurns(n int, f func(int) error) error {
 	return nil
 }
 
-// lists are the calls that are measured. Each returns how many items it got. Those that a runtime answers by reading usage
-// come last: for a while after them it goes on reading, and that would count as the CPU of the others.
+// lists has the measured calls. Each returns the number of its items. Calls that a runtime answers
+// by reading usage come last: the runtime continues to read usage for a while afterwards, and that
+// would count as CPU time of the other calls.
 var lists = []struct {
 	name string
 	call func(context.Context, *client) (int, error)
@@ -107,7 +108,7 @@ var lists = []struct {
 	}},
 }
 
-// drain reads a stream to its end and sums what count says of each message.
+// drain reads a stream to its end and returns the sum of count over its messages.
 func drain[T any](s grpc.ServerStreamingClient[T], err error, count func(*T) int) (items int, _ error) {
 	for err == nil {
 		var r *T
@@ -121,10 +122,10 @@ func drain[T any](s grpc.ServerStreamingClient[T], err error, count func(*T) int
 	return items, err
 }
 
-// listsRound calls each method several times. A method that a runtime does not have gets no row of it.
+// listsRound calls each method several times. A method that a runtime does not implement has no row.
 func (b *bench) listsRound(ctx context.Context, d *daemon, round int) error {
 	for _, l := range lists {
-		items, err := l.call(ctx, d.client) // also wakes what reads usage while somebody asks
+		items, err := l.call(ctx, d.client) // also starts sampling, which runs while a client asks for usage
 		if status.Code(err) == codes.Unimplemented {
 			continue
 		}
@@ -161,7 +162,7 @@ func (b *bench) listsRound(ctx context.Context, d *daemon, round int) error {
 	return nil
 }
 
-// eventsRound measures how long after the answer to StartContainer its event comes.
+// eventsRound measures the time from the response of StartContainer to its event.
 func (b *bench) eventsRound(ctx context.Context, d *daemon, round int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -196,8 +197,8 @@ func (b *bench) eventsRound(ctx context.Context, d *daemon, round int) error {
 	return nil
 }
 
-// eventTimes sends the time at which the start of each container was told. Sandboxes have events as well, in some
-// runtimes; theirs are those whose id is the pod's.
+// eventTimes sends the time of the event for the start of each container. Some runtimes also send
+// events for sandboxes, whose container id is the pod's.
 func eventTimes(stream grpc.ServerStreamingClient[runtime.ContainerEventResponse], started chan<- time.Time) error {
 	for {
 		event, err := stream.Recv()

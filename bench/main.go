@@ -14,27 +14,27 @@ import (
 	"syscall"
 )
 
-// options are what the command line says.
+// options are those of the command line.
 type options struct {
 	tools   string         // directory of the peers' programs, the CNI plugins and the sleeper
 	bin     string         // directory of kurid and kuri-keeper
 	dir     string         // directory for everything on the disk
-	json    string         // file for the results, "" for none
-	keep    string         // directory of results, to which this one is added; "" for none
-	against string         // directory of results, with whose newest this one is compared; "" for none
-	chart   string         // file for a picture, "" for none
+	json    string         // file for the results; "" for none
+	keep    string         // directory of results to which this one is added; "" for none
+	against string         // directory of results with whose newest this one is compared; "" for none
+	chart   string         // file for a chart; "" for none
 	pods    int            // pods for each measure
-	listed  int            // pods that the lists phase has
-	perPod  int            // containers that each of them has
-	rounds  int            // turns that they are divided into
+	listed  int            // pods of the lists phase
+	perPod  int            // containers in each of them
+	rounds  int            // turns that the measures are divided into
 	only    []string       // runtimes to measure
 	phases  []string       // phases to run
-	images  *regexp.Regexp // images to pull in the phase of that name, by what their rows are called
-	caches  bool           // leave the machine's caches alone
+	images  *regexp.Regexp // images to pull in the pull phase, by the names of their rows
+	caches  bool           // do not drop the machine's caches
 	verbose bool           // daemons log to stderr
 }
 
-// phases in the order in which they run; each adds its measures to the report.
+// phases in the order in which they run. Each adds its measures to the report.
 var phases = []struct {
 	name string
 	run  func(*bench, context.Context) error
@@ -119,7 +119,7 @@ func parse(args []string) (*options, error) {
 	return o, nil
 }
 
-// bench is one run: the runtimes side by side and what was measured so far.
+// bench is one run: the runtimes and the measurements so far.
 type bench struct {
 	*options
 	images   *images
@@ -128,7 +128,7 @@ type bench struct {
 }
 
 func run(ctx context.Context, o *options) error {
-	// 1. Into a cgroup of our own: what the cell takes beside it is what the runtimes take.
+	// 1. Enter a cgroup of our own: the rest of the cell's usage belongs to the runtimes.
 	if err := enterCgroup("/bench"); err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	defer images.close()
-	// 3. The runtimes, not running yet.
+	// 3. The runtimes, which are not started yet.
 	b := &bench{options: o, images: images, report: newReport(o)}
 	for _, name := range o.only {
 		d, err := newDaemon(name, o, images)
@@ -161,12 +161,12 @@ func run(ctx context.Context, o *options) error {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	// 5. What came out.
+	// 5. The results.
 	b.report.print(os.Stdout)
 	return b.outcome()
 }
 
-// outcome does with the results what the command line asks for.
+// outcome writes the results as the command line requests.
 func (b *bench) outcome() error {
 	if b.json != "" {
 		if err := b.report.write(b.json); err != nil {

@@ -12,10 +12,10 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// way is a network that a runtime gives a pod.
+// way is a network that a runtime can give to a pod.
 type way struct {
 	name string // in the report
-	host bool   // the node's
+	host bool   // the node's network
 	cni  bool   // through the CNI plugins; containerd has no other
 }
 
@@ -25,7 +25,7 @@ var (
 	plugins     = way{name: "CNI plugins", cni: true}
 )
 
-// ways lists those that a runtime has beside the node's network.
+// ways lists the networks of a runtime other than the node's.
 func (d *daemon) ways() []way {
 	if d.name == "kuri" {
 		return []way{builtIn, plugins}
@@ -33,7 +33,7 @@ func (d *daemon) ways() []way {
 	return []way{plugins}
 }
 
-// choose makes the pods that come next go the way. Kuri looks for a CNI configuration when a pod comes.
+// choose selects the network of later pods. Kuri reads its CNI configuration for each pod.
 func (d *daemon) choose(w way) error {
 	if d.name != "kuri" {
 		return nil
@@ -47,8 +47,9 @@ func (d *daemon) choose(w way) error {
 	return nil
 }
 
-// networkPhase measures what of RunPodSandbox is the network's: sandboxes on the node's network and on one of their own by
-// turns, one at a time; and how long many take, some at once, until all have addresses.
+// networkPhase measures the network's part of RunPodSandbox with sandboxes on the node's network
+// and on one of their own alternately, one at a time. It also measures the time for many concurrent
+// sandboxes, until all have addresses.
 func (b *bench) networkPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
@@ -74,7 +75,7 @@ func (b *bench) networkPhase(ctx context.Context) error {
 	return nil
 }
 
-// shareRound runs pairs of sandboxes, each removed before the next comes.
+// shareRound runs pairs of sandboxes, each removed before the next starts.
 func (b *bench) shareRound(ctx context.Context, d *daemon, w way, round int) error {
 	if err := d.choose(w); err != nil {
 		return err
@@ -82,7 +83,8 @@ func (b *bench) shareRound(ctx context.Context, d *daemon, w way, round int) err
 	if err := sleep(ctx, turn); err != nil {
 		return err
 	}
-	held, err := d.client.sandbox(ctx, b.request(d, fmt.Sprintf("held-%d", round), false)) // a node has pods: its bridge is there
+	// The held pod keeps the bridge up, as on a node with pods.
+	held, err := d.client.sandbox(ctx, b.request(d, fmt.Sprintf("held-%d", round), false))
 	if err != nil {
 		return err
 	}
@@ -103,7 +105,7 @@ func (b *bench) shareRound(ctx context.Context, d *daemon, w way, round int) err
 			if !one.host {
 				down = append(down, milliseconds(time.Since(begin)))
 			}
-			if err := sleep(ctx, 50*time.Millisecond); err != nil { // a node where pods come one by one
+			if err := sleep(ctx, 50*time.Millisecond); err != nil { // as on a node where pods are started one by one
 				return err
 			}
 		}
@@ -120,13 +122,13 @@ func (b *bench) shareRound(ctx context.Context, d *daemon, w way, round int) err
 	return d.client.removeSandbox(ctx, held)
 }
 
-// How many sandboxes addressesRound runs, and how many of them at once.
+// The number of sandboxes of addressesRound, and how many of them run concurrently.
 const (
 	addressed = 200
 	lanes     = 50
 )
 
-// addressesRound runs many sandboxes and asks each for its address.
+// addressesRound runs many sandboxes and reads the address of each.
 func (b *bench) addressesRound(ctx context.Context, d *daemon, w way, round int) error {
 	if err := d.choose(w); err != nil {
 		return err
@@ -147,14 +149,14 @@ func (b *bench) addressesRound(ctx context.Context, d *daemon, w way, round int)
 	}
 	took := time.Since(begin).Seconds()
 	row := fmt.Sprintf("%d pods, %d at once, until all have addresses", addressed, lanes)
-	if d.name == "kuri" && w.cni { // its default is the row above
+	if d.name == "kuri" && w.cni { // its default network is the row above
 		row = "  … Kuri with " + w.name
 	}
 	b.report.add(row, "s", d.name, round, took)
 	return inLanes(addressed, lanes, func(n int) error { return d.client.removeSandbox(ctx, ids[n]) })
 }
 
-// inLanes runs a function for 0…n-1, as many at once as there are lanes, and waits for all.
+// inLanes runs a function for 0…n-1 in concurrent lanes and waits for all of them.
 func inLanes(n, lanes int, f func(int) error) error {
 	next := make(chan int)
 	errs := make([]error, n)
@@ -203,7 +205,7 @@ func (c *client) removeSandbox(ctx context.Context, id string) error {
 	return nil
 }
 
-// cniPlaces are the directories of a runtime's CNI configuration and of its plugins' addresses.
+// cniPlaces returns the directories of a runtime's CNI configuration and of its plugins' addresses.
 func cniPlaces(dir string) (conf, ipam string) {
 	return filepath.Join(dir, "net.d"), filepath.Join(dir, "ipam")
 }

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// busyPhase starts pods of the lowest weight while each core has a process of the normal one to run.
+// busyPhase starts pods of the lowest CPU weight while each core runs a process of normal weight.
 func (b *bench) busyPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
@@ -23,7 +23,7 @@ func (b *bench) busyPhase(ctx context.Context) error {
 	return b.podsOf(ctx, "busy cores", func(*podRequest) {})
 }
 
-// keepBusy keeps every core busy until the function that it returns is called.
+// keepBusy keeps every core busy until the returned function is called.
 func keepBusy() (rest func()) {
 	var enough atomic.Bool
 	var threads sync.WaitGroup
@@ -40,7 +40,7 @@ func keepBusy() (rest func()) {
 	}
 }
 
-// hostMounts is how many mounts the node has besides, as one with many volumes.
+// hostMounts is the number of additional mounts of the node, as on one with many volumes.
 const hostMounts = 1000
 
 // mountsPhase starts pods on a node with many mounts.
@@ -62,7 +62,7 @@ func (b *bench) mountsPhase(ctx context.Context) (err error) {
 	return b.podsOf(ctx, fmt.Sprintf("%d host mounts", hostMounts), func(*podRequest) {})
 }
 
-// unmount takes the mounts below dir away.
+// unmount removes the mounts below dir.
 func unmount(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

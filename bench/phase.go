@@ -13,16 +13,16 @@ import (
 	"time"
 )
 
-// settle is how long a runtime is left alone before its memory and idle CPU time are read.
+// settle is how long a runtime idles before its memory and idle CPU time are read.
 const settle = 3 * time.Second
 
-// turn is the time between one runtime's turn and the other's: each still tidies up after its last pod.
+// turn is the pause between the turns of the runtimes: each still cleans up after its last pod.
 const turn = time.Second
 
-// startPhase starts each daemon several times, in turns, and leaves it running. Each start is that of a
-// node that has booted: nothing of the runtime runs yet, its directories are there.
+// startPhase starts each daemon several times, alternately, and leaves it running. Each start is as
+// after a boot: no process of the runtime runs, and its directories exist.
 func (b *bench) startPhase(ctx context.Context) error {
-	for range b.rounds + 1 { // the first makes the directories and does not count
+	for range b.rounds + 1 { // the first creates the directories and does not count
 		for _, d := range b.runtimes {
 			if err := d.stop(true); err != nil {
 				return err
@@ -57,8 +57,8 @@ func (b *bench) startPhase(ctx context.Context) error {
 	return nil
 }
 
-// fresh restarts a daemon, so that a phase begins without what the one before left in its heap, gives it the
-// image, and lets it warm up with a few pods.
+// fresh restarts a daemon, so that a phase starts without the heap of the previous one. It then
+// pulls the image and warms the daemon up with a few pods.
 func (b *bench) fresh(ctx context.Context, d *daemon) error {
 	if err := d.stop(true); err != nil {
 		return err
@@ -97,13 +97,14 @@ func (b *bench) request(d *daemon, name string, host bool) podRequest {
 	}
 }
 
-// networks are where a pod can be: its name in the report, and whether that is the node's network.
+// networks has the networks of pods: the name in the report, and whether it is the node's network.
 var networks = []struct {
 	name string
 	host bool
 }{{"host network", true}, {"default network", false}}
 
-// podKinds are the pods that are started one at a time: how their rows are called, and what differs from a plain pod.
+// podKinds has the kinds of pods that are started one at a time: the name of the rows, and the
+// difference from a plain pod.
 var podKinds = []struct {
 	name   string
 	change func(*podRequest)
@@ -114,7 +115,7 @@ var podKinds = []struct {
 	{"user namespace", func(r *podRequest) { r.users = true }},
 }
 
-// podsPhase starts pods one at a time and takes them down again.
+// podsPhase starts pods one at a time and removes them.
 func (b *bench) podsPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
@@ -127,8 +128,8 @@ func (b *bench) podsPhase(ctx context.Context) error {
 	return nil
 }
 
-// podsOf starts pods of one kind and takes them down again. A runtime that cannot run them here has no row of them, which is
-// said.
+// podsOf starts pods of one kind and removes them. If a runtime cannot run them here, it gets no
+// row and podsOf prints the reason.
 func (b *bench) podsOf(ctx context.Context, kind string, change func(*podRequest)) error {
 	able := map[*daemon]bool{}
 	for _, d := range b.runtimes {
@@ -164,7 +165,7 @@ func (b *bench) podsOf(ctx context.Context, kind string, change func(*podRequest
 	return nil
 }
 
-// changed is the request of a pod of some kind.
+// changed returns the request for a pod of some kind.
 func (b *bench) changed(d *daemon, name string, change func(*podRequest)) podRequest {
 	r := b.request(d, name, false)
 	change(&r)
@@ -203,7 +204,7 @@ func (b *bench) podsRound(ctx context.Context, d *daemon, network string, change
 	return nil
 }
 
-// burstPhase starts all pods at once.
+// burstPhase starts all pods concurrently.
 func (b *bench) burstPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
@@ -219,7 +220,7 @@ func (b *bench) burstPhase(ctx context.Context) error {
 					return fmt.Errorf("%s, %s: %w", d.name, network.name, err)
 				}
 				b.report.add(fmt.Sprintf("%d at once, %s", b.pods, network.name), "pods/s", d.name, round, float64(b.pods)/took.Seconds())
-				// Process 1 of a namespace does not see a TERM that comes before its program handles it.
+				// Process 1 of a namespace does not receive a SIGTERM sent before its program handles that.
 				if err := sleep(ctx, time.Second); err != nil {
 					return err
 				}
@@ -245,7 +246,7 @@ func (b *bench) atOnce(ctx context.Context, d *daemon, name string, host bool) (
 	return pods, time.Since(begin), err
 }
 
-// each runs a function for 0…n-1 at once and waits for all.
+// each runs a function concurrently for 0…n-1 and waits for all calls.
 func each(n int, f func(int) error) error {
 	errs := make([]error, n)
 	var wait sync.WaitGroup
@@ -256,8 +257,8 @@ func each(n int, f func(int) error) error {
 	return errors.Join(errs...)
 }
 
-// memoryPhase compares a runtime without pods with the same runtime with all of them, and lets it idle
-// with them.
+// memoryPhase compares a runtime without pods with the same runtime with all pods, and measures its
+// idle CPU time with them.
 func (b *bench) memoryPhase(ctx context.Context) error {
 	for _, d := range b.runtimes {
 		if err := b.fresh(ctx, d); err != nil {
@@ -277,7 +278,7 @@ func (b *bench) memoryOf(ctx context.Context, d *daemon) error {
 		return err
 	}
 	b.report.add("memory without pods (PSS)", "MiB", d.name, 0, mebibytes(total(empty)))
-	// 2. With all of them, started one after the other as a node does over its life.
+	// 2. With all pods, started one after the other as a node does over its life.
 	var pods []pod
 	for n := range b.pods {
 		p, _, err := d.client.up(ctx, b.request(d, fmt.Sprintf("memory-%d", n), false))
@@ -319,7 +320,7 @@ func (b *bench) memoryOf(ctx context.Context, d *daemon) error {
 	return nil
 }
 
-// taken is the memory of a runtime that has been left alone for a while: by program, and the kernel's.
+// taken returns the memory of a runtime that has idled for a while: by program, and the kernel's.
 func (b *bench) taken(ctx context.Context, d *daemon) (map[string]int64, int64, error) {
 	if err := sleep(ctx, settle); err != nil {
 		return nil, 0, err

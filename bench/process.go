@@ -9,15 +9,15 @@ import (
 	"syscall"
 )
 
-// process is one of a runtime's processes.
+// process is a process of a runtime.
 type process struct {
 	pid     int
 	program string // name of its executable
 }
 
-// processes lists what runs for a runtime: the daemon and whatever came from it, but for the pods' own
-// programs. A sandbox's pause process is the runtime's, not the pod's. In the cell there is nothing but
-// the bench and the runtimes; containerd and all that comes from it are in its cgroup, the rest is Kuri's.
+// processes lists the processes of a runtime: the daemon and all others, except the pods' own programs. The
+// pause process of a sandbox belongs to the runtime, not to the pod. The cell contains only the bench and the
+// runtimes: containerd and its descendants are in its cgroup, and all others belong to Kuri.
 func processes(name string) ([]process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -51,14 +51,14 @@ func processes(name string) ([]process, error) {
 	return all, nil
 }
 
-// programName is the name of an executable as /proc/PID/exe shows it. Programs that run from a sealed copy of themselves, as
-// Kuri's keeper and runc may, show as /memfd:runc_cloned:NAME (deleted).
+// programName returns the name of an executable from /proc/PID/exe. Programs that run from a sealed
+// copy of themselves, as Kuri's keeper and runc may, have /memfd:runc_cloned:NAME (deleted) there.
 func programName(exe string) string {
 	name := strings.TrimSuffix(filepath.Base(exe), " (deleted)")
 	return name[strings.LastIndex(name, ":")+1:]
 }
 
-// owner names the runtime that a process belongs to, or bench.
+// owner returns the name of the runtime that a process belongs to, or bench.
 func owner(pid int) (string, error) {
 	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
 	if err != nil {
@@ -77,8 +77,8 @@ func owner(pid int) (string, error) {
 	return "kuri", nil
 }
 
-// memory is the memory that a runtime's processes take, in bytes, by program: the proportional set size, in
-// which a page that several share counts once.
+// memory returns the memory of a runtime's processes in bytes, by program: the proportional set
+// size, in which a shared page counts once in total.
 func memory(name string) (map[string]int64, error) {
 	all, err := processes(name)
 	if err != nil {
@@ -98,7 +98,7 @@ func memory(name string) (map[string]int64, error) {
 	return sum, nil
 }
 
-// peak starts a measure of the most memory that a process has resident, and returns how to read it, in bytes.
+// peak starts to measure a process's peak resident memory. The returned function reads it in bytes.
 func peak(pid int) (func() (int64, error), error) {
 	const resetPeak = "5" // proc_pid_clear_refs(5)
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
@@ -111,7 +111,7 @@ func peak(pid int) (func() (int64, error), error) {
 	}, nil
 }
 
-// gone says that a process ended while it was looked at.
+// gone reports whether an error means that a process exited while it was examined.
 func gone(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH)
 }

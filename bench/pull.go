@@ -19,15 +19,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shape is an image that is pulled and not run.
+// shape describes an image that is pulled and not run.
 type shape struct {
 	name   string
 	layers int
-	files  int // of each layer
-	size   int // bytes of each file
+	files  int // in each layer
+	size   int // bytes in each file
 }
 
-// shapes are what images look like: one big layer, a few, many small ones, and one of many small files.
+// shapes has typical images: one big layer, a few layers, many small ones, and one with many small files.
 var shapes = []shape{
 	{"1 layer of 200 MiB", 1, 200, 1 << 20},
 	{"10 layers of 20 MiB", 10, 320, 64 << 10},
@@ -35,14 +35,14 @@ var shapes = []shape{
 	{"20,000 files of 2 KiB", 1, 20_000, 2 << 10},
 }
 
-// packing is a way to compress a layer.
+// packing is a compression of a layer.
 type packing struct {
 	name      string
 	mediaType types.MediaType
 	writer    func(io.Writer) (io.WriteCloser, error)
 }
 
-// packings are both that the OCI image specification knows, at the level that they have by themselves.
+// packings has both compressions of the OCI image specification, at their default levels.
 var packings = []packing{
 	{"gzip", types.OCILayer, func(to io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(to), nil }},
 	{"zstd", types.OCILayerZStd, func(to io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(to) }},
@@ -63,16 +63,17 @@ func (p packing) pack(plain []byte) ([]byte, error) {
 	return packed.Bytes(), nil
 }
 
-// image is the name of the shape's image in the registry.
+// image returns the name of the shape's image in the registry.
 func (s shape) image(p packing) string {
 	return fmt.Sprintf("bench/%dx%dx%d:%s", s.layers, s.files, s.size, p.name)
 }
 
-// row is what the shape's image is called in the report.
+// row returns the name of the shape's image in the report.
 func (s shape) row(p packing) string { return s.name + ", " + p.name }
 
-// layer is files in which a little noise and a few words take turns, so that compression does about what it does for
-// programs and their libraries: to less than one half, and not by leaving long parts as they are. The same in every run.
+// layer returns files that alternate between a little noise and a few words. They compress about as
+// well as programs and libraries: to less than half, and without long incompressible parts. The
+// content is the same in every run.
 func (s shape) layer(seed uint64) []byte {
 	random := rand.New(rand.NewPCG(seed, 1))
 	words := make([]string, 2048)
@@ -95,7 +96,7 @@ func (s shape) layer(seed uint64) []byte {
 	return archive(files...)
 }
 
-// pullPhase pulls each image, packed in each way, in turns, into a fresh store.
+// pullPhase pulls each image with each compression, alternately, into an empty store.
 func (b *bench) pullPhase(ctx context.Context) error {
 	for round := range b.rounds {
 		for _, s := range shapes {
@@ -115,7 +116,7 @@ func (b *bench) pullPhase(ctx context.Context) error {
 }
 
 func (b *bench) pullOnce(ctx context.Context, d *daemon, s shape, p packing, round int) error {
-	// 1. A daemon with an empty store, warmed up by the pull of a small image, on a disk that is at rest.
+	// 1. A daemon with an empty store, warmed up by the pull of a small image, on an idle disk.
 	if err := d.empty(ctx); err != nil {
 		return err
 	}
@@ -130,7 +131,7 @@ func (b *bench) pullOnce(ctx context.Context, d *daemon, s shape, p packing, rou
 	if err := b.rest(disk); err != nil {
 		return err
 	}
-	// 2. The pull, until what it has written is on the disk.
+	// 2. The pull, until its writes are on the disk.
 	idle, err := resident(d.cmd.Process.Pid)
 	if err != nil {
 		return err
@@ -166,9 +167,9 @@ func (b *bench) pullOnce(ctx context.Context, d *daemon, s shape, p packing, rou
 	return nil
 }
 
-// empty restarts the daemon with nothing on its disk; what it keeps under /run is of pods alone. What was there is put
-// aside until the end: ext4 without a journal does not use an inode again for a minute, and the search for one that it
-// may use costs more than all else where a store has just been removed.
+// empty restarts the daemon with an empty root directory; its data under /run belongs only to pods. The old
+// directory is kept until the end. ext4 without a journal does not reuse an inode for a minute, and after the
+// removal of a store the search for a usable one would dominate the measurement.
 func (d *daemon) empty(ctx context.Context) error {
 	if err := d.stop(true); err != nil {
 		return err
@@ -184,7 +185,7 @@ func (d *daemon) empty(ctx context.Context) error {
 	return err
 }
 
-// rest lets the disk finish what it has to do and drops the caches where that is allowed.
+// rest waits until the disk has written everything, and drops the caches if that is permitted.
 func (b *bench) rest(disk *os.File) error {
 	if err := unix.Syncfs(int(disk.Fd())); err != nil {
 		return err
@@ -200,7 +201,7 @@ func (b *bench) rest(disk *os.File) error {
 	return err
 }
 
-// resident is the memory that a process has resident now, in bytes.
+// resident returns the resident memory of a process in bytes.
 func resident(pid int) (int64, error) {
 	kib, err := field(filepath.Join("/proc", fmt.Sprint(pid), "status"), "VmRSS:")
 	return kib << 10, err

@@ -14,22 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// report collects what was measured. Not safe for concurrent use.
+// report collects the measurements. It is not safe for concurrent use.
 type report struct {
 	Time     time.Time  `json:"time"`
 	Machine  string     `json:"machine"`
 	Runtimes []string   `json:"runtimes"`
 	Measures []*measure `json:"measures"`
 
-	last int // index of the measure that was added to last
+	last int // index of the most recently added measure
 }
 
-// measure is one row: the same thing measured on each runtime.
+// measure is one row: the same quantity, measured on each runtime.
 type measure struct {
 	Name    string              `json:"name"`
 	Unit    string              `json:"unit"` // ms, s, KiB, MiB, %, pods/s, MiB/s
 	Results map[string]*samples `json:"results"`
-	// Ratio is Kuri's median divided by containerd's, nil where one of them is missing.
+	// Ratio is Kuri's median divided by containerd's; nil if one of them is missing.
 	Ratio *float64 `json:"ratio,omitempty"`
 }
 
@@ -39,7 +39,7 @@ type samples struct {
 	P50    float64     `json:"p50"`
 	P90    float64     `json:"p90"`
 	Count  int         `json:"count"`
-	// Low and High are the least and the greatest median of a round: how far the rounds disagree.
+	// Low and High are the lowest and the highest median of a round: the spread between rounds.
 	Low  float64 `json:"low"`
 	High float64 `json:"high"`
 }
@@ -54,8 +54,8 @@ func newReport(o *options) *report {
 	}
 }
 
-// add puts a value into the row of that name; the first value makes the row, below the one that was added to
-// before. Rounds count from 0.
+// add adds a value to the row with the given name. The first value creates the row below the most
+// recently used one. Rounds count from 0.
 func (r *report) add(name, unit, runtime string, round int, value float64) {
 	at := slices.IndexFunc(r.Measures, func(m *measure) bool { return m.Name == name })
 	if at < 0 {
@@ -100,8 +100,8 @@ func (s *samples) conclude() {
 	s.Low, s.High = slices.Min(medians), slices.Max(medians)
 }
 
-// quantile is the value below which a share q of the values lies, between neighbours in proportion.
-// There must be a value.
+// quantile returns the q-quantile of values, interpolated linearly between neighbours. values must
+// not be empty.
 func quantile(values []float64, q float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	at := q * float64(len(sorted)-1)
@@ -110,7 +110,7 @@ func quantile(values []float64, q float64) float64 {
 	return sorted[low] + (at-float64(low))*(sorted[high]-sorted[low])
 }
 
-// print writes the table for people.
+// print writes the table for humans.
 func (r *report) print(w io.Writer) {
 	r.conclude()
 	fmt.Fprintf(w, "\n%s, %s\np50 [p90] (least and greatest median of a round); ratio: Kuri's p50 to containerd's\n\n", r.Time.Format(time.DateTime), r.Machine)
@@ -141,7 +141,7 @@ func (s *samples) String() string {
 	return fmt.Sprintf("%s [%s] (%s–%s)", short(s.P50), short(s.P90), short(s.Low), short(s.High))
 }
 
-// short prints three digits that mean something.
+// short formats a value with three significant digits.
 func short(v float64) string {
 	switch {
 	case v >= 100 || v <= -100:
@@ -152,7 +152,7 @@ func short(v float64) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
-// write stores everything, each value too, as JSON.
+// write stores the report with all single values as JSON.
 func (r *report) write(file string) error {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

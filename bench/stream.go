@@ -22,14 +22,14 @@ import (
 )
 
 const (
-	terminalExecs = 20        // of a round
-	transfers     = 4         // of a round, each way
-	forwarded     = 256 << 20 // bytes, through one connection
+	terminalExecs = 20        // per round
+	transfers     = 4         // per round, in each direction
+	forwarded     = 256 << 20 // bytes through one connection
 )
 
-// streamsPhase measures what goes through a runtime's streaming server: execs on a terminal, by kubectl's own client, and
-// the throughput of a forwarded port. Beside that the port of the same pod is reached through a plain proxy. The pods are on
-// the node's network, where the proxy has the same way to them as the runtimes have.
+// streamsPhase measures a runtime's streaming server: execs on a terminal, by kubectl's own client, and the
+// throughput of a forwarded port. For comparison it also reaches the port of the same pod through a plain
+// proxy. The pods are on the node's network, where the proxy and the runtimes reach them in the same way.
 func (b *bench) streamsPhase(ctx context.Context) error {
 	if err := b.freshAll(ctx); err != nil {
 		return err
@@ -67,7 +67,7 @@ func (b *bench) streamsPhase(ctx context.Context) error {
 	return nil
 }
 
-// terminals runs a program that ends at once on a terminal, one at a time.
+// terminals runs a program that exits at once on a terminal, one at a time.
 func (b *bench) terminals(ctx context.Context, d *daemon, p pod, round int) error {
 	return b.execsMeasured(d, "Exec on a terminal, RuntimeDefault", round, terminalExecs, func(record func(time.Duration)) error {
 		for range terminalExecs {
@@ -129,12 +129,12 @@ func (b *bench) forwards(ctx context.Context, d *daemon, p pod, port int, proxy 
 	return nil
 }
 
-// wire is a connection to a pod's port. The client does as little as can be done, so that what is measured is what lies
-// between: a frame of SPDY, where there are frames, is written at once and not copied when it is read.
+// wire is a connection to a pod's port. The client does as little as possible, so that the measurement shows
+// the path between: it writes an SPDY frame, if SPDY is used, at once, and does not copy it when it reads.
 type wire struct {
 	conn   net.Conn
 	from   *bufio.Reader
-	stream uint32 // of SPDY; 0: the bytes themselves
+	stream uint32 // of SPDY; 0: plain bytes
 }
 
 const frameSize = 32 << 10 // bytes of data, as kubectl sends them
@@ -148,7 +148,7 @@ func (w *wire) write(b []byte) error {
 	return err
 }
 
-// take asks the pod for the bytes.
+// take requests the bytes from the pod and reads them.
 func (w *wire) take() error {
 	if err := w.write(fmt.Appendf(nil, "s%015d", forwarded)); err != nil {
 		return err
@@ -156,7 +156,7 @@ func (w *wire) take() error {
 	return w.receive(forwarded)
 }
 
-// give sends them, until the pod has said that it has them.
+// give sends the bytes and waits until the pod confirms them.
 func (w *wire) give() error {
 	if err := w.write(fmt.Appendf(nil, "r%015d", forwarded)); err != nil {
 		return err
@@ -173,7 +173,7 @@ func (w *wire) give() error {
 	return w.receive(1)
 }
 
-// receive receives so many bytes of data.
+// receive reads want bytes of data.
 func (w *wire) receive(want int) error {
 	if w.stream == 0 {
 		_, err := w.from.Discard(want)
@@ -236,14 +236,14 @@ func (w *wire) upgrade(u *url.URL, port int) error {
 	return errors.Join(open(1, "error"), open(w.stream, "data"))
 }
 
-// proxy is a plain one to a port: what comes is copied through user space, with buffers like Kuri's. It is a process of its
-// own, as the runtimes are.
+// proxy is a plain proxy to a port, which copies through user space with buffers like Kuri's. Like
+// the runtimes it is a process of its own.
 type proxy struct {
 	cmd     *exec.Cmd
 	address string
 }
 
-// proxyMode is the first argument of this program when it is the proxy to the port that is the second.
+// proxyMode is the first argument of this program if it is the proxy. The second is the port.
 const proxyMode = "proxy"
 
 func startProxy(port int) (*proxy, error) {
@@ -277,7 +277,7 @@ func (p *proxy) dial() (*wire, error) {
 	return &wire{conn: conn, from: bufio.NewReaderSize(conn, 64<<10)}, nil
 }
 
-// serveProxy says its address and serves until it is killed.
+// serveProxy prints its address and serves until it is killed.
 func serveProxy(port string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -294,7 +294,7 @@ func serveProxy(port string) error {
 			near.Close()
 			continue
 		}
-		pass := func(to, from net.Conn) { // ends with either
+		pass := func(to, from net.Conn) { // both directions end when either does
 			io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, 64<<10))
 			to.Close()
 		}

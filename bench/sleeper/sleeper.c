@@ -1,8 +1,9 @@
 /*
- * sleeper: the workload of the bench. It sleeps until TERM and ends with 0. With the argument
- * "true" it ends at once. With "serve" and a port it answers connections at 127.0.0.1: a letter and
- * a decimal number of 15 digits ask it to send so many bytes ('s'), or to receive them and then say
- * so with one ('r'). It links statically, so that an image needs nothing but this one file.
+ * sleeper: the workload of the bench. It sleeps until SIGTERM and exits with 0. With the argument
+ * "true" it exits at once. With "serve" and a port it accepts connections on 127.0.0.1. A request is
+ * a letter and a decimal number of 15 digits: 's' makes it send that many bytes, 'r' makes it
+ * receive them and then confirm them with one byte. It is linked statically, so that an image needs
+ * only this one file.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -60,7 +61,7 @@ int main(int argc, char **argv)
 
 	if (argc > 1 && strcmp(argv[1], "true") == 0)
 		return 0;
-	sigaction(SIGTERM, &action, NULL); /* process 1 of a namespace gets only what it handles */
+	sigaction(SIGTERM, &action, NULL); /* process 1 of a namespace gets only signals that it handles */
 	sigaction(SIGINT, &action, NULL);
 	if (argc > 2 && strcmp(argv[1], "serve") == 0)
 		serve(atoi(argv[2]));
