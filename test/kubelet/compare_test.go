@@ -17,9 +17,10 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// TestMetricsLikeContainerd compares what a kubelet tells of a pod on Kuri with what it tells of the same pod on containerd:
-// /metrics/cadvisor, /metrics/resource and /stats/summary, all from the CRI. testdata/differences.txt has each difference with
-// its reason; another one fails the test, and so does one that is gone.
+// TestMetricsLikeContainerd compares a kubelet's metrics of a pod on Kuri with those of the same
+// pod on containerd: /metrics/cadvisor, /metrics/resource and /stats/summary, all from the CRI.
+// testdata/differences.txt lists each difference with its reason. A difference that is not listed
+// fails the test, and so does one that no longer exists.
 func TestMetricsLikeContainerd(t *testing.T) {
 	if os.Getenv("KURI_KUBELET") == "" {
 		t.Skip("KURI_KUBELET is not set: test/kubelet/run builds a kubelet and sets it")
@@ -52,11 +53,11 @@ func TestMetricsLikeContainerd(t *testing.T) {
 	}
 }
 
-// facts are what a kubelet tells of the pod: names with all labels but those that differ from run to run, and the values of
-// those that the pod's manifest decides, else "".
+// facts has the kubelet's metrics of the pod: names with all labels except those that differ from
+// run to run. A value is set only if the pod's manifest determines it; otherwise it is "".
 type facts map[string]string
 
-// tellAll runs the pod until the kubelet tells everything of it, and removes it.
+// tellAll runs the pod until the kubelet reports all facts, and removes it.
 func tellAll(t *testing.T, d *harness.Daemon, gates []string, reference string) facts {
 	t.Helper()
 	n := startNode(t, d, nodeOptions{Gates: gates})
@@ -101,10 +102,10 @@ func tellAll(t *testing.T, d *harness.Daemon, gates []string, reference string) 
 	return told
 }
 
-// decided are metrics whose values follow from the pod's manifest and its image.
+// decided matches metrics whose values follow from the pod's manifest and its image.
 var decided = regexp.MustCompile(`^container_(spec_|threads_max|ulimits_soft)`)
 
-// facts asks the three endpoints.
+// facts reads the three endpoints.
 func (n *node) facts() (facts, error) {
 	out := facts{}
 	for _, at := range []string{"/metrics/cadvisor", "/metrics/resource"} {
@@ -142,8 +143,8 @@ var (
 	hexID      = regexp.MustCompile(`[0-9a-f]{64}`)
 )
 
-// addMetric adds a line of metrics, if it is one of the pod's. Who it is of is in labels of which the lines of a container have
-// the same, so each of those is a fact of its own.
+// addMetric adds a line of metrics if it belongs to the pod. The labels that identify the container
+// are the same on all of its lines, so each of them is a separate fact.
 func (f facts) addMetric(at, line string) {
 	m := metricLine.FindStringSubmatch(line)
 	if m == nil || !strings.Contains(m[2], `pod="`+podName+`"`) {
@@ -159,9 +160,9 @@ func (f facts) addMetric(at, line string) {
 			labels = append(labels, "container="+v)
 		case "id", "name", "namespace", "pod":
 			of = append(of, l[1]+"="+v)
-		case "image": // without the registry, which has another port each time
+		case "image": // without the registry, whose port changes each time
 			of = append(of, "image="+v[strings.LastIndex(v, "/")+1:])
-		case "device", "major", "minor": // the machine's
+		case "device", "major", "minor": // they depend on the machine
 			labels = append(labels, l[1]+"=DEVICE")
 		default:
 			labels = append(labels, l[1]+"="+v)
@@ -178,7 +179,7 @@ func (f facts) addMetric(at, line string) {
 	f[at+" "+m[1]+"{"+strings.Join(labels, ",")+"}"] = value
 }
 
-// flatten adds the paths of a JSON value. Elements of a list go by their names.
+// flatten adds the paths of a JSON value. List elements are identified by their names.
 func (f facts) flatten(at string, v any) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -198,7 +199,8 @@ func (f facts) flatten(at string, v any) {
 	}
 }
 
-// differences are "WAY SIDE FACT", where SIDE is containerd or kuri for what one alone tells, and both for two values.
+// differences has keys "WAY SIDE FACT". SIDE is containerd or kuri for a fact that only one of them
+// has, or both if the values differ.
 type differences map[string]string
 
 func compare(way string, containerd, kuri facts) differences {
@@ -218,7 +220,8 @@ func compare(way string, containerd, kuri facts) differences {
 	return d
 }
 
-// check compares with the list of a way's patterns, one a line, each followed by its reason. "*" in a pattern stands for anything.
+// check compares the differences with a list of patterns for a way, one a line, each followed by
+// its reason. "*" in a pattern matches any text.
 func (d differences) check(t *testing.T, way, file string) {
 	data, err := os.ReadFile(file)
 	if err != nil {

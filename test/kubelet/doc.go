@@ -1,9 +1,11 @@
-// Package kubelet runs Kuri under a real kubelet, standalone: pods come from files, there is no API server. What a pod
-// does is asked of the kubelet's own API, so that every answer has gone through Kuri's.
+// Package kubelet runs Kuri under a real standalone kubelet: pods come from files, and there is no
+// API server. The tests read the state of a pod from the kubelet's own API, so that every answer
+// comes through Kuri's.
 //
-// test/kubelet/run builds the kubelet and starts the tests; without it they are skipped. Like all tests that start the
-// daemon they run in a cell (see test/harness): the kubelet's mounts, cgroups and files are as much part of the leak
-// check as Kuri's.
+// test/kubelet/run builds the kubelet and starts the tests, which are otherwise skipped. Like all
+// tests that start the daemon they run in a cell (see test/harness). The leak check includes the
+// kubelet's mounts, cgroups and files.
 //
-// TestMetricsLikeContainerd needs a containerd as well, which bench/run builds, and some ten minutes: see peer_test.go.
+// TestMetricsLikeContainerd also needs a containerd, which bench/run builds, and about ten minutes:
+// see peer_test.go.
 package kubelet

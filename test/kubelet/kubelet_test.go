@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// The pod of examples/web.yaml, as the kubelet names it.
+// The kubelet's names for the pod of examples/web.yaml.
 const (
 	podName       = "web-" + nodeName
 	containerName = "web"
@@ -37,8 +37,8 @@ func TestStaticPod(t *testing.T) {
 	staticPod(t, harness.Options{}, nodeOptions{})
 }
 
-// TestStaticPodTwoEndpoints is the same with the ImageService on a second socket, and a kubelet that takes events, streams
-// its lists and has metrics from the CRI.
+// TestStaticPodTwoEndpoints is the same with the ImageService on a second socket and with a kubelet
+// that uses events, streamed lists and metrics from the CRI.
 func TestStaticPodTwoEndpoints(t *testing.T) {
 	staticPod(t, harness.Options{Images: true, Config: metricsListen}, nodeOptions{Gates: criGates},
 		step{"its metrics come from the CRI", metricsFromCRI},
@@ -52,7 +52,7 @@ type step struct {
 	run  func(*testing.T, *harness.Daemon, *node)
 }
 
-// staticPod follows the example's pod; more are steps that come after the pod is ready.
+// staticPod follows the example's pod. The steps in more come after the pod is ready.
 func staticPod(t *testing.T, options harness.Options, nodeOptions nodeOptions, more ...step) {
 	if os.Getenv("KURI_KUBELET") == "" {
 		t.Skip("KURI_KUBELET is not set: test/kubelet/run builds a kubelet and sets it")
@@ -81,12 +81,12 @@ func staticPod(t *testing.T, options harness.Options, nodeOptions nodeOptions, m
 		t.Fatal(err)
 	}
 	t.Run("it is gone when its file is removed", func(t *testing.T) { isGone(t, d, n) })
-	// The built-in bridge goes some time after the last pod. The leak check that follows compares with a daemon that has
-	// just started, so a last pod brings the bridge back.
+	// The built-in bridge is removed some time after the last pod. The leak check compares with a
+	// daemon that has just started, so a last pod restores the bridge.
 	d.RemovePod(t, d.RunPod(t, harness.Pod("last")))
 }
 
-// loadExample gives the daemon the image of the example, which no registry has.
+// loadExample loads the example's image, which no registry has, into the daemon.
 func loadExample(t *testing.T, d *harness.Daemon) {
 	t.Helper()
 	archive := filepath.Join(t.TempDir(), "web.tar")
@@ -100,7 +100,7 @@ func loadExample(t *testing.T, d *harness.Daemon) {
 	}
 }
 
-// addExample makes the example a static pod of the node and returns its file there.
+// addExample makes the example a static pod of the node and returns the path of its file.
 func addExample(t *testing.T, n *node) string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(harness.Repository(), "examples", "web.yaml"))
@@ -110,7 +110,8 @@ func addExample(t *testing.T, n *node) string {
 	return harness.Write(t, n.manifests, "web.yaml", string(data))
 }
 
-// ready waits until the pod is ready, with restarts of its container, and returns its status.
+// ready waits until the pod is ready with the given number of restarts of its container, and
+// returns its status.
 func (n *node) ready(t *testing.T, restarts int32) v1.PodStatus {
 	t.Helper()
 	var status v1.PodStatus
@@ -130,7 +131,7 @@ func (n *node) ready(t *testing.T, restarts int32) v1.PodStatus {
 	return status
 }
 
-// isReady is nil when the pod is ready and its container has been restarted that often.
+// isReady returns nil if the pod is ready and its container has been restarted that often.
 func isReady(status v1.PodStatus, restarts int32) error {
 	if len(status.ContainerStatuses) != 1 || status.ContainerStatuses[0].RestartCount != restarts {
 		return fmt.Errorf("want one container restarted %d times: %+v", restarts, status.ContainerStatuses)
@@ -165,7 +166,7 @@ func logAnswers(t *testing.T, d *harness.Daemon, n *node) {
 	})
 }
 
-// logHas is nil when the container's log, asked of the kubelet, has the words.
+// logHas returns nil if the container's log, read through the kubelet, contains the words.
 func (n *node) logHas(words ...string) error {
 	log, err := n.get(http.MethodGet, fmt.Sprintf("/containerLogs/default/%s/%s", podName, containerName))
 	if err != nil {
@@ -205,7 +206,7 @@ func summaryShows(t *testing.T, d *harness.Daemon, n *node) {
 	})
 }
 
-// summaryHas is nil when a summary has figures for the example's container that can be true.
+// summaryHas returns nil if a summary has plausible figures for the example's container.
 func summaryHas(body string) error {
 	var summary struct {
 		Pods []struct {
@@ -256,7 +257,7 @@ func comesBack(t *testing.T, d *harness.Daemon, n *node) {
 	}
 }
 
-// goesOn ends the daemon in a way, lets the kubelet see that, and starts the daemon again.
+// goesOn ends the daemon with end, waits until the kubelet has noticed, and starts the daemon again.
 func goesOn(end func(*harness.Daemon, testing.TB)) func(*testing.T, *harness.Daemon, *node) {
 	return func(t *testing.T, d *harness.Daemon, n *node) {
 		before := n.ready(t, 1)
@@ -269,14 +270,14 @@ func goesOn(end func(*harness.Daemon, testing.TB)) func(*testing.T, *harness.Dae
 		} else {
 			page.Body.Close()
 		}
-		time.Sleep(3 * time.Second) // the kubelet looks once a second
+		time.Sleep(3 * time.Second) // the kubelet polls once a second
 		d.Continue(t)
-		// The kubelet has noticed and got over it when it answers for the pod again, by a new request of its own.
+		// The kubelet has recovered when a new request for the pod succeeds.
 		harness.Eventually(t, 30*time.Second, "a command runs in the pod again", func() error {
 			_, err := n.run("/web -check")
 			return err
 		})
-		time.Sleep(3 * time.Second) // so long it could take to restart the pod
+		time.Sleep(3 * time.Second) // a restart of the pod could take this long
 		after := n.ready(t, 1)
 		if got := after.ContainerStatuses[0].ContainerID; got != id {
 			t.Errorf("the container was %s and is %s", id, got)
@@ -293,7 +294,8 @@ func goesOn(end func(*harness.Daemon, testing.TB)) func(*testing.T, *harness.Dae
 	}
 }
 
-// containerPid finds a container's process by its cgroup. The id is the kubelet's, with the runtime's name before it.
+// containerPid finds a container's process by its cgroup. id is the kubelet's, with the runtime's
+// name as its prefix.
 func containerPid(t *testing.T, id string) int {
 	t.Helper()
 	_, id, _ = strings.Cut(id, "://")
@@ -314,11 +316,11 @@ func containerPid(t *testing.T, id string) int {
 	return 0
 }
 
-// isGone waits until neither the kubelet nor Kuri has anything of the pod. The kubelet collects sandboxes and logs once
-// a minute.
+// isGone waits until neither the kubelet nor Kuri has any trace of the pod. The kubelet collects
+// sandboxes and logs once a minute.
 func isGone(t *testing.T, d *harness.Daemon, n *node) {
 	harness.Eventually(t, 3*time.Minute, "nothing is left of the pod", func() error {
-		time.Sleep(time.Second / 2) // each look is a few lines in the daemon's log
+		time.Sleep(time.Second / 2) // each poll adds a few lines to the daemon's log
 		return errors.Join(n.podsGone(), sandboxesGone(t, d), n.filesGone(t))
 	})
 }
@@ -346,7 +348,7 @@ func sandboxesGone(t *testing.T, d *harness.Daemon) error {
 	return nil
 }
 
-// filesGone is nil when the kubelet's directories and cgroups hold nothing of a pod.
+// filesGone returns nil if the kubelet's directories and cgroups contain nothing of a pod.
 func (n *node) filesGone(t *testing.T) error {
 	left, err := filepath.Glob(filepath.Join(n.dir, "root", "pods", "*"))
 	if err != nil {

@@ -13,22 +13,24 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// criGates are the feature gates by which a kubelet takes from the CRI what it otherwise polls for or reads by itself.
+// criGates are the feature gates with which a kubelet gets from the CRI what it otherwise polls for
+// or reads itself.
 var criGates = []string{"EventedPLEG", "CRIListStreaming", "PodAndContainerStatsFromCRI"}
 
-// metricsListen makes kurid tell what it is asked.
+// metricsListen makes kurid export its counters of calls.
 const metricsListen = "metrics_listen = \"127.0.0.1:9567\"\n"
 
-// containerMetrics are some of those that dashboards of cAdvisor's metrics ask for.
+// containerMetrics are some of cAdvisor's metrics that dashboards query.
 var containerMetrics = []string{
 	"container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "container_memory_rss",
 	"container_spec_cpu_shares", "container_processes",
 }
 
-// networkMetrics are told of the pod.
+// networkMetrics belong to the pod.
 var networkMetrics = []string{"container_network_receive_bytes_total", "container_network_transmit_bytes_total"}
 
-// TestCadvisor gives a kubelet without feature gates a socket at which its cAdvisor finds the labels of containers.
+// TestCadvisor gives a kubelet without feature gates a socket where its cAdvisor finds the labels
+// of containers.
 func TestCadvisor(t *testing.T) {
 	if os.Getenv("KURI_KUBELET") == "" {
 		t.Skip("KURI_KUBELET is not set: test/kubelet/run builds a kubelet and sets it")
@@ -47,8 +49,8 @@ func TestCadvisor(t *testing.T) {
 	d.RemovePod(t, d.RunPod(t, harness.Pod("last")))
 }
 
-// metricsFromCRI waits until /metrics/cadvisor has the rows that Kuri gives: of the container with its name, of the network
-// with the pod's alone.
+// metricsFromCRI waits until /metrics/cadvisor has Kuri's rows: those of the container have its
+// name, and those of the network only the pod's.
 func metricsFromCRI(t *testing.T, d *harness.Daemon, n *node) {
 	ofContainer := `container="` + containerName + `"`
 	n.metrics(t, func(body string) error {
@@ -56,8 +58,8 @@ func metricsFromCRI(t *testing.T, d *harness.Daemon, n *node) {
 	})
 }
 
-// metricsFromCadvisor waits until /metrics/cadvisor has the rows that cAdvisor makes: the network is that of the pod's
-// oldest container, for want of a pause container.
+// metricsFromCadvisor waits until /metrics/cadvisor has cAdvisor's rows. Those of the network
+// belong to the pod's oldest container, because there is no pause container.
 func metricsFromCadvisor(t *testing.T, d *harness.Daemon, n *node) {
 	ofContainer := `container="` + containerName + `"`
 	n.metrics(t, func(body string) error {
@@ -68,7 +70,7 @@ func metricsFromCadvisor(t *testing.T, d *harness.Daemon, n *node) {
 	}
 }
 
-// metrics waits until /metrics/cadvisor is as wanted. cAdvisor looks at a new container after some seconds.
+// metrics waits until /metrics/cadvisor satisfies want. cAdvisor finds a new container after some seconds.
 func (n *node) metrics(t *testing.T, want func(body string) error) {
 	t.Helper()
 	harness.Eventually(t, time.Minute, "/metrics/cadvisor has the pod's rows", func() error {
@@ -83,7 +85,7 @@ func (n *node) metrics(t *testing.T, want func(body string) error) {
 	})
 }
 
-// haveRows is nil when each of the metrics has a row of the example's pod with the label.
+// haveRows returns nil if each of the metrics has a row of the example's pod with the label.
 func haveRows(body string, names []string, label string) error {
 	var missing []error
 	for _, name := range names {
@@ -97,12 +99,12 @@ func haveRows(body string, names []string, label string) error {
 	return errors.Join(missing...)
 }
 
-// rows are the lines of a metric.
+// rows returns the lines of a metric.
 func rows(body, name string) []string {
 	return slices.DeleteFunc(strings.Split(body, "\n"), func(line string) bool { return !strings.HasPrefix(line, name+"{") })
 }
 
-// streamsAreUsed sees by kurid's own count of calls that the kubelet has used what its gates are for.
+// streamsAreUsed checks with kurid's counters of calls that the kubelet has used the features of its gates.
 func streamsAreUsed(t *testing.T, d *harness.Daemon, n *node) {
 	calls := rpcs(t, d)
 	for _, method := range []string{"StreamPodSandboxes", "StreamContainers", "StreamPodSandboxMetrics"} {
@@ -115,7 +117,7 @@ func streamsAreUsed(t *testing.T, d *harness.Daemon, n *node) {
 	}
 }
 
-// rpcs counts the answered calls by method, whatever their service and code.
+// rpcs returns the number of answered calls by method, whatever their service and code.
 func rpcs(t *testing.T, d *harness.Daemon) map[string]int {
 	t.Helper()
 	out, stderr, code := d.Kuri(t, "metrics")

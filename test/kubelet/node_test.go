@@ -25,10 +25,10 @@ import (
 // nodeName is appended to a static pod's name.
 const nodeName = "node"
 
-// cgroupRoot holds everything that the kubelet makes.
+// cgroupRoot contains everything that the kubelet creates.
 const cgroupRoot = "/kubelet-test"
 
-// The kubelet's ports on 127.0.0.1; the cell's network has nobody else.
+// The kubelet's ports on 127.0.0.1. Nothing else listens in the cell's network.
 const (
 	apiPort    = 10250
 	healthPort = 10248
@@ -37,14 +37,14 @@ const (
 // node is a running kubelet.
 type node struct {
 	dir       string // root-dir, certificates, configuration and log
-	manifests string // where pods are files
+	manifests string // of static pods
 	logs      string // the pods' log directories
 	api       *http.Client
 	cmd       *exec.Cmd
 	ended     chan struct{}
 }
 
-// configuration is what the kubelet needs to run alone and on a machine of any cgroup version.
+// configuration lets the kubelet run alone and on a machine with any cgroup version.
 var configuration = template.Must(template.New("").Parse(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix://{{.Runtime}}
@@ -78,13 +78,13 @@ featureGates: { {{.Gates}} }
 {{- end}}
 `))
 
-// nodeOptions are how a node differs from one that is configured as above.
+// nodeOptions are the differences from the configuration above.
 type nodeOptions struct {
 	Env   []string // added to the kubelet's environment
-	Gates []string // feature gates that are on, besides those of KURI_KUBELET_GATES
+	Gates []string // enabled feature gates, in addition to KURI_KUBELET_GATES
 }
 
-// featureGates is the value of featureGates in the kubelet's configuration.
+// featureGates returns the value of featureGates in the kubelet's configuration.
 func (o nodeOptions) featureGates() string {
 	gates := o.Gates
 	if more := os.Getenv("KURI_KUBELET_GATES"); more != "" {
@@ -98,8 +98,8 @@ func (o nodeOptions) featureGates() string {
 	return strings.Join(on, ", ")
 }
 
-// addAddress gives the cell an address and a default route: the kubelet takes its node's address from there. Nothing can be
-// reached over it.
+// addAddress gives the cell an address and a default route, from which the kubelet derives its
+// node's address. Nothing is reachable through it.
 func addAddress(t *testing.T) {
 	t.Helper()
 	for _, args := range []string{
@@ -112,8 +112,8 @@ func addAddress(t *testing.T) {
 	t.Cleanup(func() { exec.Command("ip", "link", "delete", "node0").Run() })
 }
 
-// startNode starts a kubelet on the daemon's sockets and waits until it is healthy. When the test ends, it is stopped
-// and what it leaves by design, its cgroups, is removed.
+// startNode starts a kubelet on the daemon's sockets and waits until it is healthy. When the test
+// ends, the kubelet is stopped, and its cgroups, which it leaves by design, are removed.
 func startNode(t *testing.T, d *harness.Daemon, o nodeOptions) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "kubelet")
@@ -186,7 +186,7 @@ func (n *node) start(t *testing.T, config string, env []string) {
 	})
 }
 
-// stop ends the kubelet as a service manager does, and shows its log when something went wrong.
+// stop ends the kubelet as a service manager does, and prints its log if the test has failed.
 func (n *node) stop(t *testing.T) {
 	n.api.CloseIdleConnections()
 	n.cmd.Process.Signal(syscall.SIGTERM)
@@ -203,7 +203,7 @@ func (n *node) stop(t *testing.T) {
 	}
 }
 
-// tail is the end of the kubelet's log.
+// tail returns the end of the kubelet's log.
 func (n *node) tail() string {
 	const most = 16 << 10
 	data, err := os.ReadFile(filepath.Join(n.dir, "kubelet.log"))
@@ -213,7 +213,7 @@ func (n *node) tail() string {
 	return string(data[max(0, len(data)-most):])
 }
 
-// get asks the kubelet's API and returns the body.
+// get sends a request to the kubelet's API and returns the body.
 func (n *node) get(method, path string) (string, error) {
 	request, err := http.NewRequest(method, fmt.Sprintf("https://127.0.0.1:%d%s", apiPort, path), nil)
 	if err != nil {
@@ -239,7 +239,7 @@ func wantOK(response *http.Response) error {
 	return fmt.Errorf("%s %s: %s: %s", response.Request.Method, response.Request.URL.Path, response.Status, body)
 }
 
-// pods is what the kubelet knows.
+// pods returns the pods that the kubelet knows.
 func (n *node) pods() ([]v1.Pod, error) {
 	body, err := n.get(http.MethodGet, "/pods")
 	if err != nil {
@@ -252,7 +252,7 @@ func (n *node) pods() ([]v1.Pod, error) {
 	return list.Items, nil
 }
 
-// hierarchies are the mount points of the cgroup hierarchies.
+// hierarchies returns the mount points of the cgroup hierarchies.
 func hierarchies(t *testing.T) []string {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mounts")
@@ -268,8 +268,9 @@ func hierarchies(t *testing.T) []string {
 	return points
 }
 
-// makeCgroups makes the kubelet's parent in every hierarchy; the kubelet demands it. In version 1 a cpuset begins empty
-// and takes no process until it is filled; in version 2 controllers are handed down one level at a time.
+// makeCgroups creates the kubelet's parent cgroup in every hierarchy, which the kubelet requires.
+// In version 1 a cpuset is empty at first and refuses processes until it is filled. In version 2
+// controllers are enabled one level at a time.
 func makeCgroups(t *testing.T) {
 	t.Helper()
 	for _, point := range hierarchies(t) {
@@ -296,7 +297,8 @@ func makeCgroups(t *testing.T) {
 	}
 }
 
-// removeCgroups removes what the kubelet made for the node; a pod's cgroup that is still there has leaked.
+// removeCgroups removes the cgroups that the kubelet created for the node. A pod's cgroup that
+// still exists is a leak.
 func removeCgroups(t *testing.T) {
 	t.Helper()
 	for _, point := range hierarchies(t) {

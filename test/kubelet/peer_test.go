@@ -18,14 +18,14 @@ import (
 	"github.com/kuri-cri/kuri/test/image"
 )
 
-// containerdSocket is the one that a kubelet's cAdvisor asks for labels.
+// containerdSocket is the socket from which a kubelet's cAdvisor reads labels.
 const containerdSocket = "/run/containerd/containerd.sock"
 
-// peerPrograms are what a containerd needs to run pods. bench/run builds them.
+// peerPrograms are the programs that containerd needs to run pods. bench/run builds them.
 var peerPrograms = []string{"containerd", "containerd-shim-runc-v2", "runc", "bridge", "host-local", "portmap", "loopback"}
 
-// peerConfig is the configuration of a containerd as on an ordinary node, with cgroupfs and with oom_score_adj limited to
-// what this machine allows.
+// peerConfig configures containerd as on an ordinary node, with cgroupfs, and with oom_score_adj
+// limited to the values that this machine permits.
 var peerConfig = template.Must(template.New("").Parse(`version = 4
 root = "{{.Dir}}/root"
 state = "{{.Dir}}/state"
@@ -57,7 +57,7 @@ const peerNetwork = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [
   {"type": "portmap", "capabilities": {"portMappings": true}, "backend": "nftables"}
 ]}`
 
-// peer is where the peer's programs are, or a reason why they are not.
+// peer returns the directory of the peer's programs, or the reason why they are missing.
 func peer() (dir, missing string) {
 	dir = os.Getenv("KURI_PEER")
 	if dir == "" {
@@ -71,7 +71,8 @@ func peer() (dir, missing string) {
 	return dir, ""
 }
 
-// startContainerd starts the peer at the socket where cAdvisor looks for it. It ends with the test, with all its pods.
+// startContainerd starts the peer on the socket where cAdvisor expects it. It ends with the test,
+// with all its pods.
 func startContainerd(t *testing.T, programs string, registry *harness.Registry) *harness.Daemon {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "containerd")
@@ -124,7 +125,7 @@ func startContainerd(t *testing.T, programs string, registry *harness.Registry) 
 	return &harness.Daemon{Socket: containerdSocket, ImageSocket: containerdSocket}
 }
 
-// endPeer ends containerd and its shims, whose containers have been removed by then, and takes their mounts away.
+// endPeer ends containerd and its shims, whose containers must be removed already, and removes their mounts.
 func endPeer(t *testing.T, cmd *exec.Cmd, dir string) {
 	cmd.Process.Signal(syscall.SIGTERM)
 	cmd.Wait()

@@ -29,7 +29,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// shellPod answers with what it is told on its stdin, and serves a page.
+// shellPod echoes its stdin and serves a page.
 const shellPod = `apiVersion: v1
 kind: Pod
 metadata: {name: shell, namespace: default}
@@ -45,8 +45,8 @@ spec:
     image: localhost/kuri-web:1
 `
 
-// TestStreams opens every stream of a pod through the kubelet's own API, as the API server does for kubectl. What comes
-// over WebSocket the kubelet makes SPDY of.
+// TestStreams opens every stream of a pod through the kubelet's own API, as the API server does for
+// kubectl. The kubelet translates WebSocket into SPDY.
 func TestStreams(t *testing.T) {
 	if os.Getenv("KURI_KUBELET") == "" {
 		t.Skip("KURI_KUBELET is not set: test/kubelet/run builds a kubelet and sets it")
@@ -76,8 +76,8 @@ func TestStreams(t *testing.T) {
 	d.RemovePod(t, d.RunPod(t, harness.Pod("last")))
 }
 
-// TestStreamsOverTLS has kurid serve its streams over TLS, with a certificate of a CA that the node trusts; a kubelet that
-// does not trust it opens none.
+// TestStreamsOverTLS has kurid serve its streams over TLS, with a certificate of a CA that the node
+// trusts. A kubelet that does not trust it cannot open streams.
 func TestStreamsOverTLS(t *testing.T) {
 	if os.Getenv("KURI_KUBELET") == "" {
 		t.Skip("KURI_KUBELET is not set: test/kubelet/run builds a kubelet and sets it")
@@ -117,7 +117,8 @@ func TestStreamsOverTLS(t *testing.T) {
 	d.RemovePod(t, d.RunPod(t, harness.Pod("last")))
 }
 
-// certificates are files of a CA's certificate, and of one that it has issued for the node itself, with its key.
+// certificates writes the certificate of a CA, and one issued by it for the node itself with its
+// key, and returns the paths.
 func certificates(t *testing.T) (ca, cert, key string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -167,7 +168,7 @@ func (n *node) shellRuns() error {
 	return fmt.Errorf("the kubelet has %d pods, and it is not among them or does not run", len(pods))
 }
 
-// kubeletURL is that of a verb of the kubelet's API.
+// kubeletURL returns the URL of a verb of the kubelet's API.
 func kubeletURL(path string, query url.Values) (*rest.Config, *url.URL) {
 	u := &url.URL{Scheme: "https", Host: fmt.Sprintf("127.0.0.1:%d", apiPort), Path: path, RawQuery: query.Encode()}
 	return &rest.Config{Host: u.Scheme + "://" + u.Host, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}, u
@@ -216,7 +217,7 @@ func terminal(t *testing.T, x harness.Transport) {
 	keys.Close()
 }
 
-// attached attaches to the shell, and returns its keyboard, its screen and the end.
+// attached attaches to the shell and returns its keyboard, its screen and a channel that reports the end.
 func attached(t *testing.T, x harness.Transport) (keys *io.PipeWriter, out *harness.Screen, done chan error) {
 	t.Helper()
 	keyboard, keys := io.Pipe()
@@ -227,7 +228,7 @@ func attached(t *testing.T, x harness.Transport) (keys *io.PipeWriter, out *harn
 	return keys, out, done
 }
 
-// Who detaches does not end the shell, which the next one attaches to.
+// A client that detaches does not end the shell, and the next one can attach to it.
 func attaches(t *testing.T, x harness.Transport) {
 	for i := range 2 {
 		keys, out, _ := attached(t, x)
@@ -240,7 +241,7 @@ func attaches(t *testing.T, x harness.Transport) {
 	}
 }
 
-// forwards fetches the page of the pod's other container through a forwarded port, many times at once.
+// forwards fetches the page of the pod's other container through a forwarded port, many times concurrently.
 func forwards(t *testing.T, x harness.Transport) {
 	c, u := kubeletURL("/portForward/default/shell-"+nodeName, nil)
 	local, end := x.Forward(t, c, u, 8080)

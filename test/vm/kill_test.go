@@ -19,11 +19,12 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// killable has a kurid and a kuri-keeper that can be killed at their steps (package failpoint).
+// killable is the directory of a kurid and a kuri-keeper that can be killed at their steps (package
+// failpoint).
 const killable = "/vm/exchange/killable"
 
-// workflowSteps are the steps of a program's workflows at which it can be killed, from the source: every so manieth, so that
-// about KURI_VM_STEPS (3) are left of them; all of them for "all".
+// workflowSteps returns the steps of a program's workflows at which it can be killed, read from the
+// source. It selects about KURI_VM_STEPS (3) of them at equal distances, or all for "all".
 func workflowSteps(t *testing.T, rooms ...string) (steps []string) {
 	t.Helper()
 	for _, room := range rooms {
@@ -37,7 +38,8 @@ func workflowSteps(t *testing.T, rooms ...string) (steps []string) {
 				t.Fatal(err)
 			}
 			for _, m := range regexp.MustCompile(`failpoint\.At\("(.*)"\)`).FindAllStringSubmatch(string(body), -1) {
-				// Of these two the story has no use: it pulls no image, and it is not libcontainer that makes its containers.
+				// The story never reaches these: it pulls no image, and libcontainer does not
+				// create its containers.
 				if !strings.HasPrefix(m[1], "pull: ") && m[1] != "start: begun" {
 					steps = append(steps, m[1])
 				}
@@ -61,21 +63,21 @@ func workflowSteps(t *testing.T, rooms ...string) (steps []string) {
 	return some
 }
 
-// watched is a container that runs beside what is killed.
+// watched is a container that runs while other processes are killed.
 type watched struct {
 	id, log string
 	pid     int
-	lossy   bool // lines of its log may be missing: for a moment no process had its pipe
+	lossy   bool // its log may lack lines: for a moment no process had its pipe
 }
 
 func watch(t *testing.T, d *harness.Daemon, image string) *watched {
 	t.Helper()
-	config := harness.HostNetwork(harness.Pod("beside")) // whose links would change by themselves
+	config := harness.HostNetwork(harness.Pod("beside")) // no network namespace, whose links would change by themselves
 	id := d.Run(t, d.RunPod(t, config), harness.Container("count", image, "sh", "-c", "trap '' PIPE; "+counting), config)
 	return &watched{id: id, log: filepath.Join(config.LogDirectory, "count.log"), pid: firstPid(t, d, id)}
 }
 
-// same fails t unless the container runs on, in its scope, and is heard.
+// same fails t unless the container still runs in its scope and its output reaches the log.
 func (w *watched) same(t *testing.T, d *harness.Daemon) {
 	t.Helper()
 	if st := d.ContainerStatus(t, w.id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, w.id) != w.pid {
@@ -104,7 +106,7 @@ func (w *watched) same(t *testing.T, d *harness.Daemon) {
 	})
 }
 
-// again makes a call until it is answered: one that kurid's death cuts is made anew, as a kubelet does.
+// again repeats a call until it succeeds: like a kubelet, it retries a call that kurid's death cut off.
 func again(t *testing.T, d *harness.Daemon, what string, killed func() bool, call func(context.Context) error) {
 	t.Helper()
 	for deadline := time.Now().Add(harness.Patient(time.Minute)); ; time.Sleep(50 * time.Millisecond) {
@@ -118,13 +120,15 @@ func again(t *testing.T, d *harness.Daemon, what string, killed func() bool, cal
 	}
 }
 
-// life is that of a pod with a container, whose end is its own. No call may fail but while killed says so.
+// life runs through the life of a pod with a container that exits by itself. A call may fail only
+// while killed returns true.
 func life(t *testing.T, d *harness.Daemon, image string, killed func() bool) {
 	t.Helper()
 	config := harness.Pod("life")
 	config.LogDirectory = t.TempDir()
 	config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 20080}}
-	config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD // a process of the pod's own
+	// So that the pod has a process of its own.
+	config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	c := harness.Container("main", image, "sh", "-c", "echo begun; while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 5")
 	c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}
@@ -194,7 +198,8 @@ func life(t *testing.T, d *harness.Daemon, image string, killed func() bool) {
 	})
 }
 
-// observe reads the traces of the node, but for the processes, of which some are killed, and the cgroups of systemd's own units.
+// observe reads the traces of the node, except processes, some of which are killed, and the cgroups
+// of systemd's own units.
 func observe(t *testing.T, d *harness.Daemon) harness.Traces {
 	t.Helper()
 	seen, err := harness.Observe(d.Leaky()...)
@@ -205,9 +210,10 @@ func observe(t *testing.T, d *harness.Daemon) harness.Traces {
 	return seen
 }
 
-// kurid and the keeper are killed at steps of their workflows, the holder alone, with the keeper, and all three at once, where
-// systemd starts kurid again, cgroups are of version 2, each container has a scope, and the kernel tells no exit code of what
-// is not a child (before Linux 6.15). Who asks again sees nothing of it; what runs beside goes on; nothing is left.
+// kurid and the keeper are killed at steps of their workflows, and the holder alone, with the keeper, and
+// with both. Here systemd restarts kurid, cgroups are of version 2, and each container has a scope. The
+// kernel reports no exit code of a process that is not a child (before Linux 6.15). A client that repeats its
+// calls notices nothing, running containers continue, and nothing is left behind.
 func TestKilled(t *testing.T) {
 	more(t)
 	d := start(t)
@@ -221,7 +227,7 @@ func TestKilled(t *testing.T) {
 	image := d.PullBusybox(t)
 	beside := watch(t, d, image)
 	never := func() bool { return false }
-	life(t, d, image, never) // what is made once and kept
+	life(t, d, image, never) // creates what is created once and kept
 	idle := observe(t, d)
 	nothingLeft := func(t *testing.T) {
 		t.Helper()
@@ -268,7 +274,8 @@ func TestKilled(t *testing.T) {
 		}
 	}
 
-	// One, two of them, all. Of the container that ends meanwhile the exit code is right or said to be unknown.
+	// One of them, two, all. The exit code of the container that exits meanwhile is correct or
+	// reported as unknown.
 	for _, victims := range [][]string{{"holder"}, {"holder", "keeper"}, {"kurid", "holder", "keeper"}} {
 		t.Run(strings.Join(victims, " and "), func(t *testing.T) {
 			config := harness.Pod("ends")
@@ -289,7 +296,7 @@ func TestKilled(t *testing.T) {
 				}
 				st, serr := d.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: ends})
 				if serr == nil && st.Status.State == runtimeapi.ContainerState_CONTAINER_EXITED {
-					return nil // an earlier try has ended it
+					return nil // an earlier attempt has ended it
 				}
 				return err
 			})

@@ -14,7 +14,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// Limits that need every controller of cgroup v2 or every capability, and that a daemon-reload of systemd does not take back.
+// Limits that need every controller of cgroup v2 or every capability are applied, and survive a
+// daemon-reload of systemd.
 func TestEveryLimit(t *testing.T) {
 	d := start(t)
 	image := d.PullBusybox(t)
@@ -38,7 +39,7 @@ func TestEveryLimit(t *testing.T) {
 		"memory.max": "67108864", "memory.swap.max": "33554432", "memory.high": "50331648", "memory.min": "8388608",
 		"memory.oom.group": "1", "io.weight": "default 200", "hugetlb.2MB.max": "4194304",
 	}
-	// What systemd has written over is put back the moment after, not in the same.
+	// Values that systemd has overwritten are restored a moment later.
 	check := func(t *testing.T, when string) {
 		t.Helper()
 		harness.Eventually(t, 20*time.Second, "all limits, "+when, func() error {
@@ -51,7 +52,8 @@ func TestEveryLimit(t *testing.T) {
 			return errors.Join(errs...)
 		})
 	}
-	// Reloaded, a unit's cgroup is written when systemd comes to it; a property that is set anew makes it write all at once.
+	// After a reload systemd writes a unit's cgroup at some later time. Setting a property makes it
+	// write everything at once.
 	reload := func(t *testing.T, low string) {
 		t.Helper()
 		systemctl(t, "daemon-reload")
@@ -62,7 +64,7 @@ func TestEveryLimit(t *testing.T) {
 			}
 			return nil
 		})
-		property(t, filepath.Base(dir), "MemoryLow") // it answers when it has written the rest
+		property(t, filepath.Base(dir), "MemoryLow") // it answers after it has written the rest
 	}
 	check(t, "created")
 	if got := file(t, fmt.Sprintf("/proc/%d/oom_score_adj", pid)); got != "-998" {

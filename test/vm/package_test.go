@@ -16,12 +16,12 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// packages has kuri.deb, the package of this build as scripts/dist makes it, and next.deb, a later version whose programs
-// differ by one byte.
+// packages is the directory of kuri.deb, the package of this build as scripts/dist creates it, and
+// next.deb, a later version whose programs differ by one byte.
 const packages = "/vm/exchange/package"
 
-// dpkg runs dpkg with a database of its own and returns what it printed. In the machine's own database there are triggers of
-// other packages: man-db's alone takes minutes here.
+// dpkg runs dpkg with a database of its own and returns its output. The machine's own database has
+// triggers of other packages, of which man-db's alone takes minutes here.
 func dpkg(t *testing.T, database string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), harness.Patient(time.Minute))
@@ -39,8 +39,8 @@ func dpkg(t *testing.T, database string, args ...string) string {
 	return string(out)
 }
 
-// namedKuri lists the files that the machine has written outside its file systems in memory and whose paths have "kuri"
-// in them, logs excepted.
+// namedKuri lists the files with "kuri" in their paths that the machine has written outside its
+// memory filesystems, except logs.
 func namedKuri(t *testing.T) map[string]bool {
 	t.Helper()
 	const upper = "/vm/disk/upper"
@@ -54,7 +54,8 @@ func namedKuri(t *testing.T) map[string]bool {
 			return err
 		case name == "/var/log":
 			return fs.SkipDir
-		case strings.Contains(name, "kuri") && entry.Type()&fs.ModeCharDevice == 0: // which marks what was removed
+		// Overlayfs marks a removed file with a character device.
+		case strings.Contains(name, "kuri") && entry.Type()&fs.ModeCharDevice == 0:
 			found[name] = true
 		}
 		return nil
@@ -65,9 +66,9 @@ func namedKuri(t *testing.T) map[string]bool {
 	return found
 }
 
-// The .deb is installed, starts kurid as its unit, and a pod runs. The next version takes over with the pod running. Removed
-// and purged without pods, it leaves nothing. With KURI_VM_MORE it is also removed while the pod runs, which goes on, and
-// installed again.
+// The .deb is installed and starts kurid as its unit, and a pod runs. The next version takes over
+// while the pod runs. After a removal and purge without pods nothing is left. With KURI_VM_MORE the
+// package is also removed while the pod runs, which continues, and installed again.
 func TestPackage(t *testing.T) {
 	more(t)
 	d := start(t)
@@ -84,10 +85,10 @@ func TestPackage(t *testing.T) {
 	if out, err := exec.Command(filepath.Join(installed, "kurid"), "network", "prune").CombinedOutput(); err != nil {
 		t.Fatalf("kurid network prune: %v: %s", err, out)
 	}
-	unit(t, "/vm/exchange") // none
+	unit(t, "/vm/exchange") // with no unit of it
 	for _, path := range []string{
 		filepath.Join(installed, "kurid"), filepath.Join(installed, "kuri"), filepath.Join(installed, "kuri-keeper"), filepath.Join(installed, "kuri-holder"),
-		"/usr/sbin/policy-rc.d", // this machine's files may be a container's, where packages start nothing
+		"/usr/sbin/policy-rc.d", // the machine's files may be those of a container image, in which packages start nothing
 	} {
 		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
@@ -106,7 +107,7 @@ func TestPackage(t *testing.T) {
 		t.Helper()
 		dial(t, d)
 		pid := property(t, "kurid.service", "MainPID")
-		// A program that was replaced since is shown as deleted.
+		// The path of a replaced program is shown as deleted.
 		if program, err := os.Readlink("/proc/" + pid + "/exe"); program != "/usr/bin/kurid" {
 			t.Fatalf("%s, the unit's main process %s runs %q, %v", what, pid, program, err)
 		}

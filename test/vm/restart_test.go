@@ -19,11 +19,11 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// counting prints numbers without pause, as a script of a container.
+// counting is a script for a container that prints numbers without pause.
 const counting = "i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.1; done"
 
-// counted reads the numbers that a container printed, each after the one before but for a piece that stands twice, and
-// returns how many there are.
+// counted reads the numbers that a container printed and returns how many there are. They must be
+// consecutive, except that a part of the log may be repeated.
 func counted(t *testing.T, log string) int {
 	t.Helper()
 	body, err := os.ReadFile(log)
@@ -33,7 +33,7 @@ func counted(t *testing.T, log string) int {
 	next := 0
 	for line := range strings.Lines(string(body)) {
 		if !strings.HasSuffix(line, "\n") {
-			break // it is being written
+			break // the line is still being written
 		}
 		parts := strings.SplitN(strings.TrimSpace(line), " ", 4)
 		var n int
@@ -59,8 +59,8 @@ func goesOn(t *testing.T, log string) {
 	})
 }
 
-// polling asks as a kubelet does, over connections that it keeps, and dials besides, until end: no faster than an emulated machine
-// answers beside its own work.
+// polling calls a daemon as a kubelet does, over persistent connections, and also opens new ones,
+// until end is called. It polls no faster than an emulated machine can answer beside its own work.
 type polling struct {
 	stop  context.CancelFunc
 	done  sync.WaitGroup
@@ -125,7 +125,7 @@ func poll(t *testing.T, pod, container string) *polling {
 	return p
 }
 
-// end fails t for each call that has failed.
+// end stops the polling and fails t for each failed call.
 func (p *polling) end(t *testing.T) {
 	t.Helper()
 	p.stop()
@@ -139,7 +139,8 @@ func (p *polling) end(t *testing.T) {
 	t.Logf("%d calls", p.calls.Load())
 }
 
-// anotherBuild replaces the installed programs by ones of other content that do the same, as a package manager does.
+// anotherBuild replaces the installed programs with copies of different content and the same
+// function, as a package manager does.
 func anotherBuild(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{"kurid", "kuri-keeper", "kuri-holder"} {
@@ -151,10 +152,10 @@ func anotherBuild(t *testing.T) {
 	}
 }
 
-// installed is where the story installs the programs.
+// installed is the directory into which the story installs the programs.
 const installed = "/usr/local/bin"
 
-// install replaces an installed program; processes that run it keep the old file.
+// install replaces an installed program. Processes that run it keep the old file.
 func install(t *testing.T, name string, body []byte) {
 	t.Helper()
 	path := filepath.Join(installed, name)
@@ -175,8 +176,9 @@ func reinstall(t *testing.T, dir string, names ...string) {
 	}
 }
 
-// systemctl restart, with the same programs, with others, and with a socket of systemd's: no call fails and no connection is
-// refused, also where the old kurid has still a command in flight, and the pod knows nothing of it.
+// systemctl restart with the same programs, with other ones, and with a socket of systemd's: no
+// call fails and no connection is refused, even if the old kurid still has a command in progress,
+// and the pod is not affected.
 func TestRestartOfTheUnitFailsNoCall(t *testing.T) {
 	d := start(t)
 	image := d.PullBusybox(t)
@@ -221,7 +223,7 @@ func TestRestartOfTheUnitFailsNoCall(t *testing.T) {
 		systemctl(t, "stop", "kurid.service")
 		harness.Write(t, "/etc/systemd/system", "kurid.socket", "[Socket]\nListenStream=/run/kuri/kuri.sock\nSocketMode=0600\n")
 		systemctl(t, "daemon-reload")
-		systemctl(t, "start", "kurid.socket") // whoever dials now starts kurid
+		systemctl(t, "start", "kurid.socket") // any connection now starts kurid
 		defer func() {
 			systemctl(t, "stop", "kurid.service", "kurid.socket")
 			os.Remove("/etc/systemd/system/kurid.socket")

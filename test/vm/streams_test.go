@@ -51,7 +51,7 @@ func converse(t *testing.T, address string, over string) *talk {
 	return k
 }
 
-// forward forwards a port of a pod, and returns the local address.
+// forward forwards a port of a pod and returns the local address.
 func forward(t *testing.T, d *harness.Daemon, pod string, port int32) string {
 	t.Helper()
 	resp, err := d.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: pod, Port: []int32{port}})
@@ -66,7 +66,7 @@ func forward(t *testing.T, d *harness.Daemon, pod string, port int32) string {
 	return local
 }
 
-// echo sends a text over a connection to harness.EchoIn and awaits it.
+// echo sends a text over a connection to harness.EchoIn and waits for the answer.
 func echo(t *testing.T, conn net.Conn, text string) {
 	t.Helper()
 	conn.SetDeadline(time.Now().Add(time.Minute))
@@ -79,8 +79,8 @@ func echo(t *testing.T, conn net.Conn, text string) {
 	}
 }
 
-// Streams that are open go on when the unit is restarted, or stopped and started again later; what is asked for after that
-// is the new process's.
+// Open streams continue when the unit is restarted, or stopped and started later. New streams
+// belong to the new process.
 func TestStreamsOutliveTheUnit(t *testing.T) {
 	d := start(t)
 	image := d.PullBusybox(t)
@@ -128,7 +128,7 @@ func TestStreamsOutliveTheUnit(t *testing.T) {
 				echo(t, conn, when)
 			}
 
-			// 1. They go on, all of them.
+			// 1. All of them continue.
 			all("before")
 			process := property(t, "kurid.service", "MainPID")
 			again(func() { all("without") })
@@ -144,14 +144,14 @@ func TestStreamsOutliveTheUnit(t *testing.T) {
 			defer more.Close()
 			echo(t, more, "a new connection within the old forwarding")
 
-			// 2. The new process serves what is new, with streams of its own.
+			// 2. The new process serves new streams.
 			beside := exec("SPDY")
 			beside.say(t, "beside")
 			if streaming := harness.Processes(t, "/usr/local/bin/kurid streams"); len(streaming) != 2 {
 				t.Errorf("the processes that stream are %q, want the old one and the new one", streaming)
 			}
 
-			// 3. The ends are told, and the old process goes with the last of its streams.
+			// 3. Exits are reported, and the old process exits with the last of its streams.
 			for what, k := range map[string]*talk{"SPDY": talks["SPDY"], "WebSocket": talks["WebSocket"], "beside": beside} {
 				k.keys.Close()
 				if err := <-k.done; err == nil || !strings.Contains(err.Error(), "7") {

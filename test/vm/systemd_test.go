@@ -22,7 +22,7 @@ import (
 
 const socket = "unix:///run/kuri/kuri.sock"
 
-// start starts the unit kurid, which is there already, and dials it.
+// start starts the installed unit kurid and dials it.
 func start(t *testing.T) *harness.Daemon {
 	t.Helper()
 	if os.Getenv("KURI_VM") != "systemd" {
@@ -35,7 +35,7 @@ func start(t *testing.T) *harness.Daemon {
 	return d
 }
 
-// more skips t unless the long stories are asked for.
+// more skips t unless the long stories are requested.
 func more(t *testing.T) {
 	t.Helper()
 	if os.Getenv("KURI_VM_MORE") == "" {
@@ -43,7 +43,7 @@ func more(t *testing.T) {
 	}
 }
 
-// removePods removes the pods that a test which has failed leaves, so that the next one does not meet them.
+// removePods removes the pods left by a failed test, so that the next test does not find them.
 func removePods(d *harness.Daemon) {
 	ctx, cancel := context.WithTimeout(context.Background(), harness.Patient(time.Minute))
 	defer cancel()
@@ -81,7 +81,7 @@ func systemctl(t *testing.T, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// property asks for a property of a unit.
+// property returns a property of a unit.
 func property(t *testing.T, unit, name string) string {
 	t.Helper()
 	return systemctl(t, "show", "--value", "--property", name, unit)
@@ -99,7 +99,7 @@ func units(t *testing.T, pattern string) []string {
 	return names
 }
 
-// cgroup is where a process is, in version 2.
+// cgroup returns the path of a process's cgroup in version 2.
 func cgroup(t *testing.T, pid int) string {
 	t.Helper()
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -115,7 +115,7 @@ func cgroup(t *testing.T, pid int) string {
 	return ""
 }
 
-// firstPid is the process id of a container's first process, as its verbose status tells it.
+// firstPid returns the pid of a container's first process from its verbose status.
 func firstPid(t *testing.T, d *harness.Daemon, container string) int {
 	t.Helper()
 	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: container, Verbose: true})
@@ -244,13 +244,14 @@ func TestPodInSlices(t *testing.T) {
 	t.Run("out of memory", func(t *testing.T) {
 		hungry := harness.Container("hungry", image, "dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1")
 		hungry.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
-		// systemd removes the scope as soon as it is empty, about every other time before its counters can be read.
+		// systemd removes the scope as soon as it is empty, in about half of the cases before its
+		// counters can be read.
 		for attempt := range uint32(6) {
 			hungry.Metadata.Attempt = attempt
 			if st := d.WaitExit(t, d.Run(t, pod, hungry, p)); st.Reason != "OOMKilled" {
 				t.Errorf("attempt %d ends with %q, exit code %d", attempt, st.Reason, st.ExitCode)
 			}
-			// And one that is killed otherwise is not.
+			// A container killed otherwise does not have that reason.
 			killed := harness.Container("killed", image, "sleep", "100007")
 			killed.Metadata.Attempt = attempt
 			victim := d.Run(t, pod, killed, p)
@@ -265,12 +266,13 @@ func TestPodInSlices(t *testing.T) {
 
 	d.StopContainer(t, c, 0)
 	d.RemovePod(t, pod)
-	// The slices are the client's, as the kubelet's are.
+	// The slices belong to the client, as the kubelet's do.
 	harness.Eventually(t, 10*time.Second, "no scope of the pod is left", func() error { return only(t, "cri-containerd-*.scope") })
 	systemctl(t, "stop", "kubepods.slice")
 }
 
-// A pod without a parent has a slice of its own, which goes with it. Its first process, where it has one, has a scope too.
+// A pod without a parent has a slice of its own, which is removed with it. Its first process, if it
+// has one, is in a scope, too.
 func TestPodWithoutParent(t *testing.T) {
 	d := start(t)
 	image := d.PullBusybox(t)
@@ -292,7 +294,7 @@ func TestPodWithoutParent(t *testing.T) {
 	})
 }
 
-// only is an error when there are more units with such names than these.
+// only returns an error if units other than these match pattern.
 func only(t *testing.T, pattern string, these ...string) error {
 	t.Helper()
 	left := slices.DeleteFunc(units(t, pattern), func(n string) bool { return slices.Contains(these, n) })
@@ -302,8 +304,8 @@ func only(t *testing.T, pattern string, these ...string) error {
 	return nil
 }
 
-// systemctl restart waits for no command that is in flight: the next kurid serves, and the caller of the command gets its
-// answer from the first.
+// systemctl restart does not wait for commands in progress: the next kurid serves, and the caller
+// of the command gets its response from the first.
 func TestRestartOfTheUnitAnswersWhatIsInFlight(t *testing.T) {
 	d := start(t)
 	image := d.PullBusybox(t)
@@ -326,7 +328,8 @@ func TestRestartOfTheUnitAnswersWhatIsInFlight(t *testing.T) {
 	}
 	harness.Eventually(t, 20*time.Second, "the command runs", func() error { return execute("ls", "/tmp/began") })
 	before := property(t, "kurid.service", "MainPID")
-	systemctl(t, "restart", "kurid.service") // which would wait for the old process, and kill it after TimeoutStopSec
+	// Without the hand-over it waits for the old process and kills it after TimeoutStopSec.
+	systemctl(t, "restart", "kurid.service")
 	if now := property(t, "kurid.service", "MainPID"); now == before || now == "0" {
 		t.Errorf("the unit's main process was %s, and is %s", before, now)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// rows are what kuri check says of such a machine: a state, and what it has found.
+// rows are lines of kuri check on such a machine: a state, and its finding.
 var rows = map[string]string{
 	"cgroups, version":             "ok: v2",
 	"cgroups, controllers":         "ok: ",
@@ -28,8 +28,8 @@ var rows = map[string]string{
 	"runtime, NetworkReady":        "ok: ",
 }
 
-// kuri check, top and doctor on a node with systemd, every controller of cgroup v2 and a kernel of Debian's: what they say is
-// what the node is.
+// kuri check, top and doctor report the true state of a node with systemd, every controller of
+// cgroup v2 and a Debian kernel.
 func TestToolsForPeople(t *testing.T) {
 	more(t)
 	d := start(t)
@@ -70,7 +70,7 @@ func TestToolsForPeople(t *testing.T) {
 		if out, stderr, code := d.Kuri(t, "doctor"); code != 0 || !strings.Contains(out, "nothing is wrong") {
 			t.Errorf("of a healthy node: exit code %d: %s%s", code, out, stderr)
 		}
-		// A scope of a container that nobody knows, with a process in it.
+		// A scope of an unknown container, with a process in it.
 		lost := "kuri-" + strings.Repeat("e", 64) + ".scope"
 		nobodys := exec.Command("systemd-run", "--scope", "--unit", lost, "sleep", "100021")
 		if err := nobodys.Start(); err != nil {
@@ -99,7 +99,8 @@ func TestToolsForPeople(t *testing.T) {
 		if row := regexp.MustCompile(`(?m)^.*looked-at.* running .*$`).FindString(out); code != 0 || !strings.Contains(row, "main") {
 			t.Errorf("exit code %d: %s%s", code, out, stderr)
 		}
-		// What is used, as the cgroup has it: some of a core, some of 64 MiB, and the wait for what the quota withholds.
+		// The usage as in the cgroup: a part of a core, a part of 64 MiB, and the time throttled by
+		// the quota.
 		out, stderr, code = d.Kuri(t, "top", "-o", "json", "-d", "2s")
 		var got struct {
 			Pods, Containers []struct {

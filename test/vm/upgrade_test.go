@@ -15,10 +15,10 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// previous has the programs and the unit of the previous release, of scripts/previous.
+// previous is the directory of the programs and the unit of the previous release, built by scripts/previous.
 const previous = "/vm/exchange/previous"
 
-// afresh ends Kuri with all that it has, and leaves the node as before its first start.
+// afresh ends Kuri with everything that it runs, and leaves the node as before its first start.
 func afresh(t *testing.T, d *harness.Daemon) {
 	t.Helper()
 	holder, keeper := d.HolderPid(), d.KeeperPid()
@@ -48,7 +48,7 @@ func afresh(t *testing.T, d *harness.Daemon) {
 	}
 }
 
-// unit installs kurid.service, and what goes with it, from a directory, as make install does.
+// unit installs kurid.service and its other files from a directory, as make install does.
 func unit(t *testing.T, dir string, names ...string) {
 	t.Helper()
 	for _, name := range []string{"kurid.service", "kurid-handover.service"} {
@@ -60,8 +60,9 @@ func unit(t *testing.T, dir string, names ...string) {
 	systemctl(t, "daemon-reload")
 }
 
-// The previous release runs pods, as its own unit, in scopes and slices of systemd's. All of today's is installed and the unit
-// restarted: what runs goes on in its scope, with its process, its log and its limits, and is today's from then on.
+// The previous release runs pods, as its own unit, in systemd's scopes and slices. The current
+// release is installed and the unit restarted: containers continue in their scopes, with the same
+// processes, logs and limits, under the current release.
 func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	more(t)
 	d := start(t)
@@ -143,7 +144,7 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	}
 	goesOn(t, log)
 
-	// The limits are there, also after a daemon-reload, and can be changed.
+	// The limits still apply, even after a daemon-reload, and can be changed.
 	scope := filepath.Base(homes[count])
 	has := func(memory string) {
 		t.Helper()
@@ -166,7 +167,7 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	systemctl(t, "daemon-reload")
 	has("100663296")
 
-	// All verbs. The container may end, and the command with it, before the command has.
+	// All verbs work. The container, and with it the command, may be killed before the command has exited.
 	d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: ends, Cmd: []string{"touch", "/tmp/end"}, Timeout: 60})
 	if st := d.WaitExit(t, ends); st.ExitCode != 9 && (st.Reason != "ContainerStatusUnknown" || st.Message == "") { // before Linux 6.15
 		t.Errorf("exit code %d, reason %s, message %q, want 9", st.ExitCode, st.Reason, st.Message)
@@ -181,7 +182,7 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	if code := d.WaitExit(t, after).ExitCode; code != 8 || d.LogText(t, after, "stdout") != d.Output(t, count, "readlink", "/proc/self/ns/ipc") {
 		t.Errorf("a container of after the upgrade exits with %d, in %s", code, d.LogText(t, after, "stdout"))
 	}
-	if err := syscall.Kill(d.KeeperPid(), syscall.SIGKILL); err != nil { // it is a keeper like any other now
+	if err := syscall.Kill(d.KeeperPid(), syscall.SIGKILL); err != nil { // from now on it is a keeper like any other
 		t.Fatal(err)
 	}
 	goesOn(t, log)
