@@ -11,13 +11,13 @@ import (
 	"github.com/kuri-cri/kuri/client"
 )
 
-// The default directories for the files of the pods of kuri run.
+// The default directories of the files of kuri run's pods.
 const (
 	defaultPodsDir = "/var/lib/kuri-run"
 	DefaultLogsDir = "/var/log/kuri-run" // not below /var/log/pods, which a kubelet on the node sweeps
 )
 
-// CLI is one invocation of the program: where it reads and writes, and what its flags say.
+// CLI is one invocation of the program: its input, output and flags.
 type CLI struct {
 	In       io.Reader
 	Out, Err io.Writer
@@ -30,10 +30,10 @@ type CLI struct {
 	AuthFile string // with the credentials of registries
 	Format   string // of the output: table, json or yaml
 	verb     string // the command that was called, such as "kuri image ls"
-	began    bool   // the verb's own work has begun: an error before that is one of usage
+	began    bool   // the verb's own work has begun: an earlier error is a usage error
 }
 
-// Main runs the program, whose commands are those below root, and returns its exit code.
+// Main runs the program with the commands below root and returns its exit code.
 func (c *CLI) Main(ctx context.Context, root *cobra.Command, args []string) int {
 	root.SetArgs(args)
 	called, err := root.ExecuteContextC(ctx)
@@ -47,7 +47,7 @@ func (c *CLI) Main(ctx context.Context, root *cobra.Command, args []string) int 
 	return c.Exit(ctx, err)
 }
 
-// Root returns the program's command with the flags of all verbs, and no verb.
+// Root returns the program's command with the flags of all verbs, but without verbs.
 func (c *CLI) Root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "kuri",

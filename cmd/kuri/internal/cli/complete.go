@@ -16,13 +16,13 @@ import (
 // completionLimit bounds the time that a completion waits for the runtime.
 const completionLimit = 2 * time.Second
 
-// AnyNumber lets a completion go on however many names there are already.
+// AnyNumber makes a completion offer names whatever the number of arguments.
 const AnyNumber = math.MaxInt
 
-// Completion is what cobra asks for the names that may stand at a place.
+// Completion is the type of cobra's functions that complete an argument.
 type Completion = func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective)
 
-// complete offers the names that list knows to a shell, for the first arguments of a command.
+// complete completes the first arguments of a command, at most that many, with the names that list returns.
 func complete(arguments int, list func(context.Context) ([]string, error)) Completion {
 	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) >= arguments {
@@ -80,7 +80,7 @@ func (c *CLI) names(ctx context.Context, pods, containers bool) ([]string, error
 	return names, nil
 }
 
-// CompleteImages completes the names of the images that are here.
+// CompleteImages completes the names of present images.
 func (c *CLI) CompleteImages(arguments int) Completion {
 	return complete(arguments, func(ctx context.Context) ([]string, error) {
 		img, err := c.Images(ctx)

@@ -23,18 +23,18 @@ const (
 	ExitUsage       = 2
 	exitNotFound    = 3
 	ExitUnreachable = 4
-	ExitSignal      = 128 // plus the signal's number, when the program was interrupted
+	ExitSignal      = 128 // plus the signal's number, if a signal interrupted the program
 )
 
-// usageError is an error in how the program was called.
+// usageError is a wrong use of the command line.
 type usageError struct{ error }
 
 func (u usageError) Unwrap() error { return u.error }
 
-// Usagef returns an error in how the program was called.
+// Usagef returns a usage error.
 func Usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// WrongUsage makes err an error in how the program was called.
+// WrongUsage marks err as a usage error.
 func WrongUsage(err error) error { return usageError{err} }
 
 // NotFoundError reports that a named object does not exist.
@@ -46,14 +46,14 @@ func NotFound(format string, args ...any) error {
 	return NotFoundError{fmt.Errorf(format, args...)}
 }
 
-// LeftoverError reports that something that kuri run had made could not be removed.
+// LeftoverError reports that something that kuri run created could not be removed.
 type LeftoverError struct{ error }
 
 func (l LeftoverError) Unwrap() error { return l.error }
 
 func Leftover(format string, args ...any) error { return LeftoverError{fmt.Errorf(format, args...)} }
 
-// ExitCode ends the program with the code of what it ran. There is nothing to say about it.
+// ExitCode ends the program with the exit code of the command that it ran. Nothing is printed for it.
 type ExitCode int
 
 func (e ExitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
@@ -95,14 +95,15 @@ func (c *CLI) Exit(ctx context.Context, err error) int {
 	return ExitError
 }
 
-// Report prints an error to standard error, without control characters: much of its text comes from elsewhere.
+// Report prints an error to standard error, without control characters, since much of its text
+// comes from other programs.
 func (c *CLI) Report(err error) {
 	for _, line := range strings.Split(Describe(err), "\n") {
 		fmt.Fprintln(c.Err, "kuri:", Printable(line))
 	}
 }
 
-// Describe returns the text of an error for people: without the words of gRPC, and with what to do where that is known.
+// Describe returns the text of an error for people: without gRPC's prefixes, and with advice if there is any.
 func Describe(err error) string {
 	text := err.Error()
 	if s := StatusOf(err); s != nil {
@@ -130,7 +131,7 @@ func Describe(err error) string {
 	return plainNetwork(text)
 }
 
-// The words of Go's network and HTTP packages around what a reader needs: the address, and why it was not reached.
+// Phrases of Go's network and HTTP packages around the address and the reason of a failure.
 var networkWords = []struct {
 	form *regexp.Regexp
 	to   string

@@ -38,7 +38,7 @@ func TestExitCodesOfErrors(t *testing.T) {
 	}
 }
 
-// Errors of the network have the address and the reason, and no words of Go's packages.
+// Network errors have the address and the reason, and no phrases of Go's packages.
 func TestPlainNetwork(t *testing.T) {
 	for in, want := range map[string]string{
 		`ask a:1 whether: Get "https://a:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused`:                                                  "ask a:1 whether: 127.0.0.1:1: connection refused",

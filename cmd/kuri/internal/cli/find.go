@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/client"
 )
 
-// Inventory is what a runtime has, for resolving names against it.
+// Inventory has the pods and containers of a runtime, for resolving names.
 type Inventory struct {
 	Pods       []*runtimeapi.PodSandbox
 	Containers []*runtimeapi.Container
@@ -29,13 +29,14 @@ func TakeInventory(ctx context.Context, rt *client.Runtime) (*Inventory, error) 
 	return &Inventory{Pods: pods.Items, Containers: containers.Containers}, nil
 }
 
-// IDPrefix begins a name that can only be an id, or the beginning of one: "id:3f".
+// IDPrefix marks a name as an id or the prefix of one: "id:3f".
 const IDPrefix = "id:"
 
-// MinID is how many characters of an id stand for it without [IDPrefix]. Fewer may be a name by chance: "e9", "cafe".
+// MinID is the minimum length of a prefix of an id without [IDPrefix]. A shorter text may be a name
+// by chance: "e9", "cafe".
 const MinID = 8
 
-// IDText returns the id, or its beginning, that name may stand for; ok is false where it can be a name only.
+// IDText returns the id, or prefix of an id, that name may stand for. ok is false if it can only be a name.
 func IDText(name string) (id string, ok bool) {
 	if id, ok := strings.CutPrefix(name, IDPrefix); ok {
 		return id, id != ""
@@ -43,7 +44,7 @@ func IDText(name string) (id string, ok bool) {
 	return name, len(name) >= MinID
 }
 
-// withID returns the element whose id is the one that name stands for, or all whose ids begin so.
+// withID returns the element whose id is name, or else all elements whose ids have name as their prefix.
 func withID[T interface{ GetId() string }](name string, among []T) []T {
 	var out []T
 	prefix, ok := IDText(name)
@@ -58,9 +59,9 @@ func withID[T interface{ GetId() string }](name string, among []T) []T {
 	return out
 }
 
-// Pod returns the pod that name means: by its name, by namespace/name, or by the beginning of its id.
+// Pod resolves name to a pod: by its name, by namespace/name, or by a prefix of its id.
 //
-// Errors: notFoundError; another when the name means several, with their names.
+// The error is a [NotFoundError], or another that lists the candidates if name is ambiguous.
 func (v *Inventory) Pod(name string) (*runtimeapi.PodSandbox, error) {
 	switch found := v.podsMeant(name); len(found) {
 	case 0:
@@ -72,7 +73,7 @@ func (v *Inventory) Pod(name string) (*runtimeapi.PodSandbox, error) {
 	}
 }
 
-// podsMeant returns the pods that name may mean. Names come before ids.
+// podsMeant returns the pods that name may mean. Names take precedence over ids.
 func (v *Inventory) podsMeant(name string) []*runtimeapi.PodSandbox {
 	if found := v.PodsNamed(name); len(found) > 0 {
 		return found
@@ -80,9 +81,9 @@ func (v *Inventory) podsMeant(name string) []*runtimeapi.PodSandbox {
 	return withID(name, v.Pods)
 }
 
-// Container returns the container that name means, whether it runs or has exited: by its name, by pod/container, by
-// namespace/pod/container, by the name of its pod when it is alone there, or by the beginning of its id. Of the attempts
-// at one container it is the latest. Errors are as those of pod.
+// Container resolves name to a container, running or exited: by its name, by pod/container, by
+// namespace/pod/container, by the name of its pod if it is the only one there, or by a prefix of
+// its id. Of the attempts at one container it returns the latest. Errors are those of Pod.
 func (v *Inventory) Container(name string) (*runtimeapi.Container, error) {
 	found, _ := v.containersMeant(name)
 	switch len(found) {
@@ -94,8 +95,9 @@ func (v *Inventory) Container(name string) (*runtimeapi.Container, error) {
 	return nil, Ambiguous(name, "containers", Texts(found, v.ContainerText))
 }
 
-// RunningContainer is container for what needs a running one. In a pod that is named by its own name the only running container is
-// meant, and only is true; a container that is named itself is meant whatever its state, so that no other one takes its place.
+// RunningContainer is Container for verbs that need a running one. The name of a pod means its only
+// running container, and then only is true. The name of a container means that container whatever
+// its state, so that no other one takes its place.
 func (v *Inventory) RunningContainer(name string) (c *runtimeapi.Container, only bool, err error) {
 	found, ofPod := v.containersMeant(name)
 	if alive := slices.DeleteFunc(slices.Clone(found), IsNotRunning); ofPod && len(found) > 1 && len(alive) == 1 {
@@ -110,7 +112,8 @@ func (v *Inventory) RunningContainer(name string) (c *runtimeapi.Container, only
 	return c, false, nil
 }
 
-// FindRunning is running, and says on standard error which container of a pod is meant where that is not obvious.
+// FindRunning is RunningContainer, and reports the chosen container of a pod on standard error
+// unless it is obvious.
 func (c *CLI) FindRunning(have *Inventory, name string) (*runtimeapi.Container, error) {
 	ct, only, err := have.RunningContainer(name)
 	if only {
@@ -123,8 +126,8 @@ func IsNotRunning(c *runtimeapi.Container) bool {
 	return c.State != runtimeapi.ContainerState_CONTAINER_RUNNING
 }
 
-// containersMeant returns the containers that name may mean, ofPod where the name is that of a pod alone. A name that is a
-// container's and a pod's means the container where it is in that pod, and else both.
+// containersMeant returns the containers that name may mean. ofPod is true if name is only that of a pod. The
+// name of both a container and a pod means the container if it is in that pod, and otherwise both.
 func (v *Inventory) containersMeant(name string) (found []*runtimeapi.Container, ofPod bool) {
 	named, pods := v.containersNamed(name), v.PodsNamed(name)
 	if len(named)+len(pods) == 0 {
@@ -148,7 +151,7 @@ func (v *Inventory) containersMeant(name string) (found []*runtimeapi.Container,
 	return found, len(named) == 0 && len(pods) == 1
 }
 
-// PodOrContainer returns the pod or the container that name means, with the other nil. A pod's name comes before a container's.
+// PodOrContainer resolves name to a pod or a container; the other result is nil. Pods' names take precedence.
 func (v *Inventory) PodOrContainer(name string) (*runtimeapi.PodSandbox, *runtimeapi.Container, error) {
 	if pods := v.PodsNamed(name); len(pods) > 1 {
 		return nil, nil, Ambiguous(name, "pods", Texts(pods, PodText))
@@ -171,7 +174,7 @@ func (v *Inventory) PodOrContainer(name string) (*runtimeapi.PodSandbox, *runtim
 	return nil, found[0], nil
 }
 
-// missing is the error for a name that means nothing. An id's beginning that is too short to be taken for one is named.
+// missing returns the error for an unknown name. It says so if the name is too short a prefix of an id.
 func (v *Inventory) missing(name, kind string) error {
 	if _, ok := IDText(name); !ok && name != "" {
 		n := len(withID(IDPrefix+name, v.Containers)) + len(withID(IDPrefix+name, v.Pods))
@@ -185,8 +188,8 @@ func (v *Inventory) missing(name, kind string) error {
 	return NotFound("there is no %s %q", kind, name)
 }
 
-// PodsNamed returns the pods of a name, with or without a namespace before it. Of several sandboxes of one pod it is the
-// ready one, or the latest.
+// PodsNamed returns the pods with a name, with or without a namespace. Of several sandboxes of one
+// pod it returns the ready one, or the latest.
 func (v *Inventory) PodsNamed(name string) []*runtimeapi.PodSandbox {
 	var out []*runtimeapi.PodSandbox
 	for _, p := range v.Pods {
@@ -205,12 +208,13 @@ func (v *Inventory) PodsNamed(name string) []*runtimeapi.PodSandbox {
 	return out
 }
 
-// PodKey is what all sandboxes of one pod have in common.
+// PodKey returns the key that all sandboxes of one pod share.
 func PodKey(p *runtimeapi.PodSandbox) string {
 	return p.GetMetadata().GetNamespace() + "/" + p.GetMetadata().GetName()
 }
 
-// newer reports whether p is more the pod's sandbox of now than another one: the ready one, or the one made later.
+// newer reports whether p rather than than is the current sandbox of their pod: the ready one, or
+// the one created later.
 func newer(p, than *runtimeapi.PodSandbox) bool {
 	if p.GetState() != than.GetState() {
 		return p.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY
@@ -218,8 +222,9 @@ func newer(p, than *runtimeapi.PodSandbox) bool {
 	return p.GetCreatedAt() > than.GetCreatedAt()
 }
 
-// containersNamed returns the containers of a name, which may have the name of a pod before it, or the beginning of the id
-// of one. A container that is in several sandboxes of one pod is the one in the sandbox of now.
+// containersNamed returns the containers with a name, which may be prefixed with the name of a pod
+// or a prefix of a pod's id. Of a container in several sandboxes of one pod it returns the one in
+// the current sandbox.
 func (v *Inventory) containersNamed(name string) []*runtimeapi.Container {
 	podName, own := "", name
 	if i := strings.LastIndexByte(name, '/'); i >= 0 {
@@ -242,7 +247,7 @@ func (v *Inventory) containersNamed(name string) []*runtimeapi.Container {
 	return out
 }
 
-// current leaves out, of containers of one name, those that have a later one of the same pod beside them.
+// current keeps, of containers with one name, only the one in the current sandbox of each pod.
 func (v *Inventory) current(list []*runtimeapi.Container) []*runtimeapi.Container {
 	last := map[string]*runtimeapi.Container{}
 	key := func(c *runtimeapi.Container) string {
@@ -260,7 +265,7 @@ func (v *Inventory) current(list []*runtimeapi.Container) []*runtimeapi.Containe
 	return slices.DeleteFunc(slices.Clone(list), func(c *runtimeapi.Container) bool { return last[key(c)] != c })
 }
 
-// ContainersIn returns the latest attempts at the containers of a pod, the first made first.
+// ContainersIn returns the latest attempts at the containers of a pod, in order of creation.
 func (v *Inventory) ContainersIn(p *runtimeapi.PodSandbox, among []*runtimeapi.Container) []*runtimeapi.Container {
 	var out []*runtimeapi.Container
 	for _, c := range latest(among) {
@@ -272,7 +277,7 @@ func (v *Inventory) ContainersIn(p *runtimeapi.PodSandbox, among []*runtimeapi.C
 	return out
 }
 
-// latest leaves out containers that a later attempt has replaced.
+// latest removes containers that a later attempt has replaced.
 func latest(list []*runtimeapi.Container) []*runtimeapi.Container {
 	type key struct{ pod, name string }
 	last := map[key]*runtimeapi.Container{}
@@ -287,7 +292,7 @@ func latest(list []*runtimeapi.Container) []*runtimeapi.Container {
 	})
 }
 
-// PodOf returns the pod of a container, nil when the runtime does not list it.
+// PodOf returns the pod of a container, or nil if the runtime does not list it.
 func (v *Inventory) PodOf(c *runtimeapi.Container) *runtimeapi.PodSandbox {
 	for _, p := range v.Pods {
 		if p.Id == c.PodSandboxId {
@@ -306,7 +311,7 @@ func Ambiguous(name, kind string, candidates []string) error {
 	return fmt.Errorf("%q means several %s, name one:\n  %s", name, kind, strings.Join(candidates, "\n  "))
 }
 
-// PodName returns namespace/name, without the namespace where it is the default one.
+// PodName returns namespace/name, without the namespace if it is the default one.
 func PodName(p *runtimeapi.PodSandbox) string {
 	m := p.GetMetadata()
 	if ns := m.GetNamespace(); ns != "" && ns != "default" {

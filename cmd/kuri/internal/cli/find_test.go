@@ -23,7 +23,7 @@ func TestFind(t *testing.T) {
 		{name: "log", container: "111b", running: "111b", either: "111b"},
 		{name: "db", pod: "?", container: "?", running: "?", either: "?"},
 		{name: "shop/db", pod: "bbb1", container: "333a", running: "?", either: "bbb1"},
-		{name: "main", container: "?", running: "?", either: "?"}, // also where one alone runs
+		{name: "main", container: "?", running: "?", either: "?"}, // even if only one runs
 		{name: "db/main", container: "?", running: "?", either: "?"},
 		{name: "default/db/main", container: "222b", running: "222b", either: "222b"},
 		{name: "222a", container: "222a", running: "?", either: "222a"}, // an id means that attempt
@@ -41,9 +41,9 @@ func TestFind(t *testing.T) {
 		{name: "e9", pod: "ddd2", container: "?", running: "?", either: "ddd2"},
 		{name: "e9e9e9e"},
 		{name: "e9e9e9e9", container: "e9e9e9e9e9e9", running: "e9e9e9e9e9e9", either: "e9e9e9e9e9e9"},
-		{name: "gone", container: "?", running: "?", either: "?"}, // the exited one counts
+		{name: "gone", container: "?", running: "?", either: "?"}, // the exited one counts, too
 		{name: "gone2/gone", container: "5f6a7b8c9d0e", running: "?", either: "5f6a7b8c9d0e"},
-		{name: "gone2", pod: "ddd3", container: "?", running: "?", either: "ddd3"}, // a pod's, and a container's elsewhere
+		{name: "gone2", pod: "ddd3", container: "?", running: "?", either: "ddd3"}, // a pod's name, and a container's in another pod
 		{name: "id:ddd3", pod: "ddd3", container: "?", running: "0a0a0a0a0a0a", either: "ddd3"},
 		{name: "again-main", container: "77777777bbbb", running: "77777777bbbb", either: "77777777bbbb"},
 		{name: "anew", pod: "fff2", container: "77777777bbbb", running: "77777777bbbb", either: "fff2"},
@@ -92,7 +92,7 @@ func TestAmbiguousNamesTheCandidates(t *testing.T) {
 	for i := range 30 {
 		v.Pods = append(v.Pods, clitest.Sandbox(strings.Repeat("e", i+1), "n", "p"+string(rune('a'+i)), clitest.Ready, 0))
 	}
-	if _, err = v.Pod("ee"); err != nil { // the whole id of one
+	if _, err = v.Pod("ee"); err != nil { // also the complete id of one
 		t.Error(err)
 	}
 	v.Pods[0].Id = "ef"

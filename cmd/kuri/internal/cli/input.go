@@ -11,7 +11,7 @@ import (
 	"golang.org/x/term"
 )
 
-// Input returns the program's input, whose reading ends with ctx: who is asked on a terminal may press Ctrl-C instead.
+// Input returns the program's input. A read ends when ctx does, so that Ctrl-C works at a prompt.
 func (c *CLI) Input(ctx context.Context) io.Reader { return &boundReader{ctx, c.In} }
 
 type boundReader struct {
@@ -19,7 +19,7 @@ type boundReader struct {
 	in  io.Reader
 }
 
-// Read leaves a read behind that goes on after ctx has ended. What that gets is lost, as the program ends.
+// Read abandons a read that is still pending when ctx ends. Its data is lost, but then the program exits.
 func (b *boundReader) Read(p []byte) (int, error) {
 	if b.ctx.Err() != nil {
 		return 0, context.Cause(b.ctx)
@@ -42,7 +42,7 @@ func (b *boundReader) Read(p []byte) (int, error) {
 	}
 }
 
-// ReadPassword reads a line from a terminal that does not show it. When ctx ends the terminal is as it was before.
+// ReadPassword reads a line from a terminal without echo. When ctx ends, the terminal is restored.
 func ReadPassword(ctx context.Context, terminal *os.File) ([]byte, error) {
 	fd := int(terminal.Fd())
 	before, err := term.GetState(fd)

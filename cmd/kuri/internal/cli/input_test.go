@@ -10,7 +10,7 @@ import (
 	"testing/iotest"
 )
 
-// Whatever waits for input ends with the program's context.
+// Every wait for input ends with the program's context.
 func TestInputEndsWithContext(t *testing.T) {
 	r, w := io.Pipe()
 	defer w.Close()

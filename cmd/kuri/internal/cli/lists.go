@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// ListOptions are the flags that the lists have in common.
+// ListOptions are the common flags of the lists.
 type ListOptions struct {
 	quiet, Full, watch bool
 	Name, Sort         string
@@ -21,7 +21,7 @@ type ListOptions struct {
 	Pattern *regexp.Regexp // of name
 }
 
-// ListFlags gives a list its flags. orders are the values of --sort, the first one is the default.
+// ListFlags adds the flags of a list to cmd. orders are the values of --sort; the first is the default.
 func (o *ListOptions) ListFlags(cmd *cobra.Command, orders ...string) {
 	f := cmd.Flags()
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print ids only, in full")
@@ -43,7 +43,7 @@ func (o *ListOptions) ListFlags(cmd *cobra.Command, orders ...string) {
 	}
 }
 
-// StateFlag gives a list the flag --state, of which states are the values.
+// StateFlag adds the flag --state to a list, with states as its values.
 func StateFlag(cmd *cobra.Command, state *string, states ...string) {
 	cmd.Flags().StringVarP(state, "state", "s", "", "only those in this `STATE`: "+strings.Join(states, ", "))
 	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
@@ -57,14 +57,14 @@ func StateFlag(cmd *cobra.Command, state *string, states ...string) {
 	}
 }
 
-// Listing is a list as it is now: the ids, the value for -o, and the rows of the table.
+// Listing is a list at one moment: the ids, the value for -o, and the rows of the table.
 type Listing struct {
 	IDs  []string
 	Data any
 	Rows func() ([][]string, error)
 }
 
-// Show prints a list in the form that was asked for, once or, with --watch, whenever it changes.
+// Show prints a list in the requested format, once or, with --watch, whenever it changes.
 func (c *CLI) Show(ctx context.Context, o *ListOptions, list func(context.Context) (*Listing, error)) error {
 	if o.watch {
 		return c.watch(ctx, o, list)
@@ -90,10 +90,11 @@ func (c *CLI) Show(ctx context.Context, o *ListOptions, list func(context.Contex
 	})
 }
 
-// watchEvery is how often a list is looked at.
+// watchEvery is the interval at which a list is read.
 const watchEvery = time.Second
 
-// watch prints a table and then each row that changes, a row without its age. Of what goes a last row is printed.
+// watch prints a table and then each row that changes other than in its age. For an object that
+// goes away it prints a last row.
 func (c *CLI) watch(ctx context.Context, o *ListOptions, list func(context.Context) (*Listing, error)) error {
 	if !c.Tabular() || o.quiet {
 		return Usagef("--watch is for tables")
@@ -103,7 +104,7 @@ func (c *CLI) watch(ctx context.Context, o *ListOptions, list func(context.Conte
 	var lastRows [][]string
 	for first := true; ; first = false {
 		rows, err := rowsOf(ctx, list)
-		if ConnectionLost(err) && !first && ctx.Err() == nil { // it may come back
+		if ConnectionLost(err) && !first && ctx.Err() == nil { // the runtime may come back
 			rows, err = lastRows, nil
 		}
 		if err != nil {
@@ -149,7 +150,7 @@ func rowsOf(ctx context.Context, list func(context.Context) (*Listing, error)) (
 	return l.Rows()
 }
 
-// widen returns the widths of columns that have room for rows, and for what they had room for.
+// widen returns widths, increased to fit rows.
 func widen(widths []int, rows [][]string) []int {
 	for _, row := range rows {
 		for i, cell := range row {
@@ -176,7 +177,7 @@ func writeRow(w io.Writer, row []string, widths []int) {
 	fmt.Fprintln(w, b.String())
 }
 
-// HasLabels reports whether labels has all that are wanted.
+// HasLabels reports whether labels contains all of want.
 func HasLabels(labels, want map[string]string) bool {
 	for k, v := range want {
 		if have, ok := labels[k]; !ok || have != v {

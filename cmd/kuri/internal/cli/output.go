@@ -31,7 +31,7 @@ const (
 	formatTemplate = "go-template"
 )
 
-// FormatFlag gives cmd the flag -o.
+// FormatFlag adds the flag -o to cmd.
 func (c *CLI) FormatFlag(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&c.Format, "output", "o", FormatTable, "`FORMAT`: table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
@@ -59,7 +59,7 @@ func (c *CLI) FormatFlag(cmd *cobra.Command) {
 // Tabular reports whether the output is for people.
 func (c *CLI) Tabular() bool { return c.Format == FormatTable || c.Format == FormatWide }
 
-// Wide returns cells that are in a wide table only.
+// Wide returns cells for a wide table, and none for others.
 func (c *CLI) Wide(cells ...string) []string {
 	if c.Format == FormatWide {
 		return cells
@@ -67,7 +67,7 @@ func (c *CLI) Wide(cells ...string) []string {
 	return nil
 }
 
-// newTemplate returns what writes a value by the template of a format.
+// newTemplate returns a function that writes a value with the template of a format.
 func newTemplate(format string) (func(io.Writer, any) error, error) {
 	name, text, _ := strings.Cut(format, "=")
 	if name == formatTemplate {
@@ -77,7 +77,7 @@ func newTemplate(format string) (func(io.Writer, any) error, error) {
 		}
 		return t.Execute, nil
 	}
-	if !strings.Contains(text, "{") { // as kubectl takes it
+	if !strings.Contains(text, "{") { // kubectl accepts this, too
 		text = "{." + strings.TrimPrefix(text, ".") + "}"
 	}
 	path := jsonpath.New("template").AllowMissingKeys(true)
@@ -87,7 +87,7 @@ func newTemplate(format string) (func(io.Writer, any) error, error) {
 	return path.Execute, nil
 }
 
-// Print writes v in the format that was asked for, or calls table.
+// Print writes v in the requested format, or calls table.
 func (c *CLI) Print(v any, table func() error) error {
 	if c.Tabular() {
 		return table()
@@ -95,7 +95,8 @@ func (c *CLI) Print(v any, table func() error) error {
 	return c.PrintData(v)
 }
 
-// PrintData writes v as JSON or YAML, or by a template. v may be a message of the CRI, or a map or slice of such messages.
+// PrintData writes v as JSON or YAML, or with a template. v may be a message of the CRI, or a map
+// or slice of such messages.
 func (c *CLI) PrintData(v any) error {
 	raw, err := Marshal(v)
 	if err != nil {
@@ -122,7 +123,7 @@ func (c *CLI) PrintData(v any) error {
 	return err
 }
 
-// byTemplate writes JSON by the template of a format, with a newline at its end.
+// byTemplate writes JSON with the template of a format, and a newline at the end.
 func byTemplate(out *bytes.Buffer, format string, raw []byte) error {
 	write, err := newTemplate(format)
 	if err != nil {
@@ -142,7 +143,7 @@ func byTemplate(out *bytes.Buffer, format string, raw []byte) error {
 	return nil
 }
 
-// Marshal encodes messages as the CRI's JSON, with fields that have their zero value: 0 is a state too.
+// Marshal encodes messages as the CRI's JSON. It includes fields with their zero value: 0 is a state, too.
 func Marshal(v any) ([]byte, error) {
 	switch v := v.(type) {
 	case proto.Message:
@@ -171,7 +172,7 @@ func Marshal(v any) ([]byte, error) {
 	return json.Marshal(v)
 }
 
-// UnpackInfo turns the info of a verbose answer into what it holds: its values are most often JSON in a string.
+// UnpackInfo decodes the info of a verbose response, whose values usually are JSON in a string.
 func UnpackInfo(info map[string]string) map[string]any {
 	out := make(map[string]any, len(info))
 	for k, s := range info {
@@ -184,7 +185,7 @@ func UnpackInfo(info map[string]string) map[string]any {
 	return out
 }
 
-// Table writes rows in columns. The first row is the head.
+// Table writes rows in columns. The first row is the header.
 func Table(w io.Writer, rows [][]string) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	for _, row := range rows {
@@ -199,7 +200,8 @@ func Table(w io.Writer, rows [][]string) error {
 	return tw.Flush()
 }
 
-// Printable takes out what could confuse a table or a terminal: names and labels come from other people.
+// Printable removes characters that could garble a table or a terminal: names and labels come from
+// other people.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
@@ -252,7 +254,7 @@ func Size(n uint64) string {
 	return fmt.Sprintf("%.1f %ciB", f, units[u])
 }
 
-// Count returns a number with a noun, which gets an s unless there is one of it: "1 image", "2 images".
+// Count returns a number and a noun, with an s unless the number is 1: "1 image", "2 images".
 func Count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -262,7 +264,7 @@ func Count(n int, noun string) string {
 
 const ShortIDLength = 12
 
-// TrimID shortens an id for a table, without the name of its algorithm.
+// TrimID shortens an id for a table and removes the name of its algorithm.
 func TrimID(id string, full bool) string {
 	if full {
 		return id
@@ -282,7 +284,8 @@ func Age(nanos int64) string {
 	return ShortDuration(time.Since(time.Unix(0, nanos)))
 }
 
-// ParseBytes reads a number of bytes as docker does, where m is 1024 times 1024, or as Kubernetes does where the unit says so.
+// ParseBytes parses a number of bytes in docker's notation, where m is 1024 times 1024, or with a
+// unit of Kubernetes.
 func ParseBytes(s string) (resource.Quantity, error) {
 	number := strings.TrimRight(s, "bBkKmMgGtTi")
 	unit := strings.ToLower(s[len(number):])
@@ -299,7 +302,7 @@ func ParseBytes(s string) (resource.Quantity, error) {
 	return *resource.NewQuantity(bytes, resource.BinarySI), nil
 }
 
-// Columns is the width of the terminal that the output is, or a good one for a file.
+// Columns returns the width of the terminal on standard output, or 100 for a file.
 func (c *CLI) Columns() int {
 	if file, ok := c.Out.(interface{ Fd() uintptr }); ok {
 		if width, _, err := term.GetSize(int(file.Fd())); err == nil && width > 0 {

@@ -35,7 +35,8 @@ func TestOutput(t *testing.T) {
 	if err := c.PrintData(map[string]any{"status": msg, "info": UnpackInfo(map[string]string{"pid": "7", "text": "plain", "o": `{"k":[1]}`})}); err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []string{`"state": "CONTAINER_CREATED"`, `"pid": 7`, `"text": "plain"`, `"k": [`} { // zero values are told
+	// Zero values are printed.
+	for _, part := range []string{`"state": "CONTAINER_CREATED"`, `"pid": 7`, `"text": "plain"`, `"k": [`} {
 		if !strings.Contains(out.String(), part) {
 			t.Errorf("%s is not in:\n%s", part, out)
 		}

@@ -22,8 +22,9 @@ const (
 	defaultFile     = "/etc/crictl.yaml"
 )
 
-// settings says which runtime is spoken to. Each is taken from the first place that has it: the flag, the environment, the
-// configuration file, the default. The names in the environment and in the file are crictl's.
+// settings selects the runtime. Each setting comes from the first source that has it: the flag, the
+// environment, the configuration file, the default. The names in the environment and in the file
+// are crictl's.
 type settings struct {
 	Runtime string
 	Image   string
@@ -52,7 +53,7 @@ func (c *CLI) Settings() (settings, error) {
 	return s, nil
 }
 
-// file reads the configuration file. Keys that concern crictl alone are left to it.
+// file reads the configuration file. It ignores keys that only concern crictl.
 func (c *CLI) file() (settings, error) {
 	named := cmp.Or(c.flags.File, c.Env("CRI_CONFIG_FILE"))
 	path := cmp.Or(named, defaultFile)
@@ -98,8 +99,8 @@ func Seconds(n float64) time.Duration {
 	return time.Duration(n * float64(time.Second))
 }
 
-// FreeShortFlags lets -i and -t mean for cmd what they mean in every other program: the root's flags of these letters go by
-// their long names after the verb.
+// FreeShortFlags gives -i and -t of cmd the meaning that they have in all other programs: the
+// root's flags with these letters have only their long names after the verb.
 func (c *CLI) FreeShortFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.flags.Image, "image-endpoint", "", "`SOCKET` of the image service")
 	cmd.Flags().DurationVar(&c.flags.Timeout, "timeout", 0, "how long a call to the runtime may take")

@@ -30,7 +30,7 @@ func CountIn(p *runtimeapi.PodSandbox, containers []*runtimeapi.Container) strin
 	return fmt.Sprintf("%d/%d", running, all)
 }
 
-// ImageName returns the name by which a container's image was asked for, as far as the runtime tells it.
+// ImageName returns the name by which a container's image was requested, as far as the runtime reports it.
 func ImageName(i *runtimeapi.ImageSpec, full bool) string {
 	name := cmp.Or(i.GetUserSpecifiedImage(), i.GetImage())
 	if strings.HasPrefix(name, "sha256:") {
@@ -43,7 +43,7 @@ func ContainerState(s *runtimeapi.ContainerStatus) string {
 	if s.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
 		return strings.ToLower(strings.TrimPrefix(s.GetState().String(), "CONTAINER_"))
 	}
-	if s.Reason == "" || s.Reason == "Completed" || s.Reason == "Error" { // the code says it
+	if s.Reason == "" || s.Reason == "Completed" || s.Reason == "Error" { // the exit code says as much
 		return fmt.Sprintf("exited (%d)", s.ExitCode)
 	}
 	return fmt.Sprintf("exited (%d, %s)", s.ExitCode, s.Reason)

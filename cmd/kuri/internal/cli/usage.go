@@ -15,7 +15,7 @@ import (
 	"github.com/kuri-cri/kuri/spelling"
 )
 
-// Many is for a command that takes any number of arguments.
+// Many is the maximum of RangeArgs for a command with any number of arguments.
 const Many = math.MaxInt
 
 // RangeArgs checks the number of a command's arguments.
@@ -33,7 +33,7 @@ func RangeArgs(least, most int) cobra.PositionalArgs {
 	}
 }
 
-// NoArgs is for a command that takes none.
+// NoArgs checks that a command has no arguments.
 func NoArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -41,7 +41,7 @@ func NoArgs(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("%q takes no arguments, and there is %q", cmd.CommandPath(), args[0])
 }
 
-// CommandGroup makes cmd a group of commands, which by itself says what they are.
+// CommandGroup makes cmd a group of commands, which by itself prints its help.
 func CommandGroup(cmd *cobra.Command) *cobra.Command {
 	cmd.SuggestionsMinimumDistance = 2
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
@@ -75,7 +75,7 @@ func helpCommand() *cobra.Command {
 	}
 }
 
-// elsewhere is what commands of crictl, docker and kubectl are called here.
+// elsewhere maps commands of crictl, docker and kubectl to their names here.
 var elsewhere = map[string]string{
 	"apply": "kuri run FILE", "up": "kuri run FILE", "play": "kuri run FILE", "compose": "kuri run FILE and kuri down FILE, for manifests of Kubernetes",
 	"delete": "kuri rm, or kuri down FILE", "rmp": "kuri rm, which takes pods too", "remove": "kuri rm",
@@ -95,7 +95,7 @@ var elsewhere = map[string]string{
 	"copy": "kuri cp", "log": "kuri logs", "sh": "kuri exec -it NAME sh", "remove-image": "kuri rmi",
 }
 
-// rootArgs checks what stands where a verb is expected.
+// rootArgs checks the arguments in the place of a verb.
 func rootArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -106,8 +106,8 @@ func rootArgs(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("there is no command %q%s", args[0], suggest(cmd.SuggestionsFor(args[0])))
 }
 
-// foreignVerb returns the error for a verb of another program, nil where there is none among the arguments. Its flags are
-// that program's, too, so it is looked for beyond a flag that is not known.
+// foreignVerb returns the error for a verb of another program among the arguments, or nil. Its
+// flags belong to that program, too, so the search does not stop at an unknown flag.
 func foreignVerb(args []string) error {
 	for _, a := range args {
 		if here, ok := elsewhere[a]; ok {
@@ -120,7 +120,7 @@ func foreignVerb(args []string) error {
 	return nil
 }
 
-// notSupported begins the hint for a verb without a counterpart in kuri.
+// notSupported is the prefix of hints for verbs without a counterpart in kuri.
 const notSupported = "not supported"
 
 func suggest(names []string) string {
@@ -130,7 +130,7 @@ func suggest(names []string) string {
 	return ": did you mean " + strings.Join(names, " or ") + "?"
 }
 
-// FlagError rewords the errors of pflag in the words of kuri.
+// FlagError rewords the errors of pflag in kuri's terms.
 func FlagError(cmd *cobra.Command, err error) error {
 	var value *pflag.InvalidValueError
 	var unknown *pflag.NotExistError
@@ -147,7 +147,7 @@ func FlagError(cmd *cobra.Command, err error) error {
 	return err
 }
 
-// expected says what values a flag takes.
+// expected returns the description of a flag's values.
 func expected(f *pflag.Flag, wrong *pflag.InvalidValueError) string {
 	switch f.Value.Type() {
 	case "duration":
@@ -170,7 +170,7 @@ func expected(f *pflag.Flag, wrong *pflag.InvalidValueError) string {
 	return errors.Unwrap(wrong).Error()
 }
 
-// foreignFlags is what flags of crictl, docker and kubectl are called here.
+// foreignFlags maps flags of crictl, docker and kubectl to their names here.
 var foreignFlags = map[string]string{
 	"format": "-o, --output", "filter": "--name, --label or --state", "selector": "--label", "digests": "-o wide", "show-labels": "-o wide", "last": "--sort age, which is usual: the youngest comes first", "latest": "--sort age, which is usual: the youngest comes first", "with-pull": "nothing: a missing image is pulled anyway", "no-pull": "--pull never", "signal": "--grace 0 to kill at once", "namespace": "NAMESPACE/POD in place of the pod's name", "n": "NAMESPACE/POD in place of the pod's name",
 	"c": "POD/CONTAINER in place of the pod's name", "container": "POD/CONTAINER in place of the pod's name", "d": "nothing: this is how it works anyway",
@@ -178,7 +178,7 @@ var foreignFlags = map[string]string{
 	"all-namespaces": "nothing: all namespaces are listed anyway", "A": "nothing: all namespaces are listed anyway",
 }
 
-// foreignFlag returns a hint for a flag that other programs have.
+// foreignFlag returns a hint for a flag of another program.
 func foreignFlag(cmd *cobra.Command, name string) string {
 	if here, ok := foreignFlags[name]; ok && cmd.HasParent() {
 		if strings.HasPrefix(here, "--") && cmd.Flags().Lookup(strings.Trim(strings.Fields(here)[0], "-,:")) == nil {
@@ -189,7 +189,7 @@ func foreignFlag(cmd *cobra.Command, name string) string {
 	return ""
 }
 
-// flagsLike returns the flags of a command whose names are near to one.
+// flagsLike returns the flags of a command with names similar to name.
 func flagsLike(cmd *cobra.Command, name string) []string {
 	var out []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {

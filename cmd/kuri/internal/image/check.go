@@ -36,7 +36,7 @@ This needs Kuri's own runtime.`,
 	return cmd
 }
 
-// CheckImages checks all images, and says how that ended.
+// CheckImages checks all images and prints the outcome.
 func CheckImages(ctx context.Context, c *cli.CLI, repair bool) error {
 	img, err := c.Images(ctx)
 	if err != nil {
@@ -58,7 +58,7 @@ func CheckImages(ctx context.Context, c *cli.CLI, repair bool) error {
 	return nil
 }
 
-// check tells every damage, and returns how many there were and how many are left.
+// check prints every damage, and returns the numbers of damages found and of those left.
 func check(ctx context.Context, c *cli.CLI, img *client.Images, repair bool) (found, left int, err error) {
 	req := &kuriv1.CheckRequest{Repair: repair}
 	if repair {
@@ -100,8 +100,9 @@ func check(ctx context.Context, c *cli.CLI, img *client.Images, repair bool) (fo
 	}
 }
 
-// keptAuths returns the stored credentials of the registries that the images came from, and of those with an entry in the file:
-// an image whose record is damaged is not in the list. What cannot be read is said, and no reason not to repair the rest.
+// keptAuths returns the stored credentials of the registries of all images, and of those with an
+// entry in the file: an image with a damaged record is not in the list. An unreadable credential is
+// reported and does not prevent other repairs.
 func keptAuths(ctx context.Context, c *cli.CLI, img *client.Images) ([]*kuriv1.RegistryAuth, error) {
 	file := login.KeptCredentials(c, "repairing")
 	if file == nil {

@@ -74,7 +74,7 @@ func imageDiff(ctx context.Context, c *cli.CLI, req *kuriv1.DiffRequest) error {
 	}
 }
 
-// changeLine is one change: what, where, and the bytes before and after.
+// changeLine describes one change: its kind, the path, and the bytes before and after.
 func changeLine(f *kuriv1.FileChange) string {
 	path := cli.Printable(string(f.Path))
 	switch {
@@ -94,10 +94,10 @@ func changeLine(f *kuriv1.FileChange) string {
 	return "C " + path
 }
 
-// diffSums are the changes between two images, summed up.
+// diffSums has the totals of the changes between two images.
 type diffSums struct {
 	added, changed, deleted int
-	more, less              int64 // bytes of files that were added or have grown, and of those that were deleted or have shrunk
+	more, less              int64 // bytes added by new and grown files, and removed with deleted and shrunk ones
 }
 
 func (s *diffSums) add(f *kuriv1.FileChange) {

@@ -64,11 +64,11 @@ func describeImage(ctx context.Context, img *client.Images, name string) (*kuriv
 	return d, nil
 }
 
-// commandWidth is how much of a step's command a table shows, in characters.
+// commandWidth is the number of characters of a step's command in a table.
 const commandWidth = 60
 
-// historyRows pairs the steps of the image's history with its layers: a step without an empty_layer mark made the next
-// one. An image without a history has a row for each layer.
+// historyRows pairs the steps of the image's history with its layers: each step without an
+// empty_layer mark created the next layer. An image without a history has a row for each layer.
 func historyRows(d *kuriv1.ImageDescription, full bool) ([][]string, error) {
 	var config imagespec.Image
 	if err := json.Unmarshal(d.Config, &config); err != nil {

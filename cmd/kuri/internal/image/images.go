@@ -52,7 +52,7 @@ func listImages(ctx context.Context, c *cli.CLI, img *client.Images, o *cli.List
 	})
 	l := &cli.Listing{Data: list, Rows: func() ([][]string, error) {
 		users, err := imageUsers(ctx, c)
-		if err != nil { // the image service may be another program's
+		if err != nil { // another program may serve the image service
 			fmt.Fprintln(c.Err, "kuri: what uses the images is not known:", cli.Describe(err))
 		}
 		rows := imageRows(list.Images, describeImages(ctx, img, list.Images), users, o.Full, c.Format == cli.FormatWide)
@@ -71,7 +71,8 @@ func listImages(ctx context.Context, c *cli.CLI, img *client.Images, o *cli.List
 	return l, nil
 }
 
-// describeImages returns what Kuri's own runtime tells of each image, by its id: when it came, and whether it is in use.
+// describeImages returns Kuri's own information about each image by id: when it was pulled and
+// whether it is in use.
 func describeImages(ctx context.Context, img *client.Images, list []*runtimeapi.Image) map[string]*kuriv1.ImageDescription {
 	told := make(map[string]*kuriv1.ImageDescription, len(list))
 	for _, i := range list {
@@ -79,13 +80,13 @@ func describeImages(ctx context.Context, img *client.Images, list []*runtimeapi.
 		if status.Code(err) == codes.Unimplemented {
 			return nil
 		}
-		told[i.Id] = d // nil of one that is gone meanwhile, or is damaged
+		told[i.Id] = d // nil if it was removed meanwhile, or is damaged
 	}
 	return told
 }
 
-// imageUsers returns the containers that have an image, by pod/container, for each name that the runtime gives of an image
-// of theirs.
+// imageUsers returns the containers that use an image, as pod/container, by every name that the
+// runtime reports for their images.
 func imageUsers(ctx context.Context, c *cli.CLI) (map[string][]string, error) {
 	rt, err := c.Runtime(ctx)
 	if err != nil {
@@ -115,7 +116,7 @@ func usersByImage(v *cli.Inventory) map[string][]string {
 	return users
 }
 
-// usersOf returns the containers that have this image, sorted.
+// usersOf returns the containers that use an image, sorted.
 func usersOf(i *runtimeapi.Image, users map[string][]string) []string {
 	var out []string
 	for _, name := range slices.Concat([]string{i.Id}, i.RepoTags, i.RepoDigests) {
@@ -125,13 +126,14 @@ func usersOf(i *runtimeapi.Image, users map[string][]string) []string {
 	return slices.Compact(out)
 }
 
-// asVolume stands for the users of an image that is in use and no container is made of: the CRI does not list them.
+// asVolume stands for the users of an image in use that is no container's own: the CRI does not
+// list its mounts.
 const asVolume = "a volume"
 
-// maxUsers is how many users of an image a table names.
+// maxUsers is the number of an image's users in a table.
 const maxUsers = 2
 
-// imageRows makes one row of each name of each image.
+// imageRows returns a row for each name of each image.
 func imageRows(list []*runtimeapi.Image, told map[string]*kuriv1.ImageDescription, users map[string][]string, full, wide bool) [][]string {
 	var rows [][]string
 	for _, i := range list {
@@ -172,7 +174,7 @@ func imageRows(list []*runtimeapi.Image, told map[string]*kuriv1.ImageDescriptio
 	return append([][]string{head}, rows...)
 }
 
-// digestIn returns the digest by which a registry knows an image, "" where none is known.
+// digestIn returns the digest of an image in its registry, or "" if it is unknown.
 func digestIn(i *runtimeapi.Image, full bool) string {
 	for _, name := range i.RepoDigests {
 		if _, digest, ok := strings.Cut(name, "@"); ok {
@@ -182,7 +184,7 @@ func digestIn(i *runtimeapi.Image, full bool) string {
 	return ""
 }
 
-// imageUser returns the user whom an image's containers run as, "" where the image names none.
+// imageUser returns the user as whom an image's containers run, or "" if the image names none.
 func imageUser(i *runtimeapi.Image) string {
 	if i.Uid != nil {
 		return fmt.Sprint(i.Uid.Value)

@@ -23,7 +23,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// loadChunk is how much of an archive one message carries, in bytes; the service takes up to 1 MiB.
+// loadChunk is the size of an archive's part in one message, in bytes. The service accepts up to 1 MiB.
 const loadChunk = 512 << 10
 
 func LoadCommand(c *cli.CLI) *cobra.Command {
@@ -121,7 +121,8 @@ func loadLines(loaded []*kuriv1.LoadedImage, before []*runtimeapi.Image) []strin
 	return lines
 }
 
-// named reports whether an image has come by a name. One without a tag is a repository for the tags of the archive.
+// named reports whether an image was loaded under name. A name without a tag stands for all tags of
+// its repository.
 func named(i *kuriv1.LoadedImage, name string) bool {
 	ref, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
@@ -162,7 +163,7 @@ func archive(ctx context.Context, c *cli.CLI, path string) (io.ReadCloser, error
 
 // pack writes the files of an OCI image layout as a tar.
 func pack(w io.Writer, dir string) error {
-	root, err := os.OpenRoot(dir) // a link in the layout does not lead out of it
+	root, err := os.OpenRoot(dir) // links in the layout cannot lead out of it
 	if err != nil {
 		return err
 	}
@@ -199,7 +200,7 @@ func pack(w io.Writer, dir string) error {
 // send streams an archive to the runtime.
 func send(ctx context.Context, img *client.Images, archive io.Reader, name string) (*kuriv1.LoadResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the stream when the archive cannot be read
+	defer cancel() // ends the stream if the archive cannot be read
 	stream, err := img.Kuri.Load(ctx)
 	if err != nil {
 		return nil, err
@@ -213,7 +214,7 @@ func send(ctx context.Context, img *client.Images, archive io.Reader, name strin
 				msg.Name = name
 			}
 			if stream.Send(msg) != nil {
-				break // CloseAndRecv says why
+				break // CloseAndRecv returns the reason
 			}
 		}
 		if err == io.EOF || err == io.ErrUnexpectedEOF {

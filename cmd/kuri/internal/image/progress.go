@@ -19,24 +19,24 @@ import (
 
 const (
 	repaintEvery = 100 * time.Millisecond
-	maxBars      = 16 // layers that are shown at once
+	maxBars      = 16 // the maximum number of layers on the screen
 )
 
-// progress shows how far a pull is, on standard error: bars with rates on a terminal, a line for each finished layer
-// elsewhere, and what the runtime tells as lines of JSON where JSON is asked for. Runtimes other than Kuri tell nothing on
-// the way, so there it is the time that passes.
+// progress shows the progress of a pull on standard error: bars with rates on a terminal, otherwise
+// a line for each finished layer, or the runtime's reports as lines of JSON if JSON is requested.
+// Runtimes other than Kuri report nothing meanwhile, so for them it shows the elapsed time.
 type progress struct {
 	w     io.Writer
 	how   progressKind
-	size  func() (width, height int) // of the terminal, now
+	size  func() (width, height int) // current size of the terminal
 	color bool
 	ref   string
 	began time.Time
 
-	painted []int // characters of the lines on the screen that the next paint replaces
+	painted []int // lengths of the lines on the screen that the next paint replaces
 	told    map[string]bool
 	last    *kuriv1.PullProgress
-	rates   map[string]*rate // of the layers that are on their way, by digest
+	rates   map[string]*rate // of the layers in progress, by digest
 	all     rate             // of all layers together
 }
 
@@ -67,21 +67,21 @@ func newProgress(c *cli.CLI, ref string) *progress {
 	return p
 }
 
-// rate is how fast something comes, over the last seconds.
+// rate is the speed of a download over the last seconds.
 type rate struct {
 	fetched int64
 	at      time.Time
 	per     float64 // bytes per second
 }
 
-// rateOver is about the time that a rate is an average of.
+// rateOver is the approximate period of a rate's average.
 const rateOver = 3 * time.Second
 
-// update takes note of how much there is now.
+// update records the bytes fetched so far.
 func (r *rate) update(fetched int64, now time.Time) {
 	since := now.Sub(r.at)
 	switch {
-	case r.at.IsZero() || fetched < r.fetched: // the first sight; or it is fetched again
+	case r.at.IsZero() || fetched < r.fetched: // the first call, or the layer is fetched again
 		*r = rate{fetched: fetched, at: now}
 	case since >= repaintEvery:
 		weight := 1 - math.Exp(-float64(since)/float64(rateOver))
@@ -93,7 +93,7 @@ func (r *rate) update(fetched int64, now time.Time) {
 	}
 }
 
-// text tells the rate, and how long the rest takes; "" while it is not known.
+// text returns the rate and the remaining time, or "" if they are not known yet.
 func (r *rate) text(left int64) string {
 	if r == nil || r.per < 1 {
 		return ""
@@ -105,7 +105,7 @@ func (r *rate) text(left int64) string {
 	return s
 }
 
-// watch shows the progress of a pull until ctx ends, which is when the pull has ended.
+// watch shows the progress until ctx ends, with the end of the pull.
 func (p *progress) watch(ctx context.Context, img *client.Images) {
 	if p.how == progressLines {
 		fmt.Fprintln(p.w, "pulling", cli.Printable(p.ref))
@@ -139,7 +139,7 @@ func (p *progress) watch(ctx context.Context, img *client.Images) {
 			return
 		case u, ok := <-in:
 			if !ok {
-				in = nil // not Kuri: nothing but the time is shown from now on
+				in = nil // not Kuri: only the elapsed time is shown from now on
 				continue
 			}
 			p.last = u
@@ -150,7 +150,7 @@ func (p *progress) watch(ctx context.Context, img *client.Images) {
 	}
 }
 
-// tell takes note of what the runtime tells, and prints it where that is not done by paint.
+// tell records the runtime's report, and prints it unless paint does.
 func (p *progress) tell(u *kuriv1.PullProgress) {
 	now := time.Now()
 	total := int64(0)
@@ -200,7 +200,7 @@ func (p *progress) paint() {
 	}
 	p.erase()
 	for _, line := range lines {
-		if r := []rune(line); len(r) >= width { // a line that is full would make two
+		if r := []rune(line); len(r) >= width { // a full line would wrap
 			line = string(r[:width-1])
 		}
 		p.painted = append(p.painted, len([]rune(line)))
@@ -208,7 +208,7 @@ func (p *progress) paint() {
 	}
 }
 
-// head is the line above the bars: all layers together.
+// head returns the line above the bars, for all layers together.
 func (p *progress) head(layers []*kuriv1.LayerProgress) string {
 	line := fmt.Sprintf("pulling %s  %s", cli.Printable(p.ref), cli.ShortDuration(time.Since(p.began)))
 	switch p.last.GetPhase() {
@@ -230,7 +230,7 @@ func (p *progress) head(layers []*kuriv1.LayerProgress) string {
 	return line + p.all.text(left)
 }
 
-// colored makes bars green, where colors are wanted.
+// colored makes bars green if colors are enabled.
 func (p *progress) colored(line string) string {
 	first, last := strings.Index(line, full), strings.LastIndex(line, full)
 	if !p.color || first < 0 {
@@ -240,7 +240,8 @@ func (p *progress) colored(line string) string {
 	return line[:first] + "\x1b[32m" + line[first:last] + "\x1b[0m" + line[last:]
 }
 
-// erase takes the last paint off the screen. Where the terminal has become narrower, a line has become several.
+// erase removes the last paint from the screen. If the terminal has become narrower, one line
+// occupies several.
 func (p *progress) erase() {
 	if len(p.painted) == 0 {
 		return
@@ -256,7 +257,7 @@ func (p *progress) erase() {
 
 const full, empty = "█", "░"
 
-// bar draws one layer in a line of at most width characters.
+// bar returns a line of at most width characters for one layer.
 func bar(l *kuriv1.LayerProgress, r *rate, width int) string {
 	state := cli.Size(uint64(max(l.Fetched, 0)))
 	if l.Size > 0 {

@@ -47,7 +47,7 @@ func TestRate(t *testing.T) {
 	if got := r.text(10 << 20); got != "  1000.0 KiB/s  11s left" {
 		t.Errorf("steady: %q", got)
 	}
-	r.update(r.fetched+1<<30, now.Add(time.Millisecond)) // too soon to count
+	r.update(r.fetched+1<<30, now.Add(time.Millisecond)) // too soon to be counted
 	if got := r.text(0); got != "  1000.0 KiB/s" {
 		t.Errorf("with nothing left: %q", got)
 	}
@@ -101,7 +101,7 @@ func TestPaintRespectsTheTerminal(t *testing.T) {
 	}
 }
 
-// The files of an artifact are one layer without a digest, and their size is not known.
+// The files of an artifact are one layer without a digest and of unknown size.
 func TestProgressOfAnArtifact(t *testing.T) {
 	c, _, errs := clitest.New(nil)
 	p := newProgress(c, "x")

@@ -61,7 +61,7 @@ func prune(ctx context.Context, c *cli.CLI, force bool) error {
 		fmt.Fprintln(c.Out, "nothing was removed")
 		return nil
 	}
-	var shown []string // images pulled in the meantime were not agreed to
+	var shown []string // the user has not agreed to images pulled in the meantime
 	for _, i := range unused.Images {
 		shown = append(shown, i.Id)
 	}
@@ -75,14 +75,15 @@ func prune(ctx context.Context, c *cli.CLI, force bool) error {
 	return nil
 }
 
-// pruner finds and removes the images that nothing uses and no pin keeps.
+// pruner finds and removes images that are neither in use nor pinned.
 type pruner interface {
 	unused(context.Context) (*kuriv1.PruneResponse, error)
-	// remove removes those of the images that still nothing uses, and returns them, also beside an error.
+	// remove removes those of the images that are still unused, and returns them, even together
+	// with an error.
 	remove(ctx context.Context, ids []string) (*kuriv1.PruneResponse, error)
 }
 
-// ownPruner asks Kuri's own runtime, which knows.
+// ownPruner uses Kuri's own runtime, which knows what is in use.
 type ownPruner struct{ img *client.Images }
 
 func (p ownPruner) unused(ctx context.Context) (*kuriv1.PruneResponse, error) {
@@ -120,7 +121,7 @@ func (p *listPruner) unused(ctx context.Context) (*kuriv1.PruneResponse, error) 
 	return unusedOf(list.Images, usersByImage(have), mounted), nil
 }
 
-// unusedOf returns the images without a pin that are neither those of containers nor mounted by one.
+// unusedOf returns the images that are not pinned, have no containers and are not mounted.
 func unusedOf(list []*runtimeapi.Image, users map[string][]string, mounted map[string]bool) *kuriv1.PruneResponse {
 	out := &kuriv1.PruneResponse{}
 	for _, i := range list {
@@ -138,8 +139,8 @@ func unusedOf(list []*runtimeapi.Image, users map[string][]string, mounted map[s
 	return out
 }
 
-// mountedImages returns the images that containers mount as volumes, by each name that their mounts give. The list of
-// containers does not have them.
+// mountedImages returns the images that containers mount as volumes, by each name in their mounts.
+// The list of containers does not have them.
 func mountedImages(ctx context.Context, v *cli.Inventory, rt *client.Runtime) (map[string]bool, error) {
 	mounted := map[string]bool{}
 	for _, ct := range v.Containers {

@@ -10,7 +10,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// What a runtime's lists show to be in use, pinned or mounted is not pruned.
+// Images that are in use, pinned or mounted according to a runtime's lists are not pruned.
 func TestUnusedOf(t *testing.T) {
 	id := func(digit string) string { return "sha256:" + strings.Repeat(digit, 64) }
 	list := []*runtimeapi.Image{

@@ -80,7 +80,7 @@ func credentials(ctx context.Context, c *cli.CLI, s string) (*runtimeapi.AuthCon
 	return &runtimeapi.AuthConfig{Username: user, Password: password}, nil
 }
 
-// Pull pulls an image and shows on standard error how far it is.
+// Pull pulls an image and shows the progress on standard error.
 func Pull(ctx context.Context, c *cli.CLI, img *client.Images, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	ref := req.Image.Image
 	p := newProgress(c, ref)
@@ -97,7 +97,7 @@ func Pull(ctx context.Context, c *cli.CLI, img *client.Images, req *runtimeapi.P
 		err = fmt.Errorf("%w\nkuri login %s keeps credentials for kuri pull and kuri run", err, reference.Domain(named))
 	}
 	if err != nil && strings.Contains(err.Error(), ref) {
-		return nil, err // the runtime says what it is about
+		return nil, err // the runtime's message names the image
 	}
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", ref, err)

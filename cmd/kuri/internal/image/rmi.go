@@ -38,7 +38,7 @@ func RemoveCommand(c *cli.CLI) *cobra.Command {
 				}
 			}
 			var errs []error
-			var found []*runtimeapi.Image // before any is removed: several names may be one image's
+			var found []*runtimeapi.Image // before any is removed: several names may belong to one image
 			for _, name := range names {
 				i, err := Find(ctx, img, name)
 				if err != nil {
@@ -65,7 +65,7 @@ func removeImage(ctx context.Context, c *cli.CLI, img *client.Images, i *runtime
 	if by := usersOf(i, users); len(by) > 0 {
 		return fmt.Errorf("%s is in use by %s: remove that first, or use --force", name, strings.Join(by, ", "))
 	}
-	if !force { // a volume's image: Kuri's own runtime knows
+	if !force { // Kuri's own runtime knows of volumes
 		if d, err := img.Kuri.Describe(ctx, &kuriv1.DescribeRequest{Image: i.Id}); err == nil && d.InUse {
 			return fmt.Errorf("%s is in use: a container mounts it as a volume; remove that first, or use --force", name)
 		}
@@ -80,7 +80,7 @@ func removeImage(ctx context.Context, c *cli.CLI, img *client.Images, i *runtime
 	return nil
 }
 
-// Find returns an image by a name, or by the beginning of its id, for which the rules are those of containers.
+// Find finds an image by name or by a prefix of its id, with the same rules as for containers.
 func Find(ctx context.Context, img *client.Images, name string) (*runtimeapi.Image, error) {
 	short, isID := strings.CutPrefix(name, cli.IDPrefix)
 	var err error
@@ -104,13 +104,13 @@ func Find(ctx context.Context, img *client.Images, name string) (*runtimeapi.Ima
 		return found[0], nil
 	case len(found) > 1:
 		return nil, cli.Ambiguous(name, "images", cli.Texts(found, (*runtimeapi.Image).GetId))
-	case err != nil: // the name itself is wrong
+	case err != nil: // the name itself is invalid
 		return nil, fmt.Errorf("look for image %s: %w", name, err)
 	}
 	return nil, cli.NotFound("there is no image %q", name)
 }
 
-// imageArg returns the name by which the runtime finds the image that is meant by name.
+// imageArg returns the name with which the runtime finds the image that name means.
 func imageArg(ctx context.Context, img *client.Images, name string) (string, error) {
 	i, err := Find(ctx, img, name)
 	if err != nil {
@@ -122,7 +122,8 @@ func imageArg(ctx context.Context, img *client.Images, name string) (string, err
 	return name, nil
 }
 
-// ByChance reports whether a runtime found an image because name, which may be no id at all, is the beginning of its id.
+// ByChance reports whether a runtime found an image only because name, which need not be an id, is
+// a prefix of its id.
 func ByChance(i *runtimeapi.Image, name string) bool {
 	if len(name) >= cli.MinID || len(imagesWithID([]*runtimeapi.Image{i}, name)) == 0 {
 		return false

@@ -67,7 +67,7 @@ func save(ctx context.Context, c *cli.CLI, to string, images []string) error {
 		case status.Code(in.err) == codes.Unimplemented:
 			return cli.NeedsKuri(img, "saving images", in.err)
 		case in.err != nil:
-			return in.err // the runtime says what failed, not who read from it
+			return in.err // the cause reported by the runtime, not the failure of its reader
 		}
 		return fmt.Errorf("save to %s: %w", to, err)
 	}
@@ -100,7 +100,7 @@ func (s *savedTar) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// saveTarget is where a layout goes. Under its name it is there whole or not at all.
+// saveTarget is the destination of a layout. Under its final name it is complete or absent.
 type saveTarget interface {
 	fill(from io.Reader) error
 	abandon() // removes an incomplete target; does nothing after fill has succeeded
@@ -121,7 +121,7 @@ func openTarget(c *cli.CLI, to string) (saveTarget, error) {
 		return nil, err
 	case !isDir && !strings.HasSuffix(to, "/"):
 		if err == nil && !info.Mode().IsRegular() {
-			return outFile(at) // a device or a pipe that the user has made
+			return outFile(at) // an existing device or pipe
 		}
 		return newTargetFile(at)
 	case err == nil && !isDir:
@@ -150,7 +150,7 @@ func outFile(at string) (saveTarget, error) {
 	return outStream{f}, nil // closed with the program
 }
 
-// unplaced explains why nothing could be made beside at, whose own name the user knows.
+// unplaced returns the error for a temporary file beside at. It names at, which the user knows.
 func unplaced(at string, err error) error {
 	if path, ok := errors.AsType[*fs.PathError](err); ok {
 		err = path.Err
@@ -158,14 +158,15 @@ func unplaced(at string, err error) error {
 	return fmt.Errorf("write %s: %w", at, err)
 }
 
-// umask is what the user takes away from the modes of new files: temporary ones are made with less than that leaves.
+// umask returns the file mode bits that the user masks. Temporary files are created with fewer bits
+// than remain.
 func umask() os.FileMode {
 	mask := syscall.Umask(0o077)
 	syscall.Umask(mask)
 	return os.FileMode(mask & 0o777)
 }
 
-// targetFile is written beside its name and renamed.
+// targetFile is written under a temporary name and renamed.
 type targetFile struct {
 	at  string
 	tmp *os.File
@@ -200,7 +201,7 @@ func (t *targetFile) abandon() {
 	os.Remove(t.tmp.Name())
 }
 
-// targetDir is a directory that is filled beside its name and renamed.
+// targetDir is a directory that is filled under a temporary name and renamed.
 type targetDir struct{ at, tmp string }
 
 func newTargetDir(at string) (*targetDir, error) {
@@ -213,9 +214,9 @@ func newTargetDir(at string) (*targetDir, error) {
 
 func (t *targetDir) abandon() { os.RemoveAll(t.tmp) }
 
-// fill unpacks the layout's tar, which has regular files alone.
+// fill unpacks the layout's tar, which has only regular files.
 func (t *targetDir) fill(from io.Reader) error {
-	root, err := os.OpenRoot(t.tmp) // no name leads out of it
+	root, err := os.OpenRoot(t.tmp) // no name can lead out of it
 	if err != nil {
 		return err
 	}
@@ -238,10 +239,10 @@ func (t *targetDir) fill(from io.Reader) error {
 	if err := os.Chmod(t.tmp, 0o777&^umask()); err != nil {
 		return err
 	}
-	return os.Rename(t.tmp, t.at) // over an empty directory, too
+	return os.Rename(t.tmp, t.at) // also replaces an empty directory
 }
 
-// writeBelow makes a new file below root, and the directories on the way to it.
+// writeBelow creates a new file below root with its parent directories.
 func writeBelow(root *os.Root, name string, from io.Reader) error {
 	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return err

@@ -50,7 +50,7 @@ func TestSavedLayoutStaysInItsDirectory(t *testing.T) {
 	}
 }
 
-// torn fails after some bytes, as a stream does whose server ends.
+// torn fails after some bytes, like a stream whose server exits.
 type torn struct{ left io.Reader }
 
 var errTorn = errors.New("torn")
