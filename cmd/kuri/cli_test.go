@@ -130,9 +130,9 @@ func emptyFile(t *testing.T) string {
 
 func TestInterrupted(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path) // never answers
+	l, err := net.Listen("unix", path) // never accepts
 	if err != nil {
-		t.Skip(err) // the temporary directory's path is too long
+		t.Skip(err) // the path of the temporary directory is too long
 	}
 	defer l.Close()
 	ctx, cancel := context.WithCancelCause(context.Background())

@@ -2,7 +2,7 @@ package main
 
 import "github.com/spf13/cobra"
 
-// examples are the examples in the help of the verbs that have not their own.
+// examples has the examples in the help of verbs that do not define their own.
 var examples = map[string]string{
 	"kuri check": `  kuri check                     what this node can do, and what is to be mended
   kuri check -q                  only what is to be mended
@@ -34,7 +34,7 @@ var examples = map[string]string{
 	"kuri help":          "  kuri help image diff",
 }
 
-// addExamples gives the commands below cmd the examples that they have not.
+// addExamples adds examples to the commands below cmd that have none.
 func addExamples(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		path := sub.CommandPath()

@@ -8,7 +8,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/inspect"
 )
 
-// imageCommand is kuri image, the group of all verbs for images. Most of them exist without the group too.
+// imageCommand is kuri image, the group of all verbs for images. Most of them also exist outside the group.
 func imageCommand(c *cli.CLI) *cobra.Command {
 	verbs := cli.CommandGroup(&cobra.Command{
 		Use:   "image",

@@ -39,7 +39,8 @@ func interruptible() (context.Context, func()) {
 	return ctx, func() { cancel(nil) }
 }
 
-// silenceLibraries keeps the log of Kubernetes' libraries from the user's terminal: what goes wrong comes back as an error.
+// silenceLibraries keeps the log of Kubernetes' libraries off the user's terminal: failures are
+// returned as errors.
 func silenceLibraries() {
 	klog.LogToStderr(false)
 	klog.SetOutput(io.Discard)

@@ -61,7 +61,7 @@ func root(c *cli.CLI) *cobra.Command {
 	return root
 }
 
-// debugCommand is kuri debug, with the verbs of kuri daemon hidden below it: they were there in earlier versions.
+// debugCommand is kuri debug. The verbs of kuri daemon are hidden below it for users of earlier versions.
 func debugCommand(c *cli.CLI) *cobra.Command {
 	debug := run.DebugCommand(c)
 	for _, verb := range node.DaemonVerbs(c) {

@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/clitest"
 )
 
-// No error of usage has the words of a library, or the type of a value in Go's words.
+// No usage error contains a phrase of a library or the name of a Go type.
 func TestUsageErrorsArePlain(t *testing.T) {
 	for _, args := range []string{"logs --tail x web", "-t x pods", "stop -g x y", "ps -a=x", "pods -l x", "logs --nope", "exec", "run", "port-forward a b", "port-forward a 1:b", "-t"} {
 		c, _, errs := clitest.New(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
@@ -26,7 +26,7 @@ func TestUsageErrorsArePlain(t *testing.T) {
 	}
 }
 
-// Every verb has examples, whose verbs and flags are there.
+// Every verb has examples, whose verbs and flags exist.
 func TestExamples(t *testing.T) {
 	var walk func(cmd *cobra.Command)
 	walk = func(cmd *cobra.Command) {
@@ -61,7 +61,7 @@ func TestExamples(t *testing.T) {
 	walk(root(c))
 }
 
-// Each verb is in a group of the program's help; help and completion are beside them.
+// Each verb is in a group of the program's help, except help and completion.
 func TestEveryVerbHasAGroup(t *testing.T) {
 	c, out, _ := clitest.New(nil)
 	if code := c.Main(t.Context(), root(c), []string{"--help"}); code != 0 {

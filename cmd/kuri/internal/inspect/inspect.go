@@ -33,7 +33,7 @@ before an image's. -o json, yaml, jsonpath= and go-template= have all that the r
 	return cmd
 }
 
-// subject is what inspect shows: all that the runtime tells, and the page for people.
+// subject is the object that inspect shows: all data of the runtime, and the page for people.
 type subject struct {
 	data map[string]any
 	page func(*page)
@@ -48,7 +48,7 @@ func printSubject(c *cli.CLI, s subject) error {
 	})
 }
 
-// inspect returns the status and the info of what name means.
+// inspect returns the status and the info of the object that name means.
 func inspect(ctx context.Context, c *cli.CLI, name string) (subject, error) {
 	rt, err := c.Runtime(ctx)
 	if err != nil {

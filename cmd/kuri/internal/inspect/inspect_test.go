@@ -9,7 +9,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/clitest"
 )
 
-// The page of a container has what any runtime tells in the OCI's form, in lines that no name of others breaks.
+// The page of a container shows the OCI data that any runtime reports, and no foreign name can
+// break its lines.
 func TestContainerPage(t *testing.T) {
 	st := &runtimeapi.ContainerStatus{
 		Id: strings.Repeat("ab", 32), Metadata: &runtimeapi.ContainerMetadata{Name: "web\x1b[2J", Attempt: 3}, State: clitest.Exited,
@@ -39,7 +40,7 @@ func TestContainerPage(t *testing.T) {
 	if strings.Contains(p.String(), "hidden") || strings.Contains(p.String(), "\x1b") {
 		t.Errorf("%s", p)
 	}
-	// A runtime that tells nothing beyond the API.
+	// A runtime that reports nothing beyond the API.
 	for _, info := range []map[string]string{nil, {"info": "not JSON"}, {"info": `{"pid": "seven"}`}} {
 		p := &page{}
 		p.container(st, "default/pod", readDetail(info))

@@ -44,11 +44,11 @@ func (p *page) columns(name string, rows [][]string) {
 		return
 	}
 	var text strings.Builder
-	_ = cli.Table(&text, rows) // a Builder takes all
+	_ = cli.Table(&text, rows) // writing to a Builder does not fail
 	p.list(name, strings.Split(strings.TrimRight(text.String(), "\n"), "\n"))
 }
 
-// pairs adds a map, without the keys that begin with one of hidden unless the page is a full one.
+// pairs adds a map. It skips keys that begin with one of hidden, unless the page is a full one.
 func (p *page) pairs(name string, of map[string]string, hidden ...string) {
 	var lines []string
 	for _, k := range slices.Sorted(maps.Keys(of)) {
@@ -59,7 +59,7 @@ func (p *page) pairs(name string, of map[string]string, hidden ...string) {
 	p.list(name, lines)
 }
 
-// moment returns a time in nanoseconds since the epoch, with how long ago that was; "" for none.
+// moment formats a time, in nanoseconds since the epoch, with its age; "" for 0.
 func moment(nanos int64) string {
 	if nanos <= 0 {
 		return ""
@@ -67,7 +67,7 @@ func moment(nanos int64) string {
 	return fmt.Sprintf("%s  (%s ago)", time.Unix(0, nanos).Format(time.DateTime), cli.Age(nanos))
 }
 
-// shellWords joins words as a shell would have to have them.
+// shellWords joins words, quoted as a shell needs them.
 func shellWords(list []string) string {
 	var out []string
 	for _, w := range list {

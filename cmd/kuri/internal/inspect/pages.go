@@ -16,7 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// detail is what runtimes tell in the info of a verbose status, by the keys that containerd, CRI-O and Kuri have in common.
+// detail has data from the info of a verbose status, by the keys that containerd, CRI-O and Kuri
+// have in common.
 type detail struct {
 	Pid         int
 	RuntimeSpec specs.Spec
@@ -28,7 +29,7 @@ type detail struct {
 }
 
 func readDetail(info map[string]string) (d detail) {
-	_ = json.Unmarshal([]byte(info["info"]), &d) // fields of other types are left out
+	_ = json.Unmarshal([]byte(info["info"]), &d) // fields of other types are ignored
 	return d
 }
 
@@ -72,7 +73,8 @@ func (p *page) pod(s *runtimeapi.PodSandboxStatus, d detail, containers []*runti
 	p.pairs("annotations", s.GetAnnotations(), "kubectl.kubernetes.io/last-applied")
 }
 
-// namespaceText names the namespaces of the node that a pod has, and the others that are not its own.
+// namespaceText describes a pod's unusual namespaces: those of the node, a shared PID namespace,
+// and a user namespace of its own.
 func namespaceText(o *runtimeapi.NamespaceOption) string {
 	if o == nil {
 		return ""
@@ -131,7 +133,7 @@ func (p *page) container(s *runtimeapi.ContainerStatus, pod string, d detail) {
 	p.pairs("annotations", s.GetAnnotations(), "io.kubernetes.container.")
 }
 
-// stateSince is a container's state, with its process or how it ended.
+// stateSince describes a container's state, with its process or its exit.
 func stateSince(s *runtimeapi.ContainerStatus, pid int) string {
 	text := cli.ContainerState(s)
 	switch {
@@ -162,7 +164,7 @@ func userText(u specs.User) string {
 	return text
 }
 
-// limits of a container, from its status or, where that has none, from its specification.
+// limits describes the limits of a container from its status or, if that has none, from its specification.
 func limits(r *runtimeapi.LinuxContainerResources, linux *specs.Linux) string {
 	var out []string
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
@@ -187,7 +189,7 @@ func limits(r *runtimeapi.LinuxContainerResources, linux *specs.Linux) string {
 	return strings.Join(out, ", ")
 }
 
-// securityLines say what a container's processes may do.
+// securityLines describes the privileges of a container's processes.
 func securityLines(spec *specs.Spec) []string {
 	var out []string
 	if process := spec.Process; process != nil {
@@ -223,7 +225,7 @@ func securityLines(spec *specs.Spec) []string {
 	return out
 }
 
-// mountRows are the mounts that were asked for; on a full page all that there are.
+// mountRows has the requested mounts, or on a full page all mounts.
 func mountRows(s *runtimeapi.ContainerStatus, all []specs.Mount, full bool) [][]string {
 	rows := [][]string{{"IN THE CONTAINER", "FROM", "HOW"}}
 	if full && len(all) > 0 {

@@ -1,3 +1,3 @@
-// Package login has kuri login and logout, and looks up the credentials that they keep for the verbs that pull. The file
-// and its helpers are package credential's.
+// Package login has kuri login and logout, and looks up the stored credentials for verbs that pull.
+// Package credential owns the file and its helpers.
 package login

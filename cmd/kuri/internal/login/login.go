@@ -112,14 +112,14 @@ func LogoutCommand(c *cli.CLI) *cobra.Command {
 	return cmd
 }
 
-// registryName returns the registry that is meant: a host, with or without a port.
+// registryName returns the requested registry: a host, with or without a port.
 func registryName(args []string) (string, error) {
 	if len(args) == 0 {
 		return "docker.io", nil
 	}
 	host := strings.ToLower(args[0])
 	host = strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(host, "https://"), "http://"), "/")
-	host = strings.TrimSuffix(strings.TrimSuffix(host, "/v1"), "/v2") // as docker writes it
+	host = strings.TrimSuffix(strings.TrimSuffix(host, "/v1"), "/v2") // docker's notation
 	switch strings.TrimSuffix(host, ":443") {
 	case "docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com":
 		return "docker.io", nil
@@ -143,7 +143,7 @@ func authFile(c *cli.CLI) (*credential.File, error) {
 	return credential.Open(path)
 }
 
-// askLogin takes the user name and the password from the flags, or asks on the terminal.
+// askLogin takes the user name and the password from the flags, or prompts on the terminal.
 func askLogin(ctx context.Context, c *cli.CLI, registry, user, password string, fromStdin bool) (credential.Credential, error) {
 	var none credential.Credential
 	terminal, _ := c.In.(*os.File)
@@ -186,11 +186,11 @@ func askLogin(ctx context.Context, c *cli.CLI, registry, user, password string, 
 	return credential.Credential{Username: user, Password: password}, nil
 }
 
-// KeptCredentials opens the file with the credentials; nil when it cannot be read, which is said.
+// KeptCredentials opens the file with the credentials. If that fails it prints the error and returns nil.
 func KeptCredentials(c *cli.CLI, doing string) *credential.File {
 	file, err := authFile(c)
 	if err != nil {
-		if c.AuthFile != "" || c.Env("HOME") != "" { // a program without a home has kept nothing
+		if c.AuthFile != "" || c.Env("HOME") != "" { // without a home no credentials are stored
 			fmt.Fprintf(c.Err, "kuri: %s without credentials: %s\n", doing, cli.Printable(err.Error()))
 		}
 		return nil
@@ -198,8 +198,8 @@ func KeptCredentials(c *cli.CLI, doing string) *credential.File {
 	return file
 }
 
-// AuthFor returns the kept credentials for an image's registry, nil for none. Credentials that cannot be read are no reason
-// not to pull: most images need none.
+// AuthFor returns the stored credentials for an image's registry, or nil. Unreadable credentials do
+// not prevent a pull: most images need none.
 func AuthFor(ctx context.Context, c *cli.CLI, image string) *runtimeapi.AuthConfig {
 	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
