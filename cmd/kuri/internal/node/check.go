@@ -66,7 +66,7 @@ With --images it verifies what is stored of the images instead, as kuri image ch
 	return cmd
 }
 
-// insideCommand is what kuri check starts in namespaces of its own.
+// insideCommand is the verb that kuri check runs in new namespaces.
 func insideCommand(c *cli.CLI) *cobra.Command {
 	return &cobra.Command{
 		Use: "inside DIR", Hidden: true, Args: cli.RangeArgs(1, 1), Short: "Try what changes namespaces; kuri check starts it",
@@ -74,7 +74,7 @@ func insideCommand(c *cli.CLI) *cobra.Command {
 	}
 }
 
-// checkNode checks this node, and returns an exit code as an error unless all is ok.
+// checkNode checks this node. Unless all is ok it returns an exit code as its error.
 func checkNode(ctx context.Context, c *cli.CLI, o probe.Options, problems bool) error {
 	told := runtimeOptions(ctx, c, &o)
 	if self, err := os.Executable(); err == nil {
@@ -114,7 +114,7 @@ func countStates(results []probe.Result) map[probe.State]int {
 	return n
 }
 
-// checkTable prints results in their groups, and how many there are of each state.
+// checkTable prints results in their groups, and the number of each state.
 func checkTable(c *cli.CLI, shown, all []probe.Result) error {
 	width, group := 0, ""
 	for _, r := range shown {
@@ -149,8 +149,8 @@ func checkTable(c *cli.CLI, shown, all []probe.Result) error {
 	return err
 }
 
-// runtimeOptions asks the runtime, if one answers, where its directories are, and returns its conditions as results. What
-// the flags say is left as it is.
+// runtimeOptions fills in the runtime's directories, if a runtime answers, and returns its
+// conditions as results. Values from flags are not changed.
 func runtimeOptions(ctx context.Context, c *cli.CLI, o *probe.Options) []probe.Result {
 	result := func(name string, state probe.State, detail, fails, mend string) probe.Result {
 		return probe.Result{Group: "runtime", Name: name, State: state, Detail: detail, Fails: fails, Mend: mend}
@@ -179,7 +179,8 @@ func runtimeOptions(ctx context.Context, c *cli.CLI, o *probe.Options) []probe.R
 	for _, cond := range st.GetStatus().GetConditions() {
 		text := strings.TrimSpace(cond.Reason + " " + cond.Message)
 		switch {
-		case !cond.Status && cond.Type != runtimeapi.RuntimeReady && cond.Type != runtimeapi.NetworkReady: // a runtime's own
+		// A condition of the runtime's own.
+		case !cond.Status && cond.Type != runtimeapi.RuntimeReady && cond.Type != runtimeapi.NetworkReady:
 			out = append(out, result(cond.Type, probe.Limited, text, "what the message says", "what the message says"))
 		case !cond.Status:
 			out = append(out, result(cond.Type, probe.Missing, text, "the node is not ready, and no pods are started", "what the message says, or see the runtime's log"))
@@ -199,7 +200,7 @@ func runtimeOptions(ctx context.Context, c *cli.CLI, o *probe.Options) []probe.R
 	return out
 }
 
-// kuridOptions takes kurid's directories and its network from what it tells about itself.
+// kuridOptions takes kurid's directories and network from its verbose status.
 func kuridOptions(info string, o *probe.Options) {
 	var told struct {
 		StateDir, RootDir string
@@ -224,7 +225,7 @@ func kuridOptions(info string, o *probe.Options) {
 	o.CNIConfig, o.CNIPlugins, o.NeedCNI = n.CNIConfDir, n.CNIBinDirs, n.Use == "cni"
 }
 
-// kuridUserNamespaces is what kurid has found of user namespaces, in its own directories and with its own privileges.
+// kuridUserNamespaces returns kurid's findings on user namespaces, with its own directories and privileges.
 func kuridUserNamespaces(st *runtimeapi.StatusResponse) probe.Result {
 	r := probe.Result{Group: "runtime", Name: "user namespaces", State: probe.OK, Detail: "yes"}
 	for _, h := range st.GetRuntimeHandlers() {

@@ -28,7 +28,7 @@ environment variables and no credentials of pods.`,
 	return cmd
 }
 
-// DaemonVerbs are the verbs of kuri daemon, which were those of kuri debug.
+// DaemonVerbs returns the verbs of kuri daemon, which earlier were verbs of kuri debug.
 func DaemonVerbs(c *cli.CLI) []*cobra.Command {
 	return []*cobra.Command{daemonStateCommand(c), daemonStacksCommand(c), daemonPprofCommand(c)}
 }
@@ -69,13 +69,13 @@ func daemonStacksCommand(c *cli.CLI) *cobra.Command {
 	return cmd
 }
 
-// profiles are those that Go has, and whether each is taken over a time.
+// profiles has Go's profiles, and whether each is taken over a period.
 var profiles = map[string]bool{
 	"allocs": false, "block": false, "goroutine": false, "heap": false, "mutex": false, "threadcreate": false,
 	"profile": true, "trace": true,
 }
 
-// profiled are the processes that can be looked into, with the paths of their profiles on the debug socket.
+// profiled has the processes with profiles, and the paths of these on the debug socket.
 var profiled = map[string]string{"kurid": "/debug/pprof/", "keeper": "/debug/keeper/pprof/", "streams": "/debug/streams/pprof/"}
 
 func ofFlag(c *cli.CLI, cmd *cobra.Command, of *string) {
@@ -147,7 +147,8 @@ memory only while it is asked for: its "heap" and "allocs" are those of --second
 	return cmd
 }
 
-// profileTo has write fill the file, which is removed when that fails, or standard output, which must be no terminal.
+// profileTo has write fill the file, which it removes on failure, or standard output, which must
+// not be a terminal.
 func profileTo(c *cli.CLI, file string, write func(io.Writer) error) error {
 	if file == "" {
 		if f, ok := c.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {

@@ -20,7 +20,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// The exit codes of kuri doctor, beside 0 for nothing found, or nothing left.
+// The exit codes of kuri doctor, beside 0 for no damage found, or none left.
 const (
 	exitFound = cli.ExitCode(1)
 	exitBlind = 2 // it could not look, or not everywhere
@@ -60,7 +60,7 @@ everywhere. This needs Kuri's own runtime.`,
 	return cmd
 }
 
-// examine asks the daemon, or looks without it when none answers.
+// examine calls the daemon, or examines the node without it if it does not answer.
 func examine(ctx context.Context, c *cli.CLI, fix bool, config string) (*kuriv1.ExamineResponse, error) {
 	rt, err := c.Runtime(ctx)
 	var unreachable *client.UnreachableError
@@ -79,7 +79,7 @@ func examine(ctx context.Context, c *cli.CLI, fix bool, config string) (*kuriv1.
 	return report, err
 }
 
-// examineStopped has kurid's program look, which is beside this one or in PATH.
+// examineStopped runs kurid's own examination. kurid must be beside this program or in PATH.
 func examineStopped(ctx context.Context, fix bool, config string) (*kuriv1.ExamineResponse, error) {
 	args := []string{"doctor"}
 	if fix {
@@ -101,7 +101,8 @@ func examineStopped(ctx context.Context, fix bool, config string) (*kuriv1.Exami
 	return report, nil
 }
 
-// kuridCommand runs kurid, which is beside this program or in PATH, with its default configuration or the given one.
+// kuridCommand returns a command of kurid, beside this program or in PATH, with its default
+// configuration or the given one.
 func kuridCommand(ctx context.Context, config string, args ...string) (*exec.Cmd, error) {
 	program := "kurid"
 	if self, err := os.Executable(); err == nil {
@@ -124,7 +125,7 @@ func isFile(path string) bool {
 	return err == nil && st.Mode().IsRegular()
 }
 
-// tellDamages prints the report, and returns the exit code as an error.
+// tellDamages prints the report and returns the exit code as an error.
 func tellDamages(c *cli.CLI, r *kuriv1.ExamineResponse) error {
 	if err := c.Print(r, func() error { return damageText(c, r) }); err != nil {
 		return err

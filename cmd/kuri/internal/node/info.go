@@ -42,7 +42,7 @@ a runtime does not tell is left out. -o json has all that it tells, -o wide also
 	return cmd
 }
 
-// info is what a runtime tells about itself.
+// info is a runtime's information about itself.
 type info struct {
 	endpoint, api           string // of the RuntimeService
 	imageEndpoint, imageAPI string
@@ -55,7 +55,7 @@ type info struct {
 	images                  int
 }
 
-// askInfo asks the runtime for all of it.
+// askInfo gets all fields from the runtime.
 func askInfo(ctx context.Context, c *cli.CLI) (*info, error) {
 	rt, err := c.Runtime(ctx)
 	if err != nil {
@@ -75,7 +75,7 @@ func askInfo(ctx context.Context, c *cli.CLI) (*info, error) {
 		return nil, fmt.Errorf("ask for the status: %w", err)
 	}
 	i.config, err = rt.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
-	if status.Code(err) == codes.Unimplemented { // older runtimes
+	if status.Code(err) == codes.Unimplemented { // an older runtime
 		i.config, err = &runtimeapi.RuntimeConfigResponse{}, nil
 	}
 	if err != nil {
@@ -87,7 +87,7 @@ func askInfo(ctx context.Context, c *cli.CLI) (*info, error) {
 	return i, i.count(ctx, rt, img)
 }
 
-// count asks for the lists.
+// count counts the objects in the lists.
 func (i *info) count(ctx context.Context, rt *client.Runtime, img *client.Images) error {
 	have, err := cli.TakeInventory(ctx, rt)
 	if err != nil {
@@ -111,7 +111,7 @@ func (i *info) count(ctx context.Context, rt *client.Runtime, img *client.Images
 	return nil
 }
 
-// data is all of it, for programs.
+// data returns all fields for programs.
 func (i *info) data() map[string]any {
 	return map[string]any{
 		"version": i.version, "status": i.status.Status, "runtimeHandlers": anys(i.status.RuntimeHandlers), "features": orEmpty(i.status.Features),
@@ -129,7 +129,7 @@ func conditionRows(s *runtimeapi.RuntimeStatus) [][]string {
 		switch {
 		case !cond.Status:
 			text = "NO: " + strings.TrimSpace(cond.Reason+" "+cond.Message)
-		case cond.Message != "": // it works, and yet
+		case cond.Message != "": // it is true, with a reservation
 			text = "yes, but: " + cond.Message
 		}
 		rows = append(rows, []string{cond.Type + ":", text})
@@ -174,7 +174,7 @@ func storeRows(what string, list []*runtimeapi.FilesystemUsage) [][]string {
 	return rows
 }
 
-// printInfo prints what a runtime tells about itself beyond the API.
+// printInfo prints the runtime's information beyond the API.
 func printInfo(c *cli.CLI, info map[string]string) error {
 	unpacked := cli.UnpackInfo(info)
 	for _, key := range slices.Sorted(maps.Keys(unpacked)) {
@@ -197,7 +197,7 @@ func anys[T any](list []T) []any {
 	return out
 }
 
-// orEmpty keeps a message that is not there from becoming null.
+// orEmpty replaces a missing message, which would be printed as null.
 func orEmpty(f *runtimeapi.RuntimeFeatures) *runtimeapi.RuntimeFeatures {
 	if f == nil {
 		return &runtimeapi.RuntimeFeatures{}

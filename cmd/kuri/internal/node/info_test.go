@@ -9,7 +9,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// The page has what other runtimes tell: the keys are containerd's and CRI-O's.
+// The page shows the data of other runtimes by the keys of containerd and CRI-O.
 func TestInfoOfOtherRuntimes(t *testing.T) {
 	page := func(told map[string]string) string {
 		i := &info{version: &runtimeapi.VersionResponse{RuntimeName: "x"}, status: &runtimeapi.StatusResponse{Info: told}, config: &runtimeapi.RuntimeConfigResponse{}, usage: &runtimeapi.ImageFsInfoResponse{}}

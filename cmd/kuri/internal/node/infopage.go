@@ -11,8 +11,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// verboseInfo has the fields of a verbose status that info prints, by the keys of Kuri, containerd and CRI-O. A key with a
-// value of another type is left out.
+// verboseInfo has the fields of a verbose status that info prints, by the keys of Kuri, containerd
+// and CRI-O. A key whose value has another type is skipped.
 type verboseInfo struct {
 	config struct {
 		StateDir, RootDir, ContainerdRootDir string
@@ -51,12 +51,12 @@ func readVerboseInfo(info map[string]string) (t verboseInfo) {
 	for key, into := range map[string]any{
 		"config": &t.config, "programs": &t.programs, "node": &t.node, "storage": &t.storage, "network": &t.network, "cniconfig": &t.cni, "golang": &t.golang,
 	} {
-		_ = json.Unmarshal([]byte(info[key]), into) // another runtime's, of another form
+		_ = json.Unmarshal([]byte(info[key]), into) // another runtime may use another format
 	}
 	return t
 }
 
-// rows are the page for people.
+// rows returns the page for people.
 func (i *info) rows() [][]string {
 	t := readVerboseInfo(i.status.Info)
 	rows := [][]string{
@@ -140,7 +140,7 @@ func (i *info) features() string {
 	return strings.Join(out, ", ")
 }
 
-// networkText is which network new pods get.
+// networkText describes the network of new pods.
 func (t *verboseInfo) networkText(loaded string) string {
 	var names []string
 	for _, n := range t.cni.Networks {
@@ -148,7 +148,7 @@ func (t *verboseInfo) networkText(loaded string) string {
 		for _, p := range n.Config.Plugins {
 			plugins = append(plugins, p.Network.Type)
 		}
-		if n.Config.Name != "cni-loopback" { // containerd's own
+		if n.Config.Name != "cni-loopback" { // containerd's own loopback
 			names = append(names, fmt.Sprintf("%s (%s)", n.Config.Name, strings.Join(plugins, ", ")))
 		}
 	}
@@ -166,7 +166,7 @@ func (t *verboseInfo) networkText(loaded string) string {
 	return cni
 }
 
-// directory is where the runtime keeps something, and how much room is there.
+// directory describes one of the runtime's directories and its free space.
 func (t *verboseInfo) directory(name string) string {
 	if p, ok := t.storage[name]; ok {
 		if p.Error != "" {

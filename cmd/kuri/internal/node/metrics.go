@@ -68,7 +68,7 @@ func askDaemon(ctx context.Context, c *cli.CLI, path string, out io.Writer) erro
 	return err
 }
 
-// debugSocket asks the runtime where its debug socket is.
+// debugSocket returns the path of the runtime's debug socket.
 func debugSocket(ctx context.Context, rt *client.Runtime) (string, error) {
 	status, err := rt.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
 	if err != nil {

@@ -49,11 +49,11 @@ own runtime.`,
 type trace struct {
 	Name       string           `json:"name"`
 	Began      int64            `json:"began"` // nanoseconds since the epoch, as all times
-	Took       int64            `json:"took"`  // nanoseconds, from the first request's beginning to the last one's end
+	Took       int64            `json:"took"`  // nanoseconds, from the start of the first request to the end of the last
 	Operations []traceOperation `json:"operations"`
 }
 
-// traceOperation is one request, as kurid tells it.
+// traceOperation is one request as kurid reports it.
 type traceOperation struct {
 	Kind        string      `json:"kind"`
 	Container   string      `json:"container,omitempty"`
@@ -64,17 +64,17 @@ type traceOperation struct {
 	Steps       []traceStep `json:"steps"`
 	Error       string      `json:"error,omitempty"`
 	Caller      string      `json:"caller,omitempty"`
-	Init        string      `json:"init,omitempty"` // of CreateContainer: who made the first process
+	Init        string      `json:"init,omitempty"` // of CreateContainer: the program that created the first process
 }
 
 type traceStep struct {
 	Name  string      `json:"name"`
 	After int64       `json:"after"`
 	Took  int64       `json:"took"`
-	Parts []traceStep `json:"parts,omitempty"` // the keeper's own steps; After counts from the same moment
+	Parts []traceStep `json:"parts,omitempty"` // the keeper's own steps; their After counts from the same start
 }
 
-// showTrace asks for the trace of the named pod or container.
+// showTrace gets the trace of the named pod or container.
 func showTrace(ctx context.Context, c *cli.CLI, name string) (*trace, error) {
 	rt, err := c.Runtime(ctx)
 	if err != nil {
@@ -124,7 +124,7 @@ func showTrace(ctx context.Context, c *cli.CLI, name string) (*trace, error) {
 	return t, t.askInit(ctx, rt, containers)
 }
 
-// askInit asks who made the first processes.
+// askInit finds out which program created the containers' first processes.
 func (t *trace) askInit(ctx context.Context, rt *client.Runtime, containers []*runtimeapi.Container) error {
 	for _, ct := range containers {
 		at := slices.IndexFunc(t.Operations, func(o traceOperation) bool { return o.Kind == "CreateContainer" && o.ContainerID == ct.Id })
@@ -153,7 +153,7 @@ const (
 	leastBar  = 20
 )
 
-// text draws the trace in lines of a width.
+// text draws the trace in lines of the given width.
 func (t *trace) text(width int) string {
 	bars := max(leastBar, width-traceName-traceTime-3)
 	var out strings.Builder
@@ -198,7 +198,7 @@ func initText(init string) string {
 	return "Kuri's own init"
 }
 
-// bar draws a time on the line of all, at least one character wide.
+// bar draws a period on the time axis, at least one character wide.
 func (t *trace) bar(began, length int64, width int, fill string) string {
 	if t.Took <= 0 {
 		return fill
@@ -210,7 +210,7 @@ func (t *trace) bar(began, length int64, width int, fill string) string {
 	return strings.Repeat(" ", from) + strings.Repeat(fill, n)
 }
 
-// took renders nanoseconds with three digits.
+// took formats nanoseconds with three digits.
 func took(nanos int64) string {
 	switch d := time.Duration(nanos); {
 	case d < time.Millisecond:

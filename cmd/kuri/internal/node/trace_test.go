@@ -13,7 +13,8 @@ func TestTraceText(t *testing.T) {
 		{Kind: "PullImage", Image: "registry.example/a/very/long/name:1", Began: 1e18 + 30*ms, Took: 50 * ms},
 		{Kind: "CreateContainer", Container: "c\x1b[2J", Began: 1e18 + 80*ms, Took: 15 * ms, Init: "libcontainer: a user namespace"},
 		{Kind: "CreateContainer", Container: "d", Began: 1e18 + 95*ms, Took: 1, Init: "native", Error: "no\nroom"},
-		{Kind: "StartContainer", Container: "d", Began: 1e18 + 99*ms, Took: 500 * ms, Steps: []traceStep{{"odd", -5 * ms, 900 * ms, nil}}}, // cannot be, and must not panic
+		// An operation that is impossible, and must not panic.
+		{Kind: "StartContainer", Container: "d", Began: 1e18 + 99*ms, Took: 500 * ms, Steps: []traceStep{{"odd", -5 * ms, 900 * ms, nil}}},
 	}}
 	for _, width := range []int{0, 40, 80, 120, 300} {
 		text := tr.text(width)
@@ -31,7 +32,7 @@ func TestTraceText(t *testing.T) {
 			}
 		}
 	}
-	// The bars say when: what begins later is further to the right.
+	// The bars are in order: a later start is further to the right.
 	text := tr.text(traceName + traceTime + 3 + 100)
 	for name, want := range map[string][2]int{"RunPodSandbox": {0, 20}, "  network": {5, 15}, "    part": {10, 5}, "PullImage": {30, 50}, "StartContainer": {99, 1}} {
 		for line := range strings.Lines(text) {

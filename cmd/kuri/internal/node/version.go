@@ -46,7 +46,8 @@ func VersionCommand(c *cli.CLI) *cobra.Command {
 	return cmd
 }
 
-// programs are lines with the versions of Kuri's processes beside the daemon. Another runtime has none.
+// programs returns lines with the versions of Kuri's processes other than the daemon. Other
+// runtimes have none.
 func programs(ctx context.Context, rt *client.Runtime) []string {
 	st, err := rt.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
 	if err != nil {

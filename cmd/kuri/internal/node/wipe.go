@@ -28,7 +28,7 @@ type wipe struct {
 
 	yes, keepImages bool
 	grace           int64
-	kurid           string // path of the daemon's configuration, for while it is stopped; "" for the usual one
+	kurid           string // path of the configuration for a temporary daemon; "" for the default
 }
 
 func WipeCommand(c *cli.CLI) *cobra.Command {
@@ -99,7 +99,8 @@ func (w *wipe) run(ctx context.Context) error {
 	return w.removeRest(ctx)
 }
 
-// connect dials the daemon; where none answers it starts one. Done ends what it has opened.
+// connect dials the daemon, or starts one if none answers. done closes the connections and stops a
+// started daemon.
 func (w *wipe) connect(ctx context.Context) (done func(), err error) {
 	rt, err := w.Runtime(ctx)
 	var unreachable *client.UnreachableError
@@ -118,10 +119,10 @@ func (w *wipe) connect(ctx context.Context) (done func(), err error) {
 	return func() { w.img.Close(); w.rt.Close() }, nil
 }
 
-// aloneLimit bounds the time in which a daemon of our own must serve.
+// aloneLimit bounds the start of a temporary daemon.
 const aloneLimit = time.Minute
 
-// connectAlone starts a daemon on a socket of its own.
+// connectAlone starts a temporary daemon on a private socket.
 func (w *wipe) connectAlone(ctx context.Context) (done func(), err error) {
 	dir, err := os.MkdirTemp("", "kuri-wipe-")
 	if err != nil {
@@ -146,7 +147,7 @@ func (w *wipe) connectAlone(ctx context.Context) (done func(), err error) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	stop := sync.OnceFunc(func() {
-		hold.Close() // which ends it
+		hold.Close() // makes the daemon exit
 		<-ended
 		os.RemoveAll(dir)
 	})
@@ -158,7 +159,7 @@ func (w *wipe) connectAlone(ctx context.Context) (done func(), err error) {
 	return func() { w.img.Close(); w.rt.Close(); stop() }, nil
 }
 
-// dialAlone waits until the daemon serves, or has ended.
+// dialAlone waits until the daemon serves or has exited.
 func (w *wipe) dialAlone(ctx context.Context, socket string, ended chan error) error {
 	s, err := w.Settings()
 	if err != nil {
@@ -193,7 +194,7 @@ func isSocket(path string) bool {
 	return err == nil && st.Mode()&os.ModeSocket != 0
 }
 
-// ask prints what would be removed, and reports whether the user agrees.
+// ask prints the objects to remove, and reports whether the user agrees.
 func (w *wipe) ask(ctx context.Context) (bool, error) {
 	found, err := w.rt.Doctor.Examine(ctx, &kuriv1.ExamineRequest{})
 	if err != nil {
@@ -239,10 +240,10 @@ func (w *wipe) ask(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// wipeRounds is how often pods may come back while they are removed.
+// wipeRounds is the number of attempts to remove pods that are created again meanwhile.
 const wipeRounds = 3
 
-// wipeLanes is how many pods are stopped at once.
+// wipeLanes is the number of pods that are stopped concurrently.
 const wipeLanes = 16
 
 // removePods stops and removes all pods.
@@ -285,7 +286,7 @@ func (w *wipe) removeOne(ctx context.Context, have *cli.Inventory, p *runtimeapi
 	return nil
 }
 
-// removeImages removes all images, those that are pinned, too.
+// removeImages removes all images, including pinned ones.
 func (w *wipe) removeImages(ctx context.Context) error {
 	list, err := w.img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	if err != nil {

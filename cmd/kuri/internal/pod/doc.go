@@ -1,3 +1,4 @@
-// Package pod has the verbs for pods and containers that exist: kuri pods, ps, logs, stats, events, update, stop and rm. The
-// grace periods and preStop hooks of pods of kuri run are honoured here, as a runtime has no notion of either.
+// Package pod has the verbs for existing pods and containers: kuri pods, ps, logs, stats, events,
+// update, stop and rm. It implements the grace periods and preStop hooks of kuri run's pods,
+// because a runtime does not know them.
 package pod

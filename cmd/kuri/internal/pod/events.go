@@ -63,10 +63,10 @@ the runtime, or after the number of events that --count says; with --follow it w
 	return cmd
 }
 
-// eventsRetry is how long --follow waits before it asks a runtime again that has ended.
+// eventsRetry is the interval at which --follow tries to reach a runtime that has exited.
 const eventsRetry = time.Second
 
-// eventsEnd says what the end of a stream of events means.
+// eventsEnd returns the meaning of the end of a stream of events.
 func eventsEnd(err error) error {
 	switch {
 	case errors.Is(err, errEnough):
@@ -86,12 +86,12 @@ var errEnough = errors.New("that were enough events")
 type eventPrinter struct {
 	*cli.CLI
 	full    bool
-	pod     string // those of other pods are left out
-	left    int    // to be printed, if bounded
+	pod     string // events of other pods are skipped
+	left    int    // number of events to print, if bounded
 	bounded bool
 }
 
-// read prints events until the stream ends, and returns why.
+// read prints events until the stream ends, and returns the reason.
 func (p *eventPrinter) read(ctx context.Context, rt *client.Runtime) error {
 	stream, err := rt.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	if err != nil {
@@ -157,7 +157,7 @@ func kindOf(e *runtimeapi.ContainerEventResponse) string {
 	return "container"
 }
 
-// containerOf returns the container's name, and how it ended; "" where the event does not tell.
+// containerOf returns the container's name and how it exited, or "" if the event does not have it.
 func containerOf(e *runtimeapi.ContainerEventResponse) string {
 	for _, st := range e.GetContainersStatuses() {
 		if st.GetId() != e.GetContainerId() {

@@ -21,8 +21,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
-// RunHook runs a hook of a container to its end: a command in the container, a request to the pod, or a pause. An error says
-// why it has failed. A limit of 0 is none.
+// RunHook runs a hook of a container to its end: a command in the container, a request to the pod,
+// or a pause. It returns the cause of a failure. A limit of 0 means none.
 func RunHook(ctx context.Context, rt *client.Runtime, hook *corev1.LifecycleHandler, container, ip string, limit time.Duration) error {
 	if limit > 0 {
 		var cancel context.CancelFunc
@@ -52,10 +52,10 @@ func RunHook(ctx context.Context, rt *client.Runtime, hook *corev1.LifecycleHand
 	return nil
 }
 
-// wholeSeconds rounds up.
+// wholeSeconds rounds up to seconds.
 func wholeSeconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
-// lastLine returns the last line of the first output that has one, for an error.
+// lastLine returns the last line of the first output that is not empty, for an error.
 func lastLine(outputs ...[]byte) string {
 	for _, out := range outputs {
 		if out = bytes.TrimSpace(out); len(out) > 0 {
@@ -65,8 +65,8 @@ func lastLine(outputs ...[]byte) string {
 	return ""
 }
 
-// requestHook asks a port of a pod, whose answer must be one of success or a redirect. As a kubelet does, it takes any
-// certificate: the pod's address is known from the runtime.
+// requestHook sends an HTTP request to a port of a pod. The response must be a success or a redirect. Like a
+// kubelet it accepts any certificate, since the pod's address comes from the runtime.
 func requestHook(ctx context.Context, get *corev1.HTTPGetAction, ip string) error {
 	address := url.URL{
 		Scheme: strings.ToLower(string(cmp.Or(get.Scheme, corev1.URISchemeHTTP))),
@@ -97,11 +97,13 @@ func requestHook(ctx context.Context, get *corev1.HTTPGetAction, ip string) erro
 	return nil
 }
 
-// leastGrace is what a container has between SIGTERM and SIGKILL when its preStop hook has taken the whole grace period.
+// leastGrace is the minimum time between SIGTERM and SIGKILL, even if the preStop hook has used up
+// the grace period.
 const leastGrace = 2 * time.Second
 
-// preStop runs the preStop hook that kuri run has noted on a container, within the grace period, and returns the rest of the
-// period in seconds. A failing hook is reported and does not prevent the stop.
+// preStop runs the preStop hook that kuri run has stored in the annotations of a container, within
+// the grace period. It returns the rest of the period in seconds. A failing hook is reported and
+// does not prevent the stop.
 func preStop(ctx context.Context, c *cli.CLI, rt *client.Runtime, st *runtimeapi.ContainerStatus, grace int64) int64 {
 	note := st.GetAnnotations()[manifest.AnnotationPreStop]
 	if note == "" || grace <= 0 || st.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
@@ -119,7 +121,7 @@ func preStop(ctx context.Context, c *cli.CLI, rt *client.Runtime, st *runtimeapi
 	return wholeSeconds(max(limit-time.Since(began), leastGrace))
 }
 
-// ipOf returns the primary address of a container's pod, "" where it has none of its own.
+// ipOf returns the primary address of a container's pod, or "" if the pod has none of its own.
 func ipOf(ctx context.Context, c *cli.CLI, rt *client.Runtime, container string) string {
 	list, err := rt.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: container}})
 	if err != nil || len(list.Containers) != 1 {

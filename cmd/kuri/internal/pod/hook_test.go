@@ -22,7 +22,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
-// A hook by HTTP asks the pod's address with the manifest's path, query and headers, and takes success and redirects only.
+// An HTTP hook sends the manifest's path, query and headers to the pod's address, and accepts only
+// success and redirects.
 func TestHookByHTTP(t *testing.T) {
 	asked := make(chan *http.Request, 1)
 	answer := http.StatusOK
@@ -54,7 +55,7 @@ func TestHookByHTTP(t *testing.T) {
 	}
 }
 
-// A preStop hook has the grace period, and what is left of that is the container's, two seconds at least.
+// A preStop hook may use the grace period. The container has the rest of it, and two seconds at least.
 func TestPreStop(t *testing.T) {
 	c, _, errs := clitest.New(nil)
 	st := &runtimeapi.ContainerStatus{Id: "c", State: clitest.Running, Metadata: &runtimeapi.ContainerMetadata{Name: "web"},
@@ -77,7 +78,7 @@ func TestPreStop(t *testing.T) {
 	}
 }
 
-// unreachableRuntime returns a runtime that answers no call.
+// unreachableRuntime returns a client of a runtime that answers no call.
 func unreachableRuntime(t *testing.T) *client.Runtime {
 	conn, err := grpc.NewClient("unix://"+filepath.Join(t.TempDir(), "none.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

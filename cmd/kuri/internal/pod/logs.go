@@ -74,7 +74,7 @@ What a container wrote to its standard error goes to standard error. The files a
 	return cmd
 }
 
-// parseSince returns the time that a --since means.
+// parseSince returns the time that a value of --since means.
 func parseSince(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
@@ -89,8 +89,8 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return t, nil
 }
 
-// logged returns the containers whose logs the names mean: those of pods, and single ones, each once; with previous the
-// attempts before them.
+// logged returns the containers whose logs the names mean, each once: all of a pod, or a single
+// one. With previous it returns their previous attempts.
 func logged(v *cli.Inventory, names []string, previous bool) ([]*runtimeapi.Container, error) {
 	var list []*runtimeapi.Container
 	for _, name := range names {
@@ -119,8 +119,8 @@ func logged(v *cli.Inventory, names []string, previous bool) ([]*runtimeapi.Cont
 	return list, nil
 }
 
-// before returns, for each of the containers that have one, the attempt before it. A pod whose sandbox was made anew has
-// them in several sandboxes.
+// before returns the previous attempt of each container that has one. The attempts of a pod whose
+// sandbox was created again are in several sandboxes.
 func before(v *cli.Inventory, list []*runtimeapi.Container) []*runtimeapi.Container {
 	var out []*runtimeapi.Container
 	for _, ct := range list {
@@ -150,8 +150,8 @@ func samePod(v *cli.Inventory, a, b *runtimeapi.Container) bool {
 	return p != nil && q != nil && p.GetMetadata().GetUid() != "" && p.GetMetadata().GetUid() == q.GetMetadata().GetUid()
 }
 
-// sources are the logs of containers on their way to a printer: with the container's name before each line where there are
-// several, and the pod's where those are of several.
+// sources returns the logs of containers for a printer. If there are several, lines are prefixed
+// with the container's name, and also with the pod's if there are several pods.
 func sources(v *cli.Inventory, list []*runtimeapi.Container, to *LogPrinter) []*LogSource {
 	pods := map[string]bool{}
 	for _, ct := range list {
@@ -171,7 +171,7 @@ func sources(v *cli.Inventory, list []*runtimeapi.Container, to *LogPrinter) []*
 	return out
 }
 
-// readAll prints the logs of several containers: one after the other, or all at once when they are followed.
+// readAll prints the logs of several containers: one after the other, or concurrently if they are followed.
 func readAll(ctx context.Context, rt *client.Runtime, sources []*LogSource, o crilog.Options, follow bool) error {
 	if !follow {
 		for _, s := range sources {
@@ -190,14 +190,14 @@ func readAll(ctx context.Context, rt *client.Runtime, sources []*LogSource, o cr
 	return errors.Join(errs...)
 }
 
-// LogSource is the log of one container on its way to a printer.
+// LogSource is the log of one container and its printer.
 type LogSource struct {
 	ID      string
 	Prefix  string // before each line; "" for none
 	Printer *LogPrinter
 
-	started map[crilog.Stream]bool   // within a line that is printed as it comes
-	held    map[crilog.Stream][]byte // of a line that is printed once it is complete
+	started map[crilog.Stream]bool   // whether a line has been printed in part
+	held    map[crilog.Stream][]byte // the beginning of a line that is printed once complete
 }
 
 func (s *LogSource) Read(ctx context.Context, rt *client.Runtime, o crilog.Options) error {
@@ -208,7 +208,7 @@ func (s *LogSource) Read(ctx context.Context, rt *client.Runtime, o crilog.Optio
 	return errors.Join(crilog.Read(ctx, path, o, s.entry), s.flush())
 }
 
-// Follow reads until the container has ended or is gone.
+// Follow reads until the container has exited or was removed.
 func (s *LogSource) Follow(ctx context.Context, rt *client.Runtime, o crilog.Options) error {
 	o.Follow = func(ctx context.Context) (bool, error) {
 		st, err := StatusThroughRestarts(ctx, rt, s.ID)
@@ -235,11 +235,11 @@ func (s *LogSource) path(ctx context.Context, rt *client.Runtime) (string, error
 	return st.GetStatus().GetLogPath(), nil
 }
 
-// maxHeld bounds a line that is held until it is complete, in bytes; a longer one is printed in pieces.
+// maxHeld bounds an incomplete line that is held, in bytes. A longer line is printed in pieces.
 const maxHeld = 256 << 10
 
-// entry prints one entry of the log. A line with something before it must be complete before it is printed, for another
-// container's may come between; without, it is printed as it comes.
+// entry prints one entry of the log. With a prefix a line is printed once it is complete, because
+// lines of other containers may come in between. Without a prefix it is printed as it arrives.
 func (s *LogSource) entry(e crilog.Entry) error {
 	if s.held == nil {
 		s.held, s.started = map[crilog.Stream][]byte{}, map[crilog.Stream]bool{}
@@ -261,7 +261,7 @@ func (s *LogSource) entry(e crilog.Entry) error {
 	return s.Printer.write(e.Stream, s.Printer.head(e, s.Prefix), held, true)
 }
 
-// flush prints the held beginnings of lines that never ended.
+// flush prints the held beginnings of lines that were never completed.
 func (s *LogSource) flush() error {
 	var errs []error
 	for stream, held := range s.held {
@@ -273,7 +273,7 @@ func (s *LogSource) flush() error {
 	return errors.Join(errs...)
 }
 
-// LogPrinter writes lines of several logs, each whole.
+// LogPrinter writes the lines of several logs, each as a whole.
 type LogPrinter struct {
 	stamps bool
 
@@ -281,7 +281,7 @@ type LogPrinter struct {
 	Out, Err io.Writer
 }
 
-// head returns what stands before a line.
+// head returns the prefix of a line.
 func (p *LogPrinter) head(e crilog.Entry, prefix string) []byte {
 	var b bytes.Buffer
 	if prefix != "" {

@@ -50,7 +50,7 @@ func TestLogged(t *testing.T) {
 	}
 }
 
-// TestOthersWordsAreSafe: what a terminal would obey is not passed on from names and from errors of a runtime.
+// TestOthersWordsAreSafe: names and a runtime's errors must not pass control sequences to the terminal.
 func TestOthersWordsAreSafe(t *testing.T) {
 	var b bytes.Buffer
 	(&cli.CLI{Err: &b}).Report(fmt.Errorf("stop x: %w", status.Error(codes.Unknown, "why\x1b]0;title\x07\u009b2J\nand why")))

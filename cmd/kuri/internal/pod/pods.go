@@ -56,7 +56,7 @@ func ListCommand(c *cli.CLI) *cobra.Command {
 	return cmd
 }
 
-// podOrder compares pods for an order: the youngest first, or by names.
+// podOrder returns the comparison of pods for an order: youngest first, or by name.
 func podOrder(order string) func(a, b *runtimeapi.PodSandbox) int {
 	return func(a, b *runtimeapi.PodSandbox) int {
 		m, n := a.GetMetadata(), b.GetMetadata()
@@ -87,7 +87,7 @@ func podRows(ctx context.Context, c *cli.CLI, rt *client.Runtime, list []*runtim
 	return rows, nil
 }
 
-// labelText returns labels for people, without those that say again what a pod is.
+// labelText returns labels for people, without those that repeat the pod's identity.
 func labelText(labels map[string]string) string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
@@ -98,7 +98,7 @@ func labelText(labels map[string]string) string {
 	return strings.Join(out, ",")
 }
 
-// podIP returns the primary address of a pod, "" when it has none or is gone by now.
+// podIP returns the primary address of a pod, or "" if it has none or was removed.
 func podIP(ctx context.Context, rt *client.Runtime, p *runtimeapi.PodSandbox) string {
 	st, err := rt.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
 	if err != nil {

@@ -59,14 +59,14 @@ func ContainersCommand(c *cli.CLI) *cobra.Command {
 	return cmd
 }
 
-// containerFilter says which containers are listed.
+// containerFilter selects the listed containers.
 type containerFilter struct {
 	all               bool
 	pod, image, state string
 	labels            map[string]string
 }
 
-// of returns the containers of a runtime that are to be listed.
+// of returns the selected containers of a runtime.
 func (f *containerFilter) of(have *cli.Inventory, o *cli.ListOptions) ([]*runtimeapi.Container, error) {
 	pod := ""
 	if f.pod != "" {
@@ -88,7 +88,7 @@ func (f *containerFilter) of(have *cli.Inventory, o *cli.ListOptions) ([]*runtim
 	}), nil
 }
 
-// isOfImage reports whether a container's image has a name with text in it, or an id that begins so.
+// isOfImage reports whether text is part of a name of a container's image, or a prefix of its id.
 func isOfImage(ct *runtimeapi.Container, text string) bool {
 	for _, name := range []string{ct.GetImage().GetUserSpecifiedImage(), ct.GetImage().GetImage(), ct.GetImageRef(), ct.GetImageId()} {
 		id, isID := strings.CutPrefix(name, "sha256:")
@@ -99,7 +99,7 @@ func isOfImage(ct *runtimeapi.Container, text string) bool {
 	return false
 }
 
-// containerOrder compares containers for an order: the youngest first, or by names.
+// containerOrder returns the comparison of containers for an order: youngest first, or by name.
 func containerOrder(v *cli.Inventory, order string) func(a, b *runtimeapi.Container) int {
 	pod := func(ct *runtimeapi.Container) string {
 		if p := v.PodOf(ct); p != nil {
@@ -137,7 +137,8 @@ func containerRows(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cl
 	return rows
 }
 
-// stateOf returns a container's state for people. How one ended is not in the list, so that is asked for.
+// stateOf returns a container's state for people. The list does not say how a container exited, so
+// it requests the status.
 func stateOf(ctx context.Context, rt *client.Runtime, ct *runtimeapi.Container) string {
 	if ct.State == runtimeapi.ContainerState_CONTAINER_EXITED {
 		if st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: ct.Id}); err == nil {

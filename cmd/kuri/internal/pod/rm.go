@@ -52,7 +52,7 @@ func RemoveContainer(ctx context.Context, rt *client.Runtime, id string) error {
 	return nil
 }
 
-// Remove kills what runs in a pod, removes it, and removes what kuri run made for it on the node.
+// Remove kills the processes of a pod, removes the pod, and removes the files of kuri run on the node.
 func Remove(ctx context.Context, c *cli.CLI, rt *client.Runtime, pod *runtimeapi.PodSandbox) error {
 	if err := RemoveSandbox(ctx, rt, pod.Id); err != nil {
 		return err

@@ -14,7 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// The further values of --sort of kuri stats.
+// The additional values of --sort for kuri stats.
 const (
 	byCPU    = "cpu"
 	byMemory = "memory"
@@ -78,7 +78,8 @@ func StatsCommand(c *cli.CLI) *cobra.Command {
 	return cmd
 }
 
-// sample returns the statistics of the running containers that the names mean, of all where there are none.
+// sample returns the statistics of the running containers that the names mean, or of all if there
+// are no names.
 func sample(ctx context.Context, c *cli.CLI, rt *client.Runtime, names []string) ([]*runtimeapi.ContainerStats, *cli.Inventory, error) {
 	have, err := cli.TakeInventory(ctx, rt)
 	if err != nil {
@@ -103,7 +104,7 @@ func sample(ctx context.Context, c *cli.CLI, rt *client.Runtime, names []string)
 		if cli.IsNotRunning(ct) || len(names) > 0 && !wanted[ct.Id] {
 			continue
 		}
-		// One by one: a list may be some seconds old, and the same twice.
+		// One by one: a list may be some seconds old, and two lists may be identical.
 		st, err := rt.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: ct.Id})
 		switch {
 		case cli.IsGone(err):
@@ -119,11 +120,11 @@ func sample(ctx context.Context, c *cli.CLI, rt *client.Runtime, names []string)
 // usage is the resource usage of one container.
 type usage struct {
 	id, name           string
-	cpu                float64 // percent of one core; below 0 where it is not known
+	cpu                float64 // percent of one core; negative if unknown
 	memory, disk, inos uint64  // bytes, bytes, files
 }
 
-// usages compares two samples. Containers that are only in the second one have no CPU value yet.
+// usages compares two samples. A container that is only in the second one has no CPU value yet.
 func usages(before, now []*runtimeapi.ContainerStats, order string) []usage {
 	var out []usage
 	for _, s := range now {
@@ -153,7 +154,7 @@ func usages(before, now []*runtimeapi.ContainerStats, order string) []usage {
 	return out
 }
 
-// cpuPercent returns the CPU time between two samples in percent of one core, -1 where they do not tell it.
+// cpuPercent returns the CPU usage between two samples in percent of one core, or -1 if it is unknown.
 func cpuPercent(before, now *runtimeapi.CpuUsage) float64 {
 	elapsed := now.GetTimestamp() - before.GetTimestamp()
 	first, last := before.GetUsageCoreNanoSeconds(), now.GetUsageCoreNanoSeconds()

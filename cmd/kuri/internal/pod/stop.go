@@ -16,10 +16,11 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
-// OwnGrace stands for each container's own grace period.
+// OwnGrace selects each container's own grace period.
 const OwnGrace = -1
 
-// defaultGrace is the grace period of containers that have none of their own, in seconds. It is Kubernetes' default.
+// defaultGrace is the grace period of containers without one of their own, in seconds. It is
+// Kubernetes' default.
 const defaultGrace = 30
 
 func StopCommand(c *cli.CLI) *cobra.Command {
@@ -49,10 +50,11 @@ image names, and after the grace period SIGKILL. A pod's name comes before a con
 	return cmd
 }
 
-// silence is how long a stop takes before something is said of it.
+// silence is the time after which a slow stop is reported.
 const silence = 3 * time.Second
 
-// NoteSlowStop says after a while that a pod or a container takes its time to end. The returned function ends that.
+// NoteSlowStop reports after a while that a pod or a container is slow to stop. Call done to cancel
+// the report.
 func NoteSlowStop(c *cli.CLI, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) (done func()) {
 	name := ct.GetMetadata().GetName()
 	if pod != nil {
@@ -70,8 +72,8 @@ func NoteSlowStop(c *cli.CLI, pod *runtimeapi.PodSandbox, ct *runtimeapi.Contain
 	}
 }
 
-// each calls do for each of the named pods and containers, or for all pods, one after the other, and prints the names of
-// those for which it succeeded. One that fails does not keep the others from their turn.
+// each calls do for each of the named pods and containers, or for all pods, one after the other, and prints
+// the names of those for which it succeeded. After a failure it continues with the others.
 func each(ctx context.Context, c *cli.CLI, names []string, all bool,
 	do func(context.Context, *client.Runtime, *cli.Inventory, *runtimeapi.PodSandbox, *runtimeapi.Container) error) error {
 	if all == (len(names) > 0) {
@@ -115,8 +117,8 @@ func each(ctx context.Context, c *cli.CLI, names []string, all bool,
 	return errors.Join(errs...)
 }
 
-// Stop stops the containers of a pod, all at once and each with its grace period, and then the pod. StopPodSandbox by
-// itself would kill them.
+// Stop stops the containers of a pod concurrently, each with its grace period, and then the pod.
+// StopPodSandbox alone would kill them.
 func Stop(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cli.Inventory, pod *runtimeapi.PodSandbox, grace int64) error {
 	var running []string
 	for _, ct := range have.Containers {
@@ -143,8 +145,8 @@ func StopContainers(ctx context.Context, c *cli.CLI, rt *client.Runtime, ids []s
 	return errors.Join(errs...)
 }
 
-// stopContainer runs a container's preStop hook and stops it; one that is gone is stopped. With a grace period of 0 it is
-// killed, without a hook.
+// stopContainer runs a container's preStop hook and stops it. A removed container counts as
+// stopped. With a grace period of 0 the container is killed without running the hook.
 func stopContainer(ctx context.Context, c *cli.CLI, rt *client.Runtime, id string, grace int64) error {
 	if grace != 0 {
 		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
@@ -165,7 +167,7 @@ func stopContainer(ctx context.Context, c *cli.CLI, rt *client.Runtime, id strin
 	return nil
 }
 
-// graceOf returns the grace period, in seconds, that kuri run and kubelets note on a container.
+// graceOf returns the grace period, in seconds, from the annotations of kuri run or a kubelet.
 func graceOf(annotations map[string]string) int64 {
 	if n, err := strconv.ParseInt(annotations[manifest.AnnotationGrace], 10, 64); err == nil && n >= 0 {
 		return n

@@ -60,14 +60,14 @@ no manifest is changed.`,
 	return cmd
 }
 
-// The period of a CPU limit and the bounds of shares, as kubelets and the kernel have them.
+// The period of a CPU limit and the bounds of shares, as in kubelets and the kernel.
 const (
 	cpuPeriod = 100_000 // microseconds
 	minShares = 2
 	maxShares = 262_144
 )
 
-// limitsOf returns the limits that the flags say; 0 in a field means that it stays.
+// limitsOf returns the limits from the flags. A field of 0 is not changed.
 func limitsOf(memory, cpus string, shares int64) (*runtimeapi.LinuxContainerResources, error) {
 	out := &runtimeapi.LinuxContainerResources{CpuShares: shares}
 	if memory == "" && cpus == "" && shares == 0 {

@@ -11,10 +11,12 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// reconnectLimit is how long a runtime may be unreachable, as during a restart or an upgrade, while a container is followed.
+// reconnectLimit bounds how long a runtime may be unreachable while a container is followed, as
+// during an upgrade.
 const reconnectLimit = 30 * time.Second
 
-// StatusThroughRestarts asks for a container's status, and asks again while the connection to the runtime is broken.
+// StatusThroughRestarts returns a container's status. It retries while the connection to the
+// runtime is broken.
 func StatusThroughRestarts(ctx context.Context, rt *client.Runtime, id string) (*runtimeapi.ContainerStatus, error) {
 	for begun := time.Now(); ; {
 		st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
@@ -29,13 +31,13 @@ func StatusThroughRestarts(ctx context.Context, rt *client.Runtime, id string) (
 	}
 }
 
-// How often a container is asked for while its end is waited for.
+// The intervals of the polls for a container's exit.
 const (
 	firstAsk = 10 * time.Millisecond
 	lastAsk  = 500 * time.Millisecond
 )
 
-// WaitExit waits for the end of a container and returns its status then.
+// WaitExit waits until a container has exited and returns its status.
 func WaitExit(ctx context.Context, rt *client.Runtime, id string) (*runtimeapi.ContainerStatus, error) {
 	for pause := firstAsk; ; pause = min(2*pause, lastAsk) {
 		st, err := StatusThroughRestarts(ctx, rt, id)

@@ -19,18 +19,18 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
-// Files is what one pod of kuri run has on the node:
+// Files are the files of one pod of kuri run on the node:
 //
-//	<pods-dir>/<uid>/volumes/<volume>/            an emptyDir, or the files of ConfigMaps, Secrets and fields of the pod; a tmpfs is
-//	                                              mounted where it is in memory, and for secrets
+//	<pods-dir>/<uid>/volumes/<volume>/            an emptyDir, or the files of ConfigMaps, Secrets and fields of the pod; a
+//	                                              tmpfs is mounted for an emptyDir in memory, and for secrets
 //	<pods-dir>/<uid>/subpaths/<container>/<n>     a path within a volume, mounted here for the n-th mount of a container
 //	<pods-dir>/<uid>/hosts                        /etc/hosts of a pod with hostAliases
-//	<pods-dir>/claims/<namespace>/<claim>/        a PersistentVolumeClaim: it stays when the pod goes
+//	<pods-dir>/claims/<namespace>/<claim>/        a PersistentVolumeClaim, which outlives the pod
 //	<logs-dir>/<namespace>_<name>_<uid>/<container>/0.log
 //
-// The directories are named by the pod's names and never noted elsewhere, so nothing that a runtime or an annotation says is
-// a path here: the names are checked to be what Kubernetes allows, each is one element below its directory, and removing does
-// not follow links and does not go into what others have mounted.
+// The paths are derived from the pod's names and never stored, so no text of a runtime or an
+// annotation becomes a path. The names are validated by Kubernetes' rules, and each is one path
+// element. Removal does not follow links and does not enter foreign mounts.
 type Files struct {
 	podsDir, logsDir     string
 	namespace, name, uid string
@@ -40,7 +40,7 @@ func Of(c *cli.CLI, namespace, name, uid string) Files {
 	return Files{podsDir: c.PodsDir, logsDir: c.LogsDir, namespace: namespace, name: name, uid: uid}
 }
 
-// oldLogsDir had the logs of pods that an earlier kuri has run.
+// oldLogsDir had the logs of pods run by earlier versions of kuri.
 const oldLogsDir = "/var/log/pods"
 
 var (
@@ -48,7 +48,7 @@ var (
 	nameForm = regexp.MustCompile(`^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$`) // of a DNS subdomain, and of a label
 )
 
-// check refuses names that kuri run cannot have given.
+// check refuses names that kuri run cannot have assigned.
 func (f Files) check() error {
 	if !UIDForm.MatchString(f.uid) || !nameForm.MatchString(f.namespace) || !nameForm.MatchString(f.name) {
 		return fmt.Errorf("namespace %q, name %q, uid %q are not those of a pod of kuri run: its files are left alone", f.namespace, f.name, f.uid)
@@ -60,8 +60,8 @@ func (f Files) dir() string    { return filepath.Join(f.podsDir, f.uid) }
 func (f Files) Hosts() string  { return filepath.Join(f.dir(), "hosts") }
 func (f Files) logDir() string { return f.namespace + "_" + f.name + "_" + f.uid } // below logsDir
 
-// Make makes the pod's volumes and the directories of its logs, and returns the host path of each volume. What it has made
-// when it fails is taken away by remove.
+// Make creates the pod's volumes and log directories, and returns the host path of each volume.
+// After a failure Remove removes what was created.
 func (f Files) Make(volumes []manifest.Volume, containers []manifest.Container) (map[string]string, error) {
 	if err := f.check(); err != nil {
 		return nil, err
@@ -113,21 +113,21 @@ func emptyDir(path string, v manifest.Volume) error {
 	return own(path, v)
 }
 
-// own gives a volume's directory its mode and, where the pod has an fsGroup, its group.
+// own sets the mode of a volume's directory and, if the pod has an fsGroup, its group.
 func own(path string, v manifest.Volume) error {
 	mode := v.Mode
-	if v.Group != nil { // files made inside belong to the group too
+	if v.Group != nil { // files created inside belong to the group, too
 		if err := os.Chown(path, 0, int(*v.Group)); err != nil {
 			return err
 		}
 		if mode |= unix.S_ISGID | 0o770; v.Files != nil {
-			mode &^= 0o20 // nobody writes there
+			mode &^= 0o20 // containers do not write there
 		}
 	}
-	return unix.Chmod(path, mode) // os.Chmod has its own idea of the bits above 0777
+	return unix.Chmod(path, mode) // os.Chmod encodes the bits above 0777 differently
 }
 
-// hostPath makes sure that what a hostPath volume's type asks for is there.
+// hostPath checks or creates the path of a hostPath volume, as its type requires.
 func hostPath(path string, kind corev1.HostPathType) error {
 	info, err := os.Stat(path)
 	missing := errors.Is(err, fs.ErrNotExist)
@@ -162,7 +162,7 @@ func hostPath(path string, kind corev1.HostPathType) error {
 	return nil
 }
 
-// Remove removes the directories that Make made. It is idempotent.
+// Remove removes the directories that Make created. It is idempotent.
 func (f Files) Remove() error {
 	if err := f.check(); err != nil {
 		return err
@@ -190,8 +190,9 @@ func RemoveBelow(dir, name string) error {
 	return root.RemoveAll(name)
 }
 
-// unmountBelow takes off whatever is mounted at or below dir: our tmpfs, and what a container with Bidirectional propagation
-// has left in a volume. Otherwise removing the directory would empty somebody else's filesystem.
+// unmountBelow unmounts everything at or below dir: our tmpfs, and mounts that a container with
+// Bidirectional propagation has left in a volume. Otherwise the removal of the directory would
+// empty somebody else's filesystem.
 func unmountBelow(dir string) error {
 	dir, err := filepath.EvalSymlinks(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -204,7 +205,7 @@ func unmountBelow(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range slices.Backward(mounts) { // the last mounted first
+	for _, m := range slices.Backward(mounts) { // in reverse order of mounting
 		if err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unmount %s: %w", m, err)
 		}
@@ -215,7 +216,7 @@ func unmountBelow(dir string) error {
 	return nil
 }
 
-// mountsBelow returns the mount points at and below dir, in the order of their mounting.
+// mountsBelow returns the mount points at and below dir, in the order in which they were mounted.
 func mountsBelow(dir string) ([]string, error) {
 	file, err := os.Open("/proc/self/mountinfo")
 	if err != nil {

@@ -62,7 +62,7 @@ func TestPodFiles(t *testing.T) {
 		t.Errorf("mem: type %x, %d blocks (%v)", mem.Type, mem.Blocks, err)
 	}
 
-	// What a container may have left: a link to elsewhere, and something mounted.
+	// Things that a container may have left: a link to another place, and a mount.
 	keep := filepath.Join(host, "keep")
 	if err := os.WriteFile(keep, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func TestPodFiles(t *testing.T) {
 	if err := unix.Mount(host, inside, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the second time there is nothing to do
+	for range 2 { // the second removal has nothing to do
 		if err := f.Remove(); err != nil {
 			t.Fatal(err)
 		}

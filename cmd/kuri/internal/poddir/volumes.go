@@ -13,10 +13,11 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
-// claimsDir has the directories of PersistentVolumeClaims, below the pods' directory. Its name is no uid.
+// claimsDir contains the directories of PersistentVolumeClaims, below the pods' directory. Its name
+// cannot be a UID.
 const claimsDir = "claims"
 
-// claim makes the directory of a PersistentVolumeClaim where it is not there yet.
+// claim creates the directory of a PersistentVolumeClaim if it does not exist.
 func (f Files) claim(v manifest.Volume) (string, error) {
 	path := filepath.Join(f.podsDir, claimsDir, f.namespace, v.Claim)
 	_, err := os.Lstat(path)
@@ -59,9 +60,9 @@ func writeFiles(dir string, v manifest.Volume) error {
 	return nil
 }
 
-// SubPath mounts a path within a volume at a place that is this pod's, and returns that. The path is opened below the volume
-// by the kernel, which refuses links that lead out of it: what a container of the pod has put there counts for nothing, now
-// and later. A missing path becomes a directory, as with a kubelet.
+// SubPath mounts a path within a volume at a path owned by this pod, and returns the latter. The
+// kernel resolves the path below the volume and refuses links that lead out of it, so a container
+// cannot redirect it, now or later. A missing path becomes a directory, as with a kubelet.
 func (f Files) SubPath(container string, s manifest.SubPath, volume string) (string, error) {
 	fd, err := openBelow(volume, s.Path)
 	if errors.Is(err, unix.ENOENT) {
@@ -99,7 +100,8 @@ func (f Files) SubPath(container string, s manifest.SubPath, volume string) (str
 	return at, nil
 }
 
-// openBelow opens a path below a directory, which no link may leave, see openat2(2). The caller closes the descriptor.
+// openBelow opens a path below a directory. No link may lead out of the directory, see openat2(2).
+// The caller closes the descriptor.
 func openBelow(dir, path string) (int, error) {
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -109,7 +111,7 @@ func openBelow(dir, path string) (int, error) {
 	return unix.Openat2(root, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS})
 }
 
-// makeBelow makes a directory below a volume, with those above it, each with the volume's own mode.
+// makeBelow creates a directory below a volume and its parents, each with the volume's own mode.
 func makeBelow(dir, path string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -136,7 +138,7 @@ func RemoveClaims(c *cli.CLI, r manifest.Ref) error {
 			continue
 		}
 		errs = append(errs, RemoveBelow(dir, claim))
-		_ = os.Remove(dir) // where it was the last one
+		_ = os.Remove(dir) // unless other claims are left in it
 	}
 	return errors.Join(errs...)
 }

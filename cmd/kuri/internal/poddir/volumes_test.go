@@ -12,7 +12,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
-// The files of a volume, a claim that stays, and paths within volumes, which no link may lead out of.
+// The files of a volume, a claim that outlives the pod, and paths within volumes that no link may
+// lead out of.
 func TestPodVolumes(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("files are given owners, and paths are mounted: needs root")
@@ -58,7 +59,7 @@ func TestPodVolumes(t *testing.T) {
 		t.Errorf("secrets are on the disk: type %x (%v)", keys.Type, err)
 	}
 
-	// What a container of the pod has left in the volume leads nowhere.
+	// Links that a container of the pod has left in the volume lead nowhere.
 	for link, to := range map[string]string{"up": "../../../..", "abs": secret, "proc": "/proc/self/root", "in": "made"} {
 		if err := os.Symlink(to, filepath.Join(paths["scratch"], link)); err != nil {
 			t.Fatal(err)
@@ -82,7 +83,7 @@ func TestPodVolumes(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(paths["scratch"], "made/deep")); err != nil || info.Mode().Perm() != 0o777 {
 		t.Errorf("mode %v (%v)", info.Mode(), err)
 	}
-	for i, sub := range []string{"in/deep/file", "made/deep/file"} { // a link within the volume is one like any other
+	for i, sub := range []string{"in/deep/file", "made/deep/file"} { // a link that stays within the volume is permitted
 		at, err := f.SubPath("c", manifest.SubPath{Mount: 20 + i, Volume: "scratch", Path: sub}, paths["scratch"])
 		if data, _ := os.ReadFile(at); err != nil || string(data) != "x" {
 			t.Errorf("%s: %q (%v)", sub, data, err)
