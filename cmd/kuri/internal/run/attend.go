@@ -17,11 +17,11 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/pod"
 )
 
-// logDrainLimit is how long the logs are followed after the containers have ended.
+// logDrainLimit is how long the logs are followed after the containers have exited.
 const logDrainLimit = 2 * time.Second
 
-// attend follows the logs of a run's containers until those that are not sidecars have ended, or until ctx ends and it has
-// stopped them. It returns the exit code of the container that failed last, 0 when none did.
+// attend follows the logs of a run's containers until all except the sidecars have exited. If ctx ends
+// earlier it stops them. It returns the exit code of the container that failed last, or 0 if none did.
 func (r *run) attend(ctx context.Context) (int32, error) {
 	logs, stopLogs := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopLogs()
@@ -53,7 +53,7 @@ func (r *run) attend(ctx context.Context) (int32, error) {
 	go func() { following.Wait(); close(ended) }()
 	select {
 	case <-ended:
-	case <-time.After(logDrainLimit): // a sidecar has more to say, or a log cannot be read
+	case <-time.After(logDrainLimit): // a sidecar still prints, or a log cannot be read
 		stopLogs()
 		<-ended
 	}
@@ -63,7 +63,7 @@ func (r *run) attend(ctx context.Context) (int32, error) {
 	return code, err
 }
 
-// prefix returns what stands before the lines of a container where there are several.
+// prefix returns the prefix of a container's lines if there are several containers.
 func (r *run) prefix(p *runningPod, ct runningContainer) string {
 	count := 0
 	for _, p := range r.pods {
@@ -87,7 +87,7 @@ func (r *run) outcome(ctx context.Context, ids []string) (int32, error) {
 	var last *runtimeapi.ContainerStatus
 	for _, id := range ids {
 		st, err := pod.WaitExit(ctx, r.rt, id)
-		if cli.IsGone(err) { // somebody else removed it
+		if cli.IsGone(err) { // removed by somebody else
 			continue
 		}
 		if err != nil {
@@ -96,14 +96,15 @@ func (r *run) outcome(ctx context.Context, ids []string) (int32, error) {
 		if st.ExitCode != 0 && (last == nil || st.FinishedAt > last.FinishedAt) {
 			last = st
 		}
-		if s := cli.ContainerState(st); strings.Contains(s, st.Reason) && st.Reason != "" { // more than the code says
+		if s := cli.ContainerState(st); strings.Contains(s, st.Reason) && st.Reason != "" { // more than the exit code
 			fmt.Fprintf(r.Err, "kuri: container %s %s\n", st.GetMetadata().GetName(), cli.Printable(s))
 		}
 	}
 	return last.GetExitCode(), nil
 }
 
-// stop ends the containers of an interrupted run with their grace periods, which the next SIGINT or SIGTERM cuts short.
+// stop stops the containers of an interrupted run with their grace periods. Another SIGINT or
+// SIGTERM kills them.
 func (r *run) stop(ctx context.Context, ids []string) error {
 	hurried, done := signal.NotifyContext(context.WithoutCancel(ctx), syscall.SIGINT, syscall.SIGTERM)
 	defer done()

@@ -39,7 +39,7 @@ image's container, with -it its terminal is this one, which ctrl-p ctrl-q (--det
 		RunE: func(cmd *cobra.Command, args []string) error { return runWhat(c, cmd, o, args) },
 	}
 	f := cmd.Flags()
-	f.SetInterspersed(false) // what follows the image is the container's
+	f.SetInterspersed(false) // arguments after the image belong to the container
 	f.StringVarP(&o.file, "file", "f", "", "`FILE` with the manifest, - for standard input")
 	f.StringVar(&o.name, "name", "", "`NAME` of the pod, in place of the manifest's or of one by chance")
 	f.BoolVar(&o.rm, "rm", false, "follow the logs, and remove the pod when its containers have ended")
@@ -59,7 +59,7 @@ type runOptions struct {
 	image      imageOptions
 }
 
-// runWhat runs a manifest or an image, whichever the arguments mean.
+// runWhat runs a manifest or an image, depending on the arguments.
 func runWhat(c *cli.CLI, cmd *cobra.Command, o *runOptions, args []string) error {
 	path, rest := o.file, args
 	if path == "" {
@@ -83,10 +83,10 @@ func runWhat(c *cli.CLI, cmd *cobra.Command, o *runOptions, args []string) error
 	return runManifest(cmd.Context(), c, o, path)
 }
 
-// manifestExtensions end the names of manifests, and of no images.
+// manifestExtensions are extensions of manifests. No name of an image ends in one.
 var manifestExtensions = []string{".yaml", ".yml", ".json"}
 
-// looksLikeFile reports whether the argument of kuri run is a manifest and not an image.
+// looksLikeFile reports whether the argument of kuri run is a manifest rather than an image.
 func looksLikeFile(arg string, more []string) bool {
 	if slices.Contains(manifestExtensions, filepath.Ext(arg)) {
 		return true
@@ -98,7 +98,7 @@ func looksLikeFile(arg string, more []string) bool {
 	return err == nil && !info.IsDir() && (len(more) == 0 || strings.HasPrefix(more[0], "-"))
 }
 
-// flagsAfterFile takes the flags that stand after a manifest, where nothing else may.
+// flagsAfterFile parses the flags after a manifest. Nothing else may follow it.
 func flagsAfterFile(c *cli.CLI, cmd *cobra.Command, rest []string) error {
 	f := cmd.Flags()
 	f.SetInterspersed(true)
@@ -139,7 +139,8 @@ func runManifest(ctx context.Context, c *cli.CLI, o *runOptions, path string) er
 	return r.toTheEnd(ctx)
 }
 
-// toTheEnd follows the logs until the containers have ended and removes the pods. The exit code is the containers'.
+// toTheEnd follows the logs until the containers have exited and removes the pods. It returns the
+// containers' exit code.
 func (r *run) toTheEnd(ctx context.Context) error {
 	code, err := r.attend(ctx)
 	if err := errors.Join(err, r.remove(ctx)); err != nil {
@@ -183,7 +184,7 @@ func readManifest(ctx context.Context, c *cli.CLI, path string, o *runOptions) (
 	return file.Pods, nil
 }
 
-// manifestFile reads a file, - for standard input.
+// manifestFile reads a file; "-" is standard input.
 func manifestFile(ctx context.Context, c *cli.CLI, path string) ([]byte, error) {
 	in := c.Input(ctx)
 	if path != "-" {

@@ -19,7 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/login"
 )
 
-// The verbs for those who come from crictl, with its files: the CRI's own messages, one call each.
+// The verbs for users of crictl, with its files: the CRI's own messages, and one call each.
 
 func SandboxCommand(c *cli.CLI) *cobra.Command {
 	var handler string
@@ -177,7 +177,7 @@ anew, by kuri run or kuri create.`,
 	}
 }
 
-// protoPrefix is how protobuf's JSON begins its errors; the space in it may be one that does not break.
+// protoPrefix begins the errors of protobuf's JSON. The space after it may be a no-break space.
 const protoPrefix = "proto:"
 
 // readMessage reads a message of the CRI from a file of JSON or YAML.
@@ -191,7 +191,7 @@ func readMessage(ctx context.Context, c *cli.CLI, path string, to proto.Message)
 	if err != nil {
 		return fmt.Errorf("%s is neither JSON nor YAML: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
 	}
-	if !strings.HasPrefix(string(raw), "{") { // YAML takes any text for a string
+	if !strings.HasPrefix(string(raw), "{") { // YAML accepts any text as a string
 		return fmt.Errorf("%s is not a %s of the CRI: expected an object with fields such as metadata", path, what)
 	}
 	if err := protojson.Unmarshal(raw, to); err != nil {

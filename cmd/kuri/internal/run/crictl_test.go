@@ -11,7 +11,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/clitest"
 )
 
-// A file that is no message of the CRI is refused with a short reason, and its text is not repeated.
+// A file that is not a message of the CRI is refused with a short reason, without a copy of its text.
 func TestReadMessage(t *testing.T) {
 	c, _, _ := clitest.New(nil)
 	for content, want := range map[string]string{

@@ -71,23 +71,23 @@ type debugOptions struct {
 // noTarget is the value of --target for no container.
 const noTarget = "none"
 
-// debugRun is one kuri debug.
+// debugRun is one invocation of kuri debug.
 type debugRun struct {
 	*run
 	o      *debugOptions
 	pod    *runtimeapi.PodSandboxStatus
 	target *runtimeapi.Container // nil for none
-	logDir string                // of the pod; "" where it is not known
+	logDir string                // of the pod; "" if unknown
 	name   string                // of the container
 	id     string
 }
 
 // debug runs a container in a pod:
 //
-//  1. find the pod and the container whose processes are meant
-//  2. pull the image when it is missing
+//  1. find the pod and the target container
+//  2. pull the image if it is missing
 //  3. create and start the container
-//  4. give it our streams, or follow its log, until it ends
+//  4. attach our streams, or follow its log, until it exits
 //  5. remove it
 func debug(ctx context.Context, c *cli.CLI, o *debugOptions, name string, command []string) (err error) {
 	keys, err := stream.ParseKeys(o.keys)
@@ -139,7 +139,7 @@ func debug(ctx context.Context, c *cli.CLI, o *debugOptions, name string, comman
 	return d.outcome(ctx)
 }
 
-// find looks up the pod and the target.
+// find finds the pod and the target.
 func (d *debugRun) find(ctx context.Context, name string) error {
 	have, err := cli.TakeInventory(ctx, d.rt)
 	if err != nil {
@@ -186,7 +186,8 @@ func (d *debugRun) find(ctx context.Context, name string) error {
 		return fmt.Errorf("ask for pod %s: %w", cli.PodName(pod), err)
 	}
 	d.pod = st.Status
-	for _, ct := range have.ContainersIn(pod, have.Containers) { // the CRI tells the directory of a pod's logs by those of its containers
+	// The CRI reports a pod's log directory only through its containers' logs.
+	for _, ct := range have.ContainersIn(pod, have.Containers) {
 		st, err := d.rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: ct.Id})
 		if path := st.GetStatus().GetLogPath(); err == nil && filepath.IsAbs(path) {
 			d.logDir = filepath.Dir(filepath.Dir(path))
@@ -195,7 +196,7 @@ func (d *debugRun) find(ctx context.Context, name string) error {
 	return nil
 }
 
-// sandboxConfig returns of the pod's configuration what its status tells.
+// sandboxConfig returns the parts of the pod's configuration that its status contains.
 func (d *debugRun) sandboxConfig() *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata: d.pod.Metadata, Labels: d.pod.Labels, Annotations: d.pod.Annotations, LogDirectory: d.logDir,
@@ -205,7 +206,7 @@ func (d *debugRun) sandboxConfig() *runtimeapi.PodSandboxConfig {
 	}
 }
 
-// pullMissing returns the id of the image.
+// pullMissing returns the id of the image, which it pulls if it is missing.
 func (d *debugRun) pullMissing(ctx context.Context) (string, error) {
 	spec := &runtimeapi.ImageSpec{Image: d.o.image, RuntimeHandler: d.pod.RuntimeHandler}
 	for pulled := false; ; pulled = true {
@@ -261,7 +262,8 @@ func (d *debugRun) start(ctx context.Context, image string, command []string) er
 	return nil
 }
 
-// security returns the namespaces of the pod, with the target's processes, and what it takes to look into these.
+// security returns a security context with the pod's namespaces, the target's processes, and the
+// privileges to inspect them.
 func (d *debugRun) security() *runtimeapi.LinuxContainerSecurityContext {
 	of := d.pod.GetLinux().GetNamespaces().GetOptions()
 	options := &runtimeapi.NamespaceOption{Network: of.GetNetwork(), Pid: of.GetPid(), Ipc: of.GetIpc(), UsernsOptions: of.GetUsernsOptions()}
@@ -282,7 +284,7 @@ func (d *debugRun) security() *runtimeapi.LinuxContainerSecurityContext {
 	return s
 }
 
-// outcome waits for the end of the container and returns its exit code as an error.
+// outcome waits for the exit of the container and returns its exit code as an error.
 func (d *debugRun) outcome(ctx context.Context) error {
 	st, err := pod.WaitExit(ctx, d.rt, d.id)
 	if err == nil && st.ExitCode != 0 {

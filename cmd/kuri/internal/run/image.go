@@ -28,7 +28,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/stream"
 )
 
-// imageOptions are the flags of kuri run for an image. They are docker's where docker has them.
+// imageOptions are the flags of kuri run for an image. They have docker's names if docker has them.
 type imageOptions struct {
 	stdin, tty, detach                   bool
 	keys                                 string
@@ -41,7 +41,7 @@ type imageOptions struct {
 	grace                                int64
 	privileged, readOnly                 bool
 
-	names []string // of these flags
+	names []string // names of these flags
 }
 
 func (o *imageOptions) flags(cmd *cobra.Command) {
@@ -86,7 +86,7 @@ func (o *imageOptions) flags(cmd *cobra.Command) {
 	})
 }
 
-// used returns one of the flags that was given, "" when none was.
+// used returns one of the flags that were given, or "".
 func (o *imageOptions) used(cmd *cobra.Command) string {
 	for _, name := range o.names {
 		if cmd.Flags().Changed(name) && name != "detach" {
@@ -96,7 +96,7 @@ func (o *imageOptions) used(cmd *cobra.Command) string {
 	return ""
 }
 
-// imagePod returns the pod that the flags describe.
+// pod returns the pod that the flags describe.
 func (o *imageOptions) pod(name, image string, command []string, env func(string) string) (*manifest.Pod, error) {
 	ref, err := reference.ParseDockerRef(image)
 	if err != nil {
@@ -122,20 +122,20 @@ func (o *imageOptions) pod(name, image string, command []string, env func(string
 	return p, nil
 }
 
-// labelOf makes a name of Kubernetes of one of an image.
+// labelOf derives a DNS label from the name of an image.
 func labelOf(s string) string {
 	s = strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(s), "-"), "-")
 	return cmp.Or(s[:min(len(s), 63)], "container")
 }
 
-// podBuilder makes a pod of flags; each step takes some of them.
+// podBuilder builds a pod from flags; each step handles some of them.
 type podBuilder struct {
 	pod corev1.Pod
 	ctr corev1.Container
 	env func(string) string
 }
 
-// literal writes texts so that a manifest has them as they are, where $(NAME) would be a reference.
+// literal escapes texts for a manifest, in which $(NAME) would be a reference.
 func literal(texts ...string) []string {
 	var out []string
 	for _, t := range texts {
@@ -194,7 +194,7 @@ func (b *podBuilder) variables(o *imageOptions) error {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok {
 			if value = b.env(name); value == "" {
-				continue // as docker has it: not set here, not set there
+				continue // like docker: a variable that is not set here is not set there
 			}
 		}
 		if name == "" {
@@ -244,7 +244,7 @@ func (b *podBuilder) mounts(o *imageOptions) error {
 	return nil
 }
 
-// volume takes docker's PATH:PATH[:OPTIONS], or one PATH for a new directory.
+// volume parses docker's PATH:PATH[:OPTIONS], or one PATH for a new directory.
 func (b *podBuilder) volume(v string) error {
 	parts := strings.Split(v, ":")
 	if len(parts) == 1 {
@@ -317,7 +317,7 @@ func (b *podBuilder) namespaces(o *imageOptions) error {
 	default:
 		return fmt.Errorf("--userns %q: expected private, or host", o.userns)
 	}
-	for i := range b.ctr.Ports { // in the node's network there is nothing to map
+	for i := range b.ctr.Ports { // nothing is mapped in the node's network
 		if p := &b.ctr.Ports[i]; spec.HostNetwork {
 			if p.HostPort != p.ContainerPort {
 				return fmt.Errorf("--publish %d:%d: with --network host the container listens at the node's own ports", p.HostPort, p.ContainerPort)
@@ -416,7 +416,7 @@ func capability(name string) corev1.Capability {
 	return corev1.Capability(strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
 }
 
-// userName returns the user where it is a name, which a manifest cannot have and the CRI can.
+// userName returns the user if it is a name, which the CRI supports but a manifest does not.
 func (o *imageOptions) userName() string {
 	if _, err := strconv.Atoi(o.user); err == nil || strings.Contains(o.user, ":") {
 		return ""

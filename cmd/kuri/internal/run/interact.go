@@ -17,7 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/stream"
 )
 
-// runImage runs an image as a pod of one container: in the background, to its end (--rm), or with its streams (-i).
+// runImage runs an image as a pod of one container: in the background, to its end (--rm), or
+// interactively (-i).
 func runImage(ctx context.Context, c *cli.CLI, o *runOptions, image string, command []string) error {
 	keys, err := stream.ParseKeys(o.image.keys)
 	if err != nil {
@@ -72,7 +73,8 @@ func fileInstead(image string) string {
 	return ""
 }
 
-// interact gives the only container of the run our streams until it ends or the user leaves it, and returns its exit code.
+// interact connects our streams to the only container of the run until it exits or the user
+// detaches, and returns its exit code.
 func (r *run) interact(ctx context.Context, o *runOptions, keys []byte) error {
 	p := r.pods[0]
 	id := p.containers[0].id
@@ -113,8 +115,8 @@ func (r *run) interact(ctx context.Context, o *runOptions, keys []byte) error {
 	return nil
 }
 
-// attach attaches to a container that has just been started. Of one that has ended without a word here the log is shown: it
-// may have said all that it had to say before we were attached.
+// attach attaches to a container that has just been started. If the container exits before any
+// output arrives here, its log is shown: it may have printed everything before we were attached.
 func (r *run) attach(ctx context.Context, id string, want stream.Options) error {
 	resp, err := r.rt.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: !want.TTY, Tty: want.TTY})
 	if err == nil {
@@ -130,12 +132,12 @@ func (r *run) attach(ctx context.Context, id string, want stream.Options) error 
 		return err
 	}
 	if st, statusErr := pod.StatusThroughRestarts(ctx, r.rt, id); statusErr == nil && st.GetLogPath() == "" {
-		return nil // it has ended, and what it said is kept nowhere
+		return nil // it has exited, and its output is not stored anywhere
 	}
 	return (&pod.LogSource{ID: id, Printer: &pod.LogPrinter{Out: r.Out, Err: r.Err}}).Read(ctx, r.rt, crilog.Options{Tail: crilog.All})
 }
 
-// endsNow reports whether a container has ended, or does so within a moment.
+// endsNow reports whether a container has exited or does so within logDrainLimit.
 func (r *run) endsNow(ctx context.Context, id string) bool {
 	ctx, cancel := context.WithTimeout(ctx, logDrainLimit)
 	defer cancel()

@@ -12,7 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// parsePublish reads docker's [[IP:]PORT:]PORT[/PROTOCOL], where each PORT may be a range.
+// parsePublish parses docker's [[IP:]PORT:]PORT[/PROTOCOL], where each PORT may be a range.
 func parsePublish(s string) ([]corev1.ContainerPort, error) {
 	wrong := fmt.Errorf("--publish %q: expected [[IP:]PORT:]PORT[/udp], such as 8080:80", s)
 	rest, protocol, _ := strings.Cut(s, "/")
@@ -66,7 +66,7 @@ func portRange(s string) (first, last int, ok bool) {
 	return first, last, err == nil && first > 0 && first <= last && last < 1<<16
 }
 
-// freePort returns a port of the node that nobody listens at now.
+// freePort returns a port of the node without a listener.
 func freePort(ip string) (int, error) {
 	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 	if err != nil {

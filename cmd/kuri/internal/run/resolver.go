@@ -11,7 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// nodeResolver returns the node's resolver, which the dnsConfig of a pod adds to.
+// nodeResolver returns the node's resolver, which a pod's dnsConfig extends.
 func nodeResolver() (*runtimeapi.DNSConfig, error) {
 	data, err := os.ReadFile("/etc/resolv.conf")
 	if os.IsNotExist(err) {
@@ -23,7 +23,7 @@ func nodeResolver() (*runtimeapi.DNSConfig, error) {
 	return parseResolver(data), nil
 }
 
-// parseResolver reads a resolv.conf(5). Of several search lines the last one counts.
+// parseResolver parses a resolv.conf(5). Of several search lines the last one counts.
 func parseResolver(data []byte) *runtimeapi.DNSConfig {
 	d := &runtimeapi.DNSConfig{}
 	lines := bufio.NewScanner(bytes.NewReader(data))

@@ -25,14 +25,14 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/poddir"
 )
 
-// run is one invocation of kuri run, with its pods in whatever step they are.
+// run is one invocation of kuri run, with its pods in any step.
 type run struct {
 	*cli.CLI
 	rt   *client.Runtime
 	img  *client.Images
 	pods []*runningPod
 
-	change func(*runtimeapi.ContainerConfig) // what the manifest cannot say; may be nil
+	change func(*runtimeapi.ContainerConfig) // changes that a manifest cannot express; may be nil
 }
 
 // runningPod is one pod of a run.
@@ -41,8 +41,8 @@ type runningPod struct {
 	facts      manifest.Facts
 	files      poddir.Files
 	config     *runtimeapi.PodSandboxConfig
-	began      bool   // something may have been made on the node
-	sandbox    string // id, "" as long as there is none
+	began      bool   // files may exist on the node
+	sandbox    string // id; "" before it was run
 	containers []runningContainer
 }
 
@@ -52,7 +52,7 @@ type runningContainer struct {
 	id string
 }
 
-// newRun dials the runtime and looks up what the translation of the manifests needs to know.
+// newRun dials the runtime and collects the facts for the translation of the manifests.
 func newRun(ctx context.Context, c *cli.CLI, pods []*manifest.Pod) (*run, error) {
 	r := &run{CLI: c}
 	var err error
@@ -87,7 +87,7 @@ func (r *run) close() {
 	r.img.Close()
 }
 
-// start starts all pods. If it fails, remove undoes the steps that were done.
+// start starts all pods. If it fails, remove undoes the completed steps.
 func (r *run) start(ctx context.Context) error {
 	if err := r.free(ctx); err != nil {
 		return err
@@ -106,8 +106,8 @@ func (r *run) start(ctx context.Context) error {
 	return nil
 }
 
-// free refuses names that are taken: a pod's name is how everybody speaks of it. It chooses the ids of pods with user
-// namespaces among those that no other pod has.
+// free refuses names that are taken, because users name pods by them. It chooses the ids of pods
+// with user namespaces among those that no other pod has.
 func (r *run) free(ctx context.Context) error {
 	have, err := cli.TakeInventory(ctx, r.rt)
 	if err != nil {
@@ -127,10 +127,10 @@ func (r *run) free(ctx context.Context) error {
 
 // wantedImage is an image that a pod needs.
 type wantedImage struct {
-	of    string // what needs it, "container web"
+	of    string // its user, such as "container web"
 	name  string
 	pull  manifest.Pull
-	given bool // pull is what the manifest says, not a default
+	given bool // the manifest sets pull; it is not a default
 }
 
 // wantedImages returns the images of a pod's containers and volumes.
@@ -179,7 +179,7 @@ func (r *run) pullMissing(ctx context.Context, p *runningPod, images map[string]
 	return nil
 }
 
-// here returns advice for an image that cannot be pulled but is on the node.
+// here returns advice for an image that cannot be pulled but is present on the node.
 func here(image *manifest.Image, want wantedImage) string {
 	if image == nil {
 		return ""
@@ -191,7 +191,7 @@ func here(image *manifest.Image, want wantedImage) string {
 	return fmt.Sprintf("\nthe image %s is on this node, and would have been pulled anyway%s; imagePullPolicy: IfNotPresent uses the one that is here", want.name, why)
 }
 
-// imageStatus returns what the translation needs to know of an image, nil when it is not there.
+// imageStatus returns the translation's data about an image, or nil if the image is not present.
 func (r *run) imageStatus(ctx context.Context, p *runningPod, ref string) (*manifest.Image, error) {
 	st, err := r.img.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: p.Handler()}})
 	if err != nil {
@@ -207,11 +207,11 @@ func (r *run) imageStatus(ctx context.Context, p *runningPod, ref string) (*mani
 	return image, nil
 }
 
-// startPod brings one pod up:
+// startPod starts one pod:
 //
-//  1. make its directories
+//  1. create its directories
 //  2. run the sandbox
-//  3. look up the addresses and the features of the handler
+//  3. get its addresses and the features of the handler
 //  4. run the init containers, each to its end
 //  5. start the containers
 func (r *run) startPod(ctx context.Context, p *runningPod, images map[string]manifest.Image) (err error) {
@@ -243,7 +243,7 @@ func (r *run) startPod(ctx context.Context, p *runningPod, images map[string]man
 	return nil
 }
 
-// runSandbox does not let itself be interrupted: the runtime would go on, and its answer is the sandbox's id.
+// runSandbox cannot be interrupted: the runtime would continue, and only its response has the sandbox's id.
 func (r *run) runSandbox(ctx context.Context, p *runningPod) error {
 	p.config = p.Sandbox(p.facts)
 	sandbox, err := r.rt.RunPodSandbox(context.WithoutCancel(ctx), &runtimeapi.RunPodSandboxRequest{Config: p.config, RuntimeHandler: p.Handler()})
@@ -315,7 +315,8 @@ func (r *run) startContainer(ctx context.Context, p *runningPod, ct manifest.Con
 	return made.ContainerId, nil
 }
 
-// withSubPaths mounts the paths within volumes that a container is to see, and returns the facts for its configuration.
+// withSubPaths mounts the paths within volumes that a container uses, and returns the facts for its
+// configuration.
 func (p *runningPod) withSubPaths(ct manifest.Container) (manifest.Facts, error) {
 	facts := p.facts
 	subs, err := p.SubPaths(ct, facts)
@@ -339,7 +340,7 @@ func about(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// finish waits for an init container. One that fails takes the pod with it, so the end of its log is shown.
+// finish waits for an init container. If it fails the pod is removed, so the end of its log is shown.
 func (r *run) finish(ctx context.Context, ct manifest.Container, id string) error {
 	st, err := pod.WaitExit(ctx, r.rt, id)
 	if err != nil {
@@ -360,7 +361,7 @@ func (r *run) finish(ctx context.Context, ct manifest.Container, id string) erro
 // undoLimit bounds the removal of one pod.
 const undoLimit = time.Minute
 
-// remove removes the pods and their files. It runs to its end even after the user has interrupted the program.
+// remove removes the pods and their files. An interrupt of the program does not stop it.
 func (r *run) remove(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
@@ -389,7 +390,8 @@ func (r *run) removePod(ctx context.Context, p *runningPod) error {
 	return p.files.Remove()
 }
 
-// findSandbox looks for the sandbox of a RunPodSandbox whose answer did not arrive: the runtime may have it all the same.
+// findSandbox looks for the sandbox of a RunPodSandbox whose response did not arrive, although the
+// runtime may have run it.
 func (r *run) findSandbox(ctx context.Context, p *runningPod) error {
 	if p.sandbox != "" || p.config == nil {
 		return nil
@@ -406,7 +408,8 @@ func (r *run) findSandbox(ctx context.Context, p *runningPod) error {
 	return nil
 }
 
-// print says what runs where. With rm the logs go to standard output, so this goes to standard error.
+// print prints where each pod runs. With rm it prints to standard error, because the logs go to
+// standard output.
 func (r *run) print(ctx context.Context, rm bool) error {
 	rows := [][]string{{"POD", "IP", "CONTAINER", "STATE", "PORTS"}}
 	var pods []any
@@ -453,7 +456,7 @@ func first(list []string) string {
 	return list[0]
 }
 
-// nodeIPs returns the node's addresses, the one of its default route first.
+// nodeIPs returns the node's addresses, with that of its default route first.
 func nodeIPs() []string {
 	var out []string
 	if conn, err := net.Dial("udp", "192.0.2.1:9"); err == nil { // sends nothing

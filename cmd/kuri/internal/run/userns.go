@@ -12,21 +12,23 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
-// The ids of the node that pods of kuri run with user namespaces have, in ranges of manifest.IDsPerPod. A kubelet's begin
-// at 65536, and those of users in /etc/subuid at 100000 or 524288: these are far from both.
+// The node's ids for kuri run's pods with user namespaces, in ranges of manifest.IDsPerPod. They
+// are far from the kubelet's, which start at 65536, and from those of users in /etc/subuid, which
+// start at 100000 or 524288.
 const (
 	firstRange = 1 << 30
 	endOfIDs   = 1 << 31
 )
 
-// idRange is a range of ids of the node.
+// idRange is a range of the node's ids.
 type idRange struct{ first, length uint32 }
 
 func (r idRange) overlaps(o idRange) bool {
 	return uint64(r.first) < uint64(o.first)+uint64(o.length) && uint64(o.first) < uint64(r.first)+uint64(r.length)
 }
 
-// chooseIDs gives each pod of the run that wants a user namespace a range of ids that no other pod of the runtime has.
+// chooseIDs assigns each pod of the run with a user namespace a range of ids that no other pod of
+// the runtime has.
 func (r *run) chooseIDs(ctx context.Context, have *cli.Inventory) error {
 	var taken []idRange
 	asked := false
@@ -60,7 +62,7 @@ func (r *run) chooseIDs(ctx context.Context, have *cli.Inventory) error {
 	return nil
 }
 
-// requireUserNamespaces refuses a pod whose handler is known to have none.
+// requireUserNamespaces refuses a pod if its handler is known not to support user namespaces.
 func (r *run) requireUserNamespaces(ctx context.Context, p *runningPod) error {
 	st, err := r.rt.Status(ctx, &runtimeapi.StatusRequest{})
 	if err != nil {
@@ -74,7 +76,7 @@ func (r *run) requireUserNamespaces(ctx context.Context, p *runningPod) error {
 	return nil
 }
 
-// rangesOf returns the ids of the node that a pod has.
+// rangesOf returns the node's ids that a pod has.
 func rangesOf(st *runtimeapi.PodSandboxStatus) []idRange {
 	var out []idRange
 	o := st.GetLinux().GetNamespaces().GetOptions().GetUsernsOptions()
@@ -84,8 +86,8 @@ func rangesOf(st *runtimeapi.PodSandboxStatus) []idRange {
 	return out
 }
 
-// freeRange returns a range that overlaps none of those taken. The search begins at a random place, so that two
-// concurrent programs seldom choose the same range.
+// freeRange returns a range that overlaps none of taken. The search starts at a random position, so
+// that concurrent programs seldom choose the same range.
 func freeRange(taken []idRange) (idRange, error) {
 	const all = (endOfIDs - firstRange) / manifest.IDsPerPod
 	begin := rand.IntN(all)

@@ -78,11 +78,11 @@ leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 	return cmd
 }
 
-// endLimit bounds the time between the end of a container's streams and its reported exit. One that has closed them
-// itself and goes on has no exit code.
+// endLimit bounds the time between the end of a container's streams and its reported exit. A
+// container that closed them itself and keeps running has no exit code.
 const endLimit = 5 * time.Second
 
-// endOf returns the exit code of a container whose streams have ended, nil for 0 and for one that goes on.
+// endOf returns the exit code of a container whose streams have ended; nil for 0 and if it keeps running.
 func endOf(ctx context.Context, c *cli.CLI, rt *client.Runtime, id, name string) error {
 	for limit := time.Now().Add(endLimit); ; {
 		resp, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})

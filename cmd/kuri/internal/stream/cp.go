@@ -58,7 +58,7 @@ devices.`,
 	return cmd
 }
 
-// completePlaces completes the names of containers, with the colon. Local paths are left to the shell.
+// completePlaces completes the names of containers with a colon. The shell completes local paths.
 func completePlaces(c *cli.CLI) cli.Completion {
 	containers := c.CompleteContainers(2)
 	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
@@ -76,7 +76,8 @@ type place struct {
 	path      string
 }
 
-// parsePlace splits NAME:PATH, where NAME may be id:PREFIX. A path that is written as one, /… or ./…, is local.
+// parsePlace splits NAME:PATH, where NAME may be id:PREFIX. A text that begins like a path, /… or
+// ./…, is local.
 func parsePlace(s string) place {
 	name, p, ok := strings.Cut(s, ":")
 	if id, rest, more := strings.Cut(p, ":"); more && name+":" == cli.IDPrefix && id != "" && !strings.Contains(id, "/") {
@@ -122,17 +123,17 @@ func cp(ctx context.Context, c *cli.CLI, from, to place, owner, useTar bool) err
 	return b.in(ctx, from.path, to.path, owner)
 }
 
-// box is a container that is copied from or to.
+// box is a container in a copy.
 type box struct {
 	*cli.CLI
 	rt    *client.Runtime
 	id    string
 	name  string
-	files bool // the runtime has kuri.v1.Files for it
+	files bool // the runtime implements kuri.v1.Files for it
 	left  *atomic.Int64
 }
 
-// hasFiles asks whether the runtime copies files of the container itself.
+// hasFiles reports whether the runtime itself copies files of the container.
 func (b box) hasFiles(ctx context.Context) (bool, error) {
 	_, err := b.rt.Files.IsDirectory(ctx, &kuriv1.IsDirectoryRequest{ContainerId: b.id, Path: "/"})
 	if status.Code(err) == codes.Unimplemented {
@@ -144,7 +145,8 @@ func (b box) hasFiles(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// split returns the directory and the name for tar to pack there. The name is "." for dir/. and /.
+// split returns the directory from which tar packs, and the name to pack there. For dir/. and / the
+// name is ".".
 func split(p string) (dir, base string) {
 	clean := path.Clean(p)
 	if strings.HasSuffix(p, "/.") || clean == "/" || clean == "." || clean == ".." || strings.HasSuffix(clean, "/..") {
@@ -170,7 +172,7 @@ func (b box) out(ctx context.Context, from, to string) error {
 			return err
 		}
 		dir = to
-	case err != nil && strings.HasSuffix(to, "/"): // which a directory may be called, and a file may not
+	case err != nil && strings.HasSuffix(to, "/"): // only a directory may be named like this
 		if isDir, err := b.isDir(ctx, path.Clean(from)); err != nil {
 			return err
 		} else if !isDir {
@@ -206,15 +208,15 @@ func (b box) out(ctx context.Context, from, to string) error {
 	return nil
 }
 
-// notADirectory refuses a target that is written as a directory and is none: a file would take its place.
+// notADirectory refuses a target that is written as a directory but is not one: a file would replace it.
 func notADirectory(target string) error {
 	return cli.NotFound("%s is not there: make it first, or leave out the slash at its end", target)
 }
 
-// maxPadding bounds what may come after the end of a tar, in bytes. GNU's pads to 10 KiB.
+// maxPadding bounds the bytes after the end of a tar. GNU tar pads to 10 KiB.
 const maxPadding = 1 << 20
 
-// padding reads to the end, and so finds a truncated archive.
+// padding reads to the end, and so detects a truncated archive.
 func padding(r io.Reader) error {
 	n, err := io.CopyN(io.Discard, r, maxPadding)
 	if errors.Is(err, io.EOF) {
@@ -258,7 +260,7 @@ func (b box) in(ctx context.Context, from, to string, owner bool) error {
 	return b.send(ctx, from, dir, func(ctx context.Context, w io.Writer) error { return tree.Pack(ctx, w, from, name, owner, b.leftOut) })
 }
 
-// send has the container take what pack writes into a directory.
+// send has the container unpack the output of pack in a directory.
 func (b box) send(ctx context.Context, what, dir string, pack func(context.Context, io.Writer) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -277,7 +279,7 @@ func (b box) send(ctx context.Context, what, dir string, pack func(context.Conte
 		if sent != nil && err == nil {
 			err = fmt.Errorf("read %s: %w", what, sent)
 		}
-	case <-time.After(time.Second): // whoever gives us a tar says nothing, and does not end
+	case <-time.After(time.Second): // the source of a tar may block without an error
 	}
 	return err
 }
@@ -287,7 +289,8 @@ func (b box) leftOut(name string) {
 	fmt.Fprintln(b.Err, "kuri: left out, neither file nor directory nor link:", cli.Printable(name))
 }
 
-// isDir asks the container. One without test is believed to have a directory where the path ends in a slash.
+// isDir reports whether a path of the container is a directory. Without a test program, a path with
+// a trailing slash is taken for one.
 func (b box) isDir(ctx context.Context, p string) (bool, error) {
 	if b.files {
 		r, err := b.rt.Files.IsDirectory(ctx, &kuriv1.IsDirectoryRequest{ContainerId: b.id, Path: p})
@@ -318,7 +321,7 @@ func (b box) pack(ctx context.Context, p string, to io.Writer) error {
 	return b.tar(ctx, nil, to, "-C", dir, "-cf", "-", base)
 }
 
-// unpack has the container take a tar into a directory.
+// unpack has the container unpack a tar in a directory.
 func (b box) unpack(ctx context.Context, dir string, from io.Reader) error {
 	if b.files {
 		return b.unpackFiles(ctx, dir, from)
@@ -326,7 +329,7 @@ func (b box) unpack(ctx context.Context, dir string, from io.Reader) error {
 	return b.tar(ctx, from, io.Discard, "-C", dir, "-xf", "-")
 }
 
-// packFiles has the runtime send the tar.
+// packFiles has the runtime pack the tar.
 func (b box) packFiles(ctx context.Context, dir, base string, to io.Writer) error {
 	stream, err := b.rt.Files.Pack(ctx, &kuriv1.PackRequest{ContainerId: b.id, Directory: dir, Name: base})
 	for err == nil {
@@ -340,10 +343,10 @@ func (b box) packFiles(ctx context.Context, dir, base string, to io.Writer) erro
 	return b.copied(ctx, "from", err)
 }
 
-// unpackFiles has the runtime take the tar.
+// unpackFiles has the runtime unpack the tar.
 func (b box) unpackFiles(ctx context.Context, dir string, from io.Reader) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // without the end, half a tar is none
+	defer cancel() // without its end an incomplete tar is rejected
 	stream, err := b.rt.Files.Unpack(ctx)
 	if err != nil {
 		return b.copied(ctx, "into", err)
@@ -363,7 +366,7 @@ func (b box) unpackFiles(ctx context.Context, dir string, from io.Reader) error 
 	return b.copied(ctx, "into", err)
 }
 
-// copied says what went wrong in the container.
+// copied returns the error of the container's side.
 func (b box) copied(ctx context.Context, direction string, err error) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		return nil
@@ -408,7 +411,7 @@ func (b box) tar(ctx context.Context, in io.Reader, out io.Writer, args ...strin
 	return fmt.Errorf("run tar in %s: %w", b.name, err)
 }
 
-// words keeps the beginning of the text that is written to it. (The buffer is not embedded: its ReadFrom has no bound.)
+// words keeps the beginning of its input. (The buffer is not embedded: its ReadFrom has no bound.)
 type words struct{ kept bytes.Buffer }
 
 func (w *words) Write(p []byte) (int, error) {

@@ -53,7 +53,7 @@ func TestWordsAreBounded(t *testing.T) {
 	}
 }
 
-// TestPadding: what comes after a tar is read to its end, if it has one, and an error in place of the end is told.
+// TestPadding: padding reads to the end, fails if that is too far away, and returns a read error.
 func TestPadding(t *testing.T) {
 	if err := padding(strings.NewReader(strings.Repeat("x", 10<<10))); err != nil {
 		t.Error(err)

@@ -15,7 +15,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// maxExecAnswer bounds the answer to ExecSync, in bytes: the CRI lets each of the two streams have 16 MiB.
+// maxExecAnswer bounds the response to ExecSync, in bytes: the CRI permits 16 MiB for each of the
+// two streams.
 const maxExecAnswer = 2*(16<<20) + 1<<20
 
 // execOptions are the flags of kuri exec.
@@ -25,7 +26,7 @@ type execOptions struct {
 	limit           time.Duration
 }
 
-// ExecCommand is kuri exec.
+// ExecCommand returns kuri exec.
 func ExecCommand(c *cli.CLI) *cobra.Command {
 	o := &execOptions{}
 	cmd := &cobra.Command{
@@ -55,7 +56,7 @@ streams are connected as it runs. In a terminal ctrl-p ctrl-q (--detach-keys) de
 		},
 	}
 	f := cmd.Flags()
-	f.SetInterspersed(false) // flags after the container are the command's
+	f.SetInterspersed(false) // flags after the container belong to the command
 	f.DurationVar(&o.limit, "time-limit", 0, "kill the command after this time, in whole seconds (default: none)")
 	f.BoolVarP(&o.stdin, "stdin", "i", false, "connect standard input")
 	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
@@ -65,7 +66,8 @@ streams are connected as it runs. In a terminal ctrl-p ctrl-q (--detach-keys) de
 	return cmd
 }
 
-// execWords returns the words of the command. Flags before it are parsed: kubectl takes them after the container's name.
+// execWords returns the words of the command. It parses flags before them, because kubectl accepts
+// flags after the container's name.
 func execWords(cmd *cobra.Command, words []string) ([]string, error) {
 	if strings.HasPrefix(words[0], "-") && words[0] != "--" {
 		if err := cmd.Flags().Parse(words); err != nil {
@@ -120,8 +122,8 @@ func exec(ctx context.Context, c *cli.CLI, o *execOptions, name string, command 
 	return NotRun(Annotate("exec in "+name, err))
 }
 
-// execSync runs a command without input and prints its output when it has ended. A limit of 0 is none; others are rounded up
-// to whole seconds, as the CRI counts in these.
+// execSync runs a command without input and prints its output when it has exited. A limit of 0
+// means none. Other limits are rounded up to whole seconds, the CRI's unit.
 func execSync(ctx context.Context, c *cli.CLI, rt *client.Runtime, id, name string, command []string, limit time.Duration) error {
 	req := &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: int64((limit + time.Second - 1) / time.Second)}
 	r, err := rt.ExecSync(ctx, req, grpc.MaxCallRecvMsgSize(maxExecAnswer))

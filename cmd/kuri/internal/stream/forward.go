@@ -66,13 +66,13 @@ is PORT when it is not given, and any free port when it is 0 or empty. A connect
 	return cmd
 }
 
-// localhost stands for the two loopback addresses, of which one is enough.
+// localhost means both loopback addresses, of which one suffices.
 const localhost = "localhost"
 
-// forwardedPort is a port of this machine, 0 for any that is free, and the port of the pod that it leads to.
+// forwardedPort is a local port, 0 for any free one, and the port of the pod to which it is forwarded.
 type forwardedPort struct{ local, remote uint16 }
 
-// parsePorts reads PORT, LOCAL:PORT, 0:PORT and :PORT.
+// parsePorts parses PORT, LOCAL:PORT, 0:PORT and :PORT.
 func parsePorts(args []string) ([]forwardedPort, error) {
 	var out []forwardedPort
 	for _, arg := range args {
@@ -96,8 +96,8 @@ func parsePorts(args []string) ([]forwardedPort, error) {
 	return out, nil
 }
 
-// forwarder forwards connections to a pod. All of them go over one connection to the runtime's streaming server, which is
-// made again when it breaks.
+// forwarder forwards connections to a pod. All of them use one connection to the runtime's
+// streaming server, which is opened again if it breaks.
 type forwarder struct {
 	*cli.CLI
 	rt        *client.Runtime
@@ -110,11 +110,11 @@ type forwarder struct {
 	saying sync.Mutex // guards standard error
 }
 
-// run forwards until ctx ends or the pod does:
+// run forwards until ctx ends or the pod stops:
 //
 //  1. open the connection to the runtime, which reports errors of the pod
 //  2. listen
-//  3. serve each connection by itself
+//  3. serve each connection independently
 func (f *forwarder) run(ctx context.Context, addresses []string, ports []forwardedPort) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -132,7 +132,7 @@ func (f *forwarder) run(ctx context.Context, addresses []string, ports []forward
 		return err
 	}
 	for _, l := range listeners {
-		go func() { // ends when the listener is closed
+		go func() { // exits when the listener is closed
 			for {
 				conn, err := l.Accept()
 				if err != nil {
@@ -145,14 +145,15 @@ func (f *forwarder) run(ctx context.Context, addresses []string, ports []forward
 	return f.watch(ctx)
 }
 
-// listener is one of ours, with the port of the pod that it is for.
+// listener is a local listener for a port of the pod.
 type listener struct {
 	net.Listener
 	remote uint16
 }
 
-// listen listens for all ports at all addresses and says where. Of the two addresses of localhost one is enough where the
-// machine has not the other; a port that another program has is an error, for clients would reach that.
+// listen listens for all ports at all addresses and prints them. One of localhost's two addresses
+// suffices if the machine does not have the other. A port in use is an error, because clients would
+// reach the other program.
 func (f *forwarder) listen(addresses []string, ports []forwardedPort) (all []listener, err error) {
 	for _, p := range ports {
 		for _, address := range addresses {
@@ -171,7 +172,7 @@ func (f *forwarder) listen(addresses []string, ports []forwardedPort) (all []lis
 					continue
 				}
 				here++
-				p.local = uint16(l.Addr().(*net.TCPAddr).Port) // the same one for the other address
+				p.local = uint16(l.Addr().(*net.TCPAddr).Port) // use the same port for the other address
 				all = append(all, listener{l, p.remote})
 				fmt.Fprintf(f.Out, "Forwarding from %s -> %d\n", l.Addr(), p.remote)
 			}
@@ -183,7 +184,7 @@ func (f *forwarder) listen(addresses []string, ports []forwardedPort) (all []lis
 	return all, nil
 }
 
-// connection returns the connection to the runtime's streaming server, and opens one when there is none.
+// connection returns the connection to the runtime's streaming server, and opens it if there is none.
 func (f *forwarder) connection(ctx context.Context) (httpstream.Connection, error) {
 	select {
 	case f.turn <- struct{}{}:
@@ -214,7 +215,7 @@ func (f *forwarder) connection(ctx context.Context) (httpstream.Connection, erro
 	return conn, nil
 }
 
-// portForwardProtocol is the only version that there is.
+// portForwardProtocol is the only version of the protocol.
 const portForwardProtocol = "portforward.k8s.io"
 
 func isClosed(c httpstream.Connection) bool {
@@ -226,11 +227,12 @@ func isClosed(c httpstream.Connection) bool {
 	}
 }
 
-// lookEvery is how often the pod is asked for; streaming servers do not tell its end while nothing is forwarded.
+// lookEvery is the interval of the polls for the pod's status: an idle streaming server does not
+// report the pod's end.
 const lookEvery = time.Second
 
-// watch returns why forwarding ends: because ctx has, or because the pod has. A runtime that does not answer now may do so
-// for the next connection.
+// watch returns the reason why forwarding ends: ctx, or the pod. A runtime that does not answer now
+// may do so for the next connection.
 func (f *forwarder) watch(ctx context.Context) error {
 	for {
 		select {
@@ -256,7 +258,8 @@ func (f *forwarder) close() {
 	}
 }
 
-// serve forwards one connection. One that the pod refuses is reset, so that its client does not take it for an answer.
+// serve forwards one connection. If the pod refuses it the connection is reset, so that its client
+// does not take that for an empty response.
 func (f *forwarder) serve(ctx context.Context, conn net.Conn, port uint16) {
 	defer conn.Close()
 	err := f.forward(ctx, conn, port)
@@ -271,7 +274,7 @@ func (f *forwarder) serve(ctx context.Context, conn net.Conn, port uint16) {
 	f.Report(fmt.Errorf("port %d: %w", port, err))
 }
 
-// Streaming servers write this before the reason, and Kuri's what it tried after it.
+// Streaming servers prefix the reason with refused; Kuri's appends its own attempt, tried.
 var (
 	refused = regexp.MustCompile(`^error forwarding port \d+ to pod [^:]*: `)
 	tried   = regexp.MustCompile(`(nothing listens on port .*): dial tcp .*`)
@@ -288,7 +291,7 @@ func (f *forwarder) forward(ctx context.Context, conn net.Conn, port uint16) err
 	headers.Set(corev1.PortHeader, strconv.Itoa(int(port)))
 	headers.Set(corev1.PortForwardRequestIDHeader, strconv.FormatInt(f.requests.Add(1), 10))
 
-	// 1. The stream on which the pod's side says what went wrong; nothing is written to it.
+	// 1. The stream of errors from the pod's side, to which nothing is written.
 	headers.Set(corev1.StreamType, corev1.StreamTypeError)
 	problems, err := over.CreateStream(headers)
 	if err != nil {
@@ -319,7 +322,7 @@ func (f *forwarder) forward(ctx context.Context, conn net.Conn, port uint16) err
 	}()
 	go func() {
 		_, err := io.Copy(data, conn)
-		data.Close() // half of it: what the pod still says is heard
+		data.Close() // closes one direction: output of the pod is still read
 		if err != nil {
 			ended <- struct{}{}
 		}

@@ -16,8 +16,9 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// restConfig is for the streaming server of a runtime on this node, which no proxy stands before. Where it has TLS its
-// certificate is one of its own making; the URL came over the runtime's socket, and has the secret in it.
+// restConfig configures a client of the streaming server of a runtime on this node, without a
+// proxy. It does not verify a TLS certificate, which the server has issued itself: the URL came
+// over the runtime's socket and contains the secret.
 func restConfig(u *url.URL) *rest.Config {
 	return &rest.Config{
 		Host: u.Host, TLSClientConfig: rest.TLSClientConfig{Insecure: true},
@@ -25,15 +26,15 @@ func restConfig(u *url.URL) *rest.Config {
 	}
 }
 
-// Options says which streams of a process the program has, and how.
+// Options selects the streams of a process to connect, and their mode.
 type Options struct {
 	Stdin, TTY bool
-	noOutput   bool   // stdin alone
-	Detach     []byte // keys that leave a terminal, none if empty
+	noOutput   bool   // only stdin
+	Detach     []byte // keys that detach from a terminal; none if empty
 }
 
-// Copy opens the streams of a URL that the runtime gave, until they end. A command's exit code is the program's. It
-// returns errDetached where the user left.
+// Copy connects the streams of a URL that the runtime returned, until they end. A command's exit
+// code becomes the program's. The error is ErrDetached if the user has detached.
 func Copy(ctx context.Context, c *cli.CLI, address string, want Options) error {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -53,7 +54,7 @@ func Copy(ctx context.Context, c *cli.CLI, address string, want Options) error {
 		with.Stdin = c.In
 	}
 	if want.TTY {
-		with.Stderr = nil // a terminal has one output
+		with.Stderr = nil // a terminal has a single output
 		restore, sizes, err := raw(c, want.Stdin)
 		if err != nil {
 			return err
@@ -75,10 +76,10 @@ func Copy(ctx context.Context, c *cli.CLI, address string, want Options) error {
 	return streamingError(u, err)
 }
 
-// dialed matches the beginning of net.OpError's text for a connection that could not be made.
+// dialed matches the beginning of net.OpError's text for a failed connection.
 var dialed = regexp.MustCompile(`^dial tcp \S+: (connect: )?`)
 
-// streamingError removes the URL, which contains a secret, from the error of a request for it.
+// streamingError removes the URL, which contains a secret, from an error of a request for it.
 func streamingError(u *url.URL, err error) error {
 	if err == nil || !strings.Contains(err.Error(), u.RequestURI()) {
 		return err

@@ -16,8 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// WithoutTerminal says that -t is not followed, because there is no terminal that -i could read from: a program with a
-// terminal would wait for its keys for ever.
+// WithoutTerminal reports whether tty is possible, and prints a note if not: without a terminal as
+// the input of -i, a program with a terminal would wait for keys forever.
 func WithoutTerminal(c *cli.CLI, stdin, tty bool) (still bool) {
 	if stdin && tty && !c.TerminalIn() {
 		fmt.Fprintln(c.Err, "kuri: the input is not a terminal: going on without one (-i alone says the same)")
@@ -26,7 +26,8 @@ func WithoutTerminal(c *cli.CLI, stdin, tty bool) (still bool) {
 	return tty
 }
 
-// raw makes the terminal pass every key on, if there is one, and tells its sizes. Restore makes it what it was.
+// raw sets the terminal, if there is one, to pass on every key, and returns its sizes. restore
+// restores its settings.
 func raw(c *cli.CLI, stdin bool) (restore func(), sizes remotecommand.TerminalSizeQueue, err error) {
 	file, ok := c.In.(*os.File)
 	if !ok || !term.IsTerminal(int(file.Fd())) {
@@ -34,7 +35,7 @@ func raw(c *cli.CLI, stdin bool) (restore func(), sizes remotecommand.TerminalSi
 	}
 	fd := int(file.Fd())
 	q := &windowSizes{fd: fd, changed: make(chan os.Signal, 1), done: make(chan struct{})}
-	q.changed <- syscall.SIGWINCH // the first size is one, too
+	q.changed <- syscall.SIGWINCH // for the initial size
 	signal.Notify(q.changed, syscall.SIGWINCH)
 	restore = q.stop
 	if stdin {
@@ -51,7 +52,7 @@ func raw(c *cli.CLI, stdin bool) (restore func(), sizes remotecommand.TerminalSi
 	return restore, q, nil
 }
 
-// windowSizes are the sizes of our terminal, one for each change.
+// windowSizes returns the sizes of our terminal, one for each change.
 type windowSizes struct {
 	fd      int
 	changed chan os.Signal
@@ -77,13 +78,13 @@ func (q *windowSizes) stop() {
 	close(q.done)
 }
 
-// defaultDetachKeys leave a terminal without ending what runs there. They are docker's.
+// defaultDetachKeys leave a terminal without ending its command. They are docker's.
 const defaultDetachKeys = "ctrl-p,ctrl-q"
 
-// ErrDetached is why streams ended when the user pressed the detach keys.
+// ErrDetached reports that the user pressed the detach keys.
 var ErrDetached = errors.New("detached")
 
-// DetachFlag gives cmd the flag --detach-keys.
+// DetachFlag adds the flag --detach-keys to cmd.
 func DetachFlag(cmd *cobra.Command, keys *string) {
 	cmd.Flags().StringVar(keys, "detach-keys", defaultDetachKeys, "`KEYS` that leave the terminal, such as ctrl-p,ctrl-q or ctrl-]; empty for none")
 }
@@ -108,16 +109,16 @@ func ParseKeys(s string) ([]byte, error) {
 	return out, nil
 }
 
-// keyWatch passes an input on until the keys come one after the other; it calls detach then, and never returns again. Keys
-// that may begin the sequence are held back until the next one is there.
+// keyWatch passes its input on until it has read keys in sequence. Then it calls detach and never
+// returns again. It holds back keys that may begin the sequence until the next one arrives.
 type keyWatch struct {
 	in     io.Reader
 	keys   []byte
 	detach func()
 
-	matched int    // of keys
-	ready   []byte // to be passed on
-	err     error  // of in, after all that is ready
+	matched int    // number of keys matched
+	ready   []byte // input to pass on
+	err     error  // of in, to be returned after ready
 }
 
 func (k *keyWatch) Read(p []byte) (int, error) {
@@ -139,7 +140,7 @@ func (k *keyWatch) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// key takes one byte.
+// key processes one byte.
 func (k *keyWatch) key(b byte) {
 	if b != k.keys[k.matched] {
 		k.ready = append(k.ready, k.keys[:k.matched]...)
@@ -150,6 +151,6 @@ func (k *keyWatch) key(b byte) {
 	}
 	if k.matched++; k.matched == len(k.keys) {
 		k.detach()
-		select {} // the end of this input would be the end of the container's
+		select {} // an end of this input would end the container's
 	}
 }

@@ -25,7 +25,7 @@ func TestParseKeys(t *testing.T) {
 	}
 }
 
-// Keys that begin the sequence and do not go on with it are passed on, in their order and in whatever pieces they come.
+// Keys that begin the sequence but do not complete it are passed on in order, in whatever pieces they arrive.
 func TestKeyWatch(t *testing.T) {
 	for in, want := range map[string]string{
 		"plain": "plain", "": "", "\x10": "\x10", "a\x10b": "a\x10b", "\x10\x10x": "\x10\x10x", "\x11\x10": "\x11\x10",
@@ -67,7 +67,7 @@ func TestExecCodes(t *testing.T) {
 	}
 }
 
-// The error of a streaming server that does not answer has its address once, and nothing of the URL's secret.
+// The error for a streaming server that does not answer has its address once, and not the secret of its URL.
 func TestStreamingError(t *testing.T) {
 	u, err := url.Parse("http://127.0.0.1:39593/exec/secret")
 	if err != nil {
