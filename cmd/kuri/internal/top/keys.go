@@ -17,17 +17,18 @@ const (
 	keyHome
 	keyEnd
 	keyEscape
-	keyOther // a sequence that means nothing here
+	keyOther // a sequence without a meaning here
 )
 
-// sequences are what terminals send for keys, after the escape character: xterm's, in both of its modes, and the Linux console's.
+// sequences maps terminals' key sequences, without the escape character: those of xterm, in both of
+// its modes, and of the Linux console.
 var sequences = map[string]rune{
 	"[A": keyUp, "OA": keyUp, "[B": keyDown, "OB": keyDown, "[5~": keyPageUp, "[6~": keyPageDown,
 	"[H": keyHome, "OH": keyHome, "[1~": keyHome, "[7~": keyHome, "[F": keyEnd, "OF": keyEnd, "[4~": keyEnd, "[8~": keyEnd,
 }
 
-// readKeys takes the keys from what a terminal has sent. The rest may be the beginning of one: it is to be given again with
-// what comes next, or with last set when nothing does, which makes an escape a key.
+// readKeys parses the keys in a terminal's input. rest may be the beginning of a key: pass it again
+// together with further input, or with last set if none comes, so that an escape counts as a key.
 func readKeys(in []byte, last bool) (keys []rune, rest []byte) {
 	for len(in) > 0 {
 		if in[0] != 0x1b {
@@ -55,7 +56,8 @@ func readKeys(in []byte, last bool) (keys []rune, rest []byte) {
 	return keys, nil
 }
 
-// sequenceLength returns the length of the sequence that begins with an escape: 1 when that is alone, 0 when more must come.
+// sequenceLength returns the length of the sequence that begins with an escape: 1 if it is a lone
+// escape, 0 if it is incomplete.
 func sequenceLength(in []byte) int {
 	if len(in) == 1 {
 		return 0
@@ -88,10 +90,10 @@ const (
 	suspend
 )
 
-// page is how many rows a page key moves.
+// topPage is the number of rows that a page key moves.
 const topPage = 10
 
-// press changes the view as a key says.
+// press changes the view according to a key.
 func (v *topView) press(key rune) action {
 	v.notice = ""
 	switch {
@@ -159,7 +161,7 @@ func (v *topView) press(key rune) action {
 	return goOn
 }
 
-// show changes between pods and containers.
+// show switches between pods and containers.
 func (v *topView) show(containers bool, within string) {
 	v.containers, v.within, v.selected, v.first = containers, within, "", 0
 }
@@ -184,7 +186,7 @@ func (v *topView) typing(key rune) action {
 	case key >= ' ' && len(v.typed) < 200:
 		v.typed += string(key)
 	}
-	if v.prompt == "/" { // as it is typed
+	if v.prompt == "/" { // filter while the user types
 		v.filter = v.typed
 	}
 	return goOn

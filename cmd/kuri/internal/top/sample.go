@@ -19,26 +19,27 @@ import (
 // unknown stands for a number that the runtime does not report.
 const unknown = -1
 
-// load is what one pod or container uses: a row of kuri top. Numbers that the runtime does not report are unknown.
+// load is the resource usage of one pod or container: a row of kuri top. Numbers that the runtime
+// does not report are unknown.
 type load struct {
 	Pod       string  `json:"pod"` // namespace/name, without "default/"
 	Container string  `json:"container,omitempty"`
 	ID        string  `json:"id"`
-	State     string  `json:"state"` // a container's; of a pod how many of its containers run, "2/3"
+	State     string  `json:"state"` // of a container; of a pod the number of its running containers, "2/3"
 	CPU       float64 `json:"cpu"`   // percent of one core
 	Memory    float64 `json:"memory"`
 	Limit     float64 `json:"memoryLimit"` // bytes, as all sizes
 	Processes float64 `json:"processes"`
-	Receive   float64 `json:"receive"` // bytes a second, of the pod's network
+	Receive   float64 `json:"receive"` // bytes per second, of the pod's network
 	Send      float64 `json:"send"`
 	Disk      float64 `json:"disk"` // bytes of the writable layers
-	// The share of the last ten seconds in which something waited for the resource, in percent (PSI).
+	// The share of the last ten seconds in which a process waited for the resource, in percent (PSI).
 	WaitCPU    float64 `json:"waitCPU"`
 	WaitMemory float64 `json:"waitMemory"`
 	WaitIO     float64 `json:"waitIO"`
 }
 
-// sampling is what a node uses, as of one moment.
+// sampling is the usage of a node at one moment.
 type sampling struct {
 	Time       time.Time `json:"time"`
 	Pods       []load    `json:"pods"`
@@ -47,30 +48,31 @@ type sampling struct {
 	Running    int       `json:"runningContainers"`
 }
 
-// growing is a value that only grows, as it was read.
+// growing is a reading of a counter.
 type growing struct {
 	at   int64 // nanoseconds
 	sum  uint64
-	rate float64 // a second, since the reading before
+	rate float64 // per second, since the previous reading
 }
 
-// sampler asks a runtime what its pods use, and keeps what rates are made of.
+// sampler reads the usage of a runtime's pods and keeps the counters for rates.
 type sampler struct {
 	rt       *client.Runtime
 	counters map[string]growing // by what they count
-	seen     map[string]bool    // of them, in the sample that is being made
-	podless  bool               // the runtime has no stats of pods
+	seen     map[string]bool    // those in the current sample
+	podless  bool               // the runtime does not implement stats of pods
 }
 
-// freshPods is up to how many pods the runtime is asked for each by itself: a list may be some seconds old.
+// freshPods is the maximum number of pods whose stats are requested one by one: a list may be some
+// seconds old.
 const freshPods = 64
 
 func newSampler(rt *client.Runtime) *sampler {
 	return &sampler{rt: rt, counters: make(map[string]growing)}
 }
 
-// rate returns by how much a value grows in a second; unknown before the second reading. A reading that is not newer
-// changes nothing, and one that goes back begins anew.
+// rate returns the growth of a counter per second; unknown before the second reading. A reading
+// that is not newer returns the previous rate, and one that is lower starts again.
 func (s *sampler) rate(key string, at int64, value *runtimeapi.UInt64Value) float64 {
 	if value == nil || at <= 0 {
 		return unknown
@@ -89,7 +91,7 @@ func (s *sampler) rate(key string, at int64, value *runtimeapi.UInt64Value) floa
 	return now.rate
 }
 
-// sample asks for everything once.
+// sample reads everything once.
 func (s *sampler) sample(ctx context.Context) (*sampling, error) {
 	have, err := cli.TakeInventory(ctx, s.rt)
 	if err != nil {
@@ -107,7 +109,8 @@ func (s *sampler) sample(ctx context.Context) (*sampling, error) {
 			of[ct.GetAttributes().GetId()] = ct
 		}
 	}
-	// A pod without statistics, as one without a cgroup parent is to containerd, may have containers that have them.
+	// A pod without statistics may have containers with some, as containerd's pods without a cgroup
+	// parent do.
 	if slices.ContainsFunc(have.Pods, func(p *runtimeapi.PodSandbox) bool { return stats[p.Id] == nil }) {
 		list, err := s.rt.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
 		if err != nil {
@@ -143,7 +146,7 @@ func (s *sampler) sample(ctx context.Context) (*sampling, error) {
 	return out, nil
 }
 
-// podStats returns the stats of pods by id. Pods that are gone, or whose stats cannot be read, are left out.
+// podStats returns the stats of pods by id. It skips pods that were removed or whose stats cannot be read.
 func (s *sampler) podStats(ctx context.Context, have *cli.Inventory) (map[string]*runtimeapi.PodSandboxStats, error) {
 	out := make(map[string]*runtimeapi.PodSandboxStats)
 	if s.podless {
@@ -173,14 +176,14 @@ func (s *sampler) podStats(ctx context.Context, have *cli.Inventory) (map[string
 			return map[string]*runtimeapi.PodSandboxStats{}, nil
 		case cli.ConnectionLost(err) || ctx.Err() != nil:
 			return nil, fmt.Errorf("ask for the statistics: %w", err)
-		case err == nil: // else it is being removed, most likely
+		case err == nil: // otherwise it probably is being removed
 			out[pod.Id] = st.Stats
 		}
 	}
 	return out, nil
 }
 
-// podLoad is the row of a pod, without what its containers add.
+// podLoad returns the row of a pod, without the shares of its containers.
 func (s *sampler) podLoad(pod *runtimeapi.PodSandbox, st *runtimeapi.PodSandboxStats) load {
 	l := load{
 		Pod: strings.TrimPrefix(cli.PodKey(pod), "default/"), ID: pod.Id, CPU: unknown, Memory: unknown, Limit: unknown, Processes: unknown,
@@ -206,7 +209,7 @@ func (s *sampler) containerLoad(pod load, ct *runtimeapi.Container, st *runtimea
 		Processes: unknown, Receive: pod.Receive, Send: pod.Send, Disk: unknown, WaitCPU: unknown, WaitMemory: unknown, WaitIO: unknown,
 	}
 	if ct.State == runtimeapi.ContainerState_CONTAINER_EXITED {
-		l.State = "exited" // with which code is not in the list
+		l.State = "exited" // the list does not have the exit code
 	}
 	if st == nil {
 		return l
@@ -221,7 +224,7 @@ func (s *sampler) containerLoad(pod load, ct *runtimeapi.Container, st *runtimea
 	return l
 }
 
-// cpu is in percent of one core: by two readings, or as the runtime tells it.
+// cpu returns the CPU usage in percent of one core: from two readings, or as the runtime reports it.
 func (s *sampler) cpu(id string, u *runtimeapi.CpuUsage) float64 {
 	if rate := s.rate(id+" cpu", u.GetTimestamp(), u.GetUsageCoreNanoSeconds()); rate >= 0 {
 		return rate / 1e9 * 100
@@ -232,7 +235,7 @@ func (s *sampler) cpu(id string, u *runtimeapi.CpuUsage) float64 {
 	return unknown
 }
 
-// add counts a container in the row of its pod: the disk, and cpu and memory too where the pod has none of its own.
+// add adds a container to the row of its pod: the disk usage and, with all, also CPU and memory.
 func (l *load) add(ct load, all bool) {
 	plus := func(sum *float64, n float64) {
 		if n >= 0 {
@@ -260,14 +263,15 @@ func waits(p *runtimeapi.PsiStats) float64 {
 	return p.Some.Avg10
 }
 
-// topOrder is an order of rows: the key that chooses it, and the value that comes first when it is larger.
+// topOrder is an order of rows: its key, and the value by which the largest row comes first.
 type topOrder struct {
 	key   byte
 	name  string
-	value func(load) float64 // nil: by names
+	value func(load) float64 // nil: by name
 }
 
-// topOrders are the orders of kuri top, in that of its columns. The keys are those of top where it has them.
+// topOrders has the orders of kuri top, in the order of its columns. The keys are those of top if
+// it has them.
 var topOrders = []topOrder{
 	{'N', "name", nil},
 	{'P', "cpu", func(l load) float64 { return l.CPU }},
@@ -277,7 +281,7 @@ var topOrders = []topOrder{
 	{'W', "pressure", func(l load) float64 { return max(l.WaitCPU, l.WaitMemory, l.WaitIO) }},
 }
 
-// sortLoads sorts rows by an order, equal ones by names.
+// sortLoads sorts rows by an order, and equal rows by name.
 func sortLoads(rows []load, o topOrder, reverse bool) {
 	slices.SortStableFunc(rows, func(a, b load) int {
 		names := cmp.Or(cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Container, b.Container), cmp.Compare(a.ID, b.ID))

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/term"
 )
 
-// screen is a terminal that a program has to itself: in raw mode, on the other buffer, without a cursor. Close gives it back
-// as it was, however the program ends.
+// screen is a terminal in exclusive use: in raw mode, on the alternate buffer, without a cursor.
+// close restores it, however the program ends.
 type screen struct {
 	in, out *os.File
 
 	mu  sync.Mutex  // guards old
-	old *term.State // as it was found; nil while the terminal is not ours
+	old *term.State // the original state; nil while the terminal is not in use
 }
 
 const (
@@ -43,25 +43,25 @@ func (s *screen) enter() error {
 	return err
 }
 
-// close gives the terminal back. It may be repeated.
+// close restores the terminal. It may be called repeatedly.
 func (s *screen) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.old == nil {
 		return
 	}
-	s.out.WriteString(leaveScreen) // one that is gone needs nothing
+	s.out.WriteString(leaveScreen) // fails only if the terminal is gone
 	term.Restore(int(s.in.Fd()), s.old)
 	s.old = nil
 }
 
-// suspend gives the terminal back and stops the program, as Ctrl-Z does, until it is continued.
+// suspend restores the terminal and stops the program until it is continued, like Ctrl-Z.
 func (s *screen) suspend() error {
 	s.close()
 	continued := make(chan os.Signal, 1)
 	signal.Notify(continued, syscall.SIGCONT)
 	defer signal.Stop(continued)
-	if err := syscall.Kill(0, syscall.SIGTSTP); err != nil { // the whole group, as the terminal would
+	if err := syscall.Kill(0, syscall.SIGTSTP); err != nil { // the whole process group, like the terminal
 		return err
 	}
 	select {
@@ -71,11 +71,11 @@ func (s *screen) suspend() error {
 	return s.enter()
 }
 
-// unstopped is how long a program runs after SIGTSTP that was not stopped: the kernel stops none of a group without a shell
-// that could continue it.
+// unstopped is how long suspend waits for a stop after SIGTSTP: the kernel does not stop an
+// orphaned process group, which no shell could continue.
 const unstopped = 200 * time.Millisecond
 
-// size returns the columns and lines, 80 by 24 where the terminal does not know them.
+// size returns the columns and lines, or 80 by 24 if the terminal does not know them.
 func (s *screen) size() (width, height int) {
 	width, height, err := term.GetSize(int(s.out.Fd()))
 	if err != nil || width <= 0 || height <= 0 {
@@ -84,10 +84,10 @@ func (s *screen) size() (width, height int) {
 	return width, height
 }
 
-// styles are the sequences that begin a style; those for color only where colors are wanted.
+// styles has the sequences that begin a style. Those with color are used only if colors are enabled.
 var styles = map[int]string{heading: "\x1b[1m", chosen: "\x1b[7m", alarm: "\x1b[31;1m"}
 
-// draw puts lines on the screen, in one write.
+// draw writes lines to the screen in a single write.
 func (s *screen) draw(lines []line, width, height int, colors bool) error {
 	var out bytes.Buffer
 	out.WriteString("\x1b[H")
@@ -100,7 +100,7 @@ func (s *screen) draw(lines []line, width, height int, colors bool) error {
 			style = "\x1b[1m"
 		}
 		text := l.text
-		if l.style == chosen { // as wide as the screen
+		if l.style == chosen { // fill the width of the screen
 			text = fmt.Sprintf("%-*s", width, text)
 		}
 		out.WriteString(style + text + "\x1b[0m\x1b[K")

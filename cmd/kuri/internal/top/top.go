@@ -20,7 +20,7 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// Bounds of the time between two samples.
+// Bounds of the interval between samples.
 const (
 	defaultDelay = 3 * time.Second
 	leastDelay   = 100 * time.Millisecond
@@ -31,7 +31,7 @@ const (
 // topOptions are the flags of kuri top.
 type topOptions struct {
 	batch, containers bool
-	count             int // samples; 0: no end
+	count             int // number of samples; 0: no end
 	delay             time.Duration
 	order, filter     string
 }
@@ -103,7 +103,7 @@ func top(ctx context.Context, c *cli.CLI, o topOptions) error {
 		return cli.Usagef("kuri top needs a terminal for its input and output; -b prints tables without one")
 	}
 	s, err := openScreen(in, out)
-	defer s.close() // also when this panics
+	defer s.close() // even after a panic
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func top(ctx context.Context, c *cli.CLI, o topOptions) error {
 	return t.run(ctx)
 }
 
-// topBatch prints samples until there were count of them, or for ever when that is 0.
+// topBatch prints count samples, or samples forever if count is 0.
 func topBatch(ctx context.Context, c *cli.CLI, rt *client.Runtime, view *topView, count int) error {
 	s := newSampler(rt)
 	if _, err := s.sample(ctx); err != nil { // rates need two
@@ -141,7 +141,7 @@ func topBatch(ctx context.Context, c *cli.CLI, rt *client.Runtime, view *topView
 	}
 }
 
-// batchWidth is the width of the tables of -b where the output is no terminal.
+// batchWidth is the width of the tables of -b unless the output is a terminal.
 const batchWidth = 150
 
 func printTop(c *cli.CLI, view *topView) error {
@@ -161,16 +161,17 @@ func printTop(c *cli.CLI, view *topView) error {
 	return err
 }
 
-// topLoop is kuri top on a terminal. One goroutine has the view; others read keys and ask the runtime, and end with it.
+// topLoop is kuri top on a terminal. One goroutine owns the view. Others read keys and call the
+// runtime; they exit with it.
 type topLoop struct {
 	*topView
 	screen *screen
 	rt     *client.Runtime
-	left   int // samples; 0: no end
+	left   int // number of samples; 0: no end
 	colors bool
 }
 
-// sampleResult is a sample, or the error of taking it.
+// sampleResult is a sample or the error of taking it.
 type sampleResult struct {
 	now *sampling
 	err error
@@ -195,7 +196,7 @@ func (t *topLoop) run(ctx context.Context) error {
 	defer signal.Stop(changed)
 	defer signal.Stop(ended)
 
-	asked := time.Time{} // when the sample that is waited for was; zero while none is
+	asked := time.Time{} // start of the pending request for a sample; zero if there is none
 	ask := func() {
 		if asked.IsZero() {
 			asked = time.Now()
@@ -205,9 +206,9 @@ func (t *topLoop) run(ctx context.Context) error {
 	ask()
 	next := time.NewTimer(firstDelay)
 	defer next.Stop()
-	look := time.NewTicker(time.Second) // whether the runtime still answers
+	look := time.NewTicker(time.Second) // checks whether the runtime still answers
 	defer look.Stop()
-	escape := time.NewTimer(time.Hour) // when the beginning of a sequence is a key of its own
+	escape := time.NewTimer(time.Hour) // after it the beginning of a sequence counts as a key
 	defer escape.Stop()
 	first := true
 	var pending []byte
@@ -264,7 +265,8 @@ func (t *topLoop) run(ctx context.Context) error {
 	}
 }
 
-// escapeWait is how long after an escape the rest of a key's sequence may come: over a slow line, too.
+// escapeWait is the time in which the rest of a key's sequence may arrive after an escape, even
+// over a slow line.
 const escapeWait = 50 * time.Millisecond
 
 // take takes a sample, and reports whether it was the last one.
@@ -305,8 +307,8 @@ func (t *topLoop) sampleWhenWanted(ctx context.Context, wanted <-chan struct{}, 
 	}
 }
 
-// readInput sends the terminal's input, and closes to at its end. A pending read is not interrupted when ctx ends; it ends
-// with the program.
+// readInput sends the terminal's input to to, and closes that at the end. The end of ctx does not
+// interrupt a pending read; it ends with the program.
 func readInput(ctx context.Context, in *os.File, to chan<- []byte) {
 	defer close(to)
 	for {

@@ -99,7 +99,7 @@ func TestTopKeys(t *testing.T) {
 	if rows := v.rows(); !v.containers || len(rows) != 1 || rows[0].ID != "c30" {
 		t.Errorf("%+v", rows)
 	}
-	press("\x1b/WEB3\x7f0\r") // back, and a filter with a mistake that is mended
+	press("\x1b/WEB3\x7f0\r") // back, and a filter with a corrected typo
 	if rows := v.rows(); v.containers || v.filter != "WEB0" || len(rows) != 10 {
 		t.Errorf("%q: %d rows", v.filter, len(rows))
 	}
@@ -130,7 +130,7 @@ func joined(lines []line) string {
 	return strings.Join(out, "\n")
 }
 
-// On a narrow screen the columns of least worth are left out, and no line is cut in the middle of a number.
+// On a narrow screen the least important columns are omitted, and no line is cut within a number.
 func TestTopColumns(t *testing.T) {
 	v := testView()
 	for width, want := range map[int]string{200: "CPU% MEMORY MEM% PROC RX/s TX/s DISK CPUw MEMw IOw", 80: "CPU% MEMORY PROC RX/s TX/s DISK", 60: "CPU% MEMORY RX/s", 20: "CPU% MEMORY"} {
@@ -143,7 +143,8 @@ func TestTopColumns(t *testing.T) {
 	}
 }
 
-// recorded is a runtime that answers as older ones do: no statistics of pods, and a counter of cpu in those of containers.
+// recorded is a runtime with the responses of an older one: no statistics of pods, and a CPU
+// counter in those of containers.
 type recorded struct {
 	runtimeapi.RuntimeServiceClient
 	reading int64
@@ -176,7 +177,8 @@ func (r *recorded) ListContainerStats(context.Context, *runtimeapi.ListContainer
 func TestSamplesOfAnotherRuntime(t *testing.T) {
 	r := &recorded{}
 	s := newSampler(&client.Runtime{RuntimeServiceClient: r})
-	for i, want := range []float64{unknown, 25, 25, unknown} { // nothing yet, a rate, the same reading again, one that begins anew
+	// No rate yet, a rate, the same reading again, a counter that was reset.
+	for i, want := range []float64{unknown, 25, 25, unknown} {
 		r.reading = []int64{4, 5, 5, 5}[i]
 		if i == 3 {
 			s.counters["c cpu"] = growing{at: 1, sum: 1 << 62}
@@ -194,7 +196,7 @@ func TestSamplesOfAnotherRuntime(t *testing.T) {
 	}
 }
 
-// A panic, of the loop or beside it, gives the terminal back.
+// A panic in the loop or in another goroutine restores the terminal.
 func TestScreenIsGivenBackAfterAPanic(t *testing.T) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -236,7 +238,7 @@ func TestScreenIsGivenBackAfterAPanic(t *testing.T) {
 	}
 	ours.SetReadDeadline(time.Now().Add(30 * time.Second))
 	var shown strings.Builder
-	for buf := make([]byte, 4096); !strings.HasSuffix(shown.String(), leaveScreen); { // it comes in pieces
+	for buf := make([]byte, 4096); !strings.HasSuffix(shown.String(), leaveScreen); { // output arrives in pieces
 		n, err := ours.Read(buf)
 		if err != nil {
 			t.Errorf("%q, %v", shown.String(), err)

@@ -13,13 +13,13 @@ import (
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
-// topView is what kuri top shows: the newest sample, and how it is to be seen. It is the screen's model: keys change it, and
-// lines draws it. It belongs to one goroutine.
+// topView is the state of kuri top: the newest sample and the settings of its display. Keys change
+// it, and lines draws it. It belongs to one goroutine.
 type topView struct {
 	runtime    string // its name and version
 	now        *sampling
-	trouble    string // why there is no newer sample; "" when there is
-	containers bool   // else pods
+	trouble    string // why there is no newer sample; "" if there is
+	containers bool   // shows containers rather than pods
 	within     string // pod of the containers; "" for all
 	order      int    // of topOrders
 	reverse    bool
@@ -28,12 +28,12 @@ type topView struct {
 	selected   string // id of the row
 	first      int    // row at the top
 	help       bool
-	prompt     string // the prompt that is open: "/" for a filter, "d" for a delay, "" if none is
+	prompt     string // the open prompt: "/" for a filter, "d" for a delay, "" for none
 	typed      string
-	notice     string // what the last key came to
+	notice     string // the result of the last key
 }
 
-// rows are those that the filter leaves, in order.
+// rows returns the rows that pass the filter, in order.
 func (v *topView) rows() []load {
 	if v.now == nil {
 		return nil
@@ -56,12 +56,12 @@ func (v *topView) rows() []load {
 	return out
 }
 
-// at returns the index of the selected row, the first when it is gone.
+// at returns the index of the selected row, or 0 if that is gone.
 func (v *topView) at(rows []load) int {
 	return max(0, slices.IndexFunc(rows, func(l load) bool { return l.ID == v.selected }))
 }
 
-// move selects the row that is n further.
+// move selects the row n rows below the selected one.
 func (v *topView) move(n int) {
 	rows := v.rows()
 	if len(rows) == 0 {
@@ -72,7 +72,7 @@ func (v *topView) move(n int) {
 	v.selected = rows[min(max(at+n, 0), len(rows)-1)].ID
 }
 
-// The parts of a line, for a terminal.
+// The styles of a line on a terminal.
 const (
 	plain = iota
 	heading
@@ -86,7 +86,7 @@ type line struct {
 	style int
 }
 
-// lines draws the view in a number of lines, and of columns, which the texts do not exceed.
+// lines draws the view in at most height lines of at most width columns.
 func (v *topView) lines(width, height int) []line {
 	var out []line
 	if v.help {
@@ -118,7 +118,7 @@ func (v *topView) lines(width, height int) []line {
 	return fit(out, width, height)
 }
 
-// fit cuts lines to a screen.
+// fit cuts lines to the size of a screen.
 func fit(lines []line, width, height int) []line {
 	lines = lines[:min(len(lines), height)]
 	for i := range lines {
@@ -127,7 +127,7 @@ func fit(lines []line, width, height int) []line {
 	return lines
 }
 
-// summary is about the node and the runtime.
+// summary returns the lines about the node and the runtime.
 func (v *topView) summary() []line {
 	first := "kuri top  " + v.runtime
 	if v.now == nil {
@@ -142,7 +142,7 @@ func (v *topView) summary() []line {
 	return []line{{first, plain}, {second + nodeText(os.ReadFile), plain}}
 }
 
-// nodeText is about the node as a whole, as far as it tells.
+// nodeText describes the whole node, as far as /proc has the data.
 func nodeText(read func(string) ([]byte, error)) string {
 	var out strings.Builder
 	if body, err := read("/proc/loadavg"); err == nil {
@@ -178,7 +178,7 @@ func nodeText(read func(string) ([]byte, error)) string {
 	return out.String()
 }
 
-// status is the line for what goes on: a prompt, trouble, or how the rows are chosen.
+// status returns the status line: a prompt, an error, or the selection of rows.
 func (v *topView) status() line {
 	switch {
 	case v.prompt == "/":
@@ -207,7 +207,7 @@ func (v *topView) status() line {
 	return line{text + fmt.Sprintf("  every %gs  (h: help, q: quit)", v.delay.Seconds()), plain}
 }
 
-// topColumn is a column of numbers. Where the screen is too narrow those with the smallest worth are left out.
+// topColumn is a column of numbers. On a narrow screen those with the smallest worth are omitted.
 type topColumn struct {
 	head  string
 	width int
@@ -228,13 +228,13 @@ var topColumns = []topColumn{
 	{"IOw", 6, 1, func(l load) string { return percent(l.WaitIO) }},
 }
 
-// The columns of words: the state, and the least that names get.
+// The widths of the columns of text: the state, and the minimum for a name.
 const (
 	stateWidth = 9
 	leastName  = 16
 )
 
-// columns returns the columns that a screen has room for, and the widths of the names.
+// columns returns the columns that fit on a screen, and the widths of the names.
 func (v *topView) columns(width int) (shown []topColumn, pod, container int) {
 	least := leastName
 	if v.containers {
@@ -290,7 +290,7 @@ func (v *topView) row(l load, width int) string {
 	return out
 }
 
-// ofLimit is the memory in percent of the limit.
+// ofLimit returns the memory usage in percent of the limit.
 func ofLimit(l load) float64 {
 	if l.Limit <= 0 || l.Memory < 0 {
 		return unknown
@@ -298,7 +298,7 @@ func ofLimit(l load) float64 {
 	return l.Memory / l.Limit * 100
 }
 
-// padded is a text in a column with a space after it.
+// padded returns a text cut and padded to a column, with a space at the end.
 func padded(s string, width int) string {
 	return fmt.Sprintf("%-*s", width, cli.Cut(cli.Printable(s), max(1, width-1)))
 }
