@@ -19,7 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// examined is what kuri doctor -o json prints.
+// examined is the output of kuri doctor -o json.
 type examined struct {
 	Damages []damage
 	Blind   []struct{ Check, Error string }

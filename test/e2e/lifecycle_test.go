@@ -115,8 +115,8 @@ func TestProgramsThatTheKernelRefuses(t *testing.T) {
 	}
 }
 
-// A pod of which a part is gone from the kernel is not ready, whoever removed it and whenever, so
-// the kubelet creates another one. Later calls name the missing part, and the pod can be removed.
+// If a kernel object of a pod is removed, the pod is not ready, whichever program removed it and when,
+// so the kubelet creates another pod. Later calls name the missing object, and the pod can be removed.
 func TestAPodOfWhichSomethingIsGone(t *testing.T) {
 	s := newShell(t)
 	sharedPID := func(p *runtimeapi.PodSandboxConfig) {

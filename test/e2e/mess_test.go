@@ -14,7 +14,7 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// run runs a command, which must succeed, and returns what it prints.
+// run runs a command, which must succeed, and returns its output.
 func run(t *testing.T, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()

@@ -390,7 +390,7 @@ func TestPortForward(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			// Nobody listens.
+			// A port without a listener.
 			local = s.forwardOver(t, dialer, s.pod, 9)
 			if answer, err := ask(local, "x"); answer != "" {
 				t.Errorf("%q %v", answer, err)

@@ -60,7 +60,8 @@ func hierarchiesOf(t *testing.T, pid int) map[string]string {
 	return out
 }
 
-// Whatever the records contain and whoever changes a container, its status agrees with the kernel.
+// The status of a container agrees with the kernel, whichever program changed the container and
+// whatever the records contain.
 func TestTruthOfTheKernel(t *testing.T) {
 	s := newShell(t)
 	running := func(t *testing.T, id string, pid int) {

@@ -140,7 +140,7 @@ var networkWords = []struct {
 	{regexp.MustCompile(`dial tcp: lookup (\S+)( on \S+)?: no such host`), "there is no host $1"},
 	{regexp.MustCompile(`dial tcp: lookup (\S+)( on \S+)?: (?:[^\n]*: )?([^:\n]+)`), "look up the host $1$2: $3"},
 	{regexp.MustCompile(`dial (?:tcp|udp) (\S+): (?:connect: )?`), "$1: "},
-	{regexp.MustCompile(`\bRegistryUnavailable: `), ""}, // a reason for kubelets, which the words after it say again
+	{regexp.MustCompile(`\bRegistryUnavailable: `), ""}, // a prefix for kubelets; the text after it says the same
 }
 
 func plainNetwork(text string) string {
@@ -150,8 +150,8 @@ func plainNetwork(text string) string {
 	return text
 }
 
-// StatusOf returns what a failed call was answered, nil when err is not of a call. (status.FromError puts all of err's text
-// into the message.)
+// StatusOf returns the gRPC status of a failed call, or nil if err is not from a call.
+// (status.FromError puts all of err's text into the message.)
 func StatusOf(err error) *status.Status {
 	var s interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &s) {
@@ -160,8 +160,8 @@ func StatusOf(err error) *status.Status {
 	return nil
 }
 
-// ConnectionLost reports whether a call failed because its connection broke. A server may return Unavailable for other reasons
-// too.
+// ConnectionLost reports whether a call failed because its connection broke. A server may also
+// return Unavailable for other reasons.
 func ConnectionLost(err error) bool {
 	s := StatusOf(err)
 	if s == nil || s.Code() != codes.Unavailable {
@@ -183,7 +183,8 @@ func NeedsKuri(img *client.Images, what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// Interrupt is why a context ended: the user, or the system, wants the program to end.
+// Interrupt is the cause of a context that a signal ended: the user or the system wants the program
+// to exit.
 type Interrupt struct{ syscall.Signal }
 
 func (i Interrupt) Error() string { return fmt.Sprintf("interrupted (%s)", i.Signal) }

@@ -89,7 +89,7 @@ func streamingError(u *url.URL, err error) error {
 	return fmt.Errorf("reach the runtime's streaming server at %s: %s", u.Host, why)
 }
 
-// streamed is what API machinery writes before the error of a runtime whose streams were asked for.
+// streamed matches the prefix that API machinery adds to a runtime's error about streams.
 var streamed = regexp.MustCompile(`Internal error occurred: (error [a-z ]+: )?`)
 
 // Annotate prefixes an error of streams with the operation, in place of the prefix of Kubernetes' API machinery.
