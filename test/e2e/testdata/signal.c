@@ -1,4 +1,4 @@
-// Waits for a signal, any of those that can be waited for, and exits with its number.
+// Waits for any signal that can be blocked, and exits with its number.
 #include <signal.h>
 #include <stdio.h>
 
