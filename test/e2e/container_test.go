@@ -172,8 +172,8 @@ func TestProcessesThatAreRefused(t *testing.T) {
 		{"environment name that is Kuri's own", func(c *container, _ *security) {
 			c.Envs = []*runtimeapi.KeyValue{{Key: "_KURI_RAW_0", Value: []byte("00")}}
 		}, codes.InvalidArgument, "_KURI_RAW_"},
-		{"unknown capability", func(_ *container, s *security) {
-			s.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"FLY"}}
+		{"unknown capability to drop", func(_ *container, s *security) {
+			s.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"FLY"}}
 		}, codes.InvalidArgument, "FLY"},
 		{"relative working directory", func(c *container, _ *security) { c.WorkingDir = "here" }, codes.InvalidArgument, "working_dir"},
 		{"log path that climbs", func(c *container, _ *security) { c.LogPath = "../../../etc/x.log" }, codes.InvalidArgument, "log_path"},

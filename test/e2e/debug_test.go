@@ -135,7 +135,7 @@ func TestDebugOtherProcesses(t *testing.T) {
 	}
 	for want, args := range map[string][]string{
 		"make kuri-keeper LEAN= builds": {"daemon", "pprof", "heap", "--of", "keeper"},
-		"there is no profile":           {"daemon", "pprof", "mutex", "--of", "keeper"},
+		"unknown profile":               {"daemon", "pprof", "mutex", "--of", "keeper"},
 		"no process streams now":        {"daemon", "stacks", "--of", "streams"},
 		"kurid, keeper and streams":     {"daemon", "stacks", "--of", "holder"},
 		"0 is not from 1 to 600":        {"daemon", "pprof", "heap", "--of", "keeper", "--seconds", "0"},
