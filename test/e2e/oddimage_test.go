@@ -193,7 +193,7 @@ func TestArchivesAreLoadedWhole(t *testing.T) {
 		"xz":           {packedBy(t, whole, "xz"), ""},
 		"bzip2":        {packedBy(t, whole, "bzip2"), ""},
 		"lz4":          {[]byte("\x04\x22\x4d\x18 and more"), "lz4 -dc"},
-		"cut off":      {whole[:len(whole)/2], "cut off"},
+		"cut off":      {whole[:len(whole)/2], "truncated"},
 		"xz, cut off":  {packedBy(t, whole, "xz")[:5000], "damaged"},
 		"two in a row": {append(bytes.Clone(whole), whole...), "one by one"},
 	} {
