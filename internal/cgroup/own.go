@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -69,17 +68,19 @@ type hierarchy struct {
 
 // mounted returns the mounted hierarchies of v1, v2 or both, without duplicates and those hidden
 // under another mount.
-func mounted() ([]hierarchy, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+func mounted() ([]hierarchy, error) { return mountedIn("/proc/self/mountinfo") }
+
+// mountedIn implements mounted for a file like /proc/self/mountinfo.
+func mountedIn(mountinfo string) ([]hierarchy, error) {
+	body, err := os.ReadFile(mountinfo)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	var mounts []hierarchy
 	seen := make(map[string]bool)
-	for s := bufio.NewScanner(f); s.Scan(); {
+	for line := range strings.Lines(string(body)) { // an overlay with many lower layers has a long one
 		// 36 35 98:0 /root /mountpoint options optional… - fstype source superoptions, see proc_pid_mountinfo(5)
-		left, right, ok := strings.Cut(s.Text(), " - ")
+		left, right, ok := strings.Cut(line, " - ")
 		fields, fs := strings.Fields(left), strings.Fields(right)
 		if !ok || len(fields) < 6 || len(fs) < 3 || (fs[0] != "cgroup" && fs[0] != "cgroup2") || fields[3] != "/" || seen[fields[2]] {
 			continue

@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMountOptions(t *testing.T) {
@@ -24,6 +27,24 @@ func TestMountOptions(t *testing.T) {
 	}
 	if got := mountOptions("/no/such/file"); got != nil {
 		t.Errorf("%q", got)
+	}
+}
+
+// A hierarchy is found after a line that is longer than the buffer of a bufio.Scanner.
+func TestMountedAfterALongLine(t *testing.T) {
+	dir := t.TempDir()
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	overlay := "40 25 0:99 / /merged rw - overlay overlay rw,lowerdir=" + strings.Repeat("/layer:", 20<<10) + "/last\n"
+	cgroup := fmt.Sprintf("41 25 %d:%d / %s rw - cgroup cgroup rw,cpuset\n", unix.Major(st.Dev), unix.Minor(st.Dev), dir)
+	file := filepath.Join(t.TempDir(), "mountinfo")
+	if err := os.WriteFile(file, []byte(overlay+cgroup), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := mountedIn(file); err != nil || !slices.Equal(got, []hierarchy{{dir, true}}) {
+		t.Errorf("%v, %v, want %s with cpuset", got, err, dir)
 	}
 }
 
