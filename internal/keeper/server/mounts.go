@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -51,18 +50,21 @@ func isMountPoint(dir string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	f, err := os.Open("/proc/self/mountinfo")
+	return listsMount("/proc/self/mountinfo", real)
+}
+
+// listsMount reports whether a file like /proc/self/mountinfo lists a mount at dir.
+func listsMount(mountinfo, dir string) (bool, error) {
+	body, err := os.ReadFile(mountinfo)
 	if err != nil {
 		return false, err
 	}
-	defer f.Close()
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		if fields := strings.Fields(s.Text()); len(fields) > 4 && fields[4] == real {
+	for line := range strings.Lines(string(body)) { // an overlay with many lower layers has a long one
+		if fields := strings.Fields(line); len(fields) > 4 && fields[4] == dir {
 			return true, nil
 		}
 	}
-	return false, s.Err()
+	return false, nil
 }
 
 // makeMountPoints creates the empty directories that a container's mount namespace mounts over.
