@@ -1,7 +1,6 @@
 package poddir
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -218,16 +217,17 @@ func unmountBelow(dir string) error {
 
 // mountsBelow returns the mount points at and below dir, in the order in which they were mounted.
 func mountsBelow(dir string) ([]string, error) {
-	file, err := os.Open("/proc/self/mountinfo")
+	body, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
-	var out []string
-	lines := bufio.NewScanner(file)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
+	return mountsIn(string(body), dir), nil
+}
+
+// mountsIn implements mountsBelow for the text of /proc/self/mountinfo.
+func mountsIn(mountinfo, dir string) (out []string) {
+	for line := range strings.Lines(mountinfo) { // an overlay with many lower layers has a long one
+		fields := strings.Fields(line)
 		if len(fields) < 5 {
 			continue
 		}
@@ -235,7 +235,7 @@ func mountsBelow(dir string) ([]string, error) {
 			out = append(out, at)
 		}
 	}
-	return out, lines.Err()
+	return out
 }
 
 // unescape decodes the octal escapes of mountinfo, see proc_pid_mountinfo(5).

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -92,6 +93,14 @@ func TestPodFiles(t *testing.T) {
 	}
 	if left, err := mountsBelow(f.podsDir); err != nil || len(left) > 0 {
 		t.Errorf("still mounted: %v %v", left, err)
+	}
+}
+
+func TestMountsAfterALongLine(t *testing.T) {
+	overlay := "40 25 0:99 / /merged rw - overlay overlay rw,lowerdir=" + strings.Repeat("/layer:", 200<<10) + "/last\n"
+	tmpfs := "41 25 0:98 / /pods/a\\040b rw - tmpfs tmpfs rw\n42 25 0:98 / /podsmore rw - tmpfs tmpfs rw\n"
+	if got := mountsIn(overlay+tmpfs, "/pods"); !slices.Equal(got, []string{"/pods/a b"}) {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -1,8 +1,6 @@
 package run
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"crypto/rand"
 	"errors"
@@ -184,8 +182,8 @@ func (b *podBuilder) variables(o *imageOptions) error {
 		if err != nil {
 			return fmt.Errorf("--env-file: %w", err)
 		}
-		for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
-			if line := strings.TrimLeft(lines.Text(), " \t"); line != "" && line[0] != '#' {
+		for line := range strings.Lines(string(data)) {
+			if line = strings.TrimLeft(strings.TrimRight(line, "\r\n"), " \t"); line != "" && line[0] != '#' {
 				list = append(list, line)
 			}
 		}

@@ -3,8 +3,12 @@ package run
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
@@ -50,6 +54,22 @@ func TestParsePublish(t *testing.T) {
 		if list, err := parsePublish(in); err == nil {
 			t.Errorf("%q: %v", in, list)
 		}
+	}
+}
+
+func TestEnvFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "env")
+	long := strings.Repeat("x", 100<<10) // longer than the buffer of a bufio.Scanner
+	if err := os.WriteFile(file, []byte("# comment\n\n  A=1 \r\nLONG="+long+"\nHERE\nMISSING\nLAST=z"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := &podBuilder{env: func(name string) string { return map[string]string{"HERE": "node"}[name] }}
+	if err := b.variables(&imageOptions{envFiles: []string{file}}); err != nil {
+		t.Fatal(err)
+	}
+	want := []corev1.EnvVar{{Name: "A", Value: "1 "}, {Name: "LONG", Value: long}, {Name: "HERE", Value: "node"}, {Name: "LAST", Value: "z"}}
+	if !reflect.DeepEqual(b.ctr.Env, want) {
+		t.Errorf("%d variables: %.200v", len(b.ctr.Env), b.ctr.Env)
 	}
 }
 

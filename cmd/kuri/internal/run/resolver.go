@@ -1,8 +1,6 @@
 package run
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"os"
 	"slices"
@@ -26,9 +24,7 @@ func nodeResolver() (*runtimeapi.DNSConfig, error) {
 // parseResolver parses a resolv.conf(5). Of several search lines the last one counts.
 func parseResolver(data []byte) *runtimeapi.DNSConfig {
 	d := &runtimeapi.DNSConfig{}
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	for lines.Scan() {
-		text := lines.Text()
+	for text := range strings.Lines(string(data)) {
 		if i := strings.IndexAny(text, "#;"); i >= 0 {
 			text = text[:i]
 		}
