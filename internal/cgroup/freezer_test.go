@@ -127,6 +127,33 @@ func TestKillOfFrozen(t *testing.T) {
 	}
 }
 
+// A cgroup without a freezer is still, so that Freeze does not wait for it.
+func TestStill(t *testing.T) {
+	for _, c := range []struct {
+		files         files
+		name, content string // "" without the file
+		want          bool
+	}{
+		{filesV2{}, "cgroup.events", "populated 1\nfrozen 1\n", true},
+		{filesV2{}, "cgroup.events", "populated 1\nfrozen 0\n", false},
+		{filesV2{}, "cgroup.events", "populated 1\n", true}, // before Linux 5.2
+		{filesV2{}, "", "", true},
+		{filesV1{}, "freezer.state", "FROZEN\n", true},
+		{filesV1{}, "freezer.state", "FREEZING\n", false},
+		{filesV1{}, "", "", true},
+	} {
+		dir := t.TempDir()
+		if c.name != "" {
+			if err := os.WriteFile(filepath.Join(dir, c.name), []byte(c.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := c.files.still(dir); got != c.want {
+			t.Errorf("%T with %q in %q: still is %t", c.files, c.content, c.name, got)
+		}
+	}
+}
+
 func TestAwaitThaw(t *testing.T) {
 	for version, root := range freezers(t) {
 		c := root.below(t, "thaw")

@@ -155,7 +155,10 @@ func (filesV2) frozen(dir string) bool {
 	return err == nil && bytes.Contains(events, []byte("frozen 1"))
 }
 
-func (f filesV2) still(dir string) bool { return f.frozen(dir) }
+func (filesV2) still(dir string) bool {
+	events, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
+	return err != nil || !bytes.Contains(events, []byte("frozen 0")) // without the key before Linux 5.2
+}
 
 func (filesV2) freezing() (file, text string) { return "cgroup.freeze", "1" }
 
