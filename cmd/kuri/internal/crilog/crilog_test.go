@@ -151,6 +151,53 @@ func TestALineWithoutEndIsBounded(t *testing.T) {
 	}
 }
 
+// cutLine is the beginning of a line, of which one piece is emitted.
+func cutLine() string {
+	header := stamp + " stdout F "
+	return header + strings.Repeat("x", maxLine-len(header))
+}
+
+// A line that is cut off after a piece of it does not continue in the line after it.
+func TestALongLineIsCutOff(t *testing.T) {
+	for name, cut := range map[string]func(r *reader) error{
+		"by a rotation": func(r *reader) error {
+			if err := os.Rename(r.path, r.path+".20240101-000000"); err != nil {
+				return err
+			}
+			return os.WriteFile(r.path, []byte(line("after")), 0o600)
+		},
+		"by a truncation": func(r *reader) error { return os.WriteFile(r.path, []byte(line("after")), 0o600) },
+		"at the end":      nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			r := &reader{path: logFile(t, cutLine()), emit: func(e Entry) error {
+				if e.Time.IsZero() {
+					t.Errorf("%.10q has lost its header", e.Text)
+				}
+				got = append(got, fmt.Sprintf("%.5s %t", e.Text, e.Partial))
+				return nil
+			}}
+			defer r.close()
+			if err := errors.Join(r.open(t.Context()), r.drain(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			want := []string{"xxxxx true", " false"}
+			if cut != nil {
+				want = append(want, "after false")
+				err := cut(r)
+				turned, terr := r.turn(t.Context())
+				if err := errors.Join(err, terr, r.drain(t.Context())); err != nil || !turned {
+					t.Fatalf("turned %t: %v", turned, err)
+				}
+			}
+			if err := r.rest(); err != nil || !slices.Equal(got, want) {
+				t.Errorf("%q, want %q: %v", got, want, err)
+			}
+		})
+	}
+}
+
 func TestFollowThroughRotation(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

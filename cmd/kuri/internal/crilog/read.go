@@ -162,7 +162,7 @@ func (r *reader) turn(ctx context.Context) (bool, error) {
 		}
 		_, err := r.file.Seek(0, io.SeekStart)
 		r.offset, r.buf = 0, nil
-		return true, err
+		return true, errors.Join(err, r.rest())
 	}
 	next, err := os.Open(r.path)
 	if err != nil {
@@ -254,11 +254,12 @@ func (r *reader) lines() error {
 	return nil
 }
 
-// rest emits the text after the last newline of a complete file.
+// rest emits the text after the last newline of a complete file. If pieces of that line have been
+// emitted, it always emits a last one, so that the line does not continue in the next file.
 func (r *reader) rest() error {
 	line := r.buf
 	r.buf = nil
-	if len(line) == 0 {
+	if len(line) == 0 && r.cont == nil {
 		return nil
 	}
 	return r.line(line, true)

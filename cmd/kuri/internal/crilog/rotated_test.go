@@ -71,6 +71,17 @@ func TestReadRotatedFiles(t *testing.T) {
 }
 
 // TestBetweenRenameAndReopen removes the log for a moment, as a kubelet's rotation does.
+func TestARotatedFileEndsInALongLine(t *testing.T) {
+	path := logFile(t, line("after"))
+	if err := os.WriteFile(path+".20240101-000000", []byte(cutLine()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := collect(context.Background(), path, Options{Tail: All})
+	if err != nil || len(got) != 3 || got[1] != "" || got[2] != "after" {
+		t.Errorf("%d entries, the last %.40q: %v", len(got), got[len(got)-1], err)
+	}
+}
+
 func TestBetweenRenameAndReopen(t *testing.T) {
 	path := logFile(t, line("b"))
 	if err := os.WriteFile(path+".20260101-000000", []byte(line("a")), 0o600); err != nil {
