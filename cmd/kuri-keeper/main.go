@@ -124,7 +124,7 @@ func run() error {
 	return s.Close()
 }
 
-// endOnSignal ends a keeper without pods on SIGTERM or SIGINT. On SIGHUP it restores the keeper's files that were removed.
+// endOnSignal ends a keeper that holds nothing on SIGTERM or SIGINT. On SIGHUP it restores the keeper's files that were removed.
 func endOnSignal(s *server.Server, signals <-chan os.Signal, end func()) {
 	for sig := range signals {
 		if sig == syscall.SIGHUP {

@@ -315,7 +315,7 @@ func (c *Client) replaceAlone(ctx context.Context, o Options, p programs, old *a
 	if err != nil {
 		return err
 	}
-	if len(list.Sandboxes) > 0 {
+	if len(list.Sandboxes)+len(list.Containers) > 0 {
 		return c.takeOver(ctx, o, p, old, list)
 	}
 	pidfd, err := process.Open(int(old.Pid))
@@ -372,6 +372,8 @@ func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.I
 func keepsRecords(stateDir string, held *api.ListResponse) bool {
 	return slices.ContainsFunc(held.Sandboxes, func(box *api.Sandbox) bool {
 		return exists(filepath.Join(stateDir, "keeper", "sandboxes", box.Id+".json"))
+	}) || slices.ContainsFunc(held.Containers, func(c *api.Container) bool { // its sandbox's record may be lost
+		return exists(filepath.Join(stateDir, "keeper", "containers", c.Id+".json"))
 	})
 }
 

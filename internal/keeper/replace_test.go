@@ -1,7 +1,9 @@
 package keeper
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,8 +11,67 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/keeper/api"
 )
+
+// oneContainer is a keeper whose only container has lost its sandbox.
+type oneContainer struct{ api.KeeperService }
+
+func (oneContainer) List(context.Context, *api.ListRequest) (*api.ListResponse, error) {
+	return &api.ListResponse{Containers: []*api.Container{{Id: "c"}}}, nil
+}
+
+// A keeper with a container is not ended, even without a sandbox.
+func TestReplaceAloneWithAContainer(t *testing.T) {
+	dir := t.TempDir()
+	listener, err := net.Listen("unix", filepath.Join(dir, "keeper.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	api.RegisterKeeperService(srv, oneContainer{})
+	served := make(chan struct{})
+	go func() { srv.Serve(t.Context(), listener); close(served) }()
+	c := Connect(dir)
+	t.Cleanup(func() { c.Close(); srv.Close(); <-served })
+
+	old := exec.Command("sleep", "1000")
+	if err := old.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { old.Process.Kill(); old.Wait() })
+	if err := c.replaceAlone(t.Context(), Options{StateDir: dir}, programs{}, &api.InfoResponse{Pid: int32(old.Process.Pid)}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestKeepsRecords(t *testing.T) {
+	dir := t.TempDir()
+	for _, path := range []string{"sandboxes/box.json", "containers/in-box.json"} {
+		path = filepath.Join(dir, "keeper", path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		box, container string
+		want           bool
+	}{{"box", "other", true}, {"lost", "in-box", true}, {"lost", "other", false}} {
+		held := &api.ListResponse{Sandboxes: []*api.Sandbox{{Id: tt.box}}, Containers: []*api.Container{{Id: tt.container}}}
+		if got := keepsRecords(dir, held); got != tt.want {
+			t.Errorf("sandbox %s, container %s: %t", tt.box, tt.container, got)
+		}
+	}
+}
 
 // TestDiffers has processes run from named copies of a file: that it is the same is known by the name as long as nobody has
 // touched the file, by the content else.

@@ -349,10 +349,6 @@ func (b *sandbox) dropFrom(k keep) {
 func (s *Server) beginRemoval(id string) (*sandbox, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	box := s.sandboxes[id]
-	if box == nil {
-		return nil, nil
-	}
 	var left []string
 	for _, c := range s.containers {
 		if c.sandboxID == id {
@@ -362,7 +358,10 @@ func (s *Server) beginRemoval(id string) (*sandbox, error) {
 	if len(left) > 0 {
 		return nil, fault.New(fault.Precondition, "sandbox %s still has containers: %s", id, strings.Join(left, ", "))
 	}
-	box.removing = true
+	box := s.sandboxes[id]
+	if box != nil {
+		box.removing = true
+	}
 	return box, nil
 }
 

@@ -142,7 +142,8 @@ func contain(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnarySer
 func (s *Server) Retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.retired = s.retired || len(s.sandboxes) == 0 // a container implies a sandbox
+	// A container without a sandbox is one whose sandbox's record was lost.
+	s.retired = s.retired || len(s.sandboxes)+len(s.containers) == 0
 	return s.retired
 }
 
