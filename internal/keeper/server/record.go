@@ -95,6 +95,8 @@ const (
 	execRecords      = "execs"
 )
 
+var recordKinds = []string{sandboxRecords, containerRecords, execRecords}
+
 func (s *Server) recordPath(kind, id string) string {
 	return filepath.Join(s.state, "keeper", kind, id+".json")
 }
@@ -105,7 +107,7 @@ func (s *Server) makeRecordDirs() error {
 	if err := os.MkdirAll(s.state, 0o711); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
-	for _, kind := range []string{sandboxRecords, containerRecords, execRecords} {
+	for _, kind := range recordKinds {
 		if err := os.MkdirAll(filepath.Join(s.state, "keeper", kind), 0o700); err != nil {
 			return fmt.Errorf("make the directory of the keeper's records: %w", err)
 		}
@@ -126,7 +128,7 @@ func removeRecord(path string) error {
 // directory. It changes nothing. The error is of kind Precondition if a newer keeper has written
 // there, and names the record that is too new.
 func CheckRecords(state string) error {
-	for _, kind := range []string{sandboxRecords, containerRecords} {
+	for _, kind := range recordKinds {
 		records, err := filepath.Glob(filepath.Join(state, "keeper", kind, "*.json"))
 		if err != nil {
 			return err
