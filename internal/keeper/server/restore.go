@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -248,7 +249,10 @@ func (s *Server) watchOnce(ctx context.Context) error {
 // ownFiles returns the paths that must exist while the keeper serves.
 func (s *Server) ownFiles() []string {
 	var all []string
-	names := []string{"keeper.sock", "keeper-session.sock", "keeper/lock", "keeper/" + sandboxRecords, "keeper/" + containerRecords, "mounts"}
+	names := []string{"keeper.sock", "keeper-session.sock", "keeper/lock", "mounts"}
+	for _, kind := range recordKinds {
+		names = append(names, "keeper/"+kind)
+	}
 	if s.parent != nil {
 		names = append(names, "holder.sock", "holder.lock")
 	}
@@ -258,17 +262,16 @@ func (s *Server) ownFiles() []string {
 	return all
 }
 
-// tellsOfOurs reports whether events (inotify(7)) mean that one of our files is gone: a watched
-// directory itself, or a name in it.
+// tellsOfOurs reports whether events (inotify(7)) mean that one of our files may be gone: a watched
+// directory itself, or a name in it. Lost events may have been about any of them.
 func (s *Server) tellsOfOurs(events []byte) bool {
 	for len(events) >= unix.SizeofInotifyEvent {
 		mask, size := binary.NativeEndian.Uint32(events[4:]), int(binary.NativeEndian.Uint32(events[12:]))
-		if mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0 {
+		if mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT|unix.IN_Q_OVERFLOW) != 0 {
 			return true
 		}
 		name := strings.TrimRight(string(events[unix.SizeofInotifyEvent:unix.SizeofInotifyEvent+size]), "\x00")
-		switch name {
-		case "keeper.sock", "keeper-session.sock", "holder.sock", "holder.lock", "lock", sandboxRecords, containerRecords, "keeper", "mounts":
+		if name == "keeper" || slices.ContainsFunc(s.ownFiles(), func(path string) bool { return filepath.Base(path) == name }) {
 			return true
 		}
 		events = events[unix.SizeofInotifyEvent+size:]

@@ -54,3 +54,19 @@ func TestRestore(t *testing.T) {
 		t.Errorf("the record of the exit: %+v, %v", exit, err)
 	}
 }
+
+// Each directory of the keeper's records is created again if only that one is removed.
+func TestRestoreOfOneDirectory(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "sleep 100000")
+	for _, kind := range []string{"execs", "sandboxes", "containers"} {
+		dir := filepath.Join(n.state, "keeper", kind)
+		n.must(os.RemoveAll(dir))
+		if !eventually(func() bool { _, err := os.Stat(dir); return err == nil }) {
+			t.Fatalf("%s is not made anew", dir)
+		}
+	}
+	if code, out, _ := n.exec(j, "echo hi"); code != 0 || out != "hi\n" {
+		t.Errorf("an exec ended with %d and said %q", code, out)
+	}
+}
