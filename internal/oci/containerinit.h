@@ -157,7 +157,6 @@ struct walk {
 	char at[PATH_MAX];   // the current path: names without symlinks, "" for the root
 	char rest[PATH_MAX]; // the names still to follow
 	int links;           // symlinks followed so far
-	int made;            // whether the last name had to be created
 };
 
 // join_path writes a/b to a buffer of PATH_MAX bytes. It fails if that is too long.
@@ -173,7 +172,7 @@ static int open_plain(const char *path, uint64_t flags)
 }
 
 // make_name creates one name in the walk's current directory: a directory, or a file.
-static void make_name(struct walk *w, const char *name, int file, int step)
+static void make_name(const struct walk *w, const char *name, int file, int step)
 {
 	int dir = open_plain(w->at, O_DIRECTORY), fd;
 
@@ -185,7 +184,6 @@ static void make_name(struct walk *w, const char *name, int file, int step)
 		must(mkdirat(dir, name, 0755) == 0, step);
 	}
 	close(dir);
-	w->made = 1;
 }
 
 // follow prepends the target of a symlink to the names still to follow.
@@ -238,8 +236,9 @@ static int walk_on(struct walk *w, int file, int step)
 }
 
 // make_inside opens a path and creates its missing parts, also those of symlink targets:
-// directories, and a file as the last name if file is set. *made is set to whether the path was
-// missing; made may be NULL.
+// directories, and a file as the last name if file is set. *made is set to whether the kernel's
+// lookup of the path found nothing, as libcontainer decides; made may be NULL. (A path such as
+// missing/../there counts, even if "there" exists.)
 static int make_inside(const char *path, int file, int *made, int step)
 {
 	struct walk *w;

@@ -153,6 +153,9 @@ func TestInitConformance(t *testing.T) {
 	file := func(name string) func(*job) {
 		return image(name, func(path string) error { return os.WriteFile(path, nil, 0o644) })
 	}
+	directory := func(name string, mode os.FileMode) func(*job) {
+		return image(name, func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, mode)) })
+	}
 	rows := []struct {
 		name   string
 		box    func(*api.CreateSandboxRequest)
@@ -195,6 +198,7 @@ func TestInitConformance(t *testing.T) {
 		}},
 		{"links of the image at mount points", nil, all(link("link", "/etc"), link("etc2", "../../../../etc/deep/../deeper"), link("abs", "/tmp"),
 			fs("tmpfs", "/link"), bind("file", "/abs/file", "bind"))},
+		{"a mount point behind a missing directory", nil, all(directory("there", 0o701), link("via", "missing/../there"), fs("tmpfs", "/via"))},
 		{"/dev of the image is a link", nil, all(image("dev", func(path string) error { return os.Symlink("/tmp/dev", path) }), fs("tmpfs", "/tmp/dev"))},
 		// Our own init rejects what libcontainer rejects.
 		{"/proc is a link", nil, link("proc", "/tmp")},
