@@ -59,7 +59,9 @@ func listsMount(mountinfo, dir string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for line := range strings.Lines(string(body)) { // an overlay with many lower layers has a long one
+	// See proc_pid_mountinfo(5). The line of an overlay with many lower layers is long.
+	dir = strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`).Replace(dir)
+	for line := range strings.Lines(string(body)) {
 		if fields := strings.Fields(line); len(fields) > 4 && fields[4] == dir {
 			return true, nil
 		}
