@@ -102,7 +102,6 @@ func (p *Pods) addContainers(s *Sandbox, all []foundContainer, todo *recovery) {
 			c.release = p.Layers.Hold(p.Layers.All())
 		}
 		p.labels.keep(r.ID, r.Labels)
-		s.containers[r.ID] = c
-		p.addContainer(c)
+		p.enterContainer(c)
 	}
 }

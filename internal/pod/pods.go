@@ -269,6 +269,14 @@ func (p *Pods) Container(id string) (*Container, error) {
 	return find(p.containers, "container", id)
 }
 
+// enterContainer adds a container to its sandbox and makes it visible.
+func (p *Pods) enterContainer(c *Container) {
+	c.sandbox.mu.Lock()
+	defer c.sandbox.mu.Unlock()
+	c.sandbox.containers[c.Record().ID] = c
+	p.addContainer(c)
+}
+
 func (p *Pods) forgetContainer(c *Container) {
 	p.hideContainer(c)
 

@@ -194,7 +194,8 @@ func (p *Pods) ask(ctx context.Context) (*holdings, error) {
 const keeperWait = 10 * time.Second
 
 // salvage takes over the sandboxes and containers that the keeper holds and that have no readable record. (A record is
-// written before the request to the keeper and removed after it, so a missing record was lost.)
+// written before the request to the keeper and removed after it, so a missing record was lost.) After a start beside a
+// hung keeper it runs while clients stop and remove other sandboxes and containers.
 func (p *Pods) salvage(held *holdings, todo *recovery) {
 	for id, box := range held.sandboxes {
 		if _, err := p.Sandbox(id); err != nil {

@@ -162,7 +162,9 @@ func podLabels(m *runtime.PodSandboxMetadata) map[string]string {
 // salvageContainer takes over a container that the keeper holds and that has no readable record. The layers that it
 // runs on are unknown, so all layers are held until it is removed.
 func (p *Pods) salvageContainer(held *api.Container) {
+	p.mu.RLock()
 	s := p.sandboxes[held.SandboxId]
+	p.mu.RUnlock()
 	if s == nil {
 		s = p.salvageSandbox(&api.Sandbox{Id: held.SandboxId})
 	}
@@ -194,8 +196,7 @@ func (p *Pods) salvageContainer(held *api.Container) {
 	s.noteCgroup(r)
 	c.release = p.Layers.Hold(p.Layers.All())
 	p.complain("write the record of "+r.name()+" anew", p.rewrite(p.paths.containerDir(r.SandboxID, r.ID), func() error { return p.paths.writeContainer(r) }))
-	s.containers[r.ID] = c
-	p.addContainer(c)
+	p.enterContainer(c)
 }
 
 // rewrite creates dir and then calls write.
