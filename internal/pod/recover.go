@@ -31,14 +31,16 @@ type recovery struct {
 // and containers are already right. An error with one pod affects only that pod; the returned error means that the
 // keeper does not answer.
 func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, settle func(context.Context), err error) {
-	// 1. The keeper's pods and containers, and the number of an event that is not newer.
+	// 1. The keeper's pods and containers, and the number of an event that is not newer. List ours
+	// first: one that is removed while the keeper answers must not be taken for one without a record.
+	known := p.ids()
 	held, err := p.ask(ctx)
 	if err != nil {
 		return 0, nil, err
 	}
 
 	// 2. The keeper's pods and containers without a readable record keep running.
-	p.salvage(held, todo)
+	p.salvage(held, todo, known)
 
 	// 3. Each pod and container as it is now. After a reboot this rewrites every record.
 	var each errgroup.Group
@@ -193,12 +195,13 @@ func (p *Pods) ask(ctx context.Context) (*holdings, error) {
 // keeperWait is how long the keeper may take to answer before it counts as hung.
 const keeperWait = 10 * time.Second
 
-// salvage takes over the sandboxes and containers that the keeper holds and that have no readable record. (A record is
-// written before the request to the keeper and removed after it, so a missing record was lost.) After a start beside a
-// hung keeper it runs while clients stop and remove other sandboxes and containers.
-func (p *Pods) salvage(held *holdings, todo *recovery) {
+// salvage takes over the sandboxes and containers that the keeper holds and that have no readable
+// record. (A record is written before the request to the keeper and removed after it, so a missing
+// record was lost.) After a start beside a hung keeper, clients stop and remove others meanwhile.
+// Those are in known, the ids that were in memory before the keeper was asked.
+func (p *Pods) salvage(held *holdings, todo *recovery, known map[string]bool) {
 	for id, box := range held.sandboxes {
-		if _, err := p.Sandbox(id); err != nil {
+		if !known[id] {
 			// The records of its containers may be intact.
 			p.addContainers(p.salvageSandbox(box), p.readContainers(id), todo)
 		}
@@ -206,7 +209,7 @@ func (p *Pods) salvage(held *holdings, todo *recovery) {
 	for id, c := range held.containers {
 		_, err := p.Container(id)
 		switch {
-		case err == nil || todo.creating(id): // one in creation will be undone
+		case known[id] || err == nil || todo.creating(id): // one in creation will be undone
 		case c.State == api.State_EXITED:
 			todo.exited = append(todo.exited, id)
 		default:

@@ -54,7 +54,7 @@ func TestPodsAreSalvagedWhileOthersAreRemoved(t *testing.T) {
 		p.forget(removed)
 		p.add(removed) // there is always one to remove
 	})
-	p.salvage(held, todo)
+	p.salvage(held, todo, p.ids())
 	close(salvaged)
 	clients.Wait()
 
@@ -66,5 +66,29 @@ func TestPodsAreSalvagedWhileOthersAreRemoved(t *testing.T) {
 		if s, err := p.Sandbox(id); err != nil || len(s.list()) != want {
 			t.Errorf("pod %d: %v, %d containers, want %d", n, err, len(s.list()), want)
 		}
+	}
+}
+
+// A pod that is removed between the keeper's answer and the comparison stays removed.
+func TestWhatIsRemovedMeanwhileIsNotSalvaged(t *testing.T) {
+	p := loadable(t, t.TempDir(), t.TempDir())
+	id := writeMany(t, p.paths, 1)[0]
+	todo := p.load()
+	known := p.ids()
+	s := p.sandboxes[id]
+	held := &holdings{sandboxes: map[string]*api.Sandbox{id: {Id: id}}, containers: make(map[string]*api.Container)}
+	for _, c := range s.list() {
+		held.containers[c.Record().ID] = heldRunning(id, c.Record().ID)
+		p.forgetContainer(c)
+	}
+	must(t, p.removeDirs(id))
+	p.forget(s)
+
+	p.salvage(held, todo, known)
+	if len(p.sandboxes) != 0 || len(p.containers) != 0 || len(todo.exited) != 0 {
+		t.Errorf("%d pods and %d containers are back, %v to be deleted", len(p.sandboxes), len(p.containers), todo.exited)
+	}
+	if dirs := namesIn(p.paths.podDir(id), p.paths.podState(id)); len(dirs) != 0 {
+		t.Errorf("written again: %v", dirs)
 	}
 }

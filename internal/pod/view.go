@@ -181,3 +181,17 @@ func (v *view) allSandboxes() []*Sandbox {
 	defer v.mu.RUnlock()
 	return slices.Collect(maps.Values(v.sandboxes))
 }
+
+// ids returns the ids of all sandboxes and containers.
+func (v *view) ids() map[string]bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	ids := make(map[string]bool, len(v.sandboxes)+len(v.containers))
+	for id := range v.sandboxes {
+		ids[id] = true
+	}
+	for id := range v.containers {
+		ids[id] = true
+	}
+	return ids
+}
