@@ -118,6 +118,34 @@ func many(t *testing.T, dir string, count int) {
 	}
 }
 
+// A time slice ends within a directory with many entries, and between many empty ones.
+func TestASliceEndsWithinADirectory(t *testing.T) {
+	for what, fill := range map[string]func(name string) error{
+		"files":       func(name string) error { return os.WriteFile(name, nil, 0o600) },
+		"directories": func(name string) error { return os.Mkdir(name, 0o700) },
+	} {
+		dir := t.TempDir()
+		const entries = 1500 // two reads of the directory
+		for i := range entries {
+			must(t, fill(filepath.Join(dir, fmt.Sprint(i))))
+		}
+		w, err := newWalk(dir)
+		must(t, err)
+		defer w.close()
+		steps, most, done := 0, uint64(0), false
+		for ; !done; steps++ {
+			before := w.inodes
+			if done, err = w.step(time.Time{}); err != nil { // the slice is over at once
+				t.Fatal(err)
+			}
+			most = max(most, w.inodes-before)
+		}
+		if w.inodes != entries+1 || steps < entries || most != 1 {
+			t.Errorf("%s: %d inodes, want %d, in %d steps of up to %d", what, w.inodes, entries+1, steps, most)
+		}
+	}
+}
+
 func TestALargeDirectoryDelaysNobody(t *testing.T) {
 	large, little := t.TempDir(), t.TempDir()
 	const files = 30_000

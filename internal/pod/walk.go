@@ -19,7 +19,12 @@ type walk struct {
 	device uint64
 	dirs   []string // to be read, relative to root
 	linked map[uint64]struct{}
-	buf    []byte
+
+	// The directory that is being read; fd is -1 if there is none.
+	dir   string
+	fd    int
+	names []string // read from fd, and not yet counted
+	buf   []byte
 
 	bytes, inodes uint64
 }
@@ -29,7 +34,7 @@ func newWalk(dir string) (*walk, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
-	w := &walk{root: fd, dirs: []string{"."}, linked: make(map[uint64]struct{}), buf: make([]byte, 32<<10)}
+	w := &walk{root: fd, dirs: []string{"."}, linked: make(map[uint64]struct{}), fd: -1, buf: make([]byte, 32<<10)}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		w.close()
@@ -40,7 +45,10 @@ func newWalk(dir string) (*walk, error) {
 	return w, nil
 }
 
-func (w *walk) close() { unix.Close(w.root) }
+func (w *walk) close() {
+	w.leave()
+	unix.Close(w.root)
+}
 
 func (w *walk) add(st *unix.Stat_t) {
 	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -53,25 +61,55 @@ func (w *walk) add(st *unix.Stat_t) {
 	w.bytes += uint64(st.Blocks) * 512
 }
 
-// step continues until the given time, and then to the end of the directory that it reads. It reports whether the walk
+// step continues until the given time, but makes at least one advance. It reports whether the walk
 // is complete.
 func (w *walk) step(until time.Time) (done bool, err error) {
-	for len(w.dirs) > 0 {
-		last := len(w.dirs) - 1
-		dir := w.dirs[last]
-		w.dirs = w.dirs[:last]
-		if err := w.read(dir); err != nil {
+	for !w.done() {
+		if err := w.advance(); err != nil {
 			return false, err
 		}
 		if time.Now().After(until) {
 			break
 		}
 	}
-	return len(w.dirs) == 0, nil
+	return w.done(), nil
 }
 
-// read counts the entries of one directory. It skips a directory that is gone or has been replaced.
-func (w *walk) read(dir string) error {
+// done reports whether the walk is complete. As long as there are names, fd is open.
+func (w *walk) done() bool { return w.fd < 0 && len(w.dirs) == 0 }
+
+// advance counts one entry, reads some names of the directory, or opens the next directory. It skips
+// what is gone or has been replaced.
+func (w *walk) advance() error {
+	switch last := len(w.names) - 1; {
+	case last >= 0:
+		w.count(w.names[last])
+		w.names = w.names[:last]
+		return nil
+	case w.fd >= 0:
+		return w.read()
+	default:
+		return w.enter()
+	}
+}
+
+// count counts an entry of the directory that is being read.
+func (w *walk) count(name string) {
+	var st unix.Stat_t
+	if unix.Fstatat(w.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Dev != w.device {
+		return
+	}
+	w.add(&st)
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		w.dirs = append(w.dirs, path.Join(w.dir, name))
+	}
+}
+
+// enter opens the last of dirs.
+func (w *walk) enter() error {
+	last := len(w.dirs) - 1
+	dir := w.dirs[last]
+	w.dirs = w.dirs[:last]
 	fd, err := w.open(dir)
 	if gone(err) {
 		return nil
@@ -79,30 +117,29 @@ func (w *walk) read(dir string) error {
 	if err != nil {
 		return fmt.Errorf("open %.200s: %w", dir, err)
 	}
-	defer unix.Close(fd)
-	names := make([]string, 0, 64)
-	for {
-		n, err := unix.ReadDirent(fd, w.buf)
-		if err != nil && !gone(err) {
-			return fmt.Errorf("read %.200s: %w", dir, err)
-		}
-		if n <= 0 {
-			return nil
-		}
-		_, _, names = unix.ParseDirent(w.buf[:n], -1, names[:0])
-		for _, name := range names {
-			var st unix.Stat_t
-			if unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
-				continue
-			}
-			if st.Dev != w.device {
-				continue
-			}
-			w.add(&st)
-			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				w.dirs = append(w.dirs, path.Join(dir, name))
-			}
-		}
+	w.dir, w.fd = dir, fd
+	return nil
+}
+
+// read reads the next names of the directory, or leaves it if there are none.
+func (w *walk) read() error {
+	n, err := unix.ReadDirent(w.fd, w.buf)
+	if err != nil && !gone(err) {
+		return fmt.Errorf("read %.200s: %w", w.dir, err)
+	}
+	if n <= 0 {
+		w.leave()
+		return nil
+	}
+	_, _, w.names = unix.ParseDirent(w.buf[:n], -1, w.names[:0])
+	return nil
+}
+
+// leave closes the directory that is being read, if there is one.
+func (w *walk) leave() {
+	if w.fd >= 0 {
+		unix.Close(w.fd)
+		w.fd = -1
 	}
 }
 
