@@ -32,10 +32,10 @@ type diskUsage struct {
 // usage is the disk usage of one directory. The zero value has not been counted.
 type usage struct {
 	last atomic.Pointer[diskUsage]
-	long atomic.Bool // the last count took, or the first one takes, longer than a slice
+	long atomic.Bool // the last count took longer than two slices, or the current one longer than one
 
 	mu      sync.Mutex
-	counted chan struct{} // closed when the queued or running count is done; nil if there is none
+	counted chan struct{} // closed when the current count is done or dropped; nil if there is none
 }
 
 // known returns the last count. Its time is zero if there is none yet.
@@ -52,7 +52,7 @@ func (u *usage) stale(now time.Time) bool {
 	return last == nil || now.Sub(last.at) >= max(countAge, countShare*last.took)
 }
 
-// quick reports whether the next count is likely to take no longer than a slice.
+// quick reports whether the next count is likely to take no longer than two slices.
 func (u *usage) quick() bool { return !u.long.Load() }
 
 // counter counts directories in one goroutine, which runs as long as there are any to count. It is safe for concurrent
@@ -76,8 +76,8 @@ type count struct {
 	took  time.Duration
 }
 
-// refresh queues a count of u if one is due. It returns a channel that is closed when the count is done, or nil if none
-// is due or the counter is closed.
+// refresh queues a count of u if one is due. It returns a channel that is closed when the count is
+// done or dropped, or nil if none is due or the counter is closed.
 func (c *counter) refresh(u *usage, dir string) <-chan struct{} {
 	if !u.stale(time.Now()) {
 		return nil
@@ -131,24 +131,31 @@ func (c *counter) close() {
 	c.done.Wait()
 }
 
-// next returns the next directory to count, nil if there is none.
-func (c *counter) next() *count {
+// next returns the next directory to count, nil if there is none. If the counter is closed, the
+// count must be dropped.
+func (c *counter) next() (one *count, closed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, queue := range []*[]*count{&c.quick, &c.slow} {
-		if len(*queue) > 0 && !c.closed {
-			one := (*queue)[0]
-			*queue = (*queue)[1:]
-			return one
+		if len(*queue) > 0 {
+			one, *queue = (*queue)[0], (*queue)[1:]
+			return one, c.closed
 		}
 	}
 	c.quick, c.slow, c.awake = nil, nil, false
-	return nil
+	return nil, c.closed
 }
 
 func (c *counter) run() {
-	for one := c.next(); one != nil; one = c.next() {
-		if one.slice() {
+	for {
+		one, closed := c.next()
+		switch {
+		case one == nil:
+			return
+		case closed:
+			one.drop()
+			continue
+		case one.slice():
 			continue
 		}
 		c.mu.Lock()
@@ -213,6 +220,19 @@ func (one *count) finish(bytes, inodes uint64, err error, begin time.Time) {
 	}
 	one.of.last.Store(now)
 	one.of.long.Store(now.took > 2*countSlice)
+	one.done()
+}
+
+// drop ends a count that is not complete. The usage keeps its last count.
+func (one *count) drop() {
+	if one.walk != nil {
+		one.walk.close()
+	}
+	one.done()
+}
+
+// done tells those who wait for the count, and lets the next one be queued.
+func (one *count) done() {
 	one.of.mu.Lock()
 	defer one.of.mu.Unlock()
 	close(one.of.counted)

@@ -201,3 +201,35 @@ func TestCountsFromManySidesAndAnEndInTheMiddle(t *testing.T) {
 		t.Error("counting goes on after the end")
 	}
 }
+
+// The counts that are queued at the end leave no descriptor open, and nobody waiting.
+func TestQueuedCountsAreDroppedAtTheEnd(t *testing.T) {
+	dir := t.TempDir()
+	walk, err := newWalk(dir)
+	must(t, err)
+	must(t, walk.advance())
+	root, fd := walk.root, walk.fd
+	begun, queued := usage{counted: make(chan struct{})}, usage{counted: make(chan struct{})}
+	waits := []<-chan struct{}{begun.counted, queued.counted}
+	c := counter{
+		closed: true,
+		slow:   []*count{{dir: dir, of: &begun, walk: walk}},
+		quick:  []*count{{dir: dir, of: &queued}},
+	}
+	c.run()
+	for n, done := range waits {
+		select {
+		case <-done:
+		default:
+			t.Errorf("count %d is still waited for", n)
+		}
+	}
+	for _, fd := range []int{root, fd} {
+		if name, _ := os.Readlink(fmt.Sprint("/proc/self/fd/", fd)); name == dir {
+			t.Errorf("descriptor %d is open", fd)
+		}
+	}
+	if begun.known() != (diskUsage{}) || queued.known() != (diskUsage{}) {
+		t.Errorf("an incomplete count is known: %+v, %+v", begun.known(), queued.known())
+	}
+}
