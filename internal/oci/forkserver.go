@@ -149,8 +149,8 @@ func (e *startError) Error() string {
 
 func (e *startError) Unwrap() error { return e.errno }
 
-// begun is the result of a request.
-type begun struct {
+// startResult is the result of a request.
+type startResult struct {
 	passing, pid int // the process that joined the namespaces, and the requested one
 	ready        int // the process at its start line; 0 for none
 }
@@ -162,7 +162,7 @@ type begun struct {
 // a message counts only for its sender, by the pid in the credentials that the kernel adds: the
 // server reports which process it has forked, and that one reports its own fork. Both are children
 // of this process, which must reap them.
-func converse(talk *os.File, server int, body []byte, toLine bool) (b begun, err error) {
+func converse(talk *os.File, server int, body []byte, toLine bool) (b startResult, err error) {
 	if _, err := talk.Write(binary.NativeEndian.AppendUint32(nil, uint32(len(body)))); err != nil {
 		return b, err
 	}
@@ -183,7 +183,7 @@ func converse(talk *os.File, server int, body []byte, toLine bool) (b begun, err
 	var failed error
 	for {
 		m, err := receive(talk)
-		b = begun{passing: forked[server], pid: forked[forked[server]], ready: ready}
+		b = startResult{passing: forked[server], pid: forked[forked[server]], ready: ready}
 		switch {
 		case errors.Is(err, io.EOF) && failed == nil && b.pid == 0 && ready == 0:
 			return b, errKilled
@@ -198,26 +198,26 @@ func converse(talk *os.File, server int, body []byte, toLine bool) (b begun, err
 		case m.kind == 'A' || m.kind == 'P':
 			forked[m.from] = int(m.words[0])
 		}
-		b = begun{passing: forked[server], pid: forked[forked[server]], ready: ready}
+		b = startResult{passing: forked[server], pid: forked[forked[server]], ready: ready}
 		if toLine && failed == nil && b.pid != 0 && ready == b.pid {
 			return b, nil
 		}
 	}
 }
 
-// told is a message of one of the processes.
-type told struct {
+// startMessage is a message from one of the processes.
+type startMessage struct {
 	from  int
 	kind  int32
 	words [3]int32
 }
 
-func (m told) failure() error {
+func (m startMessage) failure() error {
 	return &startError{m.words[0], unix.Errno(m.words[1]), m.words[2]}
 }
 
 // receive receives one message. The error is io.EOF if every copy of the other end is closed.
-func receive(talk *os.File) (m told, err error) {
+func receive(talk *os.File) (m startMessage, err error) {
 	conn, err := talk.SyscallConn()
 	if err != nil {
 		return m, err
@@ -234,7 +234,7 @@ func receive(talk *os.File) (m told, err error) {
 }
 
 // receiveNow is receive for a non-blocking descriptor. The error is EAGAIN if there is no message.
-func receiveNow(fd int) (m told, err error) {
+func receiveNow(fd int) (m startMessage, err error) {
 	message, control := make([]byte, 16), make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // no room for descriptors
 	n, cn, _, _, err := unix.Recvmsg(fd, message, control, unix.MSG_CMSG_CLOEXEC)
 	for err == unix.EINTR {
@@ -255,7 +255,7 @@ func receiveNow(fd int) (m told, err error) {
 		return m, err
 	}
 	word := func(i int) int32 { return int32(binary.NativeEndian.Uint32(message[4*i:])) }
-	return told{int(from.Pid), word(0), [3]int32{word(1), word(2), word(3)}}, nil
+	return startMessage{int(from.Pid), word(0), [3]int32{word(1), word(2), word(3)}}, nil
 }
 
 // reap waits for a child that is exiting or has been killed. Someone else may have reaped it.

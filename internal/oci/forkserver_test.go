@@ -23,14 +23,14 @@ func TestWhoIsBelieved(t *testing.T) {
 	for name, c := range map[string]struct {
 		server   int
 		messages [][]byte
-		want     begun
+		want     startResult
 		failed   bool
 	}{
-		"the server, and its child":  {own, [][]byte{words('A', int32(own)), words('P', int32(own))}, begun{passing: own, pid: own}, false},
-		"an error":                   {own, [][]byte{words('A', int32(own)), words('E', stepExec, int32(unix.ENOENT))}, begun{passing: own, pid: own}, true},
-		"another":                    {own + 1, [][]byte{words('A', int32(own)), words('P', 1234)}, begun{}, false},
-		"nothing, and what is cut":   {own + 1, [][]byte{{}, {'A'}, words('P')}, begun{}, false},
-		"an error of whom it may be": {own + 1, [][]byte{words('E', stepExec, int32(unix.ENOENT))}, begun{}, true},
+		"the server, and its child":  {own, [][]byte{words('A', int32(own)), words('P', int32(own))}, startResult{passing: own, pid: own}, false},
+		"an error":                   {own, [][]byte{words('A', int32(own)), words('E', stepExec, int32(unix.ENOENT))}, startResult{passing: own, pid: own}, true},
+		"another":                    {own + 1, [][]byte{words('A', int32(own)), words('P', 1234)}, startResult{}, false},
+		"nothing, and what is cut":   {own + 1, [][]byte{{}, {'A'}, words('P')}, startResult{}, false},
+		"an error of whom it may be": {own + 1, [][]byte{words('E', stepExec, int32(unix.ENOENT))}, startResult{}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)

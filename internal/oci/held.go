@@ -21,14 +21,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// held restores files of cgroups that systemd overwrites. systemd does so whenever it applies a
+// cgroupFiles restores files of cgroups that systemd overwrites. systemd does so whenever it applies a
 // unit's properties to a scope's cgroup (after a daemon-reload or a change of any property) and no
 // property has the requested value. Files are restored at once: inotify reports writes to cgroup
 // files, but not changes by the kernel.
 //
 // It is safe for concurrent use. The zero value holds no files. It creates its inotify instance and
 // the goroutine that reads from it when the first file is held.
-type held struct {
+type cgroupFiles struct {
 	reader sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below; held over I/O on cgroup files, which does not hang
@@ -74,7 +74,7 @@ func toHold(config *configs.Config, paths map[string]string) map[string]string {
 }
 
 // hold watches a container's files from now on, and restores them if they have already changed.
-func (h *held) hold(id string, files map[string]string) error {
+func (h *cgroupFiles) hold(id string, files map[string]string) error {
 	if len(files) == 0 {
 		return nil
 	}
@@ -98,7 +98,7 @@ func (h *held) hold(id string, files map[string]string) error {
 }
 
 // release stops watching a container's files, including removed ones.
-func (h *held) release(id string) {
+func (h *cgroupFiles) release(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	maps.DeleteFunc(h.files, func(watch int32, f heldFile) bool {
@@ -109,7 +109,7 @@ func (h *held) release(id string) {
 	})
 }
 
-func (h *held) open() error {
+func (h *cgroupFiles) open() error {
 	if h.inotify != nil {
 		return nil
 	}
@@ -124,7 +124,7 @@ func (h *held) open() error {
 }
 
 // close stops watching all files. It returns after the goroutine has ended.
-func (h *held) close() {
+func (h *cgroupFiles) close() {
 	h.mu.Lock()
 	inotify := h.inotify
 	h.inotify, h.files = nil, nil
@@ -136,7 +136,7 @@ func (h *held) close() {
 }
 
 // read restores files when they are written, until the inotify instance is closed.
-func (h *held) read(inotify *os.File) {
+func (h *cgroupFiles) read(inotify *os.File) {
 	buf := make([]byte, 4096)
 	for {
 		n, err := inotify.Read(buf)
@@ -155,7 +155,7 @@ func (h *held) read(inotify *os.File) {
 	}
 }
 
-func (h *held) written(watch int32, mask uint32) {
+func (h *cgroupFiles) written(watch int32, mask uint32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if mask&unix.IN_Q_OVERFLOW != 0 { // events were lost: any file may have changed

@@ -42,7 +42,7 @@ func TestHeldFiles(t *testing.T) {
 	group, weight := filepath.Join(dir, "memory.oom.group"), filepath.Join(dir, "io.weight")
 	write(t, group, "1\n")
 	write(t, weight, "100\n")
-	var h held
+	var h cgroupFiles
 	defer h.close()
 	h.release("nobody")
 	if err := h.hold("one", map[string]string{group: "1", weight: "200"}); err != nil {

@@ -22,7 +22,7 @@ import (
 // specification. Each container and each exec starts this program as libcontainer's init.
 type Libcontainer struct {
 	root string
-	held held
+	held cgroupFiles
 	pins pins
 }
 

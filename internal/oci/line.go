@@ -52,7 +52,7 @@ func (r *Running) Begun() (bool, error) {
 		return true, nil // after Abandon
 	}
 	for {
-		var m told
+		var m startMessage
 		var rerr error
 		err := conn.Control(func(fd uintptr) { m, rerr = receiveNow(int(fd)) })
 		switch {

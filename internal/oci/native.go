@@ -331,7 +331,7 @@ func (n *native) fork(e *Embedded, spec *specs.Spec, config *configs.Config, sta
 	talk.SetDeadline(time.Now().Add(initLimit))
 	b, err := converse(talk, server, body, false)
 	if b.pid == 0 { // it was not forked again, into a PID namespace
-		b = begun{pid: b.passing, ready: b.ready}
+		b = startResult{pid: b.passing, ready: b.ready}
 	}
 	reap(b.passing)
 	n.pid = b.pid

@@ -9,16 +9,16 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// found is the result of reading the records of a pod.
-type found struct {
+// loadResult is the result of reading the records of a pod.
+type loadResult struct {
 	id         string
 	record     *SandboxRecord // valid only if err is nil
 	err        error
-	containers []foundContainer
+	containers []loadedContainer
 }
 
-// foundContainer is the result of reading the record of a container.
-type foundContainer struct {
+// loadedContainer is the result of reading the record of a container.
+type loadedContainer struct {
 	id     string
 	record *ContainerRecord
 	err    error
@@ -27,7 +27,7 @@ type foundContainer struct {
 // load reads all records into the maps. Most of the time goes into decoding, so it uses all processors.
 func (p *Pods) load() *recovery {
 	ids := namesIn(filepath.Join(p.Root, "pods"), filepath.Join(p.State, "pods"))
-	read := make([]found, len(ids))
+	read := make([]loadResult, len(ids))
 	next := make(chan int)
 	var readers sync.WaitGroup
 	for range min(runtime.GOMAXPROCS(0), len(ids)) {
@@ -64,17 +64,17 @@ func (p *Pods) load() *recovery {
 }
 
 // readPod reads the records of a pod and its containers.
-func (p *Pods) readPod(id string) found {
-	f := found{id: id, record: &SandboxRecord{}}
+func (p *Pods) readPod(id string) loadResult {
+	f := loadResult{id: id, record: &SandboxRecord{}}
 	if _, f.err = readRecord(p.paths.podRecord(id), p.paths.podCopy(id), sandboxFormat, f.record); f.err == nil {
 		f.containers = p.readContainers(id)
 	}
 	return f
 }
 
-func (p *Pods) readContainers(pod string) (all []foundContainer) {
+func (p *Pods) readContainers(pod string) (all []loadedContainer) {
 	for _, id := range namesIn(filepath.Join(p.paths.podDir(pod), "containers"), filepath.Join(p.paths.podState(pod), "containers")) {
-		f := foundContainer{id: id, record: &ContainerRecord{}}
+		f := loadedContainer{id: id, record: &ContainerRecord{}}
 		_, f.err = readRecord(p.paths.containerRecord(pod, id), p.paths.containerCopy(pod, id), containerFormat, f.record)
 		all = append(all, f)
 	}
@@ -82,7 +82,7 @@ func (p *Pods) readContainers(pod string) (all []foundContainer) {
 }
 
 // addContainers adds a sandbox's containers, and notes in todo those that must be removed.
-func (p *Pods) addContainers(s *Sandbox, all []foundContainer, todo *recovery) {
+func (p *Pods) addContainers(s *Sandbox, all []loadedContainer, todo *recovery) {
 	for _, f := range all {
 		r := f.record
 		switch {

@@ -50,11 +50,11 @@ type account struct {
 // output is the output of one command. Only one goroutine at a time may write to each of its streams.
 type output struct {
 	*account
-	stdout, stderr kept
+	stdout, stderr streamHead
 }
 
-// kept is the beginning of one stream.
-type kept struct {
+// streamHead is the beginning of one stream.
+type streamHead struct {
 	account *account
 	pieces  []*Piece
 	left    int // bytes until the limit of the stream
@@ -70,12 +70,12 @@ type Piece struct {
 
 func (o *outputs) begin(ctx context.Context) *output {
 	a := &account{all: o, ctx: ctx, writing: true}
-	return &output{a, kept{account: a, left: execLimit}, kept{account: a, left: execLimit}}
+	return &output{a, streamHead{account: a, left: execLimit}, streamHead{account: a, left: execLimit}}
 }
 
 // Write keeps the bytes below the limit and drops the rest. It waits while the memory of all outputs is in use; so does
 // the command once its pipe is full.
-func (k *kept) Write(b []byte) (int, error) {
+func (k *streamHead) Write(b []byte) (int, error) {
 	rest := b[:min(len(b), k.left)]
 	for len(rest) > 0 {
 		last := k.last()
@@ -94,14 +94,14 @@ func (k *kept) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (k *kept) last() *Piece {
+func (k *streamHead) last() *Piece {
 	if len(k.pieces) == 0 {
 		return nil
 	}
 	return k.pieces[len(k.pieces)-1]
 }
 
-func (k *kept) size() int {
+func (k *streamHead) size() int {
 	if len(k.pieces) == 0 {
 		return firstPiece
 	}
@@ -233,7 +233,7 @@ func (o *outputs) rest() {
 
 // discard frees all pieces, because no one will read them.
 func (out *output) discard() {
-	for _, k := range []*kept{&out.stdout, &out.stderr} {
+	for _, k := range []*streamHead{&out.stdout, &out.stderr} {
 		for _, p := range k.pieces {
 			p.Free()
 		}

@@ -55,7 +55,7 @@ func TestOutputsShareOneMemory(t *testing.T) {
 		wg.Go(func() {
 			out := all.begin(t.Context())
 			for range execLimit / len(block) {
-				for _, k := range []*kept{&out.stdout, &out.stderr} {
+				for _, k := range []*streamHead{&out.stdout, &out.stderr} {
 					if _, err := k.Write(block); err != nil {
 						t.Error(err)
 					}
@@ -87,7 +87,7 @@ func TestOutputsShareOneMemory(t *testing.T) {
 func fill(t *testing.T, all *outputs) *output {
 	t.Helper()
 	out := all.begin(t.Context())
-	for _, k := range []*kept{&out.stdout, &out.stderr} {
+	for _, k := range []*streamHead{&out.stdout, &out.stderr} {
 		if _, err := k.Write(make([]byte, execLimit)); err != nil {
 			t.Fatal(err)
 		}

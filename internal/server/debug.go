@@ -64,7 +64,7 @@ func profileOf(take func(context.Context, profile.Request, io.Writer) error) htt
 		if err == nil {
 			err = want.Check()
 		}
-		out := &begun{ResponseWriter: w}
+		out := &responseWriter{ResponseWriter: w}
 		if err == nil {
 			w.Header().Set("Content-Type", "application/octet-stream")
 			err = take(r.Context(), want, out)
@@ -99,13 +99,13 @@ func number(r *http.Request, name string, to *int) error {
 	return nil
 }
 
-// begun is an answer of which some may have been written.
-type begun struct {
+// responseWriter records whether a part of the response was written.
+type responseWriter struct {
 	http.ResponseWriter
 	some bool
 }
 
-func (b *begun) Write(p []byte) (int, error) {
+func (b *responseWriter) Write(p []byte) (int, error) {
 	b.some = b.some || len(p) > 0
 	return b.ResponseWriter.Write(p)
 }
