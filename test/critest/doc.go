@@ -6,8 +6,8 @@
 // names, and hosts.toml files direct the daemon to it.
 //
 // expected.txt lists every spec of the suite: "pass NAME" for one that must pass, "apparmor NAME"
-// for one that must pass if the kernel has AppArmor, "skip NAME # reason" for one that may fail for
-// now. A spec that is not listed, or that is listed and did not run, fails the test.
+// or "selinux NAME" for one that must pass if the kernel has AppArmor or SELinux, and "skip NAME #
+// reason" for one that may fail for now. A spec that is not listed, or that is listed and did not run, fails the test.
 //
 // Build results that take time are kept in .cache/critest of the source tree, or below $KURI_CACHE.
 package critest

@@ -210,7 +210,7 @@ func (b box) out(ctx context.Context, from, to string) error {
 
 // notADirectory refuses a target that is written as a directory but is not one: a file would replace it.
 func notADirectory(target string) error {
-	return cli.NotFound("%s is not there: make it first, or leave out the slash at its end", target)
+	return cli.NotFound("%s is not a directory: create it first, or leave out the slash at its end", target)
 }
 
 // maxPadding bounds the bytes after the end of a tar. GNU tar pads to 10 KiB.
