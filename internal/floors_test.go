@@ -33,17 +33,17 @@ var floors = map[string]int{
 
 // neighbours are the imports within a floor, each with its reason.
 var neighbours = map[string]string{
-	"pod image":      "a container is made of an image",
-	"doctor pod":     "what the node has is compared with the records of pods",
-	"doctor image":   "what the node has is compared with the records of images",
-	"stream keeper":  "a client's streams are those of a session of the keeper",
-	"keeper oci":     "the keeper's server half runs containers by an OCI runtime",
-	"metric network": "and from what is read of a pod's links",
-	"node spec":      "spec says which facts about the node it needs",
-	"rootfs spec":    "spec says what it needs of a root filesystem",
+	"pod image":      "containers are created from images",
+	"doctor pod":     "doctor compares the node with the records of pods",
+	"doctor image":   "doctor compares the node with the records of images",
+	"stream keeper":  "streams carry the bytes of the keeper's sessions",
+	"keeper oci":     "the keeper runs containers through an OCI runtime",
+	"metric network": "network metrics come from a pod's links",
+	"node spec":      "spec defines the facts that it needs about the node",
+	"rootfs spec":    "spec defines what it needs from a root filesystem",
 
-	"cgroup process":   "a cgroup that does not die names a process for people",
-	"namespace sysctl": "a namespace begins with its kernel parameters",
+	"cgroup process":   "the error for a cgroup that does not empty names a process",
+	"namespace sysctl": "a new namespace gets its kernel parameters",
 }
 
 // insideFloors are the floors within rooms that have packages of their own: here too an import goes to a lower floor.
@@ -130,7 +130,7 @@ func checkFloor(from, to string) error {
 	if below < above || neighbours[from+" "+to] != "" {
 		return nil
 	}
-	return fmt.Errorf("imports go down, and %s is on floor %d, %s on floor %d; an import within a floor needs its reason in neighbours", from, above, to, below)
+	return fmt.Errorf("imports must point down: %s is on floor %d, %s on floor %d; an import within a floor needs a reason in neighbours", from, above, to, below)
 }
 
 // checkInside compares the floors of two packages of one room, if insideFloors has the room.
@@ -146,7 +146,7 @@ func checkInside(from, to string) error {
 	if insideFloors[to] < insideFloors[from] {
 		return nil
 	}
-	return fmt.Errorf("imports go down, and %s is on floor %d of its room, %s on floor %d", from, insideFloors[from], to, insideFloors[to])
+	return fmt.Errorf("imports must point down: %s is on floor %d of its room, %s on floor %d", from, insideFloors[from], to, insideFloors[to])
 }
 
 // checkLinked returns why the program or package named from must not link path, directly or not.
@@ -199,16 +199,16 @@ func list(t *testing.T) []pkg {
 
 func TestCheckRefuses(t *testing.T) {
 	for _, test := range []struct{ from, to, why string }{
-		{"internal/layer", module + "internal/image", "imports go down"},
-		{"internal/image", module + "internal/pod", "imports go down"},
+		{"internal/layer", module + "internal/image", "imports must point down"},
+		{"internal/image", module + "internal/pod", "imports must point down"},
 		{"internal/pod", module + "internal/config", "cmd/kurid alone"},
 		{"internal/layer", "k8s.io/cri-api/pkg/apis/runtime/v1", "cri-api's types stop"},
 		{"client", module + "internal/fault", "takes nothing of the daemon's"},
 		{"probe", module + "internal/node", "needs neither"},
 		{"cmd/kuri", module + "internal/pod", "through client alone"},
 		{"internal/pod", module + "internal/newcomer", "no floor yet"},
-		{"internal/network/nft", module + "internal/network/bridge", "imports go down"},
-		{"internal/network/bridge", module + "internal/network/cni", "imports go down"},
+		{"internal/network/nft", module + "internal/network/bridge", "imports must point down"},
+		{"internal/network/bridge", module + "internal/network/cni", "imports must point down"},
 		{"internal/network/bridge", module + "internal/network/newcomer", "no floor yet"},
 	} {
 		if err := check(test.from, test.to); err == nil || !strings.Contains(err.Error(), test.why) {
