@@ -128,8 +128,12 @@ func TestHalfSentMessagesAreBounded(t *testing.T) {
 	t.Cleanup(g.Stop)
 
 	ctx, cancel := context.WithCancel(t.Context())
-	client := func() *http.Transport { // of one connection
+	client := func() *http.Transport { // of one connection: a request that comes after its end fails, too
+		var dialled atomic.Bool
 		tr := &http.Transport{Protocols: new(http.Protocols), MaxConnsPerHost: 1, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			if dialled.Swap(true) {
+				return nil, net.ErrClosed
+			}
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		}}
 		tr.Protocols.SetUnencryptedHTTP2(true)
