@@ -1,4 +1,4 @@
-// Sessions: what has streams. A session is one connection to <state>/keeper-session.sock; package keeper/session has the
+// Sessions carry streams. A session is one connection to <state>/keeper-session.sock; package keeper/session has the
 // framing. The caller sends one SessionRequest. The keeper answers with one SessionReply that carries descriptors (or an
 // error), and with a last one when the session has ended. The caller ends it before that by shutting its half of the
 // connection down, or by closing it: an exec's processes are killed then, an attached client is detached.
@@ -124,16 +124,16 @@ func (*SessionRequest_Attach) isSessionRequest_Ask() {}
 
 func (*SessionRequest_Resume) isSessionRequest_Ask() {}
 
-// ExecSession runs a process in a running container. A child that the process leaves behind on an ordinary exit lives on.
+// ExecSession runs a process in a running container. Children that it leaves behind at a normal exit keep running.
 type ExecSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of the container
 	Args  []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
-	Tty   bool                   `protobuf:"varint,3,opt,name=tty,proto3" json:"tty,omitempty"`     // with it the files are: terminal; without: stdin (if asked for), stdout, stderr
-	Stdin bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"` // give it a stdin; else it is /dev/null. A terminal has one always
+	Tty   bool                   `protobuf:"varint,3,opt,name=tty,proto3" json:"tty,omitempty"`     // with it the files are: terminal; without: stdin (if requested), stdout, stderr
+	Stdin bool                   `protobuf:"varint,4,opt,name=stdin,proto3" json:"stdin,omitempty"` // give it a stdin, else it is /dev/null. A terminal always has one
 	Copy  []string               `protobuf:"bytes,5,rep,name=copy,proto3" json:"copy,omitempty"`    // in place of args: the process is no program of the container's but the copier, and these are
 	// its arguments (internal/oci/copy.c). Where it cannot run the error is UNIMPLEMENTED
-	BeginMs int64  `protobuf:"varint,6,opt,name=begin_ms,json=beginMs,proto3" json:"begin_ms,omitempty"` // how long it may take until the program runs; 0: 10 seconds
+	BeginMs int64  `protobuf:"varint,6,opt,name=begin_ms,json=beginMs,proto3" json:"begin_ms,omitempty"` // limit until the program runs; 0: 10 seconds
 	Session string `protobuf:"bytes,7,opt,name=session,proto3" json:"session,omitempty"`                 // a random id of the caller's, by which it resumes the session when the keeper dies. A request
 	// with one that an earlier request had begins anew what has executed nothing; what may have
 	// is killed, and the error is UNAVAILABLE. "": it cannot be resumed
