@@ -13,7 +13,7 @@ import (
 // pruneNetwork is "kurid network prune". It removes the bridge and the nftables table of the built-in network when no daemon
 // serves, for a node that no longer uses Kuri. It takes the daemon's flags and configuration file.
 func pruneNetwork(ctx context.Context, cfg config.Config) error {
-	unlock, err := lock(cfg.State) // the holder may keep the socket open, so only the lock tells whether a daemon serves
+	unlock, err := lock(cfg.State) // a daemon serves only if the lock is taken: the holder may keep the socket open without one
 	if errors.Is(err, fault.Precondition) {
 		return fault.New(fault.Precondition, "a kurid serves %s: kuri network prune asks it, or stop it first", cfg.Listen)
 	}

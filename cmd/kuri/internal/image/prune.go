@@ -83,7 +83,7 @@ type pruner interface {
 	remove(ctx context.Context, ids []string) (*kuriv1.PruneResponse, error)
 }
 
-// ownPruner uses Kuri's own runtime, which knows what is in use.
+// ownPruner uses Kuri's own runtime, which knows the unused images.
 type ownPruner struct{ img *client.Images }
 
 func (p ownPruner) unused(ctx context.Context) (*kuriv1.PruneResponse, error) {

@@ -60,7 +60,7 @@ func (f Files) Hosts() string  { return filepath.Join(f.dir(), "hosts") }
 func (f Files) logDir() string { return f.namespace + "_" + f.name + "_" + f.uid } // below logsDir
 
 // Make creates the pod's volumes and log directories, and returns the host path of each volume.
-// After a failure Remove removes what was created.
+// After a failure, call Remove for the files that exist by then.
 func (f Files) Make(volumes []manifest.Volume, containers []manifest.Container) (map[string]string, error) {
 	if err := f.check(); err != nil {
 		return nil, err
