@@ -12,8 +12,22 @@ import (
 const (
 	IngressBandwidth = "kubernetes.io/ingress-bandwidth" // bits per second, a Kubernetes quantity: "10M"
 	EgressBandwidth  = "kubernetes.io/egress-bandwidth"
-	MAC              = "network.kuri.dev/mac" // of eth0: "0a:58:0a:00:00:02"
+	MAC              = "kuri-cri.io/mac" // of eth0: "0a:58:0a:00:00:02"
 )
+
+// oldMAC is the name of [MAC] in 0.1 and 0.2. Pods may still use it.
+const oldMAC = "network.kuri.dev/mac"
+
+// HardwareAddress returns the hardware address that the annotations ask for, and the name of the
+// annotation. Both are empty if there is none.
+func HardwareAddress(annotations map[string]string) (name, address string) {
+	for _, name := range []string{MAC, oldMAC} {
+		if address := annotations[name]; address != "" {
+			return name, address
+		}
+	}
+	return "", ""
+}
 
 // Kubernetes' bounds of a bandwidth, in bits per second, and the bounds of a burst, in bits. A burst is the rate of one
 // second, but at least one packet of 64 KiB, which would never pass otherwise, and at most the limit of the CNI plugin.

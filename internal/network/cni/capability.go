@@ -20,13 +20,13 @@ func (a *attachment) addCapabilities(list *libcni.NetworkConfigList, pod network
 		}
 		a.Runtime["portMappings"] = cniPorts(ports)
 	}
-	if asked := pod.Annotations[network.MAC]; asked != "" {
+	if name, asked := network.HardwareAddress(pod.Annotations); asked != "" {
 		mac, err := net.ParseMAC(asked)
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			return fault.New(fault.Invalid, "annotation %s: %q is not the hardware address of one Ethernet interface", network.MAC, asked)
+			return fault.New(fault.Invalid, "annotation %s: %q is not the hardware address of one Ethernet interface", name, asked)
 		}
 		if !takes(list, "mac") {
-			return fault.New(fault.Precondition, "the pod asks for the hardware address %s by its annotation %s, and no plugin of CNI network %s has the capability mac", asked, network.MAC, list.Name)
+			return fault.New(fault.Precondition, "the pod asks for the hardware address %s by its annotation %s, and no plugin of CNI network %s has the capability mac", asked, name, list.Name)
 		}
 		a.Runtime["mac"] = mac.String()
 	}

@@ -207,7 +207,7 @@ func TestCapabilities(t *testing.T) {
 		}
 	}
 	networktest.Must(t, cni.Detach(t.Context(), pod, r))
-	for key, value := range map[string]string{network.IngressBandwidth: "fast", network.EgressBandwidth: "1", network.MAC: "01:00:5e:00:00:01"} {
+	for key, value := range map[string]string{network.IngressBandwidth: "fast", network.EgressBandwidth: "1", network.MAC: "01:00:5e:00:00:01", "network.kuri.dev/mac": "x"} {
 		pod.Annotations = map[string]string{key: value}
 		_, err := cni.Attach(t.Context(), pod)
 		networktest.Wants(t, err, fault.Invalid, key, value)

@@ -154,7 +154,7 @@ func (p *Pod) Config(c Container, image Image, f Facts) (*runtimeapi.ContainerCo
 		if err != nil {
 			return nil, fmt.Errorf("container %s: preStop: %w", c.Name, err)
 		}
-		config.Annotations[AnnotationPreStop] = string(raw)
+		config.Annotations[annotationPreStop] = string(raw)
 	}
 	return config, nil
 }

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"cmp"
 	"path/filepath"
 	"slices"
 
@@ -22,12 +23,30 @@ const (
 	AnnotationRestartCount = "io.kubernetes.container.restartCount"
 )
 
-// AnnotationRun marks the sandboxes of kuri run, whose directories on the node kuri rm removes.
-const AnnotationRun = "kuri-cri.github.io/run"
+// Annotations of kuri run. The first marks its sandboxes, whose directories on the node kuri rm
+// removes. The second has the preStop hook of a container: Kubernetes' LifecycleHandler as JSON,
+// with ports as numbers; kuri stop and kuri down run it.
+const (
+	annotationRun     = "kuri-cri.io/run"
+	annotationPreStop = "kuri-cri.io/pre-stop"
+)
 
-// AnnotationPreStop has the preStop hook of a container of kuri run: Kubernetes' LifecycleHandler
-// as JSON, with ports as numbers. kuri stop and kuri down run it.
-const AnnotationPreStop = "kuri-cri.github.io/pre-stop"
+// The same annotations of pods that kuri 0.1 and 0.2 made.
+const (
+	oldAnnotationRun     = "kuri-cri.github.io/run"
+	oldAnnotationPreStop = "kuri-cri.github.io/pre-stop"
+)
+
+// ByRun reports whether a sandbox with these annotations was made by kuri run.
+func ByRun(annotations map[string]string) bool {
+	return cmp.Or(annotations[annotationRun], annotations[oldAnnotationRun]) != ""
+}
+
+// PreStop returns the preStop hook that kuri run stored in a container's annotations, as JSON, or
+// "" if it has none.
+func PreStop(annotations map[string]string) string {
+	return cmp.Or(annotations[annotationPreStop], annotations[oldAnnotationPreStop])
+}
 
 // maxHostname is Linux's limit, in bytes.
 const maxHostname = 63
@@ -87,7 +106,7 @@ func (p *Pod) Sandbox(f Facts) *runtimeapi.PodSandboxConfig {
 	config.Labels[LabelPodName] = p.Name()
 	config.Labels[LabelPodNamespace] = p.Namespace()
 	config.Labels[LabelPodUID] = f.UID
-	config.Annotations[AnnotationRun] = "v1"
+	config.Annotations[annotationRun] = "v1"
 	if sc := p.api.Spec.SecurityContext; sc != nil {
 		for _, s := range sc.Sysctls {
 			config.Linux.Sysctls[s.Name] = s.Value

@@ -203,7 +203,7 @@ func TestConfigured(t *testing.T) {
 	if want := []string{"/pods/config:/config:true", "/pods/sub/1:/page.html:true", "/pods/sub/2:/logs:false", "/pods/data:/data:true"}; !slices.Equal(mounts, want) {
 		t.Errorf("mounts %q", mounts)
 	}
-	if hook := config.Annotations[AnnotationPreStop]; hook != `{"httpGet":{"path":"/bye","port":8080}}` {
+	if hook := PreStop(config.Annotations); hook != `{"httpGet":{"path":"/bye","port":8080}}` {
 		t.Errorf("hook %s", hook)
 	}
 }

@@ -105,7 +105,7 @@ const leastGrace = 2 * time.Second
 // the grace period. It returns the rest of the period in seconds. A failing hook is reported and
 // does not prevent the stop.
 func preStop(ctx context.Context, c *cli.CLI, rt *client.Runtime, st *runtimeapi.ContainerStatus, grace int64) int64 {
-	note := st.GetAnnotations()[manifest.AnnotationPreStop]
+	note := manifest.PreStop(st.GetAnnotations())
 	if note == "" || grace <= 0 || st.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return grace
 	}

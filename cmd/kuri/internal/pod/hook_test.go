@@ -19,7 +19,6 @@ import (
 
 	"github.com/kuri-cri/kuri/client"
 	"github.com/kuri-cri/kuri/cmd/kuri/internal/clitest"
-	"github.com/kuri-cri/kuri/cmd/kuri/internal/manifest"
 )
 
 // An HTTP hook sends the manifest's path, query and headers to the pod's address, and accepts only
@@ -59,11 +58,11 @@ func TestHookByHTTP(t *testing.T) {
 func TestPreStop(t *testing.T) {
 	c, _, errs := clitest.New(nil)
 	st := &runtimeapi.ContainerStatus{Id: "c", State: clitest.Running, Metadata: &runtimeapi.ContainerMetadata{Name: "web"},
-		Annotations: map[string]string{manifest.AnnotationPreStop: `{"sleep":{"seconds":0}}`}}
+		Annotations: map[string]string{"kuri-cri.github.io/pre-stop": `{"sleep":{"seconds":0}}`}}
 	if left := preStop(t.Context(), c, unreachableRuntime(t), st, 30); left < 28 || left > 30 || errs.Len() > 0 {
 		t.Errorf("%d seconds left: %s", left, errs)
 	}
-	st.Annotations[manifest.AnnotationPreStop] = `{"sleep":{"seconds":600}}`
+	st.Annotations["kuri-cri.io/pre-stop"] = `{"sleep":{"seconds":600}}`
 	if left := preStop(t.Context(), c, unreachableRuntime(t), st, 1); left != 2 || !strings.Contains(errs.String(), "kuri: the preStop hook of container web: ") {
 		t.Errorf("%d seconds left: %s", left, errs)
 	}

@@ -57,7 +57,7 @@ func Remove(ctx context.Context, c *cli.CLI, rt *client.Runtime, pod *runtimeapi
 	if err := RemoveSandbox(ctx, rt, pod.Id); err != nil {
 		return err
 	}
-	if pod.Annotations[manifest.AnnotationRun] == "" {
+	if !manifest.ByRun(pod.Annotations) {
 		return nil
 	}
 	m := pod.GetMetadata()

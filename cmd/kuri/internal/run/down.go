@@ -88,7 +88,7 @@ func down(ctx context.Context, c *cli.CLI, path string, o *downOptions) error {
 }
 
 func downPod(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cli.Inventory, p *runtimeapi.PodSandbox, grace int64) error {
-	if p.Annotations[manifest.AnnotationRun] == "" {
+	if !manifest.ByRun(p.Annotations) {
 		return errors.New("this pod is not one of kuri run: kuri rm removes it")
 	}
 	defer pod.NoteSlowStop(c, p, nil)()
