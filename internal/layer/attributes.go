@@ -64,7 +64,7 @@ func (u *unpacker) xattrs(hdr *tar.Header, set func(string, []byte) error) error
 			continue
 		}
 		err := set(name, []byte(value))
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) && hdr.Typeflag == tar.TypeSymlink {
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) && !canHaveXattrs(hdr.Typeflag) {
 			u.skip(name, "not supported by the filesystem")
 			continue
 		}
@@ -73,6 +73,15 @@ func (u *unpacker) xattrs(hdr *tar.Header, set func(string, []byte) error) error
 		}
 	}
 	return nil
+}
+
+// canHaveXattrs reports whether files of a type can have attributes of the user (xattr(7)).
+func canHaveXattrs(typeflag byte) bool {
+	switch typeflag {
+	case tar.TypeSymlink, tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
+		return false
+	}
+	return true
 }
 
 func wantXattr(name string) bool {
@@ -113,9 +122,14 @@ func setTime(dir int, name string, mtime time.Time) error {
 	return unix.UtimesNanoAt(dir, name, times[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
+// checkOwner refuses an owner that does not exist on Linux. An ID of -1, which some systems write
+// for an unknown owner, is root: for chown(2) it means no change.
 func checkOwner(hdr *tar.Header) error {
-	for _, id := range []int{hdr.Uid, hdr.Gid} {
-		if id < 0 || id >= math.MaxUint32 {
+	for _, id := range []*int{&hdr.Uid, &hdr.Gid} {
+		if *id == -1 || *id == math.MaxUint32 {
+			*id = 0
+		}
+		if *id < 0 || *id > math.MaxUint32 {
 			return refuse("its owner %d:%d does not exist on Linux", hdr.Uid, hdr.Gid)
 		}
 	}

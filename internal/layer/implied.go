@@ -25,22 +25,31 @@ import (
 // and a layer is unpacked without knowing the layers below. layer.json therefore lists the implied
 // directories. If overlayfs would show one of them wrongly, a patch layer on top of the stack
 // corrects it.
+//
+// A whiteout may hide a name that no layer below has. If no other layer has its directory either,
+// overlayfs does not merge the directory, and lists the whiteout as a name that does not exist. A
+// directory of the same name in the patch layer makes it merge.
 
 // Patch returns the patch layer for a stack, given bottom first, all of it unpacked. It gives
-// implied directories the attributes that they have further down. It is nil if nothing needs
+// implied directories the attributes that they have further down, and hides whiteouts. It is nil if nothing needs
 // correction. An empty stack, which cannot be mounted, gets an empty patch layer. The same stack
 // always yields the same diffID. The blob is in memory.
 func (s *Store) Patch(diffIDs []digest.Digest) (*Blob, error) {
-	stack, err := s.stack(diffIDs)
+	st, err := s.stack(diffIDs)
 	if err != nil {
 		return nil, err
 	}
 	wrong := make(map[string]*unix.Stat_t) // path -> the right attributes
 	from := make(map[string]string)        // path -> the layer that has them
-	for _, l := range stack {
+	for _, l := range st {
 		for p := range l.implied {
-			if st, dir := stack.truth(p); st != nil {
-				wrong[p], from[p] = st, dir
+			if right, dir := st.truth(p); right != nil {
+				wrong[p], from[p] = right, dir
+			}
+		}
+		for _, p := range l.whiteouts {
+			if st.alone(p) == l.fs && wrong[p] == nil {
+				wrong[p], from[p] = st.look(p)
 			}
 		}
 	}
@@ -51,7 +60,7 @@ func (s *Store) Patch(diffIDs []digest.Digest) (*Blob, error) {
 	for p := range maps.Clone(wrong) {
 		for up := path.Dir(p); up != "."; up = path.Dir(up) {
 			if wrong[up] == nil {
-				wrong[up], from[up] = stack.look(up)
+				wrong[up], from[up] = st.look(up)
 			}
 		}
 	}
@@ -60,8 +69,9 @@ func (s *Store) Patch(diffIDs []digest.Digest) (*Blob, error) {
 
 // unpackedLayer is one layer of a stack.
 type unpackedLayer struct {
-	fs      string
-	implied map[string]bool
+	fs        string
+	implied   map[string]bool
+	whiteouts []string // directories with whiteouts in them
 }
 
 // stack is an image's layers, topmost first.
@@ -78,7 +88,7 @@ func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
 		if err := record.Read(filepath.Join(filepath.Dir(fs), "layer.json"), recordVersion, &info); err != nil {
 			return nil, err
 		}
-		l := unpackedLayer{fs: fs, implied: make(map[string]bool)}
+		l := unpackedLayer{fs: fs, implied: make(map[string]bool), whiteouts: info.Whiteouts}
 		for _, p := range info.Implied {
 			l.implied[p] = true
 		}
@@ -92,7 +102,7 @@ func (s *Store) stack(diffIDs []digest.Digest) (stack, error) {
 func (st stack) truth(p string) (*unix.Stat_t, string) {
 	var shown *unix.Stat_t
 	for _, l := range st {
-		at, ends := l.find(p)
+		at, ends, opaque := l.find(p)
 		switch {
 		case at == nil:
 		case at.Mode&unix.S_IFMT != unix.S_IFDIR:
@@ -109,26 +119,47 @@ func (st stack) truth(p string) (*unix.Stat_t, string) {
 		default:
 			return at, l.fs
 		}
-		if ends {
+		if ends || opaque && !l.implied[p] { // the entries below an opaque directory are hidden, not its attributes
 			return nil, ""
 		}
 	}
 	return nil, ""
 }
 
+// alone returns the only layer from which overlayfs shows directory p, or "" if there are several.
+func (st stack) alone(p string) string {
+	only := ""
+	for _, l := range st {
+		at, ends, opaque := l.find(p)
+		switch {
+		case at == nil:
+		case at.Mode&unix.S_IFMT != unix.S_IFDIR:
+			return only
+		case only != "":
+			return ""
+		default:
+			only = l.fs
+		}
+		if ends || opaque {
+			break
+		}
+	}
+	return only
+}
+
 // look returns the attributes that overlayfs shows for directory p, and the layer that has them.
 func (st stack) look(p string) (*unix.Stat_t, string) {
 	for _, l := range st {
-		if at, _ := l.find(p); at != nil {
+		if at, _, _ := l.find(p); at != nil {
 			return at, l.fs
 		}
 	}
 	return nil, ""
 }
 
-// find looks p up in one layer and returns nil if it is not there. ends reports that p is not
-// merged with the layers below.
-func (l *unpackedLayer) find(p string) (at *unix.Stat_t, ends bool) {
+// find looks p up in one layer and returns nil if it is not there. ends reports that the layers
+// below do not show at p, opaque that they show only there, not below it.
+func (l *unpackedLayer) find(p string) (at *unix.Stat_t, ends, opaque bool) {
 	for end := 0; end < len(p); {
 		if next := strings.IndexByte(p[end+1:], '/'); next >= 0 {
 			end += 1 + next
@@ -138,18 +169,19 @@ func (l *unpackedLayer) find(p string) (at *unix.Stat_t, ends bool) {
 		part := filepath.Join(l.fs, p[:end])
 		var st unix.Stat_t
 		if err := unix.Lstat(part, &st); err != nil {
-			return nil, ends
+			return nil, ends || opaque, false
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			if end == len(p) && !isWhiteout(&st) {
-				return &st, true
+				return &st, true, false
 			}
-			return nil, true
+			return nil, true, false
 		}
-		ends = ends || isOpaque(part)
+		ends = ends || opaque
+		opaque = isOpaque(part)
 		at = &st
 	}
-	return at, ends
+	return at, ends, opaque
 }
 
 func isOpaque(dir string) bool {

@@ -69,7 +69,7 @@ func TestImpliedDirectoriesLookAsInTheLayersBelow(t *testing.T) {
 	for name, want := range map[string]struct{ mode, uid uint32 }{
 		"tmp": {0o1777, 0}, "home": {0o755, 0}, "home/u": {0o700, 1000}, "home/u/deep": {0o750, 1000},
 		"same": {0o755, 0},
-		"acl":  {0o755, 0}, "new": {0o755, 0}, "explicit": {0o755, 6}, "opaque": {0o755, 0}, "gone": {0o755, 0},
+		"acl":  {0o755, 0}, "new": {0o755, 0}, "explicit": {0o755, 6}, "opaque": {0o700, 5}, "gone": {0o755, 0},
 		"was-file": {0o755, 0}, "later": {0o711, 9}, "link": {0o755, 0},
 	} {
 		st := lstat(t, filepath.Join(root, name))

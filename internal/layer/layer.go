@@ -46,11 +46,14 @@ type Info struct {
 	// Implied lists the directories without an entry of their own, sorted; see implied.go. Not kept
 	// in memory.
 	Implied []string `json:"implied,omitempty"`
+	// Whiteouts lists the directories with whiteouts in them, sorted; see implied.go. Not kept in
+	// memory.
+	Whiteouts []string `json:"whiteouts,omitempty"`
 }
 
 // summary returns the part of Info that is kept in memory.
 func (i Info) summary() Info {
-	i.Implied, i.Sum, i.Recipe = nil, "", ""
+	i.Implied, i.Whiteouts, i.Sum, i.Recipe = nil, nil, "", ""
 	return i
 }
 

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"io"
@@ -167,4 +168,97 @@ func TestOneLayerFromTwoBlobs(t *testing.T) {
 	}
 	release()
 	nothingLeft(t, s)
+}
+
+// stackOf unpacks layers, bottom first, with their patch layer, and mounts them.
+func stackOf(t *testing.T, s *Store, layers ...[]ent) (root string) {
+	t.Helper()
+	var ids []digest.Digest
+	add := func(b Blob) {
+		t.Cleanup(s.Hold([]digest.Digest{b.DiffID}))
+		if err := s.Unpack(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, b.DiffID)
+	}
+	for _, entries := range layers {
+		plain := tarOf(t, entries...)
+		add(blobOf(plain, plain))
+	}
+	patch, err := s.Patch(ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if patch != nil {
+		add(*patch)
+	}
+	if more, err := s.Patch(ids); err != nil || more != nil {
+		t.Errorf("the patched stack is not right yet: %v, %v", more, err)
+	}
+	return overlay(t, s, ids...)
+}
+
+// A symlink of a layer may point to a directory that only a layer below has. An entry below the
+// symlink lands in that directory, which keeps its attributes (containerd unpacks on top of the
+// layers below, with the same result).
+func TestEntriesThroughASymlinkToALayerBelow(t *testing.T) {
+	needRoot(t)
+	private := dir("run/private")
+	private.Mode, private.Uid = 0o700, 7
+	root := stackOf(t, openStore(t, ""), []ent{dir("run"), private, reg("run/old", "")}, []ent{
+		symlink("var/run", "../run"), reg("var/run/new", "n"), reg("var/run/private/f", "p"),
+		symlink("abs", "/run/private"), reg("abs/g", "g"), reg("var/run/.wh.old", ""),
+		symlink("nowhere", "a/b"), reg("nowhere/f", "f"),
+	})
+	for name, want := range map[string]string{"run/new": "n", "run/private/f": "p", "run/private/g": "g", "a/b/f": "f",
+		"var/run/new": "n"} {
+		if body, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(body) != want {
+			t.Errorf("%s: %q, %v", name, body, err)
+		}
+	}
+	if st := lstat(t, filepath.Join(root, "run/private")); st.Mode != unix.S_IFDIR|0o700 || st.Uid != 7 {
+		t.Errorf("run/private: mode %o, owner %d", st.Mode, st.Uid)
+	}
+	if to, err := os.Readlink(filepath.Join(root, "var/run")); err != nil || to != "../run" {
+		t.Errorf("var/run: %q, %v", to, err)
+	}
+	if _, err := os.Lstat(filepath.Join(root, "run/old")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("run/old: %v", err)
+	}
+}
+
+// Whiteouts that hide nothing are not visible: not in a directory that no other layer has, nor in
+// one that is opaque or replaces a symlink.
+func TestWhiteoutsOfNothingAreInvisible(t *testing.T) {
+	needRoot(t)
+	root := stackOf(t, openStore(t, ""),
+		[]ent{dir("opaque"), reg("opaque/a", ""), dir("gone"), reg("gone/a", ""), symlink("link", "opaque"),
+			dir("both"), reg("both/a", "")},
+		[]ent{reg("new/deep/.wh.a", ""), reg("opaque/.wh..wh..opq", ""), reg("opaque/.wh.a", ""),
+			reg(".wh.gone", ""), reg("gone/.wh.a", ""), reg("link/.wh.a", ""), reg("both/.wh.a", ""),
+			reg("below/.wh.a", ""), symlink("s", "new"), reg("s/linked/.wh.a", "")},
+		[]ent{reg("below/.wh..wh..opq", ""), reg("below/f", "")})
+	for name, want := range map[string]int{"new": 2, "new/deep": 0, "new/linked": 0, "opaque": 0, "gone": 0, "link": 0,
+		"both": 0, "below": 1} {
+		if seen, err := os.ReadDir(filepath.Join(root, name)); err != nil || len(seen) != want {
+			t.Errorf("%s: %v, %v", name, seen, err)
+		}
+	}
+}
+
+// Attributes that a file of this type cannot have are skipped.
+func TestUserXattrsOfSpecialFiles(t *testing.T) {
+	needRoot(t)
+	with := func(typeflag byte) ent {
+		return ent{Header: tar.Header{Name: "x" + string(typeflag), Typeflag: typeflag, Linkname: "t", Mode: 0o600,
+			Devmajor: 1, Devminor: 3, Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}}
+	}
+	fs, err := unpacked(t, openStore(t, ""), with(tar.TypeFifo), with(tar.TypeChar), with(tar.TypeBlock),
+		with(tar.TypeSymlink), with(tar.TypeDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := xattr(filepath.Join(fs, "x5"), "user.a"); got != "b" {
+		t.Errorf("of the directory: %q", got)
+	}
 }

@@ -25,6 +25,9 @@ func refuse(format string, args ...any) error {
 	return fault.New(fault.Invalid, format, args...)
 }
 
+// maxTargets limits the symlinks that lead to one missing directory, as the kernel does.
+const maxTargets = 40
+
 // tree is a directory within which the kernel resolves untrusted paths as if it were the root:
 // neither ".." nor a symlink leads out of it. It belongs to one goroutine. It caches the last
 // parent directory, because entries of one directory follow each other.
@@ -35,6 +38,7 @@ type tree struct {
 	limits   limits
 	implied  map[string]bool // directories created only for entries below them
 	xattrs   bool            // some entry may have extended attributes
+	targets  int             // calls of makeTarget in progress
 
 	last       string  // path of lastDir; "": it may have been removed since
 	lastDir    *dirRef // the cached parent; nil if there is no cached one
@@ -167,9 +171,9 @@ func (t *tree) open(p string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	real, err := realPath(fd)
+	real, err := t.pathOf(fd)
 	if err == nil {
-		err = t.withinBounds(strings.TrimPrefix(strings.TrimPrefix(real, t.realRoot), "/"))
+		err = t.withinBounds(real)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -213,9 +217,8 @@ func (t *tree) makeAll(p string) (int, error) {
 					"the layer has more than %d directories without an entry of their own: it looks like an archive "+
 						"bomb", t.limits.implied)
 			}
-			t.implied[p[:end]] = true
-			if err = unix.Mkdirat(fd, name, 0o755); errors.Is(err, unix.EEXIST) {
-				return -1, refuse("its directory %s is a symlink to something outside this layer", p[:end])
+			if err = t.makeImplied(fd, name, p[:end]); errors.Is(err, unix.EEXIST) {
+				err = t.makeTarget(fd, name, p[:end])
 			}
 		case errors.Is(err, unix.ENOTDIR):
 			err = t.dirOverWhiteout(fd, name, p[:end])
@@ -234,6 +237,65 @@ func (t *tree) makeAll(p string) (int, error) {
 	made := fd
 	fd = t.root
 	return made, nil
+}
+
+// makeImplied creates directory p, which is name in parent, and remembers its path without symlinks.
+func (t *tree) makeImplied(parent int, name, p string) error {
+	if err := unix.Mkdirat(parent, name, 0o755); err != nil {
+		return err
+	}
+	real, err := t.unlinked(parent, name, p)
+	t.implied[real] = true
+	return err
+}
+
+// unlinked returns the path without symlinks of p, which is name in parent.
+func (t *tree) unlinked(parent int, name, p string) (string, error) {
+	if !t.linked {
+		return p, nil
+	}
+	dir, err := t.pathOf(parent)
+	return path.Join(dir, name), err
+}
+
+// pathOf returns the path of an open directory within the tree, "" for the root.
+func (t *tree) pathOf(dir int) (string, error) {
+	real, err := realPath(dir)
+	return strings.TrimPrefix(strings.TrimPrefix(real, t.realRoot), "/"), err
+}
+
+// makeTarget creates the missing directory that symlink p, which is name in parent, points to. A
+// layer below may have it, so it is implied.
+func (t *tree) makeTarget(parent int, name, p string) error {
+	if t.targets++; t.targets > maxTargets {
+		return refuse("its directory %s leads through too many symlinks", p)
+	}
+	defer func() { t.targets-- }()
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(parent, name, buf)
+	if err != nil {
+		return err
+	}
+	target := string(buf[:n])
+	if !path.IsAbs(target) {
+		dir, err := t.pathOf(parent)
+		if err != nil {
+			return err
+		}
+		target = dir + "/" + target
+	}
+	target = strings.TrimPrefix(path.Clean("/"+target), "/")
+	if err := t.withinBounds(target); err != nil {
+		return err
+	}
+	dir, err := t.makeAll(target)
+	if err != nil {
+		return fmt.Errorf("its directory %s is a symlink: %w", p, err)
+	}
+	if dir != t.root {
+		unix.Close(dir)
+	}
+	return nil
 }
 
 // dirOverWhiteout replaces a whiteout of this layer by an opaque directory, so that the layers

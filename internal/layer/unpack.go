@@ -181,7 +181,8 @@ func (s *Store) unpack(ctx context.Context, b Blob, fetched *atomic.Int64,
 	// 3. Write the record.
 	info, err := s.describe(dir, Info{
 		DiffID: b.DiffID, Bytes: 1 << 20, Inodes: 1 << 10, Opaque: out.opaque, BootID: s.bootID, Implied: out.implied,
-		TarBytes: out.tarBytes, Recipe: out.recipe,
+		Whiteouts: out.holey,
+		TarBytes:  out.tarBytes, Recipe: out.recipe,
 	}, out)
 	if err != nil {
 		return Info{}, DiskError(s.root, fmt.Errorf("record layer %s: %w", b.DiffID, err))

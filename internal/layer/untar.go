@@ -33,6 +33,7 @@ const (
 type unpackResult struct {
 	opaque  bool     // hides all layers below
 	implied []string // directories without an entry of their own
+	holey   []string // directories with whiteouts in them
 
 	sums   map[uint64]uint64 // inode number of each regular file -> checksum of its content
 	xattrs bool              // entries may have extended attributes
@@ -48,7 +49,8 @@ func untar(ctx context.Context, from *tarSource, dir string, l limits, b *buffer
 		return o, err
 	}
 	defer t.close()
-	u := &unpacker{tree: t, ctx: ctx, from: from, in: tar.NewReader(from), buf: b.get(), sums: make(map[uint64]uint64)}
+	u := &unpacker{tree: t, ctx: ctx, from: from, in: tar.NewReader(from), buf: b.get(), holey: make(map[string]bool),
+		sums: make(map[uint64]uint64)}
 	defer b.put(u.buf)
 	u.files = newWriters(u.writeSmall, b)
 	defer u.flush.close()
@@ -90,8 +92,8 @@ func untar(ctx context.Context, from *tarSource, dir string, l limits, b *buffer
 	if err := u.finish(); err != nil {
 		return o, err
 	}
-	return unpackResult{opaque: u.opaque, implied: slices.Sorted(maps.Keys(u.implied)), sums: u.sums,
-		xattrs: u.tree.xattrs}, nil
+	return unpackResult{opaque: u.opaque, implied: slices.Sorted(maps.Keys(u.implied)),
+		holey: slices.Sorted(maps.Keys(u.holey)), sums: u.sums, xattrs: u.tree.xattrs}, nil
 }
 
 // unpacker turns tar entries into files. It belongs to the goroutine that reads the tar. Its
@@ -107,6 +109,7 @@ type unpacker struct {
 	buf     []byte    // copy buffer for large files
 	dirs    []dirTime // their times are set last, when their content is complete
 	opaque  bool
+	holey   map[string]bool // directories with whiteouts in them
 	skipped map[string]bool // extended attributes that were skipped, each logged once
 
 	sumLock sync.Mutex
@@ -199,10 +202,27 @@ func (u *unpacker) whiteout(parent int, p, name string) error {
 	err := unix.Fstatat(parent, hidden, &st, unix.AT_SYMLINK_NOFOLLOW)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return unix.Mknodat(parent, hidden, unix.S_IFCHR, 0)
+		return u.makeWhiteout(parent, hidden, path.Dir(p))
 	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		delete(u.implied, path.Join(path.Dir(p), hidden)) // it is another directory than the one below
 		return u.setOpaque(parent, hidden)
 	}
+	return err
+}
+
+// makeWhiteout hides a name in the directory p of the layers below.
+func (u *unpacker) makeWhiteout(parent int, name, p string) error {
+	if err := unix.Mknodat(parent, name, unix.S_IFCHR, 0); err != nil {
+		return err
+	}
+	if p == "." || len(u.holey) >= u.limits.implied {
+		return nil
+	}
+	var err error
+	if u.linked {
+		p, err = u.pathOf(parent)
+	}
+	u.holey[p] = true
 	return err
 }
 
@@ -219,7 +239,11 @@ func (u *unpacker) directory(parent int, p, name string, hdr *tar.Header) error 
 		return err
 	}
 	defer unix.Close(fd)
-	delete(u.implied, p)
+	real, err := u.unlinked(parent, name, p)
+	if err != nil {
+		return err
+	}
+	delete(u.implied, real)
 	u.dirs = append(u.dirs, dirTime{p, hdr.ModTime})
 	return u.attributes(fd, hdr)
 }
