@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,7 +21,7 @@ type Pod struct {
 
 	api      corev1.Pod
 	configs  configs
-	template bool // the pod is the spec.template of another object, and its fields are named as such
+	template string // the field of another object that is the pod's template, with a dot; "" for a Pod
 }
 
 // Namespace returns the pod's namespace. It is "default" if the manifest has none.
@@ -41,6 +42,15 @@ func (p *Pod) Handler() string {
 type Problems []string
 
 func (p Problems) Error() string { return strings.Join(p, "\n") }
+
+// at prefixes each problem with its place in the file.
+func (p Problems) at(place string) Problems {
+	out := slices.Clone(p)
+	for i := range out {
+		out[i] = place + out[i]
+	}
+	return out
+}
 
 // Options are the options of Decode.
 type Options struct {
@@ -66,16 +76,26 @@ type File struct {
 //
 // An error in a manifest's contents wraps [Problems].
 func Decode(data []byte, o Options) (*File, error) {
+	file, err := podsOf(data, o)
+	if err != nil && bytes.Contains(data, []byte("{{")) {
+		return nil, fmt.Errorf("%w\nit looks like a template of Helm or another program: render it first (helm template)", err)
+	}
+	return file, err
+}
+
+func podsOf(data []byte, o Options) (*File, error) {
 	drafts, file, conf, err := read(data, o)
 	if err != nil {
 		return nil, err
 	}
+	var problems Problems
 	for _, d := range drafts {
 		p := &Pod{api: d.pod, configs: conf, template: d.template, Warnings: d.warnings}
-		if err := p.finish(o.Name, d.problems); err != nil {
-			return nil, fmt.Errorf("%s%w", d.at, err)
-		}
+		problems = append(problems, p.finish(o.Name, d.problems).at(d.at)...)
 		file.Pods = append(file.Pods, p)
+	}
+	if len(problems) > 0 {
+		return nil, problems
 	}
 	if err := file.check(o.Name); err != nil {
 		return nil, err
@@ -136,6 +156,7 @@ func read(data []byte, o Options) (drafts []placed, file *File, conf configs, er
 		return nil, nil, nil, errors.New("the manifest is empty: expected a Pod, or what has the template of one, such as a Deployment")
 	}
 	file = &File{}
+	var skipped []object
 	for _, obj := range list {
 		if err := obj.checkVersion(); err != nil {
 			return nil, nil, nil, err
@@ -146,9 +167,13 @@ func read(data []byte, o Options) (drafts []placed, file *File, conf configs, er
 				return nil, nil, nil, err
 			}
 		case !obj.known():
-			file.Notes = append(file.Notes, obj.note())
+			skipped = append(skipped, obj)
 		default:
 			d, err := draftOf(obj)
+			var wrong Problems
+			if errors.As(err, &wrong) {
+				return nil, nil, nil, wrong.at(obj.at)
+			}
 			if err != nil {
 				return nil, nil, nil, fmt.Errorf("%s%w", obj.at, err)
 			}
@@ -159,12 +184,9 @@ func read(data []byte, o Options) (drafts []placed, file *File, conf configs, er
 			drafts = append(drafts, placed{d, obj.at})
 		}
 	}
+	file.Notes = append(notes(skipped), file.Notes...)
 	if len(drafts) == 0 {
-		titles := []string{}
-		for _, obj := range list {
-			titles = append(titles, obj.title())
-		}
-		return nil, nil, nil, Problems(append([]string{"there is no pod in it to run, and nothing with the template of one: it has " + strings.Join(titles, ", ")}, file.Notes...))
+		return nil, nil, nil, Problems(append([]string{"there is no pod in it to run, and nothing with the template of one: it has " + titles(list)}, file.Notes...))
 	}
 	return drafts, file, conf, nil
 }
@@ -202,7 +224,7 @@ func (f *File) check(name string) error {
 	for _, p := range f.Pods {
 		full := p.Namespace() + "/" + p.Name()
 		if seen[full] {
-			return fmt.Errorf("pod %s is there twice", full)
+			return fmt.Errorf("pod %s is there twice: run the objects one by one, each with a --name", full)
 		}
 		seen[full] = true
 	}
@@ -212,14 +234,15 @@ func (f *File) check(name string) error {
 // FromPod is Decode for a pod that is not in a file.
 func FromPod(api corev1.Pod) (*Pod, error) {
 	p := &Pod{api: api}
-	if err := p.finish("", nil); err != nil {
-		return nil, err
+	if problems := p.finish("", nil); len(problems) > 0 {
+		return nil, problems
 	}
 	return p, nil
 }
 
-// finish sets the defaults and validates the whole pod. wrong has problems that are already known.
-func (p *Pod) finish(name string, wrong Problems) error {
+// finish sets the defaults and validates the whole pod. It returns all problems, beginning with
+// those in wrong, which are already known.
+func (p *Pod) finish(name string, wrong Problems) Problems {
 	p.defaults(name)
 	p.withoutTokens()
 	checks := []func() (warnings, problems []string){
@@ -231,22 +254,19 @@ func (p *Pod) finish(name string, wrong Problems) error {
 		warnings, problems := check()
 		p.Warnings, wrong = append(p.Warnings, p.placed(warnings)...), append(wrong, p.placed(problems)...)
 	}
-	if len(wrong) > 0 {
-		return wrong
-	}
-	return nil
+	return wrong
 }
 
-// placed adds the prefix spec.template to texts that begin with a field of the pod's spec, if the
+// placed adds the place of the template to texts that begin with a field of the pod's spec, if the
 // pod is from a template.
 func (p *Pod) placed(texts []string) []string {
-	if !p.template {
+	if p.template == "" {
 		return texts
 	}
 	out := slices.Clone(texts)
 	for i, t := range out {
 		if strings.HasPrefix(t, "spec.") {
-			out[i] = "spec.template." + t
+			out[i] = p.template + t
 		}
 	}
 	return out
@@ -262,6 +282,11 @@ func (p *Pod) defaults(name string) {
 	}
 	if p.api.Namespace == "" {
 		p.api.Namespace = metav1.NamespaceDefault
+	}
+	for i := range p.api.Spec.Volumes {
+		if v := &p.api.Spec.Volumes[i]; v.VolumeSource == (corev1.VolumeSource{}) {
+			v.EmptyDir = &corev1.EmptyDirVolumeSource{}
+		}
 	}
 	for _, list := range [][]corev1.Container{p.api.Spec.InitContainers, p.api.Spec.Containers} {
 		for i := range list {

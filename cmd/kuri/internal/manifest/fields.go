@@ -51,7 +51,7 @@ var table = map[string]rule{
 	"metadata.finalizers":                 {ignored, "there is no API server", nil},
 	"metadata.managedFields":              {ignored, "there is no API server", nil},
 
-	"spec.activeDeadlineSeconds":          {refused, "nothing would stop the pod at its deadline", nil},
+	"spec.activeDeadlineSeconds":          {ignored, "nothing stops the pod at its deadline", nil},
 	"spec.affinity":                       {ignored, "there is no scheduler", nil},
 	"spec.automountServiceAccountToken":   {ignored, "there are no service accounts", isFalse},
 	"spec.dnsConfig":                      {},

@@ -220,7 +220,7 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 			"volumeMounts: [{name: kube-api-access-x, mountPath: /v}]"), warnings: []string{"the volume kube-api-access-… is left out"}},
 		{name: "extended resource", manifest: pod("", "resources: {limits: {nvidia.com/gpu: 1}}"), problem: "resources.limits[nvidia.com/gpu]: this node has no such resource"},
 		{name: "windows", manifest: pod("os: {name: windows}", ""), problem: "spec.os.name: this is a Linux node"},
-		{name: "deadline", manifest: pod("activeDeadlineSeconds: 5", ""), problem: "spec.activeDeadlineSeconds"},
+		{name: "deadline", manifest: pod("activeDeadlineSeconds: 5", ""), warnings: []string{"spec.activeDeadlineSeconds is ignored: nothing stops the pod"}},
 
 		{name: "unknown field", manifest: pod("", "imagePullPolice: Never"), problem: `unknown field "spec.containers[0].imagePullPolice"`},
 		{name: "wrong case", manifest: pod("hostnetwork: true", ""), problem: `unknown field "spec.hostnetwork"`},
@@ -242,7 +242,8 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 		{name: "a container that is a path", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: .., image: i}]}\n", problem: `spec.containers[0].name: ".."`},
 		{name: "a container twice", manifest: pod("initContainers: [{name: c, image: i}]", ""), problem: `spec.containers[0].name: "c" is there twice`},
 		{name: "no such volume", manifest: pod("", "volumeMounts: [{name: v, mountPath: /v}]"), problem: `volumeMounts[0].name: the pod has no volume "v"`},
-		{name: "a volume of nothing", manifest: pod("volumes: [{name: v}]", ""), problem: "spec.volumes[0]: a source is needed"},
+		{name: "a volume without a source is an emptyDir", manifest: pod("volumes: [{name: v}, {name: w, emptyDir: }]", "volumeMounts: [{name: v, mountPath: /v}]")},
+		{name: "a container without a name", manifest: "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{image: i}]}\n", problem: "spec.containers[0].name: a name is needed"},
 		{name: "climbing hostPath", manifest: pod("volumes: [{name: v, hostPath: {path: /a/../b}}]", ""), problem: "without .."},
 		{name: "hostPath type", manifest: pod("volumes: [{name: v, hostPath: {path: /a, type: Fifo}}]", ""), problem: `spec.volumes[0].hostPath.type: "Fifo"`},
 		{name: "host port twice", manifest: pod("", "ports: [{containerPort: 1, hostPort: 80}, {containerPort: 2, hostPort: 80}]"), problem: "ports[1].hostPort: 80 is there twice"},
@@ -336,6 +337,8 @@ func TestDocuments(t *testing.T) {
 		{name: "generated name, renamed", data: strings.Replace(one, "name: p", "generateName: p-", 1), override: "r", want: []string{"r"}},
 		{name: "two of a name", data: one + "---\n" + one, err: "default/p is there twice"},
 		{name: "one name for two", data: one + "---\n" + two, override: "r", err: "a name was given for 2 pods"},
+		{name: "all that are wrong, the first", data: strings.Replace(one, "name: c", "name: C", 1) + "---\n" + strings.Replace(two, "spec:\n", "spec:\n  hostname: A_\n", 1), err: "document 1 of 2: spec.containers[0].name: \"C\""},
+		{name: "all that are wrong, the last", data: strings.Replace(one, "name: c", "name: C", 1) + "---\n" + strings.Replace(two, "spec:\n", "spec:\n  hostname: A_\n", 1), err: "\ndocument 2 of 2: spec.hostname: \"A_\""},
 		{name: "which one is wrong", data: one + "---\nkind: x\n", err: "document 2 of 2"},
 		{name: "too large", data: strings.Repeat("#", maxSize+1), err: "at most"},
 	} {

@@ -27,7 +27,7 @@ type object struct {
 var apiVersions = map[string]string{
 	"Pod": "v1", "ConfigMap": "v1", "Secret": "v1", "List": "v1",
 	"Deployment": "apps/v1", "DaemonSet": "apps/v1", "StatefulSet": "apps/v1", "ReplicaSet": "apps/v1",
-	"ReplicationController": "v1", "Job": "batch/v1",
+	"ReplicationController": "v1", "Job": "batch/v1", "CronJob": "batch/v1",
 }
 
 // passedOver has, for some unsupported kinds, what to do instead or why nothing needs to be done.
@@ -37,7 +37,6 @@ var passedOver = map[string]string{
 	"Namespace":               "a namespace needs not be made",
 	"PersistentVolumeClaim":   "a claim is a directory of this node, made with the pod",
 	"PersistentVolume":        "a claim is a directory of this node, made with the pod",
-	"CronJob":                 "nothing keeps its times; put its jobTemplate into a Job to run it once",
 	"HorizontalPodAutoscaler": "one pod is run",
 	"PodDisruptionBudget":     "nothing evicts the pod",
 	"NetworkPolicy":           "nothing enforces it on this node",
@@ -160,13 +159,56 @@ func (o object) checkVersion() error {
 	return nil
 }
 
-// note returns the message that the object is skipped.
-func (o object) note() string {
-	why := passedOver[o.kind]
-	if why == "" {
-		why = "kuri run makes pods only"
+// maxTitles is the number of objects of one kind from which a message counts them instead of naming each.
+const maxTitles = 4
+
+// byKind groups objects by kind, in the order of the first object of each.
+func byKind(list []object) [][]object {
+	var out [][]object
+	at := map[string]int{}
+	for _, o := range list {
+		i, has := at[o.kind]
+		if !has {
+			i = len(out)
+			at[o.kind], out = i, append(out, nil)
+		}
+		out[i] = append(out[i], o)
 	}
-	return fmt.Sprintf("%s is passed over: %s", o.title(), why)
+	return out
+}
+
+// notes returns the messages that objects are skipped: one for each object, or for each kind with many of them.
+func notes(skipped []object) []string {
+	var out []string
+	for _, group := range byKind(skipped) {
+		why := passedOver[group[0].kind]
+		if why == "" {
+			why = "kuri run makes pods only"
+		}
+		if len(group) >= maxTitles {
+			out = append(out, fmt.Sprintf("%d objects of the kind %s are passed over: %s", len(group), group[0].kind, why))
+			continue
+		}
+		for _, o := range group {
+			out = append(out, fmt.Sprintf("%s is passed over: %s", o.title(), why))
+		}
+	}
+	return out
+}
+
+// titles returns the objects for people, such as "Service web, 12 objects of the kind Role".
+func titles(list []object) string {
+	var out []string
+	for _, group := range byKind(list) {
+		if len(group) >= maxTitles {
+			out = append(out, fmt.Sprintf("%d objects of the kind %s", len(group), group[0].kind))
+			continue
+		}
+		for _, o := range group {
+			out = append(out, o.title())
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // title returns the name of the object for people, such as "Service web".

@@ -124,9 +124,6 @@ func (v *validator) volumes() {
 				v.wrong(field+".hostPath.type", "%q: expected one of %v", *h.Type, hostPathTypes[1:])
 			}
 		}
-		if vol.VolumeSource == (corev1.VolumeSource{}) {
-			v.wrong(field, "a source is needed, such as emptyDir, hostPath or configMap")
-		}
 	}
 }
 
@@ -144,8 +141,12 @@ var hostPathTypes = []corev1.HostPathType{
 }
 
 func (v *validator) container(c *corev1.Container, field string, names map[string]bool) {
-	for _, e := range validation.IsDNS1123Label(c.Name) {
-		v.wrong(field+".name", "%q: %s", c.Name, e)
+	if c.Name == "" {
+		v.wrong(field+".name", "a name is needed")
+	} else {
+		for _, e := range validation.IsDNS1123Label(c.Name) {
+			v.wrong(field+".name", "%q: %s", c.Name, e)
+		}
 	}
 	if names[c.Name] {
 		v.wrong(field+".name", "%q is there twice", c.Name)

@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -13,7 +14,7 @@ import (
 // draft is a pod from a file, before its validation.
 type draft struct {
 	pod      corev1.Pod
-	template bool // the pod is the spec.template of another object
+	template string // the field of another object that is the pod's template, with a dot; "" for a Pod
 	warnings []string
 	problems Problems
 	skip     string // why the object is skipped; "" to run it
@@ -61,13 +62,26 @@ func draftOf(o object) (*draft, error) {
 			if w.Name != "" {
 				w.Name += "-0" // its first pod
 			}
+			set(&w.Spec.Template.Labels, map[string]string{appsv1.StatefulSetPodNameLabel: w.Name, appsv1.PodIndexLabel: "0"})
 			return w.ObjectMeta, &w.Spec.Template
 		})
 	case "Job":
 		var w batchv1.Job
 		return fromTemplate(o, &w, func(d *draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec) {
 			d.job(w.Spec)
+			indexed(w.Name, &w.Spec)
 			return w.ObjectMeta, &w.Spec.Template
+		})
+	case "CronJob":
+		var w batchv1.CronJob
+		return fromTemplate(o, &w, func(d *draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec) {
+			d.template = "spec.jobTemplate.spec.template."
+			if isSet(w.Spec.Suspend) {
+				d.skip = "it is suspended"
+			}
+			d.warn("the pod of the CronJob is run once and now: nothing keeps its schedule, %q", w.Spec.Schedule)
+			indexed(w.Name, &w.Spec.JobTemplate.Spec)
+			return w.ObjectMeta, &w.Spec.JobTemplate.Spec.Template
 		})
 	}
 	return nil, o.problem("a %s has no pods", o.kind)
@@ -76,7 +90,7 @@ func draftOf(o object) (*draft, error) {
 // fromTemplate decodes a controller into w, and builds a pod from the metadata and the template
 // that take returns.
 func fromTemplate(o object, w any, take func(*draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec)) (*draft, error) {
-	d := &draft{template: true}
+	d := &draft{template: "spec.template."}
 	var err error
 	if d.warnings, d.problems, err = o.into(w); err != nil {
 		return nil, err
@@ -120,6 +134,36 @@ func (d *draft) job(spec batchv1.JobSpec) {
 	if spec.ActiveDeadlineSeconds != nil {
 		d.warn("spec.activeDeadlineSeconds is ignored: nothing stops the Job at its deadline")
 	}
+}
+
+// indexed gives a Job's pod the labels of its controller. The pod of an indexed Job is the first one,
+// with the index in an annotation, a variable and the host name.
+func indexed(name string, spec *batchv1.JobSpec) {
+	t := &spec.Template
+	set(&t.Labels, map[string]string{batchv1.JobNameLabel: name, "job-name": name})
+	if spec.CompletionMode == nil || *spec.CompletionMode != batchv1.IndexedCompletion {
+		return
+	}
+	set(&t.Annotations, map[string]string{batchv1.JobCompletionIndexAnnotation: "0"})
+	if t.Spec.Hostname == "" && name != "" {
+		t.Spec.Hostname = name + "-0"
+	}
+	for _, list := range [][]corev1.Container{t.Spec.InitContainers, t.Spec.Containers} {
+		for i := range list {
+			const index = "JOB_COMPLETION_INDEX"
+			if !slices.ContainsFunc(list[i].Env, func(e corev1.EnvVar) bool { return e.Name == index }) {
+				list[i].Env = append(list[i].Env, corev1.EnvVar{Name: index, Value: "0"})
+			}
+		}
+	}
+}
+
+// set adds values to a map that may be nil.
+func set(m *map[string]string, values map[string]string) {
+	if *m == nil {
+		*m = map[string]string{}
+	}
+	maps.Copy(*m, values)
 }
 
 // withClaims returns the volumes of a StatefulSet's first pod: those of the template, and a claim
