@@ -64,7 +64,7 @@ func (r *Repository) Resolve(ctx context.Context) (imagespec.Descriptor, error) 
 		if r.ref.Digest != "" && dgst != "" && dgst.Algorithm() == r.ref.Digest.Algorithm() && dgst != r.ref.Digest {
 			return wrongAnswer(fault.Corrupt, "registry host %s has digest %s for %s", h.Host, dgst, r.ref)
 		}
-		desc = imagespec.Descriptor{MediaType: mediaType(resp), Digest: dgst, Size: resp.ContentLength}
+		desc = imagespec.Descriptor{MediaType: mediaType(resp.Header), Digest: dgst, Size: resp.ContentLength}
 		return nil
 	})
 	if err != nil && refused && ctx.Err() == nil {
@@ -114,20 +114,20 @@ func (r *Repository) manifestFrom(ctx context.Context, h *source, target string)
 	if want.Validate() != nil {
 		want = ""
 	}
-	resp, body, err := r.fetchDocument(ctx, h, "manifests/"+target, http.Header{"Accept": {acceptManifests}},
+	header, body, err := r.fetchDocument(ctx, h, "manifests/"+target, http.Header{"Accept": {acceptManifests}},
 		MaxManifest, want, what)
 	if err != nil {
 		return Manifest{}, err
 	}
-	m := Manifest{Digest: digest.SHA256.FromBytes(body), Body: body, MediaType: mediaType(resp)}
+	m := Manifest{Digest: digest.SHA256.FromBytes(body), Body: body, MediaType: mediaType(header)}
 	if want != "" {
 		m.Digest = want
 		return m, nil
 	}
-	if err := notDocument(body, resp.Header.Get("Content-Type")); err != nil {
+	if err := notDocument(body, header.Get("Content-Type")); err != nil {
 		return Manifest{}, wrongError{fmt.Errorf("%s: %w", what, err)}
 	}
-	if told := digest.Digest(resp.Header.Get("Docker-Content-Digest")); told.Validate() == nil &&
+	if told := digest.Digest(header.Get("Docker-Content-Digest")); told.Validate() == nil &&
 		told != told.Algorithm().FromBytes(body) {
 		return Manifest{}, wrongAnswer(fault.Corrupt, "%s has digest %s, but the host claims %s", what, m.Digest, told)
 	}
@@ -168,10 +168,10 @@ func kindOfErrors(said string) fault.Kind {
 	return kind
 }
 
-// mediaType returns the media type of the response, or "" if it is missing or a generic one of a
-// web server.
-func mediaType(resp *http.Response) string {
-	mt, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+// mediaType returns the media type in the header of a response, or "" if it is missing or a generic
+// one of a web server.
+func mediaType(header http.Header) string {
+	mt, _, err := mime.ParseMediaType(header.Get("Content-Type"))
 	if err != nil || !strings.HasPrefix(mt, "application/vnd.") {
 		return ""
 	}
@@ -190,9 +190,10 @@ func (r *Repository) Config(ctx context.Context, dgst digest.Digest, limit int64
 }
 
 // fetchDocument fetches a document of at most limit bytes from a host and verifies it with the
-// digest want, if that is not "". An interrupted transfer is repeated.
+// digest want, if that is not "". It returns the header of the response, too. An interrupted
+// transfer is repeated.
 func (r *Repository) fetchDocument(ctx context.Context, h *source, endpoint string, header http.Header, limit int64,
-	want digest.Digest, what string) (*http.Response, []byte, error) {
+	want digest.Digest, what string) (http.Header, []byte, error) {
 	for try := 1; ; try++ {
 		resp, err := r.send(ctx, h, http.MethodGet, endpoint, header)
 		if err != nil {
@@ -202,7 +203,7 @@ func (r *Repository) fetchDocument(ctx context.Context, h *source, endpoint stri
 		resp.Body.Close()
 		if err == nil {
 			body, err = decodeDocument(resp, body, limit, want, what)
-			return resp, body, err
+			return resp.Header, body, err
 		}
 		if fault.Of(err) != fault.Unavailable || try == attempts || ctx.Err() != nil ||
 			timedOut(err) && r.hasAlternative(h.Host) {

@@ -197,7 +197,7 @@ func (r *Repository) ask(ctx context.Context, h *source, method string, at *url.
 func discard(resp *http.Response) {
 	defer resp.Body.Close()
 	defer time.AfterFunc(discardLimit, func() { resp.Body.Close() }).Stop()
-	io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
 }
 
 // noAnswer returns the error for a request without a response.
