@@ -181,7 +181,7 @@ func await(ctx context.Context, cmd *exec.Cmd, program string, placed func() err
 	if err != nil {
 		return fault.New(fault.Unavailable, "start the holder: %w", err)
 	}
-	go cmd.Wait() // reaps it if it exits before we do
+	go func() { _ = cmd.Wait() }() // reaps it if it exits before we do
 	if err := placed(); err != nil {
 		cmd.Process.Kill()
 		return err

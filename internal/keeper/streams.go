@@ -169,7 +169,7 @@ func (c *Client) dialSession(ctx context.Context) (live, error) {
 		return live{}, err
 	}
 	return live{conn, context.AfterFunc(ctx, func() {
-		conn.Finish()
+		_ = conn.Finish()
 		time.AfterFunc(endWait, func() { conn.Close() })
 	})}, nil
 }
@@ -216,8 +216,8 @@ func (c *Client) abandon(ctx context.Context, id string) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	if conn.Send(&api.SessionRequest{Ask: &api.SessionRequest_Resume{Resume: &api.ResumeSession{Session: id}}}) == nil {
-		conn.Finish()
-		end(conn)
+		_ = conn.Finish()
+		_, _ = end(conn)
 	}
 }
 
@@ -347,7 +347,7 @@ func begin(conn *session.Conn, req *api.SessionRequest) (*stdio, error) {
 	err = replyError(reply)
 	if start != nil {
 		if err == nil {
-			start.Write([]byte{'S'}) // if the process has already ended, the last reply has its exit code
+			_, _ = start.Write([]byte{'S'}) // if the process has already ended, the last reply has its exit code
 		}
 		start.Close()
 	}
@@ -412,7 +412,7 @@ func (p *stdio) copy(with Streams, fail context.CancelCauseFunc) *sync.WaitGroup
 		go part(func() {
 			defer p.closeStdin()
 			if p.stdin != nil {
-				io.Copy(onlyWriter{p.stdin}, with.Stdin)
+				_, _ = io.Copy(onlyWriter{p.stdin}, with.Stdin)
 			}
 		})()
 	}

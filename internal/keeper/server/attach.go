@@ -197,7 +197,7 @@ func (l *listener) close() {
 // grow enlarges a pipe to slack bytes. If the kernel refuses, the pipe keeps its size.
 func grow(pipe *os.File) {
 	if conn, err := pipe.SyscallConn(); err == nil {
-		conn.Control(func(fd uintptr) { unix.FcntlInt(fd, unix.F_SETPIPE_SZ, slack) })
+		_ = conn.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, slack) })
 	}
 }
 

@@ -295,13 +295,12 @@ func (c *container) tapOutputs(stdio *stdio) error {
 }
 
 // hold stores a descriptor of the container in the holder.
-func (c *container) hold(name string, f *os.File) error {
+func (c *container) hold(name string, f *os.File) {
 	c.heldMu.Lock()
 	defer c.heldMu.Unlock()
 	name = containerName(c.id, name)
 	c.keep.put(name, f)
 	c.held = append(c.held, name)
-	return nil
 }
 
 // dropHeld removes all of the container's descriptors from the holder.

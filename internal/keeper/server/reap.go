@@ -79,7 +79,7 @@ func (r *reaper) forget(pid int) {
 
 // collect reaps and forgets a marked child that has ended.
 func (r *reaper) collect(pid int) {
-	process.Reap(pid)
+	_, _ = process.Reap(pid)
 	r.forget(pid)
 }
 

@@ -131,7 +131,7 @@ func control(f *os.File, fn func(fd int) error) error {
 
 // inodeOf returns the inode of an open file, or 0 on an error.
 func inodeOf(f *os.File) (inode uint64) {
-	control(f, func(fd int) error {
+	_ = control(f, func(fd int) error {
 		var st unix.Stat_t
 		err := unix.Fstat(fd, &st)
 		inode = st.Ino

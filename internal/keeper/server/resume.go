@@ -97,7 +97,9 @@ func (s *Server) recoverExecs() (running []*oci.Running) {
 	}
 	for _, rec := range records {
 		if rec.Boot != s.boot {
-			removeRecord(s.recordPath(execRecords, rec.Session))
+			if err := removeRecord(s.recordPath(execRecords, rec.Session)); err != nil {
+				slog.Warn("the record of an exec from before the boot stays", "session", rec.Session, "err", err)
+			}
 			continue
 		}
 		if rec.Running == nil {

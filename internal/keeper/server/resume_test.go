@@ -155,7 +155,7 @@ func TestExecsOutliveTheKeeper(t *testing.T) {
 			n.killKeeper(false)
 			enough := errors.New("enough")
 			x.cancel(enough)
-			if <-x.done; x.err != enough {
+			if <-x.done; !errors.Is(x.err, enough) {
 				t.Errorf("%v", x.err)
 			}
 			n.wantNoProcess(j, "4711")

@@ -66,7 +66,7 @@ func (t *tap) skims() bool {
 func (t *tap) skim(pipe int) error {
 	if !t.wide {
 		t.wide = true
-		unix.FcntlInt(uintptr(pipe), unix.F_SETPIPE_SZ, skimPipe) // if it may not grow, the container blocks earlier
+		_, _ = unix.FcntlInt(uintptr(pipe), unix.F_SETPIPE_SZ, skimPipe) // if it may not grow, the container blocks earlier
 	}
 	null, err := devNull()
 	if err != nil {

@@ -41,7 +41,8 @@ func (p *pipePair) hold(hold holdFunc, name string) error {
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
-	return hold(name, f)
+	hold(name, f)
+	return nil
 }
 
 func (p *pipePair) close() {
@@ -141,7 +142,7 @@ func drop(pipe, n int) {
 		n -= m
 	}
 	if n > 0 {
-		read(pipe, make([]byte, n))
+		_, _ = read(pipe, make([]byte, n))
 	}
 }
 

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"os"
 	"time"
 
@@ -58,7 +60,10 @@ func (s *Server) start(ctx context.Context, c *container) (*api.Container, error
 	}, c.ended)
 	c.keep.drop(containerName(c.id, startName))
 	if err != nil {
-		c.become(api.State_CREATED, func(r *containerRecord) { r.StartedAt = 0 }) // unless it has exited
+		back := c.become(api.State_CREATED, func(r *containerRecord) { r.StartedAt = 0 })
+		if back != nil && !errors.Is(back, fault.Precondition) { // Precondition: it has exited
+			slog.Warn("a start that failed cannot be recorded", "container", c.id, "err", back)
+		}
 		return nil, err
 	}
 	failpoint.At("start: started")

@@ -37,7 +37,7 @@ const (
 func findParent() (*parent, error) {
 	ppid := os.Getppid()
 	told := os.Getenv(holderPidEnv)
-	os.Unsetenv(holderPidEnv)
+	_ = os.Unsetenv(holderPidEnv)
 	if told != "" && told != strconv.Itoa(ppid) {
 		return nil, fault.New(fault.Unavailable, "the holder (pid %s) has died before its keeper could begin", told)
 	}
@@ -115,7 +115,7 @@ func (s *Server) becomeHolder() error {
 	syscall.ForkLock.Lock() // a child forked now would inherit all of it
 	defer syscall.ForkLock.Unlock()
 	for _, fd := range append(fds, state) {
-		unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
 		defer unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC)
 	}
 	env := append(os.Environ(), fmt.Sprintf("%s=%d", holderStateEnv, state))
@@ -188,7 +188,7 @@ func blockHangUp() (restore func(), err error) {
 		return nil, fmt.Errorf("block SIGHUP: %w", err)
 	}
 	return func() {
-		unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
 		runtime.UnlockOSThread()
 	}, nil
 }

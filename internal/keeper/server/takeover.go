@@ -375,7 +375,7 @@ func (p *predecessor) drain(ctx context.Context) {
 
 func (p *predecessor) unread() (bytes int) {
 	for _, f := range p.read {
-		control(f, func(fd int) error {
+		_ = control(f, func(fd int) error {
 			n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 			bytes += n
 			return err

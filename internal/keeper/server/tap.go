@@ -40,7 +40,7 @@ type tap struct {
 }
 
 // holdFunc stores a descriptor of a container under name in a process that outlives this one.
-type holdFunc func(name string, f *os.File) error
+type holdFunc func(name string, f *os.File)
 
 // restSuffix and transitSuffix are appended to the stream's name in the holder's names of pipes.
 const (
@@ -108,7 +108,7 @@ func (t *tap) resume() {
 		}
 	}
 	if t.transit != nil {
-		t.copyTransit()
+		_ = t.copyTransit()
 	}
 }
 

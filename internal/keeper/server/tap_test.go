@@ -22,7 +22,7 @@ func newTap(fd int, log *logFile) *tap {
 	unix.SetNonblock(fd, true)
 	return &tap{
 		stream: "stderr", file: os.NewFile(uintptr(fd), "output"), log: log,
-		hold: func(string, *os.File) error { return nil }, tell: func([]byte) {},
+		hold: func(string, *os.File) {}, tell: func([]byte) {},
 	}
 }
 

@@ -66,7 +66,7 @@ func TestMessagesCarryDescriptors(t *testing.T) {
 	if err := a.Finish(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Receive(reply); err != io.EOF {
+	if _, err := b.Receive(reply); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: %v", err)
 	}
 	b.AwaitEnd() // returns

@@ -2,6 +2,7 @@ package session
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"testing"
 
@@ -80,7 +81,7 @@ func TestReadTerminal(t *testing.T) {
 			if len(left) > 0 {
 				t.Errorf("%d answers were not asked for", len(left))
 			}
-			if c.want == 0 && (n != 5 || err != nil) || c.want != 0 && err != c.want {
+			if c.want == 0 && (n != 5 || err != nil) || c.want != 0 && !errors.Is(err, c.want) {
 				t.Errorf("%d, %v", n, err)
 			}
 		})
