@@ -69,7 +69,7 @@ func (g Group) thawing() (file, text string) {
 // moved out of it.
 func (g Group) thaw() {
 	file, value := g.files().thawing()
-	filepath.WalkDir(g.procs, func(dir string, d fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(g.procs, func(dir string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			put(filepath.Join(dir, file), value)
 		}
@@ -84,14 +84,14 @@ func (g Group) thaw() {
 	}
 	pids, _ := g.Procs()
 	for _, pid := range pids {
-		move(pid, above) // fails if the process has ended
+		_ = move(pid, above) // fails if the process has ended
 	}
 }
 
 // put writes text to an existing file.
 func put(path, text string) {
 	if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
-		f.WriteString(text)
+		_, _ = f.WriteString(text)
 		f.Close()
 	}
 }

@@ -56,11 +56,11 @@ func StartInit(oomScoreAdj int, mountLabel string, attr *syscall.SysProcAttr) (_
 	defer func() {
 		if err != nil {
 			cmd.Process.Kill()
-			cmd.Wait()
+			_ = cmd.Wait()
 			return
 		}
 		// From here on the caller waits for the process by its pid.
-		cmd.Process.Release()
+		_ = cmd.Process.Release()
 	}()
 	said.SetReadDeadline(time.Now().Add(initLimit))
 	reason, err := io.ReadAll(said)

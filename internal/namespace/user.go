@@ -59,7 +59,7 @@ func (s *Set) enterNew(flags int, m *Mapping, inside func(*syscall.SysProcAttr) 
 		}
 		defer func() {
 			creator.Process.Kill()
-			creator.Wait()
+			_ = creator.Wait()
 		}()
 		pid = creator.Process.Pid
 	}

@@ -49,7 +49,7 @@ func EnterCgroup(cgroupsPath, name string, systemd bool, pid int) (*ProcessCgrou
 		return nil, err
 	}
 	if err := c.manager.Apply(pid); err != nil {
-		c.manager.Destroy()
+		_ = c.manager.Destroy()
 		return nil, fmt.Errorf("put process %d into cgroup %s: %w", pid, cgroupsPath, err)
 	}
 	c.cgroup = cgroup.Of(c.manager.GetPaths())

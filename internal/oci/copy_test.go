@@ -175,7 +175,7 @@ func TestCopierPacksWhatChanges(t *testing.T) {
 		must(t, err)
 		_, err = r.Next()
 		cmd.Wait()
-		if h.Size != size || len(body) != size || err != io.EOF || len(bytes.Trim(body, "a\x00")) > 0 {
+		if h.Size != size || len(body) != size || !errors.Is(err, io.EOF) || len(bytes.Trim(body, "a\x00")) > 0 {
 			t.Errorf("%s: %d bytes of %d: %v", name, len(body), h.Size, err)
 		}
 		if code := cmd.ProcessState.ExitCode(); code != change.code || !strings.Contains(stderr.String(), change.said) {

@@ -61,7 +61,7 @@ func learnNames() {
 	dir, _ := cgroups.GetOwnCgroupPath("blkio") // without a hierarchy no weight can be set
 	none := &cgroups.Resources{SkipDevices: true}
 	if m, err := fs.NewManager(&cgroups.Cgroup{Resources: none}, map[string]string{"blkio": dir}); err == nil {
-		m.Set(none)
+		_ = m.Set(none)
 	}
 }
 

@@ -51,7 +51,7 @@ func (s *forkServer) start() error {
 		return fmt.Errorf("start the fork server: %w", err)
 	}
 	s.pid = cmd.Process.Pid
-	cmd.Process.Release() // the keeper reaps any child that ends unexpectedly
+	_ = cmd.Process.Release() // the keeper reaps any child that ends unexpectedly
 	s.sock = pair[0]
 	return nil
 }
@@ -225,7 +225,7 @@ func receive(talk *os.File) (m startMessage, err error) {
 	var rerr error
 	err = conn.Read(func(fd uintptr) bool {
 		m, rerr = receiveNow(int(fd))
-		return rerr != unix.EAGAIN
+		return !errors.Is(rerr, unix.EAGAIN)
 	})
 	if err == nil {
 		err = rerr
@@ -261,6 +261,6 @@ func receiveNow(fd int) (m startMessage, err error) {
 // reap waits for a child that is exiting or has been killed. Someone else may have reaped it.
 func reap(pid int) {
 	if pid > 0 {
-		process.Reap(pid)
+		_, _ = process.Reap(pid)
 	}
 }

@@ -103,7 +103,7 @@ func (h *cgroupFiles) release(id string) {
 	defer h.mu.Unlock()
 	maps.DeleteFunc(h.files, func(watch int32, f heldFile) bool {
 		if f.id == id {
-			unix.InotifyRmWatch(h.fd, uint32(watch)) // fails if the file, and so the watch, is gone
+			_, _ = unix.InotifyRmWatch(h.fd, uint32(watch)) // fails if the file, and so the watch, is gone
 		}
 		return f.id == id
 	})

@@ -119,7 +119,7 @@ func (l *Libcontainer) createByLibcontainer(id string, spec *specs.Spec, config 
 	if err := l.held.hold(id, toHold(config, state.CgroupPaths)); err != nil {
 		l.held.release(id)
 		kerr := unix.Kill(pid, unix.SIGKILL)
-		p.Wait() // the error is only that the process was killed
+		_, _ = p.Wait() // the error is only that the process was killed
 		return nil, errors.Join(fault.As(fault.Precondition, fmt.Errorf("create container %s: %w", id, err)), kerr, c.Destroy())
 	}
 	return &Created{Pid: pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(state.CgroupPaths)}, nil

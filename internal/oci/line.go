@@ -28,7 +28,7 @@ func (r *Running) Release(ctx context.Context) error {
 	for {
 		m, err := receive(r.line)
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			r.Abandon()
 			return nil
 		case err != nil && ctx.Err() != nil:
@@ -56,10 +56,10 @@ func (r *Running) Begun() (bool, error) {
 		var rerr error
 		err := conn.Control(func(fd uintptr) { m, rerr = receiveNow(int(fd)) })
 		switch {
-		case err != nil || rerr == io.EOF:
+		case err != nil || errors.Is(rerr, io.EOF):
 			r.Abandon()
 			return true, nil
-		case rerr == unix.EAGAIN:
+		case errors.Is(rerr, unix.EAGAIN):
 			return false, nil
 		case rerr != nil:
 			return false, rerr

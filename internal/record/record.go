@@ -125,7 +125,7 @@ func create(path string) (tmp string, fd int, err error) {
 		if err == nil {
 			return tmp, fd, nil
 		}
-		if err != unix.EEXIST {
+		if !errors.Is(err, unix.EEXIST) {
 			break
 		}
 	}
@@ -151,7 +151,7 @@ func writeAll(fd int, body []byte) error {
 // retry repeats a system call that a signal interrupted, which some network file systems allow.
 func retry(call func() error) error {
 	for {
-		if err := call(); err != unix.EINTR {
+		if err := call(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

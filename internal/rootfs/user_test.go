@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,7 +42,7 @@ func layerOf(t *testing.T, files map[string]string) string {
 		default:
 			err = os.WriteFile(p, []byte(body), 0o644)
 		}
-		if err == unix.EPERM {
+		if errors.Is(err, unix.EPERM) {
 			t.Skip("whiteouts and opaque directories need root")
 		}
 		if err != nil {

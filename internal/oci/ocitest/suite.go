@@ -553,8 +553,8 @@ func (c *container) create() error {
 		if !c.ended {
 			c.made.Cgroup.Kill(limit)
 			c.pidfd.Signal(unix.SIGKILL)
-			process.Reap(c.made.Pid)
-			c.runtime.Delete(c.id)
+			_, _ = process.Reap(c.made.Pid)
+			_ = c.runtime.Delete(c.id)
 		}
 		c.pidfd.Close()
 	})
@@ -604,7 +604,7 @@ func (c *container) exec(ctx context.Context, x *oci.Executor, seq uint64, args 
 	if err := running.Release(ctx); err != nil {
 		running.Abandon()
 		c.must(running.Kill(limit))
-		running.Wait()
+		_, _ = running.Wait()
 		c.must(running.Leave())
 		return 0, "", err
 	}
