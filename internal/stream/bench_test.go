@@ -137,8 +137,12 @@ func openSPDY(b *testing.B, port int) forwardedConn {
 	fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: "+
 		"SPDY/3.1\r\nX-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n", u.Path)
 	from := bufio.NewReaderSize(c, 64<<10)
-	if resp, err := http.ReadResponse(from, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
-		b.Fatalf("%v %v", resp, err)
+	resp, err := http.ReadResponse(from, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if resp.Body.Close(); resp.StatusCode != http.StatusSwitchingProtocols {
+		b.Fatal(resp.Status)
 	}
 	framer, err := spdy.NewFramer(c, from)
 	if err != nil {

@@ -155,7 +155,7 @@ func serveV5(w http.ResponseWriter, r *http.Request, want StreamSet, run command
 		return
 	}
 	defer conn.Close()
-	channels[greet].Write(nil) // announces the connection, like the older protocols
+	_, _ = channels[greet].Write(nil) // announces the connection, like the older protocols
 
 	resize := make(chan remotecommand.TerminalSize)
 	go decodeSizes(r.Context(), channels[resizeChannel], resize)

@@ -106,7 +106,11 @@ func newServer(o serverOptions) (*Server, error) {
 	}
 	s.http = &http.Server{Handler: s, ReadHeaderTimeout: creationLimit, IdleTimeout: creationLimit,
 		ConnContext: connContext}
-	s.accept.Go(func() { s.http.Serve(s.listener) })
+	s.accept.Go(func() {
+		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+			slog.Error("no more streams are accepted", "err", err)
+		}
+	})
 	return s, nil
 }
 

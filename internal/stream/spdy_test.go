@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -42,7 +43,7 @@ func TestLongFramesAreSplit(t *testing.T) {
 		fins, pings := 0, 0
 		for {
 			frame, err := f.ReadFrame()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {
@@ -110,7 +111,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add([]byte{0x80})
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		got, err := io.ReadAll(&frames{from: bytes.NewReader(raw)})
-		if err != nil && err != io.ErrUnexpectedEOF {
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatal(err)
 		}
 		if a, b := payload(raw, 0xffffff), payload(got, pieceMax); !bytes.Equal(a, b) {
