@@ -16,7 +16,7 @@ func serveAlone(ctx context.Context, cfg config.Config) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	go func() {
-		io.Copy(io.Discard, os.Stdin)
+		_, _ = io.Copy(io.Discard, os.Stdin)
 		stop()
 	}()
 	cfg.ImageListen, cfg.CadvisorListen, cfg.MetricsListen = "", "", ""

@@ -111,7 +111,7 @@ const stayLimit = 10 * time.Second
 
 // standIn is the placeholder main process.
 func standIn(stay bool) {
-	io.Copy(io.Discard, os.Stdin)
+	_, _ = io.Copy(io.Discard, os.Stdin)
 	if stay {
 		time.Sleep(stayLimit)
 	}

@@ -158,7 +158,9 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	}()
 	slog.Info("kurid serves", "version", version, "socket", cfg.Listen, "image_socket", cfg.ImageListen,
 		"root", cfg.Root, "state", cfg.State, "cgroup_driver", driver, "pid", os.Getpid())
-	daemon.SdNotify(false, daemon.SdNotifyReady)
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		slog.Warn("systemd does not know that kurid is ready", "err", err)
+	}
 
 	select {
 	case <-ctx.Done():
