@@ -116,7 +116,7 @@ func drain[T any](s grpc.ServerStreamingClient[T], err error, count func(*T) int
 			items += count(r)
 		}
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = nil
 	}
 	return items, err

@@ -222,6 +222,7 @@ func (w *wire) upgrade(u *url.URL, port int) error {
 	if err != nil {
 		return err
 	}
+	resp.Body.Close() // empty
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		return fmt.Errorf("port-forward: %s", resp.Status)
 	}

@@ -155,7 +155,7 @@ func TestTheNewestServedVersionIsChosenAndUsed(t *testing.T) {
 			if e, err := events.Recv(); err != nil || e.ContainerId != "a" {
 				t.Errorf("stream: %v %v", e, err)
 			}
-			if _, err := events.Recv(); err != io.EOF {
+			if _, err := events.Recv(); !errors.Is(err, io.EOF) {
 				t.Errorf("end of stream: %v", err)
 			}
 			prefix := "/runtime." + tt.want + ".RuntimeService/"

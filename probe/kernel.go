@@ -90,7 +90,7 @@ func stopped(cmd *exec.Cmd) error {
 		return err
 	}
 	cmd.Process.Kill()
-	cmd.Wait()
+	_ = cmd.Wait()
 	return nil
 }
 

@@ -66,7 +66,7 @@ func (l *logFile) replace() bool {
 	}
 	old.Close()
 	if l.stderr {
-		unix.Dup3(int(l.file.Fd()), 2, 0)
+		_ = unix.Dup3(int(l.file.Fd()), 2, 0)
 	}
 	return true
 }
@@ -75,5 +75,5 @@ func (l *logFile) becomeStderr() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stderr = true
-	unix.Dup3(int(l.file.Fd()), 2, 0)
+	_ = unix.Dup3(int(l.file.Fd()), 2, 0)
 }

@@ -151,8 +151,8 @@ func sayReady(log *logFile) {
 		slog.Error("close the starter's pipe", "err", err)
 		return
 	}
-	unix.Dup3(int(null.Fd()), 0, 0)
-	unix.Dup3(int(null.Fd()), 1, 0)
+	_ = unix.Dup3(int(null.Fd()), 0, 0)
+	_ = unix.Dup3(int(null.Fd()), 1, 0)
 	null.Close()
 	log.becomeStderr()
 }

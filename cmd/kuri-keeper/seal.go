@@ -48,6 +48,6 @@ func seal() error {
 func nameThreads(name string) {
 	files, _ := filepath.Glob("/proc/self/task/*/comm")
 	for _, f := range files {
-		os.WriteFile(f, []byte(name), 0) // a thread may have exited
+		_ = os.WriteFile(f, []byte(name), 0) // a thread may have exited
 	}
 }

@@ -58,9 +58,11 @@ func serve(listen string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		page.Execute(w, map[string]any{"Hostname": hostname, "Up": time.Since(started).Round(time.Second)})
+		if err := page.Execute(w, map[string]any{"Hostname": hostname, "Up": time.Since(started).Round(time.Second)}); err != nil {
+			fmt.Fprintln(os.Stderr, "web: send the page:", err)
+		}
 	})
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	server := &http.Server{Handler: logged(mux), ReadHeaderTimeout: 5 * time.Second}
 
 	listener, err := net.Listen("tcp", listen)

@@ -194,7 +194,7 @@ func (c *Client) Ended(ctx context.Context) (<-chan struct{}, error) {
 		defer close(ended)
 		defer conn.Close()
 		defer context.AfterFunc(ctx, func() { conn.Close() })()
-		conn.Read(make([]byte, 1)) // the holder never sends anything unasked
+		_, _ = conn.Read(make([]byte, 1)) // the holder never sends anything unasked
 	}()
 	return ended, nil
 }

@@ -81,7 +81,7 @@ func (c *chooser) choose(ctx context.Context, d imagespec.Descriptor, body []byt
 // warn logs that the image's config names another platform.
 func (f *choice) warn(name string) {
 	if f.misfit != "" {
-		slog.Warn("the image's config names another platform; using the image anyway", "image", name, "made for",
+		slog.Warn("the image's config names another platform; using the image anyway", "image", name, "made_for",
 			f.misfit, "node", platforms.Format(nodePlatform()))
 	}
 }

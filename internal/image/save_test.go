@@ -216,7 +216,7 @@ func repacked(t *testing.T, archive []byte, change func(name string, body []byte
 	w := tar.NewWriter(&out)
 	for r := tar.NewReader(bytes.NewReader(archive)); ; {
 		hdr, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -40,7 +40,7 @@ func descriptorOf(m registry.Manifest) imagespec.Descriptor {
 	var says struct {
 		MediaType string `json:"mediaType"`
 	}
-	json.Unmarshal(m.Body, &says) // the media type that it claims; it is validated later
+	_ = json.Unmarshal(m.Body, &says) // the media type that it claims; it is validated later
 	return imagespec.Descriptor{MediaType: cmp.Or(m.MediaType, says.MediaType), Digest: m.Digest,
 		Size: int64(len(m.Body))}
 }

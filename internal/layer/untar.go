@@ -407,7 +407,7 @@ func (u *unpacker) content(fd int, hdr *tar.Header, written func(int64)) (uint64
 		if _, err := io.ReadFull(u.in, part); err != nil {
 			return 0, cutOff(err)
 		}
-		sum.Write(part)
+		_, _ = sum.Write(part)
 		left -= int64(len(part))
 		if hole = zeros(part); hole {
 			if _, err := unix.Seek(fd, int64(len(part)), io.SeekCurrent); err != nil {

@@ -119,7 +119,7 @@ func (s *Sockets) takeKept(l *persistentListener) bool {
 			continue
 		}
 		if name != want {
-			s.holder.Drop(name)
+			_ = s.holder.Drop(name)
 			continue
 		}
 		f, err := s.holder.Get(name)
@@ -167,7 +167,7 @@ func (s *Sockets) forget(name string) {
 		f.Close()
 		delete(s.kept, name)
 	}
-	s.holder.Drop(name)
+	_ = s.holder.Drop(name)
 }
 
 // note registers a socket to be passed to the next holder.

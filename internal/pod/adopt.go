@@ -72,7 +72,7 @@ func (p *Pods) awaitEnd(pid int) bool {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		pidfd.Wait()
+		_ = pidfd.Wait()
 	}()
 	select {
 	case <-p.closing:

@@ -59,7 +59,7 @@ func (p *Pods) recover(ctx context.Context, todo *recovery) (seen uint64, settle
 			return nil
 		})
 	}
-	each.Wait()
+	_ = each.Wait() // no function returns an error
 
 	// 4. In a pod with the remainder of a container, no container may be created until the remainder is gone.
 	p.mu.RLock()
@@ -115,7 +115,7 @@ func (p *Pods) settleAll(ctx context.Context, todo *recovery, held *holdings) {
 			return nil
 		})
 	}
-	all.Wait()
+	_ = all.Wait() // no function returns an error
 }
 
 // inOrder reports whether no incomplete work of an earlier daemon is left in the sandbox.

@@ -171,7 +171,7 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 	}
 	for _, dir := range []string{p.paths.podDir(r.ID), p.paths.podState(r.ID)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
-			p.removeSandbox(r)
+			_ = p.removeSandbox(r)
 			return nil, fault.As(diskKind(err), fmt.Errorf("make the pod's directory: %w", err))
 		}
 	}
@@ -179,7 +179,7 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 	s.namespaces.Store(new(map[string]string))
 	s.rec.Store(r)
 	if err := p.paths.writeSandbox(r); err != nil {
-		p.removeSandbox(r)
+		_ = p.removeSandbox(r)
 		return nil, fault.As(diskKind(err), err)
 	}
 	return s, nil

@@ -119,7 +119,7 @@ func (p *Pods) keepSampling() {
 			s.mu.Unlock()
 			had := s.detail.Load()
 			detailed := wanted && (had == nil || now.Sub(had.began) > 3*samplePeriod/2) // every second one
-			s.passes.Do(context.Background(), detailed, func(context.Context) (*pass, error) { return p.samplePass(detailed), nil })
+			_, _, _ = s.passes.Do(context.Background(), detailed, func(context.Context) (*pass, error) { return p.samplePass(detailed), nil })
 		}
 	}
 }

@@ -38,7 +38,7 @@ func (s *Server) serveDebug(path string, o Options) error {
 		w.Header().Set("Content-Type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
-		e.Encode(s.dump(r.Context(), o))
+		_ = e.Encode(s.dump(r.Context(), o))
 	})
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index) // and the profiles by their names
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

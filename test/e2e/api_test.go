@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -114,7 +115,7 @@ func stream(t *testing.T, conn *grpc.ClientConn, method string) error {
 	if err := s.CloseSend(); err != nil {
 		return err
 	}
-	if err := s.RecvMsg(&emptypb.Empty{}); err != io.EOF && status.Code(err) != codes.DeadlineExceeded {
+	if err := s.RecvMsg(&emptypb.Empty{}); !errors.Is(err, io.EOF) && status.Code(err) != codes.DeadlineExceeded {
 		return err
 	}
 	return nil

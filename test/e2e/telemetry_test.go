@@ -65,8 +65,12 @@ func TestTelemetry(t *testing.T) {
 	if code != 0 || !strings.Contains(said, "\nkuri_pods{state=\"ready\"} 1\n") {
 		t.Errorf("kuri metrics: exit code %d, %s", code, stderr)
 	}
-	if resp, err := http.Post("http://"+address+"/metrics", "", nil); err != nil || resp.StatusCode != http.StatusMethodNotAllowed {
-		t.Errorf("%v, %v", resp, err)
+	resp, err = http.Post("http://"+address+"/metrics", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Body.Close(); resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Error(resp.Status)
 	}
 }
 

@@ -80,7 +80,7 @@ var profiled = map[string]string{"kurid": "/debug/pprof/", "keeper": "/debug/kee
 
 func ofFlag(c *cli.CLI, cmd *cobra.Command, of *string) {
 	cmd.Flags().StringVar(of, "of", "kurid", "the `process`: kurid, keeper, or streams, which serves exec, attach and port-forward")
-	cmd.RegisterFlagCompletionFunc("of", cobra.FixedCompletions([]string{"kurid", "keeper", "streams"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("of", cobra.FixedCompletions([]string{"kurid", "keeper", "streams"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // profilesOf returns the path of a process's profiles.

@@ -46,7 +46,7 @@ func raw(c *cli.CLI, stdin bool) (restore func(), sizes remotecommand.TerminalSi
 		}
 		restore = func() {
 			q.stop()
-			term.Restore(fd, old)
+			_ = term.Restore(fd, old)
 		}
 	}
 	return restore, q, nil

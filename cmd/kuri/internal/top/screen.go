@@ -50,8 +50,8 @@ func (s *screen) close() {
 	if s.old == nil {
 		return
 	}
-	s.out.WriteString(leaveScreen) // fails only if the terminal is gone
-	term.Restore(int(s.in.Fd()), s.old)
+	_, _ = s.out.WriteString(leaveScreen) // fails only if the terminal is gone
+	_ = term.Restore(int(s.in.Fd()), s.old)
 	s.old = nil
 }
 
