@@ -44,7 +44,7 @@ UNIT         = $(shell go list -tags $(TAGS) ./... | grep -v '/kuri/test/')
 PROGRAMS    := $(notdir $(wildcard cmd/*))
 GO_PROGRAMS := $(filter-out kuri-holder,$(PROGRAMS))
 
-.PHONY: all arm64 arm64-test arm64-unit $(PROGRAMS) help deps test-deps check fmt vet staticcheck shellcheck generate generated unit e2e critest kills test soak fuzz load quickstart bench bench-check test-kubelet test-conformance test-vm changelog dist dist-check dist-test install uninstall clean
+.PHONY: all arm64 arm64-test arm64-unit $(PROGRAMS) help deps test-deps check fmt vet staticcheck lint shellcheck generate generated unit e2e critest kills test soak fuzz load quickstart bench bench-check test-kubelet test-conformance test-vm changelog dist dist-check dist-test install uninstall clean
 
 all: $(PROGRAMS) ## build kurid, kuri-keeper, kuri-holder and kuri into bin/
 
@@ -92,7 +92,7 @@ deps: ## install what building needs: Debian packages and Go
 test-deps: ## install what testing needs besides
 	@scripts/deps test
 
-check: fmt vet staticcheck shellcheck generated unit ## formatting, vet, staticcheck, shellcheck, generated code, floors, unit tests with the race detector
+check: fmt vet staticcheck lint shellcheck generated unit ## formatting, vet, staticcheck, scripts/lint, shellcheck, generated code, floors, unit tests with the race detector
 
 fmt:
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
@@ -103,6 +103,11 @@ vet:
 
 staticcheck:
 	go run $(STATICCHECK) -tags $(TAGS) ./...
+
+# errcheck, errorlint, bodyclose and sloglint: scripts/lint/main.go has their settings, go.mod there their versions.
+lint:
+	@mkdir -p .cache && cd scripts/lint && go build -o ../../.cache/lint .
+	go vet -tags $(TAGS) -vettool="$(CURDIR)/.cache/lint" ./...
 
 # The scripts of the tree: what begins with the name of a shell.
 SCRIPTS      = $(shell git grep -lE -m 1 '^\#!(/usr/bin/env |/bin/)(ba)?sh' -- ':!*.txtar' ':!*.go' ':!*.md')
