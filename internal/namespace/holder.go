@@ -3,70 +3,180 @@ package namespace
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 
 	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 )
 
+// source is the source of the holder's tmpfs in mountinfo(5).
+const source = "kuri-holder"
+
 // Holder is a mount namespace without processes. Its root is a tmpfs, in which each pod's /dev/shm is mounted, also a tmpfs.
 // The namespace ends when its last descriptor is closed.
 type Holder struct {
 	own, host *os.File
+	device    uint64 // st_dev of the root
 }
 
 // NewHolder creates the mount namespace. scratch is any directory; it is used as a mount point inside the new namespace.
 func NewHolder(scratch string) (*Holder, error) {
-	host, err := os.Open("/proc/self/ns/mnt")
-	if err != nil {
-		return nil, err
-	}
-	h := &Holder{host: host}
-	err = OnThread(func() error {
-		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+	var own *os.File
+	err := OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := refuseChroot(); err != nil {
+			return err
+		}
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return err
 		}
 		var err error
-		if h.own, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
+		if own, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
 			return err
 		}
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return err
 		}
-		if err := unix.Mount("kuri-holder", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700"); err != nil {
+		if err := unix.Mount(source, scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700"); err != nil {
 			return err
 		}
 		if err := unix.Chdir(scratch); err != nil {
 			return err
 		}
-		// Leave the host's mounts, to keep none busy. That is impossible from an initramfs: chroot there instead.
-		if err := unix.PivotRoot(".", "."); err == nil {
-			if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-				return err
-			}
-		} else if err := unix.Chroot("."); err != nil {
+		if err := unix.PivotRoot(".", "."); err == unix.EINVAL {
+			return coverRoot()
+		} else if err != nil {
 			return err
 		}
-		return nil
+		return unix.Unmount(".", unix.MNT_DETACH)
 	})
-	if err != nil {
-		if h.own != nil {
-			h.own.Close()
-		}
-		host.Close()
-		return nil, fmt.Errorf("create the mount namespace for the pods' /dev/shm: %w", err)
+	if err == nil {
+		return AdoptHolder(own)
 	}
-	return h, nil
+	if own != nil {
+		own.Close()
+	}
+	return nil, fmt.Errorf("create the mount namespace for the pods' /dev/shm: %w", err)
 }
 
-// AdoptHolder returns the holder of the mount namespace own, and takes ownership of own.
+// refuseChroot returns an error if this thread's root is not the root of its mount namespace.
+// setns(2) leaves a chroot(2), so a thread that returns from another mount namespace would find other files.
+func refuseChroot() error {
+	var before, after unix.Statx_t
+	const mask = unix.STATX_INO | unix.STATX_MNT_ID
+	if err := unix.Statx(unix.AT_FDCWD, "/", 0, mask, &before); err != nil {
+		return err
+	}
+	own, err := os.Open("/proc/thread-self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Statx(unix.AT_FDCWD, "/", 0, mask, &after); err != nil {
+		return err
+	}
+	if before.Ino != after.Ino || before.Dev_major != after.Dev_major || before.Dev_minor != after.Dev_minor || before.Mnt_id != after.Mnt_id {
+		return errors.New("kurid runs in a chroot(2), where no container can be created; run it in a mount namespace with that root (pivot_root(2), or RootDirectory= of a systemd unit)")
+	}
+	return nil
+}
+
+// coverRoot makes the file system at the working directory the root of the mount namespace where
+// that root cannot be replaced, because it is the initramfs (pivot_root(2)): it moves the file system
+// on top of it. What was mounted below the old root is detached, so that it is not kept busy.
+func coverRoot() error {
+	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(old)
+	mounts, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return err
+	}
+	if err := unix.Fchdir(old); err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); len(fields) > 4 && fields[4] != "/" {
+			unix.Unmount("."+fields[4], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // most are gone with those above them
+		}
+	}
+	return unix.Chdir("/")
+}
+
+// ErrNotHolder is the error of a mount namespace whose root is not a holder's tmpfs.
+var ErrNotHolder = errors.New("the mount namespace for the pods' /dev/shm has another root file system")
+
+// AdoptHolder returns the holder of the mount namespace own, and takes ownership of own. The error
+// is ErrNotHolder unless the root of own is a holder's: what a holder removes below its root would
+// otherwise be the node's.
 func AdoptHolder(own *os.File) (*Holder, error) {
 	host, err := os.Open("/proc/self/ns/mnt")
 	if err != nil {
 		own.Close()
 		return nil, err
 	}
-	return &Holder{own: own, host: host}, nil
+	h := &Holder{own: own, host: host}
+	if err := h.identify(); err != nil {
+		h.Close()
+		return nil, fmt.Errorf("enter the mount namespace for the pods' /dev/shm: %w", err)
+	}
+	return h, nil
+}
+
+// identify sets the device of the holder's root.
+func (h *Holder) identify() error {
+	return OnThread(func() error {
+		// The namespace has no /proc of its own.
+		proc, err := os.Open("/proc/thread-self")
+		if err != nil {
+			return err
+		}
+		defer proc.Close()
+		if err := h.enter(); err != nil {
+			return err
+		}
+		fd, err := unix.Openat(int(proc.Fd()), "mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		file := os.NewFile(uintptr(fd), "mountinfo")
+		defer file.Close()
+		mounts, err := io.ReadAll(file)
+		if err != nil {
+			return err
+		}
+		if !isHolder(string(mounts)) {
+			return ErrNotHolder
+		}
+		var st unix.Stat_t
+		err = unix.Stat("/", &st)
+		h.device = st.Dev
+		return err
+	})
+}
+
+// isHolder reports whether the topmost mount at the root is a holder's tmpfs, in the form of
+// /proc/PID/mountinfo.
+func isHolder(mounts string) bool {
+	var top string
+	for line := range strings.Lines(mounts) {
+		if fields := strings.Fields(line); len(fields) > 4 && fields[4] == "/" {
+			top = line
+		}
+	}
+	return strings.Contains(top, " - tmpfs "+source+" ")
 }
 
 // File returns the mount namespace. The holder keeps ownership.
@@ -197,12 +307,24 @@ func (h *Holder) CloneShm(id string) (*os.File, error) {
 
 func (h *Holder) inside(fn func() error) error {
 	return OnThread(func() error {
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		if err := h.enter(); err != nil {
 			return err
 		}
-		if err := unix.Setns(int(h.own.Fd()), unix.CLONE_NEWNS); err != nil {
+		var st unix.Stat_t
+		if err := unix.Stat("/", &st); err != nil {
 			return err
+		}
+		if st.Dev != h.device {
+			return ErrNotHolder
 		}
 		return fn()
 	})
+}
+
+// enter moves this thread into the holder's mount namespace, at its root.
+func (h *Holder) enter() error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	return unix.Setns(int(h.own.Fd()), unix.CLONE_NEWNS)
 }

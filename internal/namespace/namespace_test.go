@@ -2,7 +2,10 @@ package namespace
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -172,5 +175,115 @@ func TestHolderIsSeenByNobody(t *testing.T) {
 	}
 	if err := attach(func() error { return nil }); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("after its removal: %v", err)
+	}
+}
+
+// TestForeignNamespaceIsNoHolder: whatever is below the root of a holder and has no pod is removed.
+// So the node's own mount namespace must never be taken for one.
+func TestForeignNamespaceIsNoHolder(t *testing.T) {
+	needRoot(t)
+	node, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := AdoptHolder(node); !errors.Is(err, ErrNotHolder) {
+		t.Errorf("the node's mount namespace: %v", err)
+	}
+}
+
+// TestHolderInAChroot: setns(2) leaves a chroot, and the root of the new mount namespace would be
+// the node's.
+func TestHolderInAChroot(t *testing.T) {
+	needRoot(t)
+	if os.Getenv("KURI_TEST_CHROOT") != "" {
+		h, err := NewHolder("/tmp")
+		if err == nil {
+			h.Close()
+		}
+		fmt.Print(err)
+		os.Exit(0)
+	}
+	dir := t.TempDir()
+	err := OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount("/", dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return err
+		}
+		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestHolderInAChroot$")
+		cmd.Env = append(os.Environ(), "KURI_TEST_CHROOT=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: dir}
+		cmd.Dir = "/"
+		out, err := cmd.CombinedOutput()
+		if !strings.Contains(string(out), "kurid runs in a chroot(2)") {
+			t.Errorf("%s", out)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRootOfAnInitramfs: pivot_root(2) cannot replace an initramfs, so the holder covers it and
+// detaches what is mounted below.
+func TestRootOfAnInitramfs(t *testing.T) {
+	needRoot(t)
+	scratch := t.TempDir()
+	var own *os.File
+	err := OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		var err error
+		if own, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount(source, scratch, "tmpfs", 0, "mode=700"); err != nil {
+			return err
+		}
+		if err := unix.Chdir(scratch); err != nil {
+			return err
+		}
+		thread, err := os.Open("/proc/thread-self")
+		if err != nil {
+			return err
+		}
+		defer thread.Close()
+		if err := coverRoot(); err != nil {
+			return err
+		}
+		fd, err := unix.Openat(int(thread.Fd()), "mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		file := os.NewFile(uintptr(fd), "mountinfo")
+		defer file.Close()
+		mounts, err := io.ReadAll(file)
+		if n := strings.Count(string(mounts), "\n"); n != 2 { // the old root, and the holder's on top
+			t.Errorf("%d mounts, with those of the holder and of the old root:\n%s", n, mounts)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := AdoptHolder(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if _, err := h.AddShm("pod", 1<<20, 0, 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if pods, err := h.Pods(); err != nil || len(pods) != 1 {
+		t.Errorf("%v, %v", pods, err)
 	}
 }

@@ -143,7 +143,10 @@ func inodeOf(f *os.File) (inode uint64) {
 func (s *Server) recoverShm(in inheritance) (err error) {
 	if f := in.take(shmName); f != nil {
 		s.shm, err = namespace.AdoptHolder(f)
-		return err
+		if !errors.Is(err, namespace.ErrNotHolder) {
+			return err
+		}
+		slog.Warn("the /dev/shm of each pod is taken from its processes", "err", err) // of a keeper 0.2 in an initramfs
 	}
 	if s.shm, err = namespace.NewHolder(s.mounts()); err != nil {
 		return err
