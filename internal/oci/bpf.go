@@ -13,16 +13,21 @@ var auditArch = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix
 // allows reports whether the filter allows a system call. It is also false if the program has an
 // instruction that libseccomp does not generate.
 func (f *filter) allows(nr uint32, args ...uint64) bool {
-	const size = 64 // struct seccomp_data: number, architecture, instruction pointer, six arguments
+	answer, ok := run(f.program, callData(auditArch, nr, args...))
+	answer &= unix.SECCOMP_RET_ACTION_FULL
+	return ok && (answer == unix.SECCOMP_RET_ALLOW || answer == unix.SECCOMP_RET_LOG)
+}
+
+// callData returns the data on which a filter decides, struct seccomp_data.
+func callData(arch, nr uint32, args ...uint64) []byte {
+	const size = 64 // number, architecture, instruction pointer, six arguments
 	data := binary.NativeEndian.AppendUint32(make([]byte, 0, size), nr)
-	data = binary.NativeEndian.AppendUint32(data, auditArch)
+	data = binary.NativeEndian.AppendUint32(data, arch)
 	data = binary.NativeEndian.AppendUint64(data, 0)
 	for _, arg := range args {
 		data = binary.NativeEndian.AppendUint64(data, arg)
 	}
-	answer, ok := run(f.program, data[:size])
-	answer &= unix.SECCOMP_RET_ACTION_FULL
-	return ok && (answer == unix.SECCOMP_RET_ALLOW || answer == unix.SECCOMP_RET_LOG)
+	return data[:size]
 }
 
 // run runs a classic BPF program (linux/filter.h) on data and returns its result. ok is false if

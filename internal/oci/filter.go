@@ -24,8 +24,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filter is a seccomp filter in the kernel's form: the program and flags that libcontainer loads
-// for a profile. It is immutable and shared by all containers with the profile.
+// filter is a seccomp filter in the kernel's form: the program that libcontainer loads for a
+// profile, simplified, and its flags. It is immutable and shared by all containers with the profile.
 type filter struct {
 	flags     uint32
 	loadEarly uint32 // 1 or 0: early
@@ -44,7 +44,7 @@ type filters struct {
 }
 
 // recentMax is the number of filters that are kept for future starts. The containers of a node have
-// one or two profiles. A filter takes about 10 KiB.
+// one or two profiles. A filter takes about 3 KiB.
 const recentMax = 4
 
 // keep makes a filter the newest recent one. The caller holds mu.
@@ -124,7 +124,7 @@ const filterMode = "seccomp-filter"
 //
 // It lets libcontainer load the filter as in a container, and takes the arguments for the kernel
 // from the system call: the program, including its return values for calls that are newer than the
-// profile, and the flags.
+// profile, and the flags. Then it simplifies the program; see [simplify].
 func Filter() {
 	if err := writeFilter(os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -134,14 +134,27 @@ func Filter() {
 }
 
 func writeFilter(in io.Reader, out io.Writer) error {
+	f, err := compile(in)
+	if err != nil {
+		return err
+	}
+	if _, err := out.Write(binary.NativeEndian.AppendUint32(nil, f.flags)); err != nil {
+		return err
+	}
+	_, err = out.Write(simplify(f.program))
+	return err
+}
+
+// compile returns the filter that libcontainer loads for an encoded profile.
+func compile(in io.Reader) (*filter, error) {
 	var profile configs.Seccomp
 	if err := json.NewDecoder(in).Decode(&profile); err != nil {
-		return fmt.Errorf("read the profile: %w", err)
+		return nil, fmt.Errorf("read the profile: %w", err)
 	}
 	runtime.LockOSThread() // permanently: only this thread cannot load filters
 	i, err := intercept()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var loaded *filter
 	caught := make(chan error, 1)
@@ -151,16 +164,12 @@ func writeFilter(in io.Reader, out io.Writer) error {
 		caught <- err
 	}()
 	if _, err := seccomp.InitSeccomp(&profile); !errors.Is(err, errCaught) {
-		return fmt.Errorf("libcontainer did not come to load the filter: %w", err) // so there is nothing to catch
+		return nil, fmt.Errorf("libcontainer did not come to load the filter: %w", err) // so there is nothing to catch
 	}
 	if err := <-caught; err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := out.Write(binary.NativeEndian.AppendUint32(nil, loaded.flags)); err != nil {
-		return err
-	}
-	_, err = out.Write(loaded.program)
-	return err
+	return loaded, nil
 }
 
 // errCaught is the error of an intercepted load. No load fails with it otherwise.

@@ -19,6 +19,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == filterMode {
 		Filter()
 	}
+	if len(os.Args) > 1 && os.Args[1] == originalMode {
+		originalFilter()
+	}
 	os.Exit(m.Run())
 }
 
