@@ -82,11 +82,13 @@ func unused(m cgroups.Manager) error {
 
 // hierarchies caches the mount points of the cgroup v1 hierarchies, because finding them takes more
 // than a hundred system calls. The cache is dropped when an entry of /sys/fs/cgroup is added or
-// removed. The zero value is ready for concurrent use.
+// removed, or when something is mounted on an entry on which nothing was. The zero value is ready
+// for concurrent use.
 type hierarchies struct {
 	mu     sync.Mutex // guards the fields below; held over system calls on cgroupfs and tmpfs
 	dir    unix.Stat_t
 	points map[string]string // by controller, with the cgroup library's names
+	bare   []string          // directories on which nothing is mounted; usually there are none
 }
 
 // paths returns the directories of a cgroup by controller, or nil if the cgroup library must find
@@ -101,20 +103,41 @@ func (h *hierarchies) paths(config *cgroups.Cgroup) (map[string]string, error) {
 	if err := unix.Stat("/sys/fs/cgroup", &dir); err != nil {
 		return nil, nil
 	}
-	if h.points == nil || dir.Dev != h.dir.Dev || dir.Ino != h.dir.Ino || dir.Mtim != h.dir.Mtim {
+	if h.points == nil || dir.Dev != h.dir.Dev || dir.Ino != h.dir.Ino || dir.Mtim != h.dir.Mtim || h.covered() {
 		// The paths of the root cgroup are the mount points. Without the devices controller this is
 		// an error.
 		root, err := manager.New(&cgroups.Cgroup{Path: "/", Resources: &cgroups.Resources{}})
 		if err != nil {
 			return nil, err
 		}
-		h.dir, h.points = dir, root.GetPaths()
+		h.dir, h.points, h.bare = dir, root.GetPaths(), bareDirectories("/sys/fs/cgroup", dir.Dev)
 	}
 	paths := make(map[string]string, len(h.points))
 	for name, point := range h.points {
 		paths[name] = filepath.Join(point, config.Path)
 	}
 	return paths, nil
+}
+
+// covered reports whether something was mounted on a directory that was bare.
+func (h *hierarchies) covered() bool {
+	return slices.ContainsFunc(h.bare, func(path string) bool {
+		var st unix.Stat_t
+		return unix.Lstat(path, &st) == nil && st.Dev != h.dir.Dev
+	})
+}
+
+// bareDirectories returns the directories in dir that are on its device: nothing is mounted there.
+func bareDirectories(dir string, device uint64) (bare []string) {
+	entries, _ := os.ReadDir(dir) // after an error there are fewer to watch
+	for _, e := range entries {
+		var st unix.Stat_t
+		path := filepath.Join(dir, e.Name())
+		if e.IsDir() && unix.Lstat(path, &st) == nil && st.Dev == device {
+			bare = append(bare, path)
+		}
+	}
+	return bare
 }
 
 // makeCgroup creates the directories of a cgroup without processes. On v1 it creates a directory

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
 )
@@ -44,6 +45,46 @@ func TestHierarchies(t *testing.T) {
 		if paths, err := h.paths(c); paths != nil || err != nil {
 			t.Errorf("%+v: have %v, %v; the library's business", c, paths, err)
 		}
+	}
+}
+
+// A hierarchy that is mounted on an existing directory after the first container is found: that
+// changes nothing in the directory above. The test runs in a mount namespace of its own.
+func TestHierarchyMountedLater(t *testing.T) {
+	const dir, inside = "/sys/fs/cgroup/pids", "KURI_TEST_MOUNTS"
+	if cgroup.Unified() {
+		t.Skip("SKIP: cgroup v2 has one hierarchy")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("SKIP: needs root")
+	}
+	if os.Getenv(inside) == "" {
+		cmd := exec.Command("unshare", "--mount", "--propagation", "private", os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), inside+"=1")
+		out, err := cmd.CombinedOutput()
+		if strings.Contains(string(out), "SKIP: ") {
+			t.Skipf("%s", out)
+		}
+		if err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	config := &cgroups.Cgroup{Path: "/kuri-test", Resources: &cgroups.Resources{}}
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		t.Skipf("SKIP: no hierarchy with the pids controller alone: %v", err)
+	}
+	var h hierarchies
+	paths, err := h.paths(config)
+	if err != nil || paths["memory"] == "" || paths["pids"] != "" {
+		t.Fatalf("without the hierarchy: %v, %v", paths, err)
+	}
+	if err := unix.Mount("cgroup", dir, "cgroup", 0, "pids"); err != nil {
+		t.Fatal(err)
+	}
+	paths, err = h.paths(config)
+	if want := dir + "/kuri-test"; err != nil || paths["pids"] != want {
+		t.Errorf("with the hierarchy: %v, %v", paths, err)
 	}
 }
 
