@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -275,7 +277,8 @@ func (b *sandbox) recoverNetns() error {
 // process of the pod.
 func (s *Server) recoverNamespaces(in inheritance, box *sandbox) error {
 	var errs []error
-	for kind, inode := range box.rec.Namespaces {
+	for _, kind := range slices.Sorted(maps.Keys(box.rec.Namespaces)) {
+		inode := box.rec.Namespaces[kind]
 		f := in.take(sandboxName(box.id, kind))
 		if f == nil {
 			if f = s.namespaceOf(box, kind, inode); f != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -262,7 +263,7 @@ func (s *Server) recoverSandbox(in inheritance, r *sandboxRecord, shm map[string
 	defer s.mu.Unlock()
 	box.told = box.message()
 	if err != nil {
-		box.gone = err.Error()
+		box.gone = strings.ReplaceAll(err.Error(), "\n", "; ") // errors.Join has a line for each
 		box.told.Gone = box.gone
 		slog.Warn("a pod has lost what its containers share", "pod", box.id, "err", err)
 	}

@@ -50,12 +50,15 @@ func (s *Server) Restore() error {
 		return err
 	}
 
-	// 4. The records of pods and containers, of the keeper and of the runtime.
+	// 4. The records of pods, containers and execs, of the keeper and of the runtime.
 	for _, box := range s.allSandboxes() {
 		complain("pod", box.id, s.restoreSandbox(box))
 	}
 	for _, c := range s.allContainers() {
 		complain("container", c.id, s.restoreContainer(c))
+	}
+	if err := s.restoreExecs(); err != nil {
+		slog.Error("what was removed of the state directory cannot be made anew", "err", err)
 	}
 
 	// 5. The sockets. They come last, so that a client that gets an answer finds everything

@@ -70,3 +70,30 @@ func TestRestoreOfOneDirectory(t *testing.T) {
 		t.Errorf("an exec ended with %d and said %q", code, out)
 	}
 }
+
+// The records of running execs are restored: an exec survives the keeper that started it even if
+// its record was removed. The record of an exec that is over does not return.
+func TestRestoreOfExecs(t *testing.T) {
+	n := newNode(t)
+	j := n.run(n.sandbox(), "sleep 100000")
+	over := n.beginExec(j, "echo begun", false, false)
+	<-over.done
+	x := n.beginExec(j, "echo begun; read line; echo $line; exit 5", false, true)
+	x.says(t, "begun")
+	dir := filepath.Join(n.state, "keeper", "execs")
+	n.must(os.RemoveAll(dir))
+	if !eventually(func() bool { files, _ := filepath.Glob(dir + "/*.json"); return len(files) == 1 }) {
+		files, _ := filepath.Glob(dir + "/*")
+		t.Fatalf("the records are %v", files)
+	}
+	n.killKeeper(false)
+	if _, err := x.stdin.Write([]byte("alive\n")); err != nil {
+		t.Fatal(err)
+	}
+	x.says(t, "alive")
+	<-x.done
+	if x.err != nil || x.code != 5 {
+		t.Errorf("it ended with %d: %v", x.code, x.err)
+	}
+	n.wantNoExecs(j)
+}

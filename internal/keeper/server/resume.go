@@ -2,8 +2,12 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"sync"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/failpoint"
@@ -30,6 +34,47 @@ type execRecord struct {
 	Code  int  `json:"code,omitempty"` // if ended
 }
 
+// execLedger has a copy of the record of each exec, from which a removed file is restored.
+type execLedger struct {
+	mu      sync.Mutex             // guards records, and is held while a file is written or removed
+	records map[string]*execRecord // immutable, by session
+}
+
+// writeExec writes a record, which must not be changed afterwards.
+func (s *Server) writeExec(rec *execRecord) error {
+	s.recorded.mu.Lock()
+	defer s.recorded.mu.Unlock()
+	if err := writeRecord(s.recordPath(execRecords, rec.Session), rec); err != nil {
+		return err
+	}
+	s.recorded.records[rec.Session] = rec
+	return nil
+}
+
+func (s *Server) removeExec(session string) error {
+	s.recorded.mu.Lock()
+	defer s.recorded.mu.Unlock()
+	delete(s.recorded.records, session)
+	return removeRecord(s.recordPath(execRecords, session))
+}
+
+// restoreExecs writes the missing records of execs that are not over.
+func (s *Server) restoreExecs() error {
+	s.recorded.mu.Lock()
+	defer s.recorded.mu.Unlock()
+	var errs []error
+	for session, rec := range s.recorded.records {
+		path := s.recordPath(execRecords, session)
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := writeRecord(path, rec); err != nil {
+			errs = append(errs, fmt.Errorf("record of session %s: %w", session, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // intendExec records that a process without a start line is about to be started. After an error it
 // must not be started.
 func (s *Server) intendExec(x *execution, req *api.ExecSession) error {
@@ -37,7 +82,7 @@ func (s *Server) intendExec(x *execution, req *api.ExecSession) error {
 		return nil
 	}
 	rec := &execRecord{Session: req.Session, Boot: s.boot}
-	if err := writeRecord(s.recordPath(execRecords, req.Session), rec); err != nil {
+	if err := s.writeExec(rec); err != nil {
 		return fmt.Errorf("record an exec: %w", err)
 	}
 	x.rec = rec
@@ -55,7 +100,7 @@ func (s *Server) recordExec(x *execution, req *api.ExecSession) {
 	rec := &execRecord{Session: req.Session, Boot: s.boot, Running: x.running, Born: when}
 	rec.Again = len(req.Copy) > 0 || req.Starts && x.running.Line() != nil
 	if err == nil {
-		err = writeRecord(s.recordPath(execRecords, req.Session), rec)
+		err = s.writeExec(rec)
 	}
 	if err != nil {
 		slog.Warn("an exec cannot be recorded: it would end with its keeper", "container", req.Id, "err", err)
@@ -68,7 +113,7 @@ func (s *Server) recordExec(x *execution, req *api.ExecSession) {
 func (s *Server) recordExecEnd(x *execution, code int) {
 	rec := *x.rec
 	rec.Ended, rec.Code = true, code
-	if err := writeRecord(s.recordPath(execRecords, rec.Session), &rec); err != nil {
+	if err := s.writeExec(&rec); err != nil {
 		slog.Warn("the end of an exec cannot be recorded", "pid", x.pid, "err", err)
 	}
 }
@@ -78,7 +123,7 @@ func (s *Server) forgetExec(x *execution) {
 	if x.rec == nil {
 		return
 	}
-	if err := removeRecord(s.recordPath(execRecords, x.rec.Session)); err != nil {
+	if err := s.removeExec(x.rec.Session); err != nil {
 		slog.Warn("forget an exec", "err", err)
 	}
 	if x.pid != 0 {
@@ -102,6 +147,7 @@ func (s *Server) recoverExecs() (running []*oci.Running) {
 			}
 			continue
 		}
+		s.recorded.records[rec.Session] = rec
 		if rec.Running == nil {
 			x := &execution{rec: rec, ended: make(chan struct{}), err: errMayHaveRun}
 			close(x.ended)

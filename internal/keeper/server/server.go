@@ -56,7 +56,8 @@ type Server struct {
 	containerFlights flight.Group[string, *api.Container]
 	removals         flight.Group[string, struct{}]
 
-	files files // see restore.go
+	files    files      // see restore.go
+	recorded execLedger // see resume.go
 
 	mu         sync.Mutex // guards all below
 	retired    bool       // accepts no new sandboxes
@@ -81,6 +82,7 @@ func Open(state, version string) (_ *Server, err error) {
 		sandboxes:  make(map[string]*sandbox),
 		containers: make(map[string]*container),
 		resumable:  make(map[string]*execution),
+		recorded:   execLedger{records: make(map[string]*execRecord)},
 	}
 	if s.parent, err = findParent(); err != nil {
 		return nil, err
