@@ -199,11 +199,11 @@ func (p *Pods) Close() {
 	p.starts.Wait()
 	p.updates.Wait()
 	p.sampler.stop(p.closing)
+	p.followers.Wait() // first: a follower may begin to settle, and settling begins stops and removals
 	p.settles.Wait()
 	p.graces.Wait()
 	p.stops.Wait()
 	p.removes.Wait()
-	p.followers.Wait()
 	p.sampler.passes.Wait()
 	p.counts.close()
 	p.lists.close()

@@ -259,16 +259,30 @@ func unknownSandbox(id string) *SandboxRecord {
 }
 
 // adopt takes over the namespace paths of a sandbox that the keeper holds, and makes the sandbox notready if part of it
-// is gone. It restores the files of a ready sandbox.
+// is gone. It restores the files of a ready sandbox. The sandbox may have been stopped and removed since the keeper
+// answered: then adopt changes nothing.
 func (p *Pods) adopt(s *Sandbox, held *api.Sandbox) {
 	if held == nil {
 		return
 	}
-	s.namespaces.Store(&held.Namespaces)
+	s.take(held.Namespaces)
 	p.lost(held)
 	p.look(s)
-	if r := s.Record(); r.State == Ready {
-		p.complain("make the files of "+r.name()+" anew", p.ensureFiles(r))
+	if s.begin() != nil {
+		return // it is not ready
+	}
+	defer s.creates.Done() // a stop waits, so that no file of a removed pod is restored
+	r := s.Record()
+	p.complain("make the files of "+r.name()+" anew", p.ensureFiles(r))
+}
+
+// take replaces the namespace paths of a sandbox that is not being stopped. A stop clears them after it has changed the
+// state.
+func (s *Sandbox) take(paths map[string]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.Record().State != NotReady {
+		s.namespaces.Store(&paths)
 	}
 }
 
