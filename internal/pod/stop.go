@@ -77,7 +77,7 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 
 	// 4. The namespaces.
 	step.Enter(ctx, "namespaces")
-	if err := p.Keeper.RemoveSandbox(ctx, r.ID); err != nil {
+	if err := p.releaseSandbox(ctx, r.ID); err != nil {
 		return fmt.Errorf("release the namespaces: %w", err)
 	}
 	s.namespaces.Store(new(map[string]string))
@@ -93,6 +93,30 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 	}
 	failpoint.At("stop pod: cgroup removed")
 	return nil
+}
+
+// releaseSandbox has the keeper release the namespaces of a pod in which no container is left or being created. The
+// keeper refuses while it holds a container. One that is unknown here is left of a creation that failed, and whose undo
+// failed as well because no keeper served at that moment: it is deleted.
+func (p *Pods) releaseSandbox(ctx context.Context, id string) error {
+	err := p.Keeper.RemoveSandbox(ctx, id)
+	if !errors.Is(err, fault.Precondition) {
+		return err
+	}
+	held, lerr := p.ask(ctx)
+	if lerr != nil {
+		return lerr
+	}
+	for _, c := range held.containers {
+		if c.SandboxId != id {
+			continue
+		}
+		slog.Warn("taking back a container without a record", "container", c.Id)
+		if err := p.Keeper.Delete(ctx, c.Id); err != nil {
+			return err
+		}
+	}
+	return p.Keeper.RemoveSandbox(ctx, id)
 }
 
 // endAll kills the running containers and has the keeper delete all containers, so that nothing holds the namespaces.

@@ -15,6 +15,8 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
@@ -343,5 +345,48 @@ func TestContainerUnknownToTheKeeper(t *testing.T) {
 	d.RemovePod(t, pod)
 	if err := syscall.Kill(staysPid, 0); err != syscall.ESRCH {
 		t.Errorf("process %d lives on: %v", staysPid, err)
+	}
+}
+
+// The keeper holds a container that kurid does not know: its creation failed, and so did the undo,
+// because no keeper served for seconds. The container's process waits and runs nothing. kuri doctor
+// names it, and it goes with its pod.
+func TestContainerUnknownToKurid(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	image := d.PullBusybox(t)
+	config := harness.Pod("unknown")
+	pod := d.RunPod(t, config)
+	known := d.Run(t, pod, harness.Container("known", image, "sleep", "100000"), config)
+
+	// The keeper creates another container from the same bundle, with another id.
+	other := id("e")
+	bundle := filepath.Join(d.State, "pods", pod, "containers", other)
+	spec, err := os.ReadFile(filepath.Join(d.State, "pods", pod, "containers", known, "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	harness.Write(t, bundle, "config.json", strings.ReplaceAll(string(spec), known, other))
+	scratch := t.TempDir()
+	for _, dir := range []string{"upper", "work"} {
+		mkdirAll(t, filepath.Join(scratch, dir))
+	}
+	client := keeper.Connect(d.State)
+	defer client.Close()
+	made, err := client.Create(t.Context(), &api.CreateRequest{Id: other, SandboxId: pod, Bundle: bundle, Rootfs: &api.Rootfs{
+		Lowerdirs: globbed(t, d.Root, "layers", "*", "fs"), Upperdir: filepath.Join(scratch, "upper"), Workdir: filepath.Join(scratch, "work"),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if r, code := doctor(t, d); code != 1 || len(r.Damages) == 0 || r.Damages[0].Subject != other {
+		t.Errorf("kuri doctor: exit code %d, %+v", code, r.Damages)
+	}
+	d.RemovePod(t, pod)
+	if err := syscall.Kill(int(made.Pid), 0); err != syscall.ESRCH {
+		t.Errorf("process %d lives on: %v", made.Pid, err)
+	}
+	if r, code := doctor(t, d); code != 0 {
+		t.Errorf("kuri doctor after the removal: exit code %d, %+v", code, r.Damages)
 	}
 }
