@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,20 +86,26 @@ func (a *archive) fill(ctx context.Context, from io.Reader) error {
 	}
 	defer plain.Close()
 	in := tar.NewReader(plain)
+	last := ""
 	for n := 0; ; n++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		hdr, err := in.Next()
 		if errors.Is(err, io.EOF) {
-			return atEnd(plain)
-		}
-		if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return fault.New(fault.Invalid, "not a tar archive, or truncated: %w", err)
+			err = atEnd(plain)
+			switch {
+			case n > 0:
+				return err
+			case fault.Of(err) == fault.Invalid:
+				return fault.New(fault.Invalid, "not a tar archive")
+			}
+			return cmp.Or(err, fault.New(fault.Invalid, "the archive is empty"))
 		}
 		if err != nil {
-			return err
+			return headerError(err, last)
 		}
+		last = hdr.Name
 		if n == maxArchiveFiles {
 			return fault.New(fault.Exhausted, "the archive has more than %d files", maxArchiveFiles)
 		}
@@ -106,6 +113,18 @@ func (a *archive) fill(ctx context.Context, from io.Reader) error {
 			return err
 		}
 	}
+}
+
+// headerError returns the error for a header that cannot be read, after the file last, or "" if it
+// is the first one.
+func headerError(err error, last string) error {
+	switch {
+	case fault.Of(err) != "" || !errors.Is(err, tar.ErrHeader) && !errors.Is(err, io.ErrUnexpectedEOF):
+		return err
+	case last == "":
+		return fault.New(fault.Invalid, "not a tar archive")
+	}
+	return fault.New(fault.Invalid, "the tar archive is damaged or truncated after the file %q", clip(last))
 }
 
 // atEnd refuses data after the end of the archive, which would be dropped silently. Zeros are

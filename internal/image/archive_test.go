@@ -125,7 +125,7 @@ func TestNamesOfAnArchive(t *testing.T) {
 		"docker: a layer is not there": {docker(first("x:1"),
 			dockerEntry{"2.json", []string{"y:1"}, []string{"3.tar"}}), "", "3.tar"},
 		"docker: a bad name":          {docker(first("Bad Name")), "", "Bad Name"},
-		"docker: an entry of nothing": {docker(first("x:1"), dockerEntry{}), "", `lacks the file ""`},
+		"docker: an entry of nothing": {docker(first("x:1"), dockerEntry{}), "", "no config"},
 		"docker, and an index of none": {tarOf(t, file{"index.json", `{"manifests":[]}`}, file{"1.json", config(one)},
 			file{"1.tar", string(one.plain[0])}, file{"manifest.json",
 				`[{"Config":"1.json","RepoTags":["x:1"],"Layers":["1.tar"]}]`}), "", "one=docker.io/library/x:1"},

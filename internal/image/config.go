@@ -23,7 +23,7 @@ func parseConfig(raw []byte) (*imagespec.Image, error) {
 		} `json:"config"`
 	}
 	if err := json.Unmarshal(raw, &read); err != nil {
-		return nil, fault.New(fault.Invalid, "the image's config is not valid: %w", err)
+		return nil, fault.New(fault.Invalid, "the image's config is not valid: %w", jsonError(err))
 	}
 	cfg := &imagespec.Image{Platform: read.Platform, RootFS: read.RootFS, Config: read.Config.ImageConfig}
 	cfg.Config.Entrypoint, cfg.Config.Cmd = read.Config.Entrypoint, read.Config.Cmd

@@ -42,7 +42,8 @@ func (a *archive) contents(ctx context.Context) ([]*load, error) {
 				"again")
 	}
 	return nil, fault.New(fault.Invalid,
-		"the archive is neither an OCI image layout (it has no index.json) nor a docker-archive (no manifest.json)")
+		"the archive is neither an OCI image layout (it has no index.json) nor a docker-archive (no manifest.json): is it "+
+			"truncated, or another kind of archive?")
 }
 
 // group is a set of entries of index.json that are one image.
@@ -82,7 +83,7 @@ func (a *archive) layoutImages(ctx context.Context) ([]*load, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("image %q: %w", clip(cmp.Or(g.name, g.tag)), c.explain(err))
+			return nil, fmt.Errorf("%s: %w", imageNamed(cmp.Or(g.name, g.tag)), c.explain(err))
 		}
 		l := &load{choice: found, tag: g.tag}
 		if g.name != "" {
@@ -100,6 +101,14 @@ func (a *archive) layoutImages(ctx context.Context) ([]*load, error) {
 		slog.Warn("skipping an image of an archive", "err", missed)
 	}
 	return loads, nil
+}
+
+// imageNamed describes an image of an archive by its name, which may be "".
+func imageNamed(name string) string {
+	if name == "" {
+		return "image without a name"
+	}
+	return fmt.Sprintf("image %q", clip(name))
 }
 
 // groupsOf groups the entries by name.
@@ -228,7 +237,7 @@ func (a *archive) dockerImages(ctx context.Context) ([]*load, error) {
 	}
 	var entries []dockerEntry
 	if err := json.Unmarshal(body, &entries); err != nil {
-		return nil, fault.New(fault.Invalid, "manifest.json is not from a docker-archive: %w", err)
+		return nil, fault.New(fault.Invalid, "manifest.json is not from a docker-archive: %w", jsonError(err))
 	}
 	if len(entries) > maxImages {
 		return nil, fault.New(fault.Exhausted, "manifest.json has more than %d images", maxImages)
@@ -237,7 +246,7 @@ func (a *archive) dockerImages(ctx context.Context) ([]*load, error) {
 	for _, e := range entries {
 		l, err := a.dockerImage(e)
 		if err != nil {
-			return nil, fmt.Errorf("image %q: %w", clip(strings.Join(e.RepoTags, " ")), err)
+			return nil, fmt.Errorf("%s: %w", imageNamed(strings.Join(e.RepoTags, " ")), err)
 		}
 		loads = append(loads, l)
 	}
@@ -252,6 +261,9 @@ type dockerEntry struct {
 }
 
 func (a *archive) dockerImage(e dockerEntry) (*load, error) {
+	if e.Config == "" {
+		return nil, fault.New(fault.Invalid, "manifest.json gives it no config")
+	}
 	config, err := a.read(e.Config, maxConfig)
 	if err != nil {
 		return nil, err

@@ -129,15 +129,17 @@ func nameOthers(loads []*load, given string) error {
 		}
 	}
 	if strings.HasSuffix(given, ":"+ref.Tag) { // it includes a tag
-		if len(nameless) > 1 {
+		if len(nameless) > 1 && len(untagged) < 2 {
 			return fault.New(fault.Invalid,
 				"the archive has %d images without a name (%s), and %q can name one only: give a repository without "+
 					"a tag, or no name", len(nameless), labels(nameless), given)
 		}
-		for _, l := range nameless {
-			return l.addName(given)
+		if len(nameless) == 1 {
+			return nameless[0].addName(given)
 		}
-		return nil
+		if len(nameless) == 0 {
+			return nil
+		}
 	}
 	if len(untagged) > 1 {
 		return fault.New(fault.Invalid,

@@ -347,6 +347,53 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
+// The error says what is wrong with the archive, in the terms of the archive.
+func TestErrorsOfBadArchives(t *testing.T) {
+	needRoot(t)
+	good := layoutTar(t, nil, annotated(imageOf(t, "one", layerOf(t, file{"a", strings.Repeat("x", 5000)})), refName, "a:1"))
+	gz := func(body []byte) []byte {
+		var buf bytes.Buffer
+		w := gzip.NewWriter(&buf)
+		w.Write(body)
+		w.Close()
+		return buf.Bytes()
+	}
+	for name, row := range map[string]struct {
+		body []byte
+		says string
+	}{
+		"text":                 {[]byte("hello\n"), "not a tar archive"},
+		"long text":            {bytes.Repeat([]byte("hello\n"), 1000), "not a tar archive"},
+		"nothing":              {nil, "the archive is empty"},
+		"zeros":                {make([]byte, 10240), "the archive is empty"},
+		"zeros and more":       {append(make([]byte, 10240), 'x'), "not a tar archive"},
+		"packed twice":         {gz(gz(good)), "not a tar archive"},
+		"packed and cut":       {gz(good)[:100], "the gzip stream is damaged or truncated"},
+		"packed and more":      {append(gz(good), 'x'), "the gzip stream: there is data after its end"},
+		"cut in a header":      {tarOf(t, file{"a", "1"}, file{"b", "2"})[:1200], "truncated after the file \""},
+		"cut at a header":      {tarOf(t, file{"oci-layout", "{}"})[:1024], "is it truncated"},
+		"an index of null":     {tarOf(t, file{"index.json", "null"}), "lists no manifests"},
+		"an index of [1]":      {tarOf(t, file{"index.json", "[1]"}), "it is of type array, not object"},
+		"names as a text":      {tarOf(t, file{"manifest.json", `[{"RepoTags":"a:1"}]`}), `"RepoTags" is of type string, not array`},
+		"no config":            {tarOf(t, file{"manifest.json", `[null]`}), "image without a name: manifest.json gives it no config"},
+		"a label of 1":         {tarOf(t, file{"manifest.json", `[{"Config":"c"}]`}, file{"c", `{"config":{"Labels":{"a":1}}}`}), `"config.Labels" is of type number, not string`},
+		"an architecture of 1": {tarOf(t, file{"manifest.json", `[{"Config":"c"}]`}, file{"c", `{"architecture":1}`}), `"architecture" is of type number, not string`},
+	} {
+		_, err := openStore(t, "").Load(t.Context(), bytes.NewReader(row.body), "")
+		if fault.Of(err) == "" || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "archive/tar") ||
+			strings.Contains(err.Error(), "Go ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	two := layoutTar(t, nil, annotated(imageOf(t, "one", layerOf(t, file{"a", "1"}))), annotated(imageOf(t, "two", layerOf(t, file{"a", "2"}))))
+	for _, given := range []string{"x", "x:1"} {
+		if _, err := openStore(t, "").Load(t.Context(), bytes.NewReader(two), given); err == nil ||
+			!strings.Contains(err.Error(), "load it without a name") {
+			t.Errorf("two images named %s: %v", given, err)
+		}
+	}
+}
+
 // FuzzParseDocument asserts that parsing any manifest or config ends in an error or yields digests
 // that are safe as file names.
 func FuzzParseDocument(f *testing.F) {

@@ -36,7 +36,7 @@ type document struct {
 func parseDocument(body []byte, mediaType string) (*document, error) {
 	var d document
 	if err := json.Unmarshal(body, &d); err != nil {
-		return nil, fault.New(fault.Invalid, "the manifest is not valid JSON: %w", err)
+		return nil, fault.New(fault.Invalid, "the manifest is not valid JSON: %w", jsonError(err))
 	}
 	if d.MediaType != "" {
 		mediaType = d.MediaType
@@ -52,6 +52,8 @@ func parseDocument(body []byte, mediaType string) (*document, error) {
 	case d.Manifests != nil && !image:
 		d.isIndex = true
 		return &d, d.refute(mediaType, "index", imagespec.MediaTypeImageManifest, registry.DockerManifest)
+	case d.Config == nil && (mediaType == imagespec.MediaTypeImageIndex || mediaType == registry.DockerManifestList):
+		return nil, fault.New(fault.Invalid, "the index lists no manifests")
 	case d.Config == nil:
 		return nil, fault.New(fault.Invalid, "the manifest names no config: it is not an image (its type is %q)",
 			clip(mediaType))

@@ -133,7 +133,8 @@ func (d *decoders) decompress(ctx context.Context, from io.Reader) (io.ReadClose
 		if err != nil {
 			return nil, fault.New(fault.Corrupt, "not a gzip stream: %w", err)
 		}
-		return &decompressor{format: "gzip", from: z, close: func() { z.Close() }}, nil
+		z.Multistream(false)
+		return &decompressor{format: "gzip", from: &gzipMembers{in, z}, close: func() { z.Close() }}, nil
 	case isZstd(magic):
 		return d.open(ctx, in)
 	case bytes.HasPrefix(magic, []byte("\xfd7zX")):
@@ -145,6 +146,45 @@ func (d *decoders) decompress(ctx context.Context, from io.Reader) (io.ReadClose
 		return nil, err
 	}
 	return io.NopCloser(in), nil
+}
+
+// gzipMembers reads the members of a gzip stream. Zeros after the last one are padding, as in gzip
+// and tar.
+type gzipMembers struct {
+	in *bufio.Reader
+	z  *gzip.Reader // of the current member
+}
+
+func (g *gzipMembers) Read(p []byte) (int, error) {
+	for {
+		n, err := g.z.Read(p)
+		if err != io.EOF {
+			return n, err
+		}
+		if n > 0 {
+			return n, nil
+		}
+		if err := g.next(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// next begins the next member. It returns io.EOF after the last one.
+func (g *gzipMembers) next() error {
+	first, err := g.in.Peek(1)
+	for err == nil && first[0] == 0 {
+		g.in.Discard(1)
+		first, err = g.in.Peek(1)
+	}
+	if err != nil {
+		return err
+	}
+	if err := g.z.Reset(g.in); err != nil {
+		return fault.New(fault.Corrupt, "there is data after its end")
+	}
+	g.z.Multistream(false)
+	return nil
 }
 
 // looksLikeTar reports whether the stream begins with a tar header: the name of the first file

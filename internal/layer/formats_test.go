@@ -60,6 +60,7 @@ func TestWholeStreamIsDecompressed(t *testing.T) {
 	for name, packed := range map[string][]byte{
 		"gzip members":          slices.Concat(gzipped(t, one), gzipped(t, two)),
 		"gzip, an empty member": slices.Concat(gzipped(t, one), gzipped(t, nil), gzipped(t, two)),
+		"gzip, padding":         slices.Concat(gzipped(t, one), gzipped(t, two), make([]byte, 512)),
 		"zstd frames":           slices.Concat(zstded(t, one), zstded(t, two)),
 		"zstd, skippable frames": slices.Concat([]byte("\x50\x2a\x4d\x18\x03\x00\x00\x00abc"), zstded(t, one),
 			[]byte("\x5f\x2a\x4d\x18\x01\x00\x00\x00a"), zstded(t, two)),
@@ -87,6 +88,14 @@ func TestWholeStreamIsDecompressed(t *testing.T) {
 		if got, err := decompressed(packed); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes, %v, want %d", name, len(got), err, len(want))
 		}
+	}
+}
+
+func TestTooLargeAWindow(t *testing.T) {
+	packed := packedBy(t, bytes.Repeat([]byte("0123456789"), 100), "zstd", "-q", "-c", "--long=31")
+	if _, err := decompressed(packed); !errors.Is(err, fault.Unimplemented) ||
+		!strings.Contains(err.Error(), "--long=27") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -3,9 +3,11 @@ package layer
 import (
 	"compress/bzip2"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -263,6 +265,14 @@ func refuseOther(magic []byte) error {
 func damaged(format string, err error) error {
 	if fault.Of(err) != "" {
 		return fmt.Errorf("the %s stream: %w", format, err)
+	}
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		return fault.New(fault.Unimplemented,
+			"the %s stream needs a window of more than %d MiB: compress it again with at most --long=27", format,
+			maxWindow>>20)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fault.New(fault.Corrupt, "the %s stream is damaged or truncated: %w", format, err)
 	}
 	return fault.New(fault.Corrupt, "the %s stream is damaged: %w", format, err)
 }

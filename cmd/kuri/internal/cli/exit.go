@@ -175,9 +175,21 @@ func ConnectionLost(err error) bool {
 	return false
 }
 
+// NotServed reports whether the runtime does not have the method that was called. A method that is
+// served can be Unimplemented for one request.
+func NotServed(err error) bool {
+	s := StatusOf(err)
+	if s == nil || s.Code() != codes.Unimplemented {
+		return false
+	}
+	text := s.Message()
+	return text == "" || strings.HasPrefix(text, "unknown service ") || strings.HasPrefix(text, "unknown method ") ||
+		strings.HasPrefix(text, "method ") && strings.HasSuffix(text, " not implemented")
+}
+
 // NeedsKuri explains the error of a call that only Kuri's own runtime serves.
 func NeedsKuri(img *client.Images, what string, err error) error {
-	if status.Code(err) == codes.Unimplemented {
+	if NotServed(err) {
 		return fmt.Errorf("%s is not Kuri's runtime, and the CRI has no call for %s", img.Endpoint(), what)
 	}
 	return fmt.Errorf("%s: %w", what, err)

@@ -53,3 +53,21 @@ func TestPlainNetwork(t *testing.T) {
 		}
 	}
 }
+
+// Kuri answers Unimplemented to a request that it cannot serve, such as the load of an archive with
+// an encrypted layer. That does not make it another runtime.
+func TestNotServed(t *testing.T) {
+	for text, want := range map[string]bool{
+		"unknown service kuri.v1.Images":                 true,
+		"unknown method Load for service kuri.v1.Images": true,
+		"method Load not implemented":                    true,
+		"load images: the layer is encrypted":            false,
+	} {
+		if err := status.Error(codes.Unimplemented, text); NotServed(fmt.Errorf("load: %w", err)) != want {
+			t.Errorf("%q: %t", text, !want)
+		}
+	}
+	if !NotServed(status.Error(codes.Unimplemented, "")) || NotServed(status.Error(codes.NotFound, "unknown method x")) || NotServed(nil) {
+		t.Error("without a text, another code, or no error")
+	}
+}

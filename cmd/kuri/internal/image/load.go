@@ -14,8 +14,6 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	kuriv1 "github.com/kuri-cri/kuri/api/kuri/v1"
@@ -54,7 +52,7 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 				return fmt.Errorf("list images: %w", err)
 			}
 			loaded, err := send(ctx, img, archive, name)
-			if status.Code(err) == codes.Unimplemented {
+			if cli.NotServed(err) {
 				return fmt.Errorf("%s is not Kuri's runtime, and the CRI itself cannot load archives: use the runtime's own tool", img.Endpoint())
 			}
 			if err != nil {
@@ -173,17 +171,23 @@ func pack(w io.Writer, dir string) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		file, err := root.Open(name)
-		if err != nil {
-			return err
+		info, err := root.Stat(name) // opening a FIFO would wait for a writer
+		if err != nil && d.Type() == fs.ModeSymlink {
+			return fmt.Errorf("%s is a symlink that leads nowhere or out of the directory: copy the directory with cp -rL", filepath.Join(dir, name))
 		}
-		defer file.Close()
-		info, err := file.Stat()
 		if err != nil {
 			return err
 		}
 		if !info.Mode().IsRegular() {
 			return fmt.Errorf("%s is not a regular file", filepath.Join(dir, name))
+		}
+		file, err := root.Open(name)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		if info, err = file.Stat(); err != nil {
+			return err
 		}
 		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: info.Size(), Mode: 0o644}); err != nil {
 			return err

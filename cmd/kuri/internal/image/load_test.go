@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -37,6 +38,24 @@ func TestLoadLines(t *testing.T) {
 	for name, want := range map[string]bool{"registry.example/x": true, "registry.example/x:v1": true, "registry.example/x:v2": false, "web": true, "web:latest": true, "registry.example/y": false, "UPPER": false} {
 		if named(i, name) != want {
 			t.Errorf("%s: %t", name, !want)
+		}
+	}
+}
+
+// A file that cannot be read as a part of a layout is refused by name, and a FIFO is not waited for.
+func TestPackOddFiles(t *testing.T) {
+	for says, odd := range map[string]func(path string) error{
+		"is not a regular file": func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"cp -rL":                func(path string) error { return os.Symlink("/etc/passwd", path) },
+		"leads nowhere":         func(path string) error { return os.Symlink("gone", path) },
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "odd")
+		if err := odd(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := pack(io.Discard, dir); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", says, err)
 		}
 	}
 }
