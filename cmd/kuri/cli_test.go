@@ -42,6 +42,7 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"image nope", 2, `there is no command "kuri image nope"`},
 		{"rmp x", 2, "kuri rm"},
 		{"get pods", 2, "kuri pods"},
+		{"get", 2, "it is kuri pods, kuri ps or kuri images"},
 		{"logs --tail x web", 2, `--tail "x": expected a whole number`},
 		{"stop -g 1.5 web", 2, `--grace "1.5": expected a whole number`},
 		{"pods -l nonsense", 2, `--label "nonsense": expected KEY=VALUE`},
@@ -51,12 +52,35 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"logs --folow web", 2, "unknown flag: --folow: did you mean --follow?"},
 		{"ps -Z", 2, "unknown flag: -Z"},
 		{"ps --format x", 2, "(here it is -o, --output)"},
+		{"run --restart always busybox", 2, "unknown flag: --restart: nothing restarts a container here"},
+		{"run -P busybox", 2, "unknown flag: -P: name the ports, -p 8080:80"},
+		{"run -c 2 busybox", 2, "unknown flag: -c: use --cpus"},
+		{"run --image=busybox web", 2, "unknown flag: --image: the image is the first argument: kuri run --name NAME IMAGE"},
+		{"run web --image=busybox", 2, "kuri run --name web busybox"},
+		{"ps -n 1", 2, "unknown flag: -n: the youngest comes first: kuri ps | head"},
+		{"ps -s", 2, "-s (--state) needs a value, STATE"},
+		{"pods --label", 2, "--label needs a value, KEY=VALUE"},
+		{"images busybox", 2, "--name busybox selects by name"},
+		{"stop -t 5 web", 2, `--timeout "5": this is how long one call may take; the time to stop is --grace 5`},
+		{"logs -t --tail 1 web", 2, "the times of the lines are --timestamps"},
+		{"exec -e A=b web env", 2, "unknown flag: -e: use kuri exec NAME -- env NAME=VALUE COMMAND"},
+		{"inspect -f {{.status}} web", 2, "unknown flag: -f: use -o go-template=TEMPLATE"},
+		{"-o json ps", 2, "unknown flag: -o: it belongs after the verb, kuri VERB -o"},
+		{"network ls", 2, `there is no command "kuri network ls": it has prune`},
+		{"get pod web -o yaml", 2, "it is kuri pods, or kuri inspect NAME"},
+		{"get deploy", 2, "a runtime knows pods and containers, and no deploy"},
+		{"describe node", 2, "it is kuri info"},
+		{"delete -f web.yaml", 2, "it is kuri down FILE"},
+		{"create -f web.yaml", 2, "unknown flag: -f: use kuri run FILE"},
+		{"load -i /does/not/exist.tar", 3, "no such file"},
+		{"load -i a b", 2, `unexpected argument "b"`},
+		{"down -f /does/not/exist.yaml", 3, "no such file"},
+		{"down -f a b", 2, `unexpected argument "b"`},
 		{"port-forward web 99999", 2, "a number from 1 to 65535"},
 		{"port-forward web 1:2:3", 2, "PORT or LOCAL:PORT"},
 		{"logs --tail -5 web", 2, "--tail -5"},
 		{"stop -g -5 web", 2, "--grace -5"},
 		{"exec --time-limit -5s web ls", 2, "cannot be negative"},
-		{"get pods", 2, "it is kuri pods, kuri ps or kuri images"},
 		{"ps --filter name=x", 2, "(here it is --name, --label or --state)"},
 		{"apply -f web.yaml", 2, "there is no command \"apply\": it is kuri run FILE"},
 		{"inspectp -o json x", 2, "it is kuri inspect"},
@@ -90,7 +114,7 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"pods --state up", 2, `--state "up": expected ready, notready`},
 		{"ps --state SANDBOX_READY", 2, "expected created, running"},
 		{"exec web -it", 2, "which command?"},
-		{"exec web -c", 2, "flag needs an argument"},
+		{"exec web -c", 2, "-c (--container) needs a value, CONTAINER"},
 		{"--version", 0, ""},
 		{"-r tcp://127.0.0.1:1 pods", 2, "TCP is not supported"},
 		{"-t -5s pods", 2, "negative"},
@@ -140,6 +164,12 @@ func TestInterrupted(t *testing.T) {
 	c, _, errs := clitest.New(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
 	if code := c.Main(ctx, root(c), []string{"-r", "unix://" + path, "pods"}); code != 128+15 || !strings.Contains(errs.String(), "interrupted (terminated)") {
 		t.Errorf("exit code %d: %s", code, errs)
+	}
+	ctrlC, cancel := context.WithCancelCause(context.Background())
+	cancel(cli.Interrupt{Signal: syscall.SIGINT})
+	c, _, errs = clitest.New(nil)
+	if code := c.Exit(ctrlC, ctrlC.Err()); code != 128+2 || errs.String() != "kuri: interrupted\n" {
+		t.Errorf("exit code %d: %q", code, errs)
 	}
 	c, _, errs = clitest.New(nil)
 	left := errors.Join(ctx.Err(), cli.Leftover("remove pod p: stuck"))

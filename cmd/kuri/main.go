@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -24,11 +23,15 @@ func main() {
 	os.Exit(code)
 }
 
-// interruptible returns a context that ends with the first SIGINT or SIGTERM, which is its cause.
+// interruptible returns a context that ends with the first SIGINT, SIGTERM or SIGHUP, which is its
+// cause. A terminal that is closed sends SIGHUP; under nohup it stays ignored.
 func interruptible() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	go func() {
 		select {
 		case s := <-signals:
@@ -42,6 +45,5 @@ func interruptible() (context.Context, func()) {
 // silenceLibraries keeps the log of Kubernetes' libraries off the user's terminal: failures are
 // returned as errors.
 func silenceLibraries() {
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
+	klog.SetLogger(klog.Logger{}) // one without a sink: with SetOutput errors still go to standard error
 }

@@ -108,13 +108,13 @@ func Describe(err error) string {
 	text := err.Error()
 	if s := StatusOf(err); s != nil {
 		// "stop pod x: rpc error: code = Unknown desc = why" becomes "stop pod x: why"
-		text = strings.Replace(text, fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
+		text = rpcPrefix.ReplaceAllString(text, "")
 		if s.Code() == codes.DeadlineExceeded && strings.HasPrefix(s.Message(), "context deadline exceeded") { // ours, not the runtime's
-			text += " (see --timeout)"
+			text = strings.Replace(text, s.Message(), "the runtime did not answer in time (see --timeout)", 1)
 		}
 	}
 	if ConnectionLost(err) {
-		text += "\nthe connection broke: the runtime has stopped or was restarted"
+		text = strings.Replace(text, StatusOf(err).Message(), "the connection broke: the runtime has stopped or was restarted", 1)
 	}
 	var unreachable *client.UnreachableError
 	if errors.As(err, &unreachable) {
@@ -130,6 +130,9 @@ func Describe(err error) string {
 	}
 	return plainNetwork(text)
 }
+
+// rpcPrefix matches gRPC's prefix of a status. A text may have several, of joined errors.
+var rpcPrefix = regexp.MustCompile(`rpc error: code = [A-Za-z]+ desc = `)
 
 // Phrases of Go's network and HTTP packages around the address and the reason of a failure.
 var networkWords = []struct {
@@ -199,7 +202,12 @@ func NeedsKuri(img *client.Images, what string, err error) error {
 // to exit.
 type Interrupt struct{ syscall.Signal }
 
-func (i Interrupt) Error() string { return fmt.Sprintf("interrupted (%s)", i.Signal) }
+func (i Interrupt) Error() string {
+	if i.Signal == syscall.SIGINT { // Ctrl-C: the user knows
+		return "interrupted"
+	}
+	return fmt.Sprintf("interrupted (%s)", i.Signal)
+}
 
 // IsGone reports whether a call failed because its object no longer exists.
 func IsGone(err error) bool { return status.Code(err) == codes.NotFound }

@@ -185,7 +185,7 @@ func (v *Inventory) missing(name, kind string) error {
 	if pods := v.podsMeant(name); len(pods) > 0 && kind == "container" {
 		return NotFound("pod %s has no containers", PodName(pods[0]))
 	}
-	return NotFound("there is no %s %q", kind, name)
+	return NotFound("there is no %s %q%s", kind, name, KindHint(name))
 }
 
 // PodsNamed returns the pods with a name, with or without a namespace. Of several sandboxes of one

@@ -2,15 +2,16 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"text/template"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -187,24 +188,67 @@ func UnpackInfo(info map[string]string) map[string]any {
 
 // Table writes rows in columns. The first row is the header.
 func Table(w io.Writer, rows [][]string) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	for _, row := range rows {
-		cells := make([]string, len(row))
-		for i, cell := range row {
-			if cells[i] = Printable(cell); cell == "" {
-				cells[i] = "-"
+	var widths []int
+	cells := make([][]string, len(rows))
+	for i, row := range rows {
+		for j, cell := range row {
+			cell = cmp.Or(Printable(cell), "-")
+			if j == len(widths) {
+				widths = append(widths, 0)
+			}
+			cells[i], widths[j] = append(cells[i], cell), max(widths[j], Width(cell))
+		}
+	}
+	const gap = 3
+	var out bytes.Buffer
+	for _, row := range cells {
+		for j, cell := range row {
+			if out.WriteString(cell); j < len(row)-1 {
+				out.WriteString(strings.Repeat(" ", widths[j]-Width(cell)+gap))
 			}
 		}
-		fmt.Fprintln(tw, strings.Join(cells, "\t"))
+		out.WriteByte('\n')
 	}
-	return tw.Flush()
+	_, err := w.Write(out.Bytes())
+	return err
 }
 
-// Printable removes characters that could garble a table or a terminal: names and labels come from
-// other people.
+// Width returns the number of a terminal's columns that a text takes.
+func Width(s string) int {
+	n := 0
+	for _, r := range s {
+		switch {
+		case unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf):
+		case unicode.Is(wide, r):
+			n += 2
+		default:
+			n++
+		}
+	}
+	return n
+}
+
+// Pad appends blanks to a text up to a width in columns.
+func Pad(s string, width int) string { return s + strings.Repeat(" ", max(0, width-Width(s))) }
+
+// wide has the characters of two columns: the ranges that Unicode's EastAsianWidth.txt calls W or F,
+// without the narrow ones between emoji.
+var wide = &unicode.RangeTable{
+	R16: []unicode.Range16{
+		{0x1100, 0x115f, 1}, {0x2e80, 0x303e, 1}, {0x3041, 0x4dbf, 1}, {0x4e00, 0xa4cf, 1}, {0xa960, 0xa97f, 1},
+		{0xac00, 0xd7a3, 1}, {0xf900, 0xfaff, 1}, {0xfe30, 0xfe6f, 1}, {0xff00, 0xff60, 1}, {0xffe0, 0xffe6, 1},
+	},
+	R32: []unicode.Range32{
+		{0x16fe0, 0x18d08, 1}, {0x1b000, 0x1b2fb, 1}, {0x1f300, 0x1f64f, 1}, {0x1f680, 0x1f6ff, 1}, {0x1f900, 0x1f9ff, 1},
+		{0x20000, 0x3fffd, 1},
+	},
+}
+
+// Printable replaces characters that could garble a table or a terminal, including those that reverse
+// the direction of a text: names and labels come from other people.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || unicode.Is(unicode.Bidi_Control, r) {
 			return '?'
 		}
 		return r
@@ -312,10 +356,14 @@ func (c *CLI) Columns() int {
 	return 100
 }
 
-// Cut shortens a text to at most n characters.
+// Cut shortens a text to at most n columns.
 func Cut(s string, n int) string {
-	if r := []rune(s); len(r) > n {
-		return string(r[:n-1]) + "…"
+	if Width(s) <= n {
+		return s
 	}
-	return s
+	r := []rune(s)
+	for len(r) > 0 && Width(string(r)) > n-1 {
+		r = r[:len(r)-1]
+	}
+	return string(r) + "…"
 }

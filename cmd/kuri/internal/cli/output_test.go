@@ -52,6 +52,24 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+// Columns stand below each other whatever a cell's characters: wide ones, marks without a width, none at all.
+func TestTableColumns(t *testing.T) {
+	c, out, _ := newCLI(nil)
+	rows := [][]string{{"NAME", "STATE"}, {"日本語", "up"}, {"e\u0301tude", "up"}, {"", "up"}, {"🐳 x", ""}, {"a\u202eb", "up"}}
+	if err := Table(c.Out, rows); err != nil {
+		t.Fatal(err)
+	}
+	want := "NAME     STATE\n日本語   up\ne\u0301tude    up\n-        up\n🐳 x     -\na?b      up\n"
+	if out.String() != want {
+		t.Errorf("%q, want\n%q", out, want)
+	}
+	for s, want := range map[string]string{"日本語": "日…", "abcd": "abcd", "abcde": "abc…", "ab語": "ab語", "abc語": "abc…"} {
+		if got := Cut(s, 4); got != want || Width(got) > 4 {
+			t.Errorf("%s is cut to %s, want %s", s, got, want)
+		}
+	}
+}
+
 func TestTemplates(t *testing.T) {
 	list := &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{
 		{Id: "1", Metadata: &runtimeapi.PodSandboxMetadata{Namespace: "default", Name: "a"}},

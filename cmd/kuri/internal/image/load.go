@@ -25,7 +25,7 @@ import (
 const loadChunk = 512 << 10
 
 func LoadCommand(c *cli.CLI) *cobra.Command {
-	var name string
+	var name, input string
 	cmd := &cobra.Command{
 		Use:   "load PATH",
 		Short: "Load images from an archive or a directory",
@@ -34,9 +34,17 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 		Example: `  kuri load web.tar
   docker save web:1 | kuri load -
   kuri load --name registry.example/web:1 ./layout`,
-		Args: cli.RangeArgs(1, 1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if input != "" {
+				return cli.RangeArgs(0, 0)(cmd, args)
+			}
+			return cli.RangeArgs(1, 1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
+			if input != "" {
+				args = []string{input}
+			}
 			archive, err := archive(ctx, c, args[0])
 			if err != nil {
 				return err
@@ -74,6 +82,8 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 			})
 		},
 	}
+	c.FreeShortFlags(cmd)
+	cmd.Flags().StringVarP(&input, "input", "i", "", "`PATH` of the archive, as in docker load -i")
 	cmd.Flags().StringVar(&name, "name", "", "`NAME` for an image that the archive does not name; a repository, for the tags that it gives")
 	c.FormatFlag(cmd)
 	return cmd

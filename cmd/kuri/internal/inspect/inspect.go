@@ -119,7 +119,7 @@ func inspectImage(ctx context.Context, c *cli.CLI, name string) (subject, error)
 	if err != nil {
 		var missing cli.NotFoundError
 		if errors.As(err, &missing) {
-			return subject{}, cli.NotFound("there is no pod, container or image %q", name)
+			return subject{}, cli.NotFound("there is no pod, container or image %q%s", name, cli.KindHint(name))
 		}
 		return subject{}, err
 	}

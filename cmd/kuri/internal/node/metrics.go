@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -79,7 +78,7 @@ func debugSocket(ctx context.Context, rt *client.Runtime) (string, error) {
 	}
 	// Other runtimes may have a different structure under this key.
 	if err := json.Unmarshal([]byte(status.GetInfo()["config"]), &info); err != nil || info.DebugSocket == "" {
-		return "", errors.New("this runtime has no debug socket: only kurid of this version or later has one")
+		return "", fmt.Errorf("the runtime at %s has no debug socket: only Kuri's has one", rt.Endpoint())
 	}
 	return info.DebugSocket, nil
 }

@@ -159,7 +159,7 @@ func (t *trace) text(width int) string {
 	var out strings.Builder
 	fmt.Fprintf(&out, "%s: %s, at %s\n\n", cli.Printable(t.Name), took(t.Took), time.Unix(0, t.Began).Format("2006-01-02 15:04:05.000"))
 	line := func(name string, began, length int64, fill string) {
-		fmt.Fprintln(&out, strings.TrimRight(fmt.Sprintf("%-*s %*s  %s", traceName, cli.Cut(cli.Printable(name), traceName), traceTime, took(length), t.bar(began, length, bars, fill)), " "))
+		fmt.Fprintln(&out, strings.TrimRight(fmt.Sprintf("%s %*s  %s", cli.Pad(cli.Cut(cli.Printable(name), traceName), traceName), traceTime, took(length), t.bar(began, length, bars, fill)), " "))
 	}
 	end := t.Began
 	for _, o := range t.Operations {

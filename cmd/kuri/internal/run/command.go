@@ -70,6 +70,9 @@ func runWhat(c *cli.CLI, cmd *cobra.Command, o *runOptions, args []string) error
 			if len(o.configs) > 0 {
 				return cli.Usagef("--configmap is for a manifest: an image has -e and --env-file")
 			}
+			if image, ok := imageFlag(args[1:]); ok {
+				return cli.Usagef("the image is the first argument, and flags precede it: kuri run --name %s %s", args[0], image)
+			}
 			return runImage(cmd.Context(), c, o, args[0], args[1:])
 		}
 		path, rest = args[0], args[1:]
@@ -81,6 +84,22 @@ func runWhat(c *cli.CLI, cmd *cobra.Command, o *runOptions, args []string) error
 		return cli.Usagef("--%s is for an image: of a manifest, %s says it", f, path)
 	}
 	return runManifest(cmd.Context(), c, o, path)
+}
+
+// imageFlag returns the value of kubectl's flag --image, which it takes after the name of the pod.
+func imageFlag(args []string) (string, bool) {
+	for i, a := range args {
+		if image, ok := strings.CutPrefix(a, "--image="); ok {
+			return image, true
+		}
+		if a == "--image" && i+1 < len(args) {
+			return args[i+1], true
+		}
+		if !strings.HasPrefix(a, "-") || a == "--" {
+			break // a command of the image
+		}
+	}
+	return "", false
 }
 
 // manifestExtensions are extensions of manifests. No name of an image ends in one.
@@ -171,7 +190,7 @@ func readManifest(ctx context.Context, c *cli.CLI, path string, o *runOptions) (
 	}
 	file, err := manifest.Decode(data, options)
 	if err != nil {
-		return nil, fmt.Errorf("%s cannot be run:\n%w", path, err)
+		return nil, fmt.Errorf("%s cannot be run:\n%w", manifestName(path), err)
 	}
 	for _, note := range file.Notes {
 		fmt.Fprintln(c.Err, "kuri:", cli.Printable(note))
@@ -182,6 +201,14 @@ func readManifest(ctx context.Context, c *cli.CLI, path string, o *runOptions) (
 		}
 	}
 	return file.Pods, nil
+}
+
+// manifestName returns a manifest's path for people.
+func manifestName(path string) string {
+	if path == "-" {
+		return "the manifest on standard input"
+	}
+	return path
 }
 
 // manifestFile reads a file; "-" is standard input.

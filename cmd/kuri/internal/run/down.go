@@ -26,14 +26,23 @@ The directories of PersistentVolumeClaims stay, unless --volumes is given.`,
 		Example: `  kuri down web.yaml
   kuri down --volumes db.yaml   with the data of its claims
   kuri down --grace 0 web.yaml`,
-		Args: cli.RangeArgs(1, 1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if o.file != "" {
+				return cli.RangeArgs(0, 0)(cmd, args)
+			}
+			return cli.RangeArgs(1, 1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.file != "" {
+				args = []string{o.file}
+			}
 			if o.grace < pod.OwnGrace {
 				return cli.Usagef("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", o.grace)
 			}
 			return down(cmd.Context(), c, args[0], o)
 		},
 	}
+	cmd.Flags().StringVarP(&o.file, "file", "f", "", "`FILE` with the manifest, - for standard input")
 	cmd.Flags().StringVar(&o.name, "name", "", "`NAME` that kuri run gave the pod, in place of the manifest's")
 	cmd.Flags().Int64VarP(&o.grace, "grace", "g", pod.OwnGrace, "seconds between SIGTERM and SIGKILL; -1 for the container's own, or 30")
 	cmd.Flags().BoolVarP(&o.volumes, "volumes", "v", false, "remove the directories of the claims, too, and what is in them")
@@ -42,6 +51,7 @@ The directories of PersistentVolumeClaims stay, unless --volumes is given.`,
 
 // downOptions are the flags of kuri down.
 type downOptions struct {
+	file    string
 	name    string
 	grace   int64
 	volumes bool
@@ -54,7 +64,7 @@ func down(ctx context.Context, c *cli.CLI, path string, o *downOptions) error {
 	}
 	refs, err := manifest.Refs(data, o.name)
 	if err != nil {
-		return fmt.Errorf("%s cannot be read:\n%w", path, err)
+		return fmt.Errorf("%s cannot be read:\n%w", manifestName(path), err)
 	}
 	rt, err := c.Runtime(ctx)
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/cli"
 )
 
 // screen is a terminal in exclusive use: in raw mode, on the alternate buffer, without a cursor.
@@ -101,7 +103,7 @@ func (s *screen) draw(lines []line, width, height int, colors bool) error {
 		}
 		text := l.text
 		if l.style == chosen { // fill the width of the screen
-			text = fmt.Sprintf("%-*s", width, text)
+			text = cli.Pad(text, width)
 		}
 		out.WriteString(style + text + "\x1b[0m\x1b[K")
 	}

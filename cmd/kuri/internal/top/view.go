@@ -300,7 +300,7 @@ func ofLimit(l load) float64 {
 
 // padded returns a text cut and padded to a column, with a space at the end.
 func padded(s string, width int) string {
-	return fmt.Sprintf("%-*s", width, cli.Cut(cli.Printable(s), max(1, width-1)))
+	return cli.Pad(cli.Cut(cli.Printable(s), max(1, width-1)), width)
 }
 
 func percent(f float64) string {
