@@ -56,7 +56,7 @@ $(GO_PROGRAMS):
 kurid kuri: export CGO_ENABLED := 0
 
 # The keeper is linked statically: every container's init starts as it, and has no libraries to map and bind first.
-# It runs from a copy in memory, and so is built without Go's profiles; LEAN= links them.
+# It is built without Go's profiles, so that less of it is in memory; LEAN= links them.
 LEAN        ?= lean
 kuri-keeper: TAGS    += netgo osusergo $(LEAN)
 kuri-keeper: LDFLAGS += -linkmode external -extldflags -static

@@ -51,8 +51,8 @@ func processes(name string) ([]process, error) {
 	return all, nil
 }
 
-// programName returns the name of an executable from /proc/PID/exe. Programs that run from a sealed
-// copy of themselves, as Kuri's keeper and runc may, have /memfd:runc_cloned:NAME (deleted) there.
+// programName returns the name of an executable from /proc/PID/exe. Programs that run from a copy of
+// themselves in memory, as runc may, have /memfd:runc_cloned:NAME (deleted) there.
 func programName(exe string) string {
 	name := strings.TrimSuffix(filepath.Base(exe), " (deleted)")
 	return name[strings.LastIndex(name, ":")+1:]

@@ -26,6 +26,7 @@ var floors = map[string]int{
 	"cgroup":    1,
 	"threads":   1,
 	"profile":   1,
+	"seal":      1,
 	"failpoint": 0, // of test builds
 	"step":      0, // where an operation is, which its context carries through all
 	"fault":     0, // the words for errors, which all speak
@@ -37,6 +38,7 @@ var neighbours = map[string]string{
 	"doctor pod":     "doctor compares the node with the records of pods",
 	"doctor image":   "doctor compares the node with the records of images",
 	"stream keeper":  "streams carry the bytes of the keeper's sessions",
+	"namespace seal": "a pod's process 1 runs this program",
 	"keeper oci":     "the keeper runs containers through an OCI runtime",
 	"metric network": "network metrics come from a pod's links",
 	"node spec":      "spec defines the facts that it needs about the node",

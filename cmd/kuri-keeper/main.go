@@ -83,9 +83,6 @@ func run() error {
 	// Catch SIGHUP from the beginning: it would kill this process. It is not ignored, because containers would inherit that.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	if err := seal(); err != nil {
-		return err
-	}
 
 	// Keep the heap small: collect when it has grown by half.
 	debug.SetGCPercent(50)

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -118,50 +117,11 @@ func differs(pid int32, path string) bool {
 		return false
 	}
 	defer file.Close()
-	if now, err := file.Stat(); err == nil && isCopyOf(running.Name(), now) {
-		return false
-	}
 	same, err := equal(running, file)
 	if err != nil {
 		slog.Warn("a program cannot be compared with that of a process", "program", path, "pid", pid, "err", err)
 	}
 	return err == nil && !same
-}
-
-// CopyName returns the name of the memfd copy of its program file, of, from which a keeper runs. The
-// name identifies the file and its change time, so that the next kurid need not read both to see
-// that they are the same. A file that has just changed may change again within the resolution of
-// its times; the name of its copy identifies nothing.
-func CopyName(of os.FileInfo) string {
-	id, changed := fileState(of)
-	if id == "" || time.Since(changed) < settleTime {
-		return copyName
-	}
-	return id + "/" + copyName
-}
-
-const copyName = "kuri-keeper"
-
-// settleTime exceeds the resolution of any filesystem's timestamps.
-const settleTime = 3 * time.Second
-
-// fileState returns an identifier of a file and its content, and its ctime, which nobody can set.
-// id is "" if the system does not provide them.
-func fileState(file os.FileInfo) (id string, changed time.Time) {
-	st, ok := file.Sys().(*syscall.Stat_t)
-	if !ok {
-		return "", time.Time{}
-	}
-	changed = time.Unix(st.Ctim.Unix())
-	return fmt.Sprintf("%d-%d-%d-%d", st.Dev, st.Ino, st.Size, changed.UnixNano()), changed
-}
-
-// isCopyOf reports whether the program behind exe (/proc/PID/exe) is a copy of the file in its
-// current state, judging by the copy's name.
-func isCopyOf(exe string, file os.FileInfo) bool {
-	name, err := os.Readlink(exe)
-	id, _ := fileState(file)
-	return err == nil && id != "" && strings.HasPrefix(name, "/memfd:") && strings.Contains(name, ":"+id+"/"+copyName)
 }
 
 // equal reports whether two files have the same content.

@@ -2,14 +2,11 @@ package keeper
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
@@ -73,8 +70,7 @@ func TestKeepsRecords(t *testing.T) {
 	}
 }
 
-// TestDiffers has processes run from named copies of a file: that it is the same is known by the name as long as nobody has
-// touched the file, by the content else.
+// A process runs the installed program if it runs that file, or a copy of it.
 func TestDiffers(t *testing.T) {
 	sleep, err := exec.LookPath("sleep")
 	if err != nil {
@@ -84,72 +80,63 @@ func TestDiffers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "program")
-	if err := os.WriteFile(path, body, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	old := func() (os.FileInfo, string) {
+	dir := t.TempDir()
+	install := func(name string, content []byte) string {
 		t.Helper()
-		st, err := os.Stat(path)
-		if err != nil {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path+".new", content, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		id, _ := fileState(st)
-		return st, id + "/" + copyName
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+		return path
 	}
-	// run runs a copy of content under a name.
-	run := func(name string, content []byte) int32 {
+	run := func(program string, files ...*os.File) int32 {
 		t.Helper()
-		fd, err := unix.MemfdCreate("runc_cloned:"+name, unix.MFD_CLOEXEC)
-		if err != nil {
-			t.Fatal(err)
-		}
-		f := os.NewFile(uintptr(fd), name)
-		defer f.Close()
-		if _, err := f.Write(content); err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.Command("/proc/self/fd/3", "1000")
-		cmd.Args[0], cmd.ExtraFiles = "sleep", []*os.File{f}
+		cmd := exec.Command(program, "1000")
+		cmd.Args[0], cmd.ExtraFiles = "sleep", files
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 		return int32(cmd.Process.Pid)
 	}
+	inMemory := func(content []byte) int32 { // as the keepers of 0.1 and 0.2 run
+		t.Helper()
+		fd, err := unix.MemfdCreate("runc_cloned:kuri-keeper", unix.MFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), "copy")
+		defer f.Close()
+		if _, err := f.Write(content); err != nil {
+			t.Fatal(err)
+		}
+		return run("/proc/self/fd/3", f)
+	}
 
 	other := append(append([]byte(nil), body[:len(body)-1]...), body[len(body)-1]^1) // as long, and runs: its end is no code
-	st, name := old()
-	if got := CopyName(st); got != copyName {
-		t.Errorf("a file of this moment has the name %q", got)
-	}
-	for limit := time.Now().Add(30 * time.Second); CopyName(st) == copyName; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(limit) {
-			t.Fatal("no name says which file it is")
+	path := install("program", body)
+	itself := run(path)
+	for name, tt := range map[string]struct {
+		pid  int32
+		want bool
+	}{
+		"the file":                  {itself, false},
+		"a copy elsewhere":          {run(install("copy", body)), false},
+		"another":                   {run(install("other", other)), true},
+		"a copy in memory":          {inMemory(body), false},
+		"a copy of other in memory": {inMemory(other), true},
+	} {
+		if got := differs(tt.pid, path); got != tt.want {
+			t.Errorf("%s: %t", name, got)
 		}
 	}
-	if got := CopyName(st); got != name {
-		t.Errorf("%q, want %q", got, name)
+	if install("program", body); differs(itself, path) {
+		t.Error("the same build, installed again, is another")
 	}
-	// The name alone tells: what lies behind it is something else.
-	byName, byContent, foreign := run(name, other), run(copyName, body), run(copyName, other)
-	for pid, want := range map[int32]bool{byName: false, byContent: false, foreign: true} {
-		if got := differs(pid, path); got != want {
-			link, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-			t.Errorf("a process that runs %s differs: %v", link, got)
-		}
-	}
-	// Once the file has changed the name is of another.
-	if err := os.WriteFile(path, body, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if _, now := old(); now == name {
-		t.Fatalf("the file is still %s", name)
-	}
-	if !differs(byName, path) {
-		t.Error("a copy of the file before is taken for one of this file")
-	}
-	if strings.Contains(name, ":") || len(name) > 200 {
-		t.Errorf("the name %q", name)
+	if install("program", other); !differs(itself, path) {
+		t.Error("another build, installed in its place, is the same")
 	}
 }

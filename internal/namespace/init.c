@@ -77,6 +77,7 @@ __attribute__((constructor)) static void kuri_pod_init(void)
 	leave_host_root(options);
 	drop_privileges();
 	close(REPORT_FD);
+	close(REPORT_FD + 1); // of this program
 	for (;;) {
 		int sig = sigwaitinfo(&all, NULL);
 

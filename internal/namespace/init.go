@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/selinux/go-selinux/label"
+
+	"github.com/kuri-cri/kuri/internal/seal"
 )
 
 import "C" // for init.c, the program of a pod's process 1
@@ -41,14 +43,16 @@ func StartInit(oomScoreAdj int, mountLabel string, attr *syscall.SysProcAttr) (_
 	}
 	defer said.Close()
 	cmd := &exec.Cmd{
-		Path:        "/proc/self/exe",
 		Args:        []string{"kuri-init"},
 		Env:         []string{"_KURI_POD_INIT=" + label.FormatMountLabel("mode=555,size=16k", mountLabel)},
 		Dir:         "/",
 		ExtraFiles:  []*os.File{say},
 		SysProcAttr: attr,
 	}
-	err = cmd.Start()
+	err = seal.Program(cmd)
+	if err == nil {
+		err = cmd.Start()
+	}
 	say.Close()
 	if err != nil {
 		return nil, fmt.Errorf("start the pod's init process: %w", err)

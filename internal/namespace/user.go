@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/seal"
 )
 
 // Mapping maps the ids of a user namespace to ids of the host.
@@ -53,7 +55,10 @@ func (s *Set) enterNew(flags int, m *Mapping, inside func(*syscall.SysProcAttr) 
 	if pid == 0 {
 		attr := m.attributes(flags)
 		attr.Ptrace, attr.Pdeathsig = true, syscall.SIGKILL // it stops before its first instruction
-		creator := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"kuri-user"}, Dir: "/", SysProcAttr: attr}
+		creator := &exec.Cmd{Args: []string{"kuri-user"}, Dir: "/", SysProcAttr: attr}
+		if err := seal.Program(creator); err != nil {
+			return fmt.Errorf("create a user namespace: %w", err)
+		}
 		if err := creator.Start(); err != nil {
 			return fmt.Errorf("create a user namespace: %w", err)
 		}

@@ -28,14 +28,14 @@
 // Execs use libcontainer only if they must. An [Executor] holds the data that all execs in a
 // container have in common, some kilobytes. From it the fork server (forkserver.c) forks the
 // process without executing a program on the way. The fork server is a process of a few pages,
-// started at first use, and ends with this one. It is part of this program and runs from a copy
-// that nothing can write to (CVE-2019-5736). Without such a copy there is no fork server.
+// started at first use, and ends with this one. It is part of this program and runs sealed:
+// nothing can write to its program (package seal). Where that is impossible there is no fork server.
 // Libcontainer, which takes ten times as long, runs the execs that the fork server does not
 // support: with a seccomp filter with a listener, a scheduler and the like (function beyond), or on
 // a kernel before 5.8.
 //
 // The copier (copy.c) packs and unpacks files in a container. The fork server starts it like an
-// exec, from the same sealed copy. Libcontainer cannot start it.
+// exec, from the same sealed program. Libcontainer cannot start it.
 //
 // The seccomp filter of a profile is libcontainer's own, instruction by instruction: [Filter], a
 // process that lives for some milliseconds, lets libcontainer load the filter and takes it from the

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/seal"
 )
 
 // Init runs a container's first process up to its exec, and never returns. A program that links
@@ -48,7 +49,7 @@ func primeLibraries() {
 		f.Close()
 	}
 	learnNames()
-	sealed()
+	_ = seal.Check() // a failure is reported when the program is needed
 }
 
 // learnNames makes the cgroup library detect, on v1, the file names of block I/O weights in this
@@ -146,8 +147,8 @@ func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Sp
 		return nil, err
 	}
 	why := beyondInit(spec, config, systemdCgroup)
-	if why == "" && !sealed() {
-		why = "a keeper that does not run from a sealed copy"
+	if why == "" && seal.Check() != nil {
+		why = "a keeper whose program cannot be sealed"
 	}
 	if why == "" {
 		made, err := e.createNative(ctx, id, spec, config, stdio)

@@ -21,6 +21,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/process"
+	"github.com/kuri-cri/kuri/internal/seal"
 )
 
 // Executor starts processes in one running container. It is built from the container's bundle and
@@ -83,8 +84,8 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 	if config.Seccomp != nil {
 		// A container with the host's PID namespace may see the process that compiles the filter:
 		// CVE-2019-5736.
-		if !sealed() {
-			x.beyond = errNoForkServer.Error()
+		if err := seal.Check(); err != nil {
+			x.beyond = err.Error()
 			return x, nil
 		}
 		if x.filter, err = e.filters.of(config.Seccomp); err != nil {
@@ -397,12 +398,12 @@ func (x *Executor) noCopier() error {
 	return fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
 }
 
-// unable reports whether libcontainer may succeed instead: this program is not sealed, or the
+// unable reports whether libcontainer may succeed instead: this program cannot be sealed, or the
 // kernel lacks a feature (clone3 into a cgroup: Linux 5.7, setns with a pidfd: 5.8).
 func unable(err error) bool {
 	var failed *startError
 	if !errors.As(err, &failed) {
-		return errors.Is(err, errNoForkServer)
+		return errors.Is(err, seal.ErrUnsealed)
 	}
 	switch failed.errno {
 	case unix.EINVAL, unix.ENOSYS, unix.E2BIG:

@@ -22,6 +22,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/seccomp"
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/seal"
 )
 
 // filter is a seccomp filter in the kernel's form: the program that libcontainer loads for a
@@ -99,6 +101,9 @@ func makeFilter(profile []byte) (*filter, error) {
 	defer cancel()
 	var out, complaint bytes.Buffer
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", filterMode)
+	if err := seal.Program(cmd); err != nil {
+		return nil, fmt.Errorf("make the seccomp filter: %w", err)
+	}
 	cmd.Args[0], cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = "kuri-filter", "/", bytes.NewReader(profile), &out, &complaint
 	cmd.Env = []string{"GOGC=off", "GOMAXPROCS=2", "GODEBUG=asyncpreemptoff=1"} // see interceptor
 	if err := cmd.Run(); err != nil {

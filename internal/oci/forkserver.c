@@ -8,7 +8,7 @@
 // namespace, so no process of the container can reach it. B is in the container's: a process there
 // with CAP_SYS_PTRACE can trace it. So B starts with nothing of the host's. Its user, groups,
 // capabilities, root and working directory are those of the requested process. Its memory has only
-// this request, and its program is the keeper's sealed copy. Its descriptors are its stdio, the
+// this request, and its program is the keeper's, sealed. Its descriptors are its stdio, the
 // socket for errors and, for a copier, the sealed program; its exec closes the latter two.
 //
 // The one exception is CAP_SYS_ADMIN, which loading a filter requires without no_new_privs. A loads
@@ -539,7 +539,7 @@ static void drop_privileges(void)
 
 static void become(void);
 
-// hold_program opens this program's sealed copy as PROGRAM, for a copier to run.
+// hold_program opens this program, which is sealed, as PROGRAM, for a copier to run.
 static void hold_program(void)
 {
 	int fd;

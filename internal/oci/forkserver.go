@@ -10,12 +10,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
 
 	"C" // for forkserver.c
 
 	"github.com/kuri-cri/kuri/internal/process"
+	"github.com/kuri-cri/kuri/internal/seal"
 )
 
 // forkServer is the client of the process that starts processes in containers; see forkserver.c.
@@ -32,10 +32,6 @@ const forkServerName = "kuri-forkserver"
 
 // start starts the process. The caller holds mu.
 func (s *forkServer) start() error {
-	// The program that a container can see must not be the file on disk: CVE-2019-5736.
-	if !sealed() {
-		return errNoForkServer
-	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("make a socket for the fork server: %w", err)
@@ -43,10 +39,13 @@ func (s *forkServer) start() error {
 	theirs := os.NewFile(uintptr(pair[1]), "fork server")
 	defer theirs.Close()
 	cmd := &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{forkServerName}, Env: []string{"_KURI_FORK_SERVER=1"}, Dir: "/",
-		ExtraFiles: []*os.File{theirs},
+		Args: []string{forkServerName}, Env: []string{"_KURI_FORK_SERVER=1"}, Dir: "/", ExtraFiles: []*os.File{theirs},
 	}
-	if err := cmd.Start(); err != nil {
+	err = seal.Program(cmd)
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		unix.Close(pair[0])
 		return fmt.Errorf("start the fork server: %w", err)
 	}
@@ -58,13 +57,6 @@ func (s *forkServer) start() error {
 
 // errKilled is the error of a process that has ended without a message.
 var errKilled = errors.New("it was killed before it began; has the container memory left?")
-
-// sealed reports whether this program runs from a copy that nothing can write to. The answer is
-// cached, because later no descriptor may be left for the check.
-var sealed = sync.OnceValue(exeseal.IsSelfExeCloned)
-
-// errNoForkServer means that this program does not run from a sealed copy.
-var errNoForkServer = errors.New("the program is not sealed")
 
 // ask sends one request: its flags, the number of namespaces that a container joins, and
 // descriptors. It returns the pid of the fork server that has received the request.

@@ -4,7 +4,7 @@
 // A profile goes through a pipe whose write end the requesting process names as /proc/PID/fd/N. So its size is unlimited, and
 // no file is left behind.
 //
-// The keeper runs from a sealed copy in memory, so its whole program occupies memory. It is built with the tag lean: this
-// package then links none of Go's profiling code and offers only goroutine stacks. A keeper without the tag has all profiles,
+// The keeper is built with the tag lean, to be small: this package then links none of Go's profiling code and offers only
+// goroutine stacks. A keeper without the tag has all profiles,
 // and samples its memory only during a request ([Quiet]).
 package profile

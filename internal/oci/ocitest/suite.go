@@ -4,7 +4,7 @@
 // container.
 //
 // The calling program must be prepared as a keeper is: it calls [oci.Init] and [oci.Filter], is
-// sealed and a child subreaper, and its first thread is locked. The suite needs root,
+// a child subreaper, and its first thread is locked. The suite needs root,
 // busybox-static and writable cgroups, and skips without.
 package ocitest
 

@@ -35,7 +35,7 @@ static int program_of_the_host(const char *pid)
 	char path[300], target[256] = "";
 
 	snprintf(path, sizeof(path), "/proc/%s/exe", pid);
-	return readlink(path, target, sizeof(target) - 1) > 0 && strstr(target, "memfd:");
+	return readlink(path, target, sizeof(target) - 1) > 0 && strstr(target, "keeper");
 }
 
 static void link_differs(const char *pid, const char *name)
