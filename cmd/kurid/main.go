@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -28,7 +29,9 @@ var version = "dev"
 func main() {
 	// Keep the main thread for this goroutine: a thread that has entered a namespace must exit, and the main thread cannot.
 	runtime.LockOSThread()
+	began := time.Now()
 	args, read, work := os.Args[1:], configure, run
+	unit := os.Getenv("NOTIFY_SOCKET") != "" && (len(args) == 0 || strings.HasPrefix(args[0], "-"))
 	switch {
 	case len(args) > 0 && args[0] == standInMode:
 		standIn(len(args) > 1)
@@ -57,6 +60,9 @@ func main() {
 		os.Exit(0)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "kurid:", err)
+		if unit {
+			brake(context.Background(), began)
+		}
 		os.Exit(2)
 	}
 	logTo(cfg)
@@ -66,7 +72,20 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal kills the process
 	if err := work(ctx, cfg); err != nil {
 		slog.Error("kurid ends", "err", err)
+		if unit {
+			brake(ctx, began)
+		}
 		os.Exit(1)
+	}
+}
+
+// brake waits until one second after began, or until a signal. systemd restarts kurid a moment after
+// its exit, because a killed one must be back soon. But a start that fails is likely to fail again,
+// and should not use a processor for it.
+func brake(ctx context.Context, began time.Time) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Until(began.Add(time.Second))):
 	}
 }
 

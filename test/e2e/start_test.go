@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/compression"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -46,6 +47,25 @@ func fill(t *testing.T, dir string) (free func()) {
 		if err := os.RemoveAll(ballast); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// systemd restarts kurid almost at once. A kurid that cannot start exits after a second, so that the
+// restarts do not use up a processor.
+func TestFailedStartOfUnit(t *testing.T) {
+	file := harness.Write(t, t.TempDir(), "file", "")
+	for name, flags := range map[string][]string{
+		"configuration": {"--config", file + "/config.toml"},
+		"state":         {"--state", file + "/state", "--root", file + "/root"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("NOTIFY_SOCKET", file)
+			began := time.Now()
+			said, code := harness.RunKurid(t, flags...)
+			if took := time.Since(began); code == 0 || took < time.Second {
+				t.Errorf("exit code %d after %v:\n%s", code, took, said)
+			}
+		})
 	}
 }
 
