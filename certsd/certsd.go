@@ -36,7 +36,8 @@ var (
 
 // Check returns the unknown keys of a hosts.toml with their lines. body must be valid TOML. A key
 // that resembles a known one is an error that suggests that one, because it would otherwise be
-// ignored silently. Any other unknown key may belong to another program.
+// ignored silently. So is a value of a wrong type. Any other unknown key may belong to another
+// program.
 func Check(body []byte) (unknown []string, err error) {
 	var keys struct {
 		hostKeys
@@ -45,7 +46,7 @@ func Check(body []byte) (unknown []string, err error) {
 	}
 	var strict *toml.StrictMissingError
 	if err := toml.NewDecoder(bytes.NewReader(body)).DisallowUnknownFields().Decode(&keys); !errors.As(err, &strict) {
-		return nil, nil
+		return nil, checkValues(body)
 	}
 	for _, e := range strict.Errors {
 		path, known := e.Key(), knownOfFile
@@ -61,7 +62,7 @@ func Check(body []byte) (unknown []string, err error) {
 			unknown = append(unknown, text)
 		}
 	}
-	return unknown, nil
+	return unknown, checkValues(body)
 }
 
 // misspelt returns the known key that name resembles, or "".

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"path"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -63,10 +65,9 @@ func lookupHosts(ctx context.Context, o Options, registry string) ([]*source, []
 		return nil, nil, nil, fault.New(fault.Precondition, "configuration of registry %s in %s: %w",
 			registry, file.dir, err)
 	}
-	if file.mirrors > 0 && len(found) != file.mirrors+1 {
+	if file.mirrors > 0 && len(found) < file.mirrors+1 { // a table in two parts counts twice
 		return nil, nil, nil, fault.New(fault.Precondition,
-			"configuration of registry %s: %s has a value that is not understood (a capability, ca, client, header "+
-				"or dial_timeout)",
+			"configuration of registry %s: %s is not understood; each host needs a table of its own, [host.\"ADDRESS\"]",
 			registry, file.path())
 	}
 	if len(found) == 0 {
@@ -75,6 +76,7 @@ func lookupHosts(ctx context.Context, o Options, registry string) ([]*source, []
 	}
 	hosts := make([]*source, len(found))
 	for i, f := range found {
+		f.Path = strings.TrimSuffix(path.Clean("/"+f.Path), "/") // "//v2" for an address with a slash at its end
 		hosts[i] = &source{RegistryHost: f}
 		c.prepare(hosts[i], registry, file)
 	}

@@ -77,6 +77,14 @@ func readHostsFile(certsDirs []string, registry string) (*hostsConfig, error) {
 	if err != nil {
 		return nil, fault.New(fault.Precondition, "configuration of registry %s: %w", registry, err)
 	}
+	var syntax map[string]any
+	if err := toml.Unmarshal(body, &syntax); err != nil {
+		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s is not valid TOML: %w",
+			registry, c.path(), err)
+	}
+	if c.unknown, err = certsd.Check(body); err != nil {
+		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s: %w", registry, c.path(), err)
+	}
 	var file struct {
 		SkipVerify bool `toml:"skip_verify"`
 		Host       map[string]struct {
@@ -86,9 +94,6 @@ func readHostsFile(certsDirs []string, registry string) (*hostsConfig, error) {
 	if err := toml.Unmarshal(body, &file); err != nil {
 		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s is not valid TOML: %w",
 			registry, c.path(), err)
-	}
-	if c.unknown, err = certsd.Check(body); err != nil {
-		return nil, fault.New(fault.Precondition, "configuration of registry %s: %s: %w", registry, c.path(), err)
 	}
 	if len(c.unknown) > 0 {
 		slog.Warn("ignoring unknown keys in hosts.toml", "file", c.path(), "keys", strings.Join(c.unknown, ", "))

@@ -442,18 +442,23 @@ func TestHostsFileKeys(t *testing.T) {
 	for name, row := range map[string]struct{ toml, says string }{
 		"capabilites": {"[host.\"http://m.example\"]\ncapabilites = [\"pull\"]\n",
 			`line 3: the key "capabilites" is not known: is capabilities meant?`},
-		"skip-verify":     {"[host.\"http://m.example\"]\nskip-verify = true\n", "is skip_verify meant?"},
-		"insecure":        {"insecure_skip_verify = true\n", "is skip_verify meant?"},
-		"hosts":           {"[hosts.\"http://m.example\"]\ncapabilities = [\"pull\"]\n", "is host meant?"},
-		"servers":         {"servers = \"x\"\n", "is server meant?"},
-		"headers":         {"[host.\"http://m.example\".headers]\nX = \"y\"\n", "is header meant?"},
-		"overridepath":    {"[host.\"http://m.example\"]\noverridepath = true\n", "is override_path meant?"},
-		"dial_time":       {"[host.\"http://m.example\"]\ndial_timout = \"1s\"\n", "is dial_timeout meant?"},
-		"cas":             {"cas = \"x\"\n", ""},
-		"auth's own":      {"[host.\"http://m.example\".auth]\nusernam = \"x\"\n", `"usernam" is not known`},
-		"from elsewhere":  {"[host.\"http://m.example\".auth]\nfrom = \"env\"\n", `"pull"`},
-		"user in address": {"[host.\"http://u:secret@m.example\".auth]\nfrom = \"env\"\n", `"pull"`},
-		"a header's name": {"[header]\nhots = \"x\"\nserver = \"y\"\n", ""},
+		"skip-verify":          {"[host.\"http://m.example\"]\nskip-verify = true\n", "is skip_verify meant?"},
+		"insecure":             {"insecure_skip_verify = true\n", "is skip_verify meant?"},
+		"hosts":                {"[hosts.\"http://m.example\"]\ncapabilities = [\"pull\"]\n", "is host meant?"},
+		"servers":              {"servers = \"x\"\n", "is server meant?"},
+		"headers":              {"[host.\"http://m.example\".headers]\nX = \"y\"\n", "is header meant?"},
+		"overridepath":         {"[host.\"http://m.example\"]\noverridepath = true\n", "is override_path meant?"},
+		"dial_time":            {"[host.\"http://m.example\"]\ndial_timout = \"1s\"\n", "is dial_timeout meant?"},
+		"cas":                  {"cas = \"x\"\n", ""},
+		"auth's own":           {"[host.\"http://m.example\".auth]\nusernam = \"x\"\n", `"usernam" is not known`},
+		"from elsewhere":       {"[host.\"http://m.example\".auth]\nfrom = \"env\"\n", `"pull"`},
+		"user in address":      {"[host.\"http://u:secret@m.example\".auth]\nfrom = \"env\"\n", `"pull"`},
+		"a header's name":      {"[header]\nhots = \"x\"\nserver = \"y\"\n", ""},
+		"a number for a bool":  {"[host.\"http://m.example\"]\nskip_verify = 1\n", "skip_verify must be true or false"},
+		"a text for the hosts": {"host = \"http://m.example\"\n", "host must be tables"},
+		"a negative timeout":   {"[host.\"http://m.example\"]\ndial_timeout = \"-1s\"\n", "dial_timeout must be"},
+		"a table in two parts": {"[host.\"http://127.0.0.1:1\"]\n[host.\"http://127.0.0.1:2\"]\n" +
+			"[host.\"http://127.0.0.1:1\".header]\nX = \"y\"\n", ""},
 		"all right": {"[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\"]\nca = []\nclient = " +
 			"[]\nskip_verify = false\noverride_path = true\ndial_timeout = \"1s\"\n", ""},
 	} {
@@ -501,4 +506,28 @@ func TestHostsFileKeys(t *testing.T) {
 			t.Errorf("%+v, %v", a, err)
 		}
 	})
+}
+
+// A slash at the end of an address in hosts.toml changes nothing.
+func TestAddressWithASlash(t *testing.T) {
+	c := newContent(t)
+	for file, path := range map[string]string{
+		"server = 'ADDR'": "/v2/", "server = 'ADDR/'": "/v2/", "server = 'ADDR//v2//'": "/v2/",
+		"server = 'ADDR/'\noverride_path = true": "/", "server = 'ADDR'\noverride_path = true": "/",
+		"server = 'ADDR/a/'\noverride_path = true": "/a/", "server = 'ADDR/a/'": "/a/v2/",
+		"server = 'http://127.0.0.1:1'\n[host.'ADDR/']": "/v2/",
+	} {
+		server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			rest, ok := strings.CutPrefix(r.URL.Path, path+"library/")
+			if !ok {
+				t.Errorf("%q: asked for %s", file, r.URL.Path)
+			}
+			r.URL.Path = "/v2/library/" + rest
+			c.ServeHTTP(w, r)
+		})
+		certs := configure(t, "registry.example", strings.ReplaceAll(file, "ADDR", "http://"+server))
+		if _, err := open(t, certs, "registry.example/library/app:1", Auth{}).Manifest(t.Context()); err != nil {
+			t.Errorf("%q: %v", file, err)
+		}
+	}
 }
