@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -70,19 +71,25 @@ type Info struct {
 
 // Info returns the holder's pid and version. The error is of kind Unavailable if no holder serves.
 func (c *Client) Info() (Info, error) {
-	a, err := c.ask(opInfo, 0, "", nil)
+	a, err := c.ask(request{op: opInfo})
 	return Info{Pid: int(a.first), Keeper: int(a.second), Version: string(a.data)}, err
 }
 
 // Put makes the holder keep a duplicate of f under name, instead of an older descriptor of that name.
-func (c *Client) Put(name string, f *os.File) error {
-	_, err := c.ask(opPut, 0, name, f)
-	return err
+func (c *Client) Put(name string, f *os.File) error { return c.PutAll(map[string]*os.File{name: f}) }
+
+// PutAll is Put for several descriptors by name. It waits only once for the holder.
+func (c *Client) PutAll(files map[string]*os.File) error {
+	var all []request
+	for name, f := range files {
+		all = append(all, request{op: opPut, name: name, file: f})
+	}
+	return c.tell(all)
 }
 
 // Get returns a duplicate of the named descriptor, which the caller closes. The error is of kind NotFound if there is none.
 func (c *Client) Get(name string) (*os.File, error) {
-	a, err := c.ask(opGet, 0, name, nil)
+	a, err := c.ask(request{op: opGet, name: name})
 	if err != nil {
 		return nil, err
 	}
@@ -92,21 +99,20 @@ func (c *Client) Get(name string) (*os.File, error) {
 	return os.NewFile(uintptr(a.fd), name), nil
 }
 
-// Drop makes the holder close the named descriptors. Unknown names are ignored.
+// Drop makes the holder close the named descriptors. Unknown names are ignored. It waits only once for the holder.
 func (c *Client) Drop(names ...string) error {
-	var errs []error
+	var all []request
 	for _, name := range names {
-		_, err := c.ask(opDrop, 0, name, nil)
-		errs = append(errs, err)
+		all = append(all, request{op: opDrop, name: name})
 	}
-	return errors.Join(errs...)
+	return c.tell(all)
 }
 
 // Names lists all names. No name may be put or dropped during the call; the keeper calls it at its start.
 func (c *Client) Names() ([]string, error) {
 	var all []string
 	for next := int32(0); ; {
-		a, err := c.ask(opNames, next, "", nil)
+		a, err := c.ask(request{op: opNames, pid: next})
 		if err != nil {
 			return nil, err
 		}
@@ -124,33 +130,33 @@ func (c *Client) Names() ([]string, error) {
 // Watch makes the holder keep the exit status of a process, if the holder reaps it, until Forget. It discards the status of an
 // earlier process with that pid.
 func (c *Client) Watch(pid int) error {
-	_, err := c.ask(opWatch, int32(pid), "", nil)
+	_, err := c.ask(request{op: opWatch, pid: int32(pid)})
 	return err
 }
 
 // Exited returns the wait status of a watched process. known is false if the holder has not reaped it. The error is of kind
 // NotFound if the process is not watched.
 func (c *Client) Exited(pid int) (status unix.WaitStatus, known bool, err error) {
-	a, err := c.ask(opExited, int32(pid), "", nil)
+	a, err := c.ask(request{op: opExited, pid: int32(pid)})
 	return unix.WaitStatus(a.second), err == nil && a.first == 1, err
 }
 
 // Forget stops watching a process. It does nothing if the process is not watched.
 func (c *Client) Forget(pid int) error {
-	_, err := c.ask(opForget, int32(pid), "", nil)
+	_, err := c.ask(request{op: opForget, pid: int32(pid)})
 	return err
 }
 
 // Program sets the program of future keepers: name is an absolute path, or the name of a descriptor that the holder has
 // (NotFound if it has none). The running keeper is not affected.
 func (c *Client) Program(name string) error {
-	_, err := c.ask(opProgram, 0, name, nil)
+	_, err := c.ask(request{op: opProgram, name: name})
 	return err
 }
 
 // RestartKeeper kills the keeper. The holder starts another one at once.
 func (c *Client) RestartKeeper() error {
-	_, err := c.ask(opRestart, 0, "", nil)
+	_, err := c.ask(request{op: opRestart})
 	return err
 }
 
@@ -163,7 +169,7 @@ func (c *Client) Reexec(path string) error {
 	if err := c.connect(); err != nil {
 		return err
 	}
-	a, err := c.exchange(opReexec, 0, path, nil)
+	a, err := c.exchange(request{op: opReexec, name: path})
 	if err == nil {
 		return a.failed("replace the holder's program", path)
 	}
@@ -174,7 +180,7 @@ func (c *Client) Reexec(path string) error {
 	if err := c.connect(); err != nil { // the listening socket is the same one
 		return err
 	}
-	a, err = c.exchange(opInfo, 0, "", nil)
+	a, err = c.exchange(request{op: opInfo})
 	if err == nil {
 		err = a.failed("ask the new holder for its version", "")
 	}
@@ -197,6 +203,14 @@ func (c *Client) Ended(ctx context.Context) (<-chan struct{}, error) {
 		_, _ = conn.Read(make([]byte, 1)) // the holder never sends anything unasked
 	}()
 	return ended, nil
+}
+
+// request is one packet to the holder.
+type request struct {
+	op   uint32
+	pid  int32 // or an index
+	name string
+	file *os.File // nil: none
 }
 
 // answer is one packet from the holder.
@@ -227,24 +241,52 @@ func (a answer) failed(what, name string) error {
 	return fmt.Errorf("%s %s: %w", what, name, a.errno)
 }
 
-// ask sends a request, and sends it again on a new connection if the first one was lost: all operations are idempotent.
-func (c *Client) ask(op uint32, pid int32, name string, f *os.File) (answer, error) {
+// ask sends a request and returns its answer.
+func (c *Client) ask(r request) (answer, error) {
+	answers, err := c.askAll([]request{r})
+	if err != nil {
+		return answer{}, err
+	}
+	return answers[0], answers[0].failed(operations[r.op], r.name)
+}
+
+// tell sends requests of which only the errors matter.
+func (c *Client) tell(all []request) error {
+	var errs []error
+	for some := range slices.Chunk(all, pipelined) {
+		answers, err := c.askAll(some)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		for i, a := range answers {
+			errs = append(errs, a.failed(operations[some[i].op], some[i].name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// pipelined is the largest number of requests that are sent before the first answer is read. The socket's buffers must hold
+// them and their answers, because the holder does not wait for a reader.
+const pipelined = 16
+
+// askAll sends requests and returns their answers, in the same order. It sends all of them again on a new connection if the
+// first one was lost: all operations are idempotent.
+func (c *Client) askAll(all []request) (answers []answer, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var a answer
-	err := errEnded
+	err = errEnded
 	for tries := 0; tries < 2 && errors.Is(err, errEnded); tries++ {
 		if err = c.connect(); err == nil {
-			a, err = c.exchange(op, pid, name, f)
+			answers, err = c.exchangeAll(all)
 		}
 		if err != nil {
 			c.disconnect() // a late answer must not be mistaken for the answer to another request
 		}
 	}
 	if err != nil {
-		return answer{}, fault.New(fault.Unavailable, "%s: %w", operations[op], err)
+		return nil, fault.New(fault.Unavailable, "%s: %w", operations[all[0].op], err)
 	}
-	return a, a.failed(operations[op], name)
+	return answers, nil
 }
 
 var errEnded = errors.New("the holder has ended")
@@ -278,13 +320,36 @@ func (c *Client) disconnect() {
 }
 
 // exchange sends one request and receives its answer. The caller holds c.mu.
-func (c *Client) exchange(op uint32, pid int32, name string, f *os.File) (answer, error) {
-	body := binary.NativeEndian.AppendUint32(nil, version)
-	body = binary.NativeEndian.AppendUint32(body, op)
-	body = binary.NativeEndian.AppendUint32(body, uint32(pid))
-	if err := c.send(append(body, name...), f); err != nil {
+func (c *Client) exchange(r request) (answer, error) {
+	answers, err := c.exchangeAll([]request{r})
+	if err != nil {
 		return answer{}, err
 	}
+	return answers[0], nil
+}
+
+// exchangeAll sends requests and then receives their answers. The caller holds c.mu.
+func (c *Client) exchangeAll(all []request) ([]answer, error) {
+	for _, r := range all {
+		body := binary.NativeEndian.AppendUint32(nil, version)
+		body = binary.NativeEndian.AppendUint32(body, r.op)
+		body = binary.NativeEndian.AppendUint32(body, uint32(r.pid))
+		if err := c.send(append(body, r.name...), r.file); err != nil {
+			return nil, err
+		}
+	}
+	answers := make([]answer, 0, len(all))
+	for range all {
+		a, err := c.receive()
+		if err != nil {
+			return nil, err
+		}
+		answers = append(answers, a)
+	}
+	return answers, nil
+}
+
+func (c *Client) receive() (answer, error) {
 	packet, control := make([]byte, answerMax), make([]byte, unix.CmsgSpace(4))
 	n, cn, _, _, err := unix.Recvmsg(c.fd, packet, control, unix.MSG_CMSG_CLOEXEC)
 	for err == unix.EINTR {

@@ -164,6 +164,49 @@ func TestDescriptorsAreHeldByName(t *testing.T) {
 	}
 }
 
+// TestManyAtOnce puts more descriptors than are sent before the first answer is read. A bad name fails alone.
+func TestManyAtOnce(t *testing.T) {
+	c, _, _ := start(t, idle)
+	files := make(map[string]*os.File)
+	var want []string
+	for i := range 3*pipelined + 1 {
+		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		name := fmt.Sprintf("many/%03d", i)
+		if _, err := f.WriteString(name); err != nil {
+			t.Fatal(err)
+		}
+		files[name], want = f, append(want, name)
+	}
+	files["a bad name"] = files[want[0]]
+	if err := c.PutAll(files); err == nil || !strings.Contains(err.Error(), "a bad name") || strings.Contains(err.Error(), "many/") {
+		t.Errorf("put them: %v", err)
+	}
+	if names, err := c.Names(); err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), want) {
+		t.Errorf("%q, %v", names, err)
+	}
+	for _, name := range want {
+		f, err := c.Get(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		content := make([]byte, len(name))
+		if _, err := f.ReadAt(content, 0); err != nil || string(content) != name {
+			t.Errorf("%s is %q, %v", name, content, err)
+		}
+		f.Close()
+	}
+	if err := c.Drop(want...); err != nil {
+		t.Error(err)
+	}
+	if names, err := c.Names(); err != nil || len(names) > 0 {
+		t.Errorf("after they were dropped: %q, %v", names, err)
+	}
+}
+
 // TestManyNames needs several answers for the list, and looks whether descriptors are lost on either side.
 func TestManyNames(t *testing.T) {
 	c, _, _ := start(t, idle)

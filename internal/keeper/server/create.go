@@ -295,12 +295,18 @@ func (c *container) tapOutputs(stdio *stdio) error {
 }
 
 // hold stores a descriptor of the container in the holder.
-func (c *container) hold(name string, f *os.File) {
+func (c *container) hold(name string, f *os.File) { c.holdAll(map[string]*os.File{name: f}) }
+
+// holdAll stores descriptors of the container by name in the holder.
+func (c *container) holdAll(files map[string]*os.File) {
 	c.heldMu.Lock()
 	defer c.heldMu.Unlock()
-	name = containerName(c.id, name)
-	c.keep.put(name, f)
-	c.held = append(c.held, name)
+	named := make(map[string]*os.File)
+	for name, f := range files {
+		named[containerName(c.id, name)] = f
+		c.held = append(c.held, containerName(c.id, name))
+	}
+	c.keep.putAll(named)
 }
 
 // dropHeld removes all of the container's descriptors from the holder.
@@ -313,16 +319,16 @@ func (c *container) dropHeld() {
 
 // keepIn stores our ends in the holder, and returns the inodes of the pipes by name.
 func (s *stdio) keepIn(c *container) map[string]uint64 {
-	inodes := make(map[string]uint64)
-	keep := func(name string, f *os.File) {
-		c.hold(name, f)
-		inodes[name] = inodeOf(f)
-	}
+	files, inodes := make(map[string]*os.File), make(map[string]uint64)
 	if s.stdin != nil {
-		keep("stdin", s.stdin)
+		files["stdin"] = s.stdin
 	}
 	for _, src := range s.outputs {
-		keep(src.Stream, src.File)
+		files[src.Stream] = src.File
+	}
+	c.holdAll(files)
+	for name, f := range files {
+		inodes[name] = inodeOf(f)
 	}
 	return inodes
 }

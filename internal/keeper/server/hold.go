@@ -3,7 +3,9 @@ package server
 import (
 	"errors"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -104,11 +106,25 @@ func sandboxName(id, what string) string   { return "sandbox/" + id + "/" + what
 
 // put stores a descriptor in the holder under that name.
 func (k keep) put(name string, f *os.File) {
-	if f == nil {
+	if f != nil {
+		k.putAll(map[string]*os.File{name: f})
+	}
+}
+
+// putAll stores descriptors by name in the holder, and waits only once for it.
+func (k keep) putAll(files map[string]*os.File) {
+	if len(files) == 0 {
 		return
 	}
-	k.note(name, f)
-	k.ask("a descriptor is not kept outside the keeper, whose end would lose it", name, func() error { return k.client.Put(name, f) })
+	for name, f := range files {
+		k.note(name, f)
+	}
+	k.ask("descriptors are not kept outside the keeper, whose end would lose them", names(files), func() error { return k.client.PutAll(files) })
+}
+
+// names lists names for the log.
+func names(files map[string]*os.File) string {
+	return strings.Join(slices.Sorted(maps.Keys(files)), " ")
 }
 
 // note adds a descriptor that the holder has to the ledger, for the next holder.
@@ -121,14 +137,17 @@ func (k keep) note(name string, f *os.File) {
 	}
 }
 
-// drop removes descriptors from the holder.
+// drop removes descriptors from the holder, and waits only once for it.
 func (k keep) drop(names ...string) {
+	if len(names) == 0 {
+		return
+	}
 	for _, name := range names {
 		if k.own != nil {
 			k.own.remove(name)
 		}
-		k.ask("a descriptor that nobody needs is still kept", name, func() error { return k.client.Drop(name) })
 	}
+	k.ask("descriptors that nobody needs are still kept", strings.Join(names, " "), func() error { return k.client.Drop(names...) })
 }
 
 // watch makes the holder keep the exit status of a process, in case this keeper dies first.

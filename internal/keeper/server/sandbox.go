@@ -327,10 +327,12 @@ func (b *sandbox) held() map[string]*os.File {
 // keepIn stores the sandbox's namespaces in the holder, and their inodes in the record.
 func (b *sandbox) keepIn(k keep) (err error) {
 	b.rec.Namespaces = make(map[string]uint64)
+	files := make(map[string]*os.File)
 	for kind, f := range b.held() {
-		k.put(sandboxName(b.id, kind), f)
+		files[sandboxName(b.id, kind)] = f
 		b.rec.Namespaces[kind] = inodeOf(f)
 	}
+	k.putAll(files)
 	if b.init != nil {
 		b.rec.InitPid = b.init.Pid
 		b.rec.InitBorn, err = process.StartTime(b.init.Pid)
@@ -339,9 +341,11 @@ func (b *sandbox) keepIn(k keep) (err error) {
 }
 
 func (b *sandbox) dropFrom(k keep) {
+	var names []string
 	for kind := range b.rec.Namespaces {
-		k.drop(sandboxName(b.id, kind))
+		names = append(names, sandboxName(b.id, kind))
 	}
+	k.drop(names...)
 }
 
 // beginRemoval closes the sandbox for new containers. It returns nil if the sandbox does not exist,

@@ -54,11 +54,15 @@ func (s *Server) start(ctx context.Context, c *container) (*api.Container, error
 	}
 	failpoint.At("start: recorded")
 	step.Enter(ctx, "startline")
+	kept := false
 	err := s.runtime.Start(c.id, func(f *os.File) {
+		kept = true
 		c.keep.put(containerName(c.id, startName), f)
 		failpoint.At("start: begun")
 	}, c.ended)
-	c.keep.drop(containerName(c.id, startName))
+	if kept {
+		c.keep.drop(containerName(c.id, startName))
+	}
 	if err != nil {
 		back := c.become(api.State_CREATED, func(r *containerRecord) { r.StartedAt = 0 })
 		if back != nil && !errors.Is(back, fault.Precondition) { // Precondition: it has exited
