@@ -106,6 +106,9 @@ func run() error {
 	s.LogAt(at, logLevel)
 	logrus.SetOutput(log) // libcontainer's
 	logrus.SetLevel(logrus.WarnLevel)
+	if err := threads.SetTimerSlack(threads.TimerSlack); err != nil {
+		slog.Info("timers stay precise, which costs CPU time", "err", err)
+	}
 	if err := s.Recover(); err != nil {
 		return err
 	}

@@ -53,6 +53,9 @@ func run(ctx context.Context, cfg config.Config) error {
 // still in flight, nil for none. The holder keeps the listening sockets.
 func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *trace.Exporter) (pending *pendingCalls, err error) {
 	defer held.Close()
+	if err := threads.SetTimerSlack(threads.TimerSlack); err != nil {
+		slog.Info("timers stay precise, which costs CPU time", "err", err)
+	}
 	go threads.Trim(ctx, 16, time.Minute) // ends with ctx, and uses nothing of what follows
 
 	// 1. The node's facts, and the configuration of pods.

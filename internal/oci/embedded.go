@@ -21,7 +21,14 @@ import (
 
 // Init runs a container's first process up to its exec, and never returns. A program that links
 // [Embedded] must call it before anything else if its first argument is "init".
-func Init() { libcontainer.Init() }
+func Init() {
+	// The container must not inherit the keeper's timer slack. An error changes nothing else.
+	unix.Prctl(unix.PR_SET_TIMERSLACK, timerSlack, 0, 0, 0)
+	libcontainer.Init()
+}
+
+// timerSlack is the kernel's default timer slack in nanoseconds, as in forkserver.c.
+const timerSlack = 50_000
 
 // Embedded is the [Runtime] with our own init and the fork server. It uses [Libcontainer] for
 // everything that they do not support.

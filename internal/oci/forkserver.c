@@ -48,6 +48,7 @@
 
 // Descriptors of A. All descriptors of the server are below MOST.
 enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, PROGRAM = 8, MOST = 32 };
+enum { TIMER_SLACK_NS = 50000 }; // the kernel's default
 enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8, CONTAINER = 16, NEW_PIDS = 32 }; // a request's flags
 enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS = 64 }; // its switches
 
@@ -774,6 +775,7 @@ __attribute__((constructor)) static void kuri_fork_server(void)
 		return;
 	prctl(PR_SET_NAME, "kuri-forkserver", 0, 0, 0);
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0); // containers must not inherit the keeper's
 	for (int fd = TALK + 1; fd < MOST; fd++)
 		close(fd);
 	syscall(SYS_close_range, MOST, ~0U, 0); // inherited from the keeper's starter

@@ -1,5 +1,9 @@
-// Package threads ends the threads that a burst of work has left behind. The Go runtime starts a thread for each goroutine in
-// a concurrent system call and never ends one: a daemon that has started fifty pods at once would keep sixty threads.
+// Package threads makes the threads of a daemon cheaper.
+//
+// [Trim] ends the threads that a burst of work has left behind. The Go runtime starts a thread for each goroutine in a
+// concurrent system call and never ends one: a daemon that has started fifty pods at once would keep sixty threads.
+//
+// [SetTimerSlack] lets the kernel wake threads later than they have asked for.
 //
 // The package has no state.
 package threads
