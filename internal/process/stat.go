@@ -32,7 +32,7 @@ const pfExiting = 0x4
 // ReadStat reads the stat of a process. It returns the zero Stat for a process that is gone. An error means that /proc could
 // not be read, for example for lack of a descriptor: the process may exist.
 func ReadStat(pid int) (Stat, error) {
-	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	body, err := readSmall(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return Stat{}, nil
 	}
@@ -40,6 +40,31 @@ func ReadStat(pid int) (Stat, error) {
 		return Stat{}, err
 	}
 	return parseStat(body)
+}
+
+// readSmall reads a file of less than 4 KiB in /proc with three system calls. os.ReadFile takes eleven: it tries to poll the
+// file, asks for its size and reads until the end.
+func readSmall(path string) ([]byte, error) {
+	fd, err := again(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	body := make([]byte, 4096)
+	n, err := again(func() (int, error) { return unix.Read(fd, body) })
+	if err != nil {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+	}
+	return body[:n], nil
+}
+
+// again repeats a system call that a signal interrupts.
+func again(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 func parseStat(body []byte) (Stat, error) {

@@ -71,6 +71,13 @@ func (r *reaper) mine(pid int) {
 	r.mu.Unlock()
 }
 
+func (r *reaper) isMine(pid int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, mine := r.known[pid]
+	return mine
+}
+
 func (r *reaper) forget(pid int) {
 	r.mu.Lock()
 	delete(r.known, pid)
@@ -136,6 +143,9 @@ func (r *reaper) reapStrays(last suspect) suspect {
 		pid := process.Zombie()
 		if pid == 0 {
 			return suspect{}
+		}
+		if r.isMine(pid) { // as most are: whoever waits for it will reap it
+			return suspect{pid: pid}
 		}
 		when, err := process.StartTime(pid)
 		now := suspect{pid: pid, born: when}

@@ -69,3 +69,29 @@ func TestAStrayIsReapedWhileOthersAreStarted(t *testing.T) {
 		t.Error("it was there to be waited for")
 	}
 }
+
+// A marked child is left to whoever waits for it. If that fails, it is reaped once it is forgotten.
+func TestAMarkedChildIsReapedOnceForgotten(t *testing.T) {
+	r := newReaper()
+	cmd := ended(t)
+	pid := cmd.Process.Pid
+	r.mine(pid)
+	go r.run()
+	defer r.stop()
+	time.Sleep(3 * lookAgain)
+	if when, err := process.StartTime(pid); err != nil || when == "" {
+		t.Fatalf("a marked child was reaped: %q, %v", when, err)
+	}
+	r.forget(pid)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(lookAgain / 10) {
+		if when, err := process.StartTime(pid); err == nil && when == "" {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("a forgotten child is not reaped")
+		}
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("it was there to be waited for")
+	}
+}
