@@ -5,9 +5,10 @@
 // implementations are linked into the keeper and share the format of their records: [Embedded],
 // which the keeper uses, and [Libcontainer], which Embedded uses for everything that it does not
 // support itself. They keep their records in one directory (<root>/<id>/state.json and the exec
-// fifo) and the containers' cgroups, and Delete removes both. Nothing is kept in memory between two
-// verbs, except for execs. The configuration of a container with its seccomp profile is about 100
-// KB, so each verb that needs it reads it again.
+// fifo) and the containers' cgroups, and Delete removes both. Nothing of a container is kept in memory
+// between two verbs, except for execs: its configuration with the seccomp profile is about 100 KB,
+// so each verb that needs it reads it again. The last few profiles are kept, and shared by their
+// containers (profiles.go).
 //
 // Command line runtimes (runc, crun) would be a third implementation: their verbs are those of
 // Runtime, with the ID as argument.
@@ -37,10 +38,10 @@
 // The copier (copy.c) packs and unpacks files in a container. The fork server starts it like an
 // exec, from the same sealed program. Libcontainer cannot start it.
 //
-// The seccomp filter of a profile is libcontainer's own, instruction by instruction: [Filter], a
-// process that lives for some milliseconds, lets libcontainer load the filter and takes it from the
-// system call. A filter is compiled when the first container or exec needs it, and shared by all
-// containers with the profile.
+// The seccomp filter of a profile has the results of libcontainer's: [Filter], a process that lives
+// for some milliseconds, lets libcontainer load the filter, takes it from the system call, and
+// shortens it (simplify.go). A filter is compiled when the first container or exec needs it, and
+// shared by all containers with the profile.
 //
 // Two verbs on one container must not run at the same time. The caller ensures that, and waits for
 // the processes, which are children of this process.

@@ -149,7 +149,7 @@ const (
 // Create creates a container with our own init, or with libcontainer if our own does not support
 // it. See [Runtime].
 func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (_ *Created, err error) {
-	config, err := configure(ctx, id, bundle, spec, systemdCgroup)
+	config, err := e.configure(ctx, id, bundle, spec, systemdCgroup)
 	if err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ func (l *Libcontainer) Executor(id, bundle string) (*Executor, error) {
 
 // executor returns an Executor without a request, and its specification and configuration.
 func (l *Libcontainer) executor(id, bundle string) (*Executor, *specs.Spec, *configs.Config, error) {
-	spec, err := ReadSpec(bundle)
+	spec, err := l.Spec(bundle)
 	if err != nil {
 		return nil, nil, nil, err
 	}

@@ -42,7 +42,13 @@ const instructionSize = unix.SizeofSockFilter
 type filters struct {
 	mu     sync.Mutex // guards both; held while a filter is compiled, so that each profile is compiled once
 	known  map[[sha256.Size]byte]weak.Pointer[filter]
-	recent []*filter // the last requested ones, the newest last
+	recent []recentFilter // the last requested ones, the newest last
+}
+
+// recentFilter is a filter and the profile for which it was requested last.
+type recentFilter struct {
+	*filter
+	profile *configs.Seccomp
 }
 
 // recentMax is the number of filters that are kept for future starts. The containers of a node have
@@ -50,15 +56,19 @@ type filters struct {
 const recentMax = 4
 
 // keep makes a filter the newest recent one. The caller holds mu.
-func (f *filters) keep(one *filter) {
-	f.recent = append(slices.DeleteFunc(f.recent, func(o *filter) bool { return o == one }), one)
+func (f *filters) keep(one *filter, profile *configs.Seccomp) {
+	f.recent = append(slices.DeleteFunc(f.recent, func(o recentFilter) bool { return o.filter == one }), recentFilter{one, profile})
 	if len(f.recent) > recentMax {
 		f.recent = slices.Delete(f.recent, 0, 1)
 	}
 }
 
-// of returns the filter of a profile, and compiles it if necessary.
+// of returns the filter of a profile, and compiles it if necessary. The profile must not be changed
+// later.
 func (f *filters) of(profile *configs.Seccomp) (*filter, error) {
+	if known := f.latest(profile); known != nil {
+		return known, nil
+	}
 	encoded, err := json.Marshal(profile)
 	if err != nil {
 		return nil, err
@@ -67,7 +77,7 @@ func (f *filters) of(profile *configs.Seccomp) (*filter, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if known := f.known[key].Value(); known != nil {
-		f.keep(known)
+		f.keep(known, profile)
 		return known, nil
 	}
 	made, err := makeFilter(encoded)
@@ -79,8 +89,22 @@ func (f *filters) of(profile *configs.Seccomp) (*filter, error) {
 	}
 	f.known[key] = weak.Make(made)
 	runtime.AddCleanup(made, f.forget, key)
-	f.keep(made)
+	f.keep(made, profile)
 	return made, nil
+}
+
+// latest returns the recent filter of this very profile, which need not be encoded again; nil if
+// there is none.
+func (f *filters) latest(profile *configs.Seccomp) *filter {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, recent := range f.recent {
+		if recent.profile == profile {
+			f.keep(recent.filter, profile)
+			return recent.filter
+		}
+	}
+	return nil
 }
 
 // forget removes the entry of an unreferenced filter, unless the filter has been compiled again.

@@ -24,6 +24,8 @@ type Libcontainer struct {
 	root string
 	held cgroupFiles
 	pins pins
+
+	profiles profiles
 }
 
 // NewLibcontainer returns a runtime with its records below root, which is created when needed. It
@@ -41,7 +43,7 @@ const alone = "a runtime that is libcontainer alone"
 
 // Create creates a container with libcontainer. See [Runtime].
 func (l *Libcontainer) Create(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (*Created, error) {
-	config, err := configure(ctx, id, bundle, spec, systemdCgroup)
+	config, err := l.configure(ctx, id, bundle, spec, systemdCgroup)
 	if err != nil {
 		return nil, err
 	}
@@ -61,17 +63,23 @@ func (l *Libcontainer) create(ctx context.Context, id string, spec *specs.Spec, 
 
 // configure converts a specification to libcontainer's configuration. It changes the working
 // directory to the bundle.
-func configure(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool) (*configs.Config, error) {
+func (l *Libcontainer) configure(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool) (*configs.Config, error) {
 	step.Enter(ctx, "config")
 	// By the specification the bundle is the working directory; libcontainer relies on that.
 	if err := unix.Chdir(bundle); err != nil {
 		return nil, fmt.Errorf("enter bundle %s: %w", bundle, err)
 	}
+	unfiltered := *spec
+	unfiltered.Linux = new(*spec.Linux)
+	unfiltered.Linux.Seccomp = nil
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName:       id,
 		UseSystemdCgroup: systemdCgroup,
-		Spec:             spec,
+		Spec:             &unfiltered,
 	})
+	if err == nil && spec.Linux.Seccomp != nil {
+		config.Seccomp, err = l.profiles.convert(spec.Linux.Seccomp)
+	}
 	if err != nil {
 		return nil, fault.As(fault.Invalid, fmt.Errorf("configuration of container %s: %w", id, err))
 	}
@@ -123,6 +131,11 @@ func (l *Libcontainer) createByLibcontainer(id string, spec *specs.Spec, config 
 		return nil, errors.Join(fault.As(fault.Precondition, fmt.Errorf("create container %s: %w", id, err)), kerr, c.Destroy())
 	}
 	return &Created{Pid: pid, PrivatePID: config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(state.CgroupPaths)}, nil
+}
+
+// Spec reads the specification in a bundle. See [Runtime].
+func (l *Libcontainer) Spec(bundle string) (*specs.Spec, error) {
+	return readSpec(bundle, l.profiles.decode)
 }
 
 // Delete removes the runtime's records and the cgroup of a container whose processes have ended. It

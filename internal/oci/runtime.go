@@ -29,6 +29,10 @@ import (
 // the node have the kind of their errno (no descriptors, full disk). The error for a limit that the
 // kernel refuses is of kind Precondition.
 type Runtime interface {
+	// Spec reads config.json of a bundle, as [ReadSpec] does. Specifications share their seccomp
+	// profiles, which must not be changed.
+	Spec(bundle string) (*specs.Spec, error)
+
 	// Create creates a container (specification: "create"): its process exists and waits at its
 	// start line. It must be called on a separate thread, whose mount namespace the container takes
 	// over. There spec's root.path must be the root filesystem, and mounts below the runtime's

@@ -16,13 +16,38 @@ import (
 
 // ReadSpec reads config.json of a bundle. The error is of kind Invalid if no runtime can run it.
 func ReadSpec(bundle string) (*specs.Spec, error) {
+	return readSpec(bundle, func(encoded []byte) (*specs.LinuxSeccomp, error) {
+		var profile *specs.LinuxSeccomp
+		return profile, json.Unmarshal(encoded, &profile)
+	})
+}
+
+// specWithProfile is a specification whose seccomp profile is not decoded.
+type specWithProfile struct {
+	specs.Spec
+	Linux *struct {
+		specs.Linux
+		Seccomp json.RawMessage `json:"seccomp"`
+	} `json:"linux"`
+}
+
+// readSpec reads config.json of a bundle, and decodes the seccomp profile with a function.
+func readSpec(bundle string, decode func([]byte) (*specs.LinuxSeccomp, error)) (*specs.Spec, error) {
 	path := filepath.Join(bundle, "config.json")
 	body, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "read the bundle: %w", err)
 	}
-	spec := &specs.Spec{}
-	if err := json.Unmarshal(body, spec); err != nil {
+	var whole specWithProfile
+	err = json.Unmarshal(body, &whole)
+	spec := &whole.Spec
+	if err == nil && whole.Linux != nil {
+		spec.Linux = &whole.Linux.Linux
+		if len(whole.Linux.Seccomp) > 0 {
+			spec.Linux.Seccomp, err = decode(whole.Linux.Seccomp)
+		}
+	}
+	if err != nil {
 		return nil, fault.New(fault.Invalid, "decode %s: %w", path, err)
 	}
 	switch {

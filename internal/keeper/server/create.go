@@ -17,7 +17,6 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/keeper/api"
 	"github.com/kuri-cri/kuri/internal/namespace"
-	"github.com/kuri-cri/kuri/internal/oci"
 	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/step"
 	"github.com/kuri-cri/kuri/internal/undo"
@@ -197,7 +196,7 @@ func (s *Server) remove(c *container) {
 }
 
 func (s *Server) readSpec(req *api.CreateRequest) (*specs.Spec, error) {
-	spec, err := oci.ReadSpec(req.Bundle)
+	spec, err := s.runtime.Spec(req.Bundle)
 	if err != nil {
 		return nil, err
 	}
