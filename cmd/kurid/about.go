@@ -11,10 +11,14 @@ import (
 	"github.com/kuri-cri/kuri/internal/holder"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper"
+	"github.com/kuri-cri/kuri/internal/layer"
+	"github.com/kuri-cri/kuri/internal/listen"
 	"github.com/kuri-cri/kuri/internal/network/selector"
 	"github.com/kuri-cri/kuri/internal/pod"
 	"github.com/kuri-cri/kuri/internal/server"
 	"github.com/kuri-cri/kuri/internal/spec"
+	"github.com/kuri-cri/kuri/internal/stream"
+	"github.com/kuri-cri/kuri/internal/trace"
 	"github.com/kuri-cri/kuri/probe"
 )
 
@@ -30,15 +34,19 @@ func debugSocket(cfg config.Config) string { return filepath.Join(cfg.State, "de
 // keeperLimit bounds the wait for the keeper's Info.
 const keeperLimit = 2 * time.Second
 
-// about collects the parts of a verbose status other than the configuration.
-type about struct {
+// parts are the parts of the daemon that the server serves, or tells of in a verbose status.
+type parts struct {
 	cfg     config.Config
 	node    spec.Node
+	layers  *layer.Store
+	images  *image.Store
+	network *selector.Selector
 	keeper  *keeper.Client
 	holder  *holder.Client
-	network *selector.Selector
-	images  *image.Store
 	pods    *pod.Pods
+	streams *stream.Client
+	sockets *listen.Sockets
+	tracer  *trace.Exporter
 	began   time.Time
 }
 
@@ -51,52 +59,52 @@ type program struct {
 }
 
 // info implements [server.Options].About.
-func (a *about) info(ctx context.Context, ready error) map[string]any {
-	cni, err := a.network.CNI()
+func (p *parts) info(ctx context.Context, ready error) map[string]any {
+	cni, err := p.network.CNI()
 	loaded := server.Text("OK")
 	if err != nil {
 		loaded = server.Text(err.Error())
 	}
 	return map[string]any{
 		"programs": map[string]program{
-			"kurid":  {Version: version, Pid: os.Getpid(), Started: a.began.Format(time.RFC3339)},
-			"keeper": a.keeperProgram(ctx, ready), "holder": a.holderProgram(),
+			"kurid":  {Version: version, Pid: os.Getpid(), Started: p.began.Format(time.RFC3339)},
+			"keeper": p.keeperProgram(ctx, ready), "holder": p.holderProgram(),
 		},
-		"node": a.nodeInfo(), "storage": a.storage(), "network": a.networkInfo(), "counts": a.counts(),
+		"node": p.nodeInfo(), "storage": p.storage(), "network": p.networkInfo(), "counts": p.counts(),
 		"cniconfig": cni, "lastCNILoadStatus": loaded, // containerd's keys
 	}
 }
 
-func (a *about) keeperProgram(ctx context.Context, ready error) program {
+func (p *parts) keeperProgram(ctx context.Context, ready error) program {
 	if ready != nil {
 		return program{Error: ready.Error()}
 	}
 	ctx, cancel := context.WithTimeout(ctx, keeperLimit)
 	defer cancel()
-	info, err := a.keeper.Info(ctx)
+	info, err := p.keeper.Info(ctx)
 	if err != nil {
 		return program{Error: err.Error()}
 	}
 	return program{Version: info.Version, Pid: int(info.Pid)}
 }
 
-func (a *about) holderProgram() program {
-	info, err := a.holder.Info()
+func (p *parts) holderProgram() program {
+	info, err := p.holder.Info()
 	if err != nil {
 		return program{Error: err.Error()}
 	}
 	return program{Version: info.Version, Pid: info.Pid}
 }
 
-func (a *about) nodeInfo() map[string]any {
+func (p *parts) nodeInfo() map[string]any {
 	cgroups := "v1"
-	if a.node.CgroupV2 {
+	if p.node.CgroupV2 {
 		cgroups = "v2"
 	}
 	return map[string]any{
-		"hostname": a.node.Hostname, "kernel": a.node.KernelVersion, "cgroups": cgroups, "systemd": a.node.Systemd,
-		"seccomp": a.node.Seccomp, "apparmor": a.node.AppArmor, "selinux": a.node.SELinux, "swapAccounting": a.node.Swap,
-		"noUserNamespaces": a.pods.Node.NoUserNamespaces, // the reason, "" if they are supported
+		"hostname": p.node.Hostname, "kernel": p.node.KernelVersion, "cgroups": cgroups, "systemd": p.node.Systemd,
+		"seccomp": p.node.Seccomp, "apparmor": p.node.AppArmor, "selinux": p.node.SELinux, "swapAccounting": p.node.Swap,
+		"noUserNamespaces": p.pods.Node.NoUserNamespaces, // the reason, "" if they are supported
 	}
 }
 
@@ -107,33 +115,33 @@ type storageDir struct {
 	Error string `json:"error,omitempty"`
 }
 
-func (a *about) storage() map[string]storageDir {
-	dirs := map[string]string{"root": a.cfg.Root, "state": a.cfg.State}
-	if a.cfg.ContainerRoot != "" {
-		dirs["containerRoot"] = a.cfg.ContainerRoot
+func (p *parts) storage() map[string]storageDir {
+	dirs := map[string]string{"root": p.cfg.Root, "state": p.cfg.State}
+	if p.cfg.ContainerRoot != "" {
+		dirs["containerRoot"] = p.cfg.ContainerRoot
 	}
 	out := make(map[string]storageDir)
 	for name, dir := range dirs {
-		p := storageDir{Dir: dir}
+		one := storageDir{Dir: dir}
 		var err error
-		if p.Filesystem, err = probe.FilesystemOf(dir); err != nil {
-			p.Error = err.Error()
+		if one.Filesystem, err = probe.FilesystemOf(dir); err != nil {
+			one.Error = err.Error()
 		}
-		out[name] = p
+		out[name] = one
 	}
 	return out
 }
 
-func (a *about) networkInfo() map[string]any {
-	by, err := a.network.Current()
-	info := map[string]any{"use": a.cfg.Network.Use, "by": by, "bridge": a.cfg.Network.Bridge}
+func (p *parts) networkInfo() map[string]any {
+	by, err := p.network.Current()
+	info := map[string]any{"use": p.cfg.Network.Use, "by": by, "bridge": p.cfg.Network.Bridge}
 	if err != nil {
 		info["error"] = err.Error()
 	}
 	return info
 }
 
-func (a *about) counts() map[string]any {
-	count := a.pods.Count()
-	return map[string]any{"pods": count.Sandboxes, "containers": count.Containers, "images": len(a.images.List())}
+func (p *parts) counts() map[string]any {
+	count := p.pods.Count()
+	return map[string]any{"pods": count.Sandboxes, "containers": count.Containers, "images": len(p.images.List())}
 }

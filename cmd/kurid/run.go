@@ -59,19 +59,10 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	go threads.Trim(ctx, 16, time.Minute) // ends with ctx, and uses nothing of what follows
 
 	// 1. The node's facts, and the configuration of pods.
-	facts, err := nodeFacts(cfg)
-	if err != nil {
-		return nil, err
-	}
-	driver, err := cgroup.Choose(cfg.CgroupDriver, facts.Systemd)
-	if err != nil {
-		return nil, err
-	}
 	podOptions, err := podOptions(cfg)
 	if err != nil {
 		return nil, err
 	}
-	podOptions.Node, podOptions.Driver, podOptions.ScopePrefix = facts, driver, cfg.ScopePrefix
 
 	// 2. Lock the directories. Before another daemon is asked to end, make sure that no newer version has written records.
 	if err := checkFormats(cfg); err != nil {
@@ -130,26 +121,17 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	defer streams.Close()
 
 	// 7. The sockets, last of all.
-	values, err := cfg.Map()
+	sockets := listen.New(held)
+	defer sockets.Close()
+	built := &parts{
+		cfg: cfg, node: podOptions.Node, layers: layers, images: images, network: net, keeper: keep, holder: held, pods: pods,
+		streams: streams, sockets: sockets, tracer: tracer, began: time.Now(),
+	}
+	serverOptions, err := built.serverOptions()
 	if err != nil {
 		return nil, err
 	}
-	sockets := listen.New(held)
-	defer sockets.Close()
-	srv, err := server.Listen(server.Options{
-		Socket: sockets.Unix,
-		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen,
-		DebugListen: debugSocket(cfg),
-		Pods:        pods, Images: images, Network: net, Streams: streams, Holder: held,
-		Trace: tracer.Hook(), SlowAfter: slowAfter(cfg), Version: version, SystemdCgroup: driver == cgroup.Systemd,
-		Info:       configInfo(cfg, driver, values),
-		About:      (&about{cfg: cfg, node: facts, keeper: keep, holder: held, network: net, images: images, pods: pods, began: time.Now()}).info,
-		SetPodCIDR: net.SetPodCIDR, PruneNetwork: net.Prune,
-		Doctor: doctor.Node{
-			Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot, Driver: driver, Cgroups: podOptions.Cgroups,
-			Pods: pods.Inventory, Layers: layers, Network: net,
-		},
-	})
+	srv, err := server.Listen(serverOptions)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +142,7 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 		keep.Linger()
 	}()
 	slog.Info("kurid serves", "version", version, "socket", cfg.Listen, "image_socket", cfg.ImageListen,
-		"root", cfg.Root, "state", cfg.State, "cgroup_driver", driver, "pid", os.Getpid())
+		"root", cfg.Root, "state", cfg.State, "cgroup_driver", podOptions.Driver, "pid", os.Getpid())
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		slog.Warn("systemd does not know that kurid is ready", "err", err)
 	}
@@ -173,6 +155,28 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	case err := <-srv.Failed():
 		return nil, err
 	}
+}
+
+// serverOptions returns the options of the server of these parts.
+func (p *parts) serverOptions() (server.Options, error) {
+	cfg, driver := p.cfg, p.pods.Driver
+	values, err := cfg.Map()
+	if err != nil {
+		return server.Options{}, err
+	}
+	return server.Options{
+		Socket: p.sockets.Unix,
+		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen,
+		DebugListen: debugSocket(cfg),
+		Pods:        p.pods, Images: p.images, Network: p.network, Streams: p.streams, Holder: p.holder,
+		Trace: p.tracer.Hook(), SlowAfter: slowAfter(cfg), Version: version, SystemdCgroup: driver == cgroup.Systemd,
+		Info: configInfo(cfg, driver, values), About: p.info,
+		SetPodCIDR: p.network.SetPodCIDR, PruneNetwork: p.network.Prune,
+		Doctor: doctor.Node{
+			Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot, Driver: driver, Cgroups: p.pods.Cgroups,
+			Pods: p.pods.Inventory, Layers: p.layers, Network: p.network,
+		},
+	}, nil
 }
 
 // startKeeper connects to the keeper, and starts holder and keeper if they do not run.
@@ -214,10 +218,18 @@ func nodeFacts(cfg config.Config) (spec.Node, error) {
 	return facts, nil
 }
 
-// podOptions returns the options that come from the configuration; serve adds the parts of the daemon.
+// podOptions returns the options that come from the node and the configuration; serve adds the parts of the daemon.
 func podOptions(cfg config.Config) (pod.Options, error) {
+	facts, err := nodeFacts(cfg)
+	if err != nil {
+		return pod.Options{}, err
+	}
+	driver, err := cgroup.Choose(cfg.CgroupDriver, facts.Systemd)
+	if err != nil {
+		return pod.Options{}, err
+	}
 	o := pod.Options{
-		Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot,
+		Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot, Node: facts, Driver: driver, ScopePrefix: cfg.ScopePrefix,
 		ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit, MaxExecs: cfg.Pod.MaxExecs,
 		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
 		CDIDirs: cfg.Pod.CDIDirs, CreateHostPaths: cfg.Pod.CreateMissingHostPaths,
@@ -229,7 +241,6 @@ func podOptions(cfg config.Config) (pod.Options, error) {
 			return o, fmt.Errorf("pod.writable_layer_bytes, pod.writable_layer_inodes: %w", err)
 		}
 	}
-	var err error
 	if o.Cgroups, err = cgroup.Open(); err != nil {
 		return o, fmt.Errorf("find the cgroup hierarchies: %w", err)
 	}

@@ -123,17 +123,10 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	// 7. The process, in its namespaces, up to the point where it waits for Start.
 	step.Enter(ctx, "process")
 	back.Add("delete "+r.name()+" at the keeper", func(ctx context.Context) error { return p.Keeper.Delete(ctx, r.ID) })
-	req := p.containerRequest(s.Record(), r)
-	req.Rootfs, req.Overlays = p.rootfs(r, lowerdirs, volumes), volumes.overlays
-	made, err := p.Keeper.Create(ctx, req)
-	failure := ""
-	if errors.Is(err, fault.Unstartable) { // Start reports it: so a pod that never restarts fails, as with containerd
-		made, failure, err = &api.Container{CreatedAt: time.Now().UnixNano()}, err.Error(), nil
-	}
+	made, failure, err := p.makeProcess(ctx, s.Record(), r, lowerdirs, volumes)
 	if err != nil {
 		return nil, err
 	}
-
 	failpoint.At("create container: process made")
 
 	// 8. Created, unless the pod was stopped meanwhile.
@@ -151,6 +144,18 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	failpoint.At("create container: recorded")
 	back.Release()
 	return c, nil
+}
+
+// makeProcess has the keeper create the container's process. If the process cannot be started, failure says why: Start
+// reports it, so that a pod that never restarts fails, as with containerd.
+func (p *Pods) makeProcess(ctx context.Context, s *SandboxRecord, r *ContainerRecord, lowerdirs []string, volumes *imageVolumes) (made *api.Container, failure string, err error) {
+	req := p.containerRequest(s, r)
+	req.Rootfs, req.Overlays = p.rootfs(r, lowerdirs, volumes), volumes.overlays
+	made, err = p.Keeper.Create(ctx, req)
+	if errors.Is(err, fault.Unstartable) {
+		return &api.Container{CreatedAt: time.Now().UnixNano()}, err.Error(), nil
+	}
+	return made, "", err
 }
 
 // rootfs returns the parts from which the keeper mounts a container's root filesystem.
@@ -298,24 +303,9 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 		return nil, err
 	}
 
-	in := spec.Input{
-		Pod: sandbox.config(), Container: cfg, Image: img.Config, ImageName: r.ImageName, Node: facts,
-		PodID: sandbox.ID, ContainerID: r.ID,
-		Rootfs: p.paths.rootfs(r.ID), CgroupsPath: r.CgroupsPath,
-		Namespaces: *s.namespaces.Load(), TargetPID: target,
-		Shm:        "/dev/shm",
-		ResolvConf: p.paths.podFile(sandbox.ID, "resolv.conf"),
-		Hosts:      p.paths.podFile(sandbox.ID, "hosts"),
-		Hostname:   p.paths.podFile(sandbox.ID, "hostname"),
-		Volumes:    volumes.dirs, User: user, Mounts: mounts, Devices: devices,
-		Labels:           r.Labels,
-		LocalhostSeccomp: seccomp,
-		Ulimits:          p.Ulimits,
-		PidsLimit:        p.PidsLimit,
-	}
-	if namespaces(sandbox.config()).GetIpc() != runtime.NamespaceMode_NODE {
-		in.Shm = p.paths.shm(sandbox.ID)
-	}
+	in := p.specInput(s, r)
+	in.Image, in.Node, in.TargetPID, in.LocalhostSeccomp = img.Config, facts, target, seccomp
+	in.User, in.Volumes, in.Mounts, in.Devices = user, volumes.dirs, mounts, devices
 	if spec.AsksRDT(in.Pod, cfg) {
 		in.Node.RDT = node.RDT()
 	}
@@ -330,6 +320,29 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 		return nil, err
 	}
 	return oci, p.relabel(r, mounts)
+}
+
+// specInput returns the part of a container's OCI spec that comes from the records and the configuration.
+func (p *Pods) specInput(s *Sandbox, r *ContainerRecord) spec.Input {
+	sandbox := s.Record()
+	in := spec.Input{
+		Pod: sandbox.config(), PodID: sandbox.ID,
+		Container: r.config(), ContainerID: r.ID, ImageName: r.ImageName,
+		Namespaces:  *s.namespaces.Load(),
+		CgroupsPath: r.CgroupsPath,
+		Rootfs:      p.paths.rootfs(r.ID),
+		Shm:         "/dev/shm",
+		ResolvConf:  p.paths.podFile(sandbox.ID, "resolv.conf"),
+		Hosts:       p.paths.podFile(sandbox.ID, "hosts"),
+		Hostname:    p.paths.podFile(sandbox.ID, "hostname"),
+		Labels:      r.Labels,
+		Ulimits:     p.Ulimits,
+		PidsLimit:   p.PidsLimit,
+	}
+	if namespaces(sandbox.config()).GetIpc() != runtime.NamespaceMode_NODE {
+		in.Shm = p.paths.shm(sandbox.ID)
+	}
+	return in
 }
 
 // limitWritable stores the limits of the container's writable layer in the record. The error is of kind Unimplemented
