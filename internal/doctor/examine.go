@@ -65,6 +65,8 @@ type check struct {
 var checks = []check{
 	{"pods", brokenPods},
 	{"containers", brokenContainers},
+	{"files of pods", removedFiles},
+	{"shared memory", lostShm},
 	{"processes", strayProcesses},
 	{"network", strayNetwork},
 	{"network namespaces", strayNetns},
@@ -138,7 +140,6 @@ func look(n Node) Report {
 		found, err := c.look(s)
 		if err != nil {
 			r.Blind = append(r.Blind, Blind{c.name, err})
-			continue
 		}
 		for _, f := range found {
 			f.Check, f.Fixable = c.name, f.fix != nil

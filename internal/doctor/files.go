@@ -19,6 +19,16 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
+// removedFiles finds files and directories that were removed although a running pod uses them.
+func removedFiles(s *scene) ([]Finding, error) {
+	removed, err := s.pods.Removed()
+	var found []Finding
+	for _, x := range removed {
+		found = append(found, Finding{Subject: x.Name + ": " + x.Path, Problem: x.Problem, Advice: x.Advice, fix: x.Restore})
+	}
+	return found, err
+}
+
 // staleSockets finds sockets in the state directory on which nobody listens.
 func staleSockets(s *scene) ([]Finding, error) {
 	paths, err := filepath.Glob(filepath.Join(s.State, "*.sock"))

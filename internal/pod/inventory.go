@@ -25,6 +25,8 @@ type Inventory struct {
 	Damaged    []Damaged
 
 	known map[string]bool
+	at    paths
+	live  *Pods // nil if kurid is stopped
 }
 
 // Rest is a directory of a pod or a container without a readable record.
@@ -50,9 +52,9 @@ func (v *Inventory) Known(id string) bool { return v.known[id] }
 func ReadInventory(root, state string) (*Inventory, error) {
 	v := &Inventory{
 		Sandboxes: map[string]*SandboxRecord{}, Containers: map[string]*ContainerRecord{},
-		Held: map[string]bool{}, known: map[string]bool{},
+		Held: map[string]bool{}, known: map[string]bool{}, at: paths{root: root, state: state},
 	}
-	at := paths{root: root, state: state}
+	at := v.at
 	if err := v.readHeld(state); err != nil {
 		return nil, err
 	}
@@ -146,6 +148,7 @@ func (p *Pods) Inventory() (*Inventory, error) {
 	if err != nil {
 		return nil, err
 	}
+	v.live = p
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	// A record without a pod in memory is one of a pod that is being created or removed.

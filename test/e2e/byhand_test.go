@@ -65,6 +65,17 @@ func (s *shell) handled(t *testing.T, name string) *handled {
 	return h
 }
 
+// another runs a script in another container of the pod, which must succeed.
+func (h *handled) another(t *testing.T, script string) {
+	t.Helper()
+	config := harness.Pod("handled")
+	config.LogDirectory = h.logs
+	id := h.Run(t, h.pod, harness.Container("another", h.image, "sh", "-c", script), config)
+	if st := h.WaitExit(t, id); st.ExitCode != 0 {
+		t.Errorf("%q in another container ends with %d: %s", script, st.ExitCode, h.LogText(t, id, "stderr"))
+	}
+}
+
 // unmountShm unmounts the pod's /dev/shm in the holder's mount namespace, which has no other mounts.
 func (h *handled) unmountShm(t *testing.T) {
 	t.Helper()
@@ -122,8 +133,9 @@ func TestRemovedByHand(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		remove   func(*testing.T, *handled)
-		notReady string // the pod's reason; "" if it stays ready
-		doctor   string // part of the report
+		notReady string                     // the pod's reason; "" if it stays ready
+		doctor   string                     // part of the report
+		fixed    func(*testing.T, *handled) // --fix mends all that is fixable, and this holds then
 		mend     func(*testing.T, *handled)
 	}{
 		{name: "network namespace", notReady: "its network namespace is gone", doctor: "its network namespace is gone", remove: func(t *testing.T, h *handled) {
@@ -144,18 +156,41 @@ func TestRemovedByHand(t *testing.T) {
 		{name: "table", doctor: "table of the built-in network is gone", remove: func(t *testing.T, h *handled) {
 			run(t, "nft", "delete", "table", "inet", kuriTable(t))
 		}, mend: func(t *testing.T, h *handled) { doctor(t, h.Daemon, "--fix") }},
-		{name: "directory in the state directory", remove: func(t *testing.T, h *handled) {
+		{name: "directory in the state directory", doctor: "were removed: pod.json, resolv.conf, hosts, hostname", remove: func(t *testing.T, h *handled) {
 			removeTree(t, filepath.Join(h.State, "pods", h.pod))
+		}, fixed: func(t *testing.T, h *handled) {
+			h.another(t, "grep -q handled /etc/hosts && cat /etc/resolv.conf")
 		}},
-		{name: "directory in the root", remove: func(t *testing.T, h *handled) {
+		{name: "resolv.conf", doctor: "were removed: resolv.conf;", remove: func(t *testing.T, h *handled) {
+			removeTree(t, filepath.Join(h.State, "pods", h.pod, "resolv.conf"))
+		}, fixed: func(t *testing.T, h *handled) { h.another(t, "cat /etc/resolv.conf") }},
+		{name: "directory in the root", doctor: "its writable layer was removed", remove: func(t *testing.T, h *handled) {
 			removeTree(t, filepath.Join(h.Root, "pods", h.pod))
+		}, fixed: func(t *testing.T, h *handled) {
+			for _, path := range []string{"pod.json", "containers/" + h.container + "/container.json"} {
+				if _, err := os.Stat(filepath.Join(h.Root, "pods", h.pod, path)); err != nil {
+					t.Error(err)
+				}
+			}
 		}},
-		{name: "log directory", remove: func(t *testing.T, h *handled) { removeTree(t, h.logs) }},
-		{name: "mounted volume", remove: func(t *testing.T, h *handled) {
+		{name: "bundle", doctor: "its OCI configuration was removed", remove: func(t *testing.T, h *handled) {
+			removeTree(t, filepath.Join(h.State, "pods", h.pod, "containers", h.container, "config.json"))
+		}},
+		{name: "log directory", doctor: "its log was removed", remove: func(t *testing.T, h *handled) { removeTree(t, h.logs) },
+			fixed: func(t *testing.T, h *handled) {
+				if _, err := os.Stat(filepath.Join(h.logs, "main.log")); err != nil {
+					t.Error(err)
+				}
+			}},
+		{name: "mounted volume", doctor: "the source of its volume at /volume was removed", remove: func(t *testing.T, h *handled) {
 			run(t, "umount", "-l", h.volume)
 			removeTree(t, h.volume)
 		}},
-		{name: "shm", remove: func(t *testing.T, h *handled) { h.unmountShm(t) }},
+		{name: "shm", doctor: "its /dev/shm was unmounted", remove: func(t *testing.T, h *handled) { h.unmountShm(t) },
+			fixed: func(t *testing.T, h *handled) {
+				h.Exec(t, h.container, "sh", "-c", "echo shared >/dev/shm/file")
+				h.another(t, "grep -q shared /dev/shm/file")
+			}},
 		{name: "layer", doctor: "below it is missing", remove: func(t *testing.T, h *handled) {
 			for _, layer := range globbed(t, h.Root, "layers", "*") {
 				if err := os.Rename(layer, filepath.Join(h.Dir, "away-"+filepath.Base(layer))); err != nil {
@@ -206,6 +241,22 @@ func TestRemovedByHand(t *testing.T) {
 			said := fmt.Sprintf("%+v", r.Damages)
 			if c.doctor != "" && !strings.Contains(said, c.doctor) || c.doctor == "" && len(r.Damages) > 0 {
 				t.Errorf("kuri doctor, which was to say %q: %s", c.doctor, said)
+			}
+
+			if c.fixed != nil {
+				r, _ := doctor(t, s.Daemon, "--fix")
+				for _, dm := range r.Damages {
+					if dm.Fixable != dm.Fixed {
+						t.Errorf("--fix: %+v", dm)
+					}
+				}
+				c.fixed(t, h)
+				r, _ = doctor(t, s.Daemon)
+				for _, dm := range r.Damages {
+					if dm.Fixable {
+						t.Errorf("after --fix this is found: %+v", dm)
+					}
+				}
 			}
 
 			// 3. The removal.
