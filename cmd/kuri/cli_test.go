@@ -31,6 +31,8 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"--help", 0, ""},
 		{"exec --help", 0, ""},
 		{"completion bash", 0, ""},
+		{"completion", 0, ""},
+		{"completion tcsh", 2, `there is no command "kuri completion tcsh"`},
 		{"pids", 2, `no command "pids": did you mean pods`},
 		{"pods --nope", 2, "unknown flag: --nope"},
 		{"pods extra", 2, "extra"},

@@ -36,6 +36,12 @@ type CLI struct {
 // Main runs the program with the commands below root and returns its exit code.
 func (c *CLI) Main(ctx context.Context, root *cobra.Command, args []string) int {
 	root.SetArgs(args)
+	root.InitDefaultCompletionCmd(args...)
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" {
+			CommandGroup(cmd) // cobra's own prints its help for a shell that it does not know
+		}
+	}
 	called, err := root.ExecuteContextC(ctx)
 	c.verb = called.CommandPath()
 	if err != nil && !c.began {

@@ -157,7 +157,7 @@ var ofVerb = map[string]string{
 	"exec d":              "use your shell: kuri exec NAME -- COMMAND &",
 	"exec detach":         "use your shell: kuri exec NAME -- COMMAND &",
 	"exec privileged":     "use kuri debug --privileged",
-	"exec s":              "without -i and -t it is so anyway", "exec sync": "without -i and -t it is so anyway",
+	"exec s":              "--time-limit uses ExecSync", "exec sync": "--time-limit uses ExecSync",
 	"inspect f":        "use -o go-template=TEMPLATE",
 	"inspect format":   "use -o go-template=TEMPLATE",
 	"inspect template": "use -o go-template=TEMPLATE",

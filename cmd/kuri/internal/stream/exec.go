@@ -33,8 +33,9 @@ func ExecCommand(c *cli.CLI) *cobra.Command {
 		Use:   "exec [flags] CONTAINER [--] COMMAND [ARG...]",
 		Short: "Run a command in a container and return its exit code",
 		Long: `Run a command in a running container. The exit code is that of the command: 127 if it does not exist, 126 if it cannot be
-executed. Without -i and -t the command has no input, and its output is printed when it has ended. With either flag its
-streams are connected as it runs. In a terminal ctrl-p ctrl-q (--detach-keys) detaches, which hangs up the command.`,
+executed. Without -i the command has no input. Its output is printed as it is written; with --time-limit, which the CRI has only
+for a command that is waited for, when the command has ended. In a terminal ctrl-p ctrl-q (--detach-keys) detaches, which hangs
+up the command.`,
 		Example: `  kuri exec web -- ls /etc         run a command in the container of the pod web
   kuri exec -it web/server sh      a shell
   kuri exec -i web -- tee /f <f    with input`,
@@ -84,7 +85,7 @@ func execWords(cmd *cobra.Command, words []string) ([]string, error) {
 	return words, nil
 }
 
-// exec runs a command in the named container, with streams or, without -i and -t, by ExecSync.
+// exec runs a command in the named container, with streams or, with a time limit, by ExecSync.
 func exec(ctx context.Context, c *cli.CLI, o *execOptions, name string, command []string) error {
 	detach, err := ParseKeys(o.keys)
 	if err != nil {
@@ -104,11 +105,12 @@ func exec(ctx context.Context, c *cli.CLI, o *execOptions, name string, command 
 		return err
 	}
 	tty := WithoutTerminal(c, o.stdin, o.tty)
-	if !o.stdin && !tty {
-		return execSync(ctx, c, rt, ct.Id, name, command, o.limit)
-	}
-	if o.limit != 0 {
+	switch {
+	case o.limit == 0:
+	case o.stdin || tty:
 		return cli.Usagef("--time-limit is for a command without -i and -t")
+	default:
+		return execSync(ctx, c, rt, ct.Id, name, command, o.limit)
 	}
 	resp, err := rt.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: ct.Id, Cmd: command, Stdin: o.stdin, Stdout: true, Stderr: !tty, Tty: tty})
 	if err != nil {
@@ -122,8 +124,8 @@ func exec(ctx context.Context, c *cli.CLI, o *execOptions, name string, command 
 	return NotRun(Annotate("exec in "+name, err))
 }
 
-// execSync runs a command without input and prints its output when it has exited. A limit of 0
-// means none. Other limits are rounded up to whole seconds, the CRI's unit.
+// execSync runs a command without input and prints its output when it has exited. The limit is
+// rounded up to whole seconds, the CRI's unit.
 func execSync(ctx context.Context, c *cli.CLI, rt *client.Runtime, id, name string, command []string, limit time.Duration) error {
 	req := &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: int64((limit + time.Second - 1) / time.Second)}
 	r, err := rt.ExecSync(ctx, req, grpc.MaxCallRecvMsgSize(maxExecAnswer))
