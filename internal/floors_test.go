@@ -25,6 +25,7 @@ var floors = map[string]int{
 	"process":   1,
 	"cgroup":    1,
 	"threads":   1,
+	"idle":      1,
 	"profile":   1,
 	"seal":      1,
 	"failpoint": 0, // of test builds

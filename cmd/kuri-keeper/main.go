@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/idle"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/keeper/server"
 	"github.com/kuri-cri/kuri/internal/oci"
@@ -118,6 +119,7 @@ func run() error {
 	defer cancel()
 	go endOnSignal(s, signals, cancel)
 	go threads.Trim(ctx, 16, time.Minute)
+	go idle.Trim(ctx, time.Second)
 	if err := s.Serve(ctx, func() { sayReady(log) }); err != nil {
 		return err
 	}

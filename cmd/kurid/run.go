@@ -19,6 +19,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/doctor"
 	"github.com/kuri-cri/kuri/internal/failpoint"
 	"github.com/kuri-cri/kuri/internal/holder"
+	"github.com/kuri-cri/kuri/internal/idle"
 	"github.com/kuri-cri/kuri/internal/image"
 	"github.com/kuri-cri/kuri/internal/keeper"
 	"github.com/kuri-cri/kuri/internal/layer"
@@ -57,6 +58,7 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 		slog.Info("timers stay precise, which costs CPU time", "err", err)
 	}
 	go threads.Trim(ctx, 16, time.Minute) // ends with ctx, and uses nothing of what follows
+	go idle.Trim(ctx, time.Second)        // the same
 
 	// 1. The node's facts, and the configuration of pods.
 	podOptions, err := podOptions(cfg)
