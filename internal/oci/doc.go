@@ -5,9 +5,9 @@
 // implementations are linked into the keeper and share the format of their records: [Embedded],
 // which the keeper uses, and [Libcontainer], which Embedded uses for everything that it does not
 // support itself. They keep their records in one directory (<root>/<id>/state.json and the exec
-// fifo) and the containers' cgroups, and Delete removes both. Nothing of a container is kept in memory
-// between two verbs, except for execs: its configuration with the seccomp profile is about 100 KB,
-// so each verb that needs it reads it again. The last few profiles are kept, and shared by their
+// fifo) and the containers' cgroups, and Delete removes both. Nothing of a container is kept in
+// memory between two verbs, except for execs: its configuration with the seccomp profile is about
+// 100 KB, so each verb that needs it reads it again. The last few profiles are kept, and shared by their
 // containers (profiles.go).
 //
 // Command line runtimes (runc, crun) would be a third implementation: their verbs are those of

@@ -2,11 +2,14 @@ package oci
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/process"
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
@@ -149,6 +153,9 @@ func (l *Libcontainer) Delete(id string) error {
 }
 
 func (l *Libcontainer) delete(id string) error {
+	if done, err := l.deleteEnded(id); done || err != nil {
+		return err
+	}
 	c, err := l.load(id)
 	if errors.Is(err, fault.NotFound) { // or the remains of an interrupted Delete
 		return os.RemoveAll(filepath.Join(l.root, id))
@@ -161,6 +168,39 @@ func (l *Libcontainer) delete(id string) error {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}
 	return nil
+}
+
+// deleteEnded deletes a container with our own init whose process has ended, and which has a PID
+// namespace of its own, so no other process is left. It reports whether it did. All else needs the
+// configuration; to decode that takes longer than the rest.
+func (l *Libcontainer) deleteEnded(id string) (done bool, err error) {
+	dir := filepath.Join(l.root, id)
+	if !filepath.IsLocal(id) || unix.Access(filepath.Join(dir, nativeFile), unix.F_OK) != nil {
+		return false, nil
+	}
+	body, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	if err != nil {
+		return false, nil
+	}
+	var state struct { // the part of libcontainer.State
+		Pid    int               `json:"init_process_pid"`
+		Born   uint64            `json:"init_process_start"`
+		Paths  map[string]string `json:"cgroup_paths"`
+		Config struct {
+			Namespaces configs.Namespaces `json:"namespaces"`
+		} `json:"config"`
+	}
+	if json.Unmarshal(body, &state) != nil || len(state.Paths) == 0 || !state.Config.Namespaces.IsPrivate(configs.NEWPID) {
+		return false, nil
+	}
+	stat, err := process.ReadStat(state.Pid)
+	if err != nil || stat.Started == strconv.FormatUint(state.Born, 10) && stat.State != 'Z' && stat.State != 'X' {
+		return false, nil
+	}
+	if err := cgroups.RemovePaths(state.Paths); err != nil {
+		return false, fmt.Errorf("delete container %s: unable to remove container's cgroup: %w", id, err)
+	}
+	return true, os.RemoveAll(dir)
 }
 
 func (l *Libcontainer) load(id string) (*libcontainer.Container, error) {
