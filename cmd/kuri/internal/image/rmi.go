@@ -19,9 +19,10 @@ import (
 func RemoveCommand(c *cli.CLI) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use:               "rmi IMAGE...",
-		Short:             "Remove images with all their names",
-		Long:              `Remove images, each with all its names. One that a container uses, be it an ended one, is refused unless --force is given.`,
+		Use:   "rmi IMAGE...",
+		Short: "Remove images with all their names",
+		Long: `Remove images, each with all its names. An image that has names besides those given, or that a container uses, be it an ended
+one, is refused unless --force is given. By its ID, an image is removed with all its names.`,
 		Args:              cli.RangeArgs(1, cli.Many),
 		ValidArgsFunction: c.CompleteImages(cli.AnyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -48,13 +49,39 @@ func RemoveCommand(c *cli.CLI) *cobra.Command {
 				}
 			}
 			for _, i := range found {
+				if others := otherNames(i, names); len(others) > 0 && !force {
+					errs = append(errs, fmt.Errorf("the image also has the name %s, which would go, too: give all its names, its ID %s, or --force", strings.Join(others, " and "), cli.TrimID(i.Id, false)))
+					continue
+				}
 				errs = append(errs, removeImage(ctx, c, img, i, users, force))
 			}
 			return errors.Join(errs...)
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "also what containers use: they go on, and keep the files until they are removed")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also images with other names, and what containers use: they go on, and keep the files until they are removed")
 	return cmd
+}
+
+// otherNames returns the names of an image that are not among those given. An ID stands for all.
+func otherNames(i *runtimeapi.Image, given []string) []string {
+	var full []string
+	for _, name := range given {
+		if len(imagesWithID([]*runtimeapi.Image{i}, strings.TrimPrefix(name, cli.IDPrefix))) > 0 && (len(name) >= cli.MinID || strings.HasPrefix(name, cli.IDPrefix)) {
+			return nil
+		}
+		ref, err := reference.ParseDockerRef(name)
+		if err != nil {
+			continue
+		}
+		full = append(full, ref.String())
+	}
+	var others []string
+	for _, tag := range i.RepoTags {
+		if !slices.Contains(full, tag) {
+			others = append(others, cli.Printable(tag))
+		}
+	}
+	return others
 }
 
 func removeImage(ctx context.Context, c *cli.CLI, img *client.Images, i *runtimeapi.Image, users map[string][]string, force bool) error {
