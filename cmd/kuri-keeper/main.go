@@ -85,9 +85,9 @@ func run() error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 
-	// Let the heap grow to 8 MB while pods come and go: with 50 instead of 200, an eighth of the keeper's CPU time was garbage
-	// collection. The server returns the memory to the kernel when it is idle.
-	debug.SetGCPercent(200)
+	// Keep the heap small: collect when it has grown by half. A larger heap saves CPU time, but what lives on after a burst of
+	// starts is then spread over more pages: see docs/performance.md.
+	debug.SetGCPercent(50)
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become the reaper of the containers: %w", err)
 	}
