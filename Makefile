@@ -140,9 +140,10 @@ test: ## everything: installs what it needs, builds, check, e2e, critest; needs 
 kills: ## the keeper killed 200 times under load, without the race detector; needs root
 	KURI_TEST_KILLS=200 scripts/tally kills -tags $(TAGS) -timeout 20m -count 1 -run '^TestKilledAtRandom$$' ./internal/keeper/server/
 
-soak: all ## 500 pods up and down, thousands of killed keepers, and nothing left; needs root
+soak: all ## 500 pods up and down, thousands of killed keepers, all processes killed together, and nothing left; needs root
 	KURI_TEST_KILLS=3000 go test -tags $(TAGS) -timeout 60m -count 1 -v -run '^TestKilledAtRandom$$' ./internal/keeper/server/
 	KURI_SOAK=500 go test -tags $(TAGS) -timeout 30m -count 1 -v -run '^TestSoak$$' ./test/e2e/
+	KURI_TEST_TOGETHER=100 go test -tags $(TAGS) -timeout 120m -count 1 -v -run '^TestKilledTogether$$' ./test/e2e/
 
 FUZZ_TIME   ?= 30s
 FUZZ        ?= .
