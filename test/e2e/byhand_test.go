@@ -278,6 +278,74 @@ func TestRemovedByHand(t *testing.T) {
 	}
 }
 
+// A volume and a masked path are unmounted inside a running container, as a privileged process in it
+// can. The mounts are the container's own: it runs on, and Status, exec, stop, doctor and removal
+// behave as before.
+func TestUnmountedInside(t *testing.T) {
+	s := newShell(t)
+	volume := t.TempDir()
+	harness.Write(t, volume, "file", "of the volume")
+	config := harness.Pod("inside")
+	pod := s.RunPod(t, config)
+	c := harness.Container("main", s.image, "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.05; done")
+	c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/volume", HostPath: volume}}
+	c.Linux.SecurityContext.MaskedPaths = []string{"/proc/timer_list"}
+	id := s.Run(t, pod, c, config)
+	pid := firstPid(t, s.Daemon, id)
+	look := "cat /volume/file 2>/dev/null; grep -c /proc/timer_list /proc/self/mountinfo; true"
+	if out := s.Output(t, id, "sh", "-c", look); out != "of the volume1\n" {
+		t.Fatalf("before: %q", out)
+	}
+
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread exits with the goroutine
+		done <- func() error {
+			f, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			return errors.Join(unix.Unmount("/volume", unix.MNT_DETACH), unix.Unmount("/proc/timer_list", unix.MNT_DETACH))
+		}()
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+
+	for _, killed := range []bool{false, true} { // the next keeper adopts it as it is
+		if killed {
+			killKeeper(t, s.Daemon, false)
+		}
+		if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, s.Daemon, id) != pid || st.Message != "" {
+			t.Errorf("the container is %v, process %d of %d: %q", st.State, firstPid(t, s.Daemon, id), pid, st.Message)
+		}
+		if st := s.PodStatus(t, pod); st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			t.Errorf("the pod is %v", st.State)
+		}
+		if out := s.Output(t, id, "sh", "-c", look); out != "0\n" {
+			t.Errorf("an exec says %q", out)
+		}
+		if r, code := doctor(t, s.Daemon); code != 0 {
+			t.Errorf("kuri doctor: exit code %d, %+v", code, r.Damages)
+		}
+	}
+	s.StopContainer(t, id, 30)
+	if st := s.ContainerStatus(t, id); st.ExitCode != 7 || st.Reason != "Error" {
+		t.Errorf("stopped, it has exit code %d, %s: %s", st.ExitCode, st.Reason, st.Message)
+	}
+	s.RemovePod(t, pod)
+	if body, err := os.ReadFile(filepath.Join(volume, "file")); err != nil || string(body) != "of the volume" {
+		t.Errorf("the volume has %q: %v", body, err)
+	}
+}
+
 func removeTree(t *testing.T, dir string) {
 	t.Helper()
 	if !exists(dir)() {
