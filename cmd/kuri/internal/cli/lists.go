@@ -67,7 +67,7 @@ type Listing struct {
 // Show prints a list in the requested format, once or, with --watch, whenever it changes.
 func (c *CLI) Show(ctx context.Context, o *ListOptions, list func(context.Context) (*Listing, error)) error {
 	if o.watch {
-		return c.watch(ctx, o, list)
+		return c.WhileRead(ctx, func(ctx context.Context) error { return c.watch(ctx, o, list) })
 	}
 	l, err := list(ctx)
 	if err != nil {

@@ -71,6 +71,7 @@ What a container wrote to its standard error goes to standard error. The files a
 	f.StringVarP(&of, "container", "c", "", "`CONTAINER` of the pods that are named, as POD/CONTAINER names it too")
 	f.IntVarP(&tail, "tail", "n", crilog.All, "print the last `LINES` of each log only; -1 for all")
 	f.StringVar(&since, "since", "", "print entries newer than `TIME`: a duration such as 10m, or a time in RFC 3339")
+	c.EndWithReader(cmd, func() bool { return follow })
 	return cmd
 }
 

@@ -75,6 +75,7 @@ func StatsCommand(c *cli.CLI) *cobra.Command {
 	f.DurationVar(&period, "period", time.Second, "`TIME` over which CPU is measured")
 	f.StringVar(&order, "sort", byCPU, "`ORDER`: cpu, memory, disk, name")
 	c.FormatFlag(cmd)
+	c.EndWithReader(cmd, func() bool { return follow })
 	return cmd
 }
 
