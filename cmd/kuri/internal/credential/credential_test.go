@@ -205,8 +205,18 @@ func TestKeepAndForget(t *testing.T) {
 	if had, err := again.Forget(t.Context(), "reg.example"); had || err != nil {
 		t.Error(had, err)
 	}
-	if _, err := Open(write(t, filepath.Join(t.TempDir(), "x"), "[]", 0o600)); err == nil {
-		t.Error("a list is a configuration")
+	for _, text := range []string{"[]", `{"auths": []}`, `{"credsStore": {}}`, `{"credHelpers": {"a": 1}}`, `"x"`} {
+		if _, err := Open(write(t, filepath.Join(t.TempDir(), "x"), text, 0o600)); err == nil || strings.Contains(err.Error(), "Go ") ||
+			!strings.Contains(err.Error(), "must be an object") {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	odd := open(t, `{"auths": {"a.example": [], "b.example": {"auth": 5}}}`)
+	for _, registry := range []string{"a.example", "b.example"} {
+		if _, err := odd.Find(t.Context(), registry, "x"); err == nil || strings.Contains(err.Error(), "Go ") ||
+			!strings.Contains(err.Error(), registry+" must be an object") {
+			t.Errorf("%s: %v", registry, err)
+		}
 	}
 }
 

@@ -66,6 +66,10 @@ func Open(path string) (*File, error) {
 	}{&f.auths, &f.store, &f.helpers}
 	for _, into := range []any{&f.rest, &known} {
 		if err := json.Unmarshal(data, into); err != nil {
+			var wrong *json.UnmarshalTypeError // it would name types of Go
+			if errors.As(err, &wrong) {
+				err = errors.New("it must be an object with objects auths and credHelpers and a string credsStore")
+			}
 			return nil, fmt.Errorf("read credentials: %s is not in the format of docker's config.json: %w", path, err)
 		}
 	}
@@ -195,7 +199,7 @@ func (f *File) own(key string) (Credential, bool, error) {
 	}
 	var e entry
 	if err := json.Unmarshal(raw, &e); err != nil {
-		return Credential{}, false, fmt.Errorf("%s: the entry of %s: %w", f.path, key, err)
+		return Credential{}, false, fmt.Errorf("%s: the entry of %s must be an object of strings, such as auth", f.path, key)
 	}
 	c, err := e.credential()
 	if err != nil {

@@ -115,9 +115,9 @@ func TestReach(t *testing.T) {
 		{"a misspelt key", open, "skip-verify = true", "is skip_verify meant?"},
 		{"no such file", open, "ca = 'nowhere.crt'\n", "nowhere.crt"},
 		{"not a certificate", open, "ca = 'client.key'\n", "no certificate"},
-		{"a number", open, "ca = 1\n", "expected a text"},
-		{"three files", closed, "client = [['a', 'b', 'c']]\n", "expected a certificate"},
-		{"no address", open, "server = 'ftp://x'\n", "not the address"},
+		{"a number", open, "ca = 1\n", "ca must be a path"},
+		{"three files", closed, "client = [['a', 'b', 'c']]\n", "pairs of a certificate and a key"},
+		{"no address", open, "server = 'ftp://x'\n", "server must be a host"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			root := t.TempDir()
