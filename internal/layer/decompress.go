@@ -158,7 +158,7 @@ type gzipMembers struct {
 func (g *gzipMembers) Read(p []byte) (int, error) {
 	for {
 		n, err := g.z.Read(p)
-		if err != io.EOF {
+		if !errors.Is(err, io.EOF) {
 			return n, err
 		}
 		if n > 0 {
@@ -174,7 +174,7 @@ func (g *gzipMembers) Read(p []byte) (int, error) {
 func (g *gzipMembers) next() error {
 	first, err := g.in.Peek(1)
 	for err == nil && first[0] == 0 {
-		g.in.Discard(1)
+		_, _ = g.in.Discard(1)
 		first, err = g.in.Peek(1)
 	}
 	if err != nil {

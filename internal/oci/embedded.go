@@ -23,7 +23,7 @@ import (
 // [Embedded] must call it before anything else if its first argument is "init".
 func Init() {
 	// The container must not inherit the keeper's timer slack. An error changes nothing else.
-	unix.Prctl(unix.PR_SET_TIMERSLACK, timerSlack, 0, 0, 0)
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, timerSlack, 0, 0, 0)
 	libcontainer.Init()
 }
 

@@ -61,7 +61,7 @@ func readSmall(path string) ([]byte, error) {
 // again repeats a system call that a signal interrupts.
 func again(call func() (int, error)) (int, error) {
 	for {
-		if n, err := call(); err != unix.EINTR {
+		if n, err := call(); !errors.Is(err, unix.EINTR) {
 			return n, err
 		}
 	}
