@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -270,11 +269,4 @@ func Write(t testing.TB, dir, name, content string) string {
 		t.Fatal(err)
 	}
 	return p
-}
-
-// Background returns a context for cleanups, after the test's own has ended.
-func Background(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), Patient(callTimeout))
-	t.Cleanup(cancel)
-	return ctx
 }
