@@ -45,6 +45,6 @@ func setLogLevel(stateDir, level string) {
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {
-		slog.Warn("the keeper goes on with its level of the log", "err", err)
+		slog.Warn("the keeper keeps its log level", "err", err)
 	}
 }

@@ -69,7 +69,7 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 	held, herr := h.Info()
 	p, err := findPrograms(o)
 	if err != nil {
-		slog.Warn("the programs of the keeper and the holder are not there: they cannot be replaced when they end", "err", err)
+		slog.Warn("the programs of the keeper and the holder are missing: neither can be started again after its end", "err", err)
 		return nil
 	}
 
@@ -198,7 +198,7 @@ func (c *Client) replaceKeeper(ctx context.Context, h *holder.Client, program st
 	if now, err := c.restart(ctx, h, old.Pid); err == nil {
 		slog.Info("the keeper was replaced", "pid", now.Pid, "version", now.Version, "was", old.Version, "was_pid", old.Pid, "took", time.Since(begun))
 		if err := h.Drop(previousProgram); err != nil {
-			slog.Warn("the holder keeps the program of the keeper before", "err", err)
+			slog.Warn("the holder still has the program of the previous keeper", "err", err)
 		}
 	} else {
 		slog.Error("the new keeper does not serve; the program of the one before is started again", "program", program, "version", old.Version,
@@ -229,7 +229,7 @@ func (c *Client) fallBack(ctx context.Context, h *holder.Client) bool {
 		}
 	}
 	if !errors.Is(err, fault.NotFound) {
-		slog.Error("the keeper of the version before does not serve", "err", err)
+		slog.Error("the previous keeper does not serve", "err", err)
 	}
 	return false
 }

@@ -40,7 +40,7 @@ const startLimit = 20 * time.Second
 // replaced, because it has the containers; calls of the client fail until it continues.
 func Start(ctx context.Context, o Options) (*Client, error) {
 	if err := settleTakeOver(ctx, o.StateDir); err != nil {
-		slog.Error("a take-over that was cut off cannot be put in order; the next start of kurid tries again", "err", err)
+		slog.Error("an interrupted take-over cannot be completed or reverted; the next start of kurid tries again", "err", err)
 	}
 	c := Connect(o.StateDir)
 	err := c.Ready(ctx, startBeat)

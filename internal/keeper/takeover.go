@@ -135,7 +135,7 @@ func ThawTakenOver(stateDir string) {
 func (t *TakingOver) thaw() {
 	for _, f := range t.Frozen {
 		if err := os.WriteFile(f.File, []byte(f.Text), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			slog.Error("a container that a take-over has frozen cannot be let run", "file", f.File, "err", err)
+			slog.Error("a container that a take-over froze cannot be thawed", "file", f.File, "err", err)
 		}
 	}
 }
@@ -150,7 +150,7 @@ func settleTakeOver(ctx context.Context, stateDir string) error {
 	if err != nil || t == nil {
 		return err
 	}
-	slog.Warn("taking over from the keeper of an older release was cut off", "pid", t.Pid, "finish", t.Ending)
+	slog.Warn("the take-over from the keeper of an older release was interrupted", "pid", t.Pid, "finish", t.Ending)
 	defer t.thaw() // not before the old keeper ends, if it must end: it would read more output and lose it
 	old, err := process.Reopen(t.Pid, t.Born)
 	if err != nil { // it has exited
@@ -223,7 +223,7 @@ func startedAt(pid int) (string, error) {
 // one has everything it needs. Otherwise the old keeper continues.
 func takenOver(ctx context.Context, stateDir string, pid int) bool {
 	if err := settleTakeOver(ctx, stateDir); err != nil {
-		slog.Error("a take-over that failed cannot be put in order; the next start of kurid tries again", "err", err)
+		slog.Error("a failed take-over cannot be reverted; the next start of kurid tries again", "err", err)
 	}
 	_, err := startedAt(pid)
 	return err != nil

@@ -43,7 +43,7 @@ func (p *Pods) unheld(c *Container, pids []int) {
 		return // it is watched already
 	}
 	r := c.Record()
-	slog.Warn("the keeper does not know a container that lives; its end is watched", "container", r.name(), "processes", pids)
+	slog.Warn("the keeper does not know a running container; waiting for its end", "container", r.name(), "processes", pids)
 	why := "the keeper lost this container, whose log is over; it goes on running"
 	if err := c.amend(func(r *ContainerRecord) { r.Message = why }); err != nil {
 		slog.Error("a container that the keeper lost could not be recorded", "container", r.name(), "err", err)

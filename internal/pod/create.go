@@ -314,7 +314,7 @@ func (p *Pods) resolve(s *Sandbox, r *ContainerRecord, img *image.Image, lowerdi
 		return nil, err
 	}
 	for _, note := range notes {
-		slog.Warn("the node cannot honour all that was asked", "container", r.name(), "pod", sandbox.name(), "note", note)
+		slog.Warn("part of the request has no effect on this node", "container", r.name(), "pod", sandbox.name(), "note", note)
 	}
 	if err := p.injectDevices(oci, cfg, sandbox.config()); err != nil {
 		return nil, err

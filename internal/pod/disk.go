@@ -212,7 +212,7 @@ func (one *count) slice() bool {
 func (one *count) finish(bytes, inodes uint64, err error, begin time.Time) {
 	now := &diskUsage{at: one.began, bytes: bytes, inodes: inodes, took: one.took + time.Since(begin)}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		slog.Warn("what a writable layer takes cannot be counted", "dir", one.dir, "err", err)
+		slog.Warn("the disk usage of a writable layer cannot be counted", "dir", one.dir, "err", err)
 		now.bytes, now.inodes = 0, 0
 		if last := one.of.last.Load(); last != nil {
 			now.bytes, now.inodes = last.bytes, last.inodes

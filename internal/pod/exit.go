@@ -37,7 +37,7 @@ func (p *Pods) follow(todo *recovery, seen uint64) {
 				todo = nil
 				p.settles.Go(func() { settle(ctx) })
 				p.pending.Store(nil)
-				slog.Info("the keeper goes on, the pods are as it has them")
+				slog.Info("the keeper answers again; the pods match its state")
 			}
 		case behind:
 			if seen, err = p.resync(ctx); err == nil {
@@ -53,7 +53,7 @@ func (p *Pods) follow(todo *recovery, seen uint64) {
 		}
 		if err != nil {
 			if said := err.Error(); said != complaint { // log a repeated error once, not five times a second
-				slog.Error("the keeper does not tell its events, asking again", "err", err)
+				slog.Error("the events of the keeper cannot be read; trying again", "err", err)
 				complaint = said
 			}
 			select {
@@ -92,7 +92,7 @@ func (p *Pods) exited(told *api.Container) {
 	failpoint.At("exit: recorded")
 	p.followers.Go(func() {
 		if err := p.Keeper.Delete(context.Background(), told.Id); err != nil {
-			slog.Error("the keeper cannot let an exited container go; its removal will try again", "container", c.Record().name(), "err", err)
+			slog.Error("the keeper cannot delete an exited container; its removal tries again", "container", c.Record().name(), "err", err)
 		}
 	})
 }
@@ -174,7 +174,7 @@ func (p *Pods) reconcile(c *Container, held *api.Container) {
 	r := c.Record()
 	if held.GetNote() != "" && held.GetNote() != r.Message && r.State != Exited {
 		if err := c.amend(func(r *ContainerRecord) { r.Message = held.Note }); err != nil {
-			slog.Warn("what a container has lost could not be recorded", "container", r.name(), "err", err)
+			slog.Warn("the note about a container could not be recorded", "container", r.name(), "err", err)
 		}
 	}
 	switch {

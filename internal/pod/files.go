@@ -63,7 +63,7 @@ func (p *Pods) ensureFiles(r *SandboxRecord) error {
 	if _, err := os.Lstat(p.paths.podFile(r.ID, "hostname")); !errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	slog.Warn("the files of a pod are gone from the state directory; they are made anew", "pod", r.name(), "dir", p.paths.podState(r.ID))
+	slog.Warn("the files of a pod are gone from the state directory; writing them again", "pod", r.name(), "dir", p.paths.podState(r.ID))
 	if err := os.MkdirAll(p.paths.podState(r.ID), 0o711); err != nil {
 		return fault.As(diskKind(err), fmt.Errorf("make the pod's directory: %w", err))
 	}

@@ -38,9 +38,9 @@ func (s *Sandbox) lose(why string) {
 	if s.Record().State != Ready {
 		return // it is being stopped, which explains the loss
 	}
-	slog.Warn("a pod is not ready any more", "pod", s.Record().name(), "why", why)
+	slog.Warn("a pod is no longer ready", "pod", s.Record().name(), "why", why)
 	if err := s.becomeLocked(NotReady, func(r *SandboxRecord) { r.Gone = why }); err != nil {
-		slog.Error("that a pod is not ready any more could not be recorded", "pod", s.Record().name(), "err", err)
+		slog.Error("the loss of a pod could not be recorded", "pod", s.Record().name(), "err", err)
 	}
 }
 

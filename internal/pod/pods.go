@@ -142,11 +142,11 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	p.Handlers = withDefault(o.Handlers)
 	for _, dir := range []string{filepath.Join(o.Root, "pods"), filepath.Join(o.State, "pods")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // creating a pod will report it; running pods can be served
-			slog.Error("the directory of the pods cannot be made", "err", err)
+			slog.Error("the directory of the pods cannot be created", "err", err)
 		}
 	}
 	if err := p.prepareWritable(); err != nil {
-		slog.Error("the directory of the writable layers cannot be made", "err", err)
+		slog.Error("the directory of the writable layers cannot be created", "err", err)
 	}
 	// Read the records first: beside a keeper that hangs, only they can be served.
 	todo := p.load()
@@ -154,12 +154,12 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	switch p.Node.NoUserNamespaces, err = p.probe(ctx); {
 	case errors.As(err, &hung):
 		p.Node.NoUserNamespaces = "unknown, the keeper hung when kurid was started; start it anew"
-		slog.Error("the keeper hangs: what it holds is looked at when it goes on", "err", err)
+		slog.Error("the keeper hangs; recovery continues when it answers", "err", err)
 		p.pending.Store(hung)
 		p.followers.Go(func() { p.follow(todo, 0) })
 		return p, nil
 	case err != nil: // serve even if the disk is full
-		slog.Error("what the kernel can is not known: pods with user namespaces are refused until the next start", "err", err)
+		slog.Error("the kernel could not be probed; pods with user namespaces are refused until the next start", "err", err)
 		p.Node.NoUserNamespaces = "it could not be tried at the start of kurid: " + err.Error()
 	}
 	seen, settle, err := p.recover(ctx, todo)
@@ -168,7 +168,7 @@ func Open(ctx context.Context, o Options) (*Pods, error) {
 	}
 	settling, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p.followers.Go(func() { <-p.closing; cancel() })
-	slog.Info("pods are as the keeper has them", "pods", len(p.sandboxes), "containers", len(p.containers), "took", time.Since(begun))
+	slog.Info("the pods match the state of the keeper", "pods", len(p.sandboxes), "containers", len(p.containers), "took", time.Since(begun))
 	p.settles.Go(func() { settle(settling) })
 	p.followers.Go(func() { p.follow(nil, seen) })
 	return p, nil

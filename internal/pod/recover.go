@@ -231,14 +231,14 @@ func (p *Pods) sweep(ctx context.Context, held *holdings) {
 		if _, err := p.Container(id); err == nil || recorded(p.paths.containerRecord(c.SandboxId, id), p.paths.containerCopy(c.SandboxId, id)) {
 			continue
 		}
-		slog.Warn("taking back a container without a record", "container", id)
+		slog.Warn("deleting a container without a record", "container", id)
 		p.complain("delete a container without a record", p.Keeper.Delete(ctx, id))
 	}
 	for id := range held.sandboxes {
 		if _, err := p.Sandbox(id); err == nil || recorded(p.paths.podRecord(id), p.paths.podCopy(id)) {
 			continue
 		}
-		slog.Warn("taking back a pod without a record", "pod", id)
+		slog.Warn("removing a pod without a record", "pod", id)
 		p.complain("detach the network of a pod without a record", p.Network.Detach(ctx, p.networkPod(unknownSandbox(id)), nil))
 		p.complain("release a pod without a record", p.Keeper.RemoveSandbox(ctx, id))
 	}
@@ -319,12 +319,12 @@ func (p *Pods) unsettled(s *Sandbox, held *api.Sandbox) bool {
 func (p *Pods) settle(ctx context.Context, s *Sandbox, held *api.Sandbox) {
 	r := s.Record()
 	if r.State == Creating {
-		slog.Info("taking back a pod that was being made when kurid ended", "pod", r.name())
+		slog.Info("removing a pod whose creation was interrupted", "pod", r.name())
 		p.complain("take back "+r.name(), p.Remove(ctx, r.ID))
 		return
 	}
 	if held == nil {
-		slog.Info("a pod's namespaces are gone, it is stopped", "pod", r.name(), "rebooted", r.BootID != p.bootID)
+		slog.Info("stopping a pod whose namespaces are gone", "pod", r.name(), "rebooted", r.BootID != p.bootID)
 	}
 	p.complain("stop "+r.name(), p.stopSandbox(ctx, s))
 }

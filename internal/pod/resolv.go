@@ -29,7 +29,7 @@ func nodeResolvConf(ownNetwork bool) ([]byte, error) {
 	}
 	body, ok := reachable(host, upstream)
 	if !ok {
-		slog.Warn("the node's /etc/resolv.conf has no name server that pods reach: those on the node's loopback and on its links are not; give pods a DNS configuration")
+		slog.Warn("the node's /etc/resolv.conf has no name server that pods can reach: loopback and link-local addresses are left out; give the pods a DNS configuration")
 	}
 	return body, nil
 }

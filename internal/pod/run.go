@@ -77,7 +77,7 @@ func (p *Pods) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler s
 	}
 	r := s.Record()
 	for _, note := range spec.SandboxNotes(cfg, p.Node) {
-		slog.Warn("the node cannot honour all that was asked", "pod", r.name(), "note", note)
+		slog.Warn("part of the request has no effect on this node", "pod", r.name(), "note", note)
 	}
 	failpoint.At("run pod: intent recorded")
 	back.Add("remove the record of "+r.name(), func(context.Context) error { return p.removeSandbox(r) })

@@ -78,7 +78,7 @@ func readRecord[R any](path, copyPath string, format int, r *R) (copied bool, er
 		return false, err
 	}
 	*r = fresh
-	slog.Warn("a record is had from its copy", "record", path, "copy", copyPath)
+	slog.Warn("a record was restored from its copy", "record", path, "copy", copyPath)
 	err = os.MkdirAll(filepath.Dir(path), 0o711)
 	if err == nil {
 		err = record.Write(path, format, &fresh)
@@ -109,7 +109,7 @@ func namesIn(dirs ...string) []string {
 }
 
 // salvagedWhy is the message of a container whose record is lost.
-const salvagedWhy = "its record in %s could not be read: what is told of it is what the keeper and its bundle know; remove it to have it made anew"
+const salvagedWhy = "its record in %s could not be read: its status comes from the keeper and the bundle; remove it so that it is created again"
 
 // salvageSandbox takes over a pod that the keeper holds and that has no readable record.
 func (p *Pods) salvageSandbox(held *api.Sandbox) *Sandbox {
@@ -136,7 +136,7 @@ func (p *Pods) salvageSandbox(held *api.Sandbox) *Sandbox {
 		_, r.PodCgroup, _ = p.Driver.Parent(parent, held.Id, meta.Uid)
 	}
 	r.Config = message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{Metadata: meta, Labels: podLabels(meta)}}
-	slog.Error("a pod runs whose record is lost; it is left to run, and can be stopped and removed", "pod", r.name())
+	slog.Error("the record of a running pod is lost; the pod keeps running and can be stopped and removed", "pod", r.name())
 	s := &Sandbox{paths: p.paths, view: &p.view, containers: make(map[string]*Container)}
 	s.namespaces.Store(new(map[string]string))
 	s.rec.Store(r)
@@ -191,7 +191,7 @@ func (p *Pods) salvageContainer(held *api.Container) {
 	r.Config = message[*runtime.ContainerConfig]{&runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: name}, Image: &runtime.ImageSpec{Image: r.ImageName}, Labels: labels,
 	}}
-	slog.Error("a container runs whose record is lost; it is left to run, and can be stopped and removed", "container", r.name(), "pod", s.Record().name(), "pid", r.Pid)
+	slog.Error("the record of a running container is lost; the container keeps running and can be stopped and removed", "container", r.name(), "pod", s.Record().name(), "pid", r.Pid)
 	c := newContainer(p.paths, s, r)
 	s.noteCgroup(r)
 	c.release = p.Layers.Hold(p.Layers.All())

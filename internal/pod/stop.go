@@ -111,7 +111,7 @@ func (p *Pods) releaseSandbox(ctx context.Context, id string) error {
 		if c.SandboxId != id {
 			continue
 		}
-		slog.Warn("taking back a container without a record", "container", c.Id)
+		slog.Warn("deleting a container without a record", "container", c.Id)
 		if err := p.Keeper.Delete(ctx, c.Id); err != nil {
 			return err
 		}

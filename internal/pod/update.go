@@ -62,7 +62,7 @@ func (p *Pods) update(ctx context.Context, c *Container, change *runtime.LinuxCo
 		return err
 	}
 	for _, note := range notes {
-		slog.Warn("the node cannot honour all that was asked", "container", r.name(), "note", note)
+		slog.Warn("part of the request has no effect on this node", "container", r.name(), "note", note)
 	}
 	body, err := json.Marshal(limits)
 	if err != nil {
@@ -106,7 +106,7 @@ func (p *Pods) resumeUpdate(ctx context.Context, c *Container) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, resumeWait)
 	defer cancel()
-	slog.Info("the resources of a container were being changed when kurid ended; that is finished now", "container", r.name())
+	slog.Info("finished a change of resources that the end of kurid had interrupted", "container", r.name())
 	p.complain("change the resources of "+r.name(), p.UpdateContainer(ctx, r.ID, r.Change.msg, nil))
 }
 
