@@ -156,6 +156,13 @@ func TestRemovedByHand(t *testing.T) {
 		{name: "table", doctor: "table of the built-in network is gone", remove: func(t *testing.T, h *handled) {
 			run(t, "nft", "delete", "table", "inet", kuriTable(t))
 		}, mend: func(t *testing.T, h *handled) { doctor(t, h.Daemon, "--fix") }},
+		{name: "forwarding", doctor: "net.ipv4.ip_forward", remove: func(t *testing.T, h *handled) {
+			harness.Write(t, "/proc/sys/net/ipv4", "ip_forward", "0") // of the cell's network namespace
+		}, fixed: func(t *testing.T, h *handled) {
+			if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err != nil || string(text) != "1\n" {
+				t.Errorf("forwarding is %q: %v", text, err)
+			}
+		}},
 		{name: "directory in the state directory", doctor: "were removed: pod.json, resolv.conf, hosts, hostname", remove: func(t *testing.T, h *handled) {
 			removeTree(t, filepath.Join(h.State, "pods", h.pod))
 		}, fixed: func(t *testing.T, h *handled) {

@@ -9,7 +9,9 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/kuri-cri/kuri/internal/network"
+	"github.com/kuri-cri/kuri/internal/network/ipam"
 	"github.com/kuri-cri/kuri/internal/network/link"
+	"github.com/kuri-cri/kuri/internal/network/netns"
 	"github.com/kuri-cri/kuri/internal/network/nft"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -39,6 +41,7 @@ func (b *Network) Audit(known func(string) bool) ([]network.Stray, error) {
 	found = append(found, links...)
 	switch {
 	case len(b.pool.Leases) > 0:
+		found = append(found, b.auditForwarding()...)
 		rules, err := b.auditRules(own != nil, table)
 		return append(found, rules...), err
 	case (own != nil || table) && b.idle == nil:
@@ -145,6 +148,25 @@ func (b *Network) auditRules(bridge, table bool) ([]network.Stray, error) {
 	wrong.Kind, wrong.Subject = "nftables", "inet "+b.table
 	wrong.Problem = fmt.Sprintf("the host ports in the table are not those of the pods: %d entries too many, %d too few", more, less)
 	return []network.Stray{wrong}, nil
+}
+
+// auditForwarding finds forwarding that was disabled on the node.
+func (b *Network) auditForwarding() []network.Stray {
+	ipv4 := ipam.HasFamily(b.ranges, true)
+	ipv6 := ipam.HasFamily(b.ranges, false)
+	var found []network.Stray
+	for name, used := range map[string]bool{"ipv4/ip_forward": ipv4, "ipv6/conf/all/forwarding": ipv6} {
+		if !used || netns.Sysctl(name) != "0" {
+			continue
+		}
+		found = append(found, network.Stray{
+			Kind: "sysctl", Subject: "net." + strings.ReplaceAll(name, "/", "."),
+			Problem: "it was set to 0: pods reach nothing beyond the node, and have no host ports",
+			Fix:     func(context.Context) error { return netns.EnableForwarding(ipv4, ipv6) },
+		})
+	}
+	slices.SortFunc(found, func(a, b network.Stray) int { return strings.Compare(a.Subject, b.Subject) })
+	return found
 }
 
 // rebuild makes missing parts of the bridge, and rewrites the table.
