@@ -713,7 +713,7 @@ func TestFullDiskOfExt4(t *testing.T) {
 			if out, errs, code := d.Kuri(t, "check", "--images"); code != 0 {
 				t.Errorf("with room again, kuri check exits %d: %s%s", code, out, errs)
 			}
-			if out, errs, code := d.Kuri(t, "rmi", ref); code != 0 {
+			if out, errs, code := d.Kuri(t, "rmi", "--force", ref); code != 0 {
 				t.Errorf("kuri rmi exits %d: %s%s", code, out, errs)
 			}
 		})

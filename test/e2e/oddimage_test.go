@@ -80,7 +80,7 @@ func TestOddImagesRun(t *testing.T) {
 			says("pulled")
 			archive := filepath.Join(t.TempDir(), "saved.tar")
 			kuri(t, d, "save", "-o", archive, ref)
-			kuri(t, d, "rmi", ref)
+			kuri(t, d, "rmi", "--force", ref)
 			_, warning, code := d.Kuri(t, "load", archive)
 			if code != 0 || strings.Contains(name, "another") != strings.Contains(warning, "may not run") {
 				t.Errorf("kuri load: code %d, %s", code, warning)

@@ -140,7 +140,7 @@ func TestOddMirror(t *testing.T) {
 					t.Errorf("kuri pull exits %d: %s%s", code, out, errs)
 				}
 			}
-			if out, errs, code := d.Kuri(t, "rmi", ref); code != 0 {
+			if out, errs, code := d.Kuri(t, "rmi", "--force", ref); code != 0 {
 				t.Errorf("kuri rmi exits %d: %s%s", code, out, errs)
 			}
 			harness.Write(t, certs, "registry.example.test/hosts.toml", fmt.Sprintf("server = \"http://%s\"\n", mirror.addr))
@@ -149,7 +149,7 @@ func TestOddMirror(t *testing.T) {
 				if code != 0 {
 					t.Errorf("from the mirror alone it exits %d: %s", code, errs)
 				}
-				d.Kuri(t, "rmi", ref)
+				d.Kuri(t, "rmi", "--force", ref)
 			} else if code == 0 || !strings.Contains(errs, row.says) || !strings.Contains(errs, mirror.addr) {
 				t.Errorf("from the mirror alone it exits %d: %s", code, errs)
 			}
@@ -269,7 +269,7 @@ func TestSecretsStayWithTheRegistry(t *testing.T) {
 	store.set(func(w http.ResponseWriter, r *http.Request) bool {
 		return plainly(w, http.StatusForbidden, `{"errors":[{"code":"DENIED","message":"http://x/y?X-Signature=s1gnature has ended"}]}`)
 	})
-	d.Kuri(t, "rmi", ref)
+	d.Kuri(t, "rmi", "--force", ref)
 	_, err := pull(t, d, ref, &runtimeapi.AuthConfig{Username: "user", Password: "s3cret-word"})
 	harness.WantError(t, err, codes.PermissionDenied, store.addr, "DENIED")
 	time.Sleep(50 * time.Millisecond)

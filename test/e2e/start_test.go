@@ -111,7 +111,7 @@ func TestStartWithFullRoot(t *testing.T) {
 
 			// Removing images frees space, as a kubelet's garbage collection does.
 			before := freeBytes(t, root)
-			if out, errs, code := d.Kuri(t, "rmi", ref); code != 0 {
+			if out, errs, code := d.Kuri(t, "rmi", "--force", ref); code != 0 {
 				t.Fatalf("kuri rmi exits %d: %s%s", code, out, errs)
 			}
 			if after := freeBytes(t, root); after < before+6<<20 {
