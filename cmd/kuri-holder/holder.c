@@ -275,8 +275,9 @@ static void forget(struct holder *h, pid_t pid)
 }
 
 // leave_cgroups moves this process out of its cgroups and removes them. A cgroup that it cannot leave stays for the next
-// holder: on version 2 the root of a cgroup namespace accepts no process once controllers are enabled.
-static void leave_cgroups(const struct holder *h)
+// holder: on version 2 the root of a cgroup namespace accepts no process once controllers are enabled. So does one that
+// other processes are still in after wait_ms in all.
+static void leave_cgroups(const struct holder *h, int wait_ms)
 {
 	char path[PATH_MAX];
 
@@ -288,7 +289,7 @@ static void leave_cgroups(const struct holder *h)
 		if (fd < 0)
 			continue;
 		if (write(fd, "0", 1) == 1)
-			for (int tries = 0; rmdir(h->cgroups[i]) != 0 && errno == EBUSY && tries < 200; tries++)
+			for (; rmdir(h->cgroups[i]) != 0 && errno == EBUSY && wait_ms > 0; wait_ms -= 10)
 				usleep(10000); // a killed process leaves its cgroup a moment later
 		close(fd);
 	}
@@ -314,7 +315,8 @@ __attribute__((noreturn)) static void end(const struct holder *h, int status)
 	reap_orphans();
 	snprintf(path, sizeof(path), "%s/holder.sock", h->state);
 	unlink(path);
-	leave_cgroups(h);
+	// After a keeper has failed, another one may serve from these cgroups, and kurid waits for this process.
+	leave_cgroups(h, status == 0 ? 2000 : 100);
 	exit(status);
 }
 

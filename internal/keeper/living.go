@@ -75,11 +75,11 @@ func findHolder(ctx context.Context, stateDir string) {
 				return
 			}
 		}
+		pids := livingHolders(stateDir)
+		if len(pids) == 0 {
+			return
+		}
 		if !asked {
-			pids := slices.DeleteFunc(living(stateDir), func(pid int) bool { return process.Name(pid) != "kuri-holder" })
-			if len(pids) == 0 {
-				return
-			}
 			slog.Warn("the socket of the running holder was removed; asking it to restore it", "state", stateDir, "process", pids[0], "err", err)
 			asked = hangUp(pids[0])
 		}
@@ -125,6 +125,11 @@ func describe(pids []int) string {
 		all = append(all, fmt.Sprintf("process %d, state %s", pid, stateOf(pid)))
 	}
 	return strings.Join(all, "; ")
+}
+
+// livingHolders returns the running holders of a state directory.
+func livingHolders(stateDir string) []int {
+	return slices.DeleteFunc(living(stateDir), func(pid int) bool { return process.Name(pid) != "kuri-holder" })
 }
 
 // living returns the running holders and keepers of a state directory. It looks in their own cgroup, in which no process of a

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -177,21 +178,25 @@ func settleTakeOver(ctx context.Context, stateDir string) error {
 	return nil
 }
 
-// endHolder ends the holder of an interrupted take-over. That holder has only duplicates.
+// endHolder ends the holder of an interrupted take-over. That holder has only duplicates. It may be
+// ending already, without its socket: while it runs, no other holder can start.
 func endHolder(stateDir string) error {
 	h := holder.Connect(stateDir)
 	defer h.Close()
-	info, err := h.Info()
-	if err != nil {
-		return nil // there is none any more
+	holders := livingHolders(stateDir)
+	if info, err := h.Info(); err == nil && !slices.Contains(holders, info.Pid) {
+		holders = append(holders, info.Pid)
 	}
-	pidfd, err := process.Open(info.Pid)
-	if err != nil {
-		return nil
-	}
-	defer pidfd.Close()
-	if err := endNow(pidfd); err != nil {
-		return fmt.Errorf("end the holder, process %d: %w", info.Pid, err)
+	for _, pid := range holders {
+		pidfd, err := process.Open(pid)
+		if err != nil {
+			continue // it has exited
+		}
+		err = endNow(pidfd)
+		pidfd.Close()
+		if err != nil {
+			return fmt.Errorf("end the holder, process %d: %w", pid, err)
+		}
 	}
 	return nil
 }
