@@ -40,6 +40,13 @@ type execLedger struct {
 	records map[string]*execRecord // immutable, by session
 }
 
+// add copies a record that is on disk.
+func (l *execLedger) add(rec *execRecord) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.records[rec.Session] = rec
+}
+
 // writeExec writes a record, which must not be changed afterwards.
 func (s *Server) writeExec(rec *execRecord) error {
 	s.recorded.mu.Lock()
@@ -147,7 +154,7 @@ func (s *Server) recoverExecs() (running []*oci.Running) {
 			}
 			continue
 		}
-		s.recorded.records[rec.Session] = rec
+		s.recorded.add(rec) // one that is watched already may write its end
 		if rec.Running == nil {
 			x := &execution{rec: rec, ended: make(chan struct{}), err: errMayHaveRun}
 			close(x.ended)
