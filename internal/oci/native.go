@@ -270,7 +270,11 @@ func (l *Libcontainer) startNative(id string, ended func() bool) (bool, error) {
 		return true, fault.New(fault.Precondition, "start container %s: its process has ended: %w", id, err)
 	}
 	defer unix.Close(fd)
-	if _, err := unix.Write(fd, []byte{'S'}); err != nil {
+	_, err = unix.Write(fd, []byte{'S'})
+	if err == unix.EPIPE { // killed since the reader's end was found open
+		return true, fault.New(fault.Precondition, "start container %s: its process has ended: %w", id, err)
+	}
+	if err != nil {
 		return true, fmt.Errorf("start container %s: %w", id, err)
 	}
 	return true, os.Remove(path)
