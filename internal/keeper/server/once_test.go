@@ -74,7 +74,12 @@ func TestExecOfAnEarlierCallerRunsOnce(t *testing.T) {
 		Id: j.Id, Args: []string{"/bin/sh", "-c", "echo once >>/ran; exit 3"}, Session: newID(),
 	}}}
 	ask := func() (*session.Conn, *api.SessionReply, error) {
-		c, err := net.Dial("unix", filepath.Join(n.state, "keeper-session.sock"))
+		var c net.Conn
+		var err error
+		eventually(func() bool { // a new keeper serves its other socket first
+			c, err = net.Dial("unix", filepath.Join(n.state, "keeper-session.sock"))
+			return err == nil
+		})
 		n.must(err)
 		conn, reply := session.NewConn(c.(*net.UnixConn)), &api.SessionReply{}
 		t.Cleanup(func() { conn.Close() })
