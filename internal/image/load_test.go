@@ -347,7 +347,7 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-// The error says what is wrong with the archive, in the terms of the archive.
+// The error names the fault of the archive: the file in it, or where the archive ends.
 func TestErrorsOfBadArchives(t *testing.T) {
 	needRoot(t)
 	good := layoutTar(t, nil, annotated(imageOf(t, "one", layerOf(t, file{"a", strings.Repeat("x", 5000)})), refName, "a:1"))

@@ -90,7 +90,7 @@ func refuseChroot() error {
 
 // coverRoot makes the file system at the working directory the root of the mount namespace where
 // that root cannot be replaced, because it is the initramfs (pivot_root(2)): it moves the file system
-// on top of it. What was mounted below the old root is detached, so that it is not kept busy.
+// on top of it. Mounts below the old root are detached, so that they do not stay busy.
 func coverRoot() error {
 	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

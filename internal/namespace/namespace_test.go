@@ -230,7 +230,7 @@ func TestHolderInAChroot(t *testing.T) {
 }
 
 // TestRootOfAnInitramfs: pivot_root(2) cannot replace an initramfs, so the holder covers it and
-// detaches what is mounted below.
+// detaches the mounts below.
 func TestRootOfAnInitramfs(t *testing.T) {
 	needRoot(t)
 	scratch := t.TempDir()

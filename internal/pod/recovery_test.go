@@ -149,7 +149,7 @@ func TestRecovery(t *testing.T) {
 		exit      *keeper.Exit                         // the exit record in the bundle
 		podHeld   bool                                 // by the keeper
 		held      func(id string) *api.Container       // nil: the keeper does not hold the container
-		spoil     func(n *host, pod, container string) // what has happened to the files
+		spoil     func(n *host, pod, container string) // changes the files before the start
 
 		// What the next one makes of it. A state is "" if nothing is left.
 		podState, containerState State

@@ -144,7 +144,7 @@ func (r *reaper) reapStrays(last suspect) suspect {
 		if pid == 0 {
 			return suspect{}
 		}
-		if r.isMine(pid) { // as most are: whoever waits for it will reap it
+		if r.isMine(pid) { // someone waits for it and reaps it, as for most
 			return suspect{pid: pid}
 		}
 		when, err := process.StartTime(pid)

@@ -70,7 +70,7 @@ func TestAStrayIsReapedWhileOthersAreStarted(t *testing.T) {
 	}
 }
 
-// A marked child is left to whoever waits for it. If that fails, it is reaped once it is forgotten.
+// The reaper leaves a marked child to its waiter. If the waiter fails, the reaper reaps the child once it is forgotten.
 func TestAMarkedChildIsReapedOnceForgotten(t *testing.T) {
 	r := newReaper()
 	cmd := ended(t)

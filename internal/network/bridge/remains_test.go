@@ -19,7 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// TestFailedStepsLeaveNothing: what is made before a step that fails is taken back.
+// TestFailedStepsLeaveNothing: a step that fails undoes the steps before it.
 func TestFailedStepsLeaveNothing(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
@@ -219,7 +219,7 @@ func TestUnpluggedLinks(t *testing.T) {
 		t.Errorf("a detached pod answers: %q", got)
 	}
 	again := networktest.Attach(t, n, stays)
-	time.Sleep(linger + 200*time.Millisecond) // by then what was off the bridge has been removed
+	time.Sleep(linger + 200*time.Millisecond) // by then links off the bridge have been removed
 	if off(stays) {
 		t.Error("a pod that is attached again is off the bridge")
 	}
