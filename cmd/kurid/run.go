@@ -176,7 +176,7 @@ func (p *parts) serverOptions() (server.Options, error) {
 		SetPodCIDR: p.network.SetPodCIDR, PruneNetwork: p.network.Prune,
 		Doctor: doctor.Node{
 			Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot, Driver: driver, Cgroups: p.pods.Cgroups,
-			Pods: p.pods.Inventory, Layers: p.layers, Network: p.network,
+			Pods: p.pods.Inventory, Layers: p.layers, Network: p.network, Sockets: []string{cfg.Listen, cfg.ImageListen},
 		},
 	}, nil
 }

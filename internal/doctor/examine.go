@@ -24,6 +24,7 @@ type Node struct {
 	Layers        *layer.Store // nil if kurid is stopped
 	Network       *selector.Selector
 
+	Sockets []string // paths on which kurid serves the CRI
 	RunDir  string   // of kuri run; "": default
 	LogDirs []string // of kuri run; empty: defaults
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -163,8 +164,9 @@ var uidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 // pod, during which images are pulled.
 const runFilesAge = time.Hour
 
-// strayRunFiles finds volumes and log directories of kuri run pods that are gone. Log directories
-// of other pods are removed by the kubelet.
+// strayRunFiles finds volumes and log directories of kuri run pods that are gone. Those of pods of
+// other runtimes are theirs: kuri run writes the runtime's socket beside the volumes. Log
+// directories of other pods are removed by the kubelet.
 func strayRunFiles(s *scene) ([]Finding, error) {
 	entries, err := os.ReadDir(s.RunDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -182,6 +184,14 @@ func strayRunFiles(s *scene) ([]Finding, error) {
 			continue
 		}
 		dir := filepath.Join(s.RunDir, e.Name())
+		socket, err := os.ReadFile(filepath.Join(dir, "runtime"))
+		unmarked := errors.Is(err, fs.ErrNotExist)
+		if err != nil && !unmarked {
+			return nil, err
+		}
+		if !unmarked && !s.serves(strings.TrimSpace(string(socket))) {
+			continue
+		}
 		var logs []string
 		for _, dir := range s.LogDirs {
 			found, err := filepath.Glob(filepath.Join(dir, "*_*_"+e.Name()))
@@ -194,6 +204,8 @@ func strayRunFiles(s *scene) ([]Finding, error) {
 			Problem: "they are the volumes and the logs of a pod of kuri run that is gone"}
 		if mounted(dir) {
 			f.Advice = "something is mounted below: unmount it, and ask again"
+		} else if unmarked {
+			f.Advice = "which runtime had the pod is not known: remove them by hand if no runtime on this node has a pod with this uid"
 		} else if s.unknownRuns() {
 			f.Advice = "whether a pod without a record has them is not certain: mend that first, and ask again"
 		} else {
@@ -213,6 +225,21 @@ func strayRunFiles(s *scene) ([]Finding, error) {
 		found = append(found, f)
 	}
 	return found, nil
+}
+
+// serves reports whether socket is one on which this kurid serves, under any of its paths.
+func (s *scene) serves(socket string) bool {
+	is, err := os.Stat(socket)
+	return slices.ContainsFunc(s.Sockets, func(own string) bool {
+		if own == "" {
+			return false
+		}
+		if filepath.Clean(own) == socket {
+			return true
+		}
+		at, ownErr := os.Stat(own)
+		return err == nil && ownErr == nil && os.SameFile(is, at)
+	})
 }
 
 // mounted reports whether something is mounted below dir, or whether that is unknown.

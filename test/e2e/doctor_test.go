@@ -277,12 +277,9 @@ func diskMesses(t *testing.T, d *harness.Daemon, pod, scratch string) []mess {
 			l.Close()
 		}, exists(socket)},
 		{"files of kuri run", runFiles, true, func(t *testing.T) {
-			mkdirAll(t, runFiles)
+			makeRunFiles(t, runFiles, d.Socket)
 			mkdirAll(t, logs)
 			mkdirAll(t, oldLogs)
-			if err := os.Chtimes(runFiles, time.Now(), time.Now().Add(-2*time.Hour)); err != nil {
-				t.Fatal(err)
-			}
 		}, func() bool { return exists(runFiles)() || exists(logs)() || exists(oldLogs)() }},
 	}
 }
@@ -301,12 +298,15 @@ func othersThings(t *testing.T, scratch string) map[string]func() bool {
 	mkdirAll(t, logs)
 	fresh := "/var/lib/kuri-run/87654321-4321-4321-4321-123456789012" // as of a kuri run in progress
 	mkdirAll(t, fresh)
+	foreign := "/var/lib/kuri-run/87654321-4321-4321-4321-123456789013"
+	makeRunFiles(t, foreign, "/run/containerd/containerd.sock")
 	t.Cleanup(func() {
 		unpinNetns(t, "/run/netns/cni-1234")
 		run(t, "ip", "link", "delete", "kuri98765432109")
 		run(t, "nft", "delete", "table", "inet", "of-another")
 		harness.RemoveCgroup(t, "/another")
 		os.RemoveAll(fresh)
+		os.RemoveAll(foreign)
 		os.RemoveAll(logs)
 	})
 	return map[string]func() bool{
@@ -314,6 +314,17 @@ func othersThings(t *testing.T, scratch string) map[string]func() bool {
 		"a table":  func() bool { return strings.Contains(run(t, "nft", "list", "tables"), "of-another") },
 		"a cgroup": func() bool { return len(cgroupsNamed("another/"+id("8"))) > 0 }, "a writable layer": exists(unclaimed),
 		"a log directory": exists(logs), "files of kuri run": exists(fresh),
+		"files of kuri run on another runtime": exists(foreign),
+	}
+}
+
+// makeRunFiles creates the directory of a pod of kuri run on the runtime of a socket, two hours old.
+func makeRunFiles(t *testing.T, dir, socket string) {
+	t.Helper()
+	mkdirAll(t, dir)
+	harness.Write(t, dir, "runtime", socket+"\n")
+	if err := os.Chtimes(dir, time.Now(), time.Now().Add(-2*time.Hour)); err != nil {
+		t.Fatal(err)
 	}
 }
 

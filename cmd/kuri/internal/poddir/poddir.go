@@ -20,6 +20,7 @@ import (
 
 // Files are the files of one pod of kuri run on the node:
 //
+//	<pods-dir>/<uid>/runtime                      the socket of the runtime that has the pod; kuri doctor compares it
 //	<pods-dir>/<uid>/volumes/<volume>/            an emptyDir, or the files of ConfigMaps, Secrets and fields of the pod; a
 //	                                              tmpfs is mounted for an emptyDir in memory, and for secrets
 //	<pods-dir>/<uid>/subpaths/<container>/<n>     a path within a volume, mounted here for the n-th mount of a container
@@ -60,12 +61,16 @@ func (f Files) Hosts() string  { return filepath.Join(f.dir(), "hosts") }
 func (f Files) logDir() string { return f.namespace + "_" + f.name + "_" + f.uid } // below logsDir
 
 // Make creates the pod's volumes and log directories, and returns the host path of each volume.
-// After a failure, call Remove for the files that exist by then.
-func (f Files) Make(volumes []manifest.Volume, containers []manifest.Container) (map[string]string, error) {
+// socket is the path of the runtime's socket. After a failure, call Remove for the files that exist
+// by then.
+func (f Files) Make(socket string, volumes []manifest.Volume, containers []manifest.Container) (map[string]string, error) {
 	if err := f.check(); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Join(f.dir(), "volumes"), 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(f.dir(), "runtime"), []byte(socket+"\n"), 0o600); err != nil {
 		return nil, err
 	}
 	for _, ct := range containers {

@@ -28,7 +28,7 @@ func TestPodFiles(t *testing.T) {
 	f := filesIn(t)
 	group := int64(2000)
 	host := t.TempDir()
-	paths, err := f.Make([]manifest.Volume{
+	paths, err := f.Make("/run/kuri/kuri.sock", []manifest.Volume{
 		{Name: "disk", Mode: 0o777},
 		{Name: "shared", Mode: 0o755, Group: &group},
 		{Name: "sticky", Mode: 0o1777},
@@ -119,7 +119,7 @@ func TestPodFilesOfHostileNames(t *testing.T) {
 		if err := f.Remove(); err == nil || !strings.Contains(err.Error(), "left alone") {
 			t.Errorf("%q: %v", tt, err)
 		}
-		if _, err := f.Make(nil, nil); err == nil {
+		if _, err := f.Make("/run/kuri/kuri.sock", nil, nil); err == nil {
 			t.Errorf("%q: made", tt)
 		}
 	}

@@ -24,7 +24,7 @@ func TestPodVolumes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(secret, "shadow"), []byte("the node's"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	paths, err := f.Make([]manifest.Volume{
+	paths, err := f.Make("/run/kuri/kuri.sock", []manifest.Volume{
 		{Name: "config", Mode: 0o755, Group: &group, ReadOnly: true, Files: []manifest.VolumeFile{
 			{Path: "a", Data: []byte("A"), Mode: 0o400}, {Path: "deep/b", Data: []byte("B"), Mode: 0o644, User: 7}}},
 		{Name: "keys", Mode: 0o755, Memory: true, ReadOnly: true, Files: []manifest.VolumeFile{{Path: "k", Data: []byte("K"), Mode: 0o400}}},
@@ -109,7 +109,7 @@ func TestPodVolumes(t *testing.T) {
 	}
 	again := f
 	again.uid = "99999999-2222-3333-4444-555555555555"
-	more, err := again.Make([]manifest.Volume{{Name: "data", Mode: 0o777, Claim: "data-db-0"}}, nil)
+	more, err := again.Make("/run/kuri/kuri.sock", []manifest.Volume{{Name: "data", Mode: 0o777, Claim: "data-db-0"}}, nil)
 	if err != nil || more["data"] != paths["data"] {
 		t.Errorf("the claim is not found again: %v (%v)", more, err)
 	}

@@ -28,9 +28,10 @@ import (
 // run is one invocation of kuri run, with its pods in any step.
 type run struct {
 	*cli.CLI
-	rt   *client.Runtime
-	img  *client.Images
-	pods []*runningPod
+	rt     *client.Runtime
+	socket string // path of the runtime's socket
+	img    *client.Images
+	pods   []*runningPod
 
 	change func(*runtimeapi.ContainerConfig) // changes that a manifest cannot express; may be nil
 }
@@ -55,7 +56,13 @@ type runningContainer struct {
 // newRun dials the runtime and collects the facts for the translation of the manifests.
 func newRun(ctx context.Context, c *cli.CLI, pods []*manifest.Pod) (*run, error) {
 	r := &run{CLI: c}
-	var err error
+	s, err := c.Settings()
+	if err != nil {
+		return nil, err
+	}
+	if r.socket, err = client.SocketPath(s.Runtime); err != nil {
+		return nil, err
+	}
 	if r.rt, err = c.Runtime(ctx); err != nil {
 		return nil, err
 	}
@@ -220,7 +227,7 @@ func (r *run) startPod(ctx context.Context, p *runningPod, images map[string]man
 	if err != nil {
 		return err
 	}
-	if p.facts.VolumePaths, err = p.files.Make(volumes, p.Containers()); err != nil {
+	if p.facts.VolumePaths, err = p.files.Make(r.socket, volumes, p.Containers()); err != nil {
 		return err
 	}
 	if err := r.runSandbox(ctx, p); err != nil {
