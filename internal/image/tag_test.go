@@ -55,9 +55,32 @@ func TestTag(t *testing.T) {
 	if _, err := s.Tag("app:2", []string{"mine:latest"}); err != nil { // the name moves
 		t.Fatal(err)
 	}
+	removed, left, err := s.Untag("app:1", []string{"docker.io/library/app:1", "app:1"}) // one name in two spellings
+	if !slices.Equal(removed, []string{"docker.io/library/app:1"}) || !slices.Equal(left, []string{"quay.io/a/app:stable"}) || err != nil {
+		t.Errorf("untagged %q, left %q, %v", removed, left, err)
+	}
+	for _, bad := range []struct {
+		image string
+		names []string
+		kind  error
+		says  string
+	}{
+		{"quay.io/a/app:stable", nil, fault.Invalid, "a name to remove"},
+		{"quay.io/a/app:stable", []string{"quay.io/a/app:stable"}, fault.Precondition, "no name left"},
+		{"app:2", []string{"mine", "quay.io/a/app:stable"}, fault.NotFound, "does not have the name quay.io"},
+		{"app:2", []string{"mine@sha256:" + strings.Repeat("1", 64)}, fault.Invalid, "cannot name an image"},
+		{"app:1", []string{"app:1"}, fault.NotFound, "app:1"}, // gone by now
+	} {
+		if _, _, err := s.Untag(bad.image, bad.names); !errors.Is(err, bad.kind) || !strings.Contains(err.Error(), bad.says) {
+			t.Errorf("untag %q of %s: %v", bad.names, bad.image, err)
+		}
+	}
 	again := openStore(t, root)
+	if img, err := again.Get("app:1"); !errors.Is(err, fault.NotFound) {
+		t.Errorf("the removed name after a restart: %+v, %v", img, err)
+	}
 	for name, want := range map[string]string{"mine": "docker.io/library/app:2",
-		"quay.io/a/app:stable": "docker.io/library/app:1"} {
+		"quay.io/a/app:stable": "quay.io/a/app:stable"} {
 		if img, err := again.Get(name); err != nil || !slices.Contains(img.References, want) {
 			t.Errorf("%s after a restart: %+v, %v", name, img, err)
 		}

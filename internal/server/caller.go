@@ -98,7 +98,7 @@ func callerOf(ctx context.Context) caller {
 var changes = map[string]bool{
 	"RunPodSandbox": true, "StopPodSandbox": true, "RemovePodSandbox": true, "UpdatePodSandboxResources": true,
 	"CreateContainer": true, "StartContainer": true, "StopContainer": true, "RemoveContainer": true, "UpdateContainerResources": true,
-	"PullImage": true, "RemoveImage": true, "Load": true, "Prune": true, "Tag": true, "UpdateRuntimeConfig": true,
+	"PullImage": true, "RemoveImage": true, "Load": true, "Prune": true, "Tag": true, "Untag": true, "UpdateRuntimeConfig": true,
 	"Exec": true, "Attach": true, "PortForward": true, // open streams that may change anything
 }
 

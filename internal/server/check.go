@@ -83,6 +83,17 @@ func (s *archiveService) Tag(_ context.Context, req *kuriv1.TagRequest) (*kuriv1
 	return &kuriv1.TagResponse{Names: given}, nil
 }
 
+func (s *archiveService) Untag(_ context.Context, req *kuriv1.UntagRequest) (*kuriv1.UntagResponse, error) {
+	if req.GetImage() == "" {
+		return nil, fault.New(fault.Invalid, "image: it is empty, an image's reference or id is needed")
+	}
+	removed, left, err := s.store.Untag(req.GetImage(), req.GetNames())
+	if err != nil {
+		return nil, err
+	}
+	return &kuriv1.UntagResponse{Names: removed, Left: left}, nil
+}
+
 func (s *archiveService) Describe(_ context.Context, req *kuriv1.DescribeRequest) (*kuriv1.ImageDescription, error) {
 	if req.GetImage() == "" {
 		return nil, fault.New(fault.Invalid, "image: it is empty, an image's reference or id is needed")

@@ -188,7 +188,111 @@ func (x FileChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileChange_Kind.Descriptor instead.
 func (FileChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4, 0}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6, 0}
+}
+
+type UntagRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // reference or id
+	Names         []string               `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"` // with tags, as in TagRequest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UntagRequest) Reset() {
+	*x = UntagRequest{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UntagRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UntagRequest) ProtoMessage() {}
+
+func (x *UntagRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UntagRequest.ProtoReflect.Descriptor instead.
+func (*UntagRequest) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *UntagRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *UntagRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type UntagResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"` // full names that were removed
+	Left          []string               `protobuf:"bytes,2,rep,name=left,proto3" json:"left,omitempty"`   // full names that the image keeps
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UntagResponse) Reset() {
+	*x = UntagResponse{}
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UntagResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UntagResponse) ProtoMessage() {}
+
+func (x *UntagResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UntagResponse.ProtoReflect.Descriptor instead.
+func (*UntagResponse) Descriptor() ([]byte, []int) {
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *UntagResponse) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *UntagResponse) GetLeft() []string {
+	if x != nil {
+		return x.Left
+	}
+	return nil
 }
 
 type TagRequest struct {
@@ -201,7 +305,7 @@ type TagRequest struct {
 
 func (x *TagRequest) Reset() {
 	*x = TagRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -213,7 +317,7 @@ func (x *TagRequest) String() string {
 func (*TagRequest) ProtoMessage() {}
 
 func (x *TagRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[0]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -226,7 +330,7 @@ func (x *TagRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagRequest.ProtoReflect.Descriptor instead.
 func (*TagRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{0}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *TagRequest) GetImage() string {
@@ -252,7 +356,7 @@ type TagResponse struct {
 
 func (x *TagResponse) Reset() {
 	*x = TagResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -264,7 +368,7 @@ func (x *TagResponse) String() string {
 func (*TagResponse) ProtoMessage() {}
 
 func (x *TagResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[1]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -277,7 +381,7 @@ func (x *TagResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagResponse.ProtoReflect.Descriptor instead.
 func (*TagResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{1}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TagResponse) GetNames() []string {
@@ -297,7 +401,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +413,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[2]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +426,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{2}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DiffRequest) GetImage() string {
@@ -349,7 +453,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -361,7 +465,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[3]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -374,7 +478,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{3}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DiffResponse) GetLayer() string {
@@ -403,7 +507,7 @@ type FileChange struct {
 
 func (x *FileChange) Reset() {
 	*x = FileChange{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +519,7 @@ func (x *FileChange) String() string {
 func (*FileChange) ProtoMessage() {}
 
 func (x *FileChange) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[4]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +532,7 @@ func (x *FileChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileChange.ProtoReflect.Descriptor instead.
 func (*FileChange) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{4}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FileChange) GetKind() FileChange_Kind {
@@ -468,7 +572,7 @@ type SaveRequest struct {
 
 func (x *SaveRequest) Reset() {
 	*x = SaveRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +584,7 @@ func (x *SaveRequest) String() string {
 func (*SaveRequest) ProtoMessage() {}
 
 func (x *SaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[5]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +597,7 @@ func (x *SaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveRequest.ProtoReflect.Descriptor instead.
 func (*SaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{5}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SaveRequest) GetImages() []string {
@@ -512,7 +616,7 @@ type SaveChunk struct {
 
 func (x *SaveChunk) Reset() {
 	*x = SaveChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +628,7 @@ func (x *SaveChunk) String() string {
 func (*SaveChunk) ProtoMessage() {}
 
 func (x *SaveChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[6]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +641,7 @@ func (x *SaveChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveChunk.ProtoReflect.Descriptor instead.
 func (*SaveChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{6}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SaveChunk) GetData() []byte {
@@ -559,7 +663,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +675,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[7]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +688,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{7}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CheckRequest) GetRepair() bool {
@@ -630,7 +734,7 @@ type RegistryAuth struct {
 
 func (x *RegistryAuth) Reset() {
 	*x = RegistryAuth{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +746,7 @@ func (x *RegistryAuth) String() string {
 func (*RegistryAuth) ProtoMessage() {}
 
 func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[8]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +759,7 @@ func (x *RegistryAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryAuth.ProtoReflect.Descriptor instead.
 func (*RegistryAuth) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{8}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RegistryAuth) GetRegistry() string {
@@ -707,7 +811,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +823,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[9]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +836,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{9}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Finding) GetImageId() string {
@@ -787,7 +891,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +903,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[10]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +916,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{10}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PruneRequest) GetRemove() bool {
@@ -839,7 +943,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +955,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[11]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +968,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{11}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PruneResponse) GetImages() []*PrunedImage {
@@ -892,7 +996,7 @@ type PrunedImage struct {
 
 func (x *PrunedImage) Reset() {
 	*x = PrunedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1008,7 @@ func (x *PrunedImage) String() string {
 func (*PrunedImage) ProtoMessage() {}
 
 func (x *PrunedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[12]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1021,7 @@ func (x *PrunedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedImage.ProtoReflect.Descriptor instead.
 func (*PrunedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{12}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PrunedImage) GetId() string {
@@ -950,7 +1054,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1066,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[13]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1079,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{13}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DescribeRequest) GetImage() string {
@@ -1003,7 +1107,7 @@ type ImageDescription struct {
 
 func (x *ImageDescription) Reset() {
 	*x = ImageDescription{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1119,7 @@ func (x *ImageDescription) String() string {
 func (*ImageDescription) ProtoMessage() {}
 
 func (x *ImageDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[14]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1132,7 @@ func (x *ImageDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageDescription.ProtoReflect.Descriptor instead.
 func (*ImageDescription) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{14}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ImageDescription) GetId() string {
@@ -1113,7 +1217,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1229,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[15]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1242,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{15}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ImageLayer) GetDiffId() string {
@@ -1179,7 +1283,7 @@ type LoadChunk struct {
 
 func (x *LoadChunk) Reset() {
 	*x = LoadChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1295,7 @@ func (x *LoadChunk) String() string {
 func (*LoadChunk) ProtoMessage() {}
 
 func (x *LoadChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[16]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1308,7 @@ func (x *LoadChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadChunk.ProtoReflect.Descriptor instead.
 func (*LoadChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{16}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LoadChunk) GetData() []byte {
@@ -1230,7 +1334,7 @@ type LoadResponse struct {
 
 func (x *LoadResponse) Reset() {
 	*x = LoadResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1346,7 @@ func (x *LoadResponse) String() string {
 func (*LoadResponse) ProtoMessage() {}
 
 func (x *LoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[17]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1359,7 @@ func (x *LoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadResponse.ProtoReflect.Descriptor instead.
 func (*LoadResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{17}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LoadResponse) GetImages() []*LoadedImage {
@@ -1276,7 +1380,7 @@ type LoadedImage struct {
 
 func (x *LoadedImage) Reset() {
 	*x = LoadedImage{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1392,7 @@ func (x *LoadedImage) String() string {
 func (*LoadedImage) ProtoMessage() {}
 
 func (x *LoadedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[18]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1405,7 @@ func (x *LoadedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadedImage.ProtoReflect.Descriptor instead.
 func (*LoadedImage) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{18}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LoadedImage) GetId() string {
@@ -1335,7 +1439,7 @@ type WatchPullRequest struct {
 
 func (x *WatchPullRequest) Reset() {
 	*x = WatchPullRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1451,7 @@ func (x *WatchPullRequest) String() string {
 func (*WatchPullRequest) ProtoMessage() {}
 
 func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[19]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1464,7 @@ func (x *WatchPullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPullRequest.ProtoReflect.Descriptor instead.
 func (*WatchPullRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{19}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchPullRequest) GetImage() string {
@@ -1396,7 +1500,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1512,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[20]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1525,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{20}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PullProgress) GetImage() string {
@@ -1494,7 +1598,7 @@ type LayerProgress struct {
 
 func (x *LayerProgress) Reset() {
 	*x = LayerProgress{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1610,7 @@ func (x *LayerProgress) String() string {
 func (*LayerProgress) ProtoMessage() {}
 
 func (x *LayerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[21]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1623,7 @@ func (x *LayerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerProgress.ProtoReflect.Descriptor instead.
 func (*LayerProgress) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{21}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LayerProgress) GetDigest() string {
@@ -1565,7 +1669,7 @@ type PruneNetworkRequest struct {
 
 func (x *PruneNetworkRequest) Reset() {
 	*x = PruneNetworkRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1681,7 @@ func (x *PruneNetworkRequest) String() string {
 func (*PruneNetworkRequest) ProtoMessage() {}
 
 func (x *PruneNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[22]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1694,7 @@ func (x *PruneNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneNetworkRequest.ProtoReflect.Descriptor instead.
 func (*PruneNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{22}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{24}
 }
 
 type PruneNetworkResponse struct {
@@ -1602,7 +1706,7 @@ type PruneNetworkResponse struct {
 
 func (x *PruneNetworkResponse) Reset() {
 	*x = PruneNetworkResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1718,7 @@ func (x *PruneNetworkResponse) String() string {
 func (*PruneNetworkResponse) ProtoMessage() {}
 
 func (x *PruneNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[23]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1731,7 @@ func (x *PruneNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneNetworkResponse.ProtoReflect.Descriptor instead.
 func (*PruneNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{23}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PruneNetworkResponse) GetUsers() []string {
@@ -1648,7 +1752,7 @@ type PackRequest struct {
 
 func (x *PackRequest) Reset() {
 	*x = PackRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1764,7 @@ func (x *PackRequest) String() string {
 func (*PackRequest) ProtoMessage() {}
 
 func (x *PackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[24]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1777,7 @@ func (x *PackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
 func (*PackRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{24}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PackRequest) GetContainerId() string {
@@ -1706,7 +1810,7 @@ type PackChunk struct {
 
 func (x *PackChunk) Reset() {
 	*x = PackChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1822,7 @@ func (x *PackChunk) String() string {
 func (*PackChunk) ProtoMessage() {}
 
 func (x *PackChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[25]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1835,7 @@ func (x *PackChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackChunk.ProtoReflect.Descriptor instead.
 func (*PackChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{25}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PackChunk) GetData() []byte {
@@ -1752,7 +1856,7 @@ type UnpackChunk struct {
 
 func (x *UnpackChunk) Reset() {
 	*x = UnpackChunk{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1868,7 @@ func (x *UnpackChunk) String() string {
 func (*UnpackChunk) ProtoMessage() {}
 
 func (x *UnpackChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[26]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1881,7 @@ func (x *UnpackChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackChunk.ProtoReflect.Descriptor instead.
 func (*UnpackChunk) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{26}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UnpackChunk) GetContainerId() string {
@@ -1809,7 +1913,7 @@ type UnpackResponse struct {
 
 func (x *UnpackResponse) Reset() {
 	*x = UnpackResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +1925,7 @@ func (x *UnpackResponse) String() string {
 func (*UnpackResponse) ProtoMessage() {}
 
 func (x *UnpackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[27]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +1938,7 @@ func (x *UnpackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackResponse.ProtoReflect.Descriptor instead.
 func (*UnpackResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{27}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{29}
 }
 
 type IsDirectoryRequest struct {
@@ -1847,7 +1951,7 @@ type IsDirectoryRequest struct {
 
 func (x *IsDirectoryRequest) Reset() {
 	*x = IsDirectoryRequest{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[28]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +1963,7 @@ func (x *IsDirectoryRequest) String() string {
 func (*IsDirectoryRequest) ProtoMessage() {}
 
 func (x *IsDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[28]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +1976,7 @@ func (x *IsDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IsDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*IsDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{28}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *IsDirectoryRequest) GetContainerId() string {
@@ -1898,7 +2002,7 @@ type IsDirectoryResponse struct {
 
 func (x *IsDirectoryResponse) Reset() {
 	*x = IsDirectoryResponse{}
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[29]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2014,7 @@ func (x *IsDirectoryResponse) String() string {
 func (*IsDirectoryResponse) ProtoMessage() {}
 
 func (x *IsDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kuri_v1_kuri_proto_msgTypes[29]
+	mi := &file_api_kuri_v1_kuri_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2027,7 @@ func (x *IsDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IsDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*IsDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{29}
+	return file_api_kuri_v1_kuri_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *IsDirectoryResponse) GetDirectory() bool {
@@ -1937,7 +2041,13 @@ var File_api_kuri_v1_kuri_proto protoreflect.FileDescriptor
 
 const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\"8\n" +
+	"\x16api/kuri/v1/kuri.proto\x12\akuri.v1\":\n" +
+	"\fUntagRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"9\n" +
+	"\rUntagResponse\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x12\n" +
+	"\x04left\x18\x02 \x03(\tR\x04left\"8\n" +
 	"\n" +
 	"TagRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x14\n" +
@@ -2081,7 +2191,7 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\x14LAYER_PHASE_FETCHING\x10\x02\x12\x19\n" +
 	"\x15LAYER_PHASE_UNPACKING\x10\x03\x12\x15\n" +
 	"\x11LAYER_PHASE_READY\x10\x04\x12\x17\n" +
-	"\x13LAYER_PHASE_PRESENT\x10\x052\xc8\x03\n" +
+	"\x13LAYER_PHASE_PRESENT\x10\x052\x80\x04\n" +
 	"\x06Images\x123\n" +
 	"\x04Load\x12\x12.kuri.v1.LoadChunk\x1a\x15.kuri.v1.LoadResponse(\x01\x12?\n" +
 	"\tWatchPull\x12\x19.kuri.v1.WatchPullRequest\x1a\x15.kuri.v1.PullProgress0\x01\x122\n" +
@@ -2090,7 +2200,8 @@ const file_api_kuri_v1_kuri_proto_rawDesc = "" +
 	"\bDescribe\x12\x18.kuri.v1.DescribeRequest\x1a\x19.kuri.v1.ImageDescription\x122\n" +
 	"\x04Save\x12\x14.kuri.v1.SaveRequest\x1a\x12.kuri.v1.SaveChunk0\x01\x125\n" +
 	"\x04Diff\x12\x14.kuri.v1.DiffRequest\x1a\x15.kuri.v1.DiffResponse0\x01\x120\n" +
-	"\x03Tag\x12\x13.kuri.v1.TagRequest\x1a\x14.kuri.v1.TagResponse2O\n" +
+	"\x03Tag\x12\x13.kuri.v1.TagRequest\x1a\x14.kuri.v1.TagResponse\x126\n" +
+	"\x05Untag\x12\x15.kuri.v1.UntagRequest\x1a\x16.kuri.v1.UntagResponse2O\n" +
 	"\aNetwork\x12D\n" +
 	"\x05Prune\x12\x1c.kuri.v1.PruneNetworkRequest\x1a\x1d.kuri.v1.PruneNetworkResponse2\xc0\x01\n" +
 	"\x05Files\x122\n" +
@@ -2111,78 +2222,82 @@ func file_api_kuri_v1_kuri_proto_rawDescGZIP() []byte {
 }
 
 var file_api_kuri_v1_kuri_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_api_kuri_v1_kuri_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_kuri_v1_kuri_proto_goTypes = []any{
 	(PullPhase)(0),               // 0: kuri.v1.PullPhase
 	(LayerPhase)(0),              // 1: kuri.v1.LayerPhase
 	(FileChange_Kind)(0),         // 2: kuri.v1.FileChange.Kind
-	(*TagRequest)(nil),           // 3: kuri.v1.TagRequest
-	(*TagResponse)(nil),          // 4: kuri.v1.TagResponse
-	(*DiffRequest)(nil),          // 5: kuri.v1.DiffRequest
-	(*DiffResponse)(nil),         // 6: kuri.v1.DiffResponse
-	(*FileChange)(nil),           // 7: kuri.v1.FileChange
-	(*SaveRequest)(nil),          // 8: kuri.v1.SaveRequest
-	(*SaveChunk)(nil),            // 9: kuri.v1.SaveChunk
-	(*CheckRequest)(nil),         // 10: kuri.v1.CheckRequest
-	(*RegistryAuth)(nil),         // 11: kuri.v1.RegistryAuth
-	(*Finding)(nil),              // 12: kuri.v1.Finding
-	(*PruneRequest)(nil),         // 13: kuri.v1.PruneRequest
-	(*PruneResponse)(nil),        // 14: kuri.v1.PruneResponse
-	(*PrunedImage)(nil),          // 15: kuri.v1.PrunedImage
-	(*DescribeRequest)(nil),      // 16: kuri.v1.DescribeRequest
-	(*ImageDescription)(nil),     // 17: kuri.v1.ImageDescription
-	(*ImageLayer)(nil),           // 18: kuri.v1.ImageLayer
-	(*LoadChunk)(nil),            // 19: kuri.v1.LoadChunk
-	(*LoadResponse)(nil),         // 20: kuri.v1.LoadResponse
-	(*LoadedImage)(nil),          // 21: kuri.v1.LoadedImage
-	(*WatchPullRequest)(nil),     // 22: kuri.v1.WatchPullRequest
-	(*PullProgress)(nil),         // 23: kuri.v1.PullProgress
-	(*LayerProgress)(nil),        // 24: kuri.v1.LayerProgress
-	(*PruneNetworkRequest)(nil),  // 25: kuri.v1.PruneNetworkRequest
-	(*PruneNetworkResponse)(nil), // 26: kuri.v1.PruneNetworkResponse
-	(*PackRequest)(nil),          // 27: kuri.v1.PackRequest
-	(*PackChunk)(nil),            // 28: kuri.v1.PackChunk
-	(*UnpackChunk)(nil),          // 29: kuri.v1.UnpackChunk
-	(*UnpackResponse)(nil),       // 30: kuri.v1.UnpackResponse
-	(*IsDirectoryRequest)(nil),   // 31: kuri.v1.IsDirectoryRequest
-	(*IsDirectoryResponse)(nil),  // 32: kuri.v1.IsDirectoryResponse
+	(*UntagRequest)(nil),         // 3: kuri.v1.UntagRequest
+	(*UntagResponse)(nil),        // 4: kuri.v1.UntagResponse
+	(*TagRequest)(nil),           // 5: kuri.v1.TagRequest
+	(*TagResponse)(nil),          // 6: kuri.v1.TagResponse
+	(*DiffRequest)(nil),          // 7: kuri.v1.DiffRequest
+	(*DiffResponse)(nil),         // 8: kuri.v1.DiffResponse
+	(*FileChange)(nil),           // 9: kuri.v1.FileChange
+	(*SaveRequest)(nil),          // 10: kuri.v1.SaveRequest
+	(*SaveChunk)(nil),            // 11: kuri.v1.SaveChunk
+	(*CheckRequest)(nil),         // 12: kuri.v1.CheckRequest
+	(*RegistryAuth)(nil),         // 13: kuri.v1.RegistryAuth
+	(*Finding)(nil),              // 14: kuri.v1.Finding
+	(*PruneRequest)(nil),         // 15: kuri.v1.PruneRequest
+	(*PruneResponse)(nil),        // 16: kuri.v1.PruneResponse
+	(*PrunedImage)(nil),          // 17: kuri.v1.PrunedImage
+	(*DescribeRequest)(nil),      // 18: kuri.v1.DescribeRequest
+	(*ImageDescription)(nil),     // 19: kuri.v1.ImageDescription
+	(*ImageLayer)(nil),           // 20: kuri.v1.ImageLayer
+	(*LoadChunk)(nil),            // 21: kuri.v1.LoadChunk
+	(*LoadResponse)(nil),         // 22: kuri.v1.LoadResponse
+	(*LoadedImage)(nil),          // 23: kuri.v1.LoadedImage
+	(*WatchPullRequest)(nil),     // 24: kuri.v1.WatchPullRequest
+	(*PullProgress)(nil),         // 25: kuri.v1.PullProgress
+	(*LayerProgress)(nil),        // 26: kuri.v1.LayerProgress
+	(*PruneNetworkRequest)(nil),  // 27: kuri.v1.PruneNetworkRequest
+	(*PruneNetworkResponse)(nil), // 28: kuri.v1.PruneNetworkResponse
+	(*PackRequest)(nil),          // 29: kuri.v1.PackRequest
+	(*PackChunk)(nil),            // 30: kuri.v1.PackChunk
+	(*UnpackChunk)(nil),          // 31: kuri.v1.UnpackChunk
+	(*UnpackResponse)(nil),       // 32: kuri.v1.UnpackResponse
+	(*IsDirectoryRequest)(nil),   // 33: kuri.v1.IsDirectoryRequest
+	(*IsDirectoryResponse)(nil),  // 34: kuri.v1.IsDirectoryResponse
 }
 var file_api_kuri_v1_kuri_proto_depIdxs = []int32{
-	7,  // 0: kuri.v1.DiffResponse.changes:type_name -> kuri.v1.FileChange
+	9,  // 0: kuri.v1.DiffResponse.changes:type_name -> kuri.v1.FileChange
 	2,  // 1: kuri.v1.FileChange.kind:type_name -> kuri.v1.FileChange.Kind
-	11, // 2: kuri.v1.CheckRequest.auths:type_name -> kuri.v1.RegistryAuth
-	15, // 3: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
-	18, // 4: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
-	21, // 5: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
-	24, // 6: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
+	13, // 2: kuri.v1.CheckRequest.auths:type_name -> kuri.v1.RegistryAuth
+	17, // 3: kuri.v1.PruneResponse.images:type_name -> kuri.v1.PrunedImage
+	20, // 4: kuri.v1.ImageDescription.layers:type_name -> kuri.v1.ImageLayer
+	23, // 5: kuri.v1.LoadResponse.images:type_name -> kuri.v1.LoadedImage
+	26, // 6: kuri.v1.PullProgress.layers:type_name -> kuri.v1.LayerProgress
 	0,  // 7: kuri.v1.PullProgress.phase:type_name -> kuri.v1.PullPhase
 	1,  // 8: kuri.v1.LayerProgress.phase:type_name -> kuri.v1.LayerPhase
-	19, // 9: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
-	22, // 10: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
-	10, // 11: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
-	13, // 12: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
-	16, // 13: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
-	8,  // 14: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
-	5,  // 15: kuri.v1.Images.Diff:input_type -> kuri.v1.DiffRequest
-	3,  // 16: kuri.v1.Images.Tag:input_type -> kuri.v1.TagRequest
-	25, // 17: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
-	27, // 18: kuri.v1.Files.Pack:input_type -> kuri.v1.PackRequest
-	29, // 19: kuri.v1.Files.Unpack:input_type -> kuri.v1.UnpackChunk
-	31, // 20: kuri.v1.Files.IsDirectory:input_type -> kuri.v1.IsDirectoryRequest
-	20, // 21: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
-	23, // 22: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
-	12, // 23: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
-	14, // 24: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
-	17, // 25: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
-	9,  // 26: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
-	6,  // 27: kuri.v1.Images.Diff:output_type -> kuri.v1.DiffResponse
-	4,  // 28: kuri.v1.Images.Tag:output_type -> kuri.v1.TagResponse
-	26, // 29: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
-	28, // 30: kuri.v1.Files.Pack:output_type -> kuri.v1.PackChunk
-	30, // 31: kuri.v1.Files.Unpack:output_type -> kuri.v1.UnpackResponse
-	32, // 32: kuri.v1.Files.IsDirectory:output_type -> kuri.v1.IsDirectoryResponse
-	21, // [21:33] is the sub-list for method output_type
-	9,  // [9:21] is the sub-list for method input_type
+	21, // 9: kuri.v1.Images.Load:input_type -> kuri.v1.LoadChunk
+	24, // 10: kuri.v1.Images.WatchPull:input_type -> kuri.v1.WatchPullRequest
+	12, // 11: kuri.v1.Images.Check:input_type -> kuri.v1.CheckRequest
+	15, // 12: kuri.v1.Images.Prune:input_type -> kuri.v1.PruneRequest
+	18, // 13: kuri.v1.Images.Describe:input_type -> kuri.v1.DescribeRequest
+	10, // 14: kuri.v1.Images.Save:input_type -> kuri.v1.SaveRequest
+	7,  // 15: kuri.v1.Images.Diff:input_type -> kuri.v1.DiffRequest
+	5,  // 16: kuri.v1.Images.Tag:input_type -> kuri.v1.TagRequest
+	3,  // 17: kuri.v1.Images.Untag:input_type -> kuri.v1.UntagRequest
+	27, // 18: kuri.v1.Network.Prune:input_type -> kuri.v1.PruneNetworkRequest
+	29, // 19: kuri.v1.Files.Pack:input_type -> kuri.v1.PackRequest
+	31, // 20: kuri.v1.Files.Unpack:input_type -> kuri.v1.UnpackChunk
+	33, // 21: kuri.v1.Files.IsDirectory:input_type -> kuri.v1.IsDirectoryRequest
+	22, // 22: kuri.v1.Images.Load:output_type -> kuri.v1.LoadResponse
+	25, // 23: kuri.v1.Images.WatchPull:output_type -> kuri.v1.PullProgress
+	14, // 24: kuri.v1.Images.Check:output_type -> kuri.v1.Finding
+	16, // 25: kuri.v1.Images.Prune:output_type -> kuri.v1.PruneResponse
+	19, // 26: kuri.v1.Images.Describe:output_type -> kuri.v1.ImageDescription
+	11, // 27: kuri.v1.Images.Save:output_type -> kuri.v1.SaveChunk
+	8,  // 28: kuri.v1.Images.Diff:output_type -> kuri.v1.DiffResponse
+	6,  // 29: kuri.v1.Images.Tag:output_type -> kuri.v1.TagResponse
+	4,  // 30: kuri.v1.Images.Untag:output_type -> kuri.v1.UntagResponse
+	28, // 31: kuri.v1.Network.Prune:output_type -> kuri.v1.PruneNetworkResponse
+	30, // 32: kuri.v1.Files.Pack:output_type -> kuri.v1.PackChunk
+	32, // 33: kuri.v1.Files.Unpack:output_type -> kuri.v1.UnpackResponse
+	34, // 34: kuri.v1.Files.IsDirectory:output_type -> kuri.v1.IsDirectoryResponse
+	22, // [22:35] is the sub-list for method output_type
+	9,  // [9:22] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -2199,7 +2314,7 @@ func file_api_kuri_v1_kuri_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kuri_v1_kuri_proto_rawDesc), len(file_api_kuri_v1_kuri_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   30,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

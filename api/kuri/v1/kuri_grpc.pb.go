@@ -29,6 +29,7 @@ const (
 	Images_Save_FullMethodName      = "/kuri.v1.Images/Save"
 	Images_Diff_FullMethodName      = "/kuri.v1.Images/Diff"
 	Images_Tag_FullMethodName       = "/kuri.v1.Images/Tag"
+	Images_Untag_FullMethodName     = "/kuri.v1.Images/Untag"
 )
 
 // ImagesClient is the client API for Images service.
@@ -63,6 +64,9 @@ type ImagesClient interface {
 	// Tag adds names to an image. A name of another image moves to this one. All names are checked before any is added.
 	// Errors: NOT_FOUND; INVALID_ARGUMENT for a name that cannot be a tag.
 	Tag(ctx context.Context, in *TagRequest, opts ...grpc.CallOption) (*TagResponse, error)
+	// Untag removes names of an image, which keeps at least one other name. All names are checked before any is removed.
+	// Errors: NOT_FOUND for an image, or a name that is not the image's; FAILED_PRECONDITION if no name would be left.
+	Untag(ctx context.Context, in *UntagRequest, opts ...grpc.CallOption) (*UntagResponse, error)
 }
 
 type imagesClient struct {
@@ -192,6 +196,16 @@ func (c *imagesClient) Tag(ctx context.Context, in *TagRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *imagesClient) Untag(ctx context.Context, in *UntagRequest, opts ...grpc.CallOption) (*UntagResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UntagResponse)
+	err := c.cc.Invoke(ctx, Images_Untag_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ImagesServer is the server API for Images service.
 // All implementations must embed UnimplementedImagesServer
 // for forward compatibility.
@@ -224,6 +238,9 @@ type ImagesServer interface {
 	// Tag adds names to an image. A name of another image moves to this one. All names are checked before any is added.
 	// Errors: NOT_FOUND; INVALID_ARGUMENT for a name that cannot be a tag.
 	Tag(context.Context, *TagRequest) (*TagResponse, error)
+	// Untag removes names of an image, which keeps at least one other name. All names are checked before any is removed.
+	// Errors: NOT_FOUND for an image, or a name that is not the image's; FAILED_PRECONDITION if no name would be left.
+	Untag(context.Context, *UntagRequest) (*UntagResponse, error)
 	mustEmbedUnimplementedImagesServer()
 }
 
@@ -257,6 +274,9 @@ func (UnimplementedImagesServer) Diff(*DiffRequest, grpc.ServerStreamingServer[D
 }
 func (UnimplementedImagesServer) Tag(context.Context, *TagRequest) (*TagResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Tag not implemented")
+}
+func (UnimplementedImagesServer) Untag(context.Context, *UntagRequest) (*UntagResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Untag not implemented")
 }
 func (UnimplementedImagesServer) mustEmbedUnimplementedImagesServer() {}
 func (UnimplementedImagesServer) testEmbeddedByValue()                {}
@@ -384,6 +404,24 @@ func _Images_Tag_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Images_Untag_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UntagRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImagesServer).Untag(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Images_Untag_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImagesServer).Untag(ctx, req.(*UntagRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Images_ServiceDesc is the grpc.ServiceDesc for Images service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -402,6 +440,10 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Tag",
 			Handler:    _Images_Tag_Handler,
+		},
+		{
+			MethodName: "Untag",
+			Handler:    _Images_Untag_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -20,9 +20,11 @@ func RemoveCommand(c *cli.CLI) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "rmi IMAGE...",
-		Short: "Remove images with all their names",
-		Long: `Remove images, each with all its names. An image that has names besides those given, or that a container uses, be it an ended
-one, is refused unless --force is given. By its ID, an image is removed with all its names.`,
+		Short: "Remove images, or names of images",
+		Long: `Remove images. An image that has names besides those given only loses the given ones; by its ID, or with --force, it is removed
+with all its names. An image that a container uses, be it an ended one, is refused unless --force is given.
+
+Only Kuri's own runtime can remove a single name. On other runtimes an image with more names than those given is refused.`,
 		Args:              cli.RangeArgs(1, cli.Many),
 		ValidArgsFunction: c.CompleteImages(cli.AnyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -50,15 +52,15 @@ one, is refused unless --force is given. By its ID, an image is removed with all
 			}
 			for _, i := range found {
 				if others := otherNames(i, names); len(others) > 0 && !force {
-					errs = append(errs, fmt.Errorf("the image also has the name %s, which would go, too: give all its names, its ID %s, or --force", strings.Join(others, " and "), cli.TrimID(i.Id, false)))
-					continue
+					errs = append(errs, untag(ctx, c, img, i, others))
+				} else {
+					errs = append(errs, removeImage(ctx, c, img, i, users, force))
 				}
-				errs = append(errs, removeImage(ctx, c, img, i, users, force))
 			}
 			return errors.Join(errs...)
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "also images with other names, and what containers use: they go on, and keep the files until they are removed")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also the other names of the images, and what containers use: they go on, and keep the files until they are removed")
 	return cmd
 }
 
@@ -82,6 +84,28 @@ func otherNames(i *runtimeapi.Image, given []string) []string {
 		}
 	}
 	return others
+}
+
+// untag removes the names of an image that are not among others. The image and its other names stay.
+func untag(ctx context.Context, c *cli.CLI, img *client.Images, i *runtimeapi.Image, others []string) error {
+	given := slices.DeleteFunc(slices.Clone(i.RepoTags), func(tag string) bool { return slices.Contains(others, cli.Printable(tag)) })
+	refusal := fmt.Errorf("the image also has the name %s, which would go, too: give all its names, its ID %s, or --force",
+		strings.Join(others, " and "), cli.TrimID(i.Id, false))
+	if len(given) == 0 { // it was named by its digest
+		return refusal
+	}
+	untagged, err := img.Kuri.Untag(ctx, &kuriv1.UntagRequest{Image: i.Id, Names: given})
+	if cli.NotServed(err) {
+		return refusal
+	}
+	if err != nil {
+		return fmt.Errorf("remove the name %s: %w", strings.Join(given, " and "), err)
+	}
+	for _, name := range untagged.Names {
+		fmt.Fprintln(c.Out, "removed the name", name)
+	}
+	fmt.Fprintf(c.Out, "kept the image %s with its name %s\n", cli.TrimID(i.Id, false), strings.Join(untagged.Left, " and "))
+	return nil
 }
 
 func removeImage(ctx context.Context, c *cli.CLI, img *client.Images, i *runtimeapi.Image, users map[string][]string, force bool) error {
