@@ -54,11 +54,7 @@ func run(ctx context.Context, cfg config.Config) error {
 // still in flight, nil for none. The holder keeps the listening sockets.
 func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *trace.Exporter) (pending *pendingCalls, err error) {
 	defer held.Close()
-	if err := threads.SetTimerSlack(threads.TimerSlack); err != nil {
-		slog.Info("timers stay precise, which costs CPU time", "err", err)
-	}
-	go threads.Trim(ctx, 16, time.Minute) // ends with ctx, and uses nothing of what follows
-	go idle.Trim(ctx, time.Second)        // the same
+	saveResources(ctx)
 
 	// 1. The node's facts, and the configuration of pods.
 	podOptions, err := podOptions(cfg)
@@ -66,11 +62,8 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 		return nil, err
 	}
 
-	// 2. Lock the directories. Before another daemon is asked to end, make sure that no newer version has written records.
-	if err := checkFormats(cfg); err != nil {
-		return nil, err
-	}
-	unlock, err := lockOwn(ctx, cfg)
+	// 2. Lock the directories.
+	unlock, err := lockDirs(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -129,11 +122,7 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 		cfg: cfg, node: podOptions.Node, layers: layers, images: images, network: net, keeper: keep, holder: held, pods: pods,
 		streams: streams, sockets: sockets, tracer: tracer, began: time.Now(),
 	}
-	serverOptions, err := built.serverOptions()
-	if err != nil {
-		return nil, err
-	}
-	srv, err := server.Listen(serverOptions)
+	srv, err := built.listen()
 	if err != nil {
 		return nil, err
 	}
@@ -143,12 +132,9 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 		}
 		keep.Linger()
 	}()
-	slog.Info("kurid serves", "version", version, "socket", cfg.Listen, "image_socket", cfg.ImageListen,
-		"root", cfg.Root, "state", cfg.State, "cgroup_driver", podOptions.Driver, "pid", os.Getpid())
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		slog.Warn("systemd does not know that kurid is ready", "err", err)
-	}
+	reportReady(cfg, podOptions.Driver)
 
+	// 8. Serve.
 	select {
 	case <-ctx.Done():
 		// Not STOPPING=1: after it systemd accepts no other main process (replaceMainPID).
@@ -157,6 +143,42 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	case err := <-srv.Failed():
 		return nil, err
 	}
+}
+
+// saveResources lets timers be late, and gives idle threads and memory back until ctx ends. It uses no part of the daemon.
+func saveResources(ctx context.Context) {
+	if err := threads.SetTimerSlack(threads.TimerSlack); err != nil {
+		slog.Info("timers stay precise, which costs CPU time", "err", err)
+	}
+	go threads.Trim(ctx, 16, time.Minute)
+	go idle.Trim(ctx, time.Second)
+}
+
+// lockDirs locks the directories that only one daemon may use. Before it asks another daemon to end, it makes sure that no
+// newer version has written records there.
+func lockDirs(ctx context.Context, cfg config.Config) (unlock func(), err error) {
+	if err := checkFormats(cfg); err != nil {
+		return nil, err
+	}
+	return lockOwn(ctx, cfg)
+}
+
+// reportReady tells the log and systemd that calls are answered.
+func reportReady(cfg config.Config, driver cgroup.Driver) {
+	slog.Info("kurid serves", "version", version, "socket", cfg.Listen, "image_socket", cfg.ImageListen,
+		"root", cfg.Root, "state", cfg.State, "cgroup_driver", driver, "pid", os.Getpid())
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		slog.Warn("systemd does not know that kurid is ready", "err", err)
+	}
+}
+
+// listen opens the sockets, on which the server of these parts answers from then on.
+func (p *parts) listen() (*server.Server, error) {
+	options, err := p.serverOptions()
+	if err != nil {
+		return nil, err
+	}
+	return server.Listen(options)
 }
 
 // serverOptions returns the options of the server of these parts.

@@ -59,7 +59,7 @@ func (s *Server) adopt(in inheritance, c *container, execs []*oci.Running) {
 	}
 	if c.rec.SystemdCgroup {
 		if err := s.ooms.Open(c.made.Cgroup); err != nil {
-			slog.Warn("an OOM kill of a container may not be told", "container", c.id, "err", err)
+			slog.Warn("an OOM kill of a container may not be reported", "container", c.id, "err", err)
 		}
 	}
 	for _, t := range c.outputs {

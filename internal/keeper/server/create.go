@@ -45,6 +45,18 @@ func (s *Server) Create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	return m, err
 }
 
+// creation is a Create in progress: its request, and what its steps have made so far.
+type creation struct {
+	s     *Server
+	req   *api.CreateRequest
+	c     *container
+	box   *sandbox
+	spec  *specs.Spec
+	stdio *stdio
+	pipes map[string]uint64 // the inodes of its pipes by name
+	back  *undo.Stack       // each step adds its undo
+}
+
 func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
 	defer s.stir()
 
@@ -55,102 +67,60 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 		return nil, err
 	}
 	defer close(c.ready)
-	back := undo.New(ctx)
-	defer back.Run()
-	back.Add("forget the container", func(context.Context) error { s.remove(c); return nil })
-
+	n := &creation{s: s, req: req, c: c, box: box, back: undo.New(ctx)}
+	defer n.back.Run()
+	n.back.Add("forget the container", func(context.Context) error { s.remove(c); return nil })
 	failpoint.At("create: id reserved")
 
-	// 2. The bundle.
-	spec, err := s.readSpec(req)
-	if err != nil {
+	// 2. The bundle, and the container whose PID namespace it joins, if any.
+	if n.spec, err = s.readSpec(req); err != nil {
 		return nil, err
 	}
-	release, err := s.holdTarget(spec, box)
+	release, err := s.holdTarget(n.spec, box)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if err := s.namespacePaths(spec, box); err != nil {
+	if err := s.namespacePaths(n.spec, box); err != nil {
 		return nil, err
 	}
 
 	// 3. The record of the intent, so that a successor can revert incomplete work.
 	step.Enter(ctx, "record")
-	if err := c.amend(func(r *containerRecord) { r.Rootfs, r.CgroupsPath = spec.Root.Path, spec.Linux.CgroupsPath }); err != nil {
+	if err := n.recordIntent(); err != nil {
 		return nil, err
 	}
 	failpoint.At("create: intent recorded")
-	back.Add("remove the record", func(context.Context) error { return removeRecord(c.recordPath) })
 
 	// 4. Its log and stdio, which the holder keeps as well.
 	step.Enter(ctx, "stdio")
-	if req.LogPath != "" {
-		if c.log, err = openLog(logPlace{req.LogPath, req.LogDirectory}, limitsOf(req)); err != nil {
-			return nil, err
-		}
-		back.Add("close the log", func(context.Context) error { c.log.close(); return nil })
-	}
-	stdio, err := openStdio(req.Tty, req.Stdin)
-	if err != nil {
+	if err := n.openLogAndStdio(); err != nil {
 		return nil, err
 	}
-	back.Add("close the stdio", func(context.Context) error {
-		stdio.close()
-		c.dropHeld()
-		return nil
-	})
-	pipes := stdio.keepIn(c)
 	failpoint.At("create: log and stdio opened")
 
 	// 5. The mount points of its root filesystem and its other layers.
 	step.Enter(ctx, "mounts")
-	c.rootfs = spec.Root.Path
-	back.Add("remove the mount points", func(context.Context) error { return removeMountPoints(filepath.Dir(c.rootfs)) })
-	if err := makeMountPoints(c.rootfs, req.Overlays); err != nil {
+	if err := n.makeMountPoints(); err != nil {
 		return nil, err
 	}
-
 	failpoint.At("create: mount points made")
 
 	// 6. The process, from a thread in a new mount namespace.
-	err = namespace.OnThread(func() error { return s.createInside(ctx, c, box, spec, req, stdio) })
-	stdio.closeTheirs()
-	if err != nil {
+	if err := n.makeProcess(ctx); err != nil {
 		return nil, err
 	}
-	back.Add("kill the process", func(context.Context) error { return s.discard(c) })
-	if err := stdio.receiveConsole(); err != nil {
-		return nil, err
-	}
-	if stdio.terminal != nil {
-		c.hold("terminal", stdio.terminal)
-	}
-
 	failpoint.At("create: process created")
 
 	// 7. Its stdin and the writers of its log.
 	step.Enter(ctx, "stdio")
-	c.stdin.set(stdio.stdin, req.StdinOnce)
-	c.stdin.left = c.stdinLeft
-	if err := c.tapOutputs(stdio); err != nil {
+	if err := n.connectStdio(); err != nil {
 		return nil, err
-	}
-	if req.StdinOnce {
-		c.audience.keep()
 	}
 
 	// 8. The record, before the container is reported.
 	step.Enter(ctx, "record")
-	when, err := process.StartTime(c.made.Pid)
-	if err != nil {
-		return nil, err
-	}
-	c.keep.watch(c.made.Pid)
-	err = c.become(api.State_CREATED, func(r *containerRecord) {
-		r.Made, r.Born, r.Pipes, r.CreatedAt = c.made, when, pipes, time.Now().UnixNano()
-	})
-	if err != nil {
+	if err := n.recordCreated(); err != nil {
 		return nil, err
 	}
 	failpoint.At("create: recorded")
@@ -158,8 +128,85 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 		c.pumps.Go(t.follow)
 	}
 	go s.watch(c)
-	back.Release()
+	n.back.Release()
 	return c.message(), nil
+}
+
+// recordIntent writes the first record of the container, from which a successor finds what to undo.
+func (n *creation) recordIntent() error {
+	err := n.c.amend(func(r *containerRecord) { r.Rootfs, r.CgroupsPath = n.spec.Root.Path, n.spec.Linux.CgroupsPath })
+	if err != nil {
+		return err
+	}
+	n.back.Add("remove the record", func(context.Context) error { return removeRecord(n.c.recordPath) })
+	return nil
+}
+
+func (n *creation) openLogAndStdio() (err error) {
+	if n.req.LogPath != "" {
+		if n.c.log, err = openLog(logPlace{n.req.LogPath, n.req.LogDirectory}, limitsOf(n.req)); err != nil {
+			return err
+		}
+		n.back.Add("close the log", func(context.Context) error { n.c.log.close(); return nil })
+	}
+	if n.stdio, err = openStdio(n.req.Tty, n.req.Stdin); err != nil {
+		return err
+	}
+	n.back.Add("close the stdio", func(context.Context) error {
+		n.stdio.close()
+		n.c.dropHeld()
+		return nil
+	})
+	n.pipes = n.stdio.keepIn(n.c)
+	return nil
+}
+
+func (n *creation) makeMountPoints() error {
+	n.c.rootfs = n.spec.Root.Path
+	n.back.Add("remove the mount points", func(context.Context) error { return removeMountPoints(filepath.Dir(n.c.rootfs)) })
+	return makeMountPoints(n.c.rootfs, n.req.Overlays)
+}
+
+// makeProcess creates the process, which waits at its start line, and receives its terminal if it has one.
+func (n *creation) makeProcess(ctx context.Context) error {
+	err := namespace.OnThread(func() error { return n.createInside(ctx) })
+	n.stdio.closeTheirs()
+	if err != nil {
+		return err
+	}
+	n.back.Add("kill the process", func(context.Context) error { return n.s.discard(n.c) })
+	if err := n.stdio.receiveConsole(); err != nil {
+		return err
+	}
+	if n.stdio.terminal != nil {
+		n.c.hold("terminal", n.stdio.terminal)
+	}
+	return nil
+}
+
+func (n *creation) connectStdio() error {
+	n.c.stdin.set(n.stdio.stdin, n.req.StdinOnce)
+	n.c.stdin.left = n.c.stdinLeft
+	if err := n.c.tapOutputs(n.stdio); err != nil {
+		return err
+	}
+	if n.req.StdinOnce {
+		n.c.audience.keep()
+	}
+	return nil
+}
+
+// recordCreated has the holder watch the process, and writes the record of the complete container.
+func (n *creation) recordCreated() error {
+	made := n.c.made
+	when, err := process.StartTime(made.Pid)
+	if err != nil {
+		return err
+	}
+	n.c.keep.watch(made.Pid)
+	return n.c.become(api.State_CREATED, func(r *containerRecord) {
+		r.Made, r.Born, r.Pipes, r.CreatedAt = made, when, n.pipes, time.Now().UnixNano()
+	})
 }
 
 // reserve registers the container. From then on its sandbox cannot be removed.
@@ -212,7 +259,8 @@ func (s *Server) readSpec(req *api.CreateRequest) (*specs.Spec, error) {
 // createInside runs on its own thread. It leaves the host's mount namespace, mounts the container's
 // filesystems in a new one, and creates the container, which inherits that one. The propagation of
 // all other mounts is unchanged, so that volumes propagate as the specification says.
-func (s *Server) createInside(ctx context.Context, c *container, box *sandbox, spec *specs.Spec, req *api.CreateRequest, stdio *stdio) error {
+func (n *creation) createInside(ctx context.Context) error {
+	s, c, box, spec, req := n.s, n.c, n.box, n.spec, n.req
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
 	}
@@ -240,7 +288,7 @@ func (s *Server) createInside(ctx context.Context, c *container, box *sandbox, s
 
 	release := s.reaper.hold()
 	defer release()
-	made, err := s.runtime.Create(ctx, c.id, req.Bundle, spec, req.SystemdCgroup, stdio.theirs)
+	made, err := s.runtime.Create(ctx, c.id, req.Bundle, spec, req.SystemdCgroup, n.stdio.theirs)
 	if err != nil {
 		return err
 	}
@@ -252,7 +300,7 @@ func (s *Server) createInside(ctx context.Context, c *container, box *sandbox, s
 	c.made = made
 	if req.SystemdCgroup { // otherwise only the keeper removes the cgroup
 		if err := s.ooms.Open(made.Cgroup); err != nil {
-			slog.Warn("an OOM kill of a container may not be told", "container", c.id, "err", err)
+			slog.Warn("an OOM kill of a container may not be reported", "container", c.id, "err", err)
 		}
 	}
 	return nil

@@ -93,43 +93,18 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 
 	// 2. The namespaces and the init in them.
 	step.Enter(ctx, "namespaces")
-	config := namespace.Config{
-		Network: req.Network, NetnsPath: req.NetnsPath, IPC: req.Ipc, UTS: req.Uts, Hostname: req.Hostname,
-		Sysctls: req.Sysctls, SysctlDefaults: req.DefaultSysctls,
+	if err := s.makeNamespaces(ctx, box, req, back); err != nil {
+		return nil, err
 	}
-	if req.Network && !filepath.IsAbs(req.NetnsPath) {
-		return nil, fault.New(fault.Invalid, "netns_path %q is not an absolute path", req.NetnsPath)
-	}
-	if len(req.UidMappings) > 0 {
-		config.User = &namespace.Mapping{UIDs: idMap(req.UidMappings), GIDs: idMap(req.GidMappings)}
-	}
-	release := s.reaper.hold()
-	var err error
-	box.set, err = namespace.Make(config, func(attr *syscall.SysProcAttr) (int, error) { return s.startInit(ctx, box, req, attr) })
-	release()
-	back.Add("end the pod's init", func(context.Context) error { return s.endInit(box) })
-	if err != nil {
-		return nil, fmt.Errorf("namespaces of sandbox %s: %w", req.Id, err)
-	}
-	back.Add("give the namespaces up", func(context.Context) error { return box.set.Close() })
 
 	failpoint.At("create sandbox: namespaces made")
 
-	// 3. Its /dev/shm, and the directory on which containers mount it in their own mount
-	// namespaces.
+	// 3. Its /dev/shm.
 	if req.ShmBytes > 0 {
 		step.Enter(ctx, "shm")
-		box.rec.ShmUID, box.rec.ShmGID = config.User.Root()
-		var err error
-		if box.rec.ShmDevice, err = s.shm.AddShm(req.Id, req.ShmBytes, box.rec.ShmUID, box.rec.ShmGID, req.MountLabel); err != nil {
+		if err := s.makeShm(box, req, back); err != nil {
 			return nil, err
 		}
-		back.Add("remove /dev/shm", func(context.Context) error { return s.shm.RemoveShm(req.Id) })
-		if err := os.MkdirAll(req.ShmPath, 0o755); err != nil {
-			return nil, err
-		}
-		back.Add("remove the directory of /dev/shm", func(context.Context) error { return removeDirs(req.ShmPath) })
-		box.shmPath = req.ShmPath
 	}
 
 	failpoint.At("create sandbox: /dev/shm made")
@@ -162,6 +137,60 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	s.sandboxes[req.Id] = box
 	back.Release()
 	return box.told, nil
+}
+
+// makeNamespaces creates the namespaces of box, and the pod's init if it has one.
+func (s *Server) makeNamespaces(ctx context.Context, box *sandbox, req *api.CreateSandboxRequest, back *undo.Stack) error {
+	config, err := namespaceConfig(req)
+	if err != nil {
+		return err
+	}
+	release := s.reaper.hold()
+	box.set, err = namespace.Make(config, func(attr *syscall.SysProcAttr) (int, error) { return s.startInit(ctx, box, req, attr) })
+	release()
+	back.Add("end the pod's init", func(context.Context) error { return s.endInit(box) })
+	if err != nil {
+		return fmt.Errorf("namespaces of sandbox %s: %w", req.Id, err)
+	}
+	back.Add("give the namespaces up", func(context.Context) error { return box.set.Close() })
+	return nil
+}
+
+func namespaceConfig(req *api.CreateSandboxRequest) (namespace.Config, error) {
+	config := namespace.Config{
+		Network: req.Network, NetnsPath: req.NetnsPath, IPC: req.Ipc, UTS: req.Uts, Hostname: req.Hostname,
+		Sysctls: req.Sysctls, SysctlDefaults: req.DefaultSysctls,
+	}
+	if req.Network && !filepath.IsAbs(req.NetnsPath) {
+		return config, fault.New(fault.Invalid, "netns_path %q is not an absolute path", req.NetnsPath)
+	}
+	config.User = userMapping(req)
+	return config, nil
+}
+
+// userMapping returns the mapping of the pod's user namespace, nil without one.
+func userMapping(req *api.CreateSandboxRequest) *namespace.Mapping {
+	if len(req.UidMappings) == 0 {
+		return nil
+	}
+	return &namespace.Mapping{UIDs: idMap(req.UidMappings), GIDs: idMap(req.GidMappings)}
+}
+
+// makeShm creates the pod's /dev/shm, and the directory on which containers mount it in their own
+// mount namespaces.
+func (s *Server) makeShm(box *sandbox, req *api.CreateSandboxRequest, back *undo.Stack) (err error) {
+	uid, gid := userMapping(req).Root()
+	box.rec.ShmUID, box.rec.ShmGID = uid, gid
+	if box.rec.ShmDevice, err = s.shm.AddShm(req.Id, req.ShmBytes, uid, gid, req.MountLabel); err != nil {
+		return err
+	}
+	back.Add("remove /dev/shm", func(context.Context) error { return s.shm.RemoveShm(req.Id) })
+	if err := os.MkdirAll(req.ShmPath, 0o755); err != nil {
+		return err
+	}
+	back.Add("remove the directory of /dev/shm", func(context.Context) error { return removeDirs(req.ShmPath) })
+	box.shmPath = req.ShmPath
+	return nil
 }
 
 func idMap(mappings []*api.IDMapping) []syscall.SysProcIDMap {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,6 +57,43 @@ func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 	failpoint.At("take over: begun")
 
 	// 1. The resources that containers of a pod share.
+	if err := s.takeSandboxes(old, of, back); err != nil {
+		return err
+	}
+	failpoint.At("take over: pods taken")
+
+	// 2. Its containers.
+	running, err := s.takeContainers(old, of, back)
+	if err != nil {
+		return err
+	}
+	failpoint.At("take over: containers taken")
+
+	// 3. The containers stand still until its end. If this process is killed, a later one thaws them.
+	thaw, err := freeze(running, doing)
+	defer thaw()
+	if err != nil {
+		return err
+	}
+	failpoint.At("take over: frozen")
+
+	// 4. Its end, when all output is written.
+	old.drain(ctx)
+	doing.Ending = true
+	if err := doing.Write(); err != nil {
+		return err
+	}
+	failpoint.At("take over: all is ready")
+	if err := old.kill(); err != nil {
+		return err
+	}
+	failpoint.At("take over: ended")
+	back.Release()
+	return nil
+}
+
+// takeSandboxes duplicates what the old keeper holds of all pods, and writes their records.
+func (s *Server) takeSandboxes(old *predecessor, of *keeper.Predecessor, back *undo.Stack) error {
 	devices, err := s.takeShm(old)
 	if err != nil {
 		return err
@@ -70,52 +108,45 @@ func TakeOver(ctx context.Context, state string, of *keeper.Predecessor) error {
 			return fmt.Errorf("take over pod %s: %w", box.Id, err)
 		}
 	}
+	return nil
+}
 
-	failpoint.At("take over: pods taken")
-
-	// 2. Its containers.
-	var living []*containerRecord
+// takeContainers duplicates what the old keeper holds of all containers, writes their records, and
+// returns the records of those that have not exited.
+func (s *Server) takeContainers(old *predecessor, of *keeper.Predecessor, back *undo.Stack) (running []*containerRecord, err error) {
 	for _, c := range of.Held.Containers {
 		path := s.recordPath(containerRecords, c.Id)
 		back.Add("remove the record", func(context.Context) error { return removeRecord(path) })
 		r, err := s.takeContainer(old, c, of.Containers[c.Id])
 		if err != nil {
-			return fmt.Errorf("take over container %s: %w", c.Id, err)
+			return nil, fmt.Errorf("take over container %s: %w", c.Id, err)
 		}
 		if c.State != api.State_EXITED {
-			living = append(living, r)
+			running = append(running, r)
 		}
 	}
+	return running, nil
+}
 
-	failpoint.At("take over: containers taken")
-
-	// 3. Its end, when all output is written. If this process is killed, a later one thaws the
-	// containers.
-	for _, r := range living {
+// freeze records how the containers are thawed, and freezes them until thaw is called, which is never nil.
+func freeze(containers []*containerRecord, doing *keeper.TakingOver) (thaw func(), err error) {
+	for _, r := range containers {
 		if file, text := r.Made.Cgroup.Thawing(); file != "" {
 			doing.Frozen = append(doing.Frozen, keeper.Thaw{File: file, Text: text})
 		}
 	}
 	if err := doing.Write(); err != nil {
-		return err
+		return func() {}, err
 	}
-	for _, r := range living {
-		resume := r.Made.Cgroup.Freeze()
-		defer resume()
+	var frozen []func()
+	for _, r := range containers {
+		frozen = append(frozen, r.Made.Cgroup.Freeze())
 	}
-	failpoint.At("take over: frozen")
-	old.drain(ctx)
-	doing.Ending = true
-	if err := doing.Write(); err != nil {
-		return err
-	}
-	failpoint.At("take over: all is ready")
-	if err := old.kill(); err != nil {
-		return err
-	}
-	failpoint.At("take over: ended")
-	back.Release()
-	return nil
+	return func() {
+		for _, resume := range slices.Backward(frozen) {
+			resume()
+		}
+	}, nil
 }
 
 // recordsFor returns the paths of the records of all pods and containers that a keeper holds.
