@@ -15,6 +15,7 @@ func TestCgroupVersions(t *testing.T) {
 		"IsCgroup2UnifiedMode", "IsCgroup2HybridMode", "CGROUP2_SUPER_MAGIC", "/sys/fs/cgroup/unified", `"tasks"`, "cgroup.procs",
 		"freezer.state", "cgroup.freeze", "cgroup.kill", "cgroup.events", "cgroup.controllers", "memory.events", "memory.oom_control",
 		"memory.limit_in_bytes", "memory.memsw", `"memory.max"`, "cpu.shares", "cpu.cfs_", `"cpu.weight"`, `"cpu.max"`,
+		"devices.allow", "devices.deny", "devices.list", `"blkio"`, `"cpuset"`, "GetCgroupMounts", "GetOwnCgroupPath",
 	}
 	for _, top := range []string{".", "../cmd/kurid", "../cmd/kuri-keeper"} {
 		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {

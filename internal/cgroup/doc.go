@@ -1,7 +1,8 @@
 // Package cgroup locates the cgroups of pods and containers, reads their usage, and lists, signals,
 // kills and freezes their processes. Only this package knows the differences between cgroup v1 and
 // v2, in v1.go and v2.go. It creates cgroups for execs and for Kuri's own processes. The OCI
-// runtime creates those of pods and containers and sets all limits.
+// runtime creates those of pods and containers and sets all limits: libcontainer, or our own runtime
+// with package creation.
 //
 // Paths come in two syntaxes. The OCI syntax (linux.cgroupsPath) depends on the driver:
 // "/kuri-<pod>/<container>" for cgroupfs, "slice:<scope prefix>:<container>" for systemd. A

@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/cgroups"
-	_ "github.com/opencontainers/cgroups/devices" // device rules, a separate package of the cgroup library
-	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init, which enters its namespaces
@@ -16,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/cgroup/creation"
 	"github.com/kuri-cri/kuri/internal/seal"
 )
 
@@ -37,7 +36,7 @@ type Embedded struct {
 	forks   forkServer
 	filters filters
 
-	hierarchies hierarchies
+	cgroups creation.Paths
 }
 
 // NewEmbedded returns an Embedded; see [NewLibcontainer].
@@ -55,22 +54,8 @@ func primeLibraries() {
 	if f, err := cgroups.OpenFile("/sys/fs/cgroup", "", unix.O_PATH|unix.O_DIRECTORY); err == nil {
 		f.Close()
 	}
-	learnNames()
+	creation.LearnNames()
 	_ = seal.Check() // a failure is reported when the program is needed
-}
-
-// learnNames makes the cgroup library detect, on v1, the file names of block I/O weights in this
-// kernel. The library stores them in a variable without a lock at the first container's start,
-// while other starts may read it. No weight is set.
-func learnNames() {
-	if cgroup.Unified() {
-		return
-	}
-	dir, _ := cgroups.GetOwnCgroupPath("blkio") // without a hierarchy no weight can be set
-	none := &cgroups.Resources{SkipDevices: true}
-	if m, err := fs.NewManager(&cgroups.Cgroup{Resources: none}, map[string]string{"blkio": dir}); err == nil {
-		_ = m.Set(none)
-	}
 }
 
 // Close also ends the fork server.

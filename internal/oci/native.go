@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/cgroup/creation"
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/step"
 )
@@ -183,10 +184,10 @@ func (e *Embedded) createIn(ctx context.Context, mounts *os.File, id string, spe
 
 	// 1. The cgroups, with all limits set before a process enters.
 	step.Enter(ctx, "cgroup")
-	if err := makeCgroup(n.cgroups, config.Cgroups.Resources); err != nil {
+	if err := creation.Make(n.cgroups, config.Cgroups.Resources); err != nil {
 		return nil, classify(fmt.Errorf("unable to apply cgroup configuration: %w", err))
 	}
-	if err := limit(n.cgroups, config.Cgroups.Resources); err != nil {
+	if err := creation.Limit(n.cgroups, config.Cgroups.Resources); err != nil {
 		return nil, classify(fmt.Errorf("setting cgroup config: %w", err))
 	}
 	n.paths = n.cgroups.GetPaths()

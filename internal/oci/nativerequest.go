@@ -1,20 +1,19 @@
 package oci
 
 import (
-	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/opencontainers/cgroups"
 	devices "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/cgroup"
+	"github.com/kuri-cri/kuri/internal/cgroup/creation"
 )
 
 // Kinds and flags of mounts, as in containerinit.h.
@@ -174,27 +173,17 @@ func mountList(config *configs.Config, paths map[string]string) (list []*configs
 // cgroupMounts returns the mounts for a v1 cgroup mount: a tmpfs, and in it a bind of the
 // container's directory in each hierarchy.
 func cgroupMounts(m *configs.Mount, paths map[string]string) ([]*configs.Mount, error) {
-	hierarchies, err := cgroups.GetCgroupMounts(false)
+	dirs, err := creation.Hierarchies(paths)
 	if err != nil {
-		return nil, fmt.Errorf("list the cgroup hierarchies: %w", err)
+		return nil, err
 	}
 	out := []*configs.Mount{{
 		Source: "tmpfs", Device: "tmpfs", Destination: m.Destination, Flags: unix.MS_NOEXEC | unix.MS_NOSUID | unix.MS_NODEV,
 		Data: "mode=755", PropagationFlags: m.PropagationFlags,
 	}}
-	for _, h := range hierarchies {
-		path := ""
-		for _, controller := range h.Subsystems {
-			path = cmp.Or(paths[controller], paths[cgroups.CgroupNamePrefix+controller])
-			if path != "" {
-				break
-			}
-		}
-		if path == "" {
-			continue // the container has no directory of its own in it
-		}
+	for _, dir := range dirs {
 		out = append(out, &configs.Mount{
-			Source: path, Device: "bind", Destination: filepath.Join(m.Destination, filepath.Base(h.Mountpoint)),
+			Source: dir.Path, Device: "bind", Destination: filepath.Join(m.Destination, dir.Name),
 			Flags: unix.MS_BIND | unix.MS_REC | m.Flags, PropagationFlags: m.PropagationFlags,
 		})
 	}
