@@ -1,8 +1,6 @@
 package holder
 
 import (
-	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -15,83 +13,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
-
-const source = "../../cmd/kuri-holder"
-
-// build compiles the holder with the sanitizers, which end it at the first fault of memory or arithmetic. The directory is
-// of a short name: a socket lies in it.
-func build(t testing.TB) (program, state string) {
-	t.Helper()
-	state, err := os.MkdirTemp("", "h")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(state) })
-	program = filepath.Join(state, "kuri-holder")
-	cc := exec.Command("cc", "-Wall", "-Wextra", "-Werror", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover", "-o", program, source+"/holder.c")
-	if out, err := cc.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return program, state
-}
-
-// start starts the holder with a keeper that is a shell script, and returns a client when the holder serves.
-func start(t testing.TB, script string) (c *Client, holder *exec.Cmd, state string) {
-	t.Helper()
-	program, state := build(t)
-	c, holder = begin(t, program, state, script, nil)
-	return c, holder, state
-}
-
-func begin(t testing.TB, program, state, script string, gate io.Reader) (*Client, *exec.Cmd) {
-	t.Helper()
-	cmd := exec.Command(program, "--state", state, "--", "/bin/sh", "-c", script)
-	cmd.Env = append(os.Environ(), "STATE="+state)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = gate, os.Stderr, os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // its keepers are in its process group
-		cmd.Wait()
-		if log, err := os.ReadFile(filepath.Join(state, "keeper.log")); t.Failed() && err == nil {
-			t.Logf("keeper.log:\n%s", log)
-		}
-	})
-	c := Connect(state)
-	t.Cleanup(c.Close)
-	eventually(t, "the holder serves", func() bool { _, err := c.Info(); return err == nil })
-	return c, cmd
-}
-
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for until := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(until) {
-			t.Fatalf("never: %s", what)
-		}
-	}
-}
-
-// keeperOf waits for a keeper other than old.
-func keeperOf(t testing.TB, c *Client, old int) int {
-	t.Helper()
-	var info Info
-	eventually(t, "a keeper other than "+strconv.Itoa(old)+" runs", func() bool {
-		var err error
-		info, err = c.Info()
-		return err == nil && info.Keeper != 0 && info.Keeper != old
-	})
-	return info.Keeper
-}
-
-const idle = "exec sleep 1000"
 
 // TestHeaderAgrees holds our numbers against those of the header.
 func TestHeaderAgrees(t *testing.T) {
@@ -244,15 +168,6 @@ func TestManyNames(t *testing.T) {
 	}
 }
 
-func descriptors(t testing.TB, pid int) int {
-	t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
-}
-
 // TestExitStatusOutlivesTheKeeper has a keeper that starts a process and is killed: the process ends afterwards, and the
 // holder knows how.
 func TestExitStatusOutlivesTheKeeper(t *testing.T) {
@@ -378,161 +293,6 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// TestReexec changes the program in place: pid, keeper, descriptors, watches and the listening socket stay.
-func TestReexec(t *testing.T) {
-	c, holder, state := start(t, idle)
-	keeper := keeperOf(t, c, 0)
-	read, write, _ := os.Pipe()
-	defer write.Close()
-	if err := c.Put("container/a/stdout", read); err != nil {
-		t.Fatal(err)
-	}
-	read.Close()
-	if err := c.Watch(keeper); err != nil {
-		t.Fatal(err)
-	}
-	before := descriptors(t, holder.Process.Pid)
-	for range 3 {
-		if err := c.Reexec(""); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if info, err := c.Info(); err != nil || info.Pid != holder.Process.Pid || info.Keeper != keeper {
-		t.Errorf("%+v, %v; it was %d with %d", info, err, holder.Process.Pid, keeper)
-	}
-	write.WriteString("kept")
-	if f, err := c.Get("container/a/stdout"); err != nil {
-		t.Error(err)
-	} else {
-		text := make([]byte, 4)
-		io.ReadFull(f, text)
-		if string(text) != "kept" {
-			t.Errorf("%q", text)
-		}
-		f.Close()
-	}
-	if _, known, err := c.Exited(keeper); known || err != nil {
-		t.Errorf("%v %v", known, err)
-	}
-	if now := descriptors(t, holder.Process.Pid); now > before+1 { // our new connection may not have been taken yet
-		t.Errorf("%d descriptors, %d before", now, before)
-	}
-	if out, err := exec.Command(state+"/kuri-holder", "--state", state, "--", "/bin/true").CombinedOutput(); err == nil {
-		t.Errorf("the lock was lost: %s", out)
-	}
-	syscall.Kill(keeper, syscall.SIGKILL)
-	keeperOf(t, c, keeper)
-}
-
-// TestReexecFails keeps the old program where the new one cannot be executed.
-func TestReexecFails(t *testing.T) {
-	c, _, state := start(t, idle)
-	keeper := keeperOf(t, c, 0)
-	if err := os.Rename(state+"/kuri-holder", state+"/gone"); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Reexec(""); !errors.Is(err, unix.ENOENT) {
-		t.Errorf("%v", err)
-	}
-	if info, err := c.Info(); err != nil || info.Keeper != keeper {
-		t.Errorf("%+v %v", info, err)
-	}
-}
-
-// TestReexecFromAnotherFile takes another program of the same kind, by its path, and keeps what keepers are started from.
-func TestReexecFromAnotherFile(t *testing.T) {
-	c, _, state := start(t, "while :; do sleep 0.01; done")
-	keeper := keeperOf(t, c, 0)
-	other := state + "/other-holder"
-	if err := errors.Join(os.Rename(state+"/kuri-holder", other), c.Program("/bin/bash"), c.Reexec(other)); err != nil {
-		t.Fatal(err)
-	}
-	info, err := c.Info()
-	if err != nil || info.Keeper != keeper {
-		t.Errorf("%+v %v", info, err)
-	}
-	if exe := executable(info.Pid); exe != other {
-		t.Errorf("the holder's program is %s", exe)
-	}
-	if err := c.Reexec("not/absolute"); !errors.Is(err, unix.EINVAL) {
-		t.Errorf("%v", err)
-	}
-	if err := c.Reexec(""); err != nil { // from the new file
-		t.Error(err)
-	}
-	if err := c.RestartKeeper(); err != nil {
-		t.Fatal(err)
-	}
-	keeperRuns(t, c, keeper, "/bin/bash")
-}
-
-// TestProgram starts the next keepers from another file, and from a descriptor of a program whose file is gone, also after
-// the holder has changed its own.
-func TestProgram(t *testing.T) {
-	c, _, state := start(t, "while :; do sleep 0.01; done")
-	old := keeperOf(t, c, 0)
-	if err := c.Program("program/previous"); !errors.Is(err, fault.NotFound) {
-		t.Errorf("a program that is not held: %v", err)
-	}
-	// 1. A path.
-	shell := state + "/shell"
-	copyFile(t, "/bin/sh", shell)
-	if err := errors.Join(c.Program(shell), c.RestartKeeper()); err != nil {
-		t.Fatal(err)
-	}
-	old = keeperRuns(t, c, old, shell)
-	// 2. A descriptor; the file goes.
-	f, err := os.Open(shell)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := errors.Join(c.Put("program/previous", f), os.Remove(shell), c.Program("program/previous"), c.RestartKeeper()); err != nil {
-		t.Fatal(err)
-	}
-	old = keeperRuns(t, c, old, shell+" (deleted)")
-	if err := errors.Join(c.Reexec(""), c.RestartKeeper()); err != nil {
-		t.Fatal(err)
-	}
-	old = keeperRuns(t, c, old, shell+" (deleted)")
-	// 3. Back to a path. The descriptor alone keeps no holder.
-	if err := errors.Join(c.Program("/bin/bash"), c.RestartKeeper()); err != nil {
-		t.Fatal(err)
-	}
-	old = keeperRuns(t, c, old, "/bin/bash")
-	if _, err := c.Get("program/previous"); err != nil {
-		t.Error(err)
-	}
-	syscall.Kill(old, syscall.SIGTERM)
-}
-
-// keeperRuns waits for a keeper other than old that runs the program, and returns its pid.
-func keeperRuns(t *testing.T, c *Client, old int, program string) int {
-	t.Helper()
-	if real, err := filepath.EvalSymlinks(program); err == nil {
-		program = real
-	}
-	pid := keeperOf(t, c, old)
-	eventually(t, "the keeper runs "+program, func() bool { return executable(pid) == program })
-	return pid
-}
-
-func executable(pid int) string {
-	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	return exe
-}
-
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	body, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(to, body, 0o755)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestStarterLimitReachesTheKeeper: the holder raises its own limit of descriptors, and not that of its children.
 func TestStarterLimitReachesTheKeeper(t *testing.T) {
 	c, _, _ := start(t, idle)
@@ -544,82 +304,4 @@ func TestStarterLimitReachesTheKeeper(t *testing.T) {
 	if soft(t, keeper) != soft(t, os.Getpid()) && soft(t, keeper) == soft(t, info.Pid) {
 		t.Errorf("the keeper's limit is the holder's, %s", soft(t, keeper))
 	}
-}
-
-func soft(t *testing.T, pid int) string { return openFiles(t, pid)[3] }
-func hard(t *testing.T, pid int) string { return openFiles(t, pid)[4] }
-
-func openFiles(t *testing.T, pid int) []string {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/limits", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if fields := strings.Fields(s.Text()); strings.HasPrefix(s.Text(), "Max open files") {
-			return fields
-		}
-	}
-	t.Fatal("no such limit")
-	return nil
-}
-
-// FuzzHolder sends packets of any kind with descriptors of any number. The holder, built with the sanitizers, must go on
-// and answer the next client.
-func FuzzHolder(f *testing.F) {
-	c, _, state := start(f, idle)
-	keeperOf(f, c, 0)
-	packet := func(version, op, pid uint32, name string) []byte {
-		b := binary.NativeEndian.AppendUint32(nil, version)
-		b = binary.NativeEndian.AppendUint32(b, op)
-		return append(binary.NativeEndian.AppendUint32(b, pid), name...)
-	}
-	for op := range uint32(opProgram + 2) {
-		if op != opReexec && op != opRestart { // a program of any name would be started as the keeper
-			f.Add(packet(version, op, 1, "container/a/stdout"), byte(1))
-			f.Add(packet(version, op, 0xffffffff, ""), byte(0))
-		}
-	}
-	f.Add(packet(2, opPut, 0, strings.Repeat("n", 5000)), byte(9))
-	f.Add([]byte("short"), byte(3))
-	null, err := os.Open("/dev/null")
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Fuzz(func(t *testing.T, body []byte, files byte) {
-		if len(body) >= 8 {
-			if op := binary.NativeEndian.Uint32(body[4:]); op == opReexec || op == opRestart {
-				return
-			}
-		}
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(fd)
-		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: state + "/holder.sock"}); err != nil {
-			t.Fatal(err)
-		}
-		var rights []byte
-		if n := int(files % 12); n > 0 {
-			rights = unix.UnixRights(slices.Repeat([]int{int(null.Fd())}, n)...)
-		}
-		if err := unix.Sendmsg(fd, body, rights, nil, unix.MSG_NOSIGNAL); err != nil && err != unix.EMSGSIZE {
-			t.Fatal(err)
-		}
-		if info, err := c.Info(); err != nil || info.Keeper == 0 {
-			t.Fatalf("after %q: %+v %v", body, info, err)
-		}
-	})
-}
-
-// FuzzAnswer reads answers of any kind.
-func FuzzAnswer(f *testing.F) {
-	f.Add(make([]byte, 12))
-	f.Add([]byte("short"))
-	f.Fuzz(func(t *testing.T, packet []byte) {
-		if a, err := parse(packet, nil, nil); err == nil && a.fd != -1 {
-			t.Error("a descriptor of nowhere")
-		}
-	})
 }

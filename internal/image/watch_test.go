@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -82,5 +83,58 @@ func TestWatchPullReportsPhases(t *testing.T) {
 	})
 	if last := watch(func(Progress) {}); !last.Done || !errors.Is(last.Err, fault.PermissionDenied) || last.ID != "" {
 		t.Errorf("a pull that failed: %+v", last)
+	}
+}
+
+func TestWatchPull(t *testing.T) {
+	needRoot(t)
+	h := newHub(t)
+	big := layerOf(t, file{"a", strings.Repeat("x", 200_000)})
+	ref := h.push("app:1", imageOf(t, "one", big, layerOf(t, file{"b", "y"})))
+	gate := make(chan struct{})
+	bigDigest, _ := big.Digest()
+	h.set(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, bigDigest.String()) {
+			<-gate
+		}
+		return false
+	})
+	s := openStore(t, "")
+	early, err := s.WatchPull(t.Context(), ref, "") // before the pull begins
+	if err != nil {
+		t.Fatal(err)
+	}
+	pulled := make(chan error)
+	go func() {
+		_, err := s.Pull(t.Context(), ref, registry.Auth{})
+		pulled <- err
+	}()
+	var last Progress
+	opened := false
+	for p := range early {
+		last = p
+		if len(p.Layers) == 2 && p.Layers[1].Done && !opened {
+			if p.Layers[0].Done || p.Done || p.Layers[0].Fetched != 0 || p.Layers[1].Fetched != p.Layers[1].Size ||
+				p.Phase != Fetching || p.Layers[0].Phase != LayerWaiting || p.Layers[1].Phase != LayerReady {
+				t.Errorf("%+v", p)
+			}
+			close(gate)
+			opened = true
+		}
+	}
+	if err := <-pulled; err != nil {
+		t.Fatal(err)
+	}
+	if !last.Done || len(last.Layers) != 2 || !last.Layers[0].Done || last.Layers[0].Fetched != last.Layers[0].Size ||
+		last.Image != ref ||
+		last.Phase != Ended || last.ID != s.List()[0].ID || last.Err != nil || !last.Started.Before(last.At) {
+		t.Errorf("%+v", last)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	idle, _ := s.WatchPull(ctx, ref, "")
+	cancel()
+	if p, open := <-idle; open {
+		t.Errorf("%+v", p)
 	}
 }

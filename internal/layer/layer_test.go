@@ -4,17 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -167,160 +162,6 @@ func TestWhiteoutsWorkInOverlayfs(t *testing.T) {
 	}
 }
 
-// awaitWaiters returns when n callers wait for the blob.
-func awaitWaiters(s *Store, b Blob, n int) {
-	for have := -1; have != n; time.Sleep(time.Millisecond) {
-		s.mu.Lock()
-		have = 0
-		if f := s.fetches[b.key()]; f != nil {
-			have = f.waiters
-		}
-		s.mu.Unlock()
-	}
-}
-
-func TestConcurrentCallersShareOneFetch(t *testing.T) {
-	needRoot(t)
-	s := openStore(t, "")
-	plain := tarOf(t, reg("a", "x"))
-	b := blobOf(plain, plain)
-	release := s.Hold([]digest.Digest{b.DiffID})
-	var opened atomic.Int32
-	gate := make(chan struct{})
-	b.Open = func(context.Context) (io.ReadCloser, error) {
-		opened.Add(1)
-		<-gate
-		return io.NopCloser(bytes.NewReader(plain)), nil
-	}
-	impatient, leave := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	for i := range 10 {
-		ctx := t.Context()
-		if i == 0 {
-			ctx = impatient
-		}
-		wg.Go(func() {
-			if err := s.Unpack(ctx, b); (err != nil) != (i == 0) {
-				t.Errorf("caller %d: %v", i, err)
-			}
-		})
-	}
-	awaitWaiters(s, b, 10)
-	leave() // one gives up; the work goes on for the others
-	awaitWaiters(s, b, 9)
-	close(gate)
-	wg.Wait()
-	if opened.Load() != 1 || !s.Has(b.DiffID) {
-		t.Errorf("opened %d times, there: %v", opened.Load(), s.Has(b.DiffID))
-	}
-	release()
-	nothingLeft(t, s)
-}
-
-// A caller that is too late to join a finished fetch finds the layer and does not start again.
-func TestCallersAtTheEndOfAFetch(t *testing.T) {
-	needRoot(t)
-	s := openStore(t, "")
-	for n := range 150 {
-		plain := tarOf(t, reg("a", strconv.Itoa(n)))
-		b := blobOf(plain, plain)
-		release := s.Hold([]digest.Digest{b.DiffID})
-		var opened atomic.Int32
-		b.Open = func(context.Context) (io.ReadCloser, error) {
-			opened.Add(1)
-			return io.NopCloser(bytes.NewReader(plain)), nil
-		}
-		var wg sync.WaitGroup
-		for i := range 8 {
-			wg.Go(func() {
-				for range i * 50 { // at different times
-					s.Fetched(b)
-				}
-				if err := s.Unpack(t.Context(), b); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		wg.Wait()
-		if opened.Load() != 1 {
-			t.Fatalf("opened %d times", opened.Load())
-		}
-		release()
-	}
-}
-
-// stuckStream delivers some data and then blocks until its context ends.
-type stuckStream struct {
-	ctx   context.Context
-	begin io.Reader
-}
-
-func (s *stuckStream) Read(p []byte) (int, error) {
-	if n, err := s.begin.Read(p); err == nil {
-		return n, nil
-	}
-	<-s.ctx.Done()
-	return 0, s.ctx.Err()
-}
-func (s *stuckStream) Close() error { return nil }
-
-func TestLastCallerToLeaveStopsTheFetch(t *testing.T) {
-	needRoot(t)
-	s := openStore(t, "")
-	plain := tarOf(t, reg("a", strings.Repeat("x", 1<<20)))
-	b := blobOf(plain, plain)
-	reading := make(chan struct{})
-	b.Open = func(ctx context.Context) (io.ReadCloser, error) {
-		close(reading)
-		return &stuckStream{ctx, bytes.NewReader(plain[:len(plain)/2])}, nil
-	}
-	ctx, leave := context.WithCancel(t.Context())
-	go func() {
-		<-reading
-		leave()
-	}()
-	if err := s.Unpack(ctx, b); !errors.Is(err, context.Canceled) {
-		t.Errorf("%v", err)
-	}
-	nothingLeft(t, s)
-
-	// The next caller starts again.
-	if err := s.Unpack(t.Context(), blobOf(plain, plain)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestAFailedFetchDoesNotFailOtherCallers(t *testing.T) {
-	needRoot(t)
-	s := openStore(t, "")
-	plain := tarOf(t, reg("a", "x"))
-	mine := blobOf(plain, plain)
-	release := s.Hold([]digest.Digest{mine.DiffID})
-	defer release()
-	theirs := mine
-	opened, gate := make(chan struct{}), make(chan struct{})
-	theirs.Open = func(context.Context) (io.ReadCloser, error) {
-		close(opened)
-		<-gate
-		return nil, fault.New(fault.Unauthenticated, "not with these credentials")
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := s.Unpack(t.Context(), theirs); !errors.Is(err, fault.Unauthenticated) {
-			t.Errorf("theirs: %v", err)
-		}
-	})
-	<-opened
-	wg.Go(func() {
-		if err := s.Unpack(t.Context(), mine); err != nil {
-			t.Errorf("mine: %v", err)
-		}
-	})
-	awaitWaiters(s, mine, 2)
-	close(gate)
-	wg.Wait()
-}
-
 func TestHeldLayersStay(t *testing.T) {
 	needRoot(t)
 	s := openStore(t, "")
@@ -448,79 +289,5 @@ func TestPanicInAStreamFailsOnlyItsLayer(t *testing.T) {
 	nothingLeft(t, s)
 	if err := s.Unpack(t.Context(), good); err != nil {
 		t.Errorf("Unpack after it: %v", err)
-	}
-}
-
-// A caller waits while all decoders are in use, and can give up.
-func TestDecodersAreBounded(t *testing.T) {
-	d := newDecoders(true)
-	plain := bytes.Repeat([]byte("layer"), 1000)
-	var packed bytes.Buffer
-	w, err := zstd.NewWriter(&packed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(plain); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	open := func(ctx context.Context) (io.ReadCloser, error) {
-		return d.decompress(ctx, bytes.NewReader(packed.Bytes()))
-	}
-	var held []io.ReadCloser
-	for range cap(d.usual) {
-		r, err := open(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		held = append(held, r)
-	}
-	impatient, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if _, err := open(impatient); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("one more than there are: %v", err)
-	}
-	d.drop() // does not close a decoder in use
-	for _, r := range held {
-		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, plain) {
-			t.Errorf("%d bytes, %v", len(got), err)
-		}
-		r.Close()
-	}
-	d.drop()
-	for range 2 * cap(d.usual) { // used and dropped ones
-		r, err := open(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, plain) {
-			t.Errorf("%d bytes, %v", len(got), err)
-		}
-		r.Close()
-	}
-}
-
-// A layer with many files needs few descriptors, even if the files are empty and reached through a
-// symlink, which makes them be written one by one.
-func TestDescriptorsAreFew(t *testing.T) {
-	needRoot(t)
-	entries := []ent{dir("usr"), symlink("alias", "usr")}
-	for n := range 1000 {
-		entries = append(entries, reg(fmt.Sprint("alias/", n), ""))
-	}
-	body := tarOf(t, entries...)
-	s := openStore(t, t.TempDir())
-	var was unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &was)
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 400, Max: was.Max}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Unpack(t.Context(), blobOf(body, body)); err != nil {
-		t.Error(err)
 	}
 }

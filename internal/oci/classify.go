@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
+	"github.com/kuri-cri/kuri/internal/seal"
 )
 
 // ofNode are the errors caused by the node and not by the container. libcontainer passes them on as
@@ -90,4 +91,53 @@ func tightPids(dir string) (most int, tight bool) {
 	}
 	now, err := number("pids.current")
 	return most, err == nil && most-now < startThreads
+}
+
+// unable reports whether libcontainer may succeed instead: this program cannot be sealed, or the
+// kernel lacks a feature (clone3 into a cgroup: Linux 5.7, setns with a pidfd: 5.8).
+func unable(err error) bool {
+	var failed *startError
+	if !errors.As(err, &failed) {
+		return errors.Is(err, seal.ErrUnsealed)
+	}
+	switch failed.errno {
+	case unix.EINVAL, unix.ENOSYS, unix.E2BIG:
+		return failed.step == stepFork || failed.step == stepJoin
+	}
+	return false
+}
+
+// classify gives an error its kind and message: Invalid if the request is wrong. The caller adds
+// the container.
+func (x *Executor) classify(program string, err error) error {
+	var failed *startError
+	switch {
+	case !errors.As(err, &failed) || fault.OfErrno(failed.errno) != "": // the node's
+		return err
+	case failed.step == stepFork && failed.errno == unix.EAGAIN:
+		return fault.New(fault.Exhausted, "it has as many processes as it may have (pids limit)")
+	case failed.step == stepConsole:
+		return fault.As(fault.Precondition, err)
+	case failed.step == stepCwd && (failed.errno == unix.ENOENT || failed.errno == unix.ENOTDIR || failed.errno == unix.ESTALE):
+		return fault.New(fault.Precondition, "exec: %q: the container's working directory %s is gone, make it anew (%w)", program, x.cwd, failed.errno)
+	case failed.step == stepCwd && failed.errno == unix.EXDEV:
+		return fault.New(fault.Invalid, "exec: %q: the container's working directory %s is not below its root", program, x.cwd)
+	case failed.step == stepCwd:
+		return fault.New(fault.Invalid, "exec: %q: enter the container's working directory %s: %w", program, x.cwd, failed.errno)
+	case failed.step == stepSearch && failed.errno == unix.ENOENT:
+		return fault.New(fault.Invalid, "exec: %q: executable file not found in the container", program)
+	case failed.step == stepSearch || failed.step == stepExec:
+		return fault.New(fault.Invalid, "exec: %q: %w", program, err)
+	}
+	return err
+}
+
+// classifyCopier returns an error of kind Unimplemented if the container does not allow the
+// copier's program.
+func (x *Executor) classifyCopier(err error) error {
+	var failed *startError
+	if unable(err) || errors.As(err, &failed) && (failed.step == stepSearch || failed.step == stepExec) {
+		return fault.New(fault.Unimplemented, "no copier for container %s: %w", x.id, err)
+	}
+	return x.classify("the copier", err)
 }

@@ -2,18 +2,14 @@ package oci
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/moby/sys/capability"
-	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -144,33 +140,6 @@ var namespaceFlags = map[specs.LinuxNamespaceType]uint32{
 	specs.CgroupNamespace: unix.CLONE_NEWCGROUP, specs.TimeNamespace: unix.CLONE_NEWTIME,
 }
 
-// message is a request while it is written.
-type message []byte
-
-func (m *message) u32(values ...uint32) {
-	for _, v := range values {
-		*m = binary.NativeEndian.AppendUint32(*m, v)
-	}
-}
-
-func (m *message) u64(values ...uint64) {
-	for _, v := range values {
-		*m = binary.NativeEndian.AppendUint64(*m, v)
-	}
-}
-
-func (m *message) str(s string) {
-	m.u32(uint32(len(s) + 1))
-	*m = append(append(*m, s...), 0)
-}
-
-func (m *message) strs(all []string) {
-	m.u32(uint32(len(all)))
-	for _, s := range all {
-		m.str(s)
-	}
-}
-
 // request writes the part that the requests of all processes of a container have in common, in the
 // order in which forkserver.c reads it. entries are the files through which they enter its cgroups;
 // see [cgroup.Entries].
@@ -280,41 +249,6 @@ func capabilityMask(names []string) (mask uint64, err error) {
 	return mask, nil
 }
 
-// Running is a process that Exec has started.
-//
-// Unless libcontainer has started it, it waits at its start line: it executes its program when
-// anyone writes a byte to Line. If every copy of Line is closed before, it exits with code 255
-// without executing anything.
-type Running struct {
-	Pid     int                   // as seen from this process
-	line    *os.File              // see Line
-	failed  func(error) error     // classifies an error of the process
-	process *libcontainer.Process // nil if the fork server has started it
-	cgroup  cgroup.Group          // of the process and its children; the zero Group for none
-	home    string                // directory of the container's cgroup, the parent of cgroup
-}
-
-// runningJSON is the encoding of a Running in a record.
-type runningJSON struct {
-	Pid    int          `json:"pid"`
-	Cgroup cgroup.Group `json:"cgroup"`
-	Home   string       `json:"home,omitempty"`
-}
-
-// MarshalJSON encodes a Running as part of a record.
-func (r *Running) MarshalJSON() ([]byte, error) {
-	return json.Marshal(runningJSON{r.Pid, r.cgroup, r.home})
-}
-
-// UnmarshalJSON decodes the output of MarshalJSON. The process is not a child of this one, so Wait
-// cannot reap it.
-func (r *Running) UnmarshalJSON(body []byte) error {
-	var j runningJSON
-	err := json.Unmarshal(body, &j)
-	*r = Running{Pid: j.Pid, cgroup: j.Cgroup, home: j.Home}
-	return err
-}
-
 // Exec starts args with libcontainer, which has no start line. See [Runtime].
 func (l *Libcontainer) Exec(ctx context.Context, x *Executor, _ *process.Pidfd, seq uint64, args []string, stdio Stdio, unwaiting func() error) (*Running, error) {
 	return x.exec(ctx, seq, args, func(r *Running, sub string) error {
@@ -396,55 +330,6 @@ func (e *Embedded) start(ctx context.Context, x *Executor, init *process.Pidfd, 
 // noCopier returns the error for a container whose execs the fork server does not support.
 func (x *Executor) noCopier() error {
 	return fault.New(fault.Unimplemented, "no copier for container %s: %s", x.id, x.beyond)
-}
-
-// unable reports whether libcontainer may succeed instead: this program cannot be sealed, or the
-// kernel lacks a feature (clone3 into a cgroup: Linux 5.7, setns with a pidfd: 5.8).
-func unable(err error) bool {
-	var failed *startError
-	if !errors.As(err, &failed) {
-		return errors.Is(err, seal.ErrUnsealed)
-	}
-	switch failed.errno {
-	case unix.EINVAL, unix.ENOSYS, unix.E2BIG:
-		return failed.step == stepFork || failed.step == stepJoin
-	}
-	return false
-}
-
-// classify gives an error its kind and message: Invalid if the request is wrong. The caller adds
-// the container.
-func (x *Executor) classify(program string, err error) error {
-	var failed *startError
-	switch {
-	case !errors.As(err, &failed) || fault.OfErrno(failed.errno) != "": // the node's
-		return err
-	case failed.step == stepFork && failed.errno == unix.EAGAIN:
-		return fault.New(fault.Exhausted, "it has as many processes as it may have (pids limit)")
-	case failed.step == stepConsole:
-		return fault.As(fault.Precondition, err)
-	case failed.step == stepCwd && (failed.errno == unix.ENOENT || failed.errno == unix.ENOTDIR || failed.errno == unix.ESTALE):
-		return fault.New(fault.Precondition, "exec: %q: the container's working directory %s is gone, make it anew (%w)", program, x.cwd, failed.errno)
-	case failed.step == stepCwd && failed.errno == unix.EXDEV:
-		return fault.New(fault.Invalid, "exec: %q: the container's working directory %s is not below its root", program, x.cwd)
-	case failed.step == stepCwd:
-		return fault.New(fault.Invalid, "exec: %q: enter the container's working directory %s: %w", program, x.cwd, failed.errno)
-	case failed.step == stepSearch && failed.errno == unix.ENOENT:
-		return fault.New(fault.Invalid, "exec: %q: executable file not found in the container", program)
-	case failed.step == stepSearch || failed.step == stepExec:
-		return fault.New(fault.Invalid, "exec: %q: %w", program, err)
-	}
-	return err
-}
-
-// classifyCopier returns an error of kind Unimplemented if the container does not allow the
-// copier's program.
-func (x *Executor) classifyCopier(err error) error {
-	var failed *startError
-	if unable(err) || errors.As(err, &failed) && (failed.step == stepSearch || failed.step == stepExec) {
-		return fault.New(fault.Unimplemented, "no copier for container %s: %w", x.id, err)
-	}
-	return x.classify("the copier", err)
 }
 
 // fork makes the fork server start a process.
@@ -562,21 +447,4 @@ func (l *Libcontainer) execByLibcontainer(ctx context.Context, x *Executor, r *R
 	}
 	r.Pid, err = r.process.Pid()
 	return err
-}
-
-// Wait waits for the process, reaps it and returns its exit code: 128 + n if signal n ended it. It
-// blocks an OS thread, so it is best called after the process has ended.
-func (r *Running) Wait() (int, error) {
-	if r.process != nil {
-		state, err := r.process.Wait()
-		if state == nil {
-			return 0, err
-		}
-		return process.ExitCode(unix.WaitStatus(state.Sys().(syscall.WaitStatus))), nil
-	}
-	status, err := process.Reap(r.Pid)
-	if err != nil {
-		return 0, fmt.Errorf("wait for process %d: %w", r.Pid, err)
-	}
-	return process.ExitCode(status), nil
 }

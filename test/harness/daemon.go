@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -276,93 +275,6 @@ func (d *Daemon) Continue(t testing.TB) {
 	d.start(t)
 }
 
-// Revive starts kurid again after it has died by itself.
-func (d *Daemon) Revive(t testing.TB) {
-	t.Helper()
-	d.Runtime.Close()
-	d.Images.Close()
-	select {
-	case <-d.ended:
-	case <-time.After(Patient(20 * time.Second)):
-		t.Fatal("kurid has not died")
-	}
-	d.start(t)
-}
-
-// Restart is Stop and Continue.
-func (d *Daemon) Restart(t testing.TB) {
-	t.Helper()
-	d.Stop(t)
-	d.Continue(t)
-}
-
-// Replace asks kurid to exit and starts the next one as soon as the first has released its
-// directories. That may be long before the first has answered all calls in progress. The returned
-// function waits for the first to exit.
-func (d *Daemon) Replace(t testing.TB) (ended func() error) {
-	t.Helper()
-	return d.replace(t, func() {
-		if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-			t.Errorf("end kurid: %v", err)
-		}
-	})
-}
-
-// HandOver does the same as Replace with kurid hand-over, as systemd's units do: when that returns,
-// the directories are released.
-func (d *Daemon) HandOver(t testing.TB) (ended func() error) {
-	t.Helper()
-	return d.replace(t, func() {
-		pid := strconv.Itoa(d.cmd.Process.Pid)
-		if said, code := runKurid(t, d.program(), "hand-over", pid); code != 0 {
-			t.Errorf("kurid hand-over %s: exit code %d: %s", pid, code, said)
-		}
-		for _, dir := range []string{d.Root, d.State} {
-			if by := lockedBy(filepath.Join(dir, "kurid.lock")); by != 0 {
-				t.Errorf("kurid hand-over %s has returned, and process %d has %s", pid, by, dir)
-			}
-		}
-	})
-}
-
-func (d *Daemon) replace(t testing.TB, ask func()) (ended func() error) {
-	t.Helper()
-	d.Runtime.Close()
-	d.Images.Close()
-	old := d.ended
-	ask()
-	Eventually(t, 20*time.Second, "kurid gives its directories up", func() error {
-		for _, dir := range []string{d.Root, d.State} {
-			if pid := lockedBy(filepath.Join(dir, "kurid.lock")); pid != 0 {
-				return fmt.Errorf("process %d has %s", pid, dir)
-			}
-		}
-		return nil
-	})
-	d.start(t)
-	return func() error { return <-old }
-}
-
-// TakeOver starts another kurid beside this one, with --replace, and waits for the old one to exit.
-func (d *Daemon) TakeOver(t testing.TB) {
-	t.Helper()
-	d.Runtime.Close()
-	d.Images.Close()
-	old, ended, flags := d.cmd, d.ended, d.flags
-	d.flags = append(slices.Clone(flags), "--replace")
-	d.start(t)
-	d.flags = flags
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Errorf("the kurid that was replaced said: %v", err)
-		}
-	case <-time.After(Patient(60 * time.Second)):
-		t.Errorf("kurid, process %d, does not end when it is replaced", old.Process.Pid)
-		old.Process.Kill()
-	}
-}
-
 func (d *Daemon) end(t testing.TB, sig syscall.Signal) {
 	t.Helper()
 	d.Runtime.Close()
@@ -493,74 +405,4 @@ func (d *Daemon) showLog(t testing.TB) {
 		text = "…" + text[len(text)-most:]
 	}
 	t.Logf("the log of kurid:\n%s", text)
-}
-
-// Kuri runs bin/kuri against the daemon and returns its standard output, standard error and exit code.
-func (d *Daemon) Kuri(t testing.TB, args ...string) (stdout, stderr string, code int) {
-	t.Helper()
-	var out, errs bytes.Buffer
-	cmd := exec.Command(Bin("kuri"), args...)
-	cmd.Env = append(os.Environ(), d.Env()...)
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("run kuri: %v", err)
-	}
-	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
-}
-
-// Env returns the variables by which kuri and crictl find the daemon.
-func (d *Daemon) Env() []string {
-	return []string{"CONTAINER_RUNTIME_ENDPOINT=unix://" + d.Socket, "IMAGE_SERVICE_ENDPOINT=unix://" + d.ImageSocket}
-}
-
-// RunKurid runs a kurid that must exit by itself within a few seconds, and returns its output and exit code.
-func RunKurid(t testing.TB, flags ...string) (said string, code int) {
-	t.Helper()
-	need(t)
-	return runKurid(t, Bin("kurid"), flags...)
-}
-
-func runKurid(t testing.TB, program string, flags ...string) (said string, code int) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), Patient(time.Minute))
-	defer cancel()
-	cmd := exec.CommandContext(ctx, program, flags...)
-	out, err := cmd.CombinedOutput()
-	if ctx.Err() != nil {
-		t.Fatalf("kurid %q serves; it must refuse. It said:\n%s", flags, out)
-	}
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("run kurid (is it built? make): %v", err)
-	}
-	return string(out), cmd.ProcessState.ExitCode()
-}
-
-// Bin returns the path of a program built by make. KURI_BIN names a directory other than bin/.
-func Bin(program string) string {
-	if dir := os.Getenv("KURI_BIN"); dir != "" {
-		return filepath.Join(dir, program)
-	}
-	return filepath.Join(Repository(), "bin", program)
-}
-
-// tempDir is t.TempDir with a short name: it holds sockets, whose paths are limited to 107 bytes.
-func tempDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "kuri")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Root in a user namespace must be able to reach its root filesystem.
-	if err := os.Chmod(dir, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Errorf("remove the directories of the daemon: %v", err)
-		}
-	})
-	return dir
 }
