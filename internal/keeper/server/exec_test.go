@@ -310,8 +310,9 @@ func TestManyExecs(t *testing.T) {
 	run(200)
 	before, descriptors := memory(t, int(info.Pid)), n.descriptors()
 	run(1000)
-	if grown := memory(t, int(info.Pid)) - before; grown > 1024 && !raceDetector {
-		t.Errorf("the keeper has grown by %d KB", grown)
+	grown := func() int { return memory(t, int(info.Pid)) - before }
+	if !raceDetector && !eventually(func() bool { return grown() <= 1024 }) { // on a busy node it is later
+		t.Errorf("the keeper has grown by %d KB", grown())
 	}
 	t.Logf("the fork server takes %d KB, the keeper %d KB", memory(t, n.forkServer()), memory(t, int(info.Pid)))
 	if !eventually(func() bool { return n.descriptors() <= descriptors }) { // it may be reading a file just now

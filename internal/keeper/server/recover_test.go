@@ -467,7 +467,8 @@ func TestNewerRecordsAreRefused(t *testing.T) {
 	if left, err := os.ReadFile(path); err != nil || string(left) != newer {
 		t.Errorf("the record has become %q, %v", left, err)
 	}
-	n.must(os.WriteFile(path, ours, 0o600)) // as the newer keeper would read it
+	n.must(os.WriteFile(filepath.Join(n.state, "ours"), ours, 0o600)) // as the newer keeper would read it
+	n.must(os.Rename(filepath.Join(n.state, "ours"), path))           // at once: a keeper may be reading it
 	n.awaitKeeper(int(old.Pid))
 	if after := n.pids(); !mapsEqual(before, after) {
 		t.Errorf("processes were %v and are %v", before, after)
