@@ -45,8 +45,10 @@ func (r *report) chart(file string) error {
 		for n, v := range []float64{peer, kuri} {
 			width := max(1, v/max(peer, kuri)*barMost)
 			top := y + n*(barHeight+2)
-			fmt.Fprintf(&rows, `<rect x="%d" y="%d" width="%.1f" height="%d" class="%s"/>`+"\n", barLeft, top, width, barHeight, []string{"peer", "kuri"}[n])
-			fmt.Fprintf(&rows, `<text x="%.1f" y="%d" class="value">%s %s</text>`+"\n", barLeft+width+6, top+11, short(v), escaped(m.Unit))
+			fmt.Fprintf(&rows, `<rect x="%d" y="%d" width="%.1f" height="%d" class="%s"/>`+"\n", barLeft, top, width, barHeight,
+				[]string{"peer", "kuri"}[n])
+			fmt.Fprintf(&rows, `<text x="%.1f" y="%d" class="value">%s %s</text>`+"\n", barLeft+width+6, top+11, short(v),
+				escaped(m.Unit))
 		}
 		y += rowHeight
 	}

@@ -100,8 +100,10 @@ func (c *client) up(ctx context.Context, r podRequest) (pod, times, error) {
 }
 
 // start creates and starts a container.
-func (c *client) start(ctx context.Context, sandbox string, config *runtime.ContainerConfig, of *runtime.PodSandboxConfig) (id string, err error) {
-	container, err := c.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: sandbox, Config: config, SandboxConfig: of})
+func (c *client) start(ctx context.Context, sandbox string, config *runtime.ContainerConfig,
+	of *runtime.PodSandboxConfig) (id string, err error) {
+	container, err := c.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: sandbox, Config: config,
+		SandboxConfig: of})
 	if err != nil {
 		return "", fmt.Errorf("create: %w", err)
 	}
@@ -135,7 +137,8 @@ func (c *client) downSandbox(ctx context.Context, p pod) error {
 
 // exec runs a program that exits at once.
 func (c *client) exec(ctx context.Context, p pod) error {
-	r, err := c.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"/sleeper", "true"}, Timeout: 10})
+	r, err := c.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"/sleeper", "true"},
+		Timeout: 10})
 	if err == nil && r.ExitCode != 0 {
 		err = fmt.Errorf("exit code %d: %s", r.ExitCode, r.Stderr)
 	}
@@ -183,8 +186,9 @@ func (r podRequest) containerConfig() *runtime.ContainerConfig {
 			SecurityContext: &runtime.LinuxContainerSecurityContext{
 				NamespaceOptions: r.namespaces(),
 				Seccomp:          &runtime.SecurityProfile{ProfileType: filter},
-				MaskedPaths:      []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
-				ReadonlyPaths:    []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+				MaskedPaths: []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+					"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
+				ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 			},
 		},
 	}
@@ -192,7 +196,8 @@ func (r podRequest) containerConfig() *runtime.ContainerConfig {
 
 // namespaces returns the namespaces of the pod and its container.
 func (r podRequest) namespaces() *runtime.NamespaceOption {
-	o := &runtime.NamespaceOption{Network: runtime.NamespaceMode_POD, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD}
+	o := &runtime.NamespaceOption{Network: runtime.NamespaceMode_POD, Pid: runtime.NamespaceMode_CONTAINER,
+		Ipc: runtime.NamespaceMode_POD}
 	if r.host {
 		o.Network = runtime.NamespaceMode_NODE
 	}

@@ -66,10 +66,12 @@ func (d *daemon) kuri(dir, state, bin, tools string) (err error) {
 	if err := os.MkdirAll(conf, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(file, fmt.Appendf(nil, "[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n", conf, tools), 0o644); err != nil {
+	if err := os.WriteFile(file, fmt.Appendf(nil, "[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n", conf, tools),
+		0o644); err != nil {
 		return err
 	}
-	d.args = []string{"--config", file, "--root", d.root, "--state", state, "--listen", "unix://" + d.socket, "--log-level", "warn"}
+	d.args = []string{"--config", file, "--root", d.root, "--state", state, "--listen", "unix://" + d.socket,
+		"--log-level", "warn"}
 	for _, p := range []string{d.program, filepath.Join(bin, d.lasting)} {
 		if _, err := os.Stat(p); err != nil {
 			return fmt.Errorf("%w: build Kuri first, with make", err)

@@ -100,7 +100,8 @@ func (b *bench) execsRound(ctx context.Context, d *daemon, pods []pod, suffix st
 }
 
 // execsMeasured reports the durations of count execs and the average CPU time of one.
-func (b *bench) execsMeasured(d *daemon, name string, round, count int, run func(record func(time.Duration)) error) error {
+func (b *bench) execsMeasured(d *daemon, name string, round, count int,
+	run func(record func(time.Duration)) error) error {
 	before, err := cpu(d.name)
 	if err != nil {
 		return err
@@ -112,7 +113,8 @@ func (b *bench) execsMeasured(d *daemon, name string, round, count int, run func
 	if err != nil {
 		return err
 	}
-	b.report.add("  … CPU of one, "+strings.TrimPrefix(name, "ExecSync, "), "ms", d.name, round, float64(after-before)/1e6/float64(count))
+	b.report.add("  … CPU of one, "+strings.TrimPrefix(name, "ExecSync, "), "ms", d.name, round,
+		float64(after-before)/1e6/float64(count))
 	return nil
 }
 

@@ -76,7 +76,8 @@ func (r *report) compare(last *report, w io.Writer) error {
 		}
 		fmt.Fprintf(w, "%-60s %.3g, was %.3g\n", m.Name, *m.Ratio, before)
 		if factor > worse {
-			found = append(found, fmt.Errorf("%s: Kuri's share of containerd's was %.3g and is %.3g", strings.TrimSpace(m.Name), before, *m.Ratio))
+			found = append(found, fmt.Errorf("%s: Kuri's share of containerd's was %.3g and is %.3g", strings.TrimSpace(m.Name),
+				before, *m.Ratio))
 		}
 	}
 	if compared == 0 {

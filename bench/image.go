@@ -61,7 +61,8 @@ func (i *images) close() { i.server.Close() }
 func (i *images) reference(image string) string { return i.address + "/" + image }
 
 func (i *images) pushAll(program []byte, pulled bool) error {
-	for _, image := range []struct{ name, path, user string }{{sleeperImage, "sleeper", ""}, {pauseImage, "pause", "65535:65535"}} {
+	for _, image := range []struct{ name, path, user string }{{sleeperImage, "sleeper", ""},
+		{pauseImage, "pause", "65535:65535"}} {
 		config := v1.Config{Entrypoint: []string{"/" + image.path}, User: image.user, Env: []string{"PATH=/"}}
 		if err := i.push(image.name, config, packings[0], archive(file{image.path, program})); err != nil {
 			return err
@@ -92,14 +93,15 @@ func (i *images) push(image string, config v1.Config, p packing, archives ...[]b
 		if err != nil {
 			return fmt.Errorf("pack a layer of image %s: %w", image, err)
 		}
-		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(packed)), nil },
-			tarball.WithMediaType(p.mediaType))
+		opener := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(packed)), nil }
+		layer, err := tarball.LayerFromOpener(opener, tarball.WithMediaType(p.mediaType))
 		if err != nil {
 			return fmt.Errorf("make image %s: %w", image, err)
 		}
 		layers = append(layers, layer)
 	}
-	img, err := mutate.AppendLayers(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON), layers...)
+	img, err := mutate.AppendLayers(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1),
+		types.OCIConfigJSON), layers...)
 	if err != nil {
 		return fmt.Errorf("make image %s: %w", image, err)
 	}

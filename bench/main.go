@@ -79,7 +79,8 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.bin, "bin", "", "directory of kurid and kuri-keeper")
 	fs.StringVar(&o.json, "json", "", "write the results to this file as JSON")
 	fs.StringVar(&o.keep, "keep", "", "add the results to this directory")
-	fs.StringVar(&o.against, "against", "", "compare with the newest results in this directory, and fail when a ratio is a third worse")
+	fs.StringVar(&o.against, "against", "",
+		"compare with the newest results in this directory, and fail when a ratio is a third worse")
 	fs.StringVar(&o.chart, "chart", "", "draw the results into this SVG file")
 	fs.IntVar(&o.pods, "pods", 50, "pods for each measure")
 	fs.IntVar(&o.listed, "listed", 300, "pods that there are while lists, stats and metrics are asked for")

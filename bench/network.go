@@ -117,7 +117,8 @@ func (b *bench) shareRound(ctx context.Context, d *daemon, w way, round int) err
 	}
 	row("RunPodSandbox alone, "+hostNetwork.name, took[hostNetwork]...)
 	row("RunPodSandbox alone, "+w.name, took[w]...)
-	row("  … the network's share (what is beyond host network), "+w.name, quantile(took[w], 0.5)-quantile(took[hostNetwork], 0.5))
+	row("  … the network's share (what is beyond host network), "+w.name,
+		quantile(took[w], 0.5)-quantile(took[hostNetwork], 0.5))
 	row("  … StopPodSandbox+RemovePodSandbox, "+w.name, down...)
 	return d.client.removeSandbox(ctx, held)
 }

@@ -219,7 +219,8 @@ func (b *bench) burstPhase(ctx context.Context) error {
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", d.name, network.name, err)
 				}
-				b.report.add(fmt.Sprintf("%d at once, %s", b.pods, network.name), "pods/s", d.name, round, float64(b.pods)/took.Seconds())
+				b.report.add(fmt.Sprintf("%d at once, %s", b.pods, network.name), "pods/s", d.name, round,
+					float64(b.pods)/took.Seconds())
 				// Process 1 of a namespace does not receive a SIGTERM sent before its program handles that.
 				if err := sleep(ctx, time.Second); err != nil {
 					return err
@@ -229,7 +230,8 @@ func (b *bench) burstPhase(ctx context.Context) error {
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", d.name, network.name, err)
 				}
-				b.report.add(fmt.Sprintf("%d down at once, %s", b.pods, network.name), "pods/s", d.name, round, float64(b.pods)/time.Since(begin).Seconds())
+				b.report.add(fmt.Sprintf("%d down at once, %s", b.pods, network.name), "pods/s", d.name, round,
+					float64(b.pods)/time.Since(begin).Seconds())
 			}
 		}
 	}
@@ -310,7 +312,8 @@ func (b *bench) memoryOf(ctx context.Context, d *daemon) error {
 	if err != nil {
 		return err
 	}
-	b.report.add(fmt.Sprintf("CPU while %d pods idle", b.pods), "%", d.name, 0, max(0, float64(after-before)/float64(idle)*100))
+	b.report.add(fmt.Sprintf("CPU while %d pods idle", b.pods), "%", d.name, 0,
+		max(0, float64(after-before)/float64(idle)*100))
 	// 4. Down.
 	for _, p := range pods {
 		if err := d.client.down(ctx, p); err != nil {

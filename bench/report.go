@@ -48,8 +48,9 @@ func newReport(o *options) *report {
 	var u unix.Utsname
 	unix.Uname(&u)
 	return &report{
-		Time:     time.Now().UTC().Truncate(time.Second),
-		Machine:  fmt.Sprintf("%d cores, kernel %s, %s", goruntime.NumCPU(), unix.ByteSliceToString(u.Release[:]), goruntime.GOARCH),
+		Time: time.Now().UTC().Truncate(time.Second),
+		Machine: fmt.Sprintf("%d cores, kernel %s, %s", goruntime.NumCPU(), unix.ByteSliceToString(u.Release[:]),
+			goruntime.GOARCH),
 		Runtimes: o.only,
 	}
 }
@@ -113,7 +114,8 @@ func quantile(values []float64, q float64) float64 {
 // print writes the table for humans.
 func (r *report) print(w io.Writer) {
 	r.conclude()
-	fmt.Fprintf(w, "\n%s, %s\np50 [p90] (least and greatest median of a round); ratio: Kuri's p50 to containerd's\n\n", r.Time.Format(time.DateTime), r.Machine)
+	fmt.Fprintf(w, "\n%s, %s\np50 [p90] (least and greatest median of a round); ratio: Kuri's p50 to containerd's\n\n",
+		r.Time.Format(time.DateTime), r.Machine)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "\t\t%s\tratio\n", strings.Join(r.Runtimes, "\t"))
 	for _, m := range r.Measures {

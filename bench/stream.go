@@ -54,7 +54,8 @@ func (b *bench) streamsPhase(ctx context.Context) error {
 			if err := sleep(ctx, turn); err != nil {
 				return err
 			}
-			if err := errors.Join(b.terminals(ctx, d, pods[d], round), b.forwards(ctx, d, pods[d], ports[d], proxies[d], round)); err != nil {
+			if err := errors.Join(b.terminals(ctx, d, pods[d], round),
+				b.forwards(ctx, d, pods[d], ports[d], proxies[d], round)); err != nil {
 				return fmt.Errorf("%s: %w", d.name, err)
 			}
 		}
@@ -69,20 +70,22 @@ func (b *bench) streamsPhase(ctx context.Context) error {
 
 // terminals runs a program that exits at once on a terminal, one at a time.
 func (b *bench) terminals(ctx context.Context, d *daemon, p pod, round int) error {
-	return b.execsMeasured(d, "Exec on a terminal, RuntimeDefault", round, terminalExecs, func(record func(time.Duration)) error {
-		for range terminalExecs {
-			begin := time.Now()
-			if err := d.client.onTerminal(ctx, p); err != nil {
-				return err
+	return b.execsMeasured(d, "Exec on a terminal, RuntimeDefault", round, terminalExecs,
+		func(record func(time.Duration)) error {
+			for range terminalExecs {
+				begin := time.Now()
+				if err := d.client.onTerminal(ctx, p); err != nil {
+					return err
+				}
+				record(time.Since(begin))
 			}
-			record(time.Since(begin))
-		}
-		return nil
-	})
+			return nil
+		})
 }
 
 func (c *client) onTerminal(ctx context.Context, p pod) error {
-	resp, err := c.Exec(ctx, &runtime.ExecRequest{ContainerId: p.container, Cmd: []string{"/sleeper", "true"}, Tty: true, Stdout: true})
+	resp, err := c.Exec(ctx, &runtime.ExecRequest{ContainerId: p.container, Cmd: []string{"/sleeper", "true"}, Tty: true,
+		Stdout: true})
 	if err != nil {
 		return err
 	}
@@ -122,7 +125,8 @@ func (b *bench) forwards(ctx context.Context, d *daemon, p pod, port int, proxy 
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", way.name, direction.name, err)
 				}
-				b.report.add("throughput "+direction.name+", "+way.name, "MiB/s", d.name, round, float64(forwarded>>20)/took.Seconds())
+				b.report.add("throughput "+direction.name+", "+way.name, "MiB/s", d.name, round,
+					float64(forwarded>>20)/took.Seconds())
 			}
 		}
 	}
@@ -163,7 +167,8 @@ func (w *wire) give() error {
 	}
 	piece := make([]byte, frameSize)
 	if w.stream != 0 {
-		piece = append([]byte{0, 0, 0, byte(w.stream), 0, byte(frameSize >> 16), byte(frameSize >> 8), byte(frameSize & 0xff)}, piece...)
+		piece = append([]byte{0, 0, 0, byte(w.stream), 0, byte(frameSize >> 16), byte(frameSize >> 8),
+			byte(frameSize & 0xff)}, piece...)
 	}
 	for range forwarded / frameSize {
 		if _, err := w.conn.Write(piece); err != nil {

@@ -45,7 +45,8 @@ func TestCheckValues(t *testing.T) {
 		host + "client = ['a', 'b']\nauth = {username = 'x'}":                                                           "",
 	} {
 		_, err := Check([]byte(file))
-		if (err == nil) != (says == "") || err != nil && (!strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "secret")) {
+		if (err == nil) != (says == "") ||
+			err != nil && (!strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "secret")) {
 			t.Errorf("%q: %v", file, err)
 		}
 	}

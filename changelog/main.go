@@ -4,12 +4,12 @@
 //	go run ./changelog show             print what the next section will say
 //	go run ./changelog release 0.2.0    write the section, or add to it where it is there, and remove the files
 //
-// A change is a file KIND-AREA-WORDS.md. It holds Markdown: what a user notices, in one paragraph. KIND is the heading that
-// the paragraph goes below; AREA and WORDS sort it among its neighbours. The file summary.md, which need not be there, is
-// the text above the headings.
+// A change is a file KIND-AREA-WORDS.md. It holds Markdown: what a user notices, in one paragraph.
+// KIND is the heading that the paragraph goes below; AREA and WORDS sort it among its neighbours.
+// The file summary.md, which need not be there, is the text above the headings.
 //
-// A fix ends with the first release that had the bug, "(since 0.2.0)": users never met a bug that was made and mended between
-// two releases, and the changelog does not bother them with it.
+// A fix ends with the first release that had the bug, "(since 0.2.0)": users never met a bug that
+// was made and mended between two releases, and the changelog does not bother them with it.
 package main
 
 import (
@@ -220,8 +220,8 @@ func item(text string) string {
 	return "- " + strings.ReplaceAll(text, "\n", "\n  ") + "\n"
 }
 
-// release returns log with a section for version that has these notes. Where the section is there already, as while a release is
-// being prepared, they are added to it.
+// release returns log with a section for version that has these notes. Where the section is there
+// already, as while a release is being prepared, they are added to it.
 func release(log string, n notes, version string, now time.Time) (string, error) {
 	if !versionName.MatchString(version) {
 		return "", fmt.Errorf("a version is MAJOR.MINOR.PATCH, not %q", version)

@@ -38,20 +38,24 @@ func (s *runtimeServer) note(ctx context.Context) {
 	s.called = append(s.called, m)
 }
 
-func (s *runtimeServer) Version(ctx context.Context, _ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+func (s *runtimeServer) Version(ctx context.Context,
+	_ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
 	s.note(ctx)
 	if s.fail != nil {
 		return nil, s.fail
 	}
-	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: s.name, RuntimeVersion: "1", RuntimeApiVersion: "v1"}, nil
+	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: s.name, RuntimeVersion: "1",
+		RuntimeApiVersion: "v1"}, nil
 }
 
-func (s *runtimeServer) ListPodSandbox(ctx context.Context, _ *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+func (s *runtimeServer) ListPodSandbox(ctx context.Context,
+	_ *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
 	s.note(ctx)
 	return &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: s.name}}}, nil
 }
 
-func (s *runtimeServer) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
+func (s *runtimeServer) GetContainerEvents(_ *runtimeapi.GetEventsRequest,
+	out grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
 	s.note(out.Context())
 	return out.Send(&runtimeapi.ContainerEventResponse{ContainerId: s.name})
 }
@@ -60,7 +64,8 @@ type imageServer struct {
 	runtimeapi.UnimplementedImageServiceServer
 }
 
-func (imageServer) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+func (imageServer) ImageFsInfo(context.Context,
+	*runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	return &runtimeapi.ImageFsInfoResponse{}, nil
 }
 
@@ -75,7 +80,8 @@ func under(d grpc.ServiceDesc, version string) *grpc.ServiceDesc {
 }
 
 // serve listens on socket and serves rt and img, where not nil, in the given versions. It returns what stops it.
-func serve(t *testing.T, socket string, rt *runtimeServer, img runtimeapi.ImageServiceServer, versions ...string) (stop func()) {
+func serve(t *testing.T, socket string, rt *runtimeServer, img runtimeapi.ImageServiceServer,
+	versions ...string) (stop func()) {
 	t.Helper()
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -159,7 +165,8 @@ func TestTheNewestServedVersionIsChosenAndUsed(t *testing.T) {
 				t.Errorf("end of stream: %v", err)
 			}
 			prefix := "/runtime." + tt.want + ".RuntimeService/"
-			if want := []string{prefix + "Version", prefix + "ListPodSandbox", prefix + "GetContainerEvents"}; !slices.Equal(server.called, want) {
+			if want := []string{prefix + "Version", prefix + "ListPodSandbox",
+				prefix + "GetContainerEvents"}; !slices.Equal(server.called, want) {
 				t.Errorf("called %v, want %v", server.called, want)
 			}
 
@@ -197,10 +204,12 @@ func TestNeitherVersionServed(t *testing.T) {
 	if want := []string{"runtime.v1.ImageService", "runtime.v1alpha2.ImageService"}; !slices.Equal(missing.Tried, want) {
 		t.Errorf("tried %v", missing.Tried)
 	}
-	if want := []string{"runtime.v1.RuntimeService", "runtime.v1alpha2.RuntimeService"}; !slices.Equal(missing.Offered, want) {
+	if want := []string{"runtime.v1.RuntimeService", "runtime.v1alpha2.RuntimeService"}; !slices.Equal(missing.Offered,
+		want) {
 		t.Errorf("offered %v", missing.Offered)
 	}
-	for _, part := range []string{endpoint, "neither runtime.v1.ImageService nor runtime.v1alpha2.ImageService", "offers runtime.v1.RuntimeService", "unknown service"} {
+	for _, part := range []string{endpoint, "neither runtime.v1.ImageService nor runtime.v1alpha2.ImageService",
+		"offers runtime.v1.RuntimeService", "unknown service"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in: %v", part, err)
 		}
@@ -211,7 +220,8 @@ func TestNeitherVersionServed(t *testing.T) {
 
 	path, endpoint = newSocket(t)
 	serve(t, path, nil, nil)
-	if _, err := DialRuntime(ctx, endpoint, Options{}); err == nil || !strings.Contains(err.Error(), "offers no other CRI service") {
+	if _, err := DialRuntime(ctx, endpoint, Options{}); err == nil ||
+		!strings.Contains(err.Error(), "offers no other CRI service") {
 		t.Errorf("a server of nothing: %v", err)
 	}
 }
@@ -232,7 +242,8 @@ func TestSocketThatNobodyServes(t *testing.T) {
 }
 
 func TestAnotherErrorDoesNotFallBack(t *testing.T) {
-	for _, code := range []codes.Code{codes.Unknown, codes.Unavailable, codes.DeadlineExceeded, codes.Internal, codes.PermissionDenied, codes.ResourceExhausted} {
+	for _, code := range []codes.Code{codes.Unknown, codes.Unavailable, codes.DeadlineExceeded, codes.Internal,
+		codes.PermissionDenied, codes.ResourceExhausted} {
 		t.Run(code.String(), func(t *testing.T) {
 			path, endpoint := newSocket(t)
 			server := &runtimeServer{fail: status.Error(code, "not now")}
@@ -318,13 +329,15 @@ func TestUnreachable(t *testing.T) {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close() // the socket stays, nobody listens
-	if _, err := DialImages(newContext(t), endpoint, Options{}); !errors.As(err, &unreachable) || !strings.Contains(err.Error(), "connection refused") {
+	if _, err := DialImages(newContext(t), endpoint, Options{}); !errors.As(err, &unreachable) ||
+		!strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("nobody listens: %v", err)
 	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := DialRuntime(ctx, endpoint, Options{Wait: true}); !errors.As(err, &unreachable) || status.Code(err) != codes.DeadlineExceeded {
+	if _, err := DialRuntime(ctx, endpoint, Options{Wait: true}); !errors.As(err, &unreachable) ||
+		status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("waited in vain: %v", err)
 	}
 }

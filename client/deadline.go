@@ -11,7 +11,8 @@ import (
 
 // deadlines sets deadlines for unary calls without one.
 func deadlines(timeout time.Duration) grpc.UnaryClientInterceptor {
-	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker,
+		opts ...grpc.CallOption) error {
 		if _, has := ctx.Deadline(); !has {
 			if limit := limitOf(path.Base(method), req, timeout); limit > 0 {
 				var cancel context.CancelFunc

@@ -27,8 +27,8 @@ const (
 	minConnectTimeout = 5 * time.Second
 )
 
-// Options configures a connection. With the zero value calls have only the caller's deadlines, and dialling an endpoint that
-// is not served fails at once.
+// Options configures a connection. With the zero value calls have only the caller's deadlines, and
+// dialling an endpoint that is not served fails at once.
 type Options struct {
 	// Timeout limits unary calls whose context has no deadline, by the kubelet's rules: RunPodSandbox gets twice Timeout.
 	// StopContainer and ExecSync get Timeout plus the timeout in the request. PullImage, CheckpointContainer and ExecSync
@@ -59,8 +59,9 @@ type Images struct {
 
 // DialRuntime connects to a runtime endpoint and chooses the API version with a Version call.
 //
-// ctx bounds only the dialling. The error is an [*UnreachableError] if nothing answers on the socket, a [*NotServedError] if the
-// endpoint serves no supported version of the RuntimeService, and otherwise wraps the runtime's gRPC status.
+// ctx bounds only the dialling. The error is an [*UnreachableError] if nothing answers on the
+// socket, a [*NotServedError] if the endpoint serves no supported version of the RuntimeService,
+// and otherwise wraps the runtime's gRPC status.
 func DialRuntime(ctx context.Context, endpoint string, o Options) (*Runtime, error) {
 	c, err := dial(ctx, endpoint, o, runtimeService)
 	if err != nil {
@@ -75,8 +76,8 @@ func DialRuntime(ctx context.Context, endpoint string, o Options) (*Runtime, err
 	}, nil
 }
 
-// DialImages connects to an image endpoint and chooses the API version with an ImageFsInfo call. See [DialRuntime] for ctx and
-// errors.
+// DialImages connects to an image endpoint and chooses the API version with an ImageFsInfo call.
+// See [DialRuntime] for ctx and errors.
 func DialImages(ctx context.Context, endpoint string, o Options) (*Images, error) {
 	c, err := dial(ctx, endpoint, o, imageService)
 	if err != nil {
@@ -160,8 +161,8 @@ func (o *observedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// errSilent is the reason of an UnreachableError if the socket is open but not served, as while a socket-activated runtime is
-// stopped.
+// errSilent is the reason of an UnreachableError if the socket is open but not served, as while a
+// socket-activated runtime is stopped.
 var errSilent = errors.New("the socket is open, but nobody answers")
 
 // explain turns the error of a first call into an UnreachableError if the socket could not be opened or did not answer.

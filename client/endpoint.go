@@ -10,11 +10,11 @@ import (
 // maxSocketPath is the longest path, in bytes, that fits sun_path with a terminating NUL: unix(7).
 const maxSocketPath = 107
 
-// SocketPath returns the path of the unix socket in an endpoint: "unix:///path", "unix:/path" or an absolute path (deprecated
-// in kubelets).
+// SocketPath returns the path of the unix socket in an endpoint: "unix:///path", "unix:/path" or an
+// absolute path (deprecated in kubelets).
 //
-// It refuses other schemes, relative paths, and paths longer than a socket address allows, 107 bytes. It does not check that
-// the socket exists.
+// It refuses other schemes, relative paths, and paths longer than a socket address allows, 107
+// bytes. It does not check that the socket exists.
 func SocketPath(endpoint string) (string, error) {
 	if endpoint == "" {
 		return "", fmt.Errorf("no endpoint given: expected unix:///path/of/a.sock")
@@ -30,7 +30,8 @@ func SocketPath(endpoint string) (string, error) {
 		case u.Scheme != "unix":
 			return "", fmt.Errorf("endpoint %q: expected unix:///path/of/a.sock", endpoint)
 		case u.Host != "":
-			return "", fmt.Errorf("endpoint %q: the path must be absolute: expected three slashes, unix:///%s%s", endpoint, u.Host, u.Path)
+			return "", fmt.Errorf("endpoint %q: the path must be absolute: expected three slashes, unix:///%s%s", endpoint,
+				u.Host, u.Path)
 		case u.RawQuery != "" || u.Fragment != "":
 			return "", fmt.Errorf("endpoint %q: only a path may follow unix://", endpoint)
 		}
@@ -43,7 +44,8 @@ func SocketPath(endpoint string) (string, error) {
 		return "", fmt.Errorf("endpoint %q: the path of a socket is missing", endpoint)
 	}
 	if len(p) > maxSocketPath {
-		return "", fmt.Errorf("endpoint %q: the path has %d bytes, but a unix socket's can have only %d: use a shorter one", endpoint, len(p), maxSocketPath)
+		return "", fmt.Errorf("endpoint %q: the path has %d bytes, but a unix socket's can have only %d: use a shorter one",
+			endpoint, len(p), maxSocketPath)
 	}
 	return p, nil
 }

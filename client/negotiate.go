@@ -24,14 +24,16 @@ type service struct {
 }
 
 var (
-	runtimeService = service{"RuntimeService", func(ctx context.Context, cc grpc.ClientConnInterface, opts ...grpc.CallOption) error {
-		_, err := runtimeapi.NewRuntimeServiceClient(cc).Version(ctx, &runtimeapi.VersionRequest{}, opts...)
-		return err
-	}}
-	imageService = service{"ImageService", func(ctx context.Context, cc grpc.ClientConnInterface, opts ...grpc.CallOption) error {
-		_, err := runtimeapi.NewImageServiceClient(cc).ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{}, opts...)
-		return err
-	}}
+	runtimeService = service{"RuntimeService",
+		func(ctx context.Context, cc grpc.ClientConnInterface, opts ...grpc.CallOption) error {
+			_, err := runtimeapi.NewRuntimeServiceClient(cc).Version(ctx, &runtimeapi.VersionRequest{}, opts...)
+			return err
+		}}
+	imageService = service{"ImageService",
+		func(ctx context.Context, cc grpc.ClientConnInterface, opts ...grpc.CallOption) error {
+			_, err := runtimeapi.NewImageServiceClient(cc).ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{}, opts...)
+			return err
+		}}
 )
 
 // in returns the full gRPC name of the service in an API version.
@@ -55,8 +57,8 @@ func (c *conn) negotiate(ctx context.Context, s service, opts ...grpc.CallOption
 	return "", missing
 }
 
-// offered returns the CRI services that the endpoint serves. It is for error messages: most often a runtime endpoint was
-// confused with an image endpoint.
+// offered returns the CRI services that the endpoint serves. It is for error messages: most often a
+// runtime endpoint was confused with an image endpoint.
 func (c *conn) offered(ctx context.Context) []string {
 	var names []string
 	for _, s := range []service{runtimeService, imageService} {
@@ -99,7 +101,8 @@ func (c *conn) in(version string) grpc.ClientConnInterface {
 	return versionedConn{to: c.grpc, version: version}
 }
 
-// versionedConn calls the methods of runtime.v1 under the name of another version. The messages are identical, see doc.go.
+// versionedConn calls the methods of runtime.v1 under the name of another version. The messages are
+// identical, see doc.go.
 type versionedConn struct {
 	to      grpc.ClientConnInterface
 	version string
@@ -118,6 +121,7 @@ func (r versionedConn) Invoke(ctx context.Context, method string, args, reply an
 }
 
 // NewStream begins a streaming call.
-func (r versionedConn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+func (r versionedConn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string,
+	opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	return r.to.NewStream(ctx, desc, r.method(method), opts...)
 }

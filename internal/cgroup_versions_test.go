@@ -8,12 +8,15 @@ import (
 	"testing"
 )
 
-// TestCgroupVersions keeps the knowledge of what the versions of cgroups do differently in internal/cgroup. Files that both
-// versions have, limits by their file names (linux.resources.unified) and files of systemd's scopes are no such knowledge.
+// TestCgroupVersions keeps the knowledge of what the versions of cgroups do differently in
+// internal/cgroup. Files that both versions have, limits by their file names
+// (linux.resources.unified) and files of systemd's scopes are no such knowledge.
 func TestCgroupVersions(t *testing.T) {
 	known := []string{
-		"IsCgroup2UnifiedMode", "IsCgroup2HybridMode", "CGROUP2_SUPER_MAGIC", "/sys/fs/cgroup/unified", `"tasks"`, "cgroup.procs",
-		"freezer.state", "cgroup.freeze", "cgroup.kill", "cgroup.events", "cgroup.controllers", "memory.events", "memory.oom_control",
+		"IsCgroup2UnifiedMode", "IsCgroup2HybridMode", "CGROUP2_SUPER_MAGIC", "/sys/fs/cgroup/unified", `"tasks"`,
+		"cgroup.procs",
+		"freezer.state", "cgroup.freeze", "cgroup.kill", "cgroup.events", "cgroup.controllers", "memory.events",
+		"memory.oom_control",
 		"memory.limit_in_bytes", "memory.memsw", `"memory.max"`, "cpu.shares", "cpu.cfs_", `"cpu.weight"`, `"cpu.max"`,
 		"devices.allow", "devices.deny", "devices.list", `"blkio"`, `"cpuset"`, "GetCgroupMounts", "GetOwnCgroupPath",
 	}

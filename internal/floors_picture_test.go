@@ -61,10 +61,12 @@ func inside(room string) string {
 			floors = append(floors, strings.Join(names, " "))
 		}
 	}
-	return fmt.Sprintf("%9s%s has floors of its own:\n%11s%s\n", "", room, "", strings.Join(floors, fmt.Sprintf("\n%11s", "")))
+	return fmt.Sprintf("%9s%s has floors of its own:\n%11s%s\n", "", room, "",
+		strings.Join(floors, fmt.Sprintf("\n%11s", "")))
 }
 
-// TestPicture compares the picture of docs/architecture.md with the tables. With KURI_GENERATE set it writes it: make generate.
+// TestPicture compares the picture of docs/architecture.md with the tables. With KURI_GENERATE set
+// it writes it: make generate.
 func TestPicture(t *testing.T) {
 	body, err := os.ReadFile(picturePage)
 	if err != nil {

@@ -60,7 +60,8 @@ var insideFloors = map[string]int{
 }
 
 // criSpeakers may use the messages of the CRI; further in, a field of the API is a field of ours.
-var criSpeakers = []string{"internal/server", "internal/pod", "internal/spec", "internal/rootfs", "client", "cmd/kuri", "test", "bench"}
+var criSpeakers = []string{"internal/server", "internal/pod", "internal/spec", "internal/rootfs", "client", "cmd/kuri",
+	"test", "bench"}
 
 type pkg struct {
 	ImportPath    string
@@ -87,7 +88,8 @@ func TestFloors(t *testing.T) {
 
 // check returns why the package named from must not import path.
 func check(from, path string) error {
-	if path == "k8s.io/cri-api/pkg/apis/runtime/v1" && !slices.ContainsFunc(criSpeakers, func(p string) bool { return within(from, p) }) {
+	if path == "k8s.io/cri-api/pkg/apis/runtime/v1" &&
+		!slices.ContainsFunc(criSpeakers, func(p string) bool { return within(from, p) }) {
 		return errors.New("cri-api's types stop at server, pod, spec, rootfs and client, so that what lies below does not change with the API")
 	}
 	to, ours := strings.CutPrefix(path, module)
@@ -109,7 +111,8 @@ func check(from, path string) error {
 		return errors.New("tests from outside drive the programs, not their packages")
 	case within(to, "internal/config") && from != "cmd/kurid" && from != "internal/config":
 		return errors.New("cmd/kurid alone reads the configuration and hands each package its part")
-	case within(from, "internal") && (within(to, "client") || within(to, "cmd") || within(to, "test") || within(to, "bench")):
+	case within(from, "internal") && (within(to, "client") || within(to, "cmd") || within(to, "test") ||
+		within(to, "bench")):
 		return errors.New("the daemon's packages need nothing of what is built on them")
 	case within(from, "internal") && within(to, "internal"):
 		if room(from) == room(to) {
@@ -149,7 +152,8 @@ func checkInside(from, to string) error {
 	if insideFloors[to] < insideFloors[from] {
 		return nil
 	}
-	return fmt.Errorf("imports must point down: %s is on floor %d of its room, %s on floor %d", from, insideFloors[from], to, insideFloors[to])
+	return fmt.Errorf("imports must point down: %s is on floor %d of its room, %s on floor %d", from, insideFloors[from],
+		to, insideFloors[to])
 }
 
 // checkLinked returns why the program or package named from must not link path, directly or not.

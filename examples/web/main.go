@@ -58,7 +58,8 @@ func serve(listen string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		if err := page.Execute(w, map[string]any{"Hostname": hostname, "Up": time.Since(started).Round(time.Second)}); err != nil {
+		if err := page.Execute(w,
+			map[string]any{"Hostname": hostname, "Up": time.Since(started).Round(time.Second)}); err != nil {
 			fmt.Fprintln(os.Stderr, "web: send the page:", err)
 		}
 	})

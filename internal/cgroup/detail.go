@@ -181,7 +181,8 @@ func (d *Detail) operation(device, name string) *IOOperation {
 		d.IO = append(d.IO, DeviceIO{Major: major, Minor: minor})
 	}
 	ops := &d.IO[i].Operations
-	at, found := slices.BinarySearchFunc(*ops, name, func(o IOOperation, name string) int { return strings.Compare(o.Name, name) })
+	at, found := slices.BinarySearchFunc(*ops, name,
+		func(o IOOperation, name string) int { return strings.Compare(o.Name, name) })
 	if !found {
 		*ops = slices.Insert(*ops, at, IOOperation{Name: name})
 	}

@@ -70,15 +70,18 @@ func TestDetailV1(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.CPUUsage != 5000 || d.Memory != 10000 || d.Pids != 6 || d.RSS != 22 || d.PageFaults != 24 || time.Since(d.Time) > time.Minute {
+	if d.CPUUsage != 5000 || d.Memory != 10000 || d.Pids != 6 || d.RSS != 22 || d.PageFaults != 24 ||
+		time.Since(d.Time) > time.Minute {
 		t.Errorf("sample: %+v", d.Sample)
 	}
 	d.Sample = Sample{}
 	want := &Detail{
 		CPUUser: ok(3000), CPUSystem: ok(2000), Periods: ok(7), Throttled: ok(3), ThrottledTime: ok(900),
 		CPUShares: ok(512), CPUPeriod: ok(100000), CPUQuota: ok(20000),
-		Cache: ok(21), MappedFile: ok(23), InactiveFile: ok(26), ActiveFile: ok(27), KernelMemory: ok(1234), MaxMemory: ok(20000), MemoryFailures: ok(4),
-		OwnPageFaults: ok(11), OwnMajorPageFaults: ok(12), Reservation: ok(0), MemoryAndSwapLimit: ok(70000), OOMKills: ok(2), PidsLimit: ok(0),
+		Cache: ok(21), MappedFile: ok(23), InactiveFile: ok(26), ActiveFile: ok(27), KernelMemory: ok(1234),
+		MaxMemory: ok(20000), MemoryFailures: ok(4),
+		OwnPageFaults: ok(11), OwnMajorPageFaults: ok(12), Reservation: ok(0), MemoryAndSwapLimit: ok(70000), OOMKills: ok(2),
+		PidsLimit: ok(0),
 		IO: []DeviceIO{
 			{8, 0, []IOOperation{{"Read", 4096, 1}, {"Total", 12288, 3}, {"Write", 8192, 2}}},
 			{253, 1, []IOOperation{{"Read", 1, 1}}},
@@ -129,9 +132,11 @@ func TestDetailV2(t *testing.T) {
 	want := &Detail{
 		CPUUser: ok(3000), CPUSystem: ok(2000), Periods: ok(7), Throttled: ok(3), ThrottledTime: ok(9000),
 		CPUShares: ok(2597), CPUWeighted: true, CPUPeriod: ok(100000), CPUQuota: ok(20000),
-		Cache: ok(21), MappedFile: ok(23), InactiveFile: ok(26), ActiveFile: ok(27), KernelMemory: ok(1234), MaxMemory: ok(20000), MemoryFailures: ok(4),
-		OwnPageFaults: ok(24), OwnMajorPageFaults: ok(25), Reservation: ok(0), MemoryAndSwapLimit: ok(51000), OOMKills: ok(2), PidsLimit: ok(99),
-		IO: []DeviceIO{{8, 0, []IOOperation{{"Discard", 3, 4}, {"Read", 4096, 1}, {"Write", 8192, 2}}}},
+		Cache: ok(21), MappedFile: ok(23), InactiveFile: ok(26), ActiveFile: ok(27), KernelMemory: ok(1234),
+		MaxMemory: ok(20000), MemoryFailures: ok(4),
+		OwnPageFaults: ok(24), OwnMajorPageFaults: ok(25), Reservation: ok(0), MemoryAndSwapLimit: ok(51000), OOMKills: ok(2),
+		PidsLimit: ok(99),
+		IO:        []DeviceIO{{8, 0, []IOOperation{{"Discard", 3, 4}, {"Read", 4096, 1}, {"Write", 8192, 2}}}},
 	}
 	if !reflect.DeepEqual(d, want) {
 		t.Errorf("got  %+v\nwant %+v", d, want)

@@ -51,7 +51,8 @@ func Open() (*Hierarchies, error) {
 	}
 	roots := parseMounts(string(mounts))
 	if len(roots) == 0 {
-		return nil, fault.New(fault.Precondition, "no cgroup hierarchy is mounted on this node; mount cgroup2 at %s", unifiedRoot)
+		return nil, fault.New(fault.Precondition, "no cgroup hierarchy is mounted on this node; mount cgroup2 at %s",
+			unifiedRoot)
 	}
 	return &Hierarchies{layoutV1{roots}}, nil
 }

@@ -78,7 +78,8 @@ func (s setting) check() error {
 		return fmt.Errorf("read a limit back: %w", err)
 	}
 	if text := strings.TrimSpace(string(got)); !s.same(s.want, text) {
-		return fault.New(fault.Precondition, "%s was set to %s, and the kernel made %q of it", filepath.Base(s.path), s.want, text)
+		return fault.New(fault.Precondition, "%s was set to %s, and the kernel made %q of it", filepath.Base(s.path),
+			s.want, text)
 	}
 	return nil
 }
@@ -157,7 +158,8 @@ func expandList(list string) ([]int, bool) {
 func (c Change) Fits() error {
 	for _, s := range c {
 		limit, ok := byteCount(s.want)
-		usage := map[string]string{"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}[filepath.Base(s.path)]
+		usage := map[string]string{"memory.max": "memory.current",
+			"memory.limit_in_bytes": "memory.usage_in_bytes"}[filepath.Base(s.path)]
 		if usage == "" || !ok {
 			continue
 		}
@@ -171,7 +173,8 @@ func (c Change) Fits() error {
 			return fmt.Errorf("read the container's memory: %w", err)
 		}
 		if used > cache && limit < used-cache {
-			return fault.New(fault.Precondition, "a memory limit of %d bytes is below what the container uses: %d bytes, page cache not counted; nothing was changed", limit, used-cache)
+			return fault.New(fault.Precondition,
+				"a memory limit of %d bytes is below what the container uses: %d bytes, page cache not counted; nothing was changed", limit, used-cache)
 		}
 	}
 	return nil

@@ -59,7 +59,8 @@ func TestWantedFiles(t *testing.T) {
 		"v1": {
 			map[string]string{"cpu": "/c", "cpuset": "/s", "memory": "/m", "hugetlb": "/h"},
 			map[string]string{
-				"/c/cpu.shares": "1024", "/c/cpu.cfs_quota_us": "50000", "/s/cpuset.cpus": "0", "/m/memory.limit_in_bytes": "1048576",
+				"/c/cpu.shares": "1024", "/c/cpu.cfs_quota_us": "50000", "/s/cpuset.cpus": "0",
+				"/m/memory.limit_in_bytes":       "1048576",
 				"/m/memory.memsw.limit_in_bytes": "3145728", "/h/hugetlb.2MB.limit_in_bytes": "4194304",
 			},
 		},
@@ -136,7 +137,8 @@ func TestRestore(t *testing.T) {
 
 func TestSwapAlone(t *testing.T) {
 	for _, c := range []struct{ memory, memorySwap, want int64 }{
-		{-1, 0, -1}, {100, -1, -1}, {-1, -1, -1}, {100, 0, 0}, {0, 0, 0}, {-1, 50, 50}, {100, 300, 200}, {100, 100, 0}, {100, 50, 0}, {0, 50, 0}, {-2, 50, 0},
+		{-1, 0, -1}, {100, -1, -1}, {-1, -1, -1}, {100, 0, 0}, {0, 0, 0}, {-1, 50, 50}, {100, 300, 200}, {100, 100, 0}, {100,
+			50, 0}, {0, 50, 0}, {-2, 50, 0},
 	} {
 		if got := swapAlone(Limits{Memory: c.memory, MemorySwap: c.memorySwap}); got != c.want {
 			t.Errorf("memory %d, with swap %d: %d, want %d", c.memory, c.memorySwap, got, c.want)

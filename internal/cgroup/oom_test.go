@@ -151,7 +151,8 @@ func TestOOMLedger(t *testing.T) {
 	t.Run("v1", func(t *testing.T) {
 		l, dir := &OOMLedger{}, t.TempDir()
 		c := Group{procs: dir, memory: dir}
-		if err := os.WriteFile(filepath.Join(dir, "memory.oom_control"), []byte("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "memory.oom_control"),
+			[]byte("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Open(c); err != nil {

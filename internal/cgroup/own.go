@@ -82,7 +82,8 @@ func mountedIn(mountinfo string) ([]hierarchy, error) {
 		// 36 35 98:0 /root /mountpoint options optional… - fstype source superoptions, see proc_pid_mountinfo(5)
 		left, right, ok := strings.Cut(line, " - ")
 		fields, fs := strings.Fields(left), strings.Fields(right)
-		if !ok || len(fields) < 6 || len(fs) < 3 || (fs[0] != "cgroup" && fs[0] != "cgroup2") || fields[3] != "/" || seen[fields[2]] {
+		if !ok || len(fields) < 6 || len(fs) < 3 || (fs[0] != "cgroup" && fs[0] != "cgroup2") || fields[3] != "/" ||
+			seen[fields[2]] {
 			continue
 		}
 		var st unix.Stat_t
@@ -175,7 +176,8 @@ func mountOptions(mountinfo string) (out []string) {
 		}
 		out = nil // a later mount hides an earlier one at the same place
 		for o := range strings.SplitSeq(how[2], ",") {
-			if slices.Contains([]string{"nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot", "memory_hugetlb_accounting", "pids_localevents"}, o) {
+			if slices.Contains([]string{"nsdelegate", "favordynmods", "memory_localevents", "memory_recursiveprot",
+				"memory_hugetlb_accounting", "pids_localevents"}, o) {
 				out = append(out, o)
 			}
 		}

@@ -16,7 +16,8 @@ import (
 func TestMountOptions(t *testing.T) {
 	const v1 = "30 25 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755\n31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n"
 	const v2 = "30 25 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,seclabel,nsdelegate,memory_recursiveprot\n"
-	for body, want := range map[string]string{"": "", v1: "", v2: "nsdelegate memory_recursiveprot", "junk\n - \n" + v2: "nsdelegate memory_recursiveprot"} {
+	for body, want := range map[string]string{"": "", v1: "", v2: "nsdelegate memory_recursiveprot", "junk\n - \n" +
+		v2: "nsdelegate memory_recursiveprot"} {
 		file := filepath.Join(t.TempDir(), "mountinfo")
 		if err := os.WriteFile(file, []byte(body), 0o600); err != nil {
 			t.Fatal(err)
@@ -105,9 +106,11 @@ func TestEntries(t *testing.T) {
 		all, before []string
 		last, birth string
 	}{
-		"v2":       {map[string]string{"": "/u"}, nil, nil, "", "/u"},
-		"v1":       {map[string]string{"cpu": "/c", "cpuacct": "/c", "freezer": "/f", "pids": "/p", "rdma": ""}, []string{"/c/tasks", "/p/tasks"}, []string{"/f/tasks", "/p/tasks"}, "/c/tasks", ""},
-		"hybrid":   {map[string]string{"": "/u", "freezer": "/f", "memory": "/m"}, []string{"/m/tasks"}, []string{"/f/tasks", "/m/tasks"}, "", "/u"},
+		"v2": {map[string]string{"": "/u"}, nil, nil, "", "/u"},
+		"v1": {map[string]string{"cpu": "/c", "cpuacct": "/c", "freezer": "/f", "pids": "/p", "rdma": ""},
+			[]string{"/c/tasks", "/p/tasks"}, []string{"/f/tasks", "/p/tasks"}, "/c/tasks", ""},
+		"hybrid": {map[string]string{"": "/u", "freezer": "/f", "memory": "/m"}, []string{"/m/tasks"},
+			[]string{"/f/tasks", "/m/tasks"}, "", "/u"},
 		"no group": {nil, nil, nil, "", ""},
 	} {
 		g := Of(c.paths)

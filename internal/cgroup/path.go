@@ -28,7 +28,8 @@ func Choose(configured string, systemd bool) (Driver, error) {
 	case configured == string(Cgroupfs):
 		return Cgroupfs, nil
 	case configured == string(Systemd) && !systemd:
-		return "", fault.New(fault.Precondition, "cgroup driver systemd: the unit manager of this node is not systemd; use cgroupfs or auto")
+		return "", fault.New(fault.Precondition,
+			"cgroup driver systemd: the unit manager of this node is not systemd; use cgroupfs or auto")
 	case configured == string(Systemd):
 		return Systemd, nil
 	case configured != "" && configured != "auto":
@@ -49,7 +50,8 @@ func (d Driver) Parent(cgroupParent, podID, podUID string) (parent string, own b
 	}
 	for name := range strings.SplitSeq(cgroupParent, "/") {
 		if len(name) > unix.NAME_MAX {
-			return "", false, fault.New(fault.Invalid, "linux.cgroup_parent: %.40q… has %d bytes, the name of a cgroup at most %d", name, len(name), unix.NAME_MAX)
+			return "", false, fault.New(fault.Invalid,
+				"linux.cgroup_parent: %.40q… has %d bytes, the name of a cgroup at most %d", name, len(name), unix.NAME_MAX)
 		}
 	}
 	if d == Systemd {

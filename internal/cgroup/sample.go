@@ -68,7 +68,8 @@ func (s Sample) Add(o Sample) Sample {
 	if o.Time.Before(s.Time) {
 		s.Time = o.Time
 	}
-	s.HasCPU, s.HasMemory, s.HasSwap, s.HasPids = s.HasCPU || o.HasCPU, s.HasMemory || o.HasMemory, s.HasSwap || o.HasSwap, s.HasPids || o.HasPids
+	s.HasCPU, s.HasMemory, s.HasSwap, s.HasPids = s.HasCPU || o.HasCPU, s.HasMemory || o.HasMemory, s.HasSwap ||
+		o.HasSwap, s.HasPids || o.HasPids
 	s.CPUUsage += o.CPUUsage
 	s.Memory += o.Memory
 	s.WorkingSet += o.WorkingSet

@@ -69,8 +69,10 @@ func TestSampleV2(t *testing.T) {
 
 func TestAdd(t *testing.T) {
 	now := time.Now()
-	a := Sample{Time: now, HasMemory: true, Memory: 5, MemoryLimit: 10, Available: 5, CPUPSI: &PSI{}, HasSwapLimit: true, SwapLimit: 2, SwapAvailable: 1}
-	b := Sample{Time: now.Add(-time.Second), HasMemory: true, Memory: 7, MemoryLimit: 20, Available: 13, HasCPU: true, CPUUsage: 3, HasSwapLimit: true, SwapLimit: 4, SwapAvailable: 4, Pids: 2, HasPids: true}
+	a := Sample{Time: now, HasMemory: true, Memory: 5, MemoryLimit: 10, Available: 5, CPUPSI: &PSI{}, HasSwapLimit: true,
+		SwapLimit: 2, SwapAvailable: 1}
+	b := Sample{Time: now.Add(-time.Second), HasMemory: true, Memory: 7, MemoryLimit: 20, Available: 13, HasCPU: true,
+		CPUUsage: 3, HasSwapLimit: true, SwapLimit: 4, SwapAvailable: 4, Pids: 2, HasPids: true}
 	got := Sample{}.Add(a).Add(b)
 	want := Sample{
 		Time: b.Time, HasCPU: true, CPUUsage: 3, HasMemory: true, Memory: 12, MemoryLimit: 30, Available: 18,
@@ -79,7 +81,8 @@ func TestAdd(t *testing.T) {
 	if got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	if u := got.Add(Sample{Time: now, Memory: 1}); u.MemoryLimit != 0 || u.Available != 0 || u.HasSwapLimit || u.Memory != 13 {
+	if u := got.Add(Sample{Time: now, Memory: 1}); u.MemoryLimit != 0 || u.Available != 0 || u.HasSwapLimit ||
+		u.Memory != 13 {
 		t.Errorf("with one that has no limit: %+v", u)
 	}
 }
@@ -120,7 +123,8 @@ func TestThisMachine(t *testing.T) {
 	ctr := dir + "/ctr"
 	t.Cleanup(func() { h.Remove(dir) })
 	// It uses CPU and keeps memory, but only after it was moved.
-	cmd := exec.Command("sh", "-c", "read moved; x=$(printf %04000000d 0); i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; read never")
+	cmd := exec.Command("sh", "-c",
+		"read moved; x=$(printf %04000000d 0); i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; read never")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +140,8 @@ func TestThisMachine(t *testing.T) {
 	for _, root := range h.layout.mounts() {
 		makeCgroup(t, root, dir)
 		makeCgroup(t, root, ctr)
-		if err := os.WriteFile(filepath.Join(root, ctr, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+		if err := os.WriteFile(filepath.Join(root, ctr, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)),
+			0); err != nil {
 			t.Skipf("cannot move a process into %s%s: %v", root, ctr, err)
 		}
 	}

@@ -137,7 +137,8 @@ func (r *reader) detailV1(roots map[string]string, dir string) {
 	}
 	if r.in(roots["hugetlb"], dir) {
 		for _, size := range r.sizes(".usage_in_bytes") {
-			d.HugePages = append(d.HugePages, HugePages{size, r.value("hugetlb." + size + ".usage_in_bytes"), r.value("hugetlb." + size + ".max_usage_in_bytes")})
+			d.HugePages = append(d.HugePages, HugePages{size, r.value("hugetlb." + size + ".usage_in_bytes"),
+				r.value("hugetlb." + size + ".max_usage_in_bytes")})
 		}
 	}
 	if r.in(roots["blkio"], dir) {

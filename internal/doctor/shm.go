@@ -37,7 +37,8 @@ func lostShm(s *scene) ([]Finding, error) {
 			Device uint64 `json:"shm_device"`
 		}
 		path := filepath.Join(s.State, "keeper", "sandboxes", id+".json")
-		if r.State != pod.Ready || record.Read(path, keeperRecords, &kept) != nil || kept.Device == 0 || there[id] == kept.Device {
+		if r.State != pod.Ready || record.Read(path, keeperRecords, &kept) != nil || kept.Device == 0 ||
+			there[id] == kept.Device {
 			continue
 		}
 		f := Finding{

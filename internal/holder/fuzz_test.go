@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FuzzHolder sends packets of any kind with descriptors of any number. The holder, built with the sanitizers, must go on
-// and answer the next client.
+// FuzzHolder sends packets of any kind with descriptors of any number. The holder, built with the
+// sanitizers, must go on and answer the next client.
 func FuzzHolder(f *testing.F) {
 	c, _, state := start(f, idle)
 	keeperOf(f, c, 0)

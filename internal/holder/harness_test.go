@@ -16,8 +16,8 @@ import (
 
 const source = "../../cmd/kuri-holder"
 
-// build compiles the holder with the sanitizers, which end it at the first fault of memory or arithmetic. The directory is
-// of a short name: a socket lies in it.
+// build compiles the holder with the sanitizers, which end it at the first fault of memory or
+// arithmetic. The directory is of a short name: a socket lies in it.
 func build(t testing.TB) (program, state string) {
 	t.Helper()
 	state, err := os.MkdirTemp("", "h")
@@ -26,7 +26,8 @@ func build(t testing.TB) (program, state string) {
 	}
 	t.Cleanup(func() { os.RemoveAll(state) })
 	program = filepath.Join(state, "kuri-holder")
-	cc := exec.Command("cc", "-Wall", "-Wextra", "-Werror", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover", "-o", program, source+"/holder.c")
+	cc := exec.Command("cc", "-Wall", "-Wextra", "-Werror", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover",
+		"-o", program, source+"/holder.c")
 	if out, err := cc.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

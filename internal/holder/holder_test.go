@@ -106,7 +106,8 @@ func TestManyAtOnce(t *testing.T) {
 		files[name], want = f, append(want, name)
 	}
 	files["a bad name"] = files[want[0]]
-	if err := c.PutAll(files); err == nil || !strings.Contains(err.Error(), "a bad name") || strings.Contains(err.Error(), "many/") {
+	if err := c.PutAll(files); err == nil || !strings.Contains(err.Error(), "a bad name") ||
+		strings.Contains(err.Error(), "many/") {
 		t.Errorf("put them: %v", err)
 	}
 	if names, err := c.Names(); err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), want) {
@@ -168,8 +169,8 @@ func TestManyNames(t *testing.T) {
 	}
 }
 
-// TestExitStatusOutlivesTheKeeper has a keeper that starts a process and is killed: the process ends afterwards, and the
-// holder knows how.
+// TestExitStatusOutlivesTheKeeper has a keeper that starts a process and is killed: the process
+// ends afterwards, and the holder knows how.
 func TestExitStatusOutlivesTheKeeper(t *testing.T) {
 	c, _, state := start(t, `if [ ! -e $STATE/child ]; then (while [ ! -e $STATE/end ]; do sleep 0.01; done; exit 42) & echo $! >$STATE/new; mv $STATE/new $STATE/child; fi; exec sleep 1000`)
 	keeper := keeperOf(t, c, 0)

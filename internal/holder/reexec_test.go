@@ -74,7 +74,8 @@ func TestReexecFails(t *testing.T) {
 	}
 }
 
-// TestReexecFromAnotherFile takes another program of the same kind, by its path, and keeps what keepers are started from.
+// TestReexecFromAnotherFile takes another program of the same kind, by its path, and keeps what
+// keepers are started from.
 func TestReexecFromAnotherFile(t *testing.T) {
 	c, _, state := start(t, "while :; do sleep 0.01; done")
 	keeper := keeperOf(t, c, 0)
@@ -101,8 +102,8 @@ func TestReexecFromAnotherFile(t *testing.T) {
 	keeperRuns(t, c, keeper, "/bin/bash")
 }
 
-// TestProgram starts the next keepers from another file, and from a descriptor of a program whose file is gone, also after
-// the holder has changed its own.
+// TestProgram starts the next keepers from another file, and from a descriptor of a program whose
+// file is gone, also after the holder has changed its own.
 func TestProgram(t *testing.T) {
 	c, _, state := start(t, "while :; do sleep 0.01; done")
 	old := keeperOf(t, c, 0)
@@ -122,7 +123,8 @@ func TestProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := errors.Join(c.Put("program/previous", f), os.Remove(shell), c.Program("program/previous"), c.RestartKeeper()); err != nil {
+	if err := errors.Join(c.Put("program/previous", f), os.Remove(shell), c.Program("program/previous"),
+		c.RestartKeeper()); err != nil {
 		t.Fatal(err)
 	}
 	old = keeperRuns(t, c, old, shell+" (deleted)")

@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Trim gives memory back whenever the process has been idle for two periods, until ctx ends. Idle means that it used less
-// than one percent of a CPU. It does nothing unless the process has worked for some time since the last time, so that this
-// costs a process that is always a little busy at most a twentieth of its CPU time.
+// Trim gives memory back whenever the process has been idle for two periods, until ctx ends. Idle
+// means that it used less than one percent of a CPU. It does nothing unless the process has worked
+// for some time since the last time, so that this costs a process that is always a little busy at
+// most a twentieth of its CPU time.
 func Trim(ctx context.Context, period time.Duration) {
 	const (
 		calm   = 2
@@ -75,8 +76,9 @@ func unmapProgram() error {
 // mapping is a range of addresses.
 type mapping struct{ start, end uintptr }
 
-// programMappings returns the mappings of this program's file from which pages can be dropped: those that cannot be written
-// to and have no page of their own, as a debugger's breakpoint or a relocation makes one.
+// programMappings returns the mappings of this program's file from which pages can be dropped:
+// those that cannot be written to and have no page of their own, as a debugger's breakpoint or a
+// relocation makes one.
 func programMappings() ([]mapping, error) {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {

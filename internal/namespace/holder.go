@@ -14,14 +14,15 @@ import (
 // source is the source of the holder's tmpfs in mountinfo(5).
 const source = "kuri-holder"
 
-// Holder is a mount namespace without processes. Its root is a tmpfs, in which each pod's /dev/shm is mounted, also a tmpfs.
-// The namespace ends when its last descriptor is closed.
+// Holder is a mount namespace without processes. Its root is a tmpfs, in which each pod's /dev/shm
+// is mounted, also a tmpfs. The namespace ends when its last descriptor is closed.
 type Holder struct {
 	own, host *os.File
 	device    uint64 // st_dev of the root
 }
 
-// NewHolder creates the mount namespace. scratch is any directory; it is used as a mount point inside the new namespace.
+// NewHolder creates the mount namespace. scratch is any directory; it is used as a mount point
+// inside the new namespace.
 func NewHolder(scratch string) (*Holder, error) {
 	var own *os.File
 	err := OnThread(func() error {
@@ -82,7 +83,8 @@ func refuseChroot() error {
 	if err := unix.Statx(unix.AT_FDCWD, "/", 0, mask, &after); err != nil {
 		return err
 	}
-	if before.Ino != after.Ino || before.Dev_major != after.Dev_major || before.Dev_minor != after.Dev_minor || before.Mnt_id != after.Mnt_id {
+	if before.Ino != after.Ino || before.Dev_major != after.Dev_major || before.Dev_minor != after.Dev_minor ||
+		before.Mnt_id != after.Mnt_id {
 		return errors.New("kurid runs in a chroot(2), where no container can be created; run it in a mount namespace with that root (pivot_root(2), or RootDirectory= of a systemd unit)")
 	}
 	return nil
@@ -205,8 +207,9 @@ func (h *Holder) Pods() (map[string]uint64, error) {
 // Close closes the holder's descriptors.
 func (h *Holder) Close() error { return errors.Join(h.own.Close(), h.host.Close()) }
 
-// AddShm mounts a /dev/shm for the pod id: at most size bytes, owned by the host's uid and gid, with mountLabel as the SELinux
-// label of its files unless that is "". It returns the device (st_dev).
+// AddShm mounts a /dev/shm for the pod id: at most size bytes, owned by the host's uid and gid,
+// with mountLabel as the SELinux label of its files unless that is "". It returns the device
+// (st_dev).
 func (h *Holder) AddShm(id string, size int64, uid, gid int, mountLabel string) (device uint64, err error) {
 	options := label.FormatMountLabel(fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid), mountLabel)
 	err = h.inside(func() error {
@@ -229,8 +232,8 @@ func (h *Holder) AddShm(id string, size int64, uid, gid int, mountLabel string) 
 	return device, nil
 }
 
-// TakeShm clones the mount at target in the mount namespace of the process pid as the /dev/shm of the pod id. It must be the
-// given device (st_dev).
+// TakeShm clones the mount at target in the mount namespace of the process pid as the /dev/shm of
+// the pod id. It must be the given device (st_dev).
 func (h *Holder) TakeShm(id string, pid int, target string, device uint64) error {
 	theirs, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	if err != nil {
@@ -288,9 +291,9 @@ func (h *Holder) RemoveShm(id string) error {
 	return nil
 }
 
-// CloneShm returns a detached mount of the /dev/shm of the pod id, which move_mount(2) can attach in any mount namespace. It
-// must be called on a thread of its own ([OnThread]) with its own root and working directory (CLONE_FS), and leaves that
-// thread in the host's mount namespace.
+// CloneShm returns a detached mount of the /dev/shm of the pod id, which move_mount(2) can attach
+// in any mount namespace. It must be called on a thread of its own ([OnThread]) with its own root
+// and working directory (CLONE_FS), and leaves that thread in the host's mount namespace.
 func (h *Holder) CloneShm(id string) (*os.File, error) {
 	if err := unix.Setns(int(h.own.Fd()), unix.CLONE_NEWNS); err != nil {
 		return nil, fmt.Errorf("enter the holder of /dev/shm: %w", err)

@@ -25,10 +25,11 @@ type Init struct {
 // initLimit bounds the start of an Init.
 const initLimit = 10 * time.Second
 
-// StartInit starts process 1 of a new PID namespace. It must be called on a thread in the pod's other namespaces, which the
-// process inherits, or with a non-nil attr, with which the process creates them. The process has a root filesystem with
-// nothing but /proc, with the SELinux label mountLabel unless that is "". It has no capabilities and runs as user 65535.
-// oomScoreAdj is -1000 to 1000; without CAP_SYS_RESOURCE the kernel does not accept less than the keeper's own.
+// StartInit starts process 1 of a new PID namespace. It must be called on a thread in the pod's
+// other namespaces, which the process inherits, or with a non-nil attr, with which the process
+// creates them. The process has a root filesystem with nothing but /proc, with the SELinux label
+// mountLabel unless that is "". It has no capabilities and runs as user 65535. oomScoreAdj is -1000
+// to 1000; without CAP_SYS_RESOURCE the kernel does not accept less than the keeper's own.
 func StartInit(oomScoreAdj int, mountLabel string, attr *syscall.SysProcAttr) (_ *Init, err error) {
 	if attr == nil {
 		attr = &syscall.SysProcAttr{}

@@ -33,12 +33,13 @@ type Set struct {
 	User      *os.File
 }
 
-// Make creates the namespaces of cfg, brings the loopback interface up, and sets hostname and sysctls. On an error nothing is
-// left behind.
+// Make creates the namespaces of cfg, brings the loopback interface up, and sets hostname and
+// sysctls. On an error nothing is left behind.
 //
-// inside, unless nil, may start a process in the namespaces. It runs last, on the thread that is in them. With a user
-// namespace, which no thread of a Go program can create or enter, it runs first: it gets the attributes with which its process
-// creates all namespaces, and returns the pid of that process, or 0 for none.
+// inside, unless nil, may start a process in the namespaces. It runs last, on the thread that is in
+// them. With a user namespace, which no thread of a Go program can create or enter, it runs first:
+// it gets the attributes with which its process creates all namespaces, and returns the pid of that
+// process, or 0 for none.
 func Make(cfg Config, inside func(*syscall.SysProcAttr) (pid int, err error)) (*Set, error) {
 	asked, err := checkSysctls(cfg.Sysctls, cfg)
 	if err != nil {
@@ -56,9 +57,11 @@ func Make(cfg Config, inside func(*syscall.SysProcAttr) (pid int, err error)) (*
 	return set, nil
 }
 
-func (s *Set) make(cfg Config, asked, defaults sysctl.Values, inside func(*syscall.SysProcAttr) (int, error)) (err error) {
+func (s *Set) make(cfg Config, asked, defaults sysctl.Values,
+	inside func(*syscall.SysProcAttr) (int, error)) (err error) {
 	flags := 0
-	for flag, want := range map[int]bool{unix.CLONE_NEWNET: cfg.Network, unix.CLONE_NEWIPC: cfg.IPC, unix.CLONE_NEWUTS: cfg.UTS} {
+	for flag, want := range map[int]bool{unix.CLONE_NEWNET: cfg.Network, unix.CLONE_NEWIPC: cfg.IPC,
+		unix.CLONE_NEWUTS: cfg.UTS} {
 		if want {
 			flags |= flag
 		}
@@ -121,7 +124,8 @@ func (s *Set) Close() error {
 	return errors.Join(errs...)
 }
 
-// pin bind-mounts a namespace file at path. The calling thread is in the host's mount namespace, so the mount is visible there.
+// pin bind-mounts a namespace file at path. The calling thread is in the host's mount namespace, so
+// the mount is visible there.
 func pin(ns, path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
@@ -145,10 +149,12 @@ func pin(ns, path string) error {
 // Pin is where the network namespace of a pod is pinned: `ip netns` and CNI plugins look there.
 func Pin(pod string) string { return "/run/netns/kuri-" + pod }
 
-// Unpin gives up the network namespace that is pinned at path, and removes the file. One that is not there is a success.
+// Unpin gives up the network namespace that is pinned at path, and removes the file. One that is
+// not there is a success.
 func Unpin(path string) error {
 	// EINVAL: not a mount point.
-	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL &&
+		err != unix.ENOENT {
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -33,10 +33,11 @@ func TestMakePinsAndHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	var inside string
-	set, err := Make(Config{Network: true, NetnsPath: path, IPC: true, UTS: true, Hostname: "inner"}, func(*syscall.SysProcAttr) (int, error) {
-		inside, err = os.Hostname()
-		return 0, err
-	})
+	set, err := Make(Config{Network: true, NetnsPath: path, IPC: true, UTS: true, Hostname: "inner"},
+		func(*syscall.SysProcAttr) (int, error) {
+			inside, err = os.Hostname()
+			return 0, err
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +68,8 @@ func TestMakeThatFailsLeavesNothing(t *testing.T) {
 	needRoot(t)
 	path := filepath.Join(t.TempDir(), "pod")
 	boom := errors.New("boom")
-	if _, err := Make(Config{Network: true, NetnsPath: path, IPC: true}, func(*syscall.SysProcAttr) (int, error) { return 0, boom }); !errors.Is(err, boom) {
+	if _, err := Make(Config{Network: true, NetnsPath: path, IPC: true},
+		func(*syscall.SysProcAttr) (int, error) { return 0, boom }); !errors.Is(err, boom) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
@@ -79,7 +81,8 @@ func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 	needRoot(t)
 	path := filepath.Join(t.TempDir(), "pod")
 	ids := []syscall.SysProcIDMap{{HostID: 1 << 20, Size: 1000}}
-	set, err := Make(Config{Network: true, NetnsPath: path, IPC: true, UTS: true, User: &Mapping{ids, ids}, Hostname: "inner"}, nil)
+	set, err := Make(Config{Network: true, NetnsPath: path, IPC: true, UTS: true, User: &Mapping{ids, ids},
+		Hostname: "inner"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +129,8 @@ func TestHolderIsSeenByNobody(t *testing.T) {
 	if _, err := h.AddShm("pod", 1<<20, 0, 0, ""); err != nil {
 		t.Fatal(err)
 	}
-	if after, _ := os.ReadFile("/proc/self/mountinfo"); strings.Count(string(after), "kuri-holder") != strings.Count(string(before), "kuri-holder") {
+	if after, _ := os.ReadFile("/proc/self/mountinfo"); strings.Count(string(after),
+		"kuri-holder") != strings.Count(string(before), "kuri-holder") {
 		t.Errorf("the host sees it: %s", after)
 	}
 	// Two clones, in mount namespaces of their own, are one filesystem.

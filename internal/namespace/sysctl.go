@@ -12,8 +12,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/sysctl"
 )
 
-// CheckSysctl returns the key of a kernel parameter. The error is of kind Invalid unless the parameter belongs to a namespace
-// that cfg creates.
+// CheckSysctl returns the key of a kernel parameter. The error is of kind Invalid unless the
+// parameter belongs to a namespace that cfg creates.
 func CheckSysctl(name string, cfg Config) (key string, err error) {
 	key, ns, err := sysctl.Parse(name)
 	if err != nil {
@@ -21,7 +21,8 @@ func CheckSysctl(name string, cfg Config) (key string, err error) {
 	}
 	own := map[sysctl.Namespace]bool{sysctl.Network: cfg.Network, sysctl.IPC: cfg.IPC, sysctl.UTS: cfg.UTS}[ns]
 	if !own {
-		return "", fault.New(fault.Invalid, "kernel parameter %s would change the host: the pod uses the host's %s namespace", name, ns)
+		return "", fault.New(fault.Invalid, "kernel parameter %s would change the host: the pod uses the host's %s namespace",
+			name, ns)
 	}
 	return key, nil
 }
@@ -39,8 +40,9 @@ func checkSysctls(names map[string]string, cfg Config) (sysctl.Values, error) {
 	return values, nil
 }
 
-// writeSysctls sets kernel parameters from a thread inside the namespaces. It skips network parameters that do not exist yet:
-// they may come with an interface, and the caller of [Make] sets them later. Defaults that the kernel refuses are only logged.
+// writeSysctls sets kernel parameters from a thread inside the namespaces. It skips network
+// parameters that do not exist yet: they may come with an interface, and the caller of [Make] sets
+// them later. Defaults that the kernel refuses are only logged.
 func writeSysctls(asked, defaults sysctl.Values, user *Mapping) error {
 	for _, key := range defaults.Keys() {
 		if _, given := asked[key]; given {
@@ -61,8 +63,8 @@ func writeSysctls(asked, defaults sysctl.Values, user *Mapping) error {
 	return writeIPC(asked.Of(sysctl.IPC), user)
 }
 
-// writeIPC sets the parameters of the IPC namespace. They belong to root of the owning user namespace; since Linux 6.0 no one
-// else may change them, whatever their capabilities.
+// writeIPC sets the parameters of the IPC namespace. They belong to root of the owning user
+// namespace; since Linux 6.0 no one else may change them, whatever their capabilities.
 func writeIPC(values sysctl.Values, user *Mapping) error {
 	missing, err := values.Write()
 	if user != nil && errors.Is(err, fs.ErrPermission) {

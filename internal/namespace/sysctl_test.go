@@ -46,7 +46,8 @@ func TestCheckSysctl(t *testing.T) {
 
 // FuzzCheckSysctl: what is accepted stays in the directories of the namespaces.
 func FuzzCheckSysctl(f *testing.F) {
-	for _, name := range []string{"net.ipv4.ip_forward", "net/../x", "net.//.x", "fs.mqueue.x", "kernel.sem", "./net.x", "net.\x00"} {
+	for _, name := range []string{"net.ipv4.ip_forward", "net/../x", "net.//.x", "fs.mqueue.x", "kernel.sem", "./net.x",
+		"net.\x00"} {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {

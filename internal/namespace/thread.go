@@ -6,8 +6,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// OnThread runs fn on an OS thread that no other goroutine uses, and which exits when fn returns. Changes that fn makes to the
-// thread (unshare, setns, chdir after unshare(CLONE_FS)) end with it. Processes that fn starts inherit them.
+// OnThread runs fn on an OS thread that no other goroutine uses, and which exits when fn returns.
+// Changes that fn makes to the thread (unshare, setns, chdir after unshare(CLONE_FS)) end with it.
+// Processes that fn starts inherit them.
 //
 // fn must not run on the main thread, which cannot exit and would stay in the namespaces. So the keeper locks its main
 // goroutine to the main thread.

@@ -33,7 +33,8 @@ func hostID(maps []syscall.SysProcIDMap) int {
 	return 0
 }
 
-// attributes returns the attributes of a process that creates a user namespace and, owned by it, the namespaces in flags.
+// attributes returns the attributes of a process that creates a user namespace and, owned by it,
+// the namespaces in flags.
 func (m *Mapping) attributes(flags int) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{
 		Cloneflags:                 uintptr(flags) | syscall.CLONE_NEWUSER,
@@ -43,8 +44,9 @@ func (m *Mapping) attributes(flags int) *syscall.SysProcAttr {
 	}
 }
 
-// enterNew creates a user namespace and the namespaces in flags, keeps the user namespace in s, and moves the calling thread
-// into the others. The process that inside starts creates them, or else a process that never runs.
+// enterNew creates a user namespace and the namespaces in flags, keeps the user namespace in s, and
+// moves the calling thread into the others. The process that inside starts creates them, or else a
+// process that never runs.
 func (s *Set) enterNew(flags int, m *Mapping, inside func(*syscall.SysProcAttr) (int, error)) (err error) {
 	pid := 0
 	if inside != nil {

@@ -38,7 +38,8 @@ const (
 	maxBurst     = math.MaxUint32
 )
 
-// Bandwidth returns the limits that the annotations ask for, in the form of the CNI capability bandwidth; empty for none.
+// Bandwidth returns the limits that the annotations ask for, in the form of the CNI capability
+// bandwidth; empty for none.
 func Bandwidth(annotations map[string]string) (map[string]int64, error) {
 	limits := map[string]int64{}
 	for key, direction := range map[string]string{IngressBandwidth: "ingress", EgressBandwidth: "egress"} {

@@ -14,6 +14,7 @@
 //
 // This package keeps no state. [WriteRecord] is the one function that writes to the disk.
 //
-// The caller of a Network (package pod) makes and pins the network namespace, brings up its loopback, keeps the [Result] in
-// the pod's record, and never runs two calls for one pod at once. Calls for different pods may run at the same time.
+// The caller of a Network (package pod) makes and pins the network namespace, brings up its
+// loopback, keeps the [Result] in the pod's record, and never runs two calls for one pod at once.
+// Calls for different pods may run at the same time.
 package network

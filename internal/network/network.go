@@ -12,24 +12,27 @@ var podIDPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // Interface is the name of the link that a pod sees.
 const Interface = "eth0"
 
-// Network attaches pods to a network. Implementations are safe for concurrent use by different pods; the caller must not run
-// two calls for one pod at once. package networktest has the conformance suite.
+// Network attaches pods to a network. Implementations are safe for concurrent use by different
+// pods; the caller must not run two calls for one pod at once. package networktest has the
+// conformance suite.
 type Network interface {
-	// Attach gives the pod its eth0, with addresses and default routes that work when it returns. If it fails, it has undone
-	// everything that it did. Error kinds: Exhausted (no address is left), Invalid (the request can never be met),
-	// Precondition (the node is not set up for it), Exists (the pod has a network already).
+	// Attach gives the pod its eth0, with addresses and default routes that work when it returns. If
+	// it fails, it has undone everything that it did. Error kinds: Exhausted (no address is left),
+	// Invalid (the request can never be met), Precondition (the node is not set up for it), Exists
+	// (the pod has a network already).
 	Attach(ctx context.Context, pod Pod) (*Result, error)
 
-	// Detach removes the pod's network and releases its addresses. It is idempotent, and needs neither the network namespace
-	// nor a result (nil: the daemon died before it had one). It is no error if the pod was never attached.
+	// Detach removes the pod's network and releases its addresses. It is idempotent, and needs neither
+	// the network namespace nor a result (nil: the daemon died before it had one). It is no error if
+	// the pod was never attached.
 	Detach(ctx context.Context, pod Pod, result *Result) error
 
-	// Ready returns nil, or the reason why a pod cannot be attached now, for the message of the NetworkReady condition. It is
-	// cheap and has no effect that a pod would notice.
+	// Ready returns nil, or the reason why a pod cannot be attached now, for the message of the
+	// NetworkReady condition. It is cheap and has no effect that a pod would notice.
 	Ready(ctx context.Context) error
 
-	// Notice returns a warning for the operator of a node whose pods can be attached, with the remedy, for the message of a
-	// NetworkReady condition that is true; "" for none.
+	// Notice returns a warning for the operator of a node whose pods can be attached, with the remedy,
+	// for the message of a NetworkReady condition that is true; "" for none.
 	Notice() string
 }
 
@@ -60,10 +63,11 @@ const (
 // PortMapping makes ContainerPort of the pod reachable at HostPort of the node. A mapping whose HostPort is 0 is
 // ignored (CRI PortMapping).
 type PortMapping struct {
-	Protocol      Protocol   `json:"protocol"`
-	ContainerPort uint16     `json:"container_port"`
-	HostPort      uint16     `json:"host_port"`
-	HostIP        netip.Addr `json:"host_ip"` // the zero Addr: every address of the node; 0.0.0.0 or ::, all of that family
+	Protocol      Protocol `json:"protocol"`
+	ContainerPort uint16   `json:"container_port"`
+	HostPort      uint16   `json:"host_port"`
+	// the zero Addr: every address of the node; 0.0.0.0 or ::, all of that family
+	HostIP netip.Addr `json:"host_ip"`
 }
 
 // String reads "8080/tcp" or "192.0.2.1:8080/tcp": the host's side of the mapping.
@@ -115,8 +119,8 @@ func (p Pod) HostPorts() []PortMapping {
 	return asked
 }
 
-// Contradicts reports whether the two mappings send the same packets to different ports of their pod, and neither is for a
-// narrower address than the other.
+// Contradicts reports whether the two mappings send the same packets to different ports of their
+// pod, and neither is for a narrower address than the other.
 func (m PortMapping) Contradicts(o PortMapping) bool {
 	return m.ContainerPort != o.ContainerPort && m.Clash(o) && m.Width() == o.Width()
 }

@@ -28,8 +28,9 @@ func rdt(root string) []string {
 	return classes
 }
 
-// BlockIO reads a file of block I/O classes in goresctrl's format, which the other runtimes use too, and resolves its devices.
-// Missing devices are skipped and logged. The error is of kind Invalid.
+// BlockIO reads a file of block I/O classes in goresctrl's format, which the other runtimes use
+// too, and resolves its devices. Missing devices are skipped and logged. The error is of kind
+// Invalid.
 func BlockIO(path string) (map[string]*specs.LinuxBlockIO, error) {
 	blockio.SetLogger(slog.Default())
 	// The library keeps the configuration in a global, which only this function uses.

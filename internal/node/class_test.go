@@ -15,7 +15,8 @@ func TestRDTClassesAreTheGroupsOfResctrl(t *testing.T) {
 	if got := rdt(root); got != nil {
 		t.Errorf("without resctrl: %q", got)
 	}
-	for _, file := range []string{"schemata", "gold/schemata", "silver/schemata", "info/L3/cbm_mask", "mon_groups/x/tasks", "cpus"} {
+	for _, file := range []string{"schemata", "gold/schemata", "silver/schemata", "info/L3/cbm_mask", "mon_groups/x/tasks",
+		"cpus"} {
 		path := filepath.Join(root, file)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, 0o644)); err != nil {
 			t.Fatal(err)
@@ -36,11 +37,13 @@ func TestBlockIOClasses(t *testing.T) {
 			t.Errorf("%q: %v, %v", bad, classes, err)
 		}
 	}
-	if err := os.WriteFile(file, []byte("Classes:\n  a:\n  - Weight: \"80\"\n  none: []\n  gone:\n  - Devices: [/dev/no-such]\n    ThrottleReadBps: 1M\n"), 0o644); err != nil {
+	if err := os.WriteFile(file,
+		[]byte("Classes:\n  a:\n  - Weight: \"80\"\n  none: []\n  gone:\n  - Devices: [/dev/no-such]\n    ThrottleReadBps: 1M\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	classes, err := BlockIO(file)
-	if err != nil || len(classes) != 3 || len(classes["gone"].ThrottleReadBpsDevice) != 0 || classes["a"].Weight == nil || *classes["a"].Weight != 80 || classes["none"].Weight != nil {
+	if err != nil || len(classes) != 3 || len(classes["gone"].ThrottleReadBpsDevice) != 0 || classes["a"].Weight == nil ||
+		*classes["a"].Weight != 80 || classes["none"].Weight != nil {
 		t.Errorf("%v, %v", classes, err)
 	}
 	if _, err := BlockIO(file + ".absent"); !errors.Is(err, fault.Invalid) {

@@ -17,8 +17,8 @@ import (
 	"github.com/kuri-cri/kuri/probe"
 )
 
-// Read returns the facts about this node. A feature that cannot be determined counts as absent. An error is returned only for
-// facts that every Linux provides.
+// Read returns the facts about this node. A feature that cannot be determined counts as absent. An
+// error is returned only for facts that every Linux provides.
 func Read() (spec.Node, error) {
 	n := spec.Node{
 		CPUQuota:     exists("/proc/sys/kernel/sched_cfs_bandwidth_slice_us"),
@@ -82,8 +82,9 @@ func grantable(status string) ([]string, error) {
 	return names, nil
 }
 
-// minOOMScoreAdj returns the lowest oom_score_adj that this process can set. Without CAP_SYS_RESOURCE that is the last value set
-// by a privileged process, which is assumed to be the current one.
+// minOOMScoreAdj returns the lowest oom_score_adj that this process can set. Without
+// CAP_SYS_RESOURCE that is the last value set by a privileged process, which is assumed to be the
+// current one.
 func minOOMScoreAdj(capabilities []string) (int, error) {
 	if slices.Contains(capabilities, "CAP_SYS_RESOURCE") {
 		return -1000, nil
@@ -103,7 +104,8 @@ func minOOMScoreAdj(capabilities []string) (int, error) {
 func ulimits() (spec.Ulimits, error) {
 	out := make(spec.Ulimits)
 	for name, resource := range map[string]int{
-		"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_DATA": unix.RLIMIT_DATA,
+		"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU,
+		"RLIMIT_DATA":  unix.RLIMIT_DATA,
 		"RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK,
 		"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
 		"RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO,

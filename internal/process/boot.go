@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// BootID returns the ID of this boot of the machine, see proc(5). Process IDs and start times of another boot name nothing.
+// BootID returns the ID of this boot of the machine, see proc(5). Process IDs and start times of
+// another boot name nothing.
 func BootID() (string, error) {
 	body, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -6,8 +6,9 @@
 //     descriptor by the first two, unless that process is gone;
 //   - in memory, by a [Pidfd], a descriptor of the process (pidfd_open(2), Linux 5.3).
 //
-// The exit status of a process is available to its parent ([PeekExit], [Reap]) and, since Linux 6.15, to every holder of a
-// pidfd ([Pidfd.ExitStatus]). Exit codes follow the convention of shells: 128 + n for signal n ([ExitCode]).
+// The exit status of a process is available to its parent ([PeekExit], [Reap]) and, since Linux
+// 6.15, to every holder of a pidfd ([Pidfd.ExitStatus]). Exit codes follow the convention of
+// shells: 128 + n for signal n ([ExitCode]).
 //
 // The package reads /proc, which it expects at its usual place. It keeps no state and takes no locks.
 package process

@@ -11,7 +11,8 @@ import (
 // ErrNotReaped means that an exit status is not available yet because the process has not been reaped.
 var ErrNotReaped = errors.New("the process has not been reaped")
 
-// ExitCode returns the exit code in the convention of shells and container runtimes: 128 + n if signal n killed the process.
+// ExitCode returns the exit code in the convention of shells and container runtimes: 128 + n if
+// signal n killed the process.
 func ExitCode(ws unix.WaitStatus) int {
 	if ws.Signaled() {
 		return 128 + int(ws.Signal())
@@ -29,8 +30,8 @@ func Reap(pid int) (unix.WaitStatus, error) {
 	}
 }
 
-// PeekExit waits for a child and returns its exit code, see [ExitCode]. It leaves the child to be reaped, and holds an OS
-// thread until the child has ended.
+// PeekExit waits for a child and returns its exit code, see [ExitCode]. It leaves the child to be
+// reaped, and holds an OS thread until the child has ended.
 func PeekExit(pid int) (int, error) {
 	var info unix.Siginfo
 	for {
@@ -60,8 +61,8 @@ func Zombie() int {
 	return int(siginfo(&info, siginfoPid))
 }
 
-// Offsets in siginfo_t of waitid(2): si_pid follows three integers and, on 64-bit machines, their padding; then come si_uid
-// and si_status.
+// Offsets in siginfo_t of waitid(2): si_pid follows three integers and, on 64-bit machines, their
+// padding; then come si_uid and si_status.
 const (
 	siginfoPid    = 16
 	siginfoStatus = 24
@@ -81,19 +82,21 @@ type pidfdInfo struct {
 
 const (
 	pidfdInfoExit = 1 << 3
-	pidfdGetInfo  = 3<<30 | uintptr(unsafe.Sizeof(pidfdInfo{}))<<16 | 0xff<<8 | 11 // _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
+	// _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
+	pidfdGetInfo = 3<<30 | uintptr(unsafe.Sizeof(pidfdInfo{}))<<16 | 0xff<<8 | 11
 )
 
-// ExitStatus returns the wait status of a process that need not be a child (PIDFD_GET_INFO, Linux 6.15). It does not wait:
-// the error is [ErrNotReaped] until the parent has reaped the process. A nil p stands for a process that had ended before it
-// could be opened.
+// ExitStatus returns the wait status of a process that need not be a child (PIDFD_GET_INFO, Linux
+// 6.15). It does not wait: the error is [ErrNotReaped] until the parent has reaped the process. A
+// nil p stands for a process that had ended before it could be opened.
 func (p *Pidfd) ExitStatus() (unix.WaitStatus, error) {
 	if p == nil {
 		return 0, errors.New("the process had ended before it could be looked at")
 	}
 	info := pidfdInfo{mask: pidfdInfoExit}
 	err := p.Control(func(fd int) error {
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), pidfdGetInfo, uintptr(unsafe.Pointer(&info))); errno != 0 {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), pidfdGetInfo,
+			uintptr(unsafe.Pointer(&info))); errno != 0 {
 			return errno
 		}
 		return nil

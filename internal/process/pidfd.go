@@ -11,8 +11,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Pidfd is a descriptor of a process. It refers to that process even after its end, never to a later one with the same ID.
-// It is safe for concurrent use, Close included.
+// Pidfd is a descriptor of a process. It refers to that process even after its end, never to a
+// later one with the same ID. It is safe for concurrent use, Close included.
 type Pidfd struct{ file *os.File }
 
 // Open returns a pidfd of a process that has not been reaped. The error wraps ESRCH when there is no such process. The
@@ -30,8 +30,8 @@ func Open(pid int) (*Pidfd, error) {
 	return &Pidfd{os.NewFile(uintptr(fd), "pidfd")}, nil
 }
 
-// Reopen returns a pidfd of the process with that ID and that start time, see [StartTime]. The error is of kind NotFound
-// when that process is gone. The caller closes the pidfd.
+// Reopen returns a pidfd of the process with that ID and that start time, see [StartTime]. The
+// error is of kind NotFound when that process is gone. The caller closes the pidfd.
 func Reopen(pid int, started string) (*Pidfd, error) {
 	p, err := Open(pid)
 	if errors.Is(err, unix.ESRCH) {
@@ -110,8 +110,8 @@ func (p *Pidfd) HasEnded() bool {
 	return ended || err != nil
 }
 
-// poll reports whether the process of a pidfd ends within limit. It retries after EINTR: the netpoller signals an exit only
-// once, so Wait must not take EINTR for a process that still runs.
+// poll reports whether the process of a pidfd ends within limit. It retries after EINTR: the
+// netpoller signals an exit only once, so Wait must not take EINTR for a process that still runs.
 func poll(pidfd int, limit time.Duration) (ended bool, err error) {
 	for until := time.Now().Add(limit); ; {
 		ms := max(time.Until(until), 0).Milliseconds()

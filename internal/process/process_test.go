@@ -189,8 +189,9 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
-// A process of which nothing can be read for want of a descriptor is not taken for one that is gone: execs in a container
-// that runs would be told that it has exited, and the next keeper would not find the container's process.
+// A process of which nothing can be read for want of a descriptor is not taken for one that is
+// gone: execs in a container that runs would be told that it has exited, and the next keeper would
+// not find the container's process.
 func TestAProcessIsNotGoneForWantOfADescriptor(t *testing.T) {
 	var before unix.Rlimit
 	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &before); err != nil {

@@ -29,8 +29,9 @@ const (
 // pfExiting is PF_EXITING of linux/sched.h.
 const pfExiting = 0x4
 
-// ReadStat reads the stat of a process. It returns the zero Stat for a process that is gone. An error means that /proc could
-// not be read, for example for lack of a descriptor: the process may exist.
+// ReadStat reads the stat of a process. It returns the zero Stat for a process that is gone. An
+// error means that /proc could not be read, for example for lack of a descriptor: the process may
+// exist.
 func ReadStat(pid int) (Stat, error) {
 	body, err := readSmall(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
@@ -42,8 +43,8 @@ func ReadStat(pid int) (Stat, error) {
 	return parseStat(body)
 }
 
-// readSmall reads a file of less than 4 KiB in /proc with three system calls. os.ReadFile takes eleven: it tries to poll the
-// file, asks for its size and reads until the end.
+// readSmall reads a file of less than 4 KiB in /proc with three system calls. os.ReadFile takes
+// eleven: it tries to poll the file, asks for its size and reads until the end.
 func readSmall(path string) ([]byte, error) {
 	fd, err := again(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
@@ -80,8 +81,9 @@ func parseStat(body []byte) (Stat, error) {
 	return Stat{State: fields[stateField][0], Flags: flags, Started: fields[startedField]}, nil
 }
 
-// StartTime returns when a process was started, in clock ticks since boot as the kernel writes them; "" when the process is
-// gone. Together with its ID and the boot ID it identifies the process. An error means that /proc could not be read.
+// StartTime returns when a process was started, in clock ticks since boot as the kernel writes
+// them; "" when the process is gone. Together with its ID and the boot ID it identifies the
+// process. An error means that /proc could not be read.
 func StartTime(pid int) (string, error) {
 	stat, err := ReadStat(pid)
 	return stat.Started, err

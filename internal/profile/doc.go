@@ -1,10 +1,10 @@
-// Package profile takes profiles of its own process for another process: of the keeper and of "kurid streams", for kurid's
-// debug socket. (kurid profiles itself with net/http/pprof.)
+// Package profile takes profiles of its own process for another process: of the keeper and of
+// "kurid streams", for kurid's debug socket. (kurid profiles itself with net/http/pprof.)
 //
-// A profile goes through a pipe whose write end the requesting process names as /proc/PID/fd/N. So its size is unlimited, and
-// no file is left behind.
+// A profile goes through a pipe whose write end the requesting process names as /proc/PID/fd/N. So
+// its size is unlimited, and no file is left behind.
 //
-// The keeper is built with the tag lean, to be small: this package then links none of Go's profiling code and offers only
-// goroutine stacks. A keeper without the tag has all profiles,
-// and samples its memory only during a request ([Quiet]).
+// The keeper is built with the tag lean, to be small: this package then links none of Go's
+// profiling code and offers only goroutine stacks. A keeper without the tag has all profiles, and
+// samples its memory only during a request ([Quiet]).
 package profile

@@ -48,8 +48,9 @@ var taking sync.Mutex
 // slack is the time that a reader may take beyond Request.Seconds.
 const slack = 30 * time.Second
 
-// Begin opens the pipe at path, /proc/PID/fd/N, and starts a profile. finish waits for its end, writes it and closes the pipe.
-// Error kinds: Invalid, Unavailable (another profile is being taken), Unimplemented (a lean program).
+// Begin opens the pipe at path, /proc/PID/fd/N, and starts a profile. finish waits for its end,
+// writes it and closes the pipe. Error kinds: Invalid, Unavailable (another profile is being
+// taken), Unimplemented (a lean program).
 func Begin(r Request, path string) (finish func(context.Context) error, err error) {
 	if err := r.Check(); err != nil {
 		return nil, err
@@ -125,8 +126,9 @@ func whileRead(ctx context.Context, pipe *os.File, gone func()) {
 	}
 }
 
-// Receive copies a profile of another process to out. ask passes the path of the pipe to that process, and must not return
-// before it has opened the pipe. When ctx ends the pipe loses its reader, so the other process stops the profile.
+// Receive copies a profile of another process to out. ask passes the path of the pipe to that
+// process, and must not return before it has opened the pipe. When ctx ends the pipe loses its
+// reader, so the other process stops the profile.
 func Receive(ctx context.Context, out io.Writer, r Request, ask func(path string) error) error {
 	read, write, err := os.Pipe()
 	if err != nil {

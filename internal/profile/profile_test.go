@@ -85,7 +85,8 @@ func TestWhatIsNoProfile(t *testing.T) {
 	if err := os.WriteFile(file, []byte("keep"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range []Request{{Name: "heat", Seconds: 1}, {Name: "heap"}, {Name: "heap", Seconds: 601}, {Name: "heap", Seconds: 1, Debug: 3}} {
+	for _, r := range []Request{{Name: "heat", Seconds: 1}, {Name: "heap"}, {Name: "heap", Seconds: 601},
+		{Name: "heap", Seconds: 1, Debug: 3}} {
 		if _, err := take(t, r); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v", r, err)
 		}

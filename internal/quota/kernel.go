@@ -60,7 +60,8 @@ func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
 
 // quotactl speaks to the filesystem of f.
 func quotactl(f *os.File, command uintptr, project uint32, arg unsafe.Pointer) error {
-	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, f.Fd(), command<<8|projectQuota, uintptr(project), uintptr(arg), 0, 0)
+	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, f.Fd(), command<<8|projectQuota, uintptr(project),
+		uintptr(arg), 0, 0)
 	if errno != 0 {
 		return errno
 	}

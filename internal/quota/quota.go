@@ -30,8 +30,8 @@ type Limits struct {
 // Usage is the usage of a project, as the filesystem counts it.
 type Usage struct{ Bytes, Inodes uint64 }
 
-// Check returns an error of kind Unimplemented if directories below dir cannot be limited; it says what the administrator can
-// do. If dir does not exist, Check uses its nearest existing parent.
+// Check returns an error of kind Unimplemented if directories below dir cannot be limited; it says
+// what the administrator can do. If dir does not exist, Check uses its nearest existing parent.
 func Check(dir string) error {
 	f, err := os.Open(dir)
 	for at := dir; errors.Is(err, fs.ErrNotExist) && filepath.Dir(at) != at; {
@@ -48,19 +48,23 @@ func Check(dir string) error {
 	switch {
 	case errors.Is(err, unix.ENOSYS) && !hasQuotactlFd(f):
 		return fault.New(fault.Unimplemented, "this kernel has no quotactl_fd(2), which needs Linux 5.14")
-	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
-		return fault.New(fault.Unimplemented, "the filesystem of %s (%s) has no project quotas; use ext4 or xfs and %s", dir, kind(f), how)
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL),
+		errors.Is(err, unix.EOPNOTSUPP):
+		return fault.New(fault.Unimplemented, "the filesystem of %s (%s) has no project quotas; use ext4 or xfs and %s", dir,
+			kind(f), how)
 	case err != nil:
 		return fmt.Errorf("read the quota state of the filesystem of %s: %w", dir, err)
 	case state.flags&enforced == 0 && state.flags&accounted != 0:
 		return fault.New(fault.Unimplemented, "the filesystem of %s counts projects but does not limit them; %s", dir, how)
 	case state.flags&enforced == 0:
-		return fault.New(fault.Unimplemented, "the project quotas of the filesystem of %s (%s) are off; %s", dir, kind(f), how)
+		return fault.New(fault.Unimplemented, "the project quotas of the filesystem of %s (%s) are off; %s", dir,
+			kind(f), how)
 	}
 	return nil
 }
 
-// hasQuotactlFd reports whether the kernel has quotactl_fd(2): an unknown command has another error than a missing system call.
+// hasQuotactlFd reports whether the kernel has quotactl_fd(2): an unknown command has another error
+// than a missing system call.
 func hasQuotactlFd(f *os.File) bool {
 	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, ^uintptr(0), 0, 0, 0, 0, 0)
 	return errno != unix.ENOSYS
@@ -73,7 +77,8 @@ func kind(f *os.File) string {
 		return err.Error()
 	}
 	names := map[int64]string{
-		unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs",
+		unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs",
+		unix.TMPFS_MAGIC:           "tmpfs",
 		unix.OVERLAYFS_SUPER_MAGIC: "overlay", unix.NFS_SUPER_MAGIC: "nfs",
 	}
 	if name, ok := names[int64(st.Type)]; ok {
@@ -133,7 +138,8 @@ func (p *Projects) take(files []*os.File) (uint32, error) {
 			return project, nil
 		}
 	}
-	return 0, fault.New(fault.Exhausted, "a hundred random project numbers of the filesystem of %s are all in use", files[0].Name())
+	return 0, fault.New(fault.Exhausted, "a hundred random project numbers of the filesystem of %s are all in use",
+		files[0].Name())
 }
 
 // unused reports whether a project has at most ours inodes and no limits on the filesystem of f.
@@ -169,8 +175,8 @@ func Used(dir string) (u Usage, limited bool, err error) {
 	return Usage{Bytes: q.space, Inodes: q.inodes}, true, err
 }
 
-// Release removes the limits of dir's project. The caller then removes dir with its content, which frees the number. Release
-// does nothing if dir does not exist or has no project of Kuri's.
+// Release removes the limits of dir's project. The caller then removes dir with its content, which
+// frees the number. Release does nothing if dir does not exist or has no project of Kuri's.
 func Release(dir string) error {
 	f, err := os.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -186,7 +192,8 @@ func Release(dir string) error {
 	}
 	q := diskQuota{valid: validBlockLimits | validInodeLimits}
 	// ESRCH, ENOSYS: the filesystem is now mounted without quotas, so there is no limit either.
-	if err := quotactl(f, setQuota, project, unsafe.Pointer(&q)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOSYS) {
+	if err := quotactl(f, setQuota, project, unsafe.Pointer(&q)); err != nil && !errors.Is(err, unix.ESRCH) &&
+		!errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("release project %d of %s: %w", project, dir, err)
 	}
 	return nil

@@ -18,7 +18,8 @@ func TestAFilesystemWithoutProjects(t *testing.T) {
 		t.Errorf("/proc can be limited: %v", err)
 	}
 	dir := t.TempDir()
-	if absent, err := Check(filepath.Join(dir, "absent/below")), Check(dir); (absent == nil) != (err == nil) || errors.Is(absent, os.ErrNotExist) {
+	if absent, err := Check(filepath.Join(dir, "absent/below")), Check(dir); (absent == nil) != (err == nil) ||
+		errors.Is(absent, os.ErrNotExist) {
 		t.Errorf("a directory that is still to be made: %v; its parent: %v", absent, err)
 	}
 	var p Projects
@@ -43,9 +44,11 @@ func TestOnlyOurProjectsCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for project, want := range map[uint32]bool{1: false, 1048577: false, first: true, first + count - 1: true, first + count: false} {
+	for project, want := range map[uint32]bool{1: false, 1048577: false, first: true, first + count - 1: true,
+		first + count: false} {
 		err := setProject(f, project)
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) ||
+			errors.Is(err, unix.EPERM) {
 			t.Skipf("SKIP: the filesystem of the temporary directory has no projects: %v", err)
 		}
 		if err != nil {

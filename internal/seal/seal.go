@@ -36,8 +36,8 @@ func Check() error {
 	return err
 }
 
-// Program makes cmd, which has not been started, run the sealed program. The command gets a descriptor of it as the last of
-// its ExtraFiles, which it should close. The error is ErrUnsealed.
+// Program makes cmd, which has not been started, run the sealed program. The command gets a
+// descriptor of it as the last of its ExtraFiles, which it should close. The error is ErrUnsealed.
 func Program(cmd *exec.Cmd) error {
 	f, err := program()
 	if err != nil {
@@ -72,7 +72,8 @@ func overlaid(exe string) (*os.File, error) {
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return nil, fmt.Errorf("overlay of %s: %w", layers, err)
 	}
-	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID)
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC,
+		unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID)
 	if err != nil {
 		return nil, os.NewSyscallError("fsmount", err)
 	}
@@ -105,7 +106,8 @@ func copied(path string) (*os.File, error) {
 		err = f.Chmod(0o511)
 	}
 	if err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS,
+			unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
 	}
 	if err != nil {
 		f.Close()

@@ -339,7 +339,8 @@ func refusals() []refusal {
 			s.NamespaceOptions = &runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{Mode: runtime.NamespaceMode_TARGET}}
 		})},
 		{"namespace_options.userns_options", fault.Invalid, container(func(_ *ctr, s *sec) {
-			s.NamespaceOptions = &runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE, Uids: id}}
+			s.NamespaceOptions = &runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE,
+				Uids: id}}
 		})},
 
 		{"cpu_shares", fault.Invalid, withResources(&runtime.LinuxContainerResources{CpuShares: -1})},

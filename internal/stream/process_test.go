@@ -377,7 +377,8 @@ func TestCertificatesInOneFile(t *testing.T) {
 		"all are in the same file":         {Cert: both, Key: both, ClientCA: both},
 	} {
 		c := open(t, Options{TLS: o})
-		if p := c.files.current(); p == nil || len(p.Cert) == 0 || len(p.Key) == 0 || o.ClientCA != "" && len(p.ClientCA) == 0 {
+		if p := c.files.current(); p == nil || len(p.Cert) == 0 || len(p.Key) == 0 ||
+			o.ClientCA != "" && len(p.ClientCA) == 0 {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}

@@ -18,17 +18,19 @@ const (
 	UTS     Namespace = "uts"
 )
 
-// ipcKeys are the parameters of the IPC namespace other than fs/mqueue/*: see ipc_namespaces(7) and the kernel's ipc_sysctl.c.
+// ipcKeys are the parameters of the IPC namespace other than fs/mqueue/*: see ipc_namespaces(7) and
+// the kernel's ipc_sysctl.c.
 var ipcKeys = []string{
 	"kernel/auto_msgmni", "kernel/msg_next_id", "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem",
-	"kernel/sem_next_id", "kernel/shm_next_id", "kernel/shm_rmid_forced", "kernel/shmall", "kernel/shmmax", "kernel/shmmni",
+	"kernel/sem_next_id", "kernel/shm_next_id", "kernel/shm_rmid_forced", "kernel/shmall", "kernel/shmmax",
+	"kernel/shmmni",
 }
 
 // domainName is the only parameter of the UTS namespace that a pod can set: the NIS domain name.
 const domainName = "kernel/domainname"
 
-// Parse returns the key and the namespace of a parameter. The error is of kind Invalid if the name is malformed, or if the
-// parameter belongs to no namespace of a pod.
+// Parse returns the key and the namespace of a parameter. The error is of kind Invalid if the name
+// is malformed, or if the parameter belongs to no namespace of a pod.
 func Parse(name string) (key string, ns Namespace, err error) {
 	key = Key(name)
 	switch {
@@ -43,7 +45,8 @@ func Parse(name string) (key string, ns Namespace, err error) {
 	case key == "kernel/hostname":
 		return "", "", fault.New(fault.Invalid, "set the pod's hostname instead of the parameter %s", name)
 	}
-	return "", "", fault.New(fault.Invalid, "%s belongs to no namespace of a pod, so setting it would change the whole node; a pod can set net.*, fs.mqueue.*, %s and kernel.domainname",
+	return "", "", fault.New(fault.Invalid,
+		"%s belongs to no namespace of a pod, so setting it would change the whole node; a pod can set net.*, fs.mqueue.*, %s and kernel.domainname",
 		name, Name(strings.Join(ipcKeys, ", ")))
 }
 

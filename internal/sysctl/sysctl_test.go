@@ -35,8 +35,10 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"", ".", "/", "net", "net.", "net/", "netx.y", "/net/ipv4/ip_forward", "net/../kernel/panic", "net.//.kernel.panic", "net.ipv4.../../kernel/panic",
-		"kernel.hostname", "kernel.panic", "kernel.shmmax.x", "kernel.shm", "fs.mqueue", "fs.file-max", "vm.swappiness", "user.max_user_namespaces",
+		"", ".", "/", "net", "net.", "net/", "netx.y", "/net/ipv4/ip_forward", "net/../kernel/panic", "net.//.kernel.panic",
+		"net.ipv4.../../kernel/panic",
+		"kernel.hostname", "kernel.panic", "kernel.shmmax.x", "kernel.shm", "fs.mqueue", "fs.file-max", "vm.swappiness",
+		"user.max_user_namespaces",
 		"net.ipv4.a\nb", "net.\x00",
 	} {
 		if key, ns, err := Parse(name); fault.Of(err) != fault.Invalid {
@@ -72,7 +74,8 @@ func TestWriteTellsWhatIsMissingAndWhatIsRefused(t *testing.T) {
 	if err != nil || len(missing) != 2 {
 		t.Errorf("%q, %v", missing, err)
 	}
-	if err := Missing(missing); fault.Of(err) != fault.Invalid || !strings.Contains(err.Error(), "net.ipv4.no_such_thing") {
+	if err := Missing(missing); fault.Of(err) != fault.Invalid ||
+		!strings.Contains(err.Error(), "net.ipv4.no_such_thing") {
 		t.Errorf("%v", err)
 	}
 	if err := Missing(nil); err != nil {
@@ -89,7 +92,8 @@ func TestWriteTellsWhatIsMissingAndWhatIsRefused(t *testing.T) {
 
 // FuzzParse: what is accepted stays in the directories of the namespaces, and has one key.
 func FuzzParse(f *testing.F) {
-	for _, name := range []string{"net.ipv4.ip_forward", "net/../x", "net.//.x", "fs.mqueue.x", "kernel.sem", "./net.x", "net.\x00", "kernel/domainname"} {
+	for _, name := range []string{"net.ipv4.ip_forward", "net/../x", "net.//.x", "fs.mqueue.x", "kernel.sem", "./net.x",
+		"net.\x00", "kernel/domainname"} {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
@@ -98,7 +102,8 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		path := filepath.Join(Root, key)
-		if !strings.HasPrefix(path, Root+"/net/") && !strings.HasPrefix(path, Root+"/fs/mqueue/") && filepath.Dir(path) != Root+"/kernel" {
+		if !strings.HasPrefix(path, Root+"/net/") && !strings.HasPrefix(path, Root+"/fs/mqueue/") &&
+			filepath.Dir(path) != Root+"/kernel" {
 			t.Errorf("%q leads to %s", name, path)
 		}
 		if again, _, err := Parse(Name(key)); err != nil || again != key {

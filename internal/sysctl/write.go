@@ -29,15 +29,15 @@ func (v Values) Of(ns Namespace) Values {
 	return out
 }
 
-// DomainName returns the NIS domain name in v. It must be set with setdomainname(2) instead of [Values.Write], because only
-// root of the node's user namespace can write the file.
+// DomainName returns the NIS domain name in v. It must be set with setdomainname(2) instead of
+// [Values.Write], because only root of the node's user namespace can write the file.
 func (v Values) DomainName() (name string, ok bool) {
 	name, ok = v[domainName]
 	return name, ok
 }
 
-// Keys returns the keys in the order in which they must be written: "all" interfaces come before single ones, because writing
-// "all" changes each of them.
+// Keys returns the keys in the order in which they must be written: "all" interfaces come before
+// single ones, because writing "all" changes each of them.
 func (v Values) Keys() []string {
 	rank := func(key string) int {
 		switch interfaceOf(key) {
@@ -76,7 +76,9 @@ func Missing(keys []string) error {
 	if len(keys) == 0 {
 		return nil
 	}
-	return fault.New(fault.Invalid, "kernel parameter %s does not exist on this node: a kernel module or a network interface may be missing", Name(keys[0]))
+	return fault.New(fault.Invalid,
+		"kernel parameter %s does not exist on this node: a kernel module or a network interface may be missing",
+		Name(keys[0]))
 }
 
 // write sets one parameter. It never creates a file.

@@ -11,12 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TimerSlack is the timer slack of our daemons. While any goroutine runs, the Go runtime's monitor thread (sysmon) wakes
-// every 20 µs, or every 70 µs with the kernel's default slack of 50 µs. See docs/performance.md for what that costs.
+// TimerSlack is the timer slack of our daemons. While any goroutine runs, the Go runtime's monitor
+// thread (sysmon) wakes every 20 µs, or every 70 µs with the kernel's default slack of 50 µs. See
+// docs/performance.md for what that costs.
 const TimerSlack = 500 * time.Microsecond
 
-// SetTimerSlack lets the kernel delay the timers of all threads of this process by up to slack: see PR_SET_TIMERSLACK(2const).
-// Threads and processes that they start inherit it. It requires CAP_SYS_NICE.
+// SetTimerSlack lets the kernel delay the timers of all threads of this process by up to slack: see
+// PR_SET_TIMERSLACK(2const). Threads and processes that they start inherit it. It requires
+// CAP_SYS_NICE.
 func SetTimerSlack(slack time.Duration) error {
 	text := strconv.FormatInt(slack.Nanoseconds(), 10)
 	done := make(map[string]bool)

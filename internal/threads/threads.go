@@ -19,8 +19,8 @@ import (
 // maxPause bounds the number of ticks between two attempts, when the threads are busy and ending them does not help.
 const maxPause = 64
 
-// Trim counts the threads once every period, until ctx ends. If it finds more than most twice in a row it ends idle threads.
-// Busy threads are left alone.
+// Trim counts the threads once every period, until ctx ends. If it finds more than most twice in a
+// row it ends idle threads. Busy threads are left alone.
 func Trim(ctx context.Context, most int, period time.Duration) {
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
@@ -55,8 +55,8 @@ func count() int {
 	return len(tasks)
 }
 
-// end ends n threads. A goroutine that exits while locked to its thread ends the thread. All n goroutines must be locked
-// before the first one exits, or one thread would serve several of them.
+// end ends n threads. A goroutine that exits while locked to its thread ends the thread. All n
+// goroutines must be locked before the first one exits, or one thread would serve several of them.
 func end(n int) {
 	var have, ended sync.WaitGroup
 	all := make(chan struct{})

@@ -30,16 +30,19 @@ type Exporter struct {
 	lastWarning atomic.Int64 // of the last logged error, in seconds since the epoch
 }
 
-// Open returns an exporter to the collector at url, http or https. If url is "" it uses the collector in the standard
-// environment variables (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT). It returns nil if none is set, or if
-// tracing is disabled (OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER=none). The other standard variables always apply: headers,
-// certificates, timeouts, samplers, resource attributes. The collector need not be running. The error is of kind Invalid.
+// Open returns an exporter to the collector at url, http or https. If url is "" it uses the
+// collector in the standard environment variables (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+// OTEL_EXPORTER_OTLP_ENDPOINT). It returns nil if none is set, or if tracing is disabled
+// (OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER=none). The other standard variables always apply:
+// headers, certificates, timeouts, samplers, resource attributes. The collector need not be
+// running. The error is of kind Invalid.
 func Open(ctx context.Context, url, version string) (*Exporter, error) {
 	if url == "" && !configured() || disabled() {
 		return nil, nil
 	}
 	if p := first("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"); p != "" && p != "grpc" {
-		return nil, fault.New(fault.Invalid, "traces are only sent by OTLP over gRPC: set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc, not %q, and the collector's port for it, 4317", p)
+		return nil, fault.New(fault.Invalid,
+			"traces are only sent by OTLP over gRPC: set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc, not %q, and the collector's port for it, 4317", p)
 	}
 	var options []otlptracegrpc.Option
 	if url != "" {
@@ -51,11 +54,13 @@ func Open(ctx context.Context, url, version string) (*Exporter, error) {
 	}
 	// Attributes from the environment come last, so they override the others.
 	about, err := resource.New(ctx, resource.WithHost(), resource.WithAttributes(
-		attribute.String("service.name", "kurid"), attribute.String("service.version", version), attribute.Int("process.pid", os.Getpid())), resource.WithFromEnv())
+		attribute.String("service.name", "kurid"), attribute.String("service.version", version), attribute.Int("process.pid",
+			os.Getpid())), resource.WithFromEnv())
 	if err != nil {
 		slog.Warn("some resource attributes of traces are missing", "err", err)
 	}
-	e := &Exporter{provider: sdk.NewTracerProvider(sdk.WithBatcher(exporter), sdk.WithResource(about))} // the sampler comes from the environment
+	// the sampler comes from the environment
+	e := &Exporter{provider: sdk.NewTracerProvider(sdk.WithBatcher(exporter), sdk.WithResource(about))}
 	e.tracer = e.provider.Tracer("github.com/kuri-cri/kuri", trace.WithInstrumentationVersion(version))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(e.failed)) // the batcher reports errors nowhere else
 	return e, nil
@@ -111,8 +116,9 @@ func (e *Exporter) Hook() func(context.Context, string, step.Report) {
 	return e.Ended
 }
 
-// Ended sends the spans of a finished operation. full is its full method name, "/runtime.v1.RuntimeService/Status". ctx is the
-// context of the request; its metadata may have the caller's span.
+// Ended sends the spans of a finished operation. full is its full method name,
+// "/runtime.v1.RuntimeService/Status". ctx is the context of the request; its metadata may have the
+// caller's span.
 func (e *Exporter) Ended(ctx context.Context, full string, r step.Report) {
 	end := r.Began.Add(r.Took)
 	if n := len(r.Steps); n > 0 { // an operation continues after its caller has given up
@@ -125,7 +131,8 @@ func (e *Exporter) Ended(ctx context.Context, full string, r step.Report) {
 	service, method, _ := strings.Cut(name, "/")
 	ctx, span := e.tracer.Start(parent, name, trace.WithTimestamp(r.Began), trace.WithSpanKind(trace.SpanKindServer))
 	if span.IsRecording() {
-		span.SetAttributes(attribute.String("rpc.system", "grpc"), attribute.String("rpc.service", service), attribute.String("rpc.method", method),
+		span.SetAttributes(attribute.String("rpc.system", "grpc"), attribute.String("rpc.service", service),
+			attribute.String("rpc.method", method),
 			attribute.Int64("rpc.grpc.status_code", int64(status.Code(r.Err))))
 		span.SetAttributes(attributes(r)...)
 		if r.Err != nil {
@@ -151,7 +158,8 @@ func attributes(r step.Report) (all []attribute.KeyValue) {
 	s := r.Subject
 	for _, a := range [][2]string{
 		{"k8s.namespace.name", s.Namespace}, {"k8s.pod.name", s.Pod}, {"k8s.container.name", s.Container},
-		{"container.id", s.ContainerID}, {"container.image.name", s.Image}, {"kuri.pod.sandbox_id", s.PodID}, {"kuri.caller.program", r.Caller.Program},
+		{"container.id", s.ContainerID}, {"container.image.name", s.Image}, {"kuri.pod.sandbox_id", s.PodID},
+		{"kuri.caller.program", r.Caller.Program},
 	} {
 		if a[1] != "" {
 			all = append(all, attribute.String(a[0], a[1]))

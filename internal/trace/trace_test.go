@@ -30,7 +30,8 @@ type receiver struct {
 	resource string
 }
 
-func (r *receiver) Export(_ context.Context, req *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+func (r *receiver) Export(_ context.Context,
+	req *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, rs := range req.ResourceSpans {
@@ -59,8 +60,10 @@ func serve(t *testing.T) (r *receiver, url string) {
 
 // clean takes away what the environment says of tracing.
 func clean(t *testing.T) {
-	for _, name := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER",
-		"OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"} {
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED",
+		"OTEL_TRACES_EXPORTER",
+		"OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_TRACES_SAMPLER",
+		"OTEL_TRACES_SAMPLER_ARG"} {
 		t.Setenv(name, "")
 	}
 }
@@ -71,8 +74,9 @@ const method = "/runtime.v1.RuntimeService/RunPodSandbox"
 func report(began time.Time) step.Report {
 	return step.Report{
 		Kind: "RunPodSandbox", Began: began, Took: 3 * time.Second, Subject: step.Subject{Namespace: "default", Pod: "web"},
-		Steps: []step.Step{{Name: "namespaces", Began: began, Took: time.Second, Parts: []step.Step{{Name: "shm", Began: began, Took: time.Millisecond}}}, {Name: "network", Began: began.Add(time.Second), Took: 2 * time.Second}},
-		Err:   status.Error(codes.Unavailable, "no network"),
+		Steps: []step.Step{{Name: "namespaces", Began: began, Took: time.Second, Parts: []step.Step{{Name: "shm",
+			Began: began, Took: time.Millisecond}}}, {Name: "network", Began: began.Add(time.Second), Took: 2 * time.Second}},
+		Err: status.Error(codes.Unavailable, "no network"),
 	}
 }
 
@@ -86,10 +90,12 @@ func TestSpansContinueTheCallersTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now().Add(-time.Hour).Truncate(time.Microsecond)
-	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
+	ctx := metadata.NewIncomingContext(t.Context(),
+		metadata.Pairs("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
 	e.Hook()(ctx, method, report(began))
 	// One whose caller does not sample is not sent.
-	e.Ended(metadata.NewIncomingContext(t.Context(), metadata.Pairs("traceparent", "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")), method, report(began))
+	e.Ended(metadata.NewIncomingContext(t.Context(),
+		metadata.Pairs("traceparent", "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")), method, report(began))
 	e.Close()
 
 	slices.SortFunc(r.spans, func(a, b *otlp.Span) int { return strings.Compare(a.Name, b.Name) })
@@ -97,15 +103,19 @@ func TestSpansContinueTheCallersTrace(t *testing.T) {
 		t.Fatalf("%d spans: %v", len(r.spans), r.spans)
 	}
 	namespaces, part, network, root := r.spans[0], r.spans[1], r.spans[2], r.spans[3]
-	if root.Name != "runtime.v1.RuntimeService/RunPodSandbox" || fmt.Sprintf("%x", root.TraceId) != "0af7651916cd43dd8448eb211c80319c" ||
-		fmt.Sprintf("%x", root.ParentSpanId) != "b7ad6b7169203331" || root.Kind != otlp.Span_SPAN_KIND_SERVER || root.Status.Message != "no network" ||
+	if root.Name != "runtime.v1.RuntimeService/RunPodSandbox" ||
+		fmt.Sprintf("%x", root.TraceId) != "0af7651916cd43dd8448eb211c80319c" ||
+		fmt.Sprintf("%x", root.ParentSpanId) != "b7ad6b7169203331" || root.Kind != otlp.Span_SPAN_KIND_SERVER ||
+		root.Status.Message != "no network" ||
 		root.StartTimeUnixNano != uint64(began.UnixNano()) || root.EndTimeUnixNano-root.StartTimeUnixNano != 3e9 {
 		t.Errorf("%v", root)
 	}
-	if network.Name != "RunPodSandbox network" || string(network.ParentSpanId) != string(root.SpanId) || network.EndTimeUnixNano-network.StartTimeUnixNano != 2e9 {
+	if network.Name != "RunPodSandbox network" || string(network.ParentSpanId) != string(root.SpanId) ||
+		network.EndTimeUnixNano-network.StartTimeUnixNano != 2e9 {
 		t.Errorf("%v", network)
 	}
-	if part.Name != "RunPodSandbox namespaces shm" || string(part.ParentSpanId) != string(namespaces.SpanId) || part.EndTimeUnixNano-part.StartTimeUnixNano != 1e6 {
+	if part.Name != "RunPodSandbox namespaces shm" || string(part.ParentSpanId) != string(namespaces.SpanId) ||
+		part.EndTimeUnixNano-part.StartTimeUnixNano != 1e6 {
 		t.Errorf("%v", part)
 	}
 	said := fmt.Sprint(root.Attributes)
@@ -156,7 +166,8 @@ func TestTheEnvironment(t *testing.T) {
 	}
 	clean(t)
 	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-	if _, err := Open(t.Context(), url, "9.9"); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "PROTOCOL=grpc") {
+	if _, err := Open(t.Context(), url, "9.9"); !errors.Is(err, fault.Invalid) ||
+		!strings.Contains(err.Error(), "PROTOCOL=grpc") {
 		t.Errorf("%v", err)
 	}
 }

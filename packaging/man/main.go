@@ -2,7 +2,8 @@
 //
 //	man DATE PROGRAM >kuri.1
 //
-// DATE is that of the page, YYYY-MM-DD. PROGRAM is a built kuri; the help of each of its verbs, at any depth, becomes a section.
+// DATE is that of the page, YYYY-MM-DD. PROGRAM is a built kuri; the help of each of its verbs, at
+// any depth, becomes a section.
 package main
 
 import (
@@ -32,7 +33,8 @@ type page struct {
 	out     *bufio.Writer
 }
 
-// help is what the program says of a verb, by the headings of its help. What stands above the first heading is below "".
+// help is what the program says of a verb, by the headings of its help. What stands above the first
+// heading is below "".
 type help map[string][]string
 
 // commands is the heading of the verbs below one. A program with groups of verbs has the groups' titles instead.
@@ -194,7 +196,8 @@ func (p page) flags(lines []string) {
 	}
 }
 
-// escape makes text safe for roff: backslashes, hyphens that are to be copied, and what is a request at the line's beginning.
+// escape makes text safe for roff: backslashes, hyphens that are to be copied, and what is a
+// request at the line's beginning.
 func escape(s string) string {
 	s = strings.NewReplacer(`\`, `\e`, `-`, `\-`, `…`, `...`, "\t", "    ").Replace(s)
 	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {

@@ -3,10 +3,10 @@
 //
 //	parts -version VERSION -time SECONDS -licenses FILE -sbom FILE [-cross DIRECTORY] PROGRAM...
 //
-// The Go modules are read from the programs themselves, as the linker has recorded them; their licences lie in the module
-// cache. The C libraries that are linked statically are described by their Debian packages: those installed here, or those
-// that scripts/cross has unpacked into DIRECTORY. A module or library without a licence file is an error: it must not be
-// shipped.
+// The Go modules are read from the programs themselves, as the linker has recorded them; their
+// licences lie in the module cache. The C libraries that are linked statically are described by
+// their Debian packages: those installed here, or those that scripts/cross has unpacked into
+// DIRECTORY. A module or library without a licence file is an error: it must not be shipped.
 package main
 
 import (
@@ -42,8 +42,8 @@ type licence struct{ file, text string }
 // licenceFile matches the names that modules give to licences and notices.
 var licenceFile = regexp.MustCompile(`(?i)^(un)?(licen[sc]e|copying|copyright|notice|patents)([.-].*)?$`)
 
-// static are Debian's packages of the C libraries in a program, by the program's name. kuri-keeper has cgo, with libseccomp, and
-// glibc; kuri-holder has musl.
+// static are Debian's packages of the C libraries in a program, by the program's name. kuri-keeper
+// has cgo, with libseccomp, and glibc; kuri-holder has musl.
 var static = map[string][]string{
 	"kuri-keeper": {"libc6-dev", "libseccomp-dev"},
 	"kuri-holder": {"musl-dev"},
@@ -126,7 +126,9 @@ func collect(programs []string, cross string) ([]part, error) {
 		slices.Sort(p.programs)
 		parts = append(parts, *p)
 	}
-	slices.SortFunc(parts, func(a, b part) int { return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.version, b.version)) })
+	slices.SortFunc(parts, func(a, b part) int {
+		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.version, b.version))
+	})
 	return parts, errors.Join(bad...)
 }
 
@@ -246,10 +248,12 @@ func text(parts []part) string {
 	for _, p := range parts {
 		for _, l := range p.licences {
 			body := strings.TrimSpace(strings.ReplaceAll(l.text, "\r\n", "\n"))
-			owners[body] = append(owners[body], fmt.Sprintf("%s %s (%s; in %s)", p.name, p.version, l.file, strings.Join(p.programs, ", ")))
+			owners[body] = append(owners[body], fmt.Sprintf("%s %s (%s; in %s)", p.name, p.version, l.file,
+				strings.Join(p.programs, ", ")))
 		}
 	}
-	bodies := slices.SortedFunc(maps.Keys(owners), func(a, b string) int { return cmp.Compare(owners[a][0], owners[b][0]) })
+	bodies := slices.SortedFunc(maps.Keys(owners),
+		func(a, b string) int { return cmp.Compare(owners[a][0], owners[b][0]) })
 	var b strings.Builder
 	b.WriteString("Kuri is distributed under the Apache License 2.0. Its programs have the following parts in them, under the licences that follow each.\n")
 	for _, body := range bodies {

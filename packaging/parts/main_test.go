@@ -33,22 +33,27 @@ func TestRead(t *testing.T) {
 func TestTextHasEachLicenceOnce(t *testing.T) {
 	parts := []part{
 		{name: "a", version: "v1", programs: []string{"kurid"}, licences: []licence{{"LICENSE", "same words\r\n"}}},
-		{name: "b", version: "v2", programs: []string{"kuri"}, licences: []licence{{"COPYING", "same words\n"}, {"NOTICE", "others"}}},
+		{name: "b", version: "v2", programs: []string{"kuri"},
+			licences: []licence{{"COPYING", "same words\n"}, {"NOTICE", "others"}}},
 	}
 	got := text(parts)
-	if strings.Count(got, "same words") != 1 || !strings.Contains(got, "a v1 (LICENSE; in kurid)\nb v2 (COPYING; in kuri)\n") || !strings.Contains(got, "others") {
+	if strings.Count(got, "same words") != 1 ||
+		!strings.Contains(got, "a v1 (LICENSE; in kurid)\nb v2 (COPYING; in kuri)\n") || !strings.Contains(got, "others") {
 		t.Error(got)
 	}
 }
 
 func TestDescribe(t *testing.T) {
-	b := describe([]part{{name: "a", version: "v1", purl: "pkg:golang/a@v1", sum: "h1:x", programs: []string{"kurid"}}}, "0.2.0", time.Unix(1796000000, 0))
-	if b.Metadata.Timestamp != "2026-11-30T00:53:20Z" || len(b.Components) != 1 || b.Components[0].Properties[1].Value != "h1:x" {
+	b := describe([]part{{name: "a", version: "v1", purl: "pkg:golang/a@v1", sum: "h1:x", programs: []string{"kurid"}}},
+		"0.2.0", time.Unix(1796000000, 0))
+	if b.Metadata.Timestamp != "2026-11-30T00:53:20Z" || len(b.Components) != 1 ||
+		b.Components[0].Properties[1].Value != "h1:x" {
 		t.Errorf("%+v", b)
 	}
 }
 
-// The C libraries of programs that were cross-built are those of the cross compiler's directory, under their names there.
+// The C libraries of programs that were cross-built are those of the cross compiler's directory,
+// under their names there.
 func TestDebianOfACrossCompiler(t *testing.T) {
 	cross := t.TempDir()
 	for name, body := range map[string]string{

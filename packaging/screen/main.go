@@ -1,6 +1,6 @@
-// Command screen draws a terminal session as an SVG in which the lines appear one after the other. It reads the session from
-// standard input: a line that begins with "$ " was typed, one with "# " is a comment, all others were printed. Where nothing
-// can be animated the whole session is seen.
+// Command screen draws a terminal session as an SVG in which the lines appear one after the other.
+// It reads the session from standard input: a line that begins with "$ " was typed, one with "# "
+// is a comment, all others were printed. Where nothing can be animated the whole session is seen.
 package main
 
 import (

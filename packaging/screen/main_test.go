@@ -10,7 +10,8 @@ import (
 
 func TestDraw(t *testing.T) {
 	var b strings.Builder
-	if err := draw(strings.NewReader("# <a & b>\n$ kuri ps\n\x1b[1mNAME\x1b[0m\tAGE\n"+strings.Repeat("ä", 200)+"\n"), &b); err != nil {
+	if err := draw(strings.NewReader("# <a & b>\n$ kuri ps\n\x1b[1mNAME\x1b[0m\tAGE\n"+strings.Repeat("ä", 200)+"\n"),
+		&b); err != nil {
 		t.Fatal(err)
 	}
 	got := b.String()

@@ -35,7 +35,8 @@ func main() {
 // interrupt. fault.Contained logs the error itself.
 var ignorable = regexp.MustCompile(`^(Close(WithError)?|Fprint(f|ln)?|Remove(All)?|Unlink(at)?|Rmdir|Unmount|Set(Read|Write)?Deadline|Kill|Signal|Contained)$`)
 
-// neverDeferred are functions whose errors must not be ignored even if the call is deferred. Other deferred calls are undos.
+// neverDeferred are functions whose errors must not be ignored even if the call is deferred. Other
+// deferred calls are undos.
 var neverDeferred = regexp.MustCompile(`^(Write.*|Flush|Sync|Encode|Commit)$`)
 
 // uncheckedErrors returns errcheck for the product: without tests, ignorable functions and deferred undos. An error
@@ -57,7 +58,8 @@ func uncheckedErrors() *analysis.Analyzer {
 					return true
 				}
 				d, unchecked := found[call.Lparen]
-				if name := nameOf(call); unchecked && !ignorable.MatchString(name) && (!deferred || neverDeferred.MatchString(name)) {
+				if name := nameOf(call); unchecked && !ignorable.MatchString(name) &&
+					(!deferred || neverDeferred.MatchString(name)) {
 					pass.Report(d)
 				}
 				return true

@@ -40,8 +40,8 @@ func TestMain(m *testing.M) {
 	harness.Main(m)
 }
 
-// ownDirectories gives the cell a /tmp of its own, on the disk: the suite and its pods write to it. What the machine has of
-// systemd is hidden: the suite would start its kubelet by it.
+// ownDirectories gives the cell a /tmp of its own, on the disk: the suite and its pods write to it.
+// What the machine has of systemd is hidden: the suite would start its kubelet by it.
 func ownDirectories() error {
 	tmp := filepath.Join(os.Getenv("CELL_DIR"), "tmp")
 	if err := os.MkdirAll(tmp, 0o755); err != nil {
@@ -155,7 +155,8 @@ func run(t *testing.T, d *harness.Daemon, programs, dir, reports string) {
 	if err := os.Symlink(filepath.Join(programs, "e2e_node.test"), program); err != nil {
 		t.Fatal(err)
 	}
-	config := harness.Write(t, dir, "kubelet.yaml", fmt.Sprintf(configuration, harness.Write(t, dir, "resolv.conf", "nameserver 127.0.0.1\n")))
+	config := harness.Write(t, dir, "kubelet.yaml",
+		fmt.Sprintf(configuration, harness.Write(t, dir, "resolv.conf", "nameserver 127.0.0.1\n")))
 	ctx, cancel := context.WithTimeout(t.Context(), harness.Patient(limit))
 	defer cancel()
 	focus := regexp.QuoteMeta(os.Getenv("CONFORMANCE_FOCUS"))

@@ -20,8 +20,8 @@ const e2eImages = "registry.k8s.io/e2e-test-images/"
 // registryHosts are those that the images' names begin with.
 var registryHosts = []string{"registry.k8s.io", "gcr.io", "docker.io", "quay.io"}
 
-// images returns what the suite pulls, by name, as indexes for two architectures. Agnhost is the program, kubernetes the
-// directory of the module's source.
+// images returns what the suite pulls, by name, as indexes for two architectures. Agnhost is the
+// program, kubernetes the directory of the module's source.
 func images(busybox, agnhost, kubernetes string) (map[string]remote.Taggable, error) {
 	m, err := newMaker(busybox, agnhost, kubernetes)
 	if err != nil {
@@ -43,9 +43,11 @@ func images(busybox, agnhost, kubernetes string) (map[string]remote.Taggable, er
 	add(v1.Config{Cmd: []string{"sh"}}, shell, e2eImages+"busybox:1.29-4", e2eImages+"busybox:1.37.0-1",
 		e2eImages+"glibc-dns-testing:2.0.0", e2eImages+"ipc-utils:1.4")
 	add(v1.Config{User: "1234"}, shell, e2eImages+"nonroot:1.5")
-	add(v1.Config{Cmd: []string{"nginx", "-g", "daemon off;"}, StopSignal: "SIGQUIT"}, programs, e2eImages+"nginx:1.15-4", e2eImages+"nginx:1.27-0")
+	add(v1.Config{Cmd: []string{"nginx", "-g", "daemon off;"}, StopSignal: "SIGQUIT"}, programs, e2eImages+"nginx:1.15-4",
+		e2eImages+"nginx:1.27-0")
 	add(v1.Config{Entrypoint: []string{"/usr/sbin/nonewprivs"}}, programs, e2eImages+"nonewprivs:1.4")
-	add(v1.Config{Entrypoint: []string{"/usr/sbin/pause"}, User: "65535:65535"}, []v1.Layer{m.programs}, "registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10.2")
+	add(v1.Config{Entrypoint: []string{"/usr/sbin/pause"}, User: "65535:65535"}, []v1.Layer{m.programs},
+		"registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10.2")
 	add(v1.Config{Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}}, []v1.Layer{m.busybox, m.agnhost},
 		e2eImages+"agnhost:2.55", e2eImages+"agnhost:2.63.0")
 	return out, errors.Join(errs...)
@@ -74,7 +76,8 @@ func newMaker(busybox, agnhost, kubernetes string) (*maker, error) {
 	if m.busybox, err = image.Layer(files...); err != nil {
 		return nil, err
 	}
-	m.programs, err = image.Layer(program, image.File{Path: "/usr/sbin/pause", Link: program.Path}, setuid, image.File{Path: "/var/run/"})
+	m.programs, err = image.Layer(program, image.File{Path: "/usr/sbin/pause", Link: program.Path}, setuid,
+		image.File{Path: "/var/run/"})
 	if err != nil {
 		return nil, err
 	}
@@ -119,8 +122,8 @@ func bash() ([]image.File, error) {
 	return files, nil
 }
 
-// agnhostFiles are those that the image of agnhost has beside a shell. The registry that it can be has no images: the specs
-// that pull from it are not run.
+// agnhostFiles are those that the image of agnhost has beside a shell. The registry that it can be
+// has no images: the specs that pull from it are not run.
 func agnhostFiles(agnhost, kubernetes string) ([]image.File, error) {
 	curl, err := image.Program("github.com/kuri-cri/kuri/test/conformance/curl", "/usr/bin/curl")
 	if err != nil {

@@ -33,12 +33,13 @@ containerLogMonitorInterval: 10s
 serializeImagePulls: false
 `
 
-// addAddress gives the cell its address and a default route, by which API server and kubelet find it. Nothing can be reached
-// over it.
+// addAddress gives the cell its address and a default route, by which API server and kubelet find
+// it. Nothing can be reached over it.
 func addAddress(t *testing.T) {
 	t.Helper()
 	for _, args := range []string{
-		"link add node0 type bridge", "link set node0 addrgenmode none", "address add " + nodeAddress + "/24 dev node0", "link set node0 up",
+		"link add node0 type bridge", "link set node0 addrgenmode none", "address add " + nodeAddress +
+			"/24 dev node0", "link set node0 up",
 		"route add default via 192.0.2.1",
 	} {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
@@ -75,7 +76,8 @@ func kubeletDirectory(t *testing.T) {
 // machine are sysctls without namespaces that the kubelet sets as it starts, and one of which it needs more than some
 // machines give.
 var machine = []string{
-	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
+	"kernel/keys/root_maxbytes",
 	"fs/inotify/max_user_instances",
 }
 

@@ -73,7 +73,8 @@ func buildSuite(digest string) (string, error) {
 	if err := os.MkdirAll(cacheDir(), 0o755); err != nil {
 		return "", err
 	}
-	if err := run(scratch, "go", "test", "-c", "-trimpath", "-o", path+".new", "sigs.k8s.io/cri-tools/cmd/critest"); err != nil {
+	if err := run(scratch, "go", "test", "-c", "-trimpath", "-o", path+".new",
+		"sigs.k8s.io/cri-tools/cmd/critest"); err != nil {
 		return "", err
 	}
 	return path, os.Rename(path+".new", path)

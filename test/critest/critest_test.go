@@ -58,13 +58,15 @@ func TestCRI(t *testing.T) {
 	}
 	for _, host := range registryHosts {
 		harness.Write(t, certs, host+"/hosts.toml",
-			fmt.Sprintf("server = \"http://%s\"\n\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", d.Registry.Host, d.Registry.Host))
+			fmt.Sprintf("server = \"http://%s\"\n\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+				d.Registry.Host, d.Registry.Host))
 	}
 
 	report := filepath.Join(t.TempDir(), "junit.xml")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "-runtime-endpoint", "unix://"+d.Socket, "-image-endpoint", "unix://"+d.ImageSocket,
+	cmd := exec.CommandContext(ctx, program, "-runtime-endpoint", "unix://"+d.Socket, "-image-endpoint", "unix://"+
+		d.ImageSocket,
 		"-ginkgo.no-color", "-ginkgo.succinct", "-ginkgo.junit-report", report, "-ginkgo.focus", os.Getenv("CRITEST_FOCUS"))
 	cmd.Dir = t.TempDir()
 	output, runErr := cmd.CombinedOutput()

@@ -59,7 +59,8 @@ func images(busybox string) (map[string]remote.Taggable, error) {
 	add(hostnet, programs, criImages+"hostnet-nginx:latest")
 
 	pause := []v1.Layer{m.programs}
-	add(v1.Config{Entrypoint: []string{"/usr/sbin/pause"}, User: "65535:65535"}, pause, "registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9")
+	add(v1.Config{Entrypoint: []string{"/usr/sbin/pause"}, User: "65535:65535"}, pause, "registry.k8s.io/pause:3.9",
+		"k8s.gcr.io/pause:3.9")
 	add(v1.Config{Entrypoint: []string{"/usr/sbin/pause"}, User: "65535:65535"}, pause, "registry.k8s.io/pause:3.10")
 
 	for name, user := range map[string]string{
@@ -71,7 +72,8 @@ func images(busybox string) (map[string]remote.Taggable, error) {
 	for _, name := range []string{"1", "2", "3", "latest"} {
 		add(v1.Config{Cmd: []string{"sh"}}, shell, criImages+"test-image-"+name+":latest")
 	}
-	add(v1.Config{Cmd: []string{"sh"}}, shell, criImages+"test-image-tags:1", criImages+"test-image-tags:2", criImages+"test-image-tags:3")
+	add(v1.Config{Cmd: []string{"sh"}}, shell, criImages+"test-image-tags:1", criImages+"test-image-tags:2", criImages+
+		"test-image-tags:3")
 	add(v1.Config{Cmd: []string{"sh"}}, shell, criImages+"test-image-tag:test", criImages+"test-image-tag:all")
 
 	// The suite requests the manifests of these, not an index.
@@ -120,8 +122,10 @@ func newMaker(busybox string) (*maker, error) {
 		return nil, err
 	}
 	m.group, err = image.Layer(
-		image.File{Path: "/etc/passwd", Data: []byte("root:x:0:0:root:/root:/bin/sh\ndefault-user:x:1000:1000::/home/default-user:/bin/sh\n")},
-		image.File{Path: "/etc/group", Data: []byte("root:x:0:\ndefault-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n")})
+		image.File{Path: "/etc/passwd",
+			Data: []byte("root:x:0:0:root:/root:/bin/sh\ndefault-user:x:1000:1000::/home/default-user:/bin/sh\n")},
+		image.File{Path: "/etc/group",
+			Data: []byte("root:x:0:\ndefault-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n")})
 	return m, err
 }
 

@@ -42,7 +42,8 @@ func build(dir, arch, zone string, umask int) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("bin/kuri does not tell its version, make all builds it: %w", err)
 	}
-	cmd.Env = append(os.Environ(), "DIST_ONLY=deb", "DIST_ARCH="+arch, "SOURCE_DATE_EPOCH=1796000000", "TZ="+zone, "VERSION="+strings.TrimPrefix(strings.TrimSpace(string(version)), "kuri "))
+	cmd.Env = append(os.Environ(), "DIST_ONLY=deb", "DIST_ARCH="+arch, "SOURCE_DATE_EPOCH=1796000000", "TZ="+zone,
+		"VERSION="+strings.TrimPrefix(strings.TrimSpace(string(version)), "kuri "))
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("scripts/dist: %w\n%s", err, text)
 	}
@@ -115,7 +116,8 @@ func TestArm64(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "package")
 	output(t, "dpkg-deb", "--raw-extract", arm64, dir)
-	if control := output(t, "cat", filepath.Join(dir, "DEBIAN", "control")); !strings.Contains(control, "\nArchitecture: arm64\n") {
+	if control := output(t, "cat", filepath.Join(dir, "DEBIAN", "control")); !strings.Contains(control,
+		"\nArchitecture: arm64\n") {
 		t.Errorf("control is\n%s", control)
 	}
 	for _, name := range []string{"kuri", "kurid", "kuri-keeper", "kuri-holder"} {
@@ -129,12 +131,14 @@ func TestArm64(t *testing.T) {
 			t.Errorf("%s is for %v, with an interpreter: %v", name, program.Machine, interpreted)
 		}
 		program.Close()
-		if said := output(t, filepath.Join(strings.TrimSpace(string(cross)), "exec", "go_linux_arm64_exec"), path, "--version"); !strings.HasPrefix(said, name+" ") {
+		if said := output(t, filepath.Join(strings.TrimSpace(string(cross)), "exec", "go_linux_arm64_exec"), path,
+			"--version"); !strings.HasPrefix(said, name+" ") {
 			t.Errorf("%s --version says %q", name, said)
 		}
 	}
 	licences := output(t, "gzip", "-dc", filepath.Join(dir, "usr/share/doc/kuri/third-party-licenses.gz"))
-	for _, part := range []string{"github.com/opencontainers/runc ", "libc6-dev-arm64-cross ", "libseccomp-dev ", "musl-dev "} {
+	for _, part := range []string{"github.com/opencontainers/runc ", "libc6-dev-arm64-cross ", "libseccomp-dev ",
+		"musl-dev "} {
 		if !strings.Contains(licences, "\n"+part) {
 			t.Errorf("the licences lack that of %s", part)
 		}
@@ -180,8 +184,8 @@ func TestContents(t *testing.T) {
 	}
 }
 
-// contents lists the files of a package with their modes, and the directories of its own. It fails t for a file that is not
-// root's and a directory that is not for all to read.
+// contents lists the files of a package with their modes, and the directories of its own. It fails
+// t for a file that is not root's and a directory that is not for all to read.
 func contents(t *testing.T, deb string) (files []string) {
 	t.Helper()
 	for _, m := range entry.FindAllStringSubmatch(output(t, "dpkg-deb", "--contents", deb), -1) {
@@ -239,13 +243,16 @@ func TestControl(t *testing.T) {
 			t.Errorf("%s: %v, %v", script, info, err)
 		}
 	}
-	for name, runs := range map[string]string{"kurid": "ExecStart=/usr/bin/kurid\n", "kurid-handover": "/usr/bin/kurid hand-over"} {
-		if unit := read("usr/lib/systemd/system", name+".service"); !strings.Contains(unit, runs) || strings.Contains(unit, "@") {
+	for name, runs := range map[string]string{"kurid": "ExecStart=/usr/bin/kurid\n",
+		"kurid-handover": "/usr/bin/kurid hand-over"} {
+		if unit := read("usr/lib/systemd/system", name+".service"); !strings.Contains(unit, runs) ||
+			strings.Contains(unit, "@") {
 			t.Errorf("%s.service is\n%s", name, unit)
 		}
 	}
 	for _, shell := range [][2]string{
-		{"bash", "usr/share/bash-completion/completions/kuri"}, {"zsh", "usr/share/zsh/vendor-completions/_kuri"}, {"fish", "usr/share/fish/vendor_completions.d/kuri.fish"},
+		{"bash", "usr/share/bash-completion/completions/kuri"}, {"zsh", "usr/share/zsh/vendor-completions/_kuri"}, {"fish",
+			"usr/share/fish/vendor_completions.d/kuri.fish"},
 	} {
 		if body := read(shell[1]); len(body) < 1000 {
 			t.Errorf("the completion of %s is %q", shell[0], body)
@@ -254,25 +261,28 @@ func TestControl(t *testing.T) {
 		}
 	}
 	manual := output(t, "gzip", "-dc", filepath.Join(dir, "usr/share/man/man1/kuri.1.gz"))
-	verbs := regexp.MustCompile(`(?m)^  ([a-z][a-z-]*) +[A-Z]`).FindAllStringSubmatch(output(t, filepath.Join(dir, "usr/bin/kuri"), "help"), -1)
+	verbs := regexp.MustCompile(`(?m)^  ([a-z][a-z-]*) +[A-Z]`).FindAllStringSubmatch(output(t,
+		filepath.Join(dir, "usr/bin/kuri"), "help"), -1)
 	if len(verbs) < 20 {
 		t.Errorf("kuri help tells of %d verbs", len(verbs))
 	}
 	for _, verb := range verbs {
-		if name := strings.ReplaceAll(verb[1], "-", `\-`); verb[1] != "help" && !strings.Contains(manual, "\n.SS kuri "+name) {
+		if name := strings.ReplaceAll(verb[1], "-", `\-`); verb[1] != "help" &&
+			!strings.Contains(manual, "\n.SS kuri "+name) {
 			t.Errorf("kuri(1) has no section of %s", verb[1])
 		}
 	}
 	licences := output(t, "gzip", "-dc", filepath.Join(dir, "usr/share/doc/kuri/third-party-licenses.gz"))
-	for _, part := range []string{"github.com/opencontainers/runc ", "std 1.", "libc6-dev ", "libseccomp-dev ", "musl-dev "} {
+	for _, part := range []string{"github.com/opencontainers/runc ", "std 1.", "libc6-dev ", "libseccomp-dev ",
+		"musl-dev "} {
 		if !strings.Contains(licences, "\n"+part) {
 			t.Errorf("the licences lack that of %s", part)
 		}
 	}
 }
 
-// dpkg installs the package on this machine's own files, with what it changes in an overlay of a mount namespace of its own: no
-// systemd is seen there. It upgrades, removes and purges it.
+// dpkg installs the package on this machine's own files, with what it changes in an overlay of a
+// mount namespace of its own: no systemd is seen there. It upgrades, removes and purges it.
 func TestDpkg(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIP: needs root")
@@ -291,7 +301,8 @@ func TestDpkg(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(work, "story"), []byte(story), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	text, err := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "bash", filepath.Join(work, "story"), work).CombinedOutput()
+	text, err := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "bash",
+		filepath.Join(work, "story"), work).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}

@@ -41,7 +41,8 @@ func enterCell() int {
 	}
 	// The cell must not outlive this process. The kernel ties that to the thread that starts it.
 	runtime.LockOSThread()
-	cmd := exec.Command(filepath.Join(Repository(), "bench", "cell"), append([]string{"unshare", "--ipc", "--uts", self}, os.Args[1:]...)...)
+	cmd := exec.Command(filepath.Join(Repository(), "bench", "cell"),
+		append([]string{"unshare", "--ipc", "--uts", self}, os.Args[1:]...)...)
 	cmd.Env = append(os.Environ(), inCell+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}

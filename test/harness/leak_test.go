@@ -54,7 +54,8 @@ func TestTracesShowWhatIsLeft(t *testing.T) {
 	diff := "\n" + strings.Join(after.Beyond(before), "\n")
 	for kind, word := range map[string]string{
 		"mounts": "/run/netns/left", "network namespaces": "/run/netns/left", "links": "left0", "addresses": "192.0.2.1",
-		"routes": "192.0.2.0/24", "firewall": "table inet left", "cgroups": group, "processes": "sleep 100", "files": dir + "/left",
+		"routes": "192.0.2.0/24", "firewall": "table inet left", "cgroups": group, "processes": "sleep 100", "files": dir +
+			"/left",
 	} {
 		if !strings.Contains(diff, "\n"+kind+": ") || !strings.Contains(diff, word) {
 			t.Errorf("%s: %s is not seen in:\n%s", kind, word, diff)

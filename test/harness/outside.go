@@ -41,7 +41,8 @@ func Outside(t testing.TB, node, there string) *World {
 		panic(fmt.Sprintf("harness: a thread is in the wrong network namespace: %v", err))
 	}
 
-	cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "outside0"}, PeerName: "node0", PeerNamespace: netlink.NsFd(ns)}
+	cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "outside0"}, PeerName: "node0",
+		PeerNamespace: netlink.NsFd(ns)}
 	if err := netlink.LinkAdd(cable); err != nil {
 		t.Fatalf("add a cable: %v", err)
 	}
@@ -93,7 +94,9 @@ func (w *World) Serve(t testing.TB, address string) <-chan string {
 		t.Fatal(err)
 	}
 	seen := make(chan string, 100)
-	server := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen <- r.RemoteAddr })}
+	server := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		seen <- r.RemoteAddr
+	})}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

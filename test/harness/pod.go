@@ -94,15 +94,18 @@ func (d *Daemon) RemovePod(t testing.TB, pod string) {
 	if _, err := d.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
 		t.Fatalf("stop pod %s: %v", pod, err)
 	}
-	if _, err := d.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+	if _, err := d.Runtime.RemovePodSandbox(t.Context(),
+		&runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
 		t.Fatalf("remove pod %s: %v", pod, err)
 	}
 }
 
 // Create creates a container and returns its id.
-func (d *Daemon) Create(t testing.TB, pod string, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig) string {
+func (d *Daemon) Create(t testing.TB, pod string, config *runtimeapi.ContainerConfig,
+	podConfig *runtimeapi.PodSandboxConfig) string {
 	t.Helper()
-	resp, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: podConfig})
+	resp, err := d.Runtime.CreateContainer(t.Context(),
+		&runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: podConfig})
 	if err != nil {
 		t.Fatalf("create container %s: %v", config.Metadata.Name, err)
 	}
@@ -110,7 +113,8 @@ func (d *Daemon) Create(t testing.TB, pod string, config *runtimeapi.ContainerCo
 }
 
 // Run creates and starts a container and returns its id.
-func (d *Daemon) Run(t testing.TB, pod string, config *runtimeapi.ContainerConfig, podConfig *runtimeapi.PodSandboxConfig) string {
+func (d *Daemon) Run(t testing.TB, pod string, config *runtimeapi.ContainerConfig,
+	podConfig *runtimeapi.PodSandboxConfig) string {
 	t.Helper()
 	id := d.Create(t, pod, config, podConfig)
 	if _, err := d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
@@ -154,7 +158,8 @@ func (d *Daemon) WaitExit(t testing.TB, id string) *runtimeapi.ContainerStatus {
 // StopContainer stops a container with a grace period in seconds.
 func (d *Daemon) StopContainer(t testing.TB, id string, grace int64) {
 	t.Helper()
-	if _, err := d.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil {
+	if _, err := d.Runtime.StopContainer(t.Context(),
+		&runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil {
 		t.Fatalf("stop container %s: %v", id, err)
 	}
 }

@@ -55,7 +55,8 @@ func (x Transport) Forward(t testing.TB, c *rest.Config, u *url.URL, port int32)
 		t.Fatal(err)
 	}
 	stop, ready, said := make(chan struct{}), make(chan struct{}), &Screen{}
-	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, said, said)
+	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)},
+		stop, ready, said, said)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,8 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// File is one entry of a layer. Exactly one of Data, Link and Symlink is used, in the order that they are set; a path that
-// ends in a slash is a directory.
+// File is one entry of a layer. Exactly one of Data, Link and Symlink is used, in the order that
+// they are set; a path that ends in a slash is a directory.
 type File struct {
 	Path     string      // absolute, as in the container
 	Data     []byte      // what the file holds
@@ -92,9 +92,9 @@ func Index(img v1.Image) (v1.ImageIndex, error) {
 	return index, nil
 }
 
-// Busybox returns the files of an image around a static busybox: the program, each of its applets under the path that it
-// says, as a hard link, and the users and groups that images usually have. Program is a path on this machine, for example
-// /bin/busybox of Debian's busybox-static.
+// Busybox returns the files of an image around a static busybox: the program, each of its applets
+// under the path that it says, as a hard link, and the users and groups that images usually have.
+// Program is a path on this machine, for example /bin/busybox of Debian's busybox-static.
 func Busybox(program string) ([]File, error) {
 	data, err := os.ReadFile(program)
 	if err != nil {
@@ -122,8 +122,8 @@ func Busybox(program string) ([]File, error) {
 	return files, nil
 }
 
-// Program compiles the Go package with the given import path or directory into a static program and returns it as a file
-// with mode 0755 at the given path.
+// Program compiles the Go package with the given import path or directory into a static program and
+// returns it as a file with mode 0755 at the given path.
 func Program(pkg, at string) (File, error) {
 	dir, err := os.MkdirTemp("", "kuri-image-")
 	if err != nil {

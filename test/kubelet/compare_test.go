@@ -41,7 +41,8 @@ func TestMetricsLikeContainerd(t *testing.T) {
 			t.Run("kuri", func(t *testing.T) {
 				certs := t.TempDir()
 				harness.Write(t, certs, registry.Host+"/hosts.toml", fmt.Sprintf("server = %q\n", "http://"+registry.Host))
-				d := harness.Start(t, harness.Options{NoPods: true, Config: fmt.Sprintf("cadvisor_listen = %q\n[image]\ncerts_dirs = [%q]\n", containerdSocket, certs)})
+				d := harness.Start(t, harness.Options{NoPods: true,
+					Config: fmt.Sprintf("cadvisor_listen = %q\n[image]\ncerts_dirs = [%q]\n", containerdSocket, certs)})
 				told[1] = tellAll(t, d, gates, reference)
 			})
 			if told[0] == nil || told[1] == nil {
@@ -65,7 +66,8 @@ func tellAll(t *testing.T, d *harness.Daemon, gates []string, reference string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest := harness.Write(t, n.manifests, "web.yaml", strings.Replace(string(example), "localhost/kuri-web:1", reference, 1))
+	manifest := harness.Write(t, n.manifests, "web.yaml", strings.Replace(string(example), "localhost/kuri-web:1",
+		reference, 1))
 	n.ready(t, 0)
 	var told facts
 	steady := 0

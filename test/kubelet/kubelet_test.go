@@ -233,7 +233,8 @@ func summaryHas(body string) error {
 			continue
 		}
 		c := p.Containers[0]
-		if c.Name == containerName && c.Memory.WorkingSetBytes > 100<<10 && c.CPU.UsageCoreNanoSeconds > 0 && c.Rootfs.UsedBytes != nil {
+		if c.Name == containerName && c.Memory.WorkingSetBytes > 100<<10 && c.CPU.UsageCoreNanoSeconds > 0 &&
+			c.Rootfs.UsedBytes != nil {
 			return nil
 		}
 	}
@@ -249,7 +250,8 @@ func comesBack(t *testing.T, d *harness.Daemon, n *node) {
 	if status.ContainerID == before {
 		t.Errorf("the container has been restarted and is still %s", before)
 	}
-	if ended := status.LastTerminationState.Terminated; ended == nil || ended.ExitCode != 137 || ended.ContainerID != before {
+	if ended := status.LastTerminationState.Terminated; ended == nil || ended.ExitCode != 137 ||
+		ended.ContainerID != before {
 		t.Errorf("of the killed container the kubelet knows %+v, want exit code 137 of %s", ended, before)
 	}
 	if err := n.logHas("serves on"); err != nil {

@@ -36,7 +36,8 @@ func TestCadvisor(t *testing.T) {
 		t.Skip("KURI_KUBELET is not set: test/kubelet/run builds a kubelet and sets it")
 	}
 	addAddress(t)
-	d := harness.Start(t, harness.Options{Config: "cadvisor_listen = \"/run/containerd/containerd.sock\"\n" + metricsListen})
+	d := harness.Start(t, harness.Options{Config: "cadvisor_listen = \"/run/containerd/containerd.sock\"\n" +
+		metricsListen})
 	loadExample(t, d)
 	n := startNode(t, d, nodeOptions{})
 	manifest := addExample(t, n)
@@ -90,7 +91,8 @@ func haveRows(body string, names []string, label string) error {
 	var missing []error
 	for _, name := range names {
 		found := slices.ContainsFunc(rows(body, name), func(line string) bool {
-			return strings.Contains(line, label) && strings.Contains(line, `namespace="default"`) && strings.Contains(line, `pod="`+podName+`"`)
+			return strings.Contains(line, label) && strings.Contains(line, `namespace="default"`) &&
+				strings.Contains(line, `pod="`+podName+`"`)
 		})
 		if !found {
 			missing = append(missing, fmt.Errorf("no %s with %s", name, label))
@@ -101,7 +103,8 @@ func haveRows(body string, names []string, label string) error {
 
 // rows returns the lines of a metric.
 func rows(body, name string) []string {
-	return slices.DeleteFunc(strings.Split(body, "\n"), func(line string) bool { return !strings.HasPrefix(line, name+"{") })
+	return slices.DeleteFunc(strings.Split(body, "\n"),
+		func(line string) bool { return !strings.HasPrefix(line, name+"{") })
 }
 
 // streamsAreUsed checks with kurid's counters of calls that the kubelet has used the features of its gates.

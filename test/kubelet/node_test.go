@@ -103,7 +103,8 @@ func (o nodeOptions) featureGates() string {
 func addAddress(t *testing.T) {
 	t.Helper()
 	for _, args := range []string{
-		"link add node0 type bridge", "link set node0 addrgenmode none", "address add 192.0.2.10/24 dev node0", "link set node0 up", "route add default via 192.0.2.1",
+		"link add node0 type bridge", "link set node0 addrgenmode none", "address add 192.0.2.10/24 dev node0",
+		"link set node0 up", "route add default via 192.0.2.1",
 	} {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %s: %v: %s", args, err, out)
@@ -127,7 +128,8 @@ func startNode(t *testing.T, d *harness.Daemon, o nodeOptions) *node {
 	})
 	n := &node{
 		dir: dir, manifests: filepath.Join(dir, "manifests"), logs: filepath.Join(dir, "logs"), ended: make(chan struct{}),
-		api: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}},
+		api: &http.Client{Timeout: 30 * time.Second,
+			Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}},
 	}
 	for _, dir := range []string{n.manifests, n.logs} {
 		if err := os.Mkdir(dir, 0o755); err != nil {

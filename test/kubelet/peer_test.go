@@ -22,7 +22,8 @@ import (
 const containerdSocket = "/run/containerd/containerd.sock"
 
 // peerPrograms are the programs that containerd needs to run pods. bench/run builds them.
-var peerPrograms = []string{"containerd", "containerd-shim-runc-v2", "runc", "bridge", "host-local", "portmap", "loopback"}
+var peerPrograms = []string{"containerd", "containerd-shim-runc-v2", "runc", "bridge", "host-local", "portmap",
+	"loopback"}
 
 // peerConfig configures containerd as on an ordinary node, with cgroupfs, and with oom_score_adj
 // limited to the values that this machine permits.
@@ -87,7 +88,8 @@ func startContainerd(t *testing.T, programs string, registry *harness.Registry) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	values := map[string]string{"Dir": dir, "Programs": programs, "Socket": containerdSocket, "Pause": registry.Push(t, "pause:1", pause)}
+	values := map[string]string{"Dir": dir, "Programs": programs, "Socket": containerdSocket,
+		"Pause": registry.Push(t, "pause:1", pause)}
 	var config, network bytes.Buffer
 	if err := peerConfig.Execute(&config, values); err != nil {
 		t.Fatal(err)
@@ -105,7 +107,8 @@ func startContainerd(t *testing.T, programs string, registry *harness.Registry) 
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(programs, "containerd"), "--config", harness.Write(t, dir, "config.toml", config.String()))
+	cmd := exec.Command(filepath.Join(programs, "containerd"), "--config",
+		harness.Write(t, dir, "config.toml", config.String()))
 	cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {

@@ -95,7 +95,8 @@ func TestStreamsOverTLS(t *testing.T) {
 			harness.Eventually(t, 2*time.Minute, "the pod runs", n.shellRuns)
 			for name, transport := range harness.Transports {
 				if trusted != ca {
-					err := run(t, transport, "exec", url.Values{"command": {"true"}, "output": {"1"}}, remotecommand.StreamOptions{Stdout: io.Discard})
+					err := run(t, transport, "exec", url.Values{"command": {"true"}, "output": {"1"}},
+						remotecommand.StreamOptions{Stdout: io.Discard})
 					if err == nil || !strings.Contains(err.Error()+n.tail(), "certificate signed by unknown authority") {
 						t.Errorf("%s: %v", name, err)
 					}
@@ -136,17 +137,20 @@ func certificates(t *testing.T) (ca, cert, key string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return own, harness.Write(t, dir, name+".crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+		return own, harness.Write(t, dir, name+".crt",
+			string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
 	}
 	root := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, KeyUsage: x509.KeyUsageCertSign}
 	signer, ca := issue("ca", root, root, nil)
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	own, cert := issue("kurid", leaf, root, signer)
 	der, err := x509.MarshalPKCS8PrivateKey(own)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ca, cert, harness.Write(t, dir, "kurid.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+	return ca, cert, harness.Write(t, dir, "kurid.key",
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
 }
 
 func (n *node) shellRuns() error {
@@ -187,13 +191,15 @@ func run(t *testing.T, x harness.Transport, verb string, query url.Values, o rem
 func execs(t *testing.T, x harness.Transport) {
 	var stdout, stderr bytes.Buffer
 	in := strings.Repeat("0123456789abcdef", 1<<16)
-	err := run(t, x, "exec", url.Values{"command": {"sh", "-c", "cat; echo oops >&2; exit 42"}, "input": {"1"}, "output": {"1"}, "error": {"1"}},
+	err := run(t, x, "exec", url.Values{"command": {"sh", "-c", "cat; echo oops >&2; exit 42"}, "input": {"1"},
+		"output": {"1"}, "error": {"1"}},
 		remotecommand.StreamOptions{Stdin: strings.NewReader(in), Stdout: &stdout, Stderr: &stderr})
 	var exit utilexec.CodeExitError
 	if !errors.As(err, &exit) || exit.Code != 42 || stdout.String() != in || stderr.String() != "oops\n" {
 		t.Errorf("%d bytes of %d, %q, %v", stdout.Len(), len(in), stderr.String(), err)
 	}
-	err = run(t, x, "exec", url.Values{"command": {"nonesuch"}, "output": {"1"}}, remotecommand.StreamOptions{Stdout: &stdout})
+	err = run(t, x, "exec", url.Values{"command": {"nonesuch"}, "output": {"1"}},
+		remotecommand.StreamOptions{Stdout: &stdout})
 	if err == nil || !strings.Contains(err.Error(), "nonesuch") {
 		t.Errorf("no such program: %v", err)
 	}
@@ -205,7 +211,8 @@ func terminal(t *testing.T, x harness.Transport) {
 	is <- remotecommand.TerminalSize{Width: 123, Height: 45}
 	defer close(is)
 	go func() {
-		done <- run(t, x, "exec", url.Values{"command": {"sh", "-c", "until stty size | grep 123; do sleep 0.1; done; read x; exit 3"}, "input": {"1"}, "output": {"1"}, "tty": {"1"}},
+		done <- run(t, x, "exec", url.Values{"command": {"sh", "-c",
+			"until stty size | grep 123; do sleep 0.1; done; read x; exit 3"}, "input": {"1"}, "output": {"1"}, "tty": {"1"}},
 			remotecommand.StreamOptions{Stdin: keyboard, Stdout: out, Tty: true, TerminalSizeQueue: is})
 	}()
 	out.Await(t, "45 123")
@@ -223,7 +230,8 @@ func attached(t *testing.T, x harness.Transport) (keys *io.PipeWriter, out *harn
 	keyboard, keys := io.Pipe()
 	out, done = &harness.Screen{}, make(chan error, 1)
 	go func() {
-		done <- run(t, x, "attach", url.Values{"input": {"1"}, "output": {"1"}}, remotecommand.StreamOptions{Stdin: keyboard, Stdout: out})
+		done <- run(t, x, "attach", url.Values{"input": {"1"}, "output": {"1"}},
+			remotecommand.StreamOptions{Stdin: keyboard, Stdout: out})
 	}()
 	return keys, out, done
 }
@@ -285,7 +293,8 @@ func outlives(t *testing.T, d *harness.Daemon, n *node) {
 	say("after")
 	harness.Eventually(t, 30*time.Second, "a command runs in the pod again", func() error {
 		var stdout bytes.Buffer
-		err := run(t, harness.Transports["WebSocket"], "exec", url.Values{"command": {"echo", "again"}, "output": {"1"}}, remotecommand.StreamOptions{Stdout: &stdout})
+		err := run(t, harness.Transports["WebSocket"], "exec", url.Values{"command": {"echo", "again"}, "output": {"1"}},
+			remotecommand.StreamOptions{Stdout: &stdout})
 		if err != nil || stdout.String() != "again\n" {
 			return fmt.Errorf("%q %w", stdout.String(), err)
 		}

@@ -49,7 +49,8 @@ func (f Figures) String() string {
 	return fmt.Sprintf("up in %s, down in %s; %d probes, %d pods replaced\nStatus p50 %s p99 %s of %d; PodSandboxStatus p50 %s p99 %s of %d\n"+
 		"PSS early %v, late %v\ndescriptors idle %+v, after %+v",
 		f.Up.Round(time.Millisecond), f.Down.Round(time.Millisecond), f.Probes, f.Churned,
-		Percentile(f.Status, 50), Percentile(f.Status, 99), len(f.Status), Percentile(f.PodStatus, 50), Percentile(f.PodStatus, 99), len(f.PodStatus),
+		Percentile(f.Status, 50), Percentile(f.Status, 99), len(f.Status), Percentile(f.PodStatus, 50),
+		Percentile(f.PodStatus, 99), len(f.PodStatus),
 		f.Early, f.Late, f.Idle, f.After)
 }
 
@@ -196,11 +197,13 @@ func (r *run) up(n int, name string) {
 		}
 		c := harness.Container(fmt.Sprint("c", i), r.image, command...)
 		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 2} // as a kubelet sets for pods without requests
-		created, err := r.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: c, SandboxConfig: config})
+		created, err := r.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: c,
+			SandboxConfig: config})
 		if !r.check("create a container of "+name, err) {
 			return
 		}
-		if _, err := r.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); !r.check("start a container of "+name, err) {
+		if _, err := r.Runtime.StartContainer(ctx,
+			&runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); !r.check("start a container of "+name, err) {
 			return
 		}
 		p.probed = created.ContainerId // the last one, which is quiet
@@ -215,7 +218,8 @@ func (r *run) down(p *pod) {
 		return
 	}
 	ctx := context.Background()
-	if _, err := r.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); !r.check("stop pod "+p.name, err) {
+	if _, err := r.Runtime.StopPodSandbox(ctx,
+		&runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); !r.check("stop pod "+p.name, err) {
 		return
 	}
 	_, err := r.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
@@ -241,7 +245,8 @@ func (r *run) probe(n int) {
 		return
 	}
 	defer leave()
-	out, err := r.Runtime.ExecSync(context.Background(), &runtimeapi.ExecSyncRequest{ContainerId: p.probed, Cmd: []string{"true"}, Timeout: 30})
+	out, err := r.Runtime.ExecSync(context.Background(),
+		&runtimeapi.ExecSyncRequest{ContainerId: p.probed, Cmd: []string{"true"}, Timeout: 30})
 	if r.check("probe "+p.name, err) && out.ExitCode != 0 {
 		r.t.Errorf("probe %s: exit code %d", p.name, out.ExitCode)
 	}

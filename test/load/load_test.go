@@ -72,7 +72,8 @@ func keeperShare(t *testing.T, config string) (share float64) {
 		image := d.PullBusybox(t)
 		id := d.RunPod(t, pod)
 		for i := range 20 {
-			d.Run(t, id, harness.Container("c"+strconv.Itoa(i), image, "yes", "a line of a log that is as long as many lines are, some eighty characters"), pod)
+			d.Run(t, id, harness.Container("c"+strconv.Itoa(i), image, "yes",
+				"a line of a log that is as long as many lines are, some eighty characters"), pod)
 		}
 		time.Sleep(12 * time.Second) // by then each container has used up its burst of ten seconds' worth
 		before, began := load.CPU(t, d.KeeperPid()), time.Now()

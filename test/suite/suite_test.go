@@ -27,7 +27,8 @@ func TestReadReport(t *testing.T) {
 		<testcase name="[AfterSuite]" status="failed"><failure>late</failure></testcase>
 	</testsuite></testsuites>`), "[It] ")
 	want := []Spec{
-		{"one", "passed", "much", ""}, {"two", "failed", "said bad", ""}, {"three", "skipped", "", "no kernel"}, {"four", "skipped", "", ""},
+		{"one", "passed", "much", ""}, {"two", "failed", "said bad", ""}, {"three", "skipped", "", "no kernel"}, {"four",
+			"skipped", "", ""},
 		{"[AfterSuite]", "failed", "late", ""},
 	}
 	if err != nil || !slices.Equal(got, want) {
@@ -43,7 +44,8 @@ func TestReadReport(t *testing.T) {
 func TestReadExpected(t *testing.T) {
 	conditions := map[string]Condition{"here": {Holds: true}, "there": {Reason: "not there"}, "nowhere": {}}
 	got, err := ReadExpected(write(t, "# a comment\n\npass a b\nskip c # d # e\nhere f\nthere g\nnowhere h\n"), conditions)
-	want := map[string]Expectation{"a b": {Pass: true}, "c # d": {Reason: "e"}, "f": {Pass: true}, "g": {Reason: "not there"}}
+	want := map[string]Expectation{"a b": {Pass: true}, "c # d": {Reason: "e"}, "f": {Pass: true},
+		"g": {Reason: "not there"}}
 	if err != nil || !maps.Equal(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}

@@ -46,7 +46,8 @@ func main() {
 			break
 		}
 		if sum, err = add([]string{*record}); err == nil {
-			fmt.Printf("FLAKY %s %s: failed, and passed when it was tried again: a fault to be mended\n", flag.Arg(0), flag.Arg(1))
+			fmt.Printf("FLAKY %s %s: failed, and passed when it was tried again: a fault to be mended\n", flag.Arg(0),
+				flag.Arg(1))
 			sum.failed, sum.passed, sum.flaky = sum.failed-n, sum.passed+n, sum.flaky+1
 			err = os.WriteFile(*record, []byte(sum.String()+"\n"), 0o644)
 		}

@@ -80,7 +80,8 @@ func watch(t *testing.T, d *harness.Daemon, image string) *watched {
 // same fails t unless the container still runs in its scope and its output reaches the log.
 func (w *watched) same(t *testing.T, d *harness.Daemon) {
 	t.Helper()
-	if st := d.ContainerStatus(t, w.id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, w.id) != w.pid {
+	if st := d.ContainerStatus(t, w.id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+		firstPid(t, d, w.id) != w.pid {
 		t.Errorf("the container beside is %s with process %d, was %d", st.State, firstPid(t, d, w.id), w.pid)
 	}
 	if in := filepath.Base(cgroup(t, w.pid)); in != "cri-containerd-"+w.id+".scope" {
@@ -140,7 +141,8 @@ func life(t *testing.T, d *harness.Daemon, image string, killed func() bool) {
 		return err
 	})
 	do("create the container", func(ctx context.Context) error {
-		r, err := d.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: config})
+		r, err := d.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c,
+			SandboxConfig: config})
 		id = r.GetContainerId()
 		return err
 	})
@@ -149,7 +151,8 @@ func life(t *testing.T, d *harness.Daemon, image string, killed func() bool) {
 		return err
 	})
 	do("execute", func(ctx context.Context) error {
-		r, err := d.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"touch", "/tmp/end"}, Timeout: 120})
+		r, err := d.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"touch", "/tmp/end"},
+			Timeout: 120})
 		if err == nil && r.ExitCode != 0 {
 			err = fmt.Errorf("exit code %d: %s", r.ExitCode, r.Stderr)
 		}
@@ -174,7 +177,8 @@ func life(t *testing.T, d *harness.Daemon, image string, killed func() bool) {
 		t.Errorf("its log is %q, %v", body, err)
 	}
 	do("list", func(ctx context.Context) error {
-		r, err := d.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod}})
+		r, err := d.Runtime.ListContainers(ctx,
+			&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod}})
 		if err == nil && len(r.Containers) != 1 {
 			t.Errorf("there are %d containers in the pod, want 1", len(r.Containers))
 		}
@@ -280,7 +284,8 @@ func TestKilled(t *testing.T) {
 		t.Run(strings.Join(victims, " and "), func(t *testing.T) {
 			config := harness.Pod("ends")
 			pod := d.RunPod(t, config)
-			ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "trap '' PIPE; while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 9"), config)
+			ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c",
+				"trap '' PIPE; while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 9"), config)
 			kurid, _ := strconv.Atoi(property(t, "kurid.service", "MainPID"))
 			pids := map[string]int{"kurid": kurid, "holder": d.HolderPid(), "keeper": d.KeeperPid()}
 			for _, victim := range victims {
@@ -290,7 +295,8 @@ func TestKilled(t *testing.T) {
 			}
 			anyway := func() bool { return true }
 			again(t, d, "end the container", anyway, func(ctx context.Context) error {
-				_, err := d.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: ends, Cmd: []string{"touch", "/tmp/end"}, Timeout: 120})
+				_, err := d.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: ends, Cmd: []string{"touch", "/tmp/end"},
+					Timeout: 120})
 				if err == nil {
 					return nil
 				}

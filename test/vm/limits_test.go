@@ -29,7 +29,8 @@ func TestEveryLimit(t *testing.T) {
 		MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20,
 		OomScoreAdj:    -998, // needs CAP_SYS_RESOURCE
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
-		Unified:        map[string]string{"memory.high": "50331648", "memory.min": "8388608", "memory.oom.group": "1", "io.weight": "default 200"},
+		Unified: map[string]string{"memory.high": "50331648", "memory.min": "8388608", "memory.oom.group": "1",
+			"io.weight": "default 200"},
 	}
 	c := d.Run(t, pod, config, p)
 	pid := harness.FindProcess(t, "sleep 100011")
@@ -85,7 +86,8 @@ func TestEveryLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	maps.Copy(want, map[string]string{
-		"cpu.weight": "59", "cpuset.cpus": "0-1", "memory.max": "83886080", "memory.swap.max": "0", "memory.high": "62914560", "memory.min": "0",
+		"cpu.weight": "59", "cpuset.cpus": "0-1", "memory.max": "83886080", "memory.swap.max": "0", "memory.high": "62914560",
+		"memory.min":      "0",
 		"hugetlb.2MB.max": "2097152",
 	})
 	check(t, "updated")
@@ -122,16 +124,20 @@ func TestEveryLimit(t *testing.T) {
 	})
 
 	t.Run("one is killed, all are", func(t *testing.T) {
-		hungry := harness.Container("hungry", image, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1; echo survived; sleep 1000")
-		hungry.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20, Unified: map[string]string{"memory.oom.group": "1"}}
+		hungry := harness.Container("hungry", image, "sh", "-c",
+			"dd if=/dev/zero of=/dev/null bs=200M count=1; echo survived; sleep 1000")
+		hungry.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20,
+			MemorySwapLimitInBytes: 16 << 20, Unified: map[string]string{"memory.oom.group": "1"}}
 		id := d.Run(t, pod, hungry, p)
-		if st := d.WaitExit(t, id); st.Reason != "OOMKilled" || st.ExitCode != 137 || strings.Contains(d.LogText(t, id, "stdout"), "survived") {
+		if st := d.WaitExit(t, id); st.Reason != "OOMKilled" || st.ExitCode != 137 ||
+			strings.Contains(d.LogText(t, id, "stdout"), "survived") {
 			t.Errorf("it ends with %q, exit code %d, and says %q", st.Reason, st.ExitCode, d.LogText(t, id, "stdout"))
 		}
 	})
 
 	d.StopContainer(t, c, 0)
 	d.RemovePod(t, pod)
-	harness.Eventually(t, 10*time.Second, "no scope of the pod is left", func() error { return only(t, "cri-containerd-*.scope") })
+	harness.Eventually(t, 10*time.Second, "no scope of the pod is left",
+		func() error { return only(t, "cri-containerd-*.scope") })
 	systemctl(t, "stop", "kubepods.slice")
 }

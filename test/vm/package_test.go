@@ -26,7 +26,8 @@ func dpkg(t *testing.T, database string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), harness.Patient(time.Minute))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "dpkg", append([]string{"--admindir=" + database, "--force-unsafe-io", "--force-confold"}, args...)...)
+	cmd := exec.CommandContext(ctx, "dpkg",
+		append([]string{"--admindir=" + database, "--force-unsafe-io", "--force-confold"}, args...)...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	cmd.WaitDelay = time.Second
 	began := time.Now()
@@ -87,7 +88,8 @@ func TestPackage(t *testing.T) {
 	}
 	unit(t, "/vm/exchange") // with no unit of it
 	for _, path := range []string{
-		filepath.Join(installed, "kurid"), filepath.Join(installed, "kuri"), filepath.Join(installed, "kuri-keeper"), filepath.Join(installed, "kuri-holder"),
+		filepath.Join(installed, "kurid"), filepath.Join(installed, "kuri"), filepath.Join(installed, "kuri-keeper"),
+		filepath.Join(installed, "kuri-holder"),
 		"/usr/sbin/policy-rc.d", // the machine's files may be those of a container image, in which packages start nothing
 	} {
 		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
@@ -121,13 +123,16 @@ func TestPackage(t *testing.T) {
 	image := d.PullBusybox(t)
 	config := harness.Pod("packaged")
 	pod := d.RunPod(t, config)
-	c := d.Run(t, pod, harness.Container("count", image, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.5; done"), config)
+	c := d.Run(t, pod, harness.Container("count", image, "sh", "-c",
+		"i=0; while :; do echo $i; i=$((i+1)); sleep 0.5; done"), config)
 	first, log, keeper := firstPid(t, d, c), filepath.Join(config.LogDirectory, "count.log"), d.KeeperPid()
 	goesOn(t, log)
 	same := func(when string) {
 		t.Helper()
-		if st := d.ContainerStatus(t, c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, c) != first || st.Message != "" {
-			t.Errorf("%s, the container is %s with process %d (%q), was %d", when, st.State, firstPid(t, d, c), st.Message, first)
+		if st := d.ContainerStatus(t, c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			firstPid(t, d, c) != first || st.Message != "" {
+			t.Errorf("%s, the container is %s with process %d (%q), was %d", when, st.State, firstPid(t, d, c), st.Message,
+				first)
 		}
 		goesOn(t, log)
 	}
@@ -158,7 +163,8 @@ func TestPackage(t *testing.T) {
 	}
 
 	d.RemovePod(t, pod)
-	if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
+	if _, err := d.Images.RemoveImage(t.Context(),
+		&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
 		t.Error(err)
 	}
 	d.Runtime.Close()
@@ -187,7 +193,8 @@ func TestPackage(t *testing.T) {
 			t.Errorf("purged, the package leaves %s", out)
 		}
 	}
-	if state, _ := exec.Command("systemctl", "is-active", "kurid.service").Output(); strings.TrimSpace(string(state)) == "active" {
+	if state, _ := exec.Command("systemctl", "is-active",
+		"kurid.service").Output(); strings.TrimSpace(string(state)) == "active" {
 		t.Error("purged, the unit is active")
 	}
 }

@@ -197,7 +197,8 @@ func TestRestartOfTheUnitFailsNoCall(t *testing.T) {
 		dial(t, d)
 		goesOn(t, log)
 		p.end(t)
-		if st := d.ContainerStatus(t, c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, c) != pid || st.Message != "" {
+		if st := d.ContainerStatus(t, c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			firstPid(t, d, c) != pid || st.Message != "" {
 			t.Errorf("the container is %s with process %d (%q), was %d", st.State, firstPid(t, d, c), st.Message, pid)
 		}
 	}
@@ -221,7 +222,8 @@ func TestRestartOfTheUnitFailsNoCall(t *testing.T) {
 	})
 	t.Run("socket activation", func(t *testing.T) {
 		systemctl(t, "stop", "kurid.service")
-		harness.Write(t, "/etc/systemd/system", "kurid.socket", "[Socket]\nListenStream=/run/kuri/kuri.sock\nSocketMode=0600\n")
+		harness.Write(t, "/etc/systemd/system", "kurid.socket",
+			"[Socket]\nListenStream=/run/kuri/kuri.sock\nSocketMode=0600\n")
 		systemctl(t, "daemon-reload")
 		systemctl(t, "start", "kurid.socket") // any connection now starts kurid
 		defer func() {

@@ -113,7 +113,8 @@ func TestStreamsOutliveTheUnit(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			talks := map[string]*talk{"SPDY": exec("SPDY"), "WebSocket": exec("WebSocket"), "attach": converse(t, attached.Url, "SPDY")}
+			talks := map[string]*talk{"SPDY": exec("SPDY"), "WebSocket": exec("WebSocket"),
+				"attach": converse(t, attached.Url, "SPDY")}
 			local := forward(t, d, pod, harness.EchoIn(t, "/run/netns/kuri-"+pod, "127.0.0.1:0"))
 			conn, err := net.Dial("tcp", local)
 			if err != nil {

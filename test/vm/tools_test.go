@@ -37,7 +37,8 @@ func TestToolsForPeople(t *testing.T) {
 	config := harness.Pod("looked-at")
 	pod := d.RunPod(t, config)
 	main := harness.Container("main", image, "sh", "-c", "while :; do :; done")
-	main.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, MemoryLimitInBytes: 64 << 20}
+	main.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000,
+		MemoryLimitInBytes: 64 << 20}
 	c := d.Run(t, pod, main, config)
 	d.Socket, d.ImageSocket = strings.TrimPrefix(socket, "unix://"), strings.TrimPrefix(socket, "unix://")
 
@@ -87,7 +88,8 @@ func TestToolsForPeople(t *testing.T) {
 			return nil
 		})
 		out, stderr, code := d.Kuri(t, "doctor")
-		if code == 0 || !strings.Contains(out, "sleep 100021") && !strings.Contains(out, lost) || !strings.Contains(out, "no pod has it") {
+		if code == 0 || !strings.Contains(out, "sleep 100021") && !strings.Contains(out, lost) ||
+			!strings.Contains(out, "no pod has it") {
 			t.Errorf("of a scope that nobody owns: exit code %d: %s%s", code, out, stderr)
 		}
 		if strings.Contains(out, c) {
@@ -96,7 +98,8 @@ func TestToolsForPeople(t *testing.T) {
 	})
 	t.Run("top", func(t *testing.T) {
 		out, stderr, code := d.Kuri(t, "top", "-b", "-n", "1", "-c")
-		if row := regexp.MustCompile(`(?m)^.*looked-at.* running .*$`).FindString(out); code != 0 || !strings.Contains(row, "main") {
+		if row := regexp.MustCompile(`(?m)^.*looked-at.* running .*$`).FindString(out); code != 0 ||
+			!strings.Contains(row, "main") {
 			t.Errorf("exit code %d: %s%s", code, out, stderr)
 		}
 		// The usage as in the cgroup: a part of a core, a part of 64 MiB, and the time throttled by
@@ -108,10 +111,12 @@ func TestToolsForPeople(t *testing.T) {
 				CPU, Memory, MemoryLimit, Processes, WaitCPU, Disk float64
 			}
 		}
-		if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 || len(got.Pods) != 1 || len(got.Containers) != 1 {
+		if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 || len(got.Pods) != 1 ||
+			len(got.Containers) != 1 {
 			t.Fatalf("exit code %d, %v: %s%s", code, err, out, stderr)
 		}
-		if r := got.Containers[0]; r.ID != c || r.State != "running" || r.CPU < 1 || r.Memory <= 0 || r.MemoryLimit != 64<<20 || r.WaitCPU < 0 {
+		if r := got.Containers[0]; r.ID != c || r.State != "running" || r.CPU < 1 || r.Memory <= 0 ||
+			r.MemoryLimit != 64<<20 || r.WaitCPU < 0 {
 			t.Errorf("of the container: %+v", r)
 		}
 		if r := got.Pods[0]; r.ID != pod || r.State != "1/1" || r.CPU < 1 || r.Memory <= 0 {

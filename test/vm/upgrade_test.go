@@ -94,7 +94,8 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	count := d.Run(t, pod, limited, config)
 	ended := d.Run(t, pod, harness.Container("ended", image, "sh", "-c", "exit 6"), config)
 	finished := d.WaitExit(t, ended)
-	ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 9"), config)
+	ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c",
+		"while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 9"), config)
 	waiting := d.Create(t, pod, harness.Container("waiting", image, "sh", "-c", "echo began; exit 5"), config)
 	inShared := harness.Container("shared", image, "sleep", "100031")
 	inShared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
@@ -133,7 +134,8 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 			t.Errorf("process %d was in %s, and is in %s", pid, homes[id], now)
 		}
 	}
-	if st := d.ContainerStatus(t, count); !strings.Contains(st.Message, "older release") || strings.Contains(st.Message, "lost") {
+	if st := d.ContainerStatus(t, count); !strings.Contains(st.Message, "older release") ||
+		strings.Contains(st.Message, "lost") {
 		t.Errorf("what the change has cost is told as %q", st.Message)
 	}
 	if st := d.ContainerStatus(t, ended); st.ExitCode != 6 || st.FinishedAt != finished.FinishedAt {
@@ -149,7 +151,8 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	has := func(memory string) {
 		t.Helper()
 		harness.Eventually(t, time.Minute, "the limits are as wanted", func() error {
-			if now, weight := file(t, "/sys/fs/cgroup", homes[count], "memory.max"), file(t, "/sys/fs/cgroup", homes[count], "cpu.weight"); now != memory || weight != "59" {
+			if now, weight := file(t, "/sys/fs/cgroup", homes[count], "memory.max"), file(t, "/sys/fs/cgroup", homes[count],
+				"cpu.weight"); now != memory || weight != "59" {
 				return fmt.Errorf("memory.max is %s, cpu.weight %s", now, weight)
 			}
 			return nil
@@ -168,25 +171,30 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	has("100663296")
 
 	// All verbs work. The container, and with it the command, may be killed before the command has exited.
-	d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: ends, Cmd: []string{"touch", "/tmp/end"}, Timeout: 60})
-	if st := d.WaitExit(t, ends); st.ExitCode != 9 && (st.Reason != "ContainerStatusUnknown" || st.Message == "") { // before Linux 6.15
+	d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: ends, Cmd: []string{"touch", "/tmp/end"},
+		Timeout: 60})
+	// before Linux 6.15
+	if st := d.WaitExit(t, ends); st.ExitCode != 9 && (st.Reason != "ContainerStatusUnknown" || st.Message == "") {
 		t.Errorf("exit code %d, reason %s, message %q, want 9", st.ExitCode, st.Reason, st.Message)
 	}
-	if _, err := d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
+	if _, err := d.Runtime.StartContainer(t.Context(),
+		&runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
 		t.Error(err)
 	}
 	if d.WaitExit(t, waiting); d.LogText(t, waiting, "stdout") != "began\n" {
 		t.Errorf("the container that had been created says %q", d.LogText(t, waiting, "stdout"))
 	}
 	after := d.Run(t, pod, harness.Container("after", image, "sh", "-c", "readlink /proc/self/ns/ipc; exit 8"), config)
-	if code := d.WaitExit(t, after).ExitCode; code != 8 || d.LogText(t, after, "stdout") != d.Output(t, count, "readlink", "/proc/self/ns/ipc") {
+	if code := d.WaitExit(t, after).ExitCode; code != 8 ||
+		d.LogText(t, after, "stdout") != d.Output(t, count, "readlink", "/proc/self/ns/ipc") {
 		t.Errorf("a container of after the upgrade exits with %d, in %s", code, d.LogText(t, after, "stdout"))
 	}
 	if err := syscall.Kill(d.KeeperPid(), syscall.SIGKILL); err != nil { // from now on it is a keeper like any other
 		t.Fatal(err)
 	}
 	goesOn(t, log)
-	if st := d.ContainerStatus(t, count); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, count) != pids[count] {
+	if st := d.ContainerStatus(t, count); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+		firstPid(t, d, count) != pids[count] {
 		t.Errorf("after a kill of the keeper the container is %s with process %d", st.State, firstPid(t, d, count))
 	}
 	d.RemovePod(t, pod)

@@ -56,7 +56,8 @@ func TestHierarchyMountedLater(t *testing.T) {
 		t.Skip("SKIP: needs root")
 	}
 	if os.Getenv(inside) == "" {
-		cmd := exec.Command("unshare", "--mount", "--propagation", "private", os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v")
+		cmd := exec.Command("unshare", "--mount", "--propagation", "private", os.Args[0], "-test.run", "^"+t.Name()+"$",
+			"-test.v")
 		cmd.Env = append(os.Environ(), inside+"=1")
 		out, err := cmd.CombinedOutput()
 		if strings.Contains(string(out), "SKIP: ") {
@@ -95,11 +96,14 @@ func TestAllowList(t *testing.T) {
 		rules []*devices.Rule
 		want  []string // nil: left to the library
 	}{
-		{"sorted and merged", []*devices.Rule{deny, allow('c', 5, 2, "rw"), allow('c', -1, -1, "m"), allow('b', 8, 0, "r"), allow('c', 5, 2, "rm")},
+		{"sorted and merged", []*devices.Rule{deny, allow('c', 5, 2, "rw"), allow('c', -1, -1, "m"), allow('b', 8, 0, "r"),
+			allow('c', 5, 2, "rm")},
 			[]string{"b 8:0 r", "c *:* m", "c 5:2 rwm"}},
-		{"privileged", []*devices.Rule{{Type: devices.WildcardDevice, Major: -1, Minor: -1, Permissions: "rwm", Allow: true}}, nil},
+		{"privileged", []*devices.Rule{{Type: devices.WildcardDevice, Major: -1, Minor: -1, Permissions: "rwm", Allow: true}},
+			nil},
 		{"everything allowed later", []*devices.Rule{deny, allow('a', -1, -1, "rwm")}, nil},
-		{"one denied again", []*devices.Rule{deny, allow('c', 1, 3, "rwm"), {Type: 'c', Major: 1, Minor: 3, Permissions: "w"}}, nil},
+		{"one denied again", []*devices.Rule{deny, allow('c', 1, 3, "rwm"),
+			{Type: 'c', Major: 1, Minor: 3, Permissions: "w"}}, nil},
 		{"no deny first", []*devices.Rule{allow('c', 1, 3, "rwm"), allow('c', 1, 5, "rwm")}, nil},
 	} {
 		if list, ok := allowList(c.rules); ok != (c.want != nil) || !slices.Equal(list, c.want) {
@@ -118,7 +122,8 @@ func TestLimitDevices(t *testing.T) {
 	}
 	r := &cgroups.Resources{Devices: []*devices.Rule{
 		{Type: devices.WildcardDevice, Major: -1, Minor: -1, Permissions: "rwm"},
-		{Type: 'c', Major: 1, Minor: 3, Permissions: "rwm", Allow: true}, {Type: 'c', Major: 136, Minor: -1, Permissions: "rw", Allow: true},
+		{Type: 'c', Major: 1, Minor: 3, Permissions: "rwm", Allow: true}, {Type: 'c', Major: 136, Minor: -1,
+			Permissions: "rw", Allow: true},
 		{Type: 'b', Major: -1, Minor: -1, Permissions: "m", Allow: true},
 	}}
 	var lists []string
@@ -183,7 +188,8 @@ func TestMakeCgroup(t *testing.T) {
 				t.Errorf("%s: no directory for %q", name, controller)
 			}
 		}
-		if have, err := cgroups.ReadFile(paths["cpuset"], "cpuset.cpus"); err != nil || have != cpuset || strings.TrimSpace(have) == "" {
+		if have, err := cgroups.ReadFile(paths["cpuset"], "cpuset.cpus"); err != nil || have != cpuset ||
+			strings.TrimSpace(have) == "" {
 			t.Errorf("%s: cpuset.cpus is %q, %v; want %q", name, have, err, cpuset)
 		}
 	}

@@ -58,18 +58,21 @@ func allowDevices(m cgroups.Manager, r *cgroups.Resources) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return slices.Equal(slices.Sorted(strings.Lines(have)), slices.Sorted(strings.Lines(strings.Join(wanted, "\n")+"\n"))), nil
+	return slices.Equal(slices.Sorted(strings.Lines(have)), slices.Sorted(strings.Lines(strings.Join(wanted, "\n")+"\n"))),
+		nil
 }
 
 // allowList returns the rules for devices.allow, one for each device; false if the rules are not a
 // list of allowed devices.
 func allowList(rules []*devices.Rule) (list []string, ok bool) {
-	if len(rules) < 2 || rules[0].Allow || rules[0].Type != devices.WildcardDevice || rules[0].Major != devices.Wildcard || rules[0].Minor != devices.Wildcard {
+	if len(rules) < 2 || rules[0].Allow || rules[0].Type != devices.WildcardDevice || rules[0].Major != devices.Wildcard ||
+		rules[0].Minor != devices.Wildcard {
 		return nil, false
 	}
 	merged := make(map[devices.Rule]devices.Permissions)
 	for _, r := range rules[1:] {
-		if !r.Allow || r.Type != devices.CharDevice && r.Type != devices.BlockDevice || r.Permissions.IsEmpty() || !r.Permissions.IsValid() {
+		if !r.Allow || r.Type != devices.CharDevice && r.Type != devices.BlockDevice || r.Permissions.IsEmpty() ||
+			!r.Permissions.IsValid() {
 			return nil, false
 		}
 		key := devices.Rule{Type: r.Type, Major: r.Major, Minor: r.Minor}

@@ -17,7 +17,8 @@ import (
 // checks every directory, and reads the cpusets of all ancestors. In all other cases the library
 // creates the rest of the cgroup.
 func Make(m cgroups.Manager, r *cgroups.Resources) error {
-	if cgroup.Unified() || r.SkipDevices || r.CpuRtRuntime != 0 || r.CpuRtPeriod != 0 || r.CpusetCpus != "" || r.CpusetMems != "" {
+	if cgroup.Unified() || r.SkipDevices || r.CpuRtRuntime != 0 || r.CpuRtPeriod != 0 || r.CpusetCpus != "" ||
+		r.CpusetMems != "" {
 		return m.Apply(-1)
 	}
 	for controller, dir := range m.GetPaths() {

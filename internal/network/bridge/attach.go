@@ -69,7 +69,8 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 	back.Add("remove the pod's link", func(context.Context) error { return link.Remove(vethName(pod.ID)) })
 
 	// 4. The pod's end, with the limit of its egress.
-	result := &network.Result{By: network.ByBridge, Network: on.name, Interface: network.Interface, HostPorts: lease.HostPorts}
+	result := &network.Result{By: network.ByBridge, Network: on.name, Interface: network.Interface,
+		HostPorts: lease.HostPorts}
 	err = netns.Do(ns, func() error {
 		if err := configurePod(lease.Addresses, result); err != nil {
 			return err
@@ -115,7 +116,8 @@ func (b *Network) reserve(pod network.Pod) (bridgeLink, *ipam.Lease, error) {
 	}
 	for _, m := range pod.HostPorts() {
 		if m.Protocol != network.TCP && m.Protocol != network.UDP && m.Protocol != network.SCTP {
-			return bridgeLink{}, nil, fault.New(fault.Unimplemented, "host port %s: the protocol is none of tcp, udp and sctp", m)
+			return bridgeLink{}, nil,
+				fault.New(fault.Unimplemented, "host port %s: the protocol is none of tcp, udp and sctp", m)
 		}
 		if m.ContainerPort == 0 {
 			return bridgeLink{}, nil, fault.New(fault.Invalid, "host port %s: it has no container port", m)
@@ -187,7 +189,8 @@ func makeVeth(on bridgeLink, l *ipam.Lease, ns *os.File) error {
 		err = h.LinkAdd(veth)
 	}
 	if errors.Is(err, unix.EEXIST) {
-		return fault.New(fault.Exists, "the pod's network namespace has an %s already, or the node a link %s", network.Interface, attrs.Name)
+		return fault.New(fault.Exists, "the pod's network namespace has an %s already, or the node a link %s",
+			network.Interface, attrs.Name)
 	}
 	if err == nil {
 		// So that a pod reaches itself where the node translates addresses of bridged packets too (br_netfilter).
@@ -245,8 +248,8 @@ func configurePod(addresses []netip.Prefix, result *network.Result) error {
 	return nil
 }
 
-// publish adds the pod to its namespace's sets, if namespaces are isolated, and puts the lease's host ports into effect for
-// the addresses that the pod got.
+// publish adds the pod to its namespace's sets, if namespaces are isolated, and puts the lease's
+// host ports into effect for the addresses that the pod got.
 func (b *Network) publish(l *ipam.Lease, result *network.Result) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -256,7 +259,8 @@ func (b *Network) publish(l *ipam.Lease, result *network.Result) error {
 		}
 	}
 	for _, m := range l.HostPorts {
-		if m.HostIP.IsValid() && !slices.ContainsFunc(result.IPs, func(ip netip.Addr) bool { return ip.Is4() == m.HostIP.Is4() }) {
+		if m.HostIP.IsValid() && !slices.ContainsFunc(result.IPs,
+			func(ip netip.Addr) bool { return ip.Is4() == m.HostIP.Is4() }) {
 			return fault.New(fault.Precondition, "host port %s: the pod has no address of that family", m)
 		}
 	}

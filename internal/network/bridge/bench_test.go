@@ -39,7 +39,8 @@ func BenchmarkAttachWithHostPorts(b *testing.B) {
 	var pods []network.Pod
 	with := func(i int) network.Pod {
 		p, _ := networktest.NewPod(b)
-		p.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 80, HostPort: uint16(20000 + 2*i)}, {Protocol: network.TCP, ContainerPort: 81, HostPort: uint16(20001 + 2*i)}}
+		p.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 80, HostPort: uint16(20000 + 2*i)},
+			{Protocol: network.TCP, ContainerPort: 81, HostPort: uint16(20001 + 2*i)}}
 		return p
 	}
 	for i := range 250 {

@@ -23,13 +23,19 @@ import (
 
 // BridgeConfig configures the built-in network.
 type Config struct {
-	StateDir string         // absolute directory of the leases, made if missing; it also distinguishes two daemons
-	Name     string         // of the bridge link, at most 15 characters; "" is kuri0. When the node has another link of that name, a name made from StateDir is used
-	Subnets  []netip.Prefix // at most one of each family; empty: a free IPv4 range and, if the kernel has IPv6, a unique local /64
-	MTU      int            // in bytes, of the bridge and of the pods' links; 0: that of the link with the default route
-	Isolate  bool           // keep pods of different Kubernetes namespaces from reaching each other
+	StateDir string // absolute directory of the leases, made if missing; it also distinguishes two daemons
+	// of the bridge link, at most 15 characters; "" is kuri0. When the node has another link of that
+	// name, a name made from StateDir is used
+	Name string
+	// at most one of each family; empty: a free IPv4 range and, if the kernel has IPv6, a unique local
+	// /64
+	Subnets []netip.Prefix
+	MTU     int  // in bytes, of the bridge and of the pods' links; 0: that of the link with the default route
+	Isolate bool // keep pods of different Kubernetes namespaces from reaching each other
 
-	OpenFirewall bool // put accept rules for the bridge into chains of the node's firewall that drop its packets; else Notice names them
+	// put accept rules for the bridge into chains of the node's firewall that drop its packets; else
+	// Notice names them
+	OpenFirewall bool
 
 	Idle time.Duration // how long the bridge and the nftables table stay after the last address was given back; 0: 10 s
 }
@@ -47,7 +53,9 @@ type Network struct {
 
 	lastErr atomic.Pointer[error] // why the bridge could not be built last time; nil when it could
 
-	mu      sync.Mutex // guards the fields below, the bridge link and the tables; held for calls into the local kernel only
+	// guards the fields below, the bridge link and the tables; held for calls into the local kernel
+	// only
+	mu      sync.Mutex
 	pool    *ipam.Pool
 	fixed   []netip.Prefix    // set by configuration or as pod CIDR; empty: the bridge chooses
 	numbers map[string]uint32 // of namespaces, see isolation
@@ -82,7 +90,8 @@ var linkName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$`)
 // NewBridge reads the leases of an earlier process. It changes nothing in the kernel; Reclaim, Attach and Ready do.
 func New(config Config) (*Network, error) {
 	if !filepath.IsAbs(config.StateDir) {
-		return nil, fault.New(fault.Invalid, "state directory %q of the built-in network is not an absolute path", config.StateDir)
+		return nil, fault.New(fault.Invalid, "state directory %q of the built-in network is not an absolute path",
+			config.StateDir)
 	}
 	if config.Name == "" {
 		config.Name = DefaultName
@@ -91,7 +100,8 @@ func New(config Config) (*Network, error) {
 		return nil, fault.New(fault.Invalid, "bridge name %q: give 1 to 15 letters, digits, '.', '_' or '-'", config.Name)
 	}
 	if config.MTU != 0 && (config.MTU < 1280 || config.MTU > 65535) {
-		return nil, fault.New(fault.Invalid, "MTU %d of the built-in network: give 1280 to 65535, or 0 for that of the uplink", config.MTU)
+		return nil, fault.New(fault.Invalid,
+			"MTU %d of the built-in network: give 1280 to 65535, or 0 for that of the uplink", config.MTU)
 	}
 	if err := ipam.CheckRanges(config.Subnets); err != nil {
 		return nil, fmt.Errorf("built-in network: %w", err)
@@ -105,8 +115,10 @@ func New(config Config) (*Network, error) {
 		return nil, fmt.Errorf("open the leases of the built-in network: %w", err)
 	}
 	key := sha256.Sum256([]byte(filepath.Clean(config.StateDir)))
-	b := &Network{config: config, key: key, table: "kuri-" + hex.EncodeToString(key[:4]), pool: pool, numbers: map[string]uint32{}, fixed: ipam.Ordered(config.Subnets)}
-	b.firewall = firewall.New(firewall.Config{StateDir: config.StateDir, Comment: b.table, Names: b.names(), Open: config.OpenFirewall})
+	b := &Network{config: config, key: key, table: "kuri-" + hex.EncodeToString(key[:4]), pool: pool,
+		numbers: map[string]uint32{}, fixed: ipam.Ordered(config.Subnets)}
+	b.firewall = firewall.New(firewall.Config{StateDir: config.StateDir, Comment: b.table, Names: b.names(),
+		Open: config.OpenFirewall})
 	if len(b.fixed) == 0 {
 		if b.fixed, err = ipam.ReadPodCIDR(config.StateDir); err != nil {
 			return nil, err
@@ -118,12 +130,14 @@ func New(config Config) (*Network, error) {
 // CheckFormats returns an error of kind Precondition when a newer version of Kuri wrote a record below the state
 // directory. It changes nothing.
 func CheckFormats(stateDir string) error {
-	return errors.Join(ipam.CheckLeases(filepath.Join(stateDir, "leases")), ipam.CheckPodCIDR(stateDir), firewall.CheckFormat(stateDir))
+	return errors.Join(ipam.CheckLeases(filepath.Join(stateDir, "leases")), ipam.CheckPodCIDR(stateDir),
+		firewall.CheckFormat(stateDir))
 }
 
-// SetPodCIDR sets the ranges that pods attached from now on get their addresses from, as a kubelet gives them with
-// UpdateRuntimeConfig; at most one of each family; an empty list changes nothing. Running pods keep their addresses.
-// Ranges of the configuration take precedence. The ranges survive a restart of the daemon: the kubelet sends them only once.
+// SetPodCIDR sets the ranges that pods attached from now on get their addresses from, as a kubelet
+// gives them with UpdateRuntimeConfig; at most one of each family; an empty list changes nothing.
+// Running pods keep their addresses. Ranges of the configuration take precedence. The ranges
+// survive a restart of the daemon: the kubelet sends them only once.
 func (b *Network) SetPodCIDR(ranges []netip.Prefix) error {
 	if err := ipam.CheckRanges(ranges); err != nil {
 		return fmt.Errorf("pod CIDR: %w", err)
@@ -132,7 +146,8 @@ func (b *Network) SetPodCIDR(ranges []netip.Prefix) error {
 		return nil
 	}
 	if len(b.config.Subnets) > 0 {
-		slog.Info("the pod CIDR is not used: the built-in network has ranges in its configuration", "pod_cidr", ranges, "configured", b.config.Subnets)
+		slog.Info("the pod CIDR is not used: the built-in network has ranges in its configuration", "pod_cidr", ranges,
+			"configured", b.config.Subnets)
 		return nil
 	}
 	b.mu.Lock()
@@ -148,9 +163,10 @@ func (b *Network) SetPodCIDR(ranges []netip.Prefix) error {
 	return nil
 }
 
-// Ready implements [network.Network]: it returns the error of the last attempt to build the bridge, and tries again after an
-// error, because no pod comes before Ready succeeds. With pods on the bridge it restores what was removed behind its back:
-// a reload of the node's firewall flushes all tables. It never waits for an attachment in progress.
+// Ready implements [network.Network]: it returns the error of the last attempt to build the bridge,
+// and tries again after an error, because no pod comes before Ready succeeds. With pods on the
+// bridge it restores what was removed behind its back: a reload of the node's firewall flushes all
+// tables. It never waits for an attachment in progress.
 func (b *Network) Ready(context.Context) error {
 	if b.mu.TryLock() {
 		if !b.closed && (len(b.pool.Leases) > 0 || b.lastErr.Load() != nil) {

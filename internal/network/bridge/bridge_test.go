@@ -45,7 +45,9 @@ func retransmitted(t *testing.T, to netip.AddrPort) uint32 {
 	networktest.Must(t, err)
 	var info *unix.TCPInfo
 	var ierr error
-	networktest.Must(t, conn.Control(func(fd uintptr) { info, ierr = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO) }))
+	networktest.Must(t, conn.Control(func(fd uintptr) {
+		info, ierr = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
+	}))
 	networktest.Must(t, ierr)
 	return info.Total_retrans
 }
@@ -79,8 +81,10 @@ func TestRangesKeepClear(t *testing.T) {
 	first := ipam.Candidates4()[0]
 	up, err := netlink.LinkByName("eth9")
 	networktest.Must(t, err)
-	networktest.Must(t, netlink.AddrAdd(up, link.Address(netip.PrefixFrom(first.Addr().Next(), 24)))) // inside the first candidate
-	networktest.Must(t, netlink.RouteAdd(&netlink.Route{Dst: link.Address(ipam.Candidates4()[1]).IPNet, Gw: networktest.Outside4.AsSlice(), Table: 77}))
+	// inside the first candidate
+	networktest.Must(t, netlink.AddrAdd(up, link.Address(netip.PrefixFrom(first.Addr().Next(), 24))))
+	networktest.Must(t, netlink.RouteAdd(&netlink.Route{Dst: link.Address(ipam.Candidates4()[1]).IPNet,
+		Gw: networktest.Outside4.AsSlice(), Table: 77}))
 
 	n := newBridge(t, Config{})
 	pod, _ := networktest.NewPod(t)
@@ -142,7 +146,8 @@ func TestSideBySide(t *testing.T) {
 		}
 	}
 	port := networktest.Serve(t, spaces[0], "tcp", "0.0.0.0:0", "first").Port()
-	if got, err := networktest.Ask(spaces[1], "tcp", netip.AddrPortFrom(results[0].IPs[0], port)); err != nil || !strings.HasPrefix(got, "first ") {
+	if got, err := networktest.Ask(spaces[1], "tcp", netip.AddrPortFrom(results[0].IPs[0], port)); err != nil ||
+		!strings.HasPrefix(got, "first ") {
 		t.Errorf("from one daemon's pod to the other's: %q, %v", got, err)
 	}
 	for i := range pods {
@@ -153,7 +158,8 @@ func TestSideBySide(t *testing.T) {
 func TestExhaustion(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
-	n := newBridge(t, Config{Subnets: []netip.Prefix{netip.MustParsePrefix("10.9.8.4/29")}}) // host bits are dropped: .1 is the gateway, .2 to .6 are for pods
+	// host bits are dropped: .1 is the gateway, .2 to .6 are for pods
+	n := newBridge(t, Config{Subnets: []netip.Prefix{netip.MustParsePrefix("10.9.8.4/29")}})
 	var pods []network.Pod
 	for range 5 {
 		pod, _ := networktest.NewPod(t)
@@ -215,7 +221,8 @@ func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
 	n := newBridge(t, Config{})
 	pod, _ := networktest.NewPod(t)
 	networktest.Attach(t, n, pod)
-	for name, want := range map[string]string{"ipv6/conf/all/forwarding": "1", "ipv6/conf/eth9/accept_ra": "2", "ipv6/conf/kuri0/accept_ra": "0", "ipv4/ip_forward": "1"} {
+	for name, want := range map[string]string{"ipv6/conf/all/forwarding": "1", "ipv6/conf/eth9/accept_ra": "2",
+		"ipv6/conf/kuri0/accept_ra": "0", "ipv4/ip_forward": "1"} {
 		if got := netns.Sysctl(name); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
@@ -236,7 +243,8 @@ func TestIdle(t *testing.T) {
 		t.Fatal("the bridge went with a pod on it")
 	}
 	networktest.Must(t, n.Detach(t.Context(), pod, nil))
-	networktest.Eventually(t, "the bridge and the table are gone", func() bool { return slices.Equal(before, networktest.State(t)) })
+	networktest.Eventually(t, "the bridge and the table are gone",
+		func() bool { return slices.Equal(before, networktest.State(t)) })
 
 	keeps := newBridge(t, Config{})
 	networktest.Attach(t, keeps, pod)
@@ -293,12 +301,13 @@ func TestNewBridgeRefuses(t *testing.T) {
 		"long name":                {StateDir: "/s", Name: "a-name-of-16-chr"},
 		"slash in the name":        {StateDir: "/s", Name: "a/b"},
 		"small MTU":                {StateDir: "/s", MTU: 100},
-		"two IPv4 ranges":          {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("10.0.1.0/24")}},
-		"loopback":                 {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("127.1.0.0/16")}},
-		"link-local":               {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("fe80::/64")}},
-		"no room":                  {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/31")}},
-		"everything":               {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}},
-		"no range":                 {StateDir: "/s", Subnets: []netip.Prefix{{}}},
+		"two IPv4 ranges": {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"),
+			netip.MustParsePrefix("10.0.1.0/24")}},
+		"loopback":   {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("127.1.0.0/16")}},
+		"link-local": {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("fe80::/64")}},
+		"no room":    {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/31")}},
+		"everything": {StateDir: "/s", Subnets: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}},
+		"no range":   {StateDir: "/s", Subnets: []netip.Prefix{{}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := New(c)

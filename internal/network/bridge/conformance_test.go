@@ -12,5 +12,6 @@ func bridgeSubject(t *testing.T) networktest.Subject { return bridgeAt(t, t.Temp
 
 func bridgeAt(t *testing.T, dir string) networktest.Subject {
 	b := newBridge(t, Config{StateDir: dir})
-	return networktest.Subject{Network: b, Reclaim: b.Reclaim, Reopen: func(t *testing.T) networktest.Subject { return bridgeAt(t, dir) }}
+	return networktest.Subject{Network: b, Reclaim: b.Reclaim,
+		Reopen: func(t *testing.T) networktest.Subject { return bridgeAt(t, dir) }}
 }

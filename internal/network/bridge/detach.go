@@ -20,15 +20,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// linger is how long the link of a detached pod may stay. The kernel removes it with the pod's namespace, some 30 ms after
-// that has ended.
+// linger is how long the link of a detached pod may stay. The kernel removes it with the pod's
+// namespace, some 30 ms after that has ended.
 const linger = time.Second
 
 // Detach implements [network.Network]. It uses the pod's lease and the name of its link, not the result.
 //
-// The pod's link is removed from the bridge, and vanishes with the pod's namespace. Removing it here would take 12 to 18 ms, in
-// which the kernel waits for an RCU grace period and no other link of the node can be changed. If the namespace stays, the
-// link is removed after linger.
+// The pod's link is removed from the bridge, and vanishes with the pod's namespace. Removing it
+// here would take 12 to 18 ms, in which the kernel waits for an RCU grace period and no other link
+// of the node can be changed. If the namespace stays, the link is removed after linger.
 func (b *Network) Detach(ctx context.Context, pod network.Pod, _ *network.Result) error {
 	name := vethName(pod.ID)
 	err := link.Unplug(name)
@@ -44,8 +44,8 @@ func (b *Network) Detach(ctx context.Context, pod network.Pod, _ *network.Result
 	return nil
 }
 
-// removeLater removes a link that is still there after linger, or at Close. If this process is killed before, the next one
-// does (sweep).
+// removeLater removes a link that is still there after linger, or at Close. If this process is
+// killed before, the next one does (sweep).
 func (b *Network) removeLater(name string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -238,7 +238,8 @@ func (b *Network) stopIdle() {
 	}
 }
 
-// logConntrack logs a failure to delete conntrack entries (a kernel without nf_conntrack_netlink): only old flows suffer.
+// logConntrack logs a failure to delete conntrack entries (a kernel without nf_conntrack_netlink):
+// only old flows suffer.
 func logConntrack(err error) {
 	if err != nil {
 		slog.Warn("clients that sent to a UDP host port before may not reach the pod that has it now", "err", err)

@@ -46,7 +46,8 @@ func resetFirewall(t *testing.T) {
 		sh(t, fmt.Sprintf("%[1]s -P FORWARD ACCEPT; %[1]s -F; %[1]s -X", program))
 	}
 	for _, table := range []string{"ip filter", "ip6 filter", "inet mine", "inet firewalld"} {
-		_ = exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run() // most of them are not there
+		// most of them are not there
+		_ = exec.Command("nft", append([]string{"delete", "table"}, strings.Fields(table)...)...).Run()
 	}
 }
 
@@ -97,8 +98,10 @@ func TestFirewallsThatDrop(t *testing.T) {
 			pod, ns := networktest.NewPod(t)
 			r := networktest.Attach(t, n, pod)
 			defer func() { networktest.Must(t, n.Detach(t.Context(), pod, r)) }()
-			world, source := []netip.Addr{networktest.Outside4, networktest.Outside6}[c.family], []netip.Addr{networktest.Uplink4, networktest.Uplink6}[c.family]
-			at := netip.AddrPortFrom(world, networktest.Serve(t, outside, "tcp", netip.AddrPortFrom(world, 0).String(), "world").Port())
+			world, source := []netip.Addr{networktest.Outside4, networktest.Outside6}[c.family],
+				[]netip.Addr{networktest.Uplink4, networktest.Uplink6}[c.family]
+			at := netip.AddrPortFrom(world, networktest.Serve(t, outside, "tcp", netip.AddrPortFrom(world, 0).String(),
+				"world").Port())
 			if got, err := networktest.Ask(ns, "tcp", at); err == nil {
 				t.Fatalf("the firewall lets pods out: %q", got)
 			}
@@ -120,8 +123,9 @@ func TestFirewallsThatDrop(t *testing.T) {
 	}
 }
 
-// TestFirewallsAreOpened: where the configuration says so pods reach the world through all of them, also after somebody has taken
-// our rules away, and prune leaves of our rules nothing and of others' all.
+// TestFirewallsAreOpened: where the configuration says so pods reach the world through all of them,
+// also after somebody has taken our rules away, and prune leaves of our rules nothing and of
+// others' all.
 func TestFirewallsAreOpened(t *testing.T) {
 	networktest.RequireRoot(t)
 	needs(t, "iptables-legacy -nL FORWARD", "ip6tables-legacy -nL FORWARD", "iptables-nft -nL FORWARD", "nft list tables")
@@ -144,15 +148,19 @@ func TestFirewallsAreOpened(t *testing.T) {
 			if got := n.Notice(); got != "" {
 				t.Errorf("told %s", got)
 			}
-			world, source := []netip.Addr{networktest.Outside4, networktest.Outside6}[c.family], []netip.Addr{networktest.Uplink4, networktest.Uplink6}[c.family]
-			at := netip.AddrPortFrom(world, networktest.Serve(t, outside, "tcp", netip.AddrPortFrom(world, 0).String(), "world").Port())
+			world, source := []netip.Addr{networktest.Outside4, networktest.Outside6}[c.family],
+				[]netip.Addr{networktest.Uplink4, networktest.Uplink6}[c.family]
+			at := netip.AddrPortFrom(world, networktest.Serve(t, outside, "tcp", netip.AddrPortFrom(world, 0).String(),
+				"world").Port())
 			networktest.Expect(t, ns, "tcp", at, "world", source)
 			listed := rules()
-			if !strings.Contains(listed, n.table+"\" ") && !strings.Contains(listed, "--comment "+n.table+" ") && !strings.Contains(listed, "comment \""+n.table+"\"") {
+			if !strings.Contains(listed, n.table+"\" ") && !strings.Contains(listed, "--comment "+n.table+" ") &&
+				!strings.Contains(listed, "comment \""+n.table+"\"") {
 				t.Errorf("our rules are not told by their comment: %s", listed)
 			}
 			if strings.HasPrefix(c.where, "table ip filter") {
-				if own := sh(t, "iptables-nft -S FORWARD"); !strings.Contains(own, "-A FORWARD -i kuri0") || !strings.Contains(own, "-A FORWARD -o kuri0") {
+				if own := sh(t, "iptables-nft -S FORWARD"); !strings.Contains(own, "-A FORWARD -i kuri0") ||
+					!strings.Contains(own, "-A FORWARD -o kuri0") {
 					t.Errorf("iptables-nft lists %s", own)
 				}
 			}
@@ -209,8 +217,9 @@ func TestFirewallsThatPass(t *testing.T) {
 	}
 }
 
-// realFirewalld starts firewalld on the node of the test, with a bus of its own that stands for the system's. It comes from
-// Debian's packages, unpacked into the cache and not installed: installed, it would be the firewall of this machine.
+// realFirewalld starts firewalld on the node of the test, with a bus of its own that stands for the
+// system's. It comes from Debian's packages, unpacked into the cache and not installed: installed,
+// it would be the firewall of this machine.
 func realFirewalld(t *testing.T) (stop func()) {
 	t.Helper()
 	networktest.RequireRoot(t)
@@ -241,7 +250,8 @@ func realFirewalld(t *testing.T) (stop func()) {
 		<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>`)
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
 	t.Setenv("PATH", os.Getenv("PATH")+":"+root+"/usr/bin:"+root+"/usr/sbin:/usr/sbin")
-	env := append(os.Environ(), "PYTHONPATH="+root+"/usr/lib/python3/dist-packages", "LD_LIBRARY_PATH="+root+"/usr/lib/x86_64-linux-gnu", "GI_TYPELIB_PATH="+root+"/usr/lib/x86_64-linux-gnu/girepository-1.0")
+	env := append(os.Environ(), "PYTHONPATH="+root+"/usr/lib/python3/dist-packages", "LD_LIBRARY_PATH="+root+
+		"/usr/lib/x86_64-linux-gnu", "GI_TYPELIB_PATH="+root+"/usr/lib/x86_64-linux-gnu/girepository-1.0")
 	said, err := os.Create(filepath.Join(dir, "said"))
 	networktest.Must(t, err)
 	defer said.Close()
@@ -274,7 +284,8 @@ func realFirewalld(t *testing.T) (stop func()) {
 		program, defaults = root+program, root+defaults
 	}
 	sh(t, "mkdir "+config+"; cp -r "+strings.Replace(defaults, "/usr/lib", "/etc", 1)+"/. "+config)
-	stopped := start("/usr/bin/python3", program, "--nofork", "--nopid", "--system-config", config, "--default-config", defaults)
+	stopped := start("/usr/bin/python3", program, "--nofork", "--nopid", "--system-config", config, "--default-config",
+		defaults)
 	for range 200 {
 		if ok, _ := nft.HasTable("firewalld", 1); ok { // NFPROTO_INET
 			if conn, err := firewall.Connect(t.Context()); err == nil && conn != nil {
@@ -300,12 +311,14 @@ func zoneOf(t *testing.T, link string) (zone string) {
 	conn, err := firewall.Connect(t.Context())
 	networktest.Must(t, err)
 	defer conn.Close()
-	networktest.Must(t, conn.Object(firewall.BusName, firewall.BusPath).Call(firewall.BusZones+".getZoneOfInterface", 0, link).Store(&zone))
+	networktest.Must(t, conn.Object(firewall.BusName, firewall.BusPath).Call(firewall.BusZones+".getZoneOfInterface", 0,
+		link).Store(&zone))
 	return zone
 }
 
-// TestFirewalld: pods of a node with firewalld, as Debian has it, reach the node and the world and are reached at host ports,
-// with nothing done by hand; a reload and a restart of firewalld change that for a moment only; prune leaves nothing.
+// TestFirewalld: pods of a node with firewalld, as Debian has it, reach the node and the world and
+// are reached at host ports, with nothing done by hand; a reload and a restart of firewalld change
+// that for a moment only; prune leaves nothing.
 func TestFirewalld(t *testing.T) {
 	networktest.Leftovers(t)
 	outside := networktest.NewUplink(t)
@@ -355,8 +368,8 @@ func TestFirewalld(t *testing.T) {
 	}
 }
 
-// TestFirewalldIsTakenBack: prune takes the bridge out of the zone, also one of the next daemon; a bridge that somebody has put
-// into a zone stays there.
+// TestFirewalldIsTakenBack: prune takes the bridge out of the zone, also one of the next daemon; a
+// bridge that somebody has put into a zone stays there.
 func TestFirewalldIsTakenBack(t *testing.T) {
 	networktest.Leftovers(t)
 	networktest.NewUplink(t)
@@ -378,7 +391,8 @@ func TestFirewalldIsTakenBack(t *testing.T) {
 	conn, err := firewall.Connect(t.Context())
 	networktest.Must(t, err)
 	defer conn.Close()
-	networktest.Must(t, conn.Object(firewall.BusName, firewall.BusPath).Call(firewall.BusZones+".addInterface", 0, "block", DefaultName).Err)
+	networktest.Must(t, conn.Object(firewall.BusName, firewall.BusPath).Call(firewall.BusZones+".addInterface", 0, "block",
+		DefaultName).Err)
 	r := networktest.Attach(t, n, pod)
 	if got := n.Notice(); !strings.Contains(got, "in firewalld with `firewall-cmd ") {
 		t.Errorf("told %q", got)

@@ -138,8 +138,8 @@ func TestIsolationLeavesTheRest(t *testing.T) {
 	networktest.Must(t, n.Detach(t.Context(), other.pod, other.r))
 }
 
-// TestIsolationGoesOn: the next daemon keeps the same pods apart and lets new ones in; what somebody flushes comes back; and
-// a daemon without isolation takes the tables away.
+// TestIsolationGoesOn: the next daemon keeps the same pods apart and lets new ones in; what
+// somebody flushes comes back; and a daemon without isolation takes the tables away.
 func TestIsolationGoesOn(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
@@ -177,7 +177,8 @@ func TestIsolationGoesOn(t *testing.T) {
 }
 
 // withRoutes runs fn while a has what do adds, on its link, for each of b's addresses.
-func (a *tenant) withRoutes(t *testing.T, b *tenant, do func(h *netlink.Handle, index, i int, del bool) error, fn func() bool) bool {
+func (a *tenant) withRoutes(t *testing.T, b *tenant, do func(h *netlink.Handle, index, i int, del bool) error,
+	fn func() bool) bool {
 	t.Helper()
 	change := func(del bool) {
 		networktest.Must(t, netns.Do(a.ns, func() error {
@@ -217,7 +218,8 @@ func (a *tenant) reachesByNeighbour(t *testing.T, b *tenant) bool {
 // reachesByGateway sends to b by way of the node.
 func (a *tenant) reachesByGateway(t *testing.T, b *tenant) bool {
 	return a.withRoutes(t, b, func(h *netlink.Handle, index, i int, del bool) error {
-		r := &netlink.Route{LinkIndex: index, Dst: link.Address(netip.PrefixFrom(b.r.IPs[i], b.r.IPs[i].BitLen())).IPNet, Gw: b.r.Gateways[i].AsSlice()}
+		r := &netlink.Route{LinkIndex: index, Dst: link.Address(netip.PrefixFrom(b.r.IPs[i], b.r.IPs[i].BitLen())).IPNet,
+			Gw: b.r.Gateways[i].AsSlice()}
 		if del {
 			return h.RouteDel(r)
 		}
@@ -301,20 +303,22 @@ func (a *tenant) sendsAs(t *testing.T, b *tenant) bool {
 	})
 }
 
-// sendsFrom reports whether the node takes a datagram from a hardware address that is not a's, which would also have the bridge
-// send to a what is for the other.
+// sendsFrom reports whether the node takes a datagram from a hardware address that is not a's,
+// which would also have the bridge send to a what is for the other.
 func (a *tenant) sendsFrom(t *testing.T, mac net.HardwareAddr) bool {
 	return heard(t, a.r.Gateways[0], a.r.IPs[0], func(port uint16) {
 		a.frame(t, unix.ETH_P_IP, a.gatewayMAC(t), mac, udp4(a.r.IPs[0], a.r.Gateways[0], port))
 	})
 }
 
-// poisons reports whether the node believes, after lie, that b's address is at a's hardware address; the truth is put back.
+// poisons reports whether the node believes, after lie, that b's address is at a's hardware
+// address; the truth is put back.
 func (a *tenant) poisons(t *testing.T, b *tenant, i int, lie func()) bool {
 	t.Helper()
 	l, err := netlink.LinkByName(a.r.Network)
 	networktest.Must(t, err)
-	entry := &netlink.Neigh{LinkIndex: l.Attrs().Index, IP: b.r.IPs[i].AsSlice(), HardwareAddr: b.mac(), State: netlink.NUD_STALE}
+	entry := &netlink.Neigh{LinkIndex: l.Attrs().Index, IP: b.r.IPs[i].AsSlice(), HardwareAddr: b.mac(),
+		State: netlink.NUD_STALE}
 	networktest.Must(t, netlink.NeighSet(entry))
 	defer func() { networktest.Must(t, netlink.NeighSet(entry)) }()
 	time.Sleep(1200 * time.Millisecond) // an entry that has just changed is not changed again

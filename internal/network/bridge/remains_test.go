@@ -41,10 +41,13 @@ func TestFailedStepsLeaveNothing(t *testing.T) {
 		kind  fault.Kind
 		says  string
 	}{
-		"port taken":       {[]network.PortMapping{{Protocol: network.TCP, ContainerPort: 1, HostPort: 81, HostIP: networktest.Uplink4}}, fault.Precondition, "taken by pod default/web"},
-		"port twice":       {[]network.PortMapping{{Protocol: network.TCP, ContainerPort: 1, HostPort: 82}, {Protocol: network.TCP, ContainerPort: 2, HostPort: 82}}, fault.Invalid, "82/tcp"},
-		"unknown protocol": {[]network.PortMapping{{Protocol: "icmp", ContainerPort: 1, HostPort: 82}}, fault.Unimplemented, "82/icmp"},
-		"no target":        {[]network.PortMapping{{Protocol: network.UDP, HostPort: 82}}, fault.Invalid, "82/udp"},
+		"port taken": {[]network.PortMapping{{Protocol: network.TCP, ContainerPort: 1, HostPort: 81,
+			HostIP: networktest.Uplink4}}, fault.Precondition, "taken by pod default/web"},
+		"port twice": {[]network.PortMapping{{Protocol: network.TCP, ContainerPort: 1, HostPort: 82},
+			{Protocol: network.TCP, ContainerPort: 2, HostPort: 82}}, fault.Invalid, "82/tcp"},
+		"unknown protocol": {[]network.PortMapping{{Protocol: "icmp", ContainerPort: 1, HostPort: 82}}, fault.Unimplemented,
+			"82/icmp"},
+		"no target": {[]network.PortMapping{{Protocol: network.UDP, HostPort: 82}}, fault.Invalid, "82/udp"},
 	} {
 		pod, _ := networktest.NewPod(t)
 		pod.PortMappings = c.ports
@@ -56,14 +59,16 @@ func TestFailedStepsLeaveNothing(t *testing.T) {
 	// The pod cannot have an address of the only family that it wants a port on: found after its link was made.
 	pod, ns := networktest.NewPod(t)
 	networktest.Must(t, netns.Do(ns, func() error { return netns.SetSysctl("ipv6/conf/all/disable_ipv6", "1") }))
-	pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 1, HostPort: 83, HostIP: networktest.Uplink6}}
+	pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 1, HostPort: 83,
+		HostIP: networktest.Uplink6}}
 	_, err := n.Attach(t.Context(), pod)
 	networktest.Wants(t, err, fault.Precondition, "83/tcp", "family")
 	clean()
 
 	// The lease cannot be written.
 	networktest.Must(t, os.Rename(filepath.Join(dir, "leases"), filepath.Join(dir, "away")))
-	networktest.Must(t, os.WriteFile(filepath.Join(dir, "leases"), nil, 0o600)) // a directory that is gone would be made again
+	// a directory that is gone would be made again
+	networktest.Must(t, os.WriteFile(filepath.Join(dir, "leases"), nil, 0o600))
 	pod, _ = networktest.NewPod(t)
 	if _, err := n.Attach(t.Context(), pod); err == nil {
 		t.Error("attached without a lease")
@@ -103,10 +108,12 @@ func TestWhatOthersTakeAwayComesBack(t *testing.T) {
 		take()
 		networktest.Must(t, n.Ready(t.Context()))
 		networktest.Must(t, link.WaitUp(DefaultName))
-		if got, err := networktest.Ask(ns, "tcp", netip.AddrPortFrom(networktest.Outside4, out)); err != nil || got != "world "+networktest.Uplink4.String() {
+		if got, err := networktest.Ask(ns, "tcp", netip.AddrPortFrom(networktest.Outside4, out)); err != nil ||
+			got != "world "+networktest.Uplink4.String() {
 			t.Errorf("%s: from the pod to the world: %q, %v", what, got, err)
 		}
-		if got, err := networktest.Ask(outside, "tcp", netip.AddrPortFrom(networktest.Uplink4, 8080)); err != nil || got != "pod "+networktest.Outside4.String() {
+		if got, err := networktest.Ask(outside, "tcp", netip.AddrPortFrom(networktest.Uplink4, 8080)); err != nil ||
+			got != "pod "+networktest.Outside4.String() {
 			t.Errorf("%s: host port: %q, %v", what, got, err)
 		}
 	}
@@ -161,7 +168,8 @@ func TestSoak(t *testing.T) {
 			for i := range each {
 				pod := network.Pod{ID: networktest.NewID(), Namespace: "default", Name: "soak", NetnsPath: spaces[i%len(spaces)]}
 				if i%5 == 0 {
-					pod.PortMappings = []network.PortMapping{{Protocol: []network.Protocol{network.TCP, network.UDP}[i/5%2], ContainerPort: 80, HostPort: uint16(9000 + lane)}}
+					pod.PortMappings = []network.PortMapping{{Protocol: []network.Protocol{network.TCP, network.UDP}[i/5%2],
+						ContainerPort: 80, HostPort: uint16(9000 + lane)}}
 				}
 				r, err := n.Attach(t.Context(), pod)
 				if err != nil {
@@ -184,8 +192,8 @@ func TestSoak(t *testing.T) {
 	networktest.Must(t, n.Prune(t.Context()))
 }
 
-// TestUnpluggedLinks: a detached pod's link is off the bridge at once, and gone soon, whether its namespace ends, stays, is
-// attached again, or this process ends first.
+// TestUnpluggedLinks: a detached pod's link is off the bridge at once, and gone soon, whether its
+// namespace ends, stays, is attached again, or this process ends first.
 func TestUnpluggedLinks(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
@@ -224,7 +232,8 @@ func TestUnpluggedLinks(t *testing.T) {
 		t.Error("a pod that is attached again is off the bridge")
 	}
 	networktest.Must(t, n.Detach(t.Context(), stays, again))
-	other := network.Pod{ID: networktest.NewID(), Namespace: stays.Namespace, Name: "other", NetnsPath: stays.NetnsPath} // at once
+	// at once
+	other := network.Pod{ID: networktest.NewID(), Namespace: stays.Namespace, Name: "other", NetnsPath: stays.NetnsPath}
 	networktest.Must(t, n.Detach(t.Context(), other, networktest.Attach(t, n, other)))
 	gone(stays)
 	gone(other)

@@ -31,7 +31,8 @@ func (b *Network) Restore(pod network.Pod, result *network.Result) error {
 			}
 		}
 		if owner := b.pool.Used[ip]; owner != "" {
-			slog.Error("two pods have one address; the one whose lease was lost keeps it without a lease", "address", ip, "pods", []string{owner, pod.ID})
+			slog.Error("two pods have one address; the one whose lease was lost keeps it without a lease", "address", ip,
+				"pods", []string{owner, pod.ID})
 			continue
 		}
 		l.Addresses = append(l.Addresses, netip.PrefixFrom(ip, bits))

@@ -25,7 +25,8 @@ const (
 	initTag     = 0x0badcafe
 )
 
-// sctpPacket is a packet with one chunk, INIT or INIT ACK. A packet is known by its verification tag: that of an INIT is 0.
+// sctpPacket is a packet with one chunk, INIT or INIT ACK. A packet is known by its verification
+// tag: that of an INIT is 0.
 func sctpPacket(from, to uint16, tag uint32, chunk byte) []byte {
 	p := make([]byte, 12, 64)
 	binary.BigEndian.PutUint16(p[0:], from)
@@ -89,8 +90,9 @@ func awaitSCTP(c *net.IPConn, chunk byte) (p []byte, from netip.Addr, err error)
 	}
 }
 
-// TestSCTP: the packets of an association go through a host port and back, each with the right addresses, ports and checksum,
-// in both families, from the world and from another pod; a port of the node that is not mapped reaches no pod.
+// TestSCTP: the packets of an association go through a host port and back, each with the right
+// addresses, ports and checksum, in both families, from the world and from another pod; a port of
+// the node that is not mapped reaches no pod.
 func TestSCTP(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
@@ -130,7 +132,8 @@ func TestSCTP(t *testing.T) {
 			}
 			networktest.Must(t, err)
 			back := binary.BigEndian.Uint16(p[0:])
-			if to := binary.BigEndian.Uint16(p[2:]); from != c.source || to != 38412 || binary.BigEndian.Uint32(p[16:]) != initTag {
+			if to := binary.BigEndian.Uint16(p[2:]); from != c.source || to != 38412 ||
+				binary.BigEndian.Uint32(p[16:]) != initTag {
 				t.Errorf("the pod got %x from %s to port %d, want it from %s to 38412", p, from, to, c.source)
 			}
 			_, err = server.WriteTo(sctpPacket(38412, back, initTag, sctpInitAck), &net.IPAddr{IP: from.AsSlice()})
@@ -146,7 +149,8 @@ func TestSCTP(t *testing.T) {
 	networktest.Must(t, n.Detach(t.Context(), other, ro))
 }
 
-// TestSCTPAssociation: two of the kernel's own sockets speak to each other through a host port, where the kernel has them.
+// TestSCTPAssociation: two of the kernel's own sockets speak to each other through a host port,
+// where the kernel has them.
 func TestSCTPAssociation(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)

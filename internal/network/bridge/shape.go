@@ -17,8 +17,9 @@ const nanosecondsPerTick = 64
 // queueTime is for how long a packet may wait in a pod's queue before others are dropped, in seconds.
 const queueTime = 0.025
 
-// shape limits the egress of a link of the calling thread's network namespace, with a token bucket (tc-tbf(8)): rate in bits
-// per second, burst in bits. A rate of 0 is no limit. A kernel without token buckets is logged, and is no error.
+// shape limits the egress of a link of the calling thread's network namespace, with a token bucket
+// (tc-tbf(8)): rate in bits per second, burst in bits. A rate of 0 is no limit. A kernel without
+// token buckets is logged, and is no error.
 func shape(link string, rate, burst int64, pod network.Pod) error {
 	if rate == 0 {
 		return nil
@@ -34,7 +35,8 @@ func shape(link string, rate, burst int64, pod network.Pod) error {
 	}
 	err = h.QdiscReplace(bucket(l.Attrs().Index, rate, burst))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
-		slog.Warn("a pod's bandwidth is not bounded: this node's kernel has no token bucket filter (sch_tbf)", "pod", pod.Namespace+"/"+pod.Name, "bits_per_second", rate)
+		slog.Warn("a pod's bandwidth is not bounded: this node's kernel has no token bucket filter (sch_tbf)",
+			"pod", pod.Namespace+"/"+pod.Name, "bits_per_second", rate)
 		return nil
 	}
 	if err != nil {

@@ -11,22 +11,26 @@ import (
 	"github.com/kuri-cri/kuri/internal/network"
 )
 
-// addCapabilities fills in the runtimeConfig of the plugins, by the CNI conventions; libcni passes each plugin the parts that
-// it declares. Host ports and a hardware address that no plugin takes are an error; the rest is advice.
+// addCapabilities fills in the runtimeConfig of the plugins, by the CNI conventions; libcni passes
+// each plugin the parts that it declares. Host ports and a hardware address that no plugin takes
+// are an error; the rest is advice.
 func (a *attachment) addCapabilities(list *libcni.NetworkConfigList, pod network.Pod, podCIDR []netip.Prefix) error {
 	if ports := pod.HostPorts(); len(ports) > 0 {
 		if !takes(list, "portMappings") {
-			return fault.New(fault.Precondition, "the pod asks for host port %s, and no plugin of CNI network %s has the capability portMappings; add the portmap plugin to its configuration", ports[0], list.Name)
+			return fault.New(fault.Precondition,
+				"the pod asks for host port %s, and no plugin of CNI network %s has the capability portMappings; add the portmap plugin to its configuration", ports[0], list.Name)
 		}
 		a.Runtime["portMappings"] = cniPorts(ports)
 	}
 	if name, asked := network.HardwareAddress(pod.Annotations); asked != "" {
 		mac, err := net.ParseMAC(asked)
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			return fault.New(fault.Invalid, "annotation %s: %q is not the hardware address of one Ethernet interface", name, asked)
+			return fault.New(fault.Invalid, "annotation %s: %q is not the hardware address of one Ethernet interface", name,
+				asked)
 		}
 		if !takes(list, "mac") {
-			return fault.New(fault.Precondition, "the pod asks for the hardware address %s by its annotation %s, and no plugin of CNI network %s has the capability mac", asked, name, list.Name)
+			return fault.New(fault.Precondition,
+				"the pod asks for the hardware address %s by its annotation %s, and no plugin of CNI network %s has the capability mac", asked, name, list.Name)
 		}
 		a.Runtime["mac"] = mac.String()
 	}
@@ -51,8 +55,8 @@ func (a *attachment) addCapabilities(list *libcni.NetworkConfigList, pod network
 	return nil
 }
 
-// cniPorts is the shape of the capability portMappings. Mappings for one address come first: the first rule of portmap that
-// matches a packet counts.
+// cniPorts is the shape of the capability portMappings. Mappings for one address come first: the
+// first rule of portmap that matches a packet counts.
 func cniPorts(ports []network.PortMapping) []map[string]any {
 	var all []map[string]any
 	ports = slices.Clone(ports)

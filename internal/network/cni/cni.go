@@ -29,8 +29,10 @@ import (
 
 // CNIConfig configures the network of CNI plugins.
 type Config struct {
-	ConfDir     string        // directory of configurations; the first by name is used. Usually /etc/cni/net.d
-	HandlerDirs []string      // the same for pods of runtime handlers that have directories of their own, see Pod.CNIConfDir: GC goes there too
+	ConfDir string // directory of configurations; the first by name is used. Usually /etc/cni/net.d
+	// the same for pods of runtime handlers that have directories of their own, see Pod.CNIConfDir: GC
+	// goes there too
+	HandlerDirs []string
 	BinDirs     []string      // search path of plugins. Usually /opt/cni/bin
 	CacheDir    string        // directory of attachments; absolute, made if missing
 	Timeout     time.Duration // for one run of one plugin; 0: 2 minutes
@@ -38,13 +40,15 @@ type Config struct {
 
 const defaultCNITimeout = 2 * time.Minute
 
-// Network attaches pods by the plugins of a CNI configuration, which is read for every pod. It records the configuration of
-// each ADD, so that DEL runs the same plugins.
+// Network attaches pods by the plugins of a CNI configuration, which is read for every pod. It
+// records the configuration of each ADD, so that DEL runs the same plugins.
 type Network struct {
 	config Config
 	cni    *libcni.CNIConfig
 
-	gc sync.RWMutex // held for writing by GC alone, which the specification does not allow beside ADD and DEL; never waited for in writing
+	// held for writing by GC alone, which the specification does not allow beside ADD and DEL; never
+	// waited for in writing
+	gc sync.RWMutex
 
 	inherited sync.Map // ids of the pods that an earlier daemon attached, whose plugins may run still
 
@@ -69,8 +73,8 @@ type attachment struct {
 	Runtime map[string]any `json:"runtime"` // capability arguments
 }
 
-// CheckFormats returns an error of kind Precondition when a newer version of Kuri wrote a record below the cache directory.
-// It changes nothing.
+// CheckFormats returns an error of kind Precondition when a newer version of Kuri wrote a record
+// below the cache directory. It changes nothing.
 func CheckFormats(cacheDir string) error {
 	return errors.Join(ipam.CheckPodCIDR(cacheDir), record.Newer(attachmentVersion, cacheDir, "attachments/*.json"))
 }
@@ -88,7 +92,8 @@ func New(config Config) (*Network, error) {
 	}
 	record.Sweep(config.CacheDir)
 	record.Sweep(filepath.Join(config.CacheDir, "attachments"))
-	c := &Network{config: config, cni: libcni.NewCNIConfigWithCacheDir(config.BinDirs, config.CacheDir, &plugins{timeout: config.Timeout})}
+	c := &Network{config: config, cni: libcni.NewCNIConfigWithCacheDir(config.BinDirs, config.CacheDir,
+		&plugins{timeout: config.Timeout})}
 	var err error
 	if c.ranges, err = ipam.ReadPodCIDR(config.CacheDir); err != nil {
 		return nil, err
@@ -109,7 +114,8 @@ func (c *Network) inherits(id string) bool {
 	return ok
 }
 
-// SetPodCIDR sets the ranges for plugins with the capability ipRanges, for pods attached from now on. It survives a restart.
+// SetPodCIDR sets the ranges for plugins with the capability ipRanges, for pods attached from now
+// on. It survives a restart.
 func (c *Network) SetPodCIDR(ranges []netip.Prefix) error {
 	if len(ranges) == 0 {
 		return nil
@@ -214,7 +220,8 @@ func newAttachment(list *libcni.NetworkConfigList, pod network.Pod, podCIDR []ne
 }
 
 func (a *attachment) runtimeConf() *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{ContainerID: a.PodID, NetNS: a.Netns, IfName: network.Interface, Args: a.Args, CapabilityArgs: a.Runtime}
+	return &libcni.RuntimeConf{ContainerID: a.PodID, NetNS: a.Netns, IfName: network.Interface, Args: a.Args,
+		CapabilityArgs: a.Runtime}
 }
 
 // readResult returns the part of a plugin's result that belongs to the pod's eth0.
@@ -268,7 +275,8 @@ func (c *Network) del(ctx context.Context, id string) error {
 		return nil // never attached, or detached already
 	}
 	if errors.Is(err, fault.Corrupt) {
-		slog.Warn("the record of a CNI attachment cannot be read and is set aside; its plugins may have left something", "pod", id, "err", err)
+		slog.Warn("the record of a CNI attachment cannot be read and is set aside; its plugins may have left something",
+			"pod", id, "err", err)
 		return record.SetAside(c.path(id))
 	}
 	if err != nil {

@@ -25,8 +25,8 @@ func newCNI(t *testing.T) (c *Network, conf, bin string) {
 	return newCNIWithin(t, 30*time.Second)
 }
 
-// newCNIWithin is newCNI with what a plugin may take: a second where the test has one that hangs, and no less than a busy
-// machine needs to start a shell where it does not.
+// newCNIWithin is newCNI with what a plugin may take: a second where the test has one that hangs,
+// and no less than a busy machine needs to start a shell where it does not.
 func newCNIWithin(t *testing.T, limit time.Duration) (c *Network, conf, bin string) {
 	t.Helper()
 	conf, bin = t.TempDir(), t.TempDir()
@@ -52,12 +52,14 @@ func TestPlugins(t *testing.T) {
 		script string
 		says   []string
 	}{
-		"fails with a reason":      {`[ $CNI_COMMAND = DEL ] && exit 0; echo '{"cniVersion":"1.0.0","code":7,"msg":"no more wires","details":"none at all"}'; exit 1`, []string{"no more wires", "none at all"}},
-		"fails on stderr":          {`[ $CNI_COMMAND = DEL ] && exit 0; echo 'out of wires' >&2; exit 3`, []string{"out of wires", "exit status 3"}},
-		"fails in silence":         {`[ $CNI_COMMAND = DEL ] && exit 0; exit 4`, []string{"exit status 4"}},
-		"prints rubbish":           {`echo hello`, []string{"invalid character"}},
-		"prints nothing":           {``, []string{"n"}},
-		"prints too much":          {`[ $CNI_COMMAND = DEL ] && exit 0; exec head -c 100000000 /dev/zero`, []string{"more than"}},
+		"fails with a reason": {`[ $CNI_COMMAND = DEL ] && exit 0; echo '{"cniVersion":"1.0.0","code":7,"msg":"no more wires","details":"none at all"}'; exit 1`, []string{"no more wires", "none at all"}},
+		"fails on stderr": {`[ $CNI_COMMAND = DEL ] && exit 0; echo 'out of wires' >&2; exit 3`,
+			[]string{"out of wires", "exit status 3"}},
+		"fails in silence": {`[ $CNI_COMMAND = DEL ] && exit 0; exit 4`, []string{"exit status 4"}},
+		"prints rubbish":   {`echo hello`, []string{"invalid character"}},
+		"prints nothing":   {``, []string{"n"}},
+		"prints too much": {`[ $CNI_COMMAND = DEL ] && exit 0; exec head -c 100000000 /dev/zero`,
+			[]string{"more than"}},
 		"hangs":                    {`[ $CNI_COMMAND = DEL ] && exit 0; sleep 100`, []string{hung}},
 		"hangs with a child":       {`[ $CNI_COMMAND = DEL ] && exit 0; sleep 100 & sleep 100`, []string{hung}},
 		"gives no address":         {`echo '{"cniVersion":"1.0.0"}'`, []string{"no address"}},
@@ -91,12 +93,14 @@ func TestChildKeepsThePipe(t *testing.T) {
 	networktest.RequireRoot(t)
 	cni, conf, bin := newCNI(t)
 	pids := filepath.Join(t.TempDir(), "pids")
-	networktest.Plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && exit 0; sleep 100 & echo $! >>`+pids+`; echo '`+networktest.Answer+`'`)
+	networktest.Plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && exit 0; sleep 100 & echo $! >>`+pids+`; echo '`+
+		networktest.Answer+`'`)
 	networktest.Write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`)
 	pod, _ := networktest.NewPod(t)
 	began := time.Now()
 	r := networktest.Attach(t, cni, pod)
-	if took := time.Since(began); took > 20*time.Second || r.IPs[0].String() != "10.7.0.2" || r.MAC != "0a:00:00:00:00:01" {
+	if took := time.Since(began); took > 20*time.Second || r.IPs[0].String() != "10.7.0.2" ||
+		r.MAC != "0a:00:00:00:00:01" {
 		t.Errorf("%s, %+v", took, *r)
 	}
 	networktest.Must(t, cni.Detach(t.Context(), pod, r))
@@ -112,13 +116,15 @@ func TestChildKeepsThePipe(t *testing.T) {
 func TestWhatPluginsAreTold(t *testing.T) {
 	networktest.RequireRoot(t)
 	cni, conf, bin := newCNI(t)
-	log := networktest.Plugin(t, bin, "first", `echo "$CNI_ARGS" "$CNI_IFNAME" "$CNI_CONTAINERID" >>$log; cat >>$log; echo >>$log; echo '`+networktest.Answer+`'`)
+	log := networktest.Plugin(t, bin, "first",
+		`echo "$CNI_ARGS" "$CNI_IFNAME" "$CNI_CONTAINERID" >>$log; cat >>$log; echo >>$log; echo '`+networktest.Answer+`'`)
 	second := networktest.Plugin(t, bin, "second", `cat >>$log; echo '`+networktest.Answer+`'`)
 	networktest.Write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[
 		{"type":"first","capabilities":{"dns":true,"portMappings":true,"cgroupPath":true}},{"type":"second"}]}`)
 	pod, _ := networktest.NewPod(t)
 	pod.PortMappings = []network.PortMapping{
-		{Protocol: network.TCP, ContainerPort: 81, HostPort: 8080}, {Protocol: network.TCP, ContainerPort: 80, HostPort: 8080, HostIP: networktest.Uplink4}, {Protocol: network.TCP, ContainerPort: 90},
+		{Protocol: network.TCP, ContainerPort: 81, HostPort: 8080}, {Protocol: network.TCP, ContainerPort: 80, HostPort: 8080,
+			HostIP: networktest.Uplink4}, {Protocol: network.TCP, ContainerPort: 90},
 	}
 	pod.DNS = network.DNS{Servers: []string{"192.0.2.53"}, Searches: []string{"svc.local"}, Options: []string{"ndots:5"}}
 	pod.CgroupParent = "/kubepods/pod1"
@@ -127,8 +133,10 @@ func TestWhatPluginsAreTold(t *testing.T) {
 		t.Errorf("host ports in effect: %v", r.HostPorts)
 	}
 	for _, want := range []string{
-		"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=" + pod.ID + ";K8S_POD_UID=uid-1 eth0 " + pod.ID,
-		`"portMappings":[{"containerPort":80,"hostIP":"198.51.100.1","hostPort":8080,"protocol":"tcp"},{"containerPort":81,"hostPort":8080,"protocol":"tcp"}]`, // the narrower one first
+		"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=" + pod.ID +
+			";K8S_POD_UID=uid-1 eth0 " + pod.ID,
+		// the narrower one first
+		`"portMappings":[{"containerPort":80,"hostIP":"198.51.100.1","hostPort":8080,"protocol":"tcp"},{"containerPort":81,"hostPort":8080,"protocol":"tcp"}]`,
 		`"dns":{"options":["ndots:5"],"searches":["svc.local"],"servers":["192.0.2.53"]}`,
 		`"cgroupPath":"/kubepods/pod1"`,
 	} {
@@ -154,7 +162,8 @@ func TestWhatPluginsAreTold(t *testing.T) {
 func TestStatus(t *testing.T) {
 	networktest.RequireRoot(t)
 	cni, conf, bin := newCNI(t)
-	log := networktest.Plugin(t, bin, "own", `[ $CNI_COMMAND = STATUS ] && { echo '{"cniVersion":"1.1.0","code":50,"msg":"the switch is off"}'; exit 1; }; echo '{}'`)
+	log := networktest.Plugin(t, bin, "own",
+		`[ $CNI_COMMAND = STATUS ] && { echo '{"cniVersion":"1.1.0","code":50,"msg":"the switch is off"}'; exit 1; }; echo '{}'`)
 	networktest.Write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"old","plugins":[{"type":"own"}]}`)
 	networktest.Must(t, cni.Ready(t.Context()))
 	networktest.Write(t, conf, "10.conflist", `{"cniVersion":"1.1.0","name":"new","plugins":[{"type":"own"}]}`)
@@ -171,12 +180,15 @@ func TestCapabilities(t *testing.T) {
 	networktest.RequireRoot(t)
 	cni, conf, bin := newCNI(t)
 	log := networktest.Plugin(t, bin, "own", `cat >>$log; echo '`+networktest.Answer+`'`)
-	networktest.Write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own","capabilities":{"bandwidth":true,"mac":true,"ipRanges":true}}]}`)
-	networktest.Must(t, cni.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("fd00:5::/64"), netip.MustParsePrefix("10.5.0.0/24")}))
+	networktest.Write(t, conf, "10.conflist",
+		`{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own","capabilities":{"bandwidth":true,"mac":true,"ipRanges":true}}]}`)
+	networktest.Must(t, cni.SetPodCIDR([]netip.Prefix{netip.MustParsePrefix("fd00:5::/64"),
+		netip.MustParsePrefix("10.5.0.0/24")}))
 	cni, err := New(cni.config) // the kubelet tells it once
 	networktest.Must(t, err)
 	pod, _ := networktest.NewPod(t)
-	pod.Annotations = map[string]string{network.IngressBandwidth: "10M", network.EgressBandwidth: "64k", network.MAC: "0A:58:0a:00:00:02"}
+	pod.Annotations = map[string]string{network.IngressBandwidth: "10M", network.EgressBandwidth: "64k",
+		network.MAC: "0A:58:0a:00:00:02"}
 	r := networktest.Attach(t, cni, pod)
 	for _, want := range []string{
 		`"bandwidth":{"egressBurst":1048576,"egressRate":64000,"ingressBurst":10000000,"ingressRate":10000000}`,
@@ -188,13 +200,15 @@ func TestCapabilities(t *testing.T) {
 		}
 	}
 	networktest.Must(t, cni.Detach(t.Context(), pod, r))
-	for key, value := range map[string]string{network.IngressBandwidth: "fast", network.EgressBandwidth: "1", network.MAC: "01:00:5e:00:00:01", "network.kuri.dev/mac": "x"} {
+	for key, value := range map[string]string{network.IngressBandwidth: "fast", network.EgressBandwidth: "1",
+		network.MAC: "01:00:5e:00:00:01", "network.kuri.dev/mac": "x"} {
 		pod.Annotations = map[string]string{key: value}
 		_, err := cni.Attach(t.Context(), pod)
 		networktest.Wants(t, err, fault.Invalid, key, value)
 	}
 	networktest.Write(t, conf, "05.conflist", `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"own"}]}`)
-	pod.Annotations = map[string]string{network.IngressBandwidth: "fast"} // nobody limits bandwidth here, as everywhere in Kubernetes
+	// nobody limits bandwidth here, as everywhere in Kubernetes
+	pod.Annotations = map[string]string{network.IngressBandwidth: "fast"}
 	networktest.Must(t, cni.Detach(t.Context(), pod, networktest.Attach(t, cni, pod)))
 	pod.Annotations = map[string]string{network.MAC: "0a:58:0a:00:00:02"}
 	_, err = cni.Attach(t.Context(), pod)
@@ -206,7 +220,8 @@ func TestCapabilities(t *testing.T) {
 func TestGC(t *testing.T) {
 	networktest.RequireRoot(t)
 	cni, conf, bin := newCNI(t)
-	log := networktest.Plugin(t, bin, "own", `case $CNI_COMMAND in ADD) echo '`+networktest.Answer+`';; GC) grep -o '"cni.dev/valid-attachments":[^]]*' >>$log;; DEL) exit 1; esac`)
+	log := networktest.Plugin(t, bin, "own", `case $CNI_COMMAND in ADD) echo '`+networktest.Answer+
+		`';; GC) grep -o '"cni.dev/valid-attachments":[^]]*' >>$log;; DEL) exit 1; esac`)
 	list := `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own"}]%s}`
 	networktest.Must(t, cni.GC(t.Context())) // nothing is configured
 	networktest.Write(t, conf, "10.conflist", fmt.Sprintf(list, ""))
@@ -216,7 +231,8 @@ func TestGC(t *testing.T) {
 		t.Error("detached")
 	}
 	networktest.Must(t, cni.GC(t.Context()))
-	if got := log(); !strings.HasSuffix(got, "GC\n\"cni.dev/valid-attachments\":[{\"containerID\":\""+pod.ID+"\",\"ifname\":\"eth0\"}") {
+	if got := log(); !strings.HasSuffix(got, "GC\n\"cni.dev/valid-attachments\":[{\"containerID\":\""+pod.ID+
+		"\",\"ifname\":\"eth0\"}") {
 		t.Errorf("the plugin was called as %s", got)
 	}
 	calls := log()
@@ -238,7 +254,8 @@ func TestGC(t *testing.T) {
 func TestCheck(t *testing.T) {
 	networktest.RequireRoot(t)
 	cni, conf, bin := newCNI(t)
-	log := networktest.Plugin(t, bin, "own", `[ $CNI_COMMAND = CHECK ] && { grep -o '"prevResult"' >>$log; echo '{"code":11,"msg":"the wire is cut"}'; exit 1; }; echo '`+networktest.Answer+`'`)
+	log := networktest.Plugin(t, bin, "own",
+		`[ $CNI_COMMAND = CHECK ] && { grep -o '"prevResult"' >>$log; echo '{"code":11,"msg":"the wire is cut"}'; exit 1; }; echo '`+networktest.Answer+`'`)
 	for body, says := range map[string]string{
 		`{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`:                     "the wire is cut",
 		`{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}],"disableCheck":true}`: "",
@@ -273,7 +290,8 @@ func TestVerbsThatFail(t *testing.T) {
 			networktest.RequireRoot(t)
 			cni, conf, bin := newCNIWithin(t, limitOf(c.says))
 			fail := filepath.Join(t.TempDir(), "fail")
-			networktest.Plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && [ -e `+fail+` ] && { `+c.script+`; }; echo '`+networktest.Answer+`'`)
+			networktest.Plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && [ -e `+fail+` ] && { `+c.script+`; }; echo '`+
+				networktest.Answer+`'`)
 			networktest.Write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`)
 			pod, _ := networktest.NewPod(t)
 			r := networktest.Attach(t, cni, pod)
@@ -288,8 +306,8 @@ func TestVerbsThatFail(t *testing.T) {
 	}
 }
 
-// TestAnotherNamespaceAtThePath: when the pod's namespace is gone and another is mounted at its path, DEL gets no namespace and
-// CHECK says so; the other one keeps what it has.
+// TestAnotherNamespaceAtThePath: when the pod's namespace is gone and another is mounted at its
+// path, DEL gets no namespace and CHECK says so; the other one keeps what it has.
 func TestAnotherNamespaceAtThePath(t *testing.T) {
 	networktest.RequireRoot(t)
 	bin := networktest.RealPlugins(t)
@@ -303,7 +321,8 @@ func TestAnotherNamespaceAtThePath(t *testing.T) {
 	})
 	cni, err := New(Config{ConfDir: t.TempDir(), BinDirs: []string{bin, t.TempDir()}, CacheDir: t.TempDir()})
 	networktest.Must(t, err)
-	log := networktest.Plugin(t, cni.config.BinDirs[1], "own", `echo "netns=$CNI_NETNS" >>$log; echo '{"cniVersion":"1.0.0"}'`)
+	log := networktest.Plugin(t, cni.config.BinDirs[1], "own",
+		`echo "netns=$CNI_NETNS" >>$log; echo '{"cniVersion":"1.0.0"}'`)
 	leases := t.TempDir()
 	networktest.Write(t, cni.config.ConfDir, "10.conflist", `{"cniVersion": "1.0.0", "name": "wires", "plugins": [{"type": "own"},
 		{"type": "bridge", "bridge": "cnitest0", "ipam": {"type": "host-local", "dataDir": "`+leases+`", "ranges": [[{"subnet": "10.204.0.0/24"}]]}}]}`)

@@ -52,7 +52,8 @@ func load(dir string) (*libcni.NetworkConfigList, error) {
 		return nil, err
 	}
 	if file == "" {
-		return nil, fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s; install a network add-on", dir)
+		return nil, fault.New(fault.Precondition,
+			"no CNI configuration (*.conflist, *.conf, *.json) in %s; install a network add-on", dir)
 	}
 	list, err := loadFile(file)
 	if err != nil {
@@ -87,7 +88,8 @@ func loadFile(file string) (*libcni.NetworkConfigList, error) {
 	if one.Network.Name == "" {
 		return nil, fmt.Errorf("it has no name")
 	}
-	return parseList(listJSON{Name: one.Network.Name, CNIVersion: one.Network.CNIVersion, Plugins: []json.RawMessage{body}})
+	return parseList(listJSON{Name: one.Network.Name, CNIVersion: one.Network.CNIVersion,
+		Plugins: []json.RawMessage{body}})
 }
 
 // listJSON is a configuration with everything in it, so that it can be kept for DEL.

@@ -18,7 +18,8 @@ func TestConformance(t *testing.T) { networktest.Conformance(t, cniSubject) }
 func cniSubject(t *testing.T) networktest.Subject {
 	bin := networktest.RealPlugins(t)
 	conf := t.TempDir()
-	// The bridge plugin does not wait until its bridge has its IPv6 address, for seconds, so the test's node does not check it.
+	// The bridge plugin does not wait until its bridge has its IPv6 address, for seconds, so the
+	// test's node does not check it.
 	networktest.Must(t, netns.SetSysctl("ipv6/conf/default/accept_dad", "0"))
 	t.Cleanup(func() { networktest.Must(t, netns.SetSysctl("ipv6/conf/default/accept_dad", "1")) })
 	t.Cleanup(func() { // the CNI bridge plugin never removes its bridge
@@ -50,5 +51,6 @@ func cniAt(t *testing.T, config Config) networktest.Subject {
 		}
 		return err
 	}
-	return networktest.Subject{Network: c, Reclaim: reclaim, Reopen: func(t *testing.T) networktest.Subject { return cniAt(t, config) }}
+	return networktest.Subject{Network: c, Reclaim: reclaim,
+		Reopen: func(t *testing.T) networktest.Subject { return cniAt(t, config) }}
 }

@@ -1,5 +1,5 @@
-// Package cni attaches pods by the plugins of a CNI configuration, run through libcni. The configuration is read for each
-// pod; DEL uses the configuration of the ADD.
+// Package cni attaches pods by the plugins of a CNI configuration, run through libcni. The
+// configuration is read for each pod; DEL uses the configuration of the ADD.
 //
 // What it owns on the host, for a cache directory CACHE:
 //

@@ -31,7 +31,8 @@ const (
 
 // ExecPlugin implements invoke.Exec.
 func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, fault.New(fault.Unavailable, "it did not end within %s and was killed", p.timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout,
+		fault.New(fault.Unavailable, "it did not end within %s and was killed", p.timeout))
 	defer cancel()
 	for retries := 0; ; retries++ {
 		out, err := run(ctx, path, stdin, environ)
@@ -70,7 +71,8 @@ func (p *plugins) FindInPath(plugin string, paths []string) (string, error) {
 	return invoke.FindInPath(plugin, paths)
 }
 
-// limitedBuffer keeps the first maxOutput bytes and refuses more. The buffer is not embedded: its ReadFrom would know no bound.
+// limitedBuffer keeps the first maxOutput bytes and refuses more. The buffer is not embedded: its
+// ReadFrom would know no bound.
 type limitedBuffer struct {
 	kept bytes.Buffer
 	over bool

@@ -39,7 +39,8 @@ type InfoPlugin struct {
 // Unconfigured returns the Info of a node without a configuration.
 func (c *Network) Unconfigured() Info {
 	return Info{
-		PluginDirs: c.config.BinDirs, PluginConfDir: c.config.ConfDir, PluginMaxConfNum: 1, Prefix: "eth", Networks: []InfoNetwork{},
+		PluginDirs: c.config.BinDirs, PluginConfDir: c.config.ConfDir, PluginMaxConfNum: 1, Prefix: "eth",
+		Networks: []InfoNetwork{},
 	}
 }
 

@@ -18,9 +18,10 @@ const gcLimit = 30 * time.Second
 // ErrBusy is returned by GC while a pod is being attached or detached.
 var ErrBusy = fault.New(fault.Unavailable, "pods are being attached or detached")
 
-// GC runs GC of the plugins in each directory's configuration (CNI 1.1; older versions have no GC), which releases resources of
-// pods that this daemon does not have. Pods whose DEL has not succeeded yet count as pods. It returns ErrBusy rather than wait.
-// A configuration shared with another runtime of the node must have "disableGC".
+// GC runs GC of the plugins in each directory's configuration (CNI 1.1; older versions have no GC),
+// which releases resources of pods that this daemon does not have. Pods whose DEL has not succeeded
+// yet count as pods. It returns ErrBusy rather than wait. A configuration shared with another
+// runtime of the node must have "disableGC".
 func (c *Network) GC(ctx context.Context) error {
 	return c.gcIn(ctx, append([]string{c.config.ConfDir}, c.config.HandlerDirs...))
 }
@@ -77,8 +78,8 @@ func (c *Network) gcOf(ctx context.Context, dir string) error {
 	return nil
 }
 
-// Check asks the plugins whether the pod's network is still as they made it (CHECK, from CNI 0.4 on). A pod that they did
-// not attach is right.
+// Check asks the plugins whether the pod's network is still as they made it (CHECK, from CNI 0.4
+// on). A pod that they did not attach is right.
 func (c *Network) Check(ctx context.Context, podID string) error {
 	c.gc.RLock()
 	defer c.gc.RUnlock()
@@ -90,7 +91,8 @@ func (c *Network) Check(ctx context.Context, podID string) error {
 		return err
 	}
 	if !a.netnsThere() {
-		return fault.New(fault.Unavailable, "CNI network %s: the pod's network namespace is not at %s any more", list.Name, a.Netns)
+		return fault.New(fault.Unavailable, "CNI network %s: the pod's network namespace is not at %s any more", list.Name,
+			a.Netns)
 	}
 	err = c.cni.CheckNetworkList(ctx, list, a.runtimeConf())
 	if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {

@@ -16,14 +16,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// A plugin that kurid has started goes on when kurid is killed. A DEL beside an ADD that still runs would find nothing to
-// remove, and the ADD would leak.
+// A plugin that kurid has started goes on when kurid is killed. A DEL beside an ADD that still runs
+// would find nothing to remove, and the ADD would leak.
 
 // orphanLimit bounds the wait for plugins that were killed.
 const orphanLimit = 10 * time.Second
 
-// endOrphans kills plugins that an earlier daemon started for the pod and that still run, and waits for their end. The pod is
-// one that an earlier daemon attached, and no plugin of this daemon runs for it.
+// endOrphans kills plugins that an earlier daemon started for the pod and that still run, and waits
+// for their end. The pod is one that an earlier daemon attached, and no plugin of this daemon runs
+// for it.
 func endOrphans(podID string) error {
 	orphans, err := findOrphans(podID)
 	for _, o := range orphans {
@@ -35,7 +36,8 @@ func endOrphans(podID string) error {
 	}
 	for limit := time.Now().Add(orphanLimit); len(orphans) > 0; orphans = orphans[1:] {
 		if !orphans[0].pidfd.Ends(time.Until(limit)) {
-			err = errors.Join(err, fault.New(fault.Unavailable, "the CNI plugin of an earlier kurid, process %d, was killed and does not end", orphans[0].pid))
+			err = errors.Join(err, fault.New(fault.Unavailable,
+				"the CNI plugin of an earlier kurid, process %d, was killed and does not end", orphans[0].pid))
 		}
 	}
 	return err
@@ -46,8 +48,9 @@ type orphan struct {
 	pidfd *process.Pidfd
 }
 
-// findOrphans finds the processes with the pod in the environment that CNI gives a plugin, which its children inherit. A
-// daemon that a plugin has left in a session of its own is not one of them. The caller closes the pidfds.
+// findOrphans finds the processes with the pod in the environment that CNI gives a plugin, which
+// its children inherit. A daemon that a plugin has left in a session of its own is not one of them.
+// The caller closes the pidfds.
 func findOrphans(podID string) ([]orphan, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {

@@ -16,8 +16,9 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// TestReferencePlugins: the reference plugins in one chain, in every version of the specification: the pod's traffic goes
-// the way they make, CHECK finds it so and notices when it is not, and DEL leaves nothing.
+// TestReferencePlugins: the reference plugins in one chain, in every version of the specification:
+// the pod's traffic goes the way they make, CHECK finds it so and notices when it is not, and DEL
+// leaves nothing.
 func TestReferencePlugins(t *testing.T) {
 	for _, cniVersion := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		t.Run(cniVersion, func(t *testing.T) {
@@ -39,7 +40,8 @@ func TestReferencePlugins(t *testing.T) {
 			networktest.Must(t, cni.Ready(t.Context()))
 			pod, ns := networktest.NewPod(t)
 			pod.Annotations = map[string]string{network.IngressBandwidth: "8M"}
-			pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 81, HostPort: 8080}, {Protocol: network.TCP, ContainerPort: 80, HostPort: 8080, HostIP: networktest.Uplink4}}
+			pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 81, HostPort: 8080},
+				{Protocol: network.TCP, ContainerPort: 80, HostPort: 8080, HostIP: networktest.Uplink4}}
 			r := networktest.Attach(t, cni, pod)
 			if r.IPs[0] != netip.MustParseAddr("10.202.0.2") {
 				t.Errorf("addresses %v, want one of the pod CIDR", r.IPs)
@@ -69,8 +71,8 @@ func TestReferencePlugins(t *testing.T) {
 	}
 }
 
-// TestLoopbackBesideBridge: the loopback plugin in a chain with bridge, as many nodes have it, brings the pod's lo up and
-// gets along with CHECK and DEL; the result is that of the bridge.
+// TestLoopbackBesideBridge: the loopback plugin in a chain with bridge, as many nodes have it,
+// brings the pod's lo up and gets along with CHECK and DEL; the result is that of the bridge.
 func TestLoopbackBesideBridge(t *testing.T) {
 	for _, order := range []string{"before", "after"} {
 		t.Run(order, func(t *testing.T) {
@@ -84,12 +86,14 @@ func TestLoopbackBesideBridge(t *testing.T) {
 			})
 			cni, err := New(Config{ConfDir: t.TempDir(), BinDirs: []string{bin}, CacheDir: t.TempDir()})
 			networktest.Must(t, err)
-			bridge := `{"type": "bridge", "bridge": "cnitest0", "isGateway": true, "ipam": {"type": "host-local", "dataDir": "` + t.TempDir() + `", "ranges": [[{"subnet": "10.205.0.0/24"}]]}}`
+			bridge := `{"type": "bridge", "bridge": "cnitest0", "isGateway": true, "ipam": {"type": "host-local", "dataDir": "` +
+				t.TempDir() + `", "ranges": [[{"subnet": "10.205.0.0/24"}]]}}`
 			chain := bridge + `, {"type": "loopback"}`
 			if order == "before" {
 				chain = `{"type": "loopback"}, ` + bridge
 			}
-			networktest.Write(t, cni.config.ConfDir, "10.conflist", `{"cniVersion": "1.0.0", "name": "chain", "plugins": [`+chain+`]}`)
+			networktest.Write(t, cni.config.ConfDir, "10.conflist", `{"cniVersion": "1.0.0", "name": "chain", "plugins": [`+
+				chain+`]}`)
 			pod, ns := networktest.NewPod(t)
 			networktest.Must(t, netns.Do(ns, func() error {
 				lo, err := netlink.LinkByName("lo")
@@ -101,7 +105,8 @@ func TestLoopbackBesideBridge(t *testing.T) {
 				t.Errorf("addresses %v", r.IPs)
 			}
 			port := networktest.Serve(t, ns, "tcp", "0.0.0.0:0", "pod").Port()
-			networktest.Expect(t, ns, "tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), "pod", netip.MustParseAddr("127.0.0.1"))
+			networktest.Expect(t, ns, "tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), "pod",
+				netip.MustParseAddr("127.0.0.1"))
 			networktest.Expect(t, nil, "tcp", netip.AddrPortFrom(r.IPs[0], port), "pod", netip.MustParseAddr("10.205.0.1"))
 			networktest.Must(t, cni.Check(t.Context(), pod.ID))
 			networktest.Must(t, cni.Detach(t.Context(), pod, r))
@@ -121,7 +126,8 @@ func shapedRates(t *testing.T) (rates []uint64) {
 	return rates
 }
 
-// TestFirewallPlugin: on a node whose iptables drop what is forwarded, as Docker's do, the firewall plugin lets the pod out.
+// TestFirewallPlugin: on a node whose iptables drop what is forwarded, as Docker's do, the firewall
+// plugin lets the pod out.
 func TestFirewallPlugin(t *testing.T) {
 	networktest.RequireRoot(t)
 	if _, err := exec.LookPath("iptables"); err != nil {
@@ -151,7 +157,8 @@ func TestFirewallPlugin(t *testing.T) {
 	leases := t.TempDir()
 	out := networktest.Serve(t, outside, "tcp", "0.0.0.0:0", "world").Port()
 	for plugin, reaches := range map[string]bool{"": false, `, {"type": "firewall", "backend": "iptables"}`: true} {
-		networktest.Must(t, os.WriteFile(filepath.Join(cni.config.ConfDir, "10.conflist"), fmt.Appendf(nil, list, leases, plugin), 0o600))
+		networktest.Must(t, os.WriteFile(filepath.Join(cni.config.ConfDir, "10.conflist"),
+			fmt.Appendf(nil, list, leases, plugin), 0o600))
 		pod, ns := networktest.NewPod(t)
 		r := networktest.Attach(t, cni, pod)
 		if got, err := networktest.Ask(ns, "tcp", netip.AddrPortFrom(networktest.Outside4, out)); (err == nil) != reaches {

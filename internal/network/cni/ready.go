@@ -18,9 +18,10 @@ const (
 	statusLimit = 10 * time.Second
 )
 
-// Ready implements [network.Network]: the node's configuration is valid, its plugins are installed, and their STATUS succeeds,
-// if the configuration's version (1.1) has STATUS. Directories of runtime handlers do not count: the node has one condition,
-// and a kubelet sends no pods at all to a node whose network is not ready. A broken handler fails its own pods.
+// Ready implements [network.Network]: the node's configuration is valid, its plugins are installed,
+// and their STATUS succeeds, if the configuration's version (1.1) has STATUS. Directories of
+// runtime handlers do not count: the node has one condition, and a kubelet sends no pods at all to
+// a node whose network is not ready. A broken handler fails its own pods.
 func (c *Network) Ready(ctx context.Context) error {
 	list, err := load(c.config.ConfDir)
 	if err != nil {
@@ -39,7 +40,8 @@ func (c *Network) Notice() string { return "" }
 func (c *Network) installed(list *libcni.NetworkConfigList) error {
 	for _, p := range list.Plugins {
 		if _, err := invoke.FindInPath(p.Network.Type, c.config.BinDirs); err != nil {
-			return fault.New(fault.Precondition, "CNI network %s: plugin %q is not in %s; install it", list.Name, p.Network.Type, strings.Join(c.config.BinDirs, ", "))
+			return fault.New(fault.Precondition, "CNI network %s: plugin %q is not in %s; install it", list.Name, p.Network.Type,
+				strings.Join(c.config.BinDirs, ", "))
 		}
 	}
 	return nil

@@ -40,7 +40,8 @@ func TestSlowPlugin(t *testing.T) {
 	cni, err := New(cni.config)
 	networktest.Must(t, err)
 	slow := filepath.Join(t.TempDir(), "slow")
-	networktest.Plugin(t, bin, "own", `while [ $CNI_COMMAND = ADD ] && [ "$(cat `+slow+`)" = $CNI_CONTAINERID ]; do sleep 0.05; done; echo '`+networktest.Answer+`'`)
+	networktest.Plugin(t, bin, "own", `while [ $CNI_COMMAND = ADD ] && [ "$(cat `+slow+
+		`)" = $CNI_CONTAINERID ]; do sleep 0.05; done; echo '`+networktest.Answer+`'`)
 	networktest.Write(t, conf, "10.conflist", `{"cniVersion":"1.0.0","name":"wires","plugins":[{"type":"own"}]}`)
 	patient, _ := networktest.NewPod(t)
 	networktest.Must(t, os.WriteFile(slow, []byte(patient.ID), 0o600))
@@ -85,8 +86,9 @@ func (b *budgets) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	return b.plugins.ExecPlugin(ctx, path, stdin, environ)
 }
 
-// TestTimeOfPlugins: with what is configured by default a plugin may take a minute at ADD, at DEL, also at the one after an
-// ADD that failed, and at CHECK; STATUS and GC, which others wait for, are shorter.
+// TestTimeOfPlugins: with what is configured by default a plugin may take a minute at ADD, at DEL,
+// also at the one after an ADD that failed, and at CHECK; STATUS and GC, which others wait for, are
+// shorter.
 func TestTimeOfPlugins(t *testing.T) {
 	networktest.RequireRoot(t)
 	c, conf, bin := newCNI(t)
@@ -103,7 +105,8 @@ func TestTimeOfPlugins(t *testing.T) {
 	networktest.Must(t, cni.Check(t.Context(), pod.ID))
 	networktest.Must(t, cni.GC(t.Context()))
 	networktest.Must(t, cni.Detach(t.Context(), pod, r))
-	for verb, least := range map[string]time.Duration{"ADD": time.Minute, "DEL": time.Minute, "CHECK": time.Minute, "STATUS": 9 * time.Second, "GC": 29 * time.Second} {
+	for verb, least := range map[string]time.Duration{"ADD": time.Minute, "DEL": time.Minute, "CHECK": time.Minute,
+		"STATUS": 9 * time.Second, "GC": 29 * time.Second} {
 		if seen.left[verb] < least {
 			t.Errorf("%s may take %s", verb, seen.left[verb])
 		}

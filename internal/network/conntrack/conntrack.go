@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel translates the packets of a UDP flow as it did its first one, for as long as they come. So a client that keeps
-// sending from one port never notices that a host port was added, or went to another pod, unless the flow is forgotten.
+// The kernel translates the packets of a UDP flow as it did its first one, for as long as they
+// come. So a client that keeps sending from one port never notices that a host port was added, or
+// went to another pod, unless the flow is forgotten.
 
 // ForgetBefore forgets flows to addresses of the node that came before the mappings were there.
 func ForgetBefore(ports []network.PortMapping) error {
@@ -32,7 +33,8 @@ func ForgetBefore(ports []network.PortMapping) error {
 	}
 	return forget(func(f *netlink.ConntrackFlow) bool {
 		to, answers := flowAddr(f.Forward.DstIP), flowAddr(f.Reverse.SrcIP)
-		return to == answers && local[to] && slices.ContainsFunc(ports, func(m network.PortMapping) bool { return meant(m, f, to) })
+		return to == answers && local[to] &&
+			slices.ContainsFunc(ports, func(m network.PortMapping) bool { return meant(m, f, to) })
 	})
 }
 
@@ -75,8 +77,8 @@ func (match udpFlow) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	return f.Forward.Protocol == unix.IPPROTO_UDP && match(f)
 }
 
-// forget lists the flows first, once for both families: a deletion takes the kernel some ten milliseconds, and nearly always
-// there is nothing to delete.
+// forget lists the flows first, once for both families: a deletion takes the kernel some ten
+// milliseconds, and nearly always there is nothing to delete.
 func forget(match udpFlow) error {
 	flows, err := link.List(func() ([]*netlink.ConntrackFlow, error) {
 		return netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_UNSPEC)

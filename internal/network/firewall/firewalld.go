@@ -88,7 +88,9 @@ func (f *Firewall) distrust(ctx context.Context) error {
 	if conn != nil { // one that does not run has forgotten it
 		defer conn.Close()
 		err := conn.Object(BusName, BusPath).CallWithContext(ctx, BusZones+".removeInterface", 0, was.Zone, was.Interface).Err
-		if err != nil && !strings.Contains(err.Error(), "UNKNOWN_INTERFACE") && !strings.Contains(err.Error(), "ZONE_CONFLICT") { // not there any more
+		// not there any more
+		if err != nil && !strings.Contains(err.Error(), "UNKNOWN_INTERFACE") &&
+			!strings.Contains(err.Error(), "ZONE_CONFLICT") {
 			return fmt.Errorf("take %s out of firewalld's zone %s: %w", was.Interface, was.Zone, err)
 		}
 	}

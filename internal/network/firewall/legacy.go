@@ -29,8 +29,10 @@ type legacy struct {
 }
 
 var (
-	legacy4 = legacy{"iptables-legacy", "/proc/thread-self/net/ip_tables_names", unix.AF_INET, unix.IPPROTO_IP, 112, 84, 4, 0x02}
-	legacy6 = legacy{"ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names", unix.AF_INET6, unix.IPPROTO_IPV6, 168, 136, 16, 0x04}
+	legacy4 = legacy{"iptables-legacy", "/proc/thread-self/net/ip_tables_names", unix.AF_INET, unix.IPPROTO_IP, 112, 84,
+		4, 0x02}
+	legacy6 = legacy{"ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names", unix.AF_INET6, unix.IPPROTO_IPV6, 168,
+		136, 16, 0x04}
 )
 
 const (
@@ -128,7 +130,8 @@ func getsockopt(fd, level, option int, value []byte) error {
 
 var errLegacy = errors.New("the kernel's answer is not as expected")
 
-// steps reads the rules from an offset on. A chain ends with a rule for everything, so no step of the next one is taken.
+// steps reads the rules from an offset on. A chain ends with a rule for everything, so no step of
+// the next one is taken.
 func (l legacy) steps(entries []byte, from, bridge string) ([]step, error) {
 	at, err := strconv.Atoi(from)
 	if err != nil || at < 0 {
@@ -189,8 +192,8 @@ func (l legacy) flags() int {
 	return 4*l.address + 4*unix.IFNAMSIZ + 2
 }
 
-// fromBridge reports whether a rule is about every packet from the bridge. The entry begins with two addresses, their two
-// masks, the names of two links, their two masks, and the protocol.
+// fromBridge reports whether a rule is about every packet from the bridge. The entry begins with
+// two addresses, their two masks, the names of two links, their two masks, and the protocol.
 func (l legacy) fromBridge(e []byte, bridge string) bool {
 	masks := e[2*l.address : 4*l.address]
 	links := e[4*l.address:]

@@ -13,8 +13,9 @@ import (
 	"github.com/google/nftables/userdata"
 )
 
-// open inserts two rules into each of the chains, if the configuration allows it: they accept packets from and to the bridge.
-// Their comment, Config.Comment, identifies them. It reports whether it opened a chain.
+// open inserts two rules into each of the chains, if the configuration allows it: they accept
+// packets from and to the bridge. Their comment, Config.Comment, identifies them. It reports
+// whether it opened a chain.
 func (f *Firewall) open(ctx context.Context, found []barrier, bridge string) (opened bool, err error) {
 	if !f.Open {
 		return false, nil
@@ -34,7 +35,8 @@ func (f *Firewall) open(ctx context.Context, found []barrier, bridge string) (op
 			continue
 		}
 		opened = true
-		slog.Info("the node's firewall has rules of ours that let the bridge pass, until the built-in network is pruned", "in", w.where, "bridge", bridge, "comment", f.Comment)
+		slog.Info("the node's firewall has rules of ours that let the bridge pass, until the built-in network is pruned",
+			"in", w.where, "bridge", bridge, "comment", f.Comment)
 	}
 	return opened, errors.Join(errs...)
 }
@@ -46,7 +48,8 @@ func (f *Firewall) openChain(ch *nftables.Chain, bridge string) error {
 		return err
 	}
 	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
-		c.InsertRule(&nftables.Rule{Table: ch.Table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment, f.Comment), Exprs: []expr.Any{
+		c.InsertRule(&nftables.Rule{Table: ch.Table, Chain: ch, UserData: userdata.AppendString(nil, userdata.TypeComment,
+			f.Comment), Exprs: []expr.Any{
 			&expr.Meta{Key: key, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(bridge + "\x00")},
 			&expr.Counter{},
@@ -67,7 +70,8 @@ func (f *Firewall) openLegacy(ctx context.Context, program, bridge string) error
 }
 
 func (f *Firewall) legacyRule(ctx context.Context, program, verb, direction, bridge string) ([]byte, error) {
-	return exec.CommandContext(ctx, program, "-w", "3", verb, "FORWARD", direction, bridge, "-m", "comment", "--comment", f.Comment, "-j", "ACCEPT").CombinedOutput()
+	return exec.CommandContext(ctx, program, "-w", "3", verb, "FORWARD", direction, bridge, "-m", "comment", "--comment",
+		f.Comment, "-j", "ACCEPT").CombinedOutput()
 }
 
 // closeAgain takes the rules of ours out of others' chains, also those of an earlier process.

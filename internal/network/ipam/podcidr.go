@@ -38,7 +38,8 @@ func ReadPodCIDR(dir string) ([]netip.Prefix, error) {
 	case errors.Is(err, fault.NotFound):
 		return nil, nil
 	}
-	slog.Warn("the node's pod CIDR cannot be read and is set aside; the kubelet tells it again when it is restarted", "err", err)
+	slog.Warn("the node's pod CIDR cannot be read and is set aside; the kubelet tells it again when it is restarted",
+		"err", err)
 	if err := record.SetAside(podCIDRPath(dir)); err != nil {
 		slog.Error("a damaged record cannot be set aside", "err", err)
 	}

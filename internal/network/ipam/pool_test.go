@@ -60,7 +60,8 @@ func TestLimitsOfARange(t *testing.T) {
 		"fd00:0:0:1::/64": {"fd00:0:0:1::1", "fd00::1:ffff:ffff:ffff:ffff"},
 	} {
 		p := netip.MustParsePrefix(r)
-		if g, l := Gateway(p), lastOf(p); g.String() != want[0] && g != netip.MustParseAddr(want[0]) || l != netip.MustParseAddr(want[1]) {
+		if g, l := Gateway(p), lastOf(p); g.String() != want[0] && g != netip.MustParseAddr(want[0]) ||
+			l != netip.MustParseAddr(want[1]) {
 			t.Errorf("%s: gateway %s, last %s; want %v", r, g, l, want)
 		}
 	}
@@ -71,7 +72,8 @@ func TestHalfWrittenLease(t *testing.T) {
 	dead := exec.Command("true")
 	networktest.Must(t, dead.Run())
 	dir := t.TempDir()
-	networktest.Must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf(".a.json.%d-1", dead.Process.Pid)), []byte("{"), 0o600))
+	networktest.Must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf(".a.json.%d-1", dead.Process.Pid)), []byte("{"),
+		0o600))
 	_, err := Open(dir)
 	networktest.Must(t, err)
 	if left, _ := os.ReadDir(dir); len(left) != 0 {
@@ -151,8 +153,10 @@ func TestHostPortsOfOnePod(t *testing.T) {
 		{"the same twice", []network.PortMapping{port("", 1), port("", 1)}, ""},
 		{"the same in two spellings", []network.PortMapping{port("", 1), port("0.0.0.0", 1)}, ""},
 		{"two container ports", []network.PortMapping{port("", 1), port("", 2)}, "container ports 1 and 2"},
-		{"two container ports in two spellings", []network.PortMapping{port("0.0.0.0", 1), port("", 2)}, "container ports 1 and 2"},
-		{"two container ports of one address", []network.PortMapping{port("192.0.2.1", 1), port("192.0.2.1", 2)}, "container ports 1 and 2"},
+		{"two container ports in two spellings", []network.PortMapping{port("0.0.0.0", 1), port("", 2)},
+			"container ports 1 and 2"},
+		{"two container ports of one address", []network.PortMapping{port("192.0.2.1", 1), port("192.0.2.1", 2)},
+			"container ports 1 and 2"},
 	} {
 		err := p.portsFree(c.asked)
 		if (err == nil) != (c.refused == "") || err != nil && !strings.Contains(err.Error(), c.refused) {

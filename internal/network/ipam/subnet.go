@@ -30,8 +30,8 @@ func Candidates4() []netip.Prefix {
 	return c
 }
 
-// Candidates6 are unique local ranges (RFC 4193) whose 40 bits come from the machine's ID and the bridge's key, so that a
-// node keeps its range and two nodes differ.
+// Candidates6 are unique local ranges (RFC 4193) whose 40 bits come from the machine's ID and the
+// bridge's key, so that a node keeps its range and two nodes differ.
 func Candidates6(key [32]byte) []netip.Prefix {
 	machine, _ := os.ReadFile("/etc/machine-id")
 	if len(machine) < 32 { // missing, or that of an image before its first boot: a range until the next boot will do
@@ -61,7 +61,8 @@ func Pick(candidates []netip.Prefix, taken []UsedRange) (netip.Prefix, error) {
 			return c, nil
 		}
 	}
-	return netip.Prefix{}, fault.New(fault.Precondition, "every range that the built-in network could use overlaps an address or a route of the node (%s overlaps %s); configure a range for it",
+	return netip.Prefix{}, fault.New(fault.Precondition,
+		"every range that the built-in network could use overlaps an address or a route of the node (%s overlaps %s); configure a range for it",
 		candidates[0], Collision(candidates[0], taken).What)
 }
 
@@ -74,8 +75,9 @@ func Collision(p netip.Prefix, taken []UsedRange) *UsedRange {
 	return nil
 }
 
-// InUse returns the ranges of the node's addresses and routes, except those of the link with index own. Prefixes shorter
-// than 7 bits are left out: they are default routes, or the halves of one that a VPN writes.
+// InUse returns the ranges of the node's addresses and routes, except those of the link with index
+// own. Prefixes shorter than 7 bits are left out: they are default routes, or the halves of one
+// that a VPN writes.
 func InUse(h *netlink.Handle, own int) ([]UsedRange, error) {
 	addrs, err := link.List(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -102,12 +104,13 @@ func InUse(h *netlink.Handle, own int) ([]UsedRange, error) {
 	return taken, nil
 }
 
-// CheckRanges returns an error of kind Invalid unless the ranges can be used: at most one of each family, each with room for
-// a gateway and a pod.
+// CheckRanges returns an error of kind Invalid unless the ranges can be used: at most one of each
+// family, each with room for a gateway and a pod.
 func CheckRanges(ranges []netip.Prefix) error {
 	var v4, v6 int
 	for _, r := range ranges {
-		if !r.IsValid() || r.Addr().Is4In6() || r.Addr().IsLoopback() || r.Addr().IsMulticast() || r.Addr().IsLinkLocalUnicast() {
+		if !r.IsValid() || r.Addr().Is4In6() || r.Addr().IsLoopback() || r.Addr().IsMulticast() ||
+			r.Addr().IsLinkLocalUnicast() {
 			return fault.New(fault.Invalid, "range %s: pods cannot have addresses of it", r)
 		}
 		if r.Addr().Is4() {

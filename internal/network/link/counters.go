@@ -51,8 +51,9 @@ func Counters(path string) ([]Counter, error) {
 	return out, nil
 }
 
-// CountersOf reads the counters of all links but the loopback in the network namespace of a process, which is cheaper than
-// entering the namespace. The process may end and its pid be reused meanwhile: the caller must check that afterwards.
+// CountersOf reads the counters of all links but the loopback in the network namespace of a
+// process, which is cheaper than entering the namespace. The process may end and its pid be reused
+// meanwhile: the caller must check that afterwards.
 func CountersOf(pid int) ([]Counter, error) {
 	path := fmt.Sprintf("/proc/%d/net/dev", pid)
 	body, err := os.ReadFile(path)
@@ -74,7 +75,8 @@ func CountersOf(pid int) ([]Counter, error) {
 			return nil, fmt.Errorf("read %s: a line has %d numbers", path, len(fields))
 		}
 		for i, to := range map[int]*uint64{
-			0: &c.RxBytes, 1: &c.RxPackets, 2: &c.RxErrors, 3: &c.RxDropped, 8: &c.TxBytes, 9: &c.TxPackets, 10: &c.TxErrors, 11: &c.TxDropped,
+			0: &c.RxBytes, 1: &c.RxPackets, 2: &c.RxErrors, 3: &c.RxDropped, 8: &c.TxBytes, 9: &c.TxPackets, 10: &c.TxErrors,
+			11: &c.TxDropped,
 		} {
 			if *to, err = strconv.ParseUint(string(fields[i]), 10, 64); err != nil {
 				return nil, fmt.Errorf("read %s: %w", path, err)

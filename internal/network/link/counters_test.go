@@ -28,7 +28,8 @@ func TestCountersOfAProcess(t *testing.T) {
 	}
 	for _, a := range byProcess {
 		for _, b := range byNetlink {
-			if a.Name == b.Name && (a.RxBytes > b.RxBytes || a.TxBytes > b.TxBytes || b.RxPackets > a.RxPackets+1000 || a.RxErrors != b.RxErrors || a.TxDropped != b.TxDropped) {
+			if a.Name == b.Name && (a.RxBytes > b.RxBytes || a.TxBytes > b.TxBytes || b.RxPackets > a.RxPackets+1000 ||
+				a.RxErrors != b.RxErrors || a.TxDropped != b.TxDropped) {
 				t.Errorf("%s: by process %+v, by netlink %+v", a.Name, a, b)
 			}
 		}

@@ -14,9 +14,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// The kernel finishes two things in the background, and drops packets until then, so that a client would retransmit its
-// first packet a second later: a link detects its carrier, and an IPv6 address joins its solicited-node multicast group. Both
-// take microseconds, on a busy machine milliseconds.
+// The kernel finishes two things in the background, and drops packets until then, so that a client
+// would retransmit its first packet a second later: a link detects its carrier, and an IPv6 address
+// joins its solicited-node multicast group. Both take microseconds, on a busy machine milliseconds.
 const (
 	waitStep  = 500 * time.Microsecond
 	waitLimit = 5 * time.Second
@@ -44,7 +44,8 @@ func WaitAddress(link string, ip netip.Addr) error {
 		return nil
 	}
 	a := ip.As16()
-	group := append(netip.MustParseAddr("ff02::1:ff00:0").AsSlice()[:13], a[13:]...) // the solicited-node address, RFC 4291 2.7.1
+	// the solicited-node address, RFC 4291 2.7.1
+	group := append(netip.MustParseAddr("ff02::1:ff00:0").AsSlice()[:13], a[13:]...)
 	line := fmt.Appendf(nil, " %-15s %s ", link, hex.EncodeToString(group))
 	return wait(fmt.Sprintf("link %s does not answer for %s", link, ip), func() (bool, error) {
 		groups, err := os.ReadFile("/proc/thread-self/net/igmp6")

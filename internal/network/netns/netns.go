@@ -52,8 +52,8 @@ func LockHost() (unlock func(), err error) {
 	return func() { ns.Close() }, nil
 }
 
-// Identify returns a name of the network namespace at path that is unique until the next boot, unlike a path or an inode
-// number; "" if there is no network namespace at path.
+// Identify returns a name of the network namespace at path that is unique until the next boot,
+// unlike a path or an inode number; "" if there is no network namespace at path.
 func Identify(path string) string {
 	if !Is(path) {
 		return ""

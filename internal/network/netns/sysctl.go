@@ -33,8 +33,8 @@ func SetSysctl(name, value string) error {
 	return nil
 }
 
-// SetSysctls sets kernel parameters in the network namespace at path. Error kinds: Invalid (a parameter that does not exist
-// there, or a value that the kernel refuses).
+// SetSysctls sets kernel parameters in the network namespace at path. Error kinds: Invalid (a
+// parameter that does not exist there, or a value that the kernel refuses).
 func SetSysctls(path string, values sysctls.Values) error {
 	ns, err := os.Open(path)
 	if err != nil {
@@ -52,8 +52,8 @@ func HasIPv6() bool {
 	return Sysctl("ipv6/conf/all/disable_ipv6") == "0" && Sysctl("ipv6/conf/default/disable_ipv6") == "0"
 }
 
-// QuietIPv6 disables duplicate address detection on a link of ours, whose addresses are unique, and router advertisements,
-// which on the bridge only another pod can send.
+// QuietIPv6 disables duplicate address detection on a link of ours, whose addresses are unique, and
+// router advertisements, which on the bridge only another pod can send.
 func QuietIPv6(link string) error {
 	for _, key := range []string{"accept_dad", "accept_ra"} {
 		if err := SetSysctl("ipv6/conf/"+link+"/"+key, "0"); err != nil {

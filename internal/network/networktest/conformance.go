@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Subject under test, made anew for each part of the suite; reopen gives another instance over the same directories, as a
-// daemon that is started again has it.
+// Subject under test, made anew for each part of the suite; reopen gives another instance over the
+// same directories, as a daemon that is started again has it.
 type Subject struct {
 	network.Network
 	Reclaim func(context.Context, func(string) bool) error
@@ -69,7 +69,8 @@ func conformTraffic(t *testing.T, n Subject, outside *os.File) {
 		Expect(t, nsB, "tcp", netip.AddrPortFrom(uplink[i], onHost), "host", rb.IPs[i])
 
 		out := Serve(t, outside, "tcp", wildcard, "world").Port()
-		Expect(t, nsA, "tcp", netip.AddrPortFrom(world[i], out), "world", uplink[i]) // masqueraded: the world knows no way to pods
+		// masqueraded: the world knows no way to pods
+		Expect(t, nsA, "tcp", netip.AddrPortFrom(world[i], out), "world", uplink[i])
 		Expect(t, nil, "tcp", netip.AddrPortFrom(world[i], out), "world", uplink[i])
 	}
 	Must(t, n.Detach(ctx, a, ra))
@@ -145,8 +146,8 @@ func conformDetach(t *testing.T, n Subject, _ *os.File) {
 	Must(t, n.Detach(ctx, gone, r))
 }
 
-// conformRestart: pods keep their network while the daemon is away, their addresses are not given to others, and the next
-// daemon detaches them.
+// conformRestart: pods keep their network while the daemon is away, their addresses are not given
+// to others, and the next daemon detaches them.
 func conformRestart(t *testing.T, n Subject, _ *os.File) {
 	ctx := t.Context()
 	old, nsOld := NewPod(t)
@@ -209,7 +210,8 @@ func conformFailure(t *testing.T, n Subject, _ *os.File) {
 	Must(t, os.WriteFile(file.NetnsPath, nil, 0o600))
 	strange, _ := NewPod(t)
 	strange.ID = "../../etc/passwd"
-	for name, pod := range map[string]network.Pod{"no namespace": missing, "eth0 taken": taken, "no nsfs": file, "bad ID": strange} {
+	for name, pod := range map[string]network.Pod{"no namespace": missing, "eth0 taken": taken, "no nsfs": file,
+		"bad ID": strange} {
 		_, err := n.Attach(ctx, pod)
 		if err == nil {
 			t.Errorf("%s: attached", name)
@@ -304,7 +306,8 @@ func conformHostPorts(t *testing.T, n Subject, outside *os.File) {
 			t.Errorf("from %s: %q, %v", where, got, err)
 		}
 	}
-	if got, err := Ask(nil, "tcp", netip.MustParseAddrPort("127.0.0.1:8080")); err != nil || !strings.HasPrefix(got, "pod ") {
+	if got, err := Ask(nil, "tcp", netip.MustParseAddrPort("127.0.0.1:8080")); err != nil ||
+		!strings.HasPrefix(got, "pod ") {
 		t.Errorf("from the node over its loopback: %q, %v", got, err)
 	}
 	Must(t, n.Detach(ctx, pod, r))

@@ -40,7 +40,8 @@ func Plugin(t *testing.T, bin, name, script string) (log func() string) {
 		t.Skip("SKIP: no /bin/sh for the test's own CNI plugins")
 	}
 	path := filepath.Join(t.TempDir(), "log")
-	Must(t, os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\nlog="+path+"\necho \"$CNI_COMMAND\" >>$log\n"+script), 0o755))
+	Must(t, os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\nlog="+path+"\necho \"$CNI_COMMAND\" >>$log\n"+
+		script), 0o755))
 	return func() string {
 		body, err := os.ReadFile(path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -31,13 +31,14 @@ const inside = "KURI_NETWORK_TEST_INSIDE"
 // The main thread cannot end, so it must not be one that enters another namespace (see namespace.OnThread).
 func init() { runtime.LockOSThread() }
 
-// machineNetns is the machine's network namespace, in the process that has namespaces of its own; nil elsewhere. It is one
-// file for the whole run: a second os.File of the same descriptor would close it when the garbage collector finds it, and
-// with it whatever has that number by then, such as the listener of a test.
+// machineNetns is the machine's network namespace, in the process that has namespaces of its own;
+// nil elsewhere. It is one file for the whole run: a second os.File of the same descriptor would
+// close it when the garbage collector finds it, and with it whatever has that number by then, such
+// as the listener of a test.
 var machineNetns *os.File
 
-// Main is a TestMain that runs the tests in a network and a mount namespace of their own: the machine is not touched, and
-// nothing of its network can be reached.
+// Main is a TestMain that runs the tests in a network and a mount namespace of their own: the
+// machine is not touched, and nothing of its network can be reached.
 func Main(m *testing.M) {
 	switch os.Getenv(inside) {
 	case "new":
@@ -330,7 +331,9 @@ func LeftoversBut(t testing.TB, except ...string) {
 	before := State(t)
 	t.Cleanup(func() {
 		var wrong []string
-		for range 3000 { // namespaces and their links are taken apart in the background, one after the other on the whole machine
+		// namespaces and their links are taken apart in the background, one after the other on the whole
+		// machine
+		for range 3000 {
 			after := State(t)
 			wrong = nil
 			for _, s := range after {

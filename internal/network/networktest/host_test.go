@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMachineNetnsStays: the descriptor of the machine's namespace outlives garbage collections. It was closed by one, and
-// then a listener that had got its number by another, and connections to that listener's pod were refused.
+// TestMachineNetnsStays: the descriptor of the machine's namespace outlives garbage collections. It
+// was closed by one, and then a listener that had got its number by another, and connections to
+// that listener's pod were refused.
 func TestMachineNetnsStays(t *testing.T) {
 	RequireRoot(t)
 	for range 3 {

@@ -42,7 +42,8 @@ func RealPlugins(t testing.TB) string {
 		})
 		return out, err
 	}
-	Must(t, os.WriteFile(filepath.Join(module, "go.mod"), []byte("module plugins\n\nrequire "+pluginsModule+" "+pluginsVersion+"\n"), 0o600))
+	Must(t, os.WriteFile(filepath.Join(module, "go.mod"),
+		[]byte("module plugins\n\nrequire "+pluginsModule+" "+pluginsVersion+"\n"), 0o600))
 	if out, err := command("mod", "download", pluginsModule); err != nil {
 		t.Skipf("SKIP: the CNI plugins cannot be fetched: %v: %s", err, out)
 	}

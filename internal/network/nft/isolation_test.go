@@ -21,8 +21,10 @@ func TestIsolationOfMany(t *testing.T) {
 	const many, namespaces = 500, 150
 	var all []Resident
 	for i := range many {
-		a4, a6 := netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), netip.AddrFrom16([16]byte{0: 0xfd, 14: byte(i >> 8), 15: byte(i)})
-		all = append(all, Resident{Link: fmt.Sprintf("kuri%011d", i), MAC: append(net.HardwareAddr{0x0a, 0x4b}, a4.AsSlice()...), IPs: []netip.Addr{a4, a6}, Namespace: uint32(i%namespaces + 1)})
+		a4, a6 := netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), netip.AddrFrom16([16]byte{0: 0xfd, 14: byte(i >> 8),
+			15: byte(i)})
+		all = append(all, Resident{Link: fmt.Sprintf("kuri%011d", i), MAC: append(net.HardwareAddr{0x0a, 0x4b},
+			a4.AsSlice()...), IPs: []netip.Addr{a4, a6}, Namespace: uint32(i%namespaces + 1)})
 	}
 	s := Isolation{Table: "kuri-many", Bridge: "kuri0", Links: 1 << 31}
 	for range 2 { // also over what is there
@@ -46,7 +48,8 @@ func TestIsolationOfMany(t *testing.T) {
 		t.Errorf("the sets have %v elements, want %d each", got, many)
 	}
 	if nft, err := exec.LookPath("nft"); err == nil {
-		if out, err := exec.Command(nft, "list", "ruleset").CombinedOutput(); err != nil || !strings.Contains(string(out), "goto ns150") {
+		if out, err := exec.Command(nft, "list", "ruleset").CombinedOutput(); err != nil ||
+			!strings.Contains(string(out), "goto ns150") {
 			t.Errorf("nft list ruleset: %v: %.500s", err, out)
 		}
 	}

@@ -10,14 +10,18 @@ import (
 	"github.com/kuri-cri/kuri/internal/network/networktest"
 )
 
-// TestManyHostPorts: a node full of pods that have host ports of all protocols. One that comes or goes costs no more there.
+// TestManyHostPorts: a node full of pods that have host ports of all protocols. One that comes or
+// goes costs no more there.
 func TestManyHostPorts(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
-	rules := PortRules{Table: "kuri-many", Bridge: "kuri0", Ranges: []netip.Prefix{netip.MustParsePrefix("10.83.0.0/16"), netip.MustParsePrefix("fd00:83::/64")}}
+	rules := PortRules{Table: "kuri-many", Bridge: "kuri0", Ranges: []netip.Prefix{netip.MustParsePrefix("10.83.0.0/16"),
+		netip.MustParsePrefix("fd00:83::/64")}}
 	for i := range 500 {
-		m := network.PortMapping{Protocol: []network.Protocol{network.TCP, network.UDP, network.SCTP}[i%3], ContainerPort: 80, HostPort: uint16(10000 + i)}
-		rules.Ports = append(rules.Ports, network.HostPort{PortMapping: m, Pod: netip.AddrFrom4([4]byte{10, 83, byte(i >> 8), byte(i)})},
+		m := network.PortMapping{Protocol: []network.Protocol{network.TCP, network.UDP, network.SCTP}[i%3], ContainerPort: 80,
+			HostPort: uint16(10000 + i)}
+		rules.Ports = append(rules.Ports,
+			network.HostPort{PortMapping: m, Pod: netip.AddrFrom4([4]byte{10, 83, byte(i >> 8), byte(i)})},
 			network.HostPort{PortMapping: m, Pod: netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x83, 14: byte(i >> 8), 15: byte(i)})})
 	}
 	defer func() { networktest.Must(t, RemoveTable(rules.Table, nftables.TableFamilyINet)) }()

@@ -19,20 +19,22 @@ import (
 // TestBrokenConfigurations: Ready and Attach name the file and the error, and pods do not get another network.
 func TestBrokenConfigurations(t *testing.T) {
 	for name, c := range map[string]struct{ file, body, says string }{
-		"empty":              {"10-x.conflist", "", "unexpected end"},
-		"not JSON":           {"10-x.conflist", "{{{", "invalid character"},
-		"not an object":      {"10-x.conflist", `[1]`, "cannot unmarshal"},
-		"no name":            {"10-x.conflist", `{"cniVersion":"1.0.0","plugins":[{"type":"p"}]}`, "no name"},
-		"name of two kinds":  {"10-x.conflist", `{"name":7,"plugins":[{"type":"p"}]}`, "name"},
-		"no plugins":         {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n"}`, "no plugin"},
-		"empty plugins":      {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[]}`, "no plugins"},
-		"no type":            {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{}]}`, "type"},
-		"plugins no list":    {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":{}}`, "plugins"},
-		"conf without type":  {"10-x.conf", `{"cniVersion":"1.0.0","name":"n"}`, "type"},
-		"conf without name":  {"10-x.conf", `{"cniVersion":"1.0.0","type":"p"}`, "name"},
-		"list as a conf":     {"10-x.conf", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"p"}]}`, "type"},
-		"missing plugin":     {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"nowhere"}]}`, `"nowhere"`},
-		"type with a path":   {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"../../bin/sh"}]}`, "../../bin/sh"},
+		"empty":             {"10-x.conflist", "", "unexpected end"},
+		"not JSON":          {"10-x.conflist", "{{{", "invalid character"},
+		"not an object":     {"10-x.conflist", `[1]`, "cannot unmarshal"},
+		"no name":           {"10-x.conflist", `{"cniVersion":"1.0.0","plugins":[{"type":"p"}]}`, "no name"},
+		"name of two kinds": {"10-x.conflist", `{"name":7,"plugins":[{"type":"p"}]}`, "name"},
+		"no plugins":        {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n"}`, "no plugin"},
+		"empty plugins":     {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[]}`, "no plugins"},
+		"no type":           {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{}]}`, "type"},
+		"plugins no list":   {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":{}}`, "plugins"},
+		"conf without type": {"10-x.conf", `{"cniVersion":"1.0.0","name":"n"}`, "type"},
+		"conf without name": {"10-x.conf", `{"cniVersion":"1.0.0","type":"p"}`, "name"},
+		"list as a conf":    {"10-x.conf", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"p"}]}`, "type"},
+		"missing plugin": {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"nowhere"}]}`,
+			`"nowhere"`},
+		"type with a path": {"10-x.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"../../bin/sh"}]}`,
+			"../../bin/sh"},
 		"huge":               {"10-x.conflist", strings.Repeat(" ", 1<<20+1), "at most"},
 		"unreadable version": {"10-x.conflist", `{"cniVersion":["1"],"name":"n","plugins":[{"type":"p"}]}`, "cniVersion"},
 	} {
@@ -45,7 +47,8 @@ func TestBrokenConfigurations(t *testing.T) {
 			s := newSelect(t, plugins, openBridge(t, t.TempDir()))
 			err := s.Ready(t.Context())
 			networktest.Wants(t, err, fault.Precondition, c.says)
-			if !strings.Contains(err.Error(), c.file) && !strings.Contains(name, "type with") && !strings.Contains(name, "missing") {
+			if !strings.Contains(err.Error(), c.file) && !strings.Contains(name, "type with") &&
+				!strings.Contains(name, "missing") {
 				t.Errorf("error %q does not name the file", err)
 			}
 			pod, _ := networktest.NewPod(t)
@@ -62,12 +65,14 @@ func TestBrokenConfigurations(t *testing.T) {
 func TestDeleteGoesToWhatAdded(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
-	config := cni.Config{ConfDir: t.TempDir(), BinDirs: []string{t.TempDir()}, CacheDir: t.TempDir(), Timeout: 30 * time.Second}
+	config := cni.Config{ConfDir: t.TempDir(), BinDirs: []string{t.TempDir()}, CacheDir: t.TempDir(),
+		Timeout: 30 * time.Second}
 	conf, bin := config.ConfDir, config.BinDirs[0]
 	plugins, err := cni.New(config)
 	networktest.Must(t, err)
 	fail := filepath.Join(t.TempDir(), "fail")
-	log := networktest.Plugin(t, bin, "own", `grep -o '"wire":"[a-z]*"' >>$log; [ $CNI_COMMAND = DEL ] && { [ -e `+fail+` ] && exit 9; exit 0; }; echo '`+networktest.Answer+`'`)
+	log := networktest.Plugin(t, bin, "own", `grep -o '"wire":"[a-z]*"' >>$log; [ $CNI_COMMAND = DEL ] && { [ -e `+fail+
+		` ] && exit 9; exit 0; }; echo '`+networktest.Answer+`'`)
 	networktest.Write(t, conf, "10.conf", `{"cniVersion":"1.0.0","name":"wires","type":"own","wire":"red"}`)
 	s := newSelect(t, plugins, openBridge(t, t.TempDir()))
 	pod, ns := networktest.NewPod(t)
@@ -92,7 +97,8 @@ func TestDeleteGoesToWhatAdded(t *testing.T) {
 	networktest.Must(t, syscall.Unmount(pod.NetnsPath, syscall.MNT_DETACH))
 	networktest.Must(t, os.WriteFile(fail, nil, 0o600))
 	networktest.Wants(t, s.Detach(t.Context(), pod, r), fault.Unavailable, "exit status 9")
-	networktest.Wants(t, s.Detach(t.Context(), network.Pod{ID: pod.ID}, r), fault.Unavailable, "detach pod "+pod.ID) // its record is gone
+	// its record is gone
+	networktest.Wants(t, s.Detach(t.Context(), network.Pod{ID: pod.ID}, r), fault.Unavailable, "detach pod "+pod.ID)
 	networktest.Must(t, os.Remove(fail))
 	networktest.Must(t, s.Detach(t.Context(), pod, r))
 	networktest.Must(t, s.Detach(t.Context(), pod, r))
@@ -102,8 +108,8 @@ func TestDeleteGoesToWhatAdded(t *testing.T) {
 	}
 }
 
-// TestConfigurationIsReadOnUse: a configuration that is changed, half written, taken away and put back counts from the next
-// Status and the next pod on.
+// TestConfigurationIsReadOnUse: a configuration that is changed, half written, taken away and put
+// back counts from the next Status and the next pod on.
 func TestConfigurationIsReadOnUse(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
@@ -121,7 +127,8 @@ func TestConfigurationIsReadOnUse(t *testing.T) {
 		{"changed", func() { networktest.Write(t, conf, "10.conflist", fmt.Sprintf(good, "blue")) }, "blue"},
 		{"half written", func() { networktest.Write(t, conf, "10.conflist", fmt.Sprintf(good, "green")[:30]) }, ""},
 		{"written to its end", func() { networktest.Write(t, conf, "10.conflist", fmt.Sprintf(good, "green")) }, "green"},
-		{"one before it by name", func() { networktest.Write(t, conf, "05.conf", `{"cniVersion":"1.0.0","name":"first","type":"own"}`) }, "first"},
+		{"one before it by name",
+			func() { networktest.Write(t, conf, "05.conf", `{"cniVersion":"1.0.0","name":"first","type":"own"}`) }, "first"},
 		{"a file that is no configuration", func() {
 			networktest.Write(t, conf, "00.conflist.swp", "x")
 			networktest.Write(t, conf, "00-README", "x")

@@ -18,7 +18,8 @@ func selectAt(t *testing.T, dir string, config cni.Config) networktest.Subject {
 	c, err := cni.New(config)
 	networktest.Must(t, err)
 	s := newSelect(t, c, openBridge(t, dir))
-	return networktest.Subject{Network: s, Reclaim: s.Reclaim, Reopen: func(t *testing.T) networktest.Subject { return selectAt(t, dir, config) }}
+	return networktest.Subject{Network: s, Reclaim: s.Reclaim,
+		Reopen: func(t *testing.T) networktest.Subject { return selectAt(t, dir, config) }}
 }
 
 func newSelect(t *testing.T, c *cni.Network, b *bridge.Network) *Selector {

@@ -17,8 +17,8 @@ func (s *Selector) Current() (string, error) {
 	return network.ByBridge, nil
 }
 
-// CNI returns the current CNI configuration, and an error if it cannot be used. A configuration that is missing and not needed
-// is no error.
+// CNI returns the current CNI configuration, and an error if it cannot be used. A configuration
+// that is missing and not needed is no error.
 func (s *Selector) CNI() (cni.Info, error) {
 	configured, err := s.cni.Configured()
 	switch {

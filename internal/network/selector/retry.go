@@ -11,8 +11,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/network/cni"
 )
 
-// A detachment that failed is tried again after firstRetry, and then after twice the time before, up to lastRetry. As many
-// as retriesAtOnce run at the same time: plugins that hang must not hold up the others, nor fill the node.
+// A detachment that failed is tried again after firstRetry, and then after twice the time before,
+// up to lastRetry. As many as retriesAtOnce run at the same time: plugins that hang must not hold
+// up the others, nor fill the node.
 const (
 	firstRetry    = time.Second
 	lastRetry     = 5 * time.Minute
@@ -27,8 +28,8 @@ type retry struct {
 	delay  time.Duration // until the next try, when this one fails
 }
 
-// retryLater queues the pod's detachment. An entry that is queued already keeps its time, so that a kubelet that asks again
-// and again does not make the retries more frequent.
+// retryLater queues the pod's detachment. An entry that is queued already keeps its time, so that a
+// kubelet that asks again and again does not make the retries more frequent.
 func (s *Selector) retryLater(pod network.Pod, result *network.Result, in time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,8 +73,8 @@ func (s *Selector) retryLoop() {
 	}
 }
 
-// dueRetries returns the entries that are due, or how long to wait for the first one. any is false when the queue is empty;
-// the worker must return then.
+// dueRetries returns the entries that are due, or how long to wait for the first one. any is false
+// when the queue is empty; the worker must return then.
 func (s *Selector) dueRetries() (due []*retry, wait time.Duration, any bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -166,6 +167,7 @@ func (s *Selector) check(ctx context.Context, podID string) {
 	}
 	defer leave()
 	if err := s.cni.Check(ctx, podID); err != nil && ctx.Err() == nil {
-		slog.Warn("the network of a running pod is not as its plugins made it; delete the pod to have it made anew", "pod", podID, "err", err)
+		slog.Warn("the network of a running pod is not as its plugins made it; delete the pod to have it made anew",
+			"pod", podID, "err", err)
 	}
 }

@@ -20,13 +20,14 @@ type Choice string
 
 // The choices.
 const (
-	Auto    Choice = "auto"    // CNI while its configuration directory has a configuration, else the bridge; in a cluster CNI
+	// CNI while its configuration directory has a configuration, else the bridge; in a cluster CNI
+	Auto    Choice = "auto"
 	OnlyCNI Choice = "cni"     // CNI; without a configuration no pod is attached
 	BuiltIn Choice = "builtin" // the bridge, whatever is configured for CNI
 )
 
-// Selector is the network of the daemon. It sends each pod to its network, and retries failed detachments in the background
-// (retryLater).
+// Selector is the network of the daemon. It sends each pod to its network, and retries failed
+// detachments in the background (retryLater).
 type Selector struct {
 	cni     *cni.Network
 	bridge  *bridge.Network
@@ -47,13 +48,15 @@ type Selector struct {
 
 // New joins the two networks; Close closes the bridge.
 func New(cni *cni.Network, bridge *bridge.Network, choice Choice) *Selector {
-	s := &Selector{cni: cni, bridge: bridge, choice: choice, busy: map[string]chan struct{}{}, retries: map[string]*retry{}, wake: make(chan struct{}, 1)}
+	s := &Selector{cni: cni, bridge: bridge, choice: choice, busy: map[string]chan struct{}{},
+		retries: map[string]*retry{}, wake: make(chan struct{}, 1)}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s
 }
 
-// of returns the network for the pod. A handler with a directory of CNI configurations has its pods attached by CNI, whatever is
-// chosen for the others: a pod that is to be kept apart must not get the common network while that directory is empty.
+// of returns the network for the pod. A handler with a directory of CNI configurations has its pods
+// attached by CNI, whatever is chosen for the others: a pod that is to be kept apart must not get
+// the common network while that directory is empty.
 func (s *Selector) of(pod network.Pod) (network.Network, error) {
 	if pod.CNIConfDir != "" {
 		return s.cni, nil
@@ -66,19 +69,21 @@ func (s *Selector) of(pod network.Pod) (network.Network, error) {
 	return n, err
 }
 
-// A kubelet annotates each pod with the place that it has it from (k8s.io/kubernetes/pkg/kubelet/types): "api", "file" or
-// "http".
+// A kubelet annotates each pod with the place that it has it from
+// (k8s.io/kubernetes/pkg/kubelet/types): "api", "file" or "http".
 const (
 	configSource = "kubernetes.io/config.source"
 	sourceAPI    = "api"
 )
 
-// awaitCNI is the error for a node of a cluster whose network plugin is not installed yet. The addresses of the built-in
-// network are this node's own: a pod that got one before the plugin came would run, look healthy, and be out of reach of
-// the other nodes for as long as it lives. From the first such pod on the node's network is not ready, so that a kubelet
-// reports it and the scheduler sends no more.
+// awaitCNI is the error for a node of a cluster whose network plugin is not installed yet. The
+// addresses of the built-in network are this node's own: a pod that got one before the plugin came
+// would run, look healthy, and be out of reach of the other nodes for as long as it lives. From the
+// first such pod on the node's network is not ready, so that a kubelet reports it and the scheduler
+// sends no more.
 func (s *Selector) awaitCNI() error {
-	return fault.New(fault.Precondition, "no CNI configuration (*.conflist, *.conf, *.json) in %s, and the API server's pods do not get the built-in network, which other nodes cannot reach; install the cluster's network plugin, or set network.use = \"builtin\" in a cluster of one node", s.cni.ConfDir())
+	return fault.New(fault.Precondition,
+		"no CNI configuration (*.conflist, *.conf, *.json) in %s, and the API server's pods do not get the built-in network, which other nodes cannot reach; install the cluster's network plugin, or set network.use = \"builtin\" in a cluster of one node", s.cni.ConfDir())
 }
 
 // current returns the network for a new pod whose handler has no CNI directory of its own.
@@ -108,8 +113,9 @@ func (s *Selector) Attach(ctx context.Context, pod network.Pod) (*network.Result
 	return n.Attach(ctx, pod)
 }
 
-// Detach implements [network.Network]. When it fails, it is tried again in the background until it succeeds or the daemon ends
-// (the next one goes on); the error says that the network is still there now.
+// Detach implements [network.Network]. When it fails, it is tried again in the background until it
+// succeeds or the daemon ends (the next one goes on); the error says that the network is still
+// there now.
 func (s *Selector) Detach(ctx context.Context, pod network.Pod, result *network.Result) error {
 	leave, err := s.enter(ctx, pod.ID)
 	if err != nil {
@@ -158,8 +164,9 @@ func (s *Selector) Notice() string {
 	return n.Notice()
 }
 
-// Reclaim detaches the pods of an earlier process for which keep returns false. Call it once, before the first Attach. The
-// bridge is done when it returns; CNI plugins, which may take minutes, run in the background.
+// Reclaim detaches the pods of an earlier process for which keep returns false. Call it once,
+// before the first Attach. The bridge is done when it returns; CNI plugins, which may take minutes,
+// run in the background.
 func (s *Selector) Reclaim(ctx context.Context, keep func(podID string) bool) error {
 	err := s.bridge.Reclaim(ctx, keep)
 	attached, errCNI := s.cni.Attached()
@@ -227,7 +234,8 @@ func (s *Selector) enter(ctx context.Context, podID string) (leave func(), err e
 		select {
 		case <-other:
 		case <-ctx.Done():
-			return nil, fault.New(fault.Unavailable, "the network of pod %s is being detached or checked already: %w", podID, ctx.Err())
+			return nil, fault.New(fault.Unavailable, "the network of pod %s is being detached or checked already: %w", podID,
+				ctx.Err())
 		}
 	}
 }

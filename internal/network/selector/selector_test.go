@@ -38,13 +38,14 @@ func openBridge(t *testing.T, dir string) *bridge.Network {
 func detachable(t *testing.T) (plugins *cni.Network, fail string, log func() string) {
 	plugins, conf, bin := openCNI(t)
 	fail = filepath.Join(t.TempDir(), "fail")
-	log = networktest.Plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && { [ -e `+fail+` ] && exit 9; exit 0; }; echo '`+networktest.Answer+`'`)
+	log = networktest.Plugin(t, bin, "own", `[ $CNI_COMMAND = DEL ] && { [ -e `+fail+` ] && exit 9; exit 0; }; echo '`+
+		networktest.Answer+`'`)
 	networktest.Write(t, conf, "10.conflist", `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own"}]}`)
 	return plugins, fail, log
 }
 
-// TestDetachedInTheBackground: a DEL that failed is done again without anybody asking; by the next daemon, when this one
-// ends before.
+// TestDetachedInTheBackground: a DEL that failed is done again without anybody asking; by the next
+// daemon, when this one ends before.
 func TestDetachedInTheBackground(t *testing.T) {
 	networktest.RequireRoot(t)
 	plugins, fail, _ := detachable(t)
@@ -72,11 +73,12 @@ func TestDetachedInTheBackground(t *testing.T) {
 	networktest.Eventually(t, "the pod is detached by the next daemon", gone)
 }
 
-// TestStartDoesNotWaitForPlugins: what an earlier process has left is taken away by plugins that hang, one after another,
-// while the daemon serves; and Close does not wait for them either.
+// TestStartDoesNotWaitForPlugins: what an earlier process has left is taken away by plugins that
+// hang, one after another, while the daemon serves; and Close does not wait for them either.
 func TestStartDoesNotWaitForPlugins(t *testing.T) {
 	networktest.RequireRoot(t)
-	config := cni.Config{ConfDir: t.TempDir(), BinDirs: []string{t.TempDir()}, CacheDir: t.TempDir(), Timeout: 30 * time.Second}
+	config := cni.Config{ConfDir: t.TempDir(), BinDirs: []string{t.TempDir()}, CacheDir: t.TempDir(),
+		Timeout: 30 * time.Second}
 	conf, bin := config.ConfDir, config.BinDirs[0]
 	plugins, err := cni.New(config)
 	networktest.Must(t, err)
@@ -134,9 +136,10 @@ func TestChoice(t *testing.T) {
 	networktest.Wants(t, err, fault.Precondition, "no CNI configuration")
 }
 
-// TestPodsOfAnAPIServerWaitForCNI: with auto a pod of a cluster is not attached to the built-in network while CNI is not
-// configured, and the node's network is not ready from then on; a pod of the node's own is. As soon as a configuration is
-// there the pod gets it. Who chooses the built-in network gets it for every pod.
+// TestPodsOfAnAPIServerWaitForCNI: with auto a pod of a cluster is not attached to the built-in
+// network while CNI is not configured, and the node's network is not ready from then on; a pod of
+// the node's own is. As soon as a configuration is there the pod gets it. Who chooses the built-in
+// network gets it for every pod.
 func TestPodsOfAnAPIServerWaitForCNI(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
@@ -176,18 +179,21 @@ func TestPodsOfAnAPIServerWaitForCNI(t *testing.T) {
 	networktest.Must(t, builtin.Ready(t.Context()))
 }
 
-// TestHandlerDirectory: a pod whose handler has a directory of CNI configurations is attached by those, whatever is chosen
-// for others, and detached by the same, also when the directory has changed and the next daemon does it; without a
-// configuration there it gets no other network. GC goes to the directory, and with the bridge chosen to no other.
+// TestHandlerDirectory: a pod whose handler has a directory of CNI configurations is attached by
+// those, whatever is chosen for others, and detached by the same, also when the directory has
+// changed and the next daemon does it; without a configuration there it gets no other network. GC
+// goes to the directory, and with the bridge chosen to no other.
 func TestHandlerDirectory(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)
 	own := t.TempDir()
-	config := cni.Config{ConfDir: t.TempDir(), HandlerDirs: []string{own}, BinDirs: []string{t.TempDir()}, CacheDir: t.TempDir(), Timeout: 30 * time.Second}
+	config := cni.Config{ConfDir: t.TempDir(), HandlerDirs: []string{own}, BinDirs: []string{t.TempDir()},
+		CacheDir: t.TempDir(), Timeout: 30 * time.Second}
 	conf, bin := config.ConfDir, config.BinDirs[0]
 	plugins, err := cni.New(config)
 	networktest.Must(t, err)
-	log := networktest.Plugin(t, bin, "own", `grep -o '"wire":"[a-z]*"' >>$log; [ $CNI_COMMAND = ADD ] && echo '`+networktest.Answer+`'; exit 0`)
+	log := networktest.Plugin(t, bin, "own", `grep -o '"wire":"[a-z]*"' >>$log; [ $CNI_COMMAND = ADD ] && echo '`+
+		networktest.Answer+`'; exit 0`)
 	const list = `{"cniVersion":"1.1.0","name":"wires","plugins":[{"type":"own","wire":"%s"}]}`
 	for _, choice := range []Choice{Auto, BuiltIn} {
 		networktest.Write(t, conf, "10.conflist", fmt.Sprintf(list, "common"))
@@ -210,7 +216,8 @@ func TestHandlerDirectory(t *testing.T) {
 		networktest.Write(t, own, "10.conflist", fmt.Sprintf(list, "green"))
 		after := New(next, openBridge(t, t.TempDir()), choice)
 		networktest.Must(t, after.Reclaim(t.Context(), func(string) bool { return true }))
-		networktest.Eventually(t, "CHECK and GC", func() bool { return strings.Contains(log()[len(before):], "GC\n\"wire\":\"green\"") })
+		networktest.Eventually(t, "CHECK and GC",
+			func() bool { return strings.Contains(log()[len(before):], "GC\n\"wire\":\"green\"") })
 		pod.CNIConfDir = "" // the handler is configured no more
 		networktest.Must(t, after.Detach(t.Context(), pod, r))
 		networktest.Must(t, after.Close())
