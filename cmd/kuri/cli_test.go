@@ -93,7 +93,7 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"daemon stats", 2, "there is no command \"kuri daemon stats\": did you mean stacks or state?"},
 		{"down", 2, "missing arguments: kuri down FILE"},
 		{"down /does/not/exist.yaml", 3, "no such file"},
-		{"run --configmap x busybox", 2, "--configmap is for a manifest"},
+		{"run --configmap x busybox", 2, "--configmap and --secret are for a manifest"},
 		{"run --configmap /does/not/exist.yaml " + manifest, 3, "--configmap: open /does/not/exist.yaml"},
 		{"runp " + manifest, 1, "is not a PodSandboxConfig of the CRI: it has no field \"apiVersion\"; this is a manifest of Kubernetes, which kuri run takes"},
 		{"create web x", 2, "missing argument after \"x\""},

@@ -214,7 +214,7 @@ func TestKeepAndForget(t *testing.T) {
 	odd := open(t, `{"auths": {"a.example": [], "b.example": {"auth": 5}}}`)
 	for _, registry := range []string{"a.example", "b.example"} {
 		if _, err := odd.Find(t.Context(), registry, "x"); err == nil || strings.Contains(err.Error(), "Go ") ||
-			!strings.Contains(err.Error(), registry+" must be an object") {
+			!strings.Contains(err.Error(), registry+": it must be an object") {
 			t.Errorf("%s: %v", registry, err)
 		}
 	}

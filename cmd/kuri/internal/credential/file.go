@@ -88,6 +88,15 @@ type entry struct {
 	RegistryToken string `json:"registrytoken,omitempty"`
 }
 
+// parseEntry returns the credential of an entry; the zero value if it is empty.
+func parseEntry(raw []byte) (Credential, error) {
+	var e entry
+	if err := json.Unmarshal(raw, &e); err != nil {
+		return Credential{}, errors.New("it must be an object of strings, such as auth")
+	}
+	return e.credential()
+}
+
 func (e entry) credential() (Credential, error) {
 	c := Credential{Username: e.Username, Password: e.Password, IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken}
 	if e.Auth == "" {
@@ -197,11 +206,7 @@ func (f *File) own(key string) (Credential, bool, error) {
 	if !ok {
 		return Credential{}, false, nil
 	}
-	var e entry
-	if err := json.Unmarshal(raw, &e); err != nil {
-		return Credential{}, false, fmt.Errorf("%s: the entry of %s must be an object of strings, such as auth", f.path, key)
-	}
-	c, err := e.credential()
+	c, err := parseEntry(raw)
 	if err != nil {
 		return Credential{}, false, fmt.Errorf("%s: the entry of %s: %w", f.path, key, err)
 	}

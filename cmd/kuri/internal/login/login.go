@@ -217,5 +217,10 @@ func AuthFor(ctx context.Context, c *cli.CLI, image string) *runtimeapi.AuthConf
 	if found == (credential.Credential{}) {
 		return nil
 	}
-	return &runtimeapi.AuthConfig{Username: found.Username, Password: found.Password, IdentityToken: found.IdentityToken, RegistryToken: found.RegistryToken}
+	return AuthConfig(found)
+}
+
+// AuthConfig returns a credential for a request of the CRI.
+func AuthConfig(c credential.Credential) *runtimeapi.AuthConfig {
+	return &runtimeapi.AuthConfig{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken}
 }

@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,9 +12,15 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// configs are the ConfigMaps and Secrets of a file and of the files given beside it. They are
-// indexed by kind, then by namespace/name (or "/name" without a namespace), then by key.
-type configs map[string]map[string]map[string][]byte
+// configs are the ConfigMaps and Secrets of a file and of the files given beside it, by kind, then by
+// namespace/name (or "/name" without a namespace).
+type configs map[string]map[string]config
+
+// config is a ConfigMap or a Secret.
+type config struct {
+	values map[string][]byte // by key
+	of     corev1.SecretType // of a Secret
+}
 
 const (
 	kindConfigMap = "ConfigMap"
@@ -23,7 +30,7 @@ const (
 // add adds a ConfigMap or a Secret.
 func (c configs) add(o object) error {
 	var meta struct{ name, namespace string }
-	values := map[string][]byte{}
+	values, of := map[string][]byte{}, corev1.SecretType("")
 	if o.kind == kindConfigMap {
 		var m corev1.ConfigMap
 		if err := o.strictly(&m); err != nil {
@@ -42,7 +49,7 @@ func (c configs) add(o object) error {
 		if err := o.strictly(&s); err != nil {
 			return err
 		}
-		meta.name, meta.namespace = s.Name, s.Namespace
+		meta.name, meta.namespace, of = s.Name, s.Namespace, s.Type
 		maps.Copy(values, s.Data)
 		for k, v := range s.StringData {
 			values[k] = []byte(v)
@@ -57,13 +64,13 @@ func (c configs) add(o object) error {
 		}
 	}
 	if c[o.kind] == nil {
-		c[o.kind] = map[string]map[string][]byte{}
+		c[o.kind] = map[string]config{}
 	}
 	full := meta.namespace + "/" + meta.name
 	if _, has := c[o.kind][full]; has {
 		return o.problem("the %s %s is there twice", o.kind, strings.TrimPrefix(full, "/"))
 	}
-	c[o.kind][full] = values
+	c[o.kind][full] = config{values, of}
 	return nil
 }
 
@@ -92,27 +99,32 @@ func (o object) checkBase64(field string) error {
 	return nil
 }
 
-// find returns the values of the ConfigMap or Secret with that name for a pod in a namespace.
-func (c configs) find(kind, namespace, name string) (map[string][]byte, bool) {
+// find returns the ConfigMap or Secret with that name for a pod in a namespace.
+func (c configs) find(kind, namespace, name string) (config, bool) {
 	for _, full := range []string{namespace + "/" + name, "/" + name} {
-		if values, ok := c[kind][full]; ok {
-			return values, true
+		if found, ok := c[kind][full]; ok {
+			return found, true
 		}
 	}
-	return nil, false
+	return config{}, false
 }
 
 // values returns all values of a ConfigMap or Secret. A missing one is an error, or has no values
 // if it is optional.
 func (p *Pod) values(kind, name string, optional *bool) (map[string][]byte, error) {
-	values, ok := p.configs.find(kind, p.api.Namespace, name)
+	found, ok := p.configs.find(kind, p.api.Namespace, name)
 	switch {
 	case ok, isSet(optional):
-		return values, nil
+		return found.values, nil
 	case name == "":
 		return nil, fmt.Errorf("the name of a %s is needed", kind)
 	}
-	return nil, fmt.Errorf("there is no %s %q in the file: put it there, or name its file with --configmap", kind, name)
+	return nil, errors.New(missing(kind, name))
+}
+
+// missing describes a ConfigMap or Secret that the file does not have.
+func missing(kind, name string) string {
+	return fmt.Sprintf("there is no %s %q in the file: put it there, or name its file with --%s", kind, name, strings.ToLower(kind))
 }
 
 // value returns one value. A missing key is an error, or ok is false if it is optional.

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kuri-cri/kuri/cmd/kuri/internal/credential"
 )
 
 // maxSize is the maximum size of a manifest file in bytes. An API server accepts 3 MiB.
@@ -21,7 +23,8 @@ type Pod struct {
 
 	api      corev1.Pod
 	configs  configs
-	template string // the field of another object that is the pod's template, with a dot; "" for a Pod
+	keyring  credential.Keyring // of imagePullSecrets
+	template string             // the field of another object that is the pod's template, with a dot; "" for a Pod
 }
 
 // Namespace returns the pod's namespace. It is "default" if the manifest has none.
@@ -249,6 +252,7 @@ func (p *Pod) finish(name string, wrong Problems) Problems {
 		func() ([]string, []string) { return checkFields(&p.api) },
 		func() ([]string, []string) { return validate(&p.api) },
 		p.references,
+		p.pullSecrets,
 	}
 	for _, check := range checks {
 		warnings, problems := check()

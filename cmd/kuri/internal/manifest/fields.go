@@ -66,7 +66,7 @@ var table = map[string]rule{
 	"spec.hostUsers":                      {},
 	"spec.hostname":                       {},
 	"spec.hostnameOverride":               {},
-	"spec.imagePullSecrets":               {ignored, "images are pulled with what kuri login keeps, or pull with kuri pull --creds first", nil},
+	"spec.imagePullSecrets":               {}, // see Pod.pullSecrets
 	"spec.nodeName":                       {ignored, "the pod runs on this node", nil},
 	"spec.nodeSelector":                   {ignored, "there is no scheduler", nil},
 	"spec.os.name":                        {refused, "this is a Linux node", isOneOf("linux")},

@@ -44,7 +44,7 @@ func TestWhatPeopleHave(t *testing.T) {
 		{name: "a CronJob", manifest: people, pods: []string{"tidy"}, words: []string{
 			`the pod of the CronJob is run once and now: nothing keeps its schedule, "*/5 * * * *"`,
 			"spec.jobTemplate.spec.template.spec.activeDeadlineSeconds is ignored: nothing stops the pod",
-			"spec.jobTemplate.spec.template.spec.imagePullSecrets is ignored: images are pulled with what kuri login keeps",
+			`spec.jobTemplate.spec.template.spec.imagePullSecrets[0] is ignored: there is no Secret "registry" in the file: put it there, or name its file with --secret`,
 		}},
 		{name: "a CronJob that waits", manifest: strings.Replace(people, "spec:\n", "spec:\n  suspend: true\n", 1), words: []string{"CronJob tidy is passed over: it is suspended"}},
 		{name: "a CronJob of old", manifest: strings.Replace(people, "batch/v1", "batch/v1beta1", 1), words: []string{"a CronJob is of apiVersion batch/v1"}},

@@ -44,6 +44,7 @@ image's container, with -it its terminal is this one, which ctrl-p ctrl-q (--det
 	f.StringVar(&o.name, "name", "", "`NAME` of the pod, in place of the manifest's or of one by chance")
 	f.BoolVar(&o.rm, "rm", false, "follow the logs, and remove the pod when its containers have ended")
 	f.StringArrayVar(&o.configs, "configmap", nil, "`FILE` with ConfigMaps and Secrets that the manifest uses")
+	f.StringArrayVar(&o.secrets, "secret", nil, "the same, for a `FILE` with Secrets")
 	o.image.flags(cmd)
 	c.FreeShortFlags(cmd)
 	login.AuthFileFlag(c, cmd)
@@ -55,6 +56,7 @@ image's container, with -it its terminal is this one, which ctrl-p ctrl-q (--det
 type runOptions struct {
 	file, name string
 	configs    []string // more files with ConfigMaps and Secrets
+	secrets    []string // the same
 	rm         bool
 	image      imageOptions
 }
@@ -67,8 +69,8 @@ func runWhat(c *cli.CLI, cmd *cobra.Command, o *runOptions, args []string) error
 			return cli.WrongUsage(cli.RangeArgs(1, cli.Many)(cmd, args))
 		}
 		if !looksLikeFile(args[0], args[1:]) {
-			if len(o.configs) > 0 {
-				return cli.Usagef("--configmap is for a manifest: an image has -e and --env-file")
+			if len(o.configs)+len(o.secrets) > 0 {
+				return cli.Usagef("--configmap and --secret are for a manifest: an image has -e and --env-file")
 			}
 			if image, ok := imageFlag(args[1:]); ok {
 				return cli.Usagef("the image is the first argument, and flags precede it: kuri run --name %s %s", args[0], image)
@@ -181,12 +183,17 @@ func readManifest(ctx context.Context, c *cli.CLI, path string, o *runOptions) (
 		return nil, err
 	}
 	options := manifest.Options{Name: o.name}
-	for _, more := range o.configs {
-		raw, err := manifestFile(ctx, c, more)
-		if err != nil {
-			return nil, fmt.Errorf("--configmap: %w", err)
+	for _, more := range []struct {
+		flag  string
+		paths []string
+	}{{"configmap", o.configs}, {"secret", o.secrets}} {
+		for _, path := range more.paths {
+			raw, err := manifestFile(ctx, c, path)
+			if err != nil {
+				return nil, fmt.Errorf("--%s: %w", more.flag, err)
+			}
+			options.Configs = append(options.Configs, manifest.Config{Path: path, Data: raw})
 		}
-		options.Configs = append(options.Configs, manifest.Config{Path: more, Data: raw})
 	}
 	file, err := manifest.Decode(data, options)
 	if err != nil {
