@@ -246,15 +246,21 @@ func checkFields(pod *corev1.Pod) (warnings, problems []string) {
 	return c.warnings, c.problems
 }
 
-type checker struct{ warnings, problems []string }
+type checker struct {
+	warnings, problems []string
+	ignored            []reflect.Value // the fields of the warnings
+}
 
 // walk visits v, whose place is path as written in the table, and shown in messages.
 func (c *checker) walk(v reflect.Value, path, shown string) {
+	field := v
 	for v.Kind() == reflect.Pointer && !v.IsNil() {
 		v = v.Elem()
 	}
 	if r, ok := find(path); ok {
-		c.apply(r, v, shown)
+		if c.apply(r, v, shown) == ignored {
+			c.ignored = append(c.ignored, field)
+		}
 		return
 	}
 	switch {
@@ -279,16 +285,18 @@ func (c *checker) walk(v reflect.Value, path, shown string) {
 	}
 }
 
-func (c *checker) apply(r rule, v reflect.Value, shown string) {
+// apply applies the rule of a set field, and returns the verdict on its value.
+func (c *checker) apply(r rule, v reflect.Value, shown string) verdict {
 	empty := (v.Kind() == reflect.Slice || v.Kind() == reflect.Map) && v.Len() == 0
 	if r.verdict == honoured || empty || r.unless != nil && r.unless(v) {
-		return
+		return honoured
 	}
 	if r.verdict == ignored {
 		c.warnings = append(c.warnings, fmt.Sprintf("%s is ignored: %s", shown, r.why))
-		return
+	} else {
+		c.problems = append(c.problems, fmt.Sprintf("%s: %s", shown, r.why))
 	}
-	c.problems = append(c.problems, fmt.Sprintf("%s: %s", shown, r.why))
+	return r.verdict
 }
 
 // isLeaf reports whether a type is a single value in a manifest.

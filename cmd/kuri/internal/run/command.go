@@ -45,6 +45,8 @@ image's container, with -it its terminal is this one, which ctrl-p ctrl-q (--det
 	f.BoolVar(&o.rm, "rm", false, "follow the logs, and remove the pod when its containers have ended")
 	f.StringArrayVar(&o.configs, "configmap", nil, "`FILE` with ConfigMaps and Secrets that the manifest uses")
 	f.StringArrayVar(&o.secrets, "secret", nil, "the same, for a `FILE` with Secrets")
+	f.Var(&o.dryRun, "dry-run", "print the pods that would be run, as YAML with the defaults, and do nothing")
+	f.Lookup("dry-run").NoOptDefVal = "client"
 	o.image.flags(cmd)
 	c.FreeShortFlags(cmd)
 	login.AuthFileFlag(c, cmd)
@@ -57,6 +59,7 @@ type runOptions struct {
 	file, name string
 	configs    []string // more files with ConfigMaps and Secrets
 	secrets    []string // the same
+	dryRun     dryRunFlag
 	rm         bool
 	image      imageOptions
 }
@@ -142,6 +145,9 @@ func runManifest(ctx context.Context, c *cli.CLI, o *runOptions, path string) er
 	pods, err := readManifest(ctx, c, path, o)
 	if err != nil {
 		return err
+	}
+	if o.dryRun != "" {
+		return printPods(c, pods)
 	}
 	r, err := newRun(ctx, c, pods)
 	if err != nil {

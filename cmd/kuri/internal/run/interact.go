@@ -35,6 +35,12 @@ func runImage(ctx context.Context, c *cli.CLI, o *runOptions, image string, comm
 	if err != nil {
 		return err
 	}
+	if o.dryRun != "" {
+		if name := o.image.userName(); name != "" {
+			fmt.Fprintf(c.Err, "kuri: --user %s is not in the manifest: a pod has numbers only\n", name)
+		}
+		return printPods(c, []*manifest.Pod{p})
+	}
 	r, err := newRun(ctx, c, []*manifest.Pod{p})
 	if err != nil {
 		return err
