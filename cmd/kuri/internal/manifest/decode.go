@@ -109,6 +109,7 @@ func podsOf(data []byte, o Options) (*File, error) {
 // Ref is a pod of a file, with the names of its claims.
 type Ref struct {
 	Namespace, Name string
+	GenerateName    string // what the name of each pod from this file begins with; "" if the file names it
 	Claims          []string
 }
 
@@ -126,7 +127,7 @@ func Refs(data []byte, name string) ([]Ref, error) {
 	for _, d := range drafts {
 		p := &Pod{api: d.pod}
 		p.defaults(name)
-		r := Ref{Namespace: p.Namespace(), Name: p.Name()}
+		r := Ref{Namespace: p.Namespace(), Name: p.Name(), GenerateName: p.api.GenerateName}
 		for _, v := range p.api.Spec.Volumes {
 			if c := v.PersistentVolumeClaim; c != nil && checkClaim(c.ClaimName) == nil {
 				r.Claims = append(r.Claims, c.ClaimName)
@@ -279,10 +280,7 @@ func (p *Pod) placed(texts []string) []string {
 // defaults sets the defaults of an API server.
 func (p *Pod) defaults(name string) {
 	if name != "" {
-		p.api.Name = name
-	}
-	if p.api.Name != "" {
-		p.api.GenerateName = "" // an API server also prefers the name
+		p.api.Name, p.api.GenerateName = name, ""
 	}
 	if p.api.Namespace == "" {
 		p.api.Namespace = metav1.NamespaceDefault

@@ -3,6 +3,7 @@ package manifest
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -80,5 +81,46 @@ securityContext: {seccompProfile: {type: Unconfined}, seLinuxChangePolicy: Recur
 				t.Errorf("defaults are missing in\n%s", raw)
 			}
 		})
+	}
+}
+
+// A generateName becomes a name, each time another one, wherever the name of the pod comes from.
+func TestGenerateName(t *testing.T) {
+	for _, tt := range []struct{ manifest, form string }{
+		{strings.Replace(pod("restartPolicy: Never", ""), "name: p", "generateName: p-", 1), `^p-[a-z0-9]{5}$`},
+		{strings.Replace(template("apps/v1", "StatefulSet", ""), "name: web,", "generateName: web-,", 1), `^web-[a-z0-9]{5}-0$`},
+		{strings.Replace(template("batch/v1", "Job", ""), "name: web,", "generateName: "+strings.Repeat("x", 70)+",", 1), `^x{58}[a-z0-9]{5}$`},
+	} {
+		names := map[string]bool{}
+		for range 3 {
+			pods, err := decode([]byte(tt.manifest), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			names[pods[0].Name()] = true
+			if !regexp.MustCompile(tt.form).MatchString(pods[0].Name()) {
+				t.Errorf("name %q, want %s", pods[0].Name(), tt.form)
+			}
+			if job, has := pods[0].api.Labels["job-name"]; has && job != pods[0].Name() {
+				t.Errorf("the Job's label is %q, and its pod %q", job, pods[0].Name())
+			}
+			if m := pods[0].Effective().Metadata; m.GenerateName != "" || m.Name != pods[0].Name() {
+				t.Errorf("the effective manifest has %+v", m)
+			}
+		}
+		if len(names) < 2 {
+			t.Errorf("three times the name %v", names)
+		}
+		refs, err := Refs([]byte(tt.manifest), "")
+		if err != nil || len(refs) != 1 || refs[0].GenerateName == "" {
+			t.Errorf("refs %+v (%v)", refs, err)
+		}
+		if refs, err = Refs([]byte(tt.manifest), "mine"); err != nil || refs[0].GenerateName != "" || refs[0].Name != "mine" {
+			t.Errorf("with a name, refs %+v (%v)", refs, err)
+		}
+	}
+	given := strings.Replace(pod("", ""), "name: p", "name: p, generateName: q-", 1)
+	if refs, err := Refs([]byte(given), ""); err != nil || refs[0].GenerateName != "" || refs[0].Name != "p" {
+		t.Errorf("with both, refs %+v (%v)", refs, err)
 	}
 }

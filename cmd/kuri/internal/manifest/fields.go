@@ -39,7 +39,7 @@ var table = map[string]rule{
 	"metadata.namespace":                  {},
 	"metadata.labels":                     {},
 	"metadata.annotations":                {},
-	"metadata.generateName":               {refused, "give the pod a metadata.name, or use --name", nil},
+	"metadata.generateName":               {}, // see generateName
 	"metadata.uid":                        {ignored, "each run gets a uid of its own", nil},
 	"metadata.selfLink":                   {ignored, "there is no API server", nil},
 	"metadata.resourceVersion":            {ignored, "there is no API server", nil},

@@ -178,7 +178,7 @@ func TestDocuments(t *testing.T) {
 		{name: "comment on the marker", data: "--- # x\n" + one, want: []string{"p"}},
 		{name: "JSON", data: `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"j"},"spec":{"containers":[{"name":"c","image":"i"}]}}`, want: []string{"j"}},
 		{name: "renamed", data: one, override: "r", want: []string{"r"}},
-		{name: "generated name", data: strings.Replace(one, "name: p", "generateName: p-", 1), err: "metadata.generateName"},
+		{name: "generated name, no name", data: strings.Replace(one, "name: p", "generateName: P-", 1), err: "metadata.generateName: \"P-\": a lowercase"},
 		{name: "generated name, renamed", data: strings.Replace(one, "name: p", "generateName: p-", 1), override: "r", want: []string{"r"}},
 		{name: "two of a name", data: one + "---\n" + one, err: "default/p is there twice"},
 		{name: "one name for two", data: one + "---\n" + two, override: "r", err: "a name was given for 2 pods"},

@@ -52,11 +52,15 @@ var form = regexp.MustCompile(` \(e\.g\. .*regex used for validation is .*\)$`)
 
 func (v *validator) names() {
 	m := &v.pod.ObjectMeta
-	if m.Name == "" && m.GenerateName == "" {
+	if m.Name == "" {
 		v.wrong("metadata.name", "a name is needed")
-	} else if m.Name != "" {
+	} else {
+		field, given := "metadata.name", m.Name
+		if m.GenerateName != "" {
+			field, given = "metadata.generateName", m.GenerateName
+		}
 		for _, e := range validation.IsDNS1123Subdomain(m.Name) {
-			v.wrong("metadata.name", "%q: %s", m.Name, e)
+			v.wrong(field, "%q: %s", given, e)
 		}
 	}
 	for _, e := range validation.IsDNS1123Label(m.Namespace) {

@@ -9,6 +9,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/rand"
 )
 
 // draft is a pod from a file, before its validation.
@@ -29,6 +30,7 @@ func draftOf(o object) (*draft, error) {
 		d := &draft{}
 		var err error
 		d.warnings, d.problems, err = o.into(&d.pod)
+		generateName(&d.pod)
 		return d, err
 	case "Deployment":
 		var w appsv1.Deployment
@@ -89,12 +91,13 @@ func draftOf(o object) (*draft, error) {
 
 // fromTemplate decodes a controller into w, and builds a pod from the metadata and the template
 // that take returns.
-func fromTemplate(o object, w any, take func(*draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec)) (*draft, error) {
+func fromTemplate(o object, w metav1.Object, take func(*draft) (metav1.ObjectMeta, *corev1.PodTemplateSpec)) (*draft, error) {
 	d := &draft{template: "spec.template."}
 	var err error
 	if d.warnings, d.problems, err = o.into(w); err != nil {
 		return nil, err
 	}
+	generateName(w)
 	meta, template := take(d)
 	if template == nil {
 		return nil, Problems{"spec.template: a pod's template is needed"}
@@ -105,6 +108,24 @@ func fromTemplate(o object, w any, take func(*draft) (metav1.ObjectMeta, *corev1
 	}
 	d.pod.Spec = template.Spec
 	return d, nil
+}
+
+// Kubernetes' limits on generated names, in characters.
+const (
+	generatedSuffix = 5
+	generatedPrefix = 63 - generatedSuffix
+)
+
+// generateName gives an object without a name one that begins with its generateName, as an API server does.
+// Afterwards an object has a generateName only if its name was generated.
+func generateName(o metav1.Object) {
+	prefix := o.GetGenerateName()
+	switch {
+	case o.GetName() != "":
+		o.SetGenerateName("")
+	case prefix != "":
+		o.SetName(prefix[:min(len(prefix), generatedPrefix)] + rand.String(generatedSuffix))
+	}
 }
 
 func (d *draft) warn(format string, args ...any) {

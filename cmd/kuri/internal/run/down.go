@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -77,6 +79,10 @@ func down(ctx context.Context, c *cli.CLI, path string, o *downOptions) error {
 	}
 	var errs []error
 	for _, r := range refs {
+		if r.GenerateName != "" {
+			errs = append(errs, generated(have, r))
+			continue
+		}
 		full := r.Namespace + "/" + r.Name
 		pods := have.PodsNamed(full)
 		if len(pods) == 0 {
@@ -95,6 +101,22 @@ func down(ctx context.Context, c *cli.CLI, path string, o *downOptions) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// generated returns an error for a pod whose name the file does not have. It lists the candidates, because
+// each kuri run of the file has made another pod.
+func generated(have *cli.Inventory, r manifest.Ref) error {
+	var names []string
+	for _, p := range have.Pods {
+		if m := p.GetMetadata(); m.GetNamespace() == r.Namespace && strings.HasPrefix(m.GetName(), r.GenerateName) && manifest.ByRun(p.Annotations) {
+			names = append(names, m.GetName())
+		}
+	}
+	if len(names) == 0 {
+		return cli.NotFound("there is no pod %s/%s…, a name that kuri run generates", r.Namespace, r.GenerateName)
+	}
+	slices.Sort(names)
+	return fmt.Errorf("each kuri run of the file generates a name %s…: give the pod's with --name (there is %s)", r.GenerateName, strings.Join(names, ", "))
 }
 
 func downPod(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cli.Inventory, p *runtimeapi.PodSandbox, grace int64) error {
