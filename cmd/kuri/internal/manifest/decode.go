@@ -161,6 +161,7 @@ func read(data []byte, o Options) (drafts []placed, file *File, conf configs, er
 	}
 	file = &File{}
 	var skipped []object
+	waiting := false // objects with a template that are skipped
 	for _, obj := range list {
 		if err := obj.checkVersion(); err != nil {
 			return nil, nil, nil, err
@@ -182,6 +183,7 @@ func read(data []byte, o Options) (drafts []placed, file *File, conf configs, er
 				return nil, nil, nil, fmt.Errorf("%s%w", obj.at, err)
 			}
 			if d.skip != "" {
+				waiting = true
 				file.Notes = append(file.Notes, obj.title()+" is passed over: "+d.skip)
 				continue
 			}
@@ -190,7 +192,11 @@ func read(data []byte, o Options) (drafts []placed, file *File, conf configs, er
 	}
 	file.Notes = append(notes(skipped), file.Notes...)
 	if len(drafts) == 0 {
-		return nil, nil, nil, Problems(append([]string{"there is no pod in it to run, and nothing with the template of one: it has " + titles(list)}, file.Notes...))
+		why := "there is no pod in it to run, and nothing with the template of one: it has " + titles(list)
+		if waiting {
+			why = "there is no pod in it to run now"
+		}
+		return nil, nil, nil, Problems(append([]string{why}, file.Notes...))
 	}
 	return drafts, file, conf, nil
 }
@@ -249,11 +255,13 @@ func FromPod(api corev1.Pod) (*Pod, error) {
 func (p *Pod) finish(name string, wrong Problems) Problems {
 	p.defaults(name)
 	p.withoutTokens()
+	p.appArmorFields()
 	checks := []func() (warnings, problems []string){
 		func() ([]string, []string) { return checkFields(&p.api) },
 		func() ([]string, []string) { return validate(&p.api) },
 		p.references,
 		p.pullSecrets,
+		p.profileAnnotations,
 	}
 	for _, check := range checks {
 		warnings, problems := check()

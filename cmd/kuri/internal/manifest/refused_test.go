@@ -61,7 +61,7 @@ func TestWhatIsNotHonouredIsNamed(t *testing.T) {
 		{name: "two subPaths", manifest: pod("volumes: [{name: v, emptyDir: {}}]", "volumeMounts: [{name: v, mountPath: /v, subPath: x, subPathExpr: z}]"), problem: "either subPath or subPathExpr"},
 		{name: "the token of a cluster", manifest: pod("volumes: [{name: kube-api-access-x, projected: {sources: [{serviceAccountToken: {path: t}}, {configMap: {name: kube-root-ca.crt}}]}}]",
 			"volumeMounts: [{name: kube-api-access-x, mountPath: /v}]"), warnings: []string{"the volume kube-api-access-… is left out"}},
-		{name: "extended resource", manifest: pod("", "resources: {limits: {nvidia.com/gpu: 1}}"), problem: "resources.limits[nvidia.com/gpu]: this node has no such resource"},
+		{name: "extended resource", manifest: pod("", "resources: {limits: {nvidia.com/gpu: 1}}"), problem: "resources.limits[nvidia.com/gpu]: kuri run has no device plugin that provides it"},
 		{name: "windows", manifest: pod("os: {name: windows}", ""), problem: "spec.os.name: this is a Linux node"},
 		{name: "deadline", manifest: pod("activeDeadlineSeconds: 5", ""), warnings: []string{"spec.activeDeadlineSeconds is ignored: nothing stops the pod"}},
 

@@ -140,7 +140,7 @@ func (v *validator) resourceList(list corev1.ResourceList, field string) {
 		case name == corev1.ResourceEphemeralStorage:
 			v.warn(at, "nothing bounds a container's storage")
 		default:
-			v.wrong(at, "this node has no such resource")
+			v.wrong(at, "kuri run has no device plugin that provides it")
 		}
 	}
 }

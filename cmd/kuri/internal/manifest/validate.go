@@ -16,6 +16,9 @@ import (
 // warnings depend on a key or on another field, and so cannot be in the table of fields.
 func validate(pod *corev1.Pod) (warnings, problems []string) {
 	v := &validator{pod: pod}
+	if v.otherSystem() {
+		return nil, v.problems // its paths and users follow other rules
+	}
 	v.names()
 	v.volumes()
 	if len(pod.Spec.Containers) == 0 {
@@ -49,6 +52,17 @@ func (v *validator) wrong(field, format string, args ...any) {
 
 // form matches the regular expression that Kubernetes appends to its description of a valid name.
 var form = regexp.MustCompile(` \(e\.g\. .*regex used for validation is .*\)$`)
+
+// otherSystem reports whether the pod is for nodes with another operating system, as its nodeSelector says.
+func (v *validator) otherSystem() bool {
+	for _, key := range []string{corev1.LabelOSStable, "beta." + corev1.LabelOSStable} {
+		if system := v.pod.Spec.NodeSelector[key]; system != "" && system != string(corev1.Linux) {
+			v.wrong("spec.nodeSelector["+key+"]", "%q: this is a Linux node", system)
+			return true
+		}
+	}
+	return false
+}
 
 func (v *validator) names() {
 	m := &v.pod.ObjectMeta
