@@ -45,6 +45,9 @@ func more(t *testing.T) {
 
 // removePods removes the pods left by a failed test, so that the next test does not find them.
 func removePods(d *harness.Daemon) {
+	if d.Runtime == nil {
+		return // dial has failed
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), harness.Patient(time.Minute))
 	defer cancel()
 	pods, err := d.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
