@@ -253,6 +253,19 @@ func subset(some, all []string) bool {
 	return !slices.ContainsFunc(some, func(name string) bool { return !slices.Contains(all, name) })
 }
 
+// claimTime returns the time for a record that claims a tag now. It is later than that of other
+// records with the tag even if the clock was set back: settleTags compares them. The caller holds
+// s.mu.
+func (s *Store) claimTime(tag string) time.Time {
+	at := time.Now().Round(0) // without the monotonic reading, which is not recorded
+	for _, e := range s.entries {
+		if claimed, ok := e.rec.Tags[tag]; ok && !claimed.Before(at) {
+			at = claimed.Add(1)
+		}
+	}
+	return at
+}
+
 // writeNames adds the names to rec, writes it as the record of e, removes the tags from other
 // images, and publishes. The caller holds s.mu.
 func (s *Store) writeNames(e *entry, rec imageRecord, n names) (*Image, error) {
@@ -262,7 +275,7 @@ func (s *Store) writeNames(e *entry, rec imageRecord, n names) (*Image, error) {
 	}
 	for _, tag := range n.tags {
 		if _, ok := rec.Tags[tag]; !ok {
-			rec.Tags[tag] = time.Now()
+			rec.Tags[tag] = s.claimTime(tag)
 		}
 	}
 	rec.Digests = slices.Compact(slices.Sorted(slices.Values(slices.Concat(rec.Digests, n.digests))))

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -20,6 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/registry"
@@ -213,6 +215,19 @@ func TestTagThatMoved(t *testing.T) {
 
 	old = pull(t, s, old.Digests[0])
 	check(openStore(t, root))
+}
+
+// A record that claims a tag is later than the one that has it, although the clock was set back.
+func TestTagClaimedAfterTheClockWasSetBack(t *testing.T) {
+	const tag = "docker.io/library/app:1"
+	later := time.Now().Add(time.Hour)
+	s := &Store{entries: map[digest.Digest]*entry{"sha256:1": {rec: imageRecord{Tags: map[string]time.Time{tag: later}}}}}
+	if at := s.claimTime(tag); !at.Round(0).After(later.Round(0)) {
+		t.Errorf("claimed at %s, and before at %s", at, later)
+	}
+	if at := s.claimTime("docker.io/library/other:1"); !at.Before(later) {
+		t.Errorf("another tag is claimed at %s", at)
+	}
 }
 
 func TestManifestKinds(t *testing.T) {

@@ -133,7 +133,7 @@ func (p *Pods) create(ctx context.Context, s *Sandbox, cfg *runtime.ContainerCon
 	step.Enter(ctx, "record")
 	if err := c.become(Created, func(r *ContainerRecord) {
 		r.Pid = int(made.Pid)
-		r.CreatedAt = made.CreatedAt
+		r.CreatedAt = s.createdAfter(r.config().GetMetadata().GetName(), made.CreatedAt)
 		r.StartFailure, r.Init = failure, made.Init
 	}); err != nil {
 		return nil, err

@@ -153,7 +153,7 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 		Config:    message[*runtime.PodSandboxConfig]{proto.CloneOf(cfg)},
 		Handler:   handler,
 		Resolved:  new(p.Handlers[handler]),
-		CreatedAt: time.Now().UnixNano(),
+		CreatedAt: p.createdAfter(cfg.GetMetadata().GetUid(), time.Now().UnixNano()),
 		BootID:    p.bootID,
 	}
 	r.configJSON = encodeConfig(r.Config)

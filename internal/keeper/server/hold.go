@@ -22,9 +22,8 @@ import (
 // process.
 type keep struct {
 	client *holder.Client // nil in tests: keeps nothing
-	// rests is the time, in nanoseconds since the epoch, until which a hanging holder is not
-	// called, so that no start waits for it.
-	rests *atomic.Int64
+	// rests is when a hanging holder is called again, so that no start waits for it; nil: at once.
+	rests *atomic.Pointer[time.Time]
 	own   *ledger // nil if client is nil
 }
 
@@ -82,17 +81,22 @@ const (
 	rest = time.Minute
 )
 
-func newKeep(state string) keep { return keep{holder.Connect(state), new(atomic.Int64), newLedger()} }
+func newKeep(state string) keep {
+	return keep{holder.Connect(state), new(atomic.Pointer[time.Time]), newLedger()}
+}
 
 // ask calls the holder, unless it is known to hang.
 func (k keep) ask(what, name string, call func() error) {
+	if k.client == nil {
+		return
+	}
 	begun := time.Now()
-	if k.client == nil || begun.UnixNano() < k.rests.Load() {
+	if until := k.rests.Load(); until != nil && begun.Before(*until) {
 		return
 	}
 	err := call()
 	if took := time.Since(begun); err != nil && took > slow {
-		k.rests.Store(time.Now().Add(rest).UnixNano())
+		k.rests.Store(new(time.Now().Add(rest)))
 		slog.Error("the holder hangs; what is begun now is lost if the keeper ends before it goes on", "took", took, "err", err)
 	}
 	k.complain(what, name, err)

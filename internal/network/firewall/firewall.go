@@ -46,10 +46,10 @@ func (on Bridge) has(v4 bool) bool {
 // operator is told, with the command. It is safe for concurrent use.
 type Firewall struct {
 	Config
-	unseen atomic.Bool // the bridge is newer than the last Look
-	busy   atomic.Bool // a Look is running
-	seenAt atomic.Int64
-	notice atomic.Pointer[string] // for the operator; nil: nothing
+	unseen atomic.Bool               // the bridge is newer than the last Look
+	busy   atomic.Bool               // a Look is running
+	seenAt atomic.Pointer[time.Time] // of the last Look; nil: none
+	notice atomic.Pointer[string]    // for the operator; nil: nothing
 }
 
 const (
@@ -74,7 +74,8 @@ func (f *Firewall) Notice() string {
 
 // Stale reports whether it is time to look again.
 func (f *Firewall) Stale() bool {
-	return time.Since(time.Unix(0, f.seenAt.Load())) > f.Every
+	at := f.seenAt.Load()
+	return at == nil || time.Since(*at) > f.Every
 }
 
 // Expect says that the bridge was made, so that the next LookOnce looks.
@@ -99,7 +100,7 @@ func (f *Firewall) Look(ctx context.Context, on Bridge) {
 		return
 	}
 	defer f.busy.Store(false)
-	f.seenAt.Store(time.Now().UnixNano())
+	f.seenAt.Store(new(time.Now()))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dbusLimit)
 	defer cancel()
 	found, err := barriers(on)
