@@ -67,6 +67,7 @@ var checks = []check{
 	{"pods", brokenPods},
 	{"containers", brokenContainers},
 	{"files of pods", removedFiles},
+	{"mounts of containers", lostMounts},
 	{"shared memory", lostShm},
 	{"processes", strayProcesses},
 	{"network", strayNetwork},

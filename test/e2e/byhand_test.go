@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/kuri-cri/kuri/test/harness"
@@ -41,7 +42,7 @@ func links(t *testing.T) []string {
 	return names
 }
 
-func (s *shell) handled(t *testing.T, name string) *handled {
+func (s *shell) handled(t *testing.T, name string, ports ...*runtimeapi.PortMapping) *handled {
 	t.Helper()
 	h := &handled{shell: s, logs: filepath.Join(t.TempDir(), "logs"), volume: filepath.Join(t.TempDir(), "volume")}
 	mkdirAll(t, h.logs)
@@ -50,7 +51,7 @@ func (s *shell) handled(t *testing.T, name string) *handled {
 	t.Cleanup(func() { exec.Command("umount", "-l", h.volume).Run() })
 	config := harness.Pod(name)
 	config.LogDirectory = h.logs
-	config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 18080}}
+	config.PortMappings = ports
 	before := links(t)
 	h.pod = s.RunPod(t, config)
 	for _, l := range links(t) {
@@ -220,7 +221,7 @@ func TestRemovedByHand(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h := s.handled(t, "handled")
+			h := s.handled(t, "handled", &runtimeapi.PortMapping{ContainerPort: 80, HostPort: 18080})
 			c.remove(t, h)
 
 			// 1. The status. The process keeps running.
@@ -285,9 +286,10 @@ func TestRemovedByHand(t *testing.T) {
 	}
 }
 
-// A volume and a masked path are unmounted inside a running container, as a privileged process in it
-// can. The mounts are the container's own: it runs on, and Status, exec, stop, doctor and removal
-// behave as before.
+// A volume and a masked path are unmounted inside a running container, and in one that may do so
+// itself; a third one loses its root filesystem. All run on, and Status, exec, stop and removal behave
+// as before. kuri doctor names what the first and the third have lost; the mounts of the second are
+// its own.
 func TestUnmountedInside(t *testing.T) {
 	s := newShell(t)
 	volume := t.TempDir()
@@ -299,11 +301,54 @@ func TestUnmountedInside(t *testing.T) {
 	c.Linux.SecurityContext.MaskedPaths = []string{"/proc/timer_list"}
 	id := s.Run(t, pod, c, config)
 	pid := firstPid(t, s.Daemon, id)
+	mounter := proto.CloneOf(c)
+	mounter.Metadata.Name = "mounter"
+	mounter.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+	may := s.Run(t, pod, mounter, config)
 	look := "cat /volume/file 2>/dev/null; grep -c /proc/timer_list /proc/self/mountinfo; true"
 	if out := s.Output(t, id, "sh", "-c", look); out != "of the volume1\n" {
 		t.Fatalf("before: %q", out)
 	}
 
+	unmountInside(t, pid, "/volume", "/proc/timer_list")
+	unmountInside(t, firstPid(t, s.Daemon, may), "/volume", "/proc/timer_list")
+	bare := s.Run(t, pod, harness.Container("bare", s.image, "sleep", "1000"), config)
+	unmountInside(t, firstPid(t, s.Daemon, bare), "/")
+
+	for _, killed := range []bool{false, true} { // the next keeper adopts it as it is
+		if killed {
+			killKeeper(t, s.Daemon, false)
+		}
+		if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, s.Daemon, id) != pid || st.Message != "" {
+			t.Errorf("the container is %v, process %d of %d: %q", st.State, firstPid(t, s.Daemon, id), pid, st.Message)
+		}
+		if st := s.PodStatus(t, pod); st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			t.Errorf("the pod is %v", st.State)
+		}
+		if out := s.Output(t, id, "sh", "-c", look); out != "0\n" {
+			t.Errorf("an exec says %q", out)
+		}
+		r, code := doctor(t, s.Daemon)
+		said := fmt.Sprintf("%+v", r.Damages)
+		for _, want := range []string{"was mounted in it: the volume at /volume, the mask of /proc/timer_list Advice", "was mounted in it: its root filesystem Advice"} {
+			if code != 1 || len(r.Damages) != 2 || !strings.Contains(said, want) || strings.Contains(said, "Fixable:true") {
+				t.Errorf("kuri doctor, exit code %d, which was to say %q: %s", code, want, said)
+			}
+		}
+	}
+	s.StopContainer(t, id, 30)
+	if st := s.ContainerStatus(t, id); st.ExitCode != 7 || st.Reason != "Error" {
+		t.Errorf("stopped, it has exit code %d, %s: %s", st.ExitCode, st.Reason, st.Message)
+	}
+	s.RemovePod(t, pod)
+	if body, err := os.ReadFile(filepath.Join(volume, "file")); err != nil || string(body) != "of the volume" {
+		t.Errorf("the volume has %q: %v", body, err)
+	}
+}
+
+// unmountInside unmounts paths in the mount namespace of a process.
+func unmountInside(t *testing.T, pid int, paths ...string) {
+	t.Helper()
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread exits with the goroutine
@@ -319,37 +364,15 @@ func TestUnmountedInside(t *testing.T) {
 			if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNS); err != nil {
 				return err
 			}
-			return errors.Join(unix.Unmount("/volume", unix.MNT_DETACH), unix.Unmount("/proc/timer_list", unix.MNT_DETACH))
+			var errs []error
+			for _, path := range paths {
+				errs = append(errs, unix.Unmount(path, unix.MNT_DETACH))
+			}
+			return errors.Join(errs...)
 		}()
 	}()
 	if err := <-done; err != nil {
 		t.Fatal(err)
-	}
-
-	for _, killed := range []bool{false, true} { // the next keeper adopts it as it is
-		if killed {
-			killKeeper(t, s.Daemon, false)
-		}
-		if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, s.Daemon, id) != pid || st.Message != "" {
-			t.Errorf("the container is %v, process %d of %d: %q", st.State, firstPid(t, s.Daemon, id), pid, st.Message)
-		}
-		if st := s.PodStatus(t, pod); st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
-			t.Errorf("the pod is %v", st.State)
-		}
-		if out := s.Output(t, id, "sh", "-c", look); out != "0\n" {
-			t.Errorf("an exec says %q", out)
-		}
-		if r, code := doctor(t, s.Daemon); code != 0 {
-			t.Errorf("kuri doctor: exit code %d, %+v", code, r.Damages)
-		}
-	}
-	s.StopContainer(t, id, 30)
-	if st := s.ContainerStatus(t, id); st.ExitCode != 7 || st.Reason != "Error" {
-		t.Errorf("stopped, it has exit code %d, %s: %s", st.ExitCode, st.Reason, st.Message)
-	}
-	s.RemovePod(t, pod)
-	if body, err := os.ReadFile(filepath.Join(volume, "file")); err != nil || string(body) != "of the volume" {
-		t.Errorf("the volume has %q: %v", body, err)
 	}
 }
 
