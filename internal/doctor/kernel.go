@@ -15,13 +15,13 @@ import (
 	"github.com/kuri-cri/kuri/internal/namespace"
 )
 
-// strayNetwork finds addresses, links and rules of pods that are gone, and pods whose link or rules
-// are gone.
+// strayNetwork finds addresses, links and rules of pods that are gone, and pods that have lost a part
+// of their network.
 func strayNetwork(s *scene) ([]Finding, error) {
 	if s.Network == nil {
 		return nil, nil
 	}
-	strays, err := s.Network.Audit(s.pods.Known)
+	strays, err := s.Network.Audit(s.pods.Known, s.pods.Attachments())
 	if err != nil {
 		return nil, err
 	}

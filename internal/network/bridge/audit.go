@@ -17,7 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (b *Network) Audit(known func(string) bool) ([]network.Stray, error) {
+// Audit compares the kernel's links, addresses and rules with the leases, and the leases with the pods that are known and
+// those that are attached, by id. It changes nothing.
+func (b *Network) Audit(known func(string) bool, attached map[string]network.Attachment) ([]network.Stray, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err
@@ -33,8 +35,11 @@ func (b *Network) Audit(known func(string) bool) ([]network.Stray, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := b.auditLeases(known)
-	links, err := b.auditLinks(h, own, known)
+	found, err := b.auditLeases(known, attached)
+	if err != nil {
+		return nil, err
+	}
+	links, err := b.auditLinks(h, own, known, attached)
 	if err != nil {
 		return nil, err
 	}
@@ -42,8 +47,8 @@ func (b *Network) Audit(known func(string) bool) ([]network.Stray, error) {
 	switch {
 	case len(b.pool.Leases) > 0:
 		found = append(found, b.auditForwarding()...)
-		rules, err := b.auditRules(own != nil, table)
-		return append(found, rules...), err
+		rest, err := b.auditServing(h, own, table, attached)
+		return append(found, rest...), err
 	case (own != nil || table) && b.idle == nil:
 		found = append(found, network.Stray{
 			Kind: "bridge", Subject: b.config.Name + ", table inet " + b.table,
@@ -54,29 +59,16 @@ func (b *Network) Audit(known func(string) bool) ([]network.Stray, error) {
 	return found, nil
 }
 
-// auditLeases finds the addresses of pods that are gone.
-func (b *Network) auditLeases(known func(string) bool) []network.Stray {
-	var found []network.Stray
-	for _, id := range slices.Sorted(maps.Keys(b.pool.Leases)) {
-		if known(id) {
-			continue
-		}
-		l := b.pool.Leases[id]
-		found = append(found, network.Stray{
-			Kind: "address", Subject: b.pool.Path(id), Problem: fmt.Sprintf("the pod %s is gone and still has the addresses %v", l.Pod, l.Addresses),
-			Fix: func(ctx context.Context) error { return b.Detach(ctx, network.Pod{ID: id}, nil) },
-		})
-	}
-	return found
-}
-
-// auditLinks finds ports of the bridge that no lease names, and leases whose port is gone.
-func (b *Network) auditLinks(h *netlink.Handle, own netlink.Link, known func(string) bool) ([]network.Stray, error) {
+// auditLinks finds ports of the bridge that no lease and no attached pod has, and leases whose port is gone.
+func (b *Network) auditLinks(h *netlink.Handle, own netlink.Link, known func(string) bool, attached map[string]network.Attachment) ([]network.Stray, error) {
 	links, err := link.List(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the node's links: %w", err)
 	}
 	there, leased := map[string]bool{}, b.leased()
+	for id := range attached {
+		leased[vethName(id)] = true
+	}
 	var found []network.Stray
 	for _, l := range links {
 		name := l.Attrs().Name
@@ -111,43 +103,27 @@ func (b *Network) removeStray(name string) error {
 	return link.Remove(name)
 }
 
-// auditRules compares the bridge and the table with the leases.
-func (b *Network) auditRules(bridge, table bool) ([]network.Stray, error) {
-	wrong := network.Stray{Fix: b.rebuild}
-	switch {
-	case !bridge:
-		wrong.Kind, wrong.Subject, wrong.Problem = "bridge", b.config.Name, "the bridge of the built-in network is gone, and pods have addresses of it"
-		return []network.Stray{wrong}, nil
-	case !table:
-		wrong.Kind, wrong.Subject, wrong.Problem = "nftables", "inet "+b.table, "the table of the built-in network is gone: pods reach nothing beyond the node, and have no host ports"
-		return []network.Stray{wrong}, nil
+// auditServing examines what serves the pods that have addresses: the bridge, their own ends of the links, and the tables.
+func (b *Network) auditServing(h *netlink.Handle, own netlink.Link, table bool, attached map[string]network.Attachment) ([]network.Stray, error) {
+	if own == nil {
+		return []network.Stray{{
+			Kind: "bridge", Subject: b.config.Name,
+			Problem: "the bridge of the built-in network is gone, and pods have addresses of it", Fix: b.rebuild,
+		}}, nil
 	}
-	rules := b.rules(b.pool.HostPorts())
-	want, err := rules.Wanted()
+	found, err := b.auditBridge(h, own)
 	if err != nil {
 		return nil, err
 	}
-	have, err := rules.Present()
-	if err != nil {
-		return nil, err
+	found = append(found, b.auditPods(attached)...)
+	if !table {
+		return append(found, network.Stray{
+			Kind: "nftables", Subject: "inet " + b.table, Fix: b.rebuild,
+			Problem: "the table of the built-in network is gone: pods reach nothing beyond the node, and have no host ports",
+		}), nil
 	}
-	more, less := 0, 0
-	for e := range have {
-		if !want[e] {
-			more++
-		}
-	}
-	for e := range want {
-		if !have[e] {
-			less++
-		}
-	}
-	if more+less == 0 {
-		return nil, nil
-	}
-	wrong.Kind, wrong.Subject = "nftables", "inet "+b.table
-	wrong.Problem = fmt.Sprintf("the host ports in the table are not those of the pods: %d entries too many, %d too few", more, less)
-	return []network.Stray{wrong}, nil
+	rules, err := b.auditRules()
+	return append(found, rules...), err
 }
 
 // auditForwarding finds forwarding that was disabled on the node.

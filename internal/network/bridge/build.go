@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -322,11 +323,15 @@ func (b *Network) installIsolation() error {
 	if !b.config.Isolate {
 		return b.isolation().Uninstall()
 	}
-	var all []nft.Resident
+	return b.isolation().Install(b.residents())
+}
+
+// residents returns the pods that have leases.
+func (b *Network) residents() (all []nft.Resident) {
 	for _, l := range b.pool.Leases {
 		all = append(all, b.resident(l))
 	}
-	return b.isolation().Install(all)
+	return all
 }
 
 // addToIsolation makes a pod one of those that its namespace's pods reach. If the tables cannot be updated, they are
@@ -413,12 +418,25 @@ func (b *Network) adopt(h *netlink.Handle) error {
 				return fmt.Errorf("put link %s of pod %s into group %d: %w", l.Attrs().Name, id, b.group(), err)
 			}
 		}
-		if l.Attrs().MasterIndex == b.link.index {
-			continue
-		}
-		if err := h.LinkSetMasterByIndex(l, b.link.index); err != nil {
+		if err := b.plug(h, l); err != nil {
 			return fmt.Errorf("put link %s of pod %s on bridge %s: %w", l.Attrs().Name, id, b.link.name, err)
 		}
 	}
 	return nil
+}
+
+// plug makes a link a port of the bridge, as makeVeth does, and brings it up.
+func (b *Network) plug(h *netlink.Handle, l netlink.Link) error {
+	if l.Attrs().MasterIndex != b.link.index {
+		if err := h.LinkSetMasterByIndex(l, b.link.index); err != nil {
+			return err
+		}
+		if err := h.LinkSetHairpin(l, true); err != nil {
+			return err
+		}
+	}
+	if l.Attrs().Flags&net.FlagUp != 0 {
+		return nil
+	}
+	return h.LinkSetUp(l)
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -169,12 +170,40 @@ func (p *Pool) free(r netip.Prefix) (netip.Addr, bool) {
 	}
 }
 
-// Drop removes a lease from memory, Erase its record from the disk.
+// Drop removes a lease from memory, Erase its record from the disk. An address that another lease has too stays in use.
 func (p *Pool) Drop(l *Lease) {
 	delete(p.Leases, l.PodID)
 	for _, a := range l.Addresses {
 		delete(p.Used, a.Addr())
+		if others := p.Owners(a.Addr()); len(others) > 0 {
+			p.Used[a.Addr()] = others[0]
+		}
 	}
+}
+
+// Owners returns the pods that have a lease of the address, sorted: more than one if somebody has changed the records.
+func (p *Pool) Owners(a netip.Addr) (ids []string) {
+	for id, l := range p.Leases {
+		if slices.ContainsFunc(l.Addresses, func(has netip.Prefix) bool { return has.Addr() == a }) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// Recorded reports whether the record of a lease on the disk is the lease.
+func (p *Pool) Recorded(l *Lease) bool {
+	var on Lease
+	return record.Read(p.Path(l.PodID), leaseVersion, &on) == nil && reflect.DeepEqual(&on, l)
+}
+
+// Unleased returns the records on the disk without a lease.
+func (p *Pool) Unleased() (paths []string, err error) {
+	paths, err = filepath.Glob(p.Path("*"))
+	return slices.DeleteFunc(paths, func(path string) bool {
+		return p.Leases[strings.TrimSuffix(filepath.Base(path), ".json")] != nil
+	}), err
 }
 
 func (p *Pool) Erase(l *Lease) error {

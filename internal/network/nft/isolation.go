@@ -72,6 +72,10 @@ func (s Isolation) tables() (l2, l3 *nftables.Table) {
 // sets names the sets and maps of the two tables that are there without a namespace.
 type sets struct{ macs, ips4, ips6, ports, pods4, pods6 *nftables.Set }
 
+func (s sets) all() []*nftables.Set {
+	return []*nftables.Set{s.macs, s.ips4, s.ips6, s.ports, s.pods4, s.pods6}
+}
+
 // members names the sets of one namespace.
 type members struct{ links, ips4, ips6 *nftables.Set }
 
@@ -170,7 +174,7 @@ func (s Isolation) Install(all []Resident) error {
 		c.AddTable(t)
 	}
 	known := s.sets()
-	for _, set := range []*nftables.Set{known.macs, known.ips4, known.ips6, known.ports, known.pods4, known.pods6} {
+	for _, set := range known.all() {
 		if err := c.AddSet(set, nil); err != nil {
 			return err
 		}
@@ -189,7 +193,7 @@ func (s Isolation) Install(all []Resident) error {
 }
 
 // chain adds a chain, with a hook a base chain, and returns a function that adds rules to it.
-func chain(c *nftables.Conn, t *nftables.Table, name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) func(parts ...[]expr.Any) {
+func chain(c ruleWriter, t *nftables.Table, name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) func(parts ...[]expr.Any) {
 	ch := &nftables.Chain{Name: name, Table: t}
 	if hook != nil {
 		ch.Type, ch.Hooknum, ch.Priority = nftables.ChainTypeFilter, hook, priority
@@ -201,7 +205,7 @@ func chain(c *nftables.Conn, t *nftables.Table, name string, hook *nftables.Chai
 }
 
 // chains adds the base chains.
-func (s Isolation) chains(c *nftables.Conn, known sets) {
+func (s Isolation) chains(c ruleWriter, known sets) {
 	l2, l3 := s.tables()
 	done, drop := verdict(expr.VerdictReturn), verdict(expr.VerdictDrop)
 
@@ -228,8 +232,6 @@ func (s Isolation) chains(c *nftables.Conn, known sets) {
 
 // addNamespaces adds the chains and sets of the residents' namespaces. They must not be there.
 func (s Isolation) addNamespaces(c *nftables.Conn, residents []Resident) error {
-	l2, l3 := s.tables()
-	accept, drop := verdict(expr.VerdictAccept), verdict(expr.VerdictDrop)
 	done := map[uint32]bool{}
 	for _, r := range residents {
 		if done[r.Namespace] {
@@ -242,15 +244,22 @@ func (s Isolation) addNamespaces(c *nftables.Conn, residents []Resident) error {
 				return err
 			}
 		}
-		rule := chain(c, l2, chainOf(r.Namespace), nil, nil)
-		rule(meta(expr.MetaKeyOIFNAME, reg1), in1(of.links), accept)
-		rule(drop)
-		rule = chain(c, l3, chainOf(r.Namespace), nil, nil)
-		rule(nfproto(unix.NFPROTO_IPV4), ip(dst.offset4, 4, reg1), in1(of.ips4), accept)
-		rule(nfproto(unix.NFPROTO_IPV6), ip(dst.offset6, 16, reg1), in1(of.ips6), accept)
-		rule(drop)
+		s.namespaceChains(c, r.Namespace, of)
 	}
 	return nil
+}
+
+// namespaceChains adds the chains of one namespace.
+func (s Isolation) namespaceChains(c ruleWriter, namespace uint32, of members) {
+	l2, l3 := s.tables()
+	accept, drop := verdict(expr.VerdictAccept), verdict(expr.VerdictDrop)
+	rule := chain(c, l2, chainOf(namespace), nil, nil)
+	rule(meta(expr.MetaKeyOIFNAME, reg1), in1(of.links), accept)
+	rule(drop)
+	rule = chain(c, l3, chainOf(namespace), nil, nil)
+	rule(nfproto(unix.NFPROTO_IPV4), ip(dst.offset4, 4, reg1), in1(of.ips4), accept)
+	rule(nfproto(unix.NFPROTO_IPV6), ip(dst.offset6, 16, reg1), in1(of.ips6), accept)
+	rule(drop)
 }
 
 // spoofing adds the rules for packets that a port of the bridge may send: IPv4, IPv6 and ARP, from its own hardware address

@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -101,7 +100,7 @@ func (s PortRules) tableOf() *nftables.Table {
 }
 
 // chains adds the chains with their rules.
-func (s PortRules) chains(c *nftables.Conn, t *nftables.Table, maps portMaps) {
+func (s PortRules) chains(c ruleWriter, t *nftables.Table, maps portMaps) {
 	nat := func(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) func(parts ...[]expr.Any) {
 		ch := c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: priority})
 		return func(parts ...[]expr.Any) {
@@ -372,42 +371,4 @@ func (f family) translate(m *nftables.Set) []expr.Any {
 // translated loads the key of the back sets, after the translation: the destination, and the port that the client used.
 func (f family) translated() []expr.Any {
 	return append(f.destination(), &expr.Ct{Register: word(f.length + 8), Key: expr.CtKeyPROTODST, Direction: 0}) // of the original direction
-}
-
-// Wanted returns the elements that the table's maps and sets must have, each with the name of its map.
-func (s PortRules) Wanted() (map[string]bool, error) {
-	all := map[string]bool{}
-	err := s.apply(func(set *nftables.Set, some []nftables.SetElement) error {
-		for _, e := range some {
-			all[elementName(set, e)] = true
-		}
-		return nil
-	})
-	return all, err
-}
-
-// Present returns the elements that the table has, as wanted does.
-func (s PortRules) Present() (map[string]bool, error) {
-	c, err := roomy()
-	if err != nil {
-		return nil, err
-	}
-	all := map[string]bool{}
-	for _, set := range s.maps().all() {
-		some, err := c.GetSetElements(set)
-		if errors.Is(err, unix.ENOENT) {
-			continue // the caller finds its elements missing
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the host ports in the nftables table %s: %w", s.Table, err)
-		}
-		for _, e := range some {
-			all[elementName(set, e)] = true
-		}
-	}
-	return all, nil
-}
-
-func elementName(set *nftables.Set, e nftables.SetElement) string {
-	return set.Name + " " + string(bytes.TrimRight(e.Key, "\x00")) + " " + string(bytes.TrimRight(e.Val, "\x00"))
 }

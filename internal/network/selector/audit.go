@@ -3,22 +3,25 @@ package selector
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/kuri-cri/kuri/internal/network"
 )
 
-// Audit compares the kernel's links and rules with the leases, and the leases with the pods that are known. It changes
-// nothing. Of other networks than these it says nothing.
-func (s *Selector) Audit(known func(podID string) bool) ([]network.Stray, error) {
-	found, err := s.bridge.Audit(known)
+// Audit compares the kernel's links and rules with the leases, and the leases with the pods that are known and those that are
+// attached, by id. It changes nothing. Of other networks than these it says nothing.
+func (s *Selector) Audit(known func(podID string) bool, attached map[string]network.Attachment) ([]network.Stray, error) {
+	bridged := maps.Clone(attached)
+	maps.DeleteFunc(bridged, func(_ string, a network.Attachment) bool { return a.Result.By != network.ByBridge })
+	found, err := s.bridge.Audit(known, bridged)
 	if err != nil {
 		return nil, err
 	}
-	attached, err := s.cni.Attached()
+	plugged, err := s.cni.Attached()
 	if err != nil {
 		return nil, fmt.Errorf("list what CNI plugins have attached: %w", err)
 	}
-	for _, id := range attached {
+	for _, id := range plugged {
 		if known(id) || s.detaching(id) {
 			continue
 		}
