@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -182,17 +183,17 @@ func TestExecsUnderKills(t *testing.T) {
 	j := n.run(n.sandbox(), "sleep 1000")
 	stop := make(chan struct{})
 	var probing sync.WaitGroup
-	counts := [3]int{}
+	counts := make([]atomic.Int32, 3)
 	for prober := range counts {
 		probing.Go(func() {
-			for ; ; counts[prober]++ {
+			for ; ; counts[prober].Add(1) {
 				select {
 				case <-stop:
 					return
 				default:
 				}
 				var out bytes.Buffer
-				script := fmt.Sprintf("echo %d-%d >>/ran; echo one; sleep 0.03; echo two; exit 3", prober, counts[prober])
+				script := fmt.Sprintf("echo %d-%d >>/ran; echo one; sleep 0.03; echo two; exit 3", prober, counts[prober].Load())
 				code, err := n.Exec(t.Context(), j.Id, []string{"/bin/sh", "-c", script}, false, keeper.Streams{Stdout: &out})
 				if err != nil || code != 3 || out.String() != "one\ntwo\n" {
 					t.Errorf("code %d, %v, output %q", code, err, out.String())
@@ -202,6 +203,9 @@ func TestExecsUnderKills(t *testing.T) {
 		})
 	}
 	for i := range 15 {
+		if i%killsInARow == 0 {
+			n.awaitRounds(counts)
+		}
 		time.Sleep(time.Duration(rand.IntN(100)) * time.Millisecond)
 		if i%5 == 4 {
 			n.killHolder()
@@ -211,11 +215,12 @@ func TestExecsUnderKills(t *testing.T) {
 	}
 	close(stop)
 	probing.Wait()
-	t.Logf("%v execs", counts)
+	execs := int(counts[0].Load() + counts[1].Load() + counts[2].Load())
+	t.Logf("%d execs", execs)
 	ran := n.ran(j)
 	slices.Sort(ran)
-	if once := slices.Compact(slices.Clone(ran)); len(once) != len(ran) || len(ran) != counts[0]+counts[1]+counts[2] {
-		t.Errorf("%v execs ran %d times, %d of them once", counts, len(ran), len(once))
+	if once := slices.Compact(slices.Clone(ran)); len(once) != len(ran) || len(ran) != execs {
+		t.Errorf("%d execs ran %d times, %d of them once", execs, len(ran), len(once))
 	}
 	n.wantNoExecs(j)
 }
