@@ -47,6 +47,9 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	holder := exec.Command("cc", "-static", "-o", filepath.Join(dir, "kuri-holder"), "../../../cmd/kuri-holder/holder.c")
+	if raceDetector {
+		holder.Args = append(holder.Args, "testdata/atexit.c")
+	}
 	if out, err := holder.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build kuri-holder: %v\n%s", err, out)
 		return 1
@@ -75,6 +78,7 @@ type node struct {
 	cgroup string // parent of all cgroups of the test
 }
 
+// newNode starts a keeper, and lets the test run in parallel with others: it shares nothing with them.
 func newNode(t *testing.T) *node {
 	t.Helper()
 	return newNodeOf(t, program)
@@ -89,6 +93,7 @@ func newNodeOf(t *testing.T, program string) *node {
 	if _, err := os.Stat("/bin/busybox"); err != nil {
 		t.Skip("SKIP: /bin/busybox (busybox-static) is not installed")
 	}
+	t.Parallel()
 	dir, err := os.MkdirTemp("", "kuri-keeper-node-")
 	if err != nil {
 		t.Fatal(err)
