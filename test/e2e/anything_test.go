@@ -37,12 +37,12 @@ var (
 
 // TestAnyRequestIsAnswered sends requests for pods, containers, updates, execs and images with random changes
 // to any field. Each request succeeds in time, or fails with a code that names whose mistake it is, and
-// everything created can be removed. KURI_ANYTHING_SECONDS is the duration (default 10). KURI_ANYTHING_SEED
+// everything created can be removed. KURI_ANYTHING_SECONDS is the duration (default 5). KURI_ANYTHING_SEED
 // repeats the requests, but not the order of its concurrent clients.
 func TestAnyRequestIsAnswered(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.PullBusybox(t)
-	seed, seconds := setting(t, "KURI_ANYTHING_SEED", uint64(time.Now().UnixNano())), setting(t, "KURI_ANYTHING_SECONDS", 10)
+	seed, seconds := setting(t, "KURI_ANYTHING_SEED", uint64(time.Now().UnixNano())), setting(t, "KURI_ANYTHING_SECONDS", 5)
 	t.Logf("KURI_ANYTHING_SEED=%d", seed)
 	end := time.Now().Add(time.Duration(seconds) * time.Second)
 	var clients sync.WaitGroup

@@ -245,22 +245,25 @@ func TestRemovedByHand(t *testing.T) {
 			}
 
 			// 2. The report of kuri doctor.
-			r, _ := doctor(t, s.Daemon)
+			var flags []string
+			if c.fixed != nil {
+				flags = []string{"--fix"}
+			}
+			r, _ := doctor(t, s.Daemon, flags...)
 			said := fmt.Sprintf("%+v", r.Damages)
 			if c.doctor != "" && !strings.Contains(said, c.doctor) || c.doctor == "" && len(r.Damages) > 0 {
 				t.Errorf("kuri doctor, which was to say %q: %s", c.doctor, said)
 			}
 
 			if c.fixed != nil {
-				r, _ := doctor(t, s.Daemon, "--fix")
 				for _, dm := range r.Damages {
 					if dm.Fixable != dm.Fixed {
 						t.Errorf("--fix: %+v", dm)
 					}
 				}
 				c.fixed(t, h)
-				r, _ = doctor(t, s.Daemon)
-				for _, dm := range r.Damages {
+				after, _ := doctor(t, s.Daemon)
+				for _, dm := range after.Damages {
 					if dm.Fixable {
 						t.Errorf("after --fix this is found: %+v", dm)
 					}

@@ -31,10 +31,10 @@ func TestCLI(t *testing.T) {
 	if err != nil || len(scripts) == 0 {
 		t.Fatal("no scripts", err)
 	}
+	archive, latest := saved(t, "localhost/kuri-web:1"), saved(t, "127.0.0.1:1/web:latest")
 	for _, script := range scripts {
 		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
 			d := harness.Start(t, harness.Options{})
-			archive, latest := saved(t, "localhost/kuri-web:1"), saved(t, "127.0.0.1:1/web:latest")
 			private := harness.NewRegistry(t)
 			hidden := private.Push(t, "busybox:1", harness.Busybox(t))
 			private.Intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {

@@ -32,6 +32,9 @@ type damage struct {
 	FixError                        string
 }
 
+// withoutKurid makes kuri doctor give kurid up sooner where the holder has its socket and nobody answers.
+const withoutKurid = "--timeout=1s"
+
 // doctor runs kuri doctor and returns its report and exit code.
 func doctor(t *testing.T, d *harness.Daemon, flags ...string) (examined, int) {
 	t.Helper()
@@ -75,7 +78,7 @@ func TestDoctor(t *testing.T) {
 		t.Errorf("a healthy node: exit code %d: %s%s", code, out, errs)
 	}
 	d.Stop(t)
-	if r, code := doctor(t, d); code != 0 || len(r.Damages) > 0 || r.Serving {
+	if r, code := doctor(t, d, withoutKurid); code != 0 || len(r.Damages) > 0 || r.Serving {
 		t.Errorf("a healthy node without kurid: exit code %d: %+v", code, r)
 	}
 	d.Continue(t)
@@ -408,7 +411,7 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 	harness.Write(t, filepath.Dir(lease), filepath.Base(lease), fmt.Sprintf(`{"version":1,"data":{"pod_id":%q,"pod":"default/gone","addresses":["10.88.255.9/16"]}}`, id("2")))
 	layer := filepath.Join(d.Root, "layers", id("4"))
 	mkdirAll(t, filepath.Join(layer, "fs"))
-	r, code := doctor(t, d, "--fix")
+	r, code := doctor(t, d, withoutKurid, "--fix")
 	fixed := map[string]bool{}
 	for _, dm := range r.Damages {
 		fixed[dm.Check] = dm.Fixed
@@ -439,7 +442,7 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	harness.FindProcess(t, "sleep 1003")
-	out, errs, code := d.Kuri(t, "doctor", "--kurid-config", filepath.Join(d.Dir, "config.toml"))
+	out, errs, code := d.Kuri(t, "doctor", withoutKurid, "--kurid-config", filepath.Join(d.Dir, "config.toml"))
 	if code != 2 || !strings.Contains(out, "it is still locked") || !strings.Contains(out, fmt.Sprintf("end process %d (sleep)", heir.Process.Pid)) {
 		t.Errorf("a stale lock: exit code %d: %s%s", code, out, errs)
 	}

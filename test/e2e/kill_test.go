@@ -99,7 +99,7 @@ func (w *meteredWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// kurid is killed at 30 points of a pull: at 24 by the amount of blobs sent, at the others by the
+// kurid is killed at 16 points of a pull: at 12 by the amount of blobs sent, at the others by the
 // time after the last byte, while the image is synced and recorded. Everything present afterwards
 // is complete, nothing incomplete is left, and the next pull fetches only the missing layers.
 func TestKilledAtAnyPointOfAPull(t *testing.T) {
@@ -118,7 +118,7 @@ func TestKilledAtAnyPointOfAPull(t *testing.T) {
 	var meter meteredBlobs
 	d.Registry.Intercept(meter.intercept)
 
-	const points, inBytes = 30, 24
+	const points, inBytes = 16, 12
 	listed, partial := 0, 0
 	for point := range points {
 		bytes := total
@@ -134,7 +134,7 @@ func TestKilledAtAnyPointOfAPull(t *testing.T) {
 			t.Fatalf("point %d: the registry has not been asked for %d bytes", point, bytes)
 		}
 		if point >= inBytes {
-			time.Sleep(time.Duration(point-inBytes) * 8 * time.Millisecond)
+			time.Sleep(time.Duration(point-inBytes) * 12 * time.Millisecond)
 		}
 		d.Kill9(t)
 		pulling.Wait()

@@ -20,13 +20,13 @@ import (
 
 // TestVerbsAtOnce sends requests of every kind for one pod concurrently, each twice, while its container
 // exits by itself. Stops and removals always succeed, lists succeed, and the others succeed or are refused
-// because the pod or the container is gone. KURI_RACE_SECONDS is the duration (default 10). KURI_RACE_SEED
+// because the pod or the container is gone. KURI_RACE_SECONDS is the duration (default 5). KURI_RACE_SEED
 // repeats the requests and their times, but not the order in which they meet.
 func TestVerbsAtOnce(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.PullBusybox(t)
 	seed := setting(t, "KURI_RACE_SEED", uint64(time.Now().UnixNano()))
-	end := time.Now().Add(time.Duration(setting(t, "KURI_RACE_SECONDS", 10)) * time.Second)
+	end := time.Now().Add(time.Duration(setting(t, "KURI_RACE_SECONDS", 5)) * time.Second)
 	t.Logf("KURI_RACE_SEED=%d", seed)
 	var clients sync.WaitGroup
 	for i := range 3 {
@@ -46,7 +46,7 @@ func TestVerbsAtOnce(t *testing.T) {
 func TestImagesAtOnce(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	seed := setting(t, "KURI_RACE_SEED", uint64(time.Now().UnixNano()))
-	end := time.Now().Add(time.Duration(setting(t, "KURI_RACE_SECONDS", 10)) * time.Second)
+	end := time.Now().Add(time.Duration(setting(t, "KURI_RACE_SECONDS", 5)) * time.Second)
 	t.Logf("KURI_RACE_SEED=%d", seed)
 	shared, err := image.Layer(image.File{Path: "/shared", Data: make([]byte, 1<<20)})
 	if err != nil {

@@ -47,7 +47,7 @@ type assailed struct {
 // that they are unknown, no program runs twice, kuri doctor finds nothing, and no process collects
 // descriptors. KURI_TEST_TOGETHER is the number of rounds: `make soak` has 100, of 20 pods.
 func TestKilledTogether(t *testing.T) {
-	rounds, lanes := 2*len(victims), 6
+	rounds, lanes := len(victims), 6
 	if n, err := strconv.Atoi(os.Getenv("KURI_TEST_TOGETHER")); err == nil {
 		rounds, lanes = n, 20
 	}
