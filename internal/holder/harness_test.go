@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -16,8 +17,25 @@ import (
 
 const source = "../../cmd/kuri-holder"
 
-// build compiles the holder with the sanitizers, which end it at the first fault of memory or
-// arithmetic. The directory is of a short name: a socket lies in it.
+// compiled returns the program of a holder with the sanitizers, which end it at the first fault of
+// memory or arithmetic.
+var compiled = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "h")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	program := filepath.Join(dir, "kuri-holder")
+	cc := exec.Command("cc", "-Wall", "-Wextra", "-Werror", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover",
+		"-o", program, source+"/holder.c")
+	if out, err := cc.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return os.ReadFile(program)
+})
+
+// build writes the holder's program into a directory of the test's own. Its name is short: a socket
+// lies in it.
 func build(t testing.TB) (program, state string) {
 	t.Helper()
 	state, err := os.MkdirTemp("", "h")
@@ -25,11 +43,13 @@ func build(t testing.TB) (program, state string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(state) })
+	body, err := compiled()
+	if err != nil {
+		t.Fatal(err)
+	}
 	program = filepath.Join(state, "kuri-holder")
-	cc := exec.Command("cc", "-Wall", "-Wextra", "-Werror", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover",
-		"-o", program, source+"/holder.c")
-	if out, err := cc.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	if err := os.WriteFile(program, body, 0o755); err != nil {
+		t.Fatal(err)
 	}
 	return program, state
 }
