@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -43,6 +46,10 @@ func TestExpectedWaitsForAKeeperThatAppears(t *testing.T) {
 }
 
 func TestTakesHangUp(t *testing.T) {
+	// Below nohup(1), a shell would inherit the ignored signal, which it cannot trap.
+	heard := make(chan os.Signal, 1)
+	signal.Notify(heard, syscall.SIGHUP)
+	defer signal.Stop(heard)
 	for script, want := range map[string]bool{
 		"echo; read x":               false,
 		"trap '' HUP; echo; read x":  false, // it ignores the signal
