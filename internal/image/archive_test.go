@@ -247,12 +247,13 @@ func TestAnArchiveIsBounded(t *testing.T) {
 	s := openStore(t, "")
 	from, to := io.Pipe()
 	go func() {
-		z, _ := zstd.NewWriter(to)
-		w := tar.NewWriter(z)
-		w.WriteHeader(&tar.Header{Name: "zeros", Size: 8 << 30, Typeflag: tar.TypeReg})
-		zeros := make([]byte, 1<<20)
-		for range 8 << 10 {
-			if _, err := w.Write(zeros); err != nil {
+		var head bytes.Buffer
+		tar.NewWriter(&head).WriteHeader(&tar.Header{Name: "zeros", Size: 8 << 30, Typeflag: tar.TypeReg})
+		z, _ := zstd.NewWriter(nil)
+		to.Write(z.EncodeAll(head.Bytes(), nil))
+		zeros := z.EncodeAll(make([]byte, 16<<20), nil) // frames can follow one another
+		for range 8 << 10 / 16 {
+			if _, err := to.Write(zeros); err != nil {
 				break
 			}
 		}
