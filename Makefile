@@ -125,10 +125,11 @@ generated:
 	else echo 'SKIP generated code: protoc is not installed (make test-deps)'; fi
 
 # Many tests wait more than they work, so more of a package run at once than there are processors. A program with the race
-# detector sleeps for a second before it exits, unless GORACE says otherwise.
+# detector sleeps for a second before it exits, unless GORACE says otherwise. The tags are those of the keeper that a test
+# builds, so that their packages are compiled once.
 unit: export GORACE := atexit_sleep_ms=20
 unit:
-	scripts/tally unit -race -parallel 4 -tags $(TAGS) -timeout 30m $(UNIT)
+	scripts/tally unit -race -parallel 4 -tags '$(TAGS) netgo osusergo' -timeout 30m $(UNIT)
 
 e2e: all ## stories against the real daemon, registry and networks; needs root
 	-scripts/previous >/dev/null # its story says what is missing
