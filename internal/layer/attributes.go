@@ -15,16 +15,21 @@ import (
 // xattrPrefix marks extended attributes among the PAX records of a tar entry.
 const xattrPrefix = "SCHILY.xattr."
 
-// attributes sets the owner, the mode and the extended attributes of an open file or directory, in
-// this order: chown clears the setuid bits and file capabilities.
+// attributes sets the owner, the extended attributes and the mode of an open file or directory, in
+// this order: chown clears the setuid bits and file capabilities, and an ACL changes the mode.
 func (u *unpacker) attributes(fd int, hdr *tar.Header) error {
 	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
 		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
 	}
+	if err := u.xattrs(hdr, func(name string, value []byte) error {
+		return unix.Fsetxattr(fd, name, value, 0)
+	}); err != nil {
+		return err
+	}
 	if err := unix.Fchmod(fd, uint32(hdr.Mode&0o7777)); err != nil {
 		return fmt.Errorf("change mode: %w", err)
 	}
-	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
+	return nil
 }
 
 // attributesAt does the same, and sets the time, for an entry that cannot be opened: a symlink,
@@ -33,15 +38,15 @@ func (u *unpacker) attributesAt(parent int, name string, hdr *tar.Header) error 
 	if err := unix.Fchownat(parent, name, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("change owner to %d:%d: %w", hdr.Uid, hdr.Gid, err)
 	}
-	if hdr.Typeflag != tar.TypeSymlink {
-		if err := unix.Fchmodat(parent, name, uint32(hdr.Mode&0o7777), 0); err != nil {
-			return fmt.Errorf("change mode: %w", err)
-		}
-	}
 	if err := u.xattrs(hdr, func(key string, value []byte) error {
 		return unix.Lsetxattr(procPath(parent, name), key, value, 0)
 	}); err != nil {
 		return err
+	}
+	if hdr.Typeflag != tar.TypeSymlink {
+		if err := unix.Fchmodat(parent, name, uint32(hdr.Mode&0o7777), 0); err != nil {
+			return fmt.Errorf("change mode: %w", err)
+		}
 	}
 	return setTime(parent, name, hdr.ModTime)
 }
@@ -122,18 +127,15 @@ func setTime(dir int, name string, mtime time.Time) error {
 	return unix.UtimesNanoAt(dir, name, times[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// checkOwner refuses an owner that does not exist on Linux. An ID of -1, which some systems write
-// for an unknown owner, is root: for chown(2) it means no change.
-func checkOwner(hdr *tar.Header) error {
+// setOwner reduces the owner to the 32 bits that an ID has on Linux, as docker and containerd do: -2 is
+// 4294967294. An ID of -1, which some systems write for an unknown owner, is root: for chown(2) it means
+// no change.
+func setOwner(hdr *tar.Header) {
 	for _, id := range []*int{&hdr.Uid, &hdr.Gid} {
-		if *id == -1 || *id == math.MaxUint32 {
+		if *id = int(uint32(*id)); *id == math.MaxUint32 {
 			*id = 0
 		}
-		if *id < 0 || *id > math.MaxUint32 {
-			return refuse("its owner %d:%d does not exist on Linux", hdr.Uid, hdr.Gid)
-		}
 	}
-	return nil
 }
 
 // isSparse reports whether the entry is stored without its holes.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -260,5 +261,39 @@ func TestUserXattrsOfSpecialFiles(t *testing.T) {
 	}
 	if got := xattr(filepath.Join(fs, "x5"), "user.a"); got != "b" {
 		t.Errorf("of the directory: %q", got)
+	}
+}
+
+// An owner has 32 bits, as in docker and containerd. One that chown(2) would not change is root.
+func TestOddOwners(t *testing.T) {
+	needRoot(t)
+	s := openStore(t, "")
+	for id, want := range map[int]uint32{-2: math.MaxUint32 - 1, 1 << 32: 0, 1<<40 + 7: 7, -1: 0, math.MaxUint32: 0} {
+		fs, err := unpacked(t, s, ent{Header: tar.Header{Name: "x", Typeflag: tar.TypeReg, Uid: id, Gid: id,
+			Format: tar.FormatGNU}})
+		if err != nil {
+			t.Errorf("%d: %v", id, err)
+		} else if st := lstat(t, filepath.Join(fs, "x")); st.Uid != want || st.Gid != want {
+			t.Errorf("%d: %d:%d, want %d", id, st.Uid, st.Gid, want)
+		}
+	}
+}
+
+// The mode of an entry counts, not that of its ACL, as in docker and containerd.
+func TestModeBesideAnACL(t *testing.T) {
+	needRoot(t)
+	acl := "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x04\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff" // u::rw-,g::r--,o::r--
+	with := func(typeflag byte) ent {
+		return ent{Header: tar.Header{Name: "x" + string(typeflag), Typeflag: typeflag, Mode: 0o2751, Format: tar.FormatPAX,
+			PAXRecords: map[string]string{"SCHILY.xattr.system.posix_acl_access": acl}}}
+	}
+	fs, err := unpacked(t, openStore(t, ""), with(tar.TypeReg), with(tar.TypeDir), with(tar.TypeFifo))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, typeflag := range []byte{tar.TypeReg, tar.TypeDir, tar.TypeFifo} {
+		if st := lstat(t, filepath.Join(fs, "x"+string(typeflag))); st.Mode&0o7777 != 0o2751 {
+			t.Errorf("type %c: mode %o", typeflag, st.Mode)
+		}
 	}
 }

@@ -224,8 +224,11 @@ func (s *tarSource) Read(p []byte) (int, error) {
 // it.
 func (s *Store) TarSize(id digest.Digest) (bytes int64, ok bool) {
 	info, err := s.info(id)
-	return info.TarBytes, err == nil && info.TarBytes > 0
+	return info.TarBytes, err == nil && (info.TarBytes > 0 || isEmpty(id))
 }
+
+// isEmpty reports whether the layer's tar has no bytes, not even an end.
+func isEmpty(id digest.Digest) bool { return id == id.Algorithm().FromBytes(nil) }
 
 // info reads the layer's record.
 func (s *Store) info(id digest.Digest) (Info, error) {
@@ -238,8 +241,12 @@ func (s *Store) info(id digest.Digest) (Info, error) {
 // The error is of kind NotFound if TarSize reports false, and of kind Corrupt if files of the layer
 // have changed; the output is then invalid.
 func (s *Store) Tar(ctx context.Context, id digest.Digest, to io.Writer) error {
-	if _, ok := s.TarSize(id); !ok {
+	size, ok := s.TarSize(id)
+	if !ok {
 		return fault.New(fault.NotFound, "layer %s has no recipe: its tar cannot be written again", id)
+	}
+	if size == 0 {
+		return nil
 	}
 	verify := id.Verifier()
 	a := &assembler{ctx: ctx, dir: s.dir(id), out: io.MultiWriter(to, verify), buf: make([]byte, blockBytes)}

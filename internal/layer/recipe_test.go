@@ -77,7 +77,7 @@ func TestTarIsWrittenAgainByteForByte(t *testing.T) {
 	t.Run("odd ends", func(t *testing.T) {
 		s := openStore(t, "")
 		plain := tarOf(t, reg("f", "f"))
-		for _, odd := range [][]byte{plain[:len(plain)-1024], plain[:len(plain)-512],
+		for _, odd := range [][]byte{{}, plain[:len(plain)-1024], plain[:len(plain)-512],
 			append(bytes.Clone(plain), plain...), append(bytes.Clone(plain), make([]byte, 9000)...)} {
 			if !bytes.Equal(rewritten(t, s, odd), odd) {
 				t.Errorf("another tar than one of %d bytes", len(odd))
@@ -85,25 +85,46 @@ func TestTarIsWrittenAgainByteForByte(t *testing.T) {
 		}
 	})
 	t.Run("sparse", func(t *testing.T) {
-		dir := t.TempDir()
-		f, err := os.Create(filepath.Join(dir, "sparse"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		f.WriteAt([]byte("x"), 1<<20)
-		f.WriteAt([]byte("end"), 4<<20)
-		f.Close()
-		for _, format := range []string{"gnu", "posix"} {
-			plain, err := exec.Command("tar", "--sparse", "--format="+format, "-C", dir, "-c", ".").Output()
+		dir := sparseFiles(t)
+		for _, format := range [][]string{{"--format=gnu"}, {"--format=posix", "--sparse-version=0.0"},
+			{"--format=posix", "--sparse-version=0.1"}, {"--format=posix", "--sparse-version=1.0"}} {
+			plain, err := exec.Command("tar", append(format, "--sparse", "-C", dir, "-c", ".")...).Output()
 			if err != nil {
 				t.Fatal(err)
 			}
 			s := openStore(t, "")
 			if !bytes.Equal(rewritten(t, s, plain), plain) {
-				t.Error("another tar")
+				t.Errorf("%s: another tar", format)
+			}
+			unpacked := filepath.Join(s.dir(digest.FromBytes(plain)), "fs")
+			if out, err := exec.Command("diff", "-r", dir, unpacked).CombinedOutput(); err != nil {
+				t.Errorf("%s: %v: %s", format, err, out)
 			}
 		}
 	})
+}
+
+// sparseFiles returns a directory with files of one hole, of none, with holes at the start and the
+// end, and with more parts than fit into one header.
+func sparseFiles(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, parts := range map[string]struct{ number, size int64 }{"hole": {0, 1 << 20}, "nothing": {0, 0},
+		"end": {1, 1 << 20}, "header": {4, 1 << 20}, "more": {5, 1 << 20}, "many": {200, 14 << 20}} {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range parts.number {
+			if _, err := f.WriteAt(bytes.Repeat([]byte("x"), 4096), (i+1)<<16); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(f.Truncate(parts.size), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // A layer unpacked by an older Kuri has no recipe, and the store says so.

@@ -63,7 +63,10 @@ func (u *unpacker) regular(parent int, p, name string, hdr *tar.Header) error {
 		return err
 	}
 	u.note(p, hdr, sum)
-	return u.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
+	if !hasXattrs(hdr) {
+		return nil
+	}
+	return u.attributes(fd, hdr)
 }
 
 // writeSmall creates a small file. Safe for concurrent use.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"math"
 	"path"
@@ -110,6 +111,8 @@ type unpacker struct {
 	holey   map[string]bool // directories with whiteouts in them
 	skipped map[string]bool // extended attributes that were skipped, each logged once
 
+	rootKept bool // an entry that would replace the root directory was skipped and logged
+
 	sumLock sync.Mutex
 	sums    map[uint64]uint64
 }
@@ -128,9 +131,7 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	if err := checkOwner(hdr); err != nil {
-		return err
-	}
+	setOwner(hdr)
 	if p == "." {
 		return u.rootEntry(hdr)
 	}
@@ -162,13 +163,15 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 	return refuse("entries of type %q are not allowed in an image", hdr.Typeflag)
 }
 
-// rootEntry applies the attributes of the layer's root directory.
+// rootEntry applies the attributes of the layer's root directory. It skips an entry that would replace
+// this directory or has no name, as docker and containerd do.
 func (u *unpacker) rootEntry(hdr *tar.Header) error {
 	if hdr.Typeflag != tar.TypeDir {
-		if hdr.Name == "" {
-			return refuse("it has no name")
+		if !u.rootKept {
+			u.rootKept = true
+			slog.Warn("skipping entries of a layer that would replace its root directory", "name", clip(hdr.Name))
 		}
-		return refuse("it would replace the root directory")
+		return nil
 	}
 	u.dirs = append(u.dirs, dirTime{".", hdr.ModTime})
 	return u.attributes(u.root, hdr)
