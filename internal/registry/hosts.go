@@ -104,6 +104,7 @@ func (c *clients) update(client *http.Client) error {
 	t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, connsPerHost
 	t.ReadBufferSize = 64 << 10
 	t.ResponseHeaderTimeout = c.longest
+	t.OnProxyConnectResponse = proxyAnswer
 	t.DisableCompression = true // the digest of a blob is that of its bytes on the wire
 	if dial := t.DialContext; dial != nil {
 		t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {

@@ -66,6 +66,8 @@ func (r *Repository) refusalText(h *source, resp *http.Response, endpoint string
 		return fault.New(fault.PermissionDenied,
 			"%s: access is denied (%s); ask the registry's owner for the right to pull, or use other credentials",
 			where, said)
+	case code == http.StatusProxyAuthRequired:
+		return fault.New(fault.Unavailable, "%s: a proxy answered (%s); %s", where, said, proxyPassword)
 	case code == http.StatusNotFound && strings.HasPrefix(endpoint, "blobs/"):
 		return fault.New(fault.NotFound, "%s: %s of the image is not there (%s); the image is not whole, push it again",
 			where, endpoint, said)

@@ -60,9 +60,12 @@ func (r *Repository) send(ctx context.Context, h *source, method, endpoint strin
 // shouldRetry reports whether to retry at the same host, and after what delay.
 func (r *Repository) shouldRetry(h *source, err error) (wait time.Duration, ok bool) {
 	var refused *refusal
+	var proxy *proxyRefusal
 	switch {
 	case errors.As(err, &refused):
 		return refused.wait, refused.temporary() && refused.wait <= longWait
+	case errors.As(err, &proxy):
+		return 0, proxy.temporary()
 	case errors.Is(err, syscall.ECONNREFUSED) || fault.Of(err) != fault.Unavailable || errors.Is(err, errRedirects):
 		return 0, false
 	case timedOut(err) && r.hasAlternative(h.Host):
@@ -221,6 +224,8 @@ func (r *Repository) advice(h *source, err error) string {
 	var unknown x509.UnknownAuthorityError
 	var noTLS tls.RecordHeaderError
 	switch {
+	case ofProxy(err):
+		return "; this is the proxy, not the host: " + proxyVariables
 	case errors.As(err, &unknown):
 		return "; give the CA of its certificate in " + hostsFile(r.options.CertsDirs, r.ref.Host())
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &noTLS):
