@@ -151,7 +151,11 @@ func (a *archive) add(ctx context.Context, in io.Reader, hdr *tar.Header, n int)
 	name := cleanName(hdr.Name)
 	switch hdr.Typeflag {
 	case tar.TypeSymlink: // old docker-archives link a layer that occurs twice
-		a.link(name, cleanName(path.Join(path.Dir(name), hdr.Linkname)))
+		target := hdr.Linkname
+		if !path.IsAbs(target) { // otherwise from the root of the archive
+			target = path.Join(path.Dir(name), target)
+		}
+		a.link(name, cleanName(target))
 	case tar.TypeLink:
 		a.link(name, cleanName(hdr.Linkname))
 	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
@@ -260,13 +264,27 @@ func (a *archive) find(name string) (string, error) {
 		if spooled, ok := a.files[at]; ok {
 			return spooled, nil
 		}
-		next, ok := a.links[at]
+		next, ok := a.follow(at)
 		if !ok {
 			break
 		}
 		at = next
 	}
 	return "", fault.New(fault.Invalid, "the archive lacks the file %q that it refers to", clip(name))
+}
+
+// follow returns where a name leads if it, or a directory above it, is a link.
+func (a *archive) follow(name string) (string, bool) {
+	for at := name; at != "."; at = path.Dir(at) {
+		to, ok := a.links[at]
+		switch {
+		case ok && a.ambiguous[at]:
+			return at, true
+		case ok:
+			return cleanName(to + strings.TrimPrefix(name, at)), true
+		}
+	}
+	return "", false
 }
 
 // use marks a file as belonging to an image. It is not safe for use by the goroutines that unpack
@@ -320,6 +338,10 @@ func (a *archive) read(name string, limit int64) ([]byte, error) {
 
 // blob returns a small blob of an OCI layout, verified.
 func (a *archive) blob(d imagespec.Descriptor, limit int64) ([]byte, error) {
+	if body := embeddedIn(d); body != nil {
+		a.use(a.blobPath(d.Digest))
+		return body, nil
+	}
 	body, err := a.read(a.blobPath(d.Digest), limit)
 	if err != nil {
 		return nil, err

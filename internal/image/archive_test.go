@@ -294,3 +294,63 @@ func TestUnusedBlobsAreCounted(t *testing.T) {
 		a.close()
 	}
 }
+
+// A file of a docker-archive may be a link, or be below one. An absolute link begins at the root of the
+// archive.
+func TestLoadDockerArchiveWithLinks(t *testing.T) {
+	needRoot(t)
+	plain := tarOf(t, file{"a", "x"})
+	img := imageOf(t, "one", layerOfTar(t, plain), layerOfTar(t, plain))
+	config, _ := img.RawConfigFile()
+	type link struct {
+		name, to string
+		typeflag byte
+	}
+	const symbolic, hard = tar.TypeSymlink, tar.TypeLink
+	for name, row := range map[string]struct {
+		links []link
+		says  string // part of the error; "": loaded
+	}{
+		"of docker before 1.10":   {[]link{{"222/layer.tar", "../111/layer.tar", symbolic}}, ""},
+		"hard":                    {[]link{{"222/layer.tar", "111/layer.tar", hard}}, ""},
+		"hard, with dots":         {[]link{{"./222/layer.tar", "./111/layer.tar", hard}}, ""},
+		"absolute":                {[]link{{"222/layer.tar", "/111/layer.tar", symbolic}}, ""},
+		"a directory":             {[]link{{"222", "111", symbolic}}, ""},
+		"a directory, absolute":   {[]link{{"222", "/x/../111/", symbolic}}, ""},
+		"in a linked directory":   {[]link{{"222", "333", symbolic}, {"333/layer.tar", "../111/layer.tar", symbolic}}, ""},
+		"the root":                {[]link{{"222/layer.tar", "root/111/layer.tar", symbolic}, {"222/root", "..", symbolic}}, ""},
+		"out of the archive":      {[]link{{"222/layer.tar", "../../../../etc/passwd", symbolic}}, "lacks the file"},
+		"a loop":                  {[]link{{"222", "333", symbolic}, {"333", "222", symbolic}}, "lacks the file"},
+		"a directory, two ways":   {[]link{{"222", "111", symbolic}, {"222", "333", symbolic}}, "different files"},
+		"not there":               {[]link{{"222", "444", symbolic}}, "lacks the file"},
+		"the same link, twice":    {[]link{{"222", "111", symbolic}, {"./222", "111/", symbolic}}, ""},
+		"a directory into itself": {[]link{{"222", "222/x", symbolic}}, "lacks the file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var buf bytes.Buffer
+			w := tar.NewWriter(&buf)
+			put := func(name string, body []byte) {
+				w.WriteHeader(&tar.Header{Name: name, Size: int64(len(body)), Typeflag: tar.TypeReg})
+				w.Write(body)
+			}
+			for _, l := range row.links {
+				w.WriteHeader(&tar.Header{Name: l.name, Linkname: l.to, Typeflag: l.typeflag})
+			}
+			put("111/layer.tar", plain)
+			put("config.json", config)
+			put("manifest.json", []byte(`[{"Config":"config.json","RepoTags":null,"Layers":["111/layer.tar","222/layer.tar"]}]`))
+			w.Close()
+			s := openStore(t, "")
+			images, err := s.Load(t.Context(), &buf, "named:1")
+			if row.says != "" {
+				if !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), row.says) {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil || !slices.Equal(images[0].References, []string{"docker.io/library/named:1"}) {
+				t.Errorf("%+v, %v", images, err)
+			}
+		})
+	}
+}

@@ -214,7 +214,7 @@ func (a *archive) config(_ context.Context, d imagespec.Descriptor) ([]byte, err
 
 func (a *archive) layer(d imagespec.Descriptor) layer.Blob {
 	a.use(a.blobPath(d.Digest))
-	return layer.Blob{Digest: d.Digest, Size: sizeOf(d), Open: a.opener(a.blobPath(d.Digest))}
+	return layer.Blob{Digest: d.Digest, Size: sizeOf(d), Open: orEmbedded(d, a.opener(a.blobPath(d.Digest)))}
 }
 
 func (a *archive) distrust(*document) func(digest.Digest) (string, bool) { return nil }

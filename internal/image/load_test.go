@@ -252,32 +252,6 @@ func TestLoadDockerArchive(t *testing.T) {
 	}
 }
 
-func TestLoadOldDockerArchiveWithLinks(t *testing.T) {
-	needRoot(t)
-	plain := tarOf(t, file{"a", "x"})
-	img := imageOf(t, "one", layerOfTar(t, plain), layerOfTar(t, plain))
-	config, _ := img.RawConfigFile()
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	put := func(name string, body []byte) {
-		w.WriteHeader(&tar.Header{Name: name, Size: int64(len(body)), Typeflag: tar.TypeReg})
-		w.Write(body)
-	}
-	put("111/layer.tar", plain)
-	w.WriteHeader(&tar.Header{Name: "222/layer.tar", Typeflag: tar.TypeSymlink, Linkname: "../111/layer.tar"})
-	put("config.json", config)
-	put("manifest.json", []byte(`[{"Config":"config.json","RepoTags":null,"Layers":["111/layer.tar","222/layer.tar"]}]`))
-	w.Close()
-	s := openStore(t, "")
-	images, err := s.Load(t.Context(), &buf, "named:1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Equal(images[0].References, []string{"docker.io/library/named:1"}) {
-		t.Errorf("%+v", images[0])
-	}
-}
-
 func TestBadArchivesAreRefused(t *testing.T) {
 	needRoot(t)
 	img := imageOf(t, "one", layerOf(t, file{"a", strings.Repeat("x", 5000)}))

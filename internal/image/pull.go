@@ -186,11 +186,17 @@ func (s *Store) resolve(ctx context.Context, repo *registry.Repository, m regist
 type repository struct{ *registry.Repository }
 
 func (r repository) manifest(ctx context.Context, d imagespec.Descriptor) ([]byte, string, error) {
+	if body := embeddedIn(d); body != nil {
+		return body, d.MediaType, nil
+	}
 	m, err := r.ManifestAt(ctx, d.Digest)
 	return m.Body, m.MediaType, err
 }
 
 func (r repository) config(ctx context.Context, d imagespec.Descriptor) ([]byte, error) {
+	if body := embeddedIn(d); body != nil {
+		return body, nil
+	}
 	return r.Config(ctx, d.Digest, maxConfig)
 }
 
@@ -214,16 +220,15 @@ func (r repository) distrust(doc *document) func(digest.Digest) (string, bool) {
 // layerBlob returns a layer as the repository has it.
 func layerBlob(repo *registry.Repository, diffID digest.Digest, d imagespec.Descriptor) layer.Blob {
 	return layer.Blob{DiffID: diffID, Digest: d.Digest, Size: sizeOf(d),
-		Open: func(ctx context.Context) (io.ReadCloser, error) {
+		Open: orEmbedded(d, func(ctx context.Context) (io.ReadCloser, error) {
 			stream, err := repo.Blob(ctx, d.Digest, sizeOf(d))
 			if errors.Is(err, fault.NotFound) && len(d.URLs) > 0 {
 				// The author of an image could make the node access any address in its network.
 				return nil, fmt.Errorf("%w; the layer is stored at another address, %q, from which Kuri does not "+
-					"fetch "+
-					"layers: push the image with all its layers", err, clip(d.URLs[0]))
+					"fetch layers: push the image with all its layers", err, clip(d.URLs[0]))
 			}
 			return stream, err
-		}}
+		})}
 }
 
 // artifactSource opens the blobs of an artifact in the repository.
