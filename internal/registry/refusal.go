@@ -8,7 +8,6 @@ import (
 	"math"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
@@ -68,7 +67,7 @@ func (r *Repository) refusalText(h *source, resp *http.Response, endpoint string
 			where, said)
 	case code == http.StatusProxyAuthRequired:
 		return fault.New(fault.Unavailable, "%s: a proxy answered (%s); %s", where, said, proxyPassword)
-	case code == http.StatusNotFound && strings.HasPrefix(endpoint, "blobs/"):
+	case code == http.StatusNotFound && endpoint != "manifests/"+r.ref.target(): // a part of it
 		return fault.New(fault.NotFound, "%s: %s of the image is not there (%s); the image is not whole, push it again",
 			where, endpoint, said)
 	case code == http.StatusNotFound:
