@@ -7,4 +7,7 @@
 // The keeper is built with the tag lean, to be small: this package then links none of Go's
 // profiling code and offers only goroutine stacks. A keeper without the tag has all profiles, and
 // samples its memory only during a request ([Quiet]).
+//
+// The package keeps no state. Its one lock is held while a profile is taken: the Go runtime takes
+// only one of each kind at a time.
 package profile

@@ -9,6 +9,9 @@
 // filesystem counts nothing for it and has no limit for it. [Release] reads the number from the
 // directory itself, so any process can clean up after a crash when it removes the directory.
 //
+// A Projects is safe for concurrent use. Its lock is held while a free number is found and taken:
+// for a few system calls. Quotas survive a restart and a reboot.
+//
 // Numbers are random, from a range that only Kuri uses. So Kuri does not interfere with other users
 // of project quotas on the filesystem (a kubelet that counts emptyDirs, another kurid), and it
 // never changes an administrator's project.
