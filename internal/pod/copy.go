@@ -72,7 +72,7 @@ func (p *Pods) copier(ctx context.Context, id string, with keeper.Streams, args 
 	if err != nil {
 		return 0, "", err
 	}
-	words := &limited{left: copierWords}
+	words := &boundedBuffer{left: copierWords}
 	with.Stderr = words
 	if with.Stdout == nil {
 		with.Stdout = io.Discard
@@ -84,14 +84,14 @@ func (p *Pods) copier(ctx context.Context, id string, with keeper.Streams, args 
 	return code, strings.Join(strings.Split(strings.TrimSpace(words.kept.String()), "\n"), "; "), nil
 }
 
-// limited keeps the first bytes that are written to it and drops the rest. (It must not embed the buffer: io.Copy would
+// boundedBuffer keeps the first bytes that are written to it and drops the rest. (It must not embed the buffer: io.Copy would
 // use the buffer's ReadFrom, which keeps everything.)
-type limited struct {
+type boundedBuffer struct {
 	kept bytes.Buffer
 	left int
 }
 
-func (l *limited) Write(b []byte) (int, error) {
+func (l *boundedBuffer) Write(b []byte) (int, error) {
 	kept := b[:min(len(b), l.left)]
 	l.left -= len(kept)
 	l.kept.Write(kept)

@@ -6,9 +6,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// encoded caches the wire form of a record's list entry: records are immutable, and kubelets list every second. It is
+// encodedCache caches the wire form of a record's list entry: records are immutable, and kubelets list every second. It is
 // safe for concurrent use.
-type encoded[R any] struct {
+type encodedCache[R any] struct {
 	last atomic.Pointer[encodedItem[R]]
 }
 
@@ -18,7 +18,7 @@ type encodedItem[R any] struct {
 }
 
 // of returns the encoded message of the record. It comes from the cache if that holds the same record.
-func (e *encoded[R]) of(record *R, message func(*R) proto.Message) ([]byte, error) {
+func (e *encodedCache[R]) of(record *R, message func(*R) proto.Message) ([]byte, error) {
 	if last := e.last.Load(); last != nil && last.record == record {
 		return last.wire, nil
 	}

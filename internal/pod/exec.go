@@ -29,10 +29,10 @@ type Output struct {
 // all processes that it started are killed. For the timeout, the error is of kind Deadline.
 //
 // The outputs of all ExecSyncs share one bounded memory. A command that finds it full waits, within its timeout and for
-// at most execPatience, and then fails with an error of kind Exhausted.
+// at most execWaitLimit, and then fails with an error of kind Exhausted.
 //
 // At most MaxExecs run at once. The others wait for their turn, first come, first served, for their timeout, or for
-// execPatience if they have none. The timeout starts again with the command. Without a turn by then the error is of
+// execWaitLimit if they have none. The timeout starts again with the command. Without a turn by then the error is of
 // kind Exhausted, which a kubelet does not count as a failed probe.
 func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (*Output, error) {
 	if timeout < 0 {
@@ -73,8 +73,8 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 	return &Output{out.stdout.pieces, out.stderr.pieces, code}, nil
 }
 
-// execPatience is how long an exec without a timeout waits for its turn, and any exec for output memory.
-const execPatience = 30 * time.Second
+// execWaitLimit is how long an exec without a timeout waits for its turn, and any exec for output memory.
+const execWaitLimit = 30 * time.Second
 
 // execTurns bounds how many ExecSyncs run at once. It is safe for concurrent use.
 type execTurns struct {
@@ -84,12 +84,12 @@ type execTurns struct {
 
 func newExecTurns(most int) *execTurns { return &execTurns{most, semaphore.NewWeighted(int64(most))} }
 
-// take waits for a turn, for at most patience (0: execPatience) or until ctx ends. done ends the turn.
-func (t *execTurns) take(ctx context.Context, patience time.Duration) (done func(), err error) {
-	if patience == 0 {
-		patience = execPatience
+// take waits for a turn, for at most limit (0: execWaitLimit) or until ctx ends. done ends the turn.
+func (t *execTurns) take(ctx context.Context, limit time.Duration) (done func(), err error) {
+	if limit == 0 {
+		limit = execWaitLimit
 	}
-	waiting, cancel := context.WithTimeout(ctx, patience)
+	waiting, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	switch err := t.turns.Acquire(waiting, 1); {
 	case err == nil:
@@ -98,7 +98,7 @@ func (t *execTurns) take(ctx context.Context, patience time.Duration) (done func
 		return nil, context.Cause(ctx)
 	}
 	return nil, fault.New(fault.Exhausted, "%d commands run already by ExecSync, as many as may at once (pod.max_execs), and none ended within %s; "+
-		"raise pod.max_execs, or see which commands hang", t.most, patience)
+		"raise pod.max_execs, or see which commands hang", t.most, limit)
 }
 
 // errTimeout is the cause of the end of an exec's context if the exec's own timeout has passed, not the caller's.

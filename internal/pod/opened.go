@@ -13,15 +13,15 @@ import (
 	"github.com/kuri-cri/kuri/internal/metric"
 )
 
-// opened has the number of files that the processes of a container have open, and their limit.
-type opened struct {
+// openFiles has the number of files that the processes of a container have open, and their limit.
+type openFiles struct {
 	processes *metric.Processes
 	files     cgroup.Value // soft limit of the first process
 }
 
 // readOpen counts the files and sockets that the processes of a container have open.
-func (p *Pods) readOpen(r *ContainerRecord) *opened {
-	o := &opened{}
+func (p *Pods) readOpen(r *ContainerRecord) *openFiles {
+	o := &openFiles{}
 	dir, err := p.Driver.Dir(r.CgroupsPath)
 	if err != nil {
 		return o

@@ -108,11 +108,11 @@ func (k *streamHead) size() int {
 	return min(laterPiece, execLimit-firstPiece-(len(k.pieces)-1)*laterPiece)
 }
 
-// take returns an empty piece, as soon as there is memory for it. After execPatience the error is of kind Exhausted.
+// take returns an empty piece, as soon as there is memory for it. After execWaitLimit the error is of kind Exhausted.
 func (a *account) take(size int) (*Piece, error) {
 	o := a.all
-	patience := time.NewTimer(execPatience)
-	defer patience.Stop()
+	limit := time.NewTimer(execWaitLimit)
+	defer limit.Stop()
 	collect := time.NewTimer(outputQuiet)
 	defer collect.Stop()
 	for {
@@ -127,9 +127,9 @@ func (a *account) take(size int) (*Piece, error) {
 			go runtime.GC()
 		case <-a.ctx.Done():
 			return nil, context.Cause(a.ctx)
-		case <-patience.C:
+		case <-limit.C:
 			return nil, fault.New(fault.Exhausted, "the outputs of other ExecSyncs take the %d MiB that there are for all, and none was given back within %s; "+
-				"print less, or run fewer at once", (outputShared+outputMost)>>20, execPatience)
+				"print less, or run fewer at once", (outputShared+outputMost)>>20, execWaitLimit)
 		}
 	}
 }

@@ -15,7 +15,7 @@ type Sandbox struct {
 	view  *view
 	rec   atomic.Pointer[SandboxRecord] // stored by publish
 	shown []*Container                  // the visible ones, oldest first; guarded by view.mu
-	item  encoded[SandboxRecord]
+	item  encodedCache[SandboxRecord]
 	// namespaces are the paths by which containers join the pod's namespaces, by OCI type. They belong to the keeper
 	// and change with each new keeper.
 	namespaces atomic.Pointer[map[string]string]
@@ -103,7 +103,7 @@ type Container struct {
 	paths   paths
 	sandbox *Sandbox
 	rec     atomic.Pointer[ContainerRecord] // stored by publish
-	item    encoded[ContainerRecord]
+	item    encodedCache[ContainerRecord]
 	release func() // releases the layers
 	usage   usage  // of the writable layer, see stats.go
 	cpu     rate   // see stats.go

@@ -150,13 +150,13 @@ func (p *Pods) EncodedContainers(filter ContainerFilter, item func(*ContainerRec
 	return out, nil
 }
 
-// listed is a container with its record at the moment of a list.
-type listed struct {
+// listedContainer is a container with its record at the moment of a list.
+type listedContainer struct {
 	*Container
 	record *ContainerRecord
 }
 
-func (p *Pods) listContainers(filter ContainerFilter) ([]listed, error) {
+func (p *Pods) listContainers(filter ContainerFilter) ([]listedContainer, error) {
 	if filter.SandboxID != "" {
 		s, err := p.Sandbox(filter.SandboxID)
 		if err != nil {
@@ -170,19 +170,19 @@ func (p *Pods) listContainers(filter ContainerFilter) ([]listed, error) {
 			return nil, forgive(err)
 		}
 		if r := c.Record(); filter.keeps(r) {
-			return []listed{{c, r}}, nil
+			return []listedContainer{{c, r}}, nil
 		}
 		return nil, nil
 	}
-	var out []listed
+	var out []listedContainer
 	p.mu.RLock()
 	for _, c := range p.containers {
 		if r := c.Record(); filter.keeps(r) {
-			out = append(out, listed{c, r})
+			out = append(out, listedContainer{c, r})
 		}
 	}
 	p.mu.RUnlock()
-	slices.SortFunc(out, func(a, b listed) int { return cmp.Compare(b.record.CreatedAt, a.record.CreatedAt) })
+	slices.SortFunc(out, func(a, b listedContainer) int { return cmp.Compare(b.record.CreatedAt, a.record.CreatedAt) })
 	return out, nil
 }
 

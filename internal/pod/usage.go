@@ -36,7 +36,7 @@ type containerUse struct {
 	sample  cgroup.Sample
 	found   bool           // the cgroup was there
 	details *cgroup.Detail // of a detailed pass, as is open
-	open    *opened
+	open    *openFiles
 }
 
 // sandboxUse is the reading of a pod.

@@ -120,15 +120,15 @@ func (c *codec) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, han
 
 // stream does so for each message of a stream once it is received: the handler takes one at a time.
 func (c *codec) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return handler(srv, releasing{ss, c})
+	return handler(srv, releasingStream{ss, c})
 }
 
-type releasing struct {
+type releasingStream struct {
 	grpc.ServerStream
 	c *codec
 }
 
-func (r releasing) RecvMsg(m any) error {
+func (r releasingStream) RecvMsg(m any) error {
 	if err := r.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}

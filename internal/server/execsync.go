@@ -70,7 +70,7 @@ func (a *execAnswer) encode() mem.BufferSlice {
 		}
 		out = append(out, mem.SliceBuffer(protowire.AppendVarint(protowire.AppendTag(nil, number, protowire.BytesType), uint64(size))))
 		for _, p := range pieces {
-			out = append(out, mem.NewBuffer(&p.Bytes, freeing{p}))
+			out = append(out, mem.NewBuffer(&p.Bytes, piecePool{p}))
 		}
 	}
 	field(1, a.Stdout)
@@ -82,8 +82,8 @@ func (a *execAnswer) encode() mem.BufferSlice {
 	return out
 }
 
-// freeing is the pool that a piece's memory goes back to.
-type freeing struct{ piece *pod.Piece }
+// piecePool is the pool that a piece's memory goes back to.
+type piecePool struct{ piece *pod.Piece }
 
-func (f freeing) Get(length int) *[]byte { b := make([]byte, length); return &b }
-func (f freeing) Put(*[]byte)            { f.piece.Free() }
+func (f piecePool) Get(length int) *[]byte { b := make([]byte, length); return &b }
+func (f piecePool) Put(*[]byte)            { f.piece.Free() }

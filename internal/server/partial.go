@@ -32,13 +32,13 @@ type partialConn struct {
 
 	mu      sync.Mutex // guards the fields below
 	in, out frames
-	open    map[uint32]*unfinished // by stream
-	own     int64                  // bytes of them all
+	open    map[uint32]*partialMessage // by stream
+	own     int64                      // bytes of them all
 	closed  bool
 }
 
-// unfinished is the message that a stream is sending: five bytes, the last four of which are its length, and the message.
-type unfinished struct {
+// partialMessage is the message that a stream is sending: five bytes, the last four of which are its length, and the message.
+type partialMessage struct {
 	head [5]byte
 	have int // bytes of head received
 	left int // bytes of the message to come
@@ -47,7 +47,7 @@ type unfinished struct {
 
 func (p *partial) watch(conn net.Conn) net.Conn {
 	const preface = 24 // bytes that a client begins with (RFC 9113, section 3.4)
-	return &partialConn{Conn: conn, all: p, in: frames{skip: preface}, open: make(map[uint32]*unfinished)}
+	return &partialConn{Conn: conn, all: p, in: frames{skip: preface}, open: make(map[uint32]*partialMessage)}
 }
 
 func (c *partialConn) Read(p []byte) (int, error) {
@@ -87,7 +87,7 @@ func (c *partialConn) hold(bytes int64) {
 
 func (c *partialConn) begin(stream uint32) {
 	if c.open[stream] == nil && !c.closed {
-		c.open[stream] = &unfinished{}
+		c.open[stream] = &partialMessage{}
 	}
 }
 

@@ -61,14 +61,14 @@ func TestConnectionsOfAClientAreBounded(t *testing.T) {
 	}
 }
 
-// forwarding is a client's SPDY connection to a server, over which it opens connections to ports.
-type forwarding struct {
+// forwardClient is a client's SPDY connection to a server, over which it opens connections to ports.
+type forwardClient struct {
 	t    *testing.T
 	conn httpstream.Connection
 	next int
 }
 
-func openForwarding(t *testing.T, s *Server) *forwarding {
+func openForwarding(t *testing.T, s *Server) *forwardClient {
 	t.Helper()
 	address, err := s.PortForward(Pod{ID: "p"}, nil)
 	if err != nil {
@@ -88,11 +88,11 @@ func openForwarding(t *testing.T, s *Server) *forwarding {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return &forwarding{t: t, conn: conn}
+	return &forwardClient{t: t, conn: conn}
 }
 
 // open opens a connection to a port. The second stream carries its errors.
-func (f *forwarding) open(port int) (data, errs httpstream.Stream) {
+func (f *forwardClient) open(port int) (data, errs httpstream.Stream) {
 	f.t.Helper()
 	f.next++
 	create := func(kind string) httpstream.Stream {

@@ -126,7 +126,7 @@ func (e *Exporter) Ended(ctx context.Context, full string, r step.Report) {
 			end = last
 		}
 	}
-	parent := propagation.TraceContext{}.Extract(context.Background(), carrier(ctx))
+	parent := propagation.TraceContext{}.Extract(context.Background(), carrierOf(ctx))
 	name := strings.TrimPrefix(full, "/")
 	service, method, _ := strings.Cut(name, "/")
 	ctx, span := e.tracer.Start(parent, name, trace.WithTimestamp(r.Began), trace.WithSpanKind(trace.SpanKindServer))
@@ -168,16 +168,16 @@ func attributes(r step.Report) (all []attribute.KeyValue) {
 	return all
 }
 
-// incoming is a request's metadata as a carrier of the trace context.
-type incoming metadata.MD
+// carrier is a request's metadata as a carrier of the trace context.
+type carrier metadata.MD
 
-func carrier(ctx context.Context) incoming {
+func carrierOf(ctx context.Context) carrier {
 	md, _ := metadata.FromIncomingContext(ctx)
-	return incoming(md)
+	return carrier(md)
 }
 
 // Get returns the value of a key, "" for none.
-func (c incoming) Get(key string) string {
+func (c carrier) Get(key string) string {
 	if v := metadata.MD(c).Get(key); len(v) > 0 {
 		return v[0]
 	}
@@ -185,7 +185,7 @@ func (c incoming) Get(key string) string {
 }
 
 // Set does nothing: the context is only extracted.
-func (incoming) Set(string, string) {}
+func (carrier) Set(string, string) {}
 
 // Keys returns nothing: the extractor knows its keys.
-func (incoming) Keys() []string { return nil }
+func (carrier) Keys() []string { return nil }

@@ -19,8 +19,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// handled is a running pod from which the test removes something by hand.
-type handled struct {
+// tamperedPod is a running pod from which the test removes something by hand.
+type tamperedPod struct {
 	*shell
 	pod, container string
 	pid            int
@@ -42,9 +42,9 @@ func links(t *testing.T) []string {
 	return names
 }
 
-func (s *shell) handled(t *testing.T, name string, ports ...*runtimeapi.PortMapping) *handled {
+func (s *shell) handled(t *testing.T, name string, ports ...*runtimeapi.PortMapping) *tamperedPod {
 	t.Helper()
-	h := &handled{shell: s, logs: filepath.Join(t.TempDir(), "logs"), volume: filepath.Join(t.TempDir(), "volume")}
+	h := &tamperedPod{shell: s, logs: filepath.Join(t.TempDir(), "logs"), volume: filepath.Join(t.TempDir(), "volume")}
 	mkdirAll(t, h.logs)
 	mkdirAll(t, h.volume)
 	run(t, "mount", "-t", "tmpfs", "volume", h.volume)
@@ -67,7 +67,7 @@ func (s *shell) handled(t *testing.T, name string, ports ...*runtimeapi.PortMapp
 }
 
 // another runs a script in another container of the pod, which must succeed.
-func (h *handled) another(t *testing.T, script string) {
+func (h *tamperedPod) another(t *testing.T, script string) {
 	t.Helper()
 	config := harness.Pod("handled")
 	config.LogDirectory = h.logs
@@ -78,7 +78,7 @@ func (h *handled) another(t *testing.T, script string) {
 }
 
 // unmountShm unmounts the pod's /dev/shm in the holder's mount namespace, which has no other mounts.
-func (h *handled) unmountShm(t *testing.T) {
+func (h *tamperedPod) unmountShm(t *testing.T) {
 	t.Helper()
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", h.HolderPid()))
 	err := errors.New("the holder has no mount namespace")
@@ -133,79 +133,79 @@ func TestRemovedByHand(t *testing.T) {
 	})
 	for _, c := range []struct {
 		name     string
-		remove   func(*testing.T, *handled)
-		notReady string                     // the pod's reason; "" if it stays ready
-		doctor   string                     // part of the report
-		fixed    func(*testing.T, *handled) // --fix mends all that is fixable, and this holds then
-		mend     func(*testing.T, *handled)
+		remove   func(*testing.T, *tamperedPod)
+		notReady string                         // the pod's reason; "" if it stays ready
+		doctor   string                         // part of the report
+		fixed    func(*testing.T, *tamperedPod) // --fix mends all that is fixable, and this holds then
+		mend     func(*testing.T, *tamperedPod)
 	}{
-		{name: "network namespace", notReady: "its network namespace is gone", doctor: "its network namespace is gone", remove: func(t *testing.T, h *handled) {
+		{name: "network namespace", notReady: "its network namespace is gone", doctor: "its network namespace is gone", remove: func(t *testing.T, h *tamperedPod) {
 			unpinNetns(t, "/run/netns/kuri-"+h.pod)
 		}},
-		{name: "cgroup", notReady: "its cgroup is gone", doctor: "its cgroup is gone", remove: func(t *testing.T, h *handled) {
+		{name: "cgroup", notReady: "its cgroup is gone", doctor: "its cgroup is gone", remove: func(t *testing.T, h *tamperedPod) {
 			for _, dir := range cgroupsOf(t, h.pid) {
 				leave(t, filepath.Dir(filepath.Dir(dir)), h.pid)
 			}
 			harness.RemoveCgroup(t, "/kuri-"+h.pod)
 		}},
-		{name: "link", doctor: "is gone: it reaches nobody", remove: func(t *testing.T, h *handled) {
+		{name: "link", doctor: "is gone: it reaches nobody", remove: func(t *testing.T, h *tamperedPod) {
 			run(t, "ip", "link", "delete", h.link)
 		}},
-		{name: "rules", doctor: "entries too many", remove: func(t *testing.T, h *handled) {
+		{name: "rules", doctor: "entries too many", remove: func(t *testing.T, h *tamperedPod) {
 			run(t, "nft", "flush", "map", "inet", kuriTable(t), "any4")
 		}},
-		{name: "table", doctor: "table of the built-in network is gone", remove: func(t *testing.T, h *handled) {
+		{name: "table", doctor: "table of the built-in network is gone", remove: func(t *testing.T, h *tamperedPod) {
 			run(t, "nft", "delete", "table", "inet", kuriTable(t))
-		}, mend: func(t *testing.T, h *handled) { doctor(t, h.Daemon, "--fix") }},
-		{name: "forwarding", doctor: "net.ipv4.ip_forward", remove: func(t *testing.T, h *handled) {
+		}, mend: func(t *testing.T, h *tamperedPod) { doctor(t, h.Daemon, "--fix") }},
+		{name: "forwarding", doctor: "net.ipv4.ip_forward", remove: func(t *testing.T, h *tamperedPod) {
 			harness.Write(t, "/proc/sys/net/ipv4", "ip_forward", "0") // of the cell's network namespace
-		}, fixed: func(t *testing.T, h *handled) {
+		}, fixed: func(t *testing.T, h *tamperedPod) {
 			if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err != nil || string(text) != "1\n" {
 				t.Errorf("forwarding is %q: %v", text, err)
 			}
 		}},
-		{name: "directory in the state directory", doctor: "were removed: pod.json, resolv.conf, hosts, hostname", remove: func(t *testing.T, h *handled) {
+		{name: "directory in the state directory", doctor: "were removed: pod.json, resolv.conf, hosts, hostname", remove: func(t *testing.T, h *tamperedPod) {
 			removeTree(t, filepath.Join(h.State, "pods", h.pod))
-		}, fixed: func(t *testing.T, h *handled) {
+		}, fixed: func(t *testing.T, h *tamperedPod) {
 			h.another(t, "grep -q handled /etc/hosts && cat /etc/resolv.conf")
 		}},
-		{name: "resolv.conf", doctor: "were removed: resolv.conf;", remove: func(t *testing.T, h *handled) {
+		{name: "resolv.conf", doctor: "were removed: resolv.conf;", remove: func(t *testing.T, h *tamperedPod) {
 			removeTree(t, filepath.Join(h.State, "pods", h.pod, "resolv.conf"))
-		}, fixed: func(t *testing.T, h *handled) { h.another(t, "cat /etc/resolv.conf") }},
-		{name: "directory in the root", doctor: "its writable layer was removed", remove: func(t *testing.T, h *handled) {
+		}, fixed: func(t *testing.T, h *tamperedPod) { h.another(t, "cat /etc/resolv.conf") }},
+		{name: "directory in the root", doctor: "its writable layer was removed", remove: func(t *testing.T, h *tamperedPod) {
 			removeTree(t, filepath.Join(h.Root, "pods", h.pod))
-		}, fixed: func(t *testing.T, h *handled) {
+		}, fixed: func(t *testing.T, h *tamperedPod) {
 			for _, path := range []string{"pod.json", "containers/" + h.container + "/container.json"} {
 				if _, err := os.Stat(filepath.Join(h.Root, "pods", h.pod, path)); err != nil {
 					t.Error(err)
 				}
 			}
 		}},
-		{name: "bundle", doctor: "its OCI configuration was removed", remove: func(t *testing.T, h *handled) {
+		{name: "bundle", doctor: "its OCI configuration was removed", remove: func(t *testing.T, h *tamperedPod) {
 			removeTree(t, filepath.Join(h.State, "pods", h.pod, "containers", h.container, "config.json"))
 		}},
-		{name: "log directory", doctor: "its log was removed", remove: func(t *testing.T, h *handled) { removeTree(t, h.logs) },
-			fixed: func(t *testing.T, h *handled) {
+		{name: "log directory", doctor: "its log was removed", remove: func(t *testing.T, h *tamperedPod) { removeTree(t, h.logs) },
+			fixed: func(t *testing.T, h *tamperedPod) {
 				if _, err := os.Stat(filepath.Join(h.logs, "main.log")); err != nil {
 					t.Error(err)
 				}
 			}},
-		{name: "mounted volume", doctor: "the source of its volume at /volume was removed", remove: func(t *testing.T, h *handled) {
+		{name: "mounted volume", doctor: "the source of its volume at /volume was removed", remove: func(t *testing.T, h *tamperedPod) {
 			run(t, "umount", "-l", h.volume)
 			removeTree(t, h.volume)
 		}},
-		{name: "shm", doctor: "its /dev/shm was unmounted", remove: func(t *testing.T, h *handled) { h.unmountShm(t) },
-			fixed: func(t *testing.T, h *handled) {
+		{name: "shm", doctor: "its /dev/shm was unmounted", remove: func(t *testing.T, h *tamperedPod) { h.unmountShm(t) },
+			fixed: func(t *testing.T, h *tamperedPod) {
 				h.Exec(t, h.container, "sh", "-c", "echo shared >/dev/shm/file")
 				h.another(t, "grep -q shared /dev/shm/file")
 			}},
-		{name: "layer", doctor: "below it is missing", remove: func(t *testing.T, h *handled) {
+		{name: "layer", doctor: "below it is missing", remove: func(t *testing.T, h *tamperedPod) {
 			for _, layer := range globbed(t, h.Root, "layers", "*") {
 				if err := os.Rename(layer, filepath.Join(h.Dir, "away-"+filepath.Base(layer))); err != nil {
 					t.Fatal(err)
 				}
 			}
-		}, mend: func(t *testing.T, h *handled) {
+		}, mend: func(t *testing.T, h *tamperedPod) {
 			for _, away := range globbed(t, h.Dir, "away-*") {
 				if err := os.Rename(away, filepath.Join(h.Root, "layers", strings.TrimPrefix(filepath.Base(away), "away-"))); err != nil {
 					t.Fatal(err)

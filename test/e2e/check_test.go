@@ -14,13 +14,13 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-type checked struct {
+type checkReport struct {
 	Checks []struct{ Group, Name, State, Detail, Fails, Mend string }
 	// Summary counts the checks of each state.
 	Summary map[string]int
 }
 
-func (c checked) state(group, name string) string {
+func (c checkReport) state(group, name string) string {
 	for _, r := range c.Checks {
 		if r.Group == group && r.Name == name {
 			return r.State
@@ -34,7 +34,7 @@ func (c checked) state(group, name string) string {
 func TestCheckNode(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	out, stderr, code := d.Kuri(t, "check", "-o", "json")
-	var got checked
+	var got checkReport
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatalf("%v: %s%s", err, out, stderr)
 	}
@@ -96,7 +96,7 @@ func TestCheckNodeWithoutRuntime(t *testing.T) {
 			t.Skip("SKIP: no setpriv(1)")
 		}
 		full := slices.Concat(by, command)
-		var got checked
+		var got checkReport
 		cmd := exec.Command(full[0], full[1:]...)
 		out, _ := cmd.Output()
 		if err := json.Unmarshal(out, &got); err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// examined is the output of kuri doctor -o json.
-type examined struct {
+// doctorReport is the output of kuri doctor -o json.
+type doctorReport struct {
 	Damages []damage
 	Blind   []struct{ Check, Error string }
 	Serving bool
@@ -36,11 +36,11 @@ type damage struct {
 const withoutKurid = "--timeout=1s"
 
 // doctor runs kuri doctor and returns its report and exit code.
-func doctor(t *testing.T, d *harness.Daemon, flags ...string) (examined, int) {
+func doctor(t *testing.T, d *harness.Daemon, flags ...string) (doctorReport, int) {
 	t.Helper()
 	args := append([]string{"doctor", "-o", "json", "--kurid-config", filepath.Join(d.Dir, "config.toml")}, flags...)
 	out, errs, code := d.Kuri(t, args...)
-	var r examined
+	var r doctorReport
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		t.Fatalf("kuri doctor: exit code %d, %v: %s%s", code, err, out, errs)
 	}

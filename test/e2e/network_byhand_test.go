@@ -77,7 +77,7 @@ func TestNetworkRemovedByHand(t *testing.T) {
 		t.Errorf("not found: %s", w)
 	}
 
-	for _, from := range []*handled{h, neighbour} {
+	for _, from := range []*tamperedPod{h, neighbour} {
 		for _, to := range []string{gateway[1], address[1]} {
 			if out, errs, code := s.Exec(t, from.container, "ping", "-c", "1", "-W", "10", to); code != 0 {
 				t.Errorf("from %s to %s: %s%s", from.pod, to, out, errs)

@@ -86,7 +86,7 @@ func TestPullsThatFail(t *testing.T) {
 			fmt.Fprint(w, `{"schemaVersion": 1, "name": "app", "tag": "1"}`)
 		}},
 		{name: "wrong bytes", ref: ref, code: codes.DataLoss, says: []string{"sha256:"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			next.ServeHTTP(corrupting{w, path(r, "blobs")}, r)
+			next.ServeHTTP(corruptingWriter{w, path(r, "blobs")}, r)
 		}},
 		{name: "server trouble", ref: ref, code: codes.Unknown, says: []string{"RegistryUnavailable: ", "503"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			http.Error(w, "overloaded", http.StatusServiceUnavailable)
@@ -121,13 +121,13 @@ func TestPullsThatFail(t *testing.T) {
 	}
 }
 
-// corrupting flips a bit of the content it passes while on is set.
-type corrupting struct {
+// corruptingWriter flips a bit of the content it passes while on is set.
+type corruptingWriter struct {
 	http.ResponseWriter
 	on bool
 }
 
-func (c corrupting) Write(b []byte) (int, error) {
+func (c corruptingWriter) Write(b []byte) (int, error) {
 	if c.on && len(b) > 0 {
 		b = bytes.Clone(b)
 		b[len(b)/2] ^= 1
@@ -188,7 +188,7 @@ func TestDroppedConnectionResumes(t *testing.T) {
 		bare.Header.Del("Range")
 		next.ServeHTTP(whole, bare)
 		w.Header().Set("Content-Type", "application/octet-stream")
-		http.ServeContent(&cutting{ResponseWriter: w, left: 1 << 20, cuts: &cuts}, r, "", time.Time{}, bytes.NewReader(whole.Body.Bytes()))
+		http.ServeContent(&cuttingWriter{ResponseWriter: w, left: 1 << 20, cuts: &cuts}, r, "", time.Time{}, bytes.NewReader(whole.Body.Bytes()))
 	})
 	if _, err := pull(t, d, ref, nil); err != nil {
 		t.Fatalf("pull: %v", err)
@@ -198,14 +198,14 @@ func TestDroppedConnectionResumes(t *testing.T) {
 	}
 }
 
-// cutting closes the connection after left bytes.
-type cutting struct {
+// cuttingWriter closes the connection after left bytes.
+type cuttingWriter struct {
 	http.ResponseWriter
 	left int
 	cuts *atomic.Int64
 }
 
-func (c *cutting) Write(b []byte) (int, error) {
+func (c *cuttingWriter) Write(b []byte) (int, error) {
 	if len(b) <= c.left {
 		c.left -= len(b)
 		return c.ResponseWriter.Write(b)

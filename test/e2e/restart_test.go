@@ -24,8 +24,8 @@ import (
 	"github.com/kuri-cri/kuri/test/harness"
 )
 
-// polling calls a daemon as a kubelet does, over persistent connections, until its test ends.
-type polling struct {
+// poller calls a daemon as a kubelet does, over persistent connections, until its test ends.
+type poller struct {
 	calls  atomic.Int64
 	mu     sync.Mutex // guards failed
 	failed []error
@@ -35,10 +35,10 @@ type polling struct {
 	done sync.WaitGroup
 }
 
-func poll(t *testing.T, d *harness.Daemon, pod, container string) *polling {
+func poll(t *testing.T, d *harness.Daemon, pod, container string) *poller {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
-	p := &polling{ctx: ctx, stop: stop}
+	p := &poller{ctx: ctx, stop: stop}
 	rt, err := client.DialRuntime(ctx, "unix://"+d.Socket, client.Options{Timeout: harness.Patient(20 * time.Second)})
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func poll(t *testing.T, d *harness.Daemon, pod, container string) *polling {
 	return p
 }
 
-func (p *polling) end() (calls int64, failed []error) {
+func (p *poller) end() (calls int64, failed []error) {
 	p.stop()
 	p.done.Wait()
 	return p.calls.Load(), p.failed
@@ -119,7 +119,7 @@ func restarts(t *testing.T, all int, restart func()) {
 
 // churn creates and removes pods until its test ends. It makes each call once. With again it
 // repeats calls that a killed daemon cut off.
-func (p *polling) churn(ctx context.Context, t *testing.T, d *harness.Daemon, again bool) {
+func (p *poller) churn(ctx context.Context, t *testing.T, d *harness.Daemon, again bool) {
 	t.Helper()
 	rt, err := client.DialRuntime(ctx, "unix://"+d.Socket, client.Options{Timeout: harness.Patient(20 * time.Second)})
 	if err != nil {

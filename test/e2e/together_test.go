@@ -34,8 +34,8 @@ var victims = []struct{ kurid, keeper, holder bool }{
 	{kurid: true, keeper: true, holder: true},
 }
 
-// assailed is a daemon whose processes are killed in rounds while lanes work on it.
-type assailed struct {
+// attackedDaemon is a daemon whose processes are killed in rounds while lanes work on it.
+type attackedDaemon struct {
 	*harness.Daemon
 	image string
 	logs  string
@@ -52,7 +52,7 @@ func TestKilledTogether(t *testing.T) {
 		rounds, lanes = n, 20
 	}
 	d := harness.Start(t, harness.Options{})
-	a := &assailed{Daemon: d, image: d.PullBusybox(t), logs: t.TempDir()}
+	a := &attackedDaemon{Daemon: d, image: d.PullBusybox(t), logs: t.TempDir()}
 
 	// A pod that lives through all rounds.
 	config := harness.Pod("beside")
@@ -111,7 +111,7 @@ func TestKilledTogether(t *testing.T) {
 }
 
 // kill kills processes at once and returns when all of them serve again.
-func (a *assailed) kill(t *testing.T, kurid, keeper, holder bool) {
+func (a *attackedDaemon) kill(t *testing.T, kurid, keeper, holder bool) {
 	t.Helper()
 	keeperPid, holderPid := a.KeeperPid(), a.HolderPid()
 	if kurid {
@@ -133,7 +133,7 @@ func (a *assailed) kill(t *testing.T, kurid, keeper, holder bool) {
 }
 
 // descriptors returns the targets of the open descriptors of each process.
-func (a *assailed) descriptors(t *testing.T) map[string][]string {
+func (a *attackedDaemon) descriptors(t *testing.T) map[string][]string {
 	t.Helper()
 	open := map[string][]string{}
 	for name, pid := range map[string]int{"kurid": a.Pid(), "keeper": a.KeeperPid(), "holder": a.HolderPid()} {
@@ -165,7 +165,7 @@ func again(ctx context.Context, what string, call func(context.Context) error) e
 // life runs a pod from its creation to its removal and checks everything that a client can see. If
 // blind is true, the keeper and the holder die together meanwhile: exit codes and lines may be lost
 // then, and a pod in which no process ran.
-func (a *assailed) life(ctx context.Context, name string, blind bool) error {
+func (a *attackedDaemon) life(ctx context.Context, name string, blind bool) error {
 	o := client.Options{Timeout: harness.Patient(60 * time.Second), Wait: true}
 	var cri *client.Runtime
 	if err := again(ctx, "dial", func(ctx context.Context) (err error) {

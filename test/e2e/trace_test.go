@@ -22,7 +22,7 @@ type tracedOperation struct {
 	}
 }
 
-type traced struct {
+type traceReport struct {
 	Took       int64
 	Operations []tracedOperation
 }
@@ -40,10 +40,10 @@ func TestTrace(t *testing.T) {
 	d.Run(t, pod, harness.Container("first", ref, "sleep", "1000"), config)
 	d.Run(t, pod, harness.Container("second", ref, "sleep", "1000"), config)
 
-	read := func(name string) traced {
+	read := func(name string) traceReport {
 		t.Helper()
 		out, stderr, code := d.Kuri(t, "trace", name, "-o", "json")
-		var got traced
+		var got traceReport
 		if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 {
 			t.Fatalf("exit code %d, %v: %s%s", code, err, out, stderr)
 		}

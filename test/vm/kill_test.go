@@ -63,22 +63,22 @@ func workflowSteps(t *testing.T, rooms ...string) (steps []string) {
 	return some
 }
 
-// watched is a container that runs while other processes are killed.
-type watched struct {
+// watchedContainer is a container that runs while other processes are killed.
+type watchedContainer struct {
 	id, log string
 	pid     int
 	lossy   bool // its log may lack lines: for a moment no process had its pipe
 }
 
-func watch(t *testing.T, d *harness.Daemon, image string) *watched {
+func watch(t *testing.T, d *harness.Daemon, image string) *watchedContainer {
 	t.Helper()
 	config := harness.HostNetwork(harness.Pod("beside")) // no network namespace, whose links would change by themselves
 	id := d.Run(t, d.RunPod(t, config), harness.Container("count", image, "sh", "-c", "trap '' PIPE; "+counting), config)
-	return &watched{id: id, log: filepath.Join(config.LogDirectory, "count.log"), pid: firstPid(t, d, id)}
+	return &watchedContainer{id: id, log: filepath.Join(config.LogDirectory, "count.log"), pid: firstPid(t, d, id)}
 }
 
 // same fails t unless the container still runs in its scope and its output reaches the log.
-func (w *watched) same(t *testing.T, d *harness.Daemon) {
+func (w *watchedContainer) same(t *testing.T, d *harness.Daemon) {
 	t.Helper()
 	if st := d.ContainerStatus(t, w.id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
 		firstPid(t, d, w.id) != w.pid {

@@ -59,9 +59,9 @@ func goesOn(t *testing.T, log string) {
 	})
 }
 
-// polling calls a daemon as a kubelet does, over persistent connections, and also opens new ones,
+// poller calls a daemon as a kubelet does, over persistent connections, and also opens new ones,
 // until end is called. It polls no faster than an emulated machine can answer beside its own work.
-type polling struct {
+type poller struct {
 	stop  context.CancelFunc
 	done  sync.WaitGroup
 	calls atomic.Int64
@@ -69,7 +69,7 @@ type polling struct {
 	fails []error
 }
 
-func poll(t *testing.T, pod, container string) *polling {
+func poll(t *testing.T, pod, container string) *poller {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	o := client.Options{Timeout: harness.Patient(time.Minute)}
@@ -82,7 +82,7 @@ func poll(t *testing.T, pod, container string) *polling {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { rt.Close(); images.Close() })
-	p := &polling{stop: stop}
+	p := &poller{stop: stop}
 	for name, call := range map[string]func() error{
 		"Status":         func() error { _, err := rt.Status(ctx, &runtimeapi.StatusRequest{}); return err },
 		"ListPods":       func() error { _, err := rt.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{}); return err },
@@ -126,7 +126,7 @@ func poll(t *testing.T, pod, container string) *polling {
 }
 
 // end stops the polling and fails t for each failed call.
-func (p *polling) end(t *testing.T) {
+func (p *poller) end(t *testing.T) {
 	t.Helper()
 	p.stop()
 	p.done.Wait()

@@ -167,7 +167,7 @@ func (s *Server) adoptOutputs(in inheritance, c *container) {
 func (s *Server) adoptOutput(in inheritance, c *container, stream string, f *os.File) {
 	t := &tap{
 		stream: stream, file: f, log: c.log, hold: c.hold,
-		tell: func(data []byte) { c.audience.tell(stream, data) }, unheard: c.audience.empty,
+		send: func(data []byte) { c.fanOut.write(stream, data) }, noClient: c.fanOut.empty,
 	}
 	t.rest = c.adoptPipe(in, stream+restSuffix)
 	if c.terminal != nil && c.log != nil {

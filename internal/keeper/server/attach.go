@@ -39,8 +39,8 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	}
 
 	// 2. All output, from before the caller can write input: the reply may be the last output.
-	c.audience.join(l)
-	defer c.audience.leave(l)
+	c.fanOut.join(l)
+	defer c.fanOut.leave(l)
 	if err := c.invite(conn, in, theirs); err != nil {
 		return 0, err
 	}
@@ -48,7 +48,7 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	case <-c.exited:
 		return int(c.message().Exit.Code), nil
 	case <-l.late:
-		return 0, fault.New(fault.Exhausted, "detached: the client takes the output more slowly than the container writes it, which waits for nobody longer than %s", patience)
+		return 0, fault.New(fault.Exhausted, "detached: the client takes the output more slowly than the container writes it, which waits for nobody longer than %s", stallLimit)
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
@@ -136,12 +136,12 @@ func (s *stdin) close() {
 	}
 }
 
-// A slow client may delay the output of a container by patience in total. The credit recovers by
+// A slow client may delay the output of a container by stallLimit in total. The credit recovers by
 // one second in recovery seconds. So a client that reads too slowly or not at all is detached, and
 // the application is delayed by 2 s once and by at most a tenth of its time after that.
 const (
-	patience = 2 * time.Second
-	recovery = 10
+	stallLimit = 2 * time.Second
+	recovery   = 10
 )
 
 // slack is how far a client may lag before the container waits for it, in bytes per stream. The
@@ -151,8 +151,8 @@ const slack = 1 << 20
 // keptMax limits the output kept for the first client to attach, in bytes per stream.
 const keptMax = 16 << 10
 
-// audience is the fan-out of a container's output to its attached clients.
-type audience struct {
+// fanOut is the fan-out of a container's output to its attached clients.
+type fanOut struct {
 	mu        sync.Mutex // guards all below
 	listeners []*listener
 	keeping   bool // until the first client joins
@@ -163,7 +163,7 @@ type audience struct {
 // listener is an attached client. It has one pipe per stream, only one for a terminal; the keeper
 // has the write ends.
 type listener struct {
-	mu     sync.Mutex // guards all below; held over a write to the pipes, which patience limits
+	mu     sync.Mutex // guards all below; held over a write to the pipes, which stallLimit bounds
 	pipes  []*os.File
 	credit time.Duration // how long writers may still wait for it
 	since  time.Time     // when credit was computed
@@ -173,7 +173,7 @@ type listener struct {
 
 // newListener creates a listener and returns the read ends of its pipes.
 func newListener(tty bool) (_ *listener, theirs []*os.File, err error) {
-	l := &listener{late: make(chan struct{}), credit: patience, since: time.Now()}
+	l := &listener{late: make(chan struct{}), credit: stallLimit, since: time.Now()}
 	for len(l.pipes) == 0 || len(l.pipes) == 1 && !tty {
 		read, write, err := os.Pipe() // both are close-on-exec and non-blocking
 		if err != nil {
@@ -201,19 +201,19 @@ func grow(pipe *os.File) {
 	}
 }
 
-// hear writes to the listener's pipe, and waits at most as long as its credit lasts.
-func (l *listener) hear(stream int, data []byte) {
+// write sends data to the listener's pipe, and waits at most as long as its credit lasts.
+func (l *listener) write(stream int, data []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.hearLocked(stream, data)
+	l.writeLocked(stream, data)
 }
 
-func (l *listener) hearLocked(stream int, data []byte) {
+func (l *listener) writeLocked(stream int, data []byte) {
 	if l.gone {
 		return
 	}
 	begin := time.Now()
-	l.credit = min(patience, l.credit+begin.Sub(l.since)/recovery)
+	l.credit = min(stallLimit, l.credit+begin.Sub(l.since)/recovery)
 	pipe := l.pipes[stream]
 	pipe.SetWriteDeadline(begin.Add(max(l.credit, time.Millisecond)))
 	_, err := pipe.Write(data)
@@ -240,10 +240,10 @@ func (l *listener) giveUpLocked() {
 
 // keep keeps the latest output for the first listener to join. It must be called before there is
 // any output.
-func (a *audience) keep() { a.keeping = true }
+func (a *fanOut) keep() { a.keeping = true }
 
-// tell writes a piece of output to all listeners, and returns when all have it.
-func (a *audience) tell(stream string, data []byte) {
+// write sends a piece of output to all listeners, and returns when all have it.
+func (a *fanOut) write(stream string, data []byte) {
 	number := 0
 	if stream == "stderr" {
 		number = 1
@@ -256,31 +256,31 @@ func (a *audience) tell(stream string, data []byte) {
 	listeners := a.listeners
 	a.mu.Unlock()
 	for _, l := range listeners {
-		if fault.Contained(func() error { l.hear(number, data); return nil }) != nil {
+		if fault.Contained(func() error { l.write(number, data); return nil }) != nil {
 			l.giveUp()
 		}
 	}
 }
 
 // empty reports whether output reaches no listener, now or later.
-func (a *audience) empty() bool {
+func (a *fanOut) empty() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return !a.keeping && len(a.listeners) == 0
 }
 
 // join adds a listener. The first one gets the kept output.
-func (a *audience) join(l *listener) {
+func (a *fanOut) join(l *listener) {
 	l.mu.Lock() // new output waits until the kept output is written
 	defer l.mu.Unlock()
 	for number, data := range a.add(l) {
 		if len(data) > 0 { // a terminal has no second stream
-			l.hearLocked(number, data)
+			l.writeLocked(number, data)
 		}
 	}
 }
 
-func (a *audience) add(l *listener) (kept [2][]byte) {
+func (a *fanOut) add(l *listener) (kept [2][]byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ended {
@@ -289,12 +289,12 @@ func (a *audience) add(l *listener) (kept [2][]byte) {
 	}
 	kept = a.kept
 	a.keeping, a.kept = false, [2][]byte{}
-	a.listeners = append(slices.Clip(a.listeners), l) // tell may be reading the old slice
+	a.listeners = append(slices.Clip(a.listeners), l) // write may be reading the old slice
 	return kept
 }
 
 // leave removes a listener and closes it.
-func (a *audience) leave(l *listener) {
+func (a *fanOut) leave(l *listener) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.listeners = slices.DeleteFunc(slices.Clone(a.listeners), func(x *listener) bool { return x == l })
@@ -305,7 +305,7 @@ func (a *audience) leave(l *listener) {
 }
 
 // end closes all listeners: there is no more output.
-func (a *audience) end() {
+func (a *fanOut) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.ended = true

@@ -153,11 +153,11 @@ func TestAPanicInAListenerIsItsOwn(t *testing.T) {
 	}
 	defer whole.close()
 	defer theirs[0].Close()
-	var a audience
+	var a fanOut
 	a.join(broken)
 	a.join(whole)
-	a.tell("stdout", []byte("one"))
-	a.tell("stdout", []byte("two"))
+	a.write("stdout", []byte("one"))
+	a.write("stdout", []byte("two"))
 	select {
 	case <-broken.late:
 	default:

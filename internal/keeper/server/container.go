@@ -38,7 +38,7 @@ type container struct {
 	stdin    stdin
 	outputs  []*tap
 	terminal *os.File       // the file of outputs[0], to write to; nil without a terminal
-	audience audience       // attached clients
+	fanOut   fanOut         // attached clients
 	pumps    sync.WaitGroup // the goroutines that copy the outputs to the log
 	log      *logFile       // nil without a log
 	exited   chan struct{}  // closed when the state is EXITED
@@ -93,7 +93,7 @@ func (s *Server) List() *api.ListResponse {
 	defer s.mu.Unlock()
 	resp := &api.ListResponse{}
 	for _, box := range s.sandboxes {
-		resp.Sandboxes = append(resp.Sandboxes, box.told)
+		resp.Sandboxes = append(resp.Sandboxes, box.reported)
 	}
 	for _, c := range s.containers {
 		if m := c.message(); m.State != api.State_UNKNOWN {

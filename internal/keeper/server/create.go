@@ -191,7 +191,7 @@ func (n *creation) connectStdio() error {
 		return err
 	}
 	if n.req.StdinOnce {
-		n.c.audience.keep()
+		n.c.fanOut.keep()
 	}
 	return nil
 }
@@ -325,7 +325,7 @@ func (c *container) tapOutputs(stdio *stdio) error {
 	for _, src := range stdio.outputs {
 		t := &tap{
 			stream: src.Stream, file: src.File, log: c.log, hold: c.hold,
-			tell: func(data []byte) { c.audience.tell(src.Stream, data) }, unheard: c.audience.empty,
+			send: func(data []byte) { c.fanOut.write(src.Stream, data) }, noClient: c.fanOut.empty,
 		}
 		if c.terminal != nil && c.log != nil {
 			var err error
@@ -399,7 +399,7 @@ func (s *Server) namespacePaths(spec *specs.Spec, box *sandbox) error {
 		if n, _ := fmt.Sscanf(path, "/proc/%d/fd/%d", &pid, &fd); n != 2 || path != fmt.Sprintf("/proc/%d/fd/%d", pid, fd) || pid == os.Getpid() {
 			continue
 		}
-		ours, ok := box.told.Namespaces[string(ns.Type)]
+		ours, ok := box.reported.Namespaces[string(ns.Type)]
 		if !ok {
 			return fault.New(fault.Precondition, "the pod has no %s namespace any more", ns.Type)
 		}

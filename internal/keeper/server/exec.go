@@ -260,8 +260,8 @@ func (s *Server) reapExec(x *execution) (err error) {
 	return err
 }
 
-// killPatience is how long a caller waits for a kill. The kill continues in the background.
-const killPatience = 2 * time.Second
+// killWaitLimit is how long a caller waits for a kill. The kill continues in the background.
+const killWaitLimit = 2 * time.Second
 
 // await returns when the process has ended. If ctx or the start deadline of the program ends first,
 // it kills the process and all its descendants.
@@ -288,7 +288,7 @@ func (s *Server) await(ctx context.Context, x *execution) error {
 			err = x.err
 		}
 		return err
-	case <-time.After(killPatience):
+	case <-time.After(killWaitLimit):
 		return fault.New(fault.Deadline, "it has been killed and does not end: process %s", process.Describe(x.pid))
 	}
 }

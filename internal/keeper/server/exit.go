@@ -58,7 +58,7 @@ func (s *Server) watch(c *container) {
 		step(func() { t.finish(session.DrainLimit) })
 	}
 	c.pumps.Wait()
-	step(c.audience.end)
+	step(c.fanOut.end)
 
 	failpoint.At("exit: output read")
 

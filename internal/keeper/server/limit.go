@@ -69,17 +69,17 @@ func (l *logFile) limited(stream string, entries []byte, partial bool) []byte {
 		at.cut = at.open
 		return nil
 	}
-	if note := l.confession(); len(note) > 0 {
+	if note := l.dropNotice(); len(note) > 0 {
 		entries = append(note, entries...)
 	}
 	at.open = partial
 	return entries
 }
 
-// confession returns an entry that reports the output dropped since the last one, or nothing if
+// dropNotice returns an entry that reports the output dropped since the last one, or nothing if
 // none was. It ends lines whose rest was dropped. If possible it uses a stream that is not within
 // a line, because otherwise the entry would become part of that line.
-func (l *logFile) confession() []byte {
+func (l *logFile) dropNotice() []byte {
 	if l.allowed.bytes == 0 {
 		return nil
 	}

@@ -136,7 +136,7 @@ func (l *logFile) reopen() error {
 func (l *logFile) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, _ = l.file.Write(l.confession())
+	_, _ = l.file.Write(l.dropNotice())
 	l.file.Close()
 	l.closed = true
 }

@@ -261,10 +261,10 @@ func (s *Server) recoverSandbox(in inheritance, r *sandboxRecord, shm map[string
 	err := errors.Join(s.recoverInit(box), box.recoverNetns(), s.recoverNamespaces(in, box), s.recoverPodShm(box, shm))
 	s.mu.Lock() // the init may be exiting right now
 	defer s.mu.Unlock()
-	box.told = box.message()
+	box.reported = box.message()
 	if err != nil {
 		box.gone = strings.ReplaceAll(err.Error(), "\n", "; ") // errors.Join has a line for each
-		box.told.Gone = box.gone
+		box.reported.Gone = box.gone
 		slog.Warn("a pod has lost what its containers share", "pod", box.id, "err", err)
 	}
 	return nil

@@ -22,8 +22,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/keeper"
 )
 
-// executed is an exec that runs in the background of the test.
-type executed struct {
+// backgroundExec is an exec that runs in the background of the test.
+type backgroundExec struct {
 	stdin  *io.PipeWriter
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed at its end; the fields below are set by then
@@ -34,20 +34,20 @@ type executed struct {
 	out bytes.Buffer
 }
 
-func (x *executed) Write(b []byte) (int, error) {
+func (x *backgroundExec) Write(b []byte) (int, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.out.Write(b)
 }
 
-func (x *executed) String() string {
+func (x *backgroundExec) String() string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.out.String()
 }
 
-func (n *node) beginExec(j *job, script string, tty, stdin bool) *executed {
-	x := &executed{done: make(chan struct{})}
+func (n *node) beginExec(j *job, script string, tty, stdin bool) *backgroundExec {
+	x := &backgroundExec{done: make(chan struct{})}
 	var ctx context.Context
 	ctx, x.cancel = context.WithCancelCause(n.t.Context())
 	with := keeper.Streams{Stdout: x, Stderr: x}
@@ -61,7 +61,7 @@ func (n *node) beginExec(j *job, script string, tty, stdin bool) *executed {
 	return x
 }
 
-func (x *executed) says(t *testing.T, want string) {
+func (x *backgroundExec) says(t *testing.T, want string) {
 	t.Helper()
 	if !eventually(func() bool { return strings.Contains(x.String(), want) }) {
 		t.Fatalf("no %q in %q", want, x.String())
@@ -87,7 +87,7 @@ func TestExecsOutliveTheKeeper(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
 	way := map[string]*job{"": n.run(box, "sleep 1000"), ", by libcontainer": n.run(box, "sleep 1000", byLibcontainer)}
-	ends := func(t *testing.T, x *executed, code int32, out string) {
+	ends := func(t *testing.T, x *backgroundExec, code int32, out string) {
 		t.Helper()
 		select {
 		case <-x.done:
@@ -100,7 +100,7 @@ func TestExecsOutliveTheKeeper(t *testing.T) {
 	}
 	for by, j := range way {
 		release := fmt.Sprintf("/proc/%d/root/go", n.pids()[j.Id])
-		held := func() *executed {
+		held := func() *backgroundExec {
 			os.Remove(release)
 			x := n.beginExec(j, "echo one; while [ ! -e /go ]; do sleep 0.01; done; echo two; exit 5", false, false)
 			x.says(t, "one\n")

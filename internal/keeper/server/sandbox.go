@@ -33,7 +33,7 @@ type sandbox struct {
 	id       string
 	rec      sandboxRecord // constant once the sandbox is in Server.sandboxes
 	adopted  bool          // created by an earlier keeper: its init is not our child
-	told     *api.Sandbox  // as reported to callers, immutable; guarded by Server.mu, as are the next two
+	reported *api.Sandbox  // as reported to callers, immutable; guarded by Server.mu, as are the next two
 	gone     string        // why no process can start in it any more; "" if one can
 	removing bool          // it accepts no new containers
 	set      *namespace.Set
@@ -69,7 +69,7 @@ func (s *Server) CreateSandbox(ctx context.Context, req *api.CreateSandboxReques
 		if box.removing {
 			return nil, fault.New(fault.Unavailable, "sandbox %s is being removed", req.Id)
 		}
-		return box.told, nil
+		return box.reported, nil
 	})
 	return box, err
 }
@@ -133,10 +133,10 @@ func (s *Server) createSandbox(ctx context.Context, req *api.CreateSandboxReques
 	if box.gone != "" {
 		return nil, fault.New(fault.Unavailable, "sandbox %s: %s", req.Id, box.gone)
 	}
-	box.told = box.message()
+	box.reported = box.message()
 	s.sandboxes[req.Id] = box
 	back.Release()
-	return box.told, nil
+	return box.reported, nil
 }
 
 // makeNamespaces creates the namespaces of box, and the pod's init if it has one.
@@ -249,13 +249,13 @@ func (s *Server) watchInit(box *sandbox, pid int) {
 		return
 	}
 	box.gone = fmt.Sprintf("the init of its PID namespace, process %d, has ended (%s)", pid, end)
-	if box.told == nil {
+	if box.reported == nil {
 		return // it is being created, and that will fail
 	}
-	box.told = proto.CloneOf(box.told)
-	box.told.Gone = box.gone
+	box.reported = proto.CloneOf(box.reported)
+	box.reported.Gone = box.gone
 	slog.Warn("a pod can run nothing any more", "pod", box.id, "why", box.gone)
-	s.events.publish(&api.Event{Sandbox: box.told})
+	s.events.publish(&api.Event{Sandbox: box.reported})
 }
 
 // endInit kills the init, and with it all processes in its PID namespace, and removes its cgroup.

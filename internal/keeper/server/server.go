@@ -206,16 +206,16 @@ func (w *wire) Info(context.Context, *api.InfoRequest) (*api.InfoResponse, error
 
 func (w *wire) Probe(_ context.Context, req *api.ProbeRequest) (*api.ProbeResponse, error) {
 	resp, err := w.s.Probe(req)
-	return resp, told("probe", req.Dir, err)
+	return resp, encodeError("probe", req.Dir, err)
 }
 
 func (w *wire) CreateSandbox(ctx context.Context, req *api.CreateSandboxRequest) (*api.Sandbox, error) {
 	box, err := w.s.CreateSandbox(ctx, req)
-	return box, told("create sandbox", req.Id, err)
+	return box, encodeError("create sandbox", req.Id, err)
 }
 
 func (w *wire) RemoveSandbox(ctx context.Context, req *api.RemoveSandboxRequest) (*api.RemoveSandboxResponse, error) {
-	return &api.RemoveSandboxResponse{}, told("remove sandbox", req.Id, w.s.RemoveSandbox(ctx, req.Id))
+	return &api.RemoveSandboxResponse{}, encodeError("remove sandbox", req.Id, w.s.RemoveSandbox(ctx, req.Id))
 }
 
 func (w *wire) List(context.Context, *api.ListRequest) (*api.ListResponse, error) {
@@ -224,40 +224,40 @@ func (w *wire) List(context.Context, *api.ListRequest) (*api.ListResponse, error
 
 func (w *wire) Create(ctx context.Context, req *api.CreateRequest) (*api.Container, error) {
 	c, err := w.s.Create(ctx, req)
-	return c, told("create", req.Id, err)
+	return c, encodeError("create", req.Id, err)
 }
 
 func (w *wire) Start(ctx context.Context, req *api.StartRequest) (*api.Container, error) {
 	c, err := w.s.Start(ctx, req.Id)
-	return c, told("start", req.Id, err)
+	return c, encodeError("start", req.Id, err)
 }
 
 func (w *wire) Update(_ context.Context, req *api.UpdateRequest) (*api.UpdateResponse, error) {
-	return &api.UpdateResponse{}, told("update", req.Id, w.s.Update(req))
+	return &api.UpdateResponse{}, encodeError("update", req.Id, w.s.Update(req))
 }
 
 func (w *wire) Signal(_ context.Context, req *api.SignalRequest) (*api.SignalResponse, error) {
-	return &api.SignalResponse{}, told("signal", req.Id, w.s.Signal(req.Id, syscall.Signal(req.Signal), req.All))
+	return &api.SignalResponse{}, encodeError("signal", req.Id, w.s.Signal(req.Id, syscall.Signal(req.Signal), req.All))
 }
 
 func (w *wire) Delete(ctx context.Context, req *api.DeleteRequest) (*api.DeleteResponse, error) {
-	return &api.DeleteResponse{}, told("delete", req.Id, w.s.Delete(ctx, req.Id))
+	return &api.DeleteResponse{}, encodeError("delete", req.Id, w.s.Delete(ctx, req.Id))
 }
 
 func (w *wire) ReopenLog(_ context.Context, req *api.ReopenLogRequest) (*api.ReopenLogResponse, error) {
-	return &api.ReopenLogResponse{}, told("reopen log", req.Id, w.s.ReopenLog(req.Id))
+	return &api.ReopenLogResponse{}, encodeError("reopen log", req.Id, w.s.ReopenLog(req.Id))
 }
 
 func (w *wire) Profile(ctx context.Context, req *api.ProfileRequest) (*api.ProfileResponse, error) {
-	return &api.ProfileResponse{}, told("profile", req.Name, w.s.Profile(ctx, req))
+	return &api.ProfileResponse{}, encodeError("profile", req.Name, w.s.Profile(ctx, req))
 }
 
 func (w *wire) Events(ctx context.Context, req *api.EventsRequest) (*api.EventsResponse, error) {
 	return w.s.events.after(ctx, req.After, req.WaitMs), nil
 }
 
-// told encodes the error of a verb. It logs it only for debugging, because the caller reports it.
-func told(verb, id string, err error) error {
+// encodeError encodes the error of a verb. It logs it only for debugging, because the caller reports it.
+func encodeError(verb, id string, err error) error {
 	if err != nil {
 		slog.Debug("a request was refused", "verb", verb, "id", id, "err", fmt.Sprint(err))
 	}

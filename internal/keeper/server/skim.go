@@ -59,7 +59,7 @@ func (l *logFile) skip(stream string, n int) {
 // skims reports whether the output is skimmed now. It is not while a client is attached, which gets
 // all of it.
 func (t *tap) skims() bool {
-	return t.transit == nil && t.log.starved(time.Now()) && (t.unheard == nil || t.unheard())
+	return t.transit == nil && t.log.starved(time.Now()) && (t.noClient == nil || t.noClient())
 }
 
 // skim drops everything in the pipe. Its errors are those of copyFrom.

@@ -25,8 +25,8 @@ func TestSkim(t *testing.T) {
 			}
 			tap := newTap(read, log)
 			heard := 0
-			tap.tell = func(data []byte) { heard += len(data) }
-			tap.unheard = func() bool { return !attached }
+			tap.send = func(data []byte) { heard += len(data) }
+			tap.noClient = func() bool { return !attached }
 			done := make(chan struct{})
 			go func() { tap.follow(); close(done) }()
 			out := os.NewFile(uintptr(write), "output")

@@ -22,17 +22,17 @@ import (
 // second pipe, rest, because a pipe that is not empty does not wake the netpoller at a write. The
 // output of a terminal is moved into a third pipe, transit, and then handled like that of a pipe.
 type tap struct {
-	stream  string    // stdout or stderr
-	file    *os.File  // our end of the container's pipe, or the terminal
-	log     *logFile  // nil without a log: then output is consumed, for attached clients
-	transit *pipePair // of a terminal with a log, otherwise nil
-	rest    *pipePair // nil until a line's beginning had to wait
-	kept    int       // bytes in rest
-	hold    holdFunc  // stores a pipe in the holder
-	lines   lines     // its pending bytes are those in rest
-	failed  bool      // rest could not be created or written, which has been logged
-	tell    func([]byte)
-	unheard func() bool // reports whether tell has no listener; nil: it never has one
+	stream   string    // stdout or stderr
+	file     *os.File  // our end of the container's pipe, or the terminal
+	log      *logFile  // nil without a log: then output is consumed, for attached clients
+	transit  *pipePair // of a terminal with a log, otherwise nil
+	rest     *pipePair // nil until a line's beginning had to wait
+	kept     int       // bytes in rest
+	hold     holdFunc  // stores a pipe in the holder
+	lines    lines     // its pending bytes are those in rest
+	failed   bool      // rest could not be created or written, which has been logged
+	send     func([]byte)
+	noClient func() bool // reports whether send reaches no client; nil: it never does
 
 	wide    bool // the pipe was enlarged, see skim
 	torn    bool // the next data are the rest of a line that was skimmed
@@ -58,7 +58,7 @@ func (t *tap) follow() {
 	defer t.close()
 	if t.log == nil {
 		src := &session.Source{Stream: t.stream, File: t.file}
-		src.CopyTo(func(data []byte) { t.contain(func() { t.tell(data) }) })
+		src.CopyTo(func(data []byte) { t.contain(func() { t.send(data) }) })
 		return
 	}
 	t.lines.stream, t.lines.log = t.stream, t.log
@@ -182,7 +182,7 @@ func (t *tap) copyFrom(pipe int) error {
 		t.lines.pending = nil
 	}
 	t.settle(pipe, data, before, taken)
-	t.contain(func() { t.tell(data) })
+	t.contain(func() { t.send(data) })
 	return nil
 }
 

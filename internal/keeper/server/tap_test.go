@@ -23,7 +23,7 @@ func newTap(fd int, log *logFile) *tap {
 	unix.SetNonblock(fd, true)
 	return &tap{
 		stream: "stderr", file: os.NewFile(uintptr(fd), "output"), log: log,
-		hold: func(string, *os.File) {}, tell: func([]byte) {},
+		hold: func(string, *os.File) {}, send: func([]byte) {},
 	}
 }
 
@@ -53,7 +53,7 @@ func TestTapCopiesAll(t *testing.T) {
 			}
 			tap := newTap(read, log)
 			var heard bytes.Buffer
-			tap.tell = func(data []byte) { heard.Write(data) }
+			tap.send = func(data []byte) { heard.Write(data) }
 			done := make(chan struct{})
 			go func() { tap.follow(); close(done) }()
 			out := os.NewFile(uintptr(write), "output")

@@ -143,29 +143,29 @@ func TestTopColumns(t *testing.T) {
 	}
 }
 
-// recorded is a runtime with the responses of an older one: no statistics of pods, and a CPU
+// oldRuntime is a runtime with the responses of an older one: no statistics of pods, and a CPU
 // counter in those of containers.
-type recorded struct {
+type oldRuntime struct {
 	runtimeapi.RuntimeServiceClient
 	reading int64
 }
 
-func (r *recorded) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error) {
+func (r *oldRuntime) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error) {
 	return &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "p", Metadata: &runtimeapi.PodSandboxMetadata{Namespace: "default", Name: "web"}}}}, nil
 }
 
-func (r *recorded) ListContainers(context.Context, *runtimeapi.ListContainersRequest, ...grpc.CallOption) (*runtimeapi.ListContainersResponse, error) {
+func (r *oldRuntime) ListContainers(context.Context, *runtimeapi.ListContainersRequest, ...grpc.CallOption) (*runtimeapi.ListContainersResponse, error) {
 	return &runtimeapi.ListContainersResponse{Containers: []*runtimeapi.Container{
 		{Id: "c", PodSandboxId: "p", Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, State: clitest.Running},
 		{Id: "e", PodSandboxId: "p", Metadata: &runtimeapi.ContainerMetadata{Name: "init"}, State: clitest.Exited},
 	}}, nil
 }
 
-func (r *recorded) PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest, ...grpc.CallOption) (*runtimeapi.PodSandboxStatsResponse, error) {
+func (r *oldRuntime) PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest, ...grpc.CallOption) (*runtimeapi.PodSandboxStatsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "unknown method")
 }
 
-func (r *recorded) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest, ...grpc.CallOption) (*runtimeapi.ListContainerStatsResponse, error) {
+func (r *oldRuntime) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest, ...grpc.CallOption) (*runtimeapi.ListContainerStatsResponse, error) {
 	at := 1e18 + r.reading*1e9
 	return &runtimeapi.ListContainerStatsResponse{Stats: []*runtimeapi.ContainerStats{{
 		Attributes: &runtimeapi.ContainerAttributes{Id: "c"},
@@ -175,7 +175,7 @@ func (r *recorded) ListContainerStats(context.Context, *runtimeapi.ListContainer
 }
 
 func TestSamplesOfAnotherRuntime(t *testing.T) {
-	r := &recorded{}
+	r := &oldRuntime{}
 	s := newSampler(&client.Runtime{RuntimeServiceClient: r})
 	// No rate yet, a rate, the same reading again, a counter that was reset.
 	for i, want := range []float64{unknown, 25, 25, unknown} {
