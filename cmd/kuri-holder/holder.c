@@ -1,22 +1,25 @@
-// kuri-holder is the parent of the keeper. It starts another keeper when one dies, reaps the processes of the dead one, and
-// holds descriptors by name, so that no container's pipe breaks and no socket refuses a connection.
+// kuri-holder is the parent of the keeper. It starts another keeper when one dies, reaps the
+// processes of the dead one, and holds descriptors by name, so that no container's pipe breaks and
+// no socket refuses a connection.
 //
 //	kuri-holder --state DIR [--cgroup DIR]... -- KEEPER ARGUMENT...
 //
-// It does almost nothing, so it has almost no reason to die: no policy, no state of pods except names and process ids, one
-// thread, one loop around poll(2). protocol.h has its requests.
+// It does almost nothing, so it has almost no reason to die: no policy, no state of pods except
+// names and process ids, one thread, one loop around poll(2). protocol.h has its requests.
 //
-// Descriptor 0 is the gate: the keeper starts when it reads end of file. Before that the starter can move this process into
-// its cgroup or pass descriptors. With --cgroup (one for each hierarchy) the holder enters the cgroups itself, which avoids
-// the kernel's delay for moving another process, and removes them when it exits. The first keeper inherits descriptors 1 and
+// Descriptor 0 is the gate: the keeper starts when it reads end of file. Before that the starter
+// can move this process into its cgroup or pass descriptors. With --cgroup (one for each hierarchy)
+// the holder enters the cgroups itself, which avoids the kernel's delay for moving another process,
+// and removes them when it exits. The first keeper inherits descriptors 1 and
 // 2, on which it reports that it is ready, or its error.
 //
-// It exits when a keeper exits with status 0, which means that the node has no pods, and when a keeper fails and has left
-// nothing to hold. It forwards SIGTERM and SIGINT to the keeper, which decides. On SIGHUP it restores its lock and its socket
-// if they were removed.
+// It exits when a keeper exits with status 0, which means that the node has no pods, and when a
+// keeper fails and has left nothing to hold. It forwards SIGTERM and SIGINT to the keeper, which
+// decides. On SIGHUP it restores its lock and its socket if they were removed.
 //
-// When the holder dies alone, the keeper executes this program in its own process, with the state that a holder passes to its
-// replacement (take_over). So the parent of the containers becomes the holder, and starts a keeper.
+// When the holder dies alone, the keeper executes this program in its own process, with the state
+// that a holder passes to its replacement (take_over). So the parent of the containers becomes the
+// holder, and starts a keeper.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -230,7 +233,8 @@ static bool in_room(const char *name, const char *room)
 	return strncmp(name, room, strlen(room)) == 0;
 }
 
-// holds_anything reports whether a dead keeper has left anything for a successor, other than listening sockets and programs.
+// holds_anything reports whether a dead keeper has left anything for a successor, other than
+// listening sockets and programs.
 static bool holds_anything(const struct holder *h)
 {
 	for (size_t i = 0; i < h->nheld; i++)
@@ -274,9 +278,9 @@ static void forget(struct holder *h, pid_t pid)
 		*e = h->watched[--h->nwatched];
 }
 
-// leave_cgroups moves this process out of its cgroups and removes them. A cgroup that it cannot leave stays for the next
-// holder: on version 2 the root of a cgroup namespace accepts no process once controllers are enabled. So does one that
-// other processes are still in after wait_ms in all.
+// leave_cgroups moves this process out of its cgroups and removes them. A cgroup that it cannot
+// leave stays for the next holder: on version 2 the root of a cgroup namespace accepts no process
+// once controllers are enabled. So does one that other processes are still in after wait_ms in all.
 static void leave_cgroups(const struct holder *h, int wait_ms)
 {
 	char path[PATH_MAX];
@@ -361,8 +365,9 @@ static void reap(struct holder *h)
 	}
 }
 
-// become_keeper runs in the child. The first keeper inherits the starter's descriptors 1 and 2; later ones write to their
-// log. program is the descriptor of the keeper's program, -1 to use its path.
+// become_keeper runs in the child. The first keeper inherits the starter's descriptors 1 and 2;
+// later ones write to their log. program is the descriptor of the keeper's program, -1 to use its
+// path.
 __attribute__((noreturn)) static void become_keeper(const struct holder *h, int program)
 {
 	sigset_t none;
@@ -460,8 +465,8 @@ static void keep_over_exec(const struct holder *h, bool keep)
 		fcntl(h->held[i].fd, F_SETFD, flag);
 }
 
-// reexec starts this program anew, with all that is held, from its file or from that at path if one is given. It returns an
-// errno when it cannot.
+// reexec starts this program anew, with all that is held, from its file or from that at path if one
+// is given. It returns an errno when it cannot.
 static int reexec(struct holder *h, const char *path, size_t n)
 {
 	char number[16], *old = h->argv[0], given[HOLDER_NAME_MAX + 1];
@@ -503,8 +508,9 @@ static int reexec(struct holder *h, const char *path, size_t n)
 	return failed;
 }
 
-// take_over reads the state that the previous program of this process has left: a holder, or a keeper, which leaves no file
-// limits because the process already has them. Unknown lines are logged. If the end is missing, the part that was read counts.
+// take_over reads the state that the previous program of this process has left: a holder, or a
+// keeper, which leaves no file limits because the process already has them. Unknown lines are
+// logged. If the end is missing, the part that was read counts.
 static void take_over(struct holder *h, int fd)
 {
 	char line[HOLDER_NAME_MAX + 64], name[HOLDER_NAME_MAX + 1];
@@ -724,7 +730,8 @@ static void accept_client(struct holder *h)
 
 // --- the lock and the socket ---
 
-// open_lock locks the lock file and writes the holder's pid to it. It returns the descriptor, or -1 with the reason in why.
+// open_lock locks the lock file and writes the holder's pid to it. It returns the descriptor, or -1
+// with the reason in why.
 static int open_lock(const struct holder *h, char *why, size_t size)
 {
 	char path[PATH_MAX], pid[16] = "";

@@ -1,15 +1,15 @@
 // The holder's protocol: every number that holder.c and the Go package internal/holder share. A test of that package
 // compares its constants with these.
 //
-// Clients connect to <state>/holder.sock (SOCK_SEQPACKET). Each request is one packet and is answered with one packet, in
-// the machine's byte order.
+// Clients connect to <state>/holder.sock (SOCK_SEQPACKET). Each request is one packet and is
+// answered with one packet, in the machine's byte order.
 //
 //	request  u32 version, u32 operation, i32 pid (or index), then a name to the end of the packet
 //	answer   i32 errno (0: success), i32 first, i32 second, then data to the end of the packet
 //
-// PUT and the answer to GET carry one descriptor (SCM_RIGHTS). The answer to an unknown operation is ENOSYS, to another
-// protocol version EPROTO. A name has 1 to HOLDER_NAME_MAX bytes from '!' to '~'. For REEXEC and PROGRAM, a name that begins
-// with '/' is the path of a program.
+// PUT and the answer to GET carry one descriptor (SCM_RIGHTS). The answer to an unknown operation
+// is ENOSYS, to another protocol version EPROTO. A name has 1 to HOLDER_NAME_MAX bytes from '!' to
+// '~'. For REEXEC and PROGRAM, a name that begins with '/' is the path of a program.
 #ifndef KURI_HOLDER_PROTOCOL_H
 #define KURI_HOLDER_PROTOCOL_H
 

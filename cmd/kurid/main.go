@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -30,8 +31,7 @@ func main() {
 	// Keep the main thread for this goroutine: a thread that has entered a namespace must exit, and the main thread cannot.
 	runtime.LockOSThread()
 	began := time.Now()
-	args, read, work := os.Args[1:], configure, run
-	unit := os.Getenv("NOTIFY_SOCKET") != "" && (len(args) == 0 || strings.HasPrefix(args[0], "-"))
+	args := os.Args[1:]
 	switch {
 	case len(args) > 0 && args[0] == standInMode:
 		standIn(len(args) > 1)
@@ -42,18 +42,9 @@ func main() {
 			os.Exit(1)
 		}
 		return
-	case len(args) > 0 && args[0] == stream.Mode:
-		args, read, work = args[1:], configureStreams, streams
-	case len(args) > 1 && args[0] == "network" && args[1] == "prune":
-		args, work = args[2:], pruneNetwork
-	case len(args) > 0 && args[0] == "alone":
-		args, work = args[1:], serveAlone
-	case len(args) > 0 && args[0] == "doctor":
-		args, work = args[1:], examine
-		if len(args) > 0 && args[0] == "--fix" {
-			args, work = args[1:], examineAndFix
-		}
 	}
+	unit := os.Getenv("NOTIFY_SOCKET") != "" && (len(args) == 0 || strings.HasPrefix(args[0], "-"))
+	args, read, work := choose(args)
 	cfg, err := read(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -77,6 +68,26 @@ func main() {
 		}
 		os.Exit(1)
 	}
+}
+
+// choose returns what the arguments ask for: the daemon, or one of its other modes, whose words it
+// removes from the arguments. The configuration comes from read, and work ends with its context.
+func choose(args []string) (rest []string, read func([]string) (config.Config, error),
+	work func(context.Context, config.Config) error) {
+	begins := func(words ...string) bool { return len(args) >= len(words) && slices.Equal(args[:len(words)], words) }
+	switch {
+	case begins(stream.Mode):
+		return args[1:], configureStreams, streams
+	case begins("network", "prune"):
+		return args[2:], configure, pruneNetwork
+	case begins("alone"):
+		return args[1:], configure, serveAlone
+	case begins("doctor", "--fix"):
+		return args[2:], configure, examineAndFix
+	case begins("doctor"):
+		return args[1:], configure, examine
+	}
+	return args, configure, run
 }
 
 // brake waits until one second after began, or until a signal. systemd restarts kurid a moment after

@@ -250,19 +250,28 @@ func (t *topLoop) run(ctx context.Context) error {
 		case <-escape.C:
 			keys, pending = readKeys(pending, true)
 		}
-		for _, key := range keys {
-			switch t.press(key) {
-			case quit:
-				return nil
-			case sampleNow:
-				ask()
-			case suspend:
-				if err := t.screen.suspend(); err != nil {
-					return err
-				}
+		if done, err := t.pressAll(keys, ask); done || err != nil {
+			return err
+		}
+	}
+}
+
+// pressAll handles keys, and calls ask for each that wants a new sample. It reports whether one of
+// them ends the view.
+func (t *topLoop) pressAll(keys []rune, ask func()) (done bool, err error) {
+	for _, key := range keys {
+		switch t.press(key) {
+		case quit:
+			return true, nil
+		case sampleNow:
+			ask()
+		case suspend:
+			if err := t.screen.suspend(); err != nil {
+				return false, err
 			}
 		}
 	}
+	return false, nil
 }
 
 // escapeWait is the time in which the rest of a key's sequence may arrive after an escape, even
