@@ -9,10 +9,10 @@ DESTDIR     ?=
 SYSCONFDIR  ?= /etc
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 
-# The go that is new enough comes first in PATH, so that every recipe and what it starts uses the same one.
+# A go that is new enough comes first in PATH, so that all recipes and their programs use the same one.
 export PATH := $(or $(shell scripts/find-go),/usr/local/go/bin):$(PATH)
 
-# A tree that git will not speak of (another owner's, an archive) builds too: the version does not come from the go command.
+# The go command must not ask git for the version: git refuses trees of other owners, and an archive has no git.
 export GOFLAGS := $(GOFLAGS) -buildvcs=false
 
 VERSION     := $(shell scripts/version)
@@ -21,7 +21,7 @@ BUILD       := go build -trimpath
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-# ARCH=arm64 builds for that machine in bin-arm64, with what scripts/cross has fetched. CROSS is its directory.
+# ARCH=arm64 builds for that architecture in bin-arm64, with the tools of scripts/cross. CROSS is their directory.
 BIN         := bin
 MUSL_GCC    := musl-gcc
 STRIP       := strip
@@ -52,28 +52,28 @@ $(GO_PROGRAMS):
 	@mkdir -p $(BIN)
 	$(BUILD) -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $(BIN)/$@ ./cmd/$@
 
-# kurid and kuri have no C in them: a static program needs nothing of the node but its kernel, and runs on every distribution.
+# kurid and kuri contain no C. Static programs need only the kernel, and run on every distribution.
 kurid kuri: export CGO_ENABLED := 0
 
-# The keeper is linked statically: every container's init starts as it, and has no libraries to map and bind first.
-# It is built without Go's profiles, so that less of it is in memory; LEAN= links them.
+# The keeper is linked statically: every container's init starts as the keeper's program, and need not load libraries.
+# It is built without Go's profiles, which saves memory; LEAN= links them.
 LEAN        ?= lean
 kuri-keeper: TAGS    += netgo osusergo $(LEAN)
 kuri-keeper: LDFLAGS += -linkmode external -extldflags -static
 
-# The holder is C, and linked with musl: what it takes of memory while it waits is a thirtieth of what it takes with glibc.
+# The holder is C and linked with musl: idle, it uses a thirtieth of the memory that it would use with glibc.
 kuri-holder: cmd/kuri-holder/holder.c cmd/kuri-holder/protocol.h
 	@mkdir -p $(BIN)
 	$(MUSL_GCC) -static -Os -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' -o $(BIN)/$@.new $<
 	$(STRIP) $(BIN)/$@.new
 	mv $(BIN)/$@.new $(BIN)/$@
 
-# Where arm64 programs cannot be built, none of an earlier build may be taken for them.
+# If arm64 programs cannot be built, those of an earlier build are removed, so that nothing uses them by mistake.
 arm64: ## build the programs for arm64 into bin-arm64/, with Debian's cross compiler in .cache/cross
 	@if cross=$$(scripts/cross); then $(MAKE) --no-print-directory ARCH=arm64 CROSS="$$cross" all; \
 	else rm -rf bin-arm64; echo 'SKIP arm64: the cross compiler is not available (scripts/cross)'; fi
 
-# The unit tests that QEMU can run for an emulated processor: it does not know openat2(2), the mount API and clone3(2).
+# The unit tests that run under QEMU, which does not support openat2(2), the mount API and clone3(2).
 ARM64_UNIT  ?= $(addprefix ./,certsd challenge spelling internal/fault internal/flight internal/undo internal/step \
                  internal/sha256 internal/event internal/record internal/config internal/spec)
 
@@ -109,7 +109,7 @@ lint:
 	@mkdir -p .cache && cd scripts/lint && go build -o ../../.cache/lint .
 	go vet -tags $(TAGS) -vettool="$(CURDIR)/.cache/lint" ./...
 
-# The scripts of the tree: what begins with the name of a shell.
+# The shell scripts of the tree: files whose first line names a shell.
 SCRIPTS      = $(shell git grep -lE -m 1 '^\#!(/usr/bin/env |/bin/)(ba)?sh' -- ':!*.txtar' ':!*.go' ':!*.md')
 
 shellcheck:
